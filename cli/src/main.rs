@@ -1,0 +1,3 @@
+//! The program `avhdx`.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Hyper-V virtual disks and their checkpoint chains.

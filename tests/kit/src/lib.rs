@@ -1,0 +1,1 @@
+//! Images for the tests, made, read and broken without the crate under test.
