@@ -1,0 +1,358 @@
+//! Where parents come from.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::image::ParentLink;
+use crate::storage::{Access, FileKind, Host, LocalHost, Storage};
+
+/// Names that may match one recorded path when case is ignored; more are not looked at.
+const MAX_MATCHES: usize = 64;
+
+/// Opens what may be the parent of an image.
+///
+/// The source only opens. The chain checks the identity of each candidate before it shows anything
+/// of it, and takes the first that has the recorded one.
+pub trait ParentSource: Debug + Send + Sync {
+    /// Candidates in order of preference. They are asked for one by one, and no further than to the
+    /// first that matches.
+    fn candidates<'a>(
+        &'a self,
+        link: &'a ParentLink,
+        access: Access,
+    ) -> Box<dyn Iterator<Item = Candidate> + 'a>;
+}
+
+/// A file that may be the parent.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Candidate {
+    /// What errors call it.
+    pub name: String,
+    /// What led to it.
+    pub found_by: FoundBy,
+    /// The file, or why it cannot be had. [`io::ErrorKind::PermissionDenied`] says that policy or
+    /// host forbid it, [`io::ErrorKind::NotFound`] that nothing is there.
+    pub opened: io::Result<Arc<dyn Storage>>,
+}
+
+impl Candidate {
+    /// A candidate that was opened, or not.
+    pub fn new(
+        name: impl Into<String>,
+        found_by: FoundBy,
+        opened: io::Result<Arc<dyn Storage>>,
+    ) -> Self {
+        Self { name: name.into(), found_by, opened }
+    }
+}
+
+/// What led to a parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FoundBy {
+    /// The caller named the file.
+    Given,
+    /// The path from the child's folder.
+    RelativePath,
+    /// The path on a volume.
+    VolumePath,
+    /// The absolute path on a Windows machine.
+    AbsoluteWin32Path,
+    /// The recorded file name, in a folder that the caller named.
+    FolderName,
+    /// The identity, in a folder that the caller named.
+    FolderSearch,
+    /// A source of the caller's own.
+    Other,
+}
+
+/// Finds parents by the paths that their children recorded.
+///
+/// Files that the caller names come first. Then, in the order of \[MS-VHDX\] 2.6.2.6.3, the
+/// `relative_path`, the `volume_path` and the `absolute_win32_path`, the last two through path
+/// mappings where the machine is not the one that wrote them. Then the folders that the caller names,
+/// where the recorded file name is tried before every other file. `\` and `/` both separate names,
+/// and where a name is not there exactly, names that differ in case only are tried.
+///
+/// Only regular files are opened.
+#[derive(Clone, Debug)]
+pub struct PathSource {
+    host: Arc<dyn Host>,
+    files: Vec<PathBuf>,
+    folders: Vec<PathBuf>,
+    mappings: Vec<(Vec<String>, PathBuf)>,
+    confines: Option<Vec<PathBuf>>,
+}
+
+impl PathSource {
+    /// A source that knows nothing but the recorded paths.
+    pub fn new() -> Self {
+        Self {
+            host: Arc::new(LocalHost),
+            files: Vec::new(),
+            folders: Vec::new(),
+            mappings: Vec::new(),
+            confines: None,
+        }
+    }
+
+    /// The host that the paths are on: this machine unless told otherwise.
+    pub fn host(mut self, host: Arc<dyn Host>) -> Self {
+        self.host = host;
+        self
+    }
+
+    /// A file to try before all others, for every layer.
+    pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.files.push(path.into());
+        self
+    }
+
+    /// A folder to search when no recorded path leads to the parent.
+    pub fn folder(mut self, path: impl Into<PathBuf>) -> Self {
+        self.folders.push(path.into());
+        self
+    }
+
+    /// Where a Windows folder, such as `D:\vm` or `\\?\Volume{…}`, is found on this machine.
+    pub fn map(mut self, from: impl AsRef<str>, to: impl Into<PathBuf>) -> Self {
+        let from = windows_names(from.as_ref());
+        self.mappings.push((from, to.into()));
+        // The longest match comes first.
+        self.mappings.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
+        self
+    }
+
+    /// Serves nothing that does not lie in one of these folders or below, links followed: for
+    /// services that take images from strangers. Each call adds a folder.
+    pub fn confined_to(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.confines.get_or_insert_default().push(folder.into());
+        self
+    }
+
+    fn steps<'a>(&'a self, link: &'a ParentLink) -> Vec<Step<'a>> {
+        let mut steps: Vec<Step<'_>> = self.files.iter().map(|file| Step::Given(file)).collect();
+        let recorded = [
+            (FoundBy::RelativePath, &link.relative_path),
+            (FoundBy::VolumePath, &link.volume_path),
+            (FoundBy::AbsoluteWin32Path, &link.absolute_win32_path),
+        ];
+        let known = || recorded.iter().filter_map(|(by, path)| Some((*by, path.as_deref()?)));
+        steps.extend(known().map(|(by, path)| Step::Recorded(by, path)));
+        for folder in &self.folders {
+            let mut names: Vec<&str> = known().filter_map(|(_, path)| file_name(path)).collect();
+            names.dedup();
+            steps.extend(names.into_iter().map(|name| Step::Named(folder, name)));
+            steps.push(Step::Search(folder));
+        }
+        steps
+    }
+
+    fn places(&self, step: &Step<'_>, link: &ParentLink) -> Vec<PathBuf> {
+        match step {
+            Step::Given(file) => vec![file.to_path_buf()],
+            Step::Recorded(FoundBy::RelativePath, path) => self.relative(link, path),
+            Step::Recorded(_, path) => self.absolute(path),
+            Step::Named(folder, name) => self.matches(folder, &[(*name).to_owned()]),
+            Step::Search(folder) => {
+                let mut places = self.host.list(folder).unwrap_or_default();
+                places.sort();
+                places
+            }
+        }
+    }
+
+    /// Where a path from the child's folder leads: from where the child was opened, and, should that
+    /// be a link, from where it really lies.
+    fn relative(&self, link: &ParentLink, path: &str) -> Vec<PathBuf> {
+        if let Some(rooted) = rooted(path) {
+            return vec![rooted];
+        }
+        let Some(child) = &link.child_path else { return Vec::new() };
+        let names = windows_names(path);
+        let folder_of = |file: &Path| file.parent().map(Path::to_path_buf).unwrap_or_default();
+        let mut places = self.matches(&folder_of(child), &names);
+        if self.host.is_link(child).unwrap_or(false)
+            && let Ok(real) = self.host.canonical(child)
+        {
+            places.extend(self.matches(&folder_of(&real), &names));
+        }
+        places
+    }
+
+    /// Where an absolute path of a Windows machine leads: through the mappings, or as it is.
+    fn absolute(&self, path: &str) -> Vec<PathBuf> {
+        let names = windows_names(path);
+        for (from, to) in &self.mappings {
+            if names.len() > from.len() && from.iter().zip(&names).all(|(a, b)| same_name(a, b)) {
+                return self.matches(to, &names[from.len()..]);
+            }
+        }
+        if cfg!(windows) {
+            return vec![PathBuf::from(path)];
+        }
+        rooted(path).into_iter().collect()
+    }
+
+    /// The path of `names` below `base`, with a case-insensitive match for each name that is not there
+    /// exactly. Where nothing matches, the path as it was asked for, so that errors can name it.
+    fn matches(&self, base: &Path, names: &[String]) -> Vec<PathBuf> {
+        let exact = names.iter().fold(base.to_path_buf(), |path, name| path.join(name));
+        if self.is_out_of_bounds(&exact) || self.host.stat(&exact).is_ok() {
+            return vec![exact];
+        }
+        let mut places = vec![base.to_path_buf()];
+        for name in names {
+            places = places.iter().flat_map(|place| self.matches_in(place, name)).collect();
+            places.truncate(MAX_MATCHES);
+        }
+        if places.is_empty() { vec![exact] } else { places }
+    }
+
+    fn matches_in(&self, folder: &Path, name: &str) -> Vec<PathBuf> {
+        let exact = folder.join(name);
+        if name == ".." || self.is_out_of_bounds(&exact) || self.host.stat(&exact).is_ok() {
+            return vec![exact];
+        }
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let mut found = self.host.list(folder).unwrap_or_default();
+        found.retain(|path| {
+            path.file_name().and_then(|other| other.to_str()).is_some_and(|o| same_name(o, name))
+        });
+        found.sort();
+        found
+    }
+
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        if self.is_out_of_bounds(path) {
+            return Err(out_of_bounds());
+        }
+        let place = match &self.confines {
+            None => path.to_path_buf(),
+            Some(confines) => {
+                let real = self.host.canonical(path)?;
+                let lies_in = |folder: &PathBuf| {
+                    self.host.canonical(folder).is_ok_and(|folder| real.starts_with(folder))
+                };
+                if !confines.iter().any(lies_in) {
+                    return Err(out_of_bounds());
+                }
+                real
+            }
+        };
+        let stat = self.host.stat(&place)?;
+        if stat.kind != FileKind::File {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        let storage = self.host.open(&place, access)?;
+        // Between the two looks the name may have become another file's.
+        if storage.id()? != stat.id || (self.confines.is_some() && self.host.is_link(&place)?) {
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was replaced"));
+        }
+        Ok(storage)
+    }
+
+    /// Whether a path leads out of the allowed folders by its names alone, so that not even its
+    /// existence is to be looked at.
+    fn is_out_of_bounds(&self, path: &Path) -> bool {
+        let Some(confines) = &self.confines else { return false };
+        let plain = |path: &Path| match self.host.canonical(Path::new(".")) {
+            Ok(here) if path.is_relative() => without_dots(&here.join(path)),
+            _ => without_dots(path),
+        };
+        let path = plain(path);
+        let lies_in = |folder: &PathBuf| {
+            // The child may have been named by way of a link to an allowed folder, or by its own name.
+            path.starts_with(plain(folder))
+                || self.host.canonical(folder).is_ok_and(|folder| path.starts_with(folder))
+        };
+        !confines.iter().any(lies_in)
+    }
+}
+
+impl Default for PathSource {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl ParentSource for PathSource {
+    fn candidates<'a>(
+        &'a self,
+        link: &'a ParentLink,
+        access: Access,
+    ) -> Box<dyn Iterator<Item = Candidate> + 'a> {
+        Box::new(self.steps(link).into_iter().flat_map(move |step| {
+            let found_by = step.found_by();
+            self.places(&step, link).into_iter().map(move |place| {
+                let opened = self.open(&place, access);
+                Candidate::new(place.display().to_string(), found_by, opened)
+            })
+        }))
+    }
+}
+
+/// One way to look for a parent.
+enum Step<'a> {
+    Given(&'a Path),
+    Recorded(FoundBy, &'a str),
+    Named(&'a Path, &'a str),
+    Search(&'a Path),
+}
+
+impl Step<'_> {
+    fn found_by(&self) -> FoundBy {
+        match self {
+            Self::Given(_) => FoundBy::Given,
+            Self::Recorded(by, _) => *by,
+            Self::Named(..) => FoundBy::FolderName,
+            Self::Search(_) => FoundBy::FolderSearch,
+        }
+    }
+}
+
+/// The names of a Windows path: `\\?\D:\vm\a.vhdx` and `d:/vm/./a.vhdx` are `D:`, `vm`, `a.vhdx`.
+fn windows_names(path: &str) -> Vec<String> {
+    let path = match path.strip_prefix(r"\\?\") {
+        Some(path) => path.strip_prefix(r"UNC\").unwrap_or(path),
+        None => path,
+    };
+    let names = path.split(['\\', '/']).filter(|name| !name.is_empty() && *name != ".");
+    names.map(str::to_owned).collect()
+}
+
+fn file_name(path: &str) -> Option<&str> {
+    path.rsplit(['\\', '/']).next().filter(|name| !matches!(*name, "" | "." | ".."))
+}
+
+/// A path of this machine's own form, as writers that are not Windows leave it.
+fn rooted(path: &str) -> Option<PathBuf> {
+    (cfg!(unix) && path.starts_with('/')).then(|| PathBuf::from(path))
+}
+
+/// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
+fn same_name(a: &str, b: &str) -> bool {
+    a == b || a.chars().flat_map(char::to_uppercase).eq(b.chars().flat_map(char::to_uppercase))
+}
+
+fn without_dots(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    plain
+}
+
+fn out_of_bounds() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        "outside the folders that parents may come from",
+    )
+}

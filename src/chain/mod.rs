@@ -1,0 +1,152 @@
+//! A chain of images: read-only parents under one tip.
+
+mod locate;
+mod open;
+mod resolve;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::disk::{Disk, Geometry, LayerId};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{VhdxFile, Warning};
+
+pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
+pub(crate) use open::ChainPolicy;
+pub use open::Linkage;
+
+/// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
+///
+/// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files.
+///
+/// ```no_run
+/// use avhdx::{Disk, DiffChain};
+///
+/// let chain = DiffChain::open("web_1A2B.avhdx")?;
+/// let mut sector = [0; 512];
+/// chain.read_at(&mut sector, 0)?;
+/// for layer in chain.layers() {
+///     println!("{} holds {} bytes", layer.name, layer.file_len);
+/// }
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct DiffChain {
+    /// From the tip down to the base. Never empty.
+    layers: Arc<[Link]>,
+    /// The layer that this view has for its tip.
+    tip: usize,
+    warnings: Arc<[Warning]>,
+}
+
+/// A layer, and how it was found from the one above.
+#[derive(Debug)]
+struct Link {
+    image: VhdxFile,
+    found_by: Option<FoundBy>,
+}
+
+/// Facts of one layer of a chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Layer {
+    /// What names the layer in extents.
+    pub id: LayerId,
+    /// What errors call its file.
+    pub name: String,
+    /// Where the file lies, if it lies in a folder.
+    pub path: Option<PathBuf>,
+    /// Its identity, \[MS-VHDX\] 2.2.2.
+    pub data_write_guid: Uuid,
+    /// Size and sector sizes of the disk as this layer has it.
+    pub geometry: Geometry,
+    /// Bytes of a payload block.
+    pub block_size: u32,
+    /// Length of the file in bytes, a replayed log included.
+    pub file_len: u64,
+    /// Whether a log was replayed in memory.
+    pub log_pending: bool,
+    /// How it was found from the layer above; `None` for the tip.
+    pub found_by: Option<FoundBy>,
+}
+
+impl DiffChain {
+    /// Opens the image at `path` with all its parents for reading, with the defaults of
+    /// [`OpenOptions`](crate::OpenOptions).
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open`](crate::OpenOptions::open).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        crate::OpenOptions::new().open(path)
+    }
+
+    /// The layers from the tip down to the base.
+    pub fn layers(&self) -> Vec<Layer> {
+        self.links().iter().map(Layer::of).collect()
+    }
+
+    /// The image of a layer, `None` when it is not in this view.
+    pub fn image(&self, layer: LayerId) -> Option<&VhdxFile> {
+        self.images().find(|image| image.id() == layer)
+    }
+
+    /// The image at the tip.
+    pub fn tip(&self) -> &VhdxFile {
+        &self.layers[self.tip].image
+    }
+
+    /// The disk as it was when `layer` was its tip.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when the layer is not in this chain.
+    pub fn view(&self, layer: LayerId) -> Result<Self> {
+        let found = self.images().position(|image| image.id() == layer);
+        let below = found.ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, "chain.layer", "no such layer in the chain")
+                .in_file(self.tip().name())
+                .with_found(layer)
+                .with_expected(format_args!("one of its {} layers", self.links().len()))
+        })?;
+        Ok(Self { tip: self.tip + below, ..self.clone() })
+    }
+
+    /// What the user of the chain should hear of, from all its layers.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let of_images = self.images().flat_map(|image| image.warnings());
+        of_images.chain(self.warnings.iter()).cloned().collect()
+    }
+
+    pub(crate) fn images(&self) -> impl Iterator<Item = &VhdxFile> {
+        self.links().iter().map(|link| &link.image)
+    }
+
+    fn links(&self) -> &[Link] {
+        &self.layers[self.tip..]
+    }
+}
+
+impl Layer {
+    fn of(link: &Link) -> Self {
+        let image = &link.image;
+        Self {
+            id: image.id(),
+            name: image.name().to_owned(),
+            path: image.path().map(Path::to_path_buf),
+            data_write_guid: image.data_write_guid(),
+            geometry: image.geometry(),
+            block_size: image.block_size(),
+            file_len: image.file_len(),
+            log_pending: image.has_replayed_log(),
+            found_by: link.found_by,
+        }
+    }
+}
+
+impl fmt::Debug for DiffChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.images()).finish()
+    }
+}

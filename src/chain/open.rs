@@ -1,0 +1,244 @@
+//! Putting a chain together: walk, linkage, loops.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::locate::{Candidate, FoundBy, ParentSource};
+use super::{DiffChain, Link};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{ImagePolicy, ParentLink, VhdxFile, Warning, probe_identity};
+use crate::storage::{Access, FileId, Storage};
+
+/// How a chain is put together.
+#[derive(Clone, Debug)]
+pub(crate) struct ChainPolicy {
+    pub(crate) linkage: Linkage,
+    pub(crate) max_depth: usize,
+}
+
+impl Default for ChainPolicy {
+    fn default() -> Self {
+        Self { linkage: Linkage::default(), max_depth: 256 }
+    }
+}
+
+/// Whether a parent must have the identity that its child recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Linkage {
+    /// It must.
+    #[default]
+    Verify,
+    /// Take the first VHDX file found where the parent should be if none has the identity, and warn:
+    /// the bytes may be a mixture that never was on the disk.
+    Ignore,
+}
+
+impl DiffChain {
+    /// Finds and opens the parents of `tip`, one after the other.
+    pub(crate) fn assemble(
+        tip: VhdxFile,
+        policy: &ChainPolicy,
+        images: &ImagePolicy,
+        source: &dyn ParentSource,
+    ) -> Result<Self> {
+        let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
+        let mut layers = vec![Link { image: tip, found_by: None }];
+        loop {
+            let child = &layers[layers.len() - 1].image;
+            let at = child.locator_at().unwrap_or_default();
+            let in_child = |error: Error| error.at(at).in_file(child.name());
+            if !walk.seen.insert(Identity::of(child.storage(), child.data_write_guid())?) {
+                return Err(in_child(loop_error(child)));
+            }
+            let Some(link) = child.parent_link()? else { break };
+            if layers.len() >= policy.max_depth {
+                return Err(in_child(too_deep(policy.max_depth)));
+            }
+            let parent = walk.parent(&link, at)?;
+            check_fit(child, &parent.image)?;
+            layers.push(parent);
+        }
+        Ok(Self { layers: layers.into(), tip: 0, warnings: walk.warnings.into() })
+    }
+}
+
+/// What stays the same from layer to layer, and what gathers on the way.
+struct Walk<'a> {
+    policy: &'a ChainPolicy,
+    images: &'a ImagePolicy,
+    source: &'a dyn ParentSource,
+    seen: HashSet<Identity>,
+    warnings: Vec<Warning>,
+}
+
+/// What tells a layer from the others of its chain.
+#[derive(PartialEq, Eq, Hash)]
+enum Identity {
+    File(FileId),
+    /// Where the storage has no identity of its own.
+    Guid(Uuid),
+}
+
+impl Identity {
+    fn of(storage: &dyn Storage, guid: Uuid) -> Result<Self> {
+        let id = storage.id().map_err(|error| {
+            Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
+        })?;
+        Ok(id.map_or(Self::Guid(guid), Self::File))
+    }
+}
+
+impl Walk<'_> {
+    /// The first candidate that has the recorded identity.
+    fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
+        let mut tried = Tried::default();
+        for candidate in self.source.candidates(link, Access::Read) {
+            let Candidate { name, found_by, opened } = candidate;
+            let storage = match opened {
+                Ok(storage) => storage,
+                Err(error) => {
+                    let error = Error::io("parent.open", "cannot open the parent", error);
+                    let error = error.in_file(&name).limits_named();
+                    if error.kind() == ErrorKind::Limit {
+                        return Err(error);
+                    }
+                    tried.failed(name, found_by, error);
+                    continue;
+                }
+            };
+            // Until here the file may be anybody's: nothing of it is shown before it matched.
+            match probe_identity(storage.as_ref()) {
+                Some(guid) if link.accepts(guid) => {
+                    let image = VhdxFile::from_storage(storage, self.images)?;
+                    return Ok(Link { image, found_by: Some(found_by) });
+                }
+                found => tried.mismatched(name, found_by, found.map(|_| storage)),
+            }
+        }
+        if self.policy.linkage == Linkage::Ignore
+            && let Some((storage, found_by)) = tried.fallback
+        {
+            let message = format!(
+                "{}: THE LINKAGE IS IGNORED: {} is taken for its parent, though its identity is another",
+                link.child,
+                storage.name(),
+            );
+            self.warnings.push(Warning { code: "parent.linkage-ignored", message });
+            let image = VhdxFile::from_storage(storage, self.images)?;
+            return Ok(Link { image, found_by: Some(found_by) });
+        }
+        Err(tried.into_error(link, locator_at))
+    }
+}
+
+/// What became of the candidates so far.
+#[derive(Default)]
+struct Tried {
+    missing: Vec<String>,
+    mismatched: Vec<String>,
+    /// The first that policy or host forbid, or that failed in another way.
+    denied: Option<Error>,
+    failed: Option<Error>,
+    /// The first VHDX file with another identity.
+    fallback: Option<(Arc<dyn Storage>, FoundBy)>,
+}
+
+impl Tried {
+    fn failed(&mut self, name: String, found_by: FoundBy, error: Error) {
+        let kind = std::error::Error::source(&error)
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .map(io::Error::kind);
+        match kind {
+            _ if found_by == FoundBy::FolderSearch => {}
+            Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => self.missing.push(name),
+            Some(io::ErrorKind::PermissionDenied) => {
+                self.denied.get_or_insert(error.with_kind(ErrorKind::ParentDenied));
+            }
+            // What is there is no regular file.
+            Some(io::ErrorKind::InvalidInput) => self.mismatched.push(name),
+            _ => {
+                self.failed.get_or_insert(error);
+            }
+        }
+    }
+
+    fn mismatched(&mut self, name: String, found_by: FoundBy, image: Option<Arc<dyn Storage>>) {
+        // In a folder that is searched, files that are not the parent are no surprise.
+        if found_by != FoundBy::FolderSearch {
+            self.mismatched.push(name);
+            if let Some(image) = image
+                && self.fallback.is_none()
+            {
+                self.fallback = Some((image, found_by));
+            }
+        }
+    }
+
+    /// The most telling of the failures.
+    fn into_error(self, link: &ParentLink, locator_at: u64) -> Error {
+        let expected = match link.linkage2 {
+            None => format!("a VHDX file with the identity {}", link.linkage),
+            Some(second) => {
+                format!("a VHDX file with the identity {} or {second}", link.linkage)
+            }
+        };
+        if let Some(first) = self.mismatched.into_iter().next() {
+            let message = format!("not the parent that {} was linked to", link.child);
+            return Error::new(ErrorKind::ParentMismatch, "parent.mismatch", message)
+                .in_file(first)
+                .with_section("2.6.2.6.3")
+                .with_found("a file without that identity")
+                .with_expected(expected);
+        }
+        if let Some(error) = self.denied {
+            return error.with_section("2.6.2.6.3").with_expected(expected);
+        }
+        if let Some(error) = self.failed {
+            return error.with_section("2.6.2.6.3").with_expected(expected);
+        }
+        let found = match self.missing.is_empty() {
+            true => "no path that leads anywhere on this machine".to_owned(),
+            false => format!("nothing at {}", self.missing.join(", nor at ")),
+        };
+        Error::new(ErrorKind::ParentMissing, "parent.missing", "the parent is missing")
+            .in_file(&link.child)
+            .with_section("2.6.2.6.3")
+            .at(locator_at)
+            .with_found(found)
+            .with_expected(expected)
+    }
+}
+
+/// Refuses a parent whose disk cannot lie under the child's.
+fn check_fit(child: &VhdxFile, parent: &VhdxFile) -> Result<()> {
+    let (above, below) = (child.geometry().logical_sector, parent.geometry().logical_sector);
+    if above == below {
+        return Ok(());
+    }
+    let message = format!("another logical sector size than that of its child {}", child.name());
+    Err(Error::new(ErrorKind::Damaged, "chain.sector-size", message)
+        .in_file(parent.name())
+        .with_section("2.6.2.4")
+        .at(parent.metadata_at())
+        .with_found(below)
+        .with_expected(above))
+}
+
+fn loop_error(child: &VhdxFile) -> Error {
+    Error::new(ErrorKind::Damaged, "chain.loop", "the chain of parents leads back to this file")
+        .with_section("2.6.2.6")
+        .with_found(format_args!("{} as an ancestor of its own", child.name()))
+        .with_expected("a base without a parent at the end of the chain")
+}
+
+fn too_deep(most: usize) -> Error {
+    Error::new(ErrorKind::Limit, "limit.depth", "the chain is deeper than allowed")
+        .with_section("2.6.2.6")
+        .with_found(format_args!("a parent below {most} layers"))
+        .with_expected(format_args!("at most {most} layers; the limit is an option"))
+}

@@ -1,0 +1,89 @@
+//! `std::io` over any disk, so that file-system and partition crates plug in.
+
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use crate::disk::Disk;
+
+/// A position on a disk, with [`Read`], [`Write`] and [`Seek`].
+///
+/// Reads stop at the end of the disk, as those of a file do; writes there fail with
+/// [`io::ErrorKind::WriteZero`] through `write_all`. A write to a disk that is open for reading only is
+/// an error of kind [`io::ErrorKind::PermissionDenied`], an empty one included.
+///
+/// ```no_run
+/// use std::io::{Read, Seek, SeekFrom};
+/// use avhdx::{Cursor, DiffChain};
+///
+/// let mut disk = Cursor::new(DiffChain::open("vm_1A2B.avhdx")?);
+/// let mut boot = [0; 512];
+/// disk.seek(SeekFrom::Start(0))?;
+/// disk.read_exact(&mut boot)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Cursor<D> {
+    disk: D,
+    position: u64,
+}
+
+impl<D: Disk> Cursor<D> {
+    /// A cursor at the start of `disk`.
+    pub const fn new(disk: D) -> Self {
+        Self { disk, position: 0 }
+    }
+
+    /// The disk.
+    pub const fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    /// Gives the disk back.
+    pub fn into_inner(self) -> D {
+        self.disk
+    }
+
+    /// How much of `wanted` bytes lies between the position and the end of the disk.
+    fn within(&self, wanted: usize) -> usize {
+        let left = self.disk.geometry().size.saturating_sub(self.position);
+        usize::try_from(left).map_or(wanted, |left| left.min(wanted))
+    }
+}
+
+impl<D: Disk> Read for Cursor<D> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let len = self.within(buf.len());
+        if len > 0 {
+            self.disk.read_at(&mut buf[..len], self.position)?;
+            self.position += len as u64;
+        }
+        Ok(len)
+    }
+}
+
+impl<D: Disk> Write for Cursor<D> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        let len = self.within(buf.len());
+        // Asked even for nothing, so that a read-only disk says so at once.
+        self.disk.write_at(&buf[..len], self.position.min(self.disk.geometry().size))?;
+        self.position += len as u64;
+        Ok(len)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(self.disk.flush()?)
+    }
+}
+
+impl<D: Disk> Seek for Cursor<D> {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let target = match to {
+            SeekFrom::Start(offset) => Some(offset),
+            SeekFrom::End(delta) => self.disk.geometry().size.checked_add_signed(delta),
+            SeekFrom::Current(delta) => self.position.checked_add_signed(delta),
+        };
+        self.position = target.ok_or_else(|| {
+            io::Error::new(io::ErrorKind::InvalidInput, "seek to before the start of the disk")
+        })?;
+        Ok(self.position)
+    }
+}

@@ -1,0 +1,147 @@
+//! The block allocation table, \[MS-VHDX\] 2.5, and the arithmetic around it, 2.4 and 2.5.
+
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
+
+/// Bytes of one entry.
+pub(crate) const ENTRY_LEN: u64 = 8;
+/// Bytes of a sector bitmap block, whatever the block size.
+pub(crate) const BITMAP_BLOCK_LEN: u64 = MIB;
+/// Sectors that one sector bitmap block speaks for.
+const SECTORS_PER_CHUNK: u64 = 8 * BITMAP_BLOCK_LEN;
+
+/// One entry of the table: bits 0–2 are the state, 20–63 the place in MiB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BatEntry(pub(crate) u64);
+
+/// What a payload block's entry says, \[MS-VHDX\] 2.5.1.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PayloadState {
+    NotPresent,
+    Undefined,
+    Zero,
+    Unmapped,
+    FullyPresent,
+    PartiallyPresent,
+    /// State 5, which a draft of the format had for UNMAPPED and QEMU still reads as that.
+    DraftUnmapped,
+    /// State 4, which nothing ever meant.
+    Reserved,
+}
+
+impl BatEntry {
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+    pub(crate) fn new(state: u8, at: FileOffset) -> Self {
+        Self(u64::from(state & 7) | at.get() & !(MIB - 1))
+    }
+
+    /// The three bits of the state as they are.
+    pub(crate) fn state_bits(self) -> u8 {
+        (self.0 & 7) as u8
+    }
+
+    pub(crate) fn payload_state(self) -> PayloadState {
+        match self.state_bits() {
+            0 => PayloadState::NotPresent,
+            1 => PayloadState::Undefined,
+            2 => PayloadState::Zero,
+            3 => PayloadState::Unmapped,
+            5 => PayloadState::DraftUnmapped,
+            6 => PayloadState::FullyPresent,
+            7 => PayloadState::PartiallyPresent,
+            _ => PayloadState::Reserved,
+        }
+    }
+
+    /// Where the block lies, whether or not the state gives that a meaning.
+    pub(crate) fn offset(self) -> FileOffset {
+        FileOffset::new(self.0 & !(MIB - 1))
+    }
+}
+
+/// How a disk is divided into blocks and chunks, and where their entries stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BlockLayout {
+    block_shift: u32,
+    sector_shift: u32,
+    size: u64,
+}
+
+impl BlockLayout {
+    /// `block_size` and `sector` are powers of two in bytes, `size` is the virtual disk's.
+    pub(crate) fn new(block_size: u32, sector: u32, size: u64) -> Self {
+        Self {
+            block_shift: block_size.trailing_zeros(),
+            sector_shift: sector.trailing_zeros(),
+            size,
+        }
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(crate) fn block_size(&self) -> u64 {
+        1 << self.block_shift
+    }
+
+    pub(crate) fn sector_size(&self) -> u64 {
+        1 << self.sector_shift
+    }
+
+    /// Virtual bytes that one sector bitmap block speaks for.
+    pub(crate) fn chunk_size(&self) -> u64 {
+        SECTORS_PER_CHUNK << self.sector_shift
+    }
+
+    /// Payload blocks in a chunk: payload entries before each bitmap entry.
+    pub(crate) fn chunk_ratio(&self) -> u64 {
+        self.chunk_size() >> self.block_shift
+    }
+
+    /// Payload blocks of the disk; the last one may reach past its end.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.size.div_ceil(self.block_size())
+    }
+
+    pub(crate) fn chunks(&self) -> u64 {
+        self.blocks().div_ceil(self.chunk_ratio())
+    }
+
+    pub(crate) fn block_of(&self, offset: DiskOffset) -> BlockIndex {
+        BlockIndex(offset.0 >> self.block_shift)
+    }
+
+    pub(crate) fn within_block(&self, offset: DiskOffset) -> u64 {
+        offset.0 & (self.block_size() - 1)
+    }
+
+    pub(crate) fn chunk_of(&self, block: BlockIndex) -> ChunkIndex {
+        ChunkIndex(block.0 / self.chunk_ratio())
+    }
+
+    pub(crate) fn payload_index(&self, block: BlockIndex) -> BatIndex {
+        BatIndex(block.0 + block.0 / self.chunk_ratio())
+    }
+
+    pub(crate) fn bitmap_index(&self, chunk: ChunkIndex) -> BatIndex {
+        BatIndex(chunk.0 * (self.chunk_ratio() + 1) + self.chunk_ratio())
+    }
+
+    /// The number of the sector's bit in its chunk's sector bitmap.
+    pub(crate) fn bit_of(&self, offset: DiskOffset) -> u64 {
+        (offset.0 & (self.chunk_size() - 1)) >> self.sector_shift
+    }
+
+    /// Entries that a reader needs: up to the last payload block's.
+    pub(crate) fn entries_needed(&self) -> u64 {
+        match self.blocks() {
+            0 => 0,
+            blocks => self.payload_index(BlockIndex(blocks - 1)).0 + 1,
+        }
+    }
+
+    /// Entries that a writer reserves: whole chunks, so that the image can become a differencing one.
+    pub(crate) fn entries_reserved(&self) -> u64 {
+        self.chunks() * (self.chunk_ratio() + 1)
+    }
+}

@@ -1,0 +1,137 @@
+//! The headers, \[MS-VHDX\] 2.2.2.
+
+use uuid::Uuid;
+
+use super::{Fields, FieldsMut, check_signature, check_sum, seal};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::{KIB, MIB};
+
+/// The root of the file: identities, and where the log is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) sequence_number: u64,
+    /// Changes with each session that writes to the file.
+    pub(crate) file_write_guid: Uuid,
+    /// Changes when what a reader of the disk sees does: the identity that children record.
+    pub(crate) data_write_guid: Uuid,
+    /// Zero when there is no log to replay.
+    pub(crate) log_guid: Uuid,
+    pub(crate) log_version: u16,
+    pub(crate) version: u16,
+    pub(crate) log_length: u32,
+    pub(crate) log_offset: u64,
+}
+
+/// Both headers as read, and which of them counts.
+#[derive(Debug)]
+pub(crate) struct Headers {
+    pub(crate) copies: [Result<Header>; 2],
+    pub(crate) current: usize,
+}
+
+impl Header {
+    /// Bytes that the checksum covers, at the start of a 64 KiB slot.
+    pub(crate) const LEN: usize = 4 * KIB as usize;
+    /// Where the two copies lie.
+    pub(crate) const OFFSETS: [u64; 2] = [64 * KIB, 128 * KIB];
+
+    /// Parses a header whose signature and checksum are right; the values are yet to be judged.
+    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        check_signature(bytes, b"head", at, "header.signature", "2.2.2", "header")?;
+        check_sum(bytes, at, "header.checksum", "2.2.2", "header")?;
+        let fields = Fields(bytes);
+        Ok(Self {
+            sequence_number: fields.u64(8),
+            file_write_guid: fields.guid(16),
+            data_write_guid: fields.guid(32),
+            log_guid: fields.guid(48),
+            log_version: fields.u16(64),
+            version: fields.u16(66),
+            log_length: fields.u32(68),
+            log_offset: fields.u64(72),
+        })
+    }
+
+    /// The bytes of the header, checksum included.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; Self::LEN];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.bytes(0, b"head");
+        fields.u64(8, self.sequence_number);
+        fields.guid(16, self.file_write_guid);
+        fields.guid(32, self.data_write_guid);
+        fields.guid(48, self.log_guid);
+        fields.u16(64, self.log_version);
+        fields.u16(66, self.version);
+        fields.u32(68, self.log_length);
+        fields.u64(72, self.log_offset);
+        seal(&mut bytes);
+        bytes
+    }
+
+    /// Refuses a header that cannot be worked with, whatever its checksum says.
+    fn validate(&self, at: u64) -> Result<()> {
+        let unsupported = |code, place, message| {
+            Error::new(ErrorKind::Unsupported, code, message).with_section("2.2.2").at(at + place)
+        };
+        if self.version != 1 {
+            return Err(unsupported("header.version", 66, "unknown version of the format")
+                .with_found(self.version)
+                .with_expected(1));
+        }
+        if !self.log_guid.is_nil() && self.log_version != 0 {
+            return Err(unsupported("header.log-version", 64, "unknown version of the log")
+                .with_found(self.log_version)
+                .with_expected(0));
+        }
+        if !u64::from(self.log_length).is_multiple_of(MIB) {
+            let message = "misaligned length of the log";
+            return Err(Error::damaged("header.log-length", "2.2.2", at + 68, message)
+                .with_found(self.log_length)
+                .with_expected("a multiple of 1 MiB"));
+        }
+        if !self.log_offset.is_multiple_of(MIB) {
+            let message = "misaligned offset of the log";
+            return Err(Error::damaged("header.log-offset", "2.2.2", at + 72, message)
+                .with_found(format_args!("{:#x}", self.log_offset))
+                .with_expected("a multiple of 1 MiB"));
+        }
+        Ok(())
+    }
+}
+
+impl Headers {
+    /// Parses both copies and picks the current one: the valid one with the higher sequence number.
+    pub(crate) fn parse(copies: [&[u8]; 2]) -> Result<Self> {
+        let parsed = [0, 1].map(|i| Header::parse(copies[i], Header::OFFSETS[i]));
+        let current = match &parsed {
+            [Ok(first), Ok(second)] if first.sequence_number == second.sequence_number => {
+                // Some writers leave the same header twice; anything else of one number is a riddle.
+                if copies[0] != copies[1] {
+                    let at = Header::OFFSETS[1] + 8;
+                    let message = "two different headers with the same sequence number";
+                    return Err(Error::damaged("header.same-sequence", "2.2.2.1", at, message)
+                        .with_found(second.sequence_number)
+                        .with_expected("two numbers, or two equal headers"));
+                }
+                0
+            }
+            [Ok(first), Ok(second)] => usize::from(second.sequence_number > first.sequence_number),
+            [Ok(_), Err(_)] => 0,
+            [Err(_), Ok(_)] => 1,
+            [Err(_), Err(_)] => {
+                let [first, _] = parsed;
+                return first.map(|_| unreachable!("both copies failed"));
+            }
+        };
+        let headers = Self { copies: parsed, current };
+        headers.current().validate(Header::OFFSETS[current])?;
+        Ok(headers)
+    }
+
+    /// The header that counts.
+    pub(crate) fn current(&self) -> &Header {
+        self.copies[self.current].as_ref().expect("the current header is a valid one")
+    }
+}

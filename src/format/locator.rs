@@ -1,0 +1,142 @@
+//! The parent locator, \[MS-VHDX\] 2.6.2.6.
+
+use uuid::{Uuid, uuid};
+
+use super::{Fields, FieldsMut};
+use crate::error::{Error, ErrorKind, Result};
+
+pub(crate) const VHDX_TYPE: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
+
+const HEADER_LEN: usize = 20;
+const ENTRY_LEN: usize = 12;
+const SECTION: &str = "2.6.2.6";
+
+/// Where the parent is and how to know it: keys and values as the writer left them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ParentLocator {
+    pub(crate) locator_type: Uuid,
+    pub(crate) entries: Vec<(String, String)>,
+}
+
+impl ParentLocator {
+    /// Parses the item. A type other than VHDX is refused, for its keys have no meaning here.
+    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        if bytes.len() < HEADER_LEN {
+            let message = "the parent locator is too short";
+            return Err(Error::damaged("locator.length", SECTION, at, message)
+                .with_found(format_args!("{} bytes", bytes.len()))
+                .with_expected(format_args!("at least {HEADER_LEN}")));
+        }
+        let locator_type = Fields(bytes).guid(0);
+        if locator_type != VHDX_TYPE {
+            let message = "unknown type of parent locator";
+            return Err(Error::new(ErrorKind::Unsupported, "locator.type", message)
+                .with_section("2.6.2.6.1")
+                .at(at)
+                .with_found(locator_type)
+                .with_expected(VHDX_TYPE));
+        }
+        let count = usize::from(Fields(bytes).u16(18));
+        let room = (bytes.len() - HEADER_LEN) / ENTRY_LEN;
+        if count > room {
+            let message = "more parent locator entries than the item has room for";
+            return Err(Error::damaged("locator.count", "2.6.2.6.1", at + 18, message)
+                .with_found(count)
+                .with_expected(format_args!("at most {room}")));
+        }
+        let mut entries: Vec<(String, String)> = Vec::new();
+        for i in 0..count {
+            let start = HEADER_LEN + ENTRY_LEN * i;
+            let fields = Fields(bytes).from(start);
+            let place = at + start as u64;
+            let key = string(bytes, fields.u32(0), fields.u16(8), at, place)?;
+            let value = string(bytes, fields.u32(4), fields.u16(10), at, place + 4)?;
+            if entries.iter().any(|(other, _)| *other == key) {
+                let message = "the same parent locator key twice";
+                return Err(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
+                    .with_found(format_args!("{key:?}"))
+                    .with_expected("every key once"));
+            }
+            entries.push((key, value));
+        }
+        Ok(Self { locator_type, entries })
+    }
+
+    /// The bytes of the item.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER_LEN + ENTRY_LEN * self.entries.len()];
+        FieldsMut(&mut bytes).guid(0, self.locator_type);
+        FieldsMut(&mut bytes).u16(18, self.entries.len() as u16);
+        for (i, (key, value)) in self.entries.iter().enumerate() {
+            for (text, offset_at, length_at) in [(key, 0, 8), (value, 4, 10)] {
+                let offset = bytes.len() as u32;
+                bytes.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
+                let length = bytes.len() as u32 - offset;
+                let mut fields = FieldsMut(&mut bytes[HEADER_LEN + ENTRY_LEN * i..]);
+                fields.u32(offset_at, offset);
+                fields.u16(length_at, length as u16);
+            }
+        }
+        bytes
+    }
+
+    /// The value of a key; keys are case-sensitive.
+    pub(crate) fn value(&self, key: &str) -> Option<&str> {
+        self.entries.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_str())
+    }
+
+    /// The identity that the parent had when it was linked. Required.
+    pub(crate) fn linkage(&self, at: u64) -> Result<Uuid> {
+        self.guid("parent_linkage", at)?.ok_or_else(|| {
+            Error::damaged("locator.linkage-missing", "2.6.2.6.3", at, "no parent linkage")
+                .with_found("a parent locator without it")
+                .with_expected("the key \"parent_linkage\"")
+        })
+    }
+
+    /// The second identity that the parent may have, while a merge is under way.
+    pub(crate) fn linkage2(&self, at: u64) -> Result<Option<Uuid>> {
+        self.guid("parent_linkage2", at)
+    }
+
+    fn guid(&self, key: &str, at: u64) -> Result<Option<Uuid>> {
+        let Some(text) = self.value(key) else { return Ok(None) };
+        // The crate `uuid` reads forms without hyphens and with "urn:" too, which no writer makes.
+        let inner = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let guid = inner.filter(|inner| inner.len() == 36).and_then(|inner| inner.parse().ok());
+        guid.map(Some).ok_or_else(|| {
+            Error::damaged("locator.linkage", "2.6.2.6.3", at, format!("{key} is no GUID"))
+                .with_found(format_args!("{text:?}"))
+                .with_expected("the form {xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx}")
+        })
+    }
+}
+
+/// A string of the item; `item_at` and `field_at` are where the item and the string's entry stand.
+fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -> Result<String> {
+    let start = offset as usize;
+    let damaged = |code, message| Error::damaged(code, "2.6.2.6.2", field_at, message);
+    let Some(raw) = bytes.get(start..start + usize::from(length)).filter(|_| length > 0) else {
+        return Err(damaged("locator.string-place", "impossible place of a locator string")
+            .with_found(format_args!("{length} bytes from {offset:#x} of the item"))
+            .with_expected(format_args!("1 to {} bytes within the item", bytes.len())));
+    };
+    if !length.is_multiple_of(2) {
+        return Err(damaged("locator.string-length", "odd length of a locator string")
+            .with_found(length)
+            .with_expected("an even number of bytes"));
+    }
+    let units: Vec<u16> = raw.chunks_exact(2).map(|unit| Fields(unit).u16(0)).collect();
+    match String::from_utf16(&units) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        _ => Err(Error::damaged(
+            "locator.string",
+            "2.6.2.6.2",
+            item_at + u64::from(offset),
+            "a locator string is no text",
+        )
+        .with_found(format_args!("{:?}", String::from_utf16_lossy(&units)))
+        .with_expected("UTF-16 without NULs")),
+    }
+}

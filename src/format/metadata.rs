@@ -1,0 +1,282 @@
+//! The metadata table and its known items, \[MS-VHDX\] 2.6.
+
+use bitflags::bitflags;
+use uuid::{Uuid, uuid};
+
+use super::{Fields, FieldsMut, check_signature};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::{KIB, MIB};
+
+pub(crate) const FILE_PARAMETERS: Uuid = uuid!("CAA16737-FA36-4D43-B3B6-33F0AA44E76B");
+pub(crate) const VIRTUAL_DISK_SIZE: Uuid = uuid!("2FA54224-CD1B-4876-B211-5DBED83BF4B8");
+pub(crate) const VIRTUAL_DISK_ID: Uuid = uuid!("BECA12AB-B2E6-4523-93EF-C309E000C746");
+pub(crate) const LOGICAL_SECTOR_SIZE: Uuid = uuid!("8141BF1D-A96F-4709-BA47-F233A8FAAB5F");
+pub(crate) const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("CDA348C7-445D-4471-9CC9-E9885251C556");
+pub(crate) const PARENT_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
+
+const MAX_ENTRIES: u16 = 2047;
+const MAX_USER_ENTRIES: usize = 1024;
+const ENTRY_LEN: usize = 32;
+const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+const SECTOR_SIZES: [u32; 2] = [512, 4096];
+
+/// The table at the start of the metadata region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MetadataTable {
+    pub(crate) entries: Vec<MetadataEntry>,
+}
+
+/// Where an item lies and what kind it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MetadataEntry {
+    pub(crate) item: Uuid,
+    /// From the start of the region; zero for an item that is present but empty.
+    pub(crate) offset: u32,
+    pub(crate) length: u32,
+    pub(crate) flags: ItemFlags,
+}
+
+bitflags! {
+    /// Who owns a metadata item and who must know it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct ItemFlags: u32 {
+        /// Belongs to a user of the disk, not to the format.
+        const USER = 1;
+        /// Describes the virtual disk rather than the file.
+        const VIRTUAL_DISK = 2;
+        /// Who does not know the item must not open the file.
+        const REQUIRED = 4;
+        const _ = !0;
+    }
+}
+
+bitflags! {
+    /// The flags of the File Parameters item.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) struct FileFlags: u32 {
+        /// A fixed disk: every block stays allocated.
+        const LEAVE_BLOCKS_ALLOCATED = 1;
+        /// A differencing disk.
+        const HAS_PARENT = 2;
+        const _ = !0;
+    }
+}
+
+/// The File Parameters item, \[MS-VHDX\] 2.6.2.1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileParameters {
+    pub(crate) block_size: u32,
+    pub(crate) flags: FileFlags,
+}
+
+impl MetadataTable {
+    /// Bytes of the table; items lie behind it.
+    pub(crate) const LEN: usize = 64 * KIB as usize;
+
+    /// Parses the table of a region of `region_len` bytes at `at`.
+    pub(crate) fn parse(bytes: &[u8], at: u64, region_len: u32) -> Result<Self> {
+        check_signature(bytes, b"metadata", at, "metadata.signature", "2.6.1.1", "metadata table")?;
+        let count = Fields(bytes).u16(10);
+        if count > MAX_ENTRIES {
+            let message = "too many metadata items";
+            return Err(Error::damaged("metadata.count", "2.6.1.1", at + 10, message)
+                .with_found(count)
+                .with_expected(format_args!("at most {MAX_ENTRIES}")));
+        }
+        let mut entries = Vec::new();
+        for i in 0..usize::from(count) {
+            let start = ENTRY_LEN * (i + 1);
+            let entry = MetadataEntry::parse(Fields(bytes).from(start));
+            entry.validate(at + start as u64, region_len)?;
+            entries.push(entry);
+        }
+        let table = Self { entries };
+        table.validate(at)?;
+        Ok(table)
+    }
+
+    /// The bytes of the table.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; Self::LEN];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.bytes(0, b"metadata");
+        fields.u16(10, self.entries.len() as u16);
+        for (i, entry) in self.entries.iter().enumerate() {
+            let start = ENTRY_LEN * (i + 1);
+            fields.guid(start, entry.item);
+            fields.u32(start + 16, entry.offset);
+            fields.u32(start + 20, entry.length);
+            fields.u32(start + 24, entry.flags.bits());
+        }
+        bytes
+    }
+
+    /// The entry of a system item, and where in the file that entry stands.
+    pub(crate) fn system(&self, item: Uuid, at: u64) -> Option<(&MetadataEntry, u64)> {
+        let is_it = |e: &&MetadataEntry| e.item == item && !e.flags.contains(ItemFlags::USER);
+        let i = self.entries.iter().position(|entry| is_it(&entry))?;
+        Some((&self.entries[i], at + Self::entry_place(i)))
+    }
+
+    /// Where in the table the entry of number `i` stands.
+    pub(crate) fn entry_place(i: usize) -> u64 {
+        (ENTRY_LEN * (i + 1)) as u64
+    }
+
+    /// What only shows when entries are held against each other.
+    fn validate(&self, at: u64) -> Result<()> {
+        let user =
+            self.entries.iter().filter(|entry| entry.flags.contains(ItemFlags::USER)).count();
+        if user > MAX_USER_ENTRIES {
+            let message = "too many user metadata items";
+            return Err(Error::damaged("metadata.user-count", "2.6.1.1", at + 10, message)
+                .with_found(user)
+                .with_expected(format_args!("at most {MAX_USER_ENTRIES}")));
+        }
+        let mut order: Vec<usize> = (0..self.entries.len()).collect();
+        order.sort_by_key(|i| {
+            let entry = &self.entries[*i];
+            (entry.item, entry.flags.contains(ItemFlags::USER))
+        });
+        for pair in order.windows(2) {
+            let (a, b) = (&self.entries[pair[0]], &self.entries[pair[1]]);
+            if a.item == b.item && !(a.flags ^ b.flags).contains(ItemFlags::USER) {
+                let place = at + Self::entry_place(pair[0].max(pair[1]));
+                let message = "the same metadata item twice";
+                return Err(Error::damaged("metadata.duplicate", "2.6.1.2", place, message)
+                    .with_found(a.item)
+                    .with_expected("every item once"));
+            }
+        }
+        order.retain(|i| self.entries[*i].length > 0);
+        order.sort_by_key(|i| self.entries[*i].offset);
+        for pair in order.windows(2) {
+            let (a, b) = (&self.entries[pair[0]], &self.entries[pair[1]]);
+            if a.end() > u64::from(b.offset) {
+                let place = at + Self::entry_place(pair[1]) + 16;
+                let message = format!("metadata items {} and {} overlap", a.item, b.item);
+                return Err(Error::damaged("metadata.overlap", "2.6.1.2", place, message)
+                    .with_found(format_args!("offset {:#x}", b.offset))
+                    .with_expected(format_args!("at least {:#x}", a.end())));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl MetadataEntry {
+    fn parse(fields: Fields<'_>) -> Self {
+        Self {
+            item: fields.guid(0),
+            offset: fields.u32(16),
+            length: fields.u32(20),
+            flags: ItemFlags::from_bits_retain(fields.u32(24)),
+        }
+    }
+
+    fn end(&self) -> u64 {
+        u64::from(self.offset) + u64::from(self.length)
+    }
+
+    fn validate(&self, at: u64, region_len: u32) -> Result<()> {
+        let misplaced = |code, place, message: &str| {
+            let message = format!("{message} of metadata item {}", self.item);
+            Error::damaged(code, "2.6.1.2", at + place, message)
+        };
+        if u64::from(self.length) > MIB {
+            return Err(misplaced("metadata.length", 20, "excessive length")
+                .with_found(self.length)
+                .with_expected("at most 1 MiB"));
+        }
+        if self.length == 0 {
+            // An empty item has no place. Some writers give it one all the same; nothing reads there.
+            return Ok(());
+        }
+        if (self.offset as usize) < MetadataTable::LEN || self.end() > u64::from(region_len) {
+            return Err(misplaced("metadata.offset", 16, "impossible place")
+                .with_found(format_args!("bytes {:#x} to {:#x}", self.offset, self.end()))
+                .with_expected(format_args!(
+                    "bytes from 0x10000 to {region_len:#x} of the region"
+                )));
+        }
+        Ok(())
+    }
+}
+
+impl FileParameters {
+    pub(crate) const LEN: usize = 8;
+
+    /// Parses the item and checks the block size.
+    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        let block_size = Fields(bytes).u32(0);
+        if !block_size.is_power_of_two() || !(MIB..=256 * MIB).contains(&block_size.into()) {
+            let message = "impossible block size";
+            return Err(Error::damaged("metadata.block-size", "2.6.2.1", at, message)
+                .with_found(block_size)
+                .with_expected("a power of two from 1 MiB to 256 MiB"));
+        }
+        Ok(Self { block_size, flags: FileFlags::from_bits_retain(Fields(bytes).u32(4)) })
+    }
+
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+    pub(crate) fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut bytes = [0; Self::LEN];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.u32(0, self.block_size);
+        fields.u32(4, self.flags.bits());
+        bytes
+    }
+}
+
+/// The Logical or Physical Sector Size item, \[MS-VHDX\] 2.6.2.4 and 2.6.2.5.
+pub(crate) fn parse_sector_size(bytes: &[u8], at: u64, section: &'static str) -> Result<u32> {
+    let size = Fields(bytes).u32(0);
+    if !SECTOR_SIZES.contains(&size) {
+        return Err(Error::damaged("metadata.sector-size", section, at, "impossible sector size")
+            .with_found(size)
+            .with_expected("512 or 4096"));
+    }
+    Ok(size)
+}
+
+/// The Virtual Disk Size item, \[MS-VHDX\] 2.6.2.2, in bytes.
+pub(crate) fn parse_virtual_size(bytes: &[u8], at: u64, logical_sector: u32) -> Result<u64> {
+    let size = Fields(bytes).u64(0);
+    if size > MAX_VIRTUAL_SIZE || !size.is_multiple_of(logical_sector.into()) {
+        return Err(Error::damaged("metadata.disk-size", "2.6.2.2", at, "impossible disk size")
+            .with_found(size)
+            .with_expected(format_args!("a multiple of {logical_sector}, at most 64 TiB")));
+    }
+    Ok(size)
+}
+
+/// The Virtual Disk ID item, \[MS-VHDX\] 2.6.2.3.
+pub(crate) fn parse_disk_id(bytes: &[u8]) -> Uuid {
+    Fields(bytes).guid(0)
+}
+
+/// The name of a system item that the format defines.
+pub(crate) fn name(entry: &MetadataEntry) -> Option<&'static str> {
+    if entry.flags.contains(ItemFlags::USER) {
+        return None;
+    }
+    match entry.item {
+        FILE_PARAMETERS => Some("File Parameters"),
+        VIRTUAL_DISK_SIZE => Some("Virtual Disk Size"),
+        VIRTUAL_DISK_ID => Some("Virtual Disk ID"),
+        LOGICAL_SECTOR_SIZE => Some("Logical Sector Size"),
+        PHYSICAL_SECTOR_SIZE => Some("Physical Sector Size"),
+        PARENT_LOCATOR => Some("Parent Locator"),
+        _ => None,
+    }
+}
+
+/// What to say of a required item that is not there.
+pub(crate) fn missing(item: Uuid, name: &str, at: u64) -> Error {
+    Error::new(ErrorKind::Damaged, "metadata.missing", format!("no {name} item"))
+        .with_section("2.6.2")
+        .at(at)
+        .with_found("a metadata table without it")
+        .with_expected(item)
+}

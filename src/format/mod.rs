@@ -1,0 +1,127 @@
+//! The structures of \[MS-VHDX\], from bytes and to bytes. Nothing here reads a file.
+//!
+//! Parsers take the position of the structure in its file, so that an error can name the place.
+
+pub(crate) mod bat;
+pub(crate) mod header;
+pub(crate) mod identifier;
+pub(crate) mod locator;
+pub(crate) mod log_entry;
+pub(crate) mod metadata;
+pub(crate) mod region;
+
+use byteorder::{ByteOrder, LittleEndian};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+/// Fields of one structure, by their offset in it.
+#[derive(Clone, Copy)]
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    fn u16(self, at: usize) -> u16 {
+        LittleEndian::read_u16(&self.0[at..])
+    }
+
+    fn u32(self, at: usize) -> u32 {
+        LittleEndian::read_u32(&self.0[at..])
+    }
+
+    fn u64(self, at: usize) -> u64 {
+        LittleEndian::read_u64(&self.0[at..])
+    }
+
+    fn guid(self, at: usize) -> Uuid {
+        Uuid::from_bytes_le(self.array(at))
+    }
+
+    fn array<const N: usize>(self, at: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.0[at..at + N]);
+        bytes
+    }
+
+    /// The structure that starts at `at`.
+    fn from(self, at: usize) -> Fields<'a> {
+        Fields(&self.0[at..])
+    }
+}
+
+/// The same for writing.
+struct FieldsMut<'a>(&'a mut [u8]);
+
+impl FieldsMut<'_> {
+    fn u16(&mut self, at: usize, value: u16) {
+        LittleEndian::write_u16(&mut self.0[at..], value);
+    }
+
+    fn u32(&mut self, at: usize, value: u32) {
+        LittleEndian::write_u32(&mut self.0[at..], value);
+    }
+
+    fn u64(&mut self, at: usize, value: u64) {
+        LittleEndian::write_u64(&mut self.0[at..], value);
+    }
+
+    fn guid(&mut self, at: usize, value: Uuid) {
+        self.bytes(at, &value.to_bytes_le());
+    }
+
+    fn bytes(&mut self, at: usize, value: &[u8]) {
+        self.0[at..at + value.len()].copy_from_slice(value);
+    }
+}
+
+/// CRC-32C of a structure whose own four checksum bytes, at offset 4, count as zero.
+fn checksum(bytes: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(&bytes[..4]);
+    let crc = crc32c::crc32c_append(crc, &[0; 4]);
+    crc32c::crc32c_append(crc, &bytes[8..])
+}
+
+/// Writes the checksum of a finished structure into it.
+fn seal(bytes: &mut [u8]) {
+    let sum = checksum(bytes);
+    FieldsMut(bytes).u32(4, sum);
+}
+
+/// How a signature reads in an error.
+fn text(bytes: &[u8]) -> String {
+    format!("\"{}\"", bytes.escape_ascii())
+}
+
+/// Refuses a structure that does not start with `expected`.
+fn check_signature(
+    bytes: &[u8],
+    expected: &[u8],
+    at: u64,
+    code: &'static str,
+    section: &'static str,
+    what: &str,
+) -> Result<()> {
+    let found = &bytes[..expected.len()];
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::damaged(code, section, at, format!("no {what} signature"))
+        .with_found(text(found))
+        .with_expected(text(expected)))
+}
+
+/// Refuses a structure whose bytes do not have the checksum it claims.
+fn check_sum(
+    bytes: &[u8],
+    at: u64,
+    code: &'static str,
+    section: &'static str,
+    what: &str,
+) -> Result<()> {
+    let (claimed, actual) = (Fields(bytes).u32(4), checksum(bytes));
+    if claimed == actual {
+        return Ok(());
+    }
+    Err(Error::damaged(code, section, at + 4, format!("wrong checksum of the {what}"))
+        .with_found(format_args!("{claimed:#010x}"))
+        .with_expected(format_args!("{actual:#010x}")))
+}

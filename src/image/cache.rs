@@ -1,0 +1,249 @@
+//! Pages of block allocation tables and sector bitmaps, kept in memory within a budget.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use crate::disk::LayerId;
+use crate::error::Result;
+use crate::types::{FileOffset, KIB, MIB};
+
+/// Bytes of a page, the unit in which tables are read.
+pub(crate) const PAGE: u64 = 4 * KIB;
+/// What a page costs beside its bytes: its place in the map and in the queue.
+const OVERHEAD: usize = 96;
+const DEFAULT_BUDGET: usize = 64 * MIB as usize;
+const MAX_SHARDS: usize = 64;
+/// Fewer pages than this in a shard and it would evict for bad luck alone.
+const MIN_PAGES_PER_SHARD: usize = 16;
+
+/// One page of a table.
+pub(crate) type Page = [u8; PAGE as usize];
+
+/// How much memory images may use to keep their tables at hand.
+///
+/// Clones share one budget: give the same to all images of a process, or to groups of them. What
+/// does not fit is read from the file again when it is needed; the smallest budget still works.
+///
+/// ```
+/// let budget = avhdx::Budget::new(8 << 20);
+/// let options = avhdx::OpenOptions::new().budget(budget.clone());
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Cache>);
+
+impl Budget {
+    /// A budget of `bytes`.
+    pub fn new(bytes: usize) -> Self {
+        let page = PAGE as usize + OVERHEAD;
+        let shards = (bytes / page / MIN_PAGES_PER_SHARD).clamp(1, MAX_SHARDS);
+        let shards = if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 };
+        let seed = RandomState::new();
+        let hash = PageHash { seed: [seed.hash_one(0), seed.hash_one(1)] };
+        Self(Arc::new(Cache {
+            shards: (0..shards).map(|_| RwLock::new(Shard::new(hash))).collect(),
+            pages_per_shard: (bytes / page / shards).max(1),
+            hash,
+        }))
+    }
+
+    /// The budget that images share unless they are given another: 64 MiB for the process.
+    pub fn shared() -> Self {
+        static SHARED: OnceLock<Budget> = OnceLock::new();
+        SHARED.get_or_init(|| Self::new(DEFAULT_BUDGET)).clone()
+    }
+
+    /// Applies `look` to the page of `image` that lies at `at` in its file, and loads it before if it
+    /// is not at hand. Loading holds nothing that another reader waits for.
+    pub(crate) fn with_page<R>(
+        &self,
+        image: LayerId,
+        at: FileOffset,
+        load: impl FnOnce(&mut Page) -> Result<()>,
+        look: impl FnOnce(&Page) -> R,
+    ) -> Result<R> {
+        let key = Key { image: image.get(), page: at.get() / PAGE };
+        let cache = &*self.0;
+        let shard = &cache.shards[cache.hash.hash_one(key) as usize % cache.shards.len()];
+        if let Some(entry) = shard.read().unwrap_or_else(PoisonError::into_inner).pages.get(&key) {
+            // Written only when it changes: readers of one page share its cache line.
+            if !entry.hot.load(Ordering::Relaxed) {
+                entry.hot.store(true, Ordering::Relaxed);
+            }
+            return Ok(look(&entry.page));
+        }
+        let mut page = new_page();
+        load(&mut page)?;
+        let answer = look(&page);
+        shard.write().unwrap_or_else(PoisonError::into_inner).insert(
+            key,
+            page,
+            cache.pages_per_shard,
+        );
+        Ok(answer)
+    }
+
+    /// Lets go of all pages of an image that is closed.
+    pub(crate) fn forget(&self, image: LayerId) {
+        for shard in &self.0.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            shard.queue.retain(|key| key.image != image.get());
+            shard.pages.retain(|key, _| key.image != image.get());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Cache {
+    shards: Vec<RwLock<Shard>>,
+    pages_per_shard: usize,
+    hash: PageHash,
+}
+
+#[derive(Debug)]
+struct Shard {
+    pages: HashMap<Key, Entry, PageHash>,
+    /// In order of arrival, for the second-chance rule.
+    queue: VecDeque<Key>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    page: Box<Page>,
+    /// Whether it was used since it last came to the head of the queue.
+    hot: AtomicBool,
+}
+
+impl Shard {
+    fn new(hash: PageHash) -> Self {
+        Self { pages: HashMap::with_hasher(hash), queue: VecDeque::new() }
+    }
+
+    fn insert(&mut self, key: Key, page: Box<Page>, most: usize) {
+        if self.pages.contains_key(&key) {
+            return; // another reader was faster
+        }
+        while self.pages.len() >= most {
+            let Some(oldest) = self.queue.pop_front() else { break };
+            match self.pages.get(&oldest) {
+                Some(entry) if entry.hot.swap(false, Ordering::Relaxed) => {
+                    self.queue.push_back(oldest)
+                }
+                _ => drop(self.pages.remove(&oldest)),
+            }
+        }
+        self.pages.insert(key, Entry { page, hot: AtomicBool::new(false) });
+        self.queue.push_back(key);
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    image: u64,
+    page: u64,
+}
+
+impl std::hash::Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.image);
+        state.write_u64(self.page);
+    }
+}
+
+/// Hashes a key with one multiplication. Seeded, for an image may choose where its bitmaps lie.
+#[derive(Clone, Copy, Debug)]
+struct PageHash {
+    seed: [u64; 2],
+}
+
+struct PageHasher {
+    seed: u64,
+    state: u64,
+}
+
+impl BuildHasher for PageHash {
+    type Hasher = PageHasher;
+
+    fn build_hasher(&self) -> PageHasher {
+        PageHasher { seed: self.seed[1] | 1, state: self.seed[0] }
+    }
+}
+
+impl Hasher for PageHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        let product = u128::from(self.state ^ value) * u128::from(self.seed);
+        self.state = (product >> 64) as u64 ^ product as u64;
+    }
+
+    fn finish(&self) -> u64 {
+        self.state
+    }
+}
+
+fn new_page() -> Box<Page> {
+    // Through a vector: an array would be built on the stack first.
+    let bytes = vec![0; PAGE as usize].into_boxed_slice();
+    bytes.try_into().unwrap_or_else(|_| unreachable!("the length is a page's"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn number(page: &Page) -> u8 {
+        page[0]
+    }
+
+    fn look(budget: &Budget, image: LayerId, page: u8, loads: &mut usize) -> u8 {
+        let at = FileOffset::new(u64::from(page) * PAGE);
+        let load = |bytes: &mut Page| {
+            *loads += 1;
+            bytes.fill(page);
+            Ok(())
+        };
+        budget.with_page(image, at, load, number).unwrap()
+    }
+
+    #[test]
+    fn keeps_within_its_pages_and_prefers_those_in_use() {
+        let budget = Budget::new(4 * (PAGE as usize + OVERHEAD));
+        let image = LayerId::next();
+        let mut loads = 0;
+        for page in 0..100 {
+            assert_eq!(look(&budget, image, page, &mut loads), page);
+            assert_eq!(look(&budget, image, 0, &mut loads), 0);
+        }
+        assert_eq!(loads, 100, "page 0 was always in use");
+        let held: usize = budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum();
+        assert_eq!(held, 4);
+        budget.forget(image);
+        assert!(budget.0.shards.iter().all(|s| s.read().unwrap().pages.is_empty()));
+        assert!(budget.0.shards.iter().all(|s| s.read().unwrap().queue.is_empty()));
+    }
+
+    #[test]
+    fn images_do_not_see_each_others_pages() {
+        let budget = Budget::new(0);
+        let (a, b) = (LayerId::next(), LayerId::next());
+        let put = |image, value| {
+            budget.with_page(
+                image,
+                FileOffset::new(0),
+                |page| {
+                    page[0] = value;
+                    Ok(())
+                },
+                number,
+            )
+        };
+        assert_eq!((put(a, 1).unwrap(), put(b, 2).unwrap(), put(a, 3).unwrap()), (1, 2, 3));
+    }
+}

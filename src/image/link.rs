@@ -1,0 +1,55 @@
+//! The link from a differencing image to its parent, \[MS-VHDX\] 2.6.2.6.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::metadata::PlacedLocator;
+use crate::error::Result;
+
+/// What a differencing image recorded of its parent: the identity, and where it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ParentLink {
+    /// What errors call the child.
+    pub child: String,
+    /// Where the child lies, if it lies in a folder.
+    pub child_path: Option<PathBuf>,
+    /// The parent's `DataWriteGuid` when the two were linked.
+    pub linkage: Uuid,
+    /// A second identity that the parent may have, while a merge is under way.
+    pub linkage2: Option<Uuid>,
+    /// The parent's path from the child's folder, as recorded.
+    pub relative_path: Option<String>,
+    /// The parent's path on its volume, as recorded: `\\?\Volume{…}\…`.
+    pub volume_path: Option<String>,
+    /// The parent's absolute path on the Windows machine that wrote it, as recorded.
+    pub absolute_win32_path: Option<String>,
+}
+
+impl ParentLink {
+    pub(super) fn from_locator(
+        placed: &PlacedLocator,
+        child: &str,
+        child_path: Option<&Path>,
+    ) -> Result<Self> {
+        let text = |key| placed.locator.value(key).map(str::to_owned);
+        Ok(Self {
+            child: child.to_owned(),
+            child_path: child_path.map(Path::to_path_buf),
+            linkage: placed.locator.linkage(placed.at)?,
+            linkage2: placed.locator.linkage2(placed.at)?,
+            relative_path: text("relative_path"),
+            volume_path: text("volume_path"),
+            absolute_win32_path: text("absolute_win32_path"),
+        })
+    }
+
+    /// Whether an image with this `DataWriteGuid` is the parent.
+    ///
+    /// An all-zero GUID is nobody's: it is no secret that a stranger could not guess.
+    pub fn accepts(&self, data_write_guid: Uuid) -> bool {
+        !data_write_guid.is_nil()
+            && (data_write_guid == self.linkage || Some(data_write_guid) == self.linkage2)
+    }
+}

@@ -1,0 +1,262 @@
+//! One image file: what it says of itself, and the bytes it holds.
+
+mod cache;
+mod info;
+mod link;
+mod metadata;
+mod open;
+mod policy;
+mod resolve;
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::disk::{Disk, Extent, Geometry, LayerId, Source, check_range};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::BlockLayout;
+use crate::format::header::Headers;
+use crate::format::identifier::FileIdentifier;
+use crate::format::region::{RegionEntry, RegionTable};
+use crate::log::Sequence;
+use crate::storage::{Overlay, Storage};
+use crate::types::{DiskOffset, FileOffset};
+
+pub use cache::Budget;
+pub use info::{
+    BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
+};
+pub use link::ParentLink;
+pub use policy::{Lock, LogPolicy};
+
+pub(crate) use open::probe_identity;
+pub(crate) use policy::ImagePolicy;
+pub(crate) use resolve::Owner;
+
+use metadata::Metadata;
+
+/// One VHDX image, open for reading: fixed, dynamic, or a differencing one looked at alone.
+///
+/// As a [`Disk`], a differencing image serves what it holds itself and answers
+/// [`ErrorKind::ParentRequired`] for what only its parent has; a [`DiffChain`](crate::DiffChain)
+/// puts the two together. A log that is not empty is replayed in memory: the file stays as it is.
+///
+/// ```no_run
+/// use avhdx::{Disk, VhdxFile};
+///
+/// let image = VhdxFile::open("base.vhdx")?;
+/// println!("{} bytes", image.geometry().size);
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+pub struct VhdxFile {
+    id: LayerId,
+    /// The file as it reads: with its log laid over it, where it has one.
+    storage: Arc<dyn Storage>,
+    overlay: Option<Arc<Overlay>>,
+    /// The length of `storage`: the log may have grown the file.
+    file_len: u64,
+    identifier: FileIdentifier,
+    headers: Headers,
+    log: FoundLog,
+    region_tables: [Result<RegionTable>; 2],
+    bat: RegionEntry,
+    metadata_region: RegionEntry,
+    metadata: Metadata,
+    layout: BlockLayout,
+    budget: Budget,
+    warnings: Vec<Warning>,
+}
+
+/// Something that does not keep an image from being served but that its user should hear of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Warning {
+    /// A short, stable name.
+    pub code: &'static str,
+    /// What is the matter, in a sentence that names the file.
+    pub message: String,
+}
+
+/// What became of the log at the open.
+#[derive(Debug)]
+enum FoundLog {
+    /// The header names none.
+    Empty,
+    /// Its changes lie over the file.
+    Replayed(Sequence),
+    /// The caller asked to leave it alone.
+    Ignored,
+}
+
+impl VhdxFile {
+    /// Opens the image at `path` for reading, with the defaults of [`OpenOptions`](crate::OpenOptions).
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open_image`](crate::OpenOptions::open_image).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        crate::OpenOptions::new().open_image(path)
+    }
+
+    /// What names this image among the layers of this process.
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// What errors call the file, usually its path.
+    pub fn name(&self) -> &str {
+        self.storage.name()
+    }
+
+    /// Where the file lies, if it lies in a folder.
+    pub fn path(&self) -> Option<&Path> {
+        self.storage.path()
+    }
+
+    /// The identity that children of this image record, \[MS-VHDX\] 2.2.2.
+    pub fn data_write_guid(&self) -> Uuid {
+        self.headers.current().data_write_guid
+    }
+
+    /// Whether this is a differencing image.
+    pub fn has_parent(&self) -> bool {
+        self.metadata.has_parent()
+    }
+
+    /// Bytes of a payload block, a power of two from 1 MiB to 256 MiB.
+    pub fn block_size(&self) -> u32 {
+        self.metadata.file.block_size
+    }
+
+    /// The link to the parent, `None` where there is none, \[MS-VHDX\] 2.6.2.6.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when the locator has no valid `parent_linkage`.
+    pub fn parent_link(&self) -> Result<Option<ParentLink>> {
+        let Some(placed) = &self.metadata.locator else { return Ok(None) };
+        ParentLink::from_locator(placed, self.name(), self.path())
+            .map(Some)
+            .map_err(|error| error.in_file(self.name()))
+    }
+
+    /// What the user of the image should hear of.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    pub(crate) fn layout(&self) -> &BlockLayout {
+        &self.layout
+    }
+
+    pub(crate) fn locator_at(&self) -> Option<u64> {
+        self.metadata.locator.as_ref().map(|placed| placed.at)
+    }
+
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
+    /// The log entry that supplies the byte of the file at `at`, if one does.
+    pub(crate) fn log_entry_at(&self, at: FileOffset) -> Option<u64> {
+        self.overlay.as_ref()?.entry_at(at.get())
+    }
+
+    /// Reads bytes of the disk that lie at `at` in the file.
+    pub(crate) fn read_payload(&self, buf: &mut [u8], at: FileOffset) -> Result<()> {
+        self.storage.read_exact_at(buf, at.get()).map_err(|error| {
+            Error::io("payload.read", format!("cannot read {} bytes", buf.len()), error)
+                .in_file(self.name())
+                .at(at.get())
+        })
+    }
+
+    /// Refuses to name a place for bytes that a log entry, not the file, supplies.
+    pub(crate) fn check_no_overlay(&self, at: FileOffset, len: u64) -> Result<()> {
+        let range = at.get()..at.get() + len;
+        let Some(first) = self.overlay.as_ref().and_then(|over| over.first_within(range)) else {
+            return Ok(());
+        };
+        let message = "a pending log lies over these bytes, so the file does not hold them";
+        Err(Error::new(ErrorKind::LogOverlay, "extent.log-overlay", message)
+            .in_file(self.name())
+            .at(first)
+            .with_section("2.3.3"))
+    }
+
+    fn parent_required(&self, at: DiskOffset) -> Error {
+        let block = self.layout.block_of(at);
+        let message = format!("the parent has the byte at {} of the disk", at.0);
+        Error::new(ErrorKind::ParentRequired, "image.parent-required", message)
+            .in_file(self.name())
+            .at(self.bat_entry_at(self.layout.payload_index(block)).get())
+            .with_section("2.5.1.1")
+            .with_found("a block or sector that is not in this file")
+            .with_expected("the image to be opened with its parents, as a chain")
+    }
+}
+
+impl Disk for VhdxFile {
+    fn geometry(&self) -> Geometry {
+        self.metadata.geometry
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        let mut at = DiskOffset(offset);
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let run = self.resolve(at, rest.len() as u64)?;
+            let (now, later) = rest.split_at_mut(run.len as usize);
+            match run.owner {
+                Owner::Here(place) => self.read_payload(now, place)?,
+                Owner::Zero => now.fill(0),
+                Owner::Parent => return Err(self.parent_required(at)),
+            }
+            at = at + run.len;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
+        let len = range.end.saturating_sub(range.start);
+        check_range(&self.geometry(), range.start, len)?;
+        if len == 0 {
+            return Ok(None);
+        }
+        let run = self.resolve(DiskOffset(range.start), len)?;
+        let source = match run.owner {
+            Owner::Here(at) => {
+                self.check_no_overlay(at, run.len)?;
+                Source::Data { layer: self.id, at }
+            }
+            Owner::Zero => Source::Zero { layer: Some(self.id) },
+            Owner::Parent => Source::Parent,
+        };
+        Ok(Some(Extent { range: range.start..range.start + run.len, source }))
+    }
+}
+
+impl Drop for VhdxFile {
+    fn drop(&mut self) {
+        self.budget.forget(self.id);
+    }
+}
+
+impl fmt::Debug for VhdxFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhdxFile")
+            .field("id", &self.id)
+            .field("name", &self.name())
+            .field("geometry", &self.metadata.geometry)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

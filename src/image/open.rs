@@ -1,0 +1,290 @@
+//! Opening one image: identifier, header, log, regions, metadata, block allocation table.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::metadata::Metadata;
+use super::policy::{ImagePolicy, Lock, LogPolicy};
+use super::{FoundLog, VhdxFile, Warning};
+use crate::disk::LayerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::{BlockLayout, ENTRY_LEN};
+use crate::format::header::{Header, Headers};
+use crate::format::identifier::FileIdentifier;
+use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
+use crate::log;
+use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
+
+impl VhdxFile {
+    /// Opens the image in `storage`; nothing of it is changed.
+    pub(crate) fn from_storage(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Self> {
+        let name = storage.name().to_owned();
+        open(storage, policy).map_err(|error| error.in_file(name))
+    }
+}
+
+/// The identity by which children know the image, with no word of what else the file holds.
+pub(crate) fn probe_identity(storage: &dyn Storage) -> Option<Uuid> {
+    read_identifier(storage).ok()?;
+    Some(read_headers(storage).ok()?.current().data_write_guid)
+}
+
+fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
+    let mut warnings = Vec::new();
+    lock(storage.as_ref(), policy.lock, &mut warnings)?;
+    let identifier = read_identifier(storage.as_ref())?;
+    let headers = read_headers(storage.as_ref())?;
+    let header = headers.current();
+
+    let log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
+    let overlay = match &log {
+        FoundLog::Replayed(found) => Some(Arc::new(log::replay_over(&storage, header, found)?)),
+        FoundLog::Empty | FoundLog::Ignored => None,
+    };
+    let storage =
+        overlay.clone().map_or(storage, |overlay: Arc<Overlay>| overlay as Arc<dyn Storage>);
+    let file_len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+
+    let region_tables = read_region_tables(storage.as_ref())?;
+    let regions = current_regions(&region_tables)?;
+    let (bat, metadata_region) = known_regions(regions, header, file_len)?;
+    let metadata = Metadata::load(storage.as_ref(), &metadata_region)?;
+    let layout = BlockLayout::new(
+        metadata.file.block_size,
+        metadata.geometry.logical_sector,
+        metadata.geometry.size,
+    );
+    check_bat_length(&bat, &layout)?;
+    Ok(VhdxFile {
+        id: LayerId::next(),
+        overlay,
+        file_len,
+        identifier,
+        log,
+        bat,
+        metadata_region,
+        metadata,
+        layout,
+        budget: policy.budget.clone(),
+        warnings,
+        headers,
+        region_tables,
+        storage,
+    })
+}
+
+fn lock(storage: &dyn Storage, how: Lock, warnings: &mut Vec<Warning>) -> Result<()> {
+    if how == Lock::None {
+        return Ok(());
+    }
+    match storage.try_lock(LockMode::Shared) {
+        Ok(LockOutcome::Locked) => Ok(()),
+        Ok(LockOutcome::InUse(by)) if how == Lock::Try => {
+            let message = format!(
+                "{}: in use elsewhere ({by}): what is read may be changing",
+                storage.name()
+            );
+            warnings.push(Warning { code: "lock.in-use", message });
+            Ok(())
+        }
+        Ok(LockOutcome::InUse(by)) => {
+            Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
+                .with_found(by)
+                .with_expected("a file that nobody else writes to"))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
+            let message = format!("{}: cannot be locked where it lies", storage.name());
+            warnings.push(Warning { code: "lock.unsupported", message });
+            Ok(())
+        }
+        Err(error) => Err(Error::io("lock.failed", "cannot lock the file", error)),
+    }
+}
+
+fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {
+    let mut bytes = [0; FileIdentifier::LEN];
+    let read = read_what_is_there(storage, &mut bytes, 0)?;
+    let identifier = FileIdentifier::parse(&bytes)?;
+    if read < bytes.len() {
+        return Err(too_short("identifier.length", "2.2.1", 0, read, bytes.len()));
+    }
+    Ok(identifier)
+}
+
+fn read_headers(storage: &dyn Storage) -> Result<Headers> {
+    let mut copies = [[0; Header::LEN]; 2];
+    for (copy, at) in copies.iter_mut().zip(Header::OFFSETS) {
+        let read = read_what_is_there(storage, copy, at)?;
+        if read < copy.len() {
+            return Err(too_short("header.length", "2.2.2", at, read, copy.len()));
+        }
+    }
+    Headers::parse([&copies[0], &copies[1]])
+}
+
+fn find_log(
+    storage: &dyn Storage,
+    header: &Header,
+    policy: LogPolicy,
+    warnings: &mut Vec<Warning>,
+) -> Result<FoundLog> {
+    if header.log_guid.is_nil() {
+        return Ok(FoundLog::Empty);
+    }
+    match policy {
+        LogPolicy::Replay => log::find(storage, header).map(FoundLog::Replayed),
+        LogPolicy::Refuse => {
+            let message = "the log holds changes that the file itself does not have yet";
+            Err(Error::new(ErrorKind::LogPending, "log.pending", message)
+                .with_section("2.3")
+                .at(header.log_offset)
+                .with_found(format_args!("log {}", header.log_guid))
+                .with_expected("an empty log"))
+        }
+        LogPolicy::Ignore => {
+            let message = format!(
+                "{}: THE LOG IS IGNORED: what is read is not what the disk holds",
+                storage.name()
+            );
+            warnings.push(Warning { code: "log.ignored", message });
+            Ok(FoundLog::Ignored)
+        }
+    }
+}
+
+fn read_region_tables(storage: &dyn Storage) -> Result<[Result<RegionTable>; 2]> {
+    let read_one = |at| {
+        let mut bytes = vec![0; RegionTable::LEN];
+        match read_what_is_there(storage, &mut bytes, at)? {
+            read if read < bytes.len() => {
+                Ok(Err(too_short("region.table-length", "2.2.3", at, read, bytes.len())))
+            }
+            _ => Ok(RegionTable::parse(&bytes, at)),
+        }
+    };
+    let [first, second] = RegionTable::OFFSETS;
+    Ok([read_one(first)?, read_one(second)?])
+}
+
+/// The table that counts, and where in the file it stands.
+fn current_regions(tables: &[Result<RegionTable>; 2]) -> Result<(&RegionTable, u64)> {
+    let [first_at, second_at] = RegionTable::OFFSETS;
+    match tables {
+        [Ok(first), _] => Ok((first, first_at)),
+        [Err(_), Ok(second)] => Ok((second, second_at)),
+        [Err(error), Err(_)] => Err(error.same_again()),
+    }
+}
+
+/// The two regions that every image has, once all of them have shown that they can be.
+fn known_regions(
+    (table, at): (&RegionTable, u64),
+    header: &Header,
+    file_len: u64,
+) -> Result<(RegionEntry, RegionEntry)> {
+    let entry_at = |i: usize| at + 16 + 32 * i as u64;
+    for (i, entry) in table.entries.iter().enumerate() {
+        let known = entry.guid == region::BAT || entry.guid == region::METADATA;
+        if !known && entry.flags.contains(RegionFlags::REQUIRED) {
+            let message = "an unknown region that whoever opens the file must know";
+            return Err(Error::new(ErrorKind::Unsupported, "region.unknown-required", message)
+                .with_section("2.2.3.2")
+                .at(entry_at(i))
+                .with_found(entry.guid)
+                .with_expected("the block allocation table and the metadata region"));
+        }
+        if entry.end() > file_len && known {
+            let message = format!("region {} reaches past the end of the file", entry.guid);
+            return Err(Error::damaged("region.place", "2.2.3.2", entry_at(i) + 16, message)
+                .with_found(format_args!("bytes {} to {:#x}", entry.offset, entry.end()))
+                .with_expected(format_args!("an end at {file_len:#x} or before")));
+        }
+    }
+    check_overlaps(table, header, &entry_at)?;
+    let find = |guid, name: &str| {
+        let entry = table.entries.iter().find(|entry| entry.guid == guid).cloned();
+        entry.ok_or_else(|| {
+            Error::damaged("region.missing", "2.2.3.2", at, format!("no {name} region"))
+                .with_found("a region table without it")
+                .with_expected(guid)
+        })
+    };
+    Ok((find(region::BAT, "block allocation table")?, find(region::METADATA, "metadata")?))
+}
+
+fn check_overlaps(
+    table: &RegionTable,
+    header: &Header,
+    entry_at: &dyn Fn(usize) -> u64,
+) -> Result<()> {
+    let mut places: Vec<(u64, u64, usize)> = table
+        .entries
+        .iter()
+        .enumerate()
+        .map(|(i, entry)| (entry.offset.get(), entry.end(), i))
+        .collect();
+    // The log counts as one more, named after the last.
+    places.push((
+        header.log_offset,
+        header.log_offset.saturating_add(header.log_length.into()),
+        table.entries.len(),
+    ));
+    places.retain(|(start, end, _)| start < end);
+    places.sort_unstable();
+    for pair in places.windows(2) {
+        let [(_, end, a), (start, _, b)] = [pair[0], pair[1]];
+        if start >= end {
+            continue;
+        }
+        let name = |i: usize| match table.entries.get(i) {
+            Some(entry) => format!("region {}", entry.guid),
+            None => "the log".into(),
+        };
+        let place = if b < table.entries.len() { entry_at(b) } else { entry_at(a) };
+        let message = format!("{} and {} overlap", name(a), name(b));
+        return Err(Error::damaged("region.overlap", "2.2.3.2", place + 16, message)
+            .with_found(format_args!("a start at {start:#x}"))
+            .with_expected(format_args!("{end:#x} or later")));
+    }
+    Ok(())
+}
+
+fn check_bat_length(bat: &RegionEntry, layout: &BlockLayout) -> Result<()> {
+    let needed = layout.entries_needed() * ENTRY_LEN;
+    if u64::from(bat.length) >= needed {
+        return Ok(());
+    }
+    let message = "the block allocation table is too short for the disk";
+    Err(Error::damaged("bat.length", "2.5", bat.offset.get(), message)
+        .with_found(format_args!("{} bytes", bat.length))
+        .with_expected(format_args!("at least {needed}")))
+}
+
+/// Reads as much of `buf` as the file has from `at` on.
+fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
+    let mut read = 0;
+    while read < buf.len() {
+        match storage.read_at(&mut buf[read..], at + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("file.read", "cannot read the file", error).at(at)),
+        }
+    }
+    Ok(read)
+}
+
+fn too_short(
+    code: &'static str,
+    section: &'static str,
+    at: u64,
+    found: usize,
+    expected: usize,
+) -> Error {
+    Error::damaged(code, section, at, "the file ends too early")
+        .with_found(format_args!("{found} bytes"))
+        .with_expected(format_args!("{expected}"))
+}

@@ -1,0 +1,272 @@
+//! Which bytes of one image's file stand for which bytes of its disk, \[MS-VHDX\] 2.5.
+//!
+//! The one place that knows what block states mean.
+
+use byteorder::{ByteOrder, LittleEndian};
+
+use super::VhdxFile;
+use super::cache::{PAGE, Page};
+use crate::error::{Error, Result};
+use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
+
+/// Blocks that one call looks through to join those that continue each other.
+const LOOK_AHEAD: usize = 4096;
+
+/// Who answers for a run of bytes, as far as one image can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// This image's file, from here on.
+    Here(FileOffset),
+    /// Nobody: zeros.
+    Zero,
+    /// The parent.
+    Parent,
+}
+
+/// Bytes in a row with one owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) len: u64,
+    pub(crate) owner: Owner,
+}
+
+impl VhdxFile {
+    /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none.
+    pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<Run> {
+        let mut run = self.resolve_in_block(at, len)?;
+        for _ in 0..LOOK_AHEAD {
+            let next_at = at + run.len;
+            if run.len == len || self.layout.within_block(next_at) != 0 {
+                break;
+            }
+            // What is wrong with a later block is said when its bytes are asked for.
+            let Ok(next) = self.resolve_in_block(next_at, len - run.len) else { break };
+            if !run.continues_in(next) {
+                break;
+            }
+            run.len += next.len;
+        }
+        Ok(run)
+    }
+
+    /// The entry of the block allocation table with this number.
+    pub(crate) fn bat_entry(&self, index: BatIndex) -> Result<BatEntry> {
+        let at = self.bat_entry_at(index);
+        if index.0 >= self.bat_entries() {
+            let message = "the block allocation table is too short";
+            return Err(Error::damaged("bat.length", "2.5", self.bat.offset.get(), message)
+                .in_file(self.name())
+                .with_found(format_args!("{} bytes", self.bat.length))
+                .with_expected(format_args!("at least {}", (index.0 + 1) * ENTRY_LEN)));
+        }
+        let within = (at.get() % PAGE) as usize;
+        self.table_page(at, |page| BatEntry(LittleEndian::read_u64(&page[within..])))
+    }
+
+    /// Entries that the table has room for.
+    pub(crate) fn bat_entries(&self) -> u64 {
+        u64::from(self.bat.length) / ENTRY_LEN
+    }
+
+    /// Where in the file an entry of the block allocation table stands.
+    pub(crate) fn bat_entry_at(&self, index: BatIndex) -> FileOffset {
+        self.bat.offset + index.0 * ENTRY_LEN
+    }
+
+    /// Where in the file the sector bitmap block of a chunk lies.
+    pub(crate) fn bitmap_at(&self, chunk: ChunkIndex) -> Result<FileOffset> {
+        let index = self.layout.bitmap_index(chunk);
+        let entry = self.bat_entry(index)?;
+        let at = self.bat_entry_at(index).get();
+        if entry.state_bits() != 6 {
+            let message = "a partially present block whose chunk has no sector bitmap";
+            return Err(self
+                .damaged("bat.bitmap-missing", "2.5.1.2", at, message)
+                .with_found(format_args!("state {}", entry.state_bits()))
+                .with_expected("state 6"));
+        }
+        let place = entry.offset();
+        if place.get() < BITMAP_BLOCK_LEN || place.get() + BITMAP_BLOCK_LEN > self.file_len {
+            let message = "a sector bitmap block that does not lie within the file";
+            return Err(self
+                .damaged("bat.bitmap-place", "2.5.1.2", at, message)
+                .with_found(place)
+                .with_expected(format_args!(
+                    "1 MiB up to {:#x}, and 1 MiB of room",
+                    self.file_len
+                )));
+        }
+        Ok(place)
+    }
+
+    /// Applies `look` to the page of a table that `at` lies in.
+    pub(crate) fn table_page<R>(&self, at: FileOffset, look: impl FnOnce(&Page) -> R) -> Result<R> {
+        let start = FileOffset::new(at.get() - at.get() % PAGE);
+        let load = |page: &mut Page| {
+            self.storage.read_exact_at(page, start.get()).map_err(|error| {
+                Error::io("table.read", "cannot read a page of the block tables", error)
+                    .in_file(self.name())
+                    .at(start.get())
+            })
+        };
+        self.budget.with_page(self.id, start, load, look)
+    }
+
+    fn resolve_in_block(&self, at: DiskOffset, len: u64) -> Result<Run> {
+        let block = self.layout.block_of(at);
+        let within = self.layout.within_block(at);
+        let len = len.min(self.layout.block_size() - within);
+        let index = self.layout.payload_index(block);
+        let entry = self.bat_entry(index)?;
+        let owner = match entry.payload_state() {
+            PayloadState::NotPresent if self.has_parent() => Owner::Parent,
+            PayloadState::NotPresent
+            | PayloadState::Undefined
+            | PayloadState::Zero
+            | PayloadState::Unmapped
+            | PayloadState::DraftUnmapped => Owner::Zero,
+            PayloadState::FullyPresent => return self.present(entry, index, within, len),
+            PayloadState::PartiallyPresent if self.has_parent() => {
+                return self.resolve_mixed(entry, block, at, len);
+            }
+            PayloadState::PartiallyPresent => {
+                return Err(self.bad_state(
+                    index,
+                    entry,
+                    "a partially present block without a parent",
+                ));
+            }
+            PayloadState::Reserved => {
+                return Err(self.bad_state(index, entry, "a block in a reserved state"));
+            }
+        };
+        Ok(Run { len, owner })
+    }
+
+    /// A run within a block whose sectors are this image's or the parent's one by one.
+    fn resolve_mixed(
+        &self,
+        entry: BatEntry,
+        block: BlockIndex,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<Run> {
+        let sector = self.layout.sector_size();
+        let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
+        let first = self.layout.bit_of(at);
+        let last = self.layout.bit_of(at + (len - 1));
+        let (is_here, end) = self.bit_run(bitmap, first, last + 1)?;
+        // The run of whole sectors, less what of the first sector lies before `at`.
+        let len = len.min((end - first) * sector - at.0 % sector);
+        if !is_here {
+            return Ok(Run { len, owner: Owner::Parent });
+        }
+        let index = self.layout.payload_index(block);
+        self.present(entry, index, self.layout.within_block(at), len)
+    }
+
+    /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
+    fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
+        const BITS: u64 = 8 * PAGE;
+        let mut value = None;
+        let mut bit = first;
+        while bit < end {
+            let page_end = end.min((bit / BITS + 1) * BITS);
+            let within = (bit % BITS, page_end - bit / BITS * BITS);
+            let at = bitmap + bit / BITS * PAGE;
+            let (is_set, len) =
+                self.table_page(at, |page| run_of_bits(page, within.0, within.1))?;
+            if *value.get_or_insert(is_set) != is_set {
+                break;
+            }
+            bit += len;
+            if bit < page_end {
+                break;
+            }
+        }
+        Ok((value.unwrap_or_default(), bit))
+    }
+
+    /// The run in a block that this file holds, cut where the file ends.
+    fn present(&self, entry: BatEntry, index: BatIndex, within: u64, len: u64) -> Result<Run> {
+        let block = entry.offset();
+        let start = block + within;
+        let there = self.file_len.saturating_sub(start.get());
+        if block.get() == 0 || there == 0 {
+            let at = self.bat_entry_at(index).get();
+            let message = "a block whose bytes do not lie within the file";
+            return Err(self
+                .damaged("bat.payload-place", "2.5.1.1", at, message)
+                .with_found(format_args!("byte {:#x} of the file", start.get()))
+                .with_expected(format_args!("1 MiB up to {:#x}", self.file_len)));
+        }
+        Ok(Run { len: len.min(there), owner: Owner::Here(start) })
+    }
+
+    fn bad_state(&self, index: BatIndex, entry: BatEntry, message: &str) -> Error {
+        let at = self.bat_entry_at(index).get();
+        self.damaged("bat.state", "2.5.1.1", at, message)
+            .with_found(format_args!("state {}", entry.state_bits()))
+            .with_expected(if self.has_parent() { "0 to 3, 6 or 7" } else { "0 to 3 or 6" })
+    }
+
+    fn damaged(&self, code: &'static str, section: &'static str, at: u64, message: &str) -> Error {
+        Error::damaged(code, section, at, message).in_file(self.name())
+    }
+}
+
+impl Run {
+    fn continues_in(&self, next: Self) -> bool {
+        match (self.owner, next.owner) {
+            (Owner::Here(a), Owner::Here(b)) => a + self.len == b,
+            (a, b) => a == b,
+        }
+    }
+}
+
+/// The value of bit `first` of a page and how many bits from there on, before `end`, share it.
+/// Bits count from the lowest of each byte.
+fn run_of_bits(page: &Page, first: u64, end: u64) -> (bool, u64) {
+    let word = |bit: u64| LittleEndian::read_u64(&page[(bit / 64 * 8) as usize..]);
+    let is_set = word(first) >> (first % 64) & 1 == 1;
+    let mut bit = first;
+    while bit < end {
+        let others = (if is_set { !word(bit) } else { word(bit) }) >> (bit % 64);
+        if others != 0 {
+            return (is_set, (bit + u64::from(others.trailing_zeros())).min(end) - first);
+        }
+        bit = (bit / 64 + 1) * 64;
+    }
+    (is_set, end - first)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bit_runs_are_those_of_a_walk_bit_by_bit(
+            runs in proptest::collection::vec(1_usize..400, 1..200),
+            first in 0_u64..8 * PAGE,
+            len in 1_u64..8 * PAGE,
+        ) {
+            let bits: Vec<bool> = runs.iter().enumerate()
+                .flat_map(|(i, len)| std::iter::repeat_n(i % 2 == 1, *len))
+                .chain(std::iter::repeat(true))
+                .take(8 * PAGE as usize)
+                .collect();
+            let mut page = [0; PAGE as usize];
+            for (i, _) in bits.iter().enumerate().filter(|(_, set)| **set) {
+                page[i / 8] |= 1 << (i % 8);
+            }
+            let end = (first + len).min(8 * PAGE);
+            let value = bits[first as usize];
+            let expected = bits[first as usize..end as usize].iter().take_while(|b| **b == value).count();
+            prop_assert_eq!(run_of_bits(&page, first, end), (value, expected as u64));
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The log, \[MS-VHDX\] 2.3: finding the entries that count and replaying them.
+
+mod ring;
+mod scan;
+
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::format::header::Header;
+use crate::format::log_entry::{Descriptor, SECTOR};
+use crate::storage::{Overlay, Patch, Storage};
+use crate::types::MIB;
+
+use ring::Ring;
+pub(crate) use scan::Sequence;
+
+/// Finds the changes that the log of `header` still holds, \[MS-VHDX\] 2.3.2.
+///
+/// Only called with a log GUID in the header; without one there is nothing to find.
+pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
+    let file_len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let mut ring = Ring::new(storage, header, file_len)?;
+    let sequence = scan::active_sequence(&mut ring, header.log_guid)?;
+    let head = sequence.head();
+    if file_len < head.flushed_file_offset {
+        let message = "the file is shorter than it was when the log was written";
+        let at = ring.file_offset(head.position) + 48;
+        return Err(Error::damaged("log.truncated-file", "2.3.3", at, message)
+            .with_found(format_args!("{file_len} bytes"))
+            .with_expected(format_args!("at least {}", head.flushed_file_offset)));
+    }
+    Ok(sequence)
+}
+
+/// Lays what the sequence holds over the file, \[MS-VHDX\] 2.3.3, as if it had been replayed.
+pub(crate) fn replay_over(
+    storage: &Arc<dyn Storage>,
+    header: &Header,
+    sequence: &Sequence,
+) -> Result<Overlay> {
+    let length_failed =
+        |error| Error::io("file.length", "cannot tell the length of the file", error);
+    let mut overlay = Overlay::new(Arc::clone(storage)).map_err(length_failed)?;
+    let file_len = storage.len().map_err(length_failed)?;
+    let mut ring = Ring::new(storage.as_ref(), header, file_len)?;
+    for entry in &sequence.entries {
+        let mut data = entry.position + entry.descriptor_sectors * SECTOR;
+        for i in 0..entry.descriptor_count {
+            let (descriptor, at) = ring.descriptor(entry.position, i, entry.sequence_number)?;
+            let range = target(&descriptor, at, header)?;
+            match descriptor {
+                Descriptor::Zero { .. } if range.is_empty() => {}
+                Descriptor::Zero { .. } => overlay.lay(range, Patch::Zero, entry.sequence_number),
+                Descriptor::Data { leading, trailing, .. } => {
+                    let patch = Patch::Sector { at: ring.file_offset(data), leading, trailing };
+                    overlay.lay(range, patch, entry.sequence_number);
+                    data += SECTOR;
+                }
+            }
+        }
+    }
+    overlay.grow(sequence.head().last_file_offset);
+    Ok(overlay)
+}
+
+/// The bytes of the file that a descriptor changes; `at` is where the descriptor stands.
+fn target(descriptor: &Descriptor, at: u64, header: &Header) -> Result<std::ops::Range<u64>> {
+    let (start, length) = match descriptor {
+        Descriptor::Zero { at, length } => (at.get(), *length),
+        Descriptor::Data { at, .. } => (at.get(), SECTOR),
+    };
+    let damaged = |code, place, message| Error::damaged(code, "2.3.1", at + place, message);
+    if !start.is_multiple_of(SECTOR) {
+        return Err(damaged("log.target", 16, "misaligned target of a log descriptor")
+            .with_found(format_args!("{start:#x}"))
+            .with_expected("a multiple of 4 KiB"));
+    }
+    // The host's own limit on file sizes: no file of the format comes near it.
+    let end = start.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
+    let Some(end) = end.filter(|_| length.is_multiple_of(SECTOR)) else {
+        return Err(damaged("log.zero-length", 8, "impossible length of a zero descriptor")
+            .with_found(format_args!("{length:#x}"))
+            .with_expected("a multiple of 4 KiB that ends within a file"));
+    };
+    let log = header.log_offset..header.log_offset + u64::from(header.log_length);
+    // Region tables go through the log; what lies before them, and the log itself, never do.
+    let tables = crate::format::region::RegionTable::OFFSETS[0];
+    if start < tables || (start < log.end && end > log.start && end > start) {
+        return Err(damaged("log.target", 16, "a log descriptor over the headers or the log")
+            .with_found(format_args!("bytes {start:#x} to {end:#x}"))
+            .with_expected(format_args!(
+                "from {tables:#x} on, outside {:#x} to {:#x}",
+                log.start, log.end
+            )));
+    }
+    Ok(start..end)
+}
+
+/// Refuses a log that does not lie within the file.
+fn check_place(header: &Header, file_len: u64) -> Result<()> {
+    let end = header.log_offset.checked_add(header.log_length.into());
+    if header.log_offset >= MIB && header.log_length > 0 && end.is_some_and(|end| end <= file_len) {
+        return Ok(());
+    }
+    let message = "the log that the header names does not lie within the file";
+    Err(Error::damaged("log.place", "2.2.2", header.log_offset, message)
+        .with_found(format_args!("{} bytes from {:#x}", header.log_length, header.log_offset))
+        .with_expected(format_args!("1 MiB or more, between 1 MiB and {file_len:#x}")))
+}

@@ -1,0 +1,192 @@
+//! Which entries of the log count, \[MS-VHDX\] 2.3.2.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::ring::Ring;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::log_entry::{
+    DESCRIPTOR_LEN, Descriptor, EntryHeader, HEADER_LEN, SECTOR, is_data_sector,
+};
+
+/// The active sequence from its tail to its head: what a replay applies, in order.
+#[derive(Clone, Debug)]
+pub(crate) struct Sequence {
+    /// Never empty.
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// A valid entry.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    /// From the start of the log.
+    pub(crate) position: u64,
+    pub(crate) length: u64,
+    pub(crate) tail: u64,
+    pub(crate) sequence_number: u64,
+    pub(crate) descriptor_count: u32,
+    pub(crate) descriptor_sectors: u64,
+    pub(crate) flushed_file_offset: u64,
+    pub(crate) last_file_offset: u64,
+}
+
+impl Sequence {
+    pub(crate) fn tail(&self) -> &Entry {
+        &self.entries[0]
+    }
+
+    pub(crate) fn head(&self) -> &Entry {
+        &self.entries[self.entries.len() - 1]
+    }
+}
+
+/// Finds, of all runs of valid entries with rising numbers, the one with the newest head whose tail
+/// is in the run itself.
+pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequence> {
+    let entries = valid_entries(ring, guid)?;
+    if entries.is_empty() {
+        let message = "the header names a log that holds no valid entry";
+        return Err(Error::new(ErrorKind::LogWithoutEntries, "log.no-entries", message)
+            .with_section("2.3.3")
+            .at(ring.file_offset(0))
+            .with_found("none")
+            .with_expected(format_args!("an entry of log {guid}")));
+    }
+    let by_position: HashMap<u64, usize> =
+        entries.iter().enumerate().map(|(i, entry)| (entry.position, i)).collect();
+    let next = |entry: &Entry| {
+        let next = *by_position.get(&((entry.position + entry.length) % ring.len()))?;
+        (Some(entries[next].sequence_number) == entry.sequence_number.checked_add(1))
+            .then_some(next)
+    };
+    let mut starts = vec![true; entries.len()];
+    for entry in &entries {
+        if let Some(next) = next(entry) {
+            starts[next] = false;
+        }
+    }
+    let mut best: Option<Vec<usize>> = None;
+    for start in (0..entries.len()).filter(|i| starts[*i]) {
+        // Numbers rise along a run, so that it ends.
+        let run: Vec<usize> = std::iter::successors(Some(start), |i| next(&entries[*i])).collect();
+        let head = &entries[run[run.len() - 1]];
+        let Some(tail) = run.iter().position(|i| entries[*i].position == head.tail) else {
+            continue;
+        };
+        let newer = |best: &Vec<usize>| {
+            head.sequence_number > entries[best[best.len() - 1]].sequence_number
+        };
+        if best.as_ref().is_none_or(newer) {
+            best = Some(run[tail..].to_vec());
+        }
+    }
+    let Some(run) = best else {
+        let newest = entries.iter().max_by_key(|entry| entry.sequence_number);
+        let newest = newest.expect("there is an entry");
+        let message = "no run of log entries reaches back to its own tail";
+        let at = ring.file_offset(newest.position) + 12;
+        return Err(Error::damaged("log.no-active-sequence", "2.3.3", at, message)
+            .with_found(format_args!(
+                "entry {} with its tail at {:#x} of the log",
+                newest.sequence_number, newest.tail
+            ))
+            .with_expected("an unbroken run of entries from there"));
+    };
+    Ok(Sequence { entries: run.into_iter().map(|i| entries[i].clone()).collect() })
+}
+
+fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<Entry>> {
+    let mut entries = Vec::new();
+    let mut position = 0;
+    while position < ring.len() {
+        match valid_entry(ring, guid, position)? {
+            Some(entry) => {
+                position += entry.length;
+                entries.push(entry);
+            }
+            None => position += SECTOR,
+        }
+    }
+    Ok(entries)
+}
+
+/// The entry that starts at `position`, if one does and it is whole.
+///
+/// The sum is taken last. Before it every sector of the entry has shown that it does not start an
+/// entry itself, so that entries cannot be nested to have the same bytes summed over and over.
+fn valid_entry(ring: &mut Ring<'_>, guid: Uuid, position: u64) -> Result<Option<Entry>> {
+    let Some(header) = EntryHeader::parse(ring.sector(position)?) else { return Ok(None) };
+    let length = u64::from(header.entry_length);
+    if header.log_guid != guid
+        || header.sequence_number == 0
+        || length == 0
+        || !length.is_multiple_of(SECTOR)
+        || length > ring.len()
+        || header.descriptor_sectors() > header.sectors()
+        || !u64::from(header.tail).is_multiple_of(SECTOR)
+        || u64::from(header.tail) >= ring.len()
+        || !has_its_sectors(ring, &header, position)?
+        || !has_its_sum(ring, &header, position)?
+    {
+        return Ok(None);
+    }
+    Ok(Some(Entry {
+        position,
+        length,
+        tail: header.tail.into(),
+        sequence_number: header.sequence_number,
+        descriptor_count: header.descriptor_count,
+        descriptor_sectors: header.descriptor_sectors(),
+        flushed_file_offset: header.flushed_file_offset,
+        last_file_offset: header.last_file_offset,
+    }))
+}
+
+/// Whether the descriptors and data sectors that the header counts are there.
+fn has_its_sectors(ring: &mut Ring<'_>, header: &EntryHeader, position: u64) -> Result<bool> {
+    let mut data_sectors = 0;
+    let mut left = header.descriptor_count as usize;
+    for i in 0..header.descriptor_sectors() {
+        let sector = ring.sector(position + i * SECTOR)?;
+        let first = if i == 0 { HEADER_LEN } else { 0 };
+        for bytes in sector[first..].chunks_exact(DESCRIPTOR_LEN).take(left) {
+            match Descriptor::parse(bytes, header.sequence_number) {
+                Some(Descriptor::Data { .. }) => data_sectors += 1,
+                Some(Descriptor::Zero { .. }) => {}
+                None => return Ok(false),
+            }
+        }
+        left = left.saturating_sub((SECTOR as usize - first) / DESCRIPTOR_LEN);
+    }
+    for i in header.descriptor_sectors()..header.sectors() {
+        let sector = ring.sector(position + i * SECTOR)?;
+        let is_sound = if data_sectors > 0 {
+            data_sectors -= 1;
+            is_data_sector(sector, header.sequence_number)
+        } else {
+            // Room that the entry claims and does not use.
+            EntryHeader::parse(sector).is_none()
+        };
+        if !is_sound {
+            return Ok(false);
+        }
+    }
+    Ok(data_sectors == 0)
+}
+
+fn has_its_sum(ring: &mut Ring<'_>, header: &EntryHeader, position: u64) -> Result<bool> {
+    let mut sum = 0;
+    for i in 0..header.sectors() {
+        let sector = ring.sector(position + i * SECTOR)?;
+        if i > 0 {
+            sum = crc32c::crc32c_append(sum, sector);
+            continue;
+        }
+        // The checksum's own bytes count as zero.
+        sum = crc32c::crc32c(&sector[..4]);
+        sum = crc32c::crc32c_append(sum, &[0; 4]);
+        sum = crc32c::crc32c_append(sum, &sector[8..]);
+    }
+    Ok(sum == header.checksum)
+}

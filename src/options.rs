@@ -1,0 +1,141 @@
+//! How images and chains are opened.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::chain::{ChainPolicy, DiffChain, Linkage, ParentSource, PathSource};
+use crate::error::{Error, Result};
+use crate::image::{Budget, ImagePolicy, Lock, LogPolicy, VhdxFile};
+use crate::storage::{Access, Host, LocalHost, Storage};
+
+/// How to open an image or a chain. Everything is opened for reading.
+///
+/// ```no_run
+/// use avhdx::{LogPolicy, OpenOptions, PathSource};
+///
+/// let chain = OpenOptions::new()
+///     .log(LogPolicy::Refuse)
+///     .parents(PathSource::new().folder("/backup/parents").map(r"D:\vm", "/mnt/vm"))
+///     .open("/mnt/vm/web_1A2B.avhdx")?;
+/// # let _ = chain;
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    image: ImagePolicy,
+    chain: ChainPolicy,
+    host: Arc<dyn Host>,
+    parents: Option<Arc<dyn ParentSource>>,
+}
+
+impl OpenOptions {
+    /// The defaults: shared locks, logs replayed in memory, identities verified, parents found by
+    /// their recorded paths.
+    pub fn new() -> Self {
+        Self {
+            image: ImagePolicy::default(),
+            chain: ChainPolicy::default(),
+            host: Arc::new(LocalHost),
+            parents: None,
+        }
+    }
+
+    /// How files are locked.
+    pub fn lock(mut self, lock: Lock) -> Self {
+        self.image.lock = lock;
+        self
+    }
+
+    /// What to do about a log that is not empty.
+    pub fn log(mut self, policy: LogPolicy) -> Self {
+        self.image.log = policy;
+        self
+    }
+
+    /// Whether parents must have the recorded identity.
+    pub fn linkage(mut self, linkage: Linkage) -> Self {
+        self.chain.linkage = linkage;
+        self
+    }
+
+    /// The memory for tables, shared with whoever was given a clone of it.
+    pub fn budget(mut self, shared: Budget) -> Self {
+        self.image.budget = shared;
+        self
+    }
+
+    /// Where parents come from. By default a [`PathSource`] over the host.
+    pub fn parents(mut self, source: impl ParentSource + 'static) -> Self {
+        self.parents = Some(Arc::new(source));
+        self
+    }
+
+    /// Layers that a chain may have, 256 unless told otherwise.
+    pub fn max_depth(mut self, layers: usize) -> Self {
+        self.chain.max_depth = layers;
+        self
+    }
+
+    /// The host that paths given to [`open`](Self::open) and [`open_image`](Self::open_image) lie on:
+    /// this machine unless told otherwise.
+    pub fn host(mut self, host: Arc<dyn Host>) -> Self {
+        self.host = host;
+        self
+    }
+
+    /// Opens the image at `path` with all its parents.
+    ///
+    /// # Errors
+    /// As [`open_image`](Self::open_image) for each layer, and as [`open_chain`](Self::open_chain).
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<DiffChain> {
+        self.open_chain(self.open_image(path)?)
+    }
+
+    /// Opens the image at `path` alone.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot open it, and as
+    /// [`open_file`](Self::open_file).
+    pub fn open_image(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
+        let path = path.as_ref();
+        let storage = self.host.open(path, Access::Read).map_err(|error| {
+            Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
+        })?;
+        self.open_file(storage)
+    }
+
+    /// Opens the image in `storage` alone.
+    ///
+    /// # Errors
+    /// [`NotVhdx`](crate::ErrorKind::NotVhdx), [`Damaged`](crate::ErrorKind::Damaged) or
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for what the file is;
+    /// [`LogWithoutEntries`](crate::ErrorKind::LogWithoutEntries) and
+    /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse).
+    pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
+        VhdxFile::from_storage(storage, &self.image)
+    }
+
+    /// Finds and opens the parents of `tip`.
+    ///
+    /// # Errors
+    /// [`ParentMissing`](crate::ErrorKind::ParentMissing),
+    /// [`ParentMismatch`](crate::ErrorKind::ParentMismatch) and
+    /// [`ParentDenied`](crate::ErrorKind::ParentDenied) when a parent cannot be had;
+    /// [`Damaged`](crate::ErrorKind::Damaged) when the chain is a loop or its layers do not fit each
+    /// other; [`Limit`](crate::ErrorKind::Limit) when it is deeper than allowed.
+    pub fn open_chain(&self, tip: VhdxFile) -> Result<DiffChain> {
+        match &self.parents {
+            Some(source) => DiffChain::assemble(tip, &self.chain, &self.image, source.as_ref()),
+            None => {
+                let source = PathSource::new().host(Arc::clone(&self.host));
+                DiffChain::assemble(tip, &self.chain, &self.image, &source)
+            }
+        }
+    }
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,70 @@
+//! A disk without a format: a file whose bytes are the disk's.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::disk::{Disk, Extent, Geometry, LayerId, Source, check_range};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::types::FileOffset;
+
+/// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change.
+///
+/// Only ever made when asked for: a guest can write the header of any format into its own disk, so
+/// that guessing the format of a raw image is not safe.
+#[derive(Debug)]
+pub struct RawDisk {
+    id: LayerId,
+    storage: Arc<dyn Storage>,
+    size: u64,
+}
+
+impl RawDisk {
+    /// The disk in `storage`, with sectors of 512 bytes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the length cannot be told.
+    pub fn new(storage: Arc<dyn Storage>) -> Result<Self> {
+        let size = storage.len().map_err(|error| {
+            Error::io("file.length", "cannot tell the length of the file", error)
+                .in_file(storage.name())
+        })?;
+        Ok(Self { id: LayerId::next(), storage, size })
+    }
+
+    fn io(&self, code: &'static str, message: String, at: u64, error: std::io::Error) -> Error {
+        Error::io(code, message, error).in_file(self.storage.name()).at(at)
+    }
+}
+
+impl Disk for RawDisk {
+    fn geometry(&self) -> Geometry {
+        Geometry::new(self.size, 512, 512)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        self.storage.read_exact_at(buf, offset).map_err(|error| {
+            self.io("raw.read", format!("cannot read {} bytes", buf.len()), offset, error)
+        })
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        self.storage.write_at(buf, offset).map_err(|error| {
+            self.io("raw.write", format!("cannot write {} bytes", buf.len()), offset, error)
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        let flushed = self.storage.flush();
+        flushed.map_err(|error| self.io("raw.flush", "cannot flush".into(), 0, error))
+    }
+
+    fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
+        let len = range.end.saturating_sub(range.start);
+        check_range(&self.geometry(), range.start, len)?;
+        let source = Source::Data { layer: self.id, at: FileOffset::new(range.start) };
+        Ok((len > 0).then_some(Extent { range, source }))
+    }
+}

@@ -1,0 +1,125 @@
+//! A file of this machine.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{FileId, LockMode, LockOutcome, Storage};
+
+/// A file of this machine, open for reading or for both.
+#[derive(Debug)]
+pub struct FileStorage {
+    file: File,
+    name: String,
+    path: Option<PathBuf>,
+}
+
+impl FileStorage {
+    /// A file that was opened by the caller and lies at no known path, an inherited descriptor for
+    /// instance. `name` is what errors call it.
+    pub fn from_file(file: File, name: impl Into<String>) -> Self {
+        Self { file, name: name.into(), path: None }
+    }
+
+    pub(super) fn at_path(file: File, path: &Path) -> Self {
+        Self { file, name: path.display().to_string(), path: Some(path.to_path_buf()) }
+    }
+}
+
+impl Storage for FileStorage {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::read_at(&self.file, buf, offset);
+        #[cfg(windows)]
+        return match std::os::windows::fs::FileExt::seek_read(&self.file, buf, offset) {
+            // Windows reports the end of a file as an error (ERROR_HANDLE_EOF).
+            Err(error) if error.raw_os_error() == Some(38) => Ok(0),
+            result => result,
+        };
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        #[cfg(unix)]
+        return std::os::unix::fs::FileExt::write_all_at(&self.file, buf, offset);
+        #[cfg(windows)]
+        {
+            let (mut buf, mut offset) = (buf, offset);
+            while !buf.is_empty() {
+                match std::os::windows::fs::FileExt::seek_write(&self.file, buf, offset)? {
+                    0 => return Err(io::ErrorKind::WriteZero.into()),
+                    written => {
+                        buf = &buf[written..];
+                        offset += written as u64;
+                    }
+                }
+            }
+            Ok(())
+        }
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let metadata = self.file.metadata()?;
+        if metadata.is_file() {
+            return Ok(metadata.len());
+        }
+        // A device has no length of its own; its end is where a seek to the end arrives.
+        io::Seek::seek(&mut &self.file, io::SeekFrom::End(0))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn id(&self) -> io::Result<Option<FileId>> {
+        Ok(file_id(&self.file.metadata()?))
+    }
+
+    fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
+        let locked = match mode {
+            LockMode::Shared => self.file.try_lock_shared(),
+            LockMode::Exclusive => self.file.try_lock(),
+        };
+        match locked {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Ok(LockOutcome::InUse("another program holds a lock on it".into()));
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        // QEMU marks the images it writes to with locks of another sort, which the one above does
+        // not meet.
+        #[cfg(target_os = "linux")]
+        if super::proc_locks::has_qemu_writer(&self.file) {
+            self.file.unlock()?;
+            return Ok(LockOutcome::InUse("QEMU has it open for writing".into()));
+        }
+        Ok(LockOutcome::Locked)
+    }
+}
+
+#[cfg(unix)]
+pub(super) fn file_id(metadata: &std::fs::Metadata) -> Option<FileId> {
+    use std::os::unix::fs::MetadataExt;
+    Some(FileId { volume: metadata.dev(), file: metadata.ino() })
+}
+
+/// Stable Rust gives no file identity on Windows yet; chains then tell layers apart by their GUIDs.
+#[cfg(not(unix))]
+pub(super) fn file_id(_: &std::fs::Metadata) -> Option<FileId> {
+    None
+}
+
+#[cfg(not(any(unix, windows)))]
+compile_error!("reading at an offset needs Unix or Windows");

@@ -1,0 +1,247 @@
+//! The bytes of files and the names around them: the one place that touches the host.
+//!
+//! [`Storage`] is one file, [`Host`] the folders around it. [`FileStorage`] and [`LocalHost`] are the
+//! machine's own; [`MemStorage`] keeps bytes in memory. Implement the traits to read images from
+//! elsewhere, an object store for instance.
+
+mod file;
+mod local;
+mod mem;
+mod overlay;
+#[cfg(target_os = "linux")]
+mod proc_locks;
+
+use std::fmt::Debug;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+pub use file::FileStorage;
+pub use local::LocalHost;
+pub use mem::MemStorage;
+pub(crate) use overlay::{Overlay, Patch};
+
+/// The bytes of one file on the host.
+pub trait Storage: Debug + Send + Sync {
+    /// What errors call this file, usually its path.
+    fn name(&self) -> &str;
+
+    /// Where the file lies, if it lies in a folder: parents are looked for from there.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Reads into `buf` from `offset` and returns how many bytes: fewer than asked, or none, at the
+    /// end of the file.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `buf` at `offset`, growing the file where needed.
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::PermissionDenied`] when opened for reading.
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes what was written durable, the length included.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn flush(&self) -> io::Result<()>;
+
+    /// The length of the file in bytes.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether the file holds no byte.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Cuts the file to `len` bytes or extends it with zeros.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// What tells this file from all others on the host, however it is named; `None` where the host
+    /// has no such thing.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn id(&self) -> io::Result<Option<FileId>> {
+        Ok(None)
+    }
+
+    /// Takes a lock on the file without waiting, held until this storage is dropped.
+    ///
+    /// # Errors
+    /// What the host says, with [`ErrorKind::Unsupported`] where files cannot be locked.
+    fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
+        let _ = mode;
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Fills `buf` from `offset`, or fails with [`ErrorKind::UnexpectedEof`].
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buf.is_empty() {
+            match self.read_at(buf, offset) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The names around the files: folders, and what may be done to names in them.
+pub trait Host: Debug + Send + Sync {
+    /// Opens a file. Never waits, not even for the other end of a pipe.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>>;
+
+    /// Creates a file that was not there, for writing.
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>>;
+
+    /// The names in a folder, in no order.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// What a name stands for, symbolic links followed.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn stat(&self, path: &Path) -> io::Result<Stat>;
+
+    /// The path without symbolic links, `.` and `..`.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// Whether the name itself is a symbolic link.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn is_link(&self, path: &Path) -> io::Result<bool>;
+
+    /// Gives a file a new name, which must not be taken.
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Gives a file a new name and takes that name from whatever file had it, in one step.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a folder durable.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn sync_dir(&self, folder: &Path) -> io::Result<()>;
+}
+
+/// What a file is opened for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Access {
+    /// Reading only: nothing of the file can change through this handle.
+    Read,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+/// Who else a lock admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LockMode {
+    /// Other readers.
+    Shared,
+    /// Nobody.
+    Exclusive,
+}
+
+/// What became of an attempt to lock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LockOutcome {
+    /// The lock is held.
+    Locked,
+    /// Somebody else holds the file in a way that does not admit this; who, as far as is known.
+    InUse(String),
+}
+
+/// Tells a file from all others on a host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FileId {
+    /// The volume the file lies on.
+    pub volume: u64,
+    /// The file on that volume.
+    pub file: u64,
+}
+
+/// What kind of thing a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A folder.
+    Folder,
+    /// A device, pipe, socket or anything else.
+    Other,
+}
+
+/// What a host knows of a name.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stat {
+    /// What the name stands for.
+    pub kind: FileKind,
+    /// Length in bytes.
+    pub len: u64,
+    /// Bytes that the file takes up on its volume, where the host tells.
+    pub allocated: Option<u64>,
+    /// When the contents last changed, where the host tells.
+    pub modified: Option<SystemTime>,
+    /// What tells the file from others, where the host has such a thing.
+    pub id: Option<FileId>,
+}
+
+impl Stat {
+    /// Facts of a file or folder of which nothing more is known.
+    pub const fn new(kind: FileKind, len: u64) -> Self {
+        Self { kind, len, allocated: None, modified: None, id: None }
+    }
+}

@@ -1,0 +1,165 @@
+//! A file with changes laid over it in memory, the file itself untouched.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{FileId, LockMode, LockOutcome, Storage};
+
+/// A read-only view of a file as if a log had been replayed to it.
+///
+/// What a log holds stays in the file: the overlay remembers where, some forty bytes per sector, so
+/// that its size is bounded by the file's own.
+#[derive(Debug)]
+pub(crate) struct Overlay {
+    base: Arc<dyn Storage>,
+    base_len: u64,
+    len: u64,
+    /// Pieces by start; they do not overlap.
+    pieces: BTreeMap<u64, Piece>,
+}
+
+/// What lies over a range of the file.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patch {
+    /// Zeros.
+    Zero,
+    /// A sector that lies at `at` in the same file but for its first eight and last four bytes.
+    Sector { at: u64, leading: [u8; 8], trailing: [u8; 4] },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    end: u64,
+    patch: Patch,
+    /// The sequence number of the log entry that it came with.
+    sequence: u64,
+}
+
+impl Overlay {
+    pub(crate) fn new(base: Arc<dyn Storage>) -> io::Result<Self> {
+        let base_len = base.len()?;
+        Ok(Self { base, base_len, len: base_len, pieces: BTreeMap::new() })
+    }
+
+    /// Lays `patch` over `range`, in place of what earlier entries put there. A sector patch is as
+    /// long as its range and starts at a multiple of that, so that it is covered whole or not at all.
+    pub(crate) fn lay(&mut self, range: Range<u64>, patch: Patch, sequence: u64) {
+        self.clear(&range);
+        self.len = self.len.max(range.end);
+        self.pieces.insert(range.start, Piece { end: range.end, patch, sequence });
+    }
+
+    /// Extends the file with zeros to at least `len`.
+    pub(crate) fn grow(&mut self, len: u64) {
+        self.len = self.len.max(len);
+    }
+
+    /// The log entry that supplies the byte at `offset`, if one does.
+    pub(crate) fn entry_at(&self, offset: u64) -> Option<u64> {
+        self.over(offset..offset.saturating_add(1)).next().map(|(_, piece)| piece.sequence)
+    }
+
+    /// The first byte of `range` that a log entry supplies.
+    pub(crate) fn first_within(&self, range: Range<u64>) -> Option<u64> {
+        self.over(range.clone()).next().map(|(start, _)| start.max(range.start))
+    }
+
+    /// The pieces that meet `range`, in order.
+    fn over(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Piece)> {
+        let before = self.pieces.range(..range.start).next_back();
+        let before = before.filter(|(_, piece)| piece.end > range.start);
+        before.into_iter().chain(self.pieces.range(range)).map(|(start, piece)| (*start, piece))
+    }
+
+    fn clear(&mut self, range: &Range<u64>) {
+        let met: Vec<(u64, Piece)> =
+            self.over(range.clone()).map(|(at, piece)| (at, *piece)).collect();
+        for (start, piece) in met {
+            self.pieces.remove(&start);
+            if start < range.start {
+                self.pieces.insert(start, Piece { end: range.start, ..piece });
+            }
+            if piece.end > range.end {
+                self.pieces.insert(range.end, piece);
+            }
+        }
+    }
+
+    fn read_base(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let there = self.base_len.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let (there, beyond) = buf.split_at_mut(there);
+        beyond.fill(0);
+        self.base.read_exact_at(there, offset)
+    }
+
+    fn read_patch(&self, piece: &Piece, start: u64, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let Patch::Sector { at, leading, trailing } = piece.patch else {
+            buf.fill(0);
+            return Ok(());
+        };
+        let within = offset - start;
+        self.base.read_exact_at(buf, at + within)?;
+        let len = piece.end - start;
+        for (i, byte) in buf.iter_mut().enumerate() {
+            let place = within + i as u64;
+            if let Some(lead) = leading.get(place as usize) {
+                *byte = *lead;
+            } else if place >= len - trailing.len() as u64 {
+                *byte = trailing[(place + trailing.len() as u64 - len) as usize];
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Storage for Overlay {
+    fn name(&self) -> &str {
+        self.base.name()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.base.path()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let len = self.len.saturating_sub(offset).min(buf.len() as u64);
+        let end = offset + len;
+        let mut at = offset;
+        let place = |at: u64| (at - offset) as usize;
+        for (start, piece) in self.over(offset..end) {
+            let (from, to) = (start.max(at), piece.end.min(end));
+            self.read_base(&mut buf[place(at)..place(from)], at)?;
+            self.read_patch(piece, start, &mut buf[place(from)..place(to)], from)?;
+            at = to;
+        }
+        self.read_base(&mut buf[place(at)..place(end)], at)?;
+        Ok(len as usize)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.len)
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn id(&self) -> io::Result<Option<FileId>> {
+        self.base.id()
+    }
+
+    fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
+        self.base.try_lock(mode)
+    }
+}
