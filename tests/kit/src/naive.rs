@@ -48,7 +48,7 @@ pub enum Says {
 #[derive(Debug)]
 pub struct Layer {
     file: Source,
-    /// Updates of the log that are not in a file read by streaming, in their order.
+    /// The log's updates in their order, unless they are in the bytes already.
     updates: Vec<Update>,
     /// Virtual size in bytes.
     pub size: u64,
@@ -71,10 +71,33 @@ enum Source {
     File(File),
 }
 
-#[derive(Debug)]
-enum Update {
-    Data(u64, Vec<u8>),
-    Zero(u64, u64),
+/// What the log writes at a file offset.
+#[derive(Clone, Debug)]
+struct Update {
+    at: u64,
+    what: What,
+}
+
+#[derive(Clone, Debug)]
+enum What {
+    Data(Vec<u8>),
+    Zeros(u64),
+}
+
+impl Update {
+    fn len(&self) -> u64 {
+        match &self.what {
+            What::Data(bytes) => bytes.len() as u64,
+            What::Zeros(len) => *len,
+        }
+    }
+
+    fn byte(&self, n: u64) -> u8 {
+        match &self.what {
+            What::Data(bytes) => bytes[n as usize],
+            What::Zeros(_) => 0,
+        }
+    }
 }
 
 type Result<T> = std::result::Result<T, String>;
@@ -148,30 +171,26 @@ impl Layer {
         {
             return Err("log past the end of the file".into());
         }
-        let (updates, flushed, last) = active_sequence(&self.get(offset, length)?, log_guid)?;
+        // That the file is at least as long as the head's last file offset needs no work here:
+        // past its end there are zeros anyway.
+        let (updates, flushed) = active_sequence(&self.get(offset, length)?, log_guid)?;
         if self.len() < flushed {
             return Err("truncated".into());
         }
-        match &mut self.file {
-            Source::File(_) => self.updates = updates,
-            Source::Bytes(bytes) => {
-                for u in updates {
-                    let (at, len) = match &u {
-                        Update::Data(at, data) => (*at, data.len() as u64),
-                        Update::Zero(at, len) => (*at, *len),
-                    };
-                    let end = at.checked_add(len).filter(|e| *e <= 1 << 32);
-                    let end = end.ok_or("replay out of bounds")? as usize;
+        self.updates = updates;
+        if let Source::Bytes(bytes) = &mut self.file {
+            let end = self
+                .updates
+                .iter()
+                .map(|u| u.at.saturating_add(u.len()))
+                .max();
+            // An update far out stays an update, lest a wrong offset takes all memory.
+            if end.is_some_and(|e| e <= bytes.len() as u64 + (64 << 20)) {
+                for u in self.updates.drain(..) {
+                    let (at, end) = (u.at as usize, (u.at + u.len()) as usize);
                     bytes.resize(bytes.len().max(end), 0);
-                    match u {
-                        Update::Data(_, data) => bytes[at as usize..end].copy_from_slice(&data),
-                        Update::Zero(..) => bytes[at as usize..end].fill(0),
-                    }
+                    (at..end).for_each(|i| bytes[i] = u.byte((i - at) as u64));
                 }
-                if last > 1 << 32 {
-                    return Err("replay out of bounds".into());
-                }
-                bytes.resize(bytes.len().max(last as usize), 0);
             }
         }
         Ok(())
@@ -254,16 +273,8 @@ impl Layer {
             }
         }
         for u in &self.updates {
-            let (from, size) = match u {
-                Update::Data(from, data) => (*from, data.len() as u64),
-                Update::Zero(from, size) => (*from, *size),
-            };
-            for i in from.max(at)..from.saturating_add(size).min(at.saturating_add(len)) {
-                buf[(i - at) as usize] = match u {
-                    Update::Data(_, data) => data[(i - from) as usize],
-                    Update::Zero(..) => 0,
-                };
-            }
+            let end = u.at.saturating_add(u.len()).min(at.saturating_add(len));
+            (u.at.max(at)..end).for_each(|i| buf[(i - at) as usize] = u.byte(i - u.at));
         }
         Ok(buf)
     }
@@ -417,13 +428,12 @@ struct Entry {
     length: u64,
     tail: u64,
     flushed: u64,
-    last: u64,
-    updates: Vec<(u64, Option<u64>, Vec<u8>)>,
+    updates: Vec<Update>,
 }
 
-/// The updates of the active sequence, and the head's flushed and last file offsets.
+/// The updates of the active sequence, and the head's flushed file offset.
 /// [MS-VHDX] 2.3.3
-fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64, u64)> {
+fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64)> {
     let sectors = ring.len() as u64 / 4096;
     let entries: Vec<Option<Entry>> = (0..sectors).map(|s| entry(ring, s, log_guid)).collect();
     let at = |s: u64| entries[(s % sectors) as usize].as_ref();
@@ -456,14 +466,8 @@ fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64, u64
     }
     let best = best.ok_or("no active log sequence")?;
     let head = best[best.len() - 1];
-    let updates = best
-        .iter()
-        .flat_map(|e| &e.updates)
-        .map(|(at, zeros, data)| match zeros {
-            Some(len) => Update::Zero(*at, *len),
-            None => Update::Data(*at, data.clone()),
-        });
-    Ok((updates.collect(), head.flushed, head.last))
+    let updates = best.iter().flat_map(|e| e.updates.clone());
+    Ok((updates.collect(), head.flushed))
 }
 
 /// The entry that starts at this sector of the ring, if it is valid. [MS-VHDX] 2.3.1
@@ -495,7 +499,10 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
         }
         match &d[0..4] {
             b"zero" if le(d, 8).is_multiple_of(4096) => {
-                updates.push((at, Some(le(d, 8)), Vec::new()));
+                updates.push(Update {
+                    at,
+                    what: What::Zeros(le(d, 8)),
+                });
             }
             b"desc" => {
                 let s = data.next()?;
@@ -503,19 +510,21 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
                 if &s[0..4] != b"data" || torn {
                     return None;
                 }
-                updates.push((at, None, [&d[8..16], &s[8..4092], &d[4..8]].concat()));
+                let bytes = [&d[8..16], &s[8..4092], &d[4..8]].concat();
+                updates.push(Update {
+                    at,
+                    what: What::Data(bytes),
+                });
             }
             _ => return None,
         }
     }
     let tail = le32(&e, 12).into();
-    let (flushed, last) = (le(&e, 48), le(&e, 56));
     Some(Entry {
         number,
         length: length as u64,
         tail,
-        flushed,
-        last,
+        flushed: le(&e, 48),
         updates,
     })
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)]
 
 use avhdx_testkit::build::{Block, Data, Image, Order, state};
+use avhdx_testkit::naive::Chain;
 use avhdx_testkit::qemu::Qemu;
 use std::fs;
 
@@ -70,4 +71,37 @@ fn fixed() {
     image.log_offset = 7 * MIB;
     image.metadata_offset = 8 * MIB;
     agrees(&image);
+}
+
+/// The other way round: the naive reader reads what QEMU writes.
+#[test]
+fn written_by_qemu() {
+    let Some(qemu) = Qemu::find() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let (path, raw) = (dir.path().join("i.vhdx"), dir.path().join("i.raw"));
+    for options in [
+        &[("block_size", "1048576"), ("log_size", "2097152")][..],
+        &[("subformat", "fixed")],
+    ] {
+        let size = 40 * MIB + 512;
+        qemu.create(&path, size, options);
+        qemu.io(
+            &path,
+            &["write -P 0x11 512 64k", "write -P 0x22 7M 2M", "flush"],
+        );
+        qemu.write_pattern(&path, size - 512, 512, 0x33);
+        qemu.check(&path);
+        qemu.to_raw(&path, &raw);
+        let flat = Chain::open([&path]).unwrap().flat(0).unwrap();
+        assert!(flat == fs::read(&raw).unwrap());
+        assert_eq!(
+            (flat[511], flat[512], flat[size as usize - 1]),
+            (0, 0x11, 0x33)
+        );
+        assert!(qemu.info(&path).contains("\"vhdx\""));
+        qemu.compare(("vhdx", &path), ("raw", &raw));
+        qemu.from_raw(&raw, &path, options);
+        assert!(Chain::open([&path]).unwrap().flat(0).unwrap() == flat);
+        assert!(qemu.map(&path).starts_with('['));
+    }
 }

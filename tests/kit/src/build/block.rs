@@ -76,11 +76,11 @@ impl Block {
         }
     }
 
-    /// As [`Block::partial`], the bits given as ranges of sectors of the block.
-    pub fn partial_ranges(data: Data, ranges: &[std::ops::Range<usize>]) -> Self {
-        let mut bitmap = vec![false; ranges.iter().map(|r| r.end).max().unwrap_or(0)];
-        for r in ranges {
-            bitmap[r.clone()].fill(true);
+    /// As [`Block::partial`], the bits given as runs of sectors: the first one and their count.
+    pub fn partial_runs(data: Data, runs: &[(usize, usize)]) -> Self {
+        let mut bitmap = vec![false; runs.iter().map(|(s, n)| s + n).max().unwrap_or(0)];
+        for (s, n) in runs {
+            bitmap[*s..s + n].fill(true);
         }
         Self::partial(data, bitmap)
     }

@@ -9,18 +9,23 @@ mod layout;
 mod log;
 mod paged;
 mod parts;
+mod random;
 mod write;
 
 pub use block::{Block, Data, Order, state};
 pub use layout::Layout;
 pub use log::{Descriptor, LogEntry, SECTOR, Tail};
 pub use parts::*;
+pub use random::random_chain;
+pub use write::write_chain;
 
 use crate::rng::Rng;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
+/// Where a new child looks for its parent.
+const DEFAULT_PARENT: &str = ".\\parent.vhdx";
 
 /// One VHDX file.
 #[derive(Clone, Debug)]
@@ -173,7 +178,7 @@ impl Image {
             Contents::Locator,
         ));
         image.locator.set("parent_linkage", braced(parent_linkage));
-        image.locator.set("relative_path", ".\\parent.vhdx");
+        image.locator.set("relative_path", DEFAULT_PARENT);
         // Not its parent's GUIDs, and another child's of another parent neither.
         let (high, low) = parent_linkage.as_u64_pair();
         image.reseed(high ^ low.rotate_left(17) ^ size);

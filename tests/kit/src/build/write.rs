@@ -1,15 +1,33 @@
 //! From the description to bytes.
 
 use super::layout::{BITMAP_BLOCK, METADATA_TABLE};
-use super::{Contents, Data, Descriptor, Image, Layout, LogEntry, SECTOR, log, state};
+use super::{
+    Contents, DEFAULT_PARENT, Data, Descriptor, Image, Layout, LogEntry, SECTOR, log, state,
+};
 use crate::io::{SparseFile, is_zero, ok};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 /// Takes bytes at a file offset.
 type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]);
+
+/// Writes images, base first, as `l0.vhdx`, `l1.vhdx`, … into a folder; a `relative_path` still
+/// at its default is made to name the layer below. Returns the paths, base first.
+pub fn write_chain(dir: &Path, images: &[Image]) -> Vec<PathBuf> {
+    let write = |(n, image): (usize, &Image)| {
+        let mut image = image.clone();
+        let default = ("relative_path".into(), DEFAULT_PARENT.into());
+        if n > 0 && image.locator.pairs.contains(&default) {
+            image.parent_path(&format!(".\\l{}.vhdx", n - 1));
+        }
+        let path = dir.join(format!("l{n}.vhdx"));
+        image.write_to(&path);
+        path
+    };
+    images.iter().enumerate().map(write).collect()
+}
 
 impl Image {
     /// Writes the image sparsely: an empty BAT, zero blocks and gaps are holes.
