@@ -3,6 +3,20 @@
 //! An [`Image`] is a description with public fields. Nothing is computed before
 //! [`Image::layout`], [`Image::to_bytes`] or [`Image::write_to`] is called, so fields can be set
 //! in any order. What a field cannot express, [`Image::patches`] can: they are written last.
+//!
+//! ```
+//! use avhdx_testkit::build::{Block, Data, Image};
+//! use avhdx_testkit::naive::Chain;
+//!
+//! let mut base = Image::dynamic(4 << 20);
+//! base.put(0, Block::full(Data::Pattern(1)));
+//! let mut child = base.new_child();
+//! child.put(0, Block::partial_runs(Data::Pattern(2), &[(8, 16)]));
+//!
+//! let flat = child.flat(Some(&base.flat(None)));
+//! let chain = Chain::from_bytes([base.to_bytes(), child.to_bytes()]).unwrap();
+//! assert!(chain.flat(1).unwrap() == flat);
+//! ```
 
 mod block;
 mod layout;

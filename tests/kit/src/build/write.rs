@@ -10,6 +10,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
+/// Where the numbers of a dirty log start: Windows, too, uses all 64 bits of them.
+const FIRST_NUMBER: u64 = 0x0123_4567_FFFF_FFFF;
+
 /// Takes bytes at a file offset.
 type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]);
 
@@ -89,11 +92,11 @@ impl Image {
         }
         image.log = updates
             .chunks(per_entry.max(1))
-            .zip(1..)
+            .zip(FIRST_NUMBER..)
             .map(|(part, number)| LogEntry::new(number, part.to_vec()))
             .collect();
         if image.log.is_empty() {
-            image.log.push(LogEntry::new(1, Vec::new()));
+            image.log.push(LogEntry::new(FIRST_NUMBER, Vec::new()));
         }
         image.set_log_guid(log_guid);
         image
