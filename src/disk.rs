@@ -57,7 +57,7 @@ pub trait Disk: Send + Sync {
     /// does not provide this call; [`ErrorKind::InvalidInput`] when the range does not lie within it.
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let _ = (buf, offset);
-        Err(Error::new(ErrorKind::ReadOnly, "disk.read-only", "the disk is open for reading only"))
+        Err(read_only())
     }
 
     /// Writes the buffers one after the other to the bytes at `offset`.
@@ -70,6 +70,24 @@ pub trait Disk: Send + Sync {
             offset += buf.len() as u64;
         }
         Ok(())
+    }
+
+    /// Makes a range read as zeros. In a differencing disk the parent never shows through it.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        let _ = (range, how);
+        Err(read_only())
+    }
+
+    /// Says that a range is not needed any more: it reads as zeros from then on, and whole blocks give
+    /// up their space where the kind of disk allows.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    fn discard(&self, range: Range<u64>) -> Result<()> {
+        self.write_zeroes(range, Zeroing::MayUnmap)
     }
 
     /// Makes every write that returned before this call durable.
@@ -124,6 +142,12 @@ macro_rules! forward_disk {
             fn write_vectored_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> Result<()> {
                 (**self).write_vectored_at(bufs, offset)
             }
+            fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+                (**self).write_zeroes(range, how)
+            }
+            fn discard(&self, range: Range<u64>) -> Result<()> {
+                (**self).discard(range)
+            }
             fn flush(&self) -> Result<()> {
                 (**self).flush()
             }
@@ -153,6 +177,16 @@ impl Geometry {
     pub const fn new(size: u64, logical_sector: u32, physical_sector: u32) -> Self {
         Self { size, logical_sector, physical_sector }
     }
+}
+
+/// Whether bytes that become zeros may give up their space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Zeroing {
+    /// Whole blocks may lose their space in the file.
+    MayUnmap,
+    /// What has space in the file keeps it, so that writing there again cannot run out of it.
+    KeepSpace,
 }
 
 /// A run of virtual bytes with one source.
@@ -282,4 +316,8 @@ pub(crate) fn check_range(geometry: &Geometry, offset: u64, len: u64) -> Result<
         .with_found(format_args!("a disk of {} bytes", geometry.size))
         .with_expected(format_args!("at least {}", offset.saturating_add(len)))),
     }
+}
+
+fn read_only() -> Error {
+    Error::new(ErrorKind::ReadOnly, "disk.read-only", "the disk is open for reading only")
 }

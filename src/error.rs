@@ -47,6 +47,8 @@ pub enum ErrorKind {
     ParentDenied,
     /// Another program has the file open in a way that does not admit this use.
     InUse,
+    /// A failed flush or write of metadata left open what the file holds; it must be opened again.
+    Poisoned,
     /// A change was asked of something that is open for reading only.
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.

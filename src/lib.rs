@@ -86,11 +86,11 @@ mod types;
 
 pub use chain::{Candidate, DiffChain, FoundBy, Layer, Linkage, ParentSource, PathSource};
 pub use cursor::Cursor;
-pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source};
+pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
-    BlockCounts, Budget, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo, LogPolicy,
-    LogState, ParentLink, RegionInfo, VhdxFile, Warning,
+    BlockCounts, Budget, CreateOptions, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock,
+    LogInfo, LogPolicy, LogState, ParentLink, RegionInfo, VhdxFile, Warning,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;

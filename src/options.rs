@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::image::{Budget, ImagePolicy, Lock, LogPolicy, VhdxFile};
 use crate::storage::{Access, Host, LocalHost, Storage};
 
-/// How to open an image or a chain. Everything is opened for reading.
+/// How to open an image or a chain: for reading unless told otherwise.
 ///
 /// ```no_run
 /// use avhdx::{LogPolicy, OpenOptions, PathSource};
@@ -38,6 +38,13 @@ impl OpenOptions {
             host: Arc::new(LocalHost),
             parents: None,
         }
+    }
+
+    /// Whether the image, or the tip of the chain, is opened for writing too; parents never are. A log
+    /// that is not empty is then replayed to the file.
+    pub fn writable(mut self, yes: bool) -> Self {
+        self.image.writable = yes;
+        self
     }
 
     /// How files are locked.
@@ -98,7 +105,8 @@ impl OpenOptions {
     /// [`open_file`](Self::open_file).
     pub fn open_image(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
         let path = path.as_ref();
-        let storage = self.host.open(path, Access::Read).map_err(|error| {
+        let access = if self.image.writable { Access::ReadWrite } else { Access::Read };
+        let storage = self.host.open(path, access).map_err(|error| {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
         })?;
         self.open_file(storage)

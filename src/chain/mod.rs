@@ -119,6 +119,14 @@ impl DiffChain {
         of_images.chain(self.warnings.iter()).cloned().collect()
     }
 
+    /// Ends the session that writes to the tip; see [`VhdxFile::close`].
+    ///
+    /// # Errors
+    /// As [`Disk::flush`].
+    pub fn close(&self) -> Result<()> {
+        self.tip().close()
+    }
+
     pub(crate) fn images(&self) -> impl Iterator<Item = &VhdxFile> {
         self.links().iter().map(|link| &link.image)
     }

@@ -46,6 +46,7 @@ impl DiffChain {
         images: &ImagePolicy,
         source: &dyn ParentSource,
     ) -> Result<Self> {
+        let images = &ImagePolicy { writable: false, ..images.clone() };
         let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
         let mut layers = vec![Link { image: tip, found_by: None }];
         loop {

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::DiffChain;
-use crate::disk::{Disk, Extent, Geometry, Source, check_range};
+use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
 use crate::image::{Owner, VhdxFile};
 use crate::types::{DiskOffset, FileOffset};
@@ -49,6 +49,7 @@ impl Disk for DiffChain {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_range(&self.geometry(), offset, buf.len() as u64)?;
+        let _pin = self.tip().pin();
         let mut at = DiskOffset(offset);
         let mut rest = buf;
         while !rest.is_empty() {
@@ -62,6 +63,18 @@ impl Disk for DiffChain {
             rest = later;
         }
         Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.tip().write_through(buf, offset, &|buf, at| self.read_at(buf, at))
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.tip().zero_through(range, how, &|buf, at| self.read_at(buf, at))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.tip().flush()
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {

@@ -1,5 +1,7 @@
 //! The block allocation table, \[MS-VHDX\] 2.5, and the arithmetic around it, 2.4 and 2.5.
 
+use byteorder::{ByteOrder, LittleEndian};
+
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
 
 /// Bytes of one entry.
@@ -29,9 +31,13 @@ pub(crate) enum PayloadState {
 }
 
 impl BatEntry {
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
     pub(crate) fn new(state: u8, at: FileOffset) -> Self {
         Self(u64::from(state & 7) | at.get() & !(MIB - 1))
+    }
+
+    /// The entry that `bytes` start with.
+    pub(crate) fn read(bytes: &[u8]) -> Self {
+        Self(LittleEndian::read_u64(bytes))
     }
 
     /// The three bits of the state as they are.
@@ -113,6 +119,15 @@ impl BlockLayout {
 
     pub(crate) fn within_block(&self, offset: DiskOffset) -> u64 {
         offset.0 & (self.block_size() - 1)
+    }
+
+    pub(crate) fn block_start(&self, block: BlockIndex) -> DiskOffset {
+        DiskOffset(block.0 << self.block_shift)
+    }
+
+    /// Whether an entry places a sector bitmap block rather than a payload block.
+    pub(crate) fn is_bitmap_index(&self, index: BatIndex) -> bool {
+        index.0 % (self.chunk_ratio() + 1) == self.chunk_ratio()
     }
 
     pub(crate) fn chunk_of(&self, block: BlockIndex) -> ChunkIndex {

@@ -43,7 +43,7 @@ impl FileIdentifier {
     }
 
     /// The bytes of the structure; a creator too long for its field is cut.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+
     pub(crate) fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..8].copy_from_slice(SIGNATURE);

@@ -63,7 +63,7 @@ impl ParentLocator {
     }
 
     /// The bytes of the item.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_LEN + ENTRY_LEN * self.entries.len()];
         FieldsMut(&mut bytes).guid(0, self.locator_type);

@@ -96,7 +96,7 @@ impl MetadataTable {
     }
 
     /// The bytes of the table.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);
@@ -219,7 +219,6 @@ impl FileParameters {
         Ok(Self { block_size, flags: FileFlags::from_bits_retain(Fields(bytes).u32(4)) })
     }
 
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
     pub(crate) fn to_bytes(self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);

@@ -82,7 +82,7 @@ impl RegionTable {
     }
 
     /// The bytes of one copy, checksum included.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);

@@ -56,12 +56,14 @@ impl Budget {
     }
 
     /// Applies `look` to the page of `image` that lies at `at` in its file, and loads it before if it
-    /// is not at hand. Loading holds nothing that another reader waits for.
+    /// is not at hand. Loading holds nothing that another reader waits for. A loaded page is kept only
+    /// if `keep` then says so.
     pub(crate) fn with_page<R>(
         &self,
         image: LayerId,
         at: FileOffset,
         load: impl FnOnce(&mut Page) -> Result<()>,
+        keep: impl FnOnce() -> bool,
         look: impl FnOnce(&Page) -> R,
     ) -> Result<R> {
         let key = Key { image: image.get(), page: at.get() / PAGE };
@@ -77,12 +79,20 @@ impl Budget {
         let mut page = new_page();
         load(&mut page)?;
         let answer = look(&page);
-        shard.write().unwrap_or_else(PoisonError::into_inner).insert(
-            key,
-            page,
-            cache.pages_per_shard,
-        );
+        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+        if keep() {
+            shard.insert(key, page, cache.pages_per_shard);
+        }
         Ok(answer)
+    }
+
+    /// Lets go of a page whose place in the file was written to.
+    pub(crate) fn drop_page(&self, image: LayerId, at: FileOffset) {
+        let key = Key { image: image.get(), page: at.get() / PAGE };
+        let cache = &*self.0;
+        let shard = &cache.shards[cache.hash.hash_one(key) as usize % cache.shards.len()];
+        // Its place in the queue goes when it comes to the head.
+        shard.write().unwrap_or_else(PoisonError::into_inner).pages.remove(&key);
     }
 
     /// Lets go of all pages of an image that is closed.
@@ -188,7 +198,7 @@ impl Hasher for PageHasher {
     }
 }
 
-fn new_page() -> Box<Page> {
+pub(crate) fn new_page() -> Box<Page> {
     // Through a vector: an array would be built on the stack first.
     let bytes = vec![0; PAGE as usize].into_boxed_slice();
     bytes.try_into().unwrap_or_else(|_| unreachable!("the length is a page's"))
@@ -209,7 +219,7 @@ mod tests {
             bytes.fill(page);
             Ok(())
         };
-        budget.with_page(image, at, load, number).unwrap()
+        budget.with_page(image, at, load, || true, number).unwrap()
     }
 
     #[test]
@@ -241,6 +251,7 @@ mod tests {
                     page[0] = value;
                     Ok(())
                 },
+                || true,
                 number,
             )
         };

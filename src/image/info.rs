@@ -1,5 +1,7 @@
 //! Everything an image says of itself, for people and programs to look at.
 
+use std::sync::atomic::Ordering;
+
 use uuid::Uuid;
 
 use super::{FoundLog, VhdxFile};
@@ -182,15 +184,16 @@ pub struct BlockCounts {
 impl VhdxFile {
     /// Everything that the image says of itself, but for the block tables.
     pub fn info(&self) -> ImageInfo {
-        let current = self.headers.current();
+        let headers = self.headers();
+        let current = headers.current();
         let metadata = &self.metadata;
         ImageInfo {
             creator: self.identifier.creator.clone(),
-            headers: [0, 1].map(|i| match &self.headers.copies[i] {
+            headers: [0, 1].map(|i| match &headers.copies[i] {
                 Ok(header) => Ok(HeaderInfo::of(header)),
                 Err(error) => Err(error.to_string()),
             }),
-            current_header: self.headers.current,
+            current_header: headers.current,
             region_tables: [0, 1].map(|i| match &self.region_tables[i] {
                 Ok(table) => Ok(regions(table)),
                 Err(error) => Err(error.to_string()),
@@ -213,7 +216,7 @@ impl VhdxFile {
                 offset: FileOffset::new(placed.at),
                 entries: placed.locator.entries.clone(),
             }),
-            file_len: self.file_len,
+            file_len: self.file_len(),
         }
     }
 
@@ -248,7 +251,7 @@ impl VhdxFile {
     }
 
     pub(crate) fn file_len(&self) -> u64 {
-        self.file_len
+        self.file_len.load(Ordering::Acquire)
     }
 
     pub(crate) fn has_replayed_log(&self) -> bool {

@@ -56,6 +56,20 @@ impl Metadata {
         Ok(Self { file, geometry, disk_id, locator, table })
     }
 
+    /// The items that describe the virtual disk and that the format does not define, with their bytes.
+    pub(crate) fn disk_items(
+        &self,
+        storage: &dyn Storage,
+        region: &RegionEntry,
+    ) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
+        let items = Items { storage, table: &self.table, at: region.offset.get() };
+        let is_disk = |entry: &&MetadataEntry| {
+            entry.flags.contains(ItemFlags::VIRTUAL_DISK) && metadata::name(entry).is_none()
+        };
+        let found = self.table.entries.iter().filter(is_disk);
+        found.map(|entry| Ok((entry.clone(), items.bytes(entry)?.0))).collect()
+    }
+
     pub(crate) fn has_parent(&self) -> bool {
         self.locator.is_some()
     }

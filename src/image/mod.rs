@@ -1,31 +1,36 @@
 //! One image file: what it says of itself, and the bytes it holds.
 
 mod cache;
+mod create;
 mod info;
 mod link;
 mod metadata;
 mod open;
 mod policy;
 mod resolve;
+mod writer;
 
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use uuid::Uuid;
 
-use crate::disk::{Disk, Extent, Geometry, LayerId, Source, check_range};
+use crate::disk::{Disk, Extent, Geometry, LayerId, Source, Zeroing, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::header::Headers;
 use crate::format::identifier::FileIdentifier;
+use crate::format::metadata::{FileFlags, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
 use crate::storage::{Overlay, Storage};
 use crate::types::{DiskOffset, FileOffset};
 
 pub use cache::Budget;
+pub use create::CreateOptions;
 pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
 };
@@ -37,6 +42,7 @@ pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::Owner;
 
 use metadata::Metadata;
+use writer::Writer;
 
 /// One VHDX image, open for reading: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -57,9 +63,9 @@ pub struct VhdxFile {
     storage: Arc<dyn Storage>,
     overlay: Option<Arc<Overlay>>,
     /// The length of `storage`: the log may have grown the file.
-    file_len: u64,
+    file_len: AtomicU64,
     identifier: FileIdentifier,
-    headers: Headers,
+    headers: RwLock<Headers>,
     log: FoundLog,
     region_tables: [Result<RegionTable>; 2],
     bat: RegionEntry,
@@ -67,6 +73,10 @@ pub struct VhdxFile {
     metadata: Metadata,
     layout: BlockLayout,
     budget: Budget,
+    /// Table pages that may be changed in memory before a flush is due.
+    most_dirty: usize,
+    /// There when the image is open for writing.
+    writer: Option<Writer>,
     warnings: Vec<Warning>,
 }
 
@@ -117,7 +127,7 @@ impl VhdxFile {
 
     /// The identity that children of this image record, \[MS-VHDX\] 2.2.2.
     pub fn data_write_guid(&self) -> Uuid {
-        self.headers.current().data_write_guid
+        self.headers().current().data_write_guid
     }
 
     /// Whether this is a differencing image.
@@ -144,6 +154,44 @@ impl VhdxFile {
     /// What the user of the image should hear of.
     pub fn warnings(&self) -> &[Warning] {
         &self.warnings
+    }
+
+    /// Whether the image is open for writing.
+    pub fn is_writable(&self) -> bool {
+        self.writer.is_some()
+    }
+
+    /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what
+    /// the file was grown by and does not need. Dropping the image does the same but cannot report.
+    ///
+    /// # Errors
+    /// As [`Disk::flush`]; what was flushed before is safe all the same.
+    pub fn close(&self) -> Result<()> {
+        self.end_session()
+    }
+
+    pub(crate) fn headers(&self) -> RwLockReadGuard<'_, Headers> {
+        self.headers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps places in the file from being given to other blocks while bytes are read from there.
+    pub(crate) fn pin(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let writer = self.writer.as_ref()?;
+        Some(writer.pins.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn disk_id(&self) -> Uuid {
+        self.metadata.disk_id
+    }
+
+    /// The metadata items that describe the virtual disk and that the format does not define.
+    fn disk_items(&self) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
+        let items = self.metadata.disk_items(self.storage.as_ref(), &self.metadata_region);
+        items.map_err(|error| error.in_file(self.name()))
+    }
+
+    fn keeps_blocks(&self) -> bool {
+        self.metadata.file.flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED)
     }
 
     pub(crate) fn layout(&self) -> &BlockLayout {
@@ -204,6 +252,7 @@ impl Disk for VhdxFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         check_range(&self.geometry(), offset, buf.len() as u64)?;
+        let _pin = self.pin();
         let mut at = DiskOffset(offset);
         let mut rest = buf;
         while !rest.is_empty() {
@@ -218,6 +267,18 @@ impl Disk for VhdxFile {
             rest = later;
         }
         Ok(())
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.write_through(buf, offset, &|buf, at| self.read_at(buf, at))
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.zero_through(range, how, &|buf, at| self.read_at(buf, at))
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.writer.as_ref().map_or(Ok(()), |writer| self.commit(writer))
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
@@ -241,6 +302,8 @@ impl Disk for VhdxFile {
 
 impl Drop for VhdxFile {
     fn drop(&mut self) {
+        // Nothing that was flushed depends on this, and nobody is left to hear of a failure.
+        drop(self.end_session());
         self.budget.forget(self.id);
     }
 }

@@ -1,11 +1,13 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
 
 use uuid::Uuid;
 
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
+use super::writer::{Writer, flush, update_headers};
 use super::{FoundLog, VhdxFile, Warning};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -13,7 +15,7 @@ use crate::format::bat::{BlockLayout, ENTRY_LEN};
 use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
-use crate::log;
+use crate::log::{self, LogWriter};
 use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
 
 impl VhdxFile {
@@ -32,9 +34,13 @@ pub(crate) fn probe_identity(storage: &dyn Storage) -> Option<Uuid> {
 
 fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut warnings = Vec::new();
-    lock(storage.as_ref(), policy.lock, &mut warnings)?;
+    lock(storage.as_ref(), policy, &mut warnings)?;
     let identifier = read_identifier(storage.as_ref())?;
-    let headers = read_headers(storage.as_ref())?;
+    let mut headers = read_headers(storage.as_ref())?;
+    if policy.writable {
+        check_writable(&headers, storage.as_ref())?;
+        replay_to_file(&storage, &mut headers, policy.log)?;
+    }
     let header = headers.current();
 
     let log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
@@ -61,7 +67,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     Ok(VhdxFile {
         id: LayerId::next(),
         overlay,
-        file_len,
+        file_len: AtomicU64::new(file_len),
         identifier,
         log,
         bat,
@@ -69,20 +75,23 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         metadata,
         layout,
         budget: policy.budget.clone(),
+        most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()),
+        writer: policy.writable.then(|| Writer::new(Arc::clone(&storage), file_len)),
         warnings,
-        headers,
+        headers: RwLock::new(headers),
         region_tables,
         storage,
     })
 }
 
-fn lock(storage: &dyn Storage, how: Lock, warnings: &mut Vec<Warning>) -> Result<()> {
-    if how == Lock::None {
+fn lock(storage: &dyn Storage, policy: &ImagePolicy, warnings: &mut Vec<Warning>) -> Result<()> {
+    if policy.lock == Lock::None {
         return Ok(());
     }
-    match storage.try_lock(LockMode::Shared) {
+    let mode = if policy.writable { LockMode::Exclusive } else { LockMode::Shared };
+    match storage.try_lock(mode) {
         Ok(LockOutcome::Locked) => Ok(()),
-        Ok(LockOutcome::InUse(by)) if how == Lock::Try => {
+        Ok(LockOutcome::InUse(by)) if policy.lock == Lock::Try && !policy.writable => {
             let message = format!(
                 "{}: in use elsewhere ({by}): what is read may be changing",
                 storage.name()
@@ -136,14 +145,7 @@ fn find_log(
     }
     match policy {
         LogPolicy::Replay => log::find(storage, header).map(FoundLog::Replayed),
-        LogPolicy::Refuse => {
-            let message = "the log holds changes that the file itself does not have yet";
-            Err(Error::new(ErrorKind::LogPending, "log.pending", message)
-                .with_section("2.3")
-                .at(header.log_offset)
-                .with_found(format_args!("log {}", header.log_guid))
-                .with_expected("an empty log"))
-        }
+        LogPolicy::Refuse => Err(log_pending(header)),
         LogPolicy::Ignore => {
             let message = format!(
                 "{}: THE LOG IS IGNORED: what is read is not what the disk holds",
@@ -153,6 +155,46 @@ fn find_log(
             Ok(FoundLog::Ignored)
         }
     }
+}
+
+/// Refuses to write where the protocol of the log cannot be kept.
+fn check_writable(headers: &Headers, storage: &dyn Storage) -> Result<()> {
+    let len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    log::check_place(headers.current(), len)
+}
+
+/// Brings a log that is not empty to the file, \[MS-VHDX\] 2.3.3. A crash on the way leaves the log
+/// as it was, to be replayed again.
+fn replay_to_file(
+    storage: &Arc<dyn Storage>,
+    headers: &mut Headers,
+    policy: LogPolicy,
+) -> Result<()> {
+    if headers.current().log_guid.is_nil() {
+        return Ok(());
+    }
+    if policy != LogPolicy::Replay {
+        return Err(log_pending(headers.current()));
+    }
+    let found = log::find(storage.as_ref(), headers.current())?;
+    let overlay = log::replay_over(storage, headers.current(), &found)?;
+    update_headers(headers, storage.as_ref(), |header| header.file_write_guid = Uuid::new_v4())?;
+    overlay
+        .write_back()
+        .map_err(|error| Error::io("log.replay", "cannot replay the log", error))?;
+    flush(storage.as_ref())?;
+    update_headers(headers, storage.as_ref(), |header| header.log_guid = Uuid::nil())
+}
+
+fn log_pending(header: &Header) -> Error {
+    let message = "the log holds changes that the file itself does not have yet";
+    Error::new(ErrorKind::LogPending, "log.pending", message)
+        .with_section("2.3")
+        .at(header.log_offset)
+        .with_found(format_args!("log {}", header.log_guid))
+        .with_expected("an empty log")
 }
 
 fn read_region_tables(storage: &dyn Storage) -> Result<[Result<RegionTable>; 2]> {

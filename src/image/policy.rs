@@ -8,11 +8,17 @@ pub(crate) struct ImagePolicy {
     pub(crate) lock: Lock,
     pub(crate) log: LogPolicy,
     pub(crate) budget: Budget,
+    pub(crate) writable: bool,
 }
 
 impl Default for ImagePolicy {
     fn default() -> Self {
-        Self { lock: Lock::default(), log: LogPolicy::default(), budget: Budget::shared() }
+        Self {
+            lock: Lock::default(),
+            log: LogPolicy::default(),
+            budget: Budget::shared(),
+            writable: false,
+        }
     }
 }
 

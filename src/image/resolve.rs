@@ -61,7 +61,7 @@ impl VhdxFile {
                 .with_expected(format_args!("at least {}", (index.0 + 1) * ENTRY_LEN)));
         }
         let within = (at.get() % PAGE) as usize;
-        self.table_page(at, |page| BatEntry(LittleEndian::read_u64(&page[within..])))
+        self.table_page(at, |page| BatEntry::read(&page[within..]))
     }
 
     /// Entries that the table has room for.
@@ -87,14 +87,14 @@ impl VhdxFile {
                 .with_expected("state 6"));
         }
         let place = entry.offset();
-        if place.get() < BITMAP_BLOCK_LEN || place.get() + BITMAP_BLOCK_LEN > self.file_len {
+        if place.get() < BITMAP_BLOCK_LEN || place.get() + BITMAP_BLOCK_LEN > self.file_len() {
             let message = "a sector bitmap block that does not lie within the file";
             return Err(self
                 .damaged("bat.bitmap-place", "2.5.1.2", at, message)
                 .with_found(place)
                 .with_expected(format_args!(
                     "1 MiB up to {:#x}, and 1 MiB of room",
-                    self.file_len
+                    self.file_len()
                 )));
         }
         Ok(place)
@@ -110,7 +110,17 @@ impl VhdxFile {
                     .at(start.get())
             })
         };
-        self.budget.with_page(self.id, start, load, look)
+        let Some(writer) = &self.writer else {
+            return self.budget.with_page(self.id, start, load, || true, look);
+        };
+        let epoch = {
+            let changed = writer.tables.read();
+            if let Some(page) = changed.page(start.get()) {
+                return Ok(look(page));
+            }
+            writer.tables.epoch()
+        };
+        self.budget.with_page(self.id, start, load, || writer.tables.epoch() == epoch, look)
     }
 
     fn resolve_in_block(&self, at: DiskOffset, len: u64) -> Result<Run> {
@@ -192,16 +202,33 @@ impl VhdxFile {
     fn present(&self, entry: BatEntry, index: BatIndex, within: u64, len: u64) -> Result<Run> {
         let block = entry.offset();
         let start = block + within;
-        let there = self.file_len.saturating_sub(start.get());
+        let file_len = self.file_len();
+        let there = file_len.saturating_sub(start.get());
         if block.get() == 0 || there == 0 {
             let at = self.bat_entry_at(index).get();
             let message = "a block whose bytes do not lie within the file";
             return Err(self
                 .damaged("bat.payload-place", "2.5.1.1", at, message)
                 .with_found(format_args!("byte {:#x} of the file", start.get()))
-                .with_expected(format_args!("1 MiB up to {:#x}", self.file_len)));
+                .with_expected(format_args!("1 MiB up to {:#x}", self.file_len())));
         }
         Ok(Run { len: len.min(there), owner: Owner::Here(start) })
+    }
+
+    /// Where the block of `entry` holds the `len` bytes at `at`, all of them.
+    pub(super) fn place_of(
+        &self,
+        entry: BatEntry,
+        index: BatIndex,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<FileOffset> {
+        let within = self.layout.within_block(at);
+        let run = self.present(entry, index, within, len)?;
+        if run.len < len {
+            return self.present(entry, index, within + run.len, len).map(|_| FileOffset::new(0));
+        }
+        Ok(entry.offset() + within)
     }
 
     fn bad_state(&self, index: BatIndex, entry: BatEntry, message: &str) -> Error {

@@ -2,6 +2,7 @@
 
 mod ring;
 mod scan;
+mod writer;
 
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::types::MIB;
 
 use ring::Ring;
 pub(crate) use scan::Sequence;
+pub(crate) use writer::{Appended, LogWriter};
 
 /// Finds the changes that the log of `header` still holds, \[MS-VHDX\] 2.3.2.
 ///
@@ -99,7 +101,7 @@ fn target(descriptor: &Descriptor, at: u64, header: &Header) -> Result<std::ops:
 }
 
 /// Refuses a log that does not lie within the file.
-fn check_place(header: &Header, file_len: u64) -> Result<()> {
+pub(crate) fn check_place(header: &Header, file_len: u64) -> Result<()> {
     let end = header.log_offset.checked_add(header.log_length.into());
     if header.log_offset >= MIB && header.log_length > 0 && end.is_some_and(|end| end <= file_len) {
         return Ok(());

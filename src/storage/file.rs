@@ -82,6 +82,16 @@ impl Storage for FileStorage {
         self.file.set_len(len)
     }
 
+    #[cfg(target_os = "linux")]
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
+            // Where the file system cannot, zeros are written.
+            Err(rustix::io::Errno::OPNOTSUPP) => super::reserve_by_writing(self, len),
+            result => Ok(result?),
+        }
+    }
+
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(file_id(&self.file.metadata()?))
     }

@@ -91,6 +91,28 @@ impl Host for LocalHost {
         fs::remove_file(path)
     }
 
+    fn copy_owner(&self, model: &Path, file: &Path) -> io::Result<()> {
+        let metadata = fs::metadata(model)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            // Only root may give files away; for others the file stays theirs.
+            let given = std::os::unix::fs::chown(file, Some(metadata.uid()), Some(metadata.gid()));
+            if let Err(error) = given
+                && error.kind() != io::ErrorKind::PermissionDenied
+            {
+                return Err(error);
+            }
+            fs::set_permissions(file, metadata.permissions())
+        }
+        // Windows files take theirs from the folder.
+        #[cfg(not(unix))]
+        {
+            let _ = (metadata, file);
+            Ok(())
+        }
+    }
+
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
         // The current folder's path is empty when it is the parent of a bare file name.
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };

@@ -22,6 +22,9 @@ pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
 
+/// Bytes that are written at once to reserve space.
+const RESERVE_STEP: u64 = 1 << 20;
+
 /// The bytes of one file on the host.
 pub trait Storage: Debug + Send + Sync {
     /// What errors call this file, usually its path.
@@ -70,6 +73,15 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// What the host says.
     fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes the file `len` bytes long with space on the host for all of them, so that writing there
+    /// cannot run out of it. Only for a new, empty file.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        reserve_by_writing(self, len)
+    }
 
     /// What tells this file from all others on the host, however it is named; `None` where the host
     /// has no such thing.
@@ -165,6 +177,15 @@ pub trait Host: Debug + Send + Sync {
     /// What the host says.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
+    /// Gives `file` the mode and owner of `model`, as far as this user may.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn copy_owner(&self, model: &Path, file: &Path) -> io::Result<()> {
+        let _ = (model, file);
+        Ok(())
+    }
+
     /// Makes the names in a folder durable.
     ///
     /// # Errors
@@ -244,4 +265,16 @@ impl Stat {
     pub const fn new(kind: FileKind, len: u64) -> Self {
         Self { kind, len, allocated: None, modified: None, id: None }
     }
+}
+
+/// Reserves space by writing zeros to all of it.
+fn reserve_by_writing<S: Storage + ?Sized>(storage: &S, len: u64) -> io::Result<()> {
+    let zeros = vec![0; RESERVE_STEP as usize];
+    let mut at = 0;
+    while at < len {
+        let step = (len - at).min(RESERVE_STEP);
+        storage.write_at(&zeros[..step as usize], at)?;
+        at += step;
+    }
+    Ok(())
 }

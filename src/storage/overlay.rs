@@ -21,6 +21,9 @@ pub(crate) struct Overlay {
     pieces: BTreeMap<u64, Piece>,
 }
 
+/// Bytes that go back to the file at once.
+const WRITE_BACK: usize = 1 << 20;
+
 /// What lies over a range of the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patch {
@@ -86,6 +89,25 @@ impl Overlay {
                 self.pieces.insert(range.end, piece);
             }
         }
+    }
+
+    /// Puts all that lies over the file into it, as a replay does. Repeating it changes nothing.
+    pub(crate) fn write_back(&self) -> io::Result<()> {
+        if self.len > self.base_len {
+            self.base.set_len(self.len)?;
+        }
+        let mut bytes = vec![0; WRITE_BACK];
+        for (start, piece) in &self.pieces {
+            let mut at = *start;
+            while at < piece.end {
+                let len = (piece.end - at).min(bytes.len() as u64);
+                let buf = &mut bytes[..len as usize];
+                self.read_patch(piece, *start, buf, at)?;
+                self.base.write_at(buf, at)?;
+                at += len;
+            }
+        }
+        Ok(())
     }
 
     fn read_base(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

@@ -1,0 +1,457 @@
+//! Making images.
+
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::VhdxFile;
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN};
+use crate::format::header::Header;
+use crate::format::identifier::FileIdentifier;
+use crate::format::locator::{self, ParentLocator};
+use crate::format::metadata::{
+    self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
+};
+use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
+use crate::storage::{Host, Storage};
+use crate::types::{BlockIndex, FileOffset, MIB};
+
+const METADATA_LEN: u32 = MIB as u32;
+const MAX_SIZE: u64 = 64 << 40;
+/// Bytes of the block allocation table that are written at once.
+const BAT_PIECE: u64 = MIB;
+
+/// What a new image is to be.
+///
+/// The defaults are those of Windows: blocks of 32 MiB, of 2 MiB in a differencing image, sectors of
+/// 512 bytes on a disk that claims 4096, a log of 1 MiB.
+///
+/// ```no_run
+/// use avhdx::{CreateOptions, Disk};
+///
+/// let base = CreateOptions::dynamic(10 << 30).create("base.vhdx")?;
+/// base.write_at(b"hello", 0)?;
+/// base.close()?;
+/// let child = CreateOptions::child_of(&base)?.create("base_1A2B.avhdx")?;
+/// # let _ = child;
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CreateOptions {
+    size: u64,
+    block_size: u32,
+    logical_sector: u32,
+    physical_sector: u32,
+    log_size: u32,
+    is_fixed: bool,
+    overwrite: bool,
+    creator: String,
+    disk_id: Uuid,
+    file_write_guid: Uuid,
+    data_write_guid: Uuid,
+    parent: Option<Parent>,
+}
+
+/// What a child takes from its parent.
+#[derive(Clone, Debug)]
+struct Parent {
+    linkage: Uuid,
+    logical_sector: u32,
+    path: Option<PathBuf>,
+    relative_path: Option<String>,
+    absolute_win32_path: Option<String>,
+    /// Items of the virtual disk beyond those that the format defines.
+    items: Vec<(MetadataEntry, Vec<u8>)>,
+}
+
+impl CreateOptions {
+    /// A dynamic image of a disk of `size` bytes: blocks get their space when they are written.
+    pub fn dynamic(size: u64) -> Self {
+        Self {
+            size,
+            block_size: 32 << 20,
+            logical_sector: 512,
+            physical_sector: 4096,
+            log_size: MIB as u32,
+            is_fixed: false,
+            overwrite: false,
+            creator: concat!("avhdx ", env!("CARGO_PKG_VERSION")).to_owned(),
+            disk_id: Uuid::new_v4(),
+            file_write_guid: Uuid::new_v4(),
+            data_write_guid: Uuid::new_v4(),
+            parent: None,
+        }
+    }
+
+    /// A fixed image of a disk of `size` bytes: all space is there from the start.
+    pub fn fixed(size: u64) -> Self {
+        Self { is_fixed: true, ..Self::dynamic(size) }
+    }
+
+    /// A differencing image over `parent`, with its size, sectors and virtual-disk metadata.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when the parent's metadata cannot be read.
+    pub fn child_of(parent: &VhdxFile) -> Result<Self> {
+        let geometry = parent.geometry();
+        Ok(Self {
+            block_size: 2 << 20,
+            logical_sector: geometry.logical_sector,
+            physical_sector: geometry.physical_sector,
+            disk_id: parent.disk_id(),
+            parent: Some(Parent {
+                linkage: parent.data_write_guid(),
+                logical_sector: geometry.logical_sector,
+                path: parent.path().map(Path::to_path_buf),
+                relative_path: None,
+                absolute_win32_path: None,
+                items: parent.disk_items()?,
+            }),
+            ..Self::dynamic(geometry.size)
+        })
+    }
+
+    /// Size of the disk in bytes, a multiple of the logical sector size, at most 64 TiB. A child may
+    /// be larger than its parent.
+    pub fn size(mut self, bytes: u64) -> Self {
+        self.size = bytes;
+        self
+    }
+
+    /// Size of a payload block in bytes: a power of two from 1 MiB to 256 MiB.
+    pub fn block_size(mut self, bytes: u32) -> Self {
+        self.block_size = bytes;
+        self
+    }
+
+    /// Logical sector size in bytes: 512 or 4096. A child must have its parent's.
+    pub fn logical_sector(mut self, bytes: u32) -> Self {
+        self.logical_sector = bytes;
+        self
+    }
+
+    /// Physical sector size in bytes: 512 or 4096.
+    pub fn physical_sector(mut self, bytes: u32) -> Self {
+        self.physical_sector = bytes;
+        self
+    }
+
+    /// Size of the log in bytes: a multiple of 1 MiB.
+    pub fn log_size(mut self, bytes: u32) -> Self {
+        self.log_size = bytes;
+        self
+    }
+
+    /// How the program that makes the file names itself, up to 256 UTF-16 units.
+    pub fn creator(mut self, name: impl Into<String>) -> Self {
+        self.creator = name.into();
+        self
+    }
+
+    /// The identity of the virtual disk: a new one unless told otherwise, in a child the parent's.
+    pub fn disk_id(mut self, id: Uuid) -> Self {
+        self.disk_id = id;
+        self
+    }
+
+    /// The file's first `FileWriteGuid` and `DataWriteGuid`, for images that are to be the same each
+    /// time they are made.
+    pub fn write_guids(mut self, file: Uuid, data: Uuid) -> Self {
+        (self.file_write_guid, self.data_write_guid) = (file, data);
+        self
+    }
+
+    /// The parent's path as a Windows machine knows it, recorded beside the path from the child's
+    /// folder. Without a parent it has no effect.
+    pub fn absolute_win32_path(mut self, path: impl Into<String>) -> Self {
+        if let Some(parent) = &mut self.parent {
+            parent.absolute_win32_path = Some(path.into());
+        }
+        self
+    }
+
+    /// Whether the new file may take the name of one that is there. That one stays as it is until the
+    /// new one is complete.
+    pub fn overwrite(mut self, yes: bool) -> Self {
+        self.overwrite = yes;
+        self
+    }
+
+    /// Makes the image at `path` on this machine and opens it for writing.
+    ///
+    /// # Errors
+    /// As [`create_on`](Self::create_on).
+    pub fn create(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
+        self.create_on(Arc::new(crate::storage::LocalHost), path)
+    }
+
+    /// Makes the image at `path` on a host and opens it for writing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::Io`] when the
+    /// host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
+    /// call leaves nothing behind.
+    pub fn create_on(&self, host: Arc<dyn Host>, path: impl AsRef<Path>) -> Result<VhdxFile> {
+        let path = path.as_ref();
+        let options = self.with_paths(host.as_ref(), path);
+        options.validate().map_err(|error| error.in_path(path))?;
+        let temporary = temporary_name(path);
+        if let Err(error) = options.make(host.as_ref(), &temporary, path) {
+            // What is left there is ours, and incomplete.
+            drop(host.remove(&temporary));
+            return Err(error);
+        }
+        crate::OpenOptions::new().host(host).writable(true).open_image(path)
+    }
+
+    fn make(&self, host: &dyn Host, temporary: &Path, path: &Path) -> Result<()> {
+        let failed = |what| {
+            move |error| Error::io("create.file", format!("cannot {what}"), error).in_path(path)
+        };
+        if !self.overwrite && host.stat(path).is_ok() {
+            return Err(failed("create the file")(std::io::ErrorKind::AlreadyExists.into()));
+        }
+        let storage = host.create_new(temporary).map_err(failed("create the file"))?;
+        self.write_to(storage.as_ref()).map_err(|error| error.in_path(path))?;
+        if let Some(model) = self.parent.as_ref().and_then(|parent| parent.path.as_ref()) {
+            host.copy_owner(model, temporary).map_err(failed("take over mode and owner"))?;
+        }
+        storage.flush().map_err(failed("flush the file"))?;
+        drop(storage);
+        if self.overwrite {
+            host.replace(temporary, path).map_err(failed("give the file its name"))?;
+        } else {
+            host.rename(temporary, path).map_err(failed("give the file its name"))?;
+        }
+        host.sync_dir(folder_of(path)).map_err(failed("flush the folder"))
+    }
+
+    /// Writes the structures of the image into an empty file.
+    fn write_to(&self, storage: &dyn Storage) -> Result<()> {
+        let layout = BlockLayout::new(self.block_size, self.logical_sector, self.size);
+        let log_at = MIB;
+        let metadata_at = log_at + u64::from(self.log_size);
+        let bat_at = metadata_at + u64::from(METADATA_LEN);
+        let bat_len = (layout.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB);
+        let payload_at = bat_at + bat_len;
+        let payload = if self.is_fixed { layout.blocks() * layout.block_size() } else { 0 };
+        let len = payload_at + payload;
+
+        let write = |bytes: &[u8], at| {
+            storage.write_at(bytes, at).map_err(|error| {
+                Error::io("create.write", "cannot write the new image", error).at(at)
+            })
+        };
+        let sized = if self.is_fixed { storage.reserve(len) } else { storage.set_len(len) };
+        sized.map_err(|error| {
+            Error::io("create.size", format!("cannot make room for {len} bytes"), error)
+        })?;
+        write(&FileIdentifier { creator: self.creator.clone() }.to_bytes(), 0)?;
+        for (i, at) in Header::OFFSETS.into_iter().enumerate() {
+            write(&self.header(i as u64, log_at).to_bytes(), at)?;
+        }
+        let regions = RegionTable {
+            entries: vec![
+                required_region(region::BAT, bat_at, bat_len as u32),
+                required_region(region::METADATA, metadata_at, METADATA_LEN),
+            ],
+        };
+        for at in RegionTable::OFFSETS {
+            write(&regions.to_bytes(), at)?;
+        }
+        write(&self.metadata()?, metadata_at)?;
+        if self.is_fixed {
+            write_full_bat(&layout, payload_at, &|bytes, at| write(bytes, bat_at + at))?;
+        }
+        Ok(())
+    }
+
+    fn header(&self, sequence_number: u64, log_offset: u64) -> Header {
+        Header {
+            sequence_number,
+            file_write_guid: self.file_write_guid,
+            data_write_guid: self.data_write_guid,
+            log_guid: Uuid::nil(),
+            log_version: 0,
+            version: 1,
+            log_length: self.log_size,
+            log_offset,
+        }
+    }
+
+    /// The bytes of the metadata region as far as they are used.
+    fn metadata(&self) -> Result<Vec<u8>> {
+        let mut flags = FileFlags::empty();
+        flags.set(FileFlags::LEAVE_BLOCKS_ALLOCATED, self.is_fixed);
+        flags.set(FileFlags::HAS_PARENT, self.parent.is_some());
+        let file = FileParameters { block_size: self.block_size, flags };
+        let disk = ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED;
+        let mut items: Vec<(Uuid, ItemFlags, Vec<u8>)> = vec![
+            (metadata::FILE_PARAMETERS, ItemFlags::REQUIRED, file.to_bytes().to_vec()),
+            (metadata::VIRTUAL_DISK_SIZE, disk, self.size.to_le_bytes().to_vec()),
+            (metadata::VIRTUAL_DISK_ID, disk, self.disk_id.to_bytes_le().to_vec()),
+            (metadata::LOGICAL_SECTOR_SIZE, disk, self.logical_sector.to_le_bytes().to_vec()),
+            (metadata::PHYSICAL_SECTOR_SIZE, disk, self.physical_sector.to_le_bytes().to_vec()),
+        ];
+        if let Some(parent) = &self.parent {
+            let locator = parent.locator().to_bytes();
+            items.push((metadata::PARENT_LOCATOR, ItemFlags::REQUIRED, locator));
+            let copied = parent.items.iter();
+            items.extend(copied.map(|(entry, bytes)| (entry.item, entry.flags, bytes.clone())));
+        }
+        let mut table = MetadataTable { entries: Vec::new() };
+        let mut bytes = vec![0; MetadataTable::LEN];
+        for (item, flags, contents) in items {
+            let (offset, length) = (bytes.len() as u32, contents.len() as u32);
+            let offset = if length == 0 { 0 } else { offset };
+            table.entries.push(MetadataEntry { item, offset, length, flags });
+            bytes.extend(contents);
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+        }
+        if bytes.len() > METADATA_LEN as usize {
+            let message = "the parent's metadata items do not fit into the metadata region";
+            return Err(Error::new(ErrorKind::Unsupported, "create.metadata", message)
+                .with_found(format_args!("{} bytes", bytes.len()))
+                .with_expected(format_args!("at most {METADATA_LEN}")));
+        }
+        bytes[..MetadataTable::LEN].copy_from_slice(&table.to_bytes());
+        Ok(bytes)
+    }
+
+    fn validate(&self) -> Result<()> {
+        let refuse = |what: &str, found: u64, expected: &str| {
+            Err(Error::new(ErrorKind::InvalidInput, "create.options", format!("impossible {what}"))
+                .with_found(found)
+                .with_expected(expected))
+        };
+        let block = u64::from(self.block_size);
+        if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
+            return refuse("block size", block, "a power of two from 1 MiB to 256 MiB");
+        }
+        for sector in [self.logical_sector, self.physical_sector] {
+            if ![512, 4096].contains(&sector) {
+                return refuse("sector size", sector.into(), "512 or 4096");
+            }
+        }
+        let is_sized = self.size > 0 && self.size <= MAX_SIZE;
+        if !is_sized || !self.size.is_multiple_of(self.logical_sector.into()) {
+            let expected = "a multiple of the logical sector size, at most 64 TiB";
+            return refuse("disk size", self.size, expected);
+        }
+        let log = u64::from(self.log_size);
+        if log == 0 || !log.is_multiple_of(MIB) {
+            return refuse("log size", log, "a multiple of 1 MiB, not zero");
+        }
+        let creator = self.creator.encode_utf16().count();
+        if creator > 256 {
+            return refuse("length of the creator", creator as u64, "at most 256 UTF-16 units");
+        }
+        let Some(parent) = &self.parent else { return Ok(()) };
+        if parent.logical_sector != self.logical_sector {
+            let expected = format!("the parent's {}", parent.logical_sector);
+            return refuse("logical sector size", self.logical_sector.into(), &expected);
+        }
+        if parent.relative_path.is_none() && parent.absolute_win32_path.is_none() {
+            let message = "no path leads from the child to its parent";
+            return Err(Error::new(ErrorKind::InvalidInput, "create.parent-path", message)
+                .with_section("2.6.2.6.3")
+                .with_found("a parent that lies in no folder, or on another volume")
+                .with_expected("a relative path, or an absolute Windows path as an option"));
+        }
+        Ok(())
+    }
+
+    /// The same with the path from the new file's folder to the parent, where there is one.
+    fn with_paths(&self, host: &dyn Host, path: &Path) -> Self {
+        let mut options = self.clone();
+        let Some(parent) = &mut options.parent else { return options };
+        let Some(target) = parent.path.as_ref().and_then(|target| host.canonical(target).ok())
+        else {
+            return options;
+        };
+        if let Ok(folder) = host.canonical(folder_of(path)) {
+            parent.relative_path = relative(&folder, &target);
+        }
+        if cfg!(windows) && parent.absolute_win32_path.is_none() {
+            parent.absolute_win32_path = target.to_str().map(str::to_owned);
+        }
+        options
+    }
+}
+
+impl Parent {
+    fn locator(&self) -> ParentLocator {
+        let linkage = format!("{{{}}}", self.linkage.hyphenated());
+        let mut entries = vec![("parent_linkage".to_owned(), linkage)];
+        let paths = [
+            ("relative_path", &self.relative_path),
+            ("absolute_win32_path", &self.absolute_win32_path),
+        ];
+        for (key, path) in paths {
+            entries.extend(path.iter().map(|path| (key.to_owned(), path.clone())));
+        }
+        ParentLocator { locator_type: locator::VHDX_TYPE, entries }
+    }
+}
+
+fn required_region(guid: Uuid, at: u64, length: u32) -> RegionEntry {
+    RegionEntry { guid, offset: FileOffset::new(at), length, flags: RegionFlags::REQUIRED }
+}
+
+/// Writes the table of a disk whose blocks lie one after the other from `payload_at` on.
+fn write_full_bat(
+    layout: &BlockLayout,
+    payload_at: u64,
+    write: &dyn Fn(&[u8], u64) -> Result<()>,
+) -> Result<()> {
+    let mut piece = Vec::new();
+    let mut piece_at = 0;
+    for block in (0..layout.blocks()).map(BlockIndex) {
+        let place = layout.payload_index(block).0 * ENTRY_LEN;
+        if place - piece_at >= BAT_PIECE {
+            write(&piece, piece_at)?;
+            piece.clear();
+            piece_at = place;
+        }
+        // Sector bitmap entries in between stay zero.
+        piece.resize((place - piece_at) as usize, 0);
+        let at = FileOffset::new(payload_at + block.0 * layout.block_size());
+        piece.extend(BatEntry::new(6, at).0.to_le_bytes());
+    }
+    write(&piece, piece_at)
+}
+
+/// The path of `target` from `folder`, both without links and dots, as Windows writes it.
+fn relative(folder: &Path, target: &Path) -> Option<String> {
+    let from: Vec<Component<'_>> = folder.components().collect();
+    let to: Vec<Component<'_>> = target.components().collect();
+    let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+    // Another drive or share cannot be reached by a relative path.
+    if shared == 0 {
+        return None;
+    }
+    let mut names = vec![".."; from.len() - shared];
+    if names.is_empty() {
+        names.push(".");
+    }
+    for part in &to[shared..] {
+        let Component::Normal(name) = part else { return None };
+        names.push(name.to_str()?);
+    }
+    Some(names.join("\\"))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.tmp", Uuid::new_v4().simple()))
+}

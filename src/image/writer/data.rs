@@ -1,0 +1,461 @@
+//! The ways of a write: in place, into new space, to zeros.
+
+use std::ops::Range;
+
+use super::Writer;
+use super::blocks::BlockGuard;
+use super::space::{Contents, Freed};
+use super::tables::{Changed, PageKind};
+use crate::disk::{Zeroing, check_range};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
+use crate::image::cache::PAGE;
+use crate::image::{Disk, VhdxFile};
+use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
+
+static ZEROS: [u8; MIB as usize] = [0; MIB as usize];
+
+/// Reads bytes of the disk as its user sees them: what stands beside a part of a sector.
+pub(crate) type Visible<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
+
+impl VhdxFile {
+    /// Writes `buf` at `offset`; parts of sectors are completed with what `visible` reads.
+    pub(crate) fn write_through(
+        &self,
+        buf: &[u8],
+        offset: u64,
+        visible: Visible<'_>,
+    ) -> Result<()> {
+        let writer = self.writer()?;
+        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let _open = writer.ops.read();
+        self.begin(writer)?;
+        let sector = self.layout.sector_size();
+        let mut at = DiskOffset(offset);
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let (within, left) = (at.0 % sector, rest.len() as u64);
+            let len = if within != 0 || left < sector {
+                let len = left.min(sector - within);
+                self.write_part_of_sector(writer, &rest[..len as usize], at, visible)?;
+                len
+            } else {
+                let in_block = self.layout.block_size() - self.layout.within_block(at);
+                let len = (left - left % sector).min(in_block);
+                self.write_sectors(writer, &rest[..len as usize], at)?;
+                len
+            };
+            at = at + len;
+            rest = &rest[len as usize..];
+        }
+        self.limit_changes(writer)
+    }
+
+    /// Makes a range read as zeros. Whole blocks may give up their space.
+    pub(crate) fn zero_through(
+        &self,
+        range: Range<u64>,
+        how: Zeroing,
+        visible: Visible<'_>,
+    ) -> Result<()> {
+        let writer = self.writer()?;
+        let len = range.end.saturating_sub(range.start);
+        check_range(&self.geometry(), range.start, len)?;
+        let _open = writer.ops.read();
+        let mut at = DiskOffset(range.start);
+        while at.0 < range.end {
+            let block = self.layout.block_of(at);
+            let within = self.layout.within_block(at);
+            let block_end = at.0 - within + self.layout.block_size();
+            let end = block_end.min(range.end);
+            // The last block may reach past the end of the disk.
+            let is_whole = within == 0 && end == block_end.min(self.layout.size());
+            if is_whole {
+                self.zero_block(writer, block, how)?;
+            } else {
+                self.zero_part(writer, at, end - at.0, visible)?;
+            }
+            at = DiskOffset(end);
+            self.limit_changes(writer)?;
+        }
+        Ok(())
+    }
+
+    fn writer(&self) -> Result<&Writer> {
+        self.writer.as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::ReadOnly, "image.read-only", "the image is open for reading only")
+                .in_file(self.name())
+        })
+    }
+
+    fn write_part_of_sector(
+        &self,
+        writer: &Writer,
+        buf: &[u8],
+        at: DiskOffset,
+        visible: Visible<'_>,
+    ) -> Result<()> {
+        let sector = self.layout.sector_size();
+        let within = (at.0 % sector) as usize;
+        let start = DiskOffset(at.0 - within as u64);
+        let block = self.layout.block_of(at);
+        // Alone: nobody else may write the sector between our reading and our writing it.
+        let claimed = writer.blocks.claim(block);
+        let mut whole = vec![0; sector as usize];
+        visible(&mut whole, start.0)?;
+        whole[within..within + buf.len()].copy_from_slice(buf);
+        self.write_claimed(writer, &claimed, &whole, start)
+    }
+
+    /// Writes whole sectors within one block.
+    fn write_sectors(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<()> {
+        let block = self.layout.block_of(at);
+        {
+            let _shared = writer.blocks.share(block);
+            if self.write_in_place(writer, buf, at)? {
+                return Ok(());
+            }
+        }
+        let claimed = writer.blocks.claim(block);
+        self.write_claimed(writer, &claimed, buf, at)
+    }
+
+    fn write_claimed(
+        &self,
+        writer: &Writer,
+        _claimed: &BlockGuard<'_>,
+        buf: &[u8],
+        at: DiskOffset,
+    ) -> Result<()> {
+        if self.write_in_place(writer, buf, at)? {
+            return Ok(());
+        }
+        self.write_into_new(writer, buf, at)
+    }
+
+    /// Writes into the block's space, if it has some.
+    fn write_in_place(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<bool> {
+        let block = self.layout.block_of(at);
+        let index = self.layout.payload_index(block);
+        let entry = self.bat_entry(index)?;
+        let is_mixed = match entry.payload_state() {
+            PayloadState::FullyPresent => false,
+            PayloadState::PartiallyPresent if self.has_parent() => true,
+            PayloadState::PartiallyPresent | PayloadState::Reserved => {
+                // Reading says what is wrong with the entry; a write must not make it worse.
+                self.resolve(at, buf.len() as u64)?;
+                return Ok(false);
+            }
+            _ => return Ok(false),
+        };
+        let place = self.place_of(entry, index, at, buf.len() as u64)?;
+        writer.write_payload(buf, place.get())?;
+        if is_mixed {
+            self.mark_sectors(writer, entry, at, buf.len() as u64)?;
+        }
+        Ok(true)
+    }
+
+    /// Writes into new space for a block that has none. The block is held alone.
+    fn write_into_new(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<()> {
+        let block = self.layout.block_of(at);
+        let index = self.layout.payload_index(block);
+        let old = self.bat_entry(index)?;
+        let within = self.layout.within_block(at);
+        let end = within + buf.len() as u64;
+        let in_disk = self.layout.block_size().min(self.layout.size() - (at.0 - within));
+        let is_whole = within == 0 && end >= in_disk;
+        let parent_shows = self.has_parent() && old.payload_state() == PayloadState::NotPresent;
+
+        let space = writer.allocate(self.layout.block_size())?;
+        self.file_len.store(writer.file_len(), std::sync::atomic::Ordering::Release);
+        let moved = (|| {
+            writer.write_payload(buf, space.at.get() + within)?;
+            let rest_must_be_zero = is_whole || !parent_shows;
+            if rest_must_be_zero && space.contents != Contents::Zeros {
+                self.write_zeros(writer, space.at, within)?;
+                self.write_zeros(writer, space.at + end, self.layout.block_size() - end)?;
+            }
+            Ok(())
+        })();
+        let committed = moved.and_then(|()| {
+            if parent_shows && !is_whole {
+                self.become_mixed(writer, block, space.at, at, buf.len() as u64)
+            } else {
+                self.set_entry(writer, index, BatEntry::new(6, space.at))
+            }
+        });
+        committed.inspect_err(|_| writer.give_back(space))
+    }
+
+    /// Marks sectors of a partially present block as here. Whoever changed the block meanwhile comes
+    /// after this write.
+    fn mark_sectors(
+        &self,
+        writer: &Writer,
+        seen: BatEntry,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<()> {
+        let block = self.layout.block_of(at);
+        let index = self.layout.payload_index(block);
+        let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
+        let marks = self.bits(at, len);
+        let all = self.block_bits(block);
+        let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
+        self.change_tables(writer, needed, |changed| {
+            if self.entry_in(changed, index) != Some(seen) || all_set(changed, bitmap, &marks) {
+                return;
+            }
+            set_bits(changed, bitmap, &marks, true);
+            if all_set(changed, bitmap, &all) {
+                self.put_entry(changed, index, BatEntry::new(6, seen.offset()));
+            }
+        })
+    }
+
+    /// Makes a block that was the parent's one whose sectors are here or there.
+    fn become_mixed(
+        &self,
+        writer: &Writer,
+        block: BlockIndex,
+        place: FileOffset,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<()> {
+        let index = self.layout.payload_index(block);
+        let bitmap = self.bitmap_for(writer, block)?;
+        let (marks, all) = (self.bits(at, len), self.block_bits(block));
+        let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
+        self.change_tables(writer, needed, |changed| {
+            // What the bits said while the block was in another state means nothing.
+            set_bits(changed, bitmap, &all, false);
+            set_bits(changed, bitmap, &marks, true);
+            self.put_entry(changed, index, BatEntry::new(7, place));
+        })
+    }
+
+    /// The sector bitmap block of a block's chunk, made if there is none.
+    fn bitmap_for(&self, writer: &Writer, block: BlockIndex) -> Result<FileOffset> {
+        let chunk = self.layout.chunk_of(block);
+        let index = self.layout.bitmap_index(chunk);
+        let _alone = writer.bitmaps.lock();
+        if self.bat_entry(index)?.state_bits() == 6 {
+            return self.bitmap_at(chunk);
+        }
+        let space = writer.allocate(BITMAP_BLOCK_LEN)?;
+        self.file_len.store(writer.file_len(), std::sync::atomic::Ordering::Release);
+        let made = (|| {
+            if space.contents != Contents::Zeros {
+                self.write_zeros(writer, space.at, space.len)?;
+            }
+            // Pages of what was there before must not be taken for the bitmap's.
+            for page in 0..BITMAP_BLOCK_LEN / PAGE {
+                self.budget.drop_page(self.id, space.at + page * PAGE);
+            }
+            self.set_entry(writer, index, BatEntry::new(6, space.at))
+        })();
+        made.inspect_err(|_| writer.give_back(space))?;
+        Ok(space.at)
+    }
+
+    fn zero_block(&self, writer: &Writer, block: BlockIndex, how: Zeroing) -> Result<()> {
+        let _claimed = writer.blocks.claim(block);
+        let index = self.layout.payload_index(block);
+        let entry = self.bat_entry(index)?;
+        let start = self.layout.block_start(block);
+        let in_disk = self.layout.block_size().min(self.layout.size() - start.0);
+        match entry.payload_state() {
+            PayloadState::FullyPresent if self.keeps_blocks() || how == Zeroing::KeepSpace => {
+                self.begin(writer)?;
+                let place = self.place_of(entry, index, start, in_disk)?;
+                self.write_zeros(writer, place, in_disk)
+            }
+            PayloadState::PartiallyPresent if how == Zeroing::KeepSpace && self.has_parent() => {
+                self.begin(writer)?;
+                let place = self.place_of(entry, index, start, in_disk)?;
+                self.write_zeros(writer, place, in_disk)?;
+                self.mark_sectors(writer, entry, start, in_disk)
+            }
+            PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
+                // Damaged places are an error here too, not space to be given away.
+                let place = self.place_of(entry, index, start, in_disk)?;
+                self.begin(writer)?;
+                self.set_entry(writer, index, BatEntry::new(2, FileOffset::new(0)))?;
+                writer.free_later(Freed { at: place, len: self.layout.block_size() });
+                Ok(())
+            }
+            PayloadState::NotPresent if self.has_parent() => {
+                self.begin(writer)?;
+                self.set_entry(writer, index, BatEntry::new(2, FileOffset::new(0)))
+            }
+            PayloadState::Reserved => self.resolve(start, in_disk).map(drop),
+            // It reads as zeros already.
+            _ => Ok(()),
+        }
+    }
+
+    /// Zeros a part of one block, only where it does not read as zeros by itself.
+    fn zero_part(
+        &self,
+        writer: &Writer,
+        at: DiskOffset,
+        len: u64,
+        visible: Visible<'_>,
+    ) -> Result<()> {
+        let index = self.layout.payload_index(self.layout.block_of(at));
+        let is_zero = match self.bat_entry(index)?.payload_state() {
+            PayloadState::NotPresent => !self.has_parent(),
+            PayloadState::FullyPresent | PayloadState::PartiallyPresent => false,
+            PayloadState::Reserved => return self.resolve(at, len).map(drop),
+            _ => true,
+        };
+        if is_zero {
+            return Ok(());
+        }
+        self.begin(writer)?;
+        let sector = self.layout.sector_size();
+        let (mut at, end) = (at, at.0 + len);
+        while at.0 < end {
+            let (within, left) = (at.0 % sector, end - at.0);
+            let step = if within != 0 || left < sector {
+                let step = left.min(sector - within);
+                self.write_part_of_sector(writer, &ZEROS[..step as usize], at, visible)?;
+                step
+            } else {
+                let step = (left - left % sector).min(MIB);
+                self.write_sectors(writer, &ZEROS[..step as usize], at)?;
+                step
+            };
+            at = at + step;
+        }
+        Ok(())
+    }
+
+    fn write_zeros(&self, writer: &Writer, at: FileOffset, len: u64) -> Result<()> {
+        let mut done = 0;
+        while done < len {
+            let step = (len - done).min(MIB);
+            writer.write_payload(&ZEROS[..step as usize], at.get() + done)?;
+            done += step;
+        }
+        Ok(())
+    }
+
+    /// Flushes when the changes in memory are as many as one log entry takes.
+    fn limit_changes(&self, writer: &Writer) -> Result<()> {
+        if writer.tables.read().dirty_pages() < self.most_dirty {
+            return Ok(());
+        }
+        self.commit(writer)
+    }
+
+    fn set_entry(&self, writer: &Writer, index: BatIndex, entry: BatEntry) -> Result<()> {
+        self.change_tables(writer, [self.bat_page(index)], |changed| {
+            self.put_entry(changed, index, entry);
+        })
+    }
+
+    /// Has the pages at hand and changes them, all at once for readers and for a snapshot.
+    fn change_tables<R>(
+        &self,
+        writer: &Writer,
+        needed: impl IntoIterator<Item = (u64, PageKind)>,
+        change: impl FnOnce(&mut Changed) -> R,
+    ) -> Result<R> {
+        let needed: Vec<(u64, PageKind)> = needed.into_iter().collect();
+        loop {
+            let (epoch, missing): (u64, Vec<_>) = {
+                let changed = writer.tables.read();
+                let missing = needed.iter().filter(|(at, _)| !changed.has(*at));
+                (writer.tables.epoch(), missing.copied().collect())
+            };
+            let load = |(at, kind): (u64, PageKind)| {
+                let page = self.table_page(FileOffset::new(at), |page| Box::new(*page))?;
+                Ok((at, kind, page))
+            };
+            let loaded = missing.into_iter().map(load).collect::<Result<Vec<_>>>()?;
+            let mut changed = writer.tables.write();
+            if writer.tables.epoch() != epoch
+                || needed.iter().any(|(at, _)| {
+                    !changed.has(*at) && !loaded.iter().any(|(other, ..)| other == at)
+                })
+            {
+                continue; // pages went to their places meanwhile: what was loaded may be old
+            }
+            for (at, kind, page) in loaded {
+                changed.add(at, page, kind);
+            }
+            return Ok(change(&mut changed));
+        }
+    }
+
+    fn bat_page(&self, index: BatIndex) -> (u64, PageKind) {
+        let at = self.bat_entry_at(index).get();
+        (at - at % PAGE, PageKind::BlockAllocationTable)
+    }
+
+    fn entry_in(&self, changed: &Changed, index: BatIndex) -> Option<BatEntry> {
+        let at = self.bat_entry_at(index).get();
+        let page = changed.page(at - at % PAGE)?;
+        let within = (at % PAGE) as usize;
+        Some(BatEntry::read(&page[within..]))
+    }
+
+    fn put_entry(&self, changed: &mut Changed, index: BatIndex, entry: BatEntry) {
+        let at = self.bat_entry_at(index).get();
+        let within = (at % PAGE) as usize;
+        if let Some(page) = changed.change(at - at % PAGE) {
+            page[within..within + 8].copy_from_slice(&entry.0.to_le_bytes());
+        }
+    }
+
+    /// The bits of sectors in their chunk's bitmap.
+    fn bits(&self, at: DiskOffset, len: u64) -> Range<u64> {
+        let first = self.layout.bit_of(at);
+        first..first + len / self.layout.sector_size()
+    }
+
+    fn block_bits(&self, block: BlockIndex) -> Range<u64> {
+        self.bits(self.layout.block_start(block), self.layout.block_size())
+    }
+}
+
+/// The pages of a bitmap that hold these bits.
+fn bitmap_pages(
+    bitmap: FileOffset,
+    bits: &Range<u64>,
+) -> impl Iterator<Item = (u64, PageKind)> + use<> {
+    let pages = bits.start / (8 * PAGE)..bits.end.div_ceil(8 * PAGE);
+    pages.map(move |page| (bitmap.get() + page * PAGE, PageKind::SectorBitmap))
+}
+
+/// The parts of a bit range that lie in one byte each: the byte's place and the mask of its bits.
+fn bytes_of(bits: &Range<u64>) -> impl Iterator<Item = (u64, u8)> + use<> {
+    let bits = bits.clone();
+    (bits.start / 8..bits.end.div_ceil(8)).map(move |byte| {
+        let first = bits.start.saturating_sub(byte * 8).min(8);
+        let end = (bits.end - byte * 8).min(8);
+        (byte, ((1_u16 << end) - (1_u16 << first)) as u8)
+    })
+}
+
+fn set_bits(changed: &mut Changed, bitmap: FileOffset, bits: &Range<u64>, value: bool) {
+    for (byte, mask) in bytes_of(bits) {
+        let at = bitmap.get() + byte - byte % PAGE;
+        if let Some(page) = changed.change(at) {
+            let byte = &mut page[(byte % PAGE) as usize];
+            *byte = if value { *byte | mask } else { *byte & !mask };
+        }
+    }
+}
+
+fn all_set(changed: &Changed, bitmap: FileOffset, bits: &Range<u64>) -> bool {
+    bytes_of(bits).all(|(byte, mask)| {
+        let page = changed.page(bitmap.get() + byte - byte % PAGE);
+        page.is_some_and(|page| page[(byte % PAGE) as usize] & mask == mask)
+    })
+}

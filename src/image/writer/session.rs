@@ -1,0 +1,138 @@
+//! The start and the end of a session that changes an image, \[MS-VHDX\] 2.2.2.1.
+
+use std::sync::atomic::Ordering;
+
+use uuid::Uuid;
+
+use super::Writer;
+use crate::error::{Error, Result};
+use crate::format::header::{Header, Headers};
+use crate::image::VhdxFile;
+use crate::log::LogWriter;
+use crate::storage::Storage;
+use crate::types::MIB;
+
+/// What a session knows of its log and of what is durable.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// There from the first change on.
+    pub(super) log: Option<LogWriter>,
+    /// Length of the file at the start of the last completed flush.
+    pub(super) flushed_len: u64,
+    /// The last request to flush that was served.
+    pub(super) flushes_done: u64,
+}
+
+impl Session {
+    pub(super) fn new(file_len: u64) -> Self {
+        Self { log: None, flushed_len: file_len, flushes_done: 0 }
+    }
+}
+
+impl VhdxFile {
+    /// Does what must be durable before the first change of a session that a reader can see: a log
+    /// with a first entry, and headers with new identities.
+    pub(super) fn begin(&self, writer: &Writer) -> Result<()> {
+        writer.check()?;
+        if writer.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut session = writer.session();
+        if writer.begun.load(Ordering::Acquire) {
+            return writer.check();
+        }
+        let begun = self.begin_log(writer, &mut session);
+        begun.map_err(|error| writer.poisoned_by(error))?;
+        writer.begun.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn begin_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
+        let header = self.headers().current().clone();
+        let guid = Uuid::new_v4();
+        let mut log = LogWriter::new(header.log_offset, header.log_length.into(), guid);
+        let file_len = writer.file_len();
+        // The entry first, then its GUID: a GUID without an entry would be a damaged file.
+        let (flushed, last) = (session.flushed_len / MIB * MIB, file_len.next_multiple_of(MIB));
+        let entry = log.append(writer.file.as_ref(), Vec::new(), flushed, last)?;
+        flush(writer.file.as_ref())?;
+        log.retire(&entry);
+        self.update_headers(writer.file.as_ref(), |header| {
+            header.file_write_guid = Uuid::new_v4();
+            header.data_write_guid = Uuid::new_v4();
+            header.log_guid = guid;
+        })?;
+        session.flushed_len = file_len;
+        session.log = Some(log);
+        Ok(())
+    }
+
+    /// Makes all durable and in its place, and leaves the log empty, so that any reader takes the
+    /// file. The next write begins a new session.
+    pub(crate) fn end_session(&self) -> Result<()> {
+        let Some(writer) = &self.writer else { return Ok(()) };
+        let _alone = writer.ops.write();
+        self.commit(writer)?;
+        let mut session = writer.session();
+        writer.check()?;
+        if !writer.begun.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let ended = self.end_log(writer, &mut session);
+        ended.map_err(|error| writer.poisoned_by(error))
+    }
+
+    fn end_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
+        self.apply(writer)?;
+        flush(writer.file.as_ref())?;
+        self.update_headers(writer.file.as_ref(), |header| header.log_guid = Uuid::nil())?;
+        session.log = None;
+        writer.begun.store(false, Ordering::Release);
+        // No log names a length any more, so that the file can be cut without one.
+        let mut growing = writer.space();
+        if let Some(len) = growing.space.cut_len() {
+            let cut = writer.file.set_len(len);
+            cut.map_err(|error| Error::io("space.cut", "cannot cut the file", error))?;
+            growing.space.was_cut(len);
+            drop(growing);
+            flush(writer.file.as_ref())?;
+        }
+        session.flushed_len = writer.file_len();
+        Ok(())
+    }
+
+    /// Writes both headers, each durable before the next is touched.
+    pub(crate) fn update_headers(
+        &self,
+        file: &dyn Storage,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        update_headers(&mut self.headers.write().unwrap_or_else(|e| e.into_inner()), file, change)
+    }
+}
+
+/// Writes both headers, each durable before the next is touched, \[MS-VHDX\] 2.2.2.1.
+pub(crate) fn update_headers(
+    headers: &mut Headers,
+    file: &dyn Storage,
+    change: impl FnOnce(&mut Header),
+) -> Result<()> {
+    let mut header = headers.current().clone();
+    change(&mut header);
+    for _ in 0..2 {
+        header.sequence_number += 1;
+        let slot = 1 - headers.current;
+        let at = Header::OFFSETS[slot];
+        let written = file.write_at(&header.to_bytes(), at);
+        written
+            .map_err(|error| Error::io("header.write", "cannot write a header", error).at(at))?;
+        flush(file)?;
+        headers.copies[slot] = Ok(header.clone());
+        headers.current = slot;
+    }
+    Ok(())
+}
+
+pub(crate) fn flush(file: &dyn Storage) -> Result<()> {
+    file.flush().map_err(|error| Error::io("file.flush", "cannot flush the file", error))
+}

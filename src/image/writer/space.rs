@@ -1,0 +1,137 @@
+//! Space in the file: where new blocks go, and what that space may still contain.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::storage::Storage;
+use crate::types::{FileOffset, MIB};
+
+/// The file grows by a sixteenth of itself, within these bounds, so that growing stays rare.
+const MOST_GROWTH: u64 = 64 * MIB;
+
+/// Space for blocks.
+#[derive(Debug)]
+pub(super) struct Space {
+    /// Where the next block goes that no freed space takes.
+    end: u64,
+    /// Length of the file.
+    file_len: u64,
+    /// Length of the file before this session, which is never cut.
+    first_len: u64,
+    /// Reusable space by length; all of it may hold anything.
+    free: BTreeMap<u64, Vec<FileOffset>>,
+    /// Space whose freeing is not durable yet.
+    freed: Vec<Freed>,
+}
+
+/// Space that a block gave up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Freed {
+    pub(super) at: FileOffset,
+    pub(super) len: u64,
+}
+
+/// Space for a block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Allocated {
+    pub(super) at: FileOffset,
+    pub(super) len: u64,
+    pub(super) contents: Contents,
+}
+
+/// What newly allocated space may contain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// Zeros: the file was grown for it in this session and it was not used since.
+    Zeros,
+    /// Another block's old bytes.
+    Foreign,
+}
+
+impl Space {
+    /// Space behind everything in a file of `file_len` bytes. What lies unused in the file now is not
+    /// looked for; that is work for a check or a compaction.
+    pub(super) fn new(file_len: u64) -> Self {
+        Self {
+            end: file_len.next_multiple_of(MIB),
+            file_len,
+            first_len: file_len,
+            free: BTreeMap::new(),
+            freed: Vec::new(),
+        }
+    }
+
+    pub(super) fn file_len(&self) -> u64 {
+        self.file_len
+    }
+
+    /// Freed space for `len` bytes, or space at the end; `None` when the file must grow for it.
+    pub(super) fn allocate(&mut self, len: u64) -> Option<Allocated> {
+        if let Some(at) = self.free.get_mut(&len).and_then(Vec::pop) {
+            return Some(Allocated { at, len, contents: Contents::Foreign });
+        }
+        let end = self.end + len;
+        if end > self.file_len {
+            return None;
+        }
+        let at = FileOffset::new(self.end);
+        self.end = end;
+        Some(Allocated { at, len, contents: Contents::Zeros })
+    }
+
+    /// Grows the file so that `len` more bytes find space.
+    pub(super) fn grow(&mut self, storage: &dyn Storage, len: u64) -> io::Result<()> {
+        let needed = self.end + len;
+        let step = (self.file_len / 16).min(MOST_GROWTH);
+        let generous = needed.max(self.file_len + step).next_multiple_of(MIB);
+        // Where there is no room for generosity there may still be for what is needed.
+        let grown = match storage.set_len(generous) {
+            Ok(()) => generous,
+            Err(_) => storage.set_len(needed).map(|()| needed)?,
+        };
+        self.file_len = grown;
+        Ok(())
+    }
+
+    /// Takes back space that no durable or pending entry ever named.
+    pub(super) fn give_back(&mut self, space: Allocated) {
+        self.free.entry(space.len).or_default().push(space.at);
+    }
+
+    /// Notes space that a change in memory no longer uses.
+    pub(super) fn free_later(&mut self, freed: Freed) {
+        self.freed.push(freed);
+    }
+
+    /// What was freed up to now, for the commit that makes it durable.
+    pub(super) fn take_freed(&mut self) -> Vec<Freed> {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Makes freed space reusable: its freeing is durable.
+    pub(super) fn reuse(&mut self, freed: Vec<Freed>) {
+        for Freed { at, len } in freed {
+            self.free.entry(len).or_default().push(at);
+        }
+    }
+
+    /// The length to cut the file to: without what this session grew and did not use.
+    pub(super) fn cut_len(&mut self) -> Option<u64> {
+        let mut end = self.end;
+        // Freed space at the very end is no loss either.
+        while let Some((len, i)) = self.free.iter().find_map(|(len, places)| {
+            Some((*len, places.iter().position(|at| at.get() + len == end)?))
+        }) {
+            let places = self.free.get_mut(&len)?;
+            places.swap_remove(i);
+            end -= len;
+        }
+        let cut = end.max(self.first_len);
+        (cut < self.file_len).then_some(cut)
+    }
+
+    pub(super) fn was_cut(&mut self, len: u64) {
+        self.end = len.next_multiple_of(MIB);
+        self.file_len = len;
+    }
+}
