@@ -130,6 +130,16 @@ impl Writer {
         self.space().space.free_later(freed);
     }
 
+    /// Cuts off what this session grew the file by and does not use.
+    fn cut(&self) -> Result<bool> {
+        let mut growing = self.space();
+        let Some(len) = growing.space.cut_len() else { return Ok(false) };
+        let cut = self.file.set_len(len);
+        cut.map_err(|error| Error::io("space.cut", "cannot cut the file", error))?;
+        growing.space.was_cut(len);
+        Ok(true)
+    }
+
     fn freeze(&self) -> Frozen<'_> {
         self.space().frozen = true;
         Frozen(self)

@@ -89,12 +89,7 @@ impl VhdxFile {
         session.log = None;
         writer.begun.store(false, Ordering::Release);
         // No log names a length any more, so that the file can be cut without one.
-        let mut growing = writer.space();
-        if let Some(len) = growing.space.cut_len() {
-            let cut = writer.file.set_len(len);
-            cut.map_err(|error| Error::io("space.cut", "cannot cut the file", error))?;
-            growing.space.was_cut(len);
-            drop(growing);
+        if writer.cut()? {
             flush(writer.file.as_ref())?;
         }
         session.flushed_len = writer.file_len();
