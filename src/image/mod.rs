@@ -70,6 +70,10 @@ pub struct VhdxFile {
     region_tables: [Result<RegionTable>; 2],
     bat: RegionEntry,
     metadata_region: RegionEntry,
+    /// What no block may lie over: headers, log and regions.
+    structures: Vec<Range<u64>>,
+    /// Where the last of those ends.
+    structures_end: u64,
     metadata: Metadata,
     layout: BlockLayout,
     budget: Budget,
