@@ -1,6 +1,7 @@
 //! One image file: what it says of itself, and the bytes it holds.
 
 mod cache;
+mod children;
 mod create;
 mod info;
 mod link;
@@ -37,6 +38,7 @@ pub use info::{
 pub use link::ParentLink;
 pub use policy::{Lock, LogPolicy};
 
+pub(crate) use children::ChildSearch;
 pub(crate) use open::probe_identity;
 pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::Owner;

@@ -41,7 +41,13 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut headers = read_headers(storage.as_ref())?;
     if policy.writable {
         check_writable(&headers, storage.as_ref())?;
+        if let Some(search) = &policy.children {
+            search.refuse_children(storage.as_ref(), headers.current().data_write_guid)?;
+        }
         replay_to_file(&storage, &mut headers, policy.log)?;
+    }
+    if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
+        warnings.extend(search.stale_trackers(storage.as_ref()));
     }
     let header = headers.current();
 
