@@ -84,7 +84,9 @@ mod raw;
 pub mod storage;
 mod types;
 
-pub use chain::{Candidate, DiffChain, FoundBy, Layer, Linkage, ParentSource, PathSource};
+pub use chain::{
+    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
+};
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source};
 pub use error::{Error, ErrorKind, Result};
