@@ -79,6 +79,7 @@ mod error;
 mod format;
 mod image;
 mod log;
+pub mod ops;
 mod options;
 mod raw;
 pub mod storage;
