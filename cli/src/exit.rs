@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use avhdx::ErrorKind;
 use serde_json::{Map, Value, json};
 
+use crate::output::printable;
+
 /// What the program leaves with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
@@ -98,6 +100,15 @@ impl Failure {
         }
     }
 
+    /// The user stopped the program.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "interrupted", "interrupted; nothing was left behind")
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
         self
@@ -108,9 +119,9 @@ impl Failure {
         if self.silent {
             return None;
         }
-        let mut text = format!("avhdx: {}", self.message);
+        let mut text = format!("avhdx: {}", printable(&self.message));
         if let Some(cause) = &self.cause {
-            text += &format!(": {cause}");
+            text += &format!(": {}", printable(cause));
         }
         for hint in &self.hints {
             text += &format!("\n  hint: {hint}");
@@ -172,6 +183,7 @@ fn exit_of(error: &avhdx::Error) -> Exit {
         | ErrorKind::ParentDenied => Exit::Parent,
         ErrorKind::InUse => Exit::InUse,
         ErrorKind::InvalidInput => Exit::Usage,
+        ErrorKind::Cancelled => Exit::Interrupted,
         // Unsupported, LogPending, LogOverlay, ReadOnly, Limit, and what is yet to come.
         _ => Exit::Refused,
     }
@@ -237,6 +249,7 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::InUse => "in-use",
         ErrorKind::ReadOnly => "read-only",
         ErrorKind::InvalidInput => "invalid-input",
+        ErrorKind::Cancelled => "cancelled",
         ErrorKind::Limit => "limit",
         _ => "other",
     }

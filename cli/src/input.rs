@@ -97,13 +97,10 @@ fn raw(path: &Path) -> Result<Input, Failure> {
         return Err(Failure::usage("file.folder", message));
     }
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
-    match storage.try_lock(LockMode::Shared) {
-        Ok(LockOutcome::InUse(by)) => {
-            let message = format!("{name}: the file is in use elsewhere: {by}");
-            return Err(Failure::new(Exit::InUse, "lock.in-use", message));
-        }
-        // A disk that cannot be locked where it lies is read all the same.
-        Ok(_) | Err(_) => {}
+    // A disk that cannot be locked where it lies is read all the same.
+    if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
+        let message = format!("{name}: the file is in use elsewhere: {by}");
+        return Err(Failure::new(Exit::InUse, "lock.in-use", message));
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
 }

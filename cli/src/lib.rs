@@ -5,12 +5,21 @@
 //! exit code and a hint), [`replace`] (files that appear whole or not at all).
 
 mod args;
+mod compare;
+mod convert;
 mod exit;
+mod explain;
+mod facts;
+mod info;
 mod input;
+mod map;
+mod measure;
 mod output;
 mod pages;
 mod point;
+mod progress;
 mod read;
+mod replace;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -44,7 +53,13 @@ Exit codes:
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Info(info::Args),
+    Map(map::Args),
+    Explain(explain::Args),
     Read(read::Args),
+    Convert(convert::Args),
+    Compare(compare::Args),
+    Measure(measure::Args),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
 }
@@ -52,7 +67,13 @@ enum Verb {
 impl Verb {
     fn run(self, console: &mut Console) -> Result<Outcome, Failure> {
         match self {
+            Self::Info(args) => info::run(args, console),
+            Self::Map(args) => map::run(args, console),
+            Self::Explain(args) => explain::run(args, console),
             Self::Read(args) => read::run(args, console),
+            Self::Convert(args) => convert::run(args, console),
+            Self::Compare(args) => compare::run(args, console),
+            Self::Measure(args) => measure::run(args, console),
             Self::Completions(args) => pages::completions(args, Cli::command(), console),
             Self::Man(args) => pages::man(args, Cli::command(), console),
         }

@@ -31,8 +31,16 @@ impl Console {
 
     /// Writes a line of an answer.
     pub(crate) fn line(&mut self, line: impl AsRef<str>) -> Result<(), Failure> {
-        let line = line.as_ref().trim_end();
-        writeln!(self.out, "{line}").map_err(|error| Failure::stdout(&error))
+        let line = printable(line.as_ref());
+        writeln!(self.out, "{}", line.trim_end()).map_err(|error| Failure::stdout(&error))
+    }
+
+    /// Writes a table and an empty line.
+    pub(crate) fn table(&mut self, table: Table) -> Result<(), Failure> {
+        for line in table.lines() {
+            self.line(line)?;
+        }
+        self.line("")
     }
 
     /// Writes an object on a line of its own.
@@ -85,9 +93,90 @@ impl Console {
             let object = json!({ "schema": schema, "code": code, "message": message });
             writeln!(io::stderr(), "{object}")
         } else {
-            writeln!(io::stderr(), "{prefix}{message}")
+            writeln!(io::stderr(), "{prefix}{}", printable(message))
         };
     }
+}
+
+/// A title and rows below it, in columns.
+#[derive(Debug)]
+pub(crate) struct Table {
+    title: String,
+    right: Vec<bool>,
+    rows: Vec<Vec<String>>,
+    remarks: Vec<String>,
+}
+
+impl Table {
+    /// A table with column names; those that start with `>` are of numbers.
+    pub(crate) fn new(title: &str, columns: &[&str]) -> Self {
+        let names = columns.iter().map(|name| name.trim_start_matches('>').to_owned());
+        Self {
+            title: title.into(),
+            right: columns.iter().map(|name| name.starts_with('>')).collect(),
+            rows: vec![names.collect()],
+            remarks: Vec::new(),
+        }
+    }
+
+    /// A table of names and values.
+    pub(crate) fn fields(title: &str) -> Self {
+        Self { title: title.into(), right: vec![false; 2], rows: Vec::new(), remarks: Vec::new() }
+    }
+
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+        self.rows.push(cells.into_iter().collect());
+    }
+
+    pub(crate) fn field(&mut self, name: &str, value: impl ToString) {
+        self.row([name.to_owned(), value.to_string()]);
+    }
+
+    pub(crate) fn remark(&mut self, remark: impl Into<String>) {
+        self.remarks.push(remark.into());
+    }
+
+    pub(crate) fn with_remark(mut self, remark: impl Into<String>) -> Self {
+        self.remark(remark);
+        self
+    }
+
+    fn lines(&self) -> Vec<String> {
+        let mut widths = vec![0; self.right.len()];
+        for row in &self.rows {
+            for (width, cell) in widths.iter_mut().zip(row) {
+                *width = (*width).max(printable(cell).chars().count());
+            }
+        }
+        let mut lines = vec![self.title.clone()];
+        for row in &self.rows {
+            let mut line = String::new();
+            for ((cell, width), right) in
+                row.iter().map(|cell| printable(cell)).zip(&widths).zip(&self.right)
+            {
+                line +=
+                    &if *right { format!("  {cell:>width$}") } else { format!("  {cell:width$}") };
+            }
+            lines.push(line);
+        }
+        lines.extend(self.remarks.iter().map(|remark| format!("  {remark}")));
+        lines
+    }
+}
+
+/// Text without what would move the cursor of a terminal: names come from strangers' images.
+pub(crate) fn printable(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        // Unicode's marks that turn the direction of writing hide what a name really is.
+        let turns = matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if c.is_control() || turns {
+            safe.extend(c.escape_unicode());
+        } else {
+            safe.push(c);
+        }
+    }
+    safe
 }
 
 /// Whether a person watches standard error.
@@ -135,5 +224,10 @@ mod tests {
         assert_eq!(units((1 << 20) - 1), "1023.9 KiB");
         assert_eq!(units(64 << 40), "64 TiB");
         assert_eq!(units(u64::MAX), "15.9 EiB");
+    }
+
+    #[test]
+    fn strangers_names_do_not_reach_the_terminal_raw() {
+        assert_eq!(printable("a\x1b[2J\nb\u{202e}c ä"), "a\\u{1b}[2J\\u{a}b\\u{202e}c ä");
     }
 }

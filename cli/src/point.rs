@@ -7,6 +7,7 @@ use avhdx::Layer;
 use avhdx::storage::{Host, LocalHost};
 
 use crate::exit::Failure;
+use crate::output::printable;
 
 /// The digits that a prefix of a GUID must have.
 const MIN_HEX: usize = 4;
@@ -91,7 +92,7 @@ pub(crate) fn select<'a>(
 fn listing(layers: &[Layer]) -> String {
     let mut text = String::from("the points in time are:");
     for (i, layer) in layers.iter().enumerate() {
-        text += &format!("\n    @-{i:<3} {}  {}", layer.data_write_guid, layer.name);
+        text += &format!("\n    @-{i:<3} {}  {}", layer.data_write_guid, printable(&layer.name));
     }
     text
 }
