@@ -3,7 +3,7 @@
 use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState, RegionInfo};
 use serde_json::{Map, Value, json};
 
-use super::{counts, held};
+use super::{HEADERS, REGION_TABLES, counts, held};
 use crate::info::{LayerFacts, Report, found_by};
 
 pub(crate) fn report(
@@ -69,6 +69,7 @@ fn layer(facts: &LayerFacts) -> Value {
 fn headers(info: &ImageInfo) -> Vec<Value> {
     let one = |(i, header): (usize, &Result<HeaderInfo, String>)| match header {
         Ok(header) => json!({
+            "offset": HEADERS[i],
             "valid": true,
             "current": i == info.current_header,
             "sequence_number": header.sequence_number,
@@ -80,7 +81,12 @@ fn headers(info: &ImageInfo) -> Vec<Value> {
             "log_length": header.log_length,
             "log_offset": header.log_offset,
         }),
-        Err(message) => json!({ "valid": false, "current": false, "message": message }),
+        Err(message) => json!({
+            "offset": HEADERS[i],
+            "valid": false,
+            "current": false,
+            "message": message,
+        }),
     };
     info.headers.iter().enumerate().map(one).collect()
 }
@@ -132,11 +138,17 @@ fn region_tables(info: &ImageInfo) -> Vec<Value> {
     };
     let one = |(i, table): (usize, &Result<Vec<RegionInfo>, String>)| match table {
         Ok(regions) => json!({
+            "offset": REGION_TABLES[i],
             "valid": true,
             "current": i == info.current_region_table,
             "regions": regions.iter().map(region).collect::<Vec<_>>(),
         }),
-        Err(message) => json!({ "valid": false, "current": false, "message": message }),
+        Err(message) => json!({
+            "offset": REGION_TABLES[i],
+            "valid": false,
+            "current": false,
+            "message": message,
+        }),
     };
     info.region_tables.iter().enumerate().map(one).collect()
 }

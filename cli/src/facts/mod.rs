@@ -5,6 +5,11 @@ pub(crate) mod text;
 
 use avhdx::BlockCounts;
 
+/// Where the two headers lie, [MS-VHDX] 2.2.
+const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
+/// Where the two region tables lie, [MS-VHDX] 2.2.
+const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
+
 /// Blocks by state, in the order of their values, by the names that people and programs read.
 fn counts(blocks: &BlockCounts) -> [(&'static str, u64); 7] {
     [

@@ -2,7 +2,7 @@
 
 use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState};
 
-use super::{counts, held};
+use super::{HEADERS, REGION_TABLES, counts, held};
 use crate::exit::Failure;
 use crate::info::{LayerFacts, Report, found_by};
 use crate::output::{Console, Table, size, units};
@@ -108,7 +108,7 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
 fn headers(info: &ImageInfo) -> Table {
     let name = |i: usize| {
         let current = if i == info.current_header { ", current" } else { "" };
-        format!("{} at {:#x}{current}", i + 1, [0x1_0000, 0x2_0000][i])
+        format!("{} at {:#x}{current}", i + 1, HEADERS[i])
     };
     let mut table = Table::new("Headers", &["", &name(0), &name(1)]);
     let value = |of: &dyn Fn(&HeaderInfo) -> String| {
@@ -180,7 +180,7 @@ fn regions(info: &ImageInfo, console: &mut Console) -> Result<(), Failure> {
     for (i, regions) in info.region_tables.iter().enumerate() {
         let is_current = i == info.current_region_table;
         let same = i == 1 && info.region_tables[0] == info.region_tables[1];
-        let place = [0x3_0000, 0x4_0000][i];
+        let place = REGION_TABLES[i];
         let current = if is_current { ", current" } else { "" };
         let title = format!("Region table {} at {place:#x}{current}", i + 1);
         let mut table = Table::new(&title, &columns);
