@@ -290,3 +290,20 @@ fn completions_and_manual_pages() {
     folder.run("man convert").expect(0).prints(".TH avhdx-convert 1").prints("overwrite");
     folder.run("man frobnicate").expect(2);
 }
+
+#[test]
+#[cfg(unix)]
+fn an_interruption_has_its_own_code() {
+    let folder = Folder::new();
+    File::create(folder.file("huge")).unwrap().set_len(1 << 40).unwrap();
+    let mut command = folder.command("read huge -f raw --length 1T".split(' '));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Started for certain, and kept waiting by a pipe that nobody empties.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(text.contains("interrupted"), "{text}");
+}

@@ -32,6 +32,12 @@ fn found_where_the_flags_say() {
         let run = folder.run(&format!("{READ} {flag}")).expect(0);
         assert!(run.stdout == flats()[2], "{flag}");
     }
+    let by = |flag: &str| {
+        let info = folder.run(&format!("info l1.vhdx --json {flag}")).expect(0).json();
+        info["chain"]["parent"]["found_by"].clone()
+    };
+    assert_eq!(by("--parent-dir elsewhere"), "parent-dir-identity");
+    assert_eq!(by("--with-parent elsewhere/moved.vhdx"), "with-parent");
     let listed = std::env::join_paths(["nowhere", "elsewhere"]).unwrap();
     let mut command = folder.command(READ.split(' '));
     let output = command.env("AVHDX_PARENT_DIRS", listed).output().unwrap();
