@@ -259,7 +259,7 @@ fn many_orphans_of_one_parent_cost_a_look_each() {
     fs::create_dir(&images).unwrap();
     fs::create_dir(&attic).unwrap();
     for n in 0..MANY {
-        child(1000 + n, 1, ".\\golden.vhdx").write_to(images.join(format!("{n}.avhdx")));
+        child(1000 + n, 1, &format!(".\\{n}.vhdx")).write_to(images.join(format!("{n}.avhdx")));
         base(5000 + n).write_to(attic.join(format!("{n}.vhdx")));
     }
     let host = Arc::new(Watched::default());
