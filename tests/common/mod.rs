@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::disallowed_methods)] // each test file uses a part of it, and touches real files
 
 pub mod disk;
+pub mod oracle;
 
 use std::io;
 use std::path::{Path, PathBuf};
