@@ -141,8 +141,9 @@ impl Error {
         error
     }
 
-    pub(crate) fn with_kind(mut self, kind: ErrorKind) -> Self {
+    pub(crate) fn with_kind(mut self, kind: ErrorKind, code: &'static str) -> Self {
         self.0.kind = kind;
+        self.0.code = code;
         self
     }
 
@@ -173,13 +174,14 @@ impl Error {
     }
 
     /// Names the limit where the host's refusal is one: descriptors run out in deep chains.
-    pub(crate) fn limits_named(mut self) -> Self {
+    pub(crate) fn limits_named(self) -> Self {
         // EMFILE and ENFILE; Windows has no such limit worth the name.
         let code = self.0.source.as_ref().and_then(io::Error::raw_os_error);
         if cfg!(unix) && matches!(code, Some(23 | 24)) {
-            self.0.kind = ErrorKind::Limit;
-            self.0.code = "limit.open-files";
-            self.0.expected = Some("a limit on open files above the depth of the chain".into());
+            return self
+                .with_kind(ErrorKind::Limit, "limit.open-files")
+                .with_found("no file descriptor left")
+                .with_expected("a limit on open files above the depth of the chain");
         }
         self
     }

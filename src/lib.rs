@@ -1,4 +1,75 @@
 //! Hyper-V virtual disks and their checkpoint chains: VHDX images, `.vhdx` and `.avhdx`.
+//!
+//! A checkpoint is a differencing image: a child that holds what changed, stacked on read-only
+//! parents. This crate opens such a chain anywhere and reads the disk as the machine saw it, at any
+//! of its points in time.
+//!
+//! # Read a disk
+//!
+//! ```no_run
+//! use avhdx::{Disk, DiffChain};
+//!
+//! fn main() -> Result<(), avhdx::Error> {
+//!     let chain = DiffChain::open("web_1A2B.avhdx")?; // finds its parents by itself
+//!     let mut boot_sector = [0; 512];
+//!     chain.read_at(&mut boot_sector, 0)?;
+//!
+//!     // The same disk one checkpoint ago.
+//!     let parent = chain.layers()[1].id;
+//!     chain.view(parent)?.read_at(&mut boot_sector, 0)?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Ask where the bytes are
+//!
+//! ```no_run
+//! use avhdx::{DiskExt, DiffChain, OpenOptions, PathSource, Source};
+//!
+//! fn main() -> Result<(), avhdx::Error> {
+//!     // Parents that moved are looked for in other folders; their identity decides.
+//!     let parents = PathSource::new().folder("/backup/bases").map(r"D:\vm", "/mnt/vm");
+//!     let chain = OpenOptions::new().parents(parents).open("/mnt/vm/web_1A2B.avhdx")?;
+//!     for extent in chain.extents(0..1 << 30) {
+//!         let extent = extent?;
+//!         match extent.source {
+//!             Source::Data { layer, at } => println!("{:?}: {layer} at {at}", extent.range),
+//!             Source::Zero { .. } | Source::Parent => {}
+//!         }
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # The way of a read
+//!
+//! Every question about a range is first resolved to extents, and only then are bytes moved. A read
+//! goes down these stops, one file each, and never back:
+//!
+//! ```text
+//! DiffChain::read_at     split the range into runs, read or zero each     chain/resolve.rs
+//!   └ DiffChain::resolve   which layer answers, newest to oldest          chain/resolve.rs
+//!       └ VhdxFile::resolve  BAT entry, sector bitmap: here, zero, parent image/resolve.rs
+//!           └ Budget::with_page  tables on demand, within a budget        image/cache.rs
+//!   └ Storage::read_at     the bytes, through a pending log if there is one  storage/
+//! ```
+//!
+//! # Map
+//!
+//! - [`Disk`], [`DiskExt`]: what a virtual disk is to its users. [`VhdxFile`] is one image,
+//!   [`DiffChain`] a chain, [`RawDisk`] a file without a format.
+//! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
+//!   ([`ParentSource`], [`PathSource`]).
+//! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
+//! - [`ops`]: one operation each: exporting, comparing, measuring, explaining, drawing the forest of
+//!   checkpoints in a folder.
+//! - [`storage`]: the bytes and names underneath, to be replaced by stores of other kinds.
+//! - [`Error`]: what was wrong, where, what stood there and what should have.
+//!
+//! An image is taken to be hostile: every length and offset is checked before it is used, no
+//! allocation is sized by an unchecked field, and opening for reading changes no byte of any file.
+//!
+//! The crate has no features. Section numbers in brackets are those of \[MS-VHDX\] version 8.0.
 #![warn(missing_debug_implementations)]
 
 mod chain;

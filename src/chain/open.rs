@@ -157,7 +157,7 @@ impl Tried {
             _ if found_by == FoundBy::FolderSearch => {}
             Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => self.missing.push(name),
             Some(io::ErrorKind::PermissionDenied) => {
-                self.denied.get_or_insert(error.with_kind(ErrorKind::ParentDenied));
+                self.denied.get_or_insert(error);
             }
             // What is there is no regular file.
             Some(io::ErrorKind::InvalidInput) => self.mismatched.push(name),
@@ -196,7 +196,11 @@ impl Tried {
                 .with_expected(expected);
         }
         if let Some(error) = self.denied {
-            return error.with_section("2.6.2.6.3").with_expected(expected);
+            return error
+                .with_kind(ErrorKind::ParentDenied, "parent.denied")
+                .with_section("2.6.2.6.3")
+                .with_found("a place that may not be opened")
+                .with_expected(expected);
         }
         if let Some(error) = self.failed {
             return error.with_section("2.6.2.6.3").with_expected(expected);
