@@ -51,7 +51,8 @@ pub enum ErrorKind {
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.
     InvalidInput,
-    /// A limit was reached: the depth of a chain, or the files a process may open.
+    /// A limit was reached: the depth of a chain, the files a process may open, or the changes of a
+    /// log that are kept in memory.
     Limit,
 }
 

@@ -441,28 +441,44 @@ fn each_field_at_its_extremes() {
     }
 }
 
-/// A log full of changes takes no more memory than the file takes on the disk.
+/// Zero descriptors are short and each is a piece to remember: a log as full of them as is allowed, and
+/// one with more.
 #[test]
 fn logs_full_of_descriptors() {
     let _alone = alone();
-    let mut image = Image::dynamic(MIB);
-    image.log_length = 8 << 20;
-    (image.metadata_offset, image.bat_offset) = (9 * MIB, 10 * MIB);
-    image.set_log_guid(GUID);
-    let spare = image.layout().needed_length;
-    let count = u64::from(image.log_length) / 32 - 2;
-    // No two of them touch.
-    let zeros = (0..count).map(|n| Descriptor::zero(spare + n * 8192, 4096)).collect();
-    image.log = vec![LogEntry::new(7, zeros)];
-    image.file_length = Some(spare);
-    let bytes = image.to_bytes();
-    watched(
-        || "a log full of zero descriptors".into(),
-        || {
+    for log_mib in [8, 64] {
+        let mut image = Image::dynamic(MIB);
+        image.log_length = log_mib << 20;
+        image.metadata_offset = (1 + u64::from(log_mib)) * MIB;
+        image.bat_offset = image.metadata_offset + MIB;
+        image.set_log_guid(GUID);
+        let spare = image.layout().needed_length;
+        let count = u64::from(image.log_length) / 32 - 2;
+        // No two of them touch.
+        let zeros = (0..count).map(|n| Descriptor::zero(spare + n * 8192, 4096)).collect();
+        image.log = vec![LogEntry::new(7, zeros)];
+        image.file_length = Some(spare);
+        let bytes = image.to_bytes();
+        let what = || format!("{log_mib} MiB of zero descriptors");
+        let case = || {
             let options = OpenOptions::new().budget(Budget::new(TABLES));
-            let file = options.open_file(memory("l0", bytes)).unwrap();
-            assert!(file.info().file_len > 2 << 30);
-            read_all(&file);
-        },
-    );
+            match options.open_file(memory("l0", bytes)) {
+                Ok(file) => {
+                    assert_eq!(file.info().file_len, spare + (count - 1) * 8192 + 4096);
+                    read_all(&file);
+                    assert_eq!(log_mib, 8);
+                }
+                Err(error) => {
+                    assert_eq!(
+                        (error.kind(), error.code()),
+                        (ErrorKind::Limit, "limit.log-changes")
+                    );
+                    assert!(error.offset().is_some() && error.section().is_some(), "{error}");
+                    assert!(error.to_string().contains(&count.to_string()), "{error}");
+                    assert_eq!(log_mib, 64);
+                }
+            }
+        };
+        watched(what, case);
+    }
 }
