@@ -102,7 +102,6 @@ pub(crate) struct NewEntry {
 
 /// A change with all its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
 pub(crate) enum Change {
     Zero { at: FileOffset, length: u64 },
     Sector { at: FileOffset, bytes: Box<[u8; SECTOR as usize]> },
