@@ -507,7 +507,7 @@ fn tables_longer_than_needed_and_what_lies_behind_their_end() {
 #[test]
 fn a_table_without_the_last_bitmap_entry() {
     // Of the last chunk just so many blocks that its payload entries fill the table.
-    let entries = (MIB / 8) as u64;
+    let entries = MIB / 8;
     let chunks = entries / 4097;
     let blocks = entries - chunks;
     let mut base = Image::dynamic(blocks * MIB);
@@ -570,8 +570,8 @@ fn regions_that_cannot_be() {
         assert!(error.section().unwrap().starts_with("2.2.3"), "{error}");
         error.code()
     };
-    assert_eq!(with(&|entries| drop(entries.remove(0))), "region.missing");
-    assert_eq!(with(&|entries| drop(entries.remove(1))), "region.missing");
+    assert_eq!(with(&|entries| _ = entries.remove(0)), "region.missing");
+    assert_eq!(with(&|entries| _ = entries.remove(1)), "region.missing");
     assert_eq!(with(&|entries| entries.push(entries[0].clone())), "region.duplicate");
     assert_eq!(with(&|entries| entries[0].offset = Some(0)), "region.offset");
     assert_eq!(with(&|entries| entries[0].offset = Some(3 * MIB + 4096)), "region.offset");
@@ -721,7 +721,7 @@ fn parent_locators_that_cannot_be() {
     let damaged = |code| (ErrorKind::Damaged, code);
     let linkage = braced(base.data_write_guid());
     assert_eq!(with(&|tip| tip.locator.kind = STRANGER), (ErrorKind::Unsupported, "locator.type"));
-    let no_linkage = |tip: &mut Image| drop(tip.locator.remove("parent_linkage"));
+    let no_linkage = |tip: &mut Image| _ = tip.locator.remove("parent_linkage");
     assert_eq!(with(&no_linkage), damaged("locator.linkage-missing"));
     // Keys are case-sensitive: this is another one.
     let other_case = |tip: &mut Image| {
@@ -736,7 +736,7 @@ fn parent_locators_that_cannot_be() {
     };
     assert_eq!(with(&second_only), damaged("locator.linkage-missing"));
     for wrong in [&linkage[1..37], "{}", "", "{0}", &linkage.replace('-', ""), "\u{FEFF}", "x"] {
-        let set = |tip: &mut Image| drop(tip.locator.set("parent_linkage", wrong));
+        let set = |tip: &mut Image| _ = tip.locator.set("parent_linkage", wrong);
         let expected = if wrong.is_empty() { "locator.string-place" } else { "locator.linkage" };
         assert_eq!(with(&set), damaged(expected), "{wrong:?}");
     }
@@ -744,7 +744,7 @@ fn parent_locators_that_cannot_be() {
         tip.locator.pairs.push(("relative_path".into(), "elsewhere".into()));
     };
     assert_eq!(with(&twice), damaged("locator.duplicate"));
-    let nul = |tip: &mut Image| drop(tip.locator.set("relative_path", "a\0b"));
+    let nul = |tip: &mut Image| _ = tip.locator.set("relative_path", "a\0b");
     assert_eq!(with(&nul), damaged("locator.string"));
     assert_eq!(with(&|tip| tip.locator.count = Some(500)), damaged("locator.count"));
     assert_eq!(with(&|tip| tip.locator.count = Some(0)), damaged("locator.linkage-missing"));
@@ -862,7 +862,7 @@ fn a_chain_without_its_parent() {
     let base = full_base(2);
     let tip = base.new_child();
     let stranger = full_base(3);
-    let error = open_images(OpenOptions::new(), &[tip.clone()]).unwrap_err();
+    let error = open_images(OpenOptions::new(), std::slice::from_ref(&tip)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
     assert!(error.expected().unwrap().contains(&base.data_write_guid().to_string()), "{error}");
     let error = open_images(OpenOptions::new(), &[stranger, tip]).unwrap_err();
@@ -901,7 +901,7 @@ fn siblings_share_a_parent() {
 fn a_base_is_a_chain_of_one() {
     let base = full_base(3);
     let folder = tempfile::tempdir().unwrap();
-    let paths = write_chain(folder.path(), &[base.clone()]);
+    let paths = write_chain(folder.path(), std::slice::from_ref(&base));
     reads_as(&DiffChain::open(&paths[0]).unwrap(), &base.flat(None));
     let image = VhdxFile::open(&paths[0]).unwrap();
     reads_as(&image, &base.flat(None));

@@ -497,7 +497,9 @@ fn payload_that_lies_in_the_log() {
     }
     // The first eight bytes and the last four lie in the descriptor.
     let mut marked = vec![0; SECTOR];
-    (marked[..8].fill(1), marked[8..4092].fill(2), marked[4092..].fill(3));
+    marked[..8].fill(1);
+    marked[8..4092].fill(2);
+    marked[4092..].fill(3);
     image.log = vec![LogEntry::new(7, vec![Descriptor::data(at, marked.clone())])];
     let chain = open_images(OpenOptions::new(), &[image]).unwrap();
     want = replayed();

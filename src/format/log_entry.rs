@@ -90,7 +90,6 @@ pub(crate) fn is_data_sector(sector: &[u8], sequence_number: u64) -> bool {
 
 /// An entry to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
 pub(crate) struct NewEntry {
     pub(crate) tail: u32,
     pub(crate) sequence_number: u64,
@@ -102,6 +101,7 @@ pub(crate) struct NewEntry {
 
 /// A change with all its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
 pub(crate) enum Change {
     Zero { at: FileOffset, length: u64 },
     Sector { at: FileOffset, bytes: Box<[u8; SECTOR as usize]> },
