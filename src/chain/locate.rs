@@ -70,6 +70,9 @@ pub enum FoundBy {
     Other,
 }
 
+/// What folders hold, kept for as long as a scan goes on.
+type Listings = Arc<Mutex<HashMap<PathBuf, Arc<Listing>>>>;
+
 /// Finds parents by the paths that their children recorded.
 ///
 /// Files that the caller names come first. Then, in the order of \[MS-VHDX\] 2.6.2.6.3, the
@@ -86,7 +89,7 @@ pub struct PathSource {
     folders: Vec<PathBuf>,
     mappings: Vec<(Vec<String>, PathBuf)>,
     confines: Option<Vec<PathBuf>>,
-    listings: Option<Arc<Mutex<HashMap<PathBuf, Arc<Listing>>>>>,
+    listings: Option<Listings>,
 }
 
 /// The names in a folder by how they read without case.

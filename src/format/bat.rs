@@ -34,6 +34,11 @@ impl BatEntry {
         Self(u64::from(state & 7) | at.get() & !(MIB - 1))
     }
 
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+    pub(crate) fn to_bytes(self) -> [u8; ENTRY_LEN as usize] {
+        self.0.to_le_bytes()
+    }
+
     /// The three bits of the state as they are.
     pub(crate) fn state_bits(self) -> u8 {
         (self.0 & 7) as u8
