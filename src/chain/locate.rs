@@ -86,11 +86,13 @@ pub struct PathSource {
     folders: Vec<PathBuf>,
     mappings: Vec<(Vec<String>, PathBuf)>,
     confines: Option<Vec<PathBuf>>,
-    listings: Option<Arc<Mutex<HashMap<PathBuf, Arc<Listing>>>>>,
+    listings: Option<Arc<Mutex<Listings>>>,
 }
 
 /// The names in a folder by how they read without case.
 type Listing = HashMap<String, Vec<PathBuf>>;
+/// What was listed, by folder.
+type Listings = HashMap<PathBuf, Arc<Listing>>;
 
 impl PathSource {
     /// A source that knows nothing but the recorded paths.
