@@ -216,6 +216,7 @@ fn hosts_without_file_identities() {
     let places = [folder.path(), &below, &again, &file];
     let forest = Forest::scan(places, &source).unwrap();
     assert_eq!(forest.nodes().len(), 3);
+    assert_eq!(host.lists.load(Relaxed), 2, "a folder is looked into once");
     assert_eq!(codes(&forest), [""; 0]);
     assert_eq!(forest.layers(named(&forest, "l2.vhdx")).len(), 3);
     assert_eq!(forest.nodes().map(|(_, node)| node.volume).collect::<Vec<_>>(), [None; 3]);

@@ -70,9 +70,6 @@ pub enum FoundBy {
     Other,
 }
 
-/// What folders hold, kept for as long as a scan goes on.
-type Listings = Arc<Mutex<HashMap<PathBuf, Arc<Listing>>>>;
-
 /// Finds parents by the paths that their children recorded.
 ///
 /// Files that the caller names come first. Then, in the order of \[MS-VHDX\] 2.6.2.6.3, the
@@ -89,11 +86,13 @@ pub struct PathSource {
     folders: Vec<PathBuf>,
     mappings: Vec<(Vec<String>, PathBuf)>,
     confines: Option<Vec<PathBuf>>,
-    listings: Option<Listings>,
+    listings: Option<Arc<Mutex<Listings>>>,
 }
 
 /// The names in a folder by how they read without case.
 type Listing = HashMap<String, Vec<PathBuf>>;
+/// What was listed, by folder.
+type Listings = HashMap<PathBuf, Arc<Listing>>;
 
 impl PathSource {
     /// A source that knows nothing but the recorded paths.
