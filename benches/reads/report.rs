@@ -21,13 +21,13 @@ impl Display for Report {
         let Some(first) = self.reads.first() else { return Ok(()) };
         writeln!(
             f,
-            "\nPage cache warm; {} rounds; ratios are bare time / own time: median (lower quartile)\n",
+            "\nPage cache warm; {} rounds; times of one read, ratios bare / own: medians (lower quartile)\n",
             first.ratios[AVHDX].len()
         )?;
         writeln!(
             f,
             "{:<8}  {:<16} {:>5}  {:>10} {:>10} {:>10}  {:>12}  {:>12}",
-            "disk", "reads", "depth", "bare", "avhdx", "raw file", "avhdx", "raw file"
+            "disk", "reads", "depth", "bare", "avhdx", "raw file", "ratio avhdx", "ratio raw"
         )?;
         let mut groups: Vec<(u64, Order)> = Vec::new();
         for of in self.reads.iter().map(|row| (row.size, row.order)) {
