@@ -5,7 +5,7 @@
 //! against bare and shows how far the machine's noise reaches.
 //!
 //! ```text
-//! cargo bench --bench reads -- [--mib 256,1024] [--depth 1,4,16,64] [--rounds 60] [--json FILE]
+//! cargo bench --bench reads -- [--mib 256,1024] [--depth 1,4,16,64] [--rounds 40] [--json FILE]
 //! AVHDX_BENCH_QUICK=1 cargo bench    a small run, to see that it runs
 //! ```
 
@@ -67,7 +67,7 @@ impl Options {
     fn of_this_run(quick: bool) -> Self {
         let (mib, depths) =
             if quick { (vec![16], vec![1, 4]) } else { (vec![256, 1024], vec![1, 4, 16, 64]) };
-        let (rounds, opens, sample) = if quick { (8, 5, 8 * MIB) } else { (60, 30, 64 * MIB) };
+        let (rounds, opens, sample) = if quick { (8, 5, 8 * MIB) } else { (40, 30, 64 * MIB) };
         Self { mib, depths, rounds, opens, sample, json: None }
     }
 }
