@@ -6,6 +6,7 @@ mod link;
 mod metadata;
 mod open;
 mod policy;
+mod recent;
 mod resolve;
 
 use std::fmt;
@@ -37,6 +38,7 @@ pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::Owner;
 
 use metadata::Metadata;
+use recent::RecentEntries;
 
 /// One VHDX image, open for reading: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -67,6 +69,7 @@ pub struct VhdxFile {
     metadata: Metadata,
     layout: BlockLayout,
     budget: Budget,
+    recent: RecentEntries,
     warnings: Vec<Warning>,
 }
 

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
+use super::recent::RecentEntries;
 use super::{FoundLog, VhdxFile, Warning};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -69,6 +70,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         metadata,
         layout,
         budget: policy.budget.clone(),
+        recent: RecentEntries::new(),
         warnings,
         headers,
         region_tables,
