@@ -694,6 +694,13 @@ fn metadata_that_cannot_be() {
         };
         assert_eq!(with(&item), "metadata.disk-size", "{size}");
     }
+    // An item larger than any may be, though its region has room for it.
+    let large = |image: &mut Image| {
+        image.metadata_offset = 8 * MIB;
+        image.metadata_length = 4 << 20;
+        image.item("disk_id").length = Some((1 << 20) + 1);
+    };
+    assert_eq!(with(&large), "metadata.length");
     // Two items in one place.
     let overlap = |image: &mut Image| {
         image.item("disk_id").offset = Some(0x1_0000);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use avhdx::storage::MemStorage;
 use avhdx::{Cursor, Disk, DiskExt, ErrorKind, OpenOptions, RawDisk, Source};
-use avhdx_testkit::build::{Block, Data, Image, state};
+use avhdx_testkit::build::{Block, Data, Image, Order, state};
 use avhdx_testkit::rng::Rng;
 
 use common::disk::{flat, keeps_its_bounds, reads_as, tiles};
@@ -148,6 +148,8 @@ fn conforms_everywhere<D: Disk + 'static>(make: impl Fn() -> D, expected: &[u8])
 
 fn base() -> Image {
     let mut base = Image::dynamic(5 * MIB - 1536);
+    // Neighbours on the disk are none in the file.
+    base.order = Order::Reversed;
     base.put(0, Block::full(Data::Pattern(1))).put(1, Block::full(Data::Pattern(2)));
     base.put(3, Block::full(Data::Pattern(3))).put(4, Block::full(Data::Pattern(4)));
     base
