@@ -420,7 +420,7 @@ fn write_full_bat(
         // Sector bitmap entries in between stay zero.
         piece.resize((place - piece_at) as usize, 0);
         let at = FileOffset::new(payload_at + block.0 * layout.block_size());
-        piece.extend(BatEntry::new(6, at).0.to_le_bytes());
+        piece.extend(BatEntry::new(6, at).to_bytes());
     }
     write(&piece, piece_at)
 }

@@ -413,7 +413,7 @@ impl VhdxFile {
         let at = self.bat_entry_at(index).get();
         let within = (at % PAGE) as usize;
         if let Some(page) = changed.change(at - at % PAGE) {
-            page[within..within + 8].copy_from_slice(&entry.0.to_le_bytes());
+            page[within..within + 8].copy_from_slice(&entry.to_bytes());
         }
     }
 
