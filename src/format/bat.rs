@@ -40,6 +40,11 @@ impl BatEntry {
         Self(LittleEndian::read_u64(bytes))
     }
 
+    #[cfg(test)]
+    pub(crate) fn to_bytes(self) -> [u8; ENTRY_LEN as usize] {
+        self.0.to_le_bytes()
+    }
+
     /// The three bits of the state as they are.
     pub(crate) fn state_bits(self) -> u8 {
         (self.0 & 7) as u8

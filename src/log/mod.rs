@@ -6,7 +6,7 @@ mod writer;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::Header;
 use crate::format::log_entry::{Descriptor, SECTOR};
 use crate::storage::{Overlay, Patch, Storage};
@@ -15,6 +15,10 @@ use crate::types::MIB;
 use ring::Ring;
 pub(crate) use scan::Sequence;
 pub(crate) use writer::{Appended, LogWriter};
+
+/// Pieces that a replay in memory may consist of. A writer's log comes nowhere near it, for a piece is
+/// a sector of the log; only one made to fill the memory has this many zero descriptors.
+const MAX_PIECES: usize = 1 << 18;
 
 /// Finds the changes that the log of `header` still holds, \[MS-VHDX\] 2.3.2.
 ///
@@ -52,6 +56,9 @@ pub(crate) fn replay_over(
         for i in 0..entry.descriptor_count {
             let (descriptor, at) = ring.descriptor(entry.position, i, entry.sequence_number)?;
             let range = target(&descriptor, at, header)?;
+            if overlay.pieces() >= MAX_PIECES {
+                return Err(too_many_changes(at, sequence));
+            }
             match descriptor {
                 Descriptor::Zero { .. } if range.is_empty() => {}
                 Descriptor::Zero { .. } => overlay.lay(range, Patch::Zero, entry.sequence_number),
@@ -65,6 +72,16 @@ pub(crate) fn replay_over(
     }
     overlay.grow(sequence.head().last_file_offset);
     Ok(overlay)
+}
+
+fn too_many_changes(at: u64, sequence: &Sequence) -> Error {
+    let changes: u64 = sequence.entries.iter().map(|e| u64::from(e.descriptor_count)).sum();
+    let message = "the log holds more scattered changes than are kept in memory";
+    Error::new(ErrorKind::Limit, "limit.log-changes", message)
+        .with_section("2.3.3")
+        .at(at)
+        .with_found(format_args!("{changes} changes"))
+        .with_expected(format_args!("at most {MAX_PIECES} that do not cover each other"))
 }
 
 /// The bytes of the file that a descriptor changes; `at` is where the descriptor stands.
