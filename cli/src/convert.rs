@@ -53,7 +53,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         return out.flush().map(|()| Outcome::Yes).map_err(|error| Failure::stdout(&error));
     }
     let target = Path::new(&args.out);
-    let draft = Draft::new(target, args.overwrite, &input.paths(), console)?;
+    let draft = Draft::new(target, args.overwrite, &input.paths())?;
     let done = Export::new().run(input.disk(), draft.storage(), &mut |now| meter.report(now));
     drop(meter);
     let exported = done.map_err(|error| of_copy(error, target))?;

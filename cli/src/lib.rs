@@ -1,8 +1,8 @@
 //! The program `avhdx`, as a library so that its examples and tests can call it.
 //!
-//! One file per verb. Around them: [`args`] (flags that verbs share), [`point`] (`IMAGE@SEL`),
-//! [`input`] (from an argument to a disk), [`output`] (text and JSON), [`exit`] (from an error to an
-//! exit code and a hint), [`replace`] (files that appear whole or not at all).
+//! One file per verb. Around them: `args` (flags that verbs share), `point` (`IMAGE@SEL`), `input` (from
+//! an argument to a disk), `output` (text and JSON), `exit` (from an error to an exit code and a hint),
+//! `replace` (files that appear whole or not at all), `interrupt` (Ctrl-C), `progress`.
 
 mod args;
 mod compare;
@@ -12,6 +12,7 @@ mod explain;
 mod facts;
 mod info;
 mod input;
+mod interrupt;
 mod map;
 mod measure;
 mod output;
@@ -90,6 +91,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (mut console, done) = match Cli::try_parse_from(args) {
         Ok(cli) => {
             let mut console = Console::new(cli.json);
+            interrupt::arm(cli.json);
             let done = cli.verb.run(&mut console).and_then(|outcome| {
                 console.flush()?;
                 Ok(outcome)

@@ -3,15 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::Arc;
 
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
 use crate::exit::{Exit, Failure};
-use crate::output::Console;
-
-/// What has to go should the program be interrupted.
-static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
+use crate::interrupt::unfinished;
 
 /// A file on its way. Dropped before it is published, it leaves nothing behind.
 #[derive(Debug)]
@@ -26,12 +23,7 @@ pub(crate) struct Draft {
 impl Draft {
     /// Starts a file that will be called `target`. Never one of `inputs`, and an existing one only with
     /// consent.
-    pub(crate) fn new(
-        target: &Path,
-        overwrite: bool,
-        inputs: &[PathBuf],
-        console: &Console,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn new(target: &Path, overwrite: bool, inputs: &[PathBuf]) -> Result<Self, Failure> {
         let (target, old) = match taken(target, inputs)? {
             None => (target.to_path_buf(), None),
             Some(_) if !overwrite => return Err(exists(target)),
@@ -41,7 +33,6 @@ impl Draft {
                 (real, old)
             }
         };
-        remove_when_interrupted(console.is_json());
         let folder = target.parent().map(Path::to_path_buf).unwrap_or_default();
         for number in 0_u32.. {
             let draft = folder.join(format!(".avhdx-{}-{number}.part", process::id()));
@@ -152,25 +143,4 @@ fn unused(path: &Path) -> Result<Arc<dyn Storage>, Failure> {
 fn exists(target: &Path) -> Failure {
     let message = format!("{}: the file exists", target.display());
     Failure::new(Exit::Refused, "output.exists", message).hint("--overwrite replaces it")
-}
-
-fn unfinished() -> MutexGuard<'static, Option<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn remove_when_interrupted(json: bool) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let handled = ctrlc::set_handler(move || {
-            // Held to the end, so that nothing is named or created in the meantime.
-            let mut unfinished = unfinished();
-            if let Some(draft) = unfinished.take() {
-                let _ = LocalHost.remove(&draft);
-            }
-            Console::new(json).failure(&Failure::interrupted());
-            process::exit(Exit::Interrupted as i32);
-        });
-        // Without a handler an interruption may leave the draft; the work itself is not in danger.
-        drop(handled);
-    });
 }
