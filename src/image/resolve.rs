@@ -183,7 +183,7 @@ impl VhdxFile {
     }
 
     /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
-    fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
+    pub(super) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
         const BITS: u64 = 8 * PAGE;
         let mut value = None;
         let mut bit = first;
