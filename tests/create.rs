@@ -165,6 +165,17 @@ fn stale_change_trackers_are_warned_of() {
 }
 
 #[test]
+fn consent_to_orphan_children_does_not_silence_stale_trackers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.vhdx");
+    drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
+    fs::write(folder.path().join("b.vhdx.mrt"), "").unwrap();
+    let options = OpenOptions::new().writable(true).orphan_children(true);
+    let image = options.open_image(&path).unwrap();
+    assert!(image.warnings().iter().any(|w| w.code == "image.stale-tracker"));
+}
+
+#[test]
 fn opening_for_writing_changes_nothing_and_the_identity_changes_with_the_first_write_only() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("b.vhdx");
