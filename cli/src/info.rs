@@ -51,7 +51,7 @@ pub(crate) struct LayerFacts {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let path = input::resolve(&args.image.image, &args.opening, console)?;
+    let path = input::resolve(&args.image.image, &args.opening.looking(), console)?.path;
     let options = args.opening.options().lock(Lock::Try);
     let (tip, log_failure) = open(&path, &options, args.opening.log())?;
     let Followed { layers, warnings, broken, .. } = options.follow(tip);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
 use crate::exit::{Exit, Failure};
-use crate::interrupt::unfinished;
+use crate::interrupt::{UnderWay, under_way};
 
 /// A file on its way. Dropped before it is published, it leaves nothing behind.
 #[derive(Debug)]
@@ -36,10 +36,10 @@ impl Draft {
         let folder = target.parent().map(Path::to_path_buf).unwrap_or_default();
         for number in 0_u32.. {
             let draft = folder.join(format!(".avhdx-{}-{number}.part", process::id()));
-            let mut unfinished = unfinished();
+            let mut under_way = under_way();
             match LocalHost.create_new(&draft) {
                 Ok(storage) => {
-                    *unfinished = Some(draft.clone());
+                    *under_way = UnderWay::Draft(draft.clone());
                     return Ok(Self { storage, draft, target, old });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -52,19 +52,24 @@ impl Draft {
         unreachable!("one of four billion names is free")
     }
 
-    pub(crate) fn storage(&self) -> &dyn Storage {
-        self.storage.as_ref()
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// A failure that calls the file by its name to be.
+    pub(crate) fn failure(&self, error: avhdx::Error) -> Failure {
+        Failure::from(error).renamed(self.storage.name(), &self.target.display().to_string())
     }
 
     /// Gives the finished file its name.
     pub(crate) fn publish(mut self) -> Result<(), Failure> {
-        let mut unfinished = unfinished();
+        let mut under_way = under_way();
         let renamed = match self.old.take() {
             Some(_) => LocalHost.replace(&self.draft, &self.target),
             None => LocalHost.rename(&self.draft, &self.target),
         };
         match renamed {
-            Ok(()) => *unfinished = None,
+            Ok(()) => *under_way = UnderWay::Nothing,
             // Somebody was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(exists(&self.target));
@@ -74,7 +79,7 @@ impl Draft {
                 return Err(Failure::io("output.rename", message, &error));
             }
         }
-        drop(unfinished);
+        drop(under_way);
         let folder = self.target.parent().unwrap_or(Path::new(""));
         LocalHost.sync_dir(folder).map_err(|error| {
             let message = format!("{}: cannot make the name durable", self.target.display());
@@ -86,7 +91,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Published or not there any more: then there is nothing to remove.
-        if let Some(draft) = unfinished().take() {
+        if let UnderWay::Draft(draft) = std::mem::take(&mut *under_way()) {
             let _ = LocalHost.remove(&draft);
         }
     }

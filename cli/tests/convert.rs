@@ -6,7 +6,7 @@ mod common;
 use std::fs;
 
 use avhdx_testkit::build::{Block, Data, Image};
-use common::{Folder, Run, flats};
+use common::{Folder, Run, flats, write_endless};
 
 #[test]
 fn to_a_sparse_file_and_to_standard_output() {
@@ -130,10 +130,9 @@ fn a_failure_leaves_nothing_behind() {
 fn an_interruption_leaves_nothing_behind() {
     use std::process::{Command, Stdio};
     let folder = Folder::new();
-    // Holes, but to a raw disk they are bytes to be read: more than can be done before the signal.
-    fs::File::create(folder.file("huge")).unwrap().set_len(4 << 40).unwrap();
+    write_endless(&folder.file("huge"));
     for signal in ["-INT", "-TERM"] {
-        let mut command = folder.command("convert huge -f raw -O raw out --json".split(' '));
+        let mut command = folder.command("convert huge -O raw out --json".split(' '));
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         while folder.names().len() < 2 {
             std::thread::yield_now();

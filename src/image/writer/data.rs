@@ -86,7 +86,7 @@ impl VhdxFile {
 
     fn writer(&self) -> Result<&Writer> {
         self.writer.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::ReadOnly, "image.read-only", "the image is open for reading only")
+            Error::new(ErrorKind::ReadOnly, "disk.read-only", "the image is open for reading only")
                 .in_file(self.name())
         })
     }
