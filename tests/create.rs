@@ -1,7 +1,6 @@
 //! Images that the crate makes: what others read in them, and what it refuses to make or to write.
 #![allow(clippy::disallowed_methods)]
 // The tests look at the files from outside.
-#![allow(clippy::disallowed_methods)]
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
