@@ -79,6 +79,7 @@ mod error;
 mod format;
 mod image;
 mod log;
+mod mutants;
 pub mod ops;
 mod options;
 mod raw;

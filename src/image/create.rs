@@ -16,6 +16,7 @@ use crate::format::metadata::{
     self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
+use crate::mutants::planted;
 use crate::storage::{Host, Storage};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
@@ -220,12 +221,17 @@ impl CreateOptions {
         if let Some(model) = self.parent.as_ref().and_then(|parent| parent.path.as_ref()) {
             host.copy_owner(model, temporary).map_err(failed("take over mode and owner"))?;
         }
-        storage.flush().map_err(failed("flush the file"))?;
+        if !planted("create-without-flush") {
+            storage.flush().map_err(failed("flush the file"))?;
+        }
         drop(storage);
         if self.overwrite {
             host.replace(temporary, path).map_err(failed("give the file its name"))?;
         } else {
             host.rename(temporary, path).map_err(failed("give the file its name"))?;
+        }
+        if planted("create-without-folder-flush") {
+            return Ok(());
         }
         host.sync_dir(folder_of(path)).map_err(failed("flush the folder"))
     }

@@ -32,6 +32,8 @@ pub const ALL: &[Workload] = &[
     small("unaligned, sectors of 4096", unaligned_in_large_sectors),
     small("new bitmap in another chunk", second_chunk),
     small("create", create),
+    small("scattered writes", || one(child(6 * MIB), scattered_writes)),
+    small("scattered tables", || one(scattered(), scattered_tables)),
     small("flush, a write in place meanwhile", || {
         interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 60, 4 * KIB, 2 * KIB))
     }),
@@ -344,6 +346,49 @@ fn second_chunk() -> Vec<Recorded> {
     driver.write(&chain, 5, 10 * KIB, KIB);
     driver.close(&chain);
     vec![driver.finish()]
+}
+
+/// Writes of every sort before one flush.
+fn scattered_writes(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 * KIB, 2 * KIB);
+    driver.write(&chain, 2, MIB, MIB);
+    driver.write(&chain, 3, 2 * MIB + 6 * KIB, 2 * KIB);
+    driver.flush(&chain);
+    for round in 1..3 {
+        let seed = 10 * round;
+        // In place and in new sectors of a mixed block, twice over the same bytes, in a full block.
+        driver.write(&chain, seed, 5 * KIB, 2 * KIB);
+        driver.write(&chain, seed + 1, 6 * KIB, 2 * KIB);
+        driver.write(&chain, seed + 2, MIB + 8 * KIB, 3 * KIB);
+        driver.discard(&chain, 2 * MIB, MIB);
+        driver.write(&chain, seed + 3, (2 + round) * MIB + 700, 3000);
+        driver.write(&chain, seed + 4, 92 * KIB + round * 4 * KIB, KIB);
+        driver.write(&chain, seed + 5, 2 * MIB - 512, KIB);
+        driver.zero(&chain, MIB + 9 * KIB, KIB, Zeroing::MayUnmap);
+        driver.flush(&chain);
+    }
+    driver.close(&chain);
+}
+
+fn scattered() -> Driver {
+    let base = (0..5).fold(dynamic(4 << 30), |base, i| base.write(i * 512 * MIB, 8 * KIB));
+    base.child(1 << 20).start()
+}
+
+/// A page of the table and one of the bitmap for each of a few blocks.
+fn scattered_tables(driver: &Driver) {
+    let chain = driver.open();
+    for round in 0..3 {
+        for i in 0..5 {
+            driver.write(&chain, 10 * round + i, i * 512 * MIB + 2 * round * KIB, 2 * KIB);
+        }
+        if round == 1 {
+            driver.discard(&chain, 0, MIB);
+        }
+        driver.flush(&chain);
+    }
+    driver.close(&chain);
 }
 
 fn create() -> Vec<Recorded> {

@@ -204,7 +204,7 @@ fn sum_of(bytes: &[u8; PAGE]) -> u64 {
             *lane = product ^ product >> 29;
         }
     }
-    lanes.into_iter().fold(0, mix).max(1)
+    lanes.into_iter().fold(1, |sum, lane| mix(sum, lane).max(1))
 }
 
 /// Zero stays zero, so that a page of zeros counts as none.
