@@ -14,6 +14,7 @@ use crate::verdict::{self, Judge};
 
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
+pub const GIB: u64 = 1 << 30;
 
 /// A host, an image on it that is written, and the model of its disk. Clones are the same.
 #[derive(Clone)]

@@ -30,7 +30,9 @@ fn is_long() -> bool {
 }
 
 fn effort(workload: &Workload) -> Effort {
+    let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
     let depth = match (is_long(), workload.is_large) {
+        (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 6 },
         (false, false) => Depth { exhaustive: 12, samples: 60, torn: 60 },
         (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
@@ -38,7 +40,7 @@ fn effort(workload: &Workload) -> Effort {
     };
     let second = if workload.is_large { 4001 } else { 101 };
     let second = if is_long() { 10 * second } else { second };
-    Effort { depth, second, first_only: std::env::var_os("AVHDX_MUTANT").is_some() }
+    Effort { depth, second, first_only: is_hunt }
 }
 
 fn run(workload: &Workload, effort: Effort) -> Tally {

@@ -2,7 +2,7 @@
 
 use avhdx::{CreateOptions, DiffChain, Zeroing};
 
-use crate::driver::{Driver, KIB, MIB, Recorded, Setup, fixed_identities, path};
+use crate::driver::{Driver, GIB, KIB, MIB, Recorded, Setup, fixed_identities, path};
 use crate::interleave::interleaved;
 use crate::sim::{Files, SimHost};
 
@@ -76,7 +76,8 @@ pub const ALL: &[Workload] = &[
     }),
     large("log wraps", || one(child(4 * MIB), log_wraps)),
     large("entries as large as half the log", || one(vast(), large_entries)),
-    large("commit larger than one entry", || one(vast(), split_commit)),
+    large("commit larger than one entry", || one(vast_with_stale_bits(), split_commit)),
+    large("table larger than one entry", || one(vaster(), split_table)),
 ];
 
 const fn small(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
@@ -465,18 +466,49 @@ fn large_entries(driver: &Driver) {
     driver.kill(chain);
 }
 
-/// More changed pages than an entry takes, bitmaps and tables alike.
+/// A child whose first bitmap says of all blocks that they are here.
+fn vast_with_stale_bits() -> Driver {
+    let setup = dynamic(80 << 30).write(512 * MIB, 4 * KIB).write(GIB, 4 * KIB);
+    let setup = setup.child(1 << 20).write(8 * KIB, KIB);
+    let mut files = setup.host.files();
+    let bitmap = crate::verdict::layer(&files, &setup.tip).unwrap().bitmaps().unwrap()[0];
+    let file = files.names[&setup.tip];
+    files.file_mut(file).write(bitmap + 256, &vec![0xFF; MIB as usize - 256]);
+    Setup { host: SimHost::new(files), ..setup }.start()
+}
+
+/// More changed pages than the 252 that an entry takes, bitmaps and tables alike.
 fn split_commit(driver: &Driver) {
     let chain = driver.open();
-    // A bitmap per eight blocks, a page of it and one of the table per block.
-    for i in 0..150 {
+    // A bitmap per eight blocks, a page of it and one of the table per block: 249.
+    for i in 0..124 {
         driver.write(&chain, i, i * 512 * MIB + KIB, KIB);
-        if i == 100 {
-            driver.look_from_here();
-        }
     }
+    driver.look_from_here();
+    // Two blocks in two chunks more, by one write.
+    driver.write(&chain, 130, 17 * 4 * GIB - KIB, 2 * KIB);
     driver.flush(&chain);
     driver.write(&chain, 200, 2 * MIB, KIB);
+    driver.flush(&chain);
+    driver.kill(chain);
+}
+
+/// A child with a table of more pages than an entry takes.
+fn vaster() -> Driver {
+    let size = 132 * GIB;
+    dynamic(size).write((128_480 + 1) * MIB - 4 * KIB, 8 * KIB).child(1 << 20).start()
+}
+
+/// Changes in 253 pages of the table: the first 252 name blocks that need the bitmap block which the
+/// last one names.
+fn split_table(driver: &Driver) {
+    let chain = driver.open();
+    for page in 0..250 {
+        let entry = page * 512 + 100;
+        driver.discard(&chain, (entry - entry / 4097) * MIB, MIB);
+    }
+    driver.look_from_here();
+    driver.write(&chain, 1, (128_480 + 1) * MIB - KIB, 2 * KIB);
     driver.flush(&chain);
     driver.kill(chain);
 }

@@ -133,6 +133,7 @@ impl VhdxFile {
         }
         if planted("bat-before-bitmap") {
             parts.swap(0, 2);
+            parts[1].clear();
         }
         if planted("bitmap-block-with-the-blocks") {
             parts[1].clear();
