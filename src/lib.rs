@@ -81,6 +81,7 @@ mod error;
 mod format;
 mod image;
 mod log;
+mod mutants;
 pub mod ops;
 mod options;
 mod raw;
