@@ -45,6 +45,9 @@ struct Session {
     guid: Uuid,
 }
 
+/// What the segments read before a session, and the identity that goes with it.
+pub type Before = (Arc<[Arc<[u8]>]>, Uuid);
+
 /// What is asked of the outcomes of a cut.
 #[derive(Clone, Debug)]
 pub struct Expected {
@@ -52,7 +55,7 @@ pub struct Expected {
     /// Whether the image must be there.
     pub exists: bool,
     /// If what the segments read differs from this, the identity must differ from that one.
-    pub before: Option<(Arc<[Arc<[u8]>]>, Uuid)>,
+    pub before: Option<Before>,
 }
 
 /// A range of the disk and what each 512 bytes of it may be: the same of one of these.

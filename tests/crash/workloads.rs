@@ -38,7 +38,7 @@ pub const ALL: &[Workload] = &[
         interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 60, 4 * KIB, 2 * KIB))
     }),
     small("flush, a new sector meanwhile", || {
-        interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 61, 64 * KIB, 1 * KIB))
+        interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 61, 64 * KIB, KIB))
     }),
     small("flush, a new block meanwhile", || {
         interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 62, 3 * MIB + 8 * KIB, KIB))
