@@ -53,6 +53,8 @@ pub enum ErrorKind {
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.
     InvalidInput,
+    /// The callback of an operation asked it to stop.
+    Cancelled,
     /// A limit was reached: the depth of a chain, or the files a process may open.
     Limit,
 }

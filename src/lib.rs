@@ -79,12 +79,15 @@ mod error;
 mod format;
 mod image;
 mod log;
+pub mod ops;
 mod options;
 mod raw;
 pub mod storage;
 mod types;
 
-pub use chain::{Candidate, DiffChain, FoundBy, Layer, Linkage, ParentSource, PathSource};
+pub use chain::{
+    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
+};
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::{ChainPolicy, DiffChain, Linkage, ParentSource, PathSource};
+use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, ParentSource, PathSource};
 use crate::error::{Error, Result};
 use crate::image::{Budget, ImagePolicy, Lock, LogPolicy, VhdxFile};
 use crate::storage::{Access, Host, LocalHost, Storage};
@@ -132,13 +132,19 @@ impl OpenOptions {
     /// [`Damaged`](crate::ErrorKind::Damaged) when the chain is a loop or its layers do not fit each
     /// other; [`Limit`](crate::ErrorKind::Limit) when it is deeper than allowed.
     pub fn open_chain(&self, tip: VhdxFile) -> Result<DiffChain> {
-        match &self.parents {
-            Some(source) => DiffChain::assemble(tip, &self.chain, &self.image, source.as_ref()),
-            None => {
-                let source = PathSource::new().host(Arc::clone(&self.host));
-                DiffChain::assemble(tip, &self.chain, &self.image, &source)
-            }
-        }
+        DiffChain::assemble(tip, &self.chain, &self.image, self.source().as_ref())
+    }
+
+    /// Finds and opens the parents of `tip` as far as that goes, for looking at a broken chain. The
+    /// images stand alone: reading what one does not hold is an error, never zeros.
+    pub fn follow(&self, tip: VhdxFile) -> Followed {
+        Followed::follow(tip, &self.chain, &self.image, self.source().as_ref())
+    }
+
+    fn source(&self) -> Arc<dyn ParentSource> {
+        self.parents
+            .clone()
+            .unwrap_or_else(|| Arc::new(PathSource::new().host(Arc::clone(&self.host))))
     }
 }
 

@@ -1,3 +1,7 @@
 //! The program `avhdx`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    avhdx_cli::run(std::env::args_os())
+}

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{VhdxFile, Warning};
+use crate::image::{ImagePolicy, VhdxFile, Warning};
 
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub(crate) use open::ChainPolicy;
@@ -71,6 +71,34 @@ pub struct Layer {
     pub log_pending: bool,
     /// How it was found from the layer above; `None` for the tip.
     pub found_by: Option<FoundBy>,
+}
+
+/// The layers of a chain as far as they can be followed, found by
+/// [`OpenOptions::follow`](crate::OpenOptions::follow).
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Followed {
+    /// From the tip downwards, the facts of each layer and its image alone. Never empty.
+    pub layers: Vec<(Layer, VhdxFile)>,
+    /// What the user of the chain should hear of.
+    pub warnings: Vec<Warning>,
+    /// Why the chain ends before its base, if it does.
+    pub broken: Option<Error>,
+}
+
+impl Followed {
+    pub(crate) fn follow(
+        tip: VhdxFile,
+        policy: &ChainPolicy,
+        images: &ImagePolicy,
+        source: &dyn ParentSource,
+    ) -> Self {
+        let open::Walked { layers, warnings, broken } = open::walk(tip, policy, images, source);
+        let of_images = layers.iter().flat_map(|link| link.image.warnings()).cloned();
+        let warnings = of_images.chain(warnings).collect();
+        let layers = layers.into_iter().map(|link| (Layer::of(&link), link.image)).collect();
+        Self { layers, warnings, broken }
+    }
 }
 
 impl DiffChain {

@@ -46,26 +46,41 @@ impl DiffChain {
         images: &ImagePolicy,
         source: &dyn ParentSource,
     ) -> Result<Self> {
-        let images = &ImagePolicy { writable: false, ..images.clone() };
-        let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
-        let mut layers = vec![Link { image: tip, found_by: None }];
-        loop {
-            let child = &layers[layers.len() - 1].image;
-            let at = child.locator_at().unwrap_or_default();
-            let in_child = |error: Error| error.at(at).in_file(child.name());
-            if !walk.seen.insert(Identity::of(child.storage(), child.data_write_guid())?) {
-                return Err(in_child(loop_error(child)));
-            }
-            let Some(link) = child.parent_link()? else { break };
-            if layers.len() >= policy.max_depth {
-                return Err(in_child(too_deep(policy.max_depth)));
-            }
-            let parent = walk.parent(&link, at)?;
-            check_fit(child, &parent.image)?;
-            layers.push(parent);
+        let Walked { layers, warnings, broken } = walk(tip, policy, images, source);
+        match broken {
+            Some(error) => Err(error),
+            None => Ok(Self { layers: layers.into(), tip: 0, warnings: warnings.into() }),
         }
-        Ok(Self { layers: layers.into(), tip: 0, warnings: walk.warnings.into() })
     }
+}
+
+/// A chain as far as it could be followed.
+pub(super) struct Walked {
+    /// From the tip downwards, never empty.
+    pub(super) layers: Vec<Link>,
+    pub(super) warnings: Vec<Warning>,
+    /// Why there is no more below the last layer, though there should be.
+    pub(super) broken: Option<Error>,
+}
+
+pub(super) fn walk(
+    tip: VhdxFile,
+    policy: &ChainPolicy,
+    images: &ImagePolicy,
+    source: &dyn ParentSource,
+) -> Walked {
+    // Only the tip is ever written to.
+    let images = &ImagePolicy { writable: false, ..images.clone() };
+    let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
+    let mut layers = vec![Link { image: tip, found_by: None }];
+    let broken = loop {
+        match walk.below(&layers) {
+            Ok(Some(parent)) => layers.push(parent),
+            Ok(None) => break None,
+            Err(error) => break Some(error),
+        }
+    };
+    Walked { layers, warnings: walk.warnings, broken }
 }
 
 /// What stays the same from layer to layer, and what gathers on the way.
@@ -95,6 +110,23 @@ impl Identity {
 }
 
 impl Walk<'_> {
+    /// The parent of the last layer, `None` where that is a base.
+    fn below(&mut self, layers: &[Link]) -> Result<Option<Link>> {
+        let child = &layers[layers.len() - 1].image;
+        let at = child.locator_at().unwrap_or_default();
+        let in_child = |error: Error| error.at(at).in_file(child.name());
+        if !self.seen.insert(Identity::of(child.storage(), child.data_write_guid())?) {
+            return Err(in_child(loop_error(child)));
+        }
+        let Some(link) = child.parent_link()? else { return Ok(None) };
+        if layers.len() >= self.policy.max_depth {
+            return Err(in_child(too_deep(self.policy.max_depth)));
+        }
+        let parent = self.parent(&link, at)?;
+        check_fit(child, &parent.image)?;
+        Ok(Some(parent))
+    }
+
     /// The first candidate that has the recorded identity.
     fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
         let mut tried = Tried::default();

@@ -90,7 +90,6 @@ pub(crate) fn is_data_sector(sector: &[u8], sequence_number: u64) -> bool {
 
 /// An entry to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-
 pub(crate) struct NewEntry {
     pub(crate) tail: u32,
     pub(crate) sequence_number: u64,

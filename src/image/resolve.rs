@@ -123,6 +123,11 @@ impl VhdxFile {
         self.budget.with_page(self.id, start, load, || writer.tables.epoch() == epoch, look)
     }
 
+    /// The byte of a table at `at`.
+    pub(crate) fn table_byte(&self, at: FileOffset) -> Result<u8> {
+        self.table_page(at, |page| page[(at.get() % PAGE) as usize])
+    }
+
     fn resolve_in_block(&self, at: DiskOffset, len: u64) -> Result<Run> {
         let block = self.layout.block_of(at);
         let within = self.layout.within_block(at);

@@ -11,22 +11,14 @@ use std::path::{Path, PathBuf};
 /// Panics when it is set and no folder.
 pub fn avhdx_images() -> Option<PathBuf> {
     let dir = PathBuf::from(std::env::var_os("AVHDX_IMAGES")?);
-    assert!(
-        dir.is_dir(),
-        "AVHDX_IMAGES is {}, which is no folder",
-        dir.display()
-    );
+    assert!(dir.is_dir(), "AVHDX_IMAGES is {}, which is no folder", dir.display());
     Some(dir)
 }
 
 /// A file or folder below `AVHDX_IMAGES`. Panics when the variable is set and this is missing.
 pub fn image(below: &str) -> Option<PathBuf> {
     let path = avhdx_images()?.join(below);
-    assert!(
-        path.exists(),
-        "AVHDX_IMAGES is set, but {} is missing",
-        path.display()
-    );
+    assert!(path.exists(), "AVHDX_IMAGES is set, but {} is missing", path.display());
     Some(path)
 }
 
@@ -93,9 +85,7 @@ pub fn sha256_hex(mut from: impl Read) -> String {
     let mut sum = Sha256::new();
     let mut buf = vec![0; 1 << 20];
     loop {
-        let n = from
-            .read(&mut buf)
-            .unwrap_or_else(|e| panic!("reading what to sum: {e}"));
+        let n = from.read(&mut buf).unwrap_or_else(|e| panic!("reading what to sum: {e}"));
         if n == 0 {
             return sum.finalize().iter().map(|b| format!("{b:02x}")).collect();
         }

@@ -39,10 +39,7 @@ pub(crate) struct SparseFile {
 
 impl SparseFile {
     pub(crate) fn new(file: File) -> Self {
-        Self {
-            file,
-            written: HashSet::new(),
-        }
+        Self { file, written: HashSet::new() }
     }
 
     pub(crate) fn put(&mut self, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {

@@ -36,18 +36,12 @@ pub fn put(bytes: &mut [u8], at: u64, value: &[u8]) {
 
 /// Reads a little-endian 32-bit field.
 pub fn u32_at(bytes: &[u8], at: u64) -> u32 {
-    bytes[at as usize..][..4]
-        .iter()
-        .rev()
-        .fold(0, |n, b| n << 8 | u32::from(*b))
+    bytes[at as usize..][..4].iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))
 }
 
 /// Reads a little-endian 64-bit field.
 pub fn u64_at(bytes: &[u8], at: u64) -> u64 {
-    bytes[at as usize..][..8]
-        .iter()
-        .rev()
-        .fold(0, |n, b| n << 8 | u64::from(*b))
+    bytes[at as usize..][..8].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 /// Makes the sums of both headers, both region tables and all log entries right again, whatever

@@ -111,9 +111,7 @@ impl Layer {
     /// Reads an image by streaming: nothing but the log's updates is held in memory.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let file = File::open(path.as_ref());
-        Self::new(Source::File(
-            file.map_err(|e| format!("{}: {e}", path.as_ref().display()))?,
-        ))
+        Self::new(Source::File(file.map_err(|e| format!("{}: {e}", path.as_ref().display()))?))
     }
 
     fn new(file: Source) -> Result<Self> {
@@ -165,10 +163,7 @@ impl Layer {
         if length == 0 || !length.is_multiple_of(1 << 20) || !offset.is_multiple_of(1 << 20) {
             return Err("log out of place".into());
         }
-        if offset
-            .checked_add(length)
-            .is_none_or(|end| end > self.len())
-        {
+        if offset.checked_add(length).is_none_or(|end| end > self.len()) {
             return Err("log past the end of the file".into());
         }
         // That the file is at least as long as the head's last file offset needs no work here:
@@ -179,11 +174,7 @@ impl Layer {
         }
         self.updates = updates;
         if let Source::Bytes(bytes) = &mut self.file {
-            let end = self
-                .updates
-                .iter()
-                .map(|u| u.at.saturating_add(u.len()))
-                .max();
+            let end = self.updates.iter().map(|u| u.at.saturating_add(u.len())).max();
             // An update far out stays an update, lest a wrong offset takes all memory.
             if end.is_some_and(|e| e <= bytes.len() as u64 + (64 << 20)) {
                 for u in self.updates.drain(..) {
@@ -198,11 +189,8 @@ impl Layer {
 
     /// [MS-VHDX] 2.2.3, 2.6
     fn regions_and_metadata(&mut self) -> Result<()> {
-        let mut tables = [
-            self.get(192 << 10, 64 << 10)?,
-            self.get(256 << 10, 64 << 10)?,
-        ]
-        .into_iter();
+        let mut tables =
+            [self.get(192 << 10, 64 << 10)?, self.get(256 << 10, 64 << 10)?].into_iter();
         let table = tables
             .find(|t| &t[0..4] == b"regi" && le32(t, 4) == sealed(t, 4))
             .ok_or("no valid region table")?;
@@ -252,11 +240,7 @@ impl Layer {
             && [512, 4096].contains(&self.sector)
             && self.size.is_multiple_of(self.sector)
             && self.size <= 64 << 40;
-        if possible {
-            Ok(())
-        } else {
-            Err("impossible block, sector or disk size".into())
-        }
+        if possible { Ok(()) } else { Err("impossible block, sector or disk size".into()) }
     }
 
     /// The file's bytes after replay; past its end zeros.
@@ -313,11 +297,7 @@ impl Layer {
                 }
                 let bit = (block % ratio) * per_block + within;
                 let byte = self.get((bitmap & !0xF_FFFF).saturating_add(bit / 8), 1)?[0];
-                Ok(if byte >> (bit % 8) & 1 == 1 {
-                    here
-                } else {
-                    Says::NotHere
-                })
+                Ok(if byte >> (bit % 8) & 1 == 1 { here } else { Says::NotHere })
             }
             state => Err(format!("block {block} has state {state}")),
         }
@@ -331,20 +311,12 @@ pub struct Chain(pub Vec<Layer>);
 impl Chain {
     /// A chain of small images, base first.
     pub fn from_bytes(images: impl IntoIterator<Item = Vec<u8>>) -> Result<Self> {
-        images
-            .into_iter()
-            .map(Layer::from_bytes)
-            .collect::<Result<_>>()
-            .map(Self)
+        images.into_iter().map(Layer::from_bytes).collect::<Result<_>>().map(Self)
     }
 
     /// A chain of files read by streaming, base first.
     pub fn open<P: AsRef<Path>>(paths: impl IntoIterator<Item = P>) -> Result<Self> {
-        paths
-            .into_iter()
-            .map(Layer::open)
-            .collect::<Result<_>>()
-            .map(Self)
+        paths.into_iter().map(Layer::open).collect::<Result<_>>().map(Self)
     }
 
     /// Who answers for this sector as seen from the layer `tip`.
@@ -394,11 +366,7 @@ impl Chain {
 
     /// The whole disk as seen from the layer `tip`, as a stream.
     pub fn stream(&self, tip: usize) -> impl Read + '_ {
-        Stream {
-            chain: self,
-            tip,
-            at: 0,
-        }
+        Stream { chain: self, tip, at: 0 }
     }
 }
 
@@ -412,10 +380,7 @@ impl Read for Stream<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
         let left = self.chain.0[self.tip].size - self.at;
         let n = (buf.len() as u64).min(left) as usize;
-        let bytes = self
-            .chain
-            .read(self.tip, self.at, n)
-            .map_err(std::io::Error::other)?;
+        let bytes = self.chain.read(self.tip, self.at, n).map_err(std::io::Error::other)?;
         buf[..n].copy_from_slice(&bytes);
         self.at += n as u64;
         Ok(n)
@@ -442,9 +407,7 @@ fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64)> {
         // The longest run from here that does not lap itself.
         let (mut run, mut places, mut next) = (Vec::<&Entry>::new(), Vec::new(), start);
         while let Some(e) = at(next) {
-            let follows = run
-                .last()
-                .is_none_or(|l| l.number.checked_add(1) == Some(e.number));
+            let follows = run.last().is_none_or(|l| l.number.checked_add(1) == Some(e.number));
             if !follows || next + e.length / 4096 > start + sectors {
                 break;
             }
@@ -456,11 +419,7 @@ fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64)> {
         let Some(tail) = places.iter().position(|p| *p == head.tail) else {
             continue;
         };
-        if best
-            .as_ref()
-            .and_then(|b| b.last())
-            .is_none_or(|b| b.number < head.number)
-        {
+        if best.as_ref().and_then(|b| b.last()).is_none_or(|b| b.number < head.number) {
             best = Some(run.split_off(tail));
         }
     }
@@ -479,17 +438,12 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
     {
         return None;
     }
-    let e: Vec<u8> = (from..from + length)
-        .map(|i| ring[i % ring.len()])
-        .collect();
+    let e: Vec<u8> = (from..from + length).map(|i| ring[i % ring.len()]).collect();
     let (number, count) = (le(&e, 16), le32(&e, 24) as usize);
     if le32(&e, 4) != sealed(&e, 4) || number == 0 || guid(&e, 32) != log_guid {
         return None;
     }
-    let descriptor_bytes = count
-        .checked_mul(32)?
-        .checked_add(64)?
-        .next_multiple_of(4096);
+    let descriptor_bytes = count.checked_mul(32)?.checked_add(64)?.next_multiple_of(4096);
     let mut data = e.get(descriptor_bytes..)?.chunks_exact(4096);
     let mut updates = Vec::new();
     for d in e[64..].chunks_exact(32).take(count) {
@@ -499,10 +453,7 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
         }
         match &d[0..4] {
             b"zero" if le(d, 8).is_multiple_of(4096) => {
-                updates.push(Update {
-                    at,
-                    what: What::Zeros(le(d, 8)),
-                });
+                updates.push(Update { at, what: What::Zeros(le(d, 8)) });
             }
             b"desc" => {
                 let s = data.next()?;
@@ -511,22 +462,13 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
                     return None;
                 }
                 let bytes = [&d[8..16], &s[8..4092], &d[4..8]].concat();
-                updates.push(Update {
-                    at,
-                    what: What::Data(bytes),
-                });
+                updates.push(Update { at, what: What::Data(bytes) });
             }
             _ => return None,
         }
     }
     let tail = le32(&e, 12).into();
-    Some(Entry {
-        number,
-        length: length as u64,
-        tail,
-        flushed: le(&e, 48),
-        updates,
-    })
+    Some(Entry { number, length: length as u64, tail, flushed: le(&e, 48), updates })
 }
 
 /// [MS-VHDX] 2.6.2.6
@@ -538,9 +480,7 @@ fn pairs(item: &[u8]) -> Result<Vec<(String, String)>> {
         let units: Vec<u16> = units.map(|u| u16::from_le_bytes([u[0], u[1]])).collect();
         String::from_utf16(&units).map_err(|e| e.to_string())
     };
-    let count = item
-        .get(18..20)
-        .map_or(0, |c| usize::from(u16::from_le_bytes([c[0], c[1]])));
+    let count = item.get(18..20).map_or(0, |c| usize::from(u16::from_le_bytes([c[0], c[1]])));
     let entries = item.get(20..20 + 12 * count).ok_or("locator too short")?;
     entries
         .chunks_exact(12)
@@ -549,17 +489,11 @@ fn pairs(item: &[u8]) -> Result<Vec<(String, String)>> {
 }
 
 fn le32(b: &[u8], at: usize) -> u32 {
-    b[at..at + 4]
-        .iter()
-        .rev()
-        .fold(0, |n, b| n << 8 | u32::from(*b))
+    b[at..at + 4].iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))
 }
 
 fn le(b: &[u8], at: usize) -> u64 {
-    b[at..at + 8]
-        .iter()
-        .rev()
-        .fold(0, |n, b| n << 8 | u64::from(*b))
+    b[at..at + 8].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
 fn guid(b: &[u8], at: usize) -> Uuid {

@@ -24,29 +24,19 @@ fn agrees(images: &[Image]) -> Chain {
 #[test]
 fn three_layers_with_partial_blocks() {
     let mut base = Image::dynamic(4 * MIB);
-    base.put(0, Block::full(Data::Pattern(1)))
-        .put(1, Block::full(Data::Pattern(2)));
+    base.put(0, Block::full(Data::Pattern(1))).put(1, Block::full(Data::Pattern(2)));
     let mut mid = base.new_child();
-    mid.put(
-        0,
-        Block::partial_runs(Data::Pattern(3), &[(0, 8), (100, 1)]),
-    );
+    mid.put(0, Block::partial_runs(Data::Pattern(3), &[(0, 8), (100, 1)]));
     mid.put(1, Block::bare(state::ZERO));
     let mut tip = mid.new_child();
-    tip.put(
-        0,
-        Block::partial_runs(Data::Pattern(4), &[(4, 1), (2047, 1)]),
-    );
+    tip.put(0, Block::partial_runs(Data::Pattern(4), &[(4, 1), (2047, 1)]));
     tip.put(1, Block::partial_runs(Data::Pattern(5), &[(1, 1)]));
     let chain = agrees(&[base, mid, tip]);
     let layer = |s| match chain.who(2, s).unwrap() {
         Who::Data { layer, .. } => Some(layer),
         Who::Zero { .. } => None,
     };
-    assert_eq!(
-        [3, 4, 5, 8, 100, 2047].map(layer),
-        [1, 2, 1, 0, 1, 2].map(Some)
-    );
+    assert_eq!([3, 4, 5, 8, 100, 2047].map(layer), [1, 2, 1, 0, 1, 2].map(Some));
     assert_eq!(layer(2049), Some(2));
     assert_eq!(chain.who(2, 2048).unwrap(), Who::Zero { layer: Some(1) });
     assert_eq!(chain.who(2, 4096).unwrap(), Who::Zero { layer: None });
@@ -110,31 +100,19 @@ fn bitmaps_of_several_chunks() {
     tip.order = Order::Shuffled(3);
     for b in [0, ratio - 1, ratio, 3 * ratio + 5] {
         base.put(b, Block::full(Data::Pattern(b)));
-        tip.put(
-            b,
-            Block::partial_runs(Data::Pattern(b + 1), &[(1, 1), (4095, 1)]),
-        );
+        tip.put(b, Block::partial_runs(Data::Pattern(b + 1), &[(1, 1), (4095, 1)]));
     }
     base.write_to(&paths[0]);
     let layout = tip.write_to(&paths[1]);
-    assert_eq!(
-        layout.bitmaps.keys().copied().collect::<Vec<_>>(),
-        [0, 1, 3]
-    );
-    assert_eq!(
-        layout.bitmap_entry(1).start - layout.payload_entry(ratio).start,
-        8 * ratio
-    );
+    assert_eq!(layout.bitmaps.keys().copied().collect::<Vec<_>>(), [0, 1, 3]);
+    assert_eq!(layout.bitmap_entry(1).start - layout.payload_entry(ratio).start, 8 * ratio);
     let chain = Chain::open(&paths).unwrap();
     let mut want = [0; 512];
     for b in [0, ratio - 1, ratio, 3 * ratio + 5] {
         for (sector, seed) in [(0, b), (1, b + 1), (2, b), (4094, b), (4095, b + 1)] {
             let offset = b * (2 << 20) + sector * 512;
             pattern(seed, offset, &mut want);
-            assert!(
-                chain.read(1, offset, 512).unwrap() == want,
-                "block {b}, sector {sector}"
-            );
+            assert!(chain.read(1, offset, 512).unwrap() == want, "block {b}, sector {sector}");
         }
     }
 }
@@ -165,10 +143,7 @@ fn wrong_fields_are_refused() {
     assert_eq!(refused(&|i| i.signature[0] = b'V'), "no VHDX file");
     assert_eq!(refused(&|i| i.headers = [None, None]), "no valid header");
     let wrong = |i: &mut Image| {
-        i.region_tables
-            .iter_mut()
-            .flatten()
-            .for_each(|t| t.checksum = Checksum::Wrong);
+        i.region_tables.iter_mut().flatten().for_each(|t| t.checksum = Checksum::Wrong);
     };
     assert_eq!(refused(&wrong), "no valid region table");
     let guid = Uuid::from_u128(1);
@@ -195,12 +170,7 @@ fn spare_copies_and_unknown_things() {
     image.add_region(Uuid::from_u128(2), false, vec![0xAB; 4096]);
     let user = Item::new("mine", ITEM_DISK_SIZE, IS_USER, Contents::Bytes(vec![7; 8]));
     image.metadata.items.insert(0, user);
-    image.metadata.items.push(Item::new(
-        "empty",
-        Uuid::from_u128(3),
-        0,
-        Contents::Bytes(vec![]),
-    ));
+    image.metadata.items.push(Item::new("empty", Uuid::from_u128(3), 0, Contents::Bytes(vec![])));
     agrees(std::slice::from_ref(&image));
     let (bytes, layout) = (image.to_bytes(), image.layout());
     let range = |name| {
@@ -209,10 +179,7 @@ fn spare_copies_and_unknown_things() {
     };
     assert_eq!(range("metadata_item:mine"), [7; 8]);
     assert_eq!(range("metadata_entry:empty")[16..24], [0; 8]);
-    assert_eq!(
-        range(&format!("region:{}", Uuid::from_u128(2)))[..4096],
-        [0xAB; 4096]
-    );
+    assert_eq!(range(&format!("region:{}", Uuid::from_u128(2)))[..4096], [0xAB; 4096]);
 }
 
 #[test]
@@ -220,12 +187,8 @@ fn locators() {
     let parent = Image::dynamic(MIB);
     let mut child = parent.new_child();
     child.parent_path("..\\wurzel ä.vhdx");
-    child
-        .locator
-        .set("parent_linkage", braced(Uuid::from_u128(1)));
-    child
-        .locator
-        .set("parent_linkage2", braced(parent.data_write_guid()));
+    child.locator.set("parent_linkage", braced(Uuid::from_u128(1)));
+    child.locator.set("parent_linkage2", braced(parent.data_write_guid()));
     let layer = Layer::from_bytes(child.to_bytes()).unwrap();
     assert_eq!(layer.locator, child.locator.pairs);
     assert_eq!(layer.locator[1].1, "..\\wurzel ä.vhdx");
@@ -276,9 +239,7 @@ fn paged_layers() {
     images.push(images[0].new_child());
     images.push(images[1].new_child());
     images[2].order = Order::Shuffled(1);
-    let paths: Vec<_> = (0..3)
-        .map(|n| dir.path().join(format!("l{n}.vhdx")))
-        .collect();
+    let paths: Vec<_> = (0..3).map(|n| dir.path().join(format!("l{n}.vhdx"))).collect();
     for (n, image) in (0u64..).zip(&images) {
         let path = &paths[n as usize];
         image.write_paged(path, 4096, |p| owns(n, p), |p, buf| fill(n, p, buf));
@@ -290,9 +251,6 @@ fn paged_layers() {
             Some(n) => fill(n, page, &mut want),
             None => want.fill(0),
         }
-        assert!(
-            chain.read(2, page * 4096, 4096).unwrap() == want,
-            "page {page}"
-        );
+        assert!(chain.read(2, page * 4096, 4096).unwrap() == want, "page {page}");
     }
 }

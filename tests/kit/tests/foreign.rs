@@ -17,11 +17,7 @@ fn layers(tip: &Path) -> Vec<PathBuf> {
             paths.reverse();
             return paths;
         }
-        let (_, path) = layer
-            .locator
-            .iter()
-            .find(|(k, _)| k == "relative_path")
-            .unwrap();
+        let (_, path) = layer.locator.iter().find(|(k, _)| k == "relative_path").unwrap();
         paths.push(child.parent().unwrap().join(path.replace('\\', "/")));
     }
 }
@@ -36,11 +32,7 @@ fn chains() {
         let paths = layers(&out.path().join(&name));
         let tip = paths.len() - 1;
         let small = Chain::from_bytes(paths.iter().map(|p| std::fs::read(p).unwrap())).unwrap();
-        assert_eq!(
-            sha256_hex(&small.flat(tip).unwrap()[..]),
-            sum,
-            "{name}, in memory"
-        );
+        assert_eq!(sha256_hex(&small.flat(tip).unwrap()[..]), sum, "{name}, in memory");
         let streamed = Chain::open(&paths).unwrap();
         assert_eq!(sha256_hex(streamed.stream(tip)), sum, "{name}, streamed");
         for s in 0..small.0[tip].size / small.0[tip].sector {
@@ -49,11 +41,7 @@ fn chains() {
             }
         }
     }
-    assert_eq!(
-        seen,
-        (0..6).collect(),
-        "every layer of the deepest chain is read from"
-    );
+    assert_eq!(seen, (0..6).collect(), "every layer of the deepest chain is read from");
 }
 
 /// Both are large: run it with `--release -- --ignored`.
@@ -61,14 +49,8 @@ fn chains() {
 #[ignore = "sums 11 GiB sector by sector"]
 fn hyper_v() {
     for (name, sum) in [
-        (
-            "dirty-log",
-            "3ba3b309425b7ff5e8e0199edceed95226250f880c53b24e8eae93865f3fad5e",
-        ),
-        (
-            "swap",
-            "60dd30b4c74361427d1089510cabb36e2eeda0cc4747f467ea43173acd358c49",
-        ),
+        ("dirty-log", "3ba3b309425b7ff5e8e0199edceed95226250f880c53b24e8eae93865f3fad5e"),
+        ("swap", "60dd30b4c74361427d1089510cabb36e2eeda0cc4747f467ea43173acd358c49"),
     ] {
         let Some(packed) = image(&format!("hyperv/{name}.vhdx.gz")) else {
             return;
@@ -76,10 +58,6 @@ fn hyper_v() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.vhdx");
         gunzip(&packed, &path);
-        assert_eq!(
-            sha256_hex(Chain::open([&path]).unwrap().stream(0)),
-            sum,
-            "{name}"
-        );
+        assert_eq!(sha256_hex(Chain::open([&path]).unwrap().stream(0)), sum, "{name}");
     }
 }

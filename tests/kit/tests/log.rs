@@ -16,9 +16,7 @@ const OLD: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0002);
 fn before_and_after() -> (Image, Image) {
     let before = Image::dynamic(8 * MIB);
     let mut after = before.clone();
-    after
-        .put(1, Block::full(Data::Pattern(1)))
-        .put(6, Block::full(Data::Pattern(2)));
+    after.put(1, Block::full(Data::Pattern(1))).put(6, Block::full(Data::Pattern(2)));
     (before, after)
 }
 
@@ -41,10 +39,7 @@ fn reads(image: &Image, want: &[u8]) {
     qemu.repair(&path);
     qemu.to_raw(&path, &raw);
     assert!(std::fs::read(&raw).unwrap() == want, "QEMU");
-    assert!(
-        Chain::open([&path]).unwrap().flat(0).unwrap() == want,
-        "after QEMU's replay"
-    );
+    assert!(Chain::open([&path]).unwrap().flat(0).unwrap() == want, "after QEMU's replay");
 }
 
 /// The reader, in memory and streaming, sees `want`; for images that QEMU reads differently.
@@ -54,10 +49,7 @@ fn reads_alone(image: &Image, want: &[u8]) {
     image.write_to(&path);
     let chain = Chain::from_bytes([image.to_bytes()]).unwrap();
     assert!(chain.flat(0).unwrap() == want, "in memory");
-    assert!(
-        Chain::open([&path]).unwrap().flat(0).unwrap() == want,
-        "streaming"
-    );
+    assert!(Chain::open([&path]).unwrap().flat(0).unwrap() == want, "streaming");
 }
 
 fn refused(image: &Image) -> String {
@@ -98,10 +90,7 @@ fn an_entry_wraps_around() {
     let end = wraps.log_length - SECTOR as u32;
     let first = LogEntry::new(41, vec![empty]).at(end - SECTOR as u32);
     wraps.log = vec![first, LogEntry::new(42, vec![full.clone()])];
-    assert_eq!(
-        wraps.layout().get("log_entry:1").end,
-        wraps.layout().get("log").end
-    );
+    assert_eq!(wraps.layout().get("log_entry:1").end, wraps.layout().get("log").end);
     reads(&wraps, &before_and_after().1.flat(None));
 }
 
@@ -132,18 +121,9 @@ fn torn_entries() {
     torn.log[1].checksum = Checksum::Wrong;
     reads(&torn, &want);
     // The sum is right, but the data sector is of another time.
-    let Descriptor::Data {
-        file_offset, bytes, ..
-    } = data
-    else {
-        unreachable!()
-    };
-    let old = Descriptor::Data {
-        file_offset,
-        bytes,
-        sequence_number: None,
-        sector_sequence: Some(1),
-    };
+    let Descriptor::Data { file_offset, bytes, .. } = data else { unreachable!() };
+    let old =
+        Descriptor::Data { file_offset, bytes, sequence_number: None, sector_sequence: Some(1) };
     torn.log[1] = LogEntry::new(2, vec![old]);
     // QEMU does not look at data sectors until it replays them, and gives up there.
     reads_alone(&torn, &want);
@@ -162,20 +142,15 @@ fn tails() {
     // The head alone is active: the update before it was applied long ago.
     tails.log = vec![
         LogEntry::new(1, vec![full.clone()]),
-        LogEntry::new(
-            2,
-            vec![Descriptor::zero(image.layout().get("bat").end - 4096, 4096)],
-        )
-        .tail(Tail::Own),
+        LogEntry::new(2, vec![Descriptor::zero(image.layout().get("bat").end - 4096, 4096)])
+            .tail(Tail::Own),
     ];
     reads_alone(&tails, &before.flat(None));
     tails.log[1].tail = Tail::First;
     reads_alone(&tails, &after.flat(None));
     tails.log[1].tail = Tail::At(512 << 10);
     assert_eq!(refused(&tails), "no active log sequence");
-    let lower = LogEntry::new(1, vec![full.clone()])
-        .at(128 << 10)
-        .tail(Tail::Own);
+    let lower = LogEntry::new(1, vec![full.clone()]).at(128 << 10).tail(Tail::Own);
     let higher = LogEntry::new(7, vec![empty]).at(0).tail(Tail::Own);
     tails.log = vec![lower, higher];
     reads_alone(&tails, &before.flat(None));
@@ -201,20 +176,14 @@ fn file_lengths() {
 fn random_dirty_children() {
     for seed in 20..28 {
         let chain = random_chain(seed, 2);
-        let base = Chain::from_bytes([chain[0].to_bytes()])
-            .unwrap()
-            .flat(0)
-            .unwrap();
+        let base = Chain::from_bytes([chain[0].to_bytes()]).unwrap().flat(0).unwrap();
         let mut before = chain[1].clone();
         before.blocks.clear();
         before.bitmap_chunks.insert(0);
         before.bitmap_at = chain[1].layout().bitmaps;
         let dirty = Image::dirty(&before, &chain[1], GUID, 1 + seed as usize % 3);
         let read = Chain::from_bytes([chain[0].to_bytes(), dirty.to_bytes()]).unwrap();
-        assert!(
-            read.flat(1).unwrap() == chain[1].flat(Some(&base)),
-            "seed {seed}"
-        );
+        assert!(read.flat(1).unwrap() == chain[1].flat(Some(&base)), "seed {seed}");
     }
 }
 
@@ -236,12 +205,7 @@ fn resealing() {
         // A byte of the file write GUID, a reserved one, and a flushed offset of 2^56.
         ("header2", 20, "no valid header", None),
         ("region_table1", 4000, "no valid region table", None),
-        (
-            "log_entry:0",
-            48 + 7,
-            "no active log sequence",
-            Some("truncated"),
-        ),
+        ("log_entry:0", 48 + 7, "no active log sequence", Some("truncated")),
     ] {
         let mut bytes = good.clone();
         let at = layout.get(name).start + offset;

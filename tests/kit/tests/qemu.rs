@@ -15,10 +15,7 @@ fn agrees(image: &Image) {
     let dir = tempfile::tempdir().unwrap();
     let (path, raw) = (dir.path().join("i.vhdx"), dir.path().join("i.raw"));
     image.write_to(&path);
-    assert!(
-        fs::read(&path).unwrap() == image.to_bytes(),
-        "both outputs are the same"
-    );
+    assert!(fs::read(&path).unwrap() == image.to_bytes(), "both outputs are the same");
     qemu.check(&path);
     qemu.to_raw(&path, &raw);
     assert!(fs::read(&raw).unwrap() == image.flat(None));
@@ -79,25 +76,18 @@ fn written_by_qemu() {
     let Some(qemu) = Qemu::find() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (path, raw) = (dir.path().join("i.vhdx"), dir.path().join("i.raw"));
-    for options in [
-        &[("block_size", "1048576"), ("log_size", "2097152")][..],
-        &[("subformat", "fixed")],
-    ] {
+    for options in
+        [&[("block_size", "1048576"), ("log_size", "2097152")][..], &[("subformat", "fixed")]]
+    {
         let size = 40 * MIB + 512;
         qemu.create(&path, size, options);
-        qemu.io(
-            &path,
-            &["write -P 0x11 512 64k", "write -P 0x22 7M 2M", "flush"],
-        );
+        qemu.io(&path, &["write -P 0x11 512 64k", "write -P 0x22 7M 2M", "flush"]);
         qemu.write_pattern(&path, size - 512, 512, 0x33);
         qemu.check(&path);
         qemu.to_raw(&path, &raw);
         let flat = Chain::open([&path]).unwrap().flat(0).unwrap();
         assert!(flat == fs::read(&raw).unwrap());
-        assert_eq!(
-            (flat[511], flat[512], flat[size as usize - 1]),
-            (0, 0x11, 0x33)
-        );
+        assert_eq!((flat[511], flat[512], flat[size as usize - 1]), (0, 0x11, 0x33));
         assert!(qemu.info(&path).contains("\"vhdx\""));
         qemu.compare(("vhdx", &path), ("raw", &raw));
         qemu.from_raw(&raw, &path, options);

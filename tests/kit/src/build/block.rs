@@ -48,32 +48,17 @@ pub enum Data {
 impl Block {
     /// A block of a state that holds no data.
     pub fn bare(state: u8) -> Self {
-        Self {
-            state,
-            data: Data::None,
-            bitmap: Vec::new(),
-            at: None,
-        }
+        Self { state, data: Data::None, bitmap: Vec::new(), at: None }
     }
 
     /// A block whose whole contents are here.
     pub fn full(data: Data) -> Self {
-        Self {
-            state: state::FULLY_PRESENT,
-            data,
-            bitmap: Vec::new(),
-            at: None,
-        }
+        Self { state: state::FULLY_PRESENT, data, bitmap: Vec::new(), at: None }
     }
 
     /// A block of which the sectors with a set bit are here.
     pub fn partial(data: Data, bitmap: Vec<bool>) -> Self {
-        Self {
-            state: state::PARTIALLY_PRESENT,
-            data,
-            bitmap,
-            at: None,
-        }
+        Self { state: state::PARTIALLY_PRESENT, data, bitmap, at: None }
     }
 
     /// As [`Block::partial`], the bits given as runs of sectors: the first one and their count.

@@ -52,8 +52,7 @@ impl Layout {
 
     /// The range of this name. Panics with all names when there is none.
     pub fn get(&self, name: &str) -> Range<u64> {
-        self.find(name)
-            .unwrap_or_else(|| panic!("no {name:?} among {:?}", self.names()))
+        self.find(name).unwrap_or_else(|| panic!("no {name:?} among {:?}", self.names()))
     }
 
     /// All names.
@@ -105,11 +104,7 @@ impl Image {
             ("region_table1", 192 << 10, 64 << 10),
             ("region_table2", 256 << 10, 64 << 10),
             ("log", self.log_offset, self.log_length.into()),
-            (
-                "metadata",
-                self.metadata_offset,
-                self.metadata_length.into(),
-            ),
+            ("metadata", self.metadata_offset, self.metadata_length.into()),
             ("metadata_table", self.metadata_offset, METADATA_TABLE),
             ("bat", self.bat_offset, bat_length.into()),
         ] {
@@ -121,21 +116,13 @@ impl Image {
             end = end.max(at + u64::from(len));
             add(format!("region:{}", r.guid), at, len.into());
         }
-        for (i, (item, (at, bytes))) in self
-            .metadata
-            .items
-            .iter()
-            .zip(self.placed_items())
-            .enumerate()
+        for (i, (item, (at, bytes))) in
+            self.metadata.items.iter().zip(self.placed_items()).enumerate()
         {
             let entry = self.metadata_offset + 32 + 32 * i as u64;
             add(format!("metadata_entry:{}", item.name), entry, 32);
             let at = self.metadata_offset + u64::from(at);
-            add(
-                format!("metadata_item:{}", item.name),
-                at,
-                bytes.len() as u64,
-            );
+            add(format!("metadata_item:{}", item.name), at, bytes.len() as u64);
             if item.contents == super::Contents::Locator {
                 add("locator".into(), at, bytes.len() as u64);
             }
@@ -144,11 +131,7 @@ impl Image {
             let starts = log::positions(&self.log, self.log_length);
             for (i, (e, at)) in self.log.iter().zip(starts).enumerate() {
                 let len = (e.length() as u64).min(u64::from(self.log_length.saturating_sub(at)));
-                add(
-                    format!("log_entry:{i}"),
-                    self.log_offset + u64::from(at),
-                    len,
-                );
+                add(format!("log_entry:{i}"), self.log_offset + u64::from(at), len);
             }
         }
         let ends = self.place_blocks(self.data_offset.unwrap_or(end), &mut out);
@@ -160,11 +143,8 @@ impl Image {
     /// The length of the BAT region.
     pub(super) fn bat_bytes(&self) -> u32 {
         let chunks = self.block_count().div_ceil(self.chunk_ratio());
-        let bytes = (chunks * (self.chunk_ratio() + 1) * 8)
-            .max(1)
-            .next_multiple_of(MIB);
-        self.bat_length
-            .unwrap_or_else(|| bytes.try_into().expect("the BAT fits its length field"))
+        let bytes = (chunks * (self.chunk_ratio() + 1) * 8).max(1).next_multiple_of(MIB);
+        self.bat_length.unwrap_or_else(|| bytes.try_into().expect("the BAT fits its length field"))
     }
 
     /// The place of the region of this GUID, zeros when there is none.
@@ -207,16 +187,9 @@ impl Image {
         let mut things = Vec::new();
         let mut chunks = self.bitmap_chunks_all().into_iter().peekable();
         let ratio = self.chunk_ratio();
-        let every = if self.allocate_all {
-            self.block_count()
-        } else {
-            0
-        };
+        let every = if self.allocate_all { self.block_count() } else { 0 };
         let unlisted = (0..every).filter(|b| !self.blocks.contains_key(b));
-        let listed = self
-            .blocks
-            .iter()
-            .filter(|(_, b)| b.data != super::Data::None);
+        let listed = self.blocks.iter().filter(|(_, b)| b.data != super::Data::None);
         let mut blocks: Vec<u64> = unlisted.chain(listed.map(|(n, _)| *n)).collect();
         blocks.sort_unstable();
         for b in blocks {
@@ -234,10 +207,9 @@ impl Image {
         let (mut next, mut end) = (from, 0);
         for thing in things {
             let (explicit, len) = match thing {
-                Thing::Payload(b) => (
-                    self.blocks.get(&b).and_then(|b| b.at),
-                    u64::from(self.block_size),
-                ),
+                Thing::Payload(b) => {
+                    (self.blocks.get(&b).and_then(|b| b.at), u64::from(self.block_size))
+                }
                 Thing::Bitmap(c) => (self.bitmap_at.get(&c).copied(), BITMAP_BLOCK),
             };
             let at = explicit.unwrap_or_else(|| {
@@ -259,9 +231,7 @@ impl Image {
         let mut next = METADATA_TABLE as u32;
         let place = |item: &super::Item| {
             let bytes = self.item_bytes(&item.contents);
-            let at = item
-                .offset
-                .unwrap_or(if bytes.is_empty() { 0 } else { next });
+            let at = item.offset.unwrap_or(if bytes.is_empty() { 0 } else { next });
             if item.offset.is_none() {
                 next = (next + bytes.len() as u32).next_multiple_of(8);
             }

@@ -81,23 +81,14 @@ pub enum Descriptor {
 impl Descriptor {
     /// A right zero descriptor.
     pub fn zero(file_offset: u64, length: u64) -> Self {
-        Self::Zero {
-            file_offset,
-            length,
-            sequence_number: None,
-        }
+        Self::Zero { file_offset, length, sequence_number: None }
     }
 
     /// A right data descriptor; `bytes` are 4 KiB.
     pub fn data(file_offset: u64, bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
         assert_eq!(bytes.len(), SECTOR, "an update is one sector");
-        Self::Data {
-            file_offset,
-            bytes,
-            sequence_number: None,
-            sector_sequence: None,
-        }
+        Self::Data { file_offset, bytes, sequence_number: None, sector_sequence: None }
     }
 }
 
@@ -148,10 +139,7 @@ impl LogEntry {
     /// The entry's true length in bytes: descriptor sectors (the first one gives the room of two
     /// descriptors to the header), then one sector per data descriptor.
     pub fn length(&self) -> usize {
-        let data = self
-            .descriptors
-            .iter()
-            .filter(|d| matches!(d, Descriptor::Data { .. }));
+        let data = self.descriptors.iter().filter(|d| matches!(d, Descriptor::Data { .. }));
         self.descriptor_sectors() * SECTOR + data.count() * SECTOR
     }
 
@@ -167,9 +155,7 @@ impl LogEntry {
         b[8..12].copy_from_slice(&length.to_le_bytes());
         b[12..16].copy_from_slice(&tail.to_le_bytes());
         b[16..24].copy_from_slice(&number.to_le_bytes());
-        let count = self
-            .descriptor_count
-            .unwrap_or(self.descriptors.len() as u32);
+        let count = self.descriptor_count.unwrap_or(self.descriptors.len() as u32);
         b[24..28].copy_from_slice(&count.to_le_bytes());
         b[32..48].copy_from_slice(&self.guid.unwrap_or(guid).to_bytes_le());
         b[48..56].copy_from_slice(&self.flushed_file_offset.unwrap_or(flushed).to_le_bytes());
@@ -178,23 +164,14 @@ impl LogEntry {
         for (i, d) in self.descriptors.iter().enumerate() {
             let at = 64 + 32 * i;
             match d {
-                Descriptor::Zero {
-                    file_offset,
-                    length,
-                    sequence_number,
-                } => {
+                Descriptor::Zero { file_offset, length, sequence_number } => {
                     b[at..at + 4].copy_from_slice(b"zero");
                     b[at + 8..at + 16].copy_from_slice(&length.to_le_bytes());
                     b[at + 16..at + 24].copy_from_slice(&file_offset.to_le_bytes());
                     let n = sequence_number.unwrap_or(number);
                     b[at + 24..at + 32].copy_from_slice(&n.to_le_bytes());
                 }
-                Descriptor::Data {
-                    file_offset,
-                    bytes,
-                    sequence_number,
-                    sector_sequence,
-                } => {
+                Descriptor::Data { file_offset, bytes, sequence_number, sector_sequence } => {
                     b[at..at + 4].copy_from_slice(b"desc");
                     b[at + 4..at + 8].copy_from_slice(&bytes[4092..4096]);
                     b[at + 8..at + 16].copy_from_slice(&bytes[0..8]);
@@ -247,20 +224,13 @@ pub(super) fn ring(
         let of = e.guid.unwrap_or(guid);
         let tail = match e.tail {
             Tail::First => {
-                at[entries
-                    .iter()
-                    .position(|x| x.guid.unwrap_or(guid) == of)
-                    .unwrap_or(i)]
+                at[entries.iter().position(|x| x.guid.unwrap_or(guid) == of).unwrap_or(i)]
             }
             Tail::Own => at[i],
             Tail::Entry(n) => at[n],
             Tail::At(offset) => offset,
         };
-        for (n, sector) in e
-            .bytes(guid, tail, flushed, last)
-            .chunks(SECTOR)
-            .enumerate()
-        {
+        for (n, sector) in e.bytes(guid, tail, flushed, last).chunks(SECTOR).enumerate() {
             if !e.lost.contains(&(n as u32)) {
                 let to = (at[i] as usize + n * SECTOR) % ring as usize;
                 b[to..to + SECTOR].copy_from_slice(sector);

@@ -145,16 +145,8 @@ impl Image {
                     ),
                     disk_item("disk_size", ITEM_DISK_SIZE, Contents::DiskSize),
                     disk_item("disk_id", ITEM_DISK_ID, Contents::DiskId),
-                    disk_item(
-                        "logical_sector",
-                        ITEM_LOGICAL_SECTOR,
-                        Contents::LogicalSector,
-                    ),
-                    disk_item(
-                        "physical_sector",
-                        ITEM_PHYSICAL_SECTOR,
-                        Contents::PhysicalSector,
-                    ),
+                    disk_item("logical_sector", ITEM_LOGICAL_SECTOR, Contents::LogicalSector),
+                    disk_item("physical_sector", ITEM_PHYSICAL_SECTOR, Contents::PhysicalSector),
                 ],
             },
             locator: Locator::default(),
@@ -221,25 +213,18 @@ impl Image {
 
     /// The identity children link to, taken from the header with the highest number.
     pub fn data_write_guid(&self) -> Uuid {
-        self.newest_header()
-            .map_or(Uuid::nil(), |h| h.data_write_guid)
+        self.newest_header().map_or(Uuid::nil(), |h| h.data_write_guid)
     }
 
     /// Sets the identity in both headers.
     pub fn set_data_write_guid(&mut self, guid: Uuid) -> &mut Self {
-        self.headers
-            .iter_mut()
-            .flatten()
-            .for_each(|h| h.data_write_guid = guid);
+        self.headers.iter_mut().flatten().for_each(|h| h.data_write_guid = guid);
         self
     }
 
     /// Sets the log GUID in both headers: with any but nil there is a log to replay.
     pub fn set_log_guid(&mut self, guid: Uuid) -> &mut Self {
-        self.headers
-            .iter_mut()
-            .flatten()
-            .for_each(|h| h.log_guid = guid);
+        self.headers.iter_mut().flatten().for_each(|h| h.log_guid = guid);
         self
     }
 
@@ -257,11 +242,7 @@ impl Image {
 
     /// Adds a region and its entry in both tables.
     pub fn add_region(&mut self, guid: Uuid, required: bool, contents: Vec<u8>) -> &mut Self {
-        self.extra_regions.push(ExtraRegion {
-            guid,
-            offset: None,
-            contents,
-        });
+        self.extra_regions.push(ExtraRegion { guid, offset: None, contents });
         for t in self.region_tables.iter_mut().flatten() {
             let mut entry = RegionEntry::new(guid);
             entry.required = required.into();
@@ -306,11 +287,7 @@ impl Image {
     /// override, patch or log entry counts. UNDEFINED, UNMAPPED and reserved states are zeros.
     pub fn flat(&self, parent: Option<&[u8]>) -> Vec<u8> {
         let mut flat = vec![0; self.size as usize];
-        let parent = if self.has_parent {
-            parent.unwrap_or(&[])
-        } else {
-            &[]
-        };
+        let parent = if self.has_parent { parent.unwrap_or(&[]) } else { &[] };
         let from_parent = |at: usize, buf: &mut [u8]| {
             let seen = parent.get(at..).unwrap_or(&[]);
             let n = seen.len().min(buf.len());
@@ -342,10 +319,7 @@ impl Image {
     }
 
     fn newest_header(&self) -> Option<&Header> {
-        self.headers
-            .iter()
-            .flatten()
-            .max_by_key(|h| h.sequence_number)
+        self.headers.iter().flatten().max_by_key(|h| h.sequence_number)
     }
 
     /// The chunks that get a bitmap block.

@@ -40,10 +40,8 @@ impl Image {
             let mut block = Block::full(Data::Zeros);
             if self.has_parent && count < owned.len() {
                 block.state = state::PARTIALLY_PRESENT;
-                block.bitmap = owned
-                    .iter()
-                    .flat_map(|o| std::iter::repeat_n(*o, sectors_per_page))
-                    .collect();
+                block.bitmap =
+                    owned.iter().flat_map(|o| std::iter::repeat_n(*o, sectors_per_page)).collect();
             }
             image.blocks.insert(b, block);
             owned_blocks.push((b, owned.clone()));

@@ -128,10 +128,7 @@ impl Default for RegionTable {
             signature: *b"regi",
             checksum: Checksum::Right,
             entry_count: None,
-            entries: vec![
-                RegionEntry::new(REGION_BAT),
-                RegionEntry::new(REGION_METADATA),
-            ],
+            entries: vec![RegionEntry::new(REGION_BAT), RegionEntry::new(REGION_METADATA)],
         }
     }
 }
@@ -152,12 +149,7 @@ pub struct RegionEntry {
 impl RegionEntry {
     /// A required region, placed where the image has it.
     pub fn new(guid: Uuid) -> Self {
-        Self {
-            guid,
-            offset: None,
-            length: None,
-            required: 1,
-        }
+        Self { guid, offset: None, length: None, required: 1 }
     }
 }
 
@@ -244,15 +236,7 @@ pub enum Contents {
 impl Item {
     /// An item of any kind; known ones come with the image.
     pub fn new(name: &str, id: Uuid, flags: u32, contents: Contents) -> Self {
-        Self {
-            name: name.into(),
-            id,
-            flags,
-            contents,
-            offset: None,
-            length: None,
-            raw_entry: None,
-        }
+        Self { name: name.into(), id, flags, contents, offset: None, length: None, raw_entry: None }
     }
 }
 
@@ -271,12 +255,7 @@ pub struct Locator {
 
 impl Default for Locator {
     fn default() -> Self {
-        Self {
-            kind: LOCATOR_VHDX,
-            reserved: 0,
-            count: None,
-            pairs: Vec::new(),
-        }
+        Self { kind: LOCATOR_VHDX, reserved: 0, count: None, pairs: Vec::new() }
     }
 }
 

@@ -48,10 +48,7 @@ impl Image {
     /// The image's bytes, for small ones.
     pub fn to_bytes(&self) -> Vec<u8> {
         let layout = self.layout();
-        assert!(
-            layout.file_length <= 1 << 32,
-            "too large for memory: use write_to"
-        );
+        assert!(layout.file_length <= 1 << 32, "too large for memory: use write_to");
         let mut out = vec![0; layout.file_length as usize];
         // What lies past the length the file is given falls away.
         let mut put = |at: u64, bytes: &[u8]| {
@@ -106,11 +103,7 @@ impl Image {
     fn metadata_pages(&self) -> BTreeMap<u64, Vec<u8>> {
         let layout = self.layout();
         let mut pages: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-        let no_log = [
-            layout.get("file_type"),
-            layout.get("header1"),
-            layout.get("header2"),
-        ];
+        let no_log = [layout.get("file_type"), layout.get("header1"), layout.get("header2")];
         let log = layout.get("log");
         let mut put = |at: u64, bytes: &[u8]| {
             if no_log.iter().chain([&log]).any(|r| r.contains(&at)) {
@@ -259,9 +252,7 @@ impl Image {
             let size = self.block_size as usize;
             for from in (0..size).step_by(4 << 20) {
                 buf.resize((size - from).min(4 << 20), 0);
-                block
-                    .data
-                    .fill(b * u64::from(self.block_size), from, &mut buf);
+                block.data.fill(b * u64::from(self.block_size), from, &mut buf);
                 put(at + from as u64, &buf);
             }
         }

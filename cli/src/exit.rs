@@ -1,0 +1,256 @@
+//! From an error to an exit code, and to the flag or command that would help.
+
+use std::error::Error as _;
+use std::io;
+use std::process::ExitCode;
+
+use avhdx::ErrorKind;
+use serde_json::{Map, Value, json};
+
+use crate::output::printable;
+
+/// What the program leaves with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Yes = 0,
+    No = 1,
+    Usage = 2,
+    Io = 3,
+    Damaged = 4,
+    Parent = 5,
+    InUse = 6,
+    Refused = 7,
+    #[allow(dead_code)] // no reading verb loses anything
+    Losses = 8,
+    Interrupted = 130,
+}
+
+/// How a verb that did its work answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Yes,
+    No,
+}
+
+/// Why a verb could not do its work.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: Exit,
+    code: String,
+    message: String,
+    /// The library's own error, where it is one.
+    error: Option<avhdx::Error>,
+    cause: Option<String>,
+    hints: Vec<String>,
+    /// The reader of our output went away: nothing to complain of.
+    silent: bool,
+}
+
+impl Exit {
+    pub(crate) fn code(self) -> ExitCode {
+        ExitCode::from(self as u8)
+    }
+}
+
+impl Outcome {
+    pub(crate) fn code(self) -> ExitCode {
+        match self {
+            Self::Yes => Exit::Yes.code(),
+            Self::No => Exit::No.code(),
+        }
+    }
+}
+
+/// What to leave with after clap printed something.
+pub(crate) fn usage_code(is_error: bool) -> ExitCode {
+    if is_error { Exit::Usage.code() } else { Exit::Yes.code() }
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, code: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            exit,
+            code: code.into(),
+            message: message.into(),
+            error: None,
+            cause: None,
+            hints: Vec::new(),
+            silent: false,
+        }
+    }
+
+    /// The arguments make no sense.
+    pub(crate) fn usage(code: &str, message: impl Into<String>) -> Self {
+        Self::new(Exit::Usage, code, message)
+    }
+
+    /// The host failed at `what`.
+    pub(crate) fn io(code: &str, what: impl Into<String>, error: &io::Error) -> Self {
+        Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, what) }
+    }
+
+    /// Writing the answer failed.
+    pub(crate) fn stdout(error: &io::Error) -> Self {
+        let is_gone = error.kind() == io::ErrorKind::BrokenPipe;
+        let exit = if is_gone { Exit::Yes } else { Exit::Io };
+        Self {
+            silent: is_gone,
+            cause: Some(error.to_string()),
+            ..Self::new(exit, "stdout.write", "cannot write to standard output")
+        }
+    }
+
+    /// The user stopped the program.
+    pub(crate) fn interrupted() -> Self {
+        Self::new(Exit::Interrupted, "interrupted", "interrupted; nothing was left behind")
+    }
+
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hints.push(hint.into());
+        self
+    }
+
+    /// The text for people, or nothing where nothing is to be said.
+    pub(crate) fn text(&self) -> Option<String> {
+        if self.silent {
+            return None;
+        }
+        let mut text = format!("avhdx: {}", printable(&self.message));
+        if let Some(cause) = &self.cause {
+            text += &format!(": {}", printable(cause));
+        }
+        for hint in &self.hints {
+            text += &format!("\n  hint: {hint}");
+        }
+        Some(text)
+    }
+
+    /// The same for programs.
+    pub(crate) fn json(&self) -> Option<Value> {
+        if self.silent {
+            return None;
+        }
+        let mut object = Map::new();
+        object.insert("schema".into(), "avhdx.error/1".into());
+        object.insert("exit".into(), (self.exit as u8).into());
+        object.insert("code".into(), self.code.clone().into());
+        object.insert("message".into(), self.message.clone().into());
+        if let Some(error) = &self.error {
+            object.insert("kind".into(), kind_name(error.kind()).into());
+            let mut put = |key: &str, value: Option<Value>| {
+                value.map(|value| object.insert(key.into(), value));
+            };
+            put("file", error.file().map(Value::from));
+            put("offset", error.offset().map(Value::from));
+            put("found", error.found().map(Value::from));
+            put("expected", error.expected().map(Value::from));
+            put("section", error.section().map(Value::from));
+        }
+        if let Some(cause) = &self.cause {
+            object.insert("cause".into(), cause.clone().into());
+        }
+        object.insert("hints".into(), json!(self.hints));
+        Some(object.into())
+    }
+}
+
+impl From<avhdx::Error> for Failure {
+    fn from(error: avhdx::Error) -> Self {
+        Self {
+            exit: exit_of(&error),
+            code: error.code().into(),
+            message: error.to_string(),
+            cause: error.source().map(ToString::to_string),
+            hints: hints_for(&error),
+            error: Some(error),
+            silent: false,
+        }
+    }
+}
+
+fn exit_of(error: &avhdx::Error) -> Exit {
+    match error.kind() {
+        ErrorKind::Io => Exit::Io,
+        ErrorKind::Limit if error.code() == "limit.open-files" => Exit::Io,
+        ErrorKind::NotVhdx | ErrorKind::Damaged | ErrorKind::LogWithoutEntries => Exit::Damaged,
+        ErrorKind::ParentRequired
+        | ErrorKind::ParentMissing
+        | ErrorKind::ParentMismatch
+        | ErrorKind::ParentDenied => Exit::Parent,
+        ErrorKind::InUse => Exit::InUse,
+        ErrorKind::InvalidInput => Exit::Usage,
+        ErrorKind::Cancelled => Exit::Interrupted,
+        // Unsupported, LogPending, LogOverlay, ReadOnly, Limit, and what is yet to come.
+        _ => Exit::Refused,
+    }
+}
+
+fn hints_for(error: &avhdx::Error) -> Vec<String> {
+    let hints: &[&str] = match error.kind() {
+        ErrorKind::NotVhdx => {
+            &["-f raw takes a file as a disk without a format, where the verb has that flag"]
+        }
+        ErrorKind::LogWithoutEntries => {
+            &["nothing of this log was applied yet: --log ignore reads the disk as it was before"]
+        }
+        ErrorKind::LogPending => &[
+            "--log replay (the default) replays it in memory and leaves the file as it is",
+            "--log ignore reads the file as if it had no log, which is not what the disk holds",
+        ],
+        ErrorKind::LogOverlay => {
+            &["read and convert serve these bytes: they need no place in the file"]
+        }
+        ErrorKind::ParentMissing => &[
+            "--parent-dir DIR searches a folder, --with-parent FILE names the file, \
+             --path-map 'D:\\vm=DIR' says where a Windows folder is found",
+            "avhdx tree DIR finds images below a folder by their identity",
+        ],
+        ErrorKind::ParentMismatch => &[
+            "avhdx tree DIR shows whether another file below a folder has that identity; \
+             --with-parent FILE then names it",
+            "--ignore-id-mismatch reads with the file found, though the bytes may be a mixture that never was",
+        ],
+        ErrorKind::ParentDenied => &[
+            "parents are served from the folders given with --confine alone, and where the host lets you read",
+        ],
+        ErrorKind::InUse => &[
+            "avhdx info works on an image in use",
+            "a checkpoint below the tip is not written to: IMAGE@-1 reads the disk as it was then",
+        ],
+        ErrorKind::Limit if error.code() == "limit.depth" => &["--max-depth N allows more layers"],
+        ErrorKind::Limit => &["ulimit -n N allows more open files"],
+        _ if error.code().starts_with("log.") => &[
+            "--log ignore reads the file as if it had no log, which is not what the disk holds",
+            "avhdx info --log ignore IMAGE shows the rest",
+        ],
+        _ => &[],
+    };
+    hints.iter().map(|hint| (*hint).to_owned()).collect()
+}
+
+/// The name of a kind in JSON.
+fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Io => "io",
+        ErrorKind::NotVhdx => "not-vhdx",
+        ErrorKind::Damaged => "damaged",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::LogWithoutEntries => "log-without-entries",
+        ErrorKind::LogPending => "log-pending",
+        ErrorKind::LogOverlay => "log-overlay",
+        ErrorKind::ParentRequired => "parent-required",
+        ErrorKind::ParentMissing => "parent-missing",
+        ErrorKind::ParentMismatch => "parent-mismatch",
+        ErrorKind::ParentDenied => "parent-denied",
+        ErrorKind::InUse => "in-use",
+        ErrorKind::ReadOnly => "read-only",
+        ErrorKind::InvalidInput => "invalid-input",
+        ErrorKind::Cancelled => "cancelled",
+        ErrorKind::Limit => "limit",
+        _ => "other",
+    }
+}

@@ -1,0 +1,265 @@
+//! The facts of an image for people.
+
+use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState};
+
+use super::{HEADERS, REGION_TABLES, counts, held};
+use crate::exit::Failure;
+use crate::info::{LayerFacts, Report, found_by};
+use crate::output::{Console, Table, size, units};
+
+/// One image with all its structures.
+pub(crate) fn image(
+    report: &Report,
+    depth: usize,
+    parent: Option<&(String, Option<FoundBy>)>,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    let facts = &report.layers[0];
+    let info = &facts.info;
+    head(facts, console)?;
+    let mut chain = Table::fields("Chain");
+    chain.field("layers found", depth);
+    if let Some((name, by)) = parent {
+        let by = by.map_or(String::new(), |by| format!(" (found by {})", found_by(by)));
+        chain.field("parent", format!("{name}{by}"));
+    }
+    match &report.broken {
+        Some(failure) => chain.field("BROKEN", failure.message()),
+        None => chain.field("complete", "yes"),
+    };
+    console.table(chain)?;
+    console.table(headers(info))?;
+    console.table(log(facts))?;
+    regions(info, console)?;
+    console.table(items(info))?;
+    console.table(blocks(facts))?;
+    if let Some(table) = locator(info) {
+        console.table(table)?;
+    }
+    Ok(())
+}
+
+/// Every layer with what matters in a chain.
+pub(crate) fn chain(report: &Report, console: &mut Console) -> Result<(), Failure> {
+    let mut overview = Table::new(
+        "Chain, from the tip down",
+        &["DEPTH", ">SIZE", ">BLOCK", ">HELD", ">FILE", "LOG", "DATA WRITE GUID", "NAME"],
+    );
+    for (depth, facts) in report.layers.iter().enumerate() {
+        let info = &facts.info;
+        let held = facts
+            .blocks
+            .as_ref()
+            .map_or_else(|_| "?".into(), |blocks| units(held(blocks) * u64::from(info.block_size)));
+        overview.row([
+            depth.to_string(),
+            units(info.geometry.size),
+            units(info.block_size.into()),
+            held,
+            units(info.file_len),
+            log_state(facts).into(),
+            facts.layer.data_write_guid.to_string(),
+            facts.layer.name.clone(),
+        ]);
+    }
+    console.table(overview)?;
+    for (depth, facts) in report.layers.iter().enumerate() {
+        console.line(format!("Layer {depth}"))?;
+        head(facts, console)?;
+        console.table(log(facts))?;
+        console.table(blocks(facts))?;
+        if let Some(table) = locator(&facts.info) {
+            console.table(table)?;
+        }
+    }
+    Ok(())
+}
+
+fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
+    let info = &facts.info;
+    let mut image = Table::fields(&facts.layer.name);
+    image.field("type", facts.kind());
+    image.field("virtual size", size(info.geometry.size));
+    image.field(
+        "sectors",
+        format!(
+            "{} logical, {} physical",
+            info.geometry.logical_sector, info.geometry.physical_sector
+        ),
+    );
+    image.field("block size", size(info.block_size.into()));
+    image.field("chunk ratio", format!("{} blocks", info.chunk_ratio));
+    image.field("virtual disk ID", info.disk_id);
+    image.field("data write GUID", facts.layer.data_write_guid);
+    image.field("file length", size(info.file_len));
+    if let Some(allocated) = facts.allocated {
+        image.field("on its volume", size(allocated));
+    }
+    image.field("creator", &info.creator);
+    if let Some(by) = facts.layer.found_by {
+        image.field("found by", found_by(by));
+    }
+    if facts.in_use {
+        image.field("IN USE", "elsewhere: what is shown may be changing");
+    }
+    console.table(image)
+}
+
+fn headers(info: &ImageInfo) -> Table {
+    let name = |i: usize| {
+        let current = if i == info.current_header { ", current" } else { "" };
+        format!("{} at {:#x}{current}", i + 1, HEADERS[i])
+    };
+    let mut table = Table::new("Headers", &["", &name(0), &name(1)]);
+    let value = |of: &dyn Fn(&HeaderInfo) -> String| {
+        [0, 1].map(|i| info.headers[i].as_ref().map_or_else(|_| "-".into(), of))
+    };
+    let mut row = |name: &str, of: &dyn Fn(&HeaderInfo) -> String| {
+        let [first, second] = value(of);
+        table.row([name.into(), first, second]);
+    };
+    row("sequence number", &|header| header.sequence_number.to_string());
+    row("file write GUID", &|header| header.file_write_guid.to_string());
+    row("data write GUID", &|header| header.data_write_guid.to_string());
+    row("log GUID", &|header| header.log_guid.to_string());
+    row("log", &|header| {
+        format!("{} at {:#x}", units(header.log_length.into()), header.log_offset)
+    });
+    row("log version", &|header| header.log_version.to_string());
+    row("version", &|header| header.version.to_string());
+    for (i, header) in info.headers.iter().enumerate() {
+        if let Err(message) = header {
+            table.remark(format!("header {} is not valid: {message}", i + 1));
+        }
+    }
+    table
+}
+
+fn log_state(facts: &LayerFacts) -> &'static str {
+    match &facts.info.log.state {
+        LogState::Empty => "empty",
+        LogState::Replayed { .. } => "pending",
+        LogState::Ignored if facts.broken_log.is_some() => "BROKEN",
+        LogState::Ignored => "IGNORED",
+        _ => "?",
+    }
+}
+
+fn log(facts: &LayerFacts) -> Table {
+    let log = &facts.info.log;
+    let mut table = Table::fields("Log");
+    table.field("place", format!("{} at {}", units(log.length.into()), log.offset));
+    match &log.state {
+        LogState::Empty => table.field("state", "empty, nothing to replay"),
+        LogState::Ignored => match &facts.broken_log {
+            Some(message) => table.field("state", format!("BROKEN, not replayed: {message}")),
+            None => table.field("state", "PENDING, ignored as asked"),
+        },
+        LogState::Replayed {
+            entries,
+            tail_sequence,
+            head_sequence,
+            descriptors,
+            flushed_file_offset,
+            last_file_offset,
+            ..
+        } => {
+            table.field("state", "PENDING, replayed in memory");
+            table.field("entries", format!("{entries}, with {descriptors} changes"));
+            table.field("sequence", format!("{tail_sequence} to {head_sequence}"));
+            table.field("flushed length", size(*flushed_file_offset));
+            table.field("needed length", size(*last_file_offset))
+        }
+        _ => table.field("state", "unknown to this program"),
+    };
+    table
+}
+
+fn regions(info: &ImageInfo, console: &mut Console) -> Result<(), Failure> {
+    let columns = ["GUID", "NAME", ">OFFSET", ">LENGTH", "REQUIRED"];
+    for (i, regions) in info.region_tables.iter().enumerate() {
+        let is_current = i == info.current_region_table;
+        let same = i == 1 && info.region_tables[0] == info.region_tables[1];
+        let place = REGION_TABLES[i];
+        let current = if is_current { ", current" } else { "" };
+        let title = format!("Region table {} at {place:#x}{current}", i + 1);
+        let mut table = Table::new(&title, &columns);
+        match regions {
+            Ok(_) if same => table = Table::fields(&title).with_remark("the same as the first"),
+            Ok(regions) => {
+                for region in regions {
+                    table.row([
+                        region.guid.to_string(),
+                        region.name.unwrap_or("(unknown)").into(),
+                        region.offset.to_string(),
+                        units(region.length.into()),
+                        yes(region.required).into(),
+                    ]);
+                }
+            }
+            Err(message) => {
+                table = Table::fields(&title).with_remark(format!("not valid: {message}"));
+            }
+        }
+        console.table(table)?;
+    }
+    Ok(())
+}
+
+fn items(info: &ImageInfo) -> Table {
+    let columns = ["GUID", "NAME", ">OFFSET", ">LENGTH", "REQUIRED", "OF"];
+    let mut table = Table::new("Metadata", &columns);
+    for item in &info.metadata {
+        let of = match (item.is_user, item.is_virtual_disk) {
+            (true, true) => "user, disk",
+            (true, false) => "user, file",
+            (false, true) => "disk",
+            (false, false) => "file",
+        };
+        table.row([
+            item.guid.to_string(),
+            item.name.unwrap_or("(unknown)").into(),
+            item.offset.map_or_else(|| "-".into(), |offset| offset.to_string()),
+            item.length.to_string(),
+            yes(item.is_required).into(),
+            of.into(),
+        ]);
+    }
+    table
+}
+
+fn blocks(facts: &LayerFacts) -> Table {
+    let mut table = Table::fields("Blocks");
+    let blocks = match &facts.blocks {
+        Ok(blocks) => blocks,
+        Err(message) => return table.with_remark(format!("cannot be counted: {message}")),
+    };
+    table.field("in all", blocks.blocks);
+    for (name, count) in counts(blocks) {
+        if count > 0 {
+            table.field(&name.replace('_', " "), count);
+        }
+    }
+    if facts.info.has_parent {
+        table.field("sector bitmaps", blocks.bitmaps);
+    }
+    let (held, block) = (held(blocks), u64::from(facts.info.block_size));
+    let per_mille = (held * 1000).checked_div(blocks.blocks).unwrap_or_default();
+    let share = format!("{}.{} %", per_mille / 10, per_mille % 10);
+    table.field("allocated", format!("{}, {share} of the blocks", size(held * block)));
+    table
+}
+
+fn locator(info: &ImageInfo) -> Option<Table> {
+    let locator = info.locator.as_ref()?;
+    let mut table = Table::fields(&format!("Parent locator at {}", locator.offset));
+    table.field("type", locator.locator_type);
+    for (key, value) in &locator.entries {
+        table.field(key, value);
+    }
+    Some(table)
+}
+
+fn yes(is: bool) -> &'static str {
+    if is { "yes" } else { "no" }
+}

@@ -1,0 +1,106 @@
+//! From an argument to a disk.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome};
+use avhdx::{DiffChain, Disk, Lock, LogPolicy, RawDisk};
+
+use crate::args::{Format, Log, Opening};
+use crate::exit::{Exit, Failure};
+use crate::output::Console;
+use crate::point::{Point, select};
+
+/// A disk that a verb works on.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Chain(DiffChain),
+    Raw { disk: RawDisk, path: PathBuf },
+}
+
+impl Input {
+    /// Opens what the argument names, as the flags say.
+    pub(crate) fn open(
+        argument: &OsStr,
+        format: Format,
+        opening: &Opening,
+        console: &mut Console,
+    ) -> Result<Self, Failure> {
+        match format {
+            Format::Vhdx => chain(argument, opening, Lock::Shared, console).map(Self::Chain),
+            Format::Raw => raw(Path::new(argument)),
+        }
+    }
+
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        match self {
+            Self::Chain(chain) => chain,
+            Self::Raw { disk, .. } => disk,
+        }
+    }
+
+    /// The files that the disk's bytes come from.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Chain(chain) => {
+                chain.layers().into_iter().filter_map(|layer| layer.path).collect()
+            }
+            Self::Raw { path, .. } => vec![path.clone()],
+        }
+    }
+}
+
+/// Opens a chain at the point in time that the argument names, and warns of what it has to warn of.
+pub(crate) fn chain(
+    argument: &OsStr,
+    opening: &Opening,
+    lock: Lock,
+    console: &mut Console,
+) -> Result<DiffChain, Failure> {
+    let image = resolve(argument, opening, console)?;
+    let chain = opening.options().lock(lock).open(image)?;
+    console.warnings(&chain.warnings());
+    Ok(chain)
+}
+
+/// The file that the argument means.
+///
+/// Layers above the point in time are only looked at on the way: neither a machine that writes to the
+/// tip nor a log that is pending there keeps older points from being read.
+pub(crate) fn resolve(
+    argument: &OsStr,
+    opening: &Opening,
+    console: &mut Console,
+) -> Result<PathBuf, Failure> {
+    let Point { image, selector } = Point::parse(argument);
+    let Some(selector) = selector else { return Ok(image) };
+    let log = match opening.log() {
+        Log::Replay | Log::Refuse => LogPolicy::Replay,
+        Log::Ignore => LogPolicy::Ignore,
+    };
+    let argument = argument.to_string_lossy();
+    let layers = opening.options().lock(Lock::Try).log(log).open(image)?.layers();
+    let layer = select(&layers, &selector, &argument)?;
+    let message = format!("{argument} is {}, {}", layer.name, layer.data_write_guid);
+    console.note("point.resolved", &message);
+    layer.path.clone().ok_or_else(|| {
+        Failure::new(Exit::Refused, "point.no-path", format!("{argument}: a layer without a path"))
+    })
+}
+
+fn raw(path: &Path) -> Result<Input, Failure> {
+    let name = path.display();
+    let failed = |error| Failure::io("file.open", format!("{name}: cannot open the file"), &error);
+    if LocalHost.stat(path).map_err(failed)?.kind == FileKind::Folder {
+        let message = format!("{name}: a folder, not a disk");
+        return Err(Failure::usage("file.folder", message));
+    }
+    let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
+    // A disk that cannot be locked where it lies is read all the same.
+    if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
+        let message = format!("{name}: the file is in use elsewhere: {by}");
+        return Err(Failure::new(Exit::InUse, "lock.in-use", message));
+    }
+    Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
+}

@@ -1,0 +1,114 @@
+//! The program `avhdx`, as a library so that its examples and tests can call it.
+//!
+//! One file per verb. Around them: [`args`] (flags that verbs share), [`point`] (`IMAGE@SEL`),
+//! [`input`] (from an argument to a disk), [`output`] (text and JSON), [`exit`] (from an error to an
+//! exit code and a hint), [`replace`] (files that appear whole or not at all).
+
+mod args;
+mod compare;
+mod convert;
+mod exit;
+mod explain;
+mod facts;
+mod info;
+mod input;
+mod map;
+mod measure;
+mod output;
+mod pages;
+mod point;
+mod progress;
+mod read;
+mod replace;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use exit::{Failure, Outcome};
+use output::Console;
+
+/// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads and converts them.
+///
+/// No verb ever changes an image. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
+/// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name, @HEX the layer
+/// whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
+/// or T.
+#[derive(Debug, Parser)]
+#[command(name = "avhdx", version, max_term_width = 100, after_help = EXIT_CODES)]
+struct Cli {
+    /// Print JSON (JSON Lines where there is much), errors and warnings on standard error included.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 yes   1 answered \"no\" (differs, findings)   2 usage   3 I/O or space   4 damaged
+  5 parent missing, mismatched or denied   6 in use   7 refused for safety
+  8 done, with losses   130 interrupted";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Info(info::Args),
+    Map(map::Args),
+    Explain(explain::Args),
+    Read(read::Args),
+    Convert(convert::Args),
+    Compare(compare::Args),
+    Measure(measure::Args),
+    Completions(pages::CompletionsArgs),
+    Man(pages::ManArgs),
+}
+
+impl Verb {
+    fn run(self, console: &mut Console) -> Result<Outcome, Failure> {
+        match self {
+            Self::Info(args) => info::run(args, console),
+            Self::Map(args) => map::run(args, console),
+            Self::Explain(args) => explain::run(args, console),
+            Self::Read(args) => read::run(args, console),
+            Self::Convert(args) => convert::run(args, console),
+            Self::Compare(args) => compare::run(args, console),
+            Self::Measure(args) => measure::run(args, console),
+            Self::Completions(args) => pages::completions(args, Cli::command(), console),
+            Self::Man(args) => pages::man(args, Cli::command(), console),
+        }
+    }
+}
+
+/// Runs the program with these arguments, the program's name the first of them.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let json = args.iter().any(|arg| arg == "--json");
+    let (mut console, done) = match Cli::try_parse_from(args) {
+        Ok(cli) => {
+            let mut console = Console::new(cli.json);
+            let done = cli.verb.run(&mut console).and_then(|outcome| {
+                console.flush()?;
+                Ok(outcome)
+            });
+            (console, done)
+        }
+        // Help and versions are answers: clap prints them to standard output.
+        Err(error) if !error.use_stderr() || !json => {
+            let printed = error.print();
+            return if error.use_stderr() || printed.is_err() {
+                exit::usage_code(error.use_stderr())
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+        Err(error) => (Console::new(true), Err(Failure::usage("usage", error.to_string().trim()))),
+    };
+    match done {
+        Ok(outcome) => outcome.code(),
+        Err(failure) => {
+            console.failure(&failure);
+            failure.exit.code()
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! How far a verb has come: a bar for people, JSON Lines for programs.
+
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+use avhdx::ops::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::output::{Console, is_watched};
+
+/// How often a program is told.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(crate) enum Meter {
+    Silent,
+    Bar(ProgressBar),
+    Lines { last: Instant },
+}
+
+impl Meter {
+    pub(crate) fn new(console: &Console) -> Self {
+        if console.is_json() {
+            return Self::Lines { last: Instant::now() };
+        }
+        if !is_watched() {
+            return Self::Silent;
+        }
+        let style = "{bar:40} {percent:>3}%  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        Self::Bar(bar)
+    }
+
+    /// Takes a report; never asks to stop.
+    pub(crate) fn report(&mut self, progress: Progress) -> ControlFlow<()> {
+        match self {
+            Self::Silent => {}
+            Self::Bar(bar) => {
+                bar.set_length(progress.total);
+                bar.set_position(progress.done);
+            }
+            Self::Lines { last } if last.elapsed() >= INTERVAL => {
+                *last = Instant::now();
+                let line = json!({
+                    "schema": "avhdx.progress/1",
+                    "done": progress.done,
+                    "total": progress.total,
+                });
+                // Nobody to tell when standard error is gone.
+                let _ = writeln!(io::stderr(), "{line}");
+            }
+            Self::Lines { .. } => {}
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}

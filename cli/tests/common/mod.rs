@@ -1,0 +1,153 @@
+//! What the tests of the program share: a folder, the program, and a small chain.
+#![allow(dead_code, clippy::disallowed_methods)] // each test file uses its part of it
+
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use avhdx_testkit::build::{Block, Data, Image, state, write_chain};
+use serde_json::Value;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+/// A folder that the program runs in, so that its output has no paths of this machine.
+pub struct Folder(TempDir);
+
+/// What a run of the program came to.
+#[derive(Debug)]
+pub struct Run {
+    pub code: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Folder {
+    pub fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    /// A folder with [`chain`] in it.
+    pub fn with_chain() -> Self {
+        let folder = Self::new();
+        write_chain(folder.path(), &chain());
+        folder
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.file(name)).unwrap()
+    }
+
+    pub fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(self.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_avhdx"));
+        command.args(args).current_dir(self.path()).env_remove("AVHDX_PARENT_DIRS");
+        command.stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the program with the words of `line` for arguments.
+    pub fn run(&self, line: &str) -> Run {
+        Run::of(self.command(line.split_whitespace()).output().unwrap())
+    }
+}
+
+impl Run {
+    pub fn of(output: Output) -> Self {
+        Self {
+            code: output.status.code(),
+            stdout: output.stdout,
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "{}{}", self.text(), self.stderr);
+        self
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    #[track_caller]
+    pub fn says(self, part: &str) -> Self {
+        assert!(self.stderr.contains(part), "no {part:?} in\n{}", self.stderr);
+        self
+    }
+
+    #[track_caller]
+    pub fn prints(self, part: &str) -> Self {
+        let text = self.text();
+        assert!(text.contains(part), "no {part:?} in\n{text}");
+        self
+    }
+
+    /// The answer as JSON.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.stdout).unwrap()
+    }
+
+    /// The last object on standard error.
+    #[track_caller]
+    pub fn error(&self) -> Value {
+        serde_json::from_str(self.stderr.lines().last().unwrap()).unwrap()
+    }
+}
+
+/// The identity of layer `n` of [`chain`].
+pub fn guid(n: u8) -> Uuid {
+    Uuid::parse_str(&format!("{n}{n}{n}{n}aaaa-0000-4000-8000-00000000000{n}")).unwrap()
+}
+
+/// Gives an image fixed GUIDs.
+pub fn name(image: &mut Image, n: u8) {
+    for header in image.headers.iter_mut().flatten() {
+        header.data_write_guid = guid(n);
+        header.file_write_guid = Uuid::from_u128(u128::from(n) + 1);
+    }
+}
+
+/// Three layers, base first. The base (4 MiB) holds blocks 0 and 2; the one above has 16 sectors of
+/// block 0; the tip (6 MiB) has block 2 zero and holds block 3.
+pub fn chain() -> Vec<Image> {
+    let mut base = Image::dynamic(4 << 20);
+    name(&mut base, 0);
+    base.put(0, Block::full(Data::Pattern(1)));
+    base.put(2, Block::full(Data::Pattern(2)));
+    let mut middle = base.new_child();
+    name(&mut middle, 1);
+    middle.put(0, Block::partial_runs(Data::Pattern(3), &[(8, 16)]));
+    let mut tip = middle.new_child();
+    name(&mut tip, 2);
+    tip.size = 6 << 20;
+    tip.put(2, Block::bare(state::ZERO));
+    tip.put(3, Block::full(Data::Pattern(4)));
+    vec![base, middle, tip]
+}
+
+/// The flat disk of each layer of [`chain`].
+pub fn flats() -> Vec<Vec<u8>> {
+    let [base, middle, tip] = &chain()[..] else { unreachable!() };
+    let base = base.flat(None);
+    let middle = middle.flat(Some(&base));
+    let tip = tip.flat(Some(&middle));
+    vec![base, middle, tip]
+}

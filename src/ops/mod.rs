@@ -1,0 +1,106 @@
+//! Operations over whole disks: one struct each, set up by its methods and started by `run`.
+//!
+//! | Operation | Question or work |
+//! |---|---|
+//! | [`Export`] | the flat disk, into a file (sparse) or a stream |
+//! | [`Compare`] | do two disks hold the same bytes, and where do they first differ |
+//! | [`Measure`] | how many bytes would a copy need |
+//! | [`Explain`] | why does this byte read as it does, layer by layer |
+//!
+//! Those that move bytes report their [`Progress`] to a callback, which may stop them.
+
+mod compare;
+mod explain;
+mod export;
+mod measure;
+
+use std::ops::{ControlFlow, Range};
+
+pub use compare::{Compare, Comparison, Difference};
+pub use explain::{
+    BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,
+};
+pub use export::{Export, Exported};
+pub use measure::{Measure, Needed};
+
+use crate::disk::{Disk, Source};
+use crate::error::{Error, ErrorKind, Result};
+use crate::types::MIB;
+
+/// Bytes that are read at once.
+const WINDOW: u64 = 2 * MIB;
+
+/// How far an operation has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// Bytes of the disk that are dealt with.
+    pub done: u64,
+    /// Bytes of the disk that there are.
+    pub total: u64,
+}
+
+/// Reports progress, and turns a wish to stop into an error.
+fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64) -> Result<()> {
+    match on(Progress { done, total }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => {
+            Err(Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked"))
+        }
+    }
+}
+
+/// Bytes of a disk in a row that are zeros without a look at them, or have to be read.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    end: u64,
+    is_zero: bool,
+}
+
+/// The runs of a disk, asked for from the front to the back.
+struct Runs<'a> {
+    disk: &'a dyn Disk,
+    size: u64,
+    last: Run,
+}
+
+impl<'a> Runs<'a> {
+    fn new(disk: &'a dyn Disk) -> Self {
+        Self { disk, size: disk.geometry().size, last: Run { end: 0, is_zero: false } }
+    }
+
+    /// The run that the byte at `at` lies in, from there on. `at` lies within the disk and never goes
+    /// back.
+    fn at(&mut self, at: u64) -> Result<Run> {
+        if at >= self.last.end {
+            self.last = self.find(at..self.size)?;
+        }
+        Ok(self.last)
+    }
+
+    fn find(&self, range: Range<u64>) -> Result<Run> {
+        match self.disk.next_extent(range.clone()) {
+            Ok(Some(extent)) => {
+                let is_zero = matches!(extent.source, Source::Zero { .. });
+                Ok(Run { end: extent.range.end, is_zero })
+            }
+            Ok(None) => Ok(Run { end: range.end, is_zero: true }),
+            // No place in a file has these bytes, but reading serves them.
+            Err(error) if error.kind() == ErrorKind::LogOverlay => {
+                Ok(Run { end: window_end(range.start, range.end), is_zero: false })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Where the window that starts at `at` ends: windows lie at multiples of their length.
+fn window_end(at: u64, end: u64) -> u64 {
+    end.min((at / WINDOW + 1) * WINDOW)
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    // Wide chunks first, which the compiler turns into vector instructions.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
+}
