@@ -49,6 +49,8 @@ pub enum ErrorKind {
     InUse,
     /// A failed flush or write of metadata left open what the file holds; it must be opened again.
     Poisoned,
+    /// The image to be changed has a child, which the change would cut off.
+    HasChildren,
     /// A change was asked of something that is open for reading only.
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.

@@ -1,11 +1,11 @@
 //! How images and chains are opened.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, ParentSource, PathSource};
 use crate::error::{Error, Result};
-use crate::image::{Budget, ImagePolicy, Lock, LogPolicy, VhdxFile};
+use crate::image::{Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, VhdxFile};
 use crate::storage::{Access, Host, LocalHost, Storage};
 
 /// How to open an image or a chain: for reading unless told otherwise.
@@ -24,6 +24,8 @@ use crate::storage::{Access, Host, LocalHost, Storage};
 pub struct OpenOptions {
     image: ImagePolicy,
     chain: ChainPolicy,
+    orphan_children: bool,
+    child_folders: Vec<PathBuf>,
     host: Arc<dyn Host>,
     parents: Option<Arc<dyn ParentSource>>,
 }
@@ -35,6 +37,8 @@ impl OpenOptions {
         Self {
             image: ImagePolicy::default(),
             chain: ChainPolicy::default(),
+            orphan_children: false,
+            child_folders: Vec::new(),
             host: Arc::new(LocalHost),
             parents: None,
         }
@@ -44,6 +48,21 @@ impl OpenOptions {
     /// that is not empty is then replayed to the file.
     pub fn writable(mut self, yes: bool) -> Self {
         self.image.writable = yes;
+        self
+    }
+
+    /// Whether an image may be opened for writing although children of it are found, which a write cuts
+    /// off: they know their parent by an identity that changes with it. Without this consent such an
+    /// image is refused with [`ErrorKind::HasChildren`](crate::ErrorKind::HasChildren).
+    pub fn orphan_children(mut self, yes: bool) -> Self {
+        self.orphan_children = yes;
+        self
+    }
+
+    /// A folder to look for children in, beside that of the image itself, before it is opened for
+    /// writing. Each call adds one.
+    pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.child_folders.push(folder.into());
         self
     }
 
@@ -118,9 +137,14 @@ impl OpenOptions {
     /// [`NotVhdx`](crate::ErrorKind::NotVhdx), [`Damaged`](crate::ErrorKind::Damaged) or
     /// [`Unsupported`](crate::ErrorKind::Unsupported) for what the file is;
     /// [`LogWithoutEntries`](crate::ErrorKind::LogWithoutEntries) and
-    /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse).
+    /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse);
+    /// [`HasChildren`](crate::ErrorKind::HasChildren) when opened for writing.
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
-        VhdxFile::from_storage(storage, &self.image)
+        let children = (!self.orphan_children).then(|| ChildSearch {
+            host: Arc::clone(&self.host),
+            folders: self.child_folders.clone(),
+        });
+        VhdxFile::from_storage(storage, &ImagePolicy { children, ..self.image.clone() })
     }
 
     /// Finds and opens the parents of `tip`.

@@ -9,10 +9,10 @@ use clap::{Args, ValueEnum};
 /// Folders to search for parents, as PATH lists folders.
 const PARENT_DIRS: &str = "AVHDX_PARENT_DIRS";
 
-/// How images and their parents are opened.
+/// Where parents come from.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Parents and logs")]
-pub(crate) struct Opening {
+pub(crate) struct Parents {
     /// Try FILE first wherever a parent is looked for. Can be repeated.
     #[arg(long, value_name = "FILE")]
     with_parent: Vec<PathBuf>,
@@ -26,6 +26,14 @@ pub(crate) struct Opening {
     /// Serve parents from DIR and below alone, for images from strangers. Can be repeated.
     #[arg(long, value_name = "DIR")]
     confine: Vec<PathBuf>,
+}
+
+/// How images and their parents are opened.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Parents and logs")]
+pub(crate) struct Opening {
+    #[command(flatten)]
+    parents: Parents,
     /// What to do about a log that is not empty: replay it in memory, refuse, or ignore it (what is read
     /// is then not what the disk holds).
     #[arg(long, value_enum, default_value_t = Log::Replay)]
@@ -60,14 +68,16 @@ impl Opening {
             .log(self.log.policy())
             .linkage(linkage)
             .max_depth(self.max_depth)
-            .parents(self.parents())
+            .parents(self.parents.source())
     }
 
     pub(crate) fn log(&self) -> Log {
         self.log
     }
+}
 
-    fn parents(&self) -> PathSource {
+impl Parents {
+    pub(crate) fn source(&self) -> PathSource {
         let mut source = PathSource::new();
         for file in &self.with_parent {
             source = source.file(file);

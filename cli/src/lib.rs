@@ -20,6 +20,7 @@ mod point;
 mod progress;
 mod read;
 mod replace;
+mod tree;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -54,6 +55,7 @@ Exit codes:
 #[derive(Debug, Subcommand)]
 enum Verb {
     Info(info::Args),
+    Tree(tree::Args),
     Map(map::Args),
     Explain(explain::Args),
     Read(read::Args),
@@ -68,6 +70,7 @@ impl Verb {
     fn run(self, console: &mut Console) -> Result<Outcome, Failure> {
         match self {
             Self::Info(args) => info::run(args, console),
+            Self::Tree(args) => tree::run(args, console),
             Self::Map(args) => map::run(args, console),
             Self::Explain(args) => explain::run(args, console),
             Self::Read(args) => read::run(args, console),

@@ -133,22 +133,60 @@ impl PathSource {
         self
     }
 
+    /// The host that the paths are on.
+    pub(crate) fn its_host(&self) -> &dyn Host {
+        self.host.as_ref()
+    }
+
+    /// The candidates that a path leads to, without those of folders to search.
+    pub(crate) fn by_path<'a>(
+        &'a self,
+        link: &'a ParentLink,
+    ) -> impl Iterator<Item = Candidate> + 'a {
+        self.path_steps(link).into_iter().flat_map(move |step| self.along(step, link, Access::Read))
+    }
+
+    /// Every file of the folders to search, whoever looks for a parent there.
+    pub(crate) fn in_folders(&self) -> impl Iterator<Item = Candidate> + '_ {
+        self.folders.iter().flat_map(|folder| {
+            let places = self.files_of(folder).into_iter();
+            places.map(|place| self.candidate(&place, FoundBy::FolderSearch, Access::Read))
+        })
+    }
+
     fn steps<'a>(&'a self, link: &'a ParentLink) -> Vec<Step<'a>> {
-        let mut steps: Vec<Step<'_>> = self.files.iter().map(|file| Step::Given(file)).collect();
-        let recorded = [
-            (FoundBy::RelativePath, &link.relative_path),
-            (FoundBy::VolumePath, &link.volume_path),
-            (FoundBy::AbsoluteWin32Path, &link.absolute_win32_path),
-        ];
-        let known = || recorded.iter().filter_map(|(by, path)| Some((*by, path.as_deref()?)));
-        steps.extend(known().map(|(by, path)| Step::Recorded(by, path)));
+        let mut steps = self.path_steps(link);
         for folder in &self.folders {
-            let mut names: Vec<&str> = known().filter_map(|(_, path)| file_name(path)).collect();
-            names.dedup();
-            steps.extend(names.into_iter().map(|name| Step::Named(folder, name)));
+            steps.extend(link.file_names().into_iter().map(|name| Step::Named(folder, name)));
             steps.push(Step::Search(folder));
         }
         steps
+    }
+
+    fn path_steps<'a>(&'a self, link: &'a ParentLink) -> Vec<Step<'a>> {
+        let given = self.files.iter().map(|file| Step::Given(file));
+        given.chain(link.recorded().map(|(by, path)| Step::Recorded(by, path))).collect()
+    }
+
+    fn along<'a>(
+        &'a self,
+        step: Step<'a>,
+        link: &'a ParentLink,
+        access: Access,
+    ) -> impl Iterator<Item = Candidate> + 'a {
+        let found_by = step.found_by();
+        let places = self.places(&step, link).into_iter();
+        places.map(move |place| self.candidate(&place, found_by, access))
+    }
+
+    fn candidate(&self, place: &Path, found_by: FoundBy, access: Access) -> Candidate {
+        Candidate::new(place.display().to_string(), found_by, self.open(place, access))
+    }
+
+    fn files_of(&self, folder: &Path) -> Vec<PathBuf> {
+        let mut places = self.host.list(folder).unwrap_or_default();
+        places.sort();
+        places
     }
 
     fn places(&self, step: &Step<'_>, link: &ParentLink) -> Vec<PathBuf> {
@@ -157,11 +195,7 @@ impl PathSource {
             Step::Recorded(FoundBy::RelativePath, path) => self.relative(link, path),
             Step::Recorded(_, path) => self.absolute(path),
             Step::Named(folder, name) => self.matches(folder, &[(*name).to_owned()]),
-            Step::Search(folder) => {
-                let mut places = self.host.list(folder).unwrap_or_default();
-                places.sort();
-                places
-            }
+            Step::Search(folder) => self.files_of(folder),
         }
     }
 
@@ -285,13 +319,28 @@ impl ParentSource for PathSource {
         link: &'a ParentLink,
         access: Access,
     ) -> Box<dyn Iterator<Item = Candidate> + 'a> {
-        Box::new(self.steps(link).into_iter().flat_map(move |step| {
-            let found_by = step.found_by();
-            self.places(&step, link).into_iter().map(move |place| {
-                let opened = self.open(&place, access);
-                Candidate::new(place.display().to_string(), found_by, opened)
-            })
-        }))
+        let steps = self.steps(link).into_iter();
+        Box::new(steps.flat_map(move |step| self.along(step, link, access)))
+    }
+}
+
+impl ParentLink {
+    /// The recorded paths, in the order in which they are tried.
+    pub(crate) fn recorded(&self) -> impl Iterator<Item = (FoundBy, &str)> {
+        let recorded = [
+            (FoundBy::RelativePath, &self.relative_path),
+            (FoundBy::VolumePath, &self.volume_path),
+            (FoundBy::AbsoluteWin32Path, &self.absolute_win32_path),
+        ];
+        recorded.into_iter().filter_map(|(by, path)| Some((by, path.as_deref()?)))
+    }
+
+    /// The file names at the ends of the recorded paths.
+    pub(crate) fn file_names(&self) -> Vec<&str> {
+        let mut names: Vec<&str> =
+            self.recorded().filter_map(|(_, path)| file_name(path)).collect();
+        names.dedup();
+        names
     }
 }
 
@@ -334,7 +383,7 @@ fn rooted(path: &str) -> Option<PathBuf> {
 }
 
 /// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
-fn same_name(a: &str, b: &str) -> bool {
+pub(crate) fn same_name(a: &str, b: &str) -> bool {
     a == b || a.chars().flat_map(char::to_uppercase).eq(b.chars().flat_map(char::to_uppercase))
 }
 

@@ -14,6 +14,7 @@ use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, VhdxFile, Warning};
 
+pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub(crate) use open::ChainPolicy;
 pub use open::Linkage;

@@ -69,7 +69,7 @@ pub(super) fn walk(
     images: &ImagePolicy,
     source: &dyn ParentSource,
 ) -> Walked {
-    // Only the tip is ever written to.
+    // Parents are read-only whatever the tip is.
     let images = &ImagePolicy { writable: false, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
     let mut layers = vec![Link { image: tip, found_by: None }];

@@ -53,7 +53,6 @@ impl Header {
     }
 
     /// The bytes of the header, checksum included.
-
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);

@@ -43,7 +43,6 @@ impl FileIdentifier {
     }
 
     /// The bytes of the structure; a creator too long for its field is cut.
-
     pub(crate) fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..8].copy_from_slice(SIGNATURE);

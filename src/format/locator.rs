@@ -63,7 +63,6 @@ impl ParentLocator {
     }
 
     /// The bytes of the item.
-
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_LEN + ENTRY_LEN * self.entries.len()];
         FieldsMut(&mut bytes).guid(0, self.locator_type);

@@ -103,8 +103,15 @@ pub(crate) struct NewEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 
 pub(crate) enum Change {
-    Zero { at: FileOffset, length: u64 },
-    Sector { at: FileOffset, bytes: Box<[u8; SECTOR as usize]> },
+    #[cfg_attr(not(test), expect(dead_code, reason = "pages are logged whole"))]
+    Zero {
+        at: FileOffset,
+        length: u64,
+    },
+    Sector {
+        at: FileOffset,
+        bytes: Box<[u8; SECTOR as usize]>,
+    },
 }
 
 impl NewEntry {

@@ -96,7 +96,6 @@ impl MetadataTable {
     }
 
     /// The bytes of the table.
-
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);

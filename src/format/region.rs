@@ -82,7 +82,6 @@ impl RegionTable {
     }
 
     /// The bytes of one copy, checksum included.
-
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);

@@ -204,7 +204,8 @@ impl CreateOptions {
             drop(host.remove(&temporary));
             return Err(error);
         }
-        crate::OpenOptions::new().host(host).writable(true).open_image(path)
+        // Nobody can have linked to an identity that is new. A given one may be another file's.
+        crate::OpenOptions::new().host(host).writable(true).orphan_children(true).open_image(path)
     }
 
     fn make(&self, host: &dyn Host, temporary: &Path, path: &Path) -> Result<()> {

@@ -1,6 +1,7 @@
 //! One image file: what it says of itself, and the bytes it holds.
 
 mod cache;
+mod children;
 mod create;
 mod info;
 mod link;
@@ -37,6 +38,7 @@ pub use info::{
 pub use link::ParentLink;
 pub use policy::{Lock, LogPolicy};
 
+pub(crate) use children::ChildSearch;
 pub(crate) use open::probe_identity;
 pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::Owner;
@@ -70,6 +72,10 @@ pub struct VhdxFile {
     region_tables: [Result<RegionTable>; 2],
     bat: RegionEntry,
     metadata_region: RegionEntry,
+    /// What no block may lie over: headers, log and regions.
+    structures: Vec<Range<u64>>,
+    /// Where the last of those ends.
+    structures_end: u64,
     metadata: Metadata,
     layout: BlockLayout,
     budget: Budget,

@@ -1,5 +1,6 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
+use std::ops::Range;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
@@ -17,6 +18,7 @@ use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::log::{self, LogWriter};
 use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
+use crate::types::MIB;
 
 impl VhdxFile {
     /// Opens the image in `storage`; nothing of it is changed.
@@ -39,7 +41,13 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut headers = read_headers(storage.as_ref())?;
     if policy.writable {
         check_writable(&headers, storage.as_ref())?;
+        if let Some(search) = &policy.children {
+            search.refuse_children(storage.as_ref(), headers.current().data_write_guid)?;
+        }
         replay_to_file(&storage, &mut headers, policy.log)?;
+    }
+    if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
+        warnings.extend(search.stale_trackers(storage.as_ref()));
     }
     let header = headers.current();
 
@@ -64,12 +72,15 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         metadata.geometry.size,
     );
     check_bat_length(&bat, &layout)?;
+    let structures = structures(regions.0, header);
     Ok(VhdxFile {
         id: LayerId::next(),
         overlay,
         file_len: AtomicU64::new(file_len),
         identifier,
         log,
+        structures_end: structures.iter().map(|range| range.end).max().unwrap_or_default(),
+        structures,
         bat,
         metadata_region,
         metadata,
@@ -219,6 +230,13 @@ fn current_regions(tables: &[Result<RegionTable>; 2]) -> Result<(&RegionTable, u
         [Err(_), Ok(second)] => Ok((second, second_at)),
         [Err(error), Err(_)] => Err(error.same_again()),
     }
+}
+
+/// The parts of the file that no block may lie over.
+fn structures(table: &RegionTable, header: &Header) -> Vec<Range<u64>> {
+    let log_end = header.log_offset.saturating_add(header.log_length.into());
+    let regions = table.entries.iter().map(|entry| entry.offset.get()..entry.end());
+    [0..MIB, header.log_offset..log_end].into_iter().chain(regions).collect()
 }
 
 /// The two regions that every image has, once all of them have shown that they can be.

@@ -1,6 +1,6 @@
 //! What the opener of an image decides.
 
-use super::Budget;
+use super::{Budget, ChildSearch};
 
 /// How one image is opened.
 #[derive(Clone, Debug)]
@@ -9,6 +9,8 @@ pub(crate) struct ImagePolicy {
     pub(crate) log: LogPolicy,
     pub(crate) budget: Budget,
     pub(crate) writable: bool,
+    /// Who is to be looked for before an image is written; `None` for nobody.
+    pub(crate) children: Option<ChildSearch>,
 }
 
 impl Default for ImagePolicy {
@@ -18,6 +20,7 @@ impl Default for ImagePolicy {
             log: LogPolicy::default(),
             budget: Budget::shared(),
             writable: false,
+            children: None,
         }
     }
 }

@@ -97,6 +97,7 @@ impl VhdxFile {
                     self.file_len()
                 )));
         }
+        self.check_apart(place, BITMAP_BLOCK_LEN, index)?;
         Ok(place)
     }
 
@@ -182,7 +183,7 @@ impl VhdxFile {
     }
 
     /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
-    fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
+    pub(super) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
         const BITS: u64 = 8 * PAGE;
         let mut value = None;
         let mut bit = first;
@@ -217,7 +218,26 @@ impl VhdxFile {
                 .with_found(format_args!("byte {:#x} of the file", start.get()))
                 .with_expected(format_args!("1 MiB up to {:#x}", self.file_len())));
         }
+        self.check_apart(block, self.layout.block_size(), index)?;
         Ok(Run { len: len.min(there), owner: Owner::Here(start) })
+    }
+
+    /// Refuses a block that the table places over the file's own structures.
+    fn check_apart(&self, place: FileOffset, len: u64, index: BatIndex) -> Result<()> {
+        let (start, end) = (place.get(), place.get() + len);
+        // Nearly always the structures come first.
+        if start >= self.structures_end {
+            return Ok(());
+        }
+        let Some(met) = self.structures.iter().find(|s| s.start < end && start < s.end) else {
+            return Ok(());
+        };
+        let at = self.bat_entry_at(index).get();
+        let message = "a block that lies over the file's own structures";
+        Err(self
+            .damaged("bat.overlap", "2.5.1", at, message)
+            .with_found(format_args!("bytes {start:#x} to {end:#x}"))
+            .with_expected(format_args!("nothing of {:#x} to {:#x}", met.start, met.end)))
     }
 
     /// Where the block of `entry` holds the `len` bytes at `at`, all of them.

@@ -6,12 +6,14 @@
 //! | [`Compare`] | do two disks hold the same bytes, and where do they first differ |
 //! | [`Measure`] | how many bytes would a copy need |
 //! | [`Explain`] | why does this byte read as it does, layer by layer |
+//! | [`forest`] | which images are below these folders, and who is whose parent |
 //!
 //! Those that move bytes report their [`Progress`] to a callback, which may stop them.
 
 mod compare;
 mod explain;
 mod export;
+pub mod forest;
 mod measure;
 
 use std::ops::{ControlFlow, Range};

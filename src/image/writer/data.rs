@@ -204,10 +204,14 @@ impl VhdxFile {
         let index = self.layout.payload_index(block);
         let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
         let marks = self.bits(at, len);
+        // Bits of a partially present block only ever get set: what is marked stays so.
+        if self.bit_run(bitmap, marks.start, marks.end)? == (true, marks.end) {
+            return Ok(());
+        }
         let all = self.block_bits(block);
         let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
         self.change_tables(writer, needed, |changed| {
-            if self.entry_in(changed, index) != Some(seen) || all_set(changed, bitmap, &marks) {
+            if self.entry_in(changed, index) != Some(seen) {
                 return;
             }
             set_bits(changed, bitmap, &marks, true);
@@ -433,29 +437,73 @@ fn bitmap_pages(
     pages.map(move |page| (bitmap.get() + page * PAGE, PageKind::SectorBitmap))
 }
 
-/// The parts of a bit range that lie in one byte each: the byte's place and the mask of its bits.
-fn bytes_of(bits: &Range<u64>) -> impl Iterator<Item = (u64, u8)> + use<> {
+/// The parts of a bit range that lie in one page each: the page's place, and the bits within it.
+fn parts_by_page(
+    bitmap: FileOffset,
+    bits: &Range<u64>,
+) -> impl Iterator<Item = (u64, Range<usize>)> + use<> {
     let bits = bits.clone();
-    (bits.start / 8..bits.end.div_ceil(8)).map(move |byte| {
-        let first = bits.start.saturating_sub(byte * 8).min(8);
-        let end = (bits.end - byte * 8).min(8);
-        (byte, ((1_u16 << end) - (1_u16 << first)) as u8)
+    bitmap_pages(bitmap, &bits).map(move |(at, _)| {
+        let first_bit = (at - bitmap.get()) * 8;
+        let within = bits.start.max(first_bit)..bits.end.min(first_bit + 8 * PAGE);
+        (at, (within.start - first_bit) as usize..(within.end - first_bit) as usize)
     })
 }
 
+/// The bytes that a bit range reaches, each with the mask of its bits: those at the ends one by one,
+/// those in between, whose bits are all meant, as a range.
+fn bytes_of(bits: &Range<usize>) -> ([(usize, u8); 2], Range<usize>) {
+    let (first, last) = (bits.start / 8, (bits.end - 1) / 8);
+    let head = 0xFF_u8 << (bits.start % 8);
+    let tail = 0xFF_u8 >> (7 - (bits.end - 1) % 8);
+    if first == last {
+        return ([(first, head & tail), (last, 0)], first..first);
+    }
+    ([(first, head), (last, tail)], first + 1..last)
+}
+
 fn set_bits(changed: &mut Changed, bitmap: FileOffset, bits: &Range<u64>, value: bool) {
-    for (byte, mask) in bytes_of(bits) {
-        let at = bitmap.get() + byte - byte % PAGE;
-        if let Some(page) = changed.change(at) {
-            let byte = &mut page[(byte % PAGE) as usize];
-            *byte = if value { *byte | mask } else { *byte & !mask };
+    for (at, within) in parts_by_page(bitmap, bits) {
+        let Some(page) = changed.change(at) else { continue };
+        let (ends, middle) = bytes_of(&within);
+        for (byte, mask) in ends {
+            page[byte] = if value { page[byte] | mask } else { page[byte] & !mask };
         }
+        page[middle].fill(if value { 0xFF } else { 0 });
     }
 }
 
 fn all_set(changed: &Changed, bitmap: FileOffset, bits: &Range<u64>) -> bool {
-    bytes_of(bits).all(|(byte, mask)| {
-        let page = changed.page(bitmap.get() + byte - byte % PAGE);
-        page.is_some_and(|page| page[(byte % PAGE) as usize] & mask == mask)
+    parts_by_page(bitmap, bits).all(|(at, within)| {
+        let (ends, middle) = bytes_of(&within);
+        changed.page(at).is_some_and(|page| {
+            ends.iter().all(|(byte, mask)| page[*byte] & mask == *mask)
+                && page[middle].iter().all(|byte| *byte == 0xFF)
+        })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn bytes_of_a_bit_range_are_those_of_a_walk_bit_by_bit(start in 0_usize..200, len in 1_usize..200) {
+            let bits = start..start + len;
+            let mut expected = [0_u8; 50];
+            for bit in bits.clone() {
+                expected[bit / 8] |= 1 << (bit % 8);
+            }
+            let mut found = [0_u8; 50];
+            let (ends, middle) = bytes_of(&bits);
+            for (byte, mask) in ends {
+                found[byte] |= mask;
+            }
+            found[middle].fill(0xFF);
+            prop_assert_eq!(found, expected);
+        }
+    }
 }

@@ -92,6 +92,7 @@ impl VhdxFile {
         if writer.cut()? {
             flush(writer.file.as_ref())?;
         }
+        self.file_len.store(writer.file_len(), Ordering::Release);
         session.flushed_len = writer.file_len();
         Ok(())
     }

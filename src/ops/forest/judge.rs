@@ -1,0 +1,140 @@
+//! What is wrong with a forest, and what is worth knowing of it.
+
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::{Finding, Forest, LeadsTo, Link, NodeId};
+use crate::chain::FoundBy;
+
+/// Adds the findings and puts them in order.
+pub(super) fn judge(forest: &mut Forest) {
+    let guids = by_guid(forest);
+    let mut findings = std::mem::take(&mut forest.findings);
+    for (id, node) in forest.nodes() {
+        if node.image.is_err() {
+            findings.push(Finding::Damaged { node: id });
+        }
+        if let Some(link) = &node.link {
+            findings.extend(of_link(forest, id, link, &guids));
+            findings.extend(of_pair(forest, id, link));
+        }
+    }
+    findings.extend(loops(forest));
+    findings.extend(duplicates(forest, &guids));
+    findings.sort_by(|a, b| rank(a).cmp(&rank(b)));
+    forest.findings = findings;
+}
+
+fn by_guid(forest: &Forest) -> HashMap<Uuid, Vec<NodeId>> {
+    let mut guids: HashMap<Uuid, Vec<NodeId>> = HashMap::new();
+    for (id, node) in forest.nodes() {
+        if let Some(guid) = node.data_write_guid.filter(|guid| !guid.is_nil()) {
+            guids.entry(guid).or_default().push(id);
+        }
+    }
+    guids
+}
+
+/// What is wrong with the way from a child to its parent.
+fn of_link(
+    forest: &Forest,
+    child: NodeId,
+    link: &Link,
+    guids: &HashMap<Uuid, Vec<NodeId>>,
+) -> Option<Finding> {
+    // A path led there, or the caller said where to look.
+    if link.parent.is_some() && link.found_by.is_some() {
+        return None;
+    }
+    let mut expected = link.expected();
+    expected.dedup();
+    let accepted = expected.iter().filter(|guid| link.recorded.accepts(**guid));
+    let mut matches: Vec<NodeId> = accepted
+        .filter_map(|guid| guids.get(guid))
+        .flatten()
+        .copied()
+        .filter(|id| *id != child)
+        .collect();
+    matches.sort_by_key(|id| (Some(*id) != link.parent, *id));
+
+    let recorded = link.leads.iter().filter(|lead| lead.found_by != FoundBy::Given);
+    let wrong = recorded
+        .clone()
+        .find(|lead| matches!(lead.to, LeadsTo::Other(_)))
+        .or_else(|| recorded.clone().find(|lead| lead.to == LeadsTo::Stranger));
+    if let Some(lead) = wrong {
+        let node = match lead.to {
+            LeadsTo::Other(node) => Some(node),
+            _ => None,
+        };
+        return Some(Finding::BrokenLink {
+            child,
+            expected,
+            leads_to: lead.path.clone(),
+            node,
+            found: node.and_then(|node| forest.node(node).data_write_guid),
+            matches,
+        });
+    }
+    Some(match link.parent {
+        Some(_) => Finding::StalePath { child, matches },
+        None => Finding::Orphan { child, expected },
+    })
+}
+
+/// What is to be said of a child and its parent side by side.
+fn of_pair(forest: &Forest, child: NodeId, link: &Link) -> Vec<Finding> {
+    let Some(parent) = link.parent else { return Vec::new() };
+    let (above, below) = (forest.node(child), forest.node(parent));
+    let mut findings = Vec::new();
+    if let (Ok(a), Ok(b)) = (&above.image, &below.image)
+        && a.geometry.logical_sector != b.geometry.logical_sector
+    {
+        findings.push(Finding::SectorSizes { child, parent });
+    }
+    if let (Some(a), Some(b)) = (above.volume, below.volume)
+        && a != b
+    {
+        findings.push(Finding::Volumes { child, parent });
+    }
+    findings
+}
+
+/// Every loop has a root of a tree in it: the one root that has a parent.
+fn loops(forest: &Forest) -> Vec<Finding> {
+    let is_cut = |id: &&NodeId| forest.node(**id).parent().is_some();
+    let cut = forest.trees().iter().filter(is_cut);
+    cut.map(|root| Finding::Loop { nodes: forest.layers(*root) }).collect()
+}
+
+fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Finding> {
+    let links = forest.nodes().filter_map(|(_, node)| node.link.as_ref());
+    let leads = links.flat_map(|link| &link.leads).filter(|lead| lead.found_by != FoundBy::Given);
+    let recorded: HashSet<NodeId> = leads
+        .filter_map(|lead| match lead.to {
+            LeadsTo::Parent(id) => Some(id),
+            _ => None,
+        })
+        .collect();
+    let several = guids.iter().filter(|(_, nodes)| nodes.len() > 1);
+    several
+        .map(|(guid, nodes)| Finding::Duplicates {
+            guid: *guid,
+            nodes: nodes.clone(),
+            preferred: nodes.iter().copied().filter(|id| recorded.contains(id)).collect(),
+        })
+        .collect()
+}
+
+/// Faults first; in order of ancestry, and what has no node at the end by its path.
+fn rank(finding: &Finding) -> (bool, bool, Option<NodeId>, Option<&Path>) {
+    let path = match finding {
+        Finding::Unreadable { path, .. }
+        | Finding::NoSignature { path }
+        | Finding::LinkOutside { path } => Some(path.as_path()),
+        _ => None,
+    };
+    (!finding.is_fault(), path.is_some(), finding.node(), path)
+}

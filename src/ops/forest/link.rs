@@ -1,0 +1,244 @@
+//! From child to parent: by the paths that the child recorded where they are right, by identity alone
+//! where not.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::walk::{self, FileKey, Found};
+use super::{Lead, LeadsTo, NodeId};
+use crate::chain::{Candidate, FoundBy, PathSource, same_name};
+use crate::image::{ParentLink, probe_identity};
+use crate::storage::{Access, Storage};
+
+/// Gives every link its parent and its leads, and adds the parents that lie outside.
+pub(super) fn link(found: Found, source: &PathSource) -> Found {
+    let mut linker = Linker {
+        source,
+        found,
+        guids: HashMap::new(),
+        trails: HashMap::new(),
+        folders: None,
+        unresolved: Vec::new(),
+    };
+    for node in 0..linker.found.nodes.len() {
+        linker.register(node);
+    }
+    let mut trails = Vec::new();
+    // Parents from outside come on top and want their own parents.
+    while trails.len() < linker.found.nodes.len() {
+        let trail = linker.resolve(trails.len());
+        trails.push(trail);
+    }
+    for child in std::mem::take(&mut linker.unresolved) {
+        if let Some(parent) = linker.by_identity(child) {
+            linker.set(child, parent, None);
+        }
+    }
+    for (child, trail) in trails.iter().enumerate() {
+        let Some(link) = &linker.found.nodes[child].link else { continue };
+        let leads = trail.iter().map(|stop| linker.lead(stop, &link.recorded)).collect();
+        if let Some(link) = &mut linker.found.nodes[child].link {
+            link.leads = leads;
+        }
+    }
+    linker.found
+}
+
+struct Linker<'a> {
+    source: &'a PathSource,
+    found: Found,
+    /// The nodes of each identity.
+    guids: HashMap<Uuid, Vec<usize>>,
+    /// Where recorded paths lead, once for all children in a folder that recorded the same.
+    trails: HashMap<TrailKey, Rc<[Stop]>>,
+    /// The images of the folders that the caller named, once somebody asked.
+    folders: Option<HashMap<Uuid, Vec<Place>>>,
+    unresolved: Vec<usize>,
+}
+
+type TrailKey = (PathBuf, [Option<String>; 3]);
+
+/// A place that a path led to. What a stranger's file says of itself never leaves this module.
+struct Stop {
+    found_by: FoundBy,
+    path: PathBuf,
+    there: io::Result<Place>,
+}
+
+#[derive(Clone)]
+struct Place {
+    key: FileKey,
+    path: PathBuf,
+    guid: Option<Uuid>,
+}
+
+impl Linker<'_> {
+    fn register(&mut self, node: usize) {
+        if let Some(guid) = self.found.nodes[node].data_write_guid.filter(|guid| !guid.is_nil()) {
+            self.guids.entry(guid).or_default().push(node);
+        }
+    }
+
+    /// Links a node to its parent and returns where its paths led.
+    fn resolve(&mut self, child: usize) -> Rc<[Stop]> {
+        let Some(link) = &self.found.nodes[child].link else { return Rc::default() };
+        let recorded = link.recorded.clone();
+        let trail = self.trail(&recorded);
+        for stop in trail.iter() {
+            let Ok(place) = &stop.there else { continue };
+            if place.guid.is_some_and(|guid| recorded.accepts(guid))
+                && let Some(parent) = self.admit(place, &recorded)
+            {
+                self.set(child, parent, Some(stop.found_by));
+                return trail;
+            }
+        }
+        if let Some(parent) = self.by_identity(child) {
+            self.set(child, parent, None);
+        } else if let Some((place, found_by)) = self.in_folders(&recorded)
+            && let Some(parent) = self.admit(&place, &recorded)
+        {
+            self.set(child, parent, Some(found_by));
+        } else {
+            self.unresolved.push(child);
+        }
+        trail
+    }
+
+    /// The node with a recorded identity: in the scanned places rather than outside, and the first by
+    /// path. Never the child itself: there are writers that leave a child its parent's identity.
+    fn by_identity(&self, child: usize) -> Option<usize> {
+        let nodes = &self.found.nodes;
+        let recorded = &nodes[child].link.as_ref()?.recorded;
+        let identities = [Some(recorded.linkage), recorded.linkage2];
+        let matches = identities.iter().flatten().filter_map(|guid| self.guids.get(guid)).flatten();
+        let others = matches.copied().filter(|i| *i != child);
+        others.min_by_key(|i| (nodes[*i].is_outside, &nodes[*i].path))
+    }
+
+    /// The node of a file that proved to be a parent; a new one if it lies outside.
+    fn admit(&mut self, place: &Place, recorded: &ParentLink) -> Option<usize> {
+        if let Some(known) = self.found.by_file.get(&place.key) {
+            return Some(*known);
+        }
+        let host = self.source.its_host();
+        let stat = host.stat(&place.path).ok()?;
+        let storage = host.open(&place.path, Access::Read).ok()?;
+        // The file that is opened now must be the one that was looked at.
+        if FileKey::new(host, storage.id().ok()?, &place.path) != place.key
+            || !probe_identity(storage.as_ref()).is_some_and(|guid| recorded.accepts(guid))
+        {
+            return None;
+        }
+        let new = self.found.nodes.len();
+        let path = host.canonical(&place.path).unwrap_or_else(|_| place.path.clone());
+        let mut node = walk::node(storage, path, &stat);
+        node.is_outside = true;
+        self.found.nodes.push(node);
+        self.found.by_file.insert(place.key.clone(), new);
+        self.register(new);
+        Some(new)
+    }
+
+    fn set(&mut self, child: usize, parent: usize, found_by: Option<FoundBy>) {
+        if let Some(link) = &mut self.found.nodes[child].link {
+            link.parent = Some(NodeId(parent));
+            link.found_by = found_by;
+        }
+    }
+
+    fn trail(&mut self, link: &ParentLink) -> Rc<[Stop]> {
+        let folder = link.child_path.as_deref().and_then(Path::parent);
+        // From behind a link, a relative path may lead to two places.
+        let is_plain =
+            |path: &PathBuf| self.source.its_host().is_link(path).is_ok_and(|is_link| !is_link);
+        let key = folder.filter(|_| link.child_path.as_ref().is_some_and(is_plain)).map(|folder| {
+            let paths = [&link.relative_path, &link.volume_path, &link.absolute_win32_path];
+            (folder.to_path_buf(), paths.map(Clone::clone))
+        });
+        if let Some(known) = key.as_ref().and_then(|key| self.trails.get(key)) {
+            return Rc::clone(known);
+        }
+        let mut stops: Vec<Stop> = Vec::new();
+        for candidate in self.source.by_path(link) {
+            let Candidate { name, found_by, opened } = candidate;
+            let there = opened.and_then(|storage| self.place(&storage, &name));
+            let path = match &there {
+                Ok(place) => place.path.clone(),
+                Err(_) => name.into(),
+            };
+            stops.push(Stop { found_by, path, there });
+        }
+        let trail: Rc<[Stop]> = stops.into();
+        if let Some(key) = key {
+            self.trails.insert(key, Rc::clone(&trail));
+        }
+        trail
+    }
+
+    fn place(&self, storage: &Arc<dyn Storage>, name: &str) -> io::Result<Place> {
+        let path = storage.path().map_or_else(|| name.into(), Path::to_path_buf);
+        let key = FileKey::new(self.source.its_host(), storage.id()?, &path);
+        let guid = match self.found.by_file.get(&key) {
+            Some(known) => self.found.nodes[*known].data_write_guid,
+            None => probe_identity(storage.as_ref()),
+        };
+        Ok(Place { key, path, guid })
+    }
+
+    /// A file of the folders that the caller named, that of the recorded name first.
+    fn in_folders(&mut self, link: &ParentLink) -> Option<(Place, FoundBy)> {
+        if self.folders.is_none() {
+            let mut seen = HashSet::new();
+            let mut folders: HashMap<Uuid, Vec<Place>> = HashMap::new();
+            for Candidate { name, opened, .. } in self.source.in_folders() {
+                if let Ok(place) = opened.and_then(|storage| self.place(&storage, &name))
+                    && let Some(guid) = place.guid
+                    && seen.insert(place.key.clone())
+                {
+                    folders.entry(guid).or_default().push(place);
+                }
+            }
+            self.folders = Some(folders);
+        }
+        let folders = self.folders.as_ref()?;
+        let accepted = |guid: &Uuid| link.accepts(*guid);
+        let identities = [Some(link.linkage), link.linkage2].into_iter().flatten();
+        let places = identities.filter(accepted).filter_map(|guid| folders.get(&guid)).flatten();
+        let names = link.file_names();
+        let is_named = |place: &&Place| {
+            let name = place.path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| names.iter().any(|recorded| same_name(recorded, name)))
+        };
+        match places.clone().find(is_named) {
+            Some(place) => Some((place.clone(), FoundBy::FolderName)),
+            None => places.clone().next().map(|place| (place.clone(), FoundBy::FolderSearch)),
+        }
+    }
+
+    /// What is told of a place that a path led to.
+    fn lead(&self, stop: &Stop, recorded: &ParentLink) -> Lead {
+        let to = match &stop.there {
+            Ok(place) => match self.found.by_file.get(&place.key) {
+                Some(node) if place.guid.is_some_and(|guid| recorded.accepts(guid)) => {
+                    LeadsTo::Parent(NodeId(*node))
+                }
+                Some(node) if !self.found.nodes[*node].is_outside => LeadsTo::Other(NodeId(*node)),
+                _ => LeadsTo::Stranger,
+            },
+            Err(error) => match error.kind() {
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => LeadsTo::Nothing,
+                io::ErrorKind::PermissionDenied => LeadsTo::Denied,
+                // What is there is no regular file.
+                io::ErrorKind::InvalidInput => LeadsTo::Stranger,
+                _ => LeadsTo::Failed,
+            },
+        };
+        Lead { found_by: stop.found_by, path: stop.path.clone(), to }
+    }
+}

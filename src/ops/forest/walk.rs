@@ -1,0 +1,257 @@
+//! Finding the images: folders walked, files known by their signature, facts read, files closed.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Finding, Image, Link, Node};
+use crate::disk::Disk;
+use crate::error::{Error, Result};
+use crate::format::identifier::FileIdentifier;
+use crate::image::{ImagePolicy, Lock, VhdxFile, probe_identity};
+use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage};
+
+/// What a walk found.
+#[derive(Default)]
+pub(super) struct Found {
+    pub(super) nodes: Vec<Node>,
+    /// Which node a file is.
+    pub(super) by_file: HashMap<FileKey, usize>,
+    pub(super) findings: Vec<Finding>,
+}
+
+/// What tells a file from others, however it is named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum FileKey {
+    Id(FileId),
+    /// Where the host has no such thing: the path without links.
+    Path(PathBuf),
+}
+
+/// Finds all images in the places.
+pub(super) fn walk<P: AsRef<Path>>(
+    host: &dyn Host,
+    places: impl IntoIterator<Item = P>,
+) -> Result<Found> {
+    let mut walk = Walk {
+        host,
+        found: Found::default(),
+        confines: Vec::new(),
+        pending: Vec::new(),
+        seen: HashSet::new(),
+    };
+    let mut files = Vec::new();
+    for place in places {
+        let place = place.as_ref();
+        let unknown = |error| Error::io("forest.place", "cannot look there", error).in_path(place);
+        let kind = host.stat(place).map_err(unknown)?.kind;
+        walk.confines.push(host.canonical(place).map_err(unknown)?);
+        match kind {
+            FileKind::Folder => walk.pending.push(place.to_path_buf()),
+            _ => files.push(place.to_path_buf()),
+        }
+    }
+    walk.pending.reverse();
+    for file in files {
+        match host.stat(&file) {
+            Ok(stat) if stat.kind == FileKind::File => walk.file(file, &stat, true),
+            Ok(_) => walk.unreadable(file, not_regular()),
+            Err(error) => walk.unreadable(file, error),
+        }
+    }
+    // Folders wait in a list, not on the stack: their depth is up to whoever made them.
+    while let Some(folder) = walk.pending.pop() {
+        walk.folder(&folder);
+    }
+    Ok(walk.found)
+}
+
+/// Reads what there is to know of an image whose identity may be known, and closes it again.
+pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Node {
+    let data_write_guid = probe_identity(storage.as_ref());
+    let policy = ImagePolicy { lock: Lock::Try, ..ImagePolicy::default() };
+    let read = VhdxFile::from_storage(storage, &policy).and_then(|image| {
+        let recorded = image.parent_link()?;
+        Ok((facts(&image), recorded))
+    });
+    let (image, recorded) = match read {
+        Ok((facts, recorded)) => (Ok(facts), recorded),
+        Err(error) => (Err(error), None),
+    };
+    let link =
+        recorded.map(|recorded| Link { recorded, parent: None, found_by: None, leads: Vec::new() });
+    Node {
+        path,
+        other_names: Vec::new(),
+        is_outside: false,
+        data_write_guid,
+        file_len: stat.len,
+        allocated: stat.allocated,
+        modified: stat.modified,
+        volume: stat.id.map(|id| id.volume),
+        image,
+        link,
+        children: Vec::new(),
+        depth: 0,
+    }
+}
+
+impl FileKey {
+    pub(super) fn new(host: &dyn Host, id: Option<FileId>, path: &Path) -> Self {
+        match id {
+            Some(id) => Self::Id(id),
+            None => Self::Path(host.canonical(path).unwrap_or_else(|_| path.to_path_buf())),
+        }
+    }
+}
+
+struct Walk<'a> {
+    host: &'a dyn Host,
+    found: Found,
+    /// The places, links followed.
+    confines: Vec<PathBuf>,
+    /// Folders to look into, the next one last.
+    pending: Vec<PathBuf>,
+    /// Folders that were looked into, for places within each other and for mounts that make loops.
+    seen: HashSet<FileKey>,
+}
+
+impl Walk<'_> {
+    fn folder(&mut self, folder: &Path) {
+        let id = match self.host.stat(folder) {
+            Ok(stat) => stat.id,
+            Err(error) => return self.unreadable(folder.to_path_buf(), error),
+        };
+        if !self.seen.insert(FileKey::new(self.host, id, folder)) {
+            return;
+        }
+        let mut names = match self.host.list(folder) {
+            Ok(names) => names,
+            Err(error) => return self.unreadable(folder.to_path_buf(), error),
+        };
+        names.sort();
+        let mut folders = Vec::new();
+        for path in names {
+            match self.kind_of(&path) {
+                Ok(Some(Met::Folder)) => folders.push(path),
+                Ok(Some(Met::File(stat))) => self.file(path, &stat, false),
+                Ok(None) => {}
+                // What was removed since is no longer there to be missed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => self.unreadable(path, error),
+            }
+        }
+        self.pending.extend(folders.into_iter().rev());
+    }
+
+    /// What a name in a folder stands for, if that is to be looked into.
+    fn kind_of(&mut self, path: &Path) -> io::Result<Option<Met>> {
+        if self.host.is_link(path)? {
+            self.link(path);
+            return Ok(None);
+        }
+        let stat = self.host.stat(path)?;
+        Ok(match stat.kind {
+            FileKind::Folder => Some(Met::Folder),
+            FileKind::File => Some(Met::File(stat)),
+            FileKind::Other => None,
+        })
+    }
+
+    /// What lies within the places is met under its own name. What does not is not ours to show:
+    /// whoever could put the link here need not be its owner.
+    fn link(&mut self, path: &Path) {
+        let (Ok(stat), Ok(real)) = (self.host.stat(path), self.host.canonical(path)) else {
+            return;
+        };
+        let is_of_interest = match stat.kind {
+            FileKind::Folder => true,
+            FileKind::File => is_named_as_image(path) || is_named_as_image(&real),
+            FileKind::Other => false,
+        };
+        if is_of_interest && !self.confines.iter().any(|place| real.starts_with(place)) {
+            self.found.findings.push(Finding::LinkOutside { path: path.to_path_buf() });
+        }
+    }
+
+    /// Looks at a regular file; `is_given` when the caller named it.
+    fn file(&mut self, path: PathBuf, stat: &Stat, is_given: bool) {
+        let key = FileKey::new(self.host, stat.id, &path);
+        if let Some(known) = self.found.by_file.get(&key) {
+            let node = &mut self.found.nodes[*known];
+            if node.path != path && !node.other_names.contains(&path) {
+                node.other_names.push(path);
+            }
+            return;
+        }
+        let storage = match self.open(&path, stat) {
+            Ok(storage) => storage,
+            Err(error) => return self.unreadable(path, error),
+        };
+        // A file without the signature is not even locked.
+        match has_signature(storage.as_ref()) {
+            Ok(true) => {}
+            Ok(false) => {
+                if is_given || is_named_as_image(&path) {
+                    self.found.findings.push(Finding::NoSignature { path });
+                }
+                return;
+            }
+            Err(error) => return self.unreadable(path, error),
+        }
+        self.found.by_file.insert(key, self.found.nodes.len());
+        self.found.nodes.push(node(storage, path, stat));
+    }
+
+    fn open(&self, path: &Path, stat: &Stat) -> io::Result<Arc<dyn Storage>> {
+        let storage = self.host.open(path, Access::Read)?;
+        // Between the two looks the name may have become another file's.
+        if storage.id()? != stat.id {
+            return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the file was replaced"));
+        }
+        Ok(storage)
+    }
+
+    fn unreadable(&mut self, path: PathBuf, error: io::Error) {
+        let error = Error::io("forest.unreadable", "cannot be read", error).in_path(&path);
+        let error = error.limits_named();
+        self.found.findings.push(Finding::Unreadable { path, error });
+    }
+}
+
+/// A thing to look into.
+enum Met {
+    Folder,
+    File(Stat),
+}
+
+fn facts(image: &VhdxFile) -> Image {
+    Image {
+        geometry: image.geometry(),
+        block_size: image.block_size(),
+        creator: image.info().creator,
+        is_log_pending: image.has_replayed_log(),
+        is_in_use: image.warnings().iter().any(|warning| warning.code == "lock.in-use"),
+    }
+}
+
+fn has_signature(storage: &dyn Storage) -> io::Result<bool> {
+    let mut start = [0; 8];
+    match storage.read_exact_at(&mut start, 0) {
+        Ok(()) => Ok(FileIdentifier::matches(&start)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_named_as_image(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| {
+        ["vhdx", "avhdx"].iter().any(|known| extension.eq_ignore_ascii_case(known))
+    })
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "neither a folder nor a regular file")
+}
