@@ -1,8 +1,10 @@
 //! The parent locator, \[MS-VHDX\] 2.6.2.6.
 
+use std::collections::HashSet;
+
 use uuid::{Uuid, uuid};
 
-use super::{Fields, FieldsMut};
+use super::{Fields, FieldsMut, OnError, check_reserved, strict};
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) const VHDX_TYPE: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
@@ -21,45 +23,80 @@ pub(crate) struct ParentLocator {
 impl ParentLocator {
     /// Parses the item. A type other than VHDX is refused, for its keys have no meaning here.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        strict(|on| Self::inspect(bytes, at, on))
+    }
+
+    /// Reads what there is and says all that is wrong with it, leaving out entries that cannot be.
+    pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
         if bytes.len() < HEADER_LEN {
             let message = "the parent locator is too short";
-            return Err(Error::damaged("locator.length", SECTION, at, message)
+            on(Error::damaged("locator.length", SECTION, at, message)
                 .with_found(format_args!("{} bytes", bytes.len()))
                 .with_expected(format_args!("at least {HEADER_LEN}")));
+            return None;
         }
         let locator_type = Fields(bytes).guid(0);
         if locator_type != VHDX_TYPE {
             let message = "unknown type of parent locator";
-            return Err(Error::new(ErrorKind::Unsupported, "locator.type", message)
+            on(Error::new(ErrorKind::Unsupported, "locator.type", message)
                 .with_section("2.6.2.6.1")
                 .at(at)
                 .with_found(locator_type)
                 .with_expected(VHDX_TYPE));
+            return None;
         }
         let count = usize::from(Fields(bytes).u16(18));
         let room = (bytes.len() - HEADER_LEN) / ENTRY_LEN;
         if count > room {
             let message = "more parent locator entries than the item has room for";
-            return Err(Error::damaged("locator.count", "2.6.2.6.1", at + 18, message)
+            on(Error::damaged("locator.count", "2.6.2.6.1", at + 18, message)
                 .with_found(count)
                 .with_expected(format_args!("at most {room}")));
         }
         let mut entries: Vec<(String, String)> = Vec::new();
-        for i in 0..count {
+        let mut keys = HashSet::new();
+        // Strings lie apart, so that all of them are no longer than the item.
+        let mut room_left = bytes.len();
+        for i in 0..count.min(room) {
             let start = HEADER_LEN + ENTRY_LEN * i;
             let fields = Fields(bytes).from(start);
             let place = at + start as u64;
-            let key = string(bytes, fields.u32(0), fields.u16(8), at, place)?;
-            let value = string(bytes, fields.u32(4), fields.u16(10), at, place + 4)?;
-            if entries.iter().any(|(other, _)| *other == key) {
+            let (key_len, value_len) = (fields.u16(8), fields.u16(10));
+            let Some(left) = room_left.checked_sub(usize::from(key_len) + usize::from(value_len))
+            else {
+                let message = "parent locator strings that lie over each other";
+                on(Error::damaged("locator.string-overlap", "2.6.2.6.2", place, message)
+                    .with_found("more bytes of strings than the item has")
+                    .with_expected(format_args!("at most {}", bytes.len())));
+                break;
+            };
+            room_left = left;
+            let key = string(bytes, fields.u32(0), key_len, at, place);
+            let value = string(bytes, fields.u32(4), value_len, at, place + 4);
+            let (key, value) = match (key, value) {
+                (Ok(key), Ok(value)) => (key, value),
+                (key, value) => {
+                    [key, value].into_iter().filter_map(Result::err).for_each(&mut *on);
+                    continue;
+                }
+            };
+            if !keys.insert(key.clone()) {
                 let message = "the same parent locator key twice";
-                return Err(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
+                on(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
                     .with_found(format_args!("{key:?}"))
                     .with_expected("every key once"));
+                continue;
             }
             entries.push((key, value));
         }
-        Ok(Self { locator_type, entries })
+        Some(Self { locator_type, entries })
+    }
+
+    /// Says whether the reserved field is not zero. Readers ignore it.
+    pub(crate) fn inspect_reserved(bytes: &[u8], at: u64, on: OnError<'_>) {
+        let field = bytes.get(16..18).unwrap_or_default();
+        let what = "the parent locator";
+        check_reserved(field, at + 16, "locator.reserved", "2.6.2.6.1", what, on);
     }
 
     /// The bytes of the item.
