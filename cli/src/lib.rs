@@ -5,6 +5,7 @@
 //! exit code and a hint), [`replace`] (files that appear whole or not at all).
 
 mod args;
+mod check;
 mod compare;
 mod convert;
 mod exit;
@@ -61,6 +62,7 @@ enum Verb {
     Read(read::Args),
     Convert(convert::Args),
     Compare(compare::Args),
+    Check(check::Args),
     Measure(measure::Args),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
@@ -76,6 +78,7 @@ impl Verb {
             Self::Read(args) => read::run(args, console),
             Self::Convert(args) => convert::run(args, console),
             Self::Compare(args) => compare::run(args, console),
+            Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Completions(args) => pages::completions(args, Cli::command(), console),
             Self::Man(args) => pages::man(args, Cli::command(), console),

@@ -118,7 +118,17 @@ impl Headers {
     /// Parses both copies and picks the current one: the valid one with the higher sequence number.
     pub(crate) fn parse(copies: [&[u8]; 2]) -> Result<Self> {
         let parsed = [0, 1].map(|i| Header::parse(copies[i], Header::OFFSETS[i]));
-        let current = match &parsed {
+        let current = Self::choose(copies, &parsed)?;
+        let headers = Self { copies: parsed, current };
+        strict(|on| {
+            headers.current().inspect(Header::OFFSETS[current], on);
+            Some(headers)
+        })
+    }
+
+    /// Which of the two copies is current, if one is.
+    pub(crate) fn choose(copies: [&[u8]; 2], parsed: &[Result<Header>; 2]) -> Result<usize> {
+        Ok(match parsed {
             [Ok(first), Ok(second)] if first.sequence_number == second.sequence_number => {
                 // Some writers leave the same header twice; anything else of one number is a riddle.
                 if copies[0] != copies[1] {
@@ -133,15 +143,7 @@ impl Headers {
             [Ok(first), Ok(second)] => usize::from(second.sequence_number > first.sequence_number),
             [Ok(_), Err(_)] => 0,
             [Err(_), Ok(_)] => 1,
-            [Err(_), Err(_)] => {
-                let [first, _] = parsed;
-                return first.map(|_| unreachable!("both copies failed"));
-            }
-        };
-        let headers = Self { copies: parsed, current };
-        strict(|on| {
-            headers.current().inspect(Header::OFFSETS[current], on);
-            Some(headers)
+            [Err(error), Err(_)] => return Err(error.same_again()),
         })
     }
 

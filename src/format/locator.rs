@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use uuid::{Uuid, uuid};
 
-use super::{Fields, FieldsMut, OnError, check_reserved, strict};
+use super::{Fields, FieldsMut, OnError, check_reserved};
 use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) const VHDX_TYPE: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
@@ -21,12 +21,8 @@ pub(crate) struct ParentLocator {
 }
 
 impl ParentLocator {
-    /// Parses the item. A type other than VHDX is refused, for its keys have no meaning here.
-    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
-        strict(|on| Self::inspect(bytes, at, on))
-    }
-
-    /// Reads what there is and says all that is wrong with it, leaving out entries that cannot be.
+    /// Reads what there is and says all that is wrong with it, leaving out entries that cannot be. A type
+    /// other than VHDX comes to nothing, for its keys have no meaning here.
     pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
         if bytes.len() < HEADER_LEN {
             let message = "the parent locator is too short";

@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use uuid::{Uuid, uuid};
 
-use super::{Fields, FieldsMut, OnError, check_reserved, check_signature, strict};
+use super::{Fields, FieldsMut, OnError, check_reserved, check_signature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{KIB, MIB};
 
@@ -72,11 +72,6 @@ pub(crate) struct FileParameters {
 impl MetadataTable {
     /// Bytes of the table; items lie behind it.
     pub(crate) const LEN: usize = 64 * KIB as usize;
-
-    /// Parses the table of a region of `region_len` bytes at `at`.
-    pub(crate) fn parse(bytes: &[u8], at: u64, region_len: u32) -> Result<Self> {
-        strict(|on| Self::inspect(bytes, at, region_len, on))
-    }
 
     /// Reads what there is and says all that is wrong with it. Entries that cannot be are kept, so that
     /// each has its number.
