@@ -141,14 +141,14 @@ impl Items<'_> {
     fn fixed(&self, item: Uuid, name: &str, len: usize) -> Result<Option<(Vec<u8>, u64)>> {
         let found = self.table.system(item, self.at);
         let (entry, entry_at) = found.ok_or_else(|| metadata::missing(item, name, self.at))?;
+        if !entry.is_placed(self.region_len) {
+            return Ok(None);
+        }
         if entry.length as usize != len {
             let message = format!("wrong length of the {name} item");
             return Err(Error::damaged("metadata.item-length", "2.6.2", entry_at + 20, message)
                 .with_found(entry.length)
                 .with_expected(len));
-        }
-        if !entry.is_placed(self.region_len) {
-            return Ok(None);
         }
         Ok(Some((self.bytes(entry)?, self.at + u64::from(entry.offset))))
     }

@@ -219,7 +219,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("region.count", "Regions may be missing: reading is refused."),
     ("region.duplicate", "Which of the two regions counts cannot be told: reading is refused."),
-    ("region.flags", "Programs that do not know the region may open the image without it."),
+    ("region.flags", "The data reads right: every program knows the region, marked or not."),
     ("region.length", "The region cannot be read: reading is refused."),
     ("region.missing", "Without the region nothing of the disk can be read."),
     ("region.offset", "The region cannot be read: reading is refused."),

@@ -100,7 +100,8 @@ fn tell_kind(entry: &RegionEntry, at: u64, file_len: u64, findings: &mut Finding
     match region::name(entry.guid) {
         Some(name) if !is_required => {
             let message = format!("the {name} region is not marked as required");
-            findings.error(
+            // QEMU marks neither, and every reader knows them.
+            findings.warning(
                 Error::damaged("region.flags", "2.2.3.2", at + 28, message)
                     .with_found(entry.flags.bits())
                     .with_expected(1),
