@@ -61,8 +61,8 @@
 //! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
 //!   ([`ParentSource`], [`PathSource`]).
 //! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
-//! - [`ops`]: one operation each: exporting, comparing, measuring, explaining, drawing the forest of
-//!   checkpoints in a folder.
+//! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
+//!   forest of checkpoints in a folder.
 //! - [`storage`]: the bytes and names underneath, to be replaced by stores of other kinds.
 //! - [`Error`]: what was wrong, where, what stood there and what should have.
 //!

@@ -131,10 +131,17 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
     }
     let [errors, warnings, infos] = SEVERITIES.map(|severity| report.count(severity));
     let verdict = if report.is_sound() { "Sound" } else { "NOT SOUND" };
-    let layers = report.layers.len();
     console.line(format!(
-        "{verdict}: {errors} errors, {warnings} warnings and {infos} remarks in {layers} layers"
+        "{verdict}: {}, {} and {} in {}",
+        count(errors, "error"),
+        count(warnings, "warning"),
+        count(infos, "remark"),
+        count(report.layers.len() as u64, "layer")
     ))
+}
+
+fn count(number: u64, of: &str) -> String {
+    if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
 }
 
 fn by(by: FoundBy) -> String {

@@ -172,3 +172,30 @@ fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -
         .with_expected("UTF-16 without NULs")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_over_each_other_take_no_more_memory_than_the_item() {
+        // 1 MiB, whose entries name the same 32 KiB as their keys over and over.
+        let mut bytes = vec![b'a'; 1 << 20];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.guid(0, VHDX_TYPE);
+        fields.u16(16, 0);
+        fields.u16(18, 65_535);
+        for i in 0..65_535 {
+            let start = HEADER_LEN + ENTRY_LEN * i;
+            fields.u32(start, 1 << 19);
+            fields.u32(start + 4, (1 << 19) + 2 * i as u32);
+            fields.u16(start + 8, 32 << 10);
+            fields.u16(start + 10, 32 << 10);
+        }
+        let mut errors = Vec::new();
+        let locator = ParentLocator::inspect(&bytes, 0, &mut |error| errors.push(error.code()));
+        let held: usize = locator.unwrap().entries.iter().map(|(k, v)| k.len() + v.len()).sum();
+        assert!(held <= 3 << 20, "{held} bytes"); // a unit of UTF-16 may take three in UTF-8
+        assert_eq!(errors.last(), Some(&"locator.string-overlap"));
+    }
+}

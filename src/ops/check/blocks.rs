@@ -175,12 +175,12 @@ struct Chunk {
 struct Walk<'a, 'f> {
     table: &'a Table<'a>,
     findings: &'f mut Findings,
-    /// Units that something takes up, those where a block starts, and those that entries name without
-    /// a meaning.
+    /// Units that structures other than blocks take up, and those that anything does.
+    structural: Units,
     used: Units,
+    /// Units where a block starts, and those that entries name without a meaning.
     starts: Units,
     held: Units,
-    structures_end: u64,
     collisions: Vec<Collision>,
     more_collisions: [u64; 2],
     is_too_far: bool,
@@ -194,19 +194,21 @@ struct Walk<'a, 'f> {
 
 impl<'a, 'f> Walk<'a, 'f> {
     fn new(table: &'a Table<'a>, findings: &'f mut Findings) -> Self {
-        let mut used = Units::default();
+        let (mut structural, mut used) = (Units::default(), Units::default());
         for (range, _) in table.structures {
             let end = range.end.min(table.file_len).div_ceil(MIB).min(MOST_UNITS);
-            (range.start / MIB..end).for_each(|unit| used.put(unit));
+            for unit in range.start / MIB..end {
+                structural.put(unit);
+                used.put(unit);
+            }
         }
-        let ends = table.structures.iter().map(|(range, _)| range.end);
         Self {
             table,
             findings,
+            structural,
             used,
             starts: Units::default(),
             held: Units::default(),
-            structures_end: ends.max().unwrap_or_default(),
             collisions: Vec::new(),
             more_collisions: [0; 2],
             is_too_far: false,
@@ -355,21 +357,21 @@ impl<'a, 'f> Walk<'a, 'f> {
                     .with_expected(format_args!("at least {end}"))
             });
         }
-        if start < self.structures_end
-            && let Some((met, name)) =
-                table.structures.iter().find(|(met, _)| met.start < end && start < met.end)
-        {
+        let taken = units(start, len);
+        if taken.clone().any(|unit| self.structural.has(unit)) {
             self.damaged(Severity::Error, "bat.overlap", "2.5.1", index, |error| {
+                let meets = |met: &Range<u64>| met.start < end && start < met.end;
+                let met = table.structures.iter().find(|(met, _)| meets(met));
+                let expected = met.map_or_else(String::new, |(met, name)| {
+                    format!("nothing of {name}, {:#x} to {:#x}", met.start, met.end)
+                });
+                let name = table.name_of(index);
                 error
-                    .with_found(format_args!("{} at {start:#x} to {end:#x}", table.name_of(index)))
-                    .with_expected(format_args!(
-                        "nothing of {name}, {:#x} to {:#x}",
-                        met.start, met.end
-                    ))
+                    .with_found(format_args!("{name} at {start:#x} to {end:#x}"))
+                    .with_expected(expected)
             });
             return false;
         }
-        let taken = units(start, len);
         if taken.end > MOST_UNITS {
             self.is_too_far = true;
             return true;
