@@ -57,7 +57,8 @@ pub enum ErrorKind {
     InvalidInput,
     /// The callback of an operation asked it to stop.
     Cancelled,
-    /// A limit was reached: the depth of a chain, or the files a process may open.
+    /// A limit was reached: the depth of a chain, the files a process may open, or the changes of a
+    /// log that are kept in memory.
     Limit,
 }
 

@@ -140,11 +140,13 @@ impl OpenOptions {
     /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse);
     /// [`HasChildren`](crate::ErrorKind::HasChildren) when opened for writing.
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
-        let children = (!self.orphan_children).then(|| ChildSearch {
+        let children = ChildSearch {
             host: Arc::clone(&self.host),
             folders: self.child_folders.clone(),
-        });
-        VhdxFile::from_storage(storage, &ImagePolicy { children, ..self.image.clone() })
+            orphans: self.orphan_children,
+        };
+        let policy = ImagePolicy { children: Some(children), ..self.image.clone() };
+        VhdxFile::from_storage(storage, &policy)
     }
 
     /// Finds and opens the parents of `tip`.

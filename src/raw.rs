@@ -8,7 +8,8 @@ use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::types::FileOffset;
 
-/// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change.
+/// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change. Holes in the file
+/// are extents of zeros, where the host tells of them.
 ///
 /// Only ever made when asked for: a guest can write the header of any format into its own disk, so
 /// that guessing the format of a raw image is not safe.
@@ -64,7 +65,22 @@ impl Disk for RawDisk {
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
         let len = range.end.saturating_sub(range.start);
         check_range(&self.geometry(), range.start, len)?;
-        let source = Source::Data { layer: self.id, at: FileOffset::new(range.start) };
-        Ok((len > 0).then_some(Extent { range, source }))
+        if len == 0 {
+            return Ok(None);
+        }
+        let data = self.storage.next_data(range.start).map_err(|error| {
+            self.io("raw.extents", "cannot tell data from holes".into(), range.start, error)
+        })?;
+        let zero = Source::Zero { layer: Some(self.id) };
+        let (end, source) = match data {
+            None => (range.end, zero),
+            Some(data) if data.start > range.start => (data.start, zero),
+            // Data never ends where it starts, not even while holes are punched.
+            Some(data) => (
+                data.end.max(range.start + 1),
+                Source::Data { layer: self.id, at: FileOffset::new(range.start) },
+            ),
+        };
+        Ok(Some(Extent { range: range.start..end.min(range.end), source }))
     }
 }

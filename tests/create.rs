@@ -1,4 +1,6 @@
 //! Images that the crate makes: what others read in them, and what it refuses to make or to write.
+#![allow(clippy::disallowed_methods)]
+// The tests look at the files from outside.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -160,6 +162,17 @@ fn stale_change_trackers_are_warned_of() {
     drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
     fs::write(folder.path().join("b.vhdx.rct"), "").unwrap();
     let image = OpenOptions::new().writable(true).open_image(&path).unwrap();
+    assert!(image.warnings().iter().any(|w| w.code == "image.stale-tracker"));
+}
+
+#[test]
+fn consent_to_orphan_children_does_not_silence_stale_trackers() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.vhdx");
+    drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
+    fs::write(folder.path().join("b.vhdx.mrt"), "").unwrap();
+    let options = OpenOptions::new().writable(true).orphan_children(true);
+    let image = options.open_image(&path).unwrap();
     assert!(image.warnings().iter().any(|w| w.code == "image.stale-tracker"));
 }
 

@@ -1,10 +1,13 @@
 //! Flags that several verbs share.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use avhdx::{Linkage, LogPolicy, OpenOptions, PathSource};
+use avhdx::storage::{Host, LocalHost};
+use avhdx::{CreateOptions, Linkage, LogPolicy, OpenOptions, PathSource};
 use clap::{Args, ValueEnum};
+
+use crate::exit::Failure;
 
 /// Folders to search for parents, as PATH lists folders.
 const PARENT_DIRS: &str = "AVHDX_PARENT_DIRS";
@@ -46,6 +49,47 @@ pub(crate) struct Opening {
     max_depth: usize,
 }
 
+/// How an image is opened that is to be changed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Parents and children")]
+pub(crate) struct Writing {
+    #[command(flatten)]
+    parents: Parents,
+    /// Layers that a chain may have.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_depth: usize,
+    /// Write although a child of the image is found, which is cut off by that: it knows its parent by an
+    /// identity that changes with the first write.
+    #[arg(long)]
+    orphan_children: bool,
+    /// Look for children in DIR too, beside the folder of the image itself. Can be repeated.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) children_in: Vec<PathBuf>,
+}
+
+/// What a new image is to look like.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "The new image")]
+pub(crate) struct Shape {
+    /// The block size, 1M to 256M [default: 32M, 2M with a parent].
+    #[arg(long, value_name = "N", value_parser = bytes, alias = "block-size")]
+    pub(crate) block: Option<u64>,
+    /// The logical sector size, 512 or 4096 [default: 512; that of the parent or the input].
+    #[arg(long, value_name = "N", value_parser = bytes)]
+    pub(crate) sector: Option<u64>,
+    /// The physical sector size, 512 or 4096 [default: 4096; that of the parent or the input].
+    #[arg(long, value_name = "N", value_parser = bytes)]
+    pub(crate) physical_sector: Option<u64>,
+}
+
+/// What a copy is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    Raw,
+    Vhdx,
+    VhdxFixed,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Log {
     Replay,
@@ -71,9 +115,68 @@ impl Opening {
             .parents(self.parents.source())
     }
 
+    /// How layers are opened that are only looked at on the way to a point in time.
+    pub(crate) fn looking(&self) -> OpenOptions {
+        match self.log {
+            Log::Replay | Log::Refuse => self.options().log(LogPolicy::Replay),
+            Log::Ignore => self.options(),
+        }
+    }
+
     pub(crate) fn log(&self) -> Log {
         self.log
     }
+}
+
+impl Writing {
+    /// How the image to be changed is opened.
+    pub(crate) fn options(&self) -> OpenOptions {
+        let options = self.parents().writable(true).orphan_children(self.orphan_children);
+        self.children_in.iter().fold(options, |options, folder| options.children_in(folder))
+    }
+
+    /// How its layers are opened to be looked at.
+    pub(crate) fn parents(&self) -> OpenOptions {
+        OpenOptions::new().parents(self.parents.source()).max_depth(self.max_depth)
+    }
+}
+
+impl Shape {
+    /// The options for an image of this shape.
+    pub(crate) fn of(&self, mut options: CreateOptions) -> Result<CreateOptions, Failure> {
+        if let Some(bytes) = self.block {
+            options = options.block_size(number("--block", bytes)?);
+        }
+        if let Some(bytes) = self.sector {
+            options = options.logical_sector(number("--sector", bytes)?);
+        }
+        if let Some(bytes) = self.physical_sector {
+            options = options.physical_sector(number("--physical-sector", bytes)?);
+        }
+        Ok(options)
+    }
+
+    /// Whether any of it was asked for.
+    pub(crate) fn is_given(&self) -> bool {
+        [self.block, self.sector, self.physical_sector].iter().any(Option::is_some)
+    }
+}
+
+impl Target {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Vhdx => "vhdx",
+            Self::VhdxFixed => "vhdx-fixed",
+        }
+    }
+}
+
+/// A size that the format has 32 bits for.
+pub(crate) fn number(flag: &str, bytes: u64) -> Result<u32, Failure> {
+    u32::try_from(bytes).map_err(|_| {
+        Failure::usage("usage", format!("{flag} {bytes}: more than any image has: at most 4 GiB"))
+    })
 }
 
 impl Parents {
@@ -94,6 +197,24 @@ impl Parents {
             source = source.confined_to(folder);
         }
         source
+    }
+
+    /// What a Windows machine calls the file at `path`, where one of the mappings tells.
+    pub(crate) fn windows_path(&self, path: &Path) -> Option<String> {
+        let path = LocalHost.canonical(path).ok()?;
+        let below = |(from, to): &(String, PathBuf)| {
+            let to = LocalHost.canonical(to).ok()?;
+            Some((windows_folder(from)?, path.strip_prefix(&to).ok()?.to_path_buf()))
+        };
+        // The mapping of the innermost folder says most.
+        let (mut windows, names) =
+            self.path_map.iter().filter_map(below).min_by_key(|(_, rest)| rest.iter().count())?;
+        for name in names.iter() {
+            // What Windows could not have for a name did not come from there.
+            let name = name.to_str().filter(|name| !name.contains(['\\', '/', ':']))?;
+            windows += &format!("\\{name}");
+        }
+        Some(windows)
     }
 }
 
@@ -142,6 +263,32 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} bytes are more than any disk has"))
 }
 
+/// Whether this is an absolute path as Windows writes it: with a drive or a share.
+pub(crate) fn is_windows_path(path: &str) -> bool {
+    windows_folder(path).is_some()
+}
+
+/// A Windows folder in the form in which locators have paths: `D:/vm/` is `\\?\D:\vm`. None for what is no
+/// folder of a drive or a share.
+fn windows_folder(path: &str) -> Option<String> {
+    let path = path.replace('/', "\\");
+    let path = path.trim_end_matches('\\');
+    let has_drive = |path: &str| {
+        matches!(path.as_bytes(), [drive, b':', rest @ ..]
+            if drive.is_ascii_alphabetic() && matches!(rest, [] | [b'\\', ..]))
+    };
+    let has_share = |path: &str| path.split('\\').take_while(|name| !name.is_empty()).count() >= 2;
+    if let Some(plain) = path.strip_prefix(r"\\?\") {
+        let share = plain.strip_prefix(r"UNC\").is_some_and(has_share);
+        return (has_drive(plain) || share).then(|| path.to_owned());
+    }
+    if has_drive(path) {
+        return Some(format!(r"\\?\{path}"));
+    }
+    let share = path.strip_prefix(r"\\").filter(|share| has_share(share))?;
+    Some(format!(r"\\?\UNC\{share}"))
+}
+
 fn path_map(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {
         Some((from, to)) if !from.is_empty() && !to.is_empty() => Ok((from.into(), to.into())),
@@ -151,7 +298,27 @@ fn path_map(text: &str) -> Result<(String, PathBuf), String> {
 
 #[cfg(test)]
 mod tests {
-    use super::bytes;
+    use super::{bytes, windows_folder};
+
+    #[test]
+    fn windows_folders() {
+        let known = [
+            (r"D:\vm", r"\\?\D:\vm"),
+            ("d:/vm/", r"\\?\d:\vm"),
+            (r"D:\", r"\\?\D:"),
+            (r"\\?\D:\vm", r"\\?\D:\vm"),
+            (r"\\server\share\vm", r"\\?\UNC\server\share\vm"),
+            (r"\\?\UNC\server\share", r"\\?\UNC\server\share"),
+        ];
+        for (from, to) in known {
+            assert_eq!(windows_folder(from).as_deref(), Some(to));
+        }
+        for other in
+            ["", "/mnt/vm", "vm", r"\vm", r"\\server", r"D:vm", r"\\?\Volume{1}\vm", "€:/vm"]
+        {
+            assert_eq!(windows_folder(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn numbers_of_bytes() {

@@ -28,7 +28,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let path = input::resolve(&args.image.image, &args.opening, console)?;
+    let path = input::resolve(&args.image.image, &args.opening.looking(), console)?.path;
     let options = args.opening.options().lock(Lock::Shared);
     let report = Check::new().options(options).alone(args.layer).run(path)?;
     if console.is_json() {

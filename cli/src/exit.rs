@@ -38,8 +38,8 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     code: String,
     message: String,
-    /// The library's own error, where it is one.
-    error: Option<avhdx::Error>,
+    /// What else programs are told: the facts of the library's own error, where it is one.
+    facts: Box<Map<String, Value>>,
     cause: Option<String>,
     hints: Vec<String>,
     /// The reader of our output went away: nothing to complain of.
@@ -72,7 +72,7 @@ impl Failure {
             exit,
             code: code.into(),
             message: message.into(),
-            error: None,
+            facts: Box::default(),
             cause: None,
             hints: Vec::new(),
             silent: false,
@@ -101,8 +101,8 @@ impl Failure {
     }
 
     /// The user stopped the program.
-    pub(crate) fn interrupted() -> Self {
-        Self::new(Exit::Interrupted, "interrupted", "interrupted; nothing was left behind")
+    pub(crate) fn interrupted(message: &str) -> Self {
+        Self::new(Exit::Interrupted, "interrupted", message)
     }
 
     pub(crate) fn message(&self) -> &str {
@@ -111,6 +111,27 @@ impl Failure {
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
+        self
+    }
+
+    /// Says what else is to be known.
+    pub(crate) fn also(mut self, what: &str) -> Self {
+        self.message += &format!("; {what}");
+        self
+    }
+
+    /// Says how many bytes were written before.
+    pub(crate) fn with_written(mut self, bytes: u64) -> Self {
+        self.facts.insert("written".into(), bytes.into());
+        self.also(&format!("{bytes} bytes were written before"))
+    }
+
+    /// Calls a file by another name.
+    pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
+        self.message = self.message.replace(from, to);
+        if let Some(Value::String(file)) = self.facts.get_mut("file") {
+            *file = file.replace(from, to);
+        }
         self
     }
 
@@ -139,17 +160,7 @@ impl Failure {
         object.insert("exit".into(), (self.exit as u8).into());
         object.insert("code".into(), self.code.clone().into());
         object.insert("message".into(), self.message.clone().into());
-        if let Some(error) = &self.error {
-            object.insert("kind".into(), kind_name(error.kind()).into());
-            let mut put = |key: &str, value: Option<Value>| {
-                value.map(|value| object.insert(key.into(), value));
-            };
-            put("file", error.file().map(Value::from));
-            put("offset", error.offset().map(Value::from));
-            put("found", error.found().map(Value::from));
-            put("expected", error.expected().map(Value::from));
-            put("section", error.section().map(Value::from));
-        }
+        object.extend(self.facts.iter().map(|(key, value)| (key.clone(), value.clone())));
         if let Some(cause) = &self.cause {
             object.insert("cause".into(), cause.clone().into());
         }
@@ -165,16 +176,28 @@ impl From<avhdx::Error> for Failure {
             code: error.code().into(),
             message: error.to_string(),
             cause: error.source().map(ToString::to_string),
+            facts: Box::new(facts_of(&error)),
             hints: hints_for(&error),
-            error: Some(error),
             silent: false,
         }
     }
 }
 
+fn facts_of(error: &avhdx::Error) -> Map<String, Value> {
+    let facts = [
+        ("kind", Some(kind_name(error.kind()).into())),
+        ("file", error.file().map(Value::from)),
+        ("offset", error.offset().map(Value::from)),
+        ("found", error.found().map(Value::from)),
+        ("expected", error.expected().map(Value::from)),
+        ("section", error.section().map(Value::from)),
+    ];
+    facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+}
+
 fn exit_of(error: &avhdx::Error) -> Exit {
     match error.kind() {
-        ErrorKind::Io => Exit::Io,
+        ErrorKind::Io | ErrorKind::Poisoned => Exit::Io,
         ErrorKind::Limit if error.code() == "limit.open-files" => Exit::Io,
         ErrorKind::NotVhdx | ErrorKind::Damaged | ErrorKind::LogWithoutEntries => Exit::Damaged,
         ErrorKind::ParentRequired
@@ -184,7 +207,7 @@ fn exit_of(error: &avhdx::Error) -> Exit {
         ErrorKind::InUse => Exit::InUse,
         ErrorKind::InvalidInput => Exit::Usage,
         ErrorKind::Cancelled => Exit::Interrupted,
-        // Unsupported, LogPending, LogOverlay, ReadOnly, Limit, and what is yet to come.
+        // Unsupported, LogPending, LogOverlay, ReadOnly, HasChildren, Limit, and what is yet to come.
         _ => Exit::Refused,
     }
 }
@@ -221,6 +244,13 @@ fn hints_for(error: &avhdx::Error) -> Vec<String> {
             "avhdx info works on an image in use",
             "a checkpoint below the tip is not written to: IMAGE@-1 reads the disk as it was then",
         ],
+        ErrorKind::HasChildren => &[
+            "--orphan-children would allow it, and leave the child without its parent for good",
+            "avhdx create CHILD --parent IMAGE makes another child, to be written to instead",
+        ],
+        ErrorKind::Poisoned => &[
+            "what was flushed before is safe: opening the image again recovers what the host still has",
+        ],
         ErrorKind::Limit if error.code() == "limit.depth" => &["--max-depth N allows more layers"],
         ErrorKind::Limit => &["ulimit -n N allows more open files"],
         _ if error.code().starts_with("log.") => &[
@@ -248,6 +278,8 @@ fn kind_name(kind: ErrorKind) -> &'static str {
         ErrorKind::ParentDenied => "parent-denied",
         ErrorKind::InUse => "in-use",
         ErrorKind::ReadOnly => "read-only",
+        ErrorKind::HasChildren => "has-children",
+        ErrorKind::Poisoned => "poisoned",
         ErrorKind::InvalidInput => "invalid-input",
         ErrorKind::Cancelled => "cancelled",
         ErrorKind::Limit => "limit",

@@ -51,7 +51,7 @@ pub(crate) struct LayerFacts {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let path = input::resolve(&args.image.image, &args.opening, console)?;
+    let path = input::resolve(&args.image.image, &args.opening.looking(), console)?.path;
     let options = args.opening.options().lock(Lock::Try);
     let (tip, log_failure) = open(&path, &options, args.opening.log())?;
     let Followed { layers, warnings, broken, .. } = options.follow(tip);
@@ -135,15 +135,15 @@ impl LayerFacts {
     }
 }
 
-/// How a parent was found, in the words of the locator.
+/// How a parent was found: the locator's key or the flag.
 pub(crate) fn found_by(by: FoundBy) -> &'static str {
     match by {
         FoundBy::Given => "with-parent",
         FoundBy::RelativePath => "relative_path",
         FoundBy::VolumePath => "volume_path",
         FoundBy::AbsoluteWin32Path => "absolute_win32_path",
-        FoundBy::FolderName => "parent-dir, by name",
-        FoundBy::FolderSearch => "parent-dir, by identity",
+        FoundBy::FolderName => "parent-dir-name",
+        FoundBy::FolderSearch => "parent-dir-identity",
         _ => "other",
     }
 }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome};
-use avhdx::{DiffChain, Disk, Lock, LogPolicy, RawDisk};
+use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 
-use crate::args::{Format, Log, Opening};
+use crate::args::{Format, Opening};
 use crate::exit::{Exit, Failure};
 use crate::output::Console;
 use crate::point::{Point, select};
@@ -58,35 +58,40 @@ pub(crate) fn chain(
     lock: Lock,
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
-    let image = resolve(argument, opening, console)?;
+    let image = resolve(argument, &opening.looking(), console)?.path;
     let chain = opening.options().lock(lock).open(image)?;
     console.warnings(&chain.warnings());
     Ok(chain)
 }
 
-/// The file that the argument means.
+/// What an argument means.
+#[derive(Debug)]
+pub(crate) struct Resolved {
+    pub(crate) path: PathBuf,
+    /// Whether that is the image named, not a layer below it.
+    pub(crate) is_tip: bool,
+}
+
+/// The file that the argument means; `looking` says how layers are opened on the way.
 ///
-/// Layers above the point in time are only looked at on the way: neither a machine that writes to the
-/// tip nor a log that is pending there keeps older points from being read.
+/// Layers above the point in time are only looked at: neither a machine that writes to the tip nor a log
+/// that is pending there keeps older points from being read.
 pub(crate) fn resolve(
     argument: &OsStr,
-    opening: &Opening,
+    looking: &OpenOptions,
     console: &mut Console,
-) -> Result<PathBuf, Failure> {
+) -> Result<Resolved, Failure> {
     let Point { image, selector } = Point::parse(argument);
-    let Some(selector) = selector else { return Ok(image) };
-    let log = match opening.log() {
-        Log::Replay | Log::Refuse => LogPolicy::Replay,
-        Log::Ignore => LogPolicy::Ignore,
-    };
+    let Some(selector) = selector else { return Ok(Resolved { path: image, is_tip: true }) };
     let argument = argument.to_string_lossy();
-    let layers = opening.options().lock(Lock::Try).log(log).open(image)?.layers();
+    let layers = looking.clone().lock(Lock::Try).open(image)?.layers();
     let layer = select(&layers, &selector, &argument)?;
     let message = format!("{argument} is {}, {}", layer.name, layer.data_write_guid);
     console.note("point.resolved", &message);
-    layer.path.clone().ok_or_else(|| {
+    let path = layer.path.clone().ok_or_else(|| {
         Failure::new(Exit::Refused, "point.no-path", format!("{argument}: a layer without a path"))
-    })
+    })?;
+    Ok(Resolved { path, is_tip: layer.id == layers[0].id })
 }
 
 fn raw(path: &Path) -> Result<Input, Failure> {

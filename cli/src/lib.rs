@@ -1,18 +1,22 @@
 //! The program `avhdx`, as a library so that its examples and tests can call it.
 //!
-//! One file per verb. Around them: [`args`] (flags that verbs share), [`point`] (`IMAGE@SEL`),
-//! [`input`] (from an argument to a disk), [`output`] (text and JSON), [`exit`] (from an error to an
-//! exit code and a hint), [`replace`] (files that appear whole or not at all).
+//! One file per verb. Around them: `args` (flags that verbs share), `point` (`IMAGE@SEL`), `input` (from
+//! an argument to a disk), `output` (text and JSON), `exit` (from an error to an exit code and a hint),
+//! `replace` (files that appear whole or not at all), `writing` (images that a verb changes), `interrupt`
+//! (Ctrl-C), `progress`.
 
 mod args;
 mod check;
 mod compare;
 mod convert;
+mod create;
+mod discard;
 mod exit;
 mod explain;
 mod facts;
 mod info;
 mod input;
+mod interrupt;
 mod map;
 mod measure;
 mod output;
@@ -22,6 +26,9 @@ mod progress;
 mod read;
 mod replace;
 mod tree;
+mod write;
+mod writing;
+mod zero;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,9 +38,10 @@ use clap::{CommandFactory, Parser, Subcommand};
 use exit::{Failure, Outcome};
 use output::Console;
 
-/// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads and converts them.
+/// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads, converts, makes and writes
+/// them.
 ///
-/// No verb ever changes an image. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
+/// Only write, zero and discard change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
 /// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name, @HEX the layer
 /// whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
 /// or T.
@@ -61,6 +69,10 @@ enum Verb {
     Explain(explain::Args),
     Read(read::Args),
     Convert(convert::Args),
+    Create(create::Args),
+    Write(write::Args),
+    Zero(zero::Args),
+    Discard(discard::Args),
     Compare(compare::Args),
     Check(check::Args),
     Measure(measure::Args),
@@ -77,6 +89,10 @@ impl Verb {
             Self::Explain(args) => explain::run(args, console),
             Self::Read(args) => read::run(args, console),
             Self::Convert(args) => convert::run(args, console),
+            Self::Create(args) => create::run(args, console),
+            Self::Write(args) => write::run(args, console),
+            Self::Zero(args) => zero::run(args, console),
+            Self::Discard(args) => discard::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
@@ -93,6 +109,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let (mut console, done) = match Cli::try_parse_from(args) {
         Ok(cli) => {
             let mut console = Console::new(cli.json);
+            interrupt::arm(cli.json);
             let done = cli.verb.run(&mut console).and_then(|outcome| {
                 console.flush()?;
                 Ok(outcome)

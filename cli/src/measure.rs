@@ -4,7 +4,7 @@ use avhdx::ops::{Measure, Needed};
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::args::{self, Format, Opening};
+use crate::args::{self, Format, Opening, Target};
 use crate::exit::{Failure, Outcome};
 use crate::input::Input;
 use crate::output::{Console, size};
@@ -25,23 +25,6 @@ pub(crate) struct Args {
     format: Format,
     #[command(flatten)]
     opening: Opening,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Target {
-    Raw,
-    Vhdx,
-    VhdxFixed,
-}
-
-impl Target {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Vhdx => "vhdx",
-            Self::VhdxFixed => "vhdx-fixed",
-        }
-    }
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {

@@ -77,14 +77,7 @@ impl Console {
     pub(crate) fn failure(&mut self, failure: &Failure) {
         // A reader that went away has been noticed, or is no news any more.
         let _ = self.out.flush();
-        let text = if self.json {
-            failure.json().map(|object| object.to_string())
-        } else {
-            failure.text()
-        };
-        if let Some(text) = text {
-            let _ = writeln!(io::stderr(), "{text}");
-        }
+        complain(failure, self.json);
     }
 
     fn aside(&mut self, schema: &str, prefix: &str, code: &str, message: &str) {
@@ -95,6 +88,16 @@ impl Console {
         } else {
             writeln!(io::stderr(), "{prefix}{}", printable(message))
         };
+    }
+}
+
+/// Says on standard error why there is no answer. Standard output is left alone: another thread may be
+/// waiting for it.
+pub(crate) fn complain(failure: &Failure, json: bool) {
+    let text = if json { failure.json().map(|object| object.to_string()) } else { failure.text() };
+    if let Some(text) = text {
+        // Nobody to tell when standard error is gone.
+        let _ = writeln!(io::stderr(), "{text}");
     }
 }
 

@@ -38,25 +38,30 @@ impl Meter {
 
     /// Takes a report; never asks to stop.
     pub(crate) fn report(&mut self, progress: Progress) -> ControlFlow<()> {
+        self.show(progress.done, progress.total);
+        ControlFlow::Continue(())
+    }
+
+    /// Shows that `done` bytes of `total` are dealt with.
+    pub(crate) fn show(&mut self, done: u64, total: u64) {
         match self {
             Self::Silent => {}
             Self::Bar(bar) => {
-                bar.set_length(progress.total);
-                bar.set_position(progress.done);
+                bar.set_length(total);
+                bar.set_position(done);
             }
             Self::Lines { last } if last.elapsed() >= INTERVAL => {
                 *last = Instant::now();
                 let line = json!({
                     "schema": "avhdx.progress/1",
-                    "done": progress.done,
-                    "total": progress.total,
+                    "done": done,
+                    "total": total,
                 });
                 // Nobody to tell when standard error is gone.
                 let _ = writeln!(io::stderr(), "{line}");
             }
             Self::Lines { .. } => {}
         }
-        ControlFlow::Continue(())
     }
 }
 

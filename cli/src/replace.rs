@@ -3,15 +3,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process;
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::Arc;
 
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
 use crate::exit::{Exit, Failure};
-use crate::output::Console;
-
-/// What has to go should the program be interrupted.
-static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
+use crate::interrupt::{UnderWay, under_way};
 
 /// A file on its way. Dropped before it is published, it leaves nothing behind.
 #[derive(Debug)]
@@ -26,12 +23,7 @@ pub(crate) struct Draft {
 impl Draft {
     /// Starts a file that will be called `target`. Never one of `inputs`, and an existing one only with
     /// consent.
-    pub(crate) fn new(
-        target: &Path,
-        overwrite: bool,
-        inputs: &[PathBuf],
-        console: &Console,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn new(target: &Path, overwrite: bool, inputs: &[PathBuf]) -> Result<Self, Failure> {
         let (target, old) = match taken(target, inputs)? {
             None => (target.to_path_buf(), None),
             Some(_) if !overwrite => return Err(exists(target)),
@@ -41,14 +33,13 @@ impl Draft {
                 (real, old)
             }
         };
-        remove_when_interrupted(console.is_json());
         let folder = target.parent().map(Path::to_path_buf).unwrap_or_default();
         for number in 0_u32.. {
             let draft = folder.join(format!(".avhdx-{}-{number}.part", process::id()));
-            let mut unfinished = unfinished();
+            let mut under_way = under_way();
             match LocalHost.create_new(&draft) {
                 Ok(storage) => {
-                    *unfinished = Some(draft.clone());
+                    *under_way = UnderWay::Draft(draft.clone());
                     return Ok(Self { storage, draft, target, old });
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -61,19 +52,24 @@ impl Draft {
         unreachable!("one of four billion names is free")
     }
 
-    pub(crate) fn storage(&self) -> &dyn Storage {
-        self.storage.as_ref()
+    pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    /// A failure that calls the file by its name to be.
+    pub(crate) fn failure(&self, error: avhdx::Error) -> Failure {
+        Failure::from(error).renamed(self.storage.name(), &self.target.display().to_string())
     }
 
     /// Gives the finished file its name.
     pub(crate) fn publish(mut self) -> Result<(), Failure> {
-        let mut unfinished = unfinished();
+        let mut under_way = under_way();
         let renamed = match self.old.take() {
             Some(_) => LocalHost.replace(&self.draft, &self.target),
             None => LocalHost.rename(&self.draft, &self.target),
         };
         match renamed {
-            Ok(()) => *unfinished = None,
+            Ok(()) => *under_way = UnderWay::Nothing,
             // Somebody was faster.
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(exists(&self.target));
@@ -83,7 +79,7 @@ impl Draft {
                 return Err(Failure::io("output.rename", message, &error));
             }
         }
-        drop(unfinished);
+        drop(under_way);
         let folder = self.target.parent().unwrap_or(Path::new(""));
         LocalHost.sync_dir(folder).map_err(|error| {
             let message = format!("{}: cannot make the name durable", self.target.display());
@@ -95,7 +91,7 @@ impl Draft {
 impl Drop for Draft {
     fn drop(&mut self) {
         // Published or not there any more: then there is nothing to remove.
-        if let Some(draft) = unfinished().take() {
+        if let UnderWay::Draft(draft) = std::mem::take(&mut *under_way()) {
             let _ = LocalHost.remove(&draft);
         }
     }
@@ -152,25 +148,4 @@ fn unused(path: &Path) -> Result<Arc<dyn Storage>, Failure> {
 fn exists(target: &Path) -> Failure {
     let message = format!("{}: the file exists", target.display());
     Failure::new(Exit::Refused, "output.exists", message).hint("--overwrite replaces it")
-}
-
-fn unfinished() -> MutexGuard<'static, Option<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn remove_when_interrupted(json: bool) {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let handled = ctrlc::set_handler(move || {
-            // Held to the end, so that nothing is named or created in the meantime.
-            let mut unfinished = unfinished();
-            if let Some(draft) = unfinished.take() {
-                let _ = LocalHost.remove(&draft);
-            }
-            Console::new(json).failure(&Failure::interrupted());
-            process::exit(Exit::Interrupted as i32);
-        });
-        // Without a handler an interruption may leave the draft; the work itself is not in danger.
-        drop(handled);
-    });
 }

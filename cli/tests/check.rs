@@ -1,4 +1,5 @@
 //! `avhdx check`, from the outside.
+#![allow(clippy::disallowed_methods)]
 
 mod common;
 

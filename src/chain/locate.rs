@@ -1,9 +1,10 @@
 //! Where parents come from.
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::ParentLink;
 use crate::storage::{Access, FileKind, Host, LocalHost, Storage};
@@ -85,7 +86,13 @@ pub struct PathSource {
     folders: Vec<PathBuf>,
     mappings: Vec<(Vec<String>, PathBuf)>,
     confines: Option<Vec<PathBuf>>,
+    listings: Option<Arc<Mutex<Listings>>>,
 }
+
+/// The names in a folder by how they read without case.
+type Listing = HashMap<String, Vec<PathBuf>>;
+/// What was listed, by folder.
+type Listings = HashMap<PathBuf, Arc<Listing>>;
 
 impl PathSource {
     /// A source that knows nothing but the recorded paths.
@@ -96,6 +103,7 @@ impl PathSource {
             folders: Vec::new(),
             mappings: Vec::new(),
             confines: None,
+            listings: None,
         }
     }
 
@@ -131,6 +139,11 @@ impl PathSource {
     pub fn confined_to(mut self, folder: impl Into<PathBuf>) -> Self {
         self.confines.get_or_insert_default().push(folder.into());
         self
+    }
+
+    /// The same source, which lists each folder once: for who asks for many parents in one go.
+    pub(crate) fn remembering(&self) -> Self {
+        Self { listings: Some(Arc::default()), ..self.clone() }
     }
 
     /// The host that the paths are on.
@@ -252,12 +265,28 @@ impl PathSource {
             return vec![exact];
         }
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        let mut found = self.host.list(folder).unwrap_or_default();
-        found.retain(|path| {
-            path.file_name().and_then(|other| other.to_str()).is_some_and(|o| same_name(o, name))
-        });
-        found.sort();
-        found
+        self.listing(folder).get(&without_case(name)).cloned().unwrap_or_default()
+    }
+
+    fn listing(&self, folder: &Path) -> Arc<Listing> {
+        let Some(listings) = &self.listings else { return Arc::new(self.list(folder)) };
+        let mut listings = listings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = listings.get(folder) {
+            return Arc::clone(known);
+        }
+        let listing = Arc::new(self.list(folder));
+        listings.insert(folder.to_path_buf(), Arc::clone(&listing));
+        listing
+    }
+
+    fn list(&self, folder: &Path) -> Listing {
+        let mut listing = Listing::new();
+        for path in self.files_of(folder) {
+            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+                listing.entry(without_case(name)).or_default().push(path);
+            }
+        }
+        listing
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
@@ -382,9 +411,13 @@ fn rooted(path: &str) -> Option<PathBuf> {
     (cfg!(unix) && path.starts_with('/')).then(|| PathBuf::from(path))
 }
 
-/// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
 pub(crate) fn same_name(a: &str, b: &str) -> bool {
-    a == b || a.chars().flat_map(char::to_uppercase).eq(b.chars().flat_map(char::to_uppercase))
+    a == b || without_case(a) == without_case(b)
+}
+
+/// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
+fn without_case(name: &str) -> String {
+    name.chars().flat_map(char::to_uppercase).collect()
 }
 
 fn without_dots(path: &Path) -> PathBuf {

@@ -40,6 +40,10 @@ impl BatEntry {
         Self(LittleEndian::read_u64(bytes))
     }
 
+    pub(crate) fn to_bytes(self) -> [u8; ENTRY_LEN as usize] {
+        self.0.to_le_bytes()
+    }
+
     /// The three bits of the state as they are.
     pub(crate) fn state_bits(self) -> u8 {
         (self.0 & 7) as u8
@@ -106,7 +110,7 @@ impl BlockLayout {
 
     /// Payload blocks in a chunk: payload entries before each bitmap entry.
     pub(crate) fn chunk_ratio(&self) -> u64 {
-        self.chunk_size() >> self.block_shift
+        1 << self.ratio_shift()
     }
 
     /// Payload blocks of the disk; the last one may reach past its end.
@@ -136,11 +140,11 @@ impl BlockLayout {
     }
 
     pub(crate) fn chunk_of(&self, block: BlockIndex) -> ChunkIndex {
-        ChunkIndex(block.0 / self.chunk_ratio())
+        ChunkIndex(block.0 >> self.ratio_shift())
     }
 
     pub(crate) fn payload_index(&self, block: BlockIndex) -> BatIndex {
-        BatIndex(block.0 + block.0 / self.chunk_ratio())
+        BatIndex(block.0 + (block.0 >> self.ratio_shift()))
     }
 
     pub(crate) fn bitmap_index(&self, chunk: ChunkIndex) -> BatIndex {
@@ -163,5 +167,43 @@ impl BlockLayout {
     /// Entries that a writer reserves: whole chunks, so that the image can become a differencing one.
     pub(crate) fn entries_reserved(&self) -> u64 {
         self.chunks() * (self.chunk_ratio() + 1)
+    }
+
+    /// The chunk ratio is a power of two: a chunk holds 2^23 sectors, a block at most 2^28 bytes.
+    fn ratio_shift(&self) -> u32 {
+        SECTORS_PER_CHUNK.trailing_zeros() + self.sector_shift - self.block_shift
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// For each block size and sector size the numbers are walked entry by entry: after every
+    /// `2^23 * sector / block` payload entries comes one of a sector bitmap block.
+    #[test]
+    fn indices_are_those_of_a_walk_through_the_table() {
+        for (block_shift, sector) in (20..=28).flat_map(|shift| [(shift, 512), (shift, 4096)]) {
+            let block_size = 1_u32 << block_shift;
+            let ratio = (1_u64 << 23) * u64::from(sector) / u64::from(block_size);
+            let blocks = 2 * ratio + 3;
+            let layout = BlockLayout::new(block_size, sector, blocks * u64::from(block_size) - 512);
+            assert_eq!(
+                (layout.chunk_ratio(), layout.blocks(), layout.chunks()),
+                (ratio, blocks, 3)
+            );
+            let mut index = 0;
+            for block in (0..blocks).map(BlockIndex) {
+                assert_eq!(layout.payload_index(block), BatIndex(index));
+                assert_eq!(layout.chunk_of(block), ChunkIndex(block.0 / ratio));
+                index += 1;
+                if (block.0 + 1) % ratio == 0 {
+                    assert_eq!(layout.bitmap_index(layout.chunk_of(block)), BatIndex(index));
+                    index += 1;
+                }
+            }
+            assert_eq!(layout.entries_needed(), index);
+            assert_eq!(layout.entries_reserved(), 3 * (ratio + 1));
+        }
     }
 }

@@ -6,6 +6,7 @@ use uuid::{Uuid, uuid};
 
 use super::{Fields, FieldsMut, OnError, check_reserved};
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::MIB;
 
 pub(crate) const VHDX_TYPE: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
 
@@ -51,8 +52,8 @@ impl ParentLocator {
         }
         let mut entries: Vec<(String, String)> = Vec::new();
         let mut keys = HashSet::new();
-        // Strings lie apart, so that all of them are no longer than the item.
-        let mut room_left = bytes.len();
+        // Strings may lie over each other, but all of them fit an item of the greatest length.
+        let mut room_left = MIB as usize;
         for i in 0..count.min(room) {
             let start = HEADER_LEN + ENTRY_LEN * i;
             let fields = Fields(bytes).from(start);
@@ -60,10 +61,10 @@ impl ParentLocator {
             let (key_len, value_len) = (fields.u16(8), fields.u16(10));
             let Some(left) = room_left.checked_sub(usize::from(key_len) + usize::from(value_len))
             else {
-                let message = "parent locator strings that lie over each other";
+                let message = "parent locator strings that lie over each other again and again";
                 on(Error::damaged("locator.string-overlap", "2.6.2.6.2", place, message)
-                    .with_found("more bytes of strings than the item has")
-                    .with_expected(format_args!("at most {}", bytes.len())));
+                    .with_found("more bytes of strings than any item has")
+                    .with_expected(format_args!("at most {MIB}")));
                 break;
             };
             room_left = left;

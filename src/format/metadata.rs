@@ -301,6 +301,11 @@ pub(crate) fn parse_sector_size(bytes: &[u8], at: u64, section: &'static str) ->
     Ok(size)
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+pub(crate) fn sector_size_to_bytes(size: u32) -> [u8; 4] {
+    size.to_le_bytes()
+}
+
 /// The Virtual Disk Size item, \[MS-VHDX\] 2.6.2.2, in bytes.
 pub(crate) fn parse_virtual_size(bytes: &[u8], at: u64, logical_sector: u32) -> Result<u64> {
     let size = Fields(bytes).u64(0);
@@ -310,6 +315,11 @@ pub(crate) fn parse_virtual_size(bytes: &[u8], at: u64, logical_sector: u32) -> 
             .with_expected(format_args!("a multiple of {logical_sector}, at most 64 TiB")));
     }
     Ok(size)
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+pub(crate) fn virtual_size_to_bytes(size: u64) -> [u8; 8] {
+    size.to_le_bytes()
 }
 
 /// The Virtual Disk ID item, \[MS-VHDX\] 2.6.2.3.
@@ -337,6 +347,11 @@ fn flags_of(item: Uuid) -> Option<ItemFlags> {
         }
         _ => None,
     }
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
+pub(crate) fn disk_id_to_bytes(id: Uuid) -> [u8; 16] {
+    id.to_bytes_le()
 }
 
 /// The name of a system item that the format defines.

@@ -9,6 +9,8 @@ pub(crate) mod locator;
 pub(crate) mod log_entry;
 pub(crate) mod metadata;
 pub(crate) mod region;
+#[cfg(test)]
+mod tests;
 
 use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;

@@ -1,7 +1,7 @@
 //! Pages of block allocation tables and sector bitmaps, kept in memory within a budget.
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, Hasher, RandomState};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -41,11 +41,10 @@ impl Budget {
         let shards = (bytes / page / MIN_PAGES_PER_SHARD).clamp(1, MAX_SHARDS);
         let shards = if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 };
         let seed = RandomState::new();
-        let hash = PageHash { seed: [seed.hash_one(0), seed.hash_one(1)] };
         Self(Arc::new(Cache {
-            shards: (0..shards).map(|_| RwLock::new(Shard::new(hash))).collect(),
+            shards: (0..shards).map(|_| RwLock::default()).collect(),
             pages_per_shard: (bytes / page / shards).max(1),
-            hash,
+            seed: [seed.hash_one(0), seed.hash_one(1)],
         }))
     }
 
@@ -66,9 +65,9 @@ impl Budget {
         keep: impl FnOnce() -> bool,
         look: impl FnOnce(&Page) -> R,
     ) -> Result<R> {
-        let key = Key { image: image.get(), page: at.get() / PAGE };
         let cache = &*self.0;
-        let shard = &cache.shards[cache.hash.hash_one(key) as usize % cache.shards.len()];
+        let key = Key::new(image, at, cache.seed);
+        let shard = cache.shard(key);
         if let Some(entry) = shard.read().unwrap_or_else(PoisonError::into_inner).pages.get(&key) {
             // Written only when it changes: readers of one page share its cache line.
             if !entry.hot.load(Ordering::Relaxed) {
@@ -79,18 +78,14 @@ impl Budget {
         let mut page = new_page();
         load(&mut page)?;
         let answer = look(&page);
-        let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-        if keep() {
-            shard.insert(key, page, cache.pages_per_shard);
-        }
+        cache.insert(key, page, keep);
         Ok(answer)
     }
 
     /// Lets go of a page whose place in the file was written to.
     pub(crate) fn drop_page(&self, image: LayerId, at: FileOffset) {
-        let key = Key { image: image.get(), page: at.get() / PAGE };
-        let cache = &*self.0;
-        let shard = &cache.shards[cache.hash.hash_one(key) as usize % cache.shards.len()];
+        let key = Key::new(image, at, self.0.seed);
+        let shard = self.0.shard(key);
         // Its place in the queue goes when it comes to the head.
         shard.write().unwrap_or_else(PoisonError::into_inner).pages.remove(&key);
     }
@@ -107,14 +102,15 @@ impl Budget {
 
 #[derive(Debug)]
 struct Cache {
+    /// As many as a power of two.
     shards: Vec<RwLock<Shard>>,
     pages_per_shard: usize,
-    hash: PageHash,
+    seed: [u64; 2],
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shard {
-    pages: HashMap<Key, Entry, PageHash>,
+    pages: HashMap<Key, Entry, BuildHasherDefault<KeyHasher>>,
     /// In order of arrival, for the second-chance rule.
     queue: VecDeque<Key>,
 }
@@ -126,11 +122,23 @@ struct Entry {
     hot: AtomicBool,
 }
 
-impl Shard {
-    fn new(hash: PageHash) -> Self {
-        Self { pages: HashMap::with_hasher(hash), queue: VecDeque::new() }
+impl Cache {
+    /// By bits of the hash that the map leaves alone: it takes the lowest for the place of an entry
+    /// and the highest for its tag, and neither must be the same for all pages of a shard.
+    fn shard(&self, key: Key) -> &RwLock<Shard> {
+        &self.shards[(key.hash >> 32) as usize & (self.shards.len() - 1)]
     }
 
+    #[cold]
+    fn insert(&self, key: Key, page: Box<Page>, keep: impl FnOnce() -> bool) {
+        let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
+        if keep() {
+            shard.insert(key, page, self.pages_per_shard);
+        }
+    }
+}
+
+impl Shard {
     fn insert(&mut self, key: Key, page: Box<Page>, most: usize) {
         if self.pages.contains_key(&key) {
             return; // another reader was faster
@@ -153,48 +161,43 @@ impl Shard {
 struct Key {
     image: u64,
     page: u64,
+    /// Of the other two.
+    hash: u64,
 }
 
-impl std::hash::Hash for Key {
+impl Key {
+    /// Seeded, for an image may choose where its bitmaps lie. The last step spreads neighbours.
+    fn new(image: LayerId, at: FileOffset, seed: [u64; 2]) -> Self {
+        let fold = |state: u64, value: u64| {
+            let product = u128::from(state ^ value) * u128::from(seed[1] | 1);
+            (product >> 64) as u64 ^ product as u64
+        };
+        let (image, page) = (image.get(), at.get() / PAGE);
+        Self { image, page, hash: fold(fold(fold(seed[0], image), page), seed[0]) }
+    }
+}
+
+impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.image);
-        state.write_u64(self.page);
+        state.write_u64(self.hash);
     }
 }
 
-/// Hashes a key with one multiplication. Seeded, for an image may choose where its bitmaps lie.
-#[derive(Clone, Copy, Debug)]
-struct PageHash {
-    seed: [u64; 2],
-}
+/// Hands on the hash that a key brings along.
+#[derive(Default)]
+struct KeyHasher(u64);
 
-struct PageHasher {
-    seed: u64,
-    state: u64,
-}
-
-impl BuildHasher for PageHash {
-    type Hasher = PageHasher;
-
-    fn build_hasher(&self) -> PageHasher {
-        PageHasher { seed: self.seed[1] | 1, state: self.seed[0] }
-    }
-}
-
-impl Hasher for PageHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64((*byte).into());
-        }
+impl Hasher for KeyHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is hashed as one number")
     }
 
-    fn write_u64(&mut self, value: u64) {
-        let product = u128::from(self.state ^ value) * u128::from(self.seed);
-        self.state = (product >> 64) as u64 ^ product as u64;
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
     }
 
     fn finish(&self) -> u64 {
-        self.state
+        self.0
     }
 }
 
@@ -206,6 +209,8 @@ pub(crate) fn new_page() -> Box<Page> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     fn number(page: &Page) -> u8 {
@@ -256,5 +261,23 @@ mod tests {
             )
         };
         assert_eq!((put(a, 1).unwrap(), put(b, 2).unwrap(), put(a, 3).unwrap()), (1, 2, 3));
+    }
+
+    #[test]
+    fn pages_of_one_shard_differ_in_the_bits_that_their_map_goes_by() {
+        let cache = Budget::new(DEFAULT_BUDGET).0;
+        let image = LayerId::next();
+        let mut low = HashSet::new();
+        let mut high = HashSet::new();
+        for page in 0..64 * 256 {
+            let key = Key::new(image, FileOffset::new(page * PAGE), cache.seed);
+            if std::ptr::eq(cache.shard(key), &cache.shards[0]) {
+                low.insert(key.hash % 256);
+                high.insert(key.hash >> 57);
+            }
+        }
+        // About 256 pages: evenly spread they would hit 160 of 256 places and 110 of 128 tags.
+        assert_eq!(cache.shards.len(), 64);
+        assert!(low.len() > 100 && high.len() > 64, "{} and {}", low.len(), high.len());
     }
 }

@@ -17,11 +17,16 @@ pub(crate) struct ChildSearch {
     pub(crate) host: Arc<dyn Host>,
     /// Beside the image's own folder.
     pub(crate) folders: Vec<PathBuf>,
+    /// Whether children that are found may be cut off.
+    pub(crate) orphans: bool,
 }
 
 impl ChildSearch {
     /// Refuses to write to an image of which a child is found.
     pub(super) fn refuse_children(&self, storage: &dyn Storage, guid: Uuid) -> Result<()> {
+        if self.orphans {
+            return Ok(());
+        }
         let own = storage.path().map(folder_of);
         for folder in own.into_iter().chain(self.folders.iter().map(PathBuf::as_path)) {
             for path in self.host.list(folder).unwrap_or_default() {

@@ -208,6 +208,24 @@ impl CreateOptions {
         crate::OpenOptions::new().host(host).writable(true).orphan_children(true).open_image(path)
     }
 
+    /// Makes the image in an empty file of the caller's on `host` and opens it for writing. Naming the file
+    /// when all is well, and removing it otherwise, is the caller's part. A child's path to its parent is
+    /// the one from the folder that the file lies in.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::InUse`];
+    /// [`ErrorKind::Io`] when the host fails.
+    pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
+        let named = |error: Error| error.in_file(storage.name());
+        let options = match storage.path() {
+            Some(path) => self.with_paths(host, path),
+            None => self.clone(),
+        };
+        options.validate().map_err(named)?;
+        options.fill(host, storage.as_ref(), storage.path()).map_err(named)?;
+        crate::OpenOptions::new().writable(true).orphan_children(true).open_file(storage)
+    }
+
     fn make(&self, host: &dyn Host, temporary: &Path, path: &Path) -> Result<()> {
         let failed = |what| {
             move |error| Error::io("create.file", format!("cannot {what}"), error).in_path(path)
@@ -216,11 +234,8 @@ impl CreateOptions {
             return Err(failed("create the file")(std::io::ErrorKind::AlreadyExists.into()));
         }
         let storage = host.create_new(temporary).map_err(failed("create the file"))?;
-        self.write_to(storage.as_ref()).map_err(|error| error.in_path(path))?;
-        if let Some(model) = self.parent.as_ref().and_then(|parent| parent.path.as_ref()) {
-            host.copy_owner(model, temporary).map_err(failed("take over mode and owner"))?;
-        }
-        storage.flush().map_err(failed("flush the file"))?;
+        let filled = self.fill(host, storage.as_ref(), Some(temporary));
+        filled.map_err(|error| error.in_path(path))?;
         drop(storage);
         if self.overwrite {
             host.replace(temporary, path).map_err(failed("give the file its name"))?;
@@ -228,6 +243,18 @@ impl CreateOptions {
             host.rename(temporary, path).map_err(failed("give the file its name"))?;
         }
         host.sync_dir(folder_of(path)).map_err(failed("flush the folder"))
+    }
+
+    /// Makes the empty file in `storage`, which lies at `path`, the image, and makes that durable.
+    fn fill(&self, host: &dyn Host, storage: &dyn Storage, path: Option<&Path>) -> Result<()> {
+        self.write_to(storage)?;
+        let failed = |what: &str, error| Error::io("create.file", format!("cannot {what}"), error);
+        let model = self.parent.as_ref().and_then(|parent| parent.path.as_ref());
+        if let Some((model, path)) = model.zip(path) {
+            let given = host.copy_owner(model, path);
+            given.map_err(|error| failed("take over mode and owner", error))?;
+        }
+        storage.flush().map_err(|error| failed("flush the file", error))
     }
 
     /// Writes the structures of the image into an empty file.
@@ -420,7 +447,7 @@ fn write_full_bat(
         // Sector bitmap entries in between stay zero.
         piece.resize((place - piece_at) as usize, 0);
         let at = FileOffset::new(payload_at + block.0 * layout.block_size());
-        piece.extend(BatEntry::new(6, at).0.to_le_bytes());
+        piece.extend(BatEntry::new(6, at).to_bytes());
     }
     write(&piece, piece_at)
 }

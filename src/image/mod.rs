@@ -8,6 +8,7 @@ mod link;
 mod metadata;
 mod open;
 mod policy;
+mod recent;
 mod resolve;
 mod writer;
 
@@ -47,6 +48,7 @@ pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::Owner;
 
 use metadata::Metadata;
+use recent::RecentEntries;
 use writer::Writer;
 
 /// One VHDX image, open for reading: fixed, dynamic, or a differencing one looked at alone.
@@ -86,6 +88,7 @@ pub struct VhdxFile {
     most_dirty: usize,
     /// There when the image is open for writing.
     writer: Option<Writer>,
+    recent: RecentEntries,
     warnings: Vec<Warning>,
 }
 

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
+use super::recent::RecentEntries;
 use super::writer::{Writer, flush, update_headers};
 use super::{FoundLog, VhdxFile, Warning};
 use crate::disk::LayerId;
@@ -89,6 +90,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         budget: policy.budget.clone(),
         most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()),
         writer: policy.writable.then(|| Writer::new(Arc::clone(&storage), file_len)),
+        recent: RecentEntries::new(),
         warnings,
         headers: RwLock::new(headers),
         region_tables,

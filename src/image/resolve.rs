@@ -8,7 +8,7 @@ use super::VhdxFile;
 use super::cache::{PAGE, Page};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
-use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
+use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Blocks that one call looks through to join those that continue each other.
 const LOOK_AHEAD: usize = 4096;
@@ -52,16 +52,21 @@ impl VhdxFile {
 
     /// The entry of the block allocation table with this number.
     pub(crate) fn bat_entry(&self, index: BatIndex) -> Result<BatEntry> {
-        let at = self.bat_entry_at(index);
-        if index.0 >= self.bat_entries() {
-            let message = "the block allocation table is too short";
-            return Err(Error::damaged("bat.length", "2.5", self.bat.offset.get(), message)
-                .in_file(self.name())
-                .with_found(format_args!("{} bytes", self.bat.length))
-                .with_expected(format_args!("at least {}", (index.0 + 1) * ENTRY_LEN)));
+        // A writer changes entries while others read them.
+        let is_constant = self.writer.is_none();
+        if is_constant && let Some(entry) = self.recent.get(index) {
+            return Ok(entry);
         }
+        if index.0 >= self.bat_entries() {
+            return Err(self.bat_too_short(index));
+        }
+        let at = self.bat_entry_at(index);
         let within = (at.get() % PAGE) as usize;
-        self.table_page(at, |page| BatEntry::read(&page[within..]))
+        let entry = self.table_page(at, |page| BatEntry::read(&page[within..]))?;
+        if is_constant {
+            self.recent.put(index, entry);
+        }
+        Ok(entry)
     }
 
     /// Entries that the table has room for.
@@ -78,24 +83,12 @@ impl VhdxFile {
     pub(crate) fn bitmap_at(&self, chunk: ChunkIndex) -> Result<FileOffset> {
         let index = self.layout.bitmap_index(chunk);
         let entry = self.bat_entry(index)?;
-        let at = self.bat_entry_at(index).get();
-        if entry.state_bits() != 6 {
-            let message = "a partially present block whose chunk has no sector bitmap";
-            return Err(self
-                .damaged("bat.bitmap-missing", "2.5.1.2", at, message)
-                .with_found(format_args!("state {}", entry.state_bits()))
-                .with_expected("state 6"));
-        }
         let place = entry.offset();
-        if place.get() < BITMAP_BLOCK_LEN || place.get() + BITMAP_BLOCK_LEN > self.file_len() {
-            let message = "a sector bitmap block that does not lie within the file";
-            return Err(self
-                .damaged("bat.bitmap-place", "2.5.1.2", at, message)
-                .with_found(place)
-                .with_expected(format_args!(
-                    "1 MiB up to {:#x}, and 1 MiB of room",
-                    self.file_len()
-                )));
+        if entry.state_bits() != 6
+            || place.get() < BITMAP_BLOCK_LEN
+            || place.get() + BITMAP_BLOCK_LEN > self.file_len()
+        {
+            return Err(self.bad_bitmap(index, entry));
         }
         self.check_apart(place, BITMAP_BLOCK_LEN, index)?;
         Ok(place)
@@ -144,7 +137,7 @@ impl VhdxFile {
             | PayloadState::DraftUnmapped => Owner::Zero,
             PayloadState::FullyPresent => return self.present(entry, index, within, len),
             PayloadState::PartiallyPresent if self.has_parent() => {
-                return self.resolve_mixed(entry, block, at, len);
+                return self.resolve_mixed(entry, index, at, len);
             }
             PayloadState::PartiallyPresent => {
                 return Err(self.bad_state(
@@ -164,11 +157,12 @@ impl VhdxFile {
     fn resolve_mixed(
         &self,
         entry: BatEntry,
-        block: BlockIndex,
+        index: BatIndex,
         at: DiskOffset,
         len: u64,
     ) -> Result<Run> {
         let sector = self.layout.sector_size();
+        let block = self.layout.block_of(at);
         let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
         let first = self.layout.bit_of(at);
         let last = self.layout.bit_of(at + (len - 1));
@@ -178,7 +172,6 @@ impl VhdxFile {
         if !is_here {
             return Ok(Run { len, owner: Owner::Parent });
         }
-        let index = self.layout.payload_index(block);
         self.present(entry, index, self.layout.within_block(at), len)
     }
 
@@ -211,12 +204,7 @@ impl VhdxFile {
         let file_len = self.file_len();
         let there = file_len.saturating_sub(start.get());
         if block.get() == 0 || there == 0 {
-            let at = self.bat_entry_at(index).get();
-            let message = "a block whose bytes do not lie within the file";
-            return Err(self
-                .damaged("bat.payload-place", "2.5.1.1", at, message)
-                .with_found(format_args!("byte {:#x} of the file", start.get()))
-                .with_expected(format_args!("1 MiB up to {:#x}", self.file_len())));
+            return Err(self.bad_place(index, start));
         }
         self.check_apart(block, self.layout.block_size(), index)?;
         Ok(Run { len: len.min(there), owner: Owner::Here(start) })
@@ -256,6 +244,42 @@ impl VhdxFile {
         Ok(entry.offset() + within)
     }
 
+    // The errors stay out of the way of the reads that have none.
+
+    #[cold]
+    fn bat_too_short(&self, index: BatIndex) -> Error {
+        let message = "the block allocation table is too short";
+        self.damaged("bat.length", "2.5", self.bat.offset.get(), message)
+            .with_found(format_args!("{} bytes", self.bat.length))
+            .with_expected(format_args!("at least {}", (index.0 + 1) * ENTRY_LEN))
+    }
+
+    #[cold]
+    fn bad_bitmap(&self, index: BatIndex, entry: BatEntry) -> Error {
+        let at = self.bat_entry_at(index).get();
+        if entry.state_bits() != 6 {
+            let message = "a partially present block whose chunk has no sector bitmap";
+            return self
+                .damaged("bat.bitmap-missing", "2.5.1.2", at, message)
+                .with_found(format_args!("state {}", entry.state_bits()))
+                .with_expected("state 6");
+        }
+        let message = "a sector bitmap block that does not lie within the file";
+        self.damaged("bat.bitmap-place", "2.5.1.2", at, message)
+            .with_found(entry.offset())
+            .with_expected(format_args!("1 MiB up to {:#x}, and 1 MiB of room", self.file_len()))
+    }
+
+    #[cold]
+    fn bad_place(&self, index: BatIndex, start: FileOffset) -> Error {
+        let at = self.bat_entry_at(index).get();
+        let message = "a block whose bytes do not lie within the file";
+        self.damaged("bat.payload-place", "2.5.1.1", at, message)
+            .with_found(format_args!("byte {:#x} of the file", start.get()))
+            .with_expected(format_args!("1 MiB up to {:#x}", self.file_len()))
+    }
+
+    #[cold]
     fn bad_state(&self, index: BatIndex, entry: BatEntry, message: &str) -> Error {
         let at = self.bat_entry_at(index).get();
         self.damaged("bat.state", "2.5.1.1", at, message)

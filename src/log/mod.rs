@@ -6,7 +6,7 @@ mod writer;
 
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::OnError;
 use crate::format::header::Header;
 use crate::format::log_entry::{Descriptor, SECTOR};
@@ -16,6 +16,10 @@ use crate::types::MIB;
 use ring::Ring;
 pub(crate) use scan::{Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
+
+/// Pieces that a replay in memory may consist of. A writer's log comes nowhere near it, for a piece is
+/// a sector of the log; only one made to fill the memory has this many zero descriptors.
+const MAX_PIECES: usize = 1 << 18;
 
 /// Finds the changes that the log of `header` still holds, \[MS-VHDX\] 2.3.2.
 ///
@@ -53,6 +57,9 @@ pub(crate) fn replay_over(
         for i in 0..entry.descriptor_count {
             let (descriptor, at) = ring.descriptor(entry.position, i, entry.sequence_number)?;
             let range = target(&descriptor, at, header)?;
+            if overlay.pieces() >= MAX_PIECES {
+                return Err(too_many_changes(at, sequence));
+            }
             match descriptor {
                 Descriptor::Zero { .. } if range.is_empty() => {}
                 Descriptor::Zero { .. } => overlay.lay(range, Patch::Zero, entry.sequence_number),
@@ -102,6 +109,16 @@ pub(crate) fn survey(storage: &dyn Storage, header: &Header) -> Result<Survey> {
         .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
     let mut ring = Ring::new(storage, header, file_len)?;
     scan::survey(&mut ring, header.log_guid)
+}
+
+fn too_many_changes(at: u64, sequence: &Sequence) -> Error {
+    let changes: u64 = sequence.entries.iter().map(|e| u64::from(e.descriptor_count)).sum();
+    let message = "the log holds more scattered changes than are kept in memory";
+    Error::new(ErrorKind::Limit, "limit.log-changes", message)
+        .with_section("2.3.3")
+        .at(at)
+        .with_found(format_args!("{changes} changes"))
+        .with_expected(format_args!("at most {MAX_PIECES} that do not cover each other"))
 }
 
 /// The bytes of the file that a descriptor changes; `at` is where the descriptor stands.

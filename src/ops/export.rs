@@ -5,12 +5,14 @@ use std::ops::{ControlFlow, Range};
 
 use super::{Progress, Runs, WINDOW, is_zero, report, window_end};
 use crate::disk::Disk;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::types::KIB;
 
 /// Zeros are left out of files in pieces of this size, the page of most file systems.
 const GRAIN: u64 = 4 * KIB;
+/// Shorter zeros between data are written along: to an image every write is work.
+const SHORT: u64 = 64 * KIB;
 
 /// Writes out a disk as it reads, in one pass from its start to its end.
 ///
@@ -75,6 +77,41 @@ impl Export {
             Ok(())
         })?;
         to.flush().map_err(|error| failed(0, error))?;
+        Ok(Exported { size, written })
+    }
+
+    /// Copies the disk onto `to`, a disk of at least its size that reads as zeros, such as a new image,
+    /// and flushes that. Zeros are left out as in [`run`](Self::run), but for short ones between data:
+    /// blocks that would hold nothing else get no space.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when `to` is smaller than the disk; as [`Disk::read_at`] and
+    /// [`Disk::write_at`]; [`ErrorKind::Cancelled`] when `on` asks to stop. What `to` holds is then
+    /// unspecified.
+    pub fn onto(
+        self,
+        disk: &dyn Disk,
+        to: &dyn Disk,
+        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Exported> {
+        let (size, room) = (disk.geometry().size, to.geometry().size);
+        if room < size {
+            let message = "the disk to copy onto is smaller than the one to be copied";
+            return Err(Error::new(ErrorKind::InvalidInput, "export.room", message)
+                .with_found(format_args!("{room} bytes"))
+                .with_expected(format_args!("at least {size}")));
+        }
+        let mut written = 0;
+        pieces(disk, on, |range, bytes| {
+            let Some(bytes) = bytes else { return Ok(()) };
+            for part in joined(&parts_with_data(range.start, bytes)) {
+                let place = (part.start - range.start) as usize..(part.end - range.start) as usize;
+                to.write_at(&bytes[place], part.start)?;
+                written += part.end - part.start;
+            }
+            Ok(())
+        })?;
+        to.flush()?;
         Ok(Exported { size, written })
     }
 
@@ -161,6 +198,19 @@ fn parts_with_data(at: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
     parts
 }
 
+/// The places of parts, those that only short zeros keep apart as one.
+fn joined(parts: &[(u64, &[u8])]) -> Vec<Range<u64>> {
+    let mut places: Vec<Range<u64>> = Vec::new();
+    for (at, part) in parts {
+        let end = at + part.len() as u64;
+        match places.last_mut() {
+            Some(last) if at - last.end < SHORT => last.end = end,
+            _ => places.push(*at..end),
+        }
+    }
+    places
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,5 +228,17 @@ mod tests {
         assert_eq!(places(0), [(4096, 8192), (16384, 4096)]);
         // From the middle of a page: pages of the file count, not those of the buffer.
         assert_eq!(places(512), [(4096, 8192), (20480, 512)]);
+    }
+
+    #[test]
+    fn only_short_zeros_are_written_along() {
+        let mut bytes = vec![0; 512 << 10];
+        for at in [8 << 10, 64 << 10, 200 << 10] {
+            bytes[at] = 1;
+        }
+        let parts = parts_with_data(0, &bytes);
+        assert_eq!(parts.len(), 3);
+        assert_eq!(joined(&parts), [8 << 10..68 << 10, 200 << 10..204 << 10]);
+        assert_eq!(joined(&[]), []);
     }
 }

@@ -254,7 +254,7 @@ impl Forest {
         parents: &PathSource,
     ) -> Result<Self> {
         let found = walk::walk(parents.its_host(), places)?;
-        let linked = link::link(found, parents);
+        let linked = link::link(found, &parents.remembering());
         let mut forest = order::grow(linked);
         judge::judge(&mut forest);
         Ok(forest)

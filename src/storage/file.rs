@@ -78,6 +78,24 @@ impl Storage for FileStorage {
         io::Seek::seek(&mut &self.file, io::SeekFrom::End(0))
     }
 
+    #[cfg(target_os = "linux")]
+    fn next_data(&self, from: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+        use rustix::fs::{SeekFrom, seek};
+        use rustix::io::Errno;
+        // Nothing else relies on the position in the file.
+        let start = match seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            // Devices, and file systems that do not tell.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => {
+                let end = self.len()?;
+                return Ok((from < end).then_some(from..end));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(start..seek(&self.file, SeekFrom::Hole(start))?))
+    }
+
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }

@@ -13,6 +13,7 @@ mod proc_locks;
 
 use std::fmt::Debug;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -66,6 +67,17 @@ pub trait Storage: Debug + Send + Sync {
     /// What the host says.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
+    }
+
+    /// The first bytes from `from` on that the host holds, in one piece; `None` when there are none up to
+    /// the end of the file. What lies before, between and behind such pieces reads as zeros. A host that
+    /// does not tell answers with all the rest of the file.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let end = self.len()?;
+        Ok((from < end).then_some(from..end))
     }
 
     /// Cuts the file to `len` bytes or extends it with zeros.

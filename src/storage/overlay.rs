@@ -10,8 +10,7 @@ use super::{FileId, LockMode, LockOutcome, Storage};
 
 /// A read-only view of a file as if a log had been replayed to it.
 ///
-/// What a log holds stays in the file: the overlay remembers where, some forty bytes per sector, so
-/// that its size is bounded by the file's own.
+/// What a log holds stays in the file: the overlay remembers where, some eighty bytes per piece.
 #[derive(Debug)]
 pub(crate) struct Overlay {
     base: Arc<dyn Storage>,
@@ -53,6 +52,11 @@ impl Overlay {
         self.clear(&range);
         self.len = self.len.max(range.end);
         self.pieces.insert(range.start, Piece { end: range.end, patch, sequence });
+    }
+
+    /// How many pieces lie over the file.
+    pub(crate) fn pieces(&self) -> usize {
+        self.pieces.len()
     }
 
     /// Extends the file with zeros to at least `len`.

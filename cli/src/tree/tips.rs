@@ -87,7 +87,7 @@ impl Tip {
     pub(super) fn commands(&self, names: &Names<'_>) -> Vec<String> {
         let image = names.argument(self.node);
         if self.broken.is_some() {
-            return vec![format!("avhdx info {image}")];
+            return vec![format!("avhdx info --chain {image}")];
         }
         let mut flags = String::new();
         for parent in &self.with_parents {

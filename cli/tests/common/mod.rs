@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -59,6 +60,16 @@ impl Folder {
         command.args(args).current_dir(self.path()).env_remove("AVHDX_PARENT_DIRS");
         command.stdin(Stdio::null());
         command
+    }
+
+    /// Runs the program with the words of `line` for arguments and `input` for standard input.
+    pub fn run_with(&self, line: &str, input: &[u8]) -> Run {
+        let mut command = self.command(line.split_whitespace());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        // A program that refuses need not read what it is given.
+        drop(child.stdin.take().unwrap().write_all(input));
+        Run::of(child.wait_with_output().unwrap())
     }
 
     /// Runs the program with the words of `line` for arguments.
@@ -150,4 +161,18 @@ pub fn flats() -> Vec<Vec<u8>> {
     let middle = middle.flat(Some(&base));
     let tip = tip.flat(Some(&middle));
     vec![base, middle, tip]
+}
+
+/// Writes an image of 1 TiB whose blocks all lie in one place full of zeros: small to make, and more to
+/// read than can be done before a test is over.
+pub fn write_endless(path: &Path) {
+    let mut image = Image::dynamic(1 << 40);
+    image.block_size = 256 << 20;
+    let place = 64 << 20;
+    image.put(0, Block::full(Data::Zeros).at(place));
+    for block in 1..image.block_count() {
+        let entry = image.bat_index(block);
+        image.bat_override.insert(entry, place | u64::from(state::FULLY_PRESENT));
+    }
+    image.write_to(path);
 }

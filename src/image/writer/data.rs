@@ -86,7 +86,7 @@ impl VhdxFile {
 
     fn writer(&self) -> Result<&Writer> {
         self.writer.as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::ReadOnly, "image.read-only", "the image is open for reading only")
+            Error::new(ErrorKind::ReadOnly, "disk.read-only", "the image is open for reading only")
                 .in_file(self.name())
         })
     }
@@ -413,7 +413,7 @@ impl VhdxFile {
         let at = self.bat_entry_at(index).get();
         let within = (at % PAGE) as usize;
         if let Some(page) = changed.change(at - at % PAGE) {
-            page[within..within + 8].copy_from_slice(&entry.0.to_le_bytes());
+            page[within..within + 8].copy_from_slice(&entry.to_bytes());
         }
     }
 

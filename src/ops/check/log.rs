@@ -75,6 +75,11 @@ fn replayed(
     }
     match log::replay_over(storage, header, &sequence) {
         Ok(overlay) => Some(Arc::new(overlay)),
+        // Too much to be kept in memory is no fault of the image.
+        Err(error) if error.kind() == ErrorKind::Limit => {
+            findings.warning(error);
+            None
+        }
         Err(error) => {
             findings.error(error);
             None

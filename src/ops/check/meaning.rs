@@ -107,6 +107,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "If anything but Hyper-V wrote to the image, backups that rely on these files miss the changes.",
     ),
     ("limit.depth", "The layers further down are not examined."),
+    (
+        "limit.log-changes",
+        "Nothing is lost, but only opening the image for writing replays a log of this size.",
+    ),
     ("limit.open-files", "The layers further down are not examined."),
     ("locator.count", "The parent may not be found, or its identity not be known."),
     ("locator.duplicate", "Which value of the key counts cannot be told: reading is refused."),

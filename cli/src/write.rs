@@ -1,0 +1,135 @@
+//! `avhdx write`: standard input onto the disk.
+
+use std::io::{self, Read};
+
+use serde_json::json;
+
+use crate::args;
+use crate::exit::{Failure, Outcome};
+use crate::output::{Console, size};
+use crate::progress::Meter;
+use crate::writing::Writing;
+
+/// Bytes that are read ahead and written at once.
+const PIECE: u64 = 2 << 20;
+
+/// Write standard input to the disk, up to its end.
+///
+/// An input that does not fit is refused: at once where its length is known or within 2 MiB, else when that
+/// turns out, and then nothing of the last 2 MiB is written.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    image: args::Image,
+    /// Where on the disk to start.
+    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    offset: u64,
+    #[command(flatten)]
+    writing: args::Writing,
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+    let image = Writing::open(&args.image.image, &args.writing, console)?;
+    image.range(args.offset, 0)?;
+    let input = io::stdin().lock();
+    let known = known_length(&input);
+    if known.is_some_and(|length| length > image.size() - args.offset) {
+        return Err(too_long(&image, args.offset, known));
+    }
+    let mut written = 0;
+    let mut meter = known.map(|length| (Meter::new(console), length));
+    let done = copy(input, &image, args.offset, &mut |so_far| {
+        written = so_far;
+        if let Some((meter, length)) = &mut meter {
+            meter.show(so_far, *length);
+        }
+    });
+    drop(meter);
+    if let Err(failure) = done {
+        return Err(image.end_after(failure.with_written(written)));
+    }
+    let name = image.name();
+    image.end()?;
+    if console.is_json() {
+        console.document(&json!({
+            "schema": "avhdx.write/1",
+            "image": name,
+            "offset": args.offset,
+            "written": written,
+        }))?;
+    } else {
+        console.line(format!("{name}: {} written at {}", size(written), args.offset))?;
+    }
+    Ok(Outcome::Yes)
+}
+
+/// Writes the input from `offset` on, and tells how many bytes of it are written.
+fn copy(
+    mut input: impl Read,
+    image: &Writing,
+    offset: u64,
+    on: &mut dyn FnMut(u64),
+) -> Result<(), Failure> {
+    let end = image.size();
+    let mut buf = vec![0; PIECE as usize + 1];
+    let mut at = offset;
+    loop {
+        // Pieces end at multiples of their size, so that blocks are written whole. At the end of the disk
+        // one byte more is asked for, which must not come.
+        let len = PIECE - at % PIECE;
+        let len = if len >= end - at { end - at + 1 } else { len };
+        let piece = &mut buf[..len as usize];
+        let filled = fill(&mut input, piece)
+            .map_err(|error| Failure::io("stdin.read", "cannot read standard input", &error))?;
+        if filled as u64 > end - at {
+            return Err(too_long(image, offset, None));
+        }
+        if filled > 0 {
+            image.change(|disk| disk.write_at(&piece[..filled], at))?;
+            at += filled as u64;
+            on(at - offset);
+        }
+        if filled < piece.len() {
+            return Ok(());
+        }
+    }
+}
+
+/// Reads until the buffer is full or the input ends.
+fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match input.read(&mut buf[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// What is still to come, where the input is a file.
+#[cfg(unix)]
+fn known_length(input: &io::StdinLock<'_>) -> Option<u64> {
+    use std::io::Seek;
+    use std::os::fd::AsFd;
+    // The position is shared with the standard input itself; a pipe has none.
+    let mut file = std::fs::File::from(input.as_fd().try_clone_to_owned().ok()?);
+    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
+    Some(metadata.len().saturating_sub(file.stream_position().ok()?))
+}
+
+#[cfg(not(unix))]
+fn known_length(_: &io::StdinLock<'_>) -> Option<u64> {
+    None
+}
+
+fn too_long(image: &Writing, offset: u64, known: Option<u64>) -> Failure {
+    let (name, room) = (image.name(), image.size() - offset);
+    let input = known.map_or_else(|| "more".into(), |length| format!("{length}"));
+    let message = format!(
+        "{name}: the disk has room for {room} bytes at {offset}, and the input has {input}"
+    );
+    Failure::usage("write.too-long", message)
+}

@@ -1,0 +1,131 @@
+//! An image that a verb changes: opened with the consents given, and closed whatever happens.
+
+use std::ffi::{OsStr, OsString};
+use std::ops::Range;
+
+use avhdx::storage::{Host, LocalHost};
+use avhdx::{DiffChain, Disk};
+
+use crate::args;
+use crate::exit::{Exit, Failure};
+use crate::input::{self, Resolved};
+use crate::interrupt::{UnderWay, under_way};
+use crate::output::Console;
+use crate::progress::Meter;
+
+/// Ranges are changed in pieces that end at multiples of this, so that no block of any size is cut and
+/// an interruption does not wait long.
+const PIECE: u64 = 1 << 30;
+
+/// An image open for writing, with its parents. Dropped before its [`end`](Self::end), it is closed all
+/// the same.
+#[derive(Debug)]
+pub(crate) struct Writing {
+    chain: DiffChain,
+    argument: OsString,
+}
+
+impl Writing {
+    pub(crate) fn open(
+        argument: &OsStr,
+        writing: &args::Writing,
+        console: &mut Console,
+    ) -> Result<Self, Failure> {
+        for folder in &writing.children_in {
+            // Nothing is found in a folder that is not there, which must not pass for consent.
+            LocalHost.list(folder).map_err(|error| {
+                let message = format!("{}: cannot look for children there", folder.display());
+                Failure::io("children.folder", message, &error)
+            })?;
+        }
+        let Resolved { path, is_tip } = input::resolve(argument, &writing.parents(), console)?;
+        if !is_tip {
+            return Err(below_the_tip(argument));
+        }
+        let chain = writing.options().open(path)?;
+        console.warnings(&chain.warnings());
+        *under_way() = UnderWay::Image(chain.clone());
+        Ok(Self { chain, argument: argument.to_owned() })
+    }
+
+    /// The image's name as it was given.
+    pub(crate) fn name(&self) -> String {
+        self.argument.to_string_lossy().into_owned()
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.chain.geometry().size
+    }
+
+    /// The range of `length` bytes at `offset`, which must lie within the disk.
+    pub(crate) fn range(&self, offset: u64, length: u64) -> Result<Range<u64>, Failure> {
+        let size = self.size();
+        let end = offset.checked_add(length).filter(|end| *end <= size);
+        end.map(|end| offset..end).ok_or_else(|| {
+            let message =
+                format!("{length} bytes at {offset} do not lie within the disk, which has {size}");
+            Failure::usage("disk.out-of-range", message)
+        })
+    }
+
+    /// Makes one change. An interruption waits until it is made.
+    pub(crate) fn change(
+        &self,
+        change: impl FnOnce(&dyn Disk) -> avhdx::Result<()>,
+    ) -> Result<(), Failure> {
+        let _held = under_way();
+        Ok(change(&self.chain)?)
+    }
+
+    /// Changes a range piece by piece, and ends.
+    pub(crate) fn change_range(
+        self,
+        range: Range<u64>,
+        console: &Console,
+        change: impl Fn(&dyn Disk, Range<u64>) -> avhdx::Result<()>,
+    ) -> Result<(), Failure> {
+        let mut meter = Meter::new(console);
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min((at / PIECE + 1).saturating_mul(PIECE));
+            if let Err(failure) = self.change(|disk| change(disk, at..end)) {
+                return Err(self.end_after(failure));
+            }
+            at = end;
+            meter.show(at - range.start, range.end - range.start);
+        }
+        drop(meter);
+        self.end()
+    }
+
+    /// Makes all durable and closes the image.
+    pub(crate) fn end(self) -> Result<(), Failure> {
+        let _held = under_way();
+        self.chain.flush()?;
+        Ok(self.chain.close()?)
+    }
+
+    /// The same after a failure, which stays the one to tell of.
+    pub(crate) fn end_after(self, failure: Failure) -> Failure {
+        match self.end() {
+            Ok(()) => failure,
+            Err(second) => failure.also(&format!("closing failed too: {}", second.message())),
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        *under_way() = UnderWay::Nothing;
+    }
+}
+
+fn below_the_tip(argument: &OsStr) -> Failure {
+    let argument = argument.to_string_lossy();
+    let message = format!(
+        "{argument}: a point in time below the tip is not written to: the disks above it would change"
+    );
+    Failure::new(Exit::Refused, "point.below-tip", message).hint(format!(
+        "avhdx create CHILD --parent '{argument}' makes a new disk from that point in time, to be written to instead"
+    ))
+}

@@ -1,0 +1,312 @@
+//! Exit codes, locks, logs and pipes: what scripts see of the program.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Command, Stdio};
+
+use avhdx_testkit::build::{Block, Data, Image};
+use avhdx_testkit::qemu::Qemu;
+use common::{Folder, Run, flats, guid};
+use serde_json::Value;
+use uuid::Uuid;
+
+#[test]
+fn usage() {
+    let folder = Folder::with_chain();
+    folder.run("").expect(2);
+    folder.run("read l2.vhdx").expect(2).says("--length");
+    folder.run("read l2.vhdx --length 1X").expect(2).says("K, M, G or T");
+    folder.run("read l2.vhdx --length 7M").expect(2).says("do not lie within the disk");
+    folder.run("read l2.vhdx --offset 16777215T --length 16777215T").expect(2);
+    folder.run("explain l2.vhdx 6M").expect(2).says("do not lie");
+    folder.run("convert l2.vhdx -O qcow2 out").expect(2);
+    folder.run("measure l2.vhdx --block-size 3M").expect(2).says("power of two");
+    folder.run("--help").expect(0).prints("Exit codes:");
+    folder.run("--version").expect(0).prints("avhdx ");
+}
+
+#[test]
+fn read_takes_sizes_in_units() {
+    let folder = Folder::with_chain();
+    let flat = &flats()[2];
+    let run = folder.run("read l2.vhdx --offset 4K --length 0x201").expect(0);
+    assert!(run.stdout == flat[4096..4096 + 0x201]);
+    let run = folder.run("read l2.vhdx --offset 1M --length 3M").expect(0);
+    assert!(run.stdout == flat[1 << 20..4 << 20]);
+    assert_eq!(folder.run("read l2.vhdx --offset 6M --length 0").expect(0).stdout, b"");
+}
+
+#[test]
+fn what_cannot_be_opened() {
+    let folder = Folder::new();
+    folder.run("info nothing.vhdx").expect(3).says("nothing.vhdx");
+    fs::write(folder.file("text"), "no image at all").unwrap();
+    folder.run("info text").expect(4).says("vhdxfile").says("-f raw");
+    assert_eq!(folder.run("read text -f raw --offset 3 --length 5").expect(0).stdout, b"image");
+    folder.run("read . -f raw --length 1").expect(2).says("a folder");
+}
+
+#[test]
+fn raw_is_never_probed() {
+    let folder = Folder::with_chain();
+    let run = folder.run("read l0.vhdx -f raw --length 8").expect(0);
+    assert_eq!(run.stdout, b"vhdxfile");
+    let map = folder.run("map l0.vhdx -f raw --json").expect(0).text();
+    let lines: Vec<Value> = map.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let length: u64 = lines.iter().map(|line| line["length"].as_u64().unwrap()).sum();
+    assert_eq!(length, fs::metadata(folder.file("l0.vhdx")).unwrap().len());
+    assert!(lines.iter().all(|line| line["file"] == "l0.vhdx"));
+    // And the other way round a raw disk is no image.
+    fs::write(folder.file("disk.raw"), &flats()[2]).unwrap();
+    folder.run("compare l2.vhdx disk.raw").expect(4);
+    folder.run("compare l2.vhdx disk.raw -F raw").expect(0).prints("the same");
+    folder.run("compare disk.raw l2.vhdx -f raw").expect(0);
+}
+
+#[test]
+fn damaged_and_unsupported() {
+    let folder = Folder::new();
+    let mut image = Image::dynamic(4 << 20);
+    image.put(0, Block::full(Data::Pattern(1)));
+    image.bat_override.insert(3, 4);
+    image.write_to(folder.file("state4.vhdx"));
+    folder.run("read state4.vhdx --length 1M").expect(0);
+    folder.run("read state4.vhdx --length 4M").expect(4).says("state 4");
+    folder.run("map state4.vhdx").expect(4).prints("data").says("[MS-VHDX 2.5.1.1]");
+    let run = folder.run("explain state4.vhdx 3M").expect(4);
+    run.prints("4, reserved").prints("cannot be read").says("state 4");
+    // The facts can still be told.
+    folder.run("info state4.vhdx").expect(0).prints("reserved");
+
+    let mut image = Image::dynamic(1 << 20);
+    image.add_region(Uuid::from_u128(77), true, vec![1]);
+    image.write_to(folder.file("region.vhdx"));
+    folder.run("read region.vhdx --length 1").expect(7).says(&Uuid::from_u128(77).to_string());
+
+    let mut image = Image::dynamic(1 << 20);
+    image.headers[0].as_mut().unwrap().signature = *b"dead";
+    image.write_to(folder.file("header.vhdx"));
+    let run = folder.run("info header.vhdx").expect(0).prints("header 1 is not valid");
+    run.prints("2 at 0x20000, current");
+}
+
+#[test]
+fn compare_answers_no() {
+    let folder = Folder::with_chain();
+    let mut flat = flats().remove(2);
+    flat[5_000_000] ^= 0x40;
+    fs::write(folder.file("other.raw"), &flat).unwrap();
+    let run = folder.run("compare l2.vhdx other.raw -F raw").expect(1);
+    run.prints("The disks differ at byte 5000000 (0x4c4b40):").prints("0x00").prints("0x40");
+
+    flat[5_000_000] ^= 0x40;
+    flat.resize(7 << 20, 0);
+    fs::write(folder.file("longer.raw"), &flat).unwrap();
+    let run = folder.run("compare l2.vhdx longer.raw -F raw").expect(1);
+    run.prints("the same bytes, the longer one then zeros").prints("sizes differ");
+    folder.run("compare l2.vhdx longer.raw -F raw --ignore-size").expect(0);
+    folder.run("compare longer.raw l2.vhdx -f raw --ignore-size").expect(0);
+
+    flat[(6 << 20) + 5] = 9;
+    fs::write(folder.file("tail.raw"), &flat).unwrap();
+    let run = folder.run("compare l2.vhdx tail.raw -F raw --ignore-size --json").expect(1);
+    let difference = &run.json()["first_difference"];
+    assert_eq!(difference["offset"], (6 << 20) + 5);
+    assert!(difference["a"].is_null());
+    assert_eq!(difference["b"], 9);
+}
+
+/// Before: block 1 holds pattern 5; after: pattern 6, and the log has the change of the table.
+fn dirty() -> (Image, Image, Image) {
+    let mut before = Image::dynamic(4 << 20);
+    common::name(&mut before, 5);
+    before.put(0, Block::full(Data::Pattern(5)));
+    let mut after = before.clone();
+    after.put(1, Block::full(Data::Pattern(6)));
+    let dirty = Image::dirty(&before, &after, guid(8), 10);
+    (before, after, dirty)
+}
+
+#[test]
+fn logs() {
+    let folder = Folder::new();
+    let (before, after, dirty) = dirty();
+    dirty.write_to(folder.file("dirty.vhdx"));
+    let bytes = folder.read("dirty.vhdx");
+
+    let run = folder.run("read dirty.vhdx --length 4M").expect(0);
+    assert!(run.stdout == after.flat(None));
+    let run = folder.run("read dirty.vhdx --length 4M --log refuse").expect(7).says("--log replay");
+    assert!(run.stdout.is_empty());
+    let run = folder.run("read dirty.vhdx --length 4M --log ignore").expect(0);
+    assert!(run.stdout == before.flat(None));
+    run.says("THE LOG IS IGNORED");
+
+    let info = folder.run("info dirty.vhdx --json").expect(0).json();
+    let log = &info["image"]["log"];
+    let number = dirty.log[0].sequence_number;
+    assert_eq!(log["state"], "replayed");
+    assert_eq!(log["pending"], true);
+    assert_eq!(log["entries"], 1);
+    assert_eq!(log["tail_sequence"], number);
+    assert_eq!(log["descriptors"], dirty.log[0].descriptors.len());
+    folder.run("info dirty.vhdx").expect(0).prints("PENDING, replayed in memory");
+    folder.run("info dirty.vhdx --log ignore").expect(0).prints("PENDING, ignored as asked");
+
+    // The table's entry comes from the log, the payload never does.
+    let explained = folder.run("explain dirty.vhdx 1M --json").expect(0).json();
+    let layer = &explained["layers"][0];
+    assert_eq!(layer["block"]["bat_entry"]["log_entry"], number);
+    assert!(layer["log_entry"].is_null());
+    assert_eq!(layer["verdict"], "data");
+    assert_eq!(explained["value"], after.flat(None)[1 << 20]);
+    folder.run("explain dirty.vhdx 1M").expect(0).prints(&format!("(from log entry {number})"));
+    assert!(folder.read("dirty.vhdx") == bytes, "reading changed the file");
+}
+
+#[test]
+fn a_log_without_entries() {
+    let folder = Folder::new();
+    let mut image = dirty().0;
+    image.set_log_guid(guid(8));
+    image.write_to(folder.file("empty-log.vhdx"));
+    folder.run("read empty-log.vhdx --length 1").expect(4).says("--log ignore");
+    let run = folder.run("read empty-log.vhdx --length 4M --log ignore").expect(0);
+    assert!(run.stdout == image.flat(None));
+    // Broken as it is, what can be shown is shown.
+    let run = folder.run("info empty-log.vhdx").expect(4).prints("BROKEN, not replayed");
+    run.prints("fully present").says("holds no valid entry");
+    let run = folder.run("info empty-log.vhdx --json").expect(4);
+    assert_eq!(run.json()["image"]["log"]["state"], "broken");
+    assert_eq!(run.error()["code"], "log.no-entries");
+}
+
+#[test]
+fn in_use() {
+    let folder = Folder::with_chain();
+    let held = File::options().read(true).write(true).open(folder.file("l2.vhdx")).unwrap();
+    held.try_lock().unwrap();
+    let run = folder.run("read l2.vhdx --length 1").expect(6);
+    assert!(run.stdout.is_empty());
+    run.says("avhdx info").says("IMAGE@-1");
+    for line in
+        ["map l2.vhdx", "explain l2.vhdx 0", "convert l2.vhdx -O raw out", "measure l2.vhdx"]
+    {
+        folder.run(line).expect(6);
+    }
+    folder.run("read l2.vhdx -f raw --length 1").expect(6);
+    let run = folder.run("info l2.vhdx").expect(0).prints("IN USE").says("in use elsewhere");
+    run.prints("complete      yes");
+    assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["image"]["in_use"], true);
+    // Below the tip nobody writes.
+    folder.run("read l2.vhdx@-1 --length 1").expect(0);
+    drop(held);
+    folder.run("read l2.vhdx --length 1").expect(0);
+    assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["image"]["in_use"], false);
+
+    // A writer of a parent is as bad.
+    let held = File::options().read(true).write(true).open(folder.file("l0.vhdx")).unwrap();
+    held.try_lock().unwrap();
+    folder.run("read l2.vhdx --length 1").expect(6).says("l0.vhdx");
+    let info = folder.run("info l2.vhdx --chain --json").expect(0).json();
+    let in_use: Vec<_> =
+        info["chain"]["layers"].as_array().unwrap().iter().map(|l| l["in_use"].clone()).collect();
+    assert_eq!(in_use, [false, false, true]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn in_use_by_qemu() {
+    let Some(qemu) = Qemu::find() else { return eprintln!("skipped: no qemu-io here") };
+    let folder = Folder::new();
+    qemu.create(&folder.file("disk.vhdx"), 64 << 20, &[]);
+    let mut machine = Command::new("qemu-io")
+        .args(["-f", "vhdx", "disk.vhdx"])
+        .current_dir(folder.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut keys = machine.stdin.take().unwrap();
+    let mut screen = BufReader::new(machine.stdout.take().unwrap());
+    writeln!(keys, "write -P 7 0 64k\nflush").unwrap();
+    let mut line = String::new();
+    while !line.contains("wrote 65536") {
+        line.clear();
+        assert_ne!(screen.read_line(&mut line).unwrap(), 0, "qemu-io went away");
+    }
+    folder.run("read disk.vhdx --length 1").expect(6).says("QEMU");
+    folder.run("info disk.vhdx").expect(0).prints("IN USE").says("QEMU");
+    writeln!(keys, "quit").unwrap();
+    drop(keys);
+    machine.wait().unwrap();
+    assert_eq!(folder.run("read disk.vhdx --length 1").expect(0).stdout, [7]);
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let folder = Folder::with_chain();
+    let image = Image::dynamic(8 << 30);
+    image.write_to(folder.file("large.vhdx"));
+    for line in ["read large.vhdx --length 8G", "convert large.vhdx -O raw -", "map l2.vhdx --json"]
+    {
+        let mut command = folder.command(line.split(' '));
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut first = [0; 1];
+        child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+        let run = Run::of(child.wait_with_output().unwrap()).expect(0);
+        assert_eq!(run.stderr, "", "{line}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_is_one() {
+    let folder = Folder::with_chain();
+    for line in ["read l2.vhdx --length 1M", "convert l2.vhdx -O raw -", "info l2.vhdx"] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let output = folder.command(line.split(' ')).stdout(full).output().unwrap();
+        Run::of(output).expect(3).says("cannot write to standard output");
+    }
+}
+
+#[test]
+fn names_from_images_do_not_reach_the_terminal_raw() {
+    let folder = Folder::new();
+    let mut image = Image::dynamic(1 << 20);
+    image.creator = "\u{1b}[2Jevil\u{202e}".encode_utf16().collect();
+    image.write_to(folder.file("evil.vhdx"));
+    let run = folder.run("info evil.vhdx").expect(0).prints(r"\u{1b}[2Jevil\u{202e}");
+    assert!(!run.stdout.contains(&0x1b));
+}
+
+#[test]
+fn completions_and_manual_pages() {
+    let folder = Folder::new();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        folder.run(&format!("completions {shell}")).expect(0).prints("measure");
+    }
+    folder.run("man").expect(0).prints(".TH avhdx 1").prints("IMAGE@SEL");
+    folder.run("man convert").expect(0).prints(".TH avhdx-convert 1").prints("overwrite");
+    folder.run("man frobnicate").expect(2);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interruption_has_its_own_code() {
+    let folder = Folder::new();
+    File::create(folder.file("huge")).unwrap().set_len(1 << 40).unwrap();
+    let mut command = folder.command("read huge -f raw --length 1T".split(' '));
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Started for certain, and kept waiting by a pipe that nobody empties.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let mut text = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(text.contains("interrupted"), "{text}");
+}

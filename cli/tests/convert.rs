@@ -1,0 +1,146 @@
+//! `convert`: what it makes, and that it leaves nothing else.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs;
+
+use avhdx_testkit::build::{Block, Data, Image};
+use common::{Folder, Run, flats, write_endless};
+
+#[test]
+fn to_a_sparse_file_and_to_standard_output() {
+    let folder = Folder::with_chain();
+    let before = folder.names();
+    let run = folder.run("convert l2.vhdx -O raw out.raw").expect(0);
+    run.prints("out.raw: 6291456 bytes (6 MiB), of which 2097152 bytes (2 MiB) written");
+    assert!(folder.read("out.raw") == flats()[2]);
+    let mut after = before.clone();
+    after.push("out.raw".into());
+    after.sort();
+    assert_eq!(folder.names(), after);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let held = fs::metadata(folder.file("out.raw")).unwrap().blocks() * 512;
+        assert!(held <= 3 << 20, "{held} bytes on the volume");
+    }
+    let run = folder.run("convert l2.vhdx -O raw -").expect(0);
+    assert!(run.stdout == flats()[2]);
+    assert_eq!(run.stderr, "");
+}
+
+#[test]
+fn zeros_within_data_are_left_out() {
+    let folder = Folder::new();
+    let mut bytes = vec![0; 1 << 20];
+    bytes[8192] = 1;
+    bytes[(1 << 20) - 1] = 2;
+    let mut image = Image::dynamic(2 << 20);
+    image.put(0, Block::full(Data::Bytes(bytes)));
+    image.put(1, Block::full(Data::Zeros));
+    image.write_to(folder.file("a.vhdx"));
+    let run = folder.run("convert a.vhdx -O raw a.raw --json").expect(0);
+    assert_eq!(run.json()["written"], 2 * 4096);
+    assert!(folder.read("a.raw") == image.flat(None));
+}
+
+#[test]
+fn raw_to_raw_and_an_empty_disk() {
+    let folder = Folder::new();
+    let mut bytes = vec![0; 100_000];
+    bytes[99_999] = 1;
+    fs::write(folder.file("in"), &bytes).unwrap();
+    folder.run("convert in -f raw -O raw out").expect(0);
+    assert!(folder.read("out") == bytes);
+    fs::write(folder.file("none"), b"").unwrap();
+    folder.run("convert none -f raw -O raw none.out").expect(0);
+    assert_eq!(folder.read("none.out"), b"");
+}
+
+#[test]
+fn an_existing_file_needs_consent() {
+    let folder = Folder::with_chain();
+    fs::write(folder.file("out"), "precious").unwrap();
+    folder.run("convert l2.vhdx -O raw out").expect(7).says("the file exists").says("--overwrite");
+    assert_eq!(folder.read("out"), b"precious");
+    folder.run("convert l2.vhdx -O raw out --overwrite").expect(0);
+    assert!(folder.read("out") == flats()[2]);
+    // Somebody's open disk is not pulled from under them.
+    let held = fs::File::open(folder.file("out")).unwrap();
+    held.try_lock_shared().unwrap();
+    folder.run("convert l2.vhdx -O raw out --overwrite").expect(6);
+}
+
+#[test]
+fn no_consent_covers_the_input() {
+    let folder = Folder::with_chain();
+    let (tip, base) = (folder.read("l2.vhdx"), folder.read("l0.vhdx"));
+    let mut names = vec!["l2.vhdx", "l0.vhdx"];
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("l0.vhdx", folder.file("link")).unwrap();
+        fs::hard_link(folder.file("l0.vhdx"), folder.file("hard")).unwrap();
+        names.extend(["link", "hard"]);
+    }
+    for out in names {
+        let run = folder.run(&format!("convert l2.vhdx -O raw {out} --overwrite --json")).expect(7);
+        assert_eq!(run.error()["code"], "output.is-input", "{out}");
+    }
+    assert!(folder.read("l2.vhdx") == tip && folder.read("l0.vhdx") == base);
+}
+
+#[test]
+fn only_regular_files_are_made() {
+    let folder = Folder::with_chain();
+    fs::create_dir(folder.file("dir")).unwrap();
+    folder.run("convert l2.vhdx -O raw dir --overwrite").expect(7).says("not a regular file");
+    folder.run("convert l2.vhdx -O raw nowhere/out").expect(3).says("nowhere/out");
+    #[cfg(unix)]
+    {
+        folder.run("convert l2.vhdx -O raw /dev/null --overwrite").expect(7);
+        std::os::unix::fs::symlink("gone", folder.file("link")).unwrap();
+        folder.run("convert l2.vhdx -O raw link --overwrite").expect(7).says("leads nowhere");
+        // A link that leads somewhere stays one.
+        fs::write(folder.file("real"), "old").unwrap();
+        std::os::unix::fs::symlink("real", folder.file("to-real")).unwrap();
+        folder.run("convert l2.vhdx -O raw to-real --overwrite").expect(0);
+        assert!(fs::symlink_metadata(folder.file("to-real")).unwrap().is_symlink());
+        assert!(folder.read("real") == flats()[2]);
+    }
+}
+
+#[test]
+fn a_failure_leaves_nothing_behind() {
+    let folder = Folder::new();
+    let mut image = Image::dynamic(8 << 20);
+    image.put(0, Block::full(Data::Pattern(1)));
+    image.bat_override.insert(7, 4);
+    image.write_to(folder.file("bad.vhdx"));
+    folder.run("convert bad.vhdx -O raw out").expect(4).says("state 4");
+    assert_eq!(folder.names(), ["bad.vhdx"]);
+    fs::write(folder.file("out"), "precious").unwrap();
+    folder.run("convert bad.vhdx -O raw out --overwrite").expect(4);
+    assert_eq!(folder.names(), ["bad.vhdx", "out"]);
+    assert_eq!(folder.read("out"), b"precious");
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interruption_leaves_nothing_behind() {
+    use std::process::{Command, Stdio};
+    let folder = Folder::new();
+    write_endless(&folder.file("huge"));
+    for signal in ["-INT", "-TERM"] {
+        let mut command = folder.command("convert huge -O raw out --json".split(' '));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while folder.names().len() < 2 {
+            std::thread::yield_now();
+        }
+        let kill = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        let run = Run::of(child.wait_with_output().unwrap()).expect(130);
+        assert_eq!(run.error()["code"], "interrupted");
+        assert_eq!(folder.names(), ["huge"]);
+    }
+}

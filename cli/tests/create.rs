@@ -1,0 +1,250 @@
+//! `create`: what it makes, what it refuses, and that it leaves nothing else.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs;
+
+use avhdx_testkit::naive;
+use avhdx_testkit::qemu::Qemu;
+use common::{Folder, flats, guid};
+use serde_json::Value;
+
+#[test]
+fn a_dynamic_disk_with_the_defaults_of_windows() {
+    let folder = Folder::new();
+    let run = folder.run("create a.vhdx --size 64M").expect(0);
+    run.prints("a.vhdx: a dynamic disk of 67108864 bytes (64 MiB), blocks of 32 MiB");
+    assert_eq!(folder.names(), ["a.vhdx"]);
+    let image = folder.run("info a.vhdx --json").expect(0).json()["image"].take();
+    assert_eq!(image["type"], "dynamic");
+    assert_eq!(image["logical_sector"], 512);
+    assert_eq!(image["physical_sector"], 4096);
+    assert_eq!(image["block_size"], 32 << 20);
+    assert_eq!(image["blocks"]["not_present"], 2);
+    assert_eq!(image["log"]["length"], 1 << 20);
+    assert_eq!(image["log"]["state"], "empty");
+    if let Some(qemu) = Qemu::find() {
+        qemu.check(&folder.file("a.vhdx"));
+        assert!(qemu.info(&folder.file("a.vhdx")).contains("\"virtual-size\": 67108864"));
+    }
+}
+
+#[test]
+fn every_size_can_be_chosen() {
+    let folder = Folder::new();
+    folder
+        .run("create a.vhdx --size 12M --block 2M --sector 4096 --physical-sector 4096 --log 3M")
+        .expect(0);
+    let layer = naive::Layer::open(folder.file("a.vhdx")).unwrap();
+    assert_eq!((layer.size, layer.block_size, layer.sector), (12 << 20, 2 << 20, 4096));
+    let image = folder.run("info a.vhdx --json").expect(0).json()["image"].take();
+    assert_eq!(image["log"]["length"], 3 << 20);
+    assert_eq!(image["physical_sector"], 4096);
+    for wrong in [
+        "--size 1000",
+        "--size 0",
+        "--size 65T",
+        "--size 4M --block 3M",
+        "--size 4M --block 8G",
+        "--size 4M --sector 1024",
+        "--size 4M --physical-sector 513",
+        "--size 4M --log 1000",
+        "--size 4M --log 0",
+        "",
+        "--size 4M --new-disk-id",
+        r"--size 4M --absolute-win32-path D:\a.vhdx",
+    ] {
+        folder.run(&format!("create b.vhdx {wrong}")).expect(2);
+        assert_eq!(folder.names(), ["a.vhdx"], "{wrong}");
+    }
+    // Errors call the file what it was to be called.
+    folder.run("create b.vhdx --size 1000").expect(2).says("avhdx: b.vhdx: impossible disk size");
+    let error = folder.run("create b.vhdx --size 1000 --json").expect(2).error();
+    assert_eq!((&error["file"], &error["kind"]), (&"b.vhdx".into(), &"invalid-input".into()));
+}
+
+#[test]
+fn a_fixed_disk_has_all_its_space() {
+    let folder = Folder::new();
+    folder.run("create a.vhdx --size 9M --fixed --block 1M").expect(0).prints("a fixed disk");
+    let blocks = folder.run("info a.vhdx --json").expect(0).json()["image"]["blocks"].take();
+    assert_eq!(blocks["fully_present"], 9);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = fs::metadata(folder.file("a.vhdx")).unwrap();
+        assert!(metadata.len() >= 9 << 20 && metadata.blocks() * 512 >= metadata.len());
+    }
+    if let Some(qemu) = Qemu::find() {
+        qemu.check(&folder.file("a.vhdx"));
+    }
+    // No file system here has room for this one.
+    folder.run("create huge.vhdx --size 64T --fixed").expect(3).says("huge.vhdx");
+    assert_eq!(folder.names(), ["a.vhdx"]);
+}
+
+#[test]
+fn a_child_reads_as_the_point_in_time_it_was_made_from() {
+    let folder = Folder::with_chain();
+    fs::create_dir(folder.file("sub")).unwrap();
+    for (number, point) in ["l2.vhdx@base", "l2.vhdx@-1", "l2.vhdx"].into_iter().enumerate() {
+        let child = format!("sub/c{number}.avhdx");
+        let run = folder.run(&format!("create {child} --parent {point} --json")).expect(0);
+        let parent = format!("l{number}.vhdx");
+        let facts = run.json();
+        assert_eq!(facts["parent"]["file"], parent);
+        assert_eq!(facts["parent"]["data_write_guid"], guid(number as u8).to_string());
+        let read = folder.run(&format!("convert {child} -O raw -")).expect(0);
+        assert!(read.stdout == flats()[number], "{point}");
+        // By a reader that shares no code: its own locator, and the layers below.
+        let below = (0..=number).map(|n| folder.file(&format!("l{n}.vhdx")));
+        let layers = naive::Chain::open(below.chain([folder.file(&child)])).unwrap();
+        assert!(layers.flat(number + 1).unwrap() == flats()[number]);
+        let locator = &layers.0[number + 1].locator;
+        let linkage = format!("{{{}}}", guid(number as u8));
+        assert!(locator.contains(&("parent_linkage".into(), linkage)), "{locator:?}");
+        assert!(locator.contains(&("relative_path".into(), format!("..\\{parent}"))));
+        assert!(!locator.iter().any(|(key, _)| key == "absolute_win32_path"), "{locator:?}");
+    }
+    let run = folder.run("create gone.avhdx --parent l2.vhdx@-3").expect(2);
+    run.says("@-2 is its base");
+}
+
+#[test]
+fn a_child_may_be_larger_and_of_another_virtual_disk() {
+    let folder = Folder::with_chain();
+    let id = |name: &str| {
+        let info = folder.run(&format!("info {name} --json")).expect(0).json();
+        info["image"]["disk_id"].as_str().unwrap().to_owned()
+    };
+    folder.run("create same.avhdx --parent l2.vhdx").expect(0);
+    assert_eq!(id("same.avhdx"), id("l2.vhdx"));
+    folder.run("create own.avhdx --parent l2.vhdx --new-disk-id --size 8M --block 4M").expect(0);
+    assert_ne!(id("own.avhdx"), id("l2.vhdx"));
+    let mut expected = flats()[2].clone();
+    expected.resize(8 << 20, 0);
+    assert!(folder.run("convert own.avhdx -O raw -").expect(0).stdout == expected);
+
+    let smaller = folder.run("create small.avhdx --parent l2.vhdx --size 5M").expect(2);
+    smaller.says("smaller than its parent").says("--size 6291456 or more");
+    folder.run("create fixed.avhdx --parent l2.vhdx --fixed").expect(2);
+    folder.run("create s.avhdx --parent l2.vhdx --sector 4096").expect(2).says("the parent's 512");
+    let names = ["l0.vhdx", "l1.vhdx", "l2.vhdx", "own.avhdx", "same.avhdx"];
+    assert_eq!(folder.names(), names);
+}
+
+#[test]
+fn the_path_on_windows_is_given_or_comes_from_a_mapping() {
+    let folder = Folder::with_chain();
+    let recorded = |name: &str| {
+        let layer = naive::Layer::open(folder.file(name)).unwrap();
+        let found = layer.locator.into_iter().find(|(key, _)| key == "absolute_win32_path");
+        found.map(|(_, path)| path)
+    };
+    let given = r"create a.avhdx --parent l2.vhdx --absolute-win32-path E:\disks\l2.vhdx";
+    folder.run(given).expect(0);
+    assert_eq!(recorded("a.avhdx").as_deref(), Some(r"E:\disks\l2.vhdx"));
+    let outer = folder.path().parent().unwrap().display().to_string();
+    let map = |flags: &str, name: &str| {
+        folder.run(&format!("create {name} --parent l2.vhdx {flags}")).expect(0);
+        recorded(name)
+    };
+    // The innermost of the folders counts, in whatever order they are given.
+    let flags = format!(r"--path-map D:\vm\web=. --path-map C:\={outer}");
+    assert_eq!(map(&flags, "b.avhdx").as_deref(), Some(r"\\?\D:\vm\web\l2.vhdx"));
+    let inner = folder.path().file_name().unwrap().to_str().unwrap();
+    let flags = format!(r"--path-map //srv/share/={outer}");
+    let expected = format!(r"\\?\UNC\srv\share\{inner}\l2.vhdx");
+    assert_eq!(map(&flags, "c.avhdx"), Some(expected));
+    assert_eq!(map(r"--path-map D:\vm=/proc", "d.avhdx"), None);
+    // A path of this machine is never written as one of Windows.
+    for path in ["/mnt/l2.vhdx", "l2.vhdx", r"\l2.vhdx"] {
+        let line = format!("create e.avhdx --parent l2.vhdx --absolute-win32-path {path}");
+        folder.run(&line).expect(2).says("no absolute path of a drive");
+    }
+    // With the recorded path alone, the same mapping leads back.
+    fs::create_dir(folder.file("moved")).unwrap();
+    fs::rename(folder.file("b.avhdx"), folder.file("moved/b.avhdx")).unwrap();
+    folder.run("read moved/b.avhdx --length 1").expect(5);
+    folder.run(r"read moved/b.avhdx --length 1 --path-map D:\vm\web=.").expect(0);
+}
+
+#[test]
+fn nothing_is_overwritten_without_consent() {
+    let folder = Folder::with_chain();
+    fs::write(folder.file("out"), "precious").unwrap();
+    folder.run("create out --size 4M").expect(7).says("the file exists").says("--overwrite");
+    assert_eq!(folder.read("out"), b"precious");
+    folder.run("create out --size 4M --overwrite").expect(0);
+    assert_eq!(&folder.read("out")[..8], b"vhdxfile");
+    // No consent covers the child's own parents.
+    let before = folder.read("l0.vhdx");
+    let run = folder.run("create l0.vhdx --parent l2.vhdx --overwrite --json").expect(7);
+    assert_eq!(run.error()["code"], "output.is-input");
+    assert!(folder.read("l0.vhdx") == before);
+    folder.run("create nowhere/out --size 4M").expect(3).says("nowhere/out");
+    assert_eq!(folder.names(), ["l0.vhdx", "l1.vhdx", "l2.vhdx", "out"]);
+}
+
+#[test]
+fn a_parent_must_be_there_whole_and_not_be_written_to() {
+    let folder = Folder::with_chain();
+    let held = fs::File::open(folder.file("l2.vhdx")).unwrap();
+    held.try_lock().unwrap();
+    folder.run("create c.avhdx --parent l2.vhdx").expect(6).says("in use");
+    drop(held);
+    fs::remove_file(folder.file("l1.vhdx")).unwrap();
+    folder.run("create c.avhdx --parent l2.vhdx").expect(5).says("l1.vhdx");
+    folder.run("create c.avhdx --parent gone.vhdx").expect(3).says("gone.vhdx");
+    assert_eq!(folder.names(), ["l0.vhdx", "l2.vhdx"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_child_has_the_mode_of_its_parent() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = Folder::with_chain();
+    fs::set_permissions(folder.file("l2.vhdx"), fs::Permissions::from_mode(0o640)).unwrap();
+    folder.run("create c.avhdx --parent l2.vhdx").expect(0);
+    let mode = fs::metadata(folder.file("c.avhdx")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o640);
+}
+
+#[test]
+fn the_json() {
+    let folder = Folder::with_chain();
+    let mut run = folder
+        .run(r"create c.avhdx --parent l2.vhdx --absolute-win32-path D:\l2.vhdx --json")
+        .expect(0)
+        .json();
+    // New ones each time; what they are is in the file.
+    let layer = naive::Layer::open(folder.file("c.avhdx")).unwrap();
+    assert_eq!(run["data_write_guid"], layer.data_write_guid.to_string());
+    run["data_write_guid"] = Value::from("new");
+    let id = folder.run("info l2.vhdx --json").expect(0).json()["image"]["disk_id"].take();
+    assert_eq!(run["disk_id"], id);
+    run["disk_id"] = Value::from("the parent's");
+    let expected = r#"{
+  "schema": "avhdx.create/1",
+  "output": "c.avhdx",
+  "type": "differencing",
+  "size": 6291456,
+  "block_size": 2097152,
+  "logical_sector": 512,
+  "physical_sector": PHYSICAL,
+  "log_size": 1048576,
+  "disk_id": "the parent's",
+  "data_write_guid": "new",
+  "parent": {
+    "file": "l2.vhdx",
+    "data_write_guid": "2222aaaa-0000-4000-8000-000000000002",
+    "relative_path": ".\\l2.vhdx",
+    "absolute_win32_path": "D:\\l2.vhdx"
+  }
+}"#;
+    let physical = common::chain()[2].physical_sector.to_string();
+    assert_eq!(format!("{run:#}"), expected.replace("PHYSICAL", &physical));
+    let base = folder.run("create d.vhdx --size 4M --json").expect(0).json();
+    assert_eq!(base["parent"], Value::Null);
+}

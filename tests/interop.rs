@@ -1,0 +1,233 @@
+//! Other programs' answers beside the crate's: images that QEMU makes on the spot, chains that libvhdi and
+//! dissect.hypervisor look at.
+//!
+//! What is not installed is skipped by name; with `AVHDX_INTEROP=1` that is a failure.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use avhdx::{DiffChain, Disk, VhdxFile};
+use avhdx_testkit::build::{Block, Data, Image, Order, state, write_chain};
+use avhdx_testkit::images::sha256_file;
+use avhdx_testkit::qemu::Qemu;
+use avhdx_testkit::rng::Rng;
+
+use common::MIB;
+use common::disk::{extents_name_the_bytes, in_pieces, sum};
+
+/// A tool that is not there is said to be missing; a failure where it has to be.
+fn skipped(tool: &str) {
+    let wanted = std::env::var_os("AVHDX_INTEROP").is_some_and(|value| value == "1");
+    assert!(!wanted, "AVHDX_INTEROP=1, but {tool} is not to be found");
+    eprintln!("skipped: {tool} is not to be found");
+}
+
+fn said(output: &Output) -> String {
+    let text = [&output.stdout[..], &output.stderr].concat();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The disk's bytes are those of a raw file.
+fn equals_raw(disk: &dyn Disk, raw: &Path) {
+    let file = File::open(raw).unwrap();
+    assert_eq!(disk.geometry().size, file.metadata().unwrap().len());
+    let mut wanted = vec![0; 1 << 20];
+    in_pieces(disk, 1 << 20, |at, bytes| {
+        use std::io::{Read, Seek, SeekFrom};
+        let wanted = &mut wanted[..bytes.len()];
+        (&file).seek(SeekFrom::Start(at)).unwrap();
+        (&file).read_exact(wanted).unwrap();
+        assert!(bytes == wanted, "at {at} of {}", raw.display());
+    });
+}
+
+/// How much of a disk is written to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Fill {
+    Empty,
+    Full,
+    Scattered,
+}
+
+/// `qemu-io` commands that fill a disk so.
+fn writes(fill: Fill, size: u64, block: u64) -> Vec<String> {
+    let mut commands = Vec::new();
+    match fill {
+        Fill::Empty => {}
+        Fill::Full => {
+            // A little in every block allocates it, and small disks are written to in full.
+            for (n, at) in (0..size).step_by(block as usize).enumerate() {
+                let len = if block <= 2 * MIB { block } else { 64 << 10 };
+                let len = len.min(size - at);
+                commands.push(format!("write -P {} {at} {len}", n % 255 + 1));
+            }
+        }
+        Fill::Scattered => {
+            let mut rng = Rng::new(size ^ block);
+            for n in 1..12 {
+                let at = rng.below(size / 512 - 400) * 512;
+                let len = (1 + rng.below(400)) * 512;
+                commands.push(format!("write -P {n} {at} {len}"));
+            }
+            // Over a border of blocks, the first and the last sector, zeros over data.
+            commands.push(format!("write -P 200 {} 8192", block.min(size / 2) - 4096));
+            commands.push("write -P 201 0 512".into());
+            commands.push(format!("write -P 202 {} 512", size - 512));
+            commands.push(format!("write -z {} 65536", block.min(size / 2)));
+        }
+    }
+    commands
+}
+
+#[test]
+fn twenty_images_by_qemu() {
+    let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw");
+    let mut made = 0;
+    for block_mib in [1_u64, 2, 8, 64, 256] {
+        for (subformat, fill) in [
+            ("dynamic", Fill::Empty),
+            ("dynamic", Fill::Full),
+            ("dynamic", Fill::Scattered),
+            ("fixed", Fill::Scattered),
+        ] {
+            let block = block_mib * MIB;
+            let size = match block_mib {
+                1 | 2 => 9 * MIB + 512,
+                8 => 33 * MIB + 1536,
+                _ => block + 5 * MIB + 512,
+            };
+            let path = folder.path().join("image.vhdx");
+            let block_size = block.to_string();
+            qemu.create(&path, size, &[("subformat", subformat), ("block_size", &block_size)]);
+            let commands = writes(fill, size, block);
+            if !commands.is_empty() {
+                qemu.io(&path, &commands.iter().map(String::as_str).collect::<Vec<_>>());
+            }
+            qemu.to_raw(&path, &raw);
+            let before = sha256_file(&path);
+            let what = format!("{block_mib} MiB, {subformat}, {fill:?}");
+            let chain = DiffChain::open(&path).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(u64::from(chain.tip().block_size()), block, "{what}");
+            assert_eq!(chain.tip().info().leave_blocks_allocated, subformat == "fixed", "{what}");
+            equals_raw(&chain, &raw);
+            assert_eq!(sum(&chain, 70_001), sha256_file(&raw), "{what}, in odd pieces");
+            extents_name_the_bytes(&chain, 0..size);
+            let counts = chain.tip().count_blocks().unwrap();
+            match fill {
+                Fill::Empty => assert_eq!(counts.fully_present, 0, "{what}"),
+                Fill::Full => assert_eq!(counts.fully_present, counts.blocks, "{what}"),
+                Fill::Scattered => assert!(counts.fully_present > 0, "{what}"),
+            }
+            drop(chain);
+            assert_eq!(sha256_file(&path), before, "{what} was changed");
+            made += 1;
+        }
+    }
+    assert_eq!(made, 20);
+}
+
+/// A chain that the other readers read right: blocks of one size, disks of one size, runs of sectors that
+/// start and end with the bytes of the bitmap, and no UNMAPPED blocks.
+fn plain_chain() -> Vec<Image> {
+    let mut base = Image::dynamic(9 * MIB - 4096);
+    for b in [0, 1, 2, 4, 7, 8] {
+        base.put(b, Block::full(Data::Pattern(b)));
+    }
+    let mut mid = base.new_child();
+    mid.order = Order::Reversed;
+    mid.put(0, Block::partial_runs(Data::Pattern(20), &[(0, 8), (64, 800)]));
+    mid.put(1, Block::full(Data::Pattern(21)));
+    mid.put(3, Block::partial_runs(Data::Pattern(23), &[(2040, 8)]));
+    let mut tip = mid.new_child();
+    tip.put(0, Block::partial_runs(Data::Pattern(30), &[(8, 8), (1024, 512)]));
+    tip.put(2, Block::partial_runs(Data::Pattern(31), &[(16, 2032)]));
+    tip.put(4, Block::bare(state::ZERO));
+    tip.put(8, Block::partial_runs(Data::Pattern(32), &[(0, 8), (2024, 16)]));
+    vec![base, mid, tip]
+}
+
+/// `dissect.hypervisor`, read block by block: reads that cross blocks go wrong in it.
+const DISSECT: &str = r"
+import hashlib, pathlib, sys
+from dissect.hypervisor.disk.vhdx import VHDX
+for path in sys.argv[1:]:
+    disk = VHDX(pathlib.Path(path))
+    total = hashlib.sha256()
+    per_block = disk.block_size // disk.sector_size
+    sectors = disk.size // disk.sector_size
+    for first in range(0, sectors, per_block):
+        total.update(disk.read_sectors(first, min(per_block, sectors - first)))
+    print(total.hexdigest())
+";
+
+#[test]
+fn chains_as_dissect_reads_them() {
+    let python = std::env::var_os("AVHDX_PYTHON").unwrap_or_else(|| "python3".into());
+    let run = |args: &[&std::ffi::OsStr]| Command::new(&python).arg("-c").args(args).output();
+    let probe = run(&["import dissect.hypervisor.disk.vhdx".as_ref()]);
+    if !probe.is_ok_and(|output| output.status.success()) {
+        return skipped("dissect.hypervisor");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut large = plain_chain();
+    large.iter_mut().for_each(|image| image.logical_sector = 4096);
+    // With sectors of 4096 bytes a block has 256 of them.
+    large[1].blocks.clear();
+    large[2].blocks.clear();
+    large[1].put(1, Block::partial_runs(Data::Pattern(1), &[(8, 16)]));
+    large[2].put(1, Block::partial_runs(Data::Pattern(2), &[(0, 8), (16, 240)]));
+    let mut fixed = vec![Image::fixed(5 * MIB)];
+    fixed[0].put(3, Block::full(Data::Pattern(4)));
+    for (name, images) in [("plain", plain_chain()), ("large", large), ("fixed", fixed)] {
+        let folder = folder.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let paths = write_chain(&folder, &images);
+        let mut args = vec![DISSECT.as_ref()];
+        args.extend(paths.iter().map(|path| path.as_os_str()));
+        let theirs = said(&run(&args).unwrap());
+        let ours: Vec<String> =
+            paths.iter().map(|path| sum(&DiffChain::open(path).unwrap(), 1 << 20)).collect();
+        assert_eq!(theirs.lines().collect::<Vec<_>>(), ours, "{name}");
+    }
+}
+
+/// `vhdiinfo` on each layer: sizes, sectors and kind.
+#[test]
+fn facts_as_libvhdi_tells_them() {
+    let run = |path: &Path| Command::new("vhdiinfo").arg(path).output();
+    if !Command::new("vhdiinfo").arg("-V").output().is_ok_and(|output| output.status.success()) {
+        return skipped("vhdiinfo");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mut paths: Vec<PathBuf> = write_chain(folder.path(), &plain_chain());
+    let mut others = [Image::fixed(5 * MIB), Image::dynamic(64 << 30), Image::dynamic(12 * MIB)];
+    others[2].logical_sector = 4096;
+    for (n, image) in others.iter().enumerate() {
+        paths.push(folder.path().join(format!("other{n}.vhdx")));
+        image.write_to(&paths[paths.len() - 1]);
+    }
+    for path in paths {
+        let theirs = said(&run(&path).unwrap());
+        let image = VhdxFile::open(&path).unwrap();
+        let info = image.info();
+        let kind = match (info.has_parent, info.leave_blocks_allocated) {
+            (true, _) => "Differential",
+            (false, true) => "Fixed",
+            (false, false) => "Dynamic",
+        };
+        for fact in [
+            format!("({} bytes)", image.geometry().size),
+            format!("Bytes per sector\t: {} bytes", image.geometry().logical_sector),
+            format!("Disk type\t\t: {kind}"),
+        ] {
+            assert!(theirs.contains(&fact), "{fact:?} of {} in {theirs}", path.display());
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Opening costs nothing that grows with the disk: counted in reads, bytes and memory, not in time.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use avhdx::storage::Storage;
+use avhdx::{Budget, DiffChain, Disk, OpenOptions, Source};
+use avhdx_testkit::build::{Block, Data, Image, write_chain};
+use peak_alloc::PeakAlloc;
+
+use common::disk::{extents_name_the_bytes, tiles};
+use common::{Counting, GIB, MIB, file, open_stack};
+
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+const TIB: u64 = 1 << 40;
+
+/// One test at a time: the allocator counts for the whole process.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What it took to open a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cost {
+    reads: u64,
+    bytes: u64,
+    memory: usize,
+}
+
+/// Opens these files, base first, and hands the chain to `then` with what opening it took.
+fn opened(paths: &[PathBuf], then: impl FnOnce(&DiffChain)) -> Cost {
+    let counting: Vec<Arc<Counting>> = paths.iter().map(|path| Counting::new(file(path))).collect();
+    let files: Vec<Arc<dyn Storage>> =
+        counting.iter().map(|file| Arc::clone(file) as Arc<dyn Storage>).collect();
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    let chain = open_stack(OpenOptions::new().budget(Budget::new(64 << 20)), &files).unwrap();
+    let memory = MEMORY.peak_usage().saturating_sub(before);
+    let counts = counting.iter().map(|file| file.counts());
+    let (reads, bytes) = counts.fold((0, 0), |(r, b), (reads, bytes)| (r + reads, b + bytes));
+    then(&chain);
+    Cost { reads, bytes, memory }
+}
+
+fn written(folder: &Path, images: &[Image]) -> Vec<PathBuf> {
+    write_chain(folder, images)
+}
+
+#[test]
+fn an_empty_disk_of_64_tib_opens_as_one_of_64_mib() {
+    let _alone = alone();
+    let cost = |size| {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = written(folder.path(), &[Image::dynamic(size)]);
+        opened(&paths, |chain| assert_eq!(chain.geometry().size, size))
+    };
+    cost(MIB); // what is allocated once is no one's cost
+    let (small, large) = (cost(64 * MIB), cost(64 * TIB));
+    assert_eq!((small.reads, small.bytes), (large.reads, large.bytes));
+    assert!(large.bytes < MIB, "{large:?}");
+    assert!(large.memory < 16 << 20, "{large:?}");
+    assert!(large.memory < small.memory + 4096, "{small:?} and {large:?}");
+}
+
+#[test]
+fn a_chain_16_deep_opens_as_small_ones_do() {
+    let _alone = alone();
+    let cost = |size| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut images = vec![Image::dynamic(size)];
+        for n in 1..16 {
+            let mut child = images[n - 1].new_child();
+            child.put(0, Block::partial_runs(Data::Pattern(n as u64), &[(n, 1)]));
+            images.push(child);
+        }
+        let paths = written(folder.path(), &images);
+        opened(&paths, |chain| assert_eq!(chain.layers().len(), 16))
+    };
+    let (small, large) = (cost(64 * MIB), cost(64 * TIB));
+    assert_eq!((small.reads, small.bytes), (large.reads, large.bytes));
+    assert!(large.memory < 16 << 20, "{large:?}");
+    // Sixteen times one image, and the second look at the parents' headers.
+    assert!(large.bytes < 16 * MIB, "{large:?}");
+}
+
+/// Reading here and there in a huge disk loads the pages of the tables that speak of the place, and of
+/// a large disk no more than of a small one.
+#[test]
+fn reading_loads_what_it_needs_of_the_tables() {
+    let _alone = alone();
+    let read_some = |size: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let mut base = Image::dynamic(size);
+        let last = base.block_count() - 1;
+        base.put(0, Block::full(Data::Pattern(1))).put(last, Block::full(Data::Pattern(2)));
+        let mut tip = base.new_child();
+        tip.put(last, Block::partial_runs(Data::Pattern(3), &[(2047, 1)]));
+        let paths = written(folder.path(), &[base, tip]);
+        let counting: Vec<Arc<Counting>> =
+            paths.iter().map(|path| Counting::new(file(path))).collect();
+        let files: Vec<Arc<dyn Storage>> =
+            counting.iter().map(|file| Arc::clone(file) as Arc<dyn Storage>).collect();
+        let chain = open_stack(OpenOptions::new().budget(Budget::new(1 << 20)), &files).unwrap();
+        let total = || counting.iter().map(|file| file.counts().1).sum::<u64>();
+        let before = total();
+        let mut sector = [0; 512];
+        for at in [0, 512, size - 512, size - 1024] {
+            chain.read_at(&mut sector, at).unwrap();
+            assert_ne!(sector, [0; 512], "at {at} of {size}");
+        }
+        let taken = total() - before;
+        // Again, and nothing but the bytes themselves is read.
+        let before = total();
+        for at in [0, 512, size - 512, size - 1024] {
+            chain.read_at(&mut sector, at).unwrap();
+        }
+        assert_eq!(total() - before, 4 * 512);
+        taken
+    };
+    // Two pages of the table of each layer; of the tip that with the bitmap's entry and one of its bits.
+    let most = 4 * 512 + 6 * 4096;
+    assert!(read_some(2 * GIB) <= most);
+    assert!(read_some(64 * TIB) <= most, "{} bytes", read_some(64 * TIB));
+}
+
+/// A walk over 64 TiB reads the table once and keeps no more of it than the budget allows.
+#[test]
+fn a_walk_over_a_huge_disk_keeps_within_its_budget() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = Image::dynamic(4 * TIB);
+    for b in (0..4 << 20).step_by(1 << 20) {
+        image.put(b, Block::full(Data::Pattern(b)));
+    }
+    let paths = written(folder.path(), &[image]);
+    let counting = Counting::new(file(&paths[0]));
+    let budget = Budget::new(256 << 10);
+    let storage = Arc::clone(&counting) as Arc<dyn Storage>;
+    let chain = open_stack(OpenOptions::new().budget(budget), &[storage]).unwrap();
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    let found = tiles(&chain, 0..4 * TIB);
+    assert!(MEMORY.peak_usage() - before < 1 << 20);
+    let data = found.iter().filter(|e| matches!(e.source, Source::Data { .. })).count();
+    assert_eq!((data, found.len()), (4, 8));
+    // 4 Mi entries are 32 MiB of table, and each page is read once or, after a look ahead, twice.
+    let (_, bytes) = counting.counts();
+    assert!(bytes < 80 * MIB, "{bytes} bytes");
+    extents_name_the_bytes(&chain, TIB - MIB..TIB + 3 * MIB);
+    assert_eq!(chain.tip().count_blocks().unwrap().fully_present, 4);
+}
