@@ -63,8 +63,8 @@
 //! - [`CreateOptions`]: new images and new children. [`Disk::write_at`] and [`Disk::flush`] write them,
 //!   when they were opened with [`OpenOptions::writable`].
 //! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
-//! - [`ops`]: one operation each: exporting, comparing, measuring, explaining, drawing the forest of
-//!   checkpoints in a folder.
+//! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
+//!   forest of checkpoints in a folder.
 //! - [`storage`]: the bytes and names underneath, to be replaced by stores of other kinds.
 //! - [`Error`]: what was wrong, where, what stood there and what should have.
 //!

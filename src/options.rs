@@ -167,7 +167,15 @@ impl OpenOptions {
         Followed::follow(tip, &self.chain, &self.image, self.source().as_ref())
     }
 
-    fn source(&self) -> Arc<dyn ParentSource> {
+    pub(crate) fn host_used(&self) -> &Arc<dyn Host> {
+        &self.host
+    }
+
+    pub(crate) fn policies(&self) -> (&ImagePolicy, &ChainPolicy) {
+        (&self.image, &self.chain)
+    }
+
+    pub(crate) fn source(&self) -> Arc<dyn ParentSource> {
         self.parents
             .clone()
             .unwrap_or_else(|| Arc::new(PathSource::new().host(Arc::clone(&self.host))))

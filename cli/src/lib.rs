@@ -6,6 +6,7 @@
 //! (Ctrl-C), `progress`.
 
 mod args;
+mod check;
 mod compare;
 mod convert;
 mod create;
@@ -73,6 +74,7 @@ enum Verb {
     Zero(zero::Args),
     Discard(discard::Args),
     Compare(compare::Args),
+    Check(check::Args),
     Measure(measure::Args),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
@@ -92,6 +94,7 @@ impl Verb {
             Self::Zero(args) => zero::run(args, console),
             Self::Discard(args) => discard::run(args, console),
             Self::Compare(args) => compare::run(args, console),
+            Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Completions(args) => pages::completions(args, Cli::command(), console),
             Self::Man(args) => pages::man(args, Cli::command(), console),

@@ -16,8 +16,8 @@ use crate::image::{ImagePolicy, VhdxFile, Warning};
 
 pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
-pub(crate) use open::ChainPolicy;
 pub use open::Linkage;
+pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_error, too_deep};
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
 ///

@@ -94,14 +94,14 @@ struct Walk<'a> {
 
 /// What tells a layer from the others of its chain.
 #[derive(PartialEq, Eq, Hash)]
-enum Identity {
+pub(crate) enum Identity {
     File(FileId),
     /// Where the storage has no identity of its own.
     Guid(Uuid),
 }
 
 impl Identity {
-    fn of(storage: &dyn Storage, guid: Uuid) -> Result<Self> {
+    pub(crate) fn of(storage: &dyn Storage, guid: Uuid) -> Result<Self> {
         let id = storage.id().map_err(|error| {
             Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
         })?;
@@ -116,7 +116,7 @@ impl Walk<'_> {
         let at = child.locator_at().unwrap_or_default();
         let in_child = |error: Error| error.at(at).in_file(child.name());
         if !self.seen.insert(Identity::of(child.storage(), child.data_write_guid())?) {
-            return Err(in_child(loop_error(child)));
+            return Err(in_child(loop_error(child.name())));
         }
         let Some(link) = child.parent_link()? else { return Ok(None) };
         if layers.len() >= self.policy.max_depth {
@@ -127,46 +127,64 @@ impl Walk<'_> {
         Ok(Some(parent))
     }
 
-    /// The first candidate that has the recorded identity.
     fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
-        let mut tried = Tried::default();
-        for candidate in self.source.candidates(link, Access::Read) {
-            let Candidate { name, found_by, opened } = candidate;
-            let storage = match opened {
-                Ok(storage) => storage,
-                Err(error) => {
-                    let error = Error::io("parent.open", "cannot open the parent", error);
-                    let error = error.in_file(&name).limits_named();
-                    if error.kind() == ErrorKind::Limit {
-                        return Err(error);
-                    }
-                    tried.failed(name, found_by, error);
-                    continue;
-                }
-            };
-            // Until here the file may be anybody's: nothing of it is shown before it matched.
-            match probe_identity(storage.as_ref()) {
-                Some(guid) if link.accepts(guid) => {
-                    let image = VhdxFile::from_storage(storage, self.images)?;
-                    return Ok(Link { image, found_by: Some(found_by) });
-                }
-                found => tried.mismatched(name, found_by, found.map(|_| storage)),
-            }
-        }
-        if self.policy.linkage == Linkage::Ignore
-            && let Some((storage, found_by)) = tried.fallback
-        {
-            let message = format!(
-                "{}: THE LINKAGE IS IGNORED: {} is taken for its parent, though its identity is another",
-                link.child,
-                storage.name(),
-            );
-            self.warnings.push(Warning { code: "parent.linkage-ignored", message });
-            let image = VhdxFile::from_storage(storage, self.images)?;
-            return Ok(Link { image, found_by: Some(found_by) });
-        }
-        Err(tried.into_error(link, locator_at))
+        let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
+        self.warnings.extend(found.warning);
+        let image = VhdxFile::from_storage(found.storage, self.images)?;
+        Ok(Link { image, found_by: Some(found.found_by) })
     }
+}
+
+/// The file of a parent.
+pub(crate) struct FoundParent {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) found_by: FoundBy,
+    /// That its identity is another.
+    pub(crate) warning: Option<Warning>,
+}
+
+/// The first candidate that has the recorded identity. The image itself is yet to be opened.
+pub(crate) fn find_parent(
+    link: &ParentLink,
+    locator_at: u64,
+    linkage: Linkage,
+    source: &dyn ParentSource,
+) -> Result<FoundParent> {
+    let mut tried = Tried::default();
+    for candidate in source.candidates(link, Access::Read) {
+        let Candidate { name, found_by, opened } = candidate;
+        let storage = match opened {
+            Ok(storage) => storage,
+            Err(error) => {
+                let error = Error::io("parent.open", "cannot open the parent", error);
+                let error = error.in_file(&name).limits_named();
+                if error.kind() == ErrorKind::Limit {
+                    return Err(error);
+                }
+                tried.failed(name, found_by, error);
+                continue;
+            }
+        };
+        // Until here the file may be anybody's: nothing of it is shown before it matched.
+        match probe_identity(storage.as_ref()) {
+            Some(guid) if link.accepts(guid) => {
+                return Ok(FoundParent { storage, found_by, warning: None });
+            }
+            found => tried.mismatched(name, found_by, found.map(|_| storage)),
+        }
+    }
+    if linkage == Linkage::Ignore
+        && let Some((storage, found_by)) = tried.fallback
+    {
+        let message = format!(
+            "{}: THE LINKAGE IS IGNORED: {} is taken for its parent, though its identity is another",
+            link.child,
+            storage.name(),
+        );
+        let warning = Some(Warning { code: "parent.linkage-ignored", message });
+        return Ok(FoundParent { storage, found_by, warning });
+    }
+    Err(tried.into_error(link, locator_at))
 }
 
 /// What became of the candidates so far.
@@ -254,26 +272,30 @@ impl Tried {
 /// Refuses a parent whose disk cannot lie under the child's.
 fn check_fit(child: &VhdxFile, parent: &VhdxFile) -> Result<()> {
     let (above, below) = (child.geometry().logical_sector, parent.geometry().logical_sector);
+    check_sectors(above, below, child.name())
+        .map_err(|error| error.in_file(parent.name()).at(parent.metadata_at()))
+}
+
+/// Refuses a parent whose sectors are not those of its child.
+pub(crate) fn check_sectors(above: u32, below: u32, child: &str) -> Result<()> {
     if above == below {
         return Ok(());
     }
-    let message = format!("another logical sector size than that of its child {}", child.name());
+    let message = format!("another logical sector size than that of its child {child}");
     Err(Error::new(ErrorKind::Damaged, "chain.sector-size", message)
-        .in_file(parent.name())
         .with_section("2.6.2.4")
-        .at(parent.metadata_at())
         .with_found(below)
         .with_expected(above))
 }
 
-fn loop_error(child: &VhdxFile) -> Error {
+pub(crate) fn loop_error(child: &str) -> Error {
     Error::new(ErrorKind::Damaged, "chain.loop", "the chain of parents leads back to this file")
         .with_section("2.6.2.6")
-        .with_found(format_args!("{} as an ancestor of its own", child.name()))
+        .with_found(format_args!("{child} as an ancestor of its own"))
         .with_expected("a base without a parent at the end of the chain")
 }
 
-fn too_deep(most: usize) -> Error {
+pub(crate) fn too_deep(most: usize) -> Error {
     Error::new(ErrorKind::Limit, "limit.depth", "the chain is deeper than allowed")
         .with_section("2.6.2.6")
         .with_found(format_args!("a parent below {most} layers"))

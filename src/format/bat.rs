@@ -62,6 +62,11 @@ impl BatEntry {
         }
     }
 
+    /// Bits 3 to 19, which mean nothing and are zero.
+    pub(crate) fn reserved_bits(self) -> u64 {
+        self.0 & (MIB - 1) & !7
+    }
+
     /// Where the block lies, whether or not the state gives that a meaning.
     pub(crate) fn offset(self) -> FileOffset {
         FileOffset::new(self.0 & !(MIB - 1))

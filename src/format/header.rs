@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::{Fields, FieldsMut, check_signature, check_sum, seal};
+use super::{Fields, FieldsMut, OnError, check_reserved, check_signature, check_sum, seal, strict};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{KIB, MIB};
 
@@ -39,8 +39,13 @@ impl Header {
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         check_signature(bytes, b"head", at, "header.signature", "2.2.2", "header")?;
         check_sum(bytes, at, "header.checksum", "2.2.2", "header")?;
+        Ok(Self::read(bytes))
+    }
+
+    /// The fields as they stand, whether or not this is a header.
+    pub(crate) fn read(bytes: &[u8]) -> Self {
         let fields = Fields(bytes);
-        Ok(Self {
+        Self {
             sequence_number: fields.u64(8),
             file_write_guid: fields.guid(16),
             data_write_guid: fields.guid(32),
@@ -49,7 +54,7 @@ impl Header {
             version: fields.u16(66),
             log_length: fields.u32(68),
             log_offset: fields.u64(72),
-        })
+        }
     }
 
     /// The bytes of the header, checksum included.
@@ -69,34 +74,43 @@ impl Header {
         bytes
     }
 
-    /// Refuses a header that cannot be worked with, whatever its checksum says.
-    fn validate(&self, at: u64) -> Result<()> {
+    /// The bytes of the file that the log takes up.
+    pub(crate) fn log_range(&self) -> std::ops::Range<u64> {
+        self.log_offset..self.log_offset.saturating_add(self.log_length.into())
+    }
+
+    /// Says what of a header cannot be worked with, whatever its checksum says.
+    pub(crate) fn inspect(&self, at: u64, on: OnError<'_>) {
         let unsupported = |code, place, message| {
             Error::new(ErrorKind::Unsupported, code, message).with_section("2.2.2").at(at + place)
         };
         if self.version != 1 {
-            return Err(unsupported("header.version", 66, "unknown version of the format")
+            on(unsupported("header.version", 66, "unknown version of the format")
                 .with_found(self.version)
                 .with_expected(1));
         }
         if !self.log_guid.is_nil() && self.log_version != 0 {
-            return Err(unsupported("header.log-version", 64, "unknown version of the log")
+            on(unsupported("header.log-version", 64, "unknown version of the log")
                 .with_found(self.log_version)
                 .with_expected(0));
         }
         if !u64::from(self.log_length).is_multiple_of(MIB) {
             let message = "misaligned length of the log";
-            return Err(Error::damaged("header.log-length", "2.2.2", at + 68, message)
+            on(Error::damaged("header.log-length", "2.2.2", at + 68, message)
                 .with_found(self.log_length)
                 .with_expected("a multiple of 1 MiB"));
         }
         if !self.log_offset.is_multiple_of(MIB) {
             let message = "misaligned offset of the log";
-            return Err(Error::damaged("header.log-offset", "2.2.2", at + 72, message)
+            on(Error::damaged("header.log-offset", "2.2.2", at + 72, message)
                 .with_found(format_args!("{:#x}", self.log_offset))
                 .with_expected("a multiple of 1 MiB"));
         }
-        Ok(())
+    }
+
+    /// Says where reserved bytes of a header are not zero. Readers ignore them.
+    pub(crate) fn inspect_reserved(bytes: &[u8], at: u64, on: OnError<'_>) {
+        check_reserved(&bytes[80..], at + 80, "header.reserved", "2.2.2", "the header", on);
     }
 }
 
@@ -104,7 +118,17 @@ impl Headers {
     /// Parses both copies and picks the current one: the valid one with the higher sequence number.
     pub(crate) fn parse(copies: [&[u8]; 2]) -> Result<Self> {
         let parsed = [0, 1].map(|i| Header::parse(copies[i], Header::OFFSETS[i]));
-        let current = match &parsed {
+        let current = Self::choose(copies, &parsed)?;
+        let headers = Self { copies: parsed, current };
+        strict(|on| {
+            headers.current().inspect(Header::OFFSETS[current], on);
+            Some(headers)
+        })
+    }
+
+    /// Which of the two copies is current, if one is.
+    pub(crate) fn choose(copies: [&[u8]; 2], parsed: &[Result<Header>; 2]) -> Result<usize> {
+        Ok(match parsed {
             [Ok(first), Ok(second)] if first.sequence_number == second.sequence_number => {
                 // Some writers leave the same header twice; anything else of one number is a riddle.
                 if copies[0] != copies[1] {
@@ -119,14 +143,8 @@ impl Headers {
             [Ok(first), Ok(second)] => usize::from(second.sequence_number > first.sequence_number),
             [Ok(_), Err(_)] => 0,
             [Err(_), Ok(_)] => 1,
-            [Err(_), Err(_)] => {
-                let [first, _] = parsed;
-                return first.map(|_| unreachable!("both copies failed"));
-            }
-        };
-        let headers = Self { copies: parsed, current };
-        headers.current().validate(Header::OFFSETS[current])?;
-        Ok(headers)
+            [Err(error), Err(_)] => return Err(error.same_again()),
+        })
     }
 
     /// The header that counts.

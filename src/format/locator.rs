@@ -1,9 +1,12 @@
 //! The parent locator, \[MS-VHDX\] 2.6.2.6.
 
+use std::collections::HashSet;
+
 use uuid::{Uuid, uuid};
 
-use super::{Fields, FieldsMut};
+use super::{Fields, FieldsMut, OnError, check_reserved};
 use crate::error::{Error, ErrorKind, Result};
+use crate::types::MIB;
 
 pub(crate) const VHDX_TYPE: Uuid = uuid!("B04AEFB7-D19E-4A81-B789-25B8E9445913");
 
@@ -19,47 +22,78 @@ pub(crate) struct ParentLocator {
 }
 
 impl ParentLocator {
-    /// Parses the item. A type other than VHDX is refused, for its keys have no meaning here.
-    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+    /// Reads what there is and says all that is wrong with it, leaving out entries that cannot be. A type
+    /// other than VHDX comes to nothing, for its keys have no meaning here.
+    pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
         if bytes.len() < HEADER_LEN {
             let message = "the parent locator is too short";
-            return Err(Error::damaged("locator.length", SECTION, at, message)
+            on(Error::damaged("locator.length", SECTION, at, message)
                 .with_found(format_args!("{} bytes", bytes.len()))
                 .with_expected(format_args!("at least {HEADER_LEN}")));
+            return None;
         }
         let locator_type = Fields(bytes).guid(0);
         if locator_type != VHDX_TYPE {
             let message = "unknown type of parent locator";
-            return Err(Error::new(ErrorKind::Unsupported, "locator.type", message)
+            on(Error::new(ErrorKind::Unsupported, "locator.type", message)
                 .with_section("2.6.2.6.1")
                 .at(at)
                 .with_found(locator_type)
                 .with_expected(VHDX_TYPE));
+            return None;
         }
         let count = usize::from(Fields(bytes).u16(18));
         let room = (bytes.len() - HEADER_LEN) / ENTRY_LEN;
         if count > room {
             let message = "more parent locator entries than the item has room for";
-            return Err(Error::damaged("locator.count", "2.6.2.6.1", at + 18, message)
+            on(Error::damaged("locator.count", "2.6.2.6.1", at + 18, message)
                 .with_found(count)
                 .with_expected(format_args!("at most {room}")));
         }
         let mut entries: Vec<(String, String)> = Vec::new();
-        for i in 0..count {
+        let mut keys = HashSet::new();
+        // Strings may lie over each other, but all of them fit an item of the greatest length.
+        let mut room_left = MIB as usize;
+        for i in 0..count.min(room) {
             let start = HEADER_LEN + ENTRY_LEN * i;
             let fields = Fields(bytes).from(start);
             let place = at + start as u64;
-            let key = string(bytes, fields.u32(0), fields.u16(8), at, place)?;
-            let value = string(bytes, fields.u32(4), fields.u16(10), at, place + 4)?;
-            if entries.iter().any(|(other, _)| *other == key) {
+            let (key_len, value_len) = (fields.u16(8), fields.u16(10));
+            let Some(left) = room_left.checked_sub(usize::from(key_len) + usize::from(value_len))
+            else {
+                let message = "parent locator strings that lie over each other again and again";
+                on(Error::damaged("locator.string-overlap", "2.6.2.6.2", place, message)
+                    .with_found("more bytes of strings than any item has")
+                    .with_expected(format_args!("at most {MIB}")));
+                break;
+            };
+            room_left = left;
+            let key = string(bytes, fields.u32(0), key_len, at, place);
+            let value = string(bytes, fields.u32(4), value_len, at, place + 4);
+            let (key, value) = match (key, value) {
+                (Ok(key), Ok(value)) => (key, value),
+                (key, value) => {
+                    [key, value].into_iter().filter_map(Result::err).for_each(&mut *on);
+                    continue;
+                }
+            };
+            if !keys.insert(key.clone()) {
                 let message = "the same parent locator key twice";
-                return Err(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
+                on(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
                     .with_found(format_args!("{key:?}"))
                     .with_expected("every key once"));
+                continue;
             }
             entries.push((key, value));
         }
-        Ok(Self { locator_type, entries })
+        Some(Self { locator_type, entries })
+    }
+
+    /// Says whether the reserved field is not zero. Readers ignore it.
+    pub(crate) fn inspect_reserved(bytes: &[u8], at: u64, on: OnError<'_>) {
+        let field = bytes.get(16..18).unwrap_or_default();
+        let what = "the parent locator";
+        check_reserved(field, at + 16, "locator.reserved", "2.6.2.6.1", what, on);
     }
 
     /// The bytes of the item.
@@ -137,5 +171,32 @@ fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -
         )
         .with_found(format_args!("{:?}", String::from_utf16_lossy(&units)))
         .with_expected("UTF-16 without NULs")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_over_each_other_take_no_more_memory_than_the_item() {
+        // 1 MiB, whose entries name the same 32 KiB as their keys over and over.
+        let mut bytes = vec![b'a'; 1 << 20];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.guid(0, VHDX_TYPE);
+        fields.u16(16, 0);
+        fields.u16(18, 65_535);
+        for i in 0..65_535 {
+            let start = HEADER_LEN + ENTRY_LEN * i;
+            fields.u32(start, 1 << 19);
+            fields.u32(start + 4, (1 << 19) + 2 * i as u32);
+            fields.u16(start + 8, 32 << 10);
+            fields.u16(start + 10, 32 << 10);
+        }
+        let mut errors = Vec::new();
+        let locator = ParentLocator::inspect(&bytes, 0, &mut |error| errors.push(error.code()));
+        let held: usize = locator.unwrap().entries.iter().map(|(k, v)| k.len() + v.len()).sum();
+        assert!(held <= 3 << 20, "{held} bytes"); // a unit of UTF-16 may take three in UTF-8
+        assert_eq!(errors.last(), Some(&"locator.string-overlap"));
     }
 }

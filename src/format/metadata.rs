@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use uuid::{Uuid, uuid};
 
-use super::{Fields, FieldsMut, check_signature};
+use super::{Fields, FieldsMut, OnError, check_reserved, check_signature};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{KIB, MIB};
 
@@ -73,26 +73,82 @@ impl MetadataTable {
     /// Bytes of the table; items lie behind it.
     pub(crate) const LEN: usize = 64 * KIB as usize;
 
-    /// Parses the table of a region of `region_len` bytes at `at`.
-    pub(crate) fn parse(bytes: &[u8], at: u64, region_len: u32) -> Result<Self> {
-        check_signature(bytes, b"metadata", at, "metadata.signature", "2.6.1.1", "metadata table")?;
+    /// Reads what there is and says all that is wrong with it. Entries that cannot be are kept, so that
+    /// each has its number.
+    pub(crate) fn inspect(bytes: &[u8], at: u64, region_len: u32, on: OnError<'_>) -> Option<Self> {
+        let (section, what) = ("2.6.1.1", "metadata table");
+        let signed = check_signature(bytes, b"metadata", at, "metadata.signature", section, what);
+        if let Err(error) = signed {
+            on(error);
+            return None;
+        }
         let count = Fields(bytes).u16(10);
         if count > MAX_ENTRIES {
             let message = "too many metadata items";
-            return Err(Error::damaged("metadata.count", "2.6.1.1", at + 10, message)
+            on(Error::damaged("metadata.count", "2.6.1.1", at + 10, message)
                 .with_found(count)
                 .with_expected(format_args!("at most {MAX_ENTRIES}")));
         }
         let mut entries = Vec::new();
-        for i in 0..usize::from(count) {
+        for i in 0..usize::from(count.min(MAX_ENTRIES)) {
             let start = ENTRY_LEN * (i + 1);
             let entry = MetadataEntry::parse(Fields(bytes).from(start));
-            entry.validate(at + start as u64, region_len)?;
+            if let Err(error) = entry.validate(at + start as u64, region_len) {
+                on(error);
+            }
             entries.push(entry);
         }
         let table = Self { entries };
-        table.validate(at)?;
-        Ok(table)
+        table.inspect_whole(at, region_len, on);
+        Some(table)
+    }
+
+    /// Says where reserved fields are not zero. Readers ignore them.
+    pub(crate) fn inspect_reserved(&self, bytes: &[u8], at: u64, on: OnError<'_>) {
+        let code = "metadata.reserved";
+        for range in [8..10, 12..32] {
+            let place = at + range.start as u64;
+            check_reserved(&bytes[range], place, code, "2.6.1.1", "the metadata table", on);
+        }
+        for (i, entry) in self.entries.iter().enumerate() {
+            let place = at + Self::entry_place(i);
+            let what = format!("the entry of metadata item {}", entry.item);
+            let start = ENTRY_LEN * (i + 1) + 28;
+            check_reserved(&bytes[start..start + 4], place + 28, code, "2.6.1.2", &what, on);
+            let known = ItemFlags::USER | ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED;
+            if !known.contains(entry.flags) {
+                on(Error::damaged(
+                    code,
+                    "2.6.1.2",
+                    place + 24,
+                    format!("reserved flags in {what}"),
+                )
+                .with_found(format_args!("{:#x}", entry.flags.bits()))
+                .with_expected("bits 0 to 2 alone"));
+            }
+        }
+    }
+
+    /// Says which items of the format have other flags than the format gives them, and which empty
+    /// items have a place.
+    pub(crate) fn inspect_flags(&self, at: u64, on: OnError<'_>) {
+        for (i, entry) in self.entries.iter().enumerate() {
+            let place = at + Self::entry_place(i);
+            if entry.length == 0 && entry.offset != 0 {
+                let message = format!("a place for the empty metadata item {}", entry.item);
+                on(Error::damaged("metadata.empty-item", "2.6.1.2", place + 16, message)
+                    .with_found(format_args!("{:#x}", entry.offset))
+                    .with_expected("0"));
+            }
+            let Some(expected) = flags_of(entry.item) else { continue };
+            let found = ItemFlags::from_bits_truncate(entry.flags.bits() & 7);
+            if found != expected {
+                let message = format!("wrong flags of metadata item {}", entry.item);
+                on(Error::damaged("metadata.flags", "2.6.2", place + 24, message)
+                    .with_found(format_args!("{:#x}", found.bits()))
+                    .with_expected(format_args!("{:#x}", expected.bits())));
+            }
+        }
     }
 
     /// The bytes of the table.
@@ -124,12 +180,12 @@ impl MetadataTable {
     }
 
     /// What only shows when entries are held against each other.
-    fn validate(&self, at: u64) -> Result<()> {
+    fn inspect_whole(&self, at: u64, region_len: u32, on: OnError<'_>) {
         let user =
             self.entries.iter().filter(|entry| entry.flags.contains(ItemFlags::USER)).count();
         if user > MAX_USER_ENTRIES {
             let message = "too many user metadata items";
-            return Err(Error::damaged("metadata.user-count", "2.6.1.1", at + 10, message)
+            on(Error::damaged("metadata.user-count", "2.6.1.1", at + 10, message)
                 .with_found(user)
                 .with_expected(format_args!("at most {MAX_USER_ENTRIES}")));
         }
@@ -143,24 +199,26 @@ impl MetadataTable {
             if a.item == b.item && !(a.flags ^ b.flags).contains(ItemFlags::USER) {
                 let place = at + Self::entry_place(pair[0].max(pair[1]));
                 let message = "the same metadata item twice";
-                return Err(Error::damaged("metadata.duplicate", "2.6.1.2", place, message)
+                on(Error::damaged("metadata.duplicate", "2.6.1.2", place, message)
                     .with_found(a.item)
                     .with_expected("every item once"));
             }
         }
-        order.retain(|i| self.entries[*i].length > 0);
+        order.retain(|i| self.entries[*i].length > 0 && self.entries[*i].is_placed(region_len));
         order.sort_by_key(|i| self.entries[*i].offset);
-        for pair in order.windows(2) {
-            let (a, b) = (&self.entries[pair[0]], &self.entries[pair[1]]);
-            if a.end() > u64::from(b.offset) {
-                let place = at + Self::entry_place(pair[1]) + 16;
+        // Of those before, the one that ends last.
+        let mut furthest: Option<&MetadataEntry> = None;
+        for i in order {
+            let b = &self.entries[i];
+            if let Some(a) = furthest.filter(|a| a.end() > u64::from(b.offset)) {
+                let place = at + Self::entry_place(i) + 16;
                 let message = format!("metadata items {} and {} overlap", a.item, b.item);
-                return Err(Error::damaged("metadata.overlap", "2.6.1.2", place, message)
+                on(Error::damaged("metadata.overlap", "2.6.1.2", place, message)
                     .with_found(format_args!("offset {:#x}", b.offset))
                     .with_expected(format_args!("at least {:#x}", a.end())));
             }
+            furthest = furthest.filter(|a| a.end() >= b.end()).or(Some(b));
         }
-        Ok(())
     }
 }
 
@@ -176,6 +234,11 @@ impl MetadataEntry {
 
     fn end(&self) -> u64 {
         u64::from(self.offset) + u64::from(self.length)
+    }
+
+    /// Whether the item lies where an item of a region this long can.
+    pub(crate) fn is_placed(&self, region_len: u32) -> bool {
+        self.validate(0, region_len).is_ok()
     }
 
     fn validate(&self, at: u64, region_len: u32) -> Result<()> {
@@ -262,6 +325,28 @@ pub(crate) fn virtual_size_to_bytes(size: u64) -> [u8; 8] {
 /// The Virtual Disk ID item, \[MS-VHDX\] 2.6.2.3.
 pub(crate) fn parse_disk_id(bytes: &[u8]) -> Uuid {
     Fields(bytes).guid(0)
+}
+
+/// Says whether undefined flags of the File Parameters item at `at` are set.
+pub(crate) fn inspect_file_flags(file: &FileParameters, at: u64, on: OnError<'_>) {
+    let known = FileFlags::LEAVE_BLOCKS_ALLOCATED | FileFlags::HAS_PARENT;
+    if !known.contains(file.flags) {
+        let message = "reserved flags in the File Parameters item";
+        on(Error::damaged("metadata.reserved", "2.6.2.1", at + 4, message)
+            .with_found(format_args!("{:#x}", file.flags.bits()))
+            .with_expected("bits 0 and 1 alone"));
+    }
+}
+
+/// The flags that the format gives its own items.
+fn flags_of(item: Uuid) -> Option<ItemFlags> {
+    match item {
+        FILE_PARAMETERS | PARENT_LOCATOR => Some(ItemFlags::REQUIRED),
+        VIRTUAL_DISK_SIZE | VIRTUAL_DISK_ID | LOGICAL_SECTOR_SIZE | PHYSICAL_SECTOR_SIZE => {
+            Some(ItemFlags::REQUIRED | ItemFlags::VIRTUAL_DISK)
+        }
+        _ => None,
+    }
 }
 
 #[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]

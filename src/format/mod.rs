@@ -17,6 +17,43 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 
+/// Takes what is wrong with a structure, one error after the other.
+pub(crate) type OnError<'a> = &'a mut dyn FnMut(Error);
+
+/// Turns an inspection, which goes on after each error, into a parser, which stops at the first.
+/// An inspection that comes to nothing has said why.
+pub(crate) fn strict<T>(inspect: impl FnOnce(OnError<'_>) -> Option<T>) -> Result<T> {
+    let mut first = None;
+    let value = inspect(&mut |error| {
+        first.get_or_insert(error);
+    });
+    match first {
+        Some(error) => Err(error),
+        None => Ok(value.expect("an inspection without a value has an error")),
+    }
+}
+
+/// Says where reserved bytes of a structure are not zero; `at` is the place of `bytes` in the file.
+fn check_reserved(
+    bytes: &[u8],
+    at: u64,
+    code: &'static str,
+    section: &'static str,
+    what: &str,
+    on: OnError<'_>,
+) {
+    if let Some(i) = bytes.iter().position(|byte| *byte != 0) {
+        on(Error::damaged(
+            code,
+            section,
+            at + i as u64,
+            format!("reserved bytes of {what} are used"),
+        )
+        .with_found(format_args!("{:#04x}", bytes[i]))
+        .with_expected("zeros"));
+    }
+}
+
 /// Fields of one structure, by their offset in it.
 #[derive(Clone, Copy)]
 struct Fields<'a>(&'a [u8]);

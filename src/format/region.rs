@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use uuid::{Uuid, uuid};
 
-use super::{Fields, FieldsMut, check_signature, check_sum, seal};
+use super::{Fields, FieldsMut, OnError, check_reserved, check_signature, check_sum, seal, strict};
 use crate::error::{Error, Result};
 use crate::types::{FileOffset, KIB, MIB};
 
@@ -52,33 +52,62 @@ impl RegionTable {
 
     /// Parses one copy and checks all that can be checked without the rest of the file.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
-        check_signature(bytes, b"regi", at, "region.signature", "2.2.3.1", "region table")?;
-        check_sum(bytes, at, "region.checksum", "2.2.3.1", "region table")?;
+        strict(|on| Self::inspect(bytes, at, on))
+    }
+
+    /// Reads what there is and says all that is wrong with it. Entries that cannot be are kept, so that
+    /// each has its number.
+    pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
+        let (section, what) = ("2.2.3.1", "region table");
+        if let Err(error) = check_signature(bytes, b"regi", at, "region.signature", section, what) {
+            on(error);
+            return None;
+        }
+        if let Err(error) = check_sum(bytes, at, "region.checksum", section, what) {
+            on(error);
+        }
         let count = Fields(bytes).u32(8);
         if count > MAX_ENTRIES {
             let message = "too many regions";
-            return Err(Error::damaged("region.count", "2.2.3.1", at + 8, message)
+            on(Error::damaged("region.count", "2.2.3.1", at + 8, message)
                 .with_found(count)
                 .with_expected(format_args!("at most {MAX_ENTRIES}")));
         }
         let mut entries: Vec<RegionEntry> = Vec::new();
-        for i in 0..count as usize {
+        for i in 0..count.min(MAX_ENTRIES) as usize {
             let start = HEADER_LEN + ENTRY_LEN * i;
-            let entry = RegionEntry::parse(Fields(bytes).from(start), at + start as u64)?;
+            let entry = RegionEntry::read(Fields(bytes).from(start));
+            entry.inspect(at + start as u64, on);
             if entries.iter().any(|other| other.guid == entry.guid) {
                 let message = "the same region twice";
-                return Err(Error::damaged(
-                    "region.duplicate",
-                    "2.2.3.2",
-                    at + start as u64,
-                    message,
-                )
-                .with_found(entry.guid)
-                .with_expected("every GUID once"));
+                let place = at + start as u64;
+                on(Error::damaged("region.duplicate", "2.2.3.2", place, message)
+                    .with_found(entry.guid)
+                    .with_expected("every GUID once"));
             }
             entries.push(entry);
         }
-        Ok(Self { entries })
+        Some(Self { entries })
+    }
+
+    /// Says where reserved fields are not zero. Readers ignore them.
+    pub(crate) fn inspect_reserved(&self, bytes: &[u8], at: u64, on: OnError<'_>) {
+        let code = "region.reserved";
+        check_reserved(&bytes[12..16], at + 12, code, "2.2.3.1", "the region table", on);
+        for (i, entry) in self.entries.iter().enumerate() {
+            if !RegionFlags::REQUIRED.contains(entry.flags) {
+                let place = Self::entry_at(at, i) + 28;
+                let message = format!("undefined flags of region {}", entry.guid);
+                on(Error::damaged(code, "2.2.3.2", place, message)
+                    .with_found(format_args!("{:#x}", entry.flags.bits()))
+                    .with_expected("0 or 1"));
+            }
+        }
+    }
+
+    /// Where entry `i` of the table at `at` stands.
+    pub(crate) fn entry_at(at: u64, i: usize) -> u64 {
+        at + (HEADER_LEN + ENTRY_LEN * i) as u64
     }
 
     /// The bytes of one copy, checksum included.
@@ -109,26 +138,35 @@ pub(crate) fn name(guid: Uuid) -> Option<&'static str> {
 }
 
 impl RegionEntry {
-    fn parse(fields: Fields<'_>, at: u64) -> Result<Self> {
-        let entry = Self {
+    fn read(fields: Fields<'_>) -> Self {
+        Self {
             guid: fields.guid(0),
             offset: FileOffset::new(fields.u64(16)),
             length: fields.u32(24),
             flags: RegionFlags::from_bits_retain(fields.u32(28)),
-        };
-        let offset = entry.offset.get();
+        }
+    }
+
+    /// Whether the region lies where a region can.
+    pub(crate) fn is_placed(&self) -> bool {
+        let mut is_placed = true;
+        self.inspect(0, &mut |_| is_placed = false);
+        is_placed
+    }
+
+    fn inspect(&self, at: u64, on: OnError<'_>) {
+        let offset = self.offset.get();
         if offset < MIB || !offset.is_multiple_of(MIB) {
-            let message = format!("misplaced region {}", entry.guid);
-            return Err(Error::damaged("region.offset", "2.2.3.2", at + 16, message)
-                .with_found(entry.offset)
+            let message = format!("misplaced region {}", self.guid);
+            on(Error::damaged("region.offset", "2.2.3.2", at + 16, message)
+                .with_found(self.offset)
                 .with_expected("a multiple of 1 MiB, from 1 MiB on"));
         }
-        if entry.length == 0 || !u64::from(entry.length).is_multiple_of(MIB) {
-            let message = format!("misaligned length of region {}", entry.guid);
-            return Err(Error::damaged("region.length", "2.2.3.2", at + 24, message)
-                .with_found(entry.length)
+        if self.length == 0 || !u64::from(self.length).is_multiple_of(MIB) {
+            let message = format!("misaligned length of region {}", self.guid);
+            on(Error::damaged("region.length", "2.2.3.2", at + 24, message)
+                .with_found(self.length)
                 .with_expected("a multiple of 1 MiB, not zero"));
         }
-        Ok(entry)
     }
 }

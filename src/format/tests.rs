@@ -18,6 +18,7 @@ use super::metadata::{
     virtual_size_to_bytes,
 };
 use super::region::{self, RegionEntry, RegionFlags, RegionTable};
+use super::strict;
 use crate::error::{Error, ErrorKind};
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
 
@@ -223,7 +224,10 @@ fn literal_metadata() {
             },
         ],
     };
-    assert_eq!(MetadataTable::parse(&literal, 0x20_0000, 1 << 20).unwrap(), table);
+    assert_eq!(
+        strict(|on| MetadataTable::inspect(&literal, 0x20_0000, 1 << 20, on)).unwrap(),
+        table
+    );
     assert_eq!(table.to_bytes(), literal);
     let (entry, at) = table.system(metadata::FILE_PARAMETERS, 0x20_0000).unwrap();
     assert_eq!((entry, at), (&table.entries[0], 0x20_0020));
@@ -262,14 +266,17 @@ fn literal_locator() {
         locator_type: VHDX_TYPE,
         entries: vec![("k".into(), "aä".into()), ("k2".into(), r"\".into())],
     };
-    assert_eq!(ParentLocator::parse(&literal, 0).unwrap(), locator);
+    assert_eq!(strict(|on| ParentLocator::inspect(&literal, 0, on)).unwrap(), locator);
     assert_eq!(locator.to_bytes(), literal);
     assert_eq!((locator.value("k2"), locator.value("K2")), (Some(r"\"), None));
     // Strings may lie anywhere in the item, in any order, and one over the other.
     let mut shared = literal.clone();
     shared[36..40].copy_from_slice(&0x2E_u32.to_le_bytes());
     shared[42..44].copy_from_slice(&4_u16.to_le_bytes());
-    assert_eq!(ParentLocator::parse(&shared, 0).unwrap().value("k2"), Some("aä"));
+    assert_eq!(
+        strict(|on| ParentLocator::inspect(&shared, 0, on)).unwrap().value("k2"),
+        Some("aä")
+    );
 }
 
 #[test]
@@ -333,7 +340,8 @@ fn the_builders_structures() {
     }
     let literal = of_kit(&image, "metadata_table");
     let at = image.metadata_offset;
-    let table = MetadataTable::parse(&literal, at, image.metadata_length).unwrap();
+    let table =
+        strict(|on| MetadataTable::inspect(&literal, at, image.metadata_length, on)).unwrap();
     assert_eq!(table.to_bytes(), literal);
     assert_eq!(table.entries.len(), 7);
     let items = [
@@ -373,7 +381,7 @@ fn the_builders_structures() {
     assert_eq!(parse_sector_size(&literal, 0, "2.6.2.5").unwrap(), 4096);
     assert_eq!(sector_size_to_bytes(4096)[..], literal);
     let literal = of_kit(&image, "locator");
-    let locator = ParentLocator::parse(&literal, 0).unwrap();
+    let locator = strict(|on| ParentLocator::inspect(&literal, 0, on)).unwrap();
     assert_eq!(locator.entries, image.locator.pairs);
     assert_eq!(locator.linkage(0).unwrap(), base.data_write_guid());
     assert_eq!(locator.linkage2(0).unwrap(), None);
@@ -632,7 +640,7 @@ proptest! {
 
     #[test]
     fn metadata_tables_round_trip(table in any_items()) {
-        prop_assert_eq!(MetadataTable::parse(&table.to_bytes(), 0, 1 << 20).unwrap(), table);
+        prop_assert_eq!(strict(|on| MetadataTable::inspect(&table.to_bytes(), 0, 1 << 20, on)).unwrap(), table);
     }
 
     #[test]
@@ -649,7 +657,7 @@ proptest! {
         pairs in proptest::collection::hash_map("[^\0]{1,20}", "[^\0]{1,60}", 0..8),
     ) {
         let locator = ParentLocator { locator_type: VHDX_TYPE, entries: pairs.into_iter().collect() };
-        prop_assert_eq!(ParentLocator::parse(&locator.to_bytes(), 0).unwrap(), locator);
+        prop_assert_eq!(strict(|on| ParentLocator::inspect(&locator.to_bytes(), 0, on)).unwrap(), locator);
     }
 
     /// Whatever bytes stand where a structure should be, a parser answers.
@@ -667,14 +675,15 @@ proptest! {
         let mut table = with(b"regi", RegionTable::LEN);
         super::seal(&mut table);
         let _ = RegionTable::parse(&table, 0);
-        let _ = MetadataTable::parse(&with(b"metadata", MetadataTable::LEN), 0, 1 << 20);
+        let table = with(b"metadata", MetadataTable::LEN);
+        let _ = strict(|on| MetadataTable::inspect(&table, 0, 1 << 20, on));
         let _ = EntryHeader::parse(&with(b"loge", SECTOR as usize)).map(|entry| {
             (entry.descriptor_sectors(), entry.sectors())
         });
-        let _ = ParentLocator::parse(&noise, u64::from(count));
+        let _ = strict(|on| ParentLocator::inspect(&noise, u64::from(count), on));
         let mut locator = [&VHDX_TYPE.to_bytes_le()[..], &noise].concat();
         locator.resize(locator.len().max(20), 0);
         locator[19] = 0;
-        let _ = ParentLocator::parse(&locator, 0);
+        let _ = strict(|on| ParentLocator::inspect(&locator, 0, on));
     }
 }

@@ -28,7 +28,7 @@ pub struct ParentLink {
 }
 
 impl ParentLink {
-    pub(super) fn from_locator(
+    pub(crate) fn from_locator(
         placed: &PlacedLocator,
         child: &str,
         child_path: Option<&Path>,

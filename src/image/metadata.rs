@@ -9,6 +9,7 @@ use crate::format::metadata::{
     self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
 };
 use crate::format::region::RegionEntry;
+use crate::format::{OnError, strict};
 use crate::storage::Storage;
 
 /// What the metadata region says of the disk.
@@ -29,31 +30,77 @@ pub(crate) struct PlacedLocator {
     pub(crate) at: u64,
 }
 
+/// As much of the metadata as can be made out; what is not there has been said.
+#[derive(Debug)]
+pub(crate) struct Inspected {
+    pub(crate) table: MetadataTable,
+    /// With the place of the item in the file.
+    pub(crate) file: Option<(FileParameters, u64)>,
+    pub(crate) logical_sector: Option<u32>,
+    pub(crate) physical_sector: Option<u32>,
+    pub(crate) size: Option<u64>,
+    pub(crate) disk_id: Option<Uuid>,
+    pub(crate) locator: Option<PlacedLocator>,
+}
+
+impl Inspected {
+    /// Reads the region and says all that is wrong with it. `None` where nothing is a table.
+    pub(crate) fn new(
+        storage: &dyn Storage,
+        region: &RegionEntry,
+        on: OnError<'_>,
+    ) -> Option<Self> {
+        let at = region.offset.get();
+        let bytes = table_bytes(storage, at).map_err(&mut *on).ok()?;
+        let table = MetadataTable::inspect(&bytes, at, region.length, on)?;
+        refuse_unknown(&table, at, on);
+        let items = Items { storage, table: &table, at, region_len: region.length };
+
+        let item = items.fixed(metadata::FILE_PARAMETERS, "File Parameters", FileParameters::LEN);
+        let file = item.and_then(|found| {
+            let Some((bytes, place)) = found else { return Ok(None) };
+            Ok(Some((FileParameters::parse(&bytes, place)?, place)))
+        });
+        let file = said(file, on);
+        let sector_size = |item, name, section| {
+            let Some((bytes, place)) = items.fixed(item, name, 4)? else { return Ok(None) };
+            metadata::parse_sector_size(&bytes, place, section).map(Some)
+        };
+        let logical_sector =
+            sector_size(metadata::LOGICAL_SECTOR_SIZE, "Logical Sector Size", "2.6.2.4");
+        let logical_sector = said(logical_sector, on);
+        let physical_sector =
+            sector_size(metadata::PHYSICAL_SECTOR_SIZE, "Physical Sector Size", "2.6.2.5");
+        let physical_sector = said(physical_sector, on);
+        let size = items.fixed(metadata::VIRTUAL_DISK_SIZE, "Virtual Disk Size", 8);
+        let size = size.and_then(|found| {
+            let Some((bytes, place)) = found else { return Ok(None) };
+            // Any size of sectors there is, where none is said.
+            metadata::parse_virtual_size(&bytes, place, logical_sector.unwrap_or(512)).map(Some)
+        });
+        let size = said(size, on);
+        let disk_id = said(items.fixed(metadata::VIRTUAL_DISK_ID, "Virtual Disk ID", 16), on)
+            .map(|(bytes, _)| metadata::parse_disk_id(&bytes));
+        let has_parent = file.map(|(file, _)| file.flags.contains(FileFlags::HAS_PARENT));
+        let locator = items.locator(has_parent, on);
+        Some(Self { file, logical_sector, physical_sector, size, disk_id, locator, table })
+    }
+}
+
 impl Metadata {
     pub(crate) fn load(storage: &dyn Storage, region: &RegionEntry) -> Result<Self> {
-        let at = region.offset.get();
-        let mut bytes = vec![0; MetadataTable::LEN];
-        read(storage, &mut bytes, at)?;
-        let table = MetadataTable::parse(&bytes, at, region.length)?;
-        refuse_unknown(&table, at)?;
-        let items = Items { storage, table: &table, at };
-
-        let (bytes, place) =
-            items.fixed(metadata::FILE_PARAMETERS, "File Parameters", FileParameters::LEN)?;
-        let file = FileParameters::parse(&bytes, place)?;
-        let (bytes, place) =
-            items.fixed(metadata::LOGICAL_SECTOR_SIZE, "Logical Sector Size", 4)?;
-        let logical = metadata::parse_sector_size(&bytes, place, "2.6.2.4")?;
-        let (bytes, place) =
-            items.fixed(metadata::PHYSICAL_SECTOR_SIZE, "Physical Sector Size", 4)?;
-        let physical = metadata::parse_sector_size(&bytes, place, "2.6.2.5")?;
-        let (bytes, place) = items.fixed(metadata::VIRTUAL_DISK_SIZE, "Virtual Disk Size", 8)?;
-        let size = metadata::parse_virtual_size(&bytes, place, logical)?;
-        let (bytes, _) = items.fixed(metadata::VIRTUAL_DISK_ID, "Virtual Disk ID", 16)?;
-        let disk_id = metadata::parse_disk_id(&bytes);
-        let locator = items.locator(file.flags.contains(FileFlags::HAS_PARENT))?;
-        let geometry = Geometry::new(size, logical, physical);
-        Ok(Self { file, geometry, disk_id, locator, table })
+        strict(|on| {
+            let found = Inspected::new(storage, region, on)?;
+            let geometry =
+                Geometry::new(found.size?, found.logical_sector?, found.physical_sector?);
+            Some(Self {
+                file: found.file?.0,
+                geometry,
+                disk_id: found.disk_id?,
+                locator: found.locator,
+                table: found.table,
+            })
+        })
     }
 
     /// The items that describe the virtual disk and that the format does not define, with their bytes.
@@ -62,12 +109,17 @@ impl Metadata {
         storage: &dyn Storage,
         region: &RegionEntry,
     ) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
-        let items = Items { storage, table: &self.table, at: region.offset.get() };
+        let items = Items {
+            storage,
+            table: &self.table,
+            at: region.offset.get(),
+            region_len: region.length,
+        };
         let is_disk = |entry: &&MetadataEntry| {
             entry.flags.contains(ItemFlags::VIRTUAL_DISK) && metadata::name(entry).is_none()
         };
         let found = self.table.entries.iter().filter(is_disk);
-        found.map(|entry| Ok((entry.clone(), items.bytes(entry)?.0))).collect()
+        found.map(|entry| Ok((entry.clone(), items.bytes(entry)?))).collect()
     }
 
     pub(crate) fn has_parent(&self) -> bool {
@@ -80,61 +132,86 @@ struct Items<'a> {
     storage: &'a dyn Storage,
     table: &'a MetadataTable,
     at: u64,
+    region_len: u32,
 }
 
 impl Items<'_> {
-    /// A required item of a fixed length, and where in the file it stands.
-    fn fixed(&self, item: Uuid, name: &str, len: usize) -> Result<(Vec<u8>, u64)> {
+    /// A required item of a fixed length, and where in the file it stands. `None` where the table has
+    /// shown that it stands nowhere.
+    fn fixed(&self, item: Uuid, name: &str, len: usize) -> Result<Option<(Vec<u8>, u64)>> {
         let found = self.table.system(item, self.at);
         let (entry, entry_at) = found.ok_or_else(|| metadata::missing(item, name, self.at))?;
+        if !entry.is_placed(self.region_len) {
+            return Ok(None);
+        }
         if entry.length as usize != len {
             let message = format!("wrong length of the {name} item");
             return Err(Error::damaged("metadata.item-length", "2.6.2", entry_at + 20, message)
                 .with_found(entry.length)
                 .with_expected(len));
         }
-        self.bytes(entry)
+        Ok(Some((self.bytes(entry)?, self.at + u64::from(entry.offset))))
     }
 
-    fn locator(&self, has_parent: bool) -> Result<Option<PlacedLocator>> {
-        match (self.table.system(metadata::PARENT_LOCATOR, self.at), has_parent) {
-            (None, false) => Ok(None),
+    fn locator(&self, has_parent: Option<bool>, on: OnError<'_>) -> Option<PlacedLocator> {
+        match (self.table.system(metadata::PARENT_LOCATOR, self.at), has_parent?) {
+            (None, false) => None,
             (None, true) => {
-                Err(metadata::missing(metadata::PARENT_LOCATOR, "Parent Locator", self.at))
+                on(metadata::missing(metadata::PARENT_LOCATOR, "Parent Locator", self.at));
+                None
             }
             (Some((_, entry_at)), false) => {
                 let message = "a parent locator in an image that says it has no parent";
-                Err(Error::damaged("metadata.locator", "2.6.2.6", entry_at, message)
+                on(Error::damaged("metadata.locator", "2.6.2.6", entry_at, message)
                     .with_found("a Parent Locator item")
-                    .with_expected("none, or the flag HasParent"))
+                    .with_expected("none, or the flag HasParent"));
+                None
             }
             (Some((entry, _)), true) => {
-                let (bytes, at) = self.bytes(entry)?;
-                Ok(Some(PlacedLocator { locator: ParentLocator::parse(&bytes, at)?, at }))
+                if !entry.is_placed(self.region_len) {
+                    return None;
+                }
+                let at = self.at + u64::from(entry.offset);
+                let bytes = self.bytes(entry).map_err(&mut *on).ok()?;
+                Some(PlacedLocator { locator: ParentLocator::inspect(&bytes, at, on)?, at })
             }
         }
     }
 
-    fn bytes(&self, entry: &MetadataEntry) -> Result<(Vec<u8>, u64)> {
-        // The table was checked: at most 1 MiB, within the region.
+    /// The bytes of an item that is placed, so that they are at most 1 MiB within the region.
+    fn bytes(&self, entry: &MetadataEntry) -> Result<Vec<u8>> {
         let mut bytes = vec![0; entry.length as usize];
-        let at = self.at + u64::from(entry.offset);
-        read(self.storage, &mut bytes, at)?;
-        Ok((bytes, at))
+        read(self.storage, &mut bytes, self.at + u64::from(entry.offset))?;
+        Ok(bytes)
     }
 }
 
-fn refuse_unknown(table: &MetadataTable, at: u64) -> Result<()> {
-    let unknown = |entry: &&MetadataEntry| {
-        entry.flags.contains(ItemFlags::REQUIRED) && metadata::name(entry).is_none()
-    };
-    let Some(i) = table.entries.iter().position(|entry| unknown(&entry)) else { return Ok(()) };
-    let message = "an unknown metadata item that whoever opens the file must know";
-    Err(Error::new(ErrorKind::Unsupported, "metadata.unknown-required", message)
-        .with_section("2.6.1.2")
-        .at(at + MetadataTable::entry_place(i))
-        .with_found(table.entries[i].item)
-        .with_expected("one of the six items that the format defines"))
+/// The bytes of the table of the region at `at`.
+pub(crate) fn table_bytes(storage: &dyn Storage, at: u64) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; MetadataTable::LEN];
+    read(storage, &mut bytes, at)?;
+    Ok(bytes)
+}
+
+/// What was found; an error is passed on.
+fn said<T>(found: Result<Option<T>>, on: OnError<'_>) -> Option<T> {
+    found.unwrap_or_else(|error| {
+        on(error);
+        None
+    })
+}
+
+fn refuse_unknown(table: &MetadataTable, at: u64, on: OnError<'_>) {
+    for (i, entry) in table.entries.iter().enumerate() {
+        if entry.flags.contains(ItemFlags::REQUIRED) && metadata::name(entry).is_none() {
+            let message = "an unknown metadata item that whoever opens the file must know";
+            on(Error::new(ErrorKind::Unsupported, "metadata.unknown-required", message)
+                .with_section("2.6.1.2")
+                .at(at + MetadataTable::entry_place(i))
+                .with_found(entry.item)
+                .with_expected("one of the six items that the format defines"));
+        }
+    }
 }
 
 fn read(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<()> {

@@ -40,7 +40,10 @@ pub use link::ParentLink;
 pub use policy::{Lock, LogPolicy};
 
 pub(crate) use children::ChildSearch;
-pub(crate) use open::probe_identity;
+pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
+pub(crate) use open::{
+    check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,
+};
 pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::Owner;
 

@@ -17,6 +17,7 @@ use crate::format::bat::{BlockLayout, ENTRY_LEN};
 use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
+use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
 use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
@@ -98,7 +99,12 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     })
 }
 
-fn lock(storage: &dyn Storage, policy: &ImagePolicy, warnings: &mut Vec<Warning>) -> Result<()> {
+/// Takes the lock that the policy wants, or warns or fails as it says.
+pub(crate) fn lock(
+    storage: &dyn Storage,
+    policy: &ImagePolicy,
+    warnings: &mut Vec<Warning>,
+) -> Result<()> {
     if policy.lock == Lock::None {
         return Ok(());
     }
@@ -244,9 +250,8 @@ fn current_regions(tables: &[Result<RegionTable>; 2]) -> Result<(&RegionTable, u
 
 /// The parts of the file that no block may lie over.
 fn structures(table: &RegionTable, header: &Header) -> Vec<Range<u64>> {
-    let log_end = header.log_offset.saturating_add(header.log_length.into());
     let regions = table.entries.iter().map(|entry| entry.offset.get()..entry.end());
-    [0..MIB, header.log_offset..log_end].into_iter().chain(regions).collect()
+    [0..MIB, header.log_range()].into_iter().chain(regions).collect()
 }
 
 /// The two regions that every image has, once all of them have shown that they can be.
@@ -255,74 +260,88 @@ fn known_regions(
     header: &Header,
     file_len: u64,
 ) -> Result<(RegionEntry, RegionEntry)> {
-    let entry_at = |i: usize| at + 16 + 32 * i as u64;
+    strict(|on| {
+        let (bat, metadata) = inspect_regions((table, at), header.log_range(), file_len, on);
+        Some((bat?, metadata?))
+    })
+}
+
+/// Says all that is wrong with the regions, and returns the block allocation table and the metadata
+/// region where they are.
+pub(crate) fn inspect_regions(
+    (table, at): (&RegionTable, u64),
+    log: Range<u64>,
+    file_len: u64,
+    on: OnError<'_>,
+) -> (Option<RegionEntry>, Option<RegionEntry>) {
+    let entry_at = |i: usize| RegionTable::entry_at(at, i);
     for (i, entry) in table.entries.iter().enumerate() {
         let known = entry.guid == region::BAT || entry.guid == region::METADATA;
         if !known && entry.flags.contains(RegionFlags::REQUIRED) {
             let message = "an unknown region that whoever opens the file must know";
-            return Err(Error::new(ErrorKind::Unsupported, "region.unknown-required", message)
+            on(Error::new(ErrorKind::Unsupported, "region.unknown-required", message)
                 .with_section("2.2.3.2")
                 .at(entry_at(i))
                 .with_found(entry.guid)
                 .with_expected("the block allocation table and the metadata region"));
         }
-        if entry.end() > file_len && known {
+        if entry.end() > file_len && known && entry.is_placed() {
             let message = format!("region {} reaches past the end of the file", entry.guid);
-            return Err(Error::damaged("region.place", "2.2.3.2", entry_at(i) + 16, message)
+            on(Error::damaged("region.place", "2.2.3.2", entry_at(i) + 16, message)
                 .with_found(format_args!("bytes {} to {:#x}", entry.offset, entry.end()))
                 .with_expected(format_args!("an end at {file_len:#x} or before")));
         }
     }
-    check_overlaps(table, header, &entry_at)?;
-    let find = |guid, name: &str| {
+    inspect_overlaps(table, log, &entry_at, on);
+    let mut find = |guid, name: &str| {
         let entry = table.entries.iter().find(|entry| entry.guid == guid).cloned();
-        entry.ok_or_else(|| {
-            Error::damaged("region.missing", "2.2.3.2", at, format!("no {name} region"))
+        if entry.is_none() {
+            on(Error::damaged("region.missing", "2.2.3.2", at, format!("no {name} region"))
                 .with_found("a region table without it")
-                .with_expected(guid)
-        })
+                .with_expected(guid));
+        }
+        entry.filter(RegionEntry::is_placed)
     };
-    Ok((find(region::BAT, "block allocation table")?, find(region::METADATA, "metadata")?))
+    (find(region::BAT, "block allocation table"), find(region::METADATA, "metadata"))
 }
 
-fn check_overlaps(
+fn inspect_overlaps(
     table: &RegionTable,
-    header: &Header,
+    log: Range<u64>,
     entry_at: &dyn Fn(usize) -> u64,
-) -> Result<()> {
+    on: OnError<'_>,
+) {
     let mut places: Vec<(u64, u64, usize)> = table
         .entries
         .iter()
         .enumerate()
+        .filter(|(_, entry)| entry.is_placed())
         .map(|(i, entry)| (entry.offset.get(), entry.end(), i))
         .collect();
     // The log counts as one more, named after the last.
-    places.push((
-        header.log_offset,
-        header.log_offset.saturating_add(header.log_length.into()),
-        table.entries.len(),
-    ));
+    places.push((log.start, log.end, table.entries.len()));
     places.retain(|(start, end, _)| start < end);
     places.sort_unstable();
-    for pair in places.windows(2) {
-        let [(_, end, a), (start, _, b)] = [pair[0], pair[1]];
-        if start >= end {
-            continue;
-        }
+    // Of those before, the one that ends last.
+    let mut furthest: Option<(u64, usize)> = None;
+    for (start, own_end, b) in places {
+        let before = furthest;
+        furthest = before.filter(|(end, _)| *end >= own_end).or(Some((own_end, b)));
+        let Some((end, a)) = before.filter(|(end, _)| start < *end) else { continue };
         let name = |i: usize| match table.entries.get(i) {
             Some(entry) => format!("region {}", entry.guid),
             None => "the log".into(),
         };
         let place = if b < table.entries.len() { entry_at(b) } else { entry_at(a) };
         let message = format!("{} and {} overlap", name(a), name(b));
-        return Err(Error::damaged("region.overlap", "2.2.3.2", place + 16, message)
+        on(Error::damaged("region.overlap", "2.2.3.2", place + 16, message)
             .with_found(format_args!("a start at {start:#x}"))
             .with_expected(format_args!("{end:#x} or later")));
     }
-    Ok(())
 }
 
-fn check_bat_length(bat: &RegionEntry, layout: &BlockLayout) -> Result<()> {
+/// Refuses a table without an entry for each block of the disk.
+pub(crate) fn check_bat_length(bat: &RegionEntry, layout: &BlockLayout) -> Result<()> {
     let needed = layout.entries_needed() * ENTRY_LEN;
     if u64::from(bat.length) >= needed {
         return Ok(());
@@ -334,7 +353,7 @@ fn check_bat_length(bat: &RegionEntry, layout: &BlockLayout) -> Result<()> {
 }
 
 /// Reads as much of `buf` as the file has from `at` on.
-fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
+pub(crate) fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
     let mut read = 0;
     while read < buf.len() {
         match storage.read_at(&mut buf[read..], at + read as u64) {
@@ -347,7 +366,8 @@ fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<
     Ok(read)
 }
 
-fn too_short(
+/// What to say of a structure that the end of the file cuts off.
+pub(crate) fn too_short(
     code: &'static str,
     section: &'static str,
     at: u64,

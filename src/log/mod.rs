@@ -7,13 +7,14 @@ mod writer;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::format::OnError;
 use crate::format::header::Header;
 use crate::format::log_entry::{Descriptor, SECTOR};
 use crate::storage::{Overlay, Patch, Storage};
 use crate::types::MIB;
 
 use ring::Ring;
-pub(crate) use scan::Sequence;
+pub(crate) use scan::{Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
 
 /// Pieces that a replay in memory may consist of. A writer's log comes nowhere near it, for a piece is
@@ -72,6 +73,42 @@ pub(crate) fn replay_over(
     }
     overlay.grow(sequence.head().last_file_offset);
     Ok(overlay)
+}
+
+/// Says which changes of the sequence go where none may, up to `most` of them.
+pub(crate) fn inspect_targets(
+    storage: &dyn Storage,
+    header: &Header,
+    sequence: &Sequence,
+    mut most: usize,
+    on: OnError<'_>,
+) -> Result<()> {
+    let file_len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let mut ring = Ring::new(storage, header, file_len)?;
+    for entry in &sequence.entries {
+        for i in 0..entry.descriptor_count {
+            let (descriptor, at) = ring.descriptor(entry.position, i, entry.sequence_number)?;
+            if let Err(error) = target(&descriptor, at, header) {
+                on(error);
+                most = most.saturating_sub(1);
+                if most == 0 {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Counts what starts as an entry in the ring, whether or not it counts for the disk.
+pub(crate) fn survey(storage: &dyn Storage, header: &Header) -> Result<Survey> {
+    let file_len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let mut ring = Ring::new(storage, header, file_len)?;
+    scan::survey(&mut ring, header.log_guid)
 }
 
 fn too_many_changes(at: u64, sequence: &Sequence) -> Error {

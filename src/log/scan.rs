@@ -96,6 +96,42 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequenc
     Ok(Sequence { entries: run.into_iter().map(|i| entries[i].clone()).collect() })
 }
 
+/// What lies in the ring.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Survey {
+    /// Whole entries of the log that the header names.
+    pub(crate) valid: u64,
+    /// Starts of entries of that log that are not whole, and the place of the first in the file.
+    pub(crate) torn: u64,
+    pub(crate) first_torn: Option<u64>,
+    /// Starts of entries of other logs, and the place of the first in the file.
+    pub(crate) foreign: u64,
+    pub(crate) first_foreign: Option<u64>,
+}
+
+pub(super) fn survey(ring: &mut Ring<'_>, guid: Uuid) -> Result<Survey> {
+    let mut survey = Survey::default();
+    let mut position = 0;
+    while position < ring.len() {
+        let at = ring.file_offset(position);
+        let mut step = SECTOR;
+        if let Some(header) = EntryHeader::parse(ring.sector(position)?) {
+            if guid.is_nil() || header.log_guid != guid {
+                survey.foreign += 1;
+                survey.first_foreign.get_or_insert(at);
+            } else if let Some(entry) = valid_entry(ring, guid, position)? {
+                survey.valid += 1;
+                step = entry.length;
+            } else {
+                survey.torn += 1;
+                survey.first_torn.get_or_insert(at);
+            }
+        }
+        position += step;
+    }
+    Ok(survey)
+}
+
 fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut position = 0;

@@ -3,6 +3,7 @@
 //! | Operation | Question or work |
 //! |---|---|
 //! | [`Export`] | the flat disk, into a file (sparse) or a stream |
+//! | [`Check`] | is the image, with its parents, as the format wants it |
 //! | [`Compare`] | do two disks hold the same bytes, and where do they first differ |
 //! | [`Measure`] | how many bytes would a copy need |
 //! | [`Explain`] | why does this byte read as it does, layer by layer |
@@ -10,6 +11,7 @@
 //!
 //! Those that move bytes report their [`Progress`] to a callback, which may stop them.
 
+mod check;
 mod compare;
 mod explain;
 mod export;
@@ -18,6 +20,7 @@ mod measure;
 
 use std::ops::{ControlFlow, Range};
 
+pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
 pub use compare::{Compare, Comparison, Difference};
 pub use explain::{
     BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,

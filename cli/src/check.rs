@@ -1,0 +1,175 @@
+//! `avhdx check`: is the image, with its parents, as the format wants it?
+
+use avhdx::ops::{Check, Finding, Report, Severity};
+use avhdx::{FoundBy, Lock};
+use serde_json::{Value, json};
+
+use crate::args::{self, Opening};
+use crate::exit::{Failure, Outcome};
+use crate::info::found_by;
+use crate::input;
+use crate::output::{Console, size};
+
+const SEVERITIES: [Severity; 3] = [Severity::Error, Severity::Warning, Severity::Info];
+
+/// Check an image and its parents against every rule of the format. Nothing is changed.
+///
+/// Works on images that do not open. Errors are broken rules: data is lost or in danger, or other programs
+/// refuse the image (exit code 1). Warnings and information alone leave exit code 0.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    image: args::Image,
+    /// Check the image alone, without its parents.
+    #[arg(long)]
+    layer: bool,
+    #[command(flatten)]
+    opening: Opening,
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+    let path = input::resolve(&args.image.image, &args.opening.looking(), console)?.path;
+    let options = args.opening.options().lock(Lock::Shared);
+    let report = Check::new().options(options).alone(args.layer).run(path)?;
+    if console.is_json() {
+        console.document(&document(&report))?;
+    } else {
+        text(&report, console)?;
+    }
+    Ok(if report.is_sound() { Outcome::Yes } else { Outcome::No })
+}
+
+fn document(report: &Report) -> Value {
+    let layers: Vec<Value> = report
+        .layers
+        .iter()
+        .map(|layer| {
+            json!({
+                "file": layer.name,
+                "found_by": layer.found_by.map(found_by),
+                "file_length": layer.file_len,
+                "data_write_guid": layer.data_write_guid.map(|guid| guid.to_string()),
+                "virtual_size": layer.size,
+                "allocated_blocks": layer.allocated_blocks,
+                "leaked": layer.leaked,
+            })
+        })
+        .collect();
+    let findings: Vec<Value> = report.findings.iter().map(finding).collect();
+    let unlisted: Vec<Value> = report
+        .unlisted
+        .iter()
+        .map(|more| {
+            json!({
+                "code": more.code,
+                "severity": name(more.severity),
+                "file": more.layer,
+                "count": more.count,
+            })
+        })
+        .collect();
+    json!({
+        "schema": "avhdx.check/1",
+        "sound": report.is_sound(),
+        "errors": report.count(Severity::Error),
+        "warnings": report.count(Severity::Warning),
+        "infos": report.count(Severity::Info),
+        "layers": layers,
+        "findings": findings,
+        "unlisted": unlisted,
+    })
+}
+
+fn finding(finding: &Finding) -> Value {
+    json!({
+        "code": finding.code,
+        "severity": name(finding.severity),
+        "file": finding.layer,
+        "message": finding.message,
+        "offset": finding.offset,
+        "found": finding.found,
+        "expected": finding.expected,
+        "section": finding.section,
+        "meaning": finding.meaning,
+    })
+}
+
+fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
+    // Two layers may have one name, where files are no files; what is of both stands under the first.
+    let mut names: Vec<&str> = Vec::new();
+    let of_layers = report.layers.iter().map(|layer| layer.name.as_str());
+    let of_findings = report.findings.iter().map(|finding| finding.layer.as_str());
+    for name in of_layers.chain(of_findings) {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    for layer in names {
+        let known = report.layers.iter().find(|other| other.name == layer);
+        let by = known.and_then(|known| known.found_by).map(by).unwrap_or_default();
+        console.line(format!("{layer}{by}"))?;
+        let mut is_clean = true;
+        for severity in SEVERITIES {
+            let wanted = |of: &str, is: Severity| of == layer && is == severity;
+            for found in report.findings.iter().filter(|f| wanted(&f.layer, f.severity)) {
+                is_clean = false;
+                lines(found, console)?;
+            }
+            for more in report.unlisted.iter().filter(|m| wanted(&m.layer, m.severity)) {
+                is_clean = false;
+                let (severity, code) = (name(severity), more.code);
+                console.line(format!("  {severity:7}  {code}: {} more like these", more.count))?;
+            }
+        }
+        if is_clean {
+            console.line("  nothing to report")?;
+        }
+        if let Some(leaked) = known.and_then(|known| known.leaked).filter(|leaked| *leaked > 0) {
+            console.line(format!("  unused space in the file: {}", size(leaked)))?;
+        }
+        console.line("")?;
+    }
+    let [errors, warnings, infos] = SEVERITIES.map(|severity| report.count(severity));
+    let verdict = if report.is_sound() { "Sound" } else { "NOT SOUND" };
+    console.line(format!(
+        "{verdict}: {}, {} and {} in {}",
+        count(errors, "error"),
+        count(warnings, "warning"),
+        count(infos, "remark"),
+        count(report.layers.len() as u64, "layer")
+    ))
+}
+
+fn count(number: u64, of: &str) -> String {
+    if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
+}
+
+fn by(by: FoundBy) -> String {
+    format!(" ({})", found_by(by))
+}
+
+fn lines(finding: &Finding, console: &mut Console) -> Result<(), Failure> {
+    let at = finding.offset.map(|offset| format!(" at {offset:#x}")).unwrap_or_default();
+    let section = finding.section.map(|s| format!(" [MS-VHDX {s}]")).unwrap_or_default();
+    let severity = name(finding.severity);
+    console.line(format!("  {severity:7}  {}: {}{at}{section}", finding.code, finding.message))?;
+    let values = match (&finding.found, &finding.expected) {
+        (Some(found), Some(expected)) => Some(format!("found {found}, expected {expected}")),
+        (Some(found), None) => Some(format!("found {found}")),
+        (None, Some(expected)) => Some(format!("expected {expected}")),
+        (None, None) => None,
+    };
+    if let Some(values) = values {
+        console.line(format!("           {values}"))?;
+    }
+    console.line(format!("           {}", finding.meaning))
+}
+
+fn name(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+        Severity::Info => "info",
+        _ => "other",
+    }
+}

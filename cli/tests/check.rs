@@ -1,0 +1,123 @@
+//! `avhdx check`, from the outside.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use avhdx_testkit::build::{Block, write_chain};
+use avhdx_testkit::build::{Checksum, state};
+use common::{Folder, chain, guid};
+
+#[test]
+fn a_sound_chain() {
+    let folder = Folder::with_chain();
+    let run = folder.run("check l2.vhdx").expect(0);
+    let expected = "\
+l2.vhdx
+  nothing to report
+
+l1.vhdx (relative_path)
+  info     chain.size: a smaller disk than its child l2.vhdx has at 0x200000 [MS-VHDX 2.6.2.2]
+           found 4194304, expected 6291456
+           The disk was resized between the two layers: what the child does not cover is not seen, and beyond the parent are zeros.
+
+l0.vhdx (relative_path)
+  nothing to report
+
+Sound: 0 errors, 0 warnings and 1 remark in 3 layers
+";
+    assert_eq!(run.text(), expected);
+    assert_eq!(run.stderr, "");
+    let alone = folder.run("check l2.vhdx --layer").expect(0);
+    assert_eq!(
+        alone.text(),
+        "l2.vhdx\n  nothing to report\n\nSound: 0 errors, 0 warnings and 0 remarks in 1 layer\n"
+    );
+    folder.run("check l2.vhdx@base").expect(0).prints("l0.vhdx\n  nothing to report\n");
+}
+
+#[test]
+fn findings_are_told_worst_first_and_change_the_exit_code() {
+    let folder = Folder::new();
+    let mut images = chain();
+    images[2].headers[0].as_mut().unwrap().checksum = Checksum::Wrong;
+    images[2].put(1, Block::bare(state::UNDEFINED).with_state(4));
+    write_chain(folder.path(), &images);
+    let run = folder.run("check l2.vhdx --layer").expect(1);
+    let text = run.text();
+    let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in\n{text}"));
+    assert!(place("  error    bat.state: ") < place("  warning  header.checksum: "));
+    assert!(text.ends_with("NOT SOUND: 1 error, 1 warning and 0 remarks in 1 layer\n"), "{text}");
+    // It does not open for reading that block, and the rest of the chain is looked at all the same.
+    let whole = folder.run("check l2.vhdx").expect(1);
+    assert!(whole.text().contains("in 3 layers"));
+}
+
+#[test]
+fn json() {
+    let folder = Folder::new();
+    let mut base = chain().swap_remove(0);
+    base.bat_override.insert(1, 5 << 20 | 1 << 4 | 6);
+    base.write_to(folder.file("base.vhdx"));
+    let run = folder.run("check base.vhdx --json").expect(1);
+    let expected = r#"{
+  "schema": "avhdx.check/1",
+  "sound": false,
+  "errors": 2,
+  "warnings": 0,
+  "infos": 0,
+  "layers": [
+    {
+      "file": "base.vhdx",
+      "found_by": null,
+      "file_length": 6291456,
+      "data_write_guid": "GUID",
+      "virtual_size": 4194304,
+      "allocated_blocks": 3,
+      "leaked": 0
+    }
+  ],
+  "findings": [
+    {
+      "code": "bat.reserved-bits",
+      "severity": "error",
+      "file": "base.vhdx",
+      "message": "block 1: reserved bits of its entry are set",
+      "offset": 3145736,
+      "found": "0x0000000000500016",
+      "expected": "zeros in bits 3 to 19",
+      "section": "2.5.1",
+      "meaning": "The entry may be damaged: the block may read as something that it never held."
+    },
+    {
+      "code": "bat.duplicate",
+      "severity": "error",
+      "file": "base.vhdx",
+      "message": "block 2: it lies where another does",
+      "offset": 3145744,
+      "found": "block 2 at 0x500000 to 0x600000",
+      "expected": "a place of its own: block 1 has it",
+      "section": "2.5.1",
+      "meaning": "Two blocks share their bytes: at least one of them reads as the other, and a write to one changes both."
+    }
+  ],
+  "unlisted": []
+}
+"#;
+    assert_eq!(run.text(), expected.replace("GUID", &guid(0).to_string()));
+}
+
+#[test]
+fn a_missing_parent_is_a_finding() {
+    let folder = Folder::with_chain();
+    std::fs::remove_file(folder.file("l0.vhdx")).unwrap();
+    folder.run("check l2.vhdx").expect(1).prints("error    parent.missing: ");
+    folder.run("check l2.vhdx --layer").expect(0);
+}
+
+#[test]
+fn what_cannot_be_examined() {
+    let folder = Folder::new();
+    std::fs::write(folder.file("text.vhdx"), "no image".repeat(9000)).unwrap();
+    folder.run("check text.vhdx").expect(4).says("not a VHDX file");
+    folder.run("check none.vhdx").expect(3);
+}

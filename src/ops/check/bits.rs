@@ -1,0 +1,99 @@
+//! Sector bitmaps held against the states of their blocks.
+
+use super::findings::Findings;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout};
+use crate::ops::is_zero;
+use crate::storage::Storage;
+use crate::types::{BlockIndex, ChunkIndex, FileOffset};
+
+/// Blocks whose bits say something odd, counted over a whole image.
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    /// Partially present, but no bit is set.
+    empty: Tally,
+    /// Partially present, and every bit is set.
+    full: Tally,
+    /// Not partially present, and yet there are bits.
+    stray: Tally,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    count: u64,
+    /// The first block, and where its bits are in the file.
+    first: Option<(BlockIndex, u64)>,
+}
+
+/// Looks through the sector bitmap at `at`, whose chunk has these partially present blocks, numbered
+/// within it in rising order.
+pub(super) fn look(
+    storage: &dyn Storage,
+    at: FileOffset,
+    layout: &BlockLayout,
+    chunk: ChunkIndex,
+    partial: &[u32],
+    buffer: &mut Vec<u8>,
+    totals: &mut Totals,
+) -> Result<()> {
+    buffer.resize(BITMAP_BLOCK_LEN as usize, 0);
+    storage.read_exact_at(buffer, at.get()).map_err(|error| {
+        Error::io("table.read", "cannot read a sector bitmap", error).at(at.get())
+    })?;
+    let first = chunk.0 * layout.chunk_ratio();
+    let in_chunk = layout.chunk_ratio().min(layout.blocks().saturating_sub(first));
+    let bytes_per_block = (layout.block_size() / layout.sector_size() / 8) as usize;
+    let mut partial = partial.iter().copied().peekable();
+    for (i, bits) in (0..in_chunk).zip(buffer.chunks_exact(bytes_per_block)) {
+        let block = BlockIndex(first + i);
+        let is_partial = partial.next_if(|next| u64::from(*next) == i).is_some();
+        let place = at.get() + i * bytes_per_block as u64;
+        let is_empty = is_zero(bits);
+        if !is_partial {
+            if !is_empty {
+                totals.stray.add(block, place);
+            }
+            continue;
+        }
+        let in_disk = layout.block_size().min(layout.size() - layout.block_start(block).0);
+        let sectors = in_disk.div_ceil(layout.sector_size());
+        if is_empty {
+            totals.empty.add(block, place);
+        } else if are_all_set(bits, sectors) {
+            totals.full.add(block, place);
+        }
+    }
+    Ok(())
+}
+
+fn are_all_set(bits: &[u8], sectors: u64) -> bool {
+    let (whole, rest) = bits.split_at((sectors / 8) as usize);
+    let last = (1_u8 << (sectors % 8)) - 1;
+    whole.iter().all(|byte| *byte == 0xFF) && (last == 0 || rest[0] & last == last)
+}
+
+impl Totals {
+    pub(super) fn tell(&self, findings: &mut Findings) {
+        for (code, message, tally) in [
+            ("bitmap.empty", "partially present blocks of which no sector is here", &self.empty),
+            ("bitmap.full", "partially present blocks of which every sector is here", &self.full),
+            ("bitmap.stray", "bits of blocks that are not partially present", &self.stray),
+        ] {
+            let Some((BlockIndex(block), place)) = tally.first else { continue };
+            findings.info(
+                Error::new(ErrorKind::Damaged, code, message)
+                    .with_section("2.4")
+                    .at(place)
+                    .with_found(format_args!("{} blocks, the first is {block}", tally.count))
+                    .with_expected("none"),
+            );
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, block: BlockIndex, place: u64) {
+        self.count += 1;
+        self.first.get_or_insert((block, place));
+    }
+}

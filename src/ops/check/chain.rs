@@ -1,0 +1,273 @@
+//! From layer to layer: links, loops, and what neighbours have to agree on.
+
+use std::collections::HashSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::findings::Findings;
+use super::layer::{self, Looked};
+use super::{Check, Report};
+use crate::chain::{
+    ChainPolicy, FoundBy, Identity, ParentSource, check_sectors, find_parent, loop_error, too_deep,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{ImagePolicy, Lock, ParentLink, Warning, lock};
+use crate::storage::{Access, FileId, Host, Storage};
+
+pub(super) fn check(check: &Check, tip: Arc<dyn Storage>) -> Result<Report> {
+    let (image, chain) = check.options.policies();
+    let source = check.options.source();
+    let mut walk = Walk {
+        image: ImagePolicy { writable: false, ..image.clone() },
+        chain,
+        source: source.as_ref(),
+        host: check.options.host_used().as_ref(),
+        findings: Findings::new(check.most_per_code),
+        seen: HashSet::new(),
+        volumes: Vec::new(),
+    };
+    let mut layers = vec![walk.tip(&tip).map_err(|error| error.in_file(tip.name()))?];
+    while !check.alone
+        && let Some(looked) = walk.below(&layers)
+    {
+        layers.push(looked);
+    }
+    if !check.alone {
+        walk.tell_volumes(&layers);
+    }
+    let (findings, unlisted) = walk.findings.finish();
+    Ok(Report {
+        layers: layers.into_iter().map(|looked| looked.layer).collect(),
+        findings,
+        unlisted,
+    })
+}
+
+struct Walk<'a> {
+    image: ImagePolicy,
+    chain: &'a ChainPolicy,
+    source: &'a dyn ParentSource,
+    host: &'a dyn Host,
+    findings: Findings,
+    seen: HashSet<Identity>,
+    /// The volumes that the layers lie on, as far as the host tells.
+    volumes: Vec<u64>,
+}
+
+impl Walk<'_> {
+    fn tip(&mut self, storage: &Arc<dyn Storage>) -> Result<Looked> {
+        self.findings.enter(storage.name());
+        let mut warnings = Vec::new();
+        lock(storage.as_ref(), &self.image, &mut warnings)?;
+        self.warn(warnings);
+        let looked = layer::check(storage, None, self.image.log, &mut self.findings)?;
+        self.meet(storage.as_ref(), &looked);
+        self.tell_trackers(storage.as_ref());
+        Ok(looked)
+    }
+
+    /// The parent of the last layer, checked; `None` where there is none or it cannot be had.
+    fn below(&mut self, layers: &[Looked]) -> Option<Looked> {
+        let child = &layers[layers.len() - 1];
+        let (link, at) = child.link.as_ref()?;
+        self.findings.enter(&child.layer.name);
+        if layers.len() >= self.chain.max_depth {
+            self.findings.error(too_deep(self.chain.max_depth).at(*at));
+            return None;
+        }
+        let parent = match find_parent(link, *at, self.chain.linkage, self.source) {
+            Ok(parent) => parent,
+            Err(error) => {
+                let at = error.offset().unwrap_or(*at);
+                self.findings.error(error.at(at));
+                return None;
+            }
+        };
+        if let Some(warning) = parent.warning {
+            let error = Error::new(ErrorKind::ParentMismatch, warning.code, warning.message);
+            self.findings.error(error.at(*at).with_section("2.6.2.6.3"));
+        }
+        let storage = parent.storage;
+        self.tell_stale_paths(link, *at, storage.as_ref());
+        if self.was_met(storage.as_ref()) {
+            self.findings.error(loop_error(&child.layer.name).at(*at));
+            return None;
+        }
+        self.findings.enter(storage.name());
+        let mut warnings = Vec::new();
+        // A parent in use is told of, and looked at all the same.
+        let lock_parent = match self.image.lock {
+            Lock::None => Lock::None,
+            _ => Lock::Try,
+        };
+        let policy = ImagePolicy { lock: lock_parent, ..self.image.clone() };
+        if let Err(error) = lock(storage.as_ref(), &policy, &mut warnings) {
+            self.findings.warning(error);
+        }
+        self.warn(warnings);
+        let log = self.image.log;
+        match layer::check(&storage, Some(parent.found_by), log, &mut self.findings) {
+            Ok(looked) => {
+                self.meet(storage.as_ref(), &looked);
+                self.tell_fit(child, &looked);
+                self.tell_trackers(storage.as_ref());
+                Some(looked)
+            }
+            Err(error) => {
+                self.findings.error(error);
+                None
+            }
+        }
+    }
+
+    /// Remembers a layer, by which a loop is known.
+    fn meet(&mut self, storage: &dyn Storage, looked: &Looked) {
+        if let Some(FileId { volume, .. }) = storage.id().ok().flatten() {
+            self.volumes.push(volume);
+        }
+        let guid = looked.layer.data_write_guid.unwrap_or(Uuid::nil());
+        if let Ok(identity) = Identity::of(storage, guid) {
+            self.seen.insert(identity);
+        }
+    }
+
+    /// Whether the file is one of the layers above.
+    fn was_met(&self, storage: &dyn Storage) -> bool {
+        let guid = crate::image::probe_identity(storage).unwrap_or(Uuid::nil());
+        Identity::of(storage, guid).is_ok_and(|identity| self.seen.contains(&identity))
+    }
+
+    fn warn(&mut self, warnings: Vec<Warning>) {
+        for Warning { code, message } in warnings {
+            self.findings.warning(Error::new(ErrorKind::InUse, code, message));
+        }
+    }
+
+    /// What parent and child have to agree on, told of the parent.
+    fn tell_fit(&mut self, child: &Looked, parent: &Looked) {
+        let at = parent.metadata_at.unwrap_or_default();
+        let name = &child.layer.name;
+        if let (Some(above), Some(below)) = (child.logical_sector, parent.logical_sector)
+            && let Err(error) = check_sectors(above, below, name)
+        {
+            self.findings.error(error.at(at));
+        }
+        let differs = |code, section, message: String| {
+            Error::new(ErrorKind::Damaged, code, message).with_section(section).at(at)
+        };
+        if let (Some(above), Some(below)) = (child.physical_sector, parent.physical_sector)
+            && above != below
+        {
+            let message = format!("another physical sector size than that of its child {name}");
+            let error = differs("chain.physical-sector", "2.6.2.5", message);
+            self.findings.info(error.with_found(below).with_expected(above));
+        }
+        if let (Some(above), Some(below)) = (child.layer.size, parent.layer.size)
+            && above != below
+        {
+            let error = |message| differs("chain.size", "2.6.2.2", message);
+            if above < below {
+                let error = error(format!("a larger disk than its child {name} has"));
+                self.findings.warning(error.with_found(below).with_expected(above));
+            } else {
+                let error = error(format!("a smaller disk than its child {name} has"));
+                self.findings.info(error.with_found(below).with_expected(above));
+            }
+        }
+        if let (Some(above), Some(below)) = (child.disk_id, parent.disk_id)
+            && above != below
+        {
+            let message = format!("another virtual disk ID than that of its child {name}");
+            let error = differs("chain.disk-id", "2.6.2.3", message);
+            self.findings.warning(error.with_found(below).with_expected(above));
+        }
+    }
+
+    /// Tells of recorded paths that lead somewhere else, or nowhere, on this machine. Those of forms
+    /// that this machine does not know lead nowhere that could be judged.
+    fn tell_stale_paths(&mut self, link: &ParentLink, at: u64, parent: &dyn Storage) {
+        let Some(id) = parent.id().ok().flatten() else { return };
+        for (by, path) in link.recorded() {
+            let alone = ParentLink {
+                relative_path: None,
+                volume_path: None,
+                absolute_win32_path: None,
+                ..link.clone()
+            };
+            let (alone, key) = match by {
+                FoundBy::RelativePath => {
+                    (ParentLink { relative_path: Some(path.into()), ..alone }, "relative_path")
+                }
+                FoundBy::VolumePath => {
+                    (ParentLink { volume_path: Some(path.into()), ..alone }, "volume_path")
+                }
+                _ => (
+                    ParentLink { absolute_win32_path: Some(path.into()), ..alone },
+                    "absolute_win32_path",
+                ),
+            };
+            let mut tried = self
+                .source
+                .candidates(&alone, Access::Read)
+                .filter(|candidate| candidate.found_by == by)
+                .peekable();
+            if tried.peek().is_none() {
+                continue;
+            }
+            let leads_there = tried.any(|candidate| {
+                let found = candidate.opened.and_then(|storage| storage.id());
+                found.is_ok_and(|found| found == Some(id))
+            });
+            if !leads_there {
+                let message = format!("{key} does not lead to the parent");
+                self.findings.info(
+                    Error::new(ErrorKind::Damaged, "parent.stale-path", message)
+                        .with_section("2.6.2.6.3")
+                        .at(at)
+                        .with_found(format_args!("{path:?}"))
+                        .with_expected(parent.name()),
+                );
+            }
+        }
+    }
+
+    /// Tells of files beside the image in which Hyper-V keeps track of changes.
+    fn tell_trackers(&mut self, storage: &dyn Storage) {
+        let Some(path) = storage.path() else { return };
+        for ending in [".rct", ".mrt"] {
+            let tracker = beside(path, ending);
+            if self.host.stat(&tracker).is_ok() {
+                let message =
+                    "a file in which Hyper-V keeps track of changes lies beside the image";
+                self.findings.info(
+                    Error::new(ErrorKind::Damaged, "image.tracker", message)
+                        .with_found(tracker.display()),
+                );
+            }
+        }
+    }
+
+    fn tell_volumes(&mut self, layers: &[Looked]) {
+        let mut volumes = std::mem::take(&mut self.volumes);
+        volumes.sort_unstable();
+        volumes.dedup();
+        if volumes.len() > 1 {
+            self.findings.enter(&layers[0].layer.name);
+            let message = "the layers of the chain lie on several volumes";
+            self.findings.info(
+                Error::new(ErrorKind::Damaged, "chain.volumes", message)
+                    .with_found(format_args!("{} volumes", volumes.len()))
+                    .with_expected("one"),
+            );
+        }
+    }
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    PathBuf::from(name)
+}

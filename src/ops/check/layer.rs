@@ -1,0 +1,139 @@
+//! One file, from its first byte to its last block.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::blocks::{self, Table};
+use super::findings::Findings;
+use super::{CheckedLayer, log, metadata, regions, root};
+use crate::chain::FoundBy;
+use crate::error::{Error, Result};
+use crate::format::bat::BlockLayout;
+use crate::format::metadata::FileFlags;
+use crate::image::{Inspected, LogPolicy, ParentLink};
+use crate::storage::Storage;
+use crate::types::MIB;
+
+/// A layer, and what holding it against its neighbours takes.
+#[derive(Debug)]
+pub(super) struct Looked {
+    pub(super) layer: CheckedLayer,
+    pub(super) logical_sector: Option<u32>,
+    pub(super) physical_sector: Option<u32>,
+    pub(super) disk_id: Option<Uuid>,
+    /// Where its metadata region is.
+    pub(super) metadata_at: Option<u64>,
+    /// The link to the parent and the place of the locator; `None` where there is none that leads on.
+    pub(super) link: Option<(ParentLink, u64)>,
+}
+
+/// Checks one file.
+///
+/// # Errors
+/// When it is no image at all or cannot be read.
+pub(super) fn check(
+    storage: &Arc<dyn Storage>,
+    found_by: Option<FoundBy>,
+    log_policy: LogPolicy,
+    findings: &mut Findings,
+) -> Result<Looked> {
+    let mut looked = Looked {
+        layer: CheckedLayer {
+            name: storage.name().to_owned(),
+            path: storage.path().map(Into::into),
+            found_by,
+            file_len: length(storage.as_ref())?,
+            data_write_guid: None,
+            size: None,
+            allocated_blocks: None,
+            leaked: None,
+        },
+        logical_sector: None,
+        physical_sector: None,
+        disk_id: None,
+        metadata_at: None,
+        link: None,
+    };
+    let root = root::check(storage.as_ref(), findings)?;
+    let mut storage = Arc::clone(storage);
+    if let Some(root) = &root {
+        if root.is_current {
+            looked.layer.data_write_guid = Some(root.header.data_write_guid);
+        }
+        storage = log::check(&storage, looked.layer.file_len, root, log_policy, findings);
+    }
+    let file_len = length(storage.as_ref())?;
+    looked.layer.file_len = file_len;
+    if !file_len.is_multiple_of(MIB) {
+        let message = "the length of the file is no multiple of 1 MiB";
+        findings.warning(
+            Error::damaged("file.length", "2.1", file_len, message)
+                .with_found(file_len)
+                .with_expected("a multiple of 1 MiB, as everything in the file is aligned"),
+        );
+    }
+    let header = root.as_ref().map(|root| &root.header);
+    let regions = regions::check(storage.as_ref(), file_len, header, findings)?;
+    let Some(regions) = regions else { return Ok(looked) };
+    let within = |end: u64| end <= file_len;
+    let inspected = regions
+        .metadata
+        .as_ref()
+        .filter(|region| within(region.end()))
+        .and_then(|region| metadata::check(storage.as_ref(), region, findings));
+    looked.metadata_at = regions.metadata.as_ref().map(|region| region.offset.get());
+    let Some(inspected) = inspected else { return Ok(looked) };
+    looked.take(&inspected, storage.as_ref());
+    let Some(region) = &regions.bat else { return Ok(looked) };
+    let Some((layout, flags)) = layout(&inspected) else {
+        let message = "the block allocation table was not checked";
+        findings.warning(
+            Error::damaged("bat.not-checked", "2.5", region.offset.get(), message)
+                .with_found("no block size, sector size or disk size")
+                .with_expected("all three, to tell what its entries are for"),
+        );
+        return Ok(looked);
+    };
+    let has_parent = flags.contains(FileFlags::HAS_PARENT);
+    let outcome = blocks::check(
+        &Table {
+            storage: storage.as_ref(),
+            region,
+            layout,
+            has_parent,
+            is_fixed: flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) && !has_parent,
+            file_len,
+            structures: &regions.structures,
+        },
+        findings,
+    );
+    looked.layer.allocated_blocks = Some(outcome.allocated);
+    looked.layer.leaked = outcome.leaked;
+    Ok(looked)
+}
+
+impl Looked {
+    fn take(&mut self, inspected: &Inspected, storage: &dyn Storage) {
+        self.layer.size = inspected.size;
+        self.logical_sector = inspected.logical_sector;
+        self.physical_sector = inspected.physical_sector;
+        self.disk_id = inspected.disk_id;
+        self.link = inspected
+            .locator
+            .as_ref()
+            .and_then(|placed| Some((metadata::link(placed, storage)?, placed.at)));
+    }
+}
+
+fn layout(inspected: &Inspected) -> Option<(BlockLayout, FileFlags)> {
+    let (file, _) = inspected.file?;
+    let layout = BlockLayout::new(file.block_size, inspected.logical_sector?, inspected.size?);
+    Some((layout, file.flags))
+}
+
+fn length(storage: &dyn Storage) -> Result<u64> {
+    storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))
+}

@@ -1,0 +1,144 @@
+//! The log: what lies in the ring, and whether what counts of it can be replayed.
+
+use std::sync::Arc;
+
+use super::findings::Findings;
+use super::root::Root;
+use crate::error::{Error, ErrorKind};
+use crate::format::header::Header;
+use crate::image::LogPolicy;
+use crate::log::{self, Sequence};
+use crate::storage::Storage;
+use crate::types::MIB;
+
+/// Wrong targets that are told one by one.
+const MOST_TARGETS: usize = 1000;
+
+/// Checks the log and returns the file as it reads with it.
+pub(super) fn check(
+    storage: &Arc<dyn Storage>,
+    file_len: u64,
+    root: &Root,
+    policy: LogPolicy,
+    findings: &mut Findings,
+) -> Arc<dyn Storage> {
+    let as_it_is = Arc::clone(storage);
+    let header = &root.header;
+    if let Err(error) = log::check_place(header, file_len) {
+        if header.log_guid.is_nil() && header.log_length == 0 {
+            findings.warning(error);
+        } else {
+            findings.error(error);
+        }
+        return as_it_is;
+    }
+    match log::survey(storage.as_ref(), header) {
+        Ok(survey) => tell(&survey, header, findings),
+        Err(error) => findings.error(error),
+    }
+    if header.log_guid.is_nil() {
+        return as_it_is;
+    }
+    if !root.is_current || header.log_version != 0 || policy == LogPolicy::Ignore {
+        findings.warning(not_replayed(header));
+        return as_it_is;
+    }
+    match replayed(storage, header, findings) {
+        Some(overlay) => overlay,
+        None => {
+            findings.warning(not_replayed(header));
+            as_it_is
+        }
+    }
+}
+
+/// The file with the log laid over it; `None` when that cannot be, and why is among the findings.
+fn replayed(
+    storage: &Arc<dyn Storage>,
+    header: &Header,
+    findings: &mut Findings,
+) -> Option<Arc<dyn Storage>> {
+    let sequence = log::find(storage.as_ref(), header).map_err(|e| findings.error(e)).ok()?;
+    tell_pending(header, &sequence, findings);
+    let mut is_sound = true;
+    let inspected =
+        log::inspect_targets(storage.as_ref(), header, &sequence, MOST_TARGETS, &mut |error| {
+            is_sound = false;
+            findings.error(error);
+        });
+    if let Err(error) = inspected {
+        findings.error(error);
+        return None;
+    }
+    if !is_sound {
+        return None;
+    }
+    match log::replay_over(storage, header, &sequence) {
+        Ok(overlay) => Some(Arc::new(overlay)),
+        // Too much to be kept in memory is no fault of the image.
+        Err(error) if error.kind() == ErrorKind::Limit => {
+            findings.warning(error);
+            None
+        }
+        Err(error) => {
+            findings.error(error);
+            None
+        }
+    }
+}
+
+fn tell_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
+    let (tail, head) = (sequence.tail(), sequence.head());
+    let message = "the log holds changes that the file itself does not have yet";
+    findings.info(
+        Error::new(ErrorKind::LogPending, "log.pending", message)
+            .with_section("2.3.3")
+            .at(header.log_offset + tail.position)
+            .with_found(format_args!(
+                "{} entries, {} to {}",
+                sequence.entries.len(),
+                tail.sequence_number,
+                head.sequence_number
+            ))
+            .with_expected("an empty log, after a clean end"),
+    );
+    for entry in &sequence.entries {
+        let at = header.log_offset + entry.position;
+        for (value, place) in [(entry.flushed_file_offset, 48), (entry.last_file_offset, 56)] {
+            if !value.is_multiple_of(MIB) {
+                let message = "a length of the file in a log entry that is misaligned";
+                findings.warning(
+                    Error::damaged("log.file-offset", "2.3.1.1", at + place, message)
+                        .with_found(value)
+                        .with_expected("a multiple of 1 MiB"),
+                );
+            }
+        }
+    }
+}
+
+fn tell(survey: &log::Survey, header: &Header, findings: &mut Findings) {
+    let of = |code, message, at: Option<u64>, count| {
+        Error::new(ErrorKind::Damaged, code, message)
+            .with_section("2.3.2")
+            .at(at.unwrap_or(header.log_offset))
+            .with_found(format_args!("{count} entries"))
+    };
+    if survey.torn > 0 {
+        let message = "entries of this log that are not whole, or partly overwritten";
+        findings.info(of("log.torn-entry", message, survey.first_torn, survey.torn));
+    }
+    if survey.foreign > 0 {
+        let message = "entries of earlier logs";
+        findings.info(of("log.old-entry", message, survey.first_foreign, survey.foreign));
+    }
+}
+
+fn not_replayed(header: &Header) -> Error {
+    let message = "the log was not replayed: all that follows is of the file without it";
+    Error::new(ErrorKind::LogPending, "log.not-replayed", message)
+        .with_section("2.3.3")
+        .at(header.log_offset)
+        .with_found(format_args!("log {}", header.log_guid))
+        .with_expected("a log that can be replayed, or none")
+}

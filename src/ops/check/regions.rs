@@ -1,0 +1,130 @@
+//! The two region tables and what they place.
+
+use std::ops::Range;
+
+use super::findings::Findings;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::Header;
+use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
+use crate::image::{inspect_regions, read_what_is_there, too_short};
+use crate::storage::Storage;
+use crate::types::MIB;
+
+/// Where the parts of the file lie.
+#[derive(Debug)]
+pub(super) struct Regions {
+    pub(super) bat: Option<RegionEntry>,
+    pub(super) metadata: Option<RegionEntry>,
+    /// Header section, log and regions, with their names: what no block may lie over.
+    pub(super) structures: Vec<(Range<u64>, String)>,
+}
+
+/// Checks both tables; `None` where neither can be made out.
+pub(super) fn check(
+    storage: &dyn Storage,
+    file_len: u64,
+    header: Option<&Header>,
+    findings: &mut Findings,
+) -> Result<Option<Regions>> {
+    let copies = [
+        read_copy(storage, RegionTable::OFFSETS[0], findings)?,
+        read_copy(storage, RegionTable::OFFSETS[1], findings)?,
+    ];
+    if let [Some((first, true)), Some((second, true))] = &copies
+        && first != second
+    {
+        let message = "the two region tables say different things";
+        findings.error(
+            Error::damaged("region.copies-differ", "2.2", RegionTable::OFFSETS[1], message)
+                .with_found(format_args!("{} entries", second.entries.len()))
+                .with_expected(format_args!("the {} entries of the first", first.entries.len())),
+        );
+    }
+    let Some((table, at)) = chosen(&copies) else { return Ok(None) };
+    let log = header.map_or(0..0, Header::log_range);
+    let (bat, metadata) =
+        inspect_regions((table, at), log.clone(), file_len, &mut |error| findings.error(error));
+    let mut structures = vec![(0..MIB, "the header section".to_owned())];
+    if !log.is_empty() {
+        structures.push((log, "the log".to_owned()));
+    }
+    for (i, entry) in table.entries.iter().enumerate() {
+        let place = RegionTable::entry_at(at, i);
+        tell_kind(entry, place, file_len, findings);
+        if entry.is_placed() {
+            let name = match region::name(entry.guid) {
+                Some(name) => format!("the {name} region"),
+                None => format!("region {}", entry.guid),
+            };
+            structures.push((entry.offset.get()..entry.end(), name));
+        }
+    }
+    Ok(Some(Regions { bat, metadata, structures }))
+}
+
+/// A copy, and whether nothing is wrong with it.
+fn read_copy(
+    storage: &dyn Storage,
+    at: u64,
+    findings: &mut Findings,
+) -> Result<Option<(RegionTable, bool)>> {
+    let mut bytes = vec![0; RegionTable::LEN];
+    let read = read_what_is_there(storage, &mut bytes, at)?;
+    if read < bytes.len() {
+        findings.error(too_short("region.table-length", "2.2.3", at, read, bytes.len()));
+        return Ok(None);
+    }
+    let mut is_sound = true;
+    let table = RegionTable::inspect(&bytes, at, &mut |error| {
+        is_sound = false;
+        findings.error(error);
+    });
+    Ok(table.map(|table| {
+        table.inspect_reserved(&bytes, at, &mut |error| findings.warning(error));
+        (table, is_sound)
+    }))
+}
+
+/// The table that counts: the first that is sound, or else the first that can be made out.
+fn chosen(copies: &[Option<(RegionTable, bool)>; 2]) -> Option<(&RegionTable, u64)> {
+    let there = || copies.iter().zip(RegionTable::OFFSETS);
+    let sound = there().find_map(|(copy, at)| match copy {
+        Some((table, true)) => Some((table, at)),
+        _ => None,
+    });
+    sound.or_else(|| there().find_map(|(copy, at)| Some((&copy.as_ref()?.0, at))))
+}
+
+fn tell_kind(entry: &RegionEntry, at: u64, file_len: u64, findings: &mut Findings) {
+    let is_required = entry.flags.contains(RegionFlags::REQUIRED);
+    match region::name(entry.guid) {
+        Some(name) if !is_required => {
+            let message = format!("the {name} region is not marked as required");
+            // QEMU marks neither, and every reader knows them.
+            findings.warning(
+                Error::damaged("region.flags", "2.2.3.2", at + 28, message)
+                    .with_found(entry.flags.bits())
+                    .with_expected(1),
+            );
+        }
+        None if !is_required => {
+            let message = "a region that the format does not define";
+            findings.info(
+                Error::new(ErrorKind::Unsupported, "region.unknown", message)
+                    .with_section("2.2.3.2")
+                    .at(at)
+                    .with_found(entry.guid)
+                    .with_expected("regions of the format, or such as are not required"),
+            );
+            if entry.is_placed() && entry.end() > file_len {
+                let message = format!("region {} reaches past the end of the file", entry.guid);
+                findings.error(
+                    Error::damaged("region.place", "2.2.3.2", at + 16, message)
+                        .with_found(format_args!("bytes {} to {:#x}", entry.offset, entry.end()))
+                        .with_expected(format_args!("an end at {file_len:#x} or before")),
+                );
+            }
+        }
+        _ => {}
+    }
+}

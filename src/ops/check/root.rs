@@ -1,0 +1,104 @@
+//! The file type identifier and the two headers.
+
+use super::findings::{Findings, Severity};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::header::{Header, Headers};
+use crate::format::identifier::FileIdentifier;
+use crate::format::region::RegionTable;
+use crate::image::{read_what_is_there, too_short};
+use crate::storage::Storage;
+
+/// What the headers come to.
+#[derive(Debug)]
+pub(super) struct Root {
+    pub(super) header: Header,
+    /// Whether the header is one by its checksum, so that its log may be replayed.
+    pub(super) is_current: bool,
+}
+
+/// Checks the start of the file. `None` where neither header can be made out.
+///
+/// # Errors
+/// When nothing of the file is of the format, or it cannot be read at all.
+pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Option<Root>> {
+    let mut identifier = [0; FileIdentifier::LEN];
+    let read = read_what_is_there(storage, &mut identifier, 0)?;
+    match FileIdentifier::parse(&identifier) {
+        Err(error) if !has_other_signatures(storage)? => return Err(error),
+        Err(error) => findings.error(error),
+        Ok(_) if read < identifier.len() => {
+            findings.error(too_short("identifier.length", "2.2.1", 0, read, identifier.len()));
+        }
+        Ok(_) => {}
+    }
+    let mut copies = [[0; Header::LEN]; 2];
+    let mut parsed = Vec::new();
+    for (copy, at) in copies.iter_mut().zip(Header::OFFSETS) {
+        let read = read_what_is_there(storage, copy, at)?;
+        parsed.push(match read < copy.len() {
+            true => Err(too_short("header.length", "2.2.2", at, read, copy.len())),
+            false => Header::parse(copy, at),
+        });
+    }
+    let parsed: [Result<Header>; 2] = parsed.try_into().expect("there are two headers");
+    let bytes = [&copies[0][..], &copies[1][..]];
+    let current = Headers::choose(bytes, &parsed);
+    let is_one_left = parsed.iter().any(Result::is_ok);
+    for (i, copy) in parsed.iter().enumerate() {
+        // A writer that stopped while it wrote one header has the other: that is what they are for.
+        let torn = if is_one_left { Severity::Warning } else { Severity::Error };
+        match copy {
+            Err(error) => findings.add(torn, error.same_again()),
+            Ok(header) => {
+                let at = Header::OFFSETS[i];
+                let counts = current.as_ref().is_ok_and(|current| *current == i);
+                let severity = if counts { Severity::Error } else { Severity::Warning };
+                header.inspect(at, &mut |error| findings.add(severity, error));
+                Header::inspect_reserved(bytes[i], at, &mut |error| findings.warning(error));
+            }
+        }
+    }
+    match current {
+        Ok(current) => {
+            let header = parsed.into_iter().nth(current).expect("it is one of the two")?;
+            if header.data_write_guid.is_nil() {
+                let at = Header::OFFSETS[current] + 32;
+                let error = Error::new(
+                    ErrorKind::Damaged,
+                    "header.data-write-guid",
+                    "the image has no identity",
+                );
+                findings.info(
+                    error
+                        .at(at)
+                        .with_section("2.2.2")
+                        .with_found(header.data_write_guid)
+                        .with_expected("a GUID that is not zero"),
+                );
+            }
+            Ok(Some(Root { header, is_current: true }))
+        }
+        Err(error) => {
+            if is_one_left {
+                findings.error(error); // two that contradict each other
+            }
+            // What a header with a wrong sum says of the log's place is better than nothing.
+            let signed = bytes.into_iter().find(|bytes| bytes.starts_with(b"head"));
+            Ok(signed.map(|bytes| Root { header: Header::read(bytes), is_current: false }))
+        }
+    }
+}
+
+/// Whether a file without the first signature has any of the others.
+fn has_other_signatures(storage: &dyn Storage) -> Result<bool> {
+    let headers = Header::OFFSETS.map(|at| (at, b"head"));
+    let tables = RegionTable::OFFSETS.map(|at| (at, b"regi"));
+    for (at, signature) in headers.into_iter().chain(tables) {
+        let mut bytes = [0; 4];
+        read_what_is_there(storage, &mut bytes, at)?;
+        if bytes == *signature {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,93 @@
+//! Sets of the MiB units of a file: one bit each, and only where there are any.
+
+/// Units that a set can have: files of up to 256 TiB, four times the largest disk.
+pub(super) const MOST_UNITS: u64 = 1 << 28;
+
+const WORDS: usize = 1024;
+const PAGE: u64 = 64 * WORDS as u64;
+
+/// A set of units.
+#[derive(Debug, Default)]
+pub(super) struct Units {
+    pages: Vec<Option<Box<[u64; WORDS]>>>,
+}
+
+impl Units {
+    /// Whether the unit is in the set. None beyond the limit is.
+    pub(super) fn has(&self, unit: u64) -> bool {
+        let page = self.pages.get((unit / PAGE) as usize).and_then(Option::as_deref);
+        page.is_some_and(|words| words[(unit % PAGE / 64) as usize] >> (unit % 64) & 1 == 1)
+    }
+
+    /// Puts a unit below the limit into the set.
+    pub(super) fn put(&mut self, unit: u64) {
+        if unit >= MOST_UNITS {
+            return;
+        }
+        let page = (unit / PAGE) as usize;
+        if page >= self.pages.len() {
+            self.pages.resize_with(page + 1, || None);
+        }
+        let words = self.pages[page].get_or_insert_with(|| Box::new([0; WORDS]));
+        words[(unit % PAGE / 64) as usize] |= 1 << (unit % 64);
+    }
+
+    /// How many units below `end` are in neither this set nor the other, and the first of them.
+    pub(super) fn neither(&self, other: &Self, end: u64) -> (u64, Option<u64>) {
+        let (mut taken, mut first) = (0, None);
+        for i in 0..self.pages.len().max(other.pages.len()) {
+            for word in 0..WORDS {
+                let start = i as u64 * PAGE + word as u64 * 64;
+                if start >= end {
+                    break;
+                }
+                let of = |set: &Self| {
+                    let page = set.pages.get(i).and_then(Option::as_deref);
+                    page.map_or(0, |words| words[word])
+                };
+                let within = if end - start < 64 { (1 << (end - start)) - 1 } else { u64::MAX };
+                let both: u64 = (of(self) | of(other)) & within;
+                taken += u64::from(both.count_ones());
+                if both != within && first.is_none() {
+                    first = Some(start + u64::from((!both).trailing_zeros()));
+                }
+            }
+        }
+        let looked_at = (self.pages.len().max(other.pages.len()) as u64 * PAGE).min(end);
+        (end - taken, first.or((looked_at < end).then_some(looked_at)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn sets_are_those_of_a_tree(
+            a in proptest::collection::vec(0_u64..3 * PAGE, 0..300),
+            runs in proptest::collection::vec((0_u64..3 * PAGE, 1_u64..300), 0..20),
+            end in 0_u64..4 * PAGE,
+        ) {
+            let (mut one, mut other) = (Units::default(), Units::default());
+            let mut model = BTreeSet::new();
+            for unit in &a {
+                one.put(*unit);
+                model.insert(*unit);
+            }
+            for unit in runs.iter().flat_map(|(start, len)| *start..start + len) {
+                other.put(unit);
+                model.insert(unit);
+            }
+            let free: Vec<u64> = (0..end).filter(|unit| !model.contains(unit)).collect();
+            prop_assert_eq!(one.neither(&other, end), (free.len() as u64, free.first().copied()));
+            for unit in 0..end {
+                prop_assert_eq!(one.has(unit) || other.has(unit), model.contains(&unit));
+            }
+        }
+    }
+}
