@@ -401,7 +401,7 @@ fn locator_and_chain() -> Vec<Corruption> {
             "the number of locator entries",
             Child,
             Of(|i| i.locator.count = Some(9000)),
-            &["locator.count", "locator.string-overlap"],
+            &["locator.count", "locator.string-place"],
         ),
         (
             "a key twice",

@@ -55,6 +55,7 @@ fn run(workload: &Workload, effort: Effort) -> Tally {
 }
 
 #[test]
+#[ignore = "takes minutes; run it with --ignored, AVHDX_LONG=1 for the long form"]
 fn every_outcome_of_a_crash_is_sound() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
     println!(

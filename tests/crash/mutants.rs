@@ -69,7 +69,7 @@ fn every_mutant_is_found() {
 /// What found the mutant, in a process of its own.
 fn hunt(name: &str) -> Option<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["every_outcome_of_a_crash_is_sound", "--exact", "--nocapture"])
+        .args(["every_outcome_of_a_crash_is_sound", "--include-ignored", "--exact", "--nocapture"])
         .env("AVHDX_MUTANT", name)
         .env("RUST_BACKTRACE", "0")
         .stdout(Stdio::piped())
