@@ -178,7 +178,7 @@ impl VhdxFile {
                 || planted("zero-block-becomes-partial"));
 
         let space = writer.allocate(self.layout.block_size())?;
-        self.file_len.store(writer.file_len(), std::sync::atomic::Ordering::Release);
+        self.note_length(writer);
         if planted("block-before-payload") {
             if parent_shows && !is_whole {
                 self.become_mixed(writer, block, space.at, at, buf.len() as u64)?;
@@ -258,6 +258,12 @@ impl VhdxFile {
         })
     }
 
+    /// Lets readers have what the file was grown by. Of two that do so at once the later may know of the
+    /// shorter length: it never takes back what the other allowed.
+    fn note_length(&self, writer: &Writer) {
+        self.file_len.fetch_max(writer.file_len(), std::sync::atomic::Ordering::AcqRel);
+    }
+
     /// The sector bitmap block of a block's chunk, made if there is none.
     fn bitmap_for(&self, writer: &Writer, block: BlockIndex) -> Result<FileOffset> {
         let chunk = self.layout.chunk_of(block);
@@ -267,7 +273,7 @@ impl VhdxFile {
             return self.bitmap_at(chunk);
         }
         let space = writer.allocate(BITMAP_BLOCK_LEN)?;
-        self.file_len.store(writer.file_len(), std::sync::atomic::Ordering::Release);
+        self.note_length(writer);
         let made = (|| {
             if space.contents != Contents::Zeros {
                 self.write_zeros(writer, space.at, space.len)?;
