@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::policy::{ImagePolicy, Lock};
 use super::{VhdxFile, Warning};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Access, FileKind, Host, Storage};
+use crate::storage::{Access, FileKind, Host, Storage, folder_of};
 
 /// Where children are looked for. A VHDX file does not record them.
 #[derive(Clone, Debug)]
@@ -74,12 +74,5 @@ impl ChildSearch {
                 ),
             })
             .collect()
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
     }
 }

@@ -17,7 +17,7 @@ use crate::format::metadata::{
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::mutants::planted;
-use crate::storage::{Host, Storage};
+use crate::storage::{Host, Storage, folder_of};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
@@ -477,13 +477,6 @@ fn relative(folder: &Path, target: &Path) -> Option<String> {
         names.push(name.to_str()?);
     }
     Some(names.join("\\"))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 fn temporary_name(path: &Path) -> PathBuf {

@@ -51,11 +51,12 @@ use metadata::Metadata;
 use recent::RecentEntries;
 use writer::Writer;
 
-/// One VHDX image, open for reading: fixed, dynamic, or a differencing one looked at alone.
+/// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
 /// As a [`Disk`], a differencing image serves what it holds itself and answers
 /// [`ErrorKind::ParentRequired`] for what only its parent has; a [`DiffChain`](crate::DiffChain)
-/// puts the two together. A log that is not empty is replayed in memory: the file stays as it is.
+/// puts the two together. A log that is not empty is replayed in memory and the file stays as it is,
+/// unless the image is opened for writing: then it is replayed to the file.
 ///
 /// ```no_run
 /// use avhdx::{Disk, VhdxFile};

@@ -279,6 +279,14 @@ impl Stat {
     }
 }
 
+/// The folder that a file lies in; a bare name lies in the current one.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Reserves space by writing zeros to all of it.
 fn reserve_by_writing<S: Storage + ?Sized>(storage: &S, len: u64) -> io::Result<()> {
     let zeros = vec![0; RESERVE_STEP as usize];
