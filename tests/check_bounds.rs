@@ -1,5 +1,5 @@
 //! What a check may cost: reads and memory, whatever the image.
-#![allow(dead_code)] // the images are those of the other tests of the check, of which this needs a few
+#![allow(dead_code, clippy::disallowed_methods)] // the images are those of the other tests of the check, of which this needs a few
 
 #[path = "check/corruptions.rs"]
 mod corruptions;
