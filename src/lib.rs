@@ -1,8 +1,8 @@
 //! Hyper-V virtual disks and their checkpoint chains: VHDX images, `.vhdx` and `.avhdx`.
 //!
 //! A checkpoint is a differencing image: a child that holds what changed, stacked on read-only
-//! parents. This crate opens such a chain anywhere and reads the disk as the machine saw it, at any
-//! of its points in time.
+//! parents. This crate opens such a chain anywhere, reads the disk as the machine saw it at any of its
+//! points in time, and writes to its tip.
 //!
 //! # Read a disk
 //!
@@ -60,6 +60,8 @@
 //!   [`DiffChain`] a chain, [`RawDisk`] a file without a format.
 //! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
 //!   ([`ParentSource`], [`PathSource`]).
+//! - [`CreateOptions`]: new images and new children. [`Disk::write_at`] and [`Disk::flush`] write them,
+//!   when they were opened with [`OpenOptions::writable`].
 //! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
 //! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
 //!   forest of checkpoints in a folder.
@@ -79,6 +81,7 @@ mod error;
 mod format;
 mod image;
 mod log;
+mod mutants;
 pub mod ops;
 mod options;
 mod raw;

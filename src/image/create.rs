@@ -16,6 +16,7 @@ use crate::format::metadata::{
     self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
+use crate::mutants::planted;
 use crate::storage::{Host, Storage};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
@@ -242,6 +243,9 @@ impl CreateOptions {
         } else {
             host.rename(temporary, path).map_err(failed("give the file its name"))?;
         }
+        if planted("create-without-folder-flush") {
+            return Ok(());
+        }
         host.sync_dir(folder_of(path)).map_err(failed("flush the folder"))
     }
 
@@ -253,6 +257,9 @@ impl CreateOptions {
         if let Some((model, path)) = model.zip(path) {
             let given = host.copy_owner(model, path);
             given.map_err(|error| failed("take over mode and owner", error))?;
+        }
+        if planted("create-without-flush") {
+            return Ok(());
         }
         storage.flush().map_err(|error| failed("flush the file", error))
     }

@@ -19,6 +19,7 @@ use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
+use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
 use crate::types::MIB;
 
@@ -199,11 +200,18 @@ fn replay_to_file(
     }
     let found = log::find(storage.as_ref(), headers.current())?;
     let overlay = log::replay_over(storage, headers.current(), &found)?;
-    update_headers(headers, storage.as_ref(), |header| header.file_write_guid = Uuid::new_v4())?;
+    update_headers(headers, storage.as_ref(), |header| {
+        header.file_write_guid = Uuid::new_v4();
+        if planted("log-guid-cleared-before-replay") {
+            header.log_guid = Uuid::nil();
+        }
+    })?;
     overlay
         .write_back()
         .map_err(|error| Error::io("log.replay", "cannot replay the log", error))?;
-    flush(storage.as_ref())?;
+    if !planted("replay-without-flush") {
+        flush(storage.as_ref())?;
+    }
     update_headers(headers, storage.as_ref(), |header| header.log_guid = Uuid::nil())
 }
 

@@ -4,6 +4,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::format::log_entry::{Change, DESCRIPTOR_LEN, HEADER_LEN, NewEntry, SECTOR};
+use crate::mutants::planted;
 use crate::storage::Storage;
 
 /// The log of a session that writes: where the next entry goes and what must not be overwritten.
@@ -80,7 +81,7 @@ impl LogWriter {
 
     /// The entry is durable: nothing before it is needed any more.
     pub(crate) fn retire(&mut self, entry: &Appended) {
-        self.kept = entry.length;
+        self.kept = if planted("live-log-space-reused") { 0 } else { entry.length };
     }
 
     fn write(&self, storage: &dyn Storage, bytes: &[u8], position: u64) -> Result<()> {

@@ -15,6 +15,7 @@ use crate::format::bat::ENTRY_LEN;
 use crate::format::log_entry::Change;
 use crate::image::VhdxFile;
 use crate::image::cache::{PAGE, Page};
+use crate::mutants::planted;
 use crate::types::{BatIndex, FileOffset, MIB};
 
 impl VhdxFile {
@@ -31,30 +32,45 @@ impl VhdxFile {
         let covered = writer.flushes_asked.load(Ordering::SeqCst);
         let done = self.commit_session(writer, &mut session);
         done.map_err(|error| writer.poisoned_by(error))?;
+        let covered = match planted("flush-covers-later-asks") {
+            true => writer.flushes_asked.load(Ordering::SeqCst),
+            false => covered,
+        };
         session.flushes_done = covered;
         Ok(())
     }
 
     fn commit_session(&self, writer: &Writer, session: &mut Session) -> Result<()> {
         let has_payload = writer.payload_written.swap(false, Ordering::AcqRel);
+        let at_end = planted("payload-flag-cleared-late").then_some(&writer.payload_written);
         if !has_payload && !writer.tables.read().any_dirty() {
             return Ok(());
         }
         // The file keeps its length until the last entry is written: each entry names one that is
         // durable and one that everything it refers to fits in.
         let frozen = writer.freeze();
-        self.apply(writer)?;
+        if !planted("tail-moved-before-apply") && !planted("apply-after-flush") {
+            self.apply(writer)?;
+        }
         // First what was freed, then the snapshot: the changes that freed it are in there.
         let freed = writer.space().space.take_freed();
         let pages = writer.tables.write().snapshot();
-        sync(writer, session)?;
+        if pages.is_empty() || !planted("metadata-before-payload") {
+            sync(writer, session)?;
+        }
+        if planted("apply-after-flush") {
+            self.apply(writer)?;
+        }
         if !pages.is_empty() {
             self.log_pages(writer, session, pages, frozen)?;
         }
         if !freed.is_empty() {
             // Readers that found the old place finish first.
-            let _alone = writer.pins.write();
+            let _alone = (!planted("readers-not-waited-for")).then(|| writer.pins.write());
             writer.space().space.reuse(freed);
+        }
+        if let Some(flag) = at_end {
+            flag.store(false, Ordering::Release);
         }
         Ok(())
     }
@@ -72,7 +88,7 @@ impl VhdxFile {
         let last = groups.len() - 1;
         let mut frozen = Some(frozen);
         for (i, group) in groups.into_iter().enumerate() {
-            if i > 0 {
+            if i > 0 && !planted("part-dropped-in-split") {
                 self.apply(writer)?;
                 sync(writer, session)?;
             }
@@ -83,13 +99,23 @@ impl VhdxFile {
             if i == last {
                 frozen.take();
             }
-            entry.durable(writer, session)?;
-            let mut changed = writer.tables.write();
-            for page in group {
-                changed.logged(page.at, page.page);
+            if !planted("apply-before-entry-flush") {
+                entry.durable(writer, session)?;
+                self.note_logged(writer, group);
+                continue;
             }
+            self.note_logged(writer, group);
+            self.apply(writer)?;
+            entry.durable(writer, session)?;
         }
         Ok(())
+    }
+
+    fn note_logged(&self, writer: &Writer, group: Vec<Snapshot>) {
+        let mut changed = writer.tables.write();
+        for page in group {
+            changed.logged(page.at, page.page);
+        }
     }
 
     /// Parts of a snapshot that is too large for one entry, in an order in which each may be the last
@@ -104,6 +130,13 @@ impl VhdxFile {
                     parts[2].push(page);
                 }
             }
+        }
+        if planted("bat-before-bitmap") {
+            parts.swap(0, 2);
+            parts[1].clear();
+        }
+        if planted("bitmap-block-with-the-blocks") {
+            parts[1].clear();
         }
         let mut groups: Vec<Vec<Snapshot>> = Vec::new();
         for part in parts {
@@ -170,7 +203,9 @@ struct Pending(crate::log::Appended);
 
 impl Pending {
     fn durable(self, writer: &Writer, session: &mut Session) -> Result<()> {
-        sync(writer, session)?;
+        if !planted("entry-not-flushed") {
+            sync(writer, session)?;
+        }
         if let Some(log) = &mut session.log {
             log.retire(&self.0);
         }
@@ -182,8 +217,14 @@ fn append(writer: &Writer, session: &mut Session, pages: &[Snapshot]) -> Result<
     let changes = pages
         .iter()
         .map(|page| Change::Sector { at: FileOffset::new(page.at), bytes: page.page.clone() });
-    let (flushed, last) =
+    let (mut flushed, mut last) =
         (session.flushed_len / MIB * MIB, writer.file_len().next_multiple_of(MIB));
+    if planted("flushed-offset-not-durable") {
+        flushed = last;
+    }
+    if planted("last-offset-left-behind") {
+        last = last.min(session.first_last);
+    }
     let Some(log) = &mut session.log else { unreachable!("a change began the session") };
     Ok(Pending(log.append(writer.file.as_ref(), changes.collect(), flushed, last)?))
 }

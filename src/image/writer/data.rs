@@ -11,6 +11,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::image::cache::PAGE;
 use crate::image::{Disk, VhdxFile};
+use crate::mutants::planted;
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
 static ZEROS: [u8; MIB as usize] = [0; MIB as usize];
@@ -152,8 +153,12 @@ impl VhdxFile {
             _ => return Ok(false),
         };
         let place = self.place_of(entry, index, at, buf.len() as u64)?;
+        let is_early = planted("bits-before-payload");
+        if is_mixed && is_early {
+            self.mark_sectors(writer, entry, at, buf.len() as u64)?;
+        }
         writer.write_payload(buf, place.get())?;
-        if is_mixed {
+        if is_mixed && !is_early {
             self.mark_sectors(writer, entry, at, buf.len() as u64)?;
         }
         Ok(true)
@@ -168,10 +173,19 @@ impl VhdxFile {
         let end = within + buf.len() as u64;
         let in_disk = self.layout.block_size().min(self.layout.size() - (at.0 - within));
         let is_whole = within == 0 && end >= in_disk;
-        let parent_shows = self.has_parent() && old.payload_state() == PayloadState::NotPresent;
+        let parent_shows = self.has_parent()
+            && (old.payload_state() == PayloadState::NotPresent
+                || planted("zero-block-becomes-partial"));
 
         let space = writer.allocate(self.layout.block_size())?;
         self.file_len.store(writer.file_len(), std::sync::atomic::Ordering::Release);
+        if planted("block-before-payload") {
+            if parent_shows && !is_whole {
+                self.become_mixed(writer, block, space.at, at, buf.len() as u64)?;
+            } else {
+                self.set_entry(writer, index, BatEntry::new(6, space.at))?;
+            }
+        }
         let moved = (|| {
             writer.write_payload(buf, space.at.get() + within)?;
             let rest_must_be_zero = is_whole || !parent_shows;
@@ -215,7 +229,7 @@ impl VhdxFile {
                 return;
             }
             set_bits(changed, bitmap, &marks, true);
-            if all_set(changed, bitmap, &all) {
+            if all_set(changed, bitmap, &all) || planted("full-before-all-bits") {
                 self.put_entry(changed, index, BatEntry::new(6, seen.offset()));
             }
         })
@@ -236,7 +250,9 @@ impl VhdxFile {
         let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
         self.change_tables(writer, needed, |changed| {
             // What the bits said while the block was in another state means nothing.
-            set_bits(changed, bitmap, &all, false);
+            if !planted("bits-not-rewritten") {
+                set_bits(changed, bitmap, &all, false);
+            }
             set_bits(changed, bitmap, &marks, true);
             self.put_entry(changed, index, BatEntry::new(7, place));
         })
@@ -288,7 +304,8 @@ impl VhdxFile {
                 // Damaged places are an error here too, not space to be given away.
                 let place = self.place_of(entry, index, start, in_disk)?;
                 self.begin(writer)?;
-                self.set_entry(writer, index, BatEntry::new(2, FileOffset::new(0)))?;
+                let state = if planted("discard-shows-parent") { 0 } else { 2 };
+                self.set_entry(writer, index, BatEntry::new(state, FileOffset::new(0)))?;
                 writer.free_later(Freed { at: place, len: self.layout.block_size() });
                 Ok(())
             }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::header::{Header, Headers};
 use crate::image::VhdxFile;
 use crate::log::LogWriter;
+use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::types::MIB;
 
@@ -21,11 +22,18 @@ pub(super) struct Session {
     pub(super) flushed_len: u64,
     /// The last request to flush that was served.
     pub(super) flushes_done: u64,
+    /// Length of the file when it was opened.
+    pub(super) first_last: u64,
 }
 
 impl Session {
     pub(super) fn new(file_len: u64) -> Self {
-        Self { log: None, flushed_len: file_len, flushes_done: 0 }
+        Self {
+            log: None,
+            flushed_len: file_len,
+            flushes_done: 0,
+            first_last: file_len.next_multiple_of(MIB),
+        }
     }
 }
 
@@ -49,17 +57,27 @@ impl VhdxFile {
 
     fn begin_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
         let header = self.headers().current().clone();
-        let guid = Uuid::new_v4();
+        let guid = match planted("log-guid-used-again") {
+            true => Uuid::from_u128(1),
+            false => Uuid::new_v4(),
+        };
         let mut log = LogWriter::new(header.log_offset, header.log_length.into(), guid);
         let file_len = writer.file_len();
         // The entry first, then its GUID: a GUID without an entry would be a damaged file.
         let (flushed, last) = (session.flushed_len / MIB * MIB, file_len.next_multiple_of(MIB));
+        if planted("log-guid-before-first-entry") {
+            self.update_headers(writer.file.as_ref(), |header| header.log_guid = guid)?;
+        }
         let entry = log.append(writer.file.as_ref(), Vec::new(), flushed, last)?;
-        flush(writer.file.as_ref())?;
+        if !planted("first-entry-not-flushed") {
+            flush(writer.file.as_ref())?;
+        }
         log.retire(&entry);
         self.update_headers(writer.file.as_ref(), |header| {
             header.file_write_guid = Uuid::new_v4();
-            header.data_write_guid = Uuid::new_v4();
+            if !planted("data-write-guid-kept") {
+                header.data_write_guid = Uuid::new_v4();
+            }
             header.log_guid = guid;
         })?;
         session.flushed_len = file_len;
@@ -84,7 +102,12 @@ impl VhdxFile {
 
     fn end_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
         self.apply(writer)?;
-        flush(writer.file.as_ref())?;
+        if !planted("close-without-flush") {
+            flush(writer.file.as_ref())?;
+        }
+        if planted("cut-before-log-guid-cleared") {
+            writer.cut()?;
+        }
         self.update_headers(writer.file.as_ref(), |header| header.log_guid = Uuid::nil())?;
         session.log = None;
         writer.begun.store(false, Ordering::Release);
@@ -122,9 +145,14 @@ pub(crate) fn update_headers(
         let written = file.write_at(&header.to_bytes(), at);
         written
             .map_err(|error| Error::io("header.write", "cannot write a header", error).at(at))?;
-        flush(file)?;
+        if !planted("headers-without-flush-between") {
+            flush(file)?;
+        }
         headers.copies[slot] = Ok(header.clone());
         headers.current = slot;
+    }
+    if planted("headers-without-flush-between") {
+        flush(file)?;
     }
     Ok(())
 }

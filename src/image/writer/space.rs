@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::types::{FileOffset, MIB};
 
@@ -68,7 +69,11 @@ impl Space {
     /// Freed space for `len` bytes, or space at the end; `None` when the file must grow for it.
     pub(super) fn allocate(&mut self, len: u64) -> Option<Allocated> {
         if let Some(at) = self.free.get_mut(&len).and_then(Vec::pop) {
-            return Some(Allocated { at, len, contents: Contents::Foreign });
+            let contents = match planted("stale-bytes-in-reused-space") {
+                true => Contents::Zeros,
+                false => Contents::Foreign,
+            };
+            return Some(Allocated { at, len, contents });
         }
         let end = self.end + len;
         if end > self.file_len {
@@ -100,6 +105,9 @@ impl Space {
 
     /// Notes space that a change in memory no longer uses.
     pub(super) fn free_later(&mut self, freed: Freed) {
+        if planted("freed-space-reused-at-once") {
+            return self.reuse(vec![freed]);
+        }
         self.freed.push(freed);
     }
 

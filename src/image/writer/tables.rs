@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::image::cache::Page;
+use crate::mutants::planted;
 
 /// Changed pages by their place in the file.
 ///
@@ -134,6 +135,10 @@ impl Changed {
         for (at, page) in pages {
             let Some(changed) = self.pages.get_mut(at) else { continue };
             changed.logged = None;
+            if planted("newer-changes-dropped") {
+                self.pages.remove(at);
+                continue;
+            }
             // A page may also hold what a later part of the same commit is yet to log.
             if !changed.dirty && changed.now == *page {
                 self.pages.remove(at);

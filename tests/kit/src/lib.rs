@@ -4,7 +4,7 @@
 //! mistake would have to be made twice, in two different shapes, to go unnoticed.
 //!
 //! - [`build`] writes images of any shape, right or wrong in every field.
-//! - [`naive`] reads them back, slowly and simply.
+//! - [`naive`] reads them back, slowly and simply, and finds what breaks the format's rules.
 //! - [`mutate`] breaks bytes and seals the checksums again.
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] asks QEMU's tools for a second opinion.
@@ -14,6 +14,7 @@
 #![allow(clippy::disallowed_methods)]
 
 pub mod build;
+mod check;
 pub mod crc;
 pub mod images;
 mod io;

@@ -13,6 +13,7 @@ use crate::io::read_at;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// Who answers for a sector.
@@ -44,12 +45,30 @@ pub enum Says {
     NotHere,
 }
 
+/// Bytes that are neither in one piece in memory nor a file.
+pub trait Bytes: std::fmt::Debug + Send + Sync {
+    /// How many there are.
+    fn len(&self) -> u64;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Fills `buf` from `at` on, with zeros past the end.
+    fn read(&self, at: u64, buf: &mut [u8]);
+}
+
 /// One image, its log replayed in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layer {
     file: Source,
     /// The log's updates in their order, unless they are in the bytes already.
     updates: Vec<Update>,
+    /// The head's last file offset, where there is a log.
+    pub(crate) last_file_offset: Option<u64>,
+    /// The log and the regions: where each starts and how long it is.
+    pub(crate) structures: Vec<(u64, u64)>,
     /// Virtual size in bytes.
     pub size: u64,
     /// Payload block size in bytes.
@@ -62,13 +81,14 @@ pub struct Layer {
     pub data_write_guid: Uuid,
     /// The parent locator's pairs.
     pub locator: Vec<(String, String)>,
-    bat: (u64, u64),
+    pub(crate) bat: (u64, u64),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Source {
     Bytes(Vec<u8>),
-    File(File),
+    File(Arc<File>),
+    Other(Arc<dyn Bytes>),
 }
 
 /// What the log writes at a file offset.
@@ -108,16 +128,24 @@ impl Layer {
         Self::new(Source::Bytes(bytes))
     }
 
+    /// Reads an image from bytes of any kind.
+    pub fn from_source(bytes: Arc<dyn Bytes>) -> Result<Self> {
+        Self::new(Source::Other(bytes))
+    }
+
     /// Reads an image by streaming: nothing but the log's updates is held in memory.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let file = File::open(path.as_ref());
-        Self::new(Source::File(file.map_err(|e| format!("{}: {e}", path.as_ref().display()))?))
+        let file = file.map_err(|e| format!("{}: {e}", path.as_ref().display()))?;
+        Self::new(Source::File(Arc::new(file)))
     }
 
     fn new(file: Source) -> Result<Self> {
         let mut it = Self {
             file,
             updates: Vec::new(),
+            last_file_offset: None,
+            structures: Vec::new(),
             size: 0,
             block_size: 0,
             sector: 0,
@@ -153,6 +181,7 @@ impl Layer {
         }
         self.data_write_guid = guid(&h, 32);
         let log_guid = guid(&h, 48);
+        self.structures.push((le(&h, 72), le32(&h, 68).into()));
         if log_guid.is_nil() {
             return Ok(());
         }
@@ -168,11 +197,12 @@ impl Layer {
         }
         // That the file is at least as long as the head's last file offset needs no work here:
         // past its end there are zeros anyway.
-        let (updates, flushed) = active_sequence(&self.get(offset, length)?, log_guid)?;
+        let (updates, flushed, last) = active_sequence(&self.get(offset, length)?, log_guid)?;
         if self.len() < flushed {
             return Err("truncated".into());
         }
         self.updates = updates;
+        self.last_file_offset = Some(last);
         if let Source::Bytes(bytes) = &mut self.file {
             let end = self.updates.iter().map(|u| u.at.saturating_add(u.len())).max();
             // An update far out stays an update, lest a wrong offset takes all memory.
@@ -198,6 +228,7 @@ impl Layer {
         for i in 0..le32(&table, 8).min(2047) as usize {
             let e = &table[16 + 32 * i..][..32];
             let place = (le(e, 16), u64::from(le32(e, 24)));
+            self.structures.push(place);
             match guid(e, 0) {
                 REGION_BAT => self.bat = place,
                 REGION_METADATA => metadata = Some(place.0),
@@ -244,7 +275,7 @@ impl Layer {
     }
 
     /// The file's bytes after replay; past its end zeros.
-    fn get(&self, at: u64, len: u64) -> Result<Vec<u8>> {
+    pub(crate) fn get(&self, at: u64, len: u64) -> Result<Vec<u8>> {
         let mut buf = vec![0; len as usize];
         match &self.file {
             Source::Bytes(b) => {
@@ -252,6 +283,7 @@ impl Layer {
                 let n = b.len().min(buf.len());
                 buf[..n].copy_from_slice(&b[..n]);
             }
+            Source::Other(o) => o.read(at, &mut buf),
             Source::File(f) => {
                 read_at(f, at, &mut buf).map_err(|e| e.to_string())?;
             }
@@ -263,11 +295,34 @@ impl Layer {
         Ok(buf)
     }
 
-    fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         match &self.file {
             Source::Bytes(b) => b.len() as u64,
             Source::File(f) => f.metadata().map_or(0, |m| m.len()),
+            Source::Other(o) => o.len(),
         }
+    }
+
+    /// Whether the log has to be replayed before the file is what it says.
+    pub fn log_is_pending(&self) -> bool {
+        self.last_file_offset.is_some()
+    }
+
+    /// Where the sector bitmap blocks lie.
+    pub fn bitmaps(&self) -> Result<Vec<u64>> {
+        if !self.has_parent {
+            return Ok(Vec::new());
+        }
+        let ratio = (self.sector << 23) / self.block_size;
+        let chunks = self.size.div_ceil(self.block_size).div_ceil(ratio);
+        let entries = (0..chunks).map(|chunk| self.bat_entry(chunk * (ratio + 1) + ratio));
+        let entries = entries.collect::<Result<Vec<u64>>>()?.into_iter();
+        Ok(entries.filter(|entry| entry & 7 == 6).map(|entry| entry >> 20 << 20).collect())
+    }
+
+    /// The end of the last of log and regions.
+    pub fn structures_end(&self) -> u64 {
+        self.structures.iter().map(|(at, len)| at + len).max().unwrap_or_default()
     }
 
     /// The BAT entry of this index, read anew each time.
@@ -393,12 +448,13 @@ struct Entry {
     length: u64,
     tail: u64,
     flushed: u64,
+    last: u64,
     updates: Vec<Update>,
 }
 
-/// The updates of the active sequence, and the head's flushed file offset.
+/// The updates of the active sequence, and the head's flushed and last file offsets.
 /// [MS-VHDX] 2.3.3
-fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64)> {
+fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64, u64)> {
     let sectors = ring.len() as u64 / 4096;
     let entries: Vec<Option<Entry>> = (0..sectors).map(|s| entry(ring, s, log_guid)).collect();
     let at = |s: u64| entries[(s % sectors) as usize].as_ref();
@@ -426,7 +482,7 @@ fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64)> {
     let best = best.ok_or("no active log sequence")?;
     let head = best[best.len() - 1];
     let updates = best.iter().flat_map(|e| e.updates.clone());
-    Ok((updates.collect(), head.flushed))
+    Ok((updates.collect(), head.flushed, head.last))
 }
 
 /// The entry that starts at this sector of the ring, if it is valid. [MS-VHDX] 2.3.1
@@ -438,7 +494,8 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
     {
         return None;
     }
-    let e: Vec<u8> = (from..from + length).map(|i| ring[i % ring.len()]).collect();
+    let end = (from + length).min(ring.len());
+    let e = [&ring[from..end], &ring[..from + length - end]].concat();
     let (number, count) = (le(&e, 16), le32(&e, 24) as usize);
     if le32(&e, 4) != sealed(&e, 4) || number == 0 || guid(&e, 32) != log_guid {
         return None;
@@ -468,7 +525,14 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
         }
     }
     let tail = le32(&e, 12).into();
-    Some(Entry { number, length: length as u64, tail, flushed: le(&e, 48), updates })
+    Some(Entry {
+        number,
+        length: length as u64,
+        tail,
+        flushed: le(&e, 48),
+        last: le(&e, 56),
+        updates,
+    })
 }
 
 /// [MS-VHDX] 2.6.2.6

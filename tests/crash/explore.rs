@@ -1,0 +1,277 @@
+//! Puts the pieces together: a history, its outcomes, the verdicts, and the count.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use avhdx::Disk;
+use avhdx_testkit::rng::Rng;
+
+use crate::driver::{Driver, MIB, Recorded};
+use crate::model::{Expected, Model};
+use crate::outcomes::{Depth, Explorer, Outcome, describe};
+use crate::sim::{Files, SimHost};
+use crate::verdict;
+
+/// How much work to put into a history.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    pub depth: Depth,
+    /// One in so many outcomes is opened, written and crashed again.
+    pub second: u64,
+    /// Stop at the first failure.
+    pub first_only: bool,
+}
+
+/// What came of a workload.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub cuts: usize,
+    plain: HashSet<u64>,
+    metadata: HashSet<u64>,
+    /// Outcomes of outcomes, not counted among the distinct ones.
+    pub second: usize,
+    pub failures: Vec<String>,
+}
+
+impl Tally {
+    pub fn distinct(&self) -> usize {
+        self.plain.len()
+    }
+
+    /// Those that differ from another one in payload alone.
+    pub fn payload_only(&self) -> usize {
+        self.plain.len() - self.metadata.len()
+    }
+}
+
+struct Job {
+    files: Files,
+    expected: Arc<Expected>,
+    sum: u64,
+    story: String,
+}
+
+/// Judges every outcome of a history.
+pub fn explore(recorded: &Recorded, effort: Effort, tally: &mut Tally) {
+    let failures = Mutex::new(Vec::new());
+    let second = AtomicUsize::new(0);
+    let is_over = AtomicBool::new(false);
+    let (send, receive) = sync_channel::<Job>(64);
+    let receive = Mutex::new(receive);
+    std::thread::scope(|scope| {
+        let workers = std::thread::available_parallelism().map_or(2, |n| n.get());
+        for _ in 0..workers {
+            scope.spawn(|| {
+                while let Some(job) = next(&receive) {
+                    if is_over.load(Ordering::Relaxed) {
+                        continue;
+                    }
+                    if let Err(why) = judge(recorded, &job, effort, &second) {
+                        failures.lock().unwrap().push(format!("{}: {why}", job.story));
+                        is_over.fetch_or(effort.first_only, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+        walk(recorded, effort.depth, tally, &mut |job| {
+            send.send(job).unwrap();
+            !is_over.load(Ordering::Relaxed)
+        });
+        drop(send);
+    });
+    tally.failures.extend(failures.into_inner().unwrap());
+    tally.failures.extend(broken_rules(recorded));
+    tally.second += second.into_inner();
+}
+
+fn next(receive: &Mutex<Receiver<Job>>) -> Option<Job> {
+    receive.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}
+
+/// Finds the outcomes that nobody has seen yet.
+fn walk(recorded: &Recorded, depth: Depth, tally: &mut Tally, send: &mut dyn FnMut(Job) -> bool) {
+    let model = &recorded.model;
+    let payload = payload(recorded);
+    let segments = model.segments();
+    let mut explorer = Explorer::new(recorded.start.clone(), &recorded.events, depth, 42);
+    let mut seen = HashSet::new();
+    let mut expected: Option<(usize, Arc<Expected>)> = None;
+    let mut goes_on = true;
+    let mut last_cut = usize::MAX;
+    explorer.run(recorded.from, &|cut| model.epoch(cut), &mut |outcome: Outcome<'_>| {
+        if last_cut != outcome.cut {
+            last_cut = outcome.cut;
+            tally.cuts += 1;
+        }
+        let sum = outcome.files.sum();
+        if !goes_on || !seen.insert((sum.exact, model.epoch(outcome.cut))) {
+            return;
+        }
+        tally.plain.insert(sum.plain);
+        tally.metadata.insert(recorded.judge.sum_of_metadata(&outcome.files, &payload).plain);
+        let expected = match &expected {
+            Some((cut, expected)) if *cut == outcome.cut => Arc::clone(expected),
+            _ => {
+                let made = Arc::new(model.expected(&segments, outcome.cut));
+                expected = Some((outcome.cut, Arc::clone(&made)));
+                made
+            }
+        };
+        let story = story(recorded, &outcome);
+        goes_on = send(Job { files: outcome.files, expected, sum: sum.exact, story });
+    });
+}
+
+fn judge(
+    recorded: &Recorded,
+    job: &Job,
+    effort: Effort,
+    second: &AtomicUsize,
+) -> Result<(), String> {
+    let judged = guarded(|| recorded.judge.judge(&job.files, &job.expected))?;
+    if judged && effort.second > 0 && job.sum.is_multiple_of(effort.second) {
+        let again = guarded(|| aftermath(recorded, job))?;
+        second.fetch_add(again.distinct(), Ordering::Relaxed);
+        if let Some(failure) = again.failures.first() {
+            return Err(format!("crashed again: {failure}"));
+        }
+    }
+    Ok(())
+}
+
+/// Panics are failures of the crate too.
+fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        Err(format!("panic: {}", text.unwrap_or_default()))
+    })
+}
+
+/// Opens an outcome, writes to it, and crashes that again.
+fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
+    let mut rng = Rng::new(job.sum);
+    let segments = &job.expected.segments;
+    let writes: Vec<(u64, u64)> = (0..3)
+        .map(|_| {
+            let at = segments[rng.below(segments.len() as u64) as usize].range.start;
+            (at, (512 << rng.below(5)).min(recorded.model.size - at))
+        })
+        .collect();
+    // What lies around those places is what the outcome reads there.
+    let mut model = Model::new(Default::default(), recorded.model.size, recorded.model.block_size);
+    for (at, len) in &writes {
+        model.begin(0, *at, &vec![0; *len as usize]);
+    }
+    let host = SimHost::new(job.files.clone());
+    let chain = verdict::open(&host, &recorded.judge.tip, false)?;
+    let mut base = crate::sim::Bytes::default();
+    for range in model.segments() {
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        chain.read_at(&mut bytes, range.start).map_err(|error| error.to_string())?;
+        base.write(range.start, &bytes);
+    }
+    drop(chain);
+    let model = Model::new(base, recorded.model.size, recorded.model.block_size);
+    let driver = Driver::new(host, recorded.judge.tip.clone(), model);
+    let chain = driver.open();
+    for (seed, (at, len)) in (50..).zip(writes) {
+        driver.write(&chain, seed, at, len);
+        if seed != 51 {
+            driver.flush(&chain);
+        }
+    }
+    driver.kill(chain);
+    let again = Recorded { judge: recorded.judge.clone(), ..driver.finish() };
+    let mut tally = Tally::default();
+    let mut failures = Vec::new();
+    let depth = Depth { exhaustive: 5, samples: 10, torn: 2 };
+    walk(&again, depth, &mut tally, &mut |job| {
+        if let Err(why) = guarded(|| again.judge.judge(&job.files, &job.expected)) {
+            failures.push(format!("{}: {why}", job.story));
+        }
+        failures.is_empty()
+    });
+    tally.failures = failures;
+    Ok(tally)
+}
+
+/// Where the file of the tip holds nothing but payload, whatever the outcome.
+fn payload(recorded: &Recorded) -> Vec<std::ops::Range<u64>> {
+    if recorded.start.file(&recorded.judge.tip).is_none() {
+        return Vec::new();
+    }
+    let Ok(layer) = verdict::layer(&recorded.end, &recorded.judge.tip) else { return Vec::new() };
+    let mut tables: Vec<u64> = layer.bitmaps().unwrap_or_default();
+    tables.sort_unstable();
+    let mut from = layer.structures_end();
+    let mut payload = Vec::new();
+    for table in tables {
+        payload.push(from..table);
+        from = table + MIB;
+    }
+    payload.push(from..1 << 50);
+    payload.retain(|range| range.start < range.end);
+    payload
+}
+
+/// How the outcome came about, for whoever has to understand it.
+fn story(recorded: &Recorded, outcome: &Outcome<'_>) -> String {
+    use std::fmt::Write;
+    let mut story = format!("cut {}", outcome.cut);
+    if let Some(last) = outcome.cut.checked_sub(1) {
+        write!(story, " after {}", describe(&recorded.events[last])).unwrap();
+    }
+    let kept: Vec<String> =
+        outcome.kept.iter().rev().take(8).map(|i| describe(&recorded.events[*i])).collect();
+    write!(story, ", kept {} ({})", outcome.kept.len(), kept.join(", ")).unwrap();
+    if let Some((torn, arrived)) = outcome.torn {
+        let arrived: String =
+            arrived.iter().take(40).map(|unit| if *unit { '1' } else { '0' }).collect();
+        write!(story, ", torn {} as {arrived}", describe(&recorded.events[torn])).unwrap();
+    }
+    story
+}
+
+/// Rules of the log that no outcome shows: what an entry says of the length of the file.
+fn broken_rules(recorded: &Recorded) -> Vec<String> {
+    use crate::sim::Event;
+    let mut broken = Vec::new();
+    let mut files = recorded.start.clone();
+    let mut durable: Vec<u64> = files.files.iter().map(|file| file.len()).collect();
+    let mut started = std::collections::HashMap::new();
+    for (i, event) in recorded.events.iter().enumerate() {
+        if let Event::Write(file, chunk) = event
+            && chunk.data.starts_with(b"loge")
+            && chunk.data.len() >= 64
+        {
+            let field = |at: usize| {
+                let bytes = chunk.data[at..at + 8].iter().rev();
+                bytes.fold(0, |n, byte| n << 8 | u64::from(*byte))
+            };
+            let len = files.files[*file].len();
+            let (flushed, last) = (field(48), field(56));
+            if flushed < len / MIB * MIB {
+                broken.push(format!("event {i}: FlushedFileOffset {flushed:#x}, length {len:#x}"));
+            }
+            if durable.get(*file).is_none_or(|durable| flushed > *durable) {
+                broken.push(format!("event {i}: FlushedFileOffset {flushed:#x} is not durable"));
+            }
+            if last < len {
+                broken.push(format!("event {i}: LastFileOffset {last:#x}, length {len:#x}"));
+            }
+        }
+        files.apply(event);
+        match event {
+            Event::FlushStart(file) => drop(started.insert(i, files.files[*file].len())),
+            Event::FlushEnd(file, start) => {
+                durable.resize(durable.len().max(file + 1), 0);
+                durable[*file] = started[start];
+            }
+            _ => {}
+        }
+    }
+    broken
+}

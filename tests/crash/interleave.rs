@@ -1,0 +1,82 @@
+//! Two users of one disk, the second at each step of the first in turn.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use avhdx::DiffChain;
+
+use crate::driver::{Driver, Recorded};
+use crate::sim::Step;
+
+/// Some things the second user does wait for the first, growth in the middle of a commit for one: the
+/// first then goes on after this time.
+const PATIENCE: Duration = Duration::from_millis(15);
+
+/// Records `first` on a fresh disk, after `before`, once for each step it makes: there `second` runs in
+/// another thread. At last all is flushed, and the session ends without a close.
+pub fn interleaved(
+    setup: impl Fn() -> Driver,
+    before: fn(&Driver, &DiffChain),
+    first: fn(&Driver, &DiffChain),
+    second: fn(&Driver, &DiffChain),
+) -> Vec<Recorded> {
+    let mut histories = Vec::new();
+    for step in 0.. {
+        let driver = setup();
+        let chain = driver.open();
+        before(&driver, &chain);
+        driver.look_from_here();
+        let was_there =
+            at_step(step, &driver, || first(&driver, &chain), || second(&driver, &chain));
+        if !was_there {
+            break;
+        }
+        driver.flush(&chain);
+        driver.kill(chain);
+        histories.push(driver.finish());
+    }
+    histories
+}
+
+/// Whether `first` has such a step.
+fn at_step(
+    step: usize,
+    driver: &Driver,
+    first: impl FnOnce(),
+    second: impl FnOnce() + Send,
+) -> bool {
+    let (go, wait_to_go) = channel::<()>();
+    let (done, wait_until_done) = channel::<()>();
+    let steps = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&steps);
+    let me = std::thread::current().id();
+    let wait_until_done = std::sync::Mutex::new(wait_until_done);
+    let go = std::sync::Mutex::new(Some(go));
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait_to_go.recv().is_ok() {
+                second();
+            }
+            drop(done);
+        });
+        driver.host.hook(move |now| {
+            let is_step = !matches!(now, Step::Read { .. });
+            if is_step
+                && std::thread::current().id() == me
+                && counted.fetch_add(1, Ordering::SeqCst) == step
+                && let Some(go) = go.lock().unwrap().take()
+            {
+                go.send(()).unwrap();
+                // Either it is done, which closes the channel, or it waits for us.
+                let _ = wait_until_done.lock().unwrap().recv_timeout(PATIENCE);
+            }
+            Ok(())
+        });
+        first();
+        // With the hook goes the sender, so that a thread that was never called ends.
+        driver.host.unhook();
+    });
+    steps.load(Ordering::SeqCst) > step
+}

@@ -1,0 +1,95 @@
+//! Crashes at every point of what is done to an image, with every part of what was not flushed lost.
+//!
+//! A simulated host records what happens to its files (`sim`), `outcomes` makes of that record all that
+//! a crash can leave behind, `model` knows what the disk may then hold, and `verdict` asks the crate and
+//! the naive reader. `AVHDX_LONG=1` looks further.
+
+mod driver;
+mod explore;
+mod interleave;
+mod model;
+#[cfg(avhdx_mutants)]
+mod mutants;
+mod outcomes;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests, which need other parts of it
+mod sim;
+mod verdict;
+mod workloads;
+
+use explore::{Effort, Tally, explore};
+use outcomes::Depth;
+use workloads::{ALL, Workload};
+
+/// Distinct outcomes that must be looked at.
+const SHORT: usize = 20_000;
+const LONG: usize = 1_000_000;
+
+fn is_long() -> bool {
+    std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1")
+}
+
+fn effort(workload: &Workload) -> Effort {
+    let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
+    let depth = match (is_long(), workload.is_large) {
+        (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 6 },
+        (false, false) => Depth { exhaustive: 12, samples: 60, torn: 60 },
+        (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
+        (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
+        (true, true) => Depth { exhaustive: 10, samples: 40, torn: 20 },
+    };
+    let second = if workload.is_large { 4001 } else { 101 };
+    let second = if is_long() { 10 * second } else { second };
+    Effort { depth, second, first_only: is_hunt }
+}
+
+fn run(workload: &Workload, effort: Effort) -> Tally {
+    let mut tally = Tally::default();
+    for recorded in (workload.record)() {
+        explore(&recorded, effort, &mut tally);
+        if effort.first_only && !tally.failures.is_empty() {
+            break;
+        }
+    }
+    tally
+}
+
+#[test]
+fn every_outcome_of_a_crash_is_sound() {
+    let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
+    println!(
+        "{:<40}{:>7}{:>10}{:>14}{:>8}{:>9}",
+        "workload", "cuts", "distinct", "payload only", "again", "failures"
+    );
+    let (mut cuts, mut distinct, mut payload, mut again, mut failures) = (0, 0, 0, 0, Vec::new());
+    for workload in ALL.iter().filter(|workload| workload.name.contains(&only)) {
+        let started = std::time::Instant::now();
+        let tally = run(workload, effort(workload));
+        println!(
+            "{:<40}{:>7}{:>10}{:>14}{:>8}{:>9}  {:.1} s",
+            workload.name,
+            tally.cuts,
+            tally.distinct(),
+            tally.payload_only(),
+            tally.second,
+            tally.failures.len(),
+            started.elapsed().as_secs_f32(),
+        );
+        if !tally.failures.is_empty() && std::env::var_os("AVHDX_MUTANT").is_some() {
+            println!("FOUND by \"{}\": {}", workload.name, tally.failures[0]);
+            panic!("a mutant was found");
+        }
+        for failure in tally.failures.iter().take(3) {
+            println!("    {failure}");
+        }
+        cuts += tally.cuts;
+        distinct += tally.distinct();
+        payload += tally.payload_only();
+        again += tally.second;
+        failures.extend(tally.failures);
+    }
+    println!("{:<40}{cuts:>7}{distinct:>10}{payload:>14}{again:>8}{:>9}", "all", failures.len());
+    assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
+    let enough = if is_long() { LONG } else { SHORT };
+    assert!(!only.is_empty() || distinct >= enough, "{distinct} outcomes, not {enough}");
+}

@@ -1,0 +1,221 @@
+//! What the disk may hold after a crash, as its user has it: every write, and every flush that returned.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::sim::Bytes;
+
+pub const UNIT: u64 = 512;
+
+/// The user's side of a history. Times are places in the record of the host.
+#[derive(Clone, Debug, Default)]
+pub struct Model {
+    pub size: u64,
+    pub block_size: u64,
+    /// The disk at the start of the record.
+    pub base: Bytes,
+    /// The disk as it reads when all that was begun is done.
+    pub now: Bytes,
+    writes: Vec<UserWrite>,
+    /// From when to when.
+    flushes: Vec<(usize, usize)>,
+    sessions: Vec<Session>,
+    /// When the image came to be, unless it was there from the start.
+    pub created: Option<usize>,
+    /// Ranges to be looked at besides those that are written.
+    watched: Vec<Range<u64>>,
+}
+
+#[derive(Clone, Debug)]
+struct UserWrite {
+    begun: usize,
+    /// Far away until it returned.
+    done: usize,
+    start: u64,
+    data: Arc<[u8]>,
+}
+
+/// From a time on the image was open for writing: what it read then, and its identity.
+#[derive(Clone, Debug)]
+struct Session {
+    from: usize,
+    start: Bytes,
+    guid: Uuid,
+}
+
+/// What the segments read before a session, and the identity that goes with it.
+pub type Before = (Arc<[Arc<[u8]>]>, Uuid);
+
+/// What is asked of the outcomes of a cut.
+#[derive(Clone, Debug)]
+pub struct Expected {
+    pub segments: Vec<Segment>,
+    /// Whether the image must be there.
+    pub exists: bool,
+    /// If what the segments read differs from this, the identity must differ from that one.
+    pub before: Option<Before>,
+}
+
+/// A range of the disk and what each 512 bytes of it may be: the same of one of these.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    pub range: Range<u64>,
+    pub either: Vec<Arc<[u8]>>,
+}
+
+impl Model {
+    pub fn new(base: Bytes, size: u64, block_size: u64) -> Self {
+        Self { size, block_size, now: base.clone(), base, ..Self::default() }
+    }
+
+    /// Has a range looked at though nobody writes there.
+    pub fn watch(&mut self, range: Range<u64>) {
+        self.watched.push(range);
+    }
+
+    /// A session begins.
+    pub fn opened(&mut self, at: usize, guid: Uuid) {
+        self.sessions.push(Session { from: at, start: self.now.clone(), guid });
+    }
+
+    /// A write begins; says which.
+    pub fn begin(&mut self, at: usize, start: u64, data: &[u8]) -> usize {
+        self.now.write(start, data);
+        // Whole units: what stands beside a part of one comes along.
+        let first = start / UNIT * UNIT;
+        let end = (start + data.len() as u64).next_multiple_of(UNIT).min(self.size);
+        let mut whole = vec![0; (end - first) as usize];
+        self.now.read(first, &mut whole);
+        self.writes.push(UserWrite {
+            begun: at,
+            done: usize::MAX,
+            start: first,
+            data: whole.into(),
+        });
+        self.writes.len() - 1
+    }
+
+    /// The write returned.
+    pub fn done(&mut self, write: usize, at: usize) {
+        self.writes[write].done = at;
+    }
+
+    /// A flush began and returned.
+    pub fn flushed(&mut self, begun: usize, done: usize) {
+        self.flushes.push((begun, done));
+    }
+
+    /// Changes with what is asked of outcomes in a way that is stricter than before.
+    pub fn epoch(&self, cut: usize) -> u64 {
+        let session = self.sessions.iter().filter(|session| session.from < cut).count() as u64;
+        let exists = self.created.is_none_or(|created| created < cut);
+        let flushed = self.flushed_until(cut).map_or(0, |begun| begun as u64 + 1);
+        flushed << 17 | session << 1 | u64::from(exists)
+    }
+
+    /// The start of the flush that covers most, of those that returned.
+    fn flushed_until(&self, cut: usize) -> Option<usize> {
+        self.flushes.iter().filter(|(_, done)| *done < cut).map(|(begun, _)| *begun).max()
+    }
+
+    pub fn expected(&self, segments: &[Range<u64>], cut: usize) -> Expected {
+        let flushed = self.flushed_until(cut).unwrap_or(0);
+        let expected = segments.iter().map(|range| self.segment(range, cut, flushed)).collect();
+        let session = self.sessions.iter().rev().find(|session| session.from < cut);
+        let before = session.map(|session| {
+            let start = segments.iter().map(|range| slice(&session.start, range)).collect();
+            (start, session.guid)
+        });
+        let exists = self.created.is_none_or(|created| created < cut);
+        Expected { segments: expected, exists, before }
+    }
+
+    fn segment(&self, range: &Range<u64>, cut: usize, flushed: usize) -> Segment {
+        let meets = |write: &&UserWrite| {
+            write.begun < cut
+                && write.start <= range.start
+                && range.end <= write.start + write.data.len() as u64
+        };
+        let is_flushed = |write: &UserWrite| write.done < flushed;
+        let all: Vec<&UserWrite> = self.writes.iter().filter(meets).collect();
+        let mut either = Vec::new();
+        if !all.iter().any(|write| is_flushed(write)) {
+            either.push(slice(&self.base, range));
+        }
+        for write in &all {
+            // Gone is what was overwritten by something that is durable itself.
+            let is_gone = is_flushed(write)
+                && all.iter().any(|later| is_flushed(later) && later.begun > write.done);
+            if !is_gone {
+                let within = (range.start - write.start) as usize;
+                let len = (range.end - range.start) as usize;
+                either.push(write.data[within..within + len].into());
+            }
+        }
+        either.dedup();
+        Segment { range: range.clone(), either }
+    }
+
+    /// The parts of the disk to look at, cut wherever a write starts or ends.
+    pub fn segments(&self) -> Vec<Range<u64>> {
+        let mut looked_at: Vec<Range<u64>> = self.watched.clone();
+        let blocks = self.size.div_ceil(self.block_size);
+        let mut sentinels = std::collections::BTreeSet::from([0, blocks - 1]);
+        let mut edges = std::collections::BTreeSet::new();
+        for write in &self.writes {
+            let end = write.start + write.data.len() as u64;
+            looked_at.push(write.start.saturating_sub(4 * UNIT)..(end + 4 * UNIT).min(self.size));
+            edges.extend([write.start, end]);
+            let (first, last) = (write.start / self.block_size, (end - 1) / self.block_size);
+            sentinels.extend(first.saturating_sub(1)..=(last + 1).min(blocks - 1));
+        }
+        for block in sentinels {
+            let (start, end) = (block * self.block_size, (block + 1) * self.block_size);
+            let end = end.min(self.size);
+            looked_at.push(start..(start + 2 * UNIT).min(end));
+            looked_at.push(
+                (start + end) / 2 / UNIT * UNIT..end.min((start + end) / 2 / UNIT * UNIT + UNIT),
+            );
+            looked_at.push(end.saturating_sub(2 * UNIT)..end);
+        }
+        looked_at.sort_by_key(|range| range.start);
+        let mut segments: Vec<Range<u64>> = Vec::new();
+        let mut from = 0;
+        for range in looked_at {
+            let mut start = range.start.max(from);
+            for edge in edges.range(start + 1..range.end.max(start + 1)) {
+                segments.push(start..*edge);
+                start = *edge;
+            }
+            if start < range.end {
+                segments.push(start..range.end);
+            }
+            from = from.max(range.end);
+        }
+        segments.retain(|range| range.start < range.end);
+        segments
+    }
+}
+
+fn slice(bytes: &Bytes, range: &Range<u64>) -> Arc<[u8]> {
+    let mut slice = vec![0; (range.end - range.start) as usize];
+    bytes.read(range.start, &mut slice);
+    slice.into()
+}
+
+impl Segment {
+    /// The first 512 bytes of what was read that are none of what they may be.
+    pub fn refuses(&self, read: &[u8]) -> Option<u64> {
+        if self.either.iter().any(|may| **may == *read) {
+            return None;
+        }
+        let unit = UNIT as usize;
+        let wrong = read.chunks(unit).enumerate().find(|(n, found)| {
+            let place = n * unit..n * unit + found.len();
+            !self.either.iter().any(|may| may[place.clone()] == **found)
+        })?;
+        Some(self.range.start + wrong.0 as u64 * UNIT)
+    }
+}

@@ -1,0 +1,105 @@
+//! Planted bugs, each of which some workload must find: `mutants.sh` builds the crate for it.
+//!
+//! Some bugs of other writers have no place here: sector bitmap blocks are never freed, so that none can
+//! be used again while an entry of the log still targets it.
+
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// The names in `src/` and what each does wrong.
+const MUTANTS: &[(&str, &str)] = &[
+    ("apply-before-entry-flush", "a log entry is applied before it is flushed"),
+    ("entry-not-flushed", "a flush returns before its log entry is durable"),
+    ("metadata-before-payload", "the log names blocks whose payload is not flushed"),
+    ("bits-before-payload", "a sector counts as here before its payload is written"),
+    ("block-before-payload", "a block counts as here before its payload is written"),
+    ("bat-before-bitmap", "the parts of a large commit in the wrong order"),
+    ("bitmap-block-with-the-blocks", "blocks in one part, the bitmap they need in a later one"),
+    ("part-dropped-in-split", "the log lets go of a part of a commit before it is applied"),
+    ("tail-moved-before-apply", "the log lets go of an entry before it is applied"),
+    ("apply-after-flush", "the log lets go of an entry that is applied and not flushed"),
+    ("live-log-space-reused", "an entry is written over the newest durable one"),
+    ("log-guid-before-first-entry", "the header names a log without an entry"),
+    ("first-entry-not-flushed", "the header names a log whose entry is not durable"),
+    ("log-guid-used-again", "entries of an earlier session count in a later one"),
+    ("last-offset-left-behind", "LastFileOffset stays while the file grows"),
+    ("flushed-offset-not-durable", "FlushedFileOffset is a length that is not durable"),
+    ("growth-during-commit", "the file grows between a flush and the entry"),
+    ("data-write-guid-kept", "the disk changes and DataWriteGuid does not"),
+    ("freed-space-reused-at-once", "space is used again before its freeing is durable"),
+    ("stale-bytes-in-reused-space", "another block's bytes stay in space used again"),
+    ("bits-not-rewritten", "old bits count when a block becomes partially present"),
+    ("zero-block-becomes-partial", "the parent shows through a block that was zero"),
+    ("discard-shows-parent", "the parent shows through a block that was discarded"),
+    ("full-before-all-bits", "a block counts as full before all its sectors are here"),
+    ("newer-changes-dropped", "changes made while their page is logged are forgotten"),
+    ("payload-flag-cleared-late", "a write during a flush is not flushed by the next"),
+    ("flush-covers-later-asks", "a flush returns for one that was asked for later"),
+    ("headers-without-flush-between", "both headers are written before either is durable"),
+    ("close-without-flush", "the log GUID is cleared before the tables are durable"),
+    ("cut-before-log-guid-cleared", "the file is cut while the log still names its length"),
+    ("replay-without-flush", "the log GUID is cleared before the replay is durable"),
+    ("log-guid-cleared-before-replay", "the log GUID is cleared before the replay"),
+    ("replay-of-half-the-log", "a replay grows the file and applies nothing"),
+    ("create-without-flush", "a new file gets its name before it is durable"),
+    ("create-without-folder-flush", "a new file is lost with its name"),
+];
+
+/// Longer than any workload takes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+#[test]
+#[ignore = "takes minutes; run by mutants.sh"]
+fn every_mutant_is_found() {
+    let only = std::env::var("AVHDX_ONLY").unwrap_or_default();
+    let mut survivors = Vec::new();
+    for (name, what) in MUTANTS.iter().filter(|(name, _)| name.contains(&only)) {
+        let started = Instant::now();
+        let found = hunt(name);
+        let by = found.as_deref().unwrap_or("NOT FOUND");
+        println!("{name:<34} {what}\n    {by} ({:.0} s)", started.elapsed().as_secs_f32());
+        if found.is_none() {
+            survivors.push(name);
+        }
+    }
+    assert!(survivors.is_empty(), "not found: {survivors:?}");
+}
+
+/// What found the mutant, in a process of its own.
+fn hunt(name: &str) -> Option<String> {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["every_outcome_of_a_crash_is_sound", "--exact", "--nocapture"])
+        .env("AVHDX_MUTANT", name)
+        .env("RUST_BACKTRACE", "0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut stdout = child.stdout.take().unwrap();
+    let said = std::thread::spawn(move || {
+        let mut text = String::new();
+        stdout.read_to_string(&mut text).map(|_| text).unwrap_or_default()
+    });
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if started.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            break child.wait().unwrap();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let said = said.join().unwrap();
+    let found = said.lines().find(|line| line.starts_with("FOUND"));
+    match found {
+        Some(line) => Some(line.chars().take(300).collect()),
+        // A workload that cannot even be recorded tells as much.
+        None if !status.success() && !said.contains("outcomes, not") => {
+            Some("a workload that did not get to its end".into())
+        }
+        None => None,
+    }
+}

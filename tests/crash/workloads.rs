@@ -1,0 +1,514 @@
+//! What is done to images while the host may crash.
+
+use avhdx::{CreateOptions, DiffChain, Zeroing};
+
+use crate::driver::{Driver, GIB, KIB, MIB, Recorded, Setup, fixed_identities, path};
+use crate::interleave::interleaved;
+use crate::sim::{Files, SimHost};
+
+/// A name, and the histories that belong to it.
+pub struct Workload {
+    pub name: &'static str,
+    pub record: fn() -> Vec<Recorded>,
+    /// Fewer outcomes per cut: there are many cuts, or each outcome is costly to judge.
+    pub is_large: bool,
+}
+
+pub const ALL: &[Workload] = &[
+    small("first write, empty child", || one(child(2 * MIB), first_write)),
+    small("first write, empty dynamic", || one(dynamic(4 * MIB).start(), first_write)),
+    small("block fills", || one(child(2 * MIB), block_fills)),
+    small("bitmap shared by two blocks", || one(child(4 * MIB), shared_bitmap)),
+    small("discard and reuse, dynamic", || one(dynamic(6 * MIB).start(), discard_and_reuse)),
+    small("discard and reuse, child", || one(child(6 * MIB), discard_and_reuse)),
+    small("zeros over the parent", || one(child(4 * MIB), zeros_over_parent)),
+    small("growth", || one(dynamic(8 * MIB).start(), growth)),
+    small("close with room to cut", || one(wide(), close_and_cut)),
+    small("stale bits", stale_bits),
+    small("sessions one after the other", || one(child(4 * MIB), sessions)),
+    small("replay interrupted", || one(child(4 * MIB), replays)),
+    small("fixed disk", fixed),
+    small("unaligned, sectors of 512", || one(child(4 * MIB), unaligned)),
+    small("unaligned, sectors of 4096", unaligned_in_large_sectors),
+    small("new bitmap in another chunk", second_chunk),
+    small("create", create),
+    small("scattered writes", || one(child(6 * MIB), scattered_writes)),
+    small("scattered tables", || one(scattered(), scattered_tables)),
+    small("flush, a write in place meanwhile", || {
+        interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 60, 4 * KIB, 2 * KIB))
+    }),
+    small("flush, a new sector meanwhile", || {
+        interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 61, 64 * KIB, KIB))
+    }),
+    small("flush, a new block meanwhile", || {
+        interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 62, 3 * MIB + 8 * KIB, KIB))
+    }),
+    small("flush, a discard meanwhile", || {
+        interleaved(
+            || child(4 * MIB),
+            busy,
+            flush,
+            |d, c| {
+                d.discard(c, MIB, MIB);
+                d.write(c, 63, 2 * MIB, 2 * MIB);
+            },
+        )
+    }),
+    small("flush, a write and a flush meanwhile", || {
+        interleaved(
+            || child(4 * MIB),
+            busy,
+            flush,
+            |d, c| {
+                d.write(c, 64, 32 * KIB, KIB);
+                d.flush(c);
+            },
+        )
+    }),
+    small("a new block, a flush meanwhile", || {
+        interleaved(|| child(4 * MIB), |_, _| {}, |d, c| d.write(c, 65, 8 * KIB, KIB), flush)
+    }),
+    small("a new sector, a flush meanwhile", || {
+        interleaved(|| child(4 * MIB), busy, |d, c| d.write(c, 66, 96 * KIB, KIB), flush)
+    }),
+    small("reuse, a flush meanwhile", || {
+        interleaved(|| dynamic(4 * MIB).start(), freed, |d, c| d.write(c, 67, 3 * MIB, KIB), flush)
+    }),
+    large("log wraps", || one(child(4 * MIB), log_wraps)),
+    large("entries as large as half the log", || one(vast(), large_entries)),
+    large("commit larger than one entry", || one(vast_with_stale_bits(), split_commit)),
+    large("table larger than one entry", || one(vaster(), split_table)),
+];
+
+const fn small(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
+    Workload { name, record, is_large: false }
+}
+
+const fn large(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
+    Workload { name, record, is_large: true }
+}
+
+fn one(driver: Driver, run: fn(&Driver)) -> Vec<Recorded> {
+    run(&driver);
+    vec![driver.finish()]
+}
+
+fn dynamic(size: u64) -> Setup {
+    Setup::base(CreateOptions::dynamic(size), size, 1 << 20)
+}
+
+/// A child with nothing in it over a base with something in each block.
+fn child(size: u64) -> Driver {
+    let blocks = size / MIB;
+    let base = (0..blocks).fold(dynamic(size), |base, block| {
+        base.write(block * MIB, 20 * KIB).write(block * MIB + 90 * KIB, 20 * KIB)
+    });
+    base.child(1 << 20).start()
+}
+
+/// A base that is long enough to grow by more than it needs.
+fn wide() -> Driver {
+    (0..20).fold(dynamic(24 * MIB), |base, block| base.write(block * MIB, 512)).start()
+}
+
+/// A child of more than a table page per block that is written.
+fn vast() -> Driver {
+    let size = 80 << 30;
+    dynamic(size).write(0, 4 * KIB).write(512 * MIB, 4 * KIB).child(1 << 20).start()
+}
+
+fn flush(driver: &Driver, chain: &DiffChain) {
+    driver.flush(chain);
+}
+
+fn first_write(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 8 * KIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 2, 10 * KIB, 4 * KIB);
+    driver.write(&chain, 3, MIB, 4 * KIB);
+    driver.close(&chain);
+}
+
+fn block_fills(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 0, 600 * KIB);
+    driver.write(&chain, 2, 900 * KIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 3, 600 * KIB, 300 * KIB);
+    driver.write(&chain, 4, 904 * KIB, 120 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 5, 4 * KIB, 4 * KIB);
+    driver.write(&chain, 6, MIB, MIB);
+    driver.close(&chain);
+}
+
+fn shared_bitmap(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 * KIB, 2 * KIB);
+    driver.write(&chain, 2, MIB + 4 * KIB, 2 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 3, 5 * KIB, 2 * KIB);
+    driver.write(&chain, 4, MIB + 3 * KIB, 2 * KIB);
+    driver.write(&chain, 5, 2 * MIB + 4 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 6, MIB + 92 * KIB, KIB);
+    driver.write(&chain, 7, 92 * KIB, KIB);
+    driver.flush(&chain);
+    driver.kill(chain);
+}
+
+fn discard_and_reuse(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 0, MIB);
+    driver.write(&chain, 2, MIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.discard(&chain, 0, MIB);
+    driver.write(&chain, 3, 2 * MIB, 4 * KIB);
+    driver.flush(&chain);
+    // Into what the first block gave up, in part: what else it held must not show.
+    driver.write(&chain, 4, 3 * MIB + 8 * KIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 5, 512, KIB);
+    driver.discard(&chain, 3 * MIB, MIB);
+    driver.write(&chain, 6, 4 * MIB, 8 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 7, 5 * MIB, MIB);
+    driver.close(&chain);
+}
+
+fn zeros_over_parent(driver: &Driver) {
+    let chain = driver.open();
+    driver.discard(&chain, 0, MIB);
+    driver.zero(&chain, MIB + 8 * KIB, 8 * KIB, Zeroing::MayUnmap);
+    driver.flush(&chain);
+    driver.write(&chain, 1, 8 * KIB, 2 * KIB);
+    driver.zero(&chain, 2 * MIB, MIB, Zeroing::KeepSpace);
+    driver.flush(&chain);
+    driver.zero(&chain, MIB, MIB, Zeroing::KeepSpace);
+    driver.write(&chain, 2, 2 * MIB + 90 * KIB, KIB);
+    driver.write(&chain, 3, 90 * KIB, KIB);
+    driver.close(&chain);
+}
+
+fn growth(driver: &Driver) {
+    let chain = driver.open();
+    for block in 0..3 {
+        driver.write(&chain, block, block * MIB, 4 * KIB);
+    }
+    driver.flush(&chain);
+    driver.write(&chain, 3, 3 * MIB, MIB);
+    driver.write(&chain, 4, 4 * MIB + 512, 4 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 5, 5 * MIB + 4 * KIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 6, 6 * MIB, 4 * KIB);
+    driver.kill(chain);
+}
+
+fn close_and_cut(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 20 * MIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 2, 4 * KIB, 4 * KIB);
+    driver.close(&chain);
+    // On with the same handle, into space that was cut off.
+    driver.write(&chain, 3, 21 * MIB, 4 * KIB);
+    driver.write(&chain, 4, 22 * MIB + 4 * KIB, 4 * KIB);
+    driver.discard(&chain, 21 * MIB, MIB);
+    driver.discard(&chain, 22 * MIB, MIB);
+    driver.close(&chain);
+}
+
+/// A child whose bitmap says things of blocks that are not partially present.
+fn stale_bits() -> Vec<Recorded> {
+    let size = 4 * MIB;
+    let base = (0..4).fold(dynamic(size), |base, block| base.write(block * MIB, 60 * KIB));
+    let setup = base.child(1 << 20).write(2 * MIB, KIB);
+    let layer = crate::verdict::layer(&setup.host.files(), &setup.tip).unwrap();
+    let bitmap = layer.bitmaps().unwrap()[0];
+    let mut files = setup.host.files();
+    let file = files.names[&setup.tip];
+    // The bits of blocks 0, 1 and 3: 256 bytes each.
+    files.file_mut(file).write(bitmap, &[0xFF; 512]);
+    files.file_mut(file).write(bitmap + 3 * 256, &[0xFF; 256]);
+    let driver = Setup { host: SimHost::new(files), ..setup }.start();
+    let chain = driver.open();
+    driver.write(&chain, 1, 8 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 2, MIB + 20 * KIB, KIB);
+    driver.discard(&chain, 3 * MIB, MIB);
+    driver.flush(&chain);
+    driver.write(&chain, 3, 3 * MIB + 8 * KIB, KIB);
+    driver.close(&chain);
+    vec![driver.finish()]
+}
+
+fn sessions(driver: &Driver) {
+    let chain = driver.open();
+    for round in 0..2 {
+        driver.write(&chain, 10 * round, round * MIB + 4 * KIB, 2 * KIB);
+        driver.write(&chain, 10 * round + 1, 2 * MIB + round * 4 * KIB, KIB);
+        driver.flush(&chain);
+        driver.write(&chain, 10 * round + 2, round * MIB + 6 * KIB, KIB);
+        driver.flush(&chain);
+        driver.write(&chain, 10 * round + 3, round * MIB + 8 * KIB, KIB);
+        driver.flush(&chain);
+        driver.close(&chain);
+        session(driver);
+    }
+    drop(chain);
+    let chain = driver.open();
+    session(driver);
+    driver.write(&chain, 30, 3 * MIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 31, 3 * MIB, KIB);
+    driver.close(&chain);
+}
+
+/// The same handle begins anew.
+fn session(driver: &Driver) {
+    let layer = crate::verdict::layer(&driver.host.files(), &driver.tip).unwrap();
+    let mut model = driver.model();
+    let at = driver.host.mark();
+    model.opened(at, layer.data_write_guid);
+}
+
+fn replays(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 * KIB, 2 * KIB);
+    driver.write(&chain, 2, MIB + 4 * KIB, 2 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 3, 6 * KIB, 2 * KIB);
+    driver.discard(&chain, MIB, MIB);
+    driver.flush(&chain);
+    driver.write(&chain, 4, 4 * KIB, KIB);
+    driver.write(&chain, 5, 2 * MIB, KIB);
+    driver.kill(chain);
+    let chain = driver.open_after_kill();
+    driver.write(&chain, 6, 8 * KIB, KIB);
+    driver.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 8, MIB, KIB);
+    driver.kill(chain);
+    let chain = driver.open_after_kill();
+    driver.kill(chain);
+    let chain = driver.open_after_kill();
+    driver.write(&chain, 9, 2 * MIB, KIB);
+    driver.close(&chain);
+}
+
+fn fixed() -> Vec<Recorded> {
+    let setup = Setup::base(CreateOptions::fixed(3 * MIB), 3 * MIB, 1 << 20);
+    let driver = setup.write(MIB, 8 * KIB).start();
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 * KIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.zero(&chain, 6 * KIB, 4 * KIB, Zeroing::MayUnmap);
+    driver.write(&chain, 2, MIB - 2 * KIB, 4 * KIB);
+    driver.flush(&chain);
+    driver.discard(&chain, MIB, MIB);
+    driver.write(&chain, 3, 2 * MIB, 4 * KIB);
+    driver.close(&chain);
+    vec![driver.finish()]
+}
+
+fn unaligned(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 700, 3000);
+    driver.write(&chain, 2, MIB - 100, 200);
+    driver.flush(&chain);
+    driver.write(&chain, 3, 650, 100);
+    driver.write(&chain, 4, 3650, 10_000);
+    driver.flush(&chain);
+    driver.zero(&chain, MIB + 10, 2000, Zeroing::MayUnmap);
+    driver.write(&chain, 5, 2 * MIB + 1, 511);
+    driver.write(&chain, 6, 3 * MIB + 1, 1);
+    driver.close(&chain);
+}
+
+fn unaligned_in_large_sectors() -> Vec<Recorded> {
+    let options = CreateOptions::dynamic(4 * MIB).logical_sector(4096);
+    let base = Setup::base(options, 4 * MIB, 1 << 20);
+    let base = (0..4).fold(base, |base, block| base.write(block * MIB, 20 * KIB));
+    one(base.child(1 << 20).start(), unaligned)
+}
+
+fn second_chunk() -> Vec<Recorded> {
+    let base = dynamic(5 << 30).write(4 << 30, 8 * KIB).write(8 * KIB, 8 * KIB);
+    let driver = base.child(1 << 20).start();
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 << 30, KIB);
+    driver.write(&chain, 2, 8 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 3, (4 << 30) + MIB, MIB);
+    driver.write(&chain, 4, (4 << 30) + 4 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 5, 10 * KIB, KIB);
+    driver.close(&chain);
+    vec![driver.finish()]
+}
+
+/// Writes of every sort before one flush.
+fn scattered_writes(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 * KIB, 2 * KIB);
+    driver.write(&chain, 2, MIB, MIB);
+    driver.write(&chain, 3, 2 * MIB + 6 * KIB, 2 * KIB);
+    driver.flush(&chain);
+    for round in 1..3 {
+        let seed = 10 * round;
+        // In place and in new sectors of a mixed block, twice over the same bytes, in a full block.
+        driver.write(&chain, seed, 5 * KIB, 2 * KIB);
+        driver.write(&chain, seed + 1, 6 * KIB, 2 * KIB);
+        driver.write(&chain, seed + 2, MIB + 8 * KIB, 3 * KIB);
+        driver.discard(&chain, 2 * MIB, MIB);
+        driver.write(&chain, seed + 3, (2 + round) * MIB + 700, 3000);
+        driver.write(&chain, seed + 4, 92 * KIB + round * 4 * KIB, KIB);
+        driver.write(&chain, seed + 5, 2 * MIB - 512, KIB);
+        driver.zero(&chain, MIB + 9 * KIB, KIB, Zeroing::MayUnmap);
+        driver.flush(&chain);
+    }
+    driver.close(&chain);
+}
+
+fn scattered() -> Driver {
+    let base = (0..5).fold(dynamic(4 << 30), |base, i| base.write(i * 512 * MIB, 8 * KIB));
+    base.child(1 << 20).start()
+}
+
+/// A page of the table and one of the bitmap for each of a few blocks.
+fn scattered_tables(driver: &Driver) {
+    let chain = driver.open();
+    for round in 0..3 {
+        for i in 0..5 {
+            driver.write(&chain, 10 * round + i, i * 512 * MIB + 2 * round * KIB, 2 * KIB);
+        }
+        if round == 1 {
+            driver.discard(&chain, 0, MIB);
+        }
+        driver.flush(&chain);
+    }
+    driver.close(&chain);
+}
+
+fn create() -> Vec<Recorded> {
+    let size = 4 * MIB;
+    let made = |driver: Driver, options: CreateOptions| {
+        drop(driver.create(&fixed_identities(options.block_size(1 << 20), 3)));
+        let chain = driver.open();
+        driver.write(&chain, 1, MIB + 4 * KIB, 4 * KIB);
+        driver.close(&chain);
+        driver.finish()
+    };
+    let empty = |size| crate::model::Model::new(Default::default(), size, MIB);
+    let on_new = |options| {
+        let host = SimHost::new(Files::default());
+        made(Driver::new(host, path("new.vhdx"), empty(size)), options)
+    };
+    let base = dynamic(size).write(MIB, 20 * KIB);
+    let parent = crate::verdict::open(&base.host, &base.tip, false).unwrap();
+    let over = CreateOptions::child_of(parent.tip()).unwrap();
+    drop(parent);
+    let child = Setup { tip: path("new.avhdx"), ..base }.start();
+    vec![
+        on_new(CreateOptions::dynamic(size)),
+        on_new(CreateOptions::fixed(size)),
+        made(child, over),
+    ]
+}
+
+/// Before a flush that others come in between: two blocks and a bitmap that are new, a block and a
+/// bitmap in place.
+fn busy(driver: &Driver, chain: &DiffChain) {
+    driver.write(chain, 1, 4 * KIB, 4 * KIB);
+    driver.write(chain, 2, MIB, MIB);
+    driver.flush(chain);
+    driver.write(chain, 3, 6 * KIB, 4 * KIB);
+    driver.write(chain, 4, 2 * MIB + 4 * KIB, KIB);
+}
+
+fn freed(driver: &Driver, chain: &DiffChain) {
+    driver.write(chain, 1, 0, MIB);
+    driver.write(chain, 2, MIB, 4 * KIB);
+    driver.flush(chain);
+    driver.discard(chain, 0, MIB);
+    driver.flush(chain);
+}
+
+/// One sector more in each round, until the ring has been around.
+fn log_wraps(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 0, 0, KIB);
+    for round in 1..140 {
+        driver.write(&chain, round, round * 2 * KIB, KIB);
+        driver.flush(&chain);
+        if round == 110 {
+            driver.look_from_here();
+        }
+    }
+    driver.close(&chain);
+}
+
+/// Two commits of which each takes more than half of the log, so that the second may not touch what
+/// the first still needs.
+fn large_entries(driver: &Driver) {
+    let chain = driver.open();
+    for round in 0..3 {
+        for i in 0..70 {
+            driver.write(&chain, round * 100 + i, (i * 512 + round) * MIB + 4 * KIB, KIB);
+        }
+        if round == 1 {
+            driver.look_from_here();
+        }
+        driver.flush(&chain);
+    }
+    driver.kill(chain);
+}
+
+/// A child whose first bitmap says of all blocks that they are here.
+fn vast_with_stale_bits() -> Driver {
+    let setup = dynamic(80 << 30).write(512 * MIB, 4 * KIB).write(GIB, 4 * KIB);
+    let setup = setup.child(1 << 20).write(8 * KIB, KIB);
+    let mut files = setup.host.files();
+    let bitmap = crate::verdict::layer(&files, &setup.tip).unwrap().bitmaps().unwrap()[0];
+    let file = files.names[&setup.tip];
+    files.file_mut(file).write(bitmap + 256, &vec![0xFF; MIB as usize - 256]);
+    Setup { host: SimHost::new(files), ..setup }.start()
+}
+
+/// More changed pages than the 252 that an entry takes, bitmaps and tables alike.
+fn split_commit(driver: &Driver) {
+    let chain = driver.open();
+    // A bitmap per eight blocks, a page of it and one of the table per block: 249.
+    for i in 0..124 {
+        driver.write(&chain, i, i * 512 * MIB + KIB, KIB);
+    }
+    driver.look_from_here();
+    // Two blocks in two chunks more, by one write.
+    driver.write(&chain, 130, 17 * 4 * GIB - KIB, 2 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 200, 2 * MIB, KIB);
+    driver.flush(&chain);
+    driver.kill(chain);
+}
+
+/// A child with a table of more pages than an entry takes.
+fn vaster() -> Driver {
+    let size = 132 * GIB;
+    dynamic(size).write((128_480 + 1) * MIB - 4 * KIB, 8 * KIB).child(1 << 20).start()
+}
+
+/// Changes in 253 pages of the table: the first 252 name blocks that need the bitmap block which the
+/// last one names.
+fn split_table(driver: &Driver) {
+    let chain = driver.open();
+    for page in 0..250 {
+        let entry = page * 512 + 100;
+        driver.discard(&chain, (entry - entry / 4097) * MIB, MIB);
+    }
+    driver.look_from_here();
+    driver.write(&chain, 1, (128_480 + 1) * MIB - KIB, 2 * KIB);
+    driver.flush(&chain);
+    driver.kill(chain);
+}

@@ -1,0 +1,87 @@
+//! What the naive reader can say against an image, beyond that it reads.
+
+use crate::naive::Layer;
+
+const MIB: u64 = 1 << 20;
+
+impl Layer {
+    /// Breaches of the rules that hold an image together, in words: block states and their places,
+    /// overlaps, bitmaps, the length of the file. Empty for a sound image.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        // The header section, the log and the regions, then every block.
+        let mut places: Vec<(u64, u64, String)> = vec![(0, MIB, "the header section".into())];
+        for (i, (at, len)) in self.structures.iter().enumerate() {
+            if !at.is_multiple_of(MIB) || !len.is_multiple_of(MIB) {
+                faults.push(format!("structure {i} is misaligned"));
+            }
+            places.push((*at, at + len, format!("structure {i}")));
+        }
+        let ratio = (self.sector << 23) / self.block_size;
+        let blocks = self.size.div_ceil(self.block_size);
+        let entries = match self.has_parent {
+            true => blocks.div_ceil(ratio) * (ratio + 1),
+            false => blocks + (blocks - 1) / ratio,
+        };
+        if entries * 8 > self.bat.1 {
+            faults.push("the BAT is too short".into());
+        }
+        let bat = match self.get(self.bat.0, (entries * 8).min(self.bat.1)) {
+            Ok(bat) => bat,
+            Err(error) => return vec![error],
+        };
+        let entry = |i: u64| {
+            let bytes = bat.get(8 * i as usize..8 * i as usize + 8).unwrap_or(&[0; 8]);
+            bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
+        };
+        for i in 0..entries {
+            let found = entry(i);
+            if found == 0 {
+                continue;
+            }
+            let (state, at) = (found & 7, found >> 20 << 20);
+            if found & 0xF_FFF8 != 0 {
+                faults.push(format!("BAT entry {i} has reserved bits set: {found:#x}"));
+            }
+            let (chunk, is_bitmap) = (i / (ratio + 1), i % (ratio + 1) == ratio);
+            let len = if is_bitmap { MIB } else { self.block_size };
+            let holds = match (is_bitmap, state) {
+                (true, 0) => false,
+                (true, 6) if self.has_parent => true,
+                (false, 0..=3) => false,
+                (false, 6) => true,
+                (false, 7) if self.has_parent => {
+                    if entry(chunk * (ratio + 1) + ratio) & 7 != 6 {
+                        faults.push(format!("BAT entry {i} is partial without a bitmap"));
+                    }
+                    true
+                }
+                _ => {
+                    faults.push(format!("BAT entry {i} has state {state}"));
+                    false
+                }
+            };
+            if holds {
+                places.push((at, at + len, format!("BAT entry {i}")));
+            } else if state == 2 && at != 0 {
+                faults.push(format!("BAT entry {i} is ZERO with an offset"));
+            }
+        }
+        places.sort();
+        for pair in places.windows(2) {
+            if pair[0].1 > pair[1].0 {
+                faults.push(format!("{} and {} overlap", pair[0].2, pair[1].2));
+            }
+        }
+        let end = places.iter().map(|place| place.1).max().unwrap_or_default();
+        // A replay makes the file at least this long.
+        let len = self.len().max(self.last_file_offset.unwrap_or_default());
+        if end > len {
+            faults.push(format!("a file of {len:#x} bytes for blocks that end at {end:#x}"));
+        }
+        if self.last_file_offset.is_some_and(|last| end > last) {
+            faults.push(format!("LastFileOffset before the end of the last block, {end:#x}"));
+        }
+        faults
+    }
+}

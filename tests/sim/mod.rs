@@ -1,0 +1,398 @@
+//! A host that is simulated: files in memory, everything that happens to them on record.
+//!
+//! A hook sees each step before it happens, may make it fail, and may do other things first, such as
+//! letting another thread write.
+
+mod bytes;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat, Storage};
+
+pub use bytes::{Bytes, Chunk, Sum, mix};
+
+/// Where all files of a simulated host lie.
+pub const FOLDER: &str = "/sim";
+
+/// Something that happened to the files, in the one order of all of them.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Bytes written; the file grows to hold them.
+    Write(usize, Arc<Chunk>),
+    /// The length changed.
+    SetLen(usize, u64),
+    /// A name changed.
+    Name(NameChange),
+    /// A flush of the file started: what came before is durable when it returns.
+    FlushStart(usize),
+    /// The flush that started at this event returned.
+    FlushEnd(usize, usize),
+    /// The same for the names.
+    SyncStart,
+    /// The same for the names.
+    SyncEnd(usize),
+    /// A word from the user of the disk.
+    Mark,
+}
+
+/// A change of names.
+#[derive(Clone, Debug)]
+pub enum NameChange {
+    /// A new file got the name.
+    Create(PathBuf, usize),
+    /// The file of the first name has the second.
+    Rename(PathBuf, PathBuf, usize),
+    /// The name is gone.
+    Remove(PathBuf),
+}
+
+/// A step that is about to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// A read of the file.
+    Read {
+        /// Which file.
+        file: usize,
+        /// From where on.
+        at: u64,
+    },
+    /// A write to the file.
+    Write {
+        /// Which file.
+        file: usize,
+        /// From where on.
+        at: u64,
+        /// Of how many bytes.
+        len: usize,
+    },
+    /// A change of the length.
+    SetLen {
+        /// Which file.
+        file: usize,
+        /// To what.
+        len: u64,
+    },
+    /// The start of a flush.
+    Flush(usize),
+    /// The return of a flush.
+    Flushed(usize),
+}
+
+/// All files and names.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    pub files: Vec<Bytes>,
+    pub names: BTreeMap<PathBuf, usize>,
+}
+
+impl Files {
+    /// A sum over all names and what they stand for, without what `but` says of each file.
+    pub fn sum_but(&self, but: impl Fn(&Path, &Bytes) -> Sum) -> Sum {
+        let named = self.names.iter().map(|(path, number)| {
+            // The part of a temporary name that is random does not count.
+            let name = path.as_os_str().as_encoded_bytes();
+            let name = if name.ends_with(b".tmp") { b"tmp" } else { name };
+            let name = name.iter().fold(7, |sum, byte| mix(sum, u64::from(*byte) + 1));
+            let file = &self.files[*number];
+            let sum = file.sum() ^ but(path, file);
+            Sum { exact: mix(sum.exact | 1, name), plain: mix(sum.plain | 1, name) }
+        });
+        named.fold(Sum::default(), |sum, part| sum ^ part)
+    }
+
+    /// A sum over everything.
+    pub fn sum(&self) -> Sum {
+        self.sum_but(|_, _| Sum::default())
+    }
+
+    pub fn file(&self, path: &Path) -> Option<&Bytes> {
+        Some(&self.files[*self.names.get(path)?])
+    }
+
+    /// Applies a change to the files.
+    pub fn apply(&mut self, event: &Event) {
+        match event {
+            Event::Write(file, chunk) => self.file_mut(*file).write_chunk(chunk),
+            Event::SetLen(file, len) => self.file_mut(*file).set_len(*len),
+            Event::Name(NameChange::Create(path, file)) => {
+                self.file_mut(*file);
+                self.names.insert(path.clone(), *file);
+            }
+            Event::Name(NameChange::Rename(from, to, file)) => {
+                self.file_mut(*file);
+                self.names.remove(from);
+                self.names.insert(to.clone(), *file);
+            }
+            Event::Name(NameChange::Remove(path)) => drop(self.names.remove(path)),
+            _ => {}
+        }
+    }
+
+    /// Files come into being with whatever reaches the disk of them first.
+    pub fn file_mut(&mut self, file: usize) -> &mut Bytes {
+        while self.files.len() <= file {
+            self.files.push(Bytes::default());
+        }
+        &mut self.files[file]
+    }
+}
+
+type Hook = dyn Fn(Step) -> io::Result<()> + Send + Sync;
+
+/// A host in memory. Clones are the same host.
+#[derive(Clone, Default)]
+pub struct SimHost(Arc<World>);
+
+#[derive(Default)]
+struct World {
+    files: RwLock<Files>,
+    history: Mutex<Option<Vec<Event>>>,
+    hook: RwLock<Option<Arc<Hook>>>,
+}
+
+impl SimHost {
+    /// A host with these files and no record.
+    pub fn new(files: Files) -> Self {
+        Self(Arc::new(World { files: RwLock::new(files), ..World::default() }))
+    }
+
+    /// The files as a program would see them now.
+    pub fn files(&self) -> Files {
+        self.read().clone()
+    }
+
+    /// Records from now on; the files as they are count as durable.
+    pub fn record(&self) {
+        *self.history() = Some(Vec::new());
+    }
+
+    /// The record so far.
+    pub fn events(&self) -> Vec<Event> {
+        self.history().clone().unwrap_or_default()
+    }
+
+    /// Puts a word into the record and says where.
+    pub fn mark(&self) -> usize {
+        self.note(Event::Mark)
+    }
+
+    /// Calls `hook` before each step from now on.
+    pub fn hook(&self, hook: impl Fn(Step) -> io::Result<()> + Send + Sync + 'static) {
+        *self.0.hook.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
+    }
+
+    /// Calls no hook any more.
+    pub fn unhook(&self) {
+        *self.0.hook.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn before(&self, step: Step) -> io::Result<()> {
+        let hook = self.0.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
+        hook.map_or(Ok(()), |hook| hook(step))
+    }
+
+    fn change(&self, event: Event) {
+        let mut files = self.write();
+        files.apply(&event);
+        // Within the lock, so that the record has the order of the changes.
+        self.note(event);
+    }
+
+    fn note(&self, event: Event) -> usize {
+        match &mut *self.history() {
+            Some(events) => {
+                events.push(event);
+                events.len() - 1
+            }
+            None => 0,
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Files> {
+        self.0.files.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Files> {
+        self.0.files.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn history(&self) -> MutexGuard<'_, Option<Vec<Event>>> {
+        self.0.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn storage(&self, path: &Path, file: usize, access: Access) -> Arc<dyn Storage> {
+        let name = path.display().to_string();
+        Arc::new(SimFile { host: self.clone(), path: path.to_path_buf(), name, file, access })
+    }
+
+    fn find(&self, path: &Path) -> io::Result<usize> {
+        self.read().names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl fmt::Debug for SimHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SimHost")
+    }
+}
+
+impl Host for SimHost {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        Ok(self.storage(path, self.find(path)?, access))
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        let file = {
+            let mut files = self.write();
+            if files.names.contains_key(path) {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            let file = files.files.len();
+            let event = Event::Name(NameChange::Create(path.to_path_buf(), file));
+            files.apply(&event);
+            self.note(event);
+            file
+        };
+        Ok(self.storage(path, file, Access::ReadWrite))
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        Ok(self.read().names.keys().filter(|path| path.parent() == Some(folder)).cloned().collect())
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        if path == Path::new(FOLDER) {
+            return Ok(Stat::new(FileKind::Folder, 0));
+        }
+        let file = self.find(path)?;
+        let mut stat = Stat::new(FileKind::File, self.read().files[file].len());
+        stat.id = Some(FileId { volume: 1, file: file as u64 });
+        Ok(stat)
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        let mut plain = PathBuf::new();
+        for part in path.components() {
+            match part {
+                std::path::Component::CurDir => {}
+                std::path::Component::ParentDir => drop(plain.pop()),
+                part => plain.push(part),
+            }
+        }
+        Ok(plain)
+    }
+
+    fn is_link(&self, path: &Path) -> io::Result<bool> {
+        self.find(path).map(|_| false)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        if self.find(to).is_ok() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.replace(from, to)
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let file = self.find(from)?;
+        self.change(Event::Name(NameChange::Rename(from.into(), to.into(), file)));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.find(path)?;
+        self.change(Event::Name(NameChange::Remove(path.into())));
+        Ok(())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        let start = self.note(Event::SyncStart);
+        self.note(Event::SyncEnd(start));
+        Ok(())
+    }
+}
+
+/// A file of a simulated host.
+#[derive(Debug)]
+struct SimFile {
+    host: SimHost,
+    path: PathBuf,
+    name: String,
+    file: usize,
+    access: Access,
+}
+
+impl SimFile {
+    fn writable(&self) -> io::Result<()> {
+        match self.access {
+            Access::ReadWrite => Ok(()),
+            _ => Err(io::ErrorKind::PermissionDenied.into()),
+        }
+    }
+}
+
+impl Storage for SimFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.host.before(Step::Read { file: self.file, at: offset })?;
+        let files = self.host.read();
+        let bytes = &files.files[self.file];
+        let len = bytes.len().saturating_sub(offset).min(buf.len() as u64) as usize;
+        bytes.read(offset, &mut buf[..len]);
+        Ok(len)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.writable()?;
+        self.host.before(Step::Write { file: self.file, at: offset, len: buf.len() })?;
+        let chunk = Arc::new(Chunk::new(offset, buf));
+        // Growing is a change of its own: the host may keep it and lose the bytes.
+        if chunk.end() > self.len()? {
+            self.host.change(Event::SetLen(self.file, chunk.end()));
+        }
+        self.host.change(Event::Write(self.file, chunk));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.host.before(Step::Flush(self.file))?;
+        let start = self.host.note(Event::FlushStart(self.file));
+        self.host.before(Step::Flushed(self.file))?;
+        self.host.note(Event::FlushEnd(self.file, start));
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.host.read().files[self.file].len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.writable()?;
+        self.host.before(Step::SetLen { file: self.file, len })?;
+        self.host.change(Event::SetLen(self.file, len));
+        Ok(())
+    }
+
+    fn reserve(&self, len: u64) -> io::Result<()> {
+        self.set_len(len)
+    }
+
+    fn id(&self) -> io::Result<Option<FileId>> {
+        Ok(Some(FileId { volume: 1, file: self.file as u64 }))
+    }
+
+    fn try_lock(&self, _: LockMode) -> io::Result<LockOutcome> {
+        Ok(LockOutcome::Locked)
+    }
+}
