@@ -90,7 +90,8 @@ fn entries(image: &mut Image, guid: Uuid) -> impl Iterator<Item = &mut RegionEnt
     tables.flat_map(|table| &mut table.entries).filter(move |entry| entry.guid == guid)
 }
 
-/// What is changed, in which image, and the codes of all errors and warnings that then are found.
+/// What is changed, in which image, and the codes of all errors and warnings that then are found, those
+/// of warnings with a `~` before them.
 pub type Corruption = (&'static str, Start, Change, &'static [&'static str]);
 
 /// All of them.
@@ -107,7 +108,7 @@ pub fn corruptions() -> Vec<Corruption> {
             "the sum of the header that does not count",
             Dynamic,
             Of(|i| i.headers[0].as_mut().unwrap().checksum = Checksum::Wrong),
-            &["header.checksum"],
+            &["~header.checksum"],
         ),
         (
             "the sums of both headers",
@@ -131,7 +132,7 @@ pub fn corruptions() -> Vec<Corruption> {
             "the version of the log",
             Dirty,
             Of(|i| i.headers[1].as_mut().unwrap().log_version = 1),
-            &["header.log-version", "log.not-replayed"],
+            &["header.log-version", "~log.not-replayed"],
         ),
         (
             "the length of the log",
@@ -164,12 +165,22 @@ pub fn corruptions() -> Vec<Corruption> {
             "reserved bytes of a header",
             Dynamic,
             Bytes(|b, l| put_u8(b, l.get("header2").start + 4000, 1)),
-            &["header.reserved"],
+            &["~header.reserved"],
         ),
         (
             "the sum of a region table",
             Dynamic,
             Of(|i| i.region_tables[0].as_mut().unwrap().checksum = Checksum::Wrong),
+            &["region.checksum"],
+        ),
+        (
+            "a region table in ruins, and the other sound",
+            Dynamic,
+            Of(|i| {
+                let table = i.region_tables[0].as_mut().unwrap();
+                table.checksum = Checksum::Wrong;
+                table.entries.clear();
+            }),
             &["region.checksum"],
         ),
         (
@@ -230,7 +241,9 @@ pub fn corruptions() -> Vec<Corruption> {
         (
             "an unknown region that is required",
             Dynamic,
-            Of(|i| drop(i.add_region(LOG, true, vec![1]))),
+            Of(|i| {
+                i.add_region(LOG, true, vec![1]);
+            }),
             &["region.unknown-required"],
         ),
         (
@@ -247,13 +260,13 @@ pub fn corruptions() -> Vec<Corruption> {
             "a known region that is not required",
             Dynamic,
             Of(|i| entries(i, REGION_BAT).for_each(|e| e.required = 0)),
-            &["region.flags"],
+            &["~region.flags"],
         ),
         (
             "reserved flags of a region",
             Dynamic,
             Of(|i| entries(i, REGION_BAT).for_each(|e| e.required = 3)),
-            &["region.reserved"],
+            &["~region.reserved"],
         ),
         (
             "the signature of the metadata",
@@ -277,19 +290,19 @@ pub fn corruptions() -> Vec<Corruption> {
             "reserved flags of a metadata item",
             Dynamic,
             Of(|i| i.item("disk_size").flags |= 8),
-            &["metadata.reserved"],
+            &["~metadata.reserved"],
         ),
         (
             "reserved bytes of the metadata table",
             Dynamic,
             Bytes(|b, l| put_u8(b, l.get("metadata_table").start + 20, 1)),
-            &["metadata.reserved"],
+            &["~metadata.reserved"],
         ),
         (
             "reserved flags of the file parameters",
             Dynamic,
             Bytes(|b, l| put_u8(b, l.get("metadata_item:file_parameters").start + 5, 1)),
-            &["metadata.reserved"],
+            &["~metadata.reserved"],
         ),
         (
             "a metadata item twice",
@@ -332,7 +345,7 @@ pub fn corruptions() -> Vec<Corruption> {
                 item.offset = Some(70_000);
                 i.metadata.items.push(item);
             }),
-            &["metadata.empty-item"],
+            &["~metadata.empty-item"],
         ),
         (
             "no virtual disk ID",
@@ -353,13 +366,13 @@ pub fn corruptions() -> Vec<Corruption> {
             "the block size",
             Dynamic,
             Bytes(|b, l| put_u32(b, l.get("metadata_item:file_parameters").start, 3 << 20)),
-            &["bat.not-checked", "metadata.block-size"],
+            &["~bat.not-checked", "metadata.block-size"],
         ),
         (
             "the logical sector size",
             Dynamic,
             Bytes(|b, l| put_u32(b, l.get("metadata_item:logical_sector").start, 1024)),
-            &["bat.not-checked", "metadata.sector-size"],
+            &["~bat.not-checked", "metadata.sector-size"],
         ),
         (
             "the physical sector size",
@@ -371,7 +384,7 @@ pub fn corruptions() -> Vec<Corruption> {
             "the size of the disk",
             Dynamic,
             Of(|i| i.size += 1),
-            &["bat.not-checked", "metadata.disk-size"],
+            &["~bat.not-checked", "metadata.disk-size"],
         ),
         ("a parent without a locator", Dynamic, Of(|i| i.has_parent = true), &["metadata.missing"]),
         (
@@ -395,7 +408,7 @@ fn locator_and_chain() -> Vec<Corruption> {
             "reserved bytes of the locator",
             Child,
             Of(|i| i.locator.reserved = 1),
-            &["locator.reserved"],
+            &["~locator.reserved"],
         ),
         (
             "the number of locator entries",
@@ -412,37 +425,49 @@ fn locator_and_chain() -> Vec<Corruption> {
         (
             "no linkage",
             Child,
-            Of(|i| drop(i.locator.remove("parent_linkage"))),
+            Of(|i| {
+                i.locator.remove("parent_linkage");
+            }),
             &["locator.linkage-missing"],
         ),
         (
             "a linkage that is no GUID",
             Child,
-            Of(|i| drop(i.locator.set("parent_linkage", "{}"))),
+            Of(|i| {
+                i.locator.set("parent_linkage", "{}");
+            }),
             &["locator.linkage"],
         ),
         (
             "no path",
             Child,
-            Of(|i| drop(i.locator.remove("relative_path"))),
+            Of(|i| {
+                i.locator.remove("relative_path");
+            }),
             &["locator.no-path", "parent.missing"],
         ),
         (
             "a path that is not a Windows one",
             Child,
-            Of(|i| drop(i.locator.set("relative_path", "./l0.vhdx"))),
-            &["locator.posix-path"],
+            Of(|i| {
+                i.locator.set("relative_path", "./l0.vhdx");
+            }),
+            &["~locator.posix-path"],
         ),
         (
             "an absolute path without its prefix",
             Child,
-            Of(|i| drop(i.locator.set("absolute_win32_path", "C:\\l0.vhdx"))),
-            &["locator.path-form"],
+            Of(|i| {
+                i.locator.set("absolute_win32_path", "C:\\l0.vhdx");
+            }),
+            &["~locator.path-form"],
         ),
         (
             "a NUL in a path",
             Child,
-            Of(|i| drop(i.locator.set("volume_path", "\\\\?\\Volume{1}\\a\0b"))),
+            Of(|i| {
+                i.locator.set("volume_path", "\\\\?\\Volume{1}\\a\0b");
+            }),
             &["locator.string"],
         ),
         (
@@ -460,13 +485,17 @@ fn locator_and_chain() -> Vec<Corruption> {
         (
             "the identity of the parent",
             Child,
-            Of(|i| drop(i.locator.set("parent_linkage", format!("{{{LOG}}}")))),
+            Of(|i| {
+                i.locator.set("parent_linkage", format!("{{{LOG}}}"));
+            }),
             &["parent.mismatch"],
         ),
         (
             "the path of the parent",
             Child,
-            Of(|i| drop(i.parent_path(".\\l9.vhdx"))),
+            Of(|i| {
+                i.parent_path(".\\l9.vhdx");
+            }),
             &["parent.missing"],
         ),
         (
@@ -475,8 +504,8 @@ fn locator_and_chain() -> Vec<Corruption> {
             Of(|i| i.logical_sector = 4096),
             &["chain.sector-size"],
         ),
-        ("another disk ID than the parent's", Child, Of(|i| i.disk_id = LOG), &["chain.disk-id"]),
-        ("a smaller disk than the parent's", Child, Of(|i| i.size -= MIB), &["chain.size"]),
+        ("another disk ID than the parent's", Child, Of(|i| i.disk_id = LOG), &["~chain.disk-id"]),
+        ("a smaller disk than the parent's", Child, Of(|i| i.size -= MIB), &["~chain.size"]),
         (
             "an image that is its own parent",
             Child,
@@ -493,84 +522,124 @@ fn locator_and_chain() -> Vec<Corruption> {
 fn blocks() -> Vec<Corruption> {
     use Start::{Child, Dynamic, Fixed};
     vec![
-        ("state 4", Dynamic, Of(|i| drop(i.put(1, Block::bare(4)))), &["bat.state"]),
-        ("state 5", Dynamic, Of(|i| drop(i.put(1, Block::bare(5)))), &["bat.state"]),
+        (
+            "state 4",
+            Dynamic,
+            Of(|i| {
+                i.put(1, Block::bare(4));
+            }),
+            &["bat.state"],
+        ),
+        (
+            "state 5",
+            Dynamic,
+            Of(|i| {
+                i.put(1, Block::bare(5));
+            }),
+            &["bat.state"],
+        ),
         (
             "reserved bits of an entry",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(3, 1 << 3))),
+            Of(|i| {
+                i.bat_override.insert(3, 1 << 3);
+            }),
             &["bat.reserved-bits"],
         ),
         (
             "a block past the end of the file",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(1, 1 << 40 | 6))),
+            Of(|i| {
+                i.bat_override.insert(1, 1 << 40 | 6);
+            }),
             &["bat.payload-place"],
         ),
         (
             "a block at 0",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(1, 6))),
+            Of(|i| {
+                i.bat_override.insert(1, 6);
+            }),
             &["bat.payload-place"],
         ),
         (
             "two blocks in one place",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(1, i.layout().payload[&0] | 6))),
+            Of(|i| {
+                i.bat_override.insert(1, i.layout().payload[&0] | 6);
+            }),
             &["bat.duplicate"],
         ),
         (
             "a block that reaches into another",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(1, (i.layout().payload[&0] + MIB) | 6))),
+            Of(|i| {
+                i.bat_override.insert(1, (i.layout().payload[&0] + MIB) | 6);
+            }),
             &["bat.overlap"],
         ),
         (
             "a block over the log",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(1, MIB | 6))),
+            Of(|i| {
+                i.bat_override.insert(1, MIB | 6);
+            }),
             &["bat.overlap"],
         ),
         (
             "an unmapped block over the table",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(1, 3 * MIB | 3))),
+            Of(|i| {
+                i.bat_override.insert(1, (3 * MIB) | 3);
+            }),
             &["bat.overlap"],
         ),
         (
             "a sector bitmap over a block",
             Child,
-            Of(|i| drop(i.bat_override.insert(i.bitmap_index(0), i.layout().payload[&1] | 6))),
+            Of(|i| {
+                i.bat_override.insert(i.bitmap_index(0), i.layout().payload[&1] | 6);
+            }),
             &["bat.duplicate"],
         ),
         (
             "a sector bitmap past the end of the file",
             Child,
-            Of(|i| drop(i.bat_override.insert(i.bitmap_index(0), 1 << 40 | 6))),
+            Of(|i| {
+                i.bat_override.insert(i.bitmap_index(0), 1 << 40 | 6);
+            }),
             &["bat.bitmap-place"],
         ),
         (
             "a zero block that keeps a place",
             Dynamic,
-            Of(|i| drop(i.put(1, Block::full(Data::Zeros).with_state(state::ZERO)))),
-            &["bat.idle-place"],
+            Of(|i| {
+                i.put(1, Block::full(Data::Zeros).with_state(state::ZERO));
+            }),
+            &["~bat.idle-place"],
         ),
         (
             "a partially present block without a parent",
             Dynamic,
-            Of(|i| drop(i.bat_override.insert(0, i.layout().payload[&0] | 7))),
+            Of(|i| {
+                i.bat_override.insert(0, i.layout().payload[&0] | 7);
+            }),
             &["bat.state"],
         ),
         (
             "a partially present block without a bitmap",
             Child,
-            Of(|i| drop(i.bat_override.insert(i.bitmap_index(0), 0))),
+            Of(|i| {
+                i.bat_override.insert(i.bitmap_index(0), 0);
+            }),
             &["bat.bitmap-missing"],
         ),
         (
             "a sector bitmap without a parent",
             Dynamic,
-            Of(|i| drop(i.bitmap_chunks.insert(0))),
+            Of(|i| {
+                i.bitmap_chunks.insert(0);
+            }),
             &["bat.bitmap-unexpected"],
         ),
         (
@@ -585,8 +654,10 @@ fn blocks() -> Vec<Corruption> {
         (
             "a fixed disk with a block that is not there",
             Fixed,
-            Of(|i| drop(i.put(1, Block::bare(state::NOT_PRESENT)))),
-            &["bat.fixed"],
+            Of(|i| {
+                i.put(1, Block::bare(state::NOT_PRESENT));
+            }),
+            &["~bat.fixed"],
         ),
         (
             "a table without room for the disk",
@@ -604,10 +675,19 @@ fn blocks() -> Vec<Corruption> {
             &["bat.truncated"],
         ),
         (
+            "the end of the file cut off, behind the end of the disk",
+            Dynamic,
+            Of(|i| {
+                i.size = 5 * MIB;
+                i.file_length = Some(i.layout().needed_length - MIB);
+            }),
+            &["~bat.truncated"],
+        ),
+        (
             "a length of the file that is misaligned",
             Dynamic,
             Of(|i| i.file_length = Some(i.layout().needed_length + 512)),
-            &["file.length"],
+            &["~file.length"],
         ),
     ]
 }
@@ -618,50 +698,52 @@ fn logs() -> Vec<Corruption> {
         (
             "a log GUID without entries",
             Dynamic,
-            Of(|i| drop(i.set_log_guid(LOG))),
-            &["log.no-entries", "log.not-replayed"],
+            Of(|i| {
+                i.set_log_guid(LOG);
+            }),
+            &["log.no-entries", "~log.not-replayed"],
         ),
         (
             "a tail that is no entry",
             Dirty,
             Of(|i| i.log.iter_mut().for_each(|e| e.tail = Tail::At(512 << 10))),
-            &["log.no-active-sequence", "log.not-replayed"],
+            &["log.no-active-sequence", "~log.not-replayed"],
         ),
         (
             "a file shorter than the log knows it",
             Dirty,
             Of(|i| i.log.iter_mut().for_each(|e| e.flushed_file_offset = Some(1 << 40))),
-            &["log.not-replayed", "log.truncated-file"],
+            &["~log.not-replayed", "log.truncated-file"],
         ),
         (
             "a log entry over a header",
             Dirty,
             Of(|i| i.log[0].descriptors.push(Descriptor::data(64 << 10, vec![0; SECTOR]))),
-            &["log.not-replayed", "log.target"],
+            &["~log.not-replayed", "log.target"],
         ),
         (
             "a log entry over the log",
             Dirty,
             Of(|i| i.log[0].descriptors.push(Descriptor::zero(MIB, 4096))),
-            &["log.not-replayed", "log.target"],
+            &["~log.not-replayed", "log.target"],
         ),
         (
             "a log entry at a misaligned place",
             Dirty,
             Of(|i| i.log[0].descriptors.push(Descriptor::zero(3 * MIB + 512, 4096))),
-            &["log.not-replayed", "log.target"],
+            &["~log.not-replayed", "log.target"],
         ),
         (
             "a misaligned length in a log entry",
             Dirty,
             Of(|i| i.log[0].descriptors.push(Descriptor::zero(3 * MIB, 512))),
-            &["log.not-replayed", "log.zero-length"],
+            &["~log.not-replayed", "log.zero-length"],
         ),
         (
             "a misaligned length of the file in a log entry",
             Dirty,
             Of(|i| i.log[0].flushed_file_offset = Some(MIB + 512)),
-            &["log.file-offset"],
+            &["~log.file-offset"],
         ),
     ]
 }

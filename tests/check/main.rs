@@ -14,12 +14,10 @@ use avhdx::storage::{Access, Host, LocalHost, MemStorage};
 use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, Zeroing};
 use avhdx_testkit::build::{Block, Data, Image, random_chain, state, write_chain};
 use avhdx_testkit::images::{image, unpack_tree};
-use avhdx_testkit::mutate::reseal;
 use avhdx_testkit::qemu::Qemu;
 use avhdx_testkit::rng::Rng;
 use corruptions::{Start, checked, corruptions};
-use counting::{Counting, Full};
-use proptest::prelude::*;
+use counting::Counting;
 
 const MIB: u64 = 1 << 20;
 
@@ -154,12 +152,18 @@ fn each_single_corruption_is_found_by_its_codes() {
     let mut wrong = Vec::new();
     for (what, from, change, expected) in &all {
         let report = checked(*from, Some(change));
-        let found = codes(&report, Severity::Warning);
-        if found != expected.iter().copied().collect() {
+        let told = report.findings.iter().filter(|finding| finding.severity <= Severity::Warning);
+        let found: BTreeSet<String> = told
+            .map(|finding| match finding.severity {
+                Severity::Error => finding.code.to_owned(),
+                _ => format!("~{}", finding.code),
+            })
+            .collect();
+        if found != expected.iter().map(|code| (*code).to_owned()).collect() {
             wrong.push(format!("{what}: found {found:?}, expected {expected:?}"));
         }
         for finding in &report.findings {
-            assert!(!finding.meaning.is_empty() && !finding.layer.is_empty(), "{finding:?}");
+            assert!(!finding.meaning.starts_with("The host or another"), "{finding:?}");
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -199,46 +203,6 @@ fn a_disk_of_64_tib_costs_its_table_and_no_more() {
 }
 
 #[test]
-fn a_full_disk_of_64_tib_is_gone_through_once() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("huge.vhdx");
-    let layout = Image::dynamic(64 << 40).write_to(&path);
-    let storage = |twin| {
-        let inner = LocalHost.open(&path, Access::Read).unwrap();
-        Arc::new(Counting::new(Arc::new(Full::new(inner, layout.get("bat"), twin))))
-    };
-    let full = storage(u64::MAX);
-    let report = Check::new().run_file(full.clone()).unwrap();
-    assert!(report.findings.is_empty(), "{:#?}", report.findings);
-    assert_eq!(report.layers[0].allocated_blocks, Some(1 << 26));
-    assert_eq!(report.layers[0].leaked, Some(0));
-    let table = 513 * MIB;
-    assert!(full.counts().1 < table + 8 * MIB, "{} bytes", full.counts().1);
-
-    let report = Check::new().run_file(storage(60_000_000)).unwrap();
-    assert_eq!(codes(&report, Severity::Warning), ["bat.duplicate"].into());
-    assert!(report.findings[0].expected.as_ref().unwrap().contains("block 59999999 has it"));
-}
-
-#[test]
-fn findings_without_number_are_counted() {
-    let mut image = Image::dynamic(50_000 * MIB);
-    image.put(0, Block::full(Data::Zeros));
-    let place = image.layout().payload[&0];
-    for block in 1..50_000 {
-        image.bat_override.insert(image.bat_index(block), place | 6);
-    }
-    let report = Check::new().run_file(Arc::new(MemStorage::new(image.to_bytes()))).unwrap();
-    assert_eq!(report.findings.len(), 1000);
-    assert_eq!(report.count(Severity::Error), 49_999);
-    let few = Check::new().most_per_code(3);
-    let report = few.run_file(Arc::new(MemStorage::new(image.to_bytes()))).unwrap();
-    assert_eq!(report.findings.len(), 3);
-    assert_eq!(report.unlisted[0].code, "bat.duplicate");
-    assert_eq!(report.count(Severity::Error), 49_999);
-}
-
-#[test]
 fn space_that_nothing_names_is_counted() {
     let mut image = Image::dynamic(8 * MIB);
     image.gap = 3 * MIB;
@@ -248,6 +212,39 @@ fn space_that_nothing_names_is_counted() {
     assert_eq!(codes(&report, Severity::Info), ["space.leaked"].into());
     assert_eq!(report.layers[0].leaked, Some(6 * MIB));
     assert_eq!(report.findings[0].offset, Some(4 * MIB));
+
+    // A place that an entry keeps without a need is not lost.
+    image.gap = 0;
+    image.put(5, Block::full(Data::Zeros).with_state(state::ZERO));
+    let report = Check::new().run_file(Arc::new(MemStorage::new(image.to_bytes()))).unwrap();
+    assert_eq!(codes(&report, Severity::Info), ["bat.idle-place"].into());
+    assert_eq!(report.layers[0].leaked, Some(0));
+}
+
+#[test]
+fn both_blocks_of_one_place_are_named() {
+    let mut image = Image::dynamic(8 * MIB);
+    image.put(3, Block::full(Data::Zeros).with_state(state::UNMAPPED));
+    let place = image.layout().payload[&3];
+    image.bat_override.insert(6, place | 6);
+    let report = Check::new().run_file(Arc::new(MemStorage::new(image.to_bytes()))).unwrap();
+    assert_eq!(codes(&report, Severity::Info), ["bat.duplicate"].into());
+    let finding = &report.findings[0];
+    assert!(finding.found.as_ref().unwrap().starts_with("block 6 at"), "{finding:?}");
+    assert!(finding.expected.as_ref().unwrap().ends_with("block 3 has it"), "{finding:?}");
+}
+
+#[test]
+fn only_sectors_of_the_disk_make_a_block_full() {
+    // The last block of 2 MiB has 1021 sectors on the disk.
+    let mut image = Start::Child.image();
+    image.size = 6 * MIB + 1021 * 512;
+    for (set, expected) in [(1021, true), (1020, false), (4096, true), (1016, false)] {
+        image.put(3, Block::partial(Data::Pattern(1), vec![true; set]));
+        let storage = Arc::new(MemStorage::new(image.to_bytes()));
+        let report = Check::new().alone(true).run_file(storage).unwrap();
+        assert_eq!(codes(&report, Severity::Info).contains("bitmap.full"), expected, "{set}");
+    }
 }
 
 #[test]
@@ -313,55 +310,5 @@ fn only_what_is_no_image_at_all_is_not_examined() {
         let cut = whole[..len].to_vec();
         let report = Check::new().alone(true).run_file(Arc::new(MemStorage::new(cut))).unwrap();
         assert!(!report.is_sound(), "{len}");
-    }
-}
-
-/// The bytes of small images of every kind, with a log, several layers' worth of states and a locator.
-fn victims() -> Vec<Vec<u8>> {
-    let mut child = Start::Child.image();
-    child.put(2, Block::bare(state::ZERO));
-    let random = random_chain(7, 2).pop().unwrap();
-    [Start::Dynamic.image(), Start::Fixed.image(), Start::Dirty.image(), child, random]
-        .map(|image| image.to_bytes())
-        .into()
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_image_makes_it_panic_or_read_without_end(
-        victim in 0_usize..5,
-        changes in proptest::collection::vec(
-            (0_usize..6, any::<u64>(), prop_oneof![Just(0), Just(u64::MAX), any::<u64>()], 1_usize..9),
-            1..12,
-        ),
-        sealed in any::<bool>(),
-        cut in prop_oneof![4 => Just(None), 1 => any::<u32>().prop_map(Some)],
-    ) {
-        let mut bytes = victims().swap_remove(victim);
-        for (area, at, value, len) in changes {
-            // Where the structures of these images lie: most of a file is payload.
-            let (start, size) = [
-                (0, 1 << 20), (64 << 10, 128 << 10), (1 << 20, 64 << 10),
-                (2 << 20, 512), ((2 << 20) + (64 << 10), 512), (3 << 20, 40 << 10),
-            ][area];
-            let at = start + (at % size) as usize;
-            bytes[at..at + len.min(8)].copy_from_slice(&value.to_le_bytes()[..len.min(8)]);
-        }
-        if sealed {
-            reseal(&mut bytes);
-        }
-        if let Some(cut) = cut {
-            bytes.truncate(cut as usize % bytes.len());
-        }
-        let len = bytes.len() as u64;
-        let storage = Arc::new(Counting::new(Arc::new(MemStorage::new(bytes))));
-        if let Ok(report) = Check::new().run_file(storage.clone()) {
-            prop_assert!(report.findings.len() < 20_000);
-        }
-        // The log is gone through a few times; all else once or twice.
-        let (_, read) = storage.counts();
-        prop_assert!(read < 40 * len + (16 << 20), "{} of {}", read, len);
     }
 }
