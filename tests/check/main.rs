@@ -1,7 +1,5 @@
 //! The check against images that others made, images that are sound, and images with one thing wrong.
 #![allow(clippy::disallowed_methods)]
-// A builder's calls answer with references and values alike; `drop` makes one kind of both.
-#![allow(dropping_references, dropping_copy_types, clippy::precedence)]
 
 mod corruptions;
 mod counting;
