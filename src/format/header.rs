@@ -147,6 +147,11 @@ impl Headers {
         })
     }
 
+    /// Whether the copy that does not count is no header at all.
+    pub(crate) fn other_is_damaged(&self) -> bool {
+        self.copies[1 - self.current].is_err()
+    }
+
     /// The header that counts.
     pub(crate) fn current(&self) -> &Header {
         self.copies[self.current].as_ref().expect("the current header is a valid one")

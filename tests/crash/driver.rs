@@ -39,6 +39,7 @@ pub struct Recorded {
 }
 
 /// The disk before the record starts.
+#[derive(Clone)]
 pub struct Setup {
     pub host: SimHost,
     pub tip: PathBuf,

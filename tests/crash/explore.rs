@@ -227,10 +227,10 @@ fn story(recorded: &Recorded, outcome: &Outcome<'_>) -> String {
     let kept: Vec<String> =
         outcome.kept.iter().rev().take(8).map(|i| describe(&recorded.events[*i])).collect();
     write!(story, ", kept {} ({})", outcome.kept.len(), kept.join(", ")).unwrap();
-    if let Some((torn, arrived)) = outcome.torn {
+    for (torn, arrived) in outcome.torn.iter().take(4) {
         let arrived: String =
             arrived.iter().take(40).map(|unit| if *unit { '1' } else { '0' }).collect();
-        write!(story, ", torn {} as {arrived}", describe(&recorded.events[torn])).unwrap();
+        write!(story, ", torn {} as {arrived}", describe(&recorded.events[*torn])).unwrap();
     }
     story
 }

@@ -19,11 +19,14 @@ mod workloads;
 
 use explore::{Effort, Tally, explore};
 use outcomes::Depth;
-use workloads::{ALL, Workload};
+use workloads::{ALL, Record, Workload};
 
 /// Distinct outcomes that must be looked at.
 const SHORT: usize = 20_000;
 const LONG: usize = 1_000_000;
+
+/// So many random histories in the long form.
+const SEEDS: u64 = 120;
 
 fn is_long() -> bool {
     std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1")
@@ -32,7 +35,7 @@ fn is_long() -> bool {
 fn effort(workload: &Workload) -> Effort {
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
     let depth = match (is_long(), workload.is_large) {
-        (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 6 },
+        (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 60 },
         (false, false) => Depth { exhaustive: 12, samples: 60, torn: 60 },
         (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
@@ -45,7 +48,11 @@ fn effort(workload: &Workload) -> Effort {
 
 fn run(workload: &Workload, effort: Effort) -> Tally {
     let mut tally = Tally::default();
-    for recorded in (workload.record)() {
+    let rounds: Box<dyn Iterator<Item = Vec<_>>> = match workload.record {
+        Record::Once(record) => Box::new(std::iter::once_with(record)),
+        Record::Seeded(record) => Box::new((1..=if is_long() { SEEDS } else { 4 }).map(record)),
+    };
+    for recorded in rounds.flatten() {
         explore(&recorded, effort, &mut tally);
         if effort.first_only && !tally.failures.is_empty() {
             break;
@@ -55,7 +62,6 @@ fn run(workload: &Workload, effort: Effort) -> Tally {
 }
 
 #[test]
-#[ignore = "takes minutes; run it with --ignored, AVHDX_LONG=1 for the long form"]
 fn every_outcome_of_a_crash_is_sound() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
     println!(

@@ -26,6 +26,8 @@ pub struct Model {
     pub created: Option<usize>,
     /// Ranges to be looked at besides those that are written.
     watched: Vec<Range<u64>>,
+    /// Of longer segments only both ends are looked at.
+    longest: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +75,11 @@ impl Model {
     /// Has a range looked at though nobody writes there.
     pub fn watch(&mut self, range: Range<u64>) {
         self.watched.push(range);
+    }
+
+    /// Looks only at both ends of segments that are longer than this.
+    pub fn look_at_most(&mut self, longest: u64) {
+        self.longest = Some(longest);
     }
 
     /// A session begins.
@@ -195,7 +202,12 @@ impl Model {
             from = from.max(range.end);
         }
         segments.retain(|range| range.start < range.end);
-        segments
+        let Some(longest) = self.longest else { return segments };
+        let ends = |range: Range<u64>| match range.end - range.start {
+            len if len <= longest => vec![range],
+            _ => vec![range.start..range.start + longest / 2, range.end - longest / 2..range.end],
+        };
+        segments.into_iter().flat_map(ends).collect()
     }
 }
 

@@ -12,7 +12,7 @@ pub struct Depth {
     pub exhaustive: u32,
     /// Beyond, so many subsets per cut.
     pub samples: u64,
-    /// So many outcomes per cut in which one write is torn.
+    /// So many outcomes per cut in which writes are torn.
     pub torn: u64,
 }
 
@@ -24,9 +24,12 @@ pub struct Outcome<'a> {
     pub cut: usize,
     /// The pending changes that were kept, in the order of their arrival.
     pub kept: &'a [usize],
-    /// The write of these that was torn, and the units of it that arrived.
-    pub torn: Option<(usize, &'a [bool])>,
+    /// The writes of these that were torn, and the units of each that arrived.
+    pub torn: &'a [Torn],
 }
+
+/// A write, and which of its units arrived.
+pub type Torn = (usize, Vec<bool>);
 
 /// Walks along a history.
 pub struct Explorer<'a> {
@@ -112,17 +115,21 @@ impl<'a> Explorer<'a> {
         }
         for _ in 0..self.depth.torn {
             let kept = self.some_of(&others, newest);
-            let long: Vec<usize> = kept.iter().copied().filter(|i| self.units(*i) > 1).collect();
+            let mut long: Vec<usize> =
+                kept.iter().copied().filter(|i| self.units(*i) > 1).collect();
             if long.is_empty() {
                 continue;
             }
-            // The newest as often as all others together.
-            let torn = match newest.filter(|i| long.contains(i) && self.rng.chance(1, 2)) {
-                Some(newest) => newest,
-                None => long[self.rng.below(long.len() as u64) as usize],
-            };
-            let arrived = self.tear(self.units(torn));
-            self.show(cut, &kept, Some((torn, &arrived)), false, show);
+            // Mostly one alone, the newest as often as all others together; sometimes several.
+            if !self.rng.chance(1, 4) {
+                let one = match newest.filter(|i| long.contains(i) && self.rng.chance(1, 2)) {
+                    Some(newest) => newest,
+                    None => long[self.rng.below(long.len() as u64) as usize],
+                };
+                long = vec![one];
+            }
+            let torn: Vec<Torn> = long.into_iter().map(|i| (i, self.tear(self.units(i)))).collect();
+            self.show(cut, &kept, &torn, false, show);
         }
     }
 
@@ -144,13 +151,13 @@ impl<'a> Explorer<'a> {
 
     /// Shows what the kept changes make, in their order, and where they overlap in the other too.
     fn keep(&self, cut: usize, kept: &[usize], show: &mut dyn FnMut(Outcome<'_>)) {
-        self.show(cut, kept, None, false, show);
+        self.show(cut, kept, &[], false, show);
         let ranges = || kept.iter().filter_map(|i| self.range(*i));
         let overlap = ranges().enumerate().any(|(n, (file, start, end))| {
             ranges().skip(n + 1).any(|(f, s, e)| f == file && s < end && start < e)
         });
         if overlap {
-            self.show(cut, kept, None, true, show);
+            self.show(cut, kept, &[], true, show);
         }
     }
 
@@ -158,7 +165,7 @@ impl<'a> Explorer<'a> {
         &self,
         cut: usize,
         kept: &[usize],
-        torn: Option<(usize, &[bool])>,
+        torn: &[Torn],
         is_reversed: bool,
         show: &mut dyn FnMut(Outcome<'_>),
     ) {
@@ -166,8 +173,9 @@ impl<'a> Explorer<'a> {
         let (writes, rest): (Vec<usize>, Vec<usize>) =
             kept.iter().partition(|i| is_reversed && self.range(**i).is_some());
         for i in rest.into_iter().chain(writes.into_iter().rev()) {
+            let torn = torn.iter().find(|(torn, _)| *torn == i);
             match (torn, &self.events[i]) {
-                (Some((torn, arrived)), Event::Write(file, chunk)) if torn == i => {
+                (Some((_, arrived)), Event::Write(file, chunk)) => {
                     tear_into(files.file_mut(*file), chunk.at, &chunk.data, arrived);
                 }
                 (_, event) => files.apply(event),

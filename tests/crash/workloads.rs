@@ -1,17 +1,25 @@
 //! What is done to images while the host may crash.
 
 use avhdx::{CreateOptions, DiffChain, Zeroing};
+use avhdx_testkit::rng::Rng;
 
 use crate::driver::{Driver, GIB, KIB, MIB, Recorded, Setup, fixed_identities, path};
 use crate::interleave::interleaved;
-use crate::sim::{Files, SimHost};
+use crate::sim::{Event, Files, SimHost};
 
 /// A name, and the histories that belong to it.
 pub struct Workload {
     pub name: &'static str,
-    pub record: fn() -> Vec<Recorded>,
+    pub record: Record,
     /// Fewer outcomes per cut: there are many cuts, or each outcome is costly to judge.
     pub is_large: bool,
+}
+
+/// How a workload is recorded.
+pub enum Record {
+    Once(fn() -> Vec<Recorded>),
+    /// Another one for each seed.
+    Seeded(fn(u64) -> Vec<Recorded>),
 }
 
 pub const ALL: &[Workload] = &[
@@ -23,9 +31,12 @@ pub const ALL: &[Workload] = &[
     small("discard and reuse, child", || one(child(6 * MIB), discard_and_reuse)),
     small("zeros over the parent", || one(child(4 * MIB), zeros_over_parent)),
     small("growth", || one(dynamic(8 * MIB).start(), growth)),
+    small("a length of no whole MiB", odd_length),
     small("close with room to cut", || one(wide(), close_and_cut)),
     small("stale bits", stale_bits),
     small("sessions one after the other", || one(child(4 * MIB), sessions)),
+    small("headers full", || one(headers_full().start(), sessions)),
+    small("a header torn twice", header_torn_twice),
     small("replay interrupted", || one(child(4 * MIB), replays)),
     small("fixed disk", fixed),
     small("unaligned, sectors of 512", || one(child(4 * MIB), unaligned)),
@@ -34,6 +45,7 @@ pub const ALL: &[Workload] = &[
     small("create", create),
     small("scattered writes", || one(child(6 * MIB), scattered_writes)),
     small("scattered tables", || one(scattered(), scattered_tables)),
+    seeded("anything at random", anything),
     small("flush, a write in place meanwhile", || {
         interleaved(|| child(4 * MIB), busy, flush, |d, c| d.write(c, 60, 4 * KIB, 2 * KIB))
     }),
@@ -81,11 +93,15 @@ pub const ALL: &[Workload] = &[
 ];
 
 const fn small(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
-    Workload { name, record, is_large: false }
+    Workload { name, record: Record::Once(record), is_large: false }
+}
+
+const fn seeded(name: &'static str, record: fn(u64) -> Vec<Recorded>) -> Workload {
+    Workload { name, record: Record::Seeded(record), is_large: false }
 }
 
 const fn large(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
-    Workload { name, record, is_large: true }
+    Workload { name, record: Record::Once(record), is_large: true }
 }
 
 fn one(driver: Driver, run: fn(&Driver)) -> Vec<Recorded> {
@@ -99,11 +115,15 @@ fn dynamic(size: u64) -> Setup {
 
 /// A child with nothing in it over a base with something in each block.
 fn child(size: u64) -> Driver {
+    child_setup(size).start()
+}
+
+fn child_setup(size: u64) -> Setup {
     let blocks = size / MIB;
     let base = (0..blocks).fold(dynamic(size), |base, block| {
         base.write(block * MIB, 20 * KIB).write(block * MIB + 90 * KIB, 20 * KIB)
     });
-    base.child(1 << 20).start()
+    base.child(1 << 20)
 }
 
 /// A base that is long enough to grow by more than it needs.
@@ -132,9 +152,10 @@ fn first_write(driver: &Driver) {
 
 fn block_fills(driver: &Driver) {
     let chain = driver.open();
-    driver.write(&chain, 1, 0, 600 * KIB);
+    driver.write(&chain, 1, 200 * KIB, 400 * KIB);
     driver.write(&chain, 2, 900 * KIB, 4 * KIB);
     driver.flush(&chain);
+    driver.write(&chain, 7, 0, 200 * KIB);
     driver.write(&chain, 3, 600 * KIB, 300 * KIB);
     driver.write(&chain, 4, 904 * KIB, 120 * KIB);
     driver.flush(&chain);
@@ -241,6 +262,105 @@ fn stale_bits() -> Vec<Recorded> {
     driver.flush(&chain);
     driver.write(&chain, 3, 3 * MIB + 8 * KIB, KIB);
     driver.close(&chain);
+    vec![driver.finish()]
+}
+
+/// A file that ends in the middle of a MiB, as other writers leave them.
+fn odd_length() -> Vec<Recorded> {
+    let setup = dynamic(4 * MIB).write(0, 4 * KIB).child(1 << 20);
+    let mut files = setup.host.files();
+    let file = files.file_mut(files.names[&setup.tip]);
+    file.set_len(file.len() + 700 * KIB);
+    let driver = Setup { host: SimHost::new(files), ..setup }.start();
+    let chain = driver.open();
+    // An entry while the file still has that length.
+    driver.discard(&chain, 2 * MIB, MIB);
+    driver.flush(&chain);
+    driver.write(&chain, 1, 8 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 2, MIB, MIB);
+    driver.close(&chain);
+    vec![driver.finish()]
+}
+
+/// A child whose headers fill all of their 4 KiB, so that one of which a part is missing is none.
+fn headers_full() -> Setup {
+    let setup = child_setup(4 * MIB);
+    let mut files = setup.host.files();
+    let file = files.file_mut(files.names[&setup.tip]);
+    for at in [64 * KIB, 128 * KIB] {
+        let mut header = vec![0; 4096];
+        file.read(at, &mut header);
+        header[512..].fill(0xA5);
+        let sum = avhdx_testkit::crc::sealed(&header, 4);
+        header[4..8].copy_from_slice(&sum.to_le_bytes());
+        file.write(at, &header);
+    }
+    Setup { host: SimHost::new(files), ..setup }
+}
+
+/// Two crashes, each in the middle of a header, of which the second may bring what the first lost.
+fn header_torn_twice() -> Vec<Recorded> {
+    let setup = headers_full();
+    let mut files = setup.host.files();
+    let first = Setup { host: SimHost::new(files.clone()), ..setup.clone() }.start();
+    let chain = first.open();
+    first.write(&chain, 1, 8 * KIB, KIB);
+    first.kill(chain);
+    for event in first.host.events() {
+        if let Event::Write(file, chunk) = &event
+            && chunk.data.starts_with(b"head")
+        {
+            files.file_mut(*file).write(chunk.at, &chunk.data[..512]);
+            break;
+        }
+        files.apply(&event);
+    }
+    let driver = Setup { host: SimHost::new(files), ..setup }.start();
+    let chain = driver.open();
+    driver.write(&chain, 2, 8 * KIB, KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 3, MIB, KIB);
+    driver.close(&chain);
+    vec![driver.finish()]
+}
+
+/// All that can be done to a small disk, in any order and at any place.
+fn anything(seed: u64) -> Vec<Recorded> {
+    let mut rng = Rng::new(seed);
+    let size = 4 * MIB;
+    let driver = match seed % 4 {
+        0 => dynamic(size).start(),
+        1 => scattered(),
+        _ => child(size),
+    };
+    // The same few places of a large disk, one table page each.
+    let spread = if seed % 4 == 1 { 512 } else { 1 };
+    let place = |rng: &mut Rng| rng.below(4) * spread * MIB + rng.below(512) * 2 * KIB;
+    let mut chain = driver.open();
+    for i in 0..8 + rng.below(16) {
+        let at = place(&mut rng);
+        match rng.below(24) {
+            0 => driver.write(&chain, i, at / MIB * MIB, MIB),
+            1 => driver.write(&chain, i, at / MIB * MIB, MIB / 2),
+            2 => driver.write(&chain, i, at + rng.below(600), 1 + rng.below(3000)),
+            3 => driver.discard(&chain, at / MIB * MIB, MIB),
+            4 => driver.zero(&chain, at, 2 * KIB, Zeroing::MayUnmap),
+            5 => driver.zero(&chain, at / MIB * MIB, MIB, Zeroing::KeepSpace),
+            6 => {
+                driver.close(&chain);
+                session(&driver);
+            }
+            7 => {
+                driver.kill(chain);
+                chain = driver.open_after_kill();
+            }
+            8..12 => driver.flush(&chain),
+            _ => driver.write(&chain, i, at, 512 << rng.below(4)),
+        }
+    }
+    driver.flush(&chain);
+    driver.kill(chain);
     vec![driver.finish()]
 }
 
@@ -503,6 +623,7 @@ fn vaster() -> Driver {
 /// last one names.
 fn split_table(driver: &Driver) {
     let chain = driver.open();
+    driver.model().look_at_most(16 * KIB);
     for page in 0..250 {
         let entry = page * 512 + 100;
         driver.discard(&chain, (entry - entry / 4097) * MIB, MIB);
