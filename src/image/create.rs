@@ -24,6 +24,8 @@ const METADATA_LEN: u32 = MIB as u32;
 const MAX_SIZE: u64 = 64 << 40;
 /// Bytes of the block allocation table that are written at once.
 const BAT_PIECE: u64 = MIB;
+/// Bytes of the log that are written at a time.
+const LOG_PIECE: usize = MIB as usize;
 
 /// What a new image is to be.
 ///
@@ -284,6 +286,12 @@ impl CreateOptions {
         sized.map_err(|error| {
             Error::io("create.size", format!("cannot make room for {len} bytes"), error)
         })?;
+        // Zeros that are written rather than a hole: the host finds room for an entry now, and no flush of one
+        // has to wait for its own tables.
+        let zeros = vec![0; LOG_PIECE.min(self.log_size as usize)];
+        for at in (0..u64::from(self.log_size)).step_by(zeros.len()) {
+            write(&zeros, log_at + at)?;
+        }
         write(&FileIdentifier { creator: self.creator.clone() }.to_bytes(), 0)?;
         for (i, at) in Header::OFFSETS.into_iter().enumerate() {
             write(&self.header(i as u64, log_at).to_bytes(), at)?;

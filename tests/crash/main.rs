@@ -11,6 +11,8 @@ mod model;
 #[cfg(avhdx_mutants)]
 mod mutants;
 mod outcomes;
+#[cfg(target_os = "linux")]
+mod real;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests, which need other parts of it
 mod sim;
