@@ -60,8 +60,6 @@ fn a_flush_of_a_real_file_waits_for_the_disk() {
             Call::Flush => unflushed = None,
             Call::Word(word) if word == "flushed" || word == "closed" => {
                 flushes += 1;
-                // What the last flush of the tables made durable in the log may stand in its place later, and
-                // nothing else may come between it and its return.
                 assert_eq!(unflushed, None, "before flush {flushes} returned");
             }
             Call::Word(_) => {}

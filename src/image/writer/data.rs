@@ -14,7 +14,12 @@ use crate::image::{Disk, VhdxFile};
 use crate::mutants::planted;
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
-static ZEROS: [u8; MIB as usize] = [0; MIB as usize];
+static ZEROS: Zeros = Zeros([0; MIB as usize]);
+
+/// Zeros to be written. They start on a page of memory: a write that a signal ends goes up to a page of its
+/// source, which then is the end of a sector too.
+#[repr(C, align(4096))]
+struct Zeros([u8; MIB as usize]);
 
 /// Reads bytes of the disk as its user sees them: what stands beside a part of a sector.
 pub(crate) type Visible<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
@@ -350,11 +355,11 @@ impl VhdxFile {
             let (within, left) = (at.0 % sector, end - at.0);
             let step = if within != 0 || left < sector {
                 let step = left.min(sector - within);
-                self.write_part_of_sector(writer, &ZEROS[..step as usize], at, visible)?;
+                self.write_part_of_sector(writer, &ZEROS.0[..step as usize], at, visible)?;
                 step
             } else {
                 let step = (left - left % sector).min(MIB);
-                self.write_sectors(writer, &ZEROS[..step as usize], at)?;
+                self.write_sectors(writer, &ZEROS.0[..step as usize], at)?;
                 step
             };
             at = at + step;
@@ -366,7 +371,7 @@ impl VhdxFile {
         let mut done = 0;
         while done < len {
             let step = (len - done).min(MIB);
-            writer.write_payload(&ZEROS[..step as usize], at.get() + done)?;
+            writer.write_payload(&ZEROS.0[..step as usize], at.get() + done)?;
             done += step;
         }
         Ok(())
@@ -511,6 +516,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn zeros_start_on_a_page_so_that_a_kill_tears_no_sector() {
+        assert_eq!(ZEROS.0.as_ptr() as usize % 4096, 0);
+    }
 
     proptest! {
         #[test]
