@@ -320,6 +320,12 @@ impl Layer {
         Ok(entries.filter(|entry| entry & 7 == 6).map(|entry| entry >> 20 << 20).collect())
     }
 
+    /// Where the log lies.
+    pub fn log(&self) -> std::ops::Range<u64> {
+        let (at, len) = self.structures[0];
+        at..at + len
+    }
+
     /// The end of the last of log and regions.
     pub fn structures_end(&self) -> u64 {
         self.structures.iter().map(|(at, len)| at + len).max().unwrap_or_default()
