@@ -63,6 +63,8 @@ impl VhdxFile {
         visible: Visible<'_>,
     ) -> Result<()> {
         let writer = self.writer()?;
+        // Also where it reads as zeros already, so that nobody goes on unawares.
+        writer.check()?;
         let len = range.end.saturating_sub(range.start);
         check_range(&self.geometry(), range.start, len)?;
         let _open = writer.ops.read();

@@ -320,6 +320,11 @@ impl Layer {
         Ok(entries.filter(|entry| entry & 7 == 6).map(|entry| entry >> 20 << 20).collect())
     }
 
+    /// Where the log starts and ends.
+    pub fn log(&self) -> (u64, u64) {
+        self.structures.first().map_or((0, 0), |(at, len)| (*at, at + len))
+    }
+
     /// The end of the last of log and regions.
     pub fn structures_end(&self) -> u64 {
         self.structures.iter().map(|(at, len)| at + len).max().unwrap_or_default()
