@@ -213,7 +213,7 @@ impl CreateOptions {
         named.inspect_err(|_| {
             // The file is ours, and complete: it goes, unless it took the place of another, of which
             // nothing would be left then.
-            if !self.overwrite {
+            if !self.overwrite && !planted("failed-create-left-behind") {
                 drop(host.remove(path));
             }
         })

@@ -40,6 +40,8 @@ pub struct Recorded {
     pub end: Files,
     /// The first cut to look at.
     pub from: usize,
+    /// Where a step of the host failed.
+    pub failed_at: Option<usize>,
 }
 
 /// The disk before the record starts.
@@ -303,6 +305,7 @@ impl Driver {
             judge: self.judge_of_it(),
             end: self.host.files(),
             from: self.from.load(Ordering::SeqCst),
+            failed_at: self.faults.as_ref().and_then(|faults| faults.fired_at()),
         }
     }
 

@@ -5,8 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::driver::Recorded;
+use crate::explore::{Effort, explore};
 use crate::faults::{EIO, ENOSPC, Kind, Plan, Steps, Tally, Way, count, fail};
 use crate::is_long;
+use crate::outcomes::Depth;
 use crate::workloads::{ALL, Record, Workload};
 
 /// Steps per workload in the short form: those that change something, and reads.
@@ -14,6 +16,11 @@ const CHANGES: usize = 12;
 const READS: usize = 3;
 /// Ways in which each of them fails then.
 const WAYS: usize = 2;
+
+/// One in so many histories with a failure has crashes after it as well.
+const CRASHES: usize = 24;
+const CRASH: Effort =
+    Effort { depth: Depth { exhaustive: 2, samples: 2, torn: 1 }, second: 0, first_only: false };
 
 /// Steps that must fail.
 const SHORT: usize = 1_000;
@@ -23,8 +30,17 @@ const LONG: usize = 50_000;
 fn every_failed_operation_is_an_error_and_loses_nothing_flushed() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
     println!(
-        "{:<40}{:>7}{:>7}{:>8}{:>7}{:>9}{:>7}{:>6}{:>9}",
-        "workload", "steps", "tried", "failed", "alone", "poisoned", "opens", "less", "failures"
+        "{:<40}{:>7}{:>7}{:>8}{:>7}{:>9}{:>7}{:>6}{:>9}{:>9}",
+        "workload",
+        "steps",
+        "tried",
+        "failed",
+        "alone",
+        "poisoned",
+        "opens",
+        "less",
+        "crashes",
+        "failures"
     );
     let mut all = Sum::default();
     for (n, workload) in ALL.iter().enumerate().filter(|(_, it)| it.name.contains(&only)) {
@@ -60,9 +76,9 @@ struct Sum {
 
 impl Sum {
     fn line(&self, name: &str) -> String {
-        let Tally { fired, alone, poisoned, less, unopened, complaints } = &self.tally;
+        let Tally { fired, alone, poisoned, less, unopened, crashed, complaints } = &self.tally;
         format!(
-            "{name:<40}{:>7}{:>7}{fired:>8}{alone:>7}{poisoned:>9}{unopened:>7}{less:>6}{:>9}",
+            "{name:<40}{:>7}{:>7}{fired:>8}{alone:>7}{poisoned:>9}{unopened:>7}{less:>6}{crashed:>9}{:>9}",
             self.steps,
             self.tried,
             complaints.len()
@@ -88,7 +104,7 @@ fn run(workload: &Workload, number: usize) -> Sum {
             steps.iter().filter(|it| it.is_finished).map(|it| it.kinds.len()).sum::<usize>();
         let (tried, plans) = plans(workload, number, &steps);
         sum.tried += tried;
-        sum.tally += try_all(&plans, &chosen, record);
+        sum.tally += try_all(&plans, workload.is_large, &chosen, record);
     }
     sum
 }
@@ -110,7 +126,7 @@ fn plans(workload: &Workload, number: usize, steps: &[Steps]) -> (usize, Vec<Pla
         (true, true) => (usize::MAX, usize::MAX, WAYS),
         (false, false) if is_one => (CHANGES, READS, WAYS),
         (false, false) => (CHANGES, READS, 1),
-        (false, true) => (CHANGES / 2, 1, WAYS),
+        (false, true) => (CHANGES / 2, 1, 1),
     };
     let picked: Vec<usize> =
         evenly(&changes, some_changes).chain(evenly(&reads, some_reads)).collect();
@@ -151,8 +167,36 @@ fn ways(kind: Kind, is_one: bool) -> Vec<(Way, i32, bool)> {
     each.collect()
 }
 
+/// Records with a failure, and has some of the histories crash after it.
+fn try_one(
+    number: usize,
+    plan: Plan,
+    is_large: bool,
+    chosen: &[Option<usize>],
+    record: &(dyn Fn() -> Vec<Recorded> + Sync),
+) -> Tally {
+    let mut outcomes = crate::explore::Tally::default();
+    // Where each outcome is costly to judge, in the long form only.
+    let goes_on = !is_large || is_long();
+    let mut tally = fail(plan, chosen.to_vec(), || {
+        for (n, recorded) in record().into_iter().enumerate() {
+            if let Some(at) =
+                recorded.failed_at.filter(|_| goes_on && (number + n).is_multiple_of(CRASHES))
+            {
+                let recorded = Recorded { from: recorded.from.max(at), ..recorded };
+                explore(&recorded, CRASH, &mut outcomes);
+            }
+        }
+    });
+    tally.crashed += outcomes.distinct();
+    let failures = outcomes.failures.into_iter();
+    tally.complaints.extend(failures.map(|failure| format!("a crash after a failure: {failure}")));
+    tally
+}
+
 fn try_all(
     plans: &[Plan],
+    is_large: bool,
     chosen: &[Option<usize>],
     record: &(dyn Fn() -> Vec<Recorded> + Sync),
 ) -> Tally {
@@ -161,9 +205,11 @@ fn try_all(
     std::thread::scope(|scope| {
         for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
             scope.spawn(|| {
-                while let Some(plan) = plans.get(next.fetch_add(1, Ordering::Relaxed)) {
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(plan) = plans.get(number) else { break };
                     let tried =
-                        AssertUnwindSafe(|| fail(*plan, chosen.to_vec(), || drop(record())));
+                        AssertUnwindSafe(|| try_one(number, *plan, is_large, chosen, record));
                     let mut one = catch_unwind(tried).unwrap_or_else(|panic| {
                         let text = panic.downcast_ref::<String>().cloned().unwrap_or_default();
                         Tally { complaints: vec![format!("panic: {text}")], ..Tally::default() }

@@ -111,6 +111,8 @@ struct State {
     begun: usize,
     /// The step that failed first.
     fired: Option<Step>,
+    /// The place in the record where that was.
+    fired_at: usize,
     is_lifted: bool,
     /// A step failed that poisons the image, though the call may not have returned.
     is_poisoning: bool,
@@ -133,6 +135,8 @@ pub struct Tally {
     pub less: usize,
     /// Failed opens and creates.
     pub unopened: usize,
+    /// Outcomes of crashes after the failure.
+    pub crashed: usize,
     pub complaints: Vec<String>,
 }
 
@@ -143,6 +147,7 @@ impl std::ops::AddAssign for Tally {
         self.poisoned += other.poisoned;
         self.less += other.less;
         self.unopened += other.unopened;
+        self.crashed += other.crashed;
         self.complaints.extend(other.complaints);
     }
 }
@@ -335,6 +340,16 @@ impl Faults {
         self.state().fired.is_some()
     }
 
+    /// Where in the record the step failed, if the record has all that happened.
+    pub fn fired_at(&self) -> Option<usize> {
+        let state = self.state();
+        // A length that the host took although it said no is news to the rules of the log.
+        let is_longer = matches!(state.fired, Some(Step::SetLen { .. }))
+            && self.plan.is_some_and(|plan| plan.way == Way::All);
+        let is_known = state.fired.is_some() && !state.has_lost_writes(self.plan) && !is_longer;
+        is_known.then_some(state.fired_at)
+    }
+
     pub fn is_poisoned(&self) -> bool {
         self.state().is_poisoned
     }
@@ -431,6 +446,7 @@ impl Faults {
         }
         if state.fired.is_none() {
             state.fired = Some(step);
+            state.fired_at = host.mark();
             state.tally.fired += 1;
         }
         let Some(trace) = state.calls.get_mut(&me) else {
