@@ -54,7 +54,10 @@ pub trait Disk: Send + Sync {
     ///
     /// # Errors
     /// [`ErrorKind::ReadOnly`] where the disk is open for reading only, as every disk is whose type
-    /// does not provide this call; [`ErrorKind::InvalidInput`] when the range does not lie within it.
+    /// does not provide this call; [`ErrorKind::InvalidInput`] when the range does not lie within it;
+    /// [`ErrorKind::Io`] when the host fails: each 512 bytes of the range are then as before or as
+    /// written; [`ErrorKind::Poisoned`] after certain failures, see
+    /// [`VhdxFile`](crate::VhdxFile#after-a-failure).
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let _ = (buf, offset);
         Err(read_only())
@@ -93,7 +96,9 @@ pub trait Disk: Send + Sync {
     /// Makes every write that returned before this call durable.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the host cannot.
+    /// [`ErrorKind::Io`] when the host cannot; whether those writes survive is then open, and an image
+    /// takes no more of them: [`ErrorKind::Poisoned`], see
+    /// [`VhdxFile`](crate::VhdxFile#after-a-failure).
     fn flush(&self) -> Result<()> {
         Ok(())
     }

@@ -47,7 +47,8 @@ pub enum ErrorKind {
     ParentDenied,
     /// Another program has the file open in a way that does not admit this use.
     InUse,
-    /// A failed flush or write of metadata left open what the file holds; it must be opened again.
+    /// An earlier flush or write of metadata failed and left open what the file holds: nothing more is
+    /// written, and it must be opened again. See [`VhdxFile`](crate::VhdxFile#after-a-failure).
     Poisoned,
     /// The image to be changed has a child, which the change would cut off.
     HasChildren,

@@ -62,6 +62,8 @@
 //!   ([`ParentSource`], [`PathSource`]).
 //! - [`CreateOptions`]: new images and new children. [`Disk::write_at`] and [`Disk::flush`] write them,
 //!   when they were opened with [`OpenOptions::writable`].
+//!   What was flushed survives any crash and any failure of the host; what else holds after a failure
+//!   is said at [`VhdxFile`](VhdxFile#after-a-failure).
 //! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
 //! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
 //!   forest of checkpoints in a folder.

@@ -45,7 +45,8 @@ impl OpenOptions {
     }
 
     /// Whether the image, or the tip of the chain, is opened for writing too; parents never are. A log
-    /// that is not empty is then replayed to the file.
+    /// that is not empty is then replayed to the file. What holds when the host fails while it is
+    /// written is said at [`VhdxFile`](crate::VhdxFile#after-a-failure).
     pub fn writable(mut self, yes: bool) -> Self {
         self.image.writable = yes;
         self

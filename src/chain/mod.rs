@@ -21,7 +21,8 @@ pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_er
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
 ///
-/// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files.
+/// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files. Writes go to the
+/// tip alone, and a failure means for them what it means for that [image](VhdxFile#after-a-failure).
 ///
 /// ```no_run
 /// use avhdx::{Disk, DiffChain};

@@ -167,10 +167,11 @@ pub(crate) fn find_parent(
         };
         // Until here the file may be anybody's: nothing of it is shown before it matched.
         match probe_identity(storage.as_ref()) {
-            Some(guid) if link.accepts(guid) => {
+            Ok(Some(guid)) if link.accepts(guid) => {
                 return Ok(FoundParent { storage, found_by, warning: None });
             }
-            found => tried.mismatched(name, found_by, found.map(|_| storage)),
+            Ok(found) => tried.mismatched(name, found_by, found.map(|_| storage)),
+            Err(error) => tried.failed(name, found_by, error),
         }
     }
     if linkage == Linkage::Ignore

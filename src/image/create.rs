@@ -196,7 +196,7 @@ impl CreateOptions {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::Io`] when the
     /// host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
-    /// call leaves nothing behind.
+    /// call leaves nothing behind, but for a complete image that took the name of another file already.
     pub fn create_on(&self, host: Arc<dyn Host>, path: impl AsRef<Path>) -> Result<VhdxFile> {
         let path = path.as_ref();
         let options = self.with_paths(host.as_ref(), path);
@@ -207,8 +207,18 @@ impl CreateOptions {
             drop(host.remove(&temporary));
             return Err(error);
         }
-        // Nobody can have linked to an identity that is new. A given one may be another file's.
-        crate::OpenOptions::new().host(host).writable(true).orphan_children(true).open_image(path)
+        let named = options.name_durably(host.as_ref(), path).and_then(|()| {
+            // Nobody can have linked to an identity that is new. A given one may be another file's.
+            let open = crate::OpenOptions::new().host(Arc::clone(&host)).writable(true);
+            open.orphan_children(true).open_image(path)
+        });
+        named.inspect_err(|_| {
+            // The file is ours, and complete: it goes, unless it took the place of another, of which
+            // nothing would be left then.
+            if !self.overwrite && !planted("failed-create-left-behind") {
+                drop(host.remove(path));
+            }
+        })
     }
 
     /// Makes the image in an empty file of the caller's on `host` and opens it for writing. Naming the file
@@ -245,10 +255,16 @@ impl CreateOptions {
         } else {
             host.rename(temporary, path).map_err(failed("give the file its name"))?;
         }
+        Ok(())
+    }
+
+    fn name_durably(&self, host: &dyn Host, path: &Path) -> Result<()> {
         if planted("create-without-folder-flush") {
             return Ok(());
         }
-        host.sync_dir(folder_of(path)).map_err(failed("flush the folder"))
+        host.sync_dir(folder_of(path)).map_err(|error| {
+            Error::io("create.file", "cannot flush the folder", error).in_path(path)
+        })
     }
 
     /// Makes the empty file in `storage`, which lies at `path`, the image, and makes that durable.

@@ -58,6 +58,21 @@ use writer::Writer;
 /// puts the two together. A log that is not empty is replayed in memory and the file stays as it is,
 /// unless the image is opened for writing: then it is replayed to the file.
 ///
+/// # After a failure
+///
+/// What was flushed is never at stake. Beyond that:
+///
+/// - A write, zeros or a discard that fails for want of space, or because payload could not be written
+///   or a file not be read, fails alone ([`ErrorKind::Io`]): each 512 bytes of its range read as before
+///   or as written, nothing else changed, and the image goes on. A machine can be paused until there is
+///   space, and the call be made again.
+/// - A header, the log or the block tables that cannot be written, and any failed
+///   [`flush`](Disk::flush) or [`close`](Self::close), poison the image: nothing is written to the file
+///   any more, every later change, flush and close fails with [`ErrorKind::Poisoned`], and reads go on
+///   with what the host has. A flush is not tried again, for the host may have dropped what it was to
+///   write and call the next one a success. Opening the image anew recovers what is there.
+/// - A failed open changes nothing that the next one does not make good.
+///
 /// ```no_run
 /// use avhdx::{Disk, VhdxFile};
 ///
@@ -178,7 +193,7 @@ impl VhdxFile {
     /// the file was grown by and does not need. Dropping the image does the same but cannot report.
     ///
     /// # Errors
-    /// As [`Disk::flush`]; what was flushed before is safe all the same.
+    /// As [`Disk::flush`], and with the same effect: what was flushed before is safe all the same.
     pub fn close(&self) -> Result<()> {
         self.end_session()
     }

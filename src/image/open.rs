@@ -31,10 +31,18 @@ impl VhdxFile {
     }
 }
 
-/// The identity by which children know the image, with no word of what else the file holds.
-pub(crate) fn probe_identity(storage: &dyn Storage) -> Option<Uuid> {
-    read_identifier(storage).ok()?;
-    Some(read_headers(storage).ok()?.current().data_write_guid)
+/// The identity by which children know the image, with no word of what else the file holds; `None` where
+/// that is no image.
+///
+/// # Errors
+/// [`ErrorKind::Io`] when the host cannot read the file, which then may be anything.
+pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Option<Uuid>> {
+    let probed = read_identifier(storage).and_then(|_| read_headers(storage));
+    match probed {
+        Ok(headers) => Ok(Some(headers.current().data_write_guid)),
+        Err(error) if error.kind() == ErrorKind::Io => Err(error.in_file(storage.name())),
+        Err(_) => Ok(None),
+    }
 }
 
 fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {

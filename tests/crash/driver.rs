@@ -8,7 +8,9 @@ use avhdx::{CreateOptions, DiffChain, Disk, VhdxFile, Zeroing};
 use avhdx_testkit::rng::Rng;
 use uuid::Uuid;
 
+use crate::faults::{Call, Faults, Met};
 use crate::model::Model;
+use crate::outcomes::Explorer;
 use crate::sim::{Bytes, Event, FOLDER, Files, SimHost};
 use crate::verdict::{self, Judge};
 
@@ -24,6 +26,8 @@ pub struct Driver {
     model: Arc<Mutex<Model>>,
     start: Arc<Files>,
     from: Arc<AtomicUsize>,
+    /// There when steps of the host are to be counted, or to fail.
+    faults: Option<Arc<Faults>>,
 }
 
 /// A history with everything needed to judge it.
@@ -36,6 +40,8 @@ pub struct Recorded {
     pub end: Files,
     /// The first cut to look at.
     pub from: usize,
+    /// Where a step of the host failed.
+    pub failed_at: Option<usize>,
 }
 
 /// The disk before the record starts.
@@ -119,7 +125,8 @@ impl Driver {
         host.record();
         let start = Arc::new(host.files());
         let from = Arc::default();
-        Self { host, tip, model: Arc::new(Mutex::new(model)), start, from }
+        let faults = Faults::planned(&host, &start, &tip);
+        Self { host, tip, model: Arc::new(Mutex::new(model)), start, from, faults }
     }
 
     pub fn model(&self) -> MutexGuard<'_, Model> {
@@ -128,24 +135,33 @@ impl Driver {
 
     /// Opens the image for writing, with its parents.
     pub fn open(&self) -> DiffChain {
-        let chain = verdict::open(&self.host, &self.tip, true).unwrap();
-        let mut model = self.model();
-        let at = self.host.mark();
-        model.opened(at, chain.tip().data_write_guid());
-        chain
+        self.open_and(false)
     }
 
     /// Opens it again after a session that just ended, with no word to the host. What of its writes
     /// was lost with it is what the disk says now.
     pub fn open_after_kill(&self) -> DiffChain {
-        let chain = verdict::open(&self.host, &self.tip, true).unwrap();
-        let mut model = self.model();
-        for range in model.segments() {
+        self.open_and(true)
+    }
+
+    fn open_and(&self, is_after_kill: bool) -> DiffChain {
+        let mut is_after_kill = is_after_kill;
+        if let Some(faults) = &self.faults {
+            // A poisoned image loses what was not flushed, as a killed one does.
+            is_after_kill |= faults.reopened();
+            self.judge(faults);
+        }
+        let open = || verdict::options(&self.host).writable(true).open(&self.tip);
+        let chain = self.until_done(Call::Open, open);
+        let segments = if is_after_kill { self.model().segments() } else { Vec::new() };
+        for range in segments {
             let mut bytes = vec![0; (range.end - range.start) as usize];
-            chain.read_at(&mut bytes, range.start).unwrap();
+            self.until_done(Call::Read, || chain.read_at(&mut bytes, range.start));
+            let mut model = self.model();
             let write = model.begin(self.host.mark(), range.start, &bytes);
             model.done(write, self.host.mark());
         }
+        let mut model = self.model();
         let at = self.host.mark();
         model.opened(at, chain.tip().data_write_guid());
         chain
@@ -153,53 +169,116 @@ impl Driver {
 
     /// Ends a session as a killed process does.
     pub fn kill(&self, chain: DiffChain) {
-        std::mem::forget(chain);
+        match &self.faults {
+            // Even a regular end changes nothing any more.
+            Some(faults) if faults.is_poisoned() => faults.must_be_quiet("a drop", || drop(chain)),
+            _ => std::mem::forget(chain),
+        }
+    }
+
+    /// The same handle begins a new session.
+    pub fn session(&self) {
+        if self.faults.as_ref().is_some_and(|faults| faults.is_poisoned()) {
+            return;
+        }
+        let layer = verdict::layer(&self.host.files(), &self.tip).unwrap();
+        let mut model = self.model();
+        let at = self.host.mark();
+        model.opened(at, layer.data_write_guid);
     }
 
     pub fn write(&self, chain: &DiffChain, seed: u64, at: u64, len: u64) {
         let bytes = pattern(seed, at, len);
-        self.change(at, &bytes, || chain.write_at(&bytes, at));
+        self.change(chain, at, &bytes, &|| chain.write_at(&bytes, at));
     }
 
     pub fn zero(&self, chain: &DiffChain, at: u64, len: u64, how: Zeroing) {
-        self.change(at, &vec![0; len as usize], || chain.write_zeroes(at..at + len, how));
+        let zeros = vec![0; len as usize];
+        self.change(chain, at, &zeros, &|| chain.write_zeroes(at..at + len, how));
     }
 
     pub fn discard(&self, chain: &DiffChain, at: u64, len: u64) {
-        self.change(at, &vec![0; len as usize], || chain.discard(at..at + len));
+        let zeros = vec![0; len as usize];
+        self.change(chain, at, &zeros, &|| chain.discard(at..at + len));
     }
 
-    fn change(&self, at: u64, bytes: &[u8], change: impl FnOnce() -> avhdx::Result<()>) {
-        let write = {
-            let mut model = self.model();
-            let mark = self.host.mark();
-            model.begin(mark, at, bytes)
-        };
-        change().unwrap();
-        let mut model = self.model();
-        let mark = self.host.mark();
-        model.done(write, mark);
+    /// Makes a change. When it fails alone the machine looks at the disk, and tries again when the host
+    /// is well again, or does without.
+    fn change(
+        &self,
+        chain: &DiffChain,
+        at: u64,
+        bytes: &[u8],
+        change: &dyn Fn() -> avhdx::Result<()>,
+    ) {
+        for attempt in 0.. {
+            if let Some(faults) = self.faults.as_ref().filter(|faults| faults.is_poisoned()) {
+                return faults.must_refuse("a change", change);
+            }
+            let write = {
+                let mut model = self.model();
+                let mark = self.host.mark();
+                model.begin(mark, at, bytes)
+            };
+            let met = self.watch(Call::Change, change);
+            {
+                let mut model = self.model();
+                let mark = self.host.mark();
+                match met {
+                    Met::Done(()) => return model.done(write, mark),
+                    Met::Alone | Met::Poisoned => model.failed(write, mark),
+                }
+            }
+            let Some(faults) = &self.faults else { unreachable!("only a fault makes a call fail") };
+            self.look(chain, faults, Some(write));
+            if matches!(met, Met::Poisoned) {
+                return self.after_poison(chain, faults);
+            }
+            if attempt == 0 && faults.lasts() {
+                if faults.only_growth_fails() {
+                    self.flush(chain);
+                }
+                continue; // it fails again, and that is all
+            }
+            if !faults.lift_and_try_again() {
+                return;
+            }
+        }
     }
 
     pub fn flush(&self, chain: &DiffChain) {
-        self.flushing(|| chain.flush());
+        self.flushing(chain, &|| chain.flush());
     }
 
     pub fn close(&self, chain: &DiffChain) {
-        self.flushing(|| chain.close());
+        self.flushing(chain, &|| chain.close());
     }
 
-    fn flushing(&self, flush: impl FnOnce() -> avhdx::Result<()>) {
+    fn flushing(&self, chain: &DiffChain, flush: &dyn Fn() -> avhdx::Result<()>) {
+        if let Some(faults) = self.faults.as_ref().filter(|faults| faults.is_poisoned()) {
+            return faults.must_refuse("a flush", flush);
+        }
         let begun = self.host.mark();
-        flush().unwrap();
-        let mut model = self.model();
-        let done = self.host.mark();
-        model.flushed(begun, done);
+        match self.watch(Call::Flush, flush) {
+            Met::Done(()) => {
+                let mut model = self.model();
+                let done = self.host.mark();
+                model.flushed(begun, done);
+            }
+            Met::Alone | Met::Poisoned => {
+                let Some(faults) = &self.faults else { unreachable!("only a fault fails a call") };
+                self.look(chain, faults, None);
+                self.after_poison(chain, faults);
+            }
+        }
     }
 
     /// Creates the image, on the record.
     pub fn create(&self, options: &CreateOptions) -> VhdxFile {
-        let image = options.create_on(Arc::new(self.host.clone()), &self.tip).unwrap();
+        let create = || options.create_on(Arc::new(self.host.clone()), &self.tip);
+        // Until it returns there need not be one.
+        self.model().created = Some(usize::MAX);
+        let image = self.until_done(Call::Create, create);
         let mut model = self.model();
         model.created = Some(self.host.mark());
         image
@@ -208,22 +287,132 @@ impl Driver {
     /// Looks at no cut before this one.
     pub fn look_from_here(&self) {
         self.from.store(self.host.mark() + 1, Ordering::SeqCst);
+        if let Some(faults) = &self.faults {
+            faults.look_from_here();
+        }
     }
 
     /// Ends the record.
     pub fn finish(&self) -> Recorded {
-        let mut parents = Vec::new();
-        let base = path("base.vhdx");
-        if self.tip != base && self.start.file(&base).is_some() {
-            parents.push(verdict::layer(&self.start, &base).unwrap());
+        if let Some(faults) = &self.faults {
+            faults.finish(&self.host);
+            self.judge(faults);
         }
         Recorded {
             start: (*self.start).clone(),
             events: self.host.events(),
             model: self.model().clone(),
-            judge: Judge { tip: self.tip.clone(), parents },
+            judge: self.judge_of_it(),
             end: self.host.files(),
             from: self.from.load(Ordering::SeqCst),
+            failed_at: self.faults.as_ref().and_then(|faults| faults.fired_at()),
+        }
+    }
+
+    fn judge_of_it(&self) -> Judge {
+        let mut parents = Vec::new();
+        let base = path("base.vhdx");
+        if self.tip != base && self.start.file(&base).is_some() {
+            parents.push(verdict::layer(&self.start, &base).unwrap());
+        }
+        Judge { tip: self.tip.clone(), parents }
+    }
+
+    fn watch<T>(&self, call: Call, run: impl FnOnce() -> avhdx::Result<T>) -> Met<T> {
+        match &self.faults {
+            Some(faults) => faults.watch(&self.host, call, run),
+            None => Met::Done(run().unwrap()),
+        }
+    }
+
+    /// Makes a call that changes nothing when it fails, again when the host is well again.
+    fn until_done<T>(&self, call: Call, mut run: impl FnMut() -> avhdx::Result<T>) -> T {
+        for _ in 0..2 {
+            if let Met::Done(done) = self.watch(call, &mut run) {
+                return done;
+            }
+            let Some(faults) = &self.faults else { unreachable!("only a fault makes a call fail") };
+            if call == Call::Create && self.host.files().names != self.start.names {
+                faults.complain(format!("left behind: {:?}", self.host.files().names));
+            }
+            self.judge(faults);
+            faults.lift_and_try_again();
+        }
+        panic!("{call:?} fails on a host that is well")
+    }
+
+    /// Reads everything after a failure: all that did not fail is as it was, and each unit of a failed
+    /// write is old or new.
+    fn look(&self, chain: &DiffChain, faults: &Faults, failed: Option<usize>) {
+        if faults.has_lost_writes() {
+            return;
+        }
+        let alone = faults.alone();
+        let live = {
+            let model = self.model();
+            model.live(&model.segments(), self.host.mark())
+        };
+        for segment in live {
+            let mut bytes = vec![0; (segment.range.end - segment.range.start) as usize];
+            let wrong = match chain.read_at(&mut bytes, segment.range.start) {
+                Err(error) => Some(format!("a read after a failure: {error}")),
+                Ok(()) => segment
+                    .refuses(&bytes)
+                    .map(|at| format!("after a failure the disk reads otherwise at {at:#x}")),
+            };
+            // Where others write meanwhile there is no saying what it should read.
+            if let Some(wrong) = wrong.filter(|_| faults.is_still(alone)) {
+                faults.complain(wrong);
+            }
+        }
+        let Some(failed) = failed else { return };
+        let range = self.model().range(failed);
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        if chain.read_at(&mut bytes, range.start).is_ok() {
+            self.model().found(range.start, &bytes);
+        }
+    }
+
+    /// Tries all that a poisoned image must refuse.
+    fn after_poison(&self, chain: &DiffChain, faults: &Faults) {
+        if !faults.is_poisoned() {
+            return;
+        }
+        faults.lift_and_try_again();
+        let size = chain.geometry().size;
+        let block = self.model().block_size;
+        let refuse = |what, run: &dyn Fn() -> avhdx::Result<()>| faults.must_refuse(what, run);
+        refuse("a flush", &|| chain.flush());
+        for at in [0, (size - 1) / block * block] {
+            refuse("a write", &|| chain.write_at(&[1; 700], at));
+            refuse("zeros", &|| chain.write_zeroes(at..size.min(at + block), Zeroing::KeepSpace));
+            refuse("zeros", &|| chain.write_zeroes(at..at + 512, Zeroing::MayUnmap));
+            refuse("a discard", &|| chain.discard(at..size.min(at + block)));
+        }
+        refuse("a close", &|| chain.close());
+        refuse("a flush", &|| chain.flush());
+        self.look(chain, faults, None);
+    }
+
+    /// What would be found if the process died now, or the host with all that no flush covers.
+    fn judge(&self, faults: &Faults) {
+        if !faults.has_fired() {
+            return;
+        }
+        let expected = {
+            let model = self.model();
+            model.expected(&model.segments(), self.host.mark())
+        };
+        let judge = self.judge_of_it();
+        if let Err(why) = judge.judge(&self.host.files(), &expected) {
+            faults.complain(format!("what the host has: {why}"));
+        }
+        if faults.has_lost_writes() {
+            return; // the record does not know what is durable
+        }
+        let durable = Explorer::durable((*self.start).clone(), &self.host.events());
+        if let Err(why) = judge.judge(&durable, &expected) {
+            faults.complain(format!("what is durable: {why}"));
         }
     }
 }

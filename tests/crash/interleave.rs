@@ -74,9 +74,17 @@ fn at_step(
             }
             Ok(())
         });
+        // With the hook goes the sender, so that a thread that was never called ends, panic or not.
+        let _unhook = Unhook(driver);
         first();
-        // With the hook goes the sender, so that a thread that was never called ends.
-        driver.host.unhook();
     });
     steps.load(Ordering::SeqCst) > step
+}
+
+struct Unhook<'a>(&'a Driver);
+
+impl Drop for Unhook<'_> {
+    fn drop(&mut self) {
+        self.0.host.unhook();
+    }
 }

@@ -3,9 +3,13 @@
 //! A simulated host records what happens to its files (`sim`), `outcomes` makes of that record all that
 //! a crash can leave behind, `model` knows what the disk may then hold, and `verdict` asks the crate and
 //! the naive reader. `AVHDX_LONG=1` looks further.
+//!
+//! The same workloads run on a host of which one step fails (`faults`, `failures`).
 
 mod driver;
 mod explore;
+mod failures;
+mod faults;
 mod interleave;
 mod model;
 #[cfg(avhdx_mutants)]

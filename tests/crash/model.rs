@@ -33,8 +33,10 @@ pub struct Model {
 #[derive(Clone, Debug)]
 struct UserWrite {
     begun: usize,
-    /// Far away until it returned.
+    /// When it succeeded; far away until then.
     done: usize,
+    /// When it returned, failed or not; far away until then.
+    returned: usize,
     start: u64,
     data: Arc<[u8]>,
 }
@@ -98,6 +100,7 @@ impl Model {
         self.writes.push(UserWrite {
             begun: at,
             done: usize::MAX,
+            returned: usize::MAX,
             start: first,
             data: whole.into(),
         });
@@ -107,6 +110,23 @@ impl Model {
     /// The write returned.
     pub fn done(&mut self, write: usize, at: usize) {
         self.writes[write].done = at;
+        self.writes[write].returned = at;
+    }
+
+    /// The write returned with an error: each unit of it is old or new, until it is written again.
+    pub fn failed(&mut self, write: usize, at: usize) {
+        self.writes[write].returned = at;
+    }
+
+    /// The units of the disk that a write touches.
+    pub fn range(&self, write: usize) -> Range<u64> {
+        let write = &self.writes[write];
+        write.start..write.start + write.data.len() as u64
+    }
+
+    /// Takes what the disk reads at `at` after a failure for what there is now.
+    pub fn found(&mut self, at: u64, bytes: &[u8]) {
+        self.now.write(at, bytes);
     }
 
     /// A flush began and returned.
@@ -139,6 +159,12 @@ impl Model {
         Expected { segments: expected, exists, before }
     }
 
+    /// What the disk may read now, durable or not: what was written last, and of writes that failed since
+    /// or are on their way each unit old or new.
+    pub fn live(&self, segments: &[Range<u64>], now: usize) -> Vec<Segment> {
+        segments.iter().map(|range| self.segment(range, now, now)).collect()
+    }
+
     fn segment(&self, range: &Range<u64>, cut: usize, flushed: usize) -> Segment {
         let meets = |write: &&UserWrite| {
             write.begun < cut
@@ -153,8 +179,7 @@ impl Model {
         }
         for write in &all {
             // Gone is what was overwritten by something that is durable itself.
-            let is_gone = is_flushed(write)
-                && all.iter().any(|later| is_flushed(later) && later.begun > write.done);
+            let is_gone = all.iter().any(|later| is_flushed(later) && later.begun > write.returned);
             if !is_gone {
                 let within = (range.start - write.start) as usize;
                 let len = (range.end - range.start) as usize;

@@ -175,6 +175,43 @@ const MUTANTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
+/// Those that only a host that fails shows.
+const MUTANTS_OF_FAILURES: &[(&str, &str, &str)] = &[
+    (
+        "failed-payload-poisons",
+        "first write, empty child",
+        "payload that cannot be written poisons the image",
+    ),
+    ("failed-growth-poisons", "growth", "a full disk poisons the image"),
+    ("failed-growth-believed", "growth", "a file counts as grown that did not grow"),
+    (
+        "failed-payload-forgotten",
+        "first write, empty child",
+        "a block counts as here although its payload could not be written",
+    ),
+    (
+        "block-before-payload",
+        "first write, empty child",
+        "a failed write leaves its block in the table",
+    ),
+    (
+        "stale-bytes-in-reused-space",
+        "discard and reuse, dynamic",
+        "another block's bytes stay in space used again",
+    ),
+    ("nothing-poisons", "first write, empty child", "the image goes on after a failed flush"),
+    (
+        "failed-flush-tried-again",
+        "first write, empty child",
+        "a failed flush is tried again, and the next one believed",
+    ),
+    ("zeros-not-refused", "growth", "a poisoned image says yes to zeros where there are some"),
+    ("failed-create-left-behind", "create", "a failed create leaves a file behind"),
+];
+
+const CRASHES: &str = "every_outcome_of_a_crash_is_sound";
+const FAILURES: &str = "failures::every_failed_operation_is_an_error_and_loses_nothing_flushed";
+
 /// Longer than any workload takes.
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -183,9 +220,11 @@ const PATIENCE: Duration = Duration::from_secs(600);
 fn every_mutant_is_found() {
     let only = std::env::var("AVHDX_ONLY").unwrap_or_default();
     let mut survivors = Vec::new();
-    for (name, workload, what) in MUTANTS.iter().filter(|(name, ..)| name.contains(&only)) {
+    let of = |mutants: &'static [(_, _, _)], test| mutants.iter().map(move |mutant| (mutant, test));
+    let all = of(MUTANTS, CRASHES).chain(of(MUTANTS_OF_FAILURES, FAILURES));
+    for ((name, workload, what), test) in all.filter(|((name, ..), _)| name.contains(&only)) {
         let started = Instant::now();
-        let found = hunt(name, workload);
+        let found = hunt(name, workload, test);
         let by = found.as_deref().unwrap_or("NOT FOUND");
         println!("{name:<34} {what}\n    {by} ({:.0} s)", started.elapsed().as_secs_f32());
         if found.is_none() {
@@ -196,9 +235,9 @@ fn every_mutant_is_found() {
 }
 
 /// What found the mutant, in a process of its own.
-fn hunt(name: &str, workload: &str) -> Option<String> {
+fn hunt(name: &str, workload: &str, test: &str) -> Option<String> {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["every_outcome_of_a_crash_is_sound", "--exact", "--nocapture"])
+        .args([test, "--exact", "--nocapture"])
         .env("AVHDX_MUTANT", name)
         .env("AVHDX_WORKLOAD", workload)
         .env("RUST_BACKTRACE", "0")

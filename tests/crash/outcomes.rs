@@ -84,6 +84,14 @@ impl<'a> Explorer<'a> {
         }
     }
 
+    /// What is durable at the end and nothing else.
+    pub fn durable(start: Files, events: &'a [Event]) -> Files {
+        let depth = Depth { exhaustive: 0, samples: 0, torn: 0 };
+        let mut it = Self::new(start, events, depth, 0);
+        it.run(usize::MAX, &|_| 0, &mut |_| {});
+        it.durable
+    }
+
     /// Makes durable what came before `start`.
     fn settle(&mut self, start: usize, is_meant: impl Fn(&Event) -> bool) {
         let events = self.events;

@@ -165,12 +165,15 @@ pub fn layer(files: &Files, path: &Path) -> Result<Layer, String> {
 }
 
 pub fn open(host: &SimHost, tip: &Path, writable: bool) -> Result<DiffChain, String> {
-    let options = OpenOptions::new()
+    let opened = options(host).writable(writable).open(tip);
+    opened.map_err(|error| format!("open (writable: {writable}): {error}"))
+}
+
+pub fn options(host: &SimHost) -> OpenOptions {
+    OpenOptions::new()
         .host(Arc::new(host.clone()))
         .budget(Budget::new(BUDGET))
         .orphan_children(true)
-        .writable(writable);
-    options.open(tip).map_err(|error| format!("open (writable: {writable}): {error}"))
 }
 
 fn read_all(chain: &DiffChain, expected: &Expected) -> Result<Vec<Vec<u8>>, String> {

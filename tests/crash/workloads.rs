@@ -349,7 +349,7 @@ fn anything(seed: u64) -> Vec<Recorded> {
             5 => driver.zero(&chain, at / MIB * MIB, MIB, Zeroing::KeepSpace),
             6 => {
                 driver.close(&chain);
-                session(&driver);
+                driver.session();
             }
             7 => {
                 driver.kill(chain);
@@ -375,23 +375,15 @@ fn sessions(driver: &Driver) {
         driver.write(&chain, 10 * round + 3, round * MIB + 8 * KIB, KIB);
         driver.flush(&chain);
         driver.close(&chain);
-        session(driver);
+        driver.session();
     }
     drop(chain);
     let chain = driver.open();
-    session(driver);
+    driver.session();
     driver.write(&chain, 30, 3 * MIB, KIB);
     driver.flush(&chain);
     driver.write(&chain, 31, 3 * MIB, KIB);
     driver.close(&chain);
-}
-
-/// The same handle begins anew.
-fn session(driver: &Driver) {
-    let layer = crate::verdict::layer(&driver.host.files(), &driver.tip).unwrap();
-    let mut model = driver.model();
-    let at = driver.host.mark();
-    model.opened(at, layer.data_write_guid);
 }
 
 fn replays(driver: &Driver) {

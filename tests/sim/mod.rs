@@ -1,7 +1,8 @@
 //! A host that is simulated: files in memory, everything that happens to them on record.
 //!
 //! A hook sees each step before it happens, may make it fail, and may do other things first, such as
-//! letting another thread write.
+//! letting another thread write. Beside it a refusal makes steps fail as a host does that is out of space
+//! or out of order, and says how much of a failed write arrived all the same.
 
 mod bytes;
 
@@ -80,7 +81,32 @@ pub enum Step {
     Flush(usize),
     /// The return of a flush.
     Flushed(usize),
+    /// A file that gets its first or another name.
+    Name,
+    /// A flush of the names.
+    Sync,
 }
+
+/// How a step fails.
+#[derive(Clone, Copy, Debug)]
+pub struct Refusal {
+    /// The error, by the operating system's number.
+    pub code: i32,
+    /// How much of it happened nevertheless.
+    pub arrived: Arrived,
+}
+
+/// How much of a failed write, or of a failed change of the length, happened nevertheless.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrived {
+    Nothing,
+    /// The first half of the units, nothing where there is but one.
+    Half,
+    All,
+}
+
+/// What reaches the disk whole or not at all.
+const UNIT: u64 = 512;
 
 /// All files and names.
 #[derive(Clone, Debug, Default)]
@@ -142,6 +168,7 @@ impl Files {
 }
 
 type Hook = dyn Fn(Step) -> io::Result<()> + Send + Sync;
+type Refuse = dyn Fn(&SimHost, Step) -> Option<Refusal> + Send + Sync;
 
 /// A host in memory. Clones are the same host.
 #[derive(Clone, Default)]
@@ -152,6 +179,7 @@ struct World {
     files: RwLock<Files>,
     history: Mutex<Option<Vec<Event>>>,
     hook: RwLock<Option<Arc<Hook>>>,
+    refuse: RwLock<Option<Arc<Refuse>>>,
 }
 
 impl SimHost {
@@ -190,9 +218,30 @@ impl SimHost {
         *self.0.hook.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
+    /// Asks `refuse` before each step from now on whether it fails.
+    pub fn refuse(&self, refuse: impl Fn(&Self, Step) -> Option<Refusal> + Send + Sync + 'static) {
+        *self.0.refuse.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(refuse));
+    }
+
+    /// Has the files be these, as after a flush that lost what it was to make durable. The record does
+    /// not know of it.
+    pub fn lose(&self, files: Files) {
+        *self.write() = files;
+    }
+
     fn before(&self, step: Step) -> io::Result<()> {
+        self.hooked(step)?;
+        self.refused(step).map_or(Ok(()), |refusal| Err(refusal.error()))
+    }
+
+    fn hooked(&self, step: Step) -> io::Result<()> {
         let hook = self.0.hook.read().unwrap_or_else(PoisonError::into_inner).clone();
         hook.map_or(Ok(()), |hook| hook(step))
+    }
+
+    fn refused(&self, step: Step) -> Option<Refusal> {
+        let refuse = self.0.refuse.read().unwrap_or_else(PoisonError::into_inner).clone();
+        refuse?(self, step)
     }
 
     fn change(&self, event: Event) {
@@ -234,6 +283,12 @@ impl SimHost {
     }
 }
 
+impl Refusal {
+    fn error(self) -> io::Error {
+        io::Error::from_raw_os_error(self.code)
+    }
+}
+
 impl fmt::Debug for SimHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SimHost")
@@ -246,6 +301,7 @@ impl Host for SimHost {
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.before(Step::Name)?;
         let file = {
             let mut files = self.write();
             if files.names.contains_key(path) {
@@ -299,6 +355,7 @@ impl Host for SimHost {
 
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
         let file = self.find(from)?;
+        self.before(Step::Name)?;
         self.change(Event::Name(NameChange::Rename(from.into(), to.into(), file)));
         Ok(())
     }
@@ -310,6 +367,7 @@ impl Host for SimHost {
     }
 
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        self.before(Step::Sync)?;
         let start = self.note(Event::SyncStart);
         self.note(Event::SyncEnd(start));
         Ok(())
@@ -333,6 +391,16 @@ impl SimFile {
             _ => Err(io::ErrorKind::PermissionDenied.into()),
         }
     }
+
+    fn put(&self, buf: &[u8], offset: u64) {
+        let chunk = Arc::new(Chunk::new(offset, buf));
+        // Growing is a change of its own: the host may keep it and lose the bytes.
+        let len = self.host.read().files[self.file].len();
+        if chunk.end() > len {
+            self.host.change(Event::SetLen(self.file, chunk.end()));
+        }
+        self.host.change(Event::Write(self.file, chunk));
+    }
 }
 
 impl Storage for SimFile {
@@ -355,16 +423,22 @@ impl Storage for SimFile {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.writable()?;
-        self.host.before(Step::Write { file: self.file, at: offset, len: buf.len() })?;
-        let chunk = Arc::new(Chunk::new(offset, buf));
-        // Growing is a change of its own: the host may keep it and lose the bytes.
-        if chunk.end() > self.len()? {
-            self.host.change(Event::SetLen(self.file, chunk.end()));
+        let step = Step::Write { file: self.file, at: offset, len: buf.len() };
+        self.host.hooked(step)?;
+        if let Some(refusal) = self.host.refused(step) {
+            let end = offset + buf.len() as u64;
+            let half = (offset + buf.len() as u64 / 2) / UNIT * UNIT;
+            match refusal.arrived {
+                Arrived::Nothing => {}
+                Arrived::Half if half <= offset => {}
+                Arrived::Half => self.put(&buf[..(half.min(end) - offset) as usize], offset),
+                Arrived::All => self.put(buf, offset),
+            }
+            return Err(refusal.error());
         }
-        self.host.change(Event::Write(self.file, chunk));
+        self.put(buf, offset);
         Ok(())
     }
-
     fn flush(&self) -> io::Result<()> {
         self.host.before(Step::Flush(self.file))?;
         let start = self.host.note(Event::FlushStart(self.file));
@@ -379,9 +453,13 @@ impl Storage for SimFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.writable()?;
-        self.host.before(Step::SetLen { file: self.file, len })?;
-        self.host.change(Event::SetLen(self.file, len));
-        Ok(())
+        let step = Step::SetLen { file: self.file, len };
+        self.host.hooked(step)?;
+        let refusal = self.host.refused(step);
+        if refusal.is_none_or(|refusal| refusal.arrived == Arrived::All) {
+            self.host.change(Event::SetLen(self.file, len));
+        }
+        refusal.map_or(Ok(()), |refusal| Err(refusal.error()))
     }
 
     fn reserve(&self, len: u64) -> io::Result<()> {

@@ -68,6 +68,10 @@ impl VhdxFile {
         visible: Visible<'_>,
     ) -> Result<()> {
         let writer = self.writer()?;
+        // Also where it reads as zeros already, so that nobody goes on unawares.
+        if !planted("zeros-not-refused") {
+            writer.check()?;
+        }
         let len = range.end.saturating_sub(range.start);
         check_range(&self.geometry(), range.start, len)?;
         let _open = writer.ops.read();
@@ -200,6 +204,7 @@ impl VhdxFile {
             }
             Ok(())
         })();
+        let moved = if planted("failed-payload-forgotten") { Ok(()) } else { moved };
         let committed = moved.and_then(|()| {
             if parent_shows && !is_whole {
                 self.become_mixed(writer, block, space.at, at, buf.len() as u64)

@@ -93,6 +93,9 @@ impl Writer {
 
     /// Notes a failure after which nothing may be written any more.
     fn poisoned_by(&self, error: Error) -> Error {
+        if planted("nothing-poisons") {
+            return error.in_file(self.file.name());
+        }
         self.poison.get_or_init(|| error.message().to_owned());
         error.in_file(self.file.name())
     }
@@ -117,8 +120,9 @@ impl Writer {
                 continue;
             }
             growing.space.grow(self.file.as_ref(), len).map_err(|error| {
-                Error::io("space.grow", format!("cannot grow the file by {len} bytes"), error)
-                    .in_file(self.file.name())
+                let message = format!("cannot grow the file by {len} bytes");
+                let error = Error::io("space.grow", message, error).in_file(self.file.name());
+                if planted("failed-growth-poisons") { self.poisoned_by(error) } else { error }
             })?;
         }
     }
@@ -152,9 +156,10 @@ impl Writer {
         // Said even of a failed write: parts of it may have arrived.
         self.payload_written.store(true, Ordering::Release);
         written.map_err(|error| {
-            Error::io("payload.write", format!("cannot write {} bytes", buf.len()), error)
-                .in_file(self.file.name())
-                .at(at)
+            let message = format!("cannot write {} bytes", buf.len());
+            let error = Error::io("payload.write", message, error);
+            let error = error.in_file(self.file.name()).at(at);
+            if planted("failed-payload-poisons") { self.poisoned_by(error) } else { error }
         })
     }
 }

@@ -164,5 +164,9 @@ pub(crate) fn update_headers(
 }
 
 pub(crate) fn flush(file: &dyn Storage) -> Result<()> {
-    file.flush().map_err(|error| Error::io("file.flush", "cannot flush the file", error))
+    let flushed = match planted("failed-flush-tried-again") {
+        true => file.flush().or_else(|_| file.flush()),
+        false => file.flush(),
+    };
+    flushed.map_err(|error| Error::io("file.flush", "cannot flush the file", error))
 }

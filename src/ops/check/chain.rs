@@ -136,7 +136,7 @@ impl Walk<'_> {
 
     /// Whether the file is one of the layers above.
     fn was_met(&self, storage: &dyn Storage) -> bool {
-        let guid = crate::image::probe_identity(storage).unwrap_or(Uuid::nil());
+        let guid = crate::image::probe_identity(storage).ok().flatten().unwrap_or(Uuid::nil());
         Identity::of(storage, guid).is_ok_and(|identity| self.seen.contains(&identity))
     }
 

@@ -131,7 +131,8 @@ impl Linker<'_> {
         let storage = host.open(&place.path, Access::Read).ok()?;
         // The file that is opened now must be the one that was looked at.
         if FileKey::new(host, storage.id().ok()?, &place.path) != place.key
-            || !probe_identity(storage.as_ref()).is_some_and(|guid| recorded.accepts(guid))
+            || !probe_identity(storage.as_ref())
+                .is_ok_and(|guid| guid.is_some_and(|guid| recorded.accepts(guid)))
         {
             return None;
         }
@@ -186,7 +187,7 @@ impl Linker<'_> {
         let key = FileKey::new(self.source.its_host(), storage.id()?, &path);
         let guid = match self.found.by_file.get(&key) {
             Some(known) => self.found.nodes[*known].data_write_guid,
-            None => probe_identity(storage.as_ref()),
+            None => probe_identity(storage.as_ref()).ok().flatten(),
         };
         Ok(Place { key, path, guid })
     }

@@ -69,7 +69,7 @@ pub(super) fn walk<P: AsRef<Path>>(
 
 /// Reads what there is to know of an image whose identity may be known, and closes it again.
 pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Node {
-    let data_write_guid = probe_identity(storage.as_ref());
+    let data_write_guid = probe_identity(storage.as_ref()).ok().flatten();
     let policy = ImagePolicy { lock: Lock::Try, ..ImagePolicy::default() };
     let read = VhdxFile::from_storage(storage, &policy).and_then(|image| {
         let recorded = image.parent_link()?;

@@ -1,0 +1,542 @@
+//! A host that fails: each step of each workload in turn, in every way in which a host can fail it.
+//!
+//! What must come of it follows from the step alone, the call that was running and the place in the file
+//! as the naive reader knows it: a failed write of payload or a failed growth is that call's alone, any
+//! other one poisons the image.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
+
+use avhdx::ErrorKind;
+
+use crate::outcomes::Explorer;
+use crate::sim::{Arrived, Files, Refusal, SimHost, Step};
+use crate::verdict;
+
+/// The errors of a disk that is broken and of one that is full.
+pub const EIO: i32 = 5;
+pub const ENOSPC: i32 = 28;
+
+/// Which step of a history fails, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Counted from where each history is to be looked at.
+    pub step: usize,
+    pub code: i32,
+    pub way: Way,
+    /// Whether the machine does without a write that failed, instead of trying again.
+    pub gives_up: bool,
+}
+
+/// How a step fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Once, and nothing of it happens.
+    Once,
+    /// Once, and half of it happens all the same.
+    Half,
+    /// Once, and all of it happens all the same.
+    All,
+    /// With all later ones of its kind, until the host is well again.
+    Lasting,
+    /// With the loss of all that was written since the last flush.
+    Losing,
+}
+
+/// What the user of the disk called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Open,
+    Create,
+    Read,
+    /// A write, zeros or a discard.
+    Change,
+    /// A flush or the end of a session.
+    Flush,
+}
+
+/// What came of a call.
+#[derive(Debug)]
+pub enum Met<T> {
+    Done(T),
+    /// It failed, and the image goes on.
+    Alone,
+    /// It failed, and the image is poisoned.
+    Poisoned,
+}
+
+/// What kind of step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Read,
+    Write,
+    Length,
+    Flush,
+    Names,
+}
+
+/// What must come of a failed step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Must {
+    /// The call fails alone.
+    FailAlone,
+    /// The call fails alone, or succeeds with a smaller step of the same kind.
+    FailOrDoWithLess,
+    /// The call fails and the image is poisoned.
+    Poison,
+}
+
+/// Makes the steps of one history fail, and watches what comes of it.
+#[derive(Debug)]
+pub struct Faults {
+    plan: Option<Plan>,
+    start: Arc<Files>,
+    tip: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The kinds of the steps so far.
+    steps: Vec<Kind>,
+    /// Steps up to here are not looked at.
+    from: usize,
+    /// Steps that change something.
+    touched: usize,
+    calls: HashMap<ThreadId, Trace>,
+    /// Calls that were begun.
+    begun: usize,
+    /// The step that failed first.
+    fired: Option<Step>,
+    /// The place in the record where that was.
+    fired_at: usize,
+    is_lifted: bool,
+    /// A step failed that poisons the image, though the call may not have returned.
+    is_poisoning: bool,
+    is_poisoned: bool,
+    was_reopened: bool,
+    is_finished: bool,
+    tally: Tally,
+    places: Option<Places>,
+}
+
+/// What came of histories with a failed step.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub fired: usize,
+    /// Calls that failed alone.
+    pub alone: usize,
+    /// Calls that poisoned the image.
+    pub poisoned: usize,
+    /// Calls that succeeded with less.
+    pub less: usize,
+    /// Failed opens and creates.
+    pub unopened: usize,
+    /// Outcomes of crashes after the failure.
+    pub crashed: usize,
+    pub complaints: Vec<String>,
+}
+
+impl std::ops::AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.fired += other.fired;
+        self.alone += other.alone;
+        self.poisoned += other.poisoned;
+        self.less += other.less;
+        self.unopened += other.unopened;
+        self.crashed += other.crashed;
+        self.complaints.extend(other.complaints);
+    }
+}
+
+/// What a call did so far.
+#[derive(Debug)]
+struct Trace {
+    call: Call,
+    /// Whether the last change of the file was in the headers or the log.
+    is_in_log: bool,
+    /// Whether it is in the middle of a commit.
+    is_committing: bool,
+    refused: Option<(Step, Must)>,
+    /// Whether another change of the length came after the refused one.
+    tried_less: bool,
+}
+
+/// Where the structures lie in the file of the tip.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    file: usize,
+    log: (u64, u64),
+    structures_end: u64,
+}
+
+thread_local! {
+    static PLANNED: RefCell<Option<Planned>> = const { RefCell::new(None) };
+}
+
+/// The plan for the histories that this thread records, and those recorded so far.
+struct Planned {
+    plan: Option<Plan>,
+    /// By their number, where the steps are counted from in histories that are to have a failure.
+    chosen: Vec<Option<usize>>,
+    made: Vec<Arc<Faults>>,
+}
+
+/// The steps of a history.
+#[derive(Debug)]
+pub struct Steps {
+    pub kinds: Vec<Kind>,
+    pub from: usize,
+    /// Whether it came to its end.
+    pub is_finished: bool,
+}
+
+/// Records with no failure and returns the steps of each history.
+pub fn count(record: impl FnOnce()) -> Vec<Steps> {
+    let made = with(None, Vec::new(), record);
+    let steps = made.iter().map(|faults| {
+        let mut state = faults.state();
+        let kinds = std::mem::take(&mut state.steps);
+        Steps { kinds, from: state.from, is_finished: state.is_finished }
+    });
+    steps.collect()
+}
+
+/// Records with a failure in each of the chosen histories; of each it says from where to count.
+pub fn fail(plan: Plan, chosen: Vec<Option<usize>>, record: impl FnOnce()) -> Tally {
+    let mut tally = Tally::default();
+    for faults in with(Some(plan), chosen, record) {
+        tally += std::mem::take(&mut faults.state().tally);
+    }
+    tally
+}
+
+fn with(plan: Option<Plan>, chosen: Vec<Option<usize>>, record: impl FnOnce()) -> Vec<Arc<Faults>> {
+    PLANNED.set(Some(Planned { plan, chosen, made: Vec::new() }));
+    record();
+    PLANNED.take().map(|planned| planned.made).unwrap_or_default()
+}
+
+impl Faults {
+    /// What this thread plans for its next history.
+    pub fn planned(host: &SimHost, start: &Arc<Files>, tip: &Path) -> Option<Arc<Self>> {
+        let faults = PLANNED.with_borrow_mut(|planned| {
+            let planned = planned.as_mut()?;
+            let from = planned.chosen.get(planned.made.len()).copied().flatten();
+            let plan = planned.plan.zip(from);
+            let faults = Arc::new(Self {
+                plan: plan.map(|(plan, from)| Plan { step: from + plan.step, ..plan }),
+                start: Arc::clone(start),
+                tip: tip.to_owned(),
+                state: Mutex::default(),
+            });
+            planned.made.push(Arc::clone(&faults));
+            Some(faults)
+        })?;
+        let asked = Arc::clone(&faults);
+        host.refuse(move |host, step| asked.meet(host, step));
+        Some(faults)
+    }
+
+    /// Makes a call and sees that what comes of it is what must.
+    pub fn watch<T>(
+        &self,
+        host: &SimHost,
+        call: Call,
+        run: impl FnOnce() -> avhdx::Result<T>,
+    ) -> Met<T> {
+        let me = std::thread::current().id();
+        self.locate(host);
+        let trace = Trace {
+            call,
+            is_in_log: false,
+            is_committing: false,
+            refused: None,
+            tried_less: false,
+        };
+        {
+            let mut state = self.state();
+            state.begun += 1;
+            state.calls.insert(me, trace);
+        }
+        let result = run();
+        let mut state = self.state();
+        let Some(Trace { refused, tried_less, .. }) = state.calls.remove(&me) else {
+            unreachable!("nobody else takes it")
+        };
+        let error = match (result, refused) {
+            (Ok(done), None) => return Met::Done(done),
+            (Ok(done), Some((_, Must::FailOrDoWithLess))) if tried_less => {
+                state.tally.less += 1;
+                return Met::Done(done);
+            }
+            (Ok(done), Some((step, _))) => {
+                state.complain(format!("{call:?} returned no error after {step:?} failed"));
+                return Met::Done(done);
+            }
+            (Err(error), None) if error.kind() == ErrorKind::Poisoned && state.is_poisoning => {
+                state.is_poisoned = true;
+                return Met::Poisoned;
+            }
+            // What was read of the tables may have been lost by then.
+            (Err(_), None) if state.is_poisoning && state.has_lost_writes(self.plan) => {
+                return Met::Poisoned;
+            }
+            (Err(error), None) => {
+                state.complain(format!("{call:?}: {error}, and nothing had failed"));
+                return Met::Alone;
+            }
+            (Err(error), Some(_)) => error,
+        };
+        let code = self.plan.map(|plan| plan.code);
+        let source = std::error::Error::source(&error);
+        let source = source.and_then(|source| source.downcast_ref::<std::io::Error>());
+        let is_named = source.is_some_and(|source| source.raw_os_error() == code);
+        if error.kind() != ErrorKind::Io || !is_named {
+            state.complain(format!("{call:?}: {error} ({source:?}), not what the host said"));
+        }
+        match (call, refused) {
+            (Call::Open | Call::Create, _) => {
+                state.tally.unopened += 1;
+                Met::Alone
+            }
+            (_, Some((_, Must::Poison))) => {
+                state.tally.poisoned += 1;
+                state.is_poisoned = true;
+                Met::Poisoned
+            }
+            _ => {
+                state.tally.alone += 1;
+                Met::Alone
+            }
+        }
+    }
+
+    /// Sees that a poisoned image refuses a call, and leaves the file alone.
+    pub fn must_refuse(&self, what: &str, run: &dyn Fn() -> avhdx::Result<()>) {
+        self.must_be_quiet(what, || match run() {
+            Err(error) if error.kind() == ErrorKind::Poisoned => {}
+            other => self.complain(format!("{what} to a poisoned image: {other:?}")),
+        });
+    }
+
+    pub fn must_be_quiet(&self, what: &str, run: impl FnOnce()) {
+        let alone = self.alone();
+        let before = self.state().touched;
+        run();
+        if self.is_still(alone) && self.state().touched != before {
+            self.complain(format!("{what} to a poisoned image touched the file"));
+        }
+    }
+
+    pub fn complain(&self, why: String) {
+        self.state().complain(why);
+    }
+
+    pub fn has_fired(&self) -> bool {
+        self.state().fired.is_some()
+    }
+
+    /// Where in the record the step failed, if the record has all that happened.
+    pub fn fired_at(&self) -> Option<usize> {
+        let state = self.state();
+        // A length that the host took although it said no is news to the rules of the log.
+        let is_longer = matches!(state.fired, Some(Step::SetLen { .. }))
+            && self.plan.is_some_and(|plan| plan.way == Way::All);
+        let is_known = state.fired.is_some() && !state.has_lost_writes(self.plan) && !is_longer;
+        is_known.then_some(state.fired_at)
+    }
+
+    pub fn is_poisoned(&self) -> bool {
+        self.state().is_poisoned
+    }
+
+    /// The image is opened anew; whether it was poisoned before.
+    pub fn reopened(&self) -> bool {
+        let mut state = self.state();
+        state.is_poisoning = false;
+        state.was_reopened = true;
+        std::mem::take(&mut state.is_poisoned)
+    }
+
+    /// Whether the host still fails.
+    pub fn lasts(&self) -> bool {
+        let state = self.state();
+        self.plan.is_some_and(|plan| plan.way == Way::Lasting) && !state.is_lifted
+    }
+
+    pub fn only_growth_fails(&self) -> bool {
+        matches!(self.state().fired, Some(Step::SetLen { .. }))
+    }
+
+    /// The host is well again; whether the machine tries again what failed.
+    pub fn lift_and_try_again(&self) -> bool {
+        self.state().is_lifted = true;
+        self.plan.is_none_or(|plan| !plan.gives_up)
+    }
+
+    /// Whether writes were lost that a process still sees otherwise in its tables.
+    pub fn has_lost_writes(&self) -> bool {
+        self.state().has_lost_writes(self.plan)
+    }
+
+    /// The number of calls so far if nobody is in one now.
+    pub fn alone(&self) -> Option<usize> {
+        let state = self.state();
+        state.calls.is_empty().then_some(state.begun)
+    }
+
+    /// Whether nobody was in a call since.
+    pub fn is_still(&self, alone: Option<usize>) -> bool {
+        alone.is_some_and(|begun| self.state().begun == begun)
+    }
+
+    pub fn look_from_here(&self) {
+        let mut state = self.state();
+        state.from = state.steps.len();
+    }
+
+    pub fn finish(&self, host: &SimHost) {
+        host.refuse(|_, _| None);
+        self.state().is_finished = true;
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Finds the structures of the file once it is there.
+    fn locate(&self, host: &SimHost) {
+        if self.plan.is_none() || self.state().places.is_some() {
+            return;
+        }
+        let files = host.files();
+        let Some(file) = files.names.get(&self.tip) else { return };
+        let Ok(layer) = verdict::layer(&files, &self.tip) else { return };
+        let (log, structures_end) = (layer.log(), layer.structures_end());
+        let log = (log.start, log.end);
+        self.state().places = Some(Places { file: *file, log, structures_end });
+    }
+
+    /// Whether a step fails.
+    fn meet(&self, host: &SimHost, step: Step) -> Option<Refusal> {
+        let kind = Kind::of(step)?;
+        let me = std::thread::current().id();
+        let mut state = self.state();
+        let number = state.steps.len();
+        state.steps.push(kind);
+        state.touched += usize::from(kind != Kind::Read);
+        let plan = self.plan?;
+        let places = state.places;
+        if let Some(trace) = state.calls.get_mut(&me) {
+            trace.note(step, places);
+        }
+        let is_now = match state.fired {
+            None => number == plan.step,
+            // A file that cannot be read at all is of no interest.
+            Some(Step::Read { .. }) => false,
+            Some(first) => {
+                plan.way == Way::Lasting && !state.is_lifted && Kind::of(first) == Some(kind)
+            }
+        };
+        if !is_now {
+            return None;
+        }
+        if state.fired.is_none() {
+            state.fired = Some(step);
+            state.fired_at = host.mark();
+            state.tally.fired += 1;
+        }
+        let Some(trace) = state.calls.get_mut(&me) else {
+            let what = format!("{step:?} happened in no call of the user");
+            state.complain(what);
+            return None;
+        };
+        let must = trace.must(step, places, || {
+            let layer = verdict::layer(&host.files(), &self.tip).ok();
+            layer.and_then(|layer| layer.bitmaps().ok()).unwrap_or_default()
+        });
+        trace.refused.get_or_insert((step, must));
+        trace.tried_less = false;
+        state.is_poisoning |= must == Must::Poison;
+        drop(state);
+        if plan.way == Way::Losing && kind == Kind::Flush {
+            host.lose(Explorer::durable((*self.start).clone(), &host.events()));
+        }
+        let arrived = match plan.way {
+            Way::Once | Way::Lasting | Way::Losing => Arrived::Nothing,
+            Way::Half => Arrived::Half,
+            Way::All => Arrived::All,
+        };
+        Some(Refusal { code: plan.code, arrived })
+    }
+}
+
+impl State {
+    fn has_lost_writes(&self, plan: Option<Plan>) -> bool {
+        let is_losing = plan.is_some_and(|plan| plan.way == Way::Losing);
+        is_losing && matches!(self.fired, Some(Step::Flush(_)))
+    }
+
+    fn complain(&mut self, why: String) {
+        let what = format!("{:?} failed: {why}", self.fired);
+        self.tally.complaints.push(what);
+    }
+}
+
+impl Trace {
+    fn note(&mut self, step: Step, places: Option<Places>) {
+        match step {
+            Step::Write { at, .. } => {
+                let log = places.map_or((0, 0), |places| places.log);
+                self.is_in_log = HEADERS.contains(&at) || (log.0..log.1).contains(&at);
+            }
+            Step::SetLen { .. } => {
+                self.is_in_log = false;
+                self.tried_less = true;
+            }
+            // The flushes that begin a session come after its first entry and each of its headers; the
+            // first one of a commit comes after anything else.
+            Step::Flush(_) => self.is_committing |= !self.is_in_log,
+            _ => {}
+        }
+    }
+
+    fn must(&self, step: Step, places: Option<Places>, bitmaps: impl FnOnce() -> Vec<u64>) -> Must {
+        match (self.call, step) {
+            (Call::Open | Call::Create | Call::Read, _) => Must::FailAlone,
+            (Call::Flush, _) => Must::Poison,
+            (Call::Change, Step::Read { .. }) if !self.is_committing => Must::FailAlone,
+            (Call::Change, Step::SetLen { .. }) => Must::FailOrDoWithLess,
+            (Call::Change, Step::Write { file, at, .. }) if !self.is_committing => {
+                let is_payload = places.is_some_and(|places| {
+                    file == places.file
+                        && at >= places.structures_end
+                        && !bitmaps().iter().any(|bitmap| (*bitmap..bitmap + MIB).contains(&at))
+                });
+                if is_payload { Must::FailAlone } else { Must::Poison }
+            }
+            (Call::Change, _) => Must::Poison,
+        }
+    }
+}
+
+/// Where the headers lie.
+const HEADERS: std::ops::Range<u64> = 64 << 10..192 << 10;
+const MIB: u64 = 1 << 20;
+
+impl Kind {
+    fn of(step: Step) -> Option<Self> {
+        match step {
+            Step::Read { .. } => Some(Self::Read),
+            Step::Write { .. } => Some(Self::Write),
+            Step::SetLen { .. } => Some(Self::Length),
+            Step::Flush(_) => Some(Self::Flush),
+            Step::Flushed(_) => None,
+            Step::Name | Step::Sync => Some(Self::Names),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What is promised after a failure of the host, by example. `tests/crash` has every operation fail.
+
+#[path = "sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests, which need other parts of it
+mod sim;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, VhdxFile, Zeroing};
+use sim::{Arrived, FOLDER, Refusal, SimHost, Step};
+
+const MIB: u64 = 1 << 20;
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+fn path(name: &str) -> PathBuf {
+    Path::new(FOLDER).join(name)
+}
+
+fn options(host: &SimHost) -> OpenOptions {
+    OpenOptions::new().host(Arc::new(host.clone()))
+}
+
+fn create(host: &SimHost, name: &str) -> avhdx::Result<VhdxFile> {
+    let options = CreateOptions::dynamic(8 * MIB).block_size(MIB as u32);
+    options.create_on(Arc::new(host.clone()), path(name))
+}
+
+fn refuse(host: &SimHost, code: i32, is_meant: impl Fn(Step) -> bool + Send + Sync + 'static) {
+    let refusal = Refusal { code, arrived: Arrived::Nothing };
+    host.refuse(move |_, step| is_meant(step).then_some(refusal));
+}
+
+#[test]
+fn a_machine_that_is_paused_by_a_full_disk_goes_on_when_there_is_space() {
+    let host = SimHost::default();
+    let image = create(&host, "a.vhdx").unwrap();
+    image.write_at(&[1; 4096], 0).unwrap();
+    refuse(&host, ENOSPC, |step| matches!(step, Step::SetLen { .. }));
+    for _ in 0..3 {
+        let error = image.write_at(&[2; 8192], MIB - 4096).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "space.grow"));
+        let error = std::io::Error::from(error);
+        assert_eq!(error.kind(), std::io::Error::from_raw_os_error(ENOSPC).kind());
+    }
+    // What has space can be written and flushed meanwhile.
+    image.write_at(&[3; 4096], 4096).unwrap();
+    image.flush().unwrap();
+    refuse(&host, 0, |_| false);
+    image.write_at(&[2; 8192], MIB - 4096).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let image = options(&host).open_image(path("a.vhdx")).unwrap();
+    let mut found = [0; 8192];
+    image.read_at(&mut found, MIB - 4096).unwrap();
+    assert_eq!(found, [2; 8192]);
+    image.read_at(&mut found, 0).unwrap();
+    assert_eq!((&found[..4096], &found[4096..]), (&[1; 4096][..], &[3; 4096][..]));
+}
+
+#[test]
+fn a_failed_flush_is_not_tried_again_and_not_believed() {
+    let host = SimHost::default();
+    let image = create(&host, "a.vhdx").unwrap();
+    image.write_at(&[1; 512], 0).unwrap();
+    image.flush().unwrap();
+    image.write_at(&[2; 512], 0).unwrap();
+    // The first flush fails, later ones would say yes.
+    let flushes = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&flushes);
+    refuse(&host, EIO, move |step| {
+        matches!(step, Step::Flush(_)) && counted.fetch_add(1, Ordering::SeqCst) == 0
+    });
+    let error = image.flush().unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "file.flush"));
+    assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(image.write_at(&[3; 512], 0).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Poisoned);
+    let mut found = [0; 512];
+    image.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [2; 512]);
+    drop(image);
+    assert_eq!(flushes.load(Ordering::SeqCst), 1);
+    assert!(options(&host).writable(true).open_image(path("a.vhdx")).is_ok());
+}
+
+#[test]
+fn a_poisoned_image_refuses_zeros_even_where_there_are_some() {
+    let host = SimHost::default();
+    let image = create(&host, "a.vhdx").unwrap();
+    image.write_at(&[1; 512], 0).unwrap();
+    refuse(&host, EIO, |step| matches!(step, Step::Flush(_)));
+    image.flush().unwrap_err();
+    for how in [Zeroing::MayUnmap, Zeroing::KeepSpace] {
+        for range in [MIB..2 * MIB, 3 * MIB + 512..3 * MIB + 1024] {
+            let error = image.write_zeroes(range.clone(), how).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Poisoned);
+        }
+    }
+    assert_eq!(image.discard(MIB..2 * MIB).unwrap_err().kind(), ErrorKind::Poisoned);
+}
+
+#[test]
+fn a_failed_create_leaves_nothing_behind_whatever_fails_and_frees_the_name() {
+    let steps = Arc::new(AtomicUsize::new(0));
+    for fails in 0.. {
+        let host = SimHost::default();
+        steps.store(0, Ordering::SeqCst);
+        let counted = Arc::clone(&steps);
+        refuse(&host, EIO, move |_| counted.fetch_add(1, Ordering::SeqCst) == fails);
+        let created = create(&host, "a.vhdx");
+        if steps.load(Ordering::SeqCst) <= fails {
+            assert!(fails > 10 && created.is_ok());
+            break;
+        }
+        assert_eq!(created.unwrap_err().kind(), ErrorKind::Io, "step {fails}");
+        assert!(host.files().names.is_empty(), "step {fails}: {:?}", host.files().names);
+        create(&host, "a.vhdx").unwrap();
+    }
+}
+
+#[test]
+fn a_create_that_fails_after_taking_the_name_of_another_file_leaves_a_whole_image() {
+    let host = SimHost::default();
+    drop(create(&host, "a.vhdx").unwrap());
+    refuse(&host, EIO, |step| matches!(step, Step::Sync));
+    let options_of_new = CreateOptions::dynamic(16 * MIB).overwrite(true);
+    let error = options_of_new.create_on(Arc::new(host.clone()), path("a.vhdx")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(host.files().names.len(), 1);
+    let image = options(&host).open_image(path("a.vhdx")).unwrap();
+    assert_eq!(image.geometry().size, 16 * MIB);
+}
+
+#[test]
+fn a_parent_that_cannot_be_read_is_the_hosts_failure_and_no_other_file() {
+    let host = SimHost::default();
+    let base = create(&host, "a.vhdx").unwrap();
+    let child = CreateOptions::child_of(&base).unwrap();
+    drop(child.create_on(Arc::new(host.clone()), path("b.avhdx")).unwrap());
+    drop(base);
+    let is_broken = Arc::new(AtomicBool::new(true));
+    let asked = Arc::clone(&is_broken);
+    refuse(&host, EIO, move |step| {
+        matches!(step, Step::Read { file: 0, .. }) && asked.load(Ordering::SeqCst)
+    });
+    let error = options(&host).open(path("b.avhdx")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io);
+    assert!(error.file().is_some_and(|file| file.ends_with("a.vhdx")), "{error}");
+    is_broken.store(false, Ordering::SeqCst);
+    assert!(options(&host).open(path("b.avhdx")).is_ok());
+}
