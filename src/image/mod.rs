@@ -49,7 +49,7 @@ pub(crate) use resolve::Owner;
 
 use metadata::Metadata;
 use recent::RecentEntries;
-use writer::Writer;
+use writer::{Pin, Writer};
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -203,9 +203,8 @@ impl VhdxFile {
     }
 
     /// Keeps places in the file from being given to other blocks while bytes are read from there.
-    pub(crate) fn pin(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        let writer = self.writer.as_ref()?;
-        Some(writer.pins.read().unwrap_or_else(PoisonError::into_inner))
+    pub(crate) fn pin(&self) -> Option<Pin<'_>> {
+        Some(self.writer.as_ref()?.pins.pin())
     }
 
     fn disk_id(&self) -> Uuid {

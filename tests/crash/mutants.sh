@@ -1,9 +1,25 @@
 #!/usr/bin/env bash
-# Plants each bug of mutants.rs in turn and sees that the crash explorer finds it. In a build folder of
-# its own: the flag that lets bugs be planted changes every crate.
+# Plants each bug of mutants.rs in turn and sees that the crash explorer finds it, and those below, which
+# tests with threads find. In a build folder of its own: the flag that lets bugs be planted changes every
+# crate.
 #   AVHDX_ONLY  a part of the names of those to look at
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export RUSTFLAGS="${RUSTFLAGS:-} --cfg avhdx_mutants"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/mutants"
 cargo test --locked --test crash -- --ignored --nocapture every_mutant_is_found
+
+threads() { cargo test --locked --test threads -- "$@"; }
+
+# hunt NAME TEST: what the bug is called in src/, and which test finds it.
+hunt() {
+  [[ $1 == *"${AVHDX_ONLY:-}"* ]] || return 0
+  threads --exact "$2" >/dev/null # sound without the bug
+  if AVHDX_MUTANT=$1 threads --exact "$2" >/dev/null 2>&1; then
+    echo "not found: $1"
+    exit 1
+  fi
+  printf '%-34s found by %s\n' "$1" "$2"
+}
+hunt readers-not-waited-for held::space_is_not_given_away_under_a_reader
+hunt length-taken-back held::of_two_growing_writers_none_hides_the_length_of_the_other

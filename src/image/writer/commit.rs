@@ -66,7 +66,9 @@ impl VhdxFile {
         }
         if !freed.is_empty() {
             // Readers that found the old place finish first.
-            let _alone = (!planted("readers-not-waited-for")).then(|| writer.pins.write());
+            if !planted("readers-not-waited-for") {
+                writer.pins.wait_for_readers();
+            }
             writer.space().space.reuse(freed);
         }
         if let Some(flag) = at_end {

@@ -7,6 +7,7 @@
 mod blocks;
 mod commit;
 mod data;
+mod pins;
 mod session;
 mod space;
 mod tables;
@@ -19,6 +20,8 @@ use crate::mutants::planted;
 use crate::storage::Storage;
 
 use blocks::BlockLocks;
+pub(crate) use pins::Pin;
+use pins::Pins;
 use session::Session;
 pub(crate) use session::{flush, update_headers};
 use space::{Allocated, Freed, Space};
@@ -34,8 +37,8 @@ pub(crate) struct Writer {
     bitmaps: Mutex<()>,
     space: Mutex<Growing>,
     thawed: Condvar,
-    /// Held by readers from finding a place to reading it, and by whoever gives that place away.
-    pub(super) pins: RwLock<()>,
+    /// Readers, whom whoever gives places away waits for.
+    pub(super) pins: Pins,
     /// Held by every change, and alone by whoever ends the session.
     ops: RwLock<()>,
     session: Mutex<Session>,
@@ -66,7 +69,7 @@ impl Writer {
             bitmaps: Mutex::new(()),
             space: Mutex::new(Growing { space: Space::new(file_len), frozen: false }),
             thawed: Condvar::new(),
-            pins: RwLock::new(()),
+            pins: Pins::default(),
             ops: RwLock::new(()),
             session: Mutex::new(Session::new(file_len)),
             begun: AtomicBool::new(false),

@@ -1,0 +1,330 @@
+//! One thread is held in the middle of what it does; the others go on, or must not do harm.
+
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::Builder;
+use std::time::Duration;
+
+use avhdx::{DiffChain, Disk, DiskExt, Source};
+
+use crate::sim::{FOLDER, SimHost, Step};
+use crate::tags::{self, PARENT, Says};
+use crate::{MIB, Pair, SECTOR, flat};
+
+/// The thread that is held has this name.
+const HELD: &str = "held";
+/// What ends at all ends long before.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Where it is right to wait for the one that is held, and right not to, all goes on after this time.
+const A_WHILE: Duration = Duration::from_millis(100);
+
+/// Holds the thread called so at the first step of its kind, until it is released or dropped.
+struct Gate {
+    arrived: Receiver<()>,
+    release: Option<Sender<()>>,
+}
+
+impl Gate {
+    fn new(host: &SimHost, is_it: impl Fn(Step) -> bool + Send + Sync + 'static) -> Self {
+        let (at_gate, arrived) = channel();
+        let (release, wait) = channel::<()>();
+        let hold = Mutex::new(Some((at_gate, wait)));
+        host.hook(move |step| {
+            if std::thread::current().name() == Some(HELD)
+                && is_it(step)
+                && let Some((at_gate, wait)) = hold.lock().unwrap().take()
+            {
+                at_gate.send(()).unwrap();
+                let _ = wait.recv();
+            }
+            Ok(())
+        });
+        Self { arrived, release: Some(release) }
+    }
+
+    fn wait_for_arrival(&self) {
+        self.arrived.recv_timeout(PATIENCE).expect("a thread that comes to the gate");
+    }
+
+    fn release(&mut self) {
+        self.release = None;
+    }
+
+    /// Does this while the thread is held, and lets it go rather than hang.
+    fn meanwhile(&mut self, what: &str, work: impl FnOnce() + Send) {
+        std::thread::scope(|scope| {
+            let done = in_thread(scope, work);
+            if done.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                self.release();
+                panic!("{what}: waits for the thread that is held");
+            }
+        });
+    }
+}
+
+/// A channel that closes when the work is done.
+fn in_thread<'scope>(
+    scope: &'scope std::thread::Scope<'scope, '_>,
+    work: impl FnOnce() + Send + 'scope,
+) -> Receiver<()> {
+    let (done, wait) = channel();
+    scope.spawn(move || {
+        work();
+        drop(done);
+    });
+    wait
+}
+
+fn pair(size: u64) -> (SimHost, Pair, DiffChain) {
+    let host = SimHost::default();
+    let pair = Pair::new(Arc::new(host.clone()), Path::new(FOLDER), size);
+    let chain = pair.open(true, 64 << 20);
+    (host, pair, chain)
+}
+
+/// Writes these sectors, `turn` for the whole of them.
+fn write(chain: &DiffChain, turn: u64, first: u64, sectors: u64) {
+    chain.write_at(&tags::run(1, turn, first..first + sectors), first * SECTOR).unwrap();
+}
+
+fn read(chain: &DiffChain, sector: u64) -> Says {
+    let mut bytes = [0xAA; SECTOR as usize];
+    chain.read_at(&mut bytes, sector * SECTOR).unwrap();
+    tags::says(&bytes)
+}
+
+fn tag(turn: u64, sector: u64) -> Says {
+    Says::Tag { writer: 1, turn, sector }
+}
+
+/// Where in the file the block that starts here lies.
+fn place(chain: &DiffChain, at: u64) -> u64 {
+    let extent = chain.extents(at..at + SECTOR).next().unwrap().unwrap();
+    match extent.source {
+        Source::Data { at, .. } => at.get(),
+        other => panic!("{other:?}"),
+    }
+}
+
+const BLOCK: u64 = MIB / SECTOR;
+
+#[test]
+fn space_is_not_given_away_under_a_reader() {
+    let (host, pair, chain) = pair(8 * MIB);
+    write(&chain, 1, 0, BLOCK);
+    chain.flush().unwrap();
+    let old = place(&chain, 0);
+    let mut gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == old));
+    std::thread::scope(|scope| {
+        let reader = || {
+            let mut bytes = vec![0xAA; MIB as usize];
+            chain.read_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let reader = Builder::new().name(HELD.into()).spawn_scoped(scope, reader).unwrap();
+        // It knows where the block lies and has not read it yet.
+        gate.wait_for_arrival();
+        let flushed = in_thread(scope, || {
+            chain.discard(0..MIB).unwrap();
+            chain.flush().unwrap();
+        });
+        // Either the flush waits for the reader or it does no harm to it.
+        let _ = flushed.recv_timeout(A_WHILE);
+        for block in 1..4 {
+            write(&chain, 1 + block, block * BLOCK, BLOCK);
+        }
+        gate.release();
+        let bytes = reader.join().unwrap();
+        for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR as usize)) {
+            let found = tags::says(bytes);
+            assert!(found == tag(1, sector) || found == Says::Zero, "sector {sector}: {found:?}");
+        }
+    });
+    // With the reader gone the space is for anybody.
+    write(&chain, 9, 4 * BLOCK, BLOCK);
+    assert_eq!(place(&chain, 4 * MIB), old);
+    assert_eq!((read(&chain, 0), read(&chain, BLOCK)), (Says::Zero, tag(2, BLOCK)));
+    chain.close().unwrap();
+    let bytes = flat(&chain);
+    drop(chain);
+    assert!(pair.judge() == bytes);
+}
+
+#[test]
+fn a_flush_that_waits_for_a_reader_keeps_no_other_reader_waiting() {
+    let (host, _, chain) = pair(8 * MIB);
+    write(&chain, 1, 0, BLOCK);
+    write(&chain, 2, BLOCK, BLOCK);
+    chain.flush().unwrap();
+    let old = place(&chain, 0);
+    let mut gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == old));
+    std::thread::scope(|scope| {
+        let held = || assert_ne!(read(&chain, 0), Says::Torn);
+        Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+        gate.wait_for_arrival();
+        let flushed = in_thread(scope, || {
+            chain.discard(0..MIB).unwrap();
+            chain.flush().unwrap();
+        });
+        let _ = flushed.recv_timeout(A_WHILE);
+        gate.meanwhile("a reader of another block", || {
+            assert_eq!(read(&chain, BLOCK), tag(2, BLOCK));
+        });
+        gate.meanwhile("a reader of the block that is gone", || {
+            assert_eq!(read(&chain, 0), Says::Zero);
+        });
+        gate.meanwhile("a writer of another block", || write(&chain, 3, BLOCK, 4));
+        gate.release();
+    });
+    assert_eq!(read(&chain, BLOCK), tag(3, BLOCK));
+}
+
+#[test]
+fn writers_of_different_blocks_do_not_wait_for_each_other() {
+    // The first writes in place or gets space for a new block; the last of the others share a lock table
+    // with it, where there is one for 32 blocks.
+    let size = 80 * MIB;
+    for first_is_new in [false, true] {
+        let (host, pair, chain) = pair(size);
+        write(&chain, 1, 2 * BLOCK, BLOCK);
+        write(&chain, 1, 66 * BLOCK, 8);
+        chain.flush().unwrap();
+        let block = if first_is_new { 1 } else { 2 };
+        let mut gate = Gate::new(&host, |step| matches!(step, Step::Write { len: 4096, .. }));
+        std::thread::scope(|scope| {
+            let held = || write(&chain, 2, block * BLOCK, 8);
+            Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+            gate.wait_for_arrival();
+            for (what, other) in [
+                ("in place", 66),
+                ("a new block", 5),
+                ("a whole new block", 7),
+                ("a new block of the same lock table", 32 + block),
+                ("once more", 64 + block),
+            ] {
+                let len = if other == 7 { BLOCK } else { 8 };
+                gate.meanwhile(what, || write(&chain, 3, other * BLOCK, len));
+                assert_eq!(read(&chain, other * BLOCK), tag(3, other * BLOCK), "{what}");
+            }
+            gate.meanwhile("a discard", || chain.discard(7 * MIB..8 * MIB).unwrap());
+            gate.meanwhile("a flush", || chain.flush().unwrap());
+            gate.release();
+        });
+        assert_eq!(read(&chain, block * BLOCK), tag(2, block * BLOCK));
+        chain.close().unwrap();
+        let bytes = flat(&chain);
+        drop(chain);
+        assert!(pair.judge() == bytes);
+    }
+}
+
+#[test]
+fn writers_of_the_same_present_sectors_share_their_block() {
+    let (host, _, chain) = pair(4 * MIB);
+    write(&chain, 1, 0, BLOCK);
+    let mut gate = Gate::new(&host, |step| matches!(step, Step::Write { len: 4096, .. }));
+    std::thread::scope(|scope| {
+        let held = || write(&chain, 2, 0, 8);
+        Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+        gate.wait_for_arrival();
+        gate.meanwhile("other sectors of the block", || write(&chain, 3, 64, 8));
+        gate.meanwhile("the same sectors", || write(&chain, 4, 0, 8));
+        assert_eq!(read(&chain, 0), tag(4, 0));
+        gate.release();
+    });
+    assert_eq!((read(&chain, 0), read(&chain, 64)), (tag(2, 0), tag(3, 64)));
+}
+
+#[test]
+fn readers_never_wait_for_writers() {
+    for first_is_new in [false, true] {
+        let (host, _, chain) = pair(8 * MIB);
+        write(&chain, 1, 2 * BLOCK, BLOCK);
+        chain.flush().unwrap();
+        let block = if first_is_new { 1 } else { 2 };
+        let mut gate = Gate::new(&host, |step| matches!(step, Step::Write { len: 4096, .. }));
+        std::thread::scope(|scope| {
+            let held = || write(&chain, 2, block * BLOCK, 8);
+            Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+            gate.wait_for_arrival();
+            let parent = |sector| Says::Tag { writer: PARENT, turn: 0, sector };
+            let before = if first_is_new { parent(BLOCK) } else { tag(1, 2 * BLOCK) };
+            for (what, sector, expected) in [
+                ("another block, of the parent", 5 * BLOCK, parent(5 * BLOCK)),
+                ("the block that is written", block * BLOCK, before),
+                (
+                    "its other sectors",
+                    block * BLOCK + 100,
+                    match before {
+                        Says::Tag { writer, turn, .. } => {
+                            Says::Tag { writer, turn, sector: block * BLOCK + 100 }
+                        }
+                        other => other,
+                    },
+                ),
+            ] {
+                gate.meanwhile(what, || assert_eq!(read(&chain, sector), expected, "{what}"));
+            }
+            gate.release();
+        });
+    }
+}
+
+#[test]
+fn nobody_but_flushes_waits_for_a_flush() {
+    let (host, _, chain) = pair(8 * MIB);
+    // Room in the file for the blocks to come: growth does wait.
+    for block in 0..3 {
+        write(&chain, 1, block * BLOCK, BLOCK);
+    }
+    chain.discard(2 * MIB..3 * MIB).unwrap();
+    // There is a sector bitmap then.
+    write(&chain, 1, 7 * BLOCK, 8);
+    chain.flush().unwrap();
+    write(&chain, 2, 0, 8);
+    for held_at in [Step::Flush(1), Step::Flushed(1)] {
+        write(&chain, 3, BLOCK, 8);
+        let mut gate = Gate::new(&host, move |step| step == held_at);
+        std::thread::scope(|scope| {
+            let held = || chain.flush().unwrap();
+            Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+            gate.wait_for_arrival();
+            gate.meanwhile("a reader", || assert_eq!(read(&chain, 0), tag(2, 0)));
+            gate.meanwhile("a writer in place", || write(&chain, 4, BLOCK, 8));
+            gate.meanwhile("a writer of freed space", || write(&chain, 5, 4 * BLOCK, 8));
+            gate.meanwhile("a discard", || chain.discard(4 * MIB..5 * MIB).unwrap());
+            assert_eq!(read(&chain, BLOCK), tag(4, BLOCK));
+            gate.release();
+        });
+        chain.flush().unwrap();
+    }
+}
+
+#[test]
+fn of_two_growing_writers_none_hides_the_length_of_the_other() {
+    let (host, pair, chain) = pair(8 * MIB);
+    write(&chain, 1, 0, 8);
+    chain.flush().unwrap();
+    // Between learning of the file's length and telling readers nothing asks the host, unless the fault is
+    // planted that this test is for: then the writer is held there. Otherwise it is held a step later.
+    let is_between = |step| matches!(step, Step::Read { at: 0, .. } | Step::Write { .. });
+    let mut gate = Gate::new(&host, is_between);
+    std::thread::scope(|scope| {
+        let held = || write(&chain, 2, BLOCK, BLOCK);
+        Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+        gate.wait_for_arrival();
+        for block in 2..6 {
+            gate.meanwhile("another block", || write(&chain, 3, block * BLOCK, BLOCK));
+        }
+        gate.release();
+    });
+    for block in 1..6 {
+        let turn = if block == 1 { 2 } else { 3 };
+        assert_eq!(read(&chain, block * BLOCK), tag(turn, block * BLOCK), "block {block}");
+    }
+    chain.close().unwrap();
+    let bytes = flat(&chain);
+    drop(chain);
+    assert!(pair.judge() == bytes);
+}

@@ -1,0 +1,76 @@
+//! Many threads on one disk: what each reads is whole and of the right place, and nobody waits for those
+//! who work elsewhere.
+#![allow(clippy::disallowed_methods)] // some of the files are real
+
+mod held;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests, which need other parts of it
+mod sim;
+mod storm;
+mod tags;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use avhdx::ops::{Check, Severity};
+use avhdx::storage::{Access, Host};
+use avhdx::{Budget, CreateOptions, DiffChain, Disk, OpenOptions};
+use avhdx_testkit::naive::{self, Chain};
+
+const MIB: u64 = 1 << 20;
+const SECTOR: u64 = 512;
+
+/// A child over a parent whose sectors are all tagged.
+#[derive(Clone)]
+struct Pair {
+    host: Arc<dyn Host>,
+    base: PathBuf,
+    tip: PathBuf,
+}
+
+impl Pair {
+    fn new(host: Arc<dyn Host>, folder: &Path, size: u64) -> Self {
+        let (base, tip) = (folder.join("base.vhdx"), folder.join("child.avhdx"));
+        let options = CreateOptions::dynamic(size).block_size(2 << 20);
+        let parent = options.create_on(Arc::clone(&host), &base).unwrap();
+        for at in (0..size).step_by(MIB as usize) {
+            let sectors = at / SECTOR..(at + MIB).min(size) / SECTOR;
+            parent.write_at(&tags::run(tags::PARENT, 0, sectors), at).unwrap();
+        }
+        parent.close().unwrap();
+        let child = CreateOptions::child_of(&parent).unwrap().block_size(1 << 20);
+        drop(parent);
+        drop(child.create_on(Arc::clone(&host), &tip).unwrap());
+        Self { host, base, tip }
+    }
+
+    fn open(&self, writable: bool, budget: usize) -> DiffChain {
+        let options = OpenOptions::new().host(Arc::clone(&self.host)).writable(writable);
+        options.budget(Budget::new(budget)).open(&self.tip).unwrap()
+    }
+
+    /// Checked, by the crate and by the kit; the disk as the naive reader has it.
+    fn judge(&self) -> Vec<u8> {
+        let options = OpenOptions::new().host(Arc::clone(&self.host));
+        let report = Check::new().options(options).run(&self.tip).unwrap();
+        let bad = report.findings.iter().filter(|finding| finding.severity <= Severity::Warning);
+        let bad: Vec<_> = bad.collect();
+        assert!(bad.is_empty(), "{bad:#?}");
+
+        let layer = |path: &Path| {
+            let storage = self.host.open(path, Access::Read).unwrap();
+            let mut bytes = vec![0; storage.len().unwrap() as usize];
+            storage.read_exact_at(&mut bytes, 0).unwrap();
+            let layer = naive::Layer::from_bytes(bytes).unwrap();
+            assert_eq!(layer.faults(), [""; 0], "{}", path.display());
+            layer
+        };
+        Chain(vec![layer(&self.base), layer(&self.tip)]).flat(1).unwrap()
+    }
+}
+
+fn flat(disk: &dyn Disk) -> Vec<u8> {
+    let mut bytes = vec![0xAA; disk.geometry().size as usize];
+    disk.read_at(&mut bytes, 0).unwrap();
+    bytes
+}
