@@ -229,7 +229,8 @@ impl Traced {
         }
         let parents = vec![verdict::layer(&self.before, &path("base.vhdx")).unwrap()];
         let judge = Judge { tip: path("child.avhdx"), parents };
-        Recorded { start: self.before.clone(), events, model, judge, end, from: 0 }
+        let start = self.before.clone();
+        Recorded { start, events, model, judge, end, from: 0, failed_at: None }
     }
 }
 
