@@ -88,6 +88,7 @@ pub mod ops;
 mod options;
 mod raw;
 pub mod storage;
+mod sync;
 mod types;
 
 pub use chain::{

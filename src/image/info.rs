@@ -1,7 +1,5 @@
 //! Everything an image says of itself, for people and programs to look at.
 
-use std::sync::atomic::Ordering;
-
 use uuid::Uuid;
 
 use super::{FoundLog, VhdxFile};
@@ -11,6 +9,7 @@ use crate::format::bat::PayloadState;
 use crate::format::header::Header;
 use crate::format::metadata::{self, FileFlags, ItemFlags};
 use crate::format::region::{self, RegionFlags, RegionTable};
+use crate::sync::Ordering;
 use crate::types::{BlockIndex, ChunkIndex, FileOffset};
 
 /// What the structures of an image say, but for the block tables.

@@ -15,7 +15,6 @@ mod writer;
 use std::fmt;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use uuid::Uuid;
@@ -29,6 +28,7 @@ use crate::format::metadata::{FileFlags, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
 use crate::storage::{Overlay, Storage};
+use crate::sync::AtomicU64;
 use crate::types::{DiskOffset, FileOffset};
 
 pub use cache::Budget;

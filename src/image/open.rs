@@ -1,7 +1,6 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
 use uuid::Uuid;
@@ -21,6 +20,7 @@ use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
 use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
+use crate::sync::AtomicU64;
 use crate::types::MIB;
 
 impl VhdxFile {

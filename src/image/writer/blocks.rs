@@ -1,8 +1,9 @@
 //! Who works on which block: those that only move bytes share it, those that change its state do not.
 
 use std::collections::HashMap;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
 
+use crate::sync::{Condvar, Mutex, MutexGuard};
 use crate::types::BlockIndex;
 
 const SHARDS: usize = 32;

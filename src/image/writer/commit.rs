@@ -22,22 +22,11 @@ impl VhdxFile {
     /// Makes every write that returned before this call durable. Calls that wait for each other share
     /// one commit.
     pub(crate) fn commit(&self, writer: &Writer) -> Result<()> {
-        let ticket = writer.flushes_asked.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut session = writer.session();
-        if session.flushes_done >= ticket {
-            return Ok(());
-        }
-        writer.check()?;
-        // Who asked until here waited with all its writes returned: this commit covers them.
-        let covered = writer.flushes_asked.load(Ordering::SeqCst);
-        let done = self.commit_session(writer, &mut session);
-        done.map_err(|error| writer.poisoned_by(error))?;
-        let covered = match planted("flush-covers-later-asks") {
-            true => writer.flushes_asked.load(Ordering::SeqCst),
-            false => covered,
-        };
-        session.flushes_done = covered;
-        Ok(())
+        writer.flushes.ask(&writer.session, |session| {
+            writer.check()?;
+            let done = self.commit_session(writer, session);
+            done.map_err(|error| writer.poisoned_by(error))
+        })
     }
 
     fn commit_session(&self, writer: &Writer, session: &mut Session) -> Result<()> {
@@ -48,12 +37,12 @@ impl VhdxFile {
         }
         // The file keeps its length until the last entry is written: each entry names one that is
         // durable and one that everything it refers to fits in.
-        let frozen = writer.freeze();
+        let frozen = writer.space.freeze();
         if !planted("tail-moved-before-apply") && !planted("apply-after-flush") {
             self.apply(writer)?;
         }
         // First what was freed, then the snapshot: the changes that freed it are in there.
-        let freed = writer.space().space.take_freed();
+        let freed = writer.space.take_freed();
         let pages = writer.tables.write().snapshot();
         if pages.is_empty() || !planted("metadata-before-payload") {
             sync(writer, session)?;
@@ -69,7 +58,7 @@ impl VhdxFile {
             if !planted("readers-not-waited-for") {
                 writer.pins.wait_for_readers();
             }
-            writer.space().space.reuse(freed);
+            writer.space.reuse(freed);
         }
         if let Some(flag) = at_end {
             flag.store(false, Ordering::Release);

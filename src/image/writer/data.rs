@@ -1,7 +1,6 @@
 //! The ways of a write: in place, into new space, to zeros.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::Writer;
 use super::blocks::BlockGuard;
@@ -188,7 +187,7 @@ impl VhdxFile {
                 || planted("zero-block-becomes-partial"));
 
         let space = writer.allocate(self.layout.block_size())?;
-        self.note_length(writer);
+        writer.space.show_length(&self.file_len, self.storage.as_ref());
         if planted("block-before-payload") {
             if parent_shows && !is_whole {
                 self.become_mixed(writer, block, space.at, at, buf.len() as u64)?;
@@ -213,7 +212,7 @@ impl VhdxFile {
                 self.set_entry(writer, index, BatEntry::new(6, space.at))
             }
         });
-        committed.inspect_err(|_| writer.give_back(space))
+        committed.inspect_err(|_| writer.space.give_back(space))
     }
 
     /// Marks sectors of a partially present block as here. Whoever changed the block meanwhile comes
@@ -269,18 +268,6 @@ impl VhdxFile {
         })
     }
 
-    /// Lets readers have what the file was grown by. Of two that do so at once the later may know of the
-    /// shorter length: it never takes back what the other allowed.
-    fn note_length(&self, writer: &Writer) {
-        let len = writer.file_len();
-        if planted("length-taken-back") {
-            // The host is asked in between, so that a test can have the other writer go first.
-            drop(self.storage.read_at(&mut [0], 0));
-            return self.file_len.store(len, Ordering::Release);
-        }
-        self.file_len.fetch_max(len, Ordering::AcqRel);
-    }
-
     /// The sector bitmap block of a block's chunk, made if there is none.
     fn bitmap_for(&self, writer: &Writer, block: BlockIndex) -> Result<FileOffset> {
         let chunk = self.layout.chunk_of(block);
@@ -290,7 +277,7 @@ impl VhdxFile {
             return self.bitmap_at(chunk);
         }
         let space = writer.allocate(BITMAP_BLOCK_LEN)?;
-        self.note_length(writer);
+        writer.space.show_length(&self.file_len, self.storage.as_ref());
         let made = (|| {
             if space.contents != Contents::Zeros {
                 self.write_zeros(writer, space.at, space.len)?;
@@ -301,7 +288,7 @@ impl VhdxFile {
             }
             self.set_entry(writer, index, BatEntry::new(6, space.at))
         })();
-        made.inspect_err(|_| writer.give_back(space))?;
+        made.inspect_err(|_| writer.space.give_back(space))?;
         Ok(space.at)
     }
 
@@ -329,7 +316,7 @@ impl VhdxFile {
                 self.begin(writer)?;
                 let state = if planted("discard-shows-parent") { 0 } else { 2 };
                 self.set_entry(writer, index, BatEntry::new(state, FileOffset::new(0)))?;
-                writer.free_later(Freed { at: place, len: self.layout.block_size() });
+                writer.space.free_later(Freed { at: place, len: self.layout.block_size() });
                 Ok(())
             }
             PayloadState::NotPresent if self.has_parent() => {

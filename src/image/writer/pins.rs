@@ -1,17 +1,17 @@
 //! Who reads from the file, so that no place is given to another block under a reader.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::PoisonError;
+
+use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// Readers, by the generation they came in. Whoever gives places away begins a new generation and waits
 /// for those of the last, so that no reader ever waits: those who come later find no old place any more.
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
-    generation: AtomicUsize,
-    /// Readers of even and of odd generations: of more than two there never are any.
-    readers: [AtomicUsize; 2],
-    /// Held by the one who waits, and for a moment by readers who leave a generation that is over.
-    waiting: Mutex<()>,
+    /// The generation in the upper half, its readers in the lower one.
+    now: AtomicU64,
+    /// Readers of generations that are over.
+    late: Mutex<u64>,
     left: Condvar,
 }
 
@@ -19,41 +19,59 @@ pub(crate) struct Pins {
 #[derive(Debug)]
 pub(crate) struct Pin<'a> {
     pins: &'a Pins,
-    generation: usize,
+    generation: u64,
 }
+
+const HALF: u32 = 32;
 
 impl Pins {
     /// Enters a reader.
     pub(crate) fn pin(&self) -> Pin<'_> {
-        loop {
-            let generation = self.generation.load(Ordering::SeqCst);
-            self.readers[generation % 2].fetch_add(1, Ordering::SeqCst);
-            let pin = Pin { pins: self, generation };
-            // Nobody may have waited for a generation that was over before this one counted in it.
-            if self.generation.load(Ordering::SeqCst) == generation {
-                return pin;
-            }
-        }
+        let before = self.now.fetch_add(1, Ordering::AcqRel);
+        Pin { pins: self, generation: before >> HALF }
     }
 
     /// Returns once the readers that are there now are gone.
     pub(super) fn wait_for_readers(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = self.generation.fetch_add(1, Ordering::SeqCst);
-        while self.readers[last % 2].load(Ordering::SeqCst) > 0 {
-            waiting = self.left.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        let mut late = self.late();
+        let mut now = self.now.load(Ordering::Relaxed);
+        // The generation after the last is the first again.
+        while let Err(seen) = self.now.compare_exchange(
+            now,
+            ((now >> HALF) + 1) << HALF,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
+            now = seen;
         }
+        *late += now & u64::from(u32::MAX);
+        while *late > 0 {
+            late = self.left.wait(late).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn late(&self) -> MutexGuard<'_, u64> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Pin<'_> {
     fn drop(&mut self) {
-        let pins = self.pins;
-        let was_last = pins.readers[self.generation % 2].fetch_sub(1, Ordering::SeqCst) == 1;
-        if was_last && pins.generation.load(Ordering::SeqCst) != self.generation {
-            // Behind the lock, so that who waits has either not looked yet or hears of it.
-            drop(pins.waiting.lock().unwrap_or_else(PoisonError::into_inner));
-            pins.left.notify_all();
+        let mut now = self.pins.now.load(Ordering::Relaxed);
+        while now >> HALF == self.generation {
+            let left =
+                self.pins.now.compare_exchange(now, now - 1, Ordering::AcqRel, Ordering::Relaxed);
+            match left {
+                Ok(_) => return,
+                Err(seen) => now = seen,
+            }
+        }
+        // Somebody waits for this one, or is about to and holds the lock.
+        let mut late = self.pins.late();
+        *late -= 1;
+        if *late == 0 {
+            drop(late);
+            self.pins.left.notify_all();
         }
     }
 }

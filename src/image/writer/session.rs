@@ -20,20 +20,13 @@ pub(super) struct Session {
     pub(super) log: Option<LogWriter>,
     /// Length of the file at the start of the last completed flush.
     pub(super) flushed_len: u64,
-    /// The last request to flush that was served.
-    pub(super) flushes_done: u64,
     /// Length of the file when it was opened.
     pub(super) first_last: u64,
 }
 
 impl Session {
     pub(super) fn new(file_len: u64) -> Self {
-        Self {
-            log: None,
-            flushed_len: file_len,
-            flushes_done: 0,
-            first_last: file_len.next_multiple_of(MIB),
-        }
+        Self { log: None, flushed_len: file_len, first_last: file_len.next_multiple_of(MIB) }
     }
 }
 

@@ -1,0 +1,260 @@
+//! Every order in which threads may come, as far as the pieces go that stand alone.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test --lib orders`, in a build folder of its own. A thread that
+//! waits for ever is found as a failed assertion is.
+
+use std::sync::Arc as StdArc;
+
+use loom::model::Builder;
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicUsize;
+use loom::thread;
+
+use super::blocks::BlockLocks;
+use super::growth::Growth;
+use super::pins::Pins;
+use super::tickets::Tickets;
+use crate::storage::{MemStorage, Storage};
+use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::types::{BlockIndex, MIB};
+
+/// Tries all orders with at most so many switches in the middle of things.
+fn in_every_order(switches: usize, what: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(switches);
+    builder.check(what);
+}
+
+/// Something that threads read and write, never one the other's.
+#[derive(Debug)]
+struct Bytes(AtomicUsize);
+
+const WRITTEN: usize = 100;
+
+impl Bytes {
+    fn new() -> Self {
+        Self(AtomicUsize::new(0))
+    }
+
+    // Relaxed, so that nothing but the piece under test keeps the threads apart.
+
+    fn read(&self) {
+        assert!(self.0.fetch_add(1, Ordering::Relaxed) < WRITTEN, "read while written");
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn write(&self) {
+        assert_eq!(self.0.fetch_add(WRITTEN, Ordering::Relaxed), 0, "written while in use");
+        self.0.fetch_sub(WRITTEN, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn who_claims_a_block_has_it_alone() {
+    in_every_order(3, || {
+        let shared = Arc::new((BlockLocks::default(), Bytes::new()));
+        let spawn = |work: fn(&(BlockLocks, Bytes))| {
+            let shared = Arc::clone(&shared);
+            thread::spawn(move || work(&shared))
+        };
+        let threads = [
+            spawn(|(locks, bytes)| {
+                let _claimed = locks.claim(BlockIndex(1));
+                bytes.write();
+            }),
+            spawn(|(locks, bytes)| {
+                let _shared = locks.share(BlockIndex(1));
+                bytes.read();
+            }),
+        ];
+        {
+            let (locks, bytes) = &*shared;
+            drop(locks.share(BlockIndex(1)));
+            let _claimed = locks.claim(BlockIndex(1));
+            // Another block of the same table is free all the same.
+            let _other = locks.claim(BlockIndex(33));
+            bytes.write();
+        }
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn those_who_share_a_block_do_not_wait_for_each_other() {
+    in_every_order(3, || {
+        let locks = Arc::new(BlockLocks::default());
+        let first = locks.share(BlockIndex(1));
+        let second = {
+            let locks = Arc::clone(&locks);
+            thread::spawn(move || drop(locks.share(BlockIndex(1))))
+        };
+        // It ends although the block is held here.
+        second.join().unwrap();
+        drop(first);
+        drop(locks.claim(BlockIndex(1)));
+    });
+}
+
+/// Two places that one after the other belong to a block.
+struct Places {
+    pins: Pins,
+    now: Mutex<usize>,
+    places: [Bytes; 3],
+}
+
+impl Places {
+    fn read(&self) {
+        let _pin = self.pins.pin();
+        let now = *self.now.lock().unwrap();
+        self.places[now].read();
+    }
+
+    /// Moves the block on and gives its old place away, to be written by others.
+    fn move_on(&self) {
+        let old = {
+            let mut now = self.now.lock().unwrap();
+            *now += 1;
+            *now - 1
+        };
+        self.pins.wait_for_readers();
+        self.places[old].write();
+    }
+}
+
+#[test]
+fn no_place_is_given_away_under_a_reader() {
+    in_every_order(3, || {
+        let places = Arc::new(Places {
+            pins: Pins::default(),
+            now: Mutex::new(0),
+            places: [Bytes::new(), Bytes::new(), Bytes::new()],
+        });
+        let readers = [1, 2].map(|times| {
+            let places = Arc::clone(&places);
+            thread::spawn(move || (0..times).for_each(|_| places.read()))
+        });
+        places.move_on();
+        places.move_on();
+        for reader in readers {
+            reader.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn readers_do_not_wait_for_who_gives_places_away() {
+    in_every_order(3, || {
+        let pins = Arc::new(Pins::default());
+        let held = pins.pin();
+        let giver = {
+            let pins = Arc::clone(&pins);
+            thread::spawn(move || pins.wait_for_readers())
+        };
+        // Whether or not somebody waits for the first: this would hang.
+        drop(pins.pin());
+        drop(held);
+        giver.join().unwrap();
+    });
+}
+
+fn empty_file() -> StdArc<dyn Storage> {
+    StdArc::new(MemStorage::new(vec![0; MIB as usize]))
+}
+
+#[test]
+fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
+    in_every_order(3, || {
+        let (file, growth) = (empty_file(), Arc::new(Growth::new(MIB)));
+        let writers = [(), ()].map(|()| {
+            let (file, growth) = (StdArc::clone(&file), Arc::clone(&growth));
+            thread::spawn(move || growth.allocate(file.as_ref(), MIB).unwrap().at.get())
+        });
+        {
+            let _frozen = growth.freeze();
+            let len = growth.file_len();
+            thread::yield_now();
+            assert_eq!(growth.file_len(), len);
+            assert_eq!(file.len().unwrap(), len);
+        }
+        let places = writers.map(|writer| writer.join().unwrap());
+        assert_ne!(places[0], places[1]);
+        assert!(places.iter().all(|place| (MIB..3 * MIB).contains(place)));
+    });
+}
+
+#[test]
+fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
+    in_every_order(3, || {
+        let (file, shared) = (empty_file(), Arc::new((Growth::new(MIB), AtomicU64::new(MIB))));
+        let writers = [(), ()].map(|()| {
+            let (file, shared) = (StdArc::clone(&file), Arc::clone(&shared));
+            thread::spawn(move || {
+                let (growth, shown) = &*shared;
+                let space = growth.allocate(file.as_ref(), MIB).unwrap();
+                growth.show_length(shown, file.as_ref());
+                let end = space.at.get() + space.len;
+                assert!(shown.load(Ordering::Acquire) >= end, "no reader reaches {end}");
+            })
+        });
+        for writer in writers {
+            writer.join().unwrap();
+        }
+        assert_eq!(shared.1.load(Ordering::Acquire), 3 * MIB);
+    });
+}
+
+/// What was written, and what of it is durable.
+struct Flushed {
+    tickets: Tickets,
+    written: [AtomicUsize; 3],
+    session: Mutex<Durable>,
+}
+
+#[derive(Default)]
+struct Durable {
+    seen: [usize; 3],
+    commits: usize,
+}
+
+impl Flushed {
+    /// Writes and flushes as `who`: its write must then be durable.
+    fn write_and_flush(&self, who: usize) {
+        self.written[who].store(1, Ordering::Release);
+        let flushed = self.tickets.ask(&self.session, |durable| {
+            let snapshot = self.written.each_ref().map(|write| write.load(Ordering::Acquire));
+            // Here the host is at work, and others write.
+            thread::yield_now();
+            durable.seen = snapshot;
+            durable.commits += 1;
+            Ok(())
+        });
+        flushed.unwrap();
+        assert_eq!(self.session.lock().unwrap().seen[who], 1, "flushed and not durable");
+    }
+}
+
+#[test]
+fn who_asked_for_a_flush_has_it_when_it_is_told_so() {
+    static FEWEST: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(9);
+    in_every_order(3, || {
+        let flushed = Arc::new(Flushed {
+            tickets: Tickets::default(),
+            written: [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)],
+            session: Mutex::new(Durable::default()),
+        });
+        let others = [1, 2].map(|who| {
+            let flushed = Arc::clone(&flushed);
+            thread::spawn(move || flushed.write_and_flush(who))
+        });
+        flushed.write_and_flush(0);
+        for other in others {
+            other.join().unwrap();
+        }
+        let commits = flushed.session.lock().unwrap().commits;
+        FEWEST.fetch_min(commits, std::sync::atomic::Ordering::SeqCst);
+    });
+    // In some order all three came before the first commit began.
+    assert_eq!(FEWEST.load(std::sync::atomic::Ordering::SeqCst), 1);
+}

@@ -1,0 +1,39 @@
+//! Requests that wait for each other and are served together.
+
+use std::sync::PoisonError;
+
+use crate::error::Result;
+use crate::mutants::planted;
+use crate::sync::{AtomicU64, Mutex, Ordering};
+
+/// Counts requests of one kind. Serving one serves all that were made before it started.
+#[derive(Debug, Default)]
+pub(super) struct Tickets {
+    asked: AtomicU64,
+    /// The last request that was served; it changes only while the lock is held that they wait for.
+    served: AtomicU64,
+}
+
+impl Tickets {
+    /// Calls `serve` with what `lock` guards, unless a call that started after this request has been
+    /// successful meanwhile.
+    pub(super) fn ask<T>(
+        &self,
+        lock: &Mutex<T>,
+        serve: impl FnOnce(&mut T) -> Result<()>,
+    ) -> Result<()> {
+        let ticket = self.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut guarded = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.served.load(Ordering::SeqCst) >= ticket {
+            return Ok(());
+        }
+        // Who asked until here is waiting, with all its writes returned.
+        let mut covered = self.asked.load(Ordering::SeqCst);
+        serve(&mut guarded)?;
+        if planted("flush-covers-later-asks") {
+            covered = self.asked.load(Ordering::SeqCst);
+        }
+        self.served.store(covered, Ordering::SeqCst);
+        Ok(())
+    }
+}

@@ -1,0 +1,13 @@
+//! Locks and counters of the small pieces whose threads `loom` tries in every order (`--cfg loom`); those
+//! of the standard library otherwise.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{
+    Condvar, Mutex, MutexGuard,
+    atomic::{AtomicU64, Ordering},
+};
