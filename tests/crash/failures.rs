@@ -91,7 +91,7 @@ fn run(workload: &Workload, number: usize) -> Sum {
     let records: Vec<Box<dyn Fn() -> Vec<Recorded> + Sync>> = match workload.record {
         Record::Once(record) => vec![Box::new(record)],
         Record::Seeded(record) => {
-            let seeds = 1..=if is_long() { 24 } else { 3 };
+            let seeds = 1..=if is_long() { 8 } else { 3 };
             seeds.map(|seed| Box::new(move || record(seed)) as _).collect()
         }
     };
