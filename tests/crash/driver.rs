@@ -211,7 +211,7 @@ impl Driver {
         bytes: &[u8],
         change: &dyn Fn() -> avhdx::Result<()>,
     ) {
-        for attempt in 0.. {
+        for attempt in 0..3 {
             if let Some(faults) = self.faults.as_ref().filter(|faults| faults.is_poisoned()) {
                 return faults.must_refuse("a change", change);
             }
@@ -243,6 +243,9 @@ impl Driver {
             if !faults.lift_and_try_again() {
                 return;
             }
+        }
+        if let Some(faults) = &self.faults {
+            faults.complain("a change fails on a host that is well".into());
         }
     }
 
@@ -298,7 +301,7 @@ impl Driver {
             faults.finish(&self.host);
             self.judge(faults);
         }
-        Recorded {
+        let recorded = Recorded {
             start: (*self.start).clone(),
             events: self.host.events(),
             model: self.model().clone(),
@@ -306,7 +309,9 @@ impl Driver {
             end: self.host.files(),
             from: self.from.load(Ordering::SeqCst),
             failed_at: self.faults.as_ref().and_then(|faults| faults.fired_at()),
-        }
+        };
+        self.host.empty();
+        recorded
     }
 
     fn judge_of_it(&self) -> Judge {

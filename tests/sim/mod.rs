@@ -223,6 +223,12 @@ impl SimHost {
         *self.0.refuse.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(refuse));
     }
 
+    /// Lets go of everything: an image that was killed keeps its host for good.
+    pub fn empty(&self) {
+        self.write().files.iter_mut().for_each(|file| *file = Bytes::default());
+        *self.history() = None;
+    }
+
     /// Has the files be these, as after a flush that lost what it was to make durable. The record does
     /// not know of it.
     pub fn lose(&self, files: Files) {
