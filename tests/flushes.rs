@@ -14,9 +14,9 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, Zeroing};
-use avhdx_testkit::naive::{self, Layer, Says};
+use avhdx_testkit::naive::{Layer, Says};
 use avhdx_testkit::rng::Rng;
-use sim::{Bytes, Event, FOLDER, Files, SimHost, Step};
+use sim::{Event, FOLDER, Files, SimHost, Step};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -135,20 +135,7 @@ impl Watched {
 }
 
 fn layer(files: &Files, path: &Path) -> Layer {
-    Layer::from_source(Arc::new(View(files.file(path).unwrap().clone()))).unwrap()
-}
-
-#[derive(Debug)]
-struct View(Bytes);
-
-impl naive::Bytes for View {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn read(&self, at: u64, buf: &mut [u8]) {
-        self.0.read(at, buf);
-    }
+    Layer::from_source(Arc::new(files.file(path).unwrap().clone())).unwrap()
 }
 
 /// Bytes of a log entry that changes so many pages: descriptors of 32 bytes behind a header of 64, in

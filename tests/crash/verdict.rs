@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use avhdx::{Budget, DiffChain, Disk, OpenOptions};
-use avhdx_testkit::naive::{self, Chain, Layer};
+use avhdx_testkit::naive::{Chain, Layer};
 use uuid::Uuid;
 
 use crate::model::{Expected, UNIT};
-use crate::sim::{Bytes, Files, SimHost, Sum};
+use crate::sim::{Files, SimHost, Sum};
 
 /// Memory for tables, per opened outcome.
 const BUDGET: usize = 1 << 18;
@@ -161,7 +161,7 @@ impl Judge {
 /// The naive reader's view of a file.
 pub fn layer(files: &Files, path: &Path) -> Result<Layer, String> {
     let bytes = files.file(path).ok_or("no such file")?.clone();
-    Layer::from_source(Arc::new(View(bytes)))
+    Layer::from_source(Arc::new(bytes))
 }
 
 pub fn open(host: &SimHost, tip: &Path, writable: bool) -> Result<DiffChain, String> {
@@ -184,17 +184,4 @@ fn read_all(chain: &DiffChain, expected: &Expected) -> Result<Vec<Vec<u8>>, Stri
         Ok(bytes)
     };
     expected.segments.iter().map(read).collect()
-}
-
-#[derive(Debug)]
-struct View(Bytes);
-
-impl naive::Bytes for View {
-    fn len(&self) -> u64 {
-        self.0.len()
-    }
-
-    fn read(&self, at: u64, buf: &mut [u8]) {
-        self.0.read(at, buf);
-    }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use avhdx_testkit::naive;
+
 pub const PAGE: usize = 4096;
 
 /// A file of any length that costs what was written to it. Copies share their pages.
@@ -172,6 +174,16 @@ impl Bytes {
         if let Some(old) = old {
             self.sum = self.sum ^ old.sum.at(number);
         }
+    }
+}
+
+impl naive::Bytes for Bytes {
+    fn len(&self) -> u64 {
+        self.len()
+    }
+
+    fn read(&self, at: u64, buf: &mut [u8]) {
+        self.read(at, buf);
     }
 }
 
