@@ -155,12 +155,15 @@ fn a_parent_that_cannot_be_read_is_the_hosts_failure_and_no_other_file() {
 
 /// The header that ends a session is written and not flushed when the process dies. If the next one
 /// writes over the log first, and then the host dies with that header, the older one names a log without
-/// an entry, and all that only the log had is lost.
+/// an entry, and the image does not open.
 #[test]
 fn a_header_that_was_left_unflushed_is_made_durable_before_the_log_is_written_over() {
     let host = SimHost::default();
     drop(create(&host, "a.vhdx").unwrap());
     let image = options(&host).writable(true).open_image(path("a.vhdx")).unwrap();
+    image.write_at(&[1; 512], 0).unwrap();
+    image.close().unwrap();
+    // In place: the log of this session has its first entry and no other.
     image.write_at(&[1; 512], 0).unwrap();
     image.flush().unwrap();
     let durable = Arc::new(Mutex::new(None::<Files>));
