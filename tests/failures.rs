@@ -5,11 +5,11 @@
 mod sim;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, VhdxFile, Zeroing};
-use sim::{Arrived, FOLDER, Refusal, SimHost, Step};
+use sim::{Arrived, Event, FOLDER, Files, Refusal, SimHost, Step};
 
 const MIB: u64 = 1 << 20;
 const EIO: i32 = 5;
@@ -151,4 +151,58 @@ fn a_parent_that_cannot_be_read_is_the_hosts_failure_and_no_other_file() {
     assert!(error.file().is_some_and(|file| file.ends_with("a.vhdx")), "{error}");
     is_broken.store(false, Ordering::SeqCst);
     assert!(options(&host).open(path("b.avhdx")).is_ok());
+}
+
+/// The header that ends a session is written and not flushed when the process dies. If the next one
+/// writes over the log first, and then the host dies with that header, the older one names a log without
+/// an entry, and the image does not open.
+#[test]
+fn a_header_that_was_left_unflushed_is_made_durable_before_the_log_is_written_over() {
+    let host = SimHost::default();
+    drop(create(&host, "a.vhdx").unwrap());
+    let image = options(&host).writable(true).open_image(path("a.vhdx")).unwrap();
+    image.write_at(&[1; 512], 0).unwrap();
+    image.close().unwrap();
+    // In place: the log of this session has its first entry and no other.
+    image.write_at(&[1; 512], 0).unwrap();
+    image.flush().unwrap();
+    let durable = Arc::new(Mutex::new(None::<Files>));
+    let seen = Arc::clone(&durable);
+    host.refuse(move |host, step| {
+        let is_header = matches!(step, Step::Write { at, .. } if at < 192 << 10);
+        is_header.then(|| *seen.lock().unwrap() = Some(host.files()));
+        is_header.then_some(Refusal { code: EIO, arrived: Arrived::All })
+    });
+    image.close().unwrap_err();
+    drop(image);
+    host.refuse(|_, _| None);
+    let mut durable = durable.lock().unwrap().take().unwrap();
+
+    host.record();
+    let image = options(&host).writable(true).open_image(path("a.vhdx")).unwrap();
+    image.write_at(&[2; 512], 0).unwrap();
+    std::mem::forget(image);
+    // All that arrived before the first flush returned, but for that header.
+    let is_flush = |event: &Event| matches!(event, Event::FlushEnd(..));
+    for event in host.events().iter().take_while(|event| !is_flush(event)) {
+        durable.apply(event);
+    }
+    let image = options(&SimHost::new(durable)).open_image(path("a.vhdx")).unwrap();
+    let mut found = [0; 512];
+    image.read_at(&mut found, 0).unwrap();
+    assert_eq!(found, [1; 512]);
+}
+
+/// The same for the header that begins one: a second header on its way beside it could leave none.
+#[test]
+fn a_header_that_was_left_unflushed_is_made_durable_before_a_replay_writes_the_other() {
+    let host = SimHost::default();
+    let image = create(&host, "a.vhdx").unwrap();
+    image.write_at(&[1; 512], 0).unwrap();
+    image.flush().unwrap();
+    std::mem::forget(image);
+    host.record();
+    drop(options(&host).writable(true).open_image(path("a.vhdx")).unwrap());
+    let changed = host.events().into_iter().find(|event| !matches!(event, Event::FlushStart(_)));
+    assert!(matches!(changed, Some(Event::FlushEnd(..))), "{changed:?}");
 }

@@ -208,6 +208,8 @@ fn replay_to_file(
     }
     let found = log::find(storage.as_ref(), headers.current())?;
     let overlay = log::replay_over(storage, headers.current(), &found)?;
+    // The header that names the log may not be durable yet: with both on their way none could be left.
+    flush(storage.as_ref())?;
     update_headers(headers, storage.as_ref(), |header| {
         header.file_write_guid = Uuid::new_v4();
         if planted("log-guid-cleared-before-replay") {

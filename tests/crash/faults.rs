@@ -492,14 +492,17 @@ impl Trace {
         match step {
             Step::Write { at, .. } => {
                 let log = places.map_or((0, 0), |places| places.log);
-                self.is_in_log = HEADERS.contains(&at) || (log.0..log.1).contains(&at);
+                let is_header = HEADERS.contains(&at);
+                self.is_in_log = is_header || (log.0..log.1).contains(&at);
+                // A change writes no headers but to begin the session.
+                self.is_committing &= !is_header;
             }
             Step::SetLen { .. } => {
                 self.is_in_log = false;
                 self.tried_less = true;
             }
-            // The flushes that begin a session come after its first entry and each of its headers; the
-            // first one of a commit comes after anything else.
+            // The flushes that begin a session come before and after its first entry and after each of
+            // its headers, which end it; the first one of a commit comes after anything else.
             Step::Flush(_) => self.is_committing |= !self.is_in_log,
             _ => {}
         }

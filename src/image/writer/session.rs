@@ -49,6 +49,9 @@ impl VhdxFile {
     }
 
     fn begin_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
+        // Whoever wrote before may have died between a header and its flush. The log that an older
+        // header still names must not be written over before the newer one is durable.
+        flush(writer.file.as_ref())?;
         // What a crash tore may be a newer header in part. Torn a second time, where the parts that were
         // missing arrive, it would count again: with a log that is still there, as long as nothing
         // is written over it.
