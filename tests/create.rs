@@ -8,8 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use avhdx::{
-    CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, RawDisk, Zeroing, storage::Host,
-    storage::LocalHost,
+    CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, RawDisk, Zeroing, storage::FileStorage,
+    storage::Host, storage::LocalHost,
 };
 use avhdx_testkit::qemu::Qemu;
 use avhdx_testkit::rng::pattern;
@@ -267,4 +267,23 @@ fn a_raw_disk_is_written_in_place() {
     disk.flush().unwrap();
     assert_eq!(disk.write_at(b"raw", 1022).unwrap_err().kind(), ErrorKind::InvalidInput);
     assert_eq!(&fs::read(&path).unwrap()[1021..], b"raw");
+}
+
+/// A process that another thread is just starting has copies of all open files until its program begins.
+#[test]
+fn a_lock_ends_with_its_image_whoever_has_a_copy_of_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.vhdx");
+    drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
+    for writable in [true, false] {
+        let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+        let copy = file.try_clone().unwrap();
+        let storage = Arc::new(FileStorage::from_file(file, "copied"));
+        let image = OpenOptions::new().writable(writable).open_file(storage).unwrap();
+        let refused = OpenOptions::new().writable(true).open(&path).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::InUse);
+        drop(image);
+        OpenOptions::new().writable(true).open(&path).unwrap();
+        drop(copy);
+    }
 }

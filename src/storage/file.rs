@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{FileId, LockMode, LockOutcome, Storage};
 
@@ -12,17 +13,22 @@ pub struct FileStorage {
     file: File,
     name: String,
     path: Option<PathBuf>,
+    is_locked: AtomicBool,
 }
 
 impl FileStorage {
     /// A file that was opened by the caller and lies at no known path, an inherited descriptor for
     /// instance. `name` is what errors call it.
     pub fn from_file(file: File, name: impl Into<String>) -> Self {
-        Self { file, name: name.into(), path: None }
+        Self::new(file, name.into(), None)
     }
 
     pub(super) fn at_path(file: File, path: &Path) -> Self {
-        Self { file, name: path.display().to_string(), path: Some(path.to_path_buf()) }
+        Self::new(file, path.display().to_string(), Some(path.to_path_buf()))
+    }
+
+    fn new(file: File, name: String, path: Option<PathBuf>) -> Self {
+        Self { file, name, path, is_locked: AtomicBool::new(false) }
     }
 }
 
@@ -133,7 +139,18 @@ impl Storage for FileStorage {
             self.file.unlock()?;
             return Ok(LockOutcome::InUse("QEMU has it open for writing".into()));
         }
+        self.is_locked.store(true, Ordering::Release);
         Ok(LockOutcome::Locked)
+    }
+}
+
+impl Drop for FileStorage {
+    fn drop(&mut self) {
+        // Closing the file is not enough: a process that is just being started has it open too, and with
+        // it the lock, until its program begins.
+        if *self.is_locked.get_mut() {
+            drop(self.file.unlock());
+        }
     }
 }
 
