@@ -61,7 +61,8 @@ impl OpenOptions {
     }
 
     /// A folder to look for children in, beside that of the image itself, before it is opened for
-    /// writing. Each call adds one.
+    /// writing. Each call adds one. One that cannot be listed is an error; what cannot be looked at in the
+    /// image's own folder is warned of.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
         self

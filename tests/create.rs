@@ -156,6 +156,27 @@ fn an_image_with_children_is_written_only_with_consent() {
 }
 
 #[test]
+fn what_may_be_a_child_and_cannot_be_looked_at_is_no_child_in_silence() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("b.vhdx");
+    drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
+    let open = || OpenOptions::new().writable(true);
+    assert_eq!(open().open_image(&path).unwrap().warnings(), []);
+    // A file that is gone when it is opened, and a link in a circle, for whoever may read everything.
+    std::os::unix::fs::symlink("circle.avhdx", folder.path().join("circle.avhdx")).unwrap();
+    let image = open().open_image(&path).unwrap();
+    let [warning] = &image.warnings()[..] else { panic!("{:?}", image.warnings()) };
+    assert_eq!(warning.code, "image.children-unread");
+    assert!(warning.message.contains("circle.avhdx"), "{warning:?}");
+    drop(image);
+    let missing = folder.path().join("missing");
+    let refused = open().children_in(&missing).open_image(&path).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Io);
+    assert!(refused.to_string().contains("missing"), "{refused}");
+    open().children_in(&missing).orphan_children(true).open_image(&path).unwrap();
+}
+
+#[test]
 fn stale_change_trackers_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("b.vhdx");

@@ -1,6 +1,8 @@
 //! Finding the children of an image that is to be written: a change would cut them off.
 
 use std::ffi::OsString;
+use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -22,37 +24,77 @@ pub(crate) struct ChildSearch {
 }
 
 impl ChildSearch {
-    /// Refuses to write to an image of which a child is found.
-    pub(super) fn refuse_children(&self, storage: &dyn Storage, guid: Uuid) -> Result<()> {
+    /// Refuses to write to an image of which a child is found, and warns of what could not be looked at in
+    /// its own folder. Folders that were asked for must be there.
+    pub(super) fn refuse_children(
+        &self,
+        storage: &dyn Storage,
+        guid: Uuid,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<()> {
         if self.orphans {
             return Ok(());
         }
-        let own = storage.path().map(folder_of);
-        for folder in own.into_iter().chain(self.folders.iter().map(PathBuf::as_path)) {
-            for path in self.host.list(folder).unwrap_or_default() {
-                if self.is_child(&path, storage, guid) {
+        if let Some(own) = storage.path().map(folder_of) {
+            match self.host.list(own) {
+                Ok(paths) => self.refuse_any_of(paths, storage, guid, warnings)?,
+                Err(error) => warnings.push(unread(own, &error)),
+            }
+        }
+        for folder in &self.folders {
+            let paths = self.host.list(folder).map_err(|error| {
+                Error::io("image.children", "cannot look for children of the image", error)
+                    .in_path(folder)
+            })?;
+            self.refuse_any_of(paths, storage, guid, warnings)?;
+        }
+        Ok(())
+    }
+
+    fn refuse_any_of(
+        &self,
+        paths: Vec<PathBuf>,
+        parent: &dyn Storage,
+        guid: Uuid,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<()> {
+        for path in paths.into_iter().filter(|path| Some(path.as_path()) != parent.path()) {
+            match self.is_child(&path, guid) {
+                Ok(false) => {}
+                Ok(true) => {
                     let message = "the image has a child, which a change would cut off";
                     return Err(Error::new(ErrorKind::HasChildren, "image.children", message)
                         .with_section("2.6.2.6.3")
                         .with_found(format_args!("{} as its child", path.display()))
                         .with_expected("no child, or consent to orphan it"));
                 }
+                Err(error) => warnings.push(unread(&path, &error)),
             }
         }
         Ok(())
     }
 
-    fn is_child(&self, path: &Path, parent: &dyn Storage, guid: Uuid) -> bool {
-        let is_file = self.host.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
-        if !is_file || Some(path) == parent.path() {
-            return false;
-        }
+    /// An error where the host cannot read the file, which then may be anything.
+    fn is_child(&self, path: &Path, guid: Uuid) -> Result<bool> {
+        let failed = |error| Error::io("image.children", "cannot look at the file", error);
+        let storage = match self.host.stat(path) {
+            Ok(stat) if stat.kind == FileKind::File => self.host.open(path, Access::Read),
+            Ok(_) => return Ok(false),
+            Err(error) => Err(error),
+        };
+        let storage = match storage {
+            // It was removed since the folder was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            storage => storage.map_err(failed)?,
+        };
         // What does not open as an image cannot be read as a child either.
         let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
-        let opened = self.host.open(path, Access::Read).ok();
-        let image = opened.and_then(|storage| VhdxFile::from_storage(storage, &policy).ok());
-        let link = image.and_then(|image| image.parent_link().ok().flatten());
-        link.is_some_and(|link| link.accepts(guid))
+        let link = VhdxFile::from_storage(storage, &policy).and_then(|image| image.parent_link());
+        match link {
+            Ok(link) => Ok(link.is_some_and(|link| link.accepts(guid))),
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
     /// Warns of files in which Hyper-V keeps track of changes, and which know nothing of ours.
@@ -74,5 +116,13 @@ impl ChildSearch {
                 ),
             })
             .collect()
+    }
+}
+
+fn unread(path: &Path, error: &dyn fmt::Display) -> Warning {
+    let what = "could not be looked at: a child that lies there is cut off by a change";
+    Warning {
+        code: "image.children-unread",
+        message: format!("{}: {what}: {error}", path.display()),
     }
 }

@@ -53,7 +53,8 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     if policy.writable {
         check_writable(&headers, storage.as_ref())?;
         if let Some(search) = &policy.children {
-            search.refuse_children(storage.as_ref(), headers.current().data_write_guid)?;
+            let guid = headers.current().data_write_guid;
+            search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
         }
         replay_to_file(&storage, &mut headers, policy.log)?;
     }
