@@ -165,7 +165,7 @@ fn what_may_be_a_child_and_cannot_be_looked_at_is_no_child_in_silence() {
     // A file that is gone when it is opened, and a link in a circle, for whoever may read everything.
     std::os::unix::fs::symlink("circle.avhdx", folder.path().join("circle.avhdx")).unwrap();
     let image = open().open_image(&path).unwrap();
-    let [warning] = &image.warnings()[..] else { panic!("{:?}", image.warnings()) };
+    let [warning] = image.warnings() else { panic!("{:?}", image.warnings()) };
     assert_eq!(warning.code, "image.children-unread");
     assert!(warning.message.contains("circle.avhdx"), "{warning:?}");
     drop(image);
