@@ -283,6 +283,28 @@ mod tests {
     }
 
     #[test]
+    fn what_chains_remember_and_pages_keep_within_the_budget_together() {
+        const BYTES: usize = 1 << 20;
+        let budget = Budget::new(BYTES);
+        let image = LayerId::next();
+        let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
+        for page in 0..=255 {
+            look(&budget, image, page, &mut 0);
+        }
+        let without = pages();
+        assert!(without * (PAGE as usize + OVERHEAD) > BYTES * 3 / 4, "{without} pages");
+        for number in 0..20_000 {
+            budget.keep_span(SpanKey { stack: 1, number }, &[number; 8]);
+            let spans = budget.spans().unwrap().held();
+            assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES, "after {number}");
+        }
+        assert!(pages() < without && pages() > without / 4);
+        look(&budget, image, 1, &mut 0);
+        let spans = budget.spans().unwrap().held();
+        assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
+    }
+
+    #[test]
     fn images_do_not_see_each_others_pages() {
         let budget = Budget::new(0);
         let (a, b) = (LayerId::next(), LayerId::next());

@@ -222,3 +222,149 @@ struct Home {
 fn power_of_two_in(n: usize) -> usize {
     1 << n.checked_ilog2().unwrap_or_default()
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(stack: u64, number: u64) -> SpanKey {
+        SpanKey { stack, number }
+    }
+
+    /// Sorted words that tell whose they are and how many they are.
+    fn answer(key: SpanKey, version: u64, len: u64) -> Vec<u64> {
+        let word =
+            |n| n << 48 | (key.stack * 31 + key.number * 7 + version * 1009 + len) & 0xFFFF_FFFF;
+        (0..len).map(word).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_is_the_last_one_kept_or_none(
+            bytes in prop_oneof![Just(LEAST), Just(5000), Just(1 << 16), Just(3 << 20)],
+            asks in proptest::collection::vec((0..3_u64, 0..40_u64, 1..200_u64, any::<bool>()), 1..400),
+        ) {
+            let spans = Spans::new(bytes).unwrap();
+            let mut model = HashMap::new();
+            for (version, (stack, number, len, is_kept)) in asks.into_iter().enumerate() {
+                // Spread over groups of neighbours, too.
+                let key = key(stack, number * 700);
+                if is_kept {
+                    let words = answer(key, version as u64, len);
+                    spans.keep(key, &words);
+                    if len as usize + HEAD <= spans.words_per_piece {
+                        let found = spans.whole(key);
+                        prop_assert_eq!(found.as_ref(), Some(&words), "just kept");
+                        model.insert(key.stack << 32 | key.number, words);
+                    }
+                }
+                let Some(found) = spans.whole(key) else { continue };
+                prop_assert_eq!(Some(&found), model.get(&(key.stack << 32 | key.number)));
+                let mut some = [0; 5];
+                let first = found.len() as u64 / 3;
+                let count = spans.find(key, first << 48 | 0xFFFF_FFFF, (first + 3) << 48 | 0xFFFF_FFFF, &mut some);
+                prop_assert_eq!(&some[..count], &found[first as usize..found.len().min(first as usize + 4)]);
+            }
+            prop_assert!(spans.held() <= bytes, "{} of {bytes} bytes", spans.held());
+        }
+    }
+
+    #[test]
+    fn what_fits_is_all_there() {
+        let spans = Spans::new(4 << 20).unwrap();
+        let keys = || (0..40_000).map(|n| key(1 + n / 30_000, n));
+        for key in keys() {
+            spans.keep(key, &answer(key, 0, 3));
+        }
+        let lost = keys().filter(|key| spans.whole(*key) != Some(answer(*key, 0, 3))).count();
+        assert_eq!(lost, 0);
+    }
+
+    #[test]
+    fn memory_is_taken_as_it_is_needed() {
+        let spans = Spans::new(32 << 20).unwrap();
+        assert_eq!(spans.held(), 0);
+        assert!(spans.keep(key(1, 1), &[1]));
+        assert!(!spans.keep(key(1, 2), &[1]));
+        assert_eq!(spans.held(), 2 * PIECE * WORD);
+        assert!(Spans::new(LEAST - 1).is_none());
+    }
+
+    /// Readers see an answer whole and of the question they ask, or none, while it is written over.
+    #[test]
+    fn no_reader_sees_parts_of_two_answers() {
+        let spans = Spans::new(2000).unwrap();
+        let lens = |n: u64| 1 + n * n % 23;
+        std::thread::scope(|scope| {
+            for writer in 0..2 {
+                let spans = &spans;
+                scope.spawn(move || {
+                    for turn in 0..40_000 {
+                        let key = key(7, (turn * 5 + writer) % 12);
+                        spans.keep(key, &answer(key, turn, lens(turn)));
+                    }
+                });
+            }
+            for reader in 0..2 {
+                let spans = &spans;
+                scope.spawn(move || {
+                    for turn in 0..80_000 {
+                        let key = key(7, (turn + reader) % 12);
+                        let Some(found) = spans.whole(key) else { continue };
+                        let low = found[0] & 0xFFFF_FFFF;
+                        let is_one = found.iter().zip(0..).all(|(word, n)| *word == n << 48 | low);
+                        let of_key = low - key.stack * 31 - key.number * 7 - found.len() as u64;
+                        assert!(is_one && of_key.is_multiple_of(1009), "{found:?}");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// Every order in which a reader and a writer may come, and every older word that the reader may see.
+#[cfg(all(test, loom))]
+mod orders {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_reader_sees_a_whole_answer_or_none() {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
+            // Two answers fill the ring: the third is written over the first.
+            let spans = Spans {
+                slots: Box::new([OnceLock::new()]),
+                slots_per_piece: WAYS,
+                ring: Box::new([OnceLock::new()]),
+                words_per_piece: 8,
+                floor: AtomicU64::new(1),
+                head: Mutex::new(8),
+                held: AtomicUsize::new(0),
+                seed: [3, 5],
+            };
+            let key = |number| SpanKey { stack: 1, number };
+            spans.keep(key(1), &[10, 11]);
+            spans.keep(key(2), &[20, 21]);
+            let spans = Arc::new(spans);
+            let writer = Arc::clone(&spans);
+            let writer = thread::spawn(move || {
+                writer.keep(key(1), &[12, 13]);
+                writer.keep(key(3), &[30, 31]);
+            });
+            let found = spans.whole(key(1));
+            let whole = [None, Some(vec![10, 11]), Some(vec![12, 13])];
+            assert!(whole.contains(&found), "{found:?}");
+            writer.join().unwrap();
+            assert_eq!(spans.whole(key(1)), Some(vec![12, 13]));
+            assert_eq!(spans.whole(key(2)), None);
+        });
+    }
+}
