@@ -148,7 +148,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         prop_oneof![Just(512), Just(4096)],
         (size.prop_map(|size| size / 4096), 0..8_u64),
         prop_oneof![3 => Just(false), 1 => Just(true)],
-        prop_oneof![Just(0), Just(64 << 20)],
+        prop_oneof![Just(0), Just(2 << 10), Just(64 << 20)],
     )
         .prop_map(|(layers, sector, size, far, budget)| Plan {
             layers,

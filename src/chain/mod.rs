@@ -1,5 +1,6 @@
 //! A chain of images: read-only parents under one tip.
 
+mod index;
 mod locate;
 mod open;
 mod resolve;
@@ -41,6 +42,8 @@ pub struct DiffChain {
     layers: Arc<[Link]>,
     /// The layer that this view has for its tip.
     tip: usize,
+    /// What the index knows the layers by.
+    stacks: index::Stacks,
     warnings: Arc<[Warning]>,
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::index::Stacks;
 use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
@@ -49,7 +50,10 @@ impl DiffChain {
         let Walked { layers, warnings, broken } = walk(tip, policy, images, source);
         match broken {
             Some(error) => Err(error),
-            None => Ok(Self { layers: layers.into(), tip: 0, warnings: warnings.into() }),
+            None => {
+                let stacks = Stacks::of(layers.len());
+                Ok(Self { layers: layers.into(), tip: 0, stacks, warnings: warnings.into() })
+            }
         }
     }
 }

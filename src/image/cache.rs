@@ -1,10 +1,12 @@
-//! Pages of block allocation tables and sector bitmaps, kept in memory within a budget.
+//! Pages of block allocation tables and sector bitmaps, kept in memory within a budget, beside what chains
+//! found out with their help.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use super::spans::{SpanKey, Spans};
 use crate::disk::LayerId;
 use crate::error::Result;
 use crate::types::{FileOffset, KIB, MIB};
@@ -21,10 +23,12 @@ const MIN_PAGES_PER_SHARD: usize = 16;
 /// One page of a table.
 pub(crate) type Page = [u8; PAGE as usize];
 
-/// How much memory images may use to keep their tables at hand.
+/// How much memory images may use to keep their tables at hand, and chains to remember which layer answers
+/// where.
 ///
 /// Clones share one budget: give the same to all images of a process, or to groups of them. What
-/// does not fit is read from the file again when it is needed; the smallest budget still works.
+/// does not fit is read from the file, or found out, again when it is needed; the smallest budget still
+/// works. What chains remember takes up to half of it, as far as they are read, and tables have the rest.
 ///
 /// ```
 /// let budget = avhdx::Budget::new(8 << 20);
@@ -43,7 +47,8 @@ impl Budget {
         let seed = RandomState::new();
         Self(Arc::new(Cache {
             shards: (0..shards).map(|_| RwLock::default()).collect(),
-            pages_per_shard: (bytes / page / shards).max(1),
+            bytes,
+            spans: Spans::new(bytes / 2),
             seed: [seed.hash_one(0), seed.hash_one(1)],
         }))
     }
@@ -82,6 +87,18 @@ impl Budget {
         Ok(answer)
     }
 
+    /// What chains remember, unless the budget is too small for that.
+    pub(crate) fn spans(&self) -> Option<&Spans> {
+        self.0.spans.as_ref()
+    }
+
+    /// Remembers what a chain found out.
+    pub(crate) fn keep_span(&self, key: SpanKey, answer: &[u64]) {
+        if self.spans().is_some_and(|spans| spans.keep(key, answer)) {
+            self.0.trim();
+        }
+    }
+
     /// Lets go of a page whose place in the file was written to.
     pub(crate) fn drop_page(&self, image: LayerId, at: FileOffset) {
         let key = Key::new(image, at, self.0.seed);
@@ -104,7 +121,8 @@ impl Budget {
 struct Cache {
     /// As many as a power of two.
     shards: Vec<RwLock<Shard>>,
-    pages_per_shard: usize,
+    bytes: usize,
+    spans: Option<Spans>,
     seed: [u64; 2],
 }
 
@@ -133,7 +151,22 @@ impl Cache {
     fn insert(&self, key: Key, page: Box<Page>, keep: impl FnOnce() -> bool) {
         let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
         if keep() {
-            shard.insert(key, page, self.pages_per_shard);
+            shard.insert(key, page, self.pages_per_shard());
+        }
+    }
+
+    /// What chains remember goes off the room for pages.
+    fn pages_per_shard(&self) -> usize {
+        let spans = self.spans.as_ref().map_or(0, Spans::held);
+        let page = PAGE as usize + OVERHEAD;
+        ((self.bytes - spans) / page / self.shards.len()).max(1)
+    }
+
+    #[cold]
+    fn trim(&self) {
+        let most = self.pages_per_shard();
+        for shard in &self.shards {
+            shard.write().unwrap_or_else(PoisonError::into_inner).make_room(most);
         }
     }
 }
@@ -143,7 +176,14 @@ impl Shard {
         if self.pages.contains_key(&key) {
             return; // another reader was faster
         }
-        while self.pages.len() >= most {
+        self.make_room(most - 1);
+        self.pages.insert(key, Entry { page, hot: AtomicBool::new(false) });
+        self.queue.push_back(key);
+    }
+
+    /// Lets pages go until there are no more than so many.
+    fn make_room(&mut self, most: usize) {
+        while self.pages.len() > most {
             let Some(oldest) = self.queue.pop_front() else { break };
             match self.pages.get(&oldest) {
                 Some(entry) if entry.hot.swap(false, Ordering::Relaxed) => {
@@ -152,8 +192,6 @@ impl Shard {
                 _ => drop(self.pages.remove(&oldest)),
             }
         }
-        self.pages.insert(key, Entry { page, hot: AtomicBool::new(false) });
-        self.queue.push_back(key);
     }
 }
 
@@ -242,6 +280,28 @@ mod tests {
         budget.forget(image);
         assert!(budget.0.shards.iter().all(|s| s.read().unwrap().pages.is_empty()));
         assert!(budget.0.shards.iter().all(|s| s.read().unwrap().queue.is_empty()));
+    }
+
+    #[test]
+    fn what_chains_remember_and_pages_keep_within_the_budget_together() {
+        const BYTES: usize = 1 << 20;
+        let budget = Budget::new(BYTES);
+        let image = LayerId::next();
+        let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
+        for page in 0..=255 {
+            look(&budget, image, page, &mut 0);
+        }
+        let without = pages();
+        assert!(without * (PAGE as usize + OVERHEAD) > BYTES * 3 / 4, "{without} pages");
+        for number in 0..20_000 {
+            budget.keep_span(SpanKey { stack: 1, number }, &[number; 8]);
+            let spans = budget.spans().unwrap().held();
+            assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES, "after {number}");
+        }
+        assert!(pages() < without && pages() > without / 4);
+        look(&budget, image, 1, &mut 0);
+        let spans = budget.spans().unwrap().held();
+        assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod open;
 mod policy;
 mod recent;
 mod resolve;
+mod spans;
 mod writer;
 
 use std::fmt;
@@ -45,7 +46,8 @@ pub(crate) use open::{
     check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,
 };
 pub(crate) use policy::ImagePolicy;
-pub(crate) use resolve::Owner;
+pub(crate) use resolve::{MIXED_WORDS, Owner, PIECE_LEN, Piece};
+pub(crate) use spans::{SpanKey, Spans};
 
 use metadata::Metadata;
 use recent::RecentEntries;
@@ -205,6 +207,10 @@ impl VhdxFile {
     /// Keeps places in the file from being given to other blocks while bytes are read from there.
     pub(crate) fn pin(&self) -> Option<Pin<'_>> {
         Some(self.writer.as_ref()?.pins.pin())
+    }
+
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     fn disk_id(&self) -> Uuid {

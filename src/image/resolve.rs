@@ -8,7 +8,7 @@ use super::VhdxFile;
 use super::cache::{PAGE, Page};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
-use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset};
+use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
 
 /// Blocks that one call looks through to join those that continue each other.
 const LOOK_AHEAD: usize = 4096;
@@ -29,6 +29,30 @@ pub(crate) enum Owner {
 pub(crate) struct Run {
     pub(crate) len: u64,
     pub(crate) owner: Owner,
+}
+
+/// Words of a bitmap that say of each sector of [`PIECE_LEN`] bytes, in the smallest sectors, where it is.
+pub(crate) const MIXED_WORDS: usize = (PIECE_LEN / 512 / 64) as usize;
+
+/// The smallest block there is: a piece of a disk of this length, cut at multiples of it, lies within one
+/// block of every image.
+pub(crate) const PIECE_LEN: u64 = MIB;
+
+/// Who answers for a piece of a disk, as far as one image can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    /// One for all.
+    All(Owner),
+    /// This image's file from here on for some sectors, the parent for the others.
+    Mixed(FileOffset),
+}
+
+/// What the state of a block says.
+enum Says {
+    Owned(Owner),
+    Present,
+    /// Sectors are here or the parent's one by one.
+    Mixed,
 }
 
 impl VhdxFile {
@@ -128,29 +152,81 @@ impl VhdxFile {
         let len = len.min(self.layout.block_size() - within);
         let index = self.layout.payload_index(block);
         let entry = self.bat_entry(index)?;
-        let owner = match entry.payload_state() {
-            PayloadState::NotPresent if self.has_parent() => Owner::Parent,
+        match self.says(entry, index)? {
+            Says::Owned(owner) => Ok(Run { len, owner }),
+            Says::Present => self.present(entry, index, within, len),
+            Says::Mixed => self.resolve_mixed(entry, index, at, len),
+        }
+    }
+
+    fn says(&self, entry: BatEntry, index: BatIndex) -> Result<Says> {
+        Ok(match entry.payload_state() {
+            PayloadState::NotPresent if self.has_parent() => Says::Owned(Owner::Parent),
             PayloadState::NotPresent
             | PayloadState::Undefined
             | PayloadState::Zero
             | PayloadState::Unmapped
-            | PayloadState::DraftUnmapped => Owner::Zero,
-            PayloadState::FullyPresent => return self.present(entry, index, within, len),
-            PayloadState::PartiallyPresent if self.has_parent() => {
-                return self.resolve_mixed(entry, index, at, len);
-            }
+            | PayloadState::DraftUnmapped => Says::Owned(Owner::Zero),
+            PayloadState::FullyPresent => Says::Present,
+            PayloadState::PartiallyPresent if self.has_parent() => Says::Mixed,
             PayloadState::PartiallyPresent => {
-                return Err(self.bad_state(
-                    index,
-                    entry,
-                    "a partially present block without a parent",
-                ));
+                let message = "a partially present block without a parent";
+                return Err(self.bad_state(index, entry, message));
             }
             PayloadState::Reserved => {
                 return Err(self.bad_state(index, entry, "a block in a reserved state"));
             }
-        };
-        Ok(Run { len, owner })
+        })
+    }
+
+    /// Who answers for a piece of the disk: the `len` bytes at `at`, which is a multiple of [`PIECE_LEN`].
+    /// They lie within the disk, are whole sectors and no more than that length. An error says that some of
+    /// them cannot be had, perhaps not all. `here` gets a bit for each sector that is here, where they differ.
+    pub(crate) fn resolve_piece(
+        &self,
+        at: DiskOffset,
+        len: u64,
+        here: &mut [u64; MIXED_WORDS],
+    ) -> Result<Piece> {
+        let block = self.layout.block_of(at);
+        let index = self.layout.payload_index(block);
+        let entry = self.bat_entry(index)?;
+        match self.says(entry, index)? {
+            Says::Owned(owner) => Ok(Piece::All(owner)),
+            Says::Present => Ok(Piece::All(Owner::Here(self.place_of(entry, index, at, len)?))),
+            Says::Mixed => {
+                let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
+                let sectors = len / self.layout.sector_size();
+                self.read_bits(bitmap, self.layout.bit_of(at), sectors, here)?;
+                let Some(last) = here.iter().rposition(|word| *word != 0) else {
+                    return Ok(Piece::All(Owner::Parent));
+                };
+                let end = last as u64 * 64 + 64 - u64::from(here[last].leading_zeros());
+                let len = end * self.layout.sector_size();
+                Ok(Piece::Mixed(self.place_of(entry, index, at, len)?))
+            }
+        }
+    }
+
+    /// Bits of a bitmap from `first` on, which is a multiple of 64. All of them lie in one page of it.
+    fn read_bits(
+        &self,
+        bitmap: FileOffset,
+        first: u64,
+        count: u64,
+        bits: &mut [u64; MIXED_WORDS],
+    ) -> Result<()> {
+        bits.fill(0);
+        let used = &mut bits[..count.div_ceil(64) as usize];
+        let at = bitmap + first / 8;
+        self.table_page(at, |page| {
+            let bytes = &page[(at.get() % PAGE) as usize..][..used.len() * 8];
+            LittleEndian::read_u64_into(bytes, used);
+        })?;
+        if let (Some(last), 1..) = (used.last_mut(), count % 64) {
+            *last &= (1 << (count % 64)) - 1;
+        }
+        Ok(())
     }
 
     /// A run within a block whose sectors are this image's or the parent's one by one.

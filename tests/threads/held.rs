@@ -108,6 +108,8 @@ fn place(chain: &DiffChain, at: u64) -> u64 {
 }
 
 const BLOCK: u64 = MIB / SECTOR;
+/// The number of the file that is written, in the order in which they were made.
+const TIP: usize = 2;
 
 #[test]
 fn space_is_not_given_away_under_a_reader() {
@@ -283,7 +285,7 @@ fn nobody_but_flushes_waits_for_a_flush() {
     write(&chain, 1, 7 * BLOCK, 8);
     chain.flush().unwrap();
     write(&chain, 2, 0, 8);
-    for held_at in [Step::Flush(1), Step::Flushed(1)] {
+    for held_at in [Step::Flush(TIP), Step::Flushed(TIP)] {
         write(&chain, 3, BLOCK, 8);
         let mut gate = Gate::new(&host, move |step| step == held_at);
         std::thread::scope(|scope| {

@@ -20,28 +20,42 @@ use avhdx_testkit::naive::{self, Chain};
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
-/// A child over a parent whose sectors are all tagged.
+/// A child over parents whose sectors are all tagged: of the two the upper one has some of them.
 #[derive(Clone)]
 struct Pair {
     host: Arc<dyn Host>,
-    base: PathBuf,
+    /// Base first.
+    paths: [PathBuf; 3],
     tip: PathBuf,
 }
 
 impl Pair {
     fn new(host: Arc<dyn Host>, folder: &Path, size: u64) -> Self {
-        let (base, tip) = (folder.join("base.vhdx"), folder.join("child.avhdx"));
+        let paths = ["base.vhdx", "middle.avhdx", "child.avhdx"].map(|name| folder.join(name));
         let options = CreateOptions::dynamic(size).block_size(2 << 20);
-        let parent = options.create_on(Arc::clone(&host), &base).unwrap();
+        let parent = options.create_on(Arc::clone(&host), &paths[0]).unwrap();
         for at in (0..size).step_by(MIB as usize) {
             let sectors = at / SECTOR..(at + MIB).min(size) / SECTOR;
             parent.write_at(&tags::run(tags::PARENT, 0, sectors), at).unwrap();
         }
         parent.close().unwrap();
-        let child = CreateOptions::child_of(&parent).unwrap().block_size(1 << 20);
+        let child = CreateOptions::child_of(&parent).unwrap().block_size(4 << 20);
         drop(parent);
+        drop(child.create_on(Arc::clone(&host), &paths[1]).unwrap());
+        let options = OpenOptions::new().host(Arc::clone(&host)).writable(true);
+        let middle = options.open(&paths[1]).unwrap();
+        // Some sectors here and there, and every seventh of these blocks as a whole.
+        for at in (0..size).step_by(MIB as usize / 8) {
+            let len = if at / (4 * MIB) % 7 == 3 { 256 } else { 5 };
+            let sectors = at / SECTOR..(at / SECTOR + len).min(size / SECTOR);
+            middle.write_at(&tags::run(tags::PARENT, 0, sectors), at).unwrap();
+        }
+        middle.close().unwrap();
+        let child = CreateOptions::child_of(middle.tip()).unwrap().block_size(1 << 20);
+        drop(middle);
+        let tip = paths[2].clone();
         drop(child.create_on(Arc::clone(&host), &tip).unwrap());
-        Self { host, base, tip }
+        Self { host, paths, tip }
     }
 
     fn open(&self, writable: bool, budget: usize) -> DiffChain {
@@ -65,7 +79,7 @@ impl Pair {
             assert_eq!(layer.faults(), [""; 0], "{}", path.display());
             layer
         };
-        Chain(vec![layer(&self.base), layer(&self.tip)]).flat(1).unwrap()
+        Chain(self.paths.iter().map(|path| layer(path)).collect()).flat(2).unwrap()
     }
 }
 

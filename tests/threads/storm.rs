@@ -271,7 +271,7 @@ fn storm(pair: &Pair, budget: usize, rules: Rules) {
 
 #[test]
 fn no_reader_sees_a_torn_or_a_foreign_sector() {
-    for budget in [0, 64 << 20] {
+    for budget in [0, 2 << 10, 64 << 20] {
         let pair = Pair::new(Arc::new(SimHost::default()), Path::new(FOLDER), SIZE);
         storm(&pair, budget, Rules { may_tear: false });
     }

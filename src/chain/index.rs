@@ -1,0 +1,386 @@
+//! The chain's own index: which layer answers for which sectors, found once.
+//!
+//! It speaks of layers that cannot change, which are all but a tip that is open for writing. The disk as
+//! such layers have it is cut into spans of [`SPAN`] bytes, none longer than a block of any of them. The
+//! answer for a span is a list of runs of sectors, a word each. The first who asks has the layers asked
+//! one after the other, no further down than needed for the sectors that are read, but each of
+//! them about the whole span: that costs it no more. What nobody above answered for is then left open,
+//! and whoever needs it goes on from there.
+//!
+//! Nothing is remembered of errors: a layer that has one for any part of a span keeps the span open from
+//! there on, and its reads walk through the layers as if there were no index.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::resolve::{Found, Gather, Place, walk};
+use super::{DiffChain, Link};
+use crate::error::Result;
+use crate::image::{MIXED_WORDS, Owner, PIECE_LEN, Piece, SpanKey, Spans, VhdxFile};
+use crate::types::{DiskOffset, FileOffset};
+
+/// Bytes of a span.
+const SPAN: u64 = PIECE_LEN;
+/// Runs that are looked up at once.
+const AT_ONCE: usize = 16;
+
+/// What names the layers of one chain from each of them down to the base, never the same again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stacks(u64);
+
+impl Stacks {
+    pub(super) fn of(layers: usize) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(layers as u64, Ordering::Relaxed))
+    }
+}
+
+impl DiffChain {
+    /// Hands on the runs that the `len` bytes at `at` start with as the layers from `from` on have them, and
+    /// says how many bytes that was. These layers never change, and the bytes are not none.
+    pub(super) fn gather_below<'a>(
+        &'a self,
+        from: usize,
+        at: DiskOffset,
+        len: u64,
+        gather: &mut Gather<'_, '_, 'a>,
+    ) -> Result<u64> {
+        let layers = &self.layers[from..];
+        let size = layers.first().map_or(0, |top| top.image.layout().size());
+        let spans = match layers {
+            [top, _, ..] if layers.len() <= word::LAYERS && at.0 < size => {
+                top.image.budget().spans()
+            }
+            _ => None,
+        };
+        let Some(spans) = spans else {
+            let found = walk(layers, at, len)?;
+            gather.push(&found)?;
+            return Ok(found.len);
+        };
+        let start = at.0 / SPAN * SPAN;
+        let asked = Asked {
+            layers,
+            key: SpanKey { stack: self.stacks.0 + from as u64, number: at.0 / SPAN },
+            start: DiskOffset(start),
+            span: SPAN.min(size - start),
+            sector_shift: layers[0].image.layout().sector_size().trailing_zeros(),
+            from: at.0 - start,
+            end: (at.0 - start + len).min(SPAN).min(size - start),
+        };
+        let mut words = [0; AT_ONCE + 1];
+        let (first, last) = (word::last_at(asked.first()), word::last_at(asked.last()));
+        let count = spans.find(asked.key, first, last, &mut words);
+        let handed_on = match words.split_at_checked(count).map_or(&words[..], |(found, _)| found) {
+            // One more than was to be looked up: it says where the one before it ends.
+            [found @ .., next] if found.len() == AT_ONCE => {
+                asked.hand_on(found, asked.within(word::start(*next)), gather)?
+            }
+            found => asked.hand_on(found, asked.end, gather)?,
+        };
+        match handed_on {
+            0 => asked.find_out(spans, gather),
+            len => Ok(len),
+        }
+    }
+}
+
+/// Bytes of one span that are asked for.
+struct Asked<'a> {
+    layers: &'a [Link],
+    key: SpanKey,
+    start: DiskOffset,
+    /// Bytes of the span: the last one of a disk may be shorter.
+    span: u64,
+    sector_shift: u32,
+    /// Where the bytes start and end, from the start of the span.
+    from: u64,
+    end: u64,
+}
+
+impl<'a> Asked<'a> {
+    fn first(&self) -> u64 {
+        self.from >> self.sector_shift
+    }
+
+    fn last(&self) -> u64 {
+        (self.end - 1) >> self.sector_shift
+    }
+
+    /// Where a sector of the span starts.
+    fn within(&self, sector: u64) -> u64 {
+        sector << self.sector_shift
+    }
+
+    /// Hands on runs up to `end`, or up to one that is open. The first has the first of the bytes. Says how
+    /// many bytes that was.
+    fn hand_on(&self, runs: &[u64], end: u64, gather: &mut Gather<'_, '_, 'a>) -> Result<u64> {
+        let mut at = self.from;
+        for (i, run) in runs.iter().enumerate() {
+            let next = runs.get(i + 1).map_or(end, |next| self.within(word::start(*next)));
+            let place = match word::answer(*run) {
+                Answer::Here { layer, at: place } => {
+                    let skipped = at - self.within(word::start(*run));
+                    Place::Data(&self.layers[layer].image, place + skipped)
+                }
+                Answer::Zero => Place::Zero(None),
+                Answer::Open { .. } => break,
+            };
+            gather.push(&Found { len: next.min(end) - at, place })?;
+            at = next.min(end);
+            if at == end {
+                break;
+            }
+        }
+        Ok(at - self.from)
+    }
+
+    /// Asks the layers, and keeps what they say.
+    #[cold]
+    fn find_out(&self, spans: &Spans, gather: &mut Gather<'_, '_, 'a>) -> Result<u64> {
+        let known = spans.whole(self.key);
+        let words = self.ask(known.as_deref());
+        if depth(&words) > known.as_deref().map_or(0, depth) {
+            self.layers[0].image.budget().keep_span(self.key, &words);
+        }
+        let after = words.partition_point(|word| *word <= word::last_at(self.first()));
+        let handed_on = self.hand_on(&words[after - 1..], self.end, gather)?;
+        if handed_on > 0 {
+            return Ok(handed_on);
+        }
+        // A layer has no answer for all of the span, but perhaps for these bytes, and the error if not.
+        let found = walk(self.layers, self.start + self.from, self.end - self.from)?;
+        gather.push(&found)?;
+        Ok(found.len)
+    }
+
+    /// The span's runs, with those before them taken up where they were left open. All that are asked
+    /// for have an answer, unless a layer has none.
+    fn ask(&self, known: Option<&[u64]>) -> Vec<u64> {
+        let mut runs = Runs::new(self.span >> self.sector_shift, self.sector_shift, known);
+        // Who comes a second time goes down at least twice as far, so that a span is not gone through
+        // again for each of many layers.
+        let goal = 2 * runs.depth;
+        let asked = bits_from(self.first()).zip_with(bits_from(self.last() + 1), |a, b| a & !b);
+        while let Some(link) = self.layers.get(runs.depth) {
+            let is_needed = !runs.open.zip_with(asked, |open, asked| open & asked).is_empty();
+            if !is_needed && (runs.depth >= goal || runs.open.is_empty()) {
+                break;
+            }
+            if runs.ask(&link.image, self.start).is_none() {
+                break;
+            }
+        }
+        if runs.depth == self.layers.len() {
+            // The base's parent, which it does not have.
+            runs.take_zeros(bits_from(0));
+        }
+        runs.into_words()
+    }
+}
+
+/// The runs of a span while they are found.
+struct Runs {
+    sector_shift: u32,
+    /// Sectors of the span.
+    sectors: u64,
+    /// Layers that were asked.
+    depth: usize,
+    /// Sectors that none of these answered for.
+    open: Bits,
+    /// The first sector and the answer of each other run, in no order.
+    words: Vec<u64>,
+}
+
+impl Runs {
+    /// Of a span of which this is known.
+    fn new(sectors: u64, sector_shift: u32, known: Option<&[u64]>) -> Self {
+        let all = bits_from(0).zip_with(bits_from(sectors), |a, b| a & !b);
+        let mut new = Self { sector_shift, sectors, depth: 0, open: all, words: Vec::new() };
+        let Some(known) = known else { return new };
+        new.open = Bits::NONE;
+        for (i, word) in known.iter().enumerate() {
+            let Answer::Open { depth } = word::answer(*word) else {
+                new.words.push(*word);
+                continue;
+            };
+            new.depth = depth;
+            let end = known.get(i + 1).map_or(sectors, |next| word::start(*next));
+            let run = bits_from(word::start(*word)).zip_with(bits_from(end), |a, b| a & !b);
+            new.open = new.open.zip_with(run, |a, b| a | b);
+        }
+        new
+    }
+
+    /// Asks the next layer about the span, which starts there. `None` where it cannot say for all of it.
+    fn ask(&mut self, image: &VhdxFile, start: DiskOffset) -> Option<()> {
+        let there = image.layout().size().saturating_sub(start.0);
+        let there = there.min(self.sectors << self.sector_shift);
+        if there > 0 {
+            let mut here = Bits::NONE;
+            let piece = image.resolve_piece(start, there, &mut here.0).ok()?;
+            let inside = bits_from(there >> self.sector_shift);
+            let inside = self.open.zip_with(inside, |open, beyond| open & !beyond);
+            match piece {
+                Piece::All(Owner::Parent) => {}
+                Piece::All(Owner::Zero) => self.take_zeros(inside),
+                Piece::All(Owner::Here(place)) => self.take(inside, place)?,
+                Piece::Mixed(place) => self.take(inside.zip_with(here, |a, b| a & b), place)?,
+            }
+        }
+        // What lies past the end of a layer never shows through from below it.
+        self.take_zeros(bits_from(there >> self.sector_shift));
+        self.depth += 1;
+        Some(())
+    }
+
+    /// Notes that the layer being asked has these sectors, the span's first one at `place`. `None` where that
+    /// is too far out for a word.
+    fn take(&mut self, sectors: Bits, place: FileOffset) -> Option<()> {
+        let (layer, shift) = (self.depth, self.sector_shift);
+        // Far enough for all of them.
+        word::here(0, layer, place + (self.sectors << shift))?;
+        let words = sectors.starts();
+        self.words.extend(words.filter_map(|at| word::here(at, layer, place + (at << shift))));
+        self.open = self.open.zip_with(sectors, |open, taken| open & !taken);
+        Some(())
+    }
+
+    /// Notes that these sectors, as far as they are open, are zeros.
+    fn take_zeros(&mut self, sectors: Bits) {
+        let sectors = self.open.zip_with(sectors, |a, b| a & b);
+        self.words.extend(sectors.starts().map(word::zero));
+        self.open = self.open.zip_with(sectors, |open, taken| open & !taken);
+    }
+
+    /// One word for each run, in order.
+    fn into_words(mut self) -> Vec<u64> {
+        self.words.extend(self.open.starts().map(|at| word::open(at, self.depth)));
+        self.words.sort_unstable();
+        self.words.dedup_by(|next, run| word::continues(*run, *next, self.sector_shift));
+        self.words
+    }
+}
+
+/// How many layers were asked before these runs were left open.
+fn depth(words: &[u64]) -> usize {
+    let depths = words.iter().filter_map(|word| match word::answer(*word) {
+        Answer::Open { depth } => Some(depth),
+        _ => None,
+    });
+    depths.min().unwrap_or(usize::MAX)
+}
+
+/// A bit for each sector that a span may have.
+#[derive(Clone, Copy)]
+struct Bits([u64; MIXED_WORDS]);
+
+impl Bits {
+    const NONE: Self = Self([0; MIXED_WORDS]);
+
+    fn zip_with(self, other: Self, by: impl Fn(u64, u64) -> u64) -> Self {
+        Self(std::array::from_fn(|i| by(self.0[i], other.0[i])))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|word| *word == 0)
+    }
+
+    /// The first sector of each run of bits that are set.
+    fn starts(&self) -> impl Iterator<Item = u64> {
+        let mut before = 0;
+        let words = self.0.into_iter().enumerate();
+        words.flat_map(move |(i, word)| {
+            let mut starts = word & !(word << 1 | before);
+            before = word >> 63;
+            std::iter::from_fn(move || {
+                let bit = (starts != 0).then(|| starts.trailing_zeros())?;
+                starts &= starts - 1;
+                Some(i as u64 * 64 + u64::from(bit))
+            })
+        })
+    }
+}
+
+/// All sectors from this one on.
+fn bits_from(sector: u64) -> Bits {
+    let word = |i: usize| match sector.saturating_sub(i as u64 * 64) {
+        0 => u64::MAX,
+        bit @ 1..64 => u64::MAX << bit,
+        _ => 0,
+    };
+    Bits(std::array::from_fn(word))
+}
+
+/// Who answers for a run.
+enum Answer {
+    /// The layer with this number among those asked, from `at` on in its file.
+    Here {
+        layer: usize,
+        at: FileOffset,
+    },
+    Zero,
+    /// None of so many layers.
+    Open {
+        depth: usize,
+    },
+}
+
+/// A run as one word: its first sector in the upper bits, so that words sort; then the layer, then its place
+/// in that layer's file. It ends where the next one starts.
+mod word {
+    use super::Answer;
+    use crate::types::FileOffset;
+
+    const START_SHIFT: u32 = 53;
+    const LAYER_SHIFT: u32 = 38;
+    /// Layers that can be told apart.
+    pub(super) const LAYERS: usize = 1 << (START_SHIFT - LAYER_SHIFT);
+    /// Places are multiples of the smallest sector.
+    const UNIT_SHIFT: u32 = 9;
+    const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
+    const ZERO: u64 = PLACES;
+    const OPEN: u64 = PLACES - 1;
+
+    /// `None` where the place is 128 TiB or more.
+    pub(super) fn here(sector: u64, layer: usize, at: FileOffset) -> Option<u64> {
+        let place = at.get() >> UNIT_SHIFT;
+        (place < OPEN).then_some(sector << START_SHIFT | (layer as u64) << LAYER_SHIFT | place)
+    }
+
+    pub(super) fn zero(sector: u64) -> u64 {
+        sector << START_SHIFT | ZERO
+    }
+
+    pub(super) fn open(sector: u64, depth: usize) -> u64 {
+        sector << START_SHIFT | (depth as u64) << LAYER_SHIFT | OPEN
+    }
+
+    pub(super) fn start(word: u64) -> u64 {
+        word >> START_SHIFT
+    }
+
+    pub(super) fn answer(word: u64) -> Answer {
+        let layer = (word >> LAYER_SHIFT) as usize & (LAYERS - 1);
+        match word & PLACES {
+            ZERO => Answer::Zero,
+            OPEN => Answer::Open { depth: layer },
+            place => Answer::Here { layer, at: FileOffset::new(place << UNIT_SHIFT) },
+        }
+    }
+
+    /// The greatest word of a run that starts at this sector.
+    pub(super) fn last_at(sector: u64) -> u64 {
+        sector << START_SHIFT | ((1 << START_SHIFT) - 1)
+    }
+
+    /// Whether the run of `next` goes on where that of `run` ends.
+    pub(super) fn continues(run: u64, next: u64, sector_shift: u32) -> bool {
+        let between = (start(next) - start(run)) << (sector_shift - UNIT_SHIFT);
+        let distance = match run & PLACES {
+            ZERO | OPEN => 0,
+            _ => between,
+        };
+        let below_start = (1 << START_SHIFT) - 1;
+        (run & below_start) + distance == next & below_start
+    }
+}
