@@ -48,9 +48,10 @@
 //!
 //! ```text
 //! DiffChain::read_at     split the range into runs, read or zero each     chain/resolve.rs
-//!   └ DiffChain::resolve   which layer answers, newest to oldest          chain/resolve.rs
-//!       └ VhdxFile::resolve  BAT entry, sector bitmap: here, zero, parent image/resolve.rs
-//!           └ Budget::with_page  tables on demand, within a budget        image/cache.rs
+//!   ├ Spans::find            who answers, where that is known               image/spans.rs
+//!   ├ Asked::find_out        else which layer, newest to oldest             chain/index.rs
+//!   │   └ VhdxFile::resolve_piece  BAT entry, sector bitmap: here, zero, parent  image/resolve.rs
+//!   │       └ Budget::with_page  tables on demand, within a budget          image/cache.rs
 //!   └ Storage::read_at     the bytes, through a pending log if there is one  storage/
 //! ```
 //!

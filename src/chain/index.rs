@@ -12,7 +12,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::resolve::{Found, Gather, Place, walk};
+use super::resolve::{Gather, walk};
 use super::{DiffChain, Link};
 use crate::error::Result;
 use crate::image::{MIXED_WORDS, Owner, PIECE_LEN, Piece, SpanKey, Spans, VhdxFile};
@@ -53,9 +53,7 @@ impl DiffChain {
             _ => None,
         };
         let Some(spans) = spans else {
-            let found = walk(layers, at, len)?;
-            gather.push(&found)?;
-            return Ok(found.len);
+            return gather.found(&walk(layers, at, len)?);
         };
         let start = at.0 / SPAN * SPAN;
         let asked = Asked {
@@ -117,16 +115,16 @@ impl<'a> Asked<'a> {
         let mut at = self.from;
         for (i, run) in runs.iter().enumerate() {
             let next = runs.get(i + 1).map_or(end, |next| self.within(word::start(*next)));
-            let place = match word::answer(*run) {
+            let next = next.min(end);
+            match word::answer(*run) {
                 Answer::Here { layer, at: place } => {
                     let skipped = at - self.within(word::start(*run));
-                    Place::Data(&self.layers[layer].image, place + skipped)
+                    gather.data(&self.layers[layer].image, place + skipped, next - at)?;
                 }
-                Answer::Zero => Place::Zero(None),
+                Answer::Zero => gather.zeros(next - at)?,
                 Answer::Open { .. } => break,
-            };
-            gather.push(&Found { len: next.min(end) - at, place })?;
-            at = next.min(end);
+            }
+            at = next;
             if at == end {
                 break;
             }
@@ -148,9 +146,7 @@ impl<'a> Asked<'a> {
             return Ok(handed_on);
         }
         // A layer has no answer for all of the span, but perhaps for these bytes, and the error if not.
-        let found = walk(self.layers, self.start + self.from, self.end - self.from)?;
-        gather.push(&found)?;
-        Ok(found.len)
+        gather.found(&walk(self.layers, self.start + self.from, self.end - self.from)?)
     }
 
     /// The span's runs, with those before them taken up where they were left open. All that are asked

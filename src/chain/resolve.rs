@@ -45,7 +45,7 @@ impl DiffChain {
     /// Fills the buffers from the `len` bytes at `at`, which lie within the disk.
     fn read(&self, bufs: &mut [IoSliceMut<'_>], at: u64, len: u64) -> Result<()> {
         let _pin = self.tip().pin();
-        let mut gather = Gather::new(bufs);
+        let mut gather = Gather::new(bufs, len);
         let (mut at, end) = (DiskOffset(at), at + len);
         while at.0 < end {
             match self.gather(at, end - at.0, &mut gather) {
@@ -70,12 +70,11 @@ impl DiffChain {
         }
         // What a writer may change is asked anew each time.
         let run = tip.resolve(at, len)?;
-        let place = match run.owner {
-            Owner::Here(place) => Place::Data(tip, place),
-            Owner::Zero => Place::Zero(Some(tip)),
+        match run.owner {
+            Owner::Here(place) => gather.data(tip, place, run.len)?,
+            Owner::Zero => gather.zeros(run.len)?,
             Owner::Parent => return self.gather_below(self.tip + 1, at, run.len, gather),
-        };
-        gather.push(&Found { len: run.len, place })?;
+        }
         Ok(run.len)
     }
 }
@@ -85,39 +84,73 @@ pub(super) struct Gather<'a, 'b, 'c> {
     bufs: &'a mut [IoSliceMut<'b>],
     /// Bytes of the first buffer that are filled.
     filled: usize,
+    /// Bytes for which no run came yet.
+    left: u64,
     /// What is yet to be read: from where, and how many bytes.
     waiting: Option<(&'c VhdxFile, FileOffset, u64)>,
 }
 
 impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
-    fn new(bufs: &'a mut [IoSliceMut<'b>]) -> Self {
-        Self { bufs, filled: 0, waiting: None }
+    fn new(bufs: &'a mut [IoSliceMut<'b>], len: u64) -> Self {
+        Self { bufs, filled: 0, left: len, waiting: None }
     }
 
-    /// Takes the next run.
-    pub(super) fn push(&mut self, found: &Found<'c>) -> Result<()> {
-        let Place::Data(image, at) = found.place else {
-            self.finish()?;
-            return self.fill(found.len, |buf, _| {
-                buf.fill(0);
-                Ok(())
-            });
-        };
-        if let Some((last, start, len)) = &mut self.waiting
-            && std::ptr::eq(*last, image)
-            && *start + *len == at
+    /// Takes the next run, and says how long it is.
+    pub(super) fn found(&mut self, found: &Found<'c>) -> Result<u64> {
+        match found.place {
+            Place::Data(image, at) => self.data(image, at, found.len)?,
+            Place::Zero(_) => self.zeros(found.len)?,
+        }
+        Ok(found.len)
+    }
+
+    /// Takes a run that this image has.
+    #[inline]
+    pub(super) fn data(&mut self, image: &'c VhdxFile, at: FileOffset, len: u64) -> Result<()> {
+        self.left -= len;
+        if self.left == 0
+            && self.waiting.is_none()
+            && let [last] = &mut *self.bufs
         {
-            *len += found.len;
+            // All that is left: most reads are no more than this.
+            return image.read_payload(&mut last[self.filled..], at);
+        }
+        self.queue(image, at, len)
+    }
+
+    /// Takes a run of zeros.
+    pub(super) fn zeros(&mut self, len: u64) -> Result<()> {
+        self.left -= len;
+        self.finish()?;
+        self.fill(len, |buf, _| {
+            buf.fill(0);
+            Ok(())
+        })
+    }
+
+    fn queue(&mut self, image: &'c VhdxFile, at: FileOffset, len: u64) -> Result<()> {
+        if let Some((last, start, waiting)) = &mut self.waiting
+            && std::ptr::eq(*last, image)
+            && *start + *waiting == at
+        {
+            *waiting += len;
             return Ok(());
         }
         self.finish()?;
-        self.waiting = Some((image, at, found.len));
+        self.waiting = Some((image, at, len));
         Ok(())
     }
 
     /// Reads what is yet to be read.
+    #[inline]
     fn finish(&mut self) -> Result<()> {
-        let Some((image, at, len)) = self.waiting.take() else { return Ok(()) };
+        match self.waiting.take() {
+            Some((image, at, len)) => self.read_in(image, at, len),
+            None => Ok(()),
+        }
+    }
+
+    fn read_in(&mut self, image: &VhdxFile, at: FileOffset, len: u64) -> Result<()> {
         self.fill(len, |buf, done| image.read_payload(buf, at + done))
     }
 
@@ -148,6 +181,9 @@ impl Disk for DiffChain {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        if let [only] = self.links() {
+            return only.image.read_at(buf, offset);
+        }
         let len = buf.len() as u64;
         check_range(&self.geometry(), offset, len)?;
         self.read(&mut [IoSliceMut::new(buf)], offset, len)

@@ -125,7 +125,8 @@ impl Spans {
         let at = if len > left { *head + left as u64 } else { *head };
         *head = at + len as u64;
         let capacity = (self.ring.len() * self.words_per_piece) as u64;
-        self.floor.store((*head - capacity).max(1), Ordering::Relaxed);
+        let floor = (*head - capacity).max(1);
+        self.floor.store(floor, Ordering::Relaxed);
         // Whoever reads one of the words that follow sees the new floor afterwards.
         fence(Ordering::Release);
         let piece = self.ring[self.piece(at)].get_or_init(|| self.take(self.words_per_piece));
@@ -140,7 +141,9 @@ impl Spans {
         let chosen = slots.iter().min_by_key(|slot| {
             let slot = slot.load(Ordering::Relaxed);
             // The same question's, or else the oldest.
-            (slot >> PLACE_BITS != home.tag, slot & PLACES)
+            let at = slot & PLACES;
+            let may_be = at >= floor && slot >> PLACE_BITS == home.tag;
+            (!(may_be && self.answer(key, at).is_some()), at)
         });
         if let Some(slot) = chosen {
             slot.store(home.tag << PLACE_BITS | at, Ordering::Release);
@@ -194,19 +197,21 @@ impl Spans {
         at as usize & (self.words_per_piece - 1)
     }
 
-    /// Where answers to a question stand. Seeded, so that no disk can choose who drives out whom.
+    /// Where answers to a question stand. Seeded, so that nobody knows whose answers share slots.
     fn home(&self, key: SpanKey) -> Home {
         let fold = |state: u64, value: u64| {
             let product = u128::from(state ^ value) * u128::from(self.seed[1] | 1);
             (product >> 64) as u64 ^ product as u64
         };
-        let hash = fold(fold(self.seed[0], key.stack), key.number >> NEIGHBOURS);
+        let group = key.number >> NEIGHBOURS;
+        let stack = fold(self.seed[0], key.stack);
         let lines = self.slots_per_piece / WAYS;
-        let line = (key.number ^ hash >> 16) as usize & (lines - 1);
+        let line = (key.number ^ stack >> 16) as usize & (lines - 1);
         Home {
-            piece: hash as usize & (self.slots.len() - 1),
+            // In turn, so that all pieces have their share of a disk.
+            piece: stack.wrapping_add(group) as usize & (self.slots.len() - 1),
             line: line * WAYS,
-            tag: hash >> PLACE_BITS ^ key.number & (u64::MAX >> PLACE_BITS),
+            tag: fold(stack, group) >> PLACE_BITS ^ key.number & (u64::MAX >> PLACE_BITS),
         }
     }
 }

@@ -11,8 +11,9 @@ use uuid::Uuid;
 use crate::model::{Expected, UNIT};
 use crate::sim::{Files, SimHost, Sum};
 
-/// Memory for tables, per opened outcome.
+/// Memory for tables, per opened outcome; where it is read only, so little that all is driven out again.
 const BUDGET: usize = 1 << 18;
+const TINY_BUDGET: usize = 2 << 10;
 /// Units per segment that the naive reader reads, and in all.
 const SAMPLES: u64 = 8;
 const MOST_SAMPLES: u64 = 400;
@@ -165,7 +166,8 @@ pub fn layer(files: &Files, path: &Path) -> Result<Layer, String> {
 }
 
 pub fn open(host: &SimHost, tip: &Path, writable: bool) -> Result<DiffChain, String> {
-    let opened = options(host).writable(writable).open(tip);
+    let budget = Budget::new(if writable { BUDGET } else { TINY_BUDGET });
+    let opened = options(host).budget(budget).writable(writable).open(tip);
     opened.map_err(|error| format!("open (writable: {writable}): {error}"))
 }
 
