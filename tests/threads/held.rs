@@ -83,6 +83,14 @@ fn pair(size: u64) -> (SimHost, Pair, DiffChain) {
     (host, pair, chain)
 }
 
+/// The disk reads the same once its session is over, to the crate and to the naive reader, and checks clean.
+fn close_and_judge(chain: DiffChain, pair: &Pair) {
+    chain.close().unwrap();
+    let bytes = flat(&chain);
+    drop(chain);
+    assert!(pair.judge() == bytes);
+}
+
 /// Writes these sectors, `turn` for the whole of them.
 fn write(chain: &DiffChain, turn: u64, first: u64, sectors: u64) {
     chain.write_at(&tags::run(1, turn, first..first + sectors), first * SECTOR).unwrap();
@@ -147,10 +155,7 @@ fn space_is_not_given_away_under_a_reader() {
     write(&chain, 9, 4 * BLOCK, BLOCK);
     assert_eq!(place(&chain, 4 * MIB), old);
     assert_eq!((read(&chain, 0), read(&chain, BLOCK)), (Says::Zero, tag(2, BLOCK)));
-    chain.close().unwrap();
-    let bytes = flat(&chain);
-    drop(chain);
-    assert!(pair.judge() == bytes);
+    close_and_judge(chain, &pair);
 }
 
 #[test]
@@ -214,10 +219,7 @@ fn writers_of_different_blocks_do_not_wait_for_each_other() {
             gate.release();
         });
         assert_eq!(read(&chain, block * BLOCK), tag(2, block * BLOCK));
-        chain.close().unwrap();
-        let bytes = flat(&chain);
-        drop(chain);
-        assert!(pair.judge() == bytes);
+        close_and_judge(chain, &pair);
     }
 }
 
@@ -325,8 +327,5 @@ fn of_two_growing_writers_none_hides_the_length_of_the_other() {
         let turn = if block == 1 { 2 } else { 3 };
         assert_eq!(read(&chain, block * BLOCK), tag(turn, block * BLOCK), "block {block}");
     }
-    chain.close().unwrap();
-    let bytes = flat(&chain);
-    drop(chain);
-    assert!(pair.judge() == bytes);
+    close_and_judge(chain, &pair);
 }
