@@ -1,21 +1,24 @@
 //! The chain's own index: which layer answers for which sectors, found once.
 //!
-//! It speaks of layers that cannot change, which are all but a tip that is open for writing. The disk as
-//! such layers have it is cut into spans of [`SPAN`] bytes, none longer than a block of any of them. The
-//! answer for a span is a list of runs of sectors, a word each. The first who asks has the layers asked
-//! one after the other, no further down than needed for the sectors that are read, but each of
+//! The disk as a stack of layers has it is cut into spans of [`SPAN`] bytes, none longer than a block of any
+//! of them. The answer for a span is a list of runs of sectors, a word each. The first who asks has the layers
+//! asked one after the other, no further down than needed for the sectors that are read, but each of
 //! them about the whole span: that costs it no more. What nobody above answered for is then left open,
 //! and whoever needs it goes on from there.
+//!
+//! Layers cannot change, but for a tip that is open for writing. Whenever that changes in who answers, the
+//! answers about the spans it concerns go, before the write returns; and one that was being found out at that
+//! moment is not kept. While a tip changes all the time only what lies below it is kept.
 //!
 //! Nothing is remembered of errors: a layer that has one for any part of a span keeps the span open from
 //! there on, and its reads walk through the layers as if there were no index.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::resolve::{Gather, walk};
+use super::resolve::{Found, Place, Sink, walk};
 use super::{DiffChain, Link};
 use crate::error::Result;
-use crate::image::{MIXED_WORDS, Owner, PIECE_LEN, Piece, SpanKey, Spans, VhdxFile};
+use crate::image::{MIXED_WORDS, Owner, PIECE_LEN, Piece, SpanKey, Spans, VhdxFile, Wanted};
 use crate::types::{DiskOffset, FileOffset};
 
 /// Bytes of a span.
@@ -32,58 +35,120 @@ impl Stacks {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(NEXT.fetch_add(layers as u64, Ordering::Relaxed))
     }
+
+    /// That of the tip.
+    pub(super) fn first(self) -> u64 {
+        self.0
+    }
 }
 
 impl DiffChain {
-    /// Hands on the runs that the `len` bytes at `at` start with as the layers from `from` on have them, and
-    /// says how many bytes that was. These layers never change, and the bytes are not none.
-    pub(super) fn gather_below<'a>(
+    /// Hands on the runs that the `len` bytes at `at` start with, and says how many bytes that was. They lie
+    /// within the disk and are not none.
+    pub(super) fn some_runs<'a>(
         &'a self,
-        from: usize,
         at: DiskOffset,
         len: u64,
-        gather: &mut Gather<'_, '_, 'a>,
+        sink: &mut impl Sink<'a>,
     ) -> Result<u64> {
-        let layers = &self.layers[from..];
-        let size = layers.first().map_or(0, |top| top.image.layout().size());
-        let spans = match layers {
-            [top, _, ..] if layers.len() <= word::LAYERS && at.0 < size => {
-                top.image.budget().spans()
-            }
-            _ => None,
+        let tip = self.tip();
+        let Some(asked) = self.asked(self.tip, at, len) else {
+            return sink.found(walk(self.links(), at, len)?);
         };
-        let Some(spans) = spans else {
-            return gather.found(&walk(layers, at, len)?);
-        };
-        let start = at.0 / SPAN * SPAN;
-        let asked = Asked {
-            layers,
-            key: SpanKey { stack: self.stacks.0 + from as u64, number: at.0 / SPAN },
-            start: DiskOffset(start),
-            span: SPAN.min(size - start),
-            sector_shift: layers[0].image.layout().sector_size().trailing_zeros(),
-            from: at.0 - start,
-            end: (at.0 - start + len).min(SPAN).min(size - start),
-        };
-        let mut words = [0; AT_ONCE + 1];
-        let (first, last) = (word::last_at(asked.first()), word::last_at(asked.last()));
-        let count = spans.find(asked.key, first, last, &mut words);
-        let handed_on = match words.split_at_checked(count).map_or(&words[..], |(found, _)| found) {
-            // One more than was to be looked up: it says where the one before it ends.
-            [found @ .., next] if found.len() == AT_ONCE => {
-                asked.hand_on(found, asked.within(word::start(*next)), gather)?
-            }
-            found => asked.hand_on(found, asked.end, gather)?,
-        };
-        match handed_on {
-            0 => asked.find_out(spans, gather),
+        match asked.known(sink)? {
+            0 if !tip.is_writable() || tip.is_quiet() => asked.find_out(sink),
+            0 => self.beside_the_index(at, len, sink),
             len => Ok(len),
         }
+    }
+
+    /// As [`some_runs`](Self::some_runs) for a tip that is just being written: to keep what it says would be
+    /// in vain. The layers below it do not change.
+    fn beside_the_index<'a>(
+        &'a self,
+        at: DiskOffset,
+        len: u64,
+        sink: &mut impl Sink<'a>,
+    ) -> Result<u64> {
+        let tip = self.tip();
+        let run = tip.resolve(at, len)?;
+        match run.owner {
+            Owner::Here(place) => sink.data(tip, place, run.len)?,
+            Owner::Zero => sink.zeros(Some(tip), run.len)?,
+            Owner::Parent => {
+                let Some(asked) = self.asked(self.tip + 1, at, run.len) else {
+                    return sink.found(walk(&self.layers[self.tip + 1..], at, run.len)?);
+                };
+                return match asked.known(sink)? {
+                    0 => asked.find_out(sink),
+                    len => Ok(len),
+                };
+            }
+        }
+        Ok(run.len)
+    }
+
+    /// The one run that all of these bytes lie in, if that is known. They are not none.
+    #[inline]
+    pub(super) fn known_run(&self, at: DiskOffset, len: u64) -> Option<Found<'_>> {
+        let asked = self.asked(self.tip, at, len)?;
+        if asked.end - asked.from < len {
+            return None;
+        }
+        match asked.first_run()? {
+            (found, Ends::Later) => Some(found),
+            (_, Ends::Here) => None,
+        }
+    }
+
+    /// The run that these bytes start with, where it is known that it ends before they and their span do.
+    pub(super) fn known_short_run(&self, at: DiskOffset, len: u64) -> Option<Found<'_>> {
+        match self.asked(self.tip, at, len)?.first_run()? {
+            (found, Ends::Here) => Some(found),
+            (found, Ends::Later) => (found.len == len).then_some(found),
+        }
+    }
+
+    /// Finds out, for those who come later, about a span of which it turned out that it has several runs.
+    pub(super) fn learn(&self, at: DiskOffset, len: u64) {
+        if let Some(asked) = self.asked(self.tip, at, len)
+            && (!self.tip().is_writable() || self.tip().is_quiet())
+        {
+            asked.learn();
+        }
+    }
+
+    /// The question who answers for the first of these bytes, as many as lie in one span, as the layers from
+    /// `from` on have them; `None` where nothing is kept of that.
+    #[inline]
+    fn asked(&self, from: usize, at: DiskOffset, len: u64) -> Option<Asked<'_>> {
+        let layers = &self.layers[from..];
+        let top = &layers.first()?.image;
+        let size = top.layout().size();
+        let is_worth_it = layers.len() > 1 || top.is_writable();
+        if !is_worth_it || layers.len() > word::LAYERS || at.0 >= size {
+            return None;
+        }
+        let spans = top.budget().spans()?;
+        let key = SpanKey::new(self.stacks.0 + from as u64, at.0 / SPAN)?;
+        let start = at.0 / SPAN * SPAN;
+        let span = SPAN.min(size - start);
+        Some(Asked {
+            spans,
+            layers,
+            key,
+            start: DiskOffset(start),
+            span,
+            sector_shift: top.layout().sector_shift(),
+            from: at.0 - start,
+            end: (at.0 - start + len).min(span),
+        })
     }
 }
 
 /// Bytes of one span that are asked for.
 struct Asked<'a> {
+    spans: &'a Spans,
     layers: &'a [Link],
     key: SpanKey,
     start: DiskOffset,
@@ -93,6 +158,12 @@ struct Asked<'a> {
     /// Where the bytes start and end, from the start of the span.
     from: u64,
     end: u64,
+}
+
+/// Whether a run ends before the bytes that are asked for do.
+enum Ends {
+    Here,
+    Later,
 }
 
 impl<'a> Asked<'a> {
@@ -109,20 +180,52 @@ impl<'a> Asked<'a> {
         sector << self.sector_shift
     }
 
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            first: word::last_at(self.first()),
+            last: word::last_at(self.last()),
+            // A part of a span that has its full length.
+            guess: self.from >> (SPAN.trailing_zeros() - 16),
+        }
+    }
+
+    /// The run that the bytes start with, if it is known.
+    #[inline]
+    fn first_run(&self) -> Option<(Found<'a>, Ends)> {
+        let mut words = [0; 2];
+        let (end, ends) = match self.spans.find(self.key, self.wanted(), &mut words) {
+            0 => return None,
+            1 => (self.end, Ends::Later),
+            _ => (self.within(word::start(words[1])), Ends::Here),
+        };
+        let place = self.place(words[0], self.from)?;
+        Some((Found { len: end - self.from, place }, ends))
+    }
+
+    /// Hands on the runs that are known, and says how many bytes that was.
+    fn known(&self, sink: &mut impl Sink<'a>) -> Result<u64> {
+        let mut words = [0; AT_ONCE + 1];
+        let count = self.spans.find(self.key, self.wanted(), &mut words);
+        match words.split_at_checked(count).map_or(&words[..], |(found, _)| found) {
+            // One more than was to be looked up: it says where the one before it ends.
+            [found @ .., next] if found.len() == AT_ONCE => {
+                self.hand_on(found, self.within(word::start(*next)), sink)
+            }
+            found => self.hand_on(found, self.end, sink),
+        }
+    }
+
     /// Hands on runs up to `end`, or up to one that is open. The first has the first of the bytes. Says how
     /// many bytes that was.
-    fn hand_on(&self, runs: &[u64], end: u64, gather: &mut Gather<'_, '_, 'a>) -> Result<u64> {
+    fn hand_on(&self, runs: &[u64], end: u64, sink: &mut impl Sink<'a>) -> Result<u64> {
         let mut at = self.from;
         for (i, run) in runs.iter().enumerate() {
             let next = runs.get(i + 1).map_or(end, |next| self.within(word::start(*next)));
             let next = next.min(end);
-            match word::answer(*run) {
-                Answer::Here { layer, at: place } => {
-                    let skipped = at - self.within(word::start(*run));
-                    gather.data(&self.layers[layer].image, place + skipped, next - at)?;
-                }
-                Answer::Zero => gather.zeros(next - at)?,
-                Answer::Open { .. } => break,
+            match self.place(*run, at) {
+                Some(Place::Data(image, place)) => sink.data(image, place, next - at)?,
+                Some(Place::Zero(image)) => sink.zeros(image, next - at)?,
+                None => break,
             }
             at = next;
             if at == end {
@@ -132,21 +235,45 @@ impl<'a> Asked<'a> {
         Ok(at - self.from)
     }
 
+    /// What a run says of the byte at `at` in the span, `None` if it is open.
+    #[inline]
+    fn place(&self, run: u64, at: u64) -> Option<Place<'a>> {
+        match word::answer(run) {
+            Answer::Here { layer, at: place } => {
+                let skipped = at.saturating_sub(self.within(word::start(run)));
+                Some(Place::Data(&self.layers.get(layer)?.image, place + skipped))
+            }
+            Answer::Zero { layer } => {
+                Some(Place::Zero(layer.and_then(|n| Some(&self.layers.get(n)?.image))))
+            }
+            Answer::Open { .. } => None,
+        }
+    }
+
     /// Asks the layers, and keeps what they say.
     #[cold]
-    fn find_out(&self, spans: &Spans, gather: &mut Gather<'_, '_, 'a>) -> Result<u64> {
-        let known = spans.whole(self.key);
-        let words = self.ask(known.as_deref());
-        if depth(&words) > known.as_deref().map_or(0, depth) {
-            self.layers[0].image.budget().keep_span(self.key, &words);
-        }
+    fn find_out(&self, sink: &mut impl Sink<'a>) -> Result<u64> {
+        let words = self.learn();
         let after = words.partition_point(|word| *word <= word::last_at(self.first()));
-        let handed_on = self.hand_on(&words[after - 1..], self.end, gather)?;
+        let handed_on = self.hand_on(&words[after - 1..], self.end, sink)?;
         if handed_on > 0 {
             return Ok(handed_on);
         }
         // A layer has no answer for all of the span, but perhaps for these bytes, and the error if not.
-        gather.found(&walk(self.layers, self.start + self.from, self.end - self.from)?)
+        sink.found(walk(self.layers, self.start + self.from, self.end - self.from)?)
+    }
+
+    /// The span's runs. All that are asked for have an answer, unless a layer has none.
+    fn learn(&self) -> Vec<u64> {
+        let top = &self.layers[0].image;
+        // What changes from here on is perhaps not in the answer.
+        let changes = top.changes();
+        let known = self.spans.whole(self.key);
+        let words = self.ask(known.as_deref());
+        if depth(&words) > known.as_deref().map_or(0, depth) {
+            top.budget().keep_span(self.key, &words, || top.changes() == changes);
+        }
+        words
     }
 
     /// The span's runs, with those before them taken up where they were left open. All that are asked
@@ -168,7 +295,7 @@ impl<'a> Asked<'a> {
         }
         if runs.depth == self.layers.len() {
             // The base's parent, which it does not have.
-            runs.take_zeros(bits_from(0));
+            runs.take_zeros(bits_from(0), None);
         }
         runs.into_words()
     }
@@ -218,13 +345,13 @@ impl Runs {
             let inside = self.open.zip_with(inside, |open, beyond| open & !beyond);
             match piece {
                 Piece::All(Owner::Parent) => {}
-                Piece::All(Owner::Zero) => self.take_zeros(inside),
+                Piece::All(Owner::Zero) => self.take_zeros(inside, Some(self.depth)),
                 Piece::All(Owner::Here(place)) => self.take(inside, place)?,
                 Piece::Mixed(place) => self.take(inside.zip_with(here, |a, b| a & b), place)?,
             }
         }
         // What lies past the end of a layer never shows through from below it.
-        self.take_zeros(bits_from(there >> self.sector_shift));
+        self.take_zeros(bits_from(there >> self.sector_shift), None);
         self.depth += 1;
         Some(())
     }
@@ -241,10 +368,10 @@ impl Runs {
         Some(())
     }
 
-    /// Notes that these sectors, as far as they are open, are zeros.
-    fn take_zeros(&mut self, sectors: Bits) {
+    /// Notes that these sectors, as far as they are open, are zeros because that layer says so or none.
+    fn take_zeros(&mut self, sectors: Bits, layer: Option<usize>) {
         let sectors = self.open.zip_with(sectors, |a, b| a & b);
-        self.words.extend(sectors.starts().map(word::zero));
+        self.words.extend(sectors.starts().map(|at| word::zero(at, layer)));
         self.open = self.open.zip_with(sectors, |open, taken| open & !taken);
     }
 
@@ -310,15 +437,11 @@ fn bits_from(sector: u64) -> Bits {
 /// Who answers for a run.
 enum Answer {
     /// The layer with this number among those asked, from `at` on in its file.
-    Here {
-        layer: usize,
-        at: FileOffset,
-    },
-    Zero,
+    Here { layer: usize, at: FileOffset },
+    /// Nobody: zeros, because that layer says so or because all ended before.
+    Zero { layer: Option<usize> },
     /// None of so many layers.
-    Open {
-        depth: usize,
-    },
+    Open { depth: usize },
 }
 
 /// A run as one word: its first sector in the upper bits, so that words sort; then the layer, then its place
@@ -329,8 +452,8 @@ mod word {
 
     const START_SHIFT: u32 = 53;
     const LAYER_SHIFT: u32 = 38;
-    /// Layers that can be told apart.
-    pub(super) const LAYERS: usize = 1 << (START_SHIFT - LAYER_SHIFT);
+    /// Layers that can be told apart, and none.
+    pub(super) const LAYERS: usize = (1 << (START_SHIFT - LAYER_SHIFT)) - 1;
     /// Places are multiples of the smallest sector.
     const UNIT_SHIFT: u32 = 9;
     const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
@@ -343,8 +466,8 @@ mod word {
         (place < OPEN).then_some(sector << START_SHIFT | (layer as u64) << LAYER_SHIFT | place)
     }
 
-    pub(super) fn zero(sector: u64) -> u64 {
-        sector << START_SHIFT | ZERO
+    pub(super) fn zero(sector: u64, layer: Option<usize>) -> u64 {
+        sector << START_SHIFT | (layer.unwrap_or(LAYERS) as u64) << LAYER_SHIFT | ZERO
     }
 
     pub(super) fn open(sector: u64, depth: usize) -> u64 {
@@ -356,9 +479,9 @@ mod word {
     }
 
     pub(super) fn answer(word: u64) -> Answer {
-        let layer = (word >> LAYER_SHIFT) as usize & (LAYERS - 1);
+        let layer = (word >> LAYER_SHIFT) as usize & LAYERS;
         match word & PLACES {
-            ZERO => Answer::Zero,
+            ZERO => Answer::Zero { layer: (layer < LAYERS).then_some(layer) },
             OPEN => Answer::Open { depth: layer },
             place => Answer::Here { layer, at: FileOffset::new(place << UNIT_SHIFT) },
         }

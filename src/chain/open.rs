@@ -52,6 +52,7 @@ impl DiffChain {
             Some(error) => Err(error),
             None => {
                 let stacks = Stacks::of(layers.len());
+                layers[0].image.watch(stacks.first());
                 Ok(Self { layers: layers.into(), tip: 0, stacks, warnings: warnings.into() })
             }
         }

@@ -6,8 +6,11 @@ use std::ops::Range;
 use super::{DiffChain, Link};
 use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
-use crate::image::{Owner, VhdxFile};
+use crate::image::{Owner, PIECE_LEN, VhdxFile};
 use crate::types::{DiskOffset, FileOffset};
+
+/// Buffers that are filled by one read at the most.
+const PARTS: usize = 16;
 
 /// Bytes in a row with one source.
 pub(super) struct Found<'a> {
@@ -41,14 +44,31 @@ pub(super) fn walk(layers: &[Link], at: DiskOffset, mut len: u64) -> Result<Foun
     Ok(Found { len, place: Place::Zero(None) })
 }
 
+/// Takes the runs of a range in order.
+pub(super) trait Sink<'a> {
+    /// Takes a run that this image has.
+    fn data(&mut self, image: &'a VhdxFile, at: FileOffset, len: u64) -> Result<()>;
+
+    /// Takes a run of zeros, which that image says or none.
+    fn zeros(&mut self, by: Option<&'a VhdxFile>, len: u64) -> Result<()>;
+
+    /// Takes a run, and says how long it is.
+    fn found(&mut self, found: Found<'a>) -> Result<u64> {
+        match found.place {
+            Place::Data(image, at) => self.data(image, at, found.len)?,
+            Place::Zero(image) => self.zeros(image, found.len)?,
+        }
+        Ok(found.len)
+    }
+}
+
 impl DiffChain {
     /// Fills the buffers from the `len` bytes at `at`, which lie within the disk.
     fn read(&self, bufs: &mut [IoSliceMut<'_>], at: u64, len: u64) -> Result<()> {
-        let _pin = self.tip().pin();
         let mut gather = Gather::new(bufs, len);
         let (mut at, end) = (DiskOffset(at), at + len);
         while at.0 < end {
-            match self.gather(at, end - at.0, &mut gather) {
+            match self.some_runs(at, end - at.0, &mut gather) {
                 Ok(len) => at = at + len,
                 // What comes before is read all the same, for its error would be the first.
                 Err(error) => return gather.finish().and(Err(error)),
@@ -57,25 +77,17 @@ impl DiffChain {
         gather.finish()
     }
 
-    /// Hands on some of the runs that the `len` bytes at `at` start with, and says how many bytes that was.
-    fn gather<'a>(
-        &'a self,
-        at: DiskOffset,
-        len: u64,
-        gather: &mut Gather<'_, '_, 'a>,
-    ) -> Result<u64> {
-        let tip = self.tip();
-        if !tip.is_writable() {
-            return self.gather_below(self.tip, at, len, gather);
+    /// The run that a range, which is not empty, starts with.
+    fn first_run(&self, at: DiskOffset, len: u64) -> Result<Found<'_>> {
+        if let Some(found) = self.known_short_run(at, len) {
+            return Ok(found);
         }
-        // What a writer may change is asked anew each time.
-        let run = tip.resolve(at, len)?;
-        match run.owner {
-            Owner::Here(place) => gather.data(tip, place, run.len)?,
-            Owner::Zero => gather.zeros(run.len)?,
-            Owner::Parent => return self.gather_below(self.tip + 1, at, run.len, gather),
+        // Long runs are not known to the index as such, and need not be remembered piece by piece.
+        let found = walk(self.links(), at, len)?;
+        if found.len < len && !(at + found.len).0.is_multiple_of(PIECE_LEN) {
+            self.learn(at, found.len);
         }
-        Ok(run.len)
+        Ok(found)
     }
 }
 
@@ -90,23 +102,9 @@ pub(super) struct Gather<'a, 'b, 'c> {
     waiting: Option<(&'c VhdxFile, FileOffset, u64)>,
 }
 
-impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
-    fn new(bufs: &'a mut [IoSliceMut<'b>], len: u64) -> Self {
-        Self { bufs, filled: 0, left: len, waiting: None }
-    }
-
-    /// Takes the next run, and says how long it is.
-    pub(super) fn found(&mut self, found: &Found<'c>) -> Result<u64> {
-        match found.place {
-            Place::Data(image, at) => self.data(image, at, found.len)?,
-            Place::Zero(_) => self.zeros(found.len)?,
-        }
-        Ok(found.len)
-    }
-
-    /// Takes a run that this image has.
+impl<'c> Sink<'c> for Gather<'_, '_, 'c> {
     #[inline]
-    pub(super) fn data(&mut self, image: &'c VhdxFile, at: FileOffset, len: u64) -> Result<()> {
+    fn data(&mut self, image: &'c VhdxFile, at: FileOffset, len: u64) -> Result<()> {
         self.left -= len;
         if self.left == 0
             && self.waiting.is_none()
@@ -118,14 +116,19 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
         self.queue(image, at, len)
     }
 
-    /// Takes a run of zeros.
-    pub(super) fn zeros(&mut self, len: u64) -> Result<()> {
+    fn zeros(&mut self, _: Option<&'c VhdxFile>, len: u64) -> Result<()> {
         self.left -= len;
         self.finish()?;
-        self.fill(len, |buf, _| {
-            buf.fill(0);
+        self.fill(len, |bufs, _| {
+            bufs.iter_mut().for_each(|buf| buf.fill(0));
             Ok(())
         })
+    }
+}
+
+impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
+    fn new(bufs: &'a mut [IoSliceMut<'b>], len: u64) -> Self {
+        Self { bufs, filled: 0, left: len, waiting: None }
     }
 
     fn queue(&mut self, image: &'c VhdxFile, at: FileOffset, len: u64) -> Result<()> {
@@ -151,27 +154,54 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
     }
 
     fn read_in(&mut self, image: &VhdxFile, at: FileOffset, len: u64) -> Result<()> {
-        self.fill(len, |buf, done| image.read_payload(buf, at + done))
+        self.fill(len, |bufs, done| match bufs {
+            [buf] => image.read_payload(buf, at + done),
+            bufs => image.read_payload_vectored(bufs, at + done),
+        })
     }
 
-    /// Has the next `len` bytes of the buffers filled, for each buffer with how many of them come before.
-    fn fill(&mut self, len: u64, mut by: impl FnMut(&mut [u8], u64) -> Result<()>) -> Result<()> {
+    /// Has the next `len` bytes of the buffers filled, some buffers at a time, each time with how many bytes
+    /// come before.
+    fn fill(
+        &mut self,
+        len: u64,
+        mut by: impl FnMut(&mut [IoSliceMut<'_>], u64) -> Result<()>,
+    ) -> Result<()> {
         let mut done = 0;
         while done < len {
-            let Some((first, _)) = self.bufs.split_first_mut() else { break };
-            let rest = &mut first[self.filled..];
-            let now = (rest.len() as u64).min(len - done) as usize;
-            if now > 0 {
-                by(&mut rest[..now], done)?;
+            let mut parts = [(); PARTS].map(|()| IoSliceMut::new(&mut []));
+            let (mut used, mut sum) = (0, 0);
+            let mut filled = self.filled;
+            for (buf, part) in self.bufs.iter_mut().zip(&mut parts) {
+                let rest = &mut buf[std::mem::take(&mut filled)..];
+                let now = (rest.len() as u64).min(len - done - sum);
+                *part = IoSliceMut::new(&mut rest[..now as usize]);
+                (used, sum) = (used + 1, sum + now);
+                if done + sum == len {
+                    break;
+                }
             }
-            done += now as u64;
-            self.filled += now;
-            if self.filled == first.len() {
-                self.bufs = &mut std::mem::take(&mut self.bufs)[1..];
-                self.filled = 0;
+            if used == 0 {
+                break;
             }
+            if sum > 0 {
+                by(&mut parts[..used], done)?;
+            }
+            done += sum;
+            self.advance(sum);
         }
         Ok(())
+    }
+
+    /// Leaves behind what is filled.
+    fn advance(&mut self, bytes: u64) {
+        self.filled += bytes as usize;
+        while let Some(first) = self.bufs.first()
+            && self.filled >= first.len()
+        {
+            self.filled -= first.len();
+            self.bufs = &mut std::mem::take(&mut self.bufs)[1..];
+        }
     }
 }
 
@@ -181,17 +211,30 @@ impl Disk for DiffChain {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        if let [only] = self.links() {
-            return only.image.read_at(buf, offset);
+        let tip = self.tip();
+        if self.links().len() == 1 && !tip.is_writable() {
+            return tip.read_at(buf, offset);
         }
         let len = buf.len() as u64;
         check_range(&self.geometry(), offset, len)?;
+        let _pin = tip.pin();
+        // Nearly always, and without more ado.
+        if len > 0
+            && let Some(found) = self.known_run(DiskOffset(offset), len)
+        {
+            match found.place {
+                Place::Data(image, at) => return image.read_payload(buf, at),
+                Place::Zero(_) => buf.fill(0),
+            }
+            return Ok(());
+        }
         self.read(&mut [IoSliceMut::new(buf)], offset, len)
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
         check_range(&self.geometry(), offset, len)?;
+        let _pin = self.tip().pin();
         self.read(bufs, offset, len)
     }
 
@@ -213,7 +256,7 @@ impl Disk for DiffChain {
         if len == 0 {
             return Ok(None);
         }
-        let found = walk(self.links(), DiskOffset(range.start), len)?;
+        let found = self.first_run(DiskOffset(range.start), len)?;
         let source = match found.place {
             Place::Data(image, at) => {
                 image.check_no_overlay(at, found.len)?;

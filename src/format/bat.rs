@@ -103,6 +103,11 @@ impl BlockLayout {
         1 << self.sector_shift
     }
 
+    /// Its logarithm to base 2.
+    pub(crate) fn sector_shift(&self) -> u32 {
+        self.sector_shift
+    }
+
     /// Virtual bytes that one sector bitmap block speaks for.
     pub(crate) fn chunk_size(&self) -> u64 {
         SECTORS_PER_CHUNK << self.sector_shift

@@ -14,6 +14,7 @@ mod spans;
 mod writer;
 
 use std::fmt;
+use std::io::IoSliceMut;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -47,7 +48,7 @@ pub(crate) use open::{
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use resolve::{MIXED_WORDS, Owner, PIECE_LEN, Piece};
-pub(crate) use spans::{SpanKey, Spans};
+pub(crate) use spans::{SpanKey, Spans, Wanted};
 
 use metadata::Metadata;
 use recent::RecentEntries;
@@ -209,6 +210,23 @@ impl VhdxFile {
         Some(self.writer.as_ref()?.pins.pin())
     }
 
+    /// Has answers about the disk, kept under this number, forgotten when a write makes others right.
+    pub(crate) fn watch(&self, stack: u64) {
+        if let Some(writer) = &self.writer {
+            writer.watch(stack);
+        }
+    }
+
+    /// A number that rises when another answers for a part of the disk than before.
+    pub(crate) fn changes(&self) -> u64 {
+        self.writer.as_ref().map_or(0, Writer::changes)
+    }
+
+    /// Whether several questions came since the last such change, this one counted.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.writer.as_ref().is_none_or(Writer::is_quiet)
+    }
+
     pub(crate) fn budget(&self) -> &Budget {
         &self.budget
     }
@@ -248,6 +266,20 @@ impl VhdxFile {
     pub(crate) fn read_payload(&self, buf: &mut [u8], at: FileOffset) -> Result<()> {
         self.storage.read_exact_at(buf, at.get()).map_err(|error| {
             Error::io("payload.read", format!("cannot read {} bytes", buf.len()), error)
+                .in_file(self.name())
+                .at(at.get())
+        })
+    }
+
+    /// Reads bytes of the disk that lie at `at` in the file into one buffer after the other.
+    pub(crate) fn read_payload_vectored(
+        &self,
+        bufs: &mut [IoSliceMut<'_>],
+        at: FileOffset,
+    ) -> Result<()> {
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
+        self.storage.read_exact_vectored_at(bufs, at.get()).map_err(|error| {
+            Error::io("payload.read", format!("cannot read {len} bytes"), error)
                 .in_file(self.name())
                 .at(at.get())
         })

@@ -1,60 +1,118 @@
 //! What chains found out about their disks, kept within a budget and read without a lock.
 //!
-//! The words of an answer are written once, one answer behind the other, into a ring of memory; when it is
-//! full, the oldest ones are written over. A table of slots says where in the ring an answer stands. All
-//! of it is atomic words: a reader takes what it needs and then looks whether the ring's end has
-//! come by meanwhile. So readers write nothing that others read, and an answer that goes has no owner to
-//! wait for.
+//! A table of lines, each as long as a line of the processor's cache, says what is known: a version, and a few
+//! questions with their answers. An answer of one word stands there itself; for a longer one the line says
+//! where its words stand in a ring of memory, into which they were written once, one answer behind the other.
+//! When the ring is full, the oldest are written over. All of it is atomic words: a reader takes what it needs
+//! and then looks whether the line has another version by now, or the ring's end has come by. So
+//! readers write nothing that others read, and an answer that goes has no owner to wait for. What a reader
+//! looks at beside the words of the answer that it wants is that one line.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicUsize;
+use std::sync::{OnceLock, PoisonError};
 
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 
 /// Words of memory that are taken at a time.
 const PIECE: usize = 8192;
-/// Slots that an answer may stand in: a line of the processor's cache.
-const WAYS: usize = 8;
+/// Lines of the table that are taken at a time.
+const LINES: usize = 1024;
+/// Questions of a line.
+const WAYS: usize = 3;
+/// How often a reader looks at a line that is changed under its eyes.
+const TRIES: usize = 4;
 /// Answers to neighbouring questions that share a piece of the table.
 const NEIGHBOURS: u32 = 10;
-/// Words before those of an answer: what it is the answer to.
-const HEAD: usize = 2;
-const COUNT_BITS: u32 = 16;
-/// A slot has the place of an answer in its lower bits, and bits of the hash above.
+/// Bits of a question that say which part of a disk it is about: 64 TiB in parts of 1 MiB.
+const NUMBER_BITS: u32 = 26;
+/// Says that the words of an answer stand in the ring. No word of an answer has this bit.
+const IN_RING: u64 = 1 << 63;
+/// Where in the ring they stand, and above that how many they are.
 const PLACE_BITS: u32 = 48;
 const PLACES: u64 = (1 << PLACE_BITS) - 1;
+/// More words have no place in a line to say so.
+const MOST_WORDS: usize = (1 << (63 - PLACE_BITS)) - 1;
 /// Less memory is of no use.
 const LEAST: usize = 1024;
 const WORD: usize = size_of::<u64>();
 
 type Words = Box<[AtomicU64]>;
 
-/// What an answer is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SpanKey {
-    /// The layers that were asked. What they answer never changes.
-    pub(crate) stack: u64,
-    /// The part of the disk, below 2^48.
-    pub(crate) number: u64,
+/// What is known of a few questions: a reader looks at one line of the processor's cache.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Line {
+    /// Odd while the line is changed.
+    version: AtomicU64,
+    /// A question, or 0, and its answer.
+    ways: [[AtomicU64; 2]; WAYS],
 }
 
-/// Answers: sorted words.
+/// What an answer is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SpanKey(u64);
+
+impl SpanKey {
+    /// This part of a disk as a stack of layers has it; `None` for numbers that there is no room for. No
+    /// stack has the number 0.
+    pub(crate) fn new(stack: u64, number: u64) -> Option<Self> {
+        let fits = stack >> (u64::BITS - NUMBER_BITS) == 0 && number >> NUMBER_BITS == 0;
+        (fits && stack > 0).then_some(Self(stack << NUMBER_BITS | number))
+    }
+
+    fn stack(self) -> u64 {
+        self.0 >> NUMBER_BITS
+    }
+
+    fn number(self) -> u64 {
+        self.0 & ((1 << NUMBER_BITS) - 1)
+    }
+}
+
+/// The words of an answer that are looked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// The last word that is not above this one, and those that follow ...
+    pub(crate) first: u64,
+    /// ... and are not above this one.
+    pub(crate) last: u64,
+    /// Where the first of them would stand among the words of a long answer if these lay evenly, in parts of
+    /// 2^16.
+    pub(crate) guess: u64,
+}
+
+/// Answers: sorted words, all below 2^63.
 #[derive(Debug)]
 pub(crate) struct Spans {
     /// Pieces of the table, as many as a power of two. Memory is taken when it is needed.
-    slots: Box<[OnceLock<Words>]>,
-    slots_per_piece: usize,
+    lines: Box<[OnceLock<Box<[Line]>>]>,
+    /// A power of two.
+    lines_per_piece: usize,
     ring: Box<[OnceLock<Words>]>,
     /// A power of two.
     words_per_piece: usize,
     /// Places in the ring go on counting round after round. Those before this one are written over.
     floor: AtomicU64,
-    /// Where the next answer goes.
-    head: Mutex<u64>,
+    head: Mutex<Head>,
     /// Bytes of memory taken.
     held: AtomicUsize,
     seed: [u64; 2],
+}
+
+#[derive(Debug)]
+struct Head {
+    /// Where in the ring the next answer goes.
+    next: u64,
+    /// Answers that were kept so far.
+    kept: usize,
+}
+
+/// What is known of a question.
+enum Answer<'a> {
+    Word(u64),
+    /// Until it is known that they are whole these may be any words.
+    Words(&'a [AtomicU64]),
 }
 
 impl Spans {
@@ -63,20 +121,19 @@ impl Spans {
         if bytes < LEAST {
             return None;
         }
-        let slots = power_of_two_in(bytes / 4 / WORD).max(WAYS);
-        let slots_per_piece = slots.min(PIECE);
-        let ring = bytes / WORD - slots;
+        let lines = power_of_two_in(bytes / 4 / size_of::<Line>());
+        let lines_per_piece = lines.min(LINES);
+        let ring = (bytes - lines * size_of::<Line>()) / WORD;
         let words_per_piece = power_of_two_in(ring).min(PIECE);
         let pieces = ring / words_per_piece;
         let seed = RandomState::new();
         Some(Self {
-            slots: (0..slots / slots_per_piece).map(|_| OnceLock::new()).collect(),
-            slots_per_piece,
+            lines: (0..lines / lines_per_piece).map(|_| OnceLock::new()).collect(),
+            lines_per_piece,
             ring: (0..pieces).map(|_| OnceLock::new()).collect(),
             words_per_piece,
-            // No slot that is empty points to a place that counts.
-            floor: AtomicU64::new(1),
-            head: Mutex::new((pieces * words_per_piece) as u64),
+            floor: AtomicU64::new(0),
+            head: Mutex::new(Head { next: (pieces * words_per_piece) as u64, kept: 0 }),
             held: AtomicUsize::new(0),
             seed: [seed.hash_one(0), seed.hash_one(1)],
         })
@@ -87,15 +144,24 @@ impl Spans {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Takes from an answer the last word that is not above `first` and those that follow and are not above
-    /// `last`, as many as `found` has room for. Their number; 0 where there is no answer.
-    pub(crate) fn find(&self, key: SpanKey, first: u64, last: u64, found: &mut [u64]) -> usize {
+    /// Takes the words that are wanted from an answer, as many as `found` has room for. Their number; 0 where
+    /// there is no answer.
+    #[inline]
+    pub(crate) fn find(&self, key: SpanKey, wanted: Wanted, found: &mut [u64]) -> usize {
         let looked = self.look(key, |answer| {
-            let after = answer.partition_point(|word| word.load(Ordering::Relaxed) <= first);
+            let words = match answer {
+                Answer::Word(word) => {
+                    found[0] = word;
+                    return 1;
+                }
+                Answer::Words(words) => words,
+            };
+            let guess = (words.len() as u64 * wanted.guess) >> 16;
+            let start = last_not_above(words, guess as usize, wanted.first);
             let mut count = 0;
-            for (word, place) in answer[after.saturating_sub(1)..].iter().zip(found.iter_mut()) {
+            for (word, place) in words[start..].iter().zip(found.iter_mut()) {
                 let word = word.load(Ordering::Relaxed);
-                if count > 0 && word > last {
+                if count > 0 && word > wanted.last {
                     break;
                 }
                 *place = word;
@@ -108,84 +174,95 @@ impl Spans {
 
     /// All words of an answer.
     pub(crate) fn whole(&self, key: SpanKey) -> Option<Vec<u64>> {
-        self.look(key, |answer| answer.iter().map(|word| word.load(Ordering::Relaxed)).collect())
+        self.look(key, |answer| match answer {
+            Answer::Word(word) => vec![word],
+            Answer::Words(words) => words.iter().map(|word| word.load(Ordering::Relaxed)).collect(),
+        })
     }
 
-    /// Keeps an answer, in place of an earlier one to the same question. It is let go when there is no
-    /// room for it, or when somebody else keeps one at this very moment: nobody waits.
-    /// Whether memory was taken for it.
-    pub(crate) fn keep(&self, key: SpanKey, answer: &[u64]) -> bool {
-        let len = HEAD + answer.len();
-        if len > self.words_per_piece || answer.len() >= 1 << COUNT_BITS {
+    /// Keeps an answer, which is not empty, in place of an earlier one to the same question. It is let go when
+    /// there is no room for it, when somebody else keeps one at this very moment, for nobody waits, or when
+    /// it is not `still` right. Whether memory was taken for it.
+    pub(crate) fn keep(&self, key: SpanKey, answer: &[u64], still: impl FnOnce() -> bool) -> bool {
+        let Ok(mut head) = self.head.try_lock() else { return false };
+        if answer.len() > self.words_per_piece.min(MOST_WORDS) || !still() {
             return false;
         }
-        let Ok(mut head) = self.head.try_lock() else { return false };
         let before = self.held();
-        let left = self.words_per_piece - self.within_piece(*head);
-        let at = if len > left { *head + left as u64 } else { *head };
-        *head = at + len as u64;
-        let capacity = (self.ring.len() * self.words_per_piece) as u64;
-        let floor = (*head - capacity).max(1);
-        self.floor.store(floor, Ordering::Relaxed);
-        // Whoever reads one of the words that follow sees the new floor afterwards.
-        fence(Ordering::Release);
-        let piece = self.ring[self.piece(at)].get_or_init(|| self.take(self.words_per_piece));
-        let heading = [key.stack, key.number << COUNT_BITS | answer.len() as u64];
-        let words = heading.iter().chain(answer);
-        for (place, word) in piece[self.within_piece(at)..].iter().zip(words) {
-            place.store(*word, Ordering::Relaxed);
-        }
+        let known = match answer {
+            [word] => *word,
+            words => IN_RING | (words.len() as u64) << PLACE_BITS | self.write(&mut head, words),
+        };
         let home = self.home(key);
-        let slots = self.slots[home.piece].get_or_init(|| self.take(self.slots_per_piece));
-        let slots = &slots[home.line..home.line + WAYS];
-        let chosen = slots.iter().min_by_key(|slot| {
-            let slot = slot.load(Ordering::Relaxed);
-            // The same question's, or else the oldest.
-            let at = slot & PLACES;
-            let may_be = at >= floor && slot >> PLACE_BITS == home.tag;
-            (!(may_be && self.answer(key, at).is_some()), at)
+        let line = &self.lines[home.piece].get_or_init(|| self.take_lines())[home.line];
+        let floor = self.floor.load(Ordering::Relaxed);
+        head.kept += 1;
+        // The same question's place, or else one that says nothing, or else any of them in turn.
+        let chosen = line.ways.iter().enumerate().min_by_key(|(way, pair)| {
+            let [question, answer] = [0, 1].map(|n: usize| pair[n].load(Ordering::Relaxed));
+            let says = question != 0 && (answer & IN_RING == 0 || answer & PLACES >= floor);
+            (question != key.0, says, (way + head.kept) % WAYS)
         });
-        if let Some(slot) = chosen {
-            slot.store(home.tag << PLACE_BITS | at, Ordering::Release);
+        if let Some((way, _)) = chosen {
+            line.change(way, [key.0, known]);
         }
         self.held() != before
     }
 
-    /// Hands an answer to `look`, and what that made of it on if it was whole until then. Until that is
-    /// known the words may be any, and their number too.
-    fn look<R>(&self, key: SpanKey, mut look: impl FnMut(&[AtomicU64]) -> R) -> Option<R> {
+    /// Lets go of the answer to a question, and of one that is being kept at this moment unless that asks
+    /// whether it is still right.
+    pub(crate) fn drop_answer(&self, key: SpanKey) {
+        let _head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
         let home = self.home(key);
-        let slots = self.slots[home.piece].get()?;
-        for slot in &slots[home.line..home.line + WAYS] {
-            let slot = slot.load(Ordering::Acquire);
-            if slot >> PLACE_BITS != home.tag {
-                continue;
-            }
-            let at = slot & PLACES;
-            let Some(answer) = self.answer(key, at) else { continue };
-            let looked = look(answer);
-            fence(Ordering::Acquire);
-            if self.floor.load(Ordering::Relaxed) <= at {
-                return Some(looked);
+        let Some(lines) = self.lines[home.piece].get() else { return };
+        let line = &lines[home.line];
+        for (way, [question, _]) in line.ways.iter().enumerate() {
+            if question.load(Ordering::Relaxed) == key.0 {
+                line.change(way, [0, 0]);
             }
         }
-        None
     }
 
-    /// The words at a place of the ring, where they are the answer to this question.
-    fn answer(&self, key: SpanKey, at: u64) -> Option<&[AtomicU64]> {
-        let words = self.ring[self.piece(at)].get()?.get(self.within_piece(at)..)?;
-        let (heading, words) = words.split_at_checked(HEAD)?;
-        let [stack, number] = [0, 1].map(|n: usize| heading[n].load(Ordering::Relaxed));
-        if stack != key.stack || number >> COUNT_BITS != key.number {
-            return None;
+    /// Writes words to the ring, over the oldest ones, and says where.
+    fn write(&self, head: &mut Head, words: &[u64]) -> u64 {
+        let left = self.words_per_piece - self.within_piece(head.next);
+        let at = if words.len() > left { head.next + left as u64 } else { head.next };
+        head.next = at + words.len() as u64;
+        let capacity = (self.ring.len() * self.words_per_piece) as u64;
+        self.floor.store(head.next - capacity, Ordering::Relaxed);
+        // Whoever reads one of the words that follow sees the new floor afterwards.
+        fence(Ordering::Release);
+        let piece = self.ring[self.piece(at)].get_or_init(|| self.take_words());
+        for (place, word) in piece[self.within_piece(at)..].iter().zip(words) {
+            place.store(*word, Ordering::Relaxed);
         }
-        words.get(..(number & ((1 << COUNT_BITS) - 1)) as usize)
+        at
     }
 
-    fn take(&self, words: usize) -> Words {
-        self.held.fetch_add(words * WORD, Ordering::Relaxed);
-        (0..words).map(|_| AtomicU64::new(0)).collect()
+    /// Hands an answer to `look`, and what that made of it on if it was whole until then.
+    #[inline]
+    fn look<R>(&self, key: SpanKey, look: impl FnOnce(Answer<'_>) -> R) -> Option<R> {
+        let home = self.home(key);
+        let known = self.lines[home.piece].get()?[home.line].find(key)?;
+        if known & IN_RING == 0 {
+            return Some(look(Answer::Word(known)));
+        }
+        let (at, len) = (known & PLACES, (known & !IN_RING) >> PLACE_BITS);
+        let piece = self.ring[self.piece(at)].get()?;
+        let words = piece.get(self.within_piece(at)..)?.get(..len as usize)?;
+        let looked = look(Answer::Words(words));
+        fence(Ordering::Acquire);
+        (self.floor.load(Ordering::Relaxed) <= at).then_some(looked)
+    }
+
+    fn take_words(&self) -> Words {
+        self.held.fetch_add(self.words_per_piece * WORD, Ordering::Relaxed);
+        (0..self.words_per_piece).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    fn take_lines(&self) -> Box<[Line]> {
+        self.held.fetch_add(self.lines_per_piece * size_of::<Line>(), Ordering::Relaxed);
+        (0..self.lines_per_piece).map(|_| Line::default()).collect()
     }
 
     fn piece(&self, at: u64) -> usize {
@@ -197,31 +274,83 @@ impl Spans {
         at as usize & (self.words_per_piece - 1)
     }
 
-    /// Where answers to a question stand. Seeded, so that nobody knows whose answers share slots.
+    /// Where the answer to a question stands. Seeded, so that nobody knows whose answers share a line.
     fn home(&self, key: SpanKey) -> Home {
-        let fold = |state: u64, value: u64| {
-            let product = u128::from(state ^ value) * u128::from(self.seed[1] | 1);
-            (product >> 64) as u64 ^ product as u64
-        };
-        let group = key.number >> NEIGHBOURS;
-        let stack = fold(self.seed[0], key.stack);
-        let lines = self.slots_per_piece / WAYS;
-        let line = (key.number ^ stack >> 16) as usize & (lines - 1);
+        let product = u128::from(self.seed[0] ^ key.stack()) * u128::from(self.seed[1] | 1);
+        let stack = ((product >> 64) as u64 ^ product as u64) as usize;
+        let number = key.number() as usize;
         Home {
-            // In turn, so that all pieces have their share of a disk.
-            piece: stack.wrapping_add(group) as usize & (self.slots.len() - 1),
-            line: line * WAYS,
-            tag: fold(stack, group) >> PLACE_BITS ^ key.number & (u64::MAX >> PLACE_BITS),
+            // In turn, so that all pieces and all lines of one have their share of a disk.
+            piece: stack.wrapping_add(number >> NEIGHBOURS) & (self.lines.len() - 1),
+            line: (number ^ stack >> 16) & (self.lines_per_piece - 1),
         }
     }
 }
 
 struct Home {
     piece: usize,
-    /// The first slot of a few.
     line: usize,
-    /// Told apart in the slots themselves.
-    tag: u64,
+}
+
+impl Line {
+    /// What the line says of a question.
+    #[inline]
+    fn find(&self, key: SpanKey) -> Option<u64> {
+        for _ in 0..TRIES {
+            let version = self.version.load(Ordering::Acquire);
+            let way = self.ways.iter().find(|way| way[0].load(Ordering::Relaxed) == key.0);
+            let known = way.map(|way| way[1].load(Ordering::Relaxed));
+            fence(Ordering::Acquire);
+            if version & 1 == 0 && self.version.load(Ordering::Relaxed) == version {
+                return known;
+            }
+        }
+        None
+    }
+
+    /// Changes what the line says. Nobody else does so meanwhile.
+    fn change(&self, way: usize, known: [u64; 2]) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version.store(version + 1, Ordering::Relaxed);
+        // Whoever reads one of the words that follow sees that version afterwards.
+        fence(Ordering::Release);
+        for (place, word) in self.ways[way].iter().zip(known) {
+            place.store(word, Ordering::Relaxed);
+        }
+        self.version.store(version + 2, Ordering::Release);
+    }
+}
+
+/// The number of the last word that is not above this one, or else the first. The words are sorted, or being
+/// written over.
+#[inline]
+fn last_not_above(words: &[AtomicU64], guess: usize, bound: u64) -> usize {
+    let is_above = |n: usize| words.get(n).is_none_or(|word| word.load(Ordering::Relaxed) > bound);
+    let (mut low, mut high) = (guess.min(words.len().saturating_sub(1)), 0);
+    let mut step = 1;
+    if is_above(low) {
+        high = low;
+        while low > 0 && is_above(low) {
+            high = low;
+            low = low.saturating_sub(step);
+            step *= 2;
+        }
+    } else {
+        while high == 0 {
+            let next = (low + step).min(words.len());
+            if is_above(next) {
+                high = next
+            } else {
+                low = next
+            }
+            step *= 2;
+        }
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if is_above(middle) { high = middle } else { low = middle }
+    }
+    low
 }
 
 fn power_of_two_in(n: usize) -> usize {
@@ -237,14 +366,22 @@ mod tests {
     use super::*;
 
     fn key(stack: u64, number: u64) -> SpanKey {
-        SpanKey { stack, number }
+        SpanKey::new(stack + 1, number).unwrap()
     }
 
     /// Sorted words that tell whose they are and how many they are.
     fn answer(key: SpanKey, version: u64, len: u64) -> Vec<u64> {
-        let word =
-            |n| n << 48 | (key.stack * 31 + key.number * 7 + version * 1009 + len) & 0xFFFF_FFFF;
+        let word = |n| n << 48 | (of_key(key) + version * 1009 + len) & 0xFFFF_FFFF;
         (0..len).map(word).collect()
+    }
+
+    fn of_key(key: SpanKey) -> u64 {
+        key.stack() * 31 + key.number() * 7
+    }
+
+    /// What a reader wants that knows nothing of how the words lie.
+    fn wanted(first: u64, last: u64, guess: u64) -> Wanted {
+        Wanted { first: first << 48 | 0xFFFF_FFFF, last: last << 48 | 0xFFFF_FFFF, guess }
     }
 
     proptest! {
@@ -260,18 +397,25 @@ mod tests {
                 let key = key(stack, number * 700);
                 if is_kept {
                     let words = answer(key, version as u64, len);
-                    spans.keep(key, &words);
-                    if len as usize + HEAD <= spans.words_per_piece {
+                    spans.keep(key, &words, || true);
+                    if len as usize <= spans.words_per_piece {
                         let found = spans.whole(key);
                         prop_assert_eq!(found.as_ref(), Some(&words), "just kept");
-                        model.insert(key.stack << 32 | key.number, words);
+                        model.insert(key.0, words);
                     }
+                } else if len % 10 == 0 {
+                    spans.drop_answer(key);
+                    model.remove(&key.0);
+                    prop_assert_eq!(spans.whole(key), None, "just dropped");
+                } else if len % 10 == 1 {
+                    spans.keep(key, &answer(key, version as u64, len), || false);
                 }
                 let Some(found) = spans.whole(key) else { continue };
-                prop_assert_eq!(Some(&found), model.get(&(key.stack << 32 | key.number)));
+                prop_assert_eq!(Some(&found), model.get(&key.0));
                 let mut some = [0; 5];
                 let first = found.len() as u64 / 3;
-                let count = spans.find(key, first << 48 | 0xFFFF_FFFF, (first + 3) << 48 | 0xFFFF_FFFF, &mut some);
+                let guess = (version as u64 * 7919) % (1 << 16);
+                let count = spans.find(key, wanted(first, first + 3, guess), &mut some);
                 prop_assert_eq!(&some[..count], &found[first as usize..found.len().min(first as usize + 4)]);
             }
             prop_assert!(spans.held() <= bytes, "{} of {bytes} bytes", spans.held());
@@ -281,22 +425,54 @@ mod tests {
     #[test]
     fn what_fits_is_all_there() {
         let spans = Spans::new(4 << 20).unwrap();
-        let keys = || (0..40_000).map(|n| key(1 + n / 30_000, n));
-        for key in keys() {
-            spans.keep(key, &answer(key, 0, 3));
+        let keys = || (0..40_000).map(|n| (key(1 + n / 30_000, n), 1 + n % 3 * 3));
+        for (key, len) in keys() {
+            spans.keep(key, &answer(key, 0, len), || true);
         }
-        let lost = keys().filter(|key| spans.whole(*key) != Some(answer(*key, 0, 3))).count();
-        assert_eq!(lost, 0);
+        let is_lost =
+            |(key, len): &(SpanKey, u64)| spans.whole(*key) != Some(answer(*key, 0, *len));
+        assert_eq!(keys().filter(is_lost).count(), 0);
     }
 
     #[test]
     fn memory_is_taken_as_it_is_needed() {
         let spans = Spans::new(32 << 20).unwrap();
         assert_eq!(spans.held(), 0);
-        assert!(spans.keep(key(1, 1), &[1]));
-        assert!(!spans.keep(key(1, 2), &[1]));
-        assert_eq!(spans.held(), 2 * PIECE * WORD);
+        assert!(spans.keep(key(1, 1), &[1], || true));
+        assert!(!spans.keep(key(1, 2), &[1], || true));
+        assert_eq!(spans.held(), LINES * size_of::<Line>());
+        assert!(spans.keep(key(1, 3), &[1, 2], || true));
+        assert_eq!(spans.held(), LINES * size_of::<Line>() + PIECE * WORD);
         assert!(Spans::new(LEAST - 1).is_none());
+    }
+
+    #[test]
+    fn a_line_is_one_of_the_processors() {
+        assert_eq!((size_of::<Line>(), align_of::<Line>()), (64, 64));
+    }
+
+    #[test]
+    fn questions_that_there_is_no_room_for_have_no_key() {
+        assert_eq!(SpanKey::new(0, 1), None);
+        assert_eq!(SpanKey::new(1, 1 << 26), None);
+        assert_eq!(SpanKey::new(1 << 38, 0), None);
+        let last = SpanKey::new((1 << 38) - 1, (1 << 26) - 1).unwrap();
+        assert_eq!((last.stack(), last.number()), ((1 << 38) - 1, (1 << 26) - 1));
+    }
+
+    proptest! {
+        #[test]
+        fn the_last_word_that_is_not_above_is_that_of_a_walk(
+            mut words in proptest::collection::vec(0..300_u64, 1..300),
+            guess in 0..400_usize,
+            bound in 0..300_u64,
+        ) {
+            words.sort_unstable();
+            words.dedup();
+            let expected = words.iter().rposition(|word| *word <= bound).unwrap_or(0);
+            let words: Vec<AtomicU64> = words.into_iter().map(AtomicU64::new).collect();
+            prop_assert_eq!(last_not_above(&words, guess, bound), expected);
+        }
     }
 
     /// Readers see an answer whole and of the question they ask, or none, while it is written over.
@@ -310,7 +486,10 @@ mod tests {
                 scope.spawn(move || {
                     for turn in 0..40_000 {
                         let key = key(7, (turn * 5 + writer) % 12);
-                        spans.keep(key, &answer(key, turn, lens(turn)));
+                        match turn % 16 {
+                            0 => spans.drop_answer(key),
+                            _ => _ = spans.keep(key, &answer(key, turn, lens(turn)), || true),
+                        }
                     }
                 });
             }
@@ -322,8 +501,8 @@ mod tests {
                         let Some(found) = spans.whole(key) else { continue };
                         let low = found[0] & 0xFFFF_FFFF;
                         let is_one = found.iter().zip(0..).all(|(word, n)| *word == n << 48 | low);
-                        let of_key = low - key.stack * 31 - key.number * 7 - found.len() as u64;
-                        assert!(is_one && of_key.is_multiple_of(1009), "{found:?}");
+                        let version = low - of_key(key) - found.len() as u64;
+                        assert!(is_one && version.is_multiple_of(1009), "{found:?}");
                     }
                 });
             }
@@ -339,30 +518,40 @@ mod orders {
 
     use super::*;
 
-    #[test]
-    fn a_reader_sees_a_whole_answer_or_none() {
+    /// Room for two answers of two words: a third is written over the first.
+    fn small() -> Arc<Spans> {
+        Arc::new(Spans {
+            lines: Box::new([OnceLock::new()]),
+            lines_per_piece: 1,
+            ring: Box::new([OnceLock::new()]),
+            words_per_piece: 4,
+            floor: AtomicU64::new(0),
+            head: Mutex::new(Head { next: 4, kept: 0 }),
+            held: AtomicUsize::new(0),
+            seed: [3, 5],
+        })
+    }
+
+    fn key(number: u64) -> SpanKey {
+        SpanKey::new(1, number).unwrap()
+    }
+
+    fn in_every_order(what: impl Fn() + Send + Sync + 'static) {
         let mut builder = loom::model::Builder::new();
         builder.preemption_bound = Some(3);
-        builder.check(|| {
-            // Two answers fill the ring: the third is written over the first.
-            let spans = Spans {
-                slots: Box::new([OnceLock::new()]),
-                slots_per_piece: WAYS,
-                ring: Box::new([OnceLock::new()]),
-                words_per_piece: 8,
-                floor: AtomicU64::new(1),
-                head: Mutex::new(8),
-                held: AtomicUsize::new(0),
-                seed: [3, 5],
-            };
-            let key = |number| SpanKey { stack: 1, number };
-            spans.keep(key(1), &[10, 11]);
-            spans.keep(key(2), &[20, 21]);
-            let spans = Arc::new(spans);
+        builder.check(what);
+    }
+
+    #[test]
+    fn a_reader_sees_a_whole_answer_or_none() {
+        in_every_order(|| {
+            let spans = small();
+            spans.keep(key(1), &[10, 11], || true);
+            spans.keep(key(2), &[20, 21], || true);
             let writer = Arc::clone(&spans);
             let writer = thread::spawn(move || {
-                writer.keep(key(1), &[12, 13]);
-                writer.keep(key(3), &[30, 31]);
+                writer.keep(key(1), &[12, 13], || true);
+                writer.keep(key(3), &[30, 31], || true);
             });
             let found = spans.whole(key(1));
             let whole = [None, Some(vec![10, 11]), Some(vec![12, 13])];
@@ -370,6 +559,47 @@ mod orders {
             writer.join().unwrap();
             assert_eq!(spans.whole(key(1)), Some(vec![12, 13]));
             assert_eq!(spans.whole(key(2)), None);
+        });
+    }
+
+    #[test]
+    fn a_reader_sees_the_answer_to_its_own_question() {
+        in_every_order(|| {
+            let spans = small();
+            (1..4).for_each(|n| _ = spans.keep(key(n), &[n * 10], || true));
+            let writer = Arc::clone(&spans);
+            let writer = thread::spawn(move || {
+                // There are as many places: each of these takes one from another.
+                writer.keep(key(4), &[40], || true);
+                writer.drop_answer(key(2));
+                writer.keep(key(1), &[11], || true);
+            });
+            for n in [1, 2] {
+                let found = spans.whole(key(n)).unwrap_or_default();
+                let own = [vec![], vec![n * 10], vec![11]];
+                assert!(own.contains(&found) && (n == 1 || found != [11]), "{n}: {found:?}");
+            }
+            writer.join().unwrap();
+            assert_eq!(spans.whole(key(2)), None);
+        });
+    }
+
+    /// What was found out before a change is not there after it.
+    #[test]
+    fn an_answer_that_is_no_longer_right_is_not_kept() {
+        in_every_order(|| {
+            let spans = small();
+            let now = Arc::new(AtomicU64::new(0));
+            let (others, changes) = (Arc::clone(&spans), Arc::clone(&now));
+            let writer = thread::spawn(move || {
+                changes.store(1, Ordering::Release);
+                others.drop_answer(key(1));
+            });
+            let seen = now.load(Ordering::Acquire);
+            spans.keep(key(1), &[10 + seen], || now.load(Ordering::Acquire) == seen);
+            writer.join().unwrap();
+            let found = spans.whole(key(1)).unwrap_or_default();
+            assert!(found.is_empty() || found == [11], "{found:?}");
         });
     }
 }

@@ -52,6 +52,11 @@ impl Storage for FileStorage {
         };
     }
 
+    #[cfg(target_os = "linux")]
+    fn read_vectored_at(&self, bufs: &mut [io::IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        Ok(rustix::io::preadv(&self.file, bufs, offset)?)
+    }
+
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         #[cfg(unix)]
         return std::os::unix::fs::FileExt::write_all_at(&self.file, buf, offset);

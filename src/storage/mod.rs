@@ -12,7 +12,7 @@ mod overlay;
 mod proc_locks;
 
 use std::fmt::Debug;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -42,6 +42,18 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// What the host says.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Reads into one buffer after the other from `offset` and returns how many bytes: fewer than asked at
+    /// the end of the file, or where the host takes several steps for it.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        match bufs.iter_mut().find(|buf| !buf.is_empty()) {
+            Some(buf) => self.read_at(buf, offset),
+            None => Ok(0),
+        }
+    }
 
     /// Writes all of `buf` at `offset`, growing the file where needed.
     ///
@@ -123,6 +135,32 @@ pub trait Storage: Debug + Send + Sync {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(read) => {
                     buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills one buffer after the other from `offset`, or fails with [`ErrorKind::UnexpectedEof`]. The
+    /// slices may point elsewhere afterwards.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    fn read_exact_vectored_at(
+        &self,
+        mut bufs: &mut [IoSliceMut<'_>],
+        mut offset: u64,
+    ) -> io::Result<()> {
+        // Those that are full, or were empty from the start, are left behind.
+        IoSliceMut::advance_slices(&mut bufs, 0);
+        while !bufs.is_empty() {
+            match self.read_vectored_at(bufs, offset) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    IoSliceMut::advance_slices(&mut bufs, read);
                     offset += read as u64;
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}

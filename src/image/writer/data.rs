@@ -192,7 +192,7 @@ impl VhdxFile {
             if parent_shows && !is_whole {
                 self.become_mixed(writer, block, space.at, at, buf.len() as u64)?;
             } else {
-                self.set_entry(writer, index, BatEntry::new(6, space.at))?;
+                self.set_block(writer, block, BatEntry::new(6, space.at))?;
             }
         }
         let moved = (|| {
@@ -209,7 +209,7 @@ impl VhdxFile {
             if parent_shows && !is_whole {
                 self.become_mixed(writer, block, space.at, at, buf.len() as u64)
             } else {
-                self.set_entry(writer, index, BatEntry::new(6, space.at))
+                self.set_block(writer, block, BatEntry::new(6, space.at))
             }
         });
         committed.inspect_err(|_| writer.space.give_back(space))
@@ -242,7 +242,9 @@ impl VhdxFile {
             if all_set(changed, bitmap, &all) || planted("full-before-all-bits") {
                 self.put_entry(changed, index, BatEntry::new(6, seen.offset()));
             }
-        })
+        })?;
+        writer.watch.changed(&self.budget, at.0..at.0 + len);
+        Ok(())
     }
 
     /// Makes a block that was the parent's one whose sectors are here or there.
@@ -265,7 +267,10 @@ impl VhdxFile {
             }
             set_bits(changed, bitmap, &marks, true);
             self.put_entry(changed, index, BatEntry::new(7, place));
-        })
+        })?;
+        // For the rest of the block it is still the parent that answers.
+        writer.watch.changed(&self.budget, at.0..at.0 + len);
+        Ok(())
     }
 
     /// The sector bitmap block of a block's chunk, made if there is none.
@@ -315,13 +320,13 @@ impl VhdxFile {
                 let place = self.place_of(entry, index, start, in_disk)?;
                 self.begin(writer)?;
                 let state = if planted("discard-shows-parent") { 0 } else { 2 };
-                self.set_entry(writer, index, BatEntry::new(state, FileOffset::new(0)))?;
+                self.set_block(writer, block, BatEntry::new(state, FileOffset::new(0)))?;
                 writer.space.free_later(Freed { at: place, len: self.layout.block_size() });
                 Ok(())
             }
             PayloadState::NotPresent if self.has_parent() => {
                 self.begin(writer)?;
-                self.set_entry(writer, index, BatEntry::new(2, FileOffset::new(0)))
+                self.set_block(writer, block, BatEntry::new(2, FileOffset::new(0)))
             }
             PayloadState::Reserved => self.resolve(start, in_disk).map(drop),
             // It reads as zeros already.
@@ -382,6 +387,15 @@ impl VhdxFile {
             return Ok(());
         }
         self.commit(writer)
+    }
+
+    /// Gives a block another state or place.
+    fn set_block(&self, writer: &Writer, block: BlockIndex, entry: BatEntry) -> Result<()> {
+        self.set_entry(writer, self.layout.payload_index(block), entry)?;
+        let start = self.layout.block_start(block).0;
+        let end = (start + self.layout.block_size()).min(self.layout.size());
+        writer.watch.changed(&self.budget, start..end);
+        Ok(())
     }
 
     fn set_entry(&self, writer: &Writer, index: BatIndex, entry: BatEntry) -> Result<()> {

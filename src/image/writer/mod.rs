@@ -15,6 +15,7 @@ mod session;
 mod space;
 mod tables;
 mod tickets;
+mod watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -33,6 +34,7 @@ pub(crate) use session::{flush, update_headers};
 use space::Allocated;
 use tables::Tables;
 use tickets::Tickets;
+use watch::Watch;
 
 /// The writing side of an image.
 #[derive(Debug)]
@@ -52,6 +54,8 @@ pub(crate) struct Writer {
     /// Whether payload was written since the last flush started.
     payload_written: AtomicBool,
     flushes: Tickets,
+    /// What the chain whose tip this is knows it by.
+    watch: Watch,
     poison: OnceLock<String>,
 }
 
@@ -70,8 +74,22 @@ impl Writer {
             begun: AtomicBool::new(false),
             payload_written: AtomicBool::new(false),
             flushes: Tickets::default(),
+            watch: Watch::default(),
             poison: OnceLock::new(),
         }
+    }
+
+    /// Has answers about the disk forgotten that are kept under this number when they are no longer right.
+    pub(super) fn watch(&self, stack: u64) {
+        self.watch.start(stack);
+    }
+
+    pub(super) fn changes(&self) -> u64 {
+        self.watch.changes()
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.watch.is_quiet()
     }
 
     /// Length of the file.

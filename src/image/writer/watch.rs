@@ -1,0 +1,55 @@
+//! What a chain that keeps answers about the image must know of its changes.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::image::{Budget, PIECE_LEN, SpanKey};
+use crate::mutants::planted;
+
+/// Questions in a row that must come without a change between them before answers are worth keeping.
+const QUIET: u64 = 8;
+
+/// Counts the changes in who answers for a place, and has the answers forgotten that they concern.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    /// What the answers are kept under.
+    stack: OnceLock<u64>,
+    changes: AtomicU64,
+    /// The number of changes at the last question that no answer was known to, and such questions since.
+    seen: AtomicU64,
+    questions: AtomicU64,
+}
+
+impl Watch {
+    pub(super) fn start(&self, stack: u64) {
+        let _ = self.stack.set(stack);
+    }
+
+    /// A number that rises with each change.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes.load(Ordering::Acquire)
+    }
+
+    /// Whether several questions came since the last change, this one counted.
+    pub(super) fn is_quiet(&self) -> bool {
+        let now = self.changes.load(Ordering::Relaxed);
+        if self.seen.swap(now, Ordering::Relaxed) != now {
+            self.questions.store(0, Ordering::Relaxed);
+        }
+        self.questions.fetch_add(1, Ordering::Relaxed) >= QUIET
+    }
+
+    /// Has forgotten what was known of these bytes of the disk: the tables say something else by now. First
+    /// the number rises, so that an answer from before is either kept until here and goes, or not kept.
+    pub(super) fn changed(&self, budget: &Budget, bytes: Range<u64>) {
+        self.changes.fetch_add(1, Ordering::AcqRel);
+        let (Some(stack), Some(spans)) = (self.stack.get(), budget.spans()) else { return };
+        if planted("index-outlives-change") {
+            return;
+        }
+        for number in bytes.start / PIECE_LEN..bytes.end.div_ceil(PIECE_LEN) {
+            SpanKey::new(*stack, number).into_iter().for_each(|key| spans.drop_answer(key));
+        }
+    }
+}
