@@ -1,0 +1,174 @@
+//! One table of what the crate costs beside the bare calls of the host: reads, writes, opening, memory, and
+//! other programs.
+//!
+//! ```text
+//! cargo bench --bench table -- [--only NAME] [--rounds 40] [--mib 1024] [--json FILE] [--svg FILE]
+//! AVHDX_BENCH_QUICK=1 cargo bench    every row in small, to see that it runs
+//! ```
+//!
+//! - Every ratio is taken within one round, in which all contenders do the same work one after the other, in
+//!   turns: bare time / own time, so that 1.00 is as fast as bare and more is faster.
+//! - `ratio` is the median over the rounds, `low95` the lower bound of that median's 95 % confidence
+//!   interval by order statistics.
+//! - `A/A` is bare against bare in the same rounds: how far the machine's noise reaches.
+//! - `to raw` is the time of one flat raw file with the disk's contents / own time.
+//! - A bar is reached (`yes`) when `low95` reaches it, or only `by its median`.
+//!
+//! `--mib` is the working set, which is the whole disk. Above 2048 only reads beside bare are measured. What
+//! else the program can do is said in [`instructions`].
+
+// A bench reads files without the crate, to have something to compare it with.
+#![allow(clippy::disallowed_methods)]
+
+mod images;
+mod instructions;
+mod reads;
+mod report;
+mod stats;
+
+use std::error::Error;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::OnceLock;
+
+use images::{Chain, MIB, Shape};
+use report::Report;
+
+type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
+
+const USAGE: &str = "usage: table [--only NAME] [--rounds N] [--mib N] [--json FILE] [--svg FILE]";
+/// A run of more MiB than this is there to show what the chain's own memory does.
+const READS_ALONE: u64 = 2048;
+
+/// What one run measures.
+struct Options {
+    quick: bool,
+    /// The working set, which is the whole disk, in MiB.
+    mib: u64,
+    rounds: usize,
+    /// Bytes that each contender reads in a round.
+    sample: u64,
+    only: Option<String>,
+    json: Option<PathBuf>,
+    svg: Option<PathBuf>,
+}
+
+/// One run of the program.
+struct Run {
+    options: Options,
+    folder: tempfile::TempDir,
+    raw: OnceLock<File>,
+}
+
+impl Options {
+    fn parse(args: impl Iterator<Item = String>) -> Result<Self> {
+        let mut options = Self::of_this_run(std::env::var_os("AVHDX_BENCH_QUICK").is_some());
+        let mut args = args;
+        while let Some(arg) = args.next() {
+            let value = args.next().ok_or(USAGE)?;
+            match arg.as_str() {
+                "--only" => options.only = Some(value),
+                "--rounds" => options.rounds = value.parse()?,
+                "--mib" => options.mib = value.parse()?,
+                "--json" => options.json = Some(value.into()),
+                "--svg" => options.svg = Some(value.into()),
+                _ => return Err(USAGE.into()),
+            }
+        }
+        if !(1..=1000).contains(&options.rounds)
+            || options.mib < 4
+            || !options.mib.is_multiple_of(2)
+        {
+            return Err(
+                "there are 1 to 1000 rounds, and the working set is even and at least 4 MiB".into(),
+            );
+        }
+        Ok(options)
+    }
+
+    fn of_this_run(quick: bool) -> Self {
+        let (mib, rounds, sample) = if quick { (16, 6, 2 * MIB) } else { (1024, 40, 64 * MIB) };
+        Self { quick, mib, rounds, sample, only: None, json: None, svg: None }
+    }
+
+    fn reads_alone(&self) -> bool {
+        self.mib > READS_ALONE
+    }
+}
+
+impl Run {
+    /// A chain of this shape, in a folder that the one before has left.
+    fn chain(&self, shape: Shape) -> Result<Chain> {
+        Chain::build(&self.folder.path().join("chain"), shape)
+    }
+
+    /// One flat file with the contents of every chain that has any.
+    fn raw(&self) -> Result<Option<&File>> {
+        if self.options.reads_alone() {
+            return Ok(None);
+        }
+        if self.raw.get().is_none() {
+            let file = images::write_raw(self.folder.path(), self.options.mib * MIB)?;
+            _ = self.raw.set(file);
+        }
+        Ok(self.raw.get())
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let done = match args.first().map(String::as_str) {
+        Some(instructions::READS_ONLY) => instructions::reads_only(&args),
+        _ => Options::parse(args.into_iter()).and_then(measure),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("table: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(options: Options) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("avhdx-bench-").tempdir()?;
+    check_space(folder.path(), options.mib)?;
+    let run = Run { options, folder, raw: OnceLock::new() };
+    let mut report = Report::only(run.options.only.clone());
+    println!(
+        "Working set {} MiB, {} rounds, page cache warm. ratio = bare time / own time, median; low95 = lower bound",
+        run.options.mib, run.options.rounds
+    );
+    println!(
+        "of its 95 % confidence interval (order statistics); A/A = bare / bare; to raw = flat raw file / own."
+    );
+    reads::run(&run, &mut report)?;
+    if !run.options.reads_alone() {
+        instructions::run(&run, &mut report)?;
+    }
+    let (bars, missed) = report.verdict();
+    println!("\n{} of {bars} bars reached", bars - missed.len());
+    missed.iter().for_each(|work| println!("missed: {work}"));
+    if let Some(path) = &run.options.json {
+        std::fs::write(path, report.to_json())?;
+    }
+    Ok(run.folder.close()?)
+}
+
+/// Refuses to start on a volume that cannot hold the images.
+fn check_space(folder: &Path, mib: u64) -> Result<()> {
+    // The raw file, an image of the same contents, a second one beside it, and their bitmaps and tables.
+    let needed = (3 * mib + mib / 2 + 512) * MIB;
+    let in_folder = format!("{} MiB in {}", needed / MIB, folder.display());
+    eprintln!("needs {in_folder} (TMPDIR chooses another), and as much memory for the page cache");
+    #[cfg(unix)]
+    {
+        let volume = rustix::fs::statvfs(folder)?;
+        let free = volume.f_bavail * volume.f_frsize;
+        if free < needed {
+            return Err(format!("needs {in_folder}, which has {} MiB free", free / MIB).into());
+        }
+    }
+    Ok(())
+}
