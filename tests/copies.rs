@@ -17,6 +17,24 @@ fn disk(bytes: Vec<u8>) -> RawDisk {
     RawDisk::new(Arc::new(MemStorage::new(bytes))).unwrap()
 }
 
+/// Whoever looks into an image leaves no trace there, not even that it was looked at.
+#[test]
+#[cfg(target_os = "linux")]
+fn reading_leaves_the_time_of_access_alone() {
+    use std::os::unix::fs::MetadataExt;
+    use std::time::{Duration, SystemTime};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("raw");
+    let file = File::create(&path).unwrap();
+    std::io::Write::write_all(&mut &file, &[1; MIB]).unwrap();
+    // So long ago that any read would bring it up to date.
+    let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+    file.set_times(std::fs::FileTimes::new().set_accessed(long_ago)).unwrap();
+    let storage = LocalHost.open(&path, Access::Read).unwrap();
+    storage.read_exact_at(&mut [0; 4096], 0).unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().atime(), 1_000_000_000);
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn holes_of_a_file_are_zeros_of_its_disk() {

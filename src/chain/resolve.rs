@@ -84,7 +84,8 @@ impl DiffChain {
         }
         // Long runs are not known to the index as such, and need not be remembered piece by piece.
         let found = walk(self.links(), at, len)?;
-        if found.len < len && !(at + found.len).0.is_multiple_of(PIECE_LEN) {
+        let end = at + found.len;
+        if !end.0.is_multiple_of(PIECE_LEN) && end.0 != self.geometry().size {
             self.learn(at, found.len);
         }
         Ok(found)
