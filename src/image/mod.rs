@@ -52,7 +52,7 @@ pub(crate) use spans::{SpanKey, Spans, Wanted};
 
 use metadata::Metadata;
 use recent::RecentEntries;
-use writer::{Pin, Writer};
+use writer::{Pin, Pins, Writer};
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -193,7 +193,7 @@ impl VhdxFile {
     }
 
     /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what
-    /// the file was grown by and does not need. Dropping the image does the same but cannot report.
+    /// the file was grown by and does not need, but for what a plan of a read may name. Dropping the image does the same but cannot report.
     ///
     /// # Errors
     /// As [`Disk::flush`], and with the same effect: what was flushed before is safe all the same.
@@ -207,7 +207,12 @@ impl VhdxFile {
 
     /// Keeps places in the file from being given to other blocks while bytes are read from there.
     pub(crate) fn pin(&self) -> Option<Pin<'_>> {
-        Some(self.writer.as_ref()?.pins.pin())
+        Some(self.pins()?.pin())
+    }
+
+    /// Who keeps places in the file from being given to other blocks, where it may be written.
+    pub(crate) fn pins(&self) -> Option<&Pins> {
+        self.writer.as_ref().map(Writer::pins)
     }
 
     /// Has answers about the disk, kept under this number, forgotten when a write makes others right.

@@ -16,8 +16,6 @@ use crate::{MIB, Pair, SECTOR, flat};
 const HELD: &str = "held";
 /// What ends at all ends long before.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Where it is right to wait for the one that is held, and right not to, all goes on after this time.
-const A_WHILE: Duration = Duration::from_millis(100);
 
 /// Holds the thread called so at the first step of its kind, until it is released or dropped.
 struct Gate {
@@ -121,7 +119,7 @@ const TIP: usize = 2;
 
 #[test]
 fn space_is_not_given_away_under_a_reader() {
-    let (host, pair, chain) = pair(8 * MIB);
+    let (host, pair, chain) = pair(16 * MIB);
     write(&chain, 1, 0, BLOCK);
     chain.flush().unwrap();
     let old = place(&chain, 0);
@@ -135,31 +133,62 @@ fn space_is_not_given_away_under_a_reader() {
         let reader = Builder::new().name(HELD.into()).spawn_scoped(scope, reader).unwrap();
         // It knows where the block lies and has not read it yet.
         gate.wait_for_arrival();
-        let flushed = in_thread(scope, || {
+        gate.meanwhile("a flush that frees the space", || {
             chain.discard(0..MIB).unwrap();
             chain.flush().unwrap();
         });
-        // Either the flush waits for the reader or it does no harm to it.
-        let _ = flushed.recv_timeout(A_WHILE);
         for block in 1..4 {
-            write(&chain, 1 + block, block * BLOCK, BLOCK);
+            gate.meanwhile("a new block", || write(&chain, 1 + block, block * BLOCK, BLOCK));
+            assert_ne!(place(&chain, block * MIB), old);
+            gate.meanwhile("another flush", || chain.flush().unwrap());
         }
         gate.release();
         let bytes = reader.join().unwrap();
         for (sector, bytes) in (0..).zip(bytes.chunks(SECTOR as usize)) {
             let found = tags::says(bytes);
-            assert!(found == tag(1, sector) || found == Says::Zero, "sector {sector}: {found:?}");
+            assert_eq!(found, tag(1, sector), "sector {sector}");
         }
     });
-    // With the reader gone the space is for anybody.
-    write(&chain, 9, 4 * BLOCK, BLOCK);
-    assert_eq!(place(&chain, 4 * MIB), old);
+    // With the reader gone the space is for anybody, and before the file grows.
+    let places = [4, 5, 6, 7].map(|block| {
+        write(&chain, 9, block * BLOCK, BLOCK);
+        place(&chain, block * MIB)
+    });
+    assert!(places.contains(&old), "{places:x?} and not {old:#x}");
     assert_eq!((read(&chain, 0), read(&chain, BLOCK)), (Says::Zero, tag(2, BLOCK)));
     close_and_judge(chain, &pair);
 }
 
 #[test]
-fn a_flush_that_waits_for_a_reader_keeps_no_other_reader_waiting() {
+fn the_file_is_not_cut_under_a_reader() {
+    let (host, pair, chain) = pair(8 * MIB);
+    let empty = chain.layers()[0].file_len;
+    write(&chain, 1, 0, BLOCK);
+    chain.flush().unwrap();
+    let last = place(&chain, 0);
+    let is_there = move |step| matches!(step, Step::Read { at, .. } if at == last);
+    let mut gate = Gate::new(&host, is_there);
+    std::thread::scope(|scope| {
+        let held = || assert_eq!(read(&chain, 0), tag(1, 0));
+        Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+        gate.wait_for_arrival();
+        gate.meanwhile("a close without the block", || {
+            chain.discard(0..MIB).unwrap();
+            chain.close().unwrap();
+        });
+        gate.release();
+    });
+    // The next session has use for it, or cuts it off.
+    write(&chain, 2, BLOCK, BLOCK);
+    assert_eq!(place(&chain, MIB), last);
+    chain.discard(MIB..2 * MIB).unwrap();
+    chain.close().unwrap();
+    assert_eq!(chain.layers()[0].file_len, empty);
+    close_and_judge(chain, &pair);
+}
+
+#[test]
+fn a_reader_that_is_held_keeps_nobody_waiting() {
     let (host, _, chain) = pair(8 * MIB);
     write(&chain, 1, 0, BLOCK);
     write(&chain, 2, BLOCK, BLOCK);
@@ -170,11 +199,10 @@ fn a_flush_that_waits_for_a_reader_keeps_no_other_reader_waiting() {
         let held = || assert_ne!(read(&chain, 0), Says::Torn);
         Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
         gate.wait_for_arrival();
-        let flushed = in_thread(scope, || {
+        gate.meanwhile("a discard of the block and a flush", || {
             chain.discard(0..MIB).unwrap();
             chain.flush().unwrap();
         });
-        let _ = flushed.recv_timeout(A_WHILE);
         gate.meanwhile("a reader of another block", || {
             assert_eq!(read(&chain, BLOCK), tag(2, BLOCK));
         });
@@ -182,9 +210,34 @@ fn a_flush_that_waits_for_a_reader_keeps_no_other_reader_waiting() {
             assert_eq!(read(&chain, 0), Says::Zero);
         });
         gate.meanwhile("a writer of another block", || write(&chain, 3, BLOCK, 4));
+        gate.meanwhile("a flush after that", || chain.flush().unwrap());
         gate.release();
     });
     assert_eq!(read(&chain, BLOCK), tag(3, BLOCK));
+}
+
+#[test]
+fn a_reader_that_came_later_does_not_keep_what_went_before() {
+    let (host, pair, chain) = pair(16 * MIB);
+    write(&chain, 1, 0, BLOCK);
+    write(&chain, 1, 10 * BLOCK, BLOCK);
+    chain.flush().unwrap();
+    let kept = place(&chain, 10 * MIB);
+    let mut gate =
+        Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == kept));
+    // Freed and durable before the reader comes.
+    let freed = place(&chain, 0);
+    chain.discard(0..MIB).unwrap();
+    chain.flush().unwrap();
+    std::thread::scope(|scope| {
+        let held = || assert_eq!(read(&chain, 10 * BLOCK), tag(1, 10 * BLOCK));
+        Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+        gate.wait_for_arrival();
+        gate.meanwhile("a new block", || write(&chain, 2, BLOCK, BLOCK));
+        assert_eq!(place(&chain, MIB), freed);
+        gate.release();
+    });
+    close_and_judge(chain, &pair);
 }
 
 #[test]

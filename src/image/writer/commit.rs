@@ -53,11 +53,7 @@ impl VhdxFile {
         if !pages.is_empty() {
             self.log_pages(writer, session, pages, frozen)?;
         }
-        if !freed.is_empty() {
-            // Readers that found the old place finish first.
-            if !planted("readers-not-waited-for") {
-                writer.pins.wait_for_readers();
-            }
+        if let Some(freed) = freed {
             writer.space.reuse(freed);
         }
         if let Some(flag) = at_end {

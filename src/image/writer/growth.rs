@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::PoisonError;
 
+use super::pins::{Generation, Pins};
 use super::space::{Allocated, Freed, Space};
 use crate::mutants::planted;
 use crate::storage::Storage;
@@ -13,6 +14,7 @@ use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 pub(super) struct Growth {
     state: Mutex<State>,
     thawed: Condvar,
+    pins: Pins,
 }
 
 #[derive(Debug)]
@@ -29,7 +31,12 @@ impl Growth {
     /// The space of a file of `file_len` bytes.
     pub(super) fn new(file_len: u64) -> Self {
         let state = State { space: Space::new(file_len), frozen: false };
-        Self { state: Mutex::new(state), thawed: Condvar::new() }
+        Self { state: Mutex::new(state), thawed: Condvar::new(), pins: Pins::default() }
+    }
+
+    /// Who keeps freed space from being given away.
+    pub(super) fn pins(&self) -> &Pins {
+        &self.pins
     }
 
     pub(super) fn file_len(&self) -> u64 {
@@ -40,6 +47,7 @@ impl Growth {
     pub(super) fn allocate(&self, file: &dyn Storage, len: u64) -> io::Result<Allocated> {
         let mut state = self.state();
         loop {
+            self.unpin(&mut state);
             if let Some(space) = state.space.allocate(len) {
                 return Ok(space);
             }
@@ -71,17 +79,34 @@ impl Growth {
         self.state().space.free_later(freed);
     }
 
-    pub(super) fn take_freed(&self) -> Vec<Freed> {
-        self.state().space.take_freed()
+    /// What was freed up to now, for the commit that makes it durable, and whose pins may know of it.
+    pub(super) fn take_freed(&self) -> Option<(Generation, Vec<Freed>)> {
+        let freed = self.state().space.take_freed();
+        // The tables name none of it any more, so that the pins of the next generation do not find it.
+        (!freed.is_empty()).then(|| (self.pins.end_generation(), freed))
     }
 
-    pub(super) fn reuse(&self, freed: Vec<Freed>) {
-        self.state().space.reuse(freed);
+    /// Notes that this freeing is durable.
+    pub(super) fn reuse(&self, (generation, freed): (Generation, Vec<Freed>)) {
+        let mut state = self.state();
+        if planted("readers-not-waited-for") {
+            return state.space.reuse(freed);
+        }
+        state.space.reuse_after(generation, freed);
+        self.unpin(&mut state);
     }
 
-    /// Cuts off what this session grew the file by and does not use.
+    /// Makes reusable what no pin keeps any more.
+    fn unpin(&self, state: &mut State) {
+        if state.space.has_pinned() {
+            state.space.unpin(self.pins.oldest());
+        }
+    }
+
+    /// Cuts off what this session grew the file by and neither uses nor has given to a pin.
     pub(super) fn cut(&self, file: &dyn Storage) -> io::Result<bool> {
         let mut state = self.state();
+        self.unpin(&mut state);
         let Some(len) = state.space.cut_len() else { return Ok(false) };
         file.set_len(len)?;
         state.space.was_cut(len);

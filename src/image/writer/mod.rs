@@ -27,8 +27,7 @@ use crate::sync::{Mutex, MutexGuard};
 
 use blocks::BlockLocks;
 use growth::{Frozen, Growth};
-pub(crate) use pins::Pin;
-use pins::Pins;
+pub(crate) use pins::{Pin, Pins};
 use session::Session;
 pub(crate) use session::{flush, update_headers};
 use space::Allocated;
@@ -45,8 +44,6 @@ pub(crate) struct Writer {
     /// Taken while a chunk gets its sector bitmap block.
     bitmaps: Mutex<()>,
     space: Growth,
-    /// Readers, whom whoever gives places away waits for.
-    pub(super) pins: Pins,
     /// Held by every change, and alone by whoever ends the session.
     ops: RwLock<()>,
     session: Mutex<Session>,
@@ -68,7 +65,6 @@ impl Writer {
             blocks: BlockLocks::default(),
             bitmaps: Mutex::new(()),
             space: Growth::new(file_len),
-            pins: Pins::default(),
             ops: RwLock::new(()),
             session: Mutex::new(Session::new(file_len)),
             begun: AtomicBool::new(false),
@@ -95,6 +91,11 @@ impl Writer {
     /// Length of the file.
     pub(crate) fn file_len(&self) -> u64 {
         self.space.file_len()
+    }
+
+    /// Who reads from the file.
+    pub(crate) fn pins(&self) -> &Pins {
+        self.space.pins()
     }
 
     /// Refuses to go on after a failure that left open what the file holds.

@@ -12,7 +12,7 @@ use loom::thread;
 
 use super::blocks::BlockLocks;
 use super::growth::Growth;
-use super::pins::Pins;
+use super::pins::{Generation, Pins, Ticket};
 use super::tickets::Tickets;
 use crate::storage::{MemStorage, Storage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -97,65 +97,90 @@ fn those_who_share_a_block_do_not_wait_for_each_other() {
     });
 }
 
-/// Two places that one after the other belong to a block.
+/// Places that one after the other belong to a block.
 struct Places {
     pins: Pins,
-    now: Mutex<usize>,
+    /// Relaxed: readers may find it without a lock.
+    now: AtomicUsize,
     places: [Bytes; 3],
 }
 
 impl Places {
-    fn read(&self) {
-        let _pin = self.pins.pin();
-        let now = *self.now.lock().unwrap();
-        self.places[now].read();
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            pins: Pins::default(),
+            now: AtomicUsize::new(0),
+            places: [Bytes::new(), Bytes::new(), Bytes::new()],
+        })
     }
 
-    /// Moves the block on and gives its old place away, to be written by others.
-    fn move_on(&self) {
-        let old = {
-            let mut now = self.now.lock().unwrap();
-            *now += 1;
-            *now - 1
-        };
-        self.pins.wait_for_readers();
-        self.places[old].write();
+    fn enter(&self, lane: usize) -> (Ticket, usize) {
+        let ticket = self.pins.enter_lane(lane);
+        (ticket, self.now.load(Ordering::Relaxed))
+    }
+
+    fn read(&self, lane: usize) {
+        let (ticket, now) = self.enter(lane);
+        self.places[now].read();
+        self.pins.leave(&ticket);
+    }
+
+    /// Moves the block on, and says what its old place was and whose pins may know of it.
+    fn move_on(&self) -> (usize, Generation) {
+        let old = self.now.fetch_add(1, Ordering::Relaxed);
+        (old, self.pins.end_generation())
+    }
+
+    /// Gives an old place away, to be written by others, if it may be.
+    fn give_away(&self, (old, generation): (usize, Generation)) -> bool {
+        let is_free = generation < self.pins.oldest();
+        if is_free {
+            self.places[old].write();
+        }
+        is_free
     }
 }
 
 #[test]
 fn no_place_is_given_away_under_a_reader() {
     in_every_order(3, || {
-        let places = Arc::new(Places {
-            pins: Pins::default(),
-            now: Mutex::new(0),
-            places: [Bytes::new(), Bytes::new(), Bytes::new()],
-        });
-        let readers = [1, 2].map(|times| {
+        let places = Places::new();
+        let readers = [(0, 1), (1, 2)].map(|(lane, times)| {
             let places = Arc::clone(&places);
-            thread::spawn(move || (0..times).for_each(|_| places.read()))
+            thread::spawn(move || (0..times).for_each(|_| places.read(lane)))
         });
-        places.move_on();
-        places.move_on();
+        let first = places.move_on();
+        let is_given = places.give_away(first);
+        let second = places.move_on();
+        let both = [is_given || places.give_away(first), places.give_away(second)];
         for reader in readers {
             reader.join().unwrap();
         }
+        // Nobody waited, and nothing stays behind.
+        assert!(both[0] || places.give_away(first));
+        assert!(both[1] || places.give_away(second));
     });
 }
 
 #[test]
-fn readers_do_not_wait_for_who_gives_places_away() {
+fn what_a_pin_that_is_left_elsewhere_keeps_is_not_given_away_before() {
     in_every_order(3, || {
-        let pins = Arc::new(Pins::default());
-        let held = pins.pin();
-        let giver = {
-            let pins = Arc::clone(&pins);
-            thread::spawn(move || pins.wait_for_readers())
+        let places = Places::new();
+        let (ticket, now) = places.enter(0);
+        let other = {
+            let places = Arc::clone(&places);
+            thread::spawn(move || {
+                places.places[now].read();
+                places.pins.leave(&ticket);
+            })
         };
-        // Whether or not somebody waits for the first: this would hang.
-        drop(pins.pin());
-        drop(held);
-        giver.join().unwrap();
+        let moved = places.move_on();
+        // Of a later generation, and of no account.
+        let (late, _) = places.enter(0);
+        let is_given = places.give_away(moved);
+        other.join().unwrap();
+        assert!(is_given || places.give_away(moved));
+        places.pins.leave(&late);
     });
 }
 

@@ -1,8 +1,9 @@
 //! Space in the file: where new blocks go, and what that space may still contain.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
+use super::pins::Generation;
 use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::types::{FileOffset, MIB};
@@ -23,6 +24,8 @@ pub(super) struct Space {
     free: BTreeMap<u64, Vec<FileOffset>>,
     /// Space whose freeing is not durable yet.
     freed: Vec<Freed>,
+    /// Space whose freeing is durable, and the last generation of pins that may know of it, in order.
+    pinned: VecDeque<(Generation, Vec<Freed>)>,
 }
 
 /// Space that a block gave up.
@@ -59,6 +62,7 @@ impl Space {
             first_len: file_len,
             free: BTreeMap::new(),
             freed: Vec::new(),
+            pinned: VecDeque::new(),
         }
     }
 
@@ -117,14 +121,34 @@ impl Space {
         std::mem::take(&mut self.freed)
     }
 
-    /// Makes freed space reusable: its freeing is durable.
+    /// Notes freed space whose freeing is durable, and that nobody finds who was not pinned in this
+    /// generation or before.
+    pub(super) fn reuse_after(&mut self, generation: Generation, freed: Vec<Freed>) {
+        self.pinned.push_back((generation, freed));
+    }
+
+    /// Makes space reusable that only pins of generations before this one knew of.
+    pub(super) fn unpin(&mut self, oldest: Generation) {
+        while self.pinned.front().is_some_and(|(generation, _)| *generation < oldest) {
+            let freed = self.pinned.pop_front().map(|(_, freed)| freed);
+            self.reuse(freed.unwrap_or_default());
+        }
+    }
+
+    /// Whether freed space waits for pins.
+    pub(super) fn has_pinned(&self) -> bool {
+        !self.pinned.is_empty()
+    }
+
+    /// Makes freed space reusable: its freeing is durable, and no pin is left that may name it.
     pub(super) fn reuse(&mut self, freed: Vec<Freed>) {
         for Freed { at, len } in freed {
             self.free.entry(len).or_default().push(at);
         }
     }
 
-    /// The length to cut the file to: without what this session grew and did not use.
+    /// The length to cut the file to: without what this session grew and did not use. What pins may name
+    /// stays.
     pub(super) fn cut_len(&mut self) -> Option<u64> {
         let mut end = self.end;
         // Freed space at the very end is no loss either.
