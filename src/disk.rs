@@ -9,6 +9,9 @@ use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::FileOffset;
 
+/// Buffers of no more bytes than this are written together.
+const TOGETHER: usize = 256 << 10;
+
 /// The bytes of a virtual disk.
 ///
 /// Offsets and lengths are in bytes and need no alignment. All calls take `&self` and may be made
@@ -68,9 +71,25 @@ pub trait Disk: Send + Sync {
     /// # Errors
     /// As [`write_at`](Self::write_at); what was written before the failure stays written.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], mut offset: u64) -> Result<()> {
-        for buf in bufs {
-            self.write_at(buf, offset)?;
-            offset += buf.len() as u64;
+        let (mut rest, mut together) = (bufs, Vec::new());
+        while let Some(first) = rest.first() {
+            let mut sum = 0;
+            let small = rest.iter().take_while(|buf| {
+                sum += buf.len();
+                sum <= TOGETHER
+            });
+            let count = small.count();
+            // To copy small ones costs less than to write each by itself.
+            let now: &[u8] = if count > 1 {
+                together.clear();
+                rest[..count].iter().for_each(|buf| together.extend_from_slice(buf));
+                &together
+            } else {
+                first
+            };
+            self.write_at(now, offset)?;
+            offset += now.len() as u64;
+            rest = &rest[count.max(1)..];
         }
         Ok(())
     }

@@ -266,6 +266,41 @@ fn no_change_without_a_flush_costs_metadata_io() {
     }
 }
 
+/// As few system calls as for a raw file: one for what lies in one piece, whatever the number of blocks and of
+/// buffers; small pieces in between are gathered.
+#[test]
+fn what_lies_in_one_piece_is_written_at_once() {
+    let disk = Watched::new(Kind::Dynamic, 16 * MIB, 512, 1 << 20);
+    // In the order of the disk but for the sixth block, which comes last.
+    for block in (0..16).filter(|block| *block != 5).chain([5]) {
+        disk.write(block, block * MIB, MIB);
+    }
+    let writes = |what: &dyn Fn()| {
+        let from = disk.host.mark();
+        what();
+        let events = disk.host.events();
+        events[from..].iter().filter(|event| matches!(event, Event::Write(..))).count()
+    };
+    for (at, len, count) in [
+        (0, 5 * MIB, 1),
+        (MIB / 2, 4 * MIB, 1),
+        (4 * MIB, 3 * MIB, 3),
+        (0, 16 * MIB, 3),
+        (6 * MIB, MIB, 1),
+        // A sector at each end is read and written by itself.
+        (MIB - 100, MIB + 200, 3),
+    ] {
+        assert_eq!(writes(&|| disk.write(at, at, len)), count, "{len} bytes at {at}");
+    }
+    let mut bytes = vec![0; 600 << 10];
+    Rng::new(9).fill(&mut bytes);
+    let bufs: Vec<_> = bytes.chunks(4096).map(std::io::IoSlice::new).collect();
+    assert_eq!(writes(&|| disk.chain.write_vectored_at(&bufs, MIB / 2).unwrap()), 3);
+    let mut read = vec![0; bytes.len()];
+    disk.chain.read_at(&mut read, MIB / 2).unwrap();
+    assert!(read == bytes);
+}
+
 /// What a change of the tables is, by the naive reader: entries of the BAT, and whose a sector is.
 struct Tables {
     entries: Vec<u64>,

@@ -21,6 +21,9 @@ static ZEROS: Zeros = Zeros([0; MIB as usize]);
 #[repr(C, align(4096))]
 struct Zeros([u8; MIB as usize]);
 
+/// Blocks that one write goes to at the most.
+const MOST_BLOCKS: usize = 64;
+
 /// Reads bytes of the disk as its user sees them: what stands beside a part of a sector.
 pub(crate) type Visible<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
 
@@ -49,10 +52,7 @@ impl VhdxFile {
                 self.write_part_of_sector(writer, &rest[..len as usize], at, visible)?;
                 len
             } else {
-                let in_block = self.layout.block_size() - self.layout.within_block(at);
-                let len = (left - left % sector).min(in_block);
-                self.write_sectors(writer, &rest[..len as usize], at)?;
-                len
+                self.write_sectors(writer, &rest[..(left - left % sector) as usize], at)?
             };
             at = at + len;
             rest = &rest[len as usize..];
@@ -120,17 +120,62 @@ impl VhdxFile {
         self.write_claimed(writer, &claimed, &whole, start)
     }
 
-    /// Writes whole sectors within one block.
-    fn write_sectors(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<()> {
+    /// Writes some of these whole sectors, and says how many bytes: up to the end of their block, or as many
+    /// blocks as lie in one piece in the file.
+    fn write_sectors(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<u64> {
         let block = self.layout.block_of(at);
-        {
-            let _shared = writer.blocks.share(block);
-            if self.write_in_place(writer, buf, at)? {
-                return Ok(());
+        let in_block = self.layout.block_size() - self.layout.within_block(at);
+        if buf.len() as u64 > in_block {
+            let len = self.write_in_piece(writer, buf, at)?;
+            if len > 0 {
+                return Ok(len);
             }
         }
-        let claimed = writer.blocks.claim(block);
-        self.write_claimed(writer, &claimed, buf, at)
+        let buf = &buf[..(buf.len() as u64).min(in_block) as usize];
+        let is_done = {
+            let _shared = writer.blocks.share(block);
+            self.write_in_place(writer, buf, at)?
+        };
+        if !is_done {
+            let claimed = writer.blocks.claim(block);
+            self.write_claimed(writer, &claimed, buf, at)?;
+        }
+        Ok(buf.len() as u64)
+    }
+
+    /// Writes into blocks that are present and lie one behind the other in the file too, all at once. Says
+    /// how many bytes, 0 where there are no two of that kind to start with.
+    fn write_in_piece(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<u64> {
+        // Held in ascending order; whoever holds a block alone waits for no other.
+        let mut shared = Vec::new();
+        let mut piece = FileOffset::default();
+        let mut len = 0;
+        while len < buf.len() as u64 && shared.len() < MOST_BLOCKS {
+            let next = at + len;
+            let block = self.layout.block_of(next);
+            let in_block = self.layout.block_size() - self.layout.within_block(next);
+            let in_block = in_block.min(buf.len() as u64 - len);
+            let guard = writer.blocks.share(block);
+            let index = self.layout.payload_index(block);
+            let entry = self.bat_entry(index)?;
+            if entry.payload_state() != PayloadState::FullyPresent {
+                break;
+            }
+            let place = self.place_of(entry, index, next, in_block)?;
+            if len > 0 && place != piece + len {
+                break;
+            }
+            if len == 0 {
+                piece = place;
+            }
+            len += in_block;
+            shared.push(guard);
+        }
+        if shared.len() < 2 {
+            return Ok(0);
+        }
+        writer.write_payload(&buf[..len as usize], piece.get())?;
+        Ok(len)
     }
 
     fn write_claimed(
@@ -363,8 +408,7 @@ impl VhdxFile {
                 step
             } else {
                 let step = (left - left % sector).min(MIB);
-                self.write_sectors(writer, &ZEROS.0[..step as usize], at)?;
-                step
+                self.write_sectors(writer, &ZEROS.0[..step as usize], at)?
             };
             at = at + step;
         }
