@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use avhdx::{DiffChain, Disk, DiskExt, OpenOptions, Source};
-use avhdx_testkit::build::{Image, Order as BlockOrder};
+use avhdx_testkit::build::{Block, Data, Image, Order as BlockOrder};
 use avhdx_testkit::rng::{Rng, pattern};
 
 use crate::Result;
@@ -19,6 +19,8 @@ pub const MIB: u64 = 1 << 20;
 pub const PAGE: u64 = 4 * KIB;
 /// What Windows gives a new dynamic disk, and a new differencing one.
 pub const WINDOWS: [u64; 2] = [32 * MIB, 2 * MIB];
+/// Blocks of disks larger than their working set, and what lies there in a row.
+const PIECE: u64 = 2 * MIB;
 const SEED: u64 = 0x7265_6164;
 
 /// Who has the disk's data.
@@ -35,7 +37,10 @@ pub enum Owners {
 /// A chain to build.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
+    /// The working set, which is the whole disk unless that is larger.
     pub size: u64,
+    /// A larger disk has the working set in pieces of 2 MiB all over it.
+    pub disk: u64,
     pub depth: usize,
     pub owners: Owners,
     /// Of the base, and of the layers above it.
@@ -44,7 +49,16 @@ pub struct Shape {
 
 impl Shape {
     pub fn new(size: u64, depth: usize, owners: Owners) -> Self {
-        Self { size, depth, owners, blocks: WINDOWS }
+        Self { size, disk: size, depth, owners, blocks: WINDOWS }
+    }
+
+    /// Where a byte of the working set lies on the disk.
+    fn place(&self, at: u64) -> u64 {
+        if self.disk == self.size {
+            return at;
+        }
+        let apart = self.disk / (self.size / PIECE) / PIECE * PIECE;
+        at / PIECE * apart + at % PIECE
     }
 
     /// The layer that has each run, counted from the base, and how long a run is.
@@ -109,7 +123,7 @@ impl Chain {
         let (owners, run) = shape.runs();
         let mut held = vec![false; shape.depth];
         owners.iter().for_each(|owner| held[usize::from(*owner)] = true);
-        let mut image = Image::dynamic(shape.size);
+        let mut image = Image::dynamic(shape.disk);
         for (layer, held) in held.iter().enumerate() {
             if layer > 0 {
                 image = image.new_child();
@@ -118,7 +132,13 @@ impl Chain {
             image.block_size = shape.blocks[layer.min(1)] as u32;
             image.order = BlockOrder::Shuffled(layer as u64);
             let path = layer_path(folder, layer);
-            if *held {
+            if shape.disk > shape.size {
+                let mine = (0..shape.size).step_by(PIECE as usize).zip(&owners);
+                for (at, _) in mine.filter(|(_, owner)| usize::from(**owner) == layer) {
+                    image.put(shape.place(at) / PIECE, Block::full(Data::Pattern(SEED)));
+                }
+                image.write_to(path);
+            } else if *held {
                 image.write_paged(
                     path,
                     PAGE as u32,
@@ -141,11 +161,11 @@ impl Chain {
         Ok(Self { shape, disk, files, paths, owners, run })
     }
 
-    /// The same, its tip open for writing.
-    pub fn writable(self) -> Result<Self> {
+    /// The same, opened in another way.
+    pub fn reopened(self, options: &OpenOptions) -> Result<Self> {
         let Self { shape, disk, files, paths, owners, run } = self;
         drop(disk);
-        let disk = OpenOptions::new().writable(true).open(&paths[shape.depth - 1])?;
+        let disk = options.open(&paths[shape.depth - 1])?;
         Ok(Self { shape, disk, files, paths, owners, run })
     }
 
@@ -153,14 +173,20 @@ impl Chain {
         &self.paths[self.paths.len() - 1]
     }
 
+    /// The files, base first.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
     /// Layers that have to be asked about this offset, from the tip down to the one that has it.
     pub fn asked(&self, at: u64) -> usize {
         self.shape.depth - usize::from(self.owners[(at / self.run) as usize])
     }
 
-    /// Every page of the disk once, 4 KiB each, shuffled.
+    /// Every page of the working set once, 4 KiB each, shuffled.
     pub fn random(&self) -> Result<Reads> {
-        let mut offsets: Vec<u64> = (0..self.shape.size).step_by(PAGE as usize).collect();
+        let pages = (0..self.shape.size).step_by(PAGE as usize);
+        let mut offsets: Vec<u64> = pages.map(|at| self.shape.place(at)).collect();
         Rng::new(SEED).shuffle(&mut offsets);
         self.reads(PAGE, offsets)
     }
@@ -231,7 +257,7 @@ impl Chain {
     }
 
     /// The bare read number `read` by a file that is opened anew, for a cold start on the bare side.
-    pub fn reopened(&self, reads: &Reads, read: usize) -> Result<(File, u64)> {
+    pub fn file_anew(&self, reads: &Reads, read: usize) -> Result<(File, u64)> {
         let piece = &reads.bare[reads.firsts[read]];
         Ok((File::open(&self.paths[piece.file as usize])?, piece.at))
     }

@@ -20,11 +20,16 @@
 // A bench reads files without the crate, to have something to compare it with.
 #![allow(clippy::disallowed_methods)]
 
+mod chart;
+mod growth;
 mod images;
 mod instructions;
+mod opens;
+mod peers;
 mod reads;
 mod report;
 mod stats;
+mod writes;
 
 use std::error::Error;
 use std::fs::File;
@@ -120,6 +125,7 @@ fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let done = match args.first().map(String::as_str) {
         Some(instructions::READS_ONLY) => instructions::reads_only(&args),
+        Some(opens::FRESH) => opens::fresh(&args),
         _ => Options::parse(args.into_iter()).and_then(measure),
     };
     match done {
@@ -145,6 +151,13 @@ fn measure(options: Options) -> Result<()> {
     );
     reads::run(&run, &mut report)?;
     if !run.options.reads_alone() {
+        writes::run(&run, &mut report)?;
+        opens::run(&run, &mut report)?;
+        let points = peers::run(&run, &mut report)?;
+        if let Some(path) = &run.options.svg {
+            std::fs::write(path, chart::svg(&points))?;
+        }
+        growth::run(&run, &mut report)?;
         instructions::run(&run, &mut report)?;
     }
     let (bars, missed) = report.verdict();
@@ -158,8 +171,8 @@ fn measure(options: Options) -> Result<()> {
 
 /// Refuses to start on a volume that cannot hold the images.
 fn check_space(folder: &Path, mib: u64) -> Result<()> {
-    // The raw file, an image of the same contents, a second one beside it, and their bitmaps and tables.
-    let needed = (3 * mib + mib / 2 + 512) * MIB;
+    // Raw files and images that last, new ones beside them, and their bitmaps and tables.
+    let needed = if mib > READS_ALONE { 2 * mib + 512 } else { 5 * mib + 512 } * MIB;
     let in_folder = format!("{} MiB in {}", needed / MIB, folder.display());
     eprintln!("needs {in_folder} (TMPDIR chooses another), and as much memory for the page cache");
     #[cfg(unix)]

@@ -72,7 +72,7 @@ fn deep(run: &Run, report: &mut Report, grain: &str, len: u64) -> Result<()> {
     };
     sequential_row(run, report, &chain, &sequential, bar)?;
     if report.wants(&writable) && len == PAGE {
-        let chain = chain.writable()?;
+        let chain = chain.reopened(&OpenOptions::new().writable(true))?;
         report.row(two_threads(run, &chain, &writable, None)?);
         return chain.remove();
     }
@@ -184,7 +184,7 @@ fn touch_rows(
             let reads = &reads;
             Box::new(move |round| {
                 which(round).try_fold(Duration::ZERO, |sum, read| {
-                    let (file, at) = chain.reopened(reads, read)?;
+                    let (file, at) = chain.file_anew(reads, read)?;
                     Ok(sum + timed(|| Ok(read_exact_at(&file, black_box(&mut buf), at)?))?)
                 })
             })
@@ -237,7 +237,7 @@ fn two_threads(run: &Run, chain: &Chain, work: &str, bar: Option<f64>) -> Result
     let scaling = |who: usize| times.each(|times| 2.0 * times[who] / times[who + 3]);
     let [bare, own, again] = [0, 1, 2].map(scaling);
     let by = |of: &[f64], by: &[f64]| of.iter().zip(by).map(|(of, by)| of / by).collect();
-    (row.ratios, row.noise, row.raw) = (by(&own, &bare), by(&again, &bare), None);
+    (row.ratios, row.noise, row.raw) = (by(&own, &bare), Some(by(&again, &bare)), None);
     let per_op = |who| times.median(who) * 1e6 / (2 * ops) as f64;
     (row.bare, row.own) = (per_op(3), per_op(4));
     let [own, bare] = [own, bare].map(|scaling| crate::stats::median(&scaling));

@@ -15,7 +15,7 @@ pub struct Row {
     /// For each round: bare time / own time, the same for bare against bare, and the time of one
     /// flat raw file / own time.
     pub ratios: Vec<f64>,
-    pub noise: Vec<f64>,
+    pub noise: Option<Vec<f64>>,
     pub raw: Option<Vec<f64>>,
     /// What the ratio must reach.
     pub bar: Option<f64>,
@@ -47,8 +47,10 @@ pub struct Report {
 }
 
 impl Row {
-    /// From rounds of bare, own, bare again and, if it took part, the flat raw file.
+    /// From rounds of bare, own and, if they took part, bare again and the flat raw file.
     pub fn new(work: &str, ops: usize, times: &Times, bar: Option<f64>) -> Self {
+        let known = |ratios: Vec<f64>| ratios.iter().all(|ratio| !ratio.is_nan()).then_some(ratios);
+        let again = times.each(|times| times.get(2).map_or(f64::NAN, |again| times[0] / again));
         let raw = times.each(|times| times.get(3).map_or(f64::NAN, |raw| raw / times[1]));
         Self {
             work: work.into(),
@@ -56,8 +58,8 @@ impl Row {
             bare: times.median(0) * 1e6 / ops as f64,
             own: times.median(1) * 1e6 / ops as f64,
             ratios: times.ratios(0, 1),
-            noise: times.ratios(0, 2),
-            raw: raw.iter().all(|ratio| !ratio.is_nan()).then_some(raw),
+            noise: known(again),
+            raw: known(raw),
             bar,
             note: String::new(),
         }
@@ -106,7 +108,7 @@ impl Row {
             micros(self.own),
             ratio(Some(median(&self.ratios))),
             ratio(low95(&self.ratios)),
-            ratio(Some(median(&self.noise))),
+            ratio(self.noise.as_deref().map(median)),
             ratio(raw),
             in_brackets(&self.note),
         )
@@ -130,7 +132,7 @@ impl Row {
             number(self.bare),
             number(self.own),
             of(&self.ratios),
-            of(&self.noise),
+            self.noise.as_deref().map_or("null".into(), of),
             self.raw.as_deref().map_or("null".into(), of),
             self.bar.map_or("null".into(), number),
             string(&self.note),

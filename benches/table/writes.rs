@@ -1,0 +1,195 @@
+//! Writes beside bare writes of the same bytes, both sides ending in an `fdatasync`.
+//!
+//! Our time starts with opening the image for writing, so that the start of the session is in it.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, VhdxFile};
+use avhdx_testkit::rng::Rng;
+
+use crate::images::MIB;
+use crate::report::{Report, Row};
+use crate::stats::{rounds, timed};
+use crate::{Result, Run};
+
+/// One kind of writing.
+struct Work {
+    name: &'static str,
+    target: Target,
+    /// Bytes of a write.
+    len: u64,
+    /// Writes of a round.
+    count: u64,
+    random: bool,
+    /// Whether each write is flushed, or only the last.
+    flush_each: bool,
+    bar: f64,
+}
+
+/// What is written to, and what it is held against.
+#[derive(Clone, Copy, PartialEq)]
+enum Target {
+    /// An image whose blocks are all there, beside a raw file that was written before.
+    Allocated,
+    /// An empty dynamic image, beside a raw file that grows.
+    Growing,
+    /// An empty child of an image that is full, beside a sparse raw file of the disk's size.
+    FreshChild,
+}
+
+pub fn run(run: &Run, report: &mut Report) -> Result<()> {
+    report.section("Writes: bare writes a raw file, both sides end in fdatasync");
+    let works = works(run);
+    if !works.iter().any(|work| report.wants(work.name)) {
+        return Ok(());
+    }
+    let folder = run.folder.path().join("writes");
+    fs::create_dir(&folder)?;
+    let files = Files { folder: &folder, size: run.options.mib * MIB };
+    files.fill()?;
+    for work in works.iter().filter(|work| report.wants(work.name)).collect::<Vec<_>>() {
+        let (bare, again) = (|round| files.bare(work, round), |round| files.bare(work, round));
+        let own = |round| files.own(work, round);
+        let times =
+            rounds(run.options.rounds, vec![Box::new(bare), Box::new(own), Box::new(again)])?;
+        let row = Row::new(work.name, work.count as usize, &times, Some(work.bar));
+        let speed = work.len as f64 / row.own;
+        let beside = match work.target {
+            Target::Allocated => "bare: a raw file written before",
+            Target::Growing => "bare: a raw file that grows",
+            Target::FreshChild => "bare: a fresh sparse raw file",
+        };
+        report.row(row.note(format!("{beside}; own {speed:.1} MB/s")));
+    }
+    Ok(fs::remove_dir_all(&folder)?)
+}
+
+fn works(run: &Run) -> Vec<Work> {
+    let all = run.options.mib;
+    let [random, flushed] = if run.options.quick { [256, 8] } else { [16384, 256] };
+    let work = |name, target, len, count, random, flush_each, bar| Work {
+        name,
+        target,
+        len,
+        count,
+        random,
+        flush_each,
+        bar,
+    };
+    use Target::{Allocated, FreshChild, Growing};
+    vec![
+        work("random 4 KiB write, allocated", Allocated, 4096, random, true, false, 0.93),
+        work("random 4 KiB write, fresh child", FreshChild, 4096, random, true, false, 0.9),
+        work("sequential 1 MiB write, allocated", Allocated, MIB, all, false, false, 0.95),
+        work("sequential 1 MiB write, allocating", Growing, MIB, all, false, false, 0.95),
+        work("random 4 KiB write + flush, allocated", Allocated, 4096, flushed, true, true, 0.9),
+        work("random 4 KiB write + flush, fresh child", FreshChild, 4096, flushed, true, true, 0.5),
+    ]
+}
+
+impl Work {
+    /// The same for all contenders of a round.
+    fn offsets(&self, size: u64, round: usize) -> Vec<u64> {
+        let mut rng = Rng::new(round as u64);
+        let places = size / self.len;
+        let place = |i| if self.random { rng.below(places) } else { i };
+        (0..self.count).map(place).map(|place| place * self.len).collect()
+    }
+}
+
+/// What rounds write to.
+struct Files<'a> {
+    folder: &'a Path,
+    size: u64,
+}
+
+impl Files<'_> {
+    /// Writes those that last: one image and one raw file, both full.
+    fn fill(&self) -> Result<()> {
+        let full = self.folder.join("full.vhdx");
+        let full = CreateOptions::dynamic(self.size).block_size(2 << 20).create(full)?;
+        let raw = File::create(self.folder.join("full.raw"))?;
+        let buf = vec![1; MIB as usize];
+        for at in (0..self.size).step_by(MIB as usize) {
+            full.write_at(&buf, at)?;
+            write_all_at(&raw, &buf, at)?;
+        }
+        raw.sync_all()?;
+        Ok(full.flush()?)
+    }
+
+    fn bare(&self, work: &Work, round: usize) -> Result<Duration> {
+        let offsets = work.offsets(self.size, round);
+        let lasts = work.target == Target::Allocated;
+        let path = self.folder.join(if lasts { "full.raw" } else { "fresh.raw" });
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+        if work.target == Target::FreshChild {
+            file.set_len(self.size)?;
+        }
+        file.sync_all()?;
+        let buf = vec![0xA5; work.len as usize];
+        let taken = timed(|| {
+            for at in &offsets {
+                write_all_at(&file, &buf, *at)?;
+                if work.flush_each {
+                    file.sync_data()?;
+                }
+            }
+            Ok(file.sync_data()?)
+        })?;
+        if !lasts {
+            fs::remove_file(path)?;
+        }
+        Ok(taken)
+    }
+
+    fn own(&self, work: &Work, round: usize) -> Result<Duration> {
+        let offsets = work.offsets(self.size, round);
+        let (full, fresh) = (self.folder.join("full.vhdx"), self.folder.join("fresh.vhdx"));
+        match work.target {
+            Target::Allocated => {}
+            Target::Growing => drop(CreateOptions::dynamic(self.size).create(&fresh)?),
+            Target::FreshChild => {
+                let parent = VhdxFile::open(&full)?;
+                drop(CreateOptions::child_of(&parent)?.create(&fresh)?);
+            }
+        }
+        let lasts = work.target == Target::Allocated;
+        let path = if lasts { &full } else { &fresh };
+        let buf = vec![0xA5; work.len as usize];
+        let mut session: Option<DiffChain> = None;
+        let taken = timed(|| {
+            let disk = session.insert(OpenOptions::new().writable(true).open(path)?);
+            for at in &offsets {
+                disk.write_at(&buf, *at)?;
+                if work.flush_each {
+                    disk.flush()?;
+                }
+            }
+            Ok(disk.flush()?)
+        })?;
+        session.ok_or("no session")?.close()?;
+        if !lasts {
+            fs::remove_file(path)?;
+        }
+        Ok(taken)
+    }
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, buf: &[u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, buf, at)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut buf: &[u8], mut at: u64) -> io::Result<()> {
+    while !buf.is_empty() {
+        let written = std::os::windows::fs::FileExt::seek_write(file, buf, at)?;
+        (buf, at) = (&buf[written..], at + written as u64);
+    }
+    Ok(())
+}
