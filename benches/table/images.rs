@@ -240,7 +240,7 @@ impl Chain {
     }
 
     /// The reads with these numbers, without the crate.
-    pub fn read_bare(&self, reads: &Reads, which: Range<usize>, buf: &mut [u8]) -> Result<()> {
+    pub fn read_bare(&self, reads: &Reads, which: Range<usize>, buf: &mut [u8]) -> io::Result<()> {
         for piece in &reads.bare[reads.firsts[which.start]..reads.firsts[which.end]] {
             let into = piece.from as usize..(piece.from + piece.len) as usize;
             read_exact_at(&self.files[piece.file as usize], &mut buf[into], piece.at)?;

@@ -118,7 +118,9 @@ pub fn beside_bare(
     let which = |round| reads.of_round(round, run.options.sample);
     let bare = || -> Contender<'_> {
         let mut buf = vec![0; reads.len as usize];
-        Box::new(move |round| timed(|| chain.read_bare(reads, which(round), black_box(&mut buf))))
+        Box::new(move |round| {
+            timed(|| Ok(chain.read_bare(reads, which(round), black_box(&mut buf))?))
+        })
     };
     let own = || -> Contender<'_> {
         let mut buf = vec![0; reads.len as usize];
@@ -163,7 +165,9 @@ fn touch_rows(
         let bare = || -> Contender<'_> {
             let mut buf = vec![0; PAGE as usize];
             let reads = &reads;
-            Box::new(move |_| timed(|| chain.read_bare(reads, 0..count, black_box(&mut buf))))
+            Box::new(move |_| {
+                timed(|| Ok(chain.read_bare(reads, 0..count, black_box(&mut buf))?))
+            })
         };
         let own = Box::new(|_| {
             let mut buf = vec![0; PAGE as usize];
@@ -222,7 +226,7 @@ fn two_threads(run: &Run, chain: &Chain, work: &str, bar: Option<f64>) -> Result
     };
     let bare = |threads| -> Contender<'_> {
         Box::new(move |round| {
-            at_once(threads, |thread, buf| chain.read_bare(reads, which(round, thread), buf))
+            at_once(threads, |thread, buf| Ok(chain.read_bare(reads, which(round, thread), buf)?))
         })
     };
     let own = |threads| -> Contender<'_> {
