@@ -59,6 +59,8 @@
 //!
 //! - [`Disk`], [`DiskExt`]: what a virtual disk is to its users. [`VhdxFile`] is one image,
 //!   [`DiffChain`] a chain, [`RawDisk`] a file without a format.
+//! - [`DiffChain::plan_read`]: where the bytes are, for callers that move them themselves. A [`ReadPlan`] pins what
+//!   it names; a [`TableLoad`] says what must be read before it can be made.
 //! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
 //!   ([`ParentSource`], [`PathSource`]).
 //! - [`CreateOptions`]: new images and new children. [`Disk::write_at`] and [`Disk::flush`] write them,
@@ -93,7 +95,8 @@ mod sync;
 mod types;
 
 pub use chain::{
-    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
+    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource, Planned,
+    PlannedPiece, PlannedSource, ReadPlan, TableLoad,
 };
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};

@@ -18,7 +18,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::resolve::{Found, Place, Sink, walk};
 use super::{DiffChain, Link};
 use crate::error::Result;
-use crate::image::{MIXED_WORDS, Owner, PIECE_LEN, Piece, SpanKey, Spans, VhdxFile, Wanted};
+use crate::image::{
+    Load, MIXED_WORDS, Owner, PIECE_LEN, Piece, Reach, SpanKey, Spans, VhdxFile, Wanted,
+};
 use crate::types::{DiskOffset, FileOffset};
 
 /// Bytes of a span.
@@ -45,42 +47,45 @@ impl Stacks {
 impl DiffChain {
     /// Hands on the runs that the `len` bytes at `at` start with, and says how many bytes that was. They lie
     /// within the disk and are not none.
-    pub(super) fn some_runs<'a>(
+    pub(super) fn some_runs<'a, R: Reach>(
         &'a self,
+        reach: R,
         at: DiskOffset,
         len: u64,
         sink: &mut impl Sink<'a>,
-    ) -> Result<u64> {
+    ) -> Result<u64, R::Stop> {
         let tip = self.tip();
         let Some(asked) = self.asked(self.tip, at, len) else {
-            return sink.found(walk(self.links(), at, len)?);
+            return Ok(sink.found(walk(reach, self.links(), at, len)?)?);
         };
         match asked.known(sink)? {
-            0 if !tip.is_writable() || tip.is_quiet() => asked.find_out(sink),
-            0 => self.beside_the_index(at, len, sink),
+            0 if !tip.is_writable() || tip.is_quiet() => asked.find_out(reach, sink),
+            0 => self.beside_the_index(reach, at, len, sink),
             len => Ok(len),
         }
     }
 
     /// As [`some_runs`](Self::some_runs) for a tip that is just being written: to keep what it says would be
     /// in vain. The layers below it do not change.
-    fn beside_the_index<'a>(
+    fn beside_the_index<'a, R: Reach>(
         &'a self,
+        reach: R,
         at: DiskOffset,
         len: u64,
         sink: &mut impl Sink<'a>,
-    ) -> Result<u64> {
+    ) -> Result<u64, R::Stop> {
         let tip = self.tip();
-        let run = tip.resolve(at, len)?;
+        let run = tip.resolve_with(reach, at, len)?;
         match run.owner {
             Owner::Here(place) => sink.data(tip, place, run.len)?,
             Owner::Zero => sink.zeros(Some(tip), run.len)?,
             Owner::Parent => {
                 let Some(asked) = self.asked(self.tip + 1, at, run.len) else {
-                    return sink.found(walk(&self.layers[self.tip + 1..], at, run.len)?);
+                    let layers = &self.layers[self.tip + 1..];
+                    return Ok(sink.found(walk(reach, layers, at, run.len)?)?);
                 };
                 return match asked.known(sink)? {
-                    0 => asked.find_out(sink),
+                    0 => asked.find_out(reach, sink),
                     len => Ok(len),
                 };
             }
@@ -114,7 +119,7 @@ impl DiffChain {
         if let Some(asked) = self.asked(self.tip, at, len)
             && (!self.tip().is_writable() || self.tip().is_quiet())
         {
-            asked.learn();
+            asked.learn(Load);
         }
     }
 
@@ -252,24 +257,26 @@ impl<'a> Asked<'a> {
 
     /// Asks the layers, and keeps what they say.
     #[cold]
-    fn find_out(&self, sink: &mut impl Sink<'a>) -> Result<u64> {
-        let words = self.learn();
+    fn find_out<R: Reach>(&self, reach: R, sink: &mut impl Sink<'a>) -> Result<u64, R::Stop> {
+        let words = self.learn(reach);
         let after = words.partition_point(|word| *word <= word::last_at(self.first()));
         let handed_on = self.hand_on(&words[after - 1..], self.end, sink)?;
         if handed_on > 0 {
             return Ok(handed_on);
         }
-        // A layer has no answer for all of the span, but perhaps for these bytes, and the error if not.
-        sink.found(walk(self.layers, self.start + self.from, self.end - self.from)?)
+        // A layer has no answer for all of the span, but perhaps for these bytes, and the error if not, or
+        // what is not within reach.
+        let (at, len) = (self.start + self.from, self.end - self.from);
+        Ok(sink.found(walk(reach, self.layers, at, len)?)?)
     }
 
     /// The span's runs. All that are asked for have an answer, unless a layer has none.
-    fn learn(&self) -> Vec<u64> {
+    fn learn(&self, reach: impl Reach) -> Vec<u64> {
         let top = &self.layers[0].image;
         // What changes from here on is perhaps not in the answer.
         let changes = top.changes();
         let known = self.spans.whole(self.key);
-        let words = self.ask(known.as_deref());
+        let words = self.ask(reach, known.as_deref());
         if depth(&words) > known.as_deref().map_or(0, depth) {
             top.budget().keep_span(self.key, &words, || top.changes() == changes);
         }
@@ -278,7 +285,7 @@ impl<'a> Asked<'a> {
 
     /// The span's runs, with those before them taken up where they were left open. All that are asked
     /// for have an answer, unless a layer has none.
-    fn ask(&self, known: Option<&[u64]>) -> Vec<u64> {
+    fn ask(&self, reach: impl Reach, known: Option<&[u64]>) -> Vec<u64> {
         let mut runs = Runs::new(self.span >> self.sector_shift, self.sector_shift, known);
         // Who comes a second time goes down at least twice as far, so that a span is not gone through
         // again for each of many layers.
@@ -289,7 +296,7 @@ impl<'a> Asked<'a> {
             if !is_needed && (runs.depth >= goal || runs.open.is_empty()) {
                 break;
             }
-            if runs.ask(&link.image, self.start).is_none() {
+            if runs.ask(reach, &link.image, self.start).is_none() {
                 break;
             }
         }
@@ -335,12 +342,12 @@ impl Runs {
     }
 
     /// Asks the next layer about the span, which starts there. `None` where it cannot say for all of it.
-    fn ask(&mut self, image: &VhdxFile, start: DiskOffset) -> Option<()> {
+    fn ask(&mut self, reach: impl Reach, image: &VhdxFile, start: DiskOffset) -> Option<()> {
         let there = image.layout().size().saturating_sub(start.0);
         let there = there.min(self.sectors << self.sector_shift);
         if there > 0 {
             let mut here = Bits::NONE;
-            let piece = image.resolve_piece(start, there, &mut here.0).ok()?;
+            let piece = image.resolve_piece(reach, start, there, &mut here.0).ok()?;
             let inside = bits_from(there >> self.sector_shift);
             let inside = self.open.zip_with(inside, |open, beyond| open & !beyond);
             match piece {

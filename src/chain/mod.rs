@@ -3,6 +3,7 @@
 mod index;
 mod locate;
 mod open;
+mod plan;
 mod resolve;
 
 use std::fmt;
@@ -19,6 +20,7 @@ pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub use open::Linkage;
 pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_error, too_deep};
+pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
 ///

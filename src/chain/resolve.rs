@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{DiffChain, Link};
 use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
-use crate::image::{Owner, PIECE_LEN, VhdxFile};
+use crate::image::{Load, Owner, PIECE_LEN, Reach, VhdxFile};
 use crate::types::{DiskOffset, FileOffset};
 
 /// Buffers that are filled by one read at the most.
@@ -25,14 +25,19 @@ pub(super) enum Place<'a> {
 }
 
 /// The run that the `len` bytes at `at` start with, as these layers have it. They are not none.
-pub(super) fn walk(layers: &[Link], at: DiskOffset, mut len: u64) -> Result<Found<'_>> {
+pub(super) fn walk<R: Reach>(
+    reach: R,
+    layers: &[Link],
+    at: DiskOffset,
+    mut len: u64,
+) -> Result<Found<'_>, R::Stop> {
     for image in layers.iter().map(|link| &link.image) {
         let size = image.layout().size();
         if at.0 >= size {
             break;
         }
         len = len.min(size - at.0);
-        let run = image.resolve(at, len)?;
+        let run = image.resolve_with(reach, at, len)?;
         len = run.len;
         let place = match run.owner {
             Owner::Here(place) => Place::Data(image, place),
@@ -68,7 +73,7 @@ impl DiffChain {
         let mut gather = Gather::new(bufs, len);
         let (mut at, end) = (DiskOffset(at), at + len);
         while at.0 < end {
-            match self.some_runs(at, end - at.0, &mut gather) {
+            match self.some_runs(Load, at, end - at.0, &mut gather) {
                 Ok(len) => at = at + len,
                 // What comes before is read all the same, for its error would be the first.
                 Err(error) => return gather.finish().and(Err(error)),
@@ -83,7 +88,7 @@ impl DiffChain {
             return Ok(found);
         }
         // Long runs are not known to the index as such, and need not be remembered piece by piece.
-        let found = walk(self.links(), at, len)?;
+        let found = walk(Load, self.links(), at, len)?;
         let end = at + found.len;
         if !end.0.is_multiple_of(PIECE_LEN) && end.0 != self.geometry().size {
             self.learn(at, found.len);

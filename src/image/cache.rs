@@ -70,21 +70,44 @@ impl Budget {
         keep: impl FnOnce() -> bool,
         look: impl FnOnce(&Page) -> R,
     ) -> Result<R> {
-        let cache = &*self.0;
-        let key = Key::new(image, at, cache.seed);
-        let shard = cache.shard(key);
-        if let Some(entry) = shard.read().unwrap_or_else(PoisonError::into_inner).pages.get(&key) {
-            // Written only when it changes: readers of one page share its cache line.
-            if !entry.hot.load(Ordering::Relaxed) {
-                entry.hot.store(true, Ordering::Relaxed);
-            }
-            return Ok(look(&entry.page));
-        }
+        let look = match self.at_hand(image, at, look) {
+            Ok(answer) => return Ok(answer),
+            Err(look) => look,
+        };
         let mut page = new_page();
         load(&mut page)?;
         let answer = look(&page);
-        cache.insert(key, page, keep);
+        self.keep_page(image, at, page, keep);
         Ok(answer)
+    }
+
+    /// Applies `look` to the page of `image` that lies at `at` in its file, or gives it back if that is not
+    /// at hand.
+    pub(crate) fn at_hand<R, L: FnOnce(&Page) -> R>(
+        &self,
+        image: LayerId,
+        at: FileOffset,
+        look: L,
+    ) -> Result<R, L> {
+        let key = Key::new(image, at, self.0.seed);
+        let shard = self.0.shard(key).read().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = shard.pages.get(&key) else { return Err(look) };
+        // Written only when it changes: readers of one page share its cache line.
+        if !entry.hot.load(Ordering::Relaxed) {
+            entry.hot.store(true, Ordering::Relaxed);
+        }
+        Ok(look(&entry.page))
+    }
+
+    /// Keeps a page of `image` that was read from its file, if `keep` then says so.
+    pub(crate) fn keep_page(
+        &self,
+        image: LayerId,
+        at: FileOffset,
+        page: Box<Page>,
+        keep: impl FnOnce() -> bool,
+    ) {
+        self.0.insert(Key::new(image, at, self.0.seed), page, keep);
     }
 
     /// What chains remember, unless the budget is too small for that.

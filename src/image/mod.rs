@@ -8,6 +8,7 @@ mod link;
 mod metadata;
 mod open;
 mod policy;
+mod reach;
 mod recent;
 mod resolve;
 mod spans;
@@ -47,12 +48,14 @@ pub(crate) use open::{
     check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,
 };
 pub(crate) use policy::ImagePolicy;
+pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
 pub(crate) use resolve::{MIXED_WORDS, Owner, PIECE_LEN, Piece};
 pub(crate) use spans::{SpanKey, Spans, Wanted};
 
 use metadata::Metadata;
 use recent::RecentEntries;
-use writer::{Pin, Pins, Writer};
+use writer::{Pin, Writer};
+pub(crate) use writer::{Pins, Ticket};
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -262,6 +265,10 @@ impl VhdxFile {
         self.storage.as_ref()
     }
 
+    pub(crate) fn shared_storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
     /// The log entry that supplies the byte of the file at `at`, if one does.
     pub(crate) fn log_entry_at(&self, at: FileOffset) -> Option<u64> {
         self.overlay.as_ref()?.entry_at(at.get())
@@ -301,6 +308,13 @@ impl VhdxFile {
             .in_file(self.name())
             .at(first)
             .with_section("2.3.3"))
+    }
+
+    /// How many of these bytes, which no log entry supplies, lie in the file: what lies behind its end, in a
+    /// part that a pending log has it grown by, is zeros.
+    pub(crate) fn len_in_file(&self, at: FileOffset, len: u64) -> u64 {
+        let Some(overlay) = &self.overlay else { return len };
+        len.min(overlay.base_len().saturating_sub(at.get()))
     }
 
     fn parent_required(&self, at: DiskOffset) -> Error {

@@ -5,7 +5,8 @@
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::VhdxFile;
-use super::cache::{PAGE, Page};
+use super::cache::{PAGE, Page, new_page};
+use super::reach::{Epoch, Load, Reach};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
 use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
@@ -58,14 +59,24 @@ enum Says {
 impl VhdxFile {
     /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none.
     pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<Run> {
-        let mut run = self.resolve_in_block(at, len)?;
+        self.resolve_with(Load, at, len)
+    }
+
+    /// As [`resolve`](Self::resolve), by pages that lie within reach.
+    pub(crate) fn resolve_with<R: Reach>(
+        &self,
+        reach: R,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<Run, R::Stop> {
+        let mut run = self.resolve_in_block(reach, at, len)?;
         for _ in 0..LOOK_AHEAD {
             let next_at = at + run.len;
             if run.len == len || self.layout.within_block(next_at) != 0 {
                 break;
             }
             // What is wrong with a later block is said when its bytes are asked for.
-            let Ok(next) = self.resolve_in_block(next_at, len - run.len) else { break };
+            let Ok(next) = self.resolve_in_block(reach, next_at, len - run.len) else { break };
             if !run.continues_in(next) {
                 break;
             }
@@ -76,18 +87,22 @@ impl VhdxFile {
 
     /// The entry of the block allocation table with this number.
     pub(crate) fn bat_entry(&self, index: BatIndex) -> Result<BatEntry> {
+        self.bat_entry_with(Load, index)
+    }
+
+    fn bat_entry_with<R: Reach>(&self, reach: R, index: BatIndex) -> Result<BatEntry, R::Stop> {
         // A writer changes entries while others read them.
         let is_constant = self.writer.is_none();
         if is_constant && let Some(entry) = self.recent.get(index) {
             return Ok(entry);
         }
         if index.0 >= self.bat_entries() {
-            return Err(self.bat_too_short(index));
+            return Err(self.bat_too_short(index).into());
         }
         let at = self.bat_entry_at(index);
         let within = (at.get() % PAGE) as usize;
-        let entry = self.table_page(at, |page| BatEntry::read(&page[within..]))?;
-        if is_constant {
+        let entry = self.table_page_with(reach, at, |page| BatEntry::read(&page[within..]))?;
+        if is_constant && reach.is_proven() {
             self.recent.put(index, entry);
         }
         Ok(entry)
@@ -105,14 +120,18 @@ impl VhdxFile {
 
     /// Where in the file the sector bitmap block of a chunk lies.
     pub(crate) fn bitmap_at(&self, chunk: ChunkIndex) -> Result<FileOffset> {
+        self.bitmap_at_with(Load, chunk)
+    }
+
+    fn bitmap_at_with<R: Reach>(&self, reach: R, chunk: ChunkIndex) -> Result<FileOffset, R::Stop> {
         let index = self.layout.bitmap_index(chunk);
-        let entry = self.bat_entry(index)?;
+        let entry = self.bat_entry_with(reach, index)?;
         let place = entry.offset();
         if entry.state_bits() != 6
             || place.get() < BITMAP_BLOCK_LEN
             || place.get() + BITMAP_BLOCK_LEN > self.file_len()
         {
-            return Err(self.bad_bitmap(index, entry));
+            return Err(self.bad_bitmap(index, entry).into());
         }
         self.check_apart(place, BITMAP_BLOCK_LEN, index)?;
         Ok(place)
@@ -120,25 +139,48 @@ impl VhdxFile {
 
     /// Applies `look` to the page of a table that `at` lies in.
     pub(crate) fn table_page<R>(&self, at: FileOffset, look: impl FnOnce(&Page) -> R) -> Result<R> {
+        self.table_page_with(Load, at, look)
+    }
+
+    fn table_page_with<R: Reach, T>(
+        &self,
+        reach: R,
+        at: FileOffset,
+        look: impl FnOnce(&Page) -> T,
+    ) -> Result<T, R::Stop> {
         let start = FileOffset::new(at.get() - at.get() % PAGE);
-        let load = |page: &mut Page| {
-            self.storage.read_exact_at(page, start.get()).map_err(|error| {
-                Error::io("table.read", "cannot read a page of the block tables", error)
-                    .in_file(self.name())
-                    .at(start.get())
-            })
-        };
-        let Some(writer) = &self.writer else {
-            return self.budget.with_page(self.id, start, load, || true, look);
-        };
-        let epoch = {
-            let changed = writer.tables.read();
-            if let Some(page) = changed.page(start.get()) {
-                return Ok(look(page));
+        let epoch = match &self.writer {
+            None => None,
+            Some(writer) => {
+                let changed = writer.tables.read();
+                if let Some(page) = changed.page(start.get()) {
+                    return Ok(look(page));
+                }
+                Some(writer.tables.epoch())
             }
-            writer.tables.epoch()
         };
-        self.budget.with_page(self.id, start, load, || writer.tables.epoch() == epoch, look)
+        reach.page(self, start, epoch, look)
+    }
+
+    /// Reads the page of a table that starts at `start` from the file.
+    pub(super) fn load_page(&self, start: FileOffset, page: &mut Page) -> Result<()> {
+        self.storage.read_exact_at(page, start.get()).map_err(|error| {
+            Error::io("table.read", "cannot read a page of the block tables", error)
+                .in_file(self.name())
+                .at(start.get())
+        })
+    }
+
+    /// The page of a table that starts at `start`, as it stands in the file.
+    pub(crate) fn page_in_file(&self, start: FileOffset) -> Result<Box<Page>> {
+        let mut page = new_page();
+        self.load_page(start, &mut page)?;
+        Ok(page)
+    }
+
+    /// Where the writer is now; what was read from the file in another epoch may be older than the file.
+    pub(super) fn epoch(&self) -> Epoch {
+        self.writer.as_ref().map(|writer| writer.tables.epoch())
     }
 
     /// The byte of a table at `at`.
@@ -146,16 +188,21 @@ impl VhdxFile {
         self.table_page(at, |page| page[(at.get() % PAGE) as usize])
     }
 
-    fn resolve_in_block(&self, at: DiskOffset, len: u64) -> Result<Run> {
+    fn resolve_in_block<R: Reach>(
+        &self,
+        reach: R,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<Run, R::Stop> {
         let block = self.layout.block_of(at);
         let within = self.layout.within_block(at);
         let len = len.min(self.layout.block_size() - within);
         let index = self.layout.payload_index(block);
-        let entry = self.bat_entry(index)?;
+        let entry = self.bat_entry_with(reach, index)?;
         match self.says(entry, index)? {
             Says::Owned(owner) => Ok(Run { len, owner }),
-            Says::Present => self.present(entry, index, within, len),
-            Says::Mixed => self.resolve_mixed(entry, index, at, len),
+            Says::Present => Ok(self.present(entry, index, within, len)?),
+            Says::Mixed => self.resolve_mixed(reach, entry, index, at, len),
         }
     }
 
@@ -182,22 +229,23 @@ impl VhdxFile {
     /// Who answers for a piece of the disk: the `len` bytes at `at`, which is a multiple of [`PIECE_LEN`].
     /// They lie within the disk, are whole sectors and no more than that length. An error says that some of
     /// them cannot be had, perhaps not all. `here` gets a bit for each sector that is here, where they differ.
-    pub(crate) fn resolve_piece(
+    pub(crate) fn resolve_piece<R: Reach>(
         &self,
+        reach: R,
         at: DiskOffset,
         len: u64,
         here: &mut [u64; MIXED_WORDS],
-    ) -> Result<Piece> {
+    ) -> Result<Piece, R::Stop> {
         let block = self.layout.block_of(at);
         let index = self.layout.payload_index(block);
-        let entry = self.bat_entry(index)?;
+        let entry = self.bat_entry_with(reach, index)?;
         match self.says(entry, index)? {
             Says::Owned(owner) => Ok(Piece::All(owner)),
             Says::Present => Ok(Piece::All(Owner::Here(self.place_of(entry, index, at, len)?))),
             Says::Mixed => {
-                let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
+                let bitmap = self.bitmap_at_with(reach, self.layout.chunk_of(block))?;
                 let sectors = len / self.layout.sector_size();
-                self.read_bits(bitmap, self.layout.bit_of(at), sectors, here)?;
+                self.read_bits(reach, bitmap, self.layout.bit_of(at), sectors, here)?;
                 let Some(last) = here.iter().rposition(|word| *word != 0) else {
                     return Ok(Piece::All(Owner::Parent));
                 };
@@ -209,17 +257,18 @@ impl VhdxFile {
     }
 
     /// Bits of a bitmap from `first` on, which is a multiple of 64. All of them lie in one page of it.
-    fn read_bits(
+    fn read_bits<R: Reach>(
         &self,
+        reach: R,
         bitmap: FileOffset,
         first: u64,
         count: u64,
         bits: &mut [u64; MIXED_WORDS],
-    ) -> Result<()> {
+    ) -> Result<(), R::Stop> {
         bits.fill(0);
         let used = &mut bits[..count.div_ceil(64) as usize];
         let at = bitmap + first / 8;
-        self.table_page(at, |page| {
+        self.table_page_with(reach, at, |page| {
             let bytes = &page[(at.get() % PAGE) as usize..][..used.len() * 8];
             LittleEndian::read_u64_into(bytes, used);
         })?;
@@ -230,29 +279,40 @@ impl VhdxFile {
     }
 
     /// A run within a block whose sectors are this image's or the parent's one by one.
-    fn resolve_mixed(
+    fn resolve_mixed<R: Reach>(
         &self,
+        reach: R,
         entry: BatEntry,
         index: BatIndex,
         at: DiskOffset,
         len: u64,
-    ) -> Result<Run> {
+    ) -> Result<Run, R::Stop> {
         let sector = self.layout.sector_size();
         let block = self.layout.block_of(at);
-        let bitmap = self.bitmap_at(self.layout.chunk_of(block))?;
+        let bitmap = self.bitmap_at_with(reach, self.layout.chunk_of(block))?;
         let first = self.layout.bit_of(at);
         let last = self.layout.bit_of(at + (len - 1));
-        let (is_here, end) = self.bit_run(bitmap, first, last + 1)?;
+        let (is_here, end) = self.bit_run_with(reach, bitmap, first, last + 1)?;
         // The run of whole sectors, less what of the first sector lies before `at`.
         let len = len.min((end - first) * sector - at.0 % sector);
         if !is_here {
             return Ok(Run { len, owner: Owner::Parent });
         }
-        self.present(entry, index, self.layout.within_block(at), len)
+        Ok(self.present(entry, index, self.layout.within_block(at), len)?)
     }
 
     /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
     pub(super) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
+        self.bit_run_with(Load, bitmap, first, end)
+    }
+
+    fn bit_run_with<R: Reach>(
+        &self,
+        reach: R,
+        bitmap: FileOffset,
+        first: u64,
+        end: u64,
+    ) -> Result<(bool, u64), R::Stop> {
         const BITS: u64 = 8 * PAGE;
         let mut value = None;
         let mut bit = first;
@@ -261,7 +321,7 @@ impl VhdxFile {
             let within = (bit % BITS, page_end - bit / BITS * BITS);
             let at = bitmap + bit / BITS * PAGE;
             let (is_set, len) =
-                self.table_page(at, |page| run_of_bits(page, within.0, within.1))?;
+                self.table_page_with(reach, at, |page| run_of_bits(page, within.0, within.1))?;
             if *value.get_or_insert(is_set) != is_set {
                 break;
             }

@@ -2,6 +2,8 @@
 
 use std::fs::{File, TryLockError};
 use std::io;
+#[cfg(unix)]
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -127,6 +129,11 @@ impl Storage for FileStorage {
 
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(file_id(&self.file.metadata()?))
+    }
+
+    #[cfg(unix)]
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(AsFd::as_fd(&self.file))
     }
 
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {

@@ -14,6 +14,8 @@ mod proc_locks;
 use std::fmt::Debug;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::ops::Range;
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -114,6 +116,14 @@ pub trait Storage: Debug + Send + Sync {
     /// What the host says.
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(None)
+    }
+
+    /// The descriptor of the file, for callers that read where a [`ReadPlan`](crate::ReadPlan) says by other
+    /// means than [`read_at`](Self::read_at), io_uring for instance; `None` where there is none. Nothing may be
+    /// written through it, and nobody relies on its position.
+    #[cfg(unix)]
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
     }
 
     /// Takes a lock on the file without waiting, held until this storage is dropped.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -52,6 +54,11 @@ impl Overlay {
         self.clear(&range);
         self.len = self.len.max(range.end);
         self.pieces.insert(range.start, Piece { end: range.end, patch, sequence });
+    }
+
+    /// The length of the file below.
+    pub(crate) fn base_len(&self) -> u64 {
+        self.base_len
     }
 
     /// How many pieces lie over the file.
@@ -186,6 +193,12 @@ impl Storage for Overlay {
 
     fn id(&self) -> io::Result<Option<FileId>> {
         self.base.id()
+    }
+
+    /// Of the file below: right for whoever looks only where nothing lies over it, as plans do.
+    #[cfg(unix)]
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.base.as_fd()
     }
 
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {

@@ -1,6 +1,7 @@
 //! What several test files use: storages that watch, parents in memory, checks that every disk passes.
 #![allow(dead_code, clippy::disallowed_methods)] // each test file uses a part of it, and touches real files
 
+pub mod deep;
 pub mod disk;
 pub mod oracle;
 

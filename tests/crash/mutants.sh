@@ -23,3 +23,4 @@ hunt() {
 }
 hunt readers-not-waited-for held::space_is_not_given_away_under_a_reader
 hunt length-taken-back held::of_two_growing_writers_none_hides_the_length_of_the_other
+hunt plan-does-not-pin plans::a_plan_keeps_what_it_names_from_all_others_until_it_is_dropped

@@ -74,7 +74,7 @@ fn in_thread<'scope>(
     wait
 }
 
-fn pair(size: u64) -> (SimHost, Pair, DiffChain) {
+pub fn pair(size: u64) -> (SimHost, Pair, DiffChain) {
     let host = SimHost::default();
     let pair = Pair::new(Arc::new(host.clone()), Path::new(FOLDER), size);
     let chain = pair.open(true, 64 << 20);
@@ -82,7 +82,7 @@ fn pair(size: u64) -> (SimHost, Pair, DiffChain) {
 }
 
 /// The disk reads the same once its session is over, to the crate and to the naive reader, and checks clean.
-fn close_and_judge(chain: DiffChain, pair: &Pair) {
+pub fn close_and_judge(chain: DiffChain, pair: &Pair) {
     chain.close().unwrap();
     let bytes = flat(&chain);
     drop(chain);
@@ -90,22 +90,22 @@ fn close_and_judge(chain: DiffChain, pair: &Pair) {
 }
 
 /// Writes these sectors, `turn` for the whole of them.
-fn write(chain: &DiffChain, turn: u64, first: u64, sectors: u64) {
+pub fn write(chain: &DiffChain, turn: u64, first: u64, sectors: u64) {
     chain.write_at(&tags::run(1, turn, first..first + sectors), first * SECTOR).unwrap();
 }
 
-fn read(chain: &DiffChain, sector: u64) -> Says {
+pub fn read(chain: &DiffChain, sector: u64) -> Says {
     let mut bytes = [0xAA; SECTOR as usize];
     chain.read_at(&mut bytes, sector * SECTOR).unwrap();
     tags::says(&bytes)
 }
 
-fn tag(turn: u64, sector: u64) -> Says {
+pub fn tag(turn: u64, sector: u64) -> Says {
     Says::Tag { writer: 1, turn, sector }
 }
 
 /// Where in the file the block that starts here lies.
-fn place(chain: &DiffChain, at: u64) -> u64 {
+pub fn place(chain: &DiffChain, at: u64) -> u64 {
     let extent = chain.extents(at..at + SECTOR).next().unwrap().unwrap();
     match extent.source {
         Source::Data { at, .. } => at.get(),
@@ -113,7 +113,7 @@ fn place(chain: &DiffChain, at: u64) -> u64 {
     }
 }
 
-const BLOCK: u64 = MIB / SECTOR;
+pub const BLOCK: u64 = MIB / SECTOR;
 /// The number of the file that is written, in the order in which they were made.
 const TIP: usize = 2;
 
@@ -123,8 +123,9 @@ fn space_is_not_given_away_under_a_reader() {
     write(&chain, 1, 0, BLOCK);
     chain.flush().unwrap();
     let old = place(&chain, 0);
-    let mut gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == old));
+    let gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == old));
     std::thread::scope(|scope| {
+        let mut gate = gate; // goes when an assertion fails
         let reader = || {
             let mut bytes = vec![0xAA; MIB as usize];
             chain.read_at(&mut bytes, 0).unwrap();
@@ -167,8 +168,9 @@ fn the_file_is_not_cut_under_a_reader() {
     chain.flush().unwrap();
     let last = place(&chain, 0);
     let is_there = move |step| matches!(step, Step::Read { at, .. } if at == last);
-    let mut gate = Gate::new(&host, is_there);
+    let gate = Gate::new(&host, is_there);
     std::thread::scope(|scope| {
+        let mut gate = gate; // goes when an assertion fails
         let held = || assert_eq!(read(&chain, 0), tag(1, 0));
         Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
         gate.wait_for_arrival();
@@ -194,8 +196,9 @@ fn a_reader_that_is_held_keeps_nobody_waiting() {
     write(&chain, 2, BLOCK, BLOCK);
     chain.flush().unwrap();
     let old = place(&chain, 0);
-    let mut gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == old));
+    let gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == old));
     std::thread::scope(|scope| {
+        let mut gate = gate; // goes when an assertion fails
         let held = || assert_ne!(read(&chain, 0), Says::Torn);
         Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
         gate.wait_for_arrival();
@@ -223,13 +226,13 @@ fn a_reader_that_came_later_does_not_keep_what_went_before() {
     write(&chain, 1, 10 * BLOCK, BLOCK);
     chain.flush().unwrap();
     let kept = place(&chain, 10 * MIB);
-    let mut gate =
-        Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == kept));
+    let gate = Gate::new(&host, move |step| matches!(step, Step::Read { at, .. } if at == kept));
     // Freed and durable before the reader comes.
     let freed = place(&chain, 0);
     chain.discard(0..MIB).unwrap();
     chain.flush().unwrap();
     std::thread::scope(|scope| {
+        let mut gate = gate; // goes when an assertion fails
         let held = || assert_eq!(read(&chain, 10 * BLOCK), tag(1, 10 * BLOCK));
         Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
         gate.wait_for_arrival();

@@ -3,6 +3,7 @@
 #![allow(clippy::disallowed_methods)] // some of the files are real
 
 mod held;
+mod plans;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests, which need other parts of it
 mod sim;

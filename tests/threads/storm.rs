@@ -1,13 +1,13 @@
-//! Four writers and four readers at once.
+//! Four writers, four readers and two who read by plans, at once.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use avhdx::storage::LocalHost;
-use avhdx::{DiffChain, Disk, Zeroing};
+use avhdx::{DiffChain, Disk, ReadPlan, Zeroing};
 use avhdx_testkit::rng::Rng;
 
 use crate::sim::{FOLDER, SimHost};
@@ -217,6 +217,48 @@ impl Reader<'_> {
     }
 }
 
+/// Who has several plans of reads at a time and reads by them later.
+struct Planner<'a> {
+    chain: &'a DiffChain,
+    rng: Rng,
+    rules: Rules,
+}
+
+impl Planner<'_> {
+    fn run(mut self, done: &AtomicBool) -> u64 {
+        let mut plans = VecDeque::new();
+        let mut read = 0;
+        while !done.load(Ordering::SeqCst) {
+            let first = self.rng.below(SIZE / SECTOR);
+            let end = (first + 1 + self.rng.below(400)).min(SIZE / SECTOR);
+            plans.push_back((first, crate::plans::plan(self.chain, first, end - first)));
+            while plans.len() as u64 > self.rng.below(24) {
+                let Some((first, plan)) = plans.pop_front() else { break };
+                self.judge(first, &plan);
+                read += 1;
+            }
+        }
+        plans.into_iter().for_each(|(first, plan)| self.judge(first, &plan));
+        read
+    }
+
+    fn judge(&self, first: u64, plan: &ReadPlan) {
+        let range = plan.range();
+        let mut bytes = vec![0xAA; (range.end - range.start) as usize];
+        for _ in 0..1000 {
+            plan.read(&mut bytes).unwrap();
+            let is_torn = bytes.chunks(SECTOR as usize).any(|b| tags::says(b) == Says::Torn);
+            if !is_torn || !self.rules.may_tear {
+                break;
+            }
+        }
+        for (sector, bytes) in (first..).zip(bytes.chunks(SECTOR as usize)) {
+            let found = tags::says(bytes);
+            assert!(is_right(sector, found), "a plan: sector {sector}: {found:?}");
+        }
+    }
+}
+
 /// Whether the sector may hold this at all.
 fn is_right(sector: u64, found: Says) -> bool {
     match (found, owner(sector)) {
@@ -246,11 +288,16 @@ fn storm(pair: &Pair, budget: usize, rules: Rules) {
             scope.spawn(|| reader.run(&done))
         });
         let readers: Vec<_> = readers.collect();
+        let planners = [2000, 2001].map(|seed| {
+            let planner = Planner { chain: &chain, rng: Rng::new(seed), rules };
+            scope.spawn(|| planner.run(&done))
+        });
         let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
         // Readers end whatever became of the writers.
         done.store(true, Ordering::SeqCst);
         let read: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
-        assert!(read > 0);
+        let planned: u64 = planners.into_iter().map(|planner| planner.join().unwrap()).sum();
+        assert!(read > 0 && planned > 0);
         ended.into_iter().flat_map(|last| last.unwrap()).collect()
     });
     let bytes = flat(&chain);

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::bat::ENTRY_LEN;
 use crate::format::log_entry::Change;
 use crate::image::VhdxFile;
-use crate::image::cache::{PAGE, Page};
+use crate::image::cache::PAGE;
 use crate::mutants::planted;
 use crate::types::{BatIndex, FileOffset, MIB};
 
@@ -140,7 +140,7 @@ impl VhdxFile {
     fn with_bitmaps_only(&self, new: &Snapshot) -> Result<Option<Snapshot>> {
         let mut page = match &new.before {
             Some(before) => before.clone(),
-            None => self.page_in_file(new.at)?,
+            None => self.page_in_file(FileOffset::new(new.at))?,
         };
         let first = (new.at - self.bat.offset.get()) / ENTRY_LEN;
         let mut is_changed = false;
@@ -173,14 +173,6 @@ impl VhdxFile {
         }
         writer.tables.write().applied(&pages);
         Ok(())
-    }
-
-    fn page_in_file(&self, at: u64) -> Result<Box<Page>> {
-        let mut page = crate::image::cache::new_page();
-        self.storage.read_exact_at(&mut page[..], at).map_err(|error| {
-            Error::io("table.read", "cannot read a page of the block tables", error).at(at)
-        })?;
-        Ok(page)
     }
 }
 

@@ -27,7 +27,7 @@ use crate::sync::{Mutex, MutexGuard};
 
 use blocks::BlockLocks;
 use growth::{Frozen, Growth};
-pub(crate) use pins::{Pin, Pins};
+pub(crate) use pins::{Pin, Pins, Ticket};
 use session::Session;
 pub(crate) use session::{flush, update_headers};
 use space::Allocated;
