@@ -16,10 +16,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::resolve::{Found, Place, Sink, walk};
+use super::stored::{Packed, Sectors};
+use super::word::{self, Answer};
 use super::{DiffChain, Link};
 use crate::error::Result;
 use crate::image::{
-    Load, MIXED_WORDS, Owner, PIECE_LEN, Piece, Reach, SpanKey, Spans, VhdxFile, Wanted,
+    Known, Load, MIXED_WORDS, Owner, PIECE_LEN, Piece, Reach, SpanKey, Spans, VhdxFile,
 };
 use crate::types::{DiskOffset, FileOffset};
 
@@ -185,33 +187,43 @@ impl<'a> Asked<'a> {
         sector << self.sector_shift
     }
 
-    fn wanted(&self) -> Wanted {
-        Wanted {
-            first: word::last_at(self.first()),
-            last: word::last_at(self.last()),
-            // A part of a span that has its full length.
-            guess: self.from >> (SPAN.trailing_zeros() - 16),
-        }
+    fn sectors(&self) -> Sectors {
+        Sectors { in_span: SPAN >> self.sector_shift, shift: self.sector_shift }
+    }
+
+    /// Looks up the run that the bytes start with and those that follow, as many as `found` has room for.
+    #[inline]
+    fn find(&self, found: &mut [u64]) -> usize {
+        let looked = self.spans.look(self.key, |known| match known {
+            Known::Word(run) => {
+                found[0] = run;
+                1
+            }
+            Known::Words { form, words } => {
+                self.sectors().find(form, words, self.first(), self.last(), found)
+            }
+        });
+        looked.unwrap_or_default()
     }
 
     /// The run that the bytes start with, if it is known.
     #[inline]
     fn first_run(&self) -> Option<(Found<'a>, Ends)> {
-        let mut words = [0; 2];
-        let (end, ends) = match self.spans.find(self.key, self.wanted(), &mut words) {
+        let mut runs = [0; 2];
+        let (end, ends) = match self.find(&mut runs) {
             0 => return None,
             1 => (self.end, Ends::Later),
-            _ => (self.within(word::start(words[1])), Ends::Here),
+            _ => (self.within(word::start(runs[1])), Ends::Here),
         };
-        let place = self.place(words[0], self.from)?;
+        let place = self.place(runs[0], self.from)?;
         Some((Found { len: end - self.from, place }, ends))
     }
 
     /// Hands on the runs that are known, and says how many bytes that was.
     fn known(&self, sink: &mut impl Sink<'a>) -> Result<u64> {
-        let mut words = [0; AT_ONCE + 1];
-        let count = self.spans.find(self.key, self.wanted(), &mut words);
-        match words.split_at_checked(count).map_or(&words[..], |(found, _)| found) {
+        let mut runs = [0; AT_ONCE + 1];
+        let count = self.find(&mut runs);
+        match runs.split_at_checked(count).map_or(&runs[..], |(found, _)| found) {
             // One more than was to be looked up: it says where the one before it ends.
             [found @ .., next] if found.len() == AT_ONCE => {
                 self.hand_on(found, self.within(word::start(*next)), sink)
@@ -275,10 +287,15 @@ impl<'a> Asked<'a> {
         let top = &self.layers[0].image;
         // What changes from here on is perhaps not in the answer.
         let changes = top.changes();
-        let known = self.spans.whole(self.key);
+        let known = self.spans.look(self.key, |known| match known {
+            Known::Word(run) => vec![run],
+            Known::Words { form, words } => self.sectors().unpack(form, words),
+        });
         let words = self.ask(reach, known.as_deref());
         if depth(&words) > known.as_deref().map_or(0, depth) {
-            top.budget().keep_span(self.key, &words, || top.changes() == changes);
+            let Packed { form, words } = self.sectors().pack(&words);
+            let still = || top.changes() == changes;
+            top.budget().keep_span(self.key, form, &words, still);
         }
         words
     }
@@ -439,74 +456,4 @@ fn bits_from(sector: u64) -> Bits {
         _ => 0,
     };
     Bits(std::array::from_fn(word))
-}
-
-/// Who answers for a run.
-enum Answer {
-    /// The layer with this number among those asked, from `at` on in its file.
-    Here { layer: usize, at: FileOffset },
-    /// Nobody: zeros, because that layer says so or because all ended before.
-    Zero { layer: Option<usize> },
-    /// None of so many layers.
-    Open { depth: usize },
-}
-
-/// A run as one word: its first sector in the upper bits, so that words sort; then the layer, then its place
-/// in that layer's file. It ends where the next one starts.
-mod word {
-    use super::Answer;
-    use crate::types::FileOffset;
-
-    const START_SHIFT: u32 = 53;
-    const LAYER_SHIFT: u32 = 38;
-    /// Layers that can be told apart, and none.
-    pub(super) const LAYERS: usize = (1 << (START_SHIFT - LAYER_SHIFT)) - 1;
-    /// Places are multiples of the smallest sector.
-    const UNIT_SHIFT: u32 = 9;
-    const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
-    const ZERO: u64 = PLACES;
-    const OPEN: u64 = PLACES - 1;
-
-    /// `None` where the place is 128 TiB or more.
-    pub(super) fn here(sector: u64, layer: usize, at: FileOffset) -> Option<u64> {
-        let place = at.get() >> UNIT_SHIFT;
-        (place < OPEN).then_some(sector << START_SHIFT | (layer as u64) << LAYER_SHIFT | place)
-    }
-
-    pub(super) fn zero(sector: u64, layer: Option<usize>) -> u64 {
-        sector << START_SHIFT | (layer.unwrap_or(LAYERS) as u64) << LAYER_SHIFT | ZERO
-    }
-
-    pub(super) fn open(sector: u64, depth: usize) -> u64 {
-        sector << START_SHIFT | (depth as u64) << LAYER_SHIFT | OPEN
-    }
-
-    pub(super) fn start(word: u64) -> u64 {
-        word >> START_SHIFT
-    }
-
-    pub(super) fn answer(word: u64) -> Answer {
-        let layer = (word >> LAYER_SHIFT) as usize & LAYERS;
-        match word & PLACES {
-            ZERO => Answer::Zero { layer: (layer < LAYERS).then_some(layer) },
-            OPEN => Answer::Open { depth: layer },
-            place => Answer::Here { layer, at: FileOffset::new(place << UNIT_SHIFT) },
-        }
-    }
-
-    /// The greatest word of a run that starts at this sector.
-    pub(super) fn last_at(sector: u64) -> u64 {
-        sector << START_SHIFT | ((1 << START_SHIFT) - 1)
-    }
-
-    /// Whether the run of `next` goes on where that of `run` ends.
-    pub(super) fn continues(run: u64, next: u64, sector_shift: u32) -> bool {
-        let between = (start(next) - start(run)) << (sector_shift - UNIT_SHIFT);
-        let distance = match run & PLACES {
-            ZERO | OPEN => 0,
-            _ => between,
-        };
-        let below_start = (1 << START_SHIFT) - 1;
-        (run & below_start) + distance == next & below_start
-    }
 }

@@ -5,6 +5,8 @@ mod locate;
 mod open;
 mod plan;
 mod resolve;
+mod stored;
+mod word;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

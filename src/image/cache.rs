@@ -116,8 +116,14 @@ impl Budget {
     }
 
     /// Remembers what a chain found out, if it is `still` right.
-    pub(crate) fn keep_span(&self, key: SpanKey, answer: &[u64], still: impl FnOnce() -> bool) {
-        if self.spans().is_some_and(|spans| spans.keep(key, answer, still)) {
+    pub(crate) fn keep_span(
+        &self,
+        key: SpanKey,
+        form: u32,
+        answer: &[u64],
+        still: impl FnOnce() -> bool,
+    ) {
+        if self.spans().is_some_and(|spans| spans.keep(key, form, answer, still)) {
             self.0.trim();
         }
     }
@@ -317,7 +323,7 @@ mod tests {
         let without = pages();
         assert!(without * (PAGE as usize + OVERHEAD) > BYTES * 3 / 4, "{without} pages");
         for number in 0..20_000 {
-            budget.keep_span(SpanKey::new(1, number).unwrap(), &[number; 8], || true);
+            budget.keep_span(SpanKey::new(1, number).unwrap(), 8, &[number; 8], || true);
             let spans = budget.spans().unwrap().held();
             assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES, "after {number}");
         }

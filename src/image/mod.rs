@@ -50,7 +50,7 @@ pub(crate) use open::{
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
 pub(crate) use resolve::{MIXED_WORDS, Owner, PIECE_LEN, Piece};
-pub(crate) use spans::{SpanKey, Spans, Wanted};
+pub(crate) use spans::{Known, SpanKey, Spans};
 
 use metadata::Metadata;
 use recent::RecentEntries;

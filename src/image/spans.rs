@@ -26,13 +26,12 @@ const TRIES: usize = 4;
 const NEIGHBOURS: u32 = 10;
 /// Bits of a question that say which part of a disk it is about: 64 TiB in parts of 1 MiB.
 const NUMBER_BITS: u32 = 26;
-/// Says that the words of an answer stand in the ring. No word of an answer has this bit.
+/// Says that the words of an answer stand in the ring. An answer of one word does not have this bit.
 const IN_RING: u64 = 1 << 63;
-/// Where in the ring they stand, and above that how many they are.
-const PLACE_BITS: u32 = 48;
+/// Where in the ring they stand, and above that what form they have.
+const PLACE_BITS: u32 = 46;
 const PLACES: u64 = (1 << PLACE_BITS) - 1;
-/// More words have no place in a line to say so.
-const MOST_WORDS: usize = (1 << (63 - PLACE_BITS)) - 1;
+const FORMS: u64 = (IN_RING >> PLACE_BITS) - 1;
 /// Less memory is of no use.
 const LEAST: usize = 1024;
 const WORD: usize = size_of::<u64>();
@@ -70,25 +69,23 @@ impl SpanKey {
     }
 }
 
-/// The words of an answer that are looked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted {
-    /// The last word that is not above this one, and those that follow ...
-    pub(crate) first: u64,
-    /// ... and are not above this one.
-    pub(crate) last: u64,
-    /// Where the first of them would stand among the words of a long answer if these lay evenly, in parts of
-    /// 2^16.
-    pub(crate) guess: u64,
+/// What is known of a question.
+pub(crate) enum Known<'a> {
+    /// One word.
+    Word(u64),
+    /// Words, and what whoever keeps and reads them makes of that. There may be more than they are, and until
+    /// it is known that they were whole all may be any words.
+    Words { form: u32, words: &'a [AtomicU64] },
 }
 
-/// Answers: sorted words, all below 2^63.
+/// Answers.
 #[derive(Debug)]
 pub(crate) struct Spans {
     /// Pieces of the table, as many as a power of two. Memory is taken when it is needed.
     lines: Box<[OnceLock<Box<[Line]>>]>,
     /// A power of two.
     lines_per_piece: usize,
+    /// As many as a power of two, too.
     ring: Box<[OnceLock<Words>]>,
     /// A power of two.
     words_per_piece: usize,
@@ -108,13 +105,6 @@ struct Head {
     kept: usize,
 }
 
-/// What is known of a question.
-enum Answer<'a> {
-    Word(u64),
-    /// Until it is known that they are whole these may be any words.
-    Words(&'a [AtomicU64]),
-}
-
 impl Spans {
     /// Room for answers of at most `bytes`, `None` where that is too little for any.
     pub(crate) fn new(bytes: usize) -> Option<Self> {
@@ -125,7 +115,7 @@ impl Spans {
         let lines_per_piece = lines.min(LINES);
         let ring = (bytes - lines * size_of::<Line>()) / WORD;
         let words_per_piece = power_of_two_in(ring).min(PIECE);
-        let pieces = ring / words_per_piece;
+        let pieces = power_of_two_in(ring / words_per_piece);
         let seed = RandomState::new();
         Some(Self {
             lines: (0..lines / lines_per_piece).map(|_| OnceLock::new()).collect(),
@@ -144,54 +134,26 @@ impl Spans {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Takes the words that are wanted from an answer, as many as `found` has room for. Their number; 0 where
-    /// there is no answer.
-    #[inline]
-    pub(crate) fn find(&self, key: SpanKey, wanted: Wanted, found: &mut [u64]) -> usize {
-        let looked = self.look(key, |answer| {
-            let words = match answer {
-                Answer::Word(word) => {
-                    found[0] = word;
-                    return 1;
-                }
-                Answer::Words(words) => words,
-            };
-            let guess = (words.len() as u64 * wanted.guess) >> 16;
-            let start = last_not_above(words, guess as usize, wanted.first);
-            let mut count = 0;
-            for (word, place) in words[start..].iter().zip(found.iter_mut()) {
-                let word = word.load(Ordering::Relaxed);
-                if count > 0 && word > wanted.last {
-                    break;
-                }
-                *place = word;
-                count += 1;
-            }
-            count
-        });
-        looked.unwrap_or_default()
-    }
-
-    /// All words of an answer.
-    pub(crate) fn whole(&self, key: SpanKey) -> Option<Vec<u64>> {
-        self.look(key, |answer| match answer {
-            Answer::Word(word) => vec![word],
-            Answer::Words(words) => words.iter().map(|word| word.load(Ordering::Relaxed)).collect(),
-        })
-    }
-
-    /// Keeps an answer, which is not empty, in place of an earlier one to the same question. It is let go when
-    /// there is no room for it, when somebody else keeps one at this very moment, for nobody waits, or when
-    /// it is not `still` right. Whether memory was taken for it.
-    pub(crate) fn keep(&self, key: SpanKey, answer: &[u64], still: impl FnOnce() -> bool) -> bool {
+    /// Keeps an answer in place of an earlier one to the same question: one word below 2^63 of form 0, or words
+    /// of another form below 2^17. It is let go when there is no room for it, when somebody else keeps one at
+    /// this very moment, for nobody waits, or when it is not `still` right. Whether memory was taken for it.
+    pub(crate) fn keep(
+        &self,
+        key: SpanKey,
+        form: u32,
+        answer: &[u64],
+        still: impl FnOnce() -> bool,
+    ) -> bool {
         let Ok(mut head) = self.head.try_lock() else { return false };
-        if answer.len() > self.words_per_piece.min(MOST_WORDS) || !still() {
+        if answer.len() > self.words_per_piece || u64::from(form) > FORMS || !still() {
             return false;
         }
         let before = self.held();
-        let known = match answer {
-            [word] => *word,
-            words => IN_RING | (words.len() as u64) << PLACE_BITS | self.write(&mut head, words),
+        let known = match (form, answer) {
+            (0, [word]) => *word,
+            (_, words) => {
+                IN_RING | u64::from(form) << PLACE_BITS | self.write(&mut head, words) & PLACES
+            }
         };
         let home = self.home(key);
         let line = &self.lines[home.piece].get_or_init(|| self.take_lines())[home.line];
@@ -241,16 +203,15 @@ impl Spans {
 
     /// Hands an answer to `look`, and what that made of it on if it was whole until then.
     #[inline]
-    fn look<R>(&self, key: SpanKey, look: impl FnOnce(Answer<'_>) -> R) -> Option<R> {
+    pub(crate) fn look<R>(&self, key: SpanKey, look: impl FnOnce(Known<'_>) -> R) -> Option<R> {
         let home = self.home(key);
         let known = self.lines[home.piece].get()?[home.line].find(key)?;
         if known & IN_RING == 0 {
-            return Some(look(Answer::Word(known)));
+            return Some(look(Known::Word(known)));
         }
-        let (at, len) = (known & PLACES, (known & !IN_RING) >> PLACE_BITS);
-        let piece = self.ring[self.piece(at)].get()?;
-        let words = piece.get(self.within_piece(at)..)?.get(..len as usize)?;
-        let looked = look(Answer::Words(words));
+        let (at, form) = (known & PLACES, (known >> PLACE_BITS & FORMS) as u32);
+        let words = self.ring[self.piece(at)].get()?.get(self.within_piece(at)..)?;
+        let looked = look(Known::Words { form, words });
         fence(Ordering::Acquire);
         (self.floor.load(Ordering::Relaxed) <= at).then_some(looked)
     }
@@ -267,7 +228,7 @@ impl Spans {
 
     fn piece(&self, at: u64) -> usize {
         let piece = at >> self.words_per_piece.trailing_zeros();
-        (piece % self.ring.len() as u64) as usize
+        piece as usize & (self.ring.len() - 1)
     }
 
     fn within_piece(&self, at: u64) -> usize {
@@ -321,40 +282,32 @@ impl Line {
     }
 }
 
-/// The number of the last word that is not above this one, or else the first. The words are sorted, or being
-/// written over.
-#[inline]
-fn last_not_above(words: &[AtomicU64], guess: usize, bound: u64) -> usize {
-    let is_above = |n: usize| words.get(n).is_none_or(|word| word.load(Ordering::Relaxed) > bound);
-    let (mut low, mut high) = (guess.min(words.len().saturating_sub(1)), 0);
-    let mut step = 1;
-    if is_above(low) {
-        high = low;
-        while low > 0 && is_above(low) {
-            high = low;
-            low = low.saturating_sub(step);
-            step *= 2;
-        }
-    } else {
-        while high == 0 {
-            let next = (low + step).min(words.len());
-            if is_above(next) {
-                high = next
-            } else {
-                low = next
-            }
-            step *= 2;
-        }
-    }
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        if is_above(middle) { high = middle } else { low = middle }
-    }
-    low
-}
-
 fn power_of_two_in(n: usize) -> usize {
     1 << n.checked_ilog2().unwrap_or_default()
+}
+
+/// Answers whose form is how many words they have.
+#[cfg(test)]
+mod plain {
+    use super::*;
+
+    pub(super) fn keep(
+        spans: &Spans,
+        key: SpanKey,
+        answer: &[u64],
+        still: impl FnOnce() -> bool,
+    ) -> bool {
+        let form = if answer.len() == 1 { 0 } else { answer.len() as u32 };
+        spans.keep(key, form, answer, still)
+    }
+
+    pub(super) fn whole(spans: &Spans, key: SpanKey) -> Option<Vec<u64>> {
+        let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
+        spans.look(key, |known| match known {
+            Known::Word(word) => vec![word],
+            Known::Words { form, words } => words.iter().take(form as usize).map(load).collect(),
+        })
+    }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -363,6 +316,7 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::plain::{keep, whole};
     use super::*;
 
     fn key(stack: u64, number: u64) -> SpanKey {
@@ -379,10 +333,6 @@ mod tests {
         key.stack() * 31 + key.number() * 7
     }
 
-    /// What a reader wants that knows nothing of how the words lie.
-    fn wanted(first: u64, last: u64, guess: u64) -> Wanted {
-        Wanted { first: first << 48 | 0xFFFF_FFFF, last: last << 48 | 0xFFFF_FFFF, guess }
-    }
 
     proptest! {
         #[test]
@@ -397,26 +347,21 @@ mod tests {
                 let key = key(stack, number * 700);
                 if is_kept {
                     let words = answer(key, version as u64, len);
-                    spans.keep(key, &words, || true);
+                    keep(&spans, key, &words, || true);
                     if len as usize <= spans.words_per_piece {
-                        let found = spans.whole(key);
+                        let found = whole(&spans, key);
                         prop_assert_eq!(found.as_ref(), Some(&words), "just kept");
                         model.insert(key.0, words);
                     }
                 } else if len % 10 == 0 {
                     spans.drop_answer(key);
                     model.remove(&key.0);
-                    prop_assert_eq!(spans.whole(key), None, "just dropped");
+                    prop_assert_eq!(whole(&spans, key), None, "just dropped");
                 } else if len % 10 == 1 {
-                    spans.keep(key, &answer(key, version as u64, len), || false);
+                    keep(&spans, key, &answer(key, version as u64, len), || false);
                 }
-                let Some(found) = spans.whole(key) else { continue };
+                let Some(found) = whole(&spans, key) else { continue };
                 prop_assert_eq!(Some(&found), model.get(&key.0));
-                let mut some = [0; 5];
-                let first = found.len() as u64 / 3;
-                let guess = (version as u64 * 7919) % (1 << 16);
-                let count = spans.find(key, wanted(first, first + 3, guess), &mut some);
-                prop_assert_eq!(&some[..count], &found[first as usize..found.len().min(first as usize + 4)]);
             }
             prop_assert!(spans.held() <= bytes, "{} of {bytes} bytes", spans.held());
         }
@@ -427,10 +372,10 @@ mod tests {
         let spans = Spans::new(4 << 20).unwrap();
         let keys = || (0..40_000).map(|n| (key(1 + n / 30_000, n), 1 + n % 3 * 3));
         for (key, len) in keys() {
-            spans.keep(key, &answer(key, 0, len), || true);
+            keep(&spans, key, &answer(key, 0, len), || true);
         }
         let is_lost =
-            |(key, len): &(SpanKey, u64)| spans.whole(*key) != Some(answer(*key, 0, *len));
+            |(key, len): &(SpanKey, u64)| whole(&spans, *key) != Some(answer(*key, 0, *len));
         assert_eq!(keys().filter(is_lost).count(), 0);
     }
 
@@ -438,10 +383,10 @@ mod tests {
     fn memory_is_taken_as_it_is_needed() {
         let spans = Spans::new(32 << 20).unwrap();
         assert_eq!(spans.held(), 0);
-        assert!(spans.keep(key(1, 1), &[1], || true));
-        assert!(!spans.keep(key(1, 2), &[1], || true));
+        assert!(keep(&spans, key(1, 1), &[1], || true));
+        assert!(!keep(&spans, key(1, 2), &[1], || true));
         assert_eq!(spans.held(), LINES * size_of::<Line>());
-        assert!(spans.keep(key(1, 3), &[1, 2], || true));
+        assert!(keep(&spans, key(1, 3), &[1, 2], || true));
         assert_eq!(spans.held(), LINES * size_of::<Line>() + PIECE * WORD);
         assert!(Spans::new(LEAST - 1).is_none());
     }
@@ -460,21 +405,6 @@ mod tests {
         assert_eq!((last.stack(), last.number()), ((1 << 38) - 1, (1 << 26) - 1));
     }
 
-    proptest! {
-        #[test]
-        fn the_last_word_that_is_not_above_is_that_of_a_walk(
-            mut words in proptest::collection::vec(0..300_u64, 1..300),
-            guess in 0..400_usize,
-            bound in 0..300_u64,
-        ) {
-            words.sort_unstable();
-            words.dedup();
-            let expected = words.iter().rposition(|word| *word <= bound).unwrap_or(0);
-            let words: Vec<AtomicU64> = words.into_iter().map(AtomicU64::new).collect();
-            prop_assert_eq!(last_not_above(&words, guess, bound), expected);
-        }
-    }
-
     /// Readers see an answer whole and of the question they ask, or none, while it is written over.
     #[test]
     fn no_reader_sees_parts_of_two_answers() {
@@ -488,7 +418,7 @@ mod tests {
                         let key = key(7, (turn * 5 + writer) % 12);
                         match turn % 16 {
                             0 => spans.drop_answer(key),
-                            _ => _ = spans.keep(key, &answer(key, turn, lens(turn)), || true),
+                            _ => _ = keep(spans, key, &answer(key, turn, lens(turn)), || true),
                         }
                     }
                 });
@@ -498,7 +428,7 @@ mod tests {
                 scope.spawn(move || {
                     for turn in 0..80_000 {
                         let key = key(7, (turn + reader) % 12);
-                        let Some(found) = spans.whole(key) else { continue };
+                        let Some(found) = whole(spans, key) else { continue };
                         let low = found[0] & 0xFFFF_FFFF;
                         let is_one = found.iter().zip(0..).all(|(word, n)| *word == n << 48 | low);
                         let version = low - of_key(key) - found.len() as u64;
@@ -516,6 +446,7 @@ mod orders {
     use loom::sync::Arc;
     use loom::thread;
 
+    use super::plain::{keep, whole};
     use super::*;
 
     /// Room for two answers of two words: a third is written over the first.
@@ -546,19 +477,19 @@ mod orders {
     fn a_reader_sees_a_whole_answer_or_none() {
         in_every_order(|| {
             let spans = small();
-            spans.keep(key(1), &[10, 11], || true);
-            spans.keep(key(2), &[20, 21], || true);
+            keep(&spans, key(1), &[10, 11], || true);
+            keep(&spans, key(2), &[20, 21], || true);
             let writer = Arc::clone(&spans);
             let writer = thread::spawn(move || {
-                writer.keep(key(1), &[12, 13], || true);
-                writer.keep(key(3), &[30, 31], || true);
+                keep(&writer, key(1), &[12, 13], || true);
+                keep(&writer, key(3), &[30, 31], || true);
             });
-            let found = spans.whole(key(1));
+            let found = whole(&spans, key(1));
             let whole = [None, Some(vec![10, 11]), Some(vec![12, 13])];
             assert!(whole.contains(&found), "{found:?}");
             writer.join().unwrap();
-            assert_eq!(spans.whole(key(1)), Some(vec![12, 13]));
-            assert_eq!(spans.whole(key(2)), None);
+            assert_eq!(whole(&spans, key(1)), Some(vec![12, 13]));
+            assert_eq!(whole(&spans, key(2)), None);
         });
     }
 
@@ -566,21 +497,21 @@ mod orders {
     fn a_reader_sees_the_answer_to_its_own_question() {
         in_every_order(|| {
             let spans = small();
-            (1..4).for_each(|n| _ = spans.keep(key(n), &[n * 10], || true));
+            (1..4).for_each(|n| _ = keep(&spans, key(n), &[n * 10], || true));
             let writer = Arc::clone(&spans);
             let writer = thread::spawn(move || {
                 // There are as many places: each of these takes one from another.
-                writer.keep(key(4), &[40], || true);
+                keep(&writer, key(4), &[40], || true);
                 writer.drop_answer(key(2));
-                writer.keep(key(1), &[11], || true);
+                keep(&writer, key(1), &[11], || true);
             });
             for n in [1, 2] {
-                let found = spans.whole(key(n)).unwrap_or_default();
+                let found = whole(&spans, key(n)).unwrap_or_default();
                 let own = [vec![], vec![n * 10], vec![11]];
                 assert!(own.contains(&found) && (n == 1 || found != [11]), "{n}: {found:?}");
             }
             writer.join().unwrap();
-            assert_eq!(spans.whole(key(2)), None);
+            assert_eq!(whole(&spans, key(2)), None);
         });
     }
 
@@ -596,9 +527,9 @@ mod orders {
                 others.drop_answer(key(1));
             });
             let seen = now.load(Ordering::Acquire);
-            spans.keep(key(1), &[10 + seen], || now.load(Ordering::Acquire) == seen);
+            keep(&spans, key(1), &[10 + seen], || now.load(Ordering::Acquire) == seen);
             writer.join().unwrap();
-            let found = spans.whole(key(1)).unwrap_or_default();
+            let found = whole(&spans, key(1)).unwrap_or_default();
             assert!(found.is_empty() || found == [11], "{found:?}");
         });
     }
