@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use avhdx::storage::{Access, MemStorage, Storage};
-use avhdx::{Candidate, DiffChain, Disk, FoundBy, OpenOptions, ParentLink, ParentSource};
+use avhdx::{Candidate, DiffChain, Disk, FoundBy, OpenOptions, ParentLink, ParentSource, Planned};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::rng::Rng;
 use divan::{Bencher, Divan};
@@ -47,6 +47,17 @@ fn next_extent_of_4k(bencher: Bencher<'_, '_>, depth: usize) {
         let at = places.next();
         chain.next_extent(black_box(at..at + 4096)).unwrap()
     });
+}
+
+/// The index is warm: no table is to be loaded.
+#[divan::bench(args = DEPTHS)]
+fn plan_read_of_4k(bencher: Bencher<'_, '_>, depth: usize) {
+    plan(bencher, depth, 4096);
+}
+
+#[divan::bench(args = DEPTHS)]
+fn plan_read_of_1m(bencher: Bencher<'_, '_>, depth: usize) {
+    plan(bencher, depth, MIB);
 }
 
 #[divan::bench(args = DEPTHS)]
@@ -101,6 +112,18 @@ fn read<const LEN: usize>(bencher: Bencher<'_, '_>, depth: usize) {
     let places = Places::warm::<LEN>(&chain);
     let mut buf = [0; LEN];
     bencher.bench_local(|| chain.read_at(black_box(&mut buf), places.next()).unwrap());
+}
+
+fn plan(bencher: Bencher<'_, '_>, depth: usize, len: u64) {
+    let chain = open(&files(depth), false);
+    let places = Places::warm::<4096>(&chain);
+    bencher.bench_local(|| {
+        let at = places.next() / len * len;
+        match chain.plan_read(black_box(at..at + len)).unwrap() {
+            Planned::Ready(plan) => plan,
+            Planned::Load(_) => panic!("a table is not at hand"),
+        }
+    });
 }
 
 /// Where to go next: all of the disk, shuffled, round and round.

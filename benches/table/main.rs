@@ -2,7 +2,7 @@
 //! other programs.
 //!
 //! ```text
-//! cargo bench --bench table -- [--only NAME] [--rounds 40] [--mib 1024] [--json FILE] [--svg FILE]
+//! cargo bench --bench table -- [--only NAME] [--rounds 30] [--mib 1024] [--json FILE] [--svg FILE]
 //! AVHDX_BENCH_QUICK=1 cargo bench    every row in small, to see that it runs
 //! ```
 //!
@@ -14,8 +14,9 @@
 //! - `to raw` is the time of one flat raw file with the disk's contents / own time.
 //! - A bar is reached (`yes`) when `low95` reaches it, or only `by its median`.
 //!
-//! `--mib` is the working set, which is the whole disk. Above 2048 only reads beside bare are measured. What
-//! else the program can do is said in [`instructions`].
+//! `--mib` is the working set, which is the whole disk. Above 2048 only reads beside bare are measured;
+//! with pages scattered over so many files a disk is busy for long, so `TMPDIR=/dev/shm` suits them. What else
+//! the program can do is said in [`instructions`].
 
 // A bench reads files without the crate, to have something to compare it with.
 #![allow(clippy::disallowed_methods)]
@@ -93,7 +94,7 @@ impl Options {
     }
 
     fn of_this_run(quick: bool) -> Self {
-        let (mib, rounds, sample) = if quick { (16, 6, 2 * MIB) } else { (1024, 40, 64 * MIB) };
+        let (mib, rounds, sample) = if quick { (16, 6, 2 * MIB) } else { (1024, 30, 64 * MIB) };
         Self { quick, mib, rounds, sample, only: None, json: None, svg: None }
     }
 

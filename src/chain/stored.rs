@@ -122,13 +122,7 @@ impl Sectors {
         count
     }
 
-    fn find_in_runs(
-        self,
-        runs: &[AtomicU64],
-        first: u64,
-        last: u64,
-        found: &mut [u64],
-    ) -> usize {
+    fn find_in_runs(self, runs: &[AtomicU64], first: u64, last: u64, found: &mut [u64]) -> usize {
         let load = |run: &AtomicU64| run.load(Ordering::Relaxed);
         let after = runs.partition_point(|run| word::start(load(run)) <= first);
         let mut count = 0;

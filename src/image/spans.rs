@@ -333,7 +333,6 @@ mod tests {
         key.stack() * 31 + key.number() * 7
     }
 
-
     proptest! {
         #[test]
         fn an_answer_is_the_last_one_kept_or_none(
