@@ -60,6 +60,8 @@ pub struct DiffChain {
 #[derive(Debug)]
 struct Link {
     image: VhdxFile,
+    /// Bytes that the index looks at as one: no more than a block of this layer or of one below.
+    span: u64,
     found_by: Option<FoundBy>,
 }
 

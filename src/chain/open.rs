@@ -11,7 +11,7 @@ use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, ParentLink, VhdxFile, Warning, probe_identity};
+use crate::image::{ImagePolicy, MOST_PIECE, ParentLink, VhdxFile, Warning, probe_identity};
 use crate::storage::{Access, FileId, Storage};
 
 /// How a chain is put together.
@@ -47,15 +47,25 @@ impl DiffChain {
         images: &ImagePolicy,
         source: &dyn ParentSource,
     ) -> Result<Self> {
-        let Walked { layers, warnings, broken } = walk(tip, policy, images, source);
+        let Walked { mut layers, warnings, broken } = walk(tip, policy, images, source);
         match broken {
             Some(error) => Err(error),
             None => {
                 let stacks = Stacks::of(layers.len());
-                layers[0].image.watch(stacks.first());
+                choose_spans(&mut layers);
+                layers[0].image.watch(stacks.first(), layers[0].span);
                 Ok(Self { layers: layers.into(), tip: 0, stacks, warnings: warnings.into() })
             }
         }
+    }
+}
+
+/// Gives each layer, over those below it, the length of its spans.
+fn choose_spans(layers: &mut [Link]) {
+    let mut span = MOST_PIECE;
+    for link in layers.iter_mut().rev() {
+        span = span.min(link.image.block_size().into());
+        link.span = span;
     }
 }
 
@@ -77,7 +87,7 @@ pub(super) fn walk(
     // Parents are read-only whatever the tip is.
     let images = &ImagePolicy { writable: false, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
-    let mut layers = vec![Link { image: tip, found_by: None }];
+    let mut layers = vec![Link { image: tip, span: 0, found_by: None }];
     let broken = loop {
         match walk.below(&layers) {
             Ok(Some(parent)) => layers.push(parent),
@@ -136,7 +146,7 @@ impl Walk<'_> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         self.warnings.extend(found.warning);
         let image = VhdxFile::from_storage(found.storage, self.images)?;
-        Ok(Link { image, found_by: Some(found.found_by) })
+        Ok(Link { image, span: 0, found_by: Some(found.found_by) })
     }
 }
 
