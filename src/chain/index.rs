@@ -1,6 +1,7 @@
 //! The chain's own index: which layer answers for which sectors, found once.
 //!
-//! The disk as a stack of layers has it is cut into spans, none longer than a block of any of them. The answer for a span is a list of runs of sectors, a word each. The first who asks has the layers
+//! The disk as a stack of layers has it is cut into spans of [`SPAN`] bytes, none longer than a block of any
+//! of them. The answer for a span is a list of runs of sectors, a word each. The first who asks has the layers
 //! asked one after the other, no further down than needed for the sectors that are read, but each of
 //! them about the whole span: that costs it no more. What nobody above answered for is then left open,
 //! and whoever needs it goes on from there.
@@ -12,34 +13,20 @@
 //! Nothing is remembered of errors: a layer that has one for any part of a span keeps the span open from
 //! there on, and its reads walk through the layers as if there were no index.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use super::resolve::{Found, Place, Sink, walk};
 use super::stored::{Packed, Sectors};
 use super::word::{self, Answer};
 use super::{DiffChain, Link};
 use crate::error::Result;
-use crate::image::{Known, Load, MIXED_WORDS, Owner, Piece, Reach, SpanKey, Spans, VhdxFile};
+use crate::image::{
+    Known, Load, MIXED_WORDS, Owner, PIECE_LEN, Piece, Reach, SpanKey, Spans, VhdxFile,
+};
 use crate::types::{DiskOffset, FileOffset};
 
+/// Bytes of a span.
+const SPAN: u64 = PIECE_LEN;
 /// Runs that are looked up at once.
 const AT_ONCE: usize = 16;
-
-/// What names the layers of one chain from each of them down to the base, never the same again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stacks(u64);
-
-impl Stacks {
-    pub(super) fn of(layers: usize) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(layers as u64, Ordering::Relaxed))
-    }
-
-    /// That of the tip.
-    pub(super) fn first(self) -> u64 {
-        self.0
-    }
-}
 
 impl DiffChain {
     /// Hands on the runs that the `len` bytes at `at` start with, and says how many bytes that was. They lie
@@ -125,27 +112,25 @@ impl DiffChain {
     #[inline]
     fn asked(&self, from: usize, at: DiskOffset, len: u64) -> Option<Asked<'_>> {
         let layers = &self.layers[from..];
-        let Link { image: top, span, .. } = layers.first()?;
+        let Link { image: top, stack, .. } = layers.first()?;
         let size = top.layout().size();
         let is_worth_it = layers.len() > 1 || top.is_writable();
         if !is_worth_it || layers.len() > word::LAYERS || at.0 >= size {
             return None;
         }
         let spans = top.budget().spans()?;
-        let span_shift = span.trailing_zeros();
-        let number = at.0 >> span_shift;
-        let key = SpanKey::new(self.stacks.0 + from as u64, number)?;
-        let start = number << span_shift;
+        let key = SpanKey::new(*stack, at.0 / SPAN)?;
+        let start = at.0 / SPAN * SPAN;
+        let span = SPAN.min(size - start);
         Some(Asked {
             spans,
             layers,
             key,
             start: DiskOffset(start),
-            full_span: *span,
-            span: (*span).min(size - start),
+            span,
             sector_shift: top.layout().sector_shift(),
             from: at.0 - start,
-            end: (at.0 - start + len).min(*span).min(size - start),
+            end: (at.0 - start + len).min(span),
         })
     }
 }
@@ -156,8 +141,7 @@ struct Asked<'a> {
     layers: &'a [Link],
     key: SpanKey,
     start: DiskOffset,
-    /// Bytes of the spans of the disk, and of this one: the last may be shorter.
-    full_span: u64,
+    /// Bytes of the span: the last one of a disk may be shorter.
     span: u64,
     sector_shift: u32,
     /// Where the bytes start and end, from the start of the span.
@@ -186,7 +170,7 @@ impl<'a> Asked<'a> {
     }
 
     fn sectors(&self) -> Sectors {
-        Sectors { in_span: self.full_span >> self.sector_shift, shift: self.sector_shift }
+        Sectors { in_span: SPAN >> self.sector_shift, shift: self.sector_shift }
     }
 
     /// Looks up the run that the bytes start with and those that follow, as many as `found` has room for.
@@ -259,7 +243,7 @@ impl<'a> Asked<'a> {
                 Some(Place::Data(&self.layers.get(layer)?.image, place + skipped))
             }
             Answer::Zero { layer } => {
-                Some(Place::Zero(layer.and_then(|n| Some(&self.layers.get(n)?.image))))
+                Some(Place::Zero(layer.and_then(|n| Some(self.layers.get(n)?.image.as_ref()))))
             }
             Answer::Open { .. } => None,
         }

@@ -51,17 +51,16 @@ pub struct DiffChain {
     layers: Arc<[Link]>,
     /// The layer that this view has for its tip.
     tip: usize,
-    /// What the index knows the layers by.
-    stacks: index::Stacks,
     warnings: Arc<[Warning]>,
 }
 
 /// A layer, and how it was found from the one above.
 #[derive(Debug)]
 struct Link {
-    image: VhdxFile,
-    /// Bytes that the index looks at as one: no more than a block of this layer or of one below.
-    span: u64,
+    /// Other chains may have the same for a parent.
+    image: Arc<VhdxFile>,
+    /// What the index knows this layer and those below it by; 0 while they are not all known.
+    stack: u64,
     found_by: Option<FoundBy>,
 }
 
@@ -95,7 +94,7 @@ pub struct Layer {
 #[non_exhaustive]
 pub struct Followed {
     /// From the tip downwards, the facts of each layer and its image alone. Never empty.
-    pub layers: Vec<(Layer, VhdxFile)>,
+    pub layers: Vec<(Layer, Arc<VhdxFile>)>,
     /// What the user of the chain should hear of.
     pub warnings: Vec<Warning>,
     /// Why the chain ends before its base, if it does.
@@ -172,7 +171,7 @@ impl DiffChain {
     }
 
     pub(crate) fn images(&self) -> impl Iterator<Item = &VhdxFile> {
-        self.links().iter().map(|link| &link.image)
+        self.links().iter().map(|link| link.image.as_ref())
     }
 
     fn links(&self) -> &[Link] {

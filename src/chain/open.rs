@@ -6,12 +6,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::index::Stacks;
 use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, MOST_PIECE, ParentLink, VhdxFile, Warning, probe_identity};
+use crate::image::{ImagePolicy, ParentLink, VhdxFile, Warning, probe_identity};
 use crate::storage::{Access, FileId, Storage};
 
 /// How a chain is put together.
@@ -51,21 +50,20 @@ impl DiffChain {
         match broken {
             Some(error) => Err(error),
             None => {
-                let stacks = Stacks::of(layers.len());
-                choose_spans(&mut layers);
-                layers[0].image.watch(stacks.first(), layers[0].span);
-                Ok(Self { layers: layers.into(), tip: 0, stacks, warnings: warnings.into() })
+                name_stacks(&mut layers);
+                layers[0].image.watch(layers[0].stack);
+                Ok(Self { layers: layers.into(), tip: 0, warnings: warnings.into() })
             }
         }
     }
 }
 
-/// Gives each layer, over those below it, the length of its spans.
-fn choose_spans(layers: &mut [Link]) {
-    let mut span = MOST_PIECE;
+/// Gives each layer, over those below it, what the index knows it by.
+fn name_stacks(layers: &mut [Link]) {
+    let mut below = 0;
     for link in layers.iter_mut().rev() {
-        span = span.min(link.image.block_size().into());
-        link.span = span;
+        link.stack = link.image.budget().stack(link.image.id(), below);
+        below = link.stack;
     }
 }
 
@@ -87,7 +85,7 @@ pub(super) fn walk(
     // Parents are read-only whatever the tip is.
     let images = &ImagePolicy { writable: false, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
-    let mut layers = vec![Link { image: tip, span: 0, found_by: None }];
+    let mut layers = vec![Link { image: Arc::new(tip), stack: 0, found_by: None }];
     let broken = loop {
         match walk.below(&layers) {
             Ok(Some(parent)) => layers.push(parent),
@@ -145,8 +143,8 @@ impl Walk<'_> {
     fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         self.warnings.extend(found.warning);
-        let image = VhdxFile::from_storage(found.storage, self.images)?;
-        Ok(Link { image, span: 0, found_by: Some(found.found_by) })
+        let image = VhdxFile::parent_from_storage(found.storage, self.images)?;
+        Ok(Link { image, stack: 0, found_by: Some(found.found_by) })
     }
 }
 

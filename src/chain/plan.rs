@@ -361,7 +361,7 @@ impl Rest<'_, '_> {
 
     /// The number of a layer in the chain, most likely that of the last piece.
     fn number_of(&self, image: &VhdxFile) -> Option<usize> {
-        let is_it = |(_, link): &(usize, &Link)| std::ptr::eq(&raw const link.image, image);
+        let is_it = |(_, link): &(usize, &Link)| std::ptr::eq(link.image.as_ref(), image);
         let last = match self.pieces.last().map(|piece| piece.from) {
             Some(Source::Layer(n, _)) => n - self.tip,
             _ => 0,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{DiffChain, Link};
 use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
-use crate::image::{Load, Owner, Reach, VhdxFile};
+use crate::image::{Load, Owner, PIECE_LEN, Reach, VhdxFile};
 use crate::types::{DiskOffset, FileOffset};
 
 /// Buffers that are filled by one read at the most.
@@ -31,7 +31,7 @@ pub(super) fn walk<R: Reach>(
     at: DiskOffset,
     mut len: u64,
 ) -> Result<Found<'_>, R::Stop> {
-    for image in layers.iter().map(|link| &link.image) {
+    for image in layers.iter().map(|link| link.image.as_ref()) {
         let size = image.layout().size();
         if at.0 >= size {
             break;
@@ -90,7 +90,7 @@ impl DiffChain {
         // Long runs are not known to the index as such, and need not be remembered piece by piece.
         let found = walk(Load, self.links(), at, len)?;
         let end = at + found.len;
-        if !end.0.is_multiple_of(self.links()[0].span) && end.0 != self.geometry().size {
+        if !end.0.is_multiple_of(PIECE_LEN) && end.0 != self.geometry().size {
             self.learn(at, found.len);
         }
         Ok(found)

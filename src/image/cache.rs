@@ -3,9 +3,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use super::shared::Registry;
 use super::spans::{SpanKey, Spans};
 use crate::disk::LayerId;
 use crate::error::Result;
@@ -26,7 +27,9 @@ pub(crate) type Page = [u8; PAGE as usize];
 /// How much memory images may use to keep their tables at hand, and chains to remember which layer answers
 /// where.
 ///
-/// Clones share one budget: give the same to all images of a process, or to groups of them. What
+/// Clones share one budget: give the same to all images of a process, or to groups of them. A file that is
+/// a parent in several of their chains is then opened once, by its [id](crate::storage::Storage::id): hosts
+/// that give different files one id must not share a budget. What
 /// does not fit is read from the file, or found out, again when it is needed; the smallest budget still
 /// works. What chains remember takes up to half of it, as far as they are read, and tables have the rest.
 ///
@@ -49,6 +52,8 @@ impl Budget {
             shards: (0..shards).map(|_| RwLock::default()).collect(),
             bytes,
             spans: Spans::new(bytes / 2),
+            charged: AtomicUsize::new(0),
+            registry: Registry::default(),
             seed: [seed.hash_one(0), seed.hash_one(1)],
         }))
     }
@@ -136,8 +141,32 @@ impl Budget {
         shard.write().unwrap_or_else(PoisonError::into_inner).pages.remove(&key);
     }
 
-    /// Lets go of all pages of an image that is closed.
+    /// What the users of this budget have in common.
+    pub(super) fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Whether an image may use so many bytes for itself. They go off the room for pages, as long as no more
+    /// than a quarter of the budget is used in that way.
+    pub(super) fn charge(&self, bytes: usize) -> bool {
+        let most = self.0.bytes / 4;
+        let more = |charged: usize| Some(charged + bytes).filter(|sum| *sum <= most);
+        let is_charged =
+            self.0.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        if is_charged {
+            self.0.trim();
+        }
+        is_charged
+    }
+
+    /// Gives back what was charged.
+    pub(super) fn release(&self, bytes: usize) {
+        self.0.charged.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Lets go of all pages of an image that is closed, and of what it is known by.
     pub(crate) fn forget(&self, image: LayerId) {
+        self.0.registry.forget(image);
         for shard in &self.0.shards {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             shard.queue.retain(|key| key.image != image.get());
@@ -152,6 +181,9 @@ struct Cache {
     shards: Vec<RwLock<Shard>>,
     bytes: usize,
     spans: Option<Spans>,
+    /// Bytes that images use beside these.
+    charged: AtomicUsize,
+    registry: Registry,
     seed: [u64; 2],
 }
 
@@ -184,11 +216,12 @@ impl Cache {
         }
     }
 
-    /// What chains remember goes off the room for pages.
+    /// What chains remember and what images use goes off the room for pages.
     fn pages_per_shard(&self) -> usize {
         let spans = self.spans.as_ref().map_or(0, Spans::held);
         let page = PAGE as usize + OVERHEAD;
-        ((self.bytes - spans) / page / self.shards.len()).max(1)
+        let used = spans + self.charged.load(Ordering::Relaxed);
+        ((self.bytes - used) / page / self.shards.len()).max(1)
     }
 
     #[cold]
@@ -331,6 +364,29 @@ mod tests {
         look(&budget, image, 1, &mut 0);
         let spans = budget.spans().unwrap().held();
         assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
+    }
+
+    #[test]
+    fn what_images_use_goes_off_the_room_for_pages() {
+        const BYTES: usize = 1 << 20;
+        let budget = Budget::new(BYTES);
+        let image = LayerId::next();
+        let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
+        let fill = || {
+            for page in 0..=255 {
+                look(&budget, image, page, &mut 0);
+            }
+            pages() * (PAGE as usize + OVERHEAD)
+        };
+        let all = fill();
+        assert!(all > BYTES * 7 / 8, "{all} bytes");
+        assert!(budget.charge(BYTES / 8) && budget.charge(BYTES / 8));
+        assert!(!budget.charge(1), "no more than a quarter");
+        assert!(pages() * (PAGE as usize + OVERHEAD) <= BYTES * 3 / 4);
+        assert!(fill() <= BYTES * 3 / 4);
+        budget.release(BYTES / 4);
+        assert_eq!(fill(), all);
+        assert!(!Budget::new(0).charge(1));
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod policy;
 mod reach;
 mod recent;
 mod resolve;
+mod shared;
 mod spans;
 mod writer;
 
@@ -18,7 +19,7 @@ use std::fmt;
 use std::io::IoSliceMut;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 
 use uuid::Uuid;
 
@@ -49,7 +50,7 @@ pub(crate) use open::{
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
-pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
+pub(crate) use resolve::{MIXED_WORDS, Owner, PIECE_LEN, Piece};
 pub(crate) use spans::{Known, SpanKey, Spans};
 
 use metadata::Metadata;
@@ -110,7 +111,8 @@ pub struct VhdxFile {
     most_dirty: usize,
     /// There when the image is open for writing.
     writer: Option<Writer>,
-    recent: RecentEntries,
+    /// Taken when the image is first read alone.
+    recent: OnceLock<RecentEntries>,
     warnings: Vec<Warning>,
 }
 
@@ -218,11 +220,10 @@ impl VhdxFile {
         self.writer.as_ref().map(Writer::pins)
     }
 
-    /// Has answers about the disk, kept under this number for spans of this length, forgotten when a write
-    /// makes others right.
-    pub(crate) fn watch(&self, stack: u64, span: u64) {
+    /// Has answers about the disk, kept under this number, forgotten when a write makes others right.
+    pub(crate) fn watch(&self, stack: u64) {
         if let Some(writer) = &self.writer {
-            writer.watch(stack, span);
+            writer.watch(stack);
         }
     }
 
@@ -311,6 +312,11 @@ impl VhdxFile {
             .with_section("2.3.3"))
     }
 
+    /// Length of the file as the host has it, without what a replayed log adds.
+    fn len_of_file(&self) -> u64 {
+        self.overlay.as_ref().map_or_else(|| self.file_len(), |overlay| overlay.base_len())
+    }
+
     /// How many of these bytes, which no log entry supplies, lie in the file: what lies behind its end, in a
     /// part that a pending log has it grown by, is zeros.
     pub(crate) fn len_in_file(&self, at: FileOffset, len: u64) -> u64 {
@@ -390,6 +396,9 @@ impl Drop for VhdxFile {
         // Nothing that was flushed depends on this, and nobody is left to hear of a failure.
         drop(self.end_session());
         self.budget.forget(self.id);
+        if self.recent.get().is_some() {
+            self.budget.release(RecentEntries::BYTES);
+        }
     }
 }
 

@@ -1,13 +1,12 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
 use std::ops::Range;
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use uuid::Uuid;
 
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
-use super::recent::RecentEntries;
 use super::writer::{Writer, flush, update_headers};
 use super::{FoundLog, VhdxFile, Warning};
 use crate::disk::LayerId;
@@ -100,7 +99,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         budget: policy.budget.clone(),
         most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()),
         writer: policy.writable.then(|| Writer::new(Arc::clone(&storage), file_len)),
-        recent: RecentEntries::new(),
+        recent: OnceLock::new(),
         warnings,
         headers: RwLock::new(headers),
         region_tables,
@@ -152,7 +151,7 @@ fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {
     Ok(identifier)
 }
 
-fn read_headers(storage: &dyn Storage) -> Result<Headers> {
+pub(super) fn read_headers(storage: &dyn Storage) -> Result<Headers> {
     let mut copies = [[0; Header::LEN]; 2];
     for (copy, at) in copies.iter_mut().zip(Header::OFFSETS) {
         let read = read_what_is_there(storage, copy, at)?;

@@ -17,6 +17,9 @@ const OWNER_SHIFT: u32 = OWNER.trailing_zeros();
 pub(super) struct RecentEntries(Box<[AtomicU64; SLOTS]>);
 
 impl RecentEntries {
+    /// What one takes of memory.
+    pub(super) const BYTES: usize = SLOTS * size_of::<AtomicU64>();
+
     pub(super) fn new() -> Self {
         Self(Box::new([const { AtomicU64::new(0) }; SLOTS]))
     }

@@ -7,6 +7,7 @@ use byteorder::{ByteOrder, LittleEndian};
 use super::VhdxFile;
 use super::cache::{PAGE, Page, new_page};
 use super::reach::{Epoch, Load, Reach};
+use super::recent::RecentEntries;
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
 use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
@@ -32,12 +33,12 @@ pub(crate) struct Run {
     pub(crate) owner: Owner,
 }
 
-/// Words of a bitmap that say of each sector of a piece, in the smallest sectors, where it is.
-pub(crate) const MIXED_WORDS: usize = (MOST_PIECE / 512 / 64) as usize;
+/// Words of a bitmap that say of each sector of [`PIECE_LEN`] bytes, in the smallest sectors, where it is.
+pub(crate) const MIXED_WORDS: usize = (PIECE_LEN / 512 / 64) as usize;
 
-/// The longest piece of a disk that is looked at as one: what most writers give differencing images for a
-/// block. Layers of smaller blocks are looked at in pieces of one block.
-pub(crate) const MOST_PIECE: u64 = 2 * MIB;
+/// The smallest block there is: a piece of a disk of this length, cut at multiples of it, lies within one
+/// block of every image.
+pub(crate) const PIECE_LEN: u64 = MIB;
 
 /// Who answers for a piece of a disk, as far as one image can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,9 +58,23 @@ enum Says {
 }
 
 impl VhdxFile {
-    /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none.
+    /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none. For an image
+    /// that is read alone: the index of a chain asks about a place once.
     pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<Run> {
+        if self.recent.get().is_none() && self.writer.is_none() {
+            self.start_recent();
+        }
         self.resolve_with(Load, at, len)
+    }
+
+    #[cold]
+    fn start_recent(&self) {
+        if self.budget.charge(RecentEntries::BYTES)
+            && self.recent.set(RecentEntries::new()).is_err()
+        {
+            // Somebody else was faster.
+            self.budget.release(RecentEntries::BYTES);
+        }
     }
 
     /// As [`resolve`](Self::resolve), by pages that lie within reach.
@@ -93,7 +108,8 @@ impl VhdxFile {
     fn bat_entry_with<R: Reach>(&self, reach: R, index: BatIndex) -> Result<BatEntry, R::Stop> {
         // A writer changes entries while others read them.
         let is_constant = self.writer.is_none();
-        if is_constant && let Some(entry) = self.recent.get(index) {
+        let recent = self.recent.get().filter(|_| is_constant);
+        if let Some(entry) = recent.and_then(|recent| recent.get(index)) {
             return Ok(entry);
         }
         if index.0 >= self.bat_entries() {
@@ -102,8 +118,8 @@ impl VhdxFile {
         let at = self.bat_entry_at(index);
         let within = (at.get() % PAGE) as usize;
         let entry = self.table_page_with(reach, at, |page| BatEntry::read(&page[within..]))?;
-        if is_constant && reach.is_proven() {
-            self.recent.put(index, entry);
+        if let (Some(recent), true) = (recent, reach.is_proven()) {
+            recent.put(index, entry);
         }
         Ok(entry)
     }
@@ -226,8 +242,8 @@ impl VhdxFile {
         })
     }
 
-    /// Who answers for a piece of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They are whole
-    /// sectors, no more than [`MOST_PIECE`], and lie within one block and the disk. An error says that some of
+    /// Who answers for a piece of the disk: the `len` bytes at `at`, which is a multiple of [`PIECE_LEN`].
+    /// They lie within the disk, are whole sectors and no more than that length. An error says that some of
     /// them cannot be had, perhaps not all. `here` gets a bit for each sector that is here, where they differ.
     pub(crate) fn resolve_piece<R: Reach>(
         &self,

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat, Storage};
@@ -176,10 +177,21 @@ pub struct SimHost(Arc<World>);
 
 #[derive(Default)]
 struct World {
+    volume: Volume,
     files: RwLock<Files>,
     history: Mutex<Option<Vec<Event>>>,
     hook: RwLock<Option<Arc<Hook>>>,
     refuse: RwLock<Option<Arc<Refuse>>>,
+}
+
+/// Tells the files of one host from those of the others: images may share a budget across them.
+struct Volume(u64);
+
+impl Default for Volume {
+    fn default() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 impl SimHost {
@@ -332,7 +344,7 @@ impl Host for SimHost {
         }
         let file = self.find(path)?;
         let mut stat = Stat::new(FileKind::File, self.read().files[file].len());
-        stat.id = Some(FileId { volume: 1, file: file as u64 });
+        stat.id = Some(FileId { volume: self.0.volume.0, file: file as u64 });
         Ok(stat)
     }
 
@@ -473,7 +485,7 @@ impl Storage for SimFile {
     }
 
     fn id(&self) -> io::Result<Option<FileId>> {
-        Ok(Some(FileId { volume: 1, file: self.file as u64 }))
+        Ok(Some(FileId { volume: self.host.0.volume.0, file: self.file as u64 }))
     }
 
     fn try_lock(&self, _: LockMode) -> io::Result<LockOutcome> {

@@ -1,0 +1,161 @@
+//! Images that are parents in several chains at once, and what names the stacks of layers that they share.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::open::read_headers;
+use super::policy::{ImagePolicy, Lock, LogPolicy};
+use super::{Budget, VhdxFile};
+use crate::disk::LayerId;
+use crate::error::Result;
+use crate::storage::{FileId, Storage};
+
+/// Stacks of one layer over others that are told apart by number; of more, the oldest are forgotten.
+const STACKS_OF_A_LAYER: usize = 16;
+
+impl VhdxFile {
+    /// The image in `storage` as a parent, whose identity is known to be right. One that is open as such
+    /// already, and of which the file is still the same, is taken in its place: nothing of `storage` is then
+    /// kept, and the lock is the one that image holds.
+    pub(crate) fn parent_from_storage(
+        storage: Arc<dyn Storage>,
+        policy: &ImagePolicy,
+    ) -> Result<Arc<Self>> {
+        // Without an identity, or where the host cannot tell, the file is nobody else's.
+        let Ok(Some(id)) = storage.id() else {
+            return Self::from_storage(storage, policy).map(Arc::new);
+        };
+        let parents = &policy.budget.registry().parents;
+        if let Some(open) = parents.find(id, storage.as_ref(), policy) {
+            return Ok(open);
+        }
+        let image = Arc::new(Self::from_storage(storage, policy)?);
+        if image.is_shareable(policy) {
+            parents.add(id, Parent { lock: policy.lock, log: policy.log, of: &image });
+        }
+        Ok(image)
+    }
+
+    fn is_shareable(&self, policy: &ImagePolicy) -> bool {
+        // Who is told that somebody writes to a file must not keep it from being opened anew.
+        !policy.writable && self.warnings.iter().all(|warning| warning.code != "lock.in-use")
+    }
+
+    /// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image
+    /// was opened: each session that writes to a file changes its header first.
+    fn is_still(&self, storage: &dyn Storage) -> bool {
+        // The parents of an image are looked for from where it was found.
+        let is_found_alike = !self.has_parent() || self.path() == storage.path();
+        is_found_alike
+            && storage.len().is_ok_and(|len| len == self.len_of_file())
+            && read_headers(storage)
+                .is_ok_and(|headers| headers.current() == self.headers().current())
+    }
+}
+
+/// What the users of one budget have in common.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    parents: Parents,
+    stacks: Mutex<HashMap<LayerId, Vec<Stack>>>,
+}
+
+/// Where a layer lies over others.
+#[derive(Debug)]
+struct Stack {
+    /// The number of the layers below, 0 for none.
+    below: u64,
+    number: u64,
+}
+
+impl Registry {
+    fn stack(&self, top: LayerId, below: u64) -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let mut stacks = held(&self.stacks);
+        let known = stacks.entry(top).or_default();
+        if let Some(stack) = known.iter().find(|stack| stack.below == below) {
+            return stack.number;
+        }
+        if known.len() == STACKS_OF_A_LAYER {
+            known.remove(0);
+        }
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        known.push(Stack { below, number });
+        number
+    }
+
+    /// Lets go of an image that is closed.
+    pub(super) fn forget(&self, image: LayerId) {
+        held(&self.stacks).remove(&image);
+        self.parents.remove(image);
+    }
+}
+
+impl Budget {
+    /// What names the layer `top` over the stack that is named `below`, 0 for none: the same for all chains
+    /// that share these images, and never the same for others.
+    pub(crate) fn stack(&self, top: LayerId, below: u64) -> u64 {
+        self.registry().stack(top, below)
+    }
+}
+
+/// Read-only images that are open as parents.
+#[derive(Debug, Default)]
+struct Parents(Mutex<OpenParents>);
+
+#[derive(Debug, Default)]
+struct OpenParents {
+    by_file: HashMap<FileId, Vec<Parent<Weak<VhdxFile>>>>,
+    files: HashMap<LayerId, FileId>,
+}
+
+/// An image, and the policies it was opened by.
+#[derive(Debug)]
+struct Parent<I> {
+    lock: Lock,
+    log: LogPolicy,
+    of: I,
+}
+
+impl Parents {
+    fn find(
+        &self,
+        id: FileId,
+        storage: &dyn Storage,
+        policy: &ImagePolicy,
+    ) -> Option<Arc<VhdxFile>> {
+        let alike = |parent: &&Parent<_>| parent.lock == policy.lock && parent.log == policy.log;
+        // The last user of an image may be gone by the time it is looked at here, and its end must find the
+        // registry free.
+        let open: Vec<_> = {
+            let parents = held(&self.0);
+            let of_file = parents.by_file.get(&id)?.iter().filter(alike);
+            of_file.filter_map(|parent| parent.of.upgrade()).collect()
+        };
+        open.into_iter().find(|image| image.is_still(storage))
+    }
+
+    fn add(&self, id: FileId, parent: Parent<&Arc<VhdxFile>>) {
+        let mut parents = held(&self.0);
+        parents.files.insert(parent.of.id(), id);
+        let Parent { lock, log, of } = parent;
+        parents.by_file.entry(id).or_default().push(Parent { lock, log, of: Arc::downgrade(of) });
+    }
+
+    /// The image is one that nobody uses any more.
+    fn remove(&self, image: LayerId) {
+        let mut parents = held(&self.0);
+        let Some(id) = parents.files.remove(&image) else { return };
+        if let Some(of_file) = parents.by_file.get_mut(&id) {
+            of_file.retain(|parent| parent.of.strong_count() > 0);
+            if of_file.is_empty() {
+                parents.by_file.remove(&id);
+            }
+        }
+    }
+}
+
+fn held<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
+}
