@@ -60,7 +60,8 @@
 //! - [`Disk`], [`DiskExt`]: what a virtual disk is to its users. [`VhdxFile`] is one image,
 //!   [`DiffChain`] a chain, [`RawDisk`] a file without a format.
 //! - [`DiffChain::plan_read`]: where the bytes are, for callers that move them themselves. A [`ReadPlan`] pins what
-//!   it names; a [`TableLoad`] says what must be read before it can be made.
+//!   it names; a [`TableLoad`] says what must be read before it can be made. The repository's `adapters/uring`
+//!   drives a chain with io_uring that way.
 //! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
 //!   ([`ParentSource`], [`PathSource`]).
 //! - [`CreateOptions`]: new images and new children. [`Disk::write_at`] and [`Disk::flush`] write them,

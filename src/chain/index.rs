@@ -1,7 +1,6 @@
 //! The chain's own index: which layer answers for which sectors, found once.
 //!
-//! The disk as a stack of layers has it is cut into spans of [`SPAN`] bytes, none longer than a block of any
-//! of them. The answer for a span is a list of runs of sectors, a word each. The first who asks has the layers
+//! The disk as a stack of layers has it is cut into spans, none longer than a block of any of them. The answer for a span is a list of runs of sectors, a word each. The first who asks has the layers
 //! asked one after the other, no further down than needed for the sectors that are read, but each of
 //! them about the whole span: that costs it no more. What nobody above answered for is then left open,
 //! and whoever needs it goes on from there.
@@ -18,13 +17,9 @@ use super::stored::{Packed, Sectors};
 use super::word::{self, Answer};
 use super::{DiffChain, Link};
 use crate::error::Result;
-use crate::image::{
-    Known, Load, MIXED_WORDS, Owner, PIECE_LEN, Piece, Reach, SpanKey, Spans, VhdxFile,
-};
+use crate::image::{Known, Load, MIXED_WORDS, Owner, Piece, Reach, SpanKey, Spans, VhdxFile};
 use crate::types::{DiskOffset, FileOffset};
 
-/// Bytes of a span.
-const SPAN: u64 = PIECE_LEN;
 /// Runs that are looked up at once.
 const AT_ONCE: usize = 16;
 
@@ -112,25 +107,27 @@ impl DiffChain {
     #[inline]
     fn asked(&self, from: usize, at: DiskOffset, len: u64) -> Option<Asked<'_>> {
         let layers = &self.layers[from..];
-        let Link { image: top, stack, .. } = layers.first()?;
+        let Link { image: top, stack, span, .. } = layers.first()?;
         let size = top.layout().size();
         let is_worth_it = layers.len() > 1 || top.is_writable();
         if !is_worth_it || layers.len() > word::LAYERS || at.0 >= size {
             return None;
         }
         let spans = top.budget().spans()?;
-        let key = SpanKey::new(*stack, at.0 / SPAN)?;
-        let start = at.0 / SPAN * SPAN;
-        let span = SPAN.min(size - start);
+        let span_shift = span.trailing_zeros();
+        let number = at.0 >> span_shift;
+        let key = SpanKey::new(*stack, number)?;
+        let start = number << span_shift;
         Some(Asked {
             spans,
             layers,
             key,
             start: DiskOffset(start),
-            span,
+            full_span: *span,
+            span: (*span).min(size - start),
             sector_shift: top.layout().sector_shift(),
             from: at.0 - start,
-            end: (at.0 - start + len).min(span),
+            end: (at.0 - start + len).min(*span).min(size - start),
         })
     }
 }
@@ -141,7 +138,8 @@ struct Asked<'a> {
     layers: &'a [Link],
     key: SpanKey,
     start: DiskOffset,
-    /// Bytes of the span: the last one of a disk may be shorter.
+    /// Bytes of the spans of the disk, and of this one: the last may be shorter.
+    full_span: u64,
     span: u64,
     sector_shift: u32,
     /// Where the bytes start and end, from the start of the span.
@@ -170,7 +168,7 @@ impl<'a> Asked<'a> {
     }
 
     fn sectors(&self) -> Sectors {
-        Sectors { in_span: SPAN >> self.sector_shift, shift: self.sector_shift }
+        Sectors { in_span: self.full_span >> self.sector_shift, shift: self.sector_shift }
     }
 
     /// Looks up the run that the bytes start with and those that follow, as many as `found` has room for.

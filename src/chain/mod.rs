@@ -61,6 +61,8 @@ struct Link {
     image: Arc<VhdxFile>,
     /// What the index knows this layer and those below it by; 0 while they are not all known.
     stack: u64,
+    /// Bytes that the index looks at as one: no more than a block of this layer or of one below.
+    span: u64,
     found_by: Option<FoundBy>,
 }
 

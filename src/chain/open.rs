@@ -10,7 +10,7 @@ use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, ParentLink, VhdxFile, Warning, probe_identity};
+use crate::image::{ImagePolicy, MOST_PIECE, ParentLink, VhdxFile, Warning, probe_identity};
 use crate::storage::{Access, FileId, Storage};
 
 /// How a chain is put together.
@@ -51,19 +51,21 @@ impl DiffChain {
             Some(error) => Err(error),
             None => {
                 name_stacks(&mut layers);
-                layers[0].image.watch(layers[0].stack);
+                layers[0].image.watch(layers[0].stack, layers[0].span);
                 Ok(Self { layers: layers.into(), tip: 0, warnings: warnings.into() })
             }
         }
     }
 }
 
-/// Gives each layer, over those below it, what the index knows it by.
+/// Gives each layer, over those below it, what the index knows it by and the length of its spans.
 fn name_stacks(layers: &mut [Link]) {
-    let mut below = 0;
+    let (mut below, mut span) = (0, MOST_PIECE);
     for link in layers.iter_mut().rev() {
         link.stack = link.image.budget().stack(link.image.id(), below);
         below = link.stack;
+        span = span.min(link.image.block_size().into());
+        link.span = span;
     }
 }
 
@@ -85,7 +87,7 @@ pub(super) fn walk(
     // Parents are read-only whatever the tip is.
     let images = &ImagePolicy { writable: false, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
-    let mut layers = vec![Link { image: Arc::new(tip), stack: 0, found_by: None }];
+    let mut layers = vec![Link { image: Arc::new(tip), stack: 0, span: 0, found_by: None }];
     let broken = loop {
         match walk.below(&layers) {
             Ok(Some(parent)) => layers.push(parent),
@@ -144,7 +146,7 @@ impl Walk<'_> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         self.warnings.extend(found.warning);
         let image = VhdxFile::parent_from_storage(found.storage, self.images)?;
-        Ok(Link { image, stack: 0, found_by: Some(found.found_by) })
+        Ok(Link { image, stack: 0, span: 0, found_by: Some(found.found_by) })
     }
 }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::{DiffChain, Link};
 use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
-use crate::image::{Load, Owner, PIECE_LEN, Reach, VhdxFile};
+use crate::image::{Load, Owner, Reach, VhdxFile};
 use crate::types::{DiskOffset, FileOffset};
 
 /// Buffers that are filled by one read at the most.
@@ -90,7 +90,7 @@ impl DiffChain {
         // Long runs are not known to the index as such, and need not be remembered piece by piece.
         let found = walk(Load, self.links(), at, len)?;
         let end = at + found.len;
-        if !end.0.is_multiple_of(PIECE_LEN) && end.0 != self.geometry().size {
+        if !end.0.is_multiple_of(self.links()[0].span) && end.0 != self.geometry().size {
             self.learn(at, found.len);
         }
         Ok(found)

@@ -13,7 +13,7 @@ pub(super) enum Answer {
     Open { depth: usize },
 }
 
-const START_SHIFT: u32 = 53;
+const START_SHIFT: u32 = 52;
 const LAYER_SHIFT: u32 = 38;
 /// Layers that can be told apart, and none.
 pub(super) const LAYERS: usize = (1 << (START_SHIFT - LAYER_SHIFT)) - 1;

@@ -50,7 +50,7 @@ pub(crate) use open::{
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
-pub(crate) use resolve::{MIXED_WORDS, Owner, PIECE_LEN, Piece};
+pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
 pub(crate) use spans::{Known, SpanKey, Spans};
 
 use metadata::Metadata;
@@ -220,10 +220,11 @@ impl VhdxFile {
         self.writer.as_ref().map(Writer::pins)
     }
 
-    /// Has answers about the disk, kept under this number, forgotten when a write makes others right.
-    pub(crate) fn watch(&self, stack: u64) {
+    /// Has answers about the disk, kept under this number for spans of this length, forgotten when a write
+    /// makes others right.
+    pub(crate) fn watch(&self, stack: u64, span: u64) {
         if let Some(writer) = &self.writer {
-            writer.watch(stack);
+            writer.watch(stack, span);
         }
     }
 

@@ -33,12 +33,12 @@ pub(crate) struct Run {
     pub(crate) owner: Owner,
 }
 
-/// Words of a bitmap that say of each sector of [`PIECE_LEN`] bytes, in the smallest sectors, where it is.
-pub(crate) const MIXED_WORDS: usize = (PIECE_LEN / 512 / 64) as usize;
+/// Words of a bitmap that say of each sector of a piece, in the smallest sectors, where it is.
+pub(crate) const MIXED_WORDS: usize = (MOST_PIECE / 512 / 64) as usize;
 
-/// The smallest block there is: a piece of a disk of this length, cut at multiples of it, lies within one
-/// block of every image.
-pub(crate) const PIECE_LEN: u64 = MIB;
+/// The longest piece of a disk that is looked at as one: what most writers give differencing images for a
+/// block. Layers of smaller blocks are looked at in pieces of one block.
+pub(crate) const MOST_PIECE: u64 = 2 * MIB;
 
 /// Who answers for a piece of a disk, as far as one image can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,8 +242,8 @@ impl VhdxFile {
         })
     }
 
-    /// Who answers for a piece of the disk: the `len` bytes at `at`, which is a multiple of [`PIECE_LEN`].
-    /// They lie within the disk, are whole sectors and no more than that length. An error says that some of
+    /// Who answers for a piece of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They are whole
+    /// sectors, no more than [`MOST_PIECE`], and lie within one block and the disk. An error says that some of
     /// them cannot be had, perhaps not all. `here` gets a bit for each sector that is here, where they differ.
     pub(crate) fn resolve_piece<R: Reach>(
         &self,

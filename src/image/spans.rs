@@ -29,7 +29,7 @@ const NUMBER_BITS: u32 = 26;
 /// Says that the words of an answer stand in the ring. An answer of one word does not have this bit.
 const IN_RING: u64 = 1 << 63;
 /// Where in the ring they stand, and above that what form they have.
-const PLACE_BITS: u32 = 46;
+const PLACE_BITS: u32 = 45;
 const PLACES: u64 = (1 << PLACE_BITS) - 1;
 const FORMS: u64 = (IN_RING >> PLACE_BITS) - 1;
 /// Less memory is of no use.
@@ -135,7 +135,7 @@ impl Spans {
     }
 
     /// Keeps an answer in place of an earlier one to the same question: one word below 2^63 of form 0, or words
-    /// of another form below 2^17. It is let go when there is no room for it, when somebody else keeps one at
+    /// of another form below 2^18. It is let go when there is no room for it, when somebody else keeps one at
     /// this very moment, for nobody waits, or when it is not `still` right. Whether memory was taken for it.
     pub(crate) fn keep(
         &self,

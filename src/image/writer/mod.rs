@@ -75,9 +75,10 @@ impl Writer {
         }
     }
 
-    /// Has answers about the disk forgotten that are kept under this number when they are no longer right.
-    pub(super) fn watch(&self, stack: u64) {
-        self.watch.start(stack);
+    /// Has answers about spans of the disk of this length forgotten, which are kept under this number, when
+    /// they are no longer right.
+    pub(super) fn watch(&self, stack: u64, span: u64) {
+        self.watch.start(stack, span);
     }
 
     pub(super) fn changes(&self) -> u64 {

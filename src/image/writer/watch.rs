@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::image::{Budget, PIECE_LEN, SpanKey};
+use crate::image::{Budget, SpanKey};
 use crate::mutants::planted;
 
 /// Questions in a row that must come without a change between them before answers are worth keeping.
@@ -13,8 +13,8 @@ const QUIET: u64 = 8;
 /// Counts the changes in who answers for a place, and has the answers forgotten that they concern.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// What the answers are kept under.
-    stack: OnceLock<u64>,
+    /// What the answers are kept under, and the bytes that each is about.
+    kept: OnceLock<(u64, u64)>,
     changes: AtomicU64,
     /// The number of changes at the last question that no answer was known to, and such questions since.
     seen: AtomicU64,
@@ -22,8 +22,8 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    pub(super) fn start(&self, stack: u64) {
-        let _ = self.stack.set(stack);
+    pub(super) fn start(&self, stack: u64, span: u64) {
+        let _ = self.kept.set((stack, span));
     }
 
     /// A number that rises with each change.
@@ -44,11 +44,11 @@ impl Watch {
     /// the number rises, so that an answer from before is either kept until here and goes, or not kept.
     pub(super) fn changed(&self, budget: &Budget, bytes: Range<u64>) {
         self.changes.fetch_add(1, Ordering::AcqRel);
-        let (Some(stack), Some(spans)) = (self.stack.get(), budget.spans()) else { return };
+        let (Some((stack, span)), Some(spans)) = (self.kept.get(), budget.spans()) else { return };
         if planted("index-outlives-change") {
             return;
         }
-        for number in bytes.start / PIECE_LEN..bytes.end.div_ceil(PIECE_LEN) {
+        for number in bytes.start / span..bytes.end.div_ceil(*span) {
             SpanKey::new(*stack, number).into_iter().for_each(|key| spans.drop_answer(key));
         }
     }
