@@ -13,12 +13,13 @@
 //! there on, and its reads walk through the layers as if there were no index.
 
 use super::resolve::{Found, Place, Sink, walk};
+use super::runs::Runs;
 use super::stored::{Packed, Sectors};
 use super::word::{self, Answer};
 use super::{DiffChain, Link};
 use crate::error::Result;
-use crate::image::{Known, Load, MIXED_WORDS, Owner, Piece, Reach, SpanKey, Spans, VhdxFile};
-use crate::types::{DiskOffset, FileOffset};
+use crate::image::{Known, Load, Owner, Reach, SpanKey, Spans};
+use crate::types::DiskOffset;
 
 /// Runs that are looked up at once.
 const AT_ONCE: usize = 16;
@@ -286,105 +287,21 @@ impl<'a> Asked<'a> {
         let mut runs = Runs::new(self.span >> self.sector_shift, self.sector_shift, known);
         // Who comes a second time goes down at least twice as far, so that a span is not gone through
         // again for each of many layers.
-        let goal = 2 * runs.depth;
-        let asked = bits_from(self.first()).zip_with(bits_from(self.last() + 1), |a, b| a & !b);
-        while let Some(link) = self.layers.get(runs.depth) {
-            let is_needed = !runs.open.zip_with(asked, |open, asked| open & asked).is_empty();
-            if !is_needed && (runs.depth >= goal || runs.open.is_empty()) {
+        let goal = 2 * runs.depth();
+        let sectors = self.span >> self.sector_shift;
+        while let Some(link) = self.layers.get(runs.depth()) {
+            let is_needed = runs.is_open(self.first(), self.last() + 1);
+            if !is_needed && (runs.depth() >= goal || !runs.is_open(0, sectors)) {
                 break;
             }
             if runs.ask(reach, &link.image, self.start).is_none() {
                 break;
             }
         }
-        if runs.depth == self.layers.len() {
-            // The base's parent, which it does not have.
-            runs.take_zeros(bits_from(0), None);
+        if runs.depth() == self.layers.len() {
+            runs.end();
         }
         runs.into_words()
-    }
-}
-
-/// The runs of a span while they are found.
-struct Runs {
-    sector_shift: u32,
-    /// Sectors of the span.
-    sectors: u64,
-    /// Layers that were asked.
-    depth: usize,
-    /// Sectors that none of these answered for.
-    open: Bits,
-    /// The first sector and the answer of each other run, in no order.
-    words: Vec<u64>,
-}
-
-impl Runs {
-    /// Of a span of which this is known.
-    fn new(sectors: u64, sector_shift: u32, known: Option<&[u64]>) -> Self {
-        let all = bits_from(0).zip_with(bits_from(sectors), |a, b| a & !b);
-        let mut new = Self { sector_shift, sectors, depth: 0, open: all, words: Vec::new() };
-        let Some(known) = known else { return new };
-        new.open = Bits::NONE;
-        for (i, word) in known.iter().enumerate() {
-            let Answer::Open { depth } = word::answer(*word) else {
-                new.words.push(*word);
-                continue;
-            };
-            new.depth = depth;
-            let end = known.get(i + 1).map_or(sectors, |next| word::start(*next));
-            let run = bits_from(word::start(*word)).zip_with(bits_from(end), |a, b| a & !b);
-            new.open = new.open.zip_with(run, |a, b| a | b);
-        }
-        new
-    }
-
-    /// Asks the next layer about the span, which starts there. `None` where it cannot say for all of it.
-    fn ask(&mut self, reach: impl Reach, image: &VhdxFile, start: DiskOffset) -> Option<()> {
-        let there = image.layout().size().saturating_sub(start.0);
-        let there = there.min(self.sectors << self.sector_shift);
-        if there > 0 {
-            let mut here = Bits::NONE;
-            let piece = image.resolve_piece(reach, start, there, &mut here.0).ok()?;
-            let inside = bits_from(there >> self.sector_shift);
-            let inside = self.open.zip_with(inside, |open, beyond| open & !beyond);
-            match piece {
-                Piece::All(Owner::Parent) => {}
-                Piece::All(Owner::Zero) => self.take_zeros(inside, Some(self.depth)),
-                Piece::All(Owner::Here(place)) => self.take(inside, place)?,
-                Piece::Mixed(place) => self.take(inside.zip_with(here, |a, b| a & b), place)?,
-            }
-        }
-        // What lies past the end of a layer never shows through from below it.
-        self.take_zeros(bits_from(there >> self.sector_shift), None);
-        self.depth += 1;
-        Some(())
-    }
-
-    /// Notes that the layer being asked has these sectors, the span's first one at `place`. `None` where that
-    /// is too far out for a word.
-    fn take(&mut self, sectors: Bits, place: FileOffset) -> Option<()> {
-        let (layer, shift) = (self.depth, self.sector_shift);
-        // Far enough for all of them.
-        word::here(0, layer, place + (self.sectors << shift))?;
-        let words = sectors.starts();
-        self.words.extend(words.filter_map(|at| word::here(at, layer, place + (at << shift))));
-        self.open = self.open.zip_with(sectors, |open, taken| open & !taken);
-        Some(())
-    }
-
-    /// Notes that these sectors, as far as they are open, are zeros because that layer says so or none.
-    fn take_zeros(&mut self, sectors: Bits, layer: Option<usize>) {
-        let sectors = self.open.zip_with(sectors, |a, b| a & b);
-        self.words.extend(sectors.starts().map(|at| word::zero(at, layer)));
-        self.open = self.open.zip_with(sectors, |open, taken| open & !taken);
-    }
-
-    /// One word for each run, in order.
-    fn into_words(mut self) -> Vec<u64> {
-        self.words.extend(self.open.starts().map(|at| word::open(at, self.depth)));
-        self.words.sort_unstable();
-        self.words.dedup_by(|next, run| word::continues(*run, *next, self.sector_shift));
-        self.words
     }
 }
 
@@ -395,45 +312,4 @@ fn depth(words: &[u64]) -> usize {
         _ => None,
     });
     depths.min().unwrap_or(usize::MAX)
-}
-
-/// A bit for each sector that a span may have.
-#[derive(Clone, Copy)]
-struct Bits([u64; MIXED_WORDS]);
-
-impl Bits {
-    const NONE: Self = Self([0; MIXED_WORDS]);
-
-    fn zip_with(self, other: Self, by: impl Fn(u64, u64) -> u64) -> Self {
-        Self(std::array::from_fn(|i| by(self.0[i], other.0[i])))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
-    }
-
-    /// The first sector of each run of bits that are set.
-    fn starts(&self) -> impl Iterator<Item = u64> {
-        let mut before = 0;
-        let words = self.0.into_iter().enumerate();
-        words.flat_map(move |(i, word)| {
-            let mut starts = word & !(word << 1 | before);
-            before = word >> 63;
-            std::iter::from_fn(move || {
-                let bit = (starts != 0).then(|| starts.trailing_zeros())?;
-                starts &= starts - 1;
-                Some(i as u64 * 64 + u64::from(bit))
-            })
-        })
-    }
-}
-
-/// All sectors from this one on.
-fn bits_from(sector: u64) -> Bits {
-    let word = |i: usize| match sector.saturating_sub(i as u64 * 64) {
-        0 => u64::MAX,
-        bit @ 1..64 => u64::MAX << bit,
-        _ => 0,
-    };
-    Bits(std::array::from_fn(word))
 }

@@ -5,6 +5,7 @@ mod locate;
 mod open;
 mod plan;
 mod resolve;
+mod runs;
 mod stored;
 mod word;
 

@@ -53,20 +53,34 @@ impl Sectors {
         if map_words >= runs.len() {
             return None;
         }
-        let of_runs = runs.iter().map(|run| self.source(*run)).collect::<Option<Vec<u32>>>()?;
-        let mut sources = of_runs.clone();
-        sources.sort_unstable();
-        sources.dedup();
-        if sources.len() > MOST_SOURCES || map_words + sources.len().div_ceil(2) > runs.len() {
-            return None;
-        }
+        let mut sources: Vec<u32> = Vec::new();
+        // By the layer and kind of a source, its number and one more.
+        let mut numbers = [[0_u16; NO_LAYER as usize + 1]; 3];
         let mut words = vec![0; map_words];
-        for (i, source) in of_runs.iter().enumerate() {
-            let number = sources.binary_search(source).ok()? as u64;
-            let end = runs.get(i + 1).map_or(self.in_span, |next| word::start(*next));
-            for unit in word::start(runs[i]) >> unit_shift..end >> unit_shift {
-                words[(unit / PER_WORD) as usize] |= number << (unit % PER_WORD * 8);
+        for (i, run) in runs.iter().enumerate() {
+            let source = self.source(*run)?;
+            let kind = match u64::from(source) & PLACES {
+                ZERO => 0,
+                OPEN => 1,
+                _ => 2,
+            };
+            let number = &mut numbers[kind][(source >> LAYER_SHIFT) as usize];
+            if *number == 0 {
+                sources.push(source);
+                *number = sources.len() as u16;
             }
+            let number = usize::from(*number) - 1;
+            // A layer has a span in one piece.
+            if number >= MOST_SOURCES || sources[number] != source {
+                return None;
+            }
+            let end = runs.get(i + 1).map_or(self.in_span, |next| word::start(*next));
+            for unit in word::start(*run) >> unit_shift..end >> unit_shift {
+                words[(unit / PER_WORD) as usize] |= (number as u64) << (unit % PER_WORD * 8);
+            }
+        }
+        if map_words + sources.len().div_ceil(2) > runs.len() {
+            return None;
         }
         let halves = |pair: &[u32]| {
             u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or_default()) << 32

@@ -37,6 +37,12 @@ pub(super) fn open(sector: u64, depth: usize) -> u64 {
     sector << START_SHIFT | (depth as u64) << LAYER_SHIFT | OPEN
 }
 
+/// The run that starts at this sector where one does that starts at the first: of the same place in a file
+/// that has room for it.
+pub(super) fn later(first: u64, sector: u64, sector_shift: u32) -> u64 {
+    first + (sector << START_SHIFT) + (sector << (sector_shift - UNIT_SHIFT))
+}
+
 pub(super) fn start(word: u64) -> u64 {
     word >> START_SHIFT
 }
