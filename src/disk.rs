@@ -329,17 +329,20 @@ impl Extent {
 }
 
 /// Refuses a range that does not lie within the disk.
+#[inline]
 pub(crate) fn check_range(geometry: &Geometry, offset: u64, len: u64) -> Result<()> {
     match offset.checked_add(len) {
         Some(end) if end <= geometry.size => Ok(()),
-        _ => Err(Error::new(
-            ErrorKind::InvalidInput,
-            "disk.out-of-range",
-            format!("{len} bytes at {offset} do not lie within the disk"),
-        )
-        .with_found(format_args!("a disk of {} bytes", geometry.size))
-        .with_expected(format_args!("at least {}", offset.saturating_add(len)))),
+        _ => Err(out_of_range(geometry, offset, len)),
     }
+}
+
+#[cold]
+fn out_of_range(geometry: &Geometry, offset: u64, len: u64) -> Error {
+    let message = format!("{len} bytes at {offset} do not lie within the disk");
+    Error::new(ErrorKind::InvalidInput, "disk.out-of-range", message)
+        .with_found(format_args!("a disk of {} bytes", geometry.size))
+        .with_expected(format_args!("at least {}", offset.saturating_add(len)))
 }
 
 fn read_only() -> Error {

@@ -122,6 +122,10 @@ impl Runs {
         let mut before = 0;
         for i in 0..self.sectors.div_ceil(64) {
             let taken = self.open.0[i as usize] & sectors(i);
+            if taken == 0 {
+                before = 0;
+                continue;
+            }
             let mut starts = taken & !(taken << 1 | before);
             before = taken >> 63;
             self.open.0[i as usize] &= !taken;
