@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use avhdx::storage::Storage;
-use avhdx::{Budget, DiffChain, Disk, DiskExt, Error, ErrorKind, Linkage, LogPolicy, OpenOptions};
+use avhdx::{
+    Budget, DiffChain, Disk, DiskExt, Error, ErrorKind, Linkage, LogPolicy, OpenOptions, Planned,
+};
 use avhdx_testkit::build::{
     Block, Contents, Data, Descriptor, Image, Item, LogEntry, SECTOR, state,
 };
@@ -251,9 +253,42 @@ fn exercise(files: Vec<Vec<u8>>) {
 }
 
 fn read_chain(chain: &DiffChain) {
+    plan_some(chain);
     read_all(chain);
     for layer in chain.layers() {
         read_all(&chain.view(layer.id).expect("a layer of the chain"));
+    }
+}
+
+/// Plans here and there come to an end, and give the bytes that reads do or say what is wrong.
+fn plan_some(chain: &DiffChain) {
+    let size = chain.geometry().size;
+    let mut rng = Rng::new(size);
+    let mut buf = vec![0; 300_001];
+    for start in [0, size.saturating_sub(300_000), rng.below(size.max(1)), rng.below(size.max(1))] {
+        let len = (size - start).min(300_001) as usize;
+        let mut planned = chain.plan_read(start..start + len as u64);
+        for loads in 0.. {
+            assert!(loads < 1000, "no end of loads");
+            match planned {
+                Ok(Planned::Load(load)) => planned = load.load(),
+                _ => break,
+            }
+        }
+        let read = chain.read_at(&mut buf[..len], start);
+        match planned {
+            Ok(Planned::Load(_)) => unreachable!("all are loaded"),
+            Ok(Planned::Ready(plan)) => {
+                let mut bytes = vec![0; len];
+                plan.read(&mut bytes).expect("places that are there");
+                assert!(read.is_ok() && bytes == buf[..len], "{len} bytes at {start}: {read:?}");
+            }
+            Err(error) => {
+                is_told(&error);
+                let is_over = error.kind() == ErrorKind::LogOverlay;
+                assert!(is_over || read.is_err(), "{len} bytes at {start}: {error}");
+            }
+        }
     }
 }
 
