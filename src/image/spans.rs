@@ -484,8 +484,8 @@ mod orders {
                 keep(&writer, key(3), &[30, 31], || true);
             });
             let found = whole(&spans, key(1));
-            let whole = [None, Some(vec![10, 11]), Some(vec![12, 13])];
-            assert!(whole.contains(&found), "{found:?}");
+            let sound = [None, Some(vec![10, 11]), Some(vec![12, 13])];
+            assert!(sound.contains(&found), "{found:?}");
             writer.join().unwrap();
             assert_eq!(whole(&spans, key(1)), Some(vec![12, 13]));
             assert_eq!(whole(&spans, key(2)), None);
