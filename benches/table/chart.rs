@@ -133,7 +133,7 @@ pub fn svg(points: &[Point]) -> String {
     for (number, name) in series.iter().enumerate() {
         let last = points.iter().rev().find(|point| point.series == *name);
         if let Some(last) = last.filter(|last| last.depth < deepest) {
-            let (x, y) = (x(last.depth) - 6.0, y(last.micros) - 11.0);
+            let (x, y) = (x(last.depth) - 6.0, y(last.micros) - 14.0);
             let colour = COLOURS[number % COLOURS.len()];
             let value = micros(last.micros);
             _ = writeln!(

@@ -1,6 +1,7 @@
 //! Other readers of the same chains, each by its own clock, and the figures of the chart.
 //!
-//! libvhdi and dissect.hypervisor read the very files that we read, through Python. QEMU reads VHDX without
+//! All take part in the same rounds, so that what else the machine does meets all alike. The bare reads are
+//! as many as ours; the slower ones do fewer. libvhdi and dissect.hypervisor read the very files that we read, through Python. QEMU reads VHDX without
 //! parents only; beside its VHDX driver stands its own format, qcow2, as a chain with the same owners by
 //! cluster of 64 KiB.
 
@@ -14,10 +15,10 @@ use std::time::Duration;
 
 use avhdx::Disk;
 
-use crate::images::{Chain, KIB, MIB, Owners, PAGE, Shape};
+use crate::images::{Chain, KIB, MIB, Owners, PAGE, Reads, Shape};
 use crate::report::{Report, Row};
-use crate::stats::{Times, rounds, timed};
-use crate::{Result, Run, reads};
+use crate::stats::{Contender, Times, rounds, timed};
+use crate::{Result, Run};
 
 pub const DEPTHS: [usize; 4] = [1, 4, 16, 64];
 /// What a qcow2 image has in one piece.
@@ -55,7 +56,7 @@ impl Peer {
     fn count(self, run: &Run, depth: usize) -> usize {
         let most = match self {
             Self::Libvhdi | Self::Dissect => (8000 / depth).clamp(100, 2000),
-            Self::QemuVhdx | Self::QemuQcow2 => 20_000,
+            Self::QemuVhdx | Self::QemuQcow2 => 10_000,
         };
         if run.options.quick { most / 20 } else { most }
     }
@@ -74,67 +75,100 @@ pub fn run(run: &Run, report: &mut Report) -> Result<Vec<Point>> {
             continue;
         }
         let chain = run.chain(Shape::new(size, depth, Owners::Runs(CLUSTER)))?;
+        // Its VHDX driver knows no parents.
+        let wanted = peers
+            .iter()
+            .filter(|(peer, work)| report.wants(work) && (*peer != Peer::QemuVhdx || depth == 1));
+        let mut started = Vec::new();
+        for (peer, work) in wanted.collect::<Vec<_>>() {
+            match Started::new(run, &chain, *peer)? {
+                Ok(theirs) => started.push((work, theirs)),
+                Err(why) => report.left_out(work, &why),
+            }
+        }
+        let reads = chain.random()?;
+        chain.check(&reads)?;
+        let times = in_turns(run, &chain, &reads, &mut started)?;
+        let ops = reads.of_round(0, run.options.sample).len();
         if report.wants(&beside) {
-            let row = reads::beside_bare(run, &chain, &chain.random()?, &beside, None, None)?;
+            let row = Row::new(&beside, 1, &times.of(&[(1, ops), (2, ops), (3, ops)]), None);
             for (series, micros) in [("avhdx", row.own), ("bare pread", row.bare)] {
                 points.push(Point { series: series.into(), depth, micros });
             }
-            report.row(row);
+            report.row(Row { ops, ..row });
         }
-        for (peer, work) in peers {
-            // Its driver knows no parents.
-            if !report.wants(&work) || (peer == Peer::QemuVhdx && depth > 1) {
-                continue;
-            }
-            match beside_peer(run, &chain, peer, &work)? {
-                Ok(row) => {
-                    points.push(Point { series: peer.name().into(), depth, micros: row.bare });
-                    report.row(row);
-                }
-                Err(why) => report.left_out(&work, &why),
-            }
+        for (at, (work, started)) in started.into_iter().enumerate() {
+            let count = started.list.count;
+            let row = Row::new(work, 1, &times.of(&[(5 + at, count), (2, ops)]), Some(1.0));
+            let name = started.peer.name();
+            points.push(Point { series: name.into(), depth, micros: row.bare });
+            let note = format!("bare: {name} {}{}", started.theirs.stop()?, started.right);
+            report.row(Row { ops: count, ..row }.note(note));
         }
         chain.remove()?;
     }
     Ok(points)
 }
 
-/// The row, or why there is none.
-fn beside_peer(run: &Run, chain: &Chain, peer: Peer, work: &str) -> Result<Result<Row, String>> {
-    let count = peer.count(run, chain.shape.depth);
-    let list = Strided::over(chain.shape.size, count);
-    let mut theirs = match Theirs::start(run, chain, peer, &list)? {
-        Ok(theirs) => theirs,
-        Err(why) => return Ok(Err(why)),
+/// Rounds of bare reads, own, bare again, and each peer. Around the first three there are reads that do not
+/// count: whoever comes after another program finds the processor's caches full of other things.
+fn in_turns(
+    run: &Run,
+    chain: &Chain,
+    reads: &Reads,
+    started: &mut [(&String, Started)],
+) -> Result<Times> {
+    let which = |round| reads.of_round(round, run.options.sample);
+    let bare = || -> Contender<'_> {
+        let mut buf = vec![0; PAGE as usize];
+        Box::new(move |round| {
+            timed(|| Ok(chain.read_bare(reads, which(round), black_box(&mut buf))?))
+        })
     };
-    let (_, crc) = match theirs.read(0, &list) {
-        Ok(first) => first,
-        Err(why) => return Ok(Err(why)),
-    };
-    let mut ours = Crc::default();
     let mut buf = vec![0; PAGE as usize];
-    for at in list.offsets(0) {
-        chain.disk.read_at(&mut buf, at)?;
-        ours.add(&buf);
+    let own: Contender<'_> =
+        Box::new(move |round| timed(|| chain.read_ours(reads, which(round), black_box(&mut buf))));
+    let mut contenders = vec![bare(), bare(), own, bare(), bare()];
+    for (_, Started { theirs, list, .. }) in started {
+        contenders.push(Box::new(|round| Ok(theirs.read(round, list)?.0)));
     }
-    let right = match crc {
-        Some(crc) if crc != ours.sum() => ", its bytes DIFFER",
-        Some(_) => ", the same bytes",
-        None => "",
-    };
-    let times: Times = rounds(
-        run.options.rounds.min(10),
-        vec![
-            Box::new(|round| Ok(theirs.read(round, &list)?.0)),
-            Box::new(|round| {
-                let (buf, offsets) = (black_box(&mut buf), list.offsets(round));
-                timed(|| Ok(offsets.iter().try_for_each(|at| chain.disk.read_at(buf, *at))?))
-            }),
-        ],
-    )?;
-    let version = theirs.stop()?;
-    let row = Row::new(work, count, &times, Some(1.0));
-    Ok(Ok(row.note(format!("bare: {} {version}{right}", peer.name()))))
+    rounds(run.options.rounds, contenders)
+}
+
+/// A peer that has read once.
+struct Started {
+    peer: Peer,
+    theirs: Theirs,
+    list: Strided,
+    /// What is known of its bytes.
+    right: &'static str,
+}
+
+impl Started {
+    /// The peer, or why it is not to be had.
+    fn new(run: &Run, chain: &Chain, peer: Peer) -> Result<Result<Self, String>> {
+        let list = Strided::over(chain.shape.size, peer.count(run, chain.shape.depth));
+        let mut theirs = match Theirs::start(run, chain, peer, &list)? {
+            Ok(theirs) => theirs,
+            Err(why) => return Ok(Err(why)),
+        };
+        let crc = match theirs.read(0, &list) {
+            Ok((_, crc)) => crc,
+            Err(why) => return Ok(Err(why)),
+        };
+        let mut ours = Crc::default();
+        let mut buf = vec![0; PAGE as usize];
+        for at in list.offsets(0) {
+            chain.disk.read_at(&mut buf, at)?;
+            ours.add(&buf);
+        }
+        let right = match crc {
+            Some(crc) if crc != ours.sum() => ", its bytes DIFFER",
+            Some(_) => ", the same bytes",
+            None => "",
+        };
+        Ok(Ok(Self { peer, theirs, list, right }))
+    }
 }
 
 /// Reads that go on by a stride, round and round, since that is what QEMU can be told.

@@ -39,6 +39,13 @@ impl Times {
         self.0.iter().map(|times| of(times)).collect()
     }
 
+    /// Of some contenders, each with how many operations it does in a round, the times of one operation.
+    pub fn of(&self, who: &[(usize, usize)]) -> Self {
+        let one =
+            |times: &Vec<f64>| who.iter().map(|(who, ops)| times[*who] / *ops as f64).collect();
+        Self(self.0.iter().map(one).collect())
+    }
+
     /// For each round, the time of one contender by that of another.
     pub fn ratios(&self, of: usize, by: usize) -> Vec<f64> {
         self.each(|times| times[of] / times[by])
