@@ -150,6 +150,9 @@ fn measure(options: Options) -> Result<()> {
     println!(
         "of its 95 % confidence interval (order statistics); A/A = bare / bare; to raw = flat raw file / own."
     );
+    if run.options.quick {
+        println!("A quick run: it shows that every row runs, and is too small to judge any by.");
+    }
     reads::run(&run, &mut report)?;
     if !run.options.reads_alone() {
         writes::run(&run, &mut report)?;
