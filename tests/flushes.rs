@@ -94,9 +94,13 @@ impl Watched {
 
     /// What all that `what` does costs.
     fn cost(&self, what: impl FnOnce()) -> Cost {
-        let from = self.host.mark();
+        let (from, before) = (self.host.mark(), self.chain.counters());
         what();
-        self.cost_of(from..self.host.mark())
+        let cost = self.cost_of(from..self.host.mark());
+        // The chain's own count is that of the host.
+        let counted = self.chain.counters().since(&before);
+        assert_eq!((counted.flushes, counted.log_bytes), (cost.flushes, cost.log));
+        cost
     }
 
     /// What these events cost, by the places as they are now.

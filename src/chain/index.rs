@@ -38,7 +38,12 @@ impl DiffChain {
         let Some(asked) = self.asked(self.tip, at, len) else {
             return Ok(sink.found(walk(reach, self.links(), at, len)?)?);
         };
-        match asked.known(sink)? {
+        let known = asked.known(sink)?;
+        match known {
+            0 => self.tally.miss(),
+            _ => self.tally.hit(),
+        }
+        match known {
             0 if !tip.is_writable() || tip.is_quiet() => asked.find_out(reach, sink),
             0 => self.beside_the_index(reach, at, len, sink),
             len => Ok(len),
@@ -106,7 +111,7 @@ impl DiffChain {
     /// The question who answers for the first of these bytes, as many as lie in one span, as the layers from
     /// `from` on have them; `None` where nothing is kept of that.
     #[inline]
-    fn asked(&self, from: usize, at: DiskOffset, len: u64) -> Option<Asked<'_>> {
+    pub(super) fn asked(&self, from: usize, at: DiskOffset, len: u64) -> Option<Asked<'_>> {
         let layers = &self.layers[from..];
         let Link { image: top, stack, span, .. } = layers.first()?;
         let size = top.layout().size();
@@ -134,7 +139,7 @@ impl DiffChain {
 }
 
 /// Bytes of one span that are asked for.
-struct Asked<'a> {
+pub(super) struct Asked<'a> {
     spans: &'a Spans,
     layers: &'a [Link],
     key: SpanKey,

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, VhdxFile, Warning};
+use crate::image::{Counters, ImagePolicy, IndexTally, VhdxFile, Warning};
 
 pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
@@ -52,6 +52,8 @@ pub struct DiffChain {
     layers: Arc<[Link]>,
     /// The layer that this view has for its tip.
     tip: usize,
+    /// What the index counts, for all clones and views.
+    tally: Arc<IndexTally>,
     warnings: Arc<[Warning]>,
 }
 
@@ -163,6 +165,13 @@ impl DiffChain {
     pub fn warnings(&self) -> Vec<Warning> {
         let of_images = self.images().flat_map(|image| image.warnings());
         of_images.chain(self.warnings.iter()).cloned().collect()
+    }
+
+    /// What was done since the chain was opened, clones and views included.
+    pub fn counters(&self) -> Counters {
+        let (index_hits, index_misses) = self.tally.now();
+        let table_loads = self.images().map(|image| image.counters().table_loads).sum();
+        Counters { table_loads, index_hits, index_misses, ..self.tip().counters() }
     }
 
     /// Ends the session that writes to the tip; see [`VhdxFile::close`].

@@ -52,7 +52,12 @@ impl DiffChain {
             None => {
                 name_stacks(&mut layers);
                 layers[0].image.watch(layers[0].stack, layers[0].span);
-                Ok(Self { layers: layers.into(), tip: 0, warnings: warnings.into() })
+                Ok(Self {
+                    layers: layers.into(),
+                    tip: 0,
+                    tally: Arc::default(),
+                    warnings: warnings.into(),
+                })
             }
         }
     }

@@ -226,12 +226,17 @@ impl TableLoad {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when there are more or fewer bytes than [`len`](Self::len), and as
     /// [`DiffChain::plan_read`].
-    pub fn supply(mut self, bytes: &[u8]) -> Result<Planned> {
+    pub fn supply(self, bytes: &[u8]) -> Result<Planned> {
         if bytes.len() != self.len() {
             let message = "another number of bytes of a table than was asked for";
             let error = wrong_length("plan.table-length", message, bytes.len(), self.len() as u64);
             return Err(error.in_file(self.image().name()).at(self.at().get()));
         }
+        self.image().note_table_load();
+        self.go_on(bytes)
+    }
+
+    fn go_on(mut self, bytes: &[u8]) -> Result<Planned> {
         self.carried.take(self.missing, bytes);
         self.chain.plan_on(self.plan, self.carried)
     }
@@ -242,7 +247,7 @@ impl TableLoad {
     /// [`ErrorKind::Io`] when the host fails, and as [`DiffChain::plan_read`].
     pub fn load(self) -> Result<Planned> {
         let page = self.image().page_in_file(self.at())?;
-        self.supply(&page[..])
+        self.go_on(&page[..])
     }
 
     fn image(&self) -> &VhdxFile {

@@ -85,7 +85,11 @@ impl DiffChain {
     /// The run that a range, which is not empty, starts with.
     fn first_run(&self, at: DiskOffset, len: u64) -> Result<Found<'_>> {
         if let Some(found) = self.known_short_run(at, len) {
+            self.tally.hit();
             return Ok(found);
+        }
+        if self.asked(self.tip, at, len).is_some() {
+            self.tally.miss();
         }
         // Long runs are not known to the index as such, and need not be remembered piece by piece.
         let found = walk(Load, self.links(), at, len)?;
@@ -228,6 +232,7 @@ impl Disk for DiffChain {
         if len > 0
             && let Some(found) = self.known_run(DiskOffset(offset), len)
         {
+            self.tally.hit();
             match found.place {
                 Place::Data(image, at) => return image.read_payload(buf, at),
                 Place::Zero(_) => buf.fill(0),

@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use super::counters::Count;
 use super::shared::Registry;
 use super::spans::{SpanKey, Spans};
 use crate::disk::LayerId;
@@ -53,6 +54,7 @@ impl Budget {
             bytes,
             spans: Spans::new(bytes / 2),
             charged: AtomicUsize::new(0),
+            evicted: Count::default(),
             registry: Registry::default(),
             seed: [seed.hash_one(0), seed.hash_one(1)],
         }))
@@ -141,6 +143,11 @@ impl Budget {
         shard.write().unwrap_or_else(PoisonError::into_inner).pages.remove(&key);
     }
 
+    /// Pages and answers that others were kept in place of.
+    pub(super) fn evictions(&self) -> u64 {
+        self.0.evicted.now() + self.spans().map_or(0, Spans::evicted)
+    }
+
     /// What the users of this budget have in common.
     pub(super) fn registry(&self) -> &Registry {
         &self.0.registry
@@ -183,6 +190,8 @@ struct Cache {
     spans: Option<Spans>,
     /// Bytes that images use beside these.
     charged: AtomicUsize,
+    /// Pages let go to make room.
+    evicted: Count,
     registry: Registry,
     seed: [u64; 2],
 }
@@ -212,7 +221,7 @@ impl Cache {
     fn insert(&self, key: Key, page: Box<Page>, keep: impl FnOnce() -> bool) {
         let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
         if keep() {
-            shard.insert(key, page, self.pages_per_shard());
+            self.evicted.add(shard.insert(key, page, self.pages_per_shard()));
         }
     }
 
@@ -228,32 +237,37 @@ impl Cache {
     fn trim(&self) {
         let most = self.pages_per_shard();
         for shard in &self.shards {
-            shard.write().unwrap_or_else(PoisonError::into_inner).make_room(most);
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            self.evicted.add(shard.make_room(most));
         }
     }
 }
 
 impl Shard {
-    fn insert(&mut self, key: Key, page: Box<Page>, most: usize) {
+    /// Says how many pages had to go.
+    fn insert(&mut self, key: Key, page: Box<Page>, most: usize) -> u64 {
         if self.pages.contains_key(&key) {
-            return; // another reader was faster
+            return 0; // another reader was faster
         }
-        self.make_room(most - 1);
+        let evicted = self.make_room(most - 1);
         self.pages.insert(key, Entry { page, hot: AtomicBool::new(false) });
         self.queue.push_back(key);
+        evicted
     }
 
-    /// Lets pages go until there are no more than so many.
-    fn make_room(&mut self, most: usize) {
+    /// Lets pages go until there are no more than so many, and says how many went.
+    fn make_room(&mut self, most: usize) -> u64 {
+        let mut evicted = 0;
         while self.pages.len() > most {
             let Some(oldest) = self.queue.pop_front() else { break };
             match self.pages.get(&oldest) {
                 Some(entry) if entry.hot.swap(false, Ordering::Relaxed) => {
                     self.queue.push_back(oldest)
                 }
-                _ => drop(self.pages.remove(&oldest)),
+                _ => evicted += u64::from(self.pages.remove(&oldest).is_some()),
             }
         }
+        evicted
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod cache;
 mod children;
+mod counters;
 mod create;
 mod info;
 mod link;
@@ -36,6 +37,7 @@ use crate::sync::AtomicU64;
 use crate::types::{DiskOffset, FileOffset};
 
 pub use cache::Budget;
+pub use counters::Counters;
 pub use create::CreateOptions;
 pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
@@ -44,6 +46,7 @@ pub use link::ParentLink;
 pub use policy::{Lock, LogPolicy};
 
 pub(crate) use children::ChildSearch;
+pub(crate) use counters::{IndexTally, Tally};
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
     check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,
@@ -111,6 +114,8 @@ pub struct VhdxFile {
     most_dirty: usize,
     /// There when the image is open for writing.
     writer: Option<Writer>,
+    /// Shared with the writer.
+    tally: Arc<Tally>,
     /// Taken when the image is first read alone.
     recent: OnceLock<RecentEntries>,
     warnings: Vec<Warning>,
@@ -195,6 +200,17 @@ impl VhdxFile {
     /// Whether the image is open for writing.
     pub fn is_writable(&self) -> bool {
         self.writer.is_some()
+    }
+
+    /// What was done since the image was opened.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            flushes: self.tally.flushes.now(),
+            log_bytes: self.tally.log_bytes.now(),
+            table_loads: self.tally.table_loads.now(),
+            evictions: self.budget.evictions(),
+            ..Counters::default()
+        }
     }
 
     /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 
 use uuid::Uuid;
 
+use super::counters::Tally;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
 use super::writer::{Writer, flush, update_headers};
@@ -46,6 +47,7 @@ pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Option<Uuid>> {
 
 fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut warnings = Vec::new();
+    let tally = Arc::new(Tally::default());
     lock(storage.as_ref(), policy, &mut warnings)?;
     let identifier = read_identifier(storage.as_ref())?;
     let mut headers = read_headers(storage.as_ref())?;
@@ -55,7 +57,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
             let guid = headers.current().data_write_guid;
             search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
         }
-        replay_to_file(&storage, &mut headers, policy.log)?;
+        replay_to_file(&storage, &mut headers, policy.log, &tally)?;
     }
     if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
         warnings.extend(search.stale_trackers(storage.as_ref()));
@@ -98,7 +100,10 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         layout,
         budget: policy.budget.clone(),
         most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()),
-        writer: policy.writable.then(|| Writer::new(Arc::clone(&storage), file_len)),
+        writer: policy
+            .writable
+            .then(|| Writer::new(Arc::clone(&storage), file_len, Arc::clone(&tally))),
+        tally,
         recent: OnceLock::new(),
         warnings,
         headers: RwLock::new(headers),
@@ -199,6 +204,7 @@ fn replay_to_file(
     storage: &Arc<dyn Storage>,
     headers: &mut Headers,
     policy: LogPolicy,
+    tally: &Tally,
 ) -> Result<()> {
     if headers.current().log_guid.is_nil() {
         return Ok(());
@@ -209,8 +215,8 @@ fn replay_to_file(
     let found = log::find(storage.as_ref(), headers.current())?;
     let overlay = log::replay_over(storage, headers.current(), &found)?;
     // The header that names the log may not be durable yet: with both on their way none could be left.
-    flush(storage.as_ref())?;
-    update_headers(headers, storage.as_ref(), |header| {
+    flush(storage.as_ref(), tally)?;
+    update_headers(headers, storage.as_ref(), tally, |header| {
         header.file_write_guid = Uuid::new_v4();
         if planted("log-guid-cleared-before-replay") {
             header.log_guid = Uuid::nil();
@@ -220,9 +226,9 @@ fn replay_to_file(
         .write_back()
         .map_err(|error| Error::io("log.replay", "cannot replay the log", error))?;
     if !planted("replay-without-flush") {
-        flush(storage.as_ref())?;
+        flush(storage.as_ref(), tally)?;
     }
-    update_headers(headers, storage.as_ref(), |header| header.log_guid = Uuid::nil())
+    update_headers(headers, storage.as_ref(), tally, |header| header.log_guid = Uuid::nil())
 }
 
 fn log_pending(header: &Header) -> Error {

@@ -178,8 +178,14 @@ impl VhdxFile {
         reach.page(self, start, epoch, look)
     }
 
+    /// Counts a page of a table that was read from the file, by whomever.
+    pub(crate) fn note_table_load(&self) {
+        self.tally.table_loads.add(1);
+    }
+
     /// Reads the page of a table that starts at `start` from the file.
     pub(super) fn load_page(&self, start: FileOffset, page: &mut Page) -> Result<()> {
+        self.note_table_load();
         self.storage.read_exact_at(page, start.get()).map_err(|error| {
             Error::io("table.read", "cannot read a page of the block tables", error)
                 .in_file(self.name())

@@ -94,6 +94,8 @@ pub(crate) struct Spans {
     head: Mutex<Head>,
     /// Bytes of memory taken.
     held: AtomicUsize,
+    /// Answers that others were written over, as far as that is known.
+    evicted: AtomicUsize,
     seed: [u64; 2],
 }
 
@@ -125,6 +127,7 @@ impl Spans {
             floor: AtomicU64::new(0),
             head: Mutex::new(Head { next: (pieces * words_per_piece) as u64, kept: 0 }),
             held: AtomicUsize::new(0),
+            evicted: AtomicUsize::new(0),
             seed: [seed.hash_one(0), seed.hash_one(1)],
         })
     }
@@ -132,6 +135,12 @@ impl Spans {
     /// Bytes of memory taken so far. They stay taken.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
+    }
+
+    /// Answers that others were written over: those that the ring came by count when their place in the table is
+    /// taken again.
+    pub(crate) fn evicted(&self) -> u64 {
+        self.evicted.load(Ordering::Relaxed) as u64
     }
 
     /// Keeps an answer in place of an earlier one to the same question: one word below 2^63 of form 0, or words
@@ -165,7 +174,12 @@ impl Spans {
             let says = question != 0 && (answer & IN_RING == 0 || answer & PLACES >= floor);
             (question != key.0, says, (way + head.kept) % WAYS)
         });
-        if let Some((way, _)) = chosen {
+        if let Some((way, pair)) = chosen {
+            let [question, answer] = [0, 1].map(|n: usize| pair[n].load(Ordering::Relaxed));
+            let is_gone = answer & IN_RING != 0 && answer & PLACES < floor;
+            if question != 0 && (question != key.0 || is_gone) {
+                self.evicted.fetch_add(1, Ordering::Relaxed);
+            }
             line.change(way, [key.0, known]);
         }
         self.held() != before

@@ -7,7 +7,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::session::{Session, flush};
+use super::session::Session;
 use super::tables::{PageKind, Snapshot};
 use super::{Frozen, Writer};
 use crate::error::{Error, Result};
@@ -205,12 +205,14 @@ fn append(writer: &Writer, session: &mut Session, pages: &[Snapshot]) -> Result<
         last = last.min(session.first_last);
     }
     let Some(log) = &mut session.log else { unreachable!("a change began the session") };
-    Ok(Pending(log.append(writer.file.as_ref(), changes.collect(), flushed, last)?))
+    let entry = log.append(writer.file.as_ref(), changes.collect(), flushed, last)?;
+    writer.tally.log_bytes.add(entry.length);
+    Ok(Pending(entry))
 }
 
 fn sync(writer: &Writer, session: &mut Session) -> Result<()> {
     let len = writer.file_len();
-    flush(writer.file.as_ref())?;
+    writer.flush()?;
     session.flushed_len = len;
     Ok(())
 }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::Tally;
 use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
@@ -54,11 +55,12 @@ pub(crate) struct Writer {
     /// What the chain whose tip this is knows it by.
     watch: Watch,
     poison: OnceLock<String>,
+    tally: Arc<Tally>,
 }
 
 impl Writer {
     /// A writer of a file of `file_len` bytes whose log is empty.
-    pub(crate) fn new(file: Arc<dyn Storage>, file_len: u64) -> Self {
+    pub(crate) fn new(file: Arc<dyn Storage>, file_len: u64, tally: Arc<Tally>) -> Self {
         Self {
             file,
             tables: Tables::default(),
@@ -72,6 +74,7 @@ impl Writer {
             flushes: Tickets::default(),
             watch: Watch::default(),
             poison: OnceLock::new(),
+            tally,
         }
     }
 
@@ -116,6 +119,11 @@ impl Writer {
         }
         self.poison.get_or_init(|| error.message().to_owned());
         error.in_file(self.file.name())
+    }
+
+    /// Has the host make durable what was written.
+    fn flush(&self) -> Result<()> {
+        flush(self.file.as_ref(), &self.tally)
     }
 
     fn session(&self) -> MutexGuard<'_, Session> {

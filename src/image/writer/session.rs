@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Writer;
 use crate::error::{Error, Result};
 use crate::format::header::{Header, Headers};
-use crate::image::VhdxFile;
+use crate::image::{Tally, VhdxFile};
 use crate::log::LogWriter;
 use crate::mutants::planted;
 use crate::storage::Storage;
@@ -51,12 +51,12 @@ impl VhdxFile {
     fn begin_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
         // Whoever wrote before may have died between a header and its flush. The log that an older
         // header still names must not be written over before the newer one is durable.
-        flush(writer.file.as_ref())?;
+        writer.flush()?;
         // What a crash tore may be a newer header in part. Torn a second time, where the parts that were
         // missing arrive, it would count again: with a log that is still there, as long as nothing
         // is written over it.
         if self.headers().other_is_damaged() && !planted("torn-header-left") {
-            self.update_headers(writer.file.as_ref(), |_| {})?;
+            self.update_headers(writer, |_| {})?;
         }
         let header = self.headers().current().clone();
         let guid = match planted("log-guid-used-again") {
@@ -68,14 +68,15 @@ impl VhdxFile {
         // The entry first, then its GUID: a GUID without an entry would be a damaged file.
         let (flushed, last) = (session.flushed_len / MIB * MIB, file_len.next_multiple_of(MIB));
         if planted("log-guid-before-first-entry") {
-            self.update_headers(writer.file.as_ref(), |header| header.log_guid = guid)?;
+            self.update_headers(writer, |header| header.log_guid = guid)?;
         }
         let entry = log.append(writer.file.as_ref(), Vec::new(), flushed, last)?;
         if !planted("first-entry-not-flushed") {
-            flush(writer.file.as_ref())?;
+            writer.flush()?;
         }
+        writer.tally.log_bytes.add(entry.length);
         log.retire(&entry);
-        self.update_headers(writer.file.as_ref(), |header| {
+        self.update_headers(writer, |header| {
             header.file_write_guid = Uuid::new_v4();
             if !planted("data-write-guid-kept") {
                 header.data_write_guid = Uuid::new_v4();
@@ -105,17 +106,17 @@ impl VhdxFile {
     fn end_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
         self.apply(writer)?;
         if !planted("close-without-flush") {
-            flush(writer.file.as_ref())?;
+            writer.flush()?;
         }
         if planted("cut-before-log-guid-cleared") {
             writer.cut()?;
         }
-        self.update_headers(writer.file.as_ref(), |header| header.log_guid = Uuid::nil())?;
+        self.update_headers(writer, |header| header.log_guid = Uuid::nil())?;
         session.log = None;
         writer.begun.store(false, Ordering::Release);
         // No log names a length any more, so that the file can be cut without one.
         if writer.cut()? {
-            flush(writer.file.as_ref())?;
+            writer.flush()?;
         }
         self.file_len.store(writer.file_len(), Ordering::Release);
         session.flushed_len = writer.file_len();
@@ -125,10 +126,11 @@ impl VhdxFile {
     /// Writes both headers, each durable before the next is touched.
     pub(crate) fn update_headers(
         &self,
-        file: &dyn Storage,
+        writer: &Writer,
         change: impl FnOnce(&mut Header),
     ) -> Result<()> {
-        update_headers(&mut self.headers.write().unwrap_or_else(|e| e.into_inner()), file, change)
+        let mut headers = self.headers.write().unwrap_or_else(|e| e.into_inner());
+        update_headers(&mut headers, writer.file.as_ref(), &writer.tally, change)
     }
 }
 
@@ -136,6 +138,7 @@ impl VhdxFile {
 pub(crate) fn update_headers(
     headers: &mut Headers,
     file: &dyn Storage,
+    tally: &Tally,
     change: impl FnOnce(&mut Header),
 ) -> Result<()> {
     let mut header = headers.current().clone();
@@ -148,18 +151,19 @@ pub(crate) fn update_headers(
         written
             .map_err(|error| Error::io("header.write", "cannot write a header", error).at(at))?;
         if !planted("headers-without-flush-between") {
-            flush(file)?;
+            flush(file, tally)?;
         }
         headers.copies[slot] = Ok(header.clone());
         headers.current = slot;
     }
     if planted("headers-without-flush-between") {
-        flush(file)?;
+        flush(file, tally)?;
     }
     Ok(())
 }
 
-pub(crate) fn flush(file: &dyn Storage) -> Result<()> {
+pub(crate) fn flush(file: &dyn Storage, tally: &Tally) -> Result<()> {
+    tally.flushes.add(1);
     let flushed = match planted("failed-flush-tried-again") {
         true => file.flush().or_else(|_| file.flush()),
         false => file.flush(),

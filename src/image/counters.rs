@@ -1,0 +1,124 @@
+//! What images and chains count while they work.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// What a chain or an image did since it was opened, as [`DiffChain::counters`](crate::DiffChain::counters) and
+/// [`VhdxFile::counters`](crate::VhdxFile::counters) have it.
+///
+/// All of them only rise. What threads do at the very moment is perhaps in some of them and not yet in others.
+///
+/// ```no_run
+/// use avhdx::{DiffChain, Disk};
+///
+/// let chain = DiffChain::open("web_1A2B.avhdx")?;
+/// let before = chain.counters();
+/// chain.read_at(&mut [0; 4096], 1 << 30)?;
+/// let took = chain.counters().since(&before);
+/// println!("{} table pages loaded, {} answers known", took.table_loads, took.index_hits);
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Flushes that the host was asked for to write the image, or the chain's tip. Opening may need some, and
+    /// closing.
+    pub flushes: u64,
+    /// Bytes of the log entries that were written to it, \[MS-VHDX\] 2.3.1.
+    pub log_bytes: u64,
+    /// Pages of 4 KiB of block allocation tables and sector bitmaps that were read from files, for a chain of all
+    /// its layers. What other chains load of a parent that they share with this one is in here.
+    pub table_loads: u64,
+    /// Questions which layer answers for a place that the chain's index knew the answer to, for this chain with
+    /// its clones and views: one for each span of the disk, or several runs in it, that a read or an extent
+    /// goes over. An image, and a chain of one that is only read, have no index.
+    pub index_hits: u64,
+    /// Those for which layers were asked.
+    pub index_misses: u64,
+    /// Table pages that were let go to make room for others, and answers of the index that others were written
+    /// over, which is seen when their place is taken again. Of the [`Budget`](crate::Budget), with all who share
+    /// it, since it was made.
+    pub evictions: u64,
+}
+
+impl Counters {
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            flushes: self.flushes.saturating_sub(earlier.flushes),
+            log_bytes: self.log_bytes.saturating_sub(earlier.log_bytes),
+            table_loads: self.table_loads.saturating_sub(earlier.table_loads),
+            index_hits: self.index_hits.saturating_sub(earlier.index_hits),
+            index_misses: self.index_misses.saturating_sub(earlier.index_misses),
+            evictions: self.evictions.saturating_sub(earlier.evictions),
+        }
+    }
+}
+
+/// What one image counts: beside the work that is counted, the count costs nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(super) flushes: Count,
+    pub(super) log_bytes: Count,
+    pub(super) table_loads: Count,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Count(AtomicU64);
+
+impl Count {
+    pub(crate) fn add(&self, more: u64) {
+        self.0.fetch_add(more, Ordering::Relaxed);
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Threads that count on lines of the processor's cache of their own; more share.
+const STRIPES: usize = 16;
+
+/// What the index of a chain counts, in the midst of reads that write nothing else that others look at.
+#[derive(Debug, Default)]
+pub(crate) struct IndexTally([Stripe; STRIPES]);
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Stripe {
+    hits: Count,
+    misses: Count,
+}
+
+impl IndexTally {
+    #[inline]
+    pub(crate) fn hit(&self) {
+        self.0[stripe()].hits.add(1);
+    }
+
+    pub(crate) fn miss(&self) {
+        self.0[stripe()].misses.add(1);
+    }
+
+    /// Hits and misses.
+    pub(crate) fn now(&self) -> (u64, u64) {
+        let sum = |of: fn(&Stripe) -> &Count| self.0.iter().map(|stripe| of(stripe).now()).sum();
+        (sum(|stripe| &stripe.hits), sum(|stripe| &stripe.misses))
+    }
+}
+
+/// The stripe of this thread.
+#[inline]
+fn stripe() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        /// One more than its number.
+        static MINE: Cell<usize> = const { Cell::new(0) };
+    }
+    MINE.with(|mine| {
+        if mine.get() == 0 {
+            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES + 1);
+        }
+        mine.get() - 1
+    })
+}
