@@ -12,6 +12,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{OnceLock, PoisonError};
 
+use crate::mutants::planted;
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 
 /// Words of memory that are taken at a time.
@@ -154,7 +155,10 @@ impl Spans {
         still: impl FnOnce() -> bool,
     ) -> bool {
         let Ok(mut head) = self.head.try_lock() else { return false };
-        if answer.len() > self.words_per_piece || u64::from(form) > FORMS || !still() {
+        if answer.len() > self.words_per_piece || u64::from(form) > FORMS {
+            return false;
+        }
+        if !still() && !planted("late-answer-kept") {
             return false;
         }
         let before = self.held();

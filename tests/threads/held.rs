@@ -361,6 +361,30 @@ fn nobody_but_flushes_waits_for_a_flush() {
     }
 }
 
+/// Who looks through the layers while a write changes who answers must not have his finding remembered.
+#[test]
+fn what_was_found_out_before_a_write_is_not_remembered_after_it() {
+    const MIDDLE: usize = 1;
+    let (host, pair, chain) = pair(40 * MIB);
+    // Of a disk that is not written findings are remembered.
+    for span in 0..12 {
+        read(&chain, span * BLOCK);
+    }
+    // The middle's sector bitmap has a page of its own for what lies there: it is not in memory yet.
+    let sector = 33 * BLOCK + 40;
+    let mut gate = Gate::new(&host, |step| matches!(step, Step::Read { file: MIDDLE, .. }));
+    std::thread::scope(|scope| {
+        let held = || assert_ne!(read(&chain, sector), Says::Torn);
+        Builder::new().name(HELD.into()).spawn_scoped(scope, held).unwrap();
+        gate.wait_for_arrival();
+        gate.meanwhile("a writer", || write(&chain, 2, sector, 8));
+        gate.meanwhile("a reader", || assert_eq!(read(&chain, sector), tag(2, sector)));
+        gate.release();
+    });
+    assert_eq!(read(&chain, sector), tag(2, sector));
+    close_and_judge(chain, &pair);
+}
+
 #[test]
 fn of_two_growing_writers_none_hides_the_length_of_the_other() {
     let (host, pair, chain) = pair(8 * MIB);
