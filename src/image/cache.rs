@@ -15,8 +15,9 @@ use crate::types::{FileOffset, KIB, MIB};
 
 /// Bytes of a page, the unit in which tables are read.
 pub(crate) const PAGE: u64 = 4 * KIB;
-/// What a page costs beside its bytes: its place in the map and in the queue.
-const OVERHEAD: usize = 96;
+/// What a page costs beside its bytes, at the most: its places in the map and in the queue, which grow twofold
+/// when they are full, and what the allocator adds.
+const OVERHEAD: usize = 256;
 const DEFAULT_BUDGET: usize = 64 * MIB as usize;
 const MAX_SHARDS: usize = 64;
 /// Fewer pages than this in a shard and it would evict for bad luck alone.

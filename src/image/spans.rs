@@ -255,14 +255,20 @@ impl Spans {
 
     /// Where the answer to a question stands. Seeded, so that nobody knows whose answers share a line.
     fn home(&self, key: SpanKey) -> Home {
-        let product = u128::from(self.seed[0] ^ key.stack()) * u128::from(self.seed[1] | 1);
-        let stack = ((product >> 64) as u64 ^ product as u64) as usize;
-        let number = key.number() as usize;
+        let (number, group) = (key.number(), key.number() >> NEIGHBOURS);
+        let stack = self.fold(key.stack(), 0);
         Home {
             // In turn, so that all pieces and all lines of one have their share of a disk.
-            piece: stack.wrapping_add(number >> NEIGHBOURS) & (self.lines.len() - 1),
-            line: (number ^ stack >> 16) & (self.lines_per_piece - 1),
+            piece: stack.wrapping_add(group) as usize & (self.lines.len() - 1),
+            // Yet so that what lies at equal distances does not meet in a few lines.
+            line: (number ^ self.fold(stack, group)) as usize & (self.lines_per_piece - 1),
         }
+    }
+
+    fn fold(&self, a: u64, b: u64) -> u64 {
+        let (a, b) = (self.seed[0] ^ a.rotate_left(32) ^ b, self.seed[1] | 1);
+        let product = u128::from(a) * u128::from(b);
+        (product >> 64) as u64 ^ product as u64
     }
 }
 
@@ -394,6 +400,28 @@ mod tests {
         let is_lost =
             |(key, len): &(SpanKey, u64)| whole(&spans, *key) != Some(answer(*key, 0, *len));
         assert_eq!(keys().filter(is_lost).count(), 0);
+    }
+
+    /// Few answers about a large disk find room wherever they lie.
+    #[test]
+    fn what_lies_at_equal_distances_does_not_meet() {
+        for shift in 0..=20 {
+            let spans = Spans::new(32 << 20).unwrap();
+            // Room for 100,000; these are up to 16,384 on a disk of 64 TiB.
+            let distance = 3_u64.pow(shift % 2) << shift;
+            let numbers = (0..1 << NUMBER_BITS).step_by(distance as usize).take(1 << 14);
+            let keys: Vec<SpanKey> = numbers.map(|n| key(distance, n)).collect();
+            for key in &keys {
+                spans.keep(*key, 0, &[key.0 & 0xFFFF], || true);
+            }
+            let is_there = |key: &&SpanKey| whole(&spans, **key) == Some(vec![key.0 & 0xFFFF]);
+            let lost = keys.len() - keys.iter().filter(is_there).count();
+            assert!(
+                lost <= keys.len() / 50,
+                "{lost} of {} at a distance of {distance}",
+                keys.len()
+            );
+        }
     }
 
     #[test]
