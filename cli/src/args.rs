@@ -123,6 +123,12 @@ impl Opening {
         }
     }
 
+    /// How the same image is opened to be changed.
+    pub(crate) fn writing(&self, orphan_children: bool, children_in: &[PathBuf]) -> Writing {
+        let (parents, children_in) = (self.parents.clone(), children_in.to_vec());
+        Writing { parents, max_depth: self.max_depth, orphan_children, children_in }
+    }
+
     pub(crate) fn log(&self) -> Log {
         self.log
     }

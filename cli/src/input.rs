@@ -58,8 +58,18 @@ pub(crate) fn chain(
     lock: Lock,
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
+    chain_with(argument, opening, &opening.options().lock(lock), console)
+}
+
+/// The same, with options of the verb's own.
+pub(crate) fn chain_with(
+    argument: &OsStr,
+    opening: &Opening,
+    options: &OpenOptions,
+    console: &mut Console,
+) -> Result<DiffChain, Failure> {
     let image = resolve(argument, &opening.looking(), console)?.path;
-    let chain = opening.options().lock(lock).open(image)?;
+    let chain = options.open(image)?;
     console.warnings(&chain.warnings());
     Ok(chain)
 }

@@ -6,6 +6,7 @@
 //! (Ctrl-C), `progress`.
 
 mod args;
+mod bench;
 mod check;
 mod compare;
 mod convert;
@@ -41,7 +42,7 @@ use output::Console;
 /// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads, converts, makes and writes
 /// them.
 ///
-/// Only write, zero and discard change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
+/// Only write, zero, discard and bench --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
 /// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name, @HEX the layer
 /// whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
 /// or T.
@@ -76,6 +77,7 @@ enum Verb {
     Compare(compare::Args),
     Check(check::Args),
     Measure(measure::Args),
+    Bench(bench::Args),
     Completions(pages::CompletionsArgs),
     Man(pages::ManArgs),
 }
@@ -96,6 +98,7 @@ impl Verb {
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
+            Self::Bench(args) => bench::run(args, console),
             Self::Completions(args) => pages::completions(args, Cli::command(), console),
             Self::Man(args) => pages::man(args, Cli::command(), console),
         }

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
 use avhdx::storage::{Host, LocalHost};
-use avhdx::{DiffChain, Disk};
+use avhdx::{DiffChain, Disk, OpenOptions};
 
 use crate::args;
 use crate::exit::{Exit, Failure};
@@ -31,6 +31,16 @@ impl Writing {
         writing: &args::Writing,
         console: &mut Console,
     ) -> Result<Self, Failure> {
+        Self::open_with(argument, writing, &writing.options(), console)
+    }
+
+    /// The same, with options of the verb's own.
+    pub(crate) fn open_with(
+        argument: &OsStr,
+        writing: &args::Writing,
+        options: &OpenOptions,
+        console: &mut Console,
+    ) -> Result<Self, Failure> {
         for folder in &writing.children_in {
             // Nothing is found in a folder that is not there, which must not pass for consent.
             LocalHost.list(folder).map_err(|error| {
@@ -42,7 +52,7 @@ impl Writing {
         if !is_tip {
             return Err(below_the_tip(argument));
         }
-        let chain = writing.options().open(path)?;
+        let chain = options.open(path)?;
         console.warnings(&chain.warnings());
         *under_way() = UnderWay::Image(chain.clone());
         Ok(Self { chain, argument: argument.to_owned() })
@@ -51,6 +61,11 @@ impl Writing {
     /// The image's name as it was given.
     pub(crate) fn name(&self) -> String {
         self.argument.to_string_lossy().into_owned()
+    }
+
+    /// For looking at it; changes go through [`change`](Self::change).
+    pub(crate) fn chain(&self) -> &DiffChain {
+        &self.chain
     }
 
     pub(crate) fn size(&self) -> u64 {

@@ -504,6 +504,7 @@ mod orders {
             floor: AtomicU64::new(0),
             head: Mutex::new(Head { next: 4, kept: 0 }),
             held: AtomicUsize::new(0),
+            evicted: AtomicUsize::new(0),
             seed: [3, 5],
         })
     }

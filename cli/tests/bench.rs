@@ -1,0 +1,259 @@
+//! `bench`: what it leaves alone, what it tells, and how it ends. No test looks at a time.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use avhdx_testkit::build::{Block, Data, Image};
+use avhdx_testkit::naive;
+use common::{Folder, Run, flats, write_endless};
+use serde_json::Value;
+
+/// The tip's disk, read by a reader that shares no code with the program.
+fn flat(folder: &Folder) -> Vec<u8> {
+    let layers = ["l0.vhdx", "l1.vhdx", "l2.vhdx"].map(|name| folder.file(name));
+    naive::Chain::open(layers).unwrap().flat(2).unwrap()
+}
+
+fn bytes_of(folder: &Folder) -> Vec<Vec<u8>> {
+    folder.names().iter().map(|name| folder.read(name)).collect()
+}
+
+/// The JSON with a word in place of whatever a clock says, and the ratios of fewer than six rounds.
+fn timeless(run: &Run) -> String {
+    fn without(value: &mut Value) {
+        match value {
+            Value::Object(fields) => fields.values_mut().for_each(without),
+            Value::Number(number) if number.is_f64() => *value = "TIME".into(),
+            _ => {}
+        }
+    }
+    let mut value = run.json();
+    without(&mut value);
+    format!("{value:#}\n").replace("\"TIME\"", "TIME")
+}
+
+#[test]
+fn reading_changes_no_byte_and_the_json_is_this() {
+    let folder = Folder::with_chain();
+    let before = bytes_of(&folder);
+    let run = folder.run("bench l2.vhdx --reads 7 --seed 3 --budget 1M --json").expect(0);
+    assert_eq!(run.stderr, "");
+    // Two MiB of data lie in blocks 0 and 3: the seven reads of each kind find all known after the warming up, which
+    // asks the index once for each 4 KiB, and once for each span of the sequential ones.
+    let expected = r#"{
+  "schema": "avhdx.bench/1",
+  "image": "l2.vhdx",
+  "layers": 3,
+  "virtual_size": 6291456,
+  "looked_at": 6291456,
+  "data": 2097152,
+  "budget": 1048576,
+  "seed": 3,
+  "reads": {
+    "random_4k": {
+      "operations": 7,
+      "bytes": 4096,
+      "median_us": TIME,
+      "mb_per_s": TIME,
+      "bare_median_us": TIME,
+      "bare_mb_per_s": TIME,
+      "ratio": TIME,
+      "ratio_low95": null,
+      "aa_ratio": TIME,
+      "aa_ratio_low95": null
+    },
+    "sequential_1m": {
+      "operations": 7,
+      "bytes": 1048576,
+      "median_us": TIME,
+      "mb_per_s": TIME,
+      "bare_median_us": TIME,
+      "bare_mb_per_s": TIME,
+      "ratio": TIME,
+      "ratio_low95": null,
+      "aa_ratio": TIME,
+      "aa_ratio_low95": null
+    },
+    "unwritten_4k": {
+      "operations": 7,
+      "bytes": 4096,
+      "median_us": TIME,
+      "mb_per_s": TIME
+    },
+    "random_4k_two_threads": {
+      "operations": 7,
+      "bytes": 4096,
+      "median_us": TIME,
+      "mb_per_s": TIME,
+      "bare_median_us": TIME,
+      "bare_mb_per_s": TIME,
+      "ratio": TIME,
+      "ratio_low95": null,
+      "aa_ratio": TIME,
+      "aa_ratio_low95": null
+    },
+    "counters": {
+      "index_hits": 28,
+      "index_misses": 0,
+      "table_loads": 0,
+      "evictions": 0,
+      "flushes": 0,
+      "log_bytes": 0
+    }
+  },
+  "writes": null
+}
+"#;
+    assert_eq!(timeless(&run), expected);
+    let text = folder.run("bench l2.vhdx --reads 500").expect(0);
+    let text =
+        text.prints("random 4 KiB ").prints("sequential 1 MiB ").prints("never written, 4 KiB ");
+    text.prints("2 threads ")
+        .prints("A/A")
+        .prints("index hits")
+        .prints("data    2097152 bytes (2 MiB)");
+    // A point in time, of which the parents are given as for the other verbs.
+    folder.run("bench l2.vhdx@-1 --reads 3").expect(0).prints("layers  2");
+    assert!(bytes_of(&folder) == before);
+}
+
+#[test]
+fn writing_leaves_the_contents_and_says_so_before() {
+    let folder = Folder::with_chain();
+    let before = bytes_of(&folder);
+    let identity = |folder: &Folder| {
+        let info = folder.run("info l2.vhdx --json").expect(0).json();
+        assert_eq!(info["image"]["log"]["state"], "empty");
+        info["image"]["data_write_guid"].clone()
+    };
+    let old = identity(&folder);
+    let run = folder.run("bench l2.vhdx --write --reads 20 --json").expect(0).says("bench.write");
+    let writes = run.json()["writes"].clone();
+    assert_eq!(
+        (&writes["write_4k"]["operations"], &writes["write_4k_flushed"]["operations"]),
+        (&20.into(), &20.into())
+    );
+    assert_eq!(writes["write_4k"]["bytes"], 4096);
+    // Those of the first write of a session, and one for each write with one: nothing but payload is written.
+    assert_eq!(
+        (&writes["counters"]["flushes"], &writes["counters"]["log_bytes"]),
+        (&24.into(), &4096.into())
+    );
+    assert_eq!(run.json()["reads"]["random_4k"]["operations"], 20);
+    assert!(flat(&folder) == flats()[2]);
+    assert_ne!(identity(&folder), old);
+    let after = bytes_of(&folder);
+    assert!(after[..2] == before[..2] && after[2] != before[2]);
+    assert!(after[2].len() == before[2].len(), "the file does not grow");
+    // The image may be named by the identity that it then loses.
+    let old = old.as_str().unwrap().to_owned();
+    let now = identity(&folder).as_str().unwrap()[..8].to_owned();
+    folder
+        .run(&format!("bench l2.vhdx@{now} --write --reads 2"))
+        .expect(0)
+        .prints("the same with a flush");
+    folder.run(&format!("bench l2.vhdx@{} --reads 2", &old[..8])).expect(2);
+}
+
+#[test]
+fn writes_are_refused_where_those_of_other_verbs_are() {
+    let folder = Folder::with_chain();
+    let before = bytes_of(&folder);
+    // Below the tip, and an image that children are found of.
+    let run = folder.run("bench l2.vhdx@-1 --write --reads 2 --json").expect(7);
+    assert_eq!(run.error()["code"], "point.below-tip");
+    let run = folder.run("bench l1.vhdx --write --reads 2 --json").expect(7);
+    assert!(run.stdout.is_empty());
+    for wrong in [
+        "--orphan-children",
+        "--children-in .",
+        "--write --log ignore",
+        "--write --ignore-id-mismatch",
+    ] {
+        folder.run(&format!("bench l2.vhdx --reads 2 {wrong}")).expect(2);
+    }
+    folder.run("bench l2.vhdx --write --children-in nowhere --reads 2").expect(3);
+    assert!(bytes_of(&folder) == before);
+    folder.run("bench l1.vhdx --write --orphan-children --reads 2").expect(0);
+}
+
+#[test]
+fn what_cannot_be_measured() {
+    let folder = Folder::with_chain();
+    let run = folder.run("bench l2.vhdx -f raw --json").expect(2);
+    assert_eq!(run.error()["code"], "bench.raw");
+    for wrong in ["--reads 0", "--seconds 0", "--reads 5 --seconds 5", "--budget many"] {
+        folder.run(&format!("bench l2.vhdx {wrong}")).expect(2);
+    }
+    folder.run("bench missing.vhdx").expect(3);
+    std::fs::write(folder.file("other"), b"no image").unwrap();
+    assert_ne!(folder.run("bench other").code, Some(0));
+    std::fs::remove_file(folder.file("l0.vhdx")).unwrap();
+    folder.run("bench l2.vhdx").expect(5);
+}
+
+#[test]
+#[cfg(unix)]
+fn an_image_in_use_is_not_measured() {
+    let folder = Folder::with_chain();
+    let file = std::fs::File::open(folder.file("l2.vhdx")).unwrap();
+    file.lock().unwrap();
+    folder.run("bench l2.vhdx --reads 2").expect(6);
+    file.unlock().unwrap();
+    // Another reader is no reason not to read, but not to write.
+    file.lock_shared().unwrap();
+    folder.run("bench l2.vhdx --reads 2").expect(0);
+    folder.run("bench l2.vhdx --write --reads 2").expect(6);
+}
+
+#[test]
+fn disks_without_data_and_disks_of_no_page() {
+    let folder = Folder::new();
+    Image::dynamic(4 << 20).write_to(folder.file("empty.vhdx"));
+    let run = folder
+        .run("bench empty.vhdx --reads 5 --write --json")
+        .expect(0)
+        .says("bench.nothing-to-write");
+    let reads = &run.json()["reads"];
+    assert!(reads["random_4k"].is_null() && reads["sequential_1m"].is_null());
+    assert_eq!(reads["unwritten_4k"]["operations"], 5);
+    assert!(run.json()["writes"]["write_4k"].is_null());
+    folder.run("bench empty.vhdx --reads 5").expect(0).prints("holds no data");
+
+    let mut small = Image::dynamic(1536);
+    small.put(0, Block::full(Data::Pattern(1)));
+    small.write_to(folder.file("small.vhdx"));
+    let run = folder.run("bench small.vhdx --reads 5 --write --json").expect(0);
+    assert_eq!(run.json()["reads"]["random_4k"]["bytes"], 1536);
+    assert!(run.json()["reads"]["unwritten_4k"].is_null());
+    let disk = folder.run("read small.vhdx --length 1536").expect(0).stdout;
+    assert!(disk == small.flat(None));
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interruption_has_its_own_code_and_leaves_a_closed_image() {
+    let folder = Folder::with_chain();
+    write_endless(&folder.file("endless.vhdx"));
+    for line in ["bench endless.vhdx --seconds 600", "bench l2.vhdx --write --seconds 600 --json"] {
+        let mut command = folder.command(line.split(' '));
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // Under way for certain: writing has begun a log, or some time went by.
+        let start = Instant::now();
+        let closed = folder.read("l2.vhdx");
+        while start.elapsed() < Duration::from_secs(2)
+            && !(line.contains("--write") && folder.read("l2.vhdx") != closed)
+        {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(kill.success());
+        Run::of(child.wait_with_output().unwrap()).expect(130);
+    }
+    let info = folder.run("info l2.vhdx --json").expect(0).json();
+    assert_eq!(info["image"]["log"]["state"], "empty");
+    assert!(flat(&folder) == flats()[2]);
+}
