@@ -261,7 +261,8 @@ impl Spans {
             // In turn, so that all pieces and all lines of one have their share of a disk.
             piece: stack.wrapping_add(group) as usize & (self.lines.len() - 1),
             // Yet so that what lies at equal distances does not meet in a few lines.
-            line: (number ^ self.fold(self.fold(stack, group), stack)) as usize & (self.lines_per_piece - 1),
+            line: (number ^ self.fold(self.fold(stack, group), stack)) as usize
+                & (self.lines_per_piece - 1),
         }
     }
 
