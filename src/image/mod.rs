@@ -55,6 +55,8 @@ pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
 pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
 pub(crate) use spans::{Known, SpanKey, Spans};
+#[cfg(all(test, not(loom)))]
+pub(crate) use {cache::Page, reach::Epoch};
 
 use metadata::Metadata;
 use recent::RecentEntries;

@@ -189,18 +189,32 @@ impl Spans {
         self.held() != before
     }
 
-    /// Lets go of the answer to a question, and of one that is being kept at this moment unless that asks
-    /// whether it is still right.
-    pub(crate) fn drop_answer(&self, key: SpanKey) {
+    /// Lets go of the answers to questions, and notes it `then`: before anybody can keep another, so that one
+    /// that was being found out until here, with the help of these perhaps, can tell that it is not
+    /// right any more.
+    pub(crate) fn drop_answers(
+        &self,
+        keys: impl IntoIterator<Item = SpanKey>,
+        then: impl FnOnce(),
+    ) {
         let _head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
-        let home = self.home(key);
-        let Some(lines) = self.lines[home.piece].get() else { return };
-        let line = &lines[home.line];
-        for (way, [question, _]) in line.ways.iter().enumerate() {
-            if question.load(Ordering::Relaxed) == key.0 {
-                line.change(way, [0, 0]);
+        for key in keys {
+            let home = self.home(key);
+            let Some(lines) = self.lines[home.piece].get() else { continue };
+            let line = &lines[home.line];
+            for (way, [question, _]) in line.ways.iter().enumerate() {
+                if question.load(Ordering::Relaxed) == key.0 {
+                    line.change(way, [0, 0]);
+                }
             }
         }
+        then();
+    }
+
+    /// Has whoever keeps answers do without, and whoever lets go of some wait, until it is dropped.
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn hold(&self) -> impl Sized {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes words to the ring, over the oldest ones, and says where.
@@ -378,7 +392,7 @@ mod tests {
                         model.insert(key.0, words);
                     }
                 } else if len % 10 == 0 {
-                    spans.drop_answer(key);
+                    spans.drop_answers([key], || {});
                     model.remove(&key.0);
                     prop_assert_eq!(whole(&spans, key), None, "just dropped");
                 } else if len % 10 == 1 {
@@ -463,7 +477,7 @@ mod tests {
                     for turn in 0..40_000 {
                         let key = key(7, (turn * 5 + writer) % 12);
                         match turn % 16 {
-                            0 => spans.drop_answer(key),
+                            0 => spans.drop_answers([key], || {}),
                             _ => _ = keep(spans, key, &answer(key, turn, lens(turn)), || true),
                         }
                     }
@@ -549,7 +563,7 @@ mod orders {
             let writer = thread::spawn(move || {
                 // There are as many places: each of these takes one from another.
                 keep(&writer, key(4), &[40], || true);
-                writer.drop_answer(key(2));
+                writer.drop_answers([key(2)], || {});
                 keep(&writer, key(1), &[11], || true);
             });
             for n in [1, 2] {
@@ -562,19 +576,25 @@ mod orders {
         });
     }
 
-    /// What was found out before a change is not there after it.
+    /// What was found out before a change, or with the help of what was known before it, is not there after it.
     #[test]
     fn an_answer_that_is_no_longer_right_is_not_kept() {
         in_every_order(|| {
             let spans = small();
-            let now = Arc::new(AtomicU64::new(0));
-            let (others, changes) = (Arc::clone(&spans), Arc::clone(&now));
+            keep(&spans, key(1), &[10], || true);
+            let now = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
+            let (others, writers) = (Arc::clone(&spans), Arc::clone(&now));
             let writer = thread::spawn(move || {
-                changes.store(1, Ordering::Release);
-                others.drop_answer(key(1));
+                let [table, changes] = &*writers;
+                table.store(1, Ordering::Relaxed);
+                let count = || _ = changes.fetch_add(1, Ordering::AcqRel);
+                others.drop_answers([key(1)], count);
             });
-            let seen = now.load(Ordering::Acquire);
-            keep(&spans, key(1), &[10 + seen], || now.load(Ordering::Acquire) == seen);
+            let [table, changes] = &*now;
+            let seen = changes.load(Ordering::Acquire);
+            let known = whole(&spans, key(1));
+            let answer = known.map_or_else(|| 10 + table.load(Ordering::Relaxed), |known| known[0]);
+            keep(&spans, key(1), &[answer], || changes.load(Ordering::Acquire) == seen);
             writer.join().unwrap();
             let found = whole(&spans, key(1)).unwrap_or_default();
             assert!(found.is_empty() || found == [11], "{found:?}");

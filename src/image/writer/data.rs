@@ -287,9 +287,8 @@ impl VhdxFile {
             if all_set(changed, bitmap, &all) || planted("full-before-all-bits") {
                 self.put_entry(changed, index, BatEntry::new(6, seen.offset()));
             }
-        })?;
-        writer.watch.changed(&self.budget, at.0..at.0 + len);
-        Ok(())
+            self.forget(writer, at, len);
+        })
     }
 
     /// Makes a block that was the parent's one whose sectors are here or there.
@@ -312,10 +311,9 @@ impl VhdxFile {
             }
             set_bits(changed, bitmap, &marks, true);
             self.put_entry(changed, index, BatEntry::new(7, place));
-        })?;
-        // For the rest of the block it is still the parent that answers.
-        writer.watch.changed(&self.budget, at.0..at.0 + len);
-        Ok(())
+            // For the rest of the block it is still the parent that answers.
+            self.forget(writer, at, len);
+        })
     }
 
     /// The sector bitmap block of a block's chunk, made if there is none.
@@ -435,11 +433,19 @@ impl VhdxFile {
 
     /// Gives a block another state or place.
     fn set_block(&self, writer: &Writer, block: BlockIndex, entry: BatEntry) -> Result<()> {
-        self.set_entry(writer, self.layout.payload_index(block), entry)?;
-        let start = self.layout.block_start(block).0;
-        let end = (start + self.layout.block_size()).min(self.layout.size());
-        writer.watch.changed(&self.budget, start..end);
-        Ok(())
+        let index = self.layout.payload_index(block);
+        let start = self.layout.block_start(block);
+        let len = self.layout.block_size().min(self.layout.size() - start.0);
+        self.change_tables(writer, [self.bat_page(index)], |changed| {
+            self.put_entry(changed, index, entry);
+            self.forget(writer, start, len);
+        })
+    }
+
+    /// Has forgotten what is known of bytes that another answers for, while the changed tables are still
+    /// hidden: who finds in there that nothing is left to be done must not be the first to know.
+    fn forget(&self, writer: &Writer, at: DiskOffset, len: u64) {
+        writer.watch.changed(&self.budget, at.0..at.0 + len);
     }
 
     fn set_entry(&self, writer: &Writer, index: BatIndex, entry: BatEntry) -> Result<()> {

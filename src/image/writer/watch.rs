@@ -40,16 +40,18 @@ impl Watch {
         self.questions.fetch_add(1, Ordering::Relaxed) >= QUIET
     }
 
-    /// Has forgotten what was known of these bytes of the disk: the tables say something else by now. First
-    /// the number rises, so that an answer from before is either kept until here and goes, or not kept.
+    /// Has forgotten what was known of these bytes of the disk: the tables say something else by now, which
+    /// nobody has seen yet. Who found something out before the number rose either kept it before that and
+    /// it goes, or does not keep it.
     pub(super) fn changed(&self, budget: &Budget, bytes: Range<u64>) {
-        self.changes.fetch_add(1, Ordering::AcqRel);
-        let (Some((stack, span)), Some(spans)) = (self.kept.get(), budget.spans()) else { return };
+        let count = || _ = self.changes.fetch_add(1, Ordering::AcqRel);
+        let (Some((stack, span)), Some(spans)) = (self.kept.get(), budget.spans()) else {
+            return count();
+        };
         if planted("answer-outlives-change") {
-            return;
+            return count();
         }
-        for number in bytes.start / span..bytes.end.div_ceil(*span) {
-            SpanKey::new(*stack, number).into_iter().for_each(|key| spans.drop_answer(key));
-        }
+        let numbers = bytes.start / span..bytes.end.div_ceil(*span);
+        spans.drop_answers(numbers.filter_map(|number| SpanKey::new(*stack, number)), count);
     }
 }
