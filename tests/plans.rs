@@ -297,6 +297,45 @@ fn where_a_log_lies_over_payload_there_is_no_plan() {
     }
 }
 
+/// Who reads tables by descriptors where files have some reads those of a log that is not replayed yet, too.
+#[cfg(unix)]
+#[test]
+fn tables_that_a_log_lies_over_are_not_read_from_under_it() {
+    use std::os::unix::fs::FileExt;
+    let mut image = Image::dynamic(4 * MIB);
+    image.put(1, Block::full(Data::Pattern(1))).put(2, Block::full(Data::Pattern(2)));
+    let (layout, expected) = (image.layout(), image.flat(None));
+    // The file says that there is nothing; its log has the table.
+    let mut bytes = image.to_bytes();
+    let table = (layout.payload_entry(0).start / 4096 * 4096) as usize;
+    let page = bytes[table..][..4096].to_vec();
+    image.log.push(LogEntry::new(1, vec![Descriptor::data(table as u64, page)]));
+    image.set_log_guid(Uuid::from_u128(5));
+    bytes = image.to_bytes();
+    bytes[table..][..4096].fill(0);
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.vhdx");
+    std::fs::write(&path, bytes).unwrap();
+    let chain = OpenOptions::new().budget(Budget::new(8 << 20)).open(&path).unwrap();
+    let mut planned = chain.plan_read(0..4 * MIB).unwrap();
+    let plan = loop {
+        planned = match planned {
+            Planned::Ready(plan) => break plan,
+            Planned::Load(load) => {
+                let mut bytes = bytes_for(&load);
+                if let Some(file) = load.storage().as_fd() {
+                    let file = std::fs::File::from(file.try_clone_to_owned().unwrap());
+                    file.read_exact_at(&mut bytes, load.at().get()).unwrap();
+                }
+                load.supply(&bytes).unwrap()
+            }
+        };
+    };
+    names(&plan, 0, &expected);
+    from_descriptors(&plan, &expected);
+}
+
 /// The plan's bytes through the files' descriptors.
 #[cfg(unix)]
 fn from_descriptors(plan: &ReadPlan, disk: &[u8]) {

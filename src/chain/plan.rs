@@ -161,7 +161,8 @@ impl ReadPlan {
                 Source::Zero => PlannedSource::Zero,
                 Source::Layer(n, at) => {
                     let image = self.held.image(n);
-                    PlannedSource::Data { layer: image.id(), storage: image.shared_storage(), at }
+                    // No log lies over the bytes of a plan.
+                    PlannedSource::Data { layer: image.id(), storage: image.bare_storage(), at }
                 }
             },
         })
@@ -202,7 +203,8 @@ impl TableLoad {
         self.missing.image
     }
 
-    /// Its file.
+    /// Its file as it reads. Where a pending log lies over it that has no descriptor: the file by itself may
+    /// have older tables.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         self.image().shared_storage()
     }

@@ -290,6 +290,11 @@ impl VhdxFile {
         &self.storage
     }
 
+    /// The file as it is, without what a pending log lays over it.
+    pub(crate) fn bare_storage(&self) -> &Arc<dyn Storage> {
+        self.overlay.as_ref().map_or(&self.storage, |overlay| overlay.base())
+    }
+
     /// The log entry that supplies the byte of the file at `at`, if one does.
     pub(crate) fn log_entry_at(&self, at: FileOffset) -> Option<u64> {
         self.overlay.as_ref()?.entry_at(at.get())

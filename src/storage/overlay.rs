@@ -3,8 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
-#[cfg(unix)]
-use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -54,6 +52,11 @@ impl Overlay {
         self.clear(&range);
         self.len = self.len.max(range.end);
         self.pieces.insert(range.start, Piece { end: range.end, patch, sequence });
+    }
+
+    /// The file below, which alone has a descriptor.
+    pub(crate) fn base(&self) -> &Arc<dyn Storage> {
+        &self.base
     }
 
     /// The length of the file below.
@@ -193,12 +196,6 @@ impl Storage for Overlay {
 
     fn id(&self) -> io::Result<Option<FileId>> {
         self.base.id()
-    }
-
-    /// Of the file below: right for whoever looks only where nothing lies over it, as plans do.
-    #[cfg(unix)]
-    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.base.as_fd()
     }
 
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
