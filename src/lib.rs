@@ -68,6 +68,7 @@
 //!   when they were opened with [`OpenOptions::writable`].
 //!   What was flushed survives any crash and any failure of the host; what else holds after a failure
 //!   is said at [`VhdxFile`](VhdxFile#after-a-failure).
+//! - [`Budget`]: the memory that chains share, and the files they have in common. [`Counters`]: what they did.
 //! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
 //! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
 //!   forest of checkpoints in a folder.

@@ -83,8 +83,9 @@ const STRIPES: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct IndexTally([Stripe; STRIPES]);
 
+/// Two lines long: processors fetch them in pairs.
 #[derive(Debug, Default)]
-#[repr(align(64))]
+#[repr(align(128))]
 struct Stripe {
     hits: Count,
     misses: Count,
