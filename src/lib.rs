@@ -48,7 +48,8 @@
 //!
 //! ```text
 //! DiffChain::read_at     split the range into runs, read or zero each     chain/resolve.rs
-//!   ├ Spans::find            who answers, where that is known               image/spans.rs
+//!   ├ Asked::find            who answers, where that is known               chain/index.rs
+//!   │   └ Spans::look            one line, then the words of an answer      image/spans.rs
 //!   ├ Asked::find_out        else which layer, newest to oldest             chain/index.rs
 //!   │   └ VhdxFile::resolve_piece  BAT entry, sector bitmap: here, zero, parent  image/resolve.rs
 //!   │       └ Budget::with_page  tables on demand, within a budget          image/cache.rs

@@ -30,9 +30,9 @@ pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 /// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files. Writes go to the
 /// tip alone, and a failure means for them what it means for that [image](VhdxFile#after-a-failure).
 ///
-/// Which of the layers that cannot change answers for a place, all but a tip that is open for writing, is
-/// found out when the place is first read, and remembered within the [`Budget`](crate::Budget): from then
-/// on a read costs the same however many layers there are. Bytes that lie in one piece in a file are read
+/// Which layer answers for a place is found out when the place is first read, and remembered within the
+/// [`Budget`](crate::Budget): from then on a read costs the same however many layers there are. What a write to
+/// the tip changes is forgotten before the write returns. Bytes that lie in one piece in a file are read
 /// at once, and zeros are not read.
 ///
 /// ```no_run
