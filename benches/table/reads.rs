@@ -1,5 +1,6 @@
 //! Reads of chains beside bare `pread`s of the same bytes.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -116,24 +117,28 @@ pub fn beside_bare(
 ) -> Result<Row> {
     chain.check(reads)?;
     let which = |round| reads.of_round(round, run.options.sample);
+    // One buffer for all: how fast memory is filled depends on where the host has put it.
+    let buf = RefCell::new(vec![0; reads.len as usize]);
     let bare = || -> Contender<'_> {
-        let mut buf = vec![0; reads.len as usize];
-        Box::new(move |round| {
-            timed(|| Ok(chain.read_bare(reads, which(round), black_box(&mut buf))?))
+        Box::new(|round| {
+            let buf = &mut *buf.borrow_mut();
+            timed(|| Ok(chain.read_bare(reads, which(round), black_box(buf))?))
         })
     };
-    let own = || -> Contender<'_> {
-        let mut buf = vec![0; reads.len as usize];
-        Box::new(move |round| timed(|| chain.read_ours(reads, which(round), black_box(&mut buf))))
-    };
-    let mut contenders = vec![bare(), own(), bare()];
+    let own: Contender<'_> = Box::new(|round| {
+        let buf = &mut *buf.borrow_mut();
+        timed(|| chain.read_ours(reads, which(round), black_box(buf)))
+    });
+    let mut contenders = vec![bare(), own, bare()];
     if let Some(raw) = raw {
-        let mut buf = vec![0; reads.len as usize];
-        reads.offsets.iter().try_for_each(|at| read_exact_at(raw, &mut buf, *at))?;
-        contenders.push(Box::new(move |round| {
+        let warm = |at: &u64| read_exact_at(raw, &mut buf.borrow_mut(), *at);
+        reads.offsets.iter().try_for_each(warm)?;
+        contenders.push(Box::new(|round| {
             let offsets = &reads.offsets[which(round)];
-            let buf = black_box(&mut buf);
-            timed(|| Ok(offsets.iter().try_for_each(|at| read_exact_at(raw, buf, *at))?))
+            let buf = &mut *buf.borrow_mut();
+            timed(|| {
+                Ok(offsets.iter().try_for_each(|at| read_exact_at(raw, black_box(buf), *at))?)
+            })
         }));
     }
     let times = rounds(run.options.rounds, contenders)?;

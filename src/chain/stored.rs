@@ -192,12 +192,12 @@ impl Sectors {
     }
 }
 
-const LAYER_SHIFT: u32 = 24;
+const LAYER_SHIFT: u32 = 23;
 const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
 const ZERO: u64 = PLACES;
 const OPEN: u64 = PLACES - 1;
 /// In place of a layer.
-const NO_LAYER: u32 = 0xFF;
+const NO_LAYER: u32 = 0x1FF;
 
 #[cfg(all(test, not(loom)))]
 mod tests {
@@ -208,7 +208,10 @@ mod tests {
     /// Runs that start at multiples of a unit, each of one of a few sources.
     fn runs(sectors: Sectors) -> impl Strategy<Value = Vec<u64>> {
         let unit = 0..=sectors.in_span.trailing_zeros();
-        let raw = proptest::collection::vec((any::<u16>(), 0..70_usize, 0..9_u32), 1..400);
+        let raw = proptest::collection::vec(
+            (any::<u16>(), prop_oneof![9 => 0..70_usize, 1 => 500..530_usize], 0..9_u32),
+            1..400,
+        );
         (unit, raw, any::<bool>()).prop_map(move |(unit_shift, raw, is_odd)| {
             let mut starts: Vec<u64> = raw
                 .iter()
@@ -316,8 +319,8 @@ mod tests {
         assert_eq!(sectors.pack(&runs).words.len(), 256 / 8 + 64 / 2);
         agrees(sectors, &runs, 100..1000);
         // Of layers that have no name in half a word, or farther out in their files, the runs are stored.
-        let far = word::here(8, 7, FileOffset::new((1 << 44) + 4096)).unwrap();
-        for odd in [word::zero(8, Some(255)), word::open(8, 300), far] {
+        let far = word::here(8, 7, FileOffset::new((1 << 43) + 4096)).unwrap();
+        for odd in [word::zero(8, Some(511)), word::open(8, 600), far] {
             let mut runs = runs.clone();
             runs[1] = odd;
             assert_eq!(sectors.pack(&runs).words.len(), 256);
