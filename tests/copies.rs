@@ -35,6 +35,23 @@ fn reading_leaves_the_time_of_access_alone() {
     assert_eq!(std::fs::metadata(&path).unwrap().atime(), 1_000_000_000);
 }
 
+/// A host that can fill several buffers by one call does.
+#[test]
+#[cfg(target_os = "linux")]
+fn several_buffers_are_filled_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("raw");
+    let mut bytes = vec![0; 10_000];
+    pattern(1, 0, &mut bytes);
+    std::fs::write(&path, &bytes).unwrap();
+    let storage = LocalHost.open(&path, Access::Read).unwrap();
+    let mut parts = [vec![0; 100], vec![], vec![0; 4096], vec![0; 7000]];
+    let mut bufs = parts.each_mut().map(|part| std::io::IoSliceMut::new(part));
+    // To the end of the file, which comes before that of the buffers.
+    assert_eq!(storage.read_vectored_at(&mut bufs, 1000).unwrap(), 9000);
+    assert_eq!(parts.concat()[..9000], bytes[1000..]);
+}
+
 #[test]
 #[cfg(target_os = "linux")]
 fn holes_of_a_file_are_zeros_of_its_disk() {
