@@ -1,8 +1,8 @@
 //! Other readers of the same chains, each by its own clock, and the figures of the chart.
 //!
 //! All take part in the same rounds, so that what else the machine does meets all alike. The bare reads are
-//! as many as ours; the slower ones do fewer. libvhdi and dissect.hypervisor read the very files that we read, through Python. QEMU reads VHDX without
-//! parents only; beside its VHDX driver stands its own format, qcow2, as a chain with the same owners by
+//! as many as ours; the slower ones do fewer. libvhdi and dissect.hypervisor read the very files that we read,
+//! through Python. QEMU reads VHDX without parents only; beside its VHDX driver stands its own format, qcow2, as a chain with the same owners by
 //! cluster of 64 KiB.
 
 use std::fmt::Write as _;

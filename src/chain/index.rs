@@ -1,9 +1,10 @@
 //! The chain's own index: which layer answers for which sectors, found once.
 //!
-//! The disk as a stack of layers has it is cut into spans, none longer than a block of any of them. The answer for a span is a list of runs of sectors, a word each. The first who asks has the layers
-//! asked one after the other, no further down than needed for the sectors that are read, but each of
-//! them about the whole span: that costs it no more. What nobody above answered for is then left open,
-//! and whoever needs it goes on from there.
+//! The disk as a stack of layers has it is cut into spans, none longer than a block of any of them. The answer
+//! for a span is a list of runs of sectors, a word each. The first who asks has the layers asked one after the
+//! other, no further down than needed for the sectors that are read, but each of them about the whole span:
+//! that costs it no more. What nobody above answered for is then left open, and whoever needs it goes on from
+//! there.
 //!
 //! Layers cannot change, but for a tip that is open for writing. Whenever that changes in who answers, the
 //! answers about the spans it concerns go, before the write returns; and one that was being found out at that
@@ -34,19 +35,19 @@ impl DiffChain {
         len: u64,
         sink: &mut impl Sink<'a>,
     ) -> Result<u64, R::Stop> {
-        let tip = self.tip();
         let Some(asked) = self.asked(self.tip, at, len) else {
             return Ok(sink.found(walk(reach, self.links(), at, len)?)?);
         };
         let known = asked.known(sink)?;
-        match known {
-            0 => self.tally.miss(),
-            _ => self.tally.hit(),
+        if known > 0 {
+            self.tally.hit();
+            return Ok(known);
         }
-        match known {
-            0 if !tip.is_writable() || tip.is_quiet() => asked.find_out(reach, sink),
-            0 => self.beside_the_index(reach, at, len, sink),
-            len => Ok(len),
+        self.tally.miss();
+        if self.tip().is_quiet() {
+            asked.find_out(reach, sink)
+        } else {
+            self.beside_the_index(reach, at, len, sink)
         }
     }
 
@@ -102,7 +103,7 @@ impl DiffChain {
     /// Finds out, for those who come later, about a span of which it turned out that it has several runs.
     pub(super) fn learn(&self, at: DiskOffset, len: u64) {
         if let Some(asked) = self.asked(self.tip, at, len)
-            && (!self.tip().is_writable() || self.tip().is_quiet())
+            && self.tip().is_quiet()
         {
             asked.learn(Load);
         }
@@ -124,16 +125,17 @@ impl DiffChain {
         let number = at.0 >> span_shift;
         let key = SpanKey::new(*stack, number)?;
         let start = number << span_shift;
+        let here = (*span).min(size - start);
         Some(Asked {
             spans,
             layers,
             key,
             start: DiskOffset(start),
             full_span: *span,
-            span: (*span).min(size - start),
+            span: here,
             sector_shift: top.layout().sector_shift(),
             from: at.0 - start,
-            end: (at.0 - start + len).min(*span).min(size - start),
+            end: (at.0 - start + len).min(here),
         })
     }
 }
@@ -209,7 +211,7 @@ impl<'a> Asked<'a> {
     fn known(&self, sink: &mut impl Sink<'a>) -> Result<u64> {
         let mut runs = [0; AT_ONCE + 1];
         let count = self.find(&mut runs);
-        match runs.split_at_checked(count).map_or(&runs[..], |(found, _)| found) {
+        match &runs[..count] {
             // One more than was to be looked up: it says where the one before it ends.
             [found @ .., next] if found.len() == AT_ONCE => {
                 self.hand_on(found, self.within(word::start(*next)), sink)
@@ -257,7 +259,7 @@ impl<'a> Asked<'a> {
     #[cold]
     fn find_out<R: Reach>(&self, reach: R, sink: &mut impl Sink<'a>) -> Result<u64, R::Stop> {
         let words = self.learn(reach);
-        let after = words.partition_point(|word| *word <= word::last_at(self.first()));
+        let after = words.partition_point(|word| word::start(*word) <= self.first());
         let handed_on = self.hand_on(&words[after - 1..], self.end, sink)?;
         if handed_on > 0 {
             return Ok(handed_on);

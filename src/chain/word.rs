@@ -56,11 +56,6 @@ pub(super) fn answer(word: u64) -> Answer {
     }
 }
 
-/// The greatest word of a run that starts at this sector.
-pub(super) fn last_at(sector: u64) -> u64 {
-    sector << START_SHIFT | ((1 << START_SHIFT) - 1)
-}
-
 /// Whether the run of `next` goes on where that of `run` ends.
 pub(super) fn continues(run: u64, next: u64, sector_shift: u32) -> bool {
     let between = (start(next) - start(run)) << (sector_shift - UNIT_SHIFT);

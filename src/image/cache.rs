@@ -31,9 +31,8 @@ pub(crate) type Page = [u8; PAGE as usize];
 ///
 /// Clones share one budget: give the same to all images of a process, or to groups of them. A file that is
 /// a parent in several of their chains is then opened once, by its [id](crate::storage::Storage::id): hosts
-/// that give different files one id must not share a budget. What
-/// does not fit is read from the file, or found out, again when it is needed; the smallest budget still
-/// works. What chains remember takes up to half of it, as far as they are read, and tables have the rest.
+/// that give different files one id must not share a budget. What does not fit is read from the file, or found
+/// out, again when it is needed; the smallest budget still works. What chains remember takes up to half of it, as far as they are read, and tables have the rest.
 ///
 /// ```
 /// let budget = avhdx::Budget::new(8 << 20);

@@ -216,7 +216,8 @@ impl VhdxFile {
     }
 
     /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what
-    /// the file was grown by and does not need, but for what a plan of a read may name. Dropping the image does the same but cannot report.
+    /// the file was grown by and does not need, but for what a plan of a read may name. Dropping the image does
+    /// the same but cannot report.
     ///
     /// # Errors
     /// As [`Disk::flush`], and with the same effect: what was flushed before is safe all the same.

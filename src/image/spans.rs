@@ -23,8 +23,9 @@ const LINES: usize = 1024;
 const WAYS: usize = 3;
 /// How often a reader looks at a line that is changed under its eyes.
 const TRIES: usize = 4;
-/// Answers to neighbouring questions that share a piece of the table.
-const NEIGHBOURS: u32 = 10;
+/// Answers to neighbouring questions that share a piece of the table, one for each of its lines: the logarithm
+/// to base 2.
+const NEIGHBOURS: u32 = LINES.trailing_zeros();
 /// Bits of a question that say which part of a disk it is about: 64 TiB in parts of 1 MiB.
 const NUMBER_BITS: u32 = 26;
 /// Says that the words of an answer stand in the ring. An answer of one word does not have this bit.
@@ -171,17 +172,18 @@ impl Spans {
         let home = self.home(key);
         let line = &self.lines[home.piece].get_or_init(|| self.take_lines())[home.line];
         let floor = self.floor.load(Ordering::Relaxed);
+        let is_gone = |answer: u64| answer & IN_RING != 0 && answer & PLACES < floor;
+        let load = |pair: &[AtomicU64; 2]| [0, 1].map(|n: usize| pair[n].load(Ordering::Relaxed));
         head.kept += 1;
         // The same question's place, or else one that says nothing, or else any of them in turn.
         let chosen = line.ways.iter().enumerate().min_by_key(|(way, pair)| {
-            let [question, answer] = [0, 1].map(|n: usize| pair[n].load(Ordering::Relaxed));
-            let says = question != 0 && (answer & IN_RING == 0 || answer & PLACES >= floor);
+            let [question, answer] = load(pair);
+            let says = question != 0 && !is_gone(answer);
             (question != key.0, says, (way + head.kept) % WAYS)
         });
         if let Some((way, pair)) = chosen {
-            let [question, answer] = [0, 1].map(|n: usize| pair[n].load(Ordering::Relaxed));
-            let is_gone = answer & IN_RING != 0 && answer & PLACES < floor;
-            if question != 0 && (question != key.0 || is_gone) {
+            let [question, answer] = load(pair);
+            if question != 0 && (question != key.0 || is_gone(answer)) {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
             line.change(way, [key.0, known]);
