@@ -92,21 +92,28 @@ impl DiffChain {
         }
     }
 
-    /// The run that these bytes start with, where it is known that it ends before they and their span do.
-    pub(super) fn known_short_run(&self, at: DiskOffset, len: u64) -> Option<Found<'_>> {
-        match self.asked(self.tip, at, len)?.first_run()? {
-            (found, Ends::Here) => Some(found),
-            (found, Ends::Later) => (found.len == len).then_some(found),
+    /// The run that these bytes start with. They are not none.
+    pub(super) fn first_run(&self, at: DiskOffset, len: u64) -> Result<Found<'_>> {
+        let asked = self.asked(self.tip, at, len);
+        if let Some(asked) = &asked {
+            // One that goes on to the end of its span may go on behind it, which is not known here.
+            if let Some((found, ends)) = asked.first_run()
+                && (matches!(ends, Ends::Here) || found.len == len)
+            {
+                self.tally.hit();
+                return Ok(found);
+            }
+            self.tally.miss();
         }
-    }
-
-    /// Finds out, for those who come later, about a span of which it turned out that it has several runs.
-    pub(super) fn learn(&self, at: DiskOffset, len: u64) {
-        if let Some(asked) = self.asked(self.tip, at, len)
+        // Long runs need not be remembered piece by piece.
+        let found = walk(Load, self.links(), at, len)?;
+        if let Some(asked) = asked
+            && asked.from + found.len < asked.span
             && self.tip().is_quiet()
         {
-            asked.learn(Load);
+            Asked { end: asked.from + found.len, ..asked }.learn(Load);
         }
+        Ok(found)
     }
 
     /// The question who answers for the first of these bytes, as many as lie in one span, as the layers from

@@ -81,24 +81,6 @@ impl DiffChain {
         }
         gather.finish()
     }
-
-    /// The run that a range, which is not empty, starts with.
-    fn first_run(&self, at: DiskOffset, len: u64) -> Result<Found<'_>> {
-        if let Some(found) = self.known_short_run(at, len) {
-            self.tally.hit();
-            return Ok(found);
-        }
-        if self.asked(self.tip, at, len).is_some() {
-            self.tally.miss();
-        }
-        // Long runs are not known to the index as such, and need not be remembered piece by piece.
-        let found = walk(Load, self.links(), at, len)?;
-        let end = at + found.len;
-        if !end.0.is_multiple_of(self.links()[0].span) && end.0 != self.geometry().size {
-            self.learn(at, found.len);
-        }
-        Ok(found)
-    }
 }
 
 /// Fills buffers with runs of bytes, one read for as many as lie in one piece in a file.
