@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use avhdx::storage::Storage;
 use avhdx::{
-    Budget, DiffChain, Disk, DiskExt, Error, ErrorKind, Linkage, LogPolicy, OpenOptions, Planned,
+    Budget, DiffChain, Disk, DiskExt, Error, ErrorKind, Linkage, Lock, LogPolicy, OpenOptions,
+    Planned,
 };
 use avhdx_testkit::build::{
     Block, Contents, Data, Descriptor, Image, Item, LogEntry, SECTOR, state,
@@ -438,6 +439,28 @@ fn mutated_images() {
         Ok(())
     };
     TestRunner::new(config).run(&strategy, case).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// A log that is empty need not be looked at by who reads; nobody writes without room for one.
+#[test]
+fn a_log_without_length_is_no_harm_to_readers() {
+    let mut image = Image::dynamic(2 << 20);
+    image.put(0, Block::full(Data::Pattern(1)));
+    let mut bytes = image.to_bytes();
+    // The log's length in both headers.
+    for at in [(64 << 10) + 68, (128 << 10) + 68] {
+        set(&mut bytes, at, 4, 0);
+    }
+    reseal(&mut bytes);
+    let sound = memory("sound", image.to_bytes());
+    let [mut read, mut expected] = [vec![0; 2 << 20], vec![1; 2 << 20]];
+    OpenOptions::new().open_file(sound).unwrap().read_at(&mut expected, 0).unwrap();
+    let file = OpenOptions::new().open_file(memory("l", bytes.clone())).unwrap();
+    file.read_at(&mut read, 0).unwrap();
+    assert!(read == expected);
+    let writing = OpenOptions::new().writable(true).lock(Lock::None);
+    let error = writing.open_file(memory("l", bytes)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
 }
 
 /// Each field of each structure at each extreme, one after the other; in the short run every so manyth.

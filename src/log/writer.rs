@@ -35,11 +35,12 @@ impl LogWriter {
         Self::most_changes_in(self.len)
     }
 
-    /// The same for a log of `len` bytes.
+    /// The same for a log of `len` bytes; 0 where none fits, as in the log without length that an image may
+    /// claim which is only read.
     pub(crate) fn most_changes_in(len: u64) -> usize {
         let room = len.saturating_sub(2 * SECTOR);
         let mut most = (room / (SECTOR + DESCRIPTOR_LEN as u64)) as usize;
-        while entry_len(most) > room {
+        while most > 0 && entry_len(most) > room {
             most -= 1;
         }
         most
