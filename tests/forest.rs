@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use avhdx::ops::forest::{Finding, Forest, LeadsTo, NodeId};
 use avhdx::storage::{Access, FileId, Host, LocalHost, LockMode, LockOutcome, Stat, Storage};
-use avhdx::{ErrorKind, PathSource};
+use avhdx::{ErrorKind, OpenOptions, PathSource};
 use avhdx_testkit::build::{Image, write_chain};
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -286,4 +286,29 @@ fn a_place_that_is_not_there_is_an_error() {
     let error = Forest::scan(["nowhere/at/all"], &PathSource::new()).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "forest.place"));
     assert_eq!(error.file(), Some("nowhere/at/all"));
+}
+
+#[test]
+fn files_that_are_not_complete_are_nobodys_relatives() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let temporary = |name: &str| at(&format!(".{name}.{}.tmp", Uuid::from_u128(7).simple()));
+    base(0).write_to(at("base.vhdx"));
+    child(1, 0, ".\\base.vhdx").write_to(temporary("a.avhdx"));
+    let forest = Forest::scan([folder.path()], &PathSource::new()).unwrap();
+    assert_eq!(forest.nodes().map(|(_, node)| &node.path).collect::<Vec<_>>(), [&at("base.vhdx")]);
+    assert_eq!(codes(&forest), [""; 0]);
+    // Neither a child that keeps its parent from being written.
+    drop(OpenOptions::new().writable(true).open_image(at("base.vhdx")).unwrap());
+    fs::rename(temporary("a.avhdx"), at("a.avhdx")).unwrap();
+    let refused = OpenOptions::new().writable(true).open_image(at("base.vhdx")).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::HasChildren);
+    // Nor a parent to be found by its identity.
+    fs::rename(at("base.vhdx"), temporary("base.vhdx")).unwrap();
+    let source = PathSource::new().folder(folder.path());
+    let open = OpenOptions::new().parents(source.clone());
+    assert_eq!(open.open(at("a.avhdx")).unwrap_err().kind(), ErrorKind::ParentMissing);
+    assert_eq!(codes(&Forest::scan([folder.path()], &source).unwrap()), ["orphan"]);
+    fs::rename(temporary("base.vhdx"), at("moved.vhdx")).unwrap();
+    open.open(at("a.avhdx")).unwrap();
 }

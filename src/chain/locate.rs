@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::ParentLink;
-use crate::storage::{Access, FileKind, Host, LocalHost, Storage};
+use crate::storage::{Access, FileKind, Host, LocalHost, Storage, is_temporary_name};
 
 /// Names that may match one recorded path when case is ignored; more are not looked at.
 const MAX_MATCHES: usize = 64;
@@ -198,6 +198,7 @@ impl PathSource {
 
     fn files_of(&self, folder: &Path) -> Vec<PathBuf> {
         let mut places = self.host.list(folder).unwrap_or_default();
+        places.retain(|place| !is_temporary_name(place));
         places.sort();
         places
     }

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::policy::{ImagePolicy, Lock};
 use super::{VhdxFile, Warning};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Access, FileKind, Host, Storage, folder_of};
+use crate::storage::{Access, FileKind, Host, Storage, folder_of, is_temporary_name};
 
 /// Where children are looked for. A VHDX file does not record them.
 #[derive(Clone, Debug)]
@@ -58,7 +58,8 @@ impl ChildSearch {
         guid: Uuid,
         warnings: &mut Vec<Warning>,
     ) -> Result<()> {
-        for path in paths.into_iter().filter(|path| Some(path.as_path()) != parent.path()) {
+        let others = paths.into_iter().filter(|path| Some(path.as_path()) != parent.path());
+        for path in others.filter(|path| !is_temporary_name(path)) {
             match self.is_child(&path, guid) {
                 Ok(false) => {}
                 Ok(true) => {

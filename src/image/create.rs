@@ -17,7 +17,7 @@ use crate::format::metadata::{
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::mutants::planted;
-use crate::storage::{Host, Storage, folder_of};
+use crate::storage::{Host, Storage, folder_of, temporary_name};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
@@ -501,9 +501,4 @@ fn relative(folder: &Path, target: &Path) -> Option<String> {
         names.push(name.to_str()?);
     }
     Some(names.join("\\"))
-}
-
-fn temporary_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.tmp", Uuid::new_v4().simple()))
 }

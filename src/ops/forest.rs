@@ -244,7 +244,8 @@ impl Forest {
     /// the caller names, path mappings, confines. A parent that lies elsewhere but is found by its
     /// recorded path, and has the recorded identity, is part of the forest too.
     ///
-    /// Symbolic links below the places are not followed out of them. Folders and files that cannot be
+    /// Symbolic links below the places are not followed out of them, and temporary names of files that are
+    /// not complete are passed over. Folders and files that cannot be
     /// read become findings. Images are opened one after the other, without keeping writers away.
     ///
     /// # Errors

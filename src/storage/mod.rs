@@ -10,6 +10,7 @@ mod mem;
 mod overlay;
 #[cfg(target_os = "linux")]
 mod proc_locks;
+mod temporary;
 
 use std::fmt::Debug;
 use std::io::{self, ErrorKind, IoSliceMut};
@@ -24,6 +25,7 @@ pub use file::FileStorage;
 pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
+pub(crate) use temporary::{is_temporary_name, temporary_name};
 
 /// Bytes that are written at once to reserve space.
 const RESERVE_STEP: u64 = 1 << 20;

@@ -10,7 +10,7 @@ use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::identifier::FileIdentifier;
 use crate::image::{ImagePolicy, Lock, VhdxFile, probe_identity};
-use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage};
+use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, is_temporary_name};
 
 /// What a walk found.
 #[derive(Default)]
@@ -130,6 +130,7 @@ impl Walk<'_> {
             Ok(names) => names,
             Err(error) => return self.unreadable(folder.to_path_buf(), error),
         };
+        names.retain(|name| !is_temporary_name(name));
         names.sort();
         let mut folders = Vec::new();
         for path in names {
