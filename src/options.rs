@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, ParentSource, PathSource};
 use crate::error::{Error, Result};
-use crate::image::{Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, VhdxFile};
+use crate::image::{Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, VhdxFile, refuse_vhd_set};
 use crate::storage::{Access, Host, LocalHost, Storage};
 
 /// How to open an image or a chain: for reading unless told otherwise.
@@ -122,10 +122,12 @@ impl OpenOptions {
     /// Opens the image at `path` alone.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot open it, and as
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot open it,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as
     /// [`open_file`](Self::open_file).
     pub fn open_image(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
         let path = path.as_ref();
+        refuse_vhd_set(self.host.as_ref(), path)?;
         let access = if self.image.writable { Access::ReadWrite } else { Access::Read };
         let storage = self.host.open(path, access).map_err(|error| {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()

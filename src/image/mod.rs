@@ -4,6 +4,7 @@ mod cache;
 mod children;
 mod counters;
 mod create;
+mod foreign;
 mod info;
 mod link;
 mod metadata;
@@ -47,6 +48,7 @@ pub use policy::{Lock, LogPolicy};
 
 pub(crate) use children::ChildSearch;
 pub(crate) use counters::{IndexTally, Tally};
+pub(crate) use foreign::refuse_vhd_set;
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
     check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,

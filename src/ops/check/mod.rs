@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::chain::FoundBy;
 use crate::error::{Error, Result};
+use crate::image::refuse_vhd_set;
 use crate::options::OpenOptions;
 use crate::storage::{Access, Storage};
 
@@ -111,10 +112,12 @@ impl Check {
     /// Checks the image at `path`.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when it cannot be opened, and as
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when it cannot be opened,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as
     /// [`run_file`](Self::run_file).
     pub fn run(&self, path: impl AsRef<Path>) -> Result<Report> {
         let path = path.as_ref();
+        refuse_vhd_set(self.options.host_used().as_ref(), path)?;
         let storage = self.options.host_used().open(path, Access::Read).map_err(|error| {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
         })?;
