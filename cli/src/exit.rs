@@ -1,4 +1,4 @@
-//! From an error to an exit code, and to the flag or command that would help.
+//! From an error to an exit code, and to what is said of it.
 
 use std::error::Error as _;
 use std::io;
@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use avhdx::ErrorKind;
 use serde_json::{Map, Value, json};
 
+use crate::next::{self, Advice};
 use crate::output::printable;
 
 /// What the program leaves with.
@@ -135,6 +136,14 @@ impl Failure {
         self
     }
 
+    /// What would help: this failure's own hints, then those of the table.
+    fn advice(&self) -> Advice {
+        let fact = |name: &str| self.facts.get(name).and_then(Value::as_str);
+        let mut advice = next::advice(&self.code, fact("kind"), self.exit, fact("file"));
+        advice.hints.splice(0..0, self.hints.iter().cloned());
+        advice
+    }
+
     /// The text for people, or nothing where nothing is to be said.
     pub(crate) fn text(&self) -> Option<String> {
         if self.silent {
@@ -144,8 +153,12 @@ impl Failure {
         if let Some(cause) = &self.cause {
             text += &format!(": {}", printable(cause));
         }
-        for hint in &self.hints {
+        let Advice { hints, next } = self.advice();
+        for hint in hints {
             text += &format!("\n  hint: {hint}");
+        }
+        for command in next {
+            text += &format!("\n  next: {command}");
         }
         Some(text)
     }
@@ -164,7 +177,9 @@ impl Failure {
         if let Some(cause) = &self.cause {
             object.insert("cause".into(), cause.clone().into());
         }
-        object.insert("hints".into(), json!(self.hints));
+        let Advice { hints, next } = self.advice();
+        object.insert("hints".into(), json!(hints));
+        object.insert("next".into(), json!(next));
         Some(object.into())
     }
 }
@@ -177,7 +192,7 @@ impl From<avhdx::Error> for Failure {
             message: error.to_string(),
             cause: error.source().map(ToString::to_string),
             facts: Box::new(facts_of(&error)),
-            hints: hints_for(&error),
+            hints: Vec::new(),
             silent: false,
         }
     }
@@ -212,77 +227,28 @@ fn exit_of(error: &avhdx::Error) -> Exit {
     }
 }
 
-fn hints_for(error: &avhdx::Error) -> Vec<String> {
-    let hints: &[&str] = match error.kind() {
-        ErrorKind::NotVhdx => {
-            &["-f raw takes a file as a disk without a format, where the verb has that flag"]
-        }
-        ErrorKind::LogWithoutEntries => {
-            &["nothing of this log was applied yet: --log ignore reads the disk as it was before"]
-        }
-        ErrorKind::LogPending => &[
-            "--log replay (the default) replays it in memory and leaves the file as it is",
-            "--log ignore reads the file as if it had no log, which is not what the disk holds",
-        ],
-        ErrorKind::LogOverlay => {
-            &["read and convert serve these bytes: they need no place in the file"]
-        }
-        ErrorKind::ParentMissing => &[
-            "--parent-dir DIR searches a folder, --with-parent FILE names the file, \
-             --path-map 'D:\\vm=DIR' says where a Windows folder is found",
-            "avhdx tree DIR finds images below a folder by their identity",
-        ],
-        ErrorKind::ParentMismatch => &[
-            "avhdx tree DIR shows whether another file below a folder has that identity; \
-             --with-parent FILE then names it",
-            "--ignore-id-mismatch reads with the file found, though the bytes may be a mixture that never was",
-        ],
-        ErrorKind::ParentDenied => &[
-            "parents are served from the folders given with --confine alone, and where the host lets you read",
-        ],
-        ErrorKind::InUse => &[
-            "avhdx info works on an image in use",
-            "a checkpoint below the tip is not written to: IMAGE@-1 reads the disk as it was then",
-        ],
-        ErrorKind::HasChildren => &[
-            "--orphan-children would allow it, and leave the child without its parent for good",
-            "avhdx create CHILD --parent IMAGE makes another child, to be written to instead",
-        ],
-        ErrorKind::Poisoned => &[
-            "what was flushed before is safe: opening the image again recovers what the host still has",
-        ],
-        ErrorKind::Limit if error.code() == "limit.depth" => &["--max-depth N allows more layers"],
-        ErrorKind::Limit => &["ulimit -n N allows more open files"],
-        _ if error.code().starts_with("log.") => &[
-            "--log ignore reads the file as if it had no log, which is not what the disk holds",
-            "avhdx info --log ignore IMAGE shows the rest",
-        ],
-        _ => &[],
-    };
-    hints.iter().map(|hint| (*hint).to_owned()).collect()
-}
+/// The names of kinds in JSON.
+pub(crate) const KINDS: &[(ErrorKind, &str)] = &[
+    (ErrorKind::Io, "io"),
+    (ErrorKind::NotVhdx, "not-vhdx"),
+    (ErrorKind::Damaged, "damaged"),
+    (ErrorKind::Unsupported, "unsupported"),
+    (ErrorKind::LogWithoutEntries, "log-without-entries"),
+    (ErrorKind::LogPending, "log-pending"),
+    (ErrorKind::LogOverlay, "log-overlay"),
+    (ErrorKind::ParentRequired, "parent-required"),
+    (ErrorKind::ParentMissing, "parent-missing"),
+    (ErrorKind::ParentMismatch, "parent-mismatch"),
+    (ErrorKind::ParentDenied, "parent-denied"),
+    (ErrorKind::InUse, "in-use"),
+    (ErrorKind::ReadOnly, "read-only"),
+    (ErrorKind::HasChildren, "has-children"),
+    (ErrorKind::Poisoned, "poisoned"),
+    (ErrorKind::InvalidInput, "invalid-input"),
+    (ErrorKind::Cancelled, "cancelled"),
+    (ErrorKind::Limit, "limit"),
+];
 
-/// The name of a kind in JSON.
 fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Io => "io",
-        ErrorKind::NotVhdx => "not-vhdx",
-        ErrorKind::Damaged => "damaged",
-        ErrorKind::Unsupported => "unsupported",
-        ErrorKind::LogWithoutEntries => "log-without-entries",
-        ErrorKind::LogPending => "log-pending",
-        ErrorKind::LogOverlay => "log-overlay",
-        ErrorKind::ParentRequired => "parent-required",
-        ErrorKind::ParentMissing => "parent-missing",
-        ErrorKind::ParentMismatch => "parent-mismatch",
-        ErrorKind::ParentDenied => "parent-denied",
-        ErrorKind::InUse => "in-use",
-        ErrorKind::ReadOnly => "read-only",
-        ErrorKind::HasChildren => "has-children",
-        ErrorKind::Poisoned => "poisoned",
-        ErrorKind::InvalidInput => "invalid-input",
-        ErrorKind::Cancelled => "cancelled",
-        ErrorKind::Limit => "limit",
-        _ => "other",
-    }
+    KINDS.iter().find(|(known, _)| *known == kind).map_or("other", |(_, name)| name)
 }

@@ -1,8 +1,8 @@
 //! The program `avhdx`, as a library so that its examples and tests can call it.
 //!
 //! One file per verb. Around them: `args` (flags that verbs share), `point` (`IMAGE@SEL`), `input` (from
-//! an argument to a disk), `output` (text and JSON), `exit` (from an error to an exit code and a hint),
-//! `replace` (files that appear whole or not at all), `writing` (images that a verb changes), `interrupt`
+//! an argument to a disk), `output` (text and JSON), `exit` (from an error to an exit code), `next` (from
+//! an error to the command to go on with), `shell` (commands as they are typed), `replace` (files that appear whole or not at all), `writing` (images that a verb changes), `interrupt`
 //! (Ctrl-C), `progress`.
 
 mod args;
@@ -20,12 +20,14 @@ mod input;
 mod interrupt;
 mod map;
 mod measure;
+mod next;
 mod output;
 mod pages;
 mod point;
 mod progress;
 mod read;
 mod replace;
+mod shell;
 mod tree;
 mod write;
 mod writing;
@@ -34,7 +36,7 @@ mod zero;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use exit::{Failure, Outcome};
 use output::Console;
@@ -109,7 +111,11 @@ impl Verb {
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
     let json = args.iter().any(|arg| arg == "--json");
-    let (mut console, done) = match Cli::try_parse_from(args) {
+    let parsed = matches(args.clone()).and_then(|matches| {
+        next::remember(&args, &matches);
+        Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))
+    });
+    let (mut console, done) = match parsed {
         Ok(cli) => {
             let mut console = Console::new(cli.json);
             interrupt::arm(cli.json);
@@ -137,4 +143,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.exit.code()
         }
     }
+}
+
+/// What these arguments mean, the program's name the first of them.
+fn matches(args: impl IntoIterator<Item = OsString>) -> Result<ArgMatches, clap::Error> {
+    Cli::command().try_get_matches_from(args)
+}
+
+/// Whether these arguments mean anything, the program's name the first of them.
+fn is_understood(args: impl IntoIterator<Item = OsString>) -> bool {
+    matches(args).is_ok()
 }

@@ -39,10 +39,8 @@ pub(crate) fn man(
     command.build();
     if let Some(verb) = args.verb {
         let found = command.get_subcommands().find(|sub| sub.get_name() == verb);
-        let page = found.ok_or_else(|| {
-            Failure::usage("man.verb", format!("there is no verb {verb}"))
-                .hint("avhdx --help lists the verbs")
-        })?;
+        let page =
+            found.ok_or_else(|| Failure::usage("man.verb", format!("there is no verb {verb}")))?;
         command = page.clone();
     }
     let mut page = Vec::new();

@@ -113,8 +113,7 @@ fn taken(target: &Path, inputs: &[PathBuf]) -> Result<Option<PathBuf>, Failure> 
         }
     };
     if stat.kind != FileKind::File {
-        return Err(refuse("output.not-a-file", "not a regular file")
-            .hint("- writes to standard output, from where it can go anywhere"));
+        return Err(refuse("output.not-a-file", "not a regular file"));
     }
     let real = LocalHost.canonical(target).map_err(|error| {
         Failure::io("output.stat", format!("{name}: cannot look at it"), &error)
@@ -138,7 +137,7 @@ fn unused(path: &Path) -> Result<Arc<dyn Storage>, Failure> {
     match storage.try_lock(LockMode::Exclusive) {
         Ok(LockOutcome::InUse(by)) => {
             let message = format!("{name}: the file to be replaced is in use elsewhere: {by}");
-            Err(Failure::new(Exit::InUse, "lock.in-use", message))
+            Err(Failure::new(Exit::InUse, "output.in-use", message))
         }
         // Where files cannot be locked, consent is all there is.
         Ok(_) | Err(_) => Ok(storage),
@@ -147,5 +146,5 @@ fn unused(path: &Path) -> Result<Arc<dyn Storage>, Failure> {
 
 fn exists(target: &Path) -> Failure {
     let message = format!("{}: the file exists", target.display());
-    Failure::new(Exit::Refused, "output.exists", message).hint("--overwrite replaces it")
+    Failure::new(Exit::Refused, "output.exists", message)
 }

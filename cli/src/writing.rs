@@ -140,7 +140,5 @@ fn below_the_tip(argument: &OsStr) -> Failure {
     let message = format!(
         "{argument}: a point in time below the tip is not written to: the disks above it would change"
     );
-    Failure::new(Exit::Refused, "point.below-tip", message).hint(format!(
-        "avhdx create CHILD --parent '{argument}' makes a new disk from that point in time, to be written to instead"
-    ))
+    Failure::new(Exit::Refused, "point.below-tip", message)
 }

@@ -310,3 +310,47 @@ fn an_interruption_has_its_own_code() {
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(text.contains("interrupted"), "{text}");
 }
+
+#[test]
+fn vhd_sets_are_refused_by_name() {
+    let folder = Folder::with_chain();
+    fs::copy(folder.file("l0.vhdx"), folder.file("web.VHDS")).unwrap();
+    for line in ["info web.VHDS", "read web.VHDS --length 1", "check web.VHDS", "tree web.VHDS"] {
+        let run = folder.run(line);
+        if line.starts_with("tree") {
+            // A tree shows what there is, whatever it is called.
+            run.expect(0);
+            continue;
+        }
+        let run = run.expect(7).says("VHD set").says("none lies beside it");
+        run.says("next: avhdx tree --tips .");
+    }
+    for name in ["web_1.avhdx", "WEB_2.AVHDX", "other.avhdx", "web_3.vhdx"] {
+        fs::copy(folder.file("l0.vhdx"), folder.file(name)).unwrap();
+    }
+    let run = folder.run("write web.VHDS --offset 0").expect(7);
+    run.says("beside it: WEB_2.AVHDX, web_1.avhdx\n");
+    let error = folder.run("read web.VHDS --length 1 --json").expect(7).error();
+    assert_eq!(error["code"], "file.vhd-set");
+    assert_eq!(error["kind"], "unsupported");
+    assert_eq!(error["file"], "web.VHDS");
+    // Nothing there is said as such.
+    folder.run("info nothing.vhds").expect(3).says("nothing.vhds: cannot open the file");
+}
+
+#[test]
+fn refusals_name_the_command_to_go_on_with() {
+    let folder = Folder::with_chain();
+    let run = folder.run_with("write l1.vhdx --offset 1M", &[1; 512]).expect(7);
+    let run = run.says("next: avhdx create CHILD --parent l1.vhdx  # ");
+    run.says("next: avhdx write l1.vhdx --offset 1M --orphan-children\n");
+    // The command works as it is printed.
+    folder.run_with("write l1.vhdx --offset 1M --orphan-children", &[1; 512]).expect(0);
+    let run = folder.run("read l2.vhdx --length 1 --parent-dir .").expect(5);
+    let run = run.says("next: avhdx tree .  # ");
+    run.says("next: avhdx read l2.vhdx --length 1 --parent-dir . --with-parent PARENT  # ");
+    let run = folder.run("convert l0.vhdx -O raw l1.vhdx").expect(7);
+    run.says("next: avhdx convert l0.vhdx -O raw l1.vhdx --overwrite  # ");
+    let run = folder.run("convert l0.vhdx -O raw l0.vhdx --overwrite").expect(7);
+    run.says("next: avhdx convert l0.vhdx -O raw OUT --overwrite  # OUT: another name");
+}

@@ -183,7 +183,7 @@ fn convert() {
 fn errors() {
     let folder = Folder::with_chain();
     let run = folder.run("read l2.vhdx --offset 6M --length 1 --json").expect(2);
-    let expected = r#"{"schema":"avhdx.error/1","exit":2,"code":"disk.out-of-range","message":"1 bytes at 6291456 do not lie within the disk, which has 6291456","hints":[]}"#;
+    let expected = r#"{"schema":"avhdx.error/1","exit":2,"code":"disk.out-of-range","message":"1 bytes at 6291456 do not lie within the disk, which has 6291456","hints":[],"next":["avhdx read --help"]}"#;
     assert_eq!(run.stderr.trim_end(), expected);
 
     std::fs::remove_file(folder.file("l0.vhdx")).unwrap();

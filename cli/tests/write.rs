@@ -147,7 +147,7 @@ fn an_image_with_a_child_is_refused_and_what_would_allow_it_is_said() {
     // A point in time below the tip, and no consent covers that.
     for line in ["write l2.vhdx@-1 --offset 0", "write l2.vhdx@base --offset 0 --orphan-children"] {
         let run = refused(line).says("a point in time below the tip is not written to");
-        run.says("avhdx create CHILD --parent 'l2.vhdx@");
+        run.says("avhdx create CHILD --parent l2.vhdx@");
     }
 
     // A child in another folder is found when that is named.

@@ -90,7 +90,23 @@ impl Run {
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{}{}", self.text(), self.stderr);
+        self.says_what_to_do_next();
         self
+    }
+
+    /// Every refusal ends in a command to go on with. Usage is the business of the parser of arguments.
+    #[track_caller]
+    fn says_what_to_do_next(&self) {
+        let last = self.stderr.lines().last().unwrap_or_default();
+        let is_ours = self.stderr.starts_with("avhdx: ") || self.stderr.starts_with('{');
+        if !matches!(self.code, Some(2..=7)) || !is_ours {
+            return;
+        }
+        let next = match serde_json::from_str::<Value>(last) {
+            Ok(error) => error["next"][0].as_str().unwrap_or_default().to_owned(),
+            Err(_) => last.trim_start().strip_prefix("next: ").unwrap_or_default().to_owned(),
+        };
+        assert!(next.contains("avhdx "), "no next command in\n{}", self.stderr);
     }
 
     pub fn text(&self) -> String {

@@ -1,0 +1,407 @@
+//! What to do after a failure: one table from its code, or its kind, to the flags and commands that help.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use clap::ArgMatches;
+
+use crate::exit::Exit;
+use crate::point::Point;
+use crate::shell::{argument, word};
+
+/// A failure, what is to be said of it, and the commands to go on with, the likeliest first.
+///
+/// A row is of an exact code, of all codes with a beginning (`log.*`), of a kind of error or of an exit code. The
+/// first of these that there is a row of is the one. In commands these stand for what was typed, or
+/// found, and stay as they are where there is no such thing:
+/// - `IMAGE`: the image as it was typed; `TIP`: the same without `@SEL`;
+/// - `FILE`: the file concerned, else the image; `FOLDER`: where it lies;
+/// - `ELSEWHERE`: all that was typed, but for the name of what is made;
+/// - `VERB`, and `PARENTS`: the flags that say where parents are;
+/// - `AGAIN`: all that was typed. What follows is left out where the verb does not know it.
+type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
+
+const ROWS: &[Row] = &[
+    // What was asked.
+    ("bench.nothing-to-write", &[], &["avhdx bench PARENTS IMAGE  # without --write"]),
+    (
+        "create.parent-path",
+        &[],
+        &[r"AGAIN --absolute-win32-path 'D:\vm\NAME'  # Windows' name of the parent"],
+    ),
+    ("create.metadata", &["a name for the parent that is shorter fits"], &["avhdx create --help"]),
+    ("file.folder", &[], &["avhdx tree IMAGE"]),
+    ("file.open", &[], &["avhdx tree FOLDER  # the images that there are"]),
+    (
+        "file.vhd-set",
+        &["the disk lies in the .avhdx images that the set belongs to"],
+        &["avhdx tree --tips FOLDER  # which of them are tips, and how to go on with each"],
+    ),
+    ("man.verb", &[], &["avhdx --help"]),
+    ("point.ambiguous", &[], &["avhdx info --chain PARENTS TIP"]),
+    ("point.unknown", &[], &["avhdx info --chain PARENTS TIP"]),
+    (
+        "point.below-tip",
+        &[],
+        &[
+            "avhdx create CHILD --parent IMAGE PARENTS  # a new disk from that point in time, to be written to instead",
+        ],
+    ),
+    // What is to be made.
+    ("output.exists", &[], &["AGAIN --overwrite  # replaces it"]),
+    ("output.is-input", &[], &["ELSEWHERE"]),
+    ("output.link", &[], &["ELSEWHERE"]),
+    (
+        "output.not-a-file",
+        &["- writes to standard output, from where it can go anywhere"],
+        &["ELSEWHERE"],
+    ),
+    ("output.*", &[], &["ELSEWHERE"]),
+    ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
+    ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
+    // Logs.
+    (
+        "log.no-entries",
+        &["nothing of this log was applied yet: --log ignore reads the disk as it was before"],
+        &["avhdx info --log ignore PARENTS IMAGE", "AGAIN --log ignore"],
+    ),
+    (
+        "log.pending",
+        &[
+            "--log replay (the default) replays it in memory and leaves the file as it is",
+            "--log ignore reads the file as if it had no log, which is not what the disk holds",
+        ],
+        &["AGAIN --log replay", "avhdx info PARENTS IMAGE"],
+    ),
+    (
+        "kind log-overlay",
+        &["read and convert serve these bytes: they need no place in the file"],
+        &["avhdx convert -O raw PARENTS IMAGE OUT"],
+    ),
+    (
+        "log.*",
+        &["--log ignore reads the file as if it had no log, which is not what the disk holds"],
+        &["avhdx info --log ignore PARENTS IMAGE  # shows the rest", "avhdx check FILE"],
+    ),
+    // Parents.
+    (
+        "kind parent-missing",
+        &["--parent-dir DIR searches a folder, --with-parent FILE names the file, \
+             --path-map 'D:\\vm=DIR' says where a Windows folder is found"],
+        &[
+            "avhdx tree FOLDER  # finds images below a folder by their identity",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may hold it",
+        ],
+    ),
+    (
+        "kind parent-mismatch",
+        &[
+            "--ignore-id-mismatch reads with the file found, though the bytes may be a mixture that never was",
+        ],
+        &[
+            "avhdx tree FOLDER  # whether another file below a folder has that identity",
+            "AGAIN --with-parent PARENT  # PARENT: the one that has it",
+        ],
+    ),
+    (
+        "kind parent-denied",
+        &[
+            "parents are served from the folders given with --confine alone, and where the host lets you read",
+        ],
+        &[
+            "avhdx info IMAGE  # the paths that it records",
+            "AGAIN --confine DIR  # DIR: where the parent lies",
+        ],
+    ),
+    ("kind parent-required", &[], &["avhdx info --chain PARENTS IMAGE"]),
+    ("chain.loop", &[], &["avhdx tree FOLDER  # which images lead back to each other"]),
+    ("chain.sector-size", &[], &["avhdx tree FOLDER"]),
+    // Limits.
+    ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),
+    (
+        "limit.log-changes",
+        &[
+            "the log is too large to be replayed in memory, and is replayed to the file by whatever writes to it",
+        ],
+        &["avhdx info --log ignore PARENTS IMAGE", "avhdx write IMAGE --offset 0 </dev/null"],
+    ),
+    ("limit.open-files", &["ulimit -n N allows more open files"], &["ulimit -n 4096 && AGAIN"]),
+    // Who else is there.
+    (
+        "kind in-use",
+        &[
+            "avhdx info works on an image in use",
+            "a checkpoint below the tip is not written to: IMAGE@-1 reads the disk as it was then",
+        ],
+        &["avhdx info PARENTS TIP"],
+    ),
+    (
+        "kind has-children",
+        &["--orphan-children would allow it, and leave the child without its parent for good"],
+        &[
+            "avhdx create CHILD --parent IMAGE PARENTS  # another child, to be written to instead",
+            "AGAIN --orphan-children",
+        ],
+    ),
+    // What the host did.
+    (
+        "kind poisoned",
+        &[
+            "what was flushed before is safe: opening the image again recovers what the host still has",
+        ],
+        &["avhdx check PARENTS IMAGE"],
+    ),
+    // What the image is.
+    (
+        "kind not-vhdx",
+        &["-f raw takes a file as a disk without a format, where the verb has that flag"],
+        &["avhdx tree FOLDER  # the images that there are"],
+    ),
+    ("kind unsupported", &[], &["avhdx check --layer FILE"]),
+    ("kind damaged", &[], &["avhdx check --layer FILE"]),
+    // All others.
+    ("exit 2", &[], &["avhdx VERB --help"]),
+    ("exit 3", &[], &["AGAIN  # once the host does what it was asked"]),
+    ("exit 4", &[], &["avhdx check PARENTS IMAGE"]),
+    ("exit 5", &[], &["avhdx tree FOLDER"]),
+    ("exit 6", &[], &["avhdx info PARENTS TIP"]),
+    ("exit 7", &[], &["avhdx info --chain PARENTS TIP"]),
+];
+
+/// What was typed, for commands that are made of it.
+static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
+
+/// What was typed, taken apart.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    words: Vec<OsString>,
+    verb: String,
+    image: Option<OsString>,
+    out: Option<OsString>,
+    /// The flags that say where parents are.
+    parents: Vec<OsString>,
+}
+
+/// What is said of a failure beside its message.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Advice {
+    pub(crate) hints: Vec<String>,
+    /// Commands, the likeliest first.
+    pub(crate) next: Vec<String>,
+}
+
+/// What the table has to say of a failure: of its code, and the kind and the file of the library's error.
+pub(crate) fn advice(code: &str, kind: Option<&str>, exit: Exit, file: Option<&str>) -> Advice {
+    let Some((_, hints, next)) = row(code, kind, exit) else { return Advice::default() };
+    let typed = typed();
+    let next = next.iter().filter_map(|template| fill(template, typed.as_ref(), file));
+    Advice { hints: hints.iter().map(|hint| (*hint).into()).collect(), next: next.collect() }
+}
+
+/// Keeps what was typed.
+pub(crate) fn remember(args: &[OsString], matches: &ArgMatches) {
+    *typed() = Typed::of(args, matches);
+}
+
+fn typed() -> MutexGuard<'static, Option<Typed>> {
+    TYPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn row(code: &str, kind: Option<&str>, exit: Exit) -> Option<&'static Row> {
+    let find = |of: &str| ROWS.iter().find(|(name, ..)| *name == of);
+    let prefix = code.split_once('.').map(|(first, _)| format!("{first}.*"));
+    find(code)
+        .or_else(|| find(&prefix?))
+        .or_else(|| find(&format!("kind {}", kind?)))
+        .or_else(|| find(&format!("exit {}", exit as u8)))
+}
+
+impl Typed {
+    fn of(args: &[OsString], matches: &ArgMatches) -> Option<Self> {
+        let (verb, matches) = matches.subcommand()?;
+        let one = |ids: &[&str]| ids.iter().find_map(|id| values(matches, id).into_iter().next());
+        let parents = ["with_parent", "parent_dir", "path_map", "confine"].into_iter();
+        let parents = parents.flat_map(|id| {
+            let flag = OsString::from(format!("--{}", id.replace('_', "-")));
+            values(matches, id).into_iter().flat_map(move |value| [flag.clone(), value])
+        });
+        Some(Self {
+            words: args.iter().skip(1).cloned().collect(),
+            verb: verb.into(),
+            image: one(&["image", "a", "parent", "places"]),
+            out: one(&["out"]),
+            parents: parents.collect(),
+        })
+    }
+}
+
+impl Typed {
+    /// What `more` can be appended to: all that was typed, but for the flag that it replaces. `None` where the
+    /// verb does not know it.
+    fn before(&self, more: &str) -> Option<Self> {
+        let more: Vec<OsString> =
+            more.split(' ').map(|word| word.trim_matches('\'').into()).collect();
+        let is_understood = |words: &[OsString]| {
+            let words = [&["avhdx".into()], words, &more].concat();
+            crate::is_understood(words)
+        };
+        let mut words = self.words.clone();
+        if !is_understood(&words) {
+            let at = words.iter().position(|word| *word == more[0])?;
+            words.drain(at..(at + more.len()).min(words.len()));
+        }
+        is_understood(&words).then(|| Self { words, ..self.clone() })
+    }
+}
+
+fn values(matches: &ArgMatches, id: &str) -> Vec<OsString> {
+    let values = matches.try_get_raw(id).ok().flatten();
+    values.into_iter().flatten().map(OsStr::to_os_string).collect()
+}
+
+/// The command that a template means, unless the verb typed has no such flag.
+fn fill(template: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<String> {
+    let (template, remark) = match template.split_once("  # ") {
+        Some((template, remark)) => (template, Some(remark)),
+        None => (template, None),
+    };
+    let typed = match (typed, template.strip_prefix("AGAIN ")) {
+        (Some(typed), Some(more)) => Some(typed.before(more)?),
+        _ => typed.cloned(),
+    };
+    let typed = typed.as_ref();
+    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, file) {
+        Some(text) if text.is_empty() => None,
+        Some(text) => Some(text),
+        None => Some(word.to_owned()),
+    });
+    let command = words.collect::<Vec<_>>().join(" ");
+    Some(match remark {
+        Some(remark) => format!("{command}  # {remark}"),
+        None => command,
+    })
+}
+
+fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<String> {
+    let image = || typed?.image.as_deref();
+    let tip = || Some(Point::parse(image()?).image);
+    match name {
+        "IMAGE" => Some(argument(Path::new(image()?))),
+        "TIP" => Some(argument(&tip()?)),
+        "FILE" => file.map(|file| argument(Path::new(file))).or_else(|| Some(argument(&tip()?))),
+        "FOLDER" => {
+            let file = file.map(|file| Path::new(file).to_path_buf()).or_else(tip)?;
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+            Some(argument(folder.unwrap_or(Path::new("."))))
+        }
+        "VERB" => Some(typed.map_or_else(String::new, |typed| typed.verb.clone())),
+        "PARENTS" => Some(words(typed.map_or(&[][..], |typed| &typed.parents))),
+        "AGAIN" => typed.map(|typed| format!("avhdx {}", words(&typed.words))),
+        "ELSEWHERE" => typed.map(|typed| {
+            let mut elsewhere = typed.words.clone();
+            let out = elsewhere.iter().rposition(|word| typed.out.as_ref() == Some(word));
+            if let Some(out) = out {
+                elsewhere[out] = "OUT".into();
+            }
+            format!("avhdx {}  # OUT: another name", words(&elsewhere))
+        }),
+        _ => None,
+    }
+}
+
+fn words(words: &[OsString]) -> String {
+    words.iter().map(|text| word(text)).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::KINDS;
+
+    #[test]
+    fn every_kind_and_every_exit_has_a_next_command() {
+        let exits =
+            [Exit::Usage, Exit::Io, Exit::Damaged, Exit::Parent, Exit::InUse, Exit::Refused];
+        for exit in exits {
+            for (_, kind) in KINDS {
+                let advice = advice("never.heard-of", Some(kind), exit, Some("x.vhdx"));
+                assert!(!advice.next.is_empty(), "{kind}");
+            }
+            assert!(!advice("never.heard-of", None, exit, None).next.is_empty(), "{exit:?}");
+        }
+    }
+
+    #[test]
+    fn every_command_of_the_table_is_understood() {
+        let typed = |line: &str| {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            Typed::of(&args, &crate::matches(args.clone()).unwrap()).unwrap()
+        };
+        let lines = [
+            "avhdx write it's.vhdx --offset 0 --with-parent p.vhdx",
+            "avhdx convert -O raw a.vhdx@-1 out.raw --path-map D:\\vm=/mnt",
+            "avhdx create child.vhdx --parent a.vhdx",
+            "avhdx read a.vhdx --length 1",
+        ];
+        for (of, _, next) in ROWS {
+            let mut filled = 0;
+            for template in *next {
+                for line in lines {
+                    let Some(command) = fill(template, Some(&typed(line)), Some("p q.vhdx")) else {
+                        continue;
+                    };
+                    filled += 1;
+                    let (command, _) = command.split_once("  # ").unwrap_or((&command, ""));
+                    let command = command.split(" && ").last().unwrap();
+                    let command = command.split(" <").next().unwrap();
+                    let words = unquoted(command);
+                    assert_eq!(words[0], "avhdx", "{of}: {command}");
+                    let is_help = command.ends_with("--help");
+                    assert!(is_help || crate::is_understood(words), "{of}: {command}");
+                }
+            }
+            assert!(filled > 0, "{of}");
+        }
+    }
+
+    /// What a shell makes of a command.
+    fn unquoted(command: &str) -> Vec<OsString> {
+        let mut words = vec![String::new()];
+        let mut is_quoted = false;
+        for c in command.replace(r"'\''", "\u{1}").chars() {
+            match c {
+                '\'' => is_quoted = !is_quoted,
+                ' ' if !is_quoted => words.push(String::new()),
+                c => words.last_mut().unwrap().push(if c == '\u{1}' { '\'' } else { c }),
+            }
+        }
+        words.into_iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn commands_are_made_of_what_was_typed() {
+        let args: Vec<OsString> =
+            ["avhdx", "convert", "-O", "raw", "--parent-dir", "my dir", "vm/a.vhdx@-1", "o"]
+                .map(Into::into)
+                .into();
+        let typed = Typed::of(&args, &crate::matches(args.clone()).unwrap());
+        let fill = |template| fill(template, typed.as_ref(), Some("vm/p.vhdx"));
+        assert_eq!(
+            fill("avhdx info PARENTS IMAGE  # why").unwrap(),
+            "avhdx info --parent-dir 'my dir' vm/a.vhdx@-1  # why"
+        );
+        assert_eq!(fill("avhdx check FILE").unwrap(), "avhdx check vm/p.vhdx");
+        assert_eq!(fill("avhdx tree FOLDER").unwrap(), "avhdx tree vm");
+        assert_eq!(
+            fill("AGAIN --overwrite").unwrap(),
+            "avhdx convert -O raw --parent-dir 'my dir' vm/a.vhdx@-1 o --overwrite"
+        );
+        assert_eq!(fill("AGAIN --orphan-children"), None);
+        assert_eq!(
+            fill("AGAIN -O vhdx").unwrap(),
+            "avhdx convert --parent-dir 'my dir' vm/a.vhdx@-1 o -O vhdx"
+        );
+        assert!(fill("ELSEWHERE").unwrap().contains(" vm/a.vhdx@-1 OUT  # "));
+    }
+}

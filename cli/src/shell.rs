@@ -1,0 +1,61 @@
+//! Names and commands as they are typed into a shell.
+
+use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::path::Path;
+
+use crate::output::printable;
+
+/// A path as it is typed into a shell.
+pub(crate) fn argument(path: &Path) -> String {
+    // What starts with a hyphen would be taken for a flag.
+    let path = match path.as_os_str().as_encoded_bytes().first() {
+        Some(b'-') => Cow::Owned(Path::new(".").join(path)),
+        _ => Cow::Borrowed(path),
+    };
+    word(path.as_os_str())
+}
+
+/// A word of a command line, which a shell takes for exactly this.
+pub(crate) fn word(word: &OsStr) -> String {
+    let plain = word.to_str().filter(|text| printable(text) == *text);
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
+    match plain {
+        Some(text) if cfg!(windows) => {
+            let is_plain = |c: char| is_plain(c) || c == '\\';
+            if text.chars().all(is_plain) { text.into() } else { format!("\"{text}\"") }
+        }
+        Some(text) if !text.is_empty() && text.chars().all(is_plain) => text.into(),
+        Some(text) => format!("'{}'", text.replace('\'', r"'\''")),
+        // Bytes that are no text, or better not shown as they are.
+        None => {
+            let mut quoted = String::from("$'");
+            for byte in word.as_encoded_bytes() {
+                match byte {
+                    b'\'' | b'\\' => quoted.extend(['\\', char::from(*byte)]),
+                    b' '..=b'~' => quoted.push(char::from(*byte)),
+                    _ => quoted += &format!("\\x{byte:02x}"),
+                }
+            }
+            quoted + "'"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[cfg(unix)]
+    #[test]
+    fn arguments_are_quoted_for_a_shell() {
+        use super::*;
+        use std::os::unix::ffi::OsStrExt;
+        let quoted = |bytes: &[u8]| argument(Path::new(OsStr::from_bytes(bytes)));
+        assert_eq!(quoted(b"vm/l0.vhdx"), "vm/l0.vhdx");
+        assert_eq!(quoted("wurzel ä.vhdx".as_bytes()), "'wurzel ä.vhdx'");
+        assert_eq!(quoted(b"it's $HOME"), r"'it'\''s $HOME'");
+        assert_eq!(quoted(b"-rf"), "./-rf");
+        assert_eq!(quoted(b"a\xffb'\n"), r"$'a\xffb\'\x0a'");
+        assert_eq!(word(OsStr::new("--length")), "--length");
+        assert_eq!(word(OsStr::new("")), "''");
+    }
+}
