@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Writer;
 use super::blocks::BlockGuard;
+use super::gate::Entered;
 use super::space::{Contents, Freed};
 use super::tables::{Changed, PageKind};
 use crate::disk::{Zeroing, check_range};
@@ -40,7 +41,7 @@ impl VhdxFile {
         if buf.is_empty() {
             return Ok(());
         }
-        let _open = writer.ops.read();
+        let _entered = self.enter(writer, offset..offset + buf.len() as u64)?;
         self.begin(writer)?;
         let sector = self.layout.sector_size();
         let mut at = DiskOffset(offset);
@@ -74,7 +75,7 @@ impl VhdxFile {
         }
         let len = range.end.saturating_sub(range.start);
         check_range(&self.geometry(), range.start, len)?;
-        let _open = writer.ops.read();
+        let _entered = self.enter(writer, range.clone())?;
         let mut at = DiskOffset(range.start);
         while at.0 < range.end {
             let block = self.layout.block_of(at);
@@ -94,11 +95,15 @@ impl VhdxFile {
         Ok(())
     }
 
-    fn writer(&self) -> Result<&Writer> {
+    pub(super) fn writer(&self) -> Result<&Writer> {
         self.writer.as_ref().ok_or_else(|| {
             Error::new(ErrorKind::ReadOnly, "disk.read-only", "the image is open for reading only")
                 .in_file(self.name())
         })
+    }
+
+    fn enter<'a>(&self, writer: &'a Writer, range: Range<u64>) -> Result<Entered<'a>> {
+        writer.ops.enter(range).map_err(|error| error.in_file(self.name()))
     }
 
     fn write_part_of_sector(

@@ -7,6 +7,7 @@
 mod blocks;
 mod commit;
 mod data;
+mod gate;
 mod growth;
 #[cfg(all(test, loom))]
 mod orders;
@@ -18,7 +19,7 @@ mod tickets;
 mod watch;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Tally;
@@ -27,6 +28,7 @@ use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
 
 use blocks::BlockLocks;
+use gate::Gate;
 use growth::{Frozen, Growth};
 pub(crate) use pins::{Pin, Pins, Ticket};
 use session::Session;
@@ -46,7 +48,7 @@ pub(crate) struct Writer {
     bitmaps: Mutex<()>,
     space: Growth,
     /// Held by every change, and alone by whoever ends the session.
-    ops: RwLock<()>,
+    ops: Gate,
     session: Mutex<Session>,
     begun: AtomicBool,
     /// Whether payload was written since the last flush started.
@@ -67,7 +69,7 @@ impl Writer {
             blocks: BlockLocks::default(),
             bitmaps: Mutex::new(()),
             space: Growth::new(file_len),
-            ops: RwLock::new(()),
+            ops: Gate::default(),
             session: Mutex::new(Session::new(file_len)),
             begun: AtomicBool::new(false),
             payload_written: AtomicBool::new(false),
