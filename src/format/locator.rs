@@ -119,6 +119,17 @@ impl ParentLocator {
         self.entries.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_str())
     }
 
+    /// Sets the value of a key where it stands, adds it behind the others, or takes it out.
+    pub(crate) fn set(&mut self, key: &str, value: Option<String>) {
+        let place = self.entries.iter().position(|(other, _)| other == key);
+        match (place, value) {
+            (Some(i), Some(value)) => self.entries[i].1 = value,
+            (Some(i), None) => drop(self.entries.remove(i)),
+            (None, Some(value)) => self.entries.push((key.to_owned(), value)),
+            (None, None) => {}
+        }
+    }
+
     /// The identity that the parent had when it was linked. Required.
     pub(crate) fn linkage(&self, at: u64) -> Result<Uuid> {
         self.guid("parent_linkage", at)?.ok_or_else(|| {

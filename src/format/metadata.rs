@@ -14,7 +14,6 @@ pub(crate) const LOGICAL_SECTOR_SIZE: Uuid = uuid!("8141BF1D-A96F-4709-BA47-F233
 pub(crate) const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("CDA348C7-445D-4471-9CC9-E9885251C556");
 pub(crate) const PARENT_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
-const MAX_ENTRIES: u16 = 2047;
 const MAX_USER_ENTRIES: usize = 1024;
 const ENTRY_LEN: usize = 32;
 const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
@@ -72,6 +71,8 @@ pub(crate) struct FileParameters {
 impl MetadataTable {
     /// Bytes of the table; items lie behind it.
     pub(crate) const LEN: usize = 64 * KIB as usize;
+    /// Items that it has room for.
+    pub(crate) const MAX_ENTRIES: usize = 2047;
 
     /// Reads what there is and says all that is wrong with it. Entries that cannot be are kept, so that
     /// each has its number.
@@ -82,15 +83,15 @@ impl MetadataTable {
             on(error);
             return None;
         }
-        let count = Fields(bytes).u16(10);
-        if count > MAX_ENTRIES {
+        let count = usize::from(Fields(bytes).u16(10));
+        if count > Self::MAX_ENTRIES {
             let message = "too many metadata items";
             on(Error::damaged("metadata.count", "2.6.1.1", at + 10, message)
                 .with_found(count)
-                .with_expected(format_args!("at most {MAX_ENTRIES}")));
+                .with_expected(format_args!("at most {}", Self::MAX_ENTRIES)));
         }
         let mut entries = Vec::new();
-        for i in 0..usize::from(count.min(MAX_ENTRIES)) {
+        for i in 0..count.min(Self::MAX_ENTRIES) {
             let start = ENTRY_LEN * (i + 1);
             let entry = MetadataEntry::parse(Fields(bytes).from(start));
             if let Err(error) = entry.validate(at + start as u64, region_len) {
@@ -234,6 +235,11 @@ impl MetadataEntry {
 
     fn end(&self) -> u64 {
         u64::from(self.offset) + u64::from(self.length)
+    }
+
+    /// The bytes of the region that the item takes up; none where it is empty.
+    pub(crate) fn place(&self) -> Option<std::ops::Range<u64>> {
+        (self.length > 0).then(|| u64::from(self.offset)..self.end())
     }
 
     /// Whether the item lies where an item of a region this long can.

@@ -96,8 +96,11 @@ impl CreateOptions {
 
     /// A differencing image over `parent`, with its size, sectors and virtual-disk metadata.
     ///
+    /// The child is that of the parent as it stands: a parent that is open for writing is flushed, and the
+    /// next change of it gives it another identity, which the child does not take for its parent's.
+    ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the parent's metadata cannot be read.
+    /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`].
     pub fn child_of(parent: &VhdxFile) -> Result<Self> {
         let geometry = parent.geometry();
         Ok(Self {
@@ -106,7 +109,7 @@ impl CreateOptions {
             physical_sector: geometry.physical_sector,
             disk_id: parent.disk_id(),
             parent: Some(Parent {
-                linkage: parent.data_write_guid(),
+                linkage: parent.hand_out_identity()?,
                 logical_sector: geometry.logical_sector,
                 path: parent.path().map(Path::to_path_buf),
                 relative_path: None,
@@ -484,7 +487,7 @@ fn write_full_bat(
 }
 
 /// The path of `target` from `folder`, both without links and dots, as Windows writes it.
-fn relative(folder: &Path, target: &Path) -> Option<String> {
+pub(super) fn relative(folder: &Path, target: &Path) -> Option<String> {
     let from: Vec<Component<'_>> = folder.components().collect();
     let to: Vec<Component<'_>> = target.components().collect();
     let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();

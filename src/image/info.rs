@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::metadata::Metadata;
 use super::{FoundLog, VhdxFile};
 use crate::disk::{Disk, Geometry};
 use crate::error::Result;
@@ -185,7 +186,7 @@ impl VhdxFile {
     pub fn info(&self) -> ImageInfo {
         let headers = self.headers();
         let current = headers.current();
-        let metadata = &self.metadata;
+        let metadata = self.metadata();
         ImageInfo {
             creator: self.identifier.creator.clone(),
             headers: [0, 1].map(|i| match &headers.copies[i] {
@@ -203,7 +204,7 @@ impl VhdxFile {
                 length: current.log_length,
                 state: self.log.state(),
             },
-            metadata: self.items(),
+            metadata: self.items(&metadata),
             geometry: self.geometry(),
             block_size: metadata.file.block_size,
             chunk_ratio: self.layout.chunk_ratio(),
@@ -261,8 +262,8 @@ impl VhdxFile {
         self.metadata_region.offset.get()
     }
 
-    fn items(&self) -> Vec<ItemInfo> {
-        let entries = self.metadata.table.entries.iter();
+    fn items(&self, metadata: &Metadata) -> Vec<ItemInfo> {
+        let entries = metadata.table.entries.iter();
         entries
             .map(|entry| ItemInfo {
                 guid: entry.item,

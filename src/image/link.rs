@@ -4,8 +4,13 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
+use super::create::relative;
 use super::metadata::PlacedLocator;
-use crate::error::Result;
+use super::{ItemEdit, VhdxFile};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::locator::ParentLocator;
+use crate::format::metadata::{self, ItemFlags};
+use crate::storage::{Host, folder_of};
 
 /// What a differencing image recorded of its parent: the identity, and where it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,5 +56,101 @@ impl ParentLink {
     pub fn accepts(&self, data_write_guid: Uuid) -> bool {
         !data_write_guid.is_nil()
             && (data_write_guid == self.linkage || Some(data_write_guid) == self.linkage2)
+    }
+}
+
+/// What a new link says of the way to the parent.
+#[allow(dead_code, reason = "the operations that change chains are built on it")]
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkPaths<'a> {
+    /// What the old one says.
+    Keep,
+    /// The parent lies here.
+    To { host: &'a dyn Host, parent: &'a Path },
+}
+
+#[allow(dead_code, reason = "the operations that change chains are built on it")]
+impl VhdxFile {
+    /// Links the image to a parent by these identities, durably and at once, and keeps what else its locator
+    /// says. What its own children know it by stays.
+    ///
+    /// # Errors
+    /// As [`locator_edit`](Self::locator_edit) and [`edit_metadata`](Self::edit_metadata).
+    pub(crate) fn relink(
+        &self,
+        linkage: Uuid,
+        linkage2: Option<Uuid>,
+        paths: LinkPaths<'_>,
+    ) -> Result<()> {
+        self.edit_metadata(&[self.locator_edit(linkage, linkage2, paths)?])
+    }
+
+    /// The edit that links the image to a parent, to be made together with others.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when the image is no differencing one, or no path leads from it to the
+    /// parent; [`ErrorKind::Io`] when the host cannot tell where the files lie.
+    pub(crate) fn locator_edit(
+        &self,
+        linkage: Uuid,
+        linkage2: Option<Uuid>,
+        paths: LinkPaths<'_>,
+    ) -> Result<ItemEdit> {
+        let metadata = self.metadata();
+        let locator = metadata.locator.as_ref().map(|placed| placed.locator.clone());
+        drop(metadata);
+        let Some(mut locator) = locator else {
+            let message = "an image without a parent cannot be linked to one";
+            return Err(Error::new(ErrorKind::InvalidInput, "link.no-parent", message)
+                .in_file(self.name())
+                .with_section("2.6.2.6")
+                .with_expected("a differencing image"));
+        };
+        let braced = |guid: Uuid| Some(format!("{{{}}}", guid.hyphenated()));
+        locator.set("parent_linkage", braced(linkage));
+        locator.set("parent_linkage2", linkage2.and_then(braced));
+        if let LinkPaths::To { host, parent } = paths {
+            self.set_paths(&mut locator, host, parent)?;
+        }
+        let bytes = locator.to_bytes();
+        let item = metadata::PARENT_LOCATOR;
+        Ok(ItemEdit::Set { item, flags: ItemFlags::REQUIRED, bytes })
+    }
+
+    /// Has the locator say the way to `parent` and no other.
+    fn set_paths(&self, locator: &mut ParentLocator, host: &dyn Host, parent: &Path) -> Result<()> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| {
+                Error::io("link.path", "cannot tell where the file lies", error).in_path(&path)
+            }
+        };
+        let target = host.canonical(parent).map_err(failed(parent))?;
+        let folder = match self.path().map(folder_of) {
+            Some(folder) => Some(host.canonical(folder).map_err(failed(folder))?),
+            None => None,
+        };
+        let way = folder.and_then(|folder| relative(&folder, &target));
+        // The same way from here is the same parent, which other paths may know under other names. Where the
+        // way is another one they would lead to the old parent.
+        let is_same = way.is_some() && locator.value("relative_path") == way.as_deref();
+        locator.set("relative_path", way.clone());
+        if !is_same {
+            locator.set("volume_path", None);
+        }
+        if cfg!(windows) {
+            locator.set("absolute_win32_path", target.to_str().map(str::to_owned));
+        } else if !is_same {
+            locator.set("absolute_win32_path", None);
+        }
+        if way.is_some() || locator.value("absolute_win32_path").is_some() {
+            return Ok(());
+        }
+        let message = "no path leads from the child to its parent";
+        Err(Error::new(ErrorKind::InvalidInput, "create.parent-path", message)
+            .in_file(self.name())
+            .with_section("2.6.2.6.3")
+            .with_found(parent.display())
+            .with_expected("a parent on the volume of the child"))
     }
 }

@@ -30,7 +30,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::header::Headers;
 use crate::format::identifier::FileIdentifier;
-use crate::format::metadata::{FileFlags, MetadataEntry};
+use crate::format::metadata::{FileFlags, FileParameters, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
 use crate::storage::{Overlay, Storage};
@@ -60,10 +60,13 @@ pub(crate) use spans::{Known, SpanKey, Spans};
 #[cfg(all(test, not(loom)))]
 pub(crate) use {cache::Page, reach::Epoch};
 
+#[allow(unused_imports, reason = "the operations that change chains are built on it")]
+pub(crate) use link::LinkPaths;
 use metadata::Metadata;
 use recent::RecentEntries;
+#[allow(unused_imports, reason = "the operations that change chains are built on it")]
+pub(crate) use writer::{ItemEdit, Pins, Ticket};
 use writer::{Pin, Writer};
-pub(crate) use writer::{Pins, Ticket};
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -111,7 +114,11 @@ pub struct VhdxFile {
     structures: Vec<Range<u64>>,
     /// Where the last of those ends.
     structures_end: u64,
-    metadata: Metadata,
+    geometry: Geometry,
+    file: FileParameters,
+    has_parent: bool,
+    /// What a writer may edit while others read it.
+    metadata: RwLock<Metadata>,
     layout: BlockLayout,
     budget: Budget,
     /// Table pages that may be changed in memory before a flush is due.
@@ -177,12 +184,12 @@ impl VhdxFile {
 
     /// Whether this is a differencing image.
     pub fn has_parent(&self) -> bool {
-        self.metadata.has_parent()
+        self.has_parent
     }
 
     /// Bytes of a payload block, a power of two from 1 MiB to 256 MiB.
     pub fn block_size(&self) -> u32 {
-        self.metadata.file.block_size
+        self.file.block_size
     }
 
     /// The link to the parent, `None` where there is none, \[MS-VHDX\] 2.6.2.6.
@@ -190,7 +197,8 @@ impl VhdxFile {
     /// # Errors
     /// [`ErrorKind::Damaged`] when the locator has no valid `parent_linkage`.
     pub fn parent_link(&self) -> Result<Option<ParentLink>> {
-        let Some(placed) = &self.metadata.locator else { return Ok(None) };
+        let metadata = self.metadata();
+        let Some(placed) = &metadata.locator else { return Ok(None) };
         ParentLink::from_locator(placed, self.name(), self.path())
             .map(Some)
             .map_err(|error| error.in_file(self.name()))
@@ -231,6 +239,10 @@ impl VhdxFile {
         self.headers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn metadata(&self) -> RwLockReadGuard<'_, Metadata> {
+        self.metadata.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Keeps places in the file from being given to other blocks while bytes are read from there.
     pub(crate) fn pin(&self) -> Option<Pin<'_>> {
         Some(self.pins()?.pin())
@@ -264,17 +276,17 @@ impl VhdxFile {
     }
 
     fn disk_id(&self) -> Uuid {
-        self.metadata.disk_id
+        self.metadata().disk_id
     }
 
     /// The metadata items that describe the virtual disk and that the format does not define.
     fn disk_items(&self) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
-        let items = self.metadata.disk_items(self.storage.as_ref(), &self.metadata_region);
+        let items = self.metadata().disk_items(self.storage.as_ref(), &self.metadata_region);
         items.map_err(|error| error.in_file(self.name()))
     }
 
     fn keeps_blocks(&self) -> bool {
-        self.metadata.file.flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED)
+        self.file.flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED)
     }
 
     pub(crate) fn layout(&self) -> &BlockLayout {
@@ -282,7 +294,7 @@ impl VhdxFile {
     }
 
     pub(crate) fn locator_at(&self) -> Option<u64> {
-        self.metadata.locator.as_ref().map(|placed| placed.at)
+        self.metadata().locator.as_ref().map(|placed| placed.at)
     }
 
     pub(crate) fn storage(&self) -> &dyn Storage {
@@ -365,7 +377,7 @@ impl VhdxFile {
 
 impl Disk for VhdxFile {
     fn geometry(&self) -> Geometry {
-        self.metadata.geometry
+        self.geometry
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -434,7 +446,7 @@ impl fmt::Debug for VhdxFile {
         f.debug_struct("VhdxFile")
             .field("id", &self.id)
             .field("name", &self.name())
-            .field("geometry", &self.metadata.geometry)
+            .field("geometry", &self.geometry)
             .finish_non_exhaustive()
     }
 }

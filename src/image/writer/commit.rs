@@ -1,7 +1,7 @@
 //! Flushing: everything that returned before becomes durable, payload before the tables that name it.
 //!
 //! The tables are snapshotted, with only the changes whose payload is written → flush → the log
-//! entries, as few as fit, sector bitmaps before the block allocation table → flush. The pages go to
+//! entries, as few as fit, metadata and sector bitmaps before the block allocation table → flush. The pages go to
 //! their places at the start of the next commit, whose first flush makes that durable, so that its
 //! entry needs nothing before itself.
 
@@ -106,12 +106,13 @@ impl VhdxFile {
     }
 
     /// Parts of a snapshot that is too large for one entry, in an order in which each may be the last
-    /// that survives: sector bitmaps, then where they lie, then the blocks that need them.
+    /// that survives: metadata and sector bitmaps, then where those lie, then the blocks that need them.
     fn split(&self, pages: Vec<Snapshot>, most: usize) -> Result<Vec<Vec<Snapshot>>> {
         let mut parts: [Vec<Snapshot>; 3] = Default::default();
         for page in pages {
             match page.kind {
-                PageKind::SectorBitmap => parts[0].push(page),
+                // Of these there are never more than fit into the first part.
+                PageKind::Metadata | PageKind::SectorBitmap => parts[0].push(page),
                 PageKind::BlockAllocationTable => {
                     parts[1].extend(self.with_bitmaps_only(&page)?);
                     parts[2].push(page);

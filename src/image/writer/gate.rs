@@ -50,6 +50,11 @@ impl Gate {
         Ok(Entered { state, range })
     }
 
+    /// Lets in a change that nobody sees who reads the disk: also where others are refused.
+    pub(super) fn enter_hidden(&self) -> RwLockReadGuard<'_, State> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits for all changes under way, and keeps others out until the guard is dropped.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)

@@ -7,6 +7,7 @@
 mod blocks;
 mod commit;
 mod data;
+mod edit;
 mod gate;
 mod growth;
 #[cfg(all(test, loom))]
@@ -15,6 +16,8 @@ mod pins;
 mod session;
 mod space;
 mod tables;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod tickets;
 mod watch;
 
@@ -28,6 +31,7 @@ use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
 
 use blocks::BlockLocks;
+pub(crate) use edit::ItemEdit;
 use gate::Gate;
 use growth::{Frozen, Growth};
 pub(crate) use pins::{Pin, Pins, Ticket};
@@ -50,7 +54,10 @@ pub(crate) struct Writer {
     /// Held by every change, and alone by whoever ends the session.
     ops: Gate,
     session: Mutex<Session>,
+    /// Whether the image has an identity that nobody else knows, so that visible changes may go on.
     begun: AtomicBool,
+    /// Held by whoever edits the metadata.
+    edits: Mutex<()>,
     /// Whether payload was written since the last flush started.
     payload_written: AtomicBool,
     flushes: Tickets,
@@ -72,6 +79,7 @@ impl Writer {
             ops: Gate::default(),
             session: Mutex::new(Session::new(file_len)),
             begun: AtomicBool::new(false),
+            edits: Mutex::new(()),
             payload_written: AtomicBool::new(false),
             flushes: Tickets::default(),
             watch: Watch::default(),

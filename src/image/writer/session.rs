@@ -16,23 +16,30 @@ use crate::types::MIB;
 /// What a session knows of its log and of what is durable.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// There from the first change on.
+    /// There from the first change on, be it one that nobody sees.
     pub(super) log: Option<LogWriter>,
     /// Length of the file at the start of the last completed flush.
     pub(super) flushed_len: u64,
     /// Length of the file when it was opened.
     pub(super) first_last: u64,
+    /// What the image is known by from the next visible change on, where that is settled.
+    next_identity: Option<Uuid>,
 }
 
 impl Session {
     pub(super) fn new(file_len: u64) -> Self {
-        Self { log: None, flushed_len: file_len, first_last: file_len.next_multiple_of(MIB) }
+        Self {
+            log: None,
+            flushed_len: file_len,
+            first_last: file_len.next_multiple_of(MIB),
+            next_identity: None,
+        }
     }
 }
 
 impl VhdxFile {
-    /// Does what must be durable before the first change of a session that a reader can see: a log
-    /// with a first entry, and headers with new identities.
+    /// Does what must be durable before the next change that a reader of the disk can see: a log with a first
+    /// entry, and headers with new identities.
     pub(super) fn begin(&self, writer: &Writer) -> Result<()> {
         writer.check()?;
         if writer.begun.load(Ordering::Acquire) {
@@ -42,13 +49,75 @@ impl VhdxFile {
         if writer.begun.load(Ordering::Acquire) {
             return writer.check();
         }
-        let begun = self.begin_log(writer, &mut session);
+        let identity = session.next_identity.take().unwrap_or_else(Uuid::new_v4);
+        let begun = match session.log {
+            None => self.begin_log(writer, &mut session, Some(identity)),
+            Some(_) => self.update_headers(writer, |header| header.data_write_guid = identity),
+        };
         begun.map_err(|error| writer.poisoned_by(error))?;
         writer.begun.store(true, Ordering::Release);
         Ok(())
     }
 
-    fn begin_log(&self, writer: &Writer, session: &mut Session) -> Result<()> {
+    /// Does what must be durable before a change that no reader of the disk can see: the image keeps the
+    /// identity that its children know.
+    #[allow(dead_code, reason = "the operations that change chains are built on it")]
+    pub(super) fn begin_hidden(&self, writer: &Writer) -> Result<()> {
+        writer.check()?;
+        let mut session = writer.session();
+        if session.log.is_some() {
+            return writer.check();
+        }
+        let begun = self.begin_log(writer, &mut session, None);
+        begun.map_err(|error| writer.poisoned_by(error))
+    }
+
+    /// Gives the image its next identity now, whether or not anything changes.
+    #[allow(dead_code, reason = "the operations that change chains are built on it")]
+    pub(crate) fn begin_with_next_identity(&self) -> Result<()> {
+        let writer = self.writer()?;
+        let _alone = writer.ops.write();
+        writer.begun.store(false, Ordering::Release);
+        self.begin(writer)
+    }
+
+    /// Settles what the image is known by from its next visible change on.
+    #[allow(dead_code, reason = "the operations that change chains are built on it")]
+    pub(crate) fn set_next_identity(&self, guid: Uuid) -> Result<()> {
+        self.writer()?.session().next_identity = Some(guid);
+        Ok(())
+    }
+
+    /// The identity by which a child may know the image as it stands: that is made durable, and the next
+    /// visible change gives the image another, even in this session.
+    pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
+        let Some(writer) = &self.writer else { return Ok(self.data_write_guid()) };
+        let _alone = writer.ops.write();
+        self.commit(writer)?;
+        self.hand_out_settled(writer)
+    }
+
+    /// The same for an image whose writes all returned and are durable, where the caller keeps others away.
+    #[allow(dead_code, reason = "the operations that change chains are built on it")]
+    pub(crate) fn hand_out_frozen_identity(&self) -> Result<Uuid> {
+        let Some(writer) = &self.writer else { return Ok(self.data_write_guid()) };
+        self.hand_out_settled(writer)
+    }
+
+    fn hand_out_settled(&self, writer: &Writer) -> Result<Uuid> {
+        writer.check()?;
+        if !planted("identity-kept-when-handed-out") {
+            writer.begun.store(false, Ordering::Release);
+        }
+        Ok(self.data_write_guid())
+    }
+
+    fn begin_log(
+        &self,
+        writer: &Writer,
+        session: &mut Session,
+        identity: Option<Uuid>,
+    ) -> Result<()> {
         // Whoever wrote before may have died between a header and its flush. The log that an older
         // header still names must not be written over before the newer one is durable.
         writer.flush()?;
@@ -78,8 +147,8 @@ impl VhdxFile {
         log.retire(&entry);
         self.update_headers(writer, |header| {
             header.file_write_guid = Uuid::new_v4();
-            if !planted("data-write-guid-kept") {
-                header.data_write_guid = Uuid::new_v4();
+            if let Some(identity) = identity.filter(|_| !planted("data-write-guid-kept")) {
+                header.data_write_guid = identity;
             }
             header.log_guid = guid;
         })?;
@@ -96,7 +165,7 @@ impl VhdxFile {
         self.commit(writer)?;
         let mut session = writer.session();
         writer.check()?;
-        if !writer.begun.load(Ordering::Acquire) {
+        if session.log.is_none() {
             return Ok(());
         }
         let ended = self.end_log(writer, &mut session);

@@ -1,4 +1,4 @@
-//! Pages of the block tables that were changed and do not stand in their place in the file yet.
+//! Pages of the block tables and the metadata that were changed and do not stand in their place in the file yet.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,9 +36,11 @@ struct ChangedPage {
     kind: PageKind,
 }
 
-/// Which table a page belongs to, in the order in which they go to the log.
+/// What a page belongs to, in the order in which they go to the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PageKind {
+    /// The metadata region: all its changed pages go to the log in one entry.
+    Metadata,
     SectorBitmap,
     BlockAllocationTable,
 }
@@ -103,7 +105,7 @@ impl Changed {
         self.dirty > 0
     }
 
-    /// The dirty pages, sector bitmaps first. They count as clean from here on: what changes next is
+    /// The dirty pages, metadata first and then sector bitmaps. They count as clean from here on: what changes next is
     /// for the next snapshot.
     pub(super) fn snapshot(&mut self) -> Vec<Snapshot> {
         let mut pages: Vec<Snapshot> = Vec::new();

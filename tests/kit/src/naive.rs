@@ -81,6 +81,8 @@ pub struct Layer {
     pub data_write_guid: Uuid,
     /// The parent locator's pairs.
     pub locator: Vec<(String, String)>,
+    /// All metadata items in the order of their table: GUID, flags and bytes.
+    pub items: Vec<(Uuid, u32, Vec<u8>)>,
     pub(crate) bat: (u64, u64),
 }
 
@@ -152,6 +154,7 @@ impl Layer {
             has_parent: false,
             data_write_guid: Uuid::nil(),
             locator: Vec::new(),
+            items: Vec::new(),
             bat: (0, 0),
         };
         if &it.get(0, 8)?[..] != b"vhdxfile" {
@@ -246,6 +249,7 @@ impl Layer {
             let (offset, length) = (u64::from(le32(e, 16)), u64::from(le32(e, 20)));
             let item = self.get(metadata.saturating_add(offset), length.min(1 << 20))?;
             let flags = le32(e, 24);
+            self.items.push((guid(e, 0), flags, item.clone()));
             if flags & 1 == 1 {
                 // A user's item: its GUID says nothing to us.
                 match flags & 4 {

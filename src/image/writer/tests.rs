@@ -1,0 +1,323 @@
+//! Edits of the metadata and the identities of sessions, seen from outside by the kit's naive reader.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use avhdx_testkit::build::{Block, Contents, Data, Image, Item};
+use avhdx_testkit::naive::Layer;
+use uuid::Uuid;
+
+use super::ItemEdit;
+use crate::error::ErrorKind;
+use crate::format::metadata::ItemFlags;
+use crate::image::LinkPaths;
+use crate::storage::{MemStorage, Storage};
+use crate::{Disk, OpenOptions, VhdxFile};
+
+const NOTE: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1111_2222_3333_4444);
+const OTHER: Uuid = Uuid::from_u128(0x4321_5678_9abc_def0_1111_2222_3333_4444);
+
+/// A file in memory that counts its flushes and can be looked at while it is in use.
+#[derive(Debug)]
+struct Watched(MemStorage, AtomicU64);
+
+impl Storage for Watched {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_at(buf, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.flush()
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+}
+
+impl Watched {
+    fn new(image: &Image) -> Arc<Self> {
+        Arc::new(Self(MemStorage::new(image.to_bytes()), AtomicU64::new(0)))
+    }
+
+    /// What the naive reader makes of the file as it is now.
+    fn layer(&self) -> Layer {
+        let mut bytes = vec![0; self.len().unwrap() as usize];
+        self.read_exact_at(&mut bytes, 0).unwrap();
+        Layer::from_bytes(bytes).unwrap()
+    }
+
+    fn open(self: &Arc<Self>) -> VhdxFile {
+        let options = OpenOptions::new().writable(true);
+        options.open_file(Arc::clone(self) as Arc<dyn Storage>).unwrap()
+    }
+}
+
+fn note(bytes: &[u8]) -> ItemEdit {
+    ItemEdit::Set { item: NOTE, flags: ItemFlags::USER, bytes: bytes.to_vec() }
+}
+
+fn found(layer: &Layer, item: Uuid, flags: u32) -> Option<Vec<u8>> {
+    let mut items = layer.items.iter().filter(|(guid, other, _)| (*guid, *other) == (item, flags));
+    let found = items.next().map(|(.., bytes)| bytes.clone());
+    assert!(items.next().is_none(), "twice");
+    found
+}
+
+#[test]
+fn items_are_added_replaced_and_removed_durably_and_children_still_know_the_image() {
+    let mut image = Image::dynamic(4 << 20);
+    image.put(1, Block::full(Data::Pattern(5)));
+    // The same GUID as a user's item and as none.
+    let both = Item::new("disk", NOTE, 2, Contents::Bytes(vec![9; 40]));
+    image.metadata.items.push(both);
+    let file = Watched::new(&image);
+    let disk = file.open();
+    let before = file.layer();
+    let known = disk.data_write_guid();
+    let others = |layer: &Layer| -> Vec<_> {
+        let other = |(guid, flags, _): &&(Uuid, u32, Vec<u8>)| (*guid, *flags) != (NOTE, 1);
+        layer.items.iter().filter(other).cloned().collect()
+    };
+    // Growing, shrinking, none, empty, and over the ends of pages.
+    for len in [10, 10, 5000, 4096, 3, 0, 200_000, 17] {
+        let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
+        disk.edit_metadata(&[note(&bytes)]).unwrap();
+        // With no word to the host since: as a crash leaves it.
+        let layer = file.layer();
+        assert_eq!(found(&layer, NOTE, 1), Some(bytes));
+        assert_eq!(others(&layer), others(&before));
+        assert_eq!(layer.data_write_guid, known);
+        assert_eq!(disk.disk_items().unwrap().len(), 1);
+        let infos = disk.info().metadata;
+        assert_eq!(infos.len(), layer.items.len());
+        assert_eq!(infos.last().map(|info| (info.guid, info.length)), Some((NOTE, len as u32)));
+    }
+    disk.edit_metadata(&[ItemEdit::Remove { item: NOTE, is_user: true }]).unwrap();
+    disk.edit_metadata(&[ItemEdit::Remove { item: OTHER, is_user: true }]).unwrap();
+    assert_eq!(file.layer().items, before.items);
+    assert_eq!(disk.data_write_guid(), known);
+    disk.close().unwrap();
+    drop(disk);
+    let layer = file.layer();
+    assert!(!layer.log_is_pending());
+    assert_eq!((layer.items, layer.data_write_guid), (before.items, known));
+    assert_eq!(file.open().count_blocks().unwrap().fully_present, 1);
+}
+
+#[test]
+fn an_edit_that_changes_nothing_writes_nothing() {
+    let file = Watched::new(&Image::dynamic(4 << 20));
+    let disk = file.open();
+    disk.edit_metadata(&[note(b"x")]).unwrap();
+    let flushes = file.1.load(Ordering::SeqCst);
+    disk.edit_metadata(&[note(b"x")]).unwrap();
+    disk.edit_metadata(&[ItemEdit::Remove { item: OTHER, is_user: true }]).unwrap();
+    disk.edit_metadata(&[]).unwrap();
+    assert_eq!(file.1.load(Ordering::SeqCst), flushes);
+    disk.edit_metadata(&[note(b"y")]).unwrap();
+    assert!(file.1.load(Ordering::SeqCst) - flushes <= 2, "one commit");
+}
+
+#[test]
+fn a_full_region_and_items_that_make_no_sense_change_nothing() {
+    let file = Watched::new(&Image::dynamic(4 << 20));
+    let disk = file.open();
+    let before = file.layer().items;
+    let set = |item, bytes| ItemEdit::Set { item, flags: ItemFlags::USER, bytes };
+    let refused = |edits: &[ItemEdit]| {
+        let error = disk.edit_metadata(edits).unwrap_err();
+        assert_eq!(file.layer().items, before);
+        (error.kind(), error.code())
+    };
+    let (unsupported, damaged) = (ErrorKind::Unsupported, ErrorKind::Damaged);
+    assert_eq!(refused(&[set(NOTE, vec![1; 1 << 20])]), (unsupported, "metadata.full"));
+    let large = [set(NOTE, vec![1; 500_000]), set(OTHER, vec![1; 500_000])];
+    assert_eq!(refused(&large), (unsupported, "metadata.full"));
+    let twice = [note(b"a"), note(b"b")];
+    assert_eq!(refused(&twice), (damaged, "metadata.duplicate"));
+    let required = [ItemEdit::Set { item: NOTE, flags: ItemFlags::REQUIRED, bytes: vec![1] }];
+    assert_eq!(refused(&required), (unsupported, "metadata.unknown-required"));
+    let gone =
+        [ItemEdit::Remove { item: crate::format::metadata::VIRTUAL_DISK_ID, is_user: false }];
+    assert_eq!(refused(&gone).1, "metadata.missing");
+    let many: Vec<ItemEdit> = (1..=1025).map(|i| set(Uuid::from_u128(i), vec![1])).collect();
+    assert_eq!(refused(&many), (damaged, "metadata.user-count"));
+    disk.edit_metadata(&[set(NOTE, vec![1; 400_000])]).unwrap();
+    assert_eq!(found(&file.layer(), NOTE, 1), Some(vec![1; 400_000]));
+    // Where the region has room, an entry of the log may have none.
+    let mut image = Image::dynamic(4 << 20);
+    (image.metadata_length, image.bat_offset) = (3 << 20, 8 << 20);
+    let disk = Watched::new(&image).open();
+    let error = disk.edit_metadata(&[set(NOTE, vec![1; 1 << 20])]).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (unsupported, "metadata.edit-size"));
+    disk.edit_metadata(&[set(NOTE, vec![1; 1_000_000])]).unwrap();
+}
+
+#[test]
+fn a_link_is_changed_with_all_else_kept() {
+    let mut image = Image::child(4 << 20, Uuid::from_u128(1));
+    image.parent_path(r".\base.vhdx");
+    image.locator.set("of somebody else", "a value");
+    let file = Watched::new(&image);
+    let disk = file.open();
+    let known = disk.data_write_guid();
+    let pairs = |layer: Layer| layer.locator;
+    let mut expected = pairs(file.layer());
+    let (new, second) = (Uuid::from_u128(0xAB), Uuid::from_u128(0xCD));
+    disk.relink(new, Some(second), LinkPaths::Keep).unwrap();
+    let linkage = expected.iter_mut().find(|(key, _)| key == "parent_linkage").unwrap();
+    linkage.1 = "{00000000-0000-0000-0000-0000000000ab}".into();
+    let one = expected.clone();
+    expected.push(("parent_linkage2".into(), "{00000000-0000-0000-0000-0000000000cd}".into()));
+    assert_eq!(pairs(file.layer()), expected);
+    let link = disk.parent_link().unwrap().unwrap();
+    assert_eq!((link.linkage, link.linkage2), (new, Some(second)));
+    disk.relink(new, None, LinkPaths::Keep).unwrap();
+    assert_eq!(pairs(file.layer()), one);
+    assert_eq!(disk.data_write_guid(), known);
+    let base = Watched::new(&Image::dynamic(4 << 20)).open();
+    assert_eq!(base.relink(new, None, LinkPaths::Keep).unwrap_err().code(), "link.no-parent");
+}
+
+#[test]
+fn edits_and_writes_do_not_disturb_each_other() {
+    const ROUNDS: u64 = 60;
+    let file = Watched::new(&Image::dynamic(64 << 20));
+    let disk = file.open();
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..ROUNDS {
+                let bytes = vec![i as u8; (i * 331 % 9000) as usize + 1];
+                disk.edit_metadata(&[note(&bytes)]).unwrap();
+                let layer = file.layer();
+                assert_eq!(found(&layer, NOTE, 1), Some(bytes));
+            }
+            is_done.store(true, Ordering::SeqCst);
+        });
+        scope.spawn(|| {
+            let mut i = 0;
+            while !is_done.load(Ordering::SeqCst) {
+                disk.write_at(&[i as u8 | 1; 600], (i % 60) << 20).unwrap();
+                if i % 7 == 0 {
+                    disk.flush().unwrap();
+                }
+                if i % 31 == 0 {
+                    disk.close().unwrap();
+                }
+                i += 1;
+            }
+        });
+        scope.spawn(|| {
+            while !is_done.load(Ordering::SeqCst) {
+                let id = disk.hand_out_identity().unwrap();
+                assert!(!id.is_nil());
+                std::thread::yield_now();
+            }
+        });
+    });
+    disk.close().unwrap();
+    let mut here = vec![0; 64 << 20];
+    disk.read_at(&mut here, 0).unwrap();
+    let naive = avhdx_testkit::naive::Chain(vec![file.layer()]);
+    assert!(naive.flat(0).unwrap() == here);
+}
+
+#[test]
+fn an_identity_that_was_handed_out_is_of_no_later_bytes() {
+    let file = Watched::new(&Image::dynamic(4 << 20));
+    let disk = file.open();
+    let first = disk.data_write_guid();
+    assert_eq!(disk.hand_out_identity().unwrap(), first, "nothing was written");
+    disk.write_at(&[1; 512], 0).unwrap();
+    let second = disk.data_write_guid();
+    assert_ne!(second, first);
+    disk.write_at(&[2; 512], 0).unwrap();
+    assert_eq!(disk.hand_out_identity().unwrap(), second);
+    // What goes by that identity is durable.
+    let naive = avhdx_testkit::naive::Chain(vec![file.layer()]);
+    assert_eq!(naive.0[0].data_write_guid, second);
+    assert_eq!(naive.read(0, 0, 512).unwrap(), [2; 512]);
+    // In the same session, with an open log.
+    disk.write_at(&[3; 512], 0).unwrap();
+    let third = disk.data_write_guid();
+    assert!(third != second && third != first);
+    assert_eq!(file.layer().data_write_guid, third, "before the bytes");
+    disk.write_at(&[4; 512], 0).unwrap();
+    assert_eq!(disk.data_write_guid(), third);
+    disk.write_zeroes(0..1 << 20, crate::Zeroing::MayUnmap).unwrap();
+    assert_eq!(disk.hand_out_identity().unwrap(), third);
+    disk.write_zeroes(0..1 << 20, crate::Zeroing::MayUnmap).unwrap();
+    assert_eq!(disk.data_write_guid(), third, "zeros already");
+    disk.write_zeroes(1 << 20..2 << 20, crate::Zeroing::MayUnmap).unwrap();
+    assert_eq!(disk.data_write_guid(), third, "zeros already");
+    assert_eq!(disk.hand_out_frozen_identity().unwrap(), third);
+    disk.write_at(&[5; 512], 0).unwrap();
+    assert_ne!(disk.data_write_guid(), third);
+    // What is frozen may still get a mark.
+    let frozen = disk.freeze(|| disk.hand_out_frozen_identity()).unwrap();
+    disk.edit_metadata(&[note(b"frozen")]).unwrap();
+    let layer = file.layer();
+    assert_eq!((layer.data_write_guid, found(&layer, NOTE, 1)), (frozen, Some(b"frozen".to_vec())));
+    disk.thaw().unwrap();
+    disk.write_at(&[6; 512], 0).unwrap();
+    assert_ne!(disk.data_write_guid(), frozen);
+}
+
+#[test]
+fn the_next_identity_is_taken_by_the_next_visible_change_or_at_once() {
+    let file = Watched::new(&Image::dynamic(4 << 20));
+    let disk = file.open();
+    let (first, next) = (disk.data_write_guid(), Uuid::from_u128(77));
+    disk.set_next_identity(next).unwrap();
+    disk.edit_metadata(&[note(b"hidden")]).unwrap();
+    assert_eq!(file.layer().data_write_guid, first);
+    disk.write_at(&[1; 512], 0).unwrap();
+    assert_eq!((disk.data_write_guid(), file.layer().data_write_guid), (next, next));
+    disk.close().unwrap();
+    disk.write_at(&[2; 512], 0).unwrap();
+    assert!(![first, next].contains(&disk.data_write_guid()), "taken once");
+
+    for before in [|_: &VhdxFile| {}, |disk: &VhdxFile| disk.write_at(&[9], 9).unwrap()] {
+        before(&disk);
+        let third = Uuid::new_v4();
+        disk.set_next_identity(third).unwrap();
+        disk.begin_with_next_identity().unwrap();
+        assert_eq!(file.layer().data_write_guid, third);
+        disk.write_at(&[3; 512], 0).unwrap();
+        assert_eq!(disk.data_write_guid(), third);
+        disk.close().unwrap();
+    }
+    let read_only = OpenOptions::new().open_file(file as Arc<dyn Storage>).unwrap();
+    assert_eq!(read_only.begin_with_next_identity().unwrap_err().kind(), ErrorKind::ReadOnly);
+}
+
+#[test]
+fn a_child_made_of_an_image_in_use_knows_it_until_it_changes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, child) = (folder.path().join("b.vhdx"), folder.path().join("c.avhdx"));
+    let disk = crate::CreateOptions::dynamic(4 << 20).block_size(1 << 20).create(&base).unwrap();
+    disk.write_at(&[1; 512], 0).unwrap();
+    crate::CreateOptions::child_of(&disk).unwrap().create(&child).unwrap().close().unwrap();
+    // The same session, whose log is not empty.
+    let open = OpenOptions::new().lock(crate::Lock::None);
+    let mut sector = [0; 512];
+    open.open(&child).unwrap().read_at(&mut sector, 0).unwrap();
+    assert_eq!(sector, [1; 512]);
+    disk.write_at(&[2; 512], 0).unwrap();
+    for _ in 0..2 {
+        let error = open.open(&child).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ParentMismatch, "{error}");
+        disk.close().unwrap();
+    }
+}
