@@ -105,8 +105,9 @@ pub use cursor::Cursor;
 pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
 pub use image::{
-    BlockCounts, Budget, Counters, CreateOptions, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo,
-    Lock, LogInfo, LogPolicy, LogState, ParentLink, RegionInfo, VhdxFile, Warning,
+    BlockCounts, Budget, CheckpointMark, Counters, CreateOptions, HeaderInfo, ImageInfo, ItemInfo,
+    LocatorInfo, Lock, LogInfo, LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo,
+    VhdxFile, Warning,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;

@@ -7,6 +7,7 @@ pub(crate) mod header;
 pub(crate) mod identifier;
 pub(crate) mod locator;
 pub(crate) mod log_entry;
+pub(crate) mod marks;
 pub(crate) mod metadata;
 pub(crate) mod region;
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use uuid::Uuid;
 
@@ -12,6 +13,7 @@ use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN};
 use crate::format::header::Header;
 use crate::format::identifier::FileIdentifier;
 use crate::format::locator::{self, ParentLocator};
+use crate::format::marks::{self, CheckpointMark};
 use crate::format::metadata::{
     self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
 };
@@ -56,6 +58,7 @@ pub struct CreateOptions {
     file_write_guid: Uuid,
     data_write_guid: Uuid,
     parent: Option<Parent>,
+    checkpoint: Option<CheckpointMark>,
 }
 
 /// What a child takes from its parent.
@@ -86,6 +89,7 @@ impl CreateOptions {
             file_write_guid: Uuid::new_v4(),
             data_write_guid: Uuid::new_v4(),
             parent: None,
+            checkpoint: None,
         }
     }
 
@@ -102,6 +106,16 @@ impl CreateOptions {
     /// # Errors
     /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`].
     pub fn child_of(parent: &VhdxFile) -> Result<Self> {
+        Self::child_with(parent, parent.hand_out_identity()?)
+    }
+
+    /// The same within a [`freeze`](VhdxFile::freeze) of the parent.
+    #[allow(dead_code, reason = "the operations that change chains are built on it")]
+    pub(crate) fn child_of_frozen(parent: &VhdxFile) -> Result<Self> {
+        Self::child_with(parent, parent.hand_out_frozen_identity()?)
+    }
+
+    fn child_with(parent: &VhdxFile, linkage: Uuid) -> Result<Self> {
         let geometry = parent.geometry();
         Ok(Self {
             block_size: 2 << 20,
@@ -109,7 +123,7 @@ impl CreateOptions {
             physical_sector: geometry.physical_sector,
             disk_id: parent.disk_id(),
             parent: Some(Parent {
-                linkage: parent.hand_out_identity()?,
+                linkage,
                 logical_sector: geometry.logical_sector,
                 path: parent.path().map(Path::to_path_buf),
                 relative_path: None,
@@ -176,6 +190,13 @@ impl CreateOptions {
         if let Some(parent) = &mut self.parent {
             parent.absolute_win32_path = Some(path.into());
         }
+        self
+    }
+
+    /// Marks the image as made by a checkpoint: what the point in time below it is called, up to 4096 bytes,
+    /// and when that was, to the second. See [`VhdxFile::checkpoint`].
+    pub fn checkpoint(mut self, label: impl Into<String>, time: SystemTime) -> Self {
+        self.checkpoint = Some(CheckpointMark { label: label.into(), time });
         self
     }
 
@@ -364,6 +385,9 @@ impl CreateOptions {
             let copied = parent.items.iter();
             items.extend(copied.map(|(entry, bytes)| (entry.item, entry.flags, bytes.clone())));
         }
+        if let Some(mark) = &self.checkpoint {
+            items.push((marks::CHECKPOINT, ItemFlags::USER, mark.to_bytes()));
+        }
         let mut table = MetadataTable { entries: Vec::new() };
         let mut bytes = vec![0; MetadataTable::LEN];
         for (item, flags, contents) in items {
@@ -410,6 +434,11 @@ impl CreateOptions {
         let creator = self.creator.encode_utf16().count();
         if creator > 256 {
             return refuse("length of the creator", creator as u64, "at most 256 UTF-16 units");
+        }
+        let label = self.checkpoint.as_ref().map_or(0, |mark| mark.label.len());
+        if label > CheckpointMark::MOST_LABEL {
+            let expected = format!("at most {} bytes", CheckpointMark::MOST_LABEL);
+            return refuse("length of the label", label as u64, &expected);
         }
         let Some(parent) = &self.parent else { return Ok(()) };
         if parent.logical_sector != self.logical_sector {

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::metadata::Metadata;
-use super::{FoundLog, VhdxFile};
+use super::{CheckpointMark, FoundLog, MergeMark, VhdxFile};
 use crate::disk::{Disk, Geometry};
 use crate::error::Result;
 use crate::format::bat::PayloadState;
@@ -45,6 +45,10 @@ pub struct ImageInfo {
     pub disk_id: Uuid,
     /// The parent locator as recorded.
     pub locator: Option<LocatorInfo>,
+    /// What the point in time below the image is called, where a checkpoint made the image.
+    pub checkpoint: Option<CheckpointMark>,
+    /// The merge that concerns the image and is not over.
+    pub merge: Option<MergeMark>,
     /// Length of the file in bytes, a replayed log included.
     pub file_len: u64,
 }
@@ -216,6 +220,8 @@ impl VhdxFile {
                 offset: FileOffset::new(placed.at),
                 entries: placed.locator.entries.clone(),
             }),
+            checkpoint: metadata.marks.checkpoint.clone(),
+            merge: metadata.marks.merge.clone(),
             file_len: self.file_len(),
         }
     }

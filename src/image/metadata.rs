@@ -2,9 +2,11 @@
 
 use uuid::Uuid;
 
+use super::marks::Marks;
 use crate::disk::Geometry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
+use crate::format::marks::{self, CheckpointMark, MergeMark};
 use crate::format::metadata::{
     self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
 };
@@ -21,6 +23,7 @@ pub(crate) struct Metadata {
     pub(crate) disk_id: Uuid,
     /// There if and only if the image is a differencing one.
     pub(crate) locator: Option<PlacedLocator>,
+    pub(crate) marks: Marks,
 }
 
 /// A parent locator, and where in the file it stands.
@@ -89,7 +92,7 @@ impl Inspected {
 
 impl Metadata {
     pub(crate) fn load(storage: &dyn Storage, region: &RegionEntry) -> Result<Self> {
-        strict(|on| {
+        let mut metadata = strict(|on| {
             let found = Inspected::new(storage, region, on)?;
             let geometry =
                 Geometry::new(found.size?, found.logical_sector?, found.physical_sector?);
@@ -99,8 +102,11 @@ impl Metadata {
                 disk_id: found.disk_id?,
                 locator: found.locator,
                 table: found.table,
+                marks: Marks::default(),
             })
-        })
+        })?;
+        metadata.marks = Marks::find(storage, region, &metadata.table)?;
+        Ok(metadata)
     }
 
     /// The items that describe the virtual disk and that the format does not define, with their bytes.
@@ -127,6 +133,33 @@ impl Metadata {
     }
 }
 
+impl Marks {
+    /// Reads the marks that the table of a region names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`]; a mark that makes no sense is no error.
+    pub(crate) fn find(
+        storage: &dyn Storage,
+        region: &RegionEntry,
+        table: &MetadataTable,
+    ) -> Result<Self> {
+        let at = region.offset.get();
+        let items = Items { storage, table, at, region_len: region.length };
+        let mut marks = Self::default();
+        if let Some((bytes, place)) = items.of_user(marks::CHECKPOINT)? {
+            marks.checkpoint = said(CheckpointMark::parse(&bytes, place).map(Some), &mut |error| {
+                marks.unreadable.push(error);
+            });
+        }
+        if let Some((bytes, place)) = items.of_user(marks::MERGE)? {
+            marks.merge = said(MergeMark::parse(&bytes, place).map(Some), &mut |error| {
+                marks.unreadable.push(error);
+            });
+        }
+        Ok(marks)
+    }
+}
+
 /// The items of a table, to be read one by one.
 struct Items<'a> {
     storage: &'a dyn Storage,
@@ -150,6 +183,16 @@ impl Items<'_> {
                 .with_found(entry.length)
                 .with_expected(len));
         }
+        Ok(Some((self.bytes(entry)?, self.at + u64::from(entry.offset))))
+    }
+
+    /// An item of a user that is placed, and where in the file it stands.
+    fn of_user(&self, item: Uuid) -> Result<Option<(Vec<u8>, u64)>> {
+        let is_it = |e: &&MetadataEntry| e.item == item && e.flags.contains(ItemFlags::USER);
+        let entry = self.table.entries.iter().find(is_it);
+        let Some(entry) = entry.filter(|entry| entry.is_placed(self.region_len)) else {
+            return Ok(None);
+        };
         Ok(Some((self.bytes(entry)?, self.at + u64::from(entry.offset))))
     }
 

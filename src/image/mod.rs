@@ -7,6 +7,7 @@ mod create;
 mod foreign;
 mod info;
 mod link;
+mod marks;
 mod metadata;
 mod open;
 mod policy;
@@ -46,9 +47,12 @@ pub use info::{
 pub use link::ParentLink;
 pub use policy::{Lock, LogPolicy};
 
+pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
+
 pub(crate) use children::ChildSearch;
 pub(crate) use counters::{IndexTally, Tally};
 pub(crate) use foreign::refuse_vhd_set;
+pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
     check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,

@@ -79,6 +79,10 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let regions = current_regions(&region_tables)?;
     let (bat, metadata_region) = known_regions(regions, header, file_len)?;
     let metadata = Metadata::load(storage.as_ref(), &metadata_region)?;
+    warnings.extend(metadata.marks.unreadable.iter().map(|error| Warning {
+        code: error.code(),
+        message: format!("{}: {}", storage.name(), error.message()),
+    }));
     let layout = BlockLayout::new(
         metadata.file.block_size,
         metadata.geometry.logical_sector,

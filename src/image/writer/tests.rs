@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
 use avhdx_testkit::build::{Block, Contents, Data, Image, Item};
 use avhdx_testkit::naive::Layer;
@@ -13,7 +14,7 @@ use crate::error::ErrorKind;
 use crate::format::metadata::ItemFlags;
 use crate::image::LinkPaths;
 use crate::storage::{MemStorage, Storage};
-use crate::{Disk, OpenOptions, VhdxFile};
+use crate::{Disk, MergeMark, MergeState, OpenOptions, VhdxFile};
 
 const NOTE: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1111_2222_3333_4444);
 const OTHER: Uuid = Uuid::from_u128(0x4321_5678_9abc_def0_1111_2222_3333_4444);
@@ -319,5 +320,99 @@ fn a_child_made_of_an_image_in_use_knows_it_until_it_changes() {
         let error = open.open(&child).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::ParentMismatch, "{error}");
         disk.close().unwrap();
+    }
+}
+
+fn merge_mark(state: MergeState) -> MergeMark {
+    MergeMark { state, other: OTHER, name: "other.avhdx".into(), low_space: true }
+}
+
+/// The bytes that the documented layout of a merge mark gives.
+fn merge_bytes(state: u8) -> Vec<u8> {
+    let head = [1, 0, state, 1, 11, 0, 0, 0];
+    [&head[..], &OTHER.to_bytes_le(), b"other.avhdx"].concat()
+}
+
+const MERGE: Uuid = Uuid::from_u128(0x917330e3_c6a3_4d5f_913e_f0fa001aaec7);
+const CHECKPOINT: Uuid = Uuid::from_u128(0x21898540_3963_47d4_a9ed_35ef1adeb3c0);
+
+#[test]
+fn marks_are_set_and_removed_and_change_with_a_link_at_once() {
+    let mut image = Image::child(4 << 20, Uuid::from_u128(1));
+    image.parent_path(r".\base.vhdx");
+    let file = Watched::new(&image);
+    let disk = file.open();
+    assert_eq!((disk.merge_mark(), disk.checkpoint()), (None, None));
+    let link = disk.locator_edit(Uuid::from_u128(2), Some(OTHER), LinkPaths::Keep).unwrap();
+    let flushes = file.1.load(Ordering::SeqCst);
+    let mark = merge_mark(MergeState::Merging);
+    disk.edit_metadata(&[ItemEdit::merge_mark(Some(&mark)), link]).unwrap();
+    let first = file.1.load(Ordering::SeqCst) - flushes;
+    assert_eq!(found(&file.layer(), MERGE, 1), Some(merge_bytes(1)));
+    assert_eq!(disk.merge_mark(), Some(mark));
+    let of_link = disk.parent_link().unwrap().unwrap();
+    assert_eq!((of_link.linkage, of_link.linkage2), (Uuid::from_u128(2), Some(OTHER)));
+    for (state, number) in [(MergeState::Spent, 2), (MergeState::Target, 3)] {
+        let mark = merge_mark(state);
+        disk.edit_metadata(&[ItemEdit::merge_mark(Some(&mark))]).unwrap();
+        assert_eq!(found(&file.layer(), MERGE, 1), Some(merge_bytes(number)));
+        assert_eq!((disk.merge_mark(), disk.info().merge), (Some(mark.clone()), Some(mark)));
+    }
+    assert!(file.1.load(Ordering::SeqCst) - flushes <= first + 4, "two flushes each");
+    disk.edit_metadata(&[ItemEdit::merge_mark(None)]).unwrap();
+    assert_eq!((found(&file.layer(), MERGE, 1), disk.merge_mark()), (None, None));
+    drop(disk);
+    assert_eq!(file.layer().items.len(), 6);
+}
+
+#[test]
+fn a_checkpoint_is_named_in_the_child_and_in_no_child_of_that() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let base = crate::CreateOptions::dynamic(4 << 20).create(path("b.vhdx")).unwrap();
+    let time = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let options = crate::CreateOptions::child_of(&base).unwrap();
+    let child = options.clone().checkpoint("vor dem Umbau ä", time + Duration::from_millis(7));
+    let child = child.create(path("c.avhdx")).unwrap();
+    let mark = child.checkpoint().unwrap();
+    assert_eq!((mark.label.as_str(), mark.time), ("vor dem Umbau ä", time));
+    assert_eq!(child.info().checkpoint, Some(mark));
+    child.edit_metadata(&[ItemEdit::merge_mark(Some(&merge_mark(MergeState::Target)))]).unwrap();
+    let above = crate::CreateOptions::child_of(&child).unwrap().create(path("d.avhdx")).unwrap();
+    assert_eq!((above.checkpoint(), above.merge_mark()), (None, None));
+    child.close().unwrap();
+    let naive = Layer::open(path("c.avhdx")).unwrap();
+    let label = "vor dem Umbau ä".as_bytes();
+    let head = [1, 0, 0, 0, 16, 0, 0, 0, 0x00, 0xF1, 0x53, 0x65, 0, 0, 0, 0];
+    assert_eq!(found(&naive, CHECKPOINT, 1), Some([&head[..], label].concat()));
+    let long = options.checkpoint("x".repeat(4097), time);
+    let error = long.create(path("e.avhdx")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn marks_that_make_no_sense_are_said_and_pass_for_none() {
+    let mut rng = avhdx_testkit::rng::Rng::new(3);
+    for round in 0..200 {
+        let mut bytes = merge_bytes(3);
+        if round > 0 {
+            for _ in 0..=rng.below(3) {
+                let at = rng.below(bytes.len() as u64) as usize;
+                bytes[at] = rng.below(256) as u8;
+            }
+            bytes.truncate(rng.below(2 * bytes.len() as u64) as usize);
+        }
+        let mut image = Image::dynamic(4 << 20);
+        for item in [MERGE, CHECKPOINT] {
+            image.metadata.items.push(Item::new("mark", item, 1, Contents::Bytes(bytes.clone())));
+        }
+        // Of no user: something else.
+        image.metadata.items.push(Item::new("else", MERGE, 0, Contents::Bytes(bytes)));
+        let disk = Watched::new(&image).open();
+        let said = disk.warnings().iter().filter(|warning| warning.code == "mark.unreadable");
+        let none =
+            usize::from(disk.merge_mark().is_none()) + usize::from(disk.checkpoint().is_none());
+        assert_eq!(said.count(), none, "{:?}", disk.warnings());
+        assert!(round > 0 || disk.merge_mark() == Some(merge_mark(MergeState::Target)));
     }
 }

@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind};
 use crate::format::locator::ParentLocator;
 use crate::format::metadata::{self, FileFlags};
 use crate::format::region::RegionEntry;
-use crate::image::{Inspected, ParentLink, PlacedLocator, table_bytes};
+use crate::image::{Inspected, Marks, ParentLink, PlacedLocator, table_bytes};
 use crate::storage::Storage;
 
 /// The start of the locator item, where its reserved field is.
@@ -39,6 +39,9 @@ pub(super) fn check(
                     .with_expected("one of them"),
             );
         }
+    }
+    if let Ok(marks) = Marks::find(storage, region, &found.table) {
+        marks.unreadable.into_iter().for_each(|error| findings.warning(error));
     }
     if let Some(placed) = &found.locator {
         locator(storage, placed, findings);

@@ -1,0 +1,280 @@
+//! Marks that this crate leaves among the metadata items of users: what a checkpoint is called, and which
+//! merge is under way.
+//!
+//! Both are items of users and not of the virtual disk: who does not know them passes them by, and no child
+//! takes them over. All numbers are little-endian, texts UTF-8 without a final zero.
+//!
+//! The checkpoint mark, item `21898540-3963-47d4-a9ed-35ef1adeb3c0`, in the child that a checkpoint made; it
+//! names the point in time below it:
+//!
+//! | Offset | Bytes | What |
+//! |---|---|---|
+//! | 0 | 2 | version: 1 |
+//! | 2 | 2 | reserved: 0 |
+//! | 4 | 4 | length of the label in bytes |
+//! | 8 | 8 | time of the checkpoint in seconds since 1970-01-01 UTC, signed |
+//! | 16 | | label |
+//!
+//! The merge mark, item `917330e3-c6a3-4d5f-913e-f0fa001aaec7`, in the images that a merge concerns as long as
+//! it is not over:
+//!
+//! | Offset | Bytes | What |
+//! |---|---|---|
+//! | 0 | 2 | version: 1 |
+//! | 2 | 1 | state: 1 merging, 2 spent, 3 target |
+//! | 3 | 1 | flags: bit 0, the space of what was moved is freed at once |
+//! | 4 | 4 | length of the name in bytes |
+//! | 8 | 16 | identity of the other image |
+//! | 24 | | name of the other image |
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use uuid::{Uuid, uuid};
+
+use super::{Fields, FieldsMut};
+use crate::error::{Error, ErrorKind, Result};
+
+pub(crate) const CHECKPOINT: Uuid = uuid!("21898540-3963-47d4-a9ed-35ef1adeb3c0");
+pub(crate) const MERGE: Uuid = uuid!("917330e3-c6a3-4d5f-913e-f0fa001aaec7");
+
+const VERSION: u16 = 1;
+const CHECKPOINT_LEN: usize = 16;
+const MERGE_LEN: usize = 24;
+const LOW_SPACE: u8 = 1;
+
+/// What a checkpoint left in the child that it made. It names the point in time below that child.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CheckpointMark {
+    /// What the user called it; may be empty.
+    pub label: String,
+    /// When it was made, to the second.
+    pub time: SystemTime,
+}
+
+/// What a merge left in an image that it concerns, as long as it is not over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergeMark {
+    /// What becomes of the image.
+    pub state: MergeState,
+    /// The identity of the other image: of a child the one that its parent has while it is merged into, of
+    /// the parent the child's.
+    pub other: Uuid,
+    /// What the file of the other image was called when the merge began.
+    pub name: String,
+    /// Whether the child gives up the space of what was moved at once.
+    pub low_space: bool,
+}
+
+/// What becomes of an image that a merge concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum MergeState {
+    /// A child whose contents are moved into its parent. Seen through the child, the disk is as it was.
+    Merging,
+    /// A child whose contents are all in its parent: nothing of it is needed any more.
+    Spent,
+    /// A parent that takes a child's contents. Alone it holds a mixture of two points in time.
+    Target,
+}
+
+impl CheckpointMark {
+    /// Most bytes of a label.
+    pub(crate) const MOST_LABEL: usize = 4096;
+
+    /// Parses the item, which stands at `at` in its file.
+    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        let what = "checkpoint mark";
+        check_head(bytes, CHECKPOINT_LEN, what, at)?;
+        let seconds = Fields(bytes).u64(8) as i64;
+        let distance = Duration::from_secs(seconds.unsigned_abs());
+        let time = match seconds {
+            0.. => UNIX_EPOCH.checked_add(distance),
+            _ => UNIX_EPOCH.checked_sub(distance),
+        };
+        let time = time.ok_or_else(|| {
+            unreadable(what, at + 8).with_found(seconds).with_expected("seconds since 1970")
+        })?;
+        Ok(Self { label: text(bytes, CHECKPOINT_LEN, what, at)?, time })
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+        let seconds = match self.time.duration_since(UNIX_EPOCH) {
+            Ok(after) => seconds(after),
+            Err(before) => -seconds(before.duration()),
+        };
+        let mut bytes = vec![0; CHECKPOINT_LEN];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.u16(0, VERSION);
+        fields.u32(4, self.label.len() as u32);
+        fields.u64(8, seconds as u64);
+        bytes.extend(self.label.as_bytes());
+        bytes
+    }
+}
+
+impl MergeMark {
+    /// Parses the item, which stands at `at` in its file.
+    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        let what = "merge mark";
+        check_head(bytes, MERGE_LEN, what, at)?;
+        let state = match bytes[2] {
+            1 => MergeState::Merging,
+            2 => MergeState::Spent,
+            3 => MergeState::Target,
+            other => {
+                return Err(unreadable(what, at + 2).with_found(other).with_expected("1 to 3"));
+            }
+        };
+        Ok(Self {
+            state,
+            other: Fields(bytes).guid(8),
+            name: text(bytes, MERGE_LEN, what, at)?,
+            low_space: bytes[3] & LOW_SPACE != 0,
+        })
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = vec![0; MERGE_LEN];
+        bytes[2] = match self.state {
+            MergeState::Merging => 1,
+            MergeState::Spent => 2,
+            MergeState::Target => 3,
+        };
+        bytes[3] = if self.low_space { LOW_SPACE } else { 0 };
+        let mut fields = FieldsMut(&mut bytes);
+        fields.u16(0, VERSION);
+        fields.u32(4, self.name.len() as u32);
+        fields.guid(8, self.other);
+        bytes.extend(self.name.as_bytes());
+        bytes
+    }
+}
+
+/// Refuses an item that is too short for its fixed fields, or of a version that nobody knows yet.
+fn check_head(bytes: &[u8], len: usize, what: &str, at: u64) -> Result<()> {
+    if bytes.len() < len {
+        return Err(unreadable(what, at)
+            .with_found(format_args!("{} bytes", bytes.len()))
+            .with_expected(format_args!("at least {len}")));
+    }
+    let version = Fields(bytes).u16(0);
+    if version != VERSION {
+        return Err(unreadable(what, at)
+            .with_found(format_args!("version {version}"))
+            .with_expected(format_args!("version {VERSION}")));
+    }
+    Ok(())
+}
+
+/// The text behind the fixed fields, whose length stands at byte 4.
+fn text(bytes: &[u8], start: usize, what: &str, at: u64) -> Result<String> {
+    let len = Fields(bytes).u32(4) as usize;
+    let raw = bytes[start..].get(..len).ok_or_else(|| {
+        unreadable(what, at + 4)
+            .with_found(format_args!("{len} bytes of text"))
+            .with_expected(format_args!("at most {}", bytes.len() - start))
+    })?;
+    let text = std::str::from_utf8(raw).map_err(|_| {
+        unreadable(what, at + start as u64)
+            .with_found(format_args!("{:?}", String::from_utf8_lossy(raw)))
+            .with_expected("UTF-8")
+    })?;
+    Ok(text.to_owned())
+}
+
+fn unreadable(what: &str, at: u64) -> Error {
+    let message = format!("a {what} that cannot be read");
+    Error::new(ErrorKind::Damaged, "mark.unreadable", message).at(at)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn literal_checkpoint_mark() {
+        let literal = [
+            1, 0, 0, 0, 6, 0, 0, 0, 0x80, 0x51, 1, 0, 0, 0, 0, 0, b'b', b'e', b'f', b'o', 0xC3,
+            0xA4,
+        ];
+        let time = UNIX_EPOCH + Duration::from_secs(86_400);
+        let mark = CheckpointMark { label: "befoä".into(), time };
+        assert_eq!(CheckpointMark::parse(&literal, 0).unwrap(), mark);
+        assert_eq!(mark.to_bytes(), literal);
+        let early =
+            CheckpointMark { label: String::new(), time: UNIX_EPOCH - Duration::from_secs(2) };
+        assert_eq!(early.to_bytes()[8..], [0xFE, 255, 255, 255, 255, 255, 255, 255]);
+        assert_eq!(CheckpointMark::parse(&early.to_bytes(), 0).unwrap(), early);
+    }
+
+    #[test]
+    fn literal_merge_mark() {
+        let literal = [
+            1, 0, 3, 1, 2, 0, 0, 0, 0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xAA,
+            0xBB, 0xCC, 0xDD, 0xEE, 0xFF, b'c', b'.',
+        ];
+        let mut mark = MergeMark {
+            state: MergeState::Target,
+            other: uuid!("00112233-4455-6677-8899-aabbccddeeff"),
+            name: "c.".into(),
+            low_space: true,
+        };
+        assert_eq!(MergeMark::parse(&literal, 0).unwrap(), mark);
+        assert_eq!(mark.to_bytes(), literal);
+        for (number, state) in [(1, MergeState::Merging), (2, MergeState::Spent)] {
+            mark.state = state;
+            mark.low_space = false;
+            assert_eq!(mark.to_bytes()[2..4], [number, 0]);
+            assert_eq!(MergeMark::parse(&mark.to_bytes(), 0).unwrap(), mark);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_said_with_its_place() {
+        let good = MergeMark {
+            state: MergeState::Spent,
+            other: Uuid::nil(),
+            name: "name".into(),
+            low_space: false,
+        };
+        let good = good.to_bytes();
+        let with = |at: usize, byte: u8| {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            bytes
+        };
+        for (bytes, at) in [
+            (with(0, 2), 100),
+            (with(2, 0), 102),
+            (with(2, 4), 102),
+            (with(4, 5), 104),
+            (with(7, 255), 104),
+            (with(25, 0xFF), 124),
+            (good[..23].to_vec(), 100),
+            (Vec::new(), 100),
+        ] {
+            let error = MergeMark::parse(&bytes, 100).unwrap_err();
+            assert_eq!((error.code(), error.offset()), ("mark.unreadable", Some(at)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_a_mark_or_none(mut bytes in prop::collection::vec(any::<u8>(), 0..60), is_known: bool) {
+            if is_known && bytes.len() > 1 {
+                bytes[..2].copy_from_slice(&[1, 0]);
+            }
+            if let Ok(mark) = CheckpointMark::parse(&bytes, 0) {
+                prop_assert_eq!(CheckpointMark::parse(&mark.to_bytes(), 0).unwrap(), mark);
+            }
+            if let Ok(mark) = MergeMark::parse(&bytes, 0) {
+                prop_assert_eq!(MergeMark::parse(&mark.to_bytes(), 0).unwrap(), mark);
+            }
+        }
+    }
+}
