@@ -52,6 +52,8 @@ pub enum ErrorKind {
     Poisoned,
     /// The image to be changed has a child, which the change would cut off.
     HasChildren,
+    /// A link to another parent was refused, for nothing shows that the disk stays what it is.
+    Unproven,
     /// A change was asked of something that is open for reading only.
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.

@@ -167,6 +167,12 @@ impl PathSource {
         })
     }
 
+    /// The files that the caller named, and those of the folders to search.
+    pub(crate) fn extra_files(&self) -> Vec<PathBuf> {
+        let in_folders = self.folders.iter().flat_map(|folder| self.files_of(folder));
+        self.files.iter().cloned().chain(in_folders).collect()
+    }
+
     fn steps<'a>(&'a self, link: &'a ParentLink) -> Vec<Step<'a>> {
         let mut steps = self.path_steps(link);
         for folder in &self.folders {

@@ -1,15 +1,16 @@
 //! Do two disks hold the same bytes?
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::{Progress, Runs, report, window_end};
-use crate::disk::Disk;
+use super::{Progress, Run, Runs, report, window_end};
+use crate::disk::{Disk, LayerId, Source};
 use crate::error::Result;
 
 /// Compares two disks byte by byte up to the first difference.
 ///
 /// A disk that is longer has the same contents if it goes on in zeros; that the sizes differ is a fact
-/// of its own. Where the maps of both say zero, nothing is read.
+/// of its own. Where the maps of both say zero, or name the same place in a parent that both have, nothing is read.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -87,7 +88,7 @@ impl Compare {
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Comparison> {
         let (size_a, size_b) = (a.geometry().size, b.geometry().size);
-        let mut both = Both { runs: [Runs::new(a), Runs::new(b)], bufs: [Vec::new(), Vec::new()] };
+        let mut both = Both::new(a, b);
         let total = size_a.max(size_b);
         let mut at = 0;
         let mut first_difference = None;
@@ -100,26 +101,33 @@ impl Compare {
     }
 }
 
-/// The two disks and what was last read of each.
-struct Both<'a> {
+/// Two disks that are compared from the front to the back, and what was last read of each.
+pub(super) struct Both<'a> {
     runs: [Runs<'a>; 2],
     bufs: [Vec<u8>; 2],
+    /// Layers of the second disk that are the same files as these of the first.
+    same_files: HashMap<LayerId, LayerId>,
 }
 
-impl Both<'_> {
-    /// Compares some bytes at `at`; how far that went, and the difference if there was one.
-    fn step(&mut self, at: u64, total: u64) -> Result<(u64, Option<Difference>)> {
-        let mut zeros_until = total;
-        for runs in &mut self.runs {
-            if at < runs.size {
-                let run = runs.at(at)?;
-                zeros_until = zeros_until.min(if run.is_zero { run.end } else { at });
-            }
+impl<'a> Both<'a> {
+    pub(super) fn new(a: &'a dyn Disk, b: &'a dyn Disk) -> Self {
+        let runs = [Runs::new(a), Runs::new(b)];
+        Self { runs, bufs: [Vec::new(), Vec::new()], same_files: HashMap::new() }
+    }
+
+    /// Has a layer of the second disk taken for the same file as one of the first.
+    pub(super) fn same_file(&mut self, a: LayerId, b: LayerId) {
+        self.same_files.insert(b, a);
+    }
+
+    /// Compares some bytes at `at`, which never goes back, up to `end` at the most, where both disks may have
+    /// ended before; how far that went, and the difference if there was one.
+    pub(super) fn step(&mut self, at: u64, end: u64) -> Result<(u64, Option<Difference>)> {
+        let (alike_until, is_alike) = self.ahead(at, end)?;
+        if is_alike {
+            return Ok((alike_until, None));
         }
-        if zeros_until > at {
-            return Ok((zeros_until, None));
-        }
-        let end = window_end(at, total);
+        let end = window_end(at, end);
         for (runs, buf) in self.runs.iter().zip(&mut self.bufs) {
             let there = runs.size.clamp(at, end) - at;
             buf.clear();
@@ -134,5 +142,30 @@ impl Both<'_> {
         let offset = at + place as u64;
         let byte = |i: usize| (offset < self.runs[i].size).then(|| self.bufs[i][place]);
         Ok((end, Some(Difference { offset, a: byte(0), b: byte(1) })))
+    }
+
+    /// Whether the bytes from `at` on are the same without a look at them, zeros or such as lie at one place
+    /// for both, and up to where that holds.
+    fn ahead(&mut self, at: u64, end: u64) -> Result<(u64, bool)> {
+        let past_end = Run { start: at, end, source: Some(Source::Zero { layer: None }) };
+        let mut ahead = [past_end; 2];
+        for (runs, ahead) in self.runs.iter_mut().zip(&mut ahead) {
+            if at < runs.size {
+                *ahead = runs.at(at)?;
+            }
+        }
+        let [a, b] = ahead;
+        let is_alike = (a.is_zero() && b.is_zero())
+            || match (a.source, b.source) {
+                (
+                    Some(Source::Data { layer: one, at: x }),
+                    Some(Source::Data { layer: other, at: y }),
+                ) => {
+                    let other = self.same_files.get(&other).copied().unwrap_or(other);
+                    one == other && x + (at - a.start) == y + (at - b.start)
+                }
+                _ => false,
+            };
+        Ok((a.end.min(b.end).min(end), is_alike))
     }
 }

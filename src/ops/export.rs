@@ -159,7 +159,7 @@ fn pieces(
     report(on, at, size)?;
     while at < size {
         let run = runs.at(at)?;
-        let end = if run.is_zero {
+        let end = if run.is_zero() {
             take(at..run.end, None)?;
             run.end
         } else {

@@ -100,7 +100,7 @@ fn units_with_data(disk: &dyn Disk, unit: u64) -> Result<u64> {
     let (mut at, mut units, mut counted) = (0, 0, 0);
     while at < size {
         let run = runs.at(at)?;
-        if !run.is_zero {
+        if !run.is_zero() {
             // Two runs may share a unit.
             let first = (at / unit).max(counted);
             counted = run.end.div_ceil(unit);

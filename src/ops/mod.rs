@@ -6,6 +6,8 @@
 //! | [`Check`] | is the image, with its parents, as the format wants it |
 //! | [`Compare`] | do two disks hold the same bytes, and where do they first differ |
 //! | [`Measure`] | how many bytes would a copy need |
+//! | [`Reparent`] | another parent for an image, proven to leave the disk as it is |
+//! | [`Relink`] | the paths to parents, set right where files were moved |
 //! | [`Explain`] | why does this byte read as it does, layer by layer |
 //! | [`forest`] | which images are below these folders, and who is whose parent |
 //!
@@ -17,6 +19,8 @@ mod explain;
 mod export;
 pub mod forest;
 mod measure;
+mod relink;
+mod reparent;
 
 use std::ops::{ControlFlow, Range};
 
@@ -27,6 +31,8 @@ pub use explain::{
 };
 pub use export::{Export, Exported};
 pub use measure::{Measure, Needed};
+pub use relink::{Relink, Relinked, RelinkedImage};
+pub use reparent::{Reparent, Reparented};
 
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,11 +61,20 @@ fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64
     }
 }
 
-/// Bytes of a disk in a row that are zeros without a look at them, or have to be read.
+/// Bytes of a disk in a row, and what supplies them.
 #[derive(Clone, Copy, Debug)]
 struct Run {
+    start: u64,
     end: u64,
-    is_zero: bool,
+    /// `None` where no place in a file has them, though reading serves them.
+    source: Option<Source>,
+}
+
+impl Run {
+    /// Whether the bytes are zeros without a look at them.
+    fn is_zero(&self) -> bool {
+        matches!(self.source, Some(Source::Zero { .. }))
+    }
 }
 
 /// The runs of a disk, asked for from the front to the back.
@@ -71,11 +86,12 @@ struct Runs<'a> {
 
 impl<'a> Runs<'a> {
     fn new(disk: &'a dyn Disk) -> Self {
-        Self { disk, size: disk.geometry().size, last: Run { end: 0, is_zero: false } }
+        let none = Run { start: 0, end: 0, source: None };
+        Self { disk, size: disk.geometry().size, last: none }
     }
 
-    /// The run that the byte at `at` lies in, from there on. `at` lies within the disk and never goes
-    /// back.
+    /// The run that the byte at `at` lies in, from there on or from before. `at` lies within the disk and
+    /// never goes back.
     fn at(&mut self, at: u64) -> Result<Run> {
         if at >= self.last.end {
             self.last = self.find(at..self.size)?;
@@ -84,15 +100,13 @@ impl<'a> Runs<'a> {
     }
 
     fn find(&self, range: Range<u64>) -> Result<Run> {
+        let run = |end, source| Ok(Run { start: range.start, end, source });
         match self.disk.next_extent(range.clone()) {
-            Ok(Some(extent)) => {
-                let is_zero = matches!(extent.source, Source::Zero { .. });
-                Ok(Run { end: extent.range.end, is_zero })
-            }
-            Ok(None) => Ok(Run { end: range.end, is_zero: true }),
+            Ok(Some(extent)) => run(extent.range.end, Some(extent.source)),
+            Ok(None) => run(range.end, Some(Source::Zero { layer: None })),
             // No place in a file has these bytes, but reading serves them.
             Err(error) if error.kind() == ErrorKind::LogOverlay => {
-                Ok(Run { end: window_end(range.start, range.end), is_zero: false })
+                run(window_end(range.start, range.end), None)
             }
             Err(error) => Err(error),
         }

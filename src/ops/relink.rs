@@ -1,0 +1,241 @@
+//! Paths to parents, set right where files were moved or renamed.
+
+use std::path::{Path, PathBuf};
+
+use uuid::Uuid;
+
+use super::forest::{Forest, LeadsTo, Link, Node, NodeId};
+use crate::chain::{FoundBy, PathSource};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, lock, probe_identity};
+use crate::storage::{Access, FileKind, Host, is_temporary_name};
+
+/// Sets the recorded paths of images right that no longer lead to their parents.
+///
+/// An image is relinked where none of its recorded paths leads to its parent, and one file with the recorded
+/// identity is found: among the images of the folder, or in the folders that [`parents`](Self::parents) names.
+/// Nothing but the paths changes, and each image is changed in one step; identities stay, so that children
+/// do not notice. Two files with the identity that is looked for are ambiguous, and refused by name.
+///
+/// ```no_run
+/// use avhdx::ops::Relink;
+///
+/// let relink = Relink::folder("/mnt/vm");
+/// for image in relink.plan()?.images {
+///     println!("{} -> {}", image.path.display(), image.parent.display());
+/// }
+/// let done = relink.run()?;
+/// for why in done.refused {
+///     println!("{why}");
+/// }
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Relink {
+    folder: PathBuf,
+    recursive: bool,
+    parents: PathSource,
+}
+
+/// What is to be done in a folder, or was done.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Relinked {
+    /// The images with new paths, parents before their children.
+    pub images: Vec<RelinkedImage>,
+    /// Why others that need new paths do not get them, each with the image's name:
+    /// [`ErrorKind::ParentMissing`] where no file has the recorded identity, [`ErrorKind::Unproven`] where
+    /// several have it or the one that has it cannot be the parent, and what else kept one from being changed.
+    pub refused: Vec<Error>,
+}
+
+/// An image and its parent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelinkedImage {
+    /// The image.
+    pub path: PathBuf,
+    /// Where its parent lies.
+    pub parent: PathBuf,
+    /// The paths that led nowhere, or to other files, as they were recorded.
+    pub was: Vec<String>,
+    /// The link as it was recorded.
+    link: ParentLink,
+}
+
+impl Relink {
+    /// Looks at the images of a folder and of those below it.
+    pub fn folder(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), recursive: true, parents: PathSource::new() }
+    }
+
+    /// Whether images of folders below the folder are relinked too: yes unless told otherwise.
+    pub fn recursive(mut self, yes: bool) -> Self {
+        self.recursive = yes;
+        self
+    }
+
+    /// On which host, how recorded Windows paths are to be read there, and in which files and folders parents
+    /// are looked for beside the folder itself.
+    pub fn parents(mut self, source: PathSource) -> Self {
+        self.parents = source;
+        self
+    }
+
+    /// Finds out what there is to be done, and changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when a folder cannot be listed.
+    pub fn plan(&self) -> Result<Relinked> {
+        let host = self.parents.its_host();
+        let forest = Forest::scan(self.places(host)?, &self.parents)?;
+        let mut relinked = Relinked { images: Vec::new(), refused: Vec::new() };
+        for (id, node) in forest.nodes() {
+            let Some(link) = node.link.as_ref().filter(|link| is_stale(link)) else { continue };
+            let Some(path) = self.own_name(node) else { continue };
+            match parent_of(&forest, id, link) {
+                Ok(parent) => relinked.images.push(RelinkedImage {
+                    path: path.to_path_buf(),
+                    parent: forest.node(parent).path.clone(),
+                    was: link.recorded_paths().map(str::to_owned).collect(),
+                    link: link.recorded.clone(),
+                }),
+                Err(error) => relinked.refused.push(error.in_path(path)),
+            }
+        }
+        Ok(relinked)
+    }
+
+    /// Does what is to be done.
+    ///
+    /// # Errors
+    /// As [`plan`](Self::plan), before anything is changed. That an image cannot be changed is no error
+    /// but among what is [refused](Relinked::refused), and the others are changed all the same.
+    pub fn run(self) -> Result<Relinked> {
+        let Relinked { images, mut refused } = self.plan()?;
+        let mut changed = Vec::new();
+        for image in images {
+            match image.relink(self.parents.its_host()) {
+                Ok(()) => changed.push(image),
+                Err(error) => refused.push(error.in_path(&image.path)),
+            }
+        }
+        Ok(Relinked { images: changed, refused })
+    }
+
+    /// Where images are looked for: those that are to be relinked, and their parents.
+    fn places(&self, host: &dyn Host) -> Result<Vec<PathBuf>> {
+        let is_file = |path: &Path| host.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
+        let mut places = self.parents.extra_files();
+        places.retain(|path| is_file(path));
+        if self.recursive {
+            places.push(self.folder.clone());
+            return Ok(places);
+        }
+        let names = host.list(&self.folder).map_err(|error| {
+            Error::io("forest.place", "cannot look there", error).in_path(&self.folder)
+        })?;
+        // Neither folders nor what links lead to, as when a folder is walked.
+        let is_own = |path: &Path| {
+            is_file(path)
+                && !is_temporary_name(path)
+                && host.is_link(path).is_ok_and(|is_link| !is_link)
+        };
+        places.extend(names.into_iter().filter(|path| is_own(path)));
+        Ok(places)
+    }
+
+    /// The name under which a file lies in the folder, if it does.
+    fn own_name<'a>(&self, node: &'a Node) -> Option<&'a Path> {
+        let lies_here = |path: &&PathBuf| match self.recursive {
+            true => path.starts_with(&self.folder),
+            false => path.parent() == Some(&self.folder),
+        };
+        let mut names = [&node.path].into_iter().chain(&node.other_names);
+        names.find(lies_here).filter(|_| !node.is_outside).map(PathBuf::as_path)
+    }
+}
+
+impl RelinkedImage {
+    fn relink(&self, host: &dyn Host) -> Result<()> {
+        let failed = |error| Error::io("file.open", "cannot open the file", error).limits_named();
+        let storage = host.open(&self.path, Access::ReadWrite).map_err(failed)?;
+        let locked = ImagePolicy { writable: true, ..ImagePolicy::default() };
+        lock(storage.as_ref(), &locked, &mut Vec::new())?;
+        // Children know the image by what does not change.
+        let policy = ImagePolicy { lock: Lock::None, ..locked };
+        let image = VhdxFile::from_storage(storage, &policy)?;
+        let parent = host.open(&self.parent, Access::Read);
+        let parent = parent.map_err(|error| failed(error).in_path(&self.parent))?;
+        let guid = probe_identity(parent.as_ref())?;
+        let link = image.parent_link()?.filter(|link| {
+            says(link) == says(&self.link) && guid.is_some_and(|guid| link.accepts(guid))
+        });
+        let Some(link) = link else {
+            let message = "the image or its parent was changed since they were looked at";
+            return Err(Error::new(ErrorKind::InUse, "relink.changed", message)
+                .with_expected("images that nobody else works on"));
+        };
+        let paths = LinkPaths::To { host, parent: &self.parent };
+        image.relink(link.linkage, link.linkage2, paths)?;
+        image.close()
+    }
+}
+
+/// What a link records.
+fn says(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
+    (link.linkage, link.linkage2, link.recorded().collect())
+}
+
+/// Whether no recorded path leads to the parent.
+fn is_stale(link: &Link) -> bool {
+    let mut recorded = link.leads.iter().filter(|lead| lead.found_by != FoundBy::Given);
+    recorded.all(|lead| !matches!(lead.to, LeadsTo::Parent(_)))
+}
+
+/// The one image that the link can mean.
+fn parent_of(forest: &Forest, child: NodeId, link: &Link) -> Result<NodeId> {
+    let has_identity =
+        |node: &Node| node.data_write_guid.is_some_and(|guid| link.recorded.accepts(guid));
+    // Never the child itself: some writers leave a child its parent's identity.
+    let matches = forest.nodes().filter(|(id, node)| *id != child && has_identity(node));
+    let matches: Vec<NodeId> = matches.map(|(id, _)| id).collect();
+    let names = |of: &[NodeId]| {
+        let names = of.iter().map(|id| forest.node(*id).path.display().to_string());
+        names.collect::<Vec<_>>().join(" and ")
+    };
+    let refuse =
+        |kind, code, message: &str| Error::new(kind, code, message).with_section("2.6.2.6.3");
+    let parent = match matches[..] {
+        [parent] => parent,
+        [] => {
+            let message = "no file has the identity of its parent";
+            return Err(refuse(ErrorKind::ParentMissing, "relink.parent-missing", message)
+                .with_expected(format_args!(
+                    "a VHDX file with the identity {}",
+                    link.recorded.linkage
+                )));
+        }
+        _ => {
+            let message = "several files have the identity of its parent";
+            return Err(refuse(ErrorKind::Unproven, "relink.ambiguous", message)
+                .with_found(names(&matches))
+                .with_expected("one of them alone, or the image linked to it by name"));
+        }
+    };
+    let above = forest.layers(parent);
+    if above.contains(&child) {
+        let message = "the file with the identity of its parent has it for an ancestor itself";
+        return Err(refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above)));
+    }
+    let image = forest.node(parent).image.as_ref().map_err(Error::same_again)?;
+    let own = forest.node(child).image.as_ref().map_err(Error::same_again)?;
+    let (above, below) = (own.geometry.logical_sector, image.geometry.logical_sector);
+    if above != below {
+        let message = "the file with the identity of its parent has another logical sector size";
+        return Err(refuse(ErrorKind::Unproven, "relink.sector-size", message)
+            .with_found(format_args!("{below} in {}", names(&[parent])))
+            .with_expected(above));
+    }
+    Ok(parent)
+}

@@ -1,0 +1,368 @@
+//! Another parent for an image, whose disk stays what it is.
+
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::compare::{Both, Difference};
+use super::{Progress, WINDOW, report};
+use crate::chain::{DiffChain, Linkage};
+use crate::disk::{Disk, LayerId};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
+use crate::options::OpenOptions;
+use crate::storage::{Access, FileId, Storage};
+use crate::types::DiskOffset;
+
+/// Links a differencing image to another parent, after a move, a rename or a copy for instance, without
+/// moving a byte of the disk.
+///
+/// Only the link is rewritten, in one step: the identity and the paths of the new parent. What the image
+/// itself is known by stays, so that its own children do not notice.
+///
+/// A wrong parent would make a mixture of the disk that never was. So each byte is first read from both
+/// parents where the image looks through to them, and a single one that differs refuses the change. What is
+/// known to lie at the same place of the same file is not read: where the parent was only moved or renamed,
+/// or where the new one is an ancestor of the old, the proof costs a look at the maps. Where the old parent is
+/// lost there is no proof; [`unproven`](Self::unproven) is the consent to go without.
+///
+/// The image must not be in use elsewhere. Neither parent is written to.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use avhdx::ops::Reparent;
+///
+/// let done = Reparent::new("/archive/base.vhdx")
+///     .run("/vm/web_1A2B.avhdx", &mut |_| ControlFlow::Continue(()))?;
+/// println!("{} bytes are the same below both", done.proven);
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Reparent {
+    base: PathBuf,
+    unproven: bool,
+    options: OpenOptions,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Reparented {
+    /// The identity of the parent that the image is linked to now, \[MS-VHDX\] 2.6.2.6.3.
+    pub linkage: Uuid,
+    /// Bytes of the disk that the image leaves to its parent, and that both parents have alike.
+    pub proven: u64,
+    /// The same, where nothing shows that they are alike.
+    pub unproven: u64,
+    /// What the user should hear of, from all images that were opened.
+    pub warnings: Vec<Warning>,
+}
+
+impl Reparent {
+    /// The image at `base`, with the parents that it has itself, becomes the parent.
+    pub fn new(base: impl Into<PathBuf>) -> Self {
+        Self { base: base.into(), unproven: false, options: OpenOptions::new() }
+    }
+
+    /// Whether the link may be rewritten without a proof, as it has to be where the old parent is lost:
+    /// the disk is then whatever the new parent makes of it.
+    pub fn unproven(mut self, yes: bool) -> Self {
+        self.unproven = yes;
+        self
+    }
+
+    /// How the images are opened: on which host, within which budget, and where parents come from, those
+    /// of the image as well as those of the new parent. Whatever it says, identities are verified and logs
+    /// replayed.
+    pub fn options(mut self, options: OpenOptions) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// Links the image at `image`.
+    ///
+    /// # Errors
+    /// Before anything is changed: [`ErrorKind::Unproven`] with the code `reparent.differs` when the new
+    /// parent has another byte than the old one, and `reparent.parent-lost` when the old one cannot be read;
+    /// [`ErrorKind::InvalidInput`] when the image has no parent, when the new one is the image itself
+    /// or has it among its ancestors, and when its sectors are of another size; [`ErrorKind::InUse`];
+    /// [`ErrorKind::Cancelled`] when `on` asks to stop; for the new parent as
+    /// [`OpenOptions::open`](crate::OpenOptions::open). Afterwards [`ErrorKind::Io`] and
+    /// [`ErrorKind::Poisoned`]: the image then has either link.
+    pub fn run(
+        self,
+        image: impl AsRef<Path>,
+        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Reparented> {
+        let asked = Asked::new(&self, image.as_ref(), Access::ReadWrite)?;
+        let (proven, unproven) = match self.unproven {
+            true => (0, through(&asked.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))?),
+            false => (asked.prove(on)?, 0),
+        };
+        asked.relink(proven, unproven)
+    }
+}
+
+/// The image and its parent to be, which are known to fit together.
+struct Asked {
+    options: OpenOptions,
+    /// The file of the image, locked as long as this lives.
+    storage: Arc<dyn Storage>,
+    /// The image alone, as it is read.
+    image: VhdxFile,
+    base: DiffChain,
+    base_path: PathBuf,
+    warnings: Vec<Warning>,
+}
+
+impl Asked {
+    fn new(asked: &Reparent, path: &Path, access: Access) -> Result<Self> {
+        let options = asked.options.clone().writable(false).linkage(Linkage::Verify);
+        let options = options.log(LogPolicy::Replay);
+        let host = options.host_used();
+        // From a link the way to the parent may be another one than from the file.
+        let path = match host.is_link(path) {
+            Ok(true) => host.canonical(path).unwrap_or_else(|_| path.to_path_buf()),
+            _ => path.to_path_buf(),
+        };
+        let storage = host.open(&path, access).map_err(|error| {
+            Error::io("file.open", "cannot open the file", error).in_path(&path).limits_named()
+        })?;
+        let base = options.open(&asked.base)?;
+        // Before the lock, which an image that is its own ancestor would keep from itself.
+        check_no_loop(&options, storage.as_ref(), &base)?;
+        let policy = ImagePolicy {
+            writable: access == Access::ReadWrite,
+            children: None,
+            ..options.policies().0.clone()
+        };
+        let mut warnings = Vec::new();
+        lock(storage.as_ref(), &policy, &mut warnings)
+            .map_err(|error| error.in_file(storage.name()))?;
+        let image = look(&storage, &options)?;
+        warnings.extend(base.warnings());
+        check_fit(&image, &base)?;
+        let base_path = asked.base.clone();
+        Ok(Self { storage, image, base, base_path, warnings, options: options.clone() })
+    }
+
+    /// Compares both parents wherever the image looks through; how many bytes that were.
+    fn prove(&self, on: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<u64> {
+        let size = self.image.geometry().size;
+        report(on, 0, size)?;
+        let old = match self.old_parent()? {
+            Ok(old) => old,
+            Err(why) => {
+                let lost = through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))?;
+                if lost == 0 {
+                    report(on, size, size)?;
+                    return Ok(0);
+                }
+                return Err(parent_lost(&self.image, lost, &why));
+            }
+        };
+        let mut both = self.both(&old)?;
+        let (mut proven, mut reported) = (0, 0);
+        for range in through(&self.image) {
+            let range = range?;
+            let mut at = range.start;
+            while at < range.end {
+                let (end, difference) = both.step(at, range.end)?;
+                if let Some(difference) = difference {
+                    return Err(self.differs(difference));
+                }
+                at = end;
+                if at - reported >= WINDOW {
+                    report(on, at, size)?;
+                    reported = at;
+                }
+            }
+            proven += len(&range);
+        }
+        report(on, size, size)?;
+        Ok(proven)
+    }
+
+    /// The disk that the image looks through to now; the inner error says why it cannot be had.
+    fn old_parent(&self) -> Result<Result<DiffChain>> {
+        let opened = look(&self.storage, &self.options)
+            .and_then(|image| self.options.open_chain(image))
+            .and_then(|chain| chain.view(chain.layers()[1].id));
+        match opened {
+            Err(error) if matches!(error.kind(), ErrorKind::InUse | ErrorKind::Limit) => Err(error),
+            opened => Ok(opened),
+        }
+    }
+
+    /// Both parents side by side, with the files that they have in common known.
+    fn both<'a>(&'a self, old: &'a DiffChain) -> Result<Both<'a>> {
+        let mut both = Both::new(old, &self.base);
+        let files = files_of(old)?;
+        for (file, layer) in files_of(&self.base)? {
+            if let Some((_, same)) = files.iter().find(|(other, _)| *other == file) {
+                both.same_file(*same, layer);
+            }
+        }
+        Ok(both)
+    }
+
+    fn differs(&self, difference: Difference) -> Error {
+        let byte = |byte: Option<u8>| match byte {
+            Some(byte) => format!("{byte:#04x}"),
+            None => "a disk that ended before".to_owned(),
+        };
+        let message = format!(
+            "not the parent that it takes: the disk would be another from byte {} on",
+            difference.offset
+        );
+        Error::new(ErrorKind::Unproven, "reparent.differs", message)
+            .in_file(self.image.name())
+            .with_found(format_args!("{} in {}", byte(difference.b), self.base.tip().name()))
+            .with_expected(format_args!("{} as in the parent that it has", byte(difference.a)))
+    }
+
+    fn relink(self, proven: u64, unproven: u64) -> Result<Reparented> {
+        let Self { options, storage, image, base, base_path, mut warnings } = self;
+        drop(image);
+        // The lock is held already, and children know the image by what does not change.
+        let policy = ImagePolicy {
+            writable: true,
+            children: None,
+            lock: Lock::None,
+            ..options.policies().0.clone()
+        };
+        let image = VhdxFile::from_storage(storage, &policy)?;
+        warnings.extend(image.warnings().iter().cloned());
+        let linkage = base.tip().data_write_guid();
+        let host = options.host_used().as_ref();
+        image.relink(linkage, None, LinkPaths::To { host, parent: &base_path })?;
+        image.close()?;
+        Ok(Reparented { linkage, proven, unproven, warnings })
+    }
+}
+
+/// The image as it reads now, under a lock that is held already.
+fn look(storage: &Arc<dyn Storage>, options: &OpenOptions) -> Result<VhdxFile> {
+    let policy = ImagePolicy { lock: Lock::None, children: None, ..options.policies().0.clone() };
+    VhdxFile::from_storage(Arc::clone(storage), &policy)
+}
+
+/// The ranges of its disk that an image leaves to its parent, in order.
+fn through(image: &VhdxFile) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
+    let size = image.geometry().size;
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let mut start = None;
+        while at < size {
+            let run = match image.resolve(DiskOffset(at), size - at) {
+                Ok(run) => run,
+                Err(error) => {
+                    at = size;
+                    return Some(Err(error));
+                }
+            };
+            match (run.owner, start) {
+                (Owner::Parent, None) => start = Some(at),
+                (Owner::Parent, Some(_)) | (_, None) => {}
+                (_, Some(start)) => return Some(Ok(start..at)),
+            }
+            at += run.len;
+        }
+        start.map(|start| Ok(start..size))
+    })
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+/// What tells the files of a chain from others, where the host has such a thing.
+fn files_of(chain: &DiffChain) -> Result<Vec<((FileId, Uuid), LayerId)>> {
+    let mut files = Vec::new();
+    for image in chain.images() {
+        if let Some(file) = id_of(image.storage())? {
+            files.push(((file, image.data_write_guid()), image.id()));
+        }
+    }
+    Ok(files)
+}
+
+fn id_of(storage: &dyn Storage) -> Result<Option<FileId>> {
+    storage.id().map_err(|error| {
+        Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
+    })
+}
+
+/// Refuses a parent that is the image itself, or has it among its ancestors.
+fn check_no_loop(options: &OpenOptions, image: &dyn Storage, base: &DiffChain) -> Result<()> {
+    let own = id_of(image)?;
+    let place =
+        |path: Option<&Path>| path.and_then(|path| options.host_used().canonical(path).ok());
+    for layer in base.images() {
+        let is_same = match (own, id_of(layer.storage())?) {
+            (Some(own), Some(other)) => own == other,
+            _ => layer.path().is_some() && place(layer.path()) == place(image.path()),
+        };
+        if is_same {
+            return Err(leads_back(image.name(), base, layer.id() == base.tip().id()));
+        }
+    }
+    Ok(())
+}
+
+fn leads_back(image: &str, base: &DiffChain, is_itself: bool) -> Error {
+    let base = base.tip();
+    let (code, found) = match is_itself {
+        true => ("reparent.self", "the image itself".to_owned()),
+        false => ("reparent.loop", format!("{image} among the ancestors of {}", base.name())),
+    };
+    Error::new(ErrorKind::InvalidInput, code, "an image cannot be its own ancestor")
+        .in_file(image)
+        .with_section("2.6.2.6")
+        .with_found(found)
+        .with_expected("a parent that does without the image")
+}
+
+/// Refuses an image that has no link, and a parent that cannot lie below it.
+fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
+    let refuse = |code, message: &str| {
+        Error::new(ErrorKind::InvalidInput, code, message).in_file(image.name())
+    };
+    let Some(link) = image.parent_link()? else {
+        let message = "an image without a parent cannot be linked to one";
+        return Err(refuse("reparent.no-parent", message)
+            .with_section("2.6.2.6")
+            .with_expected("a differencing image"));
+    };
+    for layer in base.images() {
+        // Some writers leave a child its parent's identity; one that has the same link is a copy.
+        if layer.data_write_guid() == image.data_write_guid()
+            && layer.parent_link()?.is_some_and(|other| other.linkage == link.linkage)
+        {
+            let message = "an image cannot have a copy of itself for an ancestor";
+            return Err(refuse("reparent.loop", message)
+                .with_section("2.6.2.6")
+                .with_found(format_args!("its identity and its link in {}", layer.name())));
+        }
+    }
+    let (above, below) = (image.geometry().logical_sector, base.geometry().logical_sector);
+    if above != below {
+        let message = "a parent of another logical sector size";
+        return Err(refuse("reparent.sector-size", message)
+            .with_section("2.6.2.4")
+            .with_found(below)
+            .with_expected(above));
+    }
+    Ok(())
+}
+
+fn parent_lost(image: &VhdxFile, bytes: u64, why: &dyn fmt::Display) -> Error {
+    let message = format!("its parent cannot be read to prove the new one by: {why}");
+    Error::new(ErrorKind::Unproven, "reparent.parent-lost", message)
+        .in_file(image.name())
+        .with_found(format_args!("{bytes} bytes of the disk that nothing proves"))
+        .with_expected("the parent that it has, or consent to go without a proof")
+}
