@@ -127,6 +127,43 @@ impl Storage for FileStorage {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn copy_from(&self, from: &dyn Storage, from_at: u64, at: u64, len: u64) -> io::Result<bool> {
+        use rustix::fs::copy_file_range;
+        use rustix::io::Errno;
+        let Some(from) = from.as_fd() else { return Ok(false) };
+        let (mut from_at, mut at, mut left) = (from_at, at, len);
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(usize::MAX);
+            match copy_file_range(from, Some(&mut from_at), &self.file, Some(&mut at), most) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(copied) => left -= copied as u64,
+                Err(Errno::INTR) => {}
+                // Two file systems, or one that does not know how; devices; kernels and sandboxes without it.
+                Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn punch(&self, range: std::ops::Range<u64>) -> io::Result<bool> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        if range.is_empty() {
+            return Ok(true);
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, range.start, range.end - range.start) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(file_id(&self.file.metadata()?))
     }
@@ -157,6 +194,13 @@ impl Storage for FileStorage {
         }
         self.is_locked.store(true, Ordering::Release);
         Ok(LockOutcome::Locked)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        if self.is_locked.swap(false, Ordering::AcqRel) {
+            self.file.unlock()?;
+        }
+        Ok(())
     }
 }
 

@@ -113,12 +113,22 @@ impl Host for LocalHost {
         }
     }
 
+    #[cfg(unix)]
+    fn free_space(&self, folder: &Path) -> io::Result<Option<u64>> {
+        let volume = rustix::fs::statvfs(in_current(folder))?;
+        Ok(Some(volume.f_bavail.saturating_mul(volume.f_frsize)))
+    }
+
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
-        // The current folder's path is empty when it is the parent of a bare file name.
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        let folder = in_current(folder);
         // Windows has no such call; NTFS journals names by itself.
         if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
     }
+}
+
+/// The current folder's path is empty when it is the parent of a bare file name.
+fn in_current(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
 }
 
 #[cfg(unix)]

@@ -111,6 +111,28 @@ pub trait Storage: Debug + Send + Sync {
         reserve_by_writing(self, len)
     }
 
+    /// Writes `len` bytes at `at` as they stand in another file at `from_at`, without handing them through this
+    /// process: the host copies them, or has both files share them where it can. They need not be durable
+    /// when it returns, as after [`write_at`](Self::write_at). `false` where the host cannot; what lies there
+    /// is then unspecified and for the caller to write.
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::UnexpectedEof`] when the other file ends before.
+    fn copy_from(&self, from: &dyn Storage, from_at: u64, at: u64, len: u64) -> io::Result<bool> {
+        let _ = (from, from_at, at, len);
+        Ok(false)
+    }
+
+    /// Gives the space of a range back to the host: it reads as zeros then, and the length stays. `false`
+    /// where the host cannot, with nothing changed.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        let _ = range;
+        Ok(false)
+    }
+
     /// What tells this file from all others on the host, however it is named; `None` where the host
     /// has no such thing.
     ///
@@ -128,12 +150,21 @@ pub trait Storage: Debug + Send + Sync {
         None
     }
 
-    /// Takes a lock on the file without waiting, held until this storage is dropped.
+    /// Takes a lock on the file without waiting, held until this storage is dropped or
+    /// [unlocked](Self::unlock). A lock of another sort must be given up first.
     ///
     /// # Errors
     /// What the host says, with [`ErrorKind::Unsupported`] where files cannot be locked.
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
         let _ = mode;
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Gives up the lock on the file, if there is one, before this storage is dropped.
+    ///
+    /// # Errors
+    /// What the host says, with [`ErrorKind::Unsupported`] where files cannot be locked.
+    fn unlock(&self) -> io::Result<()> {
         Err(ErrorKind::Unsupported.into())
     }
 
@@ -246,6 +277,15 @@ pub trait Host: Debug + Send + Sync {
     fn copy_owner(&self, model: &Path, file: &Path) -> io::Result<()> {
         let _ = (model, file);
         Ok(())
+    }
+
+    /// Bytes that this user can still write to files in a folder; `None` where the host does not tell.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn free_space(&self, folder: &Path) -> io::Result<Option<u64>> {
+        let _ = folder;
+        Ok(None)
     }
 
     /// Makes the names in a folder durable.

@@ -201,4 +201,8 @@ impl Storage for Overlay {
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
         self.base.try_lock(mode)
     }
+
+    fn unlock(&self) -> io::Result<()> {
+        self.base.unlock()
+    }
 }

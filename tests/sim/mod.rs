@@ -9,8 +9,9 @@ mod bytes;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat, Storage};
@@ -106,6 +107,8 @@ pub enum Arrived {
     All,
 }
 
+/// ENOSPC.
+const NO_SPACE: i32 = 28;
 /// What reaches the disk whole or not at all.
 const UNIT: u64 = 512;
 
@@ -182,6 +185,9 @@ struct World {
     history: Mutex<Option<Vec<Event>>>,
     hook: RwLock<Option<Arc<Hook>>>,
     refuse: RwLock<Option<Arc<Refuse>>>,
+    free_space: Mutex<Option<u64>>,
+    /// Whether the host cannot copy from file to file by itself.
+    copies_by_hand: AtomicBool,
 }
 
 /// Tells the files of one host from those of the others: images may share a budget across them.
@@ -233,6 +239,38 @@ impl SimHost {
     /// Asks `refuse` before each step from now on whether it fails.
     pub fn refuse(&self, refuse: impl Fn(&Self, Step) -> Option<Refusal> + Send + Sync + 'static) {
         *self.0.refuse.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(refuse));
+    }
+
+    /// Fails no step any more.
+    pub fn relent(&self) {
+        *self.0.refuse.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Has no space for the `n`th step from now on that may need some, counted from 0, nor for any after it:
+    /// writes, growth and new names. Says how many there were so far.
+    pub fn run_out_at(&self, n: usize, arrived: Arrived) -> Arc<AtomicUsize> {
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&count);
+        self.refuse(move |host, step| {
+            let needs_space = match step {
+                Step::Write { .. } | Step::Name => true,
+                Step::SetLen { file, len } => len > host.read().files[file].len(),
+                _ => false,
+            };
+            let is_out = needs_space && counted.fetch_add(1, Ordering::SeqCst) >= n;
+            is_out.then_some(Refusal { code: NO_SPACE, arrived })
+        });
+        count
+    }
+
+    /// What the host says of the space that is left; nothing at first.
+    pub fn set_free_space(&self, bytes: Option<u64>) {
+        *self.0.free_space.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
+    }
+
+    /// Has files copied through the program from now on.
+    pub fn copy_by_hand(&self) {
+        self.0.copies_by_hand.store(true, Ordering::SeqCst);
     }
 
     /// Lets go of everything: an image that was killed keeps its host for good.
@@ -384,6 +422,10 @@ impl Host for SimHost {
         Ok(())
     }
 
+    fn free_space(&self, _: &Path) -> io::Result<Option<u64>> {
+        Ok(*self.0.free_space.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
     fn sync_dir(&self, _: &Path) -> io::Result<()> {
         self.before(Step::Sync)?;
         let start = self.note(Event::SyncStart);
@@ -457,6 +499,33 @@ impl Storage for SimFile {
         self.put(buf, offset);
         Ok(())
     }
+
+    fn copy_from(&self, from: &dyn Storage, from_at: u64, at: u64, len: u64) -> io::Result<bool> {
+        self.writable()?;
+        let volume = self.host.0.volume.0;
+        let (Some(FileId { file, .. }), false) = (
+            from.id()?.filter(|id| id.volume == volume),
+            self.host.0.copies_by_hand.load(Ordering::SeqCst),
+        ) else {
+            return Ok(false);
+        };
+        let from =
+            self.host.storage(from.path().unwrap_or(&self.path), file as usize, Access::Read);
+        let mut bytes = vec![0; len as usize];
+        from.read_exact_at(&mut bytes, from_at)?;
+        self.write_at(&bytes, at)?;
+        Ok(true)
+    }
+
+    fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        self.writable()?;
+        let end = range.end.min(self.len()?);
+        if range.start < end {
+            self.write_at(&vec![0; (end - range.start) as usize], range.start)?;
+        }
+        Ok(true)
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.host.before(Step::Flush(self.file))?;
         let start = self.host.note(Event::FlushStart(self.file));
@@ -490,5 +559,9 @@ impl Storage for SimFile {
 
     fn try_lock(&self, _: LockMode) -> io::Result<LockOutcome> {
         Ok(LockOutcome::Locked)
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -1,0 +1,220 @@
+//! What every file and every host holds to, the machine's own and those in memory.
+#![allow(clippy::disallowed_methods)] // the files are looked at from outside too
+
+#[path = "sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests, which need other parts of it
+mod sim;
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::sync::Arc;
+
+use avhdx::storage::{Access, Host, LocalHost, LockMode, LockOutcome, MemStorage, Storage};
+use avhdx_testkit::rng::Rng;
+
+use sim::{Arrived, FOLDER, SimHost};
+
+const KIB: u64 = 1 << 10;
+
+fn bytes(seed: u64, len: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len as usize];
+    Rng::new(seed).fill(&mut bytes);
+    bytes
+}
+
+fn all(storage: &dyn Storage) -> Vec<u8> {
+    let mut bytes = vec![0xAA; storage.len().unwrap() as usize];
+    storage.read_exact_at(&mut bytes, 0).unwrap();
+    bytes
+}
+
+/// What two files hold to, of which one copies from the other. Says whether the host copies and punches.
+fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool) {
+    let (mut here, there) = (bytes(1, 300 * KIB), bytes(2, 200 * KIB + 77));
+    file.write_at(&here, 0).unwrap();
+    other.write_at(&there, 0).unwrap();
+    let mut copies = true;
+    for (from_at, at, len) in [
+        (0, 0, 4 * KIB),
+        (8 * KIB, 128 * KIB, 64 * KIB),
+        (3, 70_001, 513),
+        (5, 299 * KIB, 9000),
+        (7, 9, 0),
+    ] {
+        let copied = file.copy_from(other, from_at, at, len).unwrap();
+        copies &= copied;
+        let part = &there[from_at as usize..(from_at + len) as usize];
+        if !copied {
+            file.write_at(part, at).unwrap();
+        }
+        here.resize(here.len().max((at + len) as usize), 0);
+        here[at as usize..(at + len) as usize].copy_from_slice(part);
+        assert!(all(file) == here, "{len} bytes from {from_at} to {at}");
+    }
+    let past_the_end = file.copy_from(other, 200 * KIB, 0, KIB);
+    match past_the_end {
+        Ok(copied) => assert!(!copied),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::UnexpectedEof),
+    }
+    here[..KIB as usize].fill(9);
+    file.write_at(&here[..KIB as usize], 0).unwrap();
+    assert!(all(other) == there, "what is copied from stays as it is");
+
+    let mut punches = true;
+    for range in [64 * KIB..128 * KIB, 8191..8193, 290 * KIB..400 * KIB, 500 * KIB..501 * KIB] {
+        if !file.punch(range.clone()).unwrap() {
+            punches = false;
+            assert!(all(file) == here, "{range:?}");
+            continue;
+        }
+        let end = (range.end as usize).min(here.len());
+        here[(range.start as usize).min(end)..end].fill(0);
+        assert!(all(file) == here, "{range:?}");
+    }
+    // What two files share is not changed in both.
+    file.write_at(&[5; 4096], 130 * KIB).unwrap();
+    other.write_at(&[6; 4096], 8 * KIB).unwrap();
+    here[130 * KIB as usize..][..4096].fill(5);
+    assert!(all(file) == here);
+
+    file.unlock().unwrap();
+    assert_eq!(file.try_lock(LockMode::Exclusive).unwrap(), LockOutcome::Locked);
+    file.unlock().unwrap();
+    file.unlock().unwrap();
+    assert_eq!(file.try_lock(LockMode::Shared).unwrap(), LockOutcome::Locked);
+    (copies, punches)
+}
+
+/// As [`conforms`], for a file of a host; and a file that is open for reading does not change.
+fn host_conforms(host: &dyn Host, folder: &Path) -> (bool, bool) {
+    let (path, other) = (folder.join("file"), folder.join("other"));
+    let can = conforms(&*host.create_new(&path).unwrap(), &*host.create_new(&other).unwrap());
+    let file = host.open(&path, Access::Read).unwrap();
+    let before = all(&*file);
+    let other = host.open(&other, Access::ReadWrite).unwrap();
+    assert!(!matches!(file.copy_from(&*other, 0, 0, 512), Ok(true)));
+    assert!(!matches!(file.punch(0..512), Ok(true)));
+    assert!(all(&*file) == before);
+    can
+}
+
+#[test]
+fn files_of_this_machine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (copies, punches) = host_conforms(&LocalHost, folder.path());
+    if cfg!(target_os = "linux") {
+        // All that Linux has copy within themselves.
+        assert!(copies && punches);
+    }
+    let file = LocalHost.open(&folder.path().join("file"), Access::ReadWrite).unwrap();
+    file.set_len(0).unwrap();
+    conforms(&*file, &MemStorage::new(Vec::new()));
+}
+
+/// In memory, where there is such a volume: between two nothing can be copied at once.
+#[test]
+#[cfg(target_os = "linux")]
+fn files_of_two_volumes() {
+    let Ok(memory) = tempfile::tempdir_in("/dev/shm") else { return };
+    host_conforms(&LocalHost, memory.path());
+    let folder = tempfile::tempdir().unwrap();
+    let file = LocalHost.create_new(&folder.path().join("file")).unwrap();
+    conforms(&*file, &*LocalHost.create_new(&memory.path().join("there")).unwrap());
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn punched_space_is_free_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let file = LocalHost.create_new(&path).unwrap();
+    file.write_at(&bytes(3, 1 << 20), 0).unwrap();
+    file.flush().unwrap();
+    let before = LocalHost.stat(&path).unwrap().allocated.unwrap();
+    if file.punch(0..1 << 19).unwrap() {
+        let after = LocalHost.stat(&path).unwrap().allocated.unwrap();
+        assert!(after + (1 << 18) < before, "{before} and then {after}");
+    }
+}
+
+#[test]
+fn a_file_in_memory() {
+    conforms(&MemStorage::new(Vec::new()), &MemStorage::new(Vec::new()));
+}
+
+#[test]
+fn files_of_a_simulated_host() {
+    let host = SimHost::default();
+    assert_eq!(host_conforms(&host, Path::new(FOLDER)), (true, true));
+    let by_hand = SimHost::default();
+    by_hand.copy_by_hand();
+    assert_eq!(host_conforms(&by_hand, Path::new(FOLDER)), (false, true));
+}
+
+#[test]
+fn a_lock_that_is_given_up_is_for_others() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("file");
+    let first = LocalHost.create_new(&path).unwrap();
+    let second = LocalHost.open(&path, Access::ReadWrite).unwrap();
+    assert_eq!(first.try_lock(LockMode::Exclusive).unwrap(), LockOutcome::Locked);
+    assert!(matches!(second.try_lock(LockMode::Shared).unwrap(), LockOutcome::InUse(_)));
+    first.unlock().unwrap();
+    assert_eq!(first.try_lock(LockMode::Shared).unwrap(), LockOutcome::Locked);
+    assert_eq!(second.try_lock(LockMode::Shared).unwrap(), LockOutcome::Locked);
+    second.unlock().unwrap();
+    drop(first);
+    assert_eq!(second.try_lock(LockMode::Exclusive).unwrap(), LockOutcome::Locked);
+}
+
+#[test]
+fn free_space_is_that_of_the_volume() {
+    let folder = tempfile::tempdir().unwrap();
+    if cfg!(unix) {
+        let free = LocalHost.free_space(folder.path()).unwrap().unwrap();
+        // As another program counts it, others writing meanwhile.
+        let said = std::process::Command::new("df")
+            .args(["--output=avail", "-B1"])
+            .arg(folder.path())
+            .output();
+        if let Ok(said) = said
+            && let Some(Ok(said)) = String::from_utf8_lossy(&said.stdout)
+                .lines()
+                .nth(1)
+                .map(|line| line.trim().parse::<u64>())
+        {
+            assert!(free.abs_diff(said) < said / 4 + (4 << 30), "{free}, and df says {said}");
+        }
+        assert!(LocalHost.free_space(Path::new("")).unwrap().is_some());
+        let missing = LocalHost.free_space(&folder.path().join("no")).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+    }
+    let host = SimHost::default();
+    assert_eq!(host.free_space(Path::new(FOLDER)).unwrap(), None);
+    host.set_free_space(Some(7));
+    assert_eq!(host.free_space(Path::new(FOLDER)).unwrap(), Some(7));
+}
+
+#[test]
+fn a_simulated_host_runs_out_where_it_is_told_to() {
+    let host = SimHost::default();
+    let file = host.create_new(&Path::new(FOLDER).join("file")).unwrap();
+    let steps = || -> Vec<bool> {
+        vec![
+            file.write_at(&[1; 1024], 0).is_ok(),
+            file.set_len(4096).is_ok(),
+            file.set_len(512).is_ok(),
+            file.flush().is_ok(),
+            host.create_new(&Path::new(FOLDER).join("other")).is_ok(),
+        ]
+    };
+    let count = host.run_out_at(1, Arrived::Nothing);
+    // What needs no space goes on.
+    assert_eq!(steps(), [true, false, true, true, false]);
+    assert!(count.load(std::sync::atomic::Ordering::SeqCst) >= 3);
+    let error = file.write_at(&[1], 0).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::StorageFull);
+    host.relent();
+    assert_eq!(steps(), [true; 5]);
+    drop(Arc::new(file));
+}
