@@ -13,6 +13,7 @@ use crate::chain::{DiffChain, Linkage};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
+use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
@@ -192,7 +193,12 @@ impl Asked {
             .and_then(|image| self.options.open_chain(image))
             .and_then(|chain| chain.view(chain.layers()[1].id));
         match opened {
-            Err(error) if matches!(error.kind(), ErrorKind::InUse | ErrorKind::Limit) => Err(error),
+            // It is there, or may be.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse | ErrorKind::Limit) =>
+            {
+                Err(error)
+            }
             opened => Ok(opened),
         }
     }
@@ -238,6 +244,9 @@ impl Asked {
         warnings.extend(image.warnings().iter().cloned());
         let linkage = base.tip().data_write_guid();
         let host = options.host_used().as_ref();
+        if planted("link-in-two-steps") {
+            image.relink(linkage, None, LinkPaths::Keep)?;
+        }
         image.relink(linkage, None, LinkPaths::To { host, parent: &base_path })?;
         image.close()?;
         Ok(Reparented { linkage, proven, unproven, warnings })

@@ -1,9 +1,12 @@
 //! The hands of a workload: every change goes to the disk and to the model alike.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use avhdx::ops::Reparent;
+use avhdx::storage::Host;
 use avhdx::{CreateOptions, DiffChain, Disk, VhdxFile, Zeroing};
 use avhdx_testkit::rng::Rng;
 use uuid::Uuid;
@@ -165,6 +168,20 @@ impl Driver {
         let at = self.host.mark();
         model.opened(at, chain.tip().data_write_guid());
         chain
+    }
+
+    /// Links the image, which nobody has open, to another parent that reads alike.
+    pub fn reparent(&self, parent: &str) {
+        let go = &mut |_| ControlFlow::Continue(());
+        self.until_done(Call::Open, || {
+            let reparent = Reparent::new(path(parent)).options(verdict::options(&self.host));
+            reparent.run(&self.tip, go)
+        });
+    }
+
+    /// Takes a file away.
+    pub fn remove(&self, name: &str) {
+        self.host.remove(&path(name)).unwrap();
     }
 
     /// Ends a session as a killed process does.

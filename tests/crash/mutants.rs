@@ -173,6 +173,11 @@ const MUTANTS: &[(&str, &str, &str)] = &[
         "a header torn twice",
         "a header that a crash tore is left as it is before the log changes",
     ),
+    (
+        "link-in-two-steps",
+        "another parent",
+        "the identity of another parent is durable before the path to it",
+    ),
 ];
 
 /// Those that only a host that fails shows.

@@ -1,5 +1,9 @@
 //! What is done to images while the host may crash.
 
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use avhdx::ops::Export;
 use avhdx::{CreateOptions, DiffChain, Zeroing};
 use avhdx_testkit::rng::Rng;
 
@@ -43,6 +47,7 @@ pub const ALL: &[Workload] = &[
     small("unaligned, sectors of 4096", unaligned_in_large_sectors),
     small("new bitmap in another chunk", second_chunk),
     small("create", create),
+    small("another parent", || one(two_bases(), another_parent)),
     small("scattered writes", || one(child(6 * MIB), scattered_writes)),
     small("scattered tables", || one(scattered(), scattered_tables)),
     small("flush, a write in place meanwhile", || {
@@ -125,6 +130,17 @@ fn child_setup(size: u64) -> Setup {
         base.write(block * MIB, 20 * KIB).write(block * MIB + 90 * KIB, 20 * KIB)
     });
     base.child(1 << 20)
+}
+
+/// The same beside a second base that reads alike.
+fn two_bases() -> Driver {
+    let setup = child_setup(4 * MIB);
+    let base = crate::verdict::open(&setup.host, &path("base.vhdx"), false).unwrap();
+    let options = fixed_identities(CreateOptions::dynamic(4 * MIB).block_size(2 << 20), 3);
+    let second = options.create_on(Arc::new(setup.host.clone()), path("second.vhdx")).unwrap();
+    Export::new().onto(&base, &second, &mut |_| ControlFlow::Continue(())).unwrap();
+    second.close().unwrap();
+    setup.start()
 }
 
 /// A base that is long enough to grow by more than it needs.
@@ -384,6 +400,21 @@ fn sessions(driver: &Driver) {
     driver.write(&chain, 30, 3 * MIB, KIB);
     driver.flush(&chain);
     driver.write(&chain, 31, 3 * MIB, KIB);
+    driver.close(&chain);
+}
+
+fn another_parent(driver: &Driver) {
+    let chain = driver.open();
+    driver.write(&chain, 1, 4 * KIB, 2 * KIB);
+    driver.flush(&chain);
+    driver.write(&chain, 2, MIB, KIB);
+    driver.kill(chain);
+    // The log is brought to the file first.
+    driver.reparent("second.vhdx");
+    // Nobody needs the old one from then on.
+    driver.remove("base.vhdx");
+    let chain = driver.open_after_kill();
+    driver.write(&chain, 3, 2 * MIB + 4 * KIB, 2 * KIB);
     driver.close(&chain);
 }
 
