@@ -49,6 +49,17 @@ pub(crate) struct Opening {
     max_depth: usize,
 }
 
+/// How images are found and opened whose links are to be changed.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Parents")]
+pub(crate) struct Finding {
+    #[command(flatten)]
+    parents: Parents,
+    /// Layers that a chain may have.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_depth: usize,
+}
+
 /// How an image is opened that is to be changed.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Parents and children")]
@@ -145,6 +156,23 @@ impl Writing {
     pub(crate) fn parents(&self) -> OpenOptions {
         OpenOptions::new().parents(self.parents.source()).max_depth(self.max_depth)
     }
+}
+
+impl Finding {
+    pub(crate) fn options(&self) -> OpenOptions {
+        OpenOptions::new().parents(self.parents.source()).max_depth(self.max_depth)
+    }
+}
+
+/// Nothing is found in a folder that is not there, which must not pass for consent.
+pub(crate) fn look_into(children_in: &[PathBuf]) -> Result<(), Failure> {
+    for folder in children_in {
+        LocalHost.list(folder).map_err(|error| {
+            let message = format!("{}: cannot look for children there", folder.display());
+            Failure::io("children.folder", message, &error)
+        })?;
+    }
+    Ok(())
 }
 
 impl Shape {

@@ -247,6 +247,7 @@ pub(crate) const KINDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::InvalidInput, "invalid-input"),
     (ErrorKind::Cancelled, "cancelled"),
     (ErrorKind::Limit, "limit"),
+    (ErrorKind::Unproven, "unproven"),
 ];
 
 fn kind_name(kind: ErrorKind) -> &'static str {

@@ -10,7 +10,7 @@ use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 use crate::args::{Format, Opening};
 use crate::exit::{Exit, Failure};
 use crate::output::Console;
-use crate::point::{Point, select};
+use crate::point::{Point, Points};
 
 /// A disk that a verb works on.
 #[derive(Debug)]
@@ -94,14 +94,12 @@ pub(crate) fn resolve(
     let Point { image, selector } = Point::parse(argument);
     let Some(selector) = selector else { return Ok(Resolved { path: image, is_tip: true }) };
     let argument = argument.to_string_lossy();
-    let layers = looking.clone().lock(Lock::Try).open(image)?.layers();
-    let layer = select(&layers, &selector, &argument)?;
-    let message = format!("{argument} is {}, {}", layer.name, layer.data_write_guid);
-    console.note("point.resolved", &message);
+    let points = Points::of(&looking.clone().lock(Lock::Try).open(image)?);
+    let layer = points.resolve(&selector, &argument, console)?;
     let path = layer.path.clone().ok_or_else(|| {
         Failure::new(Exit::Refused, "point.no-path", format!("{argument}: a layer without a path"))
     })?;
-    Ok(Resolved { path, is_tip: layer.id == layers[0].id })
+    Ok(Resolved { path, is_tip: layer.id == points.layers()[0].id })
 }
 
 fn raw(path: &Path) -> Result<Input, Failure> {

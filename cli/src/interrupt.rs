@@ -3,7 +3,8 @@
 use std::mem;
 use std::path::PathBuf;
 use std::process;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use avhdx::DiffChain;
 use avhdx::storage::{Host, LocalHost};
@@ -22,6 +23,8 @@ pub(crate) enum UnderWay {
     Draft(PathBuf),
     /// An image that is being changed, to be closed.
     Image(DiffChain),
+    /// An operation that stops by itself, where it can go on later, once it sees this.
+    Operation(Arc<AtomicBool>),
 }
 
 /// What is under way. An interruption waits for whoever holds this, and never gives it back.
@@ -36,6 +39,11 @@ pub(crate) fn arm(json: bool) {
         let armed = ctrlc::set_handler(move || {
             // Held to the end, so that nothing is named, created or changed in the meantime.
             let mut under_way = under_way();
+            if let UnderWay::Operation(stop) = &*under_way
+                && !stop.swap(true, Ordering::Relaxed)
+            {
+                return;
+            }
             let failure = put_in_order(mem::take(&mut under_way));
             complain(&failure, json);
             process::exit(failure.exit as i32);
@@ -59,5 +67,7 @@ fn put_in_order(under_way: UnderWay) -> Failure {
             ),
             Err(error) => error.into(),
         },
+        // It was asked before: no crash harms what an operation has done.
+        UnderWay::Operation(_) => Failure::interrupted("interrupted in the middle of an operation"),
     }
 }

@@ -21,11 +21,14 @@ mod interrupt;
 mod map;
 mod measure;
 mod next;
+mod operation;
 mod output;
 mod pages;
 mod point;
 mod progress;
 mod read;
+mod relink;
+mod reparent;
 mod replace;
 mod shell;
 mod tree;
@@ -44,9 +47,9 @@ use output::Console;
 /// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads, converts, makes and writes
 /// them.
 ///
-/// Only write, zero, discard and bench --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
-/// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name, @HEX the layer
-/// whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
+/// Only write, zero, discard, reparent, relink and bench --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
+/// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name or label, @HEX
+/// the layer whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
 /// or T.
 #[derive(Debug, Parser)]
 #[command(name = "avhdx", version, max_term_width = 100, after_help = EXIT_CODES)]
@@ -76,6 +79,9 @@ enum Verb {
     Write(write::Args),
     Zero(zero::Args),
     Discard(discard::Args),
+    #[command(visible_alias = "rebase")]
+    Reparent(reparent::Args),
+    Relink(relink::Args),
     Compare(compare::Args),
     Check(check::Args),
     Measure(measure::Args),
@@ -97,6 +103,8 @@ impl Verb {
             Self::Write(args) => write::run(args, console),
             Self::Zero(args) => zero::run(args, console),
             Self::Discard(args) => discard::run(args, console),
+            Self::Reparent(args) => reparent::run(args, console),
+            Self::Relink(args) => relink::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),

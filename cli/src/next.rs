@@ -117,6 +117,20 @@ const ROWS: &[Row] = &[
     ("kind parent-required", &[], &["avhdx info --chain PARENTS IMAGE"]),
     ("chain.loop", &[], &["avhdx tree FOLDER  # which images lead back to each other"]),
     ("chain.sector-size", &[], &["avhdx tree FOLDER"]),
+    (
+        "reparent.differs",
+        &[],
+        &["avhdx tree FOLDER  # which images there are, and whose child each is"],
+    ),
+    (
+        "reparent.parent-lost",
+        &[
+            "--unproven links the image all the same, and the disk is then what the new parent makes of it",
+        ],
+        &["avhdx tree FOLDER  # whether the old parent is somewhere below", "AGAIN --unproven"],
+    ),
+    ("reparent.*", &[], &["avhdx tree FOLDER  # which images there are, and whose child each is"]),
+    ("relink.*", &[], &["avhdx tree IMAGE  # who has which identity", "AGAIN --parent-dir DIR"]),
     // Limits.
     ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),
     (

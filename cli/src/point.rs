@@ -3,11 +3,11 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use avhdx::Layer;
 use avhdx::storage::{Host, LocalHost};
+use avhdx::{DiffChain, Layer, LayerId};
 
 use crate::exit::Failure;
-use crate::output::printable;
+use crate::output::{Console, printable};
 
 /// The digits that a prefix of a GUID must have.
 const MIN_HEX: usize = 4;
@@ -38,63 +38,115 @@ impl Point {
     }
 }
 
-/// The layer that `selector` means, of `layers` from the tip down.
-pub(crate) fn select<'a>(
-    layers: &'a [Layer],
-    selector: &str,
-    argument: &str,
-) -> Result<&'a Layer, Failure> {
-    let unknown = |why: String| {
-        Failure::usage("point.unknown", format!("{argument}: {why}")).hint(listing(layers))
-    };
-    if let Some(below) = selector.strip_prefix('-').and_then(|n| n.parse::<usize>().ok()) {
-        return layers.get(below).ok_or_else(|| {
-            unknown(format!(
+/// The points in time of a chain: its layers, and what each was called when it was made.
+#[derive(Debug)]
+pub(crate) struct Points {
+    /// From the tip down.
+    layers: Vec<Layer>,
+    labels: Vec<Option<String>>,
+}
+
+impl Points {
+    pub(crate) fn of(chain: &DiffChain) -> Self {
+        let layers = chain.layers();
+        // A label is kept in the child that the checkpoint made, and names what lies below.
+        let label = |layer: &Layer| {
+            let mark = chain.image(layer.id)?.checkpoint()?;
+            Some(mark.label).filter(|label| !label.is_empty())
+        };
+        let mut labels = vec![None];
+        labels.extend(layers.iter().map(label));
+        labels.truncate(layers.len());
+        Self { layers, labels }
+    }
+
+    pub(crate) fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    pub(crate) fn label(&self, id: LayerId) -> Option<&str> {
+        let at = self.layers.iter().position(|layer| layer.id == id)?;
+        self.labels[at].as_deref()
+    }
+
+    /// The layer that `selector` means, which is said.
+    pub(crate) fn resolve(
+        &self,
+        selector: &str,
+        argument: &str,
+        console: &mut Console,
+    ) -> Result<&Layer, Failure> {
+        let layer = self.select(selector, argument)?;
+        let called = self.label(layer.id).map_or_else(String::new, |label| format!(" ({label})"));
+        let message = format!("{argument} is {}, {}{called}", layer.name, layer.data_write_guid);
+        console.note("point.resolved", &message);
+        Ok(layer)
+    }
+
+    fn select(&self, selector: &str, argument: &str) -> Result<&Layer, Failure> {
+        let layers = &self.layers;
+        let unknown = |why: String| {
+            Failure::usage("point.unknown", format!("{argument}: {why}")).hint(self.listing())
+        };
+        let is_label = |i: usize| self.labels[i].as_deref() == Some(selector);
+        let below = selector.strip_prefix('-').and_then(|n| n.parse::<usize>().ok());
+        // Every other reading counts, so that a file called `base` is never taken for another layer.
+        let digits: String = selector.chars().filter(|c| !matches!(c, '-' | '{' | '}')).collect();
+        let is_hex = below.is_none()
+            && !digits.is_empty()
+            && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let by_guid = |layer: &Layer| {
+            let guid = layer.data_write_guid.to_string().replace('-', "");
+            is_hex && digits.len() >= MIN_HEX && guid.starts_with(&digits.to_ascii_lowercase())
+        };
+        let by_name = |layer: &Layer| {
+            layer.path.as_deref().and_then(Path::file_name).is_some_and(|name| name == selector)
+        };
+        let is_meant = |i: usize, layer: &Layer| {
+            (selector == "base" && i + 1 == layers.len())
+                || below == Some(i)
+                || by_name(layer)
+                || by_guid(layer)
+                || is_label(i)
+        };
+        let found: Vec<&Layer> = layers
+            .iter()
+            .enumerate()
+            .filter(|(i, layer)| is_meant(*i, layer))
+            .map(|(_, layer)| layer)
+            .collect();
+        match found[..] {
+            [layer] => Ok(layer),
+            [] if below.is_some() => Err(unknown(format!(
                 "the chain has {} layers, so @-{} is its base",
                 layers.len(),
                 layers.len() - 1
-            ))
-        });
+            ))),
+            [] if is_hex && digits.len() < MIN_HEX => Err(unknown(format!(
+                "{selector} is no layer's label or file name, and too short for a DataWriteGuid: \
+                 {MIN_HEX} digits or more"
+            ))),
+            [] => Err(unknown(format!("no layer of the chain is called {selector}"))),
+            _ => Err(Failure::usage(
+                "point.ambiguous",
+                format!("{argument}: {} layers answer to {selector}", found.len()),
+            )
+            .hint(self.listing())),
+        }
     }
-    // Every other reading counts, so that a file called `base` is never taken for another layer.
-    let digits: String = selector.chars().filter(|c| !matches!(c, '-' | '{' | '}')).collect();
-    let is_hex = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let by_guid = |layer: &Layer| {
-        let guid = layer.data_write_guid.to_string().replace('-', "");
-        is_hex && digits.len() >= MIN_HEX && guid.starts_with(&digits.to_ascii_lowercase())
-    };
-    let by_name = |layer: &Layer| {
-        layer.path.as_deref().and_then(Path::file_name).is_some_and(|name| name == selector)
-    };
-    let found: Vec<&Layer> = layers
-        .iter()
-        .enumerate()
-        .filter(|(i, layer)| {
-            (selector == "base" && i + 1 == layers.len()) || by_name(layer) || by_guid(layer)
-        })
-        .map(|(_, layer)| layer)
-        .collect();
-    match found[..] {
-        [layer] => Ok(layer),
-        [] if is_hex && digits.len() < MIN_HEX => Err(unknown(format!(
-            "{selector} is no layer's file name, and too short for a DataWriteGuid: {MIN_HEX} digits or more"
-        ))),
-        [] => Err(unknown(format!("no layer of the chain is called {selector}"))),
-        _ => Err(Failure::usage(
-            "point.ambiguous",
-            format!("{argument}: {} layers answer to {selector}", found.len()),
-        )
-        .hint(listing(layers))),
-    }
-}
 
-/// The points in time that there are.
-fn listing(layers: &[Layer]) -> String {
-    let mut text = String::from("the points in time are:");
-    for (i, layer) in layers.iter().enumerate() {
-        text += &format!("\n    @-{i:<3} {}  {}", layer.data_write_guid, printable(&layer.name));
+    /// The points in time that there are.
+    fn listing(&self) -> String {
+        let mut text = String::from("the points in time are:");
+        for (i, (layer, label)) in self.layers.iter().zip(&self.labels).enumerate() {
+            text +=
+                &format!("\n    @-{i:<3} {}  {}", layer.data_write_guid, printable(&layer.name));
+            if let Some(label) = label {
+                text += &format!("  ({})", printable(label));
+            }
+        }
+        text
     }
-    text
 }
 
 fn exists(path: &Path) -> bool {

@@ -17,13 +17,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) enum Meter {
     Silent,
     Bar(ProgressBar),
-    Lines { last: Instant },
+    Lines { last: Option<Instant> },
 }
 
 impl Meter {
     pub(crate) fn new(console: &Console) -> Self {
         if console.is_json() {
-            return Self::Lines { last: Instant::now() };
+            return Self::Lines { last: Some(Instant::now()) };
         }
         if !is_watched() {
             return Self::Silent;
@@ -34,6 +34,14 @@ impl Meter {
             bar.set_style(style);
         }
         Self::Bar(bar)
+    }
+
+    /// The same for an operation, of which a program is told from the start.
+    pub(crate) fn of_operation(console: &Console) -> Self {
+        match Self::new(console) {
+            Self::Lines { .. } => Self::Lines { last: None },
+            meter => meter,
+        }
     }
 
     /// Takes a report; never asks to stop.
@@ -50,8 +58,8 @@ impl Meter {
                 bar.set_length(total);
                 bar.set_position(done);
             }
-            Self::Lines { last } if last.elapsed() >= INTERVAL => {
-                *last = Instant::now();
+            Self::Lines { last } if last.is_none_or(|last| last.elapsed() >= INTERVAL) => {
+                *last = Some(Instant::now());
                 let line = json!({
                     "schema": "avhdx.progress/1",
                     "done": done,

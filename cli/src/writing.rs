@@ -3,7 +3,6 @@
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
-use avhdx::storage::{Host, LocalHost};
 use avhdx::{DiffChain, Disk, OpenOptions};
 
 use crate::args;
@@ -41,13 +40,7 @@ impl Writing {
         options: &OpenOptions,
         console: &mut Console,
     ) -> Result<Self, Failure> {
-        for folder in &writing.children_in {
-            // Nothing is found in a folder that is not there, which must not pass for consent.
-            LocalHost.list(folder).map_err(|error| {
-                let message = format!("{}: cannot look for children there", folder.display());
-                Failure::io("children.folder", message, &error)
-            })?;
-        }
+        args::look_into(&writing.children_in)?;
         let Resolved { path, is_tip } = input::resolve(argument, &writing.parents(), console)?;
         if !is_tip {
             return Err(below_the_tip(argument));

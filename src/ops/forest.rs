@@ -31,7 +31,7 @@ use uuid::Uuid;
 use crate::chain::{FoundBy, PathSource};
 use crate::disk::Geometry;
 use crate::error::{Error, Result};
-use crate::image::ParentLink;
+use crate::image::{CheckpointMark, MergeMark, ParentLink};
 
 /// All images below some folders, and how they hang together.
 #[derive(Debug)]
@@ -92,6 +92,10 @@ pub struct Image {
     pub is_log_pending: bool,
     /// Whether another program holds the file for writing.
     pub is_in_use: bool,
+    /// What the point in time below the image is called, where a checkpoint made the image.
+    pub checkpoint: Option<CheckpointMark>,
+    /// The merge that concerns the image, where one is not over.
+    pub merge: Option<MergeMark>,
 }
 
 /// The link from a differencing image to its parent.
@@ -211,6 +215,13 @@ pub enum Finding {
         /// The file.
         path: PathBuf,
     },
+    /// An image that is being merged into its parent, or that is the parent alone of one that was not found. The
+    /// mark of its node says which.
+    #[non_exhaustive]
+    UnfinishedMerge {
+        /// The child, or the parent where the child was not found.
+        node: NodeId,
+    },
     /// Several files with one identity: copies, or images that went different ways since.
     #[non_exhaustive]
     Duplicates {
@@ -284,6 +295,17 @@ impl Forest {
         &self.findings
     }
 
+    /// What the point in time that an image is was called by the checkpoints that were made of it.
+    pub fn labels(&self, point: NodeId) -> Vec<&str> {
+        let children = self.node(point).children.iter().filter_map(|child| {
+            let node = self.node(*child);
+            Some(node.image.as_ref().ok()?.checkpoint.as_ref()?.label.as_str())
+        });
+        let mut labels: Vec<&str> = children.filter(|label| !label.is_empty()).collect();
+        labels.dedup();
+        labels
+    }
+
     /// The images whose parent is one with this identity, whether or not that is in the forest.
     pub fn children_of(&self, data_write_guid: Uuid) -> impl Iterator<Item = NodeId> + '_ {
         self.children.get(&data_write_guid).into_iter().flatten().copied()
@@ -341,6 +363,7 @@ impl Finding {
             Self::SectorSizes { .. } => "sector-sizes",
             Self::Unreadable { .. } => "unreadable",
             Self::NoSignature { .. } => "no-signature",
+            Self::UnfinishedMerge { .. } => "unfinished-merge",
             Self::Duplicates { .. } => "duplicates",
             Self::Volumes { .. } => "volumes",
             Self::LinkOutside { .. } => "link-outside",
@@ -360,7 +383,7 @@ impl Finding {
             | Self::StalePath { child, .. }
             | Self::SectorSizes { child, .. }
             | Self::Volumes { child, .. } => Some(*child),
-            Self::Damaged { node } => Some(*node),
+            Self::Damaged { node } | Self::UnfinishedMerge { node } => Some(*node),
             Self::Loop { nodes } | Self::Duplicates { nodes, .. } => nodes.first().copied(),
             Self::Unreadable { .. } | Self::NoSignature { .. } | Self::LinkOutside { .. } => None,
         }

@@ -1,9 +1,11 @@
 //! The facts of an image for programs: `avhdx.info/1`.
 
-use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState, RegionInfo};
+use avhdx::{
+    CheckpointMark, FoundBy, HeaderInfo, ImageInfo, LogState, MergeMark, MergeState, RegionInfo,
+};
 use serde_json::{Map, Value, json};
 
-use super::{HEADERS, REGION_TABLES, counts, held};
+use super::{HEADERS, REGION_TABLES, counts, held, utc};
 use crate::info::{LayerFacts, Report, found_by};
 
 pub(crate) fn report(
@@ -55,6 +57,12 @@ fn layer(facts: &LayerFacts) -> Value {
         "metadata": items(info),
         "blocks": blocks(facts),
     });
+    if let Some(mark) = &info.checkpoint {
+        object["checkpoint"] = checkpoint(mark);
+    }
+    if let Some(mark) = &info.merge {
+        object["merge"] = merge(mark);
+    }
     if let Some(locator) = &info.locator {
         let pairs = |(key, value): &(String, String)| json!({ "key": key, "value": value });
         object["parent_locator"] = json!({
@@ -64,6 +72,30 @@ fn layer(facts: &LayerFacts) -> Value {
         });
     }
     object
+}
+
+/// The mark of the checkpoint that made an image.
+pub(crate) fn checkpoint(mark: &CheckpointMark) -> Value {
+    json!({ "label": mark.label, "time": utc(mark.time) })
+}
+
+/// The mark of a merge that is not over.
+pub(crate) fn merge(mark: &MergeMark) -> Value {
+    json!({
+        "state": merge_state(mark.state),
+        "other": mark.other.to_string(),
+        "name": mark.name,
+        "low_space": mark.low_space,
+    })
+}
+
+fn merge_state(state: MergeState) -> &'static str {
+    match state {
+        MergeState::Merging => "merging",
+        MergeState::Spent => "spent",
+        MergeState::Target => "target",
+        _ => "other",
+    }
 }
 
 fn headers(info: &ImageInfo) -> Vec<Value> {

@@ -1,8 +1,8 @@
 //! The facts of an image for people.
 
-use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState};
+use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState, MergeState};
 
-use super::{HEADERS, REGION_TABLES, counts, held};
+use super::{HEADERS, REGION_TABLES, counts, held, utc};
 use crate::exit::Failure;
 use crate::info::{LayerFacts, Report, found_by};
 use crate::output::{Console, Table, size, units};
@@ -98,6 +98,19 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     image.field("creator", &info.creator);
     if let Some(by) = facts.layer.found_by {
         image.field("found by", found_by(by));
+    }
+    if let Some(mark) = &info.checkpoint {
+        let label = if mark.label.is_empty() { "no label" } else { &mark.label };
+        image.field("checkpoint", format!("{label}, {}: the point in time below", utc(mark.time)));
+    }
+    if let Some(mark) = &info.merge {
+        let what = match mark.state {
+            MergeState::Merging => "not finished: into",
+            MergeState::Spent => "all of it is by now in",
+            MergeState::Target => "not finished, alone it is a mixture: takes",
+            _ => "with",
+        };
+        image.field("MERGE", format!("{what} {}, {}", mark.name, mark.other));
     }
     if facts.in_use {
         image.field("IN USE", "elsewhere: what is shown may be changing");

@@ -1,10 +1,12 @@
 //! The findings in words, each with what to do next.
 
+use avhdx::MergeState;
 use avhdx::ops::forest::{Finding, Lead, LeadsTo, Link, NodeId};
 
-use super::draw::{count, utc};
+use super::draw::count;
 use super::names::{Names, argument, shown};
 use crate::exit::Failure;
+use crate::facts::utc;
 use crate::output::Console;
 
 pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Failure> {
@@ -70,7 +72,11 @@ impl Words {
                     _ => format!("the identity expected is that of {}", list(names, matches)),
                 });
                 match matches.first() {
-                    Some(parent) => words.with_parent(names, *child, *parent),
+                    Some(parent) => {
+                        words.with_parent(names, *child, *parent);
+                        let (child, parent) = (names.argument(*child), names.argument(*parent));
+                        words.next.push(format!("avhdx reparent {child} --onto {parent}"));
+                    }
                     None => {
                         words.look_elsewhere(names, *child);
                         words.next.push(format!(
@@ -89,6 +95,10 @@ impl Words {
                 words.lines.push(format!("the parent by its identity is {}", list(names, matches)));
                 if let Some(parent) = matches.first() {
                     words.with_parent(names, *child, *parent);
+                    let places = names.places.iter().map(|place| argument(place));
+                    words.next.extend(places.map(|place| {
+                        format!("avhdx relink {place}  # records where the parents are")
+                    }));
                 }
                 words
             }
@@ -145,6 +155,33 @@ impl Words {
                     "called like an image, but does not start as one: cut, overwritten or another thing".into(),
                 );
                 words.next.push(format!("avhdx info {}", argument(path)));
+                words
+            }
+            Finding::UnfinishedMerge { node, .. } => {
+                let mut words = Self::new(format!("unfinished merge: {}", names.of(*node)));
+                let image = forest.node(*node).image.as_ref().ok();
+                if let Some(mark) = image.and_then(|image| image.merge.as_ref()) {
+                    let name = shown(&mark.name);
+                    words.lines.push(match mark.state {
+                        MergeState::Merging => {
+                            format!("is being merged into {name}; seen from here on up, all reads as before")
+                        }
+                        MergeState::Spent => {
+                            format!("was merged into {name} and waits for being removed")
+                        }
+                        _ => format!(
+                            "takes the content of {name}, which was not found here; alone it holds a \
+                             mixture of two points in time"
+                        ),
+                    });
+                    words.next.push(match mark.state {
+                        MergeState::Target => format!(
+                            "avhdx tree {} DIR  # DIR: a folder that may hold {name}",
+                            names.place_arguments()
+                        ),
+                        _ => format!("avhdx merge --resume {}", names.argument(*node)),
+                    });
+                }
                 words
             }
             Finding::Duplicates { guid, nodes, preferred, .. } => {

@@ -1,13 +1,13 @@
 //! The forest as a drawing.
 
 use std::collections::HashMap;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use avhdx::ops::forest::{Finding, Forest, Node, NodeId};
 
 use super::names::Names;
 use crate::exit::Failure;
-use crate::output::{Console, units};
+use crate::facts::utc;
+use crate::output::{Console, printable, units};
 
 /// Levels that are indented; deeper ones say their depth instead.
 const MAX_INDENT: usize = 24;
@@ -107,7 +107,8 @@ fn marks(forest: &Forest) -> HashMap<NodeId, Vec<String>> {
             (image.is_some_and(|image| image.is_in_use), "in use"),
         ];
         let facts = facts.into_iter().filter(|(is_so, _)| *is_so);
-        let facts: Vec<String> = facts.map(|(_, fact)| format!("({fact})")).collect();
+        let labels = forest.labels(id).into_iter().map(|label| format!("@'{}'", printable(label)));
+        let facts: Vec<String> = labels.chain(facts.map(|(_, fact)| format!("({fact})"))).collect();
         if !facts.is_empty() {
             marks.entry(id).or_default().extend(facts);
         }
@@ -147,63 +148,4 @@ fn labels(names: &Names<'_>, [tee, corner, bar, gap, more]: &[&str; 5]) -> Vec<S
 /// The first digits of the identity: enough for `IMAGE@HEX`.
 fn short_guid(node: &Node) -> String {
     node.data_write_guid.map_or_else(|| "?".into(), |guid| guid.to_string()[..8].to_owned())
-}
-
-/// A time as `2026-11-22T21:37:09Z`.
-pub(super) fn utc(time: SystemTime) -> String {
-    let seconds = match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        Err(before) => {
-            let before = before.duration();
-            let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            -whole - i64::from(before.subsec_nanos() > 0)
-        }
-    };
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // Days repeat every 400 years; within those, years and months are counted off.
-    let (cycle, mut day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let mut year = 1970 + 400 * cycle;
-    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    loop {
-        let length = 365 + i64::from(is_leap(year));
-        if day < length {
-            break;
-        }
-        day -= length;
-        year += 1;
-    }
-    let february = 28 + i64::from(is_leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", day + 1)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    #[test]
-    fn times_are_those_of_the_calendar() {
-        // From date -u -d @SECONDS.
-        let known = [
-            (0, "1970-01-01T00:00:00Z"),
-            (951_782_400, "2000-02-29T00:00:00Z"),
-            (951_868_799, "2000-02-29T23:59:59Z"),
-            (1_709_251_199, "2024-02-29T23:59:59Z"),
-            (1_735_689_599, "2024-12-31T23:59:59Z"),
-            (4_107_542_400, "2100-03-01T00:00:00Z"),
-        ];
-        for (seconds, text) in known {
-            assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), text);
-        }
-        assert_eq!(utc(UNIX_EPOCH - Duration::from_millis(1)), "1969-12-31T23:59:59Z");
-    }
 }

@@ -6,7 +6,9 @@ use avhdx::FoundBy;
 use avhdx::ops::forest::{Finding, Lead, LeadsTo, Node, NodeId};
 use serde_json::{Value, json};
 
-use super::draw::utc;
+use crate::facts::json::{checkpoint, merge};
+use crate::facts::utc;
+
 use super::names::Names;
 use super::tips::{Tip, tips};
 
@@ -18,14 +20,14 @@ pub(super) fn document(names: &Names<'_>) -> Value {
         "schema": "avhdx.tree/1",
         "places": names.places.iter().map(|place| path(place)).collect::<Vec<_>>(),
         "faults": faults,
-        "images": forest.nodes().map(|(id, node)| image(id, node)).collect::<Vec<_>>(),
+        "images": forest.nodes().map(|(id, node)| image(names, id, node)).collect::<Vec<_>>(),
         "trees": ids(forest.trees()),
         "tips": tips(names).iter().map(|found| tip(names, found)).collect::<Vec<_>>(),
         "findings": forest.findings().iter().map(finding).collect::<Vec<_>>(),
     })
 }
 
-fn image(id: NodeId, node: &Node) -> Value {
+fn image(names: &Names<'_>, id: NodeId, node: &Node) -> Value {
     let facts = node.image.as_ref().ok();
     json!({
         "image": id.index(),
@@ -46,6 +48,9 @@ fn image(id: NodeId, node: &Node) -> Value {
         "creator": facts.map(|facts| facts.creator.as_str()),
         "log_pending": facts.map(|facts| facts.is_log_pending),
         "in_use": facts.map(|facts| facts.is_in_use),
+        "labels": names.forest.labels(id),
+        "checkpoint": facts.and_then(|facts| facts.checkpoint.as_ref()).map(checkpoint),
+        "merge": facts.and_then(|facts| facts.merge.as_ref()).map(merge),
         "link": node.link.as_ref().map(|link| json!({
             "parent_linkage": link.recorded.linkage.to_string(),
             "parent_linkage2": link.recorded.linkage2.map(|guid| guid.to_string()),
@@ -89,7 +94,9 @@ fn finding(finding: &Finding) -> Value {
         Finding::StalePath { child, matches, .. } => {
             json!({ "image": child.index(), "matches": ids(matches) })
         }
-        Finding::Damaged { node, .. } => json!({ "image": node.index() }),
+        Finding::Damaged { node, .. } | Finding::UnfinishedMerge { node, .. } => {
+            json!({ "image": node.index() })
+        }
         Finding::Loop { nodes, .. } => json!({ "images": ids(nodes) }),
         Finding::SectorSizes { child, parent, .. } | Finding::Volumes { child, parent, .. } => {
             json!({ "image": child.index(), "parent": parent.index() })

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Finding, Forest, LeadsTo, Link, NodeId};
 use crate::chain::FoundBy;
+use crate::image::MergeState;
 
 /// Adds the findings and puts them in order.
 pub(super) fn judge(forest: &mut Forest) {
@@ -21,6 +22,7 @@ pub(super) fn judge(forest: &mut Forest) {
             findings.extend(of_pair(forest, id, link));
         }
     }
+    findings.extend(unfinished_merges(forest, &guids));
     findings.extend(loops(forest));
     findings.extend(duplicates(forest, &guids));
     findings.sort_by(|a, b| rank(a).cmp(&rank(b)));
@@ -100,6 +102,16 @@ fn of_pair(forest: &Forest, child: NodeId, link: &Link) -> Vec<Finding> {
         findings.push(Finding::Volumes { child, parent });
     }
     findings
+}
+
+/// One finding for each merge: of the child, where it was found.
+fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Finding> {
+    let marked = forest.nodes().filter_map(|(id, node)| {
+        let mark = node.image.as_ref().ok()?.merge.as_ref()?;
+        let is_told_by_child = mark.state == MergeState::Target && guids.contains_key(&mark.other);
+        (!is_told_by_child).then_some(Finding::UnfinishedMerge { node: id })
+    });
+    marked.collect()
 }
 
 /// Every loop has a root of a tree in it: the one root that has a parent.

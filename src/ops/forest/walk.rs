@@ -234,6 +234,8 @@ fn facts(image: &VhdxFile) -> Image {
         creator: image.info().creator,
         is_log_pending: image.has_replayed_log(),
         is_in_use: image.warnings().iter().any(|warning| warning.code == "lock.in-use"),
+        checkpoint: image.checkpoint(),
+        merge: image.merge_mark(),
     }
 }
 

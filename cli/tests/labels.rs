@@ -1,0 +1,109 @@
+//! What checkpoints are called, and merges that are not over: seen in points, `tree` and `info`.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use avhdx::{CreateOptions, DiffChain};
+use avhdx_testkit::build::{Contents, IS_USER, Image, Item};
+use common::{Folder, name};
+use uuid::Uuid;
+
+/// A disk with two checkpoints: first `before the upgrade`, then one whose label is `label`.
+fn labelled(label: &str) -> Folder {
+    let folder = Folder::new();
+    folder.run("create base.vhdx --size 4M").expect(0);
+    for (parent, child, label) in [("base", "one", "before the upgrade"), ("one", "two", label)] {
+        let parent = DiffChain::open(folder.file(&format!("{parent}.vhdx"))).unwrap();
+        let time = UNIX_EPOCH + Duration::from_secs(951_868_799);
+        let options = CreateOptions::child_of(parent.tip()).unwrap().checkpoint(label, time);
+        options.create(folder.file(&format!("{child}.vhdx"))).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn points_answer_to_their_labels() {
+    let folder = labelled("after");
+    let run = folder.run("info two.vhdx@after").expect(0);
+    run.says("two.vhdx@after is one.vhdx, ").says(" (after)\n");
+    let mut command = folder.command(["read", "two.vhdx@before the upgrade", "--length", "1"]);
+    let run = common::Run::of(command.output().unwrap()).expect(0);
+    run.says("is base.vhdx, ").says(" (before the upgrade)");
+    // All of them are there to choose from.
+    let run = folder.run("read two.vhdx@never --length 1").expect(2);
+    let run = run.says("one.vhdx  (after)\n").says("base.vhdx  (before the upgrade)\n");
+    run.says("next: avhdx info --chain two.vhdx\n");
+    // The label names what lies below the child that has it, so the child alone has one point less.
+    folder.run("read one.vhdx@after --length 1").expect(2);
+}
+
+#[test]
+fn a_label_that_also_means_another_layer_is_refused() {
+    for label in ["base", "-2", "two.vhdx"] {
+        let folder = labelled(label);
+        let run = folder.run(&format!("read two.vhdx@{label} --length 1")).expect(2);
+        run.says(&format!("2 layers answer to {label}"));
+    }
+    // The same layer by two of its names is no doubt.
+    let folder = labelled("one.vhdx");
+    folder.run("read two.vhdx@one.vhdx --length 1").expect(0);
+}
+
+#[test]
+fn tree_and_info_show_labels() {
+    let folder = labelled("after \u{1b}[2J");
+    let tree = folder.run("tree .").expect(0).text();
+    let line = |name: &str| tree.lines().find(|line| line.contains(name)).unwrap().to_owned();
+    assert!(line("base.vhdx").ends_with("  @'before the upgrade'"), "{tree}");
+    assert!(line("one.vhdx").ends_with("  @'after \\u{1b}[2J'"), "{tree}");
+    assert!(!line("two.vhdx").contains('@'), "{tree}");
+    let images = &folder.run("tree . --json").expect(0).json()["images"];
+    assert_eq!(images[0]["labels"], serde_json::json!(["before the upgrade"]));
+    assert_eq!(images[1]["checkpoint"]["label"], "before the upgrade");
+    // From date -u -d @951868799.
+    assert_eq!(images[1]["checkpoint"]["time"], "2000-02-29T23:59:59Z");
+    let run = folder.run("info one.vhdx").expect(0);
+    run.prints("before the upgrade, 2000-02-29T23:59:59Z: the point in time below");
+    let info = folder.run("info one.vhdx --json").expect(0).json();
+    assert_eq!(info["image"]["checkpoint"]["label"], "before the upgrade");
+}
+
+/// The mark of a merge, typed from its description.
+fn mark(image: &mut Image, state: u8, other: Uuid, name: &str) {
+    let mut bytes = vec![1, 0, state, 0];
+    bytes.extend((name.len() as u32).to_le_bytes());
+    bytes.extend(other.to_bytes_le());
+    bytes.extend(name.as_bytes());
+    let id = Uuid::parse_str("917330e3-c6a3-4d5f-913e-f0fa001aaec7").unwrap();
+    let item = Item::new("merge", id, IS_USER, Contents::Bytes(bytes));
+    image.metadata.items.push(item);
+}
+
+#[test]
+fn unfinished_merges_are_shown_with_the_command_that_goes_on() {
+    let folder = Folder::new();
+    let mut base = Image::dynamic(4 << 20);
+    name(&mut base, 0);
+    let mut child = base.new_child();
+    name(&mut child, 1);
+    child.parent_path(".\\base.vhdx");
+    mark(&mut base, 3, common::guid(1), "child.avhdx");
+    mark(&mut child, 1, common::guid(0), "base.vhdx");
+    base.write_to(folder.file("base.vhdx"));
+    child.write_to(folder.file("child.avhdx"));
+    let run = folder.run("tree .").expect(1);
+    let run = run.prints("1 fault:").prints("unfinished merge: child.avhdx\n");
+    run.prints("next: avhdx merge --resume ./child.avhdx\n");
+    let document = folder.run("tree . --json").expect(1).json();
+    assert_eq!(document["images"][0]["merge"]["state"], "target");
+    assert_eq!(document["images"][1]["merge"]["state"], "merging");
+    assert_eq!(document["images"][1]["merge"]["other"], common::guid(0).to_string());
+    folder.run("info child.avhdx").expect(0).prints("not finished: into base.vhdx, 0000aaaa-");
+
+    // Without the child, nobody but the parent tells.
+    std::fs::remove_file(folder.file("child.avhdx")).unwrap();
+    let run = folder.run("tree .").expect(1).prints("unfinished merge: base.vhdx\n");
+    run.prints("next: avhdx tree . DIR  # DIR: a folder that may hold child.avhdx\n");
+}

@@ -1,0 +1,89 @@
+//! `avhdx reparent` and `avhdx relink`: links set right, and the refusals.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs;
+
+use common::{Folder, flats, guid};
+
+#[test]
+fn a_copy_becomes_the_parent_once_it_is_proven() {
+    let folder = Folder::with_chain();
+    // The same disk as l0 under another identity.
+    folder.run("convert l0.vhdx -O vhdx copy.vhdx").expect(0);
+    let run = folder.run("reparent l1.vhdx --onto copy.vhdx").expect(0);
+    // All but 16 sectors.
+    run.prints("l1.vhdx: its parent is copy.vhdx, ").prints(&format!("{}", (4 << 20) - 16 * 512));
+    fs::remove_file(folder.file("l0.vhdx")).unwrap();
+    let run = folder.run("read l2.vhdx --length 6M").expect(0);
+    assert!(run.stdout == flats()[2]);
+    assert_eq!(
+        folder.run("info l1.vhdx --json").expect(0).json()["chain"]["parent"]["file"],
+        "copy.vhdx"
+    );
+}
+
+#[test]
+fn a_parent_that_differs_is_refused_and_a_lost_one_needs_consent() {
+    let folder = Folder::with_chain();
+    folder.run("convert l0.vhdx -O vhdx copy.vhdx").expect(0);
+    folder.run_with("write copy.vhdx --offset 3M", &[7; 512]).expect(0);
+    let before = folder.read("l1.vhdx");
+    let error = folder.run("rebase l1.vhdx --onto copy.vhdx --json").expect(7).error();
+    assert_eq!((&error["code"], &error["kind"]), (&"reparent.differs".into(), &"unproven".into()));
+    assert!(error["message"].as_str().unwrap().contains("from byte 3145728 on"));
+    fs::remove_file(folder.file("l0.vhdx")).unwrap();
+    let run = folder.run("reparent l1.vhdx --onto copy.vhdx").expect(7).says("bytes of the disk");
+    run.says("next: avhdx reparent l1.vhdx --onto copy.vhdx --unproven\n");
+    assert!(folder.read("l1.vhdx") == before);
+    let run = folder.run("reparent l1.vhdx --onto copy.vhdx --unproven --json").expect(0);
+    assert_eq!(run.json()["schema"], "avhdx.reparent/1");
+    assert_eq!(run.json()["unproven"], (4 << 20) - 16 * 512);
+    let run = folder.run("read l2.vhdx --offset 3M --length 512").expect(0);
+    // The tip has a block of its own there.
+    assert!(run.stdout == flats()[2][3 << 20..(3 << 20) + 512]);
+    let run = folder.run("read l1.vhdx --offset 3M --length 512").expect(0);
+    assert!(run.stdout == [7; 512]);
+}
+
+#[test]
+fn loops_are_refused() {
+    let folder = Folder::with_chain();
+    folder.run("reparent l1.vhdx --onto l2.vhdx").expect(2).says("its own ancestor");
+    folder.run("reparent l1.vhdx --onto l1.vhdx").expect(2);
+    folder.run("reparent l0.vhdx --onto l1.vhdx").expect(2);
+    folder.run("reparent l2.vhdx --onto l2.vhdx@base").expect(7).says("l0.vhdx");
+}
+
+#[test]
+fn moved_files_are_relinked() {
+    let folder = Folder::with_chain();
+    fs::create_dir(folder.file("bases")).unwrap();
+    fs::rename(folder.file("l0.vhdx"), folder.file("bases/renamed.vhdx")).unwrap();
+    folder.run("read l2.vhdx --length 1").expect(5);
+    let before = folder.read("l1.vhdx");
+    let run = folder.run("relink . --dry-run --json").expect(0).json();
+    assert_eq!(run["schema"], "avhdx.relink/1");
+    assert_eq!(run["images"].as_array().unwrap().len(), 1);
+    assert_eq!(run["images"][0]["parent"], "./bases/renamed.vhdx");
+    assert!(folder.read("l1.vhdx") == before);
+    folder.run("relink .").expect(0).prints("./l1.vhdx: linked to ./bases/renamed.vhdx\n");
+    let run = folder.run("read l2.vhdx --length 6M").expect(0);
+    assert!(run.stdout == flats()[2]);
+    folder.run("relink .").expect(0).prints("every recorded path leads to its parent");
+    let l1 = folder.run("info l1.vhdx --json").expect(0).json();
+    assert_eq!(l1["image"]["data_write_guid"], guid(1).to_string());
+}
+
+#[test]
+fn what_is_ambiguous_or_lost_is_named_and_left() {
+    let folder = Folder::with_chain();
+    let bytes = folder.read("l0.vhdx");
+    fs::remove_file(folder.file("l0.vhdx")).unwrap();
+    let run = folder.run("relink .").expect(7).says("l1.vhdx: no file has the identity");
+    run.says("next: avhdx tree .  # ");
+    fs::write(folder.file("a.vhdx"), &bytes).unwrap();
+    fs::write(folder.file("b.vhdx"), &bytes).unwrap();
+    folder.run("relink .").expect(7).says("several files").says("./a.vhdx and ./b.vhdx");
+}
