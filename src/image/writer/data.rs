@@ -7,6 +7,7 @@ use super::blocks::BlockGuard;
 use super::gate::Entered;
 use super::space::{Contents, Freed};
 use super::tables::{Changed, PageKind};
+use super::take::Payload;
 use crate::disk::{Zeroing, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
@@ -53,12 +54,32 @@ impl VhdxFile {
                 self.write_part_of_sector(writer, &rest[..len as usize], at, visible)?;
                 len
             } else {
-                self.write_sectors(writer, &rest[..(left - left % sector) as usize], at)?
+                self.write_sectors(writer, rest[..(left - left % sector) as usize].into(), at)?
             };
             at = at + len;
             rest = &rest[len as usize..];
         }
         self.limit_changes(writer)
+    }
+
+    /// Writes whole sectors.
+    pub(super) fn write_whole(&self, payload: Payload<'_>, at: DiskOffset) -> Result<()> {
+        let writer = self.writer()?;
+        let len = payload.len();
+        check_range(&self.geometry(), at.0, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        let _entered = self.enter(writer, at.0..at.0 + len)?;
+        self.begin(writer)?;
+        let (mut at, mut rest) = (at, payload);
+        while rest.len() > 0 {
+            let len = self.write_sectors(writer, rest, at)?;
+            at = at + len;
+            rest = rest.after(len);
+            self.limit_changes(writer)?;
+        }
+        Ok(())
     }
 
     /// Makes a range read as zeros. Whole blocks may give up their space.
@@ -122,21 +143,21 @@ impl VhdxFile {
         let mut whole = vec![0; sector as usize];
         visible(&mut whole, start.0)?;
         whole[within..within + buf.len()].copy_from_slice(buf);
-        self.write_claimed(writer, &claimed, &whole, start)
+        self.write_claimed(writer, &claimed, whole[..].into(), start)
     }
 
     /// Writes some of these whole sectors, and says how many bytes: up to the end of their block, or as many
     /// blocks as lie in one piece in the file.
-    fn write_sectors(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<u64> {
+    fn write_sectors(&self, writer: &Writer, buf: Payload<'_>, at: DiskOffset) -> Result<u64> {
         let block = self.layout.block_of(at);
         let in_block = self.layout.block_size() - self.layout.within_block(at);
-        if buf.len() as u64 > in_block {
+        if buf.len() > in_block {
             let len = self.write_in_piece(writer, buf, at)?;
             if len > 0 {
                 return Ok(len);
             }
         }
-        let buf = &buf[..(buf.len() as u64).min(in_block) as usize];
+        let buf = buf.first(buf.len().min(in_block));
         let is_done = {
             let _shared = writer.blocks.share(block);
             self.write_in_place(writer, buf, at)?
@@ -145,21 +166,21 @@ impl VhdxFile {
             let claimed = writer.blocks.claim(block);
             self.write_claimed(writer, &claimed, buf, at)?;
         }
-        Ok(buf.len() as u64)
+        Ok(buf.len())
     }
 
     /// Writes into blocks that are present and lie one behind the other in the file too, all at once. Says
     /// how many bytes, 0 where there are no two of that kind to start with.
-    fn write_in_piece(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<u64> {
+    fn write_in_piece(&self, writer: &Writer, buf: Payload<'_>, at: DiskOffset) -> Result<u64> {
         // Held in ascending order; whoever holds a block alone waits for no other.
         let mut shared = Vec::new();
         let mut piece = FileOffset::default();
         let mut len = 0;
-        while len < buf.len() as u64 && shared.len() < MOST_BLOCKS {
+        while len < buf.len() && shared.len() < MOST_BLOCKS {
             let next = at + len;
             let block = self.layout.block_of(next);
             let in_block = self.layout.block_size() - self.layout.within_block(next);
-            let in_block = in_block.min(buf.len() as u64 - len);
+            let in_block = in_block.min(buf.len() - len);
             let guard = writer.blocks.share(block);
             let index = self.layout.payload_index(block);
             let entry = self.bat_entry(index)?;
@@ -179,7 +200,7 @@ impl VhdxFile {
         if shared.len() < 2 {
             return Ok(0);
         }
-        writer.write_payload(&buf[..len as usize], piece.get())?;
+        writer.write_payload(buf.first(len), piece)?;
         Ok(len)
     }
 
@@ -187,7 +208,7 @@ impl VhdxFile {
         &self,
         writer: &Writer,
         _claimed: &BlockGuard<'_>,
-        buf: &[u8],
+        buf: Payload<'_>,
         at: DiskOffset,
     ) -> Result<()> {
         if self.write_in_place(writer, buf, at)? {
@@ -197,7 +218,7 @@ impl VhdxFile {
     }
 
     /// Writes into the block's space, if it has some.
-    fn write_in_place(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<bool> {
+    fn write_in_place(&self, writer: &Writer, buf: Payload<'_>, at: DiskOffset) -> Result<bool> {
         let block = self.layout.block_of(at);
         let index = self.layout.payload_index(block);
         let entry = self.bat_entry(index)?;
@@ -206,30 +227,30 @@ impl VhdxFile {
             PayloadState::PartiallyPresent if self.has_parent() => true,
             PayloadState::PartiallyPresent | PayloadState::Reserved => {
                 // Reading says what is wrong with the entry; a write must not make it worse.
-                self.resolve(at, buf.len() as u64)?;
+                self.resolve(at, buf.len())?;
                 return Ok(false);
             }
             _ => return Ok(false),
         };
-        let place = self.place_of(entry, index, at, buf.len() as u64)?;
+        let place = self.place_of(entry, index, at, buf.len())?;
         let is_early = planted("bits-before-payload");
         if is_mixed && is_early {
-            self.mark_sectors(writer, entry, at, buf.len() as u64)?;
+            self.mark_sectors(writer, entry, at, buf.len())?;
         }
-        writer.write_payload(buf, place.get())?;
+        writer.write_payload(buf, place)?;
         if is_mixed && !is_early {
-            self.mark_sectors(writer, entry, at, buf.len() as u64)?;
+            self.mark_sectors(writer, entry, at, buf.len())?;
         }
         Ok(true)
     }
 
     /// Writes into new space for a block that has none. The block is held alone.
-    fn write_into_new(&self, writer: &Writer, buf: &[u8], at: DiskOffset) -> Result<()> {
+    fn write_into_new(&self, writer: &Writer, buf: Payload<'_>, at: DiskOffset) -> Result<()> {
         let block = self.layout.block_of(at);
         let index = self.layout.payload_index(block);
         let old = self.bat_entry(index)?;
         let within = self.layout.within_block(at);
-        let end = within + buf.len() as u64;
+        let end = within + buf.len();
         let in_disk = self.layout.block_size().min(self.layout.size() - (at.0 - within));
         let is_whole = within == 0 && end >= in_disk;
         let parent_shows = self.has_parent()
@@ -240,13 +261,13 @@ impl VhdxFile {
         writer.space.show_length(&self.file_len, self.storage.as_ref());
         if planted("block-before-payload") {
             if parent_shows && !is_whole {
-                self.become_mixed(writer, block, space.at, at, buf.len() as u64)?;
+                self.become_mixed(writer, block, space.at, at, buf.len())?;
             } else {
                 self.set_block(writer, block, BatEntry::new(6, space.at))?;
             }
         }
         let moved = (|| {
-            writer.write_payload(buf, space.at.get() + within)?;
+            writer.write_payload(buf, space.at + within)?;
             let rest_must_be_zero = is_whole || !parent_shows;
             if rest_must_be_zero && space.contents != Contents::Zeros {
                 self.write_zeros(writer, space.at, within)?;
@@ -257,7 +278,7 @@ impl VhdxFile {
         let moved = if planted("failed-payload-forgotten") { Ok(()) } else { moved };
         let committed = moved.and_then(|()| {
             if parent_shows && !is_whole {
-                self.become_mixed(writer, block, space.at, at, buf.len() as u64)
+                self.become_mixed(writer, block, space.at, at, buf.len())
             } else {
                 self.set_block(writer, block, BatEntry::new(6, space.at))
             }
@@ -411,7 +432,7 @@ impl VhdxFile {
                 step
             } else {
                 let step = (left - left % sector).min(MIB);
-                self.write_sectors(writer, &ZEROS.0[..step as usize], at)?
+                self.write_sectors(writer, ZEROS.0[..step as usize].into(), at)?
             };
             at = at + step;
         }
@@ -422,14 +443,14 @@ impl VhdxFile {
         let mut done = 0;
         while done < len {
             let step = (len - done).min(MIB);
-            writer.write_payload(&ZEROS.0[..step as usize], at.get() + done)?;
+            writer.write_bytes(&ZEROS.0[..step as usize], at.get() + done)?;
             done += step;
         }
         Ok(())
     }
 
     /// Flushes when the changes in memory are as many as one log entry takes.
-    fn limit_changes(&self, writer: &Writer) -> Result<()> {
+    pub(super) fn limit_changes(&self, writer: &Writer) -> Result<()> {
         if writer.tables.read().dirty_pages() < self.most_dirty {
             return Ok(());
         }
@@ -437,7 +458,12 @@ impl VhdxFile {
     }
 
     /// Gives a block another state or place.
-    fn set_block(&self, writer: &Writer, block: BlockIndex, entry: BatEntry) -> Result<()> {
+    pub(super) fn set_block(
+        &self,
+        writer: &Writer,
+        block: BlockIndex,
+        entry: BatEntry,
+    ) -> Result<()> {
         let index = self.layout.payload_index(block);
         let start = self.layout.block_start(block);
         let len = self.layout.block_size().min(self.layout.size() - start.0);

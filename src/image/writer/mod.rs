@@ -13,9 +13,11 @@ mod growth;
 #[cfg(all(test, loom))]
 mod orders;
 mod pins;
+mod release;
 mod session;
 mod space;
 mod tables;
+mod take;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod tickets;
@@ -29,16 +31,21 @@ use crate::image::Tally;
 use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
+use crate::types::FileOffset;
 
 use blocks::BlockLocks;
 pub(crate) use edit::ItemEdit;
 use gate::Gate;
 use growth::{Frozen, Growth};
 pub(crate) use pins::{Pin, Pins, Ticket};
+use release::Released;
 use session::Session;
 pub(crate) use session::{flush, update_headers};
 use space::Allocated;
 use tables::Tables;
+#[allow(unused_imports, reason = "merges are built on it")]
+pub(crate) use take::Copier;
+use take::Payload;
 use tickets::Tickets;
 use watch::Watch;
 
@@ -51,6 +58,8 @@ pub(crate) struct Writer {
     /// Taken while a chunk gets its sector bitmap block.
     bitmaps: Mutex<()>,
     space: Growth,
+    /// Space that was given up and not given back to the host yet.
+    released: Mutex<Vec<Released>>,
     /// Held by every change, and alone by whoever ends the session.
     ops: Gate,
     session: Mutex<Session>,
@@ -76,6 +85,7 @@ impl Writer {
             blocks: BlockLocks::default(),
             bitmaps: Mutex::new(()),
             space: Growth::new(file_len),
+            released: Mutex::default(),
             ops: Gate::default(),
             session: Mutex::new(Session::new(file_len)),
             begun: AtomicBool::new(false),
@@ -156,10 +166,23 @@ impl Writer {
     }
 
     /// Writes payload, whose failure is that call's alone.
-    fn write_payload(&self, buf: &[u8], at: u64) -> Result<()> {
-        let written = self.file.write_at(buf, at);
-        // Said even of a failed write: parts of it may have arrived.
+    fn write_payload(&self, payload: Payload<'_>, at: FileOffset) -> Result<()> {
+        match payload {
+            Payload::Bytes(buf) => self.write_bytes(buf, at.get()),
+            Payload::There { len, from, at: from_at, copier } => {
+                self.copy_payload(from, from_at, len, at, copier)
+            }
+        }
+    }
+
+    /// Notes that payload was written. Said even of a failed write: parts of it may have arrived.
+    fn wrote_payload(&self) {
         self.payload_written.store(true, Ordering::Release);
+    }
+
+    fn write_bytes(&self, buf: &[u8], at: u64) -> Result<()> {
+        let written = self.file.write_at(buf, at);
+        self.wrote_payload();
         written.map_err(|error| {
             let message = format!("cannot write {} bytes", buf.len());
             let error = Error::io("payload.write", message, error);
