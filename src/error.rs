@@ -54,6 +54,14 @@ pub enum ErrorKind {
     HasChildren,
     /// A link to another parent was refused, for nothing shows that the disk stays what it is.
     Unproven,
+    /// A child whose content was merged into its parent was opened by itself: the parent has it all by now, and
+    /// may have newer bytes.
+    Merged,
+    /// A child is being merged into the image that was opened by itself: until that is completed it holds neither
+    /// the old point in time nor the new one.
+    Unfinished,
+    /// An operation would need more space than there is. Nothing was written.
+    NoSpace,
     /// A change was asked of something that is open for reading only.
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.

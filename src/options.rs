@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, ParentSource, PathSource};
+use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, Result};
 use crate::image::{Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, VhdxFile, refuse_vhd_set};
 use crate::storage::{Access, Host, LocalHost, Storage};
@@ -162,7 +162,12 @@ impl OpenOptions {
     /// [`Damaged`](crate::ErrorKind::Damaged) when the chain is a loop or its layers do not fit each
     /// other; [`Limit`](crate::ErrorKind::Limit) when it is deeper than allowed.
     pub fn open_chain(&self, tip: VhdxFile) -> Result<DiffChain> {
-        DiffChain::assemble(tip, &self.chain, &self.image, self.source().as_ref())
+        let opened = Opened {
+            host: Arc::clone(&self.host),
+            images: self.image.clone(),
+            child_folders: self.child_folders.clone(),
+        };
+        DiffChain::assemble(tip, &self.chain, self.source().as_ref(), opened)
     }
 
     /// Finds and opens the parents of `tip` as far as that goes, for looking at a broken chain. The

@@ -284,7 +284,7 @@ impl Run<'_> {
         let size = self.model.end() + layer.grown;
         let options = match n.checked_sub(1) {
             None => CreateOptions::dynamic(size).logical_sector(self.sector as u32),
-            Some(below) => CreateOptions::child_of(self.open(below, false).tip()).unwrap(),
+            Some(below) => CreateOptions::child_of(&self.open(below, false).tip()).unwrap(),
         };
         let options = options.size(size).block_size(layer.block);
         drop(options.create_on(Arc::clone(&self.host), self.path(n)).unwrap());

@@ -101,7 +101,7 @@ fn options(args: &Args, parent: Option<&DiffChain>) -> Result<CreateOptions, Fai
 }
 
 fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<CreateOptions, Failure> {
-    let mut options = CreateOptions::child_of(parent.tip())?;
+    let mut options = CreateOptions::child_of(&parent.tip())?;
     let least = parent.geometry().size;
     match size {
         Some(size) if size < least => {

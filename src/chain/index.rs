@@ -17,7 +17,7 @@ use super::resolve::{Found, Place, Sink, walk};
 use super::runs::Runs;
 use super::stored::{Packed, Sectors};
 use super::word::{self, Answer};
-use super::{DiffChain, Link};
+use super::{Link, Stack};
 use crate::error::Result;
 use crate::image::{Known, Load, Owner, Reach, SpanKey, Spans};
 use crate::types::DiskOffset;
@@ -25,7 +25,7 @@ use crate::types::DiskOffset;
 /// Runs that are looked up at once.
 const AT_ONCE: usize = 16;
 
-impl DiffChain {
+impl Stack {
     /// Hands on the runs that the `len` bytes at `at` start with, and says how many bytes that was. They lie
     /// within the disk and are not none.
     pub(super) fn some_runs<'a, R: Reach>(
@@ -338,7 +338,7 @@ mod tests {
     use crate::disk::Zeroing;
     use crate::image::{Budget, Page};
     use crate::types::{FileOffset, MIB};
-    use crate::{CreateOptions, Disk, LayerId, OpenOptions};
+    use crate::{CreateOptions, DiffChain, Disk, LayerId, OpenOptions};
 
     /// Longer than what is not kept waiting takes.
     const PATIENCE: Duration = Duration::from_millis(100);
@@ -366,8 +366,8 @@ mod tests {
         bytes[0]
     }
 
-    fn asked(chain: &DiffChain, at: u64, len: u64) -> Asked<'_> {
-        chain.asked(chain.tip, DiskOffset(at), len).unwrap()
+    fn asked(stack: &Stack, at: u64, len: u64) -> Asked<'_> {
+        stack.asked(stack.tip, DiskOffset(at), len).unwrap()
     }
 
     /// Does something when it comes to the tables of this layer.
@@ -401,9 +401,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let chain = pair(&folder);
         // Who asked for the first sector left the others open.
-        asked(&chain, 0, 512).learn(Load);
-        assert!(chain.known_run(DiskOffset(0), 512).is_some());
-        assert!(chain.known_run(DiskOffset(512), 512).is_none());
+        asked(&chain.stack(), 0, 512).learn(Load);
+        assert!(chain.stack().known_run(DiskOffset(0), 512).is_some());
+        assert!(chain.stack().known_run(DiskOffset(512), 512).is_none());
         let base = chain.images().last().unwrap().id();
         scope(|scope| {
             // The writer comes as far as to where answers go.
@@ -413,7 +413,7 @@ mod tests {
             scope.spawn(move || done.send(chain.write_at(&[3; 4096], 4096)));
             std::thread::sleep(PATIENCE);
             let go_on = std::cell::RefCell::new(&mut held);
-            asked(chain, 512, 512).learn(Before(base, &|| {
+            asked(&chain.stack(), 512, 512).learn(Before(base, &|| {
                 if go_on.borrow_mut().take().is_some() {
                     writer.recv().unwrap().unwrap();
                 }
@@ -452,8 +452,8 @@ mod tests {
         for (i, (sector, expected, first, second)) in cases.into_iter().enumerate() {
             let folder = tempfile::tempdir().unwrap();
             let chain = pair(&folder);
-            asked(&chain, 0, MIB).learn(Load);
-            assert!(chain.known_run(DiskOffset(sector * 512), 512).is_some());
+            asked(&chain.stack(), 0, MIB).learn(Load);
+            assert!(chain.stack().known_run(DiskOffset(sector * 512), 512).is_some());
             let found = scope(|scope| {
                 let held = chain.tip().budget().spans().unwrap().hold();
                 let chain = &chain;

@@ -1,6 +1,7 @@
 //! A chain of images: read-only parents under one tip.
 
 mod index;
+mod live;
 mod locate;
 mod open;
 mod plan;
@@ -21,6 +22,8 @@ use crate::image::{Counters, ImagePolicy, IndexTally, VhdxFile, Warning};
 
 pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
+pub(crate) use live::{Opened, Operation, Retired, path_of};
+use live::{Live, View};
 pub use open::Linkage;
 pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_error, too_deep};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
@@ -29,6 +32,9 @@ pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 ///
 /// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files. Writes go to the
 /// tip alone, and a failure means for them what it means for that [image](VhdxFile#after-a-failure).
+///
+/// Operations such as [`Checkpoint`](crate::ops::Checkpoint) and [`Merge`](crate::ops::Merge) change which layers a
+/// chain has while other threads read and write it: clones follow, and a view stays at its point in time.
 ///
 /// Which layer answers for a place is found out when the place is first read, and remembered within the
 /// [`Budget`](crate::Budget): from then on a read costs the same however many layers there are. What a write to
@@ -48,17 +54,25 @@ pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 /// ```
 #[derive(Clone)]
 pub struct DiffChain {
+    /// What this view sees, and its clones.
+    view: Arc<View>,
+    /// What all views have in common.
+    live: Arc<Live>,
+}
+
+/// The layers of a chain at one moment, as a view has them.
+#[derive(Clone)]
+struct Stack {
     /// From the tip down to the base. Never empty.
     layers: Arc<[Link]>,
     /// The layer that this view has for its tip.
     tip: usize,
     /// What the index counts, for all clones and views.
     tally: Arc<IndexTally>,
-    warnings: Arc<[Warning]>,
 }
 
 /// A layer, and how it was found from the one above.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Link {
     /// Other chains may have the same for a parent.
     image: Arc<VhdxFile>,
@@ -133,45 +147,56 @@ impl DiffChain {
 
     /// The layers from the tip down to the base.
     pub fn layers(&self) -> Vec<Layer> {
-        self.links().iter().map(Layer::of).collect()
+        self.stack().links().iter().map(Layer::of).collect()
     }
 
     /// The image of a layer, `None` when it is not in this view.
-    pub fn image(&self, layer: LayerId) -> Option<&VhdxFile> {
-        self.images().find(|image| image.id() == layer)
+    pub fn image(&self, layer: LayerId) -> Option<Arc<VhdxFile>> {
+        self.stack().image(layer).cloned()
     }
 
-    /// The image at the tip.
-    pub fn tip(&self) -> &VhdxFile {
-        &self.layers[self.tip].image
+    /// The image at the tip. A checkpoint puts another in its place.
+    pub fn tip(&self) -> Arc<VhdxFile> {
+        let stack = self.stack();
+        Arc::clone(&stack.links()[0].image)
     }
 
     /// The disk as it was when `layer` was its tip.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the layer is not in this chain.
+    /// [`ErrorKind::InvalidInput`] when the layer is not in this chain; [`ErrorKind::Unfinished`] when another is
+    /// being merged into it.
     pub fn view(&self, layer: LayerId) -> Result<Self> {
-        let found = self.images().position(|image| image.id() == layer);
+        let stack = self.stack();
+        let found = stack.links().iter().position(|link| link.image.id() == layer);
         let below = found.ok_or_else(|| {
             Error::new(ErrorKind::InvalidInput, "chain.layer", "no such layer in the chain")
-                .in_file(self.tip().name())
+                .in_file(stack.tip().name())
                 .with_found(layer)
-                .with_expected(format_args!("one of its {} layers", self.links().len()))
+                .with_expected(format_args!("one of its {} layers", stack.links().len()))
         })?;
-        Ok(Self { tip: self.tip + below, ..self.clone() })
+        let view = self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) }, false)?;
+        Ok(Self { view, live: Arc::clone(&self.live) })
     }
 
     /// What the user of the chain should hear of, from all its layers.
     pub fn warnings(&self) -> Vec<Warning> {
-        let of_images = self.images().flat_map(|image| image.warnings());
-        of_images.chain(self.warnings.iter()).cloned().collect()
+        let stack = self.stack();
+        let of_images = stack.links().iter().flat_map(|link| link.image.warnings());
+        of_images.chain(self.live.warnings()).cloned().collect()
     }
 
     /// What was done since the chain was opened, clones and views included.
     pub fn counters(&self) -> Counters {
-        let (index_hits, index_misses) = self.tally.now();
-        let table_loads = self.images().map(|image| image.counters().table_loads).sum();
-        Counters { table_loads, index_hits, index_misses, ..self.tip().counters() }
+        let stack = self.stack();
+        let (index_hits, index_misses) = stack.tally.now();
+        let of_layers = stack.links().iter().map(|link| link.image.counters().table_loads);
+        Counters {
+            table_loads: of_layers.sum(),
+            index_hits,
+            index_misses,
+            ..stack.tip().counters()
+        }
     }
 
     /// Ends the session that writes to the tip; see [`VhdxFile::close`].
@@ -182,12 +207,24 @@ impl DiffChain {
         self.tip().close()
     }
 
-    pub(crate) fn images(&self) -> impl Iterator<Item = &VhdxFile> {
-        self.links().iter().map(|link| link.image.as_ref())
+    /// The images from the tip down to the base.
+    pub(crate) fn images(&self) -> Vec<Arc<VhdxFile>> {
+        self.stack().links().iter().map(|link| Arc::clone(&link.image)).collect()
     }
+}
 
+impl Stack {
     fn links(&self) -> &[Link] {
         &self.layers[self.tip..]
+    }
+
+    fn tip(&self) -> &VhdxFile {
+        &self.layers[self.tip].image
+    }
+
+    fn image(&self, layer: LayerId) -> Option<&Arc<VhdxFile>> {
+        let found = self.links().iter().find(|link| link.image.id() == layer);
+        found.map(|link| &link.image)
     }
 }
 
@@ -210,6 +247,12 @@ impl Layer {
 
 impl fmt::Debug for DiffChain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.images()).finish()
+        self.stack().fmt(f)
+    }
+}
+
+impl fmt::Debug for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.links().iter().map(|link| &link.image)).finish()
     }
 }

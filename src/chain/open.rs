@@ -7,6 +7,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::locate::{Candidate, FoundBy, ParentSource};
+use super::live::{Live, Opened};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,28 +44,19 @@ impl DiffChain {
     pub(crate) fn assemble(
         tip: VhdxFile,
         policy: &ChainPolicy,
-        images: &ImagePolicy,
         source: &dyn ParentSource,
+        opened: Opened,
     ) -> Result<Self> {
-        let Walked { mut layers, warnings, broken } = walk(tip, policy, images, source);
+        let Walked { layers, warnings, broken } = walk(tip, policy, &opened.images, source);
         match broken {
             Some(error) => Err(error),
-            None => {
-                name_stacks(&mut layers);
-                layers[0].image.watch(layers[0].stack, layers[0].span);
-                Ok(Self {
-                    layers: layers.into(),
-                    tip: 0,
-                    tally: Arc::default(),
-                    warnings: warnings.into(),
-                })
-            }
+            None => Ok(Live::chain(opened, layers, warnings)),
         }
     }
 }
 
 /// Gives each layer, over those below it, what the index knows it by and the length of its spans.
-fn name_stacks(layers: &mut [Link]) {
+pub(super) fn name_stacks(layers: &mut [Link]) {
     let (mut below, mut span) = (0, MOST_PIECE);
     for link in layers.iter_mut().rev() {
         link.stack = link.image.budget().stack(link.image.id(), below);

@@ -5,8 +5,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::resolve::Sink;
-use super::{DiffChain, Link};
-use crate::disk::{Disk, LayerId, check_range};
+use super::{DiffChain, Link, Stack};
+#[cfg(doc)]
+use crate::disk::Disk;
+use crate::disk::{LayerId, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{AtHand, Carried, Missing, Pins, Stop, Ticket, VhdxFile};
 use crate::mutants::planted;
@@ -71,7 +73,6 @@ pub enum PlannedSource<'a> {
 /// Read it in any way and hand it to [`supply`](Self::supply), or have [`load`](Self::load) do so. Dropping it
 /// gives up the plan.
 pub struct TableLoad {
-    chain: DiffChain,
     /// As far as it is known.
     plan: ReadPlan,
     carried: Carried,
@@ -114,39 +115,41 @@ impl DiffChain {
     /// where a pending log supplies some of the bytes, which [`Disk::read_at`] serves all the same;
     /// [`ErrorKind::Damaged`] when the tables name no place for them.
     pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
+        let stack = self.stack_now();
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.geometry(), range.start, len)?;
+        check_range(&stack.geometry(), range.start, len)?;
         let range = range.start..range.start + len;
         // Pinned before anything is looked up.
-        let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(self) };
-        self.plan_on(plan, Carried::default())
+        let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(stack) };
+        plan.go_on(Carried::default())
     }
+}
 
-    fn plan_on(&self, mut plan: ReadPlan, mut carried: Carried) -> Result<Planned> {
-        let (mut at, end) = (plan.known_end(), plan.range.end);
+impl ReadPlan {
+    /// Plans what is not planned yet, with the layers that the chain had at the start.
+    fn go_on(mut self, mut carried: Carried) -> Result<Planned> {
+        let (mut at, end) = (self.known_end(), self.range.end);
         let mut got_on = false;
         while at < end {
+            let stack = &self.held.stack;
             let mut rest =
-                Rest { at, tip: self.tip, links: self.links(), pieces: &mut plan.pieces };
-            match self.some_runs(AtHand(&carried), DiskOffset(at), end - at, &mut rest) {
+                Rest { at, tip: stack.tip, links: stack.links(), pieces: &mut self.pieces };
+            match stack.some_runs(AtHand(&carried), DiskOffset(at), end - at, &mut rest) {
                 Ok(len) => at += len,
                 Err(Stop::Failed(error)) => return Err(error),
                 Err(Stop::NotAtHand(missing)) => {
                     if got_on && carried.len() > MOST_CARRIED {
                         carried = Carried::default();
                     }
-                    let chain = self.clone();
-                    return Ok(Planned::Load(TableLoad { chain, plan, carried, missing }));
+                    return Ok(Planned::Load(TableLoad { plan: self, carried, missing }));
                 }
             }
-            carried.share(|id| self.image(id));
+            carried.share(|id| stack.image(id).map(|image| &**image));
             got_on = true;
         }
-        Ok(Planned::Ready(plan))
+        Ok(Planned::Ready(self))
     }
-}
 
-impl ReadPlan {
     /// The bytes of the disk that it is about.
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
@@ -240,7 +243,7 @@ impl TableLoad {
 
     fn go_on(mut self, bytes: &[u8]) -> Result<Planned> {
         self.carried.take(self.missing, bytes);
-        self.chain.plan_on(self.plan, self.carried)
+        self.plan.go_on(self.carried)
     }
 
     /// Reads the bytes itself and goes on.
@@ -253,7 +256,7 @@ impl TableLoad {
     }
 
     fn image(&self) -> &VhdxFile {
-        let found = self.chain.image(self.missing.image);
+        let found = self.plan.held.stack.image(self.missing.image);
         found.unwrap_or_else(|| unreachable!("the chain asked this layer"))
     }
 }
@@ -266,16 +269,14 @@ fn wrong_length(code: &'static str, message: &str, found: usize, expected: u64) 
 
 /// What a plan keeps as it is.
 struct Held {
-    layers: Arc<[Link]>,
-    tip: usize,
+    stack: Arc<Stack>,
     ticket: Option<Ticket>,
 }
 
 impl Held {
-    fn new(chain: &DiffChain) -> Self {
-        let layers = Arc::clone(&chain.layers);
-        let ticket = chain.tip().pins().map(Pins::enter);
-        let mut new = Self { layers, tip: chain.tip, ticket };
+    fn new(stack: Arc<Stack>) -> Self {
+        let ticket = stack.tip().pins().map(Pins::enter);
+        let mut new = Self { stack, ticket };
         if planted("plan-does-not-pin") {
             new.let_go();
         }
@@ -283,12 +284,12 @@ impl Held {
     }
 
     fn image(&self, layer: usize) -> &VhdxFile {
-        &self.layers[layer].image
+        &self.stack.layers[layer].image
     }
 
     fn let_go(&mut self) {
         let ticket = self.ticket.take();
-        if let (Some(pins), Some(ticket)) = (self.image(self.tip).pins(), ticket) {
+        if let (Some(pins), Some(ticket)) = (self.stack.tip().pins(), ticket) {
             pins.leave(&ticket);
         }
     }
@@ -400,7 +401,7 @@ impl<'a> Sink<'a> for Rest<'a, '_> {
 
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layers = self.layers[self.tip..].iter().map(|link| link.image.id());
+        let layers = self.stack.links().iter().map(|link| link.image.id());
         f.debug_list().entries(layers).finish()
     }
 }

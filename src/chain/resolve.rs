@@ -3,7 +3,7 @@
 use std::io::IoSliceMut;
 use std::ops::Range;
 
-use super::{DiffChain, Link};
+use super::{DiffChain, Link, Stack};
 use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
 use crate::image::{Load, Owner, Reach, VhdxFile};
@@ -67,7 +67,7 @@ pub(super) trait Sink<'a> {
     }
 }
 
-impl DiffChain {
+impl Stack {
     /// Fills the buffers from the `len` bytes at `at`, which lie within the disk.
     fn read(&self, bufs: &mut [IoSliceMut<'_>], at: u64, len: u64) -> Result<()> {
         let mut gather = Gather::new(bufs, len);
@@ -199,6 +199,40 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
 
 impl Disk for DiffChain {
     fn geometry(&self) -> Geometry {
+        self.stack().geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.stack().read_at(buf, offset)
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        self.stack().read_vectored_at(bufs, offset)
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.change(|stack| {
+            stack.tip().write_through(buf, offset, &|buf, at| stack.read_at(buf, at))
+        })
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.change(|stack| {
+            stack.tip().zero_through(range.clone(), how, &|buf, at| stack.read_at(buf, at))
+        })
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.stack().tip().flush()
+    }
+
+    fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
+        self.stack().next_extent(range)
+    }
+}
+
+impl Stack {
+    pub(super) fn geometry(&self) -> Geometry {
         self.tip().geometry()
     }
 
@@ -229,18 +263,6 @@ impl Disk for DiffChain {
         check_range(&self.geometry(), offset, len)?;
         let _pin = self.tip().pin();
         self.read(bufs, offset, len)
-    }
-
-    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.tip().write_through(buf, offset, &|buf, at| self.read_at(buf, at))
-    }
-
-    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.tip().zero_through(range, how, &|buf, at| self.read_at(buf, at))
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.tip().flush()
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {

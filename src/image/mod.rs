@@ -265,6 +265,13 @@ impl VhdxFile {
         }
     }
 
+    /// Nothing is kept under other numbers any more.
+    pub(crate) fn watch_only(&self, stack: u64) {
+        if let Some(writer) = &self.writer {
+            writer.watch_only(stack);
+        }
+    }
+
     /// A number that rises when another answers for a part of the disk than before.
     pub(crate) fn changes(&self) -> u64 {
         self.writer.as_ref().map_or(0, Writer::changes)

@@ -44,7 +44,7 @@ impl VhdxFile {
 
     /// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image
     /// was opened: each session that writes to a file changes its header first.
-    fn is_still(&self, storage: &dyn Storage) -> bool {
+    pub(crate) fn is_still(&self, storage: &dyn Storage) -> bool {
         // The parents of an image are looked for from where it was found.
         let is_found_alike = !self.has_parent() || self.path() == storage.path();
         is_found_alike
@@ -97,6 +97,11 @@ impl Budget {
     /// that share these images, and never the same for others.
     pub(crate) fn stack(&self, top: LayerId, below: u64) -> u64 {
         self.registry().stack(top, below)
+    }
+
+    /// Has the stacks of which this layer is the top named anew.
+    pub(crate) fn forget_stacks(&self, top: LayerId) {
+        held(&self.registry().stacks).remove(&top);
     }
 }
 

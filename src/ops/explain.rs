@@ -150,7 +150,7 @@ impl Explain {
         let at = DiskOffset(self.offset);
         let mut layers = Vec::new();
         for image in chain.images() {
-            let answer = layer(image, at)?;
+            let answer = layer(&image, at)?;
             let is_last = !matches!(answer.verdict, Verdict::Parent);
             layers.push(answer);
             if is_last {

@@ -106,7 +106,7 @@ impl Setup {
     /// Puts a child on top.
     pub fn child(self, block_size: u32) -> Self {
         let chain = verdict::open(&self.host, &self.tip, false).unwrap();
-        let options = CreateOptions::child_of(chain.tip()).unwrap().block_size(block_size);
+        let options = CreateOptions::child_of(&chain.tip()).unwrap().block_size(block_size);
         let tip = path("child.avhdx");
         let options = fixed_identities(options, 2);
         drop(options.create_on(Arc::new(self.host.clone()), &tip).unwrap());

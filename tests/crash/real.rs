@@ -255,7 +255,7 @@ fn make_chain(base: &Path, child: &Path) -> Bytes {
     parent.close().unwrap();
     drop(parent);
     let parent = DiffChain::open(base).unwrap();
-    let made = CreateOptions::child_of(parent.tip()).unwrap().create(child);
+    let made = CreateOptions::child_of(&parent.tip()).unwrap().create(child);
     made.unwrap().close().unwrap();
     disk
 }

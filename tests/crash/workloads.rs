@@ -552,7 +552,7 @@ fn create() -> Vec<Recorded> {
     };
     let base = dynamic(size).write(MIB, 20 * KIB);
     let parent = crate::verdict::open(&base.host, &base.tip, false).unwrap();
-    let over = CreateOptions::child_of(parent.tip()).unwrap();
+    let over = CreateOptions::child_of(&parent.tip()).unwrap();
     drop(parent);
     let child = Setup { tip: path("new.avhdx"), ..base }.start();
     vec![

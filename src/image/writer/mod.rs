@@ -104,6 +104,10 @@ impl Writer {
         self.watch.start(stack, span);
     }
 
+    pub(super) fn watch_only(&self, stack: u64) {
+        self.watch.only(stack);
+    }
+
     pub(super) fn changes(&self) -> u64 {
         self.watch.changes()
     }

@@ -1,8 +1,8 @@
 //! What a chain that keeps answers about the image must know of its changes.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use crate::image::{Budget, SpanKey};
 use crate::mutants::planted;
@@ -13,8 +13,9 @@ const QUIET: u64 = 8;
 /// Counts the changes in who answers for a place, and has the answers forgotten that they concern.
 #[derive(Debug, Default)]
 pub(super) struct Watch {
-    /// What the answers are kept under, and the bytes that each is about.
-    kept: OnceLock<(u64, u64)>,
+    /// What answers are kept under, and the bytes that each is about. More than one only while a chain changes
+    /// from one stack of layers to another.
+    kept: RwLock<Vec<(u64, u64)>>,
     changes: AtomicU64,
     /// The number of changes at the last question that no answer was known to, and such questions since.
     seen: AtomicU64,
@@ -23,7 +24,16 @@ pub(super) struct Watch {
 
 impl Watch {
     pub(super) fn start(&self, stack: u64, span: u64) {
-        let _ = self.kept.set((stack, span));
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if !kept.contains(&(stack, span)) {
+            kept.push((stack, span));
+        }
+    }
+
+    /// Nobody asks for what is kept under other numbers any more.
+    pub(super) fn only(&self, stack: u64) {
+        let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(other, _)| *other == stack);
     }
 
     /// A number that rises with each change.
@@ -45,13 +55,16 @@ impl Watch {
     /// it goes, or does not keep it.
     pub(super) fn changed(&self, budget: &Budget, bytes: Range<u64>) {
         let count = || _ = self.changes.fetch_add(1, Ordering::AcqRel);
-        let (Some((stack, span)), Some(spans)) = (self.kept.get(), budget.spans()) else {
-            return count();
-        };
+        // Held until the number has risen: what is kept under a stack that comes later is found out later.
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(spans) = budget.spans().filter(|_| !kept.is_empty()) else { return count() };
         if planted("answer-outlives-change") {
             return count();
         }
-        let numbers = bytes.start / span..bytes.end.div_ceil(*span);
-        spans.drop_answers(numbers.filter_map(|number| SpanKey::new(*stack, number)), count);
+        let keys = kept.iter().flat_map(|(stack, span)| {
+            let numbers = bytes.start / span..bytes.end.div_ceil(*span);
+            numbers.filter_map(|number| SpanKey::new(*stack, number))
+        });
+        spans.drop_answers(keys, count);
     }
 }

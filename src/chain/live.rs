@@ -1,0 +1,415 @@
+//! Chains whose layers change while others read and write them.
+//!
+//! Each view of a chain looks at a stack of layers that never changes. An operation makes a new one, with a child
+//! more or a merged layer less, and puts it in the place of the old in all views, in one step each. Who was
+//! reading goes on with the old stack, whose files stay open and right until the last of them is gone; an
+//! operation that is about to make them wrong waits for that first.
+//!
+//! A write that meets a frozen tip goes to the one that a newer stack has.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, Guard};
+
+use super::open::name_stacks;
+use super::{DiffChain, Link, Stack};
+use crate::disk::LayerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, lock};
+use crate::mutants::planted;
+use crate::storage::{Access, Host, LockMode, LockOutcome, Storage};
+
+/// How long an operation waits for those who still look at a point that is to vanish.
+const PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_micros(200);
+
+/// What one view of a chain, and its clones, see.
+pub(super) struct View {
+    stack: ArcSwap<Stack>,
+    /// Whether it is the chain itself, whose tip is always the newest, or a point in time.
+    follows: bool,
+}
+
+/// What all views of a chain have in common.
+pub(super) struct Live {
+    opened: Opened,
+    views: Mutex<Views>,
+    /// Held by the operation that is changing the layers.
+    operation: Mutex<()>,
+    warnings: Vec<Warning>,
+}
+
+#[derive(Default)]
+struct Views {
+    all: Vec<Weak<View>>,
+    /// The layer that another is being merged into.
+    vanishing: Option<LayerId>,
+}
+
+/// How the layers of a chain were opened.
+pub(crate) struct Opened {
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) images: ImagePolicy,
+    /// Where children are looked for beside the images' own folders.
+    pub(crate) child_folders: Vec<PathBuf>,
+}
+
+impl Live {
+    /// The chain itself, with these layers.
+    pub(super) fn chain(opened: Opened, layers: Vec<Link>, warnings: Vec<Warning>) -> DiffChain {
+        let stack = Stack { layers: named(layers), tip: 0, tally: Arc::default() };
+        let live = Self { opened, views: Mutex::default(), operation: Mutex::new(()), warnings };
+        let live = Arc::new(live);
+        let view = live.add(stack, true, &mut live.views());
+        DiffChain { view, live }
+    }
+
+    /// A view more.
+    pub(super) fn view(&self, stack: Stack, follows: bool) -> Result<Arc<View>> {
+        let mut views = self.views();
+        if views.vanishing == Some(stack.tip().id()) {
+            let message = "a child is just being merged into this point, which is going to vanish";
+            return Err(Error::new(ErrorKind::Unfinished, "chain.vanishing", message)
+                .in_file(stack.tip().name())
+                .with_found("a merge under way")
+                .with_expected("a layer above it"));
+        }
+        Ok(self.add(stack, follows, &mut views))
+    }
+
+    fn add(&self, stack: Stack, follows: bool, views: &mut Views) -> Arc<View> {
+        let view = Arc::new(View { stack: ArcSwap::from_pointee(stack), follows });
+        views.all.retain(|view| view.strong_count() > 0);
+        views.all.push(Arc::downgrade(&view));
+        view
+    }
+
+    pub(super) fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    fn views(&self) -> MutexGuard<'_, Views> {
+        self.views.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DiffChain {
+    /// The layers as they are now.
+    pub(super) fn stack(&self) -> Guard<Arc<Stack>> {
+        self.view.stack.load()
+    }
+
+    /// The same, to be kept for long.
+    pub(super) fn stack_now(&self) -> Arc<Stack> {
+        self.view.stack.load_full()
+    }
+
+    /// Has the tip changed, or the one that has taken its place by the time it is frozen.
+    pub(super) fn change(&self, change: impl Fn(&Stack) -> Result<()>) -> Result<()> {
+        loop {
+            let stack = self.stack_now();
+            match change(&stack) {
+                Err(error)
+                    if error.code() == "image.frozen"
+                        && !Arc::ptr_eq(&stack, &self.stack_now()) => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Begins an operation that changes the layers. There is one at a time.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a view of an earlier point, [`ErrorKind::InUse`] while another is under way.
+    pub(crate) fn operate(&self) -> Result<Operation<'_>> {
+        if !self.view.follows {
+            let message = "an operation changes a chain, not a view of one of its points";
+            return Err(Error::new(ErrorKind::InvalidInput, "chain.view", message)
+                .in_file(self.tip().name())
+                .with_found("a view")
+                .with_expected("the chain as it was opened"));
+        }
+        let alone = match self.live.operation.try_lock() {
+            Ok(alone) => alone,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let message = "another operation is changing the layers of the chain";
+                return Err(Error::new(ErrorKind::InUse, "chain.busy", message)
+                    .in_file(self.tip().name())
+                    .with_found("an operation under way")
+                    .with_expected("one at a time"));
+            }
+        };
+        Ok(Operation { chain: self, _alone: alone })
+    }
+}
+
+/// The right to change the layers of a chain. Layers are counted from the tip, which is 0.
+pub(crate) struct Operation<'a> {
+    chain: &'a DiffChain,
+    _alone: MutexGuard<'a, ()>,
+}
+
+/// Layers that a chain does not have any more, though somebody may still be reading them.
+#[must_use = "who reads them must be waited for before they change"]
+pub(crate) struct Retired(Arc<[Link]>);
+
+impl Operation<'_> {
+    pub(crate) fn images(&self) -> Vec<Arc<VhdxFile>> {
+        self.chain.images()
+    }
+
+    pub(crate) fn host(&self) -> &Arc<dyn Host> {
+        &self.live().opened.host
+    }
+
+    /// How the tip was opened.
+    pub(crate) fn policy(&self) -> &ImagePolicy {
+        &self.live().opened.images
+    }
+
+    /// Who looks for children of the chain's images, in these folders too.
+    pub(crate) fn child_search(&self, folders: &[PathBuf]) -> ChildSearch {
+        let opened = &self.live().opened;
+        ChildSearch {
+            host: Arc::clone(&opened.host),
+            folders: opened.child_folders.iter().chain(folders).cloned().collect(),
+            orphans: false,
+        }
+    }
+
+    /// Where in the chain a layer is.
+    pub(crate) fn find(&self, layer: LayerId) -> Result<usize> {
+        let images = self.images();
+        images.iter().position(|image| image.id() == layer).ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, "chain.layer", "no such layer in the chain")
+                .in_file(images[0].name())
+                .with_found(layer)
+                .with_expected(format_args!("one of its {} layers", images.len()))
+        })
+    }
+
+    /// Keeps new views from the point that this layer is, which must have none, until [`keep`](Self::keep).
+    pub(crate) fn let_vanish(&self, layer: usize) -> Result<()> {
+        let mut views = self.live().views();
+        self.check_no_view(&views, layer)?;
+        views.vanishing = Some(self.stack().layers[layer].image.id());
+        Ok(())
+    }
+
+    pub(crate) fn keep(&self) {
+        self.live().views().vanishing = None;
+    }
+
+    /// Refuses to go on while somebody has a view of the point that this layer is.
+    pub(crate) fn check_unseen(&self, layer: usize) -> Result<()> {
+        self.check_no_view(&self.live().views(), layer)
+    }
+
+    fn check_no_view(&self, views: &Views, layer: usize) -> Result<()> {
+        let stack = self.stack();
+        let image = &stack.layers[layer].image;
+        let is_there = |view: Arc<View>| {
+            let seen = view.stack.load();
+            !view.follows && seen.tip().id() == image.id()
+        };
+        if views.all.iter().filter_map(Weak::upgrade).any(is_there) {
+            let message = "a view of this point is open, which the operation would take away";
+            return Err(Error::new(ErrorKind::InUse, "chain.viewed", message)
+                .in_file(image.name())
+                .with_found("a view")
+                .with_expected("none, or another layer"));
+        }
+        Ok(())
+    }
+
+    /// Puts a child on the tip.
+    pub(crate) fn push(&self, child: Arc<VhdxFile>) -> Retired {
+        self.put_on(child, 0)
+    }
+
+    /// Puts a child on this layer; those above it are no longer part of the chain.
+    pub(crate) fn put_on(&self, child: Arc<VhdxFile>, layer: usize) -> Retired {
+        let stack = self.stack();
+        let child = Link { image: child, stack: 0, span: 0, found_by: None };
+        let mut below = stack.layers[layer..].to_vec();
+        below[0].found_by = Some(super::FoundBy::RelativePath);
+        let layers = std::iter::once(child).chain(below).collect();
+        self.switch(layers, |old| old.checked_sub(layer).map(|below| below + 1))
+    }
+
+    /// Puts other handles in the place of those of some layers.
+    pub(crate) fn replace(&self, handles: &[(usize, Arc<VhdxFile>)]) -> Retired {
+        let mut layers = self.stack().layers.to_vec();
+        for (layer, image) in handles {
+            layers[*layer].image = Arc::clone(image);
+        }
+        self.switch(layers, Some)
+    }
+
+    /// Takes a layer out, whose parent holds by now all that it held.
+    pub(crate) fn take_out(&self, layer: usize) -> Retired {
+        let mut layers = self.stack().layers.to_vec();
+        let above = layers.remove(layer);
+        layers[layer].found_by = above.found_by;
+        self.switch(layers, |old| Some(if old > layer { old - 1 } else { old }))
+    }
+
+    /// Has the answers forgotten that name places in this layer's file.
+    pub(crate) fn forget_places(&self, layer: usize) -> Retired {
+        let stack = self.stack();
+        for link in &stack.layers[..=layer] {
+            link.image.budget().forget_stacks(link.image.id());
+        }
+        self.switch(stack.layers.to_vec(), Some)
+    }
+
+    /// Waits until nobody reads the retired layers any more.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] when somebody does for long, a plan for instance; [`ErrorKind::Cancelled`].
+    pub(crate) fn drained(
+        &self,
+        Retired(layers): Retired,
+        on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        while Arc::strong_count(&layers) > 1 && !planted("readers-of-old-stack-not-waited-for") {
+            if on().is_break() {
+                return Err(Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked"));
+            }
+            if start.elapsed() > PATIENCE {
+                let message = "a point that is to vanish is still being read";
+                return Err(Error::new(ErrorKind::InUse, "chain.read", message)
+                    .in_file(layers[0].image.name())
+                    .with_found("a read or a plan under way")
+                    .with_expected(format_args!("none within {} s", PATIENCE.as_secs())));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        let current = self.stack();
+        let top = &current.layers[0];
+        current.layers.iter().for_each(|link| link.image.watch_only(link.stack));
+        debug_assert!(top.stack != 0);
+        Ok(())
+    }
+
+    /// Opens a layer that is open for reading once more, for writing, under a lock of its own.
+    ///
+    /// The old handle lets go of its lock first, for locks are not changed in place; that it is still the same
+    /// file is looked at again under the new one.
+    pub(crate) fn open_for_writing(&self, layer: usize) -> Result<Arc<VhdxFile>> {
+        let stack = self.stack();
+        let old = &stack.layers[layer].image;
+        let path = path_of(old)?;
+        let is_locked = self.policy().lock != Lock::None;
+        if is_locked {
+            let unlocked = old.bare_storage().unlock();
+            unlocked.map_err(|error| lock_failed(old, error))?;
+        }
+        let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
+        let opened = (|| {
+            let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
+                Error::io("file.open", "cannot open the file for writing", error).in_path(path)
+            })?;
+            lock(storage.as_ref(), &policy, &mut Vec::new())
+                .map_err(|error| error.in_file(old.name()))?;
+            check_same(old, storage.as_ref())?;
+            VhdxFile::from_storage(storage, &policy).map(Arc::new)
+        })();
+        if opened.is_err() && is_locked {
+            // Whoever took it meanwhile is told of by the error.
+            drop(old.bare_storage().try_lock(LockMode::Shared));
+        }
+        opened
+    }
+
+    /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,
+    /// and others may read it.
+    pub(crate) fn settle(&self, image: &VhdxFile) -> Result<()> {
+        image.freeze(|| Ok(()))?;
+        image.close()?;
+        if self.policy().lock == Lock::None {
+            return Ok(());
+        }
+        let storage = image.storage();
+        storage.unlock().map_err(|error| lock_failed(image, error))?;
+        match storage.try_lock(LockMode::Shared) {
+            Ok(LockOutcome::Locked) => {}
+            Ok(LockOutcome::InUse(by)) => {
+                return Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
+                    .in_file(image.name())
+                    .with_found(by)
+                    .with_expected("a file that nobody else writes to"));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(error) => return Err(lock_failed(image, error)),
+        }
+        check_same(image, storage)
+    }
+
+    fn switch(&self, layers: Vec<Link>, place: impl Fn(usize) -> Option<usize>) -> Retired {
+        let layers = named(layers);
+        let old = self.stack();
+        let views = self.live().views();
+        for view in views.all.iter().filter_map(Weak::upgrade) {
+            let seen = view.stack.load();
+            // A point that was left behind by an earlier operation keeps its own layers.
+            if !Arc::ptr_eq(&seen.layers, &old.layers) {
+                continue;
+            }
+            let tip = if view.follows { Some(0) } else { place(seen.tip) };
+            if let Some(tip) = tip {
+                let stack = Stack { layers: Arc::clone(&layers), tip, tally: Arc::clone(&seen.tally) };
+                view.stack.store(Arc::new(stack));
+            }
+        }
+        Retired(Arc::clone(&old.layers))
+    }
+
+    fn stack(&self) -> Guard<Arc<Stack>> {
+        self.chain.stack()
+    }
+
+    fn live(&self) -> &Live {
+        &self.chain.live
+    }
+}
+
+/// Names the stacks, and has those who can change remember it.
+fn named(mut layers: Vec<Link>) -> Arc<[Link]> {
+    name_stacks(&mut layers);
+    layers.iter().for_each(|link| link.image.watch(link.stack, link.span));
+    layers.into()
+}
+
+/// Where a layer lies that an operation works on.
+pub(crate) fn path_of(image: &VhdxFile) -> Result<&Path> {
+    image.path().ok_or_else(|| {
+        let message = "the operation needs the name of the file";
+        Error::new(ErrorKind::InvalidInput, "op.no-path", message)
+            .in_file(image.name())
+            .with_found("a file that lies in no folder")
+            .with_expected("a path")
+    })
+}
+
+/// Refuses a file that is no longer the one that `image` is open on.
+fn check_same(image: &VhdxFile, storage: &dyn Storage) -> Result<()> {
+    let ids = [image.bare_storage().id(), storage.id()].map(|id| id.ok().flatten());
+    if ids[0] == ids[1] && image.is_still(storage) {
+        return Ok(());
+    }
+    let message = "the file was changed since the chain was opened";
+    Err(Error::new(ErrorKind::InUse, "chain.changed", message)
+        .in_file(image.name())
+        .with_found("another file, or another session that wrote to it")
+        .with_expected(format_args!("the one with the identity {}", image.data_write_guid())))
+}
+
+fn lock_failed(image: &VhdxFile, error: std::io::Error) -> Error {
+    Error::io("lock.failed", "cannot change the lock on the file", error).in_file(image.name())
+}
