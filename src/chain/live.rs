@@ -330,8 +330,10 @@ impl Operation<'_> {
     /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,
     /// and others may read it.
     pub(crate) fn settle(&self, image: &VhdxFile) -> Result<()> {
-        image.freeze(|| Ok(()))?;
-        image.close()?;
+        match image.freeze(|| Ok(())) {
+            Err(error) if error.code() != "image.frozen" => return Err(error),
+            _ => image.close()?,
+        }
         if self.policy().lock == Lock::None {
             return Ok(());
         }
@@ -400,7 +402,7 @@ pub(crate) fn path_of(image: &VhdxFile) -> Result<&Path> {
 /// Refuses a file that is no longer the one that `image` is open on.
 fn check_same(image: &VhdxFile, storage: &dyn Storage) -> Result<()> {
     let ids = [image.bare_storage().id(), storage.id()].map(|id| id.ok().flatten());
-    if ids[0] == ids[1] && image.is_still(storage) {
+    if ids[0] == ids[1] && image.has_headers_of(storage) {
         return Ok(());
     }
     let message = "the file was changed since the chain was opened";

@@ -44,13 +44,17 @@ impl VhdxFile {
 
     /// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image
     /// was opened: each session that writes to a file changes its header first.
-    pub(crate) fn is_still(&self, storage: &dyn Storage) -> bool {
+    fn is_still(&self, storage: &dyn Storage) -> bool {
         // The parents of an image are looked for from where it was found.
         let is_found_alike = !self.has_parent() || self.path() == storage.path();
         is_found_alike
             && storage.len().is_ok_and(|len| len == self.len_of_file())
-            && read_headers(storage)
-                .is_ok_and(|headers| headers.current() == self.headers().current())
+            && self.has_headers_of(storage)
+    }
+
+    /// Whether nobody has begun a session in the file in `storage` that this image does not know of.
+    pub(crate) fn has_headers_of(&self, storage: &dyn Storage) -> bool {
+        read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
     }
 }
 
