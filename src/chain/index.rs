@@ -407,7 +407,8 @@ mod tests {
         let base = chain.images().last().unwrap().id();
         scope(|scope| {
             // The writer comes as far as to where answers go.
-            let mut held = Some(chain.tip().budget().spans().unwrap().hold());
+            let tip = chain.tip();
+            let mut held = Some(tip.budget().spans().unwrap().hold());
             let (done, writer) = channel();
             let chain = &chain;
             scope.spawn(move || done.send(chain.write_at(&[3; 4096], 4096)));
@@ -455,7 +456,8 @@ mod tests {
             asked(&chain.stack(), 0, MIB).learn(Load);
             assert!(chain.stack().known_run(DiskOffset(sector * 512), 512).is_some());
             let found = scope(|scope| {
-                let held = chain.tip().budget().spans().unwrap().hold();
+                let tip = chain.tip();
+                let held = tip.budget().spans().unwrap().hold();
                 let chain = &chain;
                 scope.spawn(move || first(chain));
                 std::thread::sleep(PATIENCE);

@@ -297,34 +297,54 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// Opens a layer that is open for reading once more, for writing, under a lock of its own.
+    /// Opens layers that are open for reading once more, for writing, each under a lock of its own, and puts these
+    /// handles in the place of the old ones, which nobody uses any more then.
     ///
+    /// # Errors
+    /// As [`drained`](Self::drained); [`ErrorKind::InUse`] also when another chain or program has one of them open.
+    /// The chain goes on as before.
+    pub(crate) fn take(
+        &self,
+        layers: &[usize],
+        on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> Result<()> {
+        let old: Vec<Arc<VhdxFile>> = {
+            let stack = self.stack();
+            layers.iter().map(|layer| Arc::clone(&stack.layers[*layer].image)).collect()
+        };
+        let opened: Result<Vec<_>> = old.iter().map(|old| self.open_for_writing(old)).collect();
+        let opened = opened.inspect_err(|_| {
+            // Whoever took one meanwhile is told of by the error.
+            old.iter().for_each(|old| drop(old.bare_storage().try_lock(LockMode::Shared)));
+        })?;
+        let handles: Vec<_> = layers.iter().copied().zip(opened).collect();
+        let drained = self.drained(self.replace(&handles), on).and_then(|()| {
+            match old.iter().find(|old| Arc::strong_count(old) > 1) {
+                None => Ok(()),
+                Some(shared) => Err(in_use(shared, "another chain of this program")),
+            }
+        });
+        drained.inspect_err(|_| {
+            handles.iter().for_each(|(_, image)| drop(self.settle(image)));
+        })
+    }
+
     /// The old handle lets go of its lock first, for locks are not changed in place; that it is still the same
     /// file is looked at again under the new one.
-    pub(crate) fn open_for_writing(&self, layer: usize) -> Result<Arc<VhdxFile>> {
-        let stack = self.stack();
-        let old = &stack.layers[layer].image;
+    fn open_for_writing(&self, old: &VhdxFile) -> Result<Arc<VhdxFile>> {
         let path = path_of(old)?;
-        let is_locked = self.policy().lock != Lock::None;
-        if is_locked {
+        if self.policy().lock != Lock::None {
             let unlocked = old.bare_storage().unlock();
             unlocked.map_err(|error| lock_failed(old, error))?;
         }
         let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
-        let opened = (|| {
-            let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
-                Error::io("file.open", "cannot open the file for writing", error).in_path(path)
-            })?;
-            lock(storage.as_ref(), &policy, &mut Vec::new())
-                .map_err(|error| error.in_file(old.name()))?;
-            check_same(old, storage.as_ref())?;
-            VhdxFile::from_storage(storage, &policy).map(Arc::new)
-        })();
-        if opened.is_err() && is_locked {
-            // Whoever took it meanwhile is told of by the error.
-            drop(old.bare_storage().try_lock(LockMode::Shared));
-        }
-        opened
+        let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
+            Error::io("file.open", "cannot open the file for writing", error).in_path(path)
+        })?;
+        lock(storage.as_ref(), &policy, &mut Vec::new())
+            .map_err(|error| error.in_file(old.name()))?;
+        check_same(old, storage.as_ref())?;
+        VhdxFile::from_storage(storage, &policy).map(Arc::new)
     }
 
     /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,
@@ -342,10 +362,7 @@ impl Operation<'_> {
         match storage.try_lock(LockMode::Shared) {
             Ok(LockOutcome::Locked) => {}
             Ok(LockOutcome::InUse(by)) => {
-                return Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
-                    .in_file(image.name())
-                    .with_found(by)
-                    .with_expected("a file that nobody else writes to"));
+                return Err(in_use(image, &by));
             }
             Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
             Err(error) => return Err(lock_failed(image, error)),
@@ -410,6 +427,13 @@ fn check_same(image: &VhdxFile, storage: &dyn Storage) -> Result<()> {
         .in_file(image.name())
         .with_found("another file, or another session that wrote to it")
         .with_expected(format_args!("the one with the identity {}", image.data_write_guid())))
+}
+
+fn in_use(image: &VhdxFile, by: &str) -> Error {
+    Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
+        .in_file(image.name())
+        .with_found(by)
+        .with_expected("a file that nobody else has open")
 }
 
 fn lock_failed(image: &VhdxFile, error: std::io::Error) -> Error {

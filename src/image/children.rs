@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::policy::{ImagePolicy, Lock};
 use super::{VhdxFile, Warning};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Access, FileKind, Host, Storage, folder_of, is_temporary_name};
+use crate::storage::{Access, FileId, FileKind, Host, Storage, folder_of, is_temporary_name};
 
 /// Where children are looked for. A VHDX file does not record them.
 #[derive(Clone, Debug)]
@@ -42,13 +42,52 @@ impl ChildSearch {
             }
         }
         for folder in &self.folders {
-            let paths = self.host.list(folder).map_err(|error| {
-                Error::io("image.children", "cannot look for children of the image", error)
-                    .in_path(folder)
-            })?;
-            self.refuse_any_of(paths, storage, guid, warnings)?;
+            self.refuse_any_of(self.list(folder)?, storage, guid, warnings)?;
         }
         Ok(())
+    }
+
+    /// Refuses to change an image of which another child is found than those that are known.
+    pub(crate) fn refuse_others(
+        &self,
+        image: &VhdxFile,
+        known: &[&VhdxFile],
+        warnings: &mut Vec<Warning>,
+    ) -> Result<()> {
+        let ids: Vec<FileId> =
+            known.iter().filter_map(|image| image.storage().id().ok().flatten()).collect();
+        let is_known = |path: &Path| {
+            known.iter().any(|image| image.path() == Some(path))
+                || self.host.stat(path).is_ok_and(|stat| stat.id.is_some_and(|id| ids.contains(&id)))
+        };
+        let storage = image.bare_storage().as_ref();
+        // They may lie beside those that are known as well.
+        let mut folders: Vec<&Path> = known.iter().filter_map(|image| image.path()).map(folder_of).collect();
+        folders.sort_unstable();
+        folders.dedup();
+        for folder in folders {
+            match self.host.list(folder) {
+                Ok(mut paths) => {
+                    paths.retain(|path| !is_known(path));
+                    self.refuse_any_of(paths, storage, image.data_write_guid(), warnings)?;
+                }
+                Err(error) => warnings.push(unread(folder, &error)),
+            }
+        }
+        for folder in &self.folders {
+            let mut paths = self.list(folder)?;
+            paths.retain(|path| !is_known(path));
+            self.refuse_any_of(paths, storage, image.data_write_guid(), warnings)?;
+        }
+        Ok(())
+    }
+
+    /// The names in a folder that was asked for.
+    fn list(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        self.host.list(folder).map_err(|error| {
+            Error::io("image.children", "cannot look for children of the image", error)
+                .in_path(folder)
+        })
     }
 
     fn refuse_any_of(
@@ -65,6 +104,7 @@ impl ChildSearch {
                 Ok(true) => {
                     let message = "the image has a child, which a change would cut off";
                     return Err(Error::new(ErrorKind::HasChildren, "image.children", message)
+                        .in_file(parent.name())
                         .with_section("2.6.2.6.3")
                         .with_found(format_args!("{} as its child", path.display()))
                         .with_expected("no child, or consent to orphan it"));
