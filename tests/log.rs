@@ -477,8 +477,8 @@ fn payload_that_lies_in_the_log() {
     want[MIB as usize + 8192..][..SECTOR].copy_from_slice(&over);
     let chain = open_images(OpenOptions::new(), std::slice::from_ref(&image)).unwrap();
     reads_as(&chain, &want);
-    reads_as(chain.tip(), &want);
-    for disk in [&chain as &dyn Disk, chain.tip()] {
+    reads_as(&chain.tip(), &want);
+    for disk in [&chain as &dyn Disk, &chain.tip()] {
         let before = disk.next_extent(MIB..MIB + 8192).unwrap().unwrap();
         assert!(matches!(before.source, Source::Data { at: place, .. } if place.get() == at));
         assert_eq!(before.range, MIB..MIB + 8192);

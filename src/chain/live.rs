@@ -157,6 +157,7 @@ pub(crate) struct Operation<'a> {
 #[must_use = "who reads them must be waited for before they change"]
 pub(crate) struct Retired(Arc<[Link]>);
 
+#[allow(dead_code, reason = "merges are built on it")]
 impl Operation<'_> {
     pub(crate) fn images(&self) -> Vec<Arc<VhdxFile>> {
         self.chain.images()
@@ -382,7 +383,8 @@ impl Operation<'_> {
             }
             let tip = if view.follows { Some(0) } else { place(seen.tip) };
             if let Some(tip) = tip {
-                let stack = Stack { layers: Arc::clone(&layers), tip, tally: Arc::clone(&seen.tally) };
+                let stack =
+                    Stack { layers: Arc::clone(&layers), tip, tally: Arc::clone(&seen.tally) };
                 view.stack.store(Arc::new(stack));
             }
         }

@@ -20,10 +20,10 @@ use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Counters, ImagePolicy, IndexTally, VhdxFile, Warning};
 
+use live::{Live, View};
+pub(crate) use live::{Opened, Operation, Retired, path_of};
 pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
-pub(crate) use live::{Opened, Operation, Retired, path_of};
-use live::{Live, View};
 pub use open::Linkage;
 pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_error, too_deep};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
@@ -175,7 +175,8 @@ impl DiffChain {
                 .with_found(layer)
                 .with_expected(format_args!("one of its {} layers", stack.links().len()))
         })?;
-        let view = self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) }, false)?;
+        let view =
+            self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) }, false)?;
         Ok(Self { view, live: Arc::clone(&self.live) })
     }
 

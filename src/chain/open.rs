@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::locate::{Candidate, FoundBy, ParentSource};
 use super::live::{Live, Opened};
+use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};

@@ -58,11 +58,15 @@ impl ChildSearch {
             known.iter().filter_map(|image| image.storage().id().ok().flatten()).collect();
         let is_known = |path: &Path| {
             known.iter().any(|image| image.path() == Some(path))
-                || self.host.stat(path).is_ok_and(|stat| stat.id.is_some_and(|id| ids.contains(&id)))
+                || self
+                    .host
+                    .stat(path)
+                    .is_ok_and(|stat| stat.id.is_some_and(|id| ids.contains(&id)))
         };
         let storage = image.bare_storage().as_ref();
         // They may lie beside those that are known as well.
-        let mut folders: Vec<&Path> = known.iter().filter_map(|image| image.path()).map(folder_of).collect();
+        let mut folders: Vec<&Path> =
+            known.iter().filter_map(|image| image.path()).map(folder_of).collect();
         folders.sort_unstable();
         folders.dedup();
         for folder in folders {

@@ -123,7 +123,7 @@ fn images_of_this_crate_have_nothing_to_report() {
         };
         write(&image);
         image.close().unwrap();
-        CreateOptions::child_of(image.tip()).unwrap().overwrite(true).create(&child).unwrap();
+        CreateOptions::child_of(&image.tip()).unwrap().overwrite(true).create(&child).unwrap();
         drop(image);
         let tip = OpenOptions::new().writable(true).open(&child).unwrap();
         write(&tip);

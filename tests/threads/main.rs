@@ -52,7 +52,7 @@ impl Pair {
             middle.write_at(&tags::run(tags::PARENT, 0, sectors), at).unwrap();
         }
         middle.close().unwrap();
-        let child = CreateOptions::child_of(middle.tip()).unwrap().block_size(1 << 20);
+        let child = CreateOptions::child_of(&middle.tip()).unwrap().block_size(1 << 20);
         drop(middle);
         let tip = paths[2].clone();
         drop(child.create_on(Arc::clone(&host), &tip).unwrap());

@@ -1,0 +1,102 @@
+//! What an operation is going to do.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{Host, folder_of};
+
+/// What an operation is going to read, write and free, before anything of it is done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Forecast {
+    /// Bytes that are going to be read.
+    pub read: u64,
+    /// Bytes that are going to be written, what logs take aside.
+    pub written: u64,
+    /// Bytes of files that are going to be removed.
+    pub freed: u64,
+    /// So many bytes more than now the files take up at their most, on the volume that is written to. File
+    /// systems that share bytes need less.
+    pub peak: u64,
+    /// Bytes that are free there, where the host tells.
+    pub available: Option<u64>,
+    /// The files that are going to change.
+    pub files: Vec<FileChange>,
+    /// Where the space is needed.
+    on: PathBuf,
+}
+
+/// A file that an operation touches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FileChange {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What becomes of it.
+    pub kind: FileChangeKind,
+}
+
+/// What becomes of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileChangeKind {
+    /// It is made.
+    Created,
+    /// It is written to.
+    Changed,
+    /// Its name is removed.
+    Removed,
+}
+
+impl Forecast {
+    /// Of an operation that takes space where this file lies, or is going to.
+    pub(super) fn on(host: &dyn Host, path: &Path) -> Result<Self> {
+        let available = host.free_space(folder_of(path)).map_err(|error| {
+            Error::io("op.free-space", "cannot tell how much space is free", error).in_path(path)
+        })?;
+        let (read, written, freed, peak) = (0, 0, 0, 0);
+        Ok(Self { read, written, freed, peak, available, files: Vec::new(), on: path.to_owned() })
+    }
+
+    pub(super) fn add(&mut self, path: &Path, kind: FileChangeKind) {
+        self.files.push(FileChange { path: path.to_owned(), kind });
+    }
+
+    /// Refuses an operation that there is not the space for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`], with what is needed, what is free, and by how much that falls short, in bytes.
+    pub fn check(&self) -> Result<()> {
+        let Some(available) = self.available.filter(|available| *available < self.peak) else {
+            return Ok(());
+        };
+        let short = self.peak - available;
+        let message = format!("the space falls short by {short} bytes, and nothing was done");
+        Err(Error::new(ErrorKind::NoSpace, "op.space", message)
+            .in_path(&self.on)
+            .with_found(format_args!("{available} bytes free"))
+            .with_expected(format_args!("at least {}", self.peak)))
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::storage::LocalHost;
+
+    #[test]
+    fn what_does_not_fit_is_refused_and_says_by_how_much() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut forecast = Forecast::on(&LocalHost, &folder.path().join("new")).unwrap();
+        assert!(forecast.available.is_some_and(|bytes| bytes > 0) || !cfg!(unix));
+        (forecast.peak, forecast.available) = (1000, Some(1000));
+        forecast.check().unwrap();
+        forecast.available = None;
+        forecast.check().unwrap();
+        forecast.available = Some(988);
+        let error = forecast.check().unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::NoSpace, "op.space"));
+        assert!(error.to_string().contains("by 12 bytes"), "{error}");
+        assert_eq!(error.found(), Some("988 bytes free"));
+    }
+}

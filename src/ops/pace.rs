@@ -1,0 +1,154 @@
+//! How fast an operation may go.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+#[allow(dead_code, reason = "merges are built on it")]
+/// The caller is asked at least this often whether to go on.
+const PATIENCE: Duration = Duration::from_millis(100);
+#[allow(dead_code, reason = "merges are built on it")]
+/// What was not used is kept for so long.
+const SAVED: Duration = Duration::from_millis(250);
+
+/// The pace of an operation that runs beside other work: a limit in bytes a second, and a pause.
+///
+/// Clones are the same pace, so that one can be kept to change it while the operation runs in another thread.
+///
+/// ```
+/// use avhdx::ops::Pace;
+///
+/// let pace = Pace::new();
+/// pace.limit(Some(50 << 20));
+/// pace.pause();
+/// assert!(pace.clone().is_paused());
+/// pace.go_on();
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Pace(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Bytes a second.
+    limit: Option<u64>,
+    is_paused: bool,
+    /// When what was moved so far would have been moved at the limit.
+    due: Option<Instant>,
+}
+
+#[allow(dead_code, reason = "merges are built on it")]
+impl Pace {
+    /// As fast as it goes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// So many bytes a second, or as many as it goes. A limit of 0 is one of a single byte.
+    pub fn limit(&self, bytes: Option<u64>) {
+        let mut state = self.state();
+        state.limit = bytes;
+        state.due = None;
+        self.0.changed.notify_all();
+    }
+
+    /// Has the operation stop where it is, and keep all it holds.
+    pub fn pause(&self) {
+        self.state().is_paused = true;
+    }
+
+    /// Has it go on.
+    pub fn go_on(&self) {
+        let mut state = self.state();
+        state.is_paused = false;
+        state.due = None;
+        self.0.changed.notify_all();
+    }
+
+    /// Whether it was told to pause.
+    pub fn is_paused(&self) -> bool {
+        self.state().is_paused
+    }
+
+    /// Bytes that should be moved at once at the most, so that the limit is kept within fractions of a second.
+    pub(super) fn piece(&self, most: u64) -> u64 {
+        let limit = self.state().limit;
+        limit.map_or(most, |limit| (limit / 16).next_multiple_of(1 << 16).clamp(1 << 16, most))
+    }
+
+    /// Waits until this many bytes may be moved; `on` is asked meanwhile whether to go on.
+    pub(super) fn wait(
+        &self,
+        bytes: u64,
+        on: &mut dyn FnMut() -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        loop {
+            let state = self.state();
+            let now = Instant::now();
+            let until = match (state.is_paused, state.limit, state.due) {
+                (true, ..) => now + PATIENCE,
+                (false, Some(_), Some(due)) if due > now => due.min(now + PATIENCE),
+                _ => {
+                    self.count(state, now, bytes);
+                    return ControlFlow::Continue(());
+                }
+            };
+            let waited = self.0.changed.wait_timeout(state, until - now);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            on()?;
+        }
+    }
+
+    fn count(&self, mut state: MutexGuard<'_, State>, now: Instant, bytes: u64) {
+        let Some(limit) = state.limit else { return };
+        let takes = Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
+        let start = state.due.map_or(now, |due| due.max(now.checked_sub(SAVED).unwrap_or(now)));
+        state.due = Some(start + takes);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_take_the_time_that_the_limit_gives_them() {
+        let pace = Pace::new();
+        pace.limit(Some(1_000_000));
+        let start = Instant::now();
+        for _ in 0..31 {
+            assert!(pace.wait(10_000, &mut || ControlFlow::Continue(())).is_continue());
+        }
+        // The first goes at once, and each waits for those before it.
+        assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
+        pace.limit(None);
+        assert!(pace.wait(u64::MAX, &mut || unreachable!("nothing to wait for")).is_continue());
+    }
+
+    #[test]
+    fn a_pause_lasts_until_it_ends_and_can_be_given_up() {
+        let pace = Pace::new();
+        pace.pause();
+        let mut asked = 0;
+        let stopped = pace.wait(1, &mut || {
+            asked += 1;
+            if asked < 3 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        assert!(stopped.is_break() && asked == 3);
+        let other = pace.clone();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| pace.wait(1, &mut || ControlFlow::Continue(())));
+            other.go_on();
+            assert!(waiting.join().unwrap().is_continue());
+        });
+    }
+}

@@ -1,0 +1,212 @@
+//! Back to an earlier point, on a new tip.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::child::{NewChild, remove};
+use super::{FileChangeKind, Forecast, Progress, report};
+use crate::chain::{DiffChain, Operation, path_of};
+use crate::disk::LayerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{VhdxFile, Warning};
+use crate::mutants::planted;
+
+/// Goes back to an earlier point of a chain: a new child is put on that layer and is the tip from then on.
+///
+/// What came after the point stays as a branch of its own, or is removed with
+/// [`delete_newer`](Self::delete_newer): from the tip downwards, once the new tip is durable. Stopped in
+/// between, some of the branch is left, in whole files; the new tip is there.
+///
+/// Machines must not run on the disk meanwhile, for its bytes change under them; the chain itself may be in use.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use avhdx::OpenOptions;
+/// use avhdx::ops::Revert;
+///
+/// let chain = OpenOptions::new().writable(true).open("web_1A2B.avhdx")?;
+/// let point = chain.layers()[1].id;
+/// let made = Revert::to(point).delete_newer(true).run(&chain, &mut |_| ControlFlow::Continue(()))?;
+/// println!("go on with {}", made.path.display());
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Revert {
+    to: LayerId,
+    child: NewChild,
+    delete_newer: bool,
+    orphan_children: bool,
+    folders: Vec<PathBuf>,
+}
+
+/// What a revert made.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Reverted {
+    /// Where the new tip lies.
+    pub path: PathBuf,
+    /// The new tip.
+    pub tip: LayerId,
+    /// The files that were removed, newest first.
+    pub removed: Vec<PathBuf>,
+    /// What could not be brought to its end, and does no harm to the chain.
+    pub warnings: Vec<Warning>,
+}
+
+impl Revert {
+    /// A revert to the disk as it was when `layer` was its tip.
+    pub fn to(layer: LayerId) -> Self {
+        Self {
+            to: layer,
+            child: NewChild::new(),
+            delete_newer: false,
+            orphan_children: false,
+            folders: Vec::new(),
+        }
+    }
+
+    /// Whether what came after the point is removed.
+    pub fn delete_newer(mut self, yes: bool) -> Self {
+        self.delete_newer = yes;
+        self
+    }
+
+    /// Whether layers may be removed although other children of them are found, which then have no parent.
+    pub fn orphan_children(mut self, yes: bool) -> Self {
+        self.orphan_children = yes;
+        self
+    }
+
+    /// A folder to look for other children in, beside those of the layers themselves. Each call adds one.
+    pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folders.push(folder.into());
+        self
+    }
+
+    /// What the point is called from now on; unless told otherwise, what it was called.
+    pub fn label(mut self, label: impl Into<String>) -> Self {
+        self.child.label = Some(label.into());
+        self
+    }
+
+    /// Where the new tip is to lie, as for a [`Checkpoint`](super::Checkpoint::path).
+    pub fn path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.child.path = Some(path.into());
+        self
+    }
+
+    /// What [`run`](Self::run) is going to do. Nothing is changed.
+    ///
+    /// # Errors
+    /// As those of `run` that are found before anything is done.
+    pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
+        let op = chain.operate()?;
+        let point = self.find(&op)?;
+        self.foresee(&op, point)
+    }
+
+    /// Goes back to the point, on the chain itself and all its clones.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when the layer is the tip or not in the chain;
+    /// [`ErrorKind::HasChildren`] when a layer that is to be removed has other children, of which the first that
+    /// is found is named; [`ErrorKind::NoSpace`] before a byte is written; [`ErrorKind::Io`] when the host
+    /// fails; [`ErrorKind::InUse`] while another operation changes the chain or somebody has a view of what is to
+    /// be removed; [`ErrorKind::Cancelled`]. Before the new tip is durable the chain is then as it was.
+    pub fn run(
+        self,
+        chain: &DiffChain,
+        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Reverted> {
+        let op = chain.operate()?;
+        let point = self.find(&op)?;
+        self.foresee(&op, point)?.check()?;
+        let total = 1 + self.removals(point) as u64;
+        report(on, 0, total)?;
+        let images = op.images();
+        let parent = Arc::clone(&images[point]);
+        let (child, path, retired) = self.switch(&op, &images[0], &parent, point)?;
+        let mut reverted =
+            Reverted { path, tip: child.id(), removed: Vec::new(), warnings: Vec::new() };
+        if images[0].is_writable()
+            && let Err(error) = images[0].close()
+        {
+            let message = format!("{}: the old tip was not closed: {error}", images[0].name());
+            reverted.warnings.push(Warning { code: "revert.not-closed", message });
+        }
+        if self.delete_newer {
+            op.drained(retired, &mut || ControlFlow::Continue(()))?;
+            let newer = images.into_iter().take(point).enumerate();
+            for (done, image) in newer {
+                report(on, 1 + done as u64, total)?;
+                let path = path_of(&image)?.to_owned();
+                drop(image);
+                remove(&op, &path)?;
+                reverted.removed.push(path);
+            }
+        }
+        let _ = report(on, total, total);
+        Ok(reverted)
+    }
+
+    fn switch(
+        &self,
+        op: &Operation<'_>,
+        tip: &VhdxFile,
+        parent: &Arc<VhdxFile>,
+        point: usize,
+    ) -> Result<(Arc<VhdxFile>, PathBuf, crate::chain::Retired)> {
+        if planted("deleted-before-new-tip") && self.delete_newer {
+            for image in op.images().iter().take(point) {
+                remove(op, path_of(image)?)?;
+            }
+        }
+        let child = self.child.make(op, parent)?;
+        let path = path_of(&child)?.to_owned();
+        let switch = || Ok(op.put_on(Arc::clone(&child), point));
+        // Who is still writing goes on in the new tip.
+        let switched = if tip.is_writable() { tip.freeze(switch) } else { switch() };
+        match switched {
+            Ok(retired) => Ok((child, path, retired)),
+            Err(error) => {
+                drop(child);
+                drop(remove(op, &path));
+                Err(error)
+            }
+        }
+    }
+
+    fn find(&self, op: &Operation<'_>) -> Result<usize> {
+        match op.find(self.to)? {
+            0 => {
+                let message = "the newest point is where the chain is already";
+                Err(Error::new(ErrorKind::InvalidInput, "revert.newest", message)
+                    .in_file(op.images()[0].name())
+                    .with_found("the tip")
+                    .with_expected("an earlier point, or a checkpoint first"))
+            }
+            point => Ok(point),
+        }
+    }
+
+    fn removals(&self, point: usize) -> usize {
+        if self.delete_newer { point } else { 0 }
+    }
+
+    fn foresee(&self, op: &Operation<'_>, point: usize) -> Result<Forecast> {
+        let images = op.images();
+        let mut forecast = self.child.forecast(op, &images[point])?;
+        for (layer, image) in images.iter().enumerate().take(self.removals(point)) {
+            let path = path_of(image)?;
+            op.check_unseen(layer)?;
+            if !self.orphan_children {
+                let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+                op.child_search(&self.folders).refuse_others(image, &known, &mut Vec::new())?;
+            }
+            forecast.freed += image.file_len();
+            forecast.add(path, FileChangeKind::Removed);
+        }
+        Ok(forecast)
+    }
+}

@@ -1,0 +1,49 @@
+//! Chains whose layers change while they are in use, held against a flat model.
+#![allow(clippy::disallowed_methods)] // real files
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod load;
+mod steps;
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use avhdx::ops::Progress;
+use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
+use avhdx_testkit::naive;
+
+const MIB: u64 = 1 << 20;
+
+fn go(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// A new base of this size, open for writing as a chain of one.
+fn base(folder: &Path, size: u64) -> DiffChain {
+    let path = folder.join("web.vhdx");
+    drop(CreateOptions::dynamic(size).block_size(1 << 20).create(&path).unwrap());
+    writable(&path)
+}
+
+fn writable(path: &Path) -> DiffChain {
+    OpenOptions::new().writable(true).open(path).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What the files of a chain hold, tip first, to a reader that knows nothing of the crate.
+fn naively(paths: &[PathBuf]) -> Vec<u8> {
+    let files = paths.iter().rev().map(|path| std::fs::read(path).unwrap());
+    let chain = naive::Chain::from_bytes(files).unwrap();
+    chain.flat(paths.len() - 1).unwrap()
+}
+
+fn paths(chain: &DiffChain) -> Vec<PathBuf> {
+    chain.layers().into_iter().map(|layer| layer.path.unwrap()).collect()
+}
+
+fn bytes(disk: &dyn Disk) -> Vec<u8> {
+    let mut bytes = vec![0xAA; disk.geometry().size as usize];
+    disk.read_at(&mut bytes, 0).unwrap();
+    bytes
+}

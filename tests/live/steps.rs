@@ -1,0 +1,162 @@
+//! One operation after the other.
+
+use avhdx::ops::{Checkpoint, FileChangeKind, Revert};
+use avhdx::{Disk, ErrorKind, OpenOptions};
+use avhdx_testkit::rng::Rng;
+
+use super::{MIB, base, bytes, go, naively, paths, writable};
+
+#[test]
+fn a_checkpoint_keeps_the_point_and_writes_go_on_above() {
+    let folder = tempfile::tempdir().unwrap();
+    let chain = base(folder.path(), 8 * MIB);
+    chain.write_at(&[1; 3 << 20], 512).unwrap();
+    let old = bytes(&chain);
+    let clone = chain.clone();
+    let (before, id) = (chain.view(chain.tip().id()).unwrap(), chain.tip().id());
+
+    let checkpoint = Checkpoint::new();
+    let forecast = checkpoint.forecast(&chain).unwrap();
+    let made = checkpoint.run(&chain, &mut go).unwrap();
+    assert!(made.warnings.is_empty(), "{:?}", made.warnings);
+    assert_eq!((forecast.files.len(), forecast.files[0].kind), (1, FileChangeKind::Created));
+    assert_eq!(forecast.files[0].path, made.path);
+    assert!(std::fs::metadata(&made.path).unwrap().len() <= forecast.peak);
+    let name = made.path.file_name().unwrap().to_str().unwrap();
+    assert!(name.starts_with("web_") && name.ends_with(".avhdx"), "{name}");
+    assert_eq!((made.frozen, made.tip), (id, chain.tip().id()));
+    assert_eq!(chain.layers().len(), 2);
+
+    let frozen = std::fs::read(folder.path().join("web.vhdx")).unwrap();
+    for disk in [&chain, &clone] {
+        assert!(bytes(disk) == old);
+    }
+    clone.write_at(&[2; 1000], 100).unwrap();
+    chain.discard(MIB..2 * MIB).unwrap();
+    chain.flush().unwrap();
+    let mut new = old.clone();
+    new[100..1100].fill(2);
+    new[MIB as usize..2 * MIB as usize].fill(0);
+    assert!(bytes(&chain) == new && bytes(&clone) == new);
+    // The view is of the point that was kept, and takes no writes.
+    assert!(bytes(&before) == old);
+    let error = before.write_at(&[3], 0).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::ReadOnly, "image.frozen"));
+    assert!(naively(&paths(&chain)) == new);
+    assert_eq!(std::fs::read(folder.path().join("web.vhdx")).unwrap(), frozen);
+    // Somebody else may read the frozen layer, and the tip is ours.
+    assert!(bytes(&OpenOptions::new().open(folder.path().join("web.vhdx")).unwrap()) == old);
+    assert_eq!(OpenOptions::new().open(&made.path).unwrap_err().kind(), ErrorKind::InUse);
+    drop((chain, clone, before));
+    assert!(bytes(&OpenOptions::new().open(&made.path).unwrap()) == new);
+}
+
+/// Checkpoints, writes and reverts in any order; all points are as they were, whichever way they are read.
+#[test]
+fn every_point_of_a_growing_chain_stays_as_it_was() {
+    for seed in 0..6 {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rng = Rng::new(seed);
+        let size = 6 * MIB;
+        let mut chain = base(folder.path(), size);
+        let mut model = vec![0; size as usize];
+        // From the base up.
+        let mut points: Vec<Vec<u8>> = Vec::new();
+        for _ in 0..40 {
+            match rng.below(12) {
+                0..2 => {
+                    let block = 1 << (20 + rng.below(3));
+                    let made = Checkpoint::new().block_size(block).run(&chain, &mut go).unwrap();
+                    assert!(made.warnings.is_empty(), "{:?}", made.warnings);
+                    points.push(model.clone());
+                }
+                2 if points.len() > 1 => {
+                    let depth = 1 + rng.below(points.len() as u64) as usize;
+                    let layer = chain.layers()[depth].id;
+                    let delete = rng.chance(1, 2);
+                    let above: Vec<_> = paths(&chain).drain(..depth).collect();
+                    let revert = Revert::to(layer).delete_newer(delete);
+                    let made = revert.run(&chain, &mut go).unwrap_or_else(|e| panic!("{e}"));
+                    assert_eq!(made.removed, if delete { above.clone() } else { Vec::new() });
+                    assert!(above.iter().all(|path| path.exists() != delete));
+                    points.truncate(points.len() + 1 - depth);
+                    model = points[points.len() - 1].clone();
+                }
+                3 => {
+                    let tip = paths(&chain).remove(0);
+                    chain.close().unwrap();
+                    drop(chain);
+                    chain = writable(&tip);
+                }
+                4 => chain.flush().unwrap(),
+                5 => {
+                    let at = rng.below(size);
+                    let end = at + rng.below(size - at + 1);
+                    chain.discard(at..end).unwrap();
+                    model[at as usize..end as usize].fill(0);
+                }
+                _ => {
+                    let at = rng.below(size);
+                    let most = 1 << (9 + rng.below(12));
+                    let len = rng.below((size - at).min(most) + 1) as usize;
+                    let byte = rng.next_u64() as u8;
+                    chain.write_at(&vec![byte; len], at).unwrap();
+                    model[at as usize..at as usize + len].fill(byte);
+                }
+            }
+            let at = rng.below(size - 5000);
+            let mut some = [0; 5000];
+            chain.read_at(&mut some, at).unwrap();
+            assert!(some == model[at as usize..at as usize + 5000]);
+        }
+        chain.flush().unwrap();
+        assert!(bytes(&chain) == model);
+        assert!(naively(&paths(&chain)) == model);
+        let layers = chain.layers();
+        assert_eq!(layers.len(), points.len() + 1);
+        for (layer, point) in layers.iter().rev().zip(&points) {
+            assert!(bytes(&chain.view(layer.id).unwrap()) == *point);
+            let alone = OpenOptions::new().open(layer.path.as_ref().unwrap()).unwrap();
+            assert!(bytes(&alone) == *point);
+        }
+    }
+}
+
+#[test]
+fn a_revert_is_refused_where_it_would_cut_others_off() {
+    let folder = tempfile::tempdir().unwrap();
+    let chain = base(folder.path(), 4 * MIB);
+    let point = chain.tip().id();
+    for n in 1..=2 {
+        chain.write_at(&[n; 100], 0).unwrap();
+        Checkpoint::new().run(&chain, &mut go).unwrap();
+    }
+    let base = chain.layers()[2].id;
+    assert_eq!(base, point);
+    // A branch on the layer between.
+    let middle = chain.layers()[1].path.clone().unwrap();
+    let other = folder.path().join("other.avhdx");
+    let parent = OpenOptions::new().open_image(&middle).unwrap();
+    drop(avhdx::CreateOptions::child_of(&parent).unwrap().create(&other).unwrap());
+    drop(parent);
+
+    let tip = chain.layers()[0].clone();
+    let error = Revert::to(tip.id).run(&chain, &mut go).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "revert.newest"));
+    let view = chain.view(chain.layers()[1].id).unwrap();
+    let revert = Revert::to(base).delete_newer(true);
+    let error = revert.clone().orphan_children(true).run(&chain, &mut go).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.viewed"));
+    drop(view);
+    let before = std::fs::read_dir(folder.path()).unwrap().count();
+    let error = revert.clone().run(&chain, &mut go).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HasChildren);
+    assert!(error.to_string().contains("other.avhdx"), "{error}");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before);
+    assert_eq!(chain.layers()[0], tip);
+    let made = revert.orphan_children(true).run(&chain, &mut go).unwrap();
+    assert_eq!(made.removed, [tip.path.unwrap(), middle]);
+    let mut first = [0; 100];
+    chain.read_at(&mut first, 0).unwrap();
+    assert_eq!(first, [1; 100]);
+}
