@@ -335,8 +335,7 @@ impl Operation<'_> {
     fn open_for_writing(&self, old: &VhdxFile) -> Result<Arc<VhdxFile>> {
         let path = path_of(old)?;
         if self.policy().lock != Lock::None {
-            let unlocked = old.bare_storage().unlock();
-            unlocked.map_err(|error| lock_failed(old, error))?;
+            unlock(old.bare_storage().as_ref()).map_err(|error| lock_failed(old, error))?;
         }
         let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
         let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
@@ -359,7 +358,7 @@ impl Operation<'_> {
             return Ok(());
         }
         let storage = image.storage();
-        storage.unlock().map_err(|error| lock_failed(image, error))?;
+        unlock(storage).map_err(|error| lock_failed(image, error))?;
         match storage.try_lock(LockMode::Shared) {
             Ok(LockOutcome::Locked) => {}
             Ok(LockOutcome::InUse(by)) => {
@@ -429,6 +428,14 @@ fn check_same(image: &VhdxFile, storage: &dyn Storage) -> Result<()> {
         .in_file(image.name())
         .with_found("another file, or another session that wrote to it")
         .with_expected(format_args!("the one with the identity {}", image.data_write_guid())))
+}
+
+/// Gives up the lock on a file, if there is one.
+fn unlock(storage: &dyn Storage) -> std::io::Result<()> {
+    match storage.unlock() {
+        Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),
+        unlocked => unlocked,
+    }
 }
 
 fn in_use(image: &VhdxFile, by: &str) -> Error {

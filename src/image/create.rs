@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::VhdxFile;
+use super::{ChildSearch, ImagePolicy, VhdxFile};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN};
@@ -19,7 +19,7 @@ use crate::format::metadata::{
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::mutants::planted;
-use crate::storage::{Host, Storage, folder_of, temporary_name};
+use crate::storage::{Access, Host, Storage, folder_of, temporary_name};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
@@ -109,13 +109,8 @@ impl CreateOptions {
         Self::child_with(parent, parent.hand_out_identity()?)
     }
 
-    /// The same within a [`freeze`](VhdxFile::freeze) of the parent.
-    #[allow(dead_code, reason = "the operations that change chains are built on it")]
-    pub(crate) fn child_of_frozen(parent: &VhdxFile) -> Result<Self> {
-        Self::child_with(parent, parent.hand_out_frozen_identity()?)
-    }
-
-    fn child_with(parent: &VhdxFile, linkage: Uuid) -> Result<Self> {
+    /// The same for a parent that is going to be known by this identity.
+    pub(crate) fn child_with(parent: &VhdxFile, linkage: Uuid) -> Result<Self> {
         let geometry = parent.geometry();
         Ok(Self {
             block_size: 2 << 20,
@@ -222,19 +217,34 @@ impl CreateOptions {
     /// host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
     /// call leaves nothing behind, but for a complete image that took the name of another file already.
     pub fn create_on(&self, host: Arc<dyn Host>, path: impl AsRef<Path>) -> Result<VhdxFile> {
-        let path = path.as_ref();
-        let options = self.with_paths(host.as_ref(), path);
+        // Nobody can have linked to an identity that is new. A given one may be another file's.
+        let (folders, orphans) = (Vec::new(), true);
+        let children = Some(ChildSearch { host: Arc::clone(&host), folders, orphans });
+        let policy = ImagePolicy { writable: true, children, ..ImagePolicy::default() };
+        self.create_as(host.as_ref(), path.as_ref(), &policy)
+    }
+
+    /// The same, and opens the image as the policy says.
+    pub(crate) fn create_as(
+        &self,
+        host: &dyn Host,
+        path: &Path,
+        policy: &ImagePolicy,
+    ) -> Result<VhdxFile> {
+        let options = self.with_paths(host, path);
         options.validate().map_err(|error| error.in_path(path))?;
         let temporary = temporary_name(path);
-        if let Err(error) = options.make(host.as_ref(), &temporary, path) {
+        if let Err(error) = options.make(host, &temporary, path) {
             // What is left there is ours, and incomplete.
             drop(host.remove(&temporary));
             return Err(error);
         }
-        let named = options.name_durably(host.as_ref(), path).and_then(|()| {
-            // Nobody can have linked to an identity that is new. A given one may be another file's.
-            let open = crate::OpenOptions::new().host(Arc::clone(&host)).writable(true);
-            open.orphan_children(true).open_image(path)
+        let named = options.name_durably(host, path).and_then(|()| {
+            let access = if policy.writable { Access::ReadWrite } else { Access::Read };
+            let storage = host.open(path, access).map_err(|error| {
+                Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
+            })?;
+            VhdxFile::from_storage(storage, policy)
         });
         named.inspect_err(|_| {
             // The file is ours, and complete: it goes, unless it took the place of another, of which
@@ -243,6 +253,28 @@ impl CreateOptions {
                 drop(host.remove(path));
             }
         })
+    }
+
+    /// Bytes that the new file is long.
+    pub(crate) fn file_len(&self) -> u64 {
+        self.payload_at() + self.payload_len()
+    }
+
+    fn payload_at(&self) -> u64 {
+        MIB + u64::from(self.log_size) + u64::from(METADATA_LEN) + u64::from(self.bat_len())
+    }
+
+    fn bat_len(&self) -> u32 {
+        (self.layout().entries_reserved() * ENTRY_LEN).next_multiple_of(MIB) as u32
+    }
+
+    fn payload_len(&self) -> u64 {
+        let layout = self.layout();
+        if self.is_fixed { layout.blocks() * layout.block_size() } else { 0 }
+    }
+
+    fn layout(&self) -> BlockLayout {
+        BlockLayout::new(self.block_size, self.logical_sector, self.size)
     }
 
     /// Makes the image in an empty file of the caller's on `host` and opens it for writing. Naming the file
@@ -308,14 +340,11 @@ impl CreateOptions {
 
     /// Writes the structures of the image into an empty file.
     fn write_to(&self, storage: &dyn Storage) -> Result<()> {
-        let layout = BlockLayout::new(self.block_size, self.logical_sector, self.size);
+        let layout = self.layout();
         let log_at = MIB;
         let metadata_at = log_at + u64::from(self.log_size);
         let bat_at = metadata_at + u64::from(METADATA_LEN);
-        let bat_len = (layout.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB);
-        let payload_at = bat_at + bat_len;
-        let payload = if self.is_fixed { layout.blocks() * layout.block_size() } else { 0 };
-        let len = payload_at + payload;
+        let (bat_len, payload_at, len) = (self.bat_len(), self.payload_at(), self.file_len());
 
         let write = |bytes: &[u8], at| {
             storage.write_at(bytes, at).map_err(|error| {
@@ -338,7 +367,7 @@ impl CreateOptions {
         }
         let regions = RegionTable {
             entries: vec![
-                required_region(region::BAT, bat_at, bat_len as u32),
+                required_region(region::BAT, bat_at, bat_len),
                 required_region(region::METADATA, metadata_at, METADATA_LEN),
             ],
         };

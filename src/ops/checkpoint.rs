@@ -58,7 +58,7 @@ impl Checkpoint {
         Self { child: NewChild::new() }
     }
 
-    /// What the point in time is called, up to 1024 bytes. It is kept in the new child and names what lies below.
+    /// What the point in time is called, up to 4096 bytes. It is kept in the new child and names what lies below.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.child.label = Some(label.into());
         self

@@ -56,13 +56,12 @@ impl NewChild {
     }
 
     fn options(&self, parent: &VhdxFile) -> Result<CreateOptions> {
-        let options = CreateOptions::over(parent, parent.data_write_guid())?;
+        let options = CreateOptions::child_with(parent, parent.data_write_guid())?;
         let options = match self.block_size {
             Some(bytes) => options.block_size(bytes),
             None => options,
         };
-        let _ = (&self.label, self.time);
-        Ok(options)
+        Ok(options.checkpoint(self.label.clone().unwrap_or_default(), self.time))
     }
 }
 

@@ -9,30 +9,42 @@
 //! | [`Reparent`] | another parent for an image, proven to leave the disk as it is |
 //! | [`Relink`] | the paths to parents, set right where files were moved |
 //! | [`Explain`] | why does this byte read as it does, layer by layer |
+//! | [`Checkpoint`] | keep this point in time, and go on writing on top of it |
+//! | [`Revert`] | go back to an earlier point, on a new tip |
 //! | [`forest`] | which images are below these folders, and who is whose parent |
 //!
-//! Those that move bytes report their [`Progress`] to a callback, which may stop them.
+//! Those that move bytes report their [`Progress`] to a callback, which may stop them. Those that change a chain
+//! have a [`Forecast`], leave it readable at any moment, and are refused where others would be cut off.
 
 mod check;
+mod checkpoint;
+mod child;
 mod compare;
 mod explain;
 mod export;
+mod forecast;
 pub mod forest;
 mod measure;
+mod pace;
 mod relink;
 mod reparent;
+mod revert;
 
 use std::ops::{ControlFlow, Range};
 
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
+pub use checkpoint::{Checkpoint, Checkpointed};
 pub use compare::{Compare, Comparison, Difference};
 pub use explain::{
     BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,
 };
 pub use export::{Export, Exported};
+pub use forecast::{FileChange, FileChangeKind, Forecast};
 pub use measure::{Measure, Needed};
+pub use pace::Pace;
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
+pub use revert::{Revert, Reverted};
 
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};

@@ -115,7 +115,7 @@ impl Revert {
     /// fails; [`ErrorKind::InUse`] while another operation changes the chain or somebody has a view of what is to
     /// be removed; [`ErrorKind::Cancelled`]. Before the new tip is durable the chain is then as it was.
     pub fn run(
-        self,
+        mut self,
         chain: &DiffChain,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Reverted> {
@@ -125,6 +125,11 @@ impl Revert {
         let total = 1 + self.removals(point) as u64;
         report(on, 0, total)?;
         let images = op.images();
+        if let Some(known) = images[point - 1].checkpoint() {
+            // It names this point, and may be removed.
+            self.child.label.get_or_insert(known.label);
+            self.child.time = known.time;
+        }
         let parent = Arc::clone(&images[point]);
         let (child, path, retired) = self.switch(&op, &images[0], &parent, point)?;
         let mut reverted =

@@ -198,10 +198,6 @@ impl Storage for Overlay {
         self.base.id()
     }
 
-    fn unlock(&self) -> io::Result<()> {
-        self.base.unlock()
-    }
-
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
         self.base.try_lock(mode)
     }

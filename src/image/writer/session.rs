@@ -98,6 +98,7 @@ impl VhdxFile {
     }
 
     /// The same for an image whose writes all returned and are durable, where the caller keeps others away.
+    #[allow(dead_code, reason = "merges are built on it")]
     pub(crate) fn hand_out_frozen_identity(&self) -> Result<Uuid> {
         let Some(writer) = &self.writer else { return Ok(self.data_write_guid()) };
         self.hand_out_settled(writer)
