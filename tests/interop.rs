@@ -8,7 +8,7 @@ mod common;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, VhdxFile};
 use avhdx_testkit::build::{Block, Data, Image, Order, state, write_chain};
@@ -18,19 +18,7 @@ use avhdx_testkit::rng::Rng;
 
 use common::MIB;
 use common::disk::{extents_name_the_bytes, in_pieces, sum};
-
-/// A tool that is not there is said to be missing; a failure where it has to be.
-fn skipped(tool: &str) {
-    let wanted = std::env::var_os("AVHDX_INTEROP").is_some_and(|value| value == "1");
-    assert!(!wanted, "AVHDX_INTEROP=1, but {tool} is not to be found");
-    eprintln!("skipped: {tool} is not to be found");
-}
-
-fn said(output: &Output) -> String {
-    let text = [&output.stdout[..], &output.stderr].concat();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&text));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
+use common::tools::{LIBVHDI, python, said, skipped};
 
 /// The disk's bytes are those of a raw file.
 fn equals_raw(disk: &dyn Disk, raw: &Path) {
@@ -166,42 +154,6 @@ for path in sys.argv[1:]:
         total.update(disk.read_sectors(first, min(per_block, sectors - first)))
     print(total.hexdigest())
 ";
-
-/// libvhdi by its Python binding.
-const LIBVHDI: &str = r"
-import hashlib, sys
-import pyvhdi
-layers = []
-for path in sys.argv[1:]:
-    layer = pyvhdi.file()
-    layer.open(path)
-    if layers:
-        layer.set_parent(layers[-1])
-    layers.append(layer)
-    total = hashlib.sha256()
-    layer.seek_offset(0, 0)
-    left = layer.get_media_size()
-    while left:
-        piece = layer.read_buffer(min(left, 1 << 20))
-        assert piece
-        total.update(piece)
-        left -= len(piece)
-    print(total.hexdigest())
-";
-
-/// What a script prints of some images, line by line; nothing where its module is not installed.
-fn python(module: &str, script: &str, paths: &[PathBuf]) -> Option<Vec<String>> {
-    let python = std::env::var_os("AVHDX_PYTHON").unwrap_or_else(|| "python3".into());
-    let run = |script: &str, paths: &[PathBuf]| {
-        Command::new(&python).arg("-c").arg(script).args(paths).output()
-    };
-    let probe = run(&format!("import {module}"), &[]);
-    if !probe.is_ok_and(|output| output.status.success()) {
-        skipped(module);
-        return None;
-    }
-    Some(said(&run(script, paths).unwrap()).lines().map(str::to_owned).collect())
-}
 
 /// A base and two children that the crate makes and writes; the sum of the flat disk at each. Only what the
 /// other readers read right: runs of whole bytes of the bitmap, and with `zeros` blocks that were zeroed,
