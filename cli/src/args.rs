@@ -78,6 +78,20 @@ pub(crate) struct Writing {
     pub(crate) children_in: Vec<PathBuf>,
 }
 
+/// How a chain is opened whose layers are to change.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Parents and children")]
+pub(crate) struct Chain {
+    #[command(flatten)]
+    parents: Parents,
+    /// Layers that a chain may have.
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    max_depth: usize,
+    /// Look for children in DIR too, beside the folders of the images themselves. Can be repeated.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) children_in: Vec<PathBuf>,
+}
+
 /// What a new image is to look like.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "The new image")]
@@ -161,6 +175,16 @@ impl Writing {
 impl Finding {
     pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions::new().parents(self.parents.source()).max_depth(self.max_depth)
+    }
+}
+
+impl Chain {
+    /// How the chain is opened.
+    pub(crate) fn options(&self) -> Result<OpenOptions, Failure> {
+        look_into(&self.children_in)?;
+        let options = OpenOptions::new().parents(self.parents.source()).max_depth(self.max_depth);
+        let options = options.writable(true);
+        Ok(self.children_in.iter().fold(options, |options, folder| options.children_in(folder)))
     }
 }
 

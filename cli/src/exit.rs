@@ -212,7 +212,7 @@ fn facts_of(error: &avhdx::Error) -> Map<String, Value> {
 
 fn exit_of(error: &avhdx::Error) -> Exit {
     match error.kind() {
-        ErrorKind::Io | ErrorKind::Poisoned => Exit::Io,
+        ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace => Exit::Io,
         ErrorKind::Limit if error.code() == "limit.open-files" => Exit::Io,
         ErrorKind::NotVhdx | ErrorKind::Damaged | ErrorKind::LogWithoutEntries => Exit::Damaged,
         ErrorKind::ParentRequired
@@ -248,6 +248,9 @@ pub(crate) const KINDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::Cancelled, "cancelled"),
     (ErrorKind::Limit, "limit"),
     (ErrorKind::Unproven, "unproven"),
+    (ErrorKind::NoSpace, "no-space"),
+    (ErrorKind::Merged, "merged"),
+    (ErrorKind::Unfinished, "unfinished"),
 ];
 
 fn kind_name(kind: ErrorKind) -> &'static str {

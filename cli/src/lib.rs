@@ -8,6 +8,7 @@
 mod args;
 mod bench;
 mod check;
+mod checkpoint;
 mod compare;
 mod convert;
 mod create;
@@ -30,6 +31,7 @@ mod read;
 mod relink;
 mod reparent;
 mod replace;
+mod revert;
 mod shell;
 mod tree;
 mod write;
@@ -47,7 +49,8 @@ use output::Console;
 /// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads, converts, makes and writes
 /// them.
 ///
-/// Only write, zero, discard, reparent, relink and bench --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
+/// Only write, zero, discard, checkpoint, revert, reparent, relink and bench
+/// --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
 /// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name or label, @HEX
 /// the layer whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
 /// or T.
@@ -79,6 +82,9 @@ enum Verb {
     Write(write::Args),
     Zero(zero::Args),
     Discard(discard::Args),
+    Checkpoint(checkpoint::Args),
+    #[command(visible_alias = "apply")]
+    Revert(revert::Args),
     #[command(visible_alias = "rebase")]
     Reparent(reparent::Args),
     Relink(relink::Args),
@@ -103,6 +109,8 @@ impl Verb {
             Self::Write(args) => write::run(args, console),
             Self::Zero(args) => zero::run(args, console),
             Self::Discard(args) => discard::run(args, console),
+            Self::Checkpoint(args) => checkpoint::run(args, console),
+            Self::Revert(args) => revert::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Compare(args) => compare::run(args, console),

@@ -158,6 +158,28 @@ const ROWS: &[Row] = &[
             "AGAIN --orphan-children",
         ],
     ),
+    // Operations.
+    (
+        "point.none",
+        &[],
+        &[
+            "avhdx info --chain PARENTS IMAGE  # which points there are",
+            "avhdx revert PARENTS IMAGE@-1",
+        ],
+    ),
+    (
+        "revert.newest",
+        &["to give up what was written since the last checkpoint, go back to that"],
+        &["avhdx revert PARENTS TIP@-1"],
+    ),
+    (
+        "kind no-space",
+        &[],
+        &[
+            "AGAIN --low-space  # frees what is merged step by step",
+            "AGAIN --dry-run  # how much is needed",
+        ],
+    ),
     // What the host did.
     (
         "kind poisoned",
@@ -261,6 +283,10 @@ impl Typed {
             crate::is_understood(words)
         };
         let mut words = self.words.clone();
+        // What was said already is no advice.
+        if more.len() == 1 && words.contains(&more[0]) {
+            return None;
+        }
         if !is_understood(&words) {
             let at = words.iter().position(|word| *word == more[0])?;
             words.drain(at..(at + more.len()).min(words.len()));
@@ -298,6 +324,10 @@ fn fill(template: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<Str
 }
 
 fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<String> {
+    if let Some((image, selector)) = name.split_once('@') {
+        let image = stands_for(image, typed, file)?;
+        return Some(format!("{image}@{selector}"));
+    }
     let image = || typed?.image.as_deref();
     let tip = || Some(Point::parse(image()?).image);
     match name {
@@ -357,6 +387,7 @@ mod tests {
             "avhdx convert -O raw a.vhdx@-1 out.raw --path-map D:\\vm=/mnt",
             "avhdx create child.vhdx --parent a.vhdx",
             "avhdx read a.vhdx --length 1",
+            "avhdx revert a.vhdx@-1 --delete-newer",
         ];
         for (of, _, next) in ROWS {
             let mut filled = 0;

@@ -136,7 +136,7 @@ impl Points {
     }
 
     /// The points in time that there are.
-    fn listing(&self) -> String {
+    pub(crate) fn listing(&self) -> String {
         let mut text = String::from("the points in time are:");
         for (i, (layer, label)) in self.layers.iter().zip(&self.labels).enumerate() {
             text +=

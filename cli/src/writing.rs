@@ -128,7 +128,8 @@ impl Drop for Writing {
     }
 }
 
-fn below_the_tip(argument: &OsStr) -> Failure {
+/// The refusal to change a layer that others lie on.
+pub(crate) fn below_the_tip(argument: &OsStr) -> Failure {
     let argument = argument.to_string_lossy();
     let message = format!(
         "{argument}: a point in time below the tip is not written to: the disks above it would change"

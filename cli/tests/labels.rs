@@ -17,7 +17,7 @@ fn labelled(label: &str) -> Folder {
     for (parent, child, label) in [("base", "one", "before the upgrade"), ("one", "two", label)] {
         let parent = DiffChain::open(folder.file(&format!("{parent}.vhdx"))).unwrap();
         let time = UNIX_EPOCH + Duration::from_secs(951_868_799);
-        let options = CreateOptions::child_of(parent.tip()).unwrap().checkpoint(label, time);
+        let options = CreateOptions::child_of(&parent.tip()).unwrap().checkpoint(label, time);
         options.create(folder.file(&format!("{child}.vhdx"))).unwrap();
     }
     folder
