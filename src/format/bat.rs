@@ -156,6 +156,16 @@ impl BlockLayout {
         BatIndex(chunk.0 * (self.chunk_ratio() + 1) + self.chunk_ratio())
     }
 
+    /// The chunk whose sector bitmap block an entry places.
+    pub(crate) fn chunk_of_bitmap(&self, index: BatIndex) -> ChunkIndex {
+        ChunkIndex(index.0 / (self.chunk_ratio() + 1))
+    }
+
+    /// The payload block that an entry places, which is no sector bitmap block's.
+    pub(crate) fn block_of_payload(&self, index: BatIndex) -> BlockIndex {
+        BlockIndex(index.0 - index.0 / (self.chunk_ratio() + 1))
+    }
+
     /// The number of the sector's bit in its chunk's sector bitmap.
     pub(crate) fn bit_of(&self, offset: DiskOffset) -> u64 {
         (offset.0 & (self.chunk_size() - 1)) >> self.sector_shift

@@ -16,7 +16,8 @@ pub(crate) const PARENT_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834A
 
 const MAX_USER_ENTRIES: usize = 1024;
 const ENTRY_LEN: usize = 32;
-const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
+/// The largest disk that the format has.
+pub(crate) const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
 const SECTOR_SIZES: [u32; 2] = [512, 4096];
 
 /// The table at the start of the metadata region.

@@ -288,7 +288,7 @@ impl VhdxFile {
 
     /// Marks sectors of a partially present block as here. Whoever changed the block meanwhile comes
     /// after this write.
-    fn mark_sectors(
+    pub(super) fn mark_sectors(
         &self,
         writer: &Writer,
         seen: BatEntry,
@@ -318,7 +318,7 @@ impl VhdxFile {
     }
 
     /// Makes a block that was the parent's one whose sectors are here or there.
-    fn become_mixed(
+    pub(super) fn become_mixed(
         &self,
         writer: &Writer,
         block: BlockIndex,
@@ -439,7 +439,7 @@ impl VhdxFile {
         Ok(())
     }
 
-    fn write_zeros(&self, writer: &Writer, at: FileOffset, len: u64) -> Result<()> {
+    pub(super) fn write_zeros(&self, writer: &Writer, at: FileOffset, len: u64) -> Result<()> {
         let mut done = 0;
         while done < len {
             let step = (len - done).min(MIB);
@@ -486,7 +486,7 @@ impl VhdxFile {
     }
 
     /// Has the pages at hand and changes them, all at once for readers and for a snapshot.
-    fn change_tables<R>(
+    pub(super) fn change_tables<R>(
         &self,
         writer: &Writer,
         needed: impl IntoIterator<Item = (u64, PageKind)>,
@@ -519,7 +519,7 @@ impl VhdxFile {
         }
     }
 
-    fn bat_page(&self, index: BatIndex) -> (u64, PageKind) {
+    pub(super) fn bat_page(&self, index: BatIndex) -> (u64, PageKind) {
         let at = self.bat_entry_at(index).get();
         (at - at % PAGE, PageKind::BlockAllocationTable)
     }
@@ -531,7 +531,7 @@ impl VhdxFile {
         Some(BatEntry::read(&page[within..]))
     }
 
-    fn put_entry(&self, changed: &mut Changed, index: BatIndex, entry: BatEntry) {
+    pub(super) fn put_entry(&self, changed: &mut Changed, index: BatIndex, entry: BatEntry) {
         let at = self.bat_entry_at(index).get();
         let within = (at % PAGE) as usize;
         if let Some(page) = changed.change(at - at % PAGE) {

@@ -43,6 +43,11 @@ impl Growth {
         self.state().space.file_len()
     }
 
+    /// Length of the file before this session.
+    pub(super) fn first_len(&self) -> u64 {
+        self.state().space.first_len()
+    }
+
     /// Space for a block of `len` bytes. Waits for a commit under way when the file must grow.
     pub(super) fn allocate(&self, file: &dyn Storage, len: u64) -> io::Result<Allocated> {
         let mut state = self.state();

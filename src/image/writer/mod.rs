@@ -14,6 +14,7 @@ mod growth;
 mod orders;
 mod pins;
 mod release;
+mod resize;
 mod session;
 mod space;
 mod tables;

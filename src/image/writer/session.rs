@@ -106,10 +106,13 @@ impl VhdxFile {
 
     fn hand_out_settled(&self, writer: &Writer) -> Result<Uuid> {
         writer.check()?;
+        let identity = self.data_write_guid();
         if !planted("identity-kept-when-handed-out") {
+            let mut session = writer.session();
+            session.next_identity = session.next_identity.filter(|next| *next != identity);
             writer.begun.store(false, Ordering::Release);
         }
-        Ok(self.data_write_guid())
+        Ok(identity)
     }
 
     fn begin_log(
@@ -162,6 +165,11 @@ impl VhdxFile {
     pub(crate) fn end_session(&self) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
         let _alone = writer.ops.write();
+        self.end_session_alone(writer)
+    }
+
+    /// The same for whoever keeps all changes out.
+    pub(super) fn end_session_alone(&self, writer: &Writer) -> Result<()> {
         self.commit(writer)?;
         let mut session = writer.session();
         writer.check()?;

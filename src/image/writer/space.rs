@@ -70,6 +70,11 @@ impl Space {
         self.file_len
     }
 
+    /// Length of the file before this session.
+    pub(super) fn first_len(&self) -> u64 {
+        self.first_len
+    }
+
     /// Freed space for `len` bytes, or space at the end; `None` when the file must grow for it.
     pub(super) fn allocate(&mut self, len: u64) -> Option<Allocated> {
         if let Some(at) = self.free.get_mut(&len).and_then(Vec::pop) {

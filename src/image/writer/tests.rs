@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use avhdx_testkit::build::{Block, Contents, Data, Image, Item};
-use avhdx_testkit::naive::Layer;
+use avhdx_testkit::naive::{Layer, Says};
 use uuid::Uuid;
 
 use super::ItemEdit;
@@ -415,4 +415,233 @@ fn marks_that_make_no_sense_are_said_and_pass_for_none() {
         assert_eq!(said.count(), none, "{:?}", disk.warnings());
         assert!(round > 0 || disk.merge_mark() == Some(merge_mark(MergeState::Target)));
     }
+}
+
+const MIB: u64 = 1 << 20;
+
+/// A parent with something everywhere that lies below the images that get another size.
+fn parent(size: u64) -> Image {
+    let mut parent = Image::dynamic(size);
+    for block in 0..size.div_ceil(MIB) {
+        parent.put(block, Block::full(Data::Pattern(100 + block)));
+    }
+    parent
+}
+
+/// What the disk of these images reads, base first, to the naive reader.
+fn flat(images: Vec<Layer>) -> Vec<u8> {
+    let tip = images.len() - 1;
+    avhdx_testkit::naive::Chain(images).flat(tip).unwrap()
+}
+
+/// Gives an image another size and sees that the naive reader finds the same bytes, and zeros behind them.
+fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
+    let below: Vec<Layer> =
+        below.iter().map(|image| Layer::from_bytes(image.to_bytes()).unwrap()).collect();
+    let with = |layer: Layer| [below.clone(), vec![layer]].concat();
+    let file = Watched::new(image);
+    let mut expected = flat(with(file.layer()));
+    expected.resize(new as usize, 0);
+    let disk = file.open();
+    let known = disk.data_write_guid();
+    disk.resize(new).unwrap();
+    assert_eq!(disk.write_at(&[1], 0).unwrap_err().code(), "image.frozen");
+    let layer = file.layer();
+    assert!(!layer.log_is_pending());
+    assert_eq!(layer.faults(), [""; 0]);
+    assert_eq!(layer.size, new);
+    let of_file = layer.data_write_guid;
+    assert_eq!(of_file == known, new == image.size, "another disk has another identity");
+    let now = flat(with(layer));
+    if let Some(at) = (0..new as usize).find(|at| now[*at] != expected[*at]) {
+        panic!("{} to {new}: {} for {} at {at:#x}", image.size, now[at], expected[at]);
+    }
+    let disk = disk.reopened().unwrap();
+    assert_eq!((disk.geometry().size, disk.data_write_guid()), (new, of_file));
+    // It goes on.
+    // What stands beside a part of a sector may be the parent's, who is not here.
+    let (unit, len) = if below.is_empty() { (1, 700) } else { (512, 1024) };
+    for (seed, at) in [(7, 0), (8, new / 2), (9, new - len)] {
+        let at = at / unit * unit;
+        disk.write_at(&vec![seed; len as usize], at).unwrap();
+        expected[at as usize..][..len as usize].fill(seed);
+    }
+    assert_eq!(disk.data_write_guid(), of_file, "which nobody else knows");
+    drop(disk);
+    let layer = file.layer();
+    assert_eq!(layer.faults(), [""; 0]);
+    assert!(flat(with(layer)) == expected, "{} to {new}, written", image.size);
+    file
+}
+
+#[test]
+fn a_disk_of_another_size_holds_the_same_bytes_and_zeros_behind_them() {
+    let half = MIB / 2;
+    let parent = parent(10 * MIB);
+    let sizes = [3 * MIB, 3 * MIB + half, 4 * MIB + 4096, 9 * MIB + half];
+    let all: Vec<bool> = vec![true; 2048];
+    let some: Vec<bool> = (0..2048).map(|i| i % 7 < 3).collect();
+    for old in sizes {
+        let last = (old - 1) / MIB;
+        for new in sizes {
+            for block in [
+                None,
+                Some(Block::full(Data::Pattern(1))),
+                Some(Block::bare(2)),
+                Some(Block::bare(3)),
+                Some(Block::partial(Data::Pattern(1), some.clone())),
+                Some(Block::partial(Data::Pattern(1), all.clone())),
+            ] {
+                let is_partial = block.as_ref().is_some_and(|block| block.state == 7);
+                let mut child = Image::child(old, parent.data_write_guid());
+                child.parent_path(r".\base.vhdx");
+                child.put(1, Block::partial(Data::Pattern(3), some.clone()));
+                let mut dynamic = Image::dynamic(old);
+                dynamic.put(0, Block::full(Data::Pattern(4)));
+                if let Some(block) = &block {
+                    child.put(last, block.clone());
+                    dynamic.put(last, block.clone());
+                }
+                resized(&child, Some(&parent), new);
+                if !is_partial {
+                    resized(&dynamic, None, new);
+                }
+                if let Some(block) = block.filter(|block| block.state == 6) {
+                    let mut fixed = Image::fixed(old);
+                    fixed.put(last, block);
+                    let disk = resized(&fixed, None, new).open();
+                    let counts = disk.count_blocks().unwrap();
+                    assert_eq!(counts.fully_present, counts.blocks);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_last_block_of_which_the_file_is_cut_does_not_take_what_comes_behind_it() {
+    for state in [6, 7] {
+        let mut base = Image::dynamic(12 * MIB);
+        (base.block_size, base.size) = (4 << 20, 9 * MIB);
+        base.put(2, Block::full(Data::Pattern(1)));
+        let parent = parent(14 * MIB);
+        let mut image = base.clone();
+        if state == 7 {
+            image = Image::child(9 * MIB, parent.data_write_guid());
+            image.parent_path(r".\base.vhdx");
+            image.block_size = 4 << 20;
+            image.put(2, Block::partial_runs(Data::Pattern(1), &[(3, 50)]));
+        }
+        // Behind the disk's end the block holds something, or the file ends.
+        let whole = image.to_bytes().len() as u64;
+        for cut in [0, 2, 3] {
+            image.file_length = Some(whole - cut * MIB);
+            for new in [10 * MIB, 24 * MIB] {
+                resized(&image, (state == 7).then_some(&parent), new);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_table_that_gets_too_long_moves_with_the_size() {
+    for has_parent in [false, true] {
+        // A table of 1 MiB has entries for less than 128 GiB in blocks of 1 MiB.
+        let old = (100 << 30) + MIB / 2;
+        let last = old / MIB;
+        let mut image = match has_parent {
+            true => Image::child(old, Uuid::from_u128(1)),
+            false => Image::dynamic(old),
+        };
+        image.parent_path(r".\base.vhdx");
+        let block = match has_parent {
+            true => Block::partial_runs(Data::Pattern(2), &[(0, 1000)]),
+            false => Block::full(Data::Pattern(2)),
+        };
+        for at in [0, 4095, 4096, 70_000, last] {
+            image.put(at, block.clone());
+        }
+        for new in [(140 << 30) + 512, 300 << 30] {
+            let file = Watched::new(&image);
+            let before = file.layer();
+            let disk = file.open();
+            disk.resize(new).unwrap();
+            let after = file.layer();
+            assert_eq!(after.faults(), [""; 0]);
+            assert_eq!((after.size, before.size), (new, old));
+            let disk = disk.reopened().unwrap();
+            assert!(disk.info().region_tables.iter().all(|table| {
+                let bat = table.as_ref().unwrap().iter().find(|entry| entry.name == Some("BAT"));
+                bat.is_some_and(|bat| u64::from(bat.length) >= new / MIB * 8)
+            }));
+            let block_of = |block: u64| -> Vec<_> {
+                (0..2048).step_by(31).map(|i| after.says(block * 2048 + i)).collect()
+            };
+            let mut blocks: Vec<u64> = (0..old / MIB).step_by(997).collect();
+            blocks.extend([0, 4095, 4096, 70_000]);
+            for block in blocks {
+                let was: Vec<_> =
+                    (0..2048).step_by(31).map(|i| before.says(block * 2048 + i)).collect();
+                assert_eq!(block_of(block), was, "block {block}");
+            }
+            let nothing = if has_parent { Says::Zero } else { Says::NotHere };
+            let behind = (last + 1..new / MIB).step_by(211).flat_map(block_of);
+            for says in behind.chain([after.says(new / 512 - 1)]) {
+                assert_eq!(says, Ok(nothing));
+            }
+            // The rest of what was the last block.
+            let naive = avhdx_testkit::naive::Chain(vec![after.clone()]);
+            for sector in [old / 512, old / 512 + 1, (last + 1) * 2048 - 1] {
+                if has_parent {
+                    assert_ne!(after.says(sector), Ok(Says::NotHere));
+                }
+                assert_eq!(naive.read(0, sector * 512, 512).unwrap(), [0; 512]);
+                let mut bytes = [1; 512];
+                disk.read_at(&mut bytes, sector * 512).unwrap();
+                assert_eq!(bytes, [0; 512]);
+            }
+            disk.write_at(&[5; 512], new - 512).unwrap();
+            disk.close().unwrap();
+            assert_eq!(file.layer().faults(), [""; 0]);
+            // And back again.
+            disk.resize(old).unwrap();
+            let again = file.layer();
+            assert_eq!(again.faults(), [""; 0]);
+            for sector in [0, 999, 1000, 4095 * 2048, 4096 * 2048 + 5, 70_000 * 2048] {
+                match has_parent {
+                    true => assert_eq!(again.says(sector), after.says(sector)),
+                    false => assert_eq!(
+                        avhdx_testkit::naive::Chain(vec![again.clone()]).read(0, sector * 512, 512),
+                        naive.read(0, sector * 512, 512)
+                    ),
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_that_the_format_does_not_have_are_refused_and_change_nothing() {
+    let file = Watched::new(&Image::dynamic(4 << 20));
+    let disk = file.open();
+    for size in [0, 1, 5 * MIB + 256, (64 << 40) + 512, u64::MAX] {
+        let error = disk.resize(size).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "resize.size"));
+    }
+    assert_eq!(file.1.load(Ordering::SeqCst), 0);
+    disk.write_at(&[1], 0).unwrap();
+    let known = disk.data_write_guid();
+    disk.resize(4 << 20).unwrap();
+    assert_eq!(disk.data_write_guid(), known);
+    // The largest there is.
+    let mut image = Image::dynamic(1 << 30);
+    image.block_size = 256 << 20;
+    let file = Watched::new(&image);
+    file.open().resize(64 << 40).unwrap();
+    let layer = file.layer();
+    assert_eq!((layer.size, layer.faults()), (64 << 40, vec![]));
+    let disk = file.open();
+    disk.write_at(&[1; 512], (64 << 40) - 512).unwrap();
+    drop(disk);
+    assert_eq!(file.layer().faults(), [""; 0]);
 }

@@ -1,0 +1,397 @@
+//! Another size for the virtual disk, \[MS-VHDX\] 2.6.2.2 and 2.5.
+//!
+//! The size changes in one entry of the log, together with the place of the block allocation table where that
+//! has to be a longer one. Before, all is made ready that a reader of the larger disk looks at and one of the
+//! smaller does not; after it, what the smaller disk has no use for is cleared away.
+
+#![allow(dead_code, reason = "the operations that change chains are built on it")]
+
+use std::sync::Arc;
+
+use super::Writer;
+use super::edit::{ItemEdit, Pages};
+use super::space::{Allocated, Contents, Freed};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
+use crate::format::metadata::{self, ItemFlags};
+use crate::format::region::{self, RegionEntry, RegionTable};
+use crate::image::cache::{PAGE, Page, new_page};
+use crate::image::policy::{ImagePolicy, Lock};
+use crate::image::{LogPolicy, VhdxFile};
+use crate::mutants::planted;
+use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
+
+/// Entries of the table that one page holds.
+const ENTRIES: u64 = PAGE / ENTRY_LEN;
+
+impl VhdxFile {
+    /// Gives the virtual disk another size, at once and durably: a crash leaves a disk of the one size or of
+    /// the other. What is new reads as zeros, also where the parent holds more. The image gets another
+    /// identity, unless it has one that nobody else knows.
+    ///
+    /// Nobody else may use the image meanwhile, and nothing but [`reopened`](Self::reopened) after it: this
+    /// one goes by the old size, takes no writes any more and has its session ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a size that the format does not have; those of a write and of a flush.
+    pub(crate) fn resize(&self, size: u64) -> Result<()> {
+        let writer = self.writer()?;
+        let sector = self.layout.sector_size();
+        if size == 0 || size > metadata::MAX_VIRTUAL_SIZE || !size.is_multiple_of(sector) {
+            let message = "impossible disk size";
+            return Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
+                .in_file(self.name())
+                .with_section("2.6.2.2")
+                .with_found(size)
+                .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")));
+        }
+        let mut alone = writer.ops.write();
+        if size != self.layout.size() {
+            self.begin(writer)?;
+            let block_size = self.block_size();
+            let new = BlockLayout::new(block_size, self.geometry().logical_sector, size);
+            if size > self.layout.size() {
+                self.grow(writer, &new)?;
+            } else {
+                self.shrink(writer, &new)?;
+            }
+        }
+        self.end_session_alone(writer)?;
+        alone.close(true);
+        Ok(())
+    }
+
+    /// The image opened anew, as after a [`resize`](Self::resize): in the same file, under the same lock. It
+    /// goes on with the identity that it has.
+    ///
+    /// # Errors
+    /// As those of an open.
+    pub(crate) fn reopened(self) -> Result<Self> {
+        // The lock belongs to the storage, which stays open.
+        let policy = ImagePolicy {
+            lock: Lock::None,
+            log: LogPolicy::Replay,
+            budget: self.budget.clone(),
+            writable: self.is_writable(),
+            children: None,
+        };
+        self.end_session()?;
+        let storage = Arc::clone(self.bare_storage());
+        drop(self);
+        let image = Self::from_storage(storage, &policy)?;
+        if image.is_writable() {
+            image.set_next_identity(image.data_write_guid())?;
+        }
+        Ok(image)
+    }
+
+    fn grow(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
+        let size = ItemEdit::disk_size(new.size());
+        let entries = if self.has_parent() { new.entries_reserved() } else { new.entries_needed() };
+        let fits = entries <= self.bat_entries();
+        if planted("size-before-zero-blocks") && fits {
+            self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
+        }
+        self.fill_last_block(writer)?;
+        let first = self.layout.payload_index(BlockIndex(self.layout.blocks())).0;
+        if fits {
+            self.set_entries(writer, first..entries, |index| self.grown_entry(writer, new, index))?;
+            // Durable before the size, of whose entry it may be too much for a part.
+            self.commit(writer)?;
+            return self.edit_with(writer, &[size], Pages::new());
+        }
+        self.commit(writer)?;
+        let len = (new.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB);
+        let space = writer.allocate(len)?;
+        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        let bat = RegionEntry { offset: space.at, length: len as u32, ..self.bat.clone() };
+        if planted("region-table-before-new-bat") {
+            self.edit_with(writer, std::slice::from_ref(&size), self.region_pages(&bat)?)?;
+        }
+        self.write_longer_table(writer, new, space, first)?;
+        // The commit of the edit flushes before it writes its entry.
+        self.edit_with(writer, &[size], self.region_pages(&bat)?)
+    }
+
+    /// Has what the last block holds behind the end of the disk read as zeros, once it is part of the disk.
+    fn fill_last_block(&self, writer: &Writer) -> Result<()> {
+        let (end, block_size) = (DiskOffset(self.layout.size()), self.layout.block_size());
+        let within = self.layout.within_block(end);
+        if within == 0 {
+            return Ok(());
+        }
+        let rest = block_size - within;
+        let block = self.layout.block_of(end);
+        let index = self.layout.payload_index(block);
+        let entry = self.bat_entry(index)?;
+        match entry.payload_state() {
+            PayloadState::NotPresent if self.has_parent() => {
+                let space = self.space_for_block(writer)?;
+                let made = (|| {
+                    if space.contents != Contents::Zeros {
+                        self.write_zeros(writer, space.at + within, rest)?;
+                    }
+                    self.become_mixed(writer, block, space.at, end, rest)
+                })();
+                made.inspect_err(|_| writer.space.give_back(space))
+            }
+            PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
+                let start = self.layout.block_start(block);
+                // What is wrong with the block is said before anything is written there.
+                self.resolve(start, within)?;
+                let place = self.place_of(entry, index, start, within)?;
+                let place_end = place.get() + block_size;
+                let first_len = writer.space.first_len();
+                if place_end <= first_len || place.get() >= first_len {
+                    self.write_zeros(writer, place + within, rest)?;
+                    return self.mark_rest(writer, entry, end, rest);
+                }
+                // The file was cut behind the end of the disk: what lies there now may be another's.
+                let space = self.space_for_block(writer)?;
+                let moved = (|| {
+                    self.copy_payload(writer, place, space.at, within)?;
+                    if space.contents != Contents::Zeros {
+                        self.write_zeros(writer, space.at + within, rest)?;
+                    }
+                    let entry = BatEntry::new(entry.state_bits(), space.at);
+                    self.set_block(writer, block, entry)?;
+                    Ok(entry)
+                })();
+                let entry = moved.inspect_err(|_| writer.space.give_back(space))?;
+                self.mark_rest(writer, entry, end, rest)
+            }
+            PayloadState::Reserved => {
+                self.resolve(self.layout.block_start(block), within).map(drop)
+            }
+            // All of the block reads as zeros.
+            _ => Ok(()),
+        }
+    }
+
+    /// Marks the sectors behind the end as here, where that is told one by one.
+    fn mark_rest(&self, writer: &Writer, entry: BatEntry, end: DiskOffset, len: u64) -> Result<()> {
+        if entry.payload_state() == PayloadState::FullyPresent
+            || planted("rest-of-block-not-marked")
+        {
+            return Ok(());
+        }
+        self.mark_sectors(writer, entry, end, len)
+    }
+
+    fn space_for_block(&self, writer: &Writer) -> Result<Allocated> {
+        let space = writer.allocate(self.layout.block_size())?;
+        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        Ok(space)
+    }
+
+    fn copy_payload(
+        &self,
+        writer: &Writer,
+        from: FileOffset,
+        to: FileOffset,
+        len: u64,
+    ) -> Result<()> {
+        let mut piece = vec![0; MIB.min(len) as usize];
+        let mut done = 0;
+        while done < len {
+            let part = &mut piece[..(len - done).min(MIB) as usize];
+            self.read_payload(part, from + done)?;
+            writer.write_bytes(part, to.get() + done)?;
+            done += part.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// What an entry behind the last of the disk is to be in a larger one; `None` for one that stays.
+    fn grown_entry(
+        &self,
+        writer: &Writer,
+        new: &BlockLayout,
+        index: BatIndex,
+    ) -> Result<Option<BatEntry>> {
+        let nothing = BatEntry::new(0, FileOffset::new(0));
+        if new.is_bitmap_index(index) {
+            let is_new = new.chunk_of_bitmap(index).0 >= self.layout.chunks();
+            return Ok(is_new.then_some(nothing));
+        }
+        if index.0 >= new.entries_needed() {
+            return Ok(Some(nothing));
+        }
+        if self.has_parent() {
+            return Ok(Some(BatEntry::new(2, FileOffset::new(0))));
+        }
+        if !self.keeps_blocks() {
+            return Ok(Some(nothing));
+        }
+        let space = self.space_for_block(writer)?;
+        // Written, so that the host finds the room now.
+        self.write_zeros(writer, space.at, space.len)
+            .inspect_err(|_| writer.space.give_back(space))?;
+        Ok(Some(BatEntry::new(6, space.at)))
+    }
+
+    /// Changes entries of the table, page by page.
+    fn set_entries(
+        &self,
+        writer: &Writer,
+        indices: std::ops::Range<u64>,
+        mut entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
+    ) -> Result<()> {
+        let mut next = indices.start;
+        while next < indices.end {
+            // Pages are those of the file, and the table starts at one.
+            let end = (next / ENTRIES + 1) * ENTRIES;
+            let mut changes = Vec::new();
+            for index in (next..end.min(indices.end)).map(BatIndex) {
+                let Some(new) = entry(index)? else { continue };
+                if self.bat_entry(index)? != new {
+                    changes.push((index, new));
+                }
+            }
+            if !changes.is_empty() {
+                self.change_tables(writer, [self.bat_page(BatIndex(next))], |changed| {
+                    for (index, new) in changes {
+                        self.put_entry(changed, index, new);
+                    }
+                })?;
+                self.limit_changes(writer)?;
+            }
+            next = end;
+        }
+        Ok(())
+    }
+
+    /// Writes the table of the larger disk into its space: the old one up to entry `first`, and behind it
+    /// what the larger disk needs.
+    fn write_longer_table(
+        &self,
+        writer: &Writer,
+        new: &BlockLayout,
+        space: Allocated,
+        first: u64,
+    ) -> Result<()> {
+        let mut piece = vec![0; MIB as usize];
+        for piece_at in (0..space.len).step_by(MIB as usize) {
+            for (i, bytes) in piece.chunks_exact_mut(PAGE as usize).enumerate() {
+                let page_at = piece_at + i as u64 * PAGE;
+                bytes.copy_from_slice(&self.longer_page(writer, new, page_at, first)?[..]);
+            }
+            if space.contents != Contents::Zeros || piece.iter().any(|byte| *byte != 0) {
+                writer.write_bytes(&piece, space.at.get() + piece_at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn longer_page(
+        &self,
+        writer: &Writer,
+        new: &BlockLayout,
+        page_at: u64,
+        first: u64,
+    ) -> Result<Box<Page>> {
+        let mut page = match page_at < self.bat.length.into() {
+            true => self.table_page(self.bat.offset + page_at, |page| Box::new(*page))?,
+            false => new_page(),
+        };
+        let first_here = page_at / ENTRY_LEN;
+        for index in first.max(first_here)..first_here + ENTRIES {
+            let within = ((index - first_here) * ENTRY_LEN) as usize;
+            if let Some(entry) = self.grown_entry(writer, new, BatIndex(index))? {
+                page[within..within + ENTRY_LEN as usize].copy_from_slice(&entry.to_bytes());
+            }
+        }
+        Ok(page)
+    }
+
+    /// The pages of both region tables that change when the block allocation table lies elsewhere.
+    fn region_pages(&self, bat: &RegionEntry) -> Result<Pages> {
+        let [first, second] = &self.region_tables;
+        let table = first.as_ref().or(second.as_ref()).map_err(Error::same_again)?;
+        let mut table = RegionTable { entries: table.entries.clone() };
+        for entry in table.entries.iter_mut().filter(|entry| entry.guid == region::BAT) {
+            *entry = bat.clone();
+        }
+        let bytes = table.to_bytes();
+        let mut pages = Pages::new();
+        for (copy, start) in RegionTable::OFFSETS.into_iter().enumerate() {
+            for (i, new) in bytes.chunks_exact(PAGE as usize).enumerate() {
+                let at = start + i as u64 * PAGE;
+                let mut page = self.page_in_file(FileOffset::new(at))?;
+                if page[..] != *new && !(planted("one-region-table-left") && copy == 1) {
+                    page.copy_from_slice(new);
+                    pages.insert(at, page);
+                }
+            }
+        }
+        Ok(pages)
+    }
+
+    fn shrink(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
+        let clear_early = planted("blocks-cleared-before-size");
+        if clear_early {
+            self.clear_behind(writer, new)?;
+            self.commit(writer)?;
+        }
+        self.edit_with(writer, &[ItemEdit::disk_size(new.size())], Pages::new())?;
+        if !clear_early {
+            self.clear_behind(writer, new)?;
+        }
+        Ok(())
+    }
+
+    /// Clears what lies behind the end of the smaller disk, whose size is durable.
+    fn clear_behind(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
+        let (end, block_size) = (DiskOffset(new.size()), self.layout.block_size());
+        let within = self.layout.within_block(end);
+        if within > 0 {
+            let block = self.layout.block_of(end);
+            let index = self.layout.payload_index(block);
+            let entry = self.bat_entry(index)?;
+            let start = self.layout.block_start(block);
+            let in_disk = block_size.min(self.layout.size() - start.0);
+            let state = entry.payload_state();
+            if matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent) {
+                let place = self.place_of(entry, index, start, in_disk)?;
+                self.write_zeros(writer, place + within, in_disk - within)?;
+            }
+        }
+        let first = self.layout.payload_index(BlockIndex(new.blocks())).0;
+        let last = match self.has_parent() {
+            true => self.layout.entries_reserved().min(self.bat_entries()),
+            false => self.layout.entries_needed(),
+        };
+        let nothing = BatEntry::new(0, FileOffset::new(0));
+        let mut freed = Vec::new();
+        self.set_entries(writer, first..last, |index| {
+            if self.layout.is_bitmap_index(index) {
+                // The space of the bitmap block is left alone: an entry of the log may still write there.
+                let is_behind = self.layout.chunk_of_bitmap(index).0 >= new.chunks();
+                return Ok(is_behind.then_some(nothing));
+            }
+            let entry = self.bat_entry(index)?;
+            let state = entry.payload_state();
+            let holds =
+                matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
+            // A damaged place is no space to be given away.
+            let start = DiskOffset(self.layout.block_of_payload(index).0 * block_size);
+            if holds && self.place_of(entry, index, start, block_size).is_ok() {
+                freed.push(Freed { at: entry.offset(), len: block_size });
+            }
+            Ok(Some(nothing))
+        })?;
+        freed.into_iter().for_each(|freed| writer.space.free_later(freed));
+        Ok(())
+    }
+}
+
+impl ItemEdit {
+    fn disk_size(size: u64) -> Self {
+        Self::Set {
+            item: metadata::VIRTUAL_DISK_SIZE,
+            flags: ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED,
+            bytes: size.to_le_bytes().to_vec(),
+        }
+    }
+}
