@@ -1,6 +1,5 @@
 //! Who works on which block: those that only move bytes share it, those that change its state do not.
 
-use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use crate::sync::{Condvar, Mutex, MutexGuard};
@@ -16,7 +15,8 @@ pub(super) struct BlockLocks {
 
 #[derive(Debug, Default)]
 struct Shard {
-    held: Mutex<HashMap<u64, Held>>,
+    /// So few at a time that looking at each is quickest.
+    held: Mutex<Vec<(u64, Held)>>,
     freed: Condvar,
 }
 
@@ -56,17 +56,22 @@ impl BlockLocks {
         let shard = &self.shards[block as usize % SHARDS];
         let mut held = shard.lock();
         loop {
-            if let Some(entered) = enter(held.get(&block).copied()) {
-                held.insert(block, entered);
-                return BlockGuard { shard, block };
+            let at = held.iter().position(|(held, _)| *held == block);
+            match (enter(at.map(|at| held[at].1)), at) {
+                (Some(entered), Some(at)) => held[at].1 = entered,
+                (Some(entered), None) => held.push((block, entered)),
+                (None, _) => {
+                    held = shard.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
+                    continue;
+                }
             }
-            held = shard.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
+            return BlockGuard { shard, block };
         }
     }
 }
 
 impl Shard {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Held>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<(u64, Held)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -74,13 +79,13 @@ impl Shard {
 impl Drop for BlockGuard<'_> {
     fn drop(&mut self) {
         let mut held = self.shard.lock();
-        match held.get_mut(&self.block) {
-            Some(Held::Shared(others)) if *others > 1 => {
+        if let Some(at) = held.iter().position(|(block, _)| *block == self.block) {
+            if let Held::Shared(others @ 2..) = &mut held[at].1 {
                 *others -= 1;
                 return;
             }
-            _ => held.remove(&self.block),
-        };
+            held.swap_remove(at);
+        }
         drop(held);
         self.shard.freed.notify_all();
     }
