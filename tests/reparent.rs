@@ -11,10 +11,12 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use avhdx::ops::{Progress, Relink, Relinked, Reparent};
+use avhdx::ops::{FileChangeKind, Pace, Progress, Relink, Relinked, Reparent};
 use avhdx::storage::{Access, Host, LocalHost, LockMode, Stat, Storage};
 use avhdx::{Budget, DiffChain, ErrorKind, OpenOptions, PathSource};
-use avhdx_testkit::build::{Block, Data, Image, braced, random_chain, state, write_chain};
+use avhdx_testkit::build::{
+    Block, Contents, Data, IS_USER, Image, Item, braced, random_chain, state, write_chain,
+};
 use avhdx_testkit::images::sha256_file;
 use avhdx_testkit::naive::{Chain, Layer, Says};
 use tempfile::TempDir;
@@ -272,8 +274,25 @@ fn what_cannot_lie_below_an_image_is_refused() {
     large.logical_sector = 4096;
     large.write_to(at("large.vhdx"));
     fs::write(at("none.vhdx"), b"no image").unwrap();
-    let before = sums(folder.path());
+    // Images that a merge is not over of, as the README has the bytes of its mark.
+    for (state, name) in [(1, "merging.vhdx"), (2, "spent.vhdx"), (3, "target.vhdx")] {
+        let mut mark = vec![1, 0, state, 0, 5, 0, 0, 0];
+        mark.extend(Uuid::from_u128(9).to_bytes_le());
+        mark.extend(b"other");
+        let mut image = base.new_child();
+        image.reseed(state.into()).parent_path(".\\l0.vhdx");
+        let id = Uuid::parse_str("917330e3-c6a3-4d5f-913e-f0fa001aaec7").unwrap();
+        image.metadata.items.push(Item::new("mark", id, IS_USER, Contents::Bytes(mark)));
+        image.write_to(at(name));
+    }
+    let marked = ["merging.vhdx", "spent.vhdx", "target.vhdx"].map(at);
     for (new, image, kind, code) in [
+        ("merging.vhdx", &paths[1], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("spent.vhdx", &paths[1], ErrorKind::Merged, "reparent.merged"),
+        ("target.vhdx", &paths[1], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("l0.vhdx", &marked[0], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("l0.vhdx", &marked[1], ErrorKind::Merged, "reparent.merged"),
+        ("l0.vhdx", &marked[2], ErrorKind::Unfinished, "reparent.unfinished"),
         ("large.vhdx", &paths[1], ErrorKind::InvalidInput, "reparent.sector-size"),
         ("none.vhdx", &paths[1], ErrorKind::NotVhdx, "identifier.signature"),
         ("gone.vhdx", &paths[1], ErrorKind::Io, "file.open"),
@@ -283,6 +302,10 @@ fn what_cannot_lie_below_an_image_is_refused() {
         let error = Reparent::new(at(new)).unproven(true).run(image, &mut go).unwrap_err();
         assert_eq!((error.kind(), error.code()), (kind, code), "{error}");
     }
+    base_of(&[7; 1 << 20], 512, 1 << 20, 4).write_to(at("full.vhdx"));
+    let mut all = base_of(&[7; 1 << 20], 512, 1 << 20, 4).new_child();
+    all.reseed(12).parent_path(".\\full.vhdx").write_to(at("all.avhdx"));
+    let before = sums(folder.path());
     // Neither one that somebody uses, nor over a parent that somebody writes.
     base_of(&[0; 1 << 20], 512, 1 << 20, 3).write_to(at("new.vhdx"));
     for (path, mode) in [(&paths[1], LockMode::Shared), (&at("new.vhdx"), LockMode::Exclusive)] {
@@ -291,7 +314,16 @@ fn what_cannot_lie_below_an_image_is_refused() {
         let error = Reparent::new(at("new.vhdx")).run(&paths[1], &mut go).unwrap_err();
         assert_eq!((error.kind(), error.file()), (ErrorKind::InUse, path.to_str()));
     }
-    // Nor when the user changes his mind.
+    // Nor when the user changes his mind, at once or while the operation waits.
+    let pace = Pace::new();
+    pace.pause();
+    let paused = Reparent::new(at("new.vhdx")).pace(pace);
+    let mut asked = 0;
+    let error = paused.run(at("all.avhdx"), &mut |_| {
+        asked += 1;
+        if asked < 4 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Cancelled);
     let mut asked = 0;
     let error = Reparent::new(at("new.vhdx")).run(&paths[1], &mut |progress| {
         asked += 1;
@@ -371,8 +403,14 @@ fn what_lies_in_files_that_both_have_is_not_read() {
         let host = Arc::new(Counts::default());
         let options = OpenOptions::new().host(Arc::clone(&host) as Arc<dyn Host>);
         let reparent = Reparent::new(&paths[parent]).options(options.budget(Budget::new(1 << 20)));
+        let forecast = reparent.forecast(&paths[image]).unwrap();
+        let change: Vec<_> = forecast.files.iter().map(|file| (&file.path, file.kind)).collect();
+        assert_eq!(change, [(&paths[image], FileChangeKind::Changed)]);
+        assert_eq!((forecast.peak, forecast.freed), (0, 0));
+        host.take();
         let done = reparent.run(&paths[image], &mut go).unwrap();
         let read = host.take();
+        assert_eq!(forecast.read, if image == 3 { 2 * MIB } else { 0 });
         assert_eq!(DiffChain::open(&paths[image]).unwrap().layers().len(), parent + 2);
         (done.proven / MIB, read)
     };

@@ -123,8 +123,8 @@ impl<'a> Both<'a> {
     /// Compares some bytes at `at`, which never goes back, up to `end` at the most, where both disks may have
     /// ended before; how far that went, and the difference if there was one.
     pub(super) fn step(&mut self, at: u64, end: u64) -> Result<(u64, Option<Difference>)> {
-        let (alike_until, is_alike) = self.ahead(at, end)?;
-        if is_alike {
+        let (alike_until, to_read) = self.ahead(at, end)?;
+        if to_read == 0 {
             return Ok((alike_until, None));
         }
         let end = window_end(at, end);
@@ -144,9 +144,9 @@ impl<'a> Both<'a> {
         Ok((end, Some(Difference { offset, a: byte(0), b: byte(1) })))
     }
 
-    /// Whether the bytes from `at` on are the same without a look at them, zeros or such as lie at one place
-    /// for both, and up to where that holds.
-    fn ahead(&mut self, at: u64, end: u64) -> Result<(u64, bool)> {
+    /// How many of the disks have to be read to compare the bytes from `at` on, and up to where that holds:
+    /// none for zeros, and for what lies at one place for both.
+    pub(super) fn ahead(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
         let past_end = Run { start: at, end, source: Some(Source::Zero { layer: None }) };
         let mut ahead = [past_end; 2];
         for (runs, ahead) in self.runs.iter_mut().zip(&mut ahead) {
@@ -155,17 +155,18 @@ impl<'a> Both<'a> {
             }
         }
         let [a, b] = ahead;
-        let is_alike = (a.is_zero() && b.is_zero())
-            || match (a.source, b.source) {
-                (
-                    Some(Source::Data { layer: one, at: x }),
-                    Some(Source::Data { layer: other, at: y }),
-                ) => {
-                    let other = self.same_files.get(&other).copied().unwrap_or(other);
-                    one == other && x + (at - a.start) == y + (at - b.start)
-                }
-                _ => false,
-            };
-        Ok((a.end.min(b.end).min(end), is_alike))
+        let is_same_place = match (a.source, b.source) {
+            (
+                Some(Source::Data { layer: one, at: x }),
+                Some(Source::Data { layer: other, at: y }),
+            ) => {
+                let other = self.same_files.get(&other).copied().unwrap_or(other);
+                one == other && x + (at - a.start) == y + (at - b.start)
+            }
+            _ => false,
+        };
+        let to_read =
+            if is_same_place { 0 } else { ahead.iter().filter(|run| !run.is_zero()).count() };
+        Ok((a.end.min(b.end).min(end), to_read as u64))
     }
 }

@@ -67,10 +67,12 @@ pub struct Progress {
 fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64) -> Result<()> {
     match on(Progress { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => {
-            Err(Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked"))
-        }
+        ControlFlow::Break(()) => Err(cancelled()),
     }
+}
+
+fn cancelled() -> Error {
+    Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked")
 }
 
 /// Bytes of a disk in a row, and what supplies them.

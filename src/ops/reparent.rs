@@ -8,15 +8,20 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::compare::{Both, Difference};
-use super::{Progress, WINDOW, report};
+use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, cancelled, report, window_end};
 use crate::chain::{DiffChain, Linkage};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
+use crate::image::{
+    ImagePolicy, LinkPaths, Lock, LogPolicy, MergeState, Owner, VhdxFile, Warning, lock,
+};
 use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
+
+/// The page of the table and that of the locator.
+const LINK_LEN: u64 = 8 << 10;
 
 /// Links a differencing image to another parent, after a move, a rename or a copy for instance, without
 /// moving a byte of the disk.
@@ -46,6 +51,7 @@ pub struct Reparent {
     base: PathBuf,
     unproven: bool,
     options: OpenOptions,
+    pace: Pace,
 }
 
 /// What was done.
@@ -65,7 +71,8 @@ pub struct Reparented {
 impl Reparent {
     /// The image at `base`, with the parents that it has itself, becomes the parent.
     pub fn new(base: impl Into<PathBuf>) -> Self {
-        Self { base: base.into(), unproven: false, options: OpenOptions::new() }
+        let (options, pace) = (OpenOptions::new(), Pace::new());
+        Self { base: base.into(), unproven: false, options, pace }
     }
 
     /// Whether the link may be rewritten without a proof, as it has to be where the old parent is lost:
@@ -83,13 +90,36 @@ impl Reparent {
         self
     }
 
+    /// How fast both parents may be read.
+    pub fn pace(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// What [`run`](Self::run) is going to do. Nothing is read of the disk, and nothing changed.
+    ///
+    /// # Errors
+    /// As `run`, but for bytes that differ.
+    pub fn forecast(&self, image: impl AsRef<Path>) -> Result<Forecast> {
+        let asked = Asked::new(self, image.as_ref(), Access::Read)?;
+        let path = asked.storage.path().unwrap_or(image.as_ref());
+        let mut forecast = Forecast::on(asked.options.host_used().as_ref(), path)?;
+        forecast.add(path, FileChangeKind::Changed);
+        forecast.written = LINK_LEN;
+        if !self.unproven {
+            forecast.read = asked.bytes_to_read()?;
+        }
+        Ok(forecast)
+    }
+
     /// Links the image at `image`.
     ///
     /// # Errors
     /// Before anything is changed: [`ErrorKind::Unproven`] with the code `reparent.differs` when the new
     /// parent has another byte than the old one, and `reparent.parent-lost` when the old one cannot be read;
     /// [`ErrorKind::InvalidInput`] when the image has no parent, when the new one is the image itself
-    /// or has it among its ancestors, and when its sectors are of another size; [`ErrorKind::InUse`];
+    /// or has it among its ancestors, and when its sectors are of another size; [`ErrorKind::Merged`] and
+    /// [`ErrorKind::Unfinished`] when a merge of either is not over; [`ErrorKind::InUse`];
     /// [`ErrorKind::Cancelled`] when `on` asks to stop; for the new parent as
     /// [`OpenOptions::open`](crate::OpenOptions::open). Afterwards [`ErrorKind::Io`] and
     /// [`ErrorKind::Poisoned`]: the image then has either link.
@@ -101,7 +131,7 @@ impl Reparent {
         let asked = Asked::new(&self, image.as_ref(), Access::ReadWrite)?;
         let (proven, unproven) = match self.unproven {
             true => (0, through(&asked.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))?),
-            false => (asked.prove(on)?, 0),
+            false => (asked.prove(&self.pace, on)?, 0),
         };
         asked.relink(proven, unproven)
     }
@@ -151,19 +181,12 @@ impl Asked {
     }
 
     /// Compares both parents wherever the image looks through; how many bytes that were.
-    fn prove(&self, on: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<u64> {
+    fn prove(&self, pace: &Pace, on: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<u64> {
         let size = self.image.geometry().size;
         report(on, 0, size)?;
-        let old = match self.old_parent()? {
-            Ok(old) => old,
-            Err(why) => {
-                let lost = through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))?;
-                if lost == 0 {
-                    report(on, size, size)?;
-                    return Ok(0);
-                }
-                return Err(parent_lost(&self.image, lost, &why));
-            }
+        let Some(old) = self.old_parent()? else {
+            report(on, size, size)?;
+            return Ok(0);
         };
         let mut both = self.both(&old)?;
         let (mut proven, mut reported) = (0, 0);
@@ -171,6 +194,12 @@ impl Asked {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
+                let (_, disks) = both.ahead(at, range.end)?;
+                let bytes = disks * (window_end(at, range.end) - at);
+                let mut go_on = || on(Progress { done: at, total: size });
+                if bytes > 0 && pace.wait(bytes, &mut go_on).is_break() {
+                    return Err(cancelled());
+                }
                 let (end, difference) = both.step(at, range.end)?;
                 if let Some(difference) = difference {
                     return Err(self.differs(difference));
@@ -187,19 +216,42 @@ impl Asked {
         Ok(proven)
     }
 
-    /// The disk that the image looks through to now; the inner error says why it cannot be had.
-    fn old_parent(&self) -> Result<Result<DiffChain>> {
+    /// How many bytes a proof reads.
+    fn bytes_to_read(&self) -> Result<u64> {
+        let Some(old) = self.old_parent()? else { return Ok(0) };
+        let mut both = self.both(&old)?;
+        let mut bytes = 0;
+        for range in through(&self.image) {
+            let range = range?;
+            let mut at = range.start;
+            while at < range.end {
+                let (end, disks) = both.ahead(at, range.end)?;
+                bytes += disks * (end - at);
+                at = end;
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The disk that the image looks through to now, `None` where it cannot be had and nothing of it is seen.
+    fn old_parent(&self) -> Result<Option<DiffChain>> {
         let opened = look(&self.storage, &self.options)
             .and_then(|image| self.options.open_chain(image))
             .and_then(|chain| chain.view(chain.layers()[1].id));
         match opened {
+            Ok(old) => Ok(Some(old)),
             // It is there, or may be.
             Err(error)
                 if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse | ErrorKind::Limit) =>
             {
                 Err(error)
             }
-            opened => Ok(opened),
+            Err(why) => {
+                match through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))? {
+                    0 => Ok(None),
+                    lost => Err(parent_lost(&self.image, lost, &why)),
+                }
+            }
         }
     }
 
@@ -340,6 +392,8 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
     let refuse = |code, message: &str| {
         Error::new(ErrorKind::InvalidInput, code, message).in_file(image.name())
     };
+    check_no_merge(image)?;
+    check_no_merge(&base.tip())?;
     let Some(link) = image.parent_link()? else {
         let message = "an image without a parent cannot be linked to one";
         return Err(refuse("reparent.no-parent", message)
@@ -366,6 +420,21 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
             .with_expected(above));
     }
     Ok(())
+}
+
+/// Refuses an image that a merge is about to remove, or is filling.
+fn check_no_merge(image: &VhdxFile) -> Result<()> {
+    let Some(mark) = image.merge_mark() else { return Ok(()) };
+    let (kind, code, found) = match mark.state {
+        MergeState::Spent => (ErrorKind::Merged, "reparent.merged", "merged into"),
+        MergeState::Target => (ErrorKind::Unfinished, "reparent.unfinished", "being filled from"),
+        _ => (ErrorKind::Unfinished, "reparent.unfinished", "being merged into"),
+    };
+    let message = "a merge is not over that the image takes part in";
+    Err(Error::new(kind, code, message)
+        .in_file(image.name())
+        .with_found(format_args!("an image that is {found} {}", mark.name))
+        .with_expected("the merge to be completed first"))
 }
 
 fn parent_lost(image: &VhdxFile, bytes: u64, why: &dyn fmt::Display) -> Error {

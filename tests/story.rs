@@ -1,0 +1,271 @@
+//! The life of a chain, from its first image to a branch, a revert and a move: after every step a flat model, the
+//! crate, the naive reader and, where they can read, libvhdi and QEMU agree on what the disk is and was.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use avhdx::ops::{Checkpoint, Export, Progress, Reparent, Revert};
+use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, Layer, LayerId, OpenOptions, PathSource};
+use avhdx_testkit::build::braced;
+use avhdx_testkit::images::{sha256_file, sha256_hex};
+use avhdx_testkit::naive::Chain;
+use avhdx_testkit::qemu::Qemu;
+use avhdx_testkit::rng::Rng;
+use tempfile::TempDir;
+
+use common::MIB;
+use common::disk::flat;
+use common::tools::{LIBVHDI, python, said, skipped};
+
+const SIZE: u64 = 11 * MIB;
+const BLOCK: u32 = 1 << 20;
+const DAYS: [&str; 5] = ["monday", "tuesday", "wednesday", "thursday", "friday"];
+
+fn go(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// The disk at each point in time that some file holds, as it ought to be.
+struct Story {
+    folder: TempDir,
+    points: BTreeMap<PathBuf, Vec<u8>>,
+    rng: Rng,
+    /// Layers that were compared, by whom.
+    compared: BTreeMap<&'static str, usize>,
+}
+
+impl Story {
+    fn new() -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::create_dir(folder.path().join("vm")).unwrap();
+        fs::create_dir(folder.path().join("archive")).unwrap();
+        Self { folder, points: BTreeMap::new(), rng: Rng::new(20), compared: BTreeMap::new() }
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn point(&self, layer: &Layer) -> &[u8] {
+        // The way to a parent may lead through another folder and back.
+        &self.points[&fs::canonicalize(layer.path.as_ref().unwrap()).unwrap()]
+    }
+
+    /// A file takes over what another stands for.
+    fn inherit(&mut self, to: &Path, from: &Path) {
+        let point = self.points[from].clone();
+        self.points.insert(to.to_path_buf(), point);
+    }
+
+    /// Writes to the disk and the model: pieces of 4 KiB, because libvhdi takes only whole bytes of a bitmap.
+    fn write(&mut self, chain: &DiffChain) {
+        let path = chain.layers()[0].path.clone().unwrap();
+        let point = self.points.get_mut(&path).unwrap();
+        let (unit, most) = (4096, 40);
+        for _ in 0..12 {
+            let len = (1 + self.rng.below(most)) * unit;
+            let at = self.rng.below((SIZE - len) / unit) * unit;
+            let bytes = &mut point[at as usize..(at + len) as usize];
+            self.rng.fill(bytes);
+            chain.write_at(bytes, at).unwrap();
+        }
+        // And a block as a whole.
+        let at = self.rng.below(SIZE / MIB) * MIB;
+        let bytes = &mut point[at as usize..(at + MIB) as usize];
+        self.rng.fill(bytes);
+        chain.write_at(bytes, at).unwrap();
+        chain.flush().unwrap();
+    }
+
+    /// Looks at all points in time through the chain in use, and with the naive reader at its files.
+    fn agree(&mut self, chain: &DiffChain, step: &str) {
+        let layers = chain.layers();
+        for layer in &layers {
+            let view = chain.view(layer.id).unwrap();
+            assert!(flat(&view) == self.point(layer), "{step}: {} by the crate", layer.name);
+            *self.compared.entry("avhdx").or_default() += 1;
+        }
+        let paths: Vec<&PathBuf> = layers.iter().rev().filter_map(|l| l.path.as_ref()).collect();
+        let naive = Chain::open(&paths).unwrap();
+        for (n, layer) in layers.iter().rev().enumerate() {
+            assert!(naive.flat(n).unwrap() == self.point(layer), "{step}: {}", layer.name);
+            *self.compared.entry("the naive reader").or_default() += 1;
+            let linkage = naive.0[n].locator.iter().find(|(key, _)| key == "parent_linkage");
+            let below = n.checked_sub(1).map(|below| braced(naive.0[below].data_write_guid));
+            assert_eq!(linkage.map(|(_, guid)| guid.clone()), below, "{step}: {}", layer.name);
+        }
+    }
+
+    /// The same for a chain that nobody has open, with other programs too.
+    fn all_agree(&mut self, tip: &Path, step: &str) {
+        let chain = DiffChain::open(tip).unwrap_or_else(|error| panic!("{step}: {error}"));
+        assert_eq!(chain.warnings(), [], "{step}");
+        self.agree(&chain, step);
+        let layers: Vec<Layer> = chain.layers().into_iter().rev().collect();
+        drop(chain);
+        let paths: Vec<PathBuf> = layers.iter().filter_map(|layer| layer.path.clone()).collect();
+        if let Some(sums) = python("pyvhdi", LIBVHDI, &paths) {
+            let wanted: Vec<String> = layers.iter().map(|l| sha256_hex(self.point(l))).collect();
+            assert_eq!(sums, wanted, "{step}: {paths:?} by libvhdi");
+            *self.compared.entry("libvhdi").or_default() += sums.len();
+        }
+        self.vhdiinfo(&paths, step);
+        let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
+        let raw = self.at("raw");
+        qemu.to_raw(&paths[0], &raw);
+        let wanted = sha256_hex(self.point(&layers[0]));
+        assert_eq!(sha256_file(&raw), wanted, "{step}: the base by QEMU");
+        qemu.check(&paths[0]);
+        *self.compared.entry("qemu-img").or_default() += 1;
+    }
+
+    fn vhdiinfo(&self, paths: &[PathBuf], step: &str) {
+        for (n, path) in paths.iter().enumerate() {
+            let Ok(output) = Command::new("vhdiinfo").arg(path).output() else {
+                return skipped("vhdiinfo");
+            };
+            let kind = if n == 0 { "Dynamic" } else { "Differential" };
+            for fact in [format!("({SIZE} bytes)"), format!("Disk type\t\t: {kind}")] {
+                assert!(said(&output).contains(&fact), "{step}: {}: {fact}", path.display());
+            }
+        }
+    }
+
+    /// The whole disk in one new image, which QEMU reads.
+    fn flatten(&mut self, tip: &Path, step: &str) {
+        let chain = DiffChain::open(tip).unwrap();
+        let copy = self.at("flat.vhdx");
+        let image = CreateOptions::dynamic(SIZE).overwrite(true).create(&copy).unwrap();
+        Export::new().onto(&chain, &image, &mut go).unwrap();
+        image.close().unwrap();
+        drop(image);
+        let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
+        let raw = self.at("raw");
+        qemu.to_raw(&copy, &raw);
+        assert_eq!(sha256_file(&raw), sha256_hex(&self.points[tip][..]), "{step}: a copy by QEMU");
+    }
+}
+
+fn open(tip: &Path) -> DiffChain {
+    OpenOptions::new().writable(true).open(tip).unwrap()
+}
+
+/// The point in time of that label: what lies below the child that has it.
+fn labelled(chain: &DiffChain, label: &str) -> LayerId {
+    let layers = chain.layers();
+    let has_it = |layer: &Layer| {
+        let mark = chain.image(layer.id).unwrap().checkpoint();
+        mark.is_some_and(|mark| mark.label == label)
+    };
+    let child = layers.iter().position(has_it).unwrap_or_else(|| panic!("no {label}"));
+    layers[child + 1].id
+}
+
+fn path_of(chain: &DiffChain, layer: LayerId) -> PathBuf {
+    let layers = chain.layers();
+    layers.into_iter().find(|l| l.id == layer).and_then(|l| l.path).unwrap()
+}
+
+#[test]
+fn the_life_of_a_chain() {
+    let mut story = Story::new();
+
+    // A base.
+    let base = story.at("vm/web.vhdx");
+    let options = CreateOptions::dynamic(SIZE).block_size(BLOCK);
+    options.create(&base).unwrap().close().unwrap();
+    story.points.insert(base.clone(), vec![0; SIZE as usize]);
+    let chain = open(&base);
+    story.agree(&chain, "a new base");
+    story.write(&chain);
+    story.agree(&chain, "a base that was written");
+
+    // Five checkpoints while the disk is in use.
+    for day in DAYS {
+        let before = chain.layers()[0].path.clone().unwrap();
+        let made = Checkpoint::new().label(day).block_size(BLOCK).run(&chain, &mut go).unwrap();
+        assert!(made.warnings.is_empty(), "{:?}", made.warnings);
+        assert_eq!(path_of(&chain, made.frozen), before);
+        assert_eq!(chain.layers()[0].path, Some(made.path.clone()));
+        story.inherit(&made.path, &before);
+        story.agree(&chain, day);
+        story.write(&chain);
+        story.agree(&chain, &format!("after {day}"));
+    }
+    assert_eq!(chain.layers().len(), 6);
+    let tip = chain.layers()[0].path.clone().unwrap();
+    chain.close().unwrap();
+    drop(chain);
+    story.all_agree(&tip, "five checkpoints");
+
+    // A branch off wednesday, which somebody tries things on.
+    let trial = story.at("vm/trial.avhdx");
+    let chain = DiffChain::open(&tip).unwrap();
+    let wednesday = labelled(&chain, "wednesday");
+    let image = chain.image(wednesday).unwrap();
+    let options = CreateOptions::child_of(&image).unwrap().block_size(BLOCK);
+    options.create(&trial).unwrap().close().unwrap();
+    story.inherit(&trial, &path_of(&chain, wednesday));
+    drop((image, chain));
+    let branch = open(&trial);
+    story.agree(&branch, "a branch");
+    story.write(&branch);
+    branch.close().unwrap();
+    drop(branch);
+    story.all_agree(&trial, "a branch that was written");
+    story.all_agree(&tip, "the trunk beside a branch");
+
+    // Back to thursday; what came after is not wanted any more.
+    let chain = open(&tip);
+    let thursday = labelled(&chain, "thursday");
+    let old = path_of(&chain, thursday);
+    let newer: Vec<PathBuf> = chain.layers()[..2].iter().filter_map(|l| l.path.clone()).collect();
+    let revert = Revert::to(thursday).delete_newer(true);
+    let reverted = revert.run(&chain, &mut go).unwrap();
+    assert!(reverted.warnings.is_empty(), "{:?}", reverted.warnings);
+    let mut removed = reverted.removed.clone();
+    removed.sort();
+    let mut wanted = newer.clone();
+    wanted.sort();
+    assert_eq!(removed, wanted);
+    newer.iter().for_each(|path| assert!(!path.exists(), "{}", path.display()));
+    let tip = reverted.path;
+    story.inherit(&tip, &old);
+    story.agree(&chain, "back to thursday");
+    story.write(&chain);
+    story.agree(&chain, "another friday");
+    chain.close().unwrap();
+    drop(chain);
+    story.all_agree(&tip, "after a revert");
+    story.all_agree(&trial, "a branch after a revert");
+
+    // The base moves to another folder.
+    let moved = story.at("archive/web.vhdx");
+    fs::rename(&base, &moved).unwrap();
+    let point = story.points.remove(&base).unwrap();
+    story.points.insert(moved.clone(), point);
+    assert_eq!(DiffChain::open(&tip).unwrap_err().kind(), ErrorKind::ParentMissing);
+    let shared = {
+        let options = OpenOptions::new().parents(PathSource::new().folder(story.at("archive")));
+        let chain = options.open(&tip).unwrap();
+        let layers = chain.layers();
+        let lowest = layers[layers.len() - 2].path.clone().unwrap();
+        drop(chain);
+        let done = Reparent::new(&moved).options(options).run(&lowest, &mut go).unwrap();
+        assert!(done.proven > 0 && done.unproven == 0);
+        lowest
+    };
+    let layers = DiffChain::open(&trial).unwrap().layers();
+    assert_eq!(layers[layers.len() - 2].path, Some(shared));
+    story.all_agree(&tip, "after a move");
+    story.all_agree(&trial, "a branch after a move");
+    story.flatten(&tip, "the end");
+    story.flatten(&trial, "the end of the branch");
+    println!("layers that agreed with the model: {:?}", story.compared);
+}
