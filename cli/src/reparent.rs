@@ -1,6 +1,6 @@
 //! `avhdx reparent`: another parent for an image.
 
-use avhdx::ops::Reparent;
+use avhdx::ops::{Pace, Reparent};
 use serde_json::json;
 
 use crate::args;
@@ -24,6 +24,12 @@ pub(crate) struct Args {
     /// Change the link without a proof, as where the old parent is lost: the disk is then what BASE makes of it.
     #[arg(long)]
     unproven: bool,
+    /// Read at most SIZE bytes a second.
+    #[arg(long, value_name = "SIZE", value_parser = args::bytes)]
+    rate: Option<u64>,
+    /// Only say what would be done, and how much has to be read for the proof.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     opening: args::Finding,
 }
@@ -36,13 +42,21 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         _ => input::resolve(&args.image.image, &options, console)?.path,
     };
     let Resolved { path: base, .. } = input::resolve(&args.onto, &options, console)?;
-    let reparent = Reparent::new(&base).unproven(args.unproven).options(options);
+    let pace = Pace::new();
+    pace.limit(args.rate);
+    let reparent = Reparent::new(&base).unproven(args.unproven).options(options).pace(pace);
+    if args.dry_run {
+        let forecast = reparent.forecast(&image)?;
+        operation::foretell("avhdx.reparent/1", &forecast, console)?;
+        return Ok(Outcome::Yes);
+    }
     let done = operation::run(console, |on| reparent.run(&image, on))?;
     console.warnings(&done.warnings);
     let (image, base) = (image.display().to_string(), base.display().to_string());
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.reparent/1",
+            "dry_run": false,
             "image": image,
             "parent": base,
             "linkage": done.linkage.to_string(),

@@ -12,6 +12,11 @@ fn a_copy_becomes_the_parent_once_it_is_proven() {
     let folder = Folder::with_chain();
     // The same disk as l0 under another identity.
     folder.run("convert l0.vhdx -O vhdx copy.vhdx").expect(0);
+    let run = folder.run("reparent l1.vhdx --onto copy.vhdx --dry-run --json").expect(0).json();
+    assert_eq!((&run["schema"], &run["dry_run"]), (&"avhdx.reparent/1".into(), &true.into()));
+    let files = &run["forecast"]["files"];
+    assert_eq!(*files, serde_json::json!([{ "path": "l1.vhdx", "change": "changed" }]));
+    assert_eq!(folder.run("info l1.vhdx --json").expect(0).json()["chain"]["parent"]["file"], "l0.vhdx");
     let run = folder.run("reparent l1.vhdx --onto copy.vhdx").expect(0);
     // All but 16 sectors.
     run.prints("l1.vhdx: its parent is copy.vhdx, ").prints(&format!("{}", (4 << 20) - 16 * 512));
