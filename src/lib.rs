@@ -82,6 +82,18 @@
 //! The crate has no features. Section numbers in brackets are those of \[MS-VHDX\] version 8.0.
 #![warn(missing_debug_implementations)]
 
+// What the tests from outside crash images with, for tests of what is not public.
+#[cfg(all(test, not(loom)))]
+extern crate self as avhdx;
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/crash/outcomes.rs"]
+#[allow(dead_code)]
+mod outcomes;
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/sim/mod.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod sim;
+
 mod chain;
 mod cursor;
 mod disk;

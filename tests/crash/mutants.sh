@@ -9,10 +9,13 @@ export RUSTFLAGS="${RUSTFLAGS:-} --cfg avhdx_mutants"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/mutants"
 cargo test --locked --test crash -- --ignored --nocapture every_mutant_is_found
 
-# hunt NAME TARGET TEST: what the bug is called in src/, and which test finds it.
+# hunt NAME TARGET TEST: what the bug is called in src/, and which test finds it: of that file, or of the crate
+# itself (lib).
 hunt() {
   [[ $1 == *"${AVHDX_ONLY:-}"* ]] || return 0
-  local test=(cargo test --locked --test "$2" -- --exact "$3")
+  local target=(--test "$2")
+  [[ $2 == lib ]] && target=(--lib)
+  local test=(cargo test --locked "${target[@]}" -- --exact "$3")
   "${test[@]}" >/dev/null # sound without the bug
   if AVHDX_MUTANT=$1 "${test[@]}" >/dev/null 2>&1; then
     echo "not found: $1"
@@ -25,3 +28,11 @@ hunt length-taken-back threads held::of_two_growing_writers_none_hides_the_lengt
 hunt plan-does-not-pin threads plans::a_plan_keeps_what_it_names_from_all_others_until_it_is_dropped
 hunt late-answer-kept threads held::what_was_found_out_before_a_write_is_not_remembered_after_it
 hunt answer-outlives-change flat what_is_written_shows_at_once
+crashes=image::writer::crashes
+hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
+hunt identity-kept-when-handed-out lib $crashes::an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves
+hunt size-before-zero-blocks lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt rest-of-block-not-marked lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt blocks-cleared-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
+hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size

@@ -6,6 +6,8 @@
 
 mod blocks;
 mod commit;
+#[cfg(all(test, not(loom)))]
+mod crashes;
 mod data;
 mod edit;
 mod gate;

@@ -1,0 +1,327 @@
+//! Crashes at every point of an edit of the metadata and of a resize, with every part of what was not flushed
+//! lost: what is left is the image as it was before a step or after it, to the kit's naive reader and to the
+//! crate. The same simulated host and the same outcomes as those of `tests/crash`.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use avhdx_testkit::build::{Block, Data, Image};
+use avhdx_testkit::naive::{Chain, Layer};
+use uuid::Uuid;
+
+use super::ItemEdit;
+use crate::format::metadata::ItemFlags;
+use crate::image::LinkPaths;
+use crate::outcomes::{Depth, Explorer};
+use crate::sim::{FOLDER, Files, SimHost};
+use crate::storage::Host;
+use crate::{Budget, Disk, MergeMark, MergeState, OpenOptions, VhdxFile};
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+const DEPTH: Depth = Depth { exhaustive: 10, samples: 40, torn: 40 };
+/// Outcomes that all histories together must show at the least.
+const ENOUGH: usize = 200;
+
+/// What can be seen of an image from outside, but for its identity.
+#[derive(Clone, Debug, PartialEq)]
+struct Seen {
+    size: u64,
+    items: Vec<(Uuid, u32, Vec<u8>)>,
+    /// Sectors of the disk by their place.
+    sectors: Vec<(u64, Vec<u8>)>,
+}
+
+/// A step of a history: what there is after it, and when it began and returned.
+struct Step {
+    begun: usize,
+    done: usize,
+    after: Seen,
+}
+
+/// Images on a host, of which the last is changed step by step.
+struct History {
+    host: SimHost,
+    start: Files,
+    tip: PathBuf,
+    below: Vec<Layer>,
+    /// Places of the disk to look at.
+    places: Vec<u64>,
+    steps: Vec<Step>,
+    /// From when on somebody may know the image by an identity, and what it was then.
+    known: Vec<(usize, Uuid, Seen)>,
+}
+
+impl History {
+    /// `images` from the base up, and places to look at.
+    fn new(images: &[Image], places: impl IntoIterator<Item = u64>) -> Self {
+        let host = SimHost::new(Files::default());
+        let name = |i: usize| Path::new(FOLDER).join(["base.vhdx", "child.avhdx"][i]);
+        for (i, image) in images.iter().enumerate() {
+            let file = host.create_new(&name(i)).unwrap();
+            file.write_at(&image.to_bytes(), 0).unwrap();
+        }
+        let below = images[..images.len() - 1].iter();
+        let below = below.map(|image| Layer::from_bytes(image.to_bytes()).unwrap()).collect();
+        let start = host.files();
+        let tip = name(images.len() - 1);
+        let places = places.into_iter().collect();
+        let mut it = Self { host, start, tip, below, places, steps: Vec::new(), known: Vec::new() };
+        let (seen, identity) = it.look(&it.start).unwrap();
+        it.known.push((0, identity, seen.clone()));
+        it.steps.push(Step { begun: 0, done: 0, after: seen });
+        it.host.record();
+        it
+    }
+
+    fn open(&self) -> VhdxFile {
+        let options = OpenOptions::new().writable(true).host(Arc::new(self.host.clone()));
+        options.orphan_children(true).open_image(&self.tip).unwrap()
+    }
+
+    /// Takes a step that is durable when it returns.
+    fn step(&mut self, take: impl FnOnce()) {
+        let begun = self.host.mark();
+        take();
+        let done = self.host.mark();
+        let (after, _) = self.look(&self.host.files()).unwrap();
+        self.steps.push(Step { begun, done, after });
+    }
+
+    /// Notes that somebody knows the image by the identity it has.
+    fn known(&mut self, identity: Uuid) {
+        let (seen, now) = self.look(&self.host.files()).unwrap();
+        assert_eq!(now, identity);
+        self.known.push((self.host.mark(), identity, seen));
+    }
+
+    /// The image as the naive reader finds it.
+    fn look(&self, files: &Files) -> Result<(Seen, Uuid), String> {
+        let bytes = files.file(&self.tip).ok_or("no file")?.clone();
+        let tip = Layer::from_source(Arc::new(bytes))?;
+        match tip.faults() {
+            faults if faults.is_empty() => {}
+            faults => return Err(faults.join("; ")),
+        }
+        let (size, items, identity) = (tip.size, tip.items.clone(), tip.data_write_guid);
+        let chain = Chain([self.below.clone(), vec![tip]].concat());
+        let places = self.places.iter().copied().filter(|at| at + 512 <= size);
+        let sector = |at| Ok((at, chain.read(chain.0.len() - 1, at, 512)?));
+        let sectors = places.map(sector).collect::<Result<_, String>>()?;
+        Ok((Seen { size, items, sectors }, identity))
+    }
+
+    /// Judges one outcome of a cut, of which one of these steps is the last.
+    fn judge(&self, files: &Files, cut: usize, steps: &[Step]) -> Result<(), String> {
+        let (seen, identity) = self.look(files)?;
+        if !steps.iter().any(|step| step.after == seen) {
+            return Err(format!("{:?} is of no step", (seen.size, &seen.items, identity)));
+        }
+        for (_, known, then) in self.known.iter().filter(|(from, ..)| *from <= cut) {
+            let is_same = (seen.size, &seen.sectors) == (then.size, &then.sectors);
+            if identity == *known && !is_same {
+                return Err("another disk by the same identity".into());
+            }
+        }
+        for writable in [false, true] {
+            let host = SimHost::new(files.clone());
+            let options = OpenOptions::new().writable(writable).orphan_children(true);
+            let options = options.host(Arc::new(host.clone())).budget(Budget::new(1 << 18));
+            let image = options.open_image(&self.tip).map_err(|error| error.to_string())?;
+            if image.geometry().size != seen.size || image.info().metadata.len() != seen.items.len()
+            {
+                return Err(format!("the crate sees {:?}", image.geometry()));
+            }
+            for (at, sector) in &seen.sectors {
+                let mut bytes = vec![0; 512];
+                match image.read_at(&mut bytes, *at) {
+                    Ok(()) if bytes != *sector => return Err(format!("other bytes at {at:#x}")),
+                    Err(error) if error.kind() != crate::ErrorKind::ParentRequired => {
+                        return Err(error.to_string());
+                    }
+                    _ => {}
+                }
+            }
+            drop(image);
+            if self.look(&host.files())? != (seen.clone(), identity) {
+                return Err(format!("opened (writable: {writable}) it is another"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Judges all outcomes, and says how many there were.
+    fn explore(&self, what: &str) -> usize {
+        let events = self.host.events();
+        let mut seen = HashSet::new();
+        let mut explorer = Explorer::new(self.start.clone(), &events, DEPTH, 42);
+        let last_done = |cut: usize| self.steps.iter().rposition(|s| s.done < cut.max(1));
+        let epoch = |cut: usize| last_done(cut).unwrap_or(0) as u64;
+        explorer.run(0, &epoch, &mut |outcome| {
+            let first = epoch(outcome.cut) as usize;
+            if !seen.insert((outcome.files.sum().exact, first)) {
+                return;
+            }
+            let begun = self.steps.iter().filter(|step| step.begun <= outcome.cut).count();
+            if let Err(why) = self.judge(&outcome.files, outcome.cut, &self.steps[first..begun]) {
+                panic!(
+                    "{what}: event {} of {}, kept {:?}, torn {}: {why}",
+                    outcome.cut,
+                    events.len(),
+                    outcome.kept,
+                    outcome.torn.len()
+                );
+            }
+        });
+        println!("{what}: {} events, {} outcomes", events.len(), seen.len());
+        seen.len()
+    }
+}
+
+fn base(size: u64, blocks: u64) -> Image {
+    let mut base = Image::dynamic(size);
+    for block in 0..blocks {
+        base.put(block, Block::full(Data::Pattern(block + 50)));
+    }
+    base
+}
+
+fn child(size: u64, base: &Image) -> Image {
+    let mut child = Image::child(size, base.data_write_guid());
+    child.parent_path(r".\base.vhdx");
+    child
+}
+
+/// Sectors around these places.
+fn around(places: &[u64]) -> Vec<u64> {
+    let near = |at: &u64| [at.saturating_sub(512), *at, at + 512, at + 2 * MIB];
+    places.iter().flat_map(near).collect()
+}
+
+fn note(guid: u128, len: usize) -> ItemEdit {
+    let bytes = (0..len).map(|i| (i * 13 + len) as u8).collect();
+    ItemEdit::Set { item: Uuid::from_u128(guid), flags: ItemFlags::USER, bytes }
+}
+
+#[test]
+fn an_edit_of_the_metadata_is_whole_or_not_there() {
+    let base = base(4 * MIB, 4);
+    let mut child = child(4 * MIB, &base);
+    child.put(1, Block::partial_runs(Data::Pattern(1), &[(0, 9)]));
+    let mut history = History::new(&[base, child], around(&[0, MIB, 2 * MIB, 3 * MIB]));
+    let image = history.open();
+    let link = || image.locator_edit(Uuid::from_u128(5), Some(Uuid::from_u128(6)), LinkPaths::Keep);
+    let mark = MergeMark {
+        state: MergeState::Merging,
+        other: Uuid::from_u128(6),
+        name: "base.vhdx".into(),
+        low_space: false,
+    };
+    history.step(|| {
+        image.edit_metadata(&[link().unwrap(), ItemEdit::merge_mark(Some(&mark))]).unwrap();
+    });
+    // Several pages, and others of the tables along with them.
+    history.step(|| image.edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap());
+    history.step(|| {
+        image.write_at(&[7; 512], 2 * MIB).unwrap();
+        image.flush().unwrap();
+    });
+    history.step(|| image.edit_metadata(&[note(1, 5000), note(3, 6000)]).unwrap());
+    history.step(|| {
+        let link = image.locator_edit(Uuid::from_u128(7), None, LinkPaths::Keep).unwrap();
+        let gone = ItemEdit::Remove { item: Uuid::from_u128(1), is_user: true };
+        image.edit_metadata(&[link, gone, ItemEdit::merge_mark(None)]).unwrap();
+    });
+    history.step(|| image.close().unwrap());
+    drop(image);
+    assert!(history.explore("edits") > ENOUGH);
+}
+
+#[test]
+fn an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves() {
+    // Of what a step writes elsewhere a part may be there.
+    let mut history = History::new(&[base(4 * MIB, 2)], [0]);
+    let image = history.open();
+    for seed in 1..4 {
+        history.step(|| {
+            image.write_at(&[seed; 512], 0).unwrap();
+            image.write_at(&[seed; 512], 2 * MIB).unwrap();
+            image.flush().unwrap();
+        });
+        let identity = image.hand_out_identity().unwrap();
+        history.known(identity);
+    }
+    history.step(|| image.close().unwrap());
+    drop(image);
+    assert!(history.explore("identities") > ENOUGH / 8);
+}
+
+#[test]
+fn a_resize_leaves_a_disk_of_the_one_size_or_the_other() {
+    let half = MIB / 2;
+    let sizes =
+        [(3 * MIB + half, 6 * MIB + 512), (6 * MIB + half, 2 * MIB + half), (4 * MIB, 5 * MIB)];
+    let mut outcomes = 0;
+    for (old, new) in sizes {
+        let places = || around(&[0, MIB, 2 * MIB, 3 * MIB, old, new, 5 * MIB, old.min(new) + 1024]);
+        let base = base(8 * MIB, 8);
+        let last = (old - 1) / MIB;
+        for block in [
+            None,
+            Some(Block::full(Data::Pattern(1))),
+            Some(Block::partial_runs(Data::Pattern(1), &[(0, 30), (1020, 900)])),
+        ] {
+            let mut images = vec![base.clone(), child(old, &base)];
+            images[1].put(1, Block::partial_runs(Data::Pattern(2), &[(5, 70)]));
+            if let Some(block) = &block {
+                images[1].put(last, block.clone());
+            }
+            outcomes += there_and_back(&images, places(), &[new]);
+            let Some(block) = block.filter(|block| block.state == 6) else { continue };
+            for mut alone in [Image::dynamic(old), Image::fixed(old)] {
+                alone.put(last, block.clone());
+                outcomes += there_and_back(&[alone], places(), &[new, old]);
+            }
+        }
+    }
+    assert!(outcomes > ENOUGH, "{outcomes}");
+}
+
+#[test]
+fn a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other() {
+    let (old, new) = (127 * GIB + MIB / 2, 129 * GIB);
+    let last = old / MIB;
+    let places = || around(&[0, 4096 * MIB, 90 * GIB, last * MIB, old, 128 * GIB]);
+    let mut dynamic = Image::dynamic(old);
+    let base = base(130 * GIB, 3);
+    let mut child = child(old, &base);
+    for block in [0, 4096, last] {
+        dynamic.put(block, Block::full(Data::Pattern(block)));
+        child.put(block, Block::partial_runs(Data::Pattern(block), &[(0, 900)]));
+    }
+    let outcomes = there_and_back(&[dynamic], places(), &[new])
+        + there_and_back(&[base, child], places(), &[new]);
+    assert!(outcomes > ENOUGH, "{outcomes}");
+}
+
+/// Resizes after a write that is not flushed, and once more for each size.
+fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
+    let mut history = History::new(images, places);
+    let mut image = history.open();
+    for size in sizes {
+        let mut after = None;
+        history.step(|| {
+            image.resize(*size).unwrap();
+            after = Some(image.reopened().unwrap());
+        });
+        image = after.unwrap();
+    }
+    let end = sizes[sizes.len() - 1];
+    history.step(|| {
+        image.write_at(&[9; 512], end - 512).unwrap();
+        image.flush().unwrap();
+    });
+    drop(image);
+    history.explore(&format!("{} to {sizes:?}", images[images.len() - 1].size))
+}
