@@ -157,7 +157,6 @@ pub(crate) struct Operation<'a> {
 #[must_use = "who reads them must be waited for before they change"]
 pub(crate) struct Retired(Arc<[Link]>);
 
-#[allow(dead_code, reason = "merges are built on it")]
 impl Operation<'_> {
     pub(crate) fn images(&self) -> Vec<Arc<VhdxFile>> {
         self.chain.images()

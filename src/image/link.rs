@@ -60,7 +60,6 @@ impl ParentLink {
 }
 
 /// What a new link says of the way to the parent.
-#[allow(dead_code, reason = "the operations that change chains are built on it")]
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LinkPaths<'a> {
     /// What the old one says.
@@ -69,7 +68,6 @@ pub(crate) enum LinkPaths<'a> {
     To { host: &'a dyn Host, parent: &'a Path },
 }
 
-#[allow(dead_code, reason = "the operations that change chains are built on it")]
 impl VhdxFile {
     /// Links the image to a parent by these identities, durably and at once, and keeps what else its locator
     /// says. What its own children know it by stays.

@@ -69,7 +69,7 @@ pub(crate) use link::LinkPaths;
 use metadata::Metadata;
 use recent::RecentEntries;
 #[allow(unused_imports, reason = "the operations that change chains are built on it")]
-pub(crate) use writer::{ItemEdit, Pins, Ticket};
+pub(crate) use writer::{Copier, ItemEdit, Pins, Ticket};
 use writer::{Pin, Writer};
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
@@ -298,6 +298,11 @@ impl VhdxFile {
 
     fn keeps_blocks(&self) -> bool {
         self.file.flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED)
+    }
+
+    /// Bytes of the block allocation table's region.
+    pub(crate) fn bat_len(&self) -> u64 {
+        self.bat.length.into()
     }
 
     pub(crate) fn layout(&self) -> &BlockLayout {

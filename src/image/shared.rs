@@ -103,7 +103,6 @@ impl Budget {
         self.registry().stack(top, below)
     }
 
-    #[allow(dead_code, reason = "merges are built on it")]
     /// Has the stacks of which this layer is the top named anew.
     pub(crate) fn forget_stacks(&self, top: LayerId) {
         held(&self.registry().stacks).remove(&top);

@@ -10,6 +10,7 @@
 //! | [`Relink`] | the paths to parents, set right where files were moved |
 //! | [`Explain`] | why does this byte read as it does, layer by layer |
 //! | [`Checkpoint`] | keep this point in time, and go on writing on top of it |
+//! | [`Merge`] | a layer into its parent, the disk as it was |
 //! | [`Revert`] | go back to an earlier point, on a new tip |
 //! | [`forest`] | which images are below these folders, and who is whose parent |
 //!
@@ -25,6 +26,7 @@ mod export;
 mod forecast;
 pub mod forest;
 mod measure;
+mod merge;
 mod pace;
 mod relink;
 mod reparent;
@@ -41,6 +43,7 @@ pub use explain::{
 pub use export::{Export, Exported};
 pub use forecast::{FileChange, FileChangeKind, Forecast};
 pub use measure::{Measure, Needed};
+pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};

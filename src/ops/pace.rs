@@ -4,10 +4,8 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-#[allow(dead_code, reason = "merges are built on it")]
 /// The caller is asked at least this often whether to go on.
 const PATIENCE: Duration = Duration::from_millis(100);
-#[allow(dead_code, reason = "merges are built on it")]
 /// What was not used is kept for so long.
 const SAVED: Duration = Duration::from_millis(250);
 
@@ -42,7 +40,6 @@ struct State {
     due: Option<Instant>,
 }
 
-#[allow(dead_code, reason = "merges are built on it")]
 impl Pace {
     /// As fast as it goes.
     pub fn new() -> Self {
@@ -78,7 +75,7 @@ impl Pace {
     /// Bytes that should be moved at once at the most, so that the limit is kept within fractions of a second.
     pub(super) fn piece(&self, most: u64) -> u64 {
         let limit = self.state().limit;
-        limit.map_or(most, |limit| (limit / 16).next_multiple_of(1 << 16).clamp(1 << 16, most))
+        limit.map_or(most, |limit| most.min((limit / 16).next_multiple_of(1 << 16).max(1 << 16)))
     }
 
     /// Waits until this many bytes may be moved; `on` is asked meanwhile whether to go on.

@@ -1,7 +1,7 @@
 //! One operation after the other.
 
-use avhdx::ops::{Checkpoint, FileChangeKind, Revert};
-use avhdx::{Disk, ErrorKind, OpenOptions};
+use avhdx::ops::{Checkpoint, FileChangeKind, Merge, Revert};
+use avhdx::{DiffChain, Disk, ErrorKind, OpenOptions};
 use avhdx_testkit::rng::Rng;
 
 use super::{MIB, base, bytes, go, naively, paths, writable};
@@ -54,7 +54,7 @@ fn a_checkpoint_keeps_the_point_and_writes_go_on_above() {
 /// Checkpoints, writes and reverts in any order; all points are as they were, whichever way they are read.
 #[test]
 fn every_point_of_a_growing_chain_stays_as_it_was() {
-    for seed in 0..6 {
+    for seed in 0..12 {
         let folder = tempfile::tempdir().unwrap();
         let mut rng = Rng::new(seed);
         let size = 6 * MIB;
@@ -62,8 +62,9 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
         let mut model = vec![0; size as usize];
         // From the base up.
         let mut points: Vec<Vec<u8>> = Vec::new();
-        for _ in 0..40 {
-            match rng.below(12) {
+        let mut branches = Vec::new();
+        for _ in 0..60 {
+            match rng.below(14) {
                 0..2 => {
                     let block = 1 << (20 + rng.below(3));
                     let made = Checkpoint::new().block_size(block).run(&chain, &mut go).unwrap();
@@ -78,9 +79,40 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
                     let revert = Revert::to(layer).delete_newer(delete);
                     let made = revert.run(&chain, &mut go).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(made.removed, if delete { above.clone() } else { Vec::new() });
+                    if !delete {
+                        branches.extend(above.clone());
+                    }
                     assert!(above.iter().all(|path| path.exists() != delete));
                     points.truncate(points.len() + 1 - depth);
                     model = points[points.len() - 1].clone();
+                }
+                7 | 8 if !points.is_empty() => {
+                    // Layers count from the tip, points from the base.
+                    let child = rng.below(points.len() as u64) as usize;
+                    let parent = child + 1 + rng.below((points.len() - child) as u64) as usize;
+                    let layers = chain.layers();
+                    let merge = Merge::new(layers[child].id)
+                        .into_layer(layers[parent].id)
+                        .share(rng.chance(1, 2))
+                        .low_space(rng.chance(1, 3));
+                    // Branches that were left cannot do without what they lie on.
+                    if let Err(error) = merge.forecast(&chain) {
+                        assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+                        assert!(branches.iter().any(|b| error.to_string().contains(b.to_str().unwrap())));
+                    }
+                    branches.drain(..).for_each(|branch| std::fs::remove_file(branch).unwrap());
+                    let forecast = merge.forecast(&chain).unwrap();
+                    let before: u64 = sizes(&chain);
+                    let done = merge.run(&chain, &mut go).unwrap_or_else(|e| panic!("{e}"));
+                    assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+                    assert!(sizes(&chain) <= before + forecast.peak);
+                    assert_eq!(done.removed.len(), parent - child);
+                    assert!(done.removed.iter().all(|path| !path.exists()));
+                    assert_eq!(done.tip.is_some(), child == 0);
+                    assert_eq!(chain.layers().len(), layers.len() - done.removed.len());
+                    points.drain(points.len() - parent..points.len() - child);
+                    chain.flush().unwrap();
+                    assert!(naively(&paths(&chain)) == model);
                 }
                 3 => {
                     let tip = paths(&chain).remove(0);
@@ -159,4 +191,8 @@ fn a_revert_is_refused_where_it_would_cut_others_off() {
     let mut first = [0; 100];
     chain.read_at(&mut first, 0).unwrap();
     assert_eq!(first, [1; 100]);
+}
+
+fn sizes(chain: &DiffChain) -> u64 {
+    paths(chain).iter().map(|path| std::fs::metadata(path).unwrap().len()).sum()
 }

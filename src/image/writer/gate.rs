@@ -73,6 +73,11 @@ impl Gate {
 }
 
 impl State {
+    /// Whether changes are tracked, and this block was changed since that was last asked.
+    pub(super) fn is_changed(&self, block: BlockIndex) -> bool {
+        self.changed.as_ref().is_some_and(|changed| changed.has(block))
+    }
+
     /// Refuses all changes to come, or lets them in again.
     pub(super) fn close(&mut self, yes: bool) {
         self.is_closed = yes;
@@ -102,6 +107,11 @@ impl Changed {
         }
     }
 
+    fn has(&self, BlockIndex(block): BlockIndex) -> bool {
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        words.get(&(block / 64)).is_some_and(|bits| bits >> (block % 64) & 1 == 1)
+    }
+
     fn take(&self) -> Vec<BlockIndex> {
         let words = std::mem::take(&mut *self.words.lock().unwrap_or_else(PoisonError::into_inner));
         let blocks = words.into_iter().flat_map(|(word, bits)| {
@@ -125,13 +135,21 @@ impl VhdxFile {
     /// `under` may read the image and do what it likes with others, but would wait for ever for a change of
     /// this one, and for all that waits for changes to be over.
     pub(crate) fn freeze<R>(&self, under: impl FnOnce() -> Result<R>) -> Result<R> {
+        self.freeze_with(|_| under())
+    }
+
+    /// The same, with the blocks that were changed since changes are tracked or since this was last asked.
+    pub(crate) fn freeze_with<R>(
+        &self,
+        under: impl FnOnce(Vec<BlockIndex>) -> Result<R>,
+    ) -> Result<R> {
         let writer = self.writer()?;
         let mut alone = writer.ops.write();
         if alone.is_closed {
             return Err(frozen().in_file(self.name()));
         }
         self.commit(writer)?;
-        let done = under()?;
+        let done = under(alone.changed.as_ref().map_or_else(Vec::new, Changed::take))?;
         alone.close(true);
         Ok(done)
     }

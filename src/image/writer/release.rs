@@ -17,12 +17,12 @@ use crate::types::{BlockIndex, FileOffset};
 /// Space that was given up, and the last generation of pins that may know of it.
 pub(super) type Released = (Generation, Vec<Freed>);
 
-#[allow(dead_code, reason = "merges that are short of space are built on it")]
 impl VhdxFile {
     /// Gives up blocks for whose bytes the parent answers from now on, which is durable on return, and says
     /// how many bytes of the file that freed. They are punched out of it as far as the host can do that and
     /// no [pin](Self::pin) may name them; a later call and the end of the session see to the rest. Works in a frozen
-    /// image too. Blocks without space stay as they are.
+    /// image too. Blocks without space stay as they are,
+    /// and so do those that were changed since that was last asked, where changes are tracked.
     ///
     /// The parent must have the bytes durably, and what a chain remembers of who answers is the caller's to
     /// have forgotten.
@@ -38,9 +38,10 @@ impl VhdxFile {
         }
         let mut freed = Vec::new();
         {
-            let _open = writer.ops.enter_hidden();
+            // Alone: nobody may change a block between our look at it and its release.
+            let alone = writer.ops.write();
             self.begin_hidden(writer)?;
-            for block in blocks {
+            for block in blocks.iter().filter(|block| !alone.is_changed(**block)) {
                 let _claimed = writer.blocks.claim(*block);
                 freed.extend(self.release_block(writer, *block)?);
                 self.limit_changes(writer)?;

@@ -61,7 +61,6 @@ impl VhdxFile {
 
     /// Does what must be durable before a change that no reader of the disk can see: the image keeps the
     /// identity that its children know.
-    #[allow(dead_code, reason = "the operations that change chains are built on it")]
     pub(super) fn begin_hidden(&self, writer: &Writer) -> Result<()> {
         writer.check()?;
         let mut session = writer.session();
@@ -73,7 +72,6 @@ impl VhdxFile {
     }
 
     /// Gives the image its next identity now, whether or not anything changes.
-    #[allow(dead_code, reason = "the operations that change chains are built on it")]
     pub(crate) fn begin_with_next_identity(&self) -> Result<()> {
         let writer = self.writer()?;
         let _alone = writer.ops.write();
@@ -82,7 +80,6 @@ impl VhdxFile {
     }
 
     /// Settles what the image is known by from its next visible change on.
-    #[allow(dead_code, reason = "the operations that change chains are built on it")]
     pub(crate) fn set_next_identity(&self, guid: Uuid) -> Result<()> {
         self.writer()?.session().next_identity = Some(guid);
         Ok(())
@@ -98,7 +95,6 @@ impl VhdxFile {
     }
 
     /// The same for an image whose writes all returned and are durable, where the caller keeps others away.
-    #[allow(dead_code, reason = "merges are built on it")]
     pub(crate) fn hand_out_frozen_identity(&self) -> Result<Uuid> {
         let Some(writer) = &self.writer else { return Ok(self.data_write_guid()) };
         self.hand_out_settled(writer)

@@ -29,7 +29,6 @@ pub(crate) struct Copier {
     buffer: RefCell<Vec<u8>>,
 }
 
-#[allow(dead_code, reason = "merges are built on it")]
 impl Copier {
     /// Has the host copy by itself, which lets files share their bytes where it can, or moves all bytes by
     /// a buffer.
@@ -83,7 +82,6 @@ impl VhdxFile {
     ///
     /// # Errors
     /// As [`write_at`](crate::Disk::write_at), and when the other file cannot be read.
-    #[allow(dead_code, reason = "merges are built on it")]
     pub(crate) fn take(
         &self,
         at: DiskOffset,

@@ -1,0 +1,234 @@
+//! A layer taken out of a chain, its data kept in its parent.
+
+mod copy;
+mod foresee;
+mod step;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use super::pace::Pace;
+use super::{Forecast, Progress};
+use crate::chain::{DiffChain, Operation, path_of};
+use crate::disk::LayerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{MergeState, VhdxFile, Warning};
+
+use copy::Meter;
+use step::Step;
+
+/// Merges a layer into its parent, or several into one ancestor: the points in between vanish, the disk reads the
+/// same bytes as before, and the files of the merged layers are removed.
+///
+/// The chain may be in use, the tip that is merged included. Until the parent has everything, durably, the
+/// child's data lies over it, so that whatever happens the chain reads right: after a crash or a failure it
+/// opens, with a warning, and [`resume`](Self::resume) completes the merge. Marks in both files tell of it;
+/// a child whose merge is complete is never opened over its parent again.
+///
+/// ```no_run
+/// use std::ops::ControlFlow;
+/// use avhdx::OpenOptions;
+/// use avhdx::ops::Merge;
+///
+/// let chain = OpenOptions::new().writable(true).open("web_3C4D.avhdx")?;
+/// let child = chain.layers()[1].id;
+/// let merged = Merge::new(child).run(&chain, &mut |_| ControlFlow::Continue(()))?;
+/// println!("{} bytes are in the parent now", merged.moved);
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Merge {
+    child: LayerId,
+    into: Option<LayerId>,
+    resumes: bool,
+    no_other_children: bool,
+    folders: Vec<PathBuf>,
+    low_space: bool,
+    share: bool,
+    pace: Pace,
+}
+
+/// What a merge did.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Merged {
+    /// Where the tip lies now, when it was the tip that was merged.
+    pub tip: Option<PathBuf>,
+    /// The files that were removed.
+    pub removed: Vec<PathBuf>,
+    /// Bytes of the disk that were moved into a parent, zeros not counted.
+    pub moved: u64,
+    /// Of those, the ones that the file system was asked to share or copy by itself.
+    pub handed_over: u64,
+    /// What could not be brought to its end, and does no harm to the chain.
+    pub warnings: Vec<Warning>,
+}
+
+impl Merge {
+    /// A merge of the layer `child` into its parent.
+    pub fn new(child: LayerId) -> Self {
+        Self {
+            child,
+            into: None,
+            resumes: false,
+            no_other_children: false,
+            folders: Vec::new(),
+            low_space: false,
+            share: true,
+            pace: Pace::new(),
+        }
+    }
+
+    /// The rest of a merge of the layer `child` into its parent that was interrupted.
+    pub fn resume(child: LayerId) -> Self {
+        Self { resumes: true, ..Self::new(child) }
+    }
+
+    /// The layer that `child` and all those between are merged into, instead of the next below.
+    pub fn into_layer(mut self, ancestor: LayerId) -> Self {
+        self.into = Some(ancestor);
+        self
+    }
+
+    /// The caller's word that the layers have no other children, where that cannot be known because a file or a
+    /// folder cannot be looked at.
+    pub fn no_other_children(mut self, yes: bool) -> Self {
+        self.no_other_children = yes;
+        self
+    }
+
+    /// A folder to look for other children in, beside those of the layers. Each call adds one.
+    pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folders.push(folder.into());
+        self
+    }
+
+    /// Whether the child's blocks give up their space as soon as they are durable in the parent. The chain reads
+    /// right all the time, but the child holds less and less: there is no way but to complete the merge.
+    pub fn low_space(mut self, yes: bool) -> Self {
+        self.low_space = yes;
+        self
+    }
+
+    /// Whether the host is asked to move bytes from file to file by itself, sharing them where its file system
+    /// can; so it is unless told otherwise.
+    pub fn share(mut self, yes: bool) -> Self {
+        self.share = yes;
+        self
+    }
+
+    /// How fast it may go, to be changed from other threads too.
+    pub fn pace(mut self, pace: Pace) -> Self {
+        self.pace = pace;
+        self
+    }
+
+    /// What [`run`](Self::run) is going to do. Nothing is changed.
+    ///
+    /// # Errors
+    /// As those of `run` that are found before anything is done.
+    pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
+        let op = chain.operate()?;
+        let steps = self.steps(&op)?;
+        self.check(&op, &steps)?;
+        foresee::forecast(&op, &steps, self.low_space)
+    }
+
+    /// Merges, on the chain itself and all its clones. The lowest of several layers goes first, each as a whole.
+    ///
+    /// # Errors
+    /// Before anything is changed: [`ErrorKind::InvalidInput`] when the layers are not in the chain or not above
+    /// each other; [`ErrorKind::HasChildren`] when one of them has another child, which is named, or may have
+    /// one where nobody can look; [`ErrorKind::InUse`] when somebody else has a file open, or a view of a point
+    /// that is to vanish; [`ErrorKind::NoSpace`], by how much; [`ErrorKind::ReadOnly`] and
+    /// [`ErrorKind::Io`] when the host does not let the files be written.
+    ///
+    /// Later: [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]. The chain reads right, and the
+    /// merge is to be [resumed](Self::resume).
+    pub fn run(
+        self,
+        chain: &DiffChain,
+        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Merged> {
+        let op = chain.operate()?;
+        let steps = self.steps(&op)?;
+        self.check(&op, &steps)?;
+        let forecast = foresee::forecast(&op, &steps, self.low_space)?;
+        forecast.check()?;
+        let mut merged = Merged::default();
+        let mut meter = Meter::new(&self.pace, forecast.read, on);
+        meter.report()?;
+        for layer in steps {
+            Step { op: &op, merge: &self, layer }.run(&mut meter, &mut merged)?;
+        }
+        Ok(merged)
+    }
+
+    /// The layers that go into the next below them, in order. What is above them keeps its place meanwhile.
+    fn steps(&self, op: &Operation<'_>) -> Result<Vec<usize>> {
+        let child = op.find(self.child)?;
+        let images = op.images();
+        let parent = match self.into {
+            Some(ancestor) => op.find(ancestor)?,
+            None => child + 1,
+        };
+        if parent >= images.len() || parent <= child {
+            let message = "a layer is merged into one below it";
+            return Err(Error::new(ErrorKind::InvalidInput, "merge.no-parent", message)
+                .in_file(images[child].name())
+                .with_found(match images.get(parent) {
+                    Some(other) => other.name(),
+                    None => "the base of the chain, which has no parent",
+                })
+                .with_expected("an ancestor of it"));
+        }
+        Ok((child..parent).rev().collect())
+    }
+
+    /// Refuses what must not be merged, or not while others depend on it.
+    fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<()> {
+        let images = op.images();
+        let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+        let lowest = steps[0] + 1;
+        for layer in steps.iter().copied().chain([lowest]) {
+            path_of(&images[layer])?;
+            self.refuse_others(op, &images[layer], &known)?;
+            if layer > steps[steps.len() - 1] {
+                op.check_unseen(layer)?;
+            }
+        }
+        for layer in steps {
+            let state = images[*layer].merge_mark().map(|mark| mark.state);
+            let is_under_way = matches!(state, Some(MergeState::Merging | MergeState::Spent));
+            if self.resumes && !is_under_way {
+                let message = "no merge of this layer is under way";
+                return Err(Error::new(ErrorKind::InvalidInput, "merge.not-begun", message)
+                    .in_file(images[*layer].name())
+                    .with_found("a layer without the mark of one")
+                    .with_expected("one whose merge was interrupted"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses a layer that another than those of the chain has for its parent, or may have.
+    fn refuse_others(
+        &self,
+        op: &Operation<'_>,
+        image: &VhdxFile,
+        known: &[&VhdxFile],
+    ) -> Result<()> {
+        let mut unread = Vec::new();
+        op.child_search(&self.folders).refuse_others(image, known, &mut unread)?;
+        match unread.into_iter().next() {
+            Some(Warning { message, .. }) if !self.no_other_children => {
+                Err(Error::new(ErrorKind::HasChildren, "merge.children-unknown", "the layer may have another child")
+                    .in_file(image.name())
+                    .with_section("2.6.2.6.3")
+                    .with_found(message)
+                    .with_expected("files that can be looked at, or the word that there is no other child"))
+            }
+            _ => Ok(()),
+        }
+    }
+}

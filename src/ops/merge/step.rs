@@ -1,0 +1,353 @@
+//! One layer merged into its parent.
+//!
+//! The order of what becomes durable is what keeps the chain readable at any moment, \[MS-VHDX\] 2.6.2.6.3:
+//!
+//! 1. the child takes the parent's next identity for a second one that it accepts, and the mark of a merge;
+//! 2. the parent takes that identity and the mark that it is incomplete;
+//! 3. the parent gets all that the child holds, while the child lies over it;
+//! 4. the parent loses its mark, in one step with the last of the data;
+//! 5. the child is marked as spent;
+//! 6. the layer above, if there is one, is linked to the parent;
+//! 7. the child's name is removed.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::copy::{BATCH, Copy, Meter};
+use super::{Merge, Merged};
+use crate::chain::{Operation, Retired, path_of};
+use crate::disk::{Disk, LayerId};
+use crate::error::Result;
+use crate::image::{
+    Copier, ItemEdit, LinkPaths, MergeMark, MergeState, Pins, Ticket, VhdxFile, Warning,
+};
+use crate::mutants::planted;
+use crate::ops::child::remove;
+use crate::types::BlockIndex;
+
+/// Rounds in which what was written meanwhile is moved after, before the writers are kept waiting.
+const MOST_ROUNDS: usize = 16;
+/// So few bytes may be left for the writers to wait for.
+const SHORT: u64 = 4 << 20;
+
+/// A layer that goes into the next one below.
+pub(super) struct Step<'a> {
+    pub(super) op: &'a Operation<'a>,
+    pub(super) merge: &'a Merge,
+    pub(super) layer: usize,
+}
+
+/// The files of a step, open for writing.
+struct Handles {
+    child: Arc<VhdxFile>,
+    parent: Arc<VhdxFile>,
+    above: Option<Arc<VhdxFile>>,
+    /// Whether somebody may be writing to the child, which then is the tip.
+    is_live: bool,
+    /// Those that were opened here.
+    opened: Vec<LayerId>,
+}
+
+impl Step<'_> {
+    pub(super) fn run(&self, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
+        self.op.let_vanish(self.layer + 1)?;
+        let done = self.open(meter).and_then(|handles| {
+            let mut handles = handles;
+            let done = self.merge(&mut handles, meter, merged);
+            self.settle(handles, done.is_ok(), merged);
+            done
+        });
+        self.op.keep();
+        done
+    }
+
+    fn open(&self, meter: &mut Meter<'_>) -> Result<Handles> {
+        let images = self.op.images();
+        let is_live = self.layer == 0 && images[0].is_writable();
+        let above = self.layer.checked_sub(1);
+        let is_above_live = above == Some(0) && images[0].is_writable();
+        let mut layers = vec![self.layer + 1];
+        layers.extend((!is_live).then_some(self.layer));
+        layers.extend(above.filter(|_| !is_above_live));
+        drop(images);
+        self.op.take(&layers, &mut || meter.tell())?;
+        let images = self.op.images();
+        Ok(Handles {
+            child: Arc::clone(&images[self.layer]),
+            parent: Arc::clone(&images[self.layer + 1]),
+            above: above.map(|layer| Arc::clone(&images[layer])),
+            is_live,
+            opened: layers.into_iter().map(|layer| images[layer].id()).collect(),
+        })
+    }
+
+    fn merge(&self, on: &mut Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
+        let state = on.child.merge_mark().map(|mark| mark.state);
+        if state == Some(MergeState::Spent) {
+            // All is in the parent, and only the names are left to be put right.
+            return self.finish(on, meter, merged);
+        }
+        if planted("grandchild-relinked-early") {
+            self.relink_above(on)?;
+        }
+        let next = Uuid::new_v4();
+        self.mark(on, next)?;
+        self.fit(on, meter)?;
+        // No place in the parent's file is given to others while readers may know it.
+        let pin = on.parent.pins().map(Pins::enter);
+        let copied = self.copy(on, meter, merged);
+        unpin(&on.parent, pin);
+        copied?;
+        self.finish(on, meter, merged)
+    }
+
+    /// Has both files say what is under way, each before anything of it is.
+    fn mark(&self, on: &Handles, next: Uuid) -> Result<()> {
+        let (child, parent) = (&on.child, &on.parent);
+        let tell = |state, other, of| ItemEdit::merge_mark(Some(&self.state(state, other, of)));
+        let swapped = planted("identity-order-swapped");
+        if swapped {
+            parent.set_next_identity(next)?;
+            parent.begin_with_next_identity()?;
+        }
+        let link = child.locator_edit(parent.data_write_guid(), Some(next), LinkPaths::Keep)?;
+        let mark = tell(MergeState::Merging, next, parent);
+        match planted("merge-mark-left-out") {
+            true => child.edit_metadata(&[link])?,
+            false => child.edit_metadata(&[link, mark])?,
+        }
+        if !swapped {
+            parent.set_next_identity(next)?;
+            parent.begin_with_next_identity()?;
+        }
+        let mut edits = child.disk_edits(parent)?;
+        edits.push(tell(MergeState::Target, child.data_write_guid(), child));
+        parent.edit_metadata(&edits)
+    }
+
+    /// Makes the parent's disk as large as the child's.
+    fn fit(&self, on: &mut Handles, meter: &mut Meter<'_>) -> Result<()> {
+        let size = on.child.geometry().size;
+        if size == on.parent.geometry().size {
+            return Ok(());
+        }
+        on.parent.resize(size)?;
+        let old = on.parent.id();
+        let parent = Arc::new(on.parent.again()?);
+        on.opened.iter_mut().filter(|id| **id == old).for_each(|id| *id = parent.id());
+        let retired = self.op.replace(&[(self.layer + 1, Arc::clone(&parent))]);
+        on.parent = parent;
+        self.op.drained(retired, &mut || meter.tell())
+    }
+
+    fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
+        let copy = Copy {
+            from: &on.child,
+            to: &on.parent,
+            copier: Copier::new(self.merge.share),
+        };
+        let size = on.child.geometry().size;
+        let mut moved = 0;
+        if on.is_live {
+            on.child.track_changes()?;
+        }
+        let copied = (|| {
+            if self.merge.low_space {
+                moved += self.copy_and_give_back(on, &copy, meter)?;
+            } else {
+                moved += copy.paced(0..size, meter)?;
+            }
+            if on.is_live {
+                moved += self.catch_up(on, &copy, meter)?;
+            }
+            Ok(())
+        })();
+        if on.is_live && copied.is_err() {
+            on.child.stop_tracking();
+        }
+        copied?;
+        if on.is_live {
+            on.parent.flush()?;
+            let (last, retired) = self.switch_tip(on, &copy)?;
+            moved += last;
+            on.child.stop_tracking();
+            self.op.drained(retired, &mut || ControlFlow::Continue(()))?;
+        } else {
+            complete(&on.parent)?;
+        }
+        merged.moved += moved;
+        merged.handed_over += copy.copier.shared();
+        Ok(())
+    }
+
+    /// Moves a batch after the other, and gives back its space in the child once it is durable in the parent.
+    fn copy_and_give_back(
+        &self,
+        on: &Handles,
+        copy: &Copy<'_>,
+        meter: &mut Meter<'_>,
+    ) -> Result<u64> {
+        let size = on.child.geometry().size;
+        let block = u64::from(on.child.block_size());
+        let step = BATCH.max(block);
+        let mut moved = 0;
+        let mut at = 0;
+        while at < size {
+            let end = size.min(at + step);
+            let now = copy.paced(at..end, meter)?;
+            moved += now;
+            if now > 0 {
+                if !planted("given-back-before-durable") {
+                    on.parent.flush()?;
+                }
+                let blocks: Vec<_> = (at / block..end.div_ceil(block)).map(BlockIndex).collect();
+                // The places stay as they are until nobody reads or knows them any more.
+                let pin = on.child.pins().map(Pins::enter);
+                let released = on.child.release_blocks(&blocks).and_then(|_| {
+                    self.op.drained(self.op.forget_places(self.layer), &mut || meter.tell())
+                });
+                unpin(&on.child, pin);
+                released?;
+                on.child.release_blocks(&[])?;
+            }
+            at = end;
+        }
+        Ok(moved)
+    }
+
+    /// Moves what was written meanwhile, until little is left.
+    fn catch_up(&self, on: &Handles, copy: &Copy<'_>, meter: &mut Meter<'_>) -> Result<u64> {
+        let mut moved = 0;
+        for _ in 0..MOST_ROUNDS {
+            let changed = on.child.take_changed();
+            let bytes = changed.len() as u64 * u64::from(on.child.block_size());
+            for range in ranges(&on.child, changed) {
+                moved += copy.paced(range, meter)?;
+            }
+            if bytes <= SHORT {
+                break;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Keeps the writers waiting for the rest, and has them go on in the parent.
+    fn switch_tip(&self, on: &Handles, copy: &Copy<'_>) -> Result<(u64, Retired)> {
+        let mut moved = 0;
+        let retired = on.child.freeze_with(|changed| {
+            if !planted("last-writes-not-merged") {
+                for range in ranges(&on.child, changed) {
+                    moved += copy.run(range, &mut Ok)?;
+                }
+            }
+            complete(&on.parent)?;
+            // The child accepts this identity: what is written from now on needs another.
+            on.parent.hand_out_frozen_identity()?;
+            Ok(self.op.take_out(self.layer))
+        })?;
+        Ok((moved, retired))
+    }
+
+    /// What is left when the parent has everything.
+    fn finish(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
+        let child_path = path_of(&on.child)?.to_owned();
+        if planted("removed-before-relink") {
+            remove(self.op, &child_path)?;
+        }
+        let spent = self.state(MergeState::Spent, on.parent.data_write_guid(), &on.parent);
+        let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.id());
+        let rest = (|| {
+            if !planted("spent-mark-left-out") {
+                on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&spent))])?;
+            }
+            if !planted("grandchild-relinked-late") {
+                self.relink_above(on)?;
+            }
+            Ok(())
+        })();
+        if !is_switched {
+            rest?;
+            let retired = self.op.take_out(self.layer);
+            self.op.drained(retired, &mut || meter.tell())?;
+        } else if let Err(error) = rest {
+            // The chain goes on without it all the same.
+            let message = format!("{}: was not marked as merged: {error}", on.child.name());
+            merged.warnings.push(Warning { code: "merge.not-marked", message });
+        }
+        if self.layer == 0 {
+            merged.tip = on.parent.path().map(Path::to_path_buf);
+        }
+        on.child.close().ok();
+        match remove(self.op, &child_path) {
+            Ok(()) => merged.removed.push(child_path.clone()),
+            Err(error) if planted("removed-before-relink") => drop(error),
+            Err(error) => {
+                let message = format!("{error}: all it held is in the parent");
+                merged.warnings.push(Warning { code: "merge.not-removed", message });
+            }
+        }
+        if planted("grandchild-relinked-late") {
+            self.relink_above(on)?;
+        }
+        Ok(())
+    }
+
+    fn relink_above(&self, on: &Handles) -> Result<()> {
+        let Some(above) = &on.above else { return Ok(()) };
+        let host = self.op.host().as_ref();
+        let paths = LinkPaths::To { host, parent: path_of(&on.parent)? };
+        above.relink(on.parent.data_write_guid(), None, paths)
+    }
+
+    fn state(&self, state: MergeState, other: Uuid, of: &VhdxFile) -> MergeMark {
+        let name = of.path().and_then(Path::file_name).unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        MergeMark { state, other, name, low_space: self.merge.low_space }
+    }
+
+    /// Gives the files back to those who read them.
+    fn settle(&self, on: Handles, is_done: bool, merged: &mut Merged) {
+        let stays_open = (on.is_live && is_done).then(|| on.parent.id());
+        for image in [Some(on.parent), on.above, (!is_done).then_some(on.child)].into_iter().flatten() {
+            if !on.opened.contains(&image.id()) || Some(image.id()) == stays_open {
+                continue;
+            }
+            if let Err(error) = self.op.settle(&image) {
+                let message = format!("{}: was not closed: {error}", image.name());
+                merged.warnings.push(Warning { code: "merge.not-closed", message });
+            }
+        }
+    }
+}
+
+fn unpin(image: &VhdxFile, pin: Option<Ticket>) {
+    if let (Some(pins), Some(pin)) = (image.pins(), pin) {
+        pins.leave(&pin);
+    }
+}
+
+/// Has the parent durably be what the child was.
+fn complete(parent: &VhdxFile) -> Result<()> {
+    // The mark goes when all else is durable: an entry that holds it may be the first of several.
+    if !planted("target-mark-removed-early") {
+        parent.flush()?;
+    }
+    parent.edit_metadata(&[ItemEdit::merge_mark(None)])
+}
+
+/// Blocks as ranges of bytes of the disk, neighbours as one.
+fn ranges(image: &VhdxFile, blocks: Vec<BlockIndex>) -> Vec<std::ops::Range<u64>> {
+    let (block, size) = (u64::from(image.block_size()), image.geometry().size);
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for BlockIndex(n) in blocks {
+        let (start, end) = (n * block, size.min((n + 1) * block));
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
