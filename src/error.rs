@@ -175,6 +175,12 @@ impl Error {
         self
     }
 
+    /// With another message.
+    pub(crate) fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.0.message = message.into();
+        self
+    }
+
     pub(crate) fn with_found(mut self, found: impl fmt::Display) -> Self {
         self.0.found = Some(found.to_string());
         self

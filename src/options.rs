@@ -104,6 +104,15 @@ impl OpenOptions {
         self
     }
 
+    /// Whether a chain may be opened by an image that a merge left as no point in time: a child whose contents are
+    /// all in its parent by now, or a parent that holds a mixture until the merge is completed. Otherwise these
+    /// are refused with [`ErrorKind::Merged`](crate::ErrorKind::Merged) and
+    /// [`ErrorKind::Unfinished`](crate::ErrorKind::Unfinished). For resuming merges and for forensics.
+    pub fn unfinished(mut self, yes: bool) -> Self {
+        self.chain.unfinished = yes;
+        self
+    }
+
     /// The host that paths given to [`open`](Self::open) and [`open_image`](Self::open_image) lie on:
     /// this machine unless told otherwise.
     pub fn host(mut self, host: Arc<dyn Host>) -> Self {

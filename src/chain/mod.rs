@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Counters, ImagePolicy, IndexTally, VhdxFile, Warning};
+use crate::image::{Counters, ImagePolicy, IndexTally, MergeState, VhdxFile, Warning};
 
 use live::{Live, View};
 pub(crate) use live::{Opened, Operation, Retired, path_of};
@@ -175,6 +175,10 @@ impl DiffChain {
                 .with_found(layer)
                 .with_expected(format_args!("one of its {} layers", stack.links().len()))
         })?;
+        let image = &stack.links()[below].image;
+        if below > 0 && image.merge_mark().is_some_and(|mark| mark.state == MergeState::Target) {
+            open::check_point(image)?;
+        }
         let view =
             self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) }, false)?;
         Ok(Self { view, live: Arc::clone(&self.live) })

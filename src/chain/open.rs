@@ -11,7 +11,9 @@ use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, MOST_PIECE, ParentLink, VhdxFile, Warning, probe_identity};
+use crate::image::{
+    ImagePolicy, MOST_PIECE, MergeState, ParentLink, VhdxFile, Warning, probe_identity,
+};
 use crate::storage::{Access, FileId, Storage};
 
 /// How a chain is put together.
@@ -19,11 +21,13 @@ use crate::storage::{Access, FileId, Storage};
 pub(crate) struct ChainPolicy {
     pub(crate) linkage: Linkage,
     pub(crate) max_depth: usize,
+    /// Whether the top layer may be one that a merge made, or left, something else than a point in time.
+    pub(crate) unfinished: bool,
 }
 
 impl Default for ChainPolicy {
     fn default() -> Self {
-        Self { linkage: Linkage::default(), max_depth: 256 }
+        Self { linkage: Linkage::default(), max_depth: 256, unfinished: false }
     }
 }
 
@@ -47,12 +51,57 @@ impl DiffChain {
         source: &dyn ParentSource,
         opened: Opened,
     ) -> Result<Self> {
-        let Walked { layers, warnings, broken } = walk(tip, policy, &opened.images, source);
+        if !policy.unfinished {
+            check_point(&tip)?;
+        }
+        let Walked { layers, mut warnings, broken } = walk(tip, policy, &opened.images, source);
+        warnings.extend(layers.iter().filter_map(|link| unfinished(&link.image)));
         match broken {
             Some(error) => Err(error),
             None => Ok(Live::chain(opened, layers, warnings)),
         }
     }
+}
+
+/// Refuses an image as the top of a chain that, because of a merge, is no point in time.
+pub(super) fn check_point(image: &VhdxFile) -> Result<()> {
+    let Some(mark) = image.merge_mark() else { return Ok(()) };
+    let other = &mark.name;
+    let error = match mark.state {
+        MergeState::Merging => return Ok(()),
+        MergeState::Spent => {
+            let message = format!(
+                "all that the image held is in its parent {other}, which may have newer bytes: read that instead",
+            );
+            Error::new(ErrorKind::Merged, "merge.spent", message)
+                .with_found("the mark of a merge that is complete")
+                .with_expected("an image that is part of a chain; this one can be removed")
+        }
+        MergeState::Target => {
+            let message = format!(
+                "{other} is being merged into the image, which holds a mixture until that is completed: read {other}, \
+                 or what lies above it",
+            );
+            Error::new(ErrorKind::Unfinished, "merge.target", message)
+                .with_found("the mark of a merge that is under way")
+                .with_expected("the merge to be resumed first")
+        }
+    };
+    Err(error.in_file(image.name()).with_section("2.6.2.6.3"))
+}
+
+/// What the user of a chain should hear of a layer whose merge is not over.
+fn unfinished(image: &VhdxFile) -> Option<Warning> {
+    let mark = image.merge_mark().filter(|mark| mark.state != MergeState::Target)?;
+    let (name, parent) = (image.name(), mark.name);
+    let what = match mark.state {
+        MergeState::Spent => "is complete, but for what links to the child",
+        _ => "was interrupted",
+    };
+    let message = format!(
+        "{name}: its merge into {parent} {what}: the chain reads right, and the merge is to be resumed"
+    );
+    Some(Warning { code: "merge.unfinished", message })
 }
 
 /// Gives each layer, over those below it, what the index knows it by and the length of its spans.
@@ -134,7 +183,7 @@ impl Walk<'_> {
         if layers.len() >= self.policy.max_depth {
             return Err(in_child(too_deep(self.policy.max_depth)));
         }
-        let parent = self.parent(&link, at)?;
+        let parent = self.parent(&link, at).map_err(|error| after_merge(error, child))?;
         check_fit(child, &parent.image)?;
         Ok(Some(parent))
     }
@@ -299,6 +348,19 @@ pub(crate) fn check_sectors(above: u32, below: u32, child: &str) -> Result<()> {
         .with_section("2.6.2.4")
         .with_found(below)
         .with_expected(above))
+}
+
+/// Says what an unfinished merge may have to do with a parent that is another now.
+fn after_merge(error: Error, child: &VhdxFile) -> Error {
+    let Some(mark) = child.merge_mark() else { return error };
+    if error.kind() != ErrorKind::ParentMismatch {
+        return error;
+    }
+    let (name, parent) = (child.name(), mark.name);
+    error.with_message(format!(
+        "not the parent that {name} was linked to: {name} was being merged into {parent}, which was written to since; \
+         if {parent} opens by itself it holds all of {name}"
+    ))
 }
 
 pub(crate) fn loop_error(child: &str) -> Error {

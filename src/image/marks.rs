@@ -38,7 +38,8 @@ impl VhdxFile {
             own.iter().any(|(own, _)| own.item == entry.item && is_user(own) == is_user(entry))
         };
         let gone = theirs.iter().filter(|(entry, _)| !is_kept(entry));
-        let gone = gone.map(|(entry, _)| ItemEdit::Remove { item: entry.item, is_user: is_user(entry) });
+        let gone =
+            gone.map(|(entry, _)| ItemEdit::Remove { item: entry.item, is_user: is_user(entry) });
         let set = |item, flags, bytes| ItemEdit::Set { item, flags, bytes };
         let flags = ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED;
         let id = self.disk_id().to_bytes_le().to_vec();
@@ -56,11 +57,6 @@ impl ItemEdit {
     /// Sets the mark of a merge, or removes it.
     pub(crate) fn merge_mark(mark: Option<&MergeMark>) -> Self {
         Self::mark(marks::MERGE, mark.map(MergeMark::to_bytes))
-    }
-
-    /// Sets the mark of a checkpoint, or removes it.
-    pub(crate) fn checkpoint(mark: Option<&CheckpointMark>) -> Self {
-        Self::mark(marks::CHECKPOINT, mark.map(CheckpointMark::to_bytes))
     }
 
     fn mark(item: Uuid, bytes: Option<Vec<u8>>) -> Self {

@@ -153,7 +153,7 @@ fn switch(op: &Operation<'_>, tip: &VhdxFile, child: &Arc<VhdxFile>) -> Result<(
 
 fn writable_tip(op: &Operation<'_>) -> Result<Arc<VhdxFile>> {
     let tip = op.images().swap_remove(0);
-    if tip.is_writable() {
+    if tip.takes_writes() {
         return Ok(tip);
     }
     Err(Error::new(ErrorKind::ReadOnly, "checkpoint.read-only", "the tip is open for reading only")

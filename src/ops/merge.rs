@@ -221,13 +221,17 @@ impl Merge {
         let mut unread = Vec::new();
         op.child_search(&self.folders).refuse_others(image, known, &mut unread)?;
         match unread.into_iter().next() {
-            Some(Warning { message, .. }) if !self.no_other_children => {
-                Err(Error::new(ErrorKind::HasChildren, "merge.children-unknown", "the layer may have another child")
-                    .in_file(image.name())
-                    .with_section("2.6.2.6.3")
-                    .with_found(message)
-                    .with_expected("files that can be looked at, or the word that there is no other child"))
-            }
+            Some(Warning { message, .. }) if !self.no_other_children => Err(Error::new(
+                ErrorKind::HasChildren,
+                "merge.children-unknown",
+                "the layer may have another child",
+            )
+            .in_file(image.name())
+            .with_section("2.6.2.6.3")
+            .with_found(message)
+            .with_expected(
+                "files that can be looked at, or the word that there is no other child",
+            )),
             _ => Ok(()),
         }
     }

@@ -171,7 +171,7 @@ impl Revert {
         let path = path_of(&child)?.to_owned();
         let switch = || Ok(op.put_on(Arc::clone(&child), point));
         // Who is still writing goes on in the new tip.
-        let switched = if tip.is_writable() { tip.freeze(switch) } else { switch() };
+        let switched = if tip.takes_writes() { tip.freeze(switch) } else { switch() };
         match switched {
             Ok(retired) => Ok((child, path, retired)),
             Err(error) => {

@@ -4,8 +4,10 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod foreign;
 mod load;
 mod steps;
+mod unfinished;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

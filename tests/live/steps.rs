@@ -98,7 +98,11 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
                     // Branches that were left cannot do without what they lie on.
                     if let Err(error) = merge.forecast(&chain) {
                         assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
-                        assert!(branches.iter().any(|b| error.to_string().contains(b.to_str().unwrap())));
+                        assert!(
+                            branches
+                                .iter()
+                                .any(|b| error.to_string().contains(b.to_str().unwrap()))
+                        );
                     }
                     branches.drain(..).for_each(|branch| std::fs::remove_file(branch).unwrap());
                     let forecast = merge.forecast(&chain).unwrap();

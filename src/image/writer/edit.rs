@@ -3,7 +3,6 @@
 //! All pages that an edit changes go to the log in one entry, so that a crash leaves all of it or none. They
 //! go to their places before the edit returns: whoever reads metadata finds it in the file.
 
-
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;

@@ -55,6 +55,10 @@ impl Gate {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_closed(&self) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).is_closed
+    }
+
     /// Waits for all changes under way, and keeps others out until the guard is dropped.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
@@ -152,6 +156,11 @@ impl VhdxFile {
         let done = under(alone.changed.as_ref().map_or_else(Vec::new, Changed::take))?;
         alone.close(true);
         Ok(done)
+    }
+
+    /// Whether the image may be written to, and is not frozen.
+    pub(crate) fn takes_writes(&self) -> bool {
+        self.writer.as_ref().is_some_and(|writer| !writer.ops.is_closed())
     }
 
     /// Lets changes in again after a [`freeze`](Self::freeze).

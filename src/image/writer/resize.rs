@@ -4,8 +4,6 @@
 //! has to be a longer one. Before, all is made ready that a reader of the larger disk looks at and one of the
 //! smaller does not; after it, what the smaller disk has no use for is cleared away.
 
-#![allow(dead_code, reason = "the operations that change chains are built on it")]
-
 use std::sync::Arc;
 
 use super::Writer;
@@ -30,7 +28,7 @@ impl VhdxFile {
     /// the other. What is new reads as zeros, also where the parent holds more. The image gets another
     /// identity, unless it has one that nobody else knows.
     ///
-    /// Nobody else may use the image meanwhile, and nothing but [`reopened`](Self::reopened) after it: this
+    /// Nobody else may use the image meanwhile, and nothing but [`again`](Self::again) after it: this
     /// one goes by the old size, takes no writes any more and has its session ended.
     ///
     /// # Errors
@@ -63,11 +61,12 @@ impl VhdxFile {
     }
 
     /// The image opened anew, as after a [`resize`](Self::resize): in the same file, under the same lock. It
-    /// goes on with the identity that it has.
+    /// goes on with the identity that it has. This one may be read as long as the other changes nothing that it
+    /// looks at, and is done for otherwise.
     ///
     /// # Errors
     /// As those of an open.
-    pub(crate) fn reopened(self) -> Result<Self> {
+    pub(crate) fn again(&self) -> Result<Self> {
         // The lock belongs to the storage, which stays open.
         let policy = ImagePolicy {
             lock: Lock::None,
@@ -77,9 +76,7 @@ impl VhdxFile {
             children: None,
         };
         self.end_session()?;
-        let storage = Arc::clone(self.bare_storage());
-        drop(self);
-        let image = Self::from_storage(storage, &policy)?;
+        let image = Self::from_storage(Arc::clone(self.bare_storage()), &policy)?;
         if image.is_writable() {
             image.set_next_identity(image.data_write_guid())?;
         }

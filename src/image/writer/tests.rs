@@ -456,7 +456,7 @@ fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
     if let Some(at) = (0..new as usize).find(|at| now[*at] != expected[*at]) {
         panic!("{} to {new}: {} for {} at {at:#x}", image.size, now[at], expected[at]);
     }
-    let disk = disk.reopened().unwrap();
+    let disk = disk.again().unwrap();
     assert_eq!((disk.geometry().size, disk.data_write_guid()), (new, of_file));
     // It goes on.
     // What stands beside a part of a sector may be the parent's, who is not here.
@@ -569,7 +569,7 @@ fn a_table_that_gets_too_long_moves_with_the_size() {
             let after = file.layer();
             assert_eq!(after.faults(), [""; 0]);
             assert_eq!((after.size, before.size), (new, old));
-            let disk = disk.reopened().unwrap();
+            let disk = disk.again().unwrap();
             assert!(disk.info().region_tables.iter().all(|table| {
                 let bat = table.as_ref().unwrap().iter().find(|entry| entry.name == Some("BAT"));
                 bat.is_some_and(|bat| u64::from(bat.length) >= new / MIB * 8)

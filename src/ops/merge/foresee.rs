@@ -6,17 +6,13 @@ use super::copy::BATCH;
 use crate::chain::{Operation, path_of};
 use crate::disk::{Disk, DiskExt, Source};
 use crate::error::Result;
-use crate::format::bat::{BITMAP_BLOCK_LEN, ENTRY_LEN, BlockLayout, PayloadState};
+use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::image::VhdxFile;
 use crate::ops::{FileChangeKind, Forecast};
 use crate::types::{BlockIndex, DiskOffset, MIB};
 
 /// Looks at each layer that goes into the next below it, the lowest first.
-pub(super) fn forecast(
-    op: &Operation<'_>,
-    steps: &[usize],
-    low_space: bool,
-) -> Result<Forecast> {
+pub(super) fn forecast(op: &Operation<'_>, steps: &[usize], low_space: bool) -> Result<Forecast> {
     let images = op.images();
     let parent = &images[steps[0] + 1];
     let mut forecast = Forecast::on(op.host().as_ref(), path_of(parent)?)?;
@@ -38,7 +34,8 @@ pub(super) fn forecast(
         }
         let taken = taken + blocks.grown(parent, child.geometry().size);
         // Blocks that are given back before others are taken: never more than a batch of them.
-        let peak = if low_space { taken.min(BATCH + u64::from(parent.block_size())) } else { taken };
+        let peak =
+            if low_space { taken.min(BATCH + u64::from(parent.block_size())) } else { taken };
         most = most.max(more + peak as i64);
         more += taken as i64 - child.file_len() as i64;
         forecast.freed += child.file_len();
@@ -76,8 +73,10 @@ impl Allocated {
                 continue;
             }
             let entry = parent.bat_entry(layout.payload_index(BlockIndex(block)))?;
-            let has_space =
-                matches!(entry.payload_state(), PayloadState::FullyPresent | PayloadState::PartiallyPresent);
+            let has_space = matches!(
+                entry.payload_state(),
+                PayloadState::FullyPresent | PayloadState::PartiallyPresent
+            );
             if has_space || !self.payload.insert(block) {
                 continue;
             }
@@ -100,9 +99,8 @@ impl Allocated {
             return 0;
         }
         self.size = size;
-        let layout = |size| {
-            BlockLayout::new(parent.block_size(), parent.geometry().logical_sector, size)
-        };
+        let layout =
+            |size| BlockLayout::new(parent.block_size(), parent.geometry().logical_sector, size);
         let needed = (layout(size).entries_reserved() * ENTRY_LEN).next_multiple_of(MIB);
         let last_block = u64::from(parent.block_size()) + BITMAP_BLOCK_LEN;
         let has_part = DiskOffset(old).0 % u64::from(parent.block_size()) != 0;

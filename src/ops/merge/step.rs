@@ -66,9 +66,9 @@ impl Step<'_> {
 
     fn open(&self, meter: &mut Meter<'_>) -> Result<Handles> {
         let images = self.op.images();
-        let is_live = self.layer == 0 && images[0].is_writable();
+        let is_live = self.layer == 0 && images[0].takes_writes();
         let above = self.layer.checked_sub(1);
-        let is_above_live = above == Some(0) && images[0].is_writable();
+        let is_above_live = above == Some(0) && images[0].takes_writes();
         let mut layers = vec![self.layer + 1];
         layers.extend((!is_live).then_some(self.layer));
         layers.extend(above.filter(|_| !is_above_live));
@@ -144,11 +144,7 @@ impl Step<'_> {
     }
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
-        let copy = Copy {
-            from: &on.child,
-            to: &on.parent,
-            copier: Copier::new(self.merge.share),
-        };
+        let copy = Copy { from: &on.child, to: &on.parent, copier: Copier::new(self.merge.share) };
         let size = on.child.geometry().size;
         let mut moved = 0;
         if on.is_live {
@@ -311,7 +307,9 @@ impl Step<'_> {
     /// Gives the files back to those who read them.
     fn settle(&self, on: Handles, is_done: bool, merged: &mut Merged) {
         let stays_open = (on.is_live && is_done).then(|| on.parent.id());
-        for image in [Some(on.parent), on.above, (!is_done).then_some(on.child)].into_iter().flatten() {
+        for image in
+            [Some(on.parent), on.above, (!is_done).then_some(on.child)].into_iter().flatten()
+        {
             if !on.opened.contains(&image.id()) || Some(image.id()) == stays_open {
                 continue;
             }

@@ -1,0 +1,166 @@
+//! Merges that are stopped, and what opens until they are completed.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use avhdx::ops::{Checkpoint, Merge};
+use avhdx::{DiffChain, Disk, ErrorKind, MergeState, OpenOptions};
+use avhdx_testkit::rng::Rng;
+
+use super::{MIB, base, bytes, go, naively, paths, writable};
+
+const SIZE: u64 = 200 * MIB;
+
+/// A chain of so many layers with up to 70 MiB of their own each, and what it holds.
+fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
+    let chain = base(folder, SIZE);
+    let mut model = vec![0; SIZE as usize];
+    for n in 0..layers {
+        if n > 0 {
+            Checkpoint::new().run(&chain, &mut go).unwrap();
+        }
+        let mut rng = Rng::new(n);
+        for _ in 0..70 {
+            let at = rng.below(SIZE - MIB);
+            let byte = rng.next_u64() as u8 | 1;
+            chain.write_at(&[byte; 1 << 20], at).unwrap();
+            model[at as usize..(at + MIB) as usize].fill(byte);
+        }
+        chain.discard(n * MIB..(n + 3) * MIB).unwrap();
+        model[(n * MIB) as usize..((n + 3) * MIB) as usize].fill(0);
+    }
+    chain.flush().unwrap();
+    (chain, model)
+}
+
+/// Stops a merge at its `n`th word, and says whether it came to that.
+fn stopped_at(n: u64, merge: Merge, chain: &DiffChain) -> bool {
+    let mut left = n;
+    let done = merge.run(chain, &mut |_| {
+        left = left.saturating_sub(1);
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    match done {
+        Ok(_) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{error}");
+            true
+        }
+    }
+}
+
+fn open(path: &Path) -> avhdx::Result<DiffChain> {
+    OpenOptions::new().open(path)
+}
+
+#[test]
+fn a_merge_that_was_stopped_anywhere_is_told_of_and_completed() {
+    for (low_space, layer) in [(false, 1), (true, 1), (false, 0), (true, 0)] {
+        for n in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            let (chain, mut model) = chain_of(3, folder.path());
+            let files = paths(&chain);
+            let merge = Merge::new(chain.layers()[layer].id).low_space(low_space);
+            if !stopped_at(n, merge, &chain) {
+                assert!(n > 4, "{n} stops");
+                break;
+            }
+            assert!(bytes(&chain) == model, "stop {n} of {layer}");
+            chain.write_at(&[9; 4096], 5 * MIB).unwrap();
+            model[5 << 20..(5 << 20) + 4096].fill(9);
+            chain.close().unwrap();
+            drop(chain);
+
+            // Whoever comes next reads the same.
+            let (child, parent) = (&files[layer], &files[layer + 1]);
+            assert!(naively(&files) == model, "stop {n} of {layer}");
+            let opened = open(&files[0]).unwrap();
+            assert!(bytes(&opened) == model, "stop {n} of {layer}");
+            let mark = OpenOptions::new().open_image(child).unwrap().merge_mark();
+            if let Some(mark) = &mark {
+                assert_eq!((mark.state, mark.low_space), (MergeState::Merging, low_space));
+                let warned = opened.warnings();
+                assert!(warned.iter().any(|w| w.code == "merge.unfinished"), "{warned:?}");
+                let error = open(parent).unwrap_err();
+                assert_eq!((error.kind(), error.code()), (ErrorKind::Unfinished, "merge.target"));
+                assert!(error.to_string().contains(child.file_name().unwrap().to_str().unwrap()));
+                let point = opened.layers()[layer + 1].id;
+                assert_eq!(opened.view(point).unwrap_err().kind(), ErrorKind::Unfinished);
+                OpenOptions::new().unfinished(true).open(parent).unwrap();
+            } else {
+                assert!(n <= 2, "begun by its second word");
+                assert!(open(parent).is_ok());
+            }
+            drop(opened);
+
+            let chain = writable(&files[0]);
+            let id = chain.layers()[layer].id;
+            if mark.is_none() {
+                let error = Merge::resume(id).run(&chain, &mut go).unwrap_err();
+                assert_eq!(error.code(), "merge.not-begun");
+                continue;
+            }
+            let done = Merge::resume(id).low_space(low_space).run(&chain, &mut go).unwrap();
+            assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+            assert_eq!(done.removed, [child.clone()]);
+            assert!(bytes(&chain) == model);
+            chain.close().unwrap();
+            let left = paths(&chain);
+            drop(chain);
+            assert!(naively(&left) == model);
+            let opened = open(&left[0]).unwrap();
+            assert!(bytes(&opened) == model && opened.warnings().is_empty());
+            let marks =
+                left.iter().map(|file| OpenOptions::new().open_image(file).unwrap().merge_mark());
+            assert!(marks.into_iter().all(|mark| mark.is_none()));
+        }
+    }
+}
+
+/// Copies of a child from all times of its merge are never opened over a parent that went on.
+#[test]
+fn a_merged_child_that_comes_back_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, _) = chain_of(2, folder.path());
+    let child = paths(&chain).remove(0);
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let keep = |name: &str| -> PathBuf {
+        let copy = elsewhere.join(name);
+        std::fs::copy(&child, &copy).unwrap();
+        copy
+    };
+    // From before and from within.
+    chain.close().unwrap();
+    let before = keep("before.old");
+    // And the file itself, under a name that nobody takes away.
+    let spent = elsewhere.join("spent.old");
+    std::fs::hard_link(&child, &spent).unwrap();
+    let mut within = None;
+    let merged = Merge::new(chain.tip().id()).run(&chain, &mut |progress| {
+        if progress.done > 0 && within.is_none() {
+            within = Some(keep("within.old"));
+        }
+        ControlFlow::Continue(())
+    });
+    merged.unwrap();
+    let base = paths(&chain);
+    assert_eq!(base, [folder.path().join("web.vhdx")]);
+    assert!(!child.exists());
+    chain.write_at(&[0xEE; 512], 100 * MIB).unwrap();
+    chain.close().unwrap();
+    let model = bytes(&chain);
+    drop(chain);
+    for copy in [before, within.unwrap()] {
+        std::fs::rename(&copy, &child).unwrap();
+        let error = open(&child).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ParentMismatch, "{error}");
+        assert!(bytes(&open(&base[0]).unwrap()) == model);
+    }
+    let error = open(&child).unwrap_err();
+    assert!(error.to_string().contains("was being merged into web.vhdx"), "{error}");
+    std::fs::rename(&spent, &child).unwrap();
+    let error = open(&child).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Merged, "merge.spent"));
+    assert!(error.to_string().contains("web.vhdx"), "{error}");
+}
