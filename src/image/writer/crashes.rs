@@ -313,7 +313,7 @@ fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
         let mut after = None;
         history.step(|| {
             image.resize(*size).unwrap();
-            after = Some(image.reopened().unwrap());
+            after = Some(image.again().unwrap());
         });
         image = after.unwrap();
     }

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::image::VhdxFile;
 use crate::ops::{FileChangeKind, Forecast};
-use crate::types::{BlockIndex, DiskOffset, MIB};
+use crate::types::{BlockIndex, MIB};
 
 /// Looks at each layer that goes into the next below it, the lowest first.
 pub(super) fn forecast(op: &Operation<'_>, steps: &[usize], low_space: bool) -> Result<Forecast> {
@@ -103,7 +103,7 @@ impl Allocated {
             |size| BlockLayout::new(parent.block_size(), parent.geometry().logical_sector, size);
         let needed = (layout(size).entries_reserved() * ENTRY_LEN).next_multiple_of(MIB);
         let last_block = u64::from(parent.block_size()) + BITMAP_BLOCK_LEN;
-        let has_part = DiskOffset(old).0 % u64::from(parent.block_size()) != 0;
+        let has_part = !old.is_multiple_of(parent.block_size().into());
         let zeroed = if parent.has_parent() && has_part { last_block } else { 0 };
         if needed > parent.bat_len() { needed + zeroed } else { zeroed }
     }
