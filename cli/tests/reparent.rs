@@ -16,7 +16,10 @@ fn a_copy_becomes_the_parent_once_it_is_proven() {
     assert_eq!((&run["schema"], &run["dry_run"]), (&"avhdx.reparent/1".into(), &true.into()));
     let files = &run["forecast"]["files"];
     assert_eq!(*files, serde_json::json!([{ "path": "l1.vhdx", "change": "changed" }]));
-    assert_eq!(folder.run("info l1.vhdx --json").expect(0).json()["chain"]["parent"]["file"], "l0.vhdx");
+    assert_eq!(
+        folder.run("info l1.vhdx --json").expect(0).json()["chain"]["parent"]["file"],
+        "l0.vhdx"
+    );
     let run = folder.run("reparent l1.vhdx --onto copy.vhdx").expect(0);
     // All but 16 sectors.
     run.prints("l1.vhdx: its parent is copy.vhdx, ").prints(&format!("{}", (4 << 20) - 16 * 512));

@@ -102,7 +102,7 @@ fn a_merge_that_was_stopped_anywhere_is_told_of_and_completed() {
             }
             let done = Merge::resume(id).low_space(low_space).run(&chain, &mut go).unwrap();
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
-            assert_eq!(done.removed, [child.clone()]);
+            assert_eq!(done.removed, std::slice::from_ref(child));
             assert!(bytes(&chain) == model);
             chain.close().unwrap();
             let left = paths(&chain);

@@ -139,7 +139,7 @@ impl VhdxFile {
     /// `under` may read the image and do what it likes with others, but would wait for ever for a change of
     /// this one, and for all that waits for changes to be over.
     pub(crate) fn freeze<R>(&self, under: impl FnOnce() -> Result<R>) -> Result<R> {
-        self.freeze_with(|_| under())
+        self.freeze_alone(|_| under())
     }
 
     /// The same, with the blocks that were changed since changes are tracked or since this was last asked.
@@ -147,13 +147,19 @@ impl VhdxFile {
         &self,
         under: impl FnOnce(Vec<BlockIndex>) -> Result<R>,
     ) -> Result<R> {
+        self.freeze_alone(|state| {
+            under(state.changed.as_ref().map_or_else(Vec::new, Changed::take))
+        })
+    }
+
+    fn freeze_alone<R>(&self, under: impl FnOnce(&State) -> Result<R>) -> Result<R> {
         let writer = self.writer()?;
         let mut alone = writer.ops.write();
         if alone.is_closed {
             return Err(frozen().in_file(self.name()));
         }
         self.commit(writer)?;
-        let done = under(alone.changed.as_ref().map_or_else(Vec::new, Changed::take))?;
+        let done = under(&alone)?;
         alone.close(true);
         Ok(done)
     }
