@@ -25,6 +25,7 @@ mod chart;
 mod growth;
 mod images;
 mod instructions;
+mod merges;
 mod opens;
 mod peers;
 mod reads;
@@ -156,6 +157,7 @@ fn measure(options: Options) -> Result<()> {
     reads::run(&run, &mut report)?;
     if !run.options.reads_alone() {
         writes::run(&run, &mut report)?;
+        merges::run(&run, &mut report)?;
         opens::run(&run, &mut report)?;
         let points = peers::run(&run, &mut report)?;
         if let Some(path) = &run.options.svg {
@@ -176,7 +178,7 @@ fn measure(options: Options) -> Result<()> {
 /// Refuses to start on a volume that cannot hold the images.
 fn check_space(folder: &Path, mib: u64) -> Result<()> {
     // Raw files and images that last, new ones beside them, and their bitmaps and tables.
-    let needed = if mib > READS_ALONE { 2 * mib + 512 } else { 5 * mib + 512 } * MIB;
+    let needed = if mib > READS_ALONE { 2 * mib + 512 } else { 7 * mib + 512 } * MIB;
     let in_folder = format!("{} MiB in {}", needed / MIB, folder.display());
     eprintln!("needs {in_folder} (TMPDIR chooses another), and as much memory for the page cache");
     #[cfg(unix)]
