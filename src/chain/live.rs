@@ -24,6 +24,8 @@ use crate::storage::{Access, Host, LockMode, LockOutcome, Storage};
 
 /// How long an operation waits for those who still look at a point that is to vanish.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The same for those who are done in a moment, unless it is another chain.
+const SHORT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_micros(200);
 
 /// What one view of a chain, and its clones, see.
@@ -276,24 +278,17 @@ impl Operation<'_> {
         Retired(layers): Retired,
         on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<()> {
-        let start = Instant::now();
-        while Arc::strong_count(&layers) > 1 && !planted("readers-of-old-stack-not-waited-for") {
-            if on().is_break() {
-                return Err(Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked"));
-            }
-            if start.elapsed() > PATIENCE {
-                let message = "a point that is to vanish is still being read";
-                return Err(Error::new(ErrorKind::InUse, "chain.read", message)
-                    .in_file(layers[0].image.name())
-                    .with_found("a read or a plan under way")
-                    .with_expected(format_args!("none within {} s", PATIENCE.as_secs())));
-            }
-            std::thread::sleep(PAUSE);
+        let is_over =
+            || Arc::strong_count(&layers) == 1 || planted("readers-of-old-stack-not-waited-for");
+        if !wait_until(PATIENCE, is_over, on)? {
+            let message = "a point that is to vanish is still being read";
+            return Err(Error::new(ErrorKind::InUse, "chain.read", message)
+                .in_file(layers[0].image.name())
+                .with_found("a read or a plan under way")
+                .with_expected(format_args!("none within {} s", PATIENCE.as_secs())));
         }
         let current = self.stack();
-        let top = &current.layers[0];
         current.layers.iter().for_each(|link| link.image.watch_only(link.stack));
-        debug_assert!(top.stack != 0);
         Ok(())
     }
 
@@ -319,10 +314,10 @@ impl Operation<'_> {
         })?;
         let handles: Vec<_> = layers.iter().copied().zip(opened).collect();
         let drained = self.drained(self.replace(&handles), on).and_then(|()| {
-            match old.iter().find(|old| Arc::strong_count(old) > 1) {
-                None => Ok(()),
-                Some(shared) => Err(in_use(shared, "another chain of this program")),
-            }
+            // Those who still look at an even older stack are as short-lived.
+            let is_shared = || old.iter().find(|old| Arc::strong_count(old) > 1);
+            wait_until(SHORT, || is_shared().is_none(), on)?;
+            is_shared().map_or(Ok(()), |old| Err(in_use(old, "another chain of this program")))
         });
         drained.inspect_err(|_| {
             handles.iter().for_each(|(_, image)| drop(self.settle(image)));
@@ -396,6 +391,25 @@ impl Operation<'_> {
     fn live(&self) -> &Live {
         &self.chain.live
     }
+}
+
+/// Waits for something that comes soon, and says whether it came.
+fn wait_until(
+    patience: Duration,
+    is_over: impl Fn() -> bool,
+    on: &mut dyn FnMut() -> ControlFlow<()>,
+) -> Result<bool> {
+    let start = Instant::now();
+    while !is_over() {
+        if on().is_break() {
+            return Err(Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked"));
+        }
+        if start.elapsed() > patience {
+            return Ok(false);
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(true)
 }
 
 /// Names the stacks, and has those who can change remember it.
