@@ -5,7 +5,11 @@
 mod common;
 
 mod foreign;
+mod full;
 mod load;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests, which need other parts of it
+mod sim;
 mod steps;
 mod unfinished;
 

@@ -249,6 +249,12 @@ impl SimHost {
     /// Has no space for the `n`th step from now on that may need some, counted from 0, nor for any after it:
     /// writes, growth and new names. Says how many there were so far.
     pub fn run_out_at(&self, n: usize, arrived: Arrived) -> Arc<AtomicUsize> {
+        self.run_out(n..usize::MAX, arrived)
+    }
+
+    /// Has no space for these of the steps from now on that may need some, counted from 0: writes, growth and
+    /// new names. Says how many there were so far.
+    pub fn run_out(&self, steps: Range<usize>, arrived: Arrived) -> Arc<AtomicUsize> {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
         self.refuse(move |host, step| {
@@ -257,7 +263,7 @@ impl SimHost {
                 Step::SetLen { file, len } => len > host.read().files[file].len(),
                 _ => false,
             };
-            let is_out = needs_space && counted.fetch_add(1, Ordering::SeqCst) >= n;
+            let is_out = needs_space && steps.contains(&counted.fetch_add(1, Ordering::SeqCst));
             is_out.then_some(Refusal { code: NO_SPACE, arrived })
         });
         count
