@@ -248,6 +248,20 @@ impl Chain {
         Ok(())
     }
 
+    pub fn disk(&self) -> &DiffChain {
+        &self.disk
+    }
+
+    /// Removes what merges left of the files.
+    pub fn remove_rest(self) -> Result<()> {
+        let paths = self.paths.clone();
+        drop(self);
+        for path in paths.iter().filter(|path| path.exists()) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
     /// The reads with these numbers.
     pub fn read_ours(&self, reads: &Reads, which: Range<usize>, buf: &mut [u8]) -> Result<()> {
         for at in &reads.offsets[which] {

@@ -3,9 +3,12 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::hint::black_box;
+use std::ops::ControlFlow;
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use avhdx::ops::{Merge, Pace};
 use avhdx::{Budget, DiffChain, Disk, OpenOptions};
 
 use crate::images::{Chain, KIB, MIB, Owners, PAGE, Reads, Shape, read_exact_at};
@@ -31,7 +34,50 @@ pub fn run(run: &Run, report: &mut Report) -> Result<()> {
         return Ok(());
     }
     very_deep(run, report)?;
+    while_merging(run, report)?;
     unwritten(run, report)
+}
+
+/// A deep chain of which layer after layer goes into its parent meanwhile, at a limited rate. The places that bare
+/// reads go to keep their bytes, and their files stay open.
+fn while_merging(run: &Run, report: &mut Report) -> Result<()> {
+    let rate = 20 * MIB;
+    let work = format!("random 4 KiB read, depth {DEEP}, merging 20 MiB/s");
+    if !report.wants(&work) {
+        return Ok(());
+    }
+    let chain = run.chain(Shape::new(run.options.mib * MIB, DEEP, Owners::Runs(64 * KIB)))?;
+    let (pace, is_over) = (Pace::new(), AtomicBool::new(false));
+    let reads = chain.random()?;
+    // Known before, as in a machine that runs.
+    chain.check(&reads)?;
+    pace.limit(Some(rate));
+    let (row, merged) = std::thread::scope(|scope| {
+        let merging = scope.spawn(|| -> Result<u64, avhdx::Error> {
+            let layers = chain.disk().layers();
+            let merge = Merge::new(layers[2].id).into_layer(layers[DEEP - 2].id).pace(pace.clone());
+            let mut done = 0;
+            let merged = merge.run(chain.disk(), &mut |progress| {
+                done = progress.done;
+                match is_over.load(Ordering::Relaxed) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                }
+            });
+            match merged {
+                Err(error) if error.kind() != avhdx::ErrorKind::Cancelled => Err(error),
+                _ => Ok(done),
+            }
+        });
+        let row = beside_bare(run, &chain, &reads, &work, None, None);
+        let was_on = !merging.is_finished();
+        is_over.store(true, Ordering::Relaxed);
+        (row, merging.join().map(|merged| (merged, was_on)))
+    });
+    let (merged, was_on) = merged.map_err(|_| "the merge came to grief")?;
+    let at_the_end = if was_on { "still going on" } else { "over by the end" };
+    report.row(row?.note(format!("{} MiB merged, {at_the_end}", merged? / MIB)));
+    chain.remove_rest()
 }
 
 /// One image.

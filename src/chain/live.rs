@@ -243,12 +243,23 @@ impl Operation<'_> {
         self.switch(layers, |old| old.checked_sub(layer).map(|below| below + 1))
     }
 
-    /// Puts other handles in the place of those of some layers.
-    pub(crate) fn replace(&self, handles: &[(usize, Arc<VhdxFile>)]) -> Retired {
+    /// Puts other handles of the same files in the place of those of some layers. What is known of the disk stays
+    /// right.
+    fn replace(&self, handles: &[(usize, Arc<VhdxFile>)]) -> Retired {
         let mut layers = self.stack().layers.to_vec();
         for (layer, image) in handles {
-            layers[*layer].image = Arc::clone(image);
+            let below = layers.get(layer + 1).map_or(0, |link| link.stack);
+            let link = &mut layers[*layer];
+            image.budget().adopt_stack(image.id(), below, link.stack);
+            link.image = Arc::clone(image);
         }
+        self.switch(layers, Some)
+    }
+
+    /// Puts a handle that has another size of the disk in the place of a layer's.
+    pub(crate) fn resized(&self, layer: usize, image: &Arc<VhdxFile>) -> Retired {
+        let mut layers = self.stack().layers.to_vec();
+        layers[layer].image = Arc::clone(image);
         self.switch(layers, Some)
     }
 

@@ -103,6 +103,11 @@ impl Budget {
         self.registry().stack(top, below)
     }
 
+    /// Has a layer known by the number of another handle of the same file, over the same stack.
+    pub(crate) fn adopt_stack(&self, top: LayerId, below: u64, number: u64) {
+        held(&self.registry().stacks).entry(top).or_default().push(Stack { below, number });
+    }
+
     /// Has the stacks of which this layer is the top named anew.
     pub(crate) fn forget_stacks(&self, top: LayerId) {
         held(&self.registry().stacks).remove(&top);

@@ -138,7 +138,7 @@ impl Step<'_> {
         let old = on.parent.id();
         let parent = Arc::new(on.parent.again()?);
         on.opened.iter_mut().filter(|id| **id == old).for_each(|id| *id = parent.id());
-        let retired = self.op.replace(&[(self.layer + 1, Arc::clone(&parent))]);
+        let retired = self.op.resized(self.layer + 1, &parent);
         on.parent = parent;
         self.op.drained(retired, &mut || meter.tell())
     }
