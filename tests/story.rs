@@ -1,4 +1,4 @@
-//! The life of a chain, from its first image to a branch, a revert and a move: after every step a flat model, the
+//! The life of a chain, from its first image to the last merge and a move: after every step a flat model, the
 //! crate, the naive reader and, where they can read, libvhdi and QEMU agree on what the disk is and was.
 #![allow(clippy::disallowed_methods)]
 
@@ -10,7 +10,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use avhdx::ops::{Checkpoint, Export, Progress, Reparent, Revert};
+use avhdx::ops::{Checkpoint, Export, Merge, Progress, Reparent, Revert};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, Layer, LayerId, OpenOptions, PathSource};
 use avhdx_testkit::build::braced;
 use avhdx_testkit::images::{sha256_file, sha256_hex};
@@ -150,6 +150,14 @@ impl Story {
         qemu.to_raw(&copy, &raw);
         assert_eq!(sha256_file(&raw), sha256_hex(&self.points[tip][..]), "{step}: a copy by QEMU");
     }
+
+    fn files(&self) -> Vec<String> {
+        let names = fs::read_dir(self.at("vm")).unwrap();
+        let mut names: Vec<String> =
+            names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
 }
 
 fn open(tip: &Path) -> DiffChain {
@@ -244,6 +252,41 @@ fn the_life_of_a_chain() {
     drop(chain);
     story.all_agree(&tip, "after a revert");
     story.all_agree(&trial, "a branch after a revert");
+
+    // Monday's changes go down into the base, from the middle of the chain and while it is in use.
+    let chain = open(&tip);
+    let tuesday = labelled(&chain, "tuesday");
+    let middle = path_of(&chain, tuesday);
+    let merged = Merge::new(tuesday).run(&chain, &mut go).unwrap();
+    assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
+    assert_eq!(merged.removed, [middle.clone()]);
+    assert!(!middle.exists());
+    story.inherit(&base, &middle);
+    story.agree(&chain, "a merge from the middle");
+    story.write(&chain);
+    story.agree(&chain, "written after a merge");
+    assert_eq!(chain.layers().len(), 4);
+    chain.close().unwrap();
+    drop(chain);
+    story.all_agree(&tip, "after a merge from the middle");
+    story.all_agree(&trial, "a branch after a merge from the middle");
+
+    // The tip goes down into thursday, and that is the tip from then on.
+    let chain = open(&tip);
+    let merged = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
+    let below = merged.tip.clone().unwrap();
+    assert_eq!((below.clone(), merged.removed), (old, vec![tip.clone()]));
+    story.inherit(&below, &tip);
+    story.agree(&chain, "a merge of the tip");
+    story.write(&chain);
+    story.agree(&chain, "written after a merge of the tip");
+    chain.close().unwrap();
+    drop(chain);
+    let tip = below;
+    story.all_agree(&tip, "after a merge of the tip");
+    story.all_agree(&trial, "a branch after a merge of the tip");
+    assert_eq!(story.files().len(), 4, "{:?}", story.files());
 
     // The base moves to another folder.
     let moved = story.at("archive/web.vhdx");
