@@ -73,6 +73,7 @@
 //! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
 //! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
 //!   forest of checkpoints in a folder.
+//!   [`Checkpoint`](ops::Checkpoint), [`Revert`](ops::Revert) and [`Merge`](ops::Merge) change a chain that is in use.
 //! - [`storage`]: the bytes and names underneath, to be replaced by stores of other kinds.
 //! - [`Error`]: what was wrong, where, what stood there and what should have.
 //!

@@ -103,7 +103,10 @@ impl Host for LocalHost {
             {
                 return Err(error);
             }
-            fs::set_permissions(file, metadata.permissions())
+            fs::set_permissions(file, metadata.permissions())?;
+            #[cfg(target_os = "linux")]
+            copy_labels(model, file)?;
+            Ok(())
         }
         // Windows files take theirs from the folder.
         #[cfg(not(unix))]
@@ -129,6 +132,27 @@ impl Host for LocalHost {
 /// The current folder's path is empty when it is the parent of a bare file name.
 fn in_current(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+}
+
+/// Gives a file the security label and the access list of another, where there are such things and this user may.
+#[cfg(target_os = "linux")]
+fn copy_labels(model: &Path, file: &Path) -> io::Result<()> {
+    use rustix::fs::{XattrFlags, getxattr, setxattr};
+    use rustix::io::Errno;
+    // A label is some words long, and the kernel takes none that is longer than this.
+    let mut value = vec![0; 64 << 10];
+    for name in ["security.selinux", "system.posix_acl_access"] {
+        let len = match getxattr(model, name, &mut value[..]) {
+            Ok(len) => len,
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match setxattr(file, name, &value[..len], XattrFlags::empty()) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
 }
 
 #[cfg(unix)]

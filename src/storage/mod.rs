@@ -270,7 +270,8 @@ pub trait Host: Debug + Send + Sync {
     /// What the host says.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Gives `file` the mode and owner of `model`, as far as this user may.
+    /// Gives `file` the mode and owner of `model`, and its security label and access list where the host has such
+    /// things, as far as this user may.
     ///
     /// # Errors
     /// What the host says.

@@ -200,3 +200,34 @@ fn a_revert_is_refused_where_it_would_cut_others_off() {
 fn sizes(chain: &DiffChain) -> u64 {
     paths(chain).iter().map(|path| std::fs::metadata(path).unwrap().len()).sum()
 }
+
+/// Whoever starts the machine by the old tip's rights can start it by the new one's.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_new_tip_has_the_mode_and_the_label_of_the_old_one() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    let folder = tempfile::tempdir().unwrap();
+    let chain = base(folder.path(), MIB);
+    let old = folder.path().join("web.vhdx");
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o640)).unwrap();
+    let label = "system_u:object_r:svirt_image_t:s0:c1,c2";
+    let label_of = |path: &std::path::Path, arguments: &[&str]| {
+        let mut command = std::process::Command::new("python3");
+        let script = "import os, sys; p = sys.argv[1]; n = 'security.selinux'\n\
+            os.setxattr(p, n, sys.argv[2].encode()) if len(sys.argv) > 2 else None\n\
+            print(os.getxattr(p, n).decode())";
+        let output = command.args(["-c", script]).arg(path).args(arguments).output();
+        output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let is_labelled = label_of(&old, &[label]).is_ok_and(|set| set == label);
+    let made = Checkpoint::new().run(&chain, &mut go).unwrap();
+    let facts = [&old, &made.path].map(|path| std::fs::metadata(path).unwrap());
+    assert_eq!(facts[1].mode(), facts[0].mode());
+    assert_eq!((facts[1].uid(), facts[1].gid()), (facts[0].uid(), facts[0].gid()));
+    if is_labelled {
+        assert_eq!(label_of(&made.path, &[]).unwrap(), label);
+    } else {
+        eprintln!("SKIPPED, for labels cannot be set here: the label of a new tip");
+    }
+}
