@@ -259,7 +259,7 @@ fn the_life_of_a_chain() {
     let middle = path_of(&chain, tuesday);
     let merged = Merge::new(tuesday).run(&chain, &mut go).unwrap();
     assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
-    assert_eq!(merged.removed, [middle.clone()]);
+    assert_eq!(merged.removed, std::slice::from_ref(&middle));
     assert!(!middle.exists());
     story.inherit(&base, &middle);
     story.agree(&chain, "a merge from the middle");
