@@ -330,6 +330,43 @@ mod tests {
         }
     }
 
+    /// Several buffers long.
+    #[test]
+    fn large_pieces_are_taken_in_order_and_up_to_a_failure() {
+        const LEN: u64 = 7 * MIB + 1536;
+        let there = memory();
+        let mut bytes = vec![0; 16 << 20];
+        avhdx_testkit::rng::Rng::new(5).fill(&mut bytes);
+        there.write_at(&images()[0].to_bytes(), 0).unwrap();
+        let end = there.len().unwrap();
+        there.write_at(&bytes, end).unwrap();
+        let (here, from) = (memory(), open(&there, false));
+        let options = crate::CreateOptions::dynamic(16 * MIB).block_size(16 << 20);
+        drop(options.create_in(&LocalHost, Arc::clone(&here)).unwrap());
+        let image = open(&here, true);
+        let copier = Copier::new(true);
+        for (at, first) in [(0, 0), (3 * MIB, 512), (MIB + 512, 7 * MIB)] {
+            image.take(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier).unwrap();
+            let mut found = vec![0; LEN as usize];
+            image.read_at(&mut found, at).unwrap();
+            assert!(found == bytes[first as usize..(first + LEN) as usize]);
+        }
+        assert_eq!(copier.shared(), 0);
+        let before = naively(&[bytes_of(&*here)]).len();
+        let late = FileOffset::new(end + (16 << 20) - 3 * MIB);
+        let error = image.take(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.read"), "{error}");
+        let mut found = vec![0; 3 << 20];
+        image.read_at(&mut found, 0).unwrap();
+        assert!(found == bytes[13 << 20..], "what came before");
+        // And goes on.
+        let first = FileOffset::new(end);
+        image.take(DiskOffset(0), LEN, &from, first, &copier).unwrap();
+        image.close().unwrap();
+        let found = naively(&[bytes_of(&*here)]);
+        assert!(found[..LEN as usize] == bytes[..LEN as usize] && found.len() == before);
+    }
+
     #[test]
     fn what_the_other_file_does_not_hold_is_an_error() {
         let [_, a, b] = images();
