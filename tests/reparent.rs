@@ -288,11 +288,11 @@ fn what_cannot_lie_below_an_image_is_refused() {
     let marked = ["merging.vhdx", "spent.vhdx", "target.vhdx"].map(at);
     for (new, image, kind, code) in [
         ("merging.vhdx", &paths[1], ErrorKind::Unfinished, "reparent.unfinished"),
-        ("spent.vhdx", &paths[1], ErrorKind::Merged, "reparent.merged"),
-        ("target.vhdx", &paths[1], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("spent.vhdx", &paths[1], ErrorKind::Merged, "merge.spent"),
+        ("target.vhdx", &paths[1], ErrorKind::Unfinished, "merge.target"),
         ("l0.vhdx", &marked[0], ErrorKind::Unfinished, "reparent.unfinished"),
-        ("l0.vhdx", &marked[1], ErrorKind::Merged, "reparent.merged"),
-        ("l0.vhdx", &marked[2], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("l0.vhdx", &marked[1], ErrorKind::Merged, "merge.spent"),
+        ("l0.vhdx", &marked[2], ErrorKind::Unfinished, "merge.target"),
         ("large.vhdx", &paths[1], ErrorKind::InvalidInput, "reparent.sector-size"),
         ("none.vhdx", &paths[1], ErrorKind::NotVhdx, "identifier.signature"),
         ("gone.vhdx", &paths[1], ErrorKind::Io, "file.open"),

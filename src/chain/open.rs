@@ -64,7 +64,7 @@ impl DiffChain {
 }
 
 /// Refuses an image as the top of a chain that, because of a merge, is no point in time.
-pub(super) fn check_point(image: &VhdxFile) -> Result<()> {
+pub(crate) fn check_point(image: &VhdxFile) -> Result<()> {
     let Some(mark) = image.merge_mark() else { return Ok(()) };
     let other = &mark.name;
     let error = match mark.state {

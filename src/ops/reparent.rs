@@ -9,12 +9,10 @@ use uuid::Uuid;
 
 use super::compare::{Both, Difference};
 use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, cancelled, report, window_end};
-use crate::chain::{DiffChain, Linkage};
+use crate::chain::{DiffChain, Linkage, check_point};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    ImagePolicy, LinkPaths, Lock, LogPolicy, MergeState, Owner, VhdxFile, Warning, lock,
-};
+use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
 use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
@@ -424,17 +422,13 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
 
 /// Refuses an image that a merge is about to remove, or is filling.
 fn check_no_merge(image: &VhdxFile) -> Result<()> {
+    check_point(image)?;
     let Some(mark) = image.merge_mark() else { return Ok(()) };
-    let (kind, code, found) = match mark.state {
-        MergeState::Spent => (ErrorKind::Merged, "reparent.merged", "merged into"),
-        MergeState::Target => (ErrorKind::Unfinished, "reparent.unfinished", "being filled from"),
-        _ => (ErrorKind::Unfinished, "reparent.unfinished", "being merged into"),
-    };
-    let message = "a merge is not over that the image takes part in";
-    Err(Error::new(kind, code, message)
+    let message = "the image is being merged into its parent, and goes when that is complete";
+    Err(Error::new(ErrorKind::Unfinished, "reparent.unfinished", message)
         .in_file(image.name())
-        .with_found(format_args!("an image that is {found} {}", mark.name))
-        .with_expected("the merge to be completed first"))
+        .with_found(format_args!("the mark of a merge into {}", mark.name))
+        .with_expected("the merge to be resumed first"))
 }
 
 fn parent_lost(image: &VhdxFile, bytes: u64, why: &dyn fmt::Display) -> Error {
