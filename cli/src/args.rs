@@ -179,6 +179,10 @@ impl Finding {
 }
 
 impl Chain {
+    pub(crate) fn source(&self) -> PathSource {
+        self.parents.source()
+    }
+
     /// How the chain is opened.
     pub(crate) fn options(&self) -> Result<OpenOptions, Failure> {
         look_into(&self.children_in)?;

@@ -42,7 +42,8 @@ pub(crate) struct Failure {
     /// What else programs are told: the facts of the library's own error, where it is one.
     facts: Box<Map<String, Value>>,
     cause: Option<String>,
-    hints: Vec<String>,
+    /// Hints beside those that the table has, and commands instead of its own.
+    own: Box<Advice>,
     /// The reader of our output went away: nothing to complain of.
     silent: bool,
 }
@@ -75,7 +76,7 @@ impl Failure {
             message: message.into(),
             facts: Box::default(),
             cause: None,
-            hints: Vec::new(),
+            own: Box::default(),
             silent: false,
         }
     }
@@ -111,7 +112,13 @@ impl Failure {
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.hints.push(hint.into());
+        self.own.hints.push(hint.into());
+        self
+    }
+
+    /// Names a command to go on with, instead of those that are advised otherwise.
+    pub(crate) fn then(mut self, command: impl Into<String>) -> Self {
+        self.own.next.push(command.into());
         self
     }
 
@@ -140,7 +147,10 @@ impl Failure {
     fn advice(&self) -> Advice {
         let fact = |name: &str| self.facts.get(name).and_then(Value::as_str);
         let mut advice = next::advice(&self.code, fact("kind"), self.exit, fact("file"));
-        advice.hints.splice(0..0, self.hints.iter().cloned());
+        advice.hints.splice(0..0, self.own.hints.iter().cloned());
+        if !self.own.next.is_empty() {
+            advice.next.clone_from(&self.own.next);
+        }
         advice
     }
 
@@ -192,7 +202,7 @@ impl From<avhdx::Error> for Failure {
             message: error.to_string(),
             cause: error.source().map(ToString::to_string),
             facts: Box::new(facts_of(&error)),
-            hints: Vec::new(),
+            own: Box::default(),
             silent: false,
         }
     }

@@ -21,6 +21,7 @@ mod input;
 mod interrupt;
 mod map;
 mod measure;
+mod merge;
 mod next;
 mod operation;
 mod output;
@@ -49,7 +50,7 @@ use output::Console;
 /// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads, converts, makes and writes
 /// them.
 ///
-/// Only write, zero, discard, checkpoint, revert, reparent, relink and bench
+/// Only write, zero, discard, checkpoint, revert, merge, reparent, relink and bench
 /// --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
 /// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name or label, @HEX
 /// the layer whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
@@ -85,6 +86,8 @@ enum Verb {
     Checkpoint(checkpoint::Args),
     #[command(visible_alias = "apply")]
     Revert(revert::Args),
+    #[command(visible_alias = "commit")]
+    Merge(merge::Args),
     #[command(visible_alias = "rebase")]
     Reparent(reparent::Args),
     Relink(relink::Args),
@@ -111,6 +114,7 @@ impl Verb {
             Self::Discard(args) => discard::run(args, console),
             Self::Checkpoint(args) => checkpoint::run(args, console),
             Self::Revert(args) => revert::run(args, console),
+            Self::Merge(args) => merge::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Compare(args) => compare::run(args, console),

@@ -4,16 +4,18 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use clap::ArgMatches;
+use clap::{ArgMatches, CommandFactory};
 
+use crate::Cli;
 use crate::exit::Exit;
 use crate::point::Point;
 use crate::shell::{argument, word};
 
 /// A failure, what is to be said of it, and the commands to go on with, the likeliest first.
 ///
-/// A row is of an exact code, of all codes with a beginning (`log.*`), of a kind of error or of an exit code. The
-/// first of these that there is a row of is the one. In commands these stand for what was typed, or
+/// A row is of an exact code, of all codes with a beginning (`log.*`), of a kind of error or of an exit code; with a
+/// verb before it, of that verb alone. The first of these that there is a row of is the one. Hints of flags that the
+/// verb does not have are left out. In commands these stand for what was typed, or
 /// found, and stay as they are where there is no such thing:
 /// - `IMAGE`: the image as it was typed; `TIP`: the same without `@SEL`;
 /// - `FILE`: the file concerned, else the image; `FOLDER`: where it lies;
@@ -129,6 +131,8 @@ const ROWS: &[Row] = &[
         ],
         &["avhdx tree FOLDER  # whether the old parent is somewhere below", "AGAIN --unproven"],
     ),
+    ("reparent.merged", &[], &["avhdx merge --resume FILE"]),
+    ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
     ("reparent.*", &[], &["avhdx tree FOLDER  # which images there are, and whose child each is"]),
     ("relink.*", &[], &["avhdx tree IMAGE  # who has which identity", "AGAIN --parent-dir DIR"]),
     // Limits.
@@ -180,6 +184,19 @@ const ROWS: &[Row] = &[
             "AGAIN --dry-run  # how much is needed",
         ],
     ),
+    (
+        "merge: kind has-children",
+        &[
+            "a point that several disks stand on is not merged: the others are merged or removed first",
+            "a layer below the tip is named by way of the tip: TIP@SEL",
+        ],
+        &["avhdx tree FOLDER  # whose child each image is"],
+    ),
+    ("merge.children-unknown", &[], &["AGAIN --no-other-children  # if you know it"]),
+    ("merge.no-parent", &[], &["avhdx info --chain PARENTS TIP"]),
+    ("merge.not-begun", &[], &["avhdx merge PARENTS IMAGE"]),
+    ("kind merged", &[], &["avhdx merge --resume FILE"]),
+    ("kind unfinished", &[], &["avhdx merge --resume FILE"]),
     // What the host did.
     (
         "kind poisoned",
@@ -229,10 +246,26 @@ pub(crate) struct Advice {
 
 /// What the table has to say of a failure: of its code, and the kind and the file of the library's error.
 pub(crate) fn advice(code: &str, kind: Option<&str>, exit: Exit, file: Option<&str>) -> Advice {
-    let Some((_, hints, next)) = row(code, kind, exit) else { return Advice::default() };
     let typed = typed();
+    let verb = typed.as_ref().map_or("", |typed| &typed.verb);
+    let found = row(&format!("{verb}: "), code, kind, exit).or_else(|| row("", code, kind, exit));
+    let Some((_, hints, next)) = found else { return Advice::default() };
+    let has_flag = |hint: &&&str| match (hint.strip_prefix("--"), typed.as_ref()) {
+        (Some(hint), Some(typed)) => typed.has_flag(hint.split(' ').next().unwrap_or_default()),
+        _ => true,
+    };
     let next = next.iter().filter_map(|template| fill(template, typed.as_ref(), file));
-    Advice { hints: hints.iter().map(|hint| (*hint).into()).collect(), next: next.collect() }
+    let hints = hints.iter().filter(has_flag).map(|hint| (*hint).into());
+    Advice { hints: hints.collect(), next: next.collect() }
+}
+
+/// A command on an image, with the flags typed that say where parents are.
+pub(crate) fn with_parents(verb: &str, image: &Path) -> String {
+    let typed = typed();
+    let parents = typed.as_ref().map_or(&[][..], |typed| &typed.parents);
+    let words =
+        [&[argument(image)][..], &parents.iter().map(|text| word(text)).collect::<Vec<_>>()];
+    format!("avhdx {verb} {}", words.concat().join(" "))
 }
 
 /// Keeps what was typed.
@@ -244,8 +277,8 @@ fn typed() -> MutexGuard<'static, Option<Typed>> {
     TYPED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn row(code: &str, kind: Option<&str>, exit: Exit) -> Option<&'static Row> {
-    let find = |of: &str| ROWS.iter().find(|(name, ..)| *name == of);
+fn row(verb: &str, code: &str, kind: Option<&str>, exit: Exit) -> Option<&'static Row> {
+    let find = |of: &str| ROWS.iter().find(|(name, ..)| name.strip_prefix(verb) == Some(of));
     let prefix = code.split_once('.').map(|(first, _)| format!("{first}.*"));
     find(code)
         .or_else(|| find(&prefix?))
@@ -273,6 +306,12 @@ impl Typed {
 }
 
 impl Typed {
+    fn has_flag(&self, name: &str) -> bool {
+        let program = Cli::command();
+        let verb = program.find_subcommand(&self.verb);
+        verb.is_some_and(|verb| verb.get_arguments().any(|flag| flag.get_long() == Some(name)))
+    }
+
     /// What `more` can be appended to: all that was typed, but for the flag that it replaces. `None` where the
     /// verb does not know it.
     fn before(&self, more: &str) -> Option<Self> {
@@ -388,6 +427,7 @@ mod tests {
             "avhdx create child.vhdx --parent a.vhdx",
             "avhdx read a.vhdx --length 1",
             "avhdx revert a.vhdx@-1 --delete-newer",
+            "avhdx merge a.vhdx",
         ];
         for (of, _, next) in ROWS {
             let mut filled = 0;

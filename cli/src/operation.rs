@@ -2,12 +2,13 @@
 
 use std::ffi::OsStr;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use avhdx::ops::{FileChange, FileChangeKind, Forecast, Progress};
-use avhdx::{DiffChain, Layer, OpenOptions};
+use avhdx::storage::{Host, LocalHost};
+use avhdx::{DiffChain, Layer, MergeState, OpenOptions};
 use serde_json::{Value, json};
 
 use crate::args;
@@ -65,6 +66,33 @@ impl Subject {
     /// The layer that the argument means, which is the tip unless it says otherwise.
     pub(crate) fn layer(&self, console: &mut Console) -> Result<&Layer, Failure> {
         Ok(self.point(console)?.unwrap_or_else(|| self.tip()))
+    }
+
+    /// The layer that a flag's value means: a selector, or the path of one of the layers.
+    pub(crate) fn layer_of(&self, value: &OsStr, console: &mut Console) -> Result<&Layer, Failure> {
+        let path = LocalHost.canonical(Path::new(value)).ok();
+        let is_there = |layer: &&Layer| {
+            let own = layer.path.as_deref().and_then(|path| LocalHost.canonical(path).ok());
+            path.is_some() && own == path
+        };
+        if let Some(layer) = self.points.layers().iter().find(is_there) {
+            return Ok(layer);
+        }
+        let text = value.to_string_lossy();
+        let selector = text.strip_prefix('@').unwrap_or(&text);
+        self.points.resolve(selector, &text, console)
+    }
+
+    /// The layer that is being merged, the lowest if there are several.
+    pub(crate) fn being_merged(&self) -> Result<&Layer, Failure> {
+        let is_merged = |layer: &&Layer| {
+            let mark = self.chain.image(layer.id).and_then(|image| image.merge_mark());
+            mark.is_some_and(|mark| matches!(mark.state, MergeState::Merging | MergeState::Spent))
+        };
+        self.points.layers().iter().rev().find(is_merged).ok_or_else(|| {
+            let message = format!("{}: no merge is under way in this chain", self.image.display());
+            Failure::usage("merge.not-begun", message)
+        })
     }
 
     pub(crate) fn tip(&self) -> &Layer {

@@ -6,9 +6,8 @@ mod common;
 use std::time::{Duration, UNIX_EPOCH};
 
 use avhdx::{CreateOptions, DiffChain};
-use avhdx_testkit::build::{Contents, IS_USER, Image, Item};
-use common::{Folder, name};
-use uuid::Uuid;
+use avhdx_testkit::build::Image;
+use common::{Folder, mark, name};
 
 /// A disk with two checkpoints: first `before the upgrade`, then one whose label is `label`.
 fn labelled(label: &str) -> Folder {
@@ -68,17 +67,6 @@ fn tree_and_info_show_labels() {
     run.prints("before the upgrade, 2000-02-29T23:59:59Z: the point in time below");
     let info = folder.run("info one.vhdx --json").expect(0).json();
     assert_eq!(info["image"]["checkpoint"]["label"], "before the upgrade");
-}
-
-/// The mark of a merge, typed from its description.
-fn mark(image: &mut Image, state: u8, other: Uuid, name: &str) {
-    let mut bytes = vec![1, 0, state, 0];
-    bytes.extend((name.len() as u32).to_le_bytes());
-    bytes.extend(other.to_bytes_le());
-    bytes.extend(name.as_bytes());
-    let id = Uuid::parse_str("917330e3-c6a3-4d5f-913e-f0fa001aaec7").unwrap();
-    let item = Item::new("merge", id, IS_USER, Contents::Bytes(bytes));
-    image.metadata.items.push(item);
 }
 
 #[test]

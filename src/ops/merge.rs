@@ -192,7 +192,12 @@ impl Merge {
         let lowest = steps[0] + 1;
         for layer in steps.iter().copied().chain([lowest]) {
             path_of(&images[layer])?;
-            self.refuse_others(op, &images[layer], &known)?;
+            // What is below a spent layer has it all already, and may have children again: it does not change.
+            let mark = images.get(layer.wrapping_sub(1)).and_then(|image| image.merge_mark());
+            let is_below_spent = mark.is_some_and(|mark| mark.state == MergeState::Spent);
+            if layer != lowest || !is_below_spent {
+                self.refuse_others(op, &images[layer], &known)?;
+            }
             if layer > steps[steps.len() - 1] {
                 op.check_unseen(layer)?;
             }

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use avhdx_testkit::build::{Block, Data, Image, state, write_chain};
+use avhdx_testkit::build::{Block, Contents, Data, IS_USER, Image, Item, state, write_chain};
 use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -150,6 +150,17 @@ pub fn name(image: &mut Image, n: u8) {
         header.data_write_guid = guid(n);
         header.file_write_guid = Uuid::from_u128(u128::from(n) + 1);
     }
+}
+
+/// The mark of a merge, typed from its description.
+pub fn mark(image: &mut Image, state: u8, other: Uuid, name: &str) {
+    let mut bytes = vec![1, 0, state, 0];
+    bytes.extend((name.len() as u32).to_le_bytes());
+    bytes.extend(other.to_bytes_le());
+    bytes.extend(name.as_bytes());
+    let id = Uuid::parse_str("917330e3-c6a3-4d5f-913e-f0fa001aaec7").unwrap();
+    let item = Item::new("merge", id, IS_USER, Contents::Bytes(bytes));
+    image.metadata.items.push(item);
 }
 
 /// Three layers, base first. The base (4 MiB) holds blocks 0 and 2; the one above has 16 sectors of

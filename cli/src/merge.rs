@@ -1,0 +1,160 @@
+//! `avhdx merge`: a child's content into its parent.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use avhdx::MergeState;
+use avhdx::ops::forest::{Forest, NodeId};
+use avhdx::ops::{Merge, Merged, Pace};
+use avhdx::storage::{FileKind, Host, LocalHost};
+use serde_json::json;
+
+use crate::args;
+use crate::exit::{Failure, Outcome};
+use crate::next;
+use crate::operation::{self, Subject, paths};
+use crate::output::{Console, size};
+use crate::point::Point;
+
+/// Merge an image into its parent, and remove it: the point in time between the two is given up.
+///
+/// CHILD is a tip, or a layer below one: TIP@SEL, whose child is then linked to the parent. Ctrl-C, kill or a
+/// crash at any time lose nothing: the chain reads as before, and --resume goes on.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// The image that is merged, as a tip or as a layer below one: TIP@SEL.
+    #[arg(value_name = "CHILD")]
+    image: OsString,
+    /// Merge all from CHILD down into ANCESTOR, a layer's file or @SEL [default: the parent alone].
+    #[arg(long, value_name = "ANCESTOR", conflicts_with = "resume")]
+    into: Option<OsString>,
+    /// Go on with a merge that was interrupted. CHILD is any file that it concerns.
+    #[arg(long)]
+    resume: bool,
+    /// Free what is merged step by step, where there is no space for all of it twice. The merge can then only go
+    /// on, for the child has no longer all its bytes.
+    #[arg(long)]
+    low_space: bool,
+    /// Take it that the images have no other children, where a file or folder cannot be looked at.
+    #[arg(long)]
+    no_other_children: bool,
+    /// Copy at most SIZE bytes a second.
+    #[arg(long, value_name = "SIZE", value_parser = args::bytes)]
+    rate: Option<u64>,
+    /// Copy the bytes even where the file system could share them between the two files.
+    #[arg(long)]
+    no_share: bool,
+    /// Only say what would be done, and whether there is the space for it.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    opening: args::Chain,
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+    let (subject, merge, child) = if args.resume {
+        let options = args.opening.options()?.unfinished(true);
+        let subject = Subject::open_with(&unfinished(&args)?, &options, console)?;
+        let child = subject.being_merged()?.clone();
+        (subject, Merge::resume(child.id), child)
+    } else {
+        let subject = Subject::open(&args.image, &args.opening, console)?;
+        let child = subject.layer(console)?.clone();
+        let mut merge = Merge::new(child.id);
+        if let Some(ancestor) = &args.into {
+            merge = merge.into_layer(subject.layer_of(ancestor, console)?.id);
+        }
+        (subject, merge, child)
+    };
+    let pace = Pace::new();
+    pace.limit(args.rate);
+    let mut merge = merge
+        .low_space(args.low_space)
+        .no_other_children(args.no_other_children)
+        .share(!args.no_share)
+        .pace(pace);
+    for folder in &args.opening.children_in {
+        merge = merge.children_in(folder);
+    }
+    if args.dry_run {
+        let forecast = merge.forecast(&subject.chain)?;
+        operation::foretell("avhdx.merge/1", &forecast, console)?;
+        return Ok(Outcome::Yes);
+    }
+    let done = operation::run(console, |on| merge.run(&subject.chain, on));
+    let state = subject.chain.image(child.id).and_then(|image| image.merge_mark());
+    let tip = subject.tip().path.clone().unwrap_or_default();
+    let ended = subject.end();
+    let merged = match (done, state) {
+        (Ok(merged), _) => merged,
+        (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(_)) => {
+            let failure =
+                failure.also("the disk reads as before, and the merge can be gone on with");
+            return Err(failure.then(next::with_parents("merge --resume", &tip)));
+        }
+    };
+    ended?;
+    console.warnings(&merged.warnings);
+    say(&merged, &child.name, console)?;
+    Ok(Outcome::Yes)
+}
+
+fn say(merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failure> {
+    let tip = merged.tip.as_ref().map(|tip| tip.display().to_string());
+    if console.is_json() {
+        return console.document(&json!({
+            "schema": "avhdx.merge/1",
+            "dry_run": false,
+            "tip": tip,
+            "removed": paths(&merged.removed),
+            "moved": merged.moved,
+            "handed_over": merged.handed_over,
+        }));
+    }
+    console.line(format!("{child}: merged, {} moved", size(merged.moved)))?;
+    for removed in &merged.removed {
+        console.line(format!("  removed   {}", removed.display()))?;
+    }
+    match tip {
+        Some(tip) => console.line(format!("  the tip is {tip}, to be written to from now on")),
+        None => Ok(()),
+    }
+}
+
+/// The tip of the chain in which a merge is under way that concerns the file.
+fn unfinished(args: &Args) -> Result<OsString, Failure> {
+    let file = Point::parse(&args.image).image;
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    let mut places = Vec::new();
+    for folder in [&folder].into_iter().chain(&args.opening.children_in) {
+        let names = LocalHost.list(folder).map_err(|error| {
+            let message =
+                format!("{}: cannot look for the images of the merge there", folder.display());
+            Failure::io("children.folder", message, &error)
+        })?;
+        let is_file =
+            |path: &PathBuf| LocalHost.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
+        places.extend(names.into_iter().filter(is_file));
+    }
+    let forest = Forest::scan(&places, &args.opening.source())?;
+    let own = LocalHost.canonical(&file).ok();
+    let is_own = |path: &Path| own.is_some() && LocalHost.canonical(path).ok() == own;
+    let found = forest.nodes().find(|(_, node)| is_own(&node.path));
+    // What is no image is told so by whoever opens it.
+    let Some((mut node, _)) = found else { return Ok(file.into()) };
+    let state =
+        |id: NodeId| forest.node(id).image.as_ref().ok()?.merge.as_ref().map(|mark| mark.state);
+    loop {
+        let children = &forest.node(node).children;
+        let in_state = |wanted| children.iter().find(|child| state(**child) == Some(wanted));
+        let marked = in_state(MergeState::Merging).or_else(|| in_state(MergeState::Spent));
+        node = match (marked, &children[..]) {
+            (Some(child), _) | (None, [child]) => *child,
+            _ => return Ok(forest.node(node).path.clone().into()),
+        };
+    }
+}

@@ -1,0 +1,306 @@
+//! `avhdx merge`: checkpoints that are given up, whole stories of a chain, and a program that is killed meanwhile.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs;
+use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use avhdx_testkit::build::{Block, Data};
+use avhdx_testkit::naive::Chain;
+use avhdx_testkit::rng::Rng;
+use common::{Folder, Run, chain, guid, mark, name};
+use serde_json::Value;
+
+const MIB: usize = 1 << 20;
+const KILLS: u32 = 30;
+
+/// A disk with its checkpoints, and what each layer is to read as: nothing of the program is asked for that.
+struct Machine {
+    folder: Folder,
+    /// Files with the bytes of the disk as seen from there, base first.
+    layers: Vec<(String, Vec<u8>)>,
+    made: u32,
+}
+
+impl Machine {
+    fn new(size: usize) -> Self {
+        let folder = Folder::new();
+        folder.run(&format!("create web.vhdx --size {size} --block 1M")).expect(0);
+        Self { folder, layers: vec![("web.vhdx".into(), vec![0; size])], made: 0 }
+    }
+
+    fn tip(&self) -> &str {
+        &self.layers.last().unwrap().0
+    }
+
+    fn write(&mut self, at: usize, bytes: &[u8]) {
+        let (tip, disk) = self.layers.last_mut().unwrap();
+        self.folder.run_with(&format!("write {tip} --offset {at}"), bytes).expect(0);
+        disk[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn discard(&mut self, at: usize, len: usize) {
+        let (tip, disk) = self.layers.last_mut().unwrap();
+        self.folder.run(&format!("discard {tip} --offset {at} --length {len}")).expect(0);
+        disk[at..at + len].fill(0);
+    }
+
+    /// A checkpoint called like the file of the new tip.
+    fn checkpoint(&mut self) {
+        self.made += 1;
+        let name = format!("c{}", self.made);
+        let line = format!("checkpoint {} --label {name} --path {name}.avhdx", self.tip());
+        self.folder.run(&line).expect(0);
+        let disk = self.layers.last().unwrap().1.clone();
+        self.layers.push((format!("{name}.avhdx"), disk));
+    }
+
+    /// A checkpoint, and something written to it here and there.
+    fn go_on(&mut self, rng: &mut Rng) {
+        self.checkpoint();
+        let size = self.layers[0].1.len();
+        for _ in 0..4 {
+            let len = (1 + rng.below(2 * MIB as u64)) as usize;
+            let at = rng.below((size - len) as u64) as usize;
+            if rng.chance(1, 4) {
+                self.discard(at, len);
+            } else {
+                let mut bytes = vec![0; len];
+                bytes.iter_mut().for_each(|byte| *byte = rng.below(256) as u8);
+                self.write(at, &bytes);
+            }
+        }
+    }
+
+    /// The disk is what it is to be, seen from the tip by the program.
+    #[track_caller]
+    fn reads(&self) {
+        let (tip, disk) = self.layers.last().unwrap();
+        let run = self.folder.run(&format!("read {tip} --length {}", disk.len())).expect(0);
+        assert!(run.stdout == *disk, "{tip} does not read as it was written");
+    }
+
+    /// The same from every layer, by a reader of our own too, and all is sound.
+    #[track_caller]
+    fn is_as_written(&self) {
+        let paths = self.layers.iter().map(|(name, _)| self.folder.file(name));
+        let naive = Chain::open(paths).unwrap();
+        for (i, (name, disk)) in self.layers.iter().enumerate() {
+            let run = self.folder.run(&format!("read {name} --length {}", disk.len())).expect(0);
+            assert!(run.stdout == *disk, "{name}");
+            assert!(naive.flat(i).unwrap() == *disk, "{name} to the naive reader");
+        }
+        self.folder.run(&format!("check {}", self.tip())).expect(0);
+        let mut names: Vec<String> = self.layers.iter().map(|(name, _)| name.clone()).collect();
+        names.sort();
+        assert_eq!(self.folder.names(), names);
+    }
+
+    /// The layer at `child` is no longer there: its parent has what it had.
+    fn merged(&mut self, child: usize) {
+        let (_, disk) = self.layers.remove(child);
+        self.layers[child - 1].1 = disk;
+    }
+
+    fn spawn(&self, line: &str) -> Child {
+        let mut command = self.folder.command(line.split(' '));
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    /// The state of a merge that is under way in an image.
+    fn mark(&self, name: &str) -> Option<String> {
+        let info = self.folder.run(&format!("info {name} --json"));
+        let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+        info["image"]["merge"]["state"].as_str().map(str::to_owned)
+    }
+}
+
+#[test]
+fn the_life_of_a_chain() {
+    let mut machine = Machine::new(8 * MIB);
+    let mut rng = Rng::new(5);
+    machine.write(0, &[1; 5000]);
+    for _ in 0..4 {
+        machine.go_on(&mut rng);
+    }
+    machine.is_as_written();
+    // A point in the middle goes: the one above it is linked to the one below.
+    let run = machine.folder.run("merge c4.avhdx@c3.avhdx").expect(0);
+    drop(
+        run.prints("c3.avhdx: merged, ")
+            .prints("  removed   ")
+            .says("c4.avhdx@c3.avhdx is c3.avhdx"),
+    );
+    machine.merged(3);
+    machine.is_as_written();
+    // By its label: what checkpoint c2 called c2 is the layer below c2.avhdx.
+    let run = machine.folder.run("merge c4.avhdx@c2 --dry-run --json").expect(0).json();
+    assert_eq!(run["schema"], "avhdx.merge/1");
+    let files = run["forecast"]["files"].as_array().unwrap();
+    assert!(
+        files.iter().any(|file| file["change"] == "removed"
+            && file["path"].as_str().unwrap().ends_with("c1.avhdx"))
+    );
+    machine.is_as_written();
+    // The tip into the base, all in one.
+    let run = machine.folder.run("commit c4.avhdx --into @base --json").expect(0);
+    let done = run.json();
+    assert!(done["tip"].as_str().unwrap().ends_with("web.vhdx"));
+    assert_eq!(done["removed"].as_array().unwrap().len(), 3);
+    let is_known = |line: &str| line.contains("avhdx.progress/1") || line.contains("avhdx.note/1");
+    assert!(run.stderr.lines().all(is_known), "{}", run.stderr);
+    for child in [3, 2, 1] {
+        machine.merged(child);
+    }
+    machine.is_as_written();
+    assert_eq!(machine.folder.names(), ["web.vhdx"]);
+}
+
+#[test]
+fn low_space_and_copies_come_to_the_same() {
+    for flags in ["--low-space", "--no-share", "--low-space --no-share"] {
+        let mut machine = Machine::new(8 * MIB);
+        let mut rng = Rng::new(6);
+        machine.go_on(&mut rng);
+        machine.go_on(&mut rng);
+        machine.folder.run(&format!("merge c2.avhdx@c1.avhdx {flags}")).expect(0);
+        machine.merged(1);
+        machine.is_as_written();
+        machine.folder.run(&format!("merge c2.avhdx {flags} --into web.vhdx")).expect(0);
+        machine.merged(1);
+        machine.is_as_written();
+    }
+}
+
+#[test]
+fn refusals_leave_all_as_it_is() {
+    let mut machine = Machine::new(4 * MIB);
+    machine.checkpoint();
+    machine.write(0, &[1; 512]);
+    let folder = &machine.folder;
+    drop(folder.run("merge web.vhdx").expect(7).says("next: avhdx tree .  # "));
+    drop(folder.run("merge c1.avhdx@base").expect(2).says("next: avhdx info --chain c1.avhdx\n"));
+    drop(folder.run("merge c1.avhdx --into @nowhere").expect(2).says("c1.avhdx"));
+    drop(folder.run("merge --resume c1.avhdx").expect(2).says("next: avhdx merge c1.avhdx\n"));
+    // A second disk stands on the base.
+    fs::create_dir(folder.file("clones")).unwrap();
+    folder.run("create clones/clone.vhdx --parent web.vhdx").expect(0);
+    let run = folder.run("merge c1.avhdx --children-in clones").expect(7);
+    drop(run.says("clone.vhdx as its child").says("merged or removed first"));
+    folder.run("merge c1.avhdx --children-in nowhere").expect(3);
+    fs::remove_dir_all(folder.file("clones")).unwrap();
+    machine.is_as_written();
+}
+
+#[test]
+fn what_a_merge_left_behind_is_removed() {
+    let folder = Folder::new();
+    let [base, mut spent, _] = chain().try_into().unwrap();
+    // The layer above is linked to the base already, and the base knows nothing of a merge any more.
+    let mut tip = base.new_child();
+    name(&mut tip, 2);
+    tip.put(1, Block::full(Data::Pattern(9)));
+    mark(&mut spent, 2, guid(0), "base.vhdx");
+    base.write_to(folder.file("base.vhdx"));
+    spent.parent_path(".\\base.vhdx").write_to(folder.file("spent.avhdx"));
+    tip.parent_path(".\\base.vhdx").write_to(folder.file("tip.avhdx"));
+    let disk = tip.flat(Some(&base.flat(None)));
+    let base = folder.read("base.vhdx");
+
+    let run = folder.run("read spent.avhdx --length 1").expect(7).says("base.vhdx");
+    drop(run.says("next: avhdx merge --resume spent.avhdx\n"));
+    drop(folder.run("tree .").expect(1).prints("next: avhdx merge --resume ./spent.avhdx\n"));
+    folder.run("merge --resume spent.avhdx").expect(0);
+    assert_eq!(folder.names(), ["base.vhdx", "tip.avhdx"]);
+    assert!(folder.run("read tip.avhdx --length 4M").expect(0).stdout == disk);
+    let file_writes = |bytes: &[u8]| bytes[1 << 20..].to_vec();
+    assert!(file_writes(&folder.read("base.vhdx")) == file_writes(&base));
+    folder.run("tree .").expect(0);
+}
+
+/// How long a merge takes that nothing disturbs, at a rate that leaves time to be killed.
+const RATE: &str = "--rate 24M";
+
+#[test]
+fn an_interruption_stops_where_the_merge_can_go_on() {
+    let mut machine = Machine::new(16 * MIB);
+    machine.checkpoint();
+    machine.write(0, &vec![7; 12 * MIB]);
+    let merge = machine.spawn("merge c1.avhdx --rate 4M --json");
+    sleep(Duration::from_millis(700));
+    let killed =
+        std::process::Command::new("kill").args(["-INT", &merge.id().to_string()]).status();
+    assert!(killed.unwrap().success());
+    let start = Instant::now();
+    let run = Run::of(merge.wait_with_output().unwrap()).expect(130);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(run.error()["code"], "op.cancelled");
+    assert_eq!(run.error()["next"][0], "avhdx merge --resume c1.avhdx");
+    assert!(run.stderr.lines().next().unwrap().contains("avhdx.progress/1"), "{}", run.stderr);
+    machine.reads();
+    assert_eq!(machine.mark("c1.avhdx").as_deref(), Some("merging"));
+    assert_eq!(machine.mark("web.vhdx").as_deref(), Some("target"));
+    // By itself the parent is a mixture, and nobody is given it.
+    let run = machine.folder.run("read web.vhdx --length 1").expect(7);
+    drop(run.says("next: avhdx merge --resume "));
+    drop(machine.folder.run("tree .").expect(1).prints("next: avhdx merge --resume ./c1.avhdx\n"));
+    machine.folder.run("merge --resume c1.avhdx").expect(0);
+    machine.merged(1);
+    machine.is_as_written();
+}
+
+#[test]
+fn a_merge_that_is_killed_is_gone_on_with() {
+    let mut rng = Rng::new(u64::from(std::process::id()));
+    let mut machine = Machine::new(16 * MIB);
+    machine.go_on(&mut rng);
+    // How often the kill came before, in and after the merge.
+    let (mut before, mut within, mut after) = (0, 0, 0);
+    for _ in 0..KILLS {
+        machine.go_on(&mut rng);
+        machine.go_on(&mut rng);
+        // The tip, or the layer below it.
+        let child = if rng.chance(1, 2) { 3 } else { 2 };
+        let (tip, name) = (machine.tip().to_owned(), machine.layers[child].0.clone());
+        let low_space = if rng.chance(1, 3) { " --low-space" } else { "" };
+        let line = format!("merge {tip}@{name} {RATE}{low_space}");
+        let mut merge = machine.spawn(&line);
+        sleep(Duration::from_millis(rng.below(400)));
+        merge.kill().unwrap();
+        merge.wait().unwrap();
+        let state = if machine.folder.file(&name).exists() { machine.mark(&name) } else { None };
+        if !machine.folder.file(&name).exists() {
+            after += 1;
+        } else if state.is_none() {
+            machine.reads();
+            before += 1;
+            machine.folder.run(&format!("merge {tip}@{name}")).expect(0);
+        } else {
+            within += 1;
+            if state.as_deref() != Some("spent") {
+                machine.reads();
+            }
+            // Killed once more on the way, now and then.
+            if rng.chance(1, 3) {
+                let mut again = machine.spawn(&format!("merge --resume {name} {RATE}"));
+                sleep(Duration::from_millis(rng.below(300)));
+                again.kill().unwrap();
+                again.wait().unwrap();
+            }
+            if machine.folder.file(&name).exists() {
+                let file = if rng.chance(1, 2) { &name } else { &machine.layers[child - 1].0 };
+                machine.folder.run(&format!("merge --resume {file}")).expect(0);
+            }
+        }
+        machine.merged(child);
+        machine.is_as_written();
+        machine.folder.run(&format!("merge {}", machine.tip())).expect(0);
+        machine.merged(2);
+        machine.reads();
+    }
+    println!("killed before {before}, within {within} and after {after} merges");
+    assert!(within >= KILLS / 6, "{within} of {KILLS} kills met a merge");
+}
