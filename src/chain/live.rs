@@ -320,8 +320,7 @@ impl Operation<'_> {
         };
         let opened: Result<Vec<_>> = old.iter().map(|old| self.open_for_writing(old)).collect();
         let opened = opened.inspect_err(|_| {
-            // Whoever took one meanwhile is told of by the error.
-            old.iter().for_each(|old| drop(old.bare_storage().try_lock(LockMode::Shared)));
+            old.iter().for_each(|old| self.lock_again(old));
         })?;
         let handles: Vec<_> = layers.iter().copied().zip(opened).collect();
         let drained = self.drained(self.replace(&handles), on).and_then(|()| {
@@ -332,7 +331,16 @@ impl Operation<'_> {
         });
         drained.inspect_err(|_| {
             handles.iter().for_each(|(_, image)| drop(self.settle(image)));
+            // Other chains go on with the old handles.
+            old.iter().for_each(|old| self.lock_again(old));
         })
+    }
+
+    /// Takes back the lock that a handle let go of. Whoever took it meanwhile is told of by another error.
+    fn lock_again(&self, old: &VhdxFile) {
+        if self.policy().lock != Lock::None {
+            drop(old.bare_storage().try_lock(LockMode::Shared));
+        }
     }
 
     /// The old handle lets go of its lock first, for locks are not changed in place; that it is still the same

@@ -25,9 +25,7 @@ pub(crate) use live::{Opened, Operation, Retired, path_of};
 pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub use open::Linkage;
-pub(crate) use open::{
-    ChainPolicy, Identity, check_point, check_sectors, find_parent, loop_error, too_deep,
-};
+pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_error, too_deep};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
@@ -179,7 +177,7 @@ impl DiffChain {
         })?;
         let image = &stack.links()[below].image;
         if below > 0 && image.merge_mark().is_some_and(|mark| mark.state == MergeState::Target) {
-            open::check_point(image)?;
+            image.check_point()?;
         }
         let view =
             self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) }, false)?;

@@ -52,7 +52,7 @@ impl DiffChain {
         opened: Opened,
     ) -> Result<Self> {
         if !policy.unfinished {
-            check_point(&tip)?;
+            tip.check_point()?;
         }
         let Walked { layers, mut warnings, broken } = walk(tip, policy, &opened.images, source);
         warnings.extend(layers.iter().filter_map(|link| unfinished(&link.image)));
@@ -61,33 +61,6 @@ impl DiffChain {
             None => Ok(Live::chain(opened, layers, warnings)),
         }
     }
-}
-
-/// Refuses an image as the top of a chain that, because of a merge, is no point in time.
-pub(crate) fn check_point(image: &VhdxFile) -> Result<()> {
-    let Some(mark) = image.merge_mark() else { return Ok(()) };
-    let other = &mark.name;
-    let error = match mark.state {
-        MergeState::Merging => return Ok(()),
-        MergeState::Spent => {
-            let message = format!(
-                "all that the image held is in its parent {other}, which may have newer bytes: read that instead",
-            );
-            Error::new(ErrorKind::Merged, "merge.spent", message)
-                .with_found("the mark of a merge that is complete")
-                .with_expected("an image that is part of a chain; this one can be removed")
-        }
-        MergeState::Target => {
-            let message = format!(
-                "{other} is being merged into the image, which holds a mixture until that is completed: read {other}, \
-                 or what lies above it",
-            );
-            Error::new(ErrorKind::Unfinished, "merge.target", message)
-                .with_found("the mark of a merge that is under way")
-                .with_expected("the merge to be resumed first")
-        }
-    };
-    Err(error.in_file(image.name()).with_section("2.6.2.6.3"))
 }
 
 /// What the user of a chain should hear of a layer whose merge is not over.

@@ -104,13 +104,15 @@ impl CreateOptions {
     /// next change of it gives it another identity, which the child does not take for its parent's.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`].
+    /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`];
+    /// [`ErrorKind::Unfinished`] and [`ErrorKind::Merged`] when a merge makes it no point in time.
     pub fn child_of(parent: &VhdxFile) -> Result<Self> {
         Self::child_with(parent, parent.hand_out_identity()?)
     }
 
     /// The same for a parent that is going to be known by this identity.
     pub(crate) fn child_with(parent: &VhdxFile, linkage: Uuid) -> Result<Self> {
+        parent.check_point()?;
         let geometry = parent.geometry();
         Ok(Self {
             block_size: 2 << 20,

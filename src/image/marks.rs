@@ -4,8 +4,8 @@ use uuid::Uuid;
 
 use super::{ItemEdit, VhdxFile};
 use crate::disk::Disk;
-use crate::error::{Error, Result};
-use crate::format::marks::{self, CheckpointMark, MergeMark};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::marks::{self, CheckpointMark, MergeMark, MergeState};
 use crate::format::metadata::{self, ItemFlags, MetadataEntry};
 
 /// The marks that were found.
@@ -26,6 +26,33 @@ impl VhdxFile {
     /// The merge that concerns this image and is not over, if there is one.
     pub fn merge_mark(&self) -> Option<MergeMark> {
         self.metadata().marks.merge.clone()
+    }
+
+    /// Refuses an image as the top of a chain that, because of a merge, is no point in time.
+    pub(crate) fn check_point(&self) -> Result<()> {
+        let Some(mark) = self.merge_mark() else { return Ok(()) };
+        let other = &mark.name;
+        let error = match mark.state {
+            MergeState::Merging => return Ok(()),
+            MergeState::Spent => {
+                let message = format!(
+                    "all that the image held is in its parent {other}, which may have newer bytes: read that instead",
+                );
+                Error::new(ErrorKind::Merged, "merge.spent", message)
+                    .with_found("the mark of a merge that is complete")
+                    .with_expected("an image that is part of a chain; this one can be removed")
+            }
+            MergeState::Target => {
+                let message = format!(
+                    "{other} is being merged into the image, which holds a mixture until that is completed: read {other}, \
+                     or what lies above it",
+                );
+                Error::new(ErrorKind::Unfinished, "merge.target", message)
+                    .with_found("the mark of a merge that is under way")
+                    .with_expected("the merge to be resumed first")
+            }
+        };
+        Err(error.in_file(self.name()).with_section("2.6.2.6.3"))
     }
 
     /// The edits by which `other` gets what this image says of the virtual disk, but for its size,

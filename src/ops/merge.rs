@@ -6,6 +6,7 @@ mod step;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::pace::Pace;
 use super::{Forecast, Progress};
@@ -202,6 +203,7 @@ impl Merge {
                 op.check_unseen(layer)?;
             }
         }
+        refuse_unfinished(&images, steps)?;
         for layer in steps {
             let state = images[*layer].merge_mark().map(|mark| mark.state);
             let is_under_way = matches!(state, Some(MergeState::Merging | MergeState::Spent));
@@ -240,4 +242,23 @@ impl Merge {
             _ => Ok(()),
         }
     }
+}
+
+/// Refuses what would take away the marks of another merge that is to be resumed first: of one into a layer that
+/// is to be merged itself, or of one of the layer that others are to be merged into.
+fn refuse_unfinished(images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<()> {
+    let lowest = steps[0] + 1;
+    for layer in steps.iter().copied().chain([lowest]) {
+        let image = &images[layer];
+        let Some(mark) = image.merge_mark() else { continue };
+        if (mark.state == MergeState::Target) != (layer == lowest) {
+            let message = "another merge that the layer has part in is to be resumed first";
+            return Err(Error::new(ErrorKind::Unfinished, "merge.other", message)
+                .in_file(image.name())
+                .with_section("2.6.2.6.3")
+                .with_found(format_args!("the mark of a merge with {}", mark.name))
+                .with_expected("a layer without one"));
+        }
+    }
+    Ok(())
 }

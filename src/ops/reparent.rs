@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::compare::{Both, Difference};
 use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, cancelled, report, window_end};
-use crate::chain::{DiffChain, Linkage, check_point};
+use crate::chain::{DiffChain, Linkage};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
@@ -422,7 +422,7 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
 
 /// Refuses an image that a merge is about to remove, or is filling.
 fn check_no_merge(image: &VhdxFile) -> Result<()> {
-    check_point(image)?;
+    image.check_point()?;
     let Some(mark) = image.merge_mark() else { return Ok(()) };
     let message = "the image is being merged into its parent, and goes when that is complete";
     Err(Error::new(ErrorKind::Unfinished, "reparent.unfinished", message)

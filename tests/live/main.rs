@@ -6,6 +6,7 @@ mod common;
 
 mod foreign;
 mod full;
+mod kept;
 mod load;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests, which need other parts of it

@@ -12,7 +12,7 @@ use super::{MIB, base, bytes, go, naively, paths, writable};
 const SIZE: u64 = 200 * MIB;
 
 /// A chain of so many layers with up to 70 MiB of their own each, and what it holds.
-fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
+pub(super) fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
     let chain = base(folder, SIZE);
     let mut model = vec![0; SIZE as usize];
     for n in 0..layers {
@@ -34,7 +34,7 @@ fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
 }
 
 /// Stops a merge at its `n`th word, and says whether it came to that.
-fn stopped_at(n: u64, merge: Merge, chain: &DiffChain) -> bool {
+pub(super) fn stopped_at(n: u64, merge: Merge, chain: &DiffChain) -> bool {
     let mut left = n;
     let done = merge.run(chain, &mut |_| {
         left = left.saturating_sub(1);

@@ -88,7 +88,7 @@ impl Step<'_> {
         let state = on.child.merge_mark().map(|mark| mark.state);
         if state == Some(MergeState::Spent) {
             // All is in the parent, and only the names are left to be put right.
-            return self.finish(on, meter, merged);
+            return self.finish(on, merged);
         }
         if planted("grandchild-relinked-early") {
             self.relink_above(on)?;
@@ -101,7 +101,7 @@ impl Step<'_> {
         let copied = self.copy(on, meter, merged);
         unpin(&on.parent, pin);
         copied?;
-        self.finish(on, meter, merged)
+        self.finish(on, merged)
     }
 
     /// Has both files say what is under way, each before anything of it is.
@@ -170,7 +170,7 @@ impl Step<'_> {
             let (last, retired) = self.switch_tip(on, &copy)?;
             moved += last;
             on.child.stop_tracking();
-            self.op.drained(retired, &mut || ControlFlow::Continue(()))?;
+            self.wait_for_readers(retired, on, merged);
         } else {
             complete(&on.parent)?;
         }
@@ -248,7 +248,7 @@ impl Step<'_> {
     }
 
     /// What is left when the parent has everything.
-    fn finish(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
+    fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
         let child_path = path_of(&on.child)?.to_owned();
         if planted("removed-before-relink") {
             remove(self.op, &child_path)?;
@@ -267,7 +267,7 @@ impl Step<'_> {
         if !is_switched {
             rest?;
             let retired = self.op.take_out(self.layer);
-            self.op.drained(retired, &mut || meter.tell())?;
+            self.wait_for_readers(retired, on, merged);
         } else if let Err(error) = rest {
             // The chain goes on without it all the same.
             let message = format!("{}: was not marked as merged: {error}", on.child.name());
@@ -291,6 +291,15 @@ impl Step<'_> {
         Ok(())
     }
 
+    /// Waits for those who still look at the chain as it was with the child, which is out of it by now. Its file
+    /// stays right for who goes on for long.
+    fn wait_for_readers(&self, retired: Retired, on: &Handles, merged: &mut Merged) {
+        if let Err(error) = self.op.drained(retired, &mut || ControlFlow::Continue(())) {
+            let message = format!("{}: was merged all the same: {error}", on.child.name());
+            merged.warnings.push(Warning { code: "merge.still-read", message });
+        }
+    }
+
     fn relink_above(&self, on: &Handles) -> Result<()> {
         let Some(above) = &on.above else { return Ok(()) };
         let host = self.op.host().as_ref();
@@ -306,7 +315,8 @@ impl Step<'_> {
 
     /// Gives the files back to those who read them.
     fn settle(&self, on: Handles, is_done: bool, merged: &mut Merged) {
-        let stays_open = (on.is_live && is_done).then(|| on.parent.id());
+        // Once it is the tip it takes writes, whatever failed after that.
+        let stays_open = on.is_live.then(|| self.op.images()[0].id());
         for image in
             [Some(on.parent), on.above, (!is_done).then_some(on.child)].into_iter().flatten()
         {

@@ -1,0 +1,87 @@
+//! What an operation leaves as it was, and what it refuses because it could not.
+
+use std::ops::ControlFlow;
+
+use avhdx::ops::{Merge, Revert};
+use avhdx::{Budget, Disk, ErrorKind, OpenOptions};
+
+use super::unfinished::{chain_of, stopped_at};
+use super::{MIB, bytes, go, naively, paths, writable};
+
+/// The merge is over by the time that it waits for those who still read what the tip was.
+#[test]
+fn a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, mut model) = chain_of(2, folder.path());
+    let child = paths(&chain).remove(0);
+    let mut plan = None;
+    let merge = Merge::new(chain.tip().id());
+    let merged = merge.run(&chain, &mut |progress| {
+        if progress.done > 0 && plan.is_none() {
+            plan = Some(chain.plan_read(0..MIB).unwrap());
+        }
+        ControlFlow::Continue(())
+    });
+    let merged = merged.unwrap_or_else(|error| panic!("{error}"));
+    assert!(plan.is_some());
+    assert!(merged.warnings.iter().any(|w| w.code == "merge.still-read"), "{:?}", merged.warnings);
+    assert_eq!(merged.removed, [child]);
+    chain.write_at(&[7; 4096], 3 * MIB).unwrap();
+    model[3 << 20..(3 << 20) + 4096].fill(7);
+    assert!(bytes(&chain) == model);
+    drop(plan);
+    chain.close().unwrap();
+    let left = paths(&chain);
+    assert_eq!(left.len(), 1);
+    drop(chain);
+    assert!(naively(&left) == model);
+}
+
+/// Two chains of one budget have one handle of their parent, and one lock.
+#[test]
+fn a_refused_merge_leaves_the_other_chain_its_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, _) = chain_of(3, folder.path());
+    let files = paths(&chain);
+    drop(chain);
+    let budget = Budget::new(8 << 20);
+    let open = |writes| OpenOptions::new().writable(writes).budget(budget.clone());
+    let other = open(false).open(&files[1]).unwrap();
+    let chain = open(false).open(&files[0]).unwrap();
+    let locked = || OpenOptions::new().writable(true).open_image(&files[2]).unwrap_err().kind();
+    assert_eq!(locked(), ErrorKind::InUse);
+    let error = Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+    drop(chain);
+    assert_eq!(locked(), ErrorKind::InUse, "the other chain reads it");
+    drop(other);
+    OpenOptions::new().writable(true).open_image(&files[2]).unwrap();
+}
+
+/// What a merge was stopped in is a mixture without the layer above it.
+#[test]
+fn nothing_goes_on_from_a_layer_that_another_was_being_merged_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, model) = chain_of(4, folder.path());
+    let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();
+    assert!(stopped_at(5, Merge::new(ids[1]), &chain));
+    chain.close().unwrap();
+    let files = paths(&chain);
+    drop(chain);
+    let chain = writable(&files[0]);
+    let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();
+    let refused = |error: avhdx::Error| {
+        assert_eq!(error.kind(), ErrorKind::Unfinished, "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
+        assert!(paths(&chain) == files && bytes(&chain) == model);
+    };
+    refused(Revert::to(ids[2]).run(&chain, &mut go).unwrap_err());
+    // Its own merge would leave the mixture further down, and take its mark away.
+    refused(Merge::new(ids[2]).run(&chain, &mut go).unwrap_err());
+    // And one into the layer that is being merged would leave nothing to be resumed.
+    refused(Merge::new(ids[0]).run(&chain, &mut go).unwrap_err());
+    Merge::resume(ids[1]).run(&chain, &mut go).unwrap();
+    assert!(bytes(&chain) == model);
+    chain.close().unwrap();
+    assert!(naively(&paths(&chain)) == model);
+}
