@@ -182,6 +182,7 @@ const ROWS: &[Row] = &[
         &[
             "AGAIN --low-space  # frees what is merged step by step",
             "AGAIN --dry-run  # how much is needed",
+            "AGAIN  # once there is room",
         ],
     ),
     (

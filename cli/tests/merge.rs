@@ -304,3 +304,48 @@ fn a_merge_that_is_killed_is_gone_on_with() {
     println!("killed before {before}, within {within} and after {after} merges");
     assert!(within >= KILLS / 6, "{within} of {KILLS} kills met a merge");
 }
+
+/// A file system of that size at a folder, as long as this lives.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    /// `None` for users who may not mount one.
+    fn mount(path: std::path::PathBuf, size: &str) -> Option<Self> {
+        let mut mount = std::process::Command::new("mount");
+        let options = format!("size={size}");
+        mount.args(["-t", "tmpfs", "-o", &options, "none"]).arg(&path).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(path))
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        drop(std::process::Command::new("umount").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn without_the_space_nothing_is_begun() {
+    let folder = Folder::new();
+    let Some(_small) = Small::mount(folder.path().to_path_buf(), "180m") else {
+        println!("skipped without_the_space_nothing_is_begun: no file system can be mounted");
+        return;
+    };
+    folder.run("create base.vhdx --size 128M --block 1M").expect(0);
+    folder.run("checkpoint base.vhdx --path tip.avhdx").expect(0);
+    let disk: Vec<u8> = (0..96 * MIB).map(|i| 1 + (i % 251) as u8).collect();
+    folder.run_with("write tip.avhdx --offset 0", &disk).expect(0);
+    let (base, tip) = (folder.read("base.vhdx"), folder.read("tip.avhdx"));
+    let run = folder.run("merge tip.avhdx").expect(3).says("the space falls short by ");
+    let run = run.says("next: avhdx merge tip.avhdx --low-space  # ");
+    drop(run.says("next: avhdx merge tip.avhdx --dry-run  # "));
+    let run = folder.run("merge tip.avhdx --dry-run --json").expect(3);
+    assert_eq!(run.error()["kind"], "no-space");
+    let forecast = &run.json()["forecast"];
+    assert!(forecast["peak"].as_u64().unwrap() > forecast["available"].as_u64().unwrap());
+    assert!(folder.read("base.vhdx") == base && folder.read("tip.avhdx") == tip);
+    folder.run("merge tip.avhdx --low-space").expect(0);
+    let run = folder.run("read base.vhdx --length 96M").expect(0);
+    assert!(run.stdout == disk);
+    assert_eq!(folder.names(), ["base.vhdx"]);
+}

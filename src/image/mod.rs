@@ -64,11 +64,9 @@ pub(crate) use spans::{Known, SpanKey, Spans};
 #[cfg(all(test, not(loom)))]
 pub(crate) use {cache::Page, reach::Epoch};
 
-#[allow(unused_imports, reason = "the operations that change chains are built on it")]
 pub(crate) use link::LinkPaths;
 use metadata::Metadata;
 use recent::RecentEntries;
-#[allow(unused_imports, reason = "the operations that change chains are built on it")]
 pub(crate) use writer::{Copier, ItemEdit, Pins, Ticket};
 use writer::{Pin, Writer};
 

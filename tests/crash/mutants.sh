@@ -32,7 +32,7 @@ crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt identity-kept-when-handed-out lib $crashes::an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves
 hunt size-before-zero-blocks lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
-hunt rest-of-block-not-marked lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt rest-of-block-not-marked lib image::writer::tests::a_disk_of_another_size_holds_the_same_bytes_and_zeros_behind_them
 hunt blocks-cleared-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
 hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size
