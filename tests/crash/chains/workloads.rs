@@ -46,7 +46,7 @@ pub const ALL: &[Workload] = &[
     Workload {
         name: "checkpoint, a write meanwhile",
         kind: Kind::Interleaved,
-        record: || interleaved(|scene, chain| checkpoint_now(scene, chain)),
+        record: || interleaved(checkpoint_now),
     },
     Workload {
         name: "merge of the tip, a write meanwhile",
