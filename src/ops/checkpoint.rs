@@ -21,7 +21,8 @@ use crate::mutants::planted;
 /// the new tip returns.
 ///
 /// After a crash the child is there as a whole or not at all. Where it is there it reads as the tip did: go on
-/// with it, or remove it.
+/// with it, or remove it. Where the tip was written to while the child was made, it may be refused with
+/// [`ErrorKind::ParentMismatch`], and the tip is what to go on with.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;

@@ -12,7 +12,7 @@ use avhdx_testkit::rng::Rng;
 use crate::driver::{Driver, MIB, Recorded};
 use crate::model::{Expected, Model};
 use crate::outcomes::{Depth, Explorer, Outcome, describe};
-use crate::sim::{Files, SimHost};
+use crate::sim::{Event, Files, SimHost};
 use crate::verdict;
 
 /// How much work to put into a history.
@@ -120,7 +120,7 @@ fn walk(recorded: &Recorded, depth: Depth, tally: &mut Tally, send: &mut dyn FnM
                 made
             }
         };
-        let story = story(recorded, &outcome);
+        let story = story(&recorded.events, &outcome);
         goes_on = send(Job { files: outcome.files, expected, sum: sum.exact, story });
     });
 }
@@ -143,7 +143,7 @@ fn judge(
 }
 
 /// Panics are failures of the crate too.
-fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+pub fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(format!("panic: {}", text.unwrap_or_default()))
@@ -218,26 +218,25 @@ fn payload(recorded: &Recorded) -> Vec<std::ops::Range<u64>> {
 }
 
 /// How the outcome came about, for whoever has to understand it.
-fn story(recorded: &Recorded, outcome: &Outcome<'_>) -> String {
+pub fn story(events: &[Event], outcome: &Outcome<'_>) -> String {
     use std::fmt::Write;
     let mut story = format!("cut {}", outcome.cut);
     if let Some(last) = outcome.cut.checked_sub(1) {
-        write!(story, " after {}", describe(&recorded.events[last])).unwrap();
+        write!(story, " after {}", describe(&events[last])).unwrap();
     }
     let kept: Vec<String> =
-        outcome.kept.iter().rev().take(8).map(|i| describe(&recorded.events[*i])).collect();
+        outcome.kept.iter().rev().take(8).map(|i| describe(&events[*i])).collect();
     write!(story, ", kept {} ({})", outcome.kept.len(), kept.join(", ")).unwrap();
     for (torn, arrived) in outcome.torn.iter().take(4) {
         let arrived: String =
             arrived.iter().take(40).map(|unit| if *unit { '1' } else { '0' }).collect();
-        write!(story, ", torn {} as {arrived}", describe(&recorded.events[*torn])).unwrap();
+        write!(story, ", torn {} as {arrived}", describe(&events[*torn])).unwrap();
     }
     story
 }
 
 /// Rules of the log that no outcome shows: what an entry says of the length of the file.
 fn broken_rules(recorded: &Recorded) -> Vec<String> {
-    use crate::sim::Event;
     let mut broken = Vec::new();
     let mut files = recorded.start.clone();
     let mut durable: Vec<u64> = files.files.iter().map(|file| file.len()).collect();

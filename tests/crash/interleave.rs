@@ -8,7 +8,7 @@ use std::time::Duration;
 use avhdx::DiffChain;
 
 use crate::driver::{Driver, Recorded};
-use crate::sim::Step;
+use crate::sim::{SimHost, Step};
 
 /// Some things the second user does wait for the first, growth in the middle of a commit for one: the
 /// first then goes on after this time.
@@ -29,7 +29,7 @@ pub fn interleaved(
         before(&driver, &chain);
         driver.look_from_here();
         let was_there =
-            at_step(step, &driver, || first(&driver, &chain), || second(&driver, &chain));
+            at_step(step, &driver.host, || first(&driver, &chain), || second(&driver, &chain));
         if !was_there {
             break;
         }
@@ -40,10 +40,10 @@ pub fn interleaved(
     histories
 }
 
-/// Whether `first` has such a step.
-fn at_step(
+/// Does `second` in another thread at this step of `first`, and says whether there is such a step.
+pub fn at_step(
     step: usize,
-    driver: &Driver,
+    host: &SimHost,
     first: impl FnOnce(),
     second: impl FnOnce() + Send,
 ) -> bool {
@@ -61,7 +61,7 @@ fn at_step(
             }
             drop(done);
         });
-        driver.host.hook(move |now| {
+        host.hook(move |now| {
             let is_step = !matches!(now, Step::Read { .. });
             if is_step
                 && std::thread::current().id() == me
@@ -75,16 +75,16 @@ fn at_step(
             Ok(())
         });
         // With the hook goes the sender, so that a thread that was never called ends, panic or not.
-        let _unhook = Unhook(driver);
+        let _unhook = Unhook(host);
         first();
     });
     steps.load(Ordering::SeqCst) > step
 }
 
-struct Unhook<'a>(&'a Driver);
+struct Unhook<'a>(&'a SimHost);
 
 impl Drop for Unhook<'_> {
     fn drop(&mut self) {
-        self.0.host.unhook();
+        self.0.unhook();
     }
 }

@@ -4,8 +4,10 @@
 //! a crash can leave behind, `model` knows what the disk may then hold, and `verdict` asks the crate and
 //! the naive reader. `AVHDX_LONG=1` looks further.
 //!
-//! The same workloads run on a host of which one step fails (`faults`, `failures`).
+//! The same workloads run on a host of which one step fails (`faults`, `failures`). `chains` does the same with
+//! operations that change several files and their names.
 
+mod chains;
 mod driver;
 mod explore;
 mod failures;

@@ -214,7 +214,57 @@ const MUTANTS_OF_FAILURES: &[(&str, &str, &str)] = &[
     ("failed-create-left-behind", "create", "a failed create leaves a file behind"),
 ];
 
+/// Those of operations that change the layers of a chain.
+const MUTANTS_OF_CHAINS: &[(&str, &str, &str)] = &[
+    (
+        "identity-order-swapped",
+        "merge of the middle",
+        "the parent has its next identity before the child accepts it",
+    ),
+    ("merge-mark-left-out", "merge of the middle", "a child does not say that it is being merged"),
+    ("spent-mark-left-out", "merge of the middle", "a child that is merged may be gone on with"),
+    (
+        "target-mark-removed-early",
+        "merge of more tables than one entry takes",
+        "a parent counts as complete before all of its tables are durable",
+    ),
+    ("grandchild-relinked-late", "merge of the middle", "the layer above names a removed file"),
+    (
+        "grandchild-relinked-early",
+        "merge of the middle",
+        "the layer above is linked to a parent that does not have it all yet",
+    ),
+    ("removed-before-relink", "merge of the middle", "a file is removed that is still named"),
+    (
+        "given-back-before-durable",
+        "merge of the middle, low space",
+        "a child gives up what the parent has not got durably",
+    ),
+    (
+        "last-writes-not-merged",
+        "merge of the tip, a write meanwhile",
+        "what was written at the end of a merge is lost",
+    ),
+    ("zeros-not-merged", "merge of the middle", "zeros over the parent's data are not merged"),
+    (
+        "deleted-before-new-tip",
+        "revert, the newer deleted",
+        "the newer layers are removed before there is another tip",
+    ),
+    (
+        "child-of-an-older-identity",
+        "checkpoint, a write meanwhile",
+        "a new tip names an identity that its parent had before it was written to",
+    ),
+    (
+        "writes-after-freeze",
+        "checkpoint, a write meanwhile",
+        "a write goes to the frozen layer, which no flush of the new tip makes durable",
+    ),
+];
+
 const CRASHES: &str = "every_outcome_of_a_crash_is_sound";
+const CHAINS: &str = "chains::a_crash_leaves_a_chain_that_reads_right_and_is_completed";
 const FAILURES: &str = "failures::every_failed_operation_is_an_error_and_loses_nothing_flushed";
 
 /// Longer than any workload takes.
@@ -226,7 +276,9 @@ fn every_mutant_is_found() {
     let only = std::env::var("AVHDX_ONLY").unwrap_or_default();
     let mut survivors = Vec::new();
     let of = |mutants: &'static [(_, _, _)], test| mutants.iter().map(move |mutant| (mutant, test));
-    let all = of(MUTANTS, CRASHES).chain(of(MUTANTS_OF_FAILURES, FAILURES));
+    let all = of(MUTANTS, CRASHES)
+        .chain(of(MUTANTS_OF_FAILURES, FAILURES))
+        .chain(of(MUTANTS_OF_CHAINS, CHAINS));
     for ((name, workload, what), test) in all.filter(|((name, ..), _)| name.contains(&only)) {
         let started = Instant::now();
         let found = hunt(name, workload, test);

@@ -1,0 +1,333 @@
+//! What is done to chains while the host may crash.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use avhdx::DiffChain;
+use avhdx::ops::{Checkpoint, Merge, Revert};
+
+use super::history::{BASE, History, Layer, MIDDLE, SIZE, Scene, TIP, Tip, go, model_of};
+use crate::driver::{GIB, KIB, MIB, path};
+use crate::interleave::at_step;
+use crate::is_long;
+
+/// How much there is to look at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Small,
+    /// Many histories that are much alike.
+    Interleaved,
+    /// Many cuts, each of which is costly to judge.
+    Large,
+}
+
+pub struct Workload {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub record: fn() -> Vec<History>,
+}
+
+pub const ALL: &[Workload] = &[
+    small("checkpoint", || vec![checkpoint(false)]),
+    small("checkpoint of a tip without changes", || vec![checkpoint(true)]),
+    small("revert", || vec![revert(false)]),
+    small("revert, the newer deleted", || vec![revert(true)]),
+    small("merge of the middle", || vec![merge(three(false), 1, false)]),
+    small("merge of the middle, low space", || vec![merge(three(false), 1, true)]),
+    small("merge of the tip", || vec![merge(three(false), 0, false)]),
+    small("merge of the tip, low space", || vec![merge(three(false), 0, true)]),
+    small("merge of a larger middle", || vec![merge(growing(), 1, false)]),
+    small("merge of a larger tip into a child", || vec![merge(growing_tip(), 0, false)]),
+    small("merge with logs pending", || {
+        vec![merge(three(true), 1, false), merge(three(true), 0, true)]
+    }),
+    small("merge of two layers", || vec![merge_into_base()]),
+    Workload { name: "merge stopped and resumed", kind: Kind::Interleaved, record: stopped },
+    Workload {
+        name: "checkpoint, a write meanwhile",
+        kind: Kind::Interleaved,
+        record: || interleaved(checkpoint_now),
+    },
+    Workload {
+        name: "merge of the tip, a write meanwhile",
+        kind: Kind::Interleaved,
+        record: || interleaved(|scene, chain| merge_now(scene, chain, 0, false)),
+    },
+    Workload {
+        name: "merge of the middle, a write meanwhile",
+        kind: Kind::Interleaved,
+        record: || interleaved(|scene, chain| merge_now(scene, chain, 1, false)),
+    },
+    Workload {
+        name: "merge of more tables than one entry takes",
+        kind: Kind::Large,
+        record: || vec![many_tables()],
+    },
+];
+
+const fn small(name: &'static str, record: fn() -> Vec<History>) -> Workload {
+    Workload { name, kind: Kind::Small, record }
+}
+
+fn three(killed: bool) -> Scene {
+    Scene::new(&[BASE, MIDDLE, TIP], killed)
+}
+
+/// The layers above the base have a larger disk.
+fn growing() -> Scene {
+    let writes = &[(6 * KIB, 4 * KIB), (5 * MIB + 512, 2 * KIB)];
+    let middle = Layer { size: SIZE + 2 * MIB, writes, ..MIDDLE };
+    Scene::new(&[BASE, middle, Layer { size: SIZE + 2 * MIB, ..TIP }], false)
+}
+
+/// The tip has a larger disk than a middle that ends within a block, and before the base does.
+fn growing_tip() -> Scene {
+    let middle = Layer { size: 3 * MIB + 85 * KIB, writes: &[(6 * KIB, 4 * KIB)], ..MIDDLE };
+    Scene::new(&[BASE, middle, TIP], false)
+}
+
+/// What is written before an operation, the last of it not flushed.
+fn before(scene: &Scene, chain: &DiffChain) {
+    scene.write(chain, 1, 9 * KIB, 2 * KIB);
+    scene.flush(chain);
+    scene.write(chain, 2, 10 * KIB, 2 * KIB);
+    scene.write(chain, 3, 3 * MIB + 4 * KIB, KIB);
+}
+
+fn after(scene: &Scene, chain: &DiffChain) {
+    scene.write(chain, 4, 11 * KIB, 2 * KIB);
+    scene.flush(chain);
+    scene.write(chain, 5, MIB + 30 * KIB, KIB);
+}
+
+fn checkpoint(is_quiet: bool) -> History {
+    let scene = Scene::new(&[BASE, TIP], false);
+    let chain = scene.open();
+    if !is_quiet {
+        before(&scene, &chain);
+    }
+    checkpoint_now(&scene, &chain);
+    after(&scene, &chain);
+    scene.kill(chain)
+}
+
+/// All that was written before is durable afterwards.
+fn checkpoint_now(scene: &Scene, chain: &DiffChain) {
+    let new = path("new.avhdx");
+    let old = scene.history().tips[0].path.clone();
+    scene.history().made.push(new.clone());
+    let begun = scene.host.mark();
+    let checkpoint = Checkpoint::new().label("a point in time").path(&new).block_size(1 << 20);
+    let made = scene.change(Some(&new), || checkpoint.run(chain, &mut go).unwrap());
+    assert!(made.warnings.is_empty(), "{:?}", made.warnings);
+    let done = scene.host.mark();
+    let mut history = scene.history();
+    history.model().flushed(begun, done);
+    let frozen = history.now();
+    history.points.push((old, frozen));
+}
+
+fn revert(deletes: bool) -> History {
+    let scene = three(false);
+    let chain = scene.open();
+    before(&scene, &chain);
+    let new = path("new.avhdx");
+    let (point, watched) = {
+        let mut history = scene.history();
+        let now = history.now();
+        let tip = history.tips[0].path.clone();
+        history.points.push((tip, now));
+        (history.points[0].1.clone(), history.models[0].segments())
+    };
+    let begun = scene.host.mark();
+    {
+        let mut history = scene.history();
+        history.begun = Some(begun);
+        history.models.push(model_of(&point, watched));
+        history.tips.push(Tip { path: new.clone(), begun, done: usize::MAX, model: 1 });
+    }
+    let revert = Revert::to(chain.layers()[2].id).path(&new).delete_newer(deletes);
+    let made = revert.run(&chain, &mut go).unwrap();
+    assert!(made.warnings.is_empty(), "{:?}", made.warnings);
+    let done = scene.host.mark();
+    {
+        let mut history = scene.history();
+        history.tips[1].done = done;
+        if !deletes {
+            history.models[0].flushed(begun, done);
+        }
+    }
+    scene.gone(made.removed);
+    after(&scene, &chain);
+    scene.kill(chain)
+}
+
+fn merge(scene: Scene, layer: usize, low_space: bool) -> History {
+    let chain = scene.open();
+    before(&scene, &chain);
+    merge_now(&scene, &chain, layer, low_space);
+    after(&scene, &chain);
+    scene.kill(chain)
+}
+
+/// Says of a merge what may become of its files, and which of them is the tip then.
+fn prepare(scene: &Scene, layers: &[PathBuf], layer: usize) -> Option<PathBuf> {
+    let mut history = scene.history();
+    let (child, parent) = (layers[layer].clone(), layers[layer + 1].clone());
+    history.targets.push(parent.clone());
+    history.merged.push(child.clone());
+    if layer == 0 {
+        return Some(parent);
+    }
+    // The parent becomes what the child is.
+    let of_child = history.points.iter().find(|(path, _)| *path == child);
+    let point = of_child.map(|(_, point)| point.clone()).unwrap();
+    history.points.push((parent, point));
+    None
+}
+
+fn merge_now(scene: &Scene, chain: &DiffChain, layer: usize, low_space: bool) {
+    let mut layers = scene.layers.clone();
+    layers.reverse();
+    let tip = prepare(scene, &layers, layer);
+    let begun = scene.host.mark();
+    let merge = Merge::new(chain.layers()[layer].id).low_space(low_space);
+    let done = scene.change(tip.as_deref(), || merge.run(chain, &mut go).unwrap());
+    assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+    assert_eq!(done.removed, [layers[layer].clone()]);
+    if layer == 0 {
+        let end = scene.host.mark();
+        scene.history().model().flushed(begun, end);
+    }
+    scene.gone(done.removed);
+}
+
+/// The tip and the middle into the base.
+fn merge_into_base() -> History {
+    let scene = three(false);
+    let chain = scene.open();
+    before(&scene, &chain);
+    let mut layers = scene.layers.clone();
+    layers.reverse();
+    prepare(&scene, &layers, 1);
+    {
+        let mut history = scene.history();
+        history.targets.push(layers[2].clone());
+        history.merged.push(layers[0].clone());
+    }
+    let begun = scene.host.mark();
+    let ids = chain.layers();
+    let merge = Merge::new(ids[0].id).into_layer(ids[2].id);
+    let done = scene.change(Some(&layers[2]), || merge.run(&chain, &mut go).unwrap());
+    assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+    let end = scene.host.mark();
+    scene.history().model().flushed(begun, end);
+    scene.gone(done.removed);
+    after(&scene, &chain);
+    scene.kill(chain)
+}
+
+/// Merges that stop at each of their words, and are resumed after a kill.
+fn stopped() -> Vec<History> {
+    let mut histories = Vec::new();
+    for (layer, low_space) in [(1, false), (1, true), (0, false), (0, true)] {
+        for n in 1.. {
+            let scene = three(false);
+            let chain = scene.open();
+            before(&scene, &chain);
+            let mut layers = scene.layers.clone();
+            layers.reverse();
+            let tip = prepare(&scene, &layers, layer);
+            let mut left = n;
+            let is_done = scene.change(tip.as_deref(), || {
+                let id = chain.layers()[layer].id;
+                let stopped = Merge::new(id).low_space(low_space).run(&chain, &mut |_| {
+                    left -= 1;
+                    if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                });
+                if stopped.is_ok() {
+                    return true;
+                }
+                scene.flush(&chain);
+                std::mem::forget(chain);
+                let chain = crate::verdict::open(&scene.host, &layers[0], true).unwrap();
+                let id = chain.layers()[layer].id;
+                if Merge::resume(id).low_space(low_space).run(&chain, &mut go).is_ok() {
+                    std::mem::forget(chain);
+                    let begun = scene.host.mark();
+                    scene.history().model().flushed(begun, begun);
+                    return false;
+                }
+                // It had not begun.
+                Merge::new(id).low_space(low_space).run(&chain, &mut go).unwrap();
+                std::mem::forget(chain);
+                false
+            });
+            scene.gone([layers[layer].clone()]);
+            if is_done {
+                break;
+            }
+            let end = if layer == 0 { &layers[1] } else { &layers[0] };
+            let chain = crate::verdict::open(&scene.host, end, true).unwrap();
+            histories.push(scene.kill(chain));
+        }
+    }
+    histories
+}
+
+/// An operation with a write of somebody else, and a flush, at each of its steps.
+fn interleaved(operation: fn(&Scene, &DiffChain)) -> Vec<History> {
+    let mut histories = Vec::new();
+    let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
+    let each = if is_long() || is_hunt { 1 } else { 4 };
+    for step in (0..).step_by(each) {
+        let scene = three(false);
+        let chain = scene.open();
+        let was_there = at_step(
+            step,
+            &scene.host,
+            || operation(&scene, &chain),
+            || {
+                scene.write(&chain, 6, 9 * KIB, 2 * KIB);
+                scene.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
+                scene.flush(&chain);
+            },
+        );
+        if !was_there {
+            break;
+        }
+        scene.flush(&chain);
+        histories.push(scene.kill(chain));
+    }
+    histories
+}
+
+/// Zeros in so many places that the parent's tables do not fit into one entry of the log: what ends the merge must
+/// not be durable before all of them are.
+fn many_tables() -> History {
+    const BLOCKS: [u64; 256] = {
+        let mut blocks = [0; 256];
+        let mut n = 0;
+        while n < blocks.len() {
+            let entry = n as u64 * 512 + 100;
+            blocks[n] = entry - entry / 4097;
+            n += 1;
+        }
+        blocks
+    };
+    const WRITES: &[(u64, u64)] =
+        &[(100 * MIB, 4 * KIB), (127_070 * MIB, 4 * KIB), (0, 4 * KIB), (130_529 * MIB, 4 * KIB)];
+    let size = 132 * GIB;
+    let base = Layer { size, writes: WRITES, ..BASE };
+    let middle = Layer { size, writes: &[(4 * KIB, KIB)], discards: &[], ..MIDDLE };
+    let tip = Layer { size, writes: &[(5 * KIB, KIB)], discards: &BLOCKS, ..TIP };
+    let scene = Scene::new(&[base, middle, tip], false);
+    let chain = scene.open();
+    scene.write(&chain, 1, 6 * KIB, KIB);
+    scene.flush(&chain);
+    merge_now(&scene, &chain, 0, false);
+    let mut history = scene.kill(chain);
+    // What comes before is as in smaller merges.
+    history.from = history.events.len() / 2;
+    history
+}
