@@ -55,7 +55,7 @@ fn a_refused_merge_leaves_the_other_chain_its_lock() {
     drop(chain);
     assert_eq!(locked(), ErrorKind::InUse, "the other chain reads it");
     drop(other);
-    OpenOptions::new().writable(true).open_image(&files[2]).unwrap();
+    assert_eq!(locked(), ErrorKind::HasChildren, "nobody has it open");
 }
 
 /// What a merge was stopped in is a mixture without the layer above it.
