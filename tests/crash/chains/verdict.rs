@@ -46,9 +46,9 @@ pub fn judge(history: &History, files: &Files, cut: usize) -> Result<Vec<Found>,
                     ErrorKind::Merged => is_one_of(&history.merged),
                     // Not yet linked to what its parent became, or merged into one that went on.
                     ErrorKind::ParentMismatch => {
-                        let is_made = |tip: &Tip| tip.path == *name && tip.done >= cut;
+                        let is_made = |tip: &Tip| tip.path == *name && tip.done < cut;
                         is_one_of(&history.merged)
-                            || is_one_of(&history.made) && history.tips.iter().any(is_made)
+                            || is_one_of(&history.made) && !history.tips.iter().any(is_made)
                     }
                     _ => false,
                 };
