@@ -256,11 +256,6 @@ const MUTANTS_OF_CHAINS: &[(&str, &str, &str)] = &[
         "checkpoint, a write meanwhile",
         "a new tip names an identity that its parent had before it was written to",
     ),
-    (
-        "writes-after-freeze",
-        "checkpoint, a write meanwhile",
-        "a write goes to the frozen layer, which no flush of the new tip makes durable",
-    ),
 ];
 
 const CRASHES: &str = "every_outcome_of_a_crash_is_sound";

@@ -36,7 +36,7 @@ hunt rest-of-block-not-marked lib image::writer::tests::a_disk_of_another_size_h
 hunt blocks-cleared-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
 hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size
-hunt readers-of-old-stack-not-waited-for live load::two_hundred_checkpoints_and_merges_of_a_chain_in_use
+hunt readers-of-old-stack-not-waited-for live kept::a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes
 release=image::writer::release::tests
 hunt punched-before-durable lib $release::what_is_released_is_the_parents_and_its_space_the_hosts
 hunt punched-under-readers lib $release::nothing_is_punched_under_a_reader
