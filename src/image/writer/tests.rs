@@ -395,7 +395,7 @@ fn a_checkpoint_is_named_in_the_child_and_in_no_child_of_that() {
     let mark = child.checkpoint().unwrap();
     assert_eq!((mark.label.as_str(), mark.time), ("vor dem Umbau ä", time));
     assert_eq!(child.info().checkpoint, Some(mark));
-    child.edit_metadata(&[ItemEdit::merge_mark(Some(&merge_mark(MergeState::Target)))]).unwrap();
+    child.edit_metadata(&[ItemEdit::merge_mark(Some(&merge_mark(MergeState::Merging)))]).unwrap();
     let above = crate::CreateOptions::child_of(&child).unwrap().create(path("d.avhdx")).unwrap();
     assert_eq!((above.checkpoint(), above.merge_mark()), (None, None));
     child.close().unwrap();
