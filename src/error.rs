@@ -175,6 +175,11 @@ impl Error {
         self
     }
 
+    /// That whoever was asked whether to go on said no.
+    pub(crate) fn cancelled() -> Self {
+        Self::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked")
+    }
+
     /// With another message.
     pub(crate) fn with_message(mut self, message: impl Into<String>) -> Self {
         self.0.message = message.into();

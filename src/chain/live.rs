@@ -69,8 +69,8 @@ impl Live {
         DiffChain { view, live }
     }
 
-    /// A view more.
-    pub(super) fn view(&self, stack: Stack, follows: bool) -> Result<Arc<View>> {
+    /// A view more, of a point in time.
+    pub(super) fn view(&self, stack: Stack) -> Result<Arc<View>> {
         let mut views = self.views();
         if views.vanishing == Some(stack.tip().id()) {
             let message = "a child is just being merged into this point, which is going to vanish";
@@ -79,7 +79,7 @@ impl Live {
                 .with_found("a merge under way")
                 .with_expected("a layer above it"));
         }
-        Ok(self.add(stack, follows, &mut views))
+        Ok(self.add(stack, false, &mut views))
     }
 
     fn add(&self, stack: Stack, follows: bool, views: &mut Views) -> Arc<View> {
@@ -185,13 +185,7 @@ impl Operation<'_> {
 
     /// Where in the chain a layer is.
     pub(crate) fn find(&self, layer: LayerId) -> Result<usize> {
-        let images = self.images();
-        images.iter().position(|image| image.id() == layer).ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, "chain.layer", "no such layer in the chain")
-                .in_file(images[0].name())
-                .with_found(layer)
-                .with_expected(format_args!("one of its {} layers", images.len()))
-        })
+        self.stack().position(layer)
     }
 
     /// Keeps new views from the point that this layer is, which must have none, until [`keep`](Self::keep).
@@ -421,7 +415,7 @@ fn wait_until(
     let start = Instant::now();
     while !is_over() {
         if on().is_break() {
-            return Err(Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked"));
+            return Err(Error::cancelled());
         }
         if start.elapsed() > patience {
             return Ok(false);

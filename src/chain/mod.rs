@@ -168,19 +168,12 @@ impl DiffChain {
     /// being merged into it.
     pub fn view(&self, layer: LayerId) -> Result<Self> {
         let stack = self.stack();
-        let found = stack.links().iter().position(|link| link.image.id() == layer);
-        let below = found.ok_or_else(|| {
-            Error::new(ErrorKind::InvalidInput, "chain.layer", "no such layer in the chain")
-                .in_file(stack.tip().name())
-                .with_found(layer)
-                .with_expected(format_args!("one of its {} layers", stack.links().len()))
-        })?;
+        let below = stack.position(layer)?;
         let image = &stack.links()[below].image;
         if below > 0 && image.merge_mark().is_some_and(|mark| mark.state == MergeState::Target) {
             image.check_point()?;
         }
-        let view =
-            self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) }, false)?;
+        let view = self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) })?;
         Ok(Self { view, live: Arc::clone(&self.live) })
     }
 
@@ -225,6 +218,17 @@ impl Stack {
 
     fn tip(&self) -> &VhdxFile {
         &self.layers[self.tip].image
+    }
+
+    /// Where below the tip a layer is.
+    fn position(&self, layer: LayerId) -> Result<usize> {
+        let found = self.links().iter().position(|link| link.image.id() == layer);
+        found.ok_or_else(|| {
+            Error::new(ErrorKind::InvalidInput, "chain.layer", "no such layer in the chain")
+                .in_file(self.tip().name())
+                .with_found(layer)
+                .with_expected(format_args!("one of its {} layers", self.links().len()))
+        })
     }
 
     fn image(&self, layer: LayerId) -> Option<&Arc<VhdxFile>> {

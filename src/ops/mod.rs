@@ -70,12 +70,8 @@ pub struct Progress {
 fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64) -> Result<()> {
     match on(Progress { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(cancelled()),
+        ControlFlow::Break(()) => Err(Error::cancelled()),
     }
-}
-
-fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked")
 }
 
 /// Bytes of a disk in a row, and what supplies them.

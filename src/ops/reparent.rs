@@ -8,7 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::compare::{Both, Difference};
-use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, cancelled, report, window_end};
+use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end};
 use crate::chain::{DiffChain, Linkage};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
@@ -196,7 +196,7 @@ impl Asked {
                 let bytes = disks * (window_end(at, range.end) - at);
                 let mut go_on = || on(Progress { done: at, total: size });
                 if bytes > 0 && pace.wait(bytes, &mut go_on).is_break() {
-                    return Err(cancelled());
+                    return Err(Error::cancelled());
                 }
                 let (end, difference) = both.step(at, range.end)?;
                 if let Some(difference) = difference {

@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 
 use crate::disk::{Disk, DiskExt, Source, Zeroing};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::image::{Copier, VhdxFile};
 use crate::mutants::planted;
 use crate::ops::Progress;
@@ -35,7 +35,7 @@ impl<'a> Meter<'a> {
     pub(super) fn report(&mut self) -> Result<()> {
         match self.tell() {
             ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(cancelled()),
+            ControlFlow::Break(()) => Err(Error::cancelled()),
         }
     }
 
@@ -49,7 +49,7 @@ impl<'a> Meter<'a> {
         let (done, total) = (self.done.min(self.total), self.total);
         match self.pace.wait(bytes, &mut || (self.on)(Progress { done, total })) {
             ControlFlow::Continue(()) => Ok(bytes),
-            ControlFlow::Break(()) => Err(cancelled()),
+            ControlFlow::Break(()) => Err(Error::cancelled()),
         }
     }
 }
@@ -108,8 +108,4 @@ impl Copy<'_> {
         }
         Ok(moved)
     }
-}
-
-fn cancelled() -> Error {
-    Error::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked")
 }
