@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use avhdx::ops::{Merge, Revert};
-use avhdx::{Budget, Disk, ErrorKind, OpenOptions};
+use avhdx::{Budget, CreateOptions, Disk, ErrorKind, OpenOptions};
 
 use super::unfinished::{chain_of, stopped_at};
 use super::{MIB, bytes, go, naively, paths, writable};
@@ -56,6 +56,35 @@ fn a_refused_merge_leaves_the_other_chain_its_lock() {
     assert_eq!(locked(), ErrorKind::InUse, "the other chain reads it");
     drop(other);
     assert_eq!(locked(), ErrorKind::HasChildren, "nobody has it open");
+}
+
+/// The same where the lower layer alone is shared, by a branch that lies where nobody looks for it.
+#[test]
+fn a_merge_refused_for_another_chain_leaves_that_its_lock() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, _) = chain_of(2, folder.path());
+    let files = paths(&chain);
+    drop(chain);
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let branch = elsewhere.join("branch.avhdx");
+    let parent = OpenOptions::new().open_image(&files[1]).unwrap();
+    drop(CreateOptions::child_of(&parent).unwrap().create(&branch).unwrap());
+    drop(parent);
+    let budget = Budget::new(8 << 20);
+    let open = |path| OpenOptions::new().budget(budget.clone()).open(path).unwrap();
+    let (other, chain) = (open(&branch), open(&files[0]));
+    let error = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.found()),
+        (ErrorKind::InUse, Some("another chain of this program"))
+    );
+    drop(chain);
+    let writable = OpenOptions::new().writable(true).orphan_children(true);
+    let locked = writable.open_image(&files[1]).unwrap_err();
+    assert_eq!(locked.kind(), ErrorKind::InUse, "the other chain reads it");
+    drop(other);
+    writable.open_image(&files[1]).unwrap();
 }
 
 /// What a merge was stopped in is a mixture without the layer above it.
