@@ -131,7 +131,6 @@ const ROWS: &[Row] = &[
         ],
         &["avhdx tree FOLDER  # whether the old parent is somewhere below", "AGAIN --unproven"],
     ),
-    ("reparent.merged", &[], &["avhdx merge --resume FILE"]),
     ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
     ("reparent.*", &[], &["avhdx tree FOLDER  # which images there are, and whose child each is"]),
     ("relink.*", &[], &["avhdx tree IMAGE  # who has which identity", "AGAIN --parent-dir DIR"]),

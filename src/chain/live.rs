@@ -20,7 +20,7 @@ use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, lock};
 use crate::mutants::planted;
-use crate::storage::{Access, Host, LockMode, LockOutcome, Storage};
+use crate::storage::{Access, Host, LockMode, Storage};
 
 /// How long an operation waits for those who still look at a point that is to vanish.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -112,11 +112,10 @@ impl DiffChain {
     /// Has the tip changed, or the one that has taken its place by the time it is frozen.
     pub(super) fn change(&self, change: impl Fn(&Stack) -> Result<()>) -> Result<()> {
         loop {
-            let stack = self.stack_now();
+            let stack = self.stack();
             match change(&stack) {
                 Err(error)
-                    if error.code() == "image.frozen"
-                        && !Arc::ptr_eq(&stack, &self.stack_now()) => {}
+                    if error.code() == "image.frozen" && !Arc::ptr_eq(&stack, &self.stack()) => {}
                 done => return done,
             }
         }
@@ -188,16 +187,13 @@ impl Operation<'_> {
         self.stack().position(layer)
     }
 
-    /// Keeps new views from the point that this layer is, which must have none, until [`keep`](Self::keep).
+    /// Keeps new views from the point that this layer is, which must have none, until another vanishes or the
+    /// operation is over.
     pub(crate) fn let_vanish(&self, layer: usize) -> Result<()> {
         let mut views = self.live().views();
         self.check_no_view(&views, layer)?;
         views.vanishing = Some(self.stack().layers[layer].image.id());
         Ok(())
-    }
-
-    pub(crate) fn keep(&self) {
-        self.live().views().vanishing = None;
     }
 
     /// Refuses to go on while somebody has a view of the point that this layer is.
@@ -220,11 +216,6 @@ impl Operation<'_> {
                 .with_expected("none, or another layer"));
         }
         Ok(())
-    }
-
-    /// Puts a child on the tip.
-    pub(crate) fn push(&self, child: Arc<VhdxFile>) -> Retired {
-        self.put_on(child, 0)
     }
 
     /// Puts a child on this layer; those above it are no longer part of the chain.
@@ -366,14 +357,8 @@ impl Operation<'_> {
         }
         let storage = image.storage();
         unlock(storage).map_err(|error| lock_failed(image, error))?;
-        match storage.try_lock(LockMode::Shared) {
-            Ok(LockOutcome::Locked) => {}
-            Ok(LockOutcome::InUse(by)) => {
-                return Err(in_use(image, &by));
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
-            Err(error) => return Err(lock_failed(image, error)),
-        }
+        let policy = ImagePolicy { writable: false, lock: Lock::Shared, ..self.policy().clone() };
+        lock(storage, &policy, &mut Vec::new()).map_err(|error| error.in_file(image.name()))?;
         check_same(image, storage)
     }
 
@@ -403,6 +388,12 @@ impl Operation<'_> {
 
     fn live(&self) -> &Live {
         &self.chain.live
+    }
+}
+
+impl Drop for Operation<'_> {
+    fn drop(&mut self) {
+        self.live().views().vanishing = None;
     }
 }
 

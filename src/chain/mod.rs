@@ -25,7 +25,9 @@ pub(crate) use live::{Opened, Operation, Retired, path_of};
 pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub use open::Linkage;
-pub(crate) use open::{ChainPolicy, Identity, check_sectors, find_parent, loop_error, too_deep};
+pub(crate) use open::{
+    ChainPolicy, Identity, check_sectors, file_id, find_parent, loop_error, too_deep,
+};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.

@@ -136,11 +136,15 @@ pub(crate) enum Identity {
 
 impl Identity {
     pub(crate) fn of(storage: &dyn Storage, guid: Uuid) -> Result<Self> {
-        let id = storage.id().map_err(|error| {
-            Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
-        })?;
-        Ok(id.map_or(Self::Guid(guid), Self::File))
+        Ok(file_id(storage)?.map_or(Self::Guid(guid), Self::File))
     }
+}
+
+/// What tells a file from others, where the host has such a thing.
+pub(crate) fn file_id(storage: &dyn Storage) -> Result<Option<FileId>> {
+    storage.id().map_err(|error| {
+        Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
+    })
 }
 
 impl Walk<'_> {

@@ -143,7 +143,7 @@ fn switch(op: &Operation<'_>, tip: &VhdxFile, child: &Arc<VhdxFile>) -> Result<(
             child.relink(guid, None, LinkPaths::Keep)?;
         }
         // Nobody has to be waited for: what they read stays as it is.
-        drop(op.push(Arc::clone(child)));
+        drop(op.put_on(Arc::clone(child), 0));
         Ok(())
     })
 }

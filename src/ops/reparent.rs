@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::compare::{Both, Difference};
 use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end};
-use crate::chain::{DiffChain, Linkage};
+use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
@@ -342,26 +342,20 @@ fn len(range: &Range<u64>) -> u64 {
 fn files_of(chain: &DiffChain) -> Result<Vec<((FileId, Uuid), LayerId)>> {
     let mut files = Vec::new();
     for image in chain.images() {
-        if let Some(file) = id_of(image.storage())? {
+        if let Some(file) = file_id(image.storage())? {
             files.push(((file, image.data_write_guid()), image.id()));
         }
     }
     Ok(files)
 }
 
-fn id_of(storage: &dyn Storage) -> Result<Option<FileId>> {
-    storage.id().map_err(|error| {
-        Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
-    })
-}
-
 /// Refuses a parent that is the image itself, or has it among its ancestors.
 fn check_no_loop(options: &OpenOptions, image: &dyn Storage, base: &DiffChain) -> Result<()> {
-    let own = id_of(image)?;
+    let own = file_id(image)?;
     let place =
         |path: Option<&Path>| path.and_then(|path| options.host_used().canonical(path).ok());
     for layer in base.images() {
-        let is_same = match (own, id_of(layer.storage())?) {
+        let is_same = match (own, file_id(layer.storage())?) {
             (Some(own), Some(other)) => own == other,
             _ => layer.path().is_some() && place(layer.path()) == place(image.path()),
         };

@@ -76,6 +76,17 @@ fn run(workload: &Workload, effort: Effort, wanted: usize) -> Tally {
     tally
 }
 
+/// Prints the first failures of a workload; where a bug is planted, one of them is what was looked for.
+fn tell_failures(workload: &str, failures: &[String]) {
+    if !failures.is_empty() && std::env::var_os("AVHDX_MUTANT").is_some() {
+        println!("FOUND by \"{workload}\": {}", failures[0]);
+        panic!("a mutant was found");
+    }
+    for failure in failures.iter().take(3) {
+        println!("    {failure}");
+    }
+}
+
 #[test]
 fn every_outcome_of_a_crash_is_sound() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
@@ -97,13 +108,7 @@ fn every_outcome_of_a_crash_is_sound() {
             tally.failures.len(),
             started.elapsed().as_secs_f32(),
         );
-        if !tally.failures.is_empty() && std::env::var_os("AVHDX_MUTANT").is_some() {
-            println!("FOUND by \"{}\": {}", workload.name, tally.failures[0]);
-            panic!("a mutant was found");
-        }
-        for failure in tally.failures.iter().take(3) {
-            println!("    {failure}");
-        }
+        tell_failures(workload.name, &tally.failures);
         cuts += tally.cuts;
         distinct += tally.distinct();
         payload += tally.payload_only();

@@ -54,13 +54,9 @@ struct Handles {
 impl Step<'_> {
     pub(super) fn run(&self, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
         self.op.let_vanish(self.layer + 1)?;
-        let done = self.open(meter).and_then(|handles| {
-            let mut handles = handles;
-            let done = self.merge(&mut handles, meter, merged);
-            self.settle(handles, done.is_ok(), merged);
-            done
-        });
-        self.op.keep();
+        let mut handles = self.open(meter)?;
+        let done = self.merge(&mut handles, meter, merged);
+        self.settle(handles, done.is_ok(), merged);
         done
     }
 

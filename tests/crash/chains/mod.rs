@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 
 use crate::explore::{guarded, story};
-use crate::is_long;
 use crate::outcomes::{Depth, Explorer};
 use crate::sim::Files;
+use crate::{is_long, tell_failures};
 use history::History;
 use workloads::{ALL, Kind};
 
@@ -86,13 +86,7 @@ fn a_crash_leaves_a_chain_that_reads_right_and_is_completed() {
             tally.failures.len(),
             started.elapsed().as_secs_f32(),
         );
-        if !tally.failures.is_empty() && std::env::var_os("AVHDX_MUTANT").is_some() {
-            println!("FOUND by \"{}\": {}", workload.name, tally.failures[0]);
-            panic!("a mutant was found");
-        }
-        for failure in tally.failures.iter().take(3) {
-            println!("    {failure}");
-        }
+        tell_failures(workload.name, &tally.failures);
         distinct += tally.distinct.len();
         completed += tally.completed;
         again += tally.again;
