@@ -761,7 +761,7 @@ impl Storage for MapFile {
         panic!("a new length")
     }
     fn id(&self) -> io::Result<Option<FileId>> {
-        Ok(Some(FileId { volume: 1, file: self.number }))
+        Ok(Some(FileId::new(1, self.number.into())))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Making images.
 
 use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use uuid::Uuid;
@@ -19,7 +19,7 @@ use crate::format::metadata::{
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::mutants::planted;
-use crate::storage::{Access, Host, Storage, folder_of, temporary_name};
+use crate::storage::{Access, FileId, Host, Storage, folder_of, temporary_name};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
@@ -66,6 +66,9 @@ pub struct CreateOptions {
 struct Parent {
     linkage: Uuid,
     logical_sector: u32,
+    /// Whose owner and permissions the child gets. Its lock is not held for that alone.
+    file: Weak<dyn Storage>,
+    id: Option<FileId>,
     path: Option<PathBuf>,
     relative_path: Option<String>,
     absolute_win32_path: Option<String>,
@@ -122,6 +125,8 @@ impl CreateOptions {
             parent: Some(Parent {
                 linkage,
                 logical_sector: geometry.logical_sector,
+                file: Arc::downgrade(parent.bare_storage()),
+                id: parent.bare_storage().id().ok().flatten(),
                 path: parent.path().map(Path::to_path_buf),
                 relative_path: None,
                 absolute_win32_path: None,
@@ -293,7 +298,7 @@ impl CreateOptions {
             None => self.clone(),
         };
         options.validate().map_err(named)?;
-        options.fill(host, storage.as_ref(), storage.path()).map_err(named)?;
+        options.fill(host, storage.as_ref()).map_err(named)?;
         crate::OpenOptions::new().writable(true).orphan_children(true).open_file(storage)
     }
 
@@ -305,7 +310,7 @@ impl CreateOptions {
             return Err(failed("create the file")(std::io::ErrorKind::AlreadyExists.into()));
         }
         let storage = host.create_new(temporary).map_err(failed("create the file"))?;
-        let filled = self.fill(host, storage.as_ref(), Some(temporary));
+        let filled = self.fill(host, storage.as_ref());
         filled.map_err(|error| error.in_path(path))?;
         drop(storage);
         if self.overwrite {
@@ -325,15 +330,15 @@ impl CreateOptions {
         })
     }
 
-    /// Makes the empty file in `storage`, which lies at `path`, the image, and makes that durable.
-    fn fill(&self, host: &dyn Host, storage: &dyn Storage, path: Option<&Path>) -> Result<()> {
+    /// Makes the empty file in `storage` the image, and makes that durable.
+    fn fill(&self, host: &dyn Host, storage: &dyn Storage) -> Result<()> {
         self.write_to(storage)?;
         let failed = |what: &str, error| Error::io("create.file", format!("cannot {what}"), error);
-        let model = self.parent.as_ref().and_then(|parent| parent.path.as_ref());
-        if let Some((model, path)) = model.zip(path) {
-            let given = host.copy_owner(model, path);
-            given.map_err(|error| failed("take over mode and owner", error))?;
-        }
+        let given = match self.parent.as_ref().and_then(|parent| parent.model(host).transpose()) {
+            Some(model) => model.and_then(|model| storage.copy_owner_from(model.as_ref())),
+            None => Ok(()),
+        };
+        given.map_err(|error| failed("take over mode and owner", error))?;
         if planted("create-without-flush") {
             return Ok(());
         }
@@ -505,6 +510,20 @@ impl CreateOptions {
 }
 
 impl Parent {
+    /// The parent's file, whose owner and permissions the child gets, by the handle that it was opened with, or
+    /// where that is closed by its name, if it is still the same file's.
+    fn model(&self, host: &dyn Host) -> std::io::Result<Option<Arc<dyn Storage>>> {
+        if let Some(file) = self.file.upgrade() {
+            return Ok(Some(file));
+        }
+        let Some(path) = &self.path else { return Ok(None) };
+        let file = host.open(path, Access::Read)?;
+        if file.id()? != self.id {
+            return Err(std::io::Error::other("the parent's name is another file's by now"));
+        }
+        Ok(Some(file))
+    }
+
     fn locator(&self) -> ParentLocator {
         let linkage = format!("{{{}}}", self.linkage.hyphenated());
         let mut entries = vec![("parent_linkage".to_owned(), linkage)];

@@ -169,6 +169,25 @@ impl Storage for FileStorage {
     }
 
     #[cfg(unix)]
+    fn copy_owner_from(&self, model: &dyn Storage) -> io::Result<()> {
+        use rustix::fs::{Gid, Mode, Uid, fchmod, fchown, fstat};
+        use rustix::io::Errno;
+        let Some(model) = model.as_fd() else { return Ok(()) };
+        let stat = fstat(model)?;
+        // First, for the permissions are then those of the new owner, and a change of owner may take some away.
+        // Only root may give files away; for others the file stays theirs.
+        let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
+        match fchown(&self.file, Some(owner.0), Some(owner.1)) {
+            Ok(()) | Err(Errno::PERM | Errno::ACCESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+        fchmod(&self.file, Mode::from_raw_mode(stat.st_mode & 0o777))?;
+        #[cfg(target_os = "linux")]
+        copy_labels(model, &self.file)?;
+        Ok(())
+    }
+
+    #[cfg(unix)]
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(AsFd::as_fd(&self.file))
     }
@@ -227,10 +246,31 @@ impl Drop for FileStorage {
     }
 }
 
+/// Gives a file the security label and the access list of another, where there are such things and this user may.
+#[cfg(target_os = "linux")]
+fn copy_labels(model: BorrowedFd<'_>, file: &File) -> io::Result<()> {
+    use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
+    use rustix::io::Errno;
+    // A label is some words long, and the kernel takes none that is longer than this.
+    let mut value = vec![0; 64 << 10];
+    for name in ["security.selinux", "system.posix_acl_access"] {
+        let len = match fgetxattr(model, name, &mut value[..]) {
+            Ok(len) => len,
+            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match fsetxattr(file, name, &value[..len], XattrFlags::empty()) {
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 #[cfg(unix)]
 pub(super) fn file_id(metadata: &std::fs::Metadata) -> Option<FileId> {
     use std::os::unix::fs::MetadataExt;
-    Some(FileId { volume: metadata.dev(), file: metadata.ino() })
+    Some(FileId::new(metadata.dev(), metadata.ino().into()))
 }
 
 /// Stable Rust gives no file identity on Windows yet; chains then tell layers apart by their GUIDs.

@@ -31,6 +31,26 @@ impl Host for LocalHost {
         Ok(Arc::new(FileStorage::at_path(file, path)))
     }
 
+    #[cfg(target_os = "linux")]
+    fn create_unnamed(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        super::beneath::create_unnamed(path)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn link(&self, file: &dyn Storage, path: &Path) -> io::Result<()> {
+        super::beneath::link(file, path)
+    }
+
+    #[cfg(unix)]
+    fn open_beneath(
+        &self,
+        root: &Path,
+        path: &Path,
+        access: Access,
+    ) -> io::Result<Arc<dyn Storage>> {
+        super::beneath::open_beneath(root, path, access)
+    }
+
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
         fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect()
     }
@@ -87,33 +107,20 @@ impl Host for LocalHost {
         fs::rename(from, to)
     }
 
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        fs::remove_file(path)
+    #[cfg(target_os = "linux")]
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                Err(io::ErrorKind::Unsupported.into())
+            }
+            done => Ok(done?),
+        }
     }
 
-    fn copy_owner(&self, model: &Path, file: &Path) -> io::Result<()> {
-        let metadata = fs::metadata(model)?;
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::MetadataExt;
-            // Only root may give files away; for others the file stays theirs.
-            let given = std::os::unix::fs::chown(file, Some(metadata.uid()), Some(metadata.gid()));
-            if let Err(error) = given
-                && error.kind() != io::ErrorKind::PermissionDenied
-            {
-                return Err(error);
-            }
-            fs::set_permissions(file, metadata.permissions())?;
-            #[cfg(target_os = "linux")]
-            copy_labels(model, file)?;
-            Ok(())
-        }
-        // Windows files take theirs from the folder.
-        #[cfg(not(unix))]
-        {
-            let _ = (metadata, file);
-            Ok(())
-        }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
     }
 
     #[cfg(unix)]
@@ -130,29 +137,8 @@ impl Host for LocalHost {
 }
 
 /// The current folder's path is empty when it is the parent of a bare file name.
-fn in_current(folder: &Path) -> &Path {
+pub(super) fn in_current(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
-}
-
-/// Gives a file the security label and the access list of another, where there are such things and this user may.
-#[cfg(target_os = "linux")]
-fn copy_labels(model: &Path, file: &Path) -> io::Result<()> {
-    use rustix::fs::{XattrFlags, getxattr, setxattr};
-    use rustix::io::Errno;
-    // A label is some words long, and the kernel takes none that is longer than this.
-    let mut value = vec![0; 64 << 10];
-    for name in ["security.selinux", "system.posix_acl_access"] {
-        let len = match getxattr(model, name, &mut value[..]) {
-            Ok(len) => len,
-            Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        match setxattr(file, name, &value[..len], XattrFlags::empty()) {
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::PERM | Errno::ACCESS) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
 }
 
 #[cfg(unix)]

@@ -4,6 +4,8 @@
 //! machine's own; [`MemStorage`] keeps bytes in memory. Implement the traits to read images from
 //! elsewhere, an object store for instance.
 
+#[cfg(unix)]
+mod beneath;
 mod file;
 mod local;
 mod mem;
@@ -12,12 +14,13 @@ mod overlay;
 mod proc_locks;
 mod temporary;
 
+use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::ops::Range;
 #[cfg(unix)]
 use std::os::fd::BorrowedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -142,6 +145,17 @@ pub trait Storage: Debug + Send + Sync {
         Ok(None)
     }
 
+    /// Gives the file the owner and the permissions of `model`, and its security label and access list where the host
+    /// has such things, as far as this user may. Both are the open files themselves, whatever their names lead to
+    /// by now. No right to act as the owner (set-user-id and its like) goes with them.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn copy_owner_from(&self, model: &dyn Storage) -> io::Result<()> {
+        let _ = model;
+        Ok(())
+    }
+
     /// The descriptor of the file, for callers that read where a [`ReadPlan`](crate::ReadPlan) says by other
     /// means than [`read_at`](Self::read_at), io_uring for instance; `None` where there is none. Nothing may be
     /// written through it, and nobody relies on its position.
@@ -228,6 +242,43 @@ pub trait Host: Debug + Send + Sync {
     /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>>;
 
+    /// Creates a file without a name, for writing, in the folder where it is going to be called `path`. It is gone
+    /// with the last handle unless it was [given a name](Self::link) by then. Errors call it by that path, which
+    /// is also its [`Storage::path`].
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::Unsupported`] where it has no such files.
+    fn create_unnamed(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        let _ = path;
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Gives a file that was [created without a name](Self::create_unnamed) its first one, which must not be taken.
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
+    fn link(&self, file: &dyn Storage, path: &Path) -> io::Result<()> {
+        let _ = (file, path);
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    /// Opens the file at `path` below the folder `root`, both without links and dots: a link that took the place of
+    /// any name of `path` meanwhile is refused, so that nothing outside the folder is ever opened.
+    ///
+    /// A host that cannot have this seen to while it opens looks at each name before, and at all of them after.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`ErrorKind::PermissionDenied`] where a name became a link, or `path` is no plain
+    /// path.
+    fn open_beneath(
+        &self,
+        root: &Path,
+        path: &Path,
+        access: Access,
+    ) -> io::Result<Arc<dyn Storage>> {
+        open_and_look_again(self, root, path, access)
+    }
+
     /// The names in a folder, in no order.
     ///
     /// # Errors
@@ -264,21 +315,20 @@ pub trait Host: Debug + Send + Sync {
     /// What the host says.
     fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
 
+    /// Gives two files each other's names, in one step.
+    ///
+    /// # Errors
+    /// What the host says; [`ErrorKind::Unsupported`] where it cannot.
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        let _ = (one, other);
+        Err(ErrorKind::Unsupported.into())
+    }
+
     /// Removes a file's name.
     ///
     /// # Errors
     /// What the host says.
     fn remove(&self, path: &Path) -> io::Result<()>;
-
-    /// Gives `file` the mode and owner of `model`, and its security label and access list where the host has such
-    /// things, as far as this user may.
-    ///
-    /// # Errors
-    /// What the host says.
-    fn copy_owner(&self, model: &Path, file: &Path) -> io::Result<()> {
-        let _ = (model, file);
-        Ok(())
-    }
 
     /// Bytes that this user can still write to files in a folder; `None` where the host does not tell.
     ///
@@ -326,13 +376,23 @@ pub enum LockOutcome {
     InUse(String),
 }
 
-/// Tells a file from all others on a host.
+/// Tells a file from all others on a host, whatever it is called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
-    /// The volume the file lies on.
-    pub volume: u64,
-    /// The file on that volume.
-    pub file: u64,
+    volume: u64,
+    file: u128,
+}
+
+impl FileId {
+    /// The file that a host tells from the others of a volume by a number of up to 128 bits.
+    pub const fn new(volume: u64, file: u128) -> Self {
+        Self { volume, file }
+    }
+
+    /// What tells the file's volume from others.
+    pub(crate) const fn volume(self) -> u64 {
+        self.volume
+    }
 }
 
 /// What kind of thing a name stands for.
@@ -376,6 +436,44 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
+}
+
+/// Opens a file below a folder with a look at each name before and after.
+fn open_and_look_again<H: Host + ?Sized>(
+    host: &H,
+    root: &Path,
+    path: &Path,
+    access: Access,
+) -> io::Result<Arc<dyn Storage>> {
+    let refuse_links = || {
+        let mut place = root.to_path_buf();
+        for part in path.components() {
+            place.push(plain_name(part)?);
+            if host.is_link(&place)? {
+                return Err(became_a_link());
+            }
+        }
+        Ok(place)
+    };
+    let place = refuse_links()?;
+    let storage = host.open(&place, access)?;
+    let id = host.stat(&refuse_links()?)?.id;
+    if storage.id()? != id || host.canonical(&place)? != place {
+        return Err(became_a_link());
+    }
+    Ok(storage)
+}
+
+/// The name that a part of a path below a folder is, no dots and nothing that leads elsewhere.
+fn plain_name(part: Component<'_>) -> io::Result<&OsStr> {
+    match part {
+        Component::Normal(name) => Ok(name),
+        _ => Err(io::Error::new(ErrorKind::PermissionDenied, "not a plain path below the folder")),
+    }
+}
+
+fn became_a_link() -> io::Error {
+    io::Error::new(ErrorKind::PermissionDenied, "a name of its path was replaced meanwhile")
 }
 
 /// Reserves space by writing zeros to all of it.

@@ -340,6 +340,10 @@ impl SimHost {
         Arc::new(SimFile { host: self.clone(), path: path.to_path_buf(), name, file, access })
     }
 
+    fn id_of(&self, file: usize) -> FileId {
+        FileId::new(self.0.volume.0, file as u128)
+    }
+
     fn find(&self, path: &Path) -> io::Result<usize> {
         self.read().names.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
@@ -388,7 +392,7 @@ impl Host for SimHost {
         }
         let file = self.find(path)?;
         let mut stat = Stat::new(FileKind::File, self.read().files[file].len());
-        stat.id = Some(FileId { volume: self.0.volume.0, file: file as u64 });
+        stat.id = Some(self.id_of(file));
         Ok(stat)
     }
 
@@ -508,15 +512,15 @@ impl Storage for SimFile {
 
     fn copy_from(&self, from: &dyn Storage, from_at: u64, at: u64, len: u64) -> io::Result<bool> {
         self.writable()?;
-        let volume = self.host.0.volume.0;
-        let (Some(FileId { file, .. }), false) = (
-            from.id()?.filter(|id| id.volume == volume),
+        let id = from.id()?;
+        let known = self.host.read().files.len();
+        let (Some(file), false) = (
+            (0..known).find(|file| id == Some(self.host.id_of(*file))),
             self.host.0.copies_by_hand.load(Ordering::SeqCst),
         ) else {
             return Ok(false);
         };
-        let from =
-            self.host.storage(from.path().unwrap_or(&self.path), file as usize, Access::Read);
+        let from = self.host.storage(from.path().unwrap_or(&self.path), file, Access::Read);
         let mut bytes = vec![0; len as usize];
         from.read_exact_at(&mut bytes, from_at)?;
         self.write_at(&bytes, at)?;
@@ -560,7 +564,7 @@ impl Storage for SimFile {
     }
 
     fn id(&self) -> io::Result<Option<FileId>> {
-        Ok(Some(FileId { volume: self.host.0.volume.0, file: self.file as u64 }))
+        Ok(Some(self.host.id_of(self.file)))
     }
 
     fn try_lock(&self, _: LockMode) -> io::Result<LockOutcome> {

@@ -15,7 +15,7 @@ use crate::chain::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, Lock, ParentLink, Warning, lock};
-use crate::storage::{Access, FileId, Host, Storage};
+use crate::storage::{Access, Host, Storage};
 
 pub(super) fn check(check: &Check, tip: Arc<dyn Storage>) -> Result<Report> {
     let (image, chain) = check.options.policies();
@@ -125,8 +125,8 @@ impl Walk<'_> {
 
     /// Remembers a layer, by which a loop is known.
     fn meet(&mut self, storage: &dyn Storage, looked: &Looked) {
-        if let Some(FileId { volume, .. }) = storage.id().ok().flatten() {
-            self.volumes.push(volume);
+        if let Some(id) = storage.id().ok().flatten() {
+            self.volumes.push(id.volume());
         }
         let guid = looked.layer.data_write_guid.unwrap_or(Uuid::nil());
         if let Ok(identity) = Identity::of(storage, guid) {

@@ -89,7 +89,7 @@ pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Nod
         file_len: stat.len,
         allocated: stat.allocated,
         modified: stat.modified,
-        volume: stat.id.map(|id| id.volume),
+        volume: stat.id.map(|id| id.volume()),
         image,
         link,
         children: Vec::new(),
