@@ -99,6 +99,7 @@ mod chain;
 mod cursor;
 mod disk;
 mod error;
+mod file;
 mod format;
 mod image;
 mod log;
@@ -117,10 +118,11 @@ pub use chain::{
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
+pub use file::VhdxFile;
 pub use image::{
     BlockCounts, Budget, CheckpointMark, Counters, CreateOptions, HeaderInfo, ImageInfo, ItemInfo,
     LocatorInfo, Lock, LogInfo, LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo,
-    VhdxFile, Warning,
+    Warning,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, Result};
-use crate::image::{Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, VhdxFile, refuse_vhd_set};
+use crate::file::VhdxFile;
+use crate::image::{self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, refuse_vhd_set};
 use crate::storage::{Access, Host, LocalHost, Storage};
 
 /// How to open an image or a chain: for reading unless told otherwise.
@@ -159,7 +160,7 @@ impl OpenOptions {
             orphans: self.orphan_children,
         };
         let policy = ImagePolicy { children: Some(children), ..self.image.clone() };
-        VhdxFile::from_storage(storage, &policy)
+        image::VhdxFile::from_storage(storage, &policy).map(VhdxFile::own)
     }
 
     /// Finds and opens the parents of `tip`.

@@ -383,7 +383,7 @@ mod tests {
 
         fn page<T>(
             self,
-            image: &crate::VhdxFile,
+            image: &crate::image::VhdxFile,
             at: FileOffset,
             epoch: crate::image::Epoch,
             look: impl FnOnce(&Page) -> T,

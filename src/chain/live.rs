@@ -18,6 +18,7 @@ use super::open::name_stacks;
 use super::{DiffChain, Link, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::Seat;
 use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, lock};
 use crate::mutants::planted;
 use crate::storage::{Access, Host, LockMode, Storage};
@@ -33,6 +34,8 @@ pub(super) struct View {
     stack: ArcSwap<Stack>,
     /// Whether it is the chain itself, whose tip is always the newest, or a point in time.
     follows: bool,
+    /// Whether its opener asked for that. What operations do to the handles of the layers gives nobody a right.
+    pub(super) may_write: bool,
 }
 
 /// What all views of a chain have in common.
@@ -61,11 +64,17 @@ pub(crate) struct Opened {
 
 impl Live {
     /// The chain itself, with these layers.
-    pub(super) fn chain(opened: Opened, layers: Vec<Link>, warnings: Vec<Warning>) -> DiffChain {
+    pub(super) fn chain(
+        opened: Opened,
+        layers: Vec<Link>,
+        may_write: bool,
+        warnings: Vec<Warning>,
+    ) -> DiffChain {
         let stack = Stack { layers: named(layers), tip: 0, tally: Arc::default() };
         let live = Self { opened, views: Mutex::default(), operation: Mutex::new(()), warnings };
         let live = Arc::new(live);
-        let view = live.add(stack, true, &mut live.views());
+        let view = View { stack: ArcSwap::from_pointee(stack), follows: true, may_write };
+        let view = add(view, &mut live.views());
         DiffChain { view, live }
     }
 
@@ -79,14 +88,8 @@ impl Live {
                 .with_found("a merge under way")
                 .with_expected("a layer above it"));
         }
-        Ok(self.add(stack, false, &mut views))
-    }
-
-    fn add(&self, stack: Stack, follows: bool, views: &mut Views) -> Arc<View> {
-        let view = Arc::new(View { stack: ArcSwap::from_pointee(stack), follows });
-        views.all.retain(|view| view.strong_count() > 0);
-        views.all.push(Arc::downgrade(&view));
-        view
+        let stack = ArcSwap::from_pointee(stack);
+        Ok(add(View { stack, follows: false, may_write: false }, &mut views))
     }
 
     pub(super) fn warnings(&self) -> &[Warning] {
@@ -96,6 +99,13 @@ impl Live {
     fn views(&self) -> MutexGuard<'_, Views> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn add(view: View, views: &mut Views) -> Arc<View> {
+    let view = Arc::new(view);
+    views.all.retain(|view| view.strong_count() > 0);
+    views.all.push(Arc::downgrade(&view));
+    view
 }
 
 impl DiffChain {
@@ -129,7 +139,7 @@ impl DiffChain {
         if !self.view.follows {
             let message = "an operation changes a chain, not a view of one of its points";
             return Err(Error::new(ErrorKind::InvalidInput, "chain.view", message)
-                .in_file(self.tip().name())
+                .in_file(self.tip_image().name())
                 .with_found("a view")
                 .with_expected("the chain as it was opened"));
         }
@@ -139,7 +149,7 @@ impl DiffChain {
             Err(TryLockError::WouldBlock) => {
                 let message = "another operation is changing the layers of the chain";
                 return Err(Error::new(ErrorKind::InUse, "chain.busy", message)
-                    .in_file(self.tip().name())
+                    .in_file(self.tip_image().name())
                     .with_found("an operation under way")
                     .with_expected("one at a time"));
             }
@@ -221,7 +231,7 @@ impl Operation<'_> {
     /// Puts a child on this layer; those above it are no longer part of the chain.
     pub(crate) fn put_on(&self, child: Arc<VhdxFile>, layer: usize) -> Retired {
         let stack = self.stack();
-        let child = Link { image: child, stack: 0, span: 0, found_by: None };
+        let child = Link::new(child, None);
         let mut below = stack.layers[layer..].to_vec();
         below[0].found_by = Some(super::FoundBy::RelativePath);
         let layers = std::iter::once(child).chain(below).collect();
@@ -236,7 +246,7 @@ impl Operation<'_> {
             let below = layers.get(layer + 1).map_or(0, |link| link.stack);
             let link = &mut layers[*layer];
             image.budget().adopt_stack(image.id(), below, link.stack);
-            link.image = Arc::clone(image);
+            *link = link.with_image(Arc::clone(image));
         }
         self.switch(layers, Some)
     }
@@ -244,7 +254,7 @@ impl Operation<'_> {
     /// Puts a handle that has another size of the disk in the place of a layer's.
     pub(crate) fn resized(&self, layer: usize, image: &Arc<VhdxFile>) -> Retired {
         let mut layers = self.stack().layers.to_vec();
-        layers[layer].image = Arc::clone(image);
+        layers[layer] = layers[layer].with_image(Arc::clone(image));
         self.switch(layers, Some)
     }
 
@@ -274,8 +284,11 @@ impl Operation<'_> {
         Retired(layers): Retired,
         on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<()> {
-        let is_over =
-            || Arc::strong_count(&layers) == 1 || planted("readers-of-old-stack-not-waited-for");
+        let is_over = || {
+            let is_left = |link: &Link| !link.seat.has_late_users();
+            (Arc::strong_count(&layers) == 1 && layers.iter().all(is_left))
+                || planted("readers-of-old-stack-not-waited-for")
+        };
         if !wait_until(PATIENCE, is_over, on)? {
             let message = "a point that is to vanish is still being read";
             return Err(Error::new(ErrorKind::InUse, "chain.read", message)
@@ -299,9 +312,11 @@ impl Operation<'_> {
         layers: &[usize],
         on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<()> {
-        let old: Vec<Arc<VhdxFile>> = {
+        // With their seats, which have them too: who was given one of these layers goes on in the new handle.
+        let (old, _seats): (Vec<Arc<VhdxFile>>, Vec<Arc<Seat>>) = {
             let stack = self.stack();
-            layers.iter().map(|layer| Arc::clone(&stack.layers[*layer].image)).collect()
+            let links = layers.iter().map(|layer| &stack.layers[*layer]);
+            links.map(|link| (Arc::clone(&link.image), Arc::clone(&link.seat))).unzip()
         };
         let opened: Result<Vec<_>> = old.iter().map(|old| self.open_for_writing(old)).collect();
         let opened = opened.inspect_err(|_| {
@@ -310,7 +325,7 @@ impl Operation<'_> {
         let handles: Vec<_> = layers.iter().copied().zip(opened).collect();
         let drained = self.drained(self.replace(&handles), on).and_then(|()| {
             // Those who still look at an even older stack are as short-lived.
-            let is_shared = || old.iter().find(|old| Arc::strong_count(old) > 1);
+            let is_shared = || old.iter().find(|old| Arc::strong_count(old) > 2);
             wait_until(SHORT, || is_shared().is_none(), on)?;
             is_shared().map_or(Ok(()), |old| Err(in_use(old, "another chain of this program")))
         });

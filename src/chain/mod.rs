@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::{self, Seat};
 use crate::image::{Counters, ImagePolicy, IndexTally, MergeState, VhdxFile, Warning};
 
 use live::{Live, View};
@@ -33,7 +34,9 @@ pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
 ///
 /// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files. Writes go to the
-/// tip alone, and a failure means for them what it means for that [image](VhdxFile#after-a-failure).
+/// tip alone, and a failure means for them what it means for that [image](crate::VhdxFile#after-a-failure). A chain
+/// takes them when its tip was opened for writing, whatever operations do to its layers; its views, and the images
+/// that it hands out, never do.
 ///
 /// Operations such as [`Checkpoint`](crate::ops::Checkpoint) and [`Merge`](crate::ops::Merge) change which layers a
 /// chain has while other threads read and write it: clones follow, and a view stays at its point in time.
@@ -74,10 +77,12 @@ struct Stack {
 }
 
 /// A layer, and how it was found from the one above.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Link {
     /// Other chains may have the same for a parent.
     image: Arc<VhdxFile>,
+    /// Where those find the image who were given this layer.
+    seat: Arc<Seat>,
     /// What the index knows this layer and those below it by; 0 while they are not all known.
     stack: u64,
     /// Bytes that the index looks at as one: no more than a block of this layer or of one below.
@@ -115,7 +120,7 @@ pub struct Layer {
 #[non_exhaustive]
 pub struct Followed {
     /// From the tip downwards, the facts of each layer and its image alone. Never empty.
-    pub layers: Vec<(Layer, Arc<VhdxFile>)>,
+    pub layers: Vec<(Layer, Arc<crate::VhdxFile>)>,
     /// What the user of the chain should hear of.
     pub warnings: Vec<Warning>,
     /// Why the chain ends before its base, if it does.
@@ -124,15 +129,21 @@ pub struct Followed {
 
 impl Followed {
     pub(crate) fn follow(
-        tip: VhdxFile,
+        tip: crate::VhdxFile,
         policy: &ChainPolicy,
         images: &ImagePolicy,
         source: &dyn ParentSource,
     ) -> Self {
+        let (tip, may_write) = tip.into_image();
         let open::Walked { layers, warnings, broken } = open::walk(tip, policy, images, source);
         let of_images = layers.iter().flat_map(|link| link.image.warnings()).cloned();
         let warnings = of_images.chain(warnings).collect();
-        let layers = layers.into_iter().map(|link| (Layer::of(&link), link.image)).collect();
+        // Only of the tip is there somebody who may have asked to write to it.
+        let handed_out = layers.into_iter().enumerate().map(|(n, link)| {
+            let layer = Layer::of(&link);
+            (layer, Arc::new(crate::VhdxFile::from_image((link.image, may_write && n == 0))))
+        });
+        let layers = handed_out.collect();
         Self { layers, warnings, broken }
     }
 }
@@ -152,18 +163,20 @@ impl DiffChain {
         self.stack().links().iter().map(Layer::of).collect()
     }
 
-    /// The image of a layer, `None` when it is not in this view.
-    pub fn image(&self, layer: LayerId) -> Option<Arc<VhdxFile>> {
-        self.stack().image(layer).cloned()
-    }
-
-    /// The image at the tip. A checkpoint puts another in its place.
-    pub fn tip(&self) -> Arc<VhdxFile> {
+    /// The image of a layer, `None` when it is not in this view. It is there to be looked at: writes go to the
+    /// chain.
+    pub fn image(&self, layer: LayerId) -> Option<Arc<crate::VhdxFile>> {
         let stack = self.stack();
-        Arc::clone(&stack.links()[0].image)
+        let link = stack.links().iter().find(|link| link.image.id() == layer)?;
+        Some(Arc::new(crate::VhdxFile::of_layer(&link.seat)))
     }
 
-    /// The disk as it was when `layer` was its tip.
+    /// The image at the tip, as [`image`](Self::image) has it. A checkpoint puts another in its place.
+    pub fn tip(&self) -> Arc<crate::VhdxFile> {
+        Arc::new(crate::VhdxFile::of_layer(&self.stack().links()[0].seat))
+    }
+
+    /// The disk as it was when `layer` was its tip, to be read only.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when the layer is not in this chain; [`ErrorKind::Unfinished`] when another is
@@ -199,12 +212,25 @@ impl DiffChain {
         }
     }
 
-    /// Ends the session that writes to the tip; see [`VhdxFile::close`].
+    /// Ends the session that writes to the tip; see [`VhdxFile::close`](crate::VhdxFile::close). For a view, and where
+    /// the chain is not open for writing, there is nothing to be done.
     ///
     /// # Errors
     /// As [`Disk::flush`].
     pub fn close(&self) -> Result<()> {
-        self.tip().close()
+        if self.view.may_write { self.tip_image().close() } else { Ok(()) }
+    }
+
+    pub(crate) fn tip_image(&self) -> Arc<VhdxFile> {
+        Arc::clone(&self.stack().links()[0].image)
+    }
+
+    /// Refuses a write to what was not opened for it.
+    fn check_may_write(&self) -> Result<()> {
+        if self.view.may_write {
+            return Ok(());
+        }
+        Err(file::read_only(self.stack().tip().name()))
     }
 
     /// The images from the tip down to the base.
@@ -236,6 +262,19 @@ impl Stack {
     fn image(&self, layer: LayerId) -> Option<&Arc<VhdxFile>> {
         let found = self.links().iter().find(|link| link.image.id() == layer);
         found.map(|link| &link.image)
+    }
+}
+
+impl Link {
+    fn new(image: Arc<VhdxFile>, found_by: Option<FoundBy>) -> Self {
+        let seat = Seat::new(Arc::clone(&image));
+        Self { image, seat, stack: 0, span: 0, found_by }
+    }
+
+    /// The same layer with another handle of its file.
+    fn with_image(&self, image: Arc<VhdxFile>) -> Self {
+        let seat = self.seat.replace(Arc::clone(&image));
+        Self { image, seat, ..self.clone() }
     }
 }
 

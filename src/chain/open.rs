@@ -46,11 +46,12 @@ pub enum Linkage {
 impl DiffChain {
     /// Finds and opens the parents of `tip`, one after the other.
     pub(crate) fn assemble(
-        tip: VhdxFile,
+        tip: crate::VhdxFile,
         policy: &ChainPolicy,
         source: &dyn ParentSource,
         opened: Opened,
     ) -> Result<Self> {
+        let (tip, may_write) = tip.into_image();
         if !policy.unfinished {
             tip.check_point()?;
         }
@@ -58,7 +59,7 @@ impl DiffChain {
         warnings.extend(layers.iter().filter_map(|link| unfinished(&link.image)));
         match broken {
             Some(error) => Err(error),
-            None => Ok(Live::chain(opened, layers, warnings)),
+            None => Ok(Live::chain(opened, layers, may_write, warnings)),
         }
     }
 }
@@ -98,7 +99,7 @@ pub(super) struct Walked {
 }
 
 pub(super) fn walk(
-    tip: VhdxFile,
+    tip: Arc<VhdxFile>,
     policy: &ChainPolicy,
     images: &ImagePolicy,
     source: &dyn ParentSource,
@@ -106,7 +107,7 @@ pub(super) fn walk(
     // Parents are read-only whatever the tip is.
     let images = &ImagePolicy { writable: false, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
-    let mut layers = vec![Link { image: Arc::new(tip), stack: 0, span: 0, found_by: None }];
+    let mut layers = vec![Link::new(tip, None)];
     let broken = loop {
         match walk.below(&layers) {
             Ok(Some(parent)) => layers.push(parent),
@@ -169,7 +170,7 @@ impl Walk<'_> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         self.warnings.extend(found.warning);
         let image = VhdxFile::parent_from_storage(found.storage, self.images)?;
-        Ok(Link { image, stack: 0, span: 0, found_by: Some(found.found_by) })
+        Ok(Link::new(image, Some(found.found_by)))
     }
 }
 

@@ -59,7 +59,7 @@ pub enum PlannedSource<'a> {
     Data {
         /// What names the layer in the chain.
         layer: LayerId,
-        /// The file. Where it is one of this machine, [`Storage::as_fd`] has its descriptor.
+        /// The file, to be read only. Where it is one of this machine, [`Storage::as_fd`] has its descriptor.
         storage: &'a Arc<dyn Storage>,
         /// Where in the file the piece starts.
         at: FileOffset,
@@ -165,7 +165,7 @@ impl ReadPlan {
                 Source::Layer(n, at) => {
                     let image = self.held.image(n);
                     // No log lies over the bytes of a plan.
-                    PlannedSource::Data { layer: image.id(), storage: image.bare_storage(), at }
+                    PlannedSource::Data { layer: image.id(), storage: image.bare_reader(), at }
                 }
             },
         })
@@ -206,10 +206,10 @@ impl TableLoad {
         self.missing.image
     }
 
-    /// Its file as it reads. Where a pending log lies over it that has no descriptor: the file by itself may
+    /// Its file as it reads, to be read only. Where a pending log lies over it that has no descriptor: the file by itself may
     /// have older tables.
     pub fn storage(&self) -> &Arc<dyn Storage> {
-        self.image().shared_storage()
+        self.image().reader()
     }
 
     /// Where in the file the bytes start.

@@ -211,19 +211,21 @@ impl Disk for DiffChain {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.check_may_write()?;
         self.change(|stack| {
             stack.tip().write_through(buf, offset, &|buf, at| stack.read_at(buf, at))
         })
     }
 
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.check_may_write()?;
         self.change(|stack| {
             stack.tip().zero_through(range.clone(), how, &|buf, at| stack.read_at(buf, at))
         })
     }
 
     fn flush(&self) -> Result<()> {
-        self.stack().tip().flush()
+        if self.view.may_write { self.stack().tip().flush() } else { Ok(()) }
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {

@@ -109,8 +109,8 @@ impl CreateOptions {
     /// # Errors
     /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`];
     /// [`ErrorKind::Unfinished`] and [`ErrorKind::Merged`] when a merge makes it no point in time.
-    pub fn child_of(parent: &VhdxFile) -> Result<Self> {
-        Self::child_with(parent, parent.hand_out_identity()?)
+    pub fn child_of(parent: &crate::VhdxFile) -> Result<Self> {
+        parent.with(|parent| Self::child_with(parent, parent.hand_out_identity()?))
     }
 
     /// The same for a parent that is going to be known by this identity.
@@ -196,7 +196,7 @@ impl CreateOptions {
     }
 
     /// Marks the image as made by a checkpoint: what the point in time below it is called, up to 4096 bytes,
-    /// and when that was, to the second. See [`VhdxFile::checkpoint`].
+    /// and when that was, to the second. See [`VhdxFile::checkpoint`](crate::VhdxFile::checkpoint).
     pub fn checkpoint(mut self, label: impl Into<String>, time: SystemTime) -> Self {
         self.checkpoint = Some(CheckpointMark { label: label.into(), time });
         self
@@ -213,7 +213,7 @@ impl CreateOptions {
     ///
     /// # Errors
     /// As [`create_on`](Self::create_on).
-    pub fn create(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
+    pub fn create(&self, path: impl AsRef<Path>) -> Result<crate::VhdxFile> {
         self.create_on(Arc::new(crate::storage::LocalHost), path)
     }
 
@@ -223,12 +223,16 @@ impl CreateOptions {
     /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::Io`] when the
     /// host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
     /// call leaves nothing behind, but for a complete image that took the name of another file already.
-    pub fn create_on(&self, host: Arc<dyn Host>, path: impl AsRef<Path>) -> Result<VhdxFile> {
+    pub fn create_on(
+        &self,
+        host: Arc<dyn Host>,
+        path: impl AsRef<Path>,
+    ) -> Result<crate::VhdxFile> {
         // Nobody can have linked to an identity that is new. A given one may be another file's.
         let (folders, orphans) = (Vec::new(), true);
         let children = Some(ChildSearch { host: Arc::clone(&host), folders, orphans });
         let policy = ImagePolicy { writable: true, children, ..ImagePolicy::default() };
-        self.create_as(host.as_ref(), path.as_ref(), &policy)
+        self.create_as(host.as_ref(), path.as_ref(), &policy).map(crate::VhdxFile::own)
     }
 
     /// The same, and opens the image as the policy says.
@@ -291,7 +295,7 @@ impl CreateOptions {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::InUse`];
     /// [`ErrorKind::Io`] when the host fails.
-    pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
+    pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<crate::VhdxFile> {
         let named = |error: Error| error.in_file(storage.name());
         let options = match storage.path() {
             Some(path) => self.with_paths(host, path),

@@ -34,7 +34,7 @@ use crate::format::identifier::FileIdentifier;
 use crate::format::metadata::{FileFlags, FileParameters, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
-use crate::storage::{Overlay, Storage};
+use crate::storage::{Overlay, Reading, Storage};
 use crate::sync::AtomicU64;
 use crate::types::{DiskOffset, FileOffset};
 
@@ -70,35 +70,8 @@ use recent::RecentEntries;
 pub(crate) use writer::{Copier, ItemEdit, Pins, Ticket};
 use writer::{Pin, Writer};
 
-/// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
-///
-/// As a [`Disk`], a differencing image serves what it holds itself and answers
-/// [`ErrorKind::ParentRequired`] for what only its parent has; a [`DiffChain`](crate::DiffChain)
-/// puts the two together. A log that is not empty is replayed in memory and the file stays as it is,
-/// unless the image is opened for writing: then it is replayed to the file.
-///
-/// # After a failure
-///
-/// What was flushed is never at stake. Beyond that:
-///
-/// - A write, zeros or a discard that fails for want of space, or because payload could not be written
-///   or a file not be read, fails alone ([`ErrorKind::Io`]): each 512 bytes of its range read as before
-///   or as written, nothing else changed, and the image goes on. A machine can be paused until there is
-///   space, and the call be made again.
-/// - A header, the log or the block tables that cannot be written, and any failed
-///   [`flush`](Disk::flush) or [`close`](Self::close), poison the image: nothing is written to the file
-///   any more, every later change, flush and close fails with [`ErrorKind::Poisoned`], and reads go on
-///   with what the host has. A flush is not tried again, for the host may have dropped what it was to
-///   write and call the next one a success. Opening the image anew recovers what is there.
-/// - A failed open changes nothing that the next one does not make good.
-///
-/// ```no_run
-/// use avhdx::{Disk, VhdxFile};
-///
-/// let image = VhdxFile::open("base.vhdx")?;
-/// println!("{} bytes", image.geometry().size);
-/// # Ok::<(), avhdx::Error>(())
-/// ```
+/// One image file that is open, and what writes to it if it is open for that. Its users have it by a
+/// [`VhdxFile`](crate::VhdxFile), which knows what they asked for; operations on chains have it as it is.
 pub struct VhdxFile {
     id: LayerId,
     /// The file as it reads: with its log laid over it, where it has one.
@@ -131,6 +104,8 @@ pub struct VhdxFile {
     tally: Arc<Tally>,
     /// Taken when the image is first read alone.
     recent: OnceLock<RecentEntries>,
+    /// For those who read the file by a plan: as it is, and as it reads.
+    readers: [OnceLock<Arc<dyn Storage>>; 2],
     warnings: Vec<Warning>,
 }
 
@@ -156,14 +131,6 @@ enum FoundLog {
 }
 
 impl VhdxFile {
-    /// Opens the image at `path` for reading, with the defaults of [`OpenOptions`](crate::OpenOptions).
-    ///
-    /// # Errors
-    /// As [`OpenOptions::open_image`](crate::OpenOptions::open_image).
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        crate::OpenOptions::new().open_image(path)
-    }
-
     /// What names this image among the layers of this process.
     pub fn id(&self) -> LayerId {
         self.id
@@ -315,13 +282,22 @@ impl VhdxFile {
         self.storage.as_ref()
     }
 
-    pub(crate) fn shared_storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
-    }
-
     /// The file as it is, without what a pending log lays over it.
     pub(crate) fn bare_storage(&self) -> &Arc<dyn Storage> {
         self.overlay.as_ref().map_or(&self.storage, |overlay| overlay.base())
+    }
+
+    /// The file as it is, for somebody who is only to read it.
+    pub(crate) fn bare_reader(&self) -> &Arc<dyn Storage> {
+        self.readers[0].get_or_init(|| Arc::new(Reading(Arc::clone(self.bare_storage()))))
+    }
+
+    /// The same, as it reads.
+    pub(crate) fn reader(&self) -> &Arc<dyn Storage> {
+        match self.overlay {
+            None => self.bare_reader(),
+            Some(_) => self.readers[1].get_or_init(|| Arc::new(Reading(Arc::clone(&self.storage)))),
+        }
     }
 
     /// The log entry that supplies the byte of the file at `at`, if one does.

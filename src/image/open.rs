@@ -112,6 +112,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
             .then(|| Writer::new(Arc::clone(&storage), file_len, Arc::clone(&tally))),
         tally,
         recent: OnceLock::new(),
+        readers: Default::default(),
         warnings,
         headers: RwLock::new(headers),
         region_tables,

@@ -234,7 +234,7 @@ impl Asked {
     /// The disk that the image looks through to now, `None` where it cannot be had and nothing of it is seen.
     fn old_parent(&self) -> Result<Option<DiffChain>> {
         let opened = look(&self.storage, &self.options)
-            .and_then(|image| self.options.open_chain(image))
+            .and_then(|image| self.options.open_chain(crate::VhdxFile::own(image)))
             .and_then(|chain| chain.view(chain.layers()[1].id));
         match opened {
             Ok(old) => Ok(Some(old)),
@@ -276,7 +276,7 @@ impl Asked {
         );
         Error::new(ErrorKind::Unproven, "reparent.differs", message)
             .in_file(self.image.name())
-            .with_found(format_args!("{} in {}", byte(difference.b), self.base.tip().name()))
+            .with_found(format_args!("{} in {}", byte(difference.b), self.base.tip_image().name()))
             .with_expected(format_args!("{} as in the parent that it has", byte(difference.a)))
     }
 
@@ -292,7 +292,7 @@ impl Asked {
         };
         let image = VhdxFile::from_storage(storage, &policy)?;
         warnings.extend(image.warnings().iter().cloned());
-        let linkage = base.tip().data_write_guid();
+        let linkage = base.tip_image().data_write_guid();
         let host = options.host_used().as_ref();
         if planted("link-in-two-steps") {
             image.relink(linkage, None, LinkPaths::Keep)?;
@@ -360,14 +360,14 @@ fn check_no_loop(options: &OpenOptions, image: &dyn Storage, base: &DiffChain) -
             _ => layer.path().is_some() && place(layer.path()) == place(image.path()),
         };
         if is_same {
-            return Err(leads_back(image.name(), base, layer.id() == base.tip().id()));
+            return Err(leads_back(image.name(), base, layer.id() == base.tip_image().id()));
         }
     }
     Ok(())
 }
 
 fn leads_back(image: &str, base: &DiffChain, is_itself: bool) -> Error {
-    let base = base.tip();
+    let base = base.tip_image();
     let (code, found) = match is_itself {
         true => ("reparent.self", "the image itself".to_owned()),
         false => ("reparent.loop", format!("{image} among the ancestors of {}", base.name())),
@@ -385,7 +385,7 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
         Error::new(ErrorKind::InvalidInput, code, message).in_file(image.name())
     };
     check_no_merge(image)?;
-    check_no_merge(&base.tip())?;
+    check_no_merge(&base.tip_image())?;
     let Some(link) = image.parent_link()? else {
         let message = "an image without a parent cannot be linked to one";
         return Err(refuse("reparent.no-parent", message)

@@ -12,6 +12,7 @@ mod mem;
 mod overlay;
 #[cfg(target_os = "linux")]
 mod proc_locks;
+mod reading;
 mod temporary;
 
 use std::ffi::OsStr;
@@ -28,6 +29,7 @@ pub use file::FileStorage;
 pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
+pub(crate) use reading::Reading;
 pub(crate) use temporary::{is_temporary_name, temporary_name};
 
 /// Bytes that are written at once to reserve space.

@@ -8,6 +8,7 @@ mod foreign;
 mod full;
 mod kept;
 mod load;
+mod rights;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests, which need other parts of it
 mod sim;

@@ -41,7 +41,7 @@ fn a_checkpoint_keeps_the_point_and_writes_go_on_above() {
     // The view is of the point that was kept, and takes no writes.
     assert!(bytes(&before) == old);
     let error = before.write_at(&[3], 0).unwrap_err();
-    assert_eq!((error.kind(), error.code()), (ErrorKind::ReadOnly, "image.frozen"));
+    assert_eq!((error.kind(), error.code()), (ErrorKind::ReadOnly, "disk.read-only"));
     assert!(naively(&paths(&chain)) == new);
     assert_eq!(std::fs::read(folder.path().join("web.vhdx")).unwrap(), frozen);
     // Somebody else may read the frozen layer, and the tip is ours.

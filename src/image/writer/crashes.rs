@@ -315,7 +315,7 @@ fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
             image.resize(*size).unwrap();
             after = Some(image.again().unwrap());
         });
-        image = after.unwrap();
+        image = VhdxFile::own(after.unwrap());
     }
     let end = sizes[sizes.len() - 1];
     history.step(|| {

@@ -214,7 +214,7 @@ mod tests {
     const BLOCKS: u64 = 200;
     const SECTOR: u64 = 512;
 
-    fn image() -> (Arc<dyn Storage>, VhdxFile) {
+    fn image() -> (Arc<dyn Storage>, crate::VhdxFile) {
         let storage: Arc<dyn Storage> = Arc::new(MemStorage::new(Vec::new()));
         let options = CreateOptions::dynamic(BLOCKS * MIB).block_size(1 << 20);
         drop(options.create_in(&LocalHost, Arc::clone(&storage)).unwrap());

@@ -185,7 +185,7 @@ mod tests {
         (base, child)
     }
 
-    fn watched(image: &Image) -> (Arc<Watched>, VhdxFile) {
+    fn watched(image: &Image) -> (Arc<Watched>, crate::VhdxFile) {
         let file = Arc::new(Watched {
             bytes: MemStorage::new(image.to_bytes()),
             flushed: Mutex::new(image.to_bytes()),

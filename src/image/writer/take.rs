@@ -189,7 +189,7 @@ mod tests {
         chain.flat(layers.len() - 1).unwrap()
     }
 
-    fn open(storage: &Arc<dyn Storage>, writable: bool) -> VhdxFile {
+    fn open(storage: &Arc<dyn Storage>, writable: bool) -> crate::VhdxFile {
         OpenOptions::new()
             .orphan_children(true)
             .writable(writable)

@@ -1,0 +1,321 @@
+//! The image as its user has it: with the rights that he asked for, and no others.
+
+use std::fmt;
+use std::io::IoSliceMut;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::{Arc, OnceLock};
+
+use uuid::Uuid;
+
+use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{
+    BlockCounts, CheckpointMark, Counters, ImageInfo, MergeMark, ParentLink, VhdxFile as Image,
+    Warning,
+};
+
+/// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
+///
+/// As a [`Disk`], a differencing image serves what it holds itself and answers
+/// [`ErrorKind::ParentRequired`] for what only its parent has; a [`DiffChain`](crate::DiffChain)
+/// puts the two together. A log that is not empty is replayed in memory and the file stays as it is,
+/// unless the image is opened for writing: then it is replayed to the file.
+///
+/// An image that a chain [hands out](crate::DiffChain::image) takes no writes, whatever the chain takes. While
+/// an operation works on that layer it reads as the file then is, and it goes on when the operation is over.
+///
+/// # After a failure
+///
+/// What was flushed is never at stake. Beyond that:
+///
+/// - A write, zeros or a discard that fails for want of space, or because payload could not be written
+///   or a file not be read, fails alone ([`ErrorKind::Io`]): each 512 bytes of its range read as before
+///   or as written, nothing else changed, and the image goes on. A machine can be paused until there is
+///   space, and the call be made again.
+/// - A header, the log or the block tables that cannot be written, and any failed
+///   [`flush`](Disk::flush) or [`close`](Self::close), poison the image: nothing is written to the file
+///   any more, every later change, flush and close fails with [`ErrorKind::Poisoned`], and reads go on
+///   with what the host has. A flush is not tried again, for the host may have dropped what it was to
+///   write and call the next one a success. Opening the image anew recovers what is there.
+/// - A failed open changes nothing that the next one does not make good.
+///
+/// ```no_run
+/// use avhdx::{Disk, VhdxFile};
+///
+/// let image = VhdxFile::open("base.vhdx")?;
+/// println!("{} bytes", image.geometry().size);
+/// # Ok::<(), avhdx::Error>(())
+/// ```
+pub struct VhdxFile(Handle);
+
+enum Handle {
+    /// Opened by itself: what it takes is what was asked for.
+    Own(Arc<Image>),
+    /// Shared with a chain, and only to be read.
+    Shared(Arc<Seat>),
+}
+
+/// A layer's place in a chain, whose handle an operation may replace by another of the same file. Who was given
+/// the layer goes on with the newer one.
+pub(crate) struct Seat {
+    image: Arc<Image>,
+    /// Those who are at the image by way of this seat.
+    users: AtomicUsize,
+    next: OnceLock<Arc<Self>>,
+}
+
+/// Keeps a handle from being taken for one that nobody uses.
+struct User<'a>(&'a Seat);
+
+impl VhdxFile {
+    /// Opens the image at `path` for reading, with the defaults of [`OpenOptions`](crate::OpenOptions).
+    ///
+    /// # Errors
+    /// As [`OpenOptions::open_image`](crate::OpenOptions::open_image).
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        crate::OpenOptions::new().open_image(path)
+    }
+
+    /// What names this image among the layers of this process. An operation that opens the file anew gives it
+    /// another.
+    pub fn id(&self) -> LayerId {
+        self.latest().id()
+    }
+
+    /// What errors call the file, usually its path.
+    pub fn name(&self) -> &str {
+        self.latest().name()
+    }
+
+    /// Where the file lies, if it lies in a folder.
+    pub fn path(&self) -> Option<&Path> {
+        self.latest().path()
+    }
+
+    /// The identity that children of this image record, \[MS-VHDX\] 2.2.2.
+    pub fn data_write_guid(&self) -> Uuid {
+        self.latest().data_write_guid()
+    }
+
+    /// Whether this is a differencing image.
+    pub fn has_parent(&self) -> bool {
+        self.latest().has_parent()
+    }
+
+    /// Bytes of a payload block, a power of two from 1 MiB to 256 MiB.
+    pub fn block_size(&self) -> u32 {
+        self.latest().block_size()
+    }
+
+    /// The link to the parent, `None` where there is none, \[MS-VHDX\] 2.6.2.6.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when the locator has no valid `parent_linkage`.
+    pub fn parent_link(&self) -> Result<Option<ParentLink>> {
+        self.latest().parent_link()
+    }
+
+    /// What the point in time below this image is called, where a checkpoint made the image.
+    pub fn checkpoint(&self) -> Option<CheckpointMark> {
+        self.latest().checkpoint()
+    }
+
+    /// The merge that concerns this image and is not over, if there is one.
+    pub fn merge_mark(&self) -> Option<MergeMark> {
+        self.latest().merge_mark()
+    }
+
+    /// What the user of the image should hear of.
+    pub fn warnings(&self) -> &[Warning] {
+        self.latest().warnings()
+    }
+
+    /// Whether the image was opened for writing, by whoever has it.
+    pub fn is_writable(&self) -> bool {
+        matches!(&self.0, Handle::Own(image) if image.is_writable())
+    }
+
+    /// Everything that the image says of itself, but for the block tables.
+    pub fn info(&self) -> ImageInfo {
+        self.latest().info()
+    }
+
+    /// Counts the blocks by state. Reads the whole block allocation table.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when the table cannot be read.
+    pub fn count_blocks(&self) -> Result<BlockCounts> {
+        self.with(Image::count_blocks)
+    }
+
+    /// What was done since the image was opened.
+    pub fn counters(&self) -> Counters {
+        self.latest().counters()
+    }
+
+    /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what
+    /// the file was grown by and does not need, but for what a plan of a read may name. Dropping the image does
+    /// the same but cannot report. Where the image is not open for writing there is nothing to be done.
+    ///
+    /// # Errors
+    /// As [`Disk::flush`], and with the same effect: what was flushed before is safe all the same.
+    pub fn close(&self) -> Result<()> {
+        self.to_write().map_or(Ok(()), |image| image.close())
+    }
+
+    /// An image that takes what it was opened for.
+    pub(crate) fn own(image: Image) -> Self {
+        Self(Handle::Own(Arc::new(image)))
+    }
+
+    /// The image of a layer, for reading whatever the layer is open for.
+    pub(crate) fn of_layer(seat: &Arc<Seat>) -> Self {
+        Self(Handle::Shared(Arc::clone(seat)))
+    }
+
+    /// The image itself, and whether it may be written to by whoever had it.
+    pub(crate) fn into_image(self) -> (Arc<Image>, bool) {
+        match self.0 {
+            Handle::Own(image) => {
+                let is_writable = image.is_writable();
+                (image, is_writable)
+            }
+            Handle::Shared(seat) => (Arc::clone(&seat.last().image), false),
+        }
+    }
+
+    /// The other way round.
+    pub(crate) fn from_image((image, may_write): (Arc<Image>, bool)) -> Self {
+        match may_write {
+            true => Self(Handle::Own(image)),
+            false => Self(Handle::Shared(Seat::new(image))),
+        }
+    }
+
+    /// Has something done to the image that reads its file: nobody may replace it meanwhile.
+    pub(crate) fn with<R>(&self, does: impl FnOnce(&Image) -> R) -> R {
+        match &self.0 {
+            Handle::Own(image) => does(image),
+            Handle::Shared(seat) => does(&seat.enter().0.image),
+        }
+    }
+
+    /// The image, for what is known of it without a look at its file.
+    fn latest(&self) -> &Image {
+        match &self.0 {
+            Handle::Own(image) => image,
+            Handle::Shared(seat) => &seat.last().image,
+        }
+    }
+
+    /// The image, where there is a right to write to it.
+    fn to_write(&self) -> Option<&Image> {
+        match &self.0 {
+            Handle::Own(image) => Some(image),
+            Handle::Shared(_) => None,
+        }
+    }
+
+    fn writable(&self) -> Result<&Image> {
+        self.to_write().ok_or_else(|| read_only(self.name()))
+    }
+}
+
+/// Refuses a write to what was not opened for it.
+pub(crate) fn read_only(name: &str) -> Error {
+    Error::new(ErrorKind::ReadOnly, "disk.read-only", "the image is open for reading only")
+        .in_file(name)
+}
+
+impl Disk for VhdxFile {
+    fn geometry(&self) -> Geometry {
+        self.latest().geometry()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.with(|image| image.read_at(buf, offset))
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        self.with(|image| image.read_vectored_at(bufs, offset))
+    }
+
+    fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
+        self.writable()?.write_at(buf, offset)
+    }
+
+    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        self.writable()?.write_zeroes(range, how)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.to_write().map_or(Ok(()), |image| image.flush())
+    }
+
+    fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
+        self.with(|image| image.next_extent(range))
+    }
+}
+
+impl fmt::Debug for VhdxFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.latest().fmt(f)
+    }
+}
+
+/// Tests of what is not public work on the image itself.
+#[cfg(test)]
+impl std::ops::Deref for VhdxFile {
+    type Target = Image;
+
+    fn deref(&self) -> &Image {
+        self.latest()
+    }
+}
+
+impl Seat {
+    pub(crate) fn new(image: Arc<Image>) -> Arc<Self> {
+        Arc::new(Self { image, users: AtomicUsize::new(0), next: OnceLock::new() })
+    }
+
+    /// Puts another handle of the same file in the place of the one that sits here.
+    pub(crate) fn replace(&self, image: Arc<Image>) -> Arc<Self> {
+        Arc::clone(self.next.get_or_init(|| Self::new(image)))
+    }
+
+    /// Whether another sits here by now, and somebody is still at this one.
+    pub(crate) fn has_late_users(&self) -> bool {
+        let is_replaced = self.next.get().is_some();
+        fence(Ordering::SeqCst);
+        is_replaced && self.users.load(Ordering::SeqCst) > 0
+    }
+
+    fn last(&self) -> &Self {
+        let mut seat = self;
+        while let Some(next) = seat.next.get() {
+            seat = next;
+        }
+        seat
+    }
+
+    /// Comes to the handle that sits here now, and keeps it.
+    fn enter(&self) -> User<'_> {
+        loop {
+            let user = User(self.last());
+            user.0.users.fetch_add(1, Ordering::SeqCst);
+            fence(Ordering::SeqCst);
+            // Whoever replaced it meanwhile may have found nobody here.
+            if user.0.next.get().is_none() {
+                return user;
+            }
+        }
+    }
+}
+
+impl Drop for User<'_> {
+    fn drop(&mut self) {
+        self.0.users.fetch_sub(1, Ordering::SeqCst);
+    }
+}

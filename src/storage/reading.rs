@@ -1,0 +1,86 @@
+//! A file for those who are to read it and nothing else.
+
+use std::io::{self, ErrorKind, IoSliceMut};
+use std::ops::Range;
+#[cfg(unix)]
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::{FileId, LockMode, LockOutcome, Storage};
+
+/// A file that may be open for writing, given to somebody who has no right to write: he can neither change it nor
+/// its lock.
+#[derive(Debug)]
+pub(crate) struct Reading(pub(crate) Arc<dyn Storage>);
+
+impl Storage for Reading {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.0.path()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
+        self.0.read_vectored_at(bufs, offset)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        refused()
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        refused()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        self.0.next_data(from)
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        refused()
+    }
+
+    fn reserve(&self, _: u64) -> io::Result<()> {
+        refused()
+    }
+
+    fn copy_from(&self, _: &dyn Storage, _: u64, _: u64, _: u64) -> io::Result<bool> {
+        refused()
+    }
+
+    fn punch(&self, _: Range<u64>) -> io::Result<bool> {
+        refused()
+    }
+
+    fn id(&self) -> io::Result<Option<FileId>> {
+        self.0.id()
+    }
+
+    #[cfg(unix)]
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_fd()
+    }
+
+    fn try_lock(&self, _: LockMode) -> io::Result<LockOutcome> {
+        refused()
+    }
+
+    fn unlock(&self) -> io::Result<()> {
+        refused()
+    }
+}
+
+fn refused<T>() -> io::Result<T> {
+    Err(io::Error::new(ErrorKind::PermissionDenied, "the file is here to be read only"))
+}
