@@ -207,6 +207,14 @@ const ROWS: &[Row] = &[
     ),
     // What the image is.
     (
+        "claim.*",
+        &[
+            "the image can be read as before, but for what was lost",
+            "a copy that was cut short is best made anew",
+        ],
+        &["avhdx check --layer FILE"],
+    ),
+    (
         "kind not-vhdx",
         &["-f raw takes a file as a disk without a format, where the verb has that flag"],
         &["avhdx tree FOLDER  # the images that there are"],

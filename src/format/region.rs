@@ -137,6 +137,11 @@ pub(crate) fn name(guid: Uuid) -> Option<&'static str> {
     }
 }
 
+/// What messages call a region.
+pub(crate) fn title(guid: Uuid) -> String {
+    name(guid).map_or_else(|| format!("region {guid}"), |name| format!("the {name} region"))
+}
+
 impl RegionEntry {
     fn read(fields: Fields<'_>) -> Self {
         Self {

@@ -204,6 +204,14 @@ impl Merge {
             }
         }
         refuse_unfinished(&images, steps)?;
+        // Said before a byte of any of them changes, rather than on the way.
+        let highest = steps[steps.len() - 1].saturating_sub(1);
+        for image in &images[highest..=lowest] {
+            // What a spent layer lost is in its parent.
+            if image.merge_mark().is_none_or(|mark| mark.state != MergeState::Spent) {
+                image.check_claims()?;
+            }
+        }
         for layer in steps {
             let state = images[*layer].merge_mark().map(|mark| mark.state);
             let is_under_way = matches!(state, Some(MergeState::Merging | MergeState::Spent));
