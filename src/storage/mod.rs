@@ -138,6 +138,17 @@ pub trait Storage: Debug + Send + Sync {
         Ok(false)
     }
 
+    /// Has a range of the file read as zeros by the host's own means, with no zeros handed through this process.
+    /// Its space is kept where the host has a way to. The length stays, and what of the range lies past the end
+    /// is left alone. `false` where the host cannot, with nothing changed.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
+        let _ = range;
+        Ok(false)
+    }
+
     /// What tells this file from all others on the host, however it is named; `None` where the host
     /// has no such thing.
     ///
