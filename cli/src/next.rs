@@ -137,6 +137,11 @@ const ROWS: &[Row] = &[
     // Limits.
     ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),
     (
+        "limit.header-sequence",
+        &["the image is read as ever; a copy of its disk starts anew, and can be written to"],
+        &["avhdx convert -O vhdx PARENTS IMAGE OUT"],
+    ),
+    (
         "limit.log-changes",
         &[
             "the log is too large to be replayed in memory, and is replayed to the file by whatever writes to it",

@@ -266,7 +266,12 @@ impl CreateOptions {
         })
     }
 
-    /// Bytes that the new file is long.
+    /// Refuses what no image can be made of at this path.
+    pub(crate) fn check_for(&self, host: &dyn Host, path: &Path) -> Result<()> {
+        self.with_paths(host, path).validate().map_err(|error| error.in_path(path))
+    }
+
+    /// Bytes that the new file is long, with sizes that an image can have.
     pub(crate) fn file_len(&self) -> u64 {
         self.payload_at() + self.payload_len()
     }

@@ -335,7 +335,7 @@ impl VhdxFile {
 
     /// Refuses to name a place for bytes that a log entry, not the file, supplies.
     pub(crate) fn check_no_overlay(&self, at: FileOffset, len: u64) -> Result<()> {
-        let range = at.get()..at.get() + len;
+        let range = at.get()..at.get().saturating_add(len);
         let Some(first) = self.overlay.as_ref().and_then(|over| over.first_within(range)) else {
             return Ok(());
         };

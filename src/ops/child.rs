@@ -41,7 +41,9 @@ impl NewChild {
 
     pub(super) fn forecast(&self, op: &Operation<'_>, parent: &VhdxFile) -> Result<Forecast> {
         let path = self.path_over(parent)?;
-        let len = self.options(parent)?.file_len();
+        let options = self.options(parent)?;
+        options.check_for(op.host().as_ref(), &path)?;
+        let len = options.file_len();
         let mut forecast = Forecast::on(op.host().as_ref(), &path)?;
         (forecast.written, forecast.peak) = (len, len);
         forecast.add(&path, FileChangeKind::Created);

@@ -25,6 +25,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::error::{self, Error, Result};
+
 pub use file::FileStorage;
 pub use local::LocalHost;
 pub use mem::MemStorage;
@@ -441,6 +443,20 @@ impl Stat {
     pub const fn new(kind: FileKind, len: u64) -> Self {
         Self { kind, len, allocated: None, modified: None, id: None }
     }
+}
+
+/// The length of a file, which is none that arithmetic on places in it could leave the numbers with.
+pub(crate) fn length_of(storage: &dyn Storage) -> Result<u64> {
+    let len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    if i64::try_from(len).is_err() {
+        let message = "a file longer than any host has";
+        return Err(Error::new(error::ErrorKind::Limit, "limit.file-length", message)
+            .with_found(format_args!("{len} bytes"))
+            .with_expected(format_args!("at most {}", i64::MAX)));
+    }
+    Ok(len)
 }
 
 /// The folder that a file lies in; a bare name lies in the current one.

@@ -4,6 +4,7 @@
 pub mod deep;
 pub mod disk;
 pub mod oracle;
+pub mod sparse;
 pub mod tools;
 
 use std::io;

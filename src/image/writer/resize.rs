@@ -73,6 +73,7 @@ impl VhdxFile {
             log: LogPolicy::Replay,
             budget: self.budget.clone(),
             writable: self.is_writable(),
+            cancel: None,
             children: None,
         };
         self.end_session()?;

@@ -308,7 +308,7 @@ pub(crate) fn update_headers(
     let mut header = headers.current().clone();
     change(&mut header);
     for _ in 0..2 {
-        header.sequence_number += 1;
+        header.sequence_number = header.next_number(Header::OFFSETS[headers.current])?;
         let slot = 1 - headers.current;
         let at = Header::OFFSETS[slot];
         let written = file.write_at(&header.to_bytes(), at);
