@@ -89,9 +89,14 @@ impl VhdxFile {
         self.latest().name()
     }
 
-    /// Where the file lies, if it lies in a folder.
+    /// Where the file lies, if it lies in a folder, symbolic links resolved.
     pub fn path(&self) -> Option<&Path> {
         self.latest().path()
+    }
+
+    /// The name that it was opened by, where symbolic links led from that to [`path`](Self::path).
+    pub fn via(&self) -> Option<&Path> {
+        self.latest().via()
     }
 
     /// The identity that children of this image record, \[MS-VHDX\] 2.2.2.

@@ -104,6 +104,7 @@ mod format;
 mod image;
 mod log;
 mod mutants;
+mod names;
 pub mod ops;
 mod options;
 mod raw;

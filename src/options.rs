@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, Result};
@@ -67,15 +66,6 @@ impl OpenOptions {
     /// image's own folder is warned of.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
-        self
-    }
-
-    /// A flag that another thread sets to have an open for writing stop in the middle of replaying a log, which
-    /// may take long where it zeros much: the open then fails with
-    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) soon after. The file then reads as before, its log
-    /// is still there, and the next open replays it from the start.
-    pub fn cancel(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.image.cancel = Some(flag);
         self
     }
 
@@ -165,9 +155,9 @@ impl OpenOptions {
     /// [`HasChildren`](crate::ErrorKind::HasChildren) when opened for writing.
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
         let children = ChildSearch {
-            host: Arc::clone(&self.host),
             folders: self.child_folders.clone(),
             orphans: self.orphan_children,
+            ..ChildSearch::beside(Arc::clone(&self.host))
         };
         let policy = ImagePolicy { children: Some(children), ..self.image.clone() };
         image::VhdxFile::from_storage(storage, &policy).map(VhdxFile::own)

@@ -267,11 +267,16 @@ fn a_child_behind_a_link() {
     std::os::unix::fs::symlink("../real/tip.avhdx", place.room("child/tip.avhdx")).unwrap();
     place.write_base("real/parent.vhdx");
     place.finds(paths(), FoundBy::RelativePath, "real/parent.vhdx");
-    // The folder that the child was named in comes first.
+    // The folder that the child lies in comes first, whatever it was named by; then that of the name.
     place.write_base("child/parent.vhdx");
-    place.finds(paths(), FoundBy::RelativePath, "child/parent.vhdx");
-    place.write_stranger("child/parent.vhdx");
     place.finds(paths(), FoundBy::RelativePath, "real/parent.vhdx");
+    let chain = place.open(paths()).unwrap();
+    let tip = chain.tip();
+    assert_eq!(tip.path(), Some(&*place.path("real/tip.avhdx").canonicalize().unwrap()));
+    assert_eq!(tip.via(), Some(&*place.path("child/tip.avhdx")));
+    assert_eq!(tip.name(), tip.path().unwrap().display().to_string());
+    place.write_stranger("real/parent.vhdx");
+    place.finds(paths(), FoundBy::RelativePath, "child/parent.vhdx");
     // The parent may be a link, too.
     let place = Place::with("relative_path", r".\parent.vhdx");
     place.write_base("pool/0001");

@@ -74,6 +74,15 @@ pub(crate) fn chain_with(
     Ok(chain)
 }
 
+/// Says which file a link led to that is going to be changed.
+pub(crate) fn tell_link(chain: &DiffChain, console: &mut Console) {
+    let tip = chain.tip();
+    if let (Some(via), Some(path)) = (tip.via(), tip.path()) {
+        let message = format!("{} leads to {}", via.display(), path.display());
+        console.note("file.link", &message);
+    }
+}
+
 /// What an argument means.
 #[derive(Debug)]
 pub(crate) struct Resolved {

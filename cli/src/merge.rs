@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use avhdx::MergeState;
 use avhdx::ops::forest::{Forest, NodeId};
 use avhdx::ops::{Merge, Merged, Pace};
-use avhdx::storage::{FileKind, Host, LocalHost};
+use avhdx::storage::{Access, FileKind, Host, LocalHost};
 use serde_json::json;
 
 use crate::args;
@@ -125,6 +125,10 @@ fn say(merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failur
 /// The tip of the chain in which a merge is under way that concerns the file.
 fn unfinished(args: &Args) -> Result<OsString, Failure> {
     let file = Point::parse(&args.image).image;
+    let file = LocalHost.open(&file, Access::Read).ok().map_or(file, |storage| {
+        // The others lie where the file does, not where a link to it does.
+        storage.path().map(Path::to_path_buf).unwrap_or_default()
+    });
     let folder = match file.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder.to_path_buf(),
         _ => PathBuf::from("."),

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::args;
 use crate::exit::Failure;
+use crate::input;
 use crate::interrupt::{UnderWay, under_way};
 use crate::output::{Console, Table, size};
 use crate::point::{Point, Points};
@@ -47,6 +48,7 @@ impl Subject {
     ) -> Result<Self, Failure> {
         let Point { image, selector } = Point::parse(argument);
         let chain = options.open(&image)?;
+        input::tell_link(&chain, console);
         console.warnings(&chain.warnings());
         let points = Points::of(&chain);
         Ok(Self { chain, image, points, selector, argument: argument.to_string_lossy().into() })

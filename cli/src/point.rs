@@ -100,7 +100,8 @@ impl Points {
             is_hex && digits.len() >= MIN_HEX && guid.starts_with(&digits.to_ascii_lowercase())
         };
         let by_name = |layer: &Layer| {
-            layer.path.as_deref().and_then(Path::file_name).is_some_and(|name| name == selector)
+            let names = [&layer.path, &layer.via].into_iter().flatten();
+            names.filter_map(|path| path.file_name()).any(|name| name == selector)
         };
         let is_meant = |i: usize, layer: &Layer| {
             (selector == "base" && i + 1 == layers.len())

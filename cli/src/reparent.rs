@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     }
     let done = operation::run(console, |on| reparent.run(&image, on))?;
     console.warnings(&done.warnings);
-    let (image, base) = (image.display().to_string(), base.display().to_string());
+    let [image, base] = [&done.path, &done.parent].map(|path| path.display().to_string());
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.reparent/1",

@@ -46,6 +46,7 @@ impl Writing {
             return Err(below_the_tip(argument));
         }
         let chain = options.open(path)?;
+        input::tell_link(&chain, console);
         console.warnings(&chain.warnings());
         *under_way() = UnderWay::Image(chain.clone());
         Ok(Self { chain, argument: argument.to_owned() })

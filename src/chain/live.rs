@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 use super::open::name_stacks;
-use super::{DiffChain, Link, Stack};
+use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
 use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, lock};
 use crate::mutants::planted;
-use crate::storage::{Access, Host, LockMode, Storage};
+use crate::storage::{Access, Host, LockMode, Storage, folder_of};
 
 /// How long an operation waits for those who still look at a point that is to vanish.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -186,10 +186,27 @@ impl Operation<'_> {
     pub(crate) fn child_search(&self, folders: &[PathBuf]) -> ChildSearch {
         let opened = &self.live().opened;
         ChildSearch {
-            host: Arc::clone(&opened.host),
             folders: opened.child_folders.iter().chain(folders).cloned().collect(),
-            orphans: false,
+            beside: self.other_folders(),
+            ..ChildSearch::beside(Arc::clone(&opened.host))
         }
+    }
+
+    /// The folders in which layers have other names, as far as their children recorded those.
+    fn other_folders(&self) -> Vec<PathBuf> {
+        let source = PathSource::new().host(Arc::clone(self.host()));
+        let (images, mut folders) = (self.images(), Vec::new());
+        for (child, parent) in images.iter().zip(images.iter().skip(1)) {
+            let Ok(Some(link)) = child.parent_link() else { continue };
+            let Some(id) = parent.bare_storage().id().ok().flatten() else { continue };
+            let places = source.by_path(&link).filter_map(|candidate| candidate.opened.ok());
+            let same = places.filter(|place| place.id().is_ok_and(|place| place == Some(id)));
+            let names = same.flat_map(|place| {
+                [place.path(), place.via()].map(|path| path.map(folder_of).map(Path::to_path_buf))
+            });
+            folders.extend(names.flatten());
+        }
+        folders
     }
 
     /// Where in the chain a layer is.

@@ -7,10 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::ParentLink;
-use crate::storage::{Access, FileKind, Host, LocalHost, Storage, is_temporary_name};
-
-/// Names that may match one recorded path when case is ignored; more are not looked at.
-const MAX_MATCHES: usize = 64;
+use crate::names::{self, Listing, Look};
+use crate::storage::{Access, FileKind, Host, LocalHost, Storage};
 
 /// Opens what may be the parent of an image.
 ///
@@ -89,8 +87,6 @@ pub struct PathSource {
     listings: Option<Arc<Mutex<Listings>>>,
 }
 
-/// The names in a folder by how they read without case.
-type Listing = HashMap<String, Vec<PathBuf>>;
 /// What was listed, by folder.
 type Listings = HashMap<PathBuf, Arc<Listing>>;
 
@@ -127,7 +123,7 @@ impl PathSource {
 
     /// Where a Windows folder, such as `D:\vm` or `\\?\Volume{…}`, is found on this machine.
     pub fn map(mut self, from: impl AsRef<str>, to: impl Into<PathBuf>) -> Self {
-        let from = windows_names(from.as_ref());
+        let from = names::parts(from.as_ref());
         self.mappings.push((from, to.into()));
         // The longest match comes first.
         self.mappings.sort_by_key(|(from, _)| std::cmp::Reverse(from.len()));
@@ -203,10 +199,7 @@ impl PathSource {
     }
 
     fn files_of(&self, folder: &Path) -> Vec<PathBuf> {
-        let mut places = self.host.list(folder).unwrap_or_default();
-        places.retain(|place| !is_temporary_name(place));
-        places.sort();
-        places
+        names::files_of(self.host.as_ref(), folder)
     }
 
     fn places(&self, step: &Step<'_>, link: &ParentLink) -> Vec<PathBuf> {
@@ -214,86 +207,38 @@ impl PathSource {
             Step::Given(file) => vec![file.to_path_buf()],
             Step::Recorded(FoundBy::RelativePath, path) => self.relative(link, path),
             Step::Recorded(_, path) => self.absolute(path),
-            Step::Named(folder, name) => self.matches(folder, &[(*name).to_owned()]),
+            Step::Named(folder, name) => names::matches(self, folder, &[(*name).to_owned()]),
             Step::Search(folder) => self.files_of(folder),
         }
     }
 
-    /// Where a path from the child's folder leads: from where the child was opened, and, should that
-    /// be a link, from where it really lies.
+    /// Where a path from the child's folder leads: from where it really lies, and from the name that it was
+    /// opened by.
     fn relative(&self, link: &ParentLink, path: &str) -> Vec<PathBuf> {
-        if let Some(rooted) = rooted(path) {
+        if let Some(rooted) = names::rooted(path) {
             return vec![rooted];
         }
-        let Some(child) = &link.child_path else { return Vec::new() };
-        let names = windows_names(path);
-        let folder_of = |file: &Path| file.parent().map(Path::to_path_buf).unwrap_or_default();
-        let mut places = self.matches(&folder_of(child), &names);
-        if self.host.is_link(child).unwrap_or(false)
-            && let Ok(real) = self.host.canonical(child)
-        {
-            places.extend(self.matches(&folder_of(&real), &names));
-        }
-        places
+        let folder_of = |file: &PathBuf| file.parent().map(Path::to_path_buf).unwrap_or_default();
+        let mut folders: Vec<PathBuf> =
+            [&link.child_path, &link.child_via].into_iter().flatten().map(folder_of).collect();
+        folders.dedup();
+        folders.iter().flat_map(|folder| names::from_folder(self, folder, path)).collect()
     }
 
     /// Where an absolute path of a Windows machine leads: through the mappings, or as it is.
     fn absolute(&self, path: &str) -> Vec<PathBuf> {
-        let names = windows_names(path);
+        let names = names::parts(path);
         for (from, to) in &self.mappings {
-            if names.len() > from.len() && from.iter().zip(&names).all(|(a, b)| same_name(a, b)) {
-                return self.matches(to, &names[from.len()..]);
+            if names.len() > from.len()
+                && from.iter().zip(&names).all(|(a, b)| names::same_name(a, b))
+            {
+                return names::matches(self, to, &names[from.len()..]);
             }
         }
         if cfg!(windows) {
             return vec![PathBuf::from(path)];
         }
-        rooted(path).into_iter().collect()
-    }
-
-    /// The path of `names` below `base`, with a case-insensitive match for each name that is not there
-    /// exactly. Where nothing matches, the path as it was asked for, so that errors can name it.
-    fn matches(&self, base: &Path, names: &[String]) -> Vec<PathBuf> {
-        let exact = names.iter().fold(base.to_path_buf(), |path, name| path.join(name));
-        if self.is_out_of_bounds(&exact) || self.host.stat(&exact).is_ok() {
-            return vec![exact];
-        }
-        let mut places = vec![base.to_path_buf()];
-        for name in names {
-            places = places.iter().flat_map(|place| self.matches_in(place, name)).collect();
-            places.truncate(MAX_MATCHES);
-        }
-        if places.is_empty() { vec![exact] } else { places }
-    }
-
-    fn matches_in(&self, folder: &Path, name: &str) -> Vec<PathBuf> {
-        let exact = folder.join(name);
-        if name == ".." || self.is_out_of_bounds(&exact) || self.host.stat(&exact).is_ok() {
-            return vec![exact];
-        }
-        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-        self.listing(folder).get(&without_case(name)).cloned().unwrap_or_default()
-    }
-
-    fn listing(&self, folder: &Path) -> Arc<Listing> {
-        let Some(listings) = &self.listings else { return Arc::new(self.list(folder)) };
-        let mut listings = listings.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = listings.get(folder) {
-            return Arc::clone(known);
-        }
-        let listing = Arc::new(self.list(folder));
-        listings.insert(folder.to_path_buf(), Arc::clone(&listing));
-        listing
-    }
-
-    fn list(&self, folder: &Path) -> Listing {
-        let mut listing = Listing::new();
-        for path in self.files_of(folder) {
-            if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
-                listing.entry(without_case(name)).or_default().push(path);
-            }
-        }
-        listing
+        names::rooted(path).into_iter().collect()
     }
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
@@ -343,6 +288,25 @@ impl PathSource {
     }
 }
 
+impl Look for PathSource {
+    fn is_settled(&self, path: &Path) -> bool {
+        self.is_out_of_bounds(path) || self.host.stat(path).is_ok()
+    }
+
+    fn listing(&self, folder: &Path) -> Arc<Listing> {
+        let Some(listings) = &self.listings else {
+            return Arc::new(names::list(self.host.as_ref(), folder));
+        };
+        let mut listings = listings.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = listings.get(folder) {
+            return Arc::clone(known);
+        }
+        let listing = Arc::new(names::list(self.host.as_ref(), folder));
+        listings.insert(folder.to_path_buf(), Arc::clone(&listing));
+        listing
+    }
+}
+
 impl Default for PathSource {
     fn default() -> Self {
         Self::new()
@@ -374,7 +338,7 @@ impl ParentLink {
     /// The file names at the ends of the recorded paths.
     pub(crate) fn file_names(&self) -> Vec<&str> {
         let mut names: Vec<&str> =
-            self.recorded().filter_map(|(_, path)| file_name(path)).collect();
+            self.recorded().filter_map(|(_, path)| names::file_name(path)).collect();
         names.dedup();
         names
     }
@@ -397,34 +361,6 @@ impl Step<'_> {
             Self::Search(_) => FoundBy::FolderSearch,
         }
     }
-}
-
-/// The names of a Windows path: `\\?\D:\vm\a.vhdx` and `d:/vm/./a.vhdx` are `D:`, `vm`, `a.vhdx`.
-fn windows_names(path: &str) -> Vec<String> {
-    let path = match path.strip_prefix(r"\\?\") {
-        Some(path) => path.strip_prefix(r"UNC\").unwrap_or(path),
-        None => path,
-    };
-    let names = path.split(['\\', '/']).filter(|name| !name.is_empty() && *name != ".");
-    names.map(str::to_owned).collect()
-}
-
-fn file_name(path: &str) -> Option<&str> {
-    path.rsplit(['\\', '/']).next().filter(|name| !matches!(*name, "" | "." | ".."))
-}
-
-/// A path of this machine's own form, as writers that are not Windows leave it.
-fn rooted(path: &str) -> Option<PathBuf> {
-    (cfg!(unix) && path.starts_with('/')).then(|| PathBuf::from(path))
-}
-
-pub(crate) fn same_name(a: &str, b: &str) -> bool {
-    a == b || without_case(a) == without_case(b)
-}
-
-/// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
-fn without_case(name: &str) -> String {
-    name.chars().flat_map(char::to_uppercase).collect()
 }
 
 fn without_dots(path: &Path) -> PathBuf {

@@ -23,7 +23,6 @@ use crate::image::{Counters, ImagePolicy, IndexTally, MergeState, VhdxFile, Warn
 
 use live::{Live, View};
 pub(crate) use live::{Opened, Operation, Retired, path_of};
-pub(crate) use locate::same_name;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub use open::Linkage;
 pub(crate) use open::{
@@ -100,6 +99,8 @@ pub struct Layer {
     pub name: String,
     /// Where the file lies, if it lies in a folder.
     pub path: Option<PathBuf>,
+    /// The name that it was opened by, where symbolic links led from that to its path.
+    pub via: Option<PathBuf>,
     /// Its identity, \[MS-VHDX\] 2.2.2.
     pub data_write_guid: Uuid,
     /// Size and sector sizes of the disk as this layer has it.
@@ -285,6 +286,7 @@ impl Layer {
             id: image.id(),
             name: image.name().to_owned(),
             path: image.path().map(Path::to_path_buf),
+            via: image.via().map(Path::to_path_buf),
             data_write_guid: image.data_write_guid(),
             geometry: image.geometry(),
             block_size: image.block_size(),

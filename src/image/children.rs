@@ -11,22 +11,43 @@ use uuid::Uuid;
 use super::policy::{ImagePolicy, Lock};
 use super::{VhdxFile, Warning};
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Access, FileId, FileKind, Host, Storage, folder_of, is_temporary_name};
+use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, folder_of, is_temporary_name};
+
+/// The code of a warning that an image has names elsewhere.
+pub(crate) const OTHER_NAMES: &str = "image.other-names";
 
 /// Where children are looked for. A VHDX file does not record them.
 #[derive(Clone, Debug)]
 pub(crate) struct ChildSearch {
     pub(crate) host: Arc<dyn Host>,
-    /// Beside the image's own folder.
+    /// Folders that must be there, beside the image's own.
     pub(crate) folders: Vec<PathBuf>,
+    /// Others, which are looked into where that can be done.
+    pub(crate) beside: Vec<PathBuf>,
     /// Whether children that are found may be cut off.
     pub(crate) orphans: bool,
 }
 
+/// The image that is to change, as its children and its other names are told by.
+struct Asked<'a> {
+    storage: &'a dyn Storage,
+    id: Option<FileId>,
+    guid: Uuid,
+    /// The images that are no others.
+    known: Vec<(Option<FileId>, Option<&'a Path>)>,
+    /// Its names that were met.
+    names: u64,
+}
+
 impl ChildSearch {
+    /// A search in the images' own folders alone.
+    pub(crate) fn beside(host: Arc<dyn Host>) -> Self {
+        Self { host, folders: Vec::new(), beside: Vec::new(), orphans: false }
+    }
+
     /// Refuses to write to an image of which a child is found, and warns of what could not be looked at in
     /// its own folder. Folders that were asked for must be there.
-    pub(super) fn refuse_children(
+    pub(crate) fn refuse_children(
         &self,
         storage: &dyn Storage,
         guid: Uuid,
@@ -35,16 +56,8 @@ impl ChildSearch {
         if self.orphans {
             return Ok(());
         }
-        if let Some(own) = storage.path().map(folder_of) {
-            match self.host.list(own) {
-                Ok(paths) => self.refuse_any_of(paths, storage, guid, warnings)?,
-                Err(error) => warnings.push(unread(own, &error)),
-            }
-        }
-        for folder in &self.folders {
-            self.refuse_any_of(self.list(folder)?, storage, guid, warnings)?;
-        }
-        Ok(())
+        let own = [storage.path(), storage.via()].into_iter().flatten().map(folder_of);
+        self.look_into(own.collect(), Asked::new(storage, guid), warnings)
     }
 
     /// Refuses to change an image of which another child is found than those that are known.
@@ -54,61 +67,68 @@ impl ChildSearch {
         known: &[&VhdxFile],
         warnings: &mut Vec<Warning>,
     ) -> Result<()> {
-        let ids: Vec<FileId> =
-            known.iter().filter_map(|image| image.storage().id().ok().flatten()).collect();
-        let is_known = |path: &Path| {
-            known.iter().any(|image| image.path() == Some(path))
-                || self
-                    .host
-                    .stat(path)
-                    .is_ok_and(|stat| stat.id.is_some_and(|id| ids.contains(&id)))
-        };
         let storage = image.bare_storage().as_ref();
+        let mut asked = Asked::new(storage, image.data_write_guid());
+        let ids = known.iter().map(|image| (image.storage().id().ok().flatten(), image.path()));
+        asked.known.extend(ids);
         // They may lie beside those that are known as well.
-        let mut folders: Vec<&Path> =
-            known.iter().filter_map(|image| image.path()).map(folder_of).collect();
-        folders.sort_unstable();
-        folders.dedup();
-        for folder in folders {
-            match self.host.list(folder) {
-                Ok(mut paths) => {
-                    paths.retain(|path| !is_known(path));
-                    self.refuse_any_of(paths, storage, image.data_write_guid(), warnings)?;
+        let places = known.iter().flat_map(|image| [image.path(), image.via()]).flatten();
+        self.look_into(places.map(folder_of).collect(), asked, warnings)
+    }
+
+    /// Looks into the folders of the images and into those that were asked for, each once.
+    fn look_into(
+        &self,
+        own: Vec<&Path>,
+        mut asked: Asked<'_>,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<()> {
+        let mut seen = Vec::new();
+        for folder in own.into_iter().chain(self.beside.iter().map(PathBuf::as_path)) {
+            if self.is_new(folder, &mut seen) {
+                match self.host.list(folder) {
+                    Ok(paths) => self.refuse_any_of(paths, &mut asked, warnings)?,
+                    Err(error) => warnings.push(unread(folder, &error)),
                 }
-                Err(error) => warnings.push(unread(folder, &error)),
             }
         }
         for folder in &self.folders {
-            let mut paths = self.list(folder)?;
-            paths.retain(|path| !is_known(path));
-            self.refuse_any_of(paths, storage, image.data_write_guid(), warnings)?;
+            if self.is_new(folder, &mut seen) {
+                let paths = self.host.list(folder).map_err(|error| {
+                    Error::io("image.children", "cannot look for children of the image", error)
+                        .in_path(folder)
+                })?;
+                self.refuse_any_of(paths, &mut asked, warnings)?;
+            }
         }
+        warnings.extend(self.other_names(&asked));
         Ok(())
     }
 
-    /// The names in a folder that was asked for.
-    fn list(&self, folder: &Path) -> Result<Vec<PathBuf>> {
-        self.host.list(folder).map_err(|error| {
-            Error::io("image.children", "cannot look for children of the image", error)
-                .in_path(folder)
-        })
+    /// Whether a folder was not looked into yet, by whatever name.
+    fn is_new(&self, folder: &Path, seen: &mut Vec<PathBuf>) -> bool {
+        let real = self.host.canonical(folder).unwrap_or_else(|_| folder.to_path_buf());
+        let is_new = !seen.contains(&real);
+        if is_new {
+            seen.push(real);
+        }
+        is_new
     }
 
     fn refuse_any_of(
         &self,
-        paths: Vec<PathBuf>,
-        parent: &dyn Storage,
-        guid: Uuid,
+        mut paths: Vec<PathBuf>,
+        asked: &mut Asked<'_>,
         warnings: &mut Vec<Warning>,
     ) -> Result<()> {
-        let others = paths.into_iter().filter(|path| Some(path.as_path()) != parent.path());
-        for path in others.filter(|path| !is_temporary_name(path)) {
-            match self.is_child(&path, guid) {
+        paths.retain(|path| !is_temporary_name(path));
+        for path in paths {
+            match self.is_child(&path, asked) {
                 Ok(false) => {}
                 Ok(true) => {
                     let message = "the image has a child, which a change would cut off";
                     return Err(Error::new(ErrorKind::HasChildren, "image.children", message)
-                        .in_file(parent.name())
+                        .in_file(asked.storage.name())
                         .with_section("2.6.2.6.3")
                         .with_found(format_args!("{} as its child", path.display()))
                         .with_expected("no child, or consent to orphan it"));
@@ -119,10 +139,24 @@ impl ChildSearch {
         Ok(())
     }
 
+    /// Warns of names of the image that were not met: children may lie beside them.
+    fn other_names(&self, asked: &Asked<'_>) -> Option<Warning> {
+        let names = self.host.stat(asked.storage.path()?).ok()?.names?;
+        let unseen = names.checked_sub(asked.names.max(1)).filter(|unseen| *unseen > 0)?;
+        let what = match unseen {
+            1 => "has another name elsewhere (a hard link)".to_owned(),
+            _ => format!("has {unseen} other names elsewhere (hard links)"),
+        };
+        let name = asked.storage.name();
+        let message = format!("{name}: {what}: a child that lies there is cut off by a change");
+        Some(Warning { code: OTHER_NAMES, message })
+    }
+
     /// An error where the host cannot read the file, which then may be anything.
-    fn is_child(&self, path: &Path, guid: Uuid) -> Result<bool> {
+    fn is_child(&self, path: &Path, asked: &mut Asked<'_>) -> Result<bool> {
         let failed = |error| Error::io("image.children", "cannot look at the file", error);
         let storage = match self.host.stat(path) {
+            Ok(stat) if self.is_known(path, &stat, asked) => return Ok(false),
             Ok(stat) if stat.kind == FileKind::File => self.host.open(path, Access::Read),
             Ok(_) => return Ok(false),
             Err(error) => Err(error),
@@ -136,10 +170,26 @@ impl ChildSearch {
         let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
         let link = VhdxFile::from_storage(storage, &policy).and_then(|image| image.parent_link());
         match link {
-            Ok(link) => Ok(link.is_some_and(|link| link.accepts(guid))),
+            Ok(link) => Ok(link.is_some_and(|link| link.accepts(asked.guid))),
             Err(error) if error.kind() == ErrorKind::Io => Err(error),
             Err(_) => Ok(false),
         }
+    }
+
+    /// Whether a name is one of the image itself, or of another that is known.
+    fn is_known(&self, path: &Path, stat: &Stat, asked: &mut Asked<'_>) -> bool {
+        let is_link = || self.host.is_link(path).unwrap_or(false);
+        if stat.id.is_some() && stat.id == asked.id && !is_link() {
+            asked.names += 1;
+        }
+        let same_place = |other: &Path| {
+            let real = |path: &Path| self.host.canonical(path).ok();
+            path == other || (path.file_name() == other.file_name() && real(path) == real(other))
+        };
+        asked.known.iter().any(|(id, known)| match (id, stat.id) {
+            (Some(id), Some(own)) => *id == own,
+            _ => known.is_some_and(same_place),
+        })
     }
 
     /// Warns of files in which Hyper-V keeps track of changes, and which know nothing of ours.
@@ -161,6 +211,13 @@ impl ChildSearch {
                 ),
             })
             .collect()
+    }
+}
+
+impl<'a> Asked<'a> {
+    fn new(storage: &'a dyn Storage, guid: Uuid) -> Self {
+        let id = storage.id().ok().flatten();
+        Self { storage, id, guid, known: vec![(id, storage.path())], names: 0 }
     }
 }
 

@@ -1,11 +1,12 @@
 //! Making images.
 
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use super::link::way_to;
 use super::{ChildSearch, ImagePolicy, VhdxFile};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
@@ -19,7 +20,7 @@ use crate::format::metadata::{
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::mutants::planted;
-use crate::storage::{Access, FileId, Host, Storage, folder_of, temporary_name};
+use crate::storage::{Access, FileId, Host, Storage, folder_of, real_place, temporary_name};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
@@ -229,9 +230,9 @@ impl CreateOptions {
         path: impl AsRef<Path>,
     ) -> Result<crate::VhdxFile> {
         // Nobody can have linked to an identity that is new. A given one may be another file's.
-        let (folders, orphans) = (Vec::new(), true);
-        let children = Some(ChildSearch { host: Arc::clone(&host), folders, orphans });
-        let policy = ImagePolicy { writable: true, children, ..ImagePolicy::default() };
+        let children = ChildSearch { orphans: true, ..ChildSearch::beside(Arc::clone(&host)) };
+        let policy =
+            ImagePolicy { writable: true, children: Some(children), ..ImagePolicy::default() };
         self.create_as(host.as_ref(), path.as_ref(), &policy).map(crate::VhdxFile::own)
     }
 
@@ -242,7 +243,8 @@ impl CreateOptions {
         path: &Path,
         policy: &ImagePolicy,
     ) -> Result<VhdxFile> {
-        let options = self.with_paths(host, path);
+        let path = &real_place(host, path);
+        let options = self.with_paths(host, path).map_err(|error| error.in_path(path))?;
         options.validate().map_err(|error| error.in_path(path))?;
         let temporary = temporary_name(path);
         if let Err(error) = options.make(host, &temporary, path) {
@@ -266,12 +268,7 @@ impl CreateOptions {
         })
     }
 
-    /// Refuses what no image can be made of at this path.
-    pub(crate) fn check_for(&self, host: &dyn Host, path: &Path) -> Result<()> {
-        self.with_paths(host, path).validate().map_err(|error| error.in_path(path))
-    }
-
-    /// Bytes that the new file is long, with sizes that an image can have.
+    /// Bytes that the new file is long.
     pub(crate) fn file_len(&self) -> u64 {
         self.payload_at() + self.payload_len()
     }
@@ -303,7 +300,7 @@ impl CreateOptions {
     pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<crate::VhdxFile> {
         let named = |error: Error| error.in_file(storage.name());
         let options = match storage.path() {
-            Some(path) => self.with_paths(host, path),
+            Some(path) => self.with_paths(host, path).map_err(named)?,
             None => self.clone(),
         };
         options.validate().map_err(named)?;
@@ -500,21 +497,30 @@ impl CreateOptions {
         Ok(())
     }
 
+    /// Refuses to make the image at `path` where that is known beforehand to fail.
+    pub(crate) fn check_at(&self, host: &dyn Host, path: &Path) -> Result<()> {
+        let checked = self.with_paths(host, path).and_then(|options| options.validate());
+        checked.map_err(|error| error.in_path(path))
+    }
+
     /// The same with the path from the new file's folder to the parent, where there is one.
-    fn with_paths(&self, host: &dyn Host, path: &Path) -> Self {
+    fn with_paths(&self, host: &dyn Host, path: &Path) -> Result<Self> {
         let mut options = self.clone();
-        let Some(parent) = &mut options.parent else { return options };
-        let Some(target) = parent.path.as_ref().and_then(|target| host.canonical(target).ok())
-        else {
-            return options;
-        };
-        if let Ok(folder) = host.canonical(folder_of(path)) {
-            parent.relative_path = relative(&folder, &target);
+        let Some(parent) = &mut options.parent else { return Ok(options) };
+        let Some(target) = parent.path.clone() else { return Ok(options) };
+        let is_named = parent.absolute_win32_path.is_some();
+        if cfg!(windows) && !is_named {
+            let target = host.canonical(&target).ok();
+            parent.absolute_win32_path =
+                target.and_then(|target| target.to_str().map(str::to_owned));
         }
-        if cfg!(windows) && parent.absolute_win32_path.is_none() {
-            parent.absolute_win32_path = target.to_str().map(str::to_owned);
+        match way_to(host, folder_of(path), &target, parent.id) {
+            Ok(way) => parent.relative_path = Some(way),
+            // The caller says by what other path Windows is to find it, or it has one of that kind.
+            Err(_) if is_named || parent.absolute_win32_path.is_some() => {}
+            Err(error) => return Err(error),
         }
-        options
+        Ok(options)
     }
 }
 
@@ -572,24 +578,4 @@ fn write_full_bat(
         piece.extend(BatEntry::new(6, at).to_bytes());
     }
     write(&piece, piece_at)
-}
-
-/// The path of `target` from `folder`, both without links and dots, as Windows writes it.
-pub(super) fn relative(folder: &Path, target: &Path) -> Option<String> {
-    let from: Vec<Component<'_>> = folder.components().collect();
-    let to: Vec<Component<'_>> = target.components().collect();
-    let shared = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
-    // Another drive or share cannot be reached by a relative path.
-    if shared == 0 {
-        return None;
-    }
-    let mut names = vec![".."; from.len() - shared];
-    if names.is_empty() {
-        names.push(".");
-    }
-    for part in &to[shared..] {
-        let Component::Normal(name) = part else { return None };
-        names.push(name.to_str()?);
-    }
-    Some(names.join("\\"))
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::create::relative;
 use super::metadata::PlacedLocator;
 use super::{ItemEdit, VhdxFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
 use crate::format::metadata::{self, ItemFlags};
-use crate::storage::{Host, folder_of};
+use crate::names::{from_folder, relative, unfit};
+use crate::storage::{FileId, Host, folder_of};
 
 /// What a differencing image recorded of its parent: the identity, and where it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +20,8 @@ pub struct ParentLink {
     pub child: String,
     /// Where the child lies, if it lies in a folder.
     pub child_path: Option<PathBuf>,
+    /// The name that the child was opened by, where symbolic links led from that to its path.
+    pub child_via: Option<PathBuf>,
     /// The parent's `DataWriteGuid` when the two were linked.
     pub linkage: Uuid,
     /// A second identity that the parent may have, while a merge is under way.
@@ -37,11 +39,13 @@ impl ParentLink {
         placed: &PlacedLocator,
         child: &str,
         child_path: Option<&Path>,
+        child_via: Option<&Path>,
     ) -> Result<Self> {
         let text = |key| placed.locator.value(key).map(str::to_owned);
         Ok(Self {
             child: child.to_owned(),
             child_path: child_path.map(Path::to_path_buf),
+            child_via: child_via.map(Path::to_path_buf),
             linkage: placed.locator.linkage(placed.at)?,
             linkage2: placed.locator.linkage2(placed.at)?,
             relative_path: text("relative_path"),
@@ -64,8 +68,8 @@ impl ParentLink {
 pub(crate) enum LinkPaths<'a> {
     /// What the old one says.
     Keep,
-    /// The parent lies here.
-    To { host: &'a dyn Host, parent: &'a Path },
+    /// The parent lies here, and is this file where the host can tell files apart.
+    To { host: &'a dyn Host, parent: &'a Path, file: Option<FileId> },
 }
 
 impl VhdxFile {
@@ -87,7 +91,7 @@ impl VhdxFile {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when the image is no differencing one, or no path leads from it to the
-    /// parent; [`ErrorKind::Io`] when the host cannot tell where the files lie.
+    /// parent; [`ErrorKind::Unsupported`] when one does that would not be read as it is; [`ErrorKind::Io`] when the host cannot tell where the files lie.
     pub(crate) fn locator_edit(
         &self,
         linkage: Uuid,
@@ -107,8 +111,8 @@ impl VhdxFile {
         let braced = |guid: Uuid| Some(format!("{{{}}}", guid.hyphenated()));
         locator.set("parent_linkage", braced(linkage));
         locator.set("parent_linkage2", linkage2.and_then(braced));
-        if let LinkPaths::To { host, parent } = paths {
-            self.set_paths(&mut locator, host, parent)?;
+        if let LinkPaths::To { host, parent, file } = paths {
+            self.set_paths(&mut locator, host, parent, file)?;
         }
         let bytes = locator.to_bytes();
         let item = metadata::PARENT_LOCATOR;
@@ -116,19 +120,21 @@ impl VhdxFile {
     }
 
     /// Has the locator say the way to `parent` and no other.
-    fn set_paths(&self, locator: &mut ParentLocator, host: &dyn Host, parent: &Path) -> Result<()> {
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |error| {
-                Error::io("link.path", "cannot tell where the file lies", error).in_path(&path)
-            }
-        };
-        let target = host.canonical(parent).map_err(failed(parent))?;
-        let folder = match self.path().map(folder_of) {
-            Some(folder) => Some(host.canonical(folder).map_err(failed(folder))?),
+    fn set_paths(
+        &self,
+        locator: &mut ParentLocator,
+        host: &dyn Host,
+        parent: &Path,
+        file: Option<FileId>,
+    ) -> Result<()> {
+        let here = self.path().map(folder_of);
+        let way = match here.map(|folder| way_to(host, folder, parent, file)) {
+            Some(Ok(way)) => Some(way),
+            // Of another drive Windows knows the absolute path.
+            Some(Err(error)) if cfg!(windows) && error.code() == NO_WAY => None,
+            Some(Err(error)) => return Err(error.in_file(self.name())),
             None => None,
         };
-        let way = folder.and_then(|folder| relative(&folder, &target));
         // The same way from here is the same parent, which other paths may know under other names. Where the
         // way is another one they would lead to the old parent.
         let is_same = way.is_some() && locator.value("relative_path") == way.as_deref();
@@ -137,6 +143,7 @@ impl VhdxFile {
             locator.set("volume_path", None);
         }
         if cfg!(windows) {
+            let target = canonical(host, parent)?;
             locator.set("absolute_win32_path", target.to_str().map(str::to_owned));
         } else if !is_same {
             locator.set("absolute_win32_path", None);
@@ -144,11 +151,80 @@ impl VhdxFile {
         if way.is_some() || locator.value("absolute_win32_path").is_some() {
             return Ok(());
         }
-        let message = "no path leads from the child to its parent";
-        Err(Error::new(ErrorKind::InvalidInput, "create.parent-path", message)
-            .in_file(self.name())
-            .with_section("2.6.2.6.3")
-            .with_found(parent.display())
-            .with_expected("a parent on the volume of the child"))
+        Err(no_way(parent).in_file(self.name()))
     }
+}
+
+/// The path from a folder to a parent as it is recorded, once it is sure to lead there: whoever follows it later finds
+/// the same file.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] where there is no such path; [`ErrorKind::Unsupported`] where there is one that
+/// leads elsewhere or nowhere; [`ErrorKind::Io`] when the host cannot tell where the files lie.
+pub(crate) fn way_to(
+    host: &dyn Host,
+    folder: &Path,
+    parent: &Path,
+    file: Option<FileId>,
+) -> Result<String> {
+    let (folder, target) = (canonical(host, folder)?, canonical(host, parent)?);
+    let Some(way) = relative(&folder, &target) else {
+        return Err(match unfit(&folder, &target) {
+            Some((place, why)) => astray(parent, format_args!("{why}: {}", place.display())),
+            None => no_way(parent),
+        });
+    };
+    let stat = host.stat(&target).map_err(|error| not_told(&target, error))?;
+    if file.is_some() && stat.id.is_some() && file != stat.id {
+        return Err(astray(parent, "a name that another file has by now"));
+    }
+    let is_parent = |place: &PathBuf| match (host.stat(place), stat.id) {
+        (Err(_), _) => false,
+        (Ok(found), Some(id)) => found.id == Some(id),
+        (Ok(_), None) => host.canonical(place).is_ok_and(|place| place == target),
+    };
+    // The first that is there is the one that is looked at first.
+    let places = from_folder(&host, &folder, &way);
+    let first = places.iter().find(|place| host.stat(place).is_ok()).or(places.first());
+    match first {
+        Some(first) if is_parent(first) => Ok(way),
+        first => Err(match (unfit(&folder, &target), first) {
+            (Some((place, why)), _) => astray(parent, format_args!("{why}: {}", place.display())),
+            (None, Some(first)) => {
+                astray(parent, format_args!("{way:?}, which leads to {}", first.display()))
+            }
+            (None, None) => astray(parent, format_args!("{way:?}, which leads nowhere")),
+        }),
+    }
+}
+
+const NO_WAY: &str = "create.parent-path";
+
+fn no_way(parent: &Path) -> Error {
+    let message = "no path leads from the child to its parent";
+    Error::new(ErrorKind::InvalidInput, NO_WAY, message)
+        .with_section("2.6.2.6.3")
+        .with_found(parent.display())
+        .with_expected("a parent on the volume of the child")
+}
+
+fn astray(parent: &Path, found: impl std::fmt::Display) -> Error {
+    let message = format!(
+        "the path to the parent {} that would be recorded does not lead back to it",
+        parent.display()
+    );
+    Error::new(ErrorKind::Unsupported, "parent.astray", message)
+        .with_section("2.6.2.6.3")
+        .with_found(found)
+        .with_expected(
+            "names of letters that recorded paths can have, on a path that is not too long",
+        )
+}
+
+fn canonical(host: &dyn Host, path: &Path) -> Result<PathBuf> {
+    host.canonical(path).map_err(|error| not_told(path, error))
+}
+
+fn not_told(path: &Path, error: std::io::Error) -> Error {
+    Error::io("link.path", "cannot tell where the file lies", error).in_path(path)
 }

@@ -2,7 +2,6 @@
 
 mod cache;
 mod children;
-mod claims;
 mod counters;
 mod create;
 mod foreign;
@@ -17,8 +16,6 @@ mod recent;
 mod resolve;
 mod shared;
 mod spans;
-mod table;
-mod units;
 mod writer;
 
 use std::fmt;
@@ -52,7 +49,7 @@ pub use policy::{Lock, LogPolicy};
 
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
-pub(crate) use children::ChildSearch;
+pub(crate) use children::{ChildSearch, OTHER_NAMES};
 pub(crate) use counters::{IndexTally, Tally};
 pub(crate) use foreign::refuse_vhd_set;
 pub(crate) use marks::Marks;
@@ -64,12 +61,10 @@ pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
 pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
 pub(crate) use spans::{Known, SpanKey, Spans};
-pub(crate) use table::{BlockTable, Claim, Role, is_zero};
-pub(crate) use units::{MOST_UNITS, Units, units};
 #[cfg(all(test, not(loom)))]
 pub(crate) use {cache::Page, reach::Epoch};
 
-pub(crate) use link::LinkPaths;
+pub(crate) use link::{LinkPaths, way_to};
 use metadata::Metadata;
 use recent::RecentEntries;
 pub(crate) use writer::{Copier, ItemEdit, Pins, Ticket};
@@ -146,9 +141,14 @@ impl VhdxFile {
         self.storage.name()
     }
 
-    /// Where the file lies, if it lies in a folder.
+    /// Where the file lies, if it lies in a folder, symbolic links resolved.
     pub fn path(&self) -> Option<&Path> {
         self.storage.path()
+    }
+
+    /// The name that it was opened by, where symbolic links led from that to [`path`](Self::path).
+    pub fn via(&self) -> Option<&Path> {
+        self.storage.via()
     }
 
     /// The identity that children of this image record, \[MS-VHDX\] 2.2.2.
@@ -173,7 +173,7 @@ impl VhdxFile {
     pub fn parent_link(&self) -> Result<Option<ParentLink>> {
         let metadata = self.metadata();
         let Some(placed) = &metadata.locator else { return Ok(None) };
-        ParentLink::from_locator(placed, self.name(), self.path())
+        ParentLink::from_locator(placed, self.name(), self.path(), self.via())
             .map(Some)
             .map_err(|error| error.in_file(self.name()))
     }
@@ -335,7 +335,7 @@ impl VhdxFile {
 
     /// Refuses to name a place for bytes that a log entry, not the file, supplies.
     pub(crate) fn check_no_overlay(&self, at: FileOffset, len: u64) -> Result<()> {
-        let range = at.get()..at.get().saturating_add(len);
+        let range = at.get()..at.get() + len;
         let Some(first) = self.overlay.as_ref().and_then(|over| over.first_within(range)) else {
             return Ok(());
         };

@@ -46,7 +46,8 @@ impl VhdxFile {
     /// was opened: each session that writes to a file changes its header first.
     fn is_still(&self, storage: &dyn Storage) -> bool {
         // The parents of an image are looked for from where it was found.
-        let is_found_alike = !self.has_parent() || self.path() == storage.path();
+        let is_found_alike =
+            !self.has_parent() || (self.path(), self.via()) == (storage.path(), storage.via());
         is_found_alike
             && storage.len().is_ok_and(|len| len == self.len_of_file())
             && self.has_headers_of(storage)

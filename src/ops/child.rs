@@ -10,6 +10,7 @@ use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
 use crate::image::{CreateOptions, VhdxFile};
+use crate::storage::{Host, real_place};
 
 /// What the new child is to be.
 #[derive(Clone, Debug)]
@@ -34,17 +35,21 @@ impl NewChild {
     }
 
     /// Where the child of `parent` is going to lie.
-    pub(super) fn path_over(&self, parent: &VhdxFile) -> Result<PathBuf> {
+    fn path_over(&self, host: &dyn Host, parent: &VhdxFile) -> Result<PathBuf> {
         let parent = path_of(parent)?;
-        Ok(self.path.clone().unwrap_or_else(|| named_like(parent, self.id)))
+        Ok(match &self.path {
+            Some(path) => real_place(host, path),
+            None => named_like(parent, self.id),
+        })
     }
 
     pub(super) fn forecast(&self, op: &Operation<'_>, parent: &VhdxFile) -> Result<Forecast> {
-        let path = self.path_over(parent)?;
+        let host = op.host().as_ref();
+        let path = self.path_over(host, parent)?;
         let options = self.options(parent)?;
-        options.check_for(op.host().as_ref(), &path)?;
+        options.check_at(host, &path)?;
         let len = options.file_len();
-        let mut forecast = Forecast::on(op.host().as_ref(), &path)?;
+        let mut forecast = Forecast::on(host, &path)?;
         (forecast.written, forecast.peak) = (len, len);
         forecast.add(&path, FileChangeKind::Created);
         Ok(forecast)
@@ -52,7 +57,7 @@ impl NewChild {
 
     /// Makes the child, complete and durable, and opens it as the chain was opened.
     pub(super) fn make(&self, op: &Operation<'_>, parent: &VhdxFile) -> Result<Arc<VhdxFile>> {
-        let path = self.path_over(parent)?;
+        let path = self.path_over(op.host().as_ref(), parent)?;
         let options = self.options(parent)?;
         options.create_as(op.host().as_ref(), &path, op.policy()).map(Arc::new)
     }

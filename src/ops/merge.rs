@@ -10,10 +10,10 @@ use std::sync::Arc;
 
 use super::pace::Pace;
 use super::{Forecast, Progress};
-use crate::chain::{DiffChain, Operation, path_of};
+use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{MergeState, VhdxFile, Warning};
+use crate::image::{LinkPaths, MergeState, OTHER_NAMES, VhdxFile, Warning};
 
 use copy::Meter;
 use step::Step;
@@ -153,10 +153,10 @@ impl Merge {
     ) -> Result<Merged> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
-        self.check(&op, &steps)?;
+        let warnings = self.check(&op, &steps)?;
         let forecast = foresee::forecast(&op, &steps, self.low_space)?;
         forecast.check()?;
-        let mut merged = Merged::default();
+        let mut merged = Merged { warnings, ..Merged::default() };
         let mut meter = Meter::new(&self.pace, forecast.read, on);
         meter.report()?;
         for layer in steps {
@@ -187,7 +187,8 @@ impl Merge {
     }
 
     /// Refuses what must not be merged, or not while others depend on it.
-    fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<()> {
+    fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
         let images = op.images();
         let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
         let lowest = steps[0] + 1;
@@ -197,20 +198,19 @@ impl Merge {
             let mark = images.get(layer.wrapping_sub(1)).and_then(|image| image.merge_mark());
             let is_below_spent = mark.is_some_and(|mark| mark.state == MergeState::Spent);
             if layer != lowest || !is_below_spent {
-                self.refuse_others(op, &images[layer], &known)?;
+                warnings.extend(self.refuse_others(op, &images[layer], &known)?);
             }
             if layer > steps[steps.len() - 1] {
                 op.check_unseen(layer)?;
             }
         }
         refuse_unfinished(&images, steps)?;
-        // Said before a byte of any of them changes, rather than on the way.
-        let highest = steps[steps.len() - 1].saturating_sub(1);
-        for image in &images[highest..=lowest] {
-            // What a spent layer lost is in its parent.
-            if image.merge_mark().is_none_or(|mark| mark.state != MergeState::Spent) {
-                image.check_claims()?;
-            }
+        let file = file_id(images[lowest].bare_storage().as_ref())?;
+        let paths =
+            LinkPaths::To { host: op.host().as_ref(), parent: path_of(&images[lowest])?, file };
+        for above in steps.iter().filter_map(|layer| layer.checked_sub(1)) {
+            // It is linked to the parent once what lies between is gone.
+            images[above].locator_edit(images[lowest].data_write_guid(), None, paths)?;
         }
         for layer in steps {
             let state = images[*layer].merge_mark().map(|mark| mark.state);
@@ -223,7 +223,7 @@ impl Merge {
                     .with_expected("one whose merge was interrupted"));
             }
         }
-        Ok(())
+        Ok(warnings)
     }
 
     /// Refuses a layer that another than those of the chain has for its parent, or may have.
@@ -232,9 +232,11 @@ impl Merge {
         op: &Operation<'_>,
         image: &VhdxFile,
         known: &[&VhdxFile],
-    ) -> Result<()> {
+    ) -> Result<Vec<Warning>> {
         let mut unread = Vec::new();
         op.child_search(&self.folders).refuse_others(image, known, &mut unread)?;
+        let of_names: Vec<Warning> =
+            unread.extract_if(.., |warning| warning.code == OTHER_NAMES).collect();
         match unread.into_iter().next() {
             Some(Warning { message, .. }) if !self.no_other_children => Err(Error::new(
                 ErrorKind::HasChildren,
@@ -247,7 +249,7 @@ impl Merge {
             .with_expected(
                 "files that can be looked at, or the word that there is no other child",
             )),
-            _ => Ok(()),
+            _ => Ok(of_names),
         }
     }
 }

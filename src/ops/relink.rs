@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::forest::{Forest, LeadsTo, Link, Node, NodeId};
-use crate::chain::{FoundBy, PathSource};
+use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, lock, probe_identity};
-use crate::storage::{Access, FileKind, Host, is_temporary_name};
+use crate::image::{
+    ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, lock, probe_identity, way_to,
+};
+use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
 
 /// Sets the recorded paths of images right that no longer lead to their parents.
 ///
@@ -45,7 +47,8 @@ pub struct Relinked {
     pub images: Vec<RelinkedImage>,
     /// Why others that need new paths do not get them, each with the image's name:
     /// [`ErrorKind::ParentMissing`] where no file has the recorded identity, [`ErrorKind::Unproven`] where
-    /// several have it or the one that has it cannot be the parent, and what else kept one from being changed.
+    /// several have it or the one that has it cannot be the parent, [`ErrorKind::Unsupported`] where no path that
+    /// can be recorded leads to it, and what else kept one from being changed.
     pub refused: Vec<Error>,
 }
 
@@ -93,7 +96,11 @@ impl Relink {
         for (id, node) in forest.nodes() {
             let Some(link) = node.link.as_ref().filter(|link| is_stale(link)) else { continue };
             let Some(path) = self.own_name(node) else { continue };
-            match parent_of(&forest, id, link) {
+            let found = parent_of(&forest, id, link).and_then(|parent| {
+                let to = &forest.node(parent).path;
+                way_to(host, folder_of(path), to, None).map(|_| parent)
+            });
+            match found {
                 Ok(parent) => relinked.images.push(RelinkedImage {
                     path: path.to_path_buf(),
                     parent: forest.node(parent).path.clone(),
@@ -176,7 +183,8 @@ impl RelinkedImage {
             return Err(Error::new(ErrorKind::InUse, "relink.changed", message)
                 .with_expected("images that nobody else works on"));
         };
-        let paths = LinkPaths::To { host, parent: &self.parent };
+        let file = file_id(parent.as_ref())?;
+        let paths = LinkPaths::To { host, parent: &self.parent, file };
         image.relink(link.linkage, link.linkage2, paths)?;
         image.close()
     }

@@ -56,6 +56,10 @@ pub struct Reparent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reparented {
+    /// Where the image lies.
+    pub path: PathBuf,
+    /// Where its parent lies.
+    pub parent: PathBuf,
     /// The identity of the parent that the image is linked to now, \[MS-VHDX\] 2.6.2.6.3.
     pub linkage: Uuid,
     /// Bytes of the disk that the image leaves to its parent, and that both parents have alike.
@@ -152,13 +156,8 @@ impl Asked {
         let options = asked.options.clone().writable(false).linkage(Linkage::Verify);
         let options = options.log(LogPolicy::Replay);
         let host = options.host_used();
-        // From a link the way to the parent may be another one than from the file.
-        let path = match host.is_link(path) {
-            Ok(true) => host.canonical(path).unwrap_or_else(|_| path.to_path_buf()),
-            _ => path.to_path_buf(),
-        };
-        let storage = host.open(&path, access).map_err(|error| {
-            Error::io("file.open", "cannot open the file", error).in_path(&path).limits_named()
+        let storage = host.open(path, access).map_err(|error| {
+            Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
         })?;
         let base = options.open(&asked.base)?;
         // Before the lock, which an image that is its own ancestor would keep from itself.
@@ -174,8 +173,16 @@ impl Asked {
         let image = look(&storage, &options)?;
         warnings.extend(base.warnings());
         check_fit(&image, &base)?;
-        let base_path = asked.base.clone();
-        Ok(Self { storage, image, base, base_path, warnings, options: options.clone() })
+        let base_path = base.tip_image().path().unwrap_or(&asked.base).to_path_buf();
+        let asked = Self { storage, image, base, base_path, warnings, options: options.clone() };
+        asked.image.locator_edit(asked.base.tip_image().data_write_guid(), None, asked.paths()?)?;
+        Ok(asked)
+    }
+
+    /// The way to the new parent.
+    fn paths(&self) -> Result<LinkPaths<'_>> {
+        let file = file_id(self.base.tip_image().bare_storage().as_ref())?;
+        Ok(LinkPaths::To { host: self.options.host_used().as_ref(), parent: &self.base_path, file })
     }
 
     /// Compares both parents wherever the image looks through; how many bytes that were.
@@ -293,13 +300,15 @@ impl Asked {
         let image = VhdxFile::from_storage(storage, &policy)?;
         warnings.extend(image.warnings().iter().cloned());
         let linkage = base.tip_image().data_write_guid();
+        let file = file_id(base.tip_image().bare_storage().as_ref())?;
         let host = options.host_used().as_ref();
         if planted("link-in-two-steps") {
             image.relink(linkage, None, LinkPaths::Keep)?;
         }
-        image.relink(linkage, None, LinkPaths::To { host, parent: &base_path })?;
+        image.relink(linkage, None, LinkPaths::To { host, parent: &base_path, file })?;
         image.close()?;
-        Ok(Reparented { linkage, proven, unproven, warnings })
+        let path = image.path().map(Path::to_path_buf).unwrap_or_default();
+        Ok(Reparented { path, parent: base_path, linkage, proven, unproven, warnings })
     }
 }
 

@@ -15,6 +15,7 @@ pub struct FileStorage {
     file: File,
     name: String,
     path: Option<PathBuf>,
+    via: Option<PathBuf>,
     is_locked: AtomicBool,
 }
 
@@ -30,8 +31,14 @@ impl FileStorage {
         Self::new(file, path.display().to_string(), Some(path.to_path_buf()))
     }
 
+    /// The same, opened by a name from which links led there.
+    pub(super) fn opened_by(mut self, name: &Path) -> Self {
+        self.via = Some(name.to_path_buf());
+        self
+    }
+
     fn new(file: File, name: String, path: Option<PathBuf>) -> Self {
-        Self { file, name, path, is_locked: AtomicBool::new(false) }
+        Self { file, name, path, via: None, is_locked: AtomicBool::new(false) }
     }
 }
 
@@ -42,6 +49,10 @@ impl Storage for FileStorage {
 
     fn path(&self) -> Option<&Path> {
         self.path.as_deref()
+    }
+
+    fn via(&self) -> Option<&Path> {
+        self.via.as_deref()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -160,26 +171,6 @@ impl Storage for FileStorage {
         match fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    #[cfg(target_os = "linux")]
-    fn zero(&self, range: std::ops::Range<u64>) -> io::Result<bool> {
-        use rustix::fs::{FallocateFlags, fallocate};
-        use rustix::io::Errno;
-        // The host would take space for what lies past the end.
-        let range = range.start..range.end.min(self.len()?);
-        if range.is_empty() {
-            return Ok(true);
-        }
-        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        match fallocate(&self.file, flags, range.start, range.end - range.start) {
-            Ok(()) => Ok(true),
-            // Those without this one may still punch holes.
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.punch(range),
-            // Devices that zero whole blocks alone.
-            Err(Errno::INVAL) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }

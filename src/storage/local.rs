@@ -7,7 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::file::{FileStorage, file_id};
-use super::{Access, FileKind, Host, Stat, Storage};
+use super::real::has_links;
+use super::{Access, FileId, FileKind, Host, Stat, Storage};
+
+/// How often a name is looked up that leads elsewhere each time.
+const TRIES: usize = 3;
 
 /// The folders of this machine.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,12 +27,27 @@ impl Host for LocalHost {
             &mut options,
             rustix::fs::OFlags::NONBLOCK.bits().cast_signed(),
         );
+        for _ in 1..TRIES {
+            let file = options.open(path)?;
+            match real_path(path, file_id(&file.metadata()?)) {
+                Real::Itself => return Ok(Arc::new(FileStorage::at_path(file, path))),
+                Real::At(real) => {
+                    return Ok(Arc::new(FileStorage::at_path(file, &real).opened_by(path)));
+                }
+                Real::Elsewhere => {}
+            }
+        }
+        // What a link of `/proc` leads to need not have a name.
         Ok(Arc::new(FileStorage::at_path(options.open(path)?, path)))
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-        Ok(Arc::new(FileStorage::at_path(file, path)))
+        let real = match real_path(path, file_id(&file.metadata()?)) {
+            Real::At(real) => real,
+            Real::Itself | Real::Elsewhere => path.to_path_buf(),
+        };
+        Ok(Arc::new(FileStorage::at_path(file, &real)))
     }
 
     #[cfg(target_os = "linux")]
@@ -68,6 +87,7 @@ impl Host for LocalHost {
             allocated: allocated(&metadata),
             modified: metadata.modified().ok(),
             id: file_id(&metadata),
+            names: names(&metadata),
         })
     }
 
@@ -139,6 +159,36 @@ impl Host for LocalHost {
 /// The current folder's path is empty when it is the parent of a bare file name.
 pub(super) fn in_current(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+}
+
+/// Where a file lies that was opened by some name.
+enum Real {
+    /// The name has no links.
+    Itself,
+    At(PathBuf),
+    /// The name leads to another file by now, or the file has none of its own.
+    Elsewhere,
+}
+
+fn real_path(path: &Path, file: Option<FileId>) -> Real {
+    if !has_links(&LocalHost, path) {
+        return Real::Itself;
+    }
+    let Ok(real) = fs::canonicalize(path) else { return Real::Elsewhere };
+    match fs::metadata(&real) {
+        Ok(metadata) if file_id(&metadata) == file => Real::At(real),
+        _ => Real::Elsewhere,
+    }
+}
+
+#[cfg(unix)]
+fn names(metadata: &fs::Metadata) -> Option<u64> {
+    Some(std::os::unix::fs::MetadataExt::nlink(metadata))
+}
+
+#[cfg(not(unix))]
+fn names(_: &fs::Metadata) -> Option<u64> {
+    None
 }
 
 #[cfg(unix)]

@@ -13,6 +13,7 @@ mod overlay;
 #[cfg(target_os = "linux")]
 mod proc_locks;
 mod reading;
+mod real;
 mod temporary;
 
 use std::ffi::OsStr;
@@ -25,13 +26,12 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::error::{self, Error, Result};
-
 pub use file::FileStorage;
 pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
 pub(crate) use reading::Reading;
+pub(crate) use real::real_place;
 pub(crate) use temporary::{is_temporary_name, temporary_name};
 
 /// Bytes that are written at once to reserve space.
@@ -42,8 +42,15 @@ pub trait Storage: Debug + Send + Sync {
     /// What errors call this file, usually its path.
     fn name(&self) -> &str;
 
-    /// Where the file lies, if it lies in a folder: parents are looked for from there.
+    /// Where the file lies, if it lies in a folder, without symbolic links on the way: parents and children
+    /// are looked for from there.
     fn path(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The name that it was opened by, where symbolic links led from that to [`path`](Self::path): parents and
+    /// children are looked for from there too.
+    fn via(&self) -> Option<&Path> {
         None
     }
 
@@ -136,17 +143,6 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// What the host says.
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
-        let _ = range;
-        Ok(false)
-    }
-
-    /// Has a range of the file read as zeros by the host's own means, with no zeros handed through this process.
-    /// Its space is kept where the host has a way to. The length stays, and what of the range lies past the end
-    /// is left alone. `false` where the host cannot, with nothing changed.
-    ///
-    /// # Errors
-    /// What the host says.
-    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
         let _ = range;
         Ok(false)
     }
@@ -245,7 +241,9 @@ pub trait Storage: Debug + Send + Sync {
 
 /// The names around the files: folders, and what may be done to names in them.
 pub trait Host: Debug + Send + Sync {
-    /// Opens a file. Never waits, not even for the other end of a pipe.
+    /// Opens a file. Never waits, not even for the other end of a pipe. Symbolic links are resolved once, here:
+    /// the storage says [where](Storage::path) the file really lies and [by which name](Storage::via) it was
+    /// opened.
     ///
     /// # Errors
     /// What the host says.
@@ -436,27 +434,15 @@ pub struct Stat {
     pub modified: Option<SystemTime>,
     /// What tells the file from others, where the host has such a thing.
     pub id: Option<FileId>,
+    /// Names that the file has on its volume (hard links), where the host tells.
+    pub names: Option<u64>,
 }
 
 impl Stat {
     /// Facts of a file or folder of which nothing more is known.
     pub const fn new(kind: FileKind, len: u64) -> Self {
-        Self { kind, len, allocated: None, modified: None, id: None }
+        Self { kind, len, allocated: None, modified: None, id: None, names: None }
     }
-}
-
-/// The length of a file, which is none that arithmetic on places in it could leave the numbers with.
-pub(crate) fn length_of(storage: &dyn Storage) -> Result<u64> {
-    let len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
-    if i64::try_from(len).is_err() {
-        let message = "a file longer than any host has";
-        return Err(Error::new(error::ErrorKind::Limit, "limit.file-length", message)
-            .with_found(format_args!("{len} bytes"))
-            .with_expected(format_args!("at most {}", i64::MAX)));
-    }
-    Ok(len)
 }
 
 /// The folder that a file lies in; a bare name lies in the current one.

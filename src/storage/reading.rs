@@ -23,6 +23,10 @@ impl Storage for Reading {
         self.0.path()
     }
 
+    fn via(&self) -> Option<&Path> {
+        self.0.via()
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.0.read_at(buf, offset)
     }

@@ -51,7 +51,7 @@ pub(super) fn check(
 
 /// The link that the locator records, if it is whole.
 pub(super) fn link(placed: &PlacedLocator, storage: &dyn Storage) -> Option<ParentLink> {
-    ParentLink::from_locator(placed, storage.name(), storage.path()).ok()
+    ParentLink::from_locator(placed, storage.name(), storage.path(), storage.via()).ok()
 }
 
 fn locator(storage: &dyn Storage, placed: &PlacedLocator, findings: &mut Findings) {

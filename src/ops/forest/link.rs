@@ -11,8 +11,9 @@ use uuid::Uuid;
 
 use super::walk::{self, FileKey, Found};
 use super::{Lead, LeadsTo, NodeId};
-use crate::chain::{Candidate, FoundBy, PathSource, same_name};
+use crate::chain::{Candidate, FoundBy, PathSource};
 use crate::image::{ParentLink, probe_identity};
+use crate::names::same_name;
 use crate::storage::{Access, Storage};
 
 /// Gives every link its parent and its leads, and adds the parents that lie outside.
@@ -156,9 +157,7 @@ impl Linker<'_> {
     fn trail(&mut self, link: &ParentLink) -> Rc<[Stop]> {
         let folder = link.child_path.as_deref().and_then(Path::parent);
         // From behind a link, a relative path may lead to two places.
-        let is_plain =
-            |path: &PathBuf| self.source.its_host().is_link(path).is_ok_and(|is_link| !is_link);
-        let key = folder.filter(|_| link.child_path.as_ref().is_some_and(is_plain)).map(|folder| {
+        let key = folder.filter(|_| link.child_via.is_none()).map(|folder| {
             let paths = [&link.relative_path, &link.volume_path, &link.absolute_win32_path];
             (folder.to_path_buf(), paths.map(Clone::clone))
         });

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::copy::{BATCH, Copy, Meter};
 use super::{Merge, Merged};
-use crate::chain::{Operation, Retired, path_of};
+use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::Result;
 use crate::image::{
@@ -299,7 +299,8 @@ impl Step<'_> {
     fn relink_above(&self, on: &Handles) -> Result<()> {
         let Some(above) = &on.above else { return Ok(()) };
         let host = self.op.host().as_ref();
-        let paths = LinkPaths::To { host, parent: path_of(&on.parent)? };
+        let (parent, file) = (path_of(&on.parent)?, file_id(on.parent.bare_storage().as_ref())?);
+        let paths = LinkPaths::To { host, parent, file };
         above.relink(on.parent.data_write_guid(), None, paths)
     }
 

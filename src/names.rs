@@ -1,0 +1,156 @@
+//! Paths as images record them, read on this machine.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use crate::storage::{Host, is_temporary_name};
+
+/// Names that may match one recorded path when case is ignored; more are not looked at.
+const MAX_MATCHES: usize = 64;
+
+/// The names in a folder by how they read without case.
+pub(crate) type Listing = HashMap<String, Vec<PathBuf>>;
+
+/// Where recorded names are looked up.
+pub(crate) trait Look {
+    /// Whether something has this very name, or none of its likes is to be looked for.
+    fn is_settled(&self, path: &Path) -> bool;
+
+    fn listing(&self, folder: &Path) -> Arc<Listing>;
+}
+
+impl Look for &dyn Host {
+    fn is_settled(&self, path: &Path) -> bool {
+        self.stat(path).is_ok()
+    }
+
+    fn listing(&self, folder: &Path) -> Arc<Listing> {
+        Arc::new(list(*self, folder))
+    }
+}
+
+/// Where a path that was recorded as one from a folder leads.
+pub(crate) fn from_folder(look: &dyn Look, folder: &Path, path: &str) -> Vec<PathBuf> {
+    match rooted(path) {
+        Some(rooted) => vec![rooted],
+        None => matches(look, folder, &parts(path)),
+    }
+}
+
+/// The path of `names` below `base`, with a case-insensitive match for each name that is not there
+/// exactly. Where nothing matches, the path as it was asked for, so that errors can name it.
+pub(crate) fn matches(look: &dyn Look, base: &Path, names: &[String]) -> Vec<PathBuf> {
+    let exact = names.iter().fold(base.to_path_buf(), |path, name| path.join(name));
+    if look.is_settled(&exact) {
+        return vec![exact];
+    }
+    let mut places = vec![base.to_path_buf()];
+    for name in names {
+        places = places.iter().flat_map(|place| matches_in(look, place, name)).collect();
+        places.truncate(MAX_MATCHES);
+    }
+    if places.is_empty() { vec![exact] } else { places }
+}
+
+fn matches_in(look: &dyn Look, folder: &Path, name: &str) -> Vec<PathBuf> {
+    let exact = folder.join(name);
+    if name == ".." || look.is_settled(&exact) {
+        return vec![exact];
+    }
+    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+    look.listing(folder).get(&without_case(name)).cloned().unwrap_or_default()
+}
+
+/// The names in a folder, those of files that are not complete left out.
+pub(crate) fn list(host: &dyn Host, folder: &Path) -> Listing {
+    let mut listing = Listing::new();
+    for path in files_of(host, folder) {
+        if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+            listing.entry(without_case(name)).or_default().push(path);
+        }
+    }
+    listing
+}
+
+/// The same as paths, in order.
+pub(crate) fn files_of(host: &dyn Host, folder: &Path) -> Vec<PathBuf> {
+    let mut places = host.list(folder).unwrap_or_default();
+    places.retain(|place| !is_temporary_name(place));
+    places.sort();
+    places
+}
+
+/// The names of a Windows path: `\\?\D:\vm\a.vhdx` and `d:/vm/./a.vhdx` are `D:`, `vm`, `a.vhdx`.
+pub(crate) fn parts(path: &str) -> Vec<String> {
+    let path = match path.strip_prefix(r"\\?\") {
+        Some(path) => path.strip_prefix(r"UNC\").unwrap_or(path),
+        None => path,
+    };
+    let names = path.split(['\\', '/']).filter(|name| !name.is_empty() && *name != ".");
+    names.map(str::to_owned).collect()
+}
+
+pub(crate) fn file_name(path: &str) -> Option<&str> {
+    path.rsplit(['\\', '/']).next().filter(|name| !matches!(*name, "" | "." | ".."))
+}
+
+/// A path of this machine's own form, as writers that are not Windows leave it.
+pub(crate) fn rooted(path: &str) -> Option<PathBuf> {
+    (cfg!(unix) && path.starts_with('/')).then(|| PathBuf::from(path))
+}
+
+pub(crate) fn same_name(a: &str, b: &str) -> bool {
+    a == b || without_case(a) == without_case(b)
+}
+
+/// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
+fn without_case(name: &str) -> String {
+    name.chars().flat_map(char::to_uppercase).collect()
+}
+
+/// The path of `target` from `folder`, both without links and dots, as Windows writes it.
+pub(crate) fn relative(folder: &Path, target: &Path) -> Option<String> {
+    let from: Vec<Component<'_>> = folder.components().collect();
+    let to: Vec<Component<'_>> = target.components().collect();
+    let shared = shared(folder, target);
+    // Another drive or share cannot be reached by a relative path.
+    if shared == 0 {
+        return None;
+    }
+    let mut names = vec![".."; from.len() - shared];
+    if names.is_empty() {
+        names.push(".");
+    }
+    for part in &to[shared..] {
+        let Component::Normal(name) = part else { return None };
+        names.push(name.to_str()?);
+    }
+    Some(names.join("\\"))
+}
+
+/// The first name on the way from `folder` to `target`, as a path, that no recorded path can have on this machine, and
+/// why.
+pub(crate) fn unfit<'a>(folder: &Path, target: &'a Path) -> Option<(&'a Path, &'static str)> {
+    let depth = shared(folder, target);
+    let mut below: Vec<&Path> = target.ancestors().collect();
+    below.reverse();
+    below.into_iter().skip(depth).find_map(|place| {
+        let why = match place.file_name()?.to_str() {
+            None => "a name that is not valid UTF-8",
+            Some(name) if name.contains('\\') => {
+                r"a \ in a name, which parts folders where paths are recorded"
+            }
+            Some(name) if name.contains(':') => {
+                "a : in a name, which follows drives where paths are recorded"
+            }
+            Some(_) => return None,
+        };
+        Some((place, why))
+    })
+}
+
+/// How many names two paths start with alike.
+fn shared(a: &Path, b: &Path) -> usize {
+    a.components().zip(b.components()).take_while(|(a, b)| a == b).count()
+}
