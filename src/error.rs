@@ -66,7 +66,7 @@ pub enum ErrorKind {
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.
     InvalidInput,
-    /// The callback of an operation asked it to stop.
+    /// The callback of an operation asked it to stop, or the flag of an open.
     Cancelled,
     /// A limit was reached: the depth of a chain, the files a process may open, or the changes of a
     /// log that are kept in memory.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, Result};
@@ -66,6 +67,15 @@ impl OpenOptions {
     /// image's own folder is warned of.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
+        self
+    }
+
+    /// A flag that another thread sets to have an open for writing stop in the middle of replaying a log, which
+    /// may take long where it zeros much: the open then fails with
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) soon after. The file then reads as before, its log
+    /// is still there, and the next open replays it from the start.
+    pub fn cancel(mut self, flag: Arc<AtomicBool>) -> Self {
+        self.image.cancel = Some(flag);
         self
     }
 

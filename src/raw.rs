@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, Extent, Geometry, LayerId, Source, check_range};
 use crate::error::{Error, Result};
-use crate::storage::Storage;
+use crate::storage::{Storage, length_of};
 use crate::types::FileOffset;
 
 /// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change. Holes in the file
@@ -26,10 +26,7 @@ impl RawDisk {
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the length cannot be told.
     pub fn new(storage: Arc<dyn Storage>) -> Result<Self> {
-        let size = storage.len().map_err(|error| {
-            Error::io("file.length", "cannot tell the length of the file", error)
-                .in_file(storage.name())
-        })?;
+        let size = length_of(storage.as_ref()).map_err(|error| error.in_file(storage.name()))?;
         Ok(Self { id: LayerId::next(), storage, size })
     }
 

@@ -547,10 +547,15 @@ fn descriptors_that_no_writer_makes() {
     for length in [1, 512, 4097, u64::MAX, !4095, 1 << 63, (1 << 63) - 4096] {
         assert_eq!(with(Descriptor::zero(log.end, length)), "log.zero-length", "{length:#x}");
     }
-    assert_eq!(with(data(!4095)), "log.zero-length", "an end past the largest file");
+    for at in [!4095, 1 << 60, 100 << 40] {
+        assert_eq!(with(data(at)), "log.target", "past the end of the largest file");
+    }
+    for length in [1 << 62, 1 << 60, 100 << 40] {
+        assert_eq!(with(Descriptor::zero(log.end, length)), "log.zero-length", "{length:#x}");
+    }
     // Zeros over all that is behind the log: no damage of the log, but none of the image is left.
     let mut nothing = image.clone();
-    nothing.log = vec![LogEntry::new(7, vec![Descriptor::zero(log.end, 1 << 62)])];
+    nothing.log = vec![LogEntry::new(7, vec![Descriptor::zero(log.end, 64 << 40)])];
     assert_eq!(refused(&nothing).code(), "metadata.signature");
     // Descriptors that are none make the entry none.
     let mut unknown = image.clone();

@@ -28,8 +28,8 @@ fn all(storage: &dyn Storage) -> Vec<u8> {
     bytes
 }
 
-/// What two files hold to, of which one copies from the other. Says whether the host copies and punches.
-fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool) {
+/// What two files hold to, of which one copies from the other. Says whether the host copies, punches and zeros.
+fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool, bool) {
     let (mut here, there) = (bytes(1, 300 * KIB), bytes(2, 200 * KIB + 77));
     file.write_at(&here, 0).unwrap();
     other.write_at(&there, 0).unwrap();
@@ -71,6 +71,44 @@ fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool) {
         here[(range.start as usize).min(end)..end].fill(0);
         assert!(all(file) == here, "{range:?}");
     }
+    let mut zeros = true;
+    file.write_at(&bytes(4, 300 * KIB), 0).unwrap();
+    here[..300 * KIB as usize].copy_from_slice(&bytes(4, 300 * KIB));
+    for range in [64 * KIB..128 * KIB, 8191..8193, 290 * KIB..400 * KIB, 500 * KIB..501 * KIB, 7..7]
+    {
+        if !file.zero(range.clone()).unwrap() {
+            zeros = false;
+            assert!(all(file) == here, "{range:?}");
+            continue;
+        }
+        let end = (range.end as usize).min(here.len());
+        here[(range.start as usize).min(end)..end].fill(0);
+        assert!(all(file) == here, "{range:?}");
+    }
+    // A range that ends where no file does, and one that starts there.
+    for range in [299 * KIB..u64::MAX >> 1, u64::MAX - 4096..u64::MAX] {
+        if file.zero(range.clone()).unwrap() {
+            let len = here.len();
+            here[(range.start.min(len as u64)) as usize..].fill(0);
+        }
+        assert!(all(file) == here, "{range:?}");
+    }
+    // What a file grows by reads as zeros, and is no data to be looked at where the host tells.
+    let len = here.len() as u64;
+    file.set_len(len + 900 * KIB).unwrap();
+    here.resize(here.len() + 900 * KIB as usize, 0);
+    assert!(all(file) == here);
+    if let Some(data) = file.next_data(len + 64 * KIB).unwrap() {
+        assert_eq!(data, len + 64 * KIB..len + 900 * KIB, "a host that does not tell");
+    }
+    file.write_at(&[8; 100], len + 800 * KIB).unwrap();
+    here[(len + 800 * KIB) as usize..][..100].fill(8);
+    assert!(all(file) == here);
+    file.set_len(len).unwrap();
+    here.truncate(len as usize);
+    file.set_len(len + KIB).unwrap();
+    here.resize((len + KIB) as usize, 0);
+    assert!(all(file) == here, "what was cut off is gone");
     // What two files share is not changed in both.
     file.write_at(&[5; 4096], 130 * KIB).unwrap();
     other.write_at(&[6; 4096], 8 * KIB).unwrap();
@@ -82,11 +120,11 @@ fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool) {
     file.unlock().unwrap();
     file.unlock().unwrap();
     assert_eq!(file.try_lock(LockMode::Shared).unwrap(), LockOutcome::Locked);
-    (copies, punches)
+    (copies, punches, zeros)
 }
 
 /// As [`conforms`], for a file of a host; and a file that is open for reading does not change.
-fn host_conforms(host: &dyn Host, folder: &Path) -> (bool, bool) {
+fn host_conforms(host: &dyn Host, folder: &Path) -> (bool, bool, bool) {
     let (path, other) = (folder.join("file"), folder.join("other"));
     let can = conforms(&*host.create_new(&path).unwrap(), &*host.create_new(&other).unwrap());
     let file = host.open(&path, Access::Read).unwrap();
@@ -94,6 +132,7 @@ fn host_conforms(host: &dyn Host, folder: &Path) -> (bool, bool) {
     let other = host.open(&other, Access::ReadWrite).unwrap();
     assert!(!matches!(file.copy_from(&*other, 0, 0, 512), Ok(true)));
     assert!(!matches!(file.punch(0..512), Ok(true)));
+    assert!(!matches!(file.zero(0..512), Ok(true)));
     assert!(all(&*file) == before);
     can
 }
@@ -101,10 +140,10 @@ fn host_conforms(host: &dyn Host, folder: &Path) -> (bool, bool) {
 #[test]
 fn files_of_this_machine() {
     let folder = tempfile::tempdir().unwrap();
-    let (copies, punches) = host_conforms(&LocalHost, folder.path());
+    let (copies, punches, zeros) = host_conforms(&LocalHost, folder.path());
     if cfg!(target_os = "linux") {
         // All that Linux has copy within themselves.
-        assert!(copies && punches);
+        assert!(copies && punches && zeros);
     }
     let file = LocalHost.open(&folder.path().join("file"), Access::ReadWrite).unwrap();
     file.set_len(0).unwrap();
@@ -139,16 +178,38 @@ fn punched_space_is_free_again() {
 
 #[test]
 fn a_file_in_memory() {
-    conforms(&MemStorage::new(Vec::new()), &MemStorage::new(Vec::new()));
+    let can = conforms(&MemStorage::new(Vec::new()), &MemStorage::new(Vec::new()));
+    assert_eq!(can, (false, false, true));
+}
+
+/// A length alone takes no memory: an image may claim any.
+#[test]
+fn a_file_in_memory_grows_without_taking_memory() {
+    let file = MemStorage::new(vec![7; 100]);
+    file.set_len(1 << 62).unwrap();
+    assert_eq!(file.len().unwrap(), 1 << 62);
+    assert_eq!(file.next_data(0).unwrap(), Some(0..100));
+    assert_eq!(file.next_data(100).unwrap(), None);
+    let mut read = [1; 64];
+    file.read_exact_at(&mut read, 70).unwrap();
+    assert_eq!((read[29], read[30]), (7, 0));
+    file.read_exact_at(&mut read, (1 << 62) - 64).unwrap();
+    assert_eq!(read, [0; 64]);
+    assert_eq!(file.read_at(&mut read, (1 << 62) - 10).unwrap(), 10);
+    assert!(file.zero(50..1 << 61).unwrap());
+    assert_eq!(file.write_at(&[1], 1 << 62).unwrap_err().kind(), ErrorKind::OutOfMemory);
+    assert_eq!(file.write_at(&[1], u64::MAX).unwrap_err().kind(), ErrorKind::FileTooLarge);
+    file.set_len(120).unwrap();
+    assert_eq!(file.into_bytes(), [[7; 50].as_slice(), &[0; 70]].concat());
 }
 
 #[test]
 fn files_of_a_simulated_host() {
     let host = SimHost::default();
-    assert_eq!(host_conforms(&host, Path::new(FOLDER)), (true, true));
+    assert_eq!(host_conforms(&host, Path::new(FOLDER)), (true, true, true));
     let by_hand = SimHost::default();
     by_hand.copy_by_hand();
-    assert_eq!(host_conforms(&by_hand, Path::new(FOLDER)), (false, true));
+    assert_eq!(host_conforms(&by_hand, Path::new(FOLDER)), (false, true, true));
 }
 
 #[test]

@@ -137,6 +137,11 @@ const ROWS: &[Row] = &[
     // Limits.
     ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),
     (
+        "limit.header-sequence",
+        &["the image is read as ever; a copy of its disk starts anew, and can be written to"],
+        &["avhdx convert -O vhdx PARENTS IMAGE OUT"],
+    ),
+    (
         "limit.log-changes",
         &[
             "the log is too large to be replayed in memory, and is replayed to the file by whatever writes to it",
@@ -206,6 +211,14 @@ const ROWS: &[Row] = &[
         &["avhdx check PARENTS IMAGE"],
     ),
     // What the image is.
+    (
+        "claim.*",
+        &[
+            "the image can be read as before, but for what was lost",
+            "a copy that was cut short is best made anew",
+        ],
+        &["avhdx check --layer FILE"],
+    ),
     (
         "kind not-vhdx",
         &["-f raw takes a file as a disk without a format, where the verb has that flag"],

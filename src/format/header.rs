@@ -35,6 +35,10 @@ impl Header {
     /// Where the two copies lie.
     pub(crate) const OFFSETS: [u64; 2] = [64 * KIB, 128 * KIB];
 
+    /// The highest sequence number that a writer takes up. Each update of the headers takes two, numbers
+    /// never start over, and a session must not run out of them before its end: so many updates none has.
+    pub(crate) const LAST_WRITABLE: u64 = u64::MAX - (1 << 32);
+
     /// Parses a header whose signature and checksum are right; the values are yet to be judged.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         check_signature(bytes, b"head", at, "header.signature", "2.2.2", "header")?;
@@ -79,6 +83,11 @@ impl Header {
         self.log_offset..self.log_offset.saturating_add(self.log_length.into())
     }
 
+    /// Whether the log is one of whole MiB.
+    pub(crate) fn has_aligned_log(&self) -> bool {
+        self.log_offset.is_multiple_of(MIB) && u64::from(self.log_length).is_multiple_of(MIB)
+    }
+
     /// Says what of a header cannot be worked with, whatever its checksum says.
     pub(crate) fn inspect(&self, at: u64, on: OnError<'_>) {
         let unsupported = |code, place, message| {
@@ -106,6 +115,29 @@ impl Header {
                 .with_found(format_args!("{:#x}", self.log_offset))
                 .with_expected("a multiple of 1 MiB"));
         }
+    }
+
+    /// Refuses to write to an image whose header has no numbers left above its own. It can be read.
+    pub(crate) fn check_numbers(&self, at: u64) -> Result<()> {
+        if self.sequence_number <= Self::LAST_WRITABLE {
+            return Ok(());
+        }
+        Err(self.out_of_numbers(at))
+    }
+
+    /// The number of the header that comes after this one.
+    pub(crate) fn next_number(&self, at: u64) -> Result<u64> {
+        self.sequence_number.checked_add(1).ok_or_else(|| self.out_of_numbers(at))
+    }
+
+    fn out_of_numbers(&self, at: u64) -> Error {
+        let message =
+            "no sequence numbers are left for the headers, so that nothing can be written";
+        Error::new(ErrorKind::Limit, "limit.header-sequence", message)
+            .with_section("2.2.2")
+            .at(at + 8)
+            .with_found(self.sequence_number)
+            .with_expected(format_args!("at most {}", Self::LAST_WRITABLE))
     }
 
     /// Says where reserved bytes of a header are not zero. Readers ignore them.

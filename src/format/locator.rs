@@ -161,7 +161,8 @@ impl ParentLocator {
 fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -> Result<String> {
     let start = offset as usize;
     let damaged = |code, message| Error::damaged(code, "2.6.2.6.2", field_at, message);
-    let Some(raw) = bytes.get(start..start + usize::from(length)).filter(|_| length > 0) else {
+    let end = start.saturating_add(length.into());
+    let Some(raw) = bytes.get(start..end).filter(|_| length > 0) else {
         return Err(damaged("locator.string-place", "impossible place of a locator string")
             .with_found(format_args!("{length} bytes from {offset:#x} of the item"))
             .with_expected(format_args!("1 to {} bytes within the item", bytes.len())));

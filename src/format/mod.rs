@@ -17,6 +17,15 @@ use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
+use crate::types::MIB;
+use metadata::MAX_VIRTUAL_SIZE;
+
+/// Bytes of a file that holds the largest disk, 64 TiB, in full: its payload, 1 MiB of sector bitmap for each
+/// 4 GiB of that, as many regions as there can be and the log, each below 4 GiB, and the header section.
+pub(crate) const MOST_NEEDED: u64 = MAX_VIRTUAL_SIZE
+    + MAX_VIRTUAL_SIZE / (4 << 30) * MIB
+    + (region::MAX_ENTRIES as u64 + 1) * (4 << 30)
+    + MIB;
 
 /// Takes what is wrong with a structure, one error after the other.
 pub(crate) type OnError<'a> = &'a mut dyn FnMut(Error);

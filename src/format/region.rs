@@ -12,7 +12,7 @@ pub(crate) const METADATA: Uuid = uuid!("8B7CA206-4790-4B9A-B8FE-575F050F886E");
 
 const HEADER_LEN: usize = 16;
 const ENTRY_LEN: usize = 32;
-const MAX_ENTRIES: u32 = 2047;
+pub(super) const MAX_ENTRIES: u32 = 2047;
 
 /// Where the parts of the file lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +135,11 @@ pub(crate) fn name(guid: Uuid) -> Option<&'static str> {
         METADATA => Some("Metadata"),
         _ => None,
     }
+}
+
+/// What messages call a region.
+pub(crate) fn title(guid: Uuid) -> String {
+    name(guid).map_or_else(|| format!("region {guid}"), |name| format!("the {name} region"))
 }
 
 impl RegionEntry {

@@ -268,7 +268,7 @@ impl CreateOptions {
         })
     }
 
-    /// Bytes that the new file is long.
+    /// Bytes that the new file is long, with sizes that an image can have.
     pub(crate) fn file_len(&self) -> u64 {
         self.payload_at() + self.payload_len()
     }

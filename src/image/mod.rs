@@ -2,6 +2,7 @@
 
 mod cache;
 mod children;
+mod claims;
 mod counters;
 mod create;
 mod foreign;
@@ -16,6 +17,8 @@ mod recent;
 mod resolve;
 mod shared;
 mod spans;
+mod table;
+mod units;
 mod writer;
 
 use std::fmt;
@@ -61,6 +64,8 @@ pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
 pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
 pub(crate) use spans::{Known, SpanKey, Spans};
+pub(crate) use table::{BlockTable, Claim, Role, is_zero};
+pub(crate) use units::{MOST_UNITS, Units, units};
 #[cfg(all(test, not(loom)))]
 pub(crate) use {cache::Page, reach::Epoch};
 
@@ -335,7 +340,7 @@ impl VhdxFile {
 
     /// Refuses to name a place for bytes that a log entry, not the file, supplies.
     pub(crate) fn check_no_overlay(&self, at: FileOffset, len: u64) -> Result<()> {
-        let range = at.get()..at.get() + len;
+        let range = at.get()..at.get().saturating_add(len);
         let Some(first) = self.overlay.as_ref().and_then(|over| over.first_within(range)) else {
             return Ok(());
         };

@@ -19,9 +19,12 @@ use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
 use crate::mutants::planted;
-use crate::storage::{LockMode, LockOutcome, Overlay, Storage};
-use crate::sync::AtomicU64;
+use crate::storage::{LockMode, LockOutcome, Overlay, Storage, length_of};
+use crate::sync::{AtomicU64, Ordering};
 use crate::types::MIB;
+
+/// Pages of tables that may be changed in memory before a flush is due, however large the log is: 4 MiB.
+const MOST_DIRTY: usize = 1024;
 
 impl VhdxFile {
     /// Opens the image in `storage`; nothing of it is changed.
@@ -52,28 +55,23 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let identifier = read_identifier(storage.as_ref())?;
     let mut headers = read_headers(storage.as_ref())?;
     if policy.writable {
-        check_writable(&headers, storage.as_ref())?;
+        check_writable(&headers, storage.as_ref(), policy.log)?;
         if let Some(search) = &policy.children {
             let guid = headers.current().data_write_guid;
             search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
+            warnings.extend(search.stale_trackers(storage.as_ref()));
         }
-        replay_to_file(&storage, &mut headers, policy.log, &tally)?;
-    }
-    if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
-        warnings.extend(search.stale_trackers(storage.as_ref()));
     }
     let header = headers.current();
 
-    let log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
-    let overlay = match &log {
+    let mut log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
+    let mut overlay = match &log {
         FoundLog::Replayed(found) => Some(Arc::new(log::replay_over(&storage, header, found)?)),
         FoundLog::Empty | FoundLog::Ignored => None,
     };
-    let storage =
-        overlay.clone().map_or(storage, |overlay: Arc<Overlay>| overlay as Arc<dyn Storage>);
-    let file_len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let bare = storage;
+    let storage = overlay.clone().map_or_else(|| Arc::clone(&bare), |overlay| overlay as _);
+    let file_len = length_of(storage.as_ref())?;
 
     let region_tables = read_region_tables(storage.as_ref())?;
     let regions = current_regions(&region_tables)?;
@@ -90,6 +88,15 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     );
     check_bat_length(&bat, &layout)?;
     let structures = structures(regions.0, header);
+    // Only now that the image has shown to be one: a file that is refused stays as it is.
+    let storage = match overlay.take_if(|_| policy.writable) {
+        Some(overlay) => {
+            replay_to_file(&bare, &overlay, &mut headers, policy, &tally)?;
+            log = FoundLog::Empty;
+            bare
+        }
+        None => storage,
+    };
     Ok(VhdxFile {
         id: LayerId::next(),
         overlay,
@@ -106,7 +113,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         metadata: RwLock::new(metadata),
         layout,
         budget: policy.budget.clone(),
-        most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()),
+        most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()).min(MOST_DIRTY),
         writer: policy
             .writable
             .then(|| Writer::new(Arc::clone(&storage), file_len, Arc::clone(&tally))),
@@ -198,30 +205,29 @@ fn find_log(
     }
 }
 
-/// Refuses to write where the protocol of the log cannot be kept.
-fn check_writable(headers: &Headers, storage: &dyn Storage) -> Result<()> {
-    let len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
-    log::check_place(headers.current(), len)
+/// Refuses to write where the protocol of the log cannot be kept, or a log that counts is not to be replayed.
+fn check_writable(headers: &Headers, storage: &dyn Storage, policy: LogPolicy) -> Result<()> {
+    let header = headers.current();
+    log::check_place(header, length_of(storage)?)?;
+    header.check_numbers(Header::OFFSETS[headers.current])?;
+    match policy {
+        LogPolicy::Replay => Ok(()),
+        _ if header.log_guid.is_nil() => Ok(()),
+        LogPolicy::Refuse | LogPolicy::Ignore => Err(log_pending(header)),
+    }
 }
 
-/// Brings a log that is not empty to the file, \[MS-VHDX\] 2.3.3. A crash on the way leaves the log
+/// Brings the changes of a log, which lie over the file, to it, \[MS-VHDX\] 2.3.3. A crash on the way leaves the log
 /// as it was, to be replayed again.
 fn replay_to_file(
     storage: &Arc<dyn Storage>,
+    overlay: &Overlay,
     headers: &mut Headers,
-    policy: LogPolicy,
+    policy: &ImagePolicy,
     tally: &Tally,
 ) -> Result<()> {
-    if headers.current().log_guid.is_nil() {
-        return Ok(());
-    }
-    if policy != LogPolicy::Replay {
-        return Err(log_pending(headers.current()));
-    }
-    let found = log::find(storage.as_ref(), headers.current())?;
-    let overlay = log::replay_over(storage, headers.current(), &found)?;
+    let cancel = policy.cancel.as_ref();
+    let is_stopped = || cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
     // The header that names the log may not be durable yet: with both on their way none could be left.
     flush(storage.as_ref(), tally)?;
     update_headers(headers, storage.as_ref(), tally, |header| {
@@ -230,9 +236,12 @@ fn replay_to_file(
             header.log_guid = Uuid::nil();
         }
     })?;
-    overlay
-        .write_back()
+    let is_done = overlay
+        .write_back(&is_stopped)
         .map_err(|error| Error::io("log.replay", "cannot replay the log", error))?;
+    if !is_done {
+        return Err(Error::cancelled());
+    }
     if !planted("replay-without-flush") {
         flush(storage.as_ref(), tally)?;
     }

@@ -1,5 +1,8 @@
 //! What the opener of an image decides.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use super::{Budget, ChildSearch};
 
 /// How one image is opened.
@@ -9,6 +12,8 @@ pub(crate) struct ImagePolicy {
     pub(crate) log: LogPolicy,
     pub(crate) budget: Budget,
     pub(crate) writable: bool,
+    /// Says that a replay to the file is to stop.
+    pub(crate) cancel: Option<Arc<AtomicBool>>,
     /// Who is to be looked for before an image is written; `None` for nobody.
     pub(crate) children: Option<ChildSearch>,
 }
@@ -20,6 +25,7 @@ impl Default for ImagePolicy {
             log: LogPolicy::default(),
             budget: Budget::shared(),
             writable: false,
+            cancel: None,
             children: None,
         }
     }

@@ -145,7 +145,7 @@ impl VhdxFile {
         let place = entry.offset();
         if entry.state_bits() != 6
             || place.get() < BITMAP_BLOCK_LEN
-            || place.get() + BITMAP_BLOCK_LEN > self.file_len()
+            || place.get().saturating_add(BITMAP_BLOCK_LEN) > self.file_len()
         {
             return Err(self.bad_bitmap(index, entry).into());
         }
@@ -370,7 +370,7 @@ impl VhdxFile {
 
     /// Refuses a block that the table places over the file's own structures.
     fn check_apart(&self, place: FileOffset, len: u64, index: BatIndex) -> Result<()> {
-        let (start, end) = (place.get(), place.get() + len);
+        let (start, end) = (place.get(), place.get().saturating_add(len));
         // Nearly always the structures come first.
         if start >= self.structures_end {
             return Ok(());

@@ -36,6 +36,8 @@ const PLACES: u64 = (1 << PLACE_BITS) - 1;
 const FORMS: u64 = (IN_RING >> PLACE_BITS) - 1;
 /// Less memory is of no use.
 const LEAST: usize = 1024;
+/// More is more than the largest disk has answers for, and its places alone would take memory.
+const MOST: u64 = 16 << 30;
 const WORD: usize = size_of::<u64>();
 
 type Words = Box<[AtomicU64]>;
@@ -115,6 +117,7 @@ impl Spans {
         if bytes < LEAST {
             return None;
         }
+        let bytes = usize::try_from(MOST).map_or(bytes, |most| bytes.min(most));
         let lines = power_of_two_in(bytes / 4 / size_of::<Line>());
         let lines_per_piece = lines.min(LINES);
         let ring = (bytes - lines * size_of::<Line>()) / WORD;

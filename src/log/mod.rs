@@ -7,13 +7,14 @@ mod writer;
 use std::sync::Arc;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::OnError;
 use crate::format::header::Header;
 use crate::format::log_entry::{Descriptor, SECTOR};
-use crate::storage::{Overlay, Patch, Storage};
+use crate::format::{MOST_NEEDED, OnError, region};
+use crate::storage::{Overlay, Patch, Storage, length_of};
 use crate::types::MIB;
 
 use ring::Ring;
+use scan::Entry;
 pub(crate) use scan::{Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
 
@@ -25,9 +26,7 @@ const MAX_PIECES: usize = 1 << 18;
 ///
 /// Only called with a log GUID in the header; without one there is nothing to find.
 pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
-    let file_len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let file_len = length_of(storage)?;
     let mut ring = Ring::new(storage, header, file_len)?;
     let sequence = scan::active_sequence(&mut ring, header.log_guid)?;
     let head = sequence.head();
@@ -47,16 +46,15 @@ pub(crate) fn replay_over(
     header: &Header,
     sequence: &Sequence,
 ) -> Result<Overlay> {
-    let length_failed =
-        |error| Error::io("file.length", "cannot tell the length of the file", error);
-    let mut overlay = Overlay::new(Arc::clone(storage)).map_err(length_failed)?;
-    let file_len = storage.len().map_err(length_failed)?;
+    let file_len = length_of(storage.as_ref())?;
+    let mut overlay = Overlay::new(Arc::clone(storage), file_len);
     let mut ring = Ring::new(storage.as_ref(), header, file_len)?;
+    check_last_length(sequence.head(), &ring, file_len)?;
     for entry in &sequence.entries {
         let mut data = entry.position + entry.descriptor_sectors * SECTOR;
         for i in 0..entry.descriptor_count {
             let (descriptor, at) = ring.descriptor(entry.position, i, entry.sequence_number)?;
-            let range = target(&descriptor, at, header)?;
+            let range = target(&descriptor, at, header, file_len)?;
             if overlay.pieces() >= MAX_PIECES {
                 return Err(too_many_changes(at, sequence));
             }
@@ -83,14 +81,15 @@ pub(crate) fn inspect_targets(
     mut most: usize,
     on: OnError<'_>,
 ) -> Result<()> {
-    let file_len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let file_len = length_of(storage)?;
     let mut ring = Ring::new(storage, header, file_len)?;
+    if let Err(error) = check_last_length(sequence.head(), &ring, file_len) {
+        on(error);
+    }
     for entry in &sequence.entries {
         for i in 0..entry.descriptor_count {
             let (descriptor, at) = ring.descriptor(entry.position, i, entry.sequence_number)?;
-            if let Err(error) = target(&descriptor, at, header) {
+            if let Err(error) = target(&descriptor, at, header, file_len) {
                 on(error);
                 most = most.saturating_sub(1);
                 if most == 0 {
@@ -104,9 +103,7 @@ pub(crate) fn inspect_targets(
 
 /// Counts what starts as an entry in the ring, whether or not it counts for the disk.
 pub(crate) fn survey(storage: &dyn Storage, header: &Header) -> Result<Survey> {
-    let file_len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let file_len = length_of(storage)?;
     let mut ring = Ring::new(storage, header, file_len)?;
     scan::survey(&mut ring, header.log_guid)
 }
@@ -121,8 +118,32 @@ fn too_many_changes(at: u64, sequence: &Sequence) -> Error {
         .with_expected(format_args!("at most {MAX_PIECES} that do not cover each other"))
 }
 
+/// How long a log may make a file of this length: what is there, and behind it all that the largest disk of
+/// the format can need. What a log says beyond that is no growth but damage, or worse.
+fn most_len(file_len: u64) -> u64 {
+    file_len.saturating_add(MOST_NEEDED).min(i64::MAX as u64)
+}
+
+/// Refuses an entry, the head of its sequence, that has the file grow beyond all need.
+fn check_last_length(entry: &Entry, ring: &Ring<'_>, file_len: u64) -> Result<()> {
+    let most = most_len(file_len);
+    if entry.last_file_offset <= most {
+        return Ok(());
+    }
+    let message = "a log entry that has the file grow longer than any disk needs";
+    let at = ring.file_offset(entry.position) + 56;
+    Err(Error::damaged("log.last-file-offset", "2.3.1.1", at, message)
+        .with_found(format_args!("{} bytes", entry.last_file_offset))
+        .with_expected(format_args!("at most {most}, for a file of {file_len}")))
+}
+
 /// The bytes of the file that a descriptor changes; `at` is where the descriptor stands.
-fn target(descriptor: &Descriptor, at: u64, header: &Header) -> Result<std::ops::Range<u64>> {
+fn target(
+    descriptor: &Descriptor,
+    at: u64,
+    header: &Header,
+    file_len: u64,
+) -> Result<std::ops::Range<u64>> {
     let (start, length) = match descriptor {
         Descriptor::Zero { at, length } => (at.get(), *length),
         Descriptor::Data { at, .. } => (at.get(), SECTOR),
@@ -133,35 +154,53 @@ fn target(descriptor: &Descriptor, at: u64, header: &Header) -> Result<std::ops:
             .with_found(format_args!("{start:#x}"))
             .with_expected("a multiple of 4 KiB"));
     }
-    // The host's own limit on file sizes: no file of the format comes near it.
-    let end = start.checked_add(length).filter(|end| i64::try_from(*end).is_ok());
-    let Some(end) = end.filter(|_| length.is_multiple_of(SECTOR)) else {
-        return Err(damaged("log.zero-length", 8, "impossible length of a zero descriptor")
-            .with_found(format_args!("{length:#x}"))
-            .with_expected("a multiple of 4 KiB that ends within a file"));
-    };
-    let log = header.log_offset..header.log_offset + u64::from(header.log_length);
     // Region tables go through the log; what lies before them, and the log itself, never do.
-    let tables = crate::format::region::RegionTable::OFFSETS[0];
-    if start < tables || (start < log.end && end > log.start && end > start) {
-        return Err(damaged("log.target", 16, "a log descriptor over the headers or the log")
+    let tables = region::RegionTable::OFFSETS[0];
+    let log = header.log_range();
+    let over = |end: u64| {
+        Err(damaged("log.target", 16, "a log descriptor over the headers or the log")
             .with_found(format_args!("bytes {start:#x} to {end:#x}"))
             .with_expected(format_args!(
                 "from {tables:#x} on, outside {:#x} to {:#x}",
                 log.start, log.end
+            )))
+    };
+    if start < tables {
+        return over(start.saturating_add(length));
+    }
+    let most = most_len(file_len);
+    if start > most - SECTOR {
+        return Err(damaged("log.target", 16, "a log descriptor behind all that a disk needs")
+            .with_found(format_args!("{start:#x}"))
+            .with_expected(format_args!("an end at {most:#x} or before")));
+    }
+    let end = start.checked_add(length).filter(|end| *end <= most);
+    let Some(end) = end.filter(|_| length.is_multiple_of(SECTOR)) else {
+        return Err(damaged("log.zero-length", 8, "impossible length of a zero descriptor")
+            .with_found(format_args!("{length:#x} from {start:#x}"))
+            .with_expected(format_args!(
+                "a multiple of 4 KiB, and an end at {most:#x} or before"
             )));
+    };
+    if start < log.end && end > log.start && end > start {
+        return over(end);
     }
     Ok(start..end)
 }
 
-/// Refuses a log that does not lie within the file.
+/// Refuses a log that does not lie within the file, or not in whole MiB.
 pub(crate) fn check_place(header: &Header, file_len: u64) -> Result<()> {
-    let end = header.log_offset.checked_add(header.log_length.into());
-    if header.log_offset >= MIB && header.log_length > 0 && end.is_some_and(|end| end <= file_len) {
+    let length = u64::from(header.log_length);
+    let end = header.log_offset.checked_add(length);
+    let is_within = header.log_offset >= MIB && end.is_some_and(|end| end <= file_len);
+    if length > 0 && header.has_aligned_log() && is_within {
         return Ok(());
     }
-    let message = "the log that the header names does not lie within the file";
+    let message = match is_within {
+        true => "the log that the header names has no possible length",
+        false => "the log that the header names does not lie within the file",
+    };
     Err(Error::damaged("log.place", "2.2.2", header.log_offset, message)
-        .with_found(format_args!("{} bytes from {:#x}", header.log_length, header.log_offset))
-        .with_expected(format_args!("1 MiB or more, between 1 MiB and {file_len:#x}")))
+        .with_found(format_args!("{length} bytes from {:#x}", header.log_offset))
+        .with_expected(format_args!("whole MiB, between 1 MiB and {file_len:#x}")))
 }

@@ -84,12 +84,15 @@ impl Checkpoint {
     /// As those of `run` that are found before anything is done.
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
-        self.child.forecast(&op, writable_tip(&op)?.as_ref())
+        let tip = writable_tip(&op)?;
+        tip.check_claims()?;
+        self.child.forecast(&op, &tip)
     }
 
     /// Makes the checkpoint, on the chain itself and all its clones. Views stay at their points.
     ///
     /// # Errors
+    /// [`ErrorKind::Damaged`] when the tip's file lost bytes of the disk, as a write to it would say;
     /// [`ErrorKind::ReadOnly`] when the tip is not open for writing; [`ErrorKind::NoSpace`] before a byte is
     /// written; [`ErrorKind::Io`] when the host fails, also where the new name is taken;
     /// [`ErrorKind::InUse`] while another operation changes the chain; [`ErrorKind::Cancelled`]. The chain is
@@ -101,6 +104,8 @@ impl Checkpoint {
     ) -> Result<Checkpointed> {
         let op = chain.operate()?;
         let tip = writable_tip(&op)?;
+        // What it lost can be settled as long as no child stands on it, and not once this one does.
+        tip.check_claims()?;
         self.child.forecast(&op, &tip)?.check()?;
         report(on, 0, 1)?;
         let child = self.child.make(&op, &tip)?;

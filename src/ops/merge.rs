@@ -205,6 +205,14 @@ impl Merge {
             }
         }
         refuse_unfinished(&images, steps)?;
+        // Said before a byte of any of them changes, rather than on the way.
+        let highest = steps[steps.len() - 1].saturating_sub(1);
+        for image in &images[highest..=lowest] {
+            // What a spent layer lost is in its parent.
+            if image.merge_mark().is_none_or(|mark| mark.state != MergeState::Spent) {
+                image.check_claims()?;
+            }
+        }
         let file = file_id(images[lowest].bare_storage().as_ref())?;
         let paths =
             LinkPaths::To { host: op.host().as_ref(), parent: path_of(&images[lowest])?, file };

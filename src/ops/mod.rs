@@ -51,6 +51,7 @@ pub use revert::{Revert, Reverted};
 
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::is_zero;
 use crate::types::MIB;
 
 /// Bytes that are read at once.
@@ -129,10 +130,4 @@ impl<'a> Runs<'a> {
 /// Where the window that starts at `at` ends: windows lie at multiples of their length.
 fn window_end(at: u64, end: u64) -> u64 {
     end.min((at / WINDOW + 1) * WINDOW)
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    // Wide chunks first, which the compiler turns into vector instructions.
-    let (chunks, rest) = bytes.as_chunks::<64>();
-    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
 }

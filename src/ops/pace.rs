@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 /// The caller is asked at least this often whether to go on.
 const PATIENCE: Duration = Duration::from_millis(100);
+/// The longest that something is put off at once: a century.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// What was not used is kept for so long.
 const SAVED: Duration = Duration::from_millis(250);
 
@@ -103,9 +105,11 @@ impl Pace {
 
     fn count(&self, mut state: MutexGuard<'_, State>, now: Instant, bytes: u64) {
         let Some(limit) = state.limit else { return };
-        let takes = Duration::from_secs_f64(bytes as f64 / limit.max(1) as f64);
+        // Longer than anybody waits, where it is more than a duration holds.
+        let takes = Duration::try_from_secs_f64(bytes as f64 / limit.max(1) as f64);
+        let takes = takes.unwrap_or(FOR_EVER).min(FOR_EVER);
         let start = state.due.map_or(now, |due| due.max(now.checked_sub(SAVED).unwrap_or(now)));
-        state.due = Some(start + takes);
+        state.due = start.checked_add(takes).or(Some(start));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -175,6 +175,26 @@ impl Storage for FileStorage {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn zero(&self, range: std::ops::Range<u64>) -> io::Result<bool> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        // The host would take space for what lies past the end.
+        let range = range.start..range.end.min(self.len()?);
+        if range.is_empty() {
+            return Ok(true);
+        }
+        let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        match fallocate(&self.file, flags, range.start, range.end - range.start) {
+            Ok(()) => Ok(true),
+            // Those without this one may still punch holes.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.punch(range),
+            // Devices that zero whole blocks alone.
+            Err(Errno::INVAL) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(file_id(&self.file.metadata()?))
     }

@@ -1,21 +1,32 @@
 //! A file that is not one: bytes in memory.
 
 use std::io;
-use std::sync::{PoisonError, RwLock};
+use std::ops::Range;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::{LockMode, LockOutcome, Storage};
 
-/// A file kept in memory, for images that never touch a disk and for tests.
+/// A file kept in memory, for images that never touch a disk and for tests. Zeros that it was extended with at
+/// its end take no memory until something is written behind them.
 #[derive(Debug)]
 pub struct MemStorage {
-    bytes: RwLock<Vec<u8>>,
+    contents: RwLock<Contents>,
     name: String,
+}
+
+#[derive(Debug)]
+struct Contents {
+    /// The bytes up to the last that was written.
+    bytes: Vec<u8>,
+    /// The length of the file: what lies behind `bytes` is zeros.
+    len: u64,
 }
 
 impl MemStorage {
     /// A file with these bytes.
     pub fn new(bytes: Vec<u8>) -> Self {
-        Self { bytes: RwLock::new(bytes), name: "memory".into() }
+        let len = bytes.len() as u64;
+        Self { contents: RwLock::new(Contents { bytes, len }), name: "memory".into() }
     }
 
     /// The same, called `name` in errors.
@@ -24,13 +35,20 @@ impl MemStorage {
         self
     }
 
-    /// The bytes as they are now.
+    /// The bytes as they are now, the zeros at the end included.
     pub fn into_bytes(self) -> Vec<u8> {
-        self.bytes.into_inner().unwrap_or_else(PoisonError::into_inner)
+        let Contents { mut bytes, len } =
+            self.contents.into_inner().unwrap_or_else(PoisonError::into_inner);
+        bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
+        bytes
     }
 
-    fn change<R>(&self, change: impl FnOnce(&mut Vec<u8>) -> io::Result<R>) -> io::Result<R> {
-        change(&mut self.bytes.write().unwrap_or_else(PoisonError::into_inner))
+    fn contents(&self) -> RwLockReadGuard<'_, Contents> {
+        self.contents.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<R>(&self, change: impl FnOnce(&mut Contents) -> R) -> R {
+        change(&mut self.contents.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -40,22 +58,26 @@ impl Storage for MemStorage {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        let bytes = self.bytes.read().unwrap_or_else(PoisonError::into_inner);
-        let rest = usize::try_from(offset).ok().and_then(|start| bytes.get(start..));
-        let rest = rest.unwrap_or_default();
-        let len = rest.len().min(buf.len());
-        buf[..len].copy_from_slice(&rest[..len]);
+        let contents = self.contents();
+        let len = contents.len.saturating_sub(offset).min(buf.len() as u64) as usize;
+        let written = usize::try_from(offset).ok().and_then(|start| contents.bytes.get(start..));
+        let written = written.unwrap_or_default();
+        let (there, behind) = buf[..len].split_at_mut(len.min(written.len()));
+        there.copy_from_slice(&written[..there.len()]);
+        behind.fill(0);
         Ok(len)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
-        self.change(|bytes| {
-            let start = in_memory(offset)?;
-            let end = start.checked_add(buf.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        let start = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        let end = start.checked_add(buf.len()).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.change(|Contents { bytes, len }| {
             if bytes.len() < end {
-                grow(bytes, end)?;
+                bytes.try_reserve(end - bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+                bytes.resize(end, 0);
             }
             bytes[start..end].copy_from_slice(buf);
+            *len = (*len).max(end as u64);
             Ok(())
         })
     }
@@ -65,18 +87,31 @@ impl Storage for MemStorage {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.bytes.read().unwrap_or_else(PoisonError::into_inner).len() as u64)
+        Ok(self.contents().len)
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let end = self.contents().bytes.len() as u64;
+        Ok((from < end).then_some(from..end))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(|bytes| {
-            let len = in_memory(len)?;
-            if len <= bytes.len() {
-                bytes.truncate(len);
-                return Ok(());
-            }
-            grow(bytes, len)
-        })
+        self.change(|contents| {
+            // Where it grows nothing is cut off: there are no more bytes than the file is long.
+            contents.bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
+            contents.len = len;
+        });
+        Ok(())
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
+        self.change(|Contents { bytes, .. }| {
+            let within =
+                |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
+            let (start, end) = (within(range.start), within(range.end));
+            bytes[start.min(end)..end].fill(0);
+        });
+        Ok(true)
     }
 
     /// Always held: no other program can reach the bytes.
@@ -87,14 +122,4 @@ impl Storage for MemStorage {
     fn unlock(&self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn in_memory(offset: u64) -> io::Result<usize> {
-    usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge.into())
-}
-
-fn grow(bytes: &mut Vec<u8>, len: usize) -> io::Result<()> {
-    bytes.try_reserve(len - bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    bytes.resize(len, 0);
-    Ok(())
 }

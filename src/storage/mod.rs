@@ -26,6 +26,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use crate::error::{self, Error, Result};
+
 pub use file::FileStorage;
 pub use local::LocalHost;
 pub use mem::MemStorage;
@@ -143,6 +145,17 @@ pub trait Storage: Debug + Send + Sync {
     /// # Errors
     /// What the host says.
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        let _ = range;
+        Ok(false)
+    }
+
+    /// Has a range of the file read as zeros by the host's own means, with no zeros handed through this process.
+    /// Its space is kept where the host has a way to. The length stays, and what of the range lies past the end
+    /// is left alone. `false` where the host cannot, with nothing changed.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
         let _ = range;
         Ok(false)
     }
@@ -443,6 +456,20 @@ impl Stat {
     pub const fn new(kind: FileKind, len: u64) -> Self {
         Self { kind, len, allocated: None, modified: None, id: None, names: None }
     }
+}
+
+/// The length of a file, which is none that arithmetic on places in it could leave the numbers with.
+pub(crate) fn length_of(storage: &dyn Storage) -> Result<u64> {
+    let len = storage
+        .len()
+        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    if i64::try_from(len).is_err() {
+        let message = "a file longer than any host has";
+        return Err(Error::new(error::ErrorKind::Limit, "limit.file-length", message)
+            .with_found(format_args!("{len} bytes"))
+            .with_expected(format_args!("at most {}", i64::MAX)));
+    }
+    Ok(len)
 }
 
 /// The folder that a file lies in; a bare name lies in the current one.

@@ -21,7 +21,9 @@ pub(crate) struct Overlay {
 }
 
 /// Bytes that go back to the file at once.
-const WRITE_BACK: usize = 1 << 20;
+const WRITE_BACK: u64 = 1 << 20;
+/// Bytes that the host zeros at once.
+const ZERO_AT_ONCE: u64 = 1 << 30;
 
 /// What lies over a range of the file.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +43,9 @@ struct Piece {
 }
 
 impl Overlay {
-    pub(crate) fn new(base: Arc<dyn Storage>) -> io::Result<Self> {
-        let base_len = base.len()?;
-        Ok(Self { base, base_len, len: base_len, pieces: BTreeMap::new() })
+    /// Nothing yet over a file of `base_len` bytes.
+    pub(crate) fn new(base: Arc<dyn Storage>, base_len: u64) -> Self {
+        Self { base, base_len, len: base_len, pieces: BTreeMap::new() }
     }
 
     /// Lays `patch` over `range`, in place of what earlier entries put there. A sector patch is as
@@ -105,26 +107,71 @@ impl Overlay {
         }
     }
 
-    /// Puts all that lies over the file into it, as a replay does. Repeating it changes nothing.
-    pub(crate) fn write_back(&self) -> io::Result<()> {
+    /// Puts all that lies over the file into it, as a replay does, and says whether it came to its end: between
+    /// steps it asks whether it `is_stopped`. Repeating it changes nothing, so that a part of it does no harm.
+    pub(crate) fn write_back(&self, is_stopped: &dyn Fn() -> bool) -> io::Result<bool> {
         if self.len > self.base_len {
             self.base.set_len(self.len)?;
         }
         if crate::mutants::planted("replay-of-half-the-log") {
-            return Ok(());
+            return Ok(true);
         }
-        let mut bytes = vec![0; WRITE_BACK];
         for (start, piece) in &self.pieces {
-            let mut at = *start;
-            while at < piece.end {
-                let len = (piece.end - at).min(bytes.len() as u64);
-                let buf = &mut bytes[..len as usize];
-                self.read_patch(piece, *start, buf, at)?;
-                self.base.write_at(buf, at)?;
-                at += len;
+            // What the file grew by is zeros.
+            let end = piece.end.min(self.base_len);
+            let is_done = match piece.patch {
+                Patch::Zero => self.write_zeros(*start..end, is_stopped)?,
+                Patch::Sector { .. } if is_stopped() => false,
+                Patch::Sector { .. } => {
+                    let mut bytes = vec![0; (piece.end - start) as usize];
+                    self.read_patch(piece, *start, &mut bytes, *start)?;
+                    self.base.write_at(&bytes, *start)?;
+                    true
+                }
+            };
+            if !is_done {
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Zeros a part of the file, and says whether that came to its end.
+    fn write_zeros(&self, range: Range<u64>, is_stopped: &dyn Fn() -> bool) -> io::Result<bool> {
+        let mut at = range.start;
+        while at < range.end {
+            if is_stopped() {
+                return Ok(false);
+            }
+            if range.end - range.start <= WRITE_BACK {
+                self.base.write_at(&vec![0; (range.end - at) as usize], at)?;
+                return Ok(true);
+            }
+            // Holes are zeros already, and may be more than the host has room for.
+            let Some(data) = self.base.next_data(at)? else { break };
+            at = data.start.max(at);
+            let end = data.end.min(range.end).min(at.saturating_add(ZERO_AT_ONCE));
+            if at >= end {
+                break;
+            }
+            if self.base.zero(at..end)? {
+                at = end;
+                continue;
+            }
+            at = self.clear_by_hand(at..end.min(at.saturating_add(WRITE_BACK)))?;
+        }
+        Ok(true)
+    }
+
+    /// Writes zeros where there are none, so that no space is taken for those that are holes. Returns the end.
+    fn clear_by_hand(&self, range: Range<u64>) -> io::Result<u64> {
+        let zeros = vec![0; (range.end - range.start) as usize];
+        let mut there = zeros.clone();
+        self.base.read_exact_at(&mut there, range.start)?;
+        if there != zeros {
+            self.base.write_at(&zeros, range.start)?;
+        }
+        Ok(range.end)
     }
 
     fn read_base(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {

@@ -4,9 +4,11 @@
 pub mod deep;
 pub mod disk;
 pub mod oracle;
+pub mod sparse;
 pub mod tools;
 
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,6 +95,9 @@ impl Storage for Counting {
     }
     fn len(&self) -> io::Result<u64> {
         self.inner.len()
+    }
+    fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        self.inner.next_data(from)
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.inner.set_len(len)

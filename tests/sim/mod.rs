@@ -536,6 +536,10 @@ impl Storage for SimFile {
         Ok(true)
     }
 
+    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
+        self.punch(range)
+    }
+
     fn flush(&self) -> io::Result<()> {
         self.host.before(Step::Flush(self.file))?;
         let start = self.host.note(Event::FlushStart(self.file));

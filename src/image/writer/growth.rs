@@ -43,9 +43,14 @@ impl Growth {
         self.state().space.file_len()
     }
 
-    /// Length of the file before this session.
-    pub(super) fn first_len(&self) -> u64 {
-        self.state().space.first_len()
+    /// Has new space begin there or later.
+    pub(super) fn begin_behind(&self, end: u64) {
+        self.state().space.begin_behind(end);
+    }
+
+    /// Has the file hold all that its tables claim.
+    pub(super) fn hold_claimed(&self, file: &dyn Storage) -> io::Result<()> {
+        self.state().space.hold_claimed(file)
     }
 
     /// Space for a block of `len` bytes. Waits for a commit under way when the file must grow.

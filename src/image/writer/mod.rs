@@ -42,7 +42,7 @@ use gate::Gate;
 use growth::{Frozen, Growth};
 pub(crate) use pins::{Pin, Pins, Ticket};
 use release::Released;
-use session::Session;
+use session::{Session, Surveyed};
 pub(crate) use session::{flush, update_headers};
 use space::Allocated;
 use tables::Tables;
@@ -66,6 +66,8 @@ pub(crate) struct Writer {
     /// Held by every change, and alone by whoever ends the session.
     ops: Gate,
     session: Mutex<Session>,
+    /// Taken before the session: what comes of a look at all that the tables claim.
+    surveyed: Mutex<Surveyed>,
     /// Whether the image has an identity that nobody else knows, so that visible changes may go on.
     begun: AtomicBool,
     /// Held by whoever edits the metadata.
@@ -91,6 +93,7 @@ impl Writer {
             released: Mutex::default(),
             ops: Gate::default(),
             session: Mutex::new(Session::new(file_len)),
+            surveyed: Mutex::default(),
             begun: AtomicBool::new(false),
             edits: Mutex::new(()),
             payload_written: AtomicBool::new(false),

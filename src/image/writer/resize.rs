@@ -73,6 +73,7 @@ impl VhdxFile {
             log: LogPolicy::Replay,
             budget: self.budget.clone(),
             writable: self.is_writable(),
+            cancel: None,
             children: None,
         };
         self.end_session()?;
@@ -138,24 +139,7 @@ impl VhdxFile {
                 // What is wrong with the block is said before anything is written there.
                 self.resolve(start, within)?;
                 let place = self.place_of(entry, index, start, within)?;
-                let place_end = place.get() + block_size;
-                let first_len = writer.space.first_len();
-                if place_end <= first_len || place.get() >= first_len {
-                    self.write_zeros(writer, place + within, rest)?;
-                    return self.mark_rest(writer, entry, end, rest);
-                }
-                // The file was cut behind the end of the disk: what lies there now may be another's.
-                let space = self.space_for_block(writer)?;
-                let moved = (|| {
-                    self.copy_payload(writer, place, space.at, within)?;
-                    if space.contents != Contents::Zeros {
-                        self.write_zeros(writer, space.at + within, rest)?;
-                    }
-                    let entry = BatEntry::new(entry.state_bits(), space.at);
-                    self.set_block(writer, block, entry)?;
-                    Ok(entry)
-                })();
-                let entry = moved.inspect_err(|_| writer.space.give_back(space))?;
+                self.write_zeros(writer, place + within, rest)?;
                 self.mark_rest(writer, entry, end, rest)
             }
             PayloadState::Reserved => {
@@ -180,24 +164,6 @@ impl VhdxFile {
         let space = writer.allocate(self.layout.block_size())?;
         writer.space.show_length(&self.file_len, self.storage.as_ref());
         Ok(space)
-    }
-
-    fn copy_payload(
-        &self,
-        writer: &Writer,
-        from: FileOffset,
-        to: FileOffset,
-        len: u64,
-    ) -> Result<()> {
-        let mut piece = vec![0; MIB.min(len) as usize];
-        let mut done = 0;
-        while done < len {
-            let part = &mut piece[..(len - done).min(MIB) as usize];
-            self.read_payload(part, from + done)?;
-            writer.write_bytes(part, to.get() + done)?;
-            done += part.len() as u64;
-        }
-        Ok(())
     }
 
     /// What an entry behind the last of the disk is to be in a larger one; `None` for one that stays.

@@ -1,17 +1,30 @@
 //! The start and the end of a session that changes an image, \[MS-VHDX\] 2.2.2.1.
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
 use super::Writer;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
 use crate::image::{Tally, VhdxFile};
 use crate::log::LogWriter;
 use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::types::MIB;
+
+/// Blocks of each kind of damage that a refusal looks at: more are counted alone.
+const MOST_LISTED: usize = 64;
+
+/// Whether the image is one that may be changed at all.
+#[derive(Debug, Default)]
+pub(super) enum Surveyed {
+    #[default]
+    NotYet,
+    Sound,
+    Damaged(Error),
+}
 
 /// What a session knows of its log and of what is durable.
 #[derive(Debug)]
@@ -22,6 +35,8 @@ pub(super) struct Session {
     pub(super) flushed_len: u64,
     /// Length of the file when it was opened.
     pub(super) first_last: u64,
+    /// Whether the file was found to be the one that was opened, and holds what its tables claim.
+    is_ready: bool,
     /// What the image is known by from the next visible change on, where that is settled.
     next_identity: Option<Uuid>,
 }
@@ -32,6 +47,7 @@ impl Session {
             log: None,
             flushed_len: file_len,
             first_last: file_len.next_multiple_of(MIB),
+            is_ready: false,
             next_identity: None,
         }
     }
@@ -45,11 +61,15 @@ impl VhdxFile {
         if writer.begun.load(Ordering::Acquire) {
             return Ok(());
         }
+        self.survey(writer)?;
         let mut session = writer.session();
         if writer.begun.load(Ordering::Acquire) {
             return writer.check();
         }
         let identity = session.next_identity.take().unwrap_or_else(Uuid::new_v4);
+        if session.log.is_none() {
+            self.make_ready(writer, &mut session)?;
+        }
         let begun = match session.log {
             None => self.begin_log(writer, &mut session, Some(identity)),
             Some(_) => self.update_headers(writer, |header| header.data_write_guid = identity),
@@ -63,12 +83,81 @@ impl VhdxFile {
     /// identity that its children know.
     pub(super) fn begin_hidden(&self, writer: &Writer) -> Result<()> {
         writer.check()?;
+        self.survey(writer)?;
         let mut session = writer.session();
         if session.log.is_some() {
             return writer.check();
         }
+        self.make_ready(writer, &mut session)?;
         let begun = self.begin_log(writer, &mut session, None);
         begun.map_err(|error| writer.poisoned_by(error))
+    }
+
+    /// Refuses to have the image changed where its file lost bytes that the tables name, or has the same bytes for
+    /// two of them: as the first change would, and before it. Nothing is refused twice at the cost of two looks.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] when the tables cannot be read.
+    pub(crate) fn check_claims(&self) -> Result<()> {
+        match &self.writer {
+            Some(writer) => self.survey(writer),
+            None => self.claims(MOST_LISTED)?.check(self),
+        }
+    }
+
+    /// Goes over what the tables claim, once for all sessions of this writer: from then on it knows its space. Nobody
+    /// changes anything before, and whoever has begun does not wait.
+    fn survey(&self, writer: &Writer) -> Result<()> {
+        let mut surveyed = writer.surveyed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*surveyed {
+            Surveyed::Sound => return Ok(()),
+            Surveyed::Damaged(error) => return Err(error.same_again()),
+            Surveyed::NotYet => {}
+        }
+        let claims = self.claims(MOST_LISTED)?;
+        if let Err(error) = claims.check(self) {
+            // Damage in a file that is another by now would be none of this image's.
+            self.verify(writer)?;
+            let again = error.same_again();
+            *surveyed = Surveyed::Damaged(error);
+            return Err(again);
+        }
+        if !planted("fresh-space-at-file-length") {
+            writer.space.begin_behind(claims.end);
+        }
+        *surveyed = Surveyed::Sound;
+        Ok(())
+    }
+
+    /// Refuses to go on in a file that is no longer what it was when it was opened.
+    fn verify(&self, writer: &Writer) -> Result<()> {
+        let len = writer.file.len().map_err(|error| {
+            Error::io("file.length", "cannot tell the length of the file", error)
+                .in_file(self.name())
+        })?;
+        if len == writer.file_len() && self.has_headers_of(writer.file.as_ref()) {
+            return Ok(());
+        }
+        let message = "another has changed the file since it was opened";
+        Err(Error::new(ErrorKind::InUse, "session.changed", message)
+            .in_file(self.name())
+            .with_found(format_args!("{len} bytes, or another header"))
+            .with_expected(format_args!("{} bytes and the header as it was", writer.file_len())))
+    }
+
+    /// Sees that the file is still what it was when its tables were gone over, and has it hold all that they claim:
+    /// durably, by the first flush of the session. Fails alone.
+    fn make_ready(&self, writer: &Writer, session: &mut Session) -> Result<()> {
+        if session.is_ready {
+            return Ok(());
+        }
+        self.verify(writer)?;
+        writer.space.hold_claimed(writer.file.as_ref()).map_err(|error| {
+            Error::io("space.grow", "cannot grow the file", error).in_file(self.name())
+        })?;
+        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        session.is_ready = true;
+        Ok(())
     }
 
     /// Gives the image its next identity now, whether or not anything changes.
@@ -219,7 +308,7 @@ pub(crate) fn update_headers(
     let mut header = headers.current().clone();
     change(&mut header);
     for _ in 0..2 {
-        header.sequence_number += 1;
+        header.sequence_number = header.next_number(Header::OFFSETS[headers.current])?;
         let slot = 1 - headers.current;
         let at = Header::OFFSETS[slot];
         let written = file.write_at(&header.to_bytes(), at);

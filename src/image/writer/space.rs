@@ -20,6 +20,8 @@ pub(super) struct Space {
     file_len: u64,
     /// Length of the file before this session, which is never cut.
     first_len: u64,
+    /// Where the furthest claim ended before this session.
+    claimed: u64,
     /// Reusable space by length; all of it may hold anything.
     free: BTreeMap<u64, Vec<FileOffset>>,
     /// Space whose freeing is not durable yet.
@@ -53,26 +55,39 @@ pub(super) enum Contents {
 }
 
 impl Space {
-    /// Space behind everything in a file of `file_len` bytes. What lies unused in the file now is not
-    /// looked for; that is work for a check or a compaction.
+    /// Space behind a file of `file_len` bytes, and before the first of it is given away
+    /// [behind](Self::begin_behind) all that its tables claim. What lies unused in the file now is not looked
+    /// for; that is work for a check or a compaction.
     pub(super) fn new(file_len: u64) -> Self {
         Self {
             end: file_len.next_multiple_of(MIB),
             file_len,
             first_len: file_len,
+            claimed: 0,
             free: BTreeMap::new(),
             freed: Vec::new(),
             pinned: VecDeque::new(),
         }
     }
 
-    pub(super) fn file_len(&self) -> u64 {
-        self.file_len
+    /// Gives away nothing before `end`, which is where the furthest claim ends.
+    pub(super) fn begin_behind(&mut self, end: u64) {
+        self.end = self.end.max(end.next_multiple_of(MIB));
+        self.claimed = end;
     }
 
-    /// Length of the file before this session.
-    pub(super) fn first_len(&self) -> u64 {
-        self.first_len
+    /// Has the file hold all that is claimed. A block whose end some writers leave out, behind the end of the
+    /// disk, has that space all the same.
+    pub(super) fn hold_claimed(&mut self, storage: &dyn Storage) -> io::Result<()> {
+        if self.file_len < self.claimed {
+            storage.set_len(self.claimed)?;
+            self.file_len = self.claimed;
+        }
+        Ok(())
+    }
+
+    pub(super) fn file_len(&self) -> u64 {
+        self.file_len
     }
 
     /// Freed space for `len` bytes, or space at the end; `None` when the file must grow for it.

@@ -7,17 +7,15 @@ use std::ops::Range;
 
 use super::bits::{self, Totals};
 use super::findings::{Findings, Severity};
-use super::units::{MOST_UNITS, Units};
 use crate::error::{Error, ErrorKind};
-use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
+use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, PayloadState};
 use crate::format::region::RegionEntry;
-use crate::image::check_bat_length;
-use crate::ops::is_zero;
+use crate::image::{BlockTable, Claim, MOST_UNITS, Role, Units, check_bat_length, units};
 use crate::storage::Storage;
-use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, KIB, MIB};
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
 
-const PIECE: u64 = MIB;
-const PAGE: usize = 4 * KIB as usize;
+/// Also those that stand behind the last one that the disk needs.
+const ALL: BatIndex = BatIndex(u64::MAX);
 /// Collisions of which the other party is looked for.
 const MOST_COLLISIONS: usize = 1000;
 
@@ -46,7 +44,7 @@ pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
         findings.error(error);
     }
     let mut walk = Walk::new(table, findings);
-    let read = table.entries(|index, entry| walk.entry(index, entry));
+    let read = table.blocks().entries(ALL, |index, entry| walk.entry(index, entry));
     walk.finish_chunk();
     walk.tell_collisions();
     walk.tell_rest();
@@ -58,95 +56,15 @@ pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
     Outcome { allocated, leaked }
 }
 
-impl Table<'_> {
-    /// Calls `each` for every entry that is not all zeros. What cannot be read is left out and the
-    /// first such failure returned.
-    fn entries(&self, mut each: impl FnMut(BatIndex, BatEntry)) -> Option<Error> {
-        let start = self.region.offset.get();
-        let end = self.region.end().min(self.file_len);
-        let mut failed = None;
-        let mut piece = vec![0; PIECE as usize];
-        let mut at = start;
-        while at < end {
-            let len = (end - at).min(PIECE);
-            let bytes = &mut piece[..len as usize];
-            if let Err(error) = self.storage.read_exact_at(bytes, at) {
-                failed.get_or_insert_with(|| {
-                    Error::io("table.read", "cannot read the block allocation table", error).at(at)
-                });
-            } else {
-                for (i, page) in bytes.chunks(PAGE).enumerate() {
-                    if is_zero(page) {
-                        continue;
-                    }
-                    let first = (at - start + (i * PAGE) as u64) / ENTRY_LEN;
-                    for (entry, index) in page.chunks_exact(ENTRY_LEN as usize).zip(first..) {
-                        let entry = BatEntry::read(entry);
-                        if entry.0 != 0 {
-                            each(BatIndex(index), entry);
-                        }
-                    }
-                }
-            }
-            at += len;
-        }
-        failed
-    }
-
-    fn place_of(&self, index: BatIndex) -> u64 {
-        self.region.offset.get() + index.0 * ENTRY_LEN
-    }
-
-    /// What an entry is for, if it is for anything.
-    fn role(&self, index: BatIndex) -> Role {
-        let layout = &self.layout;
-        if index.0 >= layout.entries_reserved() {
-            return Role::Slack;
-        }
-        let chunk = index.0 / (layout.chunk_ratio() + 1);
-        if layout.is_bitmap_index(index) {
-            return Role::Bitmap(ChunkIndex(chunk));
-        }
-        let block = index.0 - chunk;
-        if block < layout.blocks() { Role::Payload(BlockIndex(block)) } else { Role::Slack }
+impl<'a> Table<'a> {
+    fn blocks(&self) -> BlockTable<'a> {
+        let Self { storage, region, layout, has_parent, file_len, .. } = *self;
+        BlockTable { storage, region, layout, has_parent, file_len }
     }
 
     fn name_of(&self, index: BatIndex) -> String {
-        match self.role(index) {
-            Role::Payload(BlockIndex(block)) => format!("block {block}"),
-            Role::Bitmap(ChunkIndex(chunk)) => format!("sector bitmap block {chunk}"),
-            Role::Slack => format!("entry {}", index.0),
-        }
+        self.blocks().role(index).name(index)
     }
-
-    /// Bytes that the block of an entry takes up.
-    fn len_of(&self, role: Role) -> u64 {
-        match role {
-            Role::Bitmap(_) => BITMAP_BLOCK_LEN,
-            _ => self.layout.block_size(),
-        }
-    }
-
-    /// Whether an entry names a place that no other may have.
-    fn claims(&self, role: Role, entry: BatEntry) -> bool {
-        let state = match role {
-            Role::Slack => return false,
-            Role::Bitmap(_) => return entry.state_bits() == 6,
-            Role::Payload(_) => entry.payload_state(),
-        };
-        match state {
-            PayloadState::FullyPresent | PayloadState::PartiallyPresent => true,
-            PayloadState::Unmapped => entry.offset().get() != 0,
-            _ => false,
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Payload(BlockIndex),
-    Bitmap(ChunkIndex),
-    Slack,
 }
 
 /// A block that lies where another does.
@@ -222,7 +140,7 @@ impl<'a, 'f> Walk<'a, 'f> {
     }
 
     fn entry(&mut self, index: BatIndex, entry: BatEntry) {
-        let role = self.table.role(index);
+        let role = self.table.blocks().role(index);
         let chunk = index.0 / (self.table.layout.chunk_ratio() + 1);
         if role == Role::Slack {
             self.slack.0 += 1;
@@ -256,7 +174,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             }
             PayloadState::Unmapped => {
                 if entry.offset().get() != 0 {
-                    self.claim(index, Role::Payload(block), entry, 0);
+                    self.claim(index, Role::Payload(block), entry, in_disk);
                 }
             }
             PayloadState::FullyPresent => {
@@ -294,7 +212,7 @@ impl<'a, 'f> Walk<'a, 'f> {
                 self.damaged(Severity::Error, "bat.bitmap-unexpected", "2.5.1.2", index, |e| {
                     e.with_found("state 6").with_expected("state 0, without a parent")
                 });
-                self.claim(index, role, entry, BITMAP_BLOCK_LEN);
+                self.hold(role, entry);
             }
             state => {
                 self.damaged(Severity::Error, "bat.bitmap-state", "2.5.1.2", index, |error| {
@@ -324,7 +242,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         if start < MIB || start >= self.table.file_len {
             return;
         }
-        for unit in units(start, self.table.len_of(role)) {
+        for unit in units(start, self.table.blocks().len_of(role)) {
             self.held.put(unit);
         }
     }
@@ -333,7 +251,7 @@ impl<'a, 'f> Walk<'a, 'f> {
     /// and nobody else's.
     fn claim(&mut self, index: BatIndex, role: Role, entry: BatEntry, in_disk: u64) -> bool {
         let table = self.table;
-        let (start, len) = (entry.offset().get(), table.len_of(role));
+        let (start, len) = (entry.offset().get(), table.blocks().len_of(role));
         let is_bitmap = matches!(role, Role::Bitmap(_));
         let end = start.saturating_add(len);
         if start < MIB || start >= table.file_len || (is_bitmap && end > table.file_len) {
@@ -437,12 +355,8 @@ impl<'a, 'f> Walk<'a, 'f> {
         }
         met.sort_by_key(|collision| (collision.start, collision.index));
         let longest = table.layout.block_size() / MIB;
-        table.entries(|index, entry| {
-            let role = table.role(index);
-            if !table.claims(role, entry) {
-                return;
-            }
-            let taken = units(entry.offset().get(), table.len_of(role));
+        table.blocks().claims(|Claim { index, entry, len, .. }| {
+            let taken = units(entry.offset().get(), len);
             let near = taken.start.saturating_sub(longest);
             let first = met.partition_point(|collision| collision.start < near);
             for collision in &mut met[first..] {
@@ -495,7 +409,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             self.findings.info(
                 Error::new(ErrorKind::Damaged, "bat.slack", message)
                     .with_section("2.5")
-                    .at(table.place_of(first))
+                    .at(table.blocks().place_of(first))
                     .with_found(format_args!("{count} entries that are not zero"))
                     .with_expected("zeros"),
             );
@@ -531,7 +445,7 @@ impl<'a, 'f> Walk<'a, 'f> {
 
     fn bad_state(&mut self, index: BatIndex, entry: BatEntry, message: &'static str) {
         let expected = if self.table.has_parent { "0 to 3, 6 or 7" } else { "0 to 3 or 6" };
-        let at = self.table.place_of(index);
+        let at = self.table.blocks().place_of(index);
         self.findings.add_with(Severity::Error, "bat.state", || {
             Error::damaged("bat.state", "2.5.1.1", at, message)
                 .with_found(format_args!("state {}", entry.state_bits()))
@@ -550,13 +464,9 @@ impl<'a, 'f> Walk<'a, 'f> {
         let table = self.table;
         self.findings.add_with(severity, code, || {
             let message = format!("{}: {}", table.name_of(index), what(code));
-            values(Error::damaged(code, section, table.place_of(index), message))
+            values(Error::damaged(code, section, table.blocks().place_of(index), message))
         });
     }
-}
-
-fn units(start: u64, len: u64) -> Range<u64> {
-    start / MIB..start / MIB + len / MIB
 }
 
 /// What is the case with the entry.

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::metadata::FileFlags;
 use crate::image::{Inspected, LogPolicy, ParentLink};
-use crate::storage::Storage;
+use crate::storage::{Storage, length_of};
 use crate::types::MIB;
 
 /// A layer, and what holding it against its neighbours takes.
@@ -43,7 +43,7 @@ pub(super) fn check(
             name: storage.name().to_owned(),
             path: storage.path().map(Into::into),
             found_by,
-            file_len: length(storage.as_ref())?,
+            file_len: length_of(storage.as_ref())?,
             data_write_guid: None,
             size: None,
             allocated_blocks: None,
@@ -63,7 +63,7 @@ pub(super) fn check(
         }
         storage = log::check(&storage, looked.layer.file_len, root, log_policy, findings);
     }
-    let file_len = length(storage.as_ref())?;
+    let file_len = length_of(storage.as_ref())?;
     looked.layer.file_len = file_len;
     if !file_len.is_multiple_of(MIB) {
         let message = "the length of the file is no multiple of 1 MiB";
@@ -130,10 +130,4 @@ fn layout(inspected: &Inspected) -> Option<(BlockLayout, FileFlags)> {
     let (file, _) = inspected.file?;
     let layout = BlockLayout::new(file.block_size, inspected.logical_sector?, inspected.size?);
     Some((layout, file.flags))
-}
-
-fn length(storage: &dyn Storage) -> Result<u64> {
-    storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))
 }

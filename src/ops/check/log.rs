@@ -27,8 +27,8 @@ pub(super) fn check(
     if let Err(error) = log::check_place(header, file_len) {
         if header.log_guid.is_nil() && header.log_length == 0 {
             findings.warning(error);
-        } else {
-            findings.error(error);
+        } else if header.has_aligned_log() || !root.is_current {
+            findings.error(error); // else the header has been told of
         }
         return as_it_is;
     }

@@ -107,6 +107,11 @@ const MEANINGS: &[(&str, &str)] = &[
         "If anything but Hyper-V wrote to the image, backups that rely on these files miss the changes.",
     ),
     ("limit.depth", "The layers further down are not examined."),
+    ("limit.file-length", "The file is not examined: no host has one as long as that."),
+    (
+        "limit.header-sequence",
+        "The data reads right, but nothing can be written to the image any more: a copy starts anew.",
+    ),
     (
         "limit.log-changes",
         "Nothing is lost, but only opening the image for writing replays a log of this size.",
@@ -137,6 +142,10 @@ const MEANINGS: &[(&str, &str)] = &[
     (
         "log.file-offset",
         "The log replays; the length of the file that it asks for may be a little off.",
+    ),
+    (
+        "log.last-file-offset",
+        "The log cannot be replayed: it would have the file grow without bound.",
     ),
     (
         "log.no-active-sequence",

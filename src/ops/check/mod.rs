@@ -13,7 +13,6 @@ mod meaning;
 mod metadata;
 mod regions;
 mod root;
-mod units;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

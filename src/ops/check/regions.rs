@@ -52,11 +52,14 @@ pub(super) fn check(
         let place = RegionTable::entry_at(at, i);
         tell_kind(entry, place, file_len, findings);
         if entry.is_placed() {
-            let name = match region::name(entry.guid) {
-                Some(name) => format!("the {name} region"),
-                None => format!("region {}", entry.guid),
-            };
-            structures.push((entry.offset.get()..entry.end(), name));
+            structures.push((entry.offset.get()..entry.end(), region::title(entry.guid)));
+        }
+    }
+    // Another reader may go by the other copy.
+    for entry in copies.iter().flatten().filter(|copy| copy.1).flat_map(|copy| &copy.0.entries) {
+        let range = entry.offset.get()..entry.end();
+        if entry.is_placed() && !structures.iter().any(|(known, _)| *known == range) {
+            structures.push((range, format!("{} of the other table", region::title(entry.guid))));
         }
     }
     Ok(Some(Regions { bat, metadata, structures }))

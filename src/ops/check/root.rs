@@ -55,6 +55,9 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
                 let severity = if counts { Severity::Error } else { Severity::Warning };
                 header.inspect(at, &mut |error| findings.add(severity, error));
                 Header::inspect_reserved(bytes[i], at, &mut |error| findings.warning(error));
+                if let Err(error) = header.check_numbers(at) {
+                    findings.warning(error);
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //!
 //! - [`build`] writes images of any shape, right or wrong in every field.
 //! - [`naive`] reads them back, slowly and simply, and finds what breaks the format's rules.
-//! - [`mutate`] breaks bytes and seals the checksums again.
+//! - [`fields`] knows where every number stands, and [`mutate`] breaks bytes and seals the checksums again.
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] asks QEMU's tools for a second opinion.
 //! - [`crc`] and [`rng`] are what the others stand on.
@@ -16,6 +16,7 @@
 pub mod build;
 mod check;
 pub mod crc;
+pub mod fields;
 pub mod images;
 mod io;
 pub mod mutate;

@@ -34,6 +34,11 @@ pub fn put(bytes: &mut [u8], at: u64, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);
 }
 
+/// Reads a little-endian 16-bit field.
+pub fn u16_at(bytes: &[u8], at: u64) -> u16 {
+    bytes[at as usize..][..2].iter().rev().fold(0, |n, b| n << 8 | u16::from(*b))
+}
+
 /// Reads a little-endian 32-bit field.
 pub fn u32_at(bytes: &[u8], at: u64) -> u32 {
     bytes[at as usize..][..4].iter().rev().fold(0, |n, b| n << 8 | u32::from(*b))

@@ -1,26 +1,35 @@
 //! Sets of the MiB units of a file: one bit each, and only where there are any.
 
+use std::ops::Range;
+
+use crate::types::MIB;
+
 /// Units that a set can have: files of up to 256 TiB, four times the largest disk.
-pub(super) const MOST_UNITS: u64 = 1 << 28;
+pub(crate) const MOST_UNITS: u64 = 1 << 28;
 
 const WORDS: usize = 1024;
 const PAGE: u64 = 64 * WORDS as u64;
 
+/// The units that `len` bytes at `start` lie in; `start` is a multiple of 1 MiB.
+pub(crate) fn units(start: u64, len: u64) -> Range<u64> {
+    start / MIB..start.saturating_add(len).div_ceil(MIB)
+}
+
 /// A set of units.
 #[derive(Debug, Default)]
-pub(super) struct Units {
+pub(crate) struct Units {
     pages: Vec<Option<Box<[u64; WORDS]>>>,
 }
 
 impl Units {
     /// Whether the unit is in the set. None beyond the limit is.
-    pub(super) fn has(&self, unit: u64) -> bool {
+    pub(crate) fn has(&self, unit: u64) -> bool {
         let page = self.pages.get((unit / PAGE) as usize).and_then(Option::as_deref);
         page.is_some_and(|words| words[(unit % PAGE / 64) as usize] >> (unit % 64) & 1 == 1)
     }
 
     /// Puts a unit below the limit into the set.
-    pub(super) fn put(&mut self, unit: u64) {
+    pub(crate) fn put(&mut self, unit: u64) {
         if unit >= MOST_UNITS {
             return;
         }
@@ -32,8 +41,23 @@ impl Units {
         words[(unit % PAGE / 64) as usize] |= 1 << (unit % 64);
     }
 
+    /// Whether any of these units is in the set.
+    pub(crate) fn has_any(&self, mut units: Range<u64>) -> bool {
+        units.any(|unit| self.has(unit))
+    }
+
+    /// Puts units below the limit into the set, and says whether any of them was in there.
+    pub(crate) fn take(&mut self, units: Range<u64>) -> bool {
+        let mut was_any = false;
+        for unit in units.start..units.end.min(MOST_UNITS) {
+            was_any |= self.has(unit);
+            self.put(unit);
+        }
+        was_any
+    }
+
     /// How many units below `end` are in neither this set nor the other, and the first of them.
-    pub(super) fn neither(&self, other: &Self, end: u64) -> (u64, Option<u64>) {
+    pub(crate) fn neither(&self, other: &Self, end: u64) -> (u64, Option<u64>) {
         let (mut taken, mut first) = (0, None);
         for i in 0..self.pages.len().max(other.pages.len()) {
             for word in 0..WORDS {

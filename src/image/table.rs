@@ -1,0 +1,198 @@
+//! The block allocation table as it stands in the file: walked from end to end, and what its entries lay claim to.
+//!
+//! The one place that knows which entries take up space, for whoever checks an image and whoever writes to it.
+
+use crate::error::Error;
+use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
+use crate::format::region::RegionEntry;
+use crate::storage::Storage;
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, KIB, MIB};
+
+/// Bytes of the table that are read at once.
+const PIECE: u64 = MIB;
+/// Bytes of the table that are passed over at once where they are zeros.
+const PAGE: usize = 4 * KIB as usize;
+
+/// A table in a file, and what its entries are for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockTable<'a> {
+    pub(crate) storage: &'a dyn Storage,
+    pub(crate) region: &'a RegionEntry,
+    pub(crate) layout: BlockLayout,
+    pub(crate) has_parent: bool,
+    pub(crate) file_len: u64,
+}
+
+/// What an entry is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Payload(BlockIndex),
+    Bitmap(ChunkIndex),
+    /// For nothing: it stands behind the last one that the disk needs.
+    Slack,
+}
+
+/// An entry that takes up space in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    pub(crate) index: BatIndex,
+    pub(crate) role: Role,
+    pub(crate) entry: BatEntry,
+    /// Bytes that it takes up, from its place on.
+    pub(crate) len: u64,
+    /// How many of them the file must have: what lies behind the end of the disk may be cut off.
+    pub(crate) needed: u64,
+}
+
+impl BlockTable<'_> {
+    /// Calls `each` for every entry that is not all zeros, and stands before `end`. The table is read past the
+    /// page cache, in large pieces, and of those none in which the host holds no bytes. What cannot be read
+    /// is left out and the first such failure returned.
+    pub(crate) fn entries(
+        &self,
+        end: BatIndex,
+        mut each: impl FnMut(BatIndex, BatEntry),
+    ) -> Option<Error> {
+        let start = self.region.offset.get();
+        let end = start.saturating_add(end.0.saturating_mul(ENTRY_LEN));
+        let end = end.min(self.region.end()).min(self.file_len);
+        let mut failed = None;
+        let mut piece = Vec::new();
+        let mut at = start;
+        while at < end {
+            // A host that cannot tell is no reason not to read.
+            match self.storage.next_data(at) {
+                Ok(None) => break,
+                Ok(Some(data)) => {
+                    at = at.max(data.start - data.start.saturating_sub(start) % PIECE)
+                }
+                Err(_) => {}
+            }
+            if at >= end {
+                break;
+            }
+            let len = (end - at).min(PIECE);
+            piece.resize(len as usize, 0);
+            if let Err(error) = self.storage.read_exact_at(&mut piece, at) {
+                failed.get_or_insert_with(|| {
+                    Error::io("table.read", "cannot read the block allocation table", error).at(at)
+                });
+            } else {
+                let first = (at - start) / ENTRY_LEN;
+                each_in(&piece, first, &mut each);
+            }
+            at = at.saturating_add(PIECE);
+        }
+        failed
+    }
+
+    /// Where the entry stands.
+    pub(crate) fn place_of(&self, index: BatIndex) -> u64 {
+        self.region.offset.get() + index.0 * ENTRY_LEN
+    }
+
+    /// What an entry is for, if it is for anything.
+    pub(crate) fn role(&self, index: BatIndex) -> Role {
+        let layout = &self.layout;
+        if index.0 >= layout.entries_reserved() {
+            return Role::Slack;
+        }
+        if layout.is_bitmap_index(index) {
+            return Role::Bitmap(layout.chunk_of_bitmap(index));
+        }
+        let block = layout.block_of_payload(index);
+        if block.0 < layout.blocks() { Role::Payload(block) } else { Role::Slack }
+    }
+
+    /// Bytes that the block of an entry takes up.
+    pub(crate) fn len_of(&self, role: Role) -> u64 {
+        match role {
+            Role::Bitmap(_) => BITMAP_BLOCK_LEN,
+            _ => self.layout.block_size(),
+        }
+    }
+
+    /// What an entry lays claim to, if it does: space that nothing else may have. Places that the state gives no
+    /// meaning are none.
+    pub(crate) fn claim(&self, index: BatIndex, entry: BatEntry) -> Option<Claim> {
+        let role = self.role(index);
+        let needed = match role {
+            Role::Slack => return None,
+            Role::Bitmap(_) if self.has_parent && entry.state_bits() == 6 => BITMAP_BLOCK_LEN,
+            Role::Bitmap(_) => return None,
+            Role::Payload(block) => {
+                match entry.payload_state() {
+                    PayloadState::FullyPresent | PayloadState::PartiallyPresent => {}
+                    PayloadState::Unmapped if entry.offset().get() != 0 => {}
+                    _ => return None,
+                }
+                let layout = &self.layout;
+                layout.block_size().min(layout.size() - layout.block_start(block).0)
+            }
+        };
+        Some(Claim { index, role, entry, len: self.len_of(role), needed })
+    }
+
+    /// Calls `each` for everything that entries lay claim to, in the order of the table.
+    pub(crate) fn claims(&self, mut each: impl FnMut(Claim)) -> Option<Error> {
+        self.entries(BatIndex(self.layout.entries_reserved()), |index, entry| {
+            if let Some(claim) = self.claim(index, entry) {
+                each(claim);
+            }
+        })
+    }
+}
+
+impl Claim {
+    pub(crate) fn start(&self) -> u64 {
+        self.entry.offset().get()
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.start().saturating_add(self.len)
+    }
+
+    /// How many of the bytes that it needs a file of this length has. Place 0 is none at all.
+    pub(crate) fn in_file(&self, file_len: u64) -> u64 {
+        match self.start() {
+            0 => 0,
+            start => self.needed.min(file_len.saturating_sub(start)),
+        }
+    }
+
+    /// Whether bytes that it needs are not in a file of this length.
+    pub(crate) fn is_lost(&self, file_len: u64) -> bool {
+        self.in_file(file_len) < self.needed
+    }
+}
+
+impl Role {
+    pub(crate) fn name(self, index: BatIndex) -> String {
+        match self {
+            Self::Payload(BlockIndex(block)) => format!("block {block}"),
+            Self::Bitmap(ChunkIndex(chunk)) => format!("sector bitmap block {chunk}"),
+            Self::Slack => format!("entry {}", index.0),
+        }
+    }
+}
+
+fn each_in(piece: &[u8], first: u64, each: &mut impl FnMut(BatIndex, BatEntry)) {
+    for (page, first) in piece.chunks(PAGE).zip((first..).step_by(PAGE / ENTRY_LEN as usize)) {
+        if is_zero(page) {
+            continue;
+        }
+        for (entry, index) in page.chunks_exact(ENTRY_LEN as usize).zip(first..) {
+            let entry = BatEntry::read(entry);
+            if entry.0 != 0 {
+                each(BatIndex(index), entry);
+            }
+        }
+    }
+}
+
+/// Whether all of these bytes are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    // Wide chunks first, which the compiler turns into vector instructions.
+    let (chunks, rest) = bytes.as_chunks::<64>();
+    chunks.iter().all(|chunk| *chunk == [0; 64]) && rest.iter().all(|byte| *byte == 0)
+}
