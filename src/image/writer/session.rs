@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
+use crate::image::open::read_headers;
 use crate::image::{Tally, VhdxFile};
 use crate::log::LogWriter;
 use crate::mutants::planted;
@@ -135,7 +136,12 @@ impl VhdxFile {
             Error::io("file.length", "cannot tell the length of the file", error)
                 .in_file(self.name())
         })?;
-        if len == writer.file_len() && self.has_headers_of(writer.file.as_ref()) {
+        let is_same = match read_headers(writer.file.as_ref()) {
+            Ok(headers) => headers.current() == self.headers().current(),
+            Err(error) if error.kind() == ErrorKind::Io => return Err(error.in_file(self.name())),
+            Err(_) => false,
+        };
+        if len == writer.file_len() && is_same {
             return Ok(());
         }
         let message = "another has changed the file since it was opened";
