@@ -6,7 +6,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use avhdx::storage::Storage;
+use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Budget, DiffChain, Disk, OpenOptions, Source};
 use avhdx_testkit::build::{Block, Data, Image, write_chain};
 use peak_alloc::PeakAlloc;
@@ -127,6 +127,55 @@ fn reading_loads_what_it_needs_of_the_tables() {
     let most = 4 * 512 + 6 * 4096;
     assert!(read_some(2 * GIB) <= most);
     assert!(read_some(64 * TIB) <= most, "{} bytes", read_some(64 * TIB));
+}
+
+/// Before the first change the table is gone over once: where there is nothing in it in a few reads, whatever the
+/// disk's size, and with little memory where it is full.
+#[test]
+fn the_first_change_goes_over_the_table_once_and_past_the_budget() {
+    let _alone = alone();
+    let cost = |image: &Image, at: u64| {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = written(folder.path(), std::slice::from_ref(image));
+        let file = LocalHost.open(&paths[0], Access::ReadWrite).unwrap();
+        let counting = Counting::new(file);
+        let storage = Arc::clone(&counting) as Arc<dyn Storage>;
+        let options = OpenOptions::new().writable(true).budget(Budget::new(64 << 10));
+        let disk = options.open_file(storage).unwrap();
+        let before = (counting.counts(), MEMORY.current_usage());
+        MEMORY.reset_peak_usage();
+        disk.write_at(&[1; 512], at).unwrap();
+        let first = counting.counts();
+        let memory = MEMORY.peak_usage().saturating_sub(before.1);
+        // The next session of the same image knows its space.
+        disk.close().unwrap();
+        let closed = counting.counts();
+        disk.write_at(&[1; 512], at + MIB).unwrap();
+        assert!(counting.counts().1 - closed.1 < MIB, "gone over again");
+        Cost { reads: first.0 - before.0.0, bytes: first.1 - before.0.1, memory }
+    };
+    let empty = cost(&Image::dynamic(64 * TIB), 10 * TIB);
+    // Nothing of the table is data; what is left is the headers and the page that changes.
+    assert!(empty.reads < 8 && empty.bytes < 64 << 10, "{empty:?}");
+    assert!(empty.memory < MIB as usize, "{empty:?}");
+    // Blocks far from each other: a piece of the table for each.
+    let mut sparse = Image::dynamic(64 * TIB);
+    for block in 0..8 {
+        sparse.put(block << 23, Block::full(Data::Zeros));
+    }
+    let sparse = cost(&sparse, 10 * TIB);
+    assert!(sparse.reads < 16 && sparse.bytes < 9 * MIB, "{sparse:?}");
+    // 1 TiB in blocks of 1 MiB: 8 MiB of table, a bit for each MiB of the file, and a piece at hand.
+    let mut full = Image::dynamic(TIB);
+    let first = full.layout().needed_length;
+    for block in 0..TIB / MIB {
+        let index = full.bat_index(block);
+        full.bat_override.insert(index, first + block * MIB + 6);
+    }
+    full.file_length = Some(first + TIB);
+    let full = cost(&full, TIB / 2);
+    assert!((8 * MIB..9 * MIB).contains(&full.bytes) && full.reads < 16, "{full:?}");
+    assert!(full.memory < 2 * MIB as usize, "{full:?}");
 }
 
 /// A walk over 64 TiB reads the table once and keeps no more of it than the budget allows.

@@ -166,6 +166,16 @@ const MUTANTS: &[(&str, &str, &str)] = &[
         "first write, empty child",
         "a replay grows the file and applies nothing",
     ),
+    (
+        "fresh-space-at-file-length",
+        "an end behind the end of the disk",
+        "a new block lies over the end of the last one",
+    ),
+    (
+        "end-of-file-left-behind",
+        "an end behind the end of the disk",
+        "space that the file does not have is used again",
+    ),
     ("create-without-flush", "create", "a new file gets its name before it is durable"),
     ("create-without-folder-flush", "create", "a new file is lost with its name"),
     (

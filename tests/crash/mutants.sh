@@ -28,6 +28,8 @@ hunt length-taken-back threads held::of_two_growing_writers_none_hides_the_lengt
 hunt plan-does-not-pin threads plans::a_plan_keeps_what_it_names_from_all_others_until_it_is_dropped
 hunt late-answer-kept threads held::what_was_found_out_before_a_write_is_not_remembered_after_it
 hunt answer-outlives-change flat what_is_written_shows_at_once
+hunt damage-not-refused space a_write_does_not_take_the_place_of_a_block_that_was_lost
+hunt second-region-table-ignored space regions_of_either_table_are_claimed
 crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt identity-kept-when-handed-out lib $crashes::an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves

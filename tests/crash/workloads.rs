@@ -36,6 +36,8 @@ pub const ALL: &[Workload] = &[
     small("zeros over the parent", || one(child(4 * MIB), zeros_over_parent)),
     small("growth", || one(dynamic(8 * MIB).start(), growth)),
     small("a length of no whole MiB", odd_length),
+    small("an end behind the end of the disk", || one(cut_end(false), last_block)),
+    small("an end behind the end of the disk, child", || one(cut_end(true), last_block)),
     small("close with room to cut", || one(wide(), close_and_cut)),
     small("stale bits", stale_bits),
     small("sessions one after the other", || one(child(4 * MIB), sessions)),
@@ -298,6 +300,39 @@ fn odd_length() -> Vec<Recorded> {
     driver.write(&chain, 2, MIB, MIB);
     driver.close(&chain);
     vec![driver.finish()]
+}
+
+/// A disk that ends in the middle of its second block, and its file with it, as some writers leave them.
+fn cut_end(is_child: bool) -> Driver {
+    let size = 6 * MIB - 3 * KIB;
+    let base = Setup::base(CreateOptions::dynamic(size), size, 4 << 20);
+    // The bitmap comes with the first block.
+    let base = if is_child { base.write(0, 20 * KIB).child(4 << 20).write(KIB, KIB) } else { base };
+    let setup = base.write(5 * MIB, 8 * KIB).write(size - 2 * KIB, 2 * KIB);
+    let mut files = setup.host.files();
+    let needed = crate::verdict::layer(&files, &setup.tip).unwrap().needed_length();
+    let file = files.file_mut(files.names[&setup.tip]);
+    assert!(needed < file.len());
+    file.set_len(needed);
+    Setup { host: SimHost::new(files), ..setup }.start()
+}
+
+fn last_block(driver: &Driver) {
+    let chain = driver.open();
+    let end = 6 * MIB - 3 * KIB;
+    driver.write(&chain, 1, end - 700, 700);
+    driver.flush(&chain);
+    driver.write(&chain, 2, 4 * KIB, 8 * KIB);
+    driver.write(&chain, 3, end - 4 * KIB, KIB);
+    driver.flush(&chain);
+    driver.discard(&chain, 4 * MIB, end - 4 * MIB);
+    driver.flush(&chain);
+    // The space of the last block, which has more than the file had of it.
+    driver.write(&chain, 4, end - KIB, KIB);
+    driver.discard(&chain, 0, 4 * MIB);
+    driver.flush(&chain);
+    driver.write(&chain, 5, 3 * MIB + 512, KIB);
+    driver.close(&chain);
 }
 
 /// A child whose headers fill all of their 4 KiB, so that one of which a part is missing is none.

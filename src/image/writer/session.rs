@@ -36,8 +36,8 @@ pub(super) struct Session {
     pub(super) flushed_len: u64,
     /// Length of the file when it was opened.
     pub(super) first_last: u64,
-    /// Whether the file was found to be the one that was opened, and holds what its tables claim.
-    is_ready: bool,
+    /// Whether the file was found to be the one that was opened.
+    is_verified: bool,
     /// What the image is known by from the next visible change on, where that is settled.
     next_identity: Option<Uuid>,
 }
@@ -48,7 +48,7 @@ impl Session {
             log: None,
             flushed_len: file_len,
             first_last: file_len.next_multiple_of(MIB),
-            is_ready: false,
+            is_verified: false,
             next_identity: None,
         }
     }
@@ -116,7 +116,9 @@ impl VhdxFile {
             Surveyed::NotYet => {}
         }
         let claims = self.claims(MOST_LISTED)?;
-        if let Err(error) = claims.check(self) {
+        if let Err(error) = claims.check(self)
+            && !planted("damage-not-refused")
+        {
             // Damage in a file that is another by now would be none of this image's.
             self.verify(writer)?;
             let again = error.same_again();
@@ -154,15 +156,14 @@ impl VhdxFile {
     /// Sees that the file is still what it was when its tables were gone over, and has it hold all that they claim:
     /// durably, by the first flush of the session. Fails alone.
     fn make_ready(&self, writer: &Writer, session: &mut Session) -> Result<()> {
-        if session.is_ready {
-            return Ok(());
+        if !session.is_verified {
+            self.verify(writer)?;
+            session.is_verified = true;
         }
-        self.verify(writer)?;
         writer.space.hold_claimed(writer.file.as_ref()).map_err(|error| {
             Error::io("space.grow", "cannot grow the file", error).in_file(self.name())
         })?;
         writer.space.show_length(&self.file_len, self.storage.as_ref());
-        session.is_ready = true;
         Ok(())
     }
 
@@ -214,7 +215,9 @@ impl VhdxFile {
     ) -> Result<()> {
         // Whoever wrote before may have died between a header and its flush. The log that an older
         // header still names must not be written over before the newer one is durable.
+        let file_len = writer.file_len();
         writer.flush()?;
+        session.flushed_len = file_len;
         // What a crash tore may be a newer header in part. Torn a second time, where the parts that were
         // missing arrive, it would count again: with a log that is still there, as long as nothing
         // is written over it.
@@ -227,7 +230,6 @@ impl VhdxFile {
             false => Uuid::new_v4(),
         };
         let mut log = LogWriter::new(header.log_offset, header.log_length.into(), guid);
-        let file_len = writer.file_len();
         // The entry first, then its GUID: a GUID without an entry would be a damaged file.
         let (flushed, last) = (session.flushed_len / MIB * MIB, file_len.next_multiple_of(MIB));
         if planted("log-guid-before-first-entry") {
@@ -246,7 +248,6 @@ impl VhdxFile {
             }
             header.log_guid = guid;
         })?;
-        session.flushed_len = file_len;
         session.log = Some(log);
         Ok(())
     }

@@ -6,8 +6,18 @@ const MIB: u64 = 1 << 20;
 
 impl Layer {
     /// Breaches of the rules that hold an image together, in words: block states and their places,
-    /// overlaps, bitmaps, the length of the file. Empty for a sound image.
+    /// overlaps, bitmaps, the length of the file. Empty for a sound image. A file may end where the disk does,
+    /// within its last block, as some writers leave it.
     pub fn faults(&self) -> Vec<String> {
+        self.look().0
+    }
+
+    /// The length that the file must have at least.
+    pub fn needed_length(&self) -> u64 {
+        self.look().1
+    }
+
+    fn look(&self) -> (Vec<String>, u64) {
         let mut faults = Vec::new();
         // The header section, the log and the regions, then every block.
         let mut places: Vec<(u64, u64, String)> = vec![(0, MIB, "the header section".into())];
@@ -28,8 +38,9 @@ impl Layer {
         }
         let bat = match self.get(self.bat.0, (entries * 8).min(self.bat.1)) {
             Ok(bat) => bat,
-            Err(error) => return vec![error],
+            Err(error) => return (vec![error], u64::MAX),
         };
+        let mut needed = places.iter().map(|place| place.1).max().unwrap_or_default();
         let entry = |i: u64| {
             let bytes = bat.get(8 * i as usize..8 * i as usize + 8).unwrap_or(&[0; 8]);
             bytes.iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
@@ -48,7 +59,8 @@ impl Layer {
             let holds = match (is_bitmap, state) {
                 (true, 0) => false,
                 (true, 6) if self.has_parent => true,
-                (false, 0..=3) => false,
+                (false, 3) => at != 0,
+                (false, 0..=2) => false,
                 (false, 6) => true,
                 (false, 7) if self.has_parent => {
                     if entry(chunk * (ratio + 1) + ratio) & 7 != 6 {
@@ -62,7 +74,10 @@ impl Layer {
                 }
             };
             if holds {
-                places.push((at, at + len, format!("BAT entry {i}")));
+                // Of the last block what lies within the disk.
+                let start = if is_bitmap { 0 } else { (i - chunk) * self.block_size };
+                needed = needed.max(at.saturating_add(len.min(self.size - start)));
+                places.push((at, at.saturating_add(len), format!("BAT entry {i}")));
             } else if state == 2 && at != 0 {
                 faults.push(format!("BAT entry {i} is ZERO with an offset"));
             }
@@ -76,12 +91,12 @@ impl Layer {
         let end = places.iter().map(|place| place.1).max().unwrap_or_default();
         // A replay makes the file at least this long.
         let len = self.len().max(self.last_file_offset.unwrap_or_default());
-        if end > len {
-            faults.push(format!("a file of {len:#x} bytes for blocks that end at {end:#x}"));
+        if needed > len {
+            faults.push(format!("a file of {len:#x} bytes for blocks that end at {needed:#x}"));
         }
         if self.last_file_offset.is_some_and(|last| end > last) {
             faults.push(format!("LastFileOffset before the end of the last block, {end:#x}"));
         }
-        faults
+        (faults, needed)
     }
 }
