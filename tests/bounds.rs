@@ -435,8 +435,8 @@ fn ranges_at_the_end_of_all_numbers_are_refused() {
     let path = folder.path().join("base.vhdx");
     CreateOptions::dynamic(8 * MIB).create(&path).unwrap().close().unwrap();
     let chain = OpenOptions::new().writable(true).open(&path).unwrap();
-    let tip = chain.tip();
-    let disks: [&dyn Disk; 2] = [&chain, &*tip];
+    let image = CreateOptions::dynamic(8 * MIB).create(folder.path().join("alone.vhdx")).unwrap();
+    let disks: [&dyn Disk; 2] = [&chain, &image];
     for disk in disks {
         for start in [u64::MAX, u64::MAX - 511, 8 * MIB + 1, 1 << 63] {
             let mut buf = [0; 512];

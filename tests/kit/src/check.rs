@@ -76,7 +76,7 @@ impl Layer {
             if holds {
                 // Of the last block what lies within the disk.
                 let start = if is_bitmap { 0 } else { (i - chunk) * self.block_size };
-                needed = needed.max(at.saturating_add(len.min(self.size - start)));
+                needed = needed.max(at.saturating_add(len.min(self.size.saturating_sub(start))));
                 places.push((at, at.saturating_add(len), format!("BAT entry {i}")));
             } else if state == 2 && at != 0 {
                 faults.push(format!("BAT entry {i} is ZERO with an offset"));
