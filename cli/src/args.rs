@@ -76,6 +76,21 @@ pub(crate) struct Writing {
     /// Look for children in DIR too, beside the folder of the image itself. Can be repeated.
     #[arg(long, value_name = "DIR")]
     pub(crate) children_in: Vec<PathBuf>,
+    #[command(flatten)]
+    pub(crate) loss: Loss,
+}
+
+/// Consent to go on without what an image lost.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Damaged images")]
+pub(crate) struct Loss {
+    /// Where the image's file lost bytes, or has the same bytes for several blocks, settle that first: what is lost
+    /// reads as zeros from then on. It is listed in a file before anything is changed, and printed.
+    #[arg(long)]
+    pub(crate) accept_loss: bool,
+    /// The new file for that list [default: beside the image, IMAGE.lost].
+    #[arg(long, value_name = "FILE", requires = "accept_loss")]
+    pub(crate) loss_report: Option<PathBuf>,
 }
 
 /// How a chain is opened whose layers are to change.
@@ -151,7 +166,8 @@ impl Opening {
     /// How the same image is opened to be changed.
     pub(crate) fn writing(&self, orphan_children: bool, children_in: &[PathBuf]) -> Writing {
         let (parents, children_in) = (self.parents.clone(), children_in.to_vec());
-        Writing { parents, max_depth: self.max_depth, orphan_children, children_in }
+        let (max_depth, loss) = (self.max_depth, Loss::default());
+        Writing { parents, max_depth, orphan_children, children_in, loss }
     }
 
     pub(crate) fn log(&self) -> Log {

@@ -28,10 +28,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = args::bytes, alias = "block-size")]
     block: Option<u64>,
     /// Only say what would be done, and whether there is the space for it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "accept_loss")]
     dry_run: bool,
     #[command(flatten)]
     opening: args::Chain,
+    #[command(flatten)]
+    loss: args::Loss,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
@@ -45,7 +47,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     if let Some(bytes) = args.block {
         checkpoint = checkpoint.block_size(args::number("--block", bytes)?);
     }
-    let subject = Subject::open(&args.image.image, &args.opening, console)?;
+    let subject = Subject::open_accepting(&args.image.image, &args.opening, &args.loss, console)?;
     let frozen = subject.layer(console)?.clone();
     if frozen.id != subject.tip().id {
         return Err(crate::writing::below_the_tip(&args.image.image));

@@ -21,7 +21,6 @@ pub(crate) enum Exit {
     Parent = 5,
     InUse = 6,
     Refused = 7,
-    #[allow(dead_code)] // no reading verb loses anything
     Losses = 8,
     Interrupted = 130,
 }
@@ -31,6 +30,8 @@ pub(crate) enum Exit {
 pub(crate) enum Outcome {
     Yes,
     No,
+    /// The work was done on an image that had lost bytes, as was agreed to.
+    Losses,
 }
 
 /// Why a verb could not do its work.
@@ -59,6 +60,7 @@ impl Outcome {
         match self {
             Self::Yes => Exit::Yes.code(),
             Self::No => Exit::No.code(),
+            Self::Losses => Exit::Losses.code(),
         }
     }
 }

@@ -19,6 +19,7 @@ mod facts;
 mod info;
 mod input;
 mod interrupt;
+mod loss;
 mod map;
 mod measure;
 mod merge;
@@ -141,7 +142,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             interrupt::arm(cli.json);
             let done = cli.verb.run(&mut console).and_then(|outcome| {
                 console.flush()?;
-                Ok(outcome)
+                let is_lossy = outcome == Outcome::Yes && console.has_losses();
+                Ok(if is_lossy { Outcome::Losses } else { outcome })
             });
             (console, done)
         }

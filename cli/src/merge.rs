@@ -45,10 +45,12 @@ pub(crate) struct Args {
     #[arg(long)]
     no_share: bool,
     /// Only say what would be done, and whether there is the space for it.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "accept_loss")]
     dry_run: bool,
     #[command(flatten)]
     opening: args::Chain,
+    #[command(flatten)]
+    loss: args::Loss,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
@@ -58,7 +60,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         let child = subject.being_merged()?.clone();
         (subject, Merge::resume(child.id), child)
     } else {
-        let subject = Subject::open(&args.image, &args.opening, console)?;
+        let subject = Subject::open_accepting(&args.image, &args.opening, &args.loss, console)?;
         let child = subject.layer(console)?.clone();
         let mut merge = Merge::new(child.id);
         if let Some(ancestor) = &args.into {

@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use avhdx::storage::{Host, LocalHost};
 use clap::{ArgMatches, CommandFactory};
 
 use crate::Cli;
@@ -216,9 +217,11 @@ const ROWS: &[Row] = &[
         &[
             "the image can be read as before, but for what was lost",
             "a copy that was cut short is best made anew",
+            "--accept-loss goes on without what is gone, which reads as zeros from then on, and lists it in a file first",
         ],
-        &["avhdx check --layer FILE"],
+        &["avhdx check --layer FILE  # what is damaged", "AGAIN --accept-loss"],
     ),
+    ("loss.report", &[], &["AGAIN --loss-report LIST  # LIST: a new file for the list"]),
     (
         "kind not-vhdx",
         &["-f raw takes a file as a disk without a format, where the verb has that flag"],
@@ -267,7 +270,13 @@ pub(crate) fn advice(code: &str, kind: Option<&str>, exit: Exit, file: Option<&s
         (Some(hint), Some(typed)) => typed.has_flag(hint.split(' ').next().unwrap_or_default()),
         _ => true,
     };
-    let next = next.iter().filter_map(|template| fill(template, typed.as_ref(), file));
+    // Only the image itself is mended that was typed, and no layer below it.
+    let helps = |template: &&&str| {
+        !template.starts_with("AGAIN --accept-loss")
+            || typed.as_ref().is_none_or(|typed| typed.is_of(file))
+    };
+    let next = next.iter().filter(helps);
+    let next = next.filter_map(|template| fill(template, typed.as_ref(), file));
     let hints = hints.iter().filter(has_flag).map(|hint| (*hint).into());
     Advice { hints: hints.collect(), next: next.collect() }
 }
@@ -319,6 +328,14 @@ impl Typed {
 }
 
 impl Typed {
+    /// Whether the file concerned is the image that was typed.
+    fn is_of(&self, file: Option<&str>) -> bool {
+        let (Some(file), Some(image)) = (file, self.image.as_deref()) else { return true };
+        let (file, image) = (Path::new(file), Point::parse(image).image);
+        let canonical = |path: &Path| LocalHost.canonical(path).ok();
+        file == image || canonical(file).is_some_and(|file| canonical(&image) == Some(file))
+    }
+
     fn has_flag(&self, name: &str) -> bool {
         let program = Cli::command();
         let verb = program.find_subcommand(&self.verb);

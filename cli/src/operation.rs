@@ -15,6 +15,7 @@ use crate::args;
 use crate::exit::Failure;
 use crate::input;
 use crate::interrupt::{UnderWay, under_way};
+use crate::loss;
 use crate::output::{Console, Table, size};
 use crate::point::{Point, Points};
 use crate::progress::Meter;
@@ -38,6 +39,18 @@ impl Subject {
         console: &mut Console,
     ) -> Result<Self, Failure> {
         Self::open_with(argument, &flags.options()?, console)
+    }
+
+    /// The same, once the tip is settled of which bytes are lost.
+    pub(crate) fn open_accepting(
+        argument: &OsStr,
+        flags: &args::Chain,
+        accepted: &args::Loss,
+        console: &mut Console,
+    ) -> Result<Self, Failure> {
+        let options = flags.options()?;
+        loss::accept(&Point::parse(argument).image, accepted, &options, console)?;
+        Self::open_with(argument, &options, console)
     }
 
     /// The same, with options of the verb's own.

@@ -12,11 +12,13 @@ use crate::exit::Failure;
 pub(crate) struct Console {
     json: bool,
     out: BufWriter<Stdout>,
+    /// What of an image was given up on the way, for programs, and whether that is more than nothing.
+    losses: Option<(Value, bool)>,
 }
 
 impl Console {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, out: BufWriter::with_capacity(64 << 10, io::stdout()) }
+        Self { json, out: BufWriter::with_capacity(64 << 10, io::stdout()), losses: None }
     }
 
     /// Whether answers are wanted as JSON.
@@ -48,9 +50,24 @@ impl Console {
         writeln!(self.out, "{object}").map_err(|error| Failure::stdout(&error))
     }
 
-    /// Writes an object as the whole of an answer, laid out for people to read as well.
+    /// Writes an object as the whole of an answer, laid out for people to read as well. What was lost on the way
+    /// is part of it.
     pub(crate) fn document(&mut self, object: &Value) -> Result<(), Failure> {
+        let mut object = object.clone();
+        if let (Some(object), Some((losses, _))) = (object.as_object_mut(), &self.losses) {
+            object.insert("accepted_loss".into(), losses.clone());
+        }
         writeln!(self.out, "{object:#}").map_err(|error| Failure::stdout(&error))
+    }
+
+    /// Notes what was given up, and whether bytes were.
+    pub(crate) fn lose(&mut self, losses: Value, any: bool) {
+        self.losses = Some((losses, any));
+    }
+
+    /// Whether bytes of an image were given up.
+    pub(crate) fn has_losses(&self) -> bool {
+        self.losses.as_ref().is_some_and(|(_, any)| *any)
     }
 
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {

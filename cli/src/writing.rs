@@ -9,6 +9,7 @@ use crate::args;
 use crate::exit::{Exit, Failure};
 use crate::input::{self, Resolved};
 use crate::interrupt::{UnderWay, under_way};
+use crate::loss;
 use crate::output::Console;
 use crate::progress::Meter;
 
@@ -45,6 +46,7 @@ impl Writing {
         if !is_tip {
             return Err(below_the_tip(argument));
         }
+        loss::accept(&path, &writing.loss, options, console)?;
         let chain = options.open(path)?;
         input::tell_link(&chain, console);
         console.warnings(&chain.warnings());

@@ -57,7 +57,7 @@ impl VhdxFile {
         }
     }
 
-    fn block_table(&self) -> BlockTable<'_> {
+    pub(super) fn block_table(&self) -> BlockTable<'_> {
         BlockTable {
             storage: self.storage.as_ref(),
             region: &self.bat,

@@ -8,7 +8,9 @@ mod create;
 mod foreign;
 mod info;
 mod link;
+mod loss;
 mod marks;
+mod mend;
 mod metadata;
 mod open;
 mod policy;
@@ -48,6 +50,7 @@ pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
 };
 pub use link::ParentLink;
+pub use loss::{Loss, LossKind};
 pub use policy::{Lock, LogPolicy};
 
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
@@ -55,6 +58,7 @@ pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 pub(crate) use children::{ChildSearch, OTHER_NAMES};
 pub(crate) use counters::{IndexTally, Tally};
 pub(crate) use foreign::refuse_vhd_set;
+pub(crate) use loss::Mend;
 pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`Export`] | the flat disk, into a file (sparse) or a stream |
 //! | [`Check`] | is the image, with its parents, as the format wants it |
+//! | [`AcceptLoss`] | go on without what an image lost, with a list of it |
 //! | [`Compare`] | do two disks hold the same bytes, and where do they first differ |
 //! | [`Measure`] | how many bytes would a copy need |
 //! | [`Reparent`] | another parent for an image, proven to leave the disk as it is |
@@ -17,6 +18,7 @@
 //! Those that move bytes report their [`Progress`] to a callback, which may stop them. Those that change a chain
 //! have a [`Forecast`], leave it readable at any moment, and are refused where others would be cut off.
 
+mod accept_loss;
 mod check;
 mod checkpoint;
 mod child;
@@ -34,6 +36,7 @@ mod revert;
 
 use std::ops::{ControlFlow, Range};
 
+pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
 pub use checkpoint::{Checkpoint, Checkpointed};
 pub use compare::{Compare, Comparison, Difference};

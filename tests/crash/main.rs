@@ -5,7 +5,7 @@
 //! the naive reader. `AVHDX_LONG=1` looks further.
 //!
 //! The same workloads run on a host of which one step fails (`faults`, `failures`). `chains` does the same with
-//! operations that change several files and their names.
+//! operations that change several files and their names, and `loss` with images of which bytes are lost.
 
 mod chains;
 mod driver;
@@ -13,6 +13,7 @@ mod explore;
 mod failures;
 mod faults;
 mod interleave;
+mod loss;
 mod model;
 #[cfg(avhdx_mutants)]
 mod mutants;

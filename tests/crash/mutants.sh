@@ -42,3 +42,10 @@ hunt readers-of-old-stack-not-waited-for live kept::a_plan_that_outlives_the_mer
 release=image::writer::release::tests
 hunt punched-before-durable lib $release::what_is_released_is_the_parents_and_its_space_the_hosts
 hunt punched-under-readers lib $release::nothing_is_punched_under_a_reader
+settled=loss::a_crash_while_a_loss_is_settled_leaves_the_image_as_it_was_or_mended
+hunt copies-before-losses crash $settled
+hunt grown-before-the-mend crash $settled
+hunt mend-not-flushed crash $settled
+hunt mend-keeps-identity crash $settled
+hunt mend-before-its-list crash $settled
+hunt list-not-flushed crash $settled

@@ -5,6 +5,7 @@
 //!
 //! - [`build`] writes images of any shape, right or wrong in every field.
 //! - [`naive`] reads them back, slowly and simply, and finds what breaks the format's rules.
+//! - [`loss`] says what an image lost of which the file was cut, or whose blocks lie over each other.
 //! - [`fields`] knows where every number stands, and [`mutate`] breaks bytes and seals the checksums again.
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] asks QEMU's tools for a second opinion.
@@ -19,6 +20,7 @@ pub mod crc;
 pub mod fields;
 pub mod images;
 mod io;
+pub mod loss;
 pub mod mutate;
 pub mod naive;
 pub mod qemu;

@@ -330,6 +330,11 @@ impl Layer {
         at..at + len
     }
 
+    /// Where the block allocation table lies.
+    pub fn bat(&self) -> std::ops::Range<u64> {
+        self.bat.0..self.bat.0 + self.bat.1
+    }
+
     /// The end of the last of log and regions.
     pub fn structures_end(&self) -> u64 {
         self.structures.iter().map(|(at, len)| at + len).max().unwrap_or_default()

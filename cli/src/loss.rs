@@ -1,0 +1,90 @@
+//! `--accept-loss`: an image that lost bytes is settled before a verb changes it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use avhdx::OpenOptions;
+use avhdx::ops::{AcceptLoss, Loss, LossKind, Losses};
+use serde_json::{Value, json};
+
+use crate::args;
+use crate::exit::Failure;
+use crate::output::{Console, Table, size};
+
+/// Mends the image if that was agreed to, and says what was lost before it does.
+pub(crate) fn accept(
+    image: &Path,
+    consent: &args::Loss,
+    options: &OpenOptions,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    if !consent.accept_loss {
+        return Ok(());
+    }
+    let mut accept = AcceptLoss::new().options(options.clone());
+    if let Some(report) = &consent.loss_report {
+        accept = accept.report(report);
+    }
+    let mut told = Ok(());
+    let done = accept.run(image, &mut |losses| {
+        told = tell(image, losses, console);
+        if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    told?;
+    done?;
+    Ok(())
+}
+
+fn tell(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Failure> {
+    let report = losses.report.as_deref().map(|path| path.display().to_string());
+    let report = report.unwrap_or_default();
+    let is_any = losses.list.iter().any(|loss| loss.kind != LossKind::Unmapped);
+    console.lose(object(losses, &report), is_any);
+    let image = image.display();
+    let message = format!(
+        "{image}: damaged, and mended as was agreed to: {} of the disk are gone; {report} has the list",
+        size(losses.bytes())
+    );
+    console.note("loss.accepted", &message);
+    if console.is_json() {
+        return Ok(());
+    }
+    let mut table =
+        Table::new("What the disk lost", &[">offset", ">bytes", "what", ">place in the file"]);
+    for Loss { range, kind, at, .. } in &losses.list {
+        let len = range.end - range.start;
+        table.row([range.start.to_string(), len.to_string(), what(*kind).into(), at.to_string()]);
+    }
+    if losses.list.is_empty() {
+        table.remark("nothing that it shows");
+    }
+    console.table(table)?;
+    console.flush()
+}
+
+fn what(kind: LossKind) -> &'static str {
+    match kind {
+        LossKind::Lost => "lost, zeros from now on",
+        LossKind::Rest => "the rest of a block, zeros from now on",
+        LossKind::Bits => "lost with its sector bitmap, zeros from now on",
+        LossKind::Shared => "as it reads, which may be another block's",
+        LossKind::Unmapped => "unmapped, zeros as before",
+        _ => kind.name(),
+    }
+}
+
+fn object(losses: &Losses, report: &str) -> Value {
+    let one = |Loss { range, kind, at, .. }: &Loss| {
+        json!({
+            "offset": range.start,
+            "length": range.end - range.start,
+            "what": kind.name(),
+            "place": at.get(),
+        })
+    };
+    json!({
+        "report": report,
+        "bytes": losses.bytes(),
+        "list": losses.list.iter().map(one).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,306 @@
+//! Crashes while it is settled what an image lost: the image is then as it was, or mended, and what is left to do
+//! is done by the next who is asked to.
+
+use std::collections::HashSet;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use avhdx::Disk;
+use avhdx::ops::{AcceptLoss, Check, LossKind, Severity};
+use avhdx_testkit::build::{Block, Data, Image};
+use avhdx_testkit::loss::{Losses, Readable, Why};
+use avhdx_testkit::naive::Layer;
+use uuid::Uuid;
+
+use crate::driver::{MIB, path};
+use crate::explore::{guarded, story};
+use crate::outcomes::{Depth, Explorer};
+use crate::sim::{Bytes, Files, SimHost};
+use crate::verdict::{layer, options};
+use crate::{is_long, tell_failures};
+
+/// An image that lost something, over a base that did not.
+struct Damaged {
+    name: &'static str,
+    files: Files,
+    tip: PathBuf,
+}
+
+/// What is known of it beforehand.
+struct Known {
+    parent: Option<Readable>,
+    losses: Losses,
+    before: Readable,
+    after: Readable,
+    identity: Uuid,
+    report: Vec<u8>,
+}
+
+#[test]
+fn a_crash_while_a_loss_is_settled_leaves_the_image_as_it_was_or_mended() {
+    let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
+    let mut distinct = 0;
+    let mut failures = Vec::new();
+    for damaged in all().iter().filter(|damaged| damaged.name.contains(&only)) {
+        let started = std::time::Instant::now();
+        let (outcomes, failed) = explore(damaged);
+        let seconds = started.elapsed().as_secs_f32();
+        println!("{:<44}{outcomes:>8}{:>9}  {seconds:.1} s", damaged.name, failed.len());
+        tell_failures(damaged.name, &failed);
+        distinct += outcomes;
+        failures.extend(failed);
+    }
+    assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
+    assert!(!only.is_empty() || distinct >= 150, "{distinct} outcomes");
+}
+
+fn all() -> Vec<Damaged> {
+    vec![
+        lost("blocks lost, whole and in part", false, false),
+        lost("blocks lost, one place for two", false, true),
+        lost("blocks and bits lost, child", true, false),
+        lost("blocks lost, one place for two, child", true, true),
+        shared("one place for two", false),
+        shared("one place for a block and a bitmap, child", true),
+    ]
+}
+
+/// Five blocks, of which the file lost some. Large sectors: there are fewer of them to look at.
+fn image(is_child: bool) -> (Vec<Image>, Image) {
+    let mut base = Image::dynamic(5 * MIB + 64 * 4096);
+    base.logical_sector = 4096;
+    if !is_child {
+        for block in 0..5 {
+            base.put(block, Block::full(Data::Pattern(block + 1)));
+        }
+        return (Vec::new(), base);
+    }
+    for block in 0..6 {
+        base.put(block, Block::full(Data::Pattern(block + 1)));
+    }
+    let mut tip = base.new_child();
+    tip.parent_path(".\\base.vhdx");
+    tip.put(0, Block::full(Data::Pattern(10)));
+    tip.put(1, Block::partial_runs(Data::Pattern(11), &[(3, 40), (200, 8)]));
+    tip.put(3, Block::partial_runs(Data::Pattern(13), &[(0, 1), (100, 30)]));
+    tip.put(4, Block::full(Data::Pattern(14)));
+    (vec![base], tip)
+}
+
+fn lost(name: &'static str, is_child: bool, is_doubled: bool) -> Damaged {
+    let (below, mut tip) = image(is_child);
+    let layout = tip.layout();
+    if is_doubled {
+        let place = layout.payload[&0];
+        tip.bat_override.insert(tip.bat_index(2), place | 6);
+    }
+    // Within the last block but one, at no sector's end; those behind it are gone.
+    let mut places: Vec<u64> = layout.payload.values().copied().collect();
+    places.sort_unstable();
+    tip.file_length = Some(places[places.len() - 2] + 5000);
+    if is_child {
+        // The bitmap is behind the end.
+        tip.bitmap_at.insert(0, places[places.len() - 1] + 4 * MIB);
+    }
+    damaged(name, &below, &tip)
+}
+
+fn shared(name: &'static str, is_child: bool) -> Damaged {
+    let (below, mut tip) = image(is_child);
+    let layout = tip.layout();
+    let place = layout.payload[&4];
+    tip.bat_override.insert(tip.bat_index(2), place | 6);
+    if is_child {
+        tip.bat_override.insert(tip.bat_index(5), layout.bitmaps[&0] | 6);
+    } else {
+        tip.bat_override.insert(tip.bat_index(5), place | 3);
+    }
+    damaged(name, &below, &tip)
+}
+
+fn damaged(name: &'static str, below: &[Image], tip: &Image) -> Damaged {
+    let mut files = Files::default();
+    let layers = below.iter().map(|base| ("base.vhdx", base)).chain([("tip.vhdx", tip)]);
+    for (number, (name, image)) in layers.enumerate() {
+        let bytes = image.to_bytes();
+        let mut file = Bytes::default();
+        for (n, page) in bytes.chunks(4096).enumerate() {
+            file.write(n as u64 * 4096, page);
+        }
+        file.set_len(bytes.len() as u64);
+        *files.file_mut(number) = file;
+        files.names.insert(path(name), number);
+    }
+    Damaged { name, files, tip: path("tip.vhdx") }
+}
+
+fn explore(damaged: &Damaged) -> (usize, Vec<String>) {
+    let before = layer(&damaged.files, &damaged.tip).unwrap();
+    let parent = layer(&damaged.files, &path("base.vhdx")).ok().map(|base| base.readable(None));
+    let mut known = Known {
+        losses: before.losses(),
+        before: before.readable(parent.as_ref()),
+        after: before.mended(parent.as_ref()),
+        identity: before.data_write_guid,
+        report: Vec::new(),
+        parent,
+    };
+    assert!(known.losses.refused && !known.losses.beyond, "{}", damaged.name);
+    let host = SimHost::new(damaged.files.clone());
+    host.record();
+    let losses = accept(&host, damaged).unwrap();
+    assert_eq!(list(&losses), known.losses.list, "{}", damaged.name);
+    let report = host.files().file(&losses.report.unwrap()).unwrap().clone();
+    known.report = vec![0; report.len() as usize];
+    report.read(0, &mut known.report);
+
+    let depth = match is_long() {
+        true => Depth { exhaustive: 10, samples: 200, torn: 60 },
+        false => Depth { exhaustive: 8, samples: 20, torn: 12 },
+    };
+    let events = host.events();
+    let mut seen = HashSet::new();
+    let mut outcomes = Vec::new();
+    let mut explorer = Explorer::new(damaged.files.clone(), &events, depth, 11);
+    explorer.run(0, &|_| 0, &mut |outcome| {
+        if seen.insert(outcome.files.sum().exact) {
+            let story = story(&events, &outcome);
+            outcomes.push((outcome.files, story));
+        }
+    });
+    let (count, outcomes) = (outcomes.len(), Mutex::new(outcomes));
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
+            scope.spawn(|| {
+                let next = || outcomes.lock().unwrap().pop();
+                while let Some((files, story)) = next() {
+                    if let Err(why) = guarded(|| judge(damaged, &known, &files)) {
+                        failures.lock().unwrap().push(format!("{story}: {why}"));
+                    }
+                }
+            });
+        }
+    });
+    (count, failures.into_inner().unwrap())
+}
+
+fn accept(host: &SimHost, damaged: &Damaged) -> avhdx::Result<avhdx::ops::Losses> {
+    let accept = AcceptLoss::new().options(options(host));
+    accept.run(&damaged.tip, &mut |_| ControlFlow::Continue(()))
+}
+
+fn list(losses: &avhdx::ops::Losses) -> Vec<(std::ops::Range<u64>, Why)> {
+    let why = |kind| match kind {
+        LossKind::Lost => Why::Lost,
+        LossKind::Rest => Why::Rest,
+        LossKind::Bits => Why::Bits,
+        LossKind::Shared => Why::Shared,
+        LossKind::Unmapped => Why::Unmapped,
+        other => panic!("{other:?}"),
+    };
+    losses.list.iter().map(|loss| (loss.range.clone(), why(loss.kind))).collect()
+}
+
+fn judge(damaged: &Damaged, known: &Known, files: &Files) -> Result<(), String> {
+    let found = layer(files, &damaged.tip)?;
+    let losses = found.losses();
+    let reads = found.readable(known.parent.as_ref());
+    // What is lost goes at once. Copies change nothing that is read.
+    let gone = |losses: &Losses| -> Vec<_> {
+        losses.list.iter().filter(|(_, why)| *why <= Why::Bits).cloned().collect()
+    };
+    let is_as_before = reads == known.before && gone(&losses) == gone(&known.losses);
+    let is_settled = reads == known.after && gone(&losses).is_empty();
+    if !is_as_before && !is_settled {
+        return Err(format!("neither as it was nor mended: {losses:?}"));
+    }
+    if !is_as_before || !losses.refused {
+        if found.data_write_guid == known.identity {
+            return Err("mended under the old identity".into());
+        }
+        let is_report = |file: &Bytes| {
+            let mut bytes = vec![0; file.len() as usize];
+            file.read(0, &mut bytes);
+            bytes == known.report
+        };
+        if !files.files.iter().any(is_report) || files.names.len() == damaged.files.names.len() {
+            return Err("mended, and the list of what was lost is not there".into());
+        }
+    }
+    reads_as(files, damaged, &reads)?;
+    // The next one does what is left.
+    let host = SimHost::new(files.clone());
+    let done = accept(&host, damaged).map_err(|error| format!("once more: {error}"))?;
+    if done.damaged != losses.refused || list(&done) != losses.list {
+        return Err(format!("once more: {done:?}, not {losses:?}"));
+    }
+    let files = host.files();
+    let mended: Layer = layer(&files, &damaged.tip)?;
+    if mended.readable(known.parent.as_ref()) != known.after {
+        return Err("once more, and the disk reads otherwise".into());
+    }
+    if mended.losses() != Losses::default() || mended.log_is_pending() {
+        return Err(format!("once more, and still {:?}", mended.losses()));
+    }
+    match mended.faults() {
+        faults if faults.is_empty() => {}
+        faults => return Err(format!("the naive checker: {}", faults.join("; "))),
+    }
+    reads_as(&files, damaged, &known.after)?;
+    let report =
+        Check::new().options(options(&host)).run(&damaged.tip).map_err(|e| e.to_string())?;
+    match report.findings.iter().find(|finding| finding.severity < Severity::Info) {
+        None => Ok(()),
+        Some(finding) => Err(format!("the check: {finding:?}")),
+    }
+}
+
+/// The crate reads what the model does.
+fn reads_as(files: &Files, damaged: &Damaged, disk: &Readable) -> Result<(), String> {
+    const SECTOR: usize = 4096;
+    let host = SimHost::new(files.clone());
+    let chain = crate::verdict::open(&host, &damaged.tip, false)?;
+    let mut bytes = [0; SECTOR];
+    for at in (0..disk.bytes.len()).step_by(SECTOR) {
+        let is_lost = disk.lost[at / 512];
+        match chain.read_at(&mut bytes, at as u64) {
+            Ok(()) if is_lost => return Err(format!("{at:#x} is read and was lost")),
+            Ok(()) if bytes != disk.bytes[at..at + SECTOR] => {
+                return Err(format!("the disk reads otherwise at {at:#x}"));
+            }
+            Err(error) if !is_lost => return Err(format!("{at:#x}: {error}")),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A host that fails at any step leaves what a crash does.
+#[test]
+fn a_host_that_fails_while_a_loss_is_settled_leaves_what_the_next_one_mends() {
+    for damaged in all() {
+        let before = layer(&damaged.files, &damaged.tip).unwrap();
+        let parent = layer(&damaged.files, &path("base.vhdx")).ok().map(|base| base.readable(None));
+        let after = before.mended(parent.as_ref());
+        for arrived in [crate::sim::Arrived::Nothing, crate::sim::Arrived::Half] {
+            let mut failed = 0;
+            for n in 0.. {
+                let host = SimHost::new(damaged.files.clone());
+                host.run_out(n..n + 1, arrived);
+                let done = accept(&host, &damaged);
+                host.relent();
+                let Err(error) = done else { break };
+                failed += 1;
+                assert_eq!(error.kind(), avhdx::ErrorKind::Io, "{}: {error}", damaged.name);
+                accept(&host, &damaged)
+                    .unwrap_or_else(|error| panic!("{}, {n}: {error}", damaged.name));
+                let mended = layer(&host.files(), &damaged.tip).unwrap();
+                assert!(mended.readable(parent.as_ref()) == after, "{}, {n}", damaged.name);
+                assert_eq!(mended.losses(), Losses::default(), "{}, {n}", damaged.name);
+            }
+            assert!(failed > 5, "{}", damaged.name);
+        }
+    }
+}
