@@ -152,9 +152,14 @@ impl Error {
         Self::new(ErrorKind::Damaged, code, message).with_section(section).at(offset)
     }
 
-    /// The host failed; `message` says at what.
+    /// The host failed; `message` says at what. Where locks keep others from a file's bytes, that is no failure of
+    /// the host's.
     pub(crate) fn io(code: &'static str, message: impl Into<String>, source: io::Error) -> Self {
-        let mut error = Self::new(ErrorKind::Io, code, message);
+        let kind = match source.kind() {
+            io::ErrorKind::ResourceBusy => ErrorKind::InUse,
+            _ => ErrorKind::Io,
+        };
+        let mut error = Self::new(kind, code, message);
         error.0.source = Some(source);
         error
     }

@@ -15,6 +15,7 @@ use crate::image::{
     BlockCounts, CheckpointMark, Counters, ImageInfo, MergeMark, ParentLink, VhdxFile as Image,
     Warning,
 };
+use crate::mutants::planted;
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -177,6 +178,9 @@ impl VhdxFile {
 
     /// The image of a layer, for reading whatever the layer is open for.
     pub(crate) fn of_layer(seat: &Arc<Seat>) -> Self {
+        if planted("image-of-a-layer-writes") {
+            return Self(Handle::Own(Arc::clone(&seat.image)));
+        }
         Self(Handle::Shared(Arc::clone(seat)))
     }
 

@@ -3,13 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::disk::{Disk, Extent, Geometry, LayerId, Source, check_range};
+use crate::disk::{Disk, Extent, Geometry, LayerId, Source, Zeroing, check_range};
 use crate::error::{Error, Result};
 use crate::storage::{Storage, length_of};
-use crate::types::FileOffset;
+use crate::types::{FileOffset, MIB};
 
 /// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change. Holes in the file
-/// are extents of zeros, where the host tells of them.
+/// are extents of zeros, where the host tells of them, and a discard makes them where the host can. Opened for
+/// writing it takes writes, zeros and discards; what they fail with otherwise is the host's word.
 ///
 /// Only ever made when asked for: a guest can write the header of any format into its own disk, so
 /// that guessing the format of a raw image is not safe.
@@ -28,6 +29,18 @@ impl RawDisk {
     pub fn new(storage: Arc<dyn Storage>) -> Result<Self> {
         let size = length_of(storage.as_ref()).map_err(|error| error.in_file(storage.name()))?;
         Ok(Self { id: LayerId::next(), storage, size })
+    }
+
+    /// Writes zeros over bytes that keep their space.
+    fn write_zeros(&self, range: Range<u64>) -> Result<()> {
+        let zeros = vec![0; (range.end - range.start).min(MIB) as usize];
+        let mut at = range.start;
+        while at < range.end {
+            let step = (range.end - at).min(MIB);
+            self.write_at(&zeros[..step as usize], at)?;
+            at += step;
+        }
+        Ok(())
     }
 
     fn io(&self, code: &'static str, message: String, at: u64, error: std::io::Error) -> Error {
@@ -52,6 +65,26 @@ impl Disk for RawDisk {
         self.storage.write_at(buf, offset).map_err(|error| {
             self.io("raw.write", format!("cannot write {} bytes", buf.len()), offset, error)
         })
+    }
+
+    /// Punches holes into the file where bytes may lose their space and the host can do that, and writes zeros
+    /// otherwise.
+    fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
+        let len = range.end.saturating_sub(range.start);
+        check_range(&self.geometry(), range.start, len)?;
+        if len == 0 {
+            return Ok(());
+        }
+        if how == Zeroing::MayUnmap {
+            let punched = self.storage.punch(range.clone()).map_err(|error| {
+                let message = format!("cannot give the space of {len} bytes back to the host");
+                self.io("raw.punch", message, range.start, error)
+            })?;
+            if punched {
+                return Ok(());
+            }
+        }
+        self.write_zeros(range)
     }
 
     fn flush(&self) -> Result<()> {

@@ -19,7 +19,7 @@ use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
-use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, lock};
+use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, check_named, lock};
 use crate::mutants::planted;
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
 
@@ -321,6 +321,10 @@ impl Operation<'_> {
     /// Opens layers that are open for reading once more, for writing, each under a lock of its own, and puts these
     /// handles in the place of the old ones, which nobody uses any more then.
     ///
+    /// Where locks bind everybody, what one handle has locked for itself no other can read: so those who read go on
+    /// in a new handle first, then the old one lets go of its lock, for locks are not changed in place, and then
+    /// the new one takes its own and looks again whether all is as it was.
+    ///
     /// # Errors
     /// As [`drained`](Self::drained); [`ErrorKind::InUse`] also when another chain or program has one of them open.
     /// The chain goes on as before.
@@ -335,46 +339,77 @@ impl Operation<'_> {
             let links = layers.iter().map(|layer| &stack.layers[*layer]);
             links.map(|link| (Arc::clone(&link.image), Arc::clone(&link.seat))).unzip()
         };
-        let opened: Result<Vec<_>> = old.iter().map(|old| self.open_for_writing(old)).collect();
-        let opened = opened.inspect_err(|_| {
-            old.iter().for_each(|old| self.lock_again(old));
-        })?;
-        let handles: Vec<_> = layers.iter().copied().zip(opened).collect();
-        let drained = self.drained(self.replace(&handles), on).and_then(|()| {
+        let with = |images: &[Arc<VhdxFile>]| -> Vec<_> {
+            layers.iter().copied().zip(images.iter().cloned()).collect()
+        };
+        let read: Vec<_> = old.iter().map(|old| self.open_again(old)).collect::<Result<_>>()?;
+        let alone = self.drained(self.replace(&with(&read)), on).and_then(|()| {
+            // Chains to come find none that is about to be wrong.
+            old.iter().for_each(|old| old.share_no_longer());
             // Those who still look at an even older stack are as short-lived.
             let is_shared = || old.iter().find(|old| Arc::strong_count(old) > 2);
             wait_until(SHORT, || is_shared().is_none(), on)?;
             is_shared().map_or(Ok(()), |old| Err(in_use(old, "another chain of this program")))
         });
-        drained.inspect_err(|_| {
-            handles.iter().for_each(|(_, image)| drop(self.settle(image)));
-            // Other chains go on with the old handles.
-            old.iter().for_each(|old| self.lock_again(old));
+        // The lock of one that another chain goes on with is that chain's.
+        let written = alone.and_then(|()| {
+            old.iter().try_for_each(|old| self.let_go(old))?;
+            read.iter().map(|read| self.open_for_writing(read)).collect::<Result<Vec<_>>>()
+        });
+        let written =
+            written.inspect_err(|_| read.iter().for_each(|read| self.lock_again(read)))?;
+        self.drained(self.replace(&with(&written)), on).inspect_err(|_| {
+            written.iter().for_each(|image| drop(self.settle(image)));
         })
     }
 
-    /// Takes back the lock that a handle let go of. Whoever took it meanwhile is told of by another error.
-    fn lock_again(&self, old: &VhdxFile) {
-        if self.policy().lock != Lock::None {
-            drop(old.bare_storage().try_lock(LockMode::Shared));
-        }
-    }
-
-    /// The old handle lets go of its lock first, for locks are not changed in place; that it is still the same
-    /// file is looked at again under the new one.
-    fn open_for_writing(&self, old: &VhdxFile) -> Result<Arc<VhdxFile>> {
+    /// Another handle of a layer's file, that could be written to and only reads.
+    fn open_again(&self, old: &VhdxFile) -> Result<Arc<VhdxFile>> {
         let path = path_of(old)?;
-        if self.policy().lock != Lock::None {
-            unlock(old.bare_storage().as_ref()).map_err(|error| lock_failed(old, error))?;
-        }
-        let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
         let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
             Error::io("file.open", "cannot open the file for writing", error).in_path(path)
         })?;
-        lock(storage.as_ref(), &policy, &mut Vec::new())
-            .map_err(|error| error.in_file(old.name()))?;
         check_same(old, storage.as_ref())?;
+        let policy = ImagePolicy {
+            writable: false,
+            lock: Lock::None,
+            children: None,
+            ..self.policy().clone()
+        };
         VhdxFile::from_storage(storage, &policy).map(Arc::new)
+    }
+
+    /// Gives up the lock that a handle has.
+    fn let_go(&self, image: &VhdxFile) -> Result<()> {
+        if self.policy().lock == Lock::None {
+            return Ok(());
+        }
+        unlock(image.bare_storage().as_ref()).map_err(|error| lock_failed(image, error))
+    }
+
+    /// Takes a lock for those who read by a handle that let go of its own. Whoever took it meanwhile is told of by
+    /// another error.
+    fn lock_again(&self, image: &VhdxFile) {
+        if self.policy().lock != Lock::None {
+            drop(self.let_go(image));
+            drop(image.bare_storage().try_lock(LockMode::Shared));
+        }
+    }
+
+    /// Locks the file of a handle that only reads, and opens the same file for writing if it is as it was: until
+    /// the lock was there it was anybody's.
+    fn open_for_writing(&self, read: &VhdxFile) -> Result<Arc<VhdxFile>> {
+        let storage = read.bare_storage();
+        let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
+        lock(storage.as_ref(), &policy, &mut Vec::new())
+            .map_err(|error| error.in_file(read.name()))?;
+        if !planted("not-looked-at-again-before-a-merge") {
+            check_named(self.host().as_ref(), storage.as_ref())
+                .map_err(|error| error.in_file(read.name()))?;
+            check_same(read, storage.as_ref())?;
+        }
+        let policy = ImagePolicy { lock: Lock::None, ..policy };
+        VhdxFile::from_storage(Arc::clone(storage), &policy).map(Arc::new)
     }
 
     /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,

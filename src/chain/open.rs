@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     ImagePolicy, MOST_PIECE, MergeState, ParentLink, VhdxFile, Warning, probe_identity,
 };
+use crate::mutants::planted;
 use crate::storage::{Access, FileId, Storage};
 
 /// How a chain is put together.
@@ -168,8 +169,16 @@ impl Walk<'_> {
 
     fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
+        let is_verified = found.warning.is_none();
         self.warnings.extend(found.warning);
         let image = VhdxFile::parent_from_storage(found.storage, self.images)?;
+        // Until it was locked somebody may have written to it.
+        if is_verified
+            && !link.accepts(image.data_write_guid())
+            && !planted("parent-not-looked-at-again")
+        {
+            return Err(changed_meanwhile(link, image.name(), image.data_write_guid()));
+        }
         Ok(Link::new(image, Some(found.found_by)))
     }
 }
@@ -225,6 +234,16 @@ pub(crate) fn find_parent(
         return Ok(FoundParent { storage, found_by, warning });
     }
     Err(tried.into_error(link, locator_at))
+}
+
+/// Refuses a file that was the parent until it was locked.
+pub(crate) fn changed_meanwhile(link: &ParentLink, parent: &str, found: Uuid) -> Error {
+    let message = format!("the parent of {} was written to while it was opened", link.child);
+    Error::new(ErrorKind::ParentMismatch, "parent.mismatch", message)
+        .in_file(parent)
+        .with_section("2.6.2.6.3")
+        .with_found(found)
+        .with_expected(link.linkage)
 }
 
 /// What became of the candidates so far.

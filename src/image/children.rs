@@ -171,7 +171,7 @@ impl ChildSearch {
         let link = VhdxFile::from_storage(storage, &policy).and_then(|image| image.parent_link());
         match link {
             Ok(link) => Ok(link.is_some_and(|link| link.accepts(asked.guid))),
-            Err(error) if error.kind() == ErrorKind::Io => Err(error),
+            Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => Err(error),
             Err(_) => Ok(false),
         }
     }

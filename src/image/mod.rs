@@ -62,7 +62,8 @@ pub(crate) use loss::Mend;
 pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
-    check_bat_length, inspect_regions, lock, probe_identity, read_what_is_there, too_short,
+    check_bat_length, check_named, inspect_regions, lock, probe_identity, read_what_is_there,
+    too_short,
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};

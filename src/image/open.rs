@@ -19,7 +19,7 @@ use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
 use crate::mutants::planted;
-use crate::storage::{LockMode, LockOutcome, Overlay, Storage, length_of};
+use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, length_of};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::MIB;
 
@@ -43,7 +43,9 @@ pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Option<Uuid>> {
     let probed = read_identifier(storage).and_then(|_| read_headers(storage));
     match probed {
         Ok(headers) => Ok(Some(headers.current().data_write_guid)),
-        Err(error) if error.kind() == ErrorKind::Io => Err(error.in_file(storage.name())),
+        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => {
+            Err(error.in_file(storage.name()))
+        }
         Err(_) => Ok(None),
     }
 }
@@ -52,6 +54,9 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut warnings = Vec::new();
     let tally = Arc::new(Tally::default());
     lock(storage.as_ref(), policy, &mut warnings)?;
+    if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
+        check_named(search.host.as_ref(), storage.as_ref())?;
+    }
     let identifier = read_identifier(storage.as_ref())?;
     let mut headers = read_headers(storage.as_ref())?;
     if policy.writable {
@@ -158,6 +163,21 @@ pub(crate) fn lock(
             Ok(())
         }
         Err(error) => Err(Error::io("lock.failed", "cannot lock the file", error)),
+    }
+}
+
+/// Refuses a file whose name is another's by the time that it is locked: nobody would find what is written to it.
+pub(crate) fn check_named(host: &dyn Host, storage: &dyn Storage) -> Result<()> {
+    let there = storage.path().and_then(|path| host.stat(path).ok()).and_then(|stat| stat.id);
+    let own = storage.id().ok().flatten();
+    match (there, own) {
+        (Some(there), Some(own)) if there != own && !planted("name-not-looked-at-again") => {
+            let message = "another file took the name of this one while it was opened";
+            Err(Error::new(ErrorKind::InUse, "file.replaced", message)
+                .with_found("another file of that name")
+                .with_expected("the file that was opened"))
+        }
+        _ => Ok(()),
     }
 }
 

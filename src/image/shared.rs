@@ -37,6 +37,11 @@ impl VhdxFile {
         Ok(image)
     }
 
+    /// Is found no more by those who look for a parent that is open already.
+    pub(crate) fn share_no_longer(&self) {
+        self.budget.registry().parents.hide(self);
+    }
+
     fn is_shareable(&self, policy: &ImagePolicy) -> bool {
         // Who is told that somebody writes to a file must not keep it from being opened anew.
         !policy.writable && self.warnings.iter().all(|warning| warning.code != "lock.in-use")
@@ -156,6 +161,17 @@ impl Parents {
         parents.files.insert(parent.of.id(), id);
         let Parent { lock, log, of } = parent;
         parents.by_file.entry(id).or_default().push(Parent { lock, log, of: Arc::downgrade(of) });
+    }
+
+    fn hide(&self, image: &VhdxFile) {
+        let mut parents = held(&self.0);
+        let Some(id) = parents.files.remove(&image.id()) else { return };
+        if let Some(of_file) = parents.by_file.get_mut(&id) {
+            of_file.retain(|parent| !std::ptr::eq(parent.of.as_ptr(), image));
+            if of_file.is_empty() {
+                parents.by_file.remove(&id);
+            }
+        }
     }
 
     /// The image is one that nobody uses any more.

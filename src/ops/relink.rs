@@ -8,8 +8,9 @@ use super::forest::{Forest, LeadsTo, Link, Node, NodeId};
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, lock, probe_identity, way_to,
+    ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, check_named, lock, probe_identity, way_to,
 };
+use crate::mutants::planted;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
 
 /// Sets the recorded paths of images right that no longer lead to their parents.
@@ -94,8 +95,16 @@ impl Relink {
         let forest = Forest::scan(self.places(host)?, &self.parents)?;
         let mut relinked = Relinked { images: Vec::new(), refused: Vec::new() };
         for (id, node) in forest.nodes() {
-            let Some(link) = node.link.as_ref().filter(|link| is_stale(link)) else { continue };
+            let Some(link) = &node.link else { continue };
             let Some(path) = self.own_name(node) else { continue };
+            match is_stale(link) {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(error) => {
+                    relinked.refused.push(error.in_path(path));
+                    continue;
+                }
+            }
             let found = parent_of(&forest, id, link).and_then(|parent| {
                 let to = &forest.node(parent).path;
                 way_to(host, folder_of(path), to, None).map(|_| parent)
@@ -169,6 +178,7 @@ impl RelinkedImage {
         let storage = host.open(&self.path, Access::ReadWrite).map_err(failed)?;
         let locked = ImagePolicy { writable: true, ..ImagePolicy::default() };
         lock(storage.as_ref(), &locked, &mut Vec::new())?;
+        check_named(host, storage.as_ref())?;
         // Children know the image by what does not change.
         let policy = ImagePolicy { lock: Lock::None, ..locked };
         let image = VhdxFile::from_storage(storage, &policy)?;
@@ -176,7 +186,9 @@ impl RelinkedImage {
         let parent = parent.map_err(|error| failed(error).in_path(&self.parent))?;
         let guid = probe_identity(parent.as_ref())?;
         let link = image.parent_link()?.filter(|link| {
-            says(link) == says(&self.link) && guid.is_some_and(|guid| link.accepts(guid))
+            let is_same = says(link) == says(&self.link);
+            (is_same && guid.is_some_and(|guid| link.accepts(guid)))
+                || planted("relink-without-second-look")
         });
         let Some(link) = link else {
             let message = "the image or its parent was changed since they were looked at";
@@ -196,9 +208,24 @@ fn says(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
 }
 
 /// Whether no recorded path leads to the parent.
-fn is_stale(link: &Link) -> bool {
-    let mut recorded = link.leads.iter().filter(|lead| lead.found_by != FoundBy::Given);
-    recorded.all(|lead| !matches!(lead.to, LeadsTo::Parent(_)))
+///
+/// # Errors
+/// [`ErrorKind::InUse`] where none is known to, and one leads to a file that cannot be read, in use for instance.
+fn is_stale(link: &Link) -> Result<bool> {
+    let recorded = || link.leads.iter().filter(|lead| lead.found_by != FoundBy::Given);
+    if recorded().any(|lead| matches!(lead.to, LeadsTo::Parent(_))) {
+        return Ok(false);
+    }
+    match recorded().find(|lead| matches!(lead.to, LeadsTo::Failed)) {
+        None => Ok(true),
+        Some(lead) => {
+            let message = "what a recorded path leads to cannot be read, and may be the parent";
+            Err(Error::new(ErrorKind::InUse, "relink.unread", message)
+                .with_section("2.6.2.6.3")
+                .with_found(lead.path.display())
+                .with_expected("a file that can be read"))
+        }
+    }
 }
 
 /// The one image that the link can mean.

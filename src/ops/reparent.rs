@@ -12,7 +12,9 @@ use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end
 use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, lock};
+use crate::image::{
+    ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, check_named, lock,
+};
 use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
@@ -169,6 +171,9 @@ impl Asked {
         };
         let mut warnings = Vec::new();
         lock(storage.as_ref(), &policy, &mut warnings)
+            .map_err(|error| error.in_file(storage.name()))?;
+        // Until it was locked the name, too, was anybody's.
+        check_named(host.as_ref(), storage.as_ref())
             .map_err(|error| error.in_file(storage.name()))?;
         let image = look(&storage, &options)?;
         warnings.extend(base.warnings());

@@ -142,11 +142,17 @@ impl Revert {
         }
         if self.delete_newer {
             op.drained(retired, &mut || ControlFlow::Continue(()))?;
-            let newer = images.into_iter().take(point).enumerate();
-            for (done, image) in newer {
+            for done in 0..point {
                 report(on, 1 + done as u64, total)?;
-                let path = path_of(&image)?.to_owned();
-                drop(image);
+                let path = path_of(&images[done])?.to_owned();
+                // Nothing kept others from making one meanwhile.
+                if let Err(error) = self.refuse_children(&op, &images, done)
+                    && !planted("children-not-looked-for-again")
+                {
+                    let message = format!("{}: is kept: {error}", path.display());
+                    reverted.warnings.push(Warning { code: "revert.kept", message });
+                    break;
+                }
                 remove(&op, &path)?;
                 reverted.removed.push(path);
             }
@@ -195,6 +201,20 @@ impl Revert {
         }
     }
 
+    /// Refuses to remove a layer that has another child than those of the chain.
+    fn refuse_children(
+        &self,
+        op: &Operation<'_>,
+        images: &[Arc<VhdxFile>],
+        layer: usize,
+    ) -> Result<()> {
+        if self.orphan_children {
+            return Ok(());
+        }
+        let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+        op.child_search(&self.folders).refuse_others(&images[layer], &known, &mut Vec::new())
+    }
+
     fn removals(&self, point: usize) -> usize {
         if self.delete_newer { point } else { 0 }
     }
@@ -205,10 +225,7 @@ impl Revert {
         for (layer, image) in images.iter().enumerate().take(self.removals(point)) {
             let path = path_of(image)?;
             op.check_unseen(layer)?;
-            if !self.orphan_children {
-                let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
-                op.child_search(&self.folders).refuse_others(image, &known, &mut Vec::new())?;
-            }
+            self.refuse_children(op, &images, layer)?;
             forecast.freed += image.file_len();
             forecast.add(path, FileChangeKind::Removed);
         }

@@ -65,6 +65,10 @@ impl Storage for FileStorage {
         return match std::os::windows::fs::FileExt::seek_read(&self.file, buf, offset) {
             // Windows reports the end of a file as an error (ERROR_HANDLE_EOF).
             Err(error) if error.raw_os_error() == Some(38) => Ok(0),
+            // Another handle has the bytes locked (ERROR_LOCK_VIOLATION).
+            Err(error) if error.raw_os_error() == Some(33) => {
+                Err(io::Error::new(io::ErrorKind::ResourceBusy, error))
+            }
             result => result,
         };
     }

@@ -60,7 +60,8 @@ pub trait Storage: Debug + Send + Sync {
     /// end of the file.
     ///
     /// # Errors
-    /// What the host says.
+    /// What the host says; [`ErrorKind::ResourceBusy`] where somebody else's lock keeps the bytes from being read,
+    /// as on Windows.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
     /// Reads into one buffer after the other from `offset` and returns how many bytes: fewer than asked at
@@ -189,7 +190,9 @@ pub trait Storage: Debug + Send + Sync {
     }
 
     /// Takes a lock on the file without waiting, held until this storage is dropped or
-    /// [unlocked](Self::unlock). A lock of another sort must be given up first.
+    /// [unlocked](Self::unlock). A lock that this storage has must be given up first, be it of another sort or not.
+    /// Some hosts have locks bind those who do not ask for any: what is locked alone can then be read by this
+    /// storage and no other, and what is locked for readers be written by none.
     ///
     /// # Errors
     /// What the host says, with [`ErrorKind::Unsupported`] where files cannot be locked.

@@ -71,6 +71,10 @@ impl Storage for Reading {
         self.0.id()
     }
 
+    fn copy_owner_from(&self, _: &dyn Storage) -> io::Result<()> {
+        refused()
+    }
+
     #[cfg(unix)]
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.0.as_fd()

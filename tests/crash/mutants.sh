@@ -39,6 +39,15 @@ hunt blocks-cleared-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_
 hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
 hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size
 hunt readers-of-old-stack-not-waited-for live kept::a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes
+hunt rights-of-the-operation live rights::a_chain_opened_for_reading_takes_no_write_before_during_and_after_a_merge
+hunt image-of-a-layer-writes live rights::only_the_chain_itself_takes_writes_while_its_layers_are_merged
+hunt not-looked-at-again-before-a-merge locks again::a_merge_looks_again_at_each_layer_once_it_has_the_lock
+hunt children-not-looked-for-again locks again::a_merge_looks_for_children_again_once_it_has_the_lock
+hunt children-not-looked-for-again locks again::a_revert_looks_for_children_again_before_it_removes_a_layer
+hunt name-not-looked-at-again locks again::an_image_is_looked_at_once_it_is_locked_for_writing
+hunt name-not-looked-at-again locks again::a_reparent_looks_again_once_it_has_the_lock
+hunt parent-not-looked-at-again locks again::a_parent_written_to_before_it_is_locked_is_no_parent_any_more
+hunt relink-without-second-look locks again::a_relink_looks_again_once_it_has_the_lock
 release=image::writer::release::tests
 hunt punched-before-durable lib $release::what_is_released_is_the_parents_and_its_space_the_hosts
 hunt punched-under-readers lib $release::nothing_is_punched_under_a_reader

@@ -11,7 +11,8 @@ use super::findings::Findings;
 use super::layer::{self, Looked};
 use super::{Check, Report};
 use crate::chain::{
-    ChainPolicy, FoundBy, Identity, ParentSource, check_sectors, find_parent, loop_error, too_deep,
+    ChainPolicy, FoundBy, Identity, ParentSource, changed_meanwhile, check_sectors, find_parent,
+    loop_error, too_deep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, Lock, ParentLink, Warning, lock};
@@ -86,6 +87,7 @@ impl Walk<'_> {
                 return None;
             }
         };
+        let is_verified = parent.warning.is_none();
         if let Some(warning) = parent.warning {
             let error = Error::new(ErrorKind::ParentMismatch, warning.code, warning.message);
             self.findings.error(error.at(*at).with_section("2.6.2.6.3"));
@@ -111,6 +113,13 @@ impl Walk<'_> {
         let log = self.image.log;
         match layer::check(&storage, Some(parent.found_by), log, &mut self.findings) {
             Ok(looked) => {
+                // It was found before it was locked.
+                if let Some(guid) = looked.layer.data_write_guid
+                    && is_verified
+                    && !link.accepts(guid)
+                {
+                    self.findings.error(changed_meanwhile(link, storage.name(), guid));
+                }
                 self.meet(storage.as_ref(), &looked);
                 self.tell_fit(child, &looked);
                 self.tell_trackers(storage.as_ref());

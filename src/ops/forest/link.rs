@@ -10,8 +10,9 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::walk::{self, FileKey, Found};
-use super::{Lead, LeadsTo, NodeId};
+use super::{Lead, LeadsTo, Node, NodeId};
 use crate::chain::{Candidate, FoundBy, PathSource};
+use crate::error::ErrorKind;
 use crate::image::{ParentLink, probe_identity};
 use crate::names::same_name;
 use crate::storage::{Access, Storage};
@@ -76,6 +77,16 @@ struct Place {
     key: FileKey,
     path: PathBuf,
     guid: Option<Uuid>,
+}
+
+/// The identity of a node. That of one that cannot be read may be any.
+fn known_guid(node: &Node) -> io::Result<Option<Uuid>> {
+    match &node.image {
+        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => {
+            node.data_write_guid.map(Some).ok_or_else(|| error.same_again().into())
+        }
+        _ => Ok(node.data_write_guid),
+    }
 }
 
 impl Linker<'_> {
@@ -185,8 +196,8 @@ impl Linker<'_> {
         let path = storage.path().map_or_else(|| name.into(), Path::to_path_buf);
         let key = FileKey::new(self.source.its_host(), storage.id()?, &path);
         let guid = match self.found.by_file.get(&key) {
-            Some(known) => self.found.nodes[*known].data_write_guid,
-            None => probe_identity(storage.as_ref()).ok().flatten(),
+            Some(known) => known_guid(&self.found.nodes[*known])?,
+            None => probe_identity(storage.as_ref())?,
         };
         Ok(Place { key, path, guid })
     }

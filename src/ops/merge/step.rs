@@ -86,6 +86,7 @@ impl Step<'_> {
             // All is in the parent, and only the names are left to be put right.
             return self.finish(on, merged);
         }
+        self.look_again()?;
         if planted("grandchild-relinked-early") {
             self.relink_above(on)?;
         }
@@ -98,6 +99,19 @@ impl Step<'_> {
         unpin(&on.parent, pin);
         copied?;
         self.finish(on, merged)
+    }
+
+    /// Refuses layers that got another child before they were locked.
+    fn look_again(&self) -> Result<()> {
+        if planted("children-not-looked-for-again") {
+            return Ok(());
+        }
+        let images = self.op.images();
+        let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+        let of_step = &images[self.layer..=self.layer + 1];
+        of_step
+            .iter()
+            .try_for_each(|image| self.merge.refuse_others(self.op, image, &known).map(drop))
     }
 
     /// Has both files say what is under way, each before anything of it is.

@@ -1,0 +1,324 @@
+//! What is looked at before a lock is there may be another thing by the time that it is: everything that is found
+//! to be so is found by a second look, and nothing is written then.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use avhdx::ops::{Check, Merge, Relink, Reparent, Revert};
+use avhdx::storage::{Host, LockMode};
+use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, PathSource};
+
+use super::host::StrictHost;
+use super::sim::{FOLDER, Files, SimHost};
+use super::{MIB, bytes, file, go, layers, open, options, paths};
+
+const NAMES: [&str; 4] = ["base.vhdx", "one.avhdx", "two.avhdx", "tip.avhdx"];
+
+/// Has this done once, just before somebody locks the file for himself.
+fn when_locked(
+    host: &StrictHost,
+    name: &str,
+    mode: LockMode,
+    does: impl Fn(&SimHost) + Send + Sync + 'static,
+) -> Arc<AtomicBool> {
+    let is_done = Arc::new(AtomicBool::new(false));
+    let (path, done) = (file(name), Arc::clone(&is_done));
+    host.before_lock(move |host, locked, how| {
+        if locked == path && how == mode && !done.swap(true, Ordering::SeqCst) {
+            does(&host.sim);
+        }
+    });
+    is_done
+}
+
+fn unlocked(host: &SimHost) -> OpenOptions {
+    let host = Arc::new(host.clone());
+    OpenOptions::new().host(host.clone()).parents(PathSource::new().host(host))
+}
+
+/// Another session writes to the file, and is over.
+fn written(host: &SimHost, name: &str) {
+    let image = unlocked(host).writable(true).orphan_children(true);
+    let image = image.open_image(file(name)).unwrap();
+    image.write_at(&[0xEE; 4096], 5 * MIB).unwrap();
+    image.close().unwrap();
+}
+
+/// A copy takes the name of the file, which has another from then on.
+fn swapped(host: &SimHost, name: &str) {
+    let aside = format!("{name}.aside");
+    host.rename(&file(name), &file(&aside)).unwrap();
+    copied(host, &aside, name);
+}
+
+fn copied(host: &SimHost, name: &str, to: &str) {
+    let files = host.files();
+    let bytes = files.file(&file(name)).unwrap();
+    let mut all = vec![0; bytes.len() as usize];
+    bytes.read(0, &mut all);
+    host.create_new(&file(to)).unwrap().write_at(&all, 0).unwrap();
+}
+
+/// A child is made of the file.
+fn had_a_child(host: &SimHost, name: &str) {
+    let parent = unlocked(host).open_image(file(name)).unwrap();
+    let child = CreateOptions::child_of(&parent).unwrap();
+    drop(child.create_on(Arc::new(host.clone()), file("late.avhdx")).unwrap());
+}
+
+/// The files as they were when somebody had meddled with them.
+fn after(host: &StrictHost, does: impl Fn(&SimHost)) -> Files {
+    let copy = SimHost::new(host.sim.files());
+    does(&copy);
+    copy.files()
+}
+
+/// Neither a byte nor a name is another than after the meddling, up to identities, which are random.
+fn untouched(host: &StrictHost, meddled: &Files, what: &str) {
+    assert_eq!(host.sim.files().sum().plain, meddled.sum().plain, "{what}");
+}
+
+fn in_use(error: &avhdx::Error, codes: &[&str], what: &str) {
+    assert_eq!(error.kind(), ErrorKind::InUse, "{what}: {error}");
+    assert!(codes.contains(&error.code()), "{what}: {error}");
+}
+
+#[test]
+fn a_merge_looks_again_at_each_layer_once_it_has_the_lock() {
+    type Meddling = (&'static str, fn(&SimHost, &str));
+    let kinds: [Meddling; 2] = [("written to", written), ("swapped", swapped)];
+    for (how, meddle) in kinds {
+        // The layer above, the child and the parent; and those of the merge of a tip.
+        for (child, name) in [(1, 3), (1, 2), (1, 1), (0, 3), (0, 2)] {
+            let (name, what) = (NAMES[name], format!("{} {how}", NAMES[name]));
+            let host = StrictHost::default();
+            layers(&host, &NAMES);
+            let chain = open(&host, &file("tip.avhdx"), false);
+            let meddled = after(&host, |host| meddle(host, name));
+            let done = when_locked(&host, name, LockMode::Exclusive, move |h| meddle(h, name));
+            let error = Merge::new(chain.layers()[child].id).run(&chain, &mut go).unwrap_err();
+            assert!(done.load(Ordering::SeqCst), "{what}");
+            in_use(&error, &["chain.changed", "file.replaced"], &what);
+            host.tell_nobody();
+            untouched(&host, &meddled, &what);
+            // The locks of those who read are there again.
+            drop(chain);
+            assert_eq!(host.locks(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_merge_looks_for_children_again_once_it_has_the_lock() {
+    for name in ["one.avhdx", "two.avhdx"] {
+        let host = StrictHost::default();
+        let points = layers(&host, &NAMES);
+        let chain = open(&host, &file("tip.avhdx"), false);
+        let done = when_locked(&host, name, LockMode::Exclusive, move |h| had_a_child(h, name));
+        let error = Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap_err();
+        assert!(done.load(Ordering::SeqCst));
+        assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+        assert!(error.to_string().contains("late.avhdx"), "{error}");
+        assert!(bytes(&chain) == points[0]);
+        let parent = if name == "one.avhdx" { &points[2] } else { &points[1] };
+        assert!(bytes(&open(&host, &file("late.avhdx"), false)) == *parent);
+        let marks = paths(&chain)
+            .into_iter()
+            .map(|path| options(&host).open_image(path).unwrap().merge_mark());
+        assert!(marks.into_iter().all(|mark| mark.is_none()));
+    }
+}
+
+#[test]
+fn a_revert_looks_for_children_again_before_it_removes_a_layer() {
+    let host = StrictHost::default();
+    let points = layers(&host, &NAMES);
+    let chain = open(&host, &file("tip.avhdx"), false);
+    let done = when_locked(&host, "new.avhdx", LockMode::Shared, |h| had_a_child(h, "two.avhdx"));
+    let revert = Revert::to(chain.layers()[2].id).delete_newer(true).path(file("new.avhdx"));
+    let made = revert.run(&chain, &mut go).unwrap();
+    assert!(done.load(Ordering::SeqCst));
+    assert_eq!(made.removed, [file("tip.avhdx")], "newest first, up to the one that has a child");
+    assert!(made.warnings.iter().any(|w| w.code == "revert.kept"), "{:?}", made.warnings);
+    assert!(bytes(&chain) == points[2]);
+    assert!(bytes(&open(&host, &file("late.avhdx"), false)) == points[1]);
+}
+
+#[test]
+fn an_image_is_looked_at_once_it_is_locked_for_writing() {
+    // What was written until then is what is opened.
+    let host = StrictHost::default();
+    layers(&host, &NAMES);
+    let done = when_locked(&host, "tip.avhdx", LockMode::Exclusive, |h| written(h, "tip.avhdx"));
+    let chain = open(&host, &file("tip.avhdx"), true);
+    assert!(done.load(Ordering::SeqCst));
+    let mut some = [0; 4096];
+    chain.read_at(&mut some, 5 * MIB).unwrap();
+    assert_eq!(some, [0xEE; 4096]);
+    drop(chain);
+
+    // A child that was made until then is found, and a name that went to another file.
+    let child = |host: &SimHost| had_a_child(host, "tip.avhdx");
+    let swap = |host: &SimHost| swapped(host, "tip.avhdx");
+    let meddled = after(&host, swap);
+    when_locked(&host, "tip.avhdx", LockMode::Exclusive, swap);
+    let error = options(&host).writable(true).open(file("tip.avhdx")).unwrap_err();
+    in_use(&error, &["file.replaced"], "swapped");
+    untouched(&host, &meddled, "swapped");
+    let meddled = after(&host, child);
+    when_locked(&host, "tip.avhdx", LockMode::Exclusive, child);
+    let error = options(&host).writable(true).open(file("tip.avhdx")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+    untouched(&host, &meddled, "a child");
+}
+
+/// A parent that is found is not locked yet.
+#[test]
+fn a_parent_written_to_before_it_is_locked_is_no_parent_any_more() {
+    for name in ["base.vhdx", "two.avhdx"] {
+        let host = StrictHost::default();
+        layers(&host, &NAMES);
+        let done = when_locked(&host, name, LockMode::Shared, move |h| written(h, name));
+        let error = options(&host).open(file("tip.avhdx")).unwrap_err();
+        assert!(done.load(Ordering::SeqCst));
+        let found = (error.kind(), error.code());
+        assert_eq!(found, (ErrorKind::ParentMismatch, "parent.mismatch"), "{error}");
+
+        let host = StrictHost::default();
+        layers(&host, &NAMES);
+        when_locked(&host, name, LockMode::Shared, move |h| written(h, name));
+        let report = Check::new().options(options(&host)).run(file("tip.avhdx")).unwrap();
+        let codes: Vec<_> = report.findings.iter().map(|finding| finding.code).collect();
+        assert!(codes.contains(&"parent.mismatch"), "{name}: {codes:?}");
+    }
+}
+
+/// Linked to this parent by somebody else.
+fn linked_to(host: &SimHost, name: &str, parent: &str) {
+    let reparent = Reparent::new(file(parent)).unproven(true).options(unlocked(host));
+    reparent.run(file(name), &mut go).unwrap();
+}
+
+fn moved(host: &StrictHost) {
+    host.rename(&file("two.avhdx"), &file("moved.avhdx")).unwrap();
+}
+
+fn relinked(host: &StrictHost) -> avhdx::ops::Relinked {
+    let source = PathSource::new().host(Arc::new(host.clone()));
+    Relink::folder(FOLDER).parents(source).run().unwrap()
+}
+
+#[test]
+fn a_relink_looks_again_once_it_has_the_lock() {
+    type Meddling = (&'static str, fn(&SimHost));
+    let kinds: [Meddling; 5] = [
+        ("linked to a copy of its parent", |host| {
+            copied(host, "moved.avhdx", "other.avhdx");
+            linked_to(host, "tip.avhdx", "other.avhdx");
+        }),
+        ("linked to another", |host| linked_to(host, "tip.avhdx", "one.avhdx")),
+        ("swapped", |host| swapped(host, "tip.avhdx")),
+        ("its parent written to", |host| written(host, "moved.avhdx")),
+        ("its parent replaced", |host| {
+            host.rename(&file("moved.avhdx"), &file("aside.avhdx")).unwrap();
+            host.rename(&file("one.avhdx"), &file("moved.avhdx")).unwrap();
+        }),
+    ];
+    for (what, meddle) in kinds {
+        let host = StrictHost::default();
+        layers(&host, &NAMES);
+        moved(&host);
+        let meddled = after(&host, meddle);
+        let done = when_locked(&host, "tip.avhdx", LockMode::Exclusive, meddle);
+        let relinked = relinked(&host);
+        assert!(done.load(Ordering::SeqCst), "{what}");
+        assert!(relinked.images.is_empty(), "{what}");
+        let [refused] = &relinked.refused[..] else { panic!("{what}: {:?}", relinked.refused) };
+        in_use(refused, &["relink.changed", "file.replaced"], what);
+        untouched(&host, &meddled, what);
+        assert_eq!(host.locks(), 0);
+    }
+    let host = StrictHost::default();
+    let points = layers(&host, &NAMES);
+    moved(&host);
+    assert_eq!(relinked(&host).images.len(), 1);
+    assert!(bytes(&open(&host, &file("tip.avhdx"), true)) == points[0]);
+}
+
+#[test]
+fn a_reparent_looks_again_once_it_has_the_lock() {
+    let reparent = |host: &StrictHost| {
+        Reparent::new(file("copy.avhdx")).options(options(host)).run(file("tip.avhdx"), &mut go)
+    };
+    let scene = || {
+        let host = StrictHost::default();
+        let points = layers(&host, &NAMES);
+        // Another file with the parent's bytes, of another identity.
+        let sim = SimHost::new(host.sim.files());
+        let copy = CreateOptions::child_of(&unlocked(&sim).open_image(file("two.avhdx")).unwrap());
+        drop(copy.unwrap().create_on(Arc::new(sim.clone()), file("copy.avhdx")).unwrap());
+        (StrictHost::new(sim.files()), points)
+    };
+    // The image is another file by then.
+    let (host, _) = scene();
+    let swap = |host: &SimHost| swapped(host, "tip.avhdx");
+    let meddled = after(&host, swap);
+    when_locked(&host, "tip.avhdx", LockMode::Exclusive, swap);
+    in_use(&reparent(&host).unwrap_err(), &["file.replaced"], "swapped");
+    untouched(&host, &meddled, "swapped");
+    // It is written to, or linked elsewhere: what is proven is what it is by then.
+    let (host, points) = scene();
+    when_locked(&host, "tip.avhdx", LockMode::Exclusive, |h| written(h, "tip.avhdx"));
+    reparent(&host).unwrap();
+    let mut model = points[0].clone();
+    model[5 << 20..(5 << 20) + 4096].fill(0xEE);
+    assert!(bytes(&open(&host, &file("tip.avhdx"), false)) == model);
+    let (host, _) = scene();
+    let link = |host: &SimHost| linked_to(host, "tip.avhdx", "base.vhdx");
+    let meddled = after(&host, link);
+    when_locked(&host, "tip.avhdx", LockMode::Exclusive, link);
+    let error = reparent(&host).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.differs"), "{error}");
+    untouched(&host, &meddled, "linked elsewhere");
+    // The parent to be is written to before it is locked.
+    let (host, _) = scene();
+    let write = |host: &SimHost| written(host, "copy.avhdx");
+    let meddled = after(&host, write);
+    when_locked(&host, "copy.avhdx", LockMode::Shared, write);
+    let error = reparent(&host).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.differs"), "{error}");
+    untouched(&host, &meddled, "the parent to be");
+}
+
+/// What an interrupted merge is resumed on is looked at in the same way.
+#[test]
+fn a_merge_that_is_resumed_looks_again_too() {
+    for name in ["two.avhdx", "one.avhdx"] {
+        let host = StrictHost::default();
+        layers(&host, &NAMES);
+        let chain = open(&host, &file("tip.avhdx"), false);
+        let id = chain.layers()[1].id;
+        let mut words = 0;
+        let stopped = Merge::new(id).run(&chain, &mut |_| {
+            words += 1;
+            match words {
+                3.. => std::ops::ControlFlow::Break(()),
+                _ => std::ops::ControlFlow::Continue(()),
+            }
+        });
+        drop(stopped);
+        drop(chain);
+        let chain = open(&host, &file("tip.avhdx"), false);
+        let id = chain.layers()[1].id;
+        if chain.image(id).unwrap().merge_mark().is_none() {
+            continue;
+        }
+        let swap = move |host: &SimHost| swapped(host, name);
+        let meddled = after(&host, swap);
+        let done = when_locked(&host, name, LockMode::Exclusive, swap);
+        let error = Merge::resume(id).run(&chain, &mut go).unwrap_err();
+        assert!(done.load(Ordering::SeqCst));
+        in_use(&error, &["chain.changed", "file.replaced"], name);
+        untouched(&host, &meddled, name);
+    }
+}
