@@ -80,6 +80,7 @@ struct Repr {
     code: &'static str,
     message: String,
     file: Option<String>,
+    child: Option<String>,
     offset: Option<u64>,
     found: Option<String>,
     expected: Option<String>,
@@ -108,6 +109,11 @@ impl Error {
         self.0.file.as_deref()
     }
 
+    /// The image whose parent the file is, or lies in the place of, where that is why it was looked at.
+    pub fn child(&self) -> Option<&str> {
+        self.0.child.as_deref()
+    }
+
     /// The place in the file, in bytes from its start.
     pub fn offset(&self) -> Option<u64> {
         self.0.offset
@@ -134,6 +140,7 @@ impl Error {
             code,
             message: message.into(),
             file: None,
+            child: None,
             offset: None,
             found: None,
             expected: None,
@@ -191,6 +198,17 @@ impl Error {
         self
     }
 
+    /// Names the image whose parent the file is, or should be.
+    pub(crate) fn of_parent_of(mut self, child: &str) -> Self {
+        self.0.child = Some(child.to_owned());
+        self
+    }
+
+    /// Without a word of what was found, for the file may be a stranger's.
+    pub(crate) fn without_found(self) -> Self {
+        if self.0.found.is_some() { self.with_found("something else") } else { self }
+    }
+
     pub(crate) fn with_found(mut self, found: impl fmt::Display) -> Self {
         self.0.found = Some(found.to_string());
         self
@@ -227,6 +245,7 @@ impl Error {
             code,
             ref message,
             ref file,
+            ref child,
             offset,
             ref found,
             ref expected,
@@ -238,6 +257,7 @@ impl Error {
             code,
             message: message.clone(),
             file: file.clone(),
+            child: child.clone(),
             offset,
             found: found.clone(),
             expected: expected.clone(),

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, Result};
 use crate::file::VhdxFile;
-use crate::image::{self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, refuse_vhd_set};
+use crate::image::{self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, refuse_by_name};
 use crate::storage::{Access, Host, LocalHost, Storage};
 
 /// How to open an image or a chain: for reading unless told otherwise.
@@ -147,7 +147,7 @@ impl OpenOptions {
     /// [`open_file`](Self::open_file).
     pub fn open_image(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
         let path = path.as_ref();
-        refuse_vhd_set(self.host.as_ref(), path)?;
+        refuse_by_name(self.host.as_ref(), path)?;
         let access = if self.image.writable { Access::ReadWrite } else { Access::Read };
         let storage = self.host.open(path, access).map_err(|error| {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
@@ -169,7 +169,8 @@ impl OpenOptions {
             orphans: self.orphan_children,
             ..ChildSearch::beside(Arc::clone(&self.host))
         };
-        let policy = ImagePolicy { children: Some(children), ..self.image.clone() };
+        let any_locator = self.chain.linkage == Linkage::Ignore && !self.image.writable;
+        let policy = ImagePolicy { children: Some(children), any_locator, ..self.image.clone() };
         image::VhdxFile::from_storage(storage, &policy).map(VhdxFile::own)
     }
 

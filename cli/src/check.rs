@@ -14,6 +14,7 @@ const SEVERITIES: [Severity; 3] = [Severity::Error, Severity::Warning, Severity:
 
 /// Check an image and its parents against every rule of the format. Nothing is changed.
 ///
+/// Of the tables everything is read, of the data itself nothing but samples of what no table names.
 /// Works on images that do not open. Errors are broken rules: data is lost or in danger, or other programs
 /// refuse the image (exit code 1). Warnings and information alone leave exit code 0.
 #[derive(clap::Args, Debug)]
@@ -71,6 +72,7 @@ fn document(report: &Report) -> Value {
     json!({
         "schema": "avhdx.check/1",
         "sound": report.is_sound(),
+        "doubtful": report.is_doubtful(),
         "errors": report.count(Severity::Error),
         "warnings": report.count(Severity::Warning),
         "infos": report.count(Severity::Info),
@@ -130,7 +132,11 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
         console.line("")?;
     }
     let [errors, warnings, infos] = SEVERITIES.map(|severity| report.count(severity));
-    let verdict = if report.is_sound() { "Sound" } else { "NOT SOUND" };
+    let verdict = match (report.is_sound(), report.is_doubtful()) {
+        (true, false) => "Sound",
+        (true, true) => "DOUBTFUL, though no rule is broken",
+        (false, _) => "NOT SOUND",
+    };
     console.line(format!(
         "{verdict}: {}, {} and {} in {}",
         count(errors, "error"),

@@ -13,6 +13,7 @@ use crate::args::{self, Parents, Shape};
 use crate::exit::{Failure, Outcome};
 use crate::input;
 use crate::output::{Console, size, units};
+use crate::parents;
 use crate::replace::Draft;
 
 /// Make a new image: dynamic, fixed, or with --parent a differencing one, a child.
@@ -82,7 +83,8 @@ fn open_parent(
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
     let opening = OpenOptions::new().parents(args.parents.source()).max_depth(args.max_depth);
-    let parent = opening.open(input::resolve(argument, &opening, console)?.path)?;
+    let path = input::resolve(argument, &opening, console)?.path;
+    let parent = opening.open(&path).map_err(|error| parents::failure(error, &path, &opening))?;
     console.warnings(&parent.warnings());
     Ok(parent)
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use avhdx::ErrorKind;
 use serde_json::{Map, Value, json};
 
-use crate::next::{self, Advice};
+use crate::next::{self, Advice, Concerned};
 use crate::output::printable;
 
 /// What the program leaves with.
@@ -45,6 +45,8 @@ pub(crate) struct Failure {
     cause: Option<String>,
     /// Hints beside those that the table has, and commands instead of its own.
     own: Box<Advice>,
+    /// Commands behind those.
+    last: Vec<String>,
     /// The reader of our output went away: nothing to complain of.
     silent: bool,
 }
@@ -79,6 +81,7 @@ impl Failure {
             facts: Box::default(),
             cause: None,
             own: Box::default(),
+            last: Vec::new(),
             silent: false,
         }
     }
@@ -124,6 +127,12 @@ impl Failure {
         self
     }
 
+    /// Names a command to go on with behind all others.
+    pub(crate) fn or_else(mut self, command: impl Into<String>) -> Self {
+        self.last.push(command.into());
+        self
+    }
+
     /// Says what else is to be known.
     pub(crate) fn also(mut self, what: &str) -> Self {
         self.message += &format!("; {what}");
@@ -148,11 +157,13 @@ impl Failure {
     /// What would help: this failure's own hints, then those of the table.
     fn advice(&self) -> Advice {
         let fact = |name: &str| self.facts.get(name).and_then(Value::as_str);
-        let mut advice = next::advice(&self.code, fact("kind"), self.exit, fact("file"));
+        let concerned = Concerned { file: fact("file"), child: fact("child") };
+        let mut advice = next::advice(&self.code, fact("kind"), self.exit, concerned);
         advice.hints.splice(0..0, self.own.hints.iter().cloned());
         if !self.own.next.is_empty() {
             advice.next.clone_from(&self.own.next);
         }
+        advice.next.extend(self.last.iter().cloned());
         advice
     }
 
@@ -205,6 +216,7 @@ impl From<avhdx::Error> for Failure {
             cause: error.source().map(ToString::to_string),
             facts: Box::new(facts_of(&error)),
             own: Box::default(),
+            last: Vec::new(),
             silent: false,
         }
     }
@@ -214,6 +226,7 @@ fn facts_of(error: &avhdx::Error) -> Map<String, Value> {
     let facts = [
         ("kind", Some(kind_name(error.kind()).into())),
         ("file", error.file().map(Value::from)),
+        ("child", error.child().map(Value::from)),
         ("offset", error.offset().map(Value::from)),
         ("found", error.found().map(Value::from)),
         ("expected", error.expected().map(Value::from)),

@@ -13,6 +13,7 @@ use crate::exit::{Failure, Outcome};
 use crate::facts::{json as facts_json, text as facts_text};
 use crate::input;
 use crate::output::Console;
+use crate::parents;
 
 /// Show what an image says of itself: headers, regions, metadata, blocks, log, parent.
 ///
@@ -63,7 +64,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let wanted = if args.chain { layers.len() } else { 1 };
     let depth = layers.len();
     let names = layers.get(1).map(|(layer, _)| (layer.name.clone(), layer.found_by));
-    let mut report = Report { layers: Vec::new(), broken: broken.map(Failure::from) };
+    let broken = broken.map(|error| parents::failure(error, &path, &options));
+    let mut report = Report { layers: Vec::new(), broken };
     for (layer, image) in layers.into_iter().take(wanted) {
         let in_use = in_use(&layer.name);
         report.layers.push(LayerFacts::of(layer, &image, in_use));

@@ -9,7 +9,9 @@ use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 
 use crate::args::{Format, Opening};
 use crate::exit::{Exit, Failure};
+use crate::next;
 use crate::output::Console;
+use crate::parents;
 use crate::point::{Point, Points};
 
 /// A disk that a verb works on.
@@ -69,7 +71,7 @@ pub(crate) fn chain_with(
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
     let image = resolve(argument, &opening.looking(), console)?.path;
-    let chain = options.open(image)?;
+    let chain = options.open(&image).map_err(|error| parents::failure(error, &image, options))?;
     console.warnings(&chain.warnings());
     Ok(chain)
 }
@@ -103,7 +105,9 @@ pub(crate) fn resolve(
     let Point { image, selector } = Point::parse(argument);
     let Some(selector) = selector else { return Ok(Resolved { path: image, is_tip: true }) };
     let argument = argument.to_string_lossy();
-    let points = Points::of(&looking.clone().lock(Lock::Try).open(image)?);
+    let looking = looking.clone().lock(Lock::Try);
+    let chain = looking.open(&image).map_err(|error| parents::failure(error, &image, &looking))?;
+    let points = Points::of(&chain);
     let layer = points.resolve(&selector, &argument, console)?;
     let path = layer.path.clone().ok_or_else(|| {
         Failure::new(Exit::Refused, "point.no-path", format!("{argument}: a layer without a path"))
@@ -122,7 +126,11 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     // A disk that cannot be locked where it lies is read all the same.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
         let message = format!("{name}: the file is in use elsewhere: {by}");
-        return Err(Failure::new(Exit::InUse, "lock.in-use", message));
+        let failure = Failure::new(Exit::InUse, "lock.in-use", message);
+        return Err(match next::again("once nobody else has it open") {
+            Some(again) => failure.then(again),
+            None => failure,
+        });
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
 }

@@ -1,7 +1,7 @@
 //! The program `avhdx`, as a library so that its examples and tests can call it.
 //!
 //! One file per verb. Around them: `args` (flags that verbs share), `point` (`IMAGE@SEL`), `input` (from
-//! an argument to a disk), `output` (text and JSON), `exit` (from an error to an exit code), `next` (from
+//! an argument to a disk), `output` (text and JSON), `parents` (chains that lack theirs), `exit` (from an error to an exit code), `next` (from
 //! an error to the command to go on with), `shell` (commands as they are typed), `replace` (files that appear whole or not at all), `writing` (images that a verb changes), `interrupt`
 //! (Ctrl-C), `progress`.
 
@@ -27,6 +27,7 @@ mod next;
 mod operation;
 mod output;
 mod pages;
+mod parents;
 mod point;
 mod progress;
 mod read;
@@ -165,6 +166,21 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             failure.exit.code()
         }
     }
+}
+
+/// The names of the rows of the table of what to do after a failure: for the test that walks them.
+#[doc(hidden)]
+pub fn rows() -> Vec<&'static str> {
+    next::ROWS.iter().map(|(name, ..)| *name).collect()
+}
+
+/// The name of the row that speaks for a failure, as its JSON has it: for the same test.
+#[doc(hidden)]
+pub fn row_of(verb: &str, error: &serde_json::Value) -> Option<&'static str> {
+    let text = |key: &str| error[key].as_str();
+    let exit = error["exit"].as_u64().and_then(|exit| u8::try_from(exit).ok())?;
+    let row = next::row_of(verb, text("code")?, text("kind"), exit, text("child").is_some());
+    row.map(|(name, ..)| *name)
 }
 
 /// What these arguments mean, the program's name the first of them.

@@ -15,7 +15,8 @@ use crate::shell::{argument, word};
 /// A failure, what is to be said of it, and the commands to go on with, the likeliest first.
 ///
 /// A row is of an exact code, of all codes with a beginning (`log.*`), of a kind of error or of an exit code; with a
-/// verb before it, of that verb alone. The first of these that there is a row of is the one. Hints of flags that the
+/// verb before it, of that verb alone; with `parent` before it, of a file that is the parent of another image, or lies
+/// in its place. The first of these that there is a row of is the one. Hints of flags that the
 /// verb does not have are left out. In commands these stand for what was typed, or
 /// found, and stay as they are where there is no such thing:
 /// - `IMAGE`: the image as it was typed; `TIP`: the same without `@SEL`;
@@ -23,17 +24,32 @@ use crate::shell::{argument, word};
 /// - `ELSEWHERE`: all that was typed, but for the name of what is made;
 /// - `VERB`, and `PARENTS`: the flags that say where parents are;
 /// - `AGAIN`: all that was typed. What follows is left out where the verb does not know it.
-type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
+pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
-const ROWS: &[Row] = &[
+/// The way on from an image that QEMU knows by this name, where QEMU is installed.
+macro_rules! convert_by_qemu {
+    ($format:literal) => {
+        concat!(
+            "qemu-img convert -f ",
+            $format,
+            " -O raw FILE OUT.raw && avhdx convert -f raw -O vhdx OUT.raw OUT.vhdx"
+        )
+    };
+}
+
+pub(crate) const ROWS: &[Row] = &[
     // What was asked.
-    ("bench.nothing-to-write", &[], &["avhdx bench PARENTS IMAGE  # without --write"]),
     (
         "create.parent-path",
         &[],
         &[r"AGAIN --absolute-win32-path 'D:\vm\NAME'  # Windows' name of the parent"],
     ),
     ("create.metadata", &["a name for the parent that is shorter fits"], &["avhdx create --help"]),
+    (
+        "parent: file.folder",
+        &[],
+        &["avhdx tree FILE  # the images in it", "AGAIN --with-parent PARENT"],
+    ),
     ("file.folder", &[], &["avhdx tree IMAGE"]),
     ("file.open", &[], &["avhdx tree FOLDER  # the images that there are"]),
     (
@@ -66,7 +82,9 @@ const ROWS: &[Row] = &[
     // Logs.
     (
         "log.no-entries",
-        &["nothing of this log was applied yet: --log ignore reads the disk as it was before"],
+        &[
+            "if its writer stopped before the first change was logged, --log ignore reads the disk as it was before",
+        ],
         &["avhdx info --log ignore PARENTS IMAGE", "AGAIN --log ignore"],
     ),
     (
@@ -99,9 +117,7 @@ const ROWS: &[Row] = &[
     ),
     (
         "kind parent-mismatch",
-        &[
-            "--ignore-id-mismatch reads with the file found, though the bytes may be a mixture that never was",
-        ],
+        &[],
         &[
             "avhdx tree FOLDER  # whether another file below a folder has that identity",
             "AGAIN --with-parent PARENT  # PARENT: the one that has it",
@@ -117,6 +133,24 @@ const ROWS: &[Row] = &[
             "AGAIN --confine DIR  # DIR: where the parent lies",
         ],
     ),
+    (
+        "parent: foreign.*",
+        &[],
+        &[
+            "avhdx tree FOLDER  # whether the parent is somewhere below",
+            "AGAIN --with-parent PARENT  # PARENT: the one that has that identity",
+        ],
+    ),
+    (
+        "parent: kind not-vhdx",
+        &[],
+        &[
+            "avhdx tree FOLDER  # whether the parent is somewhere below",
+            "AGAIN --with-parent PARENT  # PARENT: the one that has that identity",
+        ],
+    ),
+    ("parent: kind damaged", &[], &["avhdx check --layer FILE"]),
+    ("parent: kind unsupported", &[], &["avhdx check --layer FILE"]),
     ("kind parent-required", &[], &["avhdx info --chain PARENTS IMAGE"]),
     ("chain.loop", &[], &["avhdx tree FOLDER  # which images lead back to each other"]),
     ("chain.sector-size", &[], &["avhdx tree FOLDER"]),
@@ -144,10 +178,8 @@ const ROWS: &[Row] = &[
     ),
     (
         "limit.log-changes",
-        &[
-            "the log is too large to be replayed in memory, and is replayed to the file by whatever writes to it",
-        ],
-        &["avhdx info --log ignore PARENTS IMAGE", "avhdx write IMAGE --offset 0 </dev/null"],
+        &["--log ignore reads the file as if it had no log, which is not what the disk holds"],
+        &["avhdx info --log ignore PARENTS IMAGE"],
     ),
     ("limit.open-files", &["ulimit -n N allows more open files"], &["ulimit -n 4096 && AGAIN"]),
     // Who else is there.
@@ -206,9 +238,7 @@ const ROWS: &[Row] = &[
     // What the host did.
     (
         "kind poisoned",
-        &[
-            "what was flushed before is safe: opening the image again recovers what the host still has",
-        ],
+        &["nothing more is written: opening the image again shows what of it reached the host"],
         &["avhdx check PARENTS IMAGE"],
     ),
     // What the image is.
@@ -223,9 +253,46 @@ const ROWS: &[Row] = &[
     ),
     ("loss.report", &[], &["AGAIN --loss-report LIST  # LIST: a new file for the list"]),
     (
-        "kind not-vhdx",
-        &["-f raw takes a file as a disk without a format, where the verb has that flag"],
-        &["avhdx tree FOLDER  # the images that there are"],
+        "foreign.disk",
+        &["-f raw takes a file as a disk without a format"],
+        &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image of it"],
+    ),
+    ("foreign.qcow2", &[], &[convert_by_qemu!("qcow2")]),
+    ("foreign.qcow", &[], &[convert_by_qemu!("qcow")]),
+    ("foreign.qed", &[], &[convert_by_qemu!("qed")]),
+    ("foreign.vhd", &[], &[convert_by_qemu!("vpc")]),
+    ("foreign.vmdk", &[], &[convert_by_qemu!("vmdk")]),
+    (
+        "foreign.vmdk-text",
+        &["the disk lies in the files that it names"],
+        &[convert_by_qemu!("vmdk")],
+    ),
+    ("foreign.vdi", &[], &[convert_by_qemu!("vdi")]),
+    ("foreign.parallels", &[], &[convert_by_qemu!("parallels")]),
+    ("foreign.gzip", &[], &["gzip -dc FILE > OUT && avhdx info OUT"]),
+    ("foreign.xz", &[], &["xz -dc FILE > OUT && avhdx info OUT"]),
+    ("foreign.zstd", &[], &["zstd -dc FILE > OUT && avhdx info OUT"]),
+    ("foreign.bzip2", &[], &["bzip2 -dc FILE > OUT && avhdx info OUT"]),
+    ("foreign.zip", &[], &["unzip FILE -d OUT && avhdx tree OUT"]),
+    ("foreign.7z", &[], &["7z x FILE -oOUT && avhdx tree OUT"]),
+    ("foreign.tar", &[], &["tar -xf FILE && avhdx tree ."]),
+    ("kind not-vhdx", &[], &["avhdx tree FOLDER  # the images that there are"]),
+    (
+        "reparent: locator.*",
+        &["--unproven writes a new link without asking what the old one says"],
+        &["AGAIN --unproven"],
+    ),
+    (
+        "locator.*",
+        &[
+            "--ignore-id-mismatch reads by what can be made out of the locator, with a warning",
+            "reparent --unproven writes a new one, whatever the old one says",
+        ],
+        &[
+            "AGAIN --ignore-id-mismatch --with-parent PARENT  # PARENT: the image that is its parent",
+            "avhdx reparent FILE --onto PARENT --unproven  # PARENT: the image that is its parent",
+            "avhdx check --layer FILE",
+        ],
     ),
     ("kind unsupported", &[], &["avhdx check --layer FILE"]),
     ("kind damaged", &[], &["avhdx check --layer FILE"]),
@@ -248,6 +315,8 @@ pub(crate) struct Typed {
     verb: String,
     image: Option<OsString>,
     out: Option<OsString>,
+    /// The other image of a comparison.
+    other: Option<OsString>,
     /// The flags that say where parents are.
     parents: Vec<OsString>,
 }
@@ -260,11 +329,24 @@ pub(crate) struct Advice {
     pub(crate) next: Vec<String>,
 }
 
-/// What the table has to say of a failure: of its code, and the kind and the file of the library's error.
-pub(crate) fn advice(code: &str, kind: Option<&str>, exit: Exit, file: Option<&str>) -> Advice {
+/// The files that a failure concerns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Concerned<'a> {
+    pub(crate) file: Option<&'a str>,
+    /// The image whose parent the file is, or should be.
+    pub(crate) child: Option<&'a str>,
+}
+
+/// What the table has to say of a failure: of its code, and the kind and the files of the library's error.
+pub(crate) fn advice(
+    code: &str,
+    kind: Option<&str>,
+    exit: Exit,
+    concerned: Concerned<'_>,
+) -> Advice {
     let typed = typed();
     let verb = typed.as_ref().map_or("", |typed| &typed.verb);
-    let found = row(&format!("{verb}: "), code, kind, exit).or_else(|| row("", code, kind, exit));
+    let found = row_of(verb, code, kind, exit as u8, concerned.child.is_some());
     let Some((_, hints, next)) = found else { return Advice::default() };
     let has_flag = |hint: &&&str| match (hint.strip_prefix("--"), typed.as_ref()) {
         (Some(hint), Some(typed)) => typed.has_flag(hint.split(' ').next().unwrap_or_default()),
@@ -273,12 +355,22 @@ pub(crate) fn advice(code: &str, kind: Option<&str>, exit: Exit, file: Option<&s
     // Only the image itself is mended that was typed, and no layer below it.
     let helps = |template: &&&str| {
         !template.starts_with("AGAIN --accept-loss")
-            || typed.as_ref().is_none_or(|typed| typed.is_of(file))
+            || typed.as_ref().is_none_or(|typed| typed.is_of(concerned.file))
     };
     let next = next.iter().filter(helps);
-    let next = next.filter_map(|template| fill(template, typed.as_ref(), file));
+    let next = next.filter_map(|template| fill(template, typed.as_ref(), concerned));
     let hints = hints.iter().filter(has_flag).map(|hint| (*hint).into());
     Advice { hints: hints.collect(), next: next.collect() }
+}
+
+/// What the table has to say of a file that the library refuses, whatever was typed.
+pub(crate) fn for_file(error: &avhdx::Error, path: &Path) -> Vec<String> {
+    let file = path.display().to_string();
+    let concerned = Concerned { file: Some(&file), child: None };
+    let known = ROWS.iter().find(|(name, ..)| *name == error.code());
+    let templates = known.map_or(&[][..], |(_, _, next)| next).iter();
+    let of_file = templates.filter(|template| !template.starts_with("AGAIN"));
+    of_file.filter_map(|template| fill(template, None, concerned)).collect()
 }
 
 /// A command on an image, with the flags typed that say where parents are.
@@ -290,6 +382,16 @@ pub(crate) fn with_parents(verb: &str, image: &Path) -> String {
     format!("avhdx {verb} {}", words.concat().join(" "))
 }
 
+/// Whether the verb that was typed has a flag of that name.
+pub(crate) fn has_flag(name: &str) -> bool {
+    typed().as_ref().is_some_and(|typed| typed.has_flag(name))
+}
+
+/// All that was typed, to be typed again.
+pub(crate) fn again(remark: &str) -> Option<String> {
+    fill(&format!("AGAIN  # {remark}"), typed().as_ref(), Concerned::default())
+}
+
 /// Keeps what was typed.
 pub(crate) fn remember(args: &[OsString], matches: &ArgMatches) {
     *typed() = Typed::of(args, matches);
@@ -299,13 +401,28 @@ fn typed() -> MutexGuard<'static, Option<Typed>> {
     TYPED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn row(verb: &str, code: &str, kind: Option<&str>, exit: Exit) -> Option<&'static Row> {
-    let find = |of: &str| ROWS.iter().find(|(name, ..)| name.strip_prefix(verb) == Some(of));
-    let prefix = code.split_once('.').map(|(first, _)| format!("{first}.*"));
-    find(code)
-        .or_else(|| find(&prefix?))
-        .or_else(|| find(&format!("kind {}", kind?)))
-        .or_else(|| find(&format!("exit {}", exit as u8)))
+/// The row for a failure of a verb.
+pub(crate) fn row_of(
+    verb: &str,
+    code: &str,
+    kind: Option<&str>,
+    exit: u8,
+    is_of_parent: bool,
+) -> Option<&'static Row> {
+    let of_verb = format!("{verb}: ");
+    let spaces = [Some(of_verb.as_str()), is_of_parent.then_some("parent: "), Some("")];
+    let find = |names: &[&str]| {
+        let of_spaces = |space: &&str| {
+            let mut names = names.iter().map(|name| format!("{space}{name}"));
+            names.find_map(|full| ROWS.iter().find(|(name, ..)| *name == full))
+        };
+        spaces.iter().flatten().find_map(of_spaces)
+    };
+    // What is said of a parent helps more than what is known of the exact code of an image that was typed.
+    let prefix = code.split_once('.').map_or_else(String::new, |(first, _)| format!("{first}.*"));
+    find(&[code, &prefix])
+        .or_else(|| find(&[&format!("kind {}", kind?)]))
+        .or_else(|| find(&[&format!("exit {exit}")]))
 }
 
 impl Typed {
@@ -322,6 +439,7 @@ impl Typed {
             verb: verb.into(),
             image: one(&["image", "a", "parent", "places"]),
             out: one(&["out"]),
+            other: one(&["b"]),
             parents: parents.collect(),
         })
     }
@@ -340,6 +458,12 @@ impl Typed {
         let program = Cli::command();
         let verb = program.find_subcommand(&self.verb);
         verb.is_some_and(|verb| verb.get_arguments().any(|flag| flag.get_long() == Some(name)))
+    }
+
+    /// Whether the file is the other image of a comparison.
+    fn is_other(&self, file: Option<&str>) -> bool {
+        let name = |word: &OsString| Point::parse(word).image;
+        self.other.as_ref().is_some_and(|other| file.map(Path::new) == Some(&name(other)))
     }
 
     /// What `more` can be appended to: all that was typed, but for the flag that it replaces. `None` where the
@@ -370,17 +494,24 @@ fn values(matches: &ArgMatches, id: &str) -> Vec<OsString> {
 }
 
 /// The command that a template means, unless the verb typed has no such flag.
-fn fill(template: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<String> {
+fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Option<String> {
     let (template, remark) = match template.split_once("  # ") {
         Some((template, remark)) => (template, Some(remark)),
         None => (template, None),
+    };
+    let is_of_other = typed.is_some_and(|typed| typed.is_other(concerned.file));
+    let template = if is_of_other {
+        template.replace("AGAIN -f raw", "AGAIN -F raw")
+    } else {
+        template.into()
     };
     let typed = match (typed, template.strip_prefix("AGAIN ")) {
         (Some(typed), Some(more)) => Some(typed.before(more)?),
         _ => typed.cloned(),
     };
     let typed = typed.as_ref();
-    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, file) {
+    let template = template.as_str();
+    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, concerned) {
         Some(text) if text.is_empty() => None,
         Some(text) => Some(text),
         None => Some(word.to_owned()),
@@ -392,9 +523,10 @@ fn fill(template: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<Str
     })
 }
 
-fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&str>) -> Option<String> {
+fn stands_for(name: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Option<String> {
+    let file = concerned.file;
     if let Some((image, selector)) = name.split_once('@') {
-        let image = stands_for(image, typed, file)?;
+        let image = stands_for(image, typed, concerned)?;
         return Some(format!("{image}@{selector}"));
     }
     let image = || typed?.image.as_deref();
@@ -432,16 +564,21 @@ mod tests {
     use super::*;
     use crate::exit::KINDS;
 
+    const FILE: Concerned<'_> = Concerned { file: Some("vm/p.vhdx"), child: None };
+
     #[test]
     fn every_kind_and_every_exit_has_a_next_command() {
         let exits =
             [Exit::Usage, Exit::Io, Exit::Damaged, Exit::Parent, Exit::InUse, Exit::Refused];
         for exit in exits {
             for (_, kind) in KINDS {
-                let advice = advice("never.heard-of", Some(kind), exit, Some("x.vhdx"));
+                let advice = advice("never.heard-of", Some(kind), exit, FILE);
                 assert!(!advice.next.is_empty(), "{kind}");
             }
-            assert!(!advice("never.heard-of", None, exit, None).next.is_empty(), "{exit:?}");
+            assert!(
+                !advice("never.heard-of", None, exit, Concerned::default()).next.is_empty(),
+                "{exit:?}"
+            );
         }
     }
 
@@ -458,12 +595,14 @@ mod tests {
             "avhdx read a.vhdx --length 1",
             "avhdx revert a.vhdx@-1 --delete-newer",
             "avhdx merge a.vhdx",
+            "avhdx write a.vhdx --offset 0 --accept-loss",
+            "avhdx reparent a.vhdx --onto b.vhdx",
         ];
         for (of, _, next) in ROWS {
             let mut filled = 0;
             for template in *next {
                 for line in lines {
-                    let Some(command) = fill(template, Some(&typed(line)), Some("p q.vhdx")) else {
+                    let Some(command) = fill(template, Some(&typed(line)), FILE) else {
                         continue;
                     };
                     filled += 1;
@@ -501,7 +640,7 @@ mod tests {
                 .map(Into::into)
                 .into();
         let typed = Typed::of(&args, &crate::matches(args.clone()).unwrap());
-        let fill = |template| fill(template, typed.as_ref(), Some("vm/p.vhdx"));
+        let fill = |template| fill(template, typed.as_ref(), FILE);
         assert_eq!(
             fill("avhdx info PARENTS IMAGE  # why").unwrap(),
             "avhdx info --parent-dir 'my dir' vm/a.vhdx@-1  # why"

@@ -17,6 +17,7 @@ use crate::input;
 use crate::interrupt::{UnderWay, under_way};
 use crate::loss;
 use crate::output::{Console, Table, size};
+use crate::parents;
 use crate::point::{Point, Points};
 use crate::progress::Meter;
 
@@ -60,7 +61,8 @@ impl Subject {
         console: &mut Console,
     ) -> Result<Self, Failure> {
         let Point { image, selector } = Point::parse(argument);
-        let chain = options.open(&image)?;
+        let chain =
+            options.open(&image).map_err(|error| parents::failure(error, &image, options))?;
         input::tell_link(&chain, console);
         console.warnings(&chain.warnings());
         let points = Points::of(&chain);

@@ -57,7 +57,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             console.line(format!("  recorded was: {}", image.was.join(", ")))?;
         }
         if relinked.images.is_empty() && relinked.refused.is_empty() {
-            console.line("every recorded path leads to its parent")?;
+            console.line(
+                "nothing to set right: each image that can be read records a path to its parent",
+            )?;
         }
     }
     for error in &relinked.refused {

@@ -11,6 +11,7 @@ use crate::input::{self, Resolved};
 use crate::interrupt::{UnderWay, under_way};
 use crate::loss;
 use crate::output::Console;
+use crate::parents;
 use crate::progress::Meter;
 
 /// Ranges are changed in pieces that end at multiples of this, so that no block of any size is cut and
@@ -47,7 +48,7 @@ impl Writing {
             return Err(below_the_tip(argument));
         }
         loss::accept(&path, &writing.loss, options, console)?;
-        let chain = options.open(path)?;
+        let chain = options.open(&path).map_err(|error| parents::failure(error, &path, options))?;
         input::tell_link(&chain, console);
         console.warnings(&chain.warnings());
         *under_way() = UnderWay::Image(chain.clone());

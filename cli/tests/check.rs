@@ -62,6 +62,7 @@ fn json() {
     let expected = r#"{
   "schema": "avhdx.check/1",
   "sound": false,
+  "doubtful": false,
   "errors": 2,
   "warnings": 0,
   "infos": 0,

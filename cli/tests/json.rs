@@ -196,7 +196,7 @@ fn errors() {
     assert_eq!(error["kind"], "parent-missing");
     assert_eq!(error["file"], "l1.vhdx");
     assert_eq!(error["offset"], locator);
-    assert_eq!(error["found"], "nothing at l0.vhdx");
+    assert_eq!(error["found"], r#"relative_path ".\\l0.vhdx" (nothing at l0.vhdx)"#);
     assert!(error["expected"].as_str().unwrap().contains("0000aaaa-0000-4000-8000-000000000000"));
     assert_eq!(error["section"], "2.6.2.6.3");
     assert!(error["hints"][0].as_str().unwrap().contains("--parent-dir"));

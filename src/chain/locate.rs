@@ -33,7 +33,9 @@ pub struct Candidate {
     /// What led to it.
     pub found_by: FoundBy,
     /// The file, or why it cannot be had. [`io::ErrorKind::PermissionDenied`] says that policy or
-    /// host forbid it, [`io::ErrorKind::NotFound`] that nothing is there.
+    /// host forbid it, [`io::ErrorKind::NotFound`] that nothing is there, and
+    /// [`io::ErrorKind::IsADirectory`] and [`io::ErrorKind::InvalidInput`] that what is there is a folder, or
+    /// nothing that could be an image.
     pub opened: io::Result<Arc<dyn Storage>>,
 }
 
@@ -259,8 +261,12 @@ impl PathSource {
             }
         };
         let stat = self.host.stat(&place)?;
-        if stat.kind != FileKind::File {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        match stat.kind {
+            FileKind::File => {}
+            FileKind::Folder => return Err(io::ErrorKind::IsADirectory.into()),
+            FileKind::Other => {
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+            }
         }
         let storage = self.host.open(&place, access)?;
         // Between the two looks the name may have become another file's.
@@ -321,6 +327,18 @@ impl ParentSource for PathSource {
     ) -> Box<dyn Iterator<Item = Candidate> + 'a> {
         let steps = self.steps(link).into_iter();
         Box::new(steps.flat_map(move |step| self.along(step, link, access)))
+    }
+}
+
+impl FoundBy {
+    /// The locator's key for a path that was recorded.
+    pub(crate) fn key(self) -> Option<&'static str> {
+        match self {
+            Self::RelativePath => Some("relative_path"),
+            Self::VolumePath => Some("volume_path"),
+            Self::AbsoluteWin32Path => Some("absolute_win32_path"),
+            _ => None,
+        }
     }
 }
 

@@ -12,7 +12,8 @@ use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, MOST_PIECE, MergeState, ParentLink, VhdxFile, Warning, probe_identity,
+    ImagePolicy, MOST_PIECE, MergeState, ParentLink, VhdxFile, Warning, folder, not_regular,
+    probe_identity,
 };
 use crate::mutants::planted;
 use crate::storage::{Access, FileId, Storage};
@@ -40,7 +41,8 @@ pub enum Linkage {
     #[default]
     Verify,
     /// Take the first VHDX file found where the parent should be if none has the identity, and warn:
-    /// the bytes may be a mixture that never was on the disk.
+    /// the bytes may be a mixture that never was on the disk. A parent locator that breaks rules is taken for
+    /// what can be made out of it, with a warning too. For reading alone.
     Ignore,
 }
 
@@ -106,7 +108,8 @@ pub(super) fn walk(
     source: &dyn ParentSource,
 ) -> Walked {
     // Parents are read-only whatever the tip is.
-    let images = &ImagePolicy { writable: false, ..images.clone() };
+    let any_locator = policy.linkage == Linkage::Ignore;
+    let images = &ImagePolicy { writable: false, any_locator, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
     let mut layers = vec![Link::new(tip, None)];
     let broken = loop {
@@ -171,7 +174,10 @@ impl Walk<'_> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         let is_verified = found.warning.is_none();
         self.warnings.extend(found.warning);
-        let image = VhdxFile::parent_from_storage(found.storage, self.images)?;
+        let image = VhdxFile::parent_from_storage(found.storage, self.images).map_err(|error| {
+            let message = format!("the parent of {}: {}", link.child, error.message());
+            error.with_message(message).of_parent_of(&link.child)
+        })?;
         // Until it was locked somebody may have written to it.
         if is_verified
             && !link.accepts(image.data_write_guid())
@@ -204,8 +210,7 @@ pub(crate) fn find_parent(
         let storage = match opened {
             Ok(storage) => storage,
             Err(error) => {
-                let error = Error::io("parent.open", "cannot open the parent", error);
-                let error = error.in_file(&name).limits_named();
+                let error = not_opened(error).in_file(&name).limits_named();
                 if error.kind() == ErrorKind::Limit {
                     return Err(error);
                 }
@@ -215,18 +220,22 @@ pub(crate) fn find_parent(
         };
         // Until here the file may be anybody's: nothing of it is shown before it matched.
         match probe_identity(storage.as_ref()) {
-            Ok(Some(guid)) if link.accepts(guid) => {
+            Ok(guid) if link.accepts(guid) => {
                 return Ok(FoundParent { storage, found_by, warning: None });
             }
-            Ok(found) => tried.mismatched(name, found_by, found.map(|_| storage)),
+            Ok(_) => tried.mismatched(name, found_by, storage),
             Err(error) => tried.failed(name, found_by, error),
         }
     }
     if linkage == Linkage::Ignore
         && let Some((storage, found_by)) = tried.fallback
     {
+        let why = match link.linkage.is_nil() {
+            true => "no identity is recorded",
+            false => "its identity is another",
+        };
         let message = format!(
-            "{}: THE LINKAGE IS IGNORED: {} is taken for its parent, though its identity is another",
+            "{}: THE LINKAGE IS IGNORED: {} is taken for its parent, though {why}",
             link.child,
             storage.name(),
         );
@@ -246,61 +255,86 @@ pub(crate) fn changed_meanwhile(link: &ParentLink, parent: &str, found: Uuid) ->
         .with_expected(link.linkage)
 }
 
+/// Why a candidate was not opened, or what it is in place of a file.
+fn not_opened(error: io::Error) -> Error {
+    match error.kind() {
+        io::ErrorKind::IsADirectory => folder(),
+        io::ErrorKind::InvalidInput => not_regular(),
+        _ => Error::io("parent.open", "cannot open the parent", error),
+    }
+}
+
 /// What became of the candidates so far.
 #[derive(Default)]
 struct Tried {
-    missing: Vec<String>,
-    mismatched: Vec<String>,
+    missing: Vec<(FoundBy, String)>,
+    mismatched: Option<String>,
+    /// The first that is no image, or one too damaged to tell who it is: it may be the parent.
+    unusable: Option<Error>,
     /// The first that policy or host forbid, or that failed in another way.
     denied: Option<Error>,
     failed: Option<Error>,
+    /// Files of folders that were searched.
+    searched: usize,
     /// The first VHDX file with another identity.
     fallback: Option<(Arc<dyn Storage>, FoundBy)>,
 }
 
 impl Tried {
     fn failed(&mut self, name: String, found_by: FoundBy, error: Error) {
+        // In a folder that is searched, files that are not the parent are no surprise.
+        if found_by == FoundBy::FolderSearch {
+            self.searched += 1;
+            return;
+        }
         let kind = std::error::Error::source(&error)
             .and_then(|source| source.downcast_ref::<io::Error>())
             .map(io::Error::kind);
         match kind {
-            _ if found_by == FoundBy::FolderSearch => {}
-            Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => self.missing.push(name),
+            Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                self.missing.push((found_by, name));
+            }
             Some(io::ErrorKind::PermissionDenied) => {
                 self.denied.get_or_insert(error);
             }
-            // What is there is no regular file.
-            Some(io::ErrorKind::InvalidInput) => self.mismatched.push(name),
+            _ if error.kind() != ErrorKind::Io => {
+                self.unusable.get_or_insert(error);
+            }
             _ => {
                 self.failed.get_or_insert(error);
             }
         }
     }
 
-    fn mismatched(&mut self, name: String, found_by: FoundBy, image: Option<Arc<dyn Storage>>) {
-        // In a folder that is searched, files that are not the parent are no surprise.
-        if found_by != FoundBy::FolderSearch {
-            self.mismatched.push(name);
-            if let Some(image) = image
-                && self.fallback.is_none()
-            {
-                self.fallback = Some((image, found_by));
-            }
+    fn mismatched(&mut self, name: String, found_by: FoundBy, image: Arc<dyn Storage>) {
+        if found_by == FoundBy::FolderSearch {
+            self.searched += 1;
+            return;
         }
+        self.mismatched.get_or_insert(name);
+        self.fallback.get_or_insert((image, found_by));
     }
 
     /// The most telling of the failures.
     fn into_error(self, link: &ParentLink, locator_at: u64) -> Error {
-        let expected = match link.linkage2 {
-            None => format!("a VHDX file with the identity {}", link.linkage),
-            Some(second) => {
-                format!("a VHDX file with the identity {} or {second}", link.linkage)
-            }
+        let identity = match link.linkage2 {
+            None => link.linkage.to_string(),
+            Some(second) => format!("{} or {second}", link.linkage),
         };
-        if let Some(first) = self.mismatched.into_iter().next() {
+        let expected = format!("a VHDX file with the identity {identity}");
+        if let Some(error) = self.unusable {
+            let message = format!(
+                "cannot be the parent of {}, which expects the identity {identity}: {}",
+                link.child,
+                error.message()
+            );
+            return error.with_message(message).of_parent_of(&link.child);
+        }
+        if let Some(first) = self.mismatched {
             let message = format!("not the parent that {} was linked to", link.child);
             return Error::new(ErrorKind::ParentMismatch, "parent.mismatch", message)
                 .in_file(first)
+                .of_parent_of(&link.child)
                 .with_section("2.6.2.6.3")
                 .with_found("a file without that identity")
                 .with_expected(expected);
@@ -308,23 +342,54 @@ impl Tried {
         if let Some(error) = self.denied {
             return error
                 .with_kind(ErrorKind::ParentDenied, "parent.denied")
+                .of_parent_of(&link.child)
                 .with_section("2.6.2.6.3")
                 .with_found("a place that may not be opened")
                 .with_expected(expected);
         }
         if let Some(error) = self.failed {
-            return error.with_section("2.6.2.6.3").with_expected(expected);
+            return error
+                .of_parent_of(&link.child)
+                .with_section("2.6.2.6.3")
+                .with_expected(expected);
         }
-        let found = match self.missing.is_empty() {
-            true => "no path that leads anywhere on this machine".to_owned(),
-            false => format!("nothing at {}", self.missing.join(", nor at ")),
-        };
         Error::new(ErrorKind::ParentMissing, "parent.missing", "the parent is missing")
             .in_file(&link.child)
             .with_section("2.6.2.6.3")
             .at(locator_at)
-            .with_found(found)
+            .with_found(self.where_it_is_not(link))
             .with_expected(expected)
+    }
+
+    /// Every path that was recorded and where it led, and where else was looked.
+    fn where_it_is_not(&self, link: &ParentLink) -> String {
+        let places = |found_by: FoundBy| {
+            let places = self.missing.iter().filter(move |(by, _)| *by == found_by);
+            places.map(|(_, place)| place.as_str()).collect::<Vec<_>>().join(", nor at ")
+        };
+        let mut said: Vec<String> = link
+            .recorded()
+            .map(|(by, path)| {
+                let key = by.key().unwrap_or_default();
+                match places(by).as_str() {
+                    "" => format!("{key} {path:?} (no path of this machine)"),
+                    places => format!("{key} {path:?} (nothing at {places})"),
+                }
+            })
+            .collect();
+        if said.is_empty() {
+            said.push("no recorded path".into());
+        }
+        for by in [FoundBy::Given, FoundBy::FolderName, FoundBy::Other] {
+            let places = places(by);
+            if !places.is_empty() {
+                said.push(format!("nothing at {places}"));
+            }
+        }
+        if self.searched > 0 {
+            said.push(format!("{} files of folders searched, all others", self.searched));
+        }
+        said.join("; ")
     }
 }
 

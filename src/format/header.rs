@@ -151,10 +151,14 @@ impl Headers {
     pub(crate) fn parse(copies: [&[u8]; 2]) -> Result<Self> {
         let parsed = [0, 1].map(|i| Header::parse(copies[i], Header::OFFSETS[i]));
         let current = Self::choose(copies, &parsed)?;
-        let headers = Self { copies: parsed, current };
+        Ok(Self { copies: parsed, current })
+    }
+
+    /// The same, if the current one is of a version that is known and can be worked with.
+    pub(crate) fn inspected(self) -> Result<Self> {
         strict(|on| {
-            headers.current().inspect(Header::OFFSETS[current], on);
-            Some(headers)
+            self.current().inspect(Header::OFFSETS[self.current], on);
+            Some(self)
         })
     }
 

@@ -70,13 +70,18 @@ impl ParentLocator {
             room_left = left;
             let key = string(bytes, fields.u32(0), key_len, at, place);
             let value = string(bytes, fields.u32(4), value_len, at, place + 4);
-            let (key, value) = match (key, value) {
-                (Ok(key), Ok(value)) => (key, value),
-                (key, value) => {
-                    [key, value].into_iter().filter_map(Result::err).for_each(&mut *on);
-                    continue;
+            let mut said = |string: Result<Text>| match string {
+                Ok((text, fault)) => {
+                    fault.into_iter().for_each(&mut *on);
+                    Some(text)
+                }
+                Err(error) => {
+                    on(error);
+                    None
                 }
             };
+            let (key, value) = (said(key), said(value));
+            let (Some(key), Some(value)) = (key, value) else { continue };
             if !keys.insert(key.clone()) {
                 let message = "the same parent locator key twice";
                 on(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
@@ -89,6 +94,11 @@ impl ParentLocator {
         Some(Self { locator_type, entries })
     }
 
+    /// A locator that says nothing.
+    pub(crate) fn empty() -> Self {
+        Self { locator_type: VHDX_TYPE, entries: Vec::new() }
+    }
+
     /// Says whether the reserved field is not zero. Readers ignore it.
     pub(crate) fn inspect_reserved(bytes: &[u8], at: u64, on: OnError<'_>) {
         let field = bytes.get(16..18).unwrap_or_default();
@@ -97,7 +107,19 @@ impl ParentLocator {
     }
 
     /// The bytes of the item.
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when a string is longer than the item can say.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let strings = self.entries.iter().flat_map(|(key, value)| [key, value]);
+        let longest = strings.map(|text| 2 * text.encode_utf16().count()).max().unwrap_or(0);
+        if longest > usize::from(u16::MAX) {
+            let message = "a path to the parent that is longer than a parent locator can say";
+            return Err(Error::new(ErrorKind::Unsupported, "create.metadata", message)
+                .with_section("2.6.2.6.2")
+                .with_found(format_args!("{longest} bytes of UTF-16"))
+                .with_expected(format_args!("at most {}", u16::MAX)));
+        }
         let mut bytes = vec![0; HEADER_LEN + ENTRY_LEN * self.entries.len()];
         FieldsMut(&mut bytes).guid(0, self.locator_type);
         FieldsMut(&mut bytes).u16(18, self.entries.len() as u16);
@@ -111,7 +133,7 @@ impl ParentLocator {
                 fields.u16(length_at, length as u16);
             }
         }
-        bytes
+        Ok(bytes)
     }
 
     /// The value of a key; keys are case-sensitive.
@@ -144,6 +166,26 @@ impl ParentLocator {
         self.guid("parent_linkage2", at)
     }
 
+    /// The identities that the parent may have as their writer meant them, with all said that is wrong with
+    /// them. One that cannot be made out is zero.
+    pub(crate) fn linkages_as_meant(&self, at: u64, on: OnError<'_>) -> (Uuid, Option<Uuid>) {
+        let first = self.linkage(at).unwrap_or_else(|error| {
+            on(error);
+            self.without_braces("parent_linkage").unwrap_or_default()
+        });
+        let second = self.linkage2(at).unwrap_or_else(|error| {
+            on(error);
+            self.without_braces("parent_linkage2")
+        });
+        (first, second)
+    }
+
+    /// A GUID whose writer left out the braces.
+    fn without_braces(&self, key: &str) -> Option<Uuid> {
+        let text = self.value(key)?.trim();
+        (text.len() == 36).then(|| text.parse().ok()).flatten()
+    }
+
     fn guid(&self, key: &str, at: u64) -> Result<Option<Uuid>> {
         let Some(text) = self.value(key) else { return Ok(None) };
         // The crate `uuid` reads forms without hyphens and with "urn:" too, which no writer makes.
@@ -157,8 +199,11 @@ impl ParentLocator {
     }
 }
 
+/// A string, and what is wrong with it that leaves it to be read.
+type Text = (String, Option<Error>);
+
 /// A string of the item; `item_at` and `field_at` are where the item and the string's entry stand.
-fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -> Result<String> {
+fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -> Result<Text> {
     let start = offset as usize;
     let damaged = |code, message| Error::damaged(code, "2.6.2.6.2", field_at, message);
     let end = start.saturating_add(length.into());
@@ -173,16 +218,18 @@ fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -
             .with_expected("an even number of bytes"));
     }
     let units: Vec<u16> = raw.chunks_exact(2).map(|unit| Fields(unit).u16(0)).collect();
-    match String::from_utf16(&units) {
-        Ok(text) if !text.contains('\0') => Ok(text),
-        _ => Err(Error::damaged(
-            "locator.string",
-            "2.6.2.6.2",
-            item_at + u64::from(offset),
-            "a locator string is no text",
-        )
-        .with_found(format_args!("{:?}", String::from_utf16_lossy(&units)))
-        .with_expected("UTF-16 without NULs")),
+    let is_no_text = || {
+        let message = "a locator string is no text";
+        Error::damaged("locator.string", "2.6.2.6.2", item_at + u64::from(offset), message)
+            .with_found(format_args!("{:?}", String::from_utf16_lossy(&units)))
+            .with_expected("UTF-16 without NULs")
+    };
+    let Ok(text) = String::from_utf16(&units) else { return Err(is_no_text()) };
+    // What C leaves behind a string means nothing, and what stands before it is the string.
+    match text.trim_end_matches('\0') {
+        trimmed if trimmed.is_empty() || trimmed.contains('\0') => Err(is_no_text()),
+        trimmed if trimmed.len() < text.len() => Ok((trimmed.to_owned(), Some(is_no_text()))),
+        _ => Ok((text, None)),
     }
 }
 

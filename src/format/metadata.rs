@@ -14,6 +14,13 @@ pub(crate) const LOGICAL_SECTOR_SIZE: Uuid = uuid!("8141BF1D-A96F-4709-BA47-F233
 pub(crate) const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("CDA348C7-445D-4471-9CC9-E9885251C556");
 pub(crate) const PARENT_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
+/// The geometry that old firmware sees the disk by.
+pub(crate) const CHS_PARAMETERS: Uuid = uuid!("DA02D7BC-3D3A-423C-AC88-2A36AB21479B");
+/// Labels of a disk that a machine sees as persistent memory.
+pub(crate) const PMEM_LABELS: Uuid = uuid!("10E1AE8A-4B7E-4169-A40F-CD70DE928393");
+/// There as long as the image is being made.
+pub(crate) const INCOMPLETE_FILE: Uuid = uuid!("71CC85F0-1B69-4E28-9558-C3BF83AE75D3");
+
 const MAX_USER_ENTRIES: usize = 1024;
 const ENTRY_LEN: usize = 32;
 /// The largest disk that the format has.
@@ -373,6 +380,19 @@ pub(crate) fn name(entry: &MetadataEntry) -> Option<&'static str> {
         LOGICAL_SECTOR_SIZE => Some("Logical Sector Size"),
         PHYSICAL_SECTOR_SIZE => Some("Physical Sector Size"),
         PARENT_LOCATOR => Some("Parent Locator"),
+        _ => None,
+    }
+}
+
+/// The name of a system item that Windows writes although the format does not define it.
+pub(crate) fn name_by_windows(entry: &MetadataEntry) -> Option<&'static str> {
+    if entry.flags.contains(ItemFlags::USER) {
+        return None;
+    }
+    match entry.item {
+        CHS_PARAMETERS => Some("Cylinders, Heads and Sectors"),
+        PMEM_LABELS => Some("Persistent Memory Labels"),
+        INCOMPLETE_FILE => Some("Incomplete File"),
         _ => None,
     }
 }

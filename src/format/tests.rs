@@ -267,7 +267,7 @@ fn literal_locator() {
         entries: vec![("k".into(), "aä".into()), ("k2".into(), r"\".into())],
     };
     assert_eq!(strict(|on| ParentLocator::inspect(&literal, 0, on)).unwrap(), locator);
-    assert_eq!(locator.to_bytes(), literal);
+    assert_eq!(locator.to_bytes().unwrap(), literal);
     assert_eq!((locator.value("k2"), locator.value("K2")), (Some(r"\"), None));
     // Strings may lie anywhere in the item, in any order, and one over the other.
     let mut shared = literal.clone();
@@ -385,7 +385,7 @@ fn the_builders_structures() {
     assert_eq!(locator.entries, image.locator.pairs);
     assert_eq!(locator.linkage(0).unwrap(), base.data_write_guid());
     assert_eq!(locator.linkage2(0).unwrap(), None);
-    assert_eq!(locator.to_bytes(), literal);
+    assert_eq!(locator.to_bytes().unwrap(), literal);
 }
 
 #[test]
@@ -657,7 +657,7 @@ proptest! {
         pairs in proptest::collection::hash_map("[^\0]{1,20}", "[^\0]{1,60}", 0..8),
     ) {
         let locator = ParentLocator { locator_type: VHDX_TYPE, entries: pairs.into_iter().collect() };
-        prop_assert_eq!(strict(|on| ParentLocator::inspect(&locator.to_bytes(), 0, on)).unwrap(), locator);
+        prop_assert_eq!(strict(|on| ParentLocator::inspect(&locator.to_bytes().unwrap(), 0, on)).unwrap(), locator);
     }
 
     /// Whatever bytes stand where a structure should be, a parser answers.

@@ -167,7 +167,8 @@ impl ChildSearch {
             storage => storage.map_err(failed)?,
         };
         // What does not open as an image cannot be read as a child either.
-        let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
+        // A child with a broken locator is one all the same.
+        let policy = ImagePolicy { lock: Lock::None, any_locator: true, ..ImagePolicy::default() };
         let link = VhdxFile::from_storage(storage, &policy).and_then(|image| image.parent_link());
         match link {
             Ok(link) => Ok(link.is_some_and(|link| link.accepts(asked.guid))),

@@ -422,7 +422,7 @@ impl CreateOptions {
             (metadata::PHYSICAL_SECTOR_SIZE, disk, self.physical_sector.to_le_bytes().to_vec()),
         ];
         if let Some(parent) = &self.parent {
-            let locator = parent.locator().to_bytes();
+            let locator = parent.locator().to_bytes()?;
             items.push((metadata::PARENT_LOCATOR, ItemFlags::REQUIRED, locator));
             let copied = parent.items.iter();
             items.extend(copied.map(|(entry, bytes)| (entry.item, entry.flags, bytes.clone())));

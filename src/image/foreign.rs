@@ -1,20 +1,172 @@
-//! Files of other formats that are told by their names.
+//! Files that are no VHDX images, told by what they are.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use super::open::read_what_is_there;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{Host, folder_of};
+use crate::storage::{FileKind, Host, Storage, folder_of};
+use crate::types::KIB;
 
 /// Images of a set that an error names.
 const MOST_NAMED: usize = 4;
+/// Bytes from the start of a file that its format is told by.
+const START: usize = 68 * KIB as usize;
+/// Bytes that are looked at before a file is said to hold nothing but zeros.
+const MOST_ZEROS: u64 = 16 * KIB * KIB;
 
-/// Refuses a VHD set, which no layer of a chain can be: it holds no disk, but names the images that do.
+/// Another format, by its signature.
+struct Signature {
+    code: &'static str,
+    /// As a sentence has it: "this is …".
+    what: &'static str,
+    at: usize,
+    bytes: &'static [u8],
+}
+
+const fn signature(
+    code: &'static str,
+    what: &'static str,
+    at: usize,
+    bytes: &'static [u8],
+) -> Signature {
+    Signature { code, what, at, bytes }
+}
+
+/// What other programs call a virtual disk, and what such are packed in. The first that fits is the one.
+const OTHERS: &[Signature] = &[
+    signature("foreign.qcow2", "a qcow2 image", 0, b"QFI\xfb\0\0\0\x02"),
+    signature("foreign.qcow2", "a qcow2 image", 0, b"QFI\xfb\0\0\0\x03"),
+    signature("foreign.qcow", "a qcow image", 0, b"QFI\xfb"),
+    signature("foreign.qed", "a QED image", 0, b"QED\0"),
+    signature("foreign.vhd", "a VHD image", 0, b"conectix"),
+    signature("foreign.vmdk", "a VMDK image", 0, b"KDMV"),
+    signature("foreign.vmdk", "a VMDK image", 0, b"COWD"),
+    signature("foreign.vmdk-text", "the description of a VMDK image", 0, b"# Disk DescriptorFile"),
+    signature("foreign.vdi", "a VDI image", 0x40, b"\x7f\x10\xda\xbe"),
+    signature("foreign.parallels", "a Parallels image", 0, b"WithoutFreeSpace"),
+    signature("foreign.parallels", "a Parallels image", 0, b"WithouFreSpacExt"),
+    signature("foreign.gzip", "a file packed by gzip", 0, b"\x1f\x8b\x08"),
+    signature("foreign.zip", "a zip archive", 0, b"PK\x03\x04"),
+    signature("foreign.xz", "a file packed by xz", 0, b"\xfd7zXZ\0"),
+    signature("foreign.zstd", "a file packed by zstd", 0, b"\x28\xb5\x2f\xfd"),
+    signature("foreign.bzip2", "a file packed by bzip2", 0, b"BZh"),
+    signature("foreign.7z", "a 7z archive", 0, b"7z\xbc\xaf\x27\x1c"),
+    signature("foreign.tar", "a tar archive", 257, b"ustar"),
+    signature("foreign.wim", "a WIM archive", 0, b"MSWIM\0\0\0"),
+    signature("foreign.iso", "an ISO 9660 image of a CD or DVD", 0x8001, b"CD001"),
+];
+
+/// What a disk without a format may start as.
+const DISKS: &[Signature] = &[
+    signature("", "a GPT", 512, b"EFI PART"),
+    signature("", "a GPT", 4096, b"EFI PART"),
+    signature("", "an NTFS volume", 3, b"NTFS    "),
+    signature("", "an exFAT volume", 3, b"EXFAT   "),
+    signature("", "a ReFS volume", 3, b"ReFS\0"),
+    signature("", "a FAT volume", 54, b"FAT1"),
+    signature("", "a FAT volume", 82, b"FAT32   "),
+    signature("", "an ext file system", 0x438, b"\x53\xef"),
+    signature("", "an XFS file system", 0, b"XFSB"),
+    signature("", "a Btrfs file system", 0x1_0040, b"_BHRfS_M"),
+    signature("", "an LVM volume", 512, b"LABELONE"),
+    signature("", "a LUKS volume", 0, b"LUKS\xba\xbe"),
+    signature("", "a swap area", 4086, b"SWAPSPACE2"),
+];
+
+/// The refusal of a file that does not start as a VHDX file does, which names what it is where that can be
+/// told. Little is read, and nothing of it shown but the first bytes, which are in `error` already.
+pub(crate) fn named(storage: &dyn Storage, error: Error) -> Error {
+    if error.kind() != ErrorKind::NotVhdx {
+        return error;
+    }
+    let Some((code, what)) = what(storage) else { return error };
+    error
+        .with_kind(ErrorKind::NotVhdx, code)
+        .with_message(format!("not a VHDX file: this is {what}"))
+}
+
+fn what(storage: &dyn Storage) -> Option<(&'static str, String)> {
+    let len = storage.len().ok()?;
+    if len == 0 {
+        return Some(("foreign.empty", "an empty file".into()));
+    }
+    let mut start = vec![0; START];
+    let read = read_what_is_there(storage, &mut start, 0).ok()?;
+    start.truncate(read);
+    if let Some(other) = OTHERS.iter().find(|other| other.is_in(&start)) {
+        return Some((other.code, other.what.into()));
+    }
+    // A fixed VHD starts as its disk does, and ends in a footer; old writers left out its last byte.
+    for footer in [512, 511] {
+        let mut bytes = [0; 8];
+        let at = len.checked_sub(footer);
+        if at.is_some_and(|at| storage.read_exact_at(&mut bytes, at).is_ok())
+            && bytes == *b"conectix"
+        {
+            return Some(("foreign.vhd", "a VHD image".into()));
+        }
+    }
+    let disk = DISKS.iter().find(|disk| disk.is_in(&start)).map(|disk| disk.what);
+    if let Some(with) = disk.or_else(|| has_partitions(&start).then_some("a partition table")) {
+        return Some((
+            "foreign.disk",
+            format!("a disk without a format, which starts with {with}"),
+        ));
+    }
+    zeros(storage, len)
+}
+
+impl Signature {
+    fn is_in(&self, start: &[u8]) -> bool {
+        start.get(self.at..).is_some_and(|rest| rest.starts_with(self.bytes))
+    }
+}
+
+/// Whether the first sector has a partition table of the oldest kind: its mark, and four entries that are
+/// either bootable or not.
+fn has_partitions(start: &[u8]) -> bool {
+    let entry = |i: usize| &start[446 + 16 * i..462 + 16 * i];
+    start.get(510..512) == Some(&[0x55, 0xAA])
+        && (0..4).all(|i| matches!(entry(i)[0], 0 | 0x80))
+        && (0..4).any(|i| entry(i)[4] != 0)
+}
+
+/// Whether the file holds nothing but zeros, as far as that is looked at.
+fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
+    let (mut at, mut looked_at) = (0, 0);
+    let mut piece = vec![0; KIB as usize * KIB as usize];
+    while at < len {
+        let Some(data) = storage.next_data(at).ok()? else { break };
+        if looked_at >= MOST_ZEROS {
+            let what =
+                format!("a file that starts with nothing but zeros, at least {at} bytes of them");
+            return Some(("foreign.zeros", what));
+        }
+        at = data.start.max(at);
+        let end = data.end.min(len).min(at + piece.len() as u64);
+        let bytes = &mut piece[..end.checked_sub(at)? as usize];
+        storage.read_exact_at(bytes, at).ok()?;
+        if bytes.is_empty() || bytes.iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        looked_at += bytes.len() as u64;
+        at = end;
+    }
+    Some(("foreign.zeros", format!("a file of {len} bytes that holds nothing but zeros")))
+}
+
+/// Refuses what no image can be by its name or kind: a VHD set, and a folder.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`], with the images beside it that are called like it.
-pub(crate) fn refuse_vhd_set(host: &dyn Host, path: &Path) -> Result<()> {
-    if !has_extension(path, "vhds") || host.stat(path).is_err() {
+/// [`ErrorKind::Unsupported`] for a set, with the images beside it that are called like it, and
+/// [`ErrorKind::NotVhdx`] for a folder.
+pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
+    let Ok(stat) = host.stat(path) else { return Ok(()) };
+    if stat.kind == FileKind::Folder {
+        return Err(folder().in_path(path));
+    }
+    if !has_extension(path, "vhds") {
         return Ok(());
     }
     let message = "a VHD set does not hold a disk: it lists the images and checkpoints of one that \
@@ -23,6 +175,17 @@ pub(crate) fn refuse_vhd_set(host: &dyn Host, path: &Path) -> Result<()> {
         .in_path(path)
         .with_found("a .vhds file")
         .with_expected(instead(&images_of(host, path))))
+}
+
+/// The refusal of a folder in an image's place.
+pub(crate) fn folder() -> Error {
+    Error::new(ErrorKind::NotVhdx, "file.folder", "not a VHDX file: this is a folder")
+}
+
+/// The refusal of what is neither a file nor a folder in a parent's place.
+pub(crate) fn not_regular() -> Error {
+    let message = "not a VHDX file: this is neither a regular file nor a folder";
+    Error::new(ErrorKind::NotVhdx, "file.not-regular", message)
 }
 
 /// The images beside a set whose names start with its own, in the order of their names.

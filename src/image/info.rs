@@ -135,7 +135,7 @@ pub enum LogState {
 pub struct ItemInfo {
     /// Which item.
     pub guid: Uuid,
-    /// The name of an item that the format defines.
+    /// The name of an item that the format defines, or that Windows is known to write.
     pub name: Option<&'static str>,
     /// Where it starts in the file; `None` for an empty item.
     pub offset: Option<FileOffset>,
@@ -273,7 +273,7 @@ impl VhdxFile {
         entries
             .map(|entry| ItemInfo {
                 guid: entry.item,
-                name: metadata::name(entry),
+                name: metadata::name(entry).or_else(|| metadata::name_by_windows(entry)),
                 offset: (entry.length > 0)
                     .then(|| self.metadata_region.offset + u64::from(entry.offset)),
                 length: entry.length,

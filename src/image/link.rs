@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::metadata::PlacedLocator;
 use super::{ItemEdit, VhdxFile};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
@@ -22,7 +21,8 @@ pub struct ParentLink {
     pub child_path: Option<PathBuf>,
     /// The name that the child was opened by, where symbolic links led from that to its path.
     pub child_via: Option<PathBuf>,
-    /// The parent's `DataWriteGuid` when the two were linked.
+    /// The parent's `DataWriteGuid` when the two were linked. Zero where none is recorded, which only a chain
+    /// with [`Linkage::Ignore`](crate::Linkage::Ignore) takes.
     pub linkage: Uuid,
     /// A second identity that the parent may have, while a merge is under way.
     pub linkage2: Option<Uuid>,
@@ -35,23 +35,25 @@ pub struct ParentLink {
 }
 
 impl ParentLink {
+    /// The link of a locator that records these identities.
     pub(crate) fn from_locator(
-        placed: &PlacedLocator,
+        locator: &ParentLocator,
+        (linkage, linkage2): (Uuid, Option<Uuid>),
         child: &str,
         child_path: Option<&Path>,
         child_via: Option<&Path>,
-    ) -> Result<Self> {
-        let text = |key| placed.locator.value(key).map(str::to_owned);
-        Ok(Self {
+    ) -> Self {
+        let text = |key| locator.value(key).map(str::to_owned);
+        Self {
             child: child.to_owned(),
             child_path: child_path.map(Path::to_path_buf),
             child_via: child_via.map(Path::to_path_buf),
-            linkage: placed.locator.linkage(placed.at)?,
-            linkage2: placed.locator.linkage2(placed.at)?,
+            linkage,
+            linkage2,
             relative_path: text("relative_path"),
             volume_path: text("volume_path"),
             absolute_win32_path: text("absolute_win32_path"),
-        })
+        }
     }
 
     /// Whether an image with this `DataWriteGuid` is the parent.
@@ -114,7 +116,7 @@ impl VhdxFile {
         if let LinkPaths::To { host, parent, file } = paths {
             self.set_paths(&mut locator, host, parent, file)?;
         }
-        let bytes = locator.to_bytes();
+        let bytes = locator.to_bytes().map_err(|error| error.in_file(self.name()))?;
         let item = metadata::PARENT_LOCATOR;
         Ok(ItemEdit::Set { item, flags: ItemFlags::REQUIRED, bytes })
     }

@@ -24,6 +24,9 @@ pub(crate) struct Metadata {
     /// There if and only if the image is a differencing one.
     pub(crate) locator: Option<PlacedLocator>,
     pub(crate) marks: Marks,
+    /// What is wrong with the locator, where that was let pass.
+    pub(crate) locator_faults: Vec<Error>,
+    any_locator: bool,
 }
 
 /// A parent locator, and where in the file it stands.
@@ -91,22 +94,56 @@ impl Inspected {
 }
 
 impl Metadata {
-    pub(crate) fn load(storage: &dyn Storage, region: &RegionEntry) -> Result<Self> {
+    /// Reads the region. With `any_locator` a parent locator may be broken, or not even there where there
+    /// should be one; what is wrong with it is then kept, and nothing else let pass.
+    pub(crate) fn load(
+        storage: &dyn Storage,
+        region: &RegionEntry,
+        any_locator: bool,
+    ) -> Result<Self> {
+        let mut faults = Vec::new();
         let mut metadata = strict(|on| {
-            let found = Inspected::new(storage, region, on)?;
+            let found = Inspected::new(storage, region, &mut |error| {
+                if any_locator && is_of_locator(&error) {
+                    faults.push(error);
+                } else {
+                    on(error);
+                }
+            })?;
             let geometry =
                 Geometry::new(found.size?, found.logical_sector?, found.physical_sector?);
+            let file = found.file?.0;
+            // Without a locator it is a differencing image all the same, whose parent is told by others.
+            let is_child = any_locator && file.flags.contains(FileFlags::HAS_PARENT);
+            let none =
+                || PlacedLocator { locator: ParentLocator::empty(), at: region.offset.get() };
             Some(Self {
-                file: found.file?.0,
+                file,
                 geometry,
                 disk_id: found.disk_id?,
-                locator: found.locator,
+                locator: found.locator.or_else(|| is_child.then(none)),
                 table: found.table,
                 marks: Marks::default(),
+                locator_faults: Vec::new(),
+                any_locator,
             })
         })?;
+        if any_locator && let Some(placed) = &metadata.locator {
+            placed.locator.linkages_as_meant(placed.at, &mut |error| faults.push(error));
+        }
+        metadata.locator_faults = faults;
         metadata.marks = Marks::find(storage, region, &metadata.table)?;
         Ok(metadata)
+    }
+
+    /// The identities that the parent may have. The first is zero where none is recorded, which only a
+    /// locator that may be broken leaves open.
+    pub(crate) fn linkages(&self, placed: &PlacedLocator) -> Result<(Uuid, Option<Uuid>)> {
+        let PlacedLocator { locator, at } = placed;
+        match self.any_locator {
+            true => Ok(locator.linkages_as_meant(*at, &mut drop)),
+            false => Ok((locator.linkage(*at)?, locator.linkage2(*at)?)),
+        }
     }
 
     /// The items that describe the virtual disk and that the format does not define, with their bytes.
@@ -158,6 +195,13 @@ impl Marks {
         }
         Ok(marks)
     }
+}
+
+/// Whether the fault is one of the parent locator alone.
+fn is_of_locator(error: &Error) -> bool {
+    let is_it = |item: &str| item.parse() == Ok(metadata::PARENT_LOCATOR);
+    error.code().starts_with("locator.")
+        || error.code() == "metadata.missing" && error.expected().is_some_and(is_it)
 }
 
 /// The items of a table, to be read one by one.
@@ -246,11 +290,24 @@ fn said<T>(found: Result<Option<T>>, on: OnError<'_>) -> Option<T> {
 
 fn refuse_unknown(table: &MetadataTable, at: u64, on: OnError<'_>) {
     for (i, entry) in table.entries.iter().enumerate() {
-        if entry.flags.contains(ItemFlags::REQUIRED) && metadata::name(entry).is_none() {
+        let by_windows = metadata::name_by_windows(entry);
+        let place = at + MetadataTable::entry_place(i);
+        if by_windows.is_some() && entry.item == metadata::INCOMPLETE_FILE {
+            let message =
+                "the image is not complete: whoever was making it marked it so and did not finish";
+            on(Error::new(ErrorKind::Unsupported, "metadata.incomplete-file", message)
+                .with_section("2.6.1.2")
+                .at(place)
+                .with_found(format_args!("the Incomplete File item, {}", entry.item))
+                .with_expected("an image without it"));
+        }
+        // The others that Windows is known to write change nothing about the bytes of the disk.
+        let is_known = metadata::name(entry).or(by_windows).is_some();
+        if entry.flags.contains(ItemFlags::REQUIRED) && !is_known {
             let message = "an unknown metadata item that whoever opens the file must know";
             on(Error::new(ErrorKind::Unsupported, "metadata.unknown-required", message)
                 .with_section("2.6.1.2")
-                .at(at + MetadataTable::entry_place(i))
+                .at(place)
                 .with_found(entry.item)
                 .with_expected("one of the six items that the format defines"));
         }

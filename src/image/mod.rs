@@ -57,13 +57,13 @@ pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
 pub(crate) use children::{ChildSearch, OTHER_NAMES};
 pub(crate) use counters::{IndexTally, Tally};
-pub(crate) use foreign::refuse_vhd_set;
+pub(crate) use foreign::{folder, named, not_regular, refuse_by_name};
 pub(crate) use loss::Mend;
 pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
     check_bat_length, check_named, inspect_regions, lock, probe_identity, read_what_is_there,
-    too_short,
+    too_short, why_no_image,
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
@@ -183,9 +183,11 @@ impl VhdxFile {
     pub fn parent_link(&self) -> Result<Option<ParentLink>> {
         let metadata = self.metadata();
         let Some(placed) = &metadata.locator else { return Ok(None) };
-        ParentLink::from_locator(placed, self.name(), self.path(), self.via())
-            .map(Some)
-            .map_err(|error| error.in_file(self.name()))
+        let linkages = metadata.linkages(placed).map_err(|error| error.in_file(self.name()))?;
+        let locator = &placed.locator;
+        let link =
+            ParentLink::from_locator(locator, linkages, self.name(), self.path(), self.via());
+        Ok(Some(link))
     }
 
     /// What the user of the image should hear of.

@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, RwLock};
 use uuid::Uuid;
 
 use super::counters::Tally;
+use super::foreign::named;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
 use super::writer::{Writer, flush, update_headers};
@@ -34,19 +35,16 @@ impl VhdxFile {
     }
 }
 
-/// The identity by which children know the image, with no word of what else the file holds; `None` where
-/// that is no image.
+/// The identity by which children know the image, with no word of what else the file holds.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when the host cannot read the file, which then may be anything.
-pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Option<Uuid>> {
-    let probed = read_identifier(storage).and_then(|_| read_headers(storage));
-    match probed {
-        Ok(headers) => Ok(Some(headers.current().data_write_guid)),
-        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => {
-            Err(error.in_file(storage.name()))
-        }
-        Err(_) => Ok(None),
+/// [`ErrorKind::Io`] when the host cannot read the file, which then may be anything; as when the image is
+/// opened, when no header says who it is, but without what was found: that may be a stranger's.
+pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
+    let headers = read_identifier(storage).and_then(|_| read_headers_as_they_are(storage));
+    match headers {
+        Ok(headers) => Ok(headers.current().data_write_guid),
+        Err(error) => Err(error.without_found().in_file(storage.name())),
     }
 }
 
@@ -81,10 +79,14 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let region_tables = read_region_tables(storage.as_ref())?;
     let regions = current_regions(&region_tables)?;
     let (bat, metadata_region) = known_regions(regions, header, file_len)?;
-    let metadata = Metadata::load(storage.as_ref(), &metadata_region)?;
+    let metadata = Metadata::load(storage.as_ref(), &metadata_region, policy.any_locator)?;
     warnings.extend(metadata.marks.unreadable.iter().map(|error| Warning {
         code: error.code(),
         message: format!("{}: {}", storage.name(), error.message()),
+    }));
+    warnings.extend(metadata.locator_faults.iter().map(|error| Warning {
+        code: error.code(),
+        message: format!("{}: THE PARENT LOCATOR IS BROKEN: {error}", storage.name()),
     }));
     let layout = BlockLayout::new(
         metadata.file.block_size,
@@ -181,10 +183,17 @@ pub(crate) fn check_named(host: &dyn Host, storage: &dyn Storage) -> Result<()> 
     }
 }
 
+/// Why a file without the signature is no image.
+pub(crate) fn why_no_image(storage: &dyn Storage) -> Error {
+    let nothing = [0; FileIdentifier::LEN];
+    let unsigned = || FileIdentifier::parse(&nothing).expect_err("zeros are no signature");
+    read_identifier(storage).err().unwrap_or_else(unsigned)
+}
+
 fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {
     let mut bytes = [0; FileIdentifier::LEN];
     let read = read_what_is_there(storage, &mut bytes, 0)?;
-    let identifier = FileIdentifier::parse(&bytes)?;
+    let identifier = FileIdentifier::parse(&bytes).map_err(|error| named(storage, error))?;
     if read < bytes.len() {
         return Err(too_short("identifier.length", "2.2.1", 0, read, bytes.len()));
     }
@@ -192,6 +201,11 @@ fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {
 }
 
 pub(super) fn read_headers(storage: &dyn Storage) -> Result<Headers> {
+    read_headers_as_they_are(storage)?.inspected()
+}
+
+/// The headers, of which the current one may be one that cannot be worked with.
+fn read_headers_as_they_are(storage: &dyn Storage) -> Result<Headers> {
     let mut copies = [[0; Header::LEN]; 2];
     for (copy, at) in copies.iter_mut().zip(Header::OFFSETS) {
         let read = read_what_is_there(storage, copy, at)?;

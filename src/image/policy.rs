@@ -16,6 +16,8 @@ pub(crate) struct ImagePolicy {
     pub(crate) cancel: Option<Arc<AtomicBool>>,
     /// Who is to be looked for before an image is written; `None` for nobody.
     pub(crate) children: Option<ChildSearch>,
+    /// Whether a parent locator that breaks rules is only warned of: for who does not go by what it says.
+    pub(crate) any_locator: bool,
 }
 
 impl Default for ImagePolicy {
@@ -27,6 +29,7 @@ impl Default for ImagePolicy {
             writable: false,
             cancel: None,
             children: None,
+            any_locator: false,
         }
     }
 }

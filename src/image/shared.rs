@@ -32,7 +32,7 @@ impl VhdxFile {
         }
         let image = Arc::new(Self::from_storage(storage, policy)?);
         if image.is_shareable(policy) {
-            parents.add(id, Parent { lock: policy.lock, log: policy.log, of: &image });
+            parents.add(id, &image, policy);
         }
         Ok(image)
     }
@@ -126,16 +126,17 @@ struct Parents(Mutex<OpenParents>);
 
 #[derive(Debug, Default)]
 struct OpenParents {
-    by_file: HashMap<FileId, Vec<Parent<Weak<VhdxFile>>>>,
+    by_file: HashMap<FileId, Vec<Parent>>,
     files: HashMap<LayerId, FileId>,
 }
 
 /// An image, and the policies it was opened by.
 #[derive(Debug)]
-struct Parent<I> {
+struct Parent {
     lock: Lock,
     log: LogPolicy,
-    of: I,
+    any_locator: bool,
+    of: Weak<VhdxFile>,
 }
 
 impl Parents {
@@ -145,7 +146,11 @@ impl Parents {
         storage: &dyn Storage,
         policy: &ImagePolicy,
     ) -> Option<Arc<VhdxFile>> {
-        let alike = |parent: &&Parent<_>| parent.lock == policy.lock && parent.log == policy.log;
+        let alike = |parent: &&Parent| {
+            parent.lock == policy.lock
+                && parent.log == policy.log
+                && parent.any_locator == policy.any_locator
+        };
         // The last user of an image may be gone by the time it is looked at here, and its end must find the
         // registry free.
         let open: Vec<_> = {
@@ -156,11 +161,12 @@ impl Parents {
         open.into_iter().find(|image| image.is_still(storage))
     }
 
-    fn add(&self, id: FileId, parent: Parent<&Arc<VhdxFile>>) {
+    fn add(&self, id: FileId, image: &Arc<VhdxFile>, policy: &ImagePolicy) {
         let mut parents = held(&self.0);
-        parents.files.insert(parent.of.id(), id);
-        let Parent { lock, log, of } = parent;
-        parents.by_file.entry(id).or_default().push(Parent { lock, log, of: Arc::downgrade(of) });
+        parents.files.insert(image.id(), id);
+        let &ImagePolicy { lock, log, any_locator, .. } = policy;
+        let parent = Parent { lock, log, any_locator, of: Arc::downgrade(image) };
+        parents.by_file.entry(id).or_default().push(parent);
     }
 
     fn hide(&self, image: &VhdxFile) {

@@ -56,6 +56,44 @@ impl Units {
         was_any
     }
 
+    /// Every `step`th of the units below `end` that are in neither this set nor the other, from the first on.
+    pub(crate) fn every_neither<'a>(
+        &'a self,
+        other: &'a Self,
+        end: u64,
+        step: u64,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let free = move |start: u64| {
+            let of = |set: &Self| {
+                let page = set.pages.get((start / PAGE) as usize).and_then(Option::as_deref);
+                page.map_or(0, |words| words[(start % PAGE / 64) as usize])
+            };
+            let within = if end - start < 64 { (1 << (end - start)) - 1 } else { u64::MAX };
+            !(of(self) | of(other)) & within
+        };
+        // The word that is looked at, what of it is left, and how many units are passed over before the next.
+        let (mut start, mut word, mut skip) = (0, if end > 0 { free(0) } else { 0 }, 0);
+        std::iter::from_fn(move || {
+            while start < end {
+                let left = u64::from(word.count_ones());
+                if left <= skip {
+                    skip -= left;
+                    start += 64;
+                    word = if start < end { free(start) } else { 0 };
+                    continue;
+                }
+                for _ in 0..skip {
+                    word &= word - 1;
+                }
+                let unit = start + u64::from(word.trailing_zeros());
+                word &= word - 1;
+                skip = step - 1;
+                return Some(unit);
+            }
+            None
+        })
+    }
+
     /// How many units below `end` are in neither this set nor the other, and the first of them.
     pub(crate) fn neither(&self, other: &Self, end: u64) -> (u64, Option<u64>) {
         let (mut taken, mut first) = (0, None);
@@ -109,6 +147,11 @@ mod tests {
             }
             let free: Vec<u64> = (0..end).filter(|unit| !model.contains(unit)).collect();
             prop_assert_eq!(one.neither(&other, end), (free.len() as u64, free.first().copied()));
+            for step in [1, 2, 7, 100] {
+                let every: Vec<u64> = one.every_neither(&other, end, step).collect();
+                let expected: Vec<u64> = free.iter().copied().step_by(step as usize).collect();
+                prop_assert_eq!(every, expected);
+            }
             for unit in 0..end {
                 prop_assert_eq!(one.has(unit) || other.has(unit), model.contains(&unit));
             }

@@ -214,6 +214,8 @@ pub enum Finding {
     NoSignature {
         /// The file.
         path: PathBuf,
+        /// The refusal to open it, which says what it is where its bytes tell.
+        error: Error,
     },
     /// An image that is being merged into its parent, or that is the parent alone of one that was not found. The
     /// mark of its node says which.

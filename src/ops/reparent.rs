@@ -148,6 +148,8 @@ struct Asked {
     storage: Arc<dyn Storage>,
     /// The image alone, as it is read.
     image: VhdxFile,
+    /// Whether its parent locator may be a broken one.
+    any_locator: bool,
     base: DiffChain,
     base_path: PathBuf,
     warnings: Vec<Warning>,
@@ -175,11 +177,13 @@ impl Asked {
         // Until it was locked the name, too, was anybody's.
         check_named(host.as_ref(), storage.as_ref())
             .map_err(|error| error.in_file(storage.name()))?;
-        let image = look(&storage, &options)?;
+        let image = look(&storage, &options, asked.unproven)?;
         warnings.extend(base.warnings());
         check_fit(&image, &base)?;
         let base_path = base.tip_image().path().unwrap_or(&asked.base).to_path_buf();
-        let asked = Self { storage, image, base, base_path, warnings, options: options.clone() };
+        let any_locator = asked.unproven;
+        let options = options.clone();
+        let asked = Self { storage, image, any_locator, base, base_path, warnings, options };
         asked.image.locator_edit(asked.base.tip_image().data_write_guid(), None, asked.paths()?)?;
         Ok(asked)
     }
@@ -245,7 +249,7 @@ impl Asked {
 
     /// The disk that the image looks through to now, `None` where it cannot be had and nothing of it is seen.
     fn old_parent(&self) -> Result<Option<DiffChain>> {
-        let opened = look(&self.storage, &self.options)
+        let opened = look(&self.storage, &self.options, false)
             .and_then(|image| self.options.open_chain(crate::VhdxFile::own(image)))
             .and_then(|chain| chain.view(chain.layers()[1].id));
         match opened {
@@ -293,13 +297,14 @@ impl Asked {
     }
 
     fn relink(self, proven: u64, unproven: u64) -> Result<Reparented> {
-        let Self { options, storage, image, base, base_path, mut warnings } = self;
+        let Self { options, storage, image, any_locator, base, base_path, mut warnings } = self;
         drop(image);
         // The lock is held already, and children know the image by what does not change.
         let policy = ImagePolicy {
             writable: true,
             children: None,
             lock: Lock::None,
+            any_locator,
             ..options.policies().0.clone()
         };
         let image = VhdxFile::from_storage(storage, &policy)?;
@@ -318,8 +323,13 @@ impl Asked {
 }
 
 /// The image as it reads now, under a lock that is held already.
-fn look(storage: &Arc<dyn Storage>, options: &OpenOptions) -> Result<VhdxFile> {
-    let policy = ImagePolicy { lock: Lock::None, children: None, ..options.policies().0.clone() };
+fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) -> Result<VhdxFile> {
+    let policy = ImagePolicy {
+        lock: Lock::None,
+        children: None,
+        any_locator,
+        ..options.policies().0.clone()
+    };
     VhdxFile::from_storage(Arc::clone(storage), &policy)
 }
 
@@ -409,6 +419,7 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
     for layer in base.images() {
         // Some writers leave a child its parent's identity; one that has the same link is a copy.
         if layer.data_write_guid() == image.data_write_guid()
+            && !link.linkage.is_nil()
             && layer.parent_link()?.is_some_and(|other| other.linkage == link.linkage)
         {
             let message = "an image cannot have a copy of itself for an ancestor";

@@ -391,7 +391,7 @@ pub fn corruptions() -> Vec<Corruption> {
             "a locator without a parent",
             Child,
             Of(|i| i.has_parent = false),
-            &["bat.bitmap-unexpected", "bat.state", "metadata.locator"],
+            &["~bat.bitmap-unexpected", "bat.state", "metadata.locator"],
         ),
     ];
     all.extend(locator_and_chain());
@@ -640,7 +640,7 @@ fn blocks() -> Vec<Corruption> {
             Of(|i| {
                 i.bitmap_chunks.insert(0);
             }),
-            &["bat.bitmap-unexpected"],
+            &["~bat.bitmap-unexpected"],
         ),
         (
             "the state of a sector bitmap",

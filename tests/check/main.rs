@@ -3,6 +3,7 @@
 
 mod corruptions;
 mod counting;
+mod lost;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -259,10 +260,11 @@ fn sector_bitmaps_are_held_against_states() {
     let found = |code| report.findings.iter().find(|f| f.code == code).unwrap().offset;
     assert_eq!(
         codes(&report, Severity::Info),
-        ["bitmap.empty", "bitmap.full", "bitmap.stray"].into()
+        ["bitmap.empty", "bitmap.full", "bitmap.hidden", "bitmap.stray"].into()
     );
     assert_eq!(found("bitmap.full"), Some(bits));
     assert_eq!(found("bitmap.empty"), Some(bits + 512));
+    assert_eq!(found("bitmap.hidden"), Some(bits + 512));
     assert_eq!(found("bitmap.stray"), Some(bits + 1024));
 }
 
@@ -299,7 +301,7 @@ fn what_is_no_rule_is_told_all_the_same() {
 
 #[test]
 fn only_what_is_no_image_at_all_is_not_examined() {
-    for bytes in [Vec::new(), vec![0; 3 << 20], b"conectix".repeat(1 << 18)] {
+    for bytes in [Vec::new(), vec![0; 3 << 20], b"conectix".repeat(1 << 18), vec![7; 600]] {
         let error = Check::new().run_file(Arc::new(MemStorage::new(bytes))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotVhdx);
     }

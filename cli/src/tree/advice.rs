@@ -1,13 +1,18 @@
 //! The findings in words, each with what to do next.
 
-use avhdx::MergeState;
+use std::path::Path;
+
+use avhdx::ops::Check;
 use avhdx::ops::forest::{Finding, Lead, LeadsTo, Link, NodeId};
+use avhdx::{MergeState, OpenOptions};
 
 use super::draw::count;
 use super::names::{Names, argument, shown};
 use crate::exit::Failure;
 use crate::facts::utc;
+use crate::next;
 use crate::output::Console;
+use crate::parents;
 
 pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Failure> {
     let findings = names.forest.findings();
@@ -56,6 +61,7 @@ impl Words {
             Finding::BrokenLink { child, expected, leads_to, node, found, matches, .. } => {
                 let mut words = Self::new(format!("broken link: {}", names.of(*child)));
                 words.lines.extend(link_of(child).map(recorded));
+                let leads_to_path = leads_to;
                 let leads_to = node.map_or_else(|| names.path(leads_to), |node| names.of(node));
                 words.lines.push(format!("leads to {leads_to}"));
                 words.lines.push(format!("identity expected: {}", either(expected)));
@@ -79,11 +85,8 @@ impl Words {
                     }
                     None => {
                         words.look_elsewhere(names, *child);
-                        words.next.push(format!(
-                            "avhdx info --chain --ignore-id-mismatch {}  # bytes may be a mixture that \
-                             never was on the disk",
-                            names.argument(*child)
-                        ));
+                        let parent = node.map_or(leads_to_path, |node| &forest.node(node).path);
+                        words.with_another(names, *child, parent);
                     }
                 }
                 words
@@ -108,7 +111,7 @@ impl Words {
                     words.lines.push(shown(&error.to_string()));
                     words.lines.extend(cause(error));
                 }
-                words.next.push(format!("avhdx info {}", names.argument(*node)));
+                words.next.push(format!("avhdx check --layer {}", names.argument(*node)));
                 words
             }
             Finding::Loop { nodes, .. } => {
@@ -149,12 +152,18 @@ impl Words {
                     .push(format!("avhdx tree {}  # as a user who may read it", argument(path)));
                 words
             }
-            Finding::NoSignature { path, .. } => {
+            Finding::NoSignature { path, error, .. } => {
                 let mut words = Self::new(format!("no signature: {}", names.path(path)));
-                words.lines.push(
-                    "called like an image, but does not start as one: cut, overwritten or another thing".into(),
-                );
-                words.next.push(format!("avhdx info {}", argument(path)));
+                let is_known = error.code() != "identifier.signature";
+                words.lines.push(match is_known {
+                    true => format!("called like an image, but {}", shown(error.message())),
+                    false => "called like an image, but does not start as one: cut, overwritten or another thing".into(),
+                });
+                if is_known {
+                    words.next.extend(next::for_file(error, path));
+                } else if Check::new().alone(true).run(path).is_ok() {
+                    words.next.push(format!("avhdx check --layer {}", argument(path)));
+                }
                 words
             }
             Finding::UnfinishedMerge { node, .. } => {
@@ -164,7 +173,7 @@ impl Words {
                     let name = shown(&mark.name);
                     words.lines.push(match mark.state {
                         MergeState::Merging => {
-                            format!("is being merged into {name}; seen from here on up, all reads as before")
+                            format!("is being merged into {name}; it is read from here on up, not by {name} alone")
                         }
                         MergeState::Spent => {
                             format!("was merged into {name} and waits for being removed")
@@ -229,6 +238,19 @@ impl Words {
     fn with_parent(&mut self, names: &Names<'_>, child: NodeId, parent: NodeId) {
         let (child, parent) = (names.argument(child), names.argument(parent));
         self.next.push(format!("avhdx info --chain --with-parent {parent} {child}"));
+    }
+
+    /// The ways to go on with the file found, where they lead anywhere.
+    fn with_another(&mut self, names: &Names<'_>, child: NodeId, parent: &Path) {
+        let options = OpenOptions::new();
+        let path = &names.forest.node(child).path;
+        if parents::opens_with_another(path, &options) {
+            self.next.push(format!(
+                "avhdx info --chain --ignore-id-mismatch {}  # bytes may be a mixture that never was on the disk",
+                names.argument(child)
+            ));
+        }
+        self.next.extend(parents::reparent(path, parent, &options));
     }
 
     fn look_elsewhere(&mut self, names: &Names<'_>, child: NodeId) {

@@ -68,8 +68,10 @@ fn summary(names: &Names<'_>) -> String {
     let mut volumes: Vec<_> = forest.nodes().filter_map(|(_, node)| node.volume).collect();
     volumes.sort_unstable();
     volumes.dedup();
+    let is_told_of_all = forest.nodes().all(|(_, node)| node.volume.is_some());
     match volumes.len() {
         0 => {}
+        1 if !is_told_of_all => {}
         1 => text += ", all on one volume",
         several => text += &format!(", on {several} volumes"),
     }

@@ -62,7 +62,7 @@ impl VhdxFile {
         let named = |error: Error| error.in_file(self.name());
         let mut edit = Edit { image: self, pages: others };
         edit.apply(edits).map_err(named)?;
-        let metadata = Metadata::load(&edit, &self.metadata_region).map_err(named)?;
+        let metadata = Metadata::load(&edit, &self.metadata_region, false).map_err(named)?;
         if edit.pages.is_empty() {
             return Ok(());
         }

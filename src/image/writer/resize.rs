@@ -75,6 +75,7 @@ impl VhdxFile {
             writable: self.is_writable(),
             cancel: None,
             children: None,
+            any_locator: false,
         };
         self.end_session()?;
         let image = Self::from_storage(Arc::clone(self.bare_storage()), &policy)?;

@@ -16,7 +16,15 @@ pub(super) struct Totals {
     full: Tally,
     /// Not partially present, and yet there are bits.
     stray: Tally,
+    /// Partially present without a bit, and yet there is data. The first that is found is enough.
+    hidden: Tally,
+    /// How many of the empty ones were looked into.
+    looked_into: u32,
 }
+
+/// Blocks without a bit that are looked into for data, and bytes that are read of each in three places.
+const MOST_LOOKED_INTO: u32 = 64;
+const SAMPLE: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Tally {
@@ -32,7 +40,7 @@ pub(super) fn look(
     at: FileOffset,
     layout: &BlockLayout,
     chunk: ChunkIndex,
-    partial: &[u32],
+    partial: &[(u32, FileOffset)],
     buffer: &mut Vec<u8>,
     totals: &mut Totals,
 ) -> Result<()> {
@@ -46,24 +54,41 @@ pub(super) fn look(
     let mut partial = partial.iter().copied().peekable();
     for (i, bits) in (0..in_chunk).zip(buffer.chunks_exact(bytes_per_block)) {
         let block = BlockIndex(first + i);
-        let is_partial = partial.next_if(|next| u64::from(*next) == i).is_some();
+        let is_partial = partial.next_if(|(number, _)| u64::from(*number) == i);
         let place = at.get() + i * bytes_per_block as u64;
         let is_empty = is_zero(bits);
-        if !is_partial {
+        let Some((_, payload)) = is_partial else {
             if !is_empty {
                 totals.stray.add(block, place);
             }
             continue;
-        }
+        };
         let in_disk = layout.block_size().min(layout.size() - layout.block_start(block).0);
         let sectors = in_disk.div_ceil(layout.sector_size());
         if is_empty {
             totals.empty.add(block, place);
+            if totals.looked_into < MOST_LOOKED_INTO && totals.hidden.count == 0 {
+                totals.looked_into += 1;
+                if holds_data(storage, payload, in_disk) {
+                    totals.hidden.add(block, place);
+                }
+            }
         } else if are_all_set(bits, sectors) {
             totals.full.add(block, place);
         }
     }
     Ok(())
+}
+
+/// Whether the start of a block, its middle or its end is more than zeros.
+fn holds_data(storage: &dyn Storage, at: FileOffset, in_disk: u64) -> bool {
+    let last = in_disk.saturating_sub(SAMPLE as u64);
+    [0, last / 2, last].into_iter().any(|within| {
+        let mut bytes = [0; SAMPLE];
+        let place = at.get().checked_add(within);
+        place.is_some_and(|place| storage.read_exact_at(&mut bytes, place).is_ok())
+            && !is_zero(&bytes)
+    })
 }
 
 fn are_all_set(bits: &[u8], sectors: u64) -> bool {
@@ -74,6 +99,18 @@ fn are_all_set(bits: &[u8], sectors: u64) -> bool {
 
 impl Totals {
     pub(super) fn tell(&self, findings: &mut Findings) {
+        if let Some((BlockIndex(block), place)) = self.hidden.first {
+            let message = "data in partially present blocks of which no sector is here: their bits may be lost";
+            findings.warning(
+                Error::new(ErrorKind::Damaged, "bitmap.hidden", message)
+                    .with_section("2.4")
+                    .at(place)
+                    .with_found(format_args!(
+                        "data in block {block}, the first that was looked into"
+                    ))
+                    .with_expected("a bit for each sector that the block holds"),
+            );
+        }
         for (code, message, tally) in [
             ("bitmap.empty", "partially present blocks of which no sector is here", &self.empty),
             ("bitmap.full", "partially present blocks of which every sector is here", &self.full),

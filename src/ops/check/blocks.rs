@@ -11,11 +11,19 @@ use crate::error::{Error, ErrorKind};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, PayloadState};
 use crate::format::region::RegionEntry;
 use crate::image::{BlockTable, Claim, MOST_UNITS, Role, Units, check_bat_length, units};
+use crate::ops::is_zero;
 use crate::storage::Storage;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
 
 /// Also those that stand behind the last one that the disk needs.
 const ALL: BatIndex = BatIndex(u64::MAX);
+/// Less than this in data that nothing names is no sign of a lost table.
+const LEAST_LOST: u64 = 64 * MIB;
+/// Units that are looked into for such data, and those of a fixed disk.
+const MOST_SAMPLES: u64 = 64;
+const MOST_SAMPLES_OF_FIXED: u64 = 256;
+/// Bytes of a sample.
+const SAMPLE: usize = 4096;
 /// Collisions of which the other party is looked for.
 const MOST_COLLISIONS: usize = 1000;
 
@@ -27,6 +35,8 @@ pub(super) struct Table<'a> {
     pub(super) layout: BlockLayout,
     pub(super) has_parent: bool,
     pub(super) is_fixed: bool,
+    /// Whether the image is being merged into its parent, which gives its space up bit by bit.
+    pub(super) is_merging: bool,
     pub(super) file_len: u64,
     pub(super) structures: &'a [(Range<u64>, String)],
 }
@@ -82,12 +92,21 @@ struct Collision {
 #[derive(Debug, Default)]
 struct Chunk {
     number: u64,
-    /// Its partially present blocks, numbered within the chunk.
-    partial: Vec<u32>,
+    /// Its partially present blocks, numbered within the chunk, and where they lie.
+    partial: Vec<(u32, FileOffset)>,
     /// Its sector bitmap's entry.
     entry: Option<BatEntry>,
     /// Where its sector bitmap lies, if that is a place of its own.
     bitmap: Option<FileOffset>,
+}
+
+/// Payload entries that say something.
+#[derive(Debug, Default)]
+struct Named {
+    /// Those that are not all zeros.
+    entries: u64,
+    /// Those of blocks that were given up, and whose old bytes may still lie somewhere.
+    given_up: u64,
 }
 
 struct Walk<'a, 'f> {
@@ -103,6 +122,7 @@ struct Walk<'a, 'f> {
     more_collisions: [u64; 2],
     is_too_far: bool,
     chunk: Chunk,
+    named: Named,
     totals: Totals,
     buffer: Vec<u8>,
     allocated: u64,
@@ -131,6 +151,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             more_collisions: [0; 2],
             is_too_far: false,
             chunk: Chunk::default(),
+            named: Named::default(),
             totals: Totals::default(),
             buffer: Vec::new(),
             allocated: 0,
@@ -159,7 +180,12 @@ impl<'a, 'f> Walk<'a, 'f> {
             });
         }
         match role {
-            Role::Payload(block) => self.payload(index, block, entry),
+            Role::Payload(block) => {
+                let is_given_up = matches!(entry.state_bits(), 1..=3) && entry.offset().get() == 0;
+                self.named.entries += 1;
+                self.named.given_up += u64::from(is_given_up);
+                self.payload(index, block, entry);
+            }
             _ => self.bitmap(index, entry),
         }
     }
@@ -184,7 +210,8 @@ impl<'a, 'f> Walk<'a, 'f> {
             }
             PayloadState::PartiallyPresent => {
                 if has_parent {
-                    self.chunk.partial.push((block.0 % layout.chunk_ratio()) as u32);
+                    let number = (block.0 % layout.chunk_ratio()) as u32;
+                    self.chunk.partial.push((number, entry.offset()));
                 } else {
                     self.bad_state(index, entry, "a partially present block without a parent");
                 }
@@ -203,16 +230,18 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.chunk.entry = Some(entry);
         match entry.state_bits() {
             0 => self.idle(index, role, entry),
-            6 if self.table.has_parent => {
+            // Nobody looks at it, so that it does not matter where it says to lie either.
+            state if !self.table.has_parent => {
+                self.damaged(Severity::Warning, "bat.bitmap-unexpected", "2.5.1.2", index, |e| {
+                    e.with_found(format_args!("state {state}"))
+                        .with_expected("state 0, without a parent")
+                });
+                self.hold(role, entry);
+            }
+            6 => {
                 if self.claim(index, role, entry, BITMAP_BLOCK_LEN) {
                     self.chunk.bitmap = Some(entry.offset());
                 }
-            }
-            6 => {
-                self.damaged(Severity::Error, "bat.bitmap-unexpected", "2.5.1.2", index, |e| {
-                    e.with_found("state 6").with_expected("state 0, without a parent")
-                });
-                self.hold(role, entry);
             }
             state => {
                 self.damaged(Severity::Error, "bat.bitmap-state", "2.5.1.2", index, |error| {
@@ -425,22 +454,74 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.totals.tell(self.findings);
     }
 
-    /// Counts the units of the file that nothing names.
+    /// Counts the bytes of the file that nothing names, and weighs whether a table that lost entries should.
     fn tell_leaks(&mut self) -> Option<u64> {
         if self.is_too_far {
             return None;
         }
-        let (free, first) = self.used.neither(&self.held, self.table.file_len.div_ceil(MIB));
-        if let Some(first) = first.filter(|_| free > 0) {
-            let message = "space in the file that nothing names";
-            self.findings.info(
-                Error::new(ErrorKind::Damaged, "space.leaked", message)
-                    .at(first * MIB)
-                    .with_found(format_args!("{free} MiB in all, the first of them here"))
-                    .with_expected("none"),
-            );
+        let end = self.table.file_len.div_ceil(MIB);
+        let (free, first) = self.used.neither(&self.held, end);
+        let is_free = |unit| !self.used.has(unit) && !self.held.has(unit);
+        // The last unit may be less than a whole one.
+        let missing = end * MIB - self.table.file_len;
+        let cut = if end > 0 && is_free(end - 1) { missing } else { 0 };
+        let leaked = free * MIB - cut;
+        let Some(first) = first.filter(|_| free > 0) else { return Some(leaked) };
+        self.weigh(leaked, free, first);
+        let message = "space in the file that nothing names";
+        self.findings.info(
+            Error::new(ErrorKind::Damaged, "space.leaked", message)
+                .at(first * MIB)
+                .with_found(format_args!("{leaked} bytes in all, the first of them here"))
+                .with_expected("none"),
+        );
+        Some(leaked)
+    }
+
+    /// Says that the table lost entries where blocks that are not present and data that nothing names make
+    /// that likely. Data behind blocks that were given up is no sign of it.
+    fn weigh(&mut self, leaked: u64, free: u64, first: u64) {
+        let table = self.table;
+        let (blocks, block_size) = (table.layout.blocks(), table.layout.block_size());
+        let absent = blocks - self.named.entries.min(blocks);
+        // A fixed disk gives no block up, so that one of them is enough.
+        let (is_suspect, samples, severity) = if table.is_fixed {
+            (absent > 0 && leaked >= block_size, MOST_SAMPLES_OF_FIXED, Severity::Error)
+        } else {
+            let unexplained = leaked.saturating_sub(self.named.given_up.saturating_mul(block_size));
+            let weight = unexplained.min(absent.saturating_mul(block_size));
+            let is_suspect = weight > LEAST_LOST.max(table.file_len / 16) && !table.is_merging;
+            (is_suspect, MOST_SAMPLES, Severity::Warning)
+        };
+        if !is_suspect || !self.holds_data(free, samples) {
+            return;
         }
-        Some(free * MIB)
+        let message = "data that no block has, beside blocks that are not present: the block allocation \
+                       table is likely to have lost entries";
+        self.findings.add(
+            severity,
+            Error::damaged("bat.lost", "2.5", table.region.offset.get(), message)
+                .with_found(format_args!(
+                    "{leaked} bytes that nothing names, the first at {:#x}, and {absent} blocks without a place",
+                    first * MIB
+                ))
+                .with_expected("every block of data named by an entry"),
+        );
+    }
+
+    /// Whether any of some samples, evenly spread over the units that nothing names, is more than zeros.
+    fn holds_data(&self, free: u64, samples: u64) -> bool {
+        let table = self.table;
+        let mut bytes = [0; SAMPLE];
+        let mut is_data = |at: u64| {
+            let end = table.file_len.min(at + SAMPLE as u64);
+            let bytes = &mut bytes[..end.saturating_sub(at) as usize];
+            table.storage.read_exact_at(bytes, at).is_ok() && !is_zero(bytes)
+        };
+        let end = table.file_len.div_ceil(MIB);
+        let step = free.div_ceil(samples).max(1);
+        let mut units = self.used.every_neither(&self.held, end, step);
+        units.any(|unit| is_data(unit * MIB) || is_data(unit * MIB + MIB / 2))
     }
 
     fn bad_state(&mut self, index: BatIndex, entry: BatEntry, message: &'static str) {

@@ -64,7 +64,8 @@ impl Walk<'_> {
         let mut warnings = Vec::new();
         lock(storage.as_ref(), &self.image, &mut warnings)?;
         self.warn(warnings);
-        let looked = layer::check(storage, None, self.image.log, &mut self.findings)?;
+        let looked =
+            layer::check(storage, None, self.image.log, self.chain.linkage, &mut self.findings)?;
         self.meet(storage.as_ref(), &looked);
         self.tell_trackers(storage.as_ref());
         Ok(looked)
@@ -82,8 +83,7 @@ impl Walk<'_> {
         let parent = match find_parent(link, *at, self.chain.linkage, self.source) {
             Ok(parent) => parent,
             Err(error) => {
-                let at = error.offset().unwrap_or(*at);
-                self.findings.error(error.at(at));
+                self.tell_no_parent(error, *at);
                 return None;
             }
         };
@@ -110,8 +110,8 @@ impl Walk<'_> {
             self.findings.warning(error);
         }
         self.warn(warnings);
-        let log = self.image.log;
-        match layer::check(&storage, Some(parent.found_by), log, &mut self.findings) {
+        let (log, linkage) = (self.image.log, self.chain.linkage);
+        match layer::check(&storage, Some(parent.found_by), log, linkage, &mut self.findings) {
             Ok(looked) => {
                 // It was found before it was locked.
                 if let Some(guid) = looked.layer.data_write_guid
@@ -132,6 +132,30 @@ impl Walk<'_> {
         }
     }
 
+    /// Tells why a layer's parent cannot be had: what is wrong with a file in its place under the name of
+    /// that file.
+    fn tell_no_parent(&mut self, error: Error, locator_at: u64) {
+        let is_its_own = error.child().is_some()
+            && matches!(
+                error.kind(),
+                ErrorKind::NotVhdx | ErrorKind::Damaged | ErrorKind::Unsupported
+            );
+        let Some(file) = error.file().filter(|_| is_its_own).map(str::to_owned) else {
+            let at = error.offset().unwrap_or(locator_at);
+            return self.findings.error(error.at(at));
+        };
+        let message = "what lies in the place of the parent cannot be the parent as it is";
+        self.findings.error(
+            Error::new(ErrorKind::Damaged, "parent.unusable", message)
+                .with_section("2.6.2.6.3")
+                .at(locator_at)
+                .with_found(&file)
+                .with_expected("an image that opens by itself"),
+        );
+        self.findings.enter(&file);
+        self.findings.error(error);
+    }
+
     /// Remembers a layer, by which a loop is known.
     fn meet(&mut self, storage: &dyn Storage, looked: &Looked) {
         if let Some(id) = storage.id().ok().flatten() {
@@ -145,7 +169,7 @@ impl Walk<'_> {
 
     /// Whether the file is one of the layers above.
     fn was_met(&self, storage: &dyn Storage) -> bool {
-        let guid = crate::image::probe_identity(storage).ok().flatten().unwrap_or(Uuid::nil());
+        let guid = crate::image::probe_identity(storage).unwrap_or(Uuid::nil());
         Identity::of(storage, guid).is_ok_and(|identity| self.seen.contains(&identity))
     }
 

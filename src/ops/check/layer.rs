@@ -7,11 +7,11 @@ use uuid::Uuid;
 use super::blocks::{self, Table};
 use super::findings::Findings;
 use super::{CheckedLayer, log, metadata, regions, root};
-use crate::chain::FoundBy;
+use crate::chain::{FoundBy, Linkage};
 use crate::error::{Error, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::metadata::FileFlags;
-use crate::image::{Inspected, LogPolicy, ParentLink};
+use crate::image::{Inspected, LogPolicy, Marks, ParentLink};
 use crate::storage::{Storage, length_of};
 use crate::types::MIB;
 
@@ -36,6 +36,7 @@ pub(super) fn check(
     storage: &Arc<dyn Storage>,
     found_by: Option<FoundBy>,
     log_policy: LogPolicy,
+    linkage: Linkage,
     findings: &mut Findings,
 ) -> Result<Looked> {
     let mut looked = Looked {
@@ -84,7 +85,7 @@ pub(super) fn check(
         .and_then(|region| metadata::check(storage.as_ref(), region, findings));
     looked.metadata_at = regions.metadata.as_ref().map(|region| region.offset.get());
     let Some(inspected) = inspected else { return Ok(looked) };
-    looked.take(&inspected, storage.as_ref());
+    looked.take(&inspected, storage.as_ref(), linkage);
     let Some(region) = &regions.bat else { return Ok(looked) };
     let Some((layout, flags)) = layout(&inspected) else {
         let message = "the block allocation table was not checked";
@@ -103,6 +104,7 @@ pub(super) fn check(
             layout,
             has_parent,
             is_fixed: flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) && !has_parent,
+            is_merging: is_merging(storage.as_ref(), &regions, &inspected),
             file_len,
             structures: &regions.structures,
         },
@@ -114,7 +116,7 @@ pub(super) fn check(
 }
 
 impl Looked {
-    fn take(&mut self, inspected: &Inspected, storage: &dyn Storage) {
+    fn take(&mut self, inspected: &Inspected, storage: &dyn Storage, linkage: Linkage) {
         self.layer.size = inspected.size;
         self.logical_sector = inspected.logical_sector;
         self.physical_sector = inspected.physical_sector;
@@ -122,8 +124,15 @@ impl Looked {
         self.link = inspected
             .locator
             .as_ref()
-            .and_then(|placed| Some((metadata::link(placed, storage)?, placed.at)));
+            .and_then(|placed| Some((metadata::link(placed, storage, linkage)?, placed.at)));
     }
+}
+
+/// Whether the image is marked as one that is being merged.
+fn is_merging(storage: &dyn Storage, regions: &regions::Regions, inspected: &Inspected) -> bool {
+    let marks =
+        regions.metadata.as_ref().map(|region| Marks::find(storage, region, &inspected.table));
+    marks.and_then(Result::ok).is_some_and(|marks| marks.merge.is_some())
 }
 
 fn layout(inspected: &Inspected) -> Option<(BlockLayout, FileFlags)> {

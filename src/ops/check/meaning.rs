@@ -2,6 +2,9 @@
 
 /// One sentence for the code of a finding.
 pub(super) fn meaning(code: &str) -> &'static str {
+    if code.starts_with("foreign.") {
+        return "Nothing of the file is an image: whatever is needed of it cannot be read.";
+    }
     let found = MEANINGS.binary_search_by_key(&code, |(code, _)| code);
     found.map_or("The host or another program keeps this from being examined.", |i| MEANINGS[i].1)
 }
@@ -19,15 +22,25 @@ const MEANINGS: &[(&str, &str)] = &[
     ("bat.bitmap-state", "If blocks of this chunk need the sector bitmap, they cannot be read."),
     (
         "bat.bitmap-unexpected",
-        "The data reads right, but other programs may take the image for a differencing one or refuse it.",
+        "Nothing: without a parent nobody looks at it. Old versions of QEMU left such entries, and QEMU and Windows read the image.",
     ),
     (
         "bat.duplicate",
         "Two blocks share their bytes: at least one of them reads as the other, and a write to one changes both.",
     ),
-    ("bat.fixed", "The disk reads right, but space that was meant to be reserved for it is not."),
-    ("bat.idle-place", "The block reads right; some versions of Windows refuse such an entry."),
+    (
+        "bat.fixed",
+        "These blocks read as zeros, whatever they held: a fixed disk has every block in the file.",
+    ),
+    (
+        "bat.idle-place",
+        "The block reads as its state says; some versions of Windows refuse such an entry.",
+    ),
     ("bat.length", "The end of the disk has no entries and cannot be read."),
+    (
+        "bat.lost",
+        "Blocks whose entries are lost read as zeros, or as the parent has them, and what they held lies in the file unnamed: write nothing to it.",
+    ),
     (
         "bat.not-checked",
         "The blocks of the disk are not examined, and reading the disk is refused.",
@@ -51,28 +64,40 @@ const MEANINGS: &[(&str, &str)] = &[
         "bat.truncated",
         "The file was cut: what of the block lay behind its end is lost, unless that lies behind the end of the disk.",
     ),
-    ("bitmap.empty", "The blocks read right; their space in this file is not used."),
-    ("bitmap.full", "The blocks read right; they could be marked as fully present."),
+    (
+        "bitmap.empty",
+        "The blocks read as the parent has them; their space in this file is not used.",
+    ),
+    (
+        "bitmap.full",
+        "The blocks are read from this file alone; they could be marked as fully present.",
+    ),
+    (
+        "bitmap.hidden",
+        "The blocks read as the parent has them: if bits were lost, what was written to them is not seen.",
+    ),
     ("bitmap.stray", "Nothing: bits count for partially present blocks alone."),
     (
         "chain.disk-id",
-        "The data reads right; Windows gives all layers of a disk one ID and may refuse others.",
+        "Layers are known by another identity than this; Windows gives all layers of a disk one ID and may refuse others.",
     ),
     ("chain.loop", "The disk has no base: it cannot be read."),
-    ("chain.physical-sector", "The data reads right; a guest may see another sector size."),
+    (
+        "chain.physical-sector",
+        "What is read does not depend on it; a guest may see another sector size.",
+    ),
     ("chain.sector-size", "The layers cannot be put together: the disk cannot be read."),
     (
         "chain.size",
         "The disk was resized between the two layers: what the child does not cover is not seen, and beyond the parent are zeros.",
     ),
-    (
-        "chain.volumes",
-        "The data reads right; moving or backing up the chain has to take all volumes along.",
-    ),
+    ("chain.volumes", "Moving or backing up the chain has to take all volumes along."),
+    ("file.folder", "A folder holds no image: whatever is needed of it cannot be read."),
     (
         "file.length",
-        "The data reads right unless the last block is cut; the file may have been truncated.",
+        "The file may have been truncated; a block or structure that this cuts is told of by itself.",
     ),
+    ("file.not-regular", "This is no file: whatever is needed of it cannot be read."),
     ("file.read", "The part of the file that could not be read is not examined."),
     ("header.checksum", "One header is left to open the image by, or none."),
     (
@@ -114,7 +139,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "limit.log-changes",
-        "Nothing is lost, but only opening the image for writing replays a log of this size.",
+        "The log holds more changes than are kept in memory: reading and writing are refused.",
     ),
     ("limit.open-files", "The layers further down are not examined."),
     ("locator.count", "The parent may not be found, or its identity not be known."),
@@ -153,7 +178,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     (
         "log.no-entries",
-        "The writer stopped before the first change was logged: nothing is lost, but reading is refused.",
+        "The writer stopped before the first change was logged, or the log is lost: reading is refused.",
     ),
     (
         "log.not-replayed",
@@ -162,7 +187,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("log.old-entry", "Nothing: entries of earlier logs do not count."),
     (
         "log.pending",
-        "The last program did not close the image; reading it replays the log, and nothing is lost.",
+        "The last program did not close the image; the log replays, and what was flushed is in it.",
     ),
     ("log.place", "The log cannot be used: pending changes cannot be replayed."),
     ("log.read", "The log cannot be read: whether it holds changes cannot be told."),
@@ -188,6 +213,10 @@ const MEANINGS: &[(&str, &str)] = &[
     (
         "metadata.flags",
         "Programs may drop the item when a child is made or merged, or refuse the image.",
+    ),
+    (
+        "metadata.incomplete-file",
+        "What the disk holds was never written to its end: reading is refused.",
     ),
     ("metadata.item-length", "The item cannot be understood: reading is refused."),
     ("metadata.length", "The item cannot be read: reading is refused."),
@@ -223,6 +252,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "The parent is found by another path; programs that know only this one do not find it.",
     ),
     (
+        "parent.unusable",
+        "What the child does not hold itself cannot be read until the parent is mended, or another is given.",
+    ),
+    (
         "region.checksum",
         "The table is damaged; the other copy, if that is sound, is read in its place.",
     ),
@@ -232,7 +265,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("region.count", "Regions may be missing: reading is refused."),
     ("region.duplicate", "Which of the two regions counts cannot be told: reading is refused."),
-    ("region.flags", "The data reads right: every program knows the region, marked or not."),
+    ("region.flags", "Nothing: every program knows the region, marked or not."),
     ("region.length", "The region cannot be read: reading is refused."),
     ("region.missing", "Without the region nothing of the disk can be read."),
     ("region.offset", "The region cannot be read: reading is refused."),
@@ -249,7 +282,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "region.unknown-required",
         "The image needs a program that knows the region: others refuse it.",
     ),
-    ("space.leaked", "Nothing is lost; the file is longer than it needs to be."),
+    (
+        "space.leaked",
+        "No block of the disk is read from there: the file is longer than its tables need.",
+    ),
     ("table.read", "Blocks of that part of the table cannot be read, and are not examined."),
 ];
 

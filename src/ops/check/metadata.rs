@@ -1,6 +1,7 @@
 //! The metadata region, its items, and the parent locator among them.
 
 use super::findings::Findings;
+use crate::chain::Linkage;
 use crate::error::{Error, ErrorKind};
 use crate::format::locator::ParentLocator;
 use crate::format::metadata::{self, FileFlags};
@@ -49,9 +50,19 @@ pub(super) fn check(
     Some(found)
 }
 
-/// The link that the locator records, if it is whole.
-pub(super) fn link(placed: &PlacedLocator, storage: &dyn Storage) -> Option<ParentLink> {
-    ParentLink::from_locator(placed, storage.name(), storage.path(), storage.via()).ok()
+/// The link that the locator records, if it is whole, or need not be.
+pub(super) fn link(
+    placed: &PlacedLocator,
+    storage: &dyn Storage,
+    linkage: Linkage,
+) -> Option<ParentLink> {
+    let PlacedLocator { locator, at } = placed;
+    let linkages = match linkage {
+        Linkage::Verify => (locator.linkage(*at).ok()?, locator.linkage2(*at).ok()?),
+        Linkage::Ignore => locator.linkages_as_meant(*at, &mut drop),
+    };
+    let (name, path, via) = (storage.name(), storage.path(), storage.via());
+    Some(ParentLink::from_locator(locator, linkages, name, path, via))
 }
 
 fn locator(storage: &dyn Storage, placed: &PlacedLocator, findings: &mut Findings) {

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::chain::FoundBy;
 use crate::error::{Error, Result};
-use crate::image::refuse_vhd_set;
+use crate::image::refuse_by_name;
 use crate::options::OpenOptions;
 use crate::storage::{Access, Storage};
 
@@ -83,6 +83,18 @@ pub struct CheckedLayer {
     pub leaked: Option<u64>,
 }
 
+/// Findings of data that may be lost, and of what was not examined or may have changed meanwhile.
+const DOUBTS: &[&str] = &[
+    "bat.lost",
+    "bat.not-checked",
+    "bat.too-far",
+    "bitmap.hidden",
+    "lock.failed",
+    "lock.in-use",
+    "log.not-replayed",
+    "parent.linkage-ignored",
+];
+
 impl Check {
     /// A check of the whole chain.
     pub fn new() -> Self {
@@ -116,7 +128,7 @@ impl Check {
     /// [`run_file`](Self::run_file).
     pub fn run(&self, path: impl AsRef<Path>) -> Result<Report> {
         let path = path.as_ref();
-        refuse_vhd_set(self.options.host_used().as_ref(), path)?;
+        refuse_by_name(self.options.host_used().as_ref(), path)?;
         let storage = self.options.host_used().open(path, Access::Read).map_err(|error| {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
         })?;
@@ -142,9 +154,18 @@ impl Default for Check {
 }
 
 impl Report {
-    /// Whether no rule is broken: there may be warnings all the same.
+    /// Whether no rule is broken: there may be warnings all the same, and [doubts](Self::is_doubtful). What blocks
+    /// hold is not read.
     pub fn is_sound(&self) -> bool {
         self.count(Severity::Error) == 0
+    }
+
+    /// Whether a finding that breaks no rule says that data may be lost, or that something was not examined: then
+    /// that no rule is broken is no comfort.
+    pub fn is_doubtful(&self) -> bool {
+        let doubts = |code: &str| DOUBTS.contains(&code);
+        self.findings.iter().any(|finding| doubts(finding.code))
+            || self.unlisted.iter().any(|more| doubts(more.code))
     }
 
     /// How many findings there are of a severity, those not listed included.

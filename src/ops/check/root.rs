@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::format::region::RegionTable;
-use crate::image::{read_what_is_there, too_short};
+use crate::image::{named, read_what_is_there, too_short};
 use crate::storage::Storage;
 
 /// What the headers come to.
@@ -24,7 +24,7 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
     let mut identifier = [0; FileIdentifier::LEN];
     let read = read_what_is_there(storage, &mut identifier, 0)?;
     match FileIdentifier::parse(&identifier) {
-        Err(error) if !has_other_signatures(storage)? => return Err(error),
+        Err(error) if !has_other_signatures(storage)? => return Err(named(storage, error)),
         Err(error) => findings.error(error),
         Ok(_) if read < identifier.len() => {
             findings.error(too_short("identifier.length", "2.2.1", 0, read, identifier.len()));

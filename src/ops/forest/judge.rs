@@ -144,7 +144,7 @@ fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Findin
 fn rank(finding: &Finding) -> (bool, bool, Option<NodeId>, Option<&Path>) {
     let path = match finding {
         Finding::Unreadable { path, .. }
-        | Finding::NoSignature { path }
+        | Finding::NoSignature { path, .. }
         | Finding::LinkOutside { path } => Some(path.as_path()),
         _ => None,
     };

@@ -143,8 +143,7 @@ impl Linker<'_> {
         let storage = host.open(&place.path, Access::Read).ok()?;
         // The file that is opened now must be the one that was looked at.
         if FileKey::new(host, storage.id().ok()?, &place.path) != place.key
-            || !probe_identity(storage.as_ref())
-                .is_ok_and(|guid| guid.is_some_and(|guid| recorded.accepts(guid)))
+            || !probe_identity(storage.as_ref()).is_ok_and(|guid| recorded.accepts(guid))
         {
             return None;
         }
@@ -197,7 +196,13 @@ impl Linker<'_> {
         let key = FileKey::new(self.source.its_host(), storage.id()?, &path);
         let guid = match self.found.by_file.get(&key) {
             Some(known) => known_guid(&self.found.nodes[*known])?,
-            None => probe_identity(storage.as_ref())?,
+            None => match probe_identity(storage.as_ref()) {
+                Ok(guid) => Some(guid),
+                Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => {
+                    return Err(error.into());
+                }
+                Err(_) => None,
+            },
         };
         Ok(Place { key, path, guid })
     }
@@ -246,7 +251,7 @@ impl Linker<'_> {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => LeadsTo::Nothing,
                 io::ErrorKind::PermissionDenied => LeadsTo::Denied,
                 // What is there is no regular file.
-                io::ErrorKind::InvalidInput => LeadsTo::Stranger,
+                io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => LeadsTo::Stranger,
                 _ => LeadsTo::Failed,
             },
         };

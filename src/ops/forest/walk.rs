@@ -9,7 +9,7 @@ use super::{Finding, Image, Link, Node};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::identifier::FileIdentifier;
-use crate::image::{ImagePolicy, Lock, VhdxFile, probe_identity};
+use crate::image::{ImagePolicy, Lock, VhdxFile, probe_identity, why_no_image};
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, is_temporary_name};
 
 /// What a walk found.
@@ -69,7 +69,7 @@ pub(super) fn walk<P: AsRef<Path>>(
 
 /// Reads what there is to know of an image whose identity may be known, and closes it again.
 pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Node {
-    let data_write_guid = probe_identity(storage.as_ref()).ok().flatten();
+    let data_write_guid = probe_identity(storage.as_ref()).ok();
     let policy = ImagePolicy { lock: Lock::Try, ..ImagePolicy::default() };
     let read = VhdxFile::from_storage(storage, &policy).and_then(|image| {
         let recorded = image.parent_link()?;
@@ -195,7 +195,8 @@ impl Walk<'_> {
             Ok(true) => {}
             Ok(false) => {
                 if is_given || is_named_as_image(&path) {
-                    self.found.findings.push(Finding::NoSignature { path });
+                    let error = why_no_image(storage.as_ref()).in_path(&path);
+                    self.found.findings.push(Finding::NoSignature { path, error });
                 }
                 return;
             }

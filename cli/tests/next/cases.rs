@@ -1,0 +1,636 @@
+//! Situations in which the program refuses, a case for each row of its table or more.
+
+use std::fs;
+use std::path::Path;
+
+use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry, write_chain};
+
+use super::common::{Folder, chain, guid, mark, name};
+use super::{missing_tool, shell};
+
+/// Rows that no test can provoke, and why.
+pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("create.parent-path", "on Unix a path leads from every folder to every file"),
+    ("export.room", "needs a file system without room"),
+    ("kind no-space", "needs a file system without room"),
+    ("kind poisoned", "needs a host that fails in the middle of a flush"),
+    ("kind parent-required", "the program opens chains, never an image without its parents"),
+    ("exit 4", "every kind of damage has a row"),
+    ("exit 5", "every kind of trouble with parents has a row"),
+    ("exit 6", "what is in use says what to do itself"),
+    ("exit 7", "every refusal there is has a row"),
+];
+
+/// A situation that a row is about.
+pub struct Case {
+    pub row: &'static str,
+    /// Makes the files.
+    pub set_up: fn(&Folder),
+    /// What is typed behind `avhdx`.
+    pub typed: &'static str,
+    pub exit: i32,
+    /// What the user puts in the place of words that stand for something.
+    pub filled: &'static [(&'static str, &'static str)],
+    /// What is put before the command to provoke the refusal, for the shell.
+    pub under: &'static str,
+    /// The file that somebody else has open.
+    pub held: Option<&'static str>,
+    /// What the user does before going on, where the way on says that something is to be done first.
+    pub first: fn(&Folder),
+}
+
+fn case(row: &'static str, exit: i32, set_up: fn(&Folder), typed: &'static str) -> Case {
+    let nothing = |_: &Folder| {};
+    let (filled, under, held) = (&[][..], "", None);
+    Case { row, set_up, typed, exit, filled, under, held, first: nothing }
+}
+
+impl Case {
+    fn filled(self, filled: &'static [(&'static str, &'static str)]) -> Self {
+        Self { filled, ..self }
+    }
+
+    fn under(self, under: &'static str) -> Self {
+        Self { under, ..self }
+    }
+
+    fn held(self, file: &'static str) -> Self {
+        Self { held: Some(file), ..self }
+    }
+
+    fn first(self, first: fn(&Folder)) -> Self {
+        Self { first, ..self }
+    }
+}
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = asked();
+    cases.extend(parents());
+    cases.extend(operations());
+    cases.extend(files());
+    cases
+}
+
+fn asked() -> Vec<Case> {
+    vec![
+        case(
+            "create.metadata",
+            7,
+            of_chain,
+            "create c.avhdx --parent l2.vhdx --absolute-win32-path LONG",
+        ),
+        case("file.folder", 4, of_chain, "info ."),
+        case("file.folder", 2, of_chain, "read . -f raw --length 1"),
+        case("file.open", 3, of_chain, "info nothing.vhdx"),
+        case(
+            "file.vhd-set",
+            7,
+            |f| {
+                of_chain(f);
+                fs::write(f.file("set.vhds"), "").unwrap();
+            },
+            "info set.vhds",
+        ),
+        case("man.verb", 2, of_chain, "man frobnicate"),
+        case(
+            "point.ambiguous",
+            2,
+            |f| {
+                of_chain(f);
+                f.run("checkpoint l2.vhdx --label x --path a.avhdx").expect(0);
+                f.run("checkpoint a.avhdx --label x --path b.avhdx").expect(0);
+            },
+            "read b.avhdx@x --length 1",
+        ),
+        case("point.unknown", 2, of_chain, "read l2.vhdx@nobody --length 1"),
+        case("point.below-tip", 7, of_chain, "write l2.vhdx@-1 --offset 0")
+            .filled(&[("CHILD", "c.avhdx")]),
+        case("output.exists", 7, of_chain, "convert l0.vhdx -O raw l1.vhdx"),
+        case("output.is-input", 7, of_chain, "convert l0.vhdx -O raw l0.vhdx --overwrite")
+            .filled(OUT),
+        case(
+            "output.link",
+            7,
+            |f| {
+                of_chain(f);
+                std::os::unix::fs::symlink("nowhere", f.file("link")).unwrap();
+            },
+            "convert l0.vhdx -O raw link",
+        )
+        .filled(OUT),
+        case("output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
+        case("output.*", 3, of_chain, "convert l0.vhdx -O raw nowhere/out").filled(OUT),
+        case("output.*", 6, of_chain, "convert l0.vhdx -O raw l1.vhdx --overwrite")
+            .held("l1.vhdx")
+            .filled(OUT),
+        case("export.write", 3, of_chain, "convert l2.vhdx -O raw out")
+            .under("trap '' XFSZ; ulimit -f 64; "),
+        case("exit 2", 2, of_chain, "read l2.vhdx --length 7M"),
+        case("exit 3", 3, of_chain, "write l2.vhdx --offset 0 --children-in nowhere")
+            .first(|f| fs::create_dir(f.file("nowhere")).unwrap()),
+    ]
+}
+
+fn parents() -> Vec<Case> {
+    let read = "read l2.vhdx --length 6M";
+    let parent = &[("PARENT", "kept.vhdx"), ("DIR", "elsewhere")][..];
+    vec![
+        case(
+            "kind parent-missing",
+            5,
+            |f| keep_base(f, |path| fs::remove_file(path).unwrap()),
+            read,
+        )
+        .filled(parent),
+        case("kind parent-mismatch", 5, other_base, read).filled(parent),
+        // Without the flag to read all the same, and with a parent that cannot be one.
+        case("kind parent-mismatch", 5, other_base, "write l2.vhdx --offset 0").filled(parent),
+        case(
+            "kind parent-mismatch",
+            5,
+            |f| {
+                keep_base(f, |path| {
+                    let mut base = chain().remove(0);
+                    base.set_data_write_guid(guid(9));
+                    base.logical_sector = 4096;
+                    base.write_to(path);
+                })
+            },
+            read,
+        )
+        .filled(parent),
+        case(
+            "kind parent-denied",
+            5,
+            |f| {
+                fs::create_dir(f.file("in")).unwrap();
+                let mut images = chain();
+                images[0].write_to(f.file("outside.vhdx"));
+                images[1].parent_path(r"..\outside.vhdx");
+                images[1].write_to(f.file("in/l1.vhdx"));
+            },
+            "read in/l1.vhdx --length 1 --confine in",
+        )
+        .filled(&[("DIR", ".")]),
+        case(
+            "parent: file.folder",
+            4,
+            |f| {
+                keep_base(f, |path| {
+                    fs::remove_file(path).unwrap();
+                    fs::create_dir(path).unwrap();
+                })
+            },
+            read,
+        )
+        .filled(parent),
+        case("parent: foreign.*", 4, |f| keep_base(f, |path| fs::write(path, "").unwrap()), read)
+            .filled(parent),
+        case(
+            "parent: foreign.*",
+            4,
+            |f| keep_base(f, |path| fs::write(path, b"QFI\xfb\0\0\0\x03").unwrap()),
+            read,
+        )
+        .filled(parent),
+        case(
+            "parent: kind not-vhdx",
+            4,
+            |f| keep_base(f, |path| fs::write(path, "a letter").unwrap()),
+            read,
+        )
+        .filled(parent),
+        case(
+            "parent: kind damaged",
+            4,
+            |f| {
+                keep_base(f, |path| {
+                    let bytes = fs::read(path).unwrap();
+                    fs::write(path, &bytes[..100 << 10]).unwrap();
+                })
+            },
+            read,
+        )
+        .filled(parent),
+        case(
+            "parent: kind damaged",
+            4,
+            |f| {
+                keep_base(f, |path| {
+                    let bytes = fs::read(path).unwrap();
+                    fs::write(path, &bytes[..2 << 20]).unwrap();
+                })
+            },
+            read,
+        )
+        .filled(parent),
+        case(
+            "parent: kind unsupported",
+            7,
+            |f| {
+                keep_base(f, |path| {
+                    let mut base = chain().remove(0);
+                    base.headers.iter_mut().flatten().for_each(|header| header.version = 2);
+                    base.write_to(path);
+                })
+            },
+            read,
+        )
+        .filled(parent),
+        case(
+            "chain.loop",
+            4,
+            |f| {
+                let mut images = chain();
+                images[1].locator.set("parent_linkage", format!("{{{}}}", guid(2)));
+                write_chain(f.path(), &images);
+                images[1].parent_path(r".\l2.vhdx");
+                images[1].write_to(f.file("l1.vhdx"));
+            },
+            read,
+        ),
+        case(
+            "chain.sector-size",
+            4,
+            |f| {
+                let mut images = chain();
+                images[0].logical_sector = 4096;
+                write_chain(f.path(), &images);
+            },
+            read,
+        ),
+        case("limit.depth", 7, of_chain, "read l2.vhdx --length 1 --max-depth 2"),
+        case("limit.open-files", 3, of_deep_chain, "read l29.vhdx --length 1")
+            .under("ulimit -n 16; "),
+        case(
+            "locator.*",
+            4,
+            |f| {
+                let mut images = chain();
+                images[1].locator.set("parent_linkage", guid(0).to_string());
+                write_chain(f.path(), &images);
+            },
+            read,
+        )
+        .filled(&[("PARENT", "l0.vhdx")]),
+        case(
+            "locator.*",
+            7,
+            |f| {
+                let mut images = chain();
+                images[1].locator.kind = uuid::Uuid::from_u128(7);
+                write_chain(f.path(), &images);
+            },
+            "write l2.vhdx --offset 0",
+        )
+        .filled(&[("PARENT", "l0.vhdx")]),
+        case(
+            "reparent: locator.*",
+            4,
+            |f| {
+                let mut images = chain();
+                images[1].locator.remove("parent_linkage");
+                write_chain(f.path(), &images);
+            },
+            "reparent l1.vhdx --onto l0.vhdx",
+        ),
+        case("relink.*", 7, |f| keep_base(f, |path| fs::remove_file(path).unwrap()), "relink .")
+            .filled(&[("DIR", "elsewhere")])
+            .first(|f| {
+                // Of several with the identity none is taken.
+                fs::remove_file(f.file("kept.vhdx")).unwrap();
+            }),
+    ]
+}
+
+fn operations() -> Vec<Case> {
+    vec![
+        case(
+            "reparent.differs",
+            7,
+            |f| {
+                of_chain(f);
+                let mut other = chain().remove(0);
+                other.set_data_write_guid(guid(9));
+                other.put(0, Block::full(Data::Pattern(77)));
+                other.write_to(f.file("other.vhdx"));
+            },
+            "reparent l1.vhdx --onto other.vhdx",
+        ),
+        case(
+            "reparent.parent-lost",
+            7,
+            |f| keep_base(f, |path| fs::remove_file(path).unwrap()),
+            "reparent l1.vhdx --onto kept.vhdx",
+        ),
+        case(
+            "reparent.unfinished",
+            7,
+            |f| {
+                of_merge(f);
+                let mut other = chain().remove(0);
+                other.set_data_write_guid(guid(9));
+                other.write_to(f.file("other.vhdx"));
+            },
+            "reparent l1.vhdx --onto other.vhdx",
+        ),
+        case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
+        case("kind in-use", 6, of_chain, "read l2.vhdx --length 1").held("l2.vhdx"),
+        case("kind in-use", 6, of_chain, "merge l2.vhdx").held("l1.vhdx"),
+        case("kind has-children", 7, of_chain, "write l1.vhdx --offset 0")
+            .filled(&[("CHILD", "c.avhdx")]),
+        case("point.none", 2, of_chain, "revert l2.vhdx"),
+        case("revert.newest", 2, of_chain, "revert l2.vhdx@-0"),
+        case(
+            "merge: kind has-children",
+            7,
+            |f| {
+                of_chain(f);
+                f.run("create other.avhdx --parent l1.vhdx").expect(0);
+            },
+            "merge l2.vhdx@-1",
+        ),
+        case(
+            "merge.children-unknown",
+            7,
+            |f| {
+                of_chain(f);
+                std::os::unix::fs::symlink("odd.vhdx", f.file("odd.vhdx")).unwrap();
+            },
+            "merge l2.vhdx@-1",
+        ),
+        case("merge.no-parent", 2, of_chain, "merge l2.vhdx@base"),
+        case("merge.not-begun", 2, of_chain, "merge --resume l2.vhdx"),
+        case(
+            "kind merged",
+            7,
+            |f| {
+                let mut images = chain();
+                mark(&mut images[2], 2, guid(1), "l1.vhdx");
+                write_chain(f.path(), &images);
+            },
+            "read l2.vhdx --length 1",
+        ),
+        case("kind unfinished", 7, of_merge, "read l0.vhdx --length 1"),
+    ]
+}
+
+fn files() -> Vec<Case> {
+    let mut cases = vec![
+        case(
+            "log.no-entries",
+            4,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.set_log_guid(guid(8));
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "log.pending",
+            7,
+            |f| {
+                dirty().write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1 --log refuse",
+        ),
+        case(
+            "kind log-overlay",
+            7,
+            |f| {
+                let mut image = dirty();
+                let payload = image.layout().payload[&0];
+                image.log[0].descriptors.push(Descriptor::data(payload, vec![1; 4096]));
+                image.write_to(f.file("a.vhdx"));
+            },
+            "map a.vhdx",
+        )
+        .filled(OUT),
+        case(
+            "log.*",
+            4,
+            |f| {
+                let mut image = dirty();
+                image.log[0].flushed_file_offset = Some(1 << 40);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "limit.header-sequence",
+            7,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                let headers = image.headers.iter_mut().flatten();
+                headers.zip([u64::MAX - 1, u64::MAX]).for_each(|(h, n)| h.sequence_number = n);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "write a.vhdx --offset 0",
+        )
+        .filled(OUT),
+        case(
+            "limit.log-changes",
+            7,
+            |f| {
+                let mut image = Image::dynamic(1 << 20);
+                image.log_length = 64 << 20;
+                image.metadata_offset = 65 << 20;
+                image.bat_offset = 66 << 20;
+                image.set_log_guid(guid(8));
+                let spare = image.layout().needed_length;
+                let count = u64::from(image.log_length) / 32 - 2;
+                let zeros = (0..count).map(|n| Descriptor::zero(spare + n * 8192, 4096)).collect();
+                image.log = vec![LogEntry::new(7, zeros)];
+                image.file_length = Some(spare);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "claim.*",
+            4,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.put(3, Block::full(Data::Pattern(1)));
+                image.file_length = Some(image.layout().needed_length - (1 << 20));
+                image.write_to(f.file("a.vhdx"));
+            },
+            "zero a.vhdx --offset 3M --length 512",
+        ),
+        case(
+            "loss.report",
+            3,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.put(3, Block::full(Data::Pattern(1)));
+                image.file_length = Some(image.layout().needed_length - (1 << 20));
+                image.write_to(f.file("a.vhdx"));
+                fs::write(f.file("list"), "").unwrap();
+            },
+            "zero a.vhdx --offset 0 --length 512 --accept-loss --loss-report list",
+        )
+        .filled(&[("LIST", "other")]),
+        case(
+            "kind damaged",
+            4,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.bat_override.insert(3, 4);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 4M",
+        ),
+        case(
+            "kind unsupported",
+            7,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.headers.iter_mut().flatten().for_each(|header| header.version = 2);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| fs::write(f.file("a.vhdx"), "a letter").unwrap(),
+            "info a.vhdx",
+        ),
+        case("kind not-vhdx", 4, |f| fs::write(f.file("a.vhdx"), "").unwrap(), "check a.vhdx"),
+        case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "read a.vhdx --length 512")
+            .filled(OUT),
+        case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "check a.vhdx").filled(OUT),
+        case(
+            "foreign.disk",
+            4,
+            |f| {
+                of_chain(f);
+                write_disk(&f.file("a.vhdx"));
+            },
+            "compare l2.vhdx a.vhdx",
+        )
+        .filled(OUT),
+    ];
+    cases.extend(foreign());
+    cases
+}
+
+/// A row, and what makes its situation.
+type Made = (&'static str, fn(&Folder));
+
+/// Images of other programs, made by those where they are installed.
+fn foreign() -> Vec<Case> {
+    let qemu: [Made; 7] = [
+        ("foreign.qcow2", |f| by_qemu(f, "qcow2")),
+        ("foreign.qcow", |f| by_qemu(f, "qcow")),
+        ("foreign.qed", |f| by_qemu(f, "qed")),
+        ("foreign.vhd", |f| by_qemu(f, "vpc")),
+        ("foreign.vmdk", |f| by_qemu(f, "vmdk")),
+        ("foreign.vdi", |f| by_qemu(f, "vdi")),
+        ("foreign.parallels", |f| by_qemu(f, "parallels")),
+    ];
+    let packers: [Made; 7] = [
+        ("foreign.gzip", |f| pack(f, "gzip -c l0.vhdx > a.vhdx")),
+        ("foreign.xz", |f| pack(f, "xz -c l0.vhdx > a.vhdx")),
+        ("foreign.zstd", |f| pack(f, "zstd -qc l0.vhdx > a.vhdx")),
+        ("foreign.bzip2", |f| pack(f, "bzip2 -c l0.vhdx > a.vhdx")),
+        ("foreign.zip", |f| pack(f, "zip -q a.zip l0.vhdx && mv a.zip a.vhdx")),
+        ("foreign.7z", |f| pack(f, "7z a a.7z l0.vhdx > /dev/null && mv a.7z a.vhdx")),
+        ("foreign.tar", |f| pack(f, "tar -cf a.vhdx l0.vhdx")),
+    ];
+    let mut cases: Vec<Case> = qemu
+        .into_iter()
+        .chain(packers)
+        .map(|(row, set_up)| case(row, 4, set_up, "info a.vhdx").filled(OUT))
+        .collect();
+    cases.push(
+        case(
+            "foreign.vmdk-text",
+            4,
+            |f| {
+                let options = "-f vmdk -o subformat=monolithicFlat a.vmdk 1M";
+                shell(f, &format!("qemu-img create -q {options} && mv a.vmdk a.vhdx"));
+            },
+            "info a.vhdx",
+        )
+        .filled(OUT),
+    );
+    cases
+}
+
+const OUT: &[(&str, &str)] =
+    &[("OUT", "made"), ("OUT.raw", "made.raw"), ("OUT.vhdx", "made.vhdx"), ("-oOUT", "-omade")];
+
+fn of_chain(folder: &Folder) {
+    write_chain(folder.path(), &chain());
+}
+
+fn of_deep_chain(folder: &Folder) {
+    let mut images = vec![chain().remove(0)];
+    for n in 1..30 {
+        let mut child = images[n - 1].new_child();
+        child.reseed(n as u64);
+        images.push(child);
+    }
+    write_chain(folder.path(), &images);
+}
+
+/// The chain with a copy of its base under another name, and the base itself harmed.
+fn keep_base(folder: &Folder, harm: impl FnOnce(&Path)) {
+    of_chain(folder);
+    fs::create_dir(folder.file("elsewhere")).unwrap();
+    fs::copy(folder.file("l0.vhdx"), folder.file("kept.vhdx")).unwrap();
+    fs::copy(folder.file("l0.vhdx"), folder.file("elsewhere/base.vhdx")).unwrap();
+    harm(&folder.file("l0.vhdx"));
+}
+
+fn other_base(folder: &Folder) {
+    keep_base(folder, |path| {
+        let mut base = chain().remove(0);
+        base.set_data_write_guid(guid(9));
+        base.write_to(path);
+    });
+}
+
+/// The chain in the middle of a merge of its second layer into the first.
+fn of_merge(folder: &Folder) {
+    let mut images = chain();
+    mark(&mut images[0], 3, guid(1), "l1.vhdx");
+    mark(&mut images[1], 1, guid(0), "l0.vhdx");
+    write_chain(folder.path(), &images);
+}
+
+/// An image whose log has the change of the table that made its second block.
+fn dirty() -> Image {
+    let mut before = Image::dynamic(4 << 20);
+    name(&mut before, 5);
+    before.put(0, Block::full(Data::Pattern(5)));
+    let mut after = before.clone();
+    after.put(1, Block::full(Data::Pattern(6)));
+    Image::dirty(&before, &after, guid(8), 10)
+}
+
+/// A disk with a partition table, as a guest leaves it.
+fn write_disk(path: &Path) {
+    let mut bytes = vec![0; 1 << 20];
+    bytes[446] = 0x80;
+    bytes[450] = 7;
+    bytes[510..512].copy_from_slice(&[0x55, 0xAA]);
+    fs::write(path, bytes).unwrap();
+}
+
+fn by_qemu(folder: &Folder, format: &str) {
+    shell(folder, &format!("qemu-img create -q -f {format} a.vhdx 1M"));
+}
+
+fn pack(folder: &Folder, line: &str) {
+    of_chain(folder);
+    if missing_tool(line).is_none() {
+        shell(folder, line);
+    }
+    // The way on has to bring the image back, not find it.
+    if folder.file("a.vhdx").metadata().is_ok_and(|made| made.len() == 0) {
+        fs::remove_file(folder.file("a.vhdx")).unwrap();
+    }
+}
