@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::FileId;
 use crate::types::FileOffset;
 
 /// Buffers of no more bytes than this are written together.
@@ -131,6 +132,11 @@ pub trait Disk: Send + Sync {
     /// As [`read_at`](Self::read_at), and [`ErrorKind::LogOverlay`] where bytes of a pending log lie
     /// over the payload.
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>>;
+
+    /// The files that the bytes come from, first the one that writes go to, as far as the host tells files apart.
+    fn files(&self) -> Vec<FileId> {
+        Vec::new()
+    }
 }
 
 /// Calls that every [`Disk`] has, by value or behind `dyn`.
@@ -177,6 +183,9 @@ macro_rules! forward_disk {
             }
             fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
                 (**self).next_extent(range)
+            }
+            fn files(&self) -> Vec<FileId> {
+                (**self).files()
             }
         }
     )*};

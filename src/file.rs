@@ -16,6 +16,7 @@ use crate::image::{
     Warning,
 };
 use crate::mutants::planted;
+use crate::storage::FileId;
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -241,6 +242,10 @@ pub(crate) fn read_only(name: &str) -> Error {
 impl Disk for VhdxFile {
     fn geometry(&self) -> Geometry {
         self.latest().geometry()
+    }
+
+    fn files(&self) -> Vec<FileId> {
+        self.latest().files()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -139,10 +139,10 @@ pub(crate) fn unfit<'a>(folder: &Path, target: &'a Path) -> Option<(&'a Path, &'
         let why = match place.file_name()?.to_str() {
             None => "a name that is not valid UTF-8",
             Some(name) if name.contains('\\') => {
-                r"a \ in a name, which parts folders where paths are recorded"
+                r"a \ in the name, which parts folders where paths are recorded"
             }
             Some(name) if name.contains(':') => {
-                "a : in a name, which follows drives where paths are recorded"
+                "a : in the name, which follows drives where paths are recorded"
             }
             Some(_) => return None,
         };

@@ -7,7 +7,9 @@ use std::sync::atomic::AtomicBool;
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, Result};
 use crate::file::VhdxFile;
-use crate::image::{self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, refuse_by_name};
+use crate::image::{
+    self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, Warning, refuse_by_name,
+};
 use crate::storage::{Access, Host, LocalHost, Storage};
 
 /// How to open an image or a chain: for reading unless told otherwise.
@@ -164,14 +166,21 @@ impl OpenOptions {
     /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse);
     /// [`HasChildren`](crate::ErrorKind::HasChildren) when opened for writing.
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
-        let children = ChildSearch {
-            folders: self.child_folders.clone(),
-            orphans: self.orphan_children,
-            ..ChildSearch::beside(Arc::clone(&self.host))
-        };
         let any_locator = self.chain.linkage == Linkage::Ignore && !self.image.writable;
-        let policy = ImagePolicy { children: Some(children), any_locator, ..self.image.clone() };
+        let policy =
+            ImagePolicy { children: Some(self.child_search()), any_locator, ..self.image.clone() };
         image::VhdxFile::from_storage(storage, &policy).map(VhdxFile::own)
+    }
+
+    /// Looks whether a file may be replaced or removed, and says what could not be looked at: an image that others
+    /// have for their parent is needed by them. They are looked for as before a [write](Self::writable).
+    ///
+    /// # Errors
+    /// [`HasChildren`](crate::ErrorKind::HasChildren) unless consent was given to
+    /// [orphan](Self::orphan_children) them; [`Io`](crate::ErrorKind::Io) when the file or a folder that was asked
+    /// for cannot be read.
+    pub fn check_childless(&self, file: &dyn Storage) -> Result<Vec<Warning>> {
+        self.child_search().refuse_loss(file)
     }
 
     /// Finds and opens the parents of `tip`.
@@ -195,6 +204,14 @@ impl OpenOptions {
     /// images stand alone: reading what one does not hold is an error, never zeros.
     pub fn follow(&self, tip: VhdxFile) -> Followed {
         Followed::follow(tip, &self.chain, &self.image, self.source().as_ref())
+    }
+
+    fn child_search(&self) -> ChildSearch {
+        ChildSearch {
+            folders: self.child_folders.clone(),
+            orphans: self.orphan_children,
+            ..ChildSearch::beside(Arc::clone(&self.host))
+        }
     }
 
     pub(crate) fn host_used(&self) -> &Arc<dyn Host> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, Extent, Geometry, LayerId, Source, Zeroing, check_range};
 use crate::error::{Error, Result};
-use crate::storage::{Storage, length_of};
+use crate::storage::{FileId, Storage, length_of};
 use crate::types::{FileOffset, MIB};
 
 /// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change. Holes in the file
@@ -51,6 +51,10 @@ impl RawDisk {
 impl Disk for RawDisk {
     fn geometry(&self) -> Geometry {
         Geometry::new(self.size, 512, 512)
+    }
+
+    fn files(&self) -> Vec<FileId> {
+        self.storage.id().ok().flatten().into_iter().collect()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

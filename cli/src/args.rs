@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use avhdx::storage::{Host, LocalHost};
+use avhdx::storage::{Host, LocalHost, Storage};
 use avhdx::{CreateOptions, Linkage, LogPolicy, OpenOptions, PathSource};
 use clap::{Args, ValueEnum};
 
 use crate::exit::Failure;
+use crate::output::Console;
 
 /// Folders to search for parents, as PATH lists folders.
 const PARENT_DIRS: &str = "AVHDX_PARENT_DIRS";
@@ -107,6 +108,20 @@ pub(crate) struct Chain {
     pub(crate) children_in: Vec<PathBuf>,
 }
 
+/// What may become of a file whose name is asked for.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct Replacing {
+    /// Replace OUT if it exists.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Replace OUT although a child of it is found, which has no parent then.
+    #[arg(long, requires = "overwrite")]
+    orphan_children: bool,
+    /// Look for children of OUT in DIR too, beside its own folder. Can be repeated.
+    #[arg(long, value_name = "DIR", requires = "overwrite")]
+    children_in: Vec<PathBuf>,
+}
+
 /// What a new image is to look like.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "The new image")]
@@ -191,6 +206,18 @@ impl Writing {
 impl Finding {
     pub(crate) fn options(&self) -> OpenOptions {
         OpenOptions::new().parents(self.parents.source()).max_depth(self.max_depth)
+    }
+}
+
+impl Replacing {
+    /// Refuses to give up a file that others need.
+    pub(crate) fn check(&self, old: &dyn Storage, console: &mut Console) -> Result<(), Failure> {
+        look_into(&self.children_in)?;
+        let options = OpenOptions::new().orphan_children(self.orphan_children);
+        let folders = self.children_in.iter();
+        let options = folders.fold(options, |options, folder| options.children_in(folder));
+        console.warnings(&options.check_childless(old)?);
+        Ok(())
     }
 }
 

@@ -10,9 +10,9 @@ use avhdx::ops::{Export, Exported};
 use avhdx::storage::LocalHost;
 use serde_json::json;
 
-use crate::args::{self, Format, Opening, Shape, Target};
+use crate::args::{self, Format, Opening, Replacing, Shape, Target};
 use crate::exit::{Failure, Outcome};
-use crate::input::Input;
+use crate::input::{self, Input};
 use crate::output::{Console, size, units};
 use crate::progress::Meter;
 use crate::replace::Draft;
@@ -33,9 +33,8 @@ pub(crate) struct Args {
     /// What the input is.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
-    /// Replace OUT if it exists.
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    replacing: Replacing,
     #[command(flatten)]
     shape: Shape,
     /// The size of the new image's log, a multiple of 1M [default: 1M].
@@ -58,10 +57,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     if args.out == "-" {
+        input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
     let target = Path::new(&args.out);
-    let draft = Draft::new(target, args.overwrite, &input.paths())?;
+    let draft = Draft::new(target, &args.replacing, &input.paths(), console)?;
     let copy = match args.output_format {
         Target::Raw => raw_copy(&input, &draft, target, console)?,
         Target::Vhdx | Target::VhdxFixed => image_copy(&input, &draft, &args, console)?,

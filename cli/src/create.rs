@@ -9,7 +9,7 @@ use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, VhdxFile};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::args::{self, Parents, Shape};
+use crate::args::{self, Parents, Replacing, Shape};
 use crate::exit::{Failure, Outcome};
 use crate::input;
 use crate::output::{Console, size, units};
@@ -41,9 +41,8 @@ pub(crate) struct Args {
     /// way of --path-map].
     #[arg(long, value_name = "S", requires = "parent", value_parser = windows_path)]
     absolute_win32_path: Option<String>,
-    /// Replace OUT if it exists.
-    #[arg(long)]
-    overwrite: bool,
+    #[command(flatten)]
+    replacing: Replacing,
     #[command(flatten)]
     shape: Shape,
     /// The size of the log, a multiple of 1M [default: 1M].
@@ -65,7 +64,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let options = options(&args, parent.as_ref())?;
     let layers = parent.iter().flat_map(DiffChain::layers);
     let inputs: Vec<PathBuf> = layers.filter_map(|layer| layer.path).collect();
-    let draft = Draft::new(&args.out, args.overwrite, &inputs)?;
+    let draft = Draft::new(&args.out, &args.replacing, &inputs, console)?;
     let image = options
         .create_in(&LocalHost, Arc::clone(draft.storage()))
         .and_then(|image| image.close().map(|()| image))

@@ -160,6 +160,7 @@ impl Failure {
         let concerned = Concerned { file: fact("file"), child: fact("child") };
         let mut advice = next::advice(&self.code, fact("kind"), self.exit, concerned);
         advice.hints.splice(0..0, self.own.hints.iter().cloned());
+        advice.hints.extend(fact("file").and_then(next::link_to));
         if !self.own.next.is_empty() {
             advice.next.clone_from(&self.own.next);
         }

@@ -4,7 +4,9 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome};
+use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome};
+#[cfg(unix)]
+use avhdx::storage::{FileStorage, Storage};
 use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 
 use crate::args::{Format, Opening};
@@ -83,6 +85,28 @@ pub(crate) fn tell_link(chain: &DiffChain, console: &mut Console) {
         let message = format!("{} leads to {}", via.display(), path.display());
         console.note("file.link", &message);
     }
+}
+
+/// Refuses to write to standard output where that is one of the files that the disk is read from.
+pub(crate) fn refuse_own_output(disk: &dyn Disk) -> Result<(), Failure> {
+    let own = output_id();
+    if own.is_none_or(|own| !disk.files().contains(&own)) {
+        return Ok(());
+    }
+    let message = "standard output is the input itself, or one of its parents";
+    Err(Failure::new(Exit::Refused, "output.is-source", message))
+}
+
+#[cfg(unix)]
+fn output_id() -> Option<FileId> {
+    use std::os::fd::AsFd;
+    let file = std::io::stdout().as_fd().try_clone_to_owned().ok()?;
+    FileStorage::from_file(file.into(), "standard output").id().ok().flatten()
+}
+
+#[cfg(not(unix))]
+fn output_id() -> Option<FileId> {
+    None
 }
 
 /// What an argument means.

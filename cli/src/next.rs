@@ -1,7 +1,7 @@
 //! What to do after a failure: one table from its code, or its kind, to the flags and commands that help.
 
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use avhdx::storage::{Host, LocalHost};
@@ -22,6 +22,7 @@ use crate::shell::{argument, word};
 /// - `IMAGE`: the image as it was typed; `TIP`: the same without `@SEL`;
 /// - `FILE`: the file concerned, else the image; `FOLDER`: where it lies;
 /// - `ELSEWHERE`: all that was typed, but for the name of what is made;
+/// - `PLAIN`: the file concerned with a name that can be recorded, and `RENAMED`: all that was typed, with that name;
 /// - `VERB`, and `PARENTS`: the flags that say where parents are;
 /// - `AGAIN`: all that was typed. What follows is left out where the verb does not know it.
 pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -43,6 +44,13 @@ pub(crate) const ROWS: &[Row] = &[
         "create.parent-path",
         &[],
         &[r"AGAIN --absolute-win32-path 'D:\vm\NAME'  # Windows' name of the parent"],
+    ),
+    (
+        "parent.astray",
+        &[
+            r"Windows parts folders by \ and drives by :, and writes names as Unicode: none of these in a name can be recorded",
+        ],
+        &["mv -n FILE PLAIN && RENAMED", "avhdx tree FOLDER  # the images that there are"],
     ),
     ("create.metadata", &["a name for the parent that is shorter fits"], &["avhdx create --help"]),
     (
@@ -76,6 +84,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["- writes to standard output, from where it can go anywhere"],
         &["ELSEWHERE"],
     ),
+    ("output.is-source", &[], &["avhdx convert -O raw PARENTS IMAGE OUT  # OUT: another file"]),
     ("output.*", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
     ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
@@ -198,6 +207,16 @@ pub(crate) const ROWS: &[Row] = &[
             "avhdx create CHILD --parent IMAGE PARENTS  # another child, to be written to instead",
             "AGAIN --orphan-children",
         ],
+    ),
+    (
+        "create: kind has-children",
+        &["--orphan-children would allow it, and leave the child without its parent for good"],
+        &["ELSEWHERE", "AGAIN --orphan-children"],
+    ),
+    (
+        "convert: kind has-children",
+        &["--orphan-children would allow it, and leave the child without its parent for good"],
+        &["ELSEWHERE", "AGAIN --orphan-children"],
     ),
     // Operations.
     (
@@ -373,6 +392,18 @@ pub(crate) fn for_file(error: &avhdx::Error, path: &Path) -> Vec<String> {
     of_file.filter_map(|template| fill(template, None, concerned)).collect()
 }
 
+/// Where what was typed leads to a file by way of links.
+pub(crate) fn link_to(file: &str) -> Option<String> {
+    let typed = typed();
+    let leads_there = |path: &Path| {
+        path != Path::new(file)
+            && LocalHost.canonical(path).is_ok_and(|real| real == Path::new(file))
+    };
+    let words = typed.as_ref()?.words.iter().map(|word| Point::parse(word).image);
+    let link = words.into_iter().find(|path| leads_there(path))?;
+    Some(format!("{file} is what {} leads to", link.display()))
+}
+
 /// A command on an image, with the flags typed that say where parents are.
 pub(crate) fn with_parents(verb: &str, image: &Path) -> String {
     let typed = typed();
@@ -540,6 +571,8 @@ fn stands_for(name: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Op
             let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
             Some(argument(folder.unwrap_or(Path::new("."))))
         }
+        "PLAIN" => Some(argument(&plain(Path::new(file?)))),
+        "RENAMED" => typed.map(|typed| format!("avhdx {}", words(&renamed(&typed.words, file)))),
         "VERB" => Some(typed.map_or_else(String::new, |typed| typed.verb.clone())),
         "PARENTS" => Some(words(typed.map_or(&[][..], |typed| &typed.parents))),
         "AGAIN" => typed.map(|typed| format!("avhdx {}", words(&typed.words))),
@@ -553,6 +586,31 @@ fn stands_for(name: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Op
         }),
         _ => None,
     }
+}
+
+/// A path whose last name can be recorded in images.
+fn plain(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(name.replace(['\\', ':', char::REPLACEMENT_CHARACTER], "_"))
+}
+
+/// What was typed, where it names the file or what lies in it, with the plain name.
+fn renamed(words: &[OsString], file: Option<&str>) -> Vec<OsString> {
+    let Some(file) = file.map(Path::new) else { return words.to_vec() };
+    let renamed = |word: &OsString| {
+        let image = Point::parse(word).image;
+        let real = LocalHost.canonical(&image).ok()?;
+        let below = real.strip_prefix(file).ok()?;
+        let mut word_to = match below.as_os_str().is_empty() {
+            true => plain(file),
+            false => plain(file).join(below),
+        }
+        .into_os_string();
+        let selector = word.as_encoded_bytes().get(image.as_os_str().len()..).unwrap_or_default();
+        word_to.push(std::str::from_utf8(selector).ok()?);
+        Some(word_to)
+    };
+    words.iter().map(|word| renamed(word).unwrap_or_else(|| word.clone())).collect()
 }
 
 fn words(words: &[OsString]) -> String {

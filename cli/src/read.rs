@@ -2,7 +2,7 @@
 
 use crate::args::{self, Format, Opening};
 use crate::exit::{Failure, Outcome};
-use crate::input::Input;
+use crate::input::{self, Input};
 use crate::output::Console;
 
 const PIECE: u64 = 1 << 20;
@@ -28,6 +28,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let disk = input.disk();
+    input::refuse_own_output(disk)?;
     let size = disk.geometry().size;
     let end = args.offset.checked_add(args.length).filter(|end| *end <= size).ok_or_else(|| {
         let message = format!(

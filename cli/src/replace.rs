@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
+use crate::args::Replacing;
 use crate::exit::{Exit, Failure};
 use crate::interrupt::{UnderWay, under_way};
+use crate::output::Console;
 
 /// A file on its way. Dropped before it is published, it leaves nothing behind.
 #[derive(Debug)]
@@ -23,14 +25,20 @@ pub(crate) struct Draft {
 impl Draft {
     /// Starts a file that will be called `target`. Never one of `inputs`, and an existing one only with
     /// consent.
-    pub(crate) fn new(target: &Path, overwrite: bool, inputs: &[PathBuf]) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        target: &Path,
+        replacing: &Replacing,
+        inputs: &[PathBuf],
+        console: &mut Console,
+    ) -> Result<Self, Failure> {
         let (target, old) = match taken(target, inputs)? {
             None => (target.to_path_buf(), None),
-            Some(_) if !overwrite => return Err(exists(target)),
+            Some(_) if !replacing.overwrite => return Err(exists(target)),
             // The file that a link leads to is replaced, not the link.
             Some(real) => {
-                let old = Some(unused(&real)?);
-                (real, old)
+                let old = unused(target)?;
+                replacing.check(old.as_ref(), console)?;
+                (real, Some(old))
             }
         };
         let folder = target.parent().map(Path::to_path_buf).unwrap_or_default();

@@ -7,6 +7,7 @@ use super::{DiffChain, Link, Stack};
 use crate::disk::{Disk, Extent, Geometry, Source, Zeroing, check_range};
 use crate::error::Result;
 use crate::image::{Load, Owner, Reach, VhdxFile};
+use crate::storage::FileId;
 use crate::types::{DiskOffset, FileOffset};
 
 /// Buffers that are filled by one read at the most.
@@ -200,6 +201,10 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
 impl Disk for DiffChain {
     fn geometry(&self) -> Geometry {
         self.stack().geometry()
+    }
+
+    fn files(&self) -> Vec<FileId> {
+        self.images().iter().flat_map(|image| image.files()).collect()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::open::identity_if_any;
 use super::policy::{ImagePolicy, Lock};
 use super::{VhdxFile, Warning};
 use crate::error::{Error, ErrorKind, Result};
@@ -58,6 +59,16 @@ impl ChildSearch {
         }
         let own = [storage.path(), storage.via()].into_iter().flatten().map(folder_of);
         self.look_into(own.collect(), Asked::new(storage, guid), warnings)
+    }
+
+    /// Refuses to give up a file that is an image of which a child is found, and says what could not be looked at.
+    /// A file that is no image is nobody's parent.
+    pub(crate) fn refuse_loss(&self, storage: &dyn Storage) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
+        if let Some(guid) = identity_if_any(storage)? {
+            self.refuse_children(storage, guid, &mut warnings)?;
+        }
+        Ok(warnings)
     }
 
     /// Refuses to change an image of which another child is found than those that are known.

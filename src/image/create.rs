@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use super::link::way_to;
-use super::{ChildSearch, ImagePolicy, VhdxFile};
+use super::{ChildSearch, ImagePolicy, VhdxFile, Warning};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN};
@@ -54,6 +54,8 @@ pub struct CreateOptions {
     log_size: u32,
     is_fixed: bool,
     overwrite: bool,
+    orphan_children: bool,
+    child_folders: Vec<PathBuf>,
     creator: String,
     disk_id: Uuid,
     file_write_guid: Uuid,
@@ -88,6 +90,8 @@ impl CreateOptions {
             log_size: MIB as u32,
             is_fixed: false,
             overwrite: false,
+            orphan_children: false,
+            child_folders: Vec::new(),
             creator: concat!("avhdx ", env!("CARGO_PKG_VERSION")).to_owned(),
             disk_id: Uuid::new_v4(),
             file_write_guid: Uuid::new_v4(),
@@ -106,6 +110,9 @@ impl CreateOptions {
     ///
     /// The child is that of the parent as it stands: a parent that is open for writing is flushed, and the
     /// next change of it gives it another identity, which the child does not take for its parent's.
+    ///
+    /// The path to the parent is recorded as Windows writes it, and tried before: names in it cannot have a `\\`
+    /// and must be valid UTF-8, and where the child would not be found to lead back to this very file none is made.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`];
@@ -204,9 +211,22 @@ impl CreateOptions {
     }
 
     /// Whether the new file may take the name of one that is there. That one stays as it is until the
-    /// new one is complete.
+    /// new one is complete. It may be an image, though not one that others have for their parent.
     pub fn overwrite(mut self, yes: bool) -> Self {
         self.overwrite = yes;
+        self
+    }
+
+    /// Whether the image that is [overwritten](Self::overwrite) may be one of which children are found, which
+    /// have no parent then.
+    pub fn orphan_children(mut self, yes: bool) -> Self {
+        self.orphan_children = yes;
+        self
+    }
+
+    /// A folder to look for its children in, beside its own. Each call adds one.
+    pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.child_folders.push(folder.into());
         self
     }
 
@@ -221,8 +241,10 @@ impl CreateOptions {
     /// Makes the image at `path` on a host and opens it for writing.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::Io`] when the
-    /// host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
+    /// [`ErrorKind::InvalidInput`] for sizes that the format does not have, and for a child that would take the
+    /// place of its parent; [`ErrorKind::HasChildren`] when the file that it would take the place of has
+    /// children; [`ErrorKind::Unsupported`] when no path that can be recorded leads to the parent, see
+    /// [`child_of`](Self::child_of); [`ErrorKind::Io`] when the host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
     /// call leaves nothing behind, but for a complete image that took the name of another file already.
     pub fn create_on(
         &self,
@@ -233,7 +255,34 @@ impl CreateOptions {
         let children = ChildSearch { orphans: true, ..ChildSearch::beside(Arc::clone(&host)) };
         let policy =
             ImagePolicy { writable: true, children: Some(children), ..ImagePolicy::default() };
-        self.create_as(host.as_ref(), path.as_ref(), &policy).map(crate::VhdxFile::own)
+        let warnings = self.check_replaced(&host, path.as_ref())?;
+        let mut image = self.create_as(host.as_ref(), path.as_ref(), &policy)?;
+        image.warnings.extend(warnings);
+        Ok(crate::VhdxFile::own(image))
+    }
+
+    /// Refuses to take the place of a file that others need, and says what could not be looked at.
+    fn check_replaced(&self, host: &Arc<dyn Host>, path: &Path) -> Result<Vec<Warning>> {
+        if !self.overwrite || host.stat(path).is_err() {
+            return Ok(Vec::new());
+        }
+        let file = host.open(path, Access::Read).map_err(|error| {
+            let what = "cannot look at the file that is to be replaced";
+            Error::io("create.file", what, error).in_path(path).limits_named()
+        })?;
+        let id = file.id().ok().flatten();
+        if self.parent.as_ref().is_some_and(|parent| id.is_some() && parent.id == id) {
+            let message = "the new image would take the place of its own parent";
+            return Err(Error::new(ErrorKind::InvalidInput, "create.own-parent", message)
+                .in_path(path)
+                .with_expected("another name"));
+        }
+        let search = ChildSearch {
+            folders: self.child_folders.clone(),
+            orphans: self.orphan_children,
+            ..ChildSearch::beside(Arc::clone(host))
+        };
+        search.refuse_loss(file.as_ref())
     }
 
     /// The same, and opens the image as the policy says.

@@ -170,11 +170,9 @@ pub(crate) fn way_to(
     file: Option<FileId>,
 ) -> Result<String> {
     let (folder, target) = (canonical(host, folder)?, canonical(host, parent)?);
+    let unfit = || unfit(&folder, &target);
     let Some(way) = relative(&folder, &target) else {
-        return Err(match unfit(&folder, &target) {
-            Some((place, why)) => astray(parent, format_args!("{why}: {}", place.display())),
-            None => no_way(parent),
-        });
+        return Err(unfit().map_or_else(|| no_way(parent), |(place, why)| astray(place, why)));
     };
     let stat = host.stat(&target).map_err(|error| not_told(&target, error))?;
     if file.is_some() && stat.id.is_some() && file != stat.id {
@@ -188,16 +186,16 @@ pub(crate) fn way_to(
     // The first that is there is the one that is looked at first.
     let places = from_folder(&host, &folder, &way);
     let first = places.iter().find(|place| host.stat(place).is_ok()).or(places.first());
-    match first {
-        Some(first) if is_parent(first) => Ok(way),
-        first => Err(match (unfit(&folder, &target), first) {
-            (Some((place, why)), _) => astray(parent, format_args!("{why}: {}", place.display())),
-            (None, Some(first)) => {
-                astray(parent, format_args!("{way:?}, which leads to {}", first.display()))
-            }
-            (None, None) => astray(parent, format_args!("{way:?}, which leads nowhere")),
-        }),
+    if first.is_some_and(is_parent) {
+        return Ok(way);
     }
+    Err(match (unfit(), first) {
+        (Some((place, why)), _) => astray(place, why),
+        (None, Some(first)) => {
+            astray(parent, format_args!("{way:?}, which leads to {}", first.display()))
+        }
+        (None, None) => astray(parent, format_args!("{way:?}, which leads nowhere")),
+    })
 }
 
 const NO_WAY: &str = "create.parent-path";
@@ -210,17 +208,13 @@ fn no_way(parent: &Path) -> Error {
         .with_expected("a parent on the volume of the child")
 }
 
-fn astray(parent: &Path, found: impl std::fmt::Display) -> Error {
-    let message = format!(
-        "the path to the parent {} that would be recorded does not lead back to it",
-        parent.display()
-    );
+fn astray(place: &Path, found: impl std::fmt::Display) -> Error {
+    let message = "no path to the parent that could be recorded would lead back to it";
     Error::new(ErrorKind::Unsupported, "parent.astray", message)
+        .in_path(place)
         .with_section("2.6.2.6.3")
         .with_found(found)
-        .with_expected(
-            "names of letters that recorded paths can have, on a path that is not too long",
-        )
+        .with_expected("names that recorded paths can have, on a path that is not too long")
 }
 
 fn canonical(host: &dyn Host, path: &Path) -> Result<PathBuf> {

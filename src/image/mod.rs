@@ -39,7 +39,7 @@ use crate::format::identifier::FileIdentifier;
 use crate::format::metadata::{FileFlags, FileParameters, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
-use crate::storage::{Overlay, Reading, Storage};
+use crate::storage::{FileId, Overlay, Reading, Storage};
 use crate::sync::AtomicU64;
 use crate::types::{DiskOffset, FileOffset};
 
@@ -62,8 +62,8 @@ pub(crate) use loss::Mend;
 pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
-    check_bat_length, check_named, inspect_regions, lock, probe_identity, read_what_is_there,
-    too_short, why_no_image,
+    check_bat_length, check_named, identity_if_any, inspect_regions, lock, probe_identity,
+    read_what_is_there, too_short, why_no_image,
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
@@ -385,6 +385,10 @@ impl VhdxFile {
 impl Disk for VhdxFile {
     fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    fn files(&self) -> Vec<FileId> {
+        self.storage.id().ok().flatten().into_iter().collect()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

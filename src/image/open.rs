@@ -48,6 +48,18 @@ pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
     }
 }
 
+/// The same of a file that may be none; `None` where it is no image that can be made out.
+///
+/// # Errors
+/// [`ErrorKind::Io`] and [`ErrorKind::InUse`] when the file cannot be read, and may be anything.
+pub(crate) fn identity_if_any(storage: &dyn Storage) -> Result<Option<Uuid>> {
+    match probe_identity(storage) {
+        Ok(guid) => Ok(Some(guid)),
+        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => Err(error),
+        Err(_) => Ok(None),
+    }
+}
+
 fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut warnings = Vec::new();
     let tally = Arc::new(Tally::default());

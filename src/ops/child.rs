@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
-use crate::image::{CreateOptions, VhdxFile};
+use crate::image::{CreateOptions, VhdxFile, Warning};
 use crate::storage::{Host, real_place};
 
 /// What the new child is to be.
@@ -79,6 +79,16 @@ pub(super) fn remove(op: &Operation<'_>, path: &Path) -> Result<()> {
     host.remove(path)
         .and_then(|()| host.sync_dir(folder))
         .map_err(|error| Error::io("op.remove", "cannot remove the file", error).in_path(path))
+}
+
+/// Warns of a link that led to a file which is removed.
+pub(super) fn dangling(op: &Operation<'_>, via: Option<&Path>) -> Option<Warning> {
+    let (via, host) = (via?, op.host());
+    let is_left = host.is_link(via).unwrap_or(false) && host.stat(via).is_err();
+    is_left.then(|| Warning {
+        code: "op.link-left",
+        message: format!("{}: leads nowhere now: the file is removed, not the link", via.display()),
+    })
 }
 
 /// A name beside the parent's, as Hyper-V gives them: the disk's, and a GUID.

@@ -53,7 +53,8 @@ impl Export {
     /// are left out.
     ///
     /// # Errors
-    /// As [`Disk::read_at`]; [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot write;
+    /// [`ErrorKind::InvalidInput`] when `to` is one of the files that the disk's bytes come from, by whatever
+    /// name, with nothing changed; as [`Disk::read_at`]; [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot write;
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) when `on` asks to stop. The file is then
     /// of no use.
     pub fn run(
@@ -66,6 +67,10 @@ impl Export {
         let failed = |at: u64, error| {
             Error::io("export.write", "cannot write the copy", error).in_file(to.name()).at(at)
         };
+        let own = to.id().map_err(|error| failed(0, error))?;
+        if own.is_some_and(|own| disk.files().contains(&own)) {
+            return Err(onto_itself().in_file(to.name()));
+        }
         // First of all, so that a disk too large for the file system is refused at once.
         to.set_len(0).and_then(|()| to.set_len(size)).map_err(|error| failed(size, error))?;
         let mut written = 0;
@@ -85,7 +90,8 @@ impl Export {
     /// blocks that would hold nothing else get no space.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `to` is smaller than the disk; as [`Disk::read_at`] and
+    /// [`ErrorKind::InvalidInput`] when `to` is smaller than the disk, or what is written to it goes to one of the
+    /// files that the disk's bytes come from; as [`Disk::read_at`] and
     /// [`Disk::write_at`]; [`ErrorKind::Cancelled`] when `on` asks to stop. What `to` holds is then
     /// unspecified.
     pub fn onto(
@@ -100,6 +106,9 @@ impl Export {
             return Err(Error::new(ErrorKind::InvalidInput, "export.room", message)
                 .with_found(format_args!("{room} bytes"))
                 .with_expected(format_args!("at least {size}")));
+        }
+        if to.files().first().is_some_and(|own| disk.files().contains(own)) {
+            return Err(onto_itself());
         }
         let mut written = 0;
         pieces(disk, on, |range, bytes| {
@@ -144,6 +153,13 @@ impl Export {
         to.flush().map_err(|error| failed(size, error))?;
         Ok(Exported { size, written: size })
     }
+}
+
+fn onto_itself() -> Error {
+    let message = "a disk cannot be copied onto what it is read from";
+    Error::new(ErrorKind::InvalidInput, "export.own-source", message)
+        .with_found("one of the files that its bytes come from")
+        .with_expected("another file")
 }
 
 /// Hands out the disk piece by piece: bytes that were read, or `None` for zeros.

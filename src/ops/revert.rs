@@ -1,10 +1,10 @@
 //! Back to an earlier point, on a new tip.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::child::{NewChild, remove};
+use super::child::{NewChild, dangling, remove};
 use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
@@ -153,8 +153,10 @@ impl Revert {
                     reverted.warnings.push(Warning { code: "revert.kept", message });
                     break;
                 }
+                let via = images[done].via().map(Path::to_path_buf);
                 remove(&op, &path)?;
                 reverted.removed.push(path);
+                reverted.warnings.extend(dangling(&op, via.as_deref()));
             }
         }
         let _ = report(on, total, total);

@@ -105,7 +105,7 @@ fn asked() -> Vec<Case> {
         case("point.unknown", 2, of_chain, "read l2.vhdx@nobody --length 1"),
         case("point.below-tip", 7, of_chain, "write l2.vhdx@-1 --offset 0")
             .filled(&[("CHILD", "c.avhdx")]),
-        case("output.exists", 7, of_chain, "convert l0.vhdx -O raw l1.vhdx"),
+        case("output.exists", 7, of_chain, "convert l0.vhdx -O raw l2.vhdx"),
         case("output.is-input", 7, of_chain, "convert l0.vhdx -O raw l0.vhdx --overwrite")
             .filled(OUT),
         case(
@@ -118,6 +118,22 @@ fn asked() -> Vec<Case> {
             "convert l0.vhdx -O raw link",
         )
         .filled(OUT),
+        case(
+            "convert: kind has-children",
+            7,
+            of_chain,
+            "convert l0.vhdx -O raw l1.vhdx --overwrite",
+        )
+        .filled(OUT),
+        case("create: kind has-children", 7, of_chain, "create l1.vhdx --size 4M --overwrite")
+            .filled(OUT),
+        case("output.is-source", 7, of_chain, "convert l2.vhdx -O raw - >>l0.vhdx").filled(OUT),
+        case(
+            "parent.astray",
+            7,
+            |f| _ = chain()[0].write_to(f.file(r"a\b.vhdx")),
+            r"create c.avhdx --parent 'a\b.vhdx'",
+        ),
         case("output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
         case("output.*", 3, of_chain, "convert l0.vhdx -O raw nowhere/out").filled(OUT),
         case("output.*", 6, of_chain, "convert l0.vhdx -O raw l1.vhdx --overwrite")

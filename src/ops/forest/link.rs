@@ -13,7 +13,7 @@ use super::walk::{self, FileKey, Found};
 use super::{Lead, LeadsTo, Node, NodeId};
 use crate::chain::{Candidate, FoundBy, PathSource};
 use crate::error::ErrorKind;
-use crate::image::{ParentLink, probe_identity};
+use crate::image::{ParentLink, identity_if_any, probe_identity};
 use crate::names::same_name;
 use crate::storage::{Access, Storage};
 
@@ -196,13 +196,7 @@ impl Linker<'_> {
         let key = FileKey::new(self.source.its_host(), storage.id()?, &path);
         let guid = match self.found.by_file.get(&key) {
             Some(known) => known_guid(&self.found.nodes[*known])?,
-            None => match probe_identity(storage.as_ref()) {
-                Ok(guid) => Some(guid),
-                Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => {
-                    return Err(error.into());
-                }
-                Err(_) => None,
-            },
+            None => identity_if_any(storage.as_ref())?,
         };
         Ok(Place { key, path, guid })
     }

@@ -25,7 +25,7 @@ use crate::image::{
     Copier, ItemEdit, LinkPaths, MergeMark, MergeState, Pins, Ticket, VhdxFile, Warning,
 };
 use crate::mutants::planted;
-use crate::ops::child::remove;
+use crate::ops::child::{dangling, remove};
 use crate::types::BlockIndex;
 
 /// Rounds in which what was written meanwhile is moved after, before the writers are kept waiting.
@@ -288,7 +288,10 @@ impl Step<'_> {
         }
         on.child.close().ok();
         match remove(self.op, &child_path) {
-            Ok(()) => merged.removed.push(child_path.clone()),
+            Ok(()) => {
+                merged.removed.push(child_path.clone());
+                merged.warnings.extend(dangling(self.op, on.child.via()));
+            }
             Err(error) if planted("removed-before-relink") => drop(error),
             Err(error) => {
                 let message = format!("{error}: all it held is in the parent");
