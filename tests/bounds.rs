@@ -410,6 +410,40 @@ fn a_log_that_makes_the_image_none_is_not_replayed_to_the_file() {
     }
 }
 
+/// A chunk whose sector bitmap is gone gets no empty one, with which all of its blocks would read as the parent's.
+#[test]
+fn a_chunk_that_lost_its_sector_bitmap_gets_no_empty_one() {
+    let mut base = Image::dynamic(4 * MIB);
+    (0..4).for_each(|block| _ = base.put(block, Block::full(Data::Pattern(block))));
+    for state in [0, 1, 2, 3, 4, 5, 7] {
+        let mut child = base.new_child();
+        child.put(0, Block::partial_runs(Data::Pattern(9), &[(3, 5)]));
+        child.put(2, Block::full(Data::Pattern(8)));
+        let disk = child.flat(Some(&base.flat(None)));
+        child.bat_override.insert(child.bitmap_index(0), state);
+        let tip = sparse(&child, Bounds::default());
+        let options =
+            OpenOptions::new().writable(true).parents(Shelf(vec![memory("base", base.to_bytes())]));
+        let chain = options.open_chain(options.open_file(tip).unwrap()).unwrap();
+        let mut bytes = [0; 512];
+        assert!(chain.read_at(&mut bytes, 512).is_err());
+        // A part of a block that is the parent's, which needs a bitmap; and what needs none.
+        let error = chain.write_at(&[1; 512], MIB).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "bat.bitmap-missing"));
+        chain.write_at(&[1; 512], 2 * MIB).unwrap();
+        chain.write_at(&[1; MIB as usize], 3 * MIB).unwrap();
+        chain.flush().unwrap();
+        assert!(chain.read_at(&mut bytes, 512).is_err(), "never the parent's");
+        chain.read_at(&mut bytes, MIB).unwrap();
+        assert!(bytes == disk[MIB as usize..][..512]);
+        // Once nothing of such a block counts any more, an empty one is right.
+        chain.discard(0..MIB).unwrap();
+        chain.write_at(&[1; 512], MIB).unwrap();
+        chain.read_at(&mut bytes, MIB + 512).unwrap();
+        assert!(bytes == disk[MIB as usize + 512..][..512]);
+    }
+}
+
 /// A size of which no image can be made is refused by what only looks ahead, too.
 #[test]
 fn a_forecast_of_an_impossible_block_size_is_an_error() {

@@ -14,7 +14,7 @@ use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::image::cache::PAGE;
 use crate::image::{Disk, VhdxFile};
 use crate::mutants::planted;
-use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
 
 static ZEROS: Zeros = Zeros([0; MIB as usize]);
 
@@ -350,6 +350,7 @@ impl VhdxFile {
         if self.bat_entry(index)?.state_bits() == 6 {
             return self.bitmap_at(chunk);
         }
+        self.check_bitmap_is_new(chunk)?;
         let space = writer.allocate(BITMAP_BLOCK_LEN)?;
         writer.space.show_length(&self.file_len, self.storage.as_ref());
         let made = (|| {
@@ -364,6 +365,20 @@ impl VhdxFile {
         })();
         made.inspect_err(|_| writer.space.give_back(space))?;
         Ok(space.at)
+    }
+
+    /// Refuses to give a chunk an empty sector bitmap where it lost the one it had: sectors of its partially present
+    /// blocks that are here would be the parent's.
+    fn check_bitmap_is_new(&self, chunk: ChunkIndex) -> Result<()> {
+        let first = chunk.0 * self.layout.chunk_ratio();
+        let end = self.layout.blocks().min(first + self.layout.chunk_ratio());
+        for block in (first..end).map(BlockIndex) {
+            let entry = self.bat_entry(self.layout.payload_index(block))?;
+            if entry.payload_state() == PayloadState::PartiallyPresent {
+                return self.bitmap_at(chunk).map(drop);
+            }
+        }
+        Ok(())
     }
 
     fn zero_block(&self, writer: &Writer, block: BlockIndex, how: Zeroing) -> Result<()> {

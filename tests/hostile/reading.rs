@@ -1,0 +1,304 @@
+//! Asking for everything that can be asked for without a change.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use avhdx::ops::forest::Forest;
+use avhdx::ops::{Check, Compare, Explain, Export, Measure, Progress};
+use avhdx::storage::{Access, FileKind, Host, Stat, Storage};
+use avhdx::{
+    Budget, DiffChain, Disk, DiskExt, Error, ErrorKind, Linkage, LogPolicy, OpenOptions,
+    PathSource, Planned,
+};
+use avhdx_testkit::rng::Rng;
+
+use crate::TABLES;
+use crate::common::sparse::{Bounds, Sparse};
+use crate::common::{ReadOnly, Shelf};
+
+/// A file of these bytes that is only ever read.
+pub fn unchanging(name: String, bytes: &Arc<Vec<u8>>) -> Arc<dyn Storage> {
+    Arc::new(ReadOnly(Sparse::new(name, Arc::clone(bytes), Bounds::default())))
+}
+
+/// Opens the files as a chain and each alone, and asks for everything that can be asked for.
+pub fn exercise(files: &[Arc<Vec<u8>>]) {
+    let named = files.iter().enumerate();
+    let files: Vec<Arc<dyn Storage>> =
+        named.map(|(n, bytes)| unchanging(format!("l{n}"), bytes)).collect();
+    let (tip, parents) = files.split_last().expect("a file");
+    for (log, linkage) in [
+        (LogPolicy::Replay, Linkage::Verify),
+        (LogPolicy::Ignore, Linkage::Ignore),
+        (LogPolicy::Refuse, Linkage::Ignore),
+    ] {
+        let options = OpenOptions::new()
+            .log(log)
+            .linkage(linkage)
+            .budget(Budget::new(TABLES))
+            .parents(Shelf(parents.to_vec()));
+        let tip = match options.open_file(Arc::clone(tip)) {
+            Ok(tip) => tip,
+            Err(error) => {
+                is_told(&error);
+                continue;
+            }
+        };
+        let alone = format!("{:?}", tip.info());
+        assert!(!alone.is_empty());
+        tip.count_blocks().map_or_else(|error| is_told(&error), drop);
+        tip.parent_link().map_or_else(|error| is_told(&error), drop);
+        read_all(&tip);
+        match options.open_chain(tip) {
+            Ok(chain) => {
+                read_chain(&chain);
+                operate(&chain);
+            }
+            Err(error) => is_told(&error),
+        }
+    }
+    examine(tip, parents);
+    for parent in parents {
+        let options = OpenOptions::new().budget(Budget::new(TABLES));
+        match options.open_file(Arc::clone(parent)) {
+            Ok(parent) => read_all(&parent),
+            Err(error) => is_told(&error),
+        }
+    }
+}
+
+fn read_chain(chain: &DiffChain) {
+    plan_some(chain);
+    read_all(chain);
+    for layer in chain.layers() {
+        read_all(&chain.view(layer.id).expect("a layer of the chain"));
+    }
+}
+
+/// Plans here and there come to an end, and give the bytes that reads do or say what is wrong.
+fn plan_some(chain: &DiffChain) {
+    let size = chain.geometry().size;
+    let mut rng = Rng::new(size);
+    let mut buf = vec![0; 300_001];
+    for start in [0, size.saturating_sub(300_000), rng.below(size.max(1)), rng.below(size.max(1))] {
+        let len = (size - start).min(300_001) as usize;
+        let mut planned = chain.plan_read(start..start + len as u64);
+        for loads in 0.. {
+            assert!(loads < 1000, "no end of loads");
+            match planned {
+                Ok(Planned::Load(load)) => planned = load.load(),
+                _ => break,
+            }
+        }
+        let read = chain.read_at(&mut buf[..len], start);
+        match planned {
+            Ok(Planned::Load(_)) => unreachable!("all are loaded"),
+            Ok(Planned::Ready(plan)) => {
+                let mut bytes = vec![0; len];
+                plan.read(&mut bytes).expect("places that are there");
+                assert!(read.is_ok() && bytes == buf[..len], "{len} bytes at {start}: {read:?}");
+            }
+            Err(error) => {
+                is_told(&error);
+                let is_over = error.kind() == ErrorKind::LogOverlay;
+                assert!(is_over || read.is_err(), "{len} bytes at {start}: {error}");
+            }
+        }
+    }
+}
+
+/// Every operation that only reads, on a chain that opened. Those that go through all of a disk are stopped where
+/// it claims to be a large one.
+fn operate(chain: &DiffChain) {
+    let size = chain.geometry().size;
+    for offset in [0, 511, size / 2, size.saturating_sub(1), size, u64::MAX] {
+        match Explain::new(offset).run(chain) {
+            Ok(explanation) => assert!(!format!("{explanation:?}").is_empty()),
+            Err(error) if offset >= size => assert_eq!(error.kind(), ErrorKind::InvalidInput),
+            Err(error) => is_told(&error),
+        }
+    }
+    for measure in [Measure::raw(), Measure::vhdx(1 << 20), Measure::vhdx_fixed(256 << 20)] {
+        measure.run(chain).map_or_else(|error| is_told_of_log(&error), drop);
+    }
+    let copy = Sparse::new("copy", Arc::default(), Bounds { len: 64 << 40, ..Bounds::default() });
+    ended(Export::new().run(chain, &*copy, &mut stop_at(400)));
+    ended(Export::new().stream(chain, &mut std::io::sink(), &mut stop_at(20)));
+    let base = chain.layers().last().expect("a layer").id;
+    let base = chain.view(base).expect("a layer of the chain");
+    ended(Compare::new().run(chain, &base, &mut stop_at(400)));
+    ended(Compare::new().run(chain, &chain.clone(), &mut stop_at(400)));
+}
+
+/// Has an operation end after so many reports.
+fn stop_at(mut reports: usize) -> impl FnMut(Progress) -> ControlFlow<()> {
+    move |progress| {
+        assert!(progress.done <= progress.total, "{progress:?}");
+        reports = reports.saturating_sub(1);
+        if reports == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+fn ended<T>(done: avhdx::Result<T>) {
+    match done {
+        Err(error) if error.kind() != ErrorKind::Cancelled => is_told(&error),
+        _ => {}
+    }
+}
+
+/// As [`is_told`]; what a map of the file cannot tell, because a log lies over the payload, is one more answer.
+fn is_told_of_log(error: &Error) {
+    if error.kind() != ErrorKind::LogOverlay {
+        is_told(error);
+    }
+}
+
+/// What looks at images that need not open: a check of the chain and of each file, and the forest of them all.
+fn examine(tip: &Arc<dyn Storage>, parents: &[Arc<dyn Storage>]) {
+    let options = OpenOptions::new().parents(Shelf(parents.to_vec()));
+    for log in [LogPolicy::Replay, LogPolicy::Ignore] {
+        let check = Check::new().options(options.clone().log(log));
+        match check.run_file(Arc::clone(tip)) {
+            Ok(report) => {
+                assert!(!report.layers.is_empty());
+                assert!(report.findings.iter().all(|finding| !finding.meaning.is_empty()));
+            }
+            Err(error) => is_told(&error),
+        }
+    }
+    for parent in parents {
+        let checked = Check::new().alone(true).run_file(Arc::clone(parent));
+        checked.map_or_else(|error| is_told(&error), drop);
+    }
+    let folder = Folder(parents.iter().chain([tip]).cloned().collect());
+    let source = PathSource::new().host(Arc::new(folder));
+    let forest = Forest::scan([Folder::path("")], &source).expect("the folder is there");
+    assert!(forest.nodes().len() <= parents.len() + 1);
+    for (id, node) in forest.nodes() {
+        assert!(!forest.layers(id).is_empty());
+        node.image.as_ref().map_or_else(is_told, drop);
+    }
+    assert!(forest.findings().len() < 100);
+}
+
+/// All bytes and extents of a disk that is small, and of one that is not those at both ends and some
+/// between.
+pub fn read_all(disk: &dyn Disk) {
+    const WINDOW: u64 = 4 << 20;
+    let size = disk.geometry().size;
+    let mut starts = vec![0, size.saturating_sub(WINDOW)];
+    let mut rng = Rng::new(size);
+    starts.extend((0..4).map(|_| if size > WINDOW { rng.below(size) } else { 0 }));
+    starts.dedup();
+    let mut buf = vec![0; 300_001];
+    for start in starts {
+        let end = size.min(start.saturating_add(WINDOW));
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(buf.len() as u64);
+            if let Err(error) = disk.read_at(&mut buf[..len as usize], at) {
+                is_told(&error);
+            }
+            at += len;
+        }
+        for extent in disk.extents(start..end) {
+            extent.map_or_else(|error| is_told(&error), drop);
+        }
+    }
+    // The whole disk in runs, though not in too many.
+    for extent in disk.extents(0..size).take(300) {
+        extent.map_or_else(|error| is_told(&error), drop);
+    }
+}
+
+/// Whoever refuses says which file, where in it, what stands there, what should, and by which rule.
+/// A storage in memory never fails by itself, so that no fault of an image may pass for one of the host.
+pub fn is_told(error: &Error) {
+    let kind = error.kind();
+    assert_ne!(kind, ErrorKind::Io, "{error}");
+    if matches!(
+        kind,
+        ErrorKind::Damaged
+            | ErrorKind::Unsupported
+            | ErrorKind::NotVhdx
+            | ErrorKind::LogWithoutEntries
+            | ErrorKind::LogPending
+    ) {
+        assert!(error.file().is_some(), "no file: {error}");
+        assert!(error.offset().is_some(), "no offset: {error}");
+        assert!(error.found().is_some_and(|found| !found.is_empty()), "nothing found: {error}");
+        assert!(error.expected().is_some_and(|it| !it.is_empty()), "nothing expected: {error}");
+        assert!(error.section().is_some(), "no section: {error}");
+        assert!(!error.code().is_empty() && !error.message().is_empty(), "{error}");
+    }
+    let expected = [
+        ErrorKind::Damaged,
+        ErrorKind::Unsupported,
+        ErrorKind::NotVhdx,
+        ErrorKind::LogWithoutEntries,
+        ErrorKind::LogPending,
+        ErrorKind::LogOverlay,
+        ErrorKind::ParentRequired,
+        ErrorKind::ParentMismatch,
+        ErrorKind::ParentMissing,
+        ErrorKind::Limit,
+    ];
+    assert!(expected.contains(&kind), "{kind:?}: {error}");
+}
+
+/// The files as a folder has them, under their own names, to be read only.
+#[derive(Debug)]
+struct Folder(Vec<Arc<dyn Storage>>);
+
+impl Folder {
+    fn path(name: &str) -> PathBuf {
+        Path::new("/folder").join(name)
+    }
+
+    fn find(&self, path: &Path) -> io::Result<&Arc<dyn Storage>> {
+        let found = self.0.iter().find(|file| Self::path(file.name()) == path);
+        found.ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Host for Folder {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        assert_eq!(access, Access::Read);
+        self.find(path).cloned()
+    }
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        panic!("{} is created", path.display())
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        match folder == Self::path("") {
+            true => Ok(self.0.iter().map(|file| Self::path(file.name())).collect()),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        if path == Self::path("") {
+            return Ok(Stat::new(FileKind::Folder, 0));
+        }
+        Ok(Stat::new(FileKind::File, self.find(path)?.len()?))
+    }
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        self.stat(path).map(|_| path.to_path_buf())
+    }
+    fn is_link(&self, _: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+    fn rename(&self, from: &Path, _: &Path) -> io::Result<()> {
+        panic!("{} is renamed", from.display())
+    }
+    fn replace(&self, from: &Path, _: &Path) -> io::Result<()> {
+        panic!("{} is renamed", from.display())
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        panic!("{} is removed", path.display())
+    }
+    fn sync_dir(&self, folder: &Path) -> io::Result<()> {
+        panic!("{} is flushed", folder.display())
+    }
+}
