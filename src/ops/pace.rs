@@ -136,6 +136,20 @@ mod tests {
     }
 
     #[test]
+    fn bytes_beyond_all_time_are_put_off_without_a_panic() {
+        let pace = Pace::new();
+        for _ in 0..2 {
+            pace.limit(Some(0));
+            assert!(
+                pace.wait(u64::MAX, &mut || unreachable!("the first goes at once")).is_continue()
+            );
+            assert!(pace.wait(1, &mut || ControlFlow::Break(())).is_break());
+        }
+        let overflows = std::panic::catch_unwind(|| std::hint::black_box(u64::MAX) + 1);
+        assert!(overflows.is_err(), "tests are run with overflow checks");
+    }
+
+    #[test]
     fn a_pause_lasts_until_it_ends_and_can_be_given_up() {
         let pace = Pace::new();
         pace.pause();

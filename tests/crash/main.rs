@@ -13,6 +13,7 @@ mod explore;
 mod failures;
 mod faults;
 mod interleave;
+mod logs;
 mod loss;
 mod model;
 #[cfg(avhdx_mutants)]

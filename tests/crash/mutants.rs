@@ -166,6 +166,7 @@ const MUTANTS: &[(&str, &str, &str)] = &[
         "first write, empty child",
         "a replay grows the file and applies nothing",
     ),
+    ("replay-without-zeros", "replay of zeros interrupted", "a replay takes all zeros for growth"),
     (
         "fresh-space-at-file-length",
         "an end behind the end of the disk",

@@ -43,6 +43,7 @@ pub const ALL: &[Workload] = &[
     small("sessions one after the other", || one(child(4 * MIB), sessions)),
     small("headers full", || one(headers_full().start(), sessions)),
     small("a header torn twice", header_torn_twice),
+    small("replay of zeros interrupted", crate::logs::zeros),
     small("replay interrupted", || one(child(4 * MIB), replays)),
     small("fixed disk", fixed),
     small("unaligned, sectors of 512", || one(child(4 * MIB), unaligned)),

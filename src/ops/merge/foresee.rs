@@ -18,7 +18,7 @@ pub(super) fn forecast(op: &Operation<'_>, steps: &[usize], low_space: bool) -> 
     let mut forecast = Forecast::on(op.host().as_ref(), path_of(parent)?)?;
     let mut blocks = Allocated::default();
     // What is there more than now, at its most and at the end of a step.
-    let (mut more, mut most) = (0_i64, 0_i64);
+    let (mut more, mut most) = (0_i128, 0_i128);
     for layer in steps {
         let child = &images[*layer];
         let mut taken = 0;
@@ -36,9 +36,9 @@ pub(super) fn forecast(op: &Operation<'_>, steps: &[usize], low_space: bool) -> 
         // Blocks that are given back before others are taken: never more than a batch of them.
         let peak =
             if low_space { taken.min(BATCH + u64::from(parent.block_size())) } else { taken };
-        most = most.max(more + peak as i64);
-        more += taken as i64 - child.file_len() as i64;
-        forecast.freed += child.file_len();
+        most = most.max(more + i128::from(peak));
+        more += i128::from(taken) - i128::from(child.file_len());
+        forecast.freed = forecast.freed.saturating_add(child.file_len());
         forecast.add(path_of(child)?, FileChangeKind::Removed);
     }
     forecast.written = forecast.read;
