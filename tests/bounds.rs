@@ -444,6 +444,30 @@ fn a_chunk_that_lost_its_sector_bitmap_gets_no_empty_one() {
     }
 }
 
+/// However large its log, an image has changes of its tables go there before they fill the memory.
+#[test]
+fn a_large_log_does_not_have_changes_pile_up_in_memory() {
+    const LOG: u32 = 512 << 20;
+    let mut parent = Image::dynamic(MIB);
+    parent.size = 2000 * 512 * MIB; // 2000 pages of 512 entries
+    let mut child = parent.new_child();
+    child.log_offset = child.layout().needed_length;
+    let file = {
+        let bytes = child.to_bytes();
+        child.headers.iter_mut().flatten().for_each(|header| header.log_length = Some(LOG));
+        let file = Sparse::new("image", Arc::new(child.to_bytes()), Bounds::default());
+        file.set_len(bytes.len() as u64 + u64::from(LOG)).unwrap();
+        file
+    };
+    let image = writable(&file).unwrap();
+    for page in 0..2000 {
+        image.discard(page * 512 * MIB..(page * 512 + 1) * MIB).unwrap();
+    }
+    let logged = image.counters().log_bytes;
+    assert!(logged > 4 * MIB, "{logged} bytes");
+    image.close().unwrap();
+}
+
 /// A size of which no image can be made is refused by what only looks ahead, too.
 #[test]
 fn a_forecast_of_an_impossible_block_size_is_an_error() {
