@@ -67,6 +67,10 @@ impl Storage for Reading {
         refused()
     }
 
+    fn zero(&self, _: Range<u64>) -> io::Result<bool> {
+        refused()
+    }
+
     fn id(&self) -> io::Result<Option<FileId>> {
         self.0.id()
     }

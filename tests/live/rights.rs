@@ -78,6 +78,7 @@ fn storage_refused(storage: &dyn Storage, what: &str) {
     denied(storage.set_len(0).unwrap_err(), "length");
     denied(storage.reserve(1).unwrap_err(), "reserve");
     denied(storage.punch(0..MIB).unwrap_err(), "punch");
+    denied(storage.zero(0..MIB).unwrap_err(), "zero");
     denied(storage.copy_from(storage, 0, MIB, 512).unwrap_err(), "copy");
     denied(storage.flush().unwrap_err(), "flush");
     denied(storage.unlock().unwrap_err(), "unlock");
