@@ -62,6 +62,8 @@ pub enum ErrorKind {
     Unfinished,
     /// An operation would need more space than there is. Nothing was written.
     NoSpace,
+    /// An operation would lose data, which nobody consented to. Nothing was written.
+    WouldLose,
     /// A change was asked of something that is open for reading only.
     ReadOnly,
     /// The range or argument given lies outside what the disk or the call allows.

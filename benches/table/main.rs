@@ -21,6 +21,7 @@
 // A bench reads files without the crate, to have something to compare it with.
 #![allow(clippy::disallowed_methods)]
 
+mod busy;
 mod chart;
 mod growth;
 mod images;
@@ -158,6 +159,7 @@ fn measure(options: Options) -> Result<()> {
     if !run.options.reads_alone() {
         writes::run(&run, &mut report)?;
         merges::run(&run, &mut report)?;
+        busy::run(&run, &mut report)?;
         opens::run(&run, &mut report)?;
         let points = peers::run(&run, &mut report)?;
         if let Some(path) = &run.options.svg {

@@ -116,6 +116,11 @@ impl Failure {
         &self.message
     }
 
+    /// Whether it is the failure of this code.
+    pub(crate) fn is(&self, code: &str) -> bool {
+        self.code == code
+    }
+
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.own.hints.push(hint.into());
         self
@@ -275,6 +280,7 @@ pub(crate) const KINDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::Limit, "limit"),
     (ErrorKind::Unproven, "unproven"),
     (ErrorKind::NoSpace, "no-space"),
+    (ErrorKind::WouldLose, "would-lose"),
     (ErrorKind::Merged, "merged"),
     (ErrorKind::Unfinished, "unfinished"),
 ];

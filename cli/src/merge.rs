@@ -3,10 +3,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use avhdx::MergeState;
 use avhdx::ops::forest::{Forest, NodeId};
 use avhdx::ops::{Merge, Merged, Pace};
 use avhdx::storage::{Access, FileKind, Host, LocalHost};
+use avhdx::{LayerId, MergeState};
 use serde_json::json;
 
 use crate::args;
@@ -35,6 +35,9 @@ pub(crate) struct Args {
     /// on, for the child has no longer all its bytes.
     #[arg(long)]
     low_space: bool,
+    /// Lose the data behind the end of CHILD's disk, where that is smaller than the parent's.
+    #[arg(long)]
+    shrink: bool,
     /// Take it that the images have no other children, where a file or folder cannot be looked at.
     #[arg(long)]
     no_other_children: bool,
@@ -72,20 +75,26 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     pace.limit(args.rate);
     let mut merge = merge
         .low_space(args.low_space)
+        .shrink(args.shrink)
         .no_other_children(args.no_other_children)
         .share(!args.no_share)
         .pace(pace);
     for folder in &args.opening.children_in {
         merge = merge.children_in(folder);
     }
+    let way_out = |failure: Failure| match failure.is("op.space") {
+        true => with_less_space(failure, &merge, &subject, &args),
+        false => failure,
+    };
     if args.dry_run {
         let forecast = merge.forecast(&subject.chain)?;
-        operation::foretell("avhdx.merge/1", &forecast, console)?;
+        operation::foretell("avhdx.merge/1", &forecast, console).map_err(way_out)?;
         return Ok(Outcome::Yes);
     }
-    let done = operation::run(console, |on| merge.run(&subject.chain, on));
+    let done = operation::run(console, |on| merge.clone().run(&subject.chain, on));
+    let done = done.map_err(way_out);
+    let again = done.as_ref().err().map(|_| resume(&subject, &args, child.id));
     let state = subject.chain.image(child.id).and_then(|image| image.merge_mark());
-    let tip = subject.tip().path.clone().unwrap_or_default();
     let ended = subject.end();
     let merged = match (done, state) {
         (Ok(merged), _) => merged,
@@ -93,13 +102,36 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         (Err(failure), Some(_)) => {
             let failure =
                 failure.also("the disk reads as before, and the merge can be gone on with");
-            return Err(failure.then(next::with_parents("merge --resume", &tip)));
+            return Err(again.into_iter().flatten().fold(failure, Failure::then));
         }
     };
     ended?;
     console.warnings(&merged.warnings);
     say(&merged, &child.name, console)?;
     Ok(Outcome::Yes)
+}
+
+/// Names the way that needs less space, where that is one.
+fn with_less_space(failure: Failure, merge: &Merge, subject: &Subject, args: &Args) -> Failure {
+    let less = merge.clone().low_space(true).forecast(&subject.chain);
+    let fits = !args.low_space && less.is_ok_and(|forecast| forecast.check().is_ok());
+    match next::with_flag("--low-space  # frees what is merged step by step").filter(|_| fits) {
+        Some(command) => failure.then(command),
+        None => failure,
+    }
+}
+
+/// The command that goes on with the merge as things are now, if one does.
+fn resume(subject: &Subject, args: &Args, child: LayerId) -> Option<String> {
+    let fits = |low_space: bool| {
+        let merge = Merge::resume(child).low_space(low_space).shrink(args.shrink);
+        merge.forecast(&subject.chain).is_ok_and(|forecast| forecast.check().is_ok())
+    };
+    let low_space = args.low_space || !fits(false) && fits(true);
+    let flags = [(low_space, " --low-space"), (args.shrink, " --shrink")];
+    let flags = flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag);
+    let verb = std::iter::once("merge --resume").chain(flags).collect::<String>();
+    Some(next::with_parents(&verb, subject.tip().path.as_deref()?))
 }
 
 fn say(merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failure> {
@@ -111,10 +143,16 @@ fn say(merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failur
             "tip": tip,
             "removed": paths(&merged.removed),
             "moved": merged.moved,
+            "mirrored": merged.mirrored,
             "handed_over": merged.handed_over,
+            "cut": merged.cut,
         }));
     }
     console.line(format!("{child}: merged, {} moved", size(merged.moved)))?;
+    if merged.cut > 0 {
+        let what = "off the end of the disk, which is as small as that of the merged layer now";
+        console.line(format!("  cut       {} {what}", size(merged.cut)))?;
+    }
     for removed in &merged.removed {
         console.line(format!("  removed   {}", removed.display()))?;
     }

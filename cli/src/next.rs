@@ -234,12 +234,13 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     (
         "kind no-space",
-        &[],
-        &[
-            "AGAIN --low-space  # frees what is merged step by step",
-            "AGAIN --dry-run  # how much is needed",
-            "AGAIN  # once there is room",
-        ],
+        &["once there is that much room, the same command does it"],
+        &["avhdx info --chain PARENTS IMAGE  # which layers there are, and how large"],
+    ),
+    (
+        "merge.shrinks",
+        &["--shrink would allow it, and what lies behind the end of the smaller disk is lost"],
+        &["AGAIN --shrink"],
     ),
     (
         "merge: kind has-children",
@@ -421,6 +422,11 @@ pub(crate) fn has_flag(name: &str) -> bool {
 /// All that was typed, to be typed again.
 pub(crate) fn again(remark: &str) -> Option<String> {
     fill(&format!("AGAIN  # {remark}"), typed().as_ref(), Concerned::default())
+}
+
+/// What was typed with this flag and a remark too; `None` where the verb does not have it, or it was typed.
+pub(crate) fn with_flag(more: &str) -> Option<String> {
+    fill(&format!("AGAIN {more}"), Some(typed().as_ref()?), Concerned::default())
 }
 
 /// Keeps what was typed.

@@ -163,6 +163,13 @@ fn table(forecast: &Forecast) -> Table {
     table.field("read", size(forecast.read));
     table.field("written", size(forecast.written));
     table.field("freed", size(forecast.freed));
+    if forecast.cut > 0 {
+        let data = match forecast.cut_data {
+            0 => "where the layers hold nothing".into(),
+            data => format!("where the layers hold {} of data, which are lost", size(data)),
+        };
+        table.field("cut off", format!("{} at the end of the disk, {data}", size(forecast.cut)));
+    }
     let room = match forecast.available {
         Some(available) => {
             format!("{}, of which there are {}", size(forecast.peak), size(available))
@@ -183,6 +190,8 @@ fn object(forecast: &Forecast) -> Value {
         "written": forecast.written,
         "freed": forecast.freed,
         "peak": forecast.peak,
+        "cut": forecast.cut,
+        "cut_data": forecast.cut_data,
         "available": forecast.available,
         "files": forecast.files.iter().map(file).collect::<Vec<_>>(),
     })

@@ -8,7 +8,7 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use avhdx_testkit::build::{Block, Data};
+use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive::Chain;
 use avhdx_testkit::rng::Rng;
 use common::{Folder, Run, chain, guid, mark, name};
@@ -337,15 +337,91 @@ fn without_the_space_nothing_is_begun() {
     folder.run_with("write tip.avhdx --offset 0", &disk).expect(0);
     let (base, tip) = (folder.read("base.vhdx"), folder.read("tip.avhdx"));
     let run = folder.run("merge tip.avhdx").expect(3).says("the space falls short by ");
-    let run = run.says("next: avhdx merge tip.avhdx --low-space  # ");
-    drop(run.says("next: avhdx merge tip.avhdx --dry-run  # "));
+    let next = ["avhdx merge tip.avhdx --low-space  # frees what is merged step by step"];
+    assert_eq!(run.next(), next);
     let run = folder.run("merge tip.avhdx --dry-run --json").expect(3);
     assert_eq!(run.error()["kind"], "no-space");
     let forecast = &run.json()["forecast"];
     assert!(forecast["peak"].as_u64().unwrap() > forecast["available"].as_u64().unwrap());
     assert!(folder.read("base.vhdx") == base && folder.read("tip.avhdx") == tip);
+    // Not even for a block: no command of ours helps then.
+    let fill = |left: u64| {
+        let line = "merge tip.avhdx --low-space --dry-run --json";
+        fs::write(folder.file("fill"), []).unwrap();
+        let free = folder.run(line).expect(0).json()["forecast"]["available"].as_u64().unwrap();
+        fs::write(folder.file("fill"), vec![1; (free - left) as usize]).unwrap();
+    };
+    fill(MIB as u64 / 2);
+    for line in ["merge tip.avhdx", "merge tip.avhdx --low-space"] {
+        let run = folder.run(line).expect(3).says("the space falls short by ");
+        let next = run.next();
+        assert!(!next.is_empty() && next.iter().all(|next| !next.contains("merge")), "{next:?}");
+        let first = next[0].split("  # ").next().unwrap().to_owned();
+        folder.run(first.strip_prefix("avhdx ").unwrap()).expect(0);
+    }
+    assert!(folder.read("base.vhdx") == base && folder.read("tip.avhdx") == tip);
+    // A few blocks at a time do.
+    fill(6 * MIB as u64);
+    let run = folder.run("merge tip.avhdx --low-space --dry-run --json").expect(0);
+    assert_eq!(run.json()["forecast"]["peak"], 4 << 20);
     folder.run("merge tip.avhdx --low-space").expect(0);
+    fs::remove_file(folder.file("fill")).unwrap();
     let run = folder.run("read base.vhdx --length 96M").expect(0);
     assert!(run.stdout == disk);
     assert_eq!(folder.names(), ["base.vhdx"]);
+}
+
+#[test]
+fn a_merge_of_a_smaller_disk_says_what_it_cuts_off_and_asks_where_that_holds_data() {
+    for (holds_data, cut_data) in [(false, 0), (true, 1 << 20)] {
+        let folder = Folder::new();
+        let mut base = Image::dynamic(8 << 20);
+        base.put(0, Block::full(Data::Pattern(1))).put(1, Block::full(Data::Pattern(2)));
+        if holds_data {
+            // Behind the end of the smaller disk, whose user never sees it.
+            base.put(6, Block::full(Data::Pattern(3)));
+        }
+        let mut small = Image::child(5 << 20, base.data_write_guid());
+        small.put(1, Block::full(Data::Pattern(4))).parent_path(r".\base.vhdx");
+        base.write_to(folder.file("base.vhdx"));
+        small.write_to(folder.file("small.avhdx"));
+        let disk = small.flat(Some(&base.flat(None)));
+        let files = || ["base.vhdx", "small.avhdx"].map(|name| folder.read(name));
+        let before = files();
+
+        let exit = if holds_data { 7 } else { 0 };
+        let run = folder.run("merge small.avhdx --dry-run").expect(exit).prints("cut off");
+        let run = run.prints("3145728 bytes (3 MiB) at the end of the disk, where the layers hold");
+        match holds_data {
+            false => drop(run.prints("where the layers hold nothing")),
+            true => {
+                let run = run.prints("1048576 bytes (1 MiB) of data, which are lost");
+                assert_eq!(run.next(), ["avhdx merge small.avhdx --dry-run --shrink"]);
+                folder.run("merge small.avhdx --dry-run --shrink").expect(0);
+                let run = folder.run("merge small.avhdx --json").expect(7);
+                let error = run.error();
+                assert_eq!(error["code"], "merge.shrinks");
+                assert_eq!(error["kind"], "would-lose");
+                assert_eq!(run.next(), ["avhdx merge small.avhdx --json --shrink"]);
+            }
+        }
+        let forecast = folder.run("merge small.avhdx --dry-run --json").expect(exit).json();
+        assert_eq!(forecast["forecast"]["cut"], 3 << 20);
+        assert_eq!(forecast["forecast"]["cut_data"], cut_data);
+        assert!(files() == before);
+        // Where nobody is asked, it is told all the same.
+        match holds_data {
+            false => {
+                drop(folder.run("merge small.avhdx").expect(0).prints("  cut       3145728 bytes"))
+            }
+            true => {
+                let done = folder.run("merge small.avhdx --json --shrink").expect(0).json();
+                assert_eq!(done["cut"], 3 << 20);
+            }
+        }
+        assert!(folder.run("read base.vhdx --length 5M").expect(0).stdout == disk);
+        folder.run("read base.vhdx --offset 5M --length 1").expect(2);
+        assert_eq!(folder.names(), ["base.vhdx"]);
+        folder.run("check base.vhdx").expect(0);
+    }
 }

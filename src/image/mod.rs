@@ -77,7 +77,7 @@ pub(crate) use {cache::Page, reach::Epoch};
 pub(crate) use link::{LinkPaths, way_to};
 use metadata::Metadata;
 use recent::RecentEntries;
-pub(crate) use writer::{Copier, ItemEdit, Pins, Ticket};
+pub(crate) use writer::{Copier, Follow, Held, ItemEdit, Pins, Ticket};
 use writer::{Pin, Writer};
 
 /// One image file that is open, and what writes to it if it is open for that. Its users have it by a
@@ -278,13 +278,8 @@ impl VhdxFile {
         items.map_err(|error| error.in_file(self.name()))
     }
 
-    fn keeps_blocks(&self) -> bool {
+    pub(crate) fn keeps_blocks(&self) -> bool {
         self.file.flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED)
-    }
-
-    /// Bytes of the block allocation table's region.
-    pub(crate) fn bat_len(&self) -> u64 {
-        self.bat.length.into()
     }
 
     pub(crate) fn layout(&self) -> &BlockLayout {

@@ -18,10 +18,16 @@ pub struct Forecast {
     /// So many bytes more than now the files take up at their most, on the volume that is written to. File
     /// systems that share bytes need less.
     pub peak: u64,
+    /// Bytes by which the disk gets shorter at its end.
+    pub cut: u64,
+    /// Of those, bytes that the layers below hold data for, which is lost.
+    pub cut_data: u64,
     /// Bytes that are free there, where the host tells.
     pub available: Option<u64>,
     /// The files that are going to change.
     pub files: Vec<FileChange>,
+    /// Whether data may be cut off.
+    pub(super) may_cut: bool,
     /// Where the space is needed.
     on: PathBuf,
 }
@@ -54,19 +60,38 @@ impl Forecast {
         let available = host.free_space(folder_of(path)).map_err(|error| {
             Error::io("op.free-space", "cannot tell how much space is free", error).in_path(path)
         })?;
-        let (read, written, freed, peak) = (0, 0, 0, 0);
-        Ok(Self { read, written, freed, peak, available, files: Vec::new(), on: path.to_owned() })
+        Ok(Self {
+            read: 0,
+            written: 0,
+            freed: 0,
+            peak: 0,
+            cut: 0,
+            cut_data: 0,
+            available,
+            files: Vec::new(),
+            may_cut: false,
+            on: path.to_owned(),
+        })
     }
 
     pub(super) fn add(&mut self, path: &Path, kind: FileChangeKind) {
         self.files.push(FileChange { path: path.to_owned(), kind });
     }
 
-    /// Refuses an operation that there is not the space for.
+    /// Refuses an operation that would cut off data without consent, or that there is not the space for.
     ///
     /// # Errors
-    /// [`ErrorKind::NoSpace`], with what is needed, what is free, and by how much that falls short, in bytes.
+    /// [`ErrorKind::WouldLose`], see [`Merge::shrink`](super::Merge::shrink); [`ErrorKind::NoSpace`], with what is needed, what is free, and by how much that falls short, in bytes.
     pub fn check(&self) -> Result<()> {
+        if self.cut_data > 0 && !self.may_cut {
+            let message =
+                "the merged layer's disk is smaller, and data behind its end would be cut off";
+            return Err(Error::new(ErrorKind::WouldLose, "merge.shrinks", message)
+                .in_path(&self.on)
+                .with_section("2.6.2.2")
+                .with_found(format_args!("{} bytes of data there", self.cut_data))
+                .with_expected("none, or the consent to lose them"));
+        }
         let Some(available) = self.available.filter(|available| *available < self.peak) else {
             return Ok(());
         };

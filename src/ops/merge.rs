@@ -26,6 +26,26 @@ use step::Step;
 /// opens, with a warning, and [`resume`](Self::resume) completes the merge. Marks in both files tell of it;
 /// a child whose merge is complete is never opened over its parent again.
 ///
+/// # A tip that is written to
+///
+/// A merge ends however fast its tip is written to, and whatever its [pace](Self::pace):
+///
+/// - First all that the tip holds is moved. What is written behind that is marked, by 64 KiB; the marks take 2 MiB of
+///   memory at the most. That does for changes all over 256 GiB; beyond it all marks are of twice as many bytes each
+///   time, up to 16 MiB for changes all over 64 TiB.
+/// - From then on each write goes to the tip and then to the parent as well, and there are no new marks. What is marked
+///   is moved at the same pace, 1 MiB at a time; a write waits while its own bytes are moved. A write to the parent
+///   that fails is not the writer's trouble: it ends the merge, which can be resumed.
+/// - At the end writers are kept waiting once, for as long as up to 4 MiB that may be left are moved and the files are
+///   flushed up to nine times: three times the tip's, six times the parent's, and as a rule twice and four times. Both
+///   are flushed right before.
+///
+/// Only writes that fail, of which a part may have been made, leave something more to be moved. After four such rounds
+/// each write is made to wait 10 ms longer than in the round before, up to 100 ms, rather than to be kept out.
+///
+/// What is moved and what [writers brought to the parent](Merged::mirrored) is no more together than what the tip held
+/// and what was written meanwhile, each write in whole marks.
+///
 /// ```no_run
 /// use std::ops::ControlFlow;
 /// use avhdx::OpenOptions;
@@ -45,6 +65,7 @@ pub struct Merge {
     no_other_children: bool,
     folders: Vec<PathBuf>,
     low_space: bool,
+    shrink: bool,
     share: bool,
     pace: Pace,
 }
@@ -59,8 +80,12 @@ pub struct Merged {
     pub removed: Vec<PathBuf>,
     /// Bytes of the disk that were moved into a parent, zeros not counted.
     pub moved: u64,
-    /// Of those, the ones that the file system was asked to share or copy by itself.
+    /// Bytes that others wrote to the tip meanwhile and to its parent at once, zeros not counted.
+    pub mirrored: u64,
+    /// Of those moved, the ones that the file system was asked to share or copy by itself.
     pub handed_over: u64,
+    /// Bytes by which the parent's disk got shorter at its end.
+    pub cut: u64,
     /// What could not be brought to its end, and does no harm to the chain.
     pub warnings: Vec<Warning>,
 }
@@ -75,6 +100,7 @@ impl Merge {
             no_other_children: false,
             folders: Vec::new(),
             low_space: false,
+            shrink: false,
             share: true,
             pace: Pace::new(),
         }
@@ -105,9 +131,17 @@ impl Merge {
     }
 
     /// Whether the child's blocks give up their space as soon as they are durable in the parent. The chain reads
-    /// right all the time, but the child holds less and less: there is no way but to complete the merge.
+    /// right all the time, but the child holds less and less: there is no way but to complete the merge. It goes by
+    /// 64 MiB, or by as little as a block of the child where there is not the space for that.
     pub fn low_space(mut self, yes: bool) -> Self {
         self.low_space = yes;
+        self
+    }
+
+    /// The consent to lose data where a layer's disk is smaller than that of the layer below: that gets as small,
+    /// whatever it holds behind the end. Where it holds nothing there, nobody is asked.
+    pub fn shrink(mut self, yes: bool) -> Self {
+        self.shrink = yes;
         self
     }
 
@@ -124,15 +158,16 @@ impl Merge {
         self
     }
 
-    /// What [`run`](Self::run) is going to do. Nothing is changed.
+    /// What [`run`](Self::run) is going to do, at the pace that is set now and with nothing written meanwhile. Nothing is
+    /// changed.
     ///
     /// # Errors
-    /// As those of `run` that are found before anything is done.
+    /// As those of `run` that are found before anything is done, but for those of [`Forecast::check`].
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
         self.check(&op, &steps)?;
-        foresee::forecast(&op, &steps, self.low_space)
+        Ok(foresee::forecast(&op, &steps, self)?.0)
     }
 
     /// Merges, on the chain itself and all its clones. The lowest of several layers goes first, each as a whole.
@@ -140,7 +175,8 @@ impl Merge {
     /// # Errors
     /// Before anything is changed: [`ErrorKind::InvalidInput`] when the layers are not in the chain or not above
     /// each other; [`ErrorKind::HasChildren`] when one of them has another child, which is named, or may have
-    /// one where nobody can look; [`ErrorKind::InUse`] when somebody else has a file open, or a view of a point
+    /// one where nobody can look; [`ErrorKind::WouldLose`] without the [consent](Self::shrink) where data would be cut
+    /// off; [`ErrorKind::InUse`] when somebody else has a file open, or a view of a point
     /// that is to vanish; [`ErrorKind::NoSpace`], by how much; [`ErrorKind::ReadOnly`] and
     /// [`ErrorKind::Io`] when the host does not let the files be written.
     ///
@@ -154,13 +190,13 @@ impl Merge {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
         let warnings = self.check(&op, &steps)?;
-        let forecast = foresee::forecast(&op, &steps, self.low_space)?;
+        let (forecast, batch) = foresee::forecast(&op, &steps, &self)?;
         forecast.check()?;
-        let mut merged = Merged { warnings, ..Merged::default() };
+        let mut merged = Merged { warnings, cut: forecast.cut, ..Merged::default() };
         let mut meter = Meter::new(&self.pace, forecast.read, on);
         meter.report()?;
         for layer in steps {
-            Step { op: &op, merge: &self, layer }.run(&mut meter, &mut merged)?;
+            Step { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
         }
         Ok(merged)
     }

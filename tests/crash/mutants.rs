@@ -251,6 +251,16 @@ const MUTANTS_OF_CHAINS: &[(&str, &str, &str)] = &[
         "merge of the tip, a write meanwhile",
         "what was written at the end of a merge is lost",
     ),
+    (
+        "mirror-left-out",
+        "merge of the tip, a write that is mirrored",
+        "what is written behind the end of a merge does not come to the parent",
+    ),
+    (
+        "copy-over-newer-mirrored",
+        "merge of the tip, a write that is mirrored",
+        "an older version is copied over what a writer brought to the parent meanwhile",
+    ),
     ("zeros-not-merged", "merge of the middle", "zeros over the parent's data are not merged"),
     (
         "deleted-before-new-tip",

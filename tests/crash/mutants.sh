@@ -36,6 +36,9 @@ hunt identity-kept-when-handed-out lib $crashes::an_identity_that_is_known_is_of
 hunt size-before-zero-blocks lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt rest-of-block-not-marked lib image::writer::tests::a_disk_of_another_size_holds_the_same_bytes_and_zeros_behind_them
 hunt blocks-cleared-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt zero-blocks-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt blocks-cleared-after-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
+hunt failed-mirror-forgotten live busy::a_write_that_the_parent_refuses_fails_the_merge_and_not_the_writer
 hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
 hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size
 hunt readers-of-old-stack-not-waited-for live kept::a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes

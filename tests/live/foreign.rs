@@ -1,5 +1,7 @@
 //! Merges of layers that others wrote: of any states, block sizes and sizes of the disk.
 
+use std::path::Path;
+
 use avhdx::ops::{Check, Merge};
 use avhdx::{ErrorKind, OpenOptions};
 use avhdx_testkit::build::{random_chain, write_chain};
@@ -11,7 +13,7 @@ use super::{bytes, go, naively, paths};
 
 #[test]
 fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
-    let mut grown = 0;
+    let (mut grown, mut lost, mut kept) = (0, 0, 0);
     for seed in 0..60 {
         let folder = tempfile::tempdir().unwrap();
         let mut rng = Rng::new(seed);
@@ -35,12 +37,42 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             let parent = child + 1 + rng.below((points.len() - 1 - child) as u64) as usize;
             let layers = chain.layers();
             grown += usize::from(layers[child].geometry.size > layers[parent].geometry.size);
+            let low_space = rng.chance(1, 3);
             let merge = Merge::new(layers[child].id)
                 .into_layer(layers[parent].id)
-                .low_space(rng.chance(1, 3))
+                .low_space(low_space)
                 .share(rng.chance(1, 2));
+            let forecast = merge.forecast(&chain).unwrap();
+            let of_layers = &layers[child..=parent];
+            let sizes: Vec<u64> = of_layers.iter().rev().map(|l| l.geometry.size).collect();
+            let shorter = sizes.windows(2).map(|two| two[0].saturating_sub(two[1]));
+            assert_eq!(forecast.cut, shorter.sum::<u64>(), "seed {seed}");
+            if forecast.cut_data > 0 {
+                lost += 1;
+                let error = merge.clone().run(&chain, &mut go).unwrap_err();
+                assert_eq!(
+                    (error.kind(), error.code()),
+                    (ErrorKind::WouldLose, "merge.shrinks"),
+                    "seed {seed}"
+                );
+                assert!(bytes(&chain) == points[0], "seed {seed}");
+            } else {
+                kept += usize::from(forecast.cut > 0);
+            }
+            let merge = merge.shrink(forecast.cut_data > 0);
+            let len = |path: &Path| std::fs::metadata(path).unwrap().len();
+            let into = layers[parent].path.clone().unwrap();
+            let gone: u64 = of_layers[..parent - child].iter().map(|layer| layer.file_len).sum();
+            let before = len(&into);
             let done = merge.run(&chain, &mut go).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             assert!(done.warnings.is_empty(), "seed {seed}: {:?}", done.warnings);
+            assert_eq!((done.moved, done.cut), (forecast.read, forecast.cut), "seed {seed}");
+            assert_eq!(gone, forecast.freed, "seed {seed}");
+            // The file of a child that is gone leaves room for the next.
+            if parent == child + 1 && !low_space {
+                let grown = len(&into) - before;
+                assert_eq!(grown, forecast.peak, "seed {seed}: {child} into {parent}");
+            }
             points.drain(child + 1..=parent);
             assert_eq!(chain.layers().len(), points.len());
             for (n, (layer, point)) in chain.layers().iter().zip(&points).enumerate() {
@@ -59,5 +91,5 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
         let error = Merge::new(layers[0].id).run(&chain, &mut go).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "merge.no-parent"));
     }
-    assert!(grown > 10, "{grown}");
+    assert!(grown > 10 && lost > 5 && kept > 0, "{grown}, {lost}, {kept}");
 }

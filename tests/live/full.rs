@@ -1,5 +1,6 @@
 //! Hosts that run out of space in the middle of a change of a chain.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -187,6 +188,48 @@ fn a_change_that_finds_no_space_harms_nothing() {
     }
 }
 
+/// Whole MiB that files have space for: all at first, then what is written and not given back.
+struct Space {
+    files: Files,
+    taken: BTreeMap<usize, BTreeSet<u64>>,
+}
+
+impl Space {
+    fn of(files: Files) -> Self {
+        let whole = |number: &usize| (0..files.files[*number].len().div_ceil(MIB)).collect();
+        let taken = files.names.values().map(|number| (*number, whole(number))).collect();
+        Self { files, taken }
+    }
+
+    fn bytes(&self) -> u64 {
+        let named = self.files.names.values().filter_map(|number| self.taken.get(number));
+        named.map(|taken| taken.len() as u64 * MIB).sum()
+    }
+
+    fn apply(&mut self, event: &Event) {
+        self.files.apply(event);
+        match event {
+            Event::Write(file, chunk) => {
+                let taken = self.taken.entry(*file).or_default();
+                let end = chunk.at + chunk.data.len() as u64;
+                let is_whole = chunk.at.is_multiple_of(MIB) && end.is_multiple_of(MIB);
+                for place in chunk.at / MIB..end.div_ceil(MIB) {
+                    // As the host is told to give back space.
+                    match is_whole && chunk.data.iter().all(|byte| *byte == 0) {
+                        true => taken.remove(&place),
+                        false => taken.insert(place),
+                    };
+                }
+            }
+            Event::SetLen(file, len) => {
+                let end = len.div_ceil(MIB);
+                self.taken.entry(*file).or_default().retain(|place| *place < end);
+            }
+            _ => {}
+        }
+    }
+}
+
 /// What does not fit is refused with nothing written, and what is said to fit does.
 #[test]
 fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
@@ -195,12 +238,10 @@ fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
         let host = SimHost::new(files.clone());
         let chain = open(&host, &file("tip.avhdx"));
         let before = host.files().sum();
-        let forecast = change.forecast(&chain).unwrap();
-        assert_eq!(forecast.available, None);
-        let lens = |files: &Files| -> u64 {
-            files.names.values().map(|number| files.files[*number].len()).sum()
-        };
-        let needed = forecast.peak;
+        assert_eq!(change.forecast(&chain).unwrap().available, None);
+        // A merge in low space needs the less the less there is.
+        host.set_free_space(Some(0));
+        let needed = change.forecast(&chain).unwrap().peak;
         if needed > 0 {
             host.set_free_space(Some(needed - 1));
             let error = change.run(&chain).unwrap_err();
@@ -214,22 +255,69 @@ fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
             assert!(bytes(&chain) == points[0]);
         }
         host.set_free_space(Some(needed));
-        let (most, at_first) = (lens(&host.files()), Arc::new(std::sync::Mutex::new(0)));
-        let seen = Arc::clone(&at_first);
+        let mut space = Space::of(host.files());
+        let (at_first, mut most) = (space.bytes(), 0);
         host.record();
         change.run(&chain).unwrap_or_else(|error| panic!("{change:?}: {error}"));
         // Files grow by more than they use, which takes no space: what is written counts.
-        let mut now = files.clone();
         for event in host.events() {
-            now.apply(&event);
-            if let Event::Write(..) = event {
-                let mut seen = seen.lock().unwrap();
-                *seen = (*seen).max(lens(&now).saturating_sub(most));
+            space.apply(&event);
+            most = most.max(space.bytes());
+        }
+        let grown = most.saturating_sub(at_first);
+        assert!(grown <= needed, "{change:?}: {needed} said, and {grown} taken");
+        drop(chain);
+        host.empty();
+    }
+}
+
+/// A block of the child's at a time, where there is room for no more, and as much as that takes.
+#[test]
+fn a_merge_in_low_space_goes_by_as_little_as_a_block() {
+    const BLOCKS: u64 = 12;
+    for layer in [0, 1] {
+        let host = SimHost::default();
+        let shared: Arc<dyn Host> = Arc::new(host.clone());
+        let options = CreateOptions::dynamic(BLOCKS * MIB).block_size(1 << 20);
+        drop(options.create_on(shared, file("base.vhdx")).unwrap());
+        let chain = open(&host, &file("base.vhdx"));
+        for name in ["middle.avhdx", "tip.avhdx"] {
+            let made = Checkpoint::new().path(file(name)).block_size(1 << 20);
+            made.run(&chain, &mut go).unwrap();
+            if (name == "tip.avhdx") == (layer == 0) {
+                for n in 0..BLOCKS {
+                    chain.write_at(&[n as u8 + 1; 1 << 20], n * MIB).unwrap();
+                }
             }
         }
-        let slack = 4 * MIB;
-        let grown = *at_first.lock().unwrap();
-        assert!(grown <= needed + slack, "{change:?}: {needed} said, and {grown} taken");
+        chain.flush().unwrap();
+        let model = bytes(&chain);
+        let merge = |low_space| Merge::new(chain.layers()[layer].id).low_space(low_space);
+        let peak = |free: u64, low_space| {
+            host.set_free_space(Some(free));
+            merge(low_space).forecast(&chain).unwrap().peak
+        };
+        // Into the middle a block that is whole needs no sector bitmap.
+        assert_eq!(peak(0, false), BLOCKS * MIB);
+        assert_eq!(peak(u64::MAX, true), BLOCKS * MIB, "one batch");
+        assert_eq!(peak(0, true), MIB);
+        assert_eq!(peak(5 * MIB, true), 4 * MIB, "as few batches as may be");
+        host.set_free_space(Some(MIB - 1));
+        let error = merge(true).run(&chain, &mut go).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::NoSpace, "op.space"));
+
+        host.set_free_space(Some(MIB));
+        let mut space = Space::of(host.files());
+        let (at_first, mut most) = (space.bytes(), 0);
+        host.record();
+        let merged = merge(true).run(&chain, &mut go).unwrap();
+        assert_eq!(merged.moved, BLOCKS * MIB);
+        for event in host.events() {
+            space.apply(&event);
+            most = most.max(space.bytes());
+        }
+        assert_eq!(most - at_first, MIB, "what was foreseen, to the byte");
+        assert!(bytes(&chain) == model);
         drop(chain);
         host.empty();
     }

@@ -93,7 +93,7 @@ fn nothing_goes_on_from_a_layer_that_another_was_being_merged_into() {
     let folder = tempfile::tempdir().unwrap();
     let (chain, model) = chain_of(4, folder.path());
     let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();
-    assert!(stopped_at(5, Merge::new(ids[1]), &chain));
+    assert!(stopped_at(4, Merge::new(ids[1]), &chain));
     chain.close().unwrap();
     let files = paths(&chain);
     drop(chain);

@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod busy;
 mod foreign;
 mod full;
 mod kept;

@@ -132,6 +132,21 @@ impl Run {
         serde_json::from_slice(&self.stdout).unwrap()
     }
 
+    /// The commands to go on with.
+    pub fn next(&self) -> Vec<String> {
+        let last = self.stderr.lines().last().unwrap_or_default();
+        match serde_json::from_str::<Value>(last) {
+            Ok(error) => {
+                let next = error["next"].as_array().cloned().unwrap_or_default();
+                next.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+            }
+            Err(_) => {
+                let lines = self.stderr.lines().map(str::trim_start);
+                lines.filter_map(|line| line.strip_prefix("next: ")).map(str::to_owned).collect()
+            }
+        }
+    }
+
     /// The last object on standard error.
     #[track_caller]
     pub fn error(&self) -> Value {

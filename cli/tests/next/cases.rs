@@ -375,6 +375,19 @@ fn operations() -> Vec<Case> {
             },
             "merge l2.vhdx@-1",
         ),
+        case(
+            "merge.shrinks",
+            7,
+            |f| {
+                let mut base = Image::dynamic(8 << 20);
+                base.put(6, Block::full(Data::Pattern(3)));
+                let mut small = Image::child(5 << 20, base.data_write_guid());
+                small.parent_path(r".\base.vhdx");
+                base.write_to(f.file("base.vhdx"));
+                small.write_to(f.file("small.avhdx"));
+            },
+            "merge small.avhdx",
+        ),
         case("merge.no-parent", 2, of_chain, "merge l2.vhdx@base"),
         case("merge.not-begun", 2, of_chain, "merge --resume l2.vhdx"),
         case(

@@ -42,7 +42,18 @@ impl VhdxFile {
         if buf.is_empty() {
             return Ok(());
         }
-        let _entered = self.enter(writer, offset..offset + buf.len() as u64)?;
+        let entered = self.enter(writer, offset..offset + buf.len() as u64)?;
+        let done = self.write_entered(writer, buf, offset, visible);
+        entered.leave(done, &|mirror| mirror.write_again(buf, offset, visible))
+    }
+
+    fn write_entered(
+        &self,
+        writer: &Writer,
+        buf: &[u8],
+        offset: u64,
+        visible: Visible<'_>,
+    ) -> Result<()> {
         self.begin(writer)?;
         let sector = self.layout.sector_size();
         let mut at = DiskOffset(offset);
@@ -60,6 +71,31 @@ impl VhdxFile {
             rest = &rest[len as usize..];
         }
         self.limit_changes(writer)
+    }
+
+    /// Writes what was written elsewhere, and says how many bytes that takes: of sectors that were written in part
+    /// all, which `visible` reads there.
+    fn write_again(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<u64> {
+        let sector = self.layout.sector_size();
+        let (mut at, mut rest, mut written) = (offset, buf, 0);
+        while !rest.is_empty() {
+            let (within, left) = (at % sector, rest.len() as u64);
+            let len = if within != 0 || left < sector {
+                let mut whole = vec![0; sector as usize];
+                visible(&mut whole, at - within)?;
+                self.write_whole(whole[..].into(), DiskOffset(at - within))?;
+                written += sector;
+                left.min(sector - within)
+            } else {
+                let len = left - left % sector;
+                self.write_whole(rest[..len as usize].into(), DiskOffset(at))?;
+                written += len;
+                len
+            };
+            at += len;
+            rest = &rest[len as usize..];
+        }
+        Ok(written)
     }
 
     /// Writes whole sectors.
@@ -96,7 +132,21 @@ impl VhdxFile {
         }
         let len = range.end.saturating_sub(range.start);
         check_range(&self.geometry(), range.start, len)?;
-        let _entered = self.enter(writer, range.clone())?;
+        let entered = self.enter(writer, range.clone())?;
+        let done = self.zero_entered(writer, &range, how, visible);
+        entered.leave(done, &|mirror| {
+            mirror.zero_through(range.clone(), how, visible)?;
+            Ok(0)
+        })
+    }
+
+    fn zero_entered(
+        &self,
+        writer: &Writer,
+        range: &Range<u64>,
+        how: Zeroing,
+        visible: Visible<'_>,
+    ) -> Result<()> {
         let mut at = DiskOffset(range.start);
         while at.0 < range.end {
             let block = self.layout.block_of(at);

@@ -1,18 +1,16 @@
-//! Who may change the image, and what they did meanwhile.
+//! Who may change the image, and who hears of it.
 //!
 //! Every change goes through the gate. Whoever holds the gate alone has all changes either behind him or yet
-//! to come, and may leave it closed for those. While changes are tracked, each notes the blocks that it went
-//! to on its way out: whoever takes these notes and then reads the blocks misses no byte, for what is written
-//! later is noted later.
+//! to come, and may leave it closed for those. While changes are [followed](Follow), each tells of the bytes that it
+//! went to on its way out: whoever hears of it and then reads the bytes misses none.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
+use super::follow::Follow;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::VhdxFile;
-use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use crate::types::BlockIndex;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Lets changes in, unless it is closed.
 #[derive(Debug, Default)]
@@ -21,15 +19,8 @@ pub(super) struct Gate(RwLock<State>);
 #[derive(Debug, Default)]
 pub(super) struct State {
     is_closed: bool,
-    /// There while changes are tracked.
-    changed: Option<Changed>,
-}
-
-/// The blocks that were changed, as bits of words.
-#[derive(Debug)]
-struct Changed {
-    block_size: u64,
-    words: Mutex<BTreeMap<u64, u64>>,
+    /// There while changes are followed.
+    follow: Option<Arc<Follow>>,
 }
 
 /// A change under way.
@@ -38,16 +29,20 @@ pub(super) struct Entered<'a> {
     state: RwLockReadGuard<'a, State>,
     /// The bytes of the disk that it is about.
     range: Range<u64>,
+    /// Whether it has them for itself.
+    is_held: bool,
+    is_told: bool,
 }
 
 impl Gate {
-    /// Lets in a change of these bytes of the disk, once nobody has the gate alone.
+    /// Lets in a change of these bytes of the disk, once nobody has the gate alone or holds the bytes.
     pub(super) fn enter(&self, range: Range<u64>) -> Result<Entered<'_>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if state.is_closed {
             return Err(frozen());
         }
-        Ok(Entered { state, range })
+        let is_held = state.follow.as_ref().is_some_and(|follow| follow.hold(&range));
+        Ok(Entered { state, range, is_held, is_told: false })
     }
 
     /// Lets in a change that nobody sees who reads the disk: also where others are refused.
@@ -64,22 +59,16 @@ impl Gate {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has all changes note their blocks of this length.
-    pub(super) fn track(&self, block_size: u64) {
-        self.write().changed = Some(Changed { block_size, words: Mutex::default() });
-    }
-
-    /// The blocks that were noted since this was last asked, in order.
-    pub(super) fn take(&self) -> Vec<BlockIndex> {
-        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        state.changed.as_ref().map_or_else(Vec::new, Changed::take)
+    /// Has all changes to come tell of themselves.
+    pub(super) fn follow(&self, follow: Option<Arc<Follow>>) {
+        self.write().follow = follow;
     }
 }
 
 impl State {
-    /// Whether changes are tracked, and this block was changed since that was last asked.
-    pub(super) fn is_changed(&self, block: BlockIndex) -> bool {
-        self.changed.as_ref().is_some_and(|changed| changed.has(block))
+    /// Whether changes are followed, and some of these bytes were changed since they were copied.
+    pub(super) fn is_changed(&self, range: &Range<u64>) -> bool {
+        self.follow.as_ref().is_some_and(|follow| follow.is_changed(range))
     }
 
     /// Refuses all changes to come, or lets them in again.
@@ -88,40 +77,32 @@ impl State {
     }
 }
 
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        // A change that failed may have been made in part.
-        if let Some(changed) = &self.state.changed {
-            changed.note(&self.range);
+impl Entered<'_> {
+    /// Ends a change, and has it made `again` where others are to have it too. What becomes of that is not what
+    /// becomes of the change.
+    pub(super) fn leave(
+        mut self,
+        done: Result<()>,
+        again: &dyn Fn(&VhdxFile) -> Result<u64>,
+    ) -> Result<()> {
+        self.is_told = true;
+        let Some(follow) = &self.state.follow else { return done };
+        let again = done.is_ok().then_some(again);
+        let wait = follow.changed(&self.range, self.is_held, again);
+        drop(self);
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
         }
+        done
     }
 }
 
-impl Changed {
-    fn note(&self, range: &Range<u64>) {
-        if range.is_empty() {
-            return;
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        // A change that failed may have been made in part.
+        if let Some(follow) = self.state.follow.as_ref().filter(|_| !self.is_told) {
+            follow.changed(&self.range, self.is_held, None);
         }
-        let (first, last) = (range.start / self.block_size, (range.end - 1) / self.block_size);
-        let mut words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        for word in first / 64..=last / 64 {
-            let from = if word == first / 64 { first % 64 } else { 0 };
-            let to = if word == last / 64 { last % 64 } else { 63 };
-            *words.entry(word).or_default() |= (u64::MAX << from) & (u64::MAX >> (63 - to));
-        }
-    }
-
-    fn has(&self, BlockIndex(block): BlockIndex) -> bool {
-        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
-        words.get(&(block / 64)).is_some_and(|bits| bits >> (block % 64) & 1 == 1)
-    }
-
-    fn take(&self) -> Vec<BlockIndex> {
-        let words = std::mem::take(&mut *self.words.lock().unwrap_or_else(PoisonError::into_inner));
-        let blocks = words.into_iter().flat_map(|(word, bits)| {
-            (0..64).filter(move |bit| bits >> bit & 1 == 1).map(move |bit| word * 64 + bit)
-        });
-        blocks.map(BlockIndex).collect()
     }
 }
 
@@ -139,28 +120,23 @@ impl VhdxFile {
     /// `under` may read the image and do what it likes with others, but would wait for ever for a change of
     /// this one, and for all that waits for changes to be over.
     pub(crate) fn freeze<R>(&self, under: impl FnOnce() -> Result<R>) -> Result<R> {
-        self.freeze_alone(|_| under())
+        let Some(done) = self.freeze_if(|| under().map(Some))? else { unreachable!("always some") };
+        Ok(done)
     }
 
-    /// The same, with the blocks that were changed since changes are tracked or since this was last asked.
-    pub(crate) fn freeze_with<R>(
+    /// The same, unless `under` finds that it is too early for that.
+    pub(crate) fn freeze_if<R>(
         &self,
-        under: impl FnOnce(Vec<BlockIndex>) -> Result<R>,
-    ) -> Result<R> {
-        self.freeze_alone(|state| {
-            under(state.changed.as_ref().map_or_else(Vec::new, Changed::take))
-        })
-    }
-
-    fn freeze_alone<R>(&self, under: impl FnOnce(&State) -> Result<R>) -> Result<R> {
+        under: impl FnOnce() -> Result<Option<R>>,
+    ) -> Result<Option<R>> {
         let writer = self.writer()?;
         let mut alone = writer.ops.write();
         if alone.is_closed {
             return Err(frozen().in_file(self.name()));
         }
         self.commit(writer)?;
-        let done = under(&alone)?;
-        alone.close(true);
+        let done = under()?;
+        alone.close(done.is_some());
         Ok(done)
     }
 
@@ -176,24 +152,26 @@ impl VhdxFile {
         Ok(())
     }
 
-    /// Has every change note its blocks from here on: of each that was under way all is done, of each that
-    /// comes later all is noted. What was noted before is forgotten.
-    pub(crate) fn track_changes(&self) -> Result<()> {
-        self.writer()?.ops.track(self.layout.block_size());
+    /// Follows the changes from here on: of each that was under way all is done, of each that comes later all is
+    /// told.
+    pub(crate) fn follow_changes(&self) -> Result<Arc<Follow>> {
+        let follow = Arc::new(Follow::new(self.layout.size(), self.layout.sector_size()));
+        self.writer()?.ops.follow(Some(Arc::clone(&follow)));
+        Ok(follow)
+    }
+
+    /// Has the changes that are followed be made in `mirror` as well, an image of a disk of the same size. What was
+    /// under way is only told of.
+    pub(crate) fn mirror_changes(&self, follow: &Follow, mirror: &Arc<Self>) -> Result<()> {
+        let _alone = self.writer()?.ops.write();
+        follow.name_mirror(Arc::clone(mirror));
         Ok(())
     }
 
-    /// The blocks that were changed since changes are tracked or since this was last asked, in order and
-    /// each once. A change notes its blocks when it is done, so that one that is under way, of which a part
-    /// may be read already, is in a later answer; after a [`freeze`](Self::freeze) there is none.
-    pub(crate) fn take_changed(&self) -> Vec<BlockIndex> {
-        self.writer.as_ref().map_or_else(Vec::new, |writer| writer.ops.take())
-    }
-
-    /// Tracks changes no longer, and forgets what was noted.
-    pub(crate) fn stop_tracking(&self) {
+    /// Follows the changes no longer.
+    pub(crate) fn stop_following(&self) {
         if let Some(writer) = &self.writer {
-            writer.ops.write().changed = None;
+            writer.ops.follow(None);
         }
     }
 }
@@ -201,8 +179,8 @@ impl VhdxFile {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    use std::time::{Duration, Instant};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
 
     use avhdx_testkit::naive;
 
@@ -220,10 +198,6 @@ mod tests {
         drop(options.create_in(&LocalHost, Arc::clone(&storage)).unwrap());
         let image = OpenOptions::new().writable(true).open_file(Arc::clone(&storage)).unwrap();
         (storage, image)
-    }
-
-    fn changed(image: &VhdxFile) -> Vec<u64> {
-        image.take_changed().into_iter().map(|block| block.0).collect()
     }
 
     fn is_frozen(done: Result<()>) -> bool {
@@ -336,83 +310,5 @@ mod tests {
         for (i, told) in counts.into_iter().enumerate() {
             assert_eq!(after[i * SECTOR as usize..][..8], told.to_le_bytes(), "thread {i}");
         }
-    }
-
-    #[test]
-    fn changes_note_their_blocks_and_no_others() {
-        let (_, image) = image();
-        image.write_at(&[1; 4 << 20], 0).unwrap();
-        assert_eq!(changed(&image), [0; 0], "not tracked");
-        image.track_changes().unwrap();
-        image.write_at(&[1], 7 * MIB - 1).unwrap();
-        image.write_at(&[1; 2], 127 * MIB - 1).unwrap();
-        image.write_at(&[], 50 * MIB).unwrap();
-        image.discard(60 * MIB..130 * MIB).unwrap();
-        image.write_zeroes(MIB + 3..MIB + 4, crate::Zeroing::KeepSpace).unwrap();
-        image.write_at(&[1; 2], BLOCKS * MIB - 1).unwrap_err();
-        let expected: Vec<u64> = [1, 6].into_iter().chain(60..130).collect();
-        assert_eq!(changed(&image), expected);
-        assert_eq!(changed(&image), [0; 0], "taken");
-        image.write_at(&[1; 3 << 20], 63 * MIB).unwrap();
-        assert_eq!(changed(&image), [63, 64, 65]);
-        image.write_at(&[1], 0).unwrap();
-        image.track_changes().unwrap();
-        assert_eq!(changed(&image), [0; 0], "a new start");
-        image.write_at(&[1], 0).unwrap();
-        image.stop_tracking();
-        image.write_at(&[1], 0).unwrap();
-        assert_eq!(changed(&image), [0; 0]);
-    }
-
-    /// A copy that is brought up to date by what is noted, while others write, is right when they are kept
-    /// out and the rest is copied.
-    #[test]
-    fn a_copy_that_follows_the_notes_misses_nothing() {
-        let (_, image) = image();
-        let image = &image;
-        image.track_changes().unwrap();
-        let until = Instant::now() + Duration::from_millis(300);
-        let is_frozen_now = AtomicBool::new(false);
-        let mut copy = vec![0; (BLOCKS * MIB) as usize];
-        std::thread::scope(|scope| {
-            for seed in 0..2 {
-                let is_frozen_now = &is_frozen_now;
-                scope.spawn(move || {
-                    let mut rng = avhdx_testkit::rng::Rng::new(seed);
-                    loop {
-                        let at = rng.below(BLOCKS * MIB - 9000);
-                        let len = rng.below(9000);
-                        let done = match rng.below(8) {
-                            0 => image.discard(at / MIB * MIB..at / MIB * MIB + MIB),
-                            1 => image.write_zeroes(at..at + len, crate::Zeroing::MayUnmap),
-                            byte => image.write_at(&vec![byte as u8; len as usize], at),
-                        };
-                        if is_frozen(done) {
-                            return assert!(is_frozen_now.load(Ordering::SeqCst));
-                        }
-                    }
-                });
-            }
-            let mut follow = |blocks: Vec<BlockIndex>| {
-                for BlockIndex(block) in blocks {
-                    let at = (block * MIB) as usize;
-                    image.read_at(&mut copy[at..at + MIB as usize], block * MIB).unwrap();
-                }
-            };
-            while Instant::now() < until {
-                follow(image.take_changed());
-            }
-            image
-                .freeze(|| {
-                    is_frozen_now.store(true, Ordering::SeqCst);
-                    Ok(())
-                })
-                .unwrap();
-            follow(image.take_changed());
-            assert_eq!(changed(image), [0; 0]);
-        });
-        let mut disk = vec![0; copy.len()];
-        image.read_at(&mut disk, 0).unwrap();
-        assert!(disk == copy);
     }
 }

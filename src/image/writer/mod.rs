@@ -10,6 +10,7 @@ mod commit;
 mod crashes;
 mod data;
 mod edit;
+mod follow;
 mod gate;
 mod growth;
 #[cfg(all(test, loom))]
@@ -38,6 +39,7 @@ use crate::types::FileOffset;
 
 use blocks::BlockLocks;
 pub(crate) use edit::ItemEdit;
+pub(crate) use follow::{Follow, Held};
 use gate::Gate;
 use growth::{Frozen, Growth};
 pub(crate) use pins::{Pin, Pins, Ticket};

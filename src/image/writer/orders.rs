@@ -11,6 +11,7 @@ use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 
 use super::blocks::BlockLocks;
+use super::follow::Follow;
 use super::gate::Gate;
 use super::growth::Growth;
 use super::pins::{Generation, Pins, Ticket};
@@ -189,7 +190,9 @@ fn what_a_pin_that_is_left_elsewhere_keeps_is_not_given_away_before() {
 fn a_change_is_before_the_gate_closes_and_noted_or_refused() {
     in_every_order(3, || {
         let shared = Arc::new((Gate::default(), [Bytes::new(), Bytes::new()]));
-        shared.0.track(MIB);
+        let follow = StdArc::new(Follow::new(2 * MIB, 512));
+        drop(follow.take(2 * MIB));
+        shared.0.follow(Some(StdArc::clone(&follow)));
         let writers = [0, 1].map(|block| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
@@ -200,16 +203,19 @@ fn a_change_is_before_the_gate_closes_and_noted_or_refused() {
             })
         });
         let written = || shared.1.each_ref().map(|bytes| bytes.0.load(Ordering::Relaxed));
-        let early = shared.0.take();
+        let noted = || -> Vec<u64> {
+            std::iter::from_fn(|| follow.next()).map(|range| range.start / MIB).collect()
+        };
+        let early = noted();
         let seen = written();
         shared.0.write().close(true);
         let frozen = written();
-        let late = shared.0.take();
+        let late = noted();
         let done = writers.map(|writer| writer.join().unwrap());
         assert_eq!(written(), frozen, "changed behind a closed gate");
         for block in 0..2 {
             assert_eq!(frozen[block] == 1, done[block]);
-            let is_in = |noted: &[BlockIndex]| noted.contains(&BlockIndex(block as u64));
+            let is_in = |noted: &[u64]| noted.contains(&(block as u64));
             assert!(!is_in(&early) || seen[block] == 1, "noted before it was done");
             assert_eq!(u8::from(is_in(&early)) + u8::from(is_in(&late)), u8::from(done[block]));
         }

@@ -21,8 +21,8 @@ impl VhdxFile {
     /// Gives up blocks for whose bytes the parent answers from now on, which is durable on return, and says
     /// how many bytes of the file that freed. They are punched out of it as far as the host can do that and
     /// no [pin](Self::pin) may name them; a later call and the end of the session see to the rest. Works in a frozen
-    /// image too. Blocks without space stay as they are,
-    /// and so do those that were changed since that was last asked, where changes are tracked.
+    /// image too. Blocks without space stay as they are, and so do those that were changed since they were copied,
+    /// where changes are followed.
     ///
     /// The parent must have the bytes durably, and what a chain remembers of who answers is the caller's to
     /// have forgotten.
@@ -41,7 +41,11 @@ impl VhdxFile {
             // Alone: nobody may change a block between our look at it and its release.
             let alone = writer.ops.write();
             self.begin_hidden(writer)?;
-            for block in blocks.iter().filter(|block| !alone.is_changed(**block)) {
+            let of_disk = |block: &BlockIndex| {
+                let start = self.layout.block_start(*block).0;
+                start..self.layout.size().min(start + self.layout.block_size())
+            };
+            for block in blocks.iter().filter(|block| !alone.is_changed(&of_disk(block))) {
                 let _claimed = writer.blocks.claim(*block);
                 freed.extend(self.release_block(writer, *block)?);
                 self.limit_changes(writer)?;

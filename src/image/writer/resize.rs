@@ -1,8 +1,9 @@
 //! Another size for the virtual disk, \[MS-VHDX\] 2.6.2.2 and 2.5.
 //!
-//! The size changes in one entry of the log, together with the place of the block allocation table where that
-//! has to be a longer one. Before, all is made ready that a reader of the larger disk looks at and one of the
-//! smaller does not; after it, what the smaller disk has no use for is cleared away.
+//! The size changes in one entry of the log, together with the entries of the block allocation table behind the smaller
+//! size, or with the place of that table where it has to be a longer one or too much of it changes: no entry ever
+//! stands behind the end of the disk. Before, the last block is made ready for the larger disk; after it, the space
+//! that the smaller one has no use for is given up.
 
 use std::sync::Arc;
 
@@ -22,6 +23,8 @@ use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
 /// Entries of the table that one page holds.
 const ENTRIES: u64 = PAGE / ENTRY_LEN;
+/// Pages at the most that an edit of the size changes in the metadata.
+const SIZE_PAGES: u64 = 4;
 
 impl VhdxFile {
     /// Gives the virtual disk another size, at once and durably: a crash leaves a disk of the one size or of
@@ -88,29 +91,84 @@ impl VhdxFile {
     fn grow(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
         let size = ItemEdit::disk_size(new.size());
         let entries = if self.has_parent() { new.entries_reserved() } else { new.entries_needed() };
-        let fits = entries <= self.bat_entries();
-        if planted("size-before-zero-blocks") && fits {
-            self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
-        }
         self.fill_last_block(writer)?;
         let first = self.layout.payload_index(BlockIndex(self.layout.blocks())).0;
-        if fits {
-            self.set_entries(writer, first..entries, |index| self.grown_entry(writer, new, index))?;
-            // Durable before the size, of whose entry it may be too much for a part.
+        let indices = first..entries;
+        if entries <= self.bat_entries() && !self.has_parent() && !self.keeps_blocks() {
+            // Whatever stands there, it becomes nothing.
+            self.set_entries(writer, indices, |index| self.grown_entry(writer, new, index))?;
             self.commit(writer)?;
             return self.edit_with(writer, &[size], Pages::new());
         }
+        // Durable before the size: what is new does not share its entry of the log.
         self.commit(writer)?;
-        let len = (new.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB);
-        let space = writer.allocate(len)?;
+        if self.fits_entry(&indices) {
+            let pages = self.table_pages(indices, |index| self.grown_entry(writer, new, index))?;
+            if planted("size-before-zero-blocks") {
+                self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
+            }
+            if planted("zero-blocks-before-size") {
+                self.edit_with(writer, &[], pages.clone())?;
+            }
+            return self.edit_with(writer, &[size], pages);
+        }
+        self.edit_with_table(writer, size, new, first, |index| self.grown_entry(writer, new, index))
+    }
+
+    /// Whether so many entries can change in the log's entry that the size changes in.
+    fn fits_entry(&self, indices: &std::ops::Range<u64>) -> bool {
+        let pages = indices.end.div_ceil(ENTRIES) - indices.start / ENTRIES;
+        indices.end <= self.bat_entries() && pages + SIZE_PAGES <= self.most_dirty as u64
+    }
+
+    /// Changes the size together with the place of the table, which is a new one: as the old from entry `first` on
+    /// but for what `entry` says.
+    fn edit_with_table(
+        &self,
+        writer: &Writer,
+        size: ItemEdit,
+        new: &BlockLayout,
+        first: u64,
+        entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
+    ) -> Result<()> {
+        let space = writer.allocate(table_len(new))?;
         writer.space.show_length(&self.file_len, self.storage.as_ref());
-        let bat = RegionEntry { offset: space.at, length: len as u32, ..self.bat.clone() };
+        let bat = RegionEntry { offset: space.at, length: space.len as u32, ..self.bat.clone() };
         if planted("region-table-before-new-bat") {
             self.edit_with(writer, std::slice::from_ref(&size), self.region_pages(&bat)?)?;
         }
-        self.write_longer_table(writer, new, space, first)?;
+        self.write_table(writer, space, first, entry)?;
         // The commit of the edit flushes before it writes its entry.
         self.edit_with(writer, &[size], self.region_pages(&bat)?)
+    }
+
+    /// Bytes that the file takes more for a disk of that size, and the block that gets space for it if one does.
+    pub(crate) fn grown_by(&self, size: u64) -> Result<(u64, Option<BlockIndex>)> {
+        if size <= self.layout.size() {
+            return Ok((0, None));
+        }
+        let new = BlockLayout::new(self.block_size(), self.geometry().logical_sector, size);
+        let entries = if self.has_parent() { new.entries_reserved() } else { new.entries_needed() };
+        let first = self.layout.payload_index(BlockIndex(self.layout.blocks())).0;
+        let is_plain = !self.has_parent() && !self.keeps_blocks();
+        let stays = match is_plain {
+            true => entries <= self.bat_entries(),
+            false => self.fits_entry(&(first..entries)),
+        };
+        let mut bytes = if stays { 0 } else { table_len(&new) };
+        if self.keeps_blocks() && !self.has_parent() {
+            bytes += (new.blocks() - self.layout.blocks()) * new.block_size();
+        }
+        let end = DiskOffset(self.layout.size());
+        let within = self.layout.within_block(end);
+        if within == 0 {
+            return Ok((bytes, None));
+        }
+        let block = self.layout.block_of(end);
+        let entry = self.bat_entry(self.layout.payload_index(block))?;
+        let is_new = self.has_parent() && entry.payload_state() == PayloadState::NotPresent;
+        let block_len = if is_new { self.layout.block_size() } else { 0 };
+        Ok((bytes + block_len, is_new.then_some(block)))
     }
 
     /// Has what the last block holds behind the end of the disk read as zeros, once it is part of the disk.
@@ -226,47 +284,62 @@ impl VhdxFile {
         Ok(())
     }
 
-    /// Writes the table of the larger disk into its space: the old one up to entry `first`, and behind it
-    /// what the larger disk needs.
-    fn write_longer_table(
+    /// The pages of the table that change with these entries.
+    fn table_pages(
+        &self,
+        indices: std::ops::Range<u64>,
+        mut entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
+    ) -> Result<Pages> {
+        let mut pages = Pages::new();
+        let mut next = indices.start;
+        while next < indices.end {
+            let end = (next / ENTRIES + 1) * ENTRIES;
+            let (at, _) = self.bat_page(BatIndex(next));
+            let old = self.table_page(FileOffset::new(at), |page| Box::new(*page))?;
+            let mut page = old.clone();
+            for index in next..end.min(indices.end) {
+                if let Some(new) = entry(BatIndex(index))? {
+                    put(&mut page, index, new);
+                }
+            }
+            if page != old {
+                pages.insert(at, page);
+            }
+            next = end;
+        }
+        Ok(pages)
+    }
+
+    /// Writes a new table into its space: the old one up to entry `first`, and from there on what `entry` says, or
+    /// the old one too.
+    fn write_table(
         &self,
         writer: &Writer,
-        new: &BlockLayout,
         space: Allocated,
         first: u64,
+        mut entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
     ) -> Result<()> {
         let mut piece = vec![0; MIB as usize];
         for piece_at in (0..space.len).step_by(MIB as usize) {
             for (i, bytes) in piece.chunks_exact_mut(PAGE as usize).enumerate() {
                 let page_at = piece_at + i as u64 * PAGE;
-                bytes.copy_from_slice(&self.longer_page(writer, new, page_at, first)?[..]);
+                let mut page = match page_at < self.bat.length.into() {
+                    true => self.table_page(self.bat.offset + page_at, |page| Box::new(*page))?,
+                    false => new_page(),
+                };
+                let first_here = page_at / ENTRY_LEN;
+                for index in first.max(first_here)..first_here + ENTRIES {
+                    if let Some(new) = entry(BatIndex(index))? {
+                        put(&mut page, index, new);
+                    }
+                }
+                bytes.copy_from_slice(&page[..]);
             }
             if space.contents != Contents::Zeros || piece.iter().any(|byte| *byte != 0) {
                 writer.write_bytes(&piece, space.at.get() + piece_at)?;
             }
         }
         Ok(())
-    }
-
-    fn longer_page(
-        &self,
-        writer: &Writer,
-        new: &BlockLayout,
-        page_at: u64,
-        first: u64,
-    ) -> Result<Box<Page>> {
-        let mut page = match page_at < self.bat.length.into() {
-            true => self.table_page(self.bat.offset + page_at, |page| Box::new(*page))?,
-            false => new_page(),
-        };
-        let first_here = page_at / ENTRY_LEN;
-        for index in first.max(first_here)..first_here + ENTRIES {
-            let within = ((index - first_here) * ENTRY_LEN) as usize;
-            if let Some(entry) = self.grown_entry(writer, new, BatIndex(index))? {
-                page[within..within + ENTRY_LEN as usize].copy_from_slice(&entry.to_bytes());
-            }
-        }
-        Ok(page)
     }
 
     /// The pages of both region tables that change when the block allocation table lies elsewhere.
@@ -292,48 +365,49 @@ impl VhdxFile {
         Ok(pages)
     }
 
+    /// The size changes together with the entries behind it; after it, what those held is cleared away.
     fn shrink(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
-        let clear_early = planted("blocks-cleared-before-size");
-        if clear_early {
-            self.clear_behind(writer, new)?;
-            self.commit(writer)?;
-        }
-        self.edit_with(writer, &[ItemEdit::disk_size(new.size())], Pages::new())?;
-        if !clear_early {
-            self.clear_behind(writer, new)?;
-        }
-        Ok(())
-    }
-
-    /// Clears what lies behind the end of the smaller disk, whose size is durable.
-    fn clear_behind(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
-        let (end, block_size) = (DiskOffset(new.size()), self.layout.block_size());
-        let within = self.layout.within_block(end);
-        if within > 0 {
-            let block = self.layout.block_of(end);
-            let index = self.layout.payload_index(block);
-            let entry = self.bat_entry(index)?;
-            let start = self.layout.block_start(block);
-            let in_disk = block_size.min(self.layout.size() - start.0);
-            let state = entry.payload_state();
-            if matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent) {
-                let place = self.place_of(entry, index, start, in_disk)?;
-                self.write_zeros(writer, place + within, in_disk - within)?;
-            }
-        }
+        let size = ItemEdit::disk_size(new.size());
         let first = self.layout.payload_index(BlockIndex(new.blocks())).0;
         let last = match self.has_parent() {
             true => self.layout.entries_reserved().min(self.bat_entries()),
             false => self.layout.entries_needed(),
         };
+        let freed = self.blocks_behind(first..last)?;
+        let rest = self.rest_of_last_block(new)?;
         let nothing = BatEntry::new(0, FileOffset::new(0));
+        let cleared = |index| {
+            // The space of the bitmap block is left alone: an entry of the log may still write there.
+            let is_kept = self.layout.is_bitmap_index(index)
+                && self.layout.chunk_of_bitmap(index).0 < new.chunks();
+            Ok((!is_kept).then_some(nothing))
+        };
+        self.commit(writer)?;
+        if planted("blocks-cleared-before-size") {
+            self.set_entries(writer, first..last, cleared)?;
+            self.commit(writer)?;
+        }
+        if planted("blocks-cleared-after-size") {
+            self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
+        }
+        if self.fits_entry(&(first..last)) {
+            let pages = self.table_pages(first..last, cleared)?;
+            self.edit_with(writer, &[size], pages)?;
+        } else {
+            self.edit_with_table(writer, size, new, first, cleared)?;
+        }
+        if let Some((place, len)) = rest {
+            self.write_zeros(writer, place, len)?;
+        }
+        freed.into_iter().for_each(|freed| writer.space.free_later(freed));
+        Ok(())
+    }
+
+    /// What payload blocks hold whose entries are these.
+    fn blocks_behind(&self, indices: std::ops::Range<u64>) -> Result<Vec<Freed>> {
+        let block_size = self.layout.block_size();
         let mut freed = Vec::new();
-        self.set_entries(writer, first..last, |index| {
-            if self.layout.is_bitmap_index(index) {
-                // The space of the bitmap block is left alone: an entry of the log may still write there.
-                let is_behind = self.layout.chunk_of_bitmap(index).0 >= new.chunks();
-                return Ok(is_behind.then_some(nothing));
-            }
+        for index in indices.map(BatIndex).filter(|index| !self.layout.is_bitmap_index(*index)) {
             let entry = self.bat_entry(index)?;
             let state = entry.payload_state();
             let holds =
@@ -343,11 +417,40 @@ impl VhdxFile {
             if holds && self.place_of(entry, index, start, block_size).is_ok() {
                 freed.push(Freed { at: entry.offset(), len: block_size });
             }
-            Ok(Some(nothing))
-        })?;
-        freed.into_iter().for_each(|freed| writer.space.free_later(freed));
-        Ok(())
+        }
+        Ok(freed)
     }
+
+    /// Where the last block of a smaller disk goes on behind its end, and for how long.
+    fn rest_of_last_block(&self, new: &BlockLayout) -> Result<Option<(FileOffset, u64)>> {
+        let end = DiskOffset(new.size());
+        let within = self.layout.within_block(end);
+        if within == 0 {
+            return Ok(None);
+        }
+        let block = self.layout.block_of(end);
+        let index = self.layout.payload_index(block);
+        let entry = self.bat_entry(index)?;
+        let start = self.layout.block_start(block);
+        let in_disk = self.layout.block_size().min(self.layout.size() - start.0);
+        let state = entry.payload_state();
+        if !matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent) {
+            return Ok(None);
+        }
+        let place = self.place_of(entry, index, start, in_disk)?;
+        Ok(Some((place + within, in_disk - within)))
+    }
+}
+
+/// Bytes of a table of its own for such a disk.
+fn table_len(new: &BlockLayout) -> u64 {
+    (new.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB)
+}
+
+/// Puts an entry into its page.
+fn put(page: &mut Page, index: u64, entry: BatEntry) {
+    let within = (index % ENTRIES * ENTRY_LEN) as usize;
+    page[within..within + ENTRY_LEN as usize].copy_from_slice(&entry.to_bytes());
 }
 
 impl ItemEdit {

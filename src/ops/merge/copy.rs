@@ -1,18 +1,23 @@
 //! Moving what a layer holds into its parent, at a pace.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
-use crate::disk::{Disk, DiskExt, Source, Zeroing};
+use crate::disk::{Disk, Extent, Source, Zeroing};
 use crate::error::{Error, Result};
-use crate::image::{Copier, VhdxFile};
+use crate::image::{Copier, Follow, VhdxFile};
 use crate::mutants::planted;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
 use crate::types::{DiskOffset, MIB};
 
 /// Bytes that are moved between two looks at the pace and the caller's wishes.
-const PIECE: u64 = 16 * MIB;
-/// Bytes that are made durable at once, before their space in the child is given back.
+pub(super) const PIECE: u64 = 16 * MIB;
+/// The same where whoever writes there has to wait for it.
+const HELD_PIECE: u64 = MIB;
+/// Blocks that become zeros between two looks at the caller's wishes.
+const ZERO_BLOCKS: u64 = 64;
+/// Bytes of the disk after which the caller hears how far it has come.
 pub(super) const BATCH: u64 = 64 * MIB;
 
 /// How far a merge has come, how fast it may go, and whether it is to go on.
@@ -59,52 +64,122 @@ pub(super) struct Copy<'a> {
     pub(super) from: &'a VhdxFile,
     pub(super) to: &'a VhdxFile,
     pub(super) copier: Copier,
+    /// Where others may write meanwhile.
+    pub(super) follow: Option<Arc<Follow>>,
+}
+
+/// What is at a place, as far as it is dealt with at once.
+pub(super) enum Piece {
+    /// Up to here the child has nothing.
+    Parent(u64),
+    /// Zeros up to here.
+    Zeros(u64),
+    /// Data up to here, unless the pace allows less.
+    Data(u64),
+}
+
+impl Piece {
+    /// The first piece of an extent, for a parent of blocks and a disk of these sizes. Zeros are whole blocks of the parent, which
+    /// can give up their space, or lie in one.
+    pub(super) fn of(extent: &Extent, block: u64, size: u64, most: u64) -> Self {
+        let Range { start, end } = extent.range;
+        let block_end = (start / block + 1) * block;
+        match extent.source {
+            Source::Parent => Self::Parent(end),
+            Source::Zero { .. } => {
+                // The last block may reach past the end of the disk.
+                let is_last = end == size;
+                let whole = if is_last { end } else { end / block * block };
+                let is_whole = start.is_multiple_of(block) && whole > start;
+                Self::Zeros(match is_whole {
+                    true => whole.min(start + ZERO_BLOCKS * block),
+                    false => end.min(block_end).min(start + most),
+                })
+            }
+            Source::Data { .. } => {
+                Self::Data(end.min(start + most).min((start / BATCH + 1) * BATCH))
+            }
+        }
+    }
 }
 
 impl Copy<'_> {
     /// Moves what the child holds of these bytes of the disk, at the meter's pace, and says how many bytes of
     /// data that was.
-    pub(super) fn paced(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
-        let mut moved = 0;
-        let mut at = range.start;
-        while at < range.end {
-            let end = range.end.min((at / BATCH + 1) * BATCH);
-            let step = self.run(at..end, &mut |bytes| meter.wait(bytes))?;
+    pub(super) fn pass(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
+        self.paced(range, PIECE, meter)
+    }
+
+    /// The same while who writes to these bytes waits.
+    pub(super) fn held(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
+        self.paced(range, HELD_PIECE, meter)
+    }
+
+    fn paced(&self, range: Range<u64>, most: u64, meter: &mut Meter<'_>) -> Result<u64> {
+        let (block, size) = (u64::from(self.to.block_size()), self.to.geometry().size);
+        let (mut moved, mut at) = (0, range.start);
+        while let Some(extent) = self.from.next_extent(at..range.end)? {
+            let end = match Piece::of(&extent, block, size, most) {
+                Piece::Parent(end) | Piece::Zeros(end) => end,
+                Piece::Data(end) => at + meter.wait(end - at)?,
+            };
+            // What the extent is made of may change until here, and is told of from here on.
+            let held = self.take(end);
+            let step = self.run(at..end)?;
+            drop(held);
             moved += step;
             meter.done += step;
-            meter.report()?;
+            if end / BATCH > at / BATCH || end == range.end {
+                meter.report()?;
+            }
             at = end;
         }
         Ok(moved)
     }
 
-    /// Moves what the child holds of these bytes. `before` is asked before each piece how much of it is to be moved
-    /// at once.
-    pub(super) fn run(
-        &self,
-        range: Range<u64>,
-        before: &mut dyn FnMut(u64) -> Result<u64>,
-    ) -> Result<u64> {
-        let mut moved = 0;
+    /// Where from here on the child has something, `None` where it has nothing.
+    pub(super) fn skip(&self, range: Range<u64>) -> Result<Option<u64>> {
+        let mut at = range.start;
+        while let Some(extent) = self.from.next_extent(at..range.end)? {
+            if extent.source != Source::Parent {
+                return Ok(Some(at));
+            }
+            drop(self.take(extent.range.end));
+            let again = self.from.next_extent(extent.range.clone())?;
+            let end = match again {
+                Some(again) if again.source == Source::Parent => again.range.end,
+                _ => at,
+            };
+            if end != extent.range.end {
+                return Ok(Some(end));
+            }
+            at = end;
+        }
+        Ok(None)
+    }
+
+    fn take(&self, end: u64) -> Option<crate::image::Held<'_>> {
+        self.follow.as_ref().map(|follow| follow.take(end))
+    }
+
+    /// Moves what the child holds of these bytes.
+    pub(super) fn run(&self, range: Range<u64>) -> Result<u64> {
+        let (mut moved, mut at) = (0, range.start);
         // Places that are found are read from before they may be given to others.
         let _pin = self.from.pin();
-        for extent in self.from.extents(range) {
-            let extent = extent?;
-            let (mut at, end) = (extent.range.start, extent.range.end);
+        while let Some(extent) = self.from.next_extent(at..range.end)? {
+            let Range { start, end } = extent.range;
             match extent.source {
                 Source::Parent => {}
                 Source::Zero { .. } if planted("zeros-not-merged") => {}
-                Source::Zero { .. } => self.to.write_zeroes(extent.range, Zeroing::MayUnmap)?,
+                Source::Zero { .. } => self.to.write_zeroes(start..end, Zeroing::MayUnmap)?,
                 Source::Data { at: place, .. } => {
-                    while at < end {
-                        let len = before(PIECE.min(end - at))?;
-                        let from = place + (at - extent.range.start);
-                        self.to.take(DiskOffset(at), len, self.from, from, &self.copier)?;
-                        moved += len;
-                        at += len;
-                    }
+                    let len = end - start;
+                    self.to.take(DiskOffset(start), len, self.from, place, &self.copier)?;
+                    moved += len;
                 }
             }
+            at = end;
         }
         Ok(moved)
     }

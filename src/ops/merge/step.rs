@@ -13,6 +13,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use uuid::Uuid;
 
@@ -22,22 +23,26 @@ use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::Result;
 use crate::image::{
-    Copier, ItemEdit, LinkPaths, MergeMark, MergeState, Pins, Ticket, VhdxFile, Warning,
+    Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, Pins, Ticket, VhdxFile, Warning,
 };
 use crate::mutants::planted;
 use crate::ops::child::{dangling, remove};
 use crate::types::BlockIndex;
 
-/// Rounds in which what was written meanwhile is moved after, before the writers are kept waiting.
-const MOST_ROUNDS: usize = 16;
 /// So few bytes may be left for the writers to wait for.
 const SHORT: u64 = 4 << 20;
+/// Rounds after which writers are slowed down, by how much more in each, and up to how much.
+const ROUNDS: u32 = 4;
+const SLOWER: Duration = Duration::from_millis(10);
+const SLOWEST: Duration = Duration::from_millis(100);
 
 /// A layer that goes into the next one below.
 pub(super) struct Step<'a> {
     pub(super) op: &'a Operation<'a>,
     pub(super) merge: &'a Merge,
     pub(super) layer: usize,
+    /// Bytes that are made durable at once before their space is given back, or a block where that is larger.
+    pub(super) batch: u64,
 }
 
 /// The files of a step, open for writing.
@@ -154,37 +159,31 @@ impl Step<'_> {
     }
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
-        let copy = Copy { from: &on.child, to: &on.parent, copier: Copier::new(self.merge.share) };
+        let follow = on.is_live.then(|| on.child.follow_changes()).transpose()?;
+        let copier = Copier::new(self.merge.share);
+        let copy = Copy { from: &on.child, to: &on.parent, copier, follow: follow.clone() };
         let size = on.child.geometry().size;
-        let mut moved = 0;
-        if on.is_live {
-            on.child.track_changes()?;
-        }
         let copied = (|| {
-            if self.merge.low_space {
-                moved += self.copy_and_give_back(on, &copy, meter)?;
-            } else {
-                moved += copy.paced(0..size, meter)?;
-            }
-            if on.is_live {
-                moved += self.catch_up(on, &copy, meter)?;
-            }
-            Ok(())
+            let moved = match self.merge.low_space {
+                true => self.copy_and_give_back(on, &copy, meter)?,
+                false => copy.pass(0..size, meter)?,
+            };
+            let Some(follow) = &follow else {
+                complete(&on.parent)?;
+                return Ok((moved, None));
+            };
+            let (rest, retired) = self.converge(on, &copy, follow, meter)?;
+            Ok((moved + rest, Some(retired)))
         })();
-        if on.is_live && copied.is_err() {
-            on.child.stop_tracking();
-        }
-        copied?;
         if on.is_live {
-            on.parent.flush()?;
-            let (last, retired) = self.switch_tip(on, &copy)?;
-            moved += last;
-            on.child.stop_tracking();
+            on.child.stop_following();
+        }
+        let (moved, retired) = copied?;
+        if let Some(retired) = retired {
             self.wait_for_readers(retired, on, merged);
-        } else {
-            complete(&on.parent)?;
         }
         merged.moved += moved;
+        merged.mirrored += follow.map_or(0, |follow| follow.mirrored());
         merged.handed_over += copy.copier.shared();
         Ok(())
     }
@@ -198,12 +197,12 @@ impl Step<'_> {
     ) -> Result<u64> {
         let size = on.child.geometry().size;
         let block = u64::from(on.child.block_size());
-        let step = BATCH.max(block);
-        let mut moved = 0;
-        let mut at = 0;
-        while at < size {
-            let end = size.min(at + step);
-            let now = copy.paced(at..end, meter)?;
+        let step = self.batch.max(block);
+        let (mut moved, mut at) = (0, 0);
+        while let Some(found) = copy.skip(at..size)? {
+            at = at.max(found / step * step);
+            let end = size.min((at / step + 1) * step);
+            let now = copy.pass(at..end, meter)?;
             moved += now;
             if now > 0 {
                 if !planted("given-back-before-durable") {
@@ -224,37 +223,69 @@ impl Step<'_> {
         Ok(moved)
     }
 
-    /// Moves what was written meanwhile, until little is left.
-    fn catch_up(&self, on: &Handles, copy: &Copy<'_>, meter: &mut Meter<'_>) -> Result<u64> {
-        let mut moved = 0;
-        for _ in 0..MOST_ROUNDS {
-            let changed = on.child.take_changed();
-            let bytes = changed.len() as u64 * u64::from(on.child.block_size());
-            for range in ranges(&on.child, changed) {
-                moved += copy.paced(range, meter)?;
+    /// Has the parent become what the child is while others write, and be written to in its place.
+    ///
+    /// From here on whoever writes to the child writes to the parent too. What was written before that is moved, of
+    /// which there is less and less.
+    fn converge(
+        &self,
+        on: &Handles,
+        copy: &Copy<'_>,
+        follow: &Follow,
+        meter: &mut Meter<'_>,
+    ) -> Result<(u64, Retired)> {
+        // Who needs space in the parent waits for a flush: this one takes the longest.
+        on.parent.flush()?;
+        on.child.mirror_changes(follow, &on.parent)?;
+        let (mut moved, mut flushed) = (0, 0);
+        for round in 1_u32.. {
+            while let Some(run) = follow.next().filter(|_| !planted("last-writes-not-merged")) {
+                moved += copy.held(run, meter)?;
+                follow.check()?;
+                if moved - flushed >= BATCH {
+                    on.parent.flush()?;
+                    flushed = moved;
+                }
             }
-            if bytes <= SHORT {
-                break;
+            on.child.flush()?;
+            on.parent.flush()?;
+            if follow.to_copy() <= SHORT {
+                meter.report()?;
+                if let Some((last, retired)) = self.switch_tip(on, copy, follow)? {
+                    // That is done, whatever is said to it.
+                    _ = meter.tell();
+                    return Ok((moved + last, retired));
+                }
             }
+            // Only changes that fail leave something for another round.
+            let over = round.saturating_sub(ROUNDS);
+            follow.slow_down((SLOWER * over).min(SLOWEST));
+            meter.report()?;
         }
-        Ok(moved)
+        unreachable!("the rounds do not end by themselves")
     }
 
-    /// Keeps the writers waiting for the rest, and has them go on in the parent.
-    fn switch_tip(&self, on: &Handles, copy: &Copy<'_>) -> Result<(u64, Retired)> {
-        let mut moved = 0;
-        let retired = on.child.freeze_with(|changed| {
-            if !planted("last-writes-not-merged") {
-                for range in ranges(&on.child, changed) {
-                    moved += copy.run(range, &mut Ok)?;
-                }
+    /// Keeps the writers waiting for the rest, and has them go on in the parent; `None` if that is too much.
+    fn switch_tip(
+        &self,
+        on: &Handles,
+        copy: &Copy<'_>,
+        follow: &Follow,
+    ) -> Result<Option<(u64, Retired)>> {
+        on.child.freeze_if(|| {
+            follow.check()?;
+            if follow.to_copy() > SHORT {
+                return Ok(None);
+            }
+            let mut moved = 0;
+            while let Some(run) = follow.next().filter(|_| !planted("last-writes-not-merged")) {
+                moved += copy.run(run)?;
             }
             complete(&on.parent)?;
             // The child accepts this identity: what is written from now on needs another.
             on.parent.hand_out_frozen_identity()?;
-            Ok(self.op.take_out(self.layer))
-        })?;
-        Ok((moved, retired))
+            Ok(Some((moved, self.op.take_out(self.layer))))
+        })
     }
 
     /// What is left when the parent has everything.
@@ -356,18 +387,4 @@ fn complete(parent: &VhdxFile) -> Result<()> {
     // The mark goes when all else is durable: an entry that holds it may be the first of several.
     parent.flush()?;
     parent.edit_metadata(&[ItemEdit::merge_mark(None)])
-}
-
-/// Blocks as ranges of bytes of the disk, neighbours as one.
-fn ranges(image: &VhdxFile, blocks: Vec<BlockIndex>) -> Vec<std::ops::Range<u64>> {
-    let (block, size) = (u64::from(image.block_size()), image.geometry().size);
-    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
-    for BlockIndex(n) in blocks {
-        let (start, end) = (n * block, size.min((n + 1) * block));
-        match ranges.last_mut() {
-            Some(last) if last.end == start => last.end = end,
-            _ => ranges.push(start..end),
-        }
-    }
-    ranges
 }

@@ -54,6 +54,11 @@ pub const ALL: &[Workload] = &[
         record: || interleaved(|scene, chain| merge_now(scene, chain, 0, false)),
     },
     Workload {
+        name: "merge of the tip, a write that is mirrored",
+        kind: Kind::Interleaved,
+        record: mirrored,
+    },
+    Workload {
         name: "merge of the middle, a write meanwhile",
         kind: Kind::Interleaved,
         record: || interleaved(|scene, chain| merge_now(scene, chain, 1, false)),
@@ -290,6 +295,59 @@ fn interleaved(operation: fn(&Scene, &DiffChain)) -> Vec<History> {
             || {
                 scene.write(&chain, 6, 9 * KIB, 2 * KIB);
                 scene.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
+                scene.flush(&chain);
+            },
+        );
+        if !was_there {
+            break;
+        }
+        scene.flush(&chain);
+        histories.push(scene.kill(chain));
+    }
+    histories
+}
+
+/// Merges of a tip that is written to behind the merge, and once more at each step: from some time on that goes to the
+/// parent too, while what was written before is moved after.
+fn mirrored() -> Vec<History> {
+    let mut histories = Vec::new();
+    let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
+    let each = if is_long() || is_hunt { 1 } else { 3 };
+    for step in (0..).step_by(each) {
+        let scene = three(false);
+        let chain = scene.open();
+        let mut layers = scene.layers.clone();
+        layers.reverse();
+        let tip = prepare(&scene, &layers, 0);
+        let begun = scene.host.mark();
+        let was_there = at_step(
+            step,
+            &scene.host,
+            || {
+                let merge = Merge::new(chain.layers()[0].id);
+                let mut words = 0;
+                let done = scene.change(tip.as_deref(), || {
+                    merge.run(&chain, &mut |_| {
+                        words += 1;
+                        // The second word is said behind all of the disk.
+                        if words == 2 {
+                            scene.write(&chain, 6, 9 * KIB, 2 * KIB);
+                            scene.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
+                        }
+                        ControlFlow::Continue(())
+                    })
+                });
+                let done = done.unwrap();
+                assert!(words >= 2 && done.warnings.is_empty(), "{:?}", done.warnings);
+                let end = scene.host.mark();
+                scene.history().model().flushed(begun, end);
+                scene.gone(done.removed);
+            },
+            || {
+                // Over both, over a half of one and where nothing was.
+                scene.write(&chain, 8, 10 * KIB, 2 * KIB);
+                scene.write(&chain, 9, 3 * MIB + 4 * KIB + 100, 300);
+                scene.write(&chain, 10, MIB + 40 * KIB, KIB);
                 scene.flush(&chain);
             },
         );

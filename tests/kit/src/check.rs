@@ -55,6 +55,9 @@ impl Layer {
                 faults.push(format!("BAT entry {i} has reserved bits set: {found:#x}"));
             }
             let (chunk, is_bitmap) = (i / (ratio + 1), i % (ratio + 1) == ratio);
+            if !is_bitmap && i - chunk >= blocks {
+                faults.push(format!("BAT entry {i} is {found:#x}, behind the end of the disk"));
+            }
             let len = if is_bitmap { MIB } else { self.block_size };
             let holds = match (is_bitmap, state) {
                 (true, 0) => false,
@@ -81,6 +84,15 @@ impl Layer {
             } else if state == 2 && at != 0 {
                 faults.push(format!("BAT entry {i} is ZERO with an offset"));
             }
+        }
+        let slack = self.get(self.bat.0 + entries * 8, self.bat.1.saturating_sub(entries * 8));
+        match slack.map(|slack| slack.iter().position(|byte| *byte != 0)) {
+            Ok(None) => {}
+            Ok(Some(at)) => {
+                let i = entries + at as u64 / 8;
+                faults.push(format!("BAT entry {i} is set, behind the end of the disk"));
+            }
+            Err(error) => faults.push(error),
         }
         places.sort();
         for pair in places.windows(2) {
