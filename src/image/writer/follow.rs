@@ -92,14 +92,13 @@ impl Follow {
         let mut marks = self.marks();
         let piece = marks.left.start..end.clamp(marks.left.start, marks.left.end);
         let mut held = None;
-        if self.mirror.get().is_some() && !piece.is_empty() {
-            if !planted("copy-over-newer-mirrored") {
-                marks.wanted = piece.clone();
-                while marks.is_held(&piece) {
-                    marks = self.freed.wait(marks).unwrap_or_else(PoisonError::into_inner);
-                }
-                marks.wanted = 0..0;
+        let is_mirrored = self.mirror.get().is_some() && !planted("copy-over-newer-mirrored");
+        if is_mirrored && !piece.is_empty() {
+            marks.wanted = piece.clone();
+            while marks.is_held(&piece) {
+                marks = self.freed.wait(marks).unwrap_or_else(PoisonError::into_inner);
             }
+            marks.wanted = 0..0;
             marks.held.push(piece.clone());
             held = Some(piece.clone());
         }
