@@ -106,7 +106,9 @@ fn images_of_this_crate_have_nothing_to_report() {
         let (base, child) = (folder.path().join("base.vhdx"), folder.path().join("child.vhdx"));
         let size = 40 * MIB + 4096;
         let options = if fixed { CreateOptions::fixed(size) } else { CreateOptions::dynamic(size) };
-        let options = options.block_size(block as u32).logical_sector(sector).overwrite(true);
+        let options = options.block_size(block as u32).logical_sector(sector);
+        // The round before left a child beside the base.
+        let options = options.overwrite(true).orphan_children(true);
         let empty = options.create(&base).unwrap();
         empty.close().unwrap();
         drop(empty);
