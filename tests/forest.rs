@@ -95,10 +95,6 @@ impl Host for Watched {
         unreachable!("a scan changes nothing")
     }
 
-    fn replace(&self, _: &Path, _: &Path) -> io::Result<()> {
-        unreachable!("a scan changes nothing")
-    }
-
     fn remove(&self, _: &Path) -> io::Result<()> {
         unreachable!("a scan changes nothing")
     }

@@ -585,6 +585,45 @@ fn parents_confined_to_folders() {
     assert_eq!(place.refused(searched).kind(), ErrorKind::ParentDenied);
 }
 
+#[test]
+fn names_of_drives_machines_and_streams_are_followed_only_where_they_are_mapped() {
+    for (recorded, at) in [
+        (r"D:\vm\parent.vhdx", "child/D:/vm/parent.vhdx"),
+        (r"D:parent.vhdx", "child/D:parent.vhdx"),
+        (r".\D:\parent.vhdx", "child/D:/parent.vhdx"),
+        (r"\\server\share\parent.vhdx", "child/server/share/parent.vhdx"),
+        (r"\\?\UNC\server\share\parent.vhdx", "child/server/share/parent.vhdx"),
+        (r".\parent.vhdx:stream", "child/parent.vhdx:stream"),
+    ] {
+        let place = Place::with("relative_path", recorded);
+        // Here a file can be called so, and is another system's trap all the same.
+        if cfg!(unix) {
+            place.write_base(at);
+        }
+        let error = place.refused(paths());
+        assert_eq!(error.kind(), ErrorKind::ParentDenied, "{recorded}: {error}");
+        assert_eq!(error.code(), "parent.leads-away", "{recorded}: {error}");
+        // The caller knows the folder, and may say so.
+        place.write_base("inside/parent.vhdx");
+        let mapped = paths()
+            .map(r"D:\vm", place.path("inside"))
+            .map(r"\\server\share", place.path("inside"));
+        match recorded.ends_with(r"vm\parent.vhdx") || recorded.contains("server") {
+            true => place.finds(mapped, FoundBy::RelativePath, "inside/parent.vhdx"),
+            false => {
+                assert_eq!(place.refused(mapped).kind(), ErrorKind::ParentDenied, "{recorded}")
+            }
+        }
+        let folder = paths().folder(place.path("inside"));
+        assert!(place.open(folder).is_ok(), "{recorded}");
+    }
+    // Behind a mapping they are no better.
+    let place = Place::with("absolute_win32_path", r"D:\vm\E:\parent.vhdx");
+    place.write_base("inside/E:/parent.vhdx");
+    let mapped = paths().map(r"D:\vm", place.path("inside"));
+    assert_eq!(place.refused(mapped).kind(), ErrorKind::ParentDenied);
+}
+
 #[cfg(unix)]
 #[test]
 fn links_that_lead_out_of_their_folder() {
@@ -820,9 +859,6 @@ impl Host for MapHost {
         panic!("a new file")
     }
     fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
-        panic!("a new name")
-    }
-    fn replace(&self, _: &Path, _: &Path) -> io::Result<()> {
         panic!("a new name")
     }
     fn remove(&self, _: &Path) -> io::Result<()> {

@@ -374,9 +374,6 @@ impl Host for Counts {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         LocalHost.rename(from, to)
     }
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        LocalHost.replace(from, to)
-    }
     fn remove(&self, path: &Path) -> io::Result<()> {
         LocalHost.remove(path)
     }

@@ -2,13 +2,21 @@
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods)] // the names are swapped from outside
 
-use std::fs::{self, Permissions};
-use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::Path;
+#[path = "common/meddled.rs"]
+mod meddled;
 
-use avhdx::storage::{Access, Host, LocalHost};
-use avhdx::{CreateOptions, OpenOptions};
+use std::fs::{self, Permissions};
+use std::io;
+use std::ops::ControlFlow;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use avhdx::ops::{Merge, Progress, Revert};
+use avhdx::storage::{Access, Host, LocalHost, Stat, Storage};
+use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PathSource, Warning};
+use meddled::Meddled;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -89,7 +97,7 @@ fn a_file_without_a_name_is_met_by_nobody_and_gets_one_that_is_free() {
     let at = |name: &str| folder.path().join(name);
     let file = match LocalHost.create_unnamed(&at("file")) {
         // The file system here cannot.
-        Err(error) if error.kind() == ErrorKind::Unsupported => return,
+        Err(error) if error.kind() == io::ErrorKind::Unsupported => return,
         file => file.unwrap(),
     };
     file.write_at(b"all of it", 0).unwrap();
@@ -97,14 +105,338 @@ fn a_file_without_a_name_is_met_by_nobody_and_gets_one_that_is_free() {
     assert_eq!(file.path(), Some(at("file").as_path()));
     fs::write(at("file"), "another's").unwrap();
     let taken = LocalHost.link(file.as_ref(), &at("file")).unwrap_err();
-    assert_eq!(taken.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
     LocalHost.link(file.as_ref(), &at("other")).unwrap();
     assert_eq!(LocalHost.stat(&at("other")).unwrap().id, file.id().unwrap());
     LocalHost.exchange(&at("file"), &at("other")).unwrap();
     assert_eq!(fs::read(at("file")).unwrap(), b"all of it");
     assert_eq!(fs::read(at("other")).unwrap(), b"another's");
     let gone = LocalHost.exchange(&at("file"), &at("none")).unwrap_err();
-    assert_eq!(gone.kind(), ErrorKind::NotFound);
+    assert_eq!(gone.kind(), io::ErrorKind::NotFound);
     drop(LocalHost.create_unnamed(&at("third")).unwrap());
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
+/// Bytes of files that the operations know nothing of.
+const STRANGERS: [&[u8]; 2] = [b"a stranger's", b"a second stranger's"];
+
+/// A base with two children, something in each, and another image.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(TempDir::new().unwrap());
+        let at = |name: &str| place.at(name);
+        let size = |options: CreateOptions| options.block_size(MIB as u32);
+        let base = size(CreateOptions::dynamic(2 * MIB)).create(at("base.vhdx")).unwrap();
+        base.write_at(&[1; 5000], 0).unwrap();
+        base.close().unwrap();
+        let mid = size(CreateOptions::child_of(&base).unwrap()).create(at("mid.avhdx")).unwrap();
+        mid.close().unwrap();
+        drop((base, mid));
+        let chain = OpenOptions::new().writable(true).open(at("mid.avhdx")).unwrap();
+        chain.write_at(&[2; 5000], 2000).unwrap();
+        chain.close().unwrap();
+        drop(chain);
+        let mid = OpenOptions::new().open(at("mid.avhdx")).unwrap();
+        let tip = size(CreateOptions::child_of(&mid.tip()).unwrap()).create(at("tip.avhdx"));
+        tip.unwrap().close().unwrap();
+        drop(mid);
+        let chain = OpenOptions::new().writable(true).open(at("tip.avhdx")).unwrap();
+        chain.write_at(&[3; 5000], 4000).unwrap();
+        chain.close().unwrap();
+        fs::write(at("old.vhdx"), "what is to be replaced").unwrap();
+        place
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The file with these bytes, whatever it is called.
+    fn holding(&self, bytes: &[u8]) -> Option<PathBuf> {
+        let files = fs::read_dir(self.0.path()).unwrap().map(|file| file.unwrap().path());
+        let mut files = files.filter(|path| !path.is_symlink());
+        files.find(|path| fs::read(path).is_ok_and(|found| found == bytes))
+    }
+
+    fn chain(&self, host: &Arc<dyn Host>) -> avhdx::Result<DiffChain> {
+        OpenOptions::new().host(Arc::clone(host)).writable(true).open(self.at("tip.avhdx"))
+    }
+}
+
+/// Swaps the file of a name for a stranger's before the `n`th call that concerns the name, or a temporary one like
+/// it. Whenever the name is free later on, a second stranger may take it.
+struct Swapper {
+    name: PathBuf,
+    at: usize,
+    takes_again: bool,
+    calls: AtomicUsize,
+    busy: Mutex<bool>,
+    /// Whether the file is looked at by now: one that was swapped before is the one that is meant.
+    is_looked_at: AtomicBool,
+}
+
+impl Swapper {
+    fn before(&self, what: &str, paths: &[&Path]) {
+        let own = self.name.file_name().unwrap().to_str().unwrap();
+        let concerns = |path: &&&Path| {
+            let name = path.file_name().unwrap_or_default().to_str().unwrap();
+            name == own || name.starts_with(&format!(".{own}."))
+        };
+        let is_opened = what == "open" && paths[0] == self.name;
+        if !self.is_looked_at.load(Ordering::SeqCst) || !paths.iter().any(|path| concerns(&path)) {
+            self.is_looked_at.fetch_or(is_opened, Ordering::SeqCst);
+            return;
+        }
+        let call = self.calls.fetch_add(1, Ordering::SeqCst);
+        let mut has_swapped = self.busy.lock().unwrap();
+        if call == self.at {
+            drop(fs::rename(&self.name, self.name.with_extension("moved")));
+            fs::write(&self.name, STRANGERS[0]).unwrap();
+            *has_swapped = true;
+        } else if *has_swapped && self.takes_again && !self.name.exists() {
+            fs::write(&self.name, STRANGERS[1]).unwrap();
+        }
+    }
+}
+
+/// Runs an operation with the name swapped at each moment, on hosts of all kinds: a stranger's file stays, under the
+/// name or where somebody is told that it is now. Returns how many moments there were.
+fn swapped_at_each_step(
+    name: &str,
+    run: impl Fn(&Place, &Arc<dyn Host>) -> avhdx::Result<Vec<Warning>>,
+) -> usize {
+    let mut moments = 0;
+    for (is_poor, takes_again) in [(false, false), (true, false), (true, true)] {
+        for at in 0.. {
+            let place = Place::new();
+            let swapper = Arc::new(Swapper {
+                name: place.at(name),
+                at,
+                takes_again,
+                calls: AtomicUsize::new(0),
+                busy: Mutex::new(false),
+                is_looked_at: AtomicBool::new(name != "old.vhdx"),
+            });
+            let meddler = Arc::clone(&swapper);
+            let host = Meddled::new(move |what, paths| meddler.before(what, paths));
+            let host: Arc<dyn Host> = Arc::new(if is_poor { host.poor() } else { host });
+            let done = run(&place, &host);
+            let context = format!("{name} at {at}, poor {is_poor}, again {takes_again}: {done:?}");
+            if swapper.calls.load(Ordering::SeqCst) <= at {
+                assert!(done.is_ok(), "{context}");
+                break;
+            }
+            moments += 1;
+            let said = match &done {
+                Ok(warnings) => format!("{warnings:?}"),
+                Err(error) => {
+                    let cause = std::error::Error::source(error).map(ToString::to_string);
+                    format!("{error} {cause:?}")
+                }
+            };
+            let found = place.holding(STRANGERS[0]).unwrap_or_else(|| panic!("lost: {context}"));
+            if found != place.at(name) {
+                let found = found.file_name().unwrap().to_str().unwrap();
+                assert!(said.contains(found), "nobody is told of {found}: {context}");
+                assert!(place.at(name).exists(), "{context}");
+            }
+        }
+    }
+    moments
+}
+
+fn go(_: Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn a_merge_removes_no_file_that_was_put_in_the_childs_place() {
+    let merged = |layer: usize| {
+        move |place: &Place, host: &Arc<dyn Host>| {
+            let chain = place.chain(host)?;
+            let child = chain.layers()[layer].id;
+            let merged = Merge::new(child).run(&chain, &mut go)?;
+            Ok(merged.warnings)
+        }
+    };
+    assert!(swapped_at_each_step("tip.avhdx", merged(0)) > 10);
+    assert!(swapped_at_each_step("mid.avhdx", merged(1)) > 10);
+}
+
+#[test]
+fn a_revert_removes_no_file_that_was_put_in_a_layers_place() {
+    for name in ["tip.avhdx", "mid.avhdx"] {
+        let moments = swapped_at_each_step(name, |place, host| {
+            let chain = place.chain(host)?;
+            let base = chain.layers()[2].id;
+            let reverted = Revert::to(base).delete_newer(true).run(&chain, &mut go)?;
+            Ok(reverted.warnings)
+        });
+        assert!(moments > 10);
+    }
+}
+
+#[test]
+fn a_new_image_replaces_no_file_but_the_one_that_was_looked_at() {
+    for name in ["new.vhdx", "old.vhdx"] {
+        let moments = swapped_at_each_step(name, |place, host| {
+            let options = CreateOptions::dynamic(MIB).overwrite(name == "old.vhdx");
+            let image = options.create_on(Arc::clone(host), place.at(name))?;
+            Ok(image.warnings().to_vec())
+        });
+        assert!(moments > 10);
+    }
+}
+
+#[test]
+fn a_failed_create_removes_no_file_that_was_put_in_the_new_ones_place() {
+    let place = Place::new();
+    let name = place.at("new.vhdx");
+    // The folder cannot be flushed, which only comes to light when the name is given.
+    let swapped = name.clone();
+    let host = Meddled::new(move |what, _| {
+        if what == "sync" {
+            fs::rename(&swapped, swapped.with_extension("moved")).unwrap();
+            fs::write(&swapped, STRANGERS[0]).unwrap();
+        }
+    });
+    let error = CreateOptions::dynamic(MIB).create_on(Arc::new(host), &name).unwrap_err();
+    assert_eq!(error.code(), "create.swapped");
+    assert_eq!(fs::read(&name).unwrap(), STRANGERS[0]);
+}
+
+/// A link that took the place of the child's draft leads the one who gives it its owner nowhere.
+#[test]
+fn a_link_in_the_place_of_a_new_child_gives_nobodys_file_away() {
+    let place = Place::new();
+    fs::write(place.at("secret"), "").unwrap();
+    fs::set_permissions(place.at("secret"), Permissions::from_mode(0o600)).unwrap();
+    fs::set_permissions(place.at("base.vhdx"), Permissions::from_mode(0o666)).unwrap();
+    if is_root(place.0.path()) {
+        std::os::unix::fs::chown(place.at("base.vhdx"), Some(12345), Some(12345)).unwrap();
+    }
+    let before = owner(&place.at("secret"));
+    let base = OpenOptions::new().open_image(place.at("base.vhdx")).unwrap();
+    let (folder, secret) = (place.0.path().to_path_buf(), place.at("secret"));
+    let host = Meddled::new(move |what, paths| {
+        if what == "owner" {
+            // By the temporary name, and by the one that it is going to have.
+            let temporary = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
+            let temporary = temporary.filter(|path| path.extension().is_some_and(|e| e == "tmp"));
+            for name in temporary.chain([folder.join("child.avhdx"), paths[0].to_path_buf()]) {
+                drop(fs::remove_file(&name));
+                symlink(&secret, &name).unwrap();
+            }
+        }
+    });
+    for host in [host.clone(), host.poor()] {
+        let child = CreateOptions::child_of(&base).unwrap();
+        child.create_on(Arc::new(host), place.at("child.avhdx")).unwrap_err();
+        assert_eq!(owner(&place.at("secret")), before);
+        assert!(place.at("child.avhdx").is_symlink());
+    }
+}
+
+/// Without identities a file is known by its headers.
+#[test]
+fn a_host_that_tells_no_files_apart_has_headers_compared() {
+    for is_swapped in [false, true] {
+        let place = Place::new();
+        let tip = place.at("tip.avhdx");
+        let (name, other) = (tip.clone(), place.at("mid.avhdx"));
+        let host = Meddled::new(move |what, paths| {
+            // Right before the name is given up for another.
+            if is_swapped && what == "rename" && paths[0] == name {
+                fs::rename(&name, name.with_extension("moved")).unwrap();
+                fs::copy(&other, &name).unwrap();
+            }
+        });
+        let mut host = host;
+        host.has_ids = false;
+        let host: Arc<dyn Host> = Arc::new(host);
+        let chain = place.chain(&host).unwrap();
+        let tip_id = chain.layers()[0].id;
+        let merged = Merge::new(tip_id).run(&chain, &mut go).unwrap();
+        let codes: Vec<_> = merged.warnings.iter().map(|warning| warning.code).collect();
+        let expected: &[&str] = if is_swapped { &["op.swapped"] } else { &[] };
+        assert_eq!((codes.as_slice(), tip.exists()), (expected, is_swapped), "{merged:?}");
+    }
+}
+
+/// A host that can no more than every host must.
+#[derive(Debug)]
+struct Plain(Meddled);
+
+impl Host for Plain {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        self.0.open(path, access)
+    }
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.0.create_new(path)
+    }
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.list(folder)
+    }
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        self.0.stat(path)
+    }
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        self.0.canonical(path)
+    }
+    fn is_link(&self, path: &Path) -> io::Result<bool> {
+        self.0.is_link(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+    fn sync_dir(&self, folder: &Path) -> io::Result<()> {
+        self.0.sync_dir(folder)
+    }
+}
+
+/// Between the look at a parent's path and its opening a folder on the way, or the name itself, becomes a link that
+/// leads out.
+#[test]
+fn a_link_that_was_swapped_in_leads_nobody_out_of_the_confines() {
+    for (swapped, target) in [("in/sub", "out"), ("in/sub/base.vhdx", "out/base.vhdx")] {
+        // What a host has that tells no files apart is the look at the names alone.
+        for (is_plain, has_ids) in [(false, true), (true, true), (true, false)] {
+            let folder = TempDir::new().unwrap();
+            let root = folder.path().canonicalize().unwrap();
+            let at = |name: &str| root.join(name);
+            fs::create_dir_all(at("in/sub")).unwrap();
+            fs::create_dir(at("out")).unwrap();
+            let base = CreateOptions::dynamic(MIB).create(at("in/sub/base.vhdx")).unwrap();
+            base.close().unwrap();
+            drop(CreateOptions::child_of(&base).unwrap().create(at("in/tip.avhdx")).unwrap());
+            drop(base);
+            // The same image, so that its identity is no obstacle.
+            fs::copy(at("in/sub/base.vhdx"), at("out/base.vhdx")).unwrap();
+            let (name, target) = (at(swapped), at(target));
+            let is_swapped = AtomicUsize::new(0);
+            let host = Meddled::new(move |what, paths| {
+                if !paths[0].ends_with("in/sub/base.vhdx") && !paths[0].ends_with("in/sub") {
+                    return;
+                }
+                // As late as it can be: at the opening, after all looks.
+                if what == "open" && is_swapped.fetch_add(1, Ordering::SeqCst) == 0 {
+                    fs::rename(&name, name.with_extension("moved")).unwrap();
+                    symlink(&target, &name).unwrap();
+                }
+            });
+            let mut host = host;
+            host.has_ids = has_ids;
+            let host: Arc<dyn Host> = if is_plain { Arc::new(Plain(host)) } else { Arc::new(host) };
+            let parents = PathSource::new().host(Arc::clone(&host)).confined_to(at("in"));
+            let opened = OpenOptions::new().host(host).parents(parents).open(at("in/tip.avhdx"));
+            let error = opened.map(|chain| chain.layers()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ParentDenied, "{swapped}: {error}");
+            assert!(at(swapped).is_symlink());
+        }
+    }
 }

@@ -3,7 +3,6 @@
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::Arc;
 
 use avhdx::CreateOptions;
 use avhdx::ops::{Export, Exported};
@@ -66,7 +65,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         Target::Raw => raw_copy(&input, &draft, target, console)?,
         Target::Vhdx | Target::VhdxFixed => image_copy(&input, &draft, &args, console)?,
     };
-    draft.publish()?;
+    draft.publish(console)?;
     copy.say(&args, console)?;
     Ok(Outcome::Yes)
 }
@@ -107,7 +106,7 @@ fn image_copy(
     console: &mut Console,
 ) -> Result<Copied, Failure> {
     let options = image_options(input, args, console)?;
-    let image = options.create_in(&LocalHost, Arc::clone(draft.storage()));
+    let image = options.create_draft(&LocalHost, draft.inner());
     let image = image.map_err(|error| draft.failure(error))?;
     let mut meter = Meter::new(console);
     let done = Export::new().onto(input.disk(), &image, &mut |now| meter.report(now));

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use avhdx::storage::LocalHost;
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, VhdxFile};
@@ -66,11 +65,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let inputs: Vec<PathBuf> = layers.filter_map(|layer| layer.path).collect();
     let draft = Draft::new(&args.out, &args.replacing, &inputs, console)?;
     let image = options
-        .create_in(&LocalHost, Arc::clone(draft.storage()))
+        .create_draft(&LocalHost, draft.inner())
         .and_then(|image| image.close().map(|()| image))
         .map_err(|error| draft.failure(error))?;
     let facts = Facts::of(&image, parent.as_ref());
-    draft.publish()?;
+    draft.publish(console)?;
     facts.say(&args.out, console)?;
     Ok(Outcome::Yes)
 }

@@ -1,13 +1,12 @@
 //! Ctrl-C, and being told to end: the program leaves with its own code and nothing half done.
 
 use std::mem;
-use std::path::PathBuf;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use avhdx::DiffChain;
-use avhdx::storage::{Host, LocalHost};
+use avhdx::storage::Draft;
 
 use crate::exit::Failure;
 use crate::output::complain;
@@ -20,7 +19,7 @@ pub(crate) enum UnderWay {
     #[default]
     Nothing,
     /// A file that has to go.
-    Draft(PathBuf),
+    Draft(Arc<Draft<'static>>),
     /// An image that is being changed, to be closed.
     Image(DiffChain),
     /// An operation that stops by itself, where it can go on later, once it sees this.
@@ -58,7 +57,7 @@ fn put_in_order(under_way: UnderWay) -> Failure {
     match under_way {
         UnderWay::Nothing => Failure::interrupted("interrupted"),
         UnderWay::Draft(draft) => {
-            let _ = LocalHost.remove(&draft);
+            draft.discard();
             Failure::interrupted("interrupted; nothing was left behind")
         }
         UnderWay::Image(image) => match image.close() {

@@ -77,6 +77,11 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     // What is to be made.
     ("output.exists", &[], &["AGAIN --overwrite  # replaces it"]),
+    (
+        "output.swapped",
+        &["somebody put another file in its place while the new one was made"],
+        &["AGAIN  # replaces the file that has the name by then"],
+    ),
     ("output.is-input", &[], &["ELSEWHERE"]),
     ("output.link", &[], &["ELSEWHERE"]),
     (
@@ -130,6 +135,16 @@ pub(crate) const ROWS: &[Row] = &[
         &[
             "avhdx tree FOLDER  # whether another file below a folder has that identity",
             "AGAIN --with-parent PARENT  # PARENT: the one that has it",
+        ],
+    ),
+    (
+        "parent.leads-away",
+        &[
+            "a drive, another machine or a stream that a recorded path names is followed only where --path-map leads",
+        ],
+        &[
+            "avhdx info IMAGE  # the paths that it records",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may hold it",
         ],
     ),
     (

@@ -1,10 +1,10 @@
-//! Files that appear whole or not at all: written under another name in the same folder, then renamed.
+//! Files that appear whole or not at all.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
 
+use avhdx::ops::clear_drafts;
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
 use crate::args::Replacing;
@@ -15,8 +15,7 @@ use crate::output::Console;
 /// A file on its way. Dropped before it is published, it leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Draft {
-    storage: Arc<dyn Storage>,
-    draft: PathBuf,
+    draft: Arc<avhdx::storage::Draft<'static>>,
     target: PathBuf,
     /// The file whose name is taken over, kept locked until then.
     old: Option<Arc<dyn Storage>>,
@@ -41,67 +40,82 @@ impl Draft {
                 (real, Some(old))
             }
         };
-        let folder = target.parent().map(Path::to_path_buf).unwrap_or_default();
-        for number in 0_u32.. {
-            let draft = folder.join(format!(".avhdx-{}-{number}.part", process::id()));
-            let mut under_way = under_way();
-            match LocalHost.create_new(&draft) {
-                Ok(storage) => {
-                    *under_way = UnderWay::Draft(draft.clone());
-                    return Ok(Self { storage, draft, target, old });
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => {
-                    let message = format!("{}: cannot create the file", target.display());
-                    return Err(Failure::io("output.create", message, &error));
-                }
-            }
-        }
-        unreachable!("one of four billion names is free")
+        console.warnings(&clear_drafts(&LocalHost, folder_of(&target)));
+        let mut under_way = under_way();
+        let draft = avhdx::storage::Draft::new(&LocalHost, &target).map_err(|error| {
+            let message = format!("{}: cannot create the file", target.display());
+            Failure::io("output.create", message, &error)
+        })?;
+        let draft = Arc::new(draft);
+        *under_way = UnderWay::Draft(Arc::clone(&draft));
+        drop(under_way);
+        Ok(Self { draft, target, old })
+    }
+
+    /// The draft itself, for an image to be made in it.
+    pub(crate) fn inner(&self) -> &avhdx::storage::Draft<'static> {
+        &self.draft
     }
 
     pub(crate) fn storage(&self) -> &Arc<dyn Storage> {
-        &self.storage
+        self.draft.storage()
     }
 
     /// A failure that calls the file by its name to be.
     pub(crate) fn failure(&self, error: avhdx::Error) -> Failure {
-        Failure::from(error).renamed(self.storage.name(), &self.target.display().to_string())
+        Failure::from(error).renamed(self.storage().name(), &self.target.display().to_string())
     }
 
     /// Gives the finished file its name.
-    pub(crate) fn publish(mut self) -> Result<(), Failure> {
+    pub(crate) fn publish(mut self, console: &mut Console) -> Result<(), Failure> {
+        let name = self.target.display();
         let mut under_way = under_way();
-        let renamed = match self.old.take() {
-            Some(_) => LocalHost.replace(&self.draft, &self.target),
-            None => LocalHost.rename(&self.draft, &self.target),
-        };
-        match renamed {
-            Ok(()) => *under_way = UnderWay::Nothing,
-            // Somebody was faster.
+        let old = self.old.take();
+        match self.draft.publish(old.as_deref()) {
+            Ok(left) => {
+                *under_way = UnderWay::Nothing;
+                if let Some(left) = left {
+                    let message = format!(
+                        "{}: the file that was replaced could not be removed",
+                        left.display()
+                    );
+                    console.warn("output.old-left", &message);
+                }
+            }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(exists(&self.target));
+                return Err(match old {
+                    Some(_) => {
+                        let message = format!("{name}: nothing was replaced: {error}");
+                        Failure::new(Exit::Refused, "output.swapped", message)
+                    }
+                    // Somebody was faster.
+                    None => exists(&self.target),
+                });
             }
             Err(error) => {
-                let message = format!("{}: cannot name the file so", self.target.display());
+                let message = format!("{name}: cannot name the file so");
                 return Err(Failure::io("output.rename", message, &error));
             }
         }
         drop(under_way);
-        let folder = self.target.parent().unwrap_or(Path::new(""));
-        LocalHost.sync_dir(folder).map_err(|error| {
-            let message = format!("{}: cannot make the name durable", self.target.display());
-            Failure::io("output.sync", message, &error)
+        LocalHost.sync_dir(folder_of(&self.target)).map_err(|error| {
+            Failure::io("output.sync", format!("{name}: cannot make the name durable"), &error)
         })
     }
 }
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        // Published or not there any more: then there is nothing to remove.
-        if let UnderWay::Draft(draft) = std::mem::take(&mut *under_way()) {
-            let _ = LocalHost.remove(&draft);
-        }
+        // Published or not: an interruption has nothing to do with it any more.
+        drop(std::mem::take(&mut *under_way()));
+    }
+}
+
+/// The folder that a file lies in; a bare name lies in the current one.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
     }
 }
 

@@ -226,7 +226,7 @@ fn an_interruption_leaves_nothing_behind() {
     write_endless(&folder.file("huge"));
     let mut command = folder.command("convert huge -O vhdx out --json".split(' '));
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    while folder.names().len() < 2 {
+    while !folder.is_written_to(&child) {
         std::thread::yield_now();
     }
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();

@@ -96,6 +96,25 @@ fn confined() {
 }
 
 #[test]
+fn a_path_that_leads_off_the_machine_is_followed_only_where_it_is_mapped() {
+    let folder = Folder::new();
+    let mut images = chain();
+    images[0].write_to(folder.file("l0.vhdx"));
+    for path in [r"\\server\share\l0.vhdx", r"D:\vm\l0.vhdx", r".\l0.vhdx:stream"] {
+        images[1].parent_path(path);
+        images[1].write_to(folder.file("l1.vhdx"));
+        let run = folder.run("read l1.vhdx --length 1").expect(5).says("--path-map");
+        drop(run.says("next: avhdx read l1.vhdx --length 1 --parent-dir DIR"));
+        let run = folder.run("read l1.vhdx --length 1 --json").expect(5);
+        assert_eq!(run.error()["code"], "parent.leads-away");
+        folder.run("info l1.vhdx").expect(0);
+        folder.run("read l1.vhdx --length 1 --parent-dir .").expect(0);
+    }
+    images[1].parent_path(r"\\server\share\l0.vhdx").write_to(folder.file("l1.vhdx"));
+    folder.run(r"read l1.vhdx --length 1 --path-map \\server\share=.").expect(0);
+}
+
+#[test]
 fn too_deep_names_the_flag() {
     let folder = Folder::with_chain();
     folder.run(&format!("{READ} --max-depth 2")).expect(7).says("--max-depth N");

@@ -6,9 +6,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::traps;
 use crate::image::ParentLink;
 use crate::names::{self, Listing, Look};
-use crate::storage::{Access, FileKind, Host, LocalHost, Storage};
+use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
 
 /// Opens what may be the parent of an image.
 ///
@@ -192,8 +193,40 @@ impl PathSource {
         access: Access,
     ) -> impl Iterator<Item = Candidate> + 'a {
         let found_by = step.found_by();
-        let places = self.places(&step, link).into_iter();
-        places.map(move |place| self.candidate(&place, found_by, access))
+        let refused = self.refused(&step);
+        let places = match refused {
+            Some(_) => Vec::new(),
+            None => self.places(&step, link),
+        };
+        let places = places.into_iter();
+        let candidates = places.map(move |place| self.candidate(&place, found_by, access));
+        refused.into_iter().chain(candidates)
+    }
+
+    /// That a recorded path leads where it must not.
+    fn refused(&self, step: &Step<'_>) -> Option<Candidate> {
+        let Step::Recorded(found_by, path) = step else { return None };
+        let is_relative = *found_by == FoundBy::RelativePath;
+        let why = match self.mapped(path) {
+            Some((_, names)) if !is_relative || traps::is_absolute(path) => {
+                traps::in_names(names.iter().map(String::as_str))
+            }
+            _ if is_relative => traps::in_relative(path),
+            _ if cfg!(windows) => traps::in_absolute(path),
+            _ => None,
+        };
+        let refused = |why| Candidate::new(*path, *found_by, Err(traps::refused(why)));
+        why.map(refused)
+    }
+
+    /// The folder that a mapping says, and the names that lead on from there.
+    fn mapped(&self, path: &str) -> Option<(&Path, Vec<String>)> {
+        let mut names = names::parts(path);
+        let is_start = |from: &[String]| {
+            names.len() > from.len() && from.iter().zip(&names).all(|(a, b)| names::same_name(a, b))
+        };
+        let (from, to) = self.mappings.iter().find(|(from, _)| is_start(from))?;
+        Some((to, names.split_off(from.len())))
     }
 
     fn candidate(&self, place: &Path, found_by: FoundBy, access: Access) -> Candidate {
@@ -207,8 +240,12 @@ impl PathSource {
     fn places(&self, step: &Step<'_>, link: &ParentLink) -> Vec<PathBuf> {
         match step {
             Step::Given(file) => vec![file.to_path_buf()],
-            Step::Recorded(FoundBy::RelativePath, path) => self.relative(link, path),
+            Step::Recorded(FoundBy::RelativePath, path) if !traps::is_absolute(path) => {
+                self.relative(link, path)
+            }
             Step::Recorded(_, path) => self.absolute(path),
+            // Such a name is looked for by nobody; the file may be found by its identity.
+            Step::Named(_, name) if traps::in_relative(name).is_some() => Vec::new(),
             Step::Named(folder, name) => names::matches(self, folder, &[(*name).to_owned()]),
             Step::Search(folder) => self.files_of(folder),
         }
@@ -229,13 +266,8 @@ impl PathSource {
 
     /// Where an absolute path of a Windows machine leads: through the mappings, or as it is.
     fn absolute(&self, path: &str) -> Vec<PathBuf> {
-        let names = names::parts(path);
-        for (from, to) in &self.mappings {
-            if names.len() > from.len()
-                && from.iter().zip(&names).all(|(a, b)| names::same_name(a, b))
-            {
-                return names::matches(self, to, &names[from.len()..]);
-            }
+        if let Some((folder, names)) = self.mapped(path) {
+            return names::matches(self, folder, &names);
         }
         if cfg!(windows) {
             return vec![PathBuf::from(path)];
@@ -247,33 +279,26 @@ impl PathSource {
         if self.is_out_of_bounds(path) {
             return Err(out_of_bounds());
         }
-        let place = match &self.confines {
-            None => path.to_path_buf(),
-            Some(confines) => {
-                let real = self.host.canonical(path)?;
-                let lies_in = |folder: &PathBuf| {
-                    self.host.canonical(folder).is_ok_and(|folder| real.starts_with(folder))
-                };
-                if !confines.iter().any(lies_in) {
-                    return Err(out_of_bounds());
-                }
-                real
-            }
+        let Some(confines) = &self.confines else {
+            let id = self.regular(path)?;
+            return opened(self.host.open(path, access)?, id);
         };
-        let stat = self.host.stat(&place)?;
-        match stat.kind {
-            FileKind::File => {}
-            FileKind::Folder => return Err(io::ErrorKind::IsADirectory.into()),
-            FileKind::Other => {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-            }
+        let real = self.host.canonical(path)?;
+        let mut roots = confines.iter().filter_map(|folder| self.host.canonical(folder).ok());
+        let root = roots.find(|root| real.starts_with(root)).ok_or_else(out_of_bounds)?;
+        let id = self.regular(&real)?;
+        // Whatever is put in the place of one of its names by now, nothing outside the folder is opened.
+        let below = real.strip_prefix(&root).map_err(|_| out_of_bounds())?;
+        opened(self.host.open_beneath(&root, below, access)?, id)
+    }
+
+    /// The identity of a regular file; others are not opened.
+    fn regular(&self, path: &Path) -> io::Result<Option<FileId>> {
+        match self.host.stat(path)? {
+            Stat { kind: FileKind::File, id, .. } => Ok(id),
+            Stat { kind: FileKind::Folder, .. } => Err(io::ErrorKind::IsADirectory.into()),
+            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
         }
-        let storage = self.host.open(&place, access)?;
-        // Between the two looks the name may have become another file's.
-        if storage.id()? != stat.id || (self.confines.is_some() && self.host.is_link(&place)?) {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was replaced"));
-        }
-        Ok(storage)
     }
 
     /// Whether a path leads out of the allowed folders by its names alone, so that not even its
@@ -391,6 +416,14 @@ fn without_dots(path: &Path) -> PathBuf {
         }
     }
     plain
+}
+
+/// A file that was looked at under its name before. In between the name may have become another file's.
+fn opened(storage: Arc<dyn Storage>, id: Option<FileId>) -> io::Result<Arc<dyn Storage>> {
+    if storage.id()? != id {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was replaced"));
+    }
+    Ok(storage)
 }
 
 fn out_of_bounds() -> io::Error {

@@ -8,6 +8,7 @@ mod plan;
 mod resolve;
 mod runs;
 mod stored;
+mod traps;
 mod word;
 
 use std::fmt;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::live::{Live, Opened};
 use super::locate::{Candidate, FoundBy, ParentSource};
-use super::{DiffChain, Link};
+use super::{DiffChain, Link, traps};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
@@ -340,11 +340,15 @@ impl Tried {
                 .with_expected(expected);
         }
         if let Some(error) = self.denied {
+            let (code, found) = match traps::why_refused(&error) {
+                Some(why) => ("parent.leads-away", format!("a path that {why}")),
+                None => ("parent.denied", "a place that may not be opened".to_owned()),
+            };
             return error
-                .with_kind(ErrorKind::ParentDenied, "parent.denied")
+                .with_kind(ErrorKind::ParentDenied, code)
                 .of_parent_of(&link.child)
                 .with_section("2.6.2.6.3")
-                .with_found("a place that may not be opened")
+                .with_found(found)
                 .with_expected(expected);
         }
         if let Some(error) = self.failed {

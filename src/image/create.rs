@@ -1,13 +1,15 @@
 //! Making images.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
+use super::left_overs::clear_drafts;
 use super::link::way_to;
-use super::{ChildSearch, ImagePolicy, VhdxFile, Warning};
+use super::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN};
@@ -20,7 +22,9 @@ use crate::format::metadata::{
 };
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::mutants::planted;
-use crate::storage::{Access, FileId, Host, Storage, folder_of, real_place, temporary_name};
+use crate::storage::{
+    self, Access, Draft, FileId, FileKind, Host, Storage, folder_of, is_file, real_place,
+};
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
@@ -255,18 +259,33 @@ impl CreateOptions {
         let children = ChildSearch { orphans: true, ..ChildSearch::beside(Arc::clone(&host)) };
         let policy =
             ImagePolicy { writable: true, children: Some(children), ..ImagePolicy::default() };
-        let warnings = self.check_replaced(&host, path.as_ref())?;
-        let mut image = self.create_as(host.as_ref(), path.as_ref(), &policy)?;
+        let mut warnings = Vec::new();
+        let old = self.check_replaced(&host, path.as_ref(), &mut warnings)?;
+        let mut image = self.create_over(host.as_ref(), path.as_ref(), &policy, old)?;
         image.warnings.extend(warnings);
         Ok(crate::VhdxFile::own(image))
     }
 
-    /// Refuses to take the place of a file that others need, and says what could not be looked at.
-    fn check_replaced(&self, host: &Arc<dyn Host>, path: &Path) -> Result<Vec<Warning>> {
-        if !self.overwrite || host.stat(path).is_err() {
-            return Ok(Vec::new());
-        }
-        let file = host.open(path, Access::Read).map_err(|error| {
+    /// The file whose place is to be taken, if there is one. Refuses one that others need, and warns of what could
+    /// not be looked at.
+    fn check_replaced(
+        &self,
+        host: &Arc<dyn Host>,
+        path: &Path,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<Option<Arc<dyn Storage>>> {
+        let stat = match host.stat(path) {
+            Ok(stat) if self.overwrite => stat,
+            _ => return Ok(None),
+        };
+        let regular = match stat.kind {
+            FileKind::File => host.open(path, Access::Read),
+            FileKind::Folder => Err(io::ErrorKind::IsADirectory.into()),
+            FileKind::Other => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
+            }
+        };
+        let file = regular.map_err(|error| {
             let what = "cannot look at the file that is to be replaced";
             Error::io("create.file", what, error).in_path(path).limits_named()
         })?;
@@ -282,7 +301,8 @@ impl CreateOptions {
             orphans: self.orphan_children,
             ..ChildSearch::beside(Arc::clone(host))
         };
-        search.refuse_loss(file.as_ref())
+        warnings.extend(search.refuse_loss(file.as_ref())?);
+        Ok(Some(file))
     }
 
     /// The same, and opens the image as the policy says.
@@ -292,29 +312,52 @@ impl CreateOptions {
         path: &Path,
         policy: &ImagePolicy,
     ) -> Result<VhdxFile> {
+        self.create_over(host, path, policy, None)
+    }
+
+    fn create_over(
+        &self,
+        host: &dyn Host,
+        path: &Path,
+        policy: &ImagePolicy,
+        old: Option<Arc<dyn Storage>>,
+    ) -> Result<VhdxFile> {
         let path = &real_place(host, path);
+        let failed = |what| {
+            move |error| Error::io("create.file", format!("cannot {what}"), error).in_path(path)
+        };
+        if !self.overwrite && host.stat(path).is_ok() {
+            return Err(failed("create the file")(io::ErrorKind::AlreadyExists.into()));
+        }
         let options = self.with_paths(host, path).map_err(|error| error.in_path(path))?;
         options.validate().map_err(|error| error.in_path(path))?;
-        let temporary = temporary_name(path);
-        if let Err(error) = options.make(host, &temporary, path) {
-            // What is left there is ours, and incomplete.
-            drop(host.remove(&temporary));
-            return Err(error);
-        }
-        let named = options.name_durably(host, path).and_then(|()| {
-            let access = if policy.writable { Access::ReadWrite } else { Access::Read };
-            let storage = host.open(path, access).map_err(|error| {
-                Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
-            })?;
+        // Unless the image's opening does so.
+        let left_over = match &policy.children {
+            Some(search) if policy.writable && !search.orphans => Vec::new(),
+            _ => clear_drafts(host, folder_of(path)),
+        };
+        let draft = Draft::new(host, path).map_err(failed("create the file"))?;
+        let filled = options.fill(host, draft.storage().as_ref(), draft.mark());
+        filled.map_err(|error| error.in_path(path))?;
+        let old_left = draft.publish(old.as_deref()).map_err(failed("give the file its name"))?;
+        let opened = options.name_durably(host, path).and_then(|()| {
+            let storage = reopened(host, path, policy, draft.storage().as_ref())?;
             VhdxFile::from_storage(storage, policy)
         });
-        named.inspect_err(|_| {
+        let mut image = opened.inspect_err(|_| {
             // The file is ours, and complete: it goes, unless it took the place of another, of which
             // nothing would be left then.
-            if !self.overwrite && !planted("failed-create-left-behind") {
-                drop(host.remove(path));
+            if old.is_none() && !planted("failed-create-left-behind") {
+                let is_ours = |path: &Path| is_file(host, path, draft.storage().as_ref());
+                drop(storage::remove(host, path, &is_ours));
             }
-        })
+        })?;
+        image.warnings.extend(left_over);
+        image.warnings.extend(old_left.map(|old| Warning {
+            code: "create.old-left",
+            message: format!("{}: the file that was replaced could not be removed", old.display()),
+        }));
+        Ok(image)
     }
 
     /// Bytes that the new file is long, with sizes that an image can have.
@@ -347,33 +390,23 @@ impl CreateOptions {
     /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::InUse`];
     /// [`ErrorKind::Io`] when the host fails.
     pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<crate::VhdxFile> {
-        let named = |error: Error| error.in_file(storage.name());
-        let options = match storage.path() {
-            Some(path) => self.with_paths(host, path).map_err(named)?,
-            None => self.clone(),
-        };
-        options.validate().map_err(named)?;
-        options.fill(host, storage.as_ref()).map_err(named)?;
+        self.fill_at(host, &storage, storage.path(), None)?;
         crate::OpenOptions::new().writable(true).orphan_children(true).open_file(storage)
     }
 
-    fn make(&self, host: &dyn Host, temporary: &Path, path: &Path) -> Result<()> {
-        let failed = |what| {
-            move |error| Error::io("create.file", format!("cannot {what}"), error).in_path(path)
-        };
-        if !self.overwrite && host.stat(path).is_ok() {
-            return Err(failed("create the file")(std::io::ErrorKind::AlreadyExists.into()));
-        }
-        let storage = host.create_new(temporary).map_err(failed("create the file"))?;
-        let filled = self.fill(host, storage.as_ref());
-        filled.map_err(|error| error.in_path(path))?;
-        drop(storage);
-        if self.overwrite {
-            host.replace(temporary, path).map_err(failed("give the file its name"))?;
-        } else {
-            host.rename(temporary, path).map_err(failed("give the file its name"))?;
-        }
-        Ok(())
+    /// Makes the image in a draft and opens it for writing, as a draft until that is
+    /// [published](Draft::publish), which is to be when the image is closed. A child's path to its parent is the one
+    /// from the folder that the draft is going to lie in.
+    ///
+    /// # Errors
+    /// As [`create_in`](Self::create_in).
+    pub fn create_draft(&self, host: &dyn Host, draft: &Draft<'_>) -> Result<crate::VhdxFile> {
+        let storage = draft.storage();
+        let seal = self.fill_at(host, storage, Some(draft.target()), draft.mark())?;
+        draft.seal_with(seal);
+        // The draft has the lock, if there can be one.
+        let policy = ImagePolicy { writable: true, lock: Lock::None, ..ImagePolicy::default() };
+        VhdxFile::from_storage(Arc::clone(storage), &policy).map(crate::VhdxFile::own)
     }
 
     fn name_durably(&self, host: &dyn Host, path: &Path) -> Result<()> {
@@ -385,9 +418,41 @@ impl CreateOptions {
         })
     }
 
-    /// Makes the empty file in `storage` the image, and makes that durable.
-    fn fill(&self, host: &dyn Host, storage: &dyn Storage) -> Result<()> {
-        self.write_to(storage)?;
+    /// Makes the empty file in `storage`, which is going to be called `path`, the image, as one that keeps the mark
+    /// of a draft. Returns what is to stand in the place of that.
+    fn fill_at(
+        &self,
+        host: &dyn Host,
+        storage: &Arc<dyn Storage>,
+        path: Option<&Path>,
+        mark: Option<String>,
+    ) -> Result<Option<Vec<u8>>> {
+        let named = |error: Error| error.in_file(storage.name());
+        let options = match path {
+            Some(path) => self.with_paths(host, path).map_err(named)?,
+            None => self.clone(),
+        };
+        options.validate().map_err(named)?;
+        let seal = mark.is_some().then(|| options.identifier(None));
+        options.write_to(storage.as_ref(), mark).map_err(named)?;
+        options.complete(host, storage.as_ref()).map_err(named)?;
+        Ok(seal)
+    }
+
+    /// Makes the empty file in `storage` the image, and makes that durable. Until it is complete it bears the mark.
+    fn fill(&self, host: &dyn Host, storage: &dyn Storage, mark: Option<String>) -> Result<()> {
+        let is_marked = mark.is_some();
+        self.write_to(storage, mark)?;
+        if is_marked {
+            storage.write_at(&self.identifier(None), 0).map_err(|error| {
+                Error::io("create.write", "cannot write the new image", error).at(0)
+            })?;
+        }
+        self.complete(host, storage)
+    }
+
+    /// Does to a new image what remains to be done to its file, and makes all of it durable.
+    fn complete(&self, host: &dyn Host, storage: &dyn Storage) -> Result<()> {
         let failed = |what: &str, error| Error::io("create.file", format!("cannot {what}"), error);
         let given = match self.parent.as_ref().and_then(|parent| parent.model(host).transpose()) {
             Some(model) => model.and_then(|model| storage.copy_owner_from(model.as_ref())),
@@ -400,8 +465,8 @@ impl CreateOptions {
         storage.flush().map_err(|error| failed("flush the file", error))
     }
 
-    /// Writes the structures of the image into an empty file.
-    fn write_to(&self, storage: &dyn Storage) -> Result<()> {
+    /// Writes the structures of the image into an empty file, the identifier first: by its mark a draft is known.
+    fn write_to(&self, storage: &dyn Storage, mark: Option<String>) -> Result<()> {
         let layout = self.layout();
         let log_at = MIB;
         let metadata_at = log_at + u64::from(self.log_size);
@@ -413,6 +478,7 @@ impl CreateOptions {
                 Error::io("create.write", "cannot write the new image", error).at(at)
             })
         };
+        write(&self.identifier(mark), 0)?;
         let sized = if self.is_fixed { storage.reserve(len) } else { storage.set_len(len) };
         sized.map_err(|error| {
             Error::io("create.size", format!("cannot make room for {len} bytes"), error)
@@ -423,7 +489,6 @@ impl CreateOptions {
         for at in (0..u64::from(self.log_size)).step_by(zeros.len()) {
             write(&zeros, log_at + at)?;
         }
-        write(&FileIdentifier { creator: self.creator.clone() }.to_bytes(), 0)?;
         for (i, at) in Header::OFFSETS.into_iter().enumerate() {
             write(&self.header(i as u64, log_at).to_bytes(), at)?;
         }
@@ -441,6 +506,12 @@ impl CreateOptions {
             write_full_bat(&layout, payload_at, &|bytes, at| write(bytes, bat_at + at))?;
         }
         Ok(())
+    }
+
+    /// The file type identifier, with the mark of a draft in the place of the creator's name.
+    fn identifier(&self, mark: Option<String>) -> Vec<u8> {
+        let creator = mark.unwrap_or_else(|| self.creator.clone());
+        FileIdentifier { creator }.to_bytes().to_vec()
     }
 
     fn header(&self, sequence_number: u64, log_offset: u64) -> Header {
@@ -576,14 +647,14 @@ impl CreateOptions {
 impl Parent {
     /// The parent's file, whose owner and permissions the child gets, by the handle that it was opened with, or
     /// where that is closed by its name, if it is still the same file's.
-    fn model(&self, host: &dyn Host) -> std::io::Result<Option<Arc<dyn Storage>>> {
+    fn model(&self, host: &dyn Host) -> io::Result<Option<Arc<dyn Storage>>> {
         if let Some(file) = self.file.upgrade() {
             return Ok(Some(file));
         }
         let Some(path) = &self.path else { return Ok(None) };
         let file = host.open(path, Access::Read)?;
         if file.id()? != self.id {
-            return Err(std::io::Error::other("the parent's name is another file's by now"));
+            return Err(io::Error::other("the parent's name is another file's by now"));
         }
         Ok(Some(file))
     }
@@ -599,6 +670,32 @@ impl Parent {
             entries.extend(path.iter().map(|path| (key.to_owned(), path.clone())));
         }
         ParentLocator { locator_type: locator::VHDX_TYPE, entries }
+    }
+}
+
+/// The new file by its name, opened and locked as any other image is.
+fn reopened(
+    host: &dyn Host,
+    path: &Path,
+    policy: &ImagePolicy,
+    made: &dyn Storage,
+) -> Result<Arc<dyn Storage>> {
+    let failed =
+        |error| Error::io("file.open", "cannot open the file", error).in_path(path).limits_named();
+    let access = if policy.writable { Access::ReadWrite } else { Access::Read };
+    let storage = host.open(path, access).map_err(failed)?;
+    let ids = made.id().and_then(|made| Ok((made, storage.id()?))).map_err(failed)?;
+    if ids.0 != ids.1 {
+        let message = "another file took the name of the new image";
+        return Err(Error::new(ErrorKind::InUse, "create.swapped", message)
+            .in_path(path)
+            .with_found("another file")
+            .with_expected("the one that was made"));
+    }
+    // Two handles do not have one lock.
+    match made.unlock() {
+        Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(failed(error)),
+        _ => Ok(storage),
     }
 }
 

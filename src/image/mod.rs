@@ -7,6 +7,7 @@ mod counters;
 mod create;
 mod foreign;
 mod info;
+mod left_overs;
 mod link;
 mod loss;
 mod marks;
@@ -49,6 +50,7 @@ pub use create::CreateOptions;
 pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
 };
+pub use left_overs::clear_drafts;
 pub use link::ParentLink;
 pub use loss::{Loss, LossKind};
 pub use policy::{Lock, LogPolicy};

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::counters::Tally;
 use super::foreign::named;
+use super::left_overs::clear_drafts;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
 use super::writer::{Writer, flush, update_headers};
@@ -20,7 +21,7 @@ use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
 use crate::mutants::planted;
-use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, length_of};
+use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, folder_of, length_of};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::MIB;
 
@@ -74,6 +75,10 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         if let Some(search) = &policy.children {
             let guid = headers.current().data_write_guid;
             search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
+            if let Some(own) = storage.path().filter(|_| !search.orphans) {
+                // It is going to be written there.
+                warnings.extend(clear_drafts(search.host.as_ref(), folder_of(own)));
+            }
             warnings.extend(search.stale_trackers(storage.as_ref()));
         }
     }
@@ -200,6 +205,11 @@ pub(crate) fn why_no_image(storage: &dyn Storage) -> Error {
     let nothing = [0; FileIdentifier::LEN];
     let unsigned = || FileIdentifier::parse(&nothing).expect_err("zeros are no signature");
     read_identifier(storage).err().unwrap_or_else(unsigned)
+}
+
+/// The program that made the image, as that names itself; `None` where there is no image.
+pub(super) fn read_creator(storage: &dyn Storage) -> Option<String> {
+    read_identifier(storage).ok().map(|identifier| identifier.creator)
 }
 
 fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::image::{ImagePolicy, Lock, LogPolicy, Mend, VhdxFile};
 use crate::mutants::planted;
 use crate::options::OpenOptions;
-use crate::storage::{Host, folder_of};
+use crate::storage::{self, Host, Storage, folder_of, is_file};
 
 pub use crate::image::{Loss, LossKind};
 
@@ -132,11 +132,11 @@ impl AcceptLoss {
         if planted("mend-before-its-list") {
             image.mend(&mend)?;
         }
-        let report = self.write_report(host, &at, &text_of(&image, &losses))?;
+        let (report, list) = self.write_report(host, &at, &text_of(&image, &losses))?;
         losses.report = Some(report.clone());
         if on(&losses).is_break() {
             // It tells of something that was not done.
-            drop(host.remove(&report));
+            discard(host, &report, list.as_ref());
             return Err(Error::cancelled());
         }
         if !planted("mend-before-its-list") {
@@ -154,7 +154,12 @@ impl AcceptLoss {
     }
 
     /// Writes the list durably, under its name.
-    fn write_report(&self, host: &dyn Host, image: &Path, text: &str) -> Result<PathBuf> {
+    fn write_report(
+        &self,
+        host: &dyn Host,
+        image: &Path,
+        text: &str,
+    ) -> Result<(PathBuf, Arc<dyn Storage>)> {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
             move |error| {
@@ -172,11 +177,16 @@ impl AcceptLoss {
             .and_then(|()| flush())
             .and_then(|()| host.sync_dir(folder_of(&path)));
         if let Err(error) = written {
-            drop(host.remove(&path));
+            discard(host, &path, storage.as_ref());
             return Err(failed(&path)(error));
         }
-        Ok(path)
+        Ok((path, storage))
     }
+}
+
+/// Removes the list, unless its name is another file's by now.
+fn discard(host: &dyn Host, path: &Path, list: &dyn Storage) {
+    drop(storage::remove(host, path, &|path| is_file(host, path, list)));
 }
 
 impl Default for AcceptLoss {

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, remove};
+use super::child::{NewChild, remove, told_of_folder};
 use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::{Disk, LayerId};
@@ -112,13 +112,13 @@ impl Checkpoint {
         let path = path_of(&child)?.to_owned();
         let (made, frozen) = (child.id(), tip.id());
         if let Err(error) = switch(&op, &tip, &child) {
+            drop(remove(&op, &child));
             drop(child);
-            drop(remove(&op, &path));
             // The child may still be there, and must not take what comes for what it was made on.
             drop(tip.hand_out_identity());
             return Err(error);
         }
-        let mut warnings = Vec::new();
+        let mut warnings = told_of_folder(&op, &child);
         if let Err(error) = op.settle(&tip) {
             let message = format!("{}: the frozen layer was not closed: {error}", tip.name());
             warnings.push(Warning { code: "checkpoint.not-closed", message });

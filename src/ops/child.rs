@@ -1,5 +1,6 @@
 //! The new child that a checkpoint and a revert put on a layer.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -10,7 +11,7 @@ use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
 use crate::image::{CreateOptions, VhdxFile, Warning};
-use crate::storage::{Host, real_place};
+use crate::storage::{self, Access, Host, Removal, folder_of, is_file, real_place};
 
 /// What the new child is to be.
 #[derive(Clone, Debug)]
@@ -72,13 +73,44 @@ impl NewChild {
     }
 }
 
-/// Takes a file's name away, durably.
-pub(super) fn remove(op: &Operation<'_>, path: &Path) -> Result<()> {
-    let host = op.host();
-    let folder = crate::storage::folder_of(path);
-    host.remove(path)
-        .and_then(|()| host.sync_dir(folder))
-        .map_err(|error| Error::io("op.remove", "cannot remove the file", error).in_path(path))
+/// What was found in the folder of a new child beside it, and was not told when the chain was opened.
+pub(super) fn told_of_folder(op: &Operation<'_>, child: &VhdxFile) -> Vec<Warning> {
+    let images = op.images();
+    let others = images.iter().filter(|image| image.id() != child.id());
+    let known: Vec<&Warning> = others.flat_map(|image| image.warnings()).collect();
+    let told = child.warnings().iter().filter(|warning| warning.code.starts_with("folder."));
+    told.filter(|warning| !known.contains(warning)).cloned().collect()
+}
+
+/// Takes the name of an image's file away, durably. A name that stands for another file by now stays that file's,
+/// which is told.
+pub(super) fn remove(op: &Operation<'_>, image: &VhdxFile) -> Result<Option<Warning>> {
+    let (host, path) = (op.host().as_ref(), path_of(image)?);
+    let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
+    let removal = storage::remove(host, path, &|path| is_file_of(host, path, image));
+    host.sync_dir(folder_of(path)).map_err(failed)?;
+    let (code, what) = match removal.map_err(failed)? {
+        Removal::Removed => return Ok(None),
+        Removal::Gone => ("op.gone", "was removed or renamed by somebody else meanwhile".into()),
+        Removal::Kept => {
+            ("op.swapped", "another file has taken that name, and stays; the image that had it is elsewhere, if anywhere".into())
+        }
+        Removal::LeftAt(place) => (
+            "op.swapped",
+            format!(
+                "another file had taken that name, and a third did meanwhile: the former is now {}",
+                place.display()
+            ),
+        ),
+    };
+    Ok(Some(Warning { code, message: format!("{}: {what}", path.display()) }))
+}
+
+/// Whether the path is a name of the image's file, by its headers where the host tells no files apart.
+fn is_file_of(host: &dyn Host, path: &Path, image: &VhdxFile) -> io::Result<bool> {
+    let file = image.bare_storage().as_ref();
+    Ok(is_file(host, path, file)?
+        && (file.id()?.is_some() || image.has_headers_of(host.open(path, Access::Read)?.as_ref())))
 }
 
 /// Warns of a link that led to a file which is removed.

@@ -13,6 +13,7 @@
 //! | [`Checkpoint`] | keep this point in time, and go on writing on top of it |
 //! | [`Merge`] | a layer into its parent, the disk as it was |
 //! | [`Revert`] | go back to an earlier point, on a new tip |
+//! | [`clear_drafts`] | what killed programs left in a folder and nobody will complete |
 //! | [`forest`] | which images are below these folders, and who is whose parent |
 //!
 //! Those that move bytes report their [`Progress`] to a callback, which may stop them. Those that change a chain
@@ -51,6 +52,8 @@ pub use pace::Pace;
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
 pub use revert::{Revert, Reverted};
+
+pub use crate::image::clear_drafts;
 
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};

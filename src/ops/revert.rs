@@ -1,10 +1,10 @@
 //! Back to an earlier point, on a new tip.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, dangling, remove};
+use super::child::{NewChild, dangling, remove, told_of_folder};
 use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
@@ -132,8 +132,12 @@ impl Revert {
         }
         let parent = Arc::clone(&images[point]);
         let (child, path, retired) = self.switch(&op, &images[0], &parent, point)?;
-        let mut reverted =
-            Reverted { path, tip: child.id(), removed: Vec::new(), warnings: Vec::new() };
+        let mut reverted = Reverted {
+            path,
+            tip: child.id(),
+            removed: Vec::new(),
+            warnings: told_of_folder(&op, &child),
+        };
         if images[0].is_writable()
             && let Err(error) = images[0].close()
         {
@@ -153,10 +157,12 @@ impl Revert {
                     reverted.warnings.push(Warning { code: "revert.kept", message });
                     break;
                 }
-                let via = images[done].via().map(Path::to_path_buf);
-                remove(&op, &path)?;
+                if let Some(warning) = remove(&op, &images[done])? {
+                    reverted.warnings.push(warning);
+                    continue;
+                }
                 reverted.removed.push(path);
-                reverted.warnings.extend(dangling(&op, via.as_deref()));
+                reverted.warnings.extend(dangling(&op, images[done].via()));
             }
         }
         let _ = report(on, total, total);
@@ -172,7 +178,7 @@ impl Revert {
     ) -> Result<(Arc<VhdxFile>, PathBuf, crate::chain::Retired)> {
         if planted("deleted-before-new-tip") && self.delete_newer {
             for image in op.images().iter().take(point) {
-                remove(op, path_of(image)?)?;
+                remove(op, image)?;
             }
         }
         let child = self.child.make(op, parent)?;
@@ -183,8 +189,8 @@ impl Revert {
         match switched {
             Ok(retired) => Ok((child, path, retired)),
             Err(error) => {
+                drop(remove(op, &child));
                 drop(child);
-                drop(remove(op, &path));
                 Err(error)
             }
         }

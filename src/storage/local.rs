@@ -123,10 +123,6 @@ impl Host for LocalHost {
         fs::rename(from, to)
     }
 
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        fs::rename(from, to)
-    }
-
     #[cfg(target_os = "linux")]
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
         use rustix::fs::{CWD, RenameFlags, renameat_with};

@@ -6,7 +6,9 @@
 
 #[cfg(unix)]
 mod beneath;
+mod draft;
 mod file;
+mod identity;
 mod local;
 mod mem;
 mod overlay;
@@ -28,13 +30,15 @@ use std::time::SystemTime;
 
 use crate::error::{self, Error, Result};
 
+pub use draft::Draft;
 pub use file::FileStorage;
+pub(crate) use identity::{Removal, is_file, remove};
 pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
 pub(crate) use reading::Reading;
 pub(crate) use real::real_place;
-pub(crate) use temporary::{is_temporary_name, temporary_name};
+pub(crate) use temporary::{draft_mark, is_temporary_name, temporary_name};
 
 /// Bytes that are written at once to reserve space.
 const RESERVE_STEP: u64 = 1 << 20;
@@ -120,7 +124,7 @@ pub trait Storage: Debug + Send + Sync {
     fn set_len(&self, len: u64) -> io::Result<()>;
 
     /// Makes the file `len` bytes long with space on the host for all of them, so that writing there
-    /// cannot run out of it. Only for a new, empty file.
+    /// cannot run out of it. Only for a new file that is shorter and has no holes; what it holds stays.
     ///
     /// # Errors
     /// What the host says.
@@ -338,12 +342,6 @@ pub trait Host: Debug + Send + Sync {
     /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Gives a file a new name and takes that name from whatever file had it, in one step.
-    ///
-    /// # Errors
-    /// What the host says.
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()>;
-
     /// Gives two files each other's names, in one step.
     ///
     /// # Errors
@@ -353,7 +351,8 @@ pub trait Host: Debug + Send + Sync {
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Removes a file's name.
+    /// Removes a file's name. Whose name it is by then is not looked at: it should be one that nobody else gives to
+    /// a file.
     ///
     /// # Errors
     /// What the host says.
@@ -524,7 +523,7 @@ fn became_a_link() -> io::Error {
 /// Reserves space by writing zeros to all of it.
 fn reserve_by_writing<S: Storage + ?Sized>(storage: &S, len: u64) -> io::Result<()> {
     let zeros = vec![0; RESERVE_STEP as usize];
-    let mut at = 0;
+    let mut at = storage.len()?;
     while at < len {
         let step = (len - at).min(RESERVE_STEP);
         storage.write_at(&zeros[..step as usize], at)?;

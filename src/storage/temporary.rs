@@ -1,25 +1,45 @@
-//! Names of files that are not complete yet.
+//! Names of files that are not complete yet, and of those that are on their way out: `.NAME.HEX.tmp`, with 32 random
+//! hexadecimal digits, beside the file that is called NAME. Nobody takes a file with such a name for an image of a
+//! chain.
 
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-/// A name beside `path` for a file that will take its place once it is complete.
+/// Bytes of the file's own name that a temporary one may have: with the rest it stays below the 255 that most file
+/// systems allow.
+const MOST_OF_NAME: usize = 200;
+
+/// A name beside `path` that no other file has.
 pub(crate) fn temporary_name(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let most = (0..=name.len().min(MOST_OF_NAME)).rfind(|at| name.is_char_boundary(*at));
+    let name = &name[..most.unwrap_or_default()];
     path.with_file_name(format!(".{name}.{}.tmp", Uuid::new_v4().simple()))
 }
 
 /// Whether a file that was met in a folder bears such a name: it is what a crash left behind, or becomes
 /// an image only later.
 pub(crate) fn is_temporary_name(path: &Path) -> bool {
+    digits_of(path).is_some()
+}
+
+/// How an image that is not complete yet names its creator, in its file type identifier. It holds the digits of the
+/// name, so that a copy of the file under another name is not taken for it. `None` for other names.
+pub(crate) fn draft_mark(path: &Path) -> Option<String> {
+    Some(format!("avhdx draft {}", digits_of(path)?.to_ascii_lowercase()))
+}
+
+/// The digits of a temporary name.
+fn digits_of(path: &Path) -> Option<&str> {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let inner = name.strip_prefix(b".").and_then(|rest| rest.strip_suffix(b".tmp"));
-    inner.is_some_and(|inner| {
-        let hex = inner.rsplit(|byte| *byte == b'.').next().unwrap_or_default();
-        // A dot and a name come before it.
-        inner.len() > hex.len() + 1 && hex.len() == 32 && hex.iter().all(u8::is_ascii_hexdigit)
-    })
+    let inner = name.strip_prefix(b".")?.strip_suffix(b".tmp")?;
+    let digits = inner.rsplit(|byte| *byte == b'.').next()?;
+    // A dot and a name come before it.
+    let is_one = inner.len() > digits.len() + 1
+        && digits.len() == 32
+        && digits.iter().all(u8::is_ascii_hexdigit);
+    if is_one { str::from_utf8(digits).ok() } else { None }
 }
 
 #[cfg(test)]
@@ -33,7 +53,13 @@ mod tests {
             assert!(is_temporary_name(&temporary), "{}", temporary.display());
             assert_eq!(temporary.parent(), Path::new(path).parent());
         }
+        let long = format!("/vm/{}.vhdx", "ä".repeat(125));
+        let temporary = temporary_name(Path::new(&long));
+        assert!(is_temporary_name(&temporary));
+        assert!(temporary.file_name().unwrap().len() <= 255, "{}", temporary.display());
         let hex = "0123456789abcdef0123456789ABCDEF";
+        let mark = draft_mark(Path::new(&format!("/vm/.a.vhdx.{hex}.tmp"))).unwrap();
+        assert_eq!(mark, "avhdx draft 0123456789abcdef0123456789abcdef");
         assert!(is_temporary_name(Path::new(&format!("/vm/.a.vhdx.{hex}.tmp"))));
         for name in [
             format!("a.vhdx.{hex}.tmp"),

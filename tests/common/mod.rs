@@ -3,6 +3,7 @@
 
 pub mod deep;
 pub mod disk;
+pub mod meddled;
 pub mod oracle;
 pub mod sparse;
 pub mod tools;

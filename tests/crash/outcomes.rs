@@ -250,6 +250,9 @@ pub fn describe(event: &Event) -> String {
         Event::Name(NameChange::Rename(from, to, file)) => {
             format!("rename {} to {} #{file}", from.display(), to.display())
         }
+        Event::Name(NameChange::Exchange(one, other, (a, b))) => {
+            format!("exchange {} #{a} and {} #{b}", one.display(), other.display())
+        }
         Event::Name(NameChange::Remove(path)) => format!("remove {}", path.display()),
         Event::FlushStart(file) => format!("flush #{file}"),
         Event::FlushEnd(file, _) => format!("flushed #{file}"),

@@ -292,9 +292,6 @@ impl Host for Folder {
     fn rename(&self, from: &Path, _: &Path) -> io::Result<()> {
         panic!("{} is renamed", from.display())
     }
-    fn replace(&self, from: &Path, _: &Path) -> io::Result<()> {
-        panic!("{} is renamed", from.display())
-    }
     fn remove(&self, path: &Path) -> io::Result<()> {
         panic!("{} is removed", path.display())
     }

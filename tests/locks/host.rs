@@ -89,9 +89,6 @@ impl Host for StrictHost {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.sim.rename(from, to)
     }
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
-        self.sim.replace(from, to)
-    }
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.sim.remove(path)
     }

@@ -49,6 +49,8 @@ pub enum NameChange {
     Create(PathBuf, usize),
     /// The file of the first name has the second.
     Rename(PathBuf, PathBuf, usize),
+    /// Two files, of these names and numbers, have each other's names.
+    Exchange(PathBuf, PathBuf, (usize, usize)),
     /// The name is gone.
     Remove(PathBuf),
 }
@@ -156,6 +158,11 @@ impl Files {
                 self.file_mut(*file);
                 self.names.remove(from);
                 self.names.insert(to.clone(), *file);
+            }
+            Event::Name(NameChange::Exchange(one, other, files)) => {
+                self.file_mut(files.0.max(files.1));
+                self.names.insert(one.clone(), files.1);
+                self.names.insert(other.clone(), files.0);
             }
             Event::Name(NameChange::Remove(path)) => drop(self.names.remove(path)),
             _ => {}
@@ -416,13 +423,16 @@ impl Host for SimHost {
         if self.find(to).is_ok() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        self.replace(from, to)
-    }
-
-    fn replace(&self, from: &Path, to: &Path) -> io::Result<()> {
         let file = self.find(from)?;
         self.before(Step::Name)?;
         self.change(Event::Name(NameChange::Rename(from.into(), to.into(), file)));
+        Ok(())
+    }
+
+    fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
+        let files = (self.find(one)?, self.find(other)?);
+        self.before(Step::Name)?;
+        self.change(Event::Name(NameChange::Exchange(one.into(), other.into(), files)));
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use avhdx_testkit::build::{Block, Contents, Data, IS_USER, Image, Item, state, write_chain};
 use serde_json::Value;
@@ -53,6 +53,21 @@ impl Folder {
             entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
+    }
+
+    /// Whether the program has begun a file here, be it without a name.
+    pub fn is_written_to(&self, program: &Child) -> bool {
+        let is_temporary = |name: &String| name.ends_with(".tmp");
+        self.names().iter().any(is_temporary) || self.draft_of(program).is_some()
+    }
+
+    /// What Linux calls a file without a name here that the program has open.
+    pub fn draft_of(&self, program: &Child) -> Option<PathBuf> {
+        let folder = self.path().canonicalize().unwrap();
+        let open = fs::read_dir(format!("/proc/{}/fd", program.id())).ok()?;
+        let mut files = open.filter_map(|entry| fs::read_link(entry.ok()?.path()).ok());
+        let is_deleted = |path: &PathBuf| path.to_string_lossy().ends_with(" (deleted)");
+        files.find(|path| path.starts_with(&folder) && is_deleted(path))
     }
 
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {

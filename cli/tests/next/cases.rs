@@ -10,6 +10,10 @@ use super::{missing_tool, shell};
 
 /// Rows that no test can provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    (
+        "output.swapped",
+        "needs a file to be swapped while the program runs: see tests/swaps.rs, which runs what it says",
+    ),
     ("create.parent-path", "on Unix a path leads from every folder to every file"),
     ("export.room", "needs a file system without room"),
     ("kind no-space", "needs a file system without room"),
@@ -188,6 +192,19 @@ fn parents() -> Vec<Case> {
             "read in/l1.vhdx --length 1 --confine in",
         )
         .filled(&[("DIR", ".")]),
+        case(
+            "parent.leads-away",
+            5,
+            |f| {
+                let mut images = chain();
+                fs::create_dir(f.file("elsewhere")).unwrap();
+                images[0].write_to(f.file("elsewhere/l0.vhdx"));
+                images[1].parent_path(r"\\server\share\l0.vhdx");
+                images[1].write_to(f.file("l1.vhdx"));
+            },
+            "read l1.vhdx --length 1",
+        )
+        .filled(parent),
         case(
             "parent: file.folder",
             4,

@@ -292,7 +292,7 @@ impl Step<'_> {
     fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
         let child_path = path_of(&on.child)?.to_owned();
         if planted("removed-before-relink") {
-            remove(self.op, &child_path)?;
+            remove(self.op, &on.child)?;
         }
         let spent = self.state(MergeState::Spent, on.parent.data_write_guid(), &on.parent);
         let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.id());
@@ -318,12 +318,16 @@ impl Step<'_> {
             merged.tip = on.parent.path().map(Path::to_path_buf);
         }
         on.child.close().ok();
-        match remove(self.op, &child_path) {
-            Ok(()) => {
-                merged.removed.push(child_path.clone());
+        match remove(self.op, &on.child) {
+            Ok(None) => {
+                merged.removed.push(child_path);
                 merged.warnings.extend(dangling(self.op, on.child.via()));
             }
-            Err(error) if planted("removed-before-relink") => drop(error),
+            Ok(Some(_)) if planted("removed-before-relink") => {}
+            Ok(Some(Warning { code, message })) => {
+                let message = format!("{message}; all that it held is in the parent");
+                merged.warnings.push(Warning { code, message });
+            }
             Err(error) => {
                 let message = format!("{error}: all it held is in the parent");
                 merged.warnings.push(Warning { code: "merge.not-removed", message });

@@ -1,0 +1,252 @@
+//! What a process that was killed leaves in a folder: nobody takes it for an image, and only a draft of ours that
+//! nobody will complete is removed.
+#![cfg(unix)]
+#![allow(clippy::disallowed_methods)] // files are put and looked at from outside
+
+#[path = "common/meddled.rs"]
+#[allow(dead_code)] // shared with other tests, which need other parts of it
+mod meddled;
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use avhdx::ops::{Check, Checkpoint, clear_drafts};
+use avhdx::storage::{Draft, Host, LocalHost, LockMode};
+use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, Warning};
+use meddled::Meddled;
+use tempfile::TempDir;
+
+const MIB: u64 = 1 << 20;
+/// Where the process that is killed finds its base, what it does, and before which call it is killed.
+const BASE: &str = "AVHDX_LEFT_BASE";
+const WHAT: &str = "AVHDX_LEFT_WHAT";
+const AT: &str = "AVHDX_LEFT_AT";
+/// Digits of temporary names.
+const HEX: &str = "0123456789abcdef0123456789abcdef";
+
+fn base(folder: &Path) -> PathBuf {
+    let path = folder.join("base.vhdx");
+    let base = CreateOptions::dynamic(2 * MIB).block_size(MIB as u32).create(&path).unwrap();
+    base.write_at(&[1; 5000], 0).unwrap();
+    base.close().unwrap();
+    path
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = entries.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn codes(warnings: &[Warning]) -> Vec<&'static str> {
+    let codes = warnings.iter().map(|warning| warning.code);
+    codes.filter(|code| code.starts_with("folder.")).collect()
+}
+
+/// The process that is killed. Without its base it does nothing.
+#[test]
+fn process_that_is_killed() {
+    let (Some(base), Ok(what), Ok(at)) =
+        (std::env::var_os(BASE).map(PathBuf::from), std::env::var(WHAT), std::env::var(AT))
+    else {
+        return;
+    };
+    let at: usize = at.parse().unwrap();
+    let calls = AtomicUsize::new(0);
+    let own = base.clone();
+    let host = Meddled::new(move |_, paths| {
+        // What becomes of the base is not what this is about.
+        if paths[0] != own && calls.fetch_add(1, Ordering::SeqCst) == at {
+            let own = std::process::id().to_string();
+            Command::new("kill").args(["-KILL", &own]).status().unwrap();
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+    });
+    let host = if what.contains("named") { host.poor() } else { host };
+    let host: Arc<dyn Host> = Arc::new(host);
+    let child = base.with_file_name("child.avhdx");
+    if what.starts_with("create") {
+        let base = OpenOptions::new().open_image(&base).unwrap();
+        drop(CreateOptions::child_of(&base).unwrap().create_on(host, child).unwrap());
+    } else {
+        let chain = OpenOptions::new().host(host).writable(true).open(&base).unwrap();
+        let checkpoint = Checkpoint::new().path(child);
+        checkpoint.run(&chain, &mut |_| ControlFlow::Continue(())).unwrap();
+        chain.close().unwrap();
+    }
+}
+
+/// Kills the process before each of its calls in turn. Where the child has its name it is whole; elsewhere the base
+/// is written to as if nothing had been. Returns how often a draft was removed and how often something else stayed.
+fn killed_at_each_call(what: &str) -> (usize, usize) {
+    let (mut removed, mut stayed) = (0, 0);
+    for at in 0.. {
+        let folder = TempDir::new().unwrap();
+        let base = base(folder.path());
+        let status = Command::new(std::env::current_exe().unwrap())
+            .args(["process_that_is_killed", "--exact"])
+            .env(BASE, &base)
+            .env(WHAT, what)
+            .env(AT, at.to_string())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        if status.success() {
+            assert!(at > 10, "{what}: {at} calls");
+            break;
+        }
+        assert_eq!(status.signal(), Some(9), "{what} at {at}");
+        let left = names(folder.path());
+        if !what.contains("named") {
+            assert!(!left.iter().any(|name| name.ends_with(".tmp")), "{what} at {at}: {left:?}");
+        }
+        let child = folder.path().join("child.avhdx");
+        if child.exists() {
+            assert!(Check::new().run(&child).unwrap().is_sound(), "{what} at {at}");
+            let error = OpenOptions::new().writable(true).open(&base).unwrap_err();
+            let is_told = [ErrorKind::HasChildren, ErrorKind::LogPending].contains(&error.kind());
+            assert!(is_told, "{what} at {at}: {error}");
+            continue;
+        }
+        let chain = OpenOptions::new().writable(true).open(&base);
+        let chain = chain.unwrap_or_else(|error| panic!("{what} at {at}: {error}"));
+        let codes = codes(&chain.warnings());
+        removed += codes.iter().filter(|code| **code == "folder.draft-removed").count();
+        stayed += codes.iter().filter(|code| **code == "folder.left-over").count();
+        chain.write_at(&[2; 5000], 3000).unwrap();
+        chain.close().unwrap();
+        drop(chain);
+        // What stays is complete, or was not begun: it reads as an image or is empty.
+        for name in names(folder.path()) {
+            let path = folder.path().join(&name);
+            assert!(
+                fs::metadata(&path).unwrap().len() == 0
+                    || OpenOptions::new().open_image(&path).is_ok(),
+                "{what} at {at}: {name}"
+            );
+        }
+    }
+    (removed, stayed)
+}
+
+#[test]
+fn a_killed_create_of_a_child_does_not_block_its_base() {
+    assert_eq!(killed_at_each_call("create"), (0, 0));
+    let (removed, stayed) = killed_at_each_call("create, named");
+    assert!(removed > 5 && stayed > 0, "{removed} removed, {stayed} stayed");
+}
+
+#[test]
+fn a_killed_checkpoint_does_not_block_its_base() {
+    assert_eq!(killed_at_each_call("checkpoint"), (0, 0));
+    let (removed, stayed) = killed_at_each_call("checkpoint, named");
+    assert!(removed > 5 && stayed > 0, "{removed} removed, {stayed} stayed");
+}
+
+/// A draft as a killed process leaves it on a host without unnamed files, and its bytes.
+fn stale_draft(folder: &Path, base: &Path) -> (PathBuf, Vec<u8>) {
+    let host = Meddled::new(|_, _| {}).poor();
+    let before = names(folder);
+    let draft = Draft::new(&host, folder.join("child.avhdx")).unwrap();
+    let base = OpenOptions::new().open_image(base).unwrap();
+    let image = CreateOptions::child_of(&base).unwrap().create_draft(&host, &draft).unwrap();
+    image.close().unwrap();
+    let name = names(folder).into_iter().find(|name| !before.contains(name)).unwrap();
+    let (path, bytes) = (folder.join(&name), fs::read(folder.join(&name)).unwrap());
+    drop((image, draft));
+    assert_eq!(names(folder), before, "a draft that is given up leaves nothing");
+    fs::write(&path, &bytes).unwrap();
+    (path, bytes)
+}
+
+#[test]
+fn only_a_draft_with_our_mark_that_nobody_writes_is_removed() {
+    let folder = TempDir::new().unwrap();
+    let base = base(folder.path());
+    let at = |name: &str| folder.path().join(format!(".{name}.{HEX}.tmp"));
+    let (stale, bytes) = stale_draft(folder.path(), &base);
+    // The same under a name with other digits, as a copy of it would be; a stranger's; an image without the mark; one
+    // that is empty; a link to a draft, and a folder.
+    fs::write(at("copy"), &bytes).unwrap();
+    fs::write(at("stranger"), "a stranger's").unwrap();
+    fs::copy(&base, at("image")).unwrap();
+    fs::write(at("empty"), "").unwrap();
+    std::os::unix::fs::symlink(&stale, at("link")).unwrap();
+    fs::create_dir(at("folder")).unwrap();
+    // It is a child by all that is in it, and nobody takes it for one.
+    drop(OpenOptions::new().open(&base).unwrap());
+    assert!(stale.exists(), "who only reads removes nothing");
+    let writer = LocalHost.open(&stale, avhdx::storage::Access::ReadWrite).unwrap();
+    writer.try_lock(LockMode::Exclusive).unwrap();
+    let chain = OpenOptions::new().writable(true).open(&base).unwrap();
+    let stay = ["folder.left-over"; 3];
+    assert_eq!(codes(&chain.warnings()), stay, "{:?}", chain.warnings());
+    assert!(stale.exists(), "somebody is still writing it");
+    drop((writer, chain));
+    let before = names(folder.path());
+    let chain = OpenOptions::new().writable(true).open(&base).unwrap();
+    let mut expected = stay.to_vec();
+    expected.push("folder.draft-removed");
+    let mut found = codes(&chain.warnings());
+    found.sort_by_key(|code| *code == "folder.draft-removed");
+    assert_eq!(found, expected, "{:?}", chain.warnings());
+    let own = stale.file_name().unwrap().to_str().unwrap();
+    let after: Vec<String> = before.into_iter().filter(|name| name != own).collect();
+    assert_eq!(names(folder.path()), after);
+    assert_eq!(fs::read(at("copy")).unwrap(), bytes);
+}
+
+#[test]
+fn a_new_image_and_a_call_of_its_own_clear_a_folder_of_drafts() {
+    let folder = TempDir::new().unwrap();
+    let base = base(folder.path());
+    stale_draft(folder.path(), &base);
+    let image = CreateOptions::dynamic(MIB).create(folder.path().join("new.vhdx")).unwrap();
+    assert_eq!(codes(image.warnings()), ["folder.draft-removed"]);
+    drop(image);
+    assert_eq!(names(folder.path()), ["base.vhdx", "new.vhdx"]);
+    stale_draft(folder.path(), &base);
+    assert_eq!(codes(&clear_drafts(&LocalHost, folder.path())), ["folder.draft-removed"]);
+    assert_eq!(clear_drafts(&LocalHost, folder.path()), []);
+    assert_eq!(names(folder.path()), ["base.vhdx", "new.vhdx"]);
+    // Where a host tells no files apart nothing is removed.
+    stale_draft(folder.path(), &base);
+    let mut host = Meddled::new(|_, _| {});
+    host.has_ids = false;
+    assert_eq!(codes(&clear_drafts(&host, folder.path())), ["folder.left-over"]);
+}
+
+/// What takes the place of the mark is the creator's own name, and only when all is complete.
+#[test]
+fn a_published_draft_bears_no_mark() {
+    let folder = TempDir::new().unwrap();
+    for is_poor in [false, true] {
+        let target = folder.path().join(format!("{is_poor}.vhdx"));
+        let host = Meddled::new(|_, _| {});
+        let host = if is_poor { host.poor() } else { host };
+        let draft = Draft::new(&host, &target).unwrap();
+        let options = CreateOptions::dynamic(MIB).creator("somebody");
+        let image = options.create_draft(&host, &draft).unwrap();
+        image.write_at(b"within", 0).unwrap();
+        assert!(!target.exists());
+        image.close().unwrap();
+        drop(image);
+        assert_eq!(draft.publish(None).unwrap(), None);
+        drop(draft);
+        // [MS-VHDX] 2.2.1: the creator in UTF-16 behind the signature, zeros behind it.
+        let creator: Vec<u8> = "somebody".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let bytes = fs::read(&target).unwrap();
+        assert_eq!(&bytes[..8], b"vhdxfile");
+        assert_eq!(&bytes[8..][..creator.len()], creator);
+        assert!(bytes[8 + creator.len()..520].iter().all(|byte| *byte == 0));
+        assert!(Check::new().run(&target).unwrap().is_sound());
+    }
+    assert_eq!(names(folder.path()), ["false.vhdx", "true.vhdx"]);
+}
