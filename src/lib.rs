@@ -110,6 +110,7 @@ mod options;
 mod raw;
 pub mod storage;
 mod sync;
+mod traps;
 mod types;
 
 pub use chain::{

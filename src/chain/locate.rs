@@ -6,10 +6,10 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::traps;
 use crate::image::ParentLink;
 use crate::names::{self, Listing, Look};
 use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
+use crate::traps;
 
 /// Opens what may be the parent of an image.
 ///

@@ -8,7 +8,6 @@ mod plan;
 mod resolve;
 mod runs;
 mod stored;
-mod traps;
 mod word;
 
 use std::fmt;

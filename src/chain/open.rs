@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::live::{Live, Opened};
 use super::locate::{Candidate, FoundBy, ParentSource};
-use super::{DiffChain, Link, traps};
+use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
@@ -17,6 +17,7 @@ use crate::image::{
 };
 use crate::mutants::planted;
 use crate::storage::{Access, FileId, Storage};
+use crate::traps;
 
 /// How a chain is put together.
 #[derive(Clone, Debug)]

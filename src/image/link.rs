@@ -10,6 +10,7 @@ use crate::format::locator::ParentLocator;
 use crate::format::metadata::{self, ItemFlags};
 use crate::names::{from_folder, relative, unfit};
 use crate::storage::{FileId, Host, folder_of};
+use crate::traps;
 
 /// What a differencing image recorded of its parent: the identity, and where it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -183,6 +184,13 @@ pub(crate) fn way_to(
         (Ok(found), Some(id)) => found.id == Some(id),
         (Ok(_), None) => host.canonical(place).is_ok_and(|place| place == target),
     };
+    // Whoever reads it does not follow it, wherever it leads.
+    if let Some(why) = traps::in_relative(&way) {
+        let found = format!("{way:?}, which {why}");
+        return Err(
+            unfit().map_or_else(|| astray(parent, found), |(place, why)| astray(place, why))
+        );
+    }
     // The first that is there is the one that is looked at first.
     let places = from_folder(&host, &folder, &way);
     let first = places.iter().find(|place| host.stat(place).is_ok()).or(places.first());

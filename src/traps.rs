@@ -6,12 +6,12 @@ use std::io;
 use crate::error::Error;
 
 /// Whether a path says itself where it starts: on a drive (`D:`), on another machine (`\\server`), at a device.
-pub(super) fn is_absolute(path: &str) -> bool {
+pub(crate) fn is_absolute(path: &str) -> bool {
     path.starts_with(r"\\") || has_drive(path)
 }
 
 /// What is wrong with a path that is to lead on from a folder.
-pub(super) fn in_relative(path: &str) -> Option<&'static str> {
+pub(crate) fn in_relative(path: &str) -> Option<&'static str> {
     if path.starts_with(r"\\") {
         return Some("names another machine or a device in the place of a path from a folder");
     }
@@ -22,13 +22,13 @@ pub(super) fn in_relative(path: &str) -> Option<&'static str> {
 }
 
 /// What is wrong with names that are to be looked up one in the other.
-pub(super) fn in_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
+pub(crate) fn in_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
     let has_colon = names.any(|name| name.contains(':'));
     has_colon.then_some("has a : in a name, which is that of a drive or of a stream beside a file")
 }
 
 /// What is wrong with an absolute path on a Windows machine that no mapping leads elsewhere.
-pub(super) fn in_absolute(path: &str) -> Option<&'static str> {
+pub(crate) fn in_absolute(path: &str) -> Option<&'static str> {
     let path = match path.strip_prefix(r"\\?\") {
         Some(path) if has_drive(path) => path,
         Some(path) if path.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("volume{")) => {
@@ -48,12 +48,12 @@ pub(super) fn in_absolute(path: &str) -> Option<&'static str> {
 #[error("the path {0}, and is followed only where the caller maps it")]
 struct Refused(&'static str);
 
-pub(super) fn refused(why: &'static str) -> io::Error {
+pub(crate) fn refused(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, Refused(why))
 }
 
 /// Why a path was not followed, where that is what the error is about.
-pub(super) fn why_refused(error: &Error) -> Option<&'static str> {
+pub(crate) fn why_refused(error: &Error) -> Option<&'static str> {
     let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
     Some(source.get_ref()?.downcast_ref::<Refused>()?.0)
 }

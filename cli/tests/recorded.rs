@@ -1,0 +1,241 @@
+//! The path to a parent is tried before it is recorded, and what children were linked to is not replaced.
+#![cfg(unix)]
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use common::{Folder, Run};
+
+/// Every file below a folder, by its number and its bytes.
+fn all(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(self::all(&path));
+        } else {
+            let bytes = fs::read(&path).unwrap();
+            all.insert(path.clone(), (fs::metadata(path).unwrap().ino(), bytes));
+        }
+    }
+    all
+}
+
+/// Runs the program with these words, of which some may have blanks or be no text.
+fn run<S: AsRef<OsStr>>(folder: &Folder, words: impl IntoIterator<Item = S>) -> Run {
+    let output = folder.command(words).output().unwrap();
+    Run {
+        code: output.status.code(),
+        stdout: output.stdout,
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A base and a child beside it, and the base moved to a name that no recorded path can have.
+fn astray(name: &str) -> Folder {
+    let folder = Folder::new();
+    folder.run("create base.vhdx --size 4M").expect(0);
+    folder.run("create mid.avhdx --parent base.vhdx").expect(0);
+    folder.run("create tip.avhdx --parent mid.avhdx").expect(0);
+    fs::rename(folder.file("base.vhdx"), folder.file(name)).unwrap();
+    folder
+}
+
+#[test]
+fn no_link_is_made_to_a_name_that_would_be_read_otherwise() {
+    makes_no_link_to(r"a\b.vhdx");
+}
+
+/// Whoever reads a recorded path takes such a name for that of a drive or of a stream, and does not follow it.
+#[test]
+fn no_link_is_made_to_a_name_that_would_not_be_followed() {
+    makes_no_link_to("a:b.vhdx");
+}
+
+fn makes_no_link_to(name: &str) {
+    let folder = astray(name);
+    let before = all(folder.path());
+    let with = ["--with-parent", name];
+    for line in [
+        &["create", "new.avhdx", "--parent", name][..],
+        &["reparent", "tip.avhdx", "--onto", name, "--unproven"],
+        &["reparent", "tip.avhdx", "--onto", name, "--unproven", "--dry-run"],
+        // The tip would be linked to it once the layer between is gone.
+        &["merge", "tip.avhdx@-1", with[0], with[1]],
+        &["merge", "tip.avhdx@-1", with[0], with[1], "--dry-run"],
+        &["revert", "tip.avhdx@base", "--path", "new.avhdx", with[0], with[1]],
+        &["revert", "tip.avhdx@base", "--path", "new.avhdx", with[0], with[1], "--dry-run"],
+        &["relink", "."],
+        &["relink", ".", "--dry-run"],
+    ] {
+        let refused = run(&folder, line).expect(7);
+        let refused =
+            refused.says(&format!("{name}: no path to the parent that could be recorded"));
+        drop(refused.says("where paths are recorded"));
+        assert!(all(folder.path()) == before, "{line:?}");
+    }
+    fs::remove_file(folder.file("mid.avhdx")).unwrap();
+    fs::remove_file(folder.file("tip.avhdx")).unwrap();
+    let before = all(folder.path());
+    for more in [&[][..], &["--dry-run"]] {
+        let line = [&["checkpoint", name, "--path", "new.avhdx"], more].concat();
+        drop(run(&folder, &line).expect(7).says("no path to the parent"));
+        assert!(all(folder.path()) == before, "{line:?}");
+    }
+}
+
+#[test]
+fn the_advice_for_a_name_that_cannot_be_recorded_works() {
+    for (place, parent) in [
+        (r"a\b.vhdx", r"a\b.vhdx"),
+        (r"x\y", r"x\y/base.vhdx"),
+        ("a:b.vhdx", "a:b.vhdx"),
+        ("D:", "D:/base.vhdx"),
+    ] {
+        let folder = Folder::new();
+        folder.run("create base.vhdx --size 4M").expect(0);
+        if place != parent {
+            fs::create_dir(folder.file(place)).unwrap();
+        }
+        fs::rename(folder.file("base.vhdx"), folder.file(parent)).unwrap();
+        let refused = run(&folder, ["create", "new.avhdx", "--parent", parent, "--json"]).expect(7);
+        let next = refused.error()["next"][0].as_str().unwrap().to_owned();
+        let next = next.replace("&& avhdx ", &format!("&& {} ", env!("CARGO_BIN_EXE_avhdx")));
+        let mut shell = std::process::Command::new("sh");
+        let done = shell.args(["-c", &next]).current_dir(folder.path()).output().unwrap();
+        assert!(done.status.success(), "{next}: {}", String::from_utf8_lossy(&done.stderr));
+        folder.run("read new.avhdx --length 512").expect(0);
+    }
+}
+
+#[test]
+fn names_that_are_no_text_are_refused_and_odd_ones_lead_back() {
+    let folder = Folder::new();
+    let base = OsStr::from_bytes(b"b\xffd.vhdx");
+    folder.run("create base.vhdx --size 4M").expect(0);
+    fs::rename(folder.file("base.vhdx"), folder.path().join(base)).unwrap();
+    let words = [OsStr::new("create"), OsStr::new("new.avhdx"), OsStr::new("--parent"), base];
+    let refused = run(&folder, words).expect(7).says("a name that is not valid UTF-8");
+    assert!(!folder.file("new.avhdx").exists(), "{}", refused.stderr);
+    // What no other system could have for a name is one here all the same.
+    for odd in ["dot.", "blank .vhdx ", " blank.vhdx", "...", "wurzel ä.vhdx"] {
+        run(&folder, ["create", odd, "--size", "4M"]).expect(0);
+        run(&folder, ["create", "new.avhdx", "--parent", odd]).expect(0);
+        folder.run("read new.avhdx --length 512").expect(0);
+        fs::remove_file(folder.file("new.avhdx")).unwrap();
+    }
+    // What both lie in is not recorded.
+    fs::create_dir(folder.file(r"in\side")).unwrap();
+    run(&folder, ["create", r"in\side/base.vhdx", "--size", "4M"]).expect(0);
+    run(&folder, ["create", r"in\side/new.avhdx", "--parent", r"in\side/base.vhdx"]).expect(0);
+    run(&folder, ["read", r"in\side/new.avhdx", "--length", "512"]).expect(0);
+}
+
+#[test]
+fn siblings_that_differ_in_case_alone_are_each_found() {
+    let folder = Folder::new();
+    for (name, byte) in [("base.vhdx", b'l'), ("BASE.vhdx", b'U')] {
+        folder.run(&format!("create {name} --size 4M")).expect(0);
+        folder.run_with(&format!("write {name} --offset 0"), &[byte]).expect(0);
+    }
+    if folder.names().len() < 2 {
+        println!("skipped: the file system takes both names for one");
+        return;
+    }
+    for (name, byte) in [("base.vhdx", b'l'), ("BASE.vhdx", b'U')] {
+        let child = format!("child-{}", char::from(byte));
+        folder.run(&format!("create {child} --parent {name}")).expect(0);
+        assert_eq!(folder.run(&format!("read {child} --length 1")).expect(0).stdout, [byte]);
+    }
+}
+
+#[test]
+fn a_path_that_is_too_long_to_be_followed_is_not_recorded() {
+    let folder = Folder::new();
+    // Names of 200 letters, up to where a way up and down again is longer than a path may be.
+    let mut deep = folder.path().canonicalize().unwrap();
+    while deep.as_os_str().len() < 3400 {
+        deep.push("n".repeat(200));
+    }
+    let below = deep.join("m/".repeat(150));
+    fs::create_dir_all(&below).unwrap();
+    let base = deep.join("base.vhdx");
+    let words = |words: &[&OsStr]| -> Vec<OsString> { words.iter().map(Into::into).collect() };
+    let create = OsStr::new("create");
+    let size = ["--size", "4M"].map(OsStr::new);
+    run(&folder, words(&[create, base.as_os_str(), size[0], size[1]])).expect(0);
+    let child = below.join("child.avhdx");
+    assert!(child.as_os_str().len() < 4096);
+    let line = words(&[create, child.as_os_str(), OsStr::new("--parent"), base.as_os_str()]);
+    drop(run(&folder, line).expect(7).says("no path to the parent"));
+    assert!(!child.exists());
+}
+
+#[test]
+fn an_output_takes_no_place_of_an_image_with_children() {
+    let folder = Folder::new();
+    fs::create_dir(folder.file("vm")).unwrap();
+    fs::create_dir(folder.file("far")).unwrap();
+    folder.run("create vm/base.vhdx --size 4M").expect(0);
+    folder.run("create source.vhdx --size 1M").expect(0);
+    let make = |place: &str| {
+        vec![
+            format!("create {place} --size 1M --overwrite"),
+            format!("convert source.vhdx {place} -O raw --overwrite"),
+            format!("convert source.vhdx {place} -O vhdx --overwrite"),
+            format!("convert source.vhdx {place} -O vhdx-fixed --overwrite"),
+        ]
+    };
+    std::os::unix::fs::symlink("vm/base.vhdx", folder.file("link")).unwrap();
+    for (child, lines) in [
+        ("vm/child.avhdx", [make("vm/base.vhdx"), make("link")].concat()),
+        ("far/child.avhdx", make("vm/base.vhdx --children-in far")),
+    ] {
+        folder.run(&format!("create {child} --parent vm/base.vhdx")).expect(0);
+        let before = all(folder.path());
+        for line in lines {
+            let refused = folder.run(&line).expect(7).says("child.avhdx as its child");
+            drop(refused.says(" --orphan-children\n"));
+            assert!(all(folder.path()) == before, "{line}");
+        }
+        if child.starts_with("far") {
+            // Nobody said where to look.
+            folder.run("create vm/base.vhdx --size 1M --overwrite").expect(0);
+        }
+        drop(fs::remove_file(folder.file(child)));
+    }
+    folder.run("create vm/child.avhdx --parent vm/base.vhdx").expect(0);
+    for line in make("vm/base.vhdx --orphan-children") {
+        folder.run(&line).expect(0);
+    }
+    // Nobody is cut off who is not there, nor by a file that is no image.
+    for line in make("vm/base.vhdx") {
+        folder.run(&line).expect(0);
+    }
+}
+
+#[test]
+fn standard_output_that_is_a_source_is_not_written_to() {
+    let folder = Folder::with_chain();
+    let before = all(folder.path());
+    fs::hard_link(folder.file("l0.vhdx"), folder.file("again")).unwrap();
+    for (line, out) in [
+        ("convert l2.vhdx -O raw -", "l2.vhdx"),
+        ("convert l2.vhdx -O raw -", "again"),
+        ("read l2.vhdx --length 4M", "l1.vhdx"),
+    ] {
+        let file = fs::OpenOptions::new().append(true).open(folder.file(out)).unwrap();
+        let mut command = folder.command(line.split(' '));
+        let output = command.stdout(file).output().unwrap();
+        assert_eq!(output.status.code(), Some(7), "{line} >>{out}");
+    }
+    fs::remove_file(folder.file("again")).unwrap();
+    assert!(all(folder.path()) == before);
+}
