@@ -61,3 +61,4 @@ hunt mend-not-flushed crash $settled
 hunt mend-keeps-identity crash $settled
 hunt mend-before-its-list crash $settled
 hunt list-not-flushed crash $settled
+hunt later-pieces-misplaced large merges::a_run_longer_than_any_piece_is_merged_whole

@@ -9,7 +9,7 @@ use crate::image::{Copier, Follow, VhdxFile};
 use crate::mutants::planted;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
-use crate::types::{DiskOffset, MIB};
+use crate::types::{DiskOffset, FileOffset, MIB};
 
 /// Bytes that are moved between two looks at the pace and the caller's wishes.
 pub(super) const PIECE: u64 = 16 * MIB;
@@ -175,6 +175,7 @@ impl Copy<'_> {
                 Source::Zero { .. } => self.to.write_zeroes(start..end, Zeroing::MayUnmap)?,
                 Source::Data { at: place, .. } => {
                     let len = end - start;
+                    let place = self.misplaced(start..end)?.unwrap_or(place);
                     self.to.take(DiskOffset(start), len, self.from, place, &self.copier)?;
                     moved += len;
                 }
@@ -182,5 +183,17 @@ impl Copy<'_> {
             at = end;
         }
         Ok(moved)
+    }
+
+    /// Where the run starts that goes on here, if it began a whole piece before: for a bug to be planted.
+    fn misplaced(&self, range: Range<u64>) -> Result<Option<FileOffset>> {
+        if range.start < PIECE || !planted("later-pieces-misplaced") {
+            return Ok(None);
+        }
+        let run = self.from.next_extent(range.start - PIECE..range.end)?;
+        Ok(run.and_then(|run| match run.source {
+            Source::Data { at, .. } if run.range.end == range.end => Some(at),
+            _ => None,
+        }))
     }
 }

@@ -1,0 +1,231 @@
+//! Merges: by the host's own means and by a buffer, with the space given back on the way, of zeros, and of a tip that
+//! is written to meanwhile.
+
+use std::ops::{ControlFlow, Range};
+use std::path::Path;
+use std::sync::Arc;
+
+use avhdx::ops::{Checkpoint, Merge, Pace, Progress};
+use avhdx::storage::{Host, LocalHost};
+use avhdx::{CreateOptions, DiffChain, Disk, Source, Zeroing};
+use avhdx_testkit::naive;
+
+use super::sim::SimHost;
+use super::{MIB, Model, base, file, go, longest_run, writable};
+
+/// What a merge moves between two looks at its pace.
+const PIECE: u64 = 16 * MIB;
+/// Bytes after which it reports, and which it makes durable at once where space is short.
+const BATCH: u64 = 64 * MIB;
+const SIZE: u64 = 88 * MIB + 512;
+/// More than two pieces, over the end of a batch, from the middle of a block on.
+const RUN: Range<u64> = 46 * MIB + 512..84 * MIB + 1536;
+
+/// A base, one in between, and a tip that holds one long run.
+fn chain(host: &Arc<dyn Host>, folder: &Path, blocks: [u32; 3]) -> (DiffChain, Model) {
+    let at = |name: &str| folder.join(name);
+    let options = CreateOptions::dynamic(SIZE).block_size(blocks[0] << 20);
+    let chain = base(host, &at("base.vhdx"), options);
+    let mut model = Model::new(SIZE);
+    for start in [3, 40, 62, 83] {
+        model.write(&chain, 1, start * MIB..(start + 5) * MIB + 512);
+    }
+    for (n, name, parts) in [
+        (1, "middle.avhdx", vec![44 * MIB..45 * MIB, 50 * MIB + 512..52 * MIB, 70 * MIB..75 * MIB]),
+        (2, "tip.avhdx", vec![RUN]),
+    ] {
+        let made = Checkpoint::new().path(at(name)).block_size(blocks[n] << 20);
+        made.run(&chain, &mut go).unwrap();
+        for part in parts {
+            model.write(&chain, n as u64 + 1, part);
+        }
+    }
+    chain.flush().unwrap();
+    let tip = chain.tip();
+    // A sector bitmap block may lie behind the first block.
+    assert!(longest_run(&*tip) > PIECE + MIB, "{blocks:?}: in one piece");
+    const { assert!(RUN.start < BATCH && RUN.end > BATCH) };
+    (chain, model)
+}
+
+#[test]
+fn a_run_longer_than_any_piece_is_merged_whole() {
+    for (blocks, by_hand, low_space, free) in [
+        ([1, 1, 1], false, false, None),
+        ([1, 2, 32], true, false, None),
+        ([32, 64, 1], true, true, None),
+        ([2, 1, 2], false, true, Some(30 * MIB)),
+    ] {
+        let what = format!("{blocks:?}, {by_hand}, {low_space}, {free:?}");
+        let sim = SimHost::default();
+        let host: Arc<dyn Host> = Arc::new(sim.clone());
+        let folder = file("");
+        let (chain, model) = chain(&host, &folder, blocks);
+        if by_hand {
+            sim.copy_by_hand();
+        }
+        let ids: Vec<_> = chain.layers().into_iter().map(|layer| layer.id).collect();
+        sim.set_free_space(free);
+        let merge = Merge::new(ids[0]).low_space(low_space);
+        let merged = merge.run(&chain, &mut go).unwrap();
+        assert_eq!(merged.moved, RUN.end - RUN.start, "{what}");
+        assert_eq!(merged.handed_over, if by_hand { 0 } else { merged.moved }, "{what}");
+        model.reads(&chain, &what);
+        chain.flush().unwrap();
+        model.is_in(&sim, &["base.vhdx", "middle.avhdx"], &what);
+        if low_space {
+            continue;
+        }
+        // On into the base, which takes what the one in between got.
+        let layers = chain.layers();
+        Merge::new(layers[0].id).low_space(low_space).run(&chain, &mut go).unwrap();
+        model.reads(&chain, &what);
+        chain.close().unwrap();
+        model.is_in(&sim, &["base.vhdx"], &what);
+    }
+}
+
+/// The kernel's copy goes another way than that of a host in memory.
+#[test]
+fn a_long_run_is_merged_whole_on_this_machine_too() {
+    for share in [true, false] {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        let host: Arc<dyn Host> = Arc::new(LocalHost);
+        let (chain, model) = chain(&host, &real, [32, 1, 1]);
+        let ids: Vec<_> = chain.layers().into_iter().map(|layer| layer.id).collect();
+        let merge = Merge::new(ids[0]).into_layer(ids[2]).share(share);
+        merge.run(&chain, &mut go).unwrap();
+        model.reads(&chain, "as the chain has it");
+        chain.close().unwrap();
+        let naive = naive::Chain::open([real.join("base.vhdx")]).unwrap();
+        model.is(&naive.flat(0).unwrap(), "as the file has it");
+    }
+}
+
+/// At a pace, pieces are shorter and there are more of them.
+#[test]
+fn a_long_run_is_merged_whole_at_a_pace() {
+    let sim = SimHost::default();
+    let host: Arc<dyn Host> = Arc::new(sim.clone());
+    let (chain, model) = chain(&host, &file(""), [2, 1, 2]);
+    let pace = Pace::new();
+    // A sixteenth of it at once: 5 MiB, of which the last is short.
+    pace.limit(Some(80 * MIB));
+    let tip = chain.layers()[0].id;
+    let mut looks = 0;
+    let merge = Merge::new(tip).pace(pace.clone());
+    let merged = merge.run(&chain, &mut |_| {
+        looks += 1;
+        // The rest as fast as it goes.
+        if looks == 3 {
+            pace.limit(None);
+        }
+        ControlFlow::Continue(())
+    });
+    assert_eq!(merged.unwrap().moved, RUN.end - RUN.start);
+    model.reads(&chain, "at a pace");
+    chain.close().unwrap();
+    model.is_in(&sim, &["base.vhdx", "middle.avhdx"], "at a pace");
+}
+
+/// More blocks of zeros than become zeros at once, and zeros in a block that is longer than a piece.
+#[test]
+fn zeros_longer_than_any_piece_are_merged_whole() {
+    const SIZE: u64 = 200 * MIB;
+    for (block, zeros) in [
+        (1, [3 * MIB + 512..180 * MIB + 512, 190 * MIB..191 * MIB]),
+        (128, [3 * MIB + 512..120 * MIB + 512, 128 * MIB..SIZE]),
+    ] {
+        let sim = SimHost::default();
+        let host: Arc<dyn Host> = Arc::new(sim.clone());
+        let options = CreateOptions::dynamic(SIZE).block_size(block << 20);
+        let chain = base(&host, &file("base.vhdx"), options);
+        let mut model = Model::new(SIZE);
+        for start in 0..SIZE / MIB {
+            model.write(&chain, 1, start * MIB + 7 * 512..start * MIB + 9 * 512);
+        }
+        Checkpoint::new().path(file("tip.avhdx")).run(&chain, &mut go).unwrap();
+        for zeros in zeros {
+            chain.write_zeroes(zeros.clone(), Zeroing::MayUnmap).unwrap();
+            model.zeroed(zeros);
+        }
+        chain.flush().unwrap();
+        model.reads(&chain, "before");
+        Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+        model.reads(&chain, "after");
+        chain.close().unwrap();
+        model.is_in(&sim, &["base.vhdx"], "after");
+    }
+}
+
+/// Blocks of zeros by the thousand, which are looked through one at a time.
+#[test]
+fn zeros_of_more_blocks_than_one_look_takes_are_merged_whole() {
+    const SIZE: u64 = 5 << 30;
+    let sim = SimHost::default();
+    let host: Arc<dyn Host> = Arc::new(sim.clone());
+    let options = CreateOptions::dynamic(SIZE).block_size(1 << 20);
+    let chain = base(&host, &file("base.vhdx"), options);
+    let places: Vec<u64> = (0..40).map(|n| n * 128 * MIB + 512 * n).collect();
+    for at in &places {
+        chain.write_at(&at.to_le_bytes(), *at + 8).unwrap();
+    }
+    Checkpoint::new().path(file("tip.avhdx")).block_size(1 << 20).run(&chain, &mut go).unwrap();
+    let gone = 128 * MIB..SIZE - 128 * MIB;
+    chain.discard(gone.clone()).unwrap();
+    chain.write_at(&[7; 512], SIZE - 512).unwrap();
+    Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    for at in places {
+        let mut found = [0; 8];
+        chain.read_at(&mut found, at + 8).unwrap();
+        assert_eq!(u64::from_le_bytes(found), if gone.contains(&at) { 0 } else { at });
+    }
+    let mut end = [0; 512];
+    chain.read_at(&mut end, SIZE - 512).unwrap();
+    assert_eq!(end, [7; 512]);
+    let first = chain.next_extent(MIB..SIZE - MIB).unwrap().unwrap();
+    assert!(matches!(first.source, Source::Zero { .. }), "{first:?}");
+}
+
+/// Each change is longer than what is moved while writers wait. It is made behind the copier, over where it is, and
+/// before it, and once there is a mirror, in that too.
+#[test]
+fn long_changes_of_a_tip_get_into_its_parent_while_it_is_merged() {
+    for (blocks, by_hand) in [([1, 1, 1], false), ([32, 2, 32], true)] {
+        let sim = SimHost::default();
+        let host: Arc<dyn Host> = Arc::new(sim.clone());
+        let (chain, mut model) = chain(&host, &file(""), blocks);
+        if by_hand {
+            sim.copy_by_hand();
+        }
+        let changes = [
+            vec![5 * MIB + 100..24 * MIB + 300, 50 * MIB..70 * MIB + 512],
+            // The mirror is there by now.
+            vec![7 * MIB + 7..25 * MIB + 3, 3 * MIB..3 * MIB + 1],
+            vec![60 * MIB..77 * MIB + 512, 30 * MIB + 1..33 * MIB],
+        ];
+        let mut seed = 10;
+        let mut changes = changes.into_iter();
+        let tip = chain.layers()[0].id;
+        let on = &mut |now: Progress| {
+            if now.done > 0 {
+                for range in changes.next().unwrap_or_default() {
+                    seed += 1;
+                    model.write(&chain, seed, range);
+                }
+            }
+            ControlFlow::Continue(())
+        };
+        let merged = Merge::new(tip).run(&chain, on).unwrap();
+        assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
+        assert!(merged.mirrored > 18 * MIB, "{blocks:?}: {} mirrored", merged.mirrored);
+        assert!(merged.moved > RUN.end - RUN.start + 30 * MIB, "{blocks:?}: {}", merged.moved);
+        assert_eq!(changes.next(), None, "all were made");
+        model.reads(&chain, "merged");
+        chain.close().unwrap();
+        model.is_in(&sim, &["base.vhdx", "middle.avhdx"], "merged");
+        drop(chain);
+        model.reads(&writable(&host, &file("middle.avhdx")), "opened again");
+    }
+}
