@@ -15,9 +15,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use avhdx::ops::{Check, Checkpoint, clear_drafts};
+use avhdx::ops::forest::Forest;
+use avhdx::ops::{Check, Checkpoint, Merge, Relink, Revert, clear_drafts};
 use avhdx::storage::{Draft, Host, LocalHost, LockMode};
-use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, Warning};
+use avhdx::{CreateOptions, Disk, ErrorKind, Lock, OpenOptions, PathSource, Warning};
 use meddled::Meddled;
 use tempfile::TempDir;
 
@@ -249,4 +250,89 @@ fn a_published_draft_bears_no_mark() {
         assert!(Check::new().run(&target).unwrap().is_sound());
     }
     assert_eq!(names(folder.path()), ["false.vhdx", "true.vhdx"]);
+}
+
+/// Children of `parent` as killed processes may leave them in a folder: a draft, one that was complete and had no name
+/// yet, and one on its way out.
+fn left_children(folder: &Path, parent: &Path) -> Vec<PathBuf> {
+    static DIGITS: AtomicUsize = AtomicUsize::new(0xABC0);
+    let temporary = |name: &str| {
+        let digits = format!("{:032x}", DIGITS.fetch_add(1, Ordering::SeqCst));
+        folder.join(format!(".{name}.{digits}.tmp"))
+    };
+    let image = OpenOptions::new().lock(Lock::None).open_image(parent).unwrap();
+    let child = CreateOptions::child_of(&image).unwrap();
+    let host = Meddled::new(|_, _| {}).poor();
+    let before = names(folder);
+    let draft = Draft::new(&host, folder.join("child.avhdx")).unwrap();
+    child.create_draft(&host, &draft).unwrap().close().unwrap();
+    let marked = names(folder).into_iter().find(|name| !before.contains(name)).unwrap();
+    let marked = folder.join(marked);
+    let bytes = fs::read(&marked).unwrap();
+    drop(draft);
+    let whole = folder.join("whole.avhdx");
+    child.create(&whole).unwrap().close().unwrap();
+    let complete = temporary("child.avhdx");
+    fs::copy(&whole, &complete).unwrap();
+    // Removing gives up the name first.
+    let removed = temporary("whole.avhdx");
+    fs::rename(&whole, &removed).unwrap();
+    // The last, for who makes an image removes it.
+    fs::write(&marked, bytes).unwrap();
+    vec![marked, complete, removed]
+}
+
+/// Not where a base is written to, an image removed, replaced or merged, nor where a forest is looked at, in the
+/// image's own folder and in one that is asked for.
+#[test]
+fn nobody_takes_what_was_left_behind_for_a_child() {
+    let go = &mut |_: avhdx::ops::Progress| ControlFlow::Continue(());
+    for elsewhere in [false, true] {
+        let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let left_in = if elsewhere { other.path() } else { folder.path() };
+        let base = base(folder.path());
+        let at = |name: &str| folder.path().join(name);
+        let writable = || OpenOptions::new().writable(true).children_in(left_in);
+        // By a name of its own each is a child.
+        for left in &left_children(left_in, &base) {
+            let aside = left.with_file_name("aside.avhdx");
+            fs::rename(left, &aside).unwrap();
+            let error = writable().open(&base).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+            fs::rename(&aside, left).unwrap();
+        }
+        let chain = writable().open(&base).unwrap();
+        chain.write_at(&[3; 700], 0).unwrap();
+        chain.flush().unwrap();
+        left_children(left_in, &base);
+        for name in ["middle.avhdx", "tip.avhdx"] {
+            Checkpoint::new().path(at(name)).run(&chain, go).unwrap();
+            chain.write_at(&[4; 700], 100).unwrap();
+        }
+        left_children(left_in, &base);
+        left_children(left_in, &at("middle.avhdx"));
+        let forest = Forest::scan([folder.path(), left_in], &PathSource::new()).unwrap();
+        assert_eq!(forest.nodes().len(), 3, "{:?}", forest.findings());
+        assert!(forest.findings().is_empty(), "{:?}", forest.findings());
+        let relink = Relink::folder(left_in).recursive(false).run().unwrap();
+        assert!(relink.images.is_empty() && relink.refused.is_empty(), "{relink:?}");
+        let middle = chain.layers()[1].id;
+        let merged = Merge::new(middle).children_in(left_in).run(&chain, go).unwrap();
+        assert!(merged.removed.iter().any(|path| path.ends_with("middle.avhdx")), "{merged:?}");
+        left_children(left_in, &base);
+        let point = chain.layers()[1].id;
+        let revert = Revert::to(point).delete_newer(true).children_in(left_in);
+        let reverted = revert.run(&chain, go).unwrap();
+        assert!(reverted.removed.iter().any(|path| path.ends_with("tip.avhdx")), "{reverted:?}");
+        chain.close().unwrap();
+        drop(chain);
+        for name in names(folder.path()).into_iter().filter(|name| !name.ends_with(".tmp")) {
+            if name != "base.vhdx" {
+                fs::remove_file(at(&name)).unwrap();
+            }
+        }
+        left_children(left_in, &base);
+        let create = CreateOptions::dynamic(MIB).overwrite(true).children_in(left_in);
+        create.create(&base).unwrap().close().unwrap();
+    }
 }

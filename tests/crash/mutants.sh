@@ -62,3 +62,7 @@ hunt mend-keeps-identity crash $settled
 hunt mend-before-its-list crash $settled
 hunt list-not-flushed crash $settled
 hunt later-pieces-misplaced large merges::a_run_longer_than_any_piece_is_merged_whole
+hunt temporary-file-taken-for-child left_overs nobody_takes_what_was_left_behind_for_a_child
+hunt temporary-file-in-the-forest left_overs nobody_takes_what_was_left_behind_for_a_child
+hunt temporary-file-relinked left_overs nobody_takes_what_was_left_behind_for_a_child
+hunt temporary-file-taken-for-parent forest files_that_are_not_complete_are_nobodys_relatives
