@@ -159,9 +159,7 @@ impl Walk<'_> {
         let child = &layers[layers.len() - 1].image;
         let at = child.locator_at().unwrap_or_default();
         let in_child = |error: Error| error.at(at).in_file(child.name());
-        if !self.seen.insert(Identity::of(child.storage(), child.data_write_guid())?) {
-            return Err(in_child(loop_error(child.name())));
-        }
+        self.seen.insert(Identity::of(child.storage(), child.data_write_guid())?);
         let Some(link) = child.parent_link()? else { return Ok(None) };
         if layers.len() >= self.policy.max_depth {
             return Err(in_child(too_deep(self.policy.max_depth)));
@@ -173,6 +171,11 @@ impl Walk<'_> {
 
     fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
+        // Before the lock, which a layer above has where it is open for writing.
+        let identity = Identity::of(found.storage.as_ref(), found.guid)?;
+        if self.seen.contains(&identity) && !planted("loop-not-seen-by-the-chain") {
+            return Err(loop_error(&link.child).at(locator_at).in_file(&link.child));
+        }
         let is_verified = found.warning.is_none();
         self.warnings.extend(found.warning);
         let image = VhdxFile::parent_from_storage(found.storage, self.images).map_err(|error| {
@@ -194,6 +197,8 @@ impl Walk<'_> {
 pub(crate) struct FoundParent {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) found_by: FoundBy,
+    /// Its identity as it is now.
+    pub(crate) guid: Uuid,
     /// That its identity is another.
     pub(crate) warning: Option<Warning>,
 }
@@ -222,14 +227,14 @@ pub(crate) fn find_parent(
         // Until here the file may be anybody's: nothing of it is shown before it matched.
         match probe_identity(storage.as_ref()) {
             Ok(guid) if link.accepts(guid) => {
-                return Ok(FoundParent { storage, found_by, warning: None });
+                return Ok(FoundParent { storage, found_by, guid, warning: None });
             }
-            Ok(_) => tried.mismatched(name, found_by, storage),
+            Ok(guid) => tried.mismatched(name, found_by, guid, storage),
             Err(error) => tried.failed(name, found_by, error),
         }
     }
     if linkage == Linkage::Ignore
-        && let Some((storage, found_by)) = tried.fallback
+        && let Some((storage, found_by, guid)) = tried.fallback
     {
         let why = match link.linkage.is_nil() {
             true => "no identity is recorded",
@@ -241,7 +246,7 @@ pub(crate) fn find_parent(
             storage.name(),
         );
         let warning = Some(Warning { code: "parent.linkage-ignored", message });
-        return Ok(FoundParent { storage, found_by, warning });
+        return Ok(FoundParent { storage, found_by, guid, warning });
     }
     Err(tried.into_error(link, locator_at))
 }
@@ -278,7 +283,7 @@ struct Tried {
     /// Files of folders that were searched.
     searched: usize,
     /// The first VHDX file with another identity.
-    fallback: Option<(Arc<dyn Storage>, FoundBy)>,
+    fallback: Option<(Arc<dyn Storage>, FoundBy, Uuid)>,
 }
 
 impl Tried {
@@ -307,13 +312,13 @@ impl Tried {
         }
     }
 
-    fn mismatched(&mut self, name: String, found_by: FoundBy, image: Arc<dyn Storage>) {
+    fn mismatched(&mut self, name: String, found_by: FoundBy, guid: Uuid, image: Arc<dyn Storage>) {
         if found_by == FoundBy::FolderSearch {
             self.searched += 1;
             return;
         }
         self.mismatched.get_or_insert(name);
-        self.fallback.get_or_insert((image, found_by));
+        self.fallback.get_or_insert((image, found_by, guid));
     }
 
     /// The most telling of the failures.

@@ -66,3 +66,8 @@ hunt temporary-file-taken-for-child left_overs nobody_takes_what_was_left_behind
 hunt temporary-file-in-the-forest left_overs nobody_takes_what_was_left_behind_for_a_child
 hunt temporary-file-relinked left_overs nobody_takes_what_was_left_behind_for_a_child
 hunt temporary-file-taken-for-parent forest files_that_are_not_complete_are_nobodys_relatives
+hunt loop-not-seen-by-the-chain loops no_chain_is_opened
+hunt loop-not-seen-by-the-check loops a_check_finds_the_loop_once
+hunt loop-not-seen-by-the-forest loops a_forest_names_all_that_is_in_the_loop
+hunt loop-not-seen-by-a-reparent loops a_reparent_gets_an_image_out_of_a_loop_and_none_into_one
+hunt loop-not-seen-by-a-relink loops a_relink_ends_and_closes_no_loop

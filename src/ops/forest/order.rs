@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::walk::Found;
 use super::{Forest, LeadsTo, Node, NodeId};
+use crate::mutants::planted;
 
 /// Numbers the nodes in the order in which they are drawn and hangs children below parents.
 pub(super) fn grow(found: Found) -> Forest {
@@ -64,7 +65,10 @@ fn roots(nodes: &[Node]) -> Vec<bool> {
             }
         }
         // Only a walk that met itself closed a loop.
-        if walked[at] == start + 1 && nodes[at].parent().is_some() {
+        if walked[at] == start + 1
+            && nodes[at].parent().is_some()
+            && !planted("loop-not-seen-by-the-forest")
+        {
             let first = loop_from(nodes, at).min_by_key(|i| &nodes[*i].path);
             is_root[first.unwrap_or(at)] = true;
         }
