@@ -1,16 +1,17 @@
 //! A disk without a format: a file whose bytes are the disk's.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::disk::{Disk, Extent, Geometry, LayerId, Source, Zeroing, check_range};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, Storage, length_of};
 use crate::types::{FileOffset, MIB};
 
 /// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change. Holes in the file
 /// are extents of zeros, where the host tells of them, and a discard makes them where the host can. Opened for
-/// writing it takes writes, zeros and discards; what they fail with otherwise is the host's word.
+/// writing it takes writes, zeros and discards, which fail with [`ErrorKind::ReadOnly`] otherwise.
 ///
 /// Only ever made when asked for: a guest can write the header of any format into its own disk, so
 /// that guessing the format of a raw image is not safe.
@@ -43,8 +44,15 @@ impl RawDisk {
         Ok(())
     }
 
-    fn io(&self, code: &'static str, message: String, at: u64, error: std::io::Error) -> Error {
+    fn io(&self, code: &'static str, message: String, at: u64, error: io::Error) -> Error {
         Error::io(code, message, error).in_file(self.storage.name()).at(at)
+    }
+
+    /// The same of a change, which a file that is open for reading refuses.
+    fn not_changed(&self, code: &'static str, message: String, at: u64, error: io::Error) -> Error {
+        let is_read_only = error.kind() == io::ErrorKind::PermissionDenied;
+        let error = self.io(code, message, at, error);
+        if is_read_only { error.with_kind(ErrorKind::ReadOnly, "disk.read-only") } else { error }
     }
 }
 
@@ -67,7 +75,12 @@ impl Disk for RawDisk {
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         check_range(&self.geometry(), offset, buf.len() as u64)?;
         self.storage.write_at(buf, offset).map_err(|error| {
-            self.io("raw.write", format!("cannot write {} bytes", buf.len()), offset, error)
+            self.not_changed(
+                "raw.write",
+                format!("cannot write {} bytes", buf.len()),
+                offset,
+                error,
+            )
         })
     }
 
@@ -82,7 +95,7 @@ impl Disk for RawDisk {
         if how == Zeroing::MayUnmap {
             let punched = self.storage.punch(range.clone()).map_err(|error| {
                 let message = format!("cannot give the space of {len} bytes back to the host");
-                self.io("raw.punch", message, range.start, error)
+                self.not_changed("raw.punch", message, range.start, error)
             })?;
             if punched {
                 return Ok(());

@@ -80,7 +80,8 @@ impl Storage for FileStorage {
 
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         #[cfg(unix)]
-        return std::os::unix::fs::FileExt::write_all_at(&self.file, buf, offset);
+        return std::os::unix::fs::FileExt::write_all_at(&self.file, buf, offset)
+            .map_err(|error| if is_for_reading(&error) { read_only() } else { error });
         #[cfg(windows)]
         {
             let (mut buf, mut offset) = (buf, offset);
@@ -174,7 +175,9 @@ impl Storage for FileStorage {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(false),
+            // Devices give up whole blocks alone.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
+            Err(Errno::BADF) => Err(read_only()),
             Err(error) => Err(error.into()),
         }
     }
@@ -195,6 +198,7 @@ impl Storage for FileStorage {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.punch(range),
             // Devices that zero whole blocks alone.
             Err(Errno::INVAL) => Ok(false),
+            Err(Errno::BADF) => Err(read_only()),
             Err(error) => Err(error.into()),
         }
     }
@@ -256,6 +260,17 @@ impl Storage for FileStorage {
         }
         Ok(())
     }
+}
+
+/// Whether a write was refused because the file is open for reading (EBADF).
+#[cfg(unix)]
+fn is_for_reading(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error())
+}
+
+#[cfg(unix)]
+fn read_only() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, "the file is open for reading only")
 }
 
 /// Has reads leave the file's time of access alone: they are to change nothing, and need not pay for it. Only
