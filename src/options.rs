@@ -8,7 +8,7 @@ use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSour
 use crate::error::{Error, Result};
 use crate::file::VhdxFile;
 use crate::image::{
-    self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, Warning, refuse_by_name,
+    self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, Warning, names_log, refuse_by_name,
 };
 use crate::storage::{Access, Host, LocalHost, Storage};
 
@@ -138,7 +138,24 @@ impl OpenOptions {
     /// # Errors
     /// As [`open_image`](Self::open_image) for each layer, and as [`open_chain`](Self::open_chain).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<DiffChain> {
+        if self.image.writable {
+            self.refuse_before_replay(path.as_ref())?;
+        }
         self.open_chain(self.open_image(path)?)
+    }
+
+    /// Refuses a chain that cannot be opened before the log of its tip is replayed to the file.
+    fn refuse_before_replay(&self, path: &Path) -> Result<()> {
+        // Whoever opens it for writing says what is wrong with the tip itself.
+        let Ok(storage) = self.host.open(path, Access::Read) else { return Ok(()) };
+        if !names_log(storage.as_ref()) {
+            return Ok(());
+        }
+        let reading = self.clone().writable(false);
+        match reading.open_file(storage) {
+            Ok(tip) => reading.open_chain(tip).map(drop),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Opens the image at `path` alone.
@@ -206,7 +223,7 @@ impl OpenOptions {
         Followed::follow(tip, &self.chain, &self.image, self.source().as_ref())
     }
 
-    fn child_search(&self) -> ChildSearch {
+    pub(crate) fn child_search(&self) -> ChildSearch {
         ChildSearch {
             folders: self.child_folders.clone(),
             orphans: self.orphan_children,

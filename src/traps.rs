@@ -52,6 +52,15 @@ pub(crate) fn refused(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, Refused(why))
 }
 
+/// That a file lies outside the folders that parents may come from.
+#[derive(Debug, thiserror::Error)]
+#[error("outside the folders that parents may come from")]
+struct OutOfBounds;
+
+pub(crate) fn out_of_bounds() -> io::Error {
+    io::Error::new(io::ErrorKind::PermissionDenied, OutOfBounds)
+}
+
 /// Why a path was not followed, where that is what the error is about.
 pub(crate) fn why_refused(error: &Error) -> Option<&'static str> {
     let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;

@@ -134,7 +134,8 @@ impl DiffChain {
     /// Begins an operation that changes the layers. There is one at a time.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a view of an earlier point, [`ErrorKind::InUse`] while another is under way.
+    /// [`ErrorKind::InvalidInput`] for a view of an earlier point, [`ErrorKind::InUse`] while another is under way, or
+    /// where the tip is one that another chain or user writes to.
     pub(crate) fn operate(&self) -> Result<Operation<'_>> {
         if !self.view.follows {
             let message = "an operation changes a chain, not a view of one of its points";
@@ -142,6 +143,15 @@ impl DiffChain {
                 .in_file(self.tip_image().name())
                 .with_found("a view")
                 .with_expected("the chain as it was opened"));
+        }
+        let tip = self.tip_image();
+        if tip.takes_writes() && !self.view.may_write && !planted("tip-of-another-taken") {
+            let message =
+                "another has the tip open for writing, and gave it to this chain to be read";
+            return Err(Error::new(ErrorKind::InUse, "chain.others-tip", message)
+                .in_file(tip.name())
+                .with_found("a tip that this chain may not write to")
+                .with_expected("the chain that may"));
         }
         let alone = match self.live.operation.try_lock() {
             Ok(alone) => alone,

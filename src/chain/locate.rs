@@ -145,6 +145,15 @@ impl PathSource {
         Self { listings: Some(Arc::default()), ..self.clone() }
     }
 
+    /// Whether parents may come from where this file lies, links followed.
+    pub(crate) fn serves(&self, path: &Path) -> bool {
+        let Some(confines) = &self.confines else { return true };
+        let real = |path: &Path| self.host.canonical(path).ok();
+        real(path).is_some_and(|path| {
+            confines.iter().filter_map(|folder| real(folder)).any(|folder| path.starts_with(folder))
+        })
+    }
+
     /// The host that the paths are on.
     pub(crate) fn its_host(&self) -> &dyn Host {
         self.host.as_ref()
@@ -277,7 +286,7 @@ impl PathSource {
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
         if self.is_out_of_bounds(path) {
-            return Err(out_of_bounds());
+            return Err(traps::out_of_bounds());
         }
         let Some(confines) = &self.confines else {
             let id = self.regular(path)?;
@@ -285,10 +294,10 @@ impl PathSource {
         };
         let real = self.host.canonical(path)?;
         let mut roots = confines.iter().filter_map(|folder| self.host.canonical(folder).ok());
-        let root = roots.find(|root| real.starts_with(root)).ok_or_else(out_of_bounds)?;
+        let root = roots.find(|root| real.starts_with(root)).ok_or_else(traps::out_of_bounds)?;
         let id = self.regular(&real)?;
         // Whatever is put in the place of one of its names by now, nothing outside the folder is opened.
-        let below = real.strip_prefix(&root).map_err(|_| out_of_bounds())?;
+        let below = real.strip_prefix(&root).map_err(|_| traps::out_of_bounds())?;
         opened(self.host.open_beneath(&root, below, access)?, id)
     }
 
@@ -424,11 +433,4 @@ fn opened(storage: Arc<dyn Storage>, id: Option<FileId>) -> io::Result<Arc<dyn S
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was replaced"));
     }
     Ok(storage)
-}
-
-fn out_of_bounds() -> io::Error {
-    io::Error::new(
-        io::ErrorKind::PermissionDenied,
-        "outside the folders that parents may come from",
-    )
 }

@@ -261,6 +261,12 @@ pub(crate) fn changed_meanwhile(link: &ParentLink, parent: &str, found: Uuid) ->
         .with_expected(link.linkage)
 }
 
+/// Whether the host denies the file, rather than the rules on where parents come from.
+fn is_kept_by_host(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
+    source.is_some_and(|source: &io::Error| source.raw_os_error().is_some())
+}
+
 /// Why a candidate was not opened, or what it is in place of a file.
 fn not_opened(error: io::Error) -> Error {
     match error.kind() {
@@ -348,6 +354,9 @@ impl Tried {
         if let Some(error) = self.denied {
             let (code, found) = match traps::why_refused(&error) {
                 Some(why) => ("parent.leads-away", format!("a path that {why}")),
+                None if is_kept_by_host(&error) => {
+                    ("parent.no-access", "a file that the host does not let this user read".into())
+                }
                 None => ("parent.denied", "a place that may not be opened".to_owned()),
             };
             return error

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::open::identity_if_any;
-use super::policy::{ImagePolicy, Lock};
+use super::open::{identity_if_any, is_signed};
+use super::policy::{ImagePolicy, Lock, LogPolicy};
 use super::{VhdxFile, Warning};
 use crate::error::{Error, ErrorKind, Result};
 use crate::mutants::planted;
@@ -41,14 +41,24 @@ struct Asked<'a> {
     names: u64,
 }
 
+/// What was seen in the folders, beside children.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) warnings: Vec<Warning>,
+    /// The first place that could not be looked at, and why.
+    pub(crate) unread: Option<String>,
+    /// The first that is kept from us, as a folder or under the name of an image.
+    denied: Option<String>,
+}
+
 impl ChildSearch {
     /// A search in the images' own folders alone.
     pub(crate) fn beside(host: Arc<dyn Host>) -> Self {
         Self { host, folders: Vec::new(), beside: Vec::new(), orphans: false }
     }
 
-    /// Refuses to write to an image of which a child is found, and warns of what could not be looked at in
-    /// its own folder. Folders that were asked for must be there.
+    /// Refuses to write to an image of which a child is found, or may lie where the host does not let us look, and
+    /// warns of what else could not be looked at in its own folder. Folders that were asked for must be there.
     pub(crate) fn refuse_children(
         &self,
         storage: &dyn Storage,
@@ -59,7 +69,14 @@ impl ChildSearch {
             return Ok(());
         }
         let own = [storage.path(), storage.via()].into_iter().flatten().map(folder_of);
-        self.look_into(own.collect(), Asked::new(storage, guid), warnings)
+        let seen = self.look_into(own.collect(), Asked::new(storage, guid))?;
+        if let Some(denied) = seen.denied
+            && !planted("denied-folders-taken-for-empty")
+        {
+            return Err(children_unknown(denied).in_file(storage.name()));
+        }
+        warnings.extend(seen.warnings);
+        Ok(())
     }
 
     /// Refuses to give up a file that is an image of which a child is found, and says what could not be looked at.
@@ -72,49 +89,43 @@ impl ChildSearch {
         Ok(warnings)
     }
 
-    /// Refuses to change an image of which another child is found than those that are known.
-    pub(crate) fn refuse_others(
-        &self,
-        image: &VhdxFile,
-        known: &[&VhdxFile],
-        warnings: &mut Vec<Warning>,
-    ) -> Result<()> {
+    /// Refuses to change an image of which another child is found than those that are known. Returns what there is to
+    /// warn of, and what could not be looked at.
+    pub(crate) fn refuse_others(&self, image: &VhdxFile, known: &[&VhdxFile]) -> Result<Seen> {
         let storage = image.bare_storage().as_ref();
         let mut asked = Asked::new(storage, image.data_write_guid());
         let ids = known.iter().map(|image| (image.storage().id().ok().flatten(), image.path()));
         asked.known.extend(ids);
         // They may lie beside those that are known as well.
         let places = known.iter().flat_map(|image| [image.path(), image.via()]).flatten();
-        self.look_into(places.map(folder_of).collect(), asked, warnings)
+        self.look_into(places.map(folder_of).collect(), asked)
     }
 
     /// Looks into the folders of the images and into those that were asked for, each once.
-    fn look_into(
-        &self,
-        own: Vec<&Path>,
-        mut asked: Asked<'_>,
-        warnings: &mut Vec<Warning>,
-    ) -> Result<()> {
-        let mut seen = Vec::new();
+    fn look_into(&self, own: Vec<&Path>, mut asked: Asked<'_>) -> Result<Seen> {
+        let (mut seen, mut known) = (Seen::default(), Vec::new());
         for folder in own.into_iter().chain(self.beside.iter().map(PathBuf::as_path)) {
-            if self.is_new(folder, &mut seen) {
+            if self.is_new(folder, &mut known) {
                 match self.host.list(folder) {
-                    Ok(paths) => self.refuse_any_of(paths, &mut asked, warnings)?,
-                    Err(error) => warnings.push(unread(folder, &error)),
+                    Ok(paths) => self.refuse_any_of(paths, &mut asked, &mut seen)?,
+                    Err(error) => {
+                        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+                        seen.unread(folder, &error, is_denied);
+                    }
                 }
             }
         }
         for folder in &self.folders {
-            if self.is_new(folder, &mut seen) {
+            if self.is_new(folder, &mut known) {
                 let paths = self.host.list(folder).map_err(|error| {
                     Error::io("image.children", "cannot look for children of the image", error)
                         .in_path(folder)
                 })?;
-                self.refuse_any_of(paths, &mut asked, warnings)?;
+                self.refuse_any_of(paths, &mut asked, &mut seen)?;
             }
         }
-        warnings.extend(self.other_names(&asked));
-        Ok(())
+        seen.warnings.extend(self.other_names(&asked));
+        Ok(seen)
     }
 
     /// Whether a folder was not looked into yet, by whatever name.
@@ -131,7 +142,7 @@ impl ChildSearch {
         &self,
         mut paths: Vec<PathBuf>,
         asked: &mut Asked<'_>,
-        warnings: &mut Vec<Warning>,
+        seen: &mut Seen,
     ) -> Result<()> {
         paths.retain(|path| !is_temporary_name(path) || planted("temporary-file-taken-for-child"));
         for path in paths {
@@ -145,7 +156,11 @@ impl ChildSearch {
                         .with_found(format_args!("{} as its child", path.display()))
                         .with_expected("no child, or consent to orphan it"));
                 }
-                Err(error) => warnings.push(unread(&path, &error)),
+                Err(error) => {
+                    // Whoever keeps others from a file of another kind tells nothing of images by it.
+                    let is_denied = is_denial(&error) && has_name_of_image(&path);
+                    seen.unread(&path, &with_cause(&error), is_denied);
+                }
             }
         }
         Ok(())
@@ -178,14 +193,28 @@ impl ChildSearch {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             storage => storage.map_err(failed)?,
         };
-        // What does not open as an image cannot be read as a child either.
-        // A child with a broken locator is one all the same.
+        // A child with a broken locator is one all the same, and so is one whose log holds nothing.
         let policy = ImagePolicy { lock: Lock::None, any_locator: true, ..ImagePolicy::default() };
-        let link = VhdxFile::from_storage(storage, &policy).and_then(|image| image.parent_link());
+        let without_log = ImagePolicy { log: LogPolicy::Ignore, ..policy.clone() };
+        let link = |policy: &ImagePolicy| {
+            let image = VhdxFile::from_storage(Arc::clone(&storage), policy)?;
+            image.parent_link()
+        };
+        let is_of_host = |error: &Error| matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse);
+        let link = link(&policy).or_else(|error| match is_of_host(&error) {
+            true => Err(error),
+            false => link(&without_log).map_err(|_| error),
+        });
         match link {
             Ok(link) => Ok(link.is_some_and(|link| link.accepts(asked.guid))),
-            Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => Err(error),
-            Err(_) => Ok(false),
+            // What says that it is an image and cannot be read may be a child once it is repaired.
+            Err(error) => {
+                let seems_one = is_signed(storage.as_ref()) || has_name_of_image(path);
+                if is_of_host(&error) || seems_one && !planted("damaged-children-taken-for-none") {
+                    return Err(error);
+                }
+                Ok(false)
+            }
         }
     }
 
@@ -234,10 +263,38 @@ impl<'a> Asked<'a> {
     }
 }
 
-fn unread(path: &Path, error: &dyn fmt::Display) -> Warning {
-    let what = "could not be looked at: a child that lies there is cut off by a change";
-    Warning {
-        code: "image.children-unread",
-        message: format!("{}: {what}: {error}", path.display()),
+impl Seen {
+    fn unread(&mut self, path: &Path, error: &dyn fmt::Display, is_denied: bool) {
+        let what = "could not be looked at: a child that lies there is cut off by a change";
+        let message = format!("{}: {what}: {error}", path.display());
+        if is_denied {
+            self.denied.get_or_insert_with(|| message.clone());
+        }
+        self.unread.get_or_insert_with(|| message.clone());
+        self.warnings.push(Warning { code: "image.children-unread", message });
     }
+}
+
+/// The refusal to change an image that may have a child where nobody could look.
+pub(crate) fn children_unknown(what: String) -> Error {
+    let message = "the image may have a child, which a change would cut off";
+    Error::new(ErrorKind::HasChildren, "image.children-unknown", message)
+        .with_section("2.6.2.6.3")
+        .with_found(what)
+        .with_expected("files that can be looked at, or consent to orphan a child")
+}
+
+fn with_cause(error: &Error) -> String {
+    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
+    format!("{}{}", error.message(), cause.unwrap_or_default())
+}
+
+fn is_denial(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|error| error.downcast_ref());
+    source.map(io::Error::kind) == Some(io::ErrorKind::PermissionDenied)
+}
+
+fn has_name_of_image(path: &Path) -> bool {
+    let extension = path.extension().unwrap_or_default();
+    ["vhdx", "avhdx"].iter().any(|known| extension.eq_ignore_ascii_case(known))
 }

@@ -326,9 +326,7 @@ impl CreateOptions {
         let failed = |what| {
             move |error| Error::io("create.file", format!("cannot {what}"), error).in_path(path)
         };
-        if !self.overwrite && host.stat(path).is_ok() {
-            return Err(failed("create the file")(io::ErrorKind::AlreadyExists.into()));
-        }
+        self.check_free(host, path)?;
         let options = self.with_paths(host, path).map_err(|error| error.in_path(path))?;
         options.validate().map_err(|error| error.in_path(path))?;
         // Unless the image's opening does so.
@@ -619,8 +617,21 @@ impl CreateOptions {
 
     /// Refuses to make the image at `path` where that is known beforehand to fail.
     pub(crate) fn check_at(&self, host: &dyn Host, path: &Path) -> Result<()> {
+        self.check_free(host, path)?;
         let checked = self.with_paths(host, path).and_then(|options| options.validate());
         checked.map_err(|error| error.in_path(path))
+    }
+
+    /// Refuses a name that is not free, be it that of a link which leads nowhere.
+    fn check_free(&self, host: &dyn Host, path: &Path) -> Result<()> {
+        if self.overwrite || host.stat(path).is_err() && !host.is_link(path).unwrap_or(false) {
+            return Ok(());
+        }
+        let error = io::ErrorKind::AlreadyExists.into();
+        Err(Error::io("create.exists", "cannot create the file", error)
+            .in_path(path)
+            .with_found("another file of that name")
+            .with_expected("a name that is free"))
     }
 
     /// The same with the path from the new file's folder to the parent, where there is one.

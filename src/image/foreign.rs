@@ -1,11 +1,12 @@
 //! Files that are no VHDX images, told by what they are.
 
 use std::ffi::OsStr;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::open::read_what_is_there;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::{FileKind, Host, Storage, folder_of};
+use crate::storage::{Access, FileKind, Host, Storage, folder_of};
 use crate::types::KIB;
 
 /// Images of a set that an error names.
@@ -156,15 +157,18 @@ fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
     Some(("foreign.zeros", format!("a file of {len} bytes that holds nothing but zeros")))
 }
 
-/// Refuses what no image can be by its name or kind: a VHD set, and a folder.
+/// Refuses what no image can be by its name or kind: a VHD set, a folder, a pipe, a device.
 ///
 /// # Errors
 /// [`ErrorKind::Unsupported`] for a set, with the images beside it that are called like it, and
-/// [`ErrorKind::NotVhdx`] for a folder.
+/// [`ErrorKind::NotVhdx`] for what is no regular file.
 pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
     let Ok(stat) = host.stat(path) else { return Ok(()) };
-    if stat.kind == FileKind::Folder {
-        return Err(folder().in_path(path));
+    match stat.kind {
+        FileKind::File => {}
+        FileKind::Folder => return Err(folder().in_path(path)),
+        FileKind::Other if !is_disk(host, path) => return Err(not_regular().in_path(path)),
+        FileKind::Other => {}
     }
     if !has_extension(path, "vhds") {
         return Ok(());
@@ -177,14 +181,24 @@ pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
         .with_expected(instead(&images_of(host, path))))
 }
 
+/// Whether what is no regular file has bytes at places, as a block device has and a pipe does not.
+fn is_disk(host: &dyn Host, path: &Path) -> bool {
+    let len = host.open(path, Access::Read).and_then(|storage| storage.len());
+    match len {
+        Ok(len) => len > 0,
+        // Whoever opens it says so.
+        Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
+    }
+}
+
 /// The refusal of a folder in an image's place.
 pub(crate) fn folder() -> Error {
     Error::new(ErrorKind::NotVhdx, "file.folder", "not a VHDX file: this is a folder")
 }
 
-/// The refusal of what is neither a file nor a folder in a parent's place.
+/// The refusal of what is neither a file nor a folder in an image's place.
 pub(crate) fn not_regular() -> Error {
-    let message = "not a VHDX file: this is neither a regular file nor a folder";
+    let message = "not a VHDX file: this is a pipe, a socket or a device";
     Error::new(ErrorKind::NotVhdx, "file.not-regular", message)
 }
 

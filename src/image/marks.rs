@@ -30,29 +30,8 @@ impl VhdxFile {
 
     /// Refuses an image as the top of a chain that, because of a merge, is no point in time.
     pub(crate) fn check_point(&self) -> Result<()> {
-        let Some(mark) = self.merge_mark() else { return Ok(()) };
-        let other = &mark.name;
-        let error = match mark.state {
-            MergeState::Merging => return Ok(()),
-            MergeState::Spent => {
-                let message = format!(
-                    "all that the image held is in its parent {other}, which may have newer bytes: read that instead",
-                );
-                Error::new(ErrorKind::Merged, "merge.spent", message)
-                    .with_found("the mark of a merge that is complete")
-                    .with_expected("an image that is part of a chain; this one can be removed")
-            }
-            MergeState::Target => {
-                let message = format!(
-                    "{other} is being merged into the image, which holds a mixture until that is completed: read {other}, \
-                     or what lies above it",
-                );
-                Error::new(ErrorKind::Unfinished, "merge.target", message)
-                    .with_found("the mark of a merge that is under way")
-                    .with_expected("the merge to be resumed first")
-            }
-        };
-        Err(error.in_file(self.name()).with_section("2.6.2.6.3"))
+        let refused = self.merge_mark().and_then(|mark| no_point(&mark));
+        refused.map_or(Ok(()), |error| Err(error.in_file(self.name())))
     }
 
     /// The edits by which `other` gets what this image says of the virtual disk, but for its size,
@@ -92,4 +71,30 @@ impl ItemEdit {
             None => Self::Remove { item, is_user: true },
         }
     }
+}
+
+/// Why an image with this mark is no point in time, if it is none.
+pub(crate) fn no_point(mark: &MergeMark) -> Option<Error> {
+    let other = &mark.name;
+    let error = match mark.state {
+        MergeState::Merging => return None,
+        MergeState::Spent => {
+            let message = format!(
+                "all that the image held is in its parent {other}, which may have newer bytes: read that instead",
+            );
+            Error::new(ErrorKind::Merged, "merge.spent", message)
+                .with_found("the mark of a merge that is complete")
+                .with_expected("an image that is part of a chain; this one can be removed")
+        }
+        MergeState::Target => {
+            let message = format!(
+                "{other} is being merged into the image, which holds a mixture until that is completed: read {other}, \
+                 or what lies above it",
+            );
+            Error::new(ErrorKind::Unfinished, "merge.target", message)
+                .with_found("the mark of a merge that is under way")
+                .with_expected("the merge to be resumed first")
+        }
+    };
+    Some(error.with_section("2.6.2.6.3"))
 }

@@ -57,15 +57,15 @@ pub use policy::{Lock, LogPolicy};
 
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
-pub(crate) use children::{ChildSearch, OTHER_NAMES};
+pub(crate) use children::{ChildSearch, OTHER_NAMES, children_unknown};
 pub(crate) use counters::{IndexTally, Tally};
 pub(crate) use foreign::{folder, named, not_regular, refuse_by_name};
 pub(crate) use loss::Mend;
-pub(crate) use marks::Marks;
+pub(crate) use marks::{Marks, no_point};
 pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
 pub(crate) use open::{
-    check_bat_length, check_named, identity_if_any, inspect_regions, lock, probe_identity,
-    read_what_is_there, too_short, why_no_image,
+    check_bat_length, check_named, identity_if_any, inspect_regions, lock, names_log,
+    probe_identity, read_what_is_there, too_short, why_no_image,
 };
 pub(crate) use policy::ImagePolicy;
 pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};

@@ -61,6 +61,16 @@ pub(crate) fn identity_if_any(storage: &dyn Storage) -> Result<Option<Uuid>> {
     }
 }
 
+/// Whether the file's headers name a log that is to be replayed.
+pub(crate) fn names_log(storage: &dyn Storage) -> bool {
+    read_headers(storage).is_ok_and(|headers| !headers.current().log_guid.is_nil())
+}
+
+/// Whether the file says that it is an image, whatever else is wrong with it.
+pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
+    read_identifier(storage).is_ok()
+}
+
 fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     let mut warnings = Vec::new();
     let tally = Arc::new(Tally::default());

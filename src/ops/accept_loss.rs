@@ -132,7 +132,8 @@ impl AcceptLoss {
         if planted("mend-before-its-list") {
             image.mend(&mend)?;
         }
-        let (report, list) = self.write_report(host, &at, &text_of(&image, &losses))?;
+        let text = text_of(&image, &losses);
+        let (report, list) = self.write_report(host, &at, image.bare_storage().as_ref(), &text)?;
         losses.report = Some(report.clone());
         if on(&losses).is_break() {
             // It tells of something that was not done.
@@ -153,11 +154,12 @@ impl AcceptLoss {
         Ok(losses)
     }
 
-    /// Writes the list durably, under its name.
+    /// Writes the list durably, under its name, for those who may read the image.
     fn write_report(
         &self,
         host: &dyn Host,
         image: &Path,
+        model: &dyn Storage,
         text: &str,
     ) -> Result<(PathBuf, Arc<dyn Storage>)> {
         let failed = |path: &Path| {
@@ -172,8 +174,10 @@ impl AcceptLoss {
             None => new_beside(host, image).map_err(failed(image))?,
         };
         let flush = || if planted("list-not-flushed") { Ok(()) } else { storage.flush() };
+        // Who may not read the image has no business with what it lost.
         let written = storage
-            .write_at(text.as_bytes(), 0)
+            .copy_owner_from(model)
+            .and_then(|()| storage.write_at(text.as_bytes(), 0))
             .and_then(|()| flush())
             .and_then(|()| host.sync_dir(folder_of(&path)));
         if let Err(error) = written {

@@ -78,15 +78,16 @@ impl Checkpoint {
         self
     }
 
-    /// What [`run`](Self::run) is going to do. Nothing is changed.
+    /// What [`run`](Self::run) is going to do, on the same chain opened for writing. Nothing is changed.
     ///
     /// # Errors
     /// As those of `run` that are found before anything is done.
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
-        let tip = writable_tip(&op)?;
+        let tip = op.images().swap_remove(0);
+        let forecast = self.child.forecast(&op, &tip)?;
         tip.check_claims()?;
-        self.child.forecast(&op, &tip)
+        Ok(forecast)
     }
 
     /// Makes the checkpoint, on the chain itself and all its clones. Views stay at their points.

@@ -82,15 +82,29 @@ pub(super) fn told_of_folder(op: &Operation<'_>, child: &VhdxFile) -> Vec<Warnin
     told.filter(|warning| !known.contains(warning)).cloned().collect()
 }
 
+/// What became of a file that was to be removed.
+pub(super) struct Removed {
+    /// Whether it is gone.
+    pub(super) is_gone: bool,
+    pub(super) warning: Option<Warning>,
+}
+
 /// Takes the name of an image's file away, durably. A name that stands for another file by now stays that file's,
 /// which is told.
-pub(super) fn remove(op: &Operation<'_>, image: &VhdxFile) -> Result<Option<Warning>> {
+pub(super) fn remove(op: &Operation<'_>, image: &VhdxFile) -> Result<Removed> {
     let (host, path) = (op.host().as_ref(), path_of(image)?);
     let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
     let removal = storage::remove(host, path, &|path| is_file_of(host, path, image));
-    host.sync_dir(folder_of(path)).map_err(failed)?;
+    let synced = host.sync_dir(folder_of(path));
     let (code, what) = match removal.map_err(failed)? {
-        Removal::Removed => return Ok(None),
+        Removal::Removed => {
+            let warning = synced.err().map(|error| {
+                let path = path.display();
+                let what = "is removed, and is there again after a crash, for its folder cannot be made durable";
+                Warning { code: "op.not-durable", message: format!("{path}: {what}: {error}") }
+            });
+            return Ok(Removed { is_gone: true, warning });
+        }
         Removal::Gone => ("op.gone", "was removed or renamed by somebody else meanwhile".into()),
         Removal::Kept => {
             ("op.swapped", "another file has taken that name, and stays; the image that had it is elsewhere, if anywhere".into())
@@ -103,7 +117,8 @@ pub(super) fn remove(op: &Operation<'_>, image: &VhdxFile) -> Result<Option<Warn
             ),
         ),
     };
-    Ok(Some(Warning { code, message: format!("{}: {what}", path.display()) }))
+    let warning = Warning { code, message: format!("{}: {what}", path.display()) };
+    Ok(Removed { is_gone: false, warning: Some(warning) })
 }
 
 /// Whether the path is a name of the image's file, by its headers where the host tells no files apart.
@@ -123,6 +138,9 @@ pub(super) fn dangling(op: &Operation<'_>, via: Option<&Path>) -> Option<Warning
     })
 }
 
+/// Bytes of the disk's name that go into a new one: with the rest it stays below the 255 that most file systems allow.
+const MOST_OF_NAME: usize = 200;
+
 /// A name beside the parent's, as Hyper-V gives them: the disk's, and a GUID.
 fn named_like(parent: &Path, id: Uuid) -> PathBuf {
     let stem = parent.file_stem().unwrap_or_default().to_string_lossy();
@@ -134,6 +152,8 @@ fn named_like(parent: &Path, id: Uuid) -> PathBuf {
         }
         _ => &stem,
     };
+    let most = (0..=disk.len().min(MOST_OF_NAME)).rfind(|at| disk.is_char_boundary(*at));
+    let disk = &disk[..most.unwrap_or_default()];
     let mut upper = Uuid::encode_buffer();
     let upper = id.hyphenated().encode_upper(&mut upper);
     parent.with_file_name(format!("{disk}_{upper}.avhdx"))
@@ -160,5 +180,8 @@ mod tests {
         for (parent, child) in cases {
             assert_eq!(named_like(Path::new(parent), id), PathBuf::from(child));
         }
+        let long = format!("/vm/{}.vhdx", "ä".repeat(125));
+        let child = format!("/vm/{}_{name}.avhdx", "ä".repeat(100));
+        assert_eq!(named_like(Path::new(&long), id), PathBuf::from(child));
     }
 }

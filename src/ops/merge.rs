@@ -277,23 +277,24 @@ impl Merge {
         image: &VhdxFile,
         known: &[&VhdxFile],
     ) -> Result<Vec<Warning>> {
-        let mut unread = Vec::new();
-        op.child_search(&self.folders).refuse_others(image, known, &mut unread)?;
-        let of_names: Vec<Warning> =
-            unread.extract_if(.., |warning| warning.code == OTHER_NAMES).collect();
-        match unread.into_iter().next() {
-            Some(Warning { message, .. }) if !self.no_other_children => Err(Error::new(
+        let seen = op.child_search(&self.folders).refuse_others(image, known)?;
+        match seen.unread {
+            Some(unread) if !self.no_other_children => Err(Error::new(
                 ErrorKind::HasChildren,
                 "merge.children-unknown",
                 "the layer may have another child",
             )
             .in_file(image.name())
             .with_section("2.6.2.6.3")
-            .with_found(message)
+            .with_found(unread)
             .with_expected(
                 "files that can be looked at, or the word that there is no other child",
             )),
-            _ => Ok(of_names),
+            _ => {
+                let mut of_names = seen.warnings;
+                of_names.retain(|warning| warning.code == OTHER_NAMES);
+                Ok(of_names)
+            }
         }
     }
 }

@@ -4,11 +4,12 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::forest::{Forest, LeadsTo, Link, Node, NodeId};
+use super::forest::{Finding, Forest, Lead, LeadsTo, Link, Node, NodeId};
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, check_named, lock, probe_identity, way_to,
+    ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, check_named, folder, identity_if_any, lock,
+    not_regular, probe_identity, way_to, why_no_image,
 };
 use crate::mutants::planted;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
@@ -48,9 +49,15 @@ pub struct Relinked {
     pub images: Vec<RelinkedImage>,
     /// Why others that need new paths do not get them, each with the image's name:
     /// [`ErrorKind::ParentMissing`] where no file has the recorded identity, [`ErrorKind::Unproven`] where
-    /// several have it or the one that has it cannot be the parent, [`ErrorKind::Unsupported`] where no path that
-    /// can be recorded leads to it, and what else kept one from being changed.
+    /// several have it or the one that has it cannot be the parent, [`ErrorKind::ParentDenied`] where it lies outside
+    /// the folders that parents may come from, [`ErrorKind::Unsupported`] where no path that can be recorded leads to
+    /// it, the parent's own error where it lies in its place and cannot be read, and what else kept one from being
+    /// changed.
     pub refused: Vec<Error>,
+    /// How many images of the folder could be read.
+    pub looked_at: usize,
+    /// What of the folder could not be read, so that images may be missing here.
+    pub unread: Vec<Error>,
 }
 
 /// An image and its parent.
@@ -89,14 +96,17 @@ impl Relink {
     /// Finds out what there is to be done, and changes nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when a folder cannot be listed.
+    /// [`ErrorKind::Io`] when the folder cannot be listed.
     pub fn plan(&self) -> Result<Relinked> {
         let host = self.parents.its_host();
         let forest = Forest::scan(self.places(host)?, &self.parents)?;
-        let mut relinked = Relinked { images: Vec::new(), refused: Vec::new() };
+        let unread = self.unread(&forest);
+        let mut relinked =
+            Relinked { images: Vec::new(), refused: Vec::new(), looked_at: 0, unread };
         for (id, node) in forest.nodes() {
-            let Some(link) = &node.link else { continue };
             let Some(path) = self.own_name(node) else { continue };
+            relinked.looked_at += usize::from(node.image.is_ok());
+            let Some(link) = &node.link else { continue };
             match is_stale(link) {
                 Ok(true) => {}
                 Ok(false) => continue,
@@ -105,8 +115,11 @@ impl Relink {
                     continue;
                 }
             }
-            let found = parent_of(&forest, id, link).and_then(|parent| {
+            let found = self.parent_of(&forest, id, link).and_then(|parent| {
                 let to = &forest.node(parent).path;
+                if !self.parents.serves(to) {
+                    return Err(denied(to));
+                }
                 way_to(host, folder_of(path), to, None).map(|_| parent)
             });
             match found {
@@ -128,15 +141,30 @@ impl Relink {
     /// As [`plan`](Self::plan), before anything is changed. That an image cannot be changed is no error
     /// but among what is [refused](Relinked::refused), and the others are changed all the same.
     pub fn run(self) -> Result<Relinked> {
-        let Relinked { images, mut refused } = self.plan()?;
-        let mut changed = Vec::new();
-        for image in images {
+        let mut relinked = self.plan()?;
+        for image in std::mem::take(&mut relinked.images) {
             match image.relink(self.parents.its_host()) {
-                Ok(()) => changed.push(image),
-                Err(error) => refused.push(error.in_path(&image.path)),
+                Ok(()) => relinked.images.push(image),
+                Err(error) => relinked.refused.push(error.in_path(&image.path)),
             }
         }
-        Ok(Relinked { images: changed, refused })
+        Ok(relinked)
+    }
+
+    /// Why what lies in the folder, and may be an image, could not be read.
+    fn unread(&self, forest: &Forest) -> Vec<Error> {
+        let of_finding = |finding: &Finding| match finding {
+            Finding::Unreadable { path, error } | Finding::NoSignature { path, error } => {
+                self.lies_here(path).then(|| error.same_again().in_path(path))
+            }
+            Finding::Damaged { node } => {
+                let node = forest.node(*node);
+                let path = self.own_name(node)?;
+                node.image.as_ref().err().map(|error| error.same_again().in_path(path))
+            }
+            _ => None,
+        };
+        forest.findings().iter().filter_map(of_finding).collect()
     }
 
     /// Where images are looked for: those that are to be relinked, and their parents.
@@ -163,12 +191,96 @@ impl Relink {
 
     /// The name under which a file lies in the folder, if it does.
     fn own_name<'a>(&self, node: &'a Node) -> Option<&'a Path> {
-        let lies_here = |path: &&PathBuf| match self.recursive {
+        let mut names = [&node.path].into_iter().chain(&node.other_names);
+        names.find(|path| self.lies_here(path)).filter(|_| !node.is_outside).map(PathBuf::as_path)
+    }
+
+    fn lies_here(&self, path: &Path) -> bool {
+        match self.recursive {
             true => path.starts_with(&self.folder),
             false => path.parent() == Some(&self.folder),
+        }
+    }
+
+    /// What is wrong with what lies in the parent's place and is no image that could be told by its identity.
+    fn trouble_of_parent(&self, forest: &Forest, link: &Link) -> Option<Error> {
+        let host = self.parents.its_host();
+        let of_lead = |lead: &Lead| match lead.to {
+            LeadsTo::Other(node) => {
+                let path = &forest.node(node).path;
+                forest.node(node).image.as_ref().err().map(|e| e.same_again().in_path(path))
+            }
+            LeadsTo::Stranger => {
+                let error = match host.stat(&lead.path).ok()?.kind {
+                    FileKind::Folder => folder(),
+                    FileKind::Other => not_regular(),
+                    FileKind::File => {
+                        let storage = host.open(&lead.path, Access::Read).ok()?;
+                        let is_image = identity_if_any(storage.as_ref()).ok()?.is_some();
+                        (!is_image).then(|| why_no_image(storage.as_ref()))?
+                    }
+                };
+                Some(error.in_path(&lead.path))
+            }
+            _ => None,
         };
-        let mut names = [&node.path].into_iter().chain(&node.other_names);
-        names.find(lies_here).filter(|_| !node.is_outside).map(PathBuf::as_path)
+        let error = link.leads.iter().find_map(of_lead)?;
+        let child = &link.recorded.child;
+        let message = format!("cannot be the parent of {child}: {}", error.message());
+        Some(error.with_message(message).of_parent_of(child))
+    }
+
+    /// The one image that the link can mean.
+    fn parent_of(&self, forest: &Forest, child: NodeId, link: &Link) -> Result<NodeId> {
+        let has_identity =
+            |node: &Node| node.data_write_guid.is_some_and(|guid| link.recorded.accepts(guid));
+        // Never the child itself: some writers leave a child its parent's identity.
+        let matches = forest.nodes().filter(|(id, node)| *id != child && has_identity(node));
+        let matches: Vec<NodeId> = matches.map(|(id, _)| id).collect();
+        let names = |of: &[NodeId]| {
+            let names = of.iter().map(|id| forest.node(*id).path.display().to_string());
+            names.collect::<Vec<_>>().join(" and ")
+        };
+        let refuse =
+            |kind, code, message: &str| Error::new(kind, code, message).with_section("2.6.2.6.3");
+        let parent = match matches[..] {
+            [parent] => parent,
+            [] => {
+                if let Some(error) = self.trouble_of_parent(forest, link) {
+                    return Err(error);
+                }
+                let message = "no file has the identity of its parent";
+                return Err(refuse(ErrorKind::ParentMissing, "relink.parent-missing", message)
+                    .with_expected(format_args!(
+                        "a VHDX file with the identity {}",
+                        link.recorded.linkage
+                    )));
+            }
+            _ => {
+                let message = "several files have the identity of its parent";
+                return Err(refuse(ErrorKind::Unproven, "relink.ambiguous", message)
+                    .with_found(names(&matches))
+                    .with_expected("one of them alone, or the image linked to it by name"));
+            }
+        };
+        let above = forest.layers(parent);
+        if above.contains(&child) && !planted("loop-not-seen-by-a-relink") {
+            let message = "the file with the identity of its parent has it for an ancestor itself";
+            return Err(
+                refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above))
+            );
+        }
+        let image = forest.node(parent).image.as_ref().map_err(Error::same_again)?;
+        let own = forest.node(child).image.as_ref().map_err(Error::same_again)?;
+        let (above, below) = (own.geometry.logical_sector, image.geometry.logical_sector);
+        if above != below {
+            let message =
+                "the file with the identity of its parent has another logical sector size";
+            return Err(refuse(ErrorKind::Unproven, "relink.sector-size", message)
+                .with_found(format_args!("{below} in {}", names(&[parent])))
+                .with_expected(above));
+        }
+        Ok(parent)
     }
 }
 
@@ -227,49 +339,10 @@ fn is_stale(link: &Link) -> Result<bool> {
     }
 }
 
-/// The one image that the link can mean.
-fn parent_of(forest: &Forest, child: NodeId, link: &Link) -> Result<NodeId> {
-    let has_identity =
-        |node: &Node| node.data_write_guid.is_some_and(|guid| link.recorded.accepts(guid));
-    // Never the child itself: some writers leave a child its parent's identity.
-    let matches = forest.nodes().filter(|(id, node)| *id != child && has_identity(node));
-    let matches: Vec<NodeId> = matches.map(|(id, _)| id).collect();
-    let names = |of: &[NodeId]| {
-        let names = of.iter().map(|id| forest.node(*id).path.display().to_string());
-        names.collect::<Vec<_>>().join(" and ")
-    };
-    let refuse =
-        |kind, code, message: &str| Error::new(kind, code, message).with_section("2.6.2.6.3");
-    let parent = match matches[..] {
-        [parent] => parent,
-        [] => {
-            let message = "no file has the identity of its parent";
-            return Err(refuse(ErrorKind::ParentMissing, "relink.parent-missing", message)
-                .with_expected(format_args!(
-                    "a VHDX file with the identity {}",
-                    link.recorded.linkage
-                )));
-        }
-        _ => {
-            let message = "several files have the identity of its parent";
-            return Err(refuse(ErrorKind::Unproven, "relink.ambiguous", message)
-                .with_found(names(&matches))
-                .with_expected("one of them alone, or the image linked to it by name"));
-        }
-    };
-    let above = forest.layers(parent);
-    if above.contains(&child) && !planted("loop-not-seen-by-a-relink") {
-        let message = "the file with the identity of its parent has it for an ancestor itself";
-        return Err(refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above)));
-    }
-    let image = forest.node(parent).image.as_ref().map_err(Error::same_again)?;
-    let own = forest.node(child).image.as_ref().map_err(Error::same_again)?;
-    let (above, below) = (own.geometry.logical_sector, image.geometry.logical_sector);
-    if above != below {
-        let message = "the file with the identity of its parent has another logical sector size";
-        return Err(refuse(ErrorKind::Unproven, "relink.sector-size", message)
-            .with_found(format_args!("{below} in {}", names(&[parent])))
-            .with_expected(above));
-    }
-    Ok(parent)
+fn denied(parent: &Path) -> Error {
+    let message = "the parent lies outside the folders that parents may come from";
+    Error::new(ErrorKind::ParentDenied, "parent.denied", message)
+        .with_section("2.6.2.6.3")
+        .with_found(parent.display())
+        .with_expected("a parent in one of them")
 }

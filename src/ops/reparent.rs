@@ -20,6 +20,9 @@ use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
 
+/// The code of the refusal where the old parent cannot be had.
+const PARENT_LOST: &str = "reparent.parent-lost";
+
 /// The page of the table and that of the locator.
 const LINK_LEN: u64 = 8 << 10;
 
@@ -27,7 +30,8 @@ const LINK_LEN: u64 = 8 << 10;
 /// moving a byte of the disk.
 ///
 /// Only the link is rewritten, in one step: the identity and the paths of the new parent. What the image
-/// itself is known by stays, so that its own children do not notice.
+/// itself is known by stays, so that its own children do not notice; unless its disk may become another by an
+/// [unproven](Self::unproven) link.
 ///
 /// A wrong parent would make a mixture of the disk that never was. So each byte is first read from both
 /// parents where the image looks through to them, and a single one that differs refuses the change. What is
@@ -80,7 +84,9 @@ impl Reparent {
     }
 
     /// Whether the link may be rewritten without a proof, as it has to be where the old parent is lost:
-    /// the disk is then whatever the new parent makes of it.
+    /// the disk is then whatever the new parent makes of it. Where the old parent can be read, and shows through, the
+    /// image gets another identity, and is refused where children of it are found, for which see
+    /// [`OpenOptions::orphan_children`].
     pub fn unproven(mut self, yes: bool) -> Self {
         self.unproven = yes;
         self
@@ -110,8 +116,9 @@ impl Reparent {
         let mut forecast = Forecast::on(asked.options.host_used().as_ref(), path)?;
         forecast.add(path, FileChangeKind::Changed);
         forecast.written = LINK_LEN;
-        if !self.unproven {
-            forecast.read = asked.bytes_to_read()?;
+        match self.unproven {
+            true => drop(asked.refuse_children()?),
+            false => forecast.read = asked.bytes_to_read()?,
         }
         Ok(forecast)
     }
@@ -123,7 +130,8 @@ impl Reparent {
     /// parent has another byte than the old one, and `reparent.parent-lost` when the old one cannot be read;
     /// [`ErrorKind::InvalidInput`] when the image has no parent, when the new one is the image itself
     /// or has it among its ancestors, and when its sectors are of another size; [`ErrorKind::Merged`] and
-    /// [`ErrorKind::Unfinished`] when a merge of either is not over; [`ErrorKind::InUse`];
+    /// [`ErrorKind::Unfinished`] when a merge of either is not over; [`ErrorKind::HasChildren`] for an unproven link;
+    /// [`ErrorKind::InUse`];
     /// [`ErrorKind::Cancelled`] when `on` asks to stop; for the new parent as
     /// [`OpenOptions::open`](crate::OpenOptions::open). Afterwards [`ErrorKind::Io`] and
     /// [`ErrorKind::Poisoned`]: the image then has either link.
@@ -132,11 +140,15 @@ impl Reparent {
         image: impl AsRef<Path>,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Reparented> {
-        let asked = Asked::new(&self, image.as_ref(), Access::ReadWrite)?;
+        let mut asked = Asked::new(&self, image.as_ref(), Access::ReadWrite)?;
         let (proven, unproven) = match self.unproven {
-            true => (0, through(&asked.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))?),
+            true => (0, asked.shows_through()?),
             false => (asked.prove(&self.pace, on)?, 0),
         };
+        if self.unproven {
+            let warnings = asked.refuse_children()?;
+            asked.warnings.extend(warnings);
+        }
         asked.relink(proven, unproven)
     }
 }
@@ -192,6 +204,45 @@ impl Asked {
     fn paths(&self) -> Result<LinkPaths<'_>> {
         let file = file_id(self.base.tip_image().bare_storage().as_ref())?;
         Ok(LinkPaths::To { host: self.options.host_used().as_ref(), parent: &self.base_path, file })
+    }
+
+    /// Bytes of the disk that the image leaves to its parent.
+    fn shows_through(&self) -> Result<u64> {
+        through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))
+    }
+
+    /// Whether what could be read over the old parent may be another disk over the new one, of which nothing is
+    /// proven.
+    fn may_change(&self) -> Result<bool> {
+        let link = self.image.parent_link().ok().flatten();
+        let guid = self.base.tip_image().data_write_guid();
+        if link.is_some_and(|link| link.accepts(guid)) || self.shows_through()? == 0 {
+            return Ok(false);
+        }
+        Ok(match self.old_parent() {
+            Ok(old) => old.is_some(),
+            // Without its parent it was no disk to anybody.
+            Err(error) => error.code() != PARENT_LOST,
+        })
+    }
+
+    /// Refuses an image with children whose disk may become another, and warns of those that had none.
+    fn refuse_children(&self) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
+        let guid = self.image.data_write_guid();
+        let search = self.options.child_search();
+        let refused = search.refuse_children(self.storage.as_ref(), guid, &mut warnings);
+        match refused {
+            Err(error) if self.may_change()? && !planted("children-of-the-unproven-ignored") => {
+                return Err(error);
+            }
+            Err(error) if error.kind() == ErrorKind::HasChildren => {
+                let message = format!("{error}: its disk, too, is what the new parent makes of it");
+                warnings.push(Warning { code: "reparent.child", message });
+            }
+            refused => refused?,
+        }
+        Ok(warnings)
     }
 
     /// Compares both parents wherever the image looks through; how many bytes that were.
@@ -260,12 +311,10 @@ impl Asked {
             {
                 Err(error)
             }
-            Err(why) => {
-                match through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))? {
-                    0 => Ok(None),
-                    lost => Err(parent_lost(&self.image, lost, &why)),
-                }
-            }
+            Err(why) => match self.shows_through()? {
+                0 => Ok(None),
+                lost => Err(parent_lost(&self.image, lost, &why)),
+            },
         }
     }
 
@@ -297,6 +346,7 @@ impl Asked {
     }
 
     fn relink(self, proven: u64, unproven: u64) -> Result<Reparented> {
+        let is_another = unproven > 0 && self.may_change()?;
         let Self { options, storage, image, any_locator, base, base_path, mut warnings } = self;
         drop(image);
         // The lock is held already, and children know the image by what does not change.
@@ -309,6 +359,10 @@ impl Asked {
         };
         let image = VhdxFile::from_storage(storage, &policy)?;
         warnings.extend(image.warnings().iter().cloned());
+        if is_another {
+            // First: a crash in between leaves the same disk by another name.
+            image.begin_with_next_identity()?;
+        }
         let linkage = base.tip_image().data_write_guid();
         let file = file_id(base.tip_image().bare_storage().as_ref())?;
         let host = options.host_used().as_ref();
@@ -452,7 +506,7 @@ fn check_no_merge(image: &VhdxFile) -> Result<()> {
 
 fn parent_lost(image: &VhdxFile, bytes: u64, why: &dyn fmt::Display) -> Error {
     let message = format!("its parent cannot be read to prove the new one by: {why}");
-    Error::new(ErrorKind::Unproven, "reparent.parent-lost", message)
+    Error::new(ErrorKind::Unproven, PARENT_LOST, message)
         .in_file(image.name())
         .with_found(format_args!("{bytes} bytes of the disk that nothing proves"))
         .with_expected("the parent that it has, or consent to go without a proof")

@@ -4,19 +4,20 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, dangling, remove, told_of_folder};
+use super::child::{NewChild, Removed, dangling, remove, told_of_folder};
 use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{VhdxFile, Warning};
+use crate::image::{Lock, VhdxFile, Warning, children_unknown};
 use crate::mutants::planted;
+use crate::storage::{LockMode, LockOutcome};
 
 /// Goes back to an earlier point of a chain: a new child is put on that layer and is the tip from then on.
 ///
 /// What came after the point stays as a branch of its own, or is removed with
-/// [`delete_newer`](Self::delete_newer): from the tip downwards, once the new tip is durable. Stopped in
-/// between, some of the branch is left, in whole files; the new tip is there.
+/// [`delete_newer`](Self::delete_newer): from the tip downwards, once the new tip is durable. What fails then, or is
+/// stopped, is a [warning](Reverted::warnings): some of the branch is left, in whole files.
 ///
 /// Machines must not run on the disk meanwhile, for its bytes change under them; the chain itself may be in use.
 ///
@@ -113,7 +114,7 @@ impl Revert {
     /// [`ErrorKind::HasChildren`] when a layer that is to be removed has other children, of which the first that
     /// is found is named; [`ErrorKind::NoSpace`] before a byte is written; [`ErrorKind::Io`] when the host
     /// fails; [`ErrorKind::InUse`] while another operation changes the chain or somebody has a view of what is to
-    /// be removed; [`ErrorKind::Cancelled`]. Before the new tip is durable the chain is then as it was.
+    /// be removed; [`ErrorKind::Cancelled`]. The chain is then as it was.
     pub fn run(
         mut self,
         chain: &DiffChain,
@@ -145,9 +146,16 @@ impl Revert {
             reverted.warnings.push(Warning { code: "revert.not-closed", message });
         }
         if self.delete_newer {
-            op.drained(retired, &mut || ControlFlow::Continue(()))?;
+            let drained = op.drained(retired, &mut || ControlFlow::Continue(()));
             for done in 0..point {
-                report(on, 1 + done as u64, total)?;
+                // The new tip is there, whatever becomes of what is to be removed.
+                let go_on = drained.as_ref().map(drop).map_err(Error::same_again);
+                if let Err(error) = go_on.and_then(|()| report(on, 1 + done as u64, total)) {
+                    let message =
+                        format!("{}: is kept: {error}", path_of(&images[done])?.display());
+                    reverted.warnings.push(Warning { code: "revert.kept", message });
+                    break;
+                }
                 let path = path_of(&images[done])?.to_owned();
                 // Nothing kept others from making one meanwhile.
                 if let Err(error) = self.refuse_children(&op, &images, done)
@@ -157,9 +165,18 @@ impl Revert {
                     reverted.warnings.push(Warning { code: "revert.kept", message });
                     break;
                 }
-                if let Some(warning) = remove(&op, &images[done])? {
-                    reverted.warnings.push(warning);
-                    continue;
+                match remove(&op, &images[done]) {
+                    Ok(Removed { is_gone, warning }) => {
+                        reverted.warnings.extend(warning);
+                        if !is_gone {
+                            continue;
+                        }
+                    }
+                    Err(error) => {
+                        let message = format!("{error}: is kept");
+                        reverted.warnings.push(Warning { code: "revert.kept", message });
+                        break;
+                    }
                 }
                 reverted.removed.push(path);
                 reverted.warnings.extend(dangling(&op, images[done].via()));
@@ -209,7 +226,7 @@ impl Revert {
         }
     }
 
-    /// Refuses to remove a layer that has another child than those of the chain.
+    /// Refuses to remove a layer that has another child than those of the chain, or may have.
     fn refuse_children(
         &self,
         op: &Operation<'_>,
@@ -220,7 +237,10 @@ impl Revert {
             return Ok(());
         }
         let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
-        op.child_search(&self.folders).refuse_others(&images[layer], &known, &mut Vec::new())
+        let seen = op.child_search(&self.folders).refuse_others(&images[layer], &known)?;
+        let unread = seen.unread.filter(|_| !planted("denied-folders-taken-for-empty"));
+        let refused = unread.map(|unread| children_unknown(unread).in_file(images[layer].name()));
+        refused.map_or(Ok(()), Err)
     }
 
     fn removals(&self, point: usize) -> usize {
@@ -233,10 +253,32 @@ impl Revert {
         for (layer, image) in images.iter().enumerate().take(self.removals(point)) {
             let path = path_of(image)?;
             op.check_unseen(layer)?;
+            refuse_written(op, image)?;
             self.refuse_children(op, &images, layer)?;
             forecast.freed += image.file_len();
             forecast.add(path, FileChangeKind::Removed);
         }
         Ok(forecast)
+    }
+}
+
+/// Refuses to remove what others write to, where the chain was opened without keeping them away.
+fn refuse_written(op: &Operation<'_>, image: &VhdxFile) -> Result<()> {
+    if image.is_writable() || !matches!(op.policy().lock, Lock::Try | Lock::None) {
+        return Ok(());
+    }
+    let storage = image.bare_storage();
+    let locked = storage.try_lock(LockMode::Shared);
+    if op.policy().lock == Lock::None {
+        drop(storage.unlock());
+    }
+    match locked {
+        Ok(LockOutcome::InUse(by)) => {
+            Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
+                .in_file(image.name())
+                .with_found(by)
+                .with_expected("a file that nobody else writes to"))
+        }
+        _ => Ok(()),
     }
 }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::identity::{is_file, put_back};
-use super::{Host, LockMode, LockOutcome, Storage, draft_mark, temporary_name};
+use super::{Host, LockMode, LockOutcome, Storage, draft_mark, folder_of, temporary_name};
+use crate::mutants::planted;
 
 /// Names that are tried for one draft: who looks for left-overs may hold a new one for a moment.
 const MOST_NAMES: usize = 8;
@@ -55,8 +56,8 @@ impl<'a> Draft<'a> {
         &self.storage
     }
 
-    /// Gives the file, which is complete and durable, its name: a free one, or that of the file `over`, which is then
-    /// removed. Should that name stand for another file than `over` by now, or be taken where it was to be free, all
+    /// Gives the file, which is complete and durable, its name: a free one, or that of the file `over`, whose owner and
+    /// permissions it takes over as far as this user may, and which is then removed. Should that name stand for another file than `over` by now, or be taken where it was to be free, all
     /// stays as it is.
     ///
     /// Where the host can exchange two names, one file or the other has the name at any moment. Elsewhere none has it
@@ -66,11 +67,15 @@ impl<'a> Draft<'a> {
     /// now, if it could not be removed.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is another file's.
+    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is another file's. A folder that cannot be made
+    /// durable is seen before anything in it changes.
     pub fn publish(&self, over: Option<&dyn Storage>) -> io::Result<Option<PathBuf>> {
         if let Some(bytes) = held(&self.seal).take() {
             self.storage.write_at(&bytes, 0)?;
             self.storage.flush()?;
+        }
+        if !planted("folder-not-tried-before") {
+            self.host.sync_dir(folder_of(&self.target))?;
         }
         let mut name = held(&self.name);
         match over {
@@ -83,6 +88,8 @@ impl<'a> Draft<'a> {
                 Ok(None)
             }
             Some(old) => {
+                // First, so that nobody may read it under its name who could not read what had it.
+                self.storage.copy_owner_from(old)?;
                 // What is to be exchanged needs a name.
                 let draft = match name.take() {
                     Some(draft) => draft,

@@ -216,11 +216,19 @@ impl Storage for FileStorage {
         // First, for the permissions are then those of the new owner, and a change of owner may take some away.
         // Only root may give files away; for others the file stays theirs.
         let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
-        match fchown(&self.file, Some(owner.0), Some(owner.1)) {
-            Ok(()) | Err(Errno::PERM | Errno::ACCESS) => {}
-            Err(error) => return Err(error.into()),
+        let may = |given| match given {
+            Ok(()) => Ok(true),
+            Err(Errno::PERM | Errno::ACCESS) => Ok(false),
+            Err(error) => Err(io::Error::from(error)),
+        };
+        let has_group = may(fchown(&self.file, Some(owner.0), Some(owner.1)))?
+            || may(fchown(&self.file, None, Some(owner.1)))?;
+        let mut mode = stat.st_mode & 0o777;
+        if !has_group {
+            // Another group gets no right that all others do not have.
+            mode &= 0o707 | (mode & 0o007) << 3;
         }
-        fchmod(&self.file, Mode::from_raw_mode(stat.st_mode & 0o777))?;
+        fchmod(&self.file, Mode::from_raw_mode(mode))?;
         #[cfg(target_os = "linux")]
         copy_labels(model, &self.file)?;
         Ok(())
@@ -246,9 +254,9 @@ impl Storage for FileStorage {
         // QEMU marks the images it writes to with locks of another sort, which the one above does
         // not meet.
         #[cfg(target_os = "linux")]
-        if super::proc_locks::has_qemu_writer(&self.file) {
+        if super::proc_locks::is_kept_by_qemu(&self.file, mode == LockMode::Exclusive) {
             self.file.unlock()?;
-            return Ok(LockOutcome::InUse("QEMU has it open for writing".into()));
+            return Ok(LockOutcome::InUse("QEMU has it open, and does not share it so".into()));
         }
         self.is_locked.store(true, Ordering::Release);
         Ok(LockOutcome::Locked)

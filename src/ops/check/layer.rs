@@ -8,10 +8,11 @@ use super::blocks::{self, Table};
 use super::findings::Findings;
 use super::{CheckedLayer, log, metadata, regions, root};
 use crate::chain::{FoundBy, Linkage};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::metadata::FileFlags;
-use crate::image::{Inspected, LogPolicy, Marks, ParentLink};
+use crate::image::{Inspected, LogPolicy, Marks, MergeMark, MergeState, ParentLink, no_point};
+use crate::mutants::planted;
 use crate::storage::{Storage, length_of};
 use crate::types::MIB;
 
@@ -56,6 +57,7 @@ pub(super) fn check(
         metadata_at: None,
         link: None,
     };
+    let is_tip = found_by.is_none();
     let root = root::check(storage.as_ref(), findings)?;
     let mut storage = Arc::clone(storage);
     if let Some(root) = &root {
@@ -97,6 +99,10 @@ pub(super) fn check(
         return Ok(looked);
     };
     let has_parent = flags.contains(FileFlags::HAS_PARENT);
+    let merge = merge_mark(storage.as_ref(), &regions, &inspected);
+    if let Some(mark) = &merge {
+        tell_merge(mark, looked.metadata_at.unwrap_or_default(), is_tip, findings);
+    }
     let outcome = blocks::check(
         &Table {
             storage: storage.as_ref(),
@@ -104,7 +110,7 @@ pub(super) fn check(
             layout,
             has_parent,
             is_fixed: flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) && !has_parent,
-            is_merging: is_merging(storage.as_ref(), &regions, &inspected),
+            is_merging: merge.is_some(),
             file_len,
             structures: &regions.structures,
         },
@@ -128,11 +134,33 @@ impl Looked {
     }
 }
 
-/// Whether the image is marked as one that is being merged.
-fn is_merging(storage: &dyn Storage, regions: &regions::Regions, inspected: &Inspected) -> bool {
-    let marks =
-        regions.metadata.as_ref().map(|region| Marks::find(storage, region, &inspected.table));
-    marks.and_then(Result::ok).is_some_and(|marks| marks.merge.is_some())
+/// The merge that the image is marked with.
+fn merge_mark(
+    storage: &dyn Storage,
+    regions: &regions::Regions,
+    inspected: &Inspected,
+) -> Option<MergeMark> {
+    let region = regions.metadata.as_ref()?;
+    Marks::find(storage, region, &inspected.table).ok()?.merge
+}
+
+/// Tells of a merge that is not over. As the top of a chain the image may be no point in time by that.
+fn tell_merge(mark: &MergeMark, at: u64, is_tip: bool, findings: &mut Findings) {
+    match no_point(mark).filter(|_| !planted("marks-of-merges-not-told")) {
+        Some(error) if is_tip => findings.error(error.at(at)),
+        // The layer above tells of it.
+        _ if mark.state == MergeState::Target => {}
+        _ => {
+            let message = format!("the merge of the image into {} is not over", mark.name);
+            findings.warning(
+                Error::new(ErrorKind::Unfinished, "merge.unfinished", message)
+                    .at(at)
+                    .with_section("2.6.2.6.3")
+                    .with_found("the mark of a merge that is under way")
+                    .with_expected("the merge to be resumed"),
+            );
+        }
+    }
 }
 
 fn layout(inspected: &Inspected) -> Option<(BlockLayout, FileFlags)> {

@@ -201,6 +201,18 @@ const MEANINGS: &[(&str, &str)] = &[
         "The file was cut after the log was written: data is lost, and reading is refused.",
     ),
     ("log.zero-length", "The log cannot be replayed: reading is refused."),
+    (
+        "merge.spent",
+        "All that it held is in its parent, and newer bytes may be there: it is no disk of its own any more, and can be removed.",
+    ),
+    (
+        "merge.target",
+        "It holds a mixture until the merge is completed: it is read by way of the child that is being merged into it alone.",
+    ),
+    (
+        "merge.unfinished",
+        "The chain reads right. Until the merge is resumed, its two layers are of no use without each other.",
+    ),
     ("metadata.block-size", "Where blocks begin and end is not known: the disk cannot be read."),
     ("metadata.count", "Items may be missing: reading is refused."),
     ("metadata.disk-size", "How long the disk is is not known: reading is refused."),
@@ -237,6 +249,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("metadata.user-count", "Programs may refuse the image or drop items."),
     ("parent.denied", "What only the parent has cannot be read from here."),
+    ("parent.no-access", "What only the parent has cannot be read by this user."),
     (
         "parent.linkage-ignored",
         "The file taken for the parent has another identity: the disk may be a mixture that never was.",

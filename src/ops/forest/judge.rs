@@ -108,7 +108,10 @@ fn of_pair(forest: &Forest, child: NodeId, link: &Link) -> Vec<Finding> {
 fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Finding> {
     let marked = forest.nodes().filter_map(|(id, node)| {
         let mark = node.image.as_ref().ok()?.merge.as_ref()?;
-        let is_told_by_child = mark.state == MergeState::Target && guids.contains_key(&mark.other);
+        // A child that cannot be read tells nothing.
+        let tells = |id: &NodeId| forest.node(*id).image.as_ref().is_ok_and(|i| i.merge.is_some());
+        let is_told_by_child = mark.state == MergeState::Target
+            && guids.get(&mark.other).is_some_and(|children| children.iter().any(tells));
         (!is_told_by_child).then_some(Finding::UnfinishedMerge { node: id })
     });
     marked.collect()

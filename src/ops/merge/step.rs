@@ -26,7 +26,7 @@ use crate::image::{
     Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, Pins, Ticket, VhdxFile, Warning,
 };
 use crate::mutants::planted;
-use crate::ops::child::{dangling, remove};
+use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
 
 /// So few bytes may be left for the writers to wait for.
@@ -319,14 +319,17 @@ impl Step<'_> {
         }
         on.child.close().ok();
         match remove(self.op, &on.child) {
-            Ok(None) => {
+            Ok(Removed { is_gone: true, warning }) => {
+                merged.warnings.extend(warning);
                 merged.removed.push(child_path);
                 merged.warnings.extend(dangling(self.op, on.child.via()));
             }
-            Ok(Some(_)) if planted("removed-before-relink") => {}
-            Ok(Some(Warning { code, message })) => {
-                let message = format!("{message}; all that it held is in the parent");
-                merged.warnings.push(Warning { code, message });
+            Ok(Removed { .. }) if planted("removed-before-relink") => {}
+            Ok(Removed { warning, .. }) => {
+                merged.warnings.extend(warning.map(|Warning { code, message }| {
+                    let message = format!("{message}; all that it held is in the parent");
+                    Warning { code, message }
+                }));
             }
             Err(error) => {
                 let message = format!("{error}: all it held is in the parent");

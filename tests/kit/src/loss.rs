@@ -85,7 +85,8 @@ impl Layer {
             let over = self.places().iter().any(|place| meet(&claim.place, place));
             let lost = claim.place.start == 0 || claim.needed_to() > len;
             losses.refused |= others || over || lost;
-            losses.beyond |= meet(&claim.place, &bat);
+            // No writer ever put a block at the start of the file, where the headers stand.
+            losses.beyond |= claim.place.start != 0 && meet(&claim.place, &bat);
         }
         losses.refused |= losses.beyond;
         for claim in claims.iter().filter(|claim| !claim.is_bitmap) {
