@@ -368,6 +368,29 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("{text} bytes are more than any disk has"))
 }
 
+/// What a point in time is called: nothing that means a layer by its place.
+pub(crate) fn label(text: &str) -> Result<String, String> {
+    let is_place = |text: &str| {
+        let below = text.strip_prefix('-');
+        text == "base" || below.is_some_and(|n| n.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    match text {
+        "" => Err("a label has at least one letter".into()),
+        text if is_place(text) => {
+            Err(format!("@{text} is a place in the chain, and would mean two points from then on"))
+        }
+        text => Ok(text.into()),
+    }
+}
+
+/// A number of bytes a second, which is more than none.
+pub(crate) fn rate(text: &str) -> Result<u64, String> {
+    match bytes(text)? {
+        0 => Err("at 0 bytes a second nothing would ever be done".into()),
+        rate => Ok(rate),
+    }
+}
+
 /// Whether this is an absolute path as Windows writes it: with a drive or a share.
 pub(crate) fn is_windows_path(path: &str) -> bool {
     windows_folder(path).is_some()

@@ -291,7 +291,7 @@ struct Writes {
 fn measure_writes(args: &Args, console: &mut Console) -> Result<(OsString, Writes), Failure> {
     let writing = args.opening.writing(args.orphan_children, &args.children_in);
     let options = writing.options().budget(args.budget());
-    let image = Writing::open_with(&args.image.image, &writing, &options, console)?;
+    let image = Writing::open_with(&args.image.image, &writing, &options, console, |_| Ok(()))?;
     let path = image.chain().tip().path().map(|path| path.as_os_str().to_owned());
     let path = path.unwrap_or_else(|| args.image.image.clone());
     match writes_of(args, &image, console) {

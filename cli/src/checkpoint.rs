@@ -7,8 +7,10 @@ use serde_json::json;
 
 use crate::args;
 use crate::exit::{Failure, Outcome};
+use crate::loss;
 use crate::operation::{self, Subject};
 use crate::output::Console;
+use crate::point::Point;
 
 /// Keep the disk as it is now, and make a new tip on it, a child, that is written to from now on.
 ///
@@ -19,7 +21,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     image: args::Image,
     /// What the point in time is called, up to 4096 bytes.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = args::label)]
     label: Option<String>,
     /// The new file [default: beside IMAGE, DISK_GUID.avhdx].
     #[arg(long, value_name = "FILE")]
@@ -47,20 +49,30 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     if let Some(bytes) = args.block {
         checkpoint = checkpoint.block_size(args::number("--block", bytes)?);
     }
-    let subject = Subject::open_accepting(&args.image.image, &args.opening, &args.loss, console)?;
-    let frozen = subject.layer(console)?.clone();
-    if frozen.id != subject.tip().id {
+    let options = args.opening.options()?;
+    let looked_at = Subject::look(&args.image.image, &options)?;
+    if looked_at.point_meant()?.is_some_and(|point| point.id != looked_at.tip().id) {
         return Err(crate::writing::below_the_tip(&args.image.image));
     }
     if args.dry_run {
-        let forecast = checkpoint.forecast(&subject.chain)?;
+        looked_at.introduce(&options, console)?;
+        let forecast = checkpoint.forecast(&looked_at.chain)?;
         operation::foretell("avhdx.checkpoint/1", &forecast, console)?;
         return Ok(Outcome::Yes);
     }
+    // What cannot be done is no reason to change anything, nor to give anything up.
+    if args.loss.accept_loss || looked_at.is_log_pending() {
+        operation::possible(checkpoint.forecast(&looked_at.chain))?;
+    }
+    drop(looked_at);
+    loss::accept(&Point::parse(&args.image.image).image, &args.loss, &options, console)?;
+    let subject = Subject::open(&args.image.image, &options, console)?;
+    let frozen = subject.layer(console)?.clone();
     let made = operation::run(console, |on| checkpoint.run(&subject.chain, on))?;
     console.warnings(&made.warnings);
     let tip = subject.chain.layers().swap_remove(0);
     subject.end()?;
+    console.done();
     let path = made.path.display().to_string();
     if console.is_json() {
         console.document(&json!({

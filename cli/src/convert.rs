@@ -1,8 +1,7 @@
 //! `avhdx convert`: the flat disk in another format.
 
-use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use avhdx::CreateOptions;
 use avhdx::ops::{Export, Exported};
@@ -25,7 +24,7 @@ pub(crate) struct Args {
     image: args::Image,
     /// The file to make; - is standard output.
     #[arg(value_name = "OUT")]
-    out: OsString,
+    out: PathBuf,
     /// What to make.
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Target,
@@ -50,12 +49,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             "--block, --sector, --physical-sector and --log-size are of images, not of raw disks";
         return Err(Failure::usage("usage", message));
     }
-    if !is_raw && args.out == "-" {
+    if !is_raw && args.out.as_os_str() == "-" {
         let message = "an image is not written from its start to its end: - is for raw disks";
         return Err(Failure::usage("usage", message));
     }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
-    if args.out == "-" {
+    if args.out.as_os_str() == "-" {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
@@ -66,6 +65,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         Target::Vhdx | Target::VhdxFixed => image_copy(&input, &draft, &args, console)?,
     };
     draft.publish(console)?;
+    console.done();
     copy.say(&args, console)?;
     Ok(Outcome::Yes)
 }

@@ -70,6 +70,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         .map_err(|error| draft.failure(error))?;
     let facts = Facts::of(&image, parent.as_ref());
     draft.publish(console)?;
+    console.done();
     facts.say(&args.out, console)?;
     Ok(Outcome::Yes)
 }

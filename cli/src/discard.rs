@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::args;
 use crate::exit::{Failure, Outcome};
 use crate::output::{Console, size};
-use crate::writing::Writing;
+use crate::writing::{Writing, range};
 
 /// Say that a range of the disk is not needed any more: it reads as zeros, and whole blocks give up their
 /// space unless the image is a fixed one. The parent never shows through.
@@ -24,10 +24,12 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let image = Writing::open(&args.image.image, &args.writing, console)?;
-    let range = image.range(args.offset, args.length)?;
+    let within = |size| range(args.offset, args.length, size).map(drop);
+    let image = Writing::open(&args.image.image, &args.writing, console, within)?;
+    let range = range(args.offset, args.length, image.size())?;
     let name = image.name();
     image.change_range(range, console, |disk, range| disk.discard(range))?;
+    console.done();
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.discard/1",

@@ -107,6 +107,12 @@ impl Failure {
         }
     }
 
+    /// Says that all was done that was asked, but this.
+    pub(crate) fn of_what_is_done(self) -> Self {
+        let message = format!("what was asked is done, and not told: {}", self.message);
+        Self { code: "stdout.done".into(), message, ..self }
+    }
+
     /// The user stopped the program.
     pub(crate) fn interrupted(message: &str) -> Self {
         Self::new(Exit::Interrupted, "interrupted", message)
@@ -243,6 +249,7 @@ fn facts_of(error: &avhdx::Error) -> Map<String, Value> {
 
 fn exit_of(error: &avhdx::Error) -> Exit {
     match error.kind() {
+        ErrorKind::Io if error.code() == "create.exists" => Exit::Refused,
         ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace => Exit::Io,
         ErrorKind::Limit if error.code() == "limit.open-files" => Exit::Io,
         ErrorKind::NotVhdx | ErrorKind::Damaged | ErrorKind::LogWithoutEntries => Exit::Damaged,

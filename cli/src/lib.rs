@@ -146,6 +146,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 let is_lossy = outcome == Outcome::Yes && console.has_losses();
                 Ok(if is_lossy { Outcome::Losses } else { outcome })
             });
+            let done = done.map_err(|failure| match console.is_mended() {
+                true => failure.also("the image was mended before, as was agreed to"),
+                false => failure,
+            });
             (console, done)
         }
         // Help and versions are answers: clap prints them to standard output.

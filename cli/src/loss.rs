@@ -32,6 +32,7 @@ pub(crate) fn accept(
     });
     told?;
     done?;
+    console.mended();
     Ok(())
 }
 

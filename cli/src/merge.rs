@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use avhdx::ops::forest::{Forest, NodeId};
 use avhdx::ops::{Merge, Merged, Pace};
 use avhdx::storage::{Access, FileKind, Host, LocalHost};
-use avhdx::{LayerId, MergeState};
+use avhdx::{Layer, LayerId, MergeState, OpenOptions};
 use serde_json::json;
 
 use crate::args;
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Exit, Failure, Outcome};
+use crate::loss;
 use crate::next;
 use crate::operation::{self, Subject, paths};
 use crate::output::{Console, size};
 use crate::point::Point;
+use crate::shell::argument;
 
 /// Merge an image into its parent, and remove it: the point in time between the two is given up.
 ///
@@ -42,7 +44,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_other_children: bool,
     /// Copy at most SIZE bytes a second.
-    #[arg(long, value_name = "SIZE", value_parser = args::bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = args::rate)]
     rate: Option<u64>,
     /// Copy the bytes even where the file system could share them between the two files.
     #[arg(long)]
@@ -57,42 +59,31 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let (subject, merge, child) = if args.resume {
-        let options = args.opening.options()?.unfinished(true);
-        let subject = Subject::open_with(&unfinished(&args)?, &options, console)?;
-        let child = subject.being_merged()?.clone();
-        (subject, Merge::resume(child.id), child)
-    } else {
-        let subject = Subject::open_accepting(&args.image, &args.opening, &args.loss, console)?;
-        let child = subject.layer(console)?.clone();
-        let mut merge = Merge::new(child.id);
-        if let Some(ancestor) = &args.into {
-            merge = merge.into_layer(subject.layer_of(ancestor, console)?.id);
-        }
-        (subject, merge, child)
-    };
-    let pace = Pace::new();
-    pace.limit(args.rate);
-    let mut merge = merge
-        .low_space(args.low_space)
-        .shrink(args.shrink)
-        .no_other_children(args.no_other_children)
-        .share(!args.no_share)
-        .pace(pace);
-    for folder in &args.opening.children_in {
-        merge = merge.children_in(folder);
-    }
-    let way_out = |failure: Failure| match failure.is("op.space") {
-        true => with_less_space(failure, &merge, &subject, &args),
-        false => failure,
-    };
+    let options = opening(&args)?.unfinished(args.resume);
+    let image = if args.resume { unfinished(&args)? } else { args.image.clone() };
+    let looked_at = Subject::look(&image, &options)?;
+    let (merge, child) = merge_of(&looked_at, &args)?;
     if args.dry_run {
-        let forecast = merge.forecast(&subject.chain)?;
-        operation::foretell("avhdx.merge/1", &forecast, console).map_err(way_out)?;
+        looked_at.introduce(&options, console)?;
+        let forecast = merge.forecast(&looked_at.chain)?;
+        operation::foretell("avhdx.merge/1", &forecast, console)
+            .map_err(|failure| way_out(failure, &merge, &looked_at, &args))?;
         return Ok(Outcome::Yes);
     }
+    // What cannot be done is no reason to change anything, nor to give anything up.
+    if args.loss.accept_loss || looked_at.is_log_pending() {
+        operation::possible(merge.forecast(&looked_at.chain))?;
+    }
+    let damaged = if args.resume { child.path } else { Some(Point::parse(&image).image) };
+    drop(looked_at);
+    if let Some(image) = damaged {
+        loss::accept(&image, &args.loss, &options, console)?;
+    }
+    let subject = Subject::open(&image, &options, console)?;
+    subject.point(console)?;
+    let (merge, child) = merge_of(&subject, &args)?;
     let done = operation::run(console, |on| merge.clone().run(&subject.chain, on));
-    let done = done.map_err(way_out);
+    let done = done.map_err(|failure| way_out(failure, &merge, &subject, &args));
     let again = done.as_ref().err().map(|_| resume(&subject, &args, child.id));
     let state = subject.chain.image(child.id).and_then(|image| image.merge_mark());
     let ended = subject.end();
@@ -106,13 +97,50 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         }
     };
     ended?;
+    console.done();
     console.warnings(&merged.warnings);
     say(&merged, &child.name, console)?;
+    let resume = child.path.map(|child| next::with_parents("merge --resume", &child));
+    operation::left_file(&merged.warnings, resume)?;
     Ok(Outcome::Yes)
 }
 
-/// Names the way that needs less space, where that is one.
-fn with_less_space(failure: Failure, merge: &Merge, subject: &Subject, args: &Args) -> Failure {
+/// The merge that was asked for, and its child.
+fn merge_of(subject: &Subject, args: &Args) -> Result<(Merge, Layer), Failure> {
+    let (merge, child) = if args.resume {
+        let child = subject.being_merged()?.clone();
+        (Merge::resume(child.id), child)
+    } else {
+        let child = subject.point_meant()?.unwrap_or_else(|| subject.tip()).clone();
+        let mut merge = Merge::new(child.id);
+        if let Some(ancestor) = &args.into {
+            merge = merge.into_layer(subject.layer_of(ancestor)?.id);
+        }
+        (merge, child)
+    };
+    let pace = Pace::new();
+    pace.limit(args.rate);
+    let merge = merge
+        .low_space(args.low_space)
+        .shrink(args.shrink)
+        .no_other_children(args.no_other_children)
+        .share(!args.no_share)
+        .pace(pace);
+    let folders = args.opening.children_in.iter();
+    let merge = folders.fold(merge, |merge, folder| merge.children_in(folder));
+    Ok((merge, child))
+}
+
+/// How the chain is opened. The merge looks for other children of what it changes by itself.
+fn opening(args: &Args) -> Result<OpenOptions, Failure> {
+    Ok(args.opening.options()?.orphan_children(args.no_other_children))
+}
+
+/// Names the way that needs less space, where space is what lacks and that is one.
+fn way_out(failure: Failure, merge: &Merge, subject: &Subject, args: &Args) -> Failure {
+    if !failure.is("op.space") {
+        return failure;
+    }
     let less = merge.clone().low_space(true).forecast(&subject.chain);
     let fits = !args.low_space && less.is_ok_and(|forecast| forecast.check().is_ok());
     match next::with_flag("--low-space  # frees what is merged step by step").filter(|_| fits) {
@@ -192,6 +220,7 @@ fn unfinished(args: &Args) -> Result<OsString, Failure> {
     let Some((mut node, _)) = found else { return Ok(file.into()) };
     let state =
         |id: NodeId| forest.node(id).image.as_ref().ok()?.merge.as_ref().map(|mark| mark.state);
+    refuse_without_child(&forest, node)?;
     loop {
         let children = &forest.node(node).children;
         let in_state = |wanted| children.iter().find(|child| state(**child) == Some(wanted));
@@ -201,4 +230,25 @@ fn unfinished(args: &Args) -> Result<OsString, Failure> {
             _ => return Ok(forest.node(node).path.clone().into()),
         };
     }
+}
+
+/// Refuses to go on with a merge into this image where its child cannot be had.
+fn refuse_without_child(forest: &Forest, target: NodeId) -> Result<(), Failure> {
+    let node = forest.node(target);
+    let mark = node.image.as_ref().ok().and_then(|image| image.merge.as_ref());
+    let Some(mark) = mark.filter(|mark| mark.state == MergeState::Target) else { return Ok(()) };
+    let of_child = |id: &NodeId| forest.node(*id).data_write_guid == Some(mark.other);
+    let mut found = forest.nodes().map(|(id, _)| id).filter(of_child).peekable();
+    if found.peek().is_none() {
+        let (path, child) = (node.path.display(), &mark.name);
+        let message = format!("{path}: {child}, which is being merged into it, was not found");
+        return Err(Failure::new(Exit::Parent, "merge.child-missing", message));
+    }
+    let error = found.find_map(|id| forest.node(id).image.as_ref().err().map(|e| (id, e)));
+    error.map_or(Ok(()), |(id, error)| {
+        let child = forest.node(id).path.display();
+        let message = format!("{child}: cannot be merged as it is: {}", error.message());
+        let check = format!("avhdx check --layer {}", argument(&forest.node(id).path));
+        Err(Failure::new(Exit::Damaged, error.code(), message).then(check))
+    })
 }

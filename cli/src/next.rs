@@ -58,7 +58,9 @@ pub(crate) const ROWS: &[Row] = &[
         &[],
         &["avhdx tree FILE  # the images in it", "AGAIN --with-parent PARENT"],
     ),
-    ("file.folder", &[], &["avhdx tree IMAGE"]),
+    ("file.folder", &[], &["avhdx tree FILE"]),
+    ("file.not-regular", &[], &["avhdx tree FOLDER  # the images that there are"]),
+    ("forest.place", &[], &["avhdx tree FOLDER  # the images that there are"]),
     ("file.open", &[], &["avhdx tree FOLDER  # the images that there are"]),
     (
         "file.vhd-set",
@@ -76,6 +78,7 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     // What is to be made.
+    ("create.exists", &[], &["AGAIN --path OUT  # OUT: another name"]),
     ("output.exists", &[], &["AGAIN --overwrite  # replaces it"]),
     (
         "output.swapped",
@@ -93,6 +96,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.*", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
     ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
+    ("stdout.done", &[], &["avhdx tree FOLDER  # what there is now"]),
     // Logs.
     (
         "log.no-entries",
@@ -158,6 +162,14 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     (
+        "parent.no-access",
+        &["the file is there, and the host does not let this user read it"],
+        &[
+            "AGAIN  # as a user who may read FILE",
+            "AGAIN --with-parent PARENT  # PARENT: a copy of it",
+        ],
+    ),
+    (
         "parent: foreign.*",
         &[],
         &[
@@ -192,6 +204,11 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
     ("reparent.*", &[], &["avhdx tree FOLDER  # which images there are, and whose child each is"]),
+    (
+        "relink.unread",
+        &["what cannot be read may be the parent, and its child is left as it is until then"],
+        &["avhdx tree FOLDER  # what the paths lead to", "AGAIN  # once the file can be read"],
+    ),
     ("relink.*", &[], &["avhdx tree IMAGE  # who has which identity", "AGAIN --parent-dir DIR"]),
     // Limits.
     ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),
@@ -208,6 +225,11 @@ pub(crate) const ROWS: &[Row] = &[
     ("limit.open-files", &["ulimit -n N allows more open files"], &["ulimit -n 4096 && AGAIN"]),
     // Who else is there.
     (
+        "file.replaced",
+        &["what was written to the file that was opened would be found by nobody"],
+        &["AGAIN  # with the file that has the name by now"],
+    ),
+    (
         "kind in-use",
         &[
             "avhdx info works on an image in use",
@@ -222,6 +244,18 @@ pub(crate) const ROWS: &[Row] = &[
             "avhdx create CHILD --parent IMAGE PARENTS  # another child, to be written to instead",
             "AGAIN --orphan-children",
         ],
+    ),
+    (
+        "merge: image.children-unknown",
+        &["what cannot be looked at may be a child, which a merge would leave without its parent"],
+        &["AGAIN --no-other-children  # if you know that it is none"],
+    ),
+    (
+        "reparent: kind has-children",
+        &[
+            "--orphan-children would allow it: the image gets another identity, and its children are to be linked anew",
+        ],
+        &["avhdx tree FOLDER  # whose child each image is", "AGAIN --orphan-children"],
     ),
     (
         "create: kind has-children",
@@ -266,7 +300,22 @@ pub(crate) const ROWS: &[Row] = &[
         &["avhdx tree FOLDER  # whose child each image is"],
     ),
     ("merge.children-unknown", &[], &["AGAIN --no-other-children  # if you know it"]),
+    (
+        "merge.not-removed",
+        &["all that it held is in its parent"],
+        &["avhdx merge --resume PARENTS IMAGE  # once the file can be removed"],
+    ),
+    (
+        "revert.kept",
+        &["the new tip is the disk from now on; what is left over is a branch of its own"],
+        &["avhdx tree FOLDER  # what there is now"],
+    ),
     ("merge.no-parent", &[], &["avhdx info --chain PARENTS TIP"]),
+    (
+        "merge.child-missing",
+        &["what is not merged yet is in that file alone"],
+        &["AGAIN --children-in DIR  # DIR: where it lies"],
+    ),
     ("merge.not-begun", &[], &["avhdx merge PARENTS IMAGE"]),
     ("kind merged", &[], &["avhdx merge --resume FILE"]),
     ("kind unfinished", &[], &["avhdx merge --resume FILE"]),
@@ -518,6 +567,22 @@ impl Typed {
         self.other.as_ref().is_some_and(|other| file.map(Path::new) == Some(&name(other)))
     }
 
+    /// What was typed, with another name for what is made.
+    fn elsewhere(&self) -> Vec<OsString> {
+        let replaced = |at: usize| {
+            let mut words = self.words.clone();
+            words[at] = "OUT".into();
+            // The same name may stand for something else too.
+            let args = [&["avhdx".into()], &words[..]].concat();
+            let matches = crate::matches(args).ok()?;
+            let out = values(matches.subcommand()?.1, "out");
+            (out == ["OUT"]).then_some(words)
+        };
+        let is_out = |at: &usize| self.out.as_ref() == Some(&self.words[*at]);
+        let found = (0..self.words.len()).rev().filter(is_out).find_map(replaced);
+        found.unwrap_or_else(|| self.words.clone())
+    }
+
     /// What `more` can be appended to: all that was typed, but for the flag that it replaces. `None` where the
     /// verb does not know it.
     fn before(&self, more: &str) -> Option<Self> {
@@ -563,7 +628,15 @@ fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Opti
     };
     let typed = typed.as_ref();
     let template = template.as_str();
-    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, concerned) {
+    let file = match concerned.file.map(|shown| file_of(shown, typed)) {
+        // No command is better than one with another name.
+        Some(None) if ["FILE", "FOLDER", "PLAIN"].iter().any(|name| template.contains(name)) => {
+            return None;
+        }
+        file => file.flatten(),
+    };
+    let file = file.as_deref();
+    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, file) {
         Some(text) if text.is_empty() => None,
         Some(text) => Some(text),
         None => Some(word.to_owned()),
@@ -575,10 +648,22 @@ fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Opti
     })
 }
 
-fn stands_for(name: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Option<String> {
-    let file = concerned.file;
+/// The file that a failure shows by this name: one that was typed, where the name has what is no text.
+fn file_of(shown: &str, typed: Option<&Typed>) -> Option<PathBuf> {
+    if !shown.contains(char::REPLACEMENT_CHARACTER) {
+        return Some(shown.into());
+    }
+    let names = typed?.words.iter().flat_map(|word| {
+        let image = Point::parse(word).image;
+        let real = LocalHost.canonical(&image).ok();
+        [Some(image), real].into_iter().flatten()
+    });
+    names.into_iter().find(|name| name.to_string_lossy() == shown)
+}
+
+fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<String> {
     if let Some((image, selector)) = name.split_once('@') {
-        let image = stands_for(image, typed, concerned)?;
+        let image = stands_for(image, typed, file)?;
         return Some(format!("{image}@{selector}"));
     }
     let image = || typed?.image.as_deref();
@@ -586,25 +671,21 @@ fn stands_for(name: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Op
     match name {
         "IMAGE" => Some(argument(Path::new(image()?))),
         "TIP" => Some(argument(&tip()?)),
-        "FILE" => file.map(|file| argument(Path::new(file))).or_else(|| Some(argument(&tip()?))),
+        "FILE" => file.map(argument).or_else(|| Some(argument(&tip()?))),
         "FOLDER" => {
-            let file = file.map(|file| Path::new(file).to_path_buf()).or_else(tip)?;
+            let made = || typed?.out.as_ref().map(PathBuf::from);
+            let file = file.map(Path::to_path_buf).or_else(tip).or_else(made)?;
             let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
             Some(argument(folder.unwrap_or(Path::new("."))))
         }
-        "PLAIN" => Some(argument(&plain(Path::new(file?)))),
+        "PLAIN" => Some(argument(&plain(file?))),
         "RENAMED" => typed.map(|typed| format!("avhdx {}", words(&renamed(&typed.words, file)))),
         "VERB" => Some(typed.map_or_else(String::new, |typed| typed.verb.clone())),
         "PARENTS" => Some(words(typed.map_or(&[][..], |typed| &typed.parents))),
         "AGAIN" => typed.map(|typed| format!("avhdx {}", words(&typed.words))),
-        "ELSEWHERE" => typed.map(|typed| {
-            let mut elsewhere = typed.words.clone();
-            let out = elsewhere.iter().rposition(|word| typed.out.as_ref() == Some(word));
-            if let Some(out) = out {
-                elsewhere[out] = "OUT".into();
-            }
-            format!("avhdx {}  # OUT: another name", words(&elsewhere))
-        }),
+        "ELSEWHERE" => {
+            typed.map(|typed| format!("avhdx {}  # OUT: another name", words(&typed.elsewhere())))
+        }
         _ => None,
     }
 }
@@ -616,8 +697,8 @@ fn plain(path: &Path) -> PathBuf {
 }
 
 /// What was typed, where it names the file or what lies in it, with the plain name.
-fn renamed(words: &[OsString], file: Option<&str>) -> Vec<OsString> {
-    let Some(file) = file.map(Path::new) else { return words.to_vec() };
+fn renamed(words: &[OsString], file: Option<&Path>) -> Vec<OsString> {
+    let Some(file) = file else { return words.to_vec() };
     let renamed = |word: &OsString| {
         let image = Point::parse(word).image;
         let real = LocalHost.canonical(&image).ok()?;

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use avhdx::ops::{FileChange, FileChangeKind, Forecast, Progress};
-use avhdx::storage::{Host, LocalHost};
-use avhdx::{DiffChain, Layer, MergeState, OpenOptions};
+use avhdx::storage::{Access, Host, LocalHost};
+use avhdx::{DiffChain, Layer, LogState, MergeState, OpenOptions, Warning};
 use serde_json::{Value, json};
 
-use crate::args;
-use crate::exit::Failure;
+use crate::exit::{Exit, Failure};
 use crate::input;
 use crate::interrupt::{UnderWay, under_way};
-use crate::loss;
 use crate::output::{Console, Table, size};
 use crate::parents;
 use crate::point::{Point, Points};
@@ -36,27 +34,6 @@ impl Subject {
     /// Opens the chain that the argument's image is the tip of.
     pub(crate) fn open(
         argument: &OsStr,
-        flags: &args::Chain,
-        console: &mut Console,
-    ) -> Result<Self, Failure> {
-        Self::open_with(argument, &flags.options()?, console)
-    }
-
-    /// The same, once the tip is settled of which bytes are lost.
-    pub(crate) fn open_accepting(
-        argument: &OsStr,
-        flags: &args::Chain,
-        accepted: &args::Loss,
-        console: &mut Console,
-    ) -> Result<Self, Failure> {
-        let options = flags.options()?;
-        loss::accept(&Point::parse(argument).image, accepted, &options, console)?;
-        Self::open_with(argument, &options, console)
-    }
-
-    /// The same, with options of the verb's own.
-    pub(crate) fn open_with(
-        argument: &OsStr,
         options: &OpenOptions,
         console: &mut Console,
     ) -> Result<Self, Failure> {
@@ -69,10 +46,50 @@ impl Subject {
         Ok(Self { chain, image, points, selector, argument: argument.to_string_lossy().into() })
     }
 
+    /// Opens it to be looked at alone: no file changes, and nothing is said that is said again when it is opened to
+    /// be changed.
+    pub(crate) fn look(argument: &OsStr, options: &OpenOptions) -> Result<Self, Failure> {
+        let Point { image, selector } = Point::parse(argument);
+        let options = &options.clone().writable(false);
+        let chain =
+            options.open(&image).map_err(|error| parents::failure(error, &image, options))?;
+        let points = Points::of(&chain);
+        Ok(Self { chain, image, points, selector, argument: argument.to_string_lossy().into() })
+    }
+
+    /// Says what is to be said of a chain that was only looked at.
+    pub(crate) fn introduce(
+        &self,
+        options: &OpenOptions,
+        console: &mut Console,
+    ) -> Result<(), Failure> {
+        input::tell_link(&self.chain, console);
+        console.warnings(&self.chain.warnings());
+        // As when it is opened to be changed.
+        let Some(path) = &self.tip().path else { return Ok(()) };
+        let file = LocalHost.open(path, Access::Read);
+        let file = file.map_err(|error| {
+            Failure::io("file.open", format!("{}: cannot open the file", path.display()), &error)
+        })?;
+        console.warnings(&options.check_childless(file.as_ref())?);
+        Ok(())
+    }
+
+    /// Whether opening the image to change it changes its file, for a log is to be replayed.
+    pub(crate) fn is_log_pending(&self) -> bool {
+        matches!(self.chain.tip().info().log.state, LogState::Replayed { .. })
+    }
+
     /// The layer that the argument names, `None` where it names the image alone.
     pub(crate) fn point(&self, console: &mut Console) -> Result<Option<&Layer>, Failure> {
         let Some(selector) = &self.selector else { return Ok(None) };
         self.points.resolve(selector, &self.argument, console).map(Some)
+    }
+
+    /// The same, without a word.
+    pub(crate) fn point_meant(&self) -> Result<Option<&Layer>, Failure> {
+        let Some(selector) = &self.selector else { return Ok(None) };
+        self.points.select(selector, &self.argument).map(Some)
     }
 
     /// The points in time that there are.
@@ -86,7 +103,7 @@ impl Subject {
     }
 
     /// The layer that a flag's value means: a selector, or the path of one of the layers.
-    pub(crate) fn layer_of(&self, value: &OsStr, console: &mut Console) -> Result<&Layer, Failure> {
+    pub(crate) fn layer_of(&self, value: &OsStr) -> Result<&Layer, Failure> {
         let path = LocalHost.canonical(Path::new(value)).ok();
         let is_there = |layer: &&Layer| {
             let own = layer.path.as_deref().and_then(|path| LocalHost.canonical(path).ok());
@@ -97,7 +114,7 @@ impl Subject {
         }
         let text = value.to_string_lossy();
         let selector = text.strip_prefix('@').unwrap_or(&text);
-        self.points.resolve(selector, &text, console)
+        self.points.select(selector, &text)
     }
 
     /// The layer that is being merged, the lowest if there are several.
@@ -138,6 +155,23 @@ pub(crate) fn run<T>(
     drop(meter);
     *under_way() = UnderWay::Nothing;
     Ok(done?)
+}
+
+/// Whether an operation could be done on an image once what it lost is settled.
+pub(crate) fn possible(forecast: avhdx::Result<Forecast>) -> Result<(), Failure> {
+    match forecast {
+        Err(error) if error.code().starts_with("claim.") => Ok(()),
+        forecast => Ok(forecast?.check()?),
+    }
+}
+
+/// The failure to remove a file after everything else was done, which the warnings tell of.
+pub(crate) fn left_file(warnings: &[Warning], way_on: Option<String>) -> Result<(), Failure> {
+    let is_left = |warning: &&Warning| matches!(warning.code, "merge.not-removed" | "revert.kept");
+    let Some(left) = warnings.iter().find(is_left) else { return Ok(()) };
+    let message = format!("all was done, but that a file is left: {}", left.message);
+    let failure = Failure::new(Exit::Io, left.code, message);
+    Err(way_on.into_iter().fold(failure, Failure::then))
 }
 
 /// Says what an operation is going to do, and fails where there is not the space for it.

@@ -12,13 +12,23 @@ use crate::exit::Failure;
 pub(crate) struct Console {
     json: bool,
     out: BufWriter<Stdout>,
+    /// Whether what was asked is done, and only to be told yet.
+    is_done: bool,
+    /// Whether an image was mended before that, without what was lost.
+    is_mended: bool,
     /// What of an image was given up on the way, for programs, and whether that is more than nothing.
     losses: Option<(Value, bool)>,
 }
 
 impl Console {
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, out: BufWriter::with_capacity(64 << 10, io::stdout()), losses: None }
+        Self {
+            json,
+            out: BufWriter::with_capacity(64 << 10, io::stdout()),
+            is_done: false,
+            is_mended: false,
+            losses: None,
+        }
     }
 
     /// Whether answers are wanted as JSON.
@@ -26,15 +36,25 @@ impl Console {
         self.json
     }
 
+    /// Notes that what was asked is done: what fails from now on is the telling.
+    pub(crate) fn done(&mut self) {
+        self.is_done = true;
+    }
+
+    fn untold(&self, error: &io::Error) -> Failure {
+        let failure = Failure::stdout(error);
+        if self.is_done { failure.of_what_is_done() } else { failure }
+    }
+
     /// Writes bytes of an answer as they are.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.out.write_all(bytes).map_err(|error| Failure::stdout(&error))
+        self.out.write_all(bytes).map_err(|error| self.untold(&error))
     }
 
     /// Writes a line of an answer.
     pub(crate) fn line(&mut self, line: impl AsRef<str>) -> Result<(), Failure> {
         let line = printable(line.as_ref());
-        writeln!(self.out, "{}", line.trim_end()).map_err(|error| Failure::stdout(&error))
+        writeln!(self.out, "{}", line.trim_end()).map_err(|error| self.untold(&error))
     }
 
     /// Writes a table and an empty line.
@@ -47,7 +67,7 @@ impl Console {
 
     /// Writes an object on a line of its own.
     pub(crate) fn object(&mut self, object: &Value) -> Result<(), Failure> {
-        writeln!(self.out, "{object}").map_err(|error| Failure::stdout(&error))
+        writeln!(self.out, "{object}").map_err(|error| self.untold(&error))
     }
 
     /// Writes an object as the whole of an answer, laid out for people to read as well. What was lost on the way
@@ -57,7 +77,7 @@ impl Console {
         if let (Some(object), Some((losses, _))) = (object.as_object_mut(), &self.losses) {
             object.insert("accepted_loss".into(), losses.clone());
         }
-        writeln!(self.out, "{object:#}").map_err(|error| Failure::stdout(&error))
+        writeln!(self.out, "{object:#}").map_err(|error| self.untold(&error))
     }
 
     /// Notes what was given up, and whether bytes were.
@@ -70,8 +90,17 @@ impl Console {
         self.losses.as_ref().is_some_and(|(_, any)| *any)
     }
 
+    /// Notes that an image was mended.
+    pub(crate) fn mended(&mut self) {
+        self.is_mended = self.losses.is_some();
+    }
+
+    pub(crate) fn is_mended(&self) -> bool {
+        self.is_mended
+    }
+
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        self.out.flush().map_err(|error| Failure::stdout(&error))
+        self.out.flush().map_err(|error| self.untold(&error))
     }
 
     /// Says something beside the answer.

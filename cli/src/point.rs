@@ -83,7 +83,8 @@ impl Points {
         Ok(layer)
     }
 
-    fn select(&self, selector: &str, argument: &str) -> Result<&Layer, Failure> {
+    /// The same, without a word.
+    pub(crate) fn select(&self, selector: &str, argument: &str) -> Result<&Layer, Failure> {
         let layers = &self.layers;
         let unknown = |why: String| {
             Failure::usage("point.unknown", format!("{argument}: {why}")).hint(self.listing())

@@ -24,8 +24,15 @@ pub(crate) struct Args {
     /// Change the link without a proof, as where the old parent is lost: the disk is then what BASE makes of it.
     #[arg(long)]
     unproven: bool,
+    /// With --unproven: change the link although a child of IMAGE is found, which is cut off by that: IMAGE gets
+    /// another identity, for its disk may be another.
+    #[arg(long, requires = "unproven")]
+    orphan_children: bool,
+    /// Look for children of IMAGE in DIR too, beside its own folder. Can be repeated.
+    #[arg(long, value_name = "DIR", requires = "unproven")]
+    children_in: Vec<std::path::PathBuf>,
     /// Read at most SIZE bytes a second.
-    #[arg(long, value_name = "SIZE", value_parser = args::bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = args::rate)]
     rate: Option<u64>,
     /// Only say what would be done, and how much has to be read for the proof.
     #[arg(long)]
@@ -35,7 +42,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let options = args.opening.options();
+    args::look_into(&args.children_in)?;
+    let options = args.opening.options().orphan_children(args.orphan_children);
+    let options =
+        args.children_in.iter().fold(options, |options, folder| options.children_in(folder));
     // The image may be one whose chain cannot be opened.
     let image = match Point::parse(&args.image.image) {
         Point { image, selector: None } => image,
@@ -53,6 +63,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let done = operation::run(console, |on| reparent.run(&image, on))?;
     console.warnings(&done.warnings);
     let [image, base] = [&done.path, &done.parent].map(|path| path.display().to_string());
+    console.done();
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.reparent/1",

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use avhdx::LayerId;
 use avhdx::ops::Revert;
 use serde_json::json;
 
@@ -26,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long, requires = "delete_newer")]
     orphan_children: bool,
     /// What the point in time is called from now on [default: as it was].
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = args::label)]
     label: Option<String>,
     /// The new file [default: beside the point's, DISK_GUID.avhdx].
     #[arg(long, value_name = "FILE")]
@@ -39,32 +40,32 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let subject = Subject::open(&args.image, &args.opening, console)?;
-    let Some(point) = subject.point(console)?.cloned() else {
-        let image = subject.image.display();
+    let options = args.opening.options()?;
+    let looked_at = Subject::look(&args.image, &options)?;
+    let Some(point) = looked_at.point_meant()? else {
+        let image = looked_at.image.display();
         let message = format!("{image}: which point to go back to is not said: {image}@SEL");
-        return Err(Failure::usage("point.none", message).hint(subject.listing()));
+        return Err(Failure::usage("point.none", message).hint(looked_at.listing()));
     };
-    let mut revert =
-        Revert::to(point.id).delete_newer(args.delete_newer).orphan_children(args.orphan_children);
-    for folder in &args.opening.children_in {
-        revert = revert.children_in(folder);
-    }
-    if let Some(label) = &args.label {
-        revert = revert.label(label);
-    }
-    if let Some(path) = &args.path {
-        revert = revert.path(path);
-    }
     if args.dry_run {
-        let forecast = revert.forecast(&subject.chain)?;
+        looked_at.introduce(&options, console)?;
+        let forecast = revert_to(point.id, &args).forecast(&looked_at.chain)?;
         operation::foretell("avhdx.revert/1", &forecast, console)?;
         return Ok(Outcome::Yes);
     }
+    // What cannot be done is no reason to change anything.
+    if looked_at.is_log_pending() {
+        operation::possible(revert_to(point.id, &args).forecast(&looked_at.chain))?;
+    }
+    drop(looked_at);
+    let subject = Subject::open(&args.image, &options, console)?;
+    let point = subject.layer(console)?.clone();
+    let revert = revert_to(point.id, &args);
     let made = operation::run(console, |on| revert.run(&subject.chain, on))?;
     console.warnings(&made.warnings);
     let tip = subject.chain.layers().swap_remove(0);
     subject.end()?;
+    console.done();
     let path = made.path.display().to_string();
     if console.is_json() {
         console.document(&json!({
@@ -84,5 +85,21 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             console.line(format!("  removed   {}", removed.display()))?;
         }
     }
+    operation::left_file(&made.warnings, None)?;
     Ok(Outcome::Yes)
+}
+
+fn revert_to(point: LayerId, args: &Args) -> Revert {
+    let mut revert =
+        Revert::to(point).delete_newer(args.delete_newer).orphan_children(args.orphan_children);
+    for folder in &args.opening.children_in {
+        revert = revert.children_in(folder);
+    }
+    if let Some(label) = &args.label {
+        revert = revert.label(label);
+    }
+    if let Some(path) = &args.path {
+        revert = revert.path(path);
+    }
+    revert
 }

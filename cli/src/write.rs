@@ -8,7 +8,7 @@ use crate::args;
 use crate::exit::{Failure, Outcome};
 use crate::output::{Console, size};
 use crate::progress::Meter;
-use crate::writing::Writing;
+use crate::writing::{Writing, range};
 
 /// Bytes that are read ahead and written at once.
 const PIECE: u64 = 2 << 20;
@@ -29,13 +29,19 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let image = Writing::open(&args.image.image, &args.writing, console)?;
-    image.range(args.offset, 0)?;
     let input = io::stdin().lock();
-    let known = known_length(&input);
-    if known.is_some_and(|length| length > image.size() - args.offset) {
-        return Err(too_long(&image, args.offset, known));
-    }
+    let known = known_length(&input)?;
+    let named = args.image.image.to_string_lossy();
+    let fits = |size| {
+        range(args.offset, 0, size)?;
+        match known {
+            Some(length) if length > size - args.offset => {
+                Err(too_long(&named, size - args.offset, args.offset, known))
+            }
+            _ => Ok(()),
+        }
+    };
+    let image = Writing::open(&args.image.image, &args.writing, console, fits)?;
     let mut written = 0;
     let mut meter = known.map(|length| (Meter::new(console), length));
     let done = copy(input, &image, args.offset, &mut |so_far| {
@@ -50,6 +56,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     }
     let name = image.name();
     image.end()?;
+    console.done();
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.write/1",
@@ -82,7 +89,7 @@ fn copy(
         let filled = fill(&mut input, piece)
             .map_err(|error| Failure::io("stdin.read", "cannot read standard input", &error))?;
         if filled as u64 > end - at {
-            return Err(too_long(image, offset, None));
+            return Err(too_long(&image.name(), end - offset, offset, None));
         }
         if filled > 0 {
             image.change(|disk| disk.write_at(&piece[..filled], at))?;
@@ -109,24 +116,29 @@ fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// What is still to come, where the input is a file.
+/// What is still to come, where the input is a file. A folder is none, and nothing is to be done for it.
 #[cfg(unix)]
-fn known_length(input: &io::StdinLock<'_>) -> Option<u64> {
+fn known_length(input: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
     use std::io::Seek;
     use std::os::fd::AsFd;
     // The position is shared with the standard input itself; a pipe has none.
-    let mut file = std::fs::File::from(input.as_fd().try_clone_to_owned().ok()?);
-    let metadata = file.metadata().ok().filter(std::fs::Metadata::is_file)?;
-    Some(metadata.len().saturating_sub(file.stream_position().ok()?))
+    let Ok(file) = input.as_fd().try_clone_to_owned() else { return Ok(None) };
+    let mut file = std::fs::File::from(file);
+    let Ok(metadata) = file.metadata() else { return Ok(None) };
+    if metadata.is_dir() {
+        let error = io::ErrorKind::IsADirectory.into();
+        return Err(Failure::io("stdin.read", "cannot read standard input", &error));
+    }
+    let at = file.stream_position().ok().filter(|_| metadata.is_file());
+    Ok(at.map(|at| metadata.len().saturating_sub(at)))
 }
 
 #[cfg(not(unix))]
-fn known_length(_: &io::StdinLock<'_>) -> Option<u64> {
-    None
+fn known_length(_: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
+    Ok(None)
 }
 
-fn too_long(image: &Writing, offset: u64, known: Option<u64>) -> Failure {
-    let (name, room) = (image.name(), image.size() - offset);
+fn too_long(name: &str, room: u64, offset: u64, known: Option<u64>) -> Failure {
     let input = known.map_or_else(|| "more".into(), |length| format!("{length}"));
     let message = format!(
         "{name}: the disk has room for {room} bytes at {offset}, and the input has {input}"

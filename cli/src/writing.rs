@@ -27,12 +27,14 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
+    /// Opens the image, once `check` found that a disk of that many bytes can be changed as was asked.
     pub(crate) fn open(
         argument: &OsStr,
         writing: &args::Writing,
         console: &mut Console,
+        check: impl Fn(u64) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
-        Self::open_with(argument, writing, &writing.options(), console)
+        Self::open_with(argument, writing, &writing.options(), console, check)
     }
 
     /// The same, with options of the verb's own.
@@ -41,14 +43,21 @@ impl Writing {
         writing: &args::Writing,
         options: &OpenOptions,
         console: &mut Console,
+        check: impl Fn(u64) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
         args::look_into(&writing.children_in)?;
         let Resolved { path, is_tip } = input::resolve(argument, &writing.parents(), console)?;
         if !is_tip {
             return Err(below_the_tip(argument));
         }
+        let failed = |error| parents::failure(error, &path, options);
+        // What cannot be done is no reason to change anything, nor to give anything up.
+        let looked_at = writing.parents().open(&path).map_err(failed)?;
+        check(looked_at.geometry().size)?;
+        drop(looked_at);
         loss::accept(&path, &writing.loss, options, console)?;
-        let chain = options.open(&path).map_err(|error| parents::failure(error, &path, options))?;
+        let chain = options.open(&path).map_err(failed)?;
+        check(chain.geometry().size)?;
         input::tell_link(&chain, console);
         console.warnings(&chain.warnings());
         *under_way() = UnderWay::Image(chain.clone());
@@ -67,17 +76,6 @@ impl Writing {
 
     pub(crate) fn size(&self) -> u64 {
         self.chain.geometry().size
-    }
-
-    /// The range of `length` bytes at `offset`, which must lie within the disk.
-    pub(crate) fn range(&self, offset: u64, length: u64) -> Result<Range<u64>, Failure> {
-        let size = self.size();
-        let end = offset.checked_add(length).filter(|end| *end <= size);
-        end.map(|end| offset..end).ok_or_else(|| {
-            let message =
-                format!("{length} bytes at {offset} do not lie within the disk, which has {size}");
-            Failure::usage("disk.out-of-range", message)
-        })
     }
 
     /// Makes one change. An interruption waits until it is made.
@@ -130,6 +128,16 @@ impl Drop for Writing {
     fn drop(&mut self) {
         *under_way() = UnderWay::Nothing;
     }
+}
+
+/// The range of `length` bytes at `offset`, which must lie within a disk of `size` bytes.
+pub(crate) fn range(offset: u64, length: u64, size: u64) -> Result<Range<u64>, Failure> {
+    let end = offset.checked_add(length).filter(|end| *end <= size);
+    end.map(|end| offset..end).ok_or_else(|| {
+        let message =
+            format!("{length} bytes at {offset} do not lie within the disk, which has {size}");
+        Failure::usage("disk.out-of-range", message)
+    })
 }
 
 /// The refusal to change a layer that others lie on.

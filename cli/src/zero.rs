@@ -6,7 +6,7 @@ use serde_json::json;
 use crate::args;
 use crate::exit::{Failure, Outcome};
 use crate::output::{Console, size};
-use crate::writing::Writing;
+use crate::writing::{Writing, range};
 
 /// Make a range of the disk read as zeros. Whole blocks may give up their space.
 #[derive(clap::Args, Debug)]
@@ -27,11 +27,13 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let image = Writing::open(&args.image.image, &args.writing, console)?;
-    let range = image.range(args.offset, args.length)?;
+    let within = |size| range(args.offset, args.length, size).map(drop);
+    let image = Writing::open(&args.image.image, &args.writing, console, within)?;
+    let range = range(args.offset, args.length, image.size())?;
     let name = image.name();
     let how = if args.keep_space { Zeroing::KeepSpace } else { Zeroing::MayUnmap };
     image.change_range(range, console, |disk, range| disk.write_zeroes(range, how))?;
+    console.done();
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.zero/1",

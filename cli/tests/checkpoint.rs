@@ -148,7 +148,7 @@ fn refusals() {
     drop(run.says("next: avhdx create CHILD --parent web.vhdx  # "));
     let run = folder.run("checkpoint one.avhdx@first").expect(7);
     drop(run.says("next: avhdx create CHILD --parent one.avhdx@first  # "));
-    drop(folder.run("checkpoint one.avhdx --path web.vhdx").expect(3));
+    drop(folder.run("checkpoint one.avhdx --path web.vhdx").expect(7));
     drop(folder.run("revert one.avhdx").expect(2).says("avhdx info --chain one.avhdx"));
     drop(folder.run("revert one.avhdx@-0").expect(2).says("next: avhdx revert one.avhdx@-1"));
     drop(folder.run("revert one.avhdx@never").expect(2).says("(first)"));

@@ -14,6 +14,14 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
         "output.swapped",
         "needs a file to be swapped while the program runs: see tests/swaps.rs, which runs what it says",
     ),
+    ("file.replaced", "needs a file to be swapped while it is opened: see tests/locks"),
+    ("parent.no-access", "needs a user who may not read everything: see tests/locate.rs"),
+    (
+        "merge: image.children-unknown",
+        "needs a folder that may not be listed: see tests/children.rs",
+    ),
+    ("merge.not-removed", "needs a file that may not be removed: see tests/children.rs"),
+    ("revert.kept", "needs a file that may not be removed: see tests/children.rs"),
     ("create.parent-path", "on Unix a path leads from every folder to every file"),
     ("export.room", "needs a file system without room"),
     ("kind no-space", "needs a file system without room"),
@@ -95,6 +103,19 @@ fn asked() -> Vec<Case> {
             },
             "info set.vhds",
         ),
+        case(
+            "file.not-regular",
+            4,
+            |f| {
+                of_chain(f);
+                let made = std::process::Command::new("mkfifo").arg(f.file("pipe.vhdx")).status();
+                assert!(made.unwrap().success());
+            },
+            "info pipe.vhdx",
+        ),
+        case("forest.place", 3, of_chain, "tree nothing"),
+        case("stdout.done", 3, of_chain, "create b.vhdx --size 4M >/dev/full"),
+        case("create.exists", 7, of_chain, "checkpoint l2.vhdx --path l0.vhdx").filled(OUT),
         case("man.verb", 2, of_chain, "man frobnicate"),
         case(
             "point.ambiguous",
@@ -327,6 +348,21 @@ fn parents() -> Vec<Case> {
             },
             "reparent l1.vhdx --onto l0.vhdx",
         ),
+        case(
+            "relink.unread",
+            6,
+            |f| {
+                keep_base(f, |path| {
+                    fs::remove_file(path).unwrap();
+                    std::os::unix::fs::symlink(path, path).unwrap();
+                });
+            },
+            "relink .",
+        )
+        .first(|f| {
+            fs::remove_file(f.file("l0.vhdx")).unwrap();
+            fs::remove_file(f.file("kept.vhdx")).unwrap();
+        }),
         case("relink.*", 7, |f| keep_base(f, |path| fs::remove_file(path).unwrap()), "relink .")
             .filled(&[("DIR", "elsewhere")])
             .first(|f| {
@@ -350,6 +386,31 @@ fn operations() -> Vec<Case> {
             },
             "reparent l1.vhdx --onto other.vhdx",
         ),
+        case(
+            "reparent: kind has-children",
+            7,
+            |f| {
+                of_chain(f);
+                let mut other = chain().remove(0);
+                other.set_data_write_guid(guid(9));
+                other.put(0, Block::full(Data::Pattern(77)));
+                other.write_to(f.file("other.vhdx"));
+            },
+            "reparent l1.vhdx --onto other.vhdx --unproven",
+        ),
+        case(
+            "merge.child-missing",
+            5,
+            |f| {
+                of_merge(f);
+                fs::create_dir(f.file("elsewhere")).unwrap();
+                for name in ["l1.vhdx", "l2.vhdx"] {
+                    fs::rename(f.file(name), f.file("elsewhere").join(name)).unwrap();
+                }
+            },
+            "merge --resume l0.vhdx --parent-dir .",
+        )
+        .filled(&[("DIR", "elsewhere")]),
         case(
             "reparent.parent-lost",
             7,

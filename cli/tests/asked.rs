@@ -1,0 +1,243 @@
+//! Nothing changes before it is known that what was asked can be done, and what is done is told as done.
+#![allow(clippy::disallowed_methods)]
+
+mod common;
+
+use std::fs;
+
+use avhdx_testkit::build::{Block, Data, Image, write_chain};
+use common::{Folder, chain, guid, mark};
+
+const MIB: u64 = 1 << 20;
+
+/// A chain whose tip has a log that is to be replayed, and beside it what a killed program left.
+fn dirty() -> Folder {
+    let folder = Folder::new();
+    let mut images = chain();
+    let mut tip = images.pop().unwrap();
+    let before = tip.clone();
+    tip.put(3, Block::full(Data::Pattern(6)));
+    images.push(Image::dirty(&before, &tip, guid(8), 10));
+    write_chain(folder.path(), &images);
+    folder
+}
+
+/// A chain whose tip lost its last block.
+fn cut() -> Folder {
+    let folder = Folder::with_chain();
+    let file = fs::File::options().write(true).open(folder.file("l2.vhdx")).unwrap();
+    let len = file.metadata().unwrap().len();
+    file.set_len(len - MIB / 2).unwrap();
+    folder
+}
+
+fn contents(folder: &Folder) -> Vec<(String, Vec<u8>)> {
+    let names = folder.names().into_iter();
+    let files = names.filter(|name| folder.file(name).is_file());
+    files.map(|name| (name.clone(), folder.read(&name))).collect()
+}
+
+#[test]
+fn a_dry_run_replays_no_log_and_removes_no_draft() {
+    for line in [
+        "checkpoint l2.vhdx --dry-run",
+        "merge l2.vhdx --dry-run",
+        "revert l2.vhdx@-1 --dry-run",
+        "revert l2.vhdx@-1 --delete-newer --dry-run",
+        "reparent l2.vhdx --onto l1.vhdx --dry-run",
+        "relink . --dry-run",
+    ] {
+        let folder = dirty();
+        let before = contents(&folder);
+        folder.run(line).expect(0);
+        assert!(contents(&folder) == before, "{line}");
+    }
+}
+
+#[test]
+fn a_verb_that_is_refused_replays_no_log() {
+    for (line, code) in [
+        ("zero l2.vhdx --offset 64T --length 1", 2),
+        ("discard l2.vhdx --offset 64T --length 1", 2),
+        ("write l2.vhdx --offset 64T", 2),
+        ("checkpoint l2.vhdx --path l0.vhdx", 7),
+        ("checkpoint l2.vhdx --path none/x.avhdx", 3),
+        ("checkpoint l2.vhdx@-1", 7),
+        ("merge l2.vhdx@base", 2),
+        ("merge l2.vhdx --into never", 2),
+        ("merge --resume l2.vhdx", 2),
+        ("revert l2.vhdx", 2),
+        ("revert l2.vhdx@-1 --path l0.vhdx", 7),
+    ] {
+        let folder = dirty();
+        let before = contents(&folder);
+        folder.run(line).expect(code);
+        assert!(contents(&folder) == before, "{line}");
+    }
+    // Nor where the tip's parent is missing.
+    let folder = dirty();
+    fs::remove_file(folder.file("l1.vhdx")).unwrap();
+    let before = contents(&folder);
+    folder.run("zero l2.vhdx --offset 0 --length 1M").expect(5);
+    assert!(contents(&folder) == before);
+    // What is possible is done.
+    let folder = dirty();
+    let before = contents(&folder);
+    folder.run("zero l2.vhdx --offset 0 --length 1M").expect(0);
+    assert!(contents(&folder) != before);
+}
+
+#[test]
+fn nothing_is_given_up_for_what_cannot_be_done() {
+    for (line, code) in [
+        ("zero l2.vhdx --offset 64T --length 1", 2),
+        ("discard l2.vhdx --offset 64T --length 1", 2),
+        ("write l2.vhdx --offset 64T", 2),
+        ("checkpoint l2.vhdx --path l0.vhdx", 7),
+        ("checkpoint l2.vhdx --path none/x.avhdx", 3),
+        ("checkpoint l2.vhdx@-1", 7),
+        ("merge l2.vhdx@base", 2),
+        ("merge l2.vhdx --into never", 2),
+    ] {
+        let folder = cut();
+        let before = contents(&folder);
+        folder.run(&format!("{line} --accept-loss")).expect(code);
+        assert!(contents(&folder) == before, "{line}");
+    }
+    let folder = cut();
+    folder.run("zero l2.vhdx --offset 0 --length 1 --accept-loss").expect(8);
+}
+
+#[test]
+#[cfg(unix)]
+fn the_list_of_what_was_lost_is_for_those_who_may_read_the_image() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = cut();
+    fs::set_permissions(folder.file("l2.vhdx"), fs::Permissions::from_mode(0o600)).unwrap();
+    folder.run("zero l2.vhdx --offset 0 --length 1 --accept-loss").expect(8);
+    let mode = fs::metadata(folder.file("l2.vhdx.lost")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_done_and_cannot_be_told_is_told_as_done() {
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    for line in [
+        "checkpoint l2.vhdx --path new.avhdx",
+        "merge l2.vhdx",
+        "zero l2.vhdx --offset 0 --length 1M",
+        "create new.vhdx --size 4M",
+        "convert l2.vhdx -O raw new.raw",
+    ] {
+        let folder = Folder::with_chain();
+        let mut command = folder.command(line.split(' '));
+        let run = common::Run::of(command.stdout(full()).output().unwrap()).expect(3);
+        let run = run.says("what was asked is done");
+        assert!(!run.stderr.contains(&format!("next: avhdx {line}")), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn an_image_that_is_no_point_in_time_is_not_said_to_be_sound() {
+    let merging = |child: u8, parent: u8| {
+        let folder = Folder::new();
+        let mut images = chain();
+        mark(&mut images[0], parent, guid(1), "l1.vhdx");
+        mark(&mut images[1], child, guid(0), "l0.vhdx");
+        write_chain(folder.path(), &images);
+        folder
+    };
+    let folder = merging(1, 3);
+    folder.run("check l0.vhdx").expect(1).prints("merge.target").prints("holds a mixture");
+    folder.run("check l1.vhdx").expect(0).prints("merge.unfinished");
+    let folder = Folder::new();
+    let mut images = chain();
+    mark(&mut images[2], 2, guid(1), "l1.vhdx");
+    write_chain(folder.path(), &images);
+    folder.run("check l2.vhdx").expect(1).prints("merge.spent");
+    // A target whose child cannot be read is a fault of its own.
+    let folder = merging(1, 3);
+    let child = fs::File::options().write(true).open(folder.file("l1.vhdx")).unwrap();
+    child.set_len(MIB + MIB / 2).unwrap();
+    folder.run("tree . --json").expect(1).prints("unfinished-merge");
+    folder.run("merge --resume l0.vhdx").expect(4).says("l1.vhdx").says("check --layer ./l1.vhdx");
+}
+
+#[test]
+#[cfg(unix)]
+fn relink_says_what_it_could_not_read() {
+    let folder = Folder::new();
+    folder.run("relink .").expect(0).prints("no images are there");
+    fs::write(folder.file("a.vhdx"), "no image").unwrap();
+    folder.run("relink a.vhdx").expect(1).says("a.vhdx");
+    folder.run("relink .").expect(1).prints("no image could be read").says("a.vhdx");
+    let folder = Folder::with_chain();
+    folder.run("relink .").expect(0).prints("3 images");
+    // The parent's own trouble, where it lies in its place.
+    fs::write(folder.file("l0.vhdx"), "cut").unwrap();
+    let run = folder.run("relink .").expect(7).says("cannot be the parent of ");
+    assert!(!run.stderr.contains("no file has the identity"), "{}", run.stderr);
+}
+
+#[test]
+fn relink_keeps_parents_within_the_confines() {
+    let folder = Folder::with_chain();
+    for name in ["in", "out"] {
+        fs::create_dir(folder.file(name)).unwrap();
+    }
+    fs::rename(folder.file("l0.vhdx"), folder.file("out/l0.vhdx")).unwrap();
+    for name in ["l1.vhdx", "l2.vhdx"] {
+        fs::rename(folder.file(name), folder.file("in").join(name)).unwrap();
+    }
+    let before = fs::read(folder.file("in/l1.vhdx")).unwrap();
+    let run = folder.run("relink in --confine in --parent-dir out").expect(7);
+    run.says("outside the folders that parents may come from");
+    assert!(fs::read(folder.file("in/l1.vhdx")).unwrap() == before);
+    folder.run("relink in --parent-dir out").expect(0);
+    folder.run("read in/l2.vhdx --length 1").expect(0);
+}
+
+#[test]
+fn labels_and_rates_that_mean_something_else_are_refused() {
+    let folder = Folder::with_chain();
+    for label in ["--label=-1", "--label=base", "--label="] {
+        folder.run(&format!("checkpoint l2.vhdx {label}")).expect(2);
+        folder.run(&format!("revert l2.vhdx@-1 {label}")).expect(2);
+    }
+    folder.run("merge l2.vhdx --rate 0").expect(2);
+    folder.run("reparent l1.vhdx --onto l0.vhdx --rate 0").expect(2);
+    folder.run("convert l2.vhdx -O raw  ").expect(2);
+    let empty = folder.command(["convert", "l2.vhdx", "-O", "raw", ""]).output().unwrap();
+    assert_eq!(empty.status.code(), Some(2));
+    assert_eq!(folder.names(), ["l0.vhdx", "l1.vhdx", "l2.vhdx"]);
+}
+
+#[test]
+fn a_long_name_is_no_reason_to_make_no_checkpoint() {
+    let folder = Folder::new();
+    let name = format!("{}.vhdx", "x".repeat(240));
+    folder.run(&format!("create {name} --size 4M")).expect(0);
+    folder.run(&format!("checkpoint {name}")).expect(0);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_command_is_not_made_of_a_name_that_is_no_text() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = Folder::with_chain();
+    let name = std::ffi::OsStr::from_bytes(b"non\xffutf.vhdx");
+    fs::rename(folder.file("l2.vhdx"), folder.path().join(name)).unwrap();
+    let mut command = folder.command(["checkpoint".as_ref(), name]);
+    let run = common::Run::of(command.output().unwrap());
+    assert_eq!(run.code, Some(7), "{}", run.stderr);
+    let next: Vec<_> = run.stderr.lines().filter(|line| line.contains("next: ")).collect();
+    assert!(!next.is_empty() && next.iter().all(|line| !line.contains('\u{fffd}')), "{next:?}");
+    let line = next[0].trim_start().strip_prefix("next: ").unwrap();
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_avhdx")).parent().unwrap();
+    let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap());
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-c", line]).env("PATH", path).current_dir(folder.path());
+    let done = shell.output().unwrap();
+    assert!(done.status.success(), "{line}: {done:?}");
+}
