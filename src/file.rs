@@ -5,7 +5,7 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use uuid::Uuid;
 
@@ -66,6 +66,7 @@ pub(crate) struct Seat {
     /// Those who are at the image by way of this seat.
     users: AtomicUsize,
     next: OnceLock<Arc<Self>>,
+    before: Weak<Self>,
 }
 
 /// Keeps a handle from being taken for one that nobody uses.
@@ -291,12 +292,33 @@ impl std::ops::Deref for VhdxFile {
 
 impl Seat {
     pub(crate) fn new(image: Arc<Image>) -> Arc<Self> {
-        Arc::new(Self { image, users: AtomicUsize::new(0), next: OnceLock::new() })
+        Self::after(Weak::new(), image)
+    }
+
+    fn after(before: Weak<Self>, image: Arc<Image>) -> Arc<Self> {
+        Arc::new(Self { image, users: AtomicUsize::new(0), next: OnceLock::new(), before })
     }
 
     /// Puts another handle of the same file in the place of the one that sits here.
-    pub(crate) fn replace(&self, image: Arc<Image>) -> Arc<Self> {
-        Arc::clone(self.next.get_or_init(|| Self::new(image)))
+    pub(crate) fn replace(self: &Arc<Self>, image: Arc<Image>) -> Arc<Self> {
+        Arc::clone(self.next.get_or_init(|| Self::after(Arc::downgrade(self), image)))
+    }
+
+    /// Whether both are the same layer's, by whatever handle.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        std::ptr::eq(self.last(), other.last())
+    }
+
+    /// Whether somebody is still at a handle that sat here before this one.
+    pub(crate) fn has_earlier_users(&self) -> bool {
+        let mut before = self.before.upgrade();
+        while let Some(seat) = before {
+            if seat.has_late_users() {
+                return true;
+            }
+            before = seat.before.upgrade();
+        }
+        false
     }
 
     /// Whether another sits here by now, and somebody is still at this one.

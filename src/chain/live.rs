@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 use super::open::name_stacks;
+use super::past::Past;
 use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,7 +25,7 @@ use crate::mutants::planted;
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
 
 /// How long an operation waits for those who still look at a point that is to vanish.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// The same for those who are done in a moment, unless it is another chain.
 const SHORT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_micros(200);
@@ -48,8 +49,10 @@ pub(super) struct Live {
 }
 
 #[derive(Default)]
-struct Views {
+pub(super) struct Views {
     all: Vec<Weak<View>>,
+    /// What they do not look at any more, as far as somebody still has it.
+    pub(super) past: Vec<Past>,
     /// The layer that another is being merged into.
     vanishing: Option<LayerId>,
 }
@@ -70,7 +73,8 @@ impl Live {
         may_write: bool,
         warnings: Vec<Warning>,
     ) -> DiffChain {
-        let stack = Stack { layers: named(layers), tip: 0, tally: Arc::default() };
+        let stack =
+            Stack { layers: named(layers), tip: 0, tally: Arc::default(), kept: Arc::default() };
         let live = Self { opened, views: Mutex::default(), operation: Mutex::new(()), warnings };
         let live = Arc::new(live);
         let view = View { stack: ArcSwap::from_pointee(stack), follows: true, may_write };
@@ -96,7 +100,7 @@ impl Live {
         &self.warnings
     }
 
-    fn views(&self) -> MutexGuard<'_, Views> {
+    pub(super) fn views(&self) -> MutexGuard<'_, Views> {
         self.views.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -302,6 +306,11 @@ impl Operation<'_> {
         self.switch(stack.layers.to_vec(), Some)
     }
 
+    /// Has those who come go on with a stack of the same layers, while others have the one of now.
+    pub(super) fn leave_behind(&self) {
+        drop(self.switch(self.stack().layers.to_vec(), Some));
+    }
+
     /// Waits until nobody reads the retired layers any more.
     ///
     /// # Errors
@@ -316,7 +325,7 @@ impl Operation<'_> {
             (Arc::strong_count(&layers) == 1 && layers.iter().all(is_left))
                 || planted("readers-of-old-stack-not-waited-for")
         };
-        if !wait_until(PATIENCE, is_over, on)? {
+        if !wait_until(patience(), is_over, on)? {
             let message = "a point that is to vanish is still being read";
             return Err(Error::new(ErrorKind::InUse, "chain.read", message)
                 .in_file(layers[0].image.name())
@@ -356,9 +365,10 @@ impl Operation<'_> {
         let alone = self.drained(self.replace(&with(&read)), on).and_then(|()| {
             // Chains to come find none that is about to be wrong.
             old.iter().for_each(|old| old.share_no_longer());
-            // Those who still look at an even older stack are as short-lived.
+            // Those who still look at an even older stack are as short-lived, or hold a plan.
+            self.check_unread(layers, SHORT.min(patience()), on)?;
             let is_shared = || old.iter().find(|old| Arc::strong_count(old) > 2);
-            wait_until(SHORT, || is_shared().is_none(), on)?;
+            wait_until(SHORT.min(patience()), || is_shared().is_none(), on)?;
             is_shared().map_or(Ok(()), |old| Err(in_use(old, "another chain of this program")))
         });
         // The lock of one that another chain goes on with is that chain's.
@@ -442,7 +452,8 @@ impl Operation<'_> {
     fn switch(&self, layers: Vec<Link>, place: impl Fn(usize) -> Option<usize>) -> Retired {
         let layers = named(layers);
         let old = self.stack();
-        let views = self.live().views();
+        let kept = Arc::default();
+        let mut views = self.live().views();
         for view in views.all.iter().filter_map(Weak::upgrade) {
             let seen = view.stack.load();
             // A point that was left behind by an earlier operation keeps its own layers.
@@ -451,19 +462,25 @@ impl Operation<'_> {
             }
             let tip = if view.follows { Some(0) } else { place(seen.tip) };
             if let Some(tip) = tip {
-                let stack =
-                    Stack { layers: Arc::clone(&layers), tip, tally: Arc::clone(&seen.tally) };
+                let stack = Stack {
+                    layers: Arc::clone(&layers),
+                    tip,
+                    tally: Arc::clone(&seen.tally),
+                    kept: Arc::clone(&kept),
+                };
                 view.stack.store(Arc::new(stack));
             }
         }
+        views.past.retain(Past::is_left);
+        views.past.push(Past::of(&old));
         Retired(Arc::clone(&old.layers))
     }
 
-    fn stack(&self) -> Guard<Arc<Stack>> {
+    pub(super) fn stack(&self) -> Guard<Arc<Stack>> {
         self.chain.stack()
     }
 
-    fn live(&self) -> &Live {
+    pub(super) fn live(&self) -> &Live {
         &self.chain.live
     }
 }
@@ -475,7 +492,7 @@ impl Drop for Operation<'_> {
 }
 
 /// Waits for something that comes soon, and says whether it came.
-fn wait_until(
+pub(super) fn wait_until(
     patience: Duration,
     is_over: impl Fn() -> bool,
     on: &mut dyn FnMut() -> ControlFlow<()>,
@@ -491,6 +508,17 @@ fn wait_until(
         std::thread::sleep(PAUSE);
     }
     Ok(true)
+}
+
+#[cfg(not(all(test, not(loom))))]
+fn patience() -> Duration {
+    PATIENCE
+}
+
+/// Tests of those who exhaust it have less of it.
+#[cfg(all(test, not(loom)))]
+fn patience() -> Duration {
+    super::past::tests::patience()
 }
 
 /// Names the stacks, and has those who can change remember it.

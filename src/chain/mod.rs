@@ -4,6 +4,7 @@ mod index;
 mod live;
 mod locate;
 mod open;
+mod past;
 mod plan;
 mod resolve;
 mod runs;
@@ -30,6 +31,7 @@ pub(crate) use open::{
     ChainPolicy, Identity, changed_meanwhile, check_sectors, file_id, find_parent, loop_error,
     too_deep,
 };
+use past::Kept;
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
@@ -75,6 +77,8 @@ struct Stack {
     tip: usize,
     /// What the index counts, for all clones and views.
     tally: Arc<IndexTally>,
+    /// What goes when nobody has these layers any more.
+    kept: Arc<Kept>,
 }
 
 /// A layer, and how it was found from the one above.

@@ -32,7 +32,8 @@ pub enum Planned {
 /// Whoever has it moves the bytes: with io_uring, into the memory of a virtual machine, or with
 /// [`read`](Self::read). Sectors that are written meanwhile may read as before or as written. Until the plan is
 /// dropped no place that it names is given to other bytes of the disk, nor cut off or given back to the
-/// host, whatever is discarded, flushed and closed; space that is freed waits for it, and nothing else does.
+/// host, whatever is discarded, flushed, merged and closed; space that is freed waits for it, and nothing else does but
+/// merges: one that needs a layer of it for itself waits for 10 seconds and is refused then.
 /// The files of the chain stay open until then too, and the last that is dropped ends the session of a
 /// writable tip if nobody [closed](DiffChain::close) it.
 #[derive(Debug)]

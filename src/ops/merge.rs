@@ -177,7 +177,7 @@ impl Merge {
     /// each other; [`ErrorKind::HasChildren`] when one of them has another child, which is named, or may have
     /// one where nobody can look; [`ErrorKind::WouldLose`] without the [consent](Self::shrink) where data would be cut
     /// off; [`ErrorKind::InUse`] when somebody else has a file open, or a view of a point
-    /// that is to vanish; [`ErrorKind::NoSpace`], by how much; [`ErrorKind::ReadOnly`] and
+    /// that is to vanish, or still reads one of the layers as the chain was before, by a plan for instance; [`ErrorKind::NoSpace`], by how much; [`ErrorKind::ReadOnly`] and
     /// [`ErrorKind::Io`] when the host does not let the files be written.
     ///
     /// Later: [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]. The chain reads right, and the

@@ -42,6 +42,13 @@ hunt failed-mirror-forgotten live busy::a_write_that_the_parent_refuses_fails_th
 hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
 hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size
 hunt readers-of-old-stack-not-waited-for live kept::a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes
+past=chain::past::tests
+hunt pin-left-by-the-merge lib $past::a_plan_that_outlives_the_merge_of_the_tip_keeps_what_it_names_in_the_parent
+hunt pin-left-by-the-merge lib $past::a_read_that_outlives_the_merge_of_the_tip_reads_no_others_bytes
+hunt pin-left-by-the-merge lib $past::tables_that_are_waited_for_over_the_end_of_a_merge_keep_what_the_plan_found
+hunt pin-left-by-a-merge-that-failed lib $past::a_plan_that_outlives_a_merge_that_is_stopped_keeps_what_it_names_in_the_parent
+hunt pin-left-by-the-merge lib $past::a_plan_that_a_merge_in_low_space_gives_up_for_keeps_what_it_names_in_the_child
+hunt older-stacks-forgotten lib $past::a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_was
 hunt rights-of-the-operation live rights::a_chain_opened_for_reading_takes_no_write_before_during_and_after_a_merge
 hunt image-of-a-layer-writes live rights::only_the_chain_itself_takes_writes_while_its_layers_are_merged
 hunt not-looked-at-again-before-a-merge locks again::a_merge_looks_again_at_each_layer_once_it_has_the_lock

@@ -22,9 +22,7 @@ use super::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::Result;
-use crate::image::{
-    Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, Pins, Ticket, VhdxFile, Warning,
-};
+use crate::image::{Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, VhdxFile, Warning};
 use crate::mutants::planted;
 use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
@@ -99,11 +97,10 @@ impl Step<'_> {
         self.mark(on, next)?;
         self.fit(on, meter)?;
         // No place in the parent's file is given to others while readers may know it.
-        let pin = on.parent.pins().map(Pins::enter);
-        let copied = self.copy(on, meter, merged);
-        unpin(&on.parent, pin);
-        copied?;
-        self.finish(on, merged)
+        let keep = self.op.keep(&on.parent);
+        let done = self.copy(on, meter, merged).and_then(|()| self.finish(on, merged));
+        keep.done(done.is_ok());
+        done
     }
 
     /// Refuses layers that got another child before they were locked.
@@ -210,11 +207,11 @@ impl Step<'_> {
                 }
                 let blocks: Vec<_> = (at / block..end.div_ceil(block)).map(BlockIndex).collect();
                 // The places stay as they are until nobody reads or knows them any more.
-                let pin = on.child.pins().map(Pins::enter);
+                let keep = self.op.keep(&on.child);
                 let released = on.child.release_blocks(&blocks).and_then(|_| {
                     self.op.drained(self.op.forget_places(self.layer), &mut || meter.tell())
                 });
-                unpin(&on.child, pin);
+                keep.done(released.is_ok());
                 released?;
                 on.child.release_blocks(&[])?;
             }
@@ -380,12 +377,6 @@ impl Step<'_> {
                 merged.warnings.push(Warning { code: "merge.not-closed", message });
             }
         }
-    }
-}
-
-fn unpin(image: &VhdxFile, pin: Option<Ticket>) {
-    if let (Some(pins), Some(pin)) = (image.pins(), pin) {
-        pins.leave(&pin);
     }
 }
 
