@@ -8,6 +8,7 @@ mod merges;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests, which need other parts of it
 mod sim;
+mod tables;
 
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
