@@ -26,7 +26,7 @@ impl RawDisk {
     /// The disk in `storage`, with sectors of 512 bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the length cannot be told.
+    /// [`ErrorKind::Io`] when the length cannot be told.
     pub fn new(storage: Arc<dyn Storage>) -> Result<Self> {
         let size = length_of(storage.as_ref()).map_err(|error| error.in_file(storage.name()))?;
         Ok(Self { id: LayerId::next(), storage, size })
