@@ -79,7 +79,7 @@ pub(crate) use {cache::Page, reach::Epoch};
 pub(crate) use link::{LinkPaths, way_to};
 use metadata::Metadata;
 use recent::RecentEntries;
-pub(crate) use writer::{Copier, Follow, Held, ItemEdit, Pins, Ticket};
+pub(crate) use writer::{Copier, Follow, Held, ItemEdit, Pins, Ticket, table_len};
 use writer::{Pin, Writer};
 
 /// One image file that is open, and what writes to it if it is open for that. Its users have it by a

@@ -11,6 +11,7 @@ use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
 use crate::image::{CreateOptions, VhdxFile, Warning};
+use crate::mutants::planted;
 use crate::storage::{self, Access, Host, Removal, folder_of, is_file, real_place};
 
 /// What the new child is to be.
@@ -49,7 +50,8 @@ impl NewChild {
         let path = self.path_over(host, parent)?;
         let options = self.options(parent)?;
         options.check_at(host, &path)?;
-        let len = options.file_len();
+        let table = if planted("table-not-foreseen") { options.bat_len() } else { 0 };
+        let len = options.file_len() - u64::from(table);
         let mut forecast = Forecast::on(host, &path)?;
         (forecast.written, forecast.peak) = (len, len);
         forecast.add(&path, FileChangeKind::Created);

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::{Progress, Run, Runs, report, window_end};
 use crate::disk::{Disk, LayerId, Source};
 use crate::error::Result;
+use crate::mutants::planted;
 
 /// Compares two disks byte by byte up to the first difference.
 ///
@@ -142,6 +143,26 @@ impl<'a> Both<'a> {
         let offset = at + place as u64;
         let byte = |i: usize| (offset < self.runs[i].size).then(|| self.bufs[i][place]);
         Ok((end, Some(Difference { offset, a: byte(0), b: byte(1) })))
+    }
+
+    /// How far [`step`](Self::step) goes from `at` on where nothing differs, and how many bytes of data it reads.
+    pub(super) fn foresee(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
+        let (alike_until, to_read) = self.ahead(at, end)?;
+        if to_read == 0 {
+            return Ok((alike_until, 0));
+        }
+        let end = window_end(at, end);
+        let mut bytes = 0;
+        for runs in self.runs.iter_mut().take(if planted("one-parent-read") { 1 } else { 2 }) {
+            let (mut at, end) = (at, end.min(runs.size));
+            while at < end {
+                let run = runs.at(at)?;
+                let run_end = run.end.min(end);
+                bytes += if run.is_zero() { 0 } else { run_end - at };
+                at = run_end;
+            }
+        }
+        Ok((end, bytes))
     }
 
     /// How many of the disks have to be read to compare the bytes from `at` on, and up to where that holds:

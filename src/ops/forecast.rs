@@ -9,18 +9,21 @@ use crate::storage::{Host, folder_of};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forecast {
-    /// Bytes that are going to be read.
+    /// Bytes of data that are going to be read, be it by the host. What is looked up in tables comes to that.
     pub read: u64,
-    /// Bytes that are going to be written, what logs take aside.
+    /// Bytes that are going to be written to blocks of the disk, zeros for a disk of another size included; for a
+    /// new image the length of its file, which is holes for the most part; for another parent the pages of the
+    /// metadata that change. What headers, logs and other tables take comes to that.
     pub written: u64,
-    /// Bytes of files that are going to be removed.
+    /// Bytes of files that are going to be removed, by their lengths.
     pub freed: u64,
-    /// So many bytes more than now the files take up at their most, on the volume that is written to. File
-    /// systems that share bytes need less.
+    /// So many bytes more than now the files take up at their most, on the volume that is written to: a new block
+    /// counts as a whole, a hole that is filled as far as it is, and as given back what is known to be no hole.
+    /// File systems that share bytes need less, and pages of tables and logs that are holes come to that.
     pub peak: u64,
     /// Bytes by which the disk gets shorter at its end.
     pub cut: u64,
-    /// Of those, bytes that the layers below hold data for, which is lost.
+    /// Of those, bytes that any of the layers below holds data for, which is lost.
     pub cut_data: u64,
     /// Bytes that are free there, where the host tells.
     pub available: Option<u64>,

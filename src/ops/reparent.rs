@@ -13,7 +13,7 @@ use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, check_named, lock,
+    ImagePolicy, ItemEdit, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, check_named, lock,
 };
 use crate::mutants::planted;
 use crate::options::OpenOptions;
@@ -22,9 +22,6 @@ use crate::types::DiskOffset;
 
 /// The code of the refusal where the old parent cannot be had.
 const PARENT_LOST: &str = "reparent.parent-lost";
-
-/// The page of the table and that of the locator.
-const LINK_LEN: u64 = 8 << 10;
 
 /// Links a differencing image to another parent, after a move, a rename or a copy for instance, without
 /// moving a byte of the disk.
@@ -115,7 +112,7 @@ impl Reparent {
         let path = asked.storage.path().unwrap_or(image.as_ref());
         let mut forecast = Forecast::on(asked.options.host_used().as_ref(), path)?;
         forecast.add(path, FileChangeKind::Changed);
-        forecast.written = LINK_LEN;
+        forecast.written = asked.image.edit_len(&[asked.link()?])?;
         match self.unproven {
             true => drop(asked.refuse_children()?),
             false => forecast.read = asked.bytes_to_read()?,
@@ -196,8 +193,13 @@ impl Asked {
         let any_locator = asked.unproven;
         let options = options.clone();
         let asked = Self { storage, image, any_locator, base, base_path, warnings, options };
-        asked.image.locator_edit(asked.base.tip_image().data_write_guid(), None, asked.paths()?)?;
+        asked.link()?;
         Ok(asked)
+    }
+
+    /// The link to the new parent.
+    fn link(&self) -> Result<ItemEdit> {
+        self.image.locator_edit(self.base.tip_image().data_write_guid(), None, self.paths()?)
     }
 
     /// The way to the new parent.
@@ -281,7 +283,7 @@ impl Asked {
         Ok(proven)
     }
 
-    /// How many bytes a proof reads.
+    /// How many bytes of data a proof reads.
     fn bytes_to_read(&self) -> Result<u64> {
         let Some(old) = self.old_parent()? else { return Ok(0) };
         let mut both = self.both(&old)?;
@@ -290,8 +292,8 @@ impl Asked {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
-                let (end, disks) = both.ahead(at, range.end)?;
-                bytes += disks * (end - at);
+                let (end, read) = both.foresee(at, range.end)?;
+                bytes += read;
                 at = end;
             }
         }

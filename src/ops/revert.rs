@@ -256,6 +256,9 @@ impl Revert {
             refuse_written(op, image)?;
             self.refuse_children(op, &images, layer)?;
             forecast.freed += image.file_len();
+            if planted("layer-freed-twice") && layer > 0 {
+                forecast.freed += image.file_len();
+            }
             forecast.add(path, FileChangeKind::Removed);
         }
         Ok(forecast)

@@ -78,3 +78,13 @@ hunt loop-not-seen-by-the-check loops a_check_finds_the_loop_once
 hunt loop-not-seen-by-the-forest loops a_forest_names_all_that_is_in_the_loop
 hunt loop-not-seen-by-a-reparent loops a_reparent_gets_an_image_out_of_a_loop_and_none_into_one
 hunt loop-not-seen-by-a-relink loops a_relink_ends_and_closes_no_loop
+hunt bitmap-not-foreseen live forecasts::a_merge_reads_writes_frees_and_takes_what_its_forecast_says
+hunt batch-given-back-early live forecasts::a_merge_reads_writes_frees_and_takes_what_its_forecast_says
+hunt lost-once-for-each-layer live forecasts::a_merge_reads_writes_frees_and_takes_what_its_forecast_says
+hunt one-resize-foreseen live forecasts::a_merge_of_disks_of_several_sizes_takes_what_its_forecast_says
+hunt smaller-disk-not-foreseen live forecasts::a_merge_of_disks_of_several_sizes_takes_what_its_forecast_says
+hunt holes-given-back live forecasts::what_is_a_hole_is_neither_counted_as_there_nor_as_given_back
+hunt holes-not-filled live forecasts::what_is_a_hole_is_neither_counted_as_there_nor_as_given_back
+hunt table-not-foreseen live forecasts::a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say
+hunt layer-freed-twice live forecasts::a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say
+hunt one-parent-read live forecasts::a_reparent_reads_and_writes_what_its_forecast_says

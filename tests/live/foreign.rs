@@ -68,10 +68,10 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             assert!(done.warnings.is_empty(), "seed {seed}: {:?}", done.warnings);
             assert_eq!((done.moved, done.cut), (forecast.read, forecast.cut), "seed {seed}");
             assert_eq!(gone, forecast.freed, "seed {seed}");
-            // The file of a child that is gone leaves room for the next.
+            // The file of a child that is gone leaves room for the next. Holes that are filled come to that.
             if parent == child + 1 && !low_space {
                 let grown = len(&into) - before;
-                assert_eq!(grown, forecast.peak, "seed {seed}: {child} into {parent}");
+                assert!(grown <= forecast.peak, "seed {seed}: {child} into {parent}");
             }
             points.drain(child + 1..=parent);
             assert_eq!(chain.layers().len(), points.len());

@@ -5,9 +5,11 @@
 mod common;
 
 mod busy;
+mod forecasts;
 mod foreign;
 mod full;
 mod kept;
+mod ledger;
 mod load;
 mod rights;
 #[path = "../sim/mod.rs"]

@@ -32,7 +32,7 @@ impl CreateOptions {
         MIB + u64::from(self.log_size) + u64::from(METADATA_LEN) + u64::from(self.bat_len())
     }
 
-    fn bat_len(&self) -> u32 {
+    pub(crate) fn bat_len(&self) -> u32 {
         (self.layout().entries_reserved() * ENTRY_LEN).next_multiple_of(MIB) as u32
     }
 

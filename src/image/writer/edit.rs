@@ -50,7 +50,14 @@ impl VhdxFile {
         self.edit_with(writer, edits, Pages::new())
     }
 
-    /// The same together with other pages of the file, where the caller keeps the session from ending.
+    /// Bytes that an edit writes to the metadata, in whole pages. Nothing is changed.
+    pub(crate) fn edit_len(&self, edits: &[ItemEdit]) -> Result<u64> {
+        let mut edit = Edit { image: self, pages: Pages::new() };
+        edit.apply(edits).map_err(|error| error.in_file(self.name()))?;
+        Ok(edit.pages.len() as u64 * PAGE)
+    }
+
+    /// An edit together with other pages of the file, where the caller keeps the session from ending.
     pub(super) fn edit_with(
         &self,
         writer: &Writer,

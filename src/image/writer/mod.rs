@@ -44,6 +44,7 @@ use gate::Gate;
 use growth::{Frozen, Growth};
 pub(crate) use pins::{Pin, Pins, Ticket};
 use release::Released;
+pub(crate) use resize::table_len;
 use session::{Session, Surveyed};
 pub(crate) use session::{flush, update_headers};
 use space::Allocated;

@@ -102,7 +102,7 @@ impl VhdxFile {
         }
         // Durable before the size: what is new does not share its entry of the log.
         self.commit(writer)?;
-        if self.fits_entry(&indices) {
+        if self.fits_entry(&indices, self.bat_entries()) {
             let pages = self.table_pages(indices, |index| self.grown_entry(writer, new, index))?;
             if planted("size-before-zero-blocks") {
                 self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
@@ -115,10 +115,11 @@ impl VhdxFile {
         self.edit_with_table(writer, size, new, first, |index| self.grown_entry(writer, new, index))
     }
 
-    /// Whether so many entries can change in the log's entry that the size changes in.
-    fn fits_entry(&self, indices: &std::ops::Range<u64>) -> bool {
+    /// Whether so many entries of a table with room for `entries` can change in the log's entry that the size
+    /// changes in.
+    pub(crate) fn fits_entry(&self, indices: &std::ops::Range<u64>, entries: u64) -> bool {
         let pages = indices.end.div_ceil(ENTRIES) - indices.start / ENTRIES;
-        indices.end <= self.bat_entries() && pages + SIZE_PAGES <= self.most_dirty as u64
+        indices.end <= entries && pages + SIZE_PAGES <= self.most_dirty as u64
     }
 
     /// Changes the size together with the place of the table, which is a new one: as the old from entry `first` on
@@ -140,35 +141,6 @@ impl VhdxFile {
         self.write_table(writer, space, first, entry)?;
         // The commit of the edit flushes before it writes its entry.
         self.edit_with(writer, &[size], self.region_pages(&bat)?)
-    }
-
-    /// Bytes that the file takes more for a disk of that size, and the block that gets space for it if one does.
-    pub(crate) fn grown_by(&self, size: u64) -> Result<(u64, Option<BlockIndex>)> {
-        if size <= self.layout.size() {
-            return Ok((0, None));
-        }
-        let new = BlockLayout::new(self.block_size(), self.geometry().logical_sector, size);
-        let entries = if self.has_parent() { new.entries_reserved() } else { new.entries_needed() };
-        let first = self.layout.payload_index(BlockIndex(self.layout.blocks())).0;
-        let is_plain = !self.has_parent() && !self.keeps_blocks();
-        let stays = match is_plain {
-            true => entries <= self.bat_entries(),
-            false => self.fits_entry(&(first..entries)),
-        };
-        let mut bytes = if stays { 0 } else { table_len(&new) };
-        if self.keeps_blocks() && !self.has_parent() {
-            bytes += (new.blocks() - self.layout.blocks()) * new.block_size();
-        }
-        let end = DiskOffset(self.layout.size());
-        let within = self.layout.within_block(end);
-        if within == 0 {
-            return Ok((bytes, None));
-        }
-        let block = self.layout.block_of(end);
-        let entry = self.bat_entry(self.layout.payload_index(block))?;
-        let is_new = self.has_parent() && entry.payload_state() == PayloadState::NotPresent;
-        let block_len = if is_new { self.layout.block_size() } else { 0 };
-        Ok((bytes + block_len, is_new.then_some(block)))
     }
 
     /// Has what the last block holds behind the end of the disk read as zeros, once it is part of the disk.
@@ -390,7 +362,7 @@ impl VhdxFile {
         if planted("blocks-cleared-after-size") {
             self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
         }
-        if self.fits_entry(&(first..last)) {
+        if self.fits_entry(&(first..last), self.bat_entries()) {
             let pages = self.table_pages(first..last, cleared)?;
             self.edit_with(writer, &[size], pages)?;
         } else {
@@ -443,7 +415,7 @@ impl VhdxFile {
 }
 
 /// Bytes of a table of its own for such a disk.
-fn table_len(new: &BlockLayout) -> u64 {
+pub(crate) fn table_len(new: &BlockLayout) -> u64 {
     (new.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB)
 }
 

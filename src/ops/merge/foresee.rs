@@ -1,6 +1,6 @@
 //! What a merge is going to need: the same way as that of the merge, with nothing moved.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -8,11 +8,15 @@ use super::Merge;
 use super::copy::{BATCH, PIECE, Piece};
 use crate::chain::{Operation, path_of};
 use crate::disk::{Disk, Source};
-use crate::error::Result;
-use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, PayloadState};
-use crate::image::VhdxFile;
+use crate::error::{Error, Result};
+use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
+use crate::image::{VhdxFile, table_len};
+use crate::mutants::planted;
 use crate::ops::{FileChangeKind, Forecast};
-use crate::types::{BlockIndex, ChunkIndex, MIB};
+use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
+
+/// The unit in which hosts hold bytes of a file.
+const PAGE: u64 = 4 * KIB;
 
 /// Looks at each layer that goes into the next below it, the lowest first. Says beside the forecast how many bytes are
 /// to be made durable at once where space is short: as many as it allows, down to a block.
@@ -54,22 +58,29 @@ pub(super) fn forecast(
 /// By how much the parent's disk gets shorter, and how much of that its layers hold data for.
 fn cut(images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
-    let mut below = vec![&images[steps[0] + 1]];
-    let mut size = below[0].geometry().size;
+    let mut size = images[steps[0] + 1].geometry().size;
+    // Each layer of the parent, and up to where its data is still part of the disk.
+    let mut below = vec![(&images[steps[0] + 1], size)];
     for layer in steps {
         let child = &images[*layer];
         let new = child.geometry().size;
         cut += size.saturating_sub(new);
-        for image in below.iter().filter(|image| image.geometry().size > new) {
-            let (mut at, end) = (new, size.min(image.geometry().size));
-            while let Some(extent) = image.next_extent(at..end)? {
-                if let Source::Data { .. } = extent.source {
-                    data += extent.range.end - extent.range.start;
-                }
+        let mut lost = Spans::default();
+        for (image, there) in below.iter_mut().filter(|(_, there)| *there > new) {
+            let mut at = new;
+            while let Some(extent) = image.next_extent(at..*there)? {
                 at = extent.range.end;
+                if let Source::Data { .. } = extent.source {
+                    // Two layers may have the same bytes of the disk.
+                    data += match planted("lost-once-for-each-layer") {
+                        true => extent.range.end - extent.range.start,
+                        false => lost.add(extent.range).iter().map(len).sum(),
+                    };
+                }
             }
+            *there = new;
         }
-        below.push(child);
+        below.push((child, new));
         size = new;
     }
     Ok((cut, data))
@@ -95,7 +106,7 @@ impl Needs {
         let mut parent = Parent::new(&images[steps[0] + 1], end);
         // What the children gave up so far, with their files or before that.
         let mut gone = 0;
-        for layer in steps {
+        for (n, layer) in steps.iter().enumerate() {
             let child = &images[*layer];
             let size = child.geometry().size;
             parent.resize(size)?;
@@ -104,35 +115,58 @@ impl Needs {
             while at < size {
                 let end = size.min((at / step + 1) * step);
                 let moved = parent.pass(child, at..end, merge)?;
-                needs.read += moved;
-                needs.peak = needs.peak.max(parent.grown().saturating_sub(gone + given_back));
+                needs.read += moved.bytes;
+                if planted("batch-given-back-early") {
+                    given_back += moved.held;
+                }
+                let before = gone + given_back;
+                needs.peak = needs.peak.max(parent.grown().saturating_sub(before));
                 // No more than the host is sure to get back.
-                given_back += moved;
+                if !planted("batch-given-back-early") {
+                    given_back += moved.held;
+                }
                 at = end;
-                if let Some(extent) = child.next_extent(at..size)?.filter(|_| moved == 0)
+                if let Some(extent) = child.next_extent(at..size)?.filter(|_| moved.bytes == 0)
                     && extent.source == Source::Parent
                 {
                     at = extent.range.end / step * step;
                     at = if extent.range.end == size { size } else { at.max(end) };
                 }
             }
-            gone += child.file_len();
+            if n + 1 < steps.len() {
+                gone += match planted("holes-given-back") {
+                    true => child.file_len(),
+                    false => held(child, 0..child.file_len())?,
+                };
+            }
         }
         needs.written = needs.read + parent.zeroed;
         Ok(needs)
     }
 }
 
+/// What is moved of a child: bytes of data, and how many of those its file has no holes for.
+#[derive(Default)]
+struct Moved {
+    bytes: u64,
+    held: u64,
+}
+
 /// The parent as it is going to be.
 struct Parent<'a> {
     image: &'a VhdxFile,
     layout: BlockLayout,
+    /// Entries that the block allocation table has room for.
+    entries: u64,
     /// Blocks and chunks that were there from the start and ever since.
     kept: (u64, u64),
     states: HashMap<u64, PayloadState>,
     bitmaps: HashSet<u64>,
     /// Where new space begins.
     end: u64,
+    /// Holes that are filled, in bytes, and which places of the file were looked at for them.
+    filled: u64,
+    looked_at: Spans,
     /// Zeros that are written.
     zeroed: u64,
 }
@@ -140,40 +174,106 @@ struct Parent<'a> {
 impl<'a> Parent<'a> {
     fn new(image: &'a VhdxFile, end: u64) -> Self {
         let layout = *image.layout();
-        let kept = (layout.blocks(), layout.chunks());
-        let (states, bitmaps) = (HashMap::new(), HashSet::new());
-        Self { image, layout, kept, states, bitmaps, end, zeroed: 0 }
+        Self {
+            image,
+            layout,
+            entries: image.bat_entries(),
+            kept: (layout.blocks(), layout.chunks()),
+            states: HashMap::new(),
+            bitmaps: HashSet::new(),
+            end,
+            filled: 0,
+            looked_at: Spans::default(),
+            zeroed: 0,
+        }
     }
 
     fn resize(&mut self, size: u64) -> Result<()> {
         let old = self.layout;
         let sector = self.image.geometry().logical_sector;
-        self.layout = BlockLayout::new(self.image.block_size(), sector, size);
-        let (blocks, chunks) = (self.layout.blocks(), self.layout.chunks());
-        if size > old.size() {
-            // After a merge of a smaller layer between, only the table is foreseen.
-            let (bytes, filled) = match old.size() == self.image.geometry().size {
-                true => self.image.grown_by(size)?,
-                false => (0, None),
-            };
-            self.take(bytes);
-            if let Some(block) = filled
-                && self.state(block)? == PayloadState::NotPresent
-            {
-                self.bitmap(block)?;
-                self.states.insert(block.0, PayloadState::PartiallyPresent);
-            }
+        let new = BlockLayout::new(self.image.block_size(), sector, size);
+        let is_first = old.size() == self.image.geometry().size;
+        if size > old.size() && (is_first || !planted("one-resize-foreseen")) {
+            self.grow(&new)?;
+        } else if size < old.size() && !planted("smaller-disk-not-foreseen") {
+            self.shrink(&new)?;
         }
+        self.layout = new;
+        let (blocks, chunks) = (new.blocks(), new.chunks());
         self.kept = (self.kept.0.min(blocks), self.kept.1.min(chunks));
         self.states.retain(|block, _| *block < blocks);
         self.bitmaps.retain(|chunk| *chunk < chunks);
         Ok(())
     }
 
-    /// Moves what a child holds of these bytes, and says how many bytes of data that is.
-    fn pass(&mut self, child: &VhdxFile, range: Range<u64>, merge: &Merge) -> Result<u64> {
+    fn grow(&mut self, new: &BlockLayout) -> Result<()> {
+        let old = self.layout;
+        // What the last block has behind the end of the disk becomes zeros.
+        let end = DiskOffset(old.size());
+        let within = old.within_block(end);
+        if within > 0 {
+            let block = old.block_of(end);
+            match self.state(block)? {
+                PayloadState::NotPresent if self.image.has_parent() => {
+                    self.put(block, within..within, false)?;
+                }
+                PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
+                    self.zero(block, within..old.block_size())?;
+                }
+                _ => {}
+            }
+        }
+        let (keeps, has_parent) = (self.image.keeps_blocks(), self.image.has_parent());
+        let entries = if has_parent { new.entries_reserved() } else { new.entries_needed() };
+        let first = old.payload_index(BlockIndex(old.blocks())).0;
+        let stays = match has_parent || keeps {
+            false => entries <= self.entries,
+            true => self.image.fits_entry(&(first..entries), self.entries),
+        };
+        self.table(new, stays);
+        if keeps && !has_parent {
+            let bytes = (new.blocks() - old.blocks()) * new.block_size();
+            self.take(bytes);
+            self.zeroed += bytes;
+        }
+        Ok(())
+    }
+
+    fn shrink(&mut self, new: &BlockLayout) -> Result<()> {
+        let old = self.layout;
+        let first = old.payload_index(BlockIndex(new.blocks())).0;
+        let last = match self.image.has_parent() {
+            true => old.entries_reserved().min(self.entries),
+            false => old.entries_needed(),
+        };
+        let stays = self.image.fits_entry(&(first..last), self.entries);
+        self.table(new, stays);
+        let end = DiskOffset(new.size());
+        let within = old.within_block(end);
+        if within > 0 {
+            let block = old.block_of(end);
+            let state = self.state(block)?;
+            if matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent) {
+                let in_disk = old.block_size().min(old.size() - old.block_start(block).0);
+                self.zero(block, within..in_disk)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The table stays where it is, or lies elsewhere from now on.
+    fn table(&mut self, new: &BlockLayout, stays: bool) {
+        if !stays {
+            let bytes = table_len(new);
+            self.take(bytes);
+            self.entries = bytes / ENTRY_LEN;
+        }
+    }
+
+    /// Moves what a child holds of these bytes.
+    fn pass(&mut self, child: &VhdxFile, range: Range<u64>, merge: &Merge) -> Result<Moved> {
         let (block, size) = (self.layout.block_size(), self.layout.size());
-        let (mut at, mut moved) = (range.start, 0);
+        let (mut at, mut moved) = (range.start, Moved::default());
         while let Some(extent) = child.next_extent(at..range.end)? {
             at = match Piece::of(&extent, block, size, PIECE) {
                 Piece::Parent(end) => end,
@@ -184,7 +284,14 @@ impl<'a> Parent<'a> {
                 Piece::Data(end) => {
                     let end = at + merge.pace.piece(end - at);
                     self.data(at..end)?;
-                    moved += end - at;
+                    moved.bytes += end - at;
+                    if let (true, Source::Data { at: place, .. }) = (merge.low_space, extent.source)
+                    {
+                        moved.held += match planted("holes-given-back") {
+                            true => end - at,
+                            false => held(child, place.get()..place.get() + (end - at))?,
+                        };
+                    }
                     end
                 }
             };
@@ -193,34 +300,42 @@ impl<'a> Parent<'a> {
     }
 
     fn data(&mut self, range: Range<u64>) -> Result<()> {
-        for (block, _, is_whole) in self.parts(range) {
-            self.put(block, is_whole)?;
+        for (block, part, is_whole) in self.parts(range) {
+            self.put(block, part, is_whole)?;
         }
         Ok(())
     }
 
     fn zeros(&mut self, range: Range<u64>) -> Result<()> {
-        for (block, len, is_whole) in self.parts(range) {
+        for (block, part, is_whole) in self.parts(range) {
             let state = self.state(block)?;
             let holds =
                 matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
             let shows_parent = state == PayloadState::NotPresent && self.image.has_parent();
-            if is_whole && !(holds && self.image.keeps_blocks()) {
+            if is_whole && !(state == PayloadState::FullyPresent && self.image.keeps_blocks()) {
                 if holds || shows_parent {
                     self.states.insert(block.0, PayloadState::Zero);
                 }
             } else if holds || shows_parent {
-                self.zeroed += len;
-                self.put(block, is_whole)?;
+                self.zeroed += len(&part);
+                self.put(block, part, is_whole)?;
             }
         }
         Ok(())
     }
 
-    /// Something is written to a block, to all of it or to a part.
-    fn put(&mut self, block: BlockIndex, is_whole: bool) -> Result<()> {
+    /// Zeros are written to a part of a block that has space.
+    fn zero(&mut self, block: BlockIndex, part: Range<u64>) -> Result<()> {
+        self.zeroed += len(&part);
+        self.fill(block, part)
+    }
+
+    /// Something is written to a part of a block, which may be all that the disk has of it.
+    fn put(&mut self, block: BlockIndex, part: Range<u64>, is_whole: bool) -> Result<()> {
         let state = match self.state(block)? {
-            PayloadState::FullyPresent | PayloadState::PartiallyPresent => return Ok(()),
+            PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
+                return self.fill(block, part);
+            }
             PayloadState::NotPresent if self.image.has_parent() && !is_whole => {
                 self.bitmap(block)?;
                 PayloadState::PartiallyPresent
@@ -232,13 +347,34 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// The blocks of a range: how many bytes of each, and whether those are all that the disk has of it.
-    fn parts(&self, range: Range<u64>) -> impl Iterator<Item = (BlockIndex, u64, bool)> + use<> {
+    /// A part of a block is written to that has space: where that was there from the start there may be holes.
+    fn fill(&mut self, block: BlockIndex, part: Range<u64>) -> Result<()> {
+        if self.states.contains_key(&block.0) || block.0 >= self.kept.0 {
+            return Ok(());
+        }
+        let at = self.image.bat_entry(self.image.layout().payload_index(block))?.offset().get();
+        let (start, end) = (at + part.start / PAGE * PAGE, at + part.end.next_multiple_of(PAGE));
+        let end = end.min(self.image.file_len());
+        // Behind the end of the file it is space that the file takes anyway.
+        let pages =
+            Some(start..end).filter(|pages| !pages.is_empty() && !planted("holes-not-filled"));
+        for new in pages.map(|pages| self.looked_at.add(pages)).unwrap_or_default() {
+            self.filled += len(&new) - held(self.image, new)?;
+        }
+        Ok(())
+    }
+
+    /// The blocks of a range: which bytes of each, and whether those are all that the disk has of it.
+    fn parts(
+        &self,
+        range: Range<u64>,
+    ) -> impl Iterator<Item = (BlockIndex, Range<u64>, bool)> + use<> {
         let (block_size, size) = (self.layout.block_size(), self.layout.size());
         (range.start / block_size..range.end.div_ceil(block_size)).map(move |block| {
-            let of_disk = block * block_size..size.min((block + 1) * block_size);
+            let start = block * block_size;
+            let of_disk = start..size.min(start + block_size);
             let part = range.start.max(of_disk.start)..range.end.min(of_disk.end);
-            (BlockIndex(block), part.end - part.start, part == of_disk)
+            (BlockIndex(block), part.start - start..part.end - start, part == of_disk)
         })
     }
 
@@ -266,7 +402,7 @@ impl<'a> Parent<'a> {
                 return Ok(());
             }
         }
-        if self.bitmaps.insert(chunk) {
+        if self.bitmaps.insert(chunk) && !planted("bitmap-not-foreseen") {
             self.take(BITMAP_BLOCK_LEN);
         }
         Ok(())
@@ -280,6 +416,80 @@ impl<'a> Parent<'a> {
     }
 
     fn grown(&self) -> u64 {
-        self.end - self.image.file_len()
+        self.end - self.image.file_len() + self.filled
+    }
+}
+
+/// How many bytes of a range of the image's file are no holes.
+fn held(image: &VhdxFile, range: Range<u64>) -> Result<u64> {
+    let (file, mut at, mut bytes) = (image.bare_storage(), range.start, 0);
+    while at < range.end {
+        let data = file.next_data(at).map_err(|error| {
+            let message = "cannot tell which bytes of the file are there";
+            Error::io("merge.holes", message, error).in_file(image.name()).at(at)
+        })?;
+        let Some(data) = data.filter(|data| data.end > at) else { break };
+        bytes += data.end.min(range.end).saturating_sub(data.start.max(at));
+        at = data.end;
+    }
+    Ok(bytes)
+}
+
+fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
+
+/// Ranges that do not touch, from their starts to their ends.
+#[derive(Debug, Default)]
+struct Spans(BTreeMap<u64, u64>);
+
+impl Spans {
+    /// Adds a range, and says which parts of it are new.
+    fn add(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
+        let (mut whole, mut new, mut at) = (range.clone(), Vec::new(), range.start);
+        let before = self.0.range(..range.start).next_back().map(|(start, _)| *start);
+        let first = before.unwrap_or(range.start);
+        let met: Vec<(u64, u64)> = self
+            .0
+            .range(first..=range.end)
+            .map(|(start, end)| (*start, *end))
+            .filter(|(_, end)| *end >= range.start)
+            .collect();
+        for (start, end) in met {
+            self.0.remove(&start);
+            whole = whole.start.min(start)..whole.end.max(end);
+            new.push(at..start.max(at));
+            at = at.max(end);
+        }
+        new.push(at..range.end.max(at));
+        new.retain(|part| !part.is_empty());
+        self.0.insert(whole.start, whole.end);
+        new
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use avhdx_testkit::rng::Rng;
+
+    use super::*;
+
+    #[test]
+    fn ranges_say_what_of_them_is_new() {
+        for seed in 0..50 {
+            let mut rng = Rng::new(seed);
+            let (mut spans, mut known) = (Spans::default(), BTreeSet::new());
+            for _ in 0..40 {
+                let start = rng.below(60);
+                let range = start..start + 1 + rng.below(9);
+                let expected: Vec<u64> = range.clone().filter(|at| known.insert(*at)).collect();
+                let new = spans.add(range).into_iter().flatten().collect::<Vec<u64>>();
+                assert_eq!(new, expected, "seed {seed}");
+                let ends: Vec<_> = spans.0.iter().flat_map(|(start, end)| [*start, *end]).collect();
+                assert!(ends.windows(2).all(|two| two[0] < two[1]), "seed {seed}: {spans:?}");
+            }
+        }
     }
 }
