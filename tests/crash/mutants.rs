@@ -234,6 +234,11 @@ const MUTANTS_OF_CHAINS: &[(&str, &str, &str)] = &[
     ),
     ("merge-mark-left-out", "merge of the middle", "a child does not say that it is being merged"),
     ("spent-mark-left-out", "merge of the middle", "a child that is merged may be gone on with"),
+    (
+        "target-mark-removed-early",
+        "merge whose end takes two entries",
+        "a parent counts as complete before all of its tables are durable",
+    ),
     ("grandchild-relinked-late", "merge of the middle", "the layer above names a removed file"),
     (
         "grandchild-relinked-early",

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use avhdx::ops::Progress;
+use avhdx::storage::{Access, Host};
 use avhdx::{CreateOptions, DiffChain, Disk};
+use uuid::Uuid;
 
 use crate::driver::{KIB, MIB, fixed_identities, path, pattern};
 use crate::model::Model;
@@ -20,6 +22,8 @@ pub struct Layer {
     pub writes: &'static [(u64, u64)],
     /// Blocks that are given up in it.
     pub discards: &'static [u64],
+    /// Metadata items of users that it has, without contents.
+    pub items: u16,
 }
 
 /// A disk and what it reads.
@@ -84,6 +88,7 @@ pub const BASE: Layer = Layer {
         (3 * MIB + 90 * KIB, 20 * KIB),
     ],
     discards: &[],
+    items: 0,
 };
 
 pub const MIDDLE: Layer = Layer {
@@ -91,6 +96,7 @@ pub const MIDDLE: Layer = Layer {
     size: SIZE,
     writes: &[(6 * KIB, 4 * KIB), (MIB, MIB), (3 * MIB + 80 * KIB, 15 * KIB)],
     discards: &[2],
+    items: 0,
 };
 
 pub const TIP: Layer = Layer {
@@ -98,6 +104,7 @@ pub const TIP: Layer = Layer {
     size: SIZE,
     writes: &[(8 * KIB, 4 * KIB), (2 * MIB + 4 * KIB, 2 * KIB)],
     discards: &[3],
+    items: 0,
 };
 
 pub fn go(_: Progress) -> ControlFlow<()> {
@@ -124,6 +131,7 @@ impl Scene {
             };
             let options = fixed_identities(options.block_size(1 << 20), seed);
             drop(options.create_on(shared(), &file).unwrap());
+            add_items(&host, &file, layer.items);
             let chain = verdict::open(&host, &file, true).unwrap();
             point.size = layer.size;
             for (at, len) in layer.writes {
@@ -242,6 +250,21 @@ impl History {
         let gone = self.gone.iter().filter(|(at, _)| *at < cut).count();
         model ^ (tips as u64) << 56 ^ (gone as u64) << 60
     }
+}
+
+/// Adds items of users, \[MS-VHDX\] 2.6.1.2, to the table of a new image.
+fn add_items(host: &SimHost, path: &Path, count: u16) {
+    let (table, file) = (2 * MIB, host.open(path, Access::ReadWrite).unwrap());
+    let mut known = [0; 2];
+    file.read_exact_at(&mut known, table + 10).unwrap();
+    let known = u16::from_le_bytes(known);
+    for n in 0..count {
+        let mut entry = [0; 32];
+        entry[..16].copy_from_slice(Uuid::from_u128(u128::from(n) + 1).as_bytes());
+        entry[24] = 1;
+        file.write_at(&entry, table + 32 + 32 * u64::from(known + n)).unwrap();
+    }
+    file.write_at(&(known + count).to_le_bytes(), table + 10).unwrap();
 }
 
 pub fn model_of(point: &Point, watched: Vec<std::ops::Range<u64>>) -> Model {

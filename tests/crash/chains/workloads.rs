@@ -10,6 +10,7 @@ use super::history::{BASE, History, Layer, MIDDLE, SIZE, Scene, TIP, Tip, go, mo
 use crate::driver::{GIB, KIB, MIB, path};
 use crate::interleave::at_step;
 use crate::is_long;
+use crate::sim::Event;
 
 /// How much there is to look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +68,11 @@ pub const ALL: &[Workload] = &[
         name: "merge of more tables than one entry takes",
         kind: Kind::Large,
         record: || vec![many_tables()],
+    },
+    Workload {
+        name: "merge whose end takes two entries",
+        kind: Kind::Large,
+        record: || vec![end_in_two_entries()],
     },
 ];
 
@@ -360,19 +366,22 @@ fn mirrored() -> Vec<History> {
     histories
 }
 
+/// A block in each of so many pages of the table.
+const fn block_each<const PAGES: usize>() -> [u64; PAGES] {
+    let mut blocks = [0; PAGES];
+    let mut n = 0;
+    while n < PAGES {
+        let entry = n as u64 * 512 + 100;
+        blocks[n] = entry - entry / 4097;
+        n += 1;
+    }
+    blocks
+}
+
 /// Zeros in so many places that the parent's tables do not fit into one entry of the log: what ends the merge must
 /// not be durable before all of them are.
 fn many_tables() -> History {
-    const BLOCKS: [u64; 256] = {
-        let mut blocks = [0; 256];
-        let mut n = 0;
-        while n < blocks.len() {
-            let entry = n as u64 * 512 + 100;
-            blocks[n] = entry - entry / 4097;
-            n += 1;
-        }
-        blocks
-    };
+    const BLOCKS: [u64; 256] = block_each();
     const WRITES: &[(u64, u64)] =
         &[(100 * MIB, 4 * KIB), (127_070 * MIB, 4 * KIB), (0, 4 * KIB), (130_529 * MIB, 4 * KIB)];
     let size = 132 * GIB;
@@ -387,5 +396,29 @@ fn many_tables() -> History {
     let mut history = scene.kill(chain);
     // What comes before is as in smaller merges.
     history.from = history.events.len() / 2;
+    history
+}
+
+/// As many changed pages as an entry takes but for one, and two of the metadata with the mark, for it stands behind
+/// so many items: together they would be two entries, and the mark in the first.
+fn end_in_two_entries() -> History {
+    const BLOCKS: [u64; 250] = block_each();
+    const WRITES: &[(u64, u64)] = &[(0, 4 * KIB), (100 * MIB, 4 * KIB), (127_070 * MIB, 4 * KIB)];
+    let size = 132 * GIB;
+    let base = Layer { size, writes: WRITES, ..BASE };
+    let (name, writes) = ("low.avhdx", &[(4 * KIB, KIB)]);
+    let low = Layer { name, size, writes, discards: &[], items: 130 };
+    let middle = Layer { size, writes: &[(5 * KIB, KIB)], discards: &BLOCKS, ..MIDDLE };
+    let tip = Layer { size, writes: &[(6 * KIB, KIB)], discards: &[], ..TIP };
+    let scene = Scene::new(&[base, low, middle, tip], false);
+    let chain = scene.open();
+    merge_now(&scene, &chain, 1, false);
+    let mut history = scene.kill(chain);
+    // What comes before and after is as in smaller merges: the pages go to the log in one piece, or two at its end.
+    let is_entry =
+        |event: &Event| matches!(event, Event::Write(_, chunk) if chunk.data.len() > 100 * 4096);
+    let entry = history.events.iter().position(is_entry).unwrap();
+    history.from = entry - 14;
+    history.events.truncate(entry + 14);
     history
 }
