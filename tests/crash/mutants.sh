@@ -32,6 +32,9 @@ hunt damage-not-refused space a_write_does_not_take_the_place_of_a_block_that_wa
 hunt second-region-table-ignored space regions_of_either_table_are_claimed
 crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
+hunt metadata-parted lib $crashes::an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there
+hunt size-with-changes-before lib $crashes::a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other
+hunt smaller-size-with-changes-before lib $crashes::a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other
 hunt identity-kept-when-handed-out lib $crashes::an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves
 hunt size-before-zero-blocks lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt rest-of-block-not-marked lib image::writer::tests::a_disk_of_another_size_holds_the_same_bytes_and_zeros_behind_them

@@ -112,6 +112,9 @@ impl VhdxFile {
         for page in pages {
             match page.kind {
                 // Of these there are never more than fit into the first part.
+                PageKind::Metadata if planted("metadata-parted") && !parts[0].is_empty() => {
+                    parts[2].push(page);
+                }
                 PageKind::Metadata | PageKind::SectorBitmap => parts[0].push(page),
                 PageKind::BlockAllocationTable => {
                     parts[1].extend(self.with_bitmaps_only(&page)?);

@@ -14,13 +14,15 @@ use super::ItemEdit;
 use crate::format::metadata::ItemFlags;
 use crate::image::LinkPaths;
 use crate::outcomes::{Depth, Explorer};
-use crate::sim::{FOLDER, Files, SimHost};
+use crate::sim::{Event, FOLDER, Files, SimHost};
 use crate::storage::Host;
-use crate::{Budget, Disk, MergeMark, MergeState, OpenOptions, VhdxFile};
+use crate::{Budget, Disk, MergeMark, MergeState, OpenOptions, VhdxFile, Zeroing};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const DEPTH: Depth = Depth { exhaustive: 10, samples: 40, torn: 40 };
+/// The same where there is much to look at in each.
+const DEPTH_OF_MANY: Depth = Depth { exhaustive: 6, samples: 8, torn: 8 };
 /// Outcomes that all histories together must show at the least.
 const ENOUGH: usize = 200;
 
@@ -153,12 +155,26 @@ impl History {
 
     /// Judges all outcomes, and says how many there were.
     fn explore(&self, what: &str) -> usize {
+        self.explore_events(what, 0, &self.host.events(), DEPTH)
+    }
+
+    /// Judges those of the last step, of which most pages go to the log in one piece, or two at its end: from its
+    /// start to shortly behind that.
+    fn explore_entries(&self, what: &str) -> usize {
         let events = self.host.events();
+        let from = self.steps.last().map_or(0, |step| step.begun);
+        let is_entry =
+            |event: &Event| matches!(event, Event::Write(_, chunk) if chunk.data.len() > 1 << 18);
+        let entry = events[from..].iter().position(is_entry).unwrap() + from;
+        self.explore_events(what, from, &events[..entry + 12], DEPTH_OF_MANY)
+    }
+
+    fn explore_events(&self, what: &str, from: usize, events: &[Event], depth: Depth) -> usize {
         let mut seen = HashSet::new();
-        let mut explorer = Explorer::new(self.start.clone(), &events, DEPTH, 42);
+        let mut explorer = Explorer::new(self.start.clone(), events, depth, 42);
         let last_done = |cut: usize| self.steps.iter().rposition(|s| s.done < cut.max(1));
         let epoch = |cut: usize| last_done(cut).unwrap_or(0) as u64;
-        explorer.run(0, &epoch, &mut |outcome| {
+        explorer.run(from, &epoch, &mut |outcome| {
             let first = epoch(outcome.cut) as usize;
             if !seen.insert((outcome.files.sum().exact, first)) {
                 return;
@@ -303,6 +319,65 @@ fn a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other() {
     let outcomes = there_and_back(&[dynamic], places(), &[new])
         + there_and_back(&[base, child], places(), &[new]);
     assert!(outcomes > ENOUGH, "{outcomes}");
+}
+
+/// Pages that a log of 1 MiB has room for in an entry: so many changes are flushed at once.
+const MOST: u64 = 252;
+
+/// Changes so many pages of the table, and flushes none of them.
+fn change_pages(image: &VhdxFile, pages: u64) {
+    for page in 0..pages {
+        let entry = page * 512 + 100;
+        let at = (entry - entry / 4097) * MIB;
+        image.write_zeroes(at..at + MIB, Zeroing::MayUnmap).unwrap();
+    }
+}
+
+#[test]
+fn an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there() {
+    let base = base(132 * GIB, 1);
+    let child = child(132 * GIB, &base);
+    // What else is changed may be there or not.
+    let mut history = History::new(&[base, child], []);
+    let image = history.open();
+    history.step(|| image.edit_metadata(&[note(1, 100)]).unwrap());
+    history.step(|| {
+        change_pages(&image, MOST - 1);
+        image.edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap();
+    });
+    drop(image);
+    assert!(history.explore_entries("an edit and many pages") > ENOUGH / 8);
+}
+
+#[test]
+fn a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other() {
+    let (small, large) = (130 * GIB + MIB / 2, 131 * GIB);
+    let (last, behind) = (small / MIB, small / MIB + 100);
+    let mut base = base(132 * GIB, 1);
+    for block in [last, behind, behind + 1] {
+        base.put(block, Block::full(Data::Pattern(block)));
+    }
+    for (old, new) in [(small, large), (large, small)] {
+        let mut child = child(old, &base);
+        child.put(last, Block::partial_runs(Data::Pattern(1), &[(0, 30), (1020, 900)]));
+        if old == large {
+            // In another page of the table each.
+            child.put(behind, Block::full(Data::Pattern(2)));
+            child.put(large / MIB - 1, Block::full(Data::Pattern(3)));
+        }
+        let mut history = History::new(&[base.clone(), child], around(&[small, behind * MIB]));
+        let image = history.open();
+        history.step(|| image.edit_metadata(&[note(1, 100)]).unwrap());
+        history.step(|| {
+            change_pages(&image, MOST - 2);
+            // In the page that the new size changes too.
+            image.write_zeroes((last - 3) * MIB..(last - 2) * MIB, Zeroing::MayUnmap).unwrap();
+            image.resize(new).unwrap();
+        });
+        drop(image);
+        let what = format!("many pages, and {old} to {new}");
+        assert!(history.explore_entries(&what) > ENOUGH / 8);
+    }
 }
 
 /// Resizes after a write that is not flushed, and once more for each size.

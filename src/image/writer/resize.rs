@@ -101,7 +101,9 @@ impl VhdxFile {
             return self.edit_with(writer, &[size], Pages::new());
         }
         // Durable before the size: what is new does not share its entry of the log.
-        self.commit(writer)?;
+        if !planted("size-with-changes-before") {
+            self.commit(writer)?;
+        }
         if self.fits_entry(&indices, self.bat_entries()) {
             let pages = self.table_pages(indices, |index| self.grown_entry(writer, new, index))?;
             if planted("size-before-zero-blocks") {
@@ -354,7 +356,9 @@ impl VhdxFile {
                 && self.layout.chunk_of_bitmap(index).0 < new.chunks();
             Ok((!is_kept).then_some(nothing))
         };
-        self.commit(writer)?;
+        if !planted("smaller-size-with-changes-before") {
+            self.commit(writer)?;
+        }
         if planted("blocks-cleared-before-size") {
             self.set_entries(writer, first..last, cleared)?;
             self.commit(writer)?;
