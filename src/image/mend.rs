@@ -120,7 +120,7 @@ impl Hands<'_> {
         for (i, group) in groups.into_iter().enumerate() {
             // Until the last one a replay must not have the file look longer than it is.
             let flushed = self.len / MIB * MIB;
-            let end = if i == last { len } else { flushed };
+            let end = if i == last || planted("grown-with-the-first-part") { len } else { flushed };
             if !log.fits(group.len()) {
                 let entry = log.append(self.file, Vec::new(), flushed, flushed)?;
                 flush(self.file, tally)?;

@@ -10,13 +10,13 @@ use avhdx::Disk;
 use avhdx::ops::{AcceptLoss, Check, LossKind, Severity};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::loss::{Losses, Readable, Why};
-use avhdx_testkit::naive::Layer;
+use avhdx_testkit::naive::{Layer, Says};
 use uuid::Uuid;
 
-use crate::driver::{MIB, path};
+use crate::driver::{GIB, MIB, path};
 use crate::explore::{guarded, story};
 use crate::outcomes::{Depth, Explorer};
-use crate::sim::{Bytes, Files, SimHost};
+use crate::sim::{Bytes, Event, Files, SimHost};
 use crate::verdict::{layer, options};
 use crate::{is_long, tell_failures};
 
@@ -275,6 +275,78 @@ fn reads_as(files: &Files, damaged: &Damaged, disk: &Readable) -> Result<(), Str
         }
     }
     Ok(())
+}
+
+/// Blocks whose entries are in so many pages of the table that the log takes them in two parts: each is lost or mended,
+/// and the file grows with the last of them.
+#[test]
+fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
+    const PAGES: u64 = 260;
+    let mut tip = Image::dynamic(133 * GIB);
+    tip.put(0, Block::full(Data::Pattern(1)));
+    let (first, ratio) = (tip.layout().payload[&0], tip.chunk_ratio());
+    for page in 0..PAGES {
+        let entry = page * 512 + 100;
+        let block = entry - entry / (ratio + 1);
+        tip.bat_override.insert(tip.bat_index(block), first + (page + 1) * MIB | 6);
+    }
+    // All behind the first are gone, and half of that.
+    tip.file_length = Some(first + MIB / 2);
+    let damaged = damaged("more pages than an entry takes", &[], &tip);
+    let before = layer(&damaged.files, &damaged.tip).unwrap();
+    let known = before.losses();
+    assert_eq!(known.list.len() as u64, PAGES + 1);
+    let host = SimHost::new(damaged.files.clone());
+    host.record();
+    assert_eq!(list(&accept(&host, &damaged).unwrap()), known.list);
+
+    let events = host.events();
+    let pages = |event: &Event| match event {
+        Event::Write(_, chunk) => chunk.data.len() / 4096,
+        _ => 0,
+    };
+    let one = events.iter().position(|event| pages(event) > 100).unwrap();
+    let other = events.iter().rposition(|event| pages(event) > 6).unwrap();
+    assert!(one < other, "in one part");
+    let depth = Depth { exhaustive: 4, samples: 4, torn: 3 };
+    let (mut seen, mut parts) = (HashSet::new(), 0);
+    for (from, to) in [(one - 2, one + 12), (other - 4, events.len())] {
+        let mut explorer = Explorer::new(damaged.files.clone(), &events[..to], depth, 11);
+        explorer.run(from, &|_| 0, &mut |outcome| {
+            if !seen.insert(outcome.files.sum().exact) {
+                return;
+            }
+            let story = story(&events, &outcome);
+            let found =
+                layer(&outcome.files, &damaged.tip).unwrap_or_else(|e| panic!("{story}: {e}"));
+            let left = found.losses().list;
+            let is_mended = |range: &std::ops::Range<u64>| {
+                matches!(found.says(range.start / 512), Ok(Says::Zero))
+            };
+            for (range, why) in &known.list {
+                let is_left = left.iter().any(|(other, _)| other == range);
+                // The rest of a block is there once the file is as long as that.
+                let is_right =
+                    is_left || if *why == Why::Rest { left.is_empty() } else { is_mended(range) };
+                assert!(is_right, "{story}: {range:?}, {why:?}");
+            }
+            assert!(left.iter().all(|loss| known.list.contains(loss)), "{story}");
+            let is_changed = left.len() < known.list.len();
+            assert!(!is_changed || found.data_write_guid != before.data_write_guid, "{story}");
+            if is_changed && !left.is_empty() {
+                parts += 1;
+            }
+            // The next one does what is left.
+            if !left.is_empty() && parts % 8 == 1 {
+                let host = SimHost::new(outcome.files.clone());
+                assert_eq!(list(&accept(&host, &damaged).unwrap()), left, "{story}");
+                let mended = layer(&host.files(), &damaged.tip).unwrap();
+                assert_eq!(mended.losses(), Losses::default(), "{story}");
+                assert_eq!(mended.faults(), [""; 0], "{story}");
+            }
+        });
+    }
+    assert!(parts > 10, "{parts} of {} outcomes are between the parts", seen.len());
 }
 
 /// A host that fails at any step leaves what a crash does.

@@ -67,6 +67,7 @@ hunt punched-under-readers lib $release::nothing_is_punched_under_a_reader
 settled=loss::a_crash_while_a_loss_is_settled_leaves_the_image_as_it_was_or_mended
 hunt copies-before-losses crash $settled
 hunt grown-before-the-mend crash $settled
+hunt grown-with-the-first-part crash loss::a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended
 hunt mend-not-flushed crash $settled
 hunt mend-keeps-identity crash $settled
 hunt mend-before-its-list crash $settled
