@@ -288,7 +288,7 @@ fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
     for page in 0..PAGES {
         let entry = page * 512 + 100;
         let block = entry - entry / (ratio + 1);
-        tip.bat_override.insert(tip.bat_index(block), first + (page + 1) * MIB | 6);
+        tip.bat_override.insert(tip.bat_index(block), (first + (page + 1) * MIB) | 6);
     }
     // All behind the first are gone, and half of that.
     tip.file_length = Some(first + MIB / 2);
