@@ -111,6 +111,29 @@ fn zeros_hide_the_parent() {
     }
 }
 
+/// A range is changed by GiB, the first and the last of which are parts.
+#[test]
+fn ranges_longer_than_a_piece_are_zeroed_whole_and_nothing_beside_them() {
+    for verb in ["zero", "zero --keep-space", "discard"] {
+        let folder = Folder::new();
+        folder.run("create d.vhdx --size 4G --block 1M").expect(0);
+        let places: Vec<usize> = (0..32).map(|n| n * 128 * MIB + 512 * n).collect();
+        for at in &places {
+            folder.run_with(&format!("write d.vhdx --offset {at}"), &[7; 700]).expect(0);
+        }
+        let zeros = 128 * MIB + 600..3800 * MIB + 5;
+        let (offset, len) = (zeros.start, zeros.end - zeros.start);
+        let (name, flags) = verb.split_once(' ').unwrap_or((verb, ""));
+        folder.run(&format!("{name} d.vhdx {flags} --offset {offset} --length {len}")).expect(0);
+        let chain = naive::Chain::open([folder.file("d.vhdx")]).unwrap();
+        for at in places {
+            let expected: Vec<u8> =
+                (at..at + 700).map(|at| if zeros.contains(&at) { 0 } else { 7 }).collect();
+            assert!(chain.read(0, at as u64, 700).unwrap() == expected, "{verb}: {at}");
+        }
+    }
+}
+
 #[test]
 fn a_fixed_disk_keeps_its_blocks() {
     let folder = Folder::new();
