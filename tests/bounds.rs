@@ -304,6 +304,36 @@ fn zeros_of_the_log_over_a_hole_take_no_space() {
     }
 }
 
+/// The same asked for in many small pieces.
+#[test]
+#[cfg(target_os = "linux")]
+fn small_zeros_of_the_log_over_a_hole_take_no_space() {
+    const PIECES: u64 = 100;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.vhdx");
+    let (mut image, disk) = image();
+    let end = image.layout().needed_length;
+    let zeros = (0..PIECES).map(|n| Descriptor::zero(end + n * MIB, MIB)).collect();
+    image.log = vec![LogEntry::new(1, zeros)];
+    image.log[0].flushed_file_offset = Some(end);
+    image.set_log_guid(GUID);
+    image.write_to(&path);
+    let file = LocalHost.open(&path, Access::ReadWrite).unwrap();
+    file.set_len(end + PIECES * MIB).unwrap();
+    file.write_at(&[6; 5000], end + 7 * MIB + 123).unwrap();
+    file.flush().unwrap();
+    drop(file);
+    let before = LocalHost.stat(&path).unwrap().allocated.unwrap();
+    let opened = OpenOptions::new().writable(true).open_image(&path).unwrap();
+    reads(&opened, &disk);
+    let after = LocalHost.stat(&path).unwrap().allocated.unwrap();
+    assert!(after <= before + MIB, "{before} and then {after}");
+    let mut bytes = vec![1; 2 << 20];
+    let file = LocalHost.open(&path, Access::Read).unwrap();
+    file.read_exact_at(&mut bytes, end + 6 * MIB + MIB / 2).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 0));
+}
+
 /// Stopped at any step, the file reads as if the log had been replayed, by whomever, and the next open does it.
 #[test]
 fn a_replay_that_is_stopped_is_done_by_the_next_open() {

@@ -12,7 +12,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::metadata::FileFlags;
 use crate::image::{Inspected, LogPolicy, Marks, MergeMark, MergeState, ParentLink, no_point};
-use crate::mutants::planted;
 use crate::storage::{Storage, length_of};
 use crate::types::MIB;
 
@@ -146,7 +145,7 @@ fn merge_mark(
 
 /// Tells of a merge that is not over. As the top of a chain the image may be no point in time by that.
 fn tell_merge(mark: &MergeMark, at: u64, is_tip: bool, findings: &mut Findings) {
-    match no_point(mark).filter(|_| !planted("marks-of-merges-not-told")) {
+    match no_point(mark) {
         Some(error) if is_tip => findings.error(error.at(at)),
         // The layer above tells of it.
         _ if mark.state == MergeState::Target => {}
