@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{FileChangeKind, Forecast};
+use super::{CallerPanic, FileChangeKind, Forecast};
 use crate::error::{Error, Result};
 use crate::image::{ImagePolicy, Lock, LogPolicy, Mend, VhdxFile};
 use crate::mutants::planted;
@@ -135,9 +135,11 @@ impl AcceptLoss {
         let text = text_of(&image, &losses);
         let (report, list) = self.write_report(host, &at, image.bare_storage().as_ref(), &text)?;
         losses.report = Some(report.clone());
-        if on(&losses).is_break() {
+        let mut panic = CallerPanic::default();
+        if panic.catch(|| on(&losses)).is_break() {
             // It tells of something that was not done.
             discard(host, &report, list.as_ref());
+            panic.go_on();
             return Err(Error::cancelled());
         }
         if !planted("mend-before-its-list") {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::pace::Pace;
-use super::{Forecast, Progress};
+use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -183,6 +183,17 @@ impl Merge {
     /// Later: [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]. The chain reads right, and the
     /// merge is to be [resumed](Self::resume).
     pub fn run(
+        self,
+        chain: &DiffChain,
+        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    ) -> Result<Merged> {
+        let mut panic = CallerPanic::default();
+        let merged = self.merge(chain, &mut |progress| panic.catch(|| on(progress)));
+        panic.go_on();
+        merged
+    }
+
+    fn merge(
         self,
         chain: &DiffChain,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,

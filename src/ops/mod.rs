@@ -18,6 +18,9 @@
 //!
 //! Those that move bytes report their [`Progress`] to a callback, which may stop them. Those that change a chain
 //! have a [`Forecast`], leave it readable at any moment, and are refused where others would be cut off.
+//!
+//! A callback that panics is one that asks to stop: it is not called again, the operation leaves all as it does for
+//! such a wish, and then the panic goes on.
 
 mod accept_loss;
 mod check;
@@ -35,7 +38,9 @@ mod relink;
 mod reparent;
 mod revert;
 
+use std::any::Any;
 use std::ops::{ControlFlow, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
@@ -58,6 +63,7 @@ pub use crate::image::clear_drafts;
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::is_zero;
+use crate::mutants::planted;
 use crate::types::MIB;
 
 /// Bytes that are read at once.
@@ -78,6 +84,34 @@ fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64
     match on(Progress { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => Err(Error::cancelled()),
+    }
+}
+
+/// The panic of a caller's callback, kept until the operation has ended as for a wish to stop.
+#[derive(Default)]
+struct CallerPanic(Option<Box<dyn Any + Send>>);
+
+impl CallerPanic {
+    /// What the callback says, unless it panics or did before.
+    fn catch(&mut self, callback: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
+        if planted("callers-panic-not-caught") {
+            return callback();
+        }
+        if self.0.is_some() {
+            return ControlFlow::Break(());
+        }
+        // Who called the operation hears of the panic, and may look at what it left then.
+        catch_unwind(AssertUnwindSafe(callback)).unwrap_or_else(|panic| {
+            self.0 = Some(panic);
+            ControlFlow::Break(())
+        })
+    }
+
+    /// Has the panic go on, if there was one.
+    fn go_on(self) {
+        if let Some(panic) = self.0 {
+            resume_unwind(panic);
+        }
     }
 }
 

@@ -58,6 +58,8 @@ hunt pin-left-by-the-merge lib $past::a_plan_that_a_merge_in_low_space_gives_up_
 hunt older-stacks-forgotten lib $past::a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_was
 hunt rights-of-the-operation live rights::a_chain_opened_for_reading_takes_no_write_before_during_and_after_a_merge
 hunt image-of-a-layer-writes live rights::only_the_chain_itself_takes_writes_while_its_layers_are_merged
+hunt callers-panic-not-caught live panics::a_merge_whose_callback_panics_can_be_resumed_on_the_same_chain
+hunt callers-panic-not-caught live panics::a_reparent_and_an_acceptance_whose_callbacks_panic_leave_all_as_it_was
 hunt not-looked-at-again-before-a-merge locks again::a_merge_looks_again_at_each_layer_once_it_has_the_lock
 hunt children-not-looked-for-again locks again::a_merge_looks_for_children_again_once_it_has_the_lock
 hunt children-not-looked-for-again locks again::a_revert_looks_for_children_again_before_it_removes_a_layer

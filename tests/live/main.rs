@@ -11,6 +11,7 @@ mod full;
 mod kept;
 mod ledger;
 mod load;
+mod panics;
 mod rights;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests, which need other parts of it

@@ -54,6 +54,15 @@ struct Handles {
     opened: Vec<LayerId>,
 }
 
+/// The changes of a child are followed for as long as this is there.
+struct Following<'a>(&'a VhdxFile);
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.0.stop_following();
+    }
+}
+
 impl Step<'_> {
     pub(super) fn run(&self, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
         self.op.let_vanish(self.layer + 1)?;
@@ -157,6 +166,7 @@ impl Step<'_> {
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
         let follow = on.is_live.then(|| on.child.follow_changes()).transpose()?;
+        let following = on.is_live.then(|| Following(&on.child));
         let copier = Copier::new(self.merge.share);
         let copy = Copy { from: &on.child, to: &on.parent, copier, follow: follow.clone() };
         let size = on.child.geometry().size;
@@ -172,9 +182,7 @@ impl Step<'_> {
             let (rest, retired) = self.converge(on, &copy, follow, meter)?;
             Ok((moved + rest, Some(retired)))
         })();
-        if on.is_live {
-            on.child.stop_following();
-        }
+        drop(following);
         let (moved, retired) = copied?;
         if let Some(retired) = retired {
             self.wait_for_readers(retired, on, merged);

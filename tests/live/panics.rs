@@ -1,0 +1,246 @@
+//! Callbacks that panic, and callbacks that begin another operation.
+
+use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use avhdx::ops::{
+    AcceptLoss, Checkpoint, Compare, Export, Losses, Merge, Progress, Reparent, Revert,
+};
+use avhdx::storage::{Draft, LocalHost, MemStorage};
+use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, RawDisk};
+
+use super::{MIB, base, bytes, go, naively, paths};
+
+const SIZE: u64 = 12 * MIB;
+
+/// What the callbacks panic with.
+struct Planned;
+
+/// Three layers with blocks of their own and in common, and what they read as.
+fn three(folder: &Path) -> (DiffChain, Vec<u8>) {
+    let chain = base(folder, SIZE);
+    let mut model = vec![0; SIZE as usize];
+    for n in 0..3_u8 {
+        if n > 0 {
+            Checkpoint::new().block_size(1 << 20).run(&chain, &mut go).unwrap();
+        }
+        let own = 9 * MIB + u64::from(n) * 8192;
+        for (at, len) in [(u64::from(n) * MIB, MIB), (5 * MIB, 4096), (own, 4096)] {
+            write(&chain, &mut model, n + 1, at, len);
+        }
+    }
+    (chain, model)
+}
+
+fn write(chain: &DiffChain, model: &mut [u8], byte: u8, at: u64, len: u64) {
+    chain.write_at(&vec![byte; len as usize], at).unwrap();
+    model[at as usize..(at + len) as usize].fill(byte);
+}
+
+/// Runs an operation whose callback panics the `n`th time, and says whether it came to that.
+fn panics_at<T>(
+    n: u64,
+    run: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> avhdx::Result<T>,
+) -> bool {
+    let mut calls = 0;
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        run(&mut |_| {
+            calls += 1;
+            assert!(calls <= n, "it is not called again");
+            if calls == n {
+                // As a panic, and without its message.
+                resume_unwind(Box::new(Planned));
+            }
+            ControlFlow::Continue(())
+        })
+    }));
+    match done {
+        Ok(done) => assert!(done.is_ok() && calls < n, "call {n}: {:?}", done.err()),
+        Err(panic) => assert!(panic.is::<Planned>(), "the panic of the callback comes out"),
+    }
+    calls == n
+}
+
+#[test]
+fn a_merge_whose_callback_panics_can_be_resumed_on_the_same_chain() {
+    for (layer, low_space) in [(0, false), (0, true), (1, false), (1, true)] {
+        for n in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            let (chain, mut model) = three(folder.path());
+            let (id, parent) = (chain.layers()[layer].id, paths(&chain).remove(layer + 1));
+            if !panics_at(n, |on| Merge::new(id).low_space(low_space).run(&chain, on)) {
+                assert!(n > 2, "{n} calls");
+                break;
+            }
+            let case = format!("call {n}, layer {layer}, low space: {low_space}");
+            assert!(bytes(&chain) == model, "{case}");
+            let is_done = chain.layers().len() == 2;
+            let before = std::fs::read(&parent).unwrap();
+            write(&chain, &mut model, 40, 4 * MIB + 1000, 3 * MIB);
+            chain.flush().unwrap();
+            let is_same = std::fs::read(&parent).unwrap() == before;
+            assert!(is_same || is_done, "nothing goes to the parent any more: {case}");
+            if !is_done {
+                // The handle may be another by now, with a name of its own.
+                let id = chain.layers()[layer].id;
+                let is_begun = chain.image(id).unwrap().merge_mark().is_some();
+                let merge = if is_begun { Merge::resume(id) } else { Merge::new(id) };
+                let merged = merge.low_space(low_space).run(&chain, &mut go);
+                let merged = merged.unwrap_or_else(|error| panic!("{case}: {error}"));
+                assert!(merged.warnings.is_empty(), "{case}: {:?}", merged.warnings);
+            }
+            assert_eq!(chain.layers().len(), 2, "{case}");
+            write(&chain, &mut model, 50, 8 * MIB, 2 * MIB);
+            assert!(bytes(&chain) == model, "{case}");
+            chain.close().unwrap();
+            assert!(naively(&paths(&chain)) == model, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_and_a_revert_whose_callbacks_panic_can_be_done_again_on_the_same_chain() {
+    for n in 1..=2 {
+        let folder = tempfile::tempdir().unwrap();
+        let (chain, mut model) = three(folder.path());
+        assert!(panics_at(n, |on| Checkpoint::new().run(&chain, on)));
+        assert!(bytes(&chain) == model, "call {n}");
+        write(&chain, &mut model, 9, 5 * MIB, 4096);
+        Checkpoint::new().run(&chain, &mut go).unwrap();
+        write(&chain, &mut model, 10, 6 * MIB, 4096);
+        assert!(bytes(&chain) == model, "call {n}");
+        chain.close().unwrap();
+        assert!(naively(&paths(&chain)) == model, "call {n}");
+        assert!(!panics_at(3, |on| Checkpoint::new().run(&chain, on)), "all calls were tried");
+    }
+    for n in 1.. {
+        let folder = tempfile::tempdir().unwrap();
+        let (chain, mut model) = three(folder.path());
+        let point = chain.layers()[2].id;
+        let mut back = bytes(&chain.view(point).unwrap());
+        if !panics_at(n, |on| Revert::to(point).delete_newer(true).run(&chain, on)) {
+            assert_eq!(n, 5, "at the start, before each file, and at the end");
+            break;
+        }
+        let is_back = chain.layers().len() == 2;
+        assert_eq!(is_back, n > 1);
+        let now = if is_back { &mut back } else { &mut model };
+        assert!(bytes(&chain) == *now, "call {n}");
+        write(&chain, now, 9, 5 * MIB, 4096);
+        assert!(bytes(&chain) == *now, "call {n}");
+        let point = chain.layers().pop().unwrap().id;
+        let mut base = bytes(&chain.view(point).unwrap());
+        Revert::to(point).delete_newer(true).run(&chain, &mut go).unwrap();
+        write(&chain, &mut base, 10, 6 * MIB, 4096);
+        chain.close().unwrap();
+        assert!(naively(&paths(&chain)) == base, "call {n}");
+    }
+}
+
+#[test]
+fn what_only_reads_leaves_nothing_behind_a_panic_of_its_callback() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, model) = three(folder.path());
+    let other = RawDisk::new(Arc::new(MemStorage::new(model.clone()))).unwrap();
+    for n in 1..=2 {
+        let memory = MemStorage::new(Vec::new());
+        assert!(panics_at(n, |on| Export::new().run(&chain, &memory, on)));
+        assert!(panics_at(n, |on| Export::new().stream(&chain, &mut std::io::sink(), on)));
+        assert!(panics_at(n, |on| Compare::new().run(&chain, &other, on)));
+        Export::new().run(&chain, &memory, &mut go).unwrap();
+        assert!(memory.into_bytes() == model);
+        let target = folder.path().join("copy.vhdx");
+        let draft = Draft::new(&LocalHost, &target).unwrap();
+        let image = CreateOptions::dynamic(SIZE).create_draft(&LocalHost, &draft).unwrap();
+        assert!(panics_at(n, |on| Export::new().onto(&chain, &image, on)));
+        image.close().unwrap();
+        drop((image, draft));
+        assert_eq!(names(folder.path()).len(), 3, "nothing is left of the copy");
+    }
+    assert!(bytes(&chain) == model);
+}
+
+#[test]
+fn a_reparent_and_an_acceptance_whose_callbacks_panic_leave_all_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, model) = three(folder.path());
+    let files = paths(&chain);
+    chain.close().unwrap();
+    drop(chain);
+    let moved = folder.path().join("moved.vhdx");
+    std::fs::copy(&files[2], &moved).unwrap();
+    let before = std::fs::read(&files[1]).unwrap();
+    for n in 1.. {
+        if !panics_at(n, |on| Reparent::new(&moved).run(&files[1], on)) {
+            assert!(n > 2);
+            break;
+        }
+        assert!(std::fs::read(&files[1]).unwrap() == before);
+    }
+    assert!(bytes(&OpenOptions::new().open(&files[0]).unwrap()) == model);
+
+    let tip = std::fs::OpenOptions::new().write(true).open(&files[0]).unwrap();
+    tip.set_len(tip.metadata().unwrap().len() - MIB).unwrap();
+    let (before, beside) = (std::fs::read(&files[0]).unwrap(), names(folder.path()));
+    let done = catch_unwind(|| {
+        AcceptLoss::new().run(&files[0], &mut |_: &Losses| resume_unwind(Box::new(Planned)))
+    });
+    assert!(done.unwrap_err().is::<Planned>());
+    assert!(std::fs::read(&files[0]).unwrap() == before);
+    assert_eq!(names(folder.path()), beside, "no list of what was not done");
+    AcceptLoss::new().run(&files[0], &mut |_| ControlFlow::Continue(())).unwrap();
+}
+
+/// It would wait for itself.
+#[test]
+fn an_operation_within_the_callback_of_another_is_refused() {
+    let (over, is_over) = mpsc::channel();
+    std::thread::spawn(move || {
+        for kind in 0..4 {
+            let folder = tempfile::tempdir().unwrap();
+            let (chain, _) = three(folder.path());
+            let (layers, mut calls) = (chain.layers(), 0);
+            let mut on = |_: Progress| {
+                calls += 1;
+                let layers = chain.layers();
+                let found = [
+                    Merge::new(layers[0].id).run(&chain, &mut go).unwrap_err(),
+                    Merge::new(layers[1].id).forecast(&chain).unwrap_err(),
+                    Checkpoint::new().run(&chain, &mut go).unwrap_err(),
+                    Revert::to(layers[1].id).run(&chain, &mut go).unwrap_err(),
+                ];
+                for error in found {
+                    assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.busy"));
+                }
+                let files = paths(&chain);
+                let lost = AcceptLoss::new().run(&files[0], &mut |_| ControlFlow::Continue(()));
+                assert_eq!(lost.unwrap_err().kind(), ErrorKind::InUse);
+                let linked = Reparent::new(&files[1]).run(&files[0], &mut go);
+                assert_eq!(linked.unwrap_err().kind(), ErrorKind::InUse);
+                // All else goes on.
+                chain.write_at(&[calls; 4096], 7 * MIB).unwrap();
+                chain.flush().unwrap();
+                chain.read_at(&mut [0; 4096], 7 * MIB).unwrap();
+                ControlFlow::Continue(())
+            };
+            match kind {
+                0 => drop(Checkpoint::new().run(&chain, &mut on).unwrap()),
+                1 => drop(Revert::to(layers[1].id).run(&chain, &mut on).unwrap()),
+                n => drop(Merge::new(layers[n - 2].id).run(&chain, &mut on).unwrap()),
+            }
+            assert!(calls > 1);
+        }
+        over.send(()).unwrap();
+    });
+    is_over.recv_timeout(Duration::from_secs(60)).unwrap();
+}
+
+fn names(folder: &Path) -> Vec<PathBuf> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    names.sort();
+    names
+}
