@@ -39,7 +39,8 @@ pub(crate) fn accept(
 fn tell(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Failure> {
     let report = losses.report.as_deref().map(|path| path.display().to_string());
     let report = report.unwrap_or_default();
-    let is_any = losses.list.iter().any(|loss| loss.kind != LossKind::Unmapped);
+    let is_any =
+        losses.list.iter().any(|loss| !matches!(loss.kind, LossKind::Unmapped | LossKind::Merged));
     console.lose(object(losses, &report), is_any);
     let image = image.display();
     let message = format!(
@@ -69,6 +70,7 @@ fn what(kind: LossKind) -> &'static str {
         LossKind::Rest => "the rest of a block, zeros from now on",
         LossKind::Bits => "lost with its sector bitmap, zeros from now on",
         LossKind::Shared => "as it reads, which may be another block's",
+        LossKind::Merged => "in the parent already, by a merge that was stopped",
         LossKind::Unmapped => "unmapped, zeros as before",
         _ => kind.name(),
     }

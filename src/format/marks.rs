@@ -22,10 +22,12 @@
 //! |---|---|---|
 //! | 0 | 2 | version: 1 |
 //! | 2 | 1 | state: 1 merging, 2 spent, 3 target |
-//! | 3 | 1 | flags: bit 0, the space of what was moved is freed at once |
+//! | 3 | 1 | flags: bit 0, the space of what was moved is freed at once; bit 1, the last two fields are there |
 //! | 4 | 4 | length of the name in bytes |
 //! | 8 | 16 | identity of the other image |
 //! | 24 | | name of the other image |
+//! | | 8 | bytes of the disk, from its start, that the parent durably has from a child that was stopped |
+//! | | 16 | identity of the child then: under another one it may have newer bytes |
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -41,6 +43,8 @@ const VERSION: u16 = 1;
 const CHECKPOINT_LEN: usize = 16;
 const MERGE_LEN: usize = 24;
 const LOW_SPACE: u8 = 1;
+const HAS_MOVED: u8 = 2;
+const MOVED_LEN: usize = 24;
 
 /// What a checkpoint left in the child that it made. It names the point in time below that child.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +69,17 @@ pub struct MergeMark {
     pub name: String,
     /// Whether the child gives up the space of what was moved at once.
     pub low_space: bool,
+    /// How far a merge came that was stopped, where it could be noted.
+    pub(crate) moved: Option<Moved>,
+}
+
+/// What a parent has of a child that is being merged into it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// All that the child holds of the disk before this byte.
+    pub(crate) end: u64,
+    /// What the child was known by then. A change gives it another identity.
+    pub(crate) child: Uuid,
 }
 
 /// What becomes of an image that a merge concerns.
@@ -128,11 +143,16 @@ impl MergeMark {
                 return Err(unreadable(what, at + 2).with_found(other).with_expected("1 to 3"));
             }
         };
+        let name = text(bytes, MERGE_LEN, what, at)?;
+        // Nothing hangs on it but what can be saved: where it cannot be read it is not there.
+        let rest = &bytes[MERGE_LEN + name.len()..];
+        let moved = rest.get(..MOVED_LEN).filter(|_| bytes[3] & HAS_MOVED != 0).map(Fields);
         Ok(Self {
             state,
             other: Fields(bytes).guid(8),
-            name: text(bytes, MERGE_LEN, what, at)?,
+            name,
             low_space: bytes[3] & LOW_SPACE != 0,
+            moved: moved.map(|moved| Moved { end: moved.u64(0), child: moved.guid(8) }),
         })
     }
 
@@ -144,11 +164,19 @@ impl MergeMark {
             MergeState::Target => 3,
         };
         bytes[3] = if self.low_space { LOW_SPACE } else { 0 };
+        bytes[3] |= if self.moved.is_some() { HAS_MOVED } else { 0 };
         let mut fields = FieldsMut(&mut bytes);
         fields.u16(0, VERSION);
         fields.u32(4, self.name.len() as u32);
         fields.guid(8, self.other);
         bytes.extend(self.name.as_bytes());
+        if let Some(Moved { end, child }) = self.moved {
+            let mut moved = [0; MOVED_LEN];
+            let mut fields = FieldsMut(&mut moved);
+            fields.u64(0, end);
+            fields.guid(8, child);
+            bytes.extend(moved);
+        }
         bytes
     }
 }
@@ -223,9 +251,24 @@ mod tests {
             other: uuid!("00112233-4455-6677-8899-aabbccddeeff"),
             name: "c.".into(),
             low_space: true,
+            moved: None,
         };
         assert_eq!(MergeMark::parse(&literal, 0).unwrap(), mark);
         assert_eq!(mark.to_bytes(), literal);
+        let behind = [
+            0, 0, 0, 0, 1, 0, 0, 0, 0x0F, 0x0E, 0x0D, 0x0C, 0x0B, 0x0A, 9, 8, 7, 6, 5, 4, 3, 2, 1,
+            0,
+        ];
+        let mut longer = [&literal[..], &behind].concat();
+        assert_eq!(MergeMark::parse(&longer, 0).unwrap(), mark, "a flag says that it is there");
+        longer[3] = 3;
+        let child = uuid!("0c0d0e0f-0a0b-0809-0706-050403020100");
+        mark.moved = Some(Moved { end: 4 << 30, child });
+        assert_eq!(MergeMark::parse(&longer, 0).unwrap(), mark);
+        assert_eq!(mark.to_bytes(), longer);
+        mark.moved = None;
+        longer.pop();
+        assert_eq!(MergeMark::parse(&longer, 0).unwrap(), mark, "a part of it says nothing");
         for (number, state) in [(1, MergeState::Merging), (2, MergeState::Spent)] {
             mark.state = state;
             mark.low_space = false;
@@ -241,6 +284,7 @@ mod tests {
             other: Uuid::nil(),
             name: "name".into(),
             low_space: false,
+            moved: None,
         };
         let good = good.to_bytes();
         let with = |at: usize, byte: u8| {

@@ -9,6 +9,7 @@ use super::units::{MOST_UNITS, Units, units};
 use crate::error::{Error, Result};
 use crate::format::region::{self, RegionTable};
 use crate::mutants::planted;
+use crate::storage::length_of;
 use crate::types::MIB;
 
 /// All that the structures and the block allocation table of a file lay claim to: both are taken as they stand in the
@@ -47,8 +48,23 @@ impl VhdxFile {
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the table cannot be read.
     pub(crate) fn claims(&self, most: usize) -> Result<Claims> {
+        self.claims_within(self.file_len(), most)
+    }
+
+    /// What the file lost since it was opened of what its tables claim, as the error that says so; `None` where it
+    /// lost nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the file cannot be looked at.
+    pub(crate) fn lost_meanwhile(&self) -> Result<Option<Error>> {
+        let claims = self.claims_within(length_of(self.bare_storage().as_ref())?, 1)?;
+        let structure = claims.lost_structures.first().map(|lost| claims.lost_structure(lost));
+        Ok(structure.or_else(|| claims.lost.first().map(|lost| claims.lost_block(self, lost))))
+    }
+
+    fn claims_within(&self, file_len: u64, most: usize) -> Result<Claims> {
         let table = self.block_table();
-        let mut walk = Walk::new(self.claimed_structures(), self.file_len(), most);
+        let mut walk = Walk::new(self.claimed_structures(), file_len, most);
         let failed = table.claims(|claim| walk.take(claim));
         let failed = failed.or_else(|| walk.tell_shared(&table));
         match failed {

@@ -45,6 +45,9 @@ pub enum LossKind {
     /// The table has the same bytes of the file for other blocks too. Each block gets a copy of them, and reads
     /// as before: what it reads may be what was written to another.
     Shared,
+    /// The block is gone, and the parent has it: from a merge that is under way, which came past it and noted that.
+    /// It reads as before.
+    Merged,
     /// An unmapped block whose place is lost, or also another's. It reads as zeros before and after.
     Unmapped,
 }
@@ -62,6 +65,7 @@ impl LossKind {
             Self::Rest => "rest-lost",
             Self::Bits => "bits-lost",
             Self::Shared => "shared",
+            Self::Merged => "merged",
             Self::Unmapped => "unmapped",
         }
     }
@@ -174,6 +178,8 @@ struct Planner<'a> {
     mend: Mend,
     /// Where the furthest of what stays ends.
     end: u64,
+    /// What the parent has, up to this byte of the disk.
+    in_parent: u64,
     /// Whether something stays that the file has a part of.
     grows: bool,
     /// Partially present blocks that stay so in a new place.
@@ -190,6 +196,7 @@ impl<'a> Planner<'a> {
             file_len,
             mend: Mend::default(),
             end: file_len.next_multiple_of(MIB),
+            in_parent: image.in_parent(),
             grows: false,
             moved: Vec::new(),
             bitmaps: BTreeMap::new(),
@@ -244,6 +251,11 @@ impl<'a> Planner<'a> {
         let is_partial = claim.entry.payload_state() == PayloadState::PartiallyPresent;
         if claim.entry.payload_state() == PayloadState::Unmapped {
             self.lose(claim, whole, LossKind::Unmapped);
+            return Ok(());
+        }
+        if whole.end <= self.in_parent {
+            self.mend.lost.insert(claim.index, BatEntry(0));
+            self.list(claim, whole, LossKind::Merged);
             return Ok(());
         }
         if is_partial && self.image.has_parent() {

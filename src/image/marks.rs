@@ -2,11 +2,12 @@
 
 use uuid::Uuid;
 
-use super::{ItemEdit, VhdxFile};
+use super::{ItemEdit, Moved, VhdxFile};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::{self, CheckpointMark, MergeMark, MergeState};
 use crate::format::metadata::{self, ItemFlags, MetadataEntry};
+use crate::mutants::planted;
 
 /// The marks that were found.
 #[derive(Debug, Default)]
@@ -26,6 +27,17 @@ impl VhdxFile {
     /// The merge that concerns this image and is not over, if there is one.
     pub fn merge_mark(&self) -> Option<MergeMark> {
         self.metadata().marks.merge.clone()
+    }
+
+    /// The bytes of the disk before this one are durably in the parent, as far as they are this image's: a merge
+    /// that was stopped left word of it, and nothing was changed since.
+    pub(crate) fn in_parent(&self) -> u64 {
+        let mark = self.merge_mark().filter(|mark| mark.state == MergeState::Merging);
+        let moved = mark.and_then(|mark| mark.moved);
+        let is_of_now = |moved: &Moved| {
+            moved.child == self.data_write_guid() || planted("moved-under-any-identity")
+        };
+        moved.filter(is_of_now).map_or(0, |moved| moved.end)
     }
 
     /// Refuses an image as the top of a chain that, because of a merge, is no point in time.

@@ -55,6 +55,7 @@ pub use link::ParentLink;
 pub use loss::{Loss, LossKind};
 pub use policy::{Lock, LogPolicy};
 
+pub(crate) use crate::format::marks::Moved;
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
 pub(crate) use children::{ChildSearch, OTHER_NAMES, children_unknown};

@@ -33,6 +33,15 @@ const MOST_NAMES: u32 = 1000;
 /// table change, with a log of 1 MiB, is mended by as many at once.) What cannot be mended stays refused: structures
 /// that are lost, and blocks over the block allocation table.
 ///
+/// # A child whose merge was stopped
+///
+/// It is mended too, as long as it is nobody's parent, and stays marked: [`Merge::resume`](super::Merge::resume) then
+/// completes the merge, which is refused before. A merge that is stopped by its callback, or by the loss itself
+/// (`merge.child-lost`), notes in the child how far its parent has all of it. Blocks that are lost before that place
+/// read as before, by the parent ([`LossKind::Merged`]), unless the child was written to since. After a crash or a kill
+/// there is no such note, and all that is lost reads as zeros, though some of it may be in the parent: which nobody knows,
+/// for the parent holds a mixture until the merge is completed.
+///
 /// An image that is sound stays as it is, and so does one whose file ends where its disk does, within the last block.
 ///
 /// ```no_run
@@ -110,8 +119,8 @@ impl AcceptLoss {
     /// # Errors
     /// As [`OpenOptions::open_image`] for writing, [`ErrorKind::HasChildren`](crate::ErrorKind::HasChildren) among them;
     /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) for what cannot be mended, and [`ErrorKind::Limit`](crate::ErrorKind::Limit) where a million blocks or more
-    /// are damaged; [`ErrorKind::Unfinished`](crate::ErrorKind::Unfinished) and [`ErrorKind::Merged`](crate::ErrorKind::Merged) for images of a merge that is
-    /// not over; [`ErrorKind::NoSpace`](crate::ErrorKind::NoSpace); [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled). The image is then as it was. When the host
+    /// are damaged; [`ErrorKind::Unfinished`](crate::ErrorKind::Unfinished) and [`ErrorKind::Merged`](crate::ErrorKind::Merged) for the parent of a merge
+    /// that is not over and for the child of one that is complete; [`ErrorKind::NoSpace`](crate::ErrorKind::NoSpace); [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled). The image is then as it was. When the host
     /// fails on the way ([`ErrorKind::Io`](crate::ErrorKind::Io)), it is as after a crash.
     pub fn run(
         &self,

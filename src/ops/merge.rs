@@ -181,7 +181,9 @@ impl Merge {
     /// [`ErrorKind::Io`] when the host does not let the files be written.
     ///
     /// Later: [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]. The chain reads right, and the
-    /// merge is to be [resumed](Self::resume).
+    /// merge is to be [resumed](Self::resume). [`ErrorKind::Damaged`] with the code `merge.child-lost` when the child's file
+    /// lost bytes meanwhile: what is gone cannot be read, and the merge can be resumed when the loss is
+    /// [accepted](super::AcceptLoss).
     pub fn run(
         self,
         chain: &DiffChain,

@@ -60,6 +60,9 @@ hunt rights-of-the-operation live rights::a_chain_opened_for_reading_takes_no_wr
 hunt image-of-a-layer-writes live rights::only_the_chain_itself_takes_writes_while_its_layers_are_merged
 hunt callers-panic-not-caught live panics::a_merge_whose_callback_panics_can_be_resumed_on_the_same_chain
 hunt callers-panic-not-caught live panics::a_reparent_and_an_acceptance_whose_callbacks_panic_leave_all_as_it_was
+lost=lost::what_was_written_after_it_was_merged_is_lost_with_the_child_and_not_what_it_was_before
+hunt moved-past-newer-writes live $lost
+hunt moved-under-any-identity live $lost
 hunt not-looked-at-again-before-a-merge locks again::a_merge_looks_again_at_each_layer_once_it_has_the_lock
 hunt children-not-looked-for-again locks again::a_merge_looks_for_children_again_once_it_has_the_lock
 hunt children-not-looked-for-again locks again::a_revert_looks_for_children_again_before_it_removes_a_layer

@@ -11,6 +11,7 @@ mod full;
 mod kept;
 mod ledger;
 mod load;
+mod lost;
 mod panics;
 mod rights;
 #[path = "../sim/mod.rs"]

@@ -233,6 +233,7 @@ fn an_edit_of_the_metadata_is_whole_or_not_there() {
         other: Uuid::from_u128(6),
         name: "base.vhdx".into(),
         low_space: false,
+        moved: None,
     };
     history.step(|| {
         image.edit_metadata(&[link().unwrap(), ItemEdit::merge_mark(Some(&mark))]).unwrap();

@@ -122,6 +122,13 @@ impl Follow {
         set * marks.grain + (marks.left.end - marks.left.start)
     }
 
+    /// Where the first of the marked bytes are, if there are any.
+    pub(crate) fn first(&self) -> Option<u64> {
+        let marks = self.marks();
+        let (word, bits) = marks.words.first_key_value()?;
+        Some((word * 64 + u64::from(bits.trailing_zeros())) * marks.grain)
+    }
+
     /// Bytes that were written to the mirror by those who wrote them here.
     pub(crate) fn mirrored(&self) -> u64 {
         self.mirrored.load(Ordering::SeqCst)

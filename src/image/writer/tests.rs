@@ -342,7 +342,8 @@ fn a_child_made_of_an_image_in_use_knows_it_until_it_changes() {
 }
 
 fn merge_mark(state: MergeState) -> MergeMark {
-    MergeMark { state, other: OTHER, name: "other.avhdx".into(), low_space: true }
+    let name = "other.avhdx".into();
+    MergeMark { state, other: OTHER, name, low_space: true, moved: None }
 }
 
 /// The bytes that the documented layout of a merge mark gives.

@@ -1,5 +1,6 @@
 //! Moving what a layer holds into its parent, at a pace.
 
+use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -66,6 +67,8 @@ pub(super) struct Copy<'a> {
     pub(super) copier: Copier,
     /// Where others may write meanwhile.
     pub(super) follow: Option<Arc<Follow>>,
+    /// How far the pass over the disk came.
+    pub(super) passed: Cell<u64>,
 }
 
 /// What is at a place, as far as it is dealt with at once.
@@ -107,15 +110,21 @@ impl Copy<'_> {
     /// Moves what the child holds of these bytes of the disk, at the meter's pace, and says how many bytes of
     /// data that was.
     pub(super) fn pass(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
-        self.paced(range, PIECE, meter)
+        self.paced(range, PIECE, meter, &|at| self.passed.set(at))
     }
 
     /// The same while who writes to these bytes waits.
     pub(super) fn held(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
-        self.paced(range, HELD_PIECE, meter)
+        self.paced(range, HELD_PIECE, meter, &|_| ())
     }
 
-    fn paced(&self, range: Range<u64>, most: u64, meter: &mut Meter<'_>) -> Result<u64> {
+    fn paced(
+        &self,
+        range: Range<u64>,
+        most: u64,
+        meter: &mut Meter<'_>,
+        passed: &dyn Fn(u64),
+    ) -> Result<u64> {
         let (block, size) = (u64::from(self.to.block_size()), self.to.geometry().size);
         let (mut moved, mut at) = (0, range.start);
         while let Some(extent) = self.from.next_extent(at..range.end)? {
@@ -129,6 +138,7 @@ impl Copy<'_> {
             drop(held);
             moved += step;
             meter.done += step;
+            passed(end);
             if end / BATCH > at / BATCH || end == range.end {
                 meter.report()?;
             }

@@ -10,6 +10,7 @@
 //! 6. the layer above, if there is one, is linked to the parent;
 //! 7. the child's name is removed.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -21,8 +22,10 @@ use super::copy::{BATCH, Copy, Meter};
 use super::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
-use crate::error::Result;
-use crate::image::{Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, VhdxFile, Warning};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{
+    Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, Moved, VhdxFile, Warning,
+};
 use crate::mutants::planted;
 use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
@@ -129,13 +132,19 @@ impl Step<'_> {
     fn mark(&self, on: &Handles, next: Uuid) -> Result<()> {
         let (child, parent) = (&on.child, &on.parent);
         let tell = |state, other, of| ItemEdit::merge_mark(Some(&self.state(state, other, of)));
+        let before = child.in_parent();
         let swapped = planted("identity-order-swapped");
         if swapped {
             parent.set_next_identity(next)?;
             parent.begin_with_next_identity()?;
         }
         let link = child.locator_edit(parent.data_write_guid(), Some(next), LinkPaths::Keep)?;
-        let mark = tell(MergeState::Merging, next, parent);
+        let moved = Moved { end: before, child: child.data_write_guid() };
+        let mark = MergeMark {
+            moved: (before > 0).then_some(moved),
+            ..self.state(MergeState::Merging, next, parent)
+        };
+        let mark = ItemEdit::merge_mark(Some(&mark));
         match planted("merge-mark-left-out") {
             true => child.edit_metadata(&[link])?,
             false => child.edit_metadata(&[link, mark])?,
@@ -168,7 +177,8 @@ impl Step<'_> {
         let follow = on.is_live.then(|| on.child.follow_changes()).transpose()?;
         let following = on.is_live.then(|| Following(&on.child));
         let copier = Copier::new(self.merge.share);
-        let copy = Copy { from: &on.child, to: &on.parent, copier, follow: follow.clone() };
+        let passed = Cell::new(0);
+        let copy = Copy { from: &on.child, to: &on.parent, copier, follow: follow.clone(), passed };
         let size = on.child.geometry().size;
         let copied = (|| {
             let moved = match self.merge.low_space {
@@ -182,6 +192,7 @@ impl Step<'_> {
             let (rest, retired) = self.converge(on, &copy, follow, meter)?;
             Ok((moved + rest, Some(retired)))
         })();
+        let copied = copied.map_err(|error| self.stopped(error, on, &copy));
         drop(following);
         let (moved, retired) = copied?;
         if let Some(retired) = retired {
@@ -191,6 +202,37 @@ impl Step<'_> {
         merged.mirrored += follow.map_or(0, |follow| follow.mirrored());
         merged.handed_over += copy.copier.shared();
         Ok(())
+    }
+
+    /// Leaves word of how far the copy came that ends with this error, and says so where it is the child's file that
+    /// lost bytes.
+    fn stopped(&self, error: Error, on: &Handles, copy: &Copy<'_>) -> Error {
+        let is_cancelled = error.kind() == ErrorKind::Cancelled;
+        let lost = if is_cancelled { None } else { on.child.lost_meanwhile().unwrap_or_default() };
+        if is_cancelled || lost.is_some() {
+            // It serves who has to do without bytes of the child, and nothing else hangs on it.
+            drop(self.note_moved(on, copy));
+        }
+        let Some(lost) = lost else { return error };
+        let message = format!("the file lost bytes while it was merged: {}", lost.message());
+        Error::new(ErrorKind::Damaged, "merge.child-lost", message)
+            .in_file(on.child.name())
+            .with_section("2.5.1")
+            .with_found(error)
+            .with_expected("the loss to be accepted, and the merge to be resumed then")
+    }
+
+    /// Notes in the child's mark how far the parent has all of it.
+    fn note_moved(&self, on: &Handles, copy: &Copy<'_>) -> Result<()> {
+        on.parent.flush()?;
+        // Who writes to the child from here on gives it another identity, and who did before has left a mark.
+        let child = on.child.hand_out_identity()?;
+        let changed = copy.follow.as_ref().filter(|_| !planted("moved-past-newer-writes"));
+        let changed = changed.and_then(|follow| follow.first());
+        let end = copy.passed.get().min(changed.unwrap_or(u64::MAX)).max(on.child.in_parent());
+        let Some(mark) = on.child.merge_mark().filter(|_| end > 0) else { return Ok(()) };
+        let mark = MergeMark { moved: Some(Moved { end, child }), ..mark };
+        on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&mark))])
     }
 
     /// Moves a batch after the other, and gives back its space in the child once it is durable in the parent.
@@ -241,6 +283,8 @@ impl Step<'_> {
     ) -> Result<(u64, Retired)> {
         // Who needs space in the parent waits for a flush: this one takes the longest.
         on.parent.flush()?;
+        // What is taken from the marks is not noted any more.
+        copy.passed.set(0);
         on.child.mirror_changes(follow, &on.parent)?;
         let (mut moved, mut flushed) = (0, 0);
         for round in 1_u32.. {
@@ -367,7 +411,7 @@ impl Step<'_> {
     fn state(&self, state: MergeState, other: Uuid, of: &VhdxFile) -> MergeMark {
         let name = of.path().and_then(Path::file_name).unwrap_or_default();
         let name = name.to_string_lossy().into_owned();
-        MergeMark { state, other, name, low_space: self.merge.low_space }
+        MergeMark { state, other, name, low_space: self.merge.low_space, moved: None }
     }
 
     /// Gives the files back to those who read them.
