@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use avhdx::ops::{Merge, Progress, Revert};
+use avhdx::ops::{Checkpoint, Merge, Progress, Reparent, Revert};
 use avhdx::storage::{Access, Host, LocalHost, Stat, Storage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PathSource, Warning};
 use meddled::Meddled;
@@ -336,6 +336,98 @@ fn a_link_in_the_place_of_a_new_child_gives_nobodys_file_away() {
         child.create_on(Arc::new(host), place.at("child.avhdx")).unwrap_err();
         assert_eq!(owner(&place.at("secret")), before);
         assert!(place.at("child.avhdx").is_symlink());
+    }
+}
+
+/// What an operation warned of, where it says that the file lies, and the chain, whose end is none of the moments.
+type Named = (Vec<Warning>, Option<PathBuf>, Option<DiffChain>);
+
+/// Runs an operation with the name of a file that stays swapped at each moment: where it succeeds all the same, a warning
+/// names both files, and what is said of where the file lies, if it is, is so.
+fn renamed_at_each_step(name: &str, run: impl Fn(&Place, &Arc<dyn Host>) -> avhdx::Result<Named>) {
+    let mut told = 0;
+    for at in 0.. {
+        let place = Place::new();
+        let swapper = Arc::new(Swapper {
+            name: place.at(name),
+            at,
+            takes_again: false,
+            calls: AtomicUsize::new(0),
+            busy: Mutex::new(false),
+            is_looked_at: AtomicBool::new(false),
+        });
+        let meddler = Arc::clone(&swapper);
+        let host = Meddled::new(move |what, paths| meddler.before(what, paths));
+        let host: Arc<dyn Host> = Arc::new(host);
+        let done = run(&place, &host);
+        let is_over = swapper.calls.load(Ordering::SeqCst) <= at;
+        let context = format!("{name} at {at}: {done:?}");
+        let own = if is_over { place.at(name) } else { place.at(name).with_extension("moved") };
+        if let Ok((warnings, said, _)) = &done {
+            assert!(said.as_ref().is_none_or(|said| *said == own), "{context}");
+            let mut renamed = warnings.iter().filter(|warning| warning.code == "op.renamed");
+            match renamed.next() {
+                None => assert!(is_over, "{context}"),
+                Some(warning) => {
+                    let both = [place.at(name), own];
+                    let names = both.map(|path| path.display().to_string());
+                    let is_both = names.iter().all(|name| warning.message.contains(name));
+                    assert!(!is_over && is_both && renamed.next().is_none(), "{context}");
+                    told += 1;
+                }
+            }
+        }
+        if is_over {
+            assert!(done.is_ok(), "{context}");
+            break;
+        }
+        assert_eq!(fs::read(place.at(name)).unwrap(), STRANGERS[0], "{context}");
+    }
+    assert!(told > 2, "{name}: {told} times");
+}
+
+#[test]
+fn nobody_is_sent_to_a_file_that_took_the_name_of_the_merged_parent() {
+    for (layer, name) in [(0, "mid.avhdx"), (1, "base.vhdx")] {
+        renamed_at_each_step(name, |place, host| {
+            let chain = place.chain(host)?;
+            let merged = Merge::new(chain.layers()[layer].id).run(&chain, &mut go)?;
+            assert_eq!(merged.tip.is_some(), layer == 0);
+            Ok((merged.warnings, merged.tip, Some(chain)))
+        });
+    }
+}
+
+#[test]
+fn nobody_is_sent_to_a_file_that_took_the_name_of_a_new_tip_or_its_parent() {
+    for name in ["new.avhdx", "tip.avhdx"] {
+        renamed_at_each_step(name, |place, host| {
+            let chain = place.chain(host)?;
+            let checkpoint = Checkpoint::new().path(place.at("new.avhdx"));
+            let made = checkpoint.run(&chain, &mut go)?;
+            Ok((made.warnings, Some(made.path).filter(|_| name == "new.avhdx"), Some(chain)))
+        });
+    }
+    for name in ["new.avhdx", "base.vhdx"] {
+        renamed_at_each_step(name, |place, host| {
+            let chain = place.chain(host)?;
+            let revert = Revert::to(chain.layers()[2].id).path(place.at("new.avhdx"));
+            let made = revert.run(&chain, &mut go)?;
+            Ok((made.warnings, Some(made.path).filter(|_| name == "new.avhdx"), Some(chain)))
+        });
+    }
+}
+
+#[test]
+fn an_image_is_linked_to_no_file_that_took_the_name_of_its_parent_to_be() {
+    for name in ["other.vhdx", "mid.avhdx"] {
+        renamed_at_each_step(name, |place, host| {
+            fs::copy(place.at("base.vhdx"), place.at("other.vhdx")).unwrap();
+            let options = OpenOptions::new().host(Arc::clone(host));
+            let reparent = Reparent::new(place.at("other.vhdx")).options(options);
+            let done = reparent.run(place.at("mid.avhdx"), &mut go)?;
+            Ok((done.warnings, Some(done.path).filter(|_| name == "mid.avhdx"), None))
+        });
     }
 }
 

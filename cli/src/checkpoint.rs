@@ -91,5 +91,6 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         let called = args.label.map_or_else(String::new, |label| format!(", called {label}"));
         console.line(format!("  the point in time is {}{called}", frozen.name))?;
     }
+    operation::lost_name(&made.warnings, Some(&made.path), None)?;
     Ok(Outcome::Yes)
 }

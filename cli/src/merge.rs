@@ -100,6 +100,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     console.done();
     console.warnings(&merged.warnings);
     say(&merged, &child.name, console)?;
+    operation::lost_name(&merged.warnings, child.path.as_deref(), merged.tip.as_deref())?;
     let resume = child.path.map(|child| next::with_parents("merge --resume", &child));
     operation::left_file(&merged.warnings, resume)?;
     Ok(Outcome::Yes)

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::exit::{Exit, Failure};
 use crate::input;
 use crate::interrupt::{UnderWay, under_way};
+use crate::next;
 use crate::output::{Console, Table, size};
 use crate::parents;
 use crate::point::{Point, Points};
@@ -172,6 +173,23 @@ pub(crate) fn left_file(warnings: &[Warning], way_on: Option<String>) -> Result<
     let message = format!("all was done, but that a file is left: {}", left.message);
     let failure = Failure::new(Exit::Io, left.code, message);
     Err(way_on.into_iter().fold(failure, Failure::then))
+}
+
+/// The failure to say by what name to go on: one that was known is another file's by now, as the warnings tell.
+pub(crate) fn lost_name(
+    warnings: &[Warning],
+    known: Option<&Path>,
+    found: Option<&Path>,
+) -> Result<(), Failure> {
+    let is_lost = |warning: &&Warning| warning.code == "op.renamed";
+    let Some(lost) = warnings.iter().find(is_lost) else { return Ok(()) };
+    let message = format!("all was done, but a name is lost: {}", lost.message);
+    let folder = known.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
+    let next = match found {
+        Some(found) => next::with_parents("info --chain", found),
+        None => next::with_parents("tree", folder.unwrap_or(Path::new("."))),
+    };
+    Err(Failure::new(Exit::Refused, lost.code, message).then(next))
 }
 
 /// Says what an operation is going to do, and fails where there is not the space for it.

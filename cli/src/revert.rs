@@ -85,6 +85,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             console.line(format!("  removed   {}", removed.display()))?;
         }
     }
+    operation::lost_name(&made.warnings, Some(&made.path), None)?;
     operation::left_file(&made.warnings, None)?;
     Ok(Outcome::Yes)
 }

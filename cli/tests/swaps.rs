@@ -72,6 +72,38 @@ fn a_file_put_in_the_childs_place_while_it_is_merged_stays() {
     assert!(run.stdout.iter().all(|byte| *byte == 7));
 }
 
+/// The child's content is in the parent: what has the parent's name is nothing to go on with.
+#[test]
+fn a_merge_whose_parent_lost_its_name_sends_nobody_to_the_file_that_took_it() {
+    for is_elsewhere in [false, true] {
+        let folder = Folder::new();
+        folder.run("create web.vhdx --size 16M --block 1M").expect(0);
+        folder.run("checkpoint web.vhdx --path tip.avhdx").expect(0);
+        folder.run_with("write tip.avhdx --offset 0", &[7; 8 * MIB]).expect(0);
+        let before = fs::metadata(folder.file("web.vhdx")).unwrap().len();
+        let merge = spawn(&folder, "merge tip.avhdx --rate 8M");
+        while fs::metadata(folder.file("web.vhdx")).unwrap().len() == before {
+            sleep(Duration::from_millis(5));
+        }
+        fs::create_dir(folder.file("folder")).unwrap();
+        let moved = if is_elsewhere { "folder/moved.vhdx" } else { "moved.vhdx" };
+        fs::rename(folder.file("web.vhdx"), folder.file(moved)).unwrap();
+        fs::write(folder.file("web.vhdx"), "a stranger's").unwrap();
+        let run = Run::of(merge.wait_with_output().unwrap()).expect(7);
+        let run = run.says("web.vhdx: another file has taken that name");
+        let text = run.text();
+        assert!(!text.contains("web.vhdx"), "{text}");
+        let is_beside = folder.file("moved.vhdx").exists();
+        assert_eq!(text.contains("the tip is moved.vhdx"), is_beside, "{text}");
+        let next = if is_beside { "info --chain moved.vhdx" } else { "tree ." };
+        drop(run.says(&format!("next: avhdx {next}")));
+        assert_eq!(folder.read("web.vhdx"), b"a stranger's");
+        let run = folder.run(&format!("read {moved} --length 8M")).expect(0);
+        assert!(run.stdout.iter().all(|byte| *byte == 7));
+        assert!(!folder.names().iter().any(|name| name == "tip.avhdx"));
+    }
+}
+
 #[test]
 fn a_file_put_in_the_place_of_the_one_to_be_replaced_stays() {
     let folder = with_disk();

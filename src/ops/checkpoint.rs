@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, remove, told_of_folder};
+use super::child::{NewChild, place_of, remove, told_of_folder};
 use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::{Disk, LayerId};
@@ -43,7 +43,7 @@ pub struct Checkpoint {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Checkpointed {
-    /// Where the new tip lies.
+    /// Where the new tip lies, unless the warning `op.renamed` says that nobody knows.
     pub path: PathBuf,
     /// The new tip.
     pub tip: LayerId,
@@ -126,6 +126,10 @@ impl Checkpoint {
         }
         // There is nothing left to be stopped.
         let _ = report(on, 1, 1);
+        // By its name the new tip finds what it stands on.
+        let host = op.host().as_ref();
+        place_of(host, &tip, &mut warnings);
+        let path = place_of(host, &child, &mut warnings).unwrap_or(path);
         Ok(Checkpointed { path, tip: made, frozen, warnings })
     }
 }

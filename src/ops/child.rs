@@ -12,7 +12,10 @@ use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
 use crate::image::{CreateOptions, VhdxFile, Warning};
 use crate::mutants::planted;
-use crate::storage::{self, Access, Host, Removal, folder_of, is_file, real_place};
+use crate::storage::{self, Access, Host, Removal, Storage, folder_of, is_file, real_place};
+
+/// What is warned of where an image that is to be gone on with has lost its name.
+const RENAMED: &str = "op.renamed";
 
 /// What the new child is to be.
 #[derive(Clone, Debug)]
@@ -128,6 +131,44 @@ fn is_file_of(host: &dyn Host, path: &Path, image: &VhdxFile) -> io::Result<bool
     let file = image.bare_storage().as_ref();
     Ok(is_file(host, path, file)?
         && (file.id()?.is_some() || image.has_headers_of(host.open(path, Access::Read)?.as_ref())))
+}
+
+/// Where an image lies at the end of an operation, for those who are sent there; `None`, and a warning, where its name
+/// is another file's by now and it has none in that folder.
+pub(super) fn place_of(
+    host: &dyn Host,
+    image: &VhdxFile,
+    warnings: &mut Vec<Warning>,
+) -> Option<PathBuf> {
+    let path = image.path()?;
+    // Where nobody can look the name is all that is known.
+    if is_file_of(host, path, image).unwrap_or(true) || planted("name-taken-for-the-file") {
+        return Some(path.to_path_buf());
+    }
+    let place = other_name(host, path, image.bare_storage().as_ref());
+    let name = path.display();
+    let what = match host.is_link(path) {
+        Ok(_) => "another file has taken that name",
+        Err(_) => "the file was renamed or removed by somebody else",
+    };
+    let now = match &place {
+        Some(place) => format!("the image is {} now", place.display()),
+        None => "the image that had it is elsewhere, if anywhere".into(),
+    };
+    warnings.push(Warning { code: RENAMED, message: format!("{name}: {what}; {now}") });
+    place
+}
+
+/// A name of the file in the folder of the one that it had.
+fn other_name(host: &dyn Host, path: &Path, file: &dyn Storage) -> Option<PathBuf> {
+    let id = file.id().ok().flatten()?;
+    let is_same = |place: &PathBuf| {
+        matches!(host.is_link(place), Ok(false))
+            && host.stat(place).is_ok_and(|stat| stat.id == Some(id))
+    };
+    let mut names = host.list(folder_of(path)).ok()?.into_iter().filter(is_same);
+    // As the one that it had was spelled.
+    Some(path.with_file_name(names.next()?.file_name()?))
 }
 
 /// Warns of a link that led to a file which is removed.

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::child::place_of;
 use super::pace::Pace;
 use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
@@ -74,7 +75,8 @@ pub struct Merge {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Merged {
-    /// Where the tip lies now, when it was the tip that was merged.
+    /// Where the tip lies now, when it was the tip that was merged. `None` also where its file was renamed or moved by
+    /// somebody else meanwhile and is not found in its folder: the warning `op.renamed` says so.
     pub tip: Option<PathBuf>,
     /// The files that were removed.
     pub removed: Vec<PathBuf>,
@@ -206,11 +208,16 @@ impl Merge {
         let (forecast, batch) = foresee::forecast(&op, &steps, &self)?;
         forecast.check()?;
         let mut merged = Merged { warnings, cut: forecast.cut, ..Merged::default() };
+        let child = steps[steps.len() - 1];
         let mut meter = Meter::new(&self.pace, forecast.read, on);
         meter.report()?;
         for layer in steps {
             Step { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
         }
+        // By its name others go on with it, or the layer above does.
+        let parent = &op.images()[child];
+        let place = place_of(op.host().as_ref(), parent, &mut merged.warnings);
+        merged.tip = place.filter(|_| child == 0);
         Ok(merged)
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::child::place_of;
 use super::compare::{Both, Difference};
 use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end};
 use crate::chain::{DiffChain, Linkage, file_id};
@@ -59,9 +60,10 @@ pub struct Reparent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reparented {
-    /// Where the image lies.
+    /// Where the image lies, unless the warning `op.renamed` says that nobody knows.
     pub path: PathBuf,
-    /// Where its parent lies.
+    /// Where its parent lies, as the image has recorded it: the warning `op.renamed` says so where that is by now
+    /// another's name.
     pub parent: PathBuf,
     /// The identity of the parent that the image is linked to now, \[MS-VHDX\] 2.6.2.6.3.
     pub linkage: Uuid,
@@ -373,7 +375,9 @@ impl Asked {
         }
         image.relink(linkage, None, LinkPaths::To { host, parent: &base_path, file })?;
         image.close()?;
-        let path = image.path().map(Path::to_path_buf).unwrap_or_default();
+        let known = image.path().map(Path::to_path_buf).unwrap_or_default();
+        place_of(host, &base.tip_image(), &mut warnings);
+        let path = place_of(host, &image, &mut warnings).unwrap_or(known);
         Ok(Reparented { path, parent: base_path, linkage, proven, unproven, warnings })
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, Removed, dangling, remove, told_of_folder};
+use super::child::{NewChild, Removed, dangling, place_of, remove, told_of_folder};
 use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
@@ -45,7 +45,7 @@ pub struct Revert {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reverted {
-    /// Where the new tip lies.
+    /// Where the new tip lies, unless the warning `op.renamed` says that nobody knows.
     pub path: PathBuf,
     /// The new tip.
     pub tip: LayerId,
@@ -183,6 +183,11 @@ impl Revert {
             }
         }
         let _ = report(on, total, total);
+        let host = op.host().as_ref();
+        place_of(host, &parent, &mut reverted.warnings);
+        if let Some(path) = place_of(host, &child, &mut reverted.warnings) {
+            reverted.path = path;
+        }
         Ok(reverted)
     }
 

@@ -63,6 +63,7 @@ hunt callers-panic-not-caught live panics::a_reparent_and_an_acceptance_whose_ca
 lost=lost::what_was_written_after_it_was_merged_is_lost_with_the_child_and_not_what_it_was_before
 hunt moved-past-newer-writes live $lost
 hunt moved-under-any-identity live $lost
+hunt name-taken-for-the-file swaps nobody_is_sent_to_a_file_that_took_the_name_of_the_merged_parent
 hunt not-looked-at-again-before-a-merge locks again::a_merge_looks_again_at_each_layer_once_it_has_the_lock
 hunt children-not-looked-for-again locks again::a_merge_looks_for_children_again_once_it_has_the_lock
 hunt children-not-looked-for-again locks again::a_revert_looks_for_children_again_before_it_removes_a_layer

@@ -363,9 +363,6 @@ impl Step<'_> {
             let message = format!("{}: was not marked as merged: {error}", on.child.name());
             merged.warnings.push(Warning { code: "merge.not-marked", message });
         }
-        if self.layer == 0 {
-            merged.tip = on.parent.path().map(Path::to_path_buf);
-        }
         on.child.close().ok();
         match remove(self.op, &on.child) {
             Ok(Removed { is_gone: true, warning }) => {
