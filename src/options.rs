@@ -49,10 +49,18 @@ impl OpenOptions {
     }
 
     /// Whether the image, or the tip of the chain, is opened for writing too; parents never are. A log
-    /// that is not empty is then replayed to the file. What holds when the host fails while it is
+    /// that is not empty is then replayed to the file. First its tables are gone over, all of them, as before the first
+    /// change of any image: one that would refuse to be changed is not opened, and its file stays as it is. Opening an
+    /// image without a log costs nothing that grows with the disk. What holds when the host fails while it is
     /// written is said at [`VhdxFile`](crate::VhdxFile#after-a-failure).
     pub fn writable(mut self, yes: bool) -> Self {
         self.image.writable = yes;
+        self
+    }
+
+    /// Has a pending log wait for the [replay](image::VhdxFile::replay) of whoever opens the image for writing.
+    pub(crate) fn replay_later(mut self) -> Self {
+        self.image.replay_later = true;
         self
     }
 
@@ -179,6 +187,8 @@ impl OpenOptions {
     /// # Errors
     /// [`NotVhdx`](crate::ErrorKind::NotVhdx), [`Damaged`](crate::ErrorKind::Damaged) or
     /// [`Unsupported`](crate::ErrorKind::Unsupported) for what the file is;
+    /// [`Damaged`](crate::ErrorKind::Damaged) also for what its tables claim, where it is opened for writing and its log
+    /// is pending;
     /// [`LogWithoutEntries`](crate::ErrorKind::LogWithoutEntries) and
     /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse);
     /// [`HasChildren`](crate::ErrorKind::HasChildren) when opened for writing.

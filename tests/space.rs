@@ -357,20 +357,20 @@ fn a_table_that_a_replay_brought_is_gone_over_too() {
         let mut change = LogEntry::new(1, vec![Descriptor::data(bat, page)]);
         change.last_file_offset = Some(length);
         dirty.log = vec![change];
-        open(&dirty.to_bytes())
+        dirty.to_bytes()
     };
     let end = layout.file_length;
-    // The replay makes the file as long as the log says. What it claims beyond that is lost.
+    // The replay would make the file as long as the log says. What it claims beyond that is lost.
     for entry in [(end + MIB) | 6, (!0 << 20) | 6] {
-        let (file, disk) = dirty(entry, end);
-        let before = bytes_of(file.as_ref());
-        let error = disk.write_at(&[1; 512], 10 * MIB).unwrap_err();
+        let before = dirty(entry, end);
+        let file: Arc<dyn Storage> = Arc::new(MemStorage::new(before.clone()));
+        let options = OpenOptions::new().writable(true);
+        let error = options.open_file(Arc::clone(&file)).unwrap_err();
         assert_eq!(error.code(), "claim.lost", "{error}");
         assert_eq!(error.offset(), Some(layout.payload_entry(9).start));
-        drop(disk);
         assert!(bytes_of(file.as_ref()) == before);
     }
-    let (file, disk) = dirty(end | 6, end + MIB);
+    let (file, disk) = open(&dirty(end | 6, end + MIB));
     disk.write_at(&[1; 512], 10 * MIB).unwrap();
     disk.close().unwrap();
     sound(file.as_ref());

@@ -357,7 +357,7 @@ impl VhdxFile {
     }
 
     /// Length of the file as the host has it, without what a replayed log adds.
-    fn len_of_file(&self) -> u64 {
+    pub(crate) fn len_of_file(&self) -> u64 {
         self.overlay.as_ref().map_or_else(|| self.file_len(), |overlay| overlay.base_len())
     }
 

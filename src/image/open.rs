@@ -1,7 +1,8 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use uuid::Uuid;
 
@@ -79,7 +80,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         check_named(search.host.as_ref(), storage.as_ref())?;
     }
     let identifier = read_identifier(storage.as_ref())?;
-    let mut headers = read_headers(storage.as_ref())?;
+    let headers = read_headers(storage.as_ref())?;
     if policy.writable {
         check_writable(&headers, storage.as_ref(), policy.log)?;
         if let Some(search) = &policy.children {
@@ -94,13 +95,12 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     }
     let header = headers.current();
 
-    let mut log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
-    let mut overlay = match &log {
+    let log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
+    let overlay = match &log {
         FoundLog::Replayed(found) => Some(Arc::new(log::replay_over(&storage, header, found)?)),
         FoundLog::Empty | FoundLog::Ignored => None,
     };
-    let bare = storage;
-    let storage = overlay.clone().map_or_else(|| Arc::clone(&bare), |overlay| overlay as _);
+    let storage = overlay.clone().map_or(storage, |overlay| overlay as _);
     let file_len = length_of(storage.as_ref())?;
 
     let region_tables = read_region_tables(storage.as_ref())?;
@@ -122,16 +122,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     );
     check_bat_length(&bat, &layout)?;
     let structures = structures(regions.0, header);
-    // Only now that the image has shown to be one: a file that is refused stays as it is.
-    let storage = match overlay.take_if(|_| policy.writable) {
-        Some(overlay) => {
-            replay_to_file(&bare, &overlay, &mut headers, policy, &tally)?;
-            log = FoundLog::Empty;
-            bare
-        }
-        None => storage,
-    };
-    Ok(VhdxFile {
+    let mut image = VhdxFile {
         id: LayerId::next(),
         overlay,
         file_len: AtomicU64::new(file_len),
@@ -148,9 +139,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         layout,
         budget: policy.budget.clone(),
         most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()).min(MOST_DIRTY),
-        writer: policy
-            .writable
-            .then(|| Writer::new(Arc::clone(&storage), file_len, Arc::clone(&tally))),
+        writer: None,
         tally,
         recent: OnceLock::new(),
         readers: Default::default(),
@@ -158,7 +147,40 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
         headers: RwLock::new(headers),
         region_tables,
         storage,
-    })
+    };
+    if policy.writable && image.overlay.is_none() {
+        image.let_write();
+    } else if policy.writable && !policy.replay_later {
+        // Only now that the image has shown to be one, and its tables to be sound: a file that is refused stays as it
+        // is. Without a log nothing is written until the first change, which looks at the tables.
+        if !planted("replayed-before-its-claims") {
+            image.check_claims()?;
+        }
+        image.replay(policy.cancel.as_deref())?;
+    }
+    Ok(image)
+}
+
+impl VhdxFile {
+    /// Replays the pending log of an image to its file, which is open for that, and lets the image be written to. Where
+    /// it takes writes there is nothing to be done.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]: the log is as it was, to be replayed again.
+    pub(crate) fn replay(&mut self, cancel: Option<&AtomicBool>) -> Result<()> {
+        let Some(overlay) = self.overlay.clone() else { return Ok(()) };
+        let bare = Arc::clone(overlay.base());
+        let headers = self.headers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        replay_to_file(&bare, &overlay, headers, cancel, &self.tally)?;
+        (self.log, self.overlay, self.storage) = (FoundLog::Empty, None, bare);
+        self.let_write();
+        Ok(())
+    }
+
+    fn let_write(&mut self) {
+        let (file, tally) = (Arc::clone(&self.storage), Arc::clone(&self.tally));
+        self.writer = Some(Writer::new(file, self.file_len(), tally));
+    }
 }
 
 /// Takes the lock that the policy wants, or warns or fails as it says.
@@ -289,10 +311,9 @@ fn replay_to_file(
     storage: &Arc<dyn Storage>,
     overlay: &Overlay,
     headers: &mut Headers,
-    policy: &ImagePolicy,
+    cancel: Option<&AtomicBool>,
     tally: &Tally,
 ) -> Result<()> {
-    let cancel = policy.cancel.as_ref();
     let is_stopped = || cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
     // The header that names the log may not be durable yet: with both on their way none could be left.
     flush(storage.as_ref(), tally)?;

@@ -14,6 +14,9 @@ pub(crate) struct ImagePolicy {
     pub(crate) writable: bool,
     /// Says that a replay to the file is to stop.
     pub(crate) cancel: Option<Arc<AtomicBool>>,
+    /// Whether an image that is opened for writing is only read while its log is pending, until whoever opened it has
+    /// it [replayed](super::VhdxFile::replay).
+    pub(crate) replay_later: bool,
     /// Who is to be looked for before an image is written; `None` for nobody.
     pub(crate) children: Option<ChildSearch>,
     /// Whether a parent locator that breaks rules is only warned of: for who does not go by what it says.
@@ -28,6 +31,7 @@ impl Default for ImagePolicy {
             budget: Budget::shared(),
             writable: false,
             cancel: None,
+            replay_later: false,
             children: None,
             any_locator: false,
         }

@@ -27,11 +27,11 @@ const MOST_NAMES: u32 = 1000;
 /// which sectors of its partially present blocks are the parent's, and those blocks count as lost, \[MS-VHDX\]
 /// 2.5.1.2. The image gets another identity.
 ///
-/// First of all the list of what was lost is written to a file of its own and made durable. Then the image is
-/// mended through its log: a crash, or a kill, at any moment leaves it as it was, mended, or without what is lost
-/// and its copies yet to be made, and another run does the rest. (An image of which more than 252 pages of the
-/// table change, with a log of 1 MiB, is mended by as many at once.) What cannot be mended stays refused: structures
-/// that are lost, and blocks over the block allocation table.
+/// First of all the list of what was lost is written to a file of its own and made durable. Then a log that is pending
+/// is replayed to the file, and the image is mended through its log: a crash, or a kill, at any moment leaves it as it
+/// was, mended, or without what is lost and its copies yet to be made, and another run does the rest. (An image of
+/// which more than 252 pages of the table change, with a log of 1 MiB, is mended by as many at once.) What cannot be
+/// mended stays refused: structures that are lost, and blocks over the block allocation table.
 ///
 /// # A child whose merge was stopped
 ///
@@ -42,7 +42,8 @@ const MOST_NAMES: u32 = 1000;
 /// there is no such note, and all that is lost reads as zeros, though some of it may be in the parent: which nobody knows,
 /// for the parent holds a mixture until the merge is completed.
 ///
-/// An image that is sound stays as it is, and so does one whose file ends where its disk does, within the last block.
+/// An image that is sound stays as it is, but for a pending log, which is replayed as whenever an image is opened for
+/// writing; so does one whose file ends where its disk does, within the last block.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -128,13 +129,28 @@ impl AcceptLoss {
         on: &mut dyn FnMut(&Losses) -> ControlFlow<()>,
     ) -> Result<Losses> {
         let path = path.as_ref();
-        let image = self.options.clone().writable(true).open_image(path)?.into_image().0;
-        let Some(mend) = image.plan_mend()? else { return Ok(Losses::default()) };
+        let options = self.options.clone().writable(true).replay_later();
+        let mut image = options.open_image(path)?.into_image().0;
+        let cancel = self.options.policies().0.cancel.as_deref();
+        let replay = |image: &mut Arc<VhdxFile>| {
+            let image = Arc::get_mut(image).unwrap_or_else(|| unreachable!("it was opened here"));
+            image.replay(cancel).map_err(|error| error.in_file(image.name()))
+        };
+        if planted("replayed-before-the-list") {
+            replay(&mut image)?;
+        }
+        let Some(mend) = image.plan_mend()? else {
+            // What an earlier run was stopped in may be all that is left to be done.
+            replay(&mut image)?;
+            return Ok(Losses::default());
+        };
         image.check_point()?;
         let host = self.options.host_used().as_ref();
         let at = image.path().unwrap_or(path).to_path_buf();
         let mut forecast = Forecast::on(host, &at)?;
-        forecast.peak = mend.room();
+        // A pending log may have the file grow.
+        let grown = image.file_len().saturating_sub(image.len_of_file());
+        forecast.peak = mend.room() + grown;
         forecast.add(&at, FileChangeKind::Changed);
         forecast.check()?;
         let mut losses = losses_of(&mend);
@@ -152,6 +168,8 @@ impl AcceptLoss {
             return Err(Error::cancelled());
         }
         if !planted("mend-before-its-list") {
+            // The disk is as it was before a replay, and what is planned too. One that is stopped has done nothing.
+            replay(&mut image).inspect_err(|_| discard(host, &report, list.as_ref()))?;
             image.mend(&mend)?;
         }
         // Looked at anew, under the lock that is still held.

@@ -292,8 +292,8 @@ impl RelinkedImage {
         lock(storage.as_ref(), &locked, &mut Vec::new())?;
         check_named(host, storage.as_ref())?;
         // Children know the image by what does not change.
-        let policy = ImagePolicy { lock: Lock::None, ..locked };
-        let image = VhdxFile::from_storage(storage, &policy)?;
+        let policy = ImagePolicy { lock: Lock::None, replay_later: true, ..locked };
+        let mut image = VhdxFile::from_storage(storage, &policy)?;
         let parent = host.open(&self.parent, Access::Read);
         let parent = parent.map_err(|error| failed(error).in_path(&self.parent))?;
         let guid = probe_identity(parent.as_ref())?;
@@ -308,6 +308,12 @@ impl RelinkedImage {
         };
         let file = file_id(parent.as_ref())?;
         let paths = LinkPaths::To { host, parent: &self.parent, file };
+        // Whatever refuses the change does so before a pending log is replayed for it.
+        if !planted("replayed-before-its-claims") {
+            image.check_claims()?;
+        }
+        image.locator_edit(link.linkage, link.linkage2, paths)?;
+        image.replay(None).map_err(|error| error.in_file(image.name()))?;
         image.relink(link.linkage, link.linkage2, paths)?;
         image.close()
     }

@@ -74,6 +74,9 @@ hunt relink-without-second-look locks again::a_relink_looks_again_once_it_has_th
 release=image::writer::release::tests
 hunt punched-before-durable lib $release::what_is_released_is_the_parents_and_its_space_the_hosts
 hunt punched-under-readers lib $release::nothing_is_punched_under_a_reader
+hunt replayed-before-its-claims pending a_log_is_not_replayed_into_an_image_that_is_refused_for_its_claims
+hunt replayed-before-its-claims pending operations_replay_no_log_into_an_image_that_they_are_refused_for
+hunt replayed-before-the-list pending a_log_is_replayed_when_it_is_agreed_to_what_is_lost_and_no_sooner
 settled=loss::a_crash_while_a_loss_is_settled_leaves_the_image_as_it_was_or_mended
 hunt copies-before-losses crash $settled
 hunt grown-before-the-mend crash $settled

@@ -77,6 +77,7 @@ impl VhdxFile {
             budget: self.budget.clone(),
             writable: self.is_writable(),
             cancel: None,
+            replay_later: false,
             children: None,
             any_locator: false,
         };
