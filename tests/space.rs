@@ -187,6 +187,30 @@ fn space_given_up_behind_the_old_end_of_the_file_is_no_other_blocks() {
     }
 }
 
+/// All that an image of earlier days holds is given up, and it is closed and written to again, never growing.
+#[test]
+fn space_given_up_before_a_close_is_used_again_after_it() {
+    let mut image = Image::dynamic(80 * MIB);
+    for block in 0..40 {
+        image.put(block, Block::full(Data::Pattern(block + 1)));
+    }
+    let (file, disk) = open(&image.to_bytes());
+    let len = file.len().unwrap();
+    for round in 1..4_u8 {
+        disk.discard(0..80 * MIB).unwrap();
+        disk.flush().unwrap();
+        disk.close().unwrap();
+        assert_eq!(file.len().unwrap(), len, "round {round}");
+        for block in 0..40 {
+            disk.write_at(&[round; 4096], 2 * block * MIB).unwrap();
+        }
+        disk.flush().unwrap();
+        assert_eq!(file.len().unwrap(), len, "round {round}");
+    }
+    disk.close().unwrap();
+    sound(file.as_ref());
+}
+
 #[test]
 fn a_block_cut_off_in_the_middle_of_a_mib_keeps_its_space() {
     // The disk ends, and with it the file, where nothing is aligned.

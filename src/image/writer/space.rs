@@ -168,16 +168,18 @@ impl Space {
     }
 
     /// The length to cut the file to: without what this session grew and did not use. What pins may name
-    /// stays.
-    pub(super) fn cut_len(&mut self) -> Option<u64> {
+    /// stays. Nothing is forgotten before the file [was cut](Self::was_cut).
+    pub(super) fn cut_len(&self) -> Option<u64> {
         let mut end = self.end;
-        // Freed space at the very end is no loss either.
-        while let Some((len, i)) = self.free.iter().find_map(|(len, places)| {
-            Some((*len, places.iter().position(|at| at.get() + len == end)?))
-        }) {
-            let places = self.free.get_mut(&len)?;
-            places.swap_remove(i);
-            end -= len;
+        // Freed space at the very end is no loss either; before the length that is never cut there is none.
+        let behind = self.free.iter().flat_map(|(len, places)| {
+            let places = places.iter().map(|at| at.get()).filter(|at| *at >= self.first_len);
+            places.map(|at| (at, *len))
+        });
+        let mut behind: Vec<(u64, u64)> = behind.collect();
+        behind.sort_unstable();
+        while let Some((at, _)) = behind.pop().filter(|(at, len)| at + len == end) {
+            end = at;
         }
         let cut = end.max(self.first_len);
         (cut < self.file_len).then_some(cut)
@@ -186,5 +188,74 @@ impl Space {
     pub(super) fn was_cut(&mut self, len: u64) {
         self.end = len.next_multiple_of(MIB);
         self.file_len = len;
+        let end = if planted("freed-space-forgotten-at-close") { 0 } else { self.end };
+        self.free.values_mut().for_each(|places| places.retain(|at| at.get() < end));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Space behind a file of so many MiB, and of each MiB before its end that was freed.
+    fn freed(mib: u64) -> Space {
+        let mut space = Space::new(mib * MIB);
+        let freed = |at| Freed { at: FileOffset::new(at * MIB), len: MIB };
+        space.reuse((1..mib).map(freed).collect());
+        space
+    }
+
+    fn grown(space: &mut Space, mib: u64) {
+        // As a block of another length: no freed space takes it.
+        space.file_len += mib * MIB;
+        let got = space.allocate(mib * MIB).unwrap();
+        assert_eq!(got.contents, Contents::Zeros);
+        space.give_back(got);
+    }
+
+    fn kept(space: &Space) -> Vec<u64> {
+        let mut kept: Vec<u64> = space.free.values().flatten().map(|at| at.get() / MIB).collect();
+        kept.sort_unstable();
+        kept
+    }
+
+    #[test]
+    fn freed_space_that_is_not_cut_stays_to_be_used_again() {
+        let mut space = freed(1000);
+        assert_eq!(space.cut_len(), None);
+        assert_eq!(kept(&space), (1..1000).collect::<Vec<_>>(), "nothing is cut");
+        for len in [2, 7, 3] {
+            grown(&mut space, len);
+        }
+        assert_eq!(kept(&space).len(), 1002);
+        // A cut that failed is as none.
+        assert_eq!((space.cut_len(), space.cut_len()), (Some(1000 * MIB), Some(1000 * MIB)));
+        assert_eq!(kept(&space).len(), 1002);
+        space.was_cut(1000 * MIB);
+        assert_eq!(kept(&space), (1..1000).collect::<Vec<_>>(), "what was there before stays");
+        for _ in 1..1000 {
+            assert!(space.allocate(MIB).is_some(), "without growth");
+        }
+        assert!(space.allocate(MIB).is_none());
+    }
+
+    #[test]
+    fn what_is_used_at_the_end_keeps_all_before_it() {
+        let mut space = freed(10);
+        grown(&mut space, 2);
+        grown(&mut space, 3);
+        let used = space.allocate(3 * MIB).unwrap();
+        assert_eq!(used.at.get(), 12 * MIB);
+        assert_eq!(space.cut_len(), None);
+        space.file_len += 4 * MIB;
+        assert_eq!(space.cut_len(), Some(15 * MIB));
+        space.was_cut(15 * MIB);
+        assert_eq!(kept(&space), (1..11).collect::<Vec<_>>());
+        // The end of the file before this session need be no end of a block.
+        space.give_back(used);
+        space.first_len = 10 * MIB - 512;
+        assert_eq!(space.cut_len(), Some(10 * MIB));
+        space.first_len = 12 * MIB + 512;
+        assert_eq!(space.cut_len(), None, "a part of a block is not cut off");
     }
 }
