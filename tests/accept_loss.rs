@@ -144,6 +144,19 @@ fn copies_that_there_is_no_space_for_are_not_begun() {
     assert_eq!(accept(&host, "a.vhdx").unwrap().list.len(), 2);
 }
 
+/// A host without holes gives a block that stays where the file ends all of its space.
+#[test]
+fn blocks_that_the_file_grows_for_need_their_space_too() {
+    let host = host(&[("a.vhdx", &cut(3, MIB / 2))]);
+    let sum = host.files().sum();
+    host.set_free_space(Some(MIB / 2 - 1));
+    let error = accept(&host, "a.vhdx").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+    assert!(host.files().sum() == sum);
+    host.set_free_space(Some(MIB / 2));
+    assert_eq!(accept(&host, "a.vhdx").unwrap().list[0].kind, LossKind::Rest);
+}
+
 #[test]
 fn a_block_over_the_table_is_not_mended() {
     let mut image = cut(3, 0);

@@ -150,7 +150,7 @@ impl AcceptLoss {
         let mut forecast = Forecast::on(host, &at)?;
         // A pending log may have the file grow.
         let grown = image.file_len().saturating_sub(image.len_of_file());
-        forecast.peak = mend.room() + grown;
+        forecast.peak = mend.room(image.file_len()) + grown;
         forecast.add(&at, FileChangeKind::Changed);
         forecast.check()?;
         let mut losses = losses_of(&mend);

@@ -35,6 +35,7 @@ hunt answer-outlives-change flat what_is_written_shows_at_once
 hunt damage-not-refused space a_write_does_not_take_the_place_of_a_block_that_was_lost
 hunt second-region-table-ignored space regions_of_either_table_are_claimed
 hunt freed-space-forgotten-at-close space space_given_up_before_a_close_is_used_again_after_it
+hunt grown-blocks-not-foreseen accept_loss blocks_that_the_file_grows_for_need_their_space_too
 crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt metadata-parted lib $crashes::an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there
