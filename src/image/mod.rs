@@ -20,6 +20,7 @@ mod recent;
 mod resolve;
 mod shared;
 mod spans;
+mod states;
 mod table;
 mod units;
 mod writer;

@@ -5,16 +5,19 @@ mod foresee;
 mod step;
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use super::child::place_of;
 use super::pace::Pace;
 use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
-use crate::disk::LayerId;
+use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{LinkPaths, MergeState, OTHER_NAMES, VhdxFile, Warning};
+use crate::image::{ItemEdit, LinkPaths, MergeMark, MergeState, OTHER_NAMES, VhdxFile, Warning};
+use crate::mutants::planted;
 
 use copy::Meter;
 use step::Step;
@@ -265,17 +268,15 @@ impl Merge {
         let highest = steps[steps.len() - 1].saturating_sub(1);
         for image in &images[highest..=lowest] {
             // What a spent layer lost is in its parent.
-            if image.merge_mark().is_none_or(|mark| mark.state != MergeState::Spent) {
+            if !is_spent(image) {
                 image.check_claims()?;
             }
         }
+        self.check_states(&images, steps)?;
         let file = file_id(images[lowest].bare_storage().as_ref())?;
         let paths =
             LinkPaths::To { host: op.host().as_ref(), parent: path_of(&images[lowest])?, file };
-        for above in steps.iter().filter_map(|layer| layer.checked_sub(1)) {
-            // It is linked to the parent once what lies between is gone.
-            images[above].locator_edit(images[lowest].data_write_guid(), None, paths)?;
-        }
+        self.check_edits(&images, steps, paths)?;
         for layer in steps {
             let state = images[*layer].merge_mark().map(|mark| mark.state);
             let is_under_way = matches!(state, Some(MergeState::Merging | MergeState::Spent));
@@ -288,6 +289,78 @@ impl Merge {
             }
         }
         Ok(warnings)
+    }
+
+    /// Refuses layers that something is wrong with that would stop a merge for good, once it has begun.
+    fn check_states(&self, images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<()> {
+        let lowest = steps[0] + 1;
+        let mut size = images[lowest].geometry().size;
+        for layer in steps.iter().copied().filter(|layer| !is_spent(&images[*layer])) {
+            images[layer].check_states()?;
+            let own = images[layer].geometry().size;
+            if own != size {
+                images[lowest].check_size(own)?;
+            }
+            size = own;
+        }
+        // What has begun may come to its end all the same: the child need not touch what is wrong with its parent.
+        let has_begun = |layer: &usize| images[*layer].merge_mark().is_some();
+        if !steps.iter().all(has_begun) {
+            images[lowest].check_states()?;
+            images[lowest].check_bitmaps_fit()?;
+        }
+        Ok(())
+    }
+
+    /// Refuses layers whose metadata, or whose log, has no room for what a merge says there on its way.
+    fn check_edits(
+        &self,
+        images: &[Arc<VhdxFile>],
+        steps: &[usize],
+        paths: LinkPaths<'_>,
+    ) -> Result<()> {
+        if planted("room-for-marks-not-foreseen") {
+            return Ok(());
+        }
+        let parent = &images[steps[0] + 1];
+        let (old, next) = (parent.data_write_guid(), Uuid::new_v4());
+        let mark = |state, of: &VhdxFile| ItemEdit::merge_mark(Some(&self.mark(state, next, of)));
+        let mut of_parent = Vec::new();
+        for (n, layer) in steps.iter().enumerate() {
+            let child = &images[*layer];
+            // Once what lies between is gone, it is linked to the parent.
+            let mut of_child = Vec::new();
+            let mut way = LinkPaths::Keep;
+            if n > 0 {
+                way = paths;
+                of_child.push(vec![child.locator_edit(old, None, way)?]);
+            }
+            if !is_spent(child) {
+                let link = child.locator_edit(old, Some(next), way)?;
+                let noted = child.merge_mark().and_then(|mark| mark.moved);
+                let mark_of_child =
+                    MergeMark { moved: noted, ..self.mark(MergeState::Merging, next, parent) };
+                of_child.push(vec![link, ItemEdit::merge_mark(Some(&mark_of_child))]);
+                // What the layer below says of the disk, the parent says by then.
+                let mut told = child.disk_edits(&images[layer + 1])?;
+                told.push(mark(MergeState::Target, child));
+                of_parent.extend([told, vec![ItemEdit::merge_mark(None)]]);
+            }
+            of_child.push(vec![mark(MergeState::Spent, parent)]);
+            child.check_edits(&of_child)?;
+        }
+        parent.check_edits(&of_parent)?;
+        match steps[steps.len() - 1].checked_sub(1).map(|above| &images[above]) {
+            Some(above) => above.check_edits(&[vec![above.locator_edit(old, None, paths)?]]),
+            None => Ok(()),
+        }
+    }
+
+    /// What an image says of a merge that concerns it, with that of another one.
+    fn mark(&self, state: MergeState, other: Uuid, of: &VhdxFile) -> MergeMark {
+        let name = of.path().and_then(Path::file_name).unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        MergeMark { state, other, name, low_space: self.low_space, moved: None }
     }
 
     /// Refuses a layer that another than those of the chain has for its parent, or may have.
@@ -317,6 +390,10 @@ impl Merge {
             }
         }
     }
+}
+
+fn is_spent(image: &VhdxFile) -> bool {
+    image.merge_mark().is_some_and(|mark| mark.state == MergeState::Spent)
 }
 
 /// Refuses what would take away the marks of another merge that is to be resumed first: of one into a layer that

@@ -36,6 +36,10 @@ hunt damage-not-refused space a_write_does_not_take_the_place_of_a_block_that_wa
 hunt second-region-table-ignored space regions_of_either_table_are_claimed
 hunt freed-space-forgotten-at-close space space_given_up_before_a_close_is_used_again_after_it
 hunt grown-blocks-not-foreseen accept_loss blocks_that_the_file_grows_for_need_their_space_too
+hunt states-not-looked-at live unsound::a_merge_is_refused_where_partially_present_blocks_have_no_sector_bitmap
+hunt states-not-looked-at live unsound::a_merge_is_refused_where_a_block_is_in_a_state_that_means_nothing
+hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_the_metadata_has_no_room_for_its_marks
+hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_what_is_said_of_the_disk_is_more_than_the_log_takes
 crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt metadata-parted lib $crashes::an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there

@@ -19,6 +19,7 @@ mod rights;
 mod sim;
 mod steps;
 mod unfinished;
+mod unsound;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};

@@ -52,9 +52,23 @@ impl VhdxFile {
 
     /// Bytes that an edit writes to the metadata, in whole pages. Nothing is changed.
     pub(crate) fn edit_len(&self, edits: &[ItemEdit]) -> Result<u64> {
-        let mut edit = Edit { image: self, pages: Pages::new() };
+        let mut edit = Edit::new(self, Pages::new());
         edit.apply(edits).map_err(|error| error.in_file(self.name()))?;
         Ok(edit.pages.len() as u64 * PAGE)
+    }
+
+    /// Refuses edits, to be made one after the other, of which one could not be made: as making it would, and with
+    /// nothing changed.
+    ///
+    /// # Errors
+    /// As [`edit_metadata`](Self::edit_metadata).
+    pub(crate) fn check_edits(&self, all: &[Vec<ItemEdit>]) -> Result<()> {
+        let mut edit = Edit::new(self, Pages::new());
+        for edits in all {
+            self.rehearse(&mut edit, edits)?;
+            edit.before.append(&mut edit.pages);
+        }
+        Ok(())
     }
 
     /// An edit together with other pages of the file, where the caller keeps the session from ending.
@@ -66,20 +80,10 @@ impl VhdxFile {
     ) -> Result<()> {
         writer.check()?;
         let _alone = writer.edits.lock().unwrap_or_else(PoisonError::into_inner);
-        let named = |error: Error| error.in_file(self.name());
-        let mut edit = Edit { image: self, pages: others };
-        edit.apply(edits).map_err(named)?;
-        let metadata = Metadata::load(&edit, &self.metadata_region, false).map_err(named)?;
+        let mut edit = Edit::new(self, others);
+        let metadata = self.rehearse(&mut edit, edits)?;
         if edit.pages.is_empty() {
             return Ok(());
-        }
-        if edit.pages.len() > self.most_dirty {
-            let message = "the change of the metadata is larger than an entry of the log";
-            return Err(Error::new(ErrorKind::Unsupported, "metadata.edit-size", message)
-                .in_file(self.name())
-                .with_section("2.3")
-                .with_found(format_args!("{} pages of 4 KiB", edit.pages.len()))
-                .with_expected(format_args!("at most {}", self.most_dirty)));
         }
         self.begin_hidden(writer)?;
         let mut pages = edit.pages;
@@ -91,6 +95,22 @@ impl VhdxFile {
         self.log_edit(writer, pages)?;
         *self.metadata.write().unwrap_or_else(PoisonError::into_inner) = metadata;
         Ok(())
+    }
+
+    /// Makes edits in memory alone, and says what the metadata is then.
+    fn rehearse(&self, edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
+        let named = |error: Error| error.in_file(self.name());
+        edit.apply(edits).map_err(named)?;
+        let metadata = Metadata::load(edit, &self.metadata_region, false).map_err(named)?;
+        if edit.pages.len() > self.most_dirty {
+            let message = "the change of the metadata is larger than an entry of the log";
+            return Err(Error::new(ErrorKind::Unsupported, "metadata.edit-size", message)
+                .in_file(self.name())
+                .with_section("2.3")
+                .with_found(format_args!("{} pages of 4 KiB", edit.pages.len()))
+                .with_expected(format_args!("at most {}", self.most_dirty)));
+        }
+        Ok(metadata)
     }
 
     /// Makes changed pages durable in the log and puts them in their places.
@@ -115,12 +135,20 @@ impl VhdxFile {
 #[derive(Debug)]
 struct Edit<'a> {
     image: &'a VhdxFile,
+    table: MetadataTable,
+    /// What edits before this one changed, which the file does not have.
+    before: Pages,
     pages: Pages,
 }
 
-impl Edit<'_> {
+impl<'a> Edit<'a> {
+    fn new(image: &'a VhdxFile, pages: Pages) -> Self {
+        let table = image.metadata().table.clone();
+        Self { image, table, before: Pages::new(), pages }
+    }
+
     fn apply(&mut self, edits: &[ItemEdit]) -> Result<()> {
-        let table = self.image.metadata().table.clone();
+        let table = self.table.clone();
         let is_edited = |entry: &MetadataEntry| {
             let is_user = entry.flags.contains(ItemFlags::USER);
             edits.iter().any(|edit| edit.is_of(entry.item, is_user))
@@ -154,7 +182,8 @@ impl Edit<'_> {
         };
         kept.sort_by_key(place);
         if kept != table.entries {
-            let bytes = MetadataTable { entries: kept }.to_bytes();
+            self.table = MetadataTable { entries: kept };
+            let bytes = self.table.to_bytes();
             self.write(self.image.metadata_region.offset, &bytes)?;
         }
         Ok(())
@@ -187,14 +216,19 @@ impl Edit<'_> {
         })
     }
 
+    /// A page that is another than the file's.
+    fn page(&self, start: u64) -> Option<&Page> {
+        self.pages.get(&start).or_else(|| self.before.get(&start)).map(|page| &**page)
+    }
+
     /// Changes bytes of the file; pages that stay as they are are none of the edit's.
     fn write(&mut self, at: FileOffset, bytes: &[u8]) -> Result<()> {
         let (mut at, mut rest) = (at.get(), bytes);
         while !rest.is_empty() {
             let (start, within) = (at - at % PAGE, (at % PAGE) as usize);
             let (now, later) = rest.split_at(rest.len().min(PAGE as usize - within));
-            let mut page = match self.pages.get(&start) {
-                Some(page) => page.clone(),
+            let mut page = match self.page(start) {
+                Some(page) => Box::new(*page),
                 None => self.image.page_in_file(FileOffset::new(start))?,
             };
             let place = &mut page[within..within + now.len()];
@@ -232,7 +266,7 @@ impl Storage for Edit<'_> {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let (start, within) = (offset - offset % PAGE, offset % PAGE);
         let len = (buf.len() as u64).min(PAGE - within) as usize;
-        match self.pages.get(&start) {
+        match self.page(start) {
             Some(page) => buf[..len].copy_from_slice(&page[within as usize..][..len]),
             None => return self.image.storage.read_at(&mut buf[..len], offset),
         }

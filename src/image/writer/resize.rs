@@ -38,15 +38,7 @@ impl VhdxFile {
     /// [`ErrorKind::InvalidInput`] for a size that the format does not have; those of a write and of a flush.
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         let writer = self.writer()?;
-        let sector = self.layout.sector_size();
-        if size == 0 || size > metadata::MAX_VIRTUAL_SIZE || !size.is_multiple_of(sector) {
-            let message = "impossible disk size";
-            return Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
-                .in_file(self.name())
-                .with_section("2.6.2.2")
-                .with_found(size)
-                .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")));
-        }
+        self.check_size(size)?;
         let mut alone = writer.ops.write();
         if size != self.layout.size() {
             self.begin(writer)?;
@@ -61,6 +53,23 @@ impl VhdxFile {
         self.end_session_alone(writer)?;
         alone.close(true);
         Ok(())
+    }
+
+    /// Refuses a size that a [`resize`](Self::resize) would refuse.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a size that the format does not have.
+    pub(crate) fn check_size(&self, size: u64) -> Result<()> {
+        let sector = self.layout.sector_size();
+        if size > 0 && size <= metadata::MAX_VIRTUAL_SIZE && size.is_multiple_of(sector) {
+            return Ok(());
+        }
+        let message = "impossible disk size";
+        Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
+            .in_file(self.name())
+            .with_section("2.6.2.2")
+            .with_found(size)
+            .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")))
     }
 
     /// The image opened anew, as after a [`resize`](Self::resize): in the same file, under the same lock. It

@@ -12,7 +12,6 @@
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -406,9 +405,7 @@ impl Step<'_> {
     }
 
     fn state(&self, state: MergeState, other: Uuid, of: &VhdxFile) -> MergeMark {
-        let name = of.path().and_then(Path::file_name).unwrap_or_default();
-        let name = name.to_string_lossy().into_owned();
-        MergeMark { state, other, name, low_space: self.merge.low_space, moved: None }
+        self.merge.mark(state, other, of)
     }
 
     /// Gives the files back to those who read them.

@@ -1,0 +1,94 @@
+//! Whether the tables of an image say of every block where its bytes are, gone over before what must not stop there
+//! half-way.
+
+use super::VhdxFile;
+use super::reach::Load;
+use super::table::Role;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::bat::PayloadState;
+use crate::mutants::planted;
+use crate::types::{BatIndex, BlockIndex, ChunkIndex};
+
+impl VhdxFile {
+    /// Refuses an image with a block that can be neither read nor written in part: in a state that means nothing, or
+    /// partially present without a sector bitmap that tells its sectors apart. The table is gone over once, and of it
+    /// nothing stays in memory. Where the blocks lie is for [`check_claims`](Self::check_claims) to say.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] when the tables cannot be read.
+    pub(crate) fn check_states(&self) -> Result<()> {
+        let table = self.block_table();
+        let mut refused = None;
+        // The first partially present block of the chunk that goes by. The entry of its bitmap is the chunk's last.
+        let mut open: Option<BlockIndex> = None;
+        let failed = table.entries(BatIndex(self.layout.entries_reserved()), |index, entry| {
+            let role = table.role(index);
+            let chunk = match role {
+                Role::Payload(block) => self.layout.chunk_of(block),
+                Role::Bitmap(chunk) => chunk,
+                Role::Slack => return,
+            };
+            self.leave_chunk(&mut open, Some(chunk), &mut refused);
+            match (role, entry.payload_state()) {
+                (Role::Payload(block), PayloadState::PartiallyPresent) if self.has_parent() => {
+                    open.get_or_insert(block);
+                }
+                (Role::Payload(block), PayloadState::PartiallyPresent | PayloadState::Reserved) => {
+                    self.suspect(block, &mut refused)
+                }
+                (Role::Bitmap(_), PayloadState::FullyPresent) => open = None,
+                _ => {}
+            }
+        });
+        self.leave_chunk(&mut open, None, &mut refused);
+        match refused.or(failed.map(|error| error.in_file(self.name()))) {
+            Some(error) if !planted("states-not-looked-at") => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses an image with a parent whose table has no entry for the sector bitmap of its last blocks: none of them can
+    /// become partially present.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] when the table cannot be read.
+    pub(crate) fn check_bitmaps_fit(&self) -> Result<()> {
+        match self.layout.chunks().checked_sub(1).filter(|_| self.has_parent()) {
+            Some(last) => self.bat_entry(self.layout.bitmap_index(ChunkIndex(last))).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    /// Suspects the block of a chunk that was left without the entry of its bitmap.
+    fn leave_chunk(
+        &self,
+        open: &mut Option<BlockIndex>,
+        next: Option<ChunkIndex>,
+        refused: &mut Option<Error>,
+    ) {
+        if let Some(block) = open.take_if(|block| next != Some(self.layout.chunk_of(*block))) {
+            self.suspect(block, refused);
+        }
+    }
+
+    /// Asks for a block: a change of the tables that is still in memory may have put right what the file says of it.
+    fn suspect(&self, block: BlockIndex, refused: &mut Option<Error>) {
+        if refused.is_some() {
+            return;
+        }
+        let start = self.layout.block_start(block);
+        let Err(error) = self.resolve_with(Load, start, self.layout.sector_size()) else { return };
+        let place = self.bat_entry(self.layout.payload_index(block)).map(|entry| entry.offset());
+        *refused = Some(match place {
+            Ok(place) if error.kind() == ErrorKind::Damaged => {
+                let message = format!(
+                    "block {}, which the file has at {place}, cannot be told: {}",
+                    block.0,
+                    error.message()
+                );
+                error.with_message(message)
+            }
+            _ => error,
+        });
+    }
+}
