@@ -2,6 +2,7 @@
 
 mod copy;
 mod foresee;
+mod states;
 mod step;
 
 use std::ops::ControlFlow;
@@ -20,6 +21,7 @@ use crate::image::{ItemEdit, LinkPaths, MergeMark, MergeState, OTHER_NAMES, Vhdx
 use crate::mutants::planted;
 
 use copy::Meter;
+use foresee::Patience;
 use step::Step;
 
 /// Merges a layer into its parent, or several into one ancestor: the points in between vanish, the disk reads the
@@ -172,7 +174,8 @@ impl Merge {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
         self.check(&op, &steps)?;
-        Ok(foresee::forecast(&op, &steps, self)?.0)
+        let mut go_on = || ControlFlow::Continue(());
+        Ok(foresee::forecast(&op, &steps, self, &mut Patience::new(&mut go_on))?.0)
     }
 
     /// Merges, on the chain itself and all its clones. The lowest of several layers goes first, each as a whole.
@@ -208,7 +211,10 @@ impl Merge {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
         let warnings = self.check(&op, &steps)?;
-        let (forecast, batch) = foresee::forecast(&op, &steps, &self)?;
+        // Nothing is known of how much it is yet.
+        let mut ask = || on(Progress { done: 0, total: 0 });
+        let mut patience = Patience::new(&mut ask);
+        let (forecast, batch) = foresee::forecast(&op, &steps, &self, &mut patience)?;
         forecast.check()?;
         let mut merged = Merged { warnings, cut: forecast.cut, ..Merged::default() };
         let child = steps[steps.len() - 1];

@@ -75,7 +75,7 @@ const WINDOW: u64 = 2 * MIB;
 pub struct Progress {
     /// Bytes of the disk that are dealt with.
     pub done: u64,
-    /// Bytes of the disk that there are.
+    /// Bytes of the disk that there are; 0 as long as a merge looks how many.
     pub total: u64,
 }
 

@@ -40,6 +40,7 @@ hunt states-not-looked-at live unsound::a_merge_is_refused_where_partially_prese
 hunt states-not-looked-at live unsound::a_merge_is_refused_where_a_block_is_in_a_state_that_means_nothing
 hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_the_metadata_has_no_room_for_its_marks
 hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_what_is_said_of_the_disk_is_more_than_the_log_takes
+hunt asked-too-far-ahead live foreseen::a_merge_is_foreseen_with_few_looks_at_its_tables
 crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt metadata-parted lib $crashes::an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there

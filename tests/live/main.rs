@@ -7,6 +7,7 @@ mod common;
 mod busy;
 mod forecasts;
 mod foreign;
+mod foreseen;
 mod full;
 mod kept;
 mod ledger;

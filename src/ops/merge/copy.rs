@@ -81,10 +81,29 @@ pub(super) enum Piece {
     Data(u64),
 }
 
+/// What the first of these bytes are part of: no further than `near`, or all that the child does not have. Whoever asks
+/// for more than is dealt with at once looks at the same entries again and again.
+pub(super) fn next_extent(
+    image: &VhdxFile,
+    range: Range<u64>,
+    near: u64,
+) -> Result<Option<Extent>> {
+    let near = if planted("asked-too-far-ahead") { range.end } else { near.min(range.end) };
+    let extent = image.next_extent(range.start..near)?;
+    match &extent {
+        Some(Extent { range: found, source: Source::Parent })
+            if found.end == near && near < range.end =>
+        {
+            image.next_extent(range)
+        }
+        _ => Ok(extent),
+    }
+}
+
 impl Piece {
-    /// The first piece of an extent, for a parent of blocks and a disk of these sizes. Zeros are whole blocks of the parent, which
-    /// can give up their space, or lie in one.
-    pub(super) fn of(extent: &Extent, block: u64, size: u64, most: u64) -> Self {
+    /// The first piece of an extent, for a parent of blocks and a disk of these sizes. Zeros are so many whole blocks of
+    /// the parent, which can give up their space, or lie in one.
+    pub(super) fn of(extent: &Extent, block: u64, size: u64, most: u64, blocks: u64) -> Self {
         let Range { start, end } = extent.range;
         let block_end = (start / block + 1) * block;
         match extent.source {
@@ -95,7 +114,7 @@ impl Piece {
                 let whole = if is_last { end } else { end / block * block };
                 let is_whole = start.is_multiple_of(block) && whole > start;
                 Self::Zeros(match is_whole {
-                    true => whole.min(start + ZERO_BLOCKS * block),
+                    true => whole.min(start.saturating_add(blocks.saturating_mul(block))),
                     false => end.min(block_end).min(start + most),
                 })
             }
@@ -127,8 +146,10 @@ impl Copy<'_> {
     ) -> Result<u64> {
         let (block, size) = (u64::from(self.to.block_size()), self.to.geometry().size);
         let (mut moved, mut at) = (0, range.start);
-        while let Some(extent) = self.from.next_extent(at..range.end)? {
-            let end = match Piece::of(&extent, block, size, most) {
+        // The first of the blocks may be one in part.
+        let near = |at| (at / block + 1 + ZERO_BLOCKS) * block;
+        while let Some(extent) = next_extent(self.from, at..range.end, near(at))? {
+            let end = match Piece::of(&extent, block, size, most, ZERO_BLOCKS) {
                 Piece::Parent(end) | Piece::Zeros(end) => end,
                 Piece::Data(end) => at + meter.wait(end - at)?,
             };
@@ -150,7 +171,7 @@ impl Copy<'_> {
     /// Where from here on the child has something, `None` where it has nothing.
     pub(super) fn skip(&self, range: Range<u64>) -> Result<Option<u64>> {
         let mut at = range.start;
-        while let Some(extent) = self.from.next_extent(at..range.end)? {
+        while let Some(extent) = next_extent(self.from, at..range.end, at + MIB)? {
             if extent.source != Source::Parent {
                 return Ok(Some(at));
             }

@@ -1,13 +1,14 @@
 //! What a merge is going to need: the same way as that of the merge, with nothing moved.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ops::Range;
+use std::collections::{BTreeMap, HashSet};
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use super::Merge;
-use super::copy::{BATCH, PIECE, Piece};
+use super::copy::{BATCH, PIECE, Piece, next_extent};
+use super::states::States;
 use crate::chain::{Operation, path_of};
-use crate::disk::{Disk, Source};
+use crate::disk::{Disk, Extent, Source};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::image::{VhdxFile, table_len};
@@ -17,6 +18,35 @@ use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
 
 /// The unit in which hosts hold bytes of a file.
 const PAGE: u64 = 4 * KIB;
+/// Blocks and pieces that are looked at between two looks at the caller's wishes.
+const PATIENCE: u32 = 1 << 15;
+/// Places that are remembered of those that were looked at for holes.
+const MOST_PLACES: usize = 1 << 16;
+
+/// How long it goes on before the caller is asked whether it is to.
+pub(super) struct Patience<'a> {
+    left: u32,
+    ask: &'a mut dyn FnMut() -> ControlFlow<()>,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn new(ask: &'a mut dyn FnMut() -> ControlFlow<()>) -> Self {
+        Self { left: PATIENCE, ask }
+    }
+
+    /// Something is going to be looked at.
+    fn look(&mut self) -> Result<()> {
+        self.left -= 1;
+        if self.left > 0 {
+            return Ok(());
+        }
+        self.left = PATIENCE;
+        match (self.ask)() {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Error::cancelled()),
+        }
+    }
+}
 
 /// Looks at each layer that goes into the next below it, the lowest first. Says beside the forecast how many bytes are
 /// to be made durable at once where space is short: as many as it allows, down to a block.
@@ -24,6 +54,7 @@ pub(super) fn forecast(
     op: &Operation<'_>,
     steps: &[usize],
     merge: &Merge,
+    patience: &mut Patience<'_>,
 ) -> Result<(Forecast, u64)> {
     let images = op.images();
     let parent = &images[steps[0] + 1];
@@ -34,7 +65,7 @@ pub(super) fn forecast(
     let end = parent.claims(0)?.end.max(parent.file_len());
     let mut batch = BATCH;
     let needs = loop {
-        let needs = Needs::of(&images, steps, merge, batch, end)?;
+        let needs = Needs::of(&images, steps, merge, (batch, end), patience)?;
         let fits = forecast.available.is_none_or(|available| needs.peak <= available);
         if fits || !merge.low_space || batch <= least {
             break needs;
@@ -42,7 +73,7 @@ pub(super) fn forecast(
         batch /= 2;
     };
     (forecast.read, forecast.written, forecast.peak) = (needs.read, needs.written, needs.peak);
-    (forecast.cut, forecast.cut_data) = cut(&images, steps)?;
+    (forecast.cut, forecast.cut_data) = cut(&images, steps, patience)?;
     forecast.may_cut = merge.shrink;
     for layer in steps {
         forecast.freed = forecast.freed.saturating_add(images[*layer].file_len());
@@ -56,7 +87,11 @@ pub(super) fn forecast(
 }
 
 /// By how much the parent's disk gets shorter, and how much of that its layers hold data for.
-fn cut(images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<(u64, u64)> {
+fn cut(
+    images: &[Arc<VhdxFile>],
+    steps: &[usize],
+    patience: &mut Patience<'_>,
+) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
     let mut size = images[steps[0] + 1].geometry().size;
     // Each layer of the parent, and up to where its data is still part of the disk.
@@ -69,6 +104,7 @@ fn cut(images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<(u64, u64)> {
         for (image, there) in below.iter_mut().filter(|(_, there)| *there > new) {
             let mut at = new;
             while let Some(extent) = image.next_extent(at..*there)? {
+                patience.look()?;
                 at = extent.range.end;
                 if let Source::Data { .. } = extent.source {
                     // Two layers may have the same bytes of the disk.
@@ -83,7 +119,7 @@ fn cut(images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<(u64, u64)> {
         below.push((child, new));
         size = new;
     }
-    Ok((cut, data))
+    Ok((cut, data.min(cut)))
 }
 
 /// What is read and written, and how much more than now the files take up at their most.
@@ -99,8 +135,8 @@ impl Needs {
         images: &[Arc<VhdxFile>],
         steps: &[usize],
         merge: &Merge,
-        batch: u64,
-        end: u64,
+        (batch, end): (u64, u64),
+        patience: &mut Patience<'_>,
     ) -> Result<Self> {
         let mut needs = Self::default();
         let mut parent = Parent::new(&images[steps[0] + 1], end);
@@ -114,7 +150,7 @@ impl Needs {
             let (mut at, mut given_back) = (0, 0);
             while at < size {
                 let end = size.min((at / step + 1) * step);
-                let moved = parent.pass(child, at..end, merge)?;
+                let moved = parent.pass(child, at..end, merge, patience)?;
                 needs.read += moved.bytes;
                 if planted("batch-given-back-early") {
                     given_back += moved.held;
@@ -126,9 +162,11 @@ impl Needs {
                     given_back += moved.held;
                 }
                 at = end;
-                if let Some(extent) = child.next_extent(at..size)?.filter(|_| moved.bytes == 0)
-                    && extent.source == Source::Parent
-                {
+                let next = match moved.bytes {
+                    0 => next_extent(child, at..size, at + MIB)?,
+                    _ => None,
+                };
+                if let Some(extent) = next.filter(|extent| extent.source == Source::Parent) {
                     at = extent.range.end / step * step;
                     at = if extent.range.end == size { size } else { at.max(end) };
                 }
@@ -160,7 +198,7 @@ struct Parent<'a> {
     entries: u64,
     /// Blocks and chunks that were there from the start and ever since.
     kept: (u64, u64),
-    states: HashMap<u64, PayloadState>,
+    states: States,
     bitmaps: HashSet<u64>,
     /// Where new space begins.
     end: u64,
@@ -179,7 +217,7 @@ impl<'a> Parent<'a> {
             layout,
             entries: image.bat_entries(),
             kept: (layout.blocks(), layout.chunks()),
-            states: HashMap::new(),
+            states: States::default(),
             bitmaps: HashSet::new(),
             end,
             filled: 0,
@@ -201,7 +239,7 @@ impl<'a> Parent<'a> {
         self.layout = new;
         let (blocks, chunks) = (new.blocks(), new.chunks());
         self.kept = (self.kept.0.min(blocks), self.kept.1.min(chunks));
-        self.states.retain(|block, _| *block < blocks);
+        self.states.truncate(blocks);
         self.bitmaps.retain(|chunk| *chunk < chunks);
         Ok(())
     }
@@ -271,18 +309,40 @@ impl<'a> Parent<'a> {
     }
 
     /// Moves what a child holds of these bytes.
-    fn pass(&mut self, child: &VhdxFile, range: Range<u64>, merge: &Merge) -> Result<Moved> {
+    fn pass(
+        &mut self,
+        child: &VhdxFile,
+        range: Range<u64>,
+        merge: &Merge,
+        patience: &mut Patience<'_>,
+    ) -> Result<Moved> {
         let (block, size) = (self.layout.block_size(), self.layout.size());
         let (mut at, mut moved) = (range.start, Moved::default());
-        while let Some(extent) = child.next_extent(at..range.end)? {
-            at = match Piece::of(&extent, block, size, PIECE) {
-                Piece::Parent(end) => end,
-                Piece::Zeros(end) => {
-                    self.zeros(at..end)?;
-                    end
-                }
-                Piece::Data(end) => {
-                    let end = at + merge.pace.piece(end - at);
+        // What is left of an extent. Who asks for it again each time looks at all its entries again.
+        let mut rest: Option<Extent> = None;
+        while at < range.end {
+            patience.look()?;
+            let is_rest = rest.is_some();
+            let Some(extent) = rest
+                .take()
+                .map_or_else(|| child.next_extent(at..range.end), |rest| Ok(Some(rest)))?
+            else {
+                break;
+            };
+            let zeros = if planted("asked-too-far-ahead") { 64 } else { u64::MAX };
+            let piece = Piece::of(&extent, block, size, PIECE, zeros);
+            let end = match piece {
+                Piece::Parent(end) | Piece::Zeros(end) => end,
+                Piece::Data(end) => at + merge.pace.piece(end - at),
+            };
+            // It may go on behind what was looked at.
+            if is_rest && end == extent.range.end {
+                continue;
+            }
+            match piece {
+                Piece::Parent(_) => {}
+                Piece::Zeros(_) => self.zeros(at..end, patience)?,
+                Piece::Data(_) => {
                     self.data(at..end)?;
                     moved.bytes += end - at;
                     if let (true, Source::Data { at: place, .. }) = (merge.low_space, extent.source)
@@ -292,9 +352,10 @@ impl<'a> Parent<'a> {
                             false => held(child, place.get()..place.get() + (end - at))?,
                         };
                     }
-                    end
                 }
-            };
+            }
+            rest = after(&extent, end).filter(|_| !planted("asked-too-far-ahead"));
+            at = end;
         }
         Ok(moved)
     }
@@ -306,15 +367,16 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    fn zeros(&mut self, range: Range<u64>) -> Result<()> {
+    fn zeros(&mut self, range: Range<u64>, patience: &mut Patience<'_>) -> Result<()> {
         for (block, part, is_whole) in self.parts(range) {
+            patience.look()?;
             let state = self.state(block)?;
             let holds =
                 matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
             let shows_parent = state == PayloadState::NotPresent && self.image.has_parent();
             if is_whole && !(state == PayloadState::FullyPresent && self.image.keeps_blocks()) {
                 if holds || shows_parent {
-                    self.states.insert(block.0, PayloadState::Zero);
+                    self.states.put(block.0, PayloadState::Zero);
                 }
             } else if holds || shows_parent {
                 self.zeroed += len(&part);
@@ -343,13 +405,13 @@ impl<'a> Parent<'a> {
             _ => PayloadState::FullyPresent,
         };
         self.take(self.layout.block_size());
-        self.states.insert(block.0, state);
+        self.states.put(block.0, state);
         Ok(())
     }
 
     /// A part of a block is written to that has space: where that was there from the start there may be holes.
     fn fill(&mut self, block: BlockIndex, part: Range<u64>) -> Result<()> {
-        if self.states.contains_key(&block.0) || block.0 >= self.kept.0 {
+        if self.states.get(block.0).is_some() || block.0 >= self.kept.0 {
             return Ok(());
         }
         let at = self.image.bat_entry(self.image.layout().payload_index(block))?.offset().get();
@@ -379,8 +441,8 @@ impl<'a> Parent<'a> {
     }
 
     fn state(&self, block: BlockIndex) -> Result<PayloadState> {
-        if let Some(state) = self.states.get(&block.0) {
-            return Ok(*state);
+        if let Some(state) = self.states.get(block.0) {
+            return Ok(state);
         }
         if block.0 < self.kept.0 {
             let index = self.image.layout().payload_index(block);
@@ -420,6 +482,16 @@ impl<'a> Parent<'a> {
     }
 }
 
+/// What of an extent lies from there on.
+fn after(extent: &Extent, at: u64) -> Option<Extent> {
+    let Range { start, end } = extent.range;
+    let source = match extent.source {
+        Source::Data { layer, at: place } => Source::Data { layer, at: place + (at - start) },
+        other => other,
+    };
+    (at < end).then_some(Extent { range: at..end, source })
+}
+
 /// How many bytes of a range of the image's file are no holes.
 fn held(image: &VhdxFile, range: Range<u64>) -> Result<u64> {
     let (file, mut at, mut bytes) = (image.bare_storage(), range.start, 0);
@@ -439,7 +511,8 @@ fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
-/// Ranges that do not touch, from their starts to their ends.
+/// Ranges that do not touch, from their starts to their ends. There are so many at the most: what comes after that is
+/// new each time, so that it is counted too often rather than not at all.
 #[derive(Debug, Default)]
 struct Spans(BTreeMap<u64, u64>);
 
@@ -463,7 +536,9 @@ impl Spans {
         }
         new.push(at..range.end.max(at));
         new.retain(|part| !part.is_empty());
-        self.0.insert(whole.start, whole.end);
+        if self.0.len() < MOST_PLACES {
+            self.0.insert(whole.start, whole.end);
+        }
         new
     }
 }
