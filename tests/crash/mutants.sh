@@ -41,6 +41,9 @@ hunt states-not-looked-at live unsound::a_merge_is_refused_where_a_block_is_in_a
 hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_the_metadata_has_no_room_for_its_marks
 hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_what_is_said_of_the_disk_is_more_than_the_log_takes
 hunt asked-too-far-ahead live foreseen::a_merge_is_foreseen_with_few_looks_at_its_tables
+hunt nobody-heard-meanwhile live foreseen::a_merge_may_be_stopped_while_it_is_foreseen
+hunt states-not-looked-at live unsound::a_merge_of_a_disk_of_no_bytes_is_refused
+hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_the_layer_above_has_no_room_for_the_way_to_the_parent
 crashes=image::writer::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt metadata-parted lib $crashes::an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there

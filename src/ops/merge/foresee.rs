@@ -36,8 +36,8 @@ impl<'a> Patience<'a> {
 
     /// Something is going to be looked at.
     fn look(&mut self) -> Result<()> {
-        self.left -= 1;
-        if self.left > 0 {
+        self.left = self.left.saturating_sub(1);
+        if self.left > 0 || planted("nobody-heard-meanwhile") {
             return Ok(());
         }
         self.left = PATIENCE;
