@@ -249,7 +249,6 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("metadata.user-count", "Programs may refuse the image or drop items."),
     ("parent.denied", "What only the parent has cannot be read from here."),
-    ("parent.no-access", "What only the parent has cannot be read by this user."),
     (
         "parent.linkage-ignored",
         "The file taken for the parent has another identity: the disk may be a mixture that never was.",
@@ -259,6 +258,7 @@ const MEANINGS: &[(&str, &str)] = &[
         "The parent was changed or replaced after the child was made: what the child does not hold itself is not to be trusted.",
     ),
     ("parent.missing", "What the child does not hold itself cannot be read."),
+    ("parent.no-access", "What only the parent has cannot be read by this user."),
     ("parent.open", "What the child does not hold itself cannot be read."),
     (
         "parent.stale-path",
