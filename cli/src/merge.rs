@@ -90,6 +90,13 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let merged = match (done, state) {
         (Ok(merged), _) => merged,
         (Err(failure), None) => return Err(failure),
+        (Err(failure), Some(_)) if is_lost(&failure) => {
+            let failure = failure.also(
+                "the merge is not complete, and goes on when it is agreed to lose what is gone",
+            );
+            let again = again.flatten().map(|again| format!("{again} --accept-loss"));
+            return Err(again.into_iter().fold(failure, Failure::then));
+        }
         (Err(failure), Some(_)) => {
             let failure =
                 failure.also("the disk reads as before, and the merge can be gone on with");
@@ -130,6 +137,11 @@ fn merge_of(subject: &Subject, args: &Args) -> Result<(Merge, Layer), Failure> {
     let folders = args.opening.children_in.iter();
     let merge = folders.fold(merge, |merge, folder| merge.children_in(folder));
     Ok((merge, child))
+}
+
+/// Whether the merge failed for bytes that a file does not have any more.
+fn is_lost(failure: &Failure) -> bool {
+    ["merge.child-lost", "claim.lost", "claim.shared"].iter().any(|code| failure.is(code))
 }
 
 /// How the chain is opened. The merge looks for other children of what it changes by itself.

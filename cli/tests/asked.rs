@@ -165,6 +165,26 @@ fn an_image_that_is_no_point_in_time_is_not_said_to_be_sound() {
 }
 
 #[test]
+fn a_merge_whose_child_lost_bytes_goes_on_with_consent() {
+    let folder = Folder::new();
+    let mut images = chain();
+    images.pop();
+    mark(&mut images[0], 3, guid(1), "l1.vhdx");
+    mark(&mut images[1], 1, guid(0), "l0.vhdx");
+    write_chain(folder.path(), &images);
+    let child = fs::File::options().write(true).open(folder.file("l1.vhdx")).unwrap();
+    child.set_len(child.metadata().unwrap().len() - MIB / 2).unwrap();
+    let run = folder.run("merge --resume l1.vhdx").expect(4).says("not complete");
+    assert!(!run.stderr.contains("reads as before"), "{}", run.stderr);
+    let last = run.stderr.lines().last().unwrap().trim_start().to_owned();
+    let next = last.strip_prefix("next: avhdx ").unwrap();
+    assert!(next.ends_with(" --accept-loss"), "{next}");
+    folder.run(next).expect(8);
+    assert_eq!(folder.names().iter().filter(|name| name.ends_with(".vhdx")).count(), 1);
+    folder.run("read l0.vhdx --length 1").expect(0);
+}
+
+#[test]
 #[cfg(unix)]
 fn relink_says_what_it_could_not_read() {
     let folder = Folder::new();
