@@ -204,11 +204,6 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
     ("reparent.*", &[], &["avhdx tree FOLDER  # which images there are, and whose child each is"]),
-    (
-        "relink.unread",
-        &["what cannot be read may be the parent, and its child is left as it is until then"],
-        &["avhdx tree FOLDER  # what the paths lead to", "AGAIN  # once the file can be read"],
-    ),
     ("relink.*", &[], &["avhdx tree IMAGE  # who has which identity", "AGAIN --parent-dir DIR"]),
     // Limits.
     ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),

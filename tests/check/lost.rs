@@ -124,7 +124,7 @@ fn what_is_no_sign_of_a_lost_table_is_not_taken_for_one() {
     let id = uuid!("917330e3-c6a3-4d5f-913e-f0fa001aaec7");
     merging.metadata.items.push(Item::new("merge", id, IS_USER, Contents::Bytes(mark)));
     let report = checked(without(&merging, 0..128));
-    assert_eq!(codes(&report, Severity::Info), ["space.leaked"].into());
+    assert_eq!(codes(&report, Severity::Info), ["merge.unfinished", "space.leaked"].into());
 }
 
 #[test]
