@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file::VhdxFile;
 use crate::image::{
     self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, Warning, names_log, refuse_by_name,
@@ -156,12 +156,14 @@ impl OpenOptions {
     fn refuse_before_replay(&self, path: &Path) -> Result<()> {
         // Whoever opens it for writing says what is wrong with the tip itself.
         let Ok(storage) = self.host.open(path, Access::Read) else { return Ok(()) };
-        if !names_log(storage.as_ref()) {
+        let is_pending = names_log(storage.as_ref()).map_err(|error| error.in_file(storage.name()));
+        if !is_pending? {
             return Ok(());
         }
         let reading = self.clone().writable(false);
         match reading.open_file(storage) {
             Ok(tip) => reading.open_chain(tip).map(drop),
+            Err(error) if error.kind() == ErrorKind::Io => Err(error),
             Err(_) => Ok(()),
         }
     }

@@ -63,8 +63,15 @@ pub(crate) fn identity_if_any(storage: &dyn Storage) -> Result<Option<Uuid>> {
 }
 
 /// Whether the file's headers name a log that is to be replayed.
-pub(crate) fn names_log(storage: &dyn Storage) -> bool {
-    read_headers(storage).is_ok_and(|headers| !headers.current().log_guid.is_nil())
+///
+/// # Errors
+/// [`ErrorKind::Io`] when they cannot be read. Of what is no image there is no log.
+pub(crate) fn names_log(storage: &dyn Storage) -> Result<bool> {
+    match read_headers(storage) {
+        Ok(headers) => Ok(!headers.current().log_guid.is_nil()),
+        Err(error) if error.kind() == ErrorKind::Io => Err(error),
+        Err(_) => Ok(false),
+    }
 }
 
 /// Whether the file says that it is an image, whatever else is wrong with it.
