@@ -173,7 +173,7 @@ fn a_merge_whose_child_lost_bytes_goes_on_with_consent() {
     mark(&mut images[1], 1, guid(0), "l0.vhdx");
     write_chain(folder.path(), &images);
     let child = fs::File::options().write(true).open(folder.file("l1.vhdx")).unwrap();
-    child.set_len(child.metadata().unwrap().len() - MIB / 2).unwrap();
+    child.set_len(child.metadata().unwrap().len() - MIB - MIB / 2).unwrap();
     let run = folder.run("merge --resume l1.vhdx").expect(4).says("not complete");
     assert!(!run.stderr.contains("reads as before"), "{}", run.stderr);
     let last = run.stderr.lines().last().unwrap().trim_start().to_owned();

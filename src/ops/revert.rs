@@ -158,7 +158,8 @@ impl Revert {
                 }
                 let path = path_of(&images[done])?.to_owned();
                 // Nothing kept others from making one meanwhile.
-                if let Err(error) = self.refuse_children(&op, &images, done)
+                let known: Vec<_> = std::iter::once(&child).chain(&images).cloned().collect();
+                if let Err(error) = self.refuse_children(&op, &known, done + 1)
                     && !planted("children-not-looked-for-again")
                 {
                     let message = format!("{}: is kept: {error}", path.display());
