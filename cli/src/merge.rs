@@ -72,7 +72,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     }
     // What cannot be done is no reason to change anything, nor to give anything up.
     if args.loss.accept_loss || looked_at.is_log_pending() {
-        operation::possible(merge.forecast(&looked_at.chain))?;
+        operation::possible(merge.forecast(&looked_at.chain))
+            .map_err(|failure| way_out(failure, &merge, &looked_at, &args))?;
     }
     let damaged = if args.resume { child.path } else { Some(Point::parse(&image).image) };
     drop(looked_at);
