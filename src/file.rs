@@ -9,12 +9,10 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use uuid::Uuid;
 
+use crate::counters::Counters;
 use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    BlockCounts, CheckpointMark, Counters, ImageInfo, MergeMark, ParentLink, VhdxFile as Image,
-    Warning,
-};
+use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink, Warning};
 use crate::mutants::planted;
 use crate::storage::FileId;
 
@@ -54,7 +52,7 @@ pub struct VhdxFile(Handle);
 
 enum Handle {
     /// Opened by itself: what it takes is what was asked for.
-    Own(Arc<Image>),
+    Own(Arc<Core>),
     /// Shared with a chain, and only to be read.
     Shared(Arc<Seat>),
 }
@@ -62,7 +60,7 @@ enum Handle {
 /// A layer's place in a chain, whose handle an operation may replace by another of the same file. Who was given
 /// the layer goes on with the newer one.
 pub(crate) struct Seat {
-    image: Arc<Image>,
+    image: Arc<Core>,
     /// Those who are at the image by way of this seat.
     users: AtomicUsize,
     next: OnceLock<Arc<Self>>,
@@ -155,7 +153,7 @@ impl VhdxFile {
     /// # Errors
     /// [`ErrorKind::Io`] when the table cannot be read.
     pub fn count_blocks(&self) -> Result<BlockCounts> {
-        self.with(Image::count_blocks)
+        self.with(Core::count_blocks)
     }
 
     /// What was done since the image was opened.
@@ -174,7 +172,7 @@ impl VhdxFile {
     }
 
     /// An image that takes what it was opened for.
-    pub(crate) fn own(image: Image) -> Self {
+    pub(crate) fn own(image: Core) -> Self {
         Self(Handle::Own(Arc::new(image)))
     }
 
@@ -187,7 +185,7 @@ impl VhdxFile {
     }
 
     /// The image itself, and whether it may be written to by whoever had it.
-    pub(crate) fn into_image(self) -> (Arc<Image>, bool) {
+    pub(crate) fn into_image(self) -> (Arc<Core>, bool) {
         match self.0 {
             Handle::Own(image) => {
                 let is_writable = image.is_writable();
@@ -198,7 +196,7 @@ impl VhdxFile {
     }
 
     /// The other way round.
-    pub(crate) fn from_image((image, may_write): (Arc<Image>, bool)) -> Self {
+    pub(crate) fn from_image((image, may_write): (Arc<Core>, bool)) -> Self {
         match may_write {
             true => Self(Handle::Own(image)),
             false => Self(Handle::Shared(Seat::new(image))),
@@ -206,7 +204,7 @@ impl VhdxFile {
     }
 
     /// Has something done to the image that reads its file: nobody may replace it meanwhile.
-    pub(crate) fn with<R>(&self, does: impl FnOnce(&Image) -> R) -> R {
+    pub(crate) fn with<R>(&self, does: impl FnOnce(&Core) -> R) -> R {
         match &self.0 {
             Handle::Own(image) => does(image),
             Handle::Shared(seat) => does(&seat.enter().0.image),
@@ -214,7 +212,7 @@ impl VhdxFile {
     }
 
     /// The image, for what is known of it without a look at its file.
-    fn latest(&self) -> &Image {
+    fn latest(&self) -> &Core {
         match &self.0 {
             Handle::Own(image) => image,
             Handle::Shared(seat) => &seat.last().image,
@@ -222,14 +220,14 @@ impl VhdxFile {
     }
 
     /// The image, where there is a right to write to it.
-    fn to_write(&self) -> Option<&Image> {
+    fn to_write(&self) -> Option<&Core> {
         match &self.0 {
             Handle::Own(image) => Some(image),
             Handle::Shared(_) => None,
         }
     }
 
-    fn writable(&self) -> Result<&Image> {
+    fn writable(&self) -> Result<&Core> {
         self.to_write().ok_or_else(|| read_only(self.name()))
     }
 }
@@ -283,24 +281,24 @@ impl fmt::Debug for VhdxFile {
 /// Tests of what is not public work on the image itself.
 #[cfg(test)]
 impl std::ops::Deref for VhdxFile {
-    type Target = Image;
+    type Target = Core;
 
-    fn deref(&self) -> &Image {
+    fn deref(&self) -> &Core {
         self.latest()
     }
 }
 
 impl Seat {
-    pub(crate) fn new(image: Arc<Image>) -> Arc<Self> {
+    pub(crate) fn new(image: Arc<Core>) -> Arc<Self> {
         Self::after(Weak::new(), image)
     }
 
-    fn after(before: Weak<Self>, image: Arc<Image>) -> Arc<Self> {
+    fn after(before: Weak<Self>, image: Arc<Core>) -> Arc<Self> {
         Arc::new(Self { image, users: AtomicUsize::new(0), next: OnceLock::new(), before })
     }
 
     /// Puts another handle of the same file in the place of the one that sits here.
-    pub(crate) fn replace(self: &Arc<Self>, image: Arc<Image>) -> Arc<Self> {
+    pub(crate) fn replace(self: &Arc<Self>, image: Arc<Core>) -> Arc<Self> {
         Arc::clone(self.next.get_or_init(|| Self::after(Arc::downgrade(self), image)))
     }
 

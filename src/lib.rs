@@ -47,12 +47,12 @@
 //! goes down these stops, one file each, and never back:
 //!
 //! ```text
-//! DiffChain::read_at     split the range into runs, read or zero each     chain/resolve.rs
-//!   ├ Asked::find            who answers, where that is known               chain/index.rs
-//!   │   └ Spans::look            one line, then the words of an answer      image/spans.rs
-//!   ├ Asked::find_out        else which layer, newest to oldest             chain/index.rs
-//!   │   └ VhdxFile::resolve_piece  BAT entry, sector bitmap: here, zero, parent  image/resolve.rs
-//!   │       └ Budget::with_page  tables on demand, within a budget          image/cache.rs
+//! DiffChain::read_at     split the range into runs, read or zero each     read/resolve.rs
+//!   ├ Asked::find            who answers, where that is known               read/index.rs
+//!   │   └ Spans::look            one line, then the words of an answer      answers/table.rs
+//!   ├ Asked::find_out        else which layer, newest to oldest             read/index.rs
+//!   │   └ Core::resolve_piece      BAT entry, sector bitmap: here, zero, parent  image/resolve.rs
+//!   │       └ Budget::with_page  tables on demand, within a budget          tables/cache.rs
 //!   └ Storage::read_at     the bytes, through a pending log if there is one  storage/
 //! ```
 //!
@@ -95,7 +95,9 @@ mod outcomes;
 #[allow(dead_code, unreachable_pub)]
 mod sim;
 
+mod answers;
 mod chain;
+mod counters;
 mod cursor;
 mod disk;
 mod error;
@@ -108,24 +110,29 @@ mod names;
 pub mod ops;
 mod options;
 mod raw;
+mod read;
 pub mod storage;
 mod sync;
+mod tables;
 mod traps;
 mod types;
+mod write;
 
 pub use chain::{
-    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource, Planned,
-    PlannedPiece, PlannedSource, ReadPlan, TableLoad,
+    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
 };
+pub use counters::Counters;
 pub use cursor::Cursor;
 pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
-    BlockCounts, Budget, CheckpointMark, Counters, CreateOptions, HeaderInfo, ImageInfo, ItemInfo,
-    LocatorInfo, Lock, LogInfo, LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo,
-    Warning,
+    BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo,
+    LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo, Warning,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;
+pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
+pub use tables::Budget;
 pub use types::FileOffset;
+pub use write::CreateOptions;

@@ -7,10 +7,10 @@ use std::sync::atomic::AtomicBool;
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::VhdxFile;
-use crate::image::{
-    self, Budget, ChildSearch, ImagePolicy, Lock, LogPolicy, Warning, names_log, refuse_by_name,
-};
+use crate::image::{self, ImagePolicy, Lock, LogPolicy, Warning, names_log, refuse_by_name};
 use crate::storage::{Access, Host, LocalHost, Storage};
+use crate::tables::Budget;
+use crate::write::ChildSearch;
 
 /// How to open an image or a chain: for reading unless told otherwise.
 ///
@@ -58,7 +58,7 @@ impl OpenOptions {
         self
     }
 
-    /// Has a pending log wait for the [replay](image::VhdxFile::replay) of whoever opens the image for writing.
+    /// Has a pending log wait for the [replay](image::Core::replay) of whoever opens the image for writing.
     pub(crate) fn replay_later(mut self) -> Self {
         self.image.replay_later = true;
         self
@@ -198,7 +198,7 @@ impl OpenOptions {
         let any_locator = self.chain.linkage == Linkage::Ignore && !self.image.writable;
         let policy =
             ImagePolicy { children: Some(self.child_search()), any_locator, ..self.image.clone() };
-        image::VhdxFile::from_storage(storage, &policy).map(VhdxFile::own)
+        image::Core::from_storage(storage, &policy).map(VhdxFile::own)
     }
 
     /// Looks whether a file may be replaced or removed, and says what could not be looked at: an image that others

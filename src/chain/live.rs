@@ -20,9 +20,10 @@ use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
-use crate::image::{ChildSearch, ImagePolicy, Lock, VhdxFile, Warning, check_named, lock};
+use crate::image::{Core, ImagePolicy, Lock, Warning, check_named, lock};
 use crate::mutants::planted;
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
+use crate::write::ChildSearch;
 
 /// How long an operation waits for those who still look at a point that is to vanish.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -114,17 +115,17 @@ fn add(view: View, views: &mut Views) -> Arc<View> {
 
 impl DiffChain {
     /// The layers as they are now.
-    pub(super) fn stack(&self) -> Guard<Arc<Stack>> {
+    pub(crate) fn stack(&self) -> Guard<Arc<Stack>> {
         self.view.stack.load()
     }
 
     /// The same, to be kept for long.
-    pub(super) fn stack_now(&self) -> Arc<Stack> {
+    pub(crate) fn stack_now(&self) -> Arc<Stack> {
         self.view.stack.load_full()
     }
 
     /// Has the tip changed, or the one that has taken its place by the time it is frozen.
-    pub(super) fn change(&self, change: impl Fn(&Stack) -> Result<()>) -> Result<()> {
+    pub(crate) fn change(&self, change: impl Fn(&Stack) -> Result<()>) -> Result<()> {
         loop {
             let stack = self.stack();
             match change(&stack) {
@@ -183,7 +184,7 @@ pub(crate) struct Operation<'a> {
 pub(crate) struct Retired(Arc<[Link]>);
 
 impl Operation<'_> {
-    pub(crate) fn images(&self) -> Vec<Arc<VhdxFile>> {
+    pub(crate) fn images(&self) -> Vec<Arc<Core>> {
         self.chain.images()
     }
 
@@ -260,7 +261,7 @@ impl Operation<'_> {
     }
 
     /// Puts a child on this layer; those above it are no longer part of the chain.
-    pub(crate) fn put_on(&self, child: Arc<VhdxFile>, layer: usize) -> Retired {
+    pub(crate) fn put_on(&self, child: Arc<Core>, layer: usize) -> Retired {
         let stack = self.stack();
         let child = Link::new(child, None);
         let mut below = stack.layers[layer..].to_vec();
@@ -271,7 +272,7 @@ impl Operation<'_> {
 
     /// Puts other handles of the same files in the place of those of some layers. What is known of the disk stays
     /// right.
-    fn replace(&self, handles: &[(usize, Arc<VhdxFile>)]) -> Retired {
+    fn replace(&self, handles: &[(usize, Arc<Core>)]) -> Retired {
         let mut layers = self.stack().layers.to_vec();
         for (layer, image) in handles {
             let below = layers.get(layer + 1).map_or(0, |link| link.stack);
@@ -283,7 +284,7 @@ impl Operation<'_> {
     }
 
     /// Puts a handle that has another size of the disk in the place of a layer's.
-    pub(crate) fn resized(&self, layer: usize, image: &Arc<VhdxFile>) -> Retired {
+    pub(crate) fn resized(&self, layer: usize, image: &Arc<Core>) -> Retired {
         let mut layers = self.stack().layers.to_vec();
         layers[layer] = layers[layer].with_image(Arc::clone(image));
         self.switch(layers, Some)
@@ -353,12 +354,12 @@ impl Operation<'_> {
         on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<()> {
         // With their seats, which have them too: who was given one of these layers goes on in the new handle.
-        let (old, _seats): (Vec<Arc<VhdxFile>>, Vec<Arc<Seat>>) = {
+        let (old, _seats): (Vec<Arc<Core>>, Vec<Arc<Seat>>) = {
             let stack = self.stack();
             let links = layers.iter().map(|layer| &stack.layers[*layer]);
             links.map(|link| (Arc::clone(&link.image), Arc::clone(&link.seat))).unzip()
         };
-        let with = |images: &[Arc<VhdxFile>]| -> Vec<_> {
+        let with = |images: &[Arc<Core>]| -> Vec<_> {
             layers.iter().copied().zip(images.iter().cloned()).collect()
         };
         let read: Vec<_> = old.iter().map(|old| self.open_again(old)).collect::<Result<_>>()?;
@@ -384,7 +385,7 @@ impl Operation<'_> {
     }
 
     /// Another handle of a layer's file, that could be written to and only reads.
-    fn open_again(&self, old: &VhdxFile) -> Result<Arc<VhdxFile>> {
+    fn open_again(&self, old: &Core) -> Result<Arc<Core>> {
         let path = path_of(old)?;
         let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
             Error::io("file.open", "cannot open the file for writing", error).in_path(path)
@@ -396,11 +397,11 @@ impl Operation<'_> {
             children: None,
             ..self.policy().clone()
         };
-        VhdxFile::from_storage(storage, &policy).map(Arc::new)
+        Core::from_storage(storage, &policy).map(Arc::new)
     }
 
     /// Gives up the lock that a handle has.
-    fn let_go(&self, image: &VhdxFile) -> Result<()> {
+    fn let_go(&self, image: &Core) -> Result<()> {
         if self.policy().lock == Lock::None {
             return Ok(());
         }
@@ -409,7 +410,7 @@ impl Operation<'_> {
 
     /// Takes a lock for those who read by a handle that let go of its own. Whoever took it meanwhile is told of by
     /// another error.
-    fn lock_again(&self, image: &VhdxFile) {
+    fn lock_again(&self, image: &Core) {
         if self.policy().lock != Lock::None {
             drop(self.let_go(image));
             drop(image.bare_storage().try_lock(LockMode::Shared));
@@ -418,7 +419,7 @@ impl Operation<'_> {
 
     /// Locks the file of a handle that only reads, and opens the same file for writing if it is as it was: until
     /// the lock was there it was anybody's.
-    fn open_for_writing(&self, read: &VhdxFile) -> Result<Arc<VhdxFile>> {
+    fn open_for_writing(&self, read: &Core) -> Result<Arc<Core>> {
         let storage = read.bare_storage();
         let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
         lock(storage.as_ref(), &policy, &mut Vec::new())
@@ -429,12 +430,12 @@ impl Operation<'_> {
             check_same(read, storage.as_ref())?;
         }
         let policy = ImagePolicy { lock: Lock::None, ..policy };
-        VhdxFile::from_storage(Arc::clone(storage), &policy).map(Arc::new)
+        Core::from_storage(Arc::clone(storage), &policy).map(Arc::new)
     }
 
     /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,
     /// and others may read it.
-    pub(crate) fn settle(&self, image: &VhdxFile) -> Result<()> {
+    pub(crate) fn settle(&self, image: &Core) -> Result<()> {
         match image.freeze(|| Ok(())) {
             Err(error) if error.code() != "image.frozen" => return Err(error),
             _ => image.close()?,
@@ -529,7 +530,7 @@ fn named(mut layers: Vec<Link>) -> Arc<[Link]> {
 }
 
 /// Where a layer lies that an operation works on.
-pub(crate) fn path_of(image: &VhdxFile) -> Result<&Path> {
+pub(crate) fn path_of(image: &Core) -> Result<&Path> {
     image.path().ok_or_else(|| {
         let message = "the operation needs the name of the file";
         Error::new(ErrorKind::InvalidInput, "op.no-path", message)
@@ -540,7 +541,7 @@ pub(crate) fn path_of(image: &VhdxFile) -> Result<&Path> {
 }
 
 /// Refuses a file that is no longer the one that `image` is open on.
-fn check_same(image: &VhdxFile, storage: &dyn Storage) -> Result<()> {
+fn check_same(image: &Core, storage: &dyn Storage) -> Result<()> {
     let ids = [image.bare_storage().id(), storage.id()].map(|id| id.ok().flatten());
     if ids[0] == ids[1] && image.has_headers_of(storage) {
         return Ok(());
@@ -560,13 +561,13 @@ fn unlock(storage: &dyn Storage) -> std::io::Result<()> {
     }
 }
 
-fn in_use(image: &VhdxFile, by: &str) -> Error {
+fn in_use(image: &Core, by: &str) -> Error {
     Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
         .in_file(image.name())
         .with_found(by)
         .with_expected("a file that nobody else has open")
 }
 
-fn lock_failed(image: &VhdxFile, error: std::io::Error) -> Error {
+fn lock_failed(image: &Core, error: std::io::Error) -> Error {
     Error::io("lock.failed", "cannot change the lock on the file", error).in_file(image.name())
 }

@@ -1,15 +1,11 @@
 //! A chain of images: read-only parents under one tip.
 
-mod index;
+mod disk;
 mod live;
 mod locate;
 mod open;
+mod parents;
 mod past;
-mod plan;
-mod resolve;
-mod runs;
-mod stored;
-mod word;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,10 +13,11 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::counters::{Counters, IndexTally};
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{self, Seat};
-use crate::image::{Counters, ImagePolicy, IndexTally, MergeState, VhdxFile, Warning};
+use crate::image::{Core, ImagePolicy, MergeState, Warning};
 use crate::mutants::planted;
 
 use live::{Live, View};
@@ -31,8 +28,8 @@ pub(crate) use open::{
     ChainPolicy, Identity, changed_meanwhile, check_sectors, file_id, find_parent, loop_error,
     too_deep,
 };
+pub(crate) use parents::Registry;
 use past::Kept;
-pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
 ///
@@ -70,29 +67,29 @@ pub struct DiffChain {
 
 /// The layers of a chain at one moment, as a view has them.
 #[derive(Clone)]
-struct Stack {
+pub(crate) struct Stack {
     /// From the tip down to the base. Never empty.
-    layers: Arc<[Link]>,
+    pub(crate) layers: Arc<[Link]>,
     /// The layer that this view has for its tip.
-    tip: usize,
+    pub(crate) tip: usize,
     /// What the index counts, for all clones and views.
-    tally: Arc<IndexTally>,
+    pub(crate) tally: Arc<IndexTally>,
     /// What goes when nobody has these layers any more.
     kept: Arc<Kept>,
 }
 
 /// A layer, and how it was found from the one above.
 #[derive(Clone)]
-struct Link {
+pub(crate) struct Link {
     /// Other chains may have the same for a parent.
-    image: Arc<VhdxFile>,
+    pub(crate) image: Arc<Core>,
     /// Where those find the image who were given this layer.
-    seat: Arc<Seat>,
+    pub(crate) seat: Arc<Seat>,
     /// What the index knows this layer and those below it by; 0 while they are not all known.
-    stack: u64,
+    pub(crate) stack: u64,
     /// Bytes that the index looks at as one: no more than a block of this layer or of one below.
-    span: u64,
-    found_by: Option<FoundBy>,
+    pub(crate) span: u64,
+    pub(crate) found_by: Option<FoundBy>,
 }
 
 /// Facts of one layer of a chain.
@@ -228,12 +225,12 @@ impl DiffChain {
         if self.view.may_write { self.tip_image().close() } else { Ok(()) }
     }
 
-    pub(crate) fn tip_image(&self) -> Arc<VhdxFile> {
+    pub(crate) fn tip_image(&self) -> Arc<Core> {
         Arc::clone(&self.stack().links()[0].image)
     }
 
     /// Refuses a write to what was not opened for it.
-    fn check_may_write(&self) -> Result<()> {
+    pub(crate) fn check_may_write(&self) -> Result<()> {
         if self.view.may_write || planted("rights-of-the-operation") {
             return Ok(());
         }
@@ -241,17 +238,17 @@ impl DiffChain {
     }
 
     /// The images from the tip down to the base.
-    pub(crate) fn images(&self) -> Vec<Arc<VhdxFile>> {
+    pub(crate) fn images(&self) -> Vec<Arc<Core>> {
         self.stack().links().iter().map(|link| Arc::clone(&link.image)).collect()
     }
 }
 
 impl Stack {
-    fn links(&self) -> &[Link] {
+    pub(crate) fn links(&self) -> &[Link] {
         &self.layers[self.tip..]
     }
 
-    fn tip(&self) -> &VhdxFile {
+    pub(crate) fn tip(&self) -> &Core {
         &self.layers[self.tip].image
     }
 
@@ -266,20 +263,20 @@ impl Stack {
         })
     }
 
-    fn image(&self, layer: LayerId) -> Option<&Arc<VhdxFile>> {
+    pub(crate) fn image(&self, layer: LayerId) -> Option<&Arc<Core>> {
         let found = self.links().iter().find(|link| link.image.id() == layer);
         found.map(|link| &link.image)
     }
 }
 
 impl Link {
-    fn new(image: Arc<VhdxFile>, found_by: Option<FoundBy>) -> Self {
+    fn new(image: Arc<Core>, found_by: Option<FoundBy>) -> Self {
         let seat = Seat::new(Arc::clone(&image));
         Self { image, seat, stack: 0, span: 0, found_by }
     }
 
     /// The same layer with another handle of its file.
-    fn with_image(&self, image: Arc<VhdxFile>) -> Self {
+    fn with_image(&self, image: Arc<Core>) -> Self {
         let seat = self.seat.replace(Arc::clone(&image));
         Self { image, seat, ..self.clone() }
     }

@@ -12,7 +12,7 @@ use super::{DiffChain, Link};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, MOST_PIECE, MergeState, ParentLink, VhdxFile, Warning, folder, not_regular,
+    Core, ImagePolicy, MOST_PIECE, MergeState, ParentLink, Warning, folder, not_regular,
     probe_identity,
 };
 use crate::mutants::planted;
@@ -69,7 +69,7 @@ impl DiffChain {
 }
 
 /// What the user of a chain should hear of a layer whose merge is not over.
-fn unfinished(image: &VhdxFile) -> Option<Warning> {
+fn unfinished(image: &Core) -> Option<Warning> {
     let mark = image.merge_mark().filter(|mark| mark.state != MergeState::Target)?;
     let (name, parent) = (image.name(), mark.name);
     let what = match mark.state {
@@ -103,7 +103,7 @@ pub(super) struct Walked {
 }
 
 pub(super) fn walk(
-    tip: Arc<VhdxFile>,
+    tip: Arc<Core>,
     policy: &ChainPolicy,
     images: &ImagePolicy,
     source: &dyn ParentSource,
@@ -178,7 +178,7 @@ impl Walk<'_> {
         }
         let is_verified = found.warning.is_none();
         self.warnings.extend(found.warning);
-        let image = VhdxFile::parent_from_storage(found.storage, self.images).map_err(|error| {
+        let image = Core::parent_from_storage(found.storage, self.images).map_err(|error| {
             let message = format!("the parent of {}: {}", link.child, error.message());
             error.with_message(message).of_parent_of(&link.child)
         })?;
@@ -413,7 +413,7 @@ impl Tried {
 }
 
 /// Refuses a parent whose disk cannot lie under the child's.
-fn check_fit(child: &VhdxFile, parent: &VhdxFile) -> Result<()> {
+fn check_fit(child: &Core, parent: &Core) -> Result<()> {
     let (above, below) = (child.geometry().logical_sector, parent.geometry().logical_sector);
     check_sectors(above, below, child.name())
         .map_err(|error| error.in_file(parent.name()).at(parent.metadata_at()))
@@ -432,7 +432,7 @@ pub(crate) fn check_sectors(above: u32, below: u32, child: &str) -> Result<()> {
 }
 
 /// Says what an unfinished merge may have to do with a parent that is another now.
-fn after_merge(error: Error, child: &VhdxFile) -> Error {
+fn after_merge(error: Error, child: &Core) -> Error {
     let Some(mark) = child.merge_mark() else { return error };
     if error.kind() != ErrorKind::ParentMismatch {
         return error;

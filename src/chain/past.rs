@@ -15,13 +15,13 @@ use std::time::Duration;
 use super::live::wait_until;
 use super::{Link, Operation, Stack};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Pins, Ticket, VhdxFile};
+use crate::image::{Core, Pins, Ticket};
 use crate::mutants::planted;
 
 /// A pin in an image that is written to.
 #[derive(Debug)]
 pub(super) struct Pinned {
-    image: Arc<VhdxFile>,
+    image: Arc<Core>,
     ticket: Option<Ticket>,
 }
 
@@ -54,7 +54,7 @@ impl Past {
 impl Operation<'_> {
     /// Has no place in the image's file given to other bytes, from before any is looked for until the operation
     /// [is done](Keep::done) with it, and then until nobody has a stack that was left behind meanwhile.
-    pub(crate) fn keep(&self, image: &Arc<VhdxFile>) -> Keep<'_> {
+    pub(crate) fn keep(&self, image: &Arc<Core>) -> Keep<'_> {
         let ticket = image.pins().map(Pins::enter);
         Keep { op: self, pin: Some(Pinned { image: Arc::clone(image), ticket }) }
     }
@@ -83,7 +83,7 @@ impl Operation<'_> {
     }
 
     /// One of these layers that somebody still has by an older stack.
-    fn read_of_old(&self, layers: &[usize]) -> Option<Arc<VhdxFile>> {
+    fn read_of_old(&self, layers: &[usize]) -> Option<Arc<Core>> {
         let stack = self.stack();
         let past: Vec<_> = {
             let views = self.live().views();

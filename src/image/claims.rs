@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use super::VhdxFile;
-use super::table::{BlockTable, Claim, Role};
+use super::Core;
+use super::block_table::{BlockTable, Claim, Role};
 use super::units::{MOST_UNITS, Units, units};
 use crate::error::{Error, Result};
 use crate::format::region::{self, RegionTable};
@@ -41,7 +41,7 @@ pub(crate) struct Structure {
     pub(crate) at: u64,
 }
 
-impl VhdxFile {
+impl Core {
     /// Goes over all claims once, and lists up to `most` blocks of each kind that is damaged. Of the table nothing
     /// stays in memory but a bit for each MiB of the file.
     ///
@@ -111,7 +111,7 @@ impl VhdxFile {
 
 impl Claims {
     /// Refuses to have an image changed of which the file lost something, or two of whose parts lie in one place.
-    pub(crate) fn check(&self, image: &VhdxFile) -> Result<()> {
+    pub(crate) fn check(&self, image: &Core) -> Result<()> {
         let refused = self
             .too_long()
             .or_else(|| self.lost_structures.first().map(|lost| self.lost_structure(lost)))
@@ -142,7 +142,7 @@ impl Claims {
             ))
     }
 
-    fn lost_block(&self, image: &VhdxFile, lost: &Claim) -> Error {
+    fn lost_block(&self, image: &Core, lost: &Claim) -> Error {
         let count = self.lost.len() as u64 + self.unlisted[0];
         let message = format!(
             "{}{} lost bytes, and the image is not changed as it is",
@@ -158,7 +158,7 @@ impl Claims {
             ))
     }
 
-    fn shared_block(&self, image: &VhdxFile, first: &Claim) -> Error {
+    fn shared_block(&self, image: &Core, first: &Claim) -> Error {
         let (start, end) = (first.start(), first.end());
         let met = self.structures.iter().find(|structure| meet(&structure.range, &(start..end)));
         let other = self.shared[1..]

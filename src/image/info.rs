@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::metadata::Metadata;
-use super::{CheckpointMark, FoundLog, MergeMark, VhdxFile};
+use super::{CheckpointMark, Core, FoundLog, MergeMark};
 use crate::disk::{Disk, Geometry};
 use crate::error::Result;
 use crate::format::bat::PayloadState;
@@ -185,7 +185,7 @@ pub struct BlockCounts {
     pub bitmaps: u64,
 }
 
-impl VhdxFile {
+impl Core {
     /// Everything that the image says of itself, but for the block tables.
     pub fn info(&self) -> ImageInfo {
         let headers = self.headers();

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::{ItemEdit, VhdxFile};
+use super::Core;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
 use crate::format::metadata::{self, ItemFlags};
 use crate::names::{from_folder, relative, unfit};
 use crate::storage::{FileId, Host, folder_of};
 use crate::traps;
+use crate::write::ItemEdit;
 
 /// What a differencing image recorded of its parent: the identity, and where it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +76,7 @@ pub(crate) enum LinkPaths<'a> {
     To { host: &'a dyn Host, parent: &'a Path, file: Option<FileId> },
 }
 
-impl VhdxFile {
+impl Core {
     /// Links the image to a parent by these identities, durably and at once, and keeps what else its locator
     /// says. What its own children know it by stays.
     ///

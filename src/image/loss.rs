@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::VhdxFile;
+use super::Core;
+use super::block_table::{Claim, Role};
 use super::claims::Claims;
-use super::table::{Claim, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::mutants::planted;
@@ -77,24 +77,24 @@ impl LossKind {
 pub(crate) struct Mend {
     /// In the order of the disk.
     pub(crate) losses: Vec<Loss>,
-    pub(super) lost: Entries,
+    pub(crate) lost: Entries,
     /// To what length the file grows together with those.
-    pub(super) len: Option<u64>,
-    pub(super) copies: Vec<Copy>,
+    pub(crate) len: Option<u64>,
+    pub(crate) copies: Vec<Copy>,
     /// Beside those of the copies.
-    pub(super) unmapped: Entries,
+    pub(crate) unmapped: Entries,
 }
 
 /// New entries of the block allocation table.
-pub(super) type Entries = BTreeMap<BatIndex, BatEntry>;
+pub(crate) type Entries = BTreeMap<BatIndex, BatEntry>;
 
 /// A block that gets a place of its own.
 #[derive(Clone, Debug)]
-pub(super) struct Copy {
-    pub(super) index: BatIndex,
-    pub(super) from: FileOffset,
-    pub(super) len: u64,
-    pub(super) entry: BatEntry,
+pub(crate) struct Copy {
+    pub(crate) index: BatIndex,
+    pub(crate) from: FileOffset,
+    pub(crate) len: u64,
+    pub(crate) entry: BatEntry,
 }
 
 impl Mend {
@@ -109,7 +109,7 @@ impl Mend {
     }
 }
 
-impl VhdxFile {
+impl Core {
     /// What is to be done so that the image can be changed again, `None` where nothing is.
     ///
     /// # Errors
@@ -179,7 +179,7 @@ enum Bits {
 
 /// Decides block by block.
 struct Planner<'a> {
-    image: &'a VhdxFile,
+    image: &'a Core,
     file_len: u64,
     mend: Mend,
     /// Where the furthest of what stays ends.
@@ -195,7 +195,7 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(image: &'a VhdxFile) -> Self {
+    fn new(image: &'a Core) -> Self {
         let file_len = image.file_len();
         Self {
             image,

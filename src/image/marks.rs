@@ -2,12 +2,13 @@
 
 use uuid::Uuid;
 
-use super::{ItemEdit, Moved, VhdxFile};
+use super::{Core, Moved};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::{self, CheckpointMark, MergeMark, MergeState};
 use crate::format::metadata::{self, ItemFlags, MetadataEntry};
 use crate::mutants::planted;
+use crate::write::ItemEdit;
 
 /// The marks that were found.
 #[derive(Debug, Default)]
@@ -18,7 +19,7 @@ pub(crate) struct Marks {
     pub(crate) unreadable: Vec<Error>,
 }
 
-impl VhdxFile {
+impl Core {
     /// What the point in time below this image is called, where a checkpoint made the image.
     pub fn checkpoint(&self) -> Option<CheckpointMark> {
         self.metadata().marks.checkpoint.clone()

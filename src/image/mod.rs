@@ -1,29 +1,21 @@
 //! One image file: what it says of itself, and the bytes it holds.
 
-mod cache;
-mod children;
+mod block_table;
 mod claims;
-mod counters;
-mod create;
 mod foreign;
 mod info;
-mod left_overs;
 mod link;
 mod loss;
 mod marks;
-mod mend;
 mod metadata;
 mod open;
+mod pins;
 mod policy;
-mod reach;
 mod recent;
 mod resolve;
-mod shared;
-mod spans;
 mod states;
-mod table;
 mod units;
-mod writer;
+mod watch;
 
 use std::fmt;
 use std::io::IoSliceMut;
@@ -45,13 +37,9 @@ use crate::storage::{FileId, Overlay, Reading, Storage};
 use crate::sync::AtomicU64;
 use crate::types::{DiskOffset, FileOffset};
 
-pub use cache::Budget;
-pub use counters::Counters;
-pub use create::CreateOptions;
 pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
 };
-pub use left_overs::clear_drafts;
 pub use link::ParentLink;
 pub use loss::{Loss, LossKind};
 pub use policy::{Lock, LogPolicy};
@@ -59,68 +47,65 @@ pub use policy::{Lock, LogPolicy};
 pub(crate) use crate::format::marks::Moved;
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
-pub(crate) use children::{ChildSearch, OTHER_NAMES, children_unknown};
-pub(crate) use counters::{IndexTally, Tally};
+pub(crate) use block_table::{BlockTable, Claim, Role, is_zero};
 pub(crate) use foreign::{folder, named, not_regular, refuse_by_name};
-pub(crate) use loss::Mend;
-pub(crate) use marks::{Marks, no_point};
-pub(crate) use metadata::{Inspected, PlacedLocator, table_bytes};
-pub(crate) use open::{
-    check_bat_length, check_named, identity_if_any, inspect_regions, lock, names_log,
-    probe_identity, read_what_is_there, too_short, why_no_image,
-};
-pub(crate) use policy::ImagePolicy;
-pub(crate) use reach::{AtHand, Carried, Load, Missing, Reach, Stop};
-pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
-pub(crate) use spans::{Known, SpanKey, Spans};
-pub(crate) use table::{BlockTable, Claim, Role, is_zero};
-pub(crate) use units::{MOST_UNITS, Units, units};
-#[cfg(all(test, not(loom)))]
-pub(crate) use {cache::Page, reach::Epoch};
-
 pub(crate) use link::{LinkPaths, way_to};
-use metadata::Metadata;
+pub(crate) use loss::{Copy, Entries, Mend};
+pub(crate) use marks::{Marks, no_point};
+pub(crate) use metadata::{Inspected, Metadata, PlacedLocator, table_bytes};
+pub(crate) use open::{
+    check_bat_length, check_named, identity_if_any, inspect_regions, is_signed, lock, names_log,
+    probe_identity, read_creator, read_headers, read_what_is_there, too_short, why_no_image,
+};
+pub(crate) use pins::{Generation, Pin, Pins, Ticket};
+pub(crate) use policy::ImagePolicy;
+pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
+pub(crate) use units::{MOST_UNITS, Units, units};
+pub(crate) use watch::Watch;
+
 use recent::RecentEntries;
-pub(crate) use writer::{Copier, Follow, Held, ItemEdit, Pins, Ticket, table_len};
-use writer::{Pin, Writer};
+
+use crate::counters::{Counters, Tally};
+use crate::tables::Budget;
+use crate::write::Writer;
 
 /// One image file that is open, and what writes to it if it is open for that. Its users have it by a
 /// [`VhdxFile`](crate::VhdxFile), which knows what they asked for; operations on chains have it as it is.
-pub struct VhdxFile {
-    id: LayerId,
+pub struct Core {
+    pub(crate) id: LayerId,
     /// The file as it reads: with its log laid over it, where it has one.
-    storage: Arc<dyn Storage>,
-    overlay: Option<Arc<Overlay>>,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) overlay: Option<Arc<Overlay>>,
     /// The length of `storage`: the log may have grown the file.
-    file_len: AtomicU64,
-    identifier: FileIdentifier,
-    headers: RwLock<Headers>,
+    pub(crate) file_len: AtomicU64,
+    pub(crate) identifier: FileIdentifier,
+    pub(crate) headers: RwLock<Headers>,
     log: FoundLog,
-    region_tables: [Result<RegionTable>; 2],
-    bat: RegionEntry,
-    metadata_region: RegionEntry,
+    pub(crate) region_tables: [Result<RegionTable>; 2],
+    pub(crate) bat: RegionEntry,
+    pub(crate) metadata_region: RegionEntry,
     /// What no block may lie over: headers, log and regions.
-    structures: Vec<Range<u64>>,
+    pub(crate) structures: Vec<Range<u64>>,
     /// Where the last of those ends.
-    structures_end: u64,
-    geometry: Geometry,
-    file: FileParameters,
-    has_parent: bool,
+    pub(crate) structures_end: u64,
+    pub(crate) geometry: Geometry,
+    pub(crate) file: FileParameters,
+    pub(crate) has_parent: bool,
     /// What a writer may edit while others read it.
-    metadata: RwLock<Metadata>,
-    layout: BlockLayout,
-    budget: Budget,
+    pub(crate) metadata: RwLock<Metadata>,
+    pub(crate) layout: BlockLayout,
+    pub(crate) budget: Budget,
     /// Table pages that may be changed in memory before a flush is due.
-    most_dirty: usize,
+    pub(crate) most_dirty: usize,
     /// There when the image is open for writing.
-    writer: Option<Writer>,
+    pub(crate) writer: Option<Writer>,
     /// Shared with the writer.
-    tally: Arc<Tally>,
+    pub(crate) tally: Arc<Tally>,
     /// Taken when the image is first read alone.
     recent: OnceLock<RecentEntries>,
     /// For those who read the file by a plan: as it is, and as it reads.
-    readers: [OnceLock<Arc<dyn Storage>>; 2],
-    warnings: Vec<Warning>,
+    pub(crate) readers: [OnceLock<Arc<dyn Storage>>; 2],
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// Something that does not keep an image from being served but that its user should hear of.
@@ -144,7 +129,7 @@ enum FoundLog {
     Ignored,
 }
 
-impl VhdxFile {
+impl Core {
     /// What names this image among the layers of this process.
     pub fn id(&self) -> LayerId {
         self.id
@@ -229,7 +214,7 @@ impl VhdxFile {
         self.headers.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn metadata(&self) -> RwLockReadGuard<'_, Metadata> {
+    pub(crate) fn metadata(&self) -> RwLockReadGuard<'_, Metadata> {
         self.metadata.read().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -272,12 +257,12 @@ impl VhdxFile {
         &self.budget
     }
 
-    fn disk_id(&self) -> Uuid {
+    pub(crate) fn disk_id(&self) -> Uuid {
         self.metadata().disk_id
     }
 
     /// The metadata items that describe the virtual disk and that the format does not define.
-    fn disk_items(&self) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
+    pub(crate) fn disk_items(&self) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
         let items = self.metadata().disk_items(self.storage.as_ref(), &self.metadata_region);
         items.map_err(|error| error.in_file(self.name()))
     }
@@ -381,7 +366,7 @@ impl VhdxFile {
     }
 }
 
-impl Disk for VhdxFile {
+impl Disk for Core {
     fn geometry(&self) -> Geometry {
         self.geometry
     }
@@ -440,7 +425,7 @@ impl Disk for VhdxFile {
     }
 }
 
-impl Drop for VhdxFile {
+impl Drop for Core {
     fn drop(&mut self) {
         // Nothing that was flushed depends on this, and nobody is left to hear of a failure.
         drop(self.end_session());
@@ -451,9 +436,9 @@ impl Drop for VhdxFile {
     }
 }
 
-impl fmt::Debug for VhdxFile {
+impl fmt::Debug for Core {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VhdxFile")
+        f.debug_struct("Core")
             .field("id", &self.id)
             .field("name", &self.name())
             .field("geometry", &self.geometry)

@@ -6,13 +6,11 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use uuid::Uuid;
 
-use super::counters::Tally;
 use super::foreign::named;
-use super::left_overs::clear_drafts;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
-use super::writer::{Writer, flush, update_headers};
-use super::{FoundLog, VhdxFile, Warning};
+use super::{Core, FoundLog, Warning};
+use crate::counters::Tally;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
@@ -25,11 +23,13 @@ use crate::mutants::planted;
 use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, folder_of, length_of};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::MIB;
+use crate::write::clear_drafts;
+use crate::write::{Writer, flush, update_headers};
 
 /// Pages of tables that may be changed in memory before a flush is due, however large the log is: 4 MiB.
 const MOST_DIRTY: usize = 1024;
 
-impl VhdxFile {
+impl Core {
     /// Opens the image in `storage`; nothing of it is changed.
     pub(crate) fn from_storage(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Self> {
         let name = storage.name().to_owned();
@@ -79,7 +79,7 @@ pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
     read_identifier(storage).is_ok()
 }
 
-fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
+fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
     let mut warnings = Vec::new();
     let tally = Arc::new(Tally::default());
     lock(storage.as_ref(), policy, &mut warnings)?;
@@ -129,7 +129,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     );
     check_bat_length(&bat, &layout)?;
     let structures = structures(regions.0, header);
-    let mut image = VhdxFile {
+    let mut image = Core {
         id: LayerId::next(),
         overlay,
         file_len: AtomicU64::new(file_len),
@@ -168,7 +168,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<VhdxFile> {
     Ok(image)
 }
 
-impl VhdxFile {
+impl Core {
     /// Replays the pending log of an image to its file, which is open for that, and lets the image be written to. Where
     /// it takes writes there is nothing to be done.
     ///
@@ -247,7 +247,7 @@ pub(crate) fn why_no_image(storage: &dyn Storage) -> Error {
 }
 
 /// The program that made the image, as that names itself; `None` where there is no image.
-pub(super) fn read_creator(storage: &dyn Storage) -> Option<String> {
+pub(crate) fn read_creator(storage: &dyn Storage) -> Option<String> {
     read_identifier(storage).ok().map(|identifier| identifier.creator)
 }
 
@@ -261,7 +261,7 @@ fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {
     Ok(identifier)
 }
 
-pub(super) fn read_headers(storage: &dyn Storage) -> Result<Headers> {
+pub(crate) fn read_headers(storage: &dyn Storage) -> Result<Headers> {
     read_headers_as_they_are(storage)?.inspected()
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use super::{Budget, ChildSearch};
+use crate::tables::Budget;
+use crate::write::ChildSearch;
 
 /// How one image is opened.
 #[derive(Clone, Debug)]
@@ -15,7 +16,7 @@ pub(crate) struct ImagePolicy {
     /// Says that a replay to the file is to stop.
     pub(crate) cancel: Option<Arc<AtomicBool>>,
     /// Whether an image that is opened for writing is only read while its log is pending, until whoever opened it has
-    /// it [replayed](super::VhdxFile::replay).
+    /// it [replayed](super::Core::replay).
     pub(crate) replay_later: bool,
     /// Who is to be looked for before an image is written; `None` for nobody.
     pub(crate) children: Option<ChildSearch>,

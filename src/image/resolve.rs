@@ -4,12 +4,12 @@
 
 use byteorder::{ByteOrder, LittleEndian};
 
-use super::VhdxFile;
-use super::cache::{PAGE, Page, new_page};
-use super::reach::{Epoch, Load, Reach};
+use super::Core;
 use super::recent::RecentEntries;
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
+use crate::tables::{Epoch, Load, Reach};
+use crate::tables::{PAGE, Page, new_page};
 use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
 
 /// Blocks that one call looks through to join those that continue each other.
@@ -57,7 +57,7 @@ enum Says {
     Mixed,
 }
 
-impl VhdxFile {
+impl Core {
     /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none. For an image
     /// that is read alone: the index of a chain asks about a place once.
     pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<Run> {
@@ -184,7 +184,7 @@ impl VhdxFile {
     }
 
     /// Reads the page of a table that starts at `start` from the file.
-    pub(super) fn load_page(&self, start: FileOffset, page: &mut Page) -> Result<()> {
+    pub(crate) fn load_page(&self, start: FileOffset, page: &mut Page) -> Result<()> {
         self.note_table_load();
         self.storage.read_exact_at(page, start.get()).map_err(|error| {
             Error::io("table.read", "cannot read a page of the block tables", error)
@@ -201,7 +201,7 @@ impl VhdxFile {
     }
 
     /// Where the writer is now; what was read from the file in another epoch may be older than the file.
-    pub(super) fn epoch(&self) -> Epoch {
+    pub(crate) fn epoch(&self) -> Epoch {
         self.writer.as_ref().map(|writer| writer.tables.epoch())
     }
 
@@ -324,7 +324,7 @@ impl VhdxFile {
     }
 
     /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
-    pub(super) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
+    pub(crate) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
         self.bit_run_with(Load, bitmap, first, end)
     }
 
@@ -387,7 +387,7 @@ impl VhdxFile {
     }
 
     /// Where the block of `entry` holds the `len` bytes at `at`, all of them.
-    pub(super) fn place_of(
+    pub(crate) fn place_of(
         &self,
         entry: BatEntry,
         index: BatIndex,

@@ -1,14 +1,14 @@
 //! Whether the tables of an image say of every block where its bytes are, gone over before what must not stop there
 //! half-way.
 
-use super::VhdxFile;
-use super::reach::Load;
-use super::table::Role;
+use super::Core;
+use super::block_table::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::PayloadState;
+use crate::tables::Load;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex};
 
-impl VhdxFile {
+impl Core {
     /// Refuses an image with a block that can be neither read nor written in part: in a state that means nothing, or
     /// partially present without a sector bitmap that tells its sectors apart. The table is gone over once, and of it
     /// nothing stays in memory. Where the blocks lie is for [`check_claims`](Self::check_claims) to say.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::{CallerPanic, FileChangeKind, Forecast};
 use crate::error::{Error, Result};
-use crate::image::{ImagePolicy, Lock, LogPolicy, Mend, VhdxFile};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Mend};
 use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{self, Host, Storage, folder_of, is_file};
@@ -132,7 +132,7 @@ impl AcceptLoss {
         let options = self.options.clone().writable(true).replay_later();
         let mut image = options.open_image(path)?.into_image().0;
         let cancel = self.options.policies().0.cancel.as_deref();
-        let replay = |image: &mut Arc<VhdxFile>| {
+        let replay = |image: &mut Arc<Core>| {
             let image = Arc::get_mut(image).unwrap_or_else(|| unreachable!("it was opened here"));
             image.replay(cancel).map_err(|error| error.in_file(image.name()))
         };
@@ -179,7 +179,7 @@ impl AcceptLoss {
             budget: image.budget().clone(),
             ..ImagePolicy::default()
         };
-        VhdxFile::from_storage(Arc::clone(image.bare_storage()), &policy)?.check_claims()?;
+        Core::from_storage(Arc::clone(image.bare_storage()), &policy)?.check_claims()?;
         Ok(losses)
     }
 
@@ -252,7 +252,7 @@ fn losses_of(mend: &Mend) -> Losses {
 }
 
 /// The list as a file has it: a line for each loss, in columns.
-fn text_of(image: &VhdxFile, losses: &Losses) -> String {
+fn text_of(image: &Core, losses: &Losses) -> String {
     let mut text = format!(
         "# What the disk of {} lost: {} bytes are gone. The image was {} then.\n\
          # offset on the disk\tlength\twhat\tplace in the file\n",

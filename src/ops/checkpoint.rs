@@ -9,7 +9,7 @@ use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{LinkPaths, VhdxFile, Warning};
+use crate::image::{Core, LinkPaths, Warning};
 use crate::mutants::planted;
 
 /// Freezes the tip of a chain and goes on writing in a new child of it.
@@ -140,7 +140,7 @@ impl Default for Checkpoint {
     }
 }
 
-fn switch(op: &Operation<'_>, tip: &VhdxFile, child: &Arc<VhdxFile>) -> Result<()> {
+fn switch(op: &Operation<'_>, tip: &Core, child: &Arc<Core>) -> Result<()> {
     // Whoever writes first in the child, or waits for the last flush of the tip, is not to pay for what can be
     // done before.
     child.begin_with_next_identity()?;
@@ -158,7 +158,7 @@ fn switch(op: &Operation<'_>, tip: &VhdxFile, child: &Arc<VhdxFile>) -> Result<(
     })
 }
 
-fn writable_tip(op: &Operation<'_>) -> Result<Arc<VhdxFile>> {
+fn writable_tip(op: &Operation<'_>) -> Result<Arc<Core>> {
     let tip = op.images().swap_remove(0);
     if tip.takes_writes() {
         return Ok(tip);

@@ -10,9 +10,10 @@ use uuid::Uuid;
 use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
-use crate::image::{CreateOptions, VhdxFile, Warning};
+use crate::image::{Core, Warning};
 use crate::mutants::planted;
 use crate::storage::{self, Access, Host, Removal, Storage, folder_of, is_file, real_place};
+use crate::write::CreateOptions;
 
 /// What is warned of where an image that is to be gone on with has lost its name.
 const RENAMED: &str = "op.renamed";
@@ -40,7 +41,7 @@ impl NewChild {
     }
 
     /// Where the child of `parent` is going to lie.
-    fn path_over(&self, host: &dyn Host, parent: &VhdxFile) -> Result<PathBuf> {
+    fn path_over(&self, host: &dyn Host, parent: &Core) -> Result<PathBuf> {
         let parent = path_of(parent)?;
         Ok(match &self.path {
             Some(path) => real_place(host, path),
@@ -48,7 +49,7 @@ impl NewChild {
         })
     }
 
-    pub(super) fn forecast(&self, op: &Operation<'_>, parent: &VhdxFile) -> Result<Forecast> {
+    pub(super) fn forecast(&self, op: &Operation<'_>, parent: &Core) -> Result<Forecast> {
         let host = op.host().as_ref();
         let path = self.path_over(host, parent)?;
         let options = self.options(parent)?;
@@ -62,13 +63,13 @@ impl NewChild {
     }
 
     /// Makes the child, complete and durable, and opens it as the chain was opened.
-    pub(super) fn make(&self, op: &Operation<'_>, parent: &VhdxFile) -> Result<Arc<VhdxFile>> {
+    pub(super) fn make(&self, op: &Operation<'_>, parent: &Core) -> Result<Arc<Core>> {
         let path = self.path_over(op.host().as_ref(), parent)?;
         let options = self.options(parent)?;
         options.create_as(op.host().as_ref(), &path, op.policy()).map(Arc::new)
     }
 
-    fn options(&self, parent: &VhdxFile) -> Result<CreateOptions> {
+    fn options(&self, parent: &Core) -> Result<CreateOptions> {
         let options = CreateOptions::child_with(parent, parent.data_write_guid())?;
         let options = match self.block_size {
             Some(bytes) => options.block_size(bytes),
@@ -79,7 +80,7 @@ impl NewChild {
 }
 
 /// What was found in the folder of a new child beside it, and was not told when the chain was opened.
-pub(super) fn told_of_folder(op: &Operation<'_>, child: &VhdxFile) -> Vec<Warning> {
+pub(super) fn told_of_folder(op: &Operation<'_>, child: &Core) -> Vec<Warning> {
     let images = op.images();
     let others = images.iter().filter(|image| image.id() != child.id());
     let known: Vec<&Warning> = others.flat_map(|image| image.warnings()).collect();
@@ -96,7 +97,7 @@ pub(super) struct Removed {
 
 /// Takes the name of an image's file away, durably. A name that stands for another file by now stays that file's,
 /// which is told.
-pub(super) fn remove(op: &Operation<'_>, image: &VhdxFile) -> Result<Removed> {
+pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     let (host, path) = (op.host().as_ref(), path_of(image)?);
     let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
     let removal = storage::remove(host, path, &|path| is_file_of(host, path, image));
@@ -127,7 +128,7 @@ pub(super) fn remove(op: &Operation<'_>, image: &VhdxFile) -> Result<Removed> {
 }
 
 /// Whether the path is a name of the image's file, by its headers where the host tells no files apart.
-fn is_file_of(host: &dyn Host, path: &Path, image: &VhdxFile) -> io::Result<bool> {
+fn is_file_of(host: &dyn Host, path: &Path, image: &Core) -> io::Result<bool> {
     let file = image.bare_storage().as_ref();
     Ok(is_file(host, path, file)?
         && (file.id()?.is_some() || image.has_headers_of(host.open(path, Access::Read)?.as_ref())))
@@ -137,7 +138,7 @@ fn is_file_of(host: &dyn Host, path: &Path, image: &VhdxFile) -> io::Result<bool
 /// is another file's by now and it has none in that folder.
 pub(super) fn place_of(
     host: &dyn Host,
-    image: &VhdxFile,
+    image: &Core,
     warnings: &mut Vec<Warning>,
 ) -> Option<PathBuf> {
     let path = image.path()?;

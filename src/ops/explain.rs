@@ -4,7 +4,7 @@ use crate::chain::DiffChain;
 use crate::disk::{Disk, LayerId, check_range};
 use crate::error::{Error, Result};
 use crate::format::bat::{BatEntry, PayloadState};
-use crate::image::{Owner, VhdxFile};
+use crate::image::{Core, Owner};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Follows one byte of a chain through its layers, from the tip to the one that supplies it.
@@ -161,7 +161,7 @@ impl Explain {
     }
 }
 
-fn layer(image: &VhdxFile, at: DiskOffset) -> Result<LayerAnswer> {
+fn layer(image: &Core, at: DiskOffset) -> Result<LayerAnswer> {
     let answer = |block, verdict| LayerAnswer {
         layer: image.id(),
         name: image.name().to_owned(),
@@ -184,7 +184,7 @@ fn layer(image: &VhdxFile, at: DiskOffset) -> Result<LayerAnswer> {
     Ok(answer(block, verdict))
 }
 
-fn block_facts(image: &VhdxFile, at: DiskOffset) -> Result<Option<BlockFacts>> {
+fn block_facts(image: &Core, at: DiskOffset) -> Result<Option<BlockFacts>> {
     let layout = image.layout();
     let BlockIndex(block) = layout.block_of(at);
     let Some((entry, raw)) = entry(image, layout.payload_index(BlockIndex(block)), payload_name)?
@@ -198,7 +198,7 @@ fn block_facts(image: &VhdxFile, at: DiskOffset) -> Result<Option<BlockFacts>> {
     Ok(Some(BlockFacts { block, within: layout.within_block(at), entry, bitmap }))
 }
 
-fn bitmap_facts(image: &VhdxFile, at: DiskOffset) -> Result<BitmapFacts> {
+fn bitmap_facts(image: &Core, at: DiskOffset) -> Result<BitmapFacts> {
     let layout = image.layout();
     let chunk = layout.chunk_of(layout.block_of(at));
     let entry = entry(image, layout.bitmap_index(chunk), bitmap_name)?.map(|(facts, _)| facts);
@@ -219,7 +219,7 @@ fn bitmap_facts(image: &VhdxFile, at: DiskOffset) -> Result<BitmapFacts> {
 }
 
 fn entry(
-    image: &VhdxFile,
+    image: &Core,
     index: BatIndex,
     name: fn(BatEntry) -> &'static str,
 ) -> Result<Option<(EntryFacts, BatEntry)>> {

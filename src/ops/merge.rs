@@ -17,8 +17,9 @@ use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ItemEdit, LinkPaths, MergeMark, MergeState, OTHER_NAMES, VhdxFile, Warning};
+use crate::image::{Core, LinkPaths, MergeMark, MergeState, Warning};
 use crate::mutants::planted;
+use crate::write::{ItemEdit, OTHER_NAMES};
 
 use copy::Meter;
 use foresee::Patience;
@@ -255,7 +256,7 @@ impl Merge {
     fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         let images = op.images();
-        let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+        let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let lowest = steps[0] + 1;
         for layer in steps.iter().copied().chain([lowest]) {
             path_of(&images[layer])?;
@@ -298,7 +299,7 @@ impl Merge {
     }
 
     /// Refuses layers that something is wrong with that would stop a merge for good, once it has begun.
-    fn check_states(&self, images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<()> {
+    fn check_states(&self, images: &[Arc<Core>], steps: &[usize]) -> Result<()> {
         if planted("states-not-looked-at") {
             return Ok(());
         }
@@ -325,7 +326,7 @@ impl Merge {
     /// Refuses layers whose metadata, or whose log, has no room for what a merge says there on its way.
     fn check_edits(
         &self,
-        images: &[Arc<VhdxFile>],
+        images: &[Arc<Core>],
         steps: &[usize],
         paths: LinkPaths<'_>,
     ) -> Result<()> {
@@ -334,7 +335,7 @@ impl Merge {
         }
         let parent = &images[steps[0] + 1];
         let (old, next) = (parent.data_write_guid(), Uuid::new_v4());
-        let mark = |state, of: &VhdxFile| ItemEdit::merge_mark(Some(&self.mark(state, next, of)));
+        let mark = |state, of: &Core| ItemEdit::merge_mark(Some(&self.mark(state, next, of)));
         let mut of_parent = Vec::new();
         for (n, layer) in steps.iter().enumerate() {
             let child = &images[*layer];
@@ -367,7 +368,7 @@ impl Merge {
     }
 
     /// What an image says of a merge that concerns it, with that of another one.
-    fn mark(&self, state: MergeState, other: Uuid, of: &VhdxFile) -> MergeMark {
+    fn mark(&self, state: MergeState, other: Uuid, of: &Core) -> MergeMark {
         let name = of.path().and_then(Path::file_name).unwrap_or_default();
         let name = name.to_string_lossy().into_owned();
         MergeMark { state, other, name, low_space: self.low_space, moved: None }
@@ -377,8 +378,8 @@ impl Merge {
     fn refuse_others(
         &self,
         op: &Operation<'_>,
-        image: &VhdxFile,
-        known: &[&VhdxFile],
+        image: &Core,
+        known: &[&Core],
     ) -> Result<Vec<Warning>> {
         let seen = op.child_search(&self.folders).refuse_others(image, known)?;
         match seen.unread {
@@ -402,13 +403,13 @@ impl Merge {
     }
 }
 
-fn is_spent(image: &VhdxFile) -> bool {
+fn is_spent(image: &Core) -> bool {
     image.merge_mark().is_some_and(|mark| mark.state == MergeState::Spent)
 }
 
 /// Refuses what would take away the marks of another merge that is to be resumed first: of one into a layer that
 /// is to be merged itself, or of one of the layer that others are to be merged into.
-fn refuse_unfinished(images: &[Arc<VhdxFile>], steps: &[usize]) -> Result<()> {
+fn refuse_unfinished(images: &[Arc<Core>], steps: &[usize]) -> Result<()> {
     let lowest = steps[0] + 1;
     for layer in steps.iter().copied().chain([lowest]) {
         let image = &images[layer];

@@ -58,7 +58,7 @@ pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
 pub use revert::{Revert, Reverted};
 
-pub use crate::image::clear_drafts;
+pub use crate::write::clear_drafts;
 
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};

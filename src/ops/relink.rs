@@ -8,7 +8,7 @@ use super::forest::{Finding, Forest, Lead, LeadsTo, Link, Node, NodeId};
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, LinkPaths, Lock, ParentLink, VhdxFile, check_named, folder, identity_if_any, lock,
+    Core, ImagePolicy, LinkPaths, Lock, ParentLink, check_named, folder, identity_if_any, lock,
     not_regular, probe_identity, way_to, why_no_image,
 };
 use crate::mutants::planted;
@@ -293,7 +293,7 @@ impl RelinkedImage {
         check_named(host, storage.as_ref())?;
         // Children know the image by what does not change.
         let policy = ImagePolicy { lock: Lock::None, replay_later: true, ..locked };
-        let mut image = VhdxFile::from_storage(storage, &policy)?;
+        let mut image = Core::from_storage(storage, &policy)?;
         let parent = host.open(&self.parent, Access::Read);
         let parent = parent.map_err(|error| failed(error).in_path(&self.parent))?;
         let guid = probe_identity(parent.as_ref())?;

@@ -14,12 +14,13 @@ use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    ImagePolicy, ItemEdit, LinkPaths, Lock, LogPolicy, Owner, VhdxFile, Warning, check_named, lock,
+    Core, ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, Warning, check_named, lock,
 };
 use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
+use crate::write::ItemEdit;
 
 /// The code of the refusal where the old parent cannot be had.
 const PARENT_LOST: &str = "reparent.parent-lost";
@@ -158,7 +159,7 @@ struct Asked {
     /// The file of the image, locked as long as this lives.
     storage: Arc<dyn Storage>,
     /// The image alone, as it is read.
-    image: VhdxFile,
+    image: Core,
     /// Whether its parent locator may be a broken one.
     any_locator: bool,
     base: DiffChain,
@@ -361,7 +362,7 @@ impl Asked {
             any_locator,
             ..options.policies().0.clone()
         };
-        let image = VhdxFile::from_storage(storage, &policy)?;
+        let image = Core::from_storage(storage, &policy)?;
         warnings.extend(image.warnings().iter().cloned());
         if is_another {
             // First: a crash in between leaves the same disk by another name.
@@ -383,18 +384,18 @@ impl Asked {
 }
 
 /// The image as it reads now, under a lock that is held already.
-fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) -> Result<VhdxFile> {
+fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) -> Result<Core> {
     let policy = ImagePolicy {
         lock: Lock::None,
         children: None,
         any_locator,
         ..options.policies().0.clone()
     };
-    VhdxFile::from_storage(Arc::clone(storage), &policy)
+    Core::from_storage(Arc::clone(storage), &policy)
 }
 
 /// The ranges of its disk that an image leaves to its parent, in order.
-fn through(image: &VhdxFile) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
+fn through(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
     let size = image.geometry().size;
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -464,7 +465,7 @@ fn leads_back(image: &str, base: &DiffChain, is_itself: bool) -> Error {
 }
 
 /// Refuses an image that has no link, and a parent that cannot lie below it.
-fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
+fn check_fit(image: &Core, base: &DiffChain) -> Result<()> {
     let refuse = |code, message: &str| {
         Error::new(ErrorKind::InvalidInput, code, message).in_file(image.name())
     };
@@ -500,7 +501,7 @@ fn check_fit(image: &VhdxFile, base: &DiffChain) -> Result<()> {
 }
 
 /// Refuses an image that a merge is about to remove, or is filling.
-fn check_no_merge(image: &VhdxFile) -> Result<()> {
+fn check_no_merge(image: &Core) -> Result<()> {
     image.check_point()?;
     let Some(mark) = image.merge_mark() else { return Ok(()) };
     let message = "the image is being merged into its parent, and goes when that is complete";
@@ -510,7 +511,7 @@ fn check_no_merge(image: &VhdxFile) -> Result<()> {
         .with_expected("the merge to be resumed first"))
 }
 
-fn parent_lost(image: &VhdxFile, bytes: u64, why: &dyn fmt::Display) -> Error {
+fn parent_lost(image: &Core, bytes: u64, why: &dyn fmt::Display) -> Error {
     let message = format!("its parent cannot be read to prove the new one by: {why}");
     Error::new(ErrorKind::Unproven, PARENT_LOST, message)
         .in_file(image.name())

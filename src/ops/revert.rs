@@ -9,9 +9,10 @@ use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Lock, VhdxFile, Warning, children_unknown};
+use crate::image::{Core, Lock, Warning};
 use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome};
+use crate::write::children_unknown;
 
 /// Goes back to an earlier point of a chain: a new child is put on that layer and is the tip from then on.
 ///
@@ -195,10 +196,10 @@ impl Revert {
     fn switch(
         &self,
         op: &Operation<'_>,
-        tip: &VhdxFile,
-        parent: &Arc<VhdxFile>,
+        tip: &Core,
+        parent: &Arc<Core>,
         point: usize,
-    ) -> Result<(Arc<VhdxFile>, PathBuf, crate::chain::Retired)> {
+    ) -> Result<(Arc<Core>, PathBuf, crate::chain::Retired)> {
         if planted("deleted-before-new-tip") && self.delete_newer {
             for image in op.images().iter().take(point) {
                 remove(op, image)?;
@@ -236,13 +237,13 @@ impl Revert {
     fn refuse_children(
         &self,
         op: &Operation<'_>,
-        images: &[Arc<VhdxFile>],
+        images: &[Arc<Core>],
         layer: usize,
     ) -> Result<()> {
         if self.orphan_children {
             return Ok(());
         }
-        let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+        let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let seen = op.child_search(&self.folders).refuse_others(&images[layer], &known)?;
         let unread = seen.unread.filter(|_| !planted("denied-folders-taken-for-empty"));
         let refused = unread.map(|unread| children_unknown(unread).in_file(images[layer].name()));
@@ -272,7 +273,7 @@ impl Revert {
 }
 
 /// Refuses to remove what others write to, where the chain was opened without keeping them away.
-fn refuse_written(op: &Operation<'_>, image: &VhdxFile) -> Result<()> {
+fn refuse_written(op: &Operation<'_>, image: &Core) -> Result<()> {
     if image.is_writable() || !matches!(op.policy().lock, Lock::Try | Lock::None) {
         return Ok(());
     }

@@ -47,20 +47,20 @@ hunt asked-too-far-ahead live foreseen::a_merge_is_foreseen_with_few_looks_at_it
 hunt nobody-heard-meanwhile live foreseen::a_merge_may_be_stopped_while_it_is_foreseen
 hunt states-not-looked-at live unsound::a_merge_of_a_disk_of_no_bytes_is_refused
 hunt room-for-marks-not-foreseen live unsound::a_merge_is_refused_where_the_layer_above_has_no_room_for_the_way_to_the_parent
-crashes=image::writer::crashes
+crashes=write::crashes
 hunt metadata-in-two-entries lib $crashes::an_edit_of_the_metadata_is_whole_or_not_there
 hunt metadata-parted lib $crashes::an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there
 hunt size-with-changes-before lib $crashes::a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other
 hunt smaller-size-with-changes-before lib $crashes::a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other
 hunt identity-kept-when-handed-out lib $crashes::an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves
 hunt size-before-zero-blocks lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
-hunt rest-of-block-not-marked lib image::writer::tests::a_disk_of_another_size_holds_the_same_bytes_and_zeros_behind_them
+hunt rest-of-block-not-marked lib write::tests::a_disk_of_another_size_holds_the_same_bytes_and_zeros_behind_them
 hunt blocks-cleared-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt zero-blocks-before-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt blocks-cleared-after-size lib $crashes::a_resize_leaves_a_disk_of_the_one_size_or_the_other
 hunt failed-mirror-forgotten live busy::a_write_that_the_parent_refuses_fails_the_merge_and_not_the_writer
 hunt region-table-before-new-bat lib $crashes::a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other
-hunt one-region-table-left lib image::writer::tests::a_table_that_gets_too_long_moves_with_the_size
+hunt one-region-table-left lib write::tests::a_table_that_gets_too_long_moves_with_the_size
 hunt readers-of-old-stack-not-waited-for live kept::a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes
 past=chain::past::tests
 hunt pin-left-by-the-merge lib $past::a_plan_that_outlives_the_merge_of_the_tip_keeps_what_it_names_in_the_parent
@@ -84,7 +84,7 @@ hunt name-not-looked-at-again locks again::an_image_is_looked_at_once_it_is_lock
 hunt name-not-looked-at-again locks again::a_reparent_looks_again_once_it_has_the_lock
 hunt parent-not-looked-at-again locks again::a_parent_written_to_before_it_is_locked_is_no_parent_any_more
 hunt relink-without-second-look locks again::a_relink_looks_again_once_it_has_the_lock
-release=image::writer::release::tests
+release=write::punch::tests
 hunt punched-before-durable lib $release::what_is_released_is_the_parents_and_its_space_the_hosts
 hunt punched-under-readers lib $release::nothing_is_punched_under_a_reader
 hunt replayed-before-its-claims pending a_log_is_not_replayed_into_an_image_that_is_refused_for_its_claims

@@ -9,7 +9,7 @@ use super::{Finding, Image, Link, Node};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::identifier::FileIdentifier;
-use crate::image::{ImagePolicy, Lock, VhdxFile, probe_identity, why_no_image};
+use crate::image::{Core, ImagePolicy, Lock, probe_identity, why_no_image};
 use crate::mutants::planted;
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, is_temporary_name};
 
@@ -72,7 +72,7 @@ pub(super) fn walk<P: AsRef<Path>>(
 pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Node {
     let data_write_guid = probe_identity(storage.as_ref()).ok();
     let policy = ImagePolicy { lock: Lock::Try, ..ImagePolicy::default() };
-    let read = VhdxFile::from_storage(storage, &policy).and_then(|image| {
+    let read = Core::from_storage(storage, &policy).and_then(|image| {
         let recorded = image.parent_link()?;
         Ok((facts(&image), recorded))
     });
@@ -229,7 +229,7 @@ enum Met {
     File(Stat),
 }
 
-fn facts(image: &VhdxFile) -> Image {
+fn facts(image: &Core) -> Image {
     Image {
         geometry: image.geometry(),
         block_size: image.block_size(),

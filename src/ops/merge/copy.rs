@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use crate::disk::{Disk, Extent, Source, Zeroing};
 use crate::error::{Error, Result};
-use crate::image::{Copier, Follow, VhdxFile};
+use crate::image::Core;
 use crate::mutants::planted;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
 use crate::types::{DiskOffset, FileOffset, MIB};
+use crate::write::{Copier, Follow};
 
 /// Bytes that are moved between two looks at the pace and the caller's wishes.
 pub(super) const PIECE: u64 = 16 * MIB;
@@ -62,8 +63,8 @@ impl<'a> Meter<'a> {
 
 /// How bytes get from the child to the parent.
 pub(super) struct Copy<'a> {
-    pub(super) from: &'a VhdxFile,
-    pub(super) to: &'a VhdxFile,
+    pub(super) from: &'a Core,
+    pub(super) to: &'a Core,
     pub(super) copier: Copier,
     /// Where others may write meanwhile.
     pub(super) follow: Option<Arc<Follow>>,
@@ -83,11 +84,7 @@ pub(super) enum Piece {
 
 /// What the first of these bytes are part of: no further than `near`, or all that the child does not have. Whoever asks
 /// for more than is dealt with at once looks at the same entries again and again.
-pub(super) fn next_extent(
-    image: &VhdxFile,
-    range: Range<u64>,
-    near: u64,
-) -> Result<Option<Extent>> {
+pub(super) fn next_extent(image: &Core, range: Range<u64>, near: u64) -> Result<Option<Extent>> {
     let near = if planted("asked-too-far-ahead") { range.end } else { near.min(range.end) };
     let extent = image.next_extent(range.start..near)?;
     match &extent {
@@ -189,7 +186,7 @@ impl Copy<'_> {
         Ok(None)
     }
 
-    fn take(&self, end: u64) -> Option<crate::image::Held<'_>> {
+    fn take(&self, end: u64) -> Option<crate::write::Held<'_>> {
         self.follow.as_ref().map(|follow| follow.take(end))
     }
 

@@ -11,10 +11,11 @@ use crate::chain::{Operation, path_of};
 use crate::disk::{Disk, Extent, Source};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
-use crate::image::{VhdxFile, table_len};
+use crate::image::Core;
 use crate::mutants::planted;
 use crate::ops::{FileChangeKind, Forecast};
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
+use crate::write::table_len;
 
 /// The unit in which hosts hold bytes of a file.
 const PAGE: u64 = 4 * KIB;
@@ -87,11 +88,7 @@ pub(super) fn forecast(
 }
 
 /// By how much the parent's disk gets shorter, and how much of that its layers hold data for.
-fn cut(
-    images: &[Arc<VhdxFile>],
-    steps: &[usize],
-    patience: &mut Patience<'_>,
-) -> Result<(u64, u64)> {
+fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
     let mut size = images[steps[0] + 1].geometry().size;
     // Each layer of the parent, and up to where its data is still part of the disk.
@@ -132,7 +129,7 @@ struct Needs {
 
 impl Needs {
     fn of(
-        images: &[Arc<VhdxFile>],
+        images: &[Arc<Core>],
         steps: &[usize],
         merge: &Merge,
         (batch, end): (u64, u64),
@@ -192,7 +189,7 @@ struct Moved {
 
 /// The parent as it is going to be.
 struct Parent<'a> {
-    image: &'a VhdxFile,
+    image: &'a Core,
     layout: BlockLayout,
     /// Entries that the block allocation table has room for.
     entries: u64,
@@ -210,7 +207,7 @@ struct Parent<'a> {
 }
 
 impl<'a> Parent<'a> {
-    fn new(image: &'a VhdxFile, end: u64) -> Self {
+    fn new(image: &'a Core, end: u64) -> Self {
         let layout = *image.layout();
         Self {
             image,
@@ -311,7 +308,7 @@ impl<'a> Parent<'a> {
     /// Moves what a child holds of these bytes.
     fn pass(
         &mut self,
-        child: &VhdxFile,
+        child: &Core,
         range: Range<u64>,
         merge: &Merge,
         patience: &mut Patience<'_>,
@@ -493,7 +490,7 @@ fn after(extent: &Extent, at: u64) -> Option<Extent> {
 }
 
 /// How many bytes of a range of the image's file are no holes.
-fn held(image: &VhdxFile, range: Range<u64>) -> Result<u64> {
+fn held(image: &Core, range: Range<u64>) -> Result<u64> {
     let (file, mut at, mut bytes) = (image.bare_storage(), range.start, 0);
     while at < range.end {
         let data = file.next_data(at).map_err(|error| {

@@ -22,12 +22,11 @@ use super::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    Copier, Follow, ItemEdit, LinkPaths, MergeMark, MergeState, Moved, VhdxFile, Warning,
-};
+use crate::image::{Core, LinkPaths, MergeMark, MergeState, Moved, Warning};
 use crate::mutants::planted;
 use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
+use crate::write::{Copier, Follow, ItemEdit};
 
 /// So few bytes may be left for the writers to wait for.
 const SHORT: u64 = 4 << 20;
@@ -47,9 +46,9 @@ pub(super) struct Step<'a> {
 
 /// The files of a step, open for writing.
 struct Handles {
-    child: Arc<VhdxFile>,
-    parent: Arc<VhdxFile>,
-    above: Option<Arc<VhdxFile>>,
+    child: Arc<Core>,
+    parent: Arc<Core>,
+    above: Option<Arc<Core>>,
     /// Whether somebody may be writing to the child, which then is the tip.
     is_live: bool,
     /// Those that were opened here.
@@ -57,7 +56,7 @@ struct Handles {
 }
 
 /// The changes of a child are followed for as long as this is there.
-struct Following<'a>(&'a VhdxFile);
+struct Following<'a>(&'a Core);
 
 impl Drop for Following<'_> {
     fn drop(&mut self) {
@@ -120,7 +119,7 @@ impl Step<'_> {
             return Ok(());
         }
         let images = self.op.images();
-        let known: Vec<&VhdxFile> = images.iter().map(|image| &**image).collect();
+        let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let of_step = &images[self.layer..=self.layer + 1];
         of_step
             .iter()
@@ -404,7 +403,7 @@ impl Step<'_> {
         above.relink(on.parent.data_write_guid(), None, paths)
     }
 
-    fn state(&self, state: MergeState, other: Uuid, of: &VhdxFile) -> MergeMark {
+    fn state(&self, state: MergeState, other: Uuid, of: &Core) -> MergeMark {
         self.merge.mark(state, other, of)
     }
 
@@ -427,7 +426,7 @@ impl Step<'_> {
 }
 
 /// Has the parent durably be what the child was.
-fn complete(parent: &VhdxFile) -> Result<()> {
+fn complete(parent: &Core) -> Result<()> {
     // The mark goes when all else is durable: an entry that holds it may be the first of several.
     if !planted("target-mark-removed-early") {
         parent.flush()?;

@@ -1,0 +1,348 @@
+//! How the runs of a span are stored: as they are, or as a map.
+//!
+//! A run is one word, see [`word`](super::word). Where a span has many runs of few sources, as one has whose
+//! pages are owned by many layers, it is stored as a map: a byte for each unit of so many sectors that all runs
+//! are made of, then the sources, half a word each. Nothing needs to be searched for there, and it is a
+//! fraction as long.
+
+use super::run::{self as word, Answer};
+use crate::sync::{AtomicU64, Ordering};
+use crate::types::{FileOffset, MIB};
+
+/// What a form of many words says of itself: in its lower bits the number of its runs or of its sources.
+const COUNT_BITS: u32 = 13;
+/// Of a map, above that, how many sectors a unit has: the logarithm to base 2.
+const UNIT_BITS: u32 = 4;
+const IS_MAP: u32 = 1 << (COUNT_BITS + UNIT_BITS);
+/// Units whose bytes share a word.
+const PER_WORD: u64 = 8;
+const MOST_SOURCES: usize = 256;
+/// Words of a line of the processor's cache.
+const LINE_WORDS: usize = 8;
+
+/// The runs of a span as they are stored.
+pub(crate) struct Packed {
+    pub(crate) form: u32,
+    pub(crate) words: Vec<u64>,
+}
+
+/// Sectors of the spans of a disk, and their size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sectors {
+    /// Those of a span that is not the last: a power of two.
+    pub(crate) in_span: u64,
+    /// Logarithm to base 2 of the bytes of one.
+    pub(crate) shift: u32,
+}
+
+impl Sectors {
+    /// The form to store these runs in.
+    pub(crate) fn pack(self, runs: &[u64]) -> Packed {
+        self.pack_map(runs).unwrap_or_else(|| Packed {
+            form: if runs.len() == 1 { 0 } else { runs.len() as u32 },
+            words: runs.to_vec(),
+        })
+    }
+
+    /// A map, if it can be one and is no longer than the runs.
+    fn pack_map(self, runs: &[u64]) -> Option<Packed> {
+        let starts = runs.iter().fold(self.in_span, |all, run| all | word::start(*run));
+        let unit_shift = starts.trailing_zeros();
+        let units = self.in_span >> unit_shift;
+        let map_words = units.div_ceil(PER_WORD) as usize;
+        if map_words >= runs.len() {
+            return None;
+        }
+        let mut sources: Vec<u32> = Vec::new();
+        // By the layer and kind of a source, its number and one more.
+        let mut numbers = [[0_u16; NO_LAYER as usize + 1]; 3];
+        let mut words = vec![0; map_words];
+        for (i, run) in runs.iter().enumerate() {
+            let source = self.source(*run)?;
+            let kind = match u64::from(source) & PLACES {
+                ZERO => 0,
+                OPEN => 1,
+                _ => 2,
+            };
+            let number = &mut numbers[kind][(source >> LAYER_SHIFT) as usize];
+            if *number == 0 {
+                sources.push(source);
+                *number = sources.len() as u16;
+            }
+            let number = usize::from(*number) - 1;
+            // A layer has a span in one piece.
+            if number >= MOST_SOURCES || sources[number] != source {
+                return None;
+            }
+            let end = runs.get(i + 1).map_or(self.in_span, |next| word::start(*next));
+            for unit in word::start(*run) >> unit_shift..end >> unit_shift {
+                words[(unit / PER_WORD) as usize] |= (number as u64) << (unit % PER_WORD * 8);
+            }
+        }
+        if map_words + sources.len().div_ceil(2) > runs.len() {
+            return None;
+        }
+        let halves = |pair: &[u32]| {
+            u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or_default()) << 32
+        };
+        words.extend(sources.chunks(2).map(halves));
+        Some(Packed { form: IS_MAP | unit_shift << COUNT_BITS | sources.len() as u32, words })
+    }
+
+    /// All runs.
+    pub(crate) fn unpack(self, form: u32, words: &[AtomicU64]) -> Vec<u64> {
+        let mut runs = vec![0; self.in_span as usize];
+        let count = self.find(form, words, 0, self.in_span - 1, &mut runs);
+        runs.truncate(count);
+        runs
+    }
+
+    /// Takes the run of sector `first` and those that follow and do not start behind `last`, as many as `found`
+    /// has room for, and says how many. The first may be given from a later sector on than it has. Words
+    /// that are being written over may come to anything.
+    #[inline]
+    pub(crate) fn find(
+        self,
+        form: u32,
+        words: &[AtomicU64],
+        first: u64,
+        last: u64,
+        found: &mut [u64],
+    ) -> usize {
+        if form & IS_MAP == 0 {
+            let runs = words.get(..form as usize).unwrap_or_default();
+            return self.find_in_runs(runs, first, last, found);
+        }
+        let unit_shift = form >> COUNT_BITS & ((1 << UNIT_BITS) - 1);
+        let map_words = (self.in_span >> unit_shift).div_ceil(PER_WORD) as usize;
+        let Some((map, sources)) = words.split_at_checked(map_words) else { return 0 };
+        // All are asked for before it is known which one counts: to wait for two lines of memory that lie far
+        // off, one after the other, would cost as much as the rest of a read's way.
+        let used = sources.iter().take((form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2));
+        let lines = used.step_by(LINE_WORDS);
+        std::hint::black_box(lines.fold(0, |all, pair| all ^ pair.load(Ordering::Relaxed)));
+        let at = |unit: u64| {
+            let word = map.get((unit / PER_WORD) as usize)?.load(Ordering::Relaxed);
+            Some(word >> (unit % PER_WORD * 8) & 0xFF)
+        };
+        let (mut unit, end) = (first >> unit_shift, last >> unit_shift);
+        let mut count = 0;
+        while let (Some(place), Some(number)) = (found.get_mut(count), at(unit)) {
+            let Some(pair) = sources.get(number as usize / 2) else { break };
+            let source = pair.load(Ordering::Relaxed) >> (number % 2 * 32);
+            *place = self.run(source as u32, unit << unit_shift);
+            count += 1;
+            unit += 1;
+            while unit <= end && at(unit) == Some(number) {
+                unit += 1;
+            }
+            if unit > end {
+                break;
+            }
+        }
+        count
+    }
+
+    fn find_in_runs(self, runs: &[AtomicU64], first: u64, last: u64, found: &mut [u64]) -> usize {
+        let load = |run: &AtomicU64| run.load(Ordering::Relaxed);
+        let after = runs.partition_point(|run| word::start(load(run)) <= first);
+        let mut count = 0;
+        for (run, place) in runs[after.saturating_sub(1)..].iter().zip(found.iter_mut()) {
+            let run = load(run);
+            if count > 0 && word::start(run) > last {
+                break;
+            }
+            *place = run;
+            count += 1;
+        }
+        count
+    }
+
+    /// A run's source in half a word: its layer, and where in that layer's file the first sector of the span
+    /// would lie, in MiB. `None` where there is no room for that.
+    fn source(self, run: u64) -> Option<u32> {
+        let (layer, place) = match word::answer(run) {
+            Answer::Here { layer, at } => {
+                let start = at.get().checked_sub(word::start(run) << self.shift)?;
+                // Spans start with a MiB of their block, and blocks lie at multiples of one.
+                let place = start.is_multiple_of(MIB).then_some(start / MIB)?;
+                (layer, Some(place).filter(|place| *place < OPEN)?)
+            }
+            Answer::Zero { layer: None } => return Some((NO_LAYER << LAYER_SHIFT) | ZERO as u32),
+            Answer::Zero { layer: Some(layer) } => (layer, ZERO),
+            Answer::Open { depth } => (depth, OPEN),
+        };
+        let layer = u32::try_from(layer).ok().filter(|layer| *layer < NO_LAYER)?;
+        Some(layer << LAYER_SHIFT | place as u32)
+    }
+
+    /// The run of a source from this sector on.
+    fn run(self, source: u32, sector: u64) -> u64 {
+        let layer = source >> LAYER_SHIFT;
+        let named = (layer < NO_LAYER).then_some(layer as usize);
+        let layer = layer as usize;
+        match u64::from(source) & PLACES {
+            ZERO => word::zero(sector, named),
+            OPEN => word::open(sector, layer),
+            place => {
+                let at = FileOffset::new(place * MIB + (sector << self.shift));
+                word::here(sector, layer, at).unwrap_or_else(|| word::open(sector, 0))
+            }
+        }
+    }
+}
+
+const LAYER_SHIFT: u32 = 23;
+const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
+const ZERO: u64 = PLACES;
+const OPEN: u64 = PLACES - 1;
+/// In place of a layer.
+const NO_LAYER: u32 = 0x1FF;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Runs that start at multiples of a unit, each of one of a few sources.
+    fn runs(sectors: Sectors) -> impl Strategy<Value = Vec<u64>> {
+        let unit = 0..=sectors.in_span.trailing_zeros();
+        let raw = proptest::collection::vec(
+            (any::<u16>(), prop_oneof![9 => 0..70_usize, 1 => 500..530_usize], 0..9_u32),
+            1..400,
+        );
+        (unit, raw, any::<bool>()).prop_map(move |(unit_shift, raw, is_odd)| {
+            let mut starts: Vec<u64> = raw
+                .iter()
+                .map(|(start, ..)| {
+                    (u64::from(*start) % sectors.in_span) >> unit_shift << unit_shift
+                })
+                .chain([0])
+                .collect();
+            starts.sort_unstable();
+            starts.dedup();
+            let of = |(start, (_, layer, kind)): (u64, &(u16, usize, u32))| match kind {
+                0 => word::zero(start, None),
+                1 => word::zero(start, Some(*layer)),
+                2 => word::open(start, *layer),
+                _ => {
+                    // A block of 1 MiB, unless it lies where none can.
+                    let odd = if is_odd { 512 } else { 0 };
+                    let block = (1 + *layer as u64) * MIB + odd;
+                    let at = FileOffset::new(block + (start << sectors.shift));
+                    word::here(start, *layer, at).unwrap()
+                }
+            };
+            starts.into_iter().zip(raw.iter().cycle()).map(of).collect()
+        })
+    }
+
+    fn atomic(words: &[u64]) -> Vec<AtomicU64> {
+        words.iter().map(|word| AtomicU64::new(*word)).collect()
+    }
+
+    /// What a run says of a sector that it has.
+    fn says(sectors: Sectors, run: u64, sector: u64) -> String {
+        let skipped = (sector - word::start(run)) << sectors.shift;
+        match word::answer(run) {
+            Answer::Here { layer, at } => format!("{layer} at {}", at + skipped),
+            Answer::Zero { layer } => format!("zero by {layer:?}"),
+            Answer::Open { depth } => format!("open after {depth}"),
+        }
+    }
+
+    /// What every sector's run says of it.
+    fn sector_by_sector(sectors: Sectors, runs: &[u64]) -> Vec<String> {
+        let of = |sector| {
+            let run = runs.iter().rfind(|run| word::start(**run) <= sector);
+            says(sectors, *run.unwrap(), sector)
+        };
+        (0..sectors.in_span).map(of).collect()
+    }
+
+    fn agrees(sectors: Sectors, runs: &[u64], asked: std::ops::Range<u64>) {
+        let expected = sector_by_sector(sectors, runs);
+        let Packed { form, words } = sectors.pack(runs);
+        assert!(words.len() <= runs.len());
+        let words = atomic(&words);
+        if form == 0 {
+            assert_eq!(runs.len(), 1);
+            return;
+        }
+        assert_eq!(sector_by_sector(sectors, &sectors.unpack(form, &words)), expected);
+        for room in [1, 2, 17] {
+            let mut found = vec![0; room];
+            let count = sectors.find(form, &words, asked.start, asked.end - 1, &mut found);
+            let (found, is_all) = (&found[..count], count < room);
+            assert!(word::start(found[0]) <= asked.start);
+            for (i, run) in found.iter().enumerate() {
+                let from = word::start(*run).max(asked.start);
+                let to = match found.get(i + 1) {
+                    Some(next) => word::start(*next),
+                    None if is_all => asked.end,
+                    None => from + 1,
+                };
+                for sector in from..to {
+                    let said = says(sectors, *run, sector);
+                    assert_eq!(said, expected[sector as usize], "{sector}, {room}, {form:#x}");
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_stored_says_of_each_sector_what_the_runs_say(
+            (sectors, runs) in prop_oneof![Just((1, 9)), Just((2, 9)), Just((2, 12))]
+                .prop_flat_map(|(mib, shift)| {
+                    let sectors = Sectors { in_span: (mib * MIB) >> shift, shift };
+                    (Just(sectors), runs(sectors))
+                }),
+            first in 0..4096_u64,
+            len in 1..4096_u64,
+        ) {
+            let first = first % sectors.in_span;
+            agrees(sectors, &runs, first..(first + len).min(sectors.in_span));
+        }
+    }
+
+    /// Pages in turn of 64 layers take half a KiB for each MiB of the disk.
+    #[test]
+    fn pages_of_many_layers_are_stored_as_a_map() {
+        let sectors = Sectors { in_span: 2048, shift: 9 };
+        let run = |page: u64| {
+            let at = FileOffset::new((5 + page % 64 * 100) * MIB + page * 4096);
+            word::here(page * 8, (page % 64) as usize, at).unwrap()
+        };
+        let runs: Vec<u64> = (0..256).map(run).collect();
+        assert_eq!(sectors.pack(&runs).words.len(), 256 / 8 + 64 / 2);
+        agrees(sectors, &runs, 100..1000);
+        // Of layers that have no name in half a word, or farther out in their files, the runs are stored.
+        let far = word::here(8, 7, FileOffset::new((1 << 43) + 4096)).unwrap();
+        for odd in [word::zero(8, Some(511)), word::open(8, 600), far] {
+            let mut runs = runs.clone();
+            runs[1] = odd;
+            assert_eq!(sectors.pack(&runs).words.len(), 256);
+            agrees(sectors, &runs, 0..2048);
+        }
+    }
+
+    /// Words that are being written over may be any; what comes of them is let go.
+    #[test]
+    fn torn_words_are_no_harm() {
+        let mut rng = 1_u64;
+        for form in [1, 500, IS_MAP | 3 << COUNT_BITS | 64, IS_MAP | 15 << COUNT_BITS, IS_MAP] {
+            for len in [0, 1, 40, 300] {
+                let next = || {
+                    rng = rng.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    AtomicU64::new(rng)
+                };
+                let words: Vec<AtomicU64> = std::iter::repeat_with(next).take(len).collect();
+                let sectors = Sectors { in_span: 2048, shift: 9 };
+                assert!(sectors.find(form, &words, 3, 2000, &mut [0; 17]) <= 17);
+                sectors.unpack(form, &words);
+            }
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Plans of reads, for callers that move the bytes themselves.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::resolve::Sink;
+use crate::chain::{DiffChain, Link, Stack};
+#[cfg(doc)]
+use crate::disk::Disk;
+use crate::disk::{LayerId, check_range};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::{Core, Pins, Ticket};
+use crate::mutants::planted;
+use crate::storage::Storage;
+use crate::tables::{AtHand, Carried, Missing, Stop};
+use crate::types::{DiskOffset, FileOffset};
+
+/// Pages that a plan takes along beyond what it needs to get on.
+const MOST_CARRIED: usize = 256;
+
+/// What became of planning a read, see [`DiffChain::plan_read`].
+#[derive(Debug)]
+pub enum Planned {
+    /// All is known: which bytes lie where.
+    Ready(ReadPlan),
+    /// Bytes of a layer's tables must be read first.
+    Load(TableLoad),
+}
+
+/// Where the bytes of a range of the disk lie, in order.
+///
+/// Whoever has it moves the bytes: with io_uring, into the memory of a virtual machine, or with
+/// [`read`](Self::read). Sectors that are written meanwhile may read as before or as written. Until the plan is
+/// dropped no place that it names is given to other bytes of the disk, nor cut off or given back to the
+/// host, whatever is discarded, flushed, merged and closed; space that is freed waits for it, and nothing else does but
+/// merges: one that needs a layer of it for itself waits for 10 seconds and is refused then.
+/// The files of the chain stay open until then too, and the last that is dropped ends the session of a
+/// writable tip if nobody [closed](DiffChain::close) it.
+#[derive(Debug)]
+pub struct ReadPlan {
+    range: Range<u64>,
+    pieces: Pieces,
+    held: Held,
+}
+
+/// Bytes in a row with one source.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PlannedPiece<'a> {
+    /// Where on the disk they are, in bytes.
+    pub range: Range<u64>,
+    /// What they are read from.
+    pub source: PlannedSource<'a>,
+}
+
+/// What a piece of a plan is read from.
+#[derive(Clone, Debug)]
+pub enum PlannedSource<'a> {
+    /// A layer's file, from `at` on, in one piece.
+    Data {
+        /// What names the layer in the chain.
+        layer: LayerId,
+        /// The file, to be read only. Where it is one of this machine, [`Storage::as_fd`] has its descriptor.
+        storage: &'a Arc<dyn Storage>,
+        /// Where in the file the piece starts.
+        at: FileOffset,
+    },
+    /// Nothing: zeros.
+    Zero,
+}
+
+/// A page of a layer's tables that a plan needs and that is not in memory.
+///
+/// Read it in any way and hand it to [`supply`](Self::supply), or have [`load`](Self::load) do so. Dropping it
+/// gives up the plan.
+pub struct TableLoad {
+    /// As far as it is known.
+    plan: ReadPlan,
+    carried: Carried,
+    missing: Missing,
+}
+
+impl DiffChain {
+    /// Finds out where the bytes of a range lie, for a caller that reads them itself. It reads nothing and
+    /// waits for nobody: where tables are needed that are not in memory, it says which bytes of which
+    /// file must be read first. What it finds out is remembered as it is for [reads](Disk::read_at).
+    ///
+    /// The range needs no alignment; an empty one has an empty plan.
+    ///
+    /// ```no_run
+    /// use avhdx::{DiffChain, Planned, PlannedSource};
+    ///
+    /// let chain = DiffChain::open("web_1A2B.avhdx")?;
+    /// let mut planned = chain.plan_read(0..1 << 20)?;
+    /// let plan = loop {
+    ///     planned = match planned {
+    ///         Planned::Ready(plan) => break plan,
+    ///         Planned::Load(tables) => {
+    ///             let mut bytes = vec![0; tables.len()];
+    ///             tables.storage().read_exact_at(&mut bytes, tables.at().get()).unwrap();
+    ///             tables.supply(&bytes)?
+    ///         }
+    ///     };
+    /// };
+    /// for piece in plan.pieces() {
+    ///     match piece.source {
+    ///         PlannedSource::Data { layer, at, .. } => println!("{:?}: {layer} at {at}", piece.range),
+    ///         PlannedSource::Zero => println!("{:?}: zeros", piece.range),
+    ///     }
+    /// }
+    /// # Ok::<(), avhdx::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when the range does not lie within the disk; [`ErrorKind::LogOverlay`]
+    /// where a pending log supplies some of the bytes, which [`Disk::read_at`] serves all the same;
+    /// [`ErrorKind::Damaged`] when the tables name no place for them.
+    pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
+        let stack = self.stack_now();
+        let len = range.end.saturating_sub(range.start);
+        check_range(&stack.geometry(), range.start, len)?;
+        let range = range.start..range.start + len;
+        // Pinned before anything is looked up.
+        let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(stack) };
+        plan.go_on(Carried::default())
+    }
+}
+
+impl ReadPlan {
+    /// Plans what is not planned yet, with the layers that the chain had at the start.
+    fn go_on(mut self, mut carried: Carried) -> Result<Planned> {
+        let (mut at, end) = (self.known_end(), self.range.end);
+        let mut got_on = false;
+        while at < end {
+            let stack = &self.held.stack;
+            let mut rest =
+                Rest { at, tip: stack.tip, links: stack.links(), pieces: &mut self.pieces };
+            match stack.some_runs(AtHand(&carried), DiskOffset(at), end - at, &mut rest) {
+                Ok(len) => at += len,
+                Err(Stop::Failed(error)) => return Err(error),
+                Err(Stop::NotAtHand(missing)) => {
+                    if got_on && carried.len() > MOST_CARRIED {
+                        carried = Carried::default();
+                    }
+                    return Ok(Planned::Load(TableLoad { plan: self, carried, missing }));
+                }
+            }
+            carried.share(|id| stack.image(id).map(|image| &**image));
+            got_on = true;
+        }
+        Ok(Planned::Ready(self))
+    }
+
+    /// The bytes of the disk that it is about.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// What the range consists of: in order, side by side and none empty, neighbours that continue each other
+    /// joined.
+    pub fn pieces(&self) -> impl Iterator<Item = PlannedPiece<'_>> {
+        self.pieces.iter().map(|piece| PlannedPiece {
+            range: piece.range.clone(),
+            source: match piece.from {
+                Source::Zero => PlannedSource::Zero,
+                Source::Layer(n, at) => {
+                    let image = self.held.image(n);
+                    // No log lies over the bytes of a plan.
+                    PlannedSource::Data { layer: image.id(), storage: image.bare_reader(), at }
+                }
+            },
+        })
+    }
+
+    /// Fills `buf`, which is as long as the range, with the bytes that the plan names.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when `buf` has another length; [`ErrorKind::Io`] when the host fails.
+    pub fn read(&self, buf: &mut [u8]) -> Result<()> {
+        let expected = self.range.end - self.range.start;
+        if buf.len() as u64 != expected {
+            let message = "a buffer that is not as long as the plan's range";
+            return Err(wrong_length("plan.buffer-length", message, buf.len(), expected));
+        }
+        let mut rest = buf;
+        for piece in self.pieces.iter() {
+            let len = (piece.range.end - piece.range.start) as usize;
+            let (now, later) = rest.split_at_mut(len);
+            match piece.from {
+                Source::Zero => now.fill(0),
+                Source::Layer(n, at) => self.held.image(n).read_payload(now, at)?,
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Up to where on the disk the plan is made.
+    fn known_end(&self) -> u64 {
+        self.pieces.last().map_or(self.range.start, |last| last.range.end)
+    }
+}
+
+impl TableLoad {
+    /// The layer whose tables are meant.
+    pub fn layer(&self) -> LayerId {
+        self.missing.image
+    }
+
+    /// Its file as it reads, to be read only. Where a pending log lies over it that has no descriptor: the file by itself may
+    /// have older tables.
+    pub fn storage(&self) -> &Arc<dyn Storage> {
+        self.image().reader()
+    }
+
+    /// Where in the file the bytes start.
+    pub fn at(&self) -> FileOffset {
+        self.missing.at
+    }
+
+    /// How many bytes are needed, never none.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        Carried::PAGE
+    }
+
+    /// Goes on with these bytes, which must be those of the file: once they led on, others have them too.
+    ///
+    /// It always gets on, however small the [`Budget`](crate::Budget) is. Only when a flush of a writable tip
+    /// has come by are bytes of the tip's tables asked for again.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when there are more or fewer bytes than [`len`](Self::len), and as
+    /// [`DiffChain::plan_read`].
+    pub fn supply(self, bytes: &[u8]) -> Result<Planned> {
+        if bytes.len() != self.len() {
+            let message = "another number of bytes of a table than was asked for";
+            let error = wrong_length("plan.table-length", message, bytes.len(), self.len() as u64);
+            return Err(error.in_file(self.image().name()).at(self.at().get()));
+        }
+        self.image().note_table_load();
+        self.go_on(bytes)
+    }
+
+    fn go_on(mut self, bytes: &[u8]) -> Result<Planned> {
+        self.carried.take(self.missing, bytes);
+        self.plan.go_on(self.carried)
+    }
+
+    /// Reads the bytes itself and goes on.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when the host fails, and as [`DiffChain::plan_read`].
+    pub fn load(self) -> Result<Planned> {
+        let page = self.image().page_in_file(self.at())?;
+        self.go_on(&page[..])
+    }
+
+    fn image(&self) -> &Core {
+        let found = self.plan.held.stack.image(self.missing.image);
+        found.unwrap_or_else(|| unreachable!("the chain asked this layer"))
+    }
+}
+
+fn wrong_length(code: &'static str, message: &str, found: usize, expected: u64) -> Error {
+    Error::new(ErrorKind::InvalidInput, code, message)
+        .with_found(format_args!("{found} bytes"))
+        .with_expected(format_args!("{expected} bytes"))
+}
+
+/// What a plan keeps as it is.
+struct Held {
+    stack: Arc<Stack>,
+    ticket: Option<Ticket>,
+}
+
+impl Held {
+    fn new(stack: Arc<Stack>) -> Self {
+        let ticket = stack.tip().pins().map(Pins::enter);
+        let mut new = Self { stack, ticket };
+        if planted("plan-does-not-pin") {
+            new.let_go();
+        }
+        new
+    }
+
+    fn image(&self, layer: usize) -> &Core {
+        &self.stack.layers[layer].image
+    }
+
+    fn let_go(&mut self) {
+        let ticket = self.ticket.take();
+        if let (Some(pins), Some(ticket)) = (self.stack.tip().pins(), ticket) {
+            pins.leave(&ticket);
+        }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.let_go();
+    }
+}
+
+/// Runs of bytes, joined where they continue each other. The first needs no memory of its own: most plans have
+/// no other.
+#[derive(Debug, Default)]
+struct Pieces {
+    first: Option<Piece>,
+    others: Vec<Piece>,
+}
+
+#[derive(Debug)]
+struct Piece {
+    range: Range<u64>,
+    from: Source,
+}
+
+/// The number of the layer in the chain and the place in its file, or nothing.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Layer(usize, FileOffset),
+    Zero,
+}
+
+impl Pieces {
+    fn iter(&self) -> impl Iterator<Item = &Piece> {
+        self.first.iter().chain(&self.others)
+    }
+
+    fn last(&self) -> Option<&Piece> {
+        self.others.last().or(self.first.as_ref())
+    }
+
+    fn push(&mut self, range: Range<u64>, from: Source) {
+        let Some(last) = self.others.last_mut().or(self.first.as_mut()) else {
+            self.first = Some(Piece { range, from });
+            return;
+        };
+        let continues = match (last.from, from) {
+            (Source::Layer(a, at), Source::Layer(b, next)) => {
+                a == b && at + (last.range.end - last.range.start) == next
+            }
+            (Source::Zero, Source::Zero) => true,
+            _ => false,
+        };
+        match continues {
+            true => last.range.end = range.end,
+            false => self.others.push(Piece { range, from }),
+        }
+    }
+}
+
+/// Takes the runs that follow.
+struct Rest<'a, 'p> {
+    /// Where on the disk the next one starts.
+    at: u64,
+    tip: usize,
+    links: &'a [Link],
+    pieces: &'p mut Pieces,
+}
+
+impl Rest<'_, '_> {
+    fn push(&mut self, len: u64, from: Source) {
+        if len > 0 {
+            self.pieces.push(self.at..self.at + len, from);
+            self.at += len;
+        }
+    }
+
+    /// The number of a layer in the chain, most likely that of the last piece.
+    fn number_of(&self, image: &Core) -> Option<usize> {
+        let is_it = |(_, link): &(usize, &Link)| std::ptr::eq(link.image.as_ref(), image);
+        let last = match self.pieces.last().map(|piece| piece.from) {
+            Some(Source::Layer(n, _)) => n - self.tip,
+            _ => 0,
+        };
+        let all = || self.links.iter().enumerate();
+        let found = all().skip(last).find(is_it).or_else(|| all().take(last).find(is_it));
+        found.map(|(n, _)| self.tip + n)
+    }
+}
+
+impl<'a> Sink<'a> for Rest<'a, '_> {
+    fn data(&mut self, image: &'a Core, at: FileOffset, len: u64) -> Result<()> {
+        image.check_no_overlay(at, len)?;
+        let Some(layer) = self.number_of(image) else {
+            unreachable!("runs are those of the chain's layers")
+        };
+        // A pending log may have made the file longer than it is.
+        let there = image.len_in_file(at, len);
+        self.push(there, Source::Layer(layer, at));
+        self.push(len - there, Source::Zero);
+        Ok(())
+    }
+
+    fn zeros(&mut self, _: Option<&'a Core>, len: u64) -> Result<()> {
+        self.push(len, Source::Zero);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let layers = self.stack.links().iter().map(|link| link.image.id());
+        f.debug_list().entries(layers).finish()
+    }
+}
+
+impl fmt::Debug for TableLoad {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TableLoad")
+            .field("layer", &self.layer())
+            .field("at", &self.at())
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,442 @@
+//! Pages of block allocation tables and sector bitmaps, kept in memory within a budget, beside what chains
+//! found out with their help.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use crate::answers::{SpanKey, Spans};
+use crate::chain::Registry;
+use crate::counters::Count;
+use crate::disk::LayerId;
+use crate::error::Result;
+use crate::types::{FileOffset, KIB, MIB};
+
+/// Bytes of a page, the unit in which tables are read.
+pub(crate) const PAGE: u64 = 4 * KIB;
+/// What a page costs beside its bytes, at the most: its places in the map and in the queue, which grow twofold
+/// when they are full, and what the allocator adds.
+const OVERHEAD: usize = 256;
+const DEFAULT_BUDGET: usize = 64 * MIB as usize;
+const MAX_SHARDS: usize = 64;
+/// Fewer pages than this in a shard and it would evict for bad luck alone.
+const MIN_PAGES_PER_SHARD: usize = 16;
+
+/// One page of a table.
+pub(crate) type Page = [u8; PAGE as usize];
+
+/// How much memory images may use to keep their tables at hand, and chains to remember which layer answers
+/// where.
+///
+/// Clones share one budget: give the same to all images of a process, or to groups of them. A file that is
+/// a parent in several of their chains is then opened once, by its [id](crate::storage::Storage::id): hosts
+/// that give different files one id must not share a budget. What does not fit is read from the file, or found
+/// out, again when it is needed; the smallest budget still works. What chains remember takes up to half of it, as far as they are read, and tables have the rest.
+///
+/// ```
+/// let budget = avhdx::Budget::new(8 << 20);
+/// let options = avhdx::OpenOptions::new().budget(budget.clone());
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+pub struct Budget(Arc<Cache>);
+
+impl Budget {
+    /// A budget of `bytes`.
+    pub fn new(bytes: usize) -> Self {
+        let page = PAGE as usize + OVERHEAD;
+        let shards = (bytes / page / MIN_PAGES_PER_SHARD).clamp(1, MAX_SHARDS);
+        let shards = if shards.is_power_of_two() { shards } else { shards.next_power_of_two() / 2 };
+        let seed = RandomState::new();
+        Self(Arc::new(Cache {
+            shards: (0..shards).map(|_| RwLock::default()).collect(),
+            bytes,
+            spans: Spans::new(bytes / 2),
+            charged: AtomicUsize::new(0),
+            evicted: Count::default(),
+            registry: Registry::default(),
+            seed: [seed.hash_one(0), seed.hash_one(1)],
+        }))
+    }
+
+    /// The budget that images share unless they are given another: 64 MiB for the process.
+    pub fn shared() -> Self {
+        static SHARED: OnceLock<Budget> = OnceLock::new();
+        SHARED.get_or_init(|| Self::new(DEFAULT_BUDGET)).clone()
+    }
+
+    /// Applies `look` to the page of `image` that lies at `at` in its file, and loads it before if it
+    /// is not at hand. Loading holds nothing that another reader waits for. A loaded page is kept only
+    /// if `keep` then says so.
+    pub(crate) fn with_page<R>(
+        &self,
+        image: LayerId,
+        at: FileOffset,
+        load: impl FnOnce(&mut Page) -> Result<()>,
+        keep: impl FnOnce() -> bool,
+        look: impl FnOnce(&Page) -> R,
+    ) -> Result<R> {
+        let look = match self.at_hand(image, at, look) {
+            Ok(answer) => return Ok(answer),
+            Err(look) => look,
+        };
+        let mut page = new_page();
+        load(&mut page)?;
+        let answer = look(&page);
+        self.keep_page(image, at, page, keep);
+        Ok(answer)
+    }
+
+    /// Applies `look` to the page of `image` that lies at `at` in its file, or gives it back if that is not
+    /// at hand.
+    pub(crate) fn at_hand<R, L: FnOnce(&Page) -> R>(
+        &self,
+        image: LayerId,
+        at: FileOffset,
+        look: L,
+    ) -> Result<R, L> {
+        let key = Key::new(image, at, self.0.seed);
+        let shard = self.0.shard(key).read().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = shard.pages.get(&key) else { return Err(look) };
+        // Written only when it changes: readers of one page share its cache line.
+        if !entry.hot.load(Ordering::Relaxed) {
+            entry.hot.store(true, Ordering::Relaxed);
+        }
+        Ok(look(&entry.page))
+    }
+
+    /// Keeps a page of `image` that was read from its file, if `keep` then says so.
+    pub(crate) fn keep_page(
+        &self,
+        image: LayerId,
+        at: FileOffset,
+        page: Box<Page>,
+        keep: impl FnOnce() -> bool,
+    ) {
+        self.0.insert(Key::new(image, at, self.0.seed), page, keep);
+    }
+
+    /// What chains remember, unless the budget is too small for that.
+    pub(crate) fn spans(&self) -> Option<&Spans> {
+        self.0.spans.as_ref()
+    }
+
+    /// Remembers what a chain found out, if it is `still` right.
+    pub(crate) fn keep_span(
+        &self,
+        key: SpanKey,
+        form: u32,
+        answer: &[u64],
+        still: impl FnOnce() -> bool,
+    ) {
+        if self.spans().is_some_and(|spans| spans.keep(key, form, answer, still)) {
+            self.0.trim();
+        }
+    }
+
+    /// Lets go of a page whose place in the file was written to.
+    pub(crate) fn drop_page(&self, image: LayerId, at: FileOffset) {
+        let key = Key::new(image, at, self.0.seed);
+        let shard = self.0.shard(key);
+        // Its place in the queue goes when it comes to the head.
+        shard.write().unwrap_or_else(PoisonError::into_inner).pages.remove(&key);
+    }
+
+    /// Pages and answers that others were kept in place of.
+    pub(crate) fn evictions(&self) -> u64 {
+        self.0.evicted.now() + self.spans().map_or(0, Spans::evicted)
+    }
+
+    /// What the users of this budget have in common.
+    pub(crate) fn registry(&self) -> &Registry {
+        &self.0.registry
+    }
+
+    /// Whether an image may use so many bytes for itself. They go off the room for pages, as long as no more
+    /// than a quarter of the budget is used in that way.
+    pub(crate) fn charge(&self, bytes: usize) -> bool {
+        let most = self.0.bytes / 4;
+        let more = |charged: usize| Some(charged + bytes).filter(|sum| *sum <= most);
+        let is_charged =
+            self.0.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
+        if is_charged {
+            self.0.trim();
+        }
+        is_charged
+    }
+
+    /// Gives back what was charged.
+    pub(crate) fn release(&self, bytes: usize) {
+        self.0.charged.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Lets go of all pages of an image that is closed, and of what it is known by.
+    pub(crate) fn forget(&self, image: LayerId) {
+        self.0.registry.forget(image);
+        for shard in &self.0.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            shard.queue.retain(|key| key.image != image.get());
+            shard.pages.retain(|key, _| key.image != image.get());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Cache {
+    /// As many as a power of two.
+    shards: Vec<RwLock<Shard>>,
+    bytes: usize,
+    spans: Option<Spans>,
+    /// Bytes that images use beside these.
+    charged: AtomicUsize,
+    /// Pages let go to make room.
+    evicted: Count,
+    registry: Registry,
+    seed: [u64; 2],
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    pages: HashMap<Key, Entry, BuildHasherDefault<KeyHasher>>,
+    /// In order of arrival, for the second-chance rule.
+    queue: VecDeque<Key>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    page: Box<Page>,
+    /// Whether it was used since it last came to the head of the queue.
+    hot: AtomicBool,
+}
+
+impl Cache {
+    /// By bits of the hash that the map leaves alone: it takes the lowest for the place of an entry
+    /// and the highest for its tag, and neither must be the same for all pages of a shard.
+    fn shard(&self, key: Key) -> &RwLock<Shard> {
+        &self.shards[(key.hash >> 32) as usize & (self.shards.len() - 1)]
+    }
+
+    #[cold]
+    fn insert(&self, key: Key, page: Box<Page>, keep: impl FnOnce() -> bool) {
+        let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
+        if keep() {
+            self.evicted.add(shard.insert(key, page, self.pages_per_shard()));
+        }
+    }
+
+    /// What chains remember and what images use goes off the room for pages.
+    fn pages_per_shard(&self) -> usize {
+        let spans = self.spans.as_ref().map_or(0, Spans::held);
+        let page = PAGE as usize + OVERHEAD;
+        let used = spans + self.charged.load(Ordering::Relaxed);
+        ((self.bytes - used) / page / self.shards.len()).max(1)
+    }
+
+    #[cold]
+    fn trim(&self) {
+        let most = self.pages_per_shard();
+        for shard in &self.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            self.evicted.add(shard.make_room(most));
+        }
+    }
+}
+
+impl Shard {
+    /// Says how many pages had to go.
+    fn insert(&mut self, key: Key, page: Box<Page>, most: usize) -> u64 {
+        if self.pages.contains_key(&key) {
+            return 0; // another reader was faster
+        }
+        let evicted = self.make_room(most - 1);
+        self.pages.insert(key, Entry { page, hot: AtomicBool::new(false) });
+        self.queue.push_back(key);
+        evicted
+    }
+
+    /// Lets pages go until there are no more than so many, and says how many went.
+    fn make_room(&mut self, most: usize) -> u64 {
+        let mut evicted = 0;
+        while self.pages.len() > most {
+            let Some(oldest) = self.queue.pop_front() else { break };
+            match self.pages.get(&oldest) {
+                Some(entry) if entry.hot.swap(false, Ordering::Relaxed) => {
+                    self.queue.push_back(oldest)
+                }
+                _ => evicted += u64::from(self.pages.remove(&oldest).is_some()),
+            }
+        }
+        evicted
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Key {
+    image: u64,
+    page: u64,
+    /// Of the other two.
+    hash: u64,
+}
+
+impl Key {
+    /// Seeded, for an image may choose where its bitmaps lie. The last step spreads neighbours.
+    fn new(image: LayerId, at: FileOffset, seed: [u64; 2]) -> Self {
+        let fold = |state: u64, value: u64| {
+            let product = u128::from(state ^ value) * u128::from(seed[1] | 1);
+            (product >> 64) as u64 ^ product as u64
+        };
+        let (image, page) = (image.get(), at.get() / PAGE);
+        Self { image, page, hash: fold(fold(fold(seed[0], image), page), seed[0]) }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Hands on the hash that a key brings along.
+#[derive(Default)]
+struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is hashed as one number")
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+pub(crate) fn new_page() -> Box<Page> {
+    // Through a vector: an array would be built on the stack first.
+    let bytes = vec![0; PAGE as usize].into_boxed_slice();
+    bytes.try_into().unwrap_or_else(|_| unreachable!("the length is a page's"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    fn number(page: &Page) -> u8 {
+        page[0]
+    }
+
+    fn look(budget: &Budget, image: LayerId, page: u8, loads: &mut usize) -> u8 {
+        let at = FileOffset::new(u64::from(page) * PAGE);
+        let load = |bytes: &mut Page| {
+            *loads += 1;
+            bytes.fill(page);
+            Ok(())
+        };
+        budget.with_page(image, at, load, || true, number).unwrap()
+    }
+
+    #[test]
+    fn keeps_within_its_pages_and_prefers_those_in_use() {
+        let budget = Budget::new(4 * (PAGE as usize + OVERHEAD));
+        let image = LayerId::next();
+        let mut loads = 0;
+        for page in 0..100 {
+            assert_eq!(look(&budget, image, page, &mut loads), page);
+            assert_eq!(look(&budget, image, 0, &mut loads), 0);
+        }
+        assert_eq!(loads, 100, "page 0 was always in use");
+        let held: usize = budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum();
+        assert_eq!(held, 4);
+        budget.forget(image);
+        assert!(budget.0.shards.iter().all(|s| s.read().unwrap().pages.is_empty()));
+        assert!(budget.0.shards.iter().all(|s| s.read().unwrap().queue.is_empty()));
+    }
+
+    #[test]
+    fn what_chains_remember_and_pages_keep_within_the_budget_together() {
+        const BYTES: usize = 1 << 20;
+        let budget = Budget::new(BYTES);
+        let image = LayerId::next();
+        let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
+        for page in 0..=255 {
+            look(&budget, image, page, &mut 0);
+        }
+        let without = pages();
+        assert!(without * (PAGE as usize + OVERHEAD) > BYTES * 3 / 4, "{without} pages");
+        for number in 0..20_000 {
+            budget.keep_span(SpanKey::new(1, number).unwrap(), 8, &[number; 8], || true);
+            let spans = budget.spans().unwrap().held();
+            assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES, "after {number}");
+        }
+        assert!(pages() < without && pages() > without / 4);
+        look(&budget, image, 1, &mut 0);
+        let spans = budget.spans().unwrap().held();
+        assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
+    }
+
+    #[test]
+    fn what_images_use_goes_off_the_room_for_pages() {
+        const BYTES: usize = 1 << 20;
+        let budget = Budget::new(BYTES);
+        let image = LayerId::next();
+        let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
+        let fill = || {
+            for page in 0..=255 {
+                look(&budget, image, page, &mut 0);
+            }
+            pages() * (PAGE as usize + OVERHEAD)
+        };
+        let all = fill();
+        assert!(all > BYTES * 7 / 8, "{all} bytes");
+        assert!(budget.charge(BYTES / 8) && budget.charge(BYTES / 8));
+        assert!(!budget.charge(1), "no more than a quarter");
+        assert!(pages() * (PAGE as usize + OVERHEAD) <= BYTES * 3 / 4);
+        assert!(fill() <= BYTES * 3 / 4);
+        budget.release(BYTES / 4);
+        assert_eq!(fill(), all);
+        assert!(!Budget::new(0).charge(1));
+    }
+
+    #[test]
+    fn images_do_not_see_each_others_pages() {
+        let budget = Budget::new(0);
+        let (a, b) = (LayerId::next(), LayerId::next());
+        let put = |image, value| {
+            budget.with_page(
+                image,
+                FileOffset::new(0),
+                |page| {
+                    page[0] = value;
+                    Ok(())
+                },
+                || true,
+                number,
+            )
+        };
+        assert_eq!((put(a, 1).unwrap(), put(b, 2).unwrap(), put(a, 3).unwrap()), (1, 2, 3));
+    }
+
+    #[test]
+    fn pages_of_one_shard_differ_in_the_bits_that_their_map_goes_by() {
+        let cache = Budget::new(DEFAULT_BUDGET).0;
+        let image = LayerId::next();
+        let mut low = HashSet::new();
+        let mut high = HashSet::new();
+        for page in 0..64 * 256 {
+            let key = Key::new(image, FileOffset::new(page * PAGE), cache.seed);
+            if std::ptr::eq(cache.shard(key), &cache.shards[0]) {
+                low.insert(key.hash % 256);
+                high.insert(key.hash >> 57);
+            }
+        }
+        // About 256 pages: evenly spread they would hit 160 of 256 places and 110 of 128 tags.
+        assert_eq!(cache.shards.len(), 64);
+        assert!(low.len() > 100 && high.len() > 64, "{} and {}", low.len(), high.len());
+    }
+}

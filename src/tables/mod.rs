@@ -1,0 +1,11 @@
+//! Pages of block allocation tables, sector bitmaps and metadata: kept in memory within a budget, or changed and
+//! not yet in their places.
+
+mod cache;
+mod changed;
+mod source;
+
+pub use cache::Budget;
+pub(crate) use cache::{PAGE, Page, new_page};
+pub(crate) use changed::{Changed, PageKind, Snapshot, Tables};
+pub(crate) use source::{AtHand, Carried, Epoch, Load, Missing, Reach, Stop};

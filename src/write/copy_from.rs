@@ -1,0 +1,389 @@
+//! Payload that comes from another image's file, and never through the hands of a caller.
+
+use std::cell::{Cell, RefCell};
+
+use super::Writer;
+use crate::error::{Error, Result};
+use crate::image::Core;
+use crate::types::{DiskOffset, FileOffset, MIB};
+
+/// Bytes that are read and written at once where the host does not copy. Larger ones leave the processor's
+/// cache between the two.
+const PIECE: u64 = MIB;
+
+/// Bytes to be written.
+#[derive(Clone, Copy)]
+pub(super) enum Payload<'a> {
+    /// These.
+    Bytes(&'a [u8]),
+    /// So many, from there in another image's file on.
+    There { len: u64, from: &'a Core, at: FileOffset, copier: &'a Copier },
+}
+
+/// Copies payload from file to file, one operation long.
+#[derive(Debug)]
+pub(crate) struct Copier {
+    /// Whether the host is still asked to copy by itself.
+    by_host: Cell<bool>,
+    shared: Cell<u64>,
+    buffer: RefCell<Vec<u8>>,
+}
+
+impl Copier {
+    /// Has the host copy by itself, which lets files share their bytes where it can, or moves all bytes by
+    /// a buffer.
+    pub(crate) fn new(share: bool) -> Self {
+        Self { by_host: Cell::new(share), shared: Cell::new(0), buffer: RefCell::default() }
+    }
+
+    /// How many bytes the host copied by itself. It does not tell which of them the files share.
+    pub(crate) fn shared(&self) -> u64 {
+        self.shared.get()
+    }
+}
+
+impl<'a> From<&'a [u8]> for Payload<'a> {
+    fn from(bytes: &'a [u8]) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl Payload<'_> {
+    pub(super) fn len(&self) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.len() as u64,
+            Self::There { len, .. } => *len,
+        }
+    }
+
+    /// The first `len` bytes, of which there are as many.
+    pub(super) fn first(self, len: u64) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(&bytes[..len as usize]),
+            Self::There { from, at, copier, .. } => Self::There { len, from, at, copier },
+        }
+    }
+
+    /// What comes after the first `len` bytes.
+    pub(super) fn after(self, len: u64) -> Self {
+        match self {
+            Self::Bytes(bytes) => Self::Bytes(&bytes[len as usize..]),
+            Self::There { len: all, from, at, copier } => {
+                Self::There { len: all - len, from, at: at + len, copier }
+            }
+        }
+    }
+}
+
+impl Core {
+    /// Writes whole sectors at `at`, as [`write_at`](crate::Disk::write_at) does, that lie at `from_at` in the
+    /// file of another image. Durable after a flush. The caller [pins](Self::pin) the other image from
+    /// before that place was looked up.
+    ///
+    /// # Errors
+    /// As [`write_at`](crate::Disk::write_at), and when the other file cannot be read.
+    pub(crate) fn take(
+        &self,
+        at: DiskOffset,
+        len: u64,
+        from: &Self,
+        from_at: FileOffset,
+        copier: &Copier,
+    ) -> Result<()> {
+        let sector = self.layout.sector_size();
+        debug_assert!(at.0.is_multiple_of(sector) && len.is_multiple_of(sector), "whole sectors");
+        self.write_whole(Payload::There { len, from, at: from_at, copier }, at)
+    }
+}
+
+impl Writer {
+    /// Writes payload that lies in another file.
+    pub(super) fn copy_payload(
+        &self,
+        from: &Core,
+        from_at: FileOffset,
+        len: u64,
+        at: FileOffset,
+        copier: &Copier,
+    ) -> Result<()> {
+        if copier.by_host.get() {
+            let copied = self.file.copy_from(from.storage(), from_at.get(), at.get(), len);
+            self.wrote_payload();
+            match copied {
+                Ok(true) => {
+                    copier.shared.set(copier.shared.get() + len);
+                    return Ok(());
+                }
+                Ok(false) => copier.by_host.set(false),
+                Err(error) => {
+                    let message = format!("cannot copy {len} bytes from {}", from.name());
+                    let error = Error::io("payload.copy", message, error);
+                    return Err(error.in_file(self.file.name()).at(at.get()));
+                }
+            }
+        }
+        let mut buffer = copier.buffer.borrow_mut();
+        let piece = len.min(PIECE);
+        if (buffer.len() as u64) < piece {
+            buffer.resize(piece as usize, 0);
+        }
+        let mut done = 0;
+        while done < len {
+            let bytes = &mut buffer[..(len - done).min(PIECE) as usize];
+            from.read_payload(bytes, from_at + done)?;
+            self.write_bytes(bytes, at.get() + done)?;
+            done += bytes.len() as u64;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::io;
+    use std::path::Path;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use avhdx_testkit::build::{Block, Data, Image, Order, state};
+    use avhdx_testkit::naive;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::storage::{Access, Host, LocalHost, MemStorage, Storage};
+    use crate::{Disk, DiskExt, OpenOptions, Source};
+
+    const SIZE: u64 = 12 * MIB;
+
+    /// A parent with blocks of all states over a base, and a child with other ones.
+    fn images() -> [Image; 3] {
+        let mut base = Image::dynamic(SIZE);
+        for block in 0..12 {
+            base.put(block, Block::full(Data::Pattern(block + 1)));
+        }
+        let mut parent = base.new_child();
+        parent.order = Order::Reversed;
+        for block in 0..12 {
+            match block % 4 {
+                0 => parent.put(block, Block::full(Data::Pattern(block + 50))),
+                1 => parent
+                    .put(block, Block::partial_runs(Data::Pattern(77), &[(5, 90), (2000, 48)])),
+                2 => parent.put(block, Block::bare(state::ZERO)),
+                _ => &mut parent,
+            };
+        }
+        let mut child = parent.new_child();
+        // Side by side in the file, so that several are taken at once.
+        for block in [0, 1, 2, 3, 8] {
+            child.put(block, Block::full(Data::Pattern(block + 150)));
+        }
+        for block in 4..8 {
+            let runs = [(0, 1), (3, 700), (1000, 8), (2040, 8)];
+            child.put(block, Block::partial_runs(Data::Pattern(200 + block), &runs));
+        }
+        [base, parent, child]
+    }
+
+    fn naively(layers: &[Vec<u8>]) -> Vec<u8> {
+        let chain = naive::Chain::from_bytes(layers.iter().cloned()).unwrap();
+        chain.flat(layers.len() - 1).unwrap()
+    }
+
+    fn open(storage: &Arc<dyn Storage>, writable: bool) -> crate::VhdxFile {
+        OpenOptions::new()
+            .orphan_children(true)
+            .writable(writable)
+            .open_file(Arc::clone(storage))
+            .unwrap()
+    }
+
+    fn take_all(parent: &Core, child: &Core, copier: &Copier) -> Result<u64> {
+        let mut taken = 0;
+        for extent in child.extents(0..SIZE) {
+            let extent = extent?;
+            if let Source::Data { at, .. } = extent.source {
+                let len = extent.range.end - extent.range.start;
+                parent.take(DiskOffset(extent.range.start), len, child, at, copier)?;
+                taken += len;
+            }
+        }
+        Ok(taken)
+    }
+
+    fn bytes_of(storage: &dyn Storage) -> Vec<u8> {
+        let mut bytes = vec![0; storage.len().unwrap() as usize];
+        storage.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// What the parent holds of its own and then reads as, and whether the host did it.
+    fn takes(parent: Arc<dyn Storage>, child: Arc<dyn Storage>, share: bool) -> bool {
+        let [base, a, b] = images();
+        let expected = b.flat(Some(&a.flat(Some(&base.flat(None)))));
+        parent.write_at(&a.to_bytes(), 0).unwrap();
+        child.write_at(&b.to_bytes(), 0).unwrap();
+        let (parent_image, child_image) = (open(&parent, true), open(&child, false));
+        let copier = Copier::new(share);
+        let known = parent_image.data_write_guid();
+        let taken = take_all(&parent_image, &child_image, &copier).unwrap();
+        assert_eq!(taken, 5 * MIB + 4 * 717 * 512);
+        assert_ne!(parent_image.data_write_guid(), known);
+        parent_image.flush().unwrap();
+        // As a crash leaves it after the flush.
+        assert!(naively(&[base.to_bytes(), bytes_of(&*parent)]) == expected);
+        parent_image.close().unwrap();
+        assert!(naively(&[base.to_bytes(), bytes_of(&*parent)]) == expected);
+        assert!(bytes_of(&*child) == b.to_bytes(), "what is taken from stays as it is");
+        assert!([0, taken].contains(&copier.shared()));
+        copier.shared() == taken
+    }
+
+    fn file(folder: &Path, name: &str) -> Arc<dyn Storage> {
+        LocalHost.create_new(&folder.join(name)).unwrap()
+    }
+
+    fn memory() -> Arc<dyn Storage> {
+        Arc::new(MemStorage::new(Vec::new()))
+    }
+
+    #[test]
+    fn taken_payload_is_that_of_the_other_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name| file(folder.path(), name);
+        let by_host = takes(file("a"), file("b"), true);
+        assert!(by_host || !cfg!(target_os = "linux"));
+        assert!(!takes(file("c"), file("d"), false));
+        assert!(!takes(memory(), file("e"), true));
+        assert!(!takes(memory(), memory(), true));
+        let (a, b) = (folder.path().join("a"), folder.path().join("c"));
+        let flat = |path: &Path| {
+            let file = LocalHost.open(path, Access::Read).unwrap();
+            naively(&[images()[0].to_bytes(), bytes_of(&*file)])
+        };
+        assert!(flat(&a) == flat(&b));
+    }
+
+    /// A file that fails from some write of payload on, having written a part of it.
+    #[derive(Debug)]
+    struct Failing(MemStorage, AtomicUsize);
+
+    impl Storage for Failing {
+        fn name(&self) -> &str {
+            "failing"
+        }
+        fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+            self.0.read_at(buf, offset)
+        }
+        fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+            self.0.write_at(buf, offset)
+        }
+        fn copy_from(
+            &self,
+            from: &dyn Storage,
+            from_at: u64,
+            at: u64,
+            len: u64,
+        ) -> io::Result<bool> {
+            let left = self.1.load(Ordering::SeqCst);
+            self.1.store(left.saturating_sub(1), Ordering::SeqCst);
+            let mut bytes = vec![0; if left == 0 { len / 1024 * 512 } else { len } as usize];
+            from.read_exact_at(&mut bytes, from_at)?;
+            self.0.write_at(&bytes, at)?;
+            if left == 0 { Err(io::ErrorKind::StorageFull.into()) } else { Ok(true) }
+        }
+        fn flush(&self) -> io::Result<()> {
+            self.0.flush()
+        }
+        fn len(&self) -> io::Result<u64> {
+            self.0.len()
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.0.set_len(len)
+        }
+    }
+
+    #[test]
+    fn a_copy_that_fails_leaves_each_sector_as_before_or_as_taken() {
+        let [base, a, b] = images();
+        let before = a.flat(Some(&base.flat(None)));
+        let after = b.flat(Some(&before));
+        let child: Arc<dyn Storage> = Arc::new(MemStorage::new(b.to_bytes()));
+        for n in 0..8 {
+            let failing = Failing(MemStorage::new(a.to_bytes()), AtomicUsize::new(n));
+            let failing = Arc::new(failing);
+            let parent: Arc<dyn Storage> = failing.clone();
+            let (image, child) = (open(&parent, true), open(&child, false));
+            let copier = Copier::new(true);
+            let error = take_all(&image, &child, &copier).unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.copy"));
+            image.flush().unwrap();
+            let found = naively(&[base.to_bytes(), bytes_of(&*parent)]);
+            for (at, found) in found.chunks(512).enumerate() {
+                let part = |flat: &[u8]| found == &flat[at * 512..at * 512 + 512];
+                assert!(part(&before) || part(&after), "sector {at}, failure {n}");
+            }
+            // It can be done again.
+            failing.1.store(100, Ordering::SeqCst);
+            take_all(&image, &child, &copier).unwrap();
+            image.close().unwrap();
+            assert!(naively(&[base.to_bytes(), bytes_of(&*parent)]) == after);
+        }
+    }
+
+    /// Several buffers long.
+    #[test]
+    fn large_pieces_are_taken_in_order_and_up_to_a_failure() {
+        const LEN: u64 = 7 * MIB + 1536;
+        let there = memory();
+        let mut bytes = vec![0; 16 << 20];
+        avhdx_testkit::rng::Rng::new(5).fill(&mut bytes);
+        there.write_at(&images()[0].to_bytes(), 0).unwrap();
+        let end = there.len().unwrap();
+        there.write_at(&bytes, end).unwrap();
+        let (here, from) = (memory(), open(&there, false));
+        let options = crate::CreateOptions::dynamic(16 * MIB).block_size(16 << 20);
+        drop(options.create_in(&LocalHost, Arc::clone(&here)).unwrap());
+        let image = open(&here, true);
+        let copier = Copier::new(true);
+        for (at, first) in [(0, 0), (3 * MIB, 512), (MIB + 512, 7 * MIB)] {
+            image.take(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier).unwrap();
+            let mut found = vec![0; LEN as usize];
+            image.read_at(&mut found, at).unwrap();
+            assert!(found == bytes[first as usize..(first + LEN) as usize]);
+        }
+        assert_eq!(copier.shared(), 0);
+        let before = naively(&[bytes_of(&*here)]).len();
+        let late = FileOffset::new(end + (16 << 20) - 3 * MIB);
+        let error = image.take(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.read"), "{error}");
+        let mut found = vec![0; 3 << 20];
+        image.read_at(&mut found, 0).unwrap();
+        assert!(found == bytes[13 << 20..], "what came before");
+        // And goes on.
+        let first = FileOffset::new(end);
+        image.take(DiskOffset(0), LEN, &from, first, &copier).unwrap();
+        image.close().unwrap();
+        let found = naively(&[bytes_of(&*here)]);
+        assert!(found[..LEN as usize] == bytes[..LEN as usize] && found.len() == before);
+    }
+
+    #[test]
+    fn what_the_other_file_does_not_hold_is_an_error() {
+        let [_, a, b] = images();
+        for share in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let (parent, child) = (file(folder.path(), "a"), file(folder.path(), "b"));
+            parent.write_at(&a.to_bytes(), 0).unwrap();
+            child.write_at(&b.to_bytes(), 0).unwrap();
+            let (image, other) = (open(&parent, true), open(&child, false));
+            let end = FileOffset::new(child.len().unwrap());
+            let copier = Copier::new(share);
+            let error = image.take(DiskOffset(MIB), 4096, &other, end, &copier).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+            let outside = image.take(DiskOffset(SIZE), 512, &other, FileOffset::new(0), &copier);
+            assert_eq!(outside.unwrap_err().kind(), ErrorKind::InvalidInput);
+            let read_only = other.take(DiskOffset(0), 512, &image, FileOffset::new(0), &copier);
+            assert_eq!(read_only.unwrap_err().kind(), ErrorKind::ReadOnly);
+        }
+    }
+}

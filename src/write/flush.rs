@@ -1,0 +1,222 @@
+//! Flushing: everything that returned before becomes durable, payload before the tables that name it.
+//!
+//! The tables are snapshotted, with only the changes whose payload is written → flush → the log
+//! entries, as few as fit, metadata and sector bitmaps before the block allocation table → flush. The pages go to
+//! their places at the start of the next commit, whose first flush makes that durable, so that its
+//! entry needs nothing before itself.
+
+use std::sync::atomic::Ordering;
+
+use super::session::Session;
+use super::{Frozen, Writer};
+use crate::error::{Error, Result};
+use crate::format::bat::ENTRY_LEN;
+use crate::format::log_entry::Change;
+use crate::image::Core;
+use crate::mutants::planted;
+use crate::tables::PAGE;
+use crate::tables::{PageKind, Snapshot};
+use crate::types::{BatIndex, FileOffset, MIB};
+
+impl Core {
+    /// Makes every write that returned before this call durable. Calls that wait for each other share
+    /// one commit.
+    pub(crate) fn commit(&self, writer: &Writer) -> Result<()> {
+        writer.flushes.ask(&writer.session, |session| {
+            writer.check()?;
+            let done = self.commit_session(writer, session);
+            done.map_err(|error| writer.poisoned_by(error))
+        })
+    }
+
+    fn commit_session(&self, writer: &Writer, session: &mut Session) -> Result<()> {
+        let has_payload = writer.payload_written.swap(false, Ordering::AcqRel);
+        let at_end = planted("payload-flag-cleared-late").then_some(&writer.payload_written);
+        if !has_payload && !writer.tables.read().any_dirty() {
+            return Ok(());
+        }
+        // The file keeps its length until the last entry is written: each entry names one that is
+        // durable and one that everything it refers to fits in.
+        let frozen = writer.space.freeze();
+        if !planted("tail-moved-before-apply") && !planted("apply-after-flush") {
+            self.apply(writer)?;
+        }
+        // First what was freed, then the snapshot: the changes that freed it are in there.
+        let freed = writer.space.take_freed();
+        let pages = writer.tables.write().snapshot();
+        if pages.is_empty() || !planted("metadata-before-payload") {
+            sync(writer, session)?;
+        }
+        if planted("apply-after-flush") {
+            self.apply(writer)?;
+        }
+        if !pages.is_empty() {
+            self.log_pages(writer, session, pages, frozen)?;
+        }
+        if let Some(freed) = freed {
+            writer.space.reuse(freed);
+        }
+        if let Some(flag) = at_end {
+            flag.store(false, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn log_pages(
+        &self,
+        writer: &Writer,
+        session: &mut Session,
+        pages: Vec<Snapshot>,
+        frozen: Frozen<'_>,
+    ) -> Result<()> {
+        let Some(log) = &session.log else { unreachable!("a change began the session") };
+        let most = log.most_changes();
+        let groups = if pages.len() <= most { vec![pages] } else { self.split(pages, most)? };
+        let last = groups.len() - 1;
+        let mut frozen = Some(frozen);
+        for (i, group) in groups.into_iter().enumerate() {
+            if i > 0 && !planted("part-dropped-in-split") {
+                self.apply(writer)?;
+                sync(writer, session)?;
+            }
+            if !session.log.as_ref().is_some_and(|log| log.fits(group.len())) {
+                append(writer, session, &[])?.durable(writer, session)?;
+            }
+            let entry = append(writer, session, &group)?;
+            if i == last {
+                frozen.take();
+            }
+            if !planted("apply-before-entry-flush") {
+                entry.durable(writer, session)?;
+                self.note_logged(writer, group);
+                continue;
+            }
+            self.note_logged(writer, group);
+            self.apply(writer)?;
+            entry.durable(writer, session)?;
+        }
+        Ok(())
+    }
+
+    fn note_logged(&self, writer: &Writer, group: Vec<Snapshot>) {
+        let mut changed = writer.tables.write();
+        for page in group {
+            changed.logged(page.at, page.page);
+        }
+    }
+
+    /// Parts of a snapshot that is too large for one entry, in an order in which each may be the last
+    /// that survives: metadata and sector bitmaps, then where those lie, then the blocks that need them.
+    fn split(&self, pages: Vec<Snapshot>, most: usize) -> Result<Vec<Vec<Snapshot>>> {
+        let mut parts: [Vec<Snapshot>; 3] = Default::default();
+        for page in pages {
+            match page.kind {
+                // Of these there are never more than fit into the first part.
+                PageKind::Metadata if planted("metadata-parted") && !parts[0].is_empty() => {
+                    parts[2].push(page);
+                }
+                PageKind::Metadata | PageKind::SectorBitmap => parts[0].push(page),
+                PageKind::BlockAllocationTable => {
+                    parts[1].extend(self.with_bitmaps_only(&page)?);
+                    parts[2].push(page);
+                }
+            }
+        }
+        if planted("bat-before-bitmap") {
+            parts.swap(0, 2);
+            parts[1].clear();
+        }
+        if planted("bitmap-block-with-the-blocks") {
+            parts[1].clear();
+        }
+        let mut groups: Vec<Vec<Snapshot>> = Vec::new();
+        for part in parts {
+            let mut part = part.into_iter().peekable();
+            while part.peek().is_some() {
+                groups.push(part.by_ref().take(most).collect());
+            }
+        }
+        Ok(groups)
+    }
+
+    /// A page of the block allocation table as it was, but for the sector bitmap entries of the new
+    /// one; none where those did not change.
+    fn with_bitmaps_only(&self, new: &Snapshot) -> Result<Option<Snapshot>> {
+        let mut page = match &new.before {
+            Some(before) => before.clone(),
+            None => self.page_in_file(FileOffset::new(new.at))?,
+        };
+        let first = (new.at - self.bat.offset.get()) / ENTRY_LEN;
+        let mut is_changed = false;
+        for i in 0..PAGE / ENTRY_LEN {
+            if self.layout.is_bitmap_index(BatIndex(first + i)) {
+                let place = (i * ENTRY_LEN) as usize..((i + 1) * ENTRY_LEN) as usize;
+                is_changed |= page[place.clone()] != new.page[place.clone()];
+                page[place.clone()].copy_from_slice(&new.page[place]);
+            }
+        }
+        Ok(is_changed.then_some(Snapshot { at: new.at, kind: new.kind, page, before: None }))
+    }
+
+    /// Writes the pages that the log has to their places. That is durable after the next flush.
+    pub(super) fn apply(&self, writer: &Writer) -> Result<()> {
+        let pages = writer.tables.read().to_apply();
+        if pages.is_empty() {
+            return Ok(());
+        }
+        for (at, page) in &pages {
+            writer.file.write_at(&page[..], *at).map_err(|error| {
+                Error::io("table.write", "cannot write a page of the block tables", error).at(*at)
+            })?;
+        }
+        // From here on what was read from the file before does not enter the cache, and what did is
+        // dropped before the changed pages stop hiding it.
+        writer.tables.next_epoch();
+        for (at, _) in &pages {
+            self.budget.drop_page(self.id, FileOffset::new(*at));
+        }
+        writer.tables.write().applied(&pages);
+        Ok(())
+    }
+}
+
+/// An entry that is not durable yet.
+#[must_use]
+struct Pending(crate::log::Appended);
+
+impl Pending {
+    fn durable(self, writer: &Writer, session: &mut Session) -> Result<()> {
+        if !planted("entry-not-flushed") {
+            sync(writer, session)?;
+        }
+        if let Some(log) = &mut session.log {
+            log.retire(&self.0);
+        }
+        Ok(())
+    }
+}
+
+fn append(writer: &Writer, session: &mut Session, pages: &[Snapshot]) -> Result<Pending> {
+    let changes = pages
+        .iter()
+        .map(|page| Change::Sector { at: FileOffset::new(page.at), bytes: page.page.clone() });
+    let (mut flushed, mut last) =
+        (session.flushed_len / MIB * MIB, writer.file_len().next_multiple_of(MIB));
+    if planted("flushed-offset-not-durable") {
+        flushed = last;
+    }
+    if planted("last-offset-left-behind") {
+        last = last.min(session.first_last);
+    }
+    let Some(log) = &mut session.log else { unreachable!("a change began the session") };
+    let entry = log.append(writer.file.as_ref(), changes.collect(), flushed, last)?;
+    writer.tally.log_bytes.add(entry.length);
+    Ok(Pending(entry))
+}
+
+fn sync(writer: &Writer, session: &mut Session) -> Result<()> {
+    let len = writer.file_len();
+    writer.flush()?;
+    session.flushed_len = len;
+    Ok(())
+}

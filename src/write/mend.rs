@@ -1,0 +1,186 @@
+//! Makes an image whole again of which bytes are lost: durably, through the log, under another identity.
+//!
+//! What is lost is settled by one entry of the log. It is durable before a header names it, and the header that does
+//! has the new identity: a crash leaves the file as it was, or one that a replay mends. The file grows after
+//! that only, so that nothing that is lost ever looks as if it were there. Copies come last, for they
+//! need space that the file has to grow for; no block lies over the end of the file any more by then.
+//!
+//! A mend of more pages of the table than an entry holds, 252 with a log of 1 MiB, takes several: each
+//! block is then lost or mended, and what was not mended is by the next.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::PoisonError;
+
+use uuid::Uuid;
+
+use super::session::{flush, update_headers};
+use crate::error::{Error, Result};
+use crate::format::header::Headers;
+use crate::format::log_entry::Change;
+use crate::image::{Copy, Core, Entries, Mend};
+use crate::log::LogWriter;
+use crate::mutants::planted;
+use crate::storage::Storage;
+use crate::tables::{PAGE, Page};
+use crate::types::{FileOffset, MIB};
+
+impl Core {
+    /// Carries out what was planned for this image, which is open for writing, was not changed since, and is to be
+    /// opened anew afterwards.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host fails. What is planned then is what is left to be done.
+    pub(crate) fn mend(&self, mend: &Mend) -> Result<()> {
+        let mut headers = self.headers.write().unwrap_or_else(PoisonError::into_inner);
+        let file = self.bare_storage().as_ref();
+        let mut hands = Hands { image: self, file, headers: &mut headers, len: self.file_len() };
+        hands.mend(mend).map_err(|error| error.in_file(self.name()))
+    }
+}
+
+struct Hands<'a> {
+    image: &'a Core,
+    file: &'a dyn Storage,
+    headers: &'a mut Headers,
+    /// Length of the file.
+    len: u64,
+}
+
+impl Hands<'_> {
+    fn mend(&mut self, mend: &Mend) -> Result<()> {
+        if planted("copies-before-losses") {
+            self.copy(&mend.copies, &mend.unmapped)?;
+        }
+        if !mend.lost.is_empty() || mend.len.is_some() {
+            let len = mend.len.unwrap_or_else(|| self.len.next_multiple_of(MIB));
+            if planted("grown-before-the-mend") {
+                self.set_len(len)?;
+            }
+            self.commit(&mend.lost, len, mend.len.is_some())?;
+        }
+        if mend.copies.is_empty() && mend.unmapped.is_empty() {
+            return Ok(());
+        }
+        self.copy(&mend.copies, &mend.unmapped)
+    }
+
+    /// Gives blocks that share a place one of their own each.
+    fn copy(&mut self, copies: &[Copy], unmapped: &Entries) -> Result<()> {
+        let before = self.len;
+        let mut entries = unmapped.clone();
+        entries.extend(copies.iter().map(|copy| (copy.index, copy.entry)));
+        let ends = copies.iter().map(|copy| (copy.entry.offset() + copy.len).get());
+        let end = ends.max().unwrap_or(self.len).max(self.len).next_multiple_of(MIB);
+        if let Err(error) = self.set_len(end).and_then(|()| self.copy_bytes(copies)) {
+            // Nothing names that space yet.
+            drop(self.set_len(before));
+            return Err(error);
+        }
+        self.commit(&entries, end, false)
+    }
+
+    fn copy_bytes(&self, copies: &[Copy]) -> Result<()> {
+        let mut buffer = vec![0; MIB as usize];
+        for copy in copies {
+            let to = copy.entry.offset();
+            let mut done = 0;
+            while done < copy.len {
+                let piece = &mut buffer[..(copy.len - done).min(MIB) as usize];
+                self.image.read_payload(piece, copy.from + done)?;
+                // The file was grown for it: it has zeros there.
+                if piece.iter().any(|byte| *byte != 0) {
+                    self.write(piece, (to + done).get())?;
+                }
+                done += piece.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has entries of the table changed, durably and by as few entries of the log as there can be, the last of which
+    /// says how long the file is to be.
+    fn commit(&mut self, entries: &Entries, len: u64, grows: bool) -> Result<()> {
+        let tally = &self.image.tally;
+        // What was written before, and the headers that say that there is no log.
+        flush(self.file, tally)?;
+        if self.headers.other_is_damaged() {
+            update_headers(self.headers, self.file, tally, |_| {})?;
+        }
+        let (guid, header) = (Uuid::new_v4(), self.headers.current());
+        let mut log = LogWriter::new(header.log_offset, header.log_length.into(), guid);
+        let pages: Vec<(u64, Box<Page>)> = self.pages(entries)?.into_iter().collect();
+        let mut groups: Vec<&[(u64, Box<Page>)]> =
+            pages.chunks(log.most_changes().max(1)).collect();
+        if groups.is_empty() {
+            groups.push(&[]);
+        }
+        let last = groups.len() - 1;
+        for (i, group) in groups.into_iter().enumerate() {
+            // Until the last one a replay must not have the file look longer than it is.
+            let flushed = self.len / MIB * MIB;
+            let end = if i == last || planted("grown-with-the-first-part") { len } else { flushed };
+            if !log.fits(group.len()) {
+                let entry = log.append(self.file, Vec::new(), flushed, flushed)?;
+                flush(self.file, tally)?;
+                log.retire(&entry);
+            }
+            let changes = group
+                .iter()
+                .map(|(at, page)| Change::Sector { at: FileOffset::new(*at), bytes: page.clone() });
+            let entry = log.append(self.file, changes.collect(), flushed, end)?;
+            if !planted("mend-not-flushed") {
+                flush(self.file, tally)?;
+            }
+            log.retire(&entry);
+            if i == 0 {
+                update_headers(self.headers, self.file, tally, |header| {
+                    header.file_write_guid = Uuid::new_v4();
+                    if !planted("mend-keeps-identity") {
+                        header.data_write_guid = Uuid::new_v4();
+                    }
+                    header.log_guid = guid;
+                })?;
+            }
+            if i == last && grows {
+                self.set_len(len)?;
+            }
+            for (at, page) in group {
+                self.write(&page[..], *at)?;
+            }
+            flush(self.file, tally)?;
+        }
+        update_headers(self.headers, self.file, tally, |header| header.log_guid = Uuid::nil())
+    }
+
+    /// The pages of the table as they are to be.
+    fn pages(&self, entries: &Entries) -> Result<BTreeMap<u64, Box<Page>>> {
+        let mut pages: BTreeMap<u64, Box<Page>> = BTreeMap::new();
+        for (index, entry) in entries {
+            let at = self.image.bat_entry_at(*index).get();
+            let (start, within) = (at - at % PAGE, (at % PAGE) as usize);
+            let page = match pages.entry(start) {
+                Entry::Occupied(page) => page.into_mut(),
+                Entry::Vacant(none) => {
+                    none.insert(self.image.page_in_file(FileOffset::new(start))?)
+                }
+            };
+            page[within..within + 8].copy_from_slice(&entry.to_bytes());
+        }
+        Ok(pages)
+    }
+
+    fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
+        self.file.write_at(bytes, at).map_err(|error| {
+            Error::io("loss.write", format!("cannot write {} bytes", bytes.len()), error).at(at)
+        })
+    }
+
+    fn set_len(&mut self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(|error| {
+            Error::io("loss.grow", format!("cannot make the file {len} bytes long"), error)
+        })?;
+        self.len = len;
+        Ok(())
+    }
+}

@@ -1,0 +1,291 @@
+//! Edits of the metadata of an image that may be in use, \[MS-VHDX\] 2.6.
+//!
+//! All pages that an edit changes go to the log in one entry, so that a crash leaves all of it or none. They
+//! go to their places before the edit returns: whoever reads metadata finds it in the file.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Range;
+use std::sync::PoisonError;
+
+use uuid::Uuid;
+
+use super::Writer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::metadata::{ItemFlags, MetadataEntry, MetadataTable};
+use crate::image::Core;
+use crate::image::Metadata;
+use crate::mutants::planted;
+use crate::storage::Storage;
+use crate::tables::PageKind;
+use crate::tables::{PAGE, Page};
+use crate::types::FileOffset;
+
+/// Items start at a multiple of this many bytes.
+const ALIGNMENT: u64 = 8;
+
+/// A change of one metadata item. An item of the format and one of a user may have the same GUID.
+#[derive(Clone, Debug)]
+pub(crate) enum ItemEdit {
+    /// Adds the item or replaces it, flags and all.
+    Set { item: Uuid, flags: ItemFlags, bytes: Vec<u8> },
+    /// Removes the item if it is there.
+    Remove { item: Uuid, is_user: bool },
+}
+
+/// Changed pages by their place in the file.
+pub(super) type Pages = BTreeMap<u64, Box<Page>>;
+
+impl Core {
+    /// Edits the metadata, all at once and durably, also while others write. What the image is known by to
+    /// its children stays. Items that say what the disk's size and sectors are take effect when the image is
+    /// opened anew.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when the region has no room for the items or the log none for the change;
+    /// [`ErrorKind::Damaged`] when the items make no sense. Nothing is changed then.
+    pub(crate) fn edit_metadata(&self, edits: &[ItemEdit]) -> Result<()> {
+        let writer = self.writer()?;
+        let _open = writer.ops.enter_hidden();
+        self.edit_with(writer, edits, Pages::new())
+    }
+
+    /// Bytes that an edit writes to the metadata, in whole pages. Nothing is changed.
+    pub(crate) fn edit_len(&self, edits: &[ItemEdit]) -> Result<u64> {
+        let mut edit = Edit::new(self, Pages::new());
+        edit.apply(edits).map_err(|error| error.in_file(self.name()))?;
+        Ok(edit.pages.len() as u64 * PAGE)
+    }
+
+    /// Refuses edits, to be made one after the other, of which one could not be made: as making it would, and with
+    /// nothing changed.
+    ///
+    /// # Errors
+    /// As [`edit_metadata`](Self::edit_metadata).
+    pub(crate) fn check_edits(&self, all: &[Vec<ItemEdit>]) -> Result<()> {
+        let mut edit = Edit::new(self, Pages::new());
+        for edits in all {
+            self.rehearse(&mut edit, edits)?;
+            edit.before.append(&mut edit.pages);
+        }
+        Ok(())
+    }
+
+    /// An edit together with other pages of the file, where the caller keeps the session from ending.
+    pub(super) fn edit_with(
+        &self,
+        writer: &Writer,
+        edits: &[ItemEdit],
+        others: Pages,
+    ) -> Result<()> {
+        writer.check()?;
+        let _alone = writer.edits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut edit = Edit::new(self, others);
+        let metadata = self.rehearse(&mut edit, edits)?;
+        if edit.pages.is_empty() {
+            return Ok(());
+        }
+        self.begin_hidden(writer)?;
+        let mut pages = edit.pages;
+        if planted("metadata-in-two-entries") && pages.len() > 1 {
+            let last = pages.pop_last();
+            self.log_edit(writer, pages)?;
+            pages = last.into_iter().collect();
+        }
+        self.log_edit(writer, pages)?;
+        *self.metadata.write().unwrap_or_else(PoisonError::into_inner) = metadata;
+        Ok(())
+    }
+
+    /// Makes edits in memory alone, and says what the metadata is then.
+    fn rehearse(&self, edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
+        let named = |error: Error| error.in_file(self.name());
+        edit.apply(edits).map_err(named)?;
+        let metadata = Metadata::load(edit, &self.metadata_region, false).map_err(named)?;
+        if edit.pages.len() > self.most_dirty {
+            let message = "the change of the metadata is larger than an entry of the log";
+            return Err(Error::new(ErrorKind::Unsupported, "metadata.edit-size", message)
+                .in_file(self.name())
+                .with_section("2.3")
+                .with_found(format_args!("{} pages of 4 KiB", edit.pages.len()))
+                .with_expected(format_args!("at most {}", self.most_dirty)));
+        }
+        Ok(metadata)
+    }
+
+    /// Makes changed pages durable in the log and puts them in their places.
+    fn log_edit(&self, writer: &Writer, pages: Pages) -> Result<()> {
+        {
+            let mut changed = writer.tables.write();
+            for (at, page) in pages {
+                changed.add(at, page.clone(), PageKind::Metadata);
+                if let Some(place) = changed.change(at) {
+                    *place = *page;
+                }
+            }
+        }
+        self.commit(writer)?;
+        // A commit puts the pages of the one before in their places, when it is the only one at that.
+        let _session = writer.session();
+        self.apply(writer).map_err(|error| writer.poisoned_by(error))
+    }
+}
+
+/// The file as it is to be: the pages that an edit changed lie over it.
+#[derive(Debug)]
+struct Edit<'a> {
+    image: &'a Core,
+    table: MetadataTable,
+    /// What edits before this one changed, which the file does not have.
+    before: Pages,
+    pages: Pages,
+}
+
+impl<'a> Edit<'a> {
+    fn new(image: &'a Core, pages: Pages) -> Self {
+        let table = image.metadata().table.clone();
+        Self { image, table, before: Pages::new(), pages }
+    }
+
+    fn apply(&mut self, edits: &[ItemEdit]) -> Result<()> {
+        let table = self.table.clone();
+        let is_edited = |entry: &MetadataEntry| {
+            let is_user = entry.flags.contains(ItemFlags::USER);
+            edits.iter().any(|edit| edit.is_of(entry.item, is_user))
+        };
+        let mut kept: Vec<MetadataEntry> = table.entries.clone();
+        kept.retain(|entry| !is_edited(entry));
+        for edit in edits {
+            let ItemEdit::Set { item, flags, bytes } = edit else { continue };
+            let is_user = flags.contains(ItemFlags::USER);
+            let old = |entry: &&MetadataEntry| {
+                entry.item == *item && entry.flags.contains(ItemFlags::USER) == is_user
+            };
+            let old = table.entries.iter().find(old).map(|entry| entry.offset);
+            let length = bytes.len() as u64;
+            let offset = self.room(&kept, length, old)?;
+            self.write(self.image.metadata_region.offset + offset, bytes)?;
+            let (offset, length) = (offset as u32, length as u32);
+            kept.push(MetadataEntry { item: *item, offset, length, flags: *flags });
+        }
+        if kept.len() > MetadataTable::MAX_ENTRIES {
+            return Err(full("the metadata table has no room for another item")
+                .with_found(kept.len())
+                .with_expected(format_args!("at most {} items", MetadataTable::MAX_ENTRIES)));
+        }
+        // Those that were there keep their order, for whoever reads the table by eye.
+        let place = |new: &MetadataEntry| {
+            let is_same = |old: &MetadataEntry| {
+                old.item == new.item && !(old.flags ^ new.flags).contains(ItemFlags::USER)
+            };
+            table.entries.iter().position(is_same).unwrap_or(usize::MAX)
+        };
+        kept.sort_by_key(place);
+        if kept != table.entries {
+            self.table = MetadataTable { entries: kept };
+            let bytes = self.table.to_bytes();
+            self.write(self.image.metadata_region.offset, &bytes)?;
+        }
+        Ok(())
+    }
+
+    /// A place in the region for an item of `length` bytes beside those that stay: where it was, or the first
+    /// that is free.
+    fn room(&self, kept: &[MetadataEntry], length: u64, old: Option<u32>) -> Result<u64> {
+        if length == 0 {
+            return Ok(0);
+        }
+        let region_len = u64::from(self.image.metadata_region.length);
+        let first = MetadataTable::LEN as u64;
+        let mut taken: Vec<Range<u64>> = kept.iter().filter_map(MetadataEntry::place).collect();
+        taken.sort_unstable_by_key(|range| range.start);
+        let is_free = |start: u64| {
+            let end = start + length;
+            let is_apart = |range: &Range<u64>| range.end <= start || end <= range.start;
+            start >= first && end <= region_len && taken.iter().all(is_apart)
+        };
+        if let Some(old) = old.map(u64::from).filter(|old| is_free(*old)) {
+            return Ok(old);
+        }
+        let ends = taken.iter().map(|range| range.end.next_multiple_of(ALIGNMENT));
+        [first].into_iter().chain(ends).find(|start| is_free(*start)).ok_or_else(|| {
+            let used: u64 = taken.iter().map(|range| range.end - range.start).sum();
+            full("the metadata region has no room for an item")
+                .with_found(format_args!("{length} bytes beside {used} in use"))
+                .with_expected(format_args!("room among {} bytes", region_len - first))
+        })
+    }
+
+    /// A page that is another than the file's.
+    fn page(&self, start: u64) -> Option<&Page> {
+        self.pages.get(&start).or_else(|| self.before.get(&start)).map(|page| &**page)
+    }
+
+    /// Changes bytes of the file; pages that stay as they are are none of the edit's.
+    fn write(&mut self, at: FileOffset, bytes: &[u8]) -> Result<()> {
+        let (mut at, mut rest) = (at.get(), bytes);
+        while !rest.is_empty() {
+            let (start, within) = (at - at % PAGE, (at % PAGE) as usize);
+            let (now, later) = rest.split_at(rest.len().min(PAGE as usize - within));
+            let mut page = match self.page(start) {
+                Some(page) => Box::new(*page),
+                None => self.image.page_in_file(FileOffset::new(start))?,
+            };
+            let place = &mut page[within..within + now.len()];
+            if place != now {
+                place.copy_from_slice(now);
+                self.pages.insert(start, page);
+            }
+            (at, rest) = (at + now.len() as u64, later);
+        }
+        Ok(())
+    }
+}
+
+impl ItemEdit {
+    fn is_of(&self, item: Uuid, is_user: bool) -> bool {
+        match self {
+            Self::Set { item: own, flags, .. } => {
+                *own == item && flags.contains(ItemFlags::USER) == is_user
+            }
+            Self::Remove { item: own, is_user: own_user } => *own == item && *own_user == is_user,
+        }
+    }
+}
+
+fn full(message: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, "metadata.full", message).with_section("2.6.1")
+}
+
+/// To be read only.
+impl Storage for Edit<'_> {
+    fn name(&self) -> &str {
+        self.image.name()
+    }
+
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let (start, within) = (offset - offset % PAGE, offset % PAGE);
+        let len = (buf.len() as u64).min(PAGE - within) as usize;
+        match self.page(start) {
+            Some(page) => buf[..len].copy_from_slice(&page[within as usize..][..len]),
+            None => return self.image.storage.read_at(&mut buf[..len], offset),
+        }
+        Ok(len)
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        self.image.storage.len()
+    }
+
+    fn set_len(&self, _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
