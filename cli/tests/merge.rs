@@ -340,7 +340,10 @@ fn without_the_space_nothing_is_begun() {
     let disk: Vec<u8> = (0..96 * MIB).map(|i| 1 + (i % 251) as u8).collect();
     folder.run_with("write tip.avhdx --offset 0", &disk).expect(0);
     let (base, tip) = (folder.read("base.vhdx"), folder.read("tip.avhdx"));
-    let run = folder.run("merge tip.avhdx").expect(3).says("the space falls short by ");
+    let run = folder
+        .run("merge tip.avhdx")
+        .expect(3)
+        .says(" bytes of space are missing; nothing was changed");
     let next = ["avhdx merge tip.avhdx --low-space  # frees what is merged step by step"];
     assert_eq!(run.next(), next);
     let run = folder.run("merge tip.avhdx --dry-run --json").expect(3);
@@ -357,7 +360,8 @@ fn without_the_space_nothing_is_begun() {
     };
     fill(MIB as u64 / 2);
     for line in ["merge tip.avhdx", "merge tip.avhdx --low-space"] {
-        let run = folder.run(line).expect(3).says("the space falls short by ");
+        let run =
+            folder.run(line).expect(3).says(" bytes of space are missing; nothing was changed");
         let next = run.next();
         assert!(!next.is_empty() && next.iter().all(|next| !next.contains("merge")), "{next:?}");
         let first = next[0].split("  # ").next().unwrap().to_owned();

@@ -1,4 +1,4 @@
-//! Consent to what an image lost, so that it can be changed again.
+//! Accepts what an image has lost, so that it can be changed again.
 
 use std::fmt::Write as _;
 use std::io;
@@ -15,35 +15,35 @@ use crate::storage::{self, Host, Storage, folder_of, is_file};
 
 pub use crate::image::{Loss, LossKind};
 
-/// Names that are tried for the list of what was lost.
+/// How many names are tried for the list of losses.
 const MOST_NAMES: u32 = 1000;
 
-/// Settles what an image lost whose file was cut short, or whose blocks lie over each other.
+/// Repairs an image whose file was cut short or whose blocks overlap, at the price of the lost bytes.
 ///
-/// Such an image is served as far as it goes, and every change of it is refused: a write could go over bytes that
-/// only seem to be free. This is the consent to go on without what is gone. A block whose bytes are lost reads
-/// as zeros from then on, never as what its parent has; one of which a part is there keeps that part; blocks that
-/// have the same bytes of the file get a copy each. Where a sector bitmap block is lost, nobody can tell any more
-/// which sectors of its partially present blocks are the parent's, and those blocks count as lost, \[MS-VHDX\]
-/// 2.5.1.2. The image gets another identity.
+/// Such an image is readable as far as possible, but every change is refused: a write could overwrite bytes that
+/// only appear free. This operation is the consent to continue without the lost bytes. A block whose bytes are lost
+/// reads as zeros from then on, never as the parent's data; a block that is partly there keeps that part; blocks that
+/// share bytes of the file each get a copy. If a sector bitmap block is lost, it is unknown which sectors of its
+/// partially present blocks are the parent's, and those blocks count as lost, \[MS-VHDX\] 2.5.1.2. The image gets a
+/// new identity.
 ///
-/// First of all the list of what was lost is written to a file of its own and made durable. Then a log that is pending
-/// is replayed to the file, and the image is mended through its log: a crash, or a kill, at any moment leaves it as it
-/// was, mended, or without what is lost and its copies yet to be made, and another run does the rest. (An image of
-/// which more than 252 pages of the table change, with a log of 1 MiB, is mended by as many at once.) What cannot be
-/// mended stays refused: structures that are lost, and blocks over the block allocation table.
+/// The list of losses is written to a file of its own and made durable first. Then a pending log is replayed to the
+/// file, and the image is repaired through its log. A crash or kill at any moment leaves the image as it was,
+/// repaired, or without the lost bytes but with the copies still to be made; another run completes the work. (If more
+/// than 252 pages of the table change, with a log of 1 MiB, the repair goes in steps of that many.) Lost structures
+/// and blocks that overlap the block allocation table cannot be repaired, and stay refused.
 ///
 /// # A child whose merge was stopped
 ///
-/// It is mended too, as long as it is nobody's parent, and stays marked: [`Merge::resume`](super::Merge::resume) then
-/// completes the merge, which is refused before. A merge that is stopped by its callback, or by the loss itself
-/// (`merge.child-lost`), notes in the child how far its parent has all of it. Blocks that are lost before that place
-/// read as before, by the parent ([`LossKind::Merged`]), unless the child was written to since. After a crash or a kill
-/// there is no such note, and all that is lost reads as zeros, though some of it may be in the parent: which nobody knows,
-/// for the parent holds a mixture until the merge is completed.
+/// Such a child is repaired too, as long as it is nobody's parent, and stays marked: its merge is refused before, and
+/// [`Merge::resume`](super::Merge::resume) completes it afterwards. A merge that is stopped by its callback, or by the
+/// loss itself (`merge.child-lost`), records in the child how far the parent holds its data. Blocks that are lost
+/// before that place read as before, from the parent ([`LossKind::Merged`]), unless the child was written to since.
+/// After a crash or kill there is no such record, and every lost block reads as zeros: some of its data may be in the
+/// parent, but the parent holds a mixture until the merge is complete.
 ///
-/// An image that is sound stays as it is, but for a pending log, which is replayed as whenever an image is opened for
-/// writing; so does one whose file ends where its disk does, within the last block.
+/// A sound image is not changed, except that a pending log is replayed as on every open for writing. The same goes
+/// for an image whose file ends with the disk, within the last block.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -65,20 +65,20 @@ pub struct AcceptLoss {
     report: Option<PathBuf>,
 }
 
-/// What an image lost.
+/// What an image has lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Losses {
-    /// Whether the image is refused to be changed as it is. Nothing of the disk need be lost for that.
+    /// Whether changes to the image are refused in its present state. That alone does not mean that data is lost.
     pub damaged: bool,
-    /// What of the disk is lost or doubtful, in the order of the disk.
+    /// The lost or doubtful ranges of the disk, in ascending order.
     pub list: Vec<Loss>,
-    /// The file that has this list.
+    /// The file that this list was written to.
     pub report: Option<PathBuf>,
 }
 
 impl Losses {
-    /// Bytes of the disk that are gone.
+    /// Bytes of the disk that are lost.
     pub fn bytes(&self) -> u64 {
         let lost = self.list.iter().filter(|loss| loss.kind.is_lost());
         lost.map(|loss| loss.range.end - loss.range.start).sum()
@@ -86,43 +86,47 @@ impl Losses {
 }
 
 impl AcceptLoss {
-    /// For an image on this machine.
+    /// Works on an image of this machine.
     pub fn new() -> Self {
         Self { options: OpenOptions::new(), report: None }
     }
 
-    /// How the image is opened, and where children of it are looked for: it is refused where there are any, as
-    /// for every change.
+    /// How to open the image, and where to search for its children. As for every change, an image with children is
+    /// refused.
     pub fn options(mut self, options: OpenOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// The file to be made for the list of what was lost. Unless told otherwise, a new one beside the image: its
-    /// name and `.lost`, with a number where that is taken.
+    /// The file to create for the list of losses. The default is a new file beside the image: its name and
+    /// `.lost`, with a number if that name is taken.
     pub fn report(mut self, path: impl Into<PathBuf>) -> Self {
         self.report = Some(path.into());
         self
     }
 
-    /// What the image at `path` lost. Nothing is changed.
+    /// Returns what the image at `path` has lost, without changing anything.
     ///
     /// # Errors
-    /// As [`OpenOptions::open_image`] for reading, and those of [`run`](Self::run) for what cannot be mended.
+    /// As for [`OpenOptions::open_image`] for reading, and those of [`run`](Self::run) for what cannot be repaired.
     pub fn survey(&self, path: impl AsRef<Path>) -> Result<Losses> {
         let image = self.options.clone().writable(false).open_image(path)?.into_image().0;
         Ok(image.plan_mend()?.map_or_else(Losses::default, |mend| losses_of(&mend)))
     }
 
-    /// Mends the image at `path`, which nobody has open, and says what was lost. `on` is called with that when it
-    /// is durable in its file and nothing of the image is changed yet, and may stop it all.
+    /// Repairs the image at `path`, which must not be open elsewhere, and returns what it lost. `on` is called with the
+    /// losses once their list is durable and before the image is changed, and can stop the operation.
     ///
     /// # Errors
-    /// As [`OpenOptions::open_image`] for writing, [`ErrorKind::HasChildren`](crate::ErrorKind::HasChildren) among them;
-    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) for what cannot be mended, and [`ErrorKind::Limit`](crate::ErrorKind::Limit) where a million blocks or more
-    /// are damaged; [`ErrorKind::Unfinished`](crate::ErrorKind::Unfinished) and [`ErrorKind::Merged`](crate::ErrorKind::Merged) for the parent of a merge
-    /// that is not over and for the child of one that is complete; [`ErrorKind::NoSpace`](crate::ErrorKind::NoSpace); [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled). The image is then as it was. When the host
-    /// fails on the way ([`ErrorKind::Io`](crate::ErrorKind::Io)), it is as after a crash.
+    /// As for [`OpenOptions::open_image`] for writing, including
+    /// [`ErrorKind::HasChildren`](crate::ErrorKind::HasChildren);
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged) for what cannot be repaired;
+    /// [`ErrorKind::Limit`](crate::ErrorKind::Limit) if a million blocks or more are damaged;
+    /// [`ErrorKind::Unfinished`](crate::ErrorKind::Unfinished) for the parent of an unfinished merge;
+    /// [`ErrorKind::Merged`](crate::ErrorKind::Merged) for the child of a complete one;
+    /// [`ErrorKind::NoSpace`](crate::ErrorKind::NoSpace); [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled). The
+    /// image is unchanged after these. If the host fails later ([`ErrorKind::Io`](crate::ErrorKind::Io)), the image is
+    /// as after a crash.
     pub fn run(
         &self,
         path: impl AsRef<Path>,
@@ -133,14 +137,14 @@ impl AcceptLoss {
         let mut image = options.open_image(path)?.into_image().0;
         let cancel = self.options.policies().0.cancel.as_deref();
         let replay = |image: &mut Arc<Core>| {
-            let image = Arc::get_mut(image).unwrap_or_else(|| unreachable!("it was opened here"));
+            let image = Arc::get_mut(image).unwrap_or_else(|| unreachable!("no clone exists yet"));
             image.replay(cancel).map_err(|error| error.in_file(image.name()))
         };
         if planted("replayed-before-the-list") {
             replay(&mut image)?;
         }
         let Some(mend) = image.plan_mend()? else {
-            // What an earlier run was stopped in may be all that is left to be done.
+            // A replay may be all that an earlier, stopped run left to do.
             replay(&mut image)?;
             return Ok(Losses::default());
         };
@@ -148,7 +152,7 @@ impl AcceptLoss {
         let host = self.options.host_used().as_ref();
         let at = image.path().unwrap_or(path).to_path_buf();
         let mut forecast = Forecast::on(host, &at)?;
-        // A pending log may have the file grow.
+        // Replaying a pending log may grow the file.
         let grown = image.file_len().saturating_sub(image.len_of_file());
         forecast.peak = mend.room(image.file_len()) + grown;
         forecast.add(&at, FileChangeKind::Changed);
@@ -162,17 +166,17 @@ impl AcceptLoss {
         losses.report = Some(report.clone());
         let mut panic = CallerPanic::default();
         if panic.catch(|| on(&losses)).is_break() {
-            // It tells of something that was not done.
+            // The list describes a repair that did not happen.
             discard(host, &report, list.as_ref());
             panic.go_on();
             return Err(Error::cancelled());
         }
         if !planted("mend-before-its-list") {
-            // The disk is as it was before a replay, and what is planned too. One that is stopped has done nothing.
+            // A replay changes neither the disk nor the plan. If it is cancelled, nothing was repaired.
             replay(&mut image).inspect_err(|_| discard(host, &report, list.as_ref()))?;
             image.mend(&mend)?;
         }
-        // Looked at anew, under the lock that is still held.
+        // Checked on a fresh view, under the lock that is still held.
         let policy = ImagePolicy {
             lock: Lock::None,
             log: LogPolicy::Refuse,
@@ -183,7 +187,7 @@ impl AcceptLoss {
         Ok(losses)
     }
 
-    /// Writes the list durably, under its name, for those who may read the image.
+    /// Writes the list durably, readable by those who may read the image.
     fn write_report(
         &self,
         host: &dyn Host,
@@ -194,7 +198,7 @@ impl AcceptLoss {
         let failed = |path: &Path| {
             let path = path.to_path_buf();
             move |error| {
-                let message = "cannot write the list of what was lost, and nothing was done";
+                let message = "cannot write the list of losses; nothing was changed";
                 Error::io("loss.report", message, error).in_path(&path)
             }
         };
@@ -203,7 +207,7 @@ impl AcceptLoss {
             None => new_beside(host, image).map_err(failed(image))?,
         };
         let flush = || if planted("list-not-flushed") { Ok(()) } else { storage.flush() };
-        // Who may not read the image has no business with what it lost.
+        // The list reveals the image's contents: it gets the same owner and mode.
         let written = storage
             .copy_owner_from(model)
             .and_then(|()| storage.write_at(text.as_bytes(), 0))
@@ -217,7 +221,7 @@ impl AcceptLoss {
     }
 }
 
-/// Removes the list, unless its name is another file's by now.
+/// Removes the list, unless another file has its name by now.
 fn discard(host: &dyn Host, path: &Path, list: &dyn Storage) {
     drop(storage::remove(host, path, &|path| is_file(host, path, list)));
 }
@@ -228,7 +232,7 @@ impl Default for AcceptLoss {
     }
 }
 
-/// A new file whose name starts as the image's does.
+/// Creates a file whose name is the image's with `.lost` appended.
 fn new_beside(
     host: &dyn Host,
     image: &Path,
@@ -251,7 +255,7 @@ fn losses_of(mend: &Mend) -> Losses {
     Losses { damaged: true, list: mend.losses.clone(), report: None }
 }
 
-/// The list as a file has it: a line for each loss, in columns.
+/// Formats the list as tab-separated columns, one loss per line.
 fn text_of(image: &Core, losses: &Losses) -> String {
     let mut text = format!(
         "# What the disk of {} lost: {} bytes are gone. The image was {} then.\n\
@@ -262,7 +266,7 @@ fn text_of(image: &Core, losses: &Losses) -> String {
     );
     for Loss { range, kind, at } in &losses.list {
         let len = range.end - range.start;
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "{}\t{len}\t{}\t{at}", range.start, kind.name());
     }
     text

@@ -1,4 +1,4 @@
-//! A point in time kept, and a new tip on it.
+//! Freezes the tip of a chain and continues in a new child.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -12,17 +12,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, LinkPaths, Warning};
 use crate::mutants::planted;
 
-/// Freezes the tip of a chain and goes on writing in a new child of it.
+/// Freezes the tip of a chain and continues writing in a new child.
 ///
-/// The chain may be in use: a write that is under way is in the frozen layer or in the new tip, as a whole, and
-/// none waits longer than it takes to flush what was written last. The frozen file is left as it is, but for
-/// what its own session has still to write; label and time are kept in the child. From then on the tip's
-/// path is another one, which whoever starts the machine must know: it is durable before the first flush of
-/// the new tip returns.
+/// The chain may be in use. A concurrent write ends up wholly in the frozen layer or wholly in the new tip, and waits
+/// no longer than a flush of the most recent writes takes. The frozen file changes only by what its session still
+/// has to write; the label and the time are stored in the child. The tip's path changes with a checkpoint, and the
+/// machine's configuration must follow. The new tip is durable before its first flush returns.
 ///
-/// After a crash the child is there as a whole or not at all. Where it is there it reads as the tip did: go on
-/// with it, or remove it. Where the tip was written to while the child was made, it may be refused with
-/// [`ErrorKind::ParentMismatch`], and the tip is what to go on with.
+/// After a crash, the child exists completely or not at all. If it exists, it reads as the old tip did: continue
+/// in it, or remove it. If the old tip was written to while the child was created, the child may be refused with
+/// [`ErrorKind::ParentMismatch`]; continue in the old tip then.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -39,49 +38,48 @@ pub struct Checkpoint {
     child: NewChild,
 }
 
-/// What a checkpoint made.
+/// The result of a checkpoint.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Checkpointed {
-    /// Where the new tip lies, unless the warning `op.renamed` says that nobody knows.
+    /// The path of the new tip, unless the warning `op.renamed` says that it is unknown.
     pub path: PathBuf,
     /// The new tip.
     pub tip: LayerId,
-    /// The layer that was frozen.
+    /// The frozen layer.
     pub frozen: LayerId,
-    /// What could not be brought to its end, and does no harm to the chain.
+    /// Clean-up steps that failed. None of them affects the chain.
     pub warnings: Vec<Warning>,
 }
 
 impl Checkpoint {
-    /// A checkpoint without a label, under a name like Hyper-V's.
+    /// Creates a checkpoint without a label, in a file named as Hyper-V would.
     pub fn new() -> Self {
         Self { child: NewChild::new() }
     }
 
-    /// What the point in time is called, up to 4096 bytes. It is kept in the new child and names what lies below.
+    /// Labels the point in time, in up to 4096 bytes. The label is stored in the new child and names the layer below.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.child.label = Some(label.into());
         self
     }
 
-    /// Where the new tip is to lie: beside the old one unless told otherwise, named after the disk and a new
-    /// GUID.
+    /// The path of the new tip. The default is a file beside the old tip, named after the disk and a new GUID.
     pub fn path(mut self, path: impl Into<PathBuf>) -> Self {
         self.child.path = Some(path.into());
         self
     }
 
-    /// Size of the new tip's payload blocks in bytes, 2 MiB unless told otherwise.
+    /// The payload block size of the new tip in bytes. The default is 2 MiB.
     pub fn block_size(mut self, bytes: u32) -> Self {
         self.child.block_size = Some(bytes);
         self
     }
 
-    /// What [`run`](Self::run) is going to do, on the same chain opened for writing. Nothing is changed.
+    /// Predicts what [`run`](Self::run) will do on the same chain opened for writing, without changing anything.
     ///
     /// # Errors
-    /// As those of `run` that are found before anything is done.
+    /// The errors of `run` that are found before anything is changed.
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let tip = op.images().swap_remove(0);
@@ -90,14 +88,14 @@ impl Checkpoint {
         Ok(forecast)
     }
 
-    /// Makes the checkpoint, on the chain itself and all its clones. Views stay at their points.
+    /// Makes the checkpoint, in this chain and all its clones. Views stay at their points.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] when the tip's file lost bytes of the disk, as a write to it would say;
-    /// [`ErrorKind::ReadOnly`] when the tip is not open for writing; [`ErrorKind::NoSpace`] before a byte is
-    /// written; [`ErrorKind::Io`] when the host fails, also where the new name is taken;
+    /// [`ErrorKind::Damaged`] if the tip's file has lost bytes of the disk, as for a write to it;
+    /// [`ErrorKind::ReadOnly`] if the tip is not open for writing; [`ErrorKind::NoSpace`] before anything is
+    /// written; [`ErrorKind::Io`] if the host fails or the new name is taken;
     /// [`ErrorKind::InUse`] while another operation changes the chain; [`ErrorKind::Cancelled`]. The chain is
-    /// then as it was, and goes on.
+    /// unchanged and usable after an error.
     pub fn run(
         self,
         chain: &DiffChain,
@@ -105,7 +103,7 @@ impl Checkpoint {
     ) -> Result<Checkpointed> {
         let op = chain.operate()?;
         let tip = writable_tip(&op)?;
-        // What it lost can be settled as long as no child stands on it, and not once this one does.
+        // Losses can be accepted only while the tip has no child.
         tip.check_claims()?;
         self.child.forecast(&op, &tip)?.check()?;
         report(on, 0, 1)?;
@@ -115,7 +113,7 @@ impl Checkpoint {
         if let Err(error) = switch(&op, &tip, &child) {
             drop(remove(&op, &child));
             drop(child);
-            // The child may still be there, and must not take what comes for what it was made on.
+            // The child's file may remain. A new identity of the tip keeps that child from matching later writes.
             drop(tip.hand_out_identity());
             return Err(error);
         }
@@ -124,9 +122,9 @@ impl Checkpoint {
             let message = format!("{}: the frozen layer was not closed: {error}", tip.name());
             warnings.push(Warning { code: "checkpoint.not-closed", message });
         }
-        // There is nothing left to be stopped.
+        // Too late to stop.
         let _ = report(on, 1, 1);
-        // By its name the new tip finds what it stands on.
+        // The new tip finds its parent by name.
         let host = op.host().as_ref();
         place_of(host, &tip, &mut warnings);
         let path = place_of(host, &child, &mut warnings).unwrap_or(path);
@@ -141,18 +139,17 @@ impl Default for Checkpoint {
 }
 
 fn switch(op: &Operation<'_>, tip: &Core, child: &Arc<Core>) -> Result<()> {
-    // Whoever writes first in the child, or waits for the last flush of the tip, is not to pay for what can be
-    // done before.
+    // Done up front to keep the freeze short: the first writer in the child and the tip's last flush wait for less.
     child.begin_with_next_identity()?;
     tip.flush()?;
     let link = child.parent_link()?.map(|link| link.linkage);
     tip.freeze(|| {
-        // A session that began meanwhile gave the tip another.
+        // A session that began since then has given the tip a new identity.
         let guid = tip.data_write_guid();
         if link != Some(guid) && !planted("child-of-an-older-identity") {
             child.relink(guid, None, LinkPaths::Keep)?;
         }
-        // Nobody has to be waited for: what they read stays as it is.
+        // Readers need no wait: the bytes they read stay where they are.
         drop(op.put_on(Arc::clone(child), 0));
         Ok(())
     })
@@ -165,6 +162,6 @@ fn writable_tip(op: &Operation<'_>) -> Result<Arc<Core>> {
     }
     Err(Error::new(ErrorKind::ReadOnly, "checkpoint.read-only", "the tip is open for reading only")
         .in_file(tip.name())
-        .with_found("a chain that others may write to")
+        .with_found("a chain that was opened read-only")
         .with_expected("one that is open for writing"))
 }

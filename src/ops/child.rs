@@ -1,4 +1,4 @@
-//! The new child that a checkpoint and a revert put on a layer.
+//! The new child that a checkpoint or a revert puts on a layer.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,17 +15,17 @@ use crate::mutants::planted;
 use crate::storage::{self, Access, Host, Removal, Storage, folder_of, is_file, real_place};
 use crate::write::CreateOptions;
 
-/// What is warned of where an image that is to be gone on with has lost its name.
+/// Code of the warning that a file in use has lost its name.
 const RENAMED: &str = "op.renamed";
 
-/// What the new child is to be.
+/// How to create the new child.
 #[derive(Clone, Debug)]
 pub(super) struct NewChild {
     pub(super) label: Option<String>,
     pub(super) time: SystemTime,
     pub(super) path: Option<PathBuf>,
     pub(super) block_size: Option<u32>,
-    /// Part of the name, when none is given.
+    /// Part of the file name if no path is given.
     id: Uuid,
 }
 
@@ -40,7 +40,7 @@ impl NewChild {
         }
     }
 
-    /// Where the child of `parent` is going to lie.
+    /// Returns the path of the new child of `parent`.
     fn path_over(&self, host: &dyn Host, parent: &Core) -> Result<PathBuf> {
         let parent = path_of(parent)?;
         Ok(match &self.path {
@@ -62,7 +62,7 @@ impl NewChild {
         Ok(forecast)
     }
 
-    /// Makes the child, complete and durable, and opens it as the chain was opened.
+    /// Creates the child, complete and durable, and opens it with the chain's policy.
     pub(super) fn make(&self, op: &Operation<'_>, parent: &Core) -> Result<Arc<Core>> {
         let path = self.path_over(op.host().as_ref(), parent)?;
         let options = self.options(parent)?;
@@ -79,7 +79,7 @@ impl NewChild {
     }
 }
 
-/// What was found in the folder of a new child beside it, and was not told when the chain was opened.
+/// Returns warnings about the child's folder that were not reported when the chain was opened.
 pub(super) fn told_of_folder(op: &Operation<'_>, child: &Core) -> Vec<Warning> {
     let images = op.images();
     let others = images.iter().filter(|image| image.id() != child.id());
@@ -88,19 +88,19 @@ pub(super) fn told_of_folder(op: &Operation<'_>, child: &Core) -> Vec<Warning> {
     told.filter(|warning| !known.contains(warning)).cloned().collect()
 }
 
-/// What became of a file that was to be removed.
+/// The outcome of removing a file.
 pub(super) struct Removed {
-    /// Whether it is gone.
+    /// Whether the file is gone.
     pub(super) is_gone: bool,
     pub(super) warning: Option<Warning>,
 }
 
-/// Takes the name of an image's file away, durably. A name that stands for another file by now stays that file's,
-/// which is told.
+/// Removes the name of an image's file, durably. If the name belongs to another file by now, that file keeps it and
+/// a warning says so.
 pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     let (host, path) = (op.host().as_ref(), path_of(image)?);
     let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
-    let removal = storage::remove(host, path, &|path| is_file_of(host, path, image));
+    let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
     let synced = host.sync_dir(folder_of(path));
     let (code, what) = match removal.map_err(failed)? {
         Removal::Removed => {
@@ -127,22 +127,22 @@ pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     Ok(Removed { is_gone: false, warning: Some(warning) })
 }
 
-/// Whether the path is a name of the image's file, by its headers where the host tells no files apart.
+/// Whether `path` names the image's file. If the host cannot identify files, the headers decide.
 fn is_file_of(host: &dyn Host, path: &Path, image: &Core) -> io::Result<bool> {
     let file = image.bare_storage().as_ref();
     Ok(is_file(host, path, file)?
         && (file.id()?.is_some() || image.has_headers_of(host.open(path, Access::Read)?.as_ref())))
 }
 
-/// Where an image lies at the end of an operation, for those who are sent there; `None`, and a warning, where its name
-/// is another file's by now and it has none in that folder.
+/// Returns where an image lies at the end of an operation. If another file has its name and the folder has no other
+/// name of it, adds a warning and returns `None`.
 pub(super) fn place_of(
     host: &dyn Host,
     image: &Core,
     warnings: &mut Vec<Warning>,
 ) -> Option<PathBuf> {
     let path = image.path()?;
-    // Where nobody can look the name is all that is known.
+    // If the host cannot tell, the recorded name is the best answer.
     if is_file_of(host, path, image).unwrap_or(true) || planted("name-taken-for-the-file") {
         return Some(path.to_path_buf());
     }
@@ -160,7 +160,7 @@ pub(super) fn place_of(
     place
 }
 
-/// A name of the file in the folder of the one that it had.
+/// Finds another name of the file in the folder of `path`.
 fn other_name(host: &dyn Host, path: &Path, file: &dyn Storage) -> Option<PathBuf> {
     let id = file.id().ok().flatten()?;
     let is_same = |place: &PathBuf| {
@@ -168,11 +168,11 @@ fn other_name(host: &dyn Host, path: &Path, file: &dyn Storage) -> Option<PathBu
             && host.stat(place).is_ok_and(|stat| stat.id == Some(id))
     };
     let mut names = host.list(folder_of(path)).ok()?.into_iter().filter(is_same);
-    // As the one that it had was spelled.
+    // Spells the folder as `path` does.
     Some(path.with_file_name(names.next()?.file_name()?))
 }
 
-/// Warns of a link that led to a file which is removed.
+/// Warns if removing a file has left a symbolic link to it dangling.
 pub(super) fn dangling(op: &Operation<'_>, via: Option<&Path>) -> Option<Warning> {
     let (via, host) = (via?, op.host());
     let is_left = host.is_link(via).unwrap_or(false) && host.stat(via).is_err();
@@ -182,10 +182,10 @@ pub(super) fn dangling(op: &Operation<'_>, via: Option<&Path>) -> Option<Warning
     })
 }
 
-/// Bytes of the disk's name that go into a new one: with the rest it stays below the 255 that most file systems allow.
+/// How many bytes of the disk's name go into a new name; with the GUID it stays below the common limit of 255.
 const MOST_OF_NAME: usize = 200;
 
-/// A name beside the parent's, as Hyper-V gives them: the disk's, and a GUID.
+/// Returns a name beside the parent in Hyper-V's form: the disk's name and a GUID.
 fn named_like(parent: &Path, id: Uuid) -> PathBuf {
     let stem = parent.file_stem().unwrap_or_default().to_string_lossy();
     let disk = match stem.rsplit_once('_') {
@@ -215,7 +215,7 @@ mod tests {
             ("/vm/web.vhdx", format!("/vm/web_{name}.avhdx")),
             ("/vm/web_A0B1C2D3-0000-1111-2222-333344445555.avhdx", format!("/vm/web_{name}.avhdx")),
             ("web_1.avhdx", format!("web_1_{name}.avhdx")),
-            // No disk's name would be left.
+            // Stripping the GUID would leave no disk name.
             (
                 "_A0B1C2D3-0000-1111-2222-333344445555.vhdx",
                 format!("_A0B1C2D3-0000-1111-2222-333344445555_{name}.avhdx"),

@@ -1,4 +1,4 @@
-//! Do two disks hold the same bytes?
+//! Compares the bytes of two disks.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -10,8 +10,8 @@ use crate::mutants::planted;
 
 /// Compares two disks byte by byte up to the first difference.
 ///
-/// A disk that is longer has the same contents if it goes on in zeros; that the sizes differ is a fact
-/// of its own. Where the maps of both say zero, or name the same place in a parent that both have, nothing is read.
+/// If one disk is longer, the contents are the same if the rest of it is zeros; that the sizes differ is
+/// reported separately. Ranges that both disks map to zeros, or to the same place in a shared parent, are not read.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -35,15 +35,15 @@ use crate::mutants::planted;
 #[non_exhaustive]
 pub struct Compare {}
 
-/// What a comparison found.
+/// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Comparison {
-    /// Bytes of the first disk.
+    /// Size of the first disk in bytes.
     pub size_a: u64,
-    /// Bytes of the second disk.
+    /// Size of the second disk in bytes.
     pub size_b: u64,
-    /// Where they first differ; past the end of the shorter disk, where the other is first not zero.
+    /// The first byte that differs; past the end of the shorter disk, the first of the longer one that is not zero.
     pub first_difference: Option<Difference>,
 }
 
@@ -51,7 +51,7 @@ pub struct Comparison {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Difference {
-    /// Where on the disks.
+    /// Its offset on the disks.
     pub offset: u64,
     /// The first disk's byte, `None` past its end.
     pub a: Option<u8>,
@@ -60,19 +60,19 @@ pub struct Difference {
 }
 
 impl Comparison {
-    /// Whether both hold the same bytes, what is past the end of the shorter counting as zeros.
+    /// Whether both disks hold the same bytes; past the end of the shorter one, zeros are expected.
     pub fn same_contents(&self) -> bool {
         self.first_difference.is_none()
     }
 
-    /// Whether both are of one size.
+    /// Whether both disks have the same size.
     pub fn same_size(&self) -> bool {
         self.size_a == self.size_b
     }
 }
 
 impl Compare {
-    /// A comparison of whole disks.
+    /// Compares whole disks.
     pub fn new() -> Self {
         Self::default()
     }
@@ -80,7 +80,7 @@ impl Compare {
     /// Compares `a` with `b`.
     ///
     /// # Errors
-    /// As [`Disk::read_at`] on either; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) when `on`
+    /// As for [`Disk::read_at`] on either disk; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) if `on`
     /// asks to stop.
     pub fn run(
         self,
@@ -102,11 +102,11 @@ impl Compare {
     }
 }
 
-/// Two disks that are compared from the front to the back, and what was last read of each.
+/// Two disks compared from front to back, with read buffers.
 pub(super) struct Both<'a> {
     runs: [Runs<'a>; 2],
     bufs: [Vec<u8>; 2],
-    /// Layers of the second disk that are the same files as these of the first.
+    /// Layers of the second disk, and the layers of the first that are the same files.
     same_files: HashMap<LayerId, LayerId>,
 }
 
@@ -116,13 +116,13 @@ impl<'a> Both<'a> {
         Self { runs, bufs: [Vec::new(), Vec::new()], same_files: HashMap::new() }
     }
 
-    /// Has a layer of the second disk taken for the same file as one of the first.
+    /// Declares that layer `b` of the second disk is the same file as layer `a` of the first.
     pub(super) fn same_file(&mut self, a: LayerId, b: LayerId) {
         self.same_files.insert(b, a);
     }
 
-    /// Compares some bytes at `at`, which never goes back, up to `end` at the most, where both disks may have
-    /// ended before; how far that went, and the difference if there was one.
+    /// Compares bytes from `at` on, which never decreases, up to `end` at most; either disk may end earlier.
+    /// Returns how far it got and the first difference found.
     pub(super) fn step(&mut self, at: u64, end: u64) -> Result<(u64, Option<Difference>)> {
         let (alike_until, to_read) = self.ahead(at, end)?;
         if to_read == 0 {
@@ -145,7 +145,7 @@ impl<'a> Both<'a> {
         Ok((end, Some(Difference { offset, a: byte(0), b: byte(1) })))
     }
 
-    /// How far [`step`](Self::step) goes from `at` on where nothing differs, and how many bytes of data it reads.
+    /// Returns how far [`step`](Self::step) gets from `at` if nothing differs, and how many bytes of data it reads.
     pub(super) fn foresee(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
         let (alike_until, to_read) = self.ahead(at, end)?;
         if to_read == 0 {
@@ -165,8 +165,8 @@ impl<'a> Both<'a> {
         Ok((end, bytes))
     }
 
-    /// How many of the disks have to be read to compare the bytes from `at` on, and up to where that holds:
-    /// none for zeros, and for what lies at one place for both.
+    /// Returns how far from `at` on the same number of disks has to be read, and that number: 0 if both are zeros or
+    /// lie at the same place.
     pub(super) fn ahead(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
         let past_end = Run { start: at, end, source: Some(Source::Zero { layer: None }) };
         let mut ahead = [past_end; 2];

@@ -1,4 +1,4 @@
-//! Why does this byte read as it does?
+//! Explains why a byte reads as it does.
 
 use crate::chain::DiffChain;
 use crate::disk::{Disk, LayerId, check_range};
@@ -7,7 +7,7 @@ use crate::format::bat::{BatEntry, PayloadState};
 use crate::image::{Core, Owner};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
 
-/// Follows one byte of a chain through its layers, from the tip to the one that supplies it.
+/// Follows one byte of a chain through the layers, from the tip down to the layer that supplies it.
 ///
 /// ```no_run
 /// use avhdx::DiffChain;
@@ -27,27 +27,27 @@ pub struct Explain {
     offset: u64,
 }
 
-/// The way of one byte through the layers.
+/// The path of one byte through the layers.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Explanation {
-    /// Where the byte lies on the disk.
+    /// The byte's offset on the disk.
     pub offset: u64,
-    /// From the tip down to the layer that has the last word. Never empty.
+    /// From the tip down to the layer that decides the byte. Never empty.
     pub layers: Vec<LayerAnswer>,
 }
 
-/// What one layer says of the byte.
+/// One layer's answer for the byte.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct LayerAnswer {
-    /// Which layer.
+    /// The layer.
     pub layer: LayerId,
-    /// What errors call its file.
+    /// The name of its file in error messages.
     pub name: String,
-    /// The block that the byte lies in; `None` past the layer's end, and where the table has no entry.
+    /// The block that contains the byte; `None` past the layer's end, or if the table has no entry for it.
     pub block: Option<BlockFacts>,
-    /// What follows from that.
+    /// What the layer's tables say about the byte.
     pub verdict: Verdict,
 }
 
@@ -57,11 +57,11 @@ pub struct LayerAnswer {
 pub struct BlockFacts {
     /// The block's number.
     pub block: u64,
-    /// Where in the block the byte lies.
+    /// The byte's offset within the block.
     pub within: u64,
     /// The block's entry.
     pub entry: EntryFacts,
-    /// The chunk, and its sector bitmap where the block's state makes that count.
+    /// The sector bitmap of the block's chunk, if the block's state uses it.
     pub bitmap: Option<BitmapFacts>,
 }
 
@@ -69,17 +69,17 @@ pub struct BlockFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EntryFacts {
-    /// Its number, payload and bitmap entries counted alike.
+    /// Its index in the table, counting payload and sector bitmap entries.
     pub index: u64,
-    /// Where in the file it stands.
+    /// Its offset in the file.
     pub at: FileOffset,
     /// Its eight bytes.
     pub raw: u64,
     /// The name of its state.
     pub state: &'static str,
-    /// The place in the file that it names, whether or not the state gives that a meaning.
+    /// The file offset recorded in the entry, even if its state does not use it.
     pub place: FileOffset,
-    /// The log entry whose replay supplies it, if one does.
+    /// The index of the log entry whose replay supplies it, if any.
     pub log_entry: Option<u64>,
 }
 
@@ -89,9 +89,9 @@ pub struct EntryFacts {
 pub struct BitmapFacts {
     /// The chunk's number.
     pub chunk: u64,
-    /// The chunk's entry; `None` where the table ends before it.
+    /// The chunk's entry; `None` if the table ends before it.
     pub entry: Option<EntryFacts>,
-    /// The bit; `None` where there is no bitmap block.
+    /// The bit; `None` if there is no sector bitmap block.
     pub bit: Option<BitFacts>,
 }
 
@@ -99,42 +99,42 @@ pub struct BitmapFacts {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BitFacts {
-    /// Its number in the bitmap: the sector's number in the chunk.
+    /// Its index in the bitmap: the sector's index in the chunk.
     pub index: u64,
-    /// Where in the file its byte stands.
+    /// The file offset of the byte that contains it.
     pub at: FileOffset,
-    /// Its number in that byte, from the lowest.
+    /// Its position in that byte, 0 being the least significant bit.
     pub bit: u8,
-    /// Whether it is set: the sector is in this file.
+    /// Whether it is set, which means that the sector is in this file.
     pub is_set: bool,
-    /// The log entry whose replay supplies the byte, if one does.
+    /// The index of the log entry whose replay supplies the byte, if any.
     pub log_entry: Option<u64>,
 }
 
-/// What a layer's answer amounts to.
+/// What a layer does with the byte.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// The layer's file has the byte.
+    /// The layer's file holds the byte.
     #[non_exhaustive]
     Data {
-        /// Where.
+        /// The byte's offset in the file.
         at: FileOffset,
-        /// The log entry whose replay supplies it, if one does.
+        /// The index of the log entry whose replay supplies it, if any.
         log_entry: Option<u64>,
     },
-    /// The byte is zero, whatever lies below.
+    /// The byte is zero, regardless of the layers below.
     Zero,
-    /// The parent is asked.
+    /// The layer defers to its parent.
     Parent,
-    /// The layer's disk ends before the byte, so that it is zero, whatever lies below.
+    /// The layer's disk ends before the byte, which therefore reads as zero regardless of the layers below.
     PastEnd,
-    /// The tables are wrong here.
+    /// The layer's tables are invalid for this byte.
     Unreadable(Error),
 }
 
 impl Explain {
-    /// The byte at `offset` of the disk.
+    /// Explains the byte at `offset` of the disk.
     pub fn new(offset: u64) -> Self {
         Self { offset }
     }
@@ -142,9 +142,9 @@ impl Explain {
     /// Follows the byte through `chain`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) when the byte does not lie within
-    /// the disk; [`ErrorKind::Io`](crate::ErrorKind::Io) when a table cannot be read. What is wrong
-    /// with the tables is an answer, not an error.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) if the byte lies outside the disk;
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if a table cannot be read. Invalid tables are an answer
+    /// ([`Verdict::Unreadable`]), not an error.
     pub fn run(self, chain: &DiffChain) -> Result<Explanation> {
         check_range(&chain.geometry(), self.offset, 1)?;
         let at = DiskOffset(self.offset);
@@ -172,7 +172,7 @@ fn layer(image: &Core, at: DiskOffset) -> Result<LayerAnswer> {
         return Ok(answer(None, Verdict::PastEnd));
     }
     let block = block_facts(image, at)?;
-    // The facts above are for show; what they mean is decided where every read decides it.
+    // The facts above are for display; the verdict comes from the code that serves reads.
     let verdict = match image.resolve(at, 1) {
         Ok(run) => match run.owner {
             Owner::Here(at) => Verdict::Data { at, log_entry: image.log_entry_at(at) },
@@ -211,7 +211,7 @@ fn bitmap_facts(image: &Core, at: DiskOffset) -> Result<BitmapFacts> {
             let is_set = byte >> bit & 1 == 1;
             Some(BitFacts { index, at, bit, is_set, log_entry: image.log_entry_at(at) })
         }
-        // The verdict says why.
+        // The verdict carries the reason.
         Err(_) => None,
     };
     let ChunkIndex(chunk) = chunk;

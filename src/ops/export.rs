@@ -1,4 +1,4 @@
-//! The flat disk, written out.
+//! Writes out a flat disk.
 
 use std::io;
 use std::ops::{ControlFlow, Range};
@@ -9,12 +9,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
 use crate::types::KIB;
 
-/// Zeros are left out of files in pieces of this size, the page of most file systems.
+/// Zeros are left out of files in units of this size, the page of most file systems.
 const GRAIN: u64 = 4 * KIB;
-/// Shorter zeros between data are written along: to an image every write is work.
+/// Shorter zeros between data are written, because fewer writes to an image cost less.
 const SHORT: u64 = 64 * KIB;
 
-/// Writes out a disk as it reads, in one pass from its start to its end.
+/// Writes out a disk in one pass from start to end.
 ///
 /// ```
 /// use std::ops::ControlFlow;
@@ -32,31 +32,30 @@ const SHORT: u64 = 64 * KIB;
 #[non_exhaustive]
 pub struct Export {}
 
-/// What an export did.
+/// The result of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Exported {
-    /// Bytes of the disk, and so of what was made.
+    /// Size of the disk in bytes, and of the copy.
     pub size: u64,
-    /// Bytes that were written; the rest are zeros that a file need not hold.
+    /// Bytes written; the rest are zeros that a file need not store.
     pub written: u64,
 }
 
 impl Export {
-    /// An export of the whole disk.
+    /// Exports the whole disk.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Makes the file `to` the disk's flat copy, and makes it durable. What the file held is gone. Zeros are not written: where
-    /// the disk's maps say so they are not read either, and where data holds them in 4 KiB pieces they
-    /// are left out.
+    /// Makes the file `to` a flat copy of the disk, durably. The previous contents of the file are lost. Zeros are not
+    /// written: those in the disk's map are not read either, and those in data are left out in units of 4 KiB.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `to` is one of the files that the disk's bytes come from, by whatever
-    /// name, with nothing changed; as [`Disk::read_at`]; [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot write;
-    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) when `on` asks to stop. The file is then
-    /// of no use.
+    /// [`ErrorKind::InvalidInput`] if `to` is one of the files that supply the disk, under any name; nothing is
+    /// changed then. As for [`Disk::read_at`]; [`ErrorKind::Io`](crate::ErrorKind::Io) if the host cannot write;
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) if `on` asks to stop. The file is
+    /// then incomplete.
     pub fn run(
         self,
         disk: &dyn Disk,
@@ -71,7 +70,7 @@ impl Export {
         if own.is_some_and(|own| disk.files().contains(&own)) {
             return Err(onto_itself().in_file(to.name()));
         }
-        // First of all, so that a disk too large for the file system is refused at once.
+        // First, so that a disk too large for the file system is refused at once.
         to.set_len(0).and_then(|()| to.set_len(size)).map_err(|error| failed(size, error))?;
         let mut written = 0;
         pieces(disk, on, |range, bytes| {
@@ -85,15 +84,14 @@ impl Export {
         Ok(Exported { size, written })
     }
 
-    /// Copies the disk onto `to`, a disk of at least its size that reads as zeros, such as a new image,
-    /// and flushes that. Zeros are left out as in [`run`](Self::run), but for short ones between data:
-    /// blocks that would hold nothing else get no space.
+    /// Copies the disk onto `to`, a disk at least as large that reads as zeros, such as a new image,
+    /// and flushes it. Zeros are left out as in [`run`](Self::run), except for short ones between data:
+    /// blocks of zeros alone take no space.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `to` is smaller than the disk, or what is written to it goes to one of the
-    /// files that the disk's bytes come from; as [`Disk::read_at`] and
-    /// [`Disk::write_at`]; [`ErrorKind::Cancelled`] when `on` asks to stop. What `to` holds is then
-    /// unspecified.
+    /// [`ErrorKind::InvalidInput`] if `to` is smaller than the disk, or writes to it would go to one of the files that
+    /// supply the disk; as for [`Disk::read_at`] and [`Disk::write_at`]; [`ErrorKind::Cancelled`] if `on` asks
+    /// to stop. The contents of `to` are then unspecified.
     pub fn onto(
         self,
         disk: &dyn Disk,
@@ -102,7 +100,7 @@ impl Export {
     ) -> Result<Exported> {
         let (size, room) = (disk.geometry().size, to.geometry().size);
         if room < size {
-            let message = "the disk to copy onto is smaller than the one to be copied";
+            let message = "the target disk is smaller than the source";
             return Err(Error::new(ErrorKind::InvalidInput, "export.room", message)
                 .with_found(format_args!("{room} bytes"))
                 .with_expected(format_args!("at least {size}")));
@@ -127,7 +125,7 @@ impl Export {
     /// Writes every byte of the disk to `to`, in order.
     ///
     /// # Errors
-    /// As [`run`](Self::run).
+    /// As for [`run`](Self::run).
     pub fn stream(
         self,
         disk: &dyn Disk,
@@ -156,13 +154,13 @@ impl Export {
 }
 
 fn onto_itself() -> Error {
-    let message = "a disk cannot be copied onto what it is read from";
+    let message = "the target of a copy is one of its sources";
     Error::new(ErrorKind::InvalidInput, "export.own-source", message)
-        .with_found("one of the files that its bytes come from")
+        .with_found("a file that supplies the disk")
         .with_expected("another file")
 }
 
-/// Hands out the disk piece by piece: bytes that were read, or `None` for zeros.
+/// Passes the disk to `take` piece by piece: the bytes that were read, or `None` for zeros.
 fn pieces(
     disk: &dyn Disk,
     on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
@@ -179,7 +177,7 @@ fn pieces(
             take(at..run.end, None)?;
             run.end
         } else {
-            // The whole window, whatever follows the run: small extents would make small reads.
+            // A whole window, past the end of the run: small extents would cause small reads.
             let end = window_end(at, size);
             let bytes = &mut buf[..(end - at) as usize];
             disk.read_at(bytes, at)?;
@@ -192,7 +190,7 @@ fn pieces(
     Ok(())
 }
 
-/// The parts of bytes at `at` that are not zeros, with their places, cut at multiples of the grain.
+/// Returns the parts of `bytes`, which start at `at`, that are not zeros, with their offsets, in units of [`GRAIN`].
 fn parts_with_data(at: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
     let mut parts: Vec<(u64, &[u8])> = Vec::new();
     let mut start = 0;
@@ -214,7 +212,7 @@ fn parts_with_data(at: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
     parts
 }
 
-/// The places of parts, those that only short zeros keep apart as one.
+/// Returns the ranges of the parts, joining those with only [`SHORT`] zeros between them.
 fn joined(parts: &[(u64, &[u8])]) -> Vec<Range<u64>> {
     let mut places: Vec<Range<u64>> = Vec::new();
     for (at, part) in parts {
@@ -242,7 +240,7 @@ mod tests {
             parts_with_data(at, &bytes).iter().map(|(at, part)| (*at, part.len())).collect()
         };
         assert_eq!(places(0), [(4096, 8192), (16384, 4096)]);
-        // From the middle of a page: pages of the file count, not those of the buffer.
+        // From the middle of a page: pages are aligned in the file, not in the buffer.
         assert_eq!(places(512), [(4096, 8192), (20480, 512)]);
     }
 

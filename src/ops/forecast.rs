@@ -1,55 +1,55 @@
-//! What an operation is going to do.
+//! Predicts what an operation will do.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Host, folder_of};
 
-/// What an operation is going to read, write and free, before anything of it is done.
+/// What an operation will read, write and free, computed before it starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Forecast {
-    /// Bytes of data that are going to be read, be it by the host. What is looked up in tables comes to that.
+    /// Bytes of data that will be read, also by the host. Reads of tables are not included.
     pub read: u64,
-    /// Bytes that are going to be written to blocks of the disk, zeros for a disk of another size included; for a
-    /// new image the length of its file, which is holes for the most part; for another parent the pages of the
-    /// metadata that change. What headers, logs and other tables take comes to that.
+    /// Bytes that will be written to payload blocks, including zeros for a disk of another size. For a
+    /// new image, the length of its file, most of which is holes; for a new parent, the changed pages of the
+    /// metadata. Headers, logs and other tables are not included.
     pub written: u64,
-    /// Bytes of files that are going to be removed, by their lengths.
+    /// Total length of the files that will be removed, in bytes.
     pub freed: u64,
-    /// So many bytes more than now the files take up at their most, on the volume that is written to: a new block
-    /// counts as a whole, a hole that is filled as far as it is, and as given back what is known to be no hole.
-    /// File systems that share bytes need less, and pages of tables and logs that are holes come to that.
+    /// Peak of the additional space on the target volume in bytes: new blocks count in full, filled holes as far as
+    /// they are filled, and freed space only if it is known not to be a hole. File systems that share extents need
+    /// less. Holes in tables and logs that get filled are not included.
     pub peak: u64,
-    /// Bytes by which the disk gets shorter at its end.
+    /// Bytes by which the disk gets shorter.
     pub cut: u64,
-    /// Of those, bytes that any of the layers below holds data for, which is lost.
+    /// How many of those bytes some lower layer holds data for, which will be lost.
     pub cut_data: u64,
-    /// Bytes that are free there, where the host tells.
+    /// Free bytes on the target volume, if the host can tell.
     pub available: Option<u64>,
-    /// The files that are going to change.
+    /// The files that will change.
     pub files: Vec<FileChange>,
-    /// Whether data may be cut off.
+    /// Whether the caller agreed to lose `cut_data`.
     pub(super) may_cut: bool,
-    /// Where the space is needed.
+    /// A path on the target volume.
     on: PathBuf,
 }
 
-/// A file that an operation touches.
+/// A file that an operation changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FileChange {
-    /// Where it lies.
+    /// Its path.
     pub path: PathBuf,
-    /// What becomes of it.
+    /// What happens to it.
     pub kind: FileChangeKind,
 }
 
-/// What becomes of a file.
+/// What happens to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileChangeKind {
-    /// It is made.
+    /// It is created.
     Created,
     /// It is written to.
     Changed,
@@ -58,7 +58,7 @@ pub enum FileChangeKind {
 }
 
 impl Forecast {
-    /// Of an operation that takes space where this file lies, or is going to.
+    /// An empty forecast for an operation that needs space on the volume of `path`.
     pub(super) fn on(host: &dyn Host, path: &Path) -> Result<Self> {
         let available = host.free_space(folder_of(path)).map_err(|error| {
             Error::io("op.free-space", "cannot tell how much space is free", error).in_path(path)
@@ -81,25 +81,26 @@ impl Forecast {
         self.files.push(FileChange { path: path.to_owned(), kind });
     }
 
-    /// Refuses an operation that would cut off data without consent, or that there is not the space for.
+    /// Refuses an operation that would cut off data without consent or needs more space than there is.
     ///
     /// # Errors
-    /// [`ErrorKind::WouldLose`], see [`Merge::shrink`](super::Merge::shrink); [`ErrorKind::NoSpace`], with what is needed, what is free, and by how much that falls short, in bytes.
+    /// [`ErrorKind::WouldLose`], see [`Merge::shrink`](super::Merge::shrink); [`ErrorKind::NoSpace`], which states the
+    /// bytes needed, free and missing.
     pub fn check(&self) -> Result<()> {
         if self.cut_data > 0 && !self.may_cut {
             let message =
-                "the merged layer's disk is smaller, and data behind its end would be cut off";
+                "the merged layer's disk is smaller, and data beyond its end would be cut off";
             return Err(Error::new(ErrorKind::WouldLose, "merge.shrinks", message)
                 .in_path(&self.on)
                 .with_section("2.6.2.2")
                 .with_found(format_args!("{} bytes of data there", self.cut_data))
-                .with_expected("none, or the consent to lose them"));
+                .with_expected("no data there, or consent to lose it"));
         }
         let Some(available) = self.available.filter(|available| *available < self.peak) else {
             return Ok(());
         };
         let short = self.peak - available;
-        let message = format!("the space falls short by {short} bytes, and nothing was done");
+        let message = format!("{short} bytes of space are missing; nothing was changed");
         Err(Error::new(ErrorKind::NoSpace, "op.space", message)
             .in_path(&self.on)
             .with_found(format_args!("{available} bytes free"))
@@ -124,7 +125,7 @@ mod tests {
         forecast.available = Some(988);
         let error = forecast.check().unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::NoSpace, "op.space"));
-        assert!(error.to_string().contains("by 12 bytes"), "{error}");
+        assert!(error.to_string().contains("12 bytes of space are missing"), "{error}");
         assert_eq!(error.found(), Some("988 bytes free"));
     }
 }

@@ -1,4 +1,4 @@
-//! How many bytes would a copy need?
+//! Computes the size of a copy.
 
 use super::Runs;
 use crate::disk::Disk;
@@ -6,13 +6,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
 use crate::types::{KIB, MIB};
 
-/// The unit in which file systems hold data.
+/// The allocation unit of most file systems.
 const PAGE: u64 = 4 * KIB;
 /// Header section, log and metadata region of a new image.
 const VHDX_FIXED_PARTS: u64 = 3 * MIB;
 
-/// Counts the bytes that a copy of a disk would need, from its maps alone: no payload is read, so that
-/// data which happens to be zeros counts as data.
+/// Counts the bytes that a copy of a disk needs, using only its extents. No payload is read, so that
+/// data that happens to be zeros counts as data.
 ///
 /// ```
 /// use avhdx::RawDisk;
@@ -35,28 +35,28 @@ enum Target {
     Vhdx { block_size: u32, is_fixed: bool },
 }
 
-/// Bytes that a copy needs on its volume.
+/// The bytes that a copy takes up on its volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Needed {
-    /// For the disk as it is now, at most.
+    /// For the disk as it is now; an upper bound.
     pub required: u64,
-    /// For the disk when every byte of it was written to.
+    /// For the disk when all of it has been written to.
     pub fully_allocated: u64,
 }
 
 impl Measure {
-    /// A raw copy with holes for zeros, in pages of 4 KiB.
+    /// Measures a raw copy with holes for zeros, in pages of 4 KiB.
     pub fn raw() -> Self {
         Self { target: Target::Raw }
     }
 
-    /// A dynamic VHDX image with blocks of `block_size` bytes.
+    /// Measures a dynamic VHDX image with payload blocks of `block_size` bytes.
     pub fn vhdx(block_size: u32) -> Self {
         Self { target: Target::Vhdx { block_size, is_fixed: false } }
     }
 
-    /// A fixed VHDX image with blocks of `block_size` bytes.
+    /// Measures a fixed VHDX image with payload blocks of `block_size` bytes.
     pub fn vhdx_fixed(block_size: u32) -> Self {
         Self { target: Target::Vhdx { block_size, is_fixed: true } }
     }
@@ -64,7 +64,7 @@ impl Measure {
     /// Measures `disk`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the block size is none that the format has; as
+    /// [`ErrorKind::InvalidInput`] if the block size is not one that the format allows; as for
     /// [`Disk::next_extent`].
     pub fn run(self, disk: &dyn Disk) -> Result<Needed> {
         let geometry = disk.geometry();
@@ -76,7 +76,7 @@ impl Measure {
             Target::Vhdx { block_size, is_fixed } => {
                 let block = u64::from(block_size);
                 if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
-                    let message = "no block size of the format";
+                    let message = "the format does not allow this block size";
                     return Err(Error::new(ErrorKind::InvalidInput, "measure.block-size", message)
                         .with_section("2.6.2.1")
                         .with_found(block_size)
@@ -93,7 +93,7 @@ impl Measure {
     }
 }
 
-/// How many units of that length hold a byte of data.
+/// Counts the units of `unit` bytes that hold data.
 fn units_with_data(disk: &dyn Disk, unit: u64) -> Result<u64> {
     let size = disk.geometry().size;
     let mut runs = Runs::new(disk);

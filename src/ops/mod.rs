@@ -1,26 +1,26 @@
-//! Operations over whole disks: one struct each, set up by its methods and started by `run`.
+//! Operations on whole disks. Each is a struct that is configured by its methods and started by `run`.
 //!
-//! | Operation | Question or work |
+//! | Operation | What it does |
 //! |---|---|
-//! | [`Export`] | the flat disk, into a file (sparse) or a stream |
-//! | [`Check`] | is the image, with its parents, as the format wants it |
-//! | [`AcceptLoss`] | go on without what an image lost, with a list of it |
-//! | [`Compare`] | do two disks hold the same bytes, and where do they first differ |
-//! | [`Measure`] | how many bytes would a copy need |
-//! | [`Reparent`] | another parent for an image, proven to leave the disk as it is |
-//! | [`Relink`] | the paths to parents, set right where files were moved |
-//! | [`Explain`] | why does this byte read as it does, layer by layer |
-//! | [`Checkpoint`] | keep this point in time, and go on writing on top of it |
-//! | [`Merge`] | a layer into its parent, the disk as it was |
-//! | [`Revert`] | go back to an earlier point, on a new tip |
-//! | [`clear_drafts`] | what killed programs left in a folder and nobody will complete |
-//! | [`forest`] | which images are below these folders, and who is whose parent |
+//! | [`Export`] | writes the flat disk to a file (sparse) or a stream |
+//! | [`Check`] | checks an image and its parents against the format |
+//! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
+//! | [`Compare`] | finds the first byte in which two disks differ |
+//! | [`Measure`] | computes the size of a copy |
+//! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
+//! | [`Relink`] | updates recorded parent paths after files were moved |
+//! | [`Explain`] | shows, layer by layer, where a byte comes from |
+//! | [`Checkpoint`] | freezes the tip and continues in a new child |
+//! | [`Merge`] | merges a layer into its parent without changing the disk |
+//! | [`Revert`] | returns to an earlier point, in a new tip |
+//! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
+//! | [`forest`] | finds the images in folders and their parents |
 //!
-//! Those that move bytes report their [`Progress`] to a callback, which may stop them. Those that change a chain
-//! have a [`Forecast`], leave it readable at any moment, and are refused where others would be cut off.
+//! Operations that move bytes report [`Progress`] to a callback, which can stop them. Operations that change a chain
+//! have a [`Forecast`], leave the chain readable throughout, and are refused if they would cut off other images.
 //!
-//! A callback that panics is one that asks to stop: it is not called again, the operation leaves all as it does for
-//! such a wish, and then the panic goes on.
+//! If a callback panics, it is not called again: the operation stops as if the callback had asked it to, and the panic
+//! resumes afterwards.
 
 mod accept_loss;
 mod check;
@@ -66,20 +66,20 @@ use crate::image::is_zero;
 use crate::mutants::planted;
 use crate::types::MIB;
 
-/// Bytes that are read at once.
+/// How many bytes are read at once.
 const WINDOW: u64 = 2 * MIB;
 
-/// How far an operation has come.
+/// How far an operation has got.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Bytes of the disk that are dealt with.
+    /// Bytes of the disk that are processed.
     pub done: u64,
-    /// Bytes of the disk that there are; 0 as long as a merge looks how many.
+    /// Bytes of the disk to process; 0 while a merge is still counting them.
     pub total: u64,
 }
 
-/// Reports progress, and turns a wish to stop into an error.
+/// Reports progress; a request to stop becomes [`ErrorKind::Cancelled`].
 fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64) -> Result<()> {
     match on(Progress { done, total }) {
         ControlFlow::Continue(()) => Ok(()),
@@ -87,12 +87,12 @@ fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64
     }
 }
 
-/// The panic of a caller's callback, kept until the operation has ended as for a wish to stop.
+/// A panic of the caller's callback, held back until the operation has stopped cleanly.
 #[derive(Default)]
 struct CallerPanic(Option<Box<dyn Any + Send>>);
 
 impl CallerPanic {
-    /// What the callback says, unless it panics or did before.
+    /// Runs the callback; breaks if it panics, now or in an earlier call.
     fn catch(&mut self, callback: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
         if planted("callers-panic-not-caught") {
             return callback();
@@ -100,14 +100,14 @@ impl CallerPanic {
         if self.0.is_some() {
             return ControlFlow::Break(());
         }
-        // Who called the operation hears of the panic, and may look at what it left then.
+        // The panic resumes in the caller, who may then inspect what the callback left behind.
         catch_unwind(AssertUnwindSafe(callback)).unwrap_or_else(|panic| {
             self.0 = Some(panic);
             ControlFlow::Break(())
         })
     }
 
-    /// Has the panic go on, if there was one.
+    /// Resumes the panic, if there was one.
     fn go_on(self) {
         if let Some(panic) = self.0 {
             resume_unwind(panic);
@@ -115,23 +115,23 @@ impl CallerPanic {
     }
 }
 
-/// Bytes of a disk in a row, and what supplies them.
+/// A contiguous range of a disk and the source of its bytes.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     start: u64,
     end: u64,
-    /// `None` where no place in a file has them, though reading serves them.
+    /// `None` if the bytes are readable but lie at no place in a file.
     source: Option<Source>,
 }
 
 impl Run {
-    /// Whether the bytes are zeros without a look at them.
+    /// Whether the bytes are known to be zeros without reading them.
     fn is_zero(&self) -> bool {
         matches!(self.source, Some(Source::Zero { .. }))
     }
 }
 
-/// The runs of a disk, asked for from the front to the back.
+/// The runs of a disk, looked up from front to back.
 struct Runs<'a> {
     disk: &'a dyn Disk,
     size: u64,
@@ -144,8 +144,8 @@ impl<'a> Runs<'a> {
         Self { disk, size: disk.geometry().size, last: none }
     }
 
-    /// The run that the byte at `at` lies in, from there on or from before. `at` lies within the disk and
-    /// never goes back.
+    /// Returns the run that contains the byte at `at`, possibly starting before it. `at` lies within the disk and
+    /// never decreases between calls.
     fn at(&mut self, at: u64) -> Result<Run> {
         if at >= self.last.end {
             self.last = self.find(at..self.size)?;
@@ -158,7 +158,7 @@ impl<'a> Runs<'a> {
         match self.disk.next_extent(range.clone()) {
             Ok(Some(extent)) => run(extent.range.end, Some(extent.source)),
             Ok(None) => run(range.end, Some(Source::Zero { layer: None })),
-            // No place in a file has these bytes, but reading serves them.
+            // The bytes lie at no place in a file, but can be read.
             Err(error) if error.kind() == ErrorKind::LogOverlay => {
                 run(window_end(range.start, range.end), None)
             }
@@ -167,7 +167,7 @@ impl<'a> Runs<'a> {
     }
 }
 
-/// Where the window that starts at `at` ends: windows lie at multiples of their length.
+/// Returns where the window that contains `at` ends: windows start at multiples of their length.
 fn window_end(at: u64, end: u64) -> u64 {
     end.min((at / WINDOW + 1) * WINDOW)
 }

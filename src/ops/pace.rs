@@ -1,19 +1,19 @@
-//! How fast an operation may go.
+//! Limits the speed of an operation.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The caller is asked at least this often whether to go on.
+/// The longest wait between two calls of the callback.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The longest that something is put off at once: a century.
+/// The longest delay for one piece: a century.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
-/// What was not used is kept for so long.
+/// How much unused time can be caught up on.
 const SAVED: Duration = Duration::from_millis(250);
 
-/// The pace of an operation that runs beside other work: a limit in bytes a second, and a pause.
+/// The pace of an operation that runs beside other work: a limit in bytes per second, and a pause.
 ///
-/// Clones are the same pace, so that one can be kept to change it while the operation runs in another thread.
+/// Clones share their state: keep one to change the pace while the operation runs in another thread.
 ///
 /// ```
 /// use avhdx::ops::Pace;
@@ -35,20 +35,20 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Bytes a second.
+    /// Bytes per second.
     limit: Option<u64>,
     is_paused: bool,
-    /// When what was moved so far would have been moved at the limit.
+    /// When the bytes moved so far would be done at the limit.
     due: Option<Instant>,
 }
 
 impl Pace {
-    /// As fast as it goes.
+    /// No limit.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// So many bytes a second, or as many as it goes. A limit of 0 is one of a single byte.
+    /// Limits the speed to `bytes` per second, or removes the limit. A limit of 0 counts as 1.
     pub fn limit(&self, bytes: Option<u64>) {
         let mut state = self.state();
         state.limit = bytes;
@@ -56,12 +56,12 @@ impl Pace {
         self.0.changed.notify_all();
     }
 
-    /// Has the operation stop where it is, and keep all it holds.
+    /// Pauses the operation, which keeps its locks and files.
     pub fn pause(&self) {
         self.state().is_paused = true;
     }
 
-    /// Has it go on.
+    /// Resumes the operation.
     pub fn go_on(&self) {
         let mut state = self.state();
         state.is_paused = false;
@@ -69,18 +69,18 @@ impl Pace {
         self.0.changed.notify_all();
     }
 
-    /// Whether it was told to pause.
+    /// Whether the operation is paused.
     pub fn is_paused(&self) -> bool {
         self.state().is_paused
     }
 
-    /// Bytes that should be moved at once at the most, so that the limit is kept within fractions of a second.
+    /// Returns how many bytes to move at once, at most, to keep the limit within fractions of a second.
     pub(super) fn piece(&self, most: u64) -> u64 {
         let limit = self.state().limit;
         limit.map_or(most, |limit| most.min((limit / 16).next_multiple_of(1 << 16).max(1 << 16)))
     }
 
-    /// Waits until this many bytes may be moved; `on` is asked meanwhile whether to go on.
+    /// Waits until `bytes` more bytes may be moved, calling `on` meanwhile to ask whether to continue.
     pub(super) fn wait(
         &self,
         bytes: u64,
@@ -105,7 +105,7 @@ impl Pace {
 
     fn count(&self, mut state: MutexGuard<'_, State>, now: Instant, bytes: u64) {
         let Some(limit) = state.limit else { return };
-        // Longer than anybody waits, where it is more than a duration holds.
+        // A quotient beyond the range of `Duration` becomes the maximum.
         let takes = Duration::try_from_secs_f64(bytes as f64 / limit.max(1) as f64);
         let takes = takes.unwrap_or(FOR_EVER).min(FOR_EVER);
         let start = state.due.map_or(now, |due| due.max(now.checked_sub(SAVED).unwrap_or(now)));
@@ -129,7 +129,7 @@ mod tests {
         for _ in 0..31 {
             assert!(pace.wait(10_000, &mut || ControlFlow::Continue(())).is_continue());
         }
-        // The first goes at once, and each waits for those before it.
+        // The first piece needs no wait, and each other one waits for those before it.
         assert!(start.elapsed() >= Duration::from_millis(290), "{:?}", start.elapsed());
         pace.limit(None);
         assert!(pace.wait(u64::MAX, &mut || unreachable!("nothing to wait for")).is_continue());

@@ -1,4 +1,4 @@
-//! Paths to parents, set right where files were moved or renamed.
+//! Updates recorded parent paths after files were moved or renamed.
 
 use std::path::{Path, PathBuf};
 
@@ -14,12 +14,12 @@ use crate::image::{
 use crate::mutants::planted;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
 
-/// Sets the recorded paths of images right that no longer lead to their parents.
+/// Updates recorded parent paths that no longer lead to the parent.
 ///
-/// An image is relinked where none of its recorded paths leads to its parent, and one file with the recorded
-/// identity is found: among the images of the folder, or in the folders that [`parents`](Self::parents) names.
-/// Nothing but the paths changes, and each image is changed in one step; identities stay, so that children
-/// do not notice. Two files with the identity that is looked for are ambiguous, and refused by name.
+/// An image is relinked if none of its recorded paths leads to its parent and exactly one file has the recorded
+/// identity: among the images of the folder, or in the folders that [`parents`](Self::parents) names.
+/// Only the paths change, and each image changes in one step; identities stay the same, so that
+/// children are unaffected. If two files have the identity, the image is refused and both are named.
 ///
 /// ```no_run
 /// use avhdx::ops::Relink;
@@ -41,22 +41,22 @@ pub struct Relink {
     parents: PathSource,
 }
 
-/// What is to be done in a folder, or was done.
+/// What a relink will do in a folder, or has done.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Relinked {
     /// The images with new paths, parents before their children.
     pub images: Vec<RelinkedImage>,
-    /// Why others that need new paths do not get them, each with the image's name:
-    /// [`ErrorKind::ParentMissing`] where no file has the recorded identity, [`ErrorKind::Unproven`] where
-    /// several have it or the one that has it cannot be the parent, [`ErrorKind::ParentDenied`] where it lies outside
-    /// the folders that parents may come from, [`ErrorKind::Unsupported`] where no path that can be recorded leads to
-    /// it, the parent's own error where it lies in its place and cannot be read, and what else kept one from being
-    /// changed.
+    /// Why other images that need new paths do not get them. Each error names the image:
+    /// [`ErrorKind::ParentMissing`] if no file has the recorded identity; [`ErrorKind::Unproven`] if
+    /// several files have it, or the file that has it cannot be the parent; [`ErrorKind::ParentDenied`] if it lies
+    /// outside the folders that parents may come from; [`ErrorKind::Unsupported`] if no path that can be recorded leads
+    /// to it; the parent's own error if the file in the parent's place cannot be read; or the error that kept the image
+    /// from being changed.
     pub refused: Vec<Error>,
-    /// How many images of the folder could be read.
+    /// How many images of the folder were read.
     pub looked_at: usize,
-    /// What of the folder could not be read, so that images may be missing here.
+    /// What could not be read in the folder. Images may be missing from the result because of it.
     pub unread: Vec<Error>,
 }
 
@@ -66,37 +66,37 @@ pub struct Relinked {
 pub struct RelinkedImage {
     /// The image.
     pub path: PathBuf,
-    /// Where its parent lies.
+    /// The path of its parent.
     pub parent: PathBuf,
-    /// The paths that led nowhere, or to other files, as they were recorded.
+    /// The recorded paths that no longer led to the parent, as they were written.
     pub was: Vec<String>,
-    /// The link as it was recorded.
+    /// The recorded link, to notice changes between plan and run.
     link: ParentLink,
 }
 
 impl Relink {
-    /// Looks at the images of a folder and of those below it.
+    /// Relinks the images in a folder and its subfolders.
     pub fn folder(folder: impl Into<PathBuf>) -> Self {
         Self { folder: folder.into(), recursive: true, parents: PathSource::new() }
     }
 
-    /// Whether images of folders below the folder are relinked too: yes unless told otherwise.
+    /// Whether to relink images in subfolders too. The default is yes.
     pub fn recursive(mut self, yes: bool) -> Self {
         self.recursive = yes;
         self
     }
 
-    /// On which host, how recorded Windows paths are to be read there, and in which files and folders parents
-    /// are looked for beside the folder itself.
+    /// The host to work on, how to translate recorded Windows paths, and the files and folders to search for parents
+    /// besides the folder itself.
     pub fn parents(mut self, source: PathSource) -> Self {
         self.parents = source;
         self
     }
 
-    /// Finds out what there is to be done, and changes nothing.
+    /// Finds the images to relink, without changing anything.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the folder cannot be listed.
+    /// [`ErrorKind::Io`] if the folder cannot be listed.
     pub fn plan(&self) -> Result<Relinked> {
         let host = self.parents.its_host();
         let forest = Forest::scan(self.places(host)?, &self.parents)?;
@@ -135,11 +135,11 @@ impl Relink {
         Ok(relinked)
     }
 
-    /// Does what is to be done.
+    /// Relinks the images.
     ///
     /// # Errors
-    /// As [`plan`](Self::plan), before anything is changed. That an image cannot be changed is no error
-    /// but among what is [refused](Relinked::refused), and the others are changed all the same.
+    /// As for [`plan`](Self::plan), before anything is changed. An image that cannot be changed is listed in
+    /// [`refused`](Relinked::refused), and the others are still relinked.
     pub fn run(self) -> Result<Relinked> {
         let mut relinked = self.plan()?;
         for image in std::mem::take(&mut relinked.images) {
@@ -151,7 +151,7 @@ impl Relink {
         Ok(relinked)
     }
 
-    /// Why what lies in the folder, and may be an image, could not be read.
+    /// Returns why files of the folder that may be images could not be read.
     fn unread(&self, forest: &Forest) -> Vec<Error> {
         let of_finding = |finding: &Finding| match finding {
             Finding::Unreadable { path, error } | Finding::NoSignature { path, error } => {
@@ -167,7 +167,7 @@ impl Relink {
         forest.findings().iter().filter_map(of_finding).collect()
     }
 
-    /// Where images are looked for: those that are to be relinked, and their parents.
+    /// Returns the places to scan: those of the images to relink and of their parents.
     fn places(&self, host: &dyn Host) -> Result<Vec<PathBuf>> {
         let is_file = |path: &Path| host.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
         let mut places = self.parents.extra_files();
@@ -179,7 +179,7 @@ impl Relink {
         let names = host.list(&self.folder).map_err(|error| {
             Error::io("forest.place", "cannot look there", error).in_path(&self.folder)
         })?;
-        // Neither folders nor what links lead to, as when a folder is walked.
+        // As a walk over a folder: no subfolders, no link targets.
         let is_own = |path: &Path| {
             is_file(path)
                 && (!is_temporary_name(path) || planted("temporary-file-relinked"))
@@ -189,7 +189,7 @@ impl Relink {
         Ok(places)
     }
 
-    /// The name under which a file lies in the folder, if it does.
+    /// Returns the name under which the file lies in the folder, if it does.
     fn own_name<'a>(&self, node: &'a Node) -> Option<&'a Path> {
         let mut names = [&node.path].into_iter().chain(&node.other_names);
         names.find(|path| self.lies_here(path)).filter(|_| !node.is_outside).map(PathBuf::as_path)
@@ -202,7 +202,7 @@ impl Relink {
         }
     }
 
-    /// What is wrong with what lies in the parent's place and is no image that could be told by its identity.
+    /// Returns why the file in the parent's place is not an image that could be identified.
     fn trouble_of_parent(&self, forest: &Forest, link: &Link) -> Option<Error> {
         let host = self.parents.its_host();
         let of_lead = |lead: &Lead| match lead.to {
@@ -230,11 +230,11 @@ impl Relink {
         Some(error.with_message(message).of_parent_of(child))
     }
 
-    /// The one image that the link can mean.
+    /// Returns the only image that the link can refer to.
     fn parent_of(&self, forest: &Forest, child: NodeId, link: &Link) -> Result<NodeId> {
         let has_identity =
             |node: &Node| node.data_write_guid.is_some_and(|guid| link.recorded.accepts(guid));
-        // Never the child itself: some writers leave a child its parent's identity.
+        // Never the child itself: some writers give a child its parent's identity.
         let matches = forest.nodes().filter(|(id, node)| *id != child && has_identity(node));
         let matches: Vec<NodeId> = matches.map(|(id, _)| id).collect();
         let names = |of: &[NodeId]| {
@@ -249,7 +249,7 @@ impl Relink {
                 if let Some(error) = self.trouble_of_parent(forest, link) {
                     return Err(error);
                 }
-                let message = "no file has the identity of its parent";
+                let message = "no file has the identity of the parent";
                 return Err(refuse(ErrorKind::ParentMissing, "relink.parent-missing", message)
                     .with_expected(format_args!(
                         "a VHDX file with the identity {}",
@@ -257,15 +257,17 @@ impl Relink {
                     )));
             }
             _ => {
-                let message = "several files have the identity of its parent";
+                let message = "several files have the identity of the parent";
                 return Err(refuse(ErrorKind::Unproven, "relink.ambiguous", message)
                     .with_found(names(&matches))
-                    .with_expected("one of them alone, or the image linked to it by name"));
+                    .with_expected(
+                        "exactly one such file; link the image to the right one by name",
+                    ));
             }
         };
         let above = forest.layers(parent);
         if above.contains(&child) && !planted("loop-not-seen-by-a-relink") {
-            let message = "the file with the identity of its parent has it for an ancestor itself";
+            let message = "the file with the identity of the parent is a descendant of the image";
             return Err(
                 refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above))
             );
@@ -275,7 +277,7 @@ impl Relink {
         let (above, below) = (own.geometry.logical_sector, image.geometry.logical_sector);
         if above != below {
             let message =
-                "the file with the identity of its parent has another logical sector size";
+                "the file with the identity of the parent has another logical sector size";
             return Err(refuse(ErrorKind::Unproven, "relink.sector-size", message)
                 .with_found(format_args!("{below} in {}", names(&[parent])))
                 .with_expected(above));
@@ -291,7 +293,7 @@ impl RelinkedImage {
         let locked = ImagePolicy { writable: true, ..ImagePolicy::default() };
         lock(storage.as_ref(), &locked, &mut Vec::new())?;
         check_named(host, storage.as_ref())?;
-        // Children know the image by what does not change.
+        // The lock is already held. Children are not searched for: what they know the image by does not change.
         let policy = ImagePolicy { lock: Lock::None, replay_later: true, ..locked };
         let mut image = Core::from_storage(storage, &policy)?;
         let parent = host.open(&self.parent, Access::Read);
@@ -302,13 +304,13 @@ impl RelinkedImage {
                 || planted("relink-without-second-look")
         });
         let Some(link) = link else {
-            let message = "the image or its parent was changed since they were looked at";
+            let message = "the image or its parent has changed since the plan was made";
             return Err(Error::new(ErrorKind::InUse, "relink.changed", message)
-                .with_expected("images that nobody else works on"));
+                .with_expected("images that no other process changes"));
         };
         let file = file_id(parent.as_ref())?;
         let paths = LinkPaths::To { host, parent: &self.parent, file };
-        // Whatever refuses the change does so before a pending log is replayed for it.
+        // Every refusal comes before a pending log is replayed.
         if !planted("replayed-before-its-claims") {
             image.check_claims()?;
         }
@@ -319,7 +321,7 @@ impl RelinkedImage {
     }
 }
 
-/// What a link records.
+/// What a link records, for comparison.
 fn says(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
     (link.linkage, link.linkage2, link.recorded().collect())
 }
@@ -327,7 +329,7 @@ fn says(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
 /// Whether no recorded path leads to the parent.
 ///
 /// # Errors
-/// [`ErrorKind::InUse`] where none is known to, and one leads to a file that cannot be read, in use for instance.
+/// [`ErrorKind::InUse`] if no path is known to lead to it and one leads to a file that cannot be read.
 fn is_stale(link: &Link) -> Result<bool> {
     let recorded = || link.leads.iter().filter(|lead| lead.found_by != FoundBy::Given);
     if recorded().any(|lead| matches!(lead.to, LeadsTo::Parent(_))) {
@@ -336,7 +338,8 @@ fn is_stale(link: &Link) -> Result<bool> {
     match recorded().find(|lead| matches!(lead.to, LeadsTo::Failed)) {
         None => Ok(true),
         Some(lead) => {
-            let message = "what a recorded path leads to cannot be read, and may be the parent";
+            let message =
+                "a recorded path leads to a file that cannot be read and may be the parent";
             Err(Error::new(ErrorKind::InUse, "relink.unread", message)
                 .with_section("2.6.2.6.3")
                 .with_found(lead.path.display())

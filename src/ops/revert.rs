@@ -1,4 +1,4 @@
-//! Back to an earlier point, on a new tip.
+//! Returns a chain to an earlier point, in a new tip.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -14,13 +14,13 @@ use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome};
 use crate::write::children_unknown;
 
-/// Goes back to an earlier point of a chain: a new child is put on that layer and is the tip from then on.
+/// Returns to an earlier point of a chain by putting a new child on that layer, which becomes the tip.
 ///
-/// What came after the point stays as a branch of its own, or is removed with
-/// [`delete_newer`](Self::delete_newer): from the tip downwards, once the new tip is durable. What fails then, or is
-/// stopped, is a [warning](Reverted::warnings): some of the branch is left, in whole files.
+/// The newer layers stay as a separate branch, or are removed with [`delete_newer`](Self::delete_newer): from the tip
+/// downwards, once the new tip is durable. A removal that fails or is stopped is a [warning](Reverted::warnings); the
+/// files of the branch that remain are whole.
 ///
-/// Machines must not run on the disk meanwhile, for its bytes change under them; the chain itself may be in use.
+/// Stop any machine that runs on the disk first, because its bytes change. The chain itself may be open and in use.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -42,22 +42,22 @@ pub struct Revert {
     folders: Vec<PathBuf>,
 }
 
-/// What a revert made.
+/// The result of a revert.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Reverted {
-    /// Where the new tip lies, unless the warning `op.renamed` says that nobody knows.
+    /// The path of the new tip, unless the warning `op.renamed` says that it is unknown.
     pub path: PathBuf,
     /// The new tip.
     pub tip: LayerId,
-    /// The files that were removed, newest first.
+    /// The removed files, newest first.
     pub removed: Vec<PathBuf>,
-    /// What could not be brought to its end, and does no harm to the chain.
+    /// Clean-up steps that failed. None of them affects the chain.
     pub warnings: Vec<Warning>,
 }
 
 impl Revert {
-    /// A revert to the disk as it was when `layer` was its tip.
+    /// Reverts to the disk as it was when `layer` was the tip.
     pub fn to(layer: LayerId) -> Self {
         Self {
             to: layer,
@@ -68,54 +68,54 @@ impl Revert {
         }
     }
 
-    /// Whether what came after the point is removed.
+    /// Whether to remove the layers above the point.
     pub fn delete_newer(mut self, yes: bool) -> Self {
         self.delete_newer = yes;
         self
     }
 
-    /// Whether layers may be removed although other children of them are found, which then have no parent.
+    /// Whether to remove layers that have other children, which are then left without a parent.
     pub fn orphan_children(mut self, yes: bool) -> Self {
         self.orphan_children = yes;
         self
     }
 
-    /// A folder to look for other children in, beside those of the layers themselves. Each call adds one.
+    /// Adds a folder to search for other children, besides the folders of the layers themselves.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folders.push(folder.into());
         self
     }
 
-    /// What the point is called from now on; unless told otherwise, what it was called.
+    /// Labels the point. Without it, the point keeps the label it has.
     pub fn label(mut self, label: impl Into<String>) -> Self {
         self.child.label = Some(label.into());
         self
     }
 
-    /// Where the new tip is to lie, as for a [`Checkpoint`](super::Checkpoint::path).
+    /// The path of the new tip, as for [`Checkpoint::path`](super::Checkpoint::path).
     pub fn path(mut self, path: impl Into<PathBuf>) -> Self {
         self.child.path = Some(path.into());
         self
     }
 
-    /// What [`run`](Self::run) is going to do. Nothing is changed.
+    /// Predicts what [`run`](Self::run) will do, without changing anything.
     ///
     /// # Errors
-    /// As those of `run` that are found before anything is done.
+    /// The errors of `run` that are found before anything is changed.
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let point = self.find(&op)?;
         self.foresee(&op, point)
     }
 
-    /// Goes back to the point, on the chain itself and all its clones.
+    /// Returns to the point, in this chain and all its clones.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the layer is the tip or not in the chain;
-    /// [`ErrorKind::HasChildren`] when a layer that is to be removed has other children, of which the first that
-    /// is found is named; [`ErrorKind::NoSpace`] before a byte is written; [`ErrorKind::Io`] when the host
-    /// fails; [`ErrorKind::InUse`] while another operation changes the chain or somebody has a view of what is to
-    /// be removed; [`ErrorKind::Cancelled`]. The chain is then as it was.
+    /// [`ErrorKind::InvalidInput`] if the layer is the tip or is not in the chain;
+    /// [`ErrorKind::HasChildren`] if a layer to be removed has other children, the first of which is named;
+    /// [`ErrorKind::NoSpace`] before anything is written; [`ErrorKind::Io`] if the host fails; [`ErrorKind::InUse`]
+    /// while another operation changes the chain or a view of a layer to be removed is open;
+    /// [`ErrorKind::Cancelled`]. The chain is unchanged after an error.
     pub fn run(
         mut self,
         chain: &DiffChain,
@@ -128,7 +128,7 @@ impl Revert {
         report(on, 0, total)?;
         let images = op.images();
         if let Some(known) = images[point - 1].checkpoint() {
-            // It names this point, and may be removed.
+            // The child that names this point may be removed below.
             self.child.label.get_or_insert(known.label);
             self.child.time = known.time;
         }
@@ -149,7 +149,7 @@ impl Revert {
         if self.delete_newer {
             let drained = op.drained(retired, &mut || ControlFlow::Continue(()));
             for done in 0..point {
-                // The new tip is there, whatever becomes of what is to be removed.
+                // The new tip is in place: failures to remove old layers are only warnings.
                 let go_on = drained.as_ref().map(drop).map_err(Error::same_again);
                 if let Err(error) = go_on.and_then(|()| report(on, 1 + done as u64, total)) {
                     let message =
@@ -158,7 +158,7 @@ impl Revert {
                     break;
                 }
                 let path = path_of(&images[done])?.to_owned();
-                // Nothing kept others from making one meanwhile.
+                // Another child may have been created since the first search.
                 let known: Vec<_> = std::iter::once(&child).chain(&images).cloned().collect();
                 if let Err(error) = self.refuse_children(&op, &known, done + 1)
                     && !planted("children-not-looked-for-again")
@@ -208,7 +208,7 @@ impl Revert {
         let child = self.child.make(op, parent)?;
         let path = path_of(&child)?.to_owned();
         let switch = || Ok(op.put_on(Arc::clone(&child), point));
-        // Who is still writing goes on in the new tip.
+        // Writers in progress continue in the new tip.
         let switched = if tip.takes_writes() { tip.freeze(switch) } else { switch() };
         match switched {
             Ok(retired) => Ok((child, path, retired)),
@@ -223,17 +223,17 @@ impl Revert {
     fn find(&self, op: &Operation<'_>) -> Result<usize> {
         match op.find(self.to)? {
             0 => {
-                let message = "the newest point is where the chain is already";
+                let message = "the chain is already at its newest point";
                 Err(Error::new(ErrorKind::InvalidInput, "revert.newest", message)
                     .in_file(op.images()[0].name())
                     .with_found("the tip")
-                    .with_expected("an earlier point, or a checkpoint first"))
+                    .with_expected("an earlier point; to keep this one, make a checkpoint first"))
             }
             point => Ok(point),
         }
     }
 
-    /// Refuses to remove a layer that has another child than those of the chain, or may have.
+    /// Refuses to remove a layer that has, or may have, children outside the chain.
     fn refuse_children(
         &self,
         op: &Operation<'_>,
@@ -272,7 +272,7 @@ impl Revert {
     }
 }
 
-/// Refuses to remove what others write to, where the chain was opened without keeping them away.
+/// Refuses to remove a file that others write to, if the chain was opened without a lock that excludes them.
 fn refuse_written(op: &Operation<'_>, image: &Core) -> Result<()> {
     if image.is_writable() || !matches!(op.policy().lock, Lock::Try | Lock::None) {
         return Ok(());
@@ -287,7 +287,7 @@ fn refuse_written(op: &Operation<'_>, image: &Core) -> Result<()> {
             Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
                 .in_file(image.name())
                 .with_found(by)
-                .with_expected("a file that nobody else writes to"))
+                .with_expected("a file that no other process writes to"))
         }
         _ => Ok(()),
     }
