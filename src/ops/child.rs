@@ -100,7 +100,7 @@ pub(super) struct Removed {
 pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     let (host, path) = (op.host().as_ref(), path_of(image)?);
     let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
-    let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
+    let removal = storage::remove(host, path, &|path| is_file_of(host, path, image));
     let synced = host.sync_dir(folder_of(path));
     let (code, what) = match removal.map_err(failed)? {
         Removal::Removed => {

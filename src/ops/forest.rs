@@ -1,6 +1,6 @@
-//! The forest of checkpoints in folders: every image found, linked by identity, and what is wrong.
+//! The images found in folders, linked to their parents by identity, with everything that is wrong.
 //!
-//! Files are known by their signature, whatever they are called, and parents by the identity that
+//! Files are recognized by their signature, whatever their names, and parents by the identity that
 //! their children recorded, wherever they lie. Files are opened one at a time, and none stays open.
 //!
 //! ```no_run
@@ -33,17 +33,17 @@ use crate::disk::Geometry;
 use crate::error::{Error, Result};
 use crate::image::{CheckpointMark, MergeMark, ParentLink};
 
-/// All images below some folders, and how they hang together.
+/// All images in some folders and their relations.
 #[derive(Debug)]
 pub struct Forest {
-    /// In the order in which they are drawn.
+    /// In display order: each tree's root first, children below their parents.
     nodes: Vec<Node>,
     trees: Vec<NodeId>,
     findings: Vec<Finding>,
     children: HashMap<Uuid, Vec<NodeId>>,
 }
 
-/// Names a node of one [`Forest`]. Nodes count up in the order in which they are drawn.
+/// Identifies a node of one [`Forest`]. Ids ascend in display order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(usize);
 
@@ -51,50 +51,50 @@ pub struct NodeId(usize);
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Node {
-    /// Where the file was found.
+    /// The path where the file was found.
     pub path: PathBuf,
-    /// Other names of the same file that were found.
+    /// Other names of the same file.
     pub other_names: Vec<PathBuf>,
-    /// Whether it lies outside the scanned places, and was found as the parent of another.
+    /// Whether it lies outside the scanned places and was found as the parent of an image.
     pub is_outside: bool,
-    /// The identity that its children record, where the headers could be read.
+    /// The identity that its children record, if the headers could be read.
     pub data_write_guid: Option<Uuid>,
     /// Length of the file in bytes.
     pub file_len: u64,
-    /// Bytes that the file takes up on its volume, where the host tells.
+    /// Bytes that the file takes up on its volume, if the host can tell.
     pub allocated: Option<u64>,
-    /// When the file was last written to, where the host tells.
+    /// When the file was last written to, if the host can tell.
     pub modified: Option<SystemTime>,
-    /// The volume that it lies on, where the host tells.
+    /// The volume that holds the file, if the host can tell.
     pub volume: Option<u64>,
-    /// What the image says of itself, or why it cannot be opened.
+    /// The facts read from the image, or the reason why it cannot be opened.
     pub image: Result<Image>,
-    /// Where it hangs in the forest, for a differencing image that could be opened.
+    /// The link to its parent, for a differencing image that could be opened.
     pub link: Option<Link>,
-    /// The images drawn below it, in the order of their file times, then by name. Every image is drawn
-    /// once: where parents lead round in a loop, the loop's first image is drawn as a root.
+    /// The images shown below it, ordered by file time, then by name. Every image is shown
+    /// once: in a loop of parents, the first image by path is shown as a root.
     pub children: Vec<NodeId>,
-    /// How many images are drawn above it.
+    /// How many images are shown above it.
     pub depth: usize,
 }
 
-/// What an image says of itself.
+/// Facts read from an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Image {
     /// Size and sector sizes of the virtual disk.
     pub geometry: Geometry,
-    /// Bytes of a payload block.
+    /// Size of a payload block in bytes.
     pub block_size: u32,
-    /// The program that made the file, as it named itself.
+    /// The program that created the file, as recorded in it.
     pub creator: String,
-    /// Whether a log waits to be replayed.
+    /// Whether the log is pending.
     pub is_log_pending: bool,
-    /// Whether another program holds the file for writing.
+    /// Whether another program has the file open for writing.
     pub is_in_use: bool,
-    /// What the point in time below the image is called, where a checkpoint made the image.
+    /// The checkpoint that created the image, with the label of the point below it.
     pub checkpoint: Option<CheckpointMark>,
-    /// The merge that concerns the image, where one is not over.
+    /// The unfinished merge that involves the image, if any.
     pub merge: Option<MergeMark>,
 }
 
@@ -102,98 +102,98 @@ pub struct Image {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Link {
-    /// What the child recorded.
+    /// The link as recorded in the child.
     pub recorded: ParentLink,
-    /// The parent, where a file with the recorded identity was found.
+    /// The parent, if a file with the recorded identity was found.
     pub parent: Option<NodeId>,
-    /// What led to the parent; `None` where its identity alone did, among the scanned files.
+    /// How the parent was found; `None` if by its identity alone, among the scanned files.
     pub found_by: Option<FoundBy>,
-    /// Where the paths that were tried lead: files that the caller named, then recorded paths.
+    /// Where the tried paths lead: files that the caller named, then recorded paths.
     pub leads: Vec<Lead>,
 }
 
-/// Where one path of a link leads.
+/// A path of a link and where it leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Lead {
-    /// Which of the paths it is.
+    /// The kind of path.
     pub found_by: FoundBy,
     /// The path on this machine.
     pub path: PathBuf,
-    /// What is there.
+    /// What was found there.
     pub to: LeadsTo,
 }
 
-/// What is found where a path leads.
+/// What a path leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LeadsTo {
     /// An image with the recorded identity.
     Parent(NodeId),
-    /// An image of the scanned places that has another identity, or none that can be read.
+    /// An image in the scanned places with another identity, or with none that can be read.
     Other(NodeId),
-    /// A file outside the scanned places that is not the parent. Nothing else is told of it: its
-    /// identity, for one, is what keeps strangers from linking to it.
+    /// A file outside the scanned places that is not the parent. Nothing more is revealed about it, because its
+    /// identity would allow others to link to it.
     Stranger,
     /// Nothing.
     Nothing,
-    /// A file that policy or host do not let us read.
+    /// A file that the policy or the host does not allow to be read.
     Denied,
     /// A file that could not be opened for another reason.
     Failed,
 }
 
-/// Something about the forest that its user should hear of.
+/// A fact about the forest worth reporting: a fault or a note.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Finding {
     /// No file with the recorded identity was found, and no recorded path leads to a file.
     #[non_exhaustive]
     Orphan {
-        /// The image without its parent.
+        /// The image whose parent is missing.
         child: NodeId,
         /// The identities that the parent may have: one or two.
         expected: Vec<Uuid>,
     },
-    /// A recorded path leads to a file, but to one with another identity than recorded; no other
-    /// recorded path is right.
+    /// A recorded path leads to a file with another identity than recorded, and no other
+    /// recorded path leads to the parent.
     #[non_exhaustive]
     BrokenLink {
-        /// The image whose link it is.
+        /// The image with the broken link.
         child: NodeId,
         /// The identities that the parent may have: one or two.
         expected: Vec<Uuid>,
         /// The file that the path leads to.
         leads_to: PathBuf,
-        /// The same as a node, where it lies in the scanned places.
+        /// The node of that file, if it lies in the scanned places.
         node: Option<NodeId>,
         /// The identity found there. `None` for files outside the scanned places, whose identity is not
-        /// shown, and for files whose headers cannot be read.
+        /// revealed, and for files whose headers cannot be read.
         found: Option<Uuid>,
-        /// Other files with an expected identity; the first is taken for the parent.
+        /// Other files with an expected identity; the first is used as the parent.
         matches: Vec<NodeId>,
     },
-    /// The parent was found by its identity alone: no recorded path leads anywhere.
+    /// The parent was found by its identity alone: no recorded path leads to a file.
     #[non_exhaustive]
     StalePath {
-        /// The image whose link it is.
+        /// The image with the stale paths.
         child: NodeId,
-        /// The files with an expected identity; the first is taken for the parent.
+        /// The files with an expected identity; the first is used as the parent.
         matches: Vec<NodeId>,
     },
-    /// An image that cannot be opened, damaged or of a kind unknown; its node says why.
+    /// An image that cannot be opened because it is damaged or unsupported; its node has the reason.
     #[non_exhaustive]
     Damaged {
         /// The image.
         node: NodeId,
     },
-    /// Images that are each other's ancestors, or one that is its own.
+    /// Images that are each other's ancestors, or an image that is its own.
     #[non_exhaustive]
     Loop {
-        /// Each the parent of the one before, and the first that of the last.
+        /// Each is the parent of the one before it, and the first is the parent of the last.
         nodes: Vec<NodeId>,
     },
-    /// A link between disks of different logical sector sizes, which no chain can have.
+    /// A child and a parent with different logical sector sizes, which the format does not allow.
     #[non_exhaustive]
     SectorSizes {
         /// The image above.
@@ -201,7 +201,7 @@ pub enum Finding {
         /// Its parent.
         parent: NodeId,
     },
-    /// A folder or file that cannot be read, so that images may be missing here.
+    /// A folder or file that cannot be read. Images may be missing because of it.
     #[non_exhaustive]
     Unreadable {
         /// The folder or file.
@@ -209,32 +209,32 @@ pub enum Finding {
         /// Why.
         error: Error,
     },
-    /// A file with the name of an image and without the signature of one.
+    /// A file that is named as an image but lacks the signature.
     #[non_exhaustive]
     NoSignature {
         /// The file.
         path: PathBuf,
-        /// The refusal to open it, which says what it is where its bytes tell.
+        /// The reason, including the actual format if it is recognized.
         error: Error,
     },
-    /// An image that is being merged into its parent, or that is the parent alone of one that was not found. The
-    /// mark of its node says which.
+    /// An image that is being merged into its parent, or the parent if the child was not found. The
+    /// node's merge mark says which.
     #[non_exhaustive]
     UnfinishedMerge {
         /// The child, or the parent where the child was not found.
         node: NodeId,
     },
-    /// Several files with one identity: copies, or images that went different ways since.
+    /// Several files with the same identity: copies, or images that diverged after copying.
     #[non_exhaustive]
     Duplicates {
         /// The identity.
         guid: Uuid,
         /// The files that have it.
         nodes: Vec<NodeId>,
-        /// Those of them that a recorded path leads to.
+        /// Those that a recorded path leads to.
         preferred: Vec<NodeId>,
     },
-    /// A link between files on different volumes.
+    /// A child and a parent on different volumes.
     #[non_exhaustive]
     Volumes {
         /// The image above.
@@ -242,7 +242,7 @@ pub enum Finding {
         /// Its parent.
         parent: NodeId,
     },
-    /// A symbolic link out of the scanned places, which was not followed.
+    /// A symbolic link that leads out of the scanned places and was not followed.
     #[non_exhaustive]
     LinkOutside {
         /// The link.
@@ -251,18 +251,18 @@ pub enum Finding {
 }
 
 impl Forest {
-    /// Finds all images in `places`, files or folders and what lies below them, and links them.
+    /// Finds all images in `places`, which are files or folders, including subfolders, and links them.
     ///
     /// The host is that of `parents`, which also says where else parents may be: files and folders that
-    /// the caller names, path mappings, confines. A parent that lies elsewhere but is found by its
-    /// recorded path, and has the recorded identity, is part of the forest too.
+    /// the caller names, path mappings, allowed folders. A parent that lies elsewhere but is found by its
+    /// recorded path and has the recorded identity is part of the forest too.
     ///
-    /// Symbolic links below the places are not followed out of them, and temporary names of files that are
-    /// not complete are passed over. Folders and files that cannot be
-    /// read become findings. Images are opened one after the other, without keeping writers away.
+    /// Symbolic links that lead out of the places are not followed, and temporary names of
+    /// incomplete files are skipped. Folders and files that cannot be
+    /// read become findings. Images are opened one after the other, without excluding writers.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host does not know one of the places.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if one of the places cannot be looked up.
     pub fn scan<P: AsRef<Path>>(
         places: impl IntoIterator<Item = P>,
         parents: &PathSource,
@@ -279,25 +279,25 @@ impl Forest {
         self.nodes.iter().enumerate().map(|(i, node)| (NodeId(i), node))
     }
 
-    /// A node.
+    /// Returns a node.
     ///
     /// # Panics
-    /// When the name is that of another forest's node, and this one has not so many.
+    /// May panic if `id` belongs to another forest.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id.0]
     }
 
-    /// The roots of the trees, in the order of their paths.
+    /// The roots of the trees, ordered by path.
     pub fn trees(&self) -> &[NodeId] {
         &self.trees
     }
 
-    /// What is to be said of the forest: faults first, in order of ancestry.
+    /// The findings: faults first, each group in display order.
     pub fn findings(&self) -> &[Finding] {
         &self.findings
     }
 
-    /// What the point in time that an image is was called by the checkpoints that were made of it.
+    /// The labels that checkpoints gave to the point in time that the image `point` holds.
     pub fn labels(&self, point: NodeId) -> Vec<&str> {
         let children = self.node(point).children.iter().filter_map(|child| {
             let node = self.node(*child);
@@ -308,13 +308,13 @@ impl Forest {
         labels
     }
 
-    /// The images whose parent is one with this identity, whether or not that is in the forest.
+    /// The images that record `data_write_guid` as their parent's identity, whether or not that parent was found.
     pub fn children_of(&self, data_write_guid: Uuid) -> impl Iterator<Item = NodeId> + '_ {
         self.children.get(&data_write_guid).into_iter().flatten().copied()
     }
 
-    /// The images that a disk is made of, from `tip` down to the last one that was found. Ends before
-    /// an image that came already.
+    /// The layers of a disk, from `tip` down to the last image that was found. Stops before
+    /// an image that occurred already.
     pub fn layers(&self, tip: NodeId) -> Vec<NodeId> {
         let mut seen = HashSet::new();
         let mut layers = Vec::new();
@@ -328,14 +328,14 @@ impl Forest {
 }
 
 impl NodeId {
-    /// The node's place in the order of the forest, from 0.
+    /// The node's index in display order, from 0.
     pub fn index(self) -> usize {
         self.0
     }
 }
 
 impl Node {
-    /// The parent, where it was found.
+    /// The parent, if it was found.
     pub fn parent(&self) -> Option<NodeId> {
         self.link.as_ref()?.parent
     }
@@ -347,14 +347,14 @@ impl Link {
         [Some(self.recorded.linkage), self.recorded.linkage2].into_iter().flatten().collect()
     }
 
-    /// The recorded paths as they stand in the child, in the order in which they are tried.
+    /// The recorded paths as written in the child, in the order in which they are tried.
     pub fn recorded_paths(&self) -> impl Iterator<Item = &str> {
         self.recorded.recorded().map(|(_, path)| path)
     }
 }
 
 impl Finding {
-    /// A short, stable name.
+    /// A short, stable code.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Orphan { .. } => "orphan",
@@ -372,12 +372,12 @@ impl Finding {
         }
     }
 
-    /// Whether something is wrong or unknown, rather than merely worth knowing.
+    /// Whether it is a fault, as opposed to a note.
     pub fn is_fault(&self) -> bool {
         !matches!(self, Self::Duplicates { .. } | Self::Volumes { .. } | Self::LinkOutside { .. })
     }
 
-    /// The image that the finding is of, or the first of several.
+    /// The image concerned, or the first of several.
     pub fn node(&self) -> Option<NodeId> {
         match self {
             Self::Orphan { child, .. }

@@ -1,4 +1,4 @@
-//! A layer taken out of a chain, its data kept in its parent.
+//! Merges a layer into its parent and removes it from the chain.
 
 mod copy;
 mod foresee;
@@ -25,33 +25,33 @@ use copy::Meter;
 use foresee::Patience;
 use step::Step;
 
-/// Merges a layer into its parent, or several into one ancestor: the points in between vanish, the disk reads the
-/// same bytes as before, and the files of the merged layers are removed.
+/// Merges a layer into its parent, or several layers into one ancestor: the points in between disappear, the disk
+/// reads the same bytes as before, and the files of the merged layers are removed.
 ///
-/// The chain may be in use, the tip that is merged included. Until the parent has everything, durably, the
-/// child's data lies over it, so that whatever happens the chain reads right: after a crash or a failure it
-/// opens, with a warning, and [`resume`](Self::resume) completes the merge. Marks in both files tell of it;
+/// The chain may be in use, even a tip that is being merged. Until the parent durably holds everything, the
+/// child's data covers it, so that the chain always reads correctly: after a crash or a failure it
+/// opens with a warning, and [`resume`](Self::resume) completes the merge. Marks in both files record its state;
 /// a child whose merge is complete is never opened over its parent again.
 ///
 /// # A tip that is written to
 ///
 /// A merge ends however fast its tip is written to, and whatever its [pace](Self::pace):
 ///
-/// - First all that the tip holds is moved. What is written behind that is marked, by 64 KiB; the marks take 2 MiB of
-///   memory at the most. That does for changes all over 256 GiB; beyond it all marks are of twice as many bytes each
-///   time, up to 16 MiB for changes all over 64 TiB.
-/// - From then on each write goes to the tip and then to the parent as well, and there are no new marks. What is marked
-///   is moved at the same pace, 1 MiB at a time; a write waits while its own bytes are moved. A write to the parent
-///   that fails is not the writer's trouble: it ends the merge, which can be resumed.
-/// - At the end writers are kept waiting once, for as long as up to 4 MiB that may be left are moved and the files are
-///   flushed up to nine times: three times the tip's, six times the parent's, and as a rule twice and four times. Both
-///   are flushed right before.
+/// - First, everything that the tip holds is moved. Later writes to the part already moved are marked, in units of
+///   64 KiB. The marks take at most 2 MiB of memory, enough for changes spread over 256 GiB; beyond that, the unit of
+///   all marks doubles, up to 16 MiB for changes spread over 64 TiB.
+/// - From then on each write goes to the tip and then to the parent too, and no more marks are made. The marked ranges
+///   are moved at the same pace, 1 MiB at a time; a write to a range that is being moved waits. If a write to the
+///   parent fails, the writer does not notice: the merge ends and can be resumed.
+/// - Finally, writers wait once, while the remaining 4 MiB or less are moved and the files are flushed up to nine
+///   times: the tip three times and the parent six times, usually two and four. Both files are flushed just
+///   before that.
 ///
-/// Only writes that fail, of which a part may have been made, leave something more to be moved. After four such rounds
-/// each write is made to wait 10 ms longer than in the round before, up to 100 ms, rather than to be kept out.
+/// Only writes that fail, and may have been made in part, leave more to move. After four such rounds
+/// each write waits 10 ms longer than in the round before, up to 100 ms, so that writers slow down but are not blocked.
 ///
-/// What is moved and what [writers brought to the parent](Merged::mirrored) is no more together than what the tip held
-/// and what was written meanwhile, each write in whole marks.
+/// The bytes that are moved and those that [writers sent to the parent](Merged::mirrored) add up to no more than the
+/// tip held plus what was written meanwhile, counting each write in whole units.
 ///
 /// ```no_run
 /// use std::ops::ControlFlow;
@@ -77,29 +77,29 @@ pub struct Merge {
     pace: Pace,
 }
 
-/// What a merge did.
+/// The result of a merge.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Merged {
-    /// Where the tip lies now, when it was the tip that was merged. `None` also where its file was renamed or moved by
-    /// somebody else meanwhile and is not found in its folder: the warning `op.renamed` says so.
+    /// The path of the new tip, if the tip was merged. `None` also if its file was renamed or moved meanwhile
+    /// and is not found in its folder; the warning `op.renamed` says so.
     pub tip: Option<PathBuf>,
     /// The files that were removed.
     pub removed: Vec<PathBuf>,
-    /// Bytes of the disk that were moved into a parent, zeros not counted.
+    /// Bytes of the disk that were moved into a parent, not counting zeros.
     pub moved: u64,
-    /// Bytes that others wrote to the tip meanwhile and to its parent at once, zeros not counted.
+    /// Bytes that were written to the tip during the merge and sent to the parent at once, not counting zeros.
     pub mirrored: u64,
-    /// Of those moved, the ones that the file system was asked to share or copy by itself.
+    /// How many of the moved bytes the file system was asked to share or copy itself.
     pub handed_over: u64,
-    /// Bytes by which the parent's disk got shorter at its end.
+    /// Bytes by which the parent's disk became shorter.
     pub cut: u64,
-    /// What could not be brought to its end, and does no harm to the chain.
+    /// Clean-up steps that failed. None of them affects the chain.
     pub warnings: Vec<Warning>,
 }
 
 impl Merge {
-    /// A merge of the layer `child` into its parent.
+    /// Merges the layer `child` into its parent.
     pub fn new(child: LayerId) -> Self {
         Self {
             child,
@@ -114,63 +114,63 @@ impl Merge {
         }
     }
 
-    /// The rest of a merge of the layer `child` into its parent that was interrupted.
+    /// Completes an interrupted merge of the layer `child` into its parent.
     pub fn resume(child: LayerId) -> Self {
         Self { resumes: true, ..Self::new(child) }
     }
 
-    /// The layer that `child` and all those between are merged into, instead of the next below.
+    /// Merges `child` and all layers between into `ancestor` instead of the next layer below.
     pub fn into_layer(mut self, ancestor: LayerId) -> Self {
         self.into = Some(ancestor);
         self
     }
 
-    /// The caller's word that the layers have no other children, where that cannot be known because a file or a
-    /// folder cannot be looked at.
+    /// Asserts that the layers have no other children, if that cannot be determined because a file or
+    /// folder cannot be read.
     pub fn no_other_children(mut self, yes: bool) -> Self {
         self.no_other_children = yes;
         self
     }
 
-    /// A folder to look for other children in, beside those of the layers. Each call adds one.
+    /// Adds a folder to search for other children, besides the folders of the layers themselves.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.folders.push(folder.into());
         self
     }
 
-    /// Whether the child's blocks give up their space as soon as they are durable in the parent. The chain reads
-    /// right all the time, but the child holds less and less: there is no way but to complete the merge. It goes by
-    /// 64 MiB, or by as little as a block of the child where there is not the space for that.
+    /// Whether the child's blocks are freed as soon as they are durable in the parent. The chain reads correctly
+    /// throughout, but the child loses its data step by step: the merge can only be completed. Space
+    /// is freed every 64 MiB, or in smaller steps, down to one block of the child, if there is not enough space.
     pub fn low_space(mut self, yes: bool) -> Self {
         self.low_space = yes;
         self
     }
 
-    /// The consent to lose data where a layer's disk is smaller than that of the layer below: that gets as small,
-    /// whatever it holds behind the end. Where it holds nothing there, nobody is asked.
+    /// Consents to losing data if a layer's disk is smaller than that of the layer below, which shrinks to the same
+    /// size. No consent is needed if there is no data beyond the end.
     pub fn shrink(mut self, yes: bool) -> Self {
         self.shrink = yes;
         self
     }
 
-    /// Whether the host is asked to move bytes from file to file by itself, sharing them where its file system
-    /// can; so it is unless told otherwise.
+    /// Whether to ask the host to copy bytes from file to file itself, sharing them if its file system
+    /// can. The default is yes.
     pub fn share(mut self, yes: bool) -> Self {
         self.share = yes;
         self
     }
 
-    /// How fast it may go, to be changed from other threads too.
+    /// Limits the speed of the merge; it can be changed from other threads meanwhile.
     pub fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
         self
     }
 
-    /// What [`run`](Self::run) is going to do, at the pace that is set now and with nothing written meanwhile. Nothing is
-    /// changed.
+    /// Predicts what [`run`](Self::run) will do at the present pace if nothing is written meanwhile, without changing
+    /// anything.
     ///
     /// # Errors
-    /// As those of `run` that are found before anything is done, but for those of [`Forecast::check`].
+    /// The errors of `run` that are found before anything is changed, except for those of [`Forecast::check`].
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
@@ -179,19 +179,20 @@ impl Merge {
         Ok(foresee::forecast(&op, &steps, self, &mut Patience::new(&mut go_on))?.0)
     }
 
-    /// Merges, on the chain itself and all its clones. The lowest of several layers goes first, each as a whole.
+    /// Merges the layers, in this chain and all its clones. Of several layers the lowest goes first, each as a whole.
     ///
     /// # Errors
-    /// Before anything is changed: [`ErrorKind::InvalidInput`] when the layers are not in the chain or not above
-    /// each other; [`ErrorKind::HasChildren`] when one of them has another child, which is named, or may have
-    /// one where nobody can look; [`ErrorKind::WouldLose`] without the [consent](Self::shrink) where data would be cut
-    /// off; [`ErrorKind::InUse`] when somebody else has a file open, or a view of a point
-    /// that is to vanish, or still reads one of the layers as the chain was before, by a plan for instance; [`ErrorKind::NoSpace`], by how much; [`ErrorKind::ReadOnly`] and
-    /// [`ErrorKind::Io`] when the host does not let the files be written.
+    /// Before anything is changed: [`ErrorKind::InvalidInput`] if the layers are not in the chain or not above
+    /// each other; [`ErrorKind::HasChildren`] if one of them has another child, which is named, or may have
+    /// one that cannot be looked for; [`ErrorKind::WouldLose`] if data would be cut off without
+    /// [consent](Self::shrink); [`ErrorKind::InUse`] if somebody else has one of the files open, or a view of a point
+    /// that will disappear, or still reads a layer in an earlier state of the chain, for instance with a plan;
+    /// [`ErrorKind::NoSpace`], with the number of missing bytes; [`ErrorKind::ReadOnly`] and
+    /// [`ErrorKind::Io`] if the host does not allow the files to be written.
     ///
-    /// Later: [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]. The chain reads right, and the
-    /// merge is to be [resumed](Self::resume). [`ErrorKind::Damaged`] with the code `merge.child-lost` when the child's file
-    /// lost bytes meanwhile: what is gone cannot be read, and the merge can be resumed when the loss is
+    /// Later: [`ErrorKind::Io`] if the host fails, and [`ErrorKind::Cancelled`]. The chain reads correctly, and the
+    /// merge can be [resumed](Self::resume). [`ErrorKind::Damaged`] with the code `merge.child-lost` if the child's
+    /// file lost bytes during the merge: they cannot be read, and the merge can be resumed once the loss is
     /// [accepted](super::AcceptLoss).
     pub fn run(
         self,
@@ -212,7 +213,7 @@ impl Merge {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
         let warnings = self.check(&op, &steps)?;
-        // Nothing is known of how much it is yet.
+        // The total is not known yet.
         let mut ask = || on(Progress { done: 0, total: 0 });
         let mut patience = Patience::new(&mut ask);
         let (forecast, batch) = foresee::forecast(&op, &steps, &self, &mut patience)?;
@@ -224,14 +225,14 @@ impl Merge {
         for layer in steps {
             Step { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
         }
-        // By its name others go on with it, or the layer above does.
+        // The new tip, or the layer above, refers to it by name.
         let parent = &op.images()[child];
         let place = place_of(op.host().as_ref(), parent, &mut merged.warnings);
         merged.tip = place.filter(|_| child == 0);
         Ok(merged)
     }
 
-    /// The layers that go into the next below them, in order. What is above them keeps its place meanwhile.
+    /// The layers to merge into the next one below, in order: the lowest first, so that indexes stay valid.
     fn steps(&self, op: &Operation<'_>) -> Result<Vec<usize>> {
         let child = op.find(self.child)?;
         let images = op.images();
@@ -240,19 +241,19 @@ impl Merge {
             None => child + 1,
         };
         if parent >= images.len() || parent <= child {
-            let message = "a layer is merged into one below it";
+            let message = "a layer can only be merged into one below it";
             return Err(Error::new(ErrorKind::InvalidInput, "merge.no-parent", message)
                 .in_file(images[child].name())
                 .with_found(match images.get(parent) {
                     Some(other) => other.name(),
                     None => "the base of the chain, which has no parent",
                 })
-                .with_expected("an ancestor of it"));
+                .with_expected("an ancestor of the layer"));
         }
         Ok((child..parent).rev().collect())
     }
 
-    /// Refuses what must not be merged, or not while others depend on it.
+    /// Refuses layers that must not be merged, or not while others depend on them.
     fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         let images = op.images();
@@ -260,7 +261,7 @@ impl Merge {
         let lowest = steps[0] + 1;
         for layer in steps.iter().copied().chain([lowest]) {
             path_of(&images[layer])?;
-            // What is below a spent layer has it all already, and may have children again: it does not change.
+            // The parent of a spent layer is complete and does not change any more: it may have new children.
             let mark = images.get(layer.wrapping_sub(1)).and_then(|image| image.merge_mark());
             let is_below_spent = mark.is_some_and(|mark| mark.state == MergeState::Spent);
             if layer != lowest || !is_below_spent {
@@ -271,10 +272,10 @@ impl Merge {
             }
         }
         refuse_unfinished(&images, steps)?;
-        // Said before a byte of any of them changes, rather than on the way.
+        // Refused before anything changes rather than halfway.
         let highest = steps[steps.len() - 1].saturating_sub(1);
         for image in &images[highest..=lowest] {
-            // What a spent layer lost is in its parent.
+            // What a spent layer has lost is in its parent.
             if !is_spent(image) {
                 image.check_claims()?;
             }
@@ -288,17 +289,17 @@ impl Merge {
             let state = images[*layer].merge_mark().map(|mark| mark.state);
             let is_under_way = matches!(state, Some(MergeState::Merging | MergeState::Spent));
             if self.resumes && !is_under_way {
-                let message = "no merge of this layer is under way";
+                let message = "the layer has no merge to resume";
                 return Err(Error::new(ErrorKind::InvalidInput, "merge.not-begun", message)
                     .in_file(images[*layer].name())
-                    .with_found("a layer without the mark of one")
-                    .with_expected("one whose merge was interrupted"));
+                    .with_found("a layer without a merge mark")
+                    .with_expected("a layer whose merge was interrupted"));
             }
         }
         Ok(warnings)
     }
 
-    /// Refuses layers that something is wrong with that would stop a merge for good, once it has begun.
+    /// Refuses layers with faults that would permanently block a merge once it has begun.
     fn check_states(&self, images: &[Arc<Core>], steps: &[usize]) -> Result<()> {
         if planted("states-not-looked-at") {
             return Ok(());
@@ -313,17 +314,17 @@ impl Merge {
             }
             size = own;
         }
-        // What has begun may come to its end all the same: the child need not touch what is wrong with its parent.
+        // A merge that has begun may still complete: the child may not touch the faulty part of its parent.
         let has_begun = |layer: &usize| images[*layer].merge_mark().is_some();
         if !steps.iter().all(has_begun) {
             images[lowest].check_states()?;
-            // Also what is written meanwhile may need one.
+            // Writes during the merge may need a sector bitmap block too.
             images[lowest].check_bitmaps_fit()?;
         }
         Ok(())
     }
 
-    /// Refuses layers whose metadata, or whose log, has no room for what a merge says there on its way.
+    /// Refuses layers whose metadata or log has no room for the edits that a merge makes.
     fn check_edits(
         &self,
         images: &[Arc<Core>],
@@ -339,7 +340,7 @@ impl Merge {
         let mut of_parent = Vec::new();
         for (n, layer) in steps.iter().enumerate() {
             let child = &images[*layer];
-            // Once what lies between is gone, it is linked to the parent.
+            // Once the layers in between are gone, it is linked to the parent.
             let mut of_child = Vec::new();
             let mut way = LinkPaths::Keep;
             if n > 0 {
@@ -352,7 +353,7 @@ impl Merge {
                 let mark_of_child =
                     MergeMark { moved: noted, ..self.mark(MergeState::Merging, next, parent) };
                 of_child.push(vec![link, ItemEdit::merge_mark(Some(&mark_of_child))]);
-                // What the layer below says of the disk, the parent says by then.
+                // By then the parent has the disk size of the layer below.
                 let mut told = child.disk_edits(&images[layer + 1])?;
                 told.push(mark(MergeState::Target, child));
                 of_parent.extend([told, vec![ItemEdit::merge_mark(None)]]);
@@ -367,14 +368,14 @@ impl Merge {
         }
     }
 
-    /// What an image says of a merge that concerns it, with that of another one.
+    /// Returns the merge mark of an image whose counterpart is `of`.
     fn mark(&self, state: MergeState, other: Uuid, of: &Core) -> MergeMark {
         let name = of.path().and_then(Path::file_name).unwrap_or_default();
         let name = name.to_string_lossy().into_owned();
         MergeMark { state, other, name, low_space: self.low_space, moved: None }
     }
 
-    /// Refuses a layer that another than those of the chain has for its parent, or may have.
+    /// Refuses a layer that has, or may have, children outside the chain.
     fn refuse_others(
         &self,
         op: &Operation<'_>,
@@ -392,7 +393,7 @@ impl Merge {
             .with_section("2.6.2.6.3")
             .with_found(unread)
             .with_expected(
-                "files that can be looked at, or the word that there is no other child",
+                "files that can be read, or the assurance that there is no other child",
             )),
             _ => {
                 let mut of_names = seen.warnings;
@@ -407,20 +408,20 @@ fn is_spent(image: &Core) -> bool {
     image.merge_mark().is_some_and(|mark| mark.state == MergeState::Spent)
 }
 
-/// Refuses what would take away the marks of another merge that is to be resumed first: of one into a layer that
-/// is to be merged itself, or of one of the layer that others are to be merged into.
+/// Refuses to overwrite the marks of another merge that must be resumed first: a merge into a layer that
+/// is to be merged itself, or a merge of the target layer.
 fn refuse_unfinished(images: &[Arc<Core>], steps: &[usize]) -> Result<()> {
     let lowest = steps[0] + 1;
     for layer in steps.iter().copied().chain([lowest]) {
         let image = &images[layer];
         let Some(mark) = image.merge_mark() else { continue };
         if (mark.state == MergeState::Target) != (layer == lowest) {
-            let message = "another merge that the layer has part in is to be resumed first";
+            let message = "another merge that involves this layer must be resumed first";
             return Err(Error::new(ErrorKind::Unfinished, "merge.other", message)
                 .in_file(image.name())
                 .with_section("2.6.2.6.3")
                 .with_found(format_args!("the mark of a merge with {}", mark.name))
-                .with_expected("a layer without one"));
+                .with_expected("a layer without a merge mark"));
         }
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Another parent for an image, whose disk stays what it is.
+//! Gives an image another parent without changing its disk.
 
 use std::fmt;
 use std::ops::{ControlFlow, Range};
@@ -22,21 +22,20 @@ use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
 use crate::write::ItemEdit;
 
-/// The code of the refusal where the old parent cannot be had.
+/// Code of the refusal if the old parent cannot be read.
 const PARENT_LOST: &str = "reparent.parent-lost";
 
-/// Links a differencing image to another parent, after a move, a rename or a copy for instance, without
+/// Links a differencing image to another parent, for instance after a move, a rename or a copy, without
 /// moving a byte of the disk.
 ///
-/// Only the link is rewritten, in one step: the identity and the paths of the new parent. What the image
-/// itself is known by stays, so that its own children do not notice; unless its disk may become another by an
-/// [unproven](Self::unproven) link.
+/// Only the link is rewritten, in one step: the identity and the paths of the new parent. The image keeps its own
+/// identity, so that its children are unaffected, unless an [unproven](Self::unproven) link may have changed its disk.
 ///
-/// A wrong parent would make a mixture of the disk that never was. So each byte is first read from both
-/// parents where the image looks through to them, and a single one that differs refuses the change. What is
-/// known to lie at the same place of the same file is not read: where the parent was only moved or renamed,
-/// or where the new one is an ancestor of the old, the proof costs a look at the maps. Where the old parent is
-/// lost there is no proof; [`unproven`](Self::unproven) is the consent to go without.
+/// The wrong parent would turn the disk into a mixture that never existed. Every byte that the image leaves to its
+/// parent is therefore read from both parents first, and one difference refuses the change. Bytes known to lie at the
+/// same place of the same file are not read: if the parent was only moved or renamed, or if the new parent is an
+/// ancestor of the old one, the proof only compares extents. If the old parent is lost there is no proof;
+/// [`unproven`](Self::unproven) is the consent to do without.
 ///
 /// The image must not be in use elsewhere. Neither parent is written to.
 ///
@@ -57,59 +56,59 @@ pub struct Reparent {
     pace: Pace,
 }
 
-/// What was done.
+/// The result of a reparent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Reparented {
-    /// Where the image lies, unless the warning `op.renamed` says that nobody knows.
+    /// The path of the image, unless the warning `op.renamed` says that it is unknown.
     pub path: PathBuf,
-    /// Where its parent lies, as the image has recorded it: the warning `op.renamed` says so where that is by now
-    /// another's name.
+    /// The path of the parent as recorded in the image; the warning `op.renamed` says if another file has that name
+    /// by now.
     pub parent: PathBuf,
-    /// The identity of the parent that the image is linked to now, \[MS-VHDX\] 2.6.2.6.3.
+    /// The identity of the new parent, \[MS-VHDX\] 2.6.2.6.3.
     pub linkage: Uuid,
-    /// Bytes of the disk that the image leaves to its parent, and that both parents have alike.
+    /// Bytes of the disk that the image leaves to its parent and that are the same in both parents.
     pub proven: u64,
-    /// The same, where nothing shows that they are alike.
+    /// Bytes of the disk that the image leaves to its parent, without a proof that they are the same.
     pub unproven: u64,
-    /// What the user should hear of, from all images that were opened.
+    /// Warnings from all images that were opened.
     pub warnings: Vec<Warning>,
 }
 
 impl Reparent {
-    /// The image at `base`, with the parents that it has itself, becomes the parent.
+    /// Makes the image at `base` the parent, with its own parents below it.
     pub fn new(base: impl Into<PathBuf>) -> Self {
         let (options, pace) = (OpenOptions::new(), Pace::new());
         Self { base: base.into(), unproven: false, options, pace }
     }
 
-    /// Whether the link may be rewritten without a proof, as it has to be where the old parent is lost:
-    /// the disk is then whatever the new parent makes of it. Where the old parent can be read, and shows through, the
-    /// image gets another identity, and is refused where children of it are found, for which see
+    /// Whether to rewrite the link without a proof, as is necessary if the old parent is lost. The disk then depends
+    /// on the new parent. If the old parent can be read and the image leaves bytes to it, the image gets a new
+    /// identity, and is refused if it has children, for which see
     /// [`OpenOptions::orphan_children`].
     pub fn unproven(mut self, yes: bool) -> Self {
         self.unproven = yes;
         self
     }
 
-    /// How the images are opened: on which host, within which budget, and where parents come from, those
-    /// of the image as well as those of the new parent. Whatever it says, identities are verified and logs
+    /// How to open the images: the host, the memory budget, and where parents come from, both those
+    /// of the image and those of the new parent. Identities are always verified and logs always
     /// replayed.
     pub fn options(mut self, options: OpenOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// How fast both parents may be read.
+    /// Limits how fast both parents are read.
     pub fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
         self
     }
 
-    /// What [`run`](Self::run) is going to do. Nothing is read of the disk, and nothing changed.
+    /// Predicts what [`run`](Self::run) will do. Reads no data of the disk and changes nothing.
     ///
     /// # Errors
-    /// As `run`, but for bytes that differ.
+    /// As for `run`, except for bytes that differ.
     pub fn forecast(&self, image: impl AsRef<Path>) -> Result<Forecast> {
         let asked = Asked::new(self, image.as_ref(), Access::Read)?;
         let path = asked.storage.path().unwrap_or(image.as_ref());
@@ -123,18 +122,17 @@ impl Reparent {
         Ok(forecast)
     }
 
-    /// Links the image at `image`.
+    /// Links the image at `image` to the new parent.
     ///
     /// # Errors
-    /// Before anything is changed: [`ErrorKind::Unproven`] with the code `reparent.differs` when the new
-    /// parent has another byte than the old one, and `reparent.parent-lost` when the old one cannot be read;
-    /// [`ErrorKind::InvalidInput`] when the image has no parent, when the new one is the image itself
-    /// or has it among its ancestors, and when its sectors are of another size; [`ErrorKind::Merged`] and
-    /// [`ErrorKind::Unfinished`] when a merge of either is not over; [`ErrorKind::HasChildren`] for an unproven link;
-    /// [`ErrorKind::InUse`];
-    /// [`ErrorKind::Cancelled`] when `on` asks to stop; for the new parent as
-    /// [`OpenOptions::open`](crate::OpenOptions::open). Afterwards [`ErrorKind::Io`] and
-    /// [`ErrorKind::Poisoned`]: the image then has either link.
+    /// Before anything is changed: [`ErrorKind::Unproven`] with the code `reparent.differs` if a byte of the new
+    /// parent differs from the old one, or with `reparent.parent-lost` if the old one cannot be read;
+    /// [`ErrorKind::InvalidInput`] if the image has no parent, if the new parent is the image itself
+    /// or one of its descendants, or if their logical sector sizes differ; [`ErrorKind::Merged`] and
+    /// [`ErrorKind::Unfinished`] if a merge of either is unfinished; [`ErrorKind::HasChildren`] for an unproven link;
+    /// [`ErrorKind::InUse`]; [`ErrorKind::Cancelled`] if `on` asks to stop; for the new parent as
+    /// [`OpenOptions::open`](crate::OpenOptions::open). During the change [`ErrorKind::Io`] and
+    /// [`ErrorKind::Poisoned`]: the image then has either the old or the new link.
     pub fn run(
         self,
         image: impl AsRef<Path>,
@@ -153,14 +151,14 @@ impl Reparent {
     }
 }
 
-/// The image and its parent to be, which are known to fit together.
+/// The image and its new parent, opened and known to fit together.
 struct Asked {
     options: OpenOptions,
-    /// The file of the image, locked as long as this lives.
+    /// The image's file, locked while this value lives.
     storage: Arc<dyn Storage>,
-    /// The image alone, as it is read.
+    /// The image alone, opened for reading.
     image: Core,
-    /// Whether its parent locator may be a broken one.
+    /// Whether a damaged parent locator is acceptable.
     any_locator: bool,
     base: DiffChain,
     base_path: PathBuf,
@@ -176,7 +174,7 @@ impl Asked {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
         })?;
         let base = options.open(&asked.base)?;
-        // Before the lock, which an image that is its own ancestor would keep from itself.
+        // Before locking: an image among its own ancestors is open for reading here and would refuse the lock.
         check_no_loop(&options, storage.as_ref(), &base)?;
         let policy = ImagePolicy {
             writable: access == Access::ReadWrite,
@@ -186,7 +184,7 @@ impl Asked {
         let mut warnings = Vec::new();
         lock(storage.as_ref(), &policy, &mut warnings)
             .map_err(|error| error.in_file(storage.name()))?;
-        // Until it was locked the name, too, was anybody's.
+        // Before the lock, the name could still have been given to another file.
         check_named(host.as_ref(), storage.as_ref())
             .map_err(|error| error.in_file(storage.name()))?;
         let image = look(&storage, &options, asked.unproven)?;
@@ -200,24 +198,23 @@ impl Asked {
         Ok(asked)
     }
 
-    /// The link to the new parent.
+    /// Returns the metadata edit that links the image to the new parent.
     fn link(&self) -> Result<ItemEdit> {
         self.image.locator_edit(self.base.tip_image().data_write_guid(), None, self.paths()?)
     }
 
-    /// The way to the new parent.
+    /// Returns the paths to the new parent.
     fn paths(&self) -> Result<LinkPaths<'_>> {
         let file = file_id(self.base.tip_image().bare_storage().as_ref())?;
         Ok(LinkPaths::To { host: self.options.host_used().as_ref(), parent: &self.base_path, file })
     }
 
-    /// Bytes of the disk that the image leaves to its parent.
+    /// Counts the bytes of the disk that the image leaves to its parent.
     fn shows_through(&self) -> Result<u64> {
         through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))
     }
 
-    /// Whether what could be read over the old parent may be another disk over the new one, of which nothing is
-    /// proven.
+    /// Whether the disk, so far readable over the old parent, may read differently over the new one without a proof.
     fn may_change(&self) -> Result<bool> {
         let link = self.image.parent_link().ok().flatten();
         let guid = self.base.tip_image().data_write_guid();
@@ -226,12 +223,12 @@ impl Asked {
         }
         Ok(match self.old_parent() {
             Ok(old) => old.is_some(),
-            // Without its parent it was no disk to anybody.
+            // Without its parent, the disk could not be read at all.
             Err(error) => error.code() != PARENT_LOST,
         })
     }
 
-    /// Refuses an image with children whose disk may become another, and warns of those that had none.
+    /// Refuses an image with children if its disk may change, and otherwise warns about the children.
     fn refuse_children(&self) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
         let guid = self.image.data_write_guid();
@@ -242,7 +239,7 @@ impl Asked {
                 return Err(error);
             }
             Err(error) if error.kind() == ErrorKind::HasChildren => {
-                let message = format!("{error}: its disk, too, is what the new parent makes of it");
+                let message = format!("{error}: its disk, too, depends on the new parent");
                 warnings.push(Warning { code: "reparent.child", message });
             }
             refused => refused?,
@@ -250,7 +247,7 @@ impl Asked {
         Ok(warnings)
     }
 
-    /// Compares both parents wherever the image looks through; how many bytes that were.
+    /// Compares both parents wherever the image leaves bytes to them; returns how many bytes that is.
     fn prove(&self, pace: &Pace, on: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<u64> {
         let size = self.image.geometry().size;
         report(on, 0, size)?;
@@ -286,7 +283,7 @@ impl Asked {
         Ok(proven)
     }
 
-    /// How many bytes of data a proof reads.
+    /// Counts the bytes of data that a proof reads.
     fn bytes_to_read(&self) -> Result<u64> {
         let Some(old) = self.old_parent()? else { return Ok(0) };
         let mut both = self.both(&old)?;
@@ -303,14 +300,14 @@ impl Asked {
         Ok(bytes)
     }
 
-    /// The disk that the image looks through to now, `None` where it cannot be had and nothing of it is seen.
+    /// Opens the disk below the image, or returns `None` if it cannot be opened and the image leaves no bytes to it.
     fn old_parent(&self) -> Result<Option<DiffChain>> {
         let opened = look(&self.storage, &self.options, false)
             .and_then(|image| self.options.open_chain(crate::VhdxFile::own(image)))
             .and_then(|chain| chain.view(chain.layers()[1].id));
         match opened {
             Ok(old) => Ok(Some(old)),
-            // It is there, or may be.
+            // It exists, or may exist.
             Err(error)
                 if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse | ErrorKind::Limit) =>
             {
@@ -323,7 +320,7 @@ impl Asked {
         }
     }
 
-    /// Both parents side by side, with the files that they have in common known.
+    /// Pairs both parents for comparison, with the files that they share.
     fn both<'a>(&'a self, old: &'a DiffChain) -> Result<Both<'a>> {
         let mut both = Both::new(old, &self.base);
         let files = files_of(old)?;
@@ -338,23 +335,23 @@ impl Asked {
     fn differs(&self, difference: Difference) -> Error {
         let byte = |byte: Option<u8>| match byte {
             Some(byte) => format!("{byte:#04x}"),
-            None => "a disk that ended before".to_owned(),
+            None => "the end of the disk".to_owned(),
         };
         let message = format!(
-            "not the parent that it takes: the disk would be another from byte {} on",
+            "not the same parent: the disk would change from byte {} on",
             difference.offset
         );
         Error::new(ErrorKind::Unproven, "reparent.differs", message)
             .in_file(self.image.name())
             .with_found(format_args!("{} in {}", byte(difference.b), self.base.tip_image().name()))
-            .with_expected(format_args!("{} as in the parent that it has", byte(difference.a)))
+            .with_expected(format_args!("{} as in the present parent", byte(difference.a)))
     }
 
     fn relink(self, proven: u64, unproven: u64) -> Result<Reparented> {
         let is_another = unproven > 0 && self.may_change()?;
         let Self { options, storage, image, any_locator, base, base_path, mut warnings } = self;
         drop(image);
-        // The lock is held already, and children know the image by what does not change.
+        // The lock is already held. Children are not searched for: what they know the image by does not change.
         let policy = ImagePolicy {
             writable: true,
             children: None,
@@ -365,7 +362,7 @@ impl Asked {
         let image = Core::from_storage(storage, &policy)?;
         warnings.extend(image.warnings().iter().cloned());
         if is_another {
-            // First: a crash in between leaves the same disk by another name.
+            // First: after a crash in between, the disk is the same under a new identity.
             image.begin_with_next_identity()?;
         }
         let linkage = base.tip_image().data_write_guid();
@@ -383,7 +380,7 @@ impl Asked {
     }
 }
 
-/// The image as it reads now, under a lock that is held already.
+/// Opens the image for reading, under a lock that is already held.
 fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) -> Result<Core> {
     let policy = ImagePolicy {
         lock: Lock::None,
@@ -394,7 +391,7 @@ fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) ->
     Core::from_storage(Arc::clone(storage), &policy)
 }
 
-/// The ranges of its disk that an image leaves to its parent, in order.
+/// The ranges of the disk that the image leaves to its parent, in order.
 fn through(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
     let size = image.geometry().size;
     let mut at = 0;
@@ -423,7 +420,7 @@ fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
-/// What tells the files of a chain from others, where the host has such a thing.
+/// The files of a chain and their layers, as far as the host can identify files.
 fn files_of(chain: &DiffChain) -> Result<Vec<((FileId, Uuid), LayerId)>> {
     let mut files = Vec::new();
     for image in chain.images() {
@@ -434,7 +431,7 @@ fn files_of(chain: &DiffChain) -> Result<Vec<((FileId, Uuid), LayerId)>> {
     Ok(files)
 }
 
-/// Refuses a parent that is the image itself, or has it among its ancestors.
+/// Refuses a parent that is the image itself or has it as an ancestor.
 fn check_no_loop(options: &OpenOptions, image: &dyn Storage, base: &DiffChain) -> Result<()> {
     let own = file_id(image)?;
     let place =
@@ -461,10 +458,10 @@ fn leads_back(image: &str, base: &DiffChain, is_itself: bool) -> Error {
         .in_file(image)
         .with_section("2.6.2.6")
         .with_found(found)
-        .with_expected("a parent that does without the image")
+        .with_expected("a parent that is not based on the image")
 }
 
-/// Refuses an image that has no link, and a parent that cannot lie below it.
+/// Refuses an image that has no link, and a parent that does not fit below it.
 fn check_fit(image: &Core, base: &DiffChain) -> Result<()> {
     let refuse = |code, message: &str| {
         Error::new(ErrorKind::InvalidInput, code, message).in_file(image.name())
@@ -478,12 +475,12 @@ fn check_fit(image: &Core, base: &DiffChain) -> Result<()> {
             .with_expected("a differencing image"));
     };
     for layer in base.images() {
-        // Some writers leave a child its parent's identity; one that has the same link is a copy.
+        // Some writers give a child its parent's identity; if the link is the same too, it is a copy.
         if layer.data_write_guid() == image.data_write_guid()
             && !link.linkage.is_nil()
             && layer.parent_link()?.is_some_and(|other| other.linkage == link.linkage)
         {
-            let message = "an image cannot have a copy of itself for an ancestor";
+            let message = "an image cannot have a copy of itself as an ancestor";
             return Err(refuse("reparent.loop", message)
                 .with_section("2.6.2.6")
                 .with_found(format_args!("its identity and its link in {}", layer.name())));
@@ -491,7 +488,7 @@ fn check_fit(image: &Core, base: &DiffChain) -> Result<()> {
     }
     let (above, below) = (image.geometry().logical_sector, base.geometry().logical_sector);
     if above != below {
-        let message = "a parent of another logical sector size";
+        let message = "the parent has another logical sector size";
         return Err(refuse("reparent.sector-size", message)
             .with_section("2.6.2.4")
             .with_found(below)
@@ -500,11 +497,11 @@ fn check_fit(image: &Core, base: &DiffChain) -> Result<()> {
     Ok(())
 }
 
-/// Refuses an image that a merge is about to remove, or is filling.
+/// Refuses an image that an unfinished merge will remove or is filling.
 fn check_no_merge(image: &Core) -> Result<()> {
     image.check_point()?;
     let Some(mark) = image.merge_mark() else { return Ok(()) };
-    let message = "the image is being merged into its parent, and goes when that is complete";
+    let message = "an unfinished merge of this image into its parent will remove it";
     Err(Error::new(ErrorKind::Unfinished, "reparent.unfinished", message)
         .in_file(image.name())
         .with_found(format_args!("the mark of a merge into {}", mark.name))
@@ -512,9 +509,10 @@ fn check_no_merge(image: &Core) -> Result<()> {
 }
 
 fn parent_lost(image: &Core, bytes: u64, why: &dyn fmt::Display) -> Error {
-    let message = format!("its parent cannot be read to prove the new one by: {why}");
+    let message =
+        format!("its present parent cannot be read to prove that the new one is the same: {why}");
     Error::new(ErrorKind::Unproven, PARENT_LOST, message)
         .in_file(image.name())
-        .with_found(format_args!("{bytes} bytes of the disk that nothing proves"))
-        .with_expected("the parent that it has, or consent to go without a proof")
+        .with_found(format_args!("{bytes} bytes of the disk without a proof"))
+        .with_expected("the present parent, or consent to link without a proof")
 }

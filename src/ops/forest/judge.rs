@@ -1,4 +1,4 @@
-//! What is wrong with a forest, and what is worth knowing of it.
+//! Derives the findings from the links and the images of a forest.
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -9,7 +9,7 @@ use super::{Finding, Forest, LeadsTo, Link, NodeId};
 use crate::chain::FoundBy;
 use crate::image::MergeState;
 
-/// Adds the findings and puts them in order.
+/// Adds the findings, in order.
 pub(super) fn judge(forest: &mut Forest) {
     let guids = by_guid(forest);
     let mut findings = std::mem::take(&mut forest.findings);
@@ -39,14 +39,14 @@ fn by_guid(forest: &Forest) -> HashMap<Uuid, Vec<NodeId>> {
     guids
 }
 
-/// What is wrong with the way from a child to its parent.
+/// Checks how a child leads to its parent.
 fn of_link(
     forest: &Forest,
     child: NodeId,
     link: &Link,
     guids: &HashMap<Uuid, Vec<NodeId>>,
 ) -> Option<Finding> {
-    // A path led there, or the caller said where to look.
+    // A path led there, or the caller named the place.
     if link.parent.is_some() && link.found_by.is_some() {
         return None;
     }
@@ -86,7 +86,7 @@ fn of_link(
     })
 }
 
-/// What is to be said of a child and its parent side by side.
+/// Compares a child with its parent.
 fn of_pair(forest: &Forest, child: NodeId, link: &Link) -> Vec<Finding> {
     let Some(parent) = link.parent else { return Vec::new() };
     let (above, below) = (forest.node(child), forest.node(parent));
@@ -104,11 +104,11 @@ fn of_pair(forest: &Forest, child: NodeId, link: &Link) -> Vec<Finding> {
     findings
 }
 
-/// One finding for each merge: of the child, where it was found.
+/// One finding for each merge, on the child if it was found.
 fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Finding> {
     let marked = forest.nodes().filter_map(|(id, node)| {
         let mark = node.image.as_ref().ok()?.merge.as_ref()?;
-        // A child that cannot be read tells nothing.
+        // A child that cannot be read has no mark to report.
         let tells = |id: &NodeId| forest.node(*id).image.as_ref().is_ok_and(|i| i.merge.is_some());
         let is_told_by_child = mark.state == MergeState::Target
             && guids.get(&mark.other).is_some_and(|children| children.iter().any(tells));
@@ -117,7 +117,7 @@ fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec
     marked.collect()
 }
 
-/// Every loop has a root of a tree in it: the one root that has a parent.
+/// One finding for each loop: a root that has a parent is the place where the loop was cut.
 fn loops(forest: &Forest) -> Vec<Finding> {
     let is_cut = |id: &&NodeId| forest.node(**id).parent().is_some();
     let cut = forest.trees().iter().filter(is_cut);
@@ -143,7 +143,7 @@ fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Findin
         .collect()
 }
 
-/// Faults first; in order of ancestry, and what has no node at the end by its path.
+/// The sort key: faults first, then by node, then findings without a node by path.
 fn rank(finding: &Finding) -> (bool, bool, Option<NodeId>, Option<&Path>) {
     let path = match finding {
         Finding::Unreadable { path, .. }

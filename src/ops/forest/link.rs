@@ -1,5 +1,5 @@
-//! From child to parent: by the paths that the child recorded where they are right, by identity alone
-//! where not.
+//! Links children to their parents: by the paths that the child recorded if they are right, otherwise by
+//! identity.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -17,7 +17,7 @@ use crate::image::{ParentLink, identity_if_any, probe_identity};
 use crate::names::same_name;
 use crate::storage::{Access, Storage};
 
-/// Gives every link its parent and its leads, and adds the parents that lie outside.
+/// Finds every link's parent and leads, and adds the parents that lie outside the scanned places.
 pub(super) fn link(found: Found, source: &PathSource) -> Found {
     let mut linker = Linker {
         source,
@@ -31,7 +31,7 @@ pub(super) fn link(found: Found, source: &PathSource) -> Found {
         linker.register(node);
     }
     let mut trails = Vec::new();
-    // Parents from outside come on top and want their own parents.
+    // Parents found outside are appended and have parents of their own.
     while trails.len() < linker.found.nodes.len() {
         let trail = linker.resolve(trails.len());
         trails.push(trail);
@@ -56,16 +56,16 @@ struct Linker<'a> {
     found: Found,
     /// The nodes of each identity.
     guids: HashMap<Uuid, Vec<usize>>,
-    /// Where recorded paths lead, once for all children in a folder that recorded the same.
+    /// Where recorded paths lead, cached for all children in a folder that recorded the same paths.
     trails: HashMap<TrailKey, Rc<[Stop]>>,
-    /// The images of the folders that the caller named, once somebody asked.
+    /// The images in the folders that the caller named, once searched.
     folders: Option<HashMap<Uuid, Vec<Place>>>,
     unresolved: Vec<usize>,
 }
 
 type TrailKey = (PathBuf, [Option<String>; 3]);
 
-/// A place that a path led to. What a stranger's file says of itself never leaves this module.
+/// A path that was tried and what it leads to. The identity of a file outside stays inside this module.
 struct Stop {
     found_by: FoundBy,
     path: PathBuf,
@@ -79,7 +79,7 @@ struct Place {
     guid: Option<Uuid>,
 }
 
-/// The identity of a node. That of one that cannot be read may be any.
+/// The identity of a node; an error if the node could not be read, because it may have any.
 fn known_guid(node: &Node) -> io::Result<Option<Uuid>> {
     match &node.image {
         Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => {
@@ -96,7 +96,7 @@ impl Linker<'_> {
         }
     }
 
-    /// Links a node to its parent and returns where its paths led.
+    /// Links a node to its parent and returns where its paths lead.
     fn resolve(&mut self, child: usize) -> Rc<[Stop]> {
         let Some(link) = &self.found.nodes[child].link else { return Rc::default() };
         let recorded = link.recorded.clone();
@@ -122,8 +122,8 @@ impl Linker<'_> {
         trail
     }
 
-    /// The node with a recorded identity: in the scanned places rather than outside, and the first by
-    /// path. Never the child itself: there are writers that leave a child its parent's identity.
+    /// Finds the node with a recorded identity, preferring the scanned places to outside, then the lowest
+    /// path. Never the child itself: some writers give a child its parent's identity.
     fn by_identity(&self, child: usize) -> Option<usize> {
         let nodes = &self.found.nodes;
         let recorded = &nodes[child].link.as_ref()?.recorded;
@@ -133,7 +133,7 @@ impl Linker<'_> {
         others.min_by_key(|i| (nodes[*i].is_outside, &nodes[*i].path))
     }
 
-    /// The node of a file that proved to be a parent; a new one if it lies outside.
+    /// Returns the node of a file that proved to be a parent, adding one if it lies outside.
     fn admit(&mut self, place: &Place, recorded: &ParentLink) -> Option<usize> {
         if let Some(known) = self.found.by_file.get(&place.key) {
             return Some(*known);
@@ -141,7 +141,7 @@ impl Linker<'_> {
         let host = self.source.its_host();
         let stat = host.stat(&place.path).ok()?;
         let storage = host.open(&place.path, Access::Read).ok()?;
-        // The file that is opened now must be the one that was looked at.
+        // The file opened now must be the one that was examined.
         if FileKey::new(host, storage.id().ok()?, &place.path) != place.key
             || !probe_identity(storage.as_ref()).is_ok_and(|guid| recorded.accepts(guid))
         {
@@ -166,7 +166,7 @@ impl Linker<'_> {
 
     fn trail(&mut self, link: &ParentLink) -> Rc<[Stop]> {
         let folder = link.child_path.as_deref().and_then(Path::parent);
-        // From behind a link, a relative path may lead to two places.
+        // A child reached through a symbolic link resolves relative paths in two folders.
         let key = folder.filter(|_| link.child_via.is_none()).map(|folder| {
             let paths = [&link.relative_path, &link.volume_path, &link.absolute_win32_path];
             (folder.to_path_buf(), paths.map(Clone::clone))
@@ -201,7 +201,7 @@ impl Linker<'_> {
         Ok(Place { key, path, guid })
     }
 
-    /// A file of the folders that the caller named, that of the recorded name first.
+    /// Finds a file in the folders that the caller named, preferring the recorded file name.
     fn in_folders(&mut self, link: &ParentLink) -> Option<(Place, FoundBy)> {
         if self.folders.is_none() {
             let mut seen = HashSet::new();
@@ -231,7 +231,7 @@ impl Linker<'_> {
         }
     }
 
-    /// What is told of a place that a path led to.
+    /// Returns what is revealed about a tried path.
     fn lead(&self, stop: &Stop, recorded: &ParentLink) -> Lead {
         let to = match &stop.there {
             Ok(place) => match self.found.by_file.get(&place.key) {
@@ -244,7 +244,7 @@ impl Linker<'_> {
             Err(error) => match error.kind() {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => LeadsTo::Nothing,
                 io::ErrorKind::PermissionDenied => LeadsTo::Denied,
-                // What is there is no regular file.
+                // Not a regular file.
                 io::ErrorKind::InvalidInput | io::ErrorKind::IsADirectory => LeadsTo::Stranger,
                 _ => LeadsTo::Failed,
             },

@@ -1,4 +1,4 @@
-//! The order of ancestry: which images are drawn as roots, and all others below their parents.
+//! Orders the nodes: the roots, and all others below their parents.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -7,7 +7,7 @@ use super::walk::Found;
 use super::{Forest, LeadsTo, Node, NodeId};
 use crate::mutants::planted;
 
-/// Numbers the nodes in the order in which they are drawn and hangs children below parents.
+/// Numbers the nodes in display order and lists children under their parents.
 pub(super) fn grow(found: Found) -> Forest {
     let mut nodes = found.nodes;
     let is_root = roots(&nodes);
@@ -24,7 +24,7 @@ pub(super) fn grow(found: Found) -> Forest {
         siblings.sort_by(|a, b| by_age(&nodes[*a], &nodes[*b]));
     }
 
-    // Old numbers in the new order. No recursion: chains may be as deep as somebody cared to make them.
+    // Old indexes in the new order. Not recursive: the depth of a chain is not bounded.
     let mut order = Vec::with_capacity(nodes.len());
     let mut pending: Vec<(usize, usize)> = trees.iter().rev().map(|root| (*root, 0)).collect();
     while let Some((i, depth)) = pending.pop() {
@@ -50,10 +50,10 @@ pub(super) fn grow(found: Found) -> Forest {
     }
 }
 
-/// The nodes drawn as roots: those without a parent, and of each loop the first by path.
+/// Returns which nodes are shown as roots: those without a parent, and the first by path of each loop.
 fn roots(nodes: &[Node]) -> Vec<bool> {
     let mut is_root: Vec<bool> = nodes.iter().map(|node| node.parent().is_none()).collect();
-    // Which walk up came by a node, counted from 1.
+    // The walk that visited a node, counted from 1.
     let mut walked = vec![0; nodes.len()];
     for start in 0..nodes.len() {
         let mut at = start;
@@ -64,7 +64,7 @@ fn roots(nodes: &[Node]) -> Vec<bool> {
                 None => break,
             }
         }
-        // Only a walk that met itself closed a loop.
+        // A walk that met its own track found a loop.
         if walked[at] == start + 1
             && nodes[at].parent().is_some()
             && !planted("loop-not-seen-by-the-forest")
@@ -76,14 +76,14 @@ fn roots(nodes: &[Node]) -> Vec<bool> {
     is_root
 }
 
-/// The nodes of the loop that `start` is in.
+/// The nodes of the loop that contains `start`.
 fn loop_from(nodes: &[Node], start: usize) -> impl Iterator<Item = usize> + '_ {
     std::iter::successors(Some(start), move |at| {
         nodes[*at].parent().map(|parent| parent.0).filter(|parent| *parent != start)
     })
 }
 
-/// File times are a hint: copying may have mixed them up.
+/// Orders siblings by file time, which is a hint only: copying files may change it.
 fn by_age(a: &Node, b: &Node) -> Ordering {
     a.modified.cmp(&b.modified).then_with(|| a.path.cmp(&b.path))
 }

@@ -1,4 +1,4 @@
-//! Finding the images: folders walked, files known by their signature, facts read, files closed.
+//! Finds images: walks folders, recognizes files by their signature, reads their facts and closes them.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -13,24 +13,24 @@ use crate::image::{Core, ImagePolicy, Lock, probe_identity, why_no_image};
 use crate::mutants::planted;
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, is_temporary_name};
 
-/// What a walk found.
+/// The result of a walk.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) nodes: Vec<Node>,
-    /// Which node a file is.
+    /// The node of each file.
     pub(super) by_file: HashMap<FileKey, usize>,
     pub(super) findings: Vec<Finding>,
 }
 
-/// What tells a file from others, however it is named.
+/// Identifies a file independently of its name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FileKey {
     Id(FileId),
-    /// Where the host has no such thing: the path without links.
+    /// The canonical path, if the host cannot identify files.
     Path(PathBuf),
 }
 
-/// Finds all images in the places.
+/// Finds all images in `places`.
 pub(super) fn walk<P: AsRef<Path>>(
     host: &dyn Host,
     places: impl IntoIterator<Item = P>,
@@ -61,14 +61,14 @@ pub(super) fn walk<P: AsRef<Path>>(
             Err(error) => walk.unreadable(file, error),
         }
     }
-    // Folders wait in a list, not on the stack: their depth is up to whoever made them.
+    // A work list instead of recursion: the depth of folders is not bounded.
     while let Some(folder) = walk.pending.pop() {
         walk.folder(&folder);
     }
     Ok(walk.found)
 }
 
-/// Reads what there is to know of an image whose identity may be known, and closes it again.
+/// Reads the facts of an image and closes it again.
 pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Node {
     let data_write_guid = probe_identity(storage.as_ref()).ok();
     let policy = ImagePolicy { lock: Lock::Try, ..ImagePolicy::default() };
@@ -110,11 +110,11 @@ impl FileKey {
 struct Walk<'a> {
     host: &'a dyn Host,
     found: Found,
-    /// The places, links followed.
+    /// The canonical paths of the places.
     confines: Vec<PathBuf>,
-    /// Folders to look into, the next one last.
+    /// Folders still to visit, the next one last.
     pending: Vec<PathBuf>,
-    /// Folders that were looked into, for places within each other and for mounts that make loops.
+    /// Folders already visited; places may contain each other, and mounts may form loops.
     seen: HashSet<FileKey>,
 }
 
@@ -139,7 +139,7 @@ impl Walk<'_> {
                 Ok(Some(Met::Folder)) => folders.push(path),
                 Ok(Some(Met::File(stat))) => self.file(path, &stat, false),
                 Ok(None) => {}
-                // What was removed since is no longer there to be missed.
+                // Removed since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => self.unreadable(path, error),
             }
@@ -147,7 +147,7 @@ impl Walk<'_> {
         self.pending.extend(folders.into_iter().rev());
     }
 
-    /// What a name in a folder stands for, if that is to be looked into.
+    /// Returns what a name in a folder stands for, if it is to be examined.
     fn kind_of(&mut self, path: &Path) -> io::Result<Option<Met>> {
         if self.host.is_link(path)? {
             self.link(path);
@@ -161,8 +161,8 @@ impl Walk<'_> {
         })
     }
 
-    /// What lies within the places is met under its own name. What does not is not ours to show:
-    /// whoever could put the link here need not be its owner.
+    /// Reports a symbolic link that leads out of the places. Targets inside the places are found under their own
+    /// names; targets outside may belong to somebody other than the link's creator, and are not shown.
     fn link(&mut self, path: &Path) {
         let (Ok(stat), Ok(real)) = (self.host.stat(path), self.host.canonical(path)) else {
             return;
@@ -177,7 +177,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Looks at a regular file; `is_given` when the caller named it.
+    /// Examines a regular file; `is_given` if the caller named it.
     fn file(&mut self, path: PathBuf, stat: &Stat, is_given: bool) {
         let key = FileKey::new(self.host, stat.id, &path);
         if let Some(known) = self.found.by_file.get(&key) {
@@ -209,7 +209,7 @@ impl Walk<'_> {
 
     fn open(&self, path: &Path, stat: &Stat) -> io::Result<Arc<dyn Storage>> {
         let storage = self.host.open(path, Access::Read)?;
-        // Between the two looks the name may have become another file's.
+        // The name may have been given to another file since `stat`.
         if storage.id()? != stat.id {
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, "the file was replaced"));
         }
@@ -223,7 +223,7 @@ impl Walk<'_> {
     }
 }
 
-/// A thing to look into.
+/// An entry of a folder to examine.
 enum Met {
     Folder,
     File(Stat),

@@ -1,4 +1,4 @@
-//! Moving what a layer holds into its parent, at a pace.
+//! Moves the data of a layer into its parent, at a given pace.
 
 use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
@@ -13,16 +13,16 @@ use crate::ops::pace::Pace;
 use crate::types::{DiskOffset, FileOffset, MIB};
 use crate::write::{Copier, Follow};
 
-/// Bytes that are moved between two looks at the pace and the caller's wishes.
+/// How many bytes are moved between two checks of the pace and for cancellation.
 pub(super) const PIECE: u64 = 16 * MIB;
-/// The same where whoever writes there has to wait for it.
+/// The same while writers have to wait for the range.
 const HELD_PIECE: u64 = MIB;
-/// Blocks that become zeros between two looks at the caller's wishes.
+/// How many blocks are zeroed between two checks for cancellation.
 const ZERO_BLOCKS: u64 = 64;
-/// Bytes of the disk after which the caller hears how far it has come.
+/// How many bytes of the disk are processed between two progress reports.
 pub(super) const BATCH: u64 = 64 * MIB;
 
-/// How far a merge has come, how fast it may go, and whether it is to go on.
+/// Tracks progress and pace, and asks the caller whether to continue.
 pub(super) struct Meter<'a> {
     pace: &'a Pace,
     done: u64,
@@ -50,7 +50,7 @@ impl<'a> Meter<'a> {
         (self.on)(Progress { done: self.done.min(self.total), total: self.total })
     }
 
-    /// Waits until some of these bytes may be moved, and says how many, in whole pages.
+    /// Waits until some of `bytes` may be moved; returns how many, in whole pages.
     fn wait(&mut self, bytes: u64) -> Result<u64> {
         let bytes = self.pace.piece(bytes);
         let (done, total) = (self.done.min(self.total), self.total);
@@ -61,30 +61,34 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// How bytes get from the child to the parent.
+/// Copies what a child holds into its parent.
 pub(super) struct Copy<'a> {
     pub(super) from: &'a Core,
     pub(super) to: &'a Core,
     pub(super) copier: Copier,
-    /// Where others may write meanwhile.
+    /// Tracks concurrent writes, if there may be any.
     pub(super) follow: Option<Arc<Follow>>,
-    /// How far the pass over the disk came.
+    /// How far the pass over the disk got.
     pub(super) passed: Cell<u64>,
 }
 
-/// What is at a place, as far as it is dealt with at once.
+/// What to do next at an offset, and up to where.
 pub(super) enum Piece {
-    /// Up to here the child has nothing.
+    /// The child has nothing up to this offset.
     Parent(u64),
-    /// Zeros up to here.
+    /// Zeros up to this offset.
     Zeros(u64),
-    /// Data up to here, unless the pace allows less.
+    /// Data up to this offset, or less if the pace demands it.
     Data(u64),
 }
 
-/// What the first of these bytes are part of: no further than `near`, or all that the child does not have. Whoever asks
-/// for more than is dealt with at once looks at the same entries again and again.
-pub(super) fn next_extent(image: &Core, range: Range<u64>, near: u64) -> Result<Option<Extent>> {
+/// Returns the first extent of `range`, limited to `near` unless the child defers to its parent there. A longer
+/// extent would be looked up again for each piece of it.
+pub(super) fn next_extent(
+    image: &Core,
+    range: Range<u64>,
+    near: u64,
+) -> Result<Option<Extent>> {
     let near = if planted("asked-too-far-ahead") { range.end } else { near.min(range.end) };
     let extent = image.next_extent(range.start..near)?;
     match &extent {
@@ -98,15 +102,15 @@ pub(super) fn next_extent(image: &Core, range: Range<u64>, near: u64) -> Result<
 }
 
 impl Piece {
-    /// The first piece of an extent, for a parent of blocks and a disk of these sizes. Zeros are so many whole blocks of
-    /// the parent, which can give up their space, or lie in one.
+    /// Returns the first piece of an extent, for a parent with the given block and disk size. Zeros cover either whole
+    /// blocks of the parent, at most `blocks` of them, which can then be unmapped, or part of a single block.
     pub(super) fn of(extent: &Extent, block: u64, size: u64, most: u64, blocks: u64) -> Self {
         let Range { start, end } = extent.range;
         let block_end = (start / block + 1) * block;
         match extent.source {
             Source::Parent => Self::Parent(end),
             Source::Zero { .. } => {
-                // The last block may reach past the end of the disk.
+                // The last block may extend beyond the disk.
                 let is_last = end == size;
                 let whole = if is_last { end } else { end / block * block };
                 let is_whole = start.is_multiple_of(block) && whole > start;
@@ -123,13 +127,13 @@ impl Piece {
 }
 
 impl Copy<'_> {
-    /// Moves what the child holds of these bytes of the disk, at the meter's pace, and says how many bytes of
+    /// Moves what the child holds of `range`, at the meter's pace; returns how many bytes of
     /// data that was.
     pub(super) fn pass(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
         self.paced(range, PIECE, meter, &|at| self.passed.set(at))
     }
 
-    /// The same while who writes to these bytes waits.
+    /// The same while writers to the range wait.
     pub(super) fn held(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
         self.paced(range, HELD_PIECE, meter, &|_| ())
     }
@@ -143,14 +147,14 @@ impl Copy<'_> {
     ) -> Result<u64> {
         let (block, size) = (u64::from(self.to.block_size()), self.to.geometry().size);
         let (mut moved, mut at) = (0, range.start);
-        // The first of the blocks may be one in part.
+        // One block more, because the first may be partial.
         let near = |at| (at / block + 1 + ZERO_BLOCKS) * block;
         while let Some(extent) = next_extent(self.from, at..range.end, near(at))? {
             let end = match Piece::of(&extent, block, size, most, ZERO_BLOCKS) {
                 Piece::Parent(end) | Piece::Zeros(end) => end,
                 Piece::Data(end) => at + meter.wait(end - at)?,
             };
-            // What the extent is made of may change until here, and is told of from here on.
+            // Until here, writes may change the extent; from here on they are tracked.
             let held = self.take(end);
             let step = self.run(at..end)?;
             drop(held);
@@ -165,7 +169,7 @@ impl Copy<'_> {
         Ok(moved)
     }
 
-    /// Where from here on the child has something, `None` where it has nothing.
+    /// Returns the first offset in `range` at which the child holds something.
     pub(super) fn skip(&self, range: Range<u64>) -> Result<Option<u64>> {
         let mut at = range.start;
         while let Some(extent) = next_extent(self.from, at..range.end, at + MIB)? {
@@ -190,10 +194,10 @@ impl Copy<'_> {
         self.follow.as_ref().map(|follow| follow.take(end))
     }
 
-    /// Moves what the child holds of these bytes.
+    /// Moves what the child holds of `range`.
     pub(super) fn run(&self, range: Range<u64>) -> Result<u64> {
         let (mut moved, mut at) = (0, range.start);
-        // Places that are found are read from before they may be given to others.
+        // Keeps the file offsets found below from being reused until they are read.
         let _pin = self.from.pin();
         while let Some(extent) = self.from.next_extent(at..range.end)? {
             let Range { start, end } = extent.range;

@@ -1,4 +1,4 @@
-//! What a merge is going to need: the same way as that of the merge, with nothing moved.
+//! Predicts what a merge needs by following the same steps without moving anything.
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::{ControlFlow, Range};
@@ -17,14 +17,14 @@ use crate::ops::{FileChangeKind, Forecast};
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
 use crate::write::table_len;
 
-/// The unit in which hosts hold bytes of a file.
+/// The unit in which hosts allocate space.
 const PAGE: u64 = 4 * KIB;
-/// Blocks and pieces that are looked at between two looks at the caller's wishes.
+/// How many blocks and pieces are processed between two checks for cancellation.
 const PATIENCE: u32 = 1 << 15;
-/// Places that are remembered of those that were looked at for holes.
+/// How many ranges already searched for holes are remembered.
 const MOST_PLACES: usize = 1 << 16;
 
-/// How long it goes on before the caller is asked whether it is to.
+/// Asks the caller at intervals whether to continue.
 pub(super) struct Patience<'a> {
     left: u32,
     ask: &'a mut dyn FnMut() -> ControlFlow<()>,
@@ -35,7 +35,7 @@ impl<'a> Patience<'a> {
         Self { left: PATIENCE, ask }
     }
 
-    /// Something is going to be looked at.
+    /// Counts one step.
     fn look(&mut self) -> Result<()> {
         self.left = self.left.saturating_sub(1);
         if self.left > 0 || planted("nobody-heard-meanwhile") {
@@ -49,8 +49,8 @@ impl<'a> Patience<'a> {
     }
 }
 
-/// Looks at each layer that goes into the next below it, the lowest first. Says beside the forecast how many bytes are
-/// to be made durable at once where space is short: as many as it allows, down to a block.
+/// Predicts the merge of each layer into the next one below, the lowest first. Also returns how many bytes to make
+/// durable at once if space is short: as many as fit, down to one block.
 pub(super) fn forecast(
     op: &Operation<'_>,
     steps: &[usize],
@@ -62,7 +62,7 @@ pub(super) fn forecast(
     let mut forecast = Forecast::on(op.host().as_ref(), path_of(parent)?)?;
     let blocks = steps.iter().map(|layer| u64::from(images[*layer].block_size()));
     let least = blocks.min().unwrap_or(BATCH);
-    // As the first change has it.
+    // Where the first change will allocate space.
     let end = parent.claims(0)?.end.max(parent.file_len());
     let mut batch = BATCH;
     let needs = loop {
@@ -87,11 +87,15 @@ pub(super) fn forecast(
     Ok((forecast, batch))
 }
 
-/// By how much the parent's disk gets shorter, and how much of that its layers hold data for.
-fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Result<(u64, u64)> {
+/// Returns by how much the parent's disk shrinks, and how many of those bytes its layers hold data for.
+fn cut(
+    images: &[Arc<Core>],
+    steps: &[usize],
+    patience: &mut Patience<'_>,
+) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
     let mut size = images[steps[0] + 1].geometry().size;
-    // Each layer of the parent, and up to where its data is still part of the disk.
+    // Each layer below, with the size up to which its data is still part of the disk.
     let mut below = vec![(&images[steps[0] + 1], size)];
     for layer in steps {
         let child = &images[*layer];
@@ -104,7 +108,7 @@ fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Re
                 patience.look()?;
                 at = extent.range.end;
                 if let Source::Data { .. } = extent.source {
-                    // Two layers may have the same bytes of the disk.
+                    // Two layers may hold the same bytes of the disk.
                     data += match planted("lost-once-for-each-layer") {
                         true => extent.range.end - extent.range.start,
                         false => lost.add(extent.range).iter().map(len).sum(),
@@ -119,7 +123,7 @@ fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Re
     Ok((cut, data.min(cut)))
 }
 
-/// What is read and written, and how much more than now the files take up at their most.
+/// Bytes read and written, and the peak of additional space.
 #[derive(Default)]
 struct Needs {
     read: u64,
@@ -137,7 +141,7 @@ impl Needs {
     ) -> Result<Self> {
         let mut needs = Self::default();
         let mut parent = Parent::new(&images[steps[0] + 1], end);
-        // What the children gave up so far, with their files or before that.
+        // Bytes freed in the children so far.
         let mut gone = 0;
         for (n, layer) in steps.iter().enumerate() {
             let child = &images[*layer];
@@ -154,7 +158,7 @@ impl Needs {
                 }
                 let before = gone + given_back;
                 needs.peak = needs.peak.max(parent.grown().saturating_sub(before));
-                // No more than the host is sure to get back.
+                // Counts only what the host is sure to free.
                 if !planted("batch-given-back-early") {
                     given_back += moved.held;
                 }
@@ -180,29 +184,29 @@ impl Needs {
     }
 }
 
-/// What is moved of a child: bytes of data, and how many of those its file has no holes for.
+/// What is moved from a child: bytes of data, and how many of them lie outside holes of its file.
 #[derive(Default)]
 struct Moved {
     bytes: u64,
     held: u64,
 }
 
-/// The parent as it is going to be.
+/// The parent as the merge will leave it.
 struct Parent<'a> {
     image: &'a Core,
     layout: BlockLayout,
-    /// Entries that the block allocation table has room for.
+    /// How many entries the block allocation table has room for.
     entries: u64,
-    /// Blocks and chunks that were there from the start and ever since.
+    /// The blocks and chunks that have existed throughout.
     kept: (u64, u64),
     states: States,
     bitmaps: HashSet<u64>,
-    /// Where new space begins.
+    /// The file offset from which space is allocated.
     end: u64,
-    /// Holes that are filled, in bytes, and which places of the file were looked at for them.
+    /// Bytes of holes that get filled, and the ranges of the file already searched for them.
     filled: u64,
     looked_at: Spans,
-    /// Zeros that are written.
+    /// Bytes of zeros that are written.
     zeroed: u64,
 }
 
@@ -243,7 +247,7 @@ impl<'a> Parent<'a> {
 
     fn grow(&mut self, new: &BlockLayout) -> Result<()> {
         let old = self.layout;
-        // What the last block has behind the end of the disk becomes zeros.
+        // The part of the last block beyond the disk is zeroed.
         let end = DiskOffset(old.size());
         let within = old.within_block(end);
         if within > 0 {
@@ -296,7 +300,7 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// The table stays where it is, or lies elsewhere from now on.
+    /// Keeps the table in place or moves it to new space.
     fn table(&mut self, new: &BlockLayout, stays: bool) {
         if !stays {
             let bytes = table_len(new);
@@ -305,7 +309,7 @@ impl<'a> Parent<'a> {
         }
     }
 
-    /// Moves what a child holds of these bytes.
+    /// Moves what a child holds of `range`.
     fn pass(
         &mut self,
         child: &Core,
@@ -315,7 +319,7 @@ impl<'a> Parent<'a> {
     ) -> Result<Moved> {
         let (block, size) = (self.layout.block_size(), self.layout.size());
         let (mut at, mut moved) = (range.start, Moved::default());
-        // What is left of an extent. Who asks for it again each time looks at all its entries again.
+        // The rest of the last extent: looking it up again would read all its entries again.
         let mut rest: Option<Extent> = None;
         while at < range.end {
             patience.look()?;
@@ -332,7 +336,7 @@ impl<'a> Parent<'a> {
                 Piece::Parent(end) | Piece::Zeros(end) => end,
                 Piece::Data(end) => at + merge.pace.piece(end - at),
             };
-            // It may go on behind what was looked at.
+            // The extent may continue beyond the range that was looked up.
             if is_rest && end == extent.range.end {
                 continue;
             }
@@ -383,13 +387,13 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// Zeros are written to a part of a block that has space.
+    /// Writes zeros to part of a block that has space.
     fn zero(&mut self, block: BlockIndex, part: Range<u64>) -> Result<()> {
         self.zeroed += len(&part);
         self.fill(block, part)
     }
 
-    /// Something is written to a part of a block, which may be all that the disk has of it.
+    /// Writes to part of a block; `is_whole` if that is all that the disk has of it.
     fn put(&mut self, block: BlockIndex, part: Range<u64>, is_whole: bool) -> Result<()> {
         let state = match self.state(block)? {
             PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
@@ -406,7 +410,7 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// A part of a block is written to that has space: where that was there from the start there may be holes.
+    /// Writes to part of a block that has space, which may fill holes if it has existed from the start.
     fn fill(&mut self, block: BlockIndex, part: Range<u64>) -> Result<()> {
         if self.states.get(block.0).is_some() || block.0 >= self.kept.0 {
             return Ok(());
@@ -414,7 +418,7 @@ impl<'a> Parent<'a> {
         let at = self.image.bat_entry(self.image.layout().payload_index(block))?.offset().get();
         let (start, end) = (at + part.start / PAGE * PAGE, at + part.end.next_multiple_of(PAGE));
         let end = end.min(self.image.file_len());
-        // Behind the end of the file it is space that the file takes anyway.
+        // Space beyond the end of the file is counted as growth.
         let pages =
             Some(start..end).filter(|pages| !pages.is_empty() && !planted("holes-not-filled"));
         for new in pages.map(|pages| self.looked_at.add(pages)).unwrap_or_default() {
@@ -423,7 +427,7 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// The blocks of a range: which bytes of each, and whether those are all that the disk has of it.
+    /// Splits a range at blocks: the block, the range within it, and whether that is all that the disk has of it.
     fn parts(
         &self,
         range: Range<u64>,
@@ -452,7 +456,7 @@ impl<'a> Parent<'a> {
         })
     }
 
-    /// The chunk of a block has a sector bitmap block from now on.
+    /// Gives the block's chunk a sector bitmap block.
     fn bitmap(&mut self, block: BlockIndex) -> Result<()> {
         let ChunkIndex(chunk) = self.layout.chunk_of(block);
         if chunk < self.kept.1 {
@@ -467,7 +471,7 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    /// The file grows, from a whole MiB on.
+    /// Grows the file, starting at a multiple of 1 MiB.
     fn take(&mut self, bytes: u64) {
         if bytes > 0 {
             self.end = self.end.next_multiple_of(MIB) + bytes;
@@ -479,7 +483,7 @@ impl<'a> Parent<'a> {
     }
 }
 
-/// What of an extent lies from there on.
+/// Returns the part of an extent from `at` on.
 fn after(extent: &Extent, at: u64) -> Option<Extent> {
     let Range { start, end } = extent.range;
     let source = match extent.source {
@@ -489,12 +493,12 @@ fn after(extent: &Extent, at: u64) -> Option<Extent> {
     (at < end).then_some(Extent { range: at..end, source })
 }
 
-/// How many bytes of a range of the image's file are no holes.
+/// Counts the bytes of a range of the image's file that are not holes.
 fn held(image: &Core, range: Range<u64>) -> Result<u64> {
     let (file, mut at, mut bytes) = (image.bare_storage(), range.start, 0);
     while at < range.end {
         let data = file.next_data(at).map_err(|error| {
-            let message = "cannot tell which bytes of the file are there";
+            let message = "cannot tell holes from data in the file";
             Error::io("merge.holes", message, error).in_file(image.name()).at(at)
         })?;
         let Some(data) = data.filter(|data| data.end > at) else { break };
@@ -508,13 +512,13 @@ fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
-/// Ranges that do not touch, from their starts to their ends. There are so many at the most: what comes after that is
-/// new each time, so that it is counted too often rather than not at all.
+/// Disjoint ranges, by start and end. Bounded in number: ranges added beyond the bound count as new every time, so
+/// that they are counted too often rather than not at all.
 #[derive(Debug, Default)]
 struct Spans(BTreeMap<u64, u64>);
 
 impl Spans {
-    /// Adds a range, and says which parts of it are new.
+    /// Adds a range and returns the parts of it that are new.
     fn add(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
         let (mut whole, mut new, mut at) = (range.clone(), Vec::new(), range.start);
         let before = self.0.range(..range.start).next_back().map(|(start, _)| *start);

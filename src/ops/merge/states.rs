@@ -1,20 +1,20 @@
-//! What becomes of blocks, in memory that the largest disk bounds: two bits for each, and only where there are any.
+//! Tracks changed block states in two bits per block, allocated in pages on demand.
 
 use crate::format::bat::PayloadState;
 
-/// Blocks that a word and a page have.
+/// Blocks per word; `PER_PAGE` is blocks per page.
 const PER_WORD: u64 = 32;
 const WORDS: usize = 512;
 const PER_PAGE: u64 = PER_WORD * WORDS as u64;
 
-/// The states that blocks got.
+/// The states that blocks were changed to.
 #[derive(Debug, Default)]
 pub(super) struct States {
     pages: Vec<Option<Box<[u64; WORDS]>>>,
 }
 
 impl States {
-    /// The state that a block got, if it got one.
+    /// Returns the state that the block was changed to, if it was.
     pub(super) fn get(&self, block: u64) -> Option<PayloadState> {
         let page = self.pages.get((block / PER_PAGE) as usize)?.as_deref()?;
         let word = page[(block % PER_PAGE / PER_WORD) as usize];
@@ -26,7 +26,7 @@ impl States {
         }
     }
 
-    /// Gives a block one of the three states that a write leaves.
+    /// Records one of the three states that a write leaves behind.
     pub(super) fn put(&mut self, block: u64, state: PayloadState) {
         let bits = match state {
             PayloadState::FullyPresent => 3,
@@ -43,7 +43,7 @@ impl States {
         *word = *word & !(3 << shift) | bits << shift;
     }
 
-    /// Forgets all from a block on.
+    /// Removes the states of all blocks from `blocks` on.
     pub(super) fn truncate(&mut self, blocks: u64) {
         self.pages.truncate(blocks.div_ceil(PER_PAGE) as usize);
         let last = (blocks / PER_PAGE) as usize;
@@ -85,7 +85,7 @@ mod tests {
         }
     }
 
-    /// A disk of 64 TiB with a state for each block of 1 MiB, of which a map would make gigabytes.
+    /// A disk of 64 TiB with a state for every block of 1 MiB; a hash map would take gigabytes.
     #[test]
     fn states_of_all_blocks_of_the_largest_disk_take_16_mib() {
         let mut states = States::default();

@@ -1,14 +1,14 @@
-//! One layer merged into its parent.
+//! Merges one layer into its parent.
 //!
-//! The order of what becomes durable is what keeps the chain readable at any moment, \[MS-VHDX\] 2.6.2.6.3:
+//! The order in which changes become durable keeps the chain readable at any moment, \[MS-VHDX\] 2.6.2.6.3:
 //!
-//! 1. the child takes the parent's next identity for a second one that it accepts, and the mark of a merge;
-//! 2. the parent takes that identity and the mark that it is incomplete;
-//! 3. the parent gets all that the child holds, while the child lies over it;
-//! 4. the parent loses its mark, in one step with the last of the data;
+//! 1. the child accepts the parent's next identity besides the present one, and is marked as merging;
+//! 2. the parent takes that identity and is marked as incomplete;
+//! 3. the parent receives all data of the child, which still covers it;
+//! 4. the parent's mark is removed, in one step with the last of the data;
 //! 5. the child is marked as spent;
-//! 6. the layer above, if there is one, is linked to the parent;
-//! 7. the child's name is removed.
+//! 6. the layer above, if any, is linked to the parent;
+//! 7. the child's file is removed.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -28,34 +28,34 @@ use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
 use crate::write::{Copier, Follow, ItemEdit};
 
-/// So few bytes may be left for the writers to wait for.
+/// How many bytes may remain for the final move, during which writers wait.
 const SHORT: u64 = 4 << 20;
-/// Rounds after which writers are slowed down, by how much more in each, and up to how much.
+/// After this many rounds writers are slowed down, by `SLOWER` more in each round, up to `SLOWEST`.
 const ROUNDS: u32 = 4;
 const SLOWER: Duration = Duration::from_millis(10);
 const SLOWEST: Duration = Duration::from_millis(100);
 
-/// A layer that goes into the next one below.
+/// The merge of one layer into the next one below.
 pub(super) struct Step<'a> {
     pub(super) op: &'a Operation<'a>,
     pub(super) merge: &'a Merge,
     pub(super) layer: usize,
-    /// Bytes that are made durable at once before their space is given back, or a block where that is larger.
+    /// How many bytes are made durable before their space is freed; at least one block.
     pub(super) batch: u64,
 }
 
-/// The files of a step, open for writing.
+/// The files involved, open for writing.
 struct Handles {
     child: Arc<Core>,
     parent: Arc<Core>,
     above: Option<Arc<Core>>,
-    /// Whether somebody may be writing to the child, which then is the tip.
+    /// Whether the child is the tip and may be written to meanwhile.
     is_live: bool,
-    /// Those that were opened here.
+    /// The layers that were opened for this step.
     opened: Vec<LayerId>,
 }
 
-/// The changes of a child are followed for as long as this is there.
+/// Stops tracking the child's changes when dropped.
 struct Following<'a>(&'a Core);
 
 impl Drop for Following<'_> {
@@ -96,7 +96,7 @@ impl Step<'_> {
     fn merge(&self, on: &mut Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
         let state = on.child.merge_mark().map(|mark| mark.state);
         if state == Some(MergeState::Spent) {
-            // All is in the parent, and only the names are left to be put right.
+            // The parent is complete; only the links and the file remain.
             return self.finish(on, merged);
         }
         self.look_again()?;
@@ -106,7 +106,7 @@ impl Step<'_> {
         let next = Uuid::new_v4();
         self.mark(on, next)?;
         self.fit(on, meter)?;
-        // No place in the parent's file is given to others while readers may know it.
+        // Keeps offsets in the parent's file that readers may know from being reused.
         let keep = self.op.keep(&on.parent);
         let done = self.copy(on, meter, merged).and_then(|()| self.finish(on, merged));
         keep.done(done.is_ok());
@@ -126,7 +126,7 @@ impl Step<'_> {
             .try_for_each(|image| self.merge.refuse_others(self.op, image, &known).map(drop))
     }
 
-    /// Has both files say what is under way, each before anything of it is.
+    /// Marks both files before anything else changes in them.
     fn mark(&self, on: &Handles, next: Uuid) -> Result<()> {
         let (child, parent) = (&on.child, &on.parent);
         let tell = |state, other, of| ItemEdit::merge_mark(Some(&self.state(state, other, of)));
@@ -156,7 +156,7 @@ impl Step<'_> {
         parent.edit_metadata(&edits)
     }
 
-    /// Makes the parent's disk as large as the child's.
+    /// Resizes the parent's disk to the child's size.
     fn fit(&self, on: &mut Handles, meter: &mut Meter<'_>) -> Result<()> {
         let size = on.child.geometry().size;
         if size == on.parent.geometry().size {
@@ -202,28 +202,28 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Leaves word of how far the copy came that ends with this error, and says so where it is the child's file that
-    /// lost bytes.
+    /// Records how far the copy got before `error`, and reports it as `merge.child-lost` if the child's file lost
+    /// bytes.
     fn stopped(&self, error: Error, on: &Handles, copy: &Copy<'_>) -> Error {
         let is_cancelled = error.kind() == ErrorKind::Cancelled;
         let lost = if is_cancelled { None } else { on.child.lost_meanwhile().unwrap_or_default() };
         if is_cancelled || lost.is_some() {
-            // It serves who has to do without bytes of the child, and nothing else hangs on it.
+            // Best effort: only `AcceptLoss` uses the record, and nothing depends on it.
             drop(self.note_moved(on, copy));
         }
         let Some(lost) = lost else { return error };
-        let message = format!("the file lost bytes while it was merged: {}", lost.message());
+        let message = format!("the file lost bytes during the merge: {}", lost.message());
         Error::new(ErrorKind::Damaged, "merge.child-lost", message)
             .in_file(on.child.name())
             .with_section("2.5.1")
             .with_found(error)
-            .with_expected("the loss to be accepted, and the merge to be resumed then")
+            .with_expected("the loss to be accepted, then the merge to be resumed")
     }
 
-    /// Notes in the child's mark how far the parent has all of it.
+    /// Records in the child's mark up to where the parent holds all of its data.
     fn note_moved(&self, on: &Handles, copy: &Copy<'_>) -> Result<()> {
         on.parent.flush()?;
-        // Who writes to the child from here on gives it another identity, and who did before has left a mark.
+        // Later writes to the child give it another identity, which invalidates the record; earlier ones left marks.
         let child = on.child.hand_out_identity()?;
         let changed = copy.follow.as_ref().filter(|_| !planted("moved-past-newer-writes"));
         let changed = changed.and_then(|follow| follow.first());
@@ -233,7 +233,7 @@ impl Step<'_> {
         on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&mark))])
     }
 
-    /// Moves a batch after the other, and gives back its space in the child once it is durable in the parent.
+    /// Moves one batch after the other, freeing its space in the child once it is durable in the parent.
     fn copy_and_give_back(
         &self,
         on: &Handles,
@@ -254,7 +254,7 @@ impl Step<'_> {
                     on.parent.flush()?;
                 }
                 let blocks: Vec<_> = (at / block..end.div_ceil(block)).map(BlockIndex).collect();
-                // The places stay as they are until nobody reads or knows them any more.
+                // The space is reused only when no reader can know its offsets any more.
                 let keep = self.op.keep(&on.child);
                 let released = on.child.release_blocks(&blocks).and_then(|_| {
                     self.op.drained(self.op.forget_places(self.layer), &mut || meter.tell())
@@ -268,10 +268,10 @@ impl Step<'_> {
         Ok(moved)
     }
 
-    /// Has the parent become what the child is while others write, and be written to in its place.
+    /// Brings the parent up to date while the child is being written to, then replaces the child with it.
     ///
-    /// From here on whoever writes to the child writes to the parent too. What was written before that is moved, of
-    /// which there is less and less.
+    /// From here on each write to the child goes to the parent too. The ranges that were written to before
+    /// are moved, and become fewer and fewer.
     fn converge(
         &self,
         on: &Handles,
@@ -279,9 +279,9 @@ impl Step<'_> {
         follow: &Follow,
         meter: &mut Meter<'_>,
     ) -> Result<(u64, Retired)> {
-        // Who needs space in the parent waits for a flush: this one takes the longest.
+        // Allocation in the parent waits for a flush, and the first flush takes the longest: do it now.
         on.parent.flush()?;
-        // What is taken from the marks is not noted any more.
+        // The marks are consumed from here on, so progress can no longer be derived from them.
         copy.passed.set(0);
         on.child.mirror_changes(follow, &on.parent)?;
         let (mut moved, mut flushed) = (0, 0);
@@ -299,20 +299,20 @@ impl Step<'_> {
             if follow.to_copy() <= SHORT {
                 meter.report()?;
                 if let Some((last, retired)) = self.switch_tip(on, copy, follow)? {
-                    // That is done, whatever is said to it.
+                    // Too late to stop.
                     _ = meter.tell();
                     return Ok((moved + last, retired));
                 }
             }
-            // Only changes that fail leave something for another round.
+            // Only writes that fail leave something for another round.
             let over = round.saturating_sub(ROUNDS);
             follow.slow_down((SLOWER * over).min(SLOWEST));
             meter.report()?;
         }
-        unreachable!("the rounds do not end by themselves")
+        unreachable!("the loop ends only by returning")
     }
 
-    /// Keeps the writers waiting for the rest, and has them go on in the parent; `None` if that is too much.
+    /// Blocks writers, moves the rest and lets them continue in the parent; `None` if too much is left.
     fn switch_tip(
         &self,
         on: &Handles,
@@ -329,13 +329,13 @@ impl Step<'_> {
                 moved += copy.run(run)?;
             }
             complete(&on.parent)?;
-            // The child accepts this identity: what is written from now on needs another.
+            // The child accepts the parent's present identity: later writes need a new one.
             on.parent.hand_out_frozen_identity()?;
             Ok(Some((moved, self.op.take_out(self.layer))))
         })
     }
 
-    /// What is left when the parent has everything.
+    /// The remaining steps once the parent is complete.
     fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
         let child_path = path_of(&on.child)?.to_owned();
         if planted("removed-before-relink") {
@@ -357,7 +357,7 @@ impl Step<'_> {
             let retired = self.op.take_out(self.layer);
             self.wait_for_readers(retired, on, merged);
         } else if let Err(error) = rest {
-            // The chain goes on without it all the same.
+            // The chain continues without the child, marked or not.
             let message = format!("{}: was not marked as merged: {error}", on.child.name());
             merged.warnings.push(Warning { code: "merge.not-marked", message });
         }
@@ -386,8 +386,8 @@ impl Step<'_> {
         Ok(())
     }
 
-    /// Waits for those who still look at the chain as it was with the child, which is out of it by now. Its file
-    /// stays right for who goes on for long.
+    /// Waits for readers that still see the chain with the child, which has been taken out of it. Its file
+    /// stays valid for those who take longer.
     fn wait_for_readers(&self, retired: Retired, on: &Handles, merged: &mut Merged) {
         if let Err(error) = self.op.drained(retired, &mut || ControlFlow::Continue(())) {
             let message = format!("{}: was merged all the same: {error}", on.child.name());
@@ -407,9 +407,9 @@ impl Step<'_> {
         self.merge.mark(state, other, of)
     }
 
-    /// Gives the files back to those who read them.
+    /// Returns the files to readers.
     fn settle(&self, on: Handles, is_done: bool, merged: &mut Merged) {
-        // Once it is the tip it takes writes, whatever failed after that.
+        // A new tip stays open for writing, even after a later failure.
         let stays_open = on.is_live.then(|| self.op.images()[0].id());
         for image in
             [Some(on.parent), on.above, (!is_done).then_some(on.child)].into_iter().flatten()
@@ -425,9 +425,9 @@ impl Step<'_> {
     }
 }
 
-/// Has the parent durably be what the child was.
+/// Durably completes the parent.
 fn complete(parent: &Core) -> Result<()> {
-    // The mark goes when all else is durable: an entry that holds it may be the first of several.
+    // The mark is removed last: the log entry that removes it may be the first of several.
     if !planted("target-mark-removed-early") {
         parent.flush()?;
     }
