@@ -84,11 +84,7 @@ pub(super) enum Piece {
 
 /// Returns the first extent of `range`, limited to `near` unless the child defers to its parent there. A longer
 /// extent would be looked up again for each piece of it.
-pub(super) fn next_extent(
-    image: &Core,
-    range: Range<u64>,
-    near: u64,
-) -> Result<Option<Extent>> {
+pub(super) fn next_extent(image: &Core, range: Range<u64>, near: u64) -> Result<Option<Extent>> {
     let near = if planted("asked-too-far-ahead") { range.end } else { near.min(range.end) };
     let extent = image.next_extent(range.start..near)?;
     match &extent {

@@ -88,11 +88,7 @@ pub(super) fn forecast(
 }
 
 /// Returns by how much the parent's disk shrinks, and how many of those bytes its layers hold data for.
-fn cut(
-    images: &[Arc<Core>],
-    steps: &[usize],
-    patience: &mut Patience<'_>,
-) -> Result<(u64, u64)> {
+fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
     let mut size = images[steps[0] + 1].geometry().size;
     // Each layer below, with the size up to which its data is still part of the disk.
