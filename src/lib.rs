@@ -136,3 +136,8 @@ pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
 pub use write::CreateOptions;
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

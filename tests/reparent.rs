@@ -274,7 +274,7 @@ fn what_cannot_lie_below_an_image_is_refused() {
     large.logical_sector = 4096;
     large.write_to(at("large.vhdx"));
     fs::write(at("none.vhdx"), b"no image").unwrap();
-    // Images that a merge is not over of, as the README has the bytes of its mark.
+    // Images of an unfinished merge; docs/marks.md has the bytes of its mark.
     for (state, name) in [(1, "merging.vhdx"), (2, "spent.vhdx"), (3, "target.vhdx")] {
         let mut mark = vec![1, 0, state, 0, 5, 0, 0, 0];
         mark.extend(Uuid::from_u128(9).to_bytes_le());

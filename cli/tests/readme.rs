@@ -1,15 +1,16 @@
-//! The README's story, command by command: after each one every image reads as a flat model says.
+//! The commands of README.md and docs/program.md, one by one as they stand there: after each of them every image
+//! reads as a flat model says.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use avhdx_testkit::rng::Rng;
 use common::Folder;
 
-/// Where all of the story happens.
+/// All bytes that the commands write lie before this.
 const LOOKED_AT: usize = 8 << 20;
 
 /// What the disk is in each image, and which image is whose parent.
@@ -42,9 +43,16 @@ impl Model {
         std::iter::successors(Some(tip.to_owned()), below).take_while(|at| at != image).collect()
     }
 
-    /// Takes a command of the program, and the bytes that it was given.
-    fn take(&mut self, words: &[&str], input: &[u8]) {
+    /// The disk at a point in time.
+    fn disk(&self, point: &str) -> &[u8] {
+        &self.images[&self.image(point)]
+    }
+
+    /// Takes a command of the program, and the bytes that it is given. Returns its exit code and its output, where
+    /// the output is bytes of a disk.
+    fn take(&mut self, words: &[&str], input: &[u8]) -> (i32, Option<Vec<u8>>) {
         let flag = |name: &str| words.iter().position(|word| *word == name).map(|at| words[at + 1]);
+        let bytes = |name: &str| flag(name).map(bytes);
         let image = words[1];
         match words[0] {
             "create" => match flag("--parent") {
@@ -52,10 +60,24 @@ impl Model {
                 None => drop(self.images.insert(image.into(), vec![0; LOOKED_AT])),
             },
             "write" => {
-                let at: usize = flag("--offset").unwrap().trim_end_matches('M').parse().unwrap();
                 let disk = self.images.get_mut(image).unwrap();
-                disk[at << 20..][..input.len()].copy_from_slice(input);
+                disk[bytes("--offset").unwrap()..][..input.len()].copy_from_slice(input);
             }
+            "zero" | "discard" => {
+                let disk = self.images.get_mut(image).unwrap();
+                let at = bytes("--offset").unwrap();
+                disk[at..at + bytes("--length").unwrap()].fill(0);
+            }
+            "read" => {
+                let at = bytes("--offset").unwrap();
+                let read = &self.disk(image)[at..at + bytes("--length").unwrap()];
+                return (0, Some(read.to_vec()));
+            }
+            "convert" => {
+                let copy = self.disk(image).to_vec();
+                self.images.insert((*words.last().unwrap()).into(), copy);
+            }
+            "compare" => return (i32::from(self.disk(image) != self.disk(words[2])), None),
             "checkpoint" => {
                 self.child(flag("--path").unwrap(), image);
                 self.labels.insert(flag("--label").unwrap().into(), image.into());
@@ -63,6 +85,7 @@ impl Model {
             "revert" => {
                 let (tip, _) = image.split_once('@').unwrap();
                 let point = self.image(image);
+                assert!(words.contains(&"--delete-newer"));
                 for newer in self.newer_than(&point, tip) {
                     self.remove(&newer);
                 }
@@ -81,27 +104,45 @@ impl Model {
             "reparent" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
+            "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench" | "relink" => {}
+            "completions" | "man" => {}
             other => panic!("the model does not know {other}"),
         }
+        (0, None)
     }
 }
 
-#[test]
-fn the_story_of_the_readme() {
-    let readme = include_str!("../../README.md");
-    let (_, story) = readme.split_once("## The life of a chain").unwrap();
-    let (_, story) = story.split_once("```sh\n").unwrap();
-    let (story, _) = story.split_once("```").unwrap();
-    let folder = Folder::new();
+/// A number of bytes as the program takes it.
+fn bytes(text: &str) -> usize {
+    let shift = match text.trim_start_matches(|digit: char| digit.is_ascii_digit()) {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        unit => panic!("unit {unit}"),
+    };
+    text.trim_end_matches(|unit: char| !unit.is_ascii_digit()).parse::<usize>().unwrap() << shift
+}
+
+/// The commands of a page in the first `sh` block behind `heading` that begins with `first`.
+fn commands<'a>(page: &'a str, heading: &str, first: &str) -> Vec<&'a str> {
+    let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
+    let mut blocks = section.split("```sh\n").skip(1);
+    let block = blocks.find(|block| block.starts_with(first)).unwrap();
+    let (block, _) = block.split_once("```").unwrap();
+    let without_comment =
+        |line: &'a str| line.split_once('#').map_or(line, |(line, _)| line).trim();
+    block.lines().map(without_comment).filter(|line| !line.is_empty()).collect()
+}
+
+/// Runs the commands in `folder`, and compares every image with the model after each.
+fn run(commands: &[&str], folder: &Folder) -> Model {
     let mut model = Model::default();
     let mut rng = Rng::new(7);
-    let mut commands = 0;
-    for line in story.lines() {
-        let line = line.split_once('#').map_or(line, |(command, _)| command).trim();
-        let (command, from) = line.split_once(" < ").unwrap_or((line, ""));
+    for &line in commands {
+        let (command, output) = line.split_once(" > ").unwrap_or((line, ""));
+        let (command, from) = command.split_once(" < ").unwrap_or((command, ""));
         let words: Vec<&str> = command.split_whitespace().collect();
         match words[..] {
-            [] => continue,
             ["mkdir", ref folders @ ..] => {
                 folders.iter().for_each(|name| fs::create_dir(folder.file(name)).unwrap());
                 continue;
@@ -110,24 +151,54 @@ fn the_story_of_the_readme() {
                 fs::rename(folder.file(from), folder.file(to)).unwrap();
                 let disk = model.images.remove(from).unwrap();
                 model.images.insert(to.into(), disk);
-                // Its children are to find it with the next command.
+                // The next command makes its children find it.
                 continue;
             }
             ["avhdx", ref words @ ..] => {
                 let mut input = vec![0; if from.is_empty() { 0 } else { 700_000 }];
                 rng.fill(&mut input);
-                folder.run_with(&words.join(" "), &input).expect(0);
-                model.take(words, &input);
+                let run = folder.run_with(&words.join(" "), &input);
+                let (code, bytes) = model.take(words, &input);
+                let run = run.expect(code);
+                assert!(bytes.is_none_or(|bytes| bytes == run.stdout), "the output of {line}");
+                assert!(output.is_empty() || !run.stdout.is_empty(), "{line} has no output");
             }
             _ => panic!("who runs {line:?}?"),
         }
-        commands += 1;
         for (image, disk) in &model.images {
             let read = folder.run(&format!("read {image} --length {LOOKED_AT}")).expect(0);
             assert!(read.stdout == *disk, "{image} after {line}");
         }
     }
-    assert!(commands > 20, "{commands} commands");
+    model
+}
+
+#[test]
+fn the_readme_shows_every_verb_once_and_its_commands_do_what_they_say() {
+    let readme = include_str!("../../README.md");
+    let commands = commands(readme, "The program", "# Make");
+    let folder = Folder::new();
+    run(&commands, &folder);
+
+    let help = String::from_utf8(folder.run("--help").expect(0).stdout).unwrap();
+    let (_, verbs) = help.split_once("Commands:\n").unwrap();
+    let (verbs, _) = verbs.split_once("\n\n").unwrap();
+    // Two spaces, the verb, and what it does; what does not fit goes on further to the right.
+    let verbs = verbs.lines().filter(|line| !line.starts_with("   "));
+    let verbs: BTreeSet<&str> = verbs.filter_map(|line| line.split_whitespace().next()).collect();
+    let mut shown: Vec<&str> = vec!["help"];
+    shown.extend(commands.iter().map(|line| line.split_whitespace().nth(1).unwrap()));
+    assert_eq!(shown.len(), verbs.len(), "each verb once: {shown:?}");
+    assert_eq!(shown.into_iter().collect::<BTreeSet<_>>(), verbs);
+}
+
+#[test]
+fn the_commands_of_a_chains_life_do_what_they_say() {
+    let page = include_str!("../../docs/program.md");
+    let commands = commands(page, "The life of a chain", "mkdir");
+    assert!(commands.len() > 20, "{} commands", commands.len());
+    let folder = Folder::new();
+    let model = run(&commands, &folder);
     let mut left = fs::read_dir(folder.file("vm")).unwrap().count();
     left += fs::read_dir(folder.file("archive")).unwrap().count();
     assert_eq!(left, model.images.len(), "what was removed is gone, and nothing else is left");
