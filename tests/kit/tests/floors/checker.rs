@@ -1,30 +1,30 @@
-//! Small crates that do what the floors forbid, each in another way, and what the checker says of them.
+//! Tests of the checker: small crates that each break a rule in one way.
 
-use crate::judge::{House, Plan};
+use crate::judge::{Checked, Rules};
 use crate::uses::Kind;
 
-const PLAN: Plan<'_> = Plan {
+const RULES: Rules<'_> = Rules {
     floors: &[("root", &[""]), ("top", &["top"]), ("mid", &["mid"]), ("low", &["low"])],
     knows: &[],
     most_lines: 20,
     most_test_lines: 3,
 };
 
-/// The root of each crate, which has all floors.
+/// Files that each crate has unless it brings its own.
 const ROOT: &str =
     "mod low; mod mid; mod top; pub use top::Top; pub use mid::Mid; pub use low::Low;";
 const TOP: &str = "pub struct Top; pub fn top() {} pub const MOST: u8 = 1; pub enum Kind { One }";
 const MID: &str = "use crate::low::Low; pub struct Mid(Low);";
 const LOW: &str = "pub struct Low; pub trait Deep<T = ()> {}";
 
-/// What is wrong with a crate of these files; those that every crate has are added where they are not given.
-fn complaints(files: &[(&str, &str)]) -> Vec<String> {
-    judged(PLAN, files)
+/// The violations of a crate of these files.
+fn violations(files: &[(&str, &str)]) -> Vec<String> {
+    violations_of(RULES, files)
 }
 
-fn judged(plan: Plan<'_>, files: &[(&str, &str)]) -> Vec<String> {
+fn violations_of(rules: Rules<'_>, files: &[(&str, &str)]) -> Vec<String> {
     let read = reader(files);
-    House::read("", plan, &read).complaints()
+    Checked::read("", rules, &read).violations()
 }
 
 fn reader<'a>(files: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
@@ -35,22 +35,22 @@ fn reader<'a>(files: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String
     }
 }
 
-/// What is wrong with a crate whose lowest floor is this file.
+/// The violations of a crate with this text on its lowest floor.
 fn of_low(text: &str) -> Vec<String> {
-    complaints(&[("mid.rs", "pub struct Mid;"), ("low.rs", &format!("{text}\npub struct Low;"))])
+    violations(&[("mid.rs", "pub struct Mid;"), ("low.rs", &format!("{text}\npub struct Low;"))])
 }
 
 const NOTHING: [&str; 0] = [];
 
 #[test]
-fn imports_that_point_down_are_right() {
-    assert_eq!(complaints(&[]), NOTHING);
+fn imports_may_point_down() {
+    assert_eq!(violations(&[]), NOTHING);
     let top = "use crate::mid::Mid;\nuse super::Low;\npub struct Top(Mid, Low, crate::low::Low);";
-    assert_eq!(complaints(&[("top.rs", top)]), NOTHING);
+    assert_eq!(violations(&[("top.rs", top)]), NOTHING);
 }
 
 #[test]
-fn an_import_from_a_higher_floor_is_wrong_however_it_is_written() {
+fn every_form_of_import_from_a_higher_floor_is_found() {
     for import in [
         "use crate::top::Top;",
         "use super::top::Top;",
@@ -78,7 +78,7 @@ fn an_import_from_a_higher_floor_is_wrong_however_it_is_written() {
 }
 
 #[test]
-fn functions_constants_and_variants_count_as_types_do() {
+fn functions_constants_and_variants_count_like_types() {
     for (code, item) in [
         ("use crate::top::top; fn f() { top() }", "top::top"),
         ("fn f() { crate::top::top() }", "top::top"),
@@ -92,7 +92,7 @@ fn functions_constants_and_variants_count_as_types_do() {
 }
 
 #[test]
-fn an_import_through_a_re_export_is_one_of_the_file_that_defines_the_item() {
+fn re_exports_are_followed_to_the_defining_file() {
     for (root, import) in [
         (ROOT, "use crate::Top;"),
         ("mod low; mod mid; mod top; pub(crate) use top::Top as Other;", "use super::Other;"),
@@ -105,33 +105,33 @@ fn an_import_through_a_re_export_is_one_of_the_file_that_defines_the_item() {
     ] {
         let low = format!("{import}\npub struct Low;");
         let files = [("lib.rs", root), ("mid.rs", "pub struct Mid;"), ("low.rs", &low)];
-        let mut found = complaints(&files);
-        found.retain(|complaint| complaint.starts_with("low.rs"));
+        let mut found = violations(&files);
+        found.retain(|violation| violation.starts_with("low.rs"));
         assert_eq!(found, ["low.rs:1: low uses top::Top of top"], "{root} {import}");
     }
 }
 
 #[test]
-fn a_re_export_on_a_lower_floor_hides_nothing() {
+fn a_re_export_on_a_lower_floor_hides_no_upward_import() {
     let files = [("mid.rs", "pub use crate::top::Top;"), ("low.rs", "\nuse crate::mid::Top;")];
     assert_eq!(
-        complaints(&files)[..2],
+        violations(&files)[..2],
         ["low.rs:2: low uses top::Top of top", "mid.rs:1: mid uses top::Top of top"],
     );
 }
 
 #[test]
-fn a_glob_brings_in_what_it_hides() {
+fn globs_are_followed() {
     let found = of_low("use crate::top::*;\nfn f() { top() }");
     assert_eq!(found, ["low.rs:1: low uses top of top", "low.rs:2: low uses top::top of top"]);
-    // The root has nothing of its own: what is used of it is what it re-exports.
+    // The root defines nothing: only its re-exports count.
     let files = [("lib.rs", ROOT), ("mid.rs", ""), ("low.rs", "use crate::*;\nfn f(_: Top) {}")];
-    let found = complaints(&files);
+    let found = violations(&files);
     assert!(found.contains(&"low.rs:2: low uses top::Top of top".to_owned()), "{found:?}");
 }
 
 #[test]
-fn the_tokens_of_macros_and_attributes_are_looked_through() {
+fn tokens_of_macros_and_attributes_are_searched() {
     for code in [
         "fn f() { print!(\"{:?}\", crate::top::Top); }",
         "use crate::top; fn f() { vec![(0, [top::Top])]; }",
@@ -147,18 +147,18 @@ fn the_tokens_of_macros_and_attributes_are_looked_through() {
 }
 
 #[test]
-fn a_macro_is_used_where_the_order_of_the_text_gives_it_a_meaning() {
+fn macros_in_textual_scope_count() {
     let files = [
         ("lib.rs", "#[macro_use] mod top; mod mid; mod low;"),
         ("top.rs", "macro_rules! shout { () => {}; }"),
         ("low.rs", "fn f() { shout!(); }"),
         ("mid.rs", ""),
     ];
-    assert_eq!(complaints(&files), ["low.rs:1: low uses shout! of top"]);
+    assert_eq!(violations(&files), ["low.rs:1: low uses shout! of top"]);
 }
 
 #[test]
-fn names_of_other_things_are_no_uses() {
+fn unrelated_names_do_not_count() {
     for code in [
         "use std::top::Top;",
         "use ::top::Top;",
@@ -175,7 +175,7 @@ fn names_of_other_things_are_no_uses() {
 }
 
 #[test]
-fn code_for_tests_is_not_counted() {
+fn test_code_does_not_count() {
     for code in [
         "#[cfg(test)] use crate::top::Top;",
         "#[cfg(all(test, not(loom)))] mod tests { use crate::top::Top; }",
@@ -200,13 +200,13 @@ fn code_for_tests_is_not_counted() {
 }
 
 #[test]
-fn every_line_of_a_use_is_named_once() {
+fn a_message_lists_each_line_once() {
     let found = of_low("use crate::top::Top;\nfn f(_: Top, _: Top) {}\nfn g(_: Top) {}");
     assert_eq!(found, ["low.rs:1,2,3: low uses top::Top of top"]);
 }
 
 #[test]
-fn an_impl_stands_on_the_floor_of_its_type() {
+fn an_impl_outside_the_floor_of_its_type_is_found() {
     for (code, what) in [
         ("use crate::low::Low; impl Low { fn f() {} }", "impl low::Low"),
         ("impl crate::Low { fn f() {} }", "impl low::Low"),
@@ -218,13 +218,13 @@ fn an_impl_stands_on_the_floor_of_its_type() {
         ("use crate::low::Deep; impl dyn Deep {}", "impl low::Deep"),
         ("mod inner { impl crate::low::Low {} }", "impl low::Low"),
     ] {
-        let found = complaints(&[("mid.rs", &format!("pub struct Mid;\n{code}"))]);
-        assert_eq!(found, [format!("mid.rs:2: mid has an `{what}`, which is of low")], "{code}");
+        let found = violations(&[("mid.rs", &format!("pub struct Mid;\n{code}"))]);
+        assert_eq!(found, [format!("mid.rs:2: mid has an `{what}`, a type of low")], "{code}");
     }
 }
 
 #[test]
-fn an_impl_may_stand_where_its_trait_or_what_that_is_told_does() {
+fn an_impl_may_stand_on_the_floor_of_its_trait_or_of_a_generic_argument() {
     for code in [
         "impl Mid {}",
         "impl Clone for Mid {}",
@@ -235,13 +235,13 @@ fn an_impl_may_stand_where_its_trait_or_what_that_is_told_does() {
         "trait Wide {} impl<T: Clone> Wide for T {} impl Wide for Vec<u8> {}",
         "#[cfg(test)] impl crate::low::Low {}",
     ] {
-        let found = complaints(&[("mid.rs", &format!("pub struct Mid; {code}"))]);
+        let found = violations(&[("mid.rs", &format!("pub struct Mid; {code}"))]);
         assert_eq!(found, NOTHING, "{code}");
     }
 }
 
 #[test]
-fn files_of_one_floor_that_lead_to_each_other_are_a_circle() {
+fn a_circle_within_a_floor_is_drawn() {
     let files = [
         ("mid.rs", "mod a;\nmod b;\nmod c;\nmod d;\npub use a::A as Mid;"),
         ("mid/a.rs", "use super::b::B;\npub struct A(B);"),
@@ -253,11 +253,11 @@ fn files_of_one_floor_that_lead_to_each_other_are_a_circle() {
     mid/a.rs:1: uses mid::b::B of mid/b.rs
     mid/b.rs:2: uses mid::c::C of mid/c.rs
     mid/c.rs:1: uses mid::a::A of mid/a.rs";
-    assert_eq!(complaints(&files), [circle]);
+    assert_eq!(violations(&files), [circle]);
 }
 
 #[test]
-fn a_module_that_only_names_what_is_inside_it_closes_no_circle() {
+fn a_parent_module_closes_a_circle_only_by_using_what_it_re_exports() {
     let a = ("mid/a.rs", "use super::{Shared, b::B};\npub struct A(Shared, B); pub fn do_it() {}");
     let b = ("mid/b.rs", "pub struct B;");
     for mid in [
@@ -267,7 +267,7 @@ fn a_module_that_only_names_what_is_inside_it_closes_no_circle() {
         "mod a; mod b; pub struct Shared; pub use a::{A as Mid, do_it}; fn f(do_it: u8) -> u8 { do_it }",
         "mod a; mod b; pub struct Shared; pub use a::{A as Mid, do_it}; fn f(a: Mad) { assert!(a.do_it()) }",
     ] {
-        assert_eq!(complaints(&[("mid.rs", mid), a, b]), NOTHING, "{mid}");
+        assert_eq!(violations(&[("mid.rs", mid), a, b]), NOTHING, "{mid}");
     }
     for mid in [
         "mod a; mod b; pub struct Shared; use a::A; pub struct Mid(A);",
@@ -279,12 +279,12 @@ fn a_module_that_only_names_what_is_inside_it_closes_no_circle() {
         let circle = "circle of 2 files: mid.rs mid/a.rs
     mid.rs:1: uses mid::a::A of mid/a.rs
     mid/a.rs:1: uses mid::Shared of mid.rs";
-        assert_eq!(complaints(&[("mid.rs", mid), a, b]), [circle], "{mid}");
+        assert_eq!(violations(&[("mid.rs", mid), a, b]), [circle], "{mid}");
     }
 }
 
 #[test]
-fn a_re_export_of_what_is_defined_elsewhere_may_close_a_circle() {
+fn a_re_export_from_a_sibling_may_close_a_circle() {
     let files = [
         ("mid.rs", "mod a; mod b; pub use a::A as Mid;"),
         ("mid/a.rs", "pub struct A; pub use super::b::B;"),
@@ -293,35 +293,35 @@ fn a_re_export_of_what_is_defined_elsewhere_may_close_a_circle() {
     let circle = "circle of 2 files: mid/a.rs mid/b.rs
     mid/a.rs:1: uses mid::b::B of mid/b.rs
     mid/b.rs:1: uses mid::a::A of mid/a.rs";
-    assert_eq!(complaints(&files), [circle]);
+    assert_eq!(violations(&files), [circle]);
 }
 
 #[test]
-fn calls_from_one_impl_of_a_type_to_another_are_known_apart() {
+fn calls_between_impl_blocks_of_one_type_are_edges_of_their_own_kind() {
     let files = [
         ("mid.rs", "mod a; mod b; pub use a::A as Mid;"),
         ("mid/a.rs", "pub struct A; impl A { fn f(&self) { self.g() } }"),
         ("mid/b.rs", "use super::a::A; impl A { pub fn g(&self) {} }"),
     ];
     let read = reader(&files);
-    let house = House::read("", PLAN, &read);
-    assert!(house.circles(&[Kind::Path]).is_empty());
-    let circles = house.circles(&[Kind::Path, Kind::Method]);
+    let checked = Checked::read("", RULES, &read);
+    assert!(checked.circles(&[Kind::Path]).is_empty());
+    let circles = checked.circles(&[Kind::Path, Kind::Method]);
     assert_eq!(circles.len(), 1);
-    assert!(house.drawn(&circles[0]).contains("mid/a.rs:1: uses mid::a::A::g of mid/b.rs"));
+    assert!(checked.drawn(&circles[0]).contains("mid/a.rs:1: uses mid::a::A::g of mid/b.rs"));
 }
 
 #[test]
-fn a_floor_may_be_told_which_of_those_below_it_knows() {
-    let plan = Plan { knows: &[("top", &["mid"])], ..PLAN };
+fn a_floor_may_be_limited_to_some_of_the_floors_below() {
+    let rules = Rules { knows: &[("top", &["mid"])], ..RULES };
     let top = "use crate::mid::Mid;\nuse crate::low::Low;\npub struct Top(Mid, Low);";
-    assert_eq!(judged(plan, &[("top.rs", top)]), ["top.rs:2,3: top uses low::Low of low"]);
+    assert_eq!(violations_of(rules, &[("top.rs", top)]), ["top.rs:2,3: top uses low::Low of low"]);
 }
 
 #[test]
-fn every_file_is_on_a_floor_and_every_floor_is_there() {
+fn every_file_has_a_floor_and_every_floor_a_file() {
     let files = [("lib.rs", "mod low; mod top; mod other;"), ("other.rs", "")];
-    assert_eq!(complaints(&files), ["other.rs: on no floor", "mid: there is no module mid"]);
+    assert_eq!(violations(&files), ["other.rs: on no floor", "mid: there is no module mid"]);
 }
 
 #[test]
@@ -331,27 +331,27 @@ fn a_floor_may_stand_inside_the_folder_of_another() {
         ("mid/high.rs", "\nuse super::Mid;\npub struct High(Mid);"),
     ];
     let above = &[("root", &[""][..]), ("top", &["top", "mid::high"]), ("rest", &["mid", "low"])];
-    let found = judged(Plan { floors: above, ..PLAN }, &files);
+    let found = violations_of(Rules { floors: above, ..RULES }, &files);
     assert_eq!(found, ["mid.rs:2: rest uses mid::high::High of top"]);
     let below = &[("root", &[""][..]), ("mid", &["mid"]), ("rest", &["top", "low", "mid::high"])];
-    let found = judged(Plan { floors: below, ..PLAN }, &files);
+    let found = violations_of(Rules { floors: below, ..RULES }, &files);
     assert_eq!(found, ["mid/high.rs:2,3: rest uses mid::Mid of mid"]);
 }
 
 #[test]
-fn a_module_is_found_where_its_path_says() {
+fn path_attributes_are_followed() {
     let files = [
         ("mid.rs", "#[path = \"elsewhere.rs\"] mod other; pub struct Mid;"),
         ("elsewhere.rs", "use crate::top::Top;"),
     ];
-    assert_eq!(complaints(&files), ["elsewhere.rs:1: mid uses top::Top of top"]);
+    assert_eq!(violations(&files), ["elsewhere.rs:1: mid uses top::Top of top"]);
 }
 
 #[test]
-fn a_file_that_is_long_before_its_tests_or_by_them_is_wrong() {
+fn long_files_are_found() {
     let long = "\n".repeat(20);
     let tests = "#[cfg(test)]\nmod tests {\n    fn f() {}\n}\n";
-    assert_eq!(of_low(&long), ["low.rs: 22 lines before its tests, 20 at most"]);
-    assert_eq!(of_low(tests), ["low.rs: 4 lines of tests, 3 at most"]);
+    assert_eq!(of_low(&long), ["low.rs: 22 lines without tests, more than 20"]);
+    assert_eq!(of_low(tests), ["low.rs: 4 lines of tests, more than 3"]);
     assert_eq!(of_low(&format!("{}{}", "\n".repeat(15), tests.replace("{\n", "{"))), NOTHING);
 }

@@ -1,4 +1,4 @@
-//! What is wrong with a crate: uses that point up, `impl` blocks outside their floor, circles, files that are too long.
+//! The rules, and their violations: upward uses, `impl` blocks outside their floor, circles, long files.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 use std::fmt::Write as _;
@@ -6,105 +6,106 @@ use std::fmt::Write as _;
 use crate::tree::{Target, Tree};
 use crate::uses::{Edge, Kind, Uses};
 
-/// The floors of a crate.
+/// What a crate must keep to.
 #[derive(Clone, Copy)]
-pub struct Plan<'a> {
-    /// From top to bottom: a name, and the modules that the floor is made of with all inside them. `""` is the root
-    /// alone. Where several hold a module, the longest does.
+pub struct Rules<'a> {
+    /// The floors from top to bottom: a name, and the modules on it, children included. `""` is the root without
+    /// its children. The longest matching module decides.
     pub floors: &'a [(&'a str, &'a [&'a str])],
-    /// Floors that may use some of those below them only.
+    /// Floors that may use only these of the floors below them.
     pub knows: &'a [(&'a str, &'a [&'a str])],
-    /// Most lines of a file before its tests, and most lines of tests in it.
+    /// Most lines of a file, tests aside.
     pub most_lines: usize,
+    /// Most lines of tests in a production file.
     pub most_test_lines: usize,
 }
 
-/// A crate, held against its plan.
-pub struct House<'a> {
+/// A crate and the rules it is checked against.
+pub struct Checked<'a> {
     pub tree: Tree,
     pub uses: Uses,
-    plan: Plan<'a>,
+    rules: Rules<'a>,
     /// The floor of each file.
     pub places: Vec<Option<usize>>,
-    /// What complaints put before the path of a file.
+    /// A prefix for the paths in messages.
     folder: String,
 }
 
-/// Files that all lead to each other.
+/// Files that reach each other by uses.
 pub struct Circle<'a> {
     pub members: BTreeSet<usize>,
-    /// A shortest way around among them.
+    /// A shortest cycle among them.
     way: Vec<&'a Edge>,
 }
 
-impl<'a> House<'a> {
-    /// Reads the crate whose root is `lib.rs`. `read` has the text of a file, by its path beside the root.
-    pub fn read(folder: &str, plan: Plan<'a>, read: &dyn Fn(&str) -> Option<String>) -> Self {
+impl<'a> Checked<'a> {
+    /// Reads the crate rooted at `lib.rs`. `read` returns the text of a file, given its path relative to `lib.rs`.
+    pub fn read(folder: &str, rules: Rules<'a>, read: &dyn Fn(&str) -> Option<String>) -> Self {
         let mut tree = Tree::read("lib.rs", read);
         let uses = Uses::of(&mut tree);
         let modules = tree.files.iter().map(|file| tree.module_name(file.module));
-        let places = modules.map(|module| place(plan, &module)).collect();
-        Self { tree, uses, plan, places, folder: folder.to_owned() }
+        let places = modules.map(|module| place(rules, &module)).collect();
+        Self { tree, uses, rules, places, folder: folder.to_owned() }
     }
 
-    /// Everything that is wrong, one complaint each.
-    pub fn complaints(&self) -> Vec<String> {
-        let mut complaints = self.astray();
-        complaints.extend(self.upward());
-        complaints.extend(self.unknown());
-        complaints.extend(self.outside());
-        complaints.extend(self.circles(&[Kind::Path]).iter().map(|circle| self.drawn(circle)));
-        complaints.extend(self.long());
-        complaints
+    /// Every violation, one message each.
+    pub fn violations(&self) -> Vec<String> {
+        let mut violations = self.unplaced();
+        violations.extend(self.upward_uses());
+        violations.extend(self.excluded_uses());
+        violations.extend(self.foreign_impls());
+        violations.extend(self.circles(&[Kind::Path]).iter().map(|circle| self.drawn(circle)));
+        violations.extend(self.long_files());
+        violations
     }
 
-    /// Files on no floor, and floors without files.
-    pub fn astray(&self) -> Vec<String> {
-        let mut complaints = Vec::new();
+    /// Files on no floor, and modules of floors that do not exist.
+    pub fn unplaced(&self) -> Vec<String> {
+        let mut violations = Vec::new();
         for (file, _) in self.places.iter().enumerate().filter(|(_, place)| place.is_none()) {
-            complaints.push(format!("{}{}: on no floor", self.folder, self.path(file)));
+            violations.push(format!("{}{}: on no floor", self.folder, self.path(file)));
         }
         let modules: BTreeSet<String> =
             self.tree.files.iter().map(|file| self.tree.module_name(file.module)).collect();
-        for (floor, planned) in self.plan.floors {
-            for module in planned.iter().filter(|module| !modules.contains(**module)) {
-                complaints.push(format!("{floor}: there is no module {module}"));
+        for (floor, members) in self.rules.floors {
+            for module in members.iter().filter(|module| !modules.contains(**module)) {
+                violations.push(format!("{floor}: there is no module {module}"));
             }
         }
-        complaints
+        violations
     }
 
-    /// Uses of what is defined on a higher floor.
-    pub fn upward(&self) -> Vec<String> {
-        self.wrong(|from, to| to < from)
+    /// Uses of items of a higher floor.
+    pub fn upward_uses(&self) -> Vec<String> {
+        self.uses_where(|from, to| to < from)
     }
 
-    /// Uses of what is defined on a lower floor that this one is not to know.
-    pub fn unknown(&self) -> Vec<String> {
-        self.wrong(|from, to| {
-            let (from_name, to_name) = (self.plan.floors[from].0, self.plan.floors[to].0);
-            let mut limits = self.plan.knows.iter().filter(|(floor, _)| *floor == from_name);
+    /// Uses of items of a lower floor that [`Rules::knows`] excludes.
+    pub fn excluded_uses(&self) -> Vec<String> {
+        self.uses_where(|from, to| {
+            let (from_name, to_name) = (self.rules.floors[from].0, self.rules.floors[to].0);
+            let mut limits = self.rules.knows.iter().filter(|(floor, _)| *floor == from_name);
             from < to && limits.any(|(_, known)| !known.contains(&to_name))
         })
     }
 
-    fn wrong(&self, is_wrong: impl Fn(usize, usize) -> bool) -> Vec<String> {
-        let mut complaints = Vec::new();
+    fn uses_where(&self, is_wrong: impl Fn(usize, usize) -> bool) -> Vec<String> {
+        let mut violations = Vec::new();
         for edge in self.uses.edges.iter().filter(|edge| edge.kind != Kind::Method) {
             if let (Some(from), Some(to)) = (self.places[edge.from], self.places[edge.to])
                 && is_wrong(from, to)
             {
                 let at = self.at(edge.from, &edge.lines);
-                let (from, to) = (self.plan.floors[from].0, self.plan.floors[to].0);
-                complaints.push(format!("{at}: {from} uses {} of {to}", edge.item));
+                let (from, to) = (self.rules.floors[from].0, self.rules.floors[to].0);
+                violations.push(format!("{at}: {from} uses {} of {to}", edge.item));
             }
         }
-        complaints
+        violations
     }
 
-    /// `impl` blocks on another floor than their type, and than what of their trait is this crate's.
-    pub fn outside(&self) -> Vec<String> {
-        let mut complaints = Vec::new();
+    /// `impl` blocks on a floor that owns neither the type, nor the trait, nor a type among its generic arguments.
+    pub fn foreign_impls(&self) -> Vec<String> {
+        let mut violations = Vec::new();
         for found in &self.uses.impls {
             let (Some(of), Some(here)) = (found.of, self.places[found.file]) else { continue };
             let floor = |item: usize| self.places[self.tree.items[item].file];
@@ -116,18 +117,18 @@ impl<'a> House<'a> {
                 Some(of_trait) => format!("impl {} for", of_trait.name),
                 None => "impl".to_owned(),
             };
-            complaints.push(format!(
-                "{}: {} has an `{what} {}`, which is of {}",
+            violations.push(format!(
+                "{}: {} has an `{what} {}`, a type of {}",
                 self.at(found.file, &[found.line]),
-                self.plan.floors[here].0,
+                self.rules.floors[here].0,
                 self.tree.target_name(Target::Item(of)),
-                floor(of).map_or("no floor", |floor| self.plan.floors[floor].0),
+                floor(of).map_or("no floor", |floor| self.rules.floors[floor].0),
             ));
         }
-        complaints
+        violations
     }
 
-    /// Sets of files that all lead to each other by edges of these kinds, the largest first.
+    /// The circles that edges of these kinds form, the largest first.
     pub fn circles(&self, kinds: &[Kind]) -> Vec<Circle<'_>> {
         let mut next: Vec<BTreeMap<usize, &Edge>> = vec![BTreeMap::new(); self.tree.files.len()];
         for edge in self.uses.edges.iter().filter(|edge| kinds.contains(&edge.kind)) {
@@ -159,23 +160,23 @@ impl<'a> House<'a> {
         drawn
     }
 
-    /// Files with too many lines before their tests, or of tests.
-    pub fn long(&self) -> Vec<String> {
-        let mut complaints = Vec::new();
+    /// Files with too many lines.
+    pub fn long_files(&self) -> Vec<String> {
+        let mut violations = Vec::new();
         for (file, source) in self.tree.files.iter().enumerate() {
             let tests = self.test_lines(file);
             for (lines, most, what) in [
-                (source.lines - tests, self.plan.most_lines, "lines before its tests"),
-                (tests, self.plan.most_test_lines, "lines of tests"),
+                (source.lines - tests, self.rules.most_lines, "lines without tests"),
+                (tests, self.rules.most_test_lines, "lines of tests"),
             ] {
                 if lines > most {
                     let path = self.path(file);
-                    complaints
-                        .push(format!("{}{path}: {lines} {what}, {most} at most", self.folder));
+                    violations
+                        .push(format!("{}{path}: {lines} {what}, more than {most}", self.folder));
                 }
             }
         }
-        complaints
+        violations
     }
 
     pub fn test_lines(&self, file: usize) -> usize {
@@ -187,7 +188,7 @@ impl<'a> House<'a> {
         &self.tree.files[file].path
     }
 
-    /// A place as editors know it, with further lines behind it.
+    /// A file with line numbers, in the form `path:1,2`.
     fn at(&self, file: usize, lines: &[usize]) -> String {
         let lines: Vec<String> = lines.iter().map(usize::to_string).collect();
         format!("{}{}:{}", self.folder, self.path(file), lines.join(","))
@@ -205,7 +206,7 @@ fn reach(next: &[BTreeMap<usize, &Edge>], from: usize) -> HashSet<usize> {
     reached
 }
 
-/// A shortest way from a file of a circle back to it.
+/// A shortest cycle within a circle.
 fn way<'a>(next: &[BTreeMap<usize, &'a Edge>], members: &BTreeSet<usize>) -> Vec<&'a Edge> {
     let ways = members.iter().map(|start| {
         let mut before: BTreeMap<usize, &Edge> = BTreeMap::new();
@@ -228,16 +229,16 @@ fn way<'a>(next: &[BTreeMap<usize, &'a Edge>], members: &BTreeSet<usize>) -> Vec
     ways.min_by_key(Vec::len).unwrap_or_default()
 }
 
-/// The floor whose modules have the longest name that this one begins with.
-fn place(plan: Plan<'_>, module: &str) -> Option<usize> {
-    let floors = plan.floors.iter().enumerate();
+/// The floor with the longest module that contains this one.
+fn place(rules: Rules<'_>, module: &str) -> Option<usize> {
+    let floors = rules.floors.iter().enumerate();
     let fits = floors.flat_map(|(floor, (_, modules))| {
         modules.iter().filter(|outer| holds(outer, module)).map(move |outer| (outer.len(), floor))
     });
     fits.max().map(|(_, floor)| floor)
 }
 
-/// Whether a module is this one or inside it. The root holds itself alone.
+/// Whether a module is the other or contains it. The root contains nothing.
 fn holds(outer: &str, module: &str) -> bool {
     match module.strip_prefix(outer) {
         Some(rest) => rest.is_empty() || !outer.is_empty() && rest.starts_with("::"),

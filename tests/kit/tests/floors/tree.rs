@@ -1,11 +1,11 @@
-//! A crate as its sources say it: files, modules, the names each module has, and where each of them leads.
+//! The files and modules of a crate, and the resolution of paths to the items they name.
 
 use std::collections::{HashMap, HashSet};
 
 use syn::spanned::Spanned;
 use syn::{Attribute, Item, Meta, UseTree, Visibility};
 
-/// The sources of one crate, test code left out.
+/// The sources of one crate without its test code.
 #[derive(Default)]
 pub struct Tree {
     pub files: Vec<File>,
@@ -14,24 +14,24 @@ pub struct Tree {
 }
 
 pub struct File {
-    /// Relative to the folder of the crate's root file.
+    /// Relative to the folder of the root file.
     pub path: String,
     pub module: usize,
     pub lines: usize,
     pub ast: syn::File,
 }
 
-/// A module: a file, or inline in one.
+/// A module, in a file of its own or inline.
 pub struct Module {
     pub path: Vec<String>,
     pub file: usize,
     pub parent: Option<usize>,
     pub children: HashMap<String, usize>,
     items: HashMap<String, Vec<usize>>,
-    /// Names that are brought in, and the paths that they stand for.
+    /// Imported names and their paths.
     imports: HashMap<String, Vec<Vec<String>>>,
     globs: Vec<Vec<String>>,
-    /// Imports inside functions, taken for those of the module where it has no such name.
+    /// Imports inside functions. They apply to the whole module, after its own names.
     local: HashMap<String, Vec<Vec<String>>>,
 }
 
@@ -41,11 +41,11 @@ pub struct Definition {
     pub module: usize,
     pub file: usize,
     variants: Vec<String>,
-    /// What a type that is only another name leads to.
+    /// The path on the right side of a `type` declaration.
     alias: Option<Vec<String>>,
 }
 
-/// What a path leads to.
+/// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Target {
     Module(usize),
@@ -61,8 +61,8 @@ impl Target {
     }
 }
 
-/// One name that a `use` declaration brings in.
-pub struct Leaf {
+/// One name that a `use` declaration imports.
+pub struct Import {
     pub path: Vec<String>,
     /// `None` for a glob.
     pub name: Option<String>,
@@ -70,7 +70,7 @@ pub struct Leaf {
 }
 
 impl Tree {
-    /// Reads a crate from its root file. `read` has the text of a file, by its path beside the root.
+    /// Reads a crate from its root file. `read` returns the text of a file, given its path relative to the root file.
     ///
     /// # Panics
     /// Panics when a file does not parse, or when a declared module has no file.
@@ -80,7 +80,7 @@ impl Tree {
         tree
     }
 
-    /// The module's path as it is written, without `crate`.
+    /// The path of a module without `crate`.
     pub fn module_name(&self, module: usize) -> String {
         self.modules[module].path.join("::")
     }
@@ -104,14 +104,14 @@ impl Tree {
         }
     }
 
-    /// Whether a file is that of a module around another file's.
+    /// Whether the module of the first file contains that of the second.
     pub fn is_around(&self, outer: usize, inner: usize) -> bool {
         let (outer, inner) = (&self.files[outer], &self.files[inner]);
         let (outer, inner) = (&self.modules[outer.module].path, &self.modules[inner.module].path);
         outer.len() < inner.len() && inner.starts_with(outer)
     }
 
-    /// The item that a path leads to, other names of types followed.
+    /// The item that a path names. Follows `type` declarations.
     pub fn item(&self, from: usize, path: &[String]) -> Option<usize> {
         let mut item = self.resolve(from, path).into_iter().find_map(Target::item)?;
         for _ in 0..self.items.len() {
@@ -124,7 +124,7 @@ impl Tree {
         Some(item)
     }
 
-    /// Everything that a path, seen from a module, may lead to; nothing where it leads out of the crate.
+    /// Everything in this crate that a path in a module may name.
     pub fn resolve(&self, from: usize, path: &[String]) -> Vec<Target> {
         self.walk(from, path, &mut HashSet::new())
     }
@@ -267,7 +267,7 @@ impl Tree {
         self.modules.len() - 1
     }
 
-    /// Gives a module its names. Files of its modules lie in `inner`, those with a `#[path]` beside it.
+    /// Collects the names of a module. Files of its children lie in `inner`, paths in `#[path]` start at `beside`.
     fn fill(
         &mut self,
         module: usize,
@@ -349,8 +349,8 @@ impl Tree {
         item
     }
 
-    /// Lets a module have what a `use` declaration brings in, one inside a function among them.
-    pub fn import(&mut self, module: usize, leaf: Leaf, is_local: bool) {
+    /// Adds an import to a module; `is_local` marks one inside a function.
+    pub fn import(&mut self, module: usize, leaf: Import, is_local: bool) {
         let module = &mut self.modules[module];
         match leaf.name {
             None => module.globs.push(leaf.path),
@@ -362,8 +362,8 @@ impl Tree {
     }
 }
 
-/// Every name that a `use` declaration brings in; those from other crates said to be so (`::name`) left out.
-pub fn leaves(found: &syn::ItemUse) -> Vec<Leaf> {
+/// Every name that a `use` declaration imports. Paths that start with `::` are skipped: they name other crates.
+pub fn leaves(found: &syn::ItemUse) -> Vec<Import> {
     let mut into = Vec::new();
     if found.leading_colon.is_none() {
         branch(&found.tree, &mut Vec::new(), &mut into);
@@ -371,16 +371,16 @@ pub fn leaves(found: &syn::ItemUse) -> Vec<Leaf> {
     into
 }
 
-fn branch(tree: &UseTree, path: &mut Vec<String>, into: &mut Vec<Leaf>) {
+fn branch(tree: &UseTree, path: &mut Vec<String>, into: &mut Vec<Import>) {
     let line = tree.span().start().line;
     let mut leaf = |path: &[String], last: &syn::Ident, name: &syn::Ident| {
         let mut path = path.to_vec();
         if last == "self" && !path.is_empty() {
             let name = if name == "self" { path.last().cloned() } else { Some(plain(name)) };
-            into.push(Leaf { path, name, line });
+            into.push(Import { path, name, line });
         } else {
             path.push(plain(last));
-            into.push(Leaf { path, name: Some(plain(name)), line });
+            into.push(Import { path, name: Some(plain(name)), line });
         }
     };
     match tree {
@@ -391,12 +391,12 @@ fn branch(tree: &UseTree, path: &mut Vec<String>, into: &mut Vec<Leaf>) {
         }
         UseTree::Name(part) => leaf(path, &part.ident, &part.ident),
         UseTree::Rename(part) => leaf(path, &part.ident, &part.rename),
-        UseTree::Glob(_) => into.push(Leaf { path: path.clone(), name: None, line }),
+        UseTree::Glob(_) => into.push(Import { path: path.clone(), name: None, line }),
         UseTree::Group(group) => group.items.iter().for_each(|tree| branch(tree, path, into)),
     }
 }
 
-/// The file of a module that is declared without a body.
+/// The file of a module declared without a body.
 fn place(
     attributes: &[Attribute],
     name: &str,
@@ -461,7 +461,7 @@ pub fn is_public(visibility: &Visibility) -> bool {
     !matches!(visibility, Visibility::Inherited)
 }
 
-/// The names of a path, what is told to them left out.
+/// The names in a path, without generic arguments.
 pub fn segments(path: &syn::Path) -> Vec<String> {
     path.segments.iter().map(|segment| plain(&segment.ident)).collect()
 }
@@ -472,7 +472,7 @@ pub fn plain(name: &syn::Ident) -> String {
     name.strip_prefix("r#").map(str::to_owned).unwrap_or(name)
 }
 
-/// Whether code with these attributes is in any build that is neither a test nor documentation.
+/// Whether a build other than a test or documentation may contain code with these attributes.
 pub fn counts(attributes: &[Attribute]) -> bool {
     attributes.iter().filter(|attribute| attribute.path().is_ident("cfg")).all(|attribute| {
         match attribute.parse_args::<Meta>() {
@@ -482,7 +482,7 @@ pub fn counts(attributes: &[Attribute]) -> bool {
     })
 }
 
-/// `None` where it depends on the build.
+/// Whether a `cfg` condition holds outside tests and documentation; `None` if that depends on the build.
 fn holds(condition: &Meta) -> Option<bool> {
     let Meta::List(list) = condition else {
         let is_out = condition.path().is_ident("test") || condition.path().is_ident("doc");

@@ -1,4 +1,4 @@
-//! What the files of a crate use of each other: every path in `use` declarations, code, types, macros and attributes.
+//! The uses between the files of a crate: paths in `use` declarations, code, types, macros and attributes.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -10,13 +10,13 @@ use syn::{Attribute, Expr, ImplItem, Item, Pat, Stmt, TraitItem, Type};
 
 use crate::tree::{Target, Tree, attributes, counts, is_public, leaves, plain, segments};
 
-/// The uses that one file makes of an item of another.
+/// All uses of an item by another file.
 pub struct Edge {
     pub from: usize,
     pub to: usize,
-    /// The lines with a use, the first of them first.
+    /// The lines of the uses, in ascending order.
     pub lines: Vec<usize>,
-    /// The item, by the path of its definition.
+    /// The path of the item's definition.
     pub item: String,
     pub kind: Kind,
 }
@@ -25,9 +25,9 @@ pub struct Edge {
 pub enum Kind {
     /// An import or a path in code.
     Path,
-    /// A module's `pub use` of what a module inside it defines.
-    Facade,
-    /// A method called on `self` that stands in another file's `impl` of the same type.
+    /// A `pub use` of an item that a child module defines.
+    Reexport,
+    /// A call of a method whose `impl` stands in another file.
     Method,
 }
 
@@ -35,7 +35,7 @@ pub enum Kind {
 pub struct Impl {
     pub file: usize,
     pub line: usize,
-    /// The type that it is for, where this crate defines it.
+    /// The type, if this crate defines it.
     pub of: Option<usize>,
     pub of_trait: Option<OfTrait>,
     /// Names of its functions and constants.
@@ -45,14 +45,14 @@ pub struct Impl {
 /// The trait that an `impl` block implements.
 pub struct OfTrait {
     pub name: String,
-    /// The trait, where this crate defines it, and the types of this crate that it is told.
+    /// Of this crate: the trait, and the types among its generic arguments.
     pub local: Vec<usize>,
 }
 
 pub struct Uses {
     pub edges: Vec<Edge>,
     pub impls: Vec<Impl>,
-    /// Line ranges of each file that are in no build but tests.
+    /// The lines of each file that only test builds contain.
     pub tests: Vec<Vec<RangeInclusive<usize>>>,
 }
 
@@ -94,7 +94,7 @@ impl Uses {
         uses
     }
 
-    /// Makes one edge of all uses of an item by a file.
+    /// Merges the uses of an item by one file into one edge.
     fn gather(&mut self) {
         let mut at: HashMap<(usize, usize, String, Kind), usize> = HashMap::new();
         let mut gathered: Vec<Edge> = Vec::new();
@@ -115,7 +115,8 @@ impl Uses {
         self.edges = gathered;
     }
 
-    /// Turns calls on a type, as they were noted, into uses of the file that has the method.
+    /// Points calls, noted with the item of their type, at the file that defines the method. Drops those whose method
+    /// is not found in exactly one file.
     fn find_methods(&mut self, tree: &Tree) {
         let mut places: HashMap<(usize, &str), HashSet<usize>> = HashMap::new();
         for found in self.impls.iter().filter(|found| found.of_trait.is_none()) {
@@ -145,7 +146,7 @@ impl Uses {
     }
 }
 
-/// The files of macros that are found by the order of the text, not by a path.
+/// The file of each `macro_rules!` macro, for calls without a path.
 fn macros(tree: &Tree) -> HashMap<String, usize> {
     let mut macros = HashMap::new();
     for (file, source) in tree.files.iter().enumerate() {
@@ -198,11 +199,11 @@ struct Reader<'a> {
     macros: &'a HashMap<String, usize>,
     file: usize,
     module: usize,
-    /// Names that the functions around bind.
+    /// Names bound by the enclosing functions.
     bound: Vec<HashSet<String>>,
-    /// The type whose `impl` block this is.
+    /// The type of the enclosing `impl` block.
     of: Option<usize>,
-    /// Methods called on `self` and `Self`: the type, the method, the line.
+    /// Calls of methods: the type, the method, the line.
     calls: Vec<(usize, String, usize)>,
     tests: Vec<RangeInclusive<usize>>,
     edges: Vec<Edge>,
@@ -210,7 +211,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Where a path leads: to items; to modules where it leads to nothing else.
+    /// The items that a path names, or else the modules.
     fn targets(&self, path: &[String]) -> Vec<Target> {
         let mut targets = self.tree.resolve(self.module, path);
         if targets.iter().any(|target| matches!(target, Target::Item(_))) {
@@ -246,10 +247,13 @@ impl Reader<'_> {
         self.bound.iter().any(|names| names.contains(name))
     }
 
-    /// Paths among tokens that nobody has parsed. A single name counts where it looks like a type, a call or a macro.
+    /// Finds paths among tokens. A single name counts if it looks like a type, a call or a macro.
     fn tokens(&mut self, tokens: TokenStream) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-        let is = |at: Option<usize>, mark: char| matches!(at.and_then(|at| tokens.get(at)), Some(TokenTree::Punct(p)) if p.as_char() == mark);
+        let is = |at: Option<usize>, mark: char| match at.and_then(|at| tokens.get(at)) {
+            Some(TokenTree::Punct(punct)) => punct.as_char() == mark,
+            _ => false,
+        };
         let mut at = 0;
         while at < tokens.len() {
             let TokenTree::Ident(first) = &tokens[at] else {
@@ -309,14 +313,14 @@ impl Reader<'_> {
         }
     }
 
-    /// A glob: it may bring in all that a module has.
+    /// Notes a glob as a use of the module itself.
     fn all_of(&mut self, path: &[String], line: usize) {
         for target in self.tree.resolve(self.module, path) {
             self.note(target, line, Kind::Path);
         }
     }
 
-    /// The branches of a `use` declaration among tokens.
+    /// Follows the braces of a `use` declaration among tokens.
     fn group(&mut self, path: &[String], tokens: TokenStream) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         for branch in
@@ -339,7 +343,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A macro by a path, or by a name that the order of the text gives a meaning.
+    /// Notes the call of a macro, by a path or by textual scope.
     fn called(&mut self, path: &[String], line: usize) {
         let targets = self.targets(path);
         if let ([name], true) = (path, targets.is_empty())
@@ -369,7 +373,7 @@ impl Reader<'_> {
         skips
     }
 
-    /// The item of this crate that a type is, references and parentheses around it taken off.
+    /// The item of this crate behind a type: references, slices and parentheses are stripped.
     fn item_of(&self, of: &Type) -> Option<usize> {
         match of {
             Type::Path(path) if path.qself.is_none() => {
@@ -397,7 +401,7 @@ impl Reader<'_> {
     }
 }
 
-/// Every name that a function binds, whichever part of it may see the name.
+/// Every name that a function binds anywhere.
 fn bindings(visit: impl FnOnce(&mut Bindings)) -> HashSet<String> {
     let mut bindings = Bindings(HashSet::new());
     visit(&mut bindings);
@@ -442,13 +446,13 @@ impl<'ast> Visit<'ast> for Reader<'_> {
                 None => self.tree.resolve(self.module, &leaf.path),
             };
             for target in targets {
-                // A module that is imported is used where its items are; what a glob brings in may be all of it.
+                // Paths through an imported module are followed where they stand.
                 if matches!(target, Target::Module(_)) && leaf.name.is_some() {
                     continue;
                 }
                 let to = self.tree.target_file(target);
-                let is_facade = is_public(&item.vis) && self.tree.is_around(self.file, to);
-                self.note(target, leaf.line, if is_facade { Kind::Facade } else { Kind::Path });
+                let is_reexport = is_public(&item.vis) && self.tree.is_around(self.file, to);
+                self.note(target, leaf.line, if is_reexport { Kind::Reexport } else { Kind::Path });
             }
         }
     }
@@ -591,7 +595,7 @@ impl<'ast> Visit<'ast> for Reader<'_> {
     }
 
     fn visit_pat(&mut self, pattern: &'ast Pat) {
-        // A constant looks like a name that is bound.
+        // A constant in a pattern looks like a binding.
         if let Pat::Ident(found) = pattern
             && plain(&found.ident).starts_with(char::is_uppercase)
         {
