@@ -1,0 +1,128 @@
+//! The pages for contributors and users speak of files, tests and headings that exist.
+#![allow(clippy::disallowed_methods)] // the pages are read as files
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The folders and files whose names, at the start of a code span, make it a path of the repository.
+const TOP: [&str; 8] =
+    ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "adapters/", "docs/"];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// All pages, by their path from the root.
+fn pages() -> BTreeMap<PathBuf, String> {
+    let folders = [root().to_path_buf(), root().join("docs")];
+    let entries = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap());
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let pages = paths.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    pages.map(|path| (path.strip_prefix(root()).unwrap().into(), text(&path))).collect()
+}
+
+/// The page without its fenced blocks.
+fn prose(page: &str) -> String {
+    page.split("```").step_by(2).collect()
+}
+
+/// What stands between each `open` and the next `close`.
+fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
+    text.split(open).skip(1).filter_map(move |rest| rest.split_once(close)).map(|(inner, _)| inner)
+}
+
+fn code_spans(prose: &str) -> impl Iterator<Item = &str> {
+    prose.split('`').skip(1).step_by(2)
+}
+
+/// What a link calls a heading.
+fn anchor(heading: &str) -> String {
+    let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
+}
+
+/// Whether the file has a test of this name.
+fn has_test(source: &str, name: &str) -> bool {
+    source.split("#[test]").skip(1).any(|rest| {
+        let signature = rest.split_once("fn ").map(|(_, signature)| signature);
+        signature.is_some_and(|signature| signature.starts_with(&format!("{name}(")))
+    })
+}
+
+/// What is wrong with a path of the repository, with or without a test of that file.
+fn fault(span: &str) -> Option<String> {
+    let (path, test) =
+        span.split_once("::").map_or((span, None), |(path, test)| (path, Some(test)));
+    if !root().join(path).exists() {
+        return Some(format!("there is no {path}"));
+    }
+    let test = test?;
+    let is_there = has_test(&text(&root().join(path)), test);
+    (!is_there).then(|| format!("{path} has no test {test}"))
+}
+
+#[test]
+fn every_file_and_test_that_a_page_names_exists() {
+    let (mut files, mut tests, mut wrong) = (0, 0, Vec::new());
+    for (page, text) in pages() {
+        let prose = prose(&text);
+        let is_path = |span: &&str| {
+            // A name to be filled in, a pattern or a command is no path.
+            TOP.iter().any(|top| span.starts_with(top)) && !span.contains(['*', ' ', '<', '{'])
+        };
+        for span in code_spans(&prose).filter(is_path).filter(|span| !span.contains("NAME")) {
+            files += 1;
+            tests += usize::from(span.contains("::"));
+            wrong.extend(fault(span).map(|fault| format!("{}: {fault}", page.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(files > 100 && tests > 40, "only {files} files and {tests} tests were looked for");
+}
+
+#[test]
+fn every_link_of_a_page_leads_somewhere() {
+    let pages = pages();
+    let mut wrong = Vec::new();
+    for (page, text) in &pages {
+        let prose = prose(text);
+        for link in between(&prose, "](", ")").filter(|link| !link.contains("://")) {
+            let (path, heading) = link.split_once('#').unwrap_or((link, ""));
+            let folder = page.parent().unwrap();
+            let target = if path.is_empty() { page.clone() } else { folder.join(path) };
+            let Ok(place) = root().join(&target).canonicalize() else {
+                wrong.push(format!("{}: there is no {link}", page.display()));
+                continue;
+            };
+            let has_heading = || {
+                let page = self::text(&place);
+                let mut headings = page.lines().filter(|line| line.starts_with('#'));
+                headings.any(|line| anchor(line.trim_start_matches('#').trim()) == heading)
+            };
+            if !heading.is_empty() && !has_heading() {
+                wrong.push(format!("{}: no heading for {link}", page.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn every_property_of_the_architecture_names_a_test() {
+    let page = text(&root().join("ARCHITECTURE.md"));
+    let (_, properties) = page.split_once("\n## Properties\n").unwrap();
+    let mut bare = Vec::new();
+    for number in 1..=12 {
+        let (_, rest) = properties.split_once(&format!("\n{number}. **")).unwrap();
+        let property = rest.split(&format!("\n{}. **", number + 1)).next().unwrap();
+        if !code_spans(property).any(|span| span.contains(".rs::")) {
+            bare.push(number);
+        }
+    }
+    assert!(bare.is_empty(), "properties without a test: {bare:?}");
+}
