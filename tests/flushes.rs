@@ -61,14 +61,20 @@ fn options(kind: Kind, size: u64, sector: u32) -> CreateOptions {
 impl Watched {
     /// A new image, over a parent that holds bytes in all of its blocks if it is a child.
     fn new(kind: Kind, size: u64, sector: u32, block: u32) -> Self {
+        let all: Vec<u64> = (0..size).step_by(MIB as usize).collect();
+        Self::over(&all, kind, size, sector, block)
+    }
+
+    /// The same over a parent that holds bytes only at these places.
+    fn over(held: &[u64], kind: Kind, size: u64, sector: u32, block: u32) -> Self {
         let host = SimHost::default();
         let path = |name: &str| Path::new(FOLDER).join(name);
         let on = || Arc::new(host.clone());
         let base = options(kind, size, sector).create_on(on(), path("base.vhdx")).unwrap();
         let mut tip = path("base.vhdx");
         if matches!(kind, Kind::Child) {
-            for at in (0..size).step_by(MIB as usize) {
-                base.write_at(&[1; 8192], at).unwrap();
+            for at in held {
+                base.write_at(&[1; 8192], *at).unwrap();
             }
             base.close().unwrap();
             tip = path("child.avhdx");
@@ -238,6 +244,32 @@ fn a_thousand_scattered_writes_are_flushed_by_two_flushes() {
         assert_eq!((cost.flushes, cost.headers, cost.log), (4, 2 * PAGE, entry_len(0)));
         assert_eq!(cost.tables, 0);
     }
+}
+
+#[test]
+fn a_commit_of_several_entries_costs_at_most_three_more_flushes_for_each() {
+    let disk = Watched::over(&[0], Kind::Child, 132 * 1024 * MIB, 512, 1 << 20);
+    disk.write(1, 0, 4 * KIB);
+    disk.flush();
+    // A page of 512 entries of the table each; an entry of the log takes 252 pages.
+    for page in 0..250 {
+        disk.chain.discard(page * 512 * MIB + 100 * MIB..page * 512 * MIB + 101 * MIB).unwrap();
+    }
+    let from = disk.host.mark();
+    // Two blocks without space in two chunks: two bitmap blocks and two more pages of the table.
+    disk.write(2, 31 * 4096 * MIB - KIB, 2 * KIB);
+    disk.flush();
+    let events = from..disk.host.mark();
+    let log = disk.layer().log();
+    let is_entry = |event: &&Event| {
+        matches!(event, Event::Write(_, chunk)
+            if log.contains(&chunk.at) && chunk.data.starts_with(b"loge"))
+    };
+    let entries = disk.host.events()[events.clone()].iter().filter(is_entry).count() as u64;
+    let flushes = disk.cost_of(events).flushes;
+    assert!(entries > 1, "{entries} entries");
+    // Each entry is flushed, and what it names before it.
+    assert!((entries + 1..=2 + 3 * (entries - 1)).contains(&flushes), "{entries}: {flushes}");
 }
 
 #[test]
