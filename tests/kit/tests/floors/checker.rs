@@ -6,6 +6,7 @@ use crate::uses::Kind;
 const RULES: Rules<'_> = Rules {
     floors: &[("root", &[""]), ("top", &["top"]), ("mid", &["mid"]), ("low", &["low"])],
     knows: &[],
+    apart: &[],
     most_lines: 20,
     most_test_lines: 3,
 };
@@ -316,6 +317,18 @@ fn a_floor_may_be_limited_to_some_of_the_floors_below() {
     let rules = Rules { knows: &[("top", &["mid"])], ..RULES };
     let top = "use crate::mid::Mid;\nuse crate::low::Low;\npub struct Top(Mid, Low);";
     assert_eq!(violations_of(rules, &[("top.rs", top)]), ["top.rs:2,3: top uses low::Low of low"]);
+}
+
+#[test]
+fn the_modules_of_a_floor_may_be_kept_apart() {
+    let floors = &[("root", &[""][..]), ("top", &["top"]), ("rest", &["mid", "low"])];
+    let files = [
+        ("mid.rs", "mod inner;\nuse inner::Inner;\nuse crate::low::Low;\npub struct Mid(Low);"),
+        ("mid/inner.rs", "pub struct Inner;"),
+    ];
+    assert_eq!(violations_of(Rules { floors, ..RULES }, &files), NOTHING);
+    let found = violations_of(Rules { floors, apart: &["rest"], ..RULES }, &files);
+    assert_eq!(found, ["mid.rs:3,4: rest uses low::Low of rest"]);
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub struct Rules<'a> {
     pub floors: &'a [(&'a str, &'a [&'a str])],
     /// Floors that may use only these of the floors below them.
     pub knows: &'a [(&'a str, &'a [&'a str])],
+    /// Floors whose modules may not use each other.
+    pub apart: &'a [&'a str],
     /// Most lines of a file, tests aside.
     pub most_lines: usize,
     /// Most lines of tests in a production file.
@@ -44,7 +46,7 @@ impl<'a> Checked<'a> {
         let mut tree = Tree::read("lib.rs", read);
         let uses = Uses::of(&mut tree);
         let modules = tree.files.iter().map(|file| tree.module_name(file.module));
-        let places = modules.map(|module| place(rules, &module)).collect();
+        let places = modules.map(|module| place(rules, &module).map(|(floor, _)| floor)).collect();
         Self { tree, uses, rules, places, folder: folder.to_owned() }
     }
 
@@ -53,6 +55,7 @@ impl<'a> Checked<'a> {
         let mut violations = self.unplaced();
         violations.extend(self.upward_uses());
         violations.extend(self.excluded_uses());
+        violations.extend(self.sideways_uses());
         violations.extend(self.foreign_impls());
         violations.extend(self.circles(&[Kind::Path]).iter().map(|circle| self.drawn(circle)));
         violations.extend(self.long_files());
@@ -77,30 +80,46 @@ impl<'a> Checked<'a> {
 
     /// Uses of items of a higher floor.
     pub fn upward_uses(&self) -> Vec<String> {
-        self.uses_where(|from, to| to < from)
+        self.uses_where(|edge| self.places[edge.to] < self.places[edge.from])
     }
 
     /// Uses of items of a lower floor that [`Rules::knows`] excludes.
     pub fn excluded_uses(&self) -> Vec<String> {
-        self.uses_where(|from, to| {
-            let (from_name, to_name) = (self.rules.floors[from].0, self.rules.floors[to].0);
-            let mut limits = self.rules.knows.iter().filter(|(floor, _)| *floor == from_name);
-            from < to && limits.any(|(_, known)| !known.contains(&to_name))
+        self.uses_where(|edge| {
+            let (from, to) = (self.floor(edge.from), self.floor(edge.to));
+            let mut limits = self.rules.knows.iter().filter(|(floor, _)| *floor == from);
+            from != to && limits.any(|(_, known)| !known.contains(&to))
         })
     }
 
-    fn uses_where(&self, is_wrong: impl Fn(usize, usize) -> bool) -> Vec<String> {
+    /// Uses between modules of a floor in [`Rules::apart`].
+    pub fn sideways_uses(&self) -> Vec<String> {
+        self.uses_where(|edge| {
+            let module = |file: usize| {
+                let name = self.tree.module_name(self.tree.files[file].module);
+                place(self.rules, &name).map(|(_, module)| module)
+            };
+            let (from, to) = (self.floor(edge.from), self.floor(edge.to));
+            from == to && self.rules.apart.contains(&from) && module(edge.from) != module(edge.to)
+        })
+    }
+
+    fn uses_where(&self, is_wrong: impl Fn(&Edge) -> bool) -> Vec<String> {
         let mut violations = Vec::new();
         for edge in self.uses.edges.iter().filter(|edge| edge.kind != Kind::Method) {
-            if let (Some(from), Some(to)) = (self.places[edge.from], self.places[edge.to])
-                && is_wrong(from, to)
-            {
+            let is_placed = self.places[edge.from].is_some() && self.places[edge.to].is_some();
+            if is_placed && is_wrong(edge) {
                 let at = self.at(edge.from, &edge.lines);
-                let (from, to) = (self.rules.floors[from].0, self.rules.floors[to].0);
+                let (from, to) = (self.floor(edge.from), self.floor(edge.to));
                 violations.push(format!("{at}: {from} uses {} of {to}", edge.item));
             }
         }
         violations
+    }
+
+    /// The name of the floor of a file.
+    fn floor(&self, file: usize) -> &'a str {
+        self.places[file].map_or("no floor", |floor| self.rules.floors[floor].0)
     }
 
     /// `impl` blocks on a floor that owns neither the type, nor the trait, nor a type among its generic arguments.
@@ -120,9 +139,9 @@ impl<'a> Checked<'a> {
             violations.push(format!(
                 "{}: {} has an `{what} {}`, a type of {}",
                 self.at(found.file, &[found.line]),
-                self.rules.floors[here].0,
+                self.floor(found.file),
                 self.tree.target_name(Target::Item(of)),
-                floor(of).map_or("no floor", |floor| self.rules.floors[floor].0),
+                self.floor(self.tree.items[of].file),
             ));
         }
         violations
@@ -229,13 +248,11 @@ fn way<'a>(next: &[BTreeMap<usize, &'a Edge>], members: &BTreeSet<usize>) -> Vec
     ways.min_by_key(Vec::len).unwrap_or_default()
 }
 
-/// The floor with the longest module that contains this one.
-fn place(rules: Rules<'_>, module: &str) -> Option<usize> {
+/// The floor with the longest module that contains this one, and that module.
+fn place<'a>(rules: Rules<'a>, module: &str) -> Option<(usize, &'a str)> {
     let floors = rules.floors.iter().enumerate();
-    let fits = floors.flat_map(|(floor, (_, modules))| {
-        modules.iter().filter(|outer| holds(outer, module)).map(move |outer| (outer.len(), floor))
-    });
-    fits.max().map(|(_, floor)| floor)
+    let members = floors.flat_map(|(floor, (_, modules))| modules.iter().map(move |m| (floor, *m)));
+    members.filter(|(_, outer)| holds(outer, module)).max_by_key(|(_, outer)| outer.len())
 }
 
 /// Whether a module is the other or contains it. The root contains nothing.
