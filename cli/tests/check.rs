@@ -16,9 +16,9 @@ l2.vhdx
   nothing to report
 
 l1.vhdx (relative_path)
-  info     chain.size: a smaller disk than its child l2.vhdx has at 0x200000 [MS-VHDX 2.6.2.2]
+  info     chain.size: the disk is smaller than that of the child l2.vhdx at 0x200000 [MS-VHDX 2.6.2.2]
            found 4194304, expected 6291456
-           The disk was resized between the two layers: what the child does not cover is not seen, and beyond the parent are zeros.
+           The disk was resized between the two layers: data beyond the child's disk is hidden, and beyond the parent's disk are zeros.
 
 l0.vhdx (relative_path)
   nothing to report
@@ -87,13 +87,13 @@ fn json() {
       "found": "0x0000000000500016",
       "expected": "zeros in bits 3 to 19",
       "section": "2.5.1",
-      "meaning": "The entry may be damaged: the block may read as something that it never held."
+      "meaning": "The entry may be damaged: the block may read as data that it never held."
     },
     {
       "code": "bat.duplicate",
       "severity": "error",
       "file": "base.vhdx",
-      "message": "block 2: it lies where another does",
+      "message": "block 2: it lies where another block lies",
       "offset": 3145744,
       "found": "block 2 at 0x500000 to 0x600000",
       "expected": "a place of its own: block 1 has it",

@@ -74,7 +74,7 @@ fn a_dynamic_disk_whose_table_is_lost_is_doubtful() {
         let report = checked(without(&image, lost.clone()));
         let finding = of_code(&report, "bat.lost").expect("a lost table");
         assert_eq!(finding.severity, Severity::Warning, "{lost:?}");
-        let blocks = format!("{absent} blocks without a place");
+        let blocks = format!("{absent} blocks without space");
         assert!(finding.found.as_ref().unwrap().contains(&blocks), "{finding:?}");
         assert!(report.is_sound() && report.is_doubtful());
     }

@@ -1,4 +1,4 @@
-//! Sector bitmaps held against the states of their blocks.
+//! Compares sector bitmaps with the states of their blocks.
 
 use super::findings::Findings;
 use crate::error::{Error, ErrorKind, Result};
@@ -7,34 +7,35 @@ use crate::ops::is_zero;
 use crate::storage::Storage;
 use crate::types::{BlockIndex, ChunkIndex, FileOffset};
 
-/// Blocks whose bits say something odd, counted over a whole image.
+/// Blocks with remarkable sector bitmaps, counted over a whole image.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    /// Partially present, but no bit is set.
+    /// Partially present without a bit set.
     empty: Tally,
-    /// Partially present, and every bit is set.
+    /// Partially present with every bit set.
     full: Tally,
-    /// Not partially present, and yet there are bits.
+    /// Not partially present, but with bits set.
     stray: Tally,
-    /// Partially present without a bit, and yet there is data. The first that is found is enough.
+    /// Partially present without a bit set, but holding data. The search stops at the first.
     hidden: Tally,
-    /// How many of the empty ones were looked into.
+    /// How many of the empty ones were sampled.
     looked_into: u32,
 }
 
-/// Blocks without a bit that are looked into for data, and bytes that are read of each in three places.
+/// How many blocks without a bit are sampled for data.
 const MOST_LOOKED_INTO: u32 = 64;
+/// Size of a sample in bytes; three are read from each block.
 const SAMPLE: usize = 4096;
 
 #[derive(Debug, Default)]
 struct Tally {
     count: u64,
-    /// The first block, and where its bits are in the file.
+    /// The first block, and the file offset of its bits.
     first: Option<(BlockIndex, u64)>,
 }
 
-/// Looks through the sector bitmap at `at`, whose chunk has these partially present blocks, numbered
-/// within it in rising order.
+/// Checks the sector bitmap at `at`. `partial` lists the chunk's partially present blocks by their ascending index in
+/// the chunk, with their file offsets.
 pub(super) fn look(
     storage: &dyn Storage,
     at: FileOffset,
@@ -80,7 +81,7 @@ pub(super) fn look(
     Ok(())
 }
 
-/// Whether the start of a block, its middle or its end is more than zeros.
+/// Whether the start, the middle or the end of a block holds anything but zeros.
 fn holds_data(storage: &dyn Storage, at: FileOffset, in_disk: u64) -> bool {
     let last = in_disk.saturating_sub(SAMPLE as u64);
     [0, last / 2, last].into_iter().any(|within| {
@@ -100,21 +101,20 @@ fn are_all_set(bits: &[u8], sectors: u64) -> bool {
 impl Totals {
     pub(super) fn tell(&self, findings: &mut Findings) {
         if let Some((BlockIndex(block), place)) = self.hidden.first {
-            let message = "data in partially present blocks of which no sector is here: their bits may be lost";
+            let message =
+                "partially present blocks hold data but no sector bits: their bits may be lost";
             findings.warning(
                 Error::new(ErrorKind::Damaged, "bitmap.hidden", message)
                     .with_section("2.4")
                     .at(place)
-                    .with_found(format_args!(
-                        "data in block {block}, the first that was looked into"
-                    ))
-                    .with_expected("a bit for each sector that the block holds"),
+                    .with_found(format_args!("data in block {block}, the first such block found"))
+                    .with_expected("a bit set for each sector that the block holds"),
             );
         }
         for (code, message, tally) in [
-            ("bitmap.empty", "partially present blocks of which no sector is here", &self.empty),
-            ("bitmap.full", "partially present blocks of which every sector is here", &self.full),
-            ("bitmap.stray", "bits of blocks that are not partially present", &self.stray),
+            ("bitmap.empty", "partially present blocks with no sector in this file", &self.empty),
+            ("bitmap.full", "partially present blocks with every sector in this file", &self.full),
+            ("bitmap.stray", "bits set for blocks that are not partially present", &self.stray),
         ] {
             let Some((BlockIndex(block), place)) = tally.first else { continue };
             findings.info(

@@ -1,7 +1,7 @@
-//! The block allocation table: states, places, and who lies over whom.
+//! Checks the block allocation table: states, file offsets and overlaps.
 //!
-//! The table is read piece by piece and zeros are skipped. Of the blocks only the MiB units that they
-//! take up are remembered, a bit each.
+//! The table is read piece by piece, skipping zeros. Of each block only the 1 MiB units that it takes up are
+//! remembered, in one bit each.
 
 use std::ops::Range;
 
@@ -15,19 +15,20 @@ use crate::ops::is_zero;
 use crate::storage::Storage;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
 
-/// Also those that stand behind the last one that the disk needs.
+/// Includes the entries beyond those that the disk needs.
 const ALL: BatIndex = BatIndex(u64::MAX);
-/// Less than this in data that nothing names is no sign of a lost table.
+/// Unreferenced data below this size is not evidence of lost entries.
 const LEAST_LOST: u64 = 64 * MIB;
-/// Units that are looked into for such data, and those of a fixed disk.
+/// How many unreferenced units are sampled for data.
 const MOST_SAMPLES: u64 = 64;
+/// The same for a fixed disk.
 const MOST_SAMPLES_OF_FIXED: u64 = 256;
-/// Bytes of a sample.
+/// Size of a sample in bytes.
 const SAMPLE: usize = 4096;
-/// Collisions of which the other party is looked for.
+/// How many overlaps are examined for the other block.
 const MOST_COLLISIONS: usize = 1000;
 
-/// A table and what is needed to judge it.
+/// A table and the facts needed to check it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Table<'a> {
     pub(super) storage: &'a dyn Storage,
@@ -35,20 +36,20 @@ pub(super) struct Table<'a> {
     pub(super) layout: BlockLayout,
     pub(super) has_parent: bool,
     pub(super) is_fixed: bool,
-    /// Whether the image is being merged into its parent, which gives its space up bit by bit.
+    /// Whether the image is being merged into its parent, and frees its space step by step.
     pub(super) is_merging: bool,
     pub(super) file_len: u64,
     pub(super) structures: &'a [(Range<u64>, String)],
 }
 
-/// What the table comes to.
+/// The space that the table accounts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
     pub(super) allocated: u64,
     pub(super) leaked: Option<u64>,
 }
 
-/// Checks the table, and the sector bitmaps that it places.
+/// Checks the table and the sector bitmaps that it refers to.
 pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
     if let Err(error) = check_bat_length(table.region, &table.layout) {
         findings.error(error);
@@ -77,46 +78,48 @@ impl<'a> Table<'a> {
     }
 }
 
-/// A block that lies where another does.
+/// A block that overlaps another.
 #[derive(Clone, Copy, Debug)]
 struct Collision {
     start: u64,
     end: u64,
     index: BatIndex,
-    /// Whether both start at the same place.
+    /// Whether both start at the same offset.
     is_same: bool,
     other: Option<BatIndex>,
 }
 
-/// A chunk while its entries go by.
+/// The chunk whose entries are being read.
 #[derive(Debug, Default)]
 struct Chunk {
     number: u64,
-    /// Its partially present blocks, numbered within the chunk, and where they lie.
+    /// Its partially present blocks by index in the chunk, with their file offsets.
     partial: Vec<(u32, FileOffset)>,
-    /// Its sector bitmap's entry.
+    /// The entry of its sector bitmap.
     entry: Option<BatEntry>,
-    /// Where its sector bitmap lies, if that is a place of its own.
+    /// The file offset of its sector bitmap, if it overlaps nothing.
     bitmap: Option<FileOffset>,
 }
 
-/// Payload entries that say something.
+/// Counts of payload entries in use.
 #[derive(Debug, Default)]
 struct Named {
-    /// Those that are not all zeros.
+    /// Entries that are not all zeros.
     entries: u64,
-    /// Those of blocks that were given up, and whose old bytes may still lie somewhere.
+    /// Entries of discarded blocks, whose old bytes may remain in the file.
     given_up: u64,
 }
 
 struct Walk<'a, 'f> {
     table: &'a Table<'a>,
     findings: &'f mut Findings,
-    /// Units that structures other than blocks take up, and those that anything does.
+    /// Units used by structures other than blocks.
     structural: Units,
+    /// Units used by anything.
     used: Units,
-    /// Units where a block starts, and those that entries name without a meaning.
+    /// Units at which a block starts.
     starts: Units,
+    /// Units named by entries whose state does not use the offset.
     held: Units,
     collisions: Vec<Collision>,
     more_collisions: [u64; 2],
@@ -230,7 +233,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.chunk.entry = Some(entry);
         match entry.state_bits() {
             0 => self.idle(index, role, entry),
-            // Nobody looks at it, so that it does not matter where it says to lie either.
+            // Readers ignore the entry, including its offset.
             state if !self.table.has_parent => {
                 self.damaged(Severity::Warning, "bat.bitmap-unexpected", "2.5.1.2", index, |e| {
                     e.with_found(format_args!("state {state}"))
@@ -252,7 +255,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         }
     }
 
-    /// An entry whose state gives its place no meaning.
+    /// Checks an entry whose state does not use its offset.
     fn idle(&mut self, index: BatIndex, role: Role, entry: BatEntry) {
         if entry.offset().get() == 0 {
             return;
@@ -265,7 +268,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.hold(role, entry);
     }
 
-    /// Remembers a place that is named without a meaning: it is no space to complain of.
+    /// Records space that is named without being used, so that it is not reported as leaked.
     fn hold(&mut self, role: Role, entry: BatEntry) {
         let start = entry.offset().get();
         if start < MIB || start >= self.table.file_len {
@@ -276,8 +279,8 @@ impl<'a, 'f> Walk<'a, 'f> {
         }
     }
 
-    /// Takes a place for a block of which `in_disk` bytes are the disk's. Returns whether it is whole
-    /// and nobody else's.
+    /// Records the space of a block, of which `in_disk` bytes belong to the disk. Returns whether it lies in the file
+    /// and overlaps nothing.
     fn claim(&mut self, index: BatIndex, role: Role, entry: BatEntry, in_disk: u64) -> bool {
         let table = self.table;
         let (start, len) = (entry.offset().get(), table.blocks().len_of(role));
@@ -342,7 +345,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.collisions.push(Collision { start, end, index, is_same, other: None });
     }
 
-    /// Judges a chunk whose entries have all gone by.
+    /// Checks a chunk after its last entry.
     fn finish_chunk(&mut self) {
         let Chunk { number, partial, entry, bitmap } = std::mem::take(&mut self.chunk);
         let table = self.table;
@@ -375,7 +378,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         }
     }
 
-    /// Finds out whom those that collided collided with, by a second look at the table.
+    /// Finds the other block of each overlap by reading the table again, and reports the overlaps.
     fn tell_collisions(&mut self) {
         let table = self.table;
         let mut met = std::mem::take(&mut self.collisions);
@@ -421,12 +424,12 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.findings.skip(Severity::Error, "bat.duplicate", duplicates);
     }
 
-    /// What is told once for the whole table.
+    /// Reports what concerns the table as a whole.
     fn tell_rest(&mut self) {
         let table = self.table;
         let blocks = table.layout.blocks();
         if table.is_fixed && self.fully_present < blocks {
-            let message = "a fixed disk of which not every block is fully present";
+            let message = "a fixed disk with blocks that are not fully present";
             self.findings.warning(
                 Error::damaged("bat.fixed", "2.5.1.1", table.region.offset.get(), message)
                     .with_found(format_args!("{} of {blocks} blocks", self.fully_present))
@@ -434,7 +437,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             );
         }
         if let (count, Some(first)) = self.slack {
-            let message = "entries behind the last one that the disk needs";
+            let message = "entries in use beyond those that the disk needs";
             self.findings.info(
                 Error::new(ErrorKind::Damaged, "bat.slack", message)
                     .with_section("2.5")
@@ -444,7 +447,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             );
         }
         if self.is_too_far {
-            let message = "blocks too far out in the file to be held against each other";
+            let message = "blocks too far out in the file to be checked for overlaps";
             self.findings.warning(
                 Error::damaged("bat.too-far", "2.5.1", table.region.offset.get(), message)
                     .with_found(format_args!("a file of {} bytes", table.file_len))
@@ -454,7 +457,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         self.totals.tell(self.findings);
     }
 
-    /// Counts the bytes of the file that nothing names, and weighs whether a table that lost entries should.
+    /// Counts the unreferenced bytes of the file and checks whether they suggest lost entries.
     fn tell_leaks(&mut self) -> Option<u64> {
         if self.is_too_far {
             return None;
@@ -462,29 +465,29 @@ impl<'a, 'f> Walk<'a, 'f> {
         let end = self.table.file_len.div_ceil(MIB);
         let (free, first) = self.used.neither(&self.held, end);
         let is_free = |unit| !self.used.has(unit) && !self.held.has(unit);
-        // The last unit may be less than a whole one.
+        // The last unit may be partial.
         let missing = end * MIB - self.table.file_len;
         let cut = if end > 0 && is_free(end - 1) { missing } else { 0 };
         let leaked = free * MIB - cut;
         let Some(first) = first.filter(|_| free > 0) else { return Some(leaked) };
         self.weigh(leaked, free, first);
-        let message = "space in the file that nothing names";
+        let message = "unreferenced space in the file";
         self.findings.info(
             Error::new(ErrorKind::Damaged, "space.leaked", message)
                 .at(first * MIB)
-                .with_found(format_args!("{leaked} bytes in all, the first of them here"))
+                .with_found(format_args!("{leaked} bytes in total, starting here"))
                 .with_expected("none"),
         );
         Some(leaked)
     }
 
-    /// Says that the table lost entries where blocks that are not present and data that nothing names make
-    /// that likely. Data behind blocks that were given up is no sign of it.
+    /// Reports lost entries if blocks that are not present and unreferenced data make them likely. Data left by
+    /// discarded blocks is not counted.
     fn weigh(&mut self, leaked: u64, free: u64, first: u64) {
         let table = self.table;
         let (blocks, block_size) = (table.layout.blocks(), table.layout.block_size());
         let absent = blocks - self.named.entries.min(blocks);
-        // A fixed disk gives no block up, so that one of them is enough.
+        // A fixed disk discards no blocks, so that a single one is enough.
         let (is_suspect, samples, severity) = if table.is_fixed {
             (absent > 0 && leaked >= block_size, MOST_SAMPLES_OF_FIXED, Severity::Error)
         } else {
@@ -496,20 +499,20 @@ impl<'a, 'f> Walk<'a, 'f> {
         if !is_suspect || !self.holds_data(free, samples) {
             return;
         }
-        let message = "data that no block has, beside blocks that are not present: the block allocation \
-                       table is likely to have lost entries";
+        let message = "unreferenced data beside blocks that are not present: the block allocation table \
+                       has probably lost entries";
         self.findings.add(
             severity,
             Error::damaged("bat.lost", "2.5", table.region.offset.get(), message)
                 .with_found(format_args!(
-                    "{leaked} bytes that nothing names, the first at {:#x}, and {absent} blocks without a place",
+                    "{leaked} unreferenced bytes, the first at {:#x}, and {absent} blocks without space",
                     first * MIB
                 ))
-                .with_expected("every block of data named by an entry"),
+                .with_expected("an entry for every block of data"),
         );
     }
 
-    /// Whether any of some samples, evenly spread over the units that nothing names, is more than zeros.
+    /// Whether samples spread evenly over the unreferenced units hold anything but zeros.
     fn holds_data(&self, free: u64, samples: u64) -> bool {
         let table = self.table;
         let mut bytes = [0; SAMPLE];
@@ -550,17 +553,17 @@ impl<'a, 'f> Walk<'a, 'f> {
     }
 }
 
-/// What is the case with the entry.
+/// Describes the fault of an entry.
 fn what(code: &str) -> &'static str {
     match code {
         "bat.reserved-bits" => "reserved bits of its entry are set",
-        "bat.bitmap-unexpected" => "there is one in an image without a parent",
+        "bat.bitmap-unexpected" => "present in an image without a parent",
         "bat.bitmap-state" => "a reserved state",
-        "bat.idle-place" => "a place that its state gives no meaning",
+        "bat.idle-place" => "its entry has an offset that its state does not use",
         "bat.bitmap-place" | "bat.payload-place" => "it does not lie within the file",
         "bat.truncated" => "the file ends before it does",
-        "bat.duplicate" => "it lies where another does",
-        "bat.overlap" => "it lies over something else",
-        _ => "partially present blocks need it, and it is not there",
+        "bat.duplicate" => "it lies where another block lies",
+        "bat.overlap" => "it overlaps something else",
+        _ => "missing, though partially present blocks need it",
     }
 }

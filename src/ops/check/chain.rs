@@ -1,4 +1,4 @@
-//! From layer to layer: links, loops, and what neighbours have to agree on.
+//! Checks a chain layer by layer: links, loops, and what neighbouring layers must agree on.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -55,7 +55,7 @@ struct Walk<'a> {
     host: &'a dyn Host,
     findings: Findings,
     seen: HashSet<Identity>,
-    /// The volumes that the layers lie on, as far as the host tells.
+    /// The volumes that the layers lie on, if the host can tell.
     volumes: Vec<u64>,
 }
 
@@ -72,7 +72,7 @@ impl Walk<'_> {
         Ok(looked)
     }
 
-    /// The parent of the last layer, checked; `None` where there is none or it cannot be had.
+    /// Finds and checks the parent of the last layer; `None` if there is none or it cannot be opened.
     fn below(&mut self, layers: &[Looked]) -> Option<Looked> {
         let child = &layers[layers.len() - 1];
         let (link, at) = child.link.as_ref()?;
@@ -103,7 +103,7 @@ impl Walk<'_> {
         }
         self.findings.enter(storage.name());
         let mut warnings = Vec::new();
-        // A parent in use is told of, and looked at all the same.
+        // A parent in use is reported and checked nevertheless.
         let lock_parent = match self.image.lock {
             Lock::None => Lock::None,
             _ => Lock::Try,
@@ -116,7 +116,7 @@ impl Walk<'_> {
         let (log, linkage) = (self.image.log, self.chain.linkage);
         match layer::check(&storage, Some(parent.found_by), log, linkage, &mut self.findings) {
             Ok(looked) => {
-                // It was found before it was locked.
+                // It was not locked yet when it was found.
                 if let Some(guid) = looked.layer.data_write_guid
                     && is_verified
                     && !link.accepts(guid)
@@ -135,8 +135,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Tells why a layer's parent cannot be had: what is wrong with a file in its place under the name of
-    /// that file.
+    /// Reports why a layer's parent cannot be opened. A fault of the file in its place is reported under that file's
+    /// name.
     fn tell_no_parent(&mut self, error: Error, locator_at: u64) {
         let is_its_own = error.child().is_some()
             && matches!(
@@ -147,19 +147,19 @@ impl Walk<'_> {
             let at = error.offset().unwrap_or(locator_at);
             return self.findings.error(error.at(at));
         };
-        let message = "what lies in the place of the parent cannot be the parent as it is";
+        let message = "the file in the parent's place cannot be used";
         self.findings.error(
             Error::new(ErrorKind::Damaged, "parent.unusable", message)
                 .with_section("2.6.2.6.3")
                 .at(locator_at)
                 .with_found(&file)
-                .with_expected("an image that opens by itself"),
+                .with_expected("an image that can be opened"),
         );
         self.findings.enter(&file);
         self.findings.error(error);
     }
 
-    /// Remembers a layer, by which a loop is known.
+    /// Remembers a layer to detect loops.
     fn meet(&mut self, storage: &dyn Storage, looked: &Looked) {
         if let Some(id) = storage.id().ok().flatten() {
             self.volumes.push(id.volume());
@@ -176,7 +176,7 @@ impl Walk<'_> {
         }
     }
 
-    /// What parent and child have to agree on, told of the parent.
+    /// Reports where a parent disagrees with its child.
     fn tell_fit(&mut self, child: &Looked, parent: &Looked) {
         let at = parent.metadata_at.unwrap_or_default();
         let name = &child.layer.name;
@@ -191,7 +191,7 @@ impl Walk<'_> {
         if let (Some(above), Some(below)) = (child.physical_sector, parent.physical_sector)
             && above != below
         {
-            let message = format!("another physical sector size than that of its child {name}");
+            let message = format!("the physical sector size differs from that of the child {name}");
             let error = differs("chain.physical-sector", "2.6.2.5", message);
             self.findings.info(error.with_found(below).with_expected(above));
         }
@@ -200,24 +200,24 @@ impl Walk<'_> {
         {
             let error = |message| differs("chain.size", "2.6.2.2", message);
             if above < below {
-                let error = error(format!("a larger disk than its child {name} has"));
+                let error = error(format!("the disk is larger than that of the child {name}"));
                 self.findings.warning(error.with_found(below).with_expected(above));
             } else {
-                let error = error(format!("a smaller disk than its child {name} has"));
+                let error = error(format!("the disk is smaller than that of the child {name}"));
                 self.findings.info(error.with_found(below).with_expected(above));
             }
         }
         if let (Some(above), Some(below)) = (child.disk_id, parent.disk_id)
             && above != below
         {
-            let message = format!("another virtual disk ID than that of its child {name}");
+            let message = format!("the virtual disk ID differs from that of the child {name}");
             let error = differs("chain.disk-id", "2.6.2.3", message);
             self.findings.warning(error.with_found(below).with_expected(above));
         }
     }
 
-    /// Tells of recorded paths that lead somewhere else, or nowhere, on this machine. Those of forms
-    /// that this machine does not know lead nowhere that could be judged.
+    /// Reports recorded paths that do not lead to the parent on this machine. Paths in forms that this
+    /// machine cannot resolve are not judged.
     fn tell_stale_paths(&mut self, link: &ParentLink, at: u64, parent: &dyn Storage) {
         let Some(id) = parent.id().ok().flatten() else { return };
         for (by, path) in link.recorded() {
@@ -264,14 +264,13 @@ impl Walk<'_> {
         }
     }
 
-    /// Tells of files beside the image in which Hyper-V keeps track of changes.
+    /// Reports files beside the image in which Hyper-V tracks changes.
     fn tell_trackers(&mut self, storage: &dyn Storage) {
         let Some(path) = storage.path() else { return };
         for ending in [".rct", ".mrt"] {
             let tracker = beside(path, ending);
             if self.host.stat(&tracker).is_ok() {
-                let message =
-                    "a file in which Hyper-V keeps track of changes lies beside the image";
+                let message = "a Hyper-V change tracking file lies beside the image";
                 self.findings.info(
                     Error::new(ErrorKind::Damaged, "image.tracker", message)
                         .with_found(tracker.display()),

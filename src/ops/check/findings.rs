@@ -1,64 +1,64 @@
-//! What a check found, kept within bounds.
+//! Collects the findings of a check, within bounds.
 
 use std::collections::BTreeMap;
 
 use super::meaning::meaning;
 use crate::error::Error;
 
-/// Characters of a value that a finding keeps: images may hold any text.
+/// How many characters of a value are kept: images may contain any text.
 const MOST_TEXT: usize = 300;
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Severity {
-    /// A rule of the format is broken: data is lost or in danger, or other programs refuse the image.
+    /// A rule of the format is broken: data is lost or at risk, or other programs refuse the image.
     Error,
-    /// What reads right now but bodes ill, or departs from the format where readers must not care.
+    /// The image reads correctly, but trouble is likely, or it departs from the format in a way that readers tolerate.
     Warning,
-    /// Worth knowing.
+    /// A fact worth knowing.
     Info,
 }
 
-/// One thing found.
+/// A finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// A short, stable name, such as `bat.duplicate`; the same that errors of opening and reading have.
+    /// A short, stable code, such as `bat.duplicate`; errors of opening and reading use the same codes.
     pub code: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
-    /// The file that it is about.
+    /// The name of the file concerned.
     pub layer: String,
-    /// What is the case.
+    /// What is wrong.
     pub message: String,
-    /// The place in the file, in bytes from its start.
+    /// The offset in the file, in bytes.
     pub offset: Option<u64>,
     /// What was found there.
     pub found: Option<String>,
     /// What the format expects there.
     pub expected: Option<String>,
-    /// The section of \[MS-VHDX\] that has the rule.
+    /// The section of \[MS-VHDX\] with the rule.
     pub section: Option<&'static str>,
-    /// What it means for the data, in one sentence.
+    /// The consequence for the data, in one sentence.
     pub meaning: &'static str,
 }
 
-/// Findings that are counted only.
+/// Findings that are only counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Unlisted {
-    /// As of a finding.
+    /// The code of the findings.
     pub code: &'static str,
-    /// As of a finding.
+    /// Their severity.
     pub severity: Severity,
-    /// As of a finding.
+    /// The name of the file concerned.
     pub layer: String,
-    /// How many.
+    /// Their number.
     pub count: u64,
 }
 
-/// Takes findings of one layer after the other.
+/// Collects findings layer by layer.
 #[derive(Debug)]
 pub(super) struct Findings {
     layer: String,
@@ -81,7 +81,7 @@ impl Findings {
         }
     }
 
-    /// Goes on to the layer of that name.
+    /// Continues with the layer named `layer`.
     pub(super) fn enter(&mut self, layer: &str) {
         let unlisted = std::mem::take(&mut self.unlisted);
         self.done.extend(unlisted.into_iter().map(|((code, severity), count)| Unlisted {
@@ -109,7 +109,7 @@ impl Findings {
         self.add_with(severity, error.code(), || error);
     }
 
-    /// Adds a finding that is only put into words if it is listed: there may be millions.
+    /// Adds a finding that is formatted only if it is listed: there may be millions.
     pub(super) fn add_with(
         &mut self,
         severity: Severity,
@@ -137,14 +137,14 @@ impl Findings {
         self.list.push(finding);
     }
 
-    /// Counts findings that were not put into words.
+    /// Counts findings that were not formatted.
     pub(super) fn skip(&mut self, severity: Severity, code: &'static str, count: u64) {
         if count > 0 {
             *self.unlisted.entry((code, severity)).or_default() += count;
         }
     }
 
-    /// Whether no more findings of that code are listed.
+    /// Whether the list has reached its limit for this code.
     pub(super) fn is_full(&self, code: &'static str) -> bool {
         self.listed.get(code).is_some_and(|listed| *listed >= self.most)
     }

@@ -1,4 +1,4 @@
-//! One file, from its first byte to its last block.
+//! Checks one file as a whole.
 
 use std::sync::Arc;
 
@@ -15,23 +15,23 @@ use crate::image::{Inspected, LogPolicy, Marks, MergeMark, MergeState, ParentLin
 use crate::storage::{Storage, length_of};
 use crate::types::MIB;
 
-/// A layer, and what holding it against its neighbours takes.
+/// A checked layer, with the facts that are compared with its neighbours.
 #[derive(Debug)]
 pub(super) struct Looked {
     pub(super) layer: CheckedLayer,
     pub(super) logical_sector: Option<u32>,
     pub(super) physical_sector: Option<u32>,
     pub(super) disk_id: Option<Uuid>,
-    /// Where its metadata region is.
+    /// The file offset of its metadata region.
     pub(super) metadata_at: Option<u64>,
-    /// The link to the parent and the place of the locator; `None` where there is none that leads on.
+    /// The link to the parent and the file offset of the locator; `None` if there is no usable link.
     pub(super) link: Option<(ParentLink, u64)>,
 }
 
 /// Checks one file.
 ///
 /// # Errors
-/// When it is no image at all or cannot be read.
+/// If the file is not an image or cannot be read.
 pub(super) fn check(
     storage: &Arc<dyn Storage>,
     found_by: Option<FoundBy>,
@@ -68,11 +68,13 @@ pub(super) fn check(
     let file_len = length_of(storage.as_ref())?;
     looked.layer.file_len = file_len;
     if !file_len.is_multiple_of(MIB) {
-        let message = "the length of the file is no multiple of 1 MiB";
+        let message = "the file length is not a multiple of 1 MiB";
         findings.warning(
             Error::damaged("file.length", "2.1", file_len, message)
                 .with_found(file_len)
-                .with_expected("a multiple of 1 MiB, as everything in the file is aligned"),
+                .with_expected(
+                    "a multiple of 1 MiB, since everything in the file is aligned to it",
+                ),
         );
     }
     let header = root.as_ref().map(|root| &root.header);
@@ -93,7 +95,7 @@ pub(super) fn check(
         findings.warning(
             Error::damaged("bat.not-checked", "2.5", region.offset.get(), message)
                 .with_found("no block size, sector size or disk size")
-                .with_expected("all three, to tell what its entries are for"),
+                .with_expected("all three, to interpret the entries"),
         );
         return Ok(looked);
     };
@@ -133,7 +135,7 @@ impl Looked {
     }
 }
 
-/// The merge that the image is marked with.
+/// Returns the image's merge mark.
 fn merge_mark(
     storage: &dyn Storage,
     regions: &regions::Regions,
@@ -143,19 +145,19 @@ fn merge_mark(
     Marks::find(storage, region, &inspected.table).ok()?.merge
 }
 
-/// Tells of a merge that is not over. As the top of a chain the image may be no point in time by that.
+/// Reports an unfinished merge. An image that cannot be read on its own because of it must not be the tip.
 fn tell_merge(mark: &MergeMark, at: u64, is_tip: bool, findings: &mut Findings) {
     match no_point(mark) {
         Some(error) if is_tip => findings.error(error.at(at)),
-        // The layer above tells of it.
+        // Reported on the layer above.
         _ if mark.state == MergeState::Target => {}
         _ => {
-            let message = format!("the merge of the image into {} is not over", mark.name);
+            let message = format!("the merge of the image into {} is unfinished", mark.name);
             findings.warning(
                 Error::new(ErrorKind::Unfinished, "merge.unfinished", message)
                     .at(at)
                     .with_section("2.6.2.6.3")
-                    .with_found("the mark of a merge that is under way")
+                    .with_found("the mark of an unfinished merge")
                     .with_expected("the merge to be resumed"),
             );
         }

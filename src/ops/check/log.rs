@@ -1,4 +1,4 @@
-//! The log: what lies in the ring, and whether what counts of it can be replayed.
+//! Checks the log: the entries in the ring, and whether the active sequence can be replayed.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use crate::log::{self, Sequence};
 use crate::storage::Storage;
 use crate::types::MIB;
 
-/// Wrong targets that are told one by one.
+/// How many invalid targets are reported one by one.
 const MOST_TARGETS: usize = 1000;
 
-/// Checks the log and returns the file as it reads with it.
+/// Checks the log and returns the file with the log applied.
 pub(super) fn check(
     storage: &Arc<dyn Storage>,
     file_len: u64,
@@ -28,7 +28,7 @@ pub(super) fn check(
         if header.log_guid.is_nil() && header.log_length == 0 {
             findings.warning(error);
         } else if header.has_aligned_log() || !root.is_current {
-            findings.error(error); // else the header has been told of
+            findings.error(error); // otherwise the header check has reported it
         }
         return as_it_is;
     }
@@ -52,7 +52,7 @@ pub(super) fn check(
     }
 }
 
-/// The file with the log laid over it; `None` when that cannot be, and why is among the findings.
+/// Returns the file with the log replayed in memory, or `None` if that fails, which is reported.
 fn replayed(
     storage: &Arc<dyn Storage>,
     header: &Header,
@@ -75,7 +75,7 @@ fn replayed(
     }
     match log::replay_over(storage, header, &sequence) {
         Ok(overlay) => Some(Arc::new(overlay)),
-        // Too much to be kept in memory is no fault of the image.
+        // Exceeding the memory limit is not a fault of the image.
         Err(error) if error.kind() == ErrorKind::Limit => {
             findings.warning(error);
             None
@@ -89,7 +89,7 @@ fn replayed(
 
 fn tell_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
     let (tail, head) = (sequence.tail(), sequence.head());
-    let message = "the log holds changes that the file itself does not have yet";
+    let message = "the log holds changes that are not yet in the file";
     findings.info(
         Error::new(ErrorKind::LogPending, "log.pending", message)
             .with_section("2.3.3")
@@ -100,13 +100,13 @@ fn tell_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
                 tail.sequence_number,
                 head.sequence_number
             ))
-            .with_expected("an empty log, after a clean end"),
+            .with_expected("an empty log, as after a clean close"),
     );
     for entry in &sequence.entries {
         let at = header.log_offset + entry.position;
         for (value, place) in [(entry.flushed_file_offset, 48), (entry.last_file_offset, 56)] {
             if !value.is_multiple_of(MIB) {
-                let message = "a length of the file in a log entry that is misaligned";
+                let message = "a log entry records a misaligned file length";
                 findings.warning(
                     Error::damaged("log.file-offset", "2.3.1.1", at + place, message)
                         .with_found(value)
@@ -125,7 +125,7 @@ fn tell(survey: &log::Survey, header: &Header, findings: &mut Findings) {
             .with_found(format_args!("{count} entries"))
     };
     if survey.torn > 0 {
-        let message = "entries of this log that are not whole, or partly overwritten";
+        let message = "incomplete or partly overwritten entries of this log";
         findings.info(of("log.torn-entry", message, survey.first_torn, survey.torn));
     }
     if survey.foreign > 0 {
@@ -135,7 +135,7 @@ fn tell(survey: &log::Survey, header: &Header, findings: &mut Findings) {
 }
 
 fn not_replayed(header: &Header) -> Error {
-    let message = "the log was not replayed: all that follows is of the file without it";
+    let message = "the log was not replayed: the findings below describe the file without it";
     Error::new(ErrorKind::LogPending, "log.not-replayed", message)
         .with_section("2.3.3")
         .at(header.log_offset)

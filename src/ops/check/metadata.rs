@@ -1,4 +1,4 @@
-//! The metadata region, its items, and the parent locator among them.
+//! Checks the metadata region, its items and the parent locator.
 
 use super::findings::Findings;
 use crate::chain::Linkage;
@@ -9,10 +9,10 @@ use crate::format::region::RegionEntry;
 use crate::image::{Inspected, Marks, ParentLink, PlacedLocator, table_bytes};
 use crate::storage::Storage;
 
-/// The start of the locator item, where its reserved field is.
+/// The start of the locator item, which contains its reserved field.
 const LOCATOR_HEAD: usize = 20;
 
-/// Checks the region; `None` where nothing of it can be made out.
+/// Checks the region; `None` if it cannot be interpreted.
 pub(super) fn check(
     storage: &dyn Storage,
     region: &RegionEntry,
@@ -24,7 +24,7 @@ pub(super) fn check(
         found.table.inspect_reserved(&bytes, at, &mut |error| findings.warning(error));
     }
     found.table.inspect_flags(at, &mut |error| match error.code() {
-        // No reader looks at the place of nothing.
+        // Readers ignore the offset of an empty item.
         "metadata.empty-item" => findings.warning(error),
         _ => findings.error(error),
     });
@@ -50,7 +50,7 @@ pub(super) fn check(
     Some(found)
 }
 
-/// The link that the locator records, if it is whole, or need not be.
+/// Returns the link that the locator records, if it is complete or `linkage` does not require that.
 pub(super) fn link(
     placed: &PlacedLocator,
     storage: &dyn Storage,
@@ -101,7 +101,7 @@ fn locator(storage: &dyn Storage, placed: &PlacedLocator, findings: &mut Finding
     for (key, path) in paths {
         let Some(path) = path else { continue };
         if let Some((code, expected)) = wrong_form(key, path) {
-            let message = format!("{key} has a form that Windows does not know it by");
+            let message = format!("{key} has a form that Windows does not recognize");
             findings.warning(
                 Error::damaged(code, "2.6.2.6.3", at, message)
                     .with_found(format_args!("{path:?}"))
@@ -111,10 +111,10 @@ fn locator(storage: &dyn Storage, placed: &PlacedLocator, findings: &mut Finding
     }
 }
 
-/// What is wrong with the form of a path, and the form it should have.
+/// Returns the code and the expected form if the form of a path is wrong.
 fn wrong_form(key: &str, path: &str) -> Option<(&'static str, &'static str)> {
     let expected = match key {
-        "relative_path" => "a path from the child's folder with \\ between its names",
+        "relative_path" => "a path from the child's folder, separated by \\",
         "volume_path" => "\\\\?\\Volume{…}\\ and a path",
         _ => "\\\\?\\, a drive or share, and a path",
     };

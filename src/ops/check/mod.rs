@@ -1,7 +1,7 @@
-//! Is the image, with its parents, as the format wants it?
+//! Checks an image and its parents against the format.
 //!
-//! Finds, and repairs nothing. The same parsers that open an image judge its structures here; where
-//! opening stops at the first error, a check goes on.
+//! A check reports and repairs nothing. It uses the parsers that open an image, but where
+//! opening stops at the first error, a check continues.
 
 mod bits;
 mod blocks;
@@ -29,8 +29,8 @@ pub use findings::{Finding, Severity, Unlisted};
 
 /// Checks an image and its parents, or the image alone, against every rule of the format.
 ///
-/// Works on images that do not open. Nothing is written, a log that is not empty is replayed in memory
-/// and the rest checked as it reads then. Time and reads grow with the tables, never with the payload.
+/// Works on images that cannot be opened. Nothing is written: a pending log is replayed in memory
+/// and the rest is checked in that state. Time and reads grow with the tables, never with the payload.
 ///
 /// ```no_run
 /// use avhdx::ops::{Check, Severity};
@@ -49,41 +49,41 @@ pub struct Check {
     most_per_code: usize,
 }
 
-/// What a check found.
+/// The result of a check.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Report {
-    /// The layers looked at, from the tip down.
+    /// The layers checked, from the tip down.
     pub layers: Vec<CheckedLayer>,
-    /// In the order of the layers, and within one in the order of looking.
+    /// The findings, ordered by layer, and within a layer in the order of examination.
     pub findings: Vec<Finding>,
-    /// What of the findings is not listed, because there are too many of a kind.
+    /// Findings that are not listed because there are too many of their kind.
     pub unlisted: Vec<Unlisted>,
 }
 
-/// One layer that was looked at.
+/// A layer that was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckedLayer {
-    /// What findings call its file.
+    /// The name of its file in findings.
     pub name: String,
-    /// Where the file lies, if it lies in a folder.
+    /// The path of the file, if it has one.
     pub path: Option<PathBuf>,
     /// How it was found from the layer above; `None` for the tip.
     pub found_by: Option<FoundBy>,
-    /// Length of the file, a log replayed in memory included.
+    /// Length of the file in bytes, including growth from a log replayed in memory.
     pub file_len: u64,
-    /// Its identity, as far as a header can be read.
+    /// Its identity, if a header can be read.
     pub data_write_guid: Option<Uuid>,
-    /// Bytes of the disk, as far as the metadata can be read.
+    /// Size of the disk in bytes, if the metadata can be read.
     pub size: Option<u64>,
-    /// Blocks that the file has bytes for, where the block allocation table can be read.
+    /// How many blocks have space in the file, if the block allocation table can be read.
     pub allocated_blocks: Option<u64>,
-    /// Bytes of the file that nothing names, where that can be told.
+    /// Unreferenced bytes of the file, if they can be determined.
     pub leaked: Option<u64>,
 }
 
-/// Findings of data that may be lost, and of what was not examined or may have changed meanwhile.
+/// Codes of findings about data that may be lost, not examined, or changed during the check.
 const DOUBTS: &[&str] = &[
     "bat.lost",
     "bat.not-checked",
@@ -96,25 +96,25 @@ const DOUBTS: &[&str] = &[
 ];
 
 impl Check {
-    /// A check of the whole chain.
+    /// Checks the whole chain.
     pub fn new() -> Self {
         Self { options: OpenOptions::new(), alone: false, most_per_code: 1000 }
     }
 
-    /// How files are opened, locked and found. Images are never opened for writing, and a log is
-    /// replayed in memory unless it is to be ignored.
+    /// How to open, lock and find files. Images are never opened for writing, and a log is
+    /// replayed in memory unless the options ignore it.
     pub fn options(mut self, options: OpenOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Whether the image is checked without its parents.
+    /// Whether to check the image without its parents.
     pub fn alone(mut self, yes: bool) -> Self {
         self.alone = yes;
         self
     }
 
-    /// Findings of one code that are listed, 1000 unless told otherwise; the rest is only counted.
+    /// How many findings to list for each code; the rest is counted. The default is 1000.
     pub fn most_per_code(mut self, most: usize) -> Self {
         self.most_per_code = most;
         self
@@ -123,8 +123,8 @@ impl Check {
     /// Checks the image at `path`.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when it cannot be opened,
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if it cannot be opened,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as for
     /// [`run_file`](Self::run_file).
     pub fn run(&self, path: impl AsRef<Path>) -> Result<Report> {
         let path = path.as_ref();
@@ -138,9 +138,9 @@ impl Check {
     /// Checks the image in `storage`.
     ///
     /// # Errors
-    /// [`ErrorKind::NotVhdx`](crate::ErrorKind::NotVhdx) when nothing of the file is of the format,
-    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) when somebody writes to it, and
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when its first bytes cannot be read. All else that is
+    /// [`ErrorKind::NotVhdx`](crate::ErrorKind::NotVhdx) if no part of the file is of the format,
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) if another process writes to it, and
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if its first bytes cannot be read. Everything else that is
     /// wrong is a finding.
     pub fn run_file(&self, storage: Arc<dyn Storage>) -> Result<Report> {
         chain::check(self, storage)
@@ -154,21 +154,21 @@ impl Default for Check {
 }
 
 impl Report {
-    /// Whether no rule is broken: there may be warnings all the same, and [doubts](Self::is_doubtful). What blocks
-    /// hold is not read.
+    /// Whether no rule of the format is broken. There may still be warnings and [doubts](Self::is_doubtful), and the
+    /// contents of blocks are not read.
     pub fn is_sound(&self) -> bool {
         self.count(Severity::Error) == 0
     }
 
-    /// Whether a finding that breaks no rule says that data may be lost, or that something was not examined: then
-    /// that no rule is broken is no comfort.
+    /// Whether a finding says that data may be lost or was not examined, although no rule is broken. The absence of
+    /// errors proves nothing then.
     pub fn is_doubtful(&self) -> bool {
         let doubts = |code: &str| DOUBTS.contains(&code);
         self.findings.iter().any(|finding| doubts(finding.code))
             || self.unlisted.iter().any(|more| doubts(more.code))
     }
 
-    /// How many findings there are of a severity, those not listed included.
+    /// Counts the findings of a severity, including those not listed.
     pub fn count(&self, severity: Severity) -> u64 {
         let listed = self.findings.iter().filter(|finding| finding.severity == severity).count();
         let more = self.unlisted.iter().filter(|more| more.severity == severity);

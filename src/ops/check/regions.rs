@@ -1,4 +1,4 @@
-//! The two region tables and what they place.
+//! Checks the two region tables and the regions.
 
 use std::ops::Range;
 
@@ -10,16 +10,16 @@ use crate::image::{inspect_regions, read_what_is_there, too_short};
 use crate::storage::Storage;
 use crate::types::MIB;
 
-/// Where the parts of the file lie.
+/// The structures of the file.
 #[derive(Debug)]
 pub(super) struct Regions {
     pub(super) bat: Option<RegionEntry>,
     pub(super) metadata: Option<RegionEntry>,
-    /// Header section, log and regions, with their names: what no block may lie over.
+    /// Header section, log and regions, with their names, which no block may overlap.
     pub(super) structures: Vec<(Range<u64>, String)>,
 }
 
-/// Checks both tables; `None` where neither can be made out.
+/// Checks both tables; `None` if neither can be interpreted.
 pub(super) fn check(
     storage: &dyn Storage,
     file_len: u64,
@@ -33,7 +33,7 @@ pub(super) fn check(
     if let [Some((first, true)), Some((second, true))] = &copies
         && first != second
     {
-        let message = "the two region tables say different things";
+        let message = "the two region tables differ";
         findings.error(
             Error::damaged("region.copies-differ", "2.2", RegionTable::OFFSETS[1], message)
                 .with_found(format_args!("{} entries", second.entries.len()))
@@ -55,7 +55,7 @@ pub(super) fn check(
             structures.push((entry.offset.get()..entry.end(), region::title(entry.guid)));
         }
     }
-    // Another reader may go by the other copy.
+    // Other readers may use the other copy.
     for entry in copies.iter().flatten().filter(|copy| copy.1).flat_map(|copy| &copy.0.entries) {
         let range = entry.offset.get()..entry.end();
         if entry.is_placed() && !structures.iter().any(|(known, _)| *known == range) {
@@ -65,7 +65,7 @@ pub(super) fn check(
     Ok(Some(Regions { bat, metadata, structures }))
 }
 
-/// A copy, and whether nothing is wrong with it.
+/// Reads a copy; also returns whether it is free of faults.
 fn read_copy(
     storage: &dyn Storage,
     at: u64,
@@ -88,7 +88,7 @@ fn read_copy(
     }))
 }
 
-/// The table that counts: the first that is sound, or else the first that can be made out.
+/// Returns the table in use: the first sound one, or else the first that can be interpreted.
 fn chosen(copies: &[Option<(RegionTable, bool)>; 2]) -> Option<(&RegionTable, u64)> {
     let there = || copies.iter().zip(RegionTable::OFFSETS);
     let sound = there().find_map(|(copy, at)| match copy {
@@ -103,7 +103,7 @@ fn tell_kind(entry: &RegionEntry, at: u64, file_len: u64, findings: &mut Finding
     match region::name(entry.guid) {
         Some(name) if !is_required => {
             let message = format!("the {name} region is not marked as required");
-            // QEMU marks neither, and every reader knows them.
+            // QEMU marks neither, but every reader knows both regions.
             findings.warning(
                 Error::damaged("region.flags", "2.2.3.2", at + 28, message)
                     .with_found(entry.flags.bits())
@@ -117,7 +117,7 @@ fn tell_kind(entry: &RegionEntry, at: u64, file_len: u64, findings: &mut Finding
                     .with_section("2.2.3.2")
                     .at(at)
                     .with_found(entry.guid)
-                    .with_expected("regions of the format, or such as are not required"),
+                    .with_expected("regions of the format, or regions that are not required"),
             );
             if entry.is_placed() && entry.end() > file_len {
                 let message = format!("region {} reaches past the end of the file", entry.guid);

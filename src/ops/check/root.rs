@@ -1,4 +1,4 @@
-//! The file type identifier and the two headers.
+//! Checks the file type identifier and the two headers.
 
 use super::findings::{Findings, Severity};
 use crate::error::{Error, ErrorKind, Result};
@@ -8,18 +8,18 @@ use crate::format::region::RegionTable;
 use crate::image::{named, read_what_is_there, too_short};
 use crate::storage::Storage;
 
-/// What the headers come to.
+/// The header in use.
 #[derive(Debug)]
 pub(super) struct Root {
     pub(super) header: Header,
-    /// Whether the header is one by its checksum, so that its log may be replayed.
+    /// Whether its checksum is right, so that its log may be replayed.
     pub(super) is_current: bool,
 }
 
-/// Checks the start of the file. `None` where neither header can be made out.
+/// Checks the start of the file. `None` if neither header can be interpreted.
 ///
 /// # Errors
-/// When nothing of the file is of the format, or it cannot be read at all.
+/// If no part of the file is of the format, or the file cannot be read at all.
 pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Option<Root>> {
     let mut identifier = [0; FileIdentifier::LEN];
     let read = read_what_is_there(storage, &mut identifier, 0)?;
@@ -40,12 +40,12 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
             false => Header::parse(copy, at),
         });
     }
-    let parsed: [Result<Header>; 2] = parsed.try_into().expect("there are two headers");
+    let parsed: [Result<Header>; 2] = parsed.try_into().expect("one result per header");
     let bytes = [&copies[0][..], &copies[1][..]];
     let current = Headers::choose(bytes, &parsed);
     let is_one_left = parsed.iter().any(Result::is_ok);
     for (i, copy) in parsed.iter().enumerate() {
-        // A writer that stopped while it wrote one header has the other: that is what they are for.
+        // Expected after a crash while one header was being written: the other one is used.
         let torn = if is_one_left { Severity::Warning } else { Severity::Error };
         match copy {
             Err(error) => findings.add(torn, error.same_again()),
@@ -63,7 +63,7 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
     }
     match current {
         Ok(current) => {
-            let header = parsed.into_iter().nth(current).expect("it is one of the two")?;
+            let header = parsed.into_iter().nth(current).expect("an index below 2")?;
             if header.data_write_guid.is_nil() {
                 let at = Header::OFFSETS[current] + 32;
                 let error = Error::new(
@@ -83,16 +83,16 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
         }
         Err(error) => {
             if is_one_left {
-                findings.error(error); // two that contradict each other
+                findings.error(error); // two valid headers that contradict each other
             }
-            // What a header with a wrong sum says of the log's place is better than nothing.
+            // A header with a wrong checksum may still locate the log.
             let signed = bytes.into_iter().find(|bytes| bytes.starts_with(b"head"));
             Ok(signed.map(|bytes| Root { header: Header::read(bytes), is_current: false }))
         }
     }
 }
 
-/// Whether a file without the first signature has any of the others.
+/// Whether a file without the file type identifier has any other signature of the format.
 fn has_other_signatures(storage: &dyn Storage) -> Result<bool> {
     let headers = Header::OFFSETS.map(|at| (at, b"head"));
     let tables = RegionTable::OFFSETS.map(|at| (at, b"regi"));
