@@ -185,14 +185,11 @@ fn what_makes_no_sense_is_refused() {
     folder.run("convert l2.vhdx -O vhdx -").expect(2).says("- is for raw disks");
     folder.run("convert l2.vhdx -O raw out --block 1M").expect(2).says("are of images");
     folder.run("convert l2.vhdx -O raw out --log-size 1M").expect(2);
-    folder
-        .run("convert l2.vhdx -O vhdx out --block 3M")
-        .expect(2)
-        .says("out: impossible block size");
+    folder.run("convert l2.vhdx -O vhdx out --block 3M").expect(2).says("out: invalid block size");
     folder.run("convert l2.vhdx -O vhdx out --sector 0").expect(2);
     folder.run("convert l2.vhdx -O vhdx out --log-size 100").expect(2);
     fs::write(folder.file("none"), b"").unwrap();
-    folder.run("convert none -f raw -O vhdx out").expect(2).says("impossible disk size");
+    folder.run("convert none -f raw -O vhdx out").expect(2).says("invalid disk size");
     folder.run("convert l2.vhdx -O vhdx none").expect(7).says("--overwrite");
     let run = folder.run("convert l2.vhdx -O vhdx l0.vhdx --overwrite --json").expect(7);
     assert_eq!(run.error()["code"], "output.is-input");

@@ -59,7 +59,7 @@ fn every_size_can_be_chosen() {
         assert_eq!(folder.names(), ["a.vhdx"], "{wrong}");
     }
     // Errors call the file what it was to be called.
-    folder.run("create b.vhdx --size 1000").expect(2).says("avhdx: b.vhdx: impossible disk size");
+    folder.run("create b.vhdx --size 1000").expect(2).says("avhdx: b.vhdx: invalid disk size");
     let error = folder.run("create b.vhdx --size 1000 --json").expect(2).error();
     assert_eq!((&error["file"], &error["kind"]), (&"b.vhdx".into(), &"invalid-input".into()));
 }

@@ -1,21 +1,21 @@
-//! The block allocation table, \[MS-VHDX\] 2.5, and the arithmetic around it, 2.4 and 2.5.
+//! The block allocation table, \[MS-VHDX\] 2.5, and the arithmetic of blocks and chunks, 2.4 and 2.5.
 
 use byteorder::{ByteOrder, LittleEndian};
 
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
 
-/// Bytes of one entry.
+/// Size of an entry in bytes.
 pub(crate) const ENTRY_LEN: u64 = 8;
-/// Bytes of a sector bitmap block, whatever the block size.
+/// Size of a sector bitmap block in bytes, for every block size.
 pub(crate) const BITMAP_BLOCK_LEN: u64 = MIB;
-/// Sectors that one sector bitmap block speaks for.
+/// How many sectors a sector bitmap block covers.
 const SECTORS_PER_CHUNK: u64 = 8 * BITMAP_BLOCK_LEN;
 
-/// One entry of the table: bits 0–2 are the state, 20–63 the place in MiB.
+/// An entry of the table: bits 0 to 2 hold the state, bits 20 to 63 the file offset in MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BatEntry(pub(crate) u64);
 
-/// What a payload block's entry says, \[MS-VHDX\] 2.5.1.1.
+/// The state of a payload block, \[MS-VHDX\] 2.5.1.1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PayloadState {
     NotPresent,
@@ -24,9 +24,9 @@ pub(crate) enum PayloadState {
     Unmapped,
     FullyPresent,
     PartiallyPresent,
-    /// State 5, which a draft of the format had for UNMAPPED and QEMU still reads as that.
+    /// State 5: UNMAPPED in a draft of the format, and still in QEMU.
     DraftUnmapped,
-    /// State 4, which nothing ever meant.
+    /// State 4, which was never used.
     Reserved,
 }
 
@@ -35,7 +35,7 @@ impl BatEntry {
         Self(u64::from(state & 7) | at.get() & !(MIB - 1))
     }
 
-    /// The entry that `bytes` start with.
+    /// Reads the entry at the start of `bytes`.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         Self(LittleEndian::read_u64(bytes))
     }
@@ -44,7 +44,7 @@ impl BatEntry {
         self.0.to_le_bytes()
     }
 
-    /// The three bits of the state as they are.
+    /// The three state bits.
     pub(crate) fn state_bits(self) -> u8 {
         (self.0 & 7) as u8
     }
@@ -62,18 +62,18 @@ impl BatEntry {
         }
     }
 
-    /// Bits 3 to 19, which mean nothing and are zero.
+    /// Bits 3 to 19, which must be zero.
     pub(crate) fn reserved_bits(self) -> u64 {
         self.0 & (MIB - 1) & !7
     }
 
-    /// Where the block lies, whether or not the state gives that a meaning.
+    /// The file offset of the block, even if the state does not use it.
     pub(crate) fn offset(self) -> FileOffset {
         FileOffset::new(self.0 & !(MIB - 1))
     }
 }
 
-/// How a disk is divided into blocks and chunks, and where their entries stand.
+/// How a disk is divided into blocks and chunks, and the indexes of their entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct BlockLayout {
     block_shift: u32,
@@ -82,7 +82,7 @@ pub(crate) struct BlockLayout {
 }
 
 impl BlockLayout {
-    /// `block_size` and `sector` are powers of two in bytes, `size` is the virtual disk's.
+    /// `block_size` and `sector` are powers of two in bytes; `size` is that of the virtual disk.
     pub(crate) fn new(block_size: u32, sector: u32, size: u64) -> Self {
         Self {
             block_shift: block_size.trailing_zeros(),
@@ -103,22 +103,22 @@ impl BlockLayout {
         1 << self.sector_shift
     }
 
-    /// Its logarithm to base 2.
+    /// The base-2 logarithm of the sector size.
     pub(crate) fn sector_shift(&self) -> u32 {
         self.sector_shift
     }
 
-    /// Virtual bytes that one sector bitmap block speaks for.
+    /// How many bytes of the disk a sector bitmap block covers.
     pub(crate) fn chunk_size(&self) -> u64 {
         SECTORS_PER_CHUNK << self.sector_shift
     }
 
-    /// Payload blocks in a chunk: payload entries before each bitmap entry.
+    /// How many payload blocks a chunk has: payload entries between bitmap entries.
     pub(crate) fn chunk_ratio(&self) -> u64 {
         1 << self.ratio_shift()
     }
 
-    /// Payload blocks of the disk; the last one may reach past its end.
+    /// How many payload blocks the disk has; the last one may extend beyond its end.
     pub(crate) fn blocks(&self) -> u64 {
         self.size.div_ceil(self.block_size())
     }
@@ -139,7 +139,7 @@ impl BlockLayout {
         DiskOffset(block.0 << self.block_shift)
     }
 
-    /// Whether an entry places a sector bitmap block rather than a payload block.
+    /// Whether an entry belongs to a sector bitmap block rather than a payload block.
     pub(crate) fn is_bitmap_index(&self, index: BatIndex) -> bool {
         index.0 % (self.chunk_ratio() + 1) == self.chunk_ratio()
     }
@@ -156,22 +156,22 @@ impl BlockLayout {
         BatIndex(chunk.0 * (self.chunk_ratio() + 1) + self.chunk_ratio())
     }
 
-    /// The chunk whose sector bitmap block an entry places.
+    /// The chunk that a bitmap entry belongs to.
     pub(crate) fn chunk_of_bitmap(&self, index: BatIndex) -> ChunkIndex {
         ChunkIndex(index.0 / (self.chunk_ratio() + 1))
     }
 
-    /// The payload block that an entry places, which is no sector bitmap block's.
+    /// The payload block that a payload entry belongs to.
     pub(crate) fn block_of_payload(&self, index: BatIndex) -> BlockIndex {
         BlockIndex(index.0 - index.0 / (self.chunk_ratio() + 1))
     }
 
-    /// The number of the sector's bit in its chunk's sector bitmap.
+    /// The index of the sector's bit in the sector bitmap of its chunk.
     pub(crate) fn bit_of(&self, offset: DiskOffset) -> u64 {
         (offset.0 & (self.chunk_size() - 1)) >> self.sector_shift
     }
 
-    /// Entries that a reader needs: up to the last payload block's.
+    /// How many entries a reader needs: up to that of the last payload block.
     pub(crate) fn entries_needed(&self) -> u64 {
         match self.blocks() {
             0 => 0,
@@ -179,12 +179,12 @@ impl BlockLayout {
         }
     }
 
-    /// Entries that a writer reserves: whole chunks, so that the image can become a differencing one.
+    /// How many entries a writer reserves: whole chunks, so that the image can become a differencing one.
     pub(crate) fn entries_reserved(&self) -> u64 {
         self.chunks() * (self.chunk_ratio() + 1)
     }
 
-    /// The chunk ratio is a power of two: a chunk holds 2^23 sectors, a block at most 2^28 bytes.
+    /// The base-2 logarithm of the chunk ratio: a chunk has 2^23 sectors, a block at most 2^28 bytes.
     fn ratio_shift(&self) -> u32 {
         SECTORS_PER_CHUNK.trailing_zeros() + self.sector_shift - self.block_shift
     }
@@ -194,8 +194,8 @@ impl BlockLayout {
 mod tests {
     use super::*;
 
-    /// For each block size and sector size the numbers are walked entry by entry: after every
-    /// `2^23 * sector / block` payload entries comes one of a sector bitmap block.
+    /// The expected indexes come from counting through the table: after every
+    /// `2^23 * sector / block` payload entries comes the entry of a sector bitmap block.
     #[test]
     fn indices_are_those_of_a_walk_through_the_table() {
         for (block_shift, sector) in (20..=28).flat_map(|shift| [(shift, 512), (shift, 4096)]) {

@@ -6,15 +6,15 @@ use super::{Fields, FieldsMut, OnError, check_reserved, check_signature, check_s
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{KIB, MIB};
 
-/// The root of the file: identities, and where the log is.
+/// The root of the file: its identities and the location of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) sequence_number: u64,
     /// Changes with each session that writes to the file.
     pub(crate) file_write_guid: Uuid,
-    /// Changes when what a reader of the disk sees does: the identity that children record.
+    /// Changes when the contents of the disk change: the identity that children record.
     pub(crate) data_write_guid: Uuid,
-    /// Zero when there is no log to replay.
+    /// Nil if there is no log to replay.
     pub(crate) log_guid: Uuid,
     pub(crate) log_version: u16,
     pub(crate) version: u16,
@@ -22,7 +22,7 @@ pub(crate) struct Header {
     pub(crate) log_offset: u64,
 }
 
-/// Both headers as read, and which of them counts.
+/// Both headers, and the index of the current one.
 #[derive(Debug)]
 pub(crate) struct Headers {
     pub(crate) copies: [Result<Header>; 2],
@@ -30,23 +30,23 @@ pub(crate) struct Headers {
 }
 
 impl Header {
-    /// Bytes that the checksum covers, at the start of a 64 KiB slot.
+    /// Size of the part that the checksum covers, at the start of a 64 KiB slot.
     pub(crate) const LEN: usize = 4 * KIB as usize;
-    /// Where the two copies lie.
+    /// The file offsets of the two copies.
     pub(crate) const OFFSETS: [u64; 2] = [64 * KIB, 128 * KIB];
 
-    /// The highest sequence number that a writer takes up. Each update of the headers takes two, numbers
-    /// never start over, and a session must not run out of them before its end: so many updates none has.
+    /// The highest sequence number at which a session may start writing. Each update of the headers takes two numbers,
+    /// numbers never wrap, and no session makes as many updates as remain above this limit.
     pub(crate) const LAST_WRITABLE: u64 = u64::MAX - (1 << 32);
 
-    /// Parses a header whose signature and checksum are right; the values are yet to be judged.
+    /// Parses a header and verifies its signature and checksum, but not its values.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         check_signature(bytes, b"head", at, "header.signature", "2.2.2", "header")?;
         check_sum(bytes, at, "header.checksum", "2.2.2", "header")?;
         Ok(Self::read(bytes))
     }
 
-    /// The fields as they stand, whether or not this is a header.
+    /// Reads the fields without verifying anything.
     pub(crate) fn read(bytes: &[u8]) -> Self {
         let fields = Fields(bytes);
         Self {
@@ -61,7 +61,7 @@ impl Header {
         }
     }
 
-    /// The bytes of the header, checksum included.
+    /// Serializes the header, including the checksum.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);
@@ -78,17 +78,17 @@ impl Header {
         bytes
     }
 
-    /// The bytes of the file that the log takes up.
+    /// The range of the file that the log takes up.
     pub(crate) fn log_range(&self) -> std::ops::Range<u64> {
         self.log_offset..self.log_offset.saturating_add(self.log_length.into())
     }
 
-    /// Whether the log is one of whole MiB.
+    /// Whether offset and length of the log are multiples of 1 MiB.
     pub(crate) fn has_aligned_log(&self) -> bool {
         self.log_offset.is_multiple_of(MIB) && u64::from(self.log_length).is_multiple_of(MIB)
     }
 
-    /// Says what of a header cannot be worked with, whatever its checksum says.
+    /// Reports values that make the image unusable.
     pub(crate) fn inspect(&self, at: u64, on: OnError<'_>) {
         let unsupported = |code, place, message| {
             Error::new(ErrorKind::Unsupported, code, message).with_section("2.2.2").at(at + place)
@@ -104,20 +104,20 @@ impl Header {
                 .with_expected(0));
         }
         if !u64::from(self.log_length).is_multiple_of(MIB) {
-            let message = "misaligned length of the log";
+            let message = "misaligned log length";
             on(Error::damaged("header.log-length", "2.2.2", at + 68, message)
                 .with_found(self.log_length)
                 .with_expected("a multiple of 1 MiB"));
         }
         if !self.log_offset.is_multiple_of(MIB) {
-            let message = "misaligned offset of the log";
+            let message = "misaligned log offset";
             on(Error::damaged("header.log-offset", "2.2.2", at + 72, message)
                 .with_found(format_args!("{:#x}", self.log_offset))
                 .with_expected("a multiple of 1 MiB"));
         }
     }
 
-    /// Refuses to write to an image whose header has no numbers left above its own. It can be read.
+    /// Refuses to write to an image whose sequence numbers are used up. It can still be read.
     pub(crate) fn check_numbers(&self, at: u64) -> Result<()> {
         if self.sequence_number <= Self::LAST_WRITABLE {
             return Ok(());
@@ -125,14 +125,14 @@ impl Header {
         Err(self.out_of_numbers(at))
     }
 
-    /// The number of the header that comes after this one.
+    /// The sequence number of the next header.
     pub(crate) fn next_number(&self, at: u64) -> Result<u64> {
         self.sequence_number.checked_add(1).ok_or_else(|| self.out_of_numbers(at))
     }
 
     fn out_of_numbers(&self, at: u64) -> Error {
         let message =
-            "no sequence numbers are left for the headers, so that nothing can be written";
+            "the sequence numbers of the headers are used up: the image cannot be written to";
         Error::new(ErrorKind::Limit, "limit.header-sequence", message)
             .with_section("2.2.2")
             .at(at + 8)
@@ -140,21 +140,21 @@ impl Header {
             .with_expected(format_args!("at most {}", Self::LAST_WRITABLE))
     }
 
-    /// Says where reserved bytes of a header are not zero. Readers ignore them.
+    /// Reports reserved bytes that are not zero. Readers ignore them.
     pub(crate) fn inspect_reserved(bytes: &[u8], at: u64, on: OnError<'_>) {
         check_reserved(&bytes[80..], at + 80, "header.reserved", "2.2.2", "the header", on);
     }
 }
 
 impl Headers {
-    /// Parses both copies and picks the current one: the valid one with the higher sequence number.
+    /// Parses both copies and selects the current one: the valid one with the higher sequence number.
     pub(crate) fn parse(copies: [&[u8]; 2]) -> Result<Self> {
         let parsed = [0, 1].map(|i| Header::parse(copies[i], Header::OFFSETS[i]));
         let current = Self::choose(copies, &parsed)?;
         Ok(Self { copies: parsed, current })
     }
 
-    /// The same, if the current one is of a version that is known and can be worked with.
+    /// Verifies the version and the values of the current header.
     pub(crate) fn inspected(self) -> Result<Self> {
         strict(|on| {
             self.current().inspect(Header::OFFSETS[self.current], on);
@@ -162,11 +162,11 @@ impl Headers {
         })
     }
 
-    /// Which of the two copies is current, if one is.
+    /// Returns the index of the current copy.
     pub(crate) fn choose(copies: [&[u8]; 2], parsed: &[Result<Header>; 2]) -> Result<usize> {
         Ok(match parsed {
             [Ok(first), Ok(second)] if first.sequence_number == second.sequence_number => {
-                // Some writers leave the same header twice; anything else of one number is a riddle.
+                // Some writers store the same header twice; different headers with the same number are ambiguous.
                 if copies[0] != copies[1] {
                     let at = Header::OFFSETS[1] + 8;
                     let message = "two different headers with the same sequence number";
@@ -183,12 +183,12 @@ impl Headers {
         })
     }
 
-    /// Whether the copy that does not count is no header at all.
+    /// Whether the other copy is invalid.
     pub(crate) fn other_is_damaged(&self) -> bool {
         self.copies[1 - self.current].is_err()
     }
 
-    /// The header that counts.
+    /// The current header.
     pub(crate) fn current(&self) -> &Header {
         self.copies[self.current].as_ref().expect("the current header is a valid one")
     }

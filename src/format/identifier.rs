@@ -6,23 +6,23 @@ use crate::error::{Error, ErrorKind, Result};
 const SIGNATURE: &[u8; 8] = b"vhdxfile";
 const CREATOR_UNITS: usize = 256;
 
-/// What the file says it is, and who made it. Never rewritten after creation.
+/// Identifies the file as VHDX and names its creator. Never rewritten.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct FileIdentifier {
-    /// Names the writer; for people only.
+    /// The program that created the file; informational only.
     pub(crate) creator: String,
 }
 
 impl FileIdentifier {
-    /// Bytes of the structure at the start of its 64 KiB slot.
+    /// Size of the structure, at the start of its 64 KiB slot.
     pub(crate) const LEN: usize = 8 + 2 * CREATOR_UNITS;
 
-    /// Whether a file that starts with these bytes is a VHDX file.
+    /// Whether a file that starts with `bytes` is a VHDX file.
     pub(crate) fn matches(bytes: &[u8]) -> bool {
         bytes.starts_with(SIGNATURE)
     }
 
-    /// Parses the first bytes of a file, all [`LEN`](Self::LEN) of them.
+    /// Parses the first [`LEN`](Self::LEN) bytes of a file.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self> {
         if !Self::matches(bytes) {
             return Err(Error::new(
@@ -42,7 +42,7 @@ impl FileIdentifier {
         Ok(Self { creator: String::from_utf16_lossy(&units) })
     }
 
-    /// The bytes of the structure; a creator too long for its field is cut.
+    /// Serializes the structure; a creator too long for the field is cut off.
     pub(crate) fn to_bytes(&self) -> [u8; Self::LEN] {
         let mut bytes = [0; Self::LEN];
         bytes[..8].copy_from_slice(SIGNATURE);

@@ -14,7 +14,7 @@ const HEADER_LEN: usize = 20;
 const ENTRY_LEN: usize = 12;
 const SECTION: &str = "2.6.2.6";
 
-/// Where the parent is and how to know it: keys and values as the writer left them.
+/// The location and identity of the parent, as key-value pairs in the writer's order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ParentLocator {
     pub(crate) locator_type: Uuid,
@@ -22,8 +22,8 @@ pub(crate) struct ParentLocator {
 }
 
 impl ParentLocator {
-    /// Reads what there is and says all that is wrong with it, leaving out entries that cannot be. A type
-    /// other than VHDX comes to nothing, for its keys have no meaning here.
+    /// Parses what it can and reports every fault; invalid entries are left out. Returns `None` for a type other
+    /// than VHDX, whose keys are unknown.
     pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
         if bytes.len() < HEADER_LEN {
             let message = "the parent locator is too short";
@@ -52,7 +52,7 @@ impl ParentLocator {
         }
         let mut entries: Vec<(String, String)> = Vec::new();
         let mut keys = HashSet::new();
-        // Strings may lie over each other, but all of them fit an item of the greatest length.
+        // Strings may overlap, but their total size is bounded by the greatest length of an item.
         let mut room_left = MIB as usize;
         for i in 0..count.min(room) {
             let start = HEADER_LEN + ENTRY_LEN * i;
@@ -61,9 +61,9 @@ impl ParentLocator {
             let (key_len, value_len) = (fields.u16(8), fields.u16(10));
             let Some(left) = room_left.checked_sub(usize::from(key_len) + usize::from(value_len))
             else {
-                let message = "parent locator strings that lie over each other again and again";
+                let message = "overlapping parent locator strings";
                 on(Error::damaged("locator.string-overlap", "2.6.2.6.2", place, message)
-                    .with_found("more bytes of strings than any item has")
+                    .with_found("more bytes of strings than an item can hold")
                     .with_expected(format_args!("at most {MIB}")));
                 break;
             };
@@ -83,7 +83,7 @@ impl ParentLocator {
             let (key, value) = (said(key), said(value));
             let (Some(key), Some(value)) = (key, value) else { continue };
             if !keys.insert(key.clone()) {
-                let message = "the same parent locator key twice";
+                let message = "duplicate parent locator key";
                 on(Error::damaged("locator.duplicate", "2.6.2.6.2", place, message)
                     .with_found(format_args!("{key:?}"))
                     .with_expected("every key once"));
@@ -94,27 +94,27 @@ impl ParentLocator {
         Some(Self { locator_type, entries })
     }
 
-    /// A locator that says nothing.
+    /// Creates a locator without entries.
     pub(crate) fn empty() -> Self {
         Self { locator_type: VHDX_TYPE, entries: Vec::new() }
     }
 
-    /// Says whether the reserved field is not zero. Readers ignore it.
+    /// Reports a reserved field that is not zero. Readers ignore it.
     pub(crate) fn inspect_reserved(bytes: &[u8], at: u64, on: OnError<'_>) {
         let field = bytes.get(16..18).unwrap_or_default();
         let what = "the parent locator";
         check_reserved(field, at + 16, "locator.reserved", "2.6.2.6.1", what, on);
     }
 
-    /// The bytes of the item.
+    /// Serializes the item.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when a string is longer than the item can say.
+    /// [`ErrorKind::Unsupported`] if a string is longer than the format allows.
     pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
         let strings = self.entries.iter().flat_map(|(key, value)| [key, value]);
         let longest = strings.map(|text| 2 * text.encode_utf16().count()).max().unwrap_or(0);
         if longest > usize::from(u16::MAX) {
-            let message = "a path to the parent that is longer than a parent locator can say";
+            let message = "the path to the parent is too long for a parent locator";
             return Err(Error::new(ErrorKind::Unsupported, "create.metadata", message)
                 .with_section("2.6.2.6.2")
                 .with_found(format_args!("{longest} bytes of UTF-16"))
@@ -136,12 +136,12 @@ impl ParentLocator {
         Ok(bytes)
     }
 
-    /// The value of a key; keys are case-sensitive.
+    /// Returns the value of a key. Keys are case-sensitive.
     pub(crate) fn value(&self, key: &str) -> Option<&str> {
         self.entries.iter().find(|(other, _)| other == key).map(|(_, value)| value.as_str())
     }
 
-    /// Sets the value of a key where it stands, adds it behind the others, or takes it out.
+    /// Replaces the value of a key in place, appends the key, or removes it.
     pub(crate) fn set(&mut self, key: &str, value: Option<String>) {
         let place = self.entries.iter().position(|(other, _)| other == key);
         match (place, value) {
@@ -161,13 +161,13 @@ impl ParentLocator {
         })
     }
 
-    /// The second identity that the parent may have, while a merge is under way.
+    /// A second identity that the parent may have while a merge is in progress.
     pub(crate) fn linkage2(&self, at: u64) -> Result<Option<Uuid>> {
         self.guid("parent_linkage2", at)
     }
 
-    /// The identities that the parent may have as their writer meant them, with all said that is wrong with
-    /// them. One that cannot be made out is zero.
+    /// Returns the identities that the parent may have, tolerating and reporting faults in their form. An
+    /// identity that cannot be parsed is nil.
     pub(crate) fn linkages_as_meant(&self, at: u64, on: OnError<'_>) -> (Uuid, Option<Uuid>) {
         let first = self.linkage(at).unwrap_or_else(|error| {
             on(error);
@@ -180,7 +180,7 @@ impl ParentLocator {
         (first, second)
     }
 
-    /// A GUID whose writer left out the braces.
+    /// Parses a GUID without braces.
     fn without_braces(&self, key: &str) -> Option<Uuid> {
         let text = self.value(key)?.trim();
         (text.len() == 36).then(|| text.parse().ok()).flatten()
@@ -188,27 +188,27 @@ impl ParentLocator {
 
     fn guid(&self, key: &str, at: u64) -> Result<Option<Uuid>> {
         let Some(text) = self.value(key) else { return Ok(None) };
-        // The crate `uuid` reads forms without hyphens and with "urn:" too, which no writer makes.
+        // The `uuid` crate also accepts forms without hyphens or with "urn:", which no writer uses.
         let inner = text.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
         let guid = inner.filter(|inner| inner.len() == 36).and_then(|inner| inner.parse().ok());
         guid.map(Some).ok_or_else(|| {
-            Error::damaged("locator.linkage", "2.6.2.6.3", at, format!("{key} is no GUID"))
+            Error::damaged("locator.linkage", "2.6.2.6.3", at, format!("{key} is not a GUID"))
                 .with_found(format_args!("{text:?}"))
                 .with_expected("the form {xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx}")
         })
     }
 }
 
-/// A string, and what is wrong with it that leaves it to be read.
+/// A string, and a fault in it that can be tolerated.
 type Text = (String, Option<Error>);
 
-/// A string of the item; `item_at` and `field_at` are where the item and the string's entry stand.
+/// Reads a string; `item_at` is the file offset of the item, `field_at` that of the string's entry.
 fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -> Result<Text> {
     let start = offset as usize;
     let damaged = |code, message| Error::damaged(code, "2.6.2.6.2", field_at, message);
     let end = start.saturating_add(length.into());
     let Some(raw) = bytes.get(start..end).filter(|_| length > 0) else {
-        return Err(damaged("locator.string-place", "impossible place of a locator string")
+        return Err(damaged("locator.string-place", "a locator string outside the item")
             .with_found(format_args!("{length} bytes from {offset:#x} of the item"))
             .with_expected(format_args!("1 to {} bytes within the item", bytes.len())));
     };
@@ -219,13 +219,13 @@ fn string(bytes: &[u8], offset: u32, length: u16, item_at: u64, field_at: u64) -
     }
     let units: Vec<u16> = raw.chunks_exact(2).map(|unit| Fields(unit).u16(0)).collect();
     let is_no_text = || {
-        let message = "a locator string is no text";
+        let message = "a locator string is not valid text";
         Error::damaged("locator.string", "2.6.2.6.2", item_at + u64::from(offset), message)
             .with_found(format_args!("{:?}", String::from_utf16_lossy(&units)))
             .with_expected("UTF-16 without NULs")
     };
     let Ok(text) = String::from_utf16(&units) else { return Err(is_no_text()) };
-    // What C leaves behind a string means nothing, and what stands before it is the string.
+    // Trailing NULs are tolerated: the string is what precedes them.
     match text.trim_end_matches('\0') {
         trimmed if trimmed.is_empty() || trimmed.contains('\0') => Err(is_no_text()),
         trimmed if trimmed.len() < text.len() => Ok((trimmed.to_owned(), Some(is_no_text()))),
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn strings_over_each_other_take_no_more_memory_than_the_item() {
-        // 1 MiB, whose entries name the same 32 KiB as their keys over and over.
+        // 1 MiB, with entries that all use the same 32 KiB as their keys.
         let mut bytes = vec![b'a'; 1 << 20];
         let mut fields = FieldsMut(&mut bytes);
         fields.guid(0, VHDX_TYPE);
@@ -255,7 +255,7 @@ mod tests {
         let mut errors = Vec::new();
         let locator = ParentLocator::inspect(&bytes, 0, &mut |error| errors.push(error.code()));
         let held: usize = locator.unwrap().entries.iter().map(|(k, v)| k.len() + v.len()).sum();
-        assert!(held <= 3 << 20, "{held} bytes"); // a unit of UTF-16 may take three in UTF-8
+        assert!(held <= 3 << 20, "{held} bytes"); // a UTF-16 unit takes up to three bytes in UTF-8
         assert_eq!(errors.last(), Some(&"locator.string-overlap"));
     }
 }

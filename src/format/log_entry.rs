@@ -5,9 +5,9 @@ use uuid::Uuid;
 use super::{Fields, FieldsMut, seal};
 use crate::types::{FileOffset, KIB};
 
-/// The unit of the log: entries, descriptors and data come in sectors of 4 KiB.
+/// The sector size of the log: entries, descriptors and data consist of 4 KiB sectors.
 pub(crate) const SECTOR: u64 = 4 * KIB;
-/// Bytes of an entry's header, which shares its sector with the first descriptors.
+/// Size of an entry's header in bytes; the first descriptors follow in the same sector.
 pub(crate) const HEADER_LEN: usize = 64;
 pub(crate) const DESCRIPTOR_LEN: usize = 32;
 
@@ -16,29 +16,29 @@ pub(crate) const DESCRIPTOR_LEN: usize = 32;
 pub(crate) struct EntryHeader {
     pub(crate) checksum: u32,
     pub(crate) entry_length: u32,
-    /// Where in the log the oldest entry that still counts lies.
+    /// The offset in the log of the oldest entry that is still needed.
     pub(crate) tail: u32,
     pub(crate) sequence_number: u64,
     pub(crate) descriptor_count: u32,
     pub(crate) log_guid: Uuid,
     /// A length of the file that was durable when the entry was written.
     pub(crate) flushed_file_offset: u64,
-    /// A length of the file that all its structures fit in.
+    /// A length of the file that contains all its structures.
     pub(crate) last_file_offset: u64,
 }
 
-/// One change that an entry makes.
+/// A change that an entry makes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Descriptor {
-    /// Zeros over a range.
+    /// Writes zeros to a range.
     Zero { at: FileOffset, length: u64 },
-    /// One sector; the bytes between the first eight and the last four are in its data sector.
+    /// Writes one sector; all but its first eight and last four bytes are in a data sector.
     Data { at: FileOffset, leading: [u8; 8], trailing: [u8; 4] },
 }
 
 impl EntryHeader {
-    /// Reads a header from the start of a sector. `None` where none is: that is no error, the log is
-    /// full of what once was and what was never finished.
+    /// Parses a header at the start of a sector. `None` is not an error: the log contains remains of
+    /// earlier and incomplete entries.
     pub(crate) fn parse(sector: &[u8]) -> Option<Self> {
         let fields = Fields(sector);
         sector.starts_with(b"loge").then(|| Self {
@@ -53,20 +53,20 @@ impl EntryHeader {
         })
     }
 
-    /// Sectors that the header and the descriptors take up.
+    /// How many sectors the header and the descriptors take up.
     pub(crate) fn descriptor_sectors(&self) -> u64 {
         let bytes = HEADER_LEN as u64 + u64::from(self.descriptor_count) * DESCRIPTOR_LEN as u64;
         bytes.div_ceil(SECTOR)
     }
 
-    /// Sectors of the whole entry.
+    /// How many sectors the entry takes up.
     pub(crate) fn sectors(&self) -> u64 {
         u64::from(self.entry_length) / SECTOR
     }
 }
 
 impl Descriptor {
-    /// Reads a descriptor that belongs to the entry of `sequence_number`.
+    /// Parses a descriptor of the entry with this sequence number.
     pub(crate) fn parse(bytes: &[u8], sequence_number: u64) -> Option<Self> {
         let fields = Fields(bytes);
         if fields.u64(24) != sequence_number {
@@ -81,14 +81,14 @@ impl Descriptor {
     }
 }
 
-/// Whether a sector is a data sector of the entry of `sequence_number`.
+/// Whether a sector is a data sector of the entry with this sequence number.
 pub(crate) fn is_data_sector(sector: &[u8], sequence_number: u64) -> bool {
     let fields = Fields(sector);
     let number = u64::from(fields.u32(4)) << 32 | u64::from(fields.u32(SECTOR as usize - 4));
     sector.starts_with(b"data") && number == sequence_number
 }
 
-/// An entry to be written.
+/// An entry to write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NewEntry {
     pub(crate) tail: u32,
@@ -99,7 +99,7 @@ pub(crate) struct NewEntry {
     pub(crate) changes: Vec<Change>,
 }
 
-/// A change with all its bytes.
+/// A change, including its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 
 pub(crate) enum Change {
@@ -115,7 +115,7 @@ pub(crate) enum Change {
 }
 
 impl NewEntry {
-    /// The bytes of the entry, checksum included: whole sectors.
+    /// Serializes the entry in whole sectors, including the checksum.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let descriptors = HEADER_LEN + DESCRIPTOR_LEN * self.changes.len();
         let mut bytes = vec![0; descriptors.next_multiple_of(SECTOR as usize)];

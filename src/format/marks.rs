@@ -1,11 +1,11 @@
-//! Marks that this crate leaves among the metadata items of users: what a checkpoint is called, and which
-//! merge is under way.
+//! Marks that this crate stores as user metadata items: the label of a checkpoint, and the state of a
+//! merge.
 //!
-//! Both are items of users and not of the virtual disk: who does not know them passes them by, and no child
-//! takes them over. All numbers are little-endian, texts UTF-8 without a final zero.
+//! Both are user items that do not describe the virtual disk: readers that do not know them ignore them, and children
+//! do not inherit them. All numbers are little-endian; texts are UTF-8 without a terminator.
 //!
-//! The checkpoint mark, item `21898540-3963-47d4-a9ed-35ef1adeb3c0`, in the child that a checkpoint made; it
-//! names the point in time below it:
+//! The checkpoint mark, item `21898540-3963-47d4-a9ed-35ef1adeb3c0`, is stored in the child that a checkpoint created
+//! and describes the point in time below it:
 //!
 //! | Offset | Bytes | What |
 //! |---|---|---|
@@ -15,19 +15,19 @@
 //! | 8 | 8 | time of the checkpoint in seconds since 1970-01-01 UTC, signed |
 //! | 16 | | label |
 //!
-//! The merge mark, item `917330e3-c6a3-4d5f-913e-f0fa001aaec7`, in the images that a merge concerns as long as
-//! it is not over:
+//! The merge mark, item `917330e3-c6a3-4d5f-913e-f0fa001aaec7`, is stored in the images that a merge involves until
+//! the merge is complete:
 //!
 //! | Offset | Bytes | What |
 //! |---|---|---|
 //! | 0 | 2 | version: 1 |
 //! | 2 | 1 | state: 1 merging, 2 spent, 3 target |
-//! | 3 | 1 | flags: bit 0, the space of what was moved is freed at once; bit 1, the last two fields are there |
+//! | 3 | 1 | flags: bit 0, moved blocks are freed at once; bit 1, the last two fields are present |
 //! | 4 | 4 | length of the name in bytes |
 //! | 8 | 16 | identity of the other image |
 //! | 24 | | name of the other image |
-//! | | 8 | bytes of the disk, from its start, that the parent durably has from a child that was stopped |
-//! | | 16 | identity of the child then: under another one it may have newer bytes |
+//! | | 8 | number of bytes, from the start of the disk, whose data from a stopped merge is durable in the parent |
+//! | | 16 | identity of the child at that time; with another identity it may have newer data |
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -46,59 +46,59 @@ const LOW_SPACE: u8 = 1;
 const HAS_MOVED: u8 = 2;
 const MOVED_LEN: usize = 24;
 
-/// What a checkpoint left in the child that it made. It names the point in time below that child.
+/// The mark that a checkpoint leaves in the child it creates. It describes the point in time below that child.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CheckpointMark {
-    /// What the user called it; may be empty.
+    /// The label given by the user; may be empty.
     pub label: String,
-    /// When it was made, to the second.
+    /// The time of the checkpoint, to the second.
     pub time: SystemTime,
 }
 
-/// What a merge left in an image that it concerns, as long as it is not over.
+/// The mark of an unfinished merge in an image that it involves.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MergeMark {
-    /// What becomes of the image.
+    /// The image's part in the merge.
     pub state: MergeState,
-    /// The identity of the other image: of a child the one that its parent has while it is merged into, of
-    /// the parent the child's.
+    /// The identity of the other image. In a child, this is the identity that the parent has during the merge; in
+    /// the parent, the child's identity.
     pub other: Uuid,
-    /// What the file of the other image was called when the merge began.
+    /// The file name of the other image when the merge began.
     pub name: String,
-    /// Whether the child gives up the space of what was moved at once.
+    /// Whether blocks of the child are freed as soon as they are moved.
     pub low_space: bool,
-    /// How far a merge came that was stopped, where it could be noted.
+    /// How far a stopped merge got, if that could be recorded.
     pub(crate) moved: Option<Moved>,
 }
 
-/// What a parent has of a child that is being merged into it.
+/// The progress of a stopped merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Moved {
-    /// All that the child holds of the disk before this byte.
+    /// The parent holds everything that the child has of the disk before this byte.
     pub(crate) end: u64,
-    /// What the child was known by then. A change gives it another identity.
+    /// The child's identity at that time. A change gives it another one.
     pub(crate) child: Uuid,
 }
 
-/// What becomes of an image that a merge concerns.
+/// The part of an image in a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum MergeState {
-    /// A child whose contents are moved into its parent. Seen through the child, the disk is as it was.
+    /// A child whose data is being moved into its parent. Read through the child, the disk is unchanged.
     Merging,
-    /// A child whose contents are all in its parent: nothing of it is needed any more.
+    /// A child whose data is completely in its parent. The image is no longer needed.
     Spent,
-    /// A parent that takes a child's contents. Alone it holds a mixture of two points in time.
+    /// A parent that receives a child's data. Read on its own, it is a mixture of two points in time.
     Target,
 }
 
 impl CheckpointMark {
-    /// Most bytes of a label.
+    /// The maximum length of a label in bytes.
     pub(crate) const MOST_LABEL: usize = 4096;
 
-    /// Parses the item, which stands at `at` in its file.
+    /// Parses the item at file offset `at`.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         let what = "checkpoint mark";
         check_head(bytes, CHECKPOINT_LEN, what, at)?;
@@ -131,7 +131,7 @@ impl CheckpointMark {
 }
 
 impl MergeMark {
-    /// Parses the item, which stands at `at` in its file.
+    /// Parses the item at file offset `at`.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         let what = "merge mark";
         check_head(bytes, MERGE_LEN, what, at)?;
@@ -144,7 +144,7 @@ impl MergeMark {
             }
         };
         let name = text(bytes, MERGE_LEN, what, at)?;
-        // Nothing hangs on it but what can be saved: where it cannot be read it is not there.
+        // Only an optimization depends on the record: if it cannot be read, it is treated as absent.
         let rest = &bytes[MERGE_LEN + name.len()..];
         let moved = rest.get(..MOVED_LEN).filter(|_| bytes[3] & HAS_MOVED != 0).map(Fields);
         Ok(Self {
@@ -181,7 +181,7 @@ impl MergeMark {
     }
 }
 
-/// Refuses an item that is too short for its fixed fields, or of a version that nobody knows yet.
+/// Refuses an item that is too short for its fixed fields or has an unknown version.
 fn check_head(bytes: &[u8], len: usize, what: &str, at: u64) -> Result<()> {
     if bytes.len() < len {
         return Err(unreadable(what, at)
@@ -197,7 +197,7 @@ fn check_head(bytes: &[u8], len: usize, what: &str, at: u64) -> Result<()> {
     Ok(())
 }
 
-/// The text behind the fixed fields, whose length stands at byte 4.
+/// Returns the text after the fixed fields, whose length is stored at byte 4.
 fn text(bytes: &[u8], start: usize, what: &str, at: u64) -> Result<String> {
     let len = Fields(bytes).u32(4) as usize;
     let raw = bytes[start..].get(..len).ok_or_else(|| {
@@ -214,7 +214,7 @@ fn text(bytes: &[u8], start: usize, what: &str, at: u64) -> Result<String> {
 }
 
 fn unreadable(what: &str, at: u64) -> Error {
-    let message = format!("a {what} that cannot be read");
+    let message = format!("the {what} cannot be read");
     Error::new(ErrorKind::Damaged, "mark.unreadable", message).at(at)
 }
 

@@ -14,18 +14,21 @@ pub(crate) const LOGICAL_SECTOR_SIZE: Uuid = uuid!("8141BF1D-A96F-4709-BA47-F233
 pub(crate) const PHYSICAL_SECTOR_SIZE: Uuid = uuid!("CDA348C7-445D-4471-9CC9-E9885251C556");
 pub(crate) const PARENT_LOCATOR: Uuid = uuid!("A8D35F2D-B30B-454D-ABF7-D3D84834AB0C");
 
-/// The geometry that old firmware sees the disk by.
+/// The disk geometry that old firmware uses.
 pub(crate) const CHS_PARAMETERS: Uuid = uuid!("DA02D7BC-3D3A-423C-AC88-2A36AB21479B");
-/// Labels of a disk that a machine sees as persistent memory.
+/// Labels of a disk that is attached as persistent memory.
 pub(crate) const PMEM_LABELS: Uuid = uuid!("10E1AE8A-4B7E-4169-A40F-CD70DE928393");
-/// There as long as the image is being made.
+/// Present while the image is being created.
 pub(crate) const INCOMPLETE_FILE: Uuid = uuid!("71CC85F0-1B69-4E28-9558-C3BF83AE75D3");
 
 const MAX_USER_ENTRIES: usize = 1024;
 const ENTRY_LEN: usize = 32;
-/// The largest disk that the format has.
+/// The largest disk that the format allows, in bytes.
 pub(crate) const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
-const SECTOR_SIZES: [u32; 2] = [512, 4096];
+/// The block sizes that [`is_block_size`] accepts, for errors.
+pub(crate) const BLOCK_SIZES: &str = "a power of two from 1 MiB to 256 MiB";
+/// The sector sizes that [`is_sector_size`] accepts, for errors.
+pub(crate) const SECTOR_SIZES: &str = "512 or 4096";
 
 /// The table at the start of the metadata region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,25 +36,25 @@ pub(crate) struct MetadataTable {
     pub(crate) entries: Vec<MetadataEntry>,
 }
 
-/// Where an item lies and what kind it is.
+/// The location and kind of an item.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MetadataEntry {
     pub(crate) item: Uuid,
-    /// From the start of the region; zero for an item that is present but empty.
+    /// Offset in the region; zero for an item that is present but empty.
     pub(crate) offset: u32,
     pub(crate) length: u32,
     pub(crate) flags: ItemFlags,
 }
 
 bitflags! {
-    /// Who owns a metadata item and who must know it.
+    /// The owner of a metadata item, and whether readers must know it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct ItemFlags: u32 {
-        /// Belongs to a user of the disk, not to the format.
+        /// Owned by a user of the disk, not by the format.
         const USER = 1;
         /// Describes the virtual disk rather than the file.
         const VIRTUAL_DISK = 2;
-        /// Who does not know the item must not open the file.
+        /// A program that does not know the item must not open the file.
         const REQUIRED = 4;
         const _ = !0;
     }
@@ -77,13 +80,13 @@ pub(crate) struct FileParameters {
 }
 
 impl MetadataTable {
-    /// Bytes of the table; items lie behind it.
+    /// Size of the table in bytes; items follow it.
     pub(crate) const LEN: usize = 64 * KIB as usize;
-    /// Items that it has room for.
+    /// How many entries it has room for.
     pub(crate) const MAX_ENTRIES: usize = 2047;
 
-    /// Reads what there is and says all that is wrong with it. Entries that cannot be are kept, so that
-    /// each has its number.
+    /// Parses what it can and reports every fault. Invalid entries are kept, so that
+    /// indexes stay the same.
     pub(crate) fn inspect(bytes: &[u8], at: u64, region_len: u32, on: OnError<'_>) -> Option<Self> {
         let (section, what) = ("2.6.1.1", "metadata table");
         let signed = check_signature(bytes, b"metadata", at, "metadata.signature", section, what);
@@ -112,7 +115,7 @@ impl MetadataTable {
         Some(table)
     }
 
-    /// Says where reserved fields are not zero. Readers ignore them.
+    /// Reports reserved fields that are not zero. Readers ignore them.
     pub(crate) fn inspect_reserved(&self, bytes: &[u8], at: u64, on: OnError<'_>) {
         let code = "metadata.reserved";
         for range in [8..10, 12..32] {
@@ -138,13 +141,13 @@ impl MetadataTable {
         }
     }
 
-    /// Says which items of the format have other flags than the format gives them, and which empty
-    /// items have a place.
+    /// Reports items of the format whose flags are wrong, and empty
+    /// items with an offset.
     pub(crate) fn inspect_flags(&self, at: u64, on: OnError<'_>) {
         for (i, entry) in self.entries.iter().enumerate() {
             let place = at + Self::entry_place(i);
             if entry.length == 0 && entry.offset != 0 {
-                let message = format!("a place for the empty metadata item {}", entry.item);
+                let message = format!("an offset for the empty metadata item {}", entry.item);
                 on(Error::damaged("metadata.empty-item", "2.6.1.2", place + 16, message)
                     .with_found(format_args!("{:#x}", entry.offset))
                     .with_expected("0"));
@@ -160,7 +163,7 @@ impl MetadataTable {
         }
     }
 
-    /// The bytes of the table.
+    /// Serializes the table.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);
@@ -176,19 +179,19 @@ impl MetadataTable {
         bytes
     }
 
-    /// The entry of a system item, and where in the file that entry stands.
+    /// Returns the entry of a system item, and the file offset of the entry.
     pub(crate) fn system(&self, item: Uuid, at: u64) -> Option<(&MetadataEntry, u64)> {
         let is_it = |e: &&MetadataEntry| e.item == item && !e.flags.contains(ItemFlags::USER);
         let i = self.entries.iter().position(|entry| is_it(&entry))?;
         Some((&self.entries[i], at + Self::entry_place(i)))
     }
 
-    /// Where in the table the entry of number `i` stands.
+    /// The offset of entry `i` in the table.
     pub(crate) fn entry_place(i: usize) -> u64 {
         (ENTRY_LEN * (i + 1)) as u64
     }
 
-    /// What only shows when entries are held against each other.
+    /// Reports faults that concern several entries.
     fn inspect_whole(&self, at: u64, region_len: u32, on: OnError<'_>) {
         let user =
             self.entries.iter().filter(|entry| entry.flags.contains(ItemFlags::USER)).count();
@@ -207,7 +210,7 @@ impl MetadataTable {
             let (a, b) = (&self.entries[pair[0]], &self.entries[pair[1]]);
             if a.item == b.item && !(a.flags ^ b.flags).contains(ItemFlags::USER) {
                 let place = at + Self::entry_place(pair[0].max(pair[1]));
-                let message = "the same metadata item twice";
+                let message = "duplicate metadata item";
                 on(Error::damaged("metadata.duplicate", "2.6.1.2", place, message)
                     .with_found(a.item)
                     .with_expected("every item once"));
@@ -215,7 +218,7 @@ impl MetadataTable {
         }
         order.retain(|i| self.entries[*i].length > 0 && self.entries[*i].is_placed(region_len));
         order.sort_by_key(|i| self.entries[*i].offset);
-        // Of those before, the one that ends last.
+        // The one with the greatest end so far.
         let mut furthest: Option<&MetadataEntry> = None;
         for i in order {
             let b = &self.entries[i];
@@ -245,12 +248,12 @@ impl MetadataEntry {
         u64::from(self.offset) + u64::from(self.length)
     }
 
-    /// The bytes of the region that the item takes up; none where it is empty.
+    /// The range of the region that the item takes up; `None` if it is empty.
     pub(crate) fn place(&self) -> Option<std::ops::Range<u64>> {
         (self.length > 0).then(|| u64::from(self.offset)..self.end())
     }
 
-    /// Whether the item lies where an item of a region this long can.
+    /// Whether the item lies within a region of this length.
     pub(crate) fn is_placed(&self, region_len: u32) -> bool {
         self.validate(0, region_len).is_ok()
     }
@@ -266,11 +269,11 @@ impl MetadataEntry {
                 .with_expected("at most 1 MiB"));
         }
         if self.length == 0 {
-            // An empty item has no place. Some writers give it one all the same; nothing reads there.
+            // An empty item should have no offset. Some writers give it one, and readers ignore it.
             return Ok(());
         }
         if (self.offset as usize) < MetadataTable::LEN || self.end() > u64::from(region_len) {
-            return Err(misplaced("metadata.offset", 16, "impossible place")
+            return Err(misplaced("metadata.offset", 16, "invalid offset")
                 .with_found(format_args!("bytes {:#x} to {:#x}", self.offset, self.end()))
                 .with_expected(format_args!(
                     "bytes from 0x10000 to {region_len:#x} of the region"
@@ -286,11 +289,11 @@ impl FileParameters {
     /// Parses the item and checks the block size.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         let block_size = Fields(bytes).u32(0);
-        if !block_size.is_power_of_two() || !(MIB..=256 * MIB).contains(&block_size.into()) {
-            let message = "impossible block size";
+        if !is_block_size(block_size) {
+            let message = "invalid block size";
             return Err(Error::damaged("metadata.block-size", "2.6.2.1", at, message)
                 .with_found(block_size)
-                .with_expected("a power of two from 1 MiB to 256 MiB"));
+                .with_expected(BLOCK_SIZES));
         }
         Ok(Self { block_size, flags: FileFlags::from_bits_retain(Fields(bytes).u32(4)) })
     }
@@ -304,13 +307,28 @@ impl FileParameters {
     }
 }
 
-/// The Logical or Physical Sector Size item, \[MS-VHDX\] 2.6.2.4 and 2.6.2.5.
+/// Whether the format allows this size of payload blocks in bytes, \[MS-VHDX\] 2.6.2.1.
+pub(crate) fn is_block_size(bytes: u32) -> bool {
+    bytes.is_power_of_two() && (MIB..=256 * MIB).contains(&bytes.into())
+}
+
+/// Whether the format allows this logical or physical sector size in bytes.
+pub(crate) fn is_sector_size(bytes: u32) -> bool {
+    [512, 4096].contains(&bytes)
+}
+
+/// Whether the format allows this size of a disk in bytes, \[MS-VHDX\] 2.6.2.2.
+pub(crate) fn is_disk_size(bytes: u64, logical_sector: u32) -> bool {
+    bytes <= MAX_VIRTUAL_SIZE && bytes.is_multiple_of(logical_sector.into())
+}
+
+/// Parses the Logical or Physical Sector Size item, \[MS-VHDX\] 2.6.2.4 and 2.6.2.5.
 pub(crate) fn parse_sector_size(bytes: &[u8], at: u64, section: &'static str) -> Result<u32> {
     let size = Fields(bytes).u32(0);
-    if !SECTOR_SIZES.contains(&size) {
-        return Err(Error::damaged("metadata.sector-size", section, at, "impossible sector size")
+    if !is_sector_size(size) {
+        return Err(Error::damaged("metadata.sector-size", section, at, "invalid sector size")
             .with_found(size)
-            .with_expected("512 or 4096"));
+            .with_expected(SECTOR_SIZES));
     }
     Ok(size)
 }
@@ -320,11 +338,11 @@ pub(crate) fn sector_size_to_bytes(size: u32) -> [u8; 4] {
     size.to_le_bytes()
 }
 
-/// The Virtual Disk Size item, \[MS-VHDX\] 2.6.2.2, in bytes.
+/// Parses the Virtual Disk Size item, \[MS-VHDX\] 2.6.2.2, in bytes.
 pub(crate) fn parse_virtual_size(bytes: &[u8], at: u64, logical_sector: u32) -> Result<u64> {
     let size = Fields(bytes).u64(0);
-    if size > MAX_VIRTUAL_SIZE || !size.is_multiple_of(logical_sector.into()) {
-        return Err(Error::damaged("metadata.disk-size", "2.6.2.2", at, "impossible disk size")
+    if !is_disk_size(size, logical_sector) {
+        return Err(Error::damaged("metadata.disk-size", "2.6.2.2", at, "invalid disk size")
             .with_found(size)
             .with_expected(format_args!("a multiple of {logical_sector}, at most 64 TiB")));
     }
@@ -336,12 +354,12 @@ pub(crate) fn virtual_size_to_bytes(size: u64) -> [u8; 8] {
     size.to_le_bytes()
 }
 
-/// The Virtual Disk ID item, \[MS-VHDX\] 2.6.2.3.
+/// Parses the Virtual Disk ID item, \[MS-VHDX\] 2.6.2.3.
 pub(crate) fn parse_disk_id(bytes: &[u8]) -> Uuid {
     Fields(bytes).guid(0)
 }
 
-/// Says whether undefined flags of the File Parameters item at `at` are set.
+/// Reports undefined flags in the File Parameters item at `at`.
 pub(crate) fn inspect_file_flags(file: &FileParameters, at: u64, on: OnError<'_>) {
     let known = FileFlags::LEAVE_BLOCKS_ALLOCATED | FileFlags::HAS_PARENT;
     if !known.contains(file.flags) {
@@ -352,7 +370,7 @@ pub(crate) fn inspect_file_flags(file: &FileParameters, at: u64, on: OnError<'_>
     }
 }
 
-/// The flags that the format gives its own items.
+/// Returns the flags that the format prescribes for its own items.
 fn flags_of(item: Uuid) -> Option<ItemFlags> {
     match item {
         FILE_PARAMETERS | PARENT_LOCATOR => Some(ItemFlags::REQUIRED),
@@ -368,7 +386,7 @@ pub(crate) fn disk_id_to_bytes(id: Uuid) -> [u8; 16] {
     id.to_bytes_le()
 }
 
-/// The name of a system item that the format defines.
+/// Returns the name of a system item that the format defines.
 pub(crate) fn name(entry: &MetadataEntry) -> Option<&'static str> {
     if entry.flags.contains(ItemFlags::USER) {
         return None;
@@ -384,7 +402,7 @@ pub(crate) fn name(entry: &MetadataEntry) -> Option<&'static str> {
     }
 }
 
-/// The name of a system item that Windows writes although the format does not define it.
+/// Returns the name of a system item that Windows writes although the format does not define it.
 pub(crate) fn name_by_windows(entry: &MetadataEntry) -> Option<&'static str> {
     if entry.flags.contains(ItemFlags::USER) {
         return None;
@@ -397,7 +415,7 @@ pub(crate) fn name_by_windows(entry: &MetadataEntry) -> Option<&'static str> {
     }
 }
 
-/// What to say of a required item that is not there.
+/// The error for a required item that is missing.
 pub(crate) fn missing(item: Uuid, name: &str, at: u64) -> Error {
     Error::new(ErrorKind::Damaged, "metadata.missing", format!("no {name} item"))
         .with_section("2.6.2")

@@ -1,6 +1,6 @@
-//! The structures of \[MS-VHDX\], from bytes and to bytes. Nothing here reads a file.
+//! The structures of \[MS-VHDX\], parsed from bytes and serialized to bytes. Does no I/O.
 //!
-//! Parsers take the position of the structure in its file, so that an error can name the place.
+//! Parsers take the file offset of the structure, so that errors can report it.
 
 pub(crate) mod bat;
 pub(crate) mod header;
@@ -20,18 +20,18 @@ use crate::error::{Error, Result};
 use crate::types::MIB;
 use metadata::MAX_VIRTUAL_SIZE;
 
-/// Bytes of a file that holds the largest disk, 64 TiB, in full: its payload, 1 MiB of sector bitmap for each
-/// 4 GiB of that, as many regions as there can be and the log, each below 4 GiB, and the header section.
+/// The length of a file that holds the largest disk, 64 TiB, in full: its payload, 1 MiB of sector bitmap for each
+/// 4 GiB of payload, the maximum number of regions and the log, each below 4 GiB, and the header section.
 pub(crate) const MOST_NEEDED: u64 = MAX_VIRTUAL_SIZE
     + MAX_VIRTUAL_SIZE / (4 << 30) * MIB
     + (region::MAX_ENTRIES as u64 + 1) * (4 << 30)
     + MIB;
 
-/// Takes what is wrong with a structure, one error after the other.
+/// Receives the faults of a structure, one by one.
 pub(crate) type OnError<'a> = &'a mut dyn FnMut(Error);
 
-/// Turns an inspection, which goes on after each error, into a parser, which stops at the first.
-/// An inspection that comes to nothing has said why.
+/// Turns an inspection, which continues after a fault, into a parser, which fails with the first one.
+/// An inspection without a value must have reported a fault.
 pub(crate) fn strict<T>(inspect: impl FnOnce(OnError<'_>) -> Option<T>) -> Result<T> {
     let mut first = None;
     let value = inspect(&mut |error| {
@@ -39,11 +39,11 @@ pub(crate) fn strict<T>(inspect: impl FnOnce(OnError<'_>) -> Option<T>) -> Resul
     });
     match first {
         Some(error) => Err(error),
-        None => Ok(value.expect("an inspection without a value has an error")),
+        None => Ok(value.expect("an inspection without a value reports an error")),
     }
 }
 
-/// Says where reserved bytes of a structure are not zero; `at` is the place of `bytes` in the file.
+/// Reports reserved bytes that are not zero; `at` is the file offset of `bytes`.
 fn check_reserved(
     bytes: &[u8],
     at: u64,
@@ -64,7 +64,7 @@ fn check_reserved(
     }
 }
 
-/// Fields of one structure, by their offset in it.
+/// Reads fields of a structure by offset.
 #[derive(Clone, Copy)]
 struct Fields<'a>(&'a [u8]);
 
@@ -97,7 +97,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The same for writing.
+/// Writes fields of a structure by offset.
 struct FieldsMut<'a>(&'a mut [u8]);
 
 impl FieldsMut<'_> {
@@ -122,20 +122,20 @@ impl FieldsMut<'_> {
     }
 }
 
-/// CRC-32C of a structure whose own four checksum bytes, at offset 4, count as zero.
+/// Computes the CRC-32C of a structure, counting its checksum field, four bytes at offset 4, as zero.
 fn checksum(bytes: &[u8]) -> u32 {
     let crc = crc32c::crc32c(&bytes[..4]);
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc32c::crc32c_append(crc, &bytes[8..])
 }
 
-/// Writes the checksum of a finished structure into it.
+/// Stores the checksum in a complete structure.
 fn seal(bytes: &mut [u8]) {
     let sum = checksum(bytes);
     FieldsMut(bytes).u32(4, sum);
 }
 
-/// How a signature reads in an error.
+/// Formats a signature for an error.
 fn text(bytes: &[u8]) -> String {
     format!("\"{}\"", bytes.escape_ascii())
 }
@@ -158,7 +158,7 @@ fn check_signature(
         .with_expected(text(expected)))
 }
 
-/// Refuses a structure whose bytes do not have the checksum it claims.
+/// Refuses a structure whose stored checksum is wrong.
 fn check_sum(
     bytes: &[u8],
     at: u64,

@@ -14,7 +14,7 @@ const HEADER_LEN: usize = 16;
 const ENTRY_LEN: usize = 32;
 pub(super) const MAX_ENTRIES: u32 = 2047;
 
-/// Where the parts of the file lie.
+/// The table of the regions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RegionTable {
     pub(crate) entries: Vec<RegionEntry>,
@@ -29,10 +29,10 @@ pub(crate) struct RegionEntry {
 }
 
 bitflags! {
-    /// What a reader must do with a region.
+    /// What the region requires of readers.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) struct RegionFlags: u32 {
-        /// Who does not know the region must not open the file.
+        /// A program that does not know the region must not open the file.
         const REQUIRED = 1;
         const _ = !0;
     }
@@ -45,18 +45,18 @@ impl RegionEntry {
 }
 
 impl RegionTable {
-    /// Bytes of one copy.
+    /// Size of a copy in bytes.
     pub(crate) const LEN: usize = 64 * KIB as usize;
-    /// Where the two copies lie.
+    /// The file offsets of the two copies.
     pub(crate) const OFFSETS: [u64; 2] = [192 * KIB, 256 * KIB];
 
-    /// Parses one copy and checks all that can be checked without the rest of the file.
+    /// Parses a copy and checks everything that does not depend on the rest of the file.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
         strict(|on| Self::inspect(bytes, at, on))
     }
 
-    /// Reads what there is and says all that is wrong with it. Entries that cannot be are kept, so that
-    /// each has its number.
+    /// Parses what it can and reports every fault. Invalid entries are kept, so that
+    /// indexes stay the same.
     pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
         let (section, what) = ("2.2.3.1", "region table");
         if let Err(error) = check_signature(bytes, b"regi", at, "region.signature", section, what) {
@@ -79,7 +79,7 @@ impl RegionTable {
             let entry = RegionEntry::read(Fields(bytes).from(start));
             entry.inspect(at + start as u64, on);
             if entries.iter().any(|other| other.guid == entry.guid) {
-                let message = "the same region twice";
+                let message = "duplicate region";
                 let place = at + start as u64;
                 on(Error::damaged("region.duplicate", "2.2.3.2", place, message)
                     .with_found(entry.guid)
@@ -90,7 +90,7 @@ impl RegionTable {
         Some(Self { entries })
     }
 
-    /// Says where reserved fields are not zero. Readers ignore them.
+    /// Reports reserved fields that are not zero. Readers ignore them.
     pub(crate) fn inspect_reserved(&self, bytes: &[u8], at: u64, on: OnError<'_>) {
         let code = "region.reserved";
         check_reserved(&bytes[12..16], at + 12, code, "2.2.3.1", "the region table", on);
@@ -105,12 +105,12 @@ impl RegionTable {
         }
     }
 
-    /// Where entry `i` of the table at `at` stands.
+    /// The file offset of entry `i` of the table at `at`.
     pub(crate) fn entry_at(at: u64, i: usize) -> u64 {
         at + (HEADER_LEN + ENTRY_LEN * i) as u64
     }
 
-    /// The bytes of one copy, checksum included.
+    /// Serializes a copy, including the checksum.
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);
@@ -128,7 +128,7 @@ impl RegionTable {
     }
 }
 
-/// The name of a region that the format defines.
+/// Returns the name of a region that the format defines.
 pub(crate) fn name(guid: Uuid) -> Option<&'static str> {
     match guid {
         BAT => Some("BAT"),
@@ -137,7 +137,7 @@ pub(crate) fn name(guid: Uuid) -> Option<&'static str> {
     }
 }
 
-/// What messages call a region.
+/// Returns the name of a region in messages.
 pub(crate) fn title(guid: Uuid) -> String {
     name(guid).map_or_else(|| format!("region {guid}"), |name| format!("the {name} region"))
 }
@@ -152,7 +152,7 @@ impl RegionEntry {
         }
     }
 
-    /// Whether the region lies where a region can.
+    /// Whether offset and length of the region are valid.
     pub(crate) fn is_placed(&self) -> bool {
         let mut is_placed = true;
         self.inspect(0, &mut |_| is_placed = false);
@@ -162,7 +162,7 @@ impl RegionEntry {
     fn inspect(&self, at: u64, on: OnError<'_>) {
         let offset = self.offset.get();
         if offset < MIB || !offset.is_multiple_of(MIB) {
-            let message = format!("misplaced region {}", self.guid);
+            let message = format!("invalid offset of region {}", self.guid);
             on(Error::damaged("region.offset", "2.2.3.2", at + 16, message)
                 .with_found(self.offset)
                 .with_expected("a multiple of 1 MiB, from 1 MiB on"));

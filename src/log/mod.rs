@@ -1,4 +1,4 @@
-//! The log, \[MS-VHDX\] 2.3: finding the entries that count and replaying them.
+//! The log, \[MS-VHDX\] 2.3: finds the active sequence and replays it.
 
 mod ring;
 mod scan;
@@ -18,13 +18,13 @@ use scan::Entry;
 pub(crate) use scan::{Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
 
-/// Pieces that a replay in memory may consist of. A writer's log comes nowhere near it, for a piece is
-/// a sector of the log; only one made to fill the memory has this many zero descriptors.
+/// How many pieces a replay in memory may consist of. A writer's log stays far below this, since each piece is
+/// a sector of the log; only a log crafted to exhaust memory has this many zero descriptors.
 const MAX_PIECES: usize = 1 << 18;
 
-/// Finds the changes that the log of `header` still holds, \[MS-VHDX\] 2.3.2.
+/// Finds the changes that the log of `header` holds, \[MS-VHDX\] 2.3.2.
 ///
-/// Only called with a log GUID in the header; without one there is nothing to find.
+/// The header must have a log GUID; without one there is nothing to find.
 pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
     let file_len = length_of(storage)?;
     let mut ring = Ring::new(storage, header, file_len)?;
@@ -40,7 +40,7 @@ pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
     Ok(sequence)
 }
 
-/// Lays what the sequence holds over the file, \[MS-VHDX\] 2.3.3, as if it had been replayed.
+/// Replays a sequence in memory, \[MS-VHDX\] 2.3.3, leaving the file unchanged.
 pub(crate) fn replay_over(
     storage: &Arc<dyn Storage>,
     header: &Header,
@@ -73,7 +73,7 @@ pub(crate) fn replay_over(
     Ok(overlay)
 }
 
-/// Says which changes of the sequence go where none may, up to `most` of them.
+/// Reports changes of the sequence with invalid targets, up to `most` of them.
 pub(crate) fn inspect_targets(
     storage: &dyn Storage,
     header: &Header,
@@ -101,7 +101,7 @@ pub(crate) fn inspect_targets(
     Ok(())
 }
 
-/// Counts what starts as an entry in the ring, whether or not it counts for the disk.
+/// Counts everything in the ring that starts like an entry.
 pub(crate) fn survey(storage: &dyn Storage, header: &Header) -> Result<Survey> {
     let file_len = length_of(storage)?;
     let mut ring = Ring::new(storage, header, file_len)?;
@@ -110,34 +110,34 @@ pub(crate) fn survey(storage: &dyn Storage, header: &Header) -> Result<Survey> {
 
 fn too_many_changes(at: u64, sequence: &Sequence) -> Error {
     let changes: u64 = sequence.entries.iter().map(|e| u64::from(e.descriptor_count)).sum();
-    let message = "the log holds more scattered changes than are kept in memory";
+    let message = "the log holds more scattered changes than fit in memory";
     Error::new(ErrorKind::Limit, "limit.log-changes", message)
         .with_section("2.3.3")
         .at(at)
         .with_found(format_args!("{changes} changes"))
-        .with_expected(format_args!("at most {MAX_PIECES} that do not cover each other"))
+        .with_expected(format_args!("at most {MAX_PIECES} that do not overlap"))
 }
 
-/// How long a log may make a file of this length: what is there, and behind it all that the largest disk of
-/// the format can need. What a log says beyond that is no growth but damage, or worse.
+/// The maximum length to which a log may grow a file of this length: its length plus everything that the largest disk
+/// of the format can need. A log that asks for more is damaged or hostile.
 fn most_len(file_len: u64) -> u64 {
     file_len.saturating_add(MOST_NEEDED).min(i64::MAX as u64)
 }
 
-/// Refuses an entry, the head of its sequence, that has the file grow beyond all need.
+/// Refuses a sequence whose head grows the file beyond the maximum.
 fn check_last_length(entry: &Entry, ring: &Ring<'_>, file_len: u64) -> Result<()> {
     let most = most_len(file_len);
     if entry.last_file_offset <= most {
         return Ok(());
     }
-    let message = "a log entry that has the file grow longer than any disk needs";
+    let message = "a log entry makes the file longer than any disk needs";
     let at = ring.file_offset(entry.position) + 56;
     Err(Error::damaged("log.last-file-offset", "2.3.1.1", at, message)
         .with_found(format_args!("{} bytes", entry.last_file_offset))
         .with_expected(format_args!("at most {most}, for a file of {file_len}")))
 }
 
-/// The bytes of the file that a descriptor changes; `at` is where the descriptor stands.
+/// Returns the range of the file that a descriptor changes; `at` is the file offset of the descriptor.
 fn target(
     descriptor: &Descriptor,
     at: u64,
@@ -154,11 +154,11 @@ fn target(
             .with_found(format_args!("{start:#x}"))
             .with_expected("a multiple of 4 KiB"));
     }
-    // Region tables go through the log; what lies before them, and the log itself, never do.
+    // Region tables may be logged; the structures before them and the log itself may not.
     let tables = region::RegionTable::OFFSETS[0];
     let log = header.log_range();
     let over = |end: u64| {
-        Err(damaged("log.target", 16, "a log descriptor over the headers or the log")
+        Err(damaged("log.target", 16, "a log descriptor targets the headers or the log")
             .with_found(format_args!("bytes {start:#x} to {end:#x}"))
             .with_expected(format_args!(
                 "from {tables:#x} on, outside {:#x} to {:#x}",
@@ -170,13 +170,17 @@ fn target(
     }
     let most = most_len(file_len);
     if start > most - SECTOR {
-        return Err(damaged("log.target", 16, "a log descriptor behind all that a disk needs")
-            .with_found(format_args!("{start:#x}"))
-            .with_expected(format_args!("an end at {most:#x} or before")));
+        return Err(damaged(
+            "log.target",
+            16,
+            "a log descriptor targets an offset beyond any disk",
+        )
+        .with_found(format_args!("{start:#x}"))
+        .with_expected(format_args!("an end at {most:#x} or before")));
     }
     let end = start.checked_add(length).filter(|end| *end <= most);
     let Some(end) = end.filter(|_| length.is_multiple_of(SECTOR)) else {
-        return Err(damaged("log.zero-length", 8, "impossible length of a zero descriptor")
+        return Err(damaged("log.zero-length", 8, "invalid length of a zero descriptor")
             .with_found(format_args!("{length:#x} from {start:#x}"))
             .with_expected(format_args!(
                 "a multiple of 4 KiB, and an end at {most:#x} or before"
@@ -188,7 +192,7 @@ fn target(
     Ok(start..end)
 }
 
-/// Refuses a log that does not lie within the file, or not in whole MiB.
+/// Refuses a log that does not lie within the file or is not aligned to 1 MiB.
 pub(crate) fn check_place(header: &Header, file_len: u64) -> Result<()> {
     let length = u64::from(header.log_length);
     let end = header.log_offset.checked_add(length);
@@ -197,8 +201,8 @@ pub(crate) fn check_place(header: &Header, file_len: u64) -> Result<()> {
         return Ok(());
     }
     let message = match is_within {
-        true => "the log that the header names has no possible length",
-        false => "the log that the header names does not lie within the file",
+        true => "the log that the header refers to has an invalid length",
+        false => "the log that the header refers to does not lie within the file",
     };
     Err(Error::damaged("log.place", "2.2.2", header.log_offset, message)
         .with_found(format_args!("{length} bytes from {:#x}", header.log_offset))

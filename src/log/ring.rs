@@ -1,4 +1,4 @@
-//! Reading the log region as the ring it is.
+//! Reads the log region as a ring.
 
 use crate::error::{Error, Result};
 use crate::format::header::Header;
@@ -8,12 +8,12 @@ use crate::types::KIB;
 
 const WINDOW: u64 = 256 * KIB;
 
-/// The sectors of the log. Positions are bytes from its start; past its end they wrap around.
+/// The sectors of the log. Positions are byte offsets from its start and wrap around at its end.
 pub(super) struct Ring<'a> {
     storage: &'a dyn Storage,
     start: u64,
     len: u64,
-    /// A piece of the log in memory, so that looking at each sector is not a read each.
+    /// A window of the log in memory, so that not every sector is read separately.
     window: Vec<u8>,
     window_at: u64,
 }
@@ -29,12 +29,12 @@ impl<'a> Ring<'a> {
         self.len
     }
 
-    /// Where in the file a position of the log lies.
+    /// The file offset of a position.
     pub(super) fn file_offset(&self, position: u64) -> u64 {
         self.start + position % self.len
     }
 
-    /// The sector at a position.
+    /// Returns the sector at a position.
     pub(super) fn sector(&mut self, position: u64) -> Result<&[u8]> {
         let position = position % self.len;
         let within = position.wrapping_sub(self.window_at);
@@ -52,7 +52,7 @@ impl<'a> Ring<'a> {
         Ok(&self.window[within..within + SECTOR as usize])
     }
 
-    /// Descriptor `i` of an entry, and where in the file it stands.
+    /// Returns descriptor `i` of an entry, and its file offset.
     pub(super) fn descriptor(
         &mut self,
         entry: u64,

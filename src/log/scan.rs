@@ -1,4 +1,4 @@
-//! Which entries of the log count, \[MS-VHDX\] 2.3.2.
+//! Finds the active sequence of the log, \[MS-VHDX\] 2.3.2.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::format::log_entry::{
     DESCRIPTOR_LEN, Descriptor, EntryHeader, HEADER_LEN, SECTOR, is_data_sector,
 };
 
-/// The active sequence from its tail to its head: what a replay applies, in order.
+/// The active sequence from tail to head: the entries that a replay applies, in order.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     /// Never empty.
@@ -20,7 +20,7 @@ pub(crate) struct Sequence {
 /// A valid entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    /// From the start of the log.
+    /// Offset from the start of the log.
     pub(crate) position: u64,
     pub(crate) length: u64,
     pub(crate) tail: u64,
@@ -41,12 +41,12 @@ impl Sequence {
     }
 }
 
-/// Finds, of all runs of valid entries with rising numbers, the one with the newest head whose tail
-/// is in the run itself.
+/// Finds the active sequence: of all runs of valid entries with consecutive sequence numbers that contain the
+/// tail of their head, the one with the newest head.
 pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequence> {
     let entries = valid_entries(ring, guid)?;
     if entries.is_empty() {
-        let message = "the header names a log that holds no valid entry";
+        let message = "the log that the header refers to holds no valid entry";
         return Err(Error::new(ErrorKind::LogWithoutEntries, "log.no-entries", message)
             .with_section("2.3.3")
             .at(ring.file_offset(0))
@@ -68,7 +68,7 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequenc
     }
     let mut best: Option<Vec<usize>> = None;
     for start in (0..entries.len()).filter(|i| starts[*i]) {
-        // Numbers rise along a run, so that it ends.
+        // Ends, because sequence numbers ascend along a run.
         let run: Vec<usize> = std::iter::successors(Some(start), |i| next(&entries[*i])).collect();
         let head = &entries[run[run.len() - 1]];
         let Some(tail) = run.iter().position(|i| entries[*i].position == head.tail) else {
@@ -83,8 +83,8 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequenc
     }
     let Some(run) = best else {
         let newest = entries.iter().max_by_key(|entry| entry.sequence_number);
-        let newest = newest.expect("there is an entry");
-        let message = "no run of log entries reaches back to its own tail";
+        let newest = newest.expect("entries is not empty");
+        let message = "no run of log entries contains its own tail";
         let at = ring.file_offset(newest.position) + 12;
         return Err(Error::damaged("log.no-active-sequence", "2.3.3", at, message)
             .with_found(format_args!(
@@ -96,15 +96,15 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequenc
     Ok(Sequence { entries: run.into_iter().map(|i| entries[i].clone()).collect() })
 }
 
-/// What lies in the ring.
+/// The contents of the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Survey {
-    /// Whole entries of the log that the header names.
+    /// Valid entries of the log that the header refers to.
     pub(crate) valid: u64,
-    /// Starts of entries of that log that are not whole, and the place of the first in the file.
+    /// Incomplete entries of that log, and the file offset of the first.
     pub(crate) torn: u64,
     pub(crate) first_torn: Option<u64>,
-    /// Starts of entries of other logs, and the place of the first in the file.
+    /// Entries of other logs, and the file offset of the first.
     pub(crate) foreign: u64,
     pub(crate) first_foreign: Option<u64>,
 }
@@ -147,10 +147,10 @@ fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// The entry that starts at `position`, if one does and it is whole.
+/// Returns the entry at `position` if it is valid.
 ///
-/// The sum is taken last. Before it every sector of the entry has shown that it does not start an
-/// entry itself, so that entries cannot be nested to have the same bytes summed over and over.
+/// The checksum is verified last, after no sector of the entry has turned out to be the start of another entry. Entries
+/// can therefore not be nested to have the same bytes summed over and over.
 fn valid_entry(ring: &mut Ring<'_>, guid: Uuid, position: u64) -> Result<Option<Entry>> {
     let Some(header) = EntryHeader::parse(ring.sector(position)?) else { return Ok(None) };
     let length = u64::from(header.entry_length);
@@ -179,7 +179,7 @@ fn valid_entry(ring: &mut Ring<'_>, guid: Uuid, position: u64) -> Result<Option<
     }))
 }
 
-/// Whether the descriptors and data sectors that the header counts are there.
+/// Whether the descriptors and data sectors that the header promises are present.
 fn has_its_sectors(ring: &mut Ring<'_>, header: &EntryHeader, position: u64) -> Result<bool> {
     let mut data_sectors = 0;
     let mut left = header.descriptor_count as usize;
@@ -201,7 +201,7 @@ fn has_its_sectors(ring: &mut Ring<'_>, header: &EntryHeader, position: u64) -> 
             data_sectors -= 1;
             is_data_sector(sector, header.sequence_number)
         } else {
-            // Room that the entry claims and does not use.
+            // Unused room at the end of the entry.
             EntryHeader::parse(sector).is_none()
         };
         if !is_sound {
@@ -219,7 +219,7 @@ fn has_its_sum(ring: &mut Ring<'_>, header: &EntryHeader, position: u64) -> Resu
             sum = crc32c::crc32c_append(sum, sector);
             continue;
         }
-        // The checksum's own bytes count as zero.
+        // The checksum field counts as zero.
         sum = crc32c::crc32c(&sector[..4]);
         sum = crc32c::crc32c_append(sum, &[0; 4]);
         sum = crc32c::crc32c_append(sum, &sector[8..]);

@@ -1,4 +1,4 @@
-//! Placing new entries in the ring, \[MS-VHDX\] 2.3.
+//! Writes new entries to the ring, \[MS-VHDX\] 2.3.
 
 use uuid::Uuid;
 
@@ -7,36 +7,36 @@ use crate::format::log_entry::{Change, DESCRIPTOR_LEN, HEADER_LEN, NewEntry, SEC
 use crate::mutants::planted;
 use crate::storage::Storage;
 
-/// The log of a session that writes: where the next entry goes and what must not be overwritten.
+/// The log of a writing session: where the next entry goes, and what must not be overwritten.
 ///
-/// Space is free only outside the run from tail to head that the newest durable entry names: a crash
-/// replays from there. One sector always stays free for an empty entry that moves the tail.
+/// Space is free only outside the range from tail to head that the newest durable entry names, because a crash
+/// replays that range. One sector always stays free for an empty entry that moves the tail.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
     start: u64,
     len: u64,
     guid: Uuid,
     next_sequence: u64,
-    /// Where the next entry goes.
+    /// The position of the next entry.
     head: u64,
-    /// Bytes before `head` that the newest durable entry, and any written since, still need.
+    /// How many bytes before `head` are needed by the newest durable entry and any entries after it.
     kept: u64,
 }
 
 impl LogWriter {
-    /// A log of `len` bytes at `start` in the file that holds nothing of `guid` yet.
+    /// A log of `len` bytes at file offset `start` that holds no entry of `guid` yet.
     pub(crate) fn new(start: u64, len: u64, guid: Uuid) -> Self {
         Self { start, len, guid, next_sequence: 1, head: 0, kept: 0 }
     }
 
-    /// Changes of one sector each that an entry can hold at most, in a log that is otherwise empty
-    /// but for the entry before it.
+    /// How many one-sector changes an entry can hold at most, in a log that holds only one
+    /// other entry.
     pub(crate) fn most_changes(&self) -> usize {
         Self::most_changes_in(self.len)
     }
 
-    /// The same for a log of `len` bytes; 0 where none fits, as in the log without length that an image may
-    /// claim which is only read.
+    /// The same for a log of `len` bytes; 0 if none fits, as in a log without length, which an image that is only
+    /// read may have.
     pub(crate) fn most_changes_in(len: u64) -> usize {
         let room = len.saturating_sub(2 * SECTOR);
         let mut most = (room / (SECTOR + DESCRIPTOR_LEN as u64)) as usize;
@@ -46,14 +46,14 @@ impl LogWriter {
         most
     }
 
-    /// Whether an entry of so many changes fits beside what must be kept.
+    /// Whether an entry with `changes` one-sector changes fits beside what must be kept.
     pub(crate) fn fits(&self, changes: usize) -> bool {
         self.kept + entry_len(changes) + SECTOR <= self.len
     }
 
-    /// Writes an entry that starts a new run: its tail is itself. Only right when all that earlier
-    /// entries changed is durable in its place. The entry is durable after the next flush, of which
-    /// [`retire`](Self::retire) is then to be told.
+    /// Writes an entry that starts a new run: its tail is itself. All changes of earlier
+    /// entries must be durable in their places. The entry is durable after the next flush, after which
+    /// [`retire`](Self::retire) must be called.
     pub(crate) fn append(
         &mut self,
         storage: &dyn Storage,
@@ -80,7 +80,7 @@ impl LogWriter {
         Ok(Appended { length })
     }
 
-    /// The entry is durable: nothing before it is needed any more.
+    /// Declares the entry durable, which frees the space of everything before it.
     pub(crate) fn retire(&mut self, entry: &Appended) {
         self.kept = if planted("live-log-space-reused") { 0 } else { entry.length };
     }
@@ -96,14 +96,14 @@ impl LogWriter {
     }
 }
 
-/// An entry that was written and is not yet known to be durable.
+/// An entry that has been written and may not be durable yet.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Appended {
     pub(crate) length: u64,
 }
 
-/// Bytes of an entry with so many one-sector changes.
+/// Size in bytes of an entry with `changes` one-sector changes.
 fn entry_len(changes: usize) -> u64 {
     let descriptors = (HEADER_LEN + DESCRIPTOR_LEN * changes) as u64;
     descriptors.next_multiple_of(SECTOR) + changes as u64 * SECTOR

@@ -12,7 +12,9 @@ use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
 use crate::image::{Core, Warning};
 use crate::mutants::planted;
-use crate::storage::{self, Access, Host, Removal, Storage, folder_of, is_file, real_place};
+use crate::storage::{
+    self, Access, Host, Removal, Storage, cut_name, folder_of, is_file, real_place,
+};
 use crate::write::CreateOptions;
 
 /// Code of the warning that a file in use has lost its name.
@@ -182,9 +184,6 @@ pub(super) fn dangling(op: &Operation<'_>, via: Option<&Path>) -> Option<Warning
     })
 }
 
-/// How many bytes of the disk's name go into a new name; with the GUID it stays below the common limit of 255.
-const MOST_OF_NAME: usize = 200;
-
 /// Returns a name beside the parent in Hyper-V's form: the disk's name and a GUID.
 fn named_like(parent: &Path, id: Uuid) -> PathBuf {
     let stem = parent.file_stem().unwrap_or_default().to_string_lossy();
@@ -196,8 +195,7 @@ fn named_like(parent: &Path, id: Uuid) -> PathBuf {
         }
         _ => &stem,
     };
-    let most = (0..=disk.len().min(MOST_OF_NAME)).rfind(|at| disk.is_char_boundary(*at));
-    let disk = &disk[..most.unwrap_or_default()];
+    let disk = cut_name(disk);
     let mut upper = Uuid::encode_buffer();
     let upper = id.hyphenated().encode_upper(&mut upper);
     parent.with_file_name(format!("{disk}_{upper}.avhdx"))

@@ -4,6 +4,7 @@ use super::Runs;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
+use crate::format::metadata;
 use crate::types::{KIB, MIB};
 
 /// The allocation unit of most file systems.
@@ -75,12 +76,12 @@ impl Measure {
             }),
             Target::Vhdx { block_size, is_fixed } => {
                 let block = u64::from(block_size);
-                if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
+                if !metadata::is_block_size(block_size) {
                     let message = "the format does not allow this block size";
                     return Err(Error::new(ErrorKind::InvalidInput, "measure.block-size", message)
                         .with_section("2.6.2.1")
                         .with_found(block_size)
-                        .with_expected("a power of two from 1 MiB to 256 MiB"));
+                        .with_expected(metadata::BLOCK_SIZES));
                 }
                 let layout = BlockLayout::new(block_size, geometry.logical_sector, geometry.size);
                 let table = (layout.entries_reserved() * ENTRY_LEN).max(1).next_multiple_of(MIB);

@@ -1,5 +1,5 @@
-//! What Unix does with open files and folders rather than by names.
-#![allow(clippy::disallowed_methods)] // this is the module for it
+//! Unix calls that work relative to open files and folders instead of paths.
+#![allow(clippy::disallowed_methods)] // part of the module that wraps std::fs
 
 use std::fs::File;
 use std::io;
@@ -13,18 +13,18 @@ use rustix::io::Errno;
 use super::file::FileStorage;
 use super::{Access, Storage, became_a_link, plain_name};
 
-/// Opens a file below a folder, and no link on the way.
+/// Opens a file below a folder without following symbolic links.
 pub(super) fn open_beneath(
     root: &Path,
     path: &Path,
     access: Access,
 ) -> io::Result<Arc<dyn Storage>> {
-    // None of these leads up or elsewhere.
+    // Refuses components that lead up or elsewhere.
     for part in path.components() {
         plain_name(part)?;
     }
     let root_fd = rustix::fs::open(root, folder_flags(), Mode::empty())?;
-    // A pipe that a stranger put in the file's place must not keep us waiting.
+    // A pipe that somebody put in the file's place must not block us.
     let flags = match access {
         Access::Read => OFlags::RDONLY,
         Access::ReadWrite => OFlags::RDWR,
@@ -44,14 +44,14 @@ pub(super) fn open_beneath(
     }
 }
 
-/// The kernel sees to it that no link is followed and nothing above the folder is reached.
+/// Lets the kernel refuse links and paths out of the folder.
 #[cfg(target_os = "linux")]
 fn open_in_one_step(root: &OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     use rustix::fs::{ResolveFlags, openat2};
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
     loop {
         match openat2(root, path, flags, Mode::empty(), resolve) {
-            // Something was renamed on the way, or a signal came.
+            // A concurrent rename, or a signal.
             Err(Errno::AGAIN | Errno::INTR) => {}
             opened => return opened,
         }
@@ -63,7 +63,7 @@ fn open_in_one_step(_: &OwnedFd, _: &Path, _: OFlags) -> Result<OwnedFd, Errno> 
     Err(Errno::NOSYS)
 }
 
-/// The same in steps, each from the folder that the one before opened.
+/// The same step by step, opening each component relative to the folder before it.
 fn open_name_by_name(root: OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     let mut folder = root;
     let mut names = path.components().peekable();
@@ -71,7 +71,7 @@ fn open_name_by_name(root: OwnedFd, path: &Path, flags: OFlags) -> Result<OwnedF
         let is_last = names.peek().is_none();
         let flags = if is_last { flags } else { folder_flags() } | OFlags::NOFOLLOW;
         let opened = match openat(&folder, name.as_os_str(), flags, Mode::empty()) {
-            // So says Linux of a link where a folder is asked for.
+            // Linux reports a link in place of a folder like this.
             Err(Errno::NOTDIR) if is_link(&folder, name.as_os_str()) => return Err(Errno::LOOP),
             opened => opened?,
         };
@@ -93,27 +93,27 @@ fn folder_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC
 }
 
-/// Creates a file that has no name yet.
+/// Creates a file without a name.
 #[cfg(target_os = "linux")]
 pub(super) fn create_unnamed(path: &Path) -> io::Result<Arc<dyn Storage>> {
     let folder = super::folder_of(path);
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
     let fd = match rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)) {
         Ok(fd) => fd,
-        // File systems that have no such files, and kernels that take the flag for that of a folder.
+        // File systems without such files, and kernels that take the flag for `O_DIRECTORY`.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
             return Err(io::ErrorKind::Unsupported.into());
         }
         Err(error) => return Err(error.into()),
     };
-    // Without this way to it the file could not be named in the end.
+    // The path through `/proc` is needed later to name the file.
     if rustix::fs::stat(way_to(&fd)).is_err() {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok(Arc::new(FileStorage::at_path(File::from(fd), path)))
 }
 
-/// Names a file that has no name yet.
+/// Names a file that was created without a name.
 #[cfg(target_os = "linux")]
 pub(super) fn link(file: &dyn Storage, path: &Path) -> io::Result<()> {
     use rustix::fs::{AtFlags, CWD, linkat};
@@ -121,7 +121,7 @@ pub(super) fn link(file: &dyn Storage, path: &Path) -> io::Result<()> {
     Ok(linkat(CWD, way_to(fd), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
-/// A path that leads to an open file without a name; the direct call for it asks for rights of root.
+/// A path to an open file without a name; naming it by descriptor alone requires root.
 #[cfg(target_os = "linux")]
 fn way_to(fd: impl std::os::fd::AsFd) -> String {
     use std::os::fd::AsRawFd;

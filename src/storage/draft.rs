@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all.
+//! Files that appear under their name completely or not at all.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -9,31 +9,31 @@ use super::identity::{is_file, put_back};
 use super::{Host, LockMode, LockOutcome, Storage, draft_mark, folder_of, temporary_name};
 use crate::mutants::planted;
 
-/// Names that are tried for one draft: who looks for left-overs may hold a new one for a moment.
+/// How many names are tried for a draft: a clean-up may briefly hold a new one.
 const MOST_NAMES: usize = 8;
 
-/// A file on its way to its name. Nobody meets it there before it is complete, and unless it is
-/// [published](Self::publish) nothing of it stays.
+/// A file that is being created. It gets its name only when it is complete, and is removed
+/// unless it is [published](Self::publish).
 ///
-/// Where the host can, it has no name at all until then, and is gone with the process. Elsewhere it has a temporary
-/// one beside its own, `.NAME.HEX.tmp`, and an exclusive lock, if files can be locked; an image made in it by
-/// [`CreateOptions::create_draft`](crate::CreateOptions::create_draft) says in its file type identifier that it is a
-/// draft, until it is published. By name, mark and lock together those are known that a crash left behind.
+/// If the host supports it, the file has no name until then and disappears with the process. Otherwise it has a
+/// temporary name beside the target, `.NAME.HEX.tmp`, and an exclusive lock, if files can be locked. Until it is
+/// published, an image created in it by [`CreateOptions::create_draft`](crate::CreateOptions::create_draft) is marked
+/// as a draft in its file type identifier. Name, mark and lock together identify files that a crash left behind.
 pub struct Draft<'a> {
     host: &'a dyn Host,
     storage: Arc<dyn Storage>,
     target: PathBuf,
-    /// The temporary name, as long as it has one.
+    /// The temporary name, while it has one.
     name: Mutex<Option<PathBuf>>,
-    /// What takes the place of the mark.
+    /// The bytes that replace the draft mark.
     seal: Mutex<Option<Vec<u8>>>,
 }
 
 impl<'a> Draft<'a> {
-    /// Begins a file that is to be called `target`.
+    /// Starts a file that will be named `target`.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     pub fn new(host: &'a dyn Host, target: impl Into<PathBuf>) -> io::Result<Self> {
         let target = target.into();
         let (storage, name) = match host.create_unnamed(&target) {
@@ -46,29 +46,30 @@ impl<'a> Draft<'a> {
         Ok(Self { host, storage, target, name: Mutex::new(name), seal: Mutex::default() })
     }
 
-    /// What the file is going to be called.
+    /// The name that the file will get.
     pub fn target(&self) -> &Path {
         &self.target
     }
 
-    /// The file, locked where it has a name.
+    /// The file, locked if it has a name.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         &self.storage
     }
 
-    /// Gives the file, which is complete and durable, its name: a free one, or that of the file `over`, whose owner and
-    /// permissions it takes over as far as this user may, and which is then removed. Should that name stand for another file than `over` by now, or be taken where it was to be free, all
-    /// stays as it is.
+    /// Gives the file, which must be complete and durable, its name: a free one, or that of the file `over`. In the
+    /// latter case it takes over the owner and permissions of `over` as far as this user may, and `over` is removed.
+    /// If the name belongs to a file other than `over` by now, or is taken although it should be free, nothing
+    /// changes.
     ///
-    /// Where the host can exchange two names, one file or the other has the name at any moment. Elsewhere none has it
-    /// for a moment, and after a crash just then both lie under temporary names.
+    /// If the host can exchange two names, the name always refers to one of the files. Otherwise it refers to none
+    /// for a moment, and after a crash in that moment both files lie under temporary names.
     ///
-    /// The new name is durable when the folder was [flushed](Host::sync_dir). Returns where the file `over` lies by
-    /// now, if it could not be removed.
+    /// The new name is durable once the folder has been [flushed](Host::sync_dir). Returns the path of the file `over`
+    /// if it could not be removed.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is another file's. A folder that cannot be made
-    /// durable is seen before anything in it changes.
+    /// Errors of the host; [`ErrorKind::AlreadyExists`] if the name belongs to another file. A folder that cannot be
+    /// made durable is detected before anything in it changes.
     pub fn publish(&self, over: Option<&dyn Storage>) -> io::Result<Option<PathBuf>> {
         if let Some(bytes) = held(&self.seal).take() {
             self.storage.write_at(&bytes, 0)?;
@@ -88,9 +89,9 @@ impl<'a> Draft<'a> {
                 Ok(None)
             }
             Some(old) => {
-                // First, so that nobody may read it under its name who could not read what had it.
+                // First, so that nobody can read the new file who could not read the old one.
                 self.storage.copy_owner_from(old)?;
-                // What is to be exchanged needs a name.
+                // Only files with names can be exchanged.
                 let draft = match name.take() {
                     Some(draft) => draft,
                     None => {
@@ -107,9 +108,9 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// Removes what there is of the file, unless it was published.
+    /// Removes the file, unless it was published.
     pub fn discard(&self) {
-        // The name is nobody else's, unless somebody put another file there.
+        // Another program may have given the name to another file.
         if let Some(name) = held(&self.name).take()
             && is_file(self.host, &name, self.storage.as_ref()).unwrap_or(false)
         {
@@ -117,17 +118,17 @@ impl<'a> Draft<'a> {
         }
     }
 
-    /// How an image in the file is to say that it is a draft; `None` where nobody can meet it.
+    /// The mark that an image in this file needs; `None` if the file has no name by which others could open it.
     pub(crate) fn mark(&self) -> Option<String> {
         draft_mark(held(&self.name).as_deref()?)
     }
 
-    /// What is written at the file's start, over the mark, when it is published.
+    /// Sets the bytes that replace the mark at the start of the file when it is published.
     pub(crate) fn seal_with(&self, bytes: Option<Vec<u8>>) {
         *held(&self.seal) = bytes;
     }
 
-    /// Gives the file its own name for its temporary one.
+    /// Renames the file from its temporary name to the target.
     fn rename_from(&self, draft: &Path) -> io::Result<()> {
         let is_ours = |path: &Path| is_file(self.host, path, self.storage.as_ref());
         if is_ours(draft)? {
@@ -139,7 +140,7 @@ impl<'a> Draft<'a> {
         Err(not_ours(&self.target))
     }
 
-    /// Takes the name of the old file, and removes that.
+    /// Replaces the old file under its name, and removes it.
     fn take_over(&self, draft: &Path, old: &dyn Storage) -> io::Result<Option<PathBuf>> {
         let host = self.host;
         match host.exchange(draft, &self.target) {
@@ -150,13 +151,13 @@ impl<'a> Draft<'a> {
             exchanged => exchanged?,
         }
         let is_ours = |path: &Path| is_file(host, path, self.storage.as_ref());
-        // Whose the names are is looked at where both can be: an error leaves a file that is not ours.
+        // Checked on both sides: after an error, the file left behind must not be mistaken for ours.
         let has_old = is_file(host, draft, old).unwrap_or(false);
         let has_new = is_ours(&self.target).unwrap_or(false);
         if has_old && has_new {
             return Ok(host.remove(draft).err().map(|_| draft.to_path_buf()));
         }
-        // Another file had the name, and gets it back. Where the new one has lost it since, it is a third one's.
+        // Another file had the name and gets it back, unless a third file has taken it since.
         let is_back = has_new && host.exchange(draft, &self.target).is_ok() && is_ours(draft)?;
         Err(self.swapped((!is_back).then_some(draft)))
     }
@@ -182,9 +183,9 @@ impl<'a> Draft<'a> {
     }
 
     fn swapped(&self, left: Option<&Path>) -> io::Error {
-        let what = "the name stands for another file than the one that was to be replaced";
+        let what = "the name belongs to another file than the one to be replaced";
         let what = match left {
-            Some(left) => format!("{what}; one that had it meanwhile is now {}", left.display()),
+            Some(left) => format!("{what}; a file that had it meanwhile is now {}", left.display()),
             None => what.to_owned(),
         };
         io::Error::new(ErrorKind::AlreadyExists, what)
@@ -204,13 +205,13 @@ impl fmt::Debug for Draft<'_> {
     }
 }
 
-/// A file with a temporary name, and the lock on it by which others know that it is being written.
+/// Creates a file with a temporary name, and locks it to show that it is being written.
 fn create_named(host: &dyn Host, target: &Path) -> io::Result<(Arc<dyn Storage>, PathBuf)> {
     for _ in 0..MOST_NAMES {
         let name = temporary_name(target);
         let storage = host.create_new(&name)?;
         let locked = storage.try_lock(LockMode::Exclusive);
-        // Who came in between may have given the name to another file.
+        // The name may have been given to another file in between.
         let is_ours = is_file(host, &name, storage.as_ref());
         let is_locked = match &locked {
             Ok(outcome) => *outcome == LockOutcome::Locked,
@@ -229,11 +230,11 @@ fn create_named(host: &dyn Host, target: &Path) -> io::Result<(Arc<dyn Storage>,
             return Err(error);
         }
     }
-    Err(io::Error::other("the file was taken away or locked as soon as it was there"))
+    Err(io::Error::other("the new file was removed or locked by another program each time"))
 }
 
 fn not_ours(target: &Path) -> io::Error {
-    let what = "another file was put in the place of the new one, and stays";
+    let what = "another file has taken the name of the new one, and stays";
     io::Error::other(format!("{}: {what}", target.display()))
 }
 

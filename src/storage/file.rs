@@ -1,4 +1,4 @@
-//! A file of this machine.
+//! Files of this machine.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{FileId, LockMode, LockOutcome, Storage};
 
-/// A file of this machine, open for reading or for both.
+/// A file of this machine, open for reading or for reading and writing.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
@@ -20,8 +20,8 @@ pub struct FileStorage {
 }
 
 impl FileStorage {
-    /// A file that was opened by the caller and lies at no known path, an inherited descriptor for
-    /// instance. `name` is what errors call it.
+    /// Wraps a file that the caller opened and whose path is unknown, for instance an inherited
+    /// descriptor. `name` is used in errors.
     pub fn from_file(file: File, name: impl Into<String>) -> Self {
         Self::new(file, name.into(), None)
     }
@@ -31,7 +31,7 @@ impl FileStorage {
         Self::new(file, path.display().to_string(), Some(path.to_path_buf()))
     }
 
-    /// The same, opened by a name from which links led there.
+    /// Records that the file was opened by `name`, from which symbolic links led to its path.
     pub(super) fn opened_by(mut self, name: &Path) -> Self {
         self.via = Some(name.to_path_buf());
         self
@@ -56,7 +56,7 @@ impl Storage for FileStorage {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        // With nothing between this and the system call.
+        // Calls the system directly, without the retry loops of the standard library.
         #[cfg(target_os = "linux")]
         return Ok(rustix::io::pread(&self.file, buf, offset)?);
         #[cfg(all(unix, not(target_os = "linux")))]
@@ -115,11 +115,11 @@ impl Storage for FileStorage {
     fn next_data(&self, from: u64) -> io::Result<Option<std::ops::Range<u64>>> {
         use rustix::fs::{SeekFrom, seek};
         use rustix::io::Errno;
-        // Nothing else relies on the position in the file.
+        // Nothing else uses the file position.
         let start = match seek(&self.file, SeekFrom::Data(from)) {
             Ok(start) => start,
             Err(Errno::NXIO) => return Ok(None),
-            // Devices, and file systems that do not tell.
+            // Devices, and file systems that cannot tell.
             Err(Errno::INVAL | Errno::OPNOTSUPP) => {
                 let end = self.len()?;
                 return Ok((from < end).then_some(from..end));
@@ -137,7 +137,7 @@ impl Storage for FileStorage {
     fn reserve(&self, len: u64) -> io::Result<()> {
         use rustix::fs::{FallocateFlags, fallocate};
         match fallocate(&self.file, FallocateFlags::empty(), 0, len) {
-            // Where the file system cannot, zeros are written.
+            // The file system cannot reserve space: write zeros.
             Err(rustix::io::Errno::OPNOTSUPP) => super::reserve_by_writing(self, len),
             result => Ok(result?),
         }
@@ -155,7 +155,7 @@ impl Storage for FileStorage {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(copied) => left -= copied as u64,
                 Err(Errno::INTR) => {}
-                // Two file systems, or one that does not know how; devices; kernels and sandboxes without it.
+                // Different or unsupported file systems; devices; kernels and sandboxes without the call.
                 Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP | Errno::PERM) => {
                     return Ok(false);
                 }
@@ -175,7 +175,7 @@ impl Storage for FileStorage {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
-            // Devices give up whole blocks alone.
+            // Devices can only discard whole blocks.
             Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(false),
             Err(Errno::BADF) => Err(read_only()),
             Err(error) => Err(error.into()),
@@ -186,7 +186,7 @@ impl Storage for FileStorage {
     fn zero(&self, range: std::ops::Range<u64>) -> io::Result<bool> {
         use rustix::fs::{FallocateFlags, fallocate};
         use rustix::io::Errno;
-        // The host would take space for what lies past the end.
+        // Beyond the end the host would allocate space.
         let range = range.start..range.end.min(self.len()?);
         if range.is_empty() {
             return Ok(true);
@@ -194,9 +194,9 @@ impl Storage for FileStorage {
         let flags = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
         match fallocate(&self.file, flags, range.start, range.end - range.start) {
             Ok(()) => Ok(true),
-            // Those without this one may still punch holes.
+            // The file system may still be able to punch holes.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.punch(range),
-            // Devices that zero whole blocks alone.
+            // Devices can only zero whole blocks.
             Err(Errno::INVAL) => Ok(false),
             Err(Errno::BADF) => Err(read_only()),
             Err(error) => Err(error.into()),
@@ -213,8 +213,8 @@ impl Storage for FileStorage {
         use rustix::io::Errno;
         let Some(model) = model.as_fd() else { return Ok(()) };
         let stat = fstat(model)?;
-        // First, for the permissions are then those of the new owner, and a change of owner may take some away.
-        // Only root may give files away; for others the file stays theirs.
+        // First, because the permissions apply to the new owner, and a change of owner may clear some of them.
+        // Only root may give files away; for other users the owner stays the same.
         let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
         let may = |given| match given {
             Ok(()) => Ok(true),
@@ -225,7 +225,7 @@ impl Storage for FileStorage {
             || may(fchown(&self.file, None, Some(owner.1)))?;
         let mut mode = stat.st_mode & 0o777;
         if !has_group {
-            // Another group gets no right that all others do not have.
+            // If the group could not be copied, the new group only gets the rights that everybody has.
             mode &= 0o707 | (mode & 0o007) << 3;
         }
         fchmod(&self.file, Mode::from_raw_mode(mode))?;
@@ -251,12 +251,12 @@ impl Storage for FileStorage {
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        // QEMU marks the images it writes to with locks of another sort, which the one above does
-        // not meet.
+        // QEMU marks images it writes to with locks of another kind, which do not conflict
+        // with the one above.
         #[cfg(target_os = "linux")]
         if super::proc_locks::is_kept_by_qemu(&self.file, mode == LockMode::Exclusive) {
             self.file.unlock()?;
-            return Ok(LockOutcome::InUse("QEMU has it open, and does not share it so".into()));
+            return Ok(LockOutcome::InUse("QEMU has it open and does not share it".into()));
         }
         self.is_locked.store(true, Ordering::Release);
         Ok(LockOutcome::Locked)
@@ -270,7 +270,7 @@ impl Storage for FileStorage {
     }
 }
 
-/// Whether a write was refused because the file is open for reading (EBADF).
+/// Whether a write was refused because the file is open for reading only (EBADF).
 #[cfg(unix)]
 fn is_for_reading(error: &io::Error) -> bool {
     error.raw_os_error() == Some(rustix::io::Errno::BADF.raw_os_error())
@@ -281,8 +281,8 @@ fn read_only() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, "the file is open for reading only")
 }
 
-/// Has reads leave the file's time of access alone: they are to change nothing, and need not pay for it. Only
-/// the owner of a file and root may ask for that.
+/// Keeps reads from updating the access time: they should change nothing, and need not pay for it. Only
+/// the file's owner and root may ask for this.
 #[cfg(target_os = "linux")]
 fn keep_access_time(file: &File) {
     use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -296,20 +296,20 @@ fn keep_access_time(_: &File) {}
 
 impl Drop for FileStorage {
     fn drop(&mut self) {
-        // Closing the file is not enough: a process that is just being started has it open too, and with
-        // it the lock, until its program begins.
+        // Closing the file is not enough: a process that is being spawned shares the open file, and with
+        // it the lock, until its program starts.
         if *self.is_locked.get_mut() {
             drop(self.file.unlock());
         }
     }
 }
 
-/// Gives a file the security label and the access list of another, where there are such things and this user may.
+/// Copies the security label and the access list of a file, if it has any and this user may.
 #[cfg(target_os = "linux")]
 fn copy_labels(model: BorrowedFd<'_>, file: &File) -> io::Result<()> {
     use rustix::fs::{XattrFlags, fgetxattr, fsetxattr};
     use rustix::io::Errno;
-    // A label is some words long, and the kernel takes none that is longer than this.
+    // The kernel accepts no attribute longer than this.
     let mut value = vec![0; 64 << 10];
     for name in ["security.selinux", "system.posix_acl_access"] {
         let len = match fgetxattr(model, name, &mut value[..]) {
@@ -331,7 +331,7 @@ pub(super) fn file_id(metadata: &std::fs::Metadata) -> Option<FileId> {
     Some(FileId::new(metadata.dev(), metadata.ino().into()))
 }
 
-/// Stable Rust gives no file identity on Windows yet; chains then tell layers apart by their GUIDs.
+/// Stable Rust does not expose file identities on Windows; chains distinguish layers by their GUIDs there.
 #[cfg(not(unix))]
 pub(super) fn file_id(_: &std::fs::Metadata) -> Option<FileId> {
     None

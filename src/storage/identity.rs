@@ -1,28 +1,28 @@
-//! Names and the files that are meant by them: what is removed or replaced is looked at first, where no name can be
-//! swapped any more.
+//! Removes and replaces files by name, after making sure that the name refers to the intended file and
+//! cannot be given to another one meanwhile.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use super::{FileKind, Host, Storage, temporary_name};
 
-/// What became of a name that was to be removed.
+/// The outcome of removing a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Removal {
-    /// It is gone, and with it the file, if that has no other names.
+    /// The name is removed, and with it the file if it has no other names.
     Removed,
-    /// It was gone already.
+    /// The name did not exist any more.
     Gone,
-    /// It stands for another file, which keeps it.
+    /// The name belongs to another file, which keeps it.
     Kept,
-    /// It stood for another file, which now lies here, for a third one has taken its name.
+    /// The name belonged to another file, which now has this path because a third file has taken its name.
     LeftAt(PathBuf),
 }
 
-/// Whether `path` itself, no link, is a name of the file. Where a host has no identities its word is all there is.
+/// Whether `path` itself, not a link, names the file. If the host cannot identify files, the result is a guess.
 ///
 /// # Errors
-/// What the host says.
+/// Errors of the host.
 pub(crate) fn is_file(host: &dyn Host, path: &Path, file: &dyn Storage) -> io::Result<bool> {
     let looked = host.is_link(path).and_then(|is_link| match is_link {
         true => Ok(None),
@@ -36,20 +36,20 @@ pub(crate) fn is_file(host: &dyn Host, path: &Path, file: &dyn Storage) -> io::R
     }
 }
 
-/// Removes the name `path` of a file that `is_ours` knows. The name may become another file's at any moment: it is
-/// given up for a temporary one first, which is nobody else's, and what has that is looked at.
+/// Removes the name `path` of the file that `is_ours` identifies. Since the name could be given to another file at any
+/// moment, it is first renamed to a temporary name, which no other program uses, and then identified again.
 ///
-/// A crash in between leaves the file under the temporary name. Where there is no room for one the look before has to
-/// do.
+/// A crash in between leaves the file under the temporary name. If there is no space for another name, only the first
+/// check protects the file.
 ///
 /// # Errors
-/// What the host says. The file then has its name, or the error says where it is.
+/// Errors of the host. The file then has its name, or the error says where it is.
 pub(crate) fn remove(
     host: &dyn Host,
     path: &Path,
     is_ours: &dyn Fn(&Path) -> io::Result<bool>,
 ) -> io::Result<Removal> {
-    // What was swapped long ago need not be moved.
+    // A name that was swapped before need not be moved.
     if !is_ours(path)? {
         let is_there = host.is_link(path);
         return match is_there {
@@ -60,7 +60,7 @@ pub(crate) fn remove(
     let aside = temporary_name(path);
     match host.rename(path, &aside) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Removal::Gone),
-        // A full host may have no room for another name, and is not to stay full for that.
+        // On a full file system there may be no space for another name, and removing files must still work.
         Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
             return host.remove(path).map(|()| Removal::Removed);
         }
@@ -81,8 +81,8 @@ pub(crate) fn remove(
     }
 }
 
-/// Gives what lies `aside` its name again, unless a third file has that by now: it then stays where it is, which is
-/// the answer.
+/// Gives the file at `aside` its name back. If a third file has taken that name, returns the path where the file
+/// stays.
 pub(super) fn put_back(host: &dyn Host, aside: &Path, path: &Path) -> io::Result<Option<PathBuf>> {
     match host.rename(aside, path) {
         Ok(()) => Ok(None),
@@ -91,7 +91,7 @@ pub(super) fn put_back(host: &dyn Host, aside: &Path, path: &Path) -> io::Result
     }
 }
 
-/// An error that says where the file is by now.
+/// Adds the present path of the file to an error.
 pub(super) fn said_at(error: &io::Error, place: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{error}; the file is now {}", place.display()))
 }

@@ -1,5 +1,5 @@
-//! The folders of this machine.
-#![allow(clippy::disallowed_methods)] // this is the module for it
+//! The file system of this machine.
+#![allow(clippy::disallowed_methods)] // the module that wraps std::fs
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,10 +10,10 @@ use super::file::{FileStorage, file_id};
 use super::real::has_links;
 use super::{Access, FileId, FileKind, Host, Stat, Storage};
 
-/// How often a name is looked up that leads elsewhere each time.
+/// How often a path is resolved again if its file changes while it is being opened.
 const TRIES: usize = 3;
 
-/// The folders of this machine.
+/// The file system of this machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalHost;
 
@@ -21,7 +21,7 @@ impl Host for LocalHost {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
         let mut options = OpenOptions::new();
         options.read(true).write(access == Access::ReadWrite);
-        // A pipe that a stranger put in a parent's place must not keep us waiting.
+        // A pipe that somebody put in a parent's place must not block us.
         #[cfg(unix)]
         std::os::unix::fs::OpenOptionsExt::custom_flags(
             &mut options,
@@ -37,7 +37,7 @@ impl Host for LocalHost {
                 Real::Elsewhere => {}
             }
         }
-        // What a link of `/proc` leads to need not have a name.
+        // A link in `/proc` may lead to a file without a name.
         Ok(Arc::new(FileStorage::at_path(options.open(path)?, path)))
     }
 
@@ -104,13 +104,13 @@ impl Host for LocalHost {
         {
             use rustix::fs::{CWD, RenameFlags, renameat_with};
             match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-                // Some file systems cannot refuse in one step.
+                // Some file systems have no rename that refuses to replace.
                 Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {}
                 result => return Ok(result?),
             }
         }
-        // A second name fails where the name is taken, which a plain rename on Unix does not. On
-        // Windows, and on file systems without second names, what is left is to look first.
+        // Adding a second name fails if the name is taken, unlike a plain rename on Unix. On
+        // Windows, and on file systems without hard links, all that remains is to check first.
         #[cfg(unix)]
         match fs::hard_link(from, to) {
             Ok(()) => return fs::remove_file(from),
@@ -147,22 +147,22 @@ impl Host for LocalHost {
 
     fn sync_dir(&self, folder: &Path) -> io::Result<()> {
         let folder = in_current(folder);
-        // Windows has no such call; NTFS journals names by itself.
+        // Windows has no such call; NTFS journals names itself.
         if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
     }
 }
 
-/// The current folder's path is empty when it is the parent of a bare file name.
+/// Returns `.` for an empty path, which is the parent of a bare file name.
 pub(super) fn in_current(folder: &Path) -> &Path {
     if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
 }
 
-/// Where a file lies that was opened by some name.
+/// Where a file lies that was opened by a path.
 enum Real {
-    /// The name has no links.
+    /// The path contains no symbolic links.
     Itself,
     At(PathBuf),
-    /// The name leads to another file by now, or the file has none of its own.
+    /// The path leads to another file by now, or the file has no name.
     Elsewhere,
 }
 
@@ -189,7 +189,7 @@ fn names(_: &fs::Metadata) -> Option<u64> {
 
 #[cfg(unix)]
 fn allocated(metadata: &fs::Metadata) -> Option<u64> {
-    // The unit of st_blocks is 512 bytes whatever the file system's own block.
+    // The unit of st_blocks is 512 bytes, independently of the file system's block size.
     Some(std::os::unix::fs::MetadataExt::blocks(metadata) * 512)
 }
 

@@ -1,4 +1,4 @@
-//! A file that is not one: bytes in memory.
+//! Files in memory.
 
 use std::io;
 use std::ops::Range;
@@ -6,8 +6,8 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::{LockMode, LockOutcome, Storage};
 
-/// A file kept in memory, for images that never touch a disk and for tests. Zeros that it was extended with at
-/// its end take no memory until something is written behind them.
+/// A file in memory, for images that never touch a disk and for tests. Zeros that extend the file
+/// take up no memory until something is written after them.
 #[derive(Debug)]
 pub struct MemStorage {
     contents: RwLock<Contents>,
@@ -16,26 +16,26 @@ pub struct MemStorage {
 
 #[derive(Debug)]
 struct Contents {
-    /// The bytes up to the last that was written.
+    /// The bytes up to the last one written.
     bytes: Vec<u8>,
-    /// The length of the file: what lies behind `bytes` is zeros.
+    /// The length of the file; bytes beyond `bytes` are zeros.
     len: u64,
 }
 
 impl MemStorage {
-    /// A file with these bytes.
+    /// Creates a file with these contents.
     pub fn new(bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
         Self { contents: RwLock::new(Contents { bytes, len }), name: "memory".into() }
     }
 
-    /// The same, called `name` in errors.
+    /// Sets the name used in errors.
     pub fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
-    /// The bytes as they are now, the zeros at the end included.
+    /// Returns the contents, including zeros at the end.
     pub fn into_bytes(self) -> Vec<u8> {
         let Contents { mut bytes, len } =
             self.contents.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -97,7 +97,7 @@ impl Storage for MemStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.change(|contents| {
-            // Where it grows nothing is cut off: there are no more bytes than the file is long.
+            // When the file grows, this truncates nothing.
             contents.bytes.truncate(usize::try_from(len).unwrap_or(usize::MAX));
             contents.len = len;
         });
@@ -114,7 +114,7 @@ impl Storage for MemStorage {
         Ok(true)
     }
 
-    /// Always held: no other program can reach the bytes.
+    /// Always succeeds: no other program can reach the bytes.
     fn try_lock(&self, _: LockMode) -> io::Result<LockOutcome> {
         Ok(LockOutcome::Locked)
     }

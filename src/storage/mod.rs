@@ -1,8 +1,8 @@
-//! The bytes of files and the names around them: the one place that touches the host.
+//! Files and folders: the only module that accesses the host.
 //!
-//! [`Storage`] is one file, [`Host`] the folders around it. [`FileStorage`] and [`LocalHost`] are the
-//! machine's own; [`MemStorage`] keeps bytes in memory. Implement the traits to read images from
-//! elsewhere, an object store for instance.
+//! [`Storage`] is one file, [`Host`] the folders around it. [`FileStorage`] and [`LocalHost`] are those of
+//! this machine; [`MemStorage`] keeps its bytes in memory. Implement the traits to read images from
+//! elsewhere, for instance an object store.
 
 #[cfg(unix)]
 mod beneath;
@@ -38,41 +38,41 @@ pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
 pub(crate) use reading::Reading;
 pub(crate) use real::real_place;
-pub(crate) use temporary::{draft_mark, is_temporary_name, temporary_name};
+pub(crate) use temporary::{cut_name, draft_mark, is_temporary_name, temporary_name};
 
-/// Bytes that are written at once to reserve space.
+/// How many bytes are written at once to reserve space.
 const RESERVE_STEP: u64 = 1 << 20;
 
-/// The bytes of one file on the host.
+/// A file on the host.
 pub trait Storage: Debug + Send + Sync {
-    /// What errors call this file, usually its path.
+    /// The name of the file in errors, usually its path.
     fn name(&self) -> &str;
 
-    /// Where the file lies, if it lies in a folder, without symbolic links on the way: parents and children
-    /// are looked for from there.
+    /// The path of the file without symbolic links, if it has one. Parents and children are searched for relative to
+    /// it.
     fn path(&self) -> Option<&Path> {
         None
     }
 
-    /// The name that it was opened by, where symbolic links led from that to [`path`](Self::path): parents and
-    /// children are looked for from there too.
+    /// The path by which it was opened, if symbolic links led from there to [`path`](Self::path). Parents and
+    /// children are searched for relative to it too.
     fn via(&self) -> Option<&Path> {
         None
     }
 
-    /// Reads into `buf` from `offset` and returns how many bytes: fewer than asked, or none, at the
-    /// end of the file.
+    /// Reads into `buf` from `offset` and returns the number of bytes read, which is less than asked for, or zero, only
+    /// at the end of the file.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::ResourceBusy`] where somebody else's lock keeps the bytes from being read,
+    /// Errors of the host; [`ErrorKind::ResourceBusy`] if another process's lock keeps the bytes from being read,
     /// as on Windows.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
-    /// Reads into one buffer after the other from `offset` and returns how many bytes: fewer than asked at
-    /// the end of the file, or where the host takes several steps for it.
+    /// Reads into several buffers in order from `offset` and returns the number of bytes read, which may be less than
+    /// asked for at the end of the file or if the host needs several steps.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<usize> {
         match bufs.iter_mut().find(|buf| !buf.is_empty()) {
             Some(buf) => self.read_at(buf, offset),
@@ -80,135 +80,135 @@ pub trait Storage: Debug + Send + Sync {
         }
     }
 
-    /// Writes all of `buf` at `offset`, growing the file where needed.
+    /// Writes all of `buf` at `offset`, growing the file if needed.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::PermissionDenied`] when opened for reading.
+    /// Errors of the host; [`ErrorKind::PermissionDenied`] if the file is open for reading only.
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes what was written durable, the length included.
+    /// Makes all writes durable, and the length of the file.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn flush(&self) -> io::Result<()>;
 
     /// The length of the file in bytes.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn len(&self) -> io::Result<u64>;
 
-    /// Whether the file holds no byte.
+    /// Whether the length of the file is zero.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
     }
 
-    /// The first bytes from `from` on that the host holds, in one piece; `None` when there are none up to
-    /// the end of the file. What lies before, between and behind such pieces reads as zeros. A host that
-    /// does not tell answers with all the rest of the file.
+    /// Returns the first contiguous range from `from` on that the host stores data for; `None` if there is none before
+    /// the end of the file. Everything outside such ranges reads as zeros. A host that
+    /// cannot tell returns the rest of the file.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         let end = self.len()?;
         Ok((from < end).then_some(from..end))
     }
 
-    /// Cuts the file to `len` bytes or extends it with zeros.
+    /// Truncates the file to `len` bytes or extends it with zeros.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
-    /// Makes the file `len` bytes long with space on the host for all of them, so that writing there
-    /// cannot run out of it. Only for a new file that is shorter and has no holes; what it holds stays.
+    /// Extends the file to `len` bytes with space reserved on the host, so that writes to it
+    /// cannot run out of space. The file must be new, shorter than `len` and without holes; its contents stay.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn reserve(&self, len: u64) -> io::Result<()> {
         reserve_by_writing(self, len)
     }
 
-    /// Writes `len` bytes at `at` as they stand in another file at `from_at`, without handing them through this
-    /// process: the host copies them, or has both files share them where it can. They need not be durable
-    /// when it returns, as after [`write_at`](Self::write_at). `false` where the host cannot; what lies there
-    /// is then unspecified and for the caller to write.
+    /// Copies `len` bytes from `from_at` in another file to `at` without passing them through this
+    /// process: the host copies or shares them. As after [`write_at`](Self::write_at), they need not be durable
+    /// when this returns. `false` if the host cannot do it; the contents of the range are then
+    /// unspecified, and the caller writes them.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::UnexpectedEof`] when the other file ends before.
+    /// Errors of the host; [`ErrorKind::UnexpectedEof`] if the other file ends earlier.
     fn copy_from(&self, from: &dyn Storage, from_at: u64, at: u64, len: u64) -> io::Result<bool> {
         let _ = (from, from_at, at, len);
         Ok(false)
     }
 
-    /// Gives the space of a range back to the host: it reads as zeros then, and the length stays. `false`
-    /// where the host cannot, with nothing changed.
+    /// Returns the space of a range to the host. The range reads as zeros, and the length of the file stays. `false`
+    /// if the host cannot do it, with nothing changed.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
         let _ = range;
         Ok(false)
     }
 
-    /// Has a range of the file read as zeros by the host's own means, with no zeros handed through this process.
-    /// Its space is kept where the host has a way to. The length stays, and what of the range lies past the end
-    /// is left alone. `false` where the host cannot, with nothing changed.
+    /// Zeros a range by the host's own means, without passing zeros through this process.
+    /// Keeps the space allocated if the host can. The length of the file stays, and any part of the range beyond the
+    /// end is ignored. `false` if the host cannot do it, with nothing changed.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn zero(&self, range: Range<u64>) -> io::Result<bool> {
         let _ = range;
         Ok(false)
     }
 
-    /// What tells this file from all others on the host, however it is named; `None` where the host
-    /// has no such thing.
+    /// Identifies the file on the host, independently of its names; `None` if the host
+    /// has no such identity.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(None)
     }
 
-    /// Gives the file the owner and the permissions of `model`, and its security label and access list where the host
-    /// has such things, as far as this user may. Both are the open files themselves, whatever their names lead to
-    /// by now. No right to act as the owner (set-user-id and its like) goes with them.
+    /// Copies the owner and permissions of `model`, and its security label and access list if the host
+    /// has them, as far as this user may. Both are the open files themselves, whatever their names refer to
+    /// by now. Set-user-id and similar bits are not copied.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn copy_owner_from(&self, model: &dyn Storage) -> io::Result<()> {
         let _ = model;
         Ok(())
     }
 
-    /// The descriptor of the file, for callers that read where a [`ReadPlan`](crate::ReadPlan) says by other
-    /// means than [`read_at`](Self::read_at), io_uring for instance; `None` where there is none. Nothing may be
-    /// written through it, and nobody relies on its position.
+    /// The descriptor of the file, for callers that execute a [`ReadPlan`](crate::ReadPlan) by other
+    /// means than [`read_at`](Self::read_at), for instance io_uring; `None` if there is none. Do not write
+    /// through it. Its file position is not used.
     #[cfg(unix)]
     fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Takes a lock on the file without waiting, held until this storage is dropped or
-    /// [unlocked](Self::unlock). A lock that this storage has must be given up first, be it of another sort or not.
-    /// Some hosts have locks bind those who do not ask for any: what is locked alone can then be read by this
-    /// storage and no other, and what is locked for readers be written by none.
+    /// Locks the file without waiting. The lock is held until this storage is dropped or
+    /// [unlocked](Self::unlock). A lock that this storage already holds, of either mode, must be released first.
+    /// On some hosts locks are mandatory: a file that is locked exclusively can then be read through this
+    /// storage only, and one that is locked for reading cannot be written to.
     ///
     /// # Errors
-    /// What the host says, with [`ErrorKind::Unsupported`] where files cannot be locked.
+    /// Errors of the host, with [`ErrorKind::Unsupported`] if files cannot be locked.
     fn try_lock(&self, mode: LockMode) -> io::Result<LockOutcome> {
         let _ = mode;
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Gives up the lock on the file, if there is one, before this storage is dropped.
+    /// Releases the lock, if there is one, before this storage is dropped.
     ///
     /// # Errors
-    /// What the host says, with [`ErrorKind::Unsupported`] where files cannot be locked.
+    /// Errors of the host, with [`ErrorKind::Unsupported`] if files cannot be locked.
     fn unlock(&self) -> io::Result<()> {
         Err(ErrorKind::Unsupported.into())
     }
@@ -216,7 +216,7 @@ pub trait Storage: Debug + Send + Sync {
     /// Fills `buf` from `offset`, or fails with [`ErrorKind::UnexpectedEof`].
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at).
+    /// As for [`read_at`](Self::read_at).
     fn read_exact_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<()> {
         while !buf.is_empty() {
             match self.read_at(buf, offset) {
@@ -232,17 +232,17 @@ pub trait Storage: Debug + Send + Sync {
         Ok(())
     }
 
-    /// Fills one buffer after the other from `offset`, or fails with [`ErrorKind::UnexpectedEof`]. The
-    /// slices may point elsewhere afterwards.
+    /// Fills several buffers in order from `offset`, or fails with [`ErrorKind::UnexpectedEof`]. The
+    /// slices may be advanced afterwards.
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at).
+    /// As for [`read_at`](Self::read_at).
     fn read_exact_vectored_at(
         &self,
         mut bufs: &mut [IoSliceMut<'_>],
         mut offset: u64,
     ) -> io::Result<()> {
-        // Those that are full, or were empty from the start, are left behind.
+        // Skips buffers that are full or empty.
         IoSliceMut::advance_slices(&mut bufs, 0);
         while !bufs.is_empty() {
             match self.read_vectored_at(bufs, offset) {
@@ -259,50 +259,50 @@ pub trait Storage: Debug + Send + Sync {
     }
 }
 
-/// The names around the files: folders, and what may be done to names in them.
+/// The folders and names around files.
 pub trait Host: Debug + Send + Sync {
-    /// Opens a file. Never waits, not even for the other end of a pipe. Symbolic links are resolved once, here:
-    /// the storage says [where](Storage::path) the file really lies and [by which name](Storage::via) it was
+    /// Opens a file. Never blocks, not even for the other end of a pipe. Symbolic links are resolved once, here:
+    /// the storage knows [where](Storage::path) the file really lies and [by which path](Storage::via) it was
     /// opened.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>>;
 
-    /// Creates a file that was not there, for writing.
+    /// Creates a new file and opens it for writing.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
+    /// Errors of the host; [`ErrorKind::AlreadyExists`] if the name is taken.
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>>;
 
-    /// Creates a file without a name, for writing, in the folder where it is going to be called `path`. It is gone
-    /// with the last handle unless it was [given a name](Self::link) by then. Errors call it by that path, which
-    /// is also its [`Storage::path`].
+    /// Creates a file without a name, open for writing, in the folder of `path`, which it is to be named later. It
+    /// disappears with the last handle unless it has been [named](Self::link) by then. `path` is its name in errors
+    /// and its [`Storage::path`].
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::Unsupported`] where it has no such files.
+    /// Errors of the host; [`ErrorKind::Unsupported`] if it has no such files.
     fn create_unnamed(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
         let _ = path;
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Gives a file that was [created without a name](Self::create_unnamed) its first one, which must not be taken.
+    /// Names a file that was [created without a name](Self::create_unnamed). The name must be free.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
+    /// Errors of the host; [`ErrorKind::AlreadyExists`] if the name is taken.
     fn link(&self, file: &dyn Storage, path: &Path) -> io::Result<()> {
         let _ = (file, path);
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Opens the file at `path` below the folder `root`, both without links and dots: a link that took the place of
-    /// any name of `path` meanwhile is refused, so that nothing outside the folder is ever opened.
+    /// Opens a file at `path` below the folder `root`, both without links and dots. If a component of `path` has been
+    /// replaced by a link, the call is refused, so that no file outside the folder is ever opened.
     ///
-    /// A host that cannot have this seen to while it opens looks at each name before, and at all of them after.
+    /// A host that cannot guarantee this while opening checks every component before, and again after.
     ///
     /// # Errors
-    /// As [`open`](Self::open); [`ErrorKind::PermissionDenied`] where a name became a link, or `path` is no plain
-    /// path.
+    /// As for [`open`](Self::open); [`ErrorKind::PermissionDenied`] if a component has become a link, or `path` is not
+    /// a plain path.
     fn open_beneath(
         &self,
         root: &Path,
@@ -312,56 +312,56 @@ pub trait Host: Debug + Send + Sync {
         open_and_look_again(self, root, path, access)
     }
 
-    /// The names in a folder, in no order.
+    /// Lists the paths in a folder, in any order.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>>;
 
-    /// What a name stands for, symbolic links followed.
+    /// Describes what a path refers to, following symbolic links.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn stat(&self, path: &Path) -> io::Result<Stat>;
 
-    /// The path without symbolic links, `.` and `..`.
+    /// Returns the path without symbolic links, `.` and `..`.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
 
-    /// Whether the name itself is a symbolic link.
+    /// Whether the path itself is a symbolic link.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn is_link(&self, path: &Path) -> io::Result<bool>;
 
-    /// Gives a file a new name, which must not be taken.
+    /// Renames a file. The new name must be free.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::AlreadyExists`] when the name is taken.
+    /// Errors of the host; [`ErrorKind::AlreadyExists`] if the name is taken.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Gives two files each other's names, in one step.
+    /// Exchanges the names of two files atomically.
     ///
     /// # Errors
-    /// What the host says; [`ErrorKind::Unsupported`] where it cannot.
+    /// Errors of the host; [`ErrorKind::Unsupported`] if it cannot.
     fn exchange(&self, one: &Path, other: &Path) -> io::Result<()> {
         let _ = (one, other);
         Err(ErrorKind::Unsupported.into())
     }
 
-    /// Removes a file's name. Whose name it is by then is not looked at: it should be one that nobody else gives to
-    /// a file.
+    /// Removes a name, whichever file it refers to. Use it for names that no other program gives to
+    /// files.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn remove(&self, path: &Path) -> io::Result<()>;
 
-    /// Bytes that this user can still write to files in a folder; `None` where the host does not tell.
+    /// Returns how many bytes this user can still write to files in a folder; `None` if the host cannot tell.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn free_space(&self, folder: &Path) -> io::Result<Option<u64>> {
         let _ = folder;
         Ok(None)
@@ -370,21 +370,21 @@ pub trait Host: Debug + Send + Sync {
     /// Makes the names in a folder durable.
     ///
     /// # Errors
-    /// What the host says.
+    /// Errors of the host.
     fn sync_dir(&self, folder: &Path) -> io::Result<()>;
 }
 
-/// What a file is opened for.
+/// The access for which a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Access {
-    /// Reading only: nothing of the file can change through this handle.
+    /// Read-only: nothing in the file can change through this handle.
     Read,
     /// Reading and writing.
     ReadWrite,
 }
 
-/// Who else a lock admits.
+/// What a lock admits besides its holder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockMode {
@@ -394,17 +394,17 @@ pub enum LockMode {
     Exclusive,
 }
 
-/// What became of an attempt to lock.
+/// The outcome of an attempt to lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LockOutcome {
     /// The lock is held.
     Locked,
-    /// Somebody else holds the file in a way that does not admit this; who, as far as is known.
+    /// Another process holds the file in a conflicting way; the text says which, if known.
     InUse(String),
 }
 
-/// Tells a file from all others on a host, whatever it is called.
+/// Identifies a file on a host, independently of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FileId {
     volume: u64,
@@ -412,18 +412,18 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// The file that a host tells from the others of a volume by a number of up to 128 bits.
+    /// An identity made of a volume and a number of up to 128 bits that is unique within it.
     pub const fn new(volume: u64, file: u128) -> Self {
         Self { volume, file }
     }
 
-    /// What tells the file's volume from others.
+    /// The volume of the file.
     pub(crate) const fn volume(self) -> u64 {
         self.volume
     }
 }
 
-/// What kind of thing a name stands for.
+/// The kind of object that a path refers to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileKind {
@@ -435,38 +435,38 @@ pub enum FileKind {
     Other,
 }
 
-/// What a host knows of a name.
+/// What a host knows about a path.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stat {
-    /// What the name stands for.
+    /// The kind of object.
     pub kind: FileKind,
     /// Length in bytes.
     pub len: u64,
-    /// Bytes that the file takes up on its volume, where the host tells.
+    /// Bytes that the file takes up on its volume, if the host can tell.
     pub allocated: Option<u64>,
-    /// When the contents last changed, where the host tells.
+    /// When the contents last changed, if the host can tell.
     pub modified: Option<SystemTime>,
-    /// What tells the file from others, where the host has such a thing.
+    /// The identity of the file, if the host has one.
     pub id: Option<FileId>,
-    /// Names that the file has on its volume (hard links), where the host tells.
+    /// How many names (hard links) the file has, if the host can tell.
     pub names: Option<u64>,
 }
 
 impl Stat {
-    /// Facts of a file or folder of which nothing more is known.
+    /// A file or folder about which nothing more is known.
     pub const fn new(kind: FileKind, len: u64) -> Self {
         Self { kind, len, allocated: None, modified: None, id: None, names: None }
     }
 }
 
-/// The length of a file, which is none that arithmetic on places in it could leave the numbers with.
+/// Returns the length of the file, bounded so that arithmetic on offsets cannot overflow.
 pub(crate) fn length_of(storage: &dyn Storage) -> Result<u64> {
-    let len = storage
-        .len()
-        .map_err(|error| Error::io("file.length", "cannot tell the length of the file", error))?;
+    let len = storage.len().map_err(|error| {
+        Error::io("file.length", "cannot determine the length of the file", error)
+    })?;
     if i64::try_from(len).is_err() {
-        let message = "a file longer than any host has";
+        let message = "the file is longer than any host supports";
         return Err(Error::new(error::ErrorKind::Limit, "limit.file-length", message)
             .with_found(format_args!("{len} bytes"))
             .with_expected(format_args!("at most {}", i64::MAX)));
@@ -474,7 +474,7 @@ pub(crate) fn length_of(storage: &dyn Storage) -> Result<u64> {
     Ok(len)
 }
 
-/// The folder that a file lies in; a bare name lies in the current one.
+/// Returns the folder of a path; `.` for a bare name.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
@@ -482,7 +482,7 @@ pub(crate) fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// Opens a file below a folder with a look at each name before and after.
+/// Opens a file below a folder, checking every component before and after.
 fn open_and_look_again<H: Host + ?Sized>(
     host: &H,
     root: &Path,
@@ -508,7 +508,7 @@ fn open_and_look_again<H: Host + ?Sized>(
     Ok(storage)
 }
 
-/// The name that a part of a path below a folder is, no dots and nothing that leads elsewhere.
+/// Returns the name in a path component; refuses dots and roots.
 fn plain_name(part: Component<'_>) -> io::Result<&OsStr> {
     match part {
         Component::Normal(name) => Ok(name),
@@ -517,7 +517,7 @@ fn plain_name(part: Component<'_>) -> io::Result<&OsStr> {
 }
 
 fn became_a_link() -> io::Error {
-    io::Error::new(ErrorKind::PermissionDenied, "a name of its path was replaced meanwhile")
+    io::Error::new(ErrorKind::PermissionDenied, "a component of the path was replaced")
 }
 
 /// Reserves space by writing zeros to all of it.

@@ -1,4 +1,4 @@
-//! A file with changes laid over it in memory, the file itself untouched.
+//! A file with changes laid over it in memory.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,29 +9,29 @@ use std::sync::Arc;
 use super::{FileId, LockMode, LockOutcome, Storage};
 use crate::mutants::planted;
 
-/// A read-only view of a file as if a log had been replayed to it.
+/// A read-only view of a file as if its log had been replayed.
 ///
-/// What a log holds stays in the file: the overlay remembers where, some eighty bytes per piece.
+/// The logged data stays in the file: the overlay only remembers where it is, in about 80 bytes per piece.
 #[derive(Debug)]
 pub(crate) struct Overlay {
     base: Arc<dyn Storage>,
     base_len: u64,
     len: u64,
-    /// Pieces by start; they do not overlap.
+    /// Pieces by start offset; they do not overlap.
     pieces: BTreeMap<u64, Piece>,
 }
 
-/// Bytes that go back to the file at once.
+/// How many bytes are written to the file at once.
 const WRITE_BACK: u64 = 1 << 20;
-/// Bytes that the host zeros at once.
+/// How many bytes the host is asked to zero at once.
 const ZERO_AT_ONCE: u64 = 1 << 30;
 
-/// What lies over a range of the file.
+/// The contents that replace a range of the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patch {
     /// Zeros.
     Zero,
-    /// A sector that lies at `at` in the same file but for its first eight and last four bytes.
+    /// A sector stored at `at` in the same file, except for its first eight and last four bytes.
     Sector { at: u64, leading: [u8; 8], trailing: [u8; 4] },
 }
 
@@ -39,25 +39,25 @@ pub(crate) enum Patch {
 struct Piece {
     end: u64,
     patch: Patch,
-    /// The sequence number of the log entry that it came with.
+    /// The sequence number of the log entry that it comes from.
     sequence: u64,
 }
 
 impl Overlay {
-    /// Nothing yet over a file of `base_len` bytes.
+    /// An empty overlay over a file of `base_len` bytes.
     pub(crate) fn new(base: Arc<dyn Storage>, base_len: u64) -> Self {
         Self { base, base_len, len: base_len, pieces: BTreeMap::new() }
     }
 
-    /// Lays `patch` over `range`, in place of what earlier entries put there. A sector patch is as
-    /// long as its range and starts at a multiple of that, so that it is covered whole or not at all.
+    /// Replaces `range` with `patch`, hiding earlier patches. A sector patch is as
+    /// long as its range and aligned to it, so that it is always hidden completely or not at all.
     pub(crate) fn lay(&mut self, range: Range<u64>, patch: Patch, sequence: u64) {
         self.clear(&range);
         self.len = self.len.max(range.end);
         self.pieces.insert(range.start, Piece { end: range.end, patch, sequence });
     }
 
-    /// The file below, which alone has a descriptor.
+    /// The file below, which has the descriptor.
     pub(crate) fn base(&self) -> &Arc<dyn Storage> {
         &self.base
     }
@@ -77,17 +77,17 @@ impl Overlay {
         self.len = self.len.max(len);
     }
 
-    /// The log entry that supplies the byte at `offset`, if one does.
+    /// Returns the log entry that supplies the byte at `offset`, if any.
     pub(crate) fn entry_at(&self, offset: u64) -> Option<u64> {
         self.over(offset..offset.saturating_add(1)).next().map(|(_, piece)| piece.sequence)
     }
 
-    /// The first byte of `range` that a log entry supplies.
+    /// Returns the first byte of `range` that a log entry supplies.
     pub(crate) fn first_within(&self, range: Range<u64>) -> Option<u64> {
         self.over(range.clone()).next().map(|(start, _)| start.max(range.start))
     }
 
-    /// The pieces that meet `range`, in order.
+    /// The pieces that overlap `range`, in order.
     fn over(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Piece)> {
         let before = self.pieces.range(..range.start).next_back();
         let before = before.filter(|(_, piece)| piece.end > range.start);
@@ -108,8 +108,8 @@ impl Overlay {
         }
     }
 
-    /// Puts all that lies over the file into it, as a replay does, and says whether it came to its end: between
-    /// steps it asks whether it `is_stopped`. Repeating it changes nothing, so that a part of it does no harm.
+    /// Writes all patches to the file, which replays the log. Checks `is_stopped` between steps and returns whether it
+    /// completed. A replay can be repeated, so that a partial one does no harm.
     pub(crate) fn write_back(&self, is_stopped: &dyn Fn() -> bool) -> io::Result<bool> {
         if self.len > self.base_len {
             self.base.set_len(self.len)?;
@@ -118,7 +118,7 @@ impl Overlay {
             return Ok(true);
         }
         for (start, piece) in &self.pieces {
-            // What the file grew by is zeros.
+            // The file was extended with zeros.
             let end = piece.end.min(self.base_len);
             let is_done = match piece.patch {
                 Patch::Zero if crate::mutants::planted("replay-without-zeros") => true,
@@ -138,7 +138,7 @@ impl Overlay {
         Ok(true)
     }
 
-    /// Zeros a part of the file, and says whether that came to its end.
+    /// Zeros a range of the file; returns whether it completed.
     fn write_zeros(&self, range: Range<u64>, is_stopped: &dyn Fn() -> bool) -> io::Result<bool> {
         let mut at = range.start;
         while at < range.end {
@@ -149,7 +149,7 @@ impl Overlay {
                 self.base.write_at(&vec![0; (range.end - at) as usize], at)?;
                 return Ok(true);
             }
-            // Holes are zeros already, and may be more than the host has room for.
+            // Holes are zeros already, and filling them may take more space than there is.
             let Some(data) = self.base.next_data(at)? else { break };
             at = data.start.max(at);
             let end = data.end.min(range.end).min(at.saturating_add(ZERO_AT_ONCE));
@@ -165,7 +165,7 @@ impl Overlay {
         Ok(true)
     }
 
-    /// Writes zeros where there are none, so that no space is taken for those that are holes. Returns the end.
+    /// Writes zeros unless the range reads as zeros, so that holes stay holes. Returns the end.
     fn clear_by_hand(&self, range: Range<u64>) -> io::Result<u64> {
         let zeros = vec![0; (range.end - range.start) as usize];
         let mut there = zeros.clone();

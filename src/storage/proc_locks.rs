@@ -1,21 +1,21 @@
-//! Who else writes to a file, as far as Linux lists it.
+//! Finds QEMU's locks on a file in the list that Linux keeps.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
-/// QEMU holds a lock on byte 100 + n of an image for each permission n that it uses, and on byte 200 + n for each
-/// that it does not share with others; 1 is writing.
+/// For each permission n that it uses, QEMU locks byte 100 + n of an image, and for each that it does not share with
+/// others, byte 200 + n; permission 1 is writing.
 const QEMU_WRITES: u64 = 101;
 const QEMU_SHARES_NO_WRITING: u64 = 201;
 
 const BYTES: [u64; 2] = [QEMU_WRITES, QEMU_SHARES_NO_WRITING];
 
-/// Whether a process holds the lock by which QEMU says that it writes to the file, or, for those who want to write, that
-/// nobody else may.
+/// Whether a process holds the lock by which QEMU marks a file that it writes to, or, if `for_writing`, a file that
+/// nobody else may write to.
 ///
-/// Where the kernel's list cannot be read the answer is no: it is a courtesy beside the real lock.
+/// If the kernel's list cannot be read, the answer is no: this check only supplements the real lock.
 pub(super) fn is_kept_by_qemu(file: &File, for_writing: bool) -> bool {
-    #[allow(clippy::disallowed_methods)] // this is the module for it
+    #[allow(clippy::disallowed_methods)] // part of the module that wraps std::fs
     let list = std::fs::read_to_string("/proc/locks");
     match (file.metadata(), list) {
         (Ok(metadata), Ok(list)) => {
@@ -33,13 +33,13 @@ pub(super) fn is_kept_by_qemu(file: &File, for_writing: bool) -> bool {
     }
 }
 
-/// A line reads `1: OFDLCK ADVISORY READ -1 fe:00:4711 100 101`, the last two being the bytes.
+/// A line reads `1: OFDLCK ADVISORY READ -1 fe:00:4711 100 101`; the last two fields are the first and last byte.
 fn is_lock_of_qemu(line: &str, name: &str, bytes: &[u64]) -> bool {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let [_, kind, _, _, _, file, first, last] = fields[..] else { return false };
     let last = if last == "EOF" { Some(u64::MAX) } else { last.parse().ok() };
     match (kind, first.parse::<u64>(), last) {
-        // A lock on the whole file is no mark of QEMU's.
+        // QEMU does not lock whole files.
         ("OFDLCK" | "POSIX", Ok(first @ 1..), Some(last)) => {
             file == name && bytes.iter().any(|byte| (first..=last).contains(byte))
         }
@@ -64,7 +64,7 @@ mod tests {
         assert!(!qemu("POSIX", "fe:00:42", "0 EOF"));
         let waits = "7: -> OFDLCK  ADVISORY  READ -1 fe:00:42 100 101";
         assert!(!is_lock_of_qemu(waits, "fe:00:42", &BYTES));
-        // One that reads, and lets nobody write.
+        // A process that only reads and lets nobody write.
         let reads = line("OFDLCK", "fe:00:42", "201 201");
         assert!(is_lock_of_qemu(&reads, "fe:00:42", &BYTES));
         assert!(!is_lock_of_qemu(&reads, "fe:00:42", &BYTES[..1]));

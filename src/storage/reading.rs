@@ -1,4 +1,4 @@
-//! A file for those who are to read it and nothing else.
+//! A read-only handle to a file.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::ops::Range;
@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::{FileId, LockMode, LockOutcome, Storage};
 
-/// A file that may be open for writing, given to somebody who has no right to write: he can neither change it nor
-/// its lock.
+/// A file that may be open for writing, handed to a user without the right to write: neither its contents nor its
+/// lock can be changed.
 #[derive(Debug)]
 pub(crate) struct Reading(pub(crate) Arc<dyn Storage>);
 
@@ -94,5 +94,5 @@ impl Storage for Reading {
 }
 
 fn refused<T>() -> io::Result<T> {
-    Err(io::Error::new(ErrorKind::PermissionDenied, "the file is here to be read only"))
+    Err(io::Error::new(ErrorKind::PermissionDenied, "this handle is read-only"))
 }

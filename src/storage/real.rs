@@ -1,4 +1,4 @@
-//! From the name that was given to the place where the file really lies.
+//! Resolves paths to the real places of files.
 
 use std::path::{Path, PathBuf};
 
@@ -10,15 +10,15 @@ pub(super) fn has_links(host: &dyn Host, path: &Path) -> bool {
     parts.into_iter().any(|part| host.is_link(part).unwrap_or(false))
 }
 
-/// The place without links that a name stands for: of the file that is there, else of the one that is going to
-/// have the name.
+/// Returns the place that a path leads to, without symbolic links: that of the existing file, or of the file that will
+/// be created there.
 pub(crate) fn real_place(host: &dyn Host, path: &Path) -> PathBuf {
     if !has_links(host, path) {
         return path.to_path_buf();
     }
     let in_folder = || {
         let name = path.file_name()?;
-        // What a link has for its name is not free, wherever it leads.
+        // The name of a link is not free, wherever the link leads.
         let is_free = !host.is_link(path).unwrap_or(false);
         is_free.then(|| host.canonical(folder_of(path)).ok()).flatten().map(|real| real.join(name))
     };

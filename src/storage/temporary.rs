@@ -1,41 +1,43 @@
-//! Names of files that are not complete yet, and of those that are on their way out: `.NAME.HEX.tmp`, with 32 random
-//! hexadecimal digits, beside the file that is called NAME. Nobody takes a file with such a name for an image of a
+//! Temporary names for files that are incomplete or being removed: `.NAME.HEX.tmp`, with 32 random
+//! hexadecimal digits, beside the file NAME. Files with such names are never treated as images of a
 //! chain.
 
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-/// Bytes of the file's own name that a temporary one may have: with the rest it stays below the 255 that most file
-/// systems allow.
+/// How many bytes of a name go into a new name; with a GUID and an extension it stays below the common limit of 255.
 const MOST_OF_NAME: usize = 200;
 
-/// A name beside `path` that no other file has.
-pub(crate) fn temporary_name(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+/// Cuts a name so that a GUID and an extension can be appended to it.
+pub(crate) fn cut_name(name: &str) -> &str {
     let most = (0..=name.len().min(MOST_OF_NAME)).rfind(|at| name.is_char_boundary(*at));
-    let name = &name[..most.unwrap_or_default()];
-    path.with_file_name(format!(".{name}.{}.tmp", Uuid::new_v4().simple()))
+    &name[..most.unwrap_or_default()]
 }
 
-/// Whether a file that was met in a folder bears such a name: it is what a crash left behind, or becomes
-/// an image only later.
+/// Returns a name beside `path` that no other file has.
+pub(crate) fn temporary_name(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{}.{}.tmp", cut_name(&name), Uuid::new_v4().simple()))
+}
+
+/// Whether a file has a temporary name, left behind by a crash or not yet complete.
 pub(crate) fn is_temporary_name(path: &Path) -> bool {
     digits_of(path).is_some()
 }
 
-/// How an image that is not complete yet names its creator, in its file type identifier. It holds the digits of the
-/// name, so that a copy of the file under another name is not taken for it. `None` for other names.
+/// Returns the creator of an incomplete image, for its file type identifier. It contains the digits of the file's
+/// name, so that a copy under another name is not mistaken for a draft. `None` for other names.
 pub(crate) fn draft_mark(path: &Path) -> Option<String> {
     Some(format!("avhdx draft {}", digits_of(path)?.to_ascii_lowercase()))
 }
 
-/// The digits of a temporary name.
+/// Returns the digits of a temporary name.
 fn digits_of(path: &Path) -> Option<&str> {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
     let inner = name.strip_prefix(b".")?.strip_suffix(b".tmp")?;
     let digits = inner.rsplit(|byte| *byte == b'.').next()?;
-    // A dot and a name come before it.
+    // At least a dot and one character of a name precede them.
     let is_one = inner.len() > digits.len() + 1
         && digits.len() == 32
         && digits.iter().all(u8::is_ascii_hexdigit);

@@ -14,7 +14,7 @@ use super::drafts::clear_drafts;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::CheckpointMark;
-use crate::format::metadata::MetadataEntry;
+use crate::format::metadata::{self, MetadataEntry};
 use crate::image::{Core, ImagePolicy, Lock, Warning, way_to};
 use crate::mutants::planted;
 use crate::storage::{
@@ -22,7 +22,6 @@ use crate::storage::{
 };
 use crate::types::MIB;
 
-const MAX_SIZE: u64 = 64 << 40;
 /// What a new image is to be.
 ///
 /// The defaults are those of Windows: blocks of 32 MiB, of 2 MiB in a differencing image, sectors of
@@ -432,21 +431,19 @@ impl CreateOptions {
 
     fn validate(&self) -> Result<()> {
         let refuse = |what: &str, found: u64, expected: &str| {
-            Err(Error::new(ErrorKind::InvalidInput, "create.options", format!("impossible {what}"))
+            Err(Error::new(ErrorKind::InvalidInput, "create.options", format!("invalid {what}"))
                 .with_found(found)
                 .with_expected(expected))
         };
-        let block = u64::from(self.block_size);
-        if !block.is_power_of_two() || !(MIB..=256 * MIB).contains(&block) {
-            return refuse("block size", block, "a power of two from 1 MiB to 256 MiB");
+        if !metadata::is_block_size(self.block_size) {
+            return refuse("block size", self.block_size.into(), metadata::BLOCK_SIZES);
         }
         for sector in [self.logical_sector, self.physical_sector] {
-            if ![512, 4096].contains(&sector) {
-                return refuse("sector size", sector.into(), "512 or 4096");
+            if !metadata::is_sector_size(sector) {
+                return refuse("sector size", sector.into(), metadata::SECTOR_SIZES);
             }
         }
-        let is_sized = self.size > 0 && self.size <= MAX_SIZE;
-        if !is_sized || !self.size.is_multiple_of(self.logical_sector.into()) {
+        if self.size == 0 || !metadata::is_disk_size(self.size, self.logical_sector) {
             let expected = "a multiple of the logical sector size, at most 64 TiB";
             return refuse("disk size", self.size, expected);
         }

@@ -59,11 +59,11 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a size that the format does not have.
     pub(crate) fn check_size(&self, size: u64) -> Result<()> {
-        let sector = self.layout.sector_size();
-        if size > 0 && size <= metadata::MAX_VIRTUAL_SIZE && size.is_multiple_of(sector) {
+        let sector = self.layout.sector_size() as u32;
+        if size > 0 && metadata::is_disk_size(size, sector) {
             return Ok(());
         }
-        let message = "impossible disk size";
+        let message = "invalid disk size";
         Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
             .in_file(self.name())
             .with_section("2.6.2.2")

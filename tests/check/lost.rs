@@ -51,7 +51,7 @@ fn a_fixed_disk_whose_table_is_lost_is_not_sound() {
         assert_eq!(finding.offset, Some(image.layout().get("bat").start));
         let found = finding.found.as_ref().unwrap();
         let bytes = lost.len() as u64 * MIB;
-        assert!(found.starts_with(&format!("{bytes} bytes that nothing names")), "{found}");
+        assert!(found.starts_with(&format!("{bytes} unreferenced bytes")), "{found}");
         for finding in &report.findings {
             assert!(!finding.meaning.contains("reads right"), "{finding:?}");
         }
@@ -82,7 +82,10 @@ fn a_dynamic_disk_whose_table_is_lost_is_doubtful() {
     let image = dynamic(256, 100);
     let report = checked(without(&image, 0..64));
     let finding = of_code(&report, "bat.lost").expect("a lost table");
-    assert!(finding.found.as_ref().unwrap().starts_with("134217728 bytes"), "{finding:?}");
+    assert!(
+        finding.found.as_ref().unwrap().starts_with("134217728 unreferenced bytes"),
+        "{finding:?}"
+    );
     // As it is, there is nothing to say.
     let report = checked(image.to_bytes());
     assert!(report.findings.is_empty() && !report.is_doubtful(), "{:#?}", report.findings);
@@ -135,7 +138,7 @@ fn leaked_space_is_told_to_the_byte() {
         let report = checked(image.to_bytes());
         assert_eq!(report.layers[0].leaked, Some(more));
         let found = of_code(&report, "space.leaked").unwrap().found.clone().unwrap();
-        assert!(found.starts_with(&format!("{more} bytes in all")), "{found}");
+        assert!(found.starts_with(&format!("{more} bytes in total")), "{found}");
     }
 }
 
