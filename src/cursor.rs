@@ -1,8 +1,24 @@
-//! `std::io` over any disk, so that file-system and partition crates plug in.
+//! Calls that every disk has, and `std::io` over any disk for file-system and partition crates.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 
-use crate::disk::Disk;
+use crate::disk::{Disk, Extents};
+
+/// Calls that every [`Disk`] has, by value or behind `dyn`.
+pub trait DiskExt: Disk {
+    /// The extents of `range` in order, found lazily, neighbours that continue each other joined.
+    fn extents(&self, range: Range<u64>) -> Extents<'_, Self> {
+        Extents::new(self, range)
+    }
+
+    /// A position on the disk that implements [`Read`], [`Write`] and [`Seek`].
+    fn cursor(&self) -> Cursor<&Self> {
+        Cursor::new(self)
+    }
+}
+
+impl<D: Disk + ?Sized> DiskExt for D {}
 
 /// A position on a disk, with [`Read`], [`Write`] and [`Seek`].
 ///

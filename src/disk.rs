@@ -5,7 +5,6 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cursor::Cursor;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::FileId;
 use crate::types::FileOffset;
@@ -126,7 +125,7 @@ pub trait Disk: Send + Sync {
     /// The extent that `range` starts with, cut at the range's end; `None` for an empty range.
     ///
     /// The bytes of one extent share one source, and lie in one piece where that is a file. Two
-    /// neighbouring extents may still continue each other: [`DiskExt::extents`] joins those.
+    /// neighbouring extents may still continue each other: [`DiskExt::extents`](crate::DiskExt::extents) joins those.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at), and [`ErrorKind::LogOverlay`] where bytes of a pending log lie
@@ -138,21 +137,6 @@ pub trait Disk: Send + Sync {
         Vec::new()
     }
 }
-
-/// Calls that every [`Disk`] has, by value or behind `dyn`.
-pub trait DiskExt: Disk {
-    /// The extents of `range` in order, found lazily, neighbours that continue each other joined.
-    fn extents(&self, range: Range<u64>) -> Extents<'_, Self> {
-        Extents { disk: self, rest: range, ahead: None, failed: false }
-    }
-
-    /// A position on the disk that implements [`std::io::Read`], `Write` and `Seek`.
-    fn cursor(&self) -> Cursor<&Self> {
-        Cursor::new(self)
-    }
-}
-
-impl<D: Disk + ?Sized> DiskExt for D {}
 
 macro_rules! forward_disk {
     ($($pointer:ty),*) => {$(
@@ -272,7 +256,7 @@ impl fmt::Display for LayerId {
     }
 }
 
-/// The extents of a range, in order. Made by [`DiskExt::extents`]; ends after the first error.
+/// The extents of a range, in order. Made by [`DiskExt::extents`](crate::DiskExt::extents); ends after the first error.
 #[derive(Debug)]
 pub struct Extents<'a, D: ?Sized> {
     disk: &'a D,
@@ -281,7 +265,11 @@ pub struct Extents<'a, D: ?Sized> {
     failed: bool,
 }
 
-impl<D: Disk + ?Sized> Extents<'_, D> {
+impl<'a, D: Disk + ?Sized> Extents<'a, D> {
+    pub(crate) fn new(disk: &'a D, range: Range<u64>) -> Self {
+        Self { disk, rest: range, ahead: None, failed: false }
+    }
+
     fn step(&mut self) -> Result<Option<Extent>> {
         if let Some(extent) = self.ahead.take() {
             return Ok(Some(extent));

@@ -122,8 +122,8 @@ pub use chain::{
     Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
 };
 pub use counters::Counters;
-pub use cursor::Cursor;
-pub use disk::{Disk, DiskExt, Extent, Extents, Geometry, LayerId, Source, Zeroing};
+pub use cursor::{Cursor, DiskExt};
+pub use disk::{Disk, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
