@@ -1,18 +1,19 @@
-//! Calls that every disk has, and `std::io` over any disk for file-system and partition crates.
+//! Convenience methods of every disk, and `std::io` traits over any disk, for crates that read file systems and
+//! partitions.
 
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 
 use crate::disk::{Disk, Extents};
 
-/// Calls that every [`Disk`] has, by value or behind `dyn`.
+/// Convenience methods of every [`Disk`], also behind `dyn`.
 pub trait DiskExt: Disk {
-    /// The extents of `range` in order, found lazily, neighbours that continue each other joined.
+    /// Returns the extents of `range` in order, found lazily, joining neighbours that continue each other.
     fn extents(&self, range: Range<u64>) -> Extents<'_, Self> {
         Extents::new(self, range)
     }
 
-    /// A position on the disk that implements [`Read`], [`Write`] and [`Seek`].
+    /// Returns a cursor that implements [`Read`], [`Write`] and [`Seek`].
     fn cursor(&self) -> Cursor<&Self> {
         Cursor::new(self)
     }
@@ -22,9 +23,9 @@ impl<D: Disk + ?Sized> DiskExt for D {}
 
 /// A position on a disk, with [`Read`], [`Write`] and [`Seek`].
 ///
-/// Reads stop at the end of the disk, as those of a file do; writes there fail with
-/// [`io::ErrorKind::WriteZero`] through `write_all`. A write to a disk that is open for reading only is
-/// an error of kind [`io::ErrorKind::PermissionDenied`], an empty one included.
+/// Reads stop at the end of the disk, as at the end of a file; writes there fail with
+/// [`io::ErrorKind::WriteZero`] through `write_all`. A write to a read-only disk, even an empty one, fails
+/// with [`io::ErrorKind::PermissionDenied`].
 ///
 /// ```no_run
 /// use std::io::{Read, Seek, SeekFrom};
@@ -43,7 +44,7 @@ pub struct Cursor<D> {
 }
 
 impl<D: Disk> Cursor<D> {
-    /// A cursor at the start of `disk`.
+    /// Creates a cursor at the start of `disk`.
     pub const fn new(disk: D) -> Self {
         Self { disk, position: 0 }
     }
@@ -53,12 +54,12 @@ impl<D: Disk> Cursor<D> {
         &self.disk
     }
 
-    /// Gives the disk back.
+    /// Returns the disk.
     pub fn into_inner(self) -> D {
         self.disk
     }
 
-    /// How much of `wanted` bytes lies between the position and the end of the disk.
+    /// Limits `wanted` to the bytes between the position and the end of the disk.
     fn within(&self, wanted: usize) -> usize {
         let left = self.disk.geometry().size.saturating_sub(self.position);
         usize::try_from(left).map_or(wanted, |left| left.min(wanted))
@@ -79,7 +80,7 @@ impl<D: Disk> Read for Cursor<D> {
 impl<D: Disk> Write for Cursor<D> {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         let len = self.within(buf.len());
-        // Asked even for nothing, so that a read-only disk says so at once.
+        // Also for an empty write, so that a read-only disk refuses it at once.
         self.disk.write_at(&buf[..len], self.position.min(self.disk.geometry().size))?;
         self.position += len as u64;
         Ok(len)

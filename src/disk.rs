@@ -1,4 +1,4 @@
-//! What a virtual disk is to its users: bytes, and the extents that say where they lie.
+//! The interface of a virtual disk: its bytes, and the extents that say where they are stored.
 
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
@@ -9,13 +9,13 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::FileId;
 use crate::types::FileOffset;
 
-/// Buffers of no more bytes than this are written together.
+/// Buffers are written together up to this total size.
 const TOGETHER: usize = 256 << 10;
 
 /// The bytes of a virtual disk.
 ///
-/// Offsets and lengths are in bytes and need no alignment. All calls take `&self` and may be made
-/// from many threads at once.
+/// Offsets and lengths are in bytes and need no alignment. All calls take `&self` and can be made
+/// from several threads at once.
 ///
 /// ```
 /// use avhdx::storage::MemStorage;
@@ -28,21 +28,21 @@ const TOGETHER: usize = 256 << 10;
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 pub trait Disk: Send + Sync {
-    /// Size and sector sizes.
+    /// The size and the sector sizes of the disk.
     fn geometry(&self) -> Geometry;
 
-    /// Fills `buf` from the bytes at `offset`: all of it, or an error.
+    /// Fills all of `buf` with the bytes at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the range does not lie within the disk;
-    /// [`ErrorKind::ParentRequired`] when a differencing image is read alone; [`ErrorKind::Damaged`]
-    /// and [`ErrorKind::Io`] when the bytes cannot be had. What `buf` holds is then unspecified.
+    /// [`ErrorKind::InvalidInput`] if the range does not lie within the disk;
+    /// [`ErrorKind::ParentRequired`] if a differencing image is read without its parent; [`ErrorKind::Damaged`]
+    /// and [`ErrorKind::Io`] if the bytes cannot be read. The contents of `buf` are then unspecified.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()>;
 
-    /// Fills the buffers one after the other from the bytes at `offset`.
+    /// Fills several buffers in order with the bytes at `offset`.
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at).
+    /// As for [`read_at`](Self::read_at).
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<()> {
         let total = bufs.iter().map(|buf| buf.len() as u64).sum();
         check_range(&self.geometry(), offset, total)?;
@@ -53,23 +53,23 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
-    /// Writes `buf` to the bytes at `offset`.
+    /// Writes `buf` at `offset`.
     ///
     /// # Errors
-    /// [`ErrorKind::ReadOnly`] where the disk is open for reading only, as every disk is whose type
-    /// does not provide this call; [`ErrorKind::InvalidInput`] when the range does not lie within it;
-    /// [`ErrorKind::Io`] when the host fails: each 512 bytes of the range are then as before or as
-    /// written; [`ErrorKind::Poisoned`] after certain failures, see
+    /// [`ErrorKind::ReadOnly`] if the disk is open for reading only, or its type does not implement this
+    /// call; [`ErrorKind::InvalidInput`] if the range does not lie within the disk;
+    /// [`ErrorKind::Io`] if the host fails: each 512 bytes of the range then hold either the old or the new
+    /// data; [`ErrorKind::Poisoned`] after certain failures, see
     /// [`VhdxFile`](crate::VhdxFile#after-a-failure).
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let _ = (buf, offset);
         Err(read_only())
     }
 
-    /// Writes the buffers one after the other to the bytes at `offset`.
+    /// Writes several buffers in order at `offset`.
     ///
     /// # Errors
-    /// As [`write_at`](Self::write_at); what was written before the failure stays written.
+    /// As for [`write_at`](Self::write_at); data written before the failure stays written.
     fn write_vectored_at(&self, bufs: &[IoSlice<'_>], mut offset: u64) -> Result<()> {
         let (mut rest, mut together) = (bufs, Vec::new());
         while let Some(first) = rest.first() {
@@ -79,7 +79,7 @@ pub trait Disk: Send + Sync {
                 sum <= TOGETHER
             });
             let count = small.count();
-            // To copy small ones costs less than to write each by itself.
+            // Copying small buffers costs less than writing each separately.
             let now: &[u8] = if count > 1 {
                 together.clear();
                 rest[..count].iter().for_each(|buf| together.extend_from_slice(buf));
@@ -94,45 +94,45 @@ pub trait Disk: Send + Sync {
         Ok(())
     }
 
-    /// Makes a range read as zeros. In a differencing disk the parent never shows through it.
+    /// Zeros a range. In a differencing disk, the parent does not show through it.
     ///
     /// # Errors
-    /// As [`write_at`](Self::write_at).
+    /// As for [`write_at`](Self::write_at).
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
         let _ = (range, how);
         Err(read_only())
     }
 
-    /// Says that a range is not needed any more: it reads as zeros from then on, and whole blocks give
-    /// up their space where the kind of disk allows.
+    /// Discards a range that is no longer needed: it reads as zeros, and whole blocks are freed
+    /// if the kind of disk allows it.
     ///
     /// # Errors
-    /// As [`write_at`](Self::write_at).
+    /// As for [`write_at`](Self::write_at).
     fn discard(&self, range: Range<u64>) -> Result<()> {
         self.write_zeroes(range, Zeroing::MayUnmap)
     }
 
-    /// Makes every write that returned before this call durable.
+    /// Makes all writes durable that returned before this call.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the host cannot; whether those writes survive is then open, and an image
-    /// takes no more of them: [`ErrorKind::Poisoned`], see
+    /// [`ErrorKind::Io`] if the host fails. It is then unknown whether those writes are durable, and an image
+    /// refuses further writes with [`ErrorKind::Poisoned`], see
     /// [`VhdxFile`](crate::VhdxFile#after-a-failure).
     fn flush(&self) -> Result<()> {
         Ok(())
     }
 
-    /// The extent that `range` starts with, cut at the range's end; `None` for an empty range.
+    /// Returns the first extent of `range`, limited to the range; `None` for an empty range.
     ///
-    /// The bytes of one extent share one source, and lie in one piece where that is a file. Two
-    /// neighbouring extents may still continue each other: [`DiskExt::extents`](crate::DiskExt::extents) joins those.
+    /// The bytes of an extent share one source, and are contiguous if that is a file. Two
+    /// neighbouring extents may continue each other: [`DiskExt::extents`](crate::DiskExt::extents) joins them.
     ///
     /// # Errors
-    /// As [`read_at`](Self::read_at), and [`ErrorKind::LogOverlay`] where bytes of a pending log lie
-    /// over the payload.
+    /// As for [`read_at`](Self::read_at), and [`ErrorKind::LogOverlay`] if bytes of a pending log replace
+    /// the payload.
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>>;
 
-    /// The files that the bytes come from, first the one that writes go to, as far as the host tells files apart.
+    /// The files that supply the disk, the one that receives writes first, if the host can identify files.
     fn files(&self) -> Vec<FileId> {
         Vec::new()
     }
@@ -177,15 +177,15 @@ macro_rules! forward_disk {
 
 forward_disk!(&D, Box<D>, std::sync::Arc<D>);
 
-/// Size and sector sizes of a disk, in bytes.
+/// The size and the sector sizes of a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Geometry {
     /// Size of the virtual disk.
     pub size: u64,
-    /// The unit in which a machine addresses the disk: 512 or 4096.
+    /// The unit in which the disk is addressed: 512 or 4096.
     pub logical_sector: u32,
-    /// The unit that the disk claims to write at once: 512 or 4096.
+    /// The unit in which the disk claims to write: 512 or 4096.
     pub physical_sector: u32,
 }
 
@@ -196,46 +196,46 @@ impl Geometry {
     }
 }
 
-/// Whether bytes that become zeros may give up their space.
+/// Whether zeroed bytes may lose their space in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Zeroing {
-    /// Whole blocks may lose their space in the file.
+    /// Whole blocks may lose their space.
     MayUnmap,
-    /// What has space in the file keeps it, so that writing there again cannot run out of it.
+    /// Allocated blocks keep their space, so that later writes to them cannot run out of it.
     KeepSpace,
 }
 
-/// A run of virtual bytes with one source.
+/// A range of the disk with one source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// The virtual bytes.
+    /// The range of the disk.
     pub range: Range<u64>,
-    /// What supplies them.
+    /// The source of its bytes.
     pub source: Source,
 }
 
-/// What supplies the bytes of an [`Extent`]. A `match` names every variant: a missed one would be
-/// data silently lost.
+/// The source of the bytes of an [`Extent`]. Exhaustive on purpose: a missed variant would silently lose
+/// data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The file of `layer`, from `at` on.
     Data {
         /// The layer whose file holds the bytes.
         layer: LayerId,
-        /// Where the first of them lies in that file.
+        /// The file offset of the first byte.
         at: FileOffset,
     },
-    /// Zeros, decided by `layer`, or by none where the search ended past a layer's end.
+    /// Zeros, as determined by `layer`, or by no layer if the search ended beyond a layer's end.
     Zero {
-        /// The layer that says zero.
+        /// The layer that determines the zeros.
         layer: Option<LayerId>,
     },
-    /// Whatever the parent has: only ever said by a differencing image that is looked at alone.
+    /// The parent's data. Occurs only if a differencing image is examined without its parent.
     Parent,
 }
 
-/// Names a layer as long as the process lives. It is not a position in the chain and never reused.
+/// Identifies a layer for the lifetime of the process. It is not a position in the chain and is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LayerId(u64);
 
@@ -290,7 +290,7 @@ impl<'a, D: Disk + ?Sized> Extents<'a, D> {
                     self.ahead = next;
                     return Ok(Some(extent));
                 }
-                // What was found comes first; the error is met again at the next call.
+                // The extent is returned first; the next call meets the error again.
                 Err(_) => return Ok(Some(extent)),
             }
         }
@@ -311,7 +311,7 @@ impl<D: Disk + ?Sized> Iterator for Extents<'_, D> {
 }
 
 impl Extent {
-    /// Whether `next`, which starts where this one ends, has the same source and goes on in it.
+    /// Whether `next`, which starts where this extent ends, continues the same source.
     fn continues_in(&self, next: &Self) -> bool {
         let len = self.range.end - self.range.start;
         match (self.source, next.source) {

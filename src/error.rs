@@ -1,4 +1,4 @@
-//! The one error type: what went wrong, in which file, where in it, what stood there and what should have.
+//! The error type of the crate: what went wrong, in which file, where, and what was found and expected there.
 
 use std::fmt;
 use std::io;
@@ -7,71 +7,71 @@ use std::path::Path;
 /// The result of the crate's fallible calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why a call failed.
+/// The reason why a call failed.
 ///
-/// Match on [`kind`](Self::kind) for what to do next and on [`code`](Self::code) for the exact
-/// finding. Where bytes of an image are at fault, [`file`](Self::file), [`offset`](Self::offset),
-/// [`found`](Self::found), [`expected`](Self::expected) and [`section`](Self::section) say where to
-/// look and which rule of \[MS-VHDX\] was broken. [`std::error::Error::source`] is the host's own error,
-/// where there is one; it is not part of the displayed text.
+/// Match on [`kind`](Self::kind) to decide what to do, and on [`code`](Self::code) for the exact
+/// problem. If bytes of an image are at fault, [`file`](Self::file), [`offset`](Self::offset),
+/// [`found`](Self::found), [`expected`](Self::expected) and [`section`](Self::section) say where they are
+/// and which rule of \[MS-VHDX\] they break. [`std::error::Error::source`] is the host's own error,
+/// if there is one; it is not part of the displayed text.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(Box<Repr>);
 
-/// What sort of failure an [`Error`] is.
+/// The category of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The host could not read, write or open a file.
     Io,
-    /// The file is no VHDX file: its first bytes are not `vhdxfile`.
+    /// The file is not a VHDX file: its first bytes are not `vhdxfile`.
     NotVhdx,
     /// The image breaks a rule of the format.
     Damaged,
-    /// The image follows the format but asks for something this crate does not know.
+    /// The image follows the format but uses a feature that this crate does not support.
     Unsupported,
-    /// The header names a log that holds no valid entry: the writer stopped between the two.
-    /// Nothing of that log was applied yet.
+    /// The header refers to a log that holds no valid entry: the writer stopped before it wrote one.
+    /// No changes of that log were applied.
     LogWithoutEntries,
-    /// The log holds changes, and the caller asked to refuse such images.
+    /// The log is pending, and the caller asked to refuse such images.
     LogPending,
-    /// Bytes of a pending log lie over the payload, so no place in the file answers for the range.
+    /// Bytes of a pending log replace the payload, so that the range is stored at no place in the file.
     LogOverlay,
-    /// A differencing image was read alone where only its parent has the bytes.
+    /// A differencing image was read without its parent, which holds the bytes.
     ParentRequired,
-    /// No file was found where the parent should be.
+    /// No file was found in the places where the parent may be.
     ParentMissing,
-    /// Files were found where the parent should be, but none with the recorded identity.
+    /// Files were found in the places where the parent may be, but none has the recorded identity.
     ParentMismatch,
-    /// The parent lies where the caller's policy does not allow it.
+    /// The parent lies outside the places that the caller's policy allows.
     ParentDenied,
-    /// Another program has the file open in a way that does not admit this use.
+    /// Another program has the file open in a conflicting way.
     InUse,
-    /// An earlier flush or write of metadata failed and left open what the file holds: nothing more is
-    /// written, and it must be opened again. See [`VhdxFile`](crate::VhdxFile#after-a-failure).
+    /// An earlier flush or metadata write failed, so that the contents of the file are uncertain. Nothing more is
+    /// written; the image must be reopened. See [`VhdxFile`](crate::VhdxFile#after-a-failure).
     Poisoned,
-    /// The image to be changed has a child, which the change would cut off.
+    /// The image to be changed has children, which the change would cut off.
     HasChildren,
-    /// A link to another parent was refused, for nothing shows that the disk stays what it is.
+    /// A link to another parent was refused because nothing proves that the disk would stay the same.
     Unproven,
-    /// A child whose content was merged into its parent was opened by itself: the parent has it all by now, and
-    /// may have newer bytes.
+    /// The image was merged into its parent, which holds all its data and possibly newer data, and was opened on its
+    /// own.
     Merged,
-    /// A child is being merged into the image that was opened by itself: until that is completed it holds neither
-    /// the old point in time nor the new one.
+    /// The image is the target of an unfinished merge and was opened on its own: until the merge is completed, it holds
+    /// neither the old point in time nor the new one.
     Unfinished,
-    /// An operation would need more space than there is. Nothing was written.
+    /// The operation needs more space than there is. Nothing was written.
     NoSpace,
-    /// An operation would lose data, which nobody consented to. Nothing was written.
+    /// The operation would lose data without consent. Nothing was written.
     WouldLose,
-    /// A change was asked of something that is open for reading only.
+    /// A change was requested through a read-only handle.
     ReadOnly,
-    /// The range or argument given lies outside what the disk or the call allows.
+    /// The given range or argument is outside what the disk or the call allows.
     InvalidInput,
-    /// The callback of an operation asked it to stop, or the flag of an open.
+    /// The callback of an operation asked it to stop, or the cancel flag of an open was set.
     Cancelled,
-    /// A limit was reached: the depth of a chain, the files a process may open, or the changes of a
-    /// log that are kept in memory.
+    /// A limit was reached: the depth of a chain, the open files of the process, or the changes in a
+    /// log that fit in memory.
     Limit,
 }
 
@@ -91,7 +91,7 @@ struct Repr {
 }
 
 impl Error {
-    /// What sort of failure this is.
+    /// The category of the failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
@@ -101,22 +101,22 @@ impl Error {
         self.0.code
     }
 
-    /// What went wrong, without the place and the values.
+    /// What went wrong, without location and values.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// The file concerned, by the name it was opened under.
+    /// The file concerned, as it was named when it was opened.
     pub fn file(&self) -> Option<&str> {
         self.0.file.as_deref()
     }
 
-    /// The image whose parent the file is, or lies in the place of, where that is why it was looked at.
+    /// The image that looked for the file as its parent, if that is why the file was examined.
     pub fn child(&self) -> Option<&str> {
         self.0.child.as_deref()
     }
 
-    /// The place in the file, in bytes from its start.
+    /// The offset in the file, in bytes.
     pub fn offset(&self) -> Option<u64> {
         self.0.offset
     }
@@ -131,7 +131,7 @@ impl Error {
         self.0.expected.as_deref()
     }
 
-    /// The section of \[MS-VHDX\] that has the rule, such as `2.2.2`.
+    /// The section of \[MS-VHDX\] with the rule, such as `2.2.2`.
     pub fn section(&self) -> Option<&'static str> {
         self.0.section
     }
@@ -151,7 +151,7 @@ impl Error {
         }))
     }
 
-    /// The image breaks the rule of `section` at `offset`.
+    /// An image that breaks the rule of `section` at `offset`.
     pub(crate) fn damaged(
         code: &'static str,
         section: &'static str,
@@ -161,8 +161,8 @@ impl Error {
         Self::new(ErrorKind::Damaged, code, message).with_section(section).at(offset)
     }
 
-    /// The host failed; `message` says at what. Where locks keep others from a file's bytes, that is no failure of
-    /// the host's.
+    /// A failure of the host at what `message` says. If another process's lock blocks the file, the kind is
+    /// [`ErrorKind::InUse`].
     pub(crate) fn io(code: &'static str, message: impl Into<String>, source: io::Error) -> Self {
         let kind = match source.kind() {
             io::ErrorKind::ResourceBusy => ErrorKind::InUse,
@@ -189,24 +189,24 @@ impl Error {
         self
     }
 
-    /// That whoever was asked whether to go on said no.
+    /// The caller asked to stop.
     pub(crate) fn cancelled() -> Self {
         Self::new(ErrorKind::Cancelled, "op.cancelled", "stopped as asked")
     }
 
-    /// With another message.
+    /// Replaces the message.
     pub(crate) fn with_message(mut self, message: impl Into<String>) -> Self {
         self.0.message = message.into();
         self
     }
 
-    /// Names the image whose parent the file is, or should be.
+    /// Names the image that looked for the file as its parent.
     pub(crate) fn of_parent_of(mut self, child: &str) -> Self {
         self.0.child = Some(child.to_owned());
         self
     }
 
-    /// Without a word of what was found, for the file may be a stranger's.
+    /// Hides what was found, because the file may belong to somebody else.
     pub(crate) fn without_found(self) -> Self {
         if self.0.found.is_some() { self.with_found("something else") } else { self }
     }
@@ -227,9 +227,9 @@ impl Error {
         self
     }
 
-    /// Names the limit where the host's refusal is one: descriptors run out in deep chains.
+    /// Names the limit if the host ran out of one: deep chains need many file descriptors.
     pub(crate) fn limits_named(self) -> Self {
-        // EMFILE and ENFILE; Windows has no such limit worth the name.
+        // EMFILE and ENFILE; Windows has no comparable limit.
         let code = self.0.source.as_ref().and_then(io::Error::raw_os_error);
         if cfg!(unix) && matches!(code, Some(23 | 24)) {
             return self
@@ -240,7 +240,7 @@ impl Error {
         self
     }
 
-    /// The same finding for a second caller; without the host's own error, which cannot be copied.
+    /// Copies the error for another caller, without the host's own error, which cannot be copied.
     pub(crate) fn same_again(&self) -> Self {
         let Repr {
             kind,

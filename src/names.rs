@@ -1,4 +1,4 @@
-//! Paths as images record them, read on this machine.
+//! Resolves and creates paths in the form in which images record them.
 
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
@@ -7,15 +7,15 @@ use std::sync::Arc;
 use crate::mutants::planted;
 use crate::storage::{Host, is_temporary_name};
 
-/// Names that may match one recorded path when case is ignored; more are not looked at.
+/// How many case-insensitive matches of a recorded path are considered.
 const MAX_MATCHES: usize = 64;
 
-/// The names in a folder by how they read without case.
+/// The paths in a folder by their case-folded names.
 pub(crate) type Listing = HashMap<String, Vec<PathBuf>>;
 
-/// Where recorded names are looked up.
+/// Looks up recorded names.
 pub(crate) trait Look {
-    /// Whether something has this very name, or none of its likes is to be looked for.
+    /// Whether the path exists as it is, or no case-insensitive match should be searched for.
     fn is_settled(&self, path: &Path) -> bool;
 
     fn listing(&self, folder: &Path) -> Arc<Listing>;
@@ -31,7 +31,7 @@ impl Look for &dyn Host {
     }
 }
 
-/// Where a path that was recorded as one from a folder leads.
+/// Returns the places to which a path recorded relative to `folder` may lead.
 pub(crate) fn from_folder(look: &dyn Look, folder: &Path, path: &str) -> Vec<PathBuf> {
     match rooted(path) {
         Some(rooted) => vec![rooted],
@@ -39,8 +39,8 @@ pub(crate) fn from_folder(look: &dyn Look, folder: &Path, path: &str) -> Vec<Pat
     }
 }
 
-/// The path of `names` below `base`, with a case-insensitive match for each name that is not there
-/// exactly. Where nothing matches, the path as it was asked for, so that errors can name it.
+/// Resolves `names` below `base`, matching names without regard to case if they do not exist exactly.
+/// If nothing matches, returns the exact path, so that errors can name it.
 pub(crate) fn matches(look: &dyn Look, base: &Path, names: &[String]) -> Vec<PathBuf> {
     let exact = names.iter().fold(base.to_path_buf(), |path, name| path.join(name));
     if look.is_settled(&exact) {
@@ -63,7 +63,7 @@ fn matches_in(look: &dyn Look, folder: &Path, name: &str) -> Vec<PathBuf> {
     look.listing(folder).get(&without_case(name)).cloned().unwrap_or_default()
 }
 
-/// The names in a folder, those of files that are not complete left out.
+/// Lists a folder by name, without temporary files.
 pub(crate) fn list(host: &dyn Host, folder: &Path) -> Listing {
     let mut listing = Listing::new();
     for path in files_of(host, folder) {
@@ -74,7 +74,7 @@ pub(crate) fn list(host: &dyn Host, folder: &Path) -> Listing {
     listing
 }
 
-/// The same as paths, in order.
+/// Lists the paths in a folder in order, without temporary files.
 pub(crate) fn files_of(host: &dyn Host, folder: &Path) -> Vec<PathBuf> {
     let mut places = host.list(folder).unwrap_or_default();
     places.retain(|place| !is_temporary_name(place) || planted("temporary-file-taken-for-parent"));
@@ -82,7 +82,7 @@ pub(crate) fn files_of(host: &dyn Host, folder: &Path) -> Vec<PathBuf> {
     places
 }
 
-/// The names of a Windows path: `\\?\D:\vm\a.vhdx` and `d:/vm/./a.vhdx` are `D:`, `vm`, `a.vhdx`.
+/// Splits a Windows path: `\\?\D:\vm\a.vhdx` and `d:/vm/./a.vhdx` become `D:`, `vm`, `a.vhdx`.
 pub(crate) fn parts(path: &str) -> Vec<String> {
     let path = match path.strip_prefix(r"\\?\") {
         Some(path) => path.strip_prefix(r"UNC\").unwrap_or(path),
@@ -96,7 +96,7 @@ pub(crate) fn file_name(path: &str) -> Option<&str> {
     path.rsplit(['\\', '/']).next().filter(|name| !matches!(*name, "" | "." | ".."))
 }
 
-/// A path of this machine's own form, as writers that are not Windows leave it.
+/// Returns an absolute Unix path as such; some writers other than Windows record these.
 pub(crate) fn rooted(path: &str) -> Option<PathBuf> {
     (cfg!(unix) && path.starts_with('/')).then(|| PathBuf::from(path))
 }
@@ -105,17 +105,17 @@ pub(crate) fn same_name(a: &str, b: &str) -> bool {
     a == b || without_case(a) == without_case(b)
 }
 
-/// Case as Windows sees it, near enough: it compares upper-case forms of single letters.
+/// Folds case approximately as Windows does, which compares upper-case forms of single characters.
 fn without_case(name: &str) -> String {
     name.chars().flat_map(char::to_uppercase).collect()
 }
 
-/// The path of `target` from `folder`, both without links and dots, as Windows writes it.
+/// Returns the path from `folder` to `target` in Windows form. Both must be free of links and dots.
 pub(crate) fn relative(folder: &Path, target: &Path) -> Option<String> {
     let from: Vec<Component<'_>> = folder.components().collect();
     let to: Vec<Component<'_>> = target.components().collect();
     let shared = shared(folder, target);
-    // Another drive or share cannot be reached by a relative path.
+    // A relative path cannot lead to another drive or share.
     if shared == 0 {
         return None;
     }
@@ -130,8 +130,8 @@ pub(crate) fn relative(folder: &Path, target: &Path) -> Option<String> {
     Some(names.join("\\"))
 }
 
-/// The first name on the way from `folder` to `target`, as a path, that no recorded path can have on this machine, and
-/// why.
+/// Returns the first component on the way from `folder` to `target` that cannot be recorded on this machine, and
+/// the reason.
 pub(crate) fn unfit<'a>(folder: &Path, target: &'a Path) -> Option<(&'a Path, &'static str)> {
     let depth = shared(folder, target);
     let mut below: Vec<&Path> = target.ancestors().collect();
@@ -140,10 +140,10 @@ pub(crate) fn unfit<'a>(folder: &Path, target: &'a Path) -> Option<(&'a Path, &'
         let why = match place.file_name()?.to_str() {
             None => "a name that is not valid UTF-8",
             Some(name) if name.contains('\\') => {
-                r"a \ in the name, which parts folders where paths are recorded"
+                r"a \ in the name, which separates folders in recorded paths"
             }
             Some(name) if name.contains(':') => {
-                "a : in the name, which follows drives where paths are recorded"
+                "a : in the name, which marks drives in recorded paths"
             }
             Some(_) => return None,
         };
@@ -151,7 +151,7 @@ pub(crate) fn unfit<'a>(folder: &Path, target: &'a Path) -> Option<(&'a Path, &'
     })
 }
 
-/// How many names two paths start with alike.
+/// Counts the leading components that two paths have in common.
 fn shared(a: &Path, b: &Path) -> usize {
     a.components().zip(b.components()).take_while(|(a, b)| a == b).count()
 }

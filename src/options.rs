@@ -1,4 +1,4 @@
-//! How images and chains are opened.
+//! Options for opening images and chains.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::storage::{Access, Host, LocalHost, Storage};
 use crate::tables::Budget;
 use crate::write::ChildSearch;
 
-/// How to open an image or a chain: for reading unless told otherwise.
+/// Options for opening an image or a chain. The default is read-only.
 ///
 /// ```no_run
 /// use avhdx::{LogPolicy, OpenOptions, PathSource};
@@ -35,7 +35,7 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// The defaults: shared locks, logs replayed in memory, identities verified, parents found by
+    /// Creates the defaults: shared locks, logs replayed in memory, identities verified, parents found by
     /// their recorded paths.
     pub fn new() -> Self {
         Self {
@@ -48,85 +48,85 @@ impl OpenOptions {
         }
     }
 
-    /// Whether the image, or the tip of the chain, is opened for writing too; parents never are. A log
-    /// that is not empty is then replayed to the file. First its tables are gone over, all of them, as before the first
-    /// change of any image: one that would refuse to be changed is not opened, and its file stays as it is. Opening an
-    /// image without a log costs nothing that grows with the disk. What holds when the host fails while it is
-    /// written is said at [`VhdxFile`](crate::VhdxFile#after-a-failure).
+    /// Whether to open the image, or the tip of the chain, for writing too; parents are always opened read-only. A
+    /// pending log is then replayed to the file. Before that, all tables are checked, as before the first
+    /// change of any image: an image that would refuse changes is not opened, and its file is not touched. Opening an
+    /// image without a pending log takes no time that grows with the disk. For failures of the host during
+    /// writes, see [`VhdxFile`](crate::VhdxFile#after-a-failure).
     pub fn writable(mut self, yes: bool) -> Self {
         self.image.writable = yes;
         self
     }
 
-    /// Has a pending log wait for the [replay](image::Core::replay) of whoever opens the image for writing.
+    /// Leaves a pending log for a later [replay](image::Core::replay).
     pub(crate) fn replay_later(mut self) -> Self {
         self.image.replay_later = true;
         self
     }
 
-    /// Whether an image may be opened for writing although children of it are found, which a write cuts
-    /// off: they know their parent by an identity that changes with it. Without this consent such an
+    /// Whether to open an image for writing although it has children, which a write cuts
+    /// off: they identify their parent by an identity that changes with its contents. Without this consent such an
     /// image is refused with [`ErrorKind::HasChildren`](crate::ErrorKind::HasChildren).
     pub fn orphan_children(mut self, yes: bool) -> Self {
         self.orphan_children = yes;
         self
     }
 
-    /// A folder to look for children in, beside that of the image itself, before it is opened for
-    /// writing. Each call adds one. One that cannot be listed is an error; what cannot be looked at in the
-    /// image's own folder is warned of.
+    /// Adds a folder to search for children before the image is opened for writing, besides the image's own
+    /// folder. A folder given here must be readable; what cannot be read in the image's own folder is
+    /// only a warning.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
         self
     }
 
-    /// A flag that another thread sets to have an open for writing stop in the middle of replaying a log, which
-    /// may take long where it zeros much: the open then fails with
-    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) soon after. The file then reads as before, its log
-    /// is still there, and the next open replays it from the start.
+    /// Sets a flag by which another thread can stop an open for writing while it replays a log, which
+    /// may take long if it zeros much. The open then fails with
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) soon after; the disk reads as before, and the next
+    /// open replays the log from the start.
     pub fn cancel(mut self, flag: Arc<AtomicBool>) -> Self {
         self.image.cancel = Some(flag);
         self
     }
 
-    /// How files are locked.
+    /// Sets how files are locked.
     pub fn lock(mut self, lock: Lock) -> Self {
         self.image.lock = lock;
         self
     }
 
-    /// What to do about a log that is not empty.
+    /// Sets how a pending log is handled.
     pub fn log(mut self, policy: LogPolicy) -> Self {
         self.image.log = policy;
         self
     }
 
-    /// Whether parents must have the recorded identity.
+    /// Sets whether parents must have the recorded identity.
     pub fn linkage(mut self, linkage: Linkage) -> Self {
         self.chain.linkage = linkage;
         self
     }
 
-    /// The memory for tables, shared with whoever was given a clone of it.
+    /// Sets the memory budget for tables, which all holders of a clone share.
     pub fn budget(mut self, shared: Budget) -> Self {
         self.image.budget = shared;
         self
     }
 
-    /// Where parents come from. By default a [`PathSource`] over the host.
+    /// Sets where parents come from. The default is a [`PathSource`] over the host.
     pub fn parents(mut self, source: impl ParentSource + 'static) -> Self {
         self.parents = Some(Arc::new(source));
         self
     }
 
-    /// Layers that a chain may have, 256 unless told otherwise.
+    /// Sets how many layers a chain may have. The default is 256.
     pub fn max_depth(mut self, layers: usize) -> Self {
         self.chain.max_depth = layers;
         self
     }
 
-    /// Whether a chain may be opened by an image that a merge left as no point in time: a child whose contents are
-    /// all in its parent by now, or a parent that holds a mixture until the merge is completed. Otherwise these
+    /// Whether a chain may be opened at an image that an unfinished merge left without a point in time of its own: a
+    /// child whose data is completely in its parent, or a parent that holds a mixture. Without this, they
     /// are refused with [`ErrorKind::Merged`](crate::ErrorKind::Merged) and
     /// [`ErrorKind::Unfinished`](crate::ErrorKind::Unfinished). For resuming merges and for forensics.
     pub fn unfinished(mut self, yes: bool) -> Self {
@@ -134,8 +134,8 @@ impl OpenOptions {
         self
     }
 
-    /// The host that paths given to [`open`](Self::open) and [`open_image`](Self::open_image) lie on:
-    /// this machine unless told otherwise.
+    /// Sets the host of the paths given to [`open`](Self::open) and [`open_image`](Self::open_image). The
+    /// default is this machine.
     pub fn host(mut self, host: Arc<dyn Host>) -> Self {
         self.host = host;
         self
@@ -144,7 +144,7 @@ impl OpenOptions {
     /// Opens the image at `path` with all its parents.
     ///
     /// # Errors
-    /// As [`open_image`](Self::open_image) for each layer, and as [`open_chain`](Self::open_chain).
+    /// As for [`open_image`](Self::open_image) for each layer, and for [`open_chain`](Self::open_chain).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<DiffChain> {
         if self.image.writable {
             self.refuse_before_replay(path.as_ref())?;
@@ -152,9 +152,9 @@ impl OpenOptions {
         self.open_chain(self.open_image(path)?)
     }
 
-    /// Refuses a chain that cannot be opened before the log of its tip is replayed to the file.
+    /// Refuses a chain that cannot be opened, before the log of its tip is replayed to the file.
     fn refuse_before_replay(&self, path: &Path) -> Result<()> {
-        // Whoever opens it for writing says what is wrong with the tip itself.
+        // Faults of the tip itself are reported by the open for writing.
         let Ok(storage) = self.host.open(path, Access::Read) else { return Ok(()) };
         let is_pending = names_log(storage.as_ref()).map_err(|error| error.in_file(storage.name()));
         if !is_pending? {
@@ -168,11 +168,11 @@ impl OpenOptions {
         }
     }
 
-    /// Opens the image at `path` alone.
+    /// Opens the image at `path` without its parents.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host cannot open it,
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the host cannot open it,
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as for
     /// [`open_file`](Self::open_file).
     pub fn open_image(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
         let path = path.as_ref();
@@ -184,16 +184,16 @@ impl OpenOptions {
         self.open_file(storage)
     }
 
-    /// Opens the image in `storage` alone.
+    /// Opens the image in `storage` without its parents.
     ///
     /// # Errors
     /// [`NotVhdx`](crate::ErrorKind::NotVhdx), [`Damaged`](crate::ErrorKind::Damaged) or
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) for what the file is;
-    /// [`Damaged`](crate::ErrorKind::Damaged) also for what its tables claim, where it is opened for writing and its log
-    /// is pending;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) depending on the contents of the file;
+    /// [`Damaged`](crate::ErrorKind::Damaged) also for faults of the tables if it is opened for writing and its
+    /// log is pending;
     /// [`LogWithoutEntries`](crate::ErrorKind::LogWithoutEntries) and
     /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse);
-    /// [`HasChildren`](crate::ErrorKind::HasChildren) when opened for writing.
+    /// [`HasChildren`](crate::ErrorKind::HasChildren) if it is opened for writing.
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
         let any_locator = self.chain.linkage == Linkage::Ignore && !self.image.writable;
         let policy =
@@ -201,13 +201,13 @@ impl OpenOptions {
         image::Core::from_storage(storage, &policy).map(VhdxFile::own)
     }
 
-    /// Looks whether a file may be replaced or removed, and says what could not be looked at: an image that others
-    /// have for their parent is needed by them. They are looked for as before a [write](Self::writable).
+    /// Checks that no image needs `file` as its parent, so that it can be replaced or removed. Children are searched for
+    /// as before a [write](Self::writable); places that cannot be read are returned as warnings.
     ///
     /// # Errors
-    /// [`HasChildren`](crate::ErrorKind::HasChildren) unless consent was given to
-    /// [orphan](Self::orphan_children) them; [`Io`](crate::ErrorKind::Io) when the file or a folder that was asked
-    /// for cannot be read.
+    /// [`HasChildren`](crate::ErrorKind::HasChildren), unless the options consent to
+    /// [orphaning](Self::orphan_children) them; [`Io`](crate::ErrorKind::Io) if the file or a folder given to
+    /// [`children_in`](Self::children_in) cannot be read.
     pub fn check_childless(&self, file: &dyn Storage) -> Result<Vec<Warning>> {
         self.child_search().refuse_loss(file)
     }
@@ -217,9 +217,9 @@ impl OpenOptions {
     /// # Errors
     /// [`ParentMissing`](crate::ErrorKind::ParentMissing),
     /// [`ParentMismatch`](crate::ErrorKind::ParentMismatch) and
-    /// [`ParentDenied`](crate::ErrorKind::ParentDenied) when a parent cannot be had;
-    /// [`Damaged`](crate::ErrorKind::Damaged) when the chain is a loop or its layers do not fit each
-    /// other; [`Limit`](crate::ErrorKind::Limit) when it is deeper than allowed.
+    /// [`ParentDenied`](crate::ErrorKind::ParentDenied) if a parent cannot be found or used;
+    /// [`Damaged`](crate::ErrorKind::Damaged) if the chain is a loop or its layers do not fit together;
+    /// [`Limit`](crate::ErrorKind::Limit) if it is deeper than allowed.
     pub fn open_chain(&self, tip: VhdxFile) -> Result<DiffChain> {
         let opened = Opened {
             host: Arc::clone(&self.host),
@@ -229,8 +229,8 @@ impl OpenOptions {
         DiffChain::assemble(tip, &self.chain, self.source().as_ref(), opened)
     }
 
-    /// Finds and opens the parents of `tip` as far as that goes, for looking at a broken chain. The
-    /// images stand alone: reading what one does not hold is an error, never zeros.
+    /// Finds and opens the parents of `tip` as far as possible, to examine a broken chain. The
+    /// images are not connected: reading what one does not hold is an error, never zeros.
     pub fn follow(&self, tip: VhdxFile) -> Followed {
         Followed::follow(tip, &self.chain, &self.image, self.source().as_ref())
     }

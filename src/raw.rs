@@ -1,4 +1,4 @@
-//! A disk without a format: a file whose bytes are the disk's.
+//! Disks without a format, stored as plain bytes in a file.
 
 use std::io;
 use std::ops::Range;
@@ -9,12 +9,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, Storage, length_of};
 use crate::types::{FileOffset, MIB};
 
-/// A raw image: byte `n` of the file is byte `n` of the disk. Its size does not change. Holes in the file
-/// are extents of zeros, where the host tells of them, and a discard makes them where the host can. Opened for
-/// writing it takes writes, zeros and discards, which fail with [`ErrorKind::ReadOnly`] otherwise.
+/// A raw image: byte `n` of the file is byte `n` of the disk. Its size is fixed. Holes in the file
+/// are extents of zeros if the host reports them, and a discard creates holes if the host can. Changes
+/// fail with [`ErrorKind::ReadOnly`] unless the file is open for writing.
 ///
-/// Only ever made when asked for: a guest can write the header of any format into its own disk, so
-/// that guessing the format of a raw image is not safe.
+/// Use it only if the user asked for a raw disk. Guessing is unsafe: a guest can write the header of any format to
+/// its own disk.
 #[derive(Debug)]
 pub struct RawDisk {
     id: LayerId,
@@ -23,16 +23,16 @@ pub struct RawDisk {
 }
 
 impl RawDisk {
-    /// The disk in `storage`, with sectors of 512 bytes.
+    /// Opens the disk in `storage`, with sectors of 512 bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the length cannot be told.
+    /// [`ErrorKind::Io`] if the length of the file cannot be determined.
     pub fn new(storage: Arc<dyn Storage>) -> Result<Self> {
         let size = length_of(storage.as_ref()).map_err(|error| error.in_file(storage.name()))?;
         Ok(Self { id: LayerId::next(), storage, size })
     }
 
-    /// Writes zeros over bytes that keep their space.
+    /// Writes zeros to a range, keeping its space.
     fn write_zeros(&self, range: Range<u64>) -> Result<()> {
         let zeros = vec![0; (range.end - range.start).min(MIB) as usize];
         let mut at = range.start;
@@ -48,7 +48,7 @@ impl RawDisk {
         Error::io(code, message, error).in_file(self.storage.name()).at(at)
     }
 
-    /// The same of a change, which a file that is open for reading refuses.
+    /// The same for changes, which a read-only file refuses.
     fn not_changed(&self, code: &'static str, message: String, at: u64, error: io::Error) -> Error {
         let is_read_only = error.kind() == io::ErrorKind::PermissionDenied;
         let error = self.io(code, message, at, error);
@@ -84,7 +84,7 @@ impl Disk for RawDisk {
         })
     }
 
-    /// Punches holes into the file where bytes may lose their space and the host can do that, and writes zeros
+    /// Punches holes into the file if bytes may lose their space and the host supports it, and writes zeros
     /// otherwise.
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
         let len = range.end.saturating_sub(range.start);
@@ -94,7 +94,7 @@ impl Disk for RawDisk {
         }
         if how == Zeroing::MayUnmap {
             let punched = self.storage.punch(range.clone()).map_err(|error| {
-                let message = format!("cannot give the space of {len} bytes back to the host");
+                let message = format!("cannot return the space of {len} bytes to the host");
                 self.not_changed("raw.punch", message, range.start, error)
             })?;
             if punched {
@@ -116,13 +116,13 @@ impl Disk for RawDisk {
             return Ok(None);
         }
         let data = self.storage.next_data(range.start).map_err(|error| {
-            self.io("raw.extents", "cannot tell data from holes".into(), range.start, error)
+            self.io("raw.extents", "cannot tell holes from data".into(), range.start, error)
         })?;
         let zero = Source::Zero { layer: Some(self.id) };
         let (end, source) = match data {
             None => (range.end, zero),
             Some(data) if data.start > range.start => (data.start, zero),
-            // Data never ends where it starts, not even while holes are punched.
+            // A concurrent punch can make the data end before it starts: return at least one byte.
             Some(data) => (
                 data.end.max(range.start + 1),
                 Source::Data { layer: self.id, at: FileOffset::new(range.start) },

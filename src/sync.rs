@@ -1,5 +1,5 @@
-//! Locks and counters of the small pieces whose threads `loom` tries in every order (`--cfg loom`); those
-//! of the standard library otherwise.
+//! Synchronization primitives: those of `loom` under `--cfg loom`, which tries all thread interleavings of small
+//! parts, and those of the standard library otherwise.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{

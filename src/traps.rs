@@ -1,33 +1,33 @@
-//! Recorded paths that lead where no image may send its reader: to another drive or machine, to a device, into a stream
-//! beside a file. On some systems it takes no more than to look for such a name to hand out the user's credentials.
+//! Detects recorded paths that must not be followed: to another drive or machine, to a device, or into a stream
+//! of a file. On some systems, merely looking up such a name can reveal the user's credentials.
 
 use std::io;
 
 use crate::error::Error;
 
-/// Whether a path says itself where it starts: on a drive (`D:`), on another machine (`\\server`), at a device.
+/// Whether a path states its own root: a drive (`D:`), another machine (`\\server`) or a device.
 pub(crate) fn is_absolute(path: &str) -> bool {
     path.starts_with(r"\\") || has_drive(path)
 }
 
-/// What is wrong with a path that is to lead on from a folder.
+/// Returns why a path relative to a folder must not be followed.
 pub(crate) fn in_relative(path: &str) -> Option<&'static str> {
     if path.starts_with(r"\\") {
-        return Some("names another machine or a device in the place of a path from a folder");
+        return Some("names another machine or a device instead of a path from a folder");
     }
     if has_drive(path) {
-        return Some("names a drive in the place of a path from a folder");
+        return Some("names a drive instead of a path from a folder");
     }
     in_names(path.split(['\\', '/']))
 }
 
-/// What is wrong with names that are to be looked up one in the other.
+/// Returns why path components must not be followed.
 pub(crate) fn in_names<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
     let has_colon = names.any(|name| name.contains(':'));
-    has_colon.then_some("has a : in a name, which is that of a drive or of a stream beside a file")
+    has_colon.then_some("has a : in a name, which denotes a drive or a stream of a file")
 }
 
-/// What is wrong with an absolute path on a Windows machine that no mapping leads elsewhere.
+/// Returns why an absolute Windows path without a mapping must not be followed.
 pub(crate) fn in_absolute(path: &str) -> Option<&'static str> {
     let path = match path.strip_prefix(r"\\?\") {
         Some(path) if has_drive(path) => path,
@@ -43,7 +43,7 @@ pub(crate) fn in_absolute(path: &str) -> Option<&'static str> {
     in_names(path.get(2..).unwrap_or_default().split(['\\', '/']))
 }
 
-/// That a path is not followed.
+/// A path that is not followed, with the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("the path {0}, and is followed only where the caller maps it")]
 struct Refused(&'static str);
@@ -52,7 +52,7 @@ pub(crate) fn refused(why: &'static str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, Refused(why))
 }
 
-/// That a file lies outside the folders that parents may come from.
+/// A file outside the folders that parents may come from.
 #[derive(Debug, thiserror::Error)]
 #[error("outside the folders that parents may come from")]
 struct OutOfBounds;
@@ -61,7 +61,7 @@ pub(crate) fn out_of_bounds() -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, OutOfBounds)
 }
 
-/// Why a path was not followed, where that is what the error is about.
+/// Returns why a path was not followed, if that caused the error.
 pub(crate) fn why_refused(error: &Error) -> Option<&'static str> {
     let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
     Some(source.get_ref()?.downcast_ref::<Refused>()?.0)

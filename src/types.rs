@@ -1,4 +1,4 @@
-//! Newtypes for positions, so that a place in a file is never taken for a place on a disk.
+//! Types for offsets and indexes, so that file and disk offsets cannot be confused.
 
 use std::fmt;
 use std::ops::Add;
@@ -8,17 +8,17 @@ pub(crate) const KIB: u64 = 1 << 10;
 /// Bytes in a mebibyte, the alignment of every object in a VHDX file.
 pub(crate) const MIB: u64 = 1 << 20;
 
-/// A position in a file on the host, in bytes from its start.
+/// An offset in a file on the host, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileOffset(u64);
 
 impl FileOffset {
-    /// The position `bytes` from the start of the file.
+    /// The offset `bytes` from the start of the file.
     pub const fn new(bytes: u64) -> Self {
         Self(bytes)
     }
 
-    /// The position in bytes from the start of the file.
+    /// The offset in bytes from the start of the file.
     pub const fn get(self) -> u64 {
         self.0
     }
@@ -33,7 +33,7 @@ impl From<FileOffset> for u64 {
 impl Add<u64> for FileOffset {
     type Output = Self;
 
-    /// Saturates: a position that cannot exist is refused where it is used, not here.
+    /// Saturates: an invalid offset is refused where it is used.
     fn add(self, bytes: u64) -> Self {
         Self(self.0.saturating_add(bytes))
     }
@@ -45,7 +45,7 @@ impl fmt::Display for FileOffset {
     }
 }
 
-/// A position on a virtual disk, in bytes from its start.
+/// An offset on a virtual disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DiskOffset(pub(crate) u64);
 
@@ -57,14 +57,14 @@ impl Add<u64> for DiskOffset {
     }
 }
 
-/// The number of a payload block, counted from the start of the virtual disk.
+/// The index of a payload block on the virtual disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BlockIndex(pub(crate) u64);
 
-/// The number of a chunk: the payload blocks that share one sector bitmap block.
+/// The index of a chunk: the payload blocks that share a sector bitmap block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct ChunkIndex(pub(crate) u64);
 
-/// The number of an entry in the block allocation table, payload and bitmap entries counted alike.
+/// The index of an entry in the block allocation table, counting payload and bitmap entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct BatIndex(pub(crate) u64);
