@@ -1,7 +1,7 @@
-//! What becomes of an image whose losses are accepted, beside what the random suite goes through.
+//! Accepted losses: cases beyond those of the random suite.
 
 #[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::ops::ControlFlow;
@@ -67,7 +67,7 @@ fn a_lost_block_becomes_zeros_and_never_what_the_parent_has() {
     let mut tip = base.new_child();
     tip.parent_path(".\\base.vhdx");
     tip.put(0, Block::full(Data::Pattern(10)));
-    // Of this one the parent has all sectors but eight.
+    // The parent has all sectors of this block but eight.
     tip.put(1, Block::partial_runs(Data::Pattern(11), &[(8, 8)]));
     tip.put(2, Block::full(Data::Pattern(12)));
     let layout = tip.layout();
@@ -102,7 +102,7 @@ fn an_image_with_children_is_refused_and_nothing_is_written() {
     let error = accept(&host, "base.vhdx").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
     assert!(host.files().sum() == sum);
-    // The child itself lost nothing.
+    // The child itself has lost nothing.
     assert_eq!(accept(&host, "tip.vhdx").unwrap(), Losses::default());
     assert!(host.files().sum() == sum);
 }
@@ -122,7 +122,7 @@ fn whoever_is_told_of_the_losses_may_stop_it_all() {
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
     assert!(host.files().sum() == before.sum(), "no list is left of what was not done");
-    // Nothing that is there is taken for the list.
+    // An existing file is not used for the list.
     let error =
         accept.report(path("a.vhdx")).run(path("a.vhdx"), &mut |_| ControlFlow::Continue(()));
     assert_eq!(error.unwrap_err().code(), "loss.report");
@@ -144,7 +144,7 @@ fn copies_that_there_is_no_space_for_are_not_begun() {
     assert_eq!(accept(&host, "a.vhdx").unwrap().list.len(), 2);
 }
 
-/// A host without holes gives a block that stays where the file ends all of its space.
+/// Without holes, a block at the end of the file that stays takes up all of its space.
 #[test]
 fn blocks_that_the_file_grows_for_need_their_space_too() {
     let host = host(&[("a.vhdx", &cut(3, MIB / 2))]);
@@ -166,14 +166,14 @@ fn a_block_over_the_table_is_not_mended() {
     let error = accept(&host, "a.vhdx").unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "loss.structure"), "{error}");
     assert!(host.files().sum() == sum);
-    // One over the log, of which nothing counts, is.
+    // A block over the log, whose contents do not matter, is repaired.
     let mut image = cut(3, 0);
     image.bat_override.insert(1, image.log_offset | 6);
     let host = self::host(&[("a.vhdx", &image)]);
     assert_eq!(accept(&host, "a.vhdx").unwrap().list[0].kind, LossKind::Lost);
 }
 
-/// 300 pages of the table, each with a block that is lost: more than an entry of the log holds.
+/// 300 pages of the table, each with a lost block: more than fits in one log entry.
 fn scattered() -> Image {
     let mut image = Image::dynamic(300 * 512 * MIB);
     image.put(0, Block::full(Data::Pattern(1)));
@@ -204,7 +204,7 @@ fn a_mend_of_several_entries_that_was_interrupted_is_gone_on_with() {
     let mut partly = 0;
     for n in 1.. {
         let host = SimHost::new(fresh.files());
-        // Every step fails from some point on, as the host is gone.
+        // From some point on every step fails, as if the host were gone.
         host.run_out_at(n * 40, sim::Arrived::Half);
         let done = accept(&host, "a.vhdx");
         host.relent();

@@ -1,4 +1,4 @@
-//! Sizes and numbers that a file or a caller names: none overflows, and none is taken for more than it can be.
+//! Extreme sizes and numbers in files and arguments: none overflows or is accepted beyond its limit.
 #![allow(clippy::disallowed_methods)] // some of the files are real
 
 mod common;
@@ -20,10 +20,10 @@ use common::{MIB, Shelf, memory, open_images};
 
 const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0001);
 const TIB: u64 = 1 << 40;
-/// Where the two headers lie. [MS-VHDX] 2.2
+/// The file offsets of the two headers. [MS-VHDX] 2.2
 const HEADERS: [u64; 2] = [64 << 10, 128 << 10];
 
-/// An image of two blocks, and what its disk holds.
+/// An image of two blocks, and the contents of its disk.
 fn image() -> (Image, Vec<u8>) {
     let mut image = Image::dynamic(4 * MIB);
     image.put(1, Block::full(Data::Pattern(1))).put(3, Block::full(Data::Pattern(2)));
@@ -31,8 +31,8 @@ fn image() -> (Image, Vec<u8>) {
     (image, disk)
 }
 
-/// The same with a log that makes its table, as a writer left it that was killed. What the log holds beside
-/// that is put in by `more`.
+/// The same image whose table is only in the log, as left by a writer that was killed. `more` edits the log
+/// entry.
 fn dirty(more: impl FnOnce(&mut LogEntry, u64)) -> (Image, Vec<u8>) {
     let (after, disk) = image();
     let mut before = Image::dynamic(4 * MIB);
@@ -51,7 +51,7 @@ fn writable(file: &Arc<Sparse>) -> avhdx::Result<VhdxFile> {
     OpenOptions::new().writable(true).open_file(Arc::clone(file) as Arc<dyn Storage>)
 }
 
-/// Refused, with all that a refusal has to say, and not a byte of the file changed.
+/// The image is refused with a complete error, and the file is unchanged.
 #[track_caller]
 fn refused(file: &Arc<Sparse>, kind: ErrorKind, code: &str) -> Error {
     let error = writable(file).unwrap_err();
@@ -173,7 +173,7 @@ fn a_log_of_no_whole_sectors_is_checked_and_not_looked_into() {
             assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "header.log-length"));
             let file = Sparse::new("image", Arc::new(bytes.clone()), Bounds::default());
             refused(&file, ErrorKind::Damaged, "header.log-length");
-            // A header of a wrong sum is made of it what can be.
+            // A header with a wrong checksum is still evaluated as far as possible.
             HEADERS.iter().for_each(|at| put_u32(&mut bytes, at + 4, 7));
             assert!(codes(&check(bytes)).contains(&"log.place"));
         }
@@ -192,7 +192,7 @@ fn a_log_that_has_the_file_grow_without_bound_is_refused() {
         assert_eq!(reading.unwrap_err().code(), "log.last-file-offset");
         assert!(codes(&check(image.to_bytes())).contains(&"log.last-file-offset"));
     }
-    // As long as the largest disk makes a file: 64 TiB, and 16 GiB of sector bitmaps.
+    // The longest file that the largest disk makes: 64 TiB, and 16 GiB of sector bitmaps.
     let (image, disk) = dirty(|entry, _| entry.last_file_offset = Some(64 * TIB + (16 << 30)));
     let file = sparse(&image, Bounds::default());
     reads(&writable(&file).unwrap(), &disk);
@@ -227,7 +227,7 @@ fn zeros_of_the_log_behind_the_end_are_growth() {
     for (tells, zeros) in [(true, true), (false, false)] {
         let (image, disk) = dirty(|entry, end| {
             entry.descriptors.push(Descriptor::zero(end + MIB, 30 * TIB));
-            // One page of it is something, later zeros around it.
+            // One page holds data, and later zeros surround it.
             entry.descriptors.push(Descriptor::data(end + TIB, vec![5; SECTOR]));
             entry.last_file_offset = Some(end + 31 * TIB);
         });
@@ -244,13 +244,13 @@ fn zeros_of_the_log_behind_the_end_are_growth() {
     }
 }
 
-/// Zeros over what is there: the host sees to it where it can, and where it cannot what is zeros already is not
+/// Zeros over existing bytes are left to the host if it can zero; otherwise bytes that are zeros already are not
 /// written.
 #[test]
 fn zeros_of_the_log_within_the_file_are_the_hosts_to_make() {
     for (tells, zeros) in [(true, true), (true, false), (false, true), (false, false)] {
         let (mut image, disk) = image();
-        // Behind the blocks: some MiB of something, far more of nothing.
+        // Behind the blocks: a few MiB of data and far more of nothing.
         let end = image.layout().needed_length;
         image.patches.push((end + MIB, vec![9; 3 << 20]));
         image.file_length = Some(end + 40 * MIB);
@@ -304,7 +304,7 @@ fn zeros_of_the_log_over_a_hole_take_no_space() {
     }
 }
 
-/// The same asked for in many small pieces.
+/// The same in many small pieces.
 #[test]
 #[cfg(target_os = "linux")]
 fn small_zeros_of_the_log_over_a_hole_take_no_space() {
@@ -334,7 +334,7 @@ fn small_zeros_of_the_log_over_a_hole_take_no_space() {
     assert!(bytes.iter().all(|byte| *byte == 0));
 }
 
-/// Stopped at any step, the file reads as if the log had been replayed, by whomever, and the next open does it.
+/// Stopped at any step, the file reads as if the log had been replayed, and the next open replays it.
 #[test]
 fn a_replay_that_is_stopped_is_done_by_the_next_open() {
     let (mut image, disk) = dirty(|entry, end| {
@@ -344,7 +344,7 @@ fn a_replay_that_is_stopped_is_done_by_the_next_open() {
     let end = image.layout().needed_length;
     image.patches.push((end, vec![9; 4 << 20]));
     image.file_length = Some(end + 4 * MIB);
-    // After so many steps that change the file the flag is set.
+    // The flag is set after this many changes of the file.
     #[derive(Debug)]
     struct Stopping(Arc<Sparse>, AtomicUsize, Arc<AtomicBool>);
     impl Stopping {
@@ -414,7 +414,7 @@ fn a_replay_that_is_stopped_is_done_by_the_next_open() {
     assert!(stopped > 7, "{stopped}");
 }
 
-/// What is no image once its log is replayed is refused before it is.
+/// A file that is not an image once its log is replayed is refused before the replay.
 #[test]
 fn a_log_that_makes_the_image_none_is_not_replayed_to_the_file() {
     let (image, _) = image();
@@ -440,7 +440,7 @@ fn a_log_that_makes_the_image_none_is_not_replayed_to_the_file() {
     }
 }
 
-/// A chunk whose sector bitmap is gone gets no empty one, with which all of its blocks would read as the parent's.
+/// A chunk that lost its sector bitmap gets no empty one, which would make all of its blocks the parent's.
 #[test]
 fn a_chunk_that_lost_its_sector_bitmap_gets_no_empty_one() {
     let mut base = Image::dynamic(4 * MIB);
@@ -457,7 +457,7 @@ fn a_chunk_that_lost_its_sector_bitmap_gets_no_empty_one() {
         let chain = options.open_chain(options.open_file(tip).unwrap()).unwrap();
         let mut bytes = [0; 512];
         assert!(chain.read_at(&mut bytes, 512).is_err());
-        // A part of a block that is the parent's, which needs a bitmap; and what needs none.
+        // Writing part of a block of the parent's needs a bitmap; the other changes need none.
         let error = chain.write_at(&[1; 512], MIB).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "bat.bitmap-missing"));
         chain.write_at(&[1; 512], 2 * MIB).unwrap();
@@ -466,7 +466,7 @@ fn a_chunk_that_lost_its_sector_bitmap_gets_no_empty_one() {
         assert!(chain.read_at(&mut bytes, 512).is_err(), "never the parent's");
         chain.read_at(&mut bytes, MIB).unwrap();
         assert!(bytes == disk[MIB as usize..][..512]);
-        // Once nothing of such a block counts any more, an empty one is right.
+        // Once no such block uses the bitmap, an empty one is right.
         chain.discard(0..MIB).unwrap();
         chain.write_at(&[1; 512], MIB).unwrap();
         chain.read_at(&mut bytes, MIB + 512).unwrap();
@@ -474,7 +474,7 @@ fn a_chunk_that_lost_its_sector_bitmap_gets_no_empty_one() {
     }
 }
 
-/// However large its log, an image has changes of its tables go there before they fill the memory.
+/// However large its log, an image logs changes of its tables before they fill the memory.
 #[test]
 fn a_large_log_does_not_have_changes_pile_up_in_memory() {
     const LOG: u32 = 512 << 20;
@@ -498,7 +498,7 @@ fn a_large_log_does_not_have_changes_pile_up_in_memory() {
     image.close().unwrap();
 }
 
-/// A size of which no image can be made is refused by what only looks ahead, too.
+/// A forecast refuses an invalid size, too.
 #[test]
 fn a_forecast_of_an_impossible_block_size_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
@@ -516,7 +516,7 @@ fn a_forecast_of_an_impossible_block_size_is_an_error() {
     }
 }
 
-/// Ranges of a caller end within the numbers, and within the disk, or are refused.
+/// Ranges given by the caller lie within the disk, or are refused.
 #[test]
 fn ranges_at_the_end_of_all_numbers_are_refused() {
     let folder = tempfile::tempdir().unwrap();

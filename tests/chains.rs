@@ -1,5 +1,5 @@
-//! Chains of the kit's builder, shaped as writers in the wild and the specification's edges have them,
-//! held against the kit's naive reader.
+//! Chains from the testkit's builder, shaped like those of other writers and like edge cases of the specification,
+//! compared with the naive reader.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -22,7 +22,7 @@ use common::{GIB, MIB, in_memory, memory, open_images, open_stack};
 
 const STRANGER: Uuid = Uuid::from_u128(0x5757_0000_0000_4000_8000_0000_0000_0001);
 
-/// A base of `mib` 1 MiB blocks, all there.
+/// A base of `mib` blocks of 1 MiB, all fully present.
 fn full_base(mib: u64) -> Image {
     let mut base = Image::dynamic(mib * MIB);
     (0..mib).for_each(|b| _ = base.put(b, Block::full(Data::Pattern(100 + b))));
@@ -33,7 +33,7 @@ fn refused(images: &[Image]) -> avhdx::Error {
     open_images(OpenOptions::new(), images).expect_err("a chain to be refused")
 }
 
-/// What the pattern of this seed has in the sector at `offset`.
+/// The sector at `offset` in the pattern of this seed.
 fn sector_of(seed: u64, offset: u64) -> Vec<u8> {
     let mut bytes = vec![0; 512];
     pattern(seed, offset, &mut bytes);
@@ -80,14 +80,14 @@ fn layers_of_10_5_and_10_gib() {
     assert_eq!(sector_at(&chain, GIB + 5 * 512), sector_of(1, GIB + 5 * 512));
     assert_eq!(sector_at(&chain, 2 * GIB), [0; 512]);
     assert_eq!(sector_at(&chain, 5 * GIB - 512), sector_of(201, 5 * GIB - 512));
-    // The base has bytes at each of these places.
+    // The base has data at each of these offsets.
     for gib in 5..10 {
         assert_eq!(sector_at(&chain, gib * GIB), [0; 512], "at {gib} GiB");
         assert_eq!(sector_at(&chain, gib * GIB + 1023 * MIB), [0; 512], "at {gib} GiB and more");
     }
     assert_eq!(sector_at(&chain, 7 * GIB + 4096), sector_of(300, 7 * GIB + 4096));
     assert_eq!(sector_at(&chain, 10 * GIB - 512), sector_of(301, 10 * GIB - 512));
-    // Over the end of the middle layer in one read.
+    // Across the end of the middle layer in one read.
     let mut both = vec![0xAA; 1024];
     chain.read_at(&mut both, 5 * GIB - 512).unwrap();
     assert_eq!(both, [sector_of(201, 5 * GIB - 512), vec![0; 512]].concat());
@@ -109,7 +109,7 @@ fn layers_of_10_5_and_10_gib() {
 
 #[test]
 fn blocks_of_1_2_32_and_256_mib_in_one_chain() {
-    // Mostly holes: large blocks whose first bytes alone are given.
+    // Mostly holes: large blocks with data only at their start.
     let some = |seed, len: usize| {
         let mut bytes = vec![0; len];
         pattern(seed, 0, &mut bytes);
@@ -156,7 +156,7 @@ fn blocks_of_1_2_32_and_256_mib_in_one_chain() {
         extents_agree(&chain, &naive, 3, 0..size);
         extents_name_the_bytes(&chain, 0..size);
         for at in (0..size).step_by(32 << 20) {
-            // Around the borders of blocks of every size.
+            // Around the boundaries of blocks of every size.
             let start = at.saturating_sub(70_000);
             let len = (size - start).min(140_001) as usize;
             let mut read = vec![0xAA; len];
@@ -210,13 +210,13 @@ fn the_second_linkage_is_as_good_as_the_first() {
     tip.locator.set("parent_linkage", braced(STRANGER));
     tip.locator.set("parent_linkage2", braced(base.data_write_guid()));
     agrees(&[base.clone(), tip.clone()]);
-    // In capitals, too.
+    // In upper case, too.
     let capitals = braced(base.data_write_guid()).to_uppercase();
     tip.locator.set("parent_linkage2", capitals);
     agrees(&[base.clone(), tip.clone()]);
     tip.locator.set("parent_linkage2", braced(Uuid::from_u128(1)));
     assert_eq!(refused(&[base.clone(), tip.clone()]).kind(), ErrorKind::ParentMismatch);
-    // A first linkage that fits does not excuse a second one that is none.
+    // A matching first linkage does not excuse an invalid second one.
     tip.locator.set("parent_linkage", braced(base.data_write_guid()));
     tip.locator.set("parent_linkage2", "soon");
     let error = refused(&[base, tip]);
@@ -243,7 +243,7 @@ fn the_current_header() {
         header
     };
     for (headers, guid, current) in [
-        // Twice the same header, as some writers leave it.
+        // The same header twice, as some writers leave it.
         ([Some(at(7)), Some(at(7))], own, 0),
         ([Some(at(0)), Some(at(0))], own, 0),
         ([Some(at(7)), Some(other(8))], STRANGER, 1),
@@ -270,7 +270,7 @@ fn the_current_header() {
         image.headers = headers;
         refused(&[image])
     };
-    // Of two different headers with one number neither counts.
+    // Two different headers with the same number: neither is current.
     let error = refusal([Some(at(7)), Some(other(7))]);
     assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "header.same-sequence"));
     assert_eq!((error.offset(), error.section()), (Some(0x2_0008), Some("2.2.2.1")));
@@ -285,13 +285,13 @@ fn the_current_header() {
     assert_eq!((error.found(), error.expected()), (Some("2"), Some("1")));
 }
 
-/// Every block state, over bytes of the parent and with bytes, bits and places of its own.
+/// Every block state, over data of the parent, with data, bits and offsets of its own.
 #[test]
 fn every_state_over_a_parent() {
     let base = full_base(8);
     let mut tip = base.new_child();
     for (b, state) in [0, 1, 2, 3, 5, 6, 7].into_iter().enumerate() {
-        // What the state gives no meaning is there all the same.
+        // The block has data, bits and space even if its state does not use them.
         let block = Block::partial_runs(Data::Pattern(500), &[(0, 3), (8, 1), (2047, 1)]);
         tip.put(b as u64, block.with_state(state));
     }
@@ -307,14 +307,14 @@ fn every_state_over_a_parent() {
     assert_eq!((counts.blocks, counts.not_present, counts.undefined, counts.zero), (8, 2, 1, 1));
     assert_eq!((counts.unmapped, counts.fully_present, counts.partially_present), (2, 1, 1));
     assert_eq!((counts.reserved, counts.bitmaps), (0, 1));
-    // The grandchild that owns a few sectors of each sees what the child says of the others.
+    // A grandchild that owns a few sectors of each block sees the child's answer for the others.
     let mut grandchild = tip.new_child();
     (0..8).for_each(|b| {
         _ = grandchild.put(b, Block::partial_runs(Data::Pattern(600 + b), &[(1, 1)]))
     });
     agrees(&[base.clone(), tip, grandchild]);
 
-    // In a base each of them but 7 has a meaning, and none of them asks.
+    // In a base all states but 7 are valid, and none defers to a parent.
     let mut alone = full_base(8);
     for (b, state) in [0, 1, 2, 3, 5, 6].into_iter().enumerate() {
         alone.put(b as u64, Block::full(Data::Pattern(500)).with_state(state));
@@ -337,7 +337,7 @@ fn states_without_meaning_are_refused_where_they_are_read() {
         assert_eq!(error.offset(), Some(tip.layout().payload_entry(1).start));
         assert_eq!(error.section(), Some("2.5.1.1"));
     }
-    // A read over several blocks fails with it, and so does the walk, after what comes before.
+    // Reads and walks over several blocks fail at this one, after what precedes it.
     assert!(chain.read_at(&mut vec![0; 3 << 20], 0).is_err());
     let walk: Vec<_> = chain.extents(0..3 * MIB).collect();
     assert_eq!(walk.len(), 2);
@@ -345,7 +345,7 @@ fn states_without_meaning_are_refused_where_they_are_read() {
     assert_eq!(walk[1].as_ref().unwrap_err().code(), "bat.state");
     assert_eq!(chain.tip().count_blocks().unwrap().reserved, 1);
 
-    // Partial presence needs a parent, and a bitmap.
+    // A partially present block needs a parent and a bitmap.
     let mut alone = full_base(2);
     alone.put(1, Block::full(Data::Pattern(1)).with_state(state::PARTIALLY_PRESENT));
     let chain = open_images(OpenOptions::new(), &[alone]).unwrap();
@@ -382,7 +382,7 @@ fn blocks_that_do_not_lie_in_the_file() {
         let error = chain.read_at(&mut [0], 0).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "bat.bitmap-place"));
     }
-    // A file cut within its last block: the sectors that are there are served, the rest is not made up.
+    // A file cut within its last block: existing sectors are served, missing ones are errors.
     let mut cut = base.clone();
     cut.file_length = Some(base.layout().payload[&1] + 4096);
     let chain = open_images(OpenOptions::new(), &[cut]).unwrap();
@@ -401,7 +401,7 @@ fn sectors_of_4096_bytes() {
     let chain = agrees(&[base.clone(), tip.clone()]);
     assert_eq!(chain.geometry().logical_sector, 4096);
     assert_eq!(chain.tip().info().chunk_ratio, 32 << 10);
-    // One sector size all along a chain.
+    // All layers of a chain have the same logical sector size.
     let mut other = tip.new_child();
     other.logical_sector = 512;
     let error = refused(&[base.clone(), tip.clone(), other]);
@@ -411,7 +411,7 @@ fn sectors_of_4096_bytes() {
         (Some("l1"), Some("4096"), Some("512"))
     );
     assert_eq!(error.section(), Some("2.6.2.4"));
-    // The physical sector may differ.
+    // The physical sector size may differ.
     let mut other = tip.new_child();
     other.physical_sector = 512;
     agrees(&[base, tip, other]);
@@ -470,7 +470,7 @@ fn tables_longer_than_needed_and_what_lies_behind_their_end() {
     for image in [&base, &tip] {
         let mut long = image.clone();
         long.bat_length = Some(5 << 20);
-        // Garbage right behind the last entry needed and at the very end.
+        // Garbage just after the last entry needed and at the very end.
         for index in [3, 4, 5, 1000, 5 * 131_072 - 1] {
             long.bat_override.insert(index, 0xDEAD_BEEF_DEAD_BEEF);
         }
@@ -479,7 +479,7 @@ fn tables_longer_than_needed_and_what_lies_behind_their_end() {
             false => agrees(&[long, tip.clone()]),
         };
     }
-    // Where an image has no parent its bitmap entries mean nothing either.
+    // Without a parent, bitmap entries are not used either.
     let mut large = Image::dynamic(5 * GIB);
     large.bat_override.insert(large.bitmap_index(0), 0xDEAD_BEEF_DEAD_BEEF);
     large.put(4095, Block::full(Data::Pattern(1)));
@@ -490,7 +490,7 @@ fn tables_longer_than_needed_and_what_lies_behind_their_end() {
     assert_eq!(sector_at(&chain, 4 * GIB), sector_of(2, 4 * GIB));
     assert_eq!(sector_at(&chain, 4 * GIB - 512), sector_of(1, 4 * GIB - 512));
 
-    // Too short a table: 64 GiB of 1 MiB blocks need 65,551 entries, one table of 1 MiB has 131,072.
+    // Too short a table: 64 GiB of 1 MiB blocks need 65,551 entries, and 1 MiB of table has 131,072.
     let mut short = Image::dynamic(200 * GIB);
     short.bat_length = Some(1 << 20);
     let folder = tempfile::tempdir().unwrap();
@@ -502,11 +502,11 @@ fn tables_longer_than_needed_and_what_lies_behind_their_end() {
     assert_eq!(error.expected(), Some(&*format!("at least {}", entries * 8)));
 }
 
-/// A differencing disk may have a table that ends with its last payload entry: the entry of the last
-/// chunk's bitmap is then not there, and only a partial block would need it.
+/// The table of a differencing disk may end with its last payload entry: the bitmap entry of the last
+/// chunk is then missing, and only a partially present block needs it.
 #[test]
 fn a_table_without_the_last_bitmap_entry() {
-    // Of the last chunk just so many blocks that its payload entries fill the table.
+    // Enough blocks in the last chunk that payload entries fill the table.
     let entries = MIB / 8;
     let chunks = entries / 4097;
     let blocks = entries - chunks;
@@ -553,7 +553,7 @@ fn the_second_region_table() {
         let at = error.offset().unwrap();
         assert!((0x3_0000..0x4_0000).contains(&at), "the first table's fault is told: {error}");
     }
-    // The first counts where both are good, even if the second says something else.
+    // If both are valid the first is used, even if the second differs.
     let mut image = base.clone();
     image.region_tables[1].as_mut().unwrap().entries.clear();
     assert_eq!(agrees(&[image]).tip().info().current_region_table, 0);
@@ -634,7 +634,7 @@ fn unknown_metadata_items() {
         assert!(error.found().unwrap().contains(&STRANGER.to_string()), "{error}");
         assert_eq!(error.offset(), Some(2 * MIB + 64));
     }
-    // A user's item with a known GUID is not the known item, and one required so is unknown.
+    // A user item with a known GUID is not the system item; if required, it is unknown.
     let id = base.metadata.items[0].id;
     agrees(&[with("user", id, IS_USER, b"mine")]);
     assert_eq!(
@@ -694,14 +694,14 @@ fn metadata_that_cannot_be() {
         };
         assert_eq!(with(&item), "metadata.disk-size", "{size}");
     }
-    // An item larger than any may be, though its region has room for it.
+    // An item above the maximum size, in a region that has room for it.
     let large = |image: &mut Image| {
         image.metadata_offset = 8 * MIB;
         image.metadata_length = 4 << 20;
         image.item("disk_id").length = Some((1 << 20) + 1);
     };
     assert_eq!(with(&large), "metadata.length");
-    // Two items in one place.
+    // Two items at the same offset.
     let overlap = |image: &mut Image| {
         image.item("disk_id").offset = Some(0x1_0000);
         image.item("disk_size").offset = Some(0x1_0008);
@@ -730,13 +730,13 @@ fn parent_locators_that_cannot_be() {
     assert_eq!(with(&|tip| tip.locator.kind = STRANGER), (ErrorKind::Unsupported, "locator.type"));
     let no_linkage = |tip: &mut Image| _ = tip.locator.remove("parent_linkage");
     assert_eq!(with(&no_linkage), damaged("locator.linkage-missing"));
-    // Keys are case-sensitive: this is another one.
+    // Keys are case-sensitive: this is another key.
     let other_case = |tip: &mut Image| {
         no_linkage(tip);
         tip.locator.set("Parent_Linkage", &*linkage);
     };
     assert_eq!(with(&other_case), damaged("locator.linkage-missing"));
-    // The second linkage does not stand in for the first.
+    // The second linkage does not replace the first.
     let second_only = |tip: &mut Image| {
         no_linkage(tip);
         tip.locator.set("parent_linkage2", &*linkage);
@@ -770,7 +770,7 @@ fn parent_locators_that_cannot_be() {
         let patch = |tip: &mut Image| tip.patches.push((at + field, bytes.to_vec()));
         assert_eq!(with(&patch), damaged(code), "{field}: {bytes:?}");
     }
-    // Half a surrogate pair is no text.
+    // Half a surrogate pair is not valid text.
     let bytes = right.locator.bytes();
     let mut bytes = bytes.clone();
     let key = u32::from_le_bytes(bytes[20..24].try_into().unwrap()) as usize;
@@ -781,7 +781,7 @@ fn parent_locators_that_cannot_be() {
     assert_eq!(with(&without), damaged("metadata.missing"));
     let denies = |tip: &mut Image| tip.has_parent = false;
     assert_eq!(with(&denies), damaged("metadata.locator"));
-    // Unknown keys are no fault.
+    // Unknown keys are allowed.
     let mut tip = right.clone();
     tip.locator.set("else", "what");
     let info = agrees(&[base, tip]).tip().info();
@@ -800,13 +800,13 @@ fn fixed_disks() {
     let mut tip = fixed.new_child();
     tip.put(2, Block::partial_runs(Data::Pattern(2), &[(3, 4)]));
     agrees(&[fixed.clone(), tip]);
-    // Log and metadata behind the data.
+    // Log and metadata after the data.
     fixed.order = Order::Sequential;
     (fixed.bat_offset, fixed.data_offset) = (MIB, Some(2 * MIB));
     (fixed.log_offset, fixed.metadata_offset) = (7 * MIB, 8 * MIB);
     agrees(&[fixed]);
 
-    // Beyond 4 GiB the entries of bitmaps that a fixed disk does not have are skipped.
+    // Beyond 4 GiB the bitmap entries, which a fixed disk does not use, are skipped.
     let mut large = Image::fixed(9 * GIB);
     large.block_size = 32 << 20;
     for b in [0, 127, 128, 129, 255, 256, 287] {
@@ -863,7 +863,7 @@ fn a_differencing_image_alone() {
     }
 }
 
-/// A chain whose parents cannot be had is no chain: it is not served with holes.
+/// A chain without its parents is refused rather than served with holes.
 #[test]
 fn a_chain_without_its_parent() {
     let base = full_base(2);
@@ -894,7 +894,7 @@ fn siblings_share_a_parent() {
     for (chain, image) in chains.iter().zip([left, right]) {
         reads_as(chain.as_ref().unwrap(), &image.flat(Some(&base.flat(None))));
     }
-    // They have the same file open, once; what lies above it are different layers.
+    // The shared file is open once; the layers above it differ.
     let [left, right] = chains.map(|chain| chain.unwrap());
     assert_eq!(ids(&left)[0], ids(&right)[0]);
     assert_ne!(ids(&left)[1], ids(&right)[1]);
@@ -902,7 +902,7 @@ fn siblings_share_a_parent() {
     assert_eq!(left.view(ids(&right)[1]).unwrap_err().kind(), ErrorKind::InvalidInput);
 }
 
-/// A base alone, as an image and as a chain of one.
+/// A base without children, as an image and as a chain of one.
 #[test]
 fn a_base_is_a_chain_of_one() {
     let base = full_base(3);
@@ -956,7 +956,7 @@ fn any_block(is_child: bool, sectors: usize) -> impl Strategy<Value = Block> {
     })
 }
 
-/// A layer over `parent`, or a base: everything but the identity is by chance.
+/// A layer over `parent`, or a base, random in everything but its identity.
 fn any_layer(sector: u32, parent: Option<Image>) -> impl Strategy<Value = Image> {
     let size = (1..5 * MIB / u64::from(sector)).prop_map(move |n| n * u64::from(sector));
     let order = prop_oneof![

@@ -1,4 +1,4 @@
-//! What a check may cost: reads and memory, whatever the image.
+//! The cost of a check in reads and memory, for any image.
 #![allow(dead_code, clippy::disallowed_methods)] // the images are those of the other tests of the check, of which this needs a few
 
 #[path = "check/corruptions.rs"]
@@ -25,13 +25,13 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 const MIB: u64 = 1 << 20;
 
-/// A dynamic image of 64 TiB with blocks of 1 MiB, all of them there one after the other: as long a
-/// file as hardly any file system has.
+/// A dynamic image of 64 TiB with blocks of 1 MiB, all present in order: longer than most file systems
+/// allow.
 #[derive(Debug)]
 struct Full {
     inner: Arc<dyn Storage>,
     bat: Range<u64>,
-    /// The block that lies where the one before it does.
+    /// A block that lies at the offset of the one before it.
     twin: u64,
 }
 
@@ -40,7 +40,7 @@ impl Full {
         Self { inner, bat, twin }
     }
 
-    /// [MS-VHDX] 2.5: after 4096 blocks comes the entry of a sector bitmap.
+    /// [MS-VHDX] 2.5: a bitmap entry follows every 4096 blocks.
     fn entry(&self, index: u64) -> u64 {
         let (chunk, within) = (index / 4097, index % 4097);
         let block = chunk * 4096 + within;
@@ -89,13 +89,13 @@ impl Storage for Full {
     }
 }
 
-/// Memory is counted for the whole process, so that one test runs at a time.
+/// Memory is counted per process, so that one test runs at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What `run` returns, and the most memory that it took beside what was taken before.
+/// The result of `run`, and the peak of additional memory.
 fn measured<T>(run: impl FnOnce() -> T) -> (T, usize) {
     let before = MEMORY.current_usage();
     MEMORY.reset_peak_usage();
@@ -103,7 +103,7 @@ fn measured<T>(run: impl FnOnce() -> T) -> (T, usize) {
     (value, MEMORY.peak_usage().saturating_sub(before))
 }
 
-/// The codes of a severity or worse.
+/// The codes of findings with at least this severity.
 fn codes(report: &Report, least: Severity) -> BTreeSet<&'static str> {
     report.findings.iter().filter(|f| f.severity <= least).map(|f| f.code).collect()
 }
@@ -153,7 +153,7 @@ fn findings_without_number_are_counted() {
     assert_eq!(report.count(Severity::Error), 49_999);
 }
 
-/// The bytes of small images of every kind, with a log, several layers' worth of states and a locator.
+/// Small images of every kind, with a log, several layers of block states and a locator.
 fn victims() -> Vec<Vec<u8>> {
     let mut child = Start::Child.image();
     child.put(2, Block::bare(state::ZERO));
@@ -179,7 +179,7 @@ proptest! {
         let _alone = alone();
         let mut bytes = victims().swap_remove(victim);
         for (area, at, value, len) in changes {
-            // Where the structures of these images lie: most of a file is payload.
+            // The structures of these images: most of a file is payload.
             let (start, size) = [
                 (0, 1 << 20), (64 << 10, 128 << 10), (1 << 20, 64 << 10),
                 (2 << 20, 512), ((2 << 20) + (64 << 10), 512), (3 << 20, 40 << 10),
@@ -200,7 +200,7 @@ proptest! {
             prop_assert!(report.findings.len() < 20_000);
         }
         prop_assert!(most < 32 << 20, "{} bytes of memory", most);
-        // The log is gone through a few times; all else once or twice.
+        // The log is read a few times, everything else once or twice.
         let (_, read) = storage.counts();
         prop_assert!(read < 40 * len + (16 << 20), "{} of {}", read, len);
     }

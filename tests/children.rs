@@ -1,4 +1,4 @@
-//! Children that nobody could look at, or that do not open as they are: none of them is taken for none.
+//! Children that cannot be read or opened: they still count as children.
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods)]
 
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
-/// A base with a child, which has one too, and a sibling of the latter.
+/// A base with two children, one of which has a child too.
 struct Place(TempDir);
 
 impl Place {
@@ -48,13 +48,13 @@ impl Place {
         files
     }
 
-    /// Has this host let nobody list the folder.
+    /// Options for a host on which this folder cannot be listed.
     fn unlisted(&self) -> OpenOptions {
         let folder = self.0.path().to_path_buf();
         on(Meddled::new(|_, _| ()).denying(move |what, path| what == "list" && path == folder))
     }
 
-    /// The same of a file that nobody may open.
+    /// The same for a file that cannot be opened.
     fn unopened(&self, name: &str) -> OpenOptions {
         let file = self.at(name);
         on(Meddled::new(|_, _| ()).denying(move |what, path| what == "open" && path == file))
@@ -102,7 +102,7 @@ fn an_image_that_may_not_be_opened_is_not_one_without_a_parent() {
         place.unopened("other.avhdx").writable(true).open(place.at("tip.avhdx")).unwrap_err();
     unknown(&error, &place.at("other.avhdx"));
     assert!(place.bytes() == before);
-    // What has another name tells nothing of images.
+    // Files without an image's name are not considered.
     fs::rename(place.at("other.avhdx"), place.at("notes.txt")).unwrap();
     let options = place.unopened("notes.txt").writable(true);
     let chain = options.open(place.at("tip.avhdx")).unwrap();
@@ -123,7 +123,7 @@ fn a_revert_removes_nothing_that_may_have_a_child() {
     assert_eq!(made.removed.len(), 2);
 }
 
-/// Writes over the file, from `at` on.
+/// Overwrites the file from `at` on.
 fn damage(path: &Path, at: u64, bytes: &[u8]) {
     use std::os::unix::fs::FileExt;
     fs::File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
@@ -131,7 +131,7 @@ fn damage(path: &Path, at: u64, bytes: &[u8]) {
 
 #[test]
 fn a_child_that_does_not_open_as_it_is_is_not_taken_for_none() {
-    // A log in the headers that has no entries: with the log left alone the child reads.
+    // A log GUID without entries: the child can be read only if the log is ignored.
     let place = Place::new();
     let child = place.at("tip.avhdx");
     for (sequence, at) in [(100u64, 64 << 10), (101, 128 << 10)] {
@@ -148,7 +148,7 @@ fn a_child_that_does_not_open_as_it_is_is_not_taken_for_none() {
     assert_eq!(error.kind(), ErrorKind::LogWithoutEntries, "{error}");
     let error = OpenOptions::new().writable(true).open(place.at("mid.avhdx")).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "image.children"));
-    // Of one that cannot be read at all it is said.
+    // A child that cannot be read at all is reported.
     for (at, len) in [(0, 2), (192 << 10, 128 << 10), (2 << 20, 8)] {
         let place = Place::new();
         damage(&place.at("other.avhdx"), at, &vec![0; len]);
@@ -181,13 +181,13 @@ fn an_image_with_children_gets_no_other_disk_by_an_unproven_link() {
         assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "image.children"));
     }
     assert!(place.bytes() == before);
-    // With consent its children do not take it for what it was.
+    // With consent, its children no longer accept it as their parent.
     let options = OpenOptions::new().orphan_children(true);
     reparent.options(options).run(&mid, &mut go).unwrap();
     let error = DiffChain::open(place.at("tip.avhdx")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMismatch, "{error}");
     DiffChain::open(&mid).unwrap();
-    // The parent that it records by its identity makes no other disk.
+    // A parent with the recorded identity does not change the disk.
     let place = Place::new();
     let link = Reparent::new(place.at("base.vhdx")).unproven(true);
     link.run(place.at("mid.avhdx"), &mut go).unwrap();
@@ -233,7 +233,7 @@ fn a_chain_that_was_given_the_tip_of_another_changes_nothing_of_it() {
             assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.others-tip"));
         }
     }
-    // Nor does one that was opened without a lock, while another writes.
+    // Nor can one that was opened without a lock, while another process writes.
     for lock in [avhdx::Lock::Try, avhdx::Lock::None] {
         let guest = OpenOptions::new().lock(lock).open(place.at("tip.avhdx")).unwrap();
         let revert = Revert::to(guest.layers()[1].id).delete_newer(true);

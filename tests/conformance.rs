@@ -1,4 +1,4 @@
-//! One suite that every kind of disk passes, by value and behind every pointer.
+//! A suite that every kind of disk passes, by value and behind every pointer.
 
 mod common;
 
@@ -13,7 +13,7 @@ use avhdx_testkit::rng::Rng;
 use common::disk::{flat, keeps_its_bounds, reads_as, tiles};
 use common::{MIB, in_memory, open_images};
 
-/// What every disk holds to, whatever it is made of.
+/// The promises of every disk.
 fn conforms(disk: &(impl Disk + ?Sized), expected: &[u8]) {
     let disk = &disk as &dyn Disk;
     let geometry = disk.geometry();
@@ -39,7 +39,7 @@ fn buffers_of_all_sizes(disk: &dyn Disk, expected: &[u8]) {
         let mut bufs: Vec<IoSliceMut<'_>> = bytes.iter_mut().map(|b| IoSliceMut::new(b)).collect();
         disk.read_vectored_at(&mut bufs, at as u64).unwrap();
         assert!(bytes.concat() == expected[at..at + total], "{count} buffers");
-        // As many again would lie over the end.
+        // The same length again would extend beyond the end.
         let mut bytes = vec![0; expected.len()];
         let mut more = [0];
         let mut bufs = [IoSliceMut::new(&mut bytes), IoSliceMut::new(&mut more)];
@@ -48,7 +48,7 @@ fn buffers_of_all_sizes(disk: &dyn Disk, expected: &[u8]) {
     }
 }
 
-/// However a range is asked for, the extents of its parts are parts of the extents of the whole.
+/// The extents of parts of a range are parts of the extents of the whole.
 fn extents_are_one_sequence(disk: &dyn Disk, expected: &[u8]) {
     let size = expected.len() as u64;
     let whole = tiles(disk, 0..size);
@@ -115,7 +115,7 @@ fn readers_do_not_disturb_each_other(disk: &dyn Disk, expected: &[u8]) {
     });
 }
 
-/// A disk that is open for reading says so, whatever the write, and stays as it is.
+/// A read-only disk refuses every write and stays unchanged.
 fn refuses_writes(disk: &(impl Disk + ?Sized), expected: &[u8]) {
     for (buf, at) in [(&b"x"[..], 0), (b"", 0), (&[0; 5000], 1), (b"x", u64::MAX)] {
         let error = disk.write_at(buf, at).unwrap_err();
@@ -127,7 +127,7 @@ fn refuses_writes(disk: &(impl Disk + ?Sized), expected: &[u8]) {
     assert!(flat(&disk as &dyn Disk) == expected);
 }
 
-/// By value and behind every pointer it is the same disk.
+/// The disk is the same by value and behind every pointer.
 fn conforms_everywhere<D: Disk + 'static>(make: impl Fn() -> D, expected: &[u8]) {
     conforms(&make(), expected);
     conforms(&&make(), expected);
@@ -136,7 +136,7 @@ fn conforms_everywhere<D: Disk + 'static>(make: impl Fn() -> D, expected: &[u8])
     conforms(&(Box::new(make()) as Box<dyn Disk>), expected);
     conforms(&(Arc::new(make()) as Arc<dyn Disk>), expected);
     conforms(&(&make() as &dyn Disk), expected);
-    // And in the hands of whoever takes any disk.
+    // And where any disk is accepted.
     let boxed: Box<dyn Disk> = Box::new(make());
     assert_eq!(
         boxed.extents(0..expected.len() as u64).count(),
@@ -148,7 +148,7 @@ fn conforms_everywhere<D: Disk + 'static>(make: impl Fn() -> D, expected: &[u8])
 
 fn base() -> Image {
     let mut base = Image::dynamic(5 * MIB - 1536);
-    // Neighbours on the disk are none in the file.
+    // Neighbours on the disk are not neighbours in the file.
     base.order = Order::Reversed;
     base.put(0, Block::full(Data::Pattern(1))).put(1, Block::full(Data::Pattern(2)));
     base.put(3, Block::full(Data::Pattern(3))).put(4, Block::full(Data::Pattern(4)));
@@ -190,7 +190,7 @@ fn a_chain_and_its_views() {
     };
     conforms_everywhere(lower, &base.flat(None));
     refuses_writes(&lower(), &base.flat(None));
-    // A view outlives the chain that it was taken of.
+    // A view outlives its chain.
     let chain = make();
     let view = chain.view(chain.layers()[0].id).unwrap();
     drop(chain);

@@ -1,4 +1,4 @@
-//! Holes of raw disks, copies onto new images, and images in files of the caller's.
+//! Holes of raw disks, copies onto new images, and images in files that the caller opened.
 #![allow(clippy::disallowed_methods)]
 
 use std::fs::File;
@@ -17,7 +17,7 @@ fn disk(bytes: Vec<u8>) -> RawDisk {
     RawDisk::new(Arc::new(MemStorage::new(bytes))).unwrap()
 }
 
-/// Whoever looks into an image leaves no trace there, not even that it was looked at.
+/// Reading an image does not even change its access time.
 #[test]
 #[cfg(target_os = "linux")]
 fn reading_leaves_the_time_of_access_alone() {
@@ -27,7 +27,7 @@ fn reading_leaves_the_time_of_access_alone() {
     let path = folder.path().join("raw");
     let file = File::create(&path).unwrap();
     std::io::Write::write_all(&mut &file, &[1; MIB]).unwrap();
-    // So long ago that any read would bring it up to date.
+    // Old enough for any read to update it.
     let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
     file.set_times(std::fs::FileTimes::new().set_accessed(long_ago)).unwrap();
     let storage = LocalHost.open(&path, Access::Read).unwrap();
@@ -35,7 +35,7 @@ fn reading_leaves_the_time_of_access_alone() {
     assert_eq!(std::fs::metadata(&path).unwrap().atime(), 1_000_000_000);
 }
 
-/// A host that can fill several buffers by one call does.
+/// A host that can fill several buffers in one call is used that way.
 #[test]
 #[cfg(target_os = "linux")]
 fn several_buffers_are_filled_at_once() {
@@ -47,7 +47,7 @@ fn several_buffers_are_filled_at_once() {
     let storage = LocalHost.open(&path, Access::Read).unwrap();
     let mut parts = [vec![0; 100], vec![], vec![0; 4096], vec![0; 7000]];
     let mut bufs = parts.each_mut().map(|part| std::io::IoSliceMut::new(part));
-    // To the end of the file, which comes before that of the buffers.
+    // Up to the end of the file, which comes before the end of the buffers.
     assert_eq!(storage.read_vectored_at(&mut bufs, 1000).unwrap(), 9000);
     assert_eq!(parts.concat()[..9000], bytes[1000..]);
 }
@@ -104,7 +104,7 @@ fn a_copy_onto_an_image_has_the_same_bytes_and_no_more_blocks() {
             ControlFlow::Continue(())
         })
         .unwrap();
-    // From the page of MIB + 77 on, two pages around 4 MiB, and the last 512 bytes.
+    // The page at MIB + 77, two pages around 4 MiB, and the last 512 bytes.
     assert_eq!(exported.size, bytes.len() as u64);
     assert_eq!(exported.written, MIB as u64 + 2 * 4096 + 512);
     assert_eq!(reports.last(), Some(&(exported.size, exported.size)));
@@ -146,7 +146,7 @@ fn an_image_in_a_file_of_the_callers() {
     let link = child.parent_link().unwrap().unwrap();
     assert_eq!(link.relative_path.as_deref(), Some(".\\b.vhdx"));
     assert!(child.is_writable());
-    // Where the file lies in no folder, no path leads to the parent.
+    // Without a path of its own, no path leads to the parent.
     let nowhere = Arc::new(MemStorage::new(Vec::new()));
     let lost = CreateOptions::child_of(&base).unwrap().create_in(&LocalHost, nowhere).unwrap_err();
     assert_eq!((lost.kind(), lost.code()), (ErrorKind::InvalidInput, "create.parent-path"));

@@ -1,4 +1,4 @@
-//! The counters, held against what storages that watch have counted.
+//! The counters, compared with the calls that the storages recorded.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -12,12 +12,12 @@ use avhdx_testkit::build::{Block, Data, Image, write_chain};
 use common::{Counting, MIB, file, open_stack};
 
 const SECTOR: u64 = 512;
-/// Bytes of a page of the tables.
+/// Size of a page of the tables in bytes.
 const PAGE: u64 = 4096;
-/// A disk whose table has pages enough to fill a small budget, in blocks of 1 MiB.
+/// A disk whose table fills a small budget, in blocks of 1 MiB.
 const SIZE: u64 = 16 << 30;
 
-/// Two layers: a base with blocks here and there, and a child with a few sectors of its own in each of these.
+/// Two layers: a base with a few blocks, and a child with a few sectors in each of them.
 fn images() -> Vec<Image> {
     let mut base = Image::dynamic(SIZE);
     base.block_size = MIB as u32;
@@ -51,7 +51,7 @@ impl Watched {
         self.files.iter().map(|file| file.counts().1).sum()
     }
 
-    /// What `what` counted, which reads so many bytes of payload, beside what the files say.
+    /// The counts of `what`, which reads this many bytes of payload, compared with those of the files.
     fn counted(&self, payload: u64, what: impl FnOnce(&DiffChain)) -> Counters {
         let (before, read) = (self.chain.counters(), self.bytes_read());
         what(&self.chain);
@@ -70,7 +70,7 @@ fn read(chain: &DiffChain, at: u64) {
 fn loads_hits_and_misses_are_those_that_happened() {
     let disk = Watched::new(&images(), 64 << 20);
     assert_eq!(disk.chain.counters(), Counters::default(), "opening looks at no table");
-    // The child's entry, the entry and the bits of its bitmap; the other run of the span is then known.
+    // The child's entry, and the entry and bits of its bitmap; the other run of the span is known afterwards.
     let first = disk.counted(SECTOR, |chain| read(chain, 8 * SECTOR));
     assert!(first.table_loads >= 2, "{first:?}");
     assert_eq!((first.index_hits, first.index_misses, first.evictions), (0, 1, 0));
@@ -80,10 +80,10 @@ fn loads_hits_and_misses_are_those_that_happened() {
         read(chain, 40 * SECTOR);
     });
     assert_eq!((again.index_hits, again.index_misses, again.table_loads), (3, 0, 0));
-    // Both runs and what lies around them is found out with the base's help, once.
+    // Both runs and their surroundings are looked up in the base once.
     let below = disk.counted(SECTOR, |chain| read(chain, 0));
     assert_eq!((below.index_hits, below.index_misses, below.table_loads), (0, 1, 1));
-    // A question for each span, whatever runs it has, and of what there is nowhere too.
+    // One question per span, whatever runs it has, also where there is no data.
     let across = disk.counted(MIB, |chain| {
         chain.read_at(&mut vec![0; 2 * MIB as usize], 0).unwrap();
     });
@@ -91,7 +91,7 @@ fn loads_hits_and_misses_are_those_that_happened() {
     let zeros = disk.counted(0, |chain| (0..5).for_each(|_| read(chain, 7 * MIB)));
     assert_eq!((zeros.index_hits, zeros.index_misses), (4, 1));
 
-    // Extents and plans ask the same index; clones and views count for the chain.
+    // Extents and plans use the same index; clones and views count towards the chain.
     let extents = disk.counted(0, |chain| _ = chain.extents(0..64 * SECTOR).count());
     assert_eq!((extents.index_hits, extents.index_misses), (5, 0));
     let planned = disk.counted(0, |chain| {
@@ -139,7 +139,7 @@ fn an_image_alone_counts_its_own() {
     assert_eq!((counted.table_loads, counted.index_hits, counted.index_misses), (1, 0, 0));
 }
 
-/// Each page that was read and is not there any more was evicted: as many as are read again.
+/// Every page that had been read and is gone was evicted: as many as are read again.
 #[test]
 fn pages_driven_out_are_those_that_are_loaded_again() {
     // A chain of one has no index: nearly all of the budget is for pages.
@@ -147,7 +147,7 @@ fn pages_driven_out_are_those_that_are_loaded_again() {
     let disk = Watched::new(&images()[..1], BYTES as usize);
     let places = || (0..SIZE).step_by(512 * MIB as usize).map(|at| at + 3 * MIB);
     let all = places().count() as u64;
-    // Nothing is payload, and each place has a page of its own.
+    // No payload, and a separate page for each offset.
     let first = disk.counted(0, |chain| places().for_each(|at| read(chain, at)));
     assert_eq!(first.table_loads, all);
     let kept = all - first.evictions;
@@ -156,7 +156,7 @@ fn pages_driven_out_are_those_that_are_loaded_again() {
     assert_eq!(second.evictions, second.table_loads, "a page goes for each that comes");
 }
 
-/// An answer that is asked for again and not known any more was driven out.
+/// An answer that has to be found again was evicted.
 #[test]
 fn answers_driven_out_are_those_that_are_found_out_again() {
     const BYTES: u64 = 256 << 10;
@@ -181,7 +181,7 @@ fn answers_driven_out_are_those_that_are_found_out_again() {
     let all = spans().count() as u64 - 100;
     assert_eq!((first.index_hits, first.index_misses), (0, all));
     assert_eq!(second.index_hits + second.index_misses, all);
-    // Half of the budget is for answers, of which none can take less than two words.
+    // Half of the budget is for answers, which take at least two words each.
     let room = BYTES / 2 / 16;
     let pages = few[0].table_loads + first.table_loads;
     assert!((all + 100 - room..=all + 100 + pages).contains(&first.evictions), "{first:?}");

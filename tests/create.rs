@@ -1,6 +1,6 @@
-//! Images that the crate makes: what others read in them, and what it refuses to make or to write.
+//! Images created by this crate: how others read them, and what is refused on creation and writing.
 #![allow(clippy::disallowed_methods)]
-// The tests look at the files from outside.
+// The tests examine the files with std::fs.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -105,7 +105,7 @@ fn a_failed_create_leaves_nothing_behind_and_nothing_is_overwritten() {
     let path = folder.path().join("a.vhdx");
     let impossible = CreateOptions::dynamic(MIB + 1).create(&path).unwrap_err();
     assert_eq!(impossible.kind(), ErrorKind::InvalidInput);
-    // No file system here has room for this one.
+    // Larger than the file systems of test machines.
     let huge = CreateOptions::fixed(64 << 40).create(&path).unwrap_err();
     assert_eq!(huge.kind(), ErrorKind::Io);
     assert!(names(folder.path()).is_empty());
@@ -162,7 +162,7 @@ fn what_may_be_a_child_and_cannot_be_looked_at_is_no_child_in_silence() {
     drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
     let open = || OpenOptions::new().writable(true);
     assert_eq!(open().open_image(&path).unwrap().warnings(), []);
-    // A file that is gone when it is opened, and a link in a circle, for whoever may read everything.
+    // A dangling link, and a circular one for tests that run as root.
     std::os::unix::fs::symlink("circle.avhdx", folder.path().join("circle.avhdx")).unwrap();
     let image = open().open_image(&path).unwrap();
     let [warning] = image.warnings() else { panic!("{:?}", image.warnings()) };
@@ -207,7 +207,7 @@ fn opening_for_writing_changes_nothing_and_the_identity_changes_with_the_first_w
     let first = image.data_write_guid();
     let mut byte = [0];
     image.read_at(&mut byte, 0).unwrap();
-    // Zeros over zeros are no change.
+    // Zeros over zeros are not a change.
     image.write_zeroes(0..8 * MIB, Zeroing::MayUnmap).unwrap();
     image.flush().unwrap();
     image.close().unwrap();
@@ -290,7 +290,7 @@ fn a_raw_disk_is_written_in_place() {
     assert_eq!(&fs::read(&path).unwrap()[1021..], b"raw");
 }
 
-/// A process that another thread is just starting has copies of all open files until its program begins.
+/// A process that is being spawned by another thread shares all open files until its program starts.
 #[test]
 fn a_lock_ends_with_its_image_whoever_has_a_copy_of_the_file() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,7 +1,7 @@
-//! What is promised after a failure of the host, by example. `tests/crash` has every operation fail.
+//! Promises after a failure of the host, by example. `tests/crash` makes every operation fail.
 
 #[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::path::{Path, PathBuf};
@@ -45,7 +45,7 @@ fn a_machine_that_is_paused_by_a_full_disk_goes_on_when_there_is_space() {
         let error = std::io::Error::from(error);
         assert_eq!(error.kind(), std::io::Error::from_raw_os_error(ENOSPC).kind());
     }
-    // What has space can be written and flushed meanwhile.
+    // Blocks with space can be written and flushed meanwhile.
     image.write_at(&[3; 4096], 4096).unwrap();
     image.flush().unwrap();
     refuse(&host, 0, |_| false);
@@ -67,7 +67,7 @@ fn a_failed_flush_is_not_tried_again_and_not_believed() {
     image.write_at(&[1; 512], 0).unwrap();
     image.flush().unwrap();
     image.write_at(&[2; 512], 0).unwrap();
-    // The first flush fails, later ones would say yes.
+    // The first flush fails; later ones would succeed.
     let flushes = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&flushes);
     refuse(&host, EIO, move |step| {
@@ -125,7 +125,7 @@ fn a_failed_create_leaves_nothing_behind_whatever_fails_and_frees_the_name() {
 fn a_create_that_fails_after_taking_the_name_of_another_file_leaves_a_whole_image() {
     let host = SimHost::default();
     drop(create(&host, "a.vhdx").unwrap());
-    // The folder is tried once before the name is taken.
+    // The folder is synced once before the name is taken.
     let syncs = Arc::new(AtomicUsize::new(0));
     refuse(&host, EIO, move |step| {
         matches!(step, Step::Sync) && syncs.fetch_add(1, Ordering::SeqCst) == 1
@@ -157,9 +157,9 @@ fn a_parent_that_cannot_be_read_is_the_hosts_failure_and_no_other_file() {
     assert!(options(&host).open(path("b.avhdx")).is_ok());
 }
 
-/// The header that ends a session is written and not flushed when the process dies. If the next one
-/// writes over the log first, and then the host dies with that header, the older one names a log without
-/// an entry, and the image does not open.
+/// A process dies after it wrote the header that ends a session and before it flushed it. If the next session
+/// overwrote the log first and the host then died without that header, the older header would refer to a log without
+/// an entry, and the image would not open.
 #[test]
 fn a_header_that_was_left_unflushed_is_made_durable_before_the_log_is_written_over() {
     let host = SimHost::default();
@@ -167,7 +167,7 @@ fn a_header_that_was_left_unflushed_is_made_durable_before_the_log_is_written_ov
     let image = options(&host).writable(true).open_image(path("a.vhdx")).unwrap();
     image.write_at(&[1; 512], 0).unwrap();
     image.close().unwrap();
-    // In place: the log of this session has its first entry and no other.
+    // A write in place: the log of this session has its first entry and no other.
     image.write_at(&[1; 512], 0).unwrap();
     image.flush().unwrap();
     let durable = Arc::new(Mutex::new(None::<Files>));
@@ -186,7 +186,7 @@ fn a_header_that_was_left_unflushed_is_made_durable_before_the_log_is_written_ov
     let image = options(&host).writable(true).open_image(path("a.vhdx")).unwrap();
     image.write_at(&[2; 512], 0).unwrap();
     std::mem::forget(image);
-    // All that arrived before the first flush returned, but for that header.
+    // Everything that arrived before the first flush returned, except for that header.
     let is_flush = |event: &Event| matches!(event, Event::FlushEnd(..));
     for event in host.events().iter().take_while(|event| !is_flush(event)) {
         durable.apply(event);
@@ -197,7 +197,7 @@ fn a_header_that_was_left_unflushed_is_made_durable_before_the_log_is_written_ov
     assert_eq!(found, [1; 512]);
 }
 
-/// The same for the header that begins one: a second header on its way beside it could leave none.
+/// The same for the header that starts a session: with a second header in flight there might be none left.
 #[test]
 fn a_header_that_was_left_unflushed_is_made_durable_before_a_replay_writes_the_other() {
     let host = SimHost::default();

@@ -1,4 +1,4 @@
-//! The chain's own index held against a reader that asks every layer for every sector.
+//! The chain's index, compared with a reader that asks every layer for every sector.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -17,7 +17,7 @@ use common::disk::{flat, reads_as};
 use common::oracle::ids;
 use common::{Counting, MIB, in_memory, open_images, open_stack};
 
-/// Reads here and there, in one and in several buffers.
+/// Random reads into one and into several buffers.
 fn reads_here_and_there(disk: &dyn Disk, expected: &[u8], seed: u64, reads: usize) {
     let mut rng = Rng::new(seed);
     let mut bytes = vec![0; 3 * MIB as usize];
@@ -42,7 +42,7 @@ fn agree(images: &[Image], seed: u64) {
     let naive = Chain::from_bytes(images.iter().map(Image::to_bytes)).unwrap();
     let files = in_memory(images);
     let mut rng = Rng::new(seed);
-    // The tip, the layer below it, and another.
+    // The tip, the layer below it, and another one.
     let top = images.len() - 1;
     let mut tips = vec![top, top.saturating_sub(1), rng.below(images.len() as u64) as usize];
     tips.sort_unstable();
@@ -56,7 +56,7 @@ fn agree(images: &[Image], seed: u64) {
             let view = chain.view(ids[*tip]).unwrap();
             reads_here_and_there(&view, expected, rng.next_u64(), 30);
         }
-        // All that is left to find out, by two at once, and then all again.
+        // Resolve everything else from two threads, then read all of it again.
         std::thread::scope(|scope| {
             for seed in [rng.next_u64(), rng.next_u64()] {
                 let (chain, tips, expected, ids) = (&chain, &tips, &expected, &ids);
@@ -86,12 +86,12 @@ fn chains_of_64_layers_read_as_if_every_layer_were_asked_for_every_sector() {
     agree(&deep_chain(65, 48), 65);
 }
 
-/// What is written shows at once in the chain and in its clones, and never in what lies below.
+/// Writes show at once in the chain and in its clones, and never in the layers below.
 #[test]
 fn what_is_written_shows_at_once() {
     for (seed, budget) in [(1, 0), (2, 2 << 10), (3, 64 << 10), (4, 64 << 20), (5, 64 << 20)] {
         let mut images = deep_chain(seed, 6);
-        // The tip starts with little, so that the layers below it show.
+        // The tip starts almost empty, so that the layers below show.
         let mut tip = images[5].new_child();
         tip.block_size = 1 << (20 + seed % 2);
         images.push(tip);
@@ -108,7 +108,7 @@ fn what_is_written_shows_at_once() {
         let parent = chain.view(chain.layers()[1].id).unwrap();
         let mut rng = Rng::new(seed);
         for round in 0..60 {
-            // Read first, so that there is something old to be remembered.
+            // Read first, so that old answers are remembered.
             let (at, len) = somewhere(&mut rng, size);
             let range = at..at + len as u64;
             let place = at as usize..at as usize + len;
@@ -154,7 +154,7 @@ fn what_is_written_shows_at_once() {
     }
 }
 
-/// A base and 63 children over one block that each own some of its pages, as tables too many for a small
+/// A base and 63 children over one block, each owning some of its pages: more tables than fit in a small
 /// budget.
 fn striped(layers: usize) -> Vec<Image> {
     let mut images = vec![Image::dynamic(2 * MIB)];
@@ -179,15 +179,15 @@ fn calls(counting: &[Arc<Counting>]) -> u64 {
     counting.iter().map(|file| file.counts().0).sum()
 }
 
-/// The first read asks no layer that it does not need and reads no table twice; from then on it is one read
-/// however deep the chain is, though the tables of 64 layers do not fit in the budget.
+/// The first read asks only the layers it needs and reads no table twice; from then on it is one read
+/// however deep the chain is, even if the tables of 64 layers do not fit in the budget.
 #[test]
 fn a_read_through_64_layers_is_one_read() {
     let images = striped(64);
     let naive = Chain::from_bytes(images.iter().map(Image::to_bytes)).unwrap();
     let expected = naive.flat(63).unwrap();
     for n in [63, 40, 0] {
-        // A chain of its own each time: nothing is known. Layer `n` owns the page with its number.
+        // A new chain each time, so that nothing is known. Layer `n` owns page `n`.
         let (counting, files) = counted(&images);
         let options = OpenOptions::new().budget(Budget::new(96 << 10));
         let chain = open_stack(options, &files).unwrap();
@@ -196,13 +196,13 @@ fn a_read_through_64_layers_is_one_read() {
         let mut bytes = vec![0; 4096];
         chain.read_at(&mut bytes, page).unwrap();
         assert!(bytes == expected[page as usize..][..4096]);
-        // Of each layer asked the pages with the block's entry, the bitmap's, and the bits; the base has no
+        // For each layer asked: the pages with the block's entry, the bitmap's entry and the bits; the base has no
         // bitmap.
         let asked = 64 - n as u64;
         let tables = 3 * asked - if n == 0 { 2 } else { 0 };
         assert_eq!(calls(&counting) - before, tables + 1, "down to layer {n}");
 
-        // Another page of an upper layer, and the same again: not a table is looked at.
+        // Another page of an upper layer, and the same again: no table is read.
         let before = calls(&counting);
         for again in [page, 63 * 4096, page] {
             chain.read_at(&mut bytes, again).unwrap();
@@ -210,7 +210,7 @@ fn a_read_through_64_layers_is_one_read() {
         }
         assert_eq!(calls(&counting) - before, 3);
 
-        // All pages in any order: once the whole chain was asked, each is one read.
+        // All pages in random order: once the whole chain has been asked, each is one read.
         let mut order: Vec<u64> = (0..256).collect();
         Rng::new(1).shuffle(&mut order);
         let pass = || {
@@ -228,8 +228,8 @@ fn a_read_through_64_layers_is_one_read() {
     }
 }
 
-/// What lies in one piece in a file is read at once, across blocks and spans and into several buffers' worth
-/// of them; zeros are not read.
+/// Bytes that are contiguous in a file are read at once, across blocks and spans and into several buffers;
+/// zeros are not read.
 #[test]
 fn one_read_for_what_lies_in_one_piece() {
     let mut base = Image::dynamic(12 * MIB);
@@ -261,12 +261,12 @@ fn one_read_for_what_lies_in_one_piece() {
     }
 }
 
-/// What is wrong somewhere is said by reads of that place as it is without an index, and by no others.
+/// Damage is reported by reads of that place, as without an index, and by no others.
 #[test]
 fn damage_shows_where_it_is_and_nowhere_else() {
     let mut base = Image::dynamic(8 * MIB);
     (0..8).for_each(|b| _ = base.put(b, Block::full(Data::Pattern(b))));
-    // The last block of the file is cut in its middle.
+    // The last block of the file is cut in half.
     let end = base.to_bytes().len() as u64;
     base.file_length = Some(end - MIB / 2 - 100);
     let mut middle = base.new_child();

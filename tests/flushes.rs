@@ -1,9 +1,9 @@
-//! What flushes cost: counted on a host that records all that happens to its files.
+//! The cost of flushes, counted on a host that records every call.
 //!
-//! The places of a file are told apart by the naive reader, so that a write counts for what it is.
+//! The naive reader tells which structure each write goes to.
 
 #[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::collections::BTreeSet;
@@ -21,10 +21,10 @@ use sim::{Event, FOLDER, Files, SimHost, Step};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// Bytes of a page of the tables, of a sector of the log and of its descriptors, [MS-VHDX] 2.3.1.
+/// Size in bytes of a page of the tables, a sector of the log and its descriptors, [MS-VHDX] 2.3.1.
 const PAGE: u64 = 4 * KIB;
 
-/// An image that is written on a host that records.
+/// An image that is written on a recording host.
 struct Watched {
     host: SimHost,
     tip: PathBuf,
@@ -32,7 +32,7 @@ struct Watched {
     chain: DiffChain,
 }
 
-/// What happened to the file over a while.
+/// What happened to the file during a period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Cost {
     flushes: u64,
@@ -59,13 +59,13 @@ fn options(kind: Kind, size: u64, sector: u32) -> CreateOptions {
 }
 
 impl Watched {
-    /// A new image, over a parent that holds bytes in all of its blocks if it is a child.
+    /// A new image; a child gets a parent with data in all of its blocks.
     fn new(kind: Kind, size: u64, sector: u32, block: u32) -> Self {
         let all: Vec<u64> = (0..size).step_by(MIB as usize).collect();
         Self::over(&all, kind, size, sector, block)
     }
 
-    /// The same over a parent that holds bytes only at these places.
+    /// The same over a parent that holds data only at these offsets.
     fn over(held: &[u64], kind: Kind, size: u64, sector: u32, block: u32) -> Self {
         let host = SimHost::default();
         let path = |name: &str| Path::new(FOLDER).join(name);
@@ -98,18 +98,18 @@ impl Watched {
         self.chain.flush().unwrap();
     }
 
-    /// What all that `what` does costs.
+    /// The cost of `what`.
     fn cost(&self, what: impl FnOnce()) -> Cost {
         let (from, before) = (self.host.mark(), self.chain.counters());
         what();
         let cost = self.cost_of(from..self.host.mark());
-        // The chain's own count is that of the host.
+        // The chain's own counters agree with the host's record.
         let counted = self.chain.counters().since(&before);
         assert_eq!((counted.flushes, counted.log_bytes), (cost.flushes, cost.log));
         cost
     }
 
-    /// What these events cost, by the places as they are now.
+    /// The cost of these events, by the present places of the structures.
     fn cost_of(&self, events: Range<usize>) -> Cost {
         let layer = self.layer();
         let (log, bitmaps) = (layer.log(), layer.bitmaps().unwrap());
@@ -148,7 +148,7 @@ fn layer(files: &Files, path: &Path) -> Layer {
     Layer::from_source(Arc::new(files.file(path).unwrap().clone())).unwrap()
 }
 
-/// Bytes of a log entry that changes so many pages: descriptors of 32 bytes behind a header of 64, in
+/// Size in bytes of a log entry that changes `pages` pages: a header of 64 bytes and descriptors of 32, in
 /// whole sectors, and a sector for each page.
 fn entry_len(pages: u64) -> u64 {
     (64 + 32 * pages).next_multiple_of(PAGE) + pages * PAGE
@@ -170,7 +170,7 @@ fn a_session_pays_for_what_it_changes() {
         let grows = !matches!(kind, Kind::Fixed);
         assert_eq!(disk.cost(|| disk.flush()), Cost::default(), "{what}: nothing began");
 
-        // What others may have left, an entry that makes the log one, and both headers.
+        // Flush what others may have left, write an entry that makes the log valid, write both headers.
         let cost = disk.cost(|| disk.write(1, 64 * KIB, 4 * KIB));
         assert_eq!((cost.flushes, cost.tables, cost.payload), (4, 0, 4 * KIB), "{what}: first");
         assert_eq!((cost.headers, cost.log), (2 * PAGE, entry_len(0)), "{what}: first write");
@@ -181,7 +181,7 @@ fn a_session_pays_for_what_it_changes() {
         assert_eq!(cost.log > 0, grows, "{what}: flush");
         assert_eq!(disk.cost(|| disk.flush()), Cost::default(), "{what}: nothing since");
 
-        // Into sectors that are there: only payload changes. The tables come to their place now.
+        // Existing sectors: only payload changes. The tables are written to their places now.
         let cost = disk.cost(|| disk.write(2, 64 * KIB + 100, 2 * KIB));
         assert_eq!((cost.flushes, cost.log, cost.tables, cost.growths), (0, 0, 0, 0), "{what}");
         let cost = disk.cost(|| disk.flush());
@@ -194,14 +194,14 @@ fn a_session_pays_for_what_it_changes() {
         let cost = disk.cost(|| disk.flush());
         assert_eq!(cost.flushes, if grows { 2 } else { 1 }, "{what}: a new block");
 
-        // Nothing but the tables changes where blocks are given up.
+        // Freeing blocks changes only the tables.
         let cost = disk.cost(|| disk.chain.discard(5 * MIB..6 * MIB).unwrap());
         assert_eq!((cost.flushes, cost.log, cost.tables), (0, 0, 0), "{what}: discard");
         assert_eq!(cost.payload, if grows { 0 } else { MIB }, "{what}: discard");
         let cost = disk.cost(|| disk.flush());
         assert_eq!(cost.flushes, if grows { 2 } else { 1 }, "{what}: flush of a discard");
 
-        // Tables to their places, both headers; a cut where there is something to cut.
+        // Tables to their places, both headers; the file is truncated if possible.
         let len = disk.layer().log().start.max(disk.host.files().files[disk.file].len());
         let cost = disk.cost(|| disk.chain.close().unwrap());
         let was_cut = u64::from(disk.host.files().files[disk.file].len() < len);
@@ -211,7 +211,7 @@ fn a_session_pays_for_what_it_changes() {
         let cost = disk.cost(|| disk.chain.close().unwrap());
         assert_eq!(cost, Cost::default(), "{what}: nothing to close");
 
-        // A close flushes by itself, and the next session pays for its headers again.
+        // A close flushes, and the next session writes its headers again.
         assert_eq!(disk.cost(|| disk.write(4, MIB, 512)).flushes, 4, "{what}: another session");
         let len = disk.host.files().files[disk.file].len();
         let cost = disk.cost(|| disk.chain.close().unwrap());
@@ -232,14 +232,14 @@ fn a_thousand_scattered_writes_are_flushed_by_two_flushes() {
         let written = from..disk.host.mark();
         let cost = disk.cost(|| disk.flush());
         assert_eq!(cost.flushes, 2, "{kind:?}, {sector}");
-        // The page of the blocks' entries; in a child bitmaps of a bit per sector, and the entry of their
-        // block, which stands behind those of all the blocks that a chunk may have.
+        // The page of the blocks' entries; in a child also bitmaps with a bit per sector, and the entry of their
+        // block, which follows the entries of all blocks of the chunk.
         let pages = match kind {
             Kind::Child => 1 + (64 * MIB / u64::from(sector) / 8).div_ceil(PAGE) + 1,
             _ => 1,
         };
         assert_eq!(cost.log, entry_len(pages), "{kind:?}, {sector}");
-        // The writes themselves paid for the session and for no more.
+        // The writes themselves paid only for the start of the session.
         let cost = disk.cost_of(written);
         assert_eq!((cost.flushes, cost.headers, cost.log), (4, 2 * PAGE, entry_len(0)));
         assert_eq!(cost.tables, 0);
@@ -251,7 +251,7 @@ fn a_commit_of_several_entries_costs_at_most_three_more_flushes_for_each() {
     let disk = Watched::over(&[0], Kind::Child, 132 * 1024 * MIB, 512, 1 << 20);
     disk.write(1, 0, 4 * KIB);
     disk.flush();
-    // A page of 512 entries of the table each; an entry of the log takes 252 pages.
+    // A page holds 512 entries; a log entry holds 252 pages.
     for page in 0..250 {
         disk.chain.discard(page * 512 * MIB + 100 * MIB..page * 512 * MIB + 101 * MIB).unwrap();
     }
@@ -268,7 +268,7 @@ fn a_commit_of_several_entries_costs_at_most_three_more_flushes_for_each() {
     let entries = disk.host.events()[events.clone()].iter().filter(is_entry).count() as u64;
     let flushes = disk.cost_of(events).flushes;
     assert!(entries > 1, "{entries} entries");
-    // Each entry is flushed, and what it names before it.
+    // Each entry is flushed, and what it refers to before it.
     assert!((entries + 1..=2 + 3 * (entries - 1)).contains(&flushes), "{entries}: {flushes}");
 }
 
@@ -292,7 +292,7 @@ fn no_change_without_a_flush_costs_metadata_io() {
                 }
             }
             let changed = from..disk.host.mark();
-            // From here on the naive reader knows the sector bitmaps that are new.
+            // From here on the naive reader knows the new sector bitmaps.
             disk.flush();
             let cost = disk.cost_of(changed);
             let paid = (cost.flushes, cost.headers, cost.log, cost.tables);
@@ -302,12 +302,12 @@ fn no_change_without_a_flush_costs_metadata_io() {
     }
 }
 
-/// As few system calls as for a raw file: one for what lies in one piece, whatever the number of blocks and of
-/// buffers; small pieces in between are gathered.
+/// As few system calls as for a raw file: one for a contiguous range, whatever the number of blocks and
+/// buffers; small buffers are gathered.
 #[test]
 fn what_lies_in_one_piece_is_written_at_once() {
     let disk = Watched::new(Kind::Dynamic, 16 * MIB, 512, 1 << 20);
-    // In the order of the disk but for the sixth block, which comes last.
+    // In the order of the disk except for the sixth block, which comes last.
     for block in (0..16).filter(|block| *block != 5).chain([5]) {
         disk.write(block, block * MIB, MIB);
     }
@@ -323,7 +323,7 @@ fn what_lies_in_one_piece_is_written_at_once() {
         (4 * MIB, 3 * MIB, 3),
         (0, 16 * MIB, 3),
         (6 * MIB, MIB, 1),
-        // A sector at each end is read and written by itself.
+        // A sector at each end is read and written separately.
         (MIB - 100, MIB + 200, 3),
     ] {
         assert_eq!(writes(&|| disk.write(at, at, len)), count, "{len} bytes at {at}");
@@ -337,7 +337,7 @@ fn what_lies_in_one_piece_is_written_at_once() {
     assert!(read == bytes);
 }
 
-/// What a change of the tables is, by the naive reader: entries of the BAT, and whose a sector is.
+/// The tables as the naive reader sees them: BAT entries, and the owner of each sector.
 struct Tables {
     entries: Vec<u64>,
     is_here: Vec<bool>,
@@ -355,7 +355,7 @@ impl Tables {
         }
     }
 
-    /// Pages that differ: of the BAT, and of sector bitmaps.
+    /// Counts the pages that differ, of the BAT and of sector bitmaps.
     fn pages_changed(&self, after: &Self) -> u64 {
         let entries = (0..self.entries.len()).filter(|i| self.entries[*i] != after.entries[*i]);
         let bits = (0..self.is_here.len()).filter(|i| self.is_here[*i] != after.is_here[*i]);
@@ -379,7 +379,7 @@ fn a_flush_logs_the_pages_that_changed_and_one_sector_for_their_descriptors() {
         let cost = disk.cost(|| disk.flush());
         let after = Tables::of(&disk.layer());
         let pages = before.pages_changed(&after);
-        // Never more than the page of the block's entry and that of its bits.
+        // At most the page of the block's entry and that of its bits.
         assert!(pages <= 2, "{pages} pages for a write");
         let expected = if pages == 0 { (0, 1) } else { (entry_len(pages), 2) };
         assert_eq!((cost.log, cost.flushes), expected, "write {i}");
@@ -389,7 +389,7 @@ fn a_flush_logs_the_pages_that_changed_and_one_sector_for_their_descriptors() {
     assert!(seen.contains(&1) && seen.contains(&2), "{seen:?}");
 }
 
-/// Not a bound but what there is to tell: `cargo test --test flushes figures -- --nocapture`.
+/// Prints figures without asserting any: `cargo test --test flushes figures -- --nocapture`.
 #[test]
 fn figures() {
     println!("4 KiB at random into a child, 64 MiB, blocks of 2 MiB; per write:");
@@ -442,7 +442,7 @@ fn flushes_that_wait_for_each_other_share_one_commit() {
         std::thread::scope(|scope| {
             scope.spawn(|| disk.flush());
             wait_for_arrival.recv().unwrap();
-            // In the middle of the first commit, after its snapshot.
+            // During the first commit, after its snapshot.
             for i in 0..6 {
                 disk.write(3 + i, (128 + 64 * i) * KIB, 4 * KIB);
             }
@@ -453,7 +453,7 @@ fn flushes_that_wait_for_each_other_share_one_commit() {
         });
     });
     disk.host.unhook();
-    // The one that was held, and one for all of the others.
+    // The one that was held, and one for all the others.
     assert_eq!(cost.flushes, 4);
     assert_eq!(cost.log, 2 * entry_len(1));
     let layer = disk.layer();
@@ -462,12 +462,12 @@ fn flushes_that_wait_for_each_other_share_one_commit() {
     }
 }
 
-/// What is done to a disk.
+/// An action on a disk.
 type Act = fn(&Watched);
 
 #[test]
 fn what_meets_a_flush_is_not_logged_before_its_payload_is_durable() {
-    // There is room for new blocks in a file that has grown, so that none waits for the flush.
+    // The file has room for new blocks, so that no write waits for the flush.
     let writes: [(&str, Act, Range<u64>); 3] = [
         ("a new sector", |disk| disk.write(20, 512 * KIB, 4 * KIB), 512 * KIB..516 * KIB),
         ("a new block", |disk| disk.write(21, 46 * MIB, 4 * KIB), 46 * MIB..46 * MIB + 4 * KIB),
@@ -490,7 +490,7 @@ fn what_meets_a_flush_is_not_logged_before_its_payload_is_durable() {
     }
 }
 
-/// Does the first thing, with the second at one of its steps. The disk and how its files were before, if
+/// Runs `first` with `second` during one of its steps. Returns the disk and the files before it, if
 /// there is such a step.
 fn at_step(step: usize, first: Act, second: Act) -> Option<(Arc<Watched>, Files)> {
     let disk = Arc::new(Watched::new(Kind::Child, 48 * MIB, 512, 1 << 20));
@@ -505,7 +505,7 @@ fn at_step(step: usize, first: Act, second: Act) -> Option<(Arc<Watched>, Files)
     let steps = Arc::new(AtomicUsize::new(0));
     let (counted, inside) = (Arc::clone(&steps), Arc::downgrade(&disk));
     disk.host.hook(move |now| {
-        // Who makes the file grow keeps a flush waiting meanwhile, by design.
+        // By design, a flush waits for a growing file.
         let is_step = !matches!(now, Step::Read { .. } | Step::SetLen { .. });
         if is_step && counted.fetch_add(1, Ordering::SeqCst) == step {
             second(&inside.upgrade().unwrap());
@@ -517,8 +517,8 @@ fn at_step(step: usize, first: Act, second: Act) -> Option<(Arc<Watched>, Files)
     (steps.load(Ordering::SeqCst) > step).then_some((disk, start))
 }
 
-/// Goes through the record and asks the naive reader after each change whether the file, or its log, has
-/// the sectors: from then on their payload must be durable. Whether they ever are there.
+/// Replays the record and asks the naive reader after each change whether the file or its log refers to
+/// the sectors: from then on their payload must be durable. Returns whether they are ever referred to.
 fn is_logged_in_order(disk: &Watched, mut files: Files, range: &Range<u64>, what: &str) -> bool {
     let (mut written, mut durable) = (0, 0);
     let mut flushing = None;

@@ -1,4 +1,4 @@
-//! The forest in folders, on hosts that say no, that count, and that cannot tell files apart.
+//! Forests in folders, on hosts that refuse, that count, and that cannot identify files.
 #![allow(clippy::disallowed_methods)] // stands outside the crate
 
 use std::collections::HashMap;
@@ -15,10 +15,10 @@ use avhdx_testkit::build::{Image, write_chain};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// This machine, watched and spoilt.
+/// This machine with counters and faults.
 #[derive(Debug, Default)]
 struct Watched {
-    /// What may not be listed or opened.
+    /// Paths that cannot be listed or opened.
     forbidden: Vec<PathBuf>,
     /// Files and folders have no identity, as on Windows.
     nameless: bool,
@@ -29,7 +29,7 @@ struct Watched {
     open_most: AtomicUsize,
 }
 
-/// A file that is counted as long as it is open.
+/// A file that is counted while it is open.
 #[derive(Debug)]
 struct Counted {
     file: Arc<dyn Storage>,
@@ -164,7 +164,7 @@ fn child(n: u128, parent: u128, path: &str) -> Image {
     image
 }
 
-/// The node of that file name.
+/// The node with this file name.
 #[track_caller]
 fn named(forest: &Forest, name: &str) -> NodeId {
     let found = forest.nodes().find(|(_, node)| node.path.ends_with(name));
@@ -205,7 +205,7 @@ fn hosts_without_file_identities() {
     fs::create_dir(folder.path().join("below")).unwrap();
     let host = Arc::new(Watched { nameless: true, ..Watched::default() });
     let source = PathSource::new().host(Arc::clone(&host) as Arc<dyn Host>);
-    // Places within each other and named twice.
+    // Places that contain each other, and one given twice.
     let below = folder.path().join("below");
     let again = below.join("..");
     let file = folder.path().join("l1.vhdx");
@@ -265,10 +265,10 @@ fn many_orphans_of_one_parent_cost_a_look_each() {
     assert_eq!(forest.children_of(identity(1)).count(), MANY as usize);
     assert_eq!(host.open_most.load(Relaxed), 1, "files open at once");
     assert!(host.opens.lock().unwrap().values().all(|opens| *opens == 1));
-    // The folder itself, and once more for names that differ in case only.
+    // The folder itself, and once more for names that differ only in case.
     assert_eq!(host.lists.load(Relaxed), 2);
 
-    // A folder to search is looked through once, whoever asks.
+    // A folder to search is read once for all children.
     let host = Arc::new(Watched::default());
     let source = PathSource::new().host(Arc::clone(&host) as Arc<dyn Host>).folder(&attic);
     let forest = Forest::scan([&images], &source).unwrap();
@@ -294,12 +294,12 @@ fn files_that_are_not_complete_are_nobodys_relatives() {
     let forest = Forest::scan([folder.path()], &PathSource::new()).unwrap();
     assert_eq!(forest.nodes().map(|(_, node)| &node.path).collect::<Vec<_>>(), [&at("base.vhdx")]);
     assert_eq!(codes(&forest), [""; 0]);
-    // Neither a child that keeps its parent from being written.
+    // Nor a child that keeps its parent from being written.
     drop(OpenOptions::new().writable(true).open_image(at("base.vhdx")).unwrap());
     fs::rename(temporary("a.avhdx"), at("a.avhdx")).unwrap();
     let refused = OpenOptions::new().writable(true).open_image(at("base.vhdx")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::HasChildren);
-    // Nor a parent to be found by its identity.
+    // Nor a parent found by its identity.
     fs::rename(at("base.vhdx"), temporary("base.vhdx")).unwrap();
     let source = PathSource::new().folder(folder.path());
     let open = OpenOptions::new().parents(source.clone());

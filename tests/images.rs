@@ -1,7 +1,7 @@
-//! Images by other writers: each layer of each chain, opened as the tip, is the disk that others agreed it is.
+//! Images by other writers: each layer of each chain, opened as the tip, has the contents that other programs agreed
+//! on.
 //!
-//! They are those of the folder that `AVHDX_IMAGES` names, and the project's own fixtures where it
-//! names none.
+//! The images are in the folder named by `AVHDX_IMAGES`, or else in the project's own fixtures.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -22,7 +22,7 @@ use common::{Shelf, file, files_below};
 /// A folder of unpacked images.
 struct Unpacked {
     folder: tempfile::TempDir,
-    /// Flat sums and names, from the file that came with them.
+    /// Checksums and names of the flat disks, from the list that came with the images.
     sums: Vec<(String, String)>,
     before: Vec<(PathBuf, String)>,
 }
@@ -41,7 +41,7 @@ impl Unpacked {
         self.folder.path().join(name)
     }
 
-    /// Nothing was changed, made or taken away.
+    /// Nothing was changed, created or removed.
     fn is_unchanged(&self) {
         assert_eq!(hashes(self.folder.path()), self.before);
     }
@@ -118,8 +118,8 @@ fn many_readers_at_once_in_the_smallest_budget() {
     }
 }
 
-/// What each layer holds itself is the same in any order of its parents' names: here they are offered
-/// without paths.
+/// The data that each layer holds itself does not depend on the order of its parents' names: here they are
+/// offered without paths.
 #[test]
 fn chains_without_paths() {
     let chains = chains();
@@ -138,7 +138,7 @@ fn chains_without_paths() {
     }
 }
 
-/// A differencing image alone serves what it holds and never makes up the rest.
+/// A differencing image without its parents serves only what it holds.
 #[test]
 fn layers_alone_never_answer_for_their_parents() {
     let chains = chains();
@@ -192,7 +192,7 @@ fn images_by_qemu() {
     images.is_unchanged();
 }
 
-/// Images that Windows wrote; they are not part of the project.
+/// Images written by Windows; they are not part of the project.
 #[test]
 fn images_by_windows() {
     let Some(folder) = avhdx_images() else {

@@ -1,7 +1,7 @@
-//! Other programs' answers beside the crate's: images that QEMU makes on the spot, chains that libvhdi and
-//! dissect.hypervisor look at.
+//! Compares the crate with other programs: images that QEMU creates during the test, and chains that libvhdi and
+//! dissect.hypervisor read.
 //!
-//! What is not installed is skipped by name; with `AVHDX_INTEROP=1` that is a failure.
+//! Tests whose programs are not installed are skipped by name; with `AVHDX_INTEROP=1` they fail.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -20,7 +20,7 @@ use common::MIB;
 use common::disk::{extents_name_the_bytes, in_pieces, sum};
 use common::tools::{LIBVHDI, python, said, skipped};
 
-/// The disk's bytes are those of a raw file.
+/// The disk's contents equal those of a raw file.
 fn equals_raw(disk: &dyn Disk, raw: &Path) {
     let file = File::open(raw).unwrap();
     assert_eq!(disk.geometry().size, file.metadata().unwrap().len());
@@ -34,7 +34,7 @@ fn equals_raw(disk: &dyn Disk, raw: &Path) {
     });
 }
 
-/// How much of a disk is written to.
+/// How much of a disk is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fill {
     Empty,
@@ -42,13 +42,13 @@ enum Fill {
     Scattered,
 }
 
-/// `qemu-io` commands that fill a disk so.
+/// Returns `qemu-io` commands that fill a disk to this extent.
 fn writes(fill: Fill, size: u64, block: u64) -> Vec<String> {
     let mut commands = Vec::new();
     match fill {
         Fill::Empty => {}
         Fill::Full => {
-            // A little in every block allocates it, and small disks are written to in full.
+            // A little in every block allocates it; small disks are written completely.
             for (n, at) in (0..size).step_by(block as usize).enumerate() {
                 let len = if block <= 2 * MIB { block } else { 64 << 10 };
                 let len = len.min(size - at);
@@ -62,7 +62,7 @@ fn writes(fill: Fill, size: u64, block: u64) -> Vec<String> {
                 let len = (1 + rng.below(400)) * 512;
                 commands.push(format!("write -P {n} {at} {len}"));
             }
-            // Over a border of blocks, the first and the last sector, zeros over data.
+            // Across a block boundary, the first and the last sector, zeros over data.
             commands.push(format!("write -P 200 {} 8192", block.min(size / 2) - 4096));
             commands.push("write -P 201 0 512".into());
             commands.push(format!("write -P 202 {} 512", size - 512));
@@ -121,8 +121,8 @@ fn twenty_images_by_qemu() {
     assert_eq!(made, 20);
 }
 
-/// A chain that the other readers read right: blocks of one size, disks of one size, runs of sectors that
-/// start and end with the bytes of the bitmap, and no UNMAPPED blocks.
+/// A chain that the other readers read correctly: one block size, one disk size, runs of sectors that
+/// start and end at bytes of the bitmap, and no UNMAPPED blocks.
 fn plain_chain() -> Vec<Image> {
     let mut base = Image::dynamic(9 * MIB - 4096);
     for b in [0, 1, 2, 4, 7, 8] {
@@ -141,7 +141,7 @@ fn plain_chain() -> Vec<Image> {
     vec![base, mid, tip]
 }
 
-/// `dissect.hypervisor`, read block by block: reads that cross blocks go wrong in it.
+/// `dissect.hypervisor`, read block by block because its reads across blocks are wrong.
 const DISSECT: &str = r"
 import hashlib, pathlib, sys
 from dissect.hypervisor.disk.vhdx import VHDX
@@ -155,9 +155,9 @@ for path in sys.argv[1:]:
     print(total.hexdigest())
 ";
 
-/// A base and two children that the crate makes and writes; the sum of the flat disk at each. Only what the
-/// other readers read right: runs of whole bytes of the bitmap, and with `zeros` blocks that were zeroed,
-/// which libvhdi does not.
+/// A base and two children created and written by this crate, with the checksum of the flat disk at each. Limited to
+/// what the other readers read correctly: runs of whole bitmap bytes, and zeroed blocks only with `zeros`, which
+/// libvhdi misreads.
 fn written_chain(
     folder: &Path,
     sector: u32,
@@ -207,7 +207,7 @@ fn chains_that_the_crate_wrote_as_dissect_and_libvhdi_read_them() {
         (512, [mib, mib, mib], true),
         (4096, [2 * mib, 2 * mib, 2 * mib], false),
         (4096, [mib, mib, mib], true),
-        // Blocks get smaller upwards: dissect.hypervisor goes wrong in a parent's read over its blocks' borders.
+        // Blocks get smaller upwards: dissect.hypervisor misreads a parent across block boundaries.
         (512, [4 * mib, 2 * mib, mib], false),
     ] {
         let folder = tempfile::tempdir().unwrap();
@@ -252,7 +252,7 @@ fn chains_as_dissect_reads_them() {
     }
 }
 
-/// `vhdiinfo` on each layer: sizes, sectors and kind.
+/// Runs `vhdiinfo` on each layer: sizes, sectors and kind.
 #[test]
 fn facts_as_libvhdi_tells_them() {
     let run = |path: &Path| Command::new("vhdiinfo").arg(path).output();

@@ -1,4 +1,4 @@
-//! A process that writes is killed in the middle of it, again and again: nothing it flushed is lost.
+//! A writing process is killed again and again: nothing it flushed is lost.
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods)]
 
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 const SECTOR: usize = 512;
 const SIZE: u64 = 8 * MIB;
 const KILLS: u64 = 50;
-/// Where the process that is killed finds its image, where it says what it does, and from which seed.
+/// Tell the killed process its image, its report file and its seed.
 const IMAGE: &str = "AVHDX_KILLED_IMAGE";
 const WORDS: &str = "AVHDX_KILLED_WORDS";
 const SEED: &str = "AVHDX_KILLED_SEED";
@@ -32,7 +32,7 @@ fn fifty_kills_lose_nothing_that_was_flushed() {
     let (mut writes, mut flushes, mut in_flight) = (0, 0, 0);
     for kill in 0..KILLS {
         std::fs::write(&words, "").unwrap();
-        // At once now and then, so that some die while they replay the log of the one before.
+        // Sometimes at once, so that some die while they replay the log of the one before.
         let patience = if rng.chance(1, 5) { 0 } else { 1 + rng.below(3000) };
         write_until_killed(&child, &words, kill, patience);
         let mut allowed = Allowed::new(&disk);
@@ -58,7 +58,7 @@ fn fifty_kills_lose_nothing_that_was_flushed() {
     assert!(flushes > KILLS && in_flight > 0);
 }
 
-/// The process that is killed. Without its image it does nothing.
+/// The process to be killed. Does nothing without its image.
 #[test]
 fn process_that_is_killed() {
     let (Some(image), Some(words)) = (std::env::var_os(IMAGE), std::env::var_os(WORDS)) else {
@@ -96,7 +96,7 @@ fn process_that_is_killed() {
     }
 }
 
-/// Has a process write until it has said so many bytes.
+/// Runs a writing process until its report has this many bytes.
 fn write_until_killed(image: &Path, words: &PathBuf, seed: u64, patience: u64) {
     let mut process = Command::new(std::env::current_exe().unwrap())
         .args(["process_that_is_killed", "--exact"])
@@ -119,7 +119,7 @@ fn write_until_killed(image: &Path, words: &PathBuf, seed: u64, patience: u64) {
     process.wait().unwrap();
 }
 
-/// What each sector may read.
+/// The contents that each sector may have.
 struct Allowed {
     sectors: Vec<Vec<[u8; SECTOR]>>,
     writes: u64,
@@ -133,7 +133,7 @@ impl Allowed {
         Self { sectors, writes: 0, flushes: 0, is_flushing: false }
     }
 
-    /// Takes in what the process said before or after it did it.
+    /// Processes a line that the process wrote before or after an action.
     fn hear(&mut self, line: &str) {
         let mut words = line.split(' ');
         let verb = words.next().unwrap();
@@ -178,7 +178,7 @@ impl Allowed {
     }
 }
 
-/// A base with something in every block and an empty child; returns what the disk reads.
+/// Creates a base with data in every block and an empty child; returns the contents of the disk.
 fn make_chain(base: &Path, child: &Path) -> Vec<u8> {
     let mut disk = vec![0; SIZE as usize];
     let parent = CreateOptions::dynamic(SIZE).block_size(MIB as u32).create(base).unwrap();

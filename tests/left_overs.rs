@@ -1,10 +1,10 @@
-//! What a process that was killed leaves in a folder: nobody takes it for an image, and only a draft of ours that
-//! nobody will complete is removed.
+//! Files that killed processes leave in a folder: none is treated as an image, and only drafts of this crate that
+//! are no longer being written are removed.
 #![cfg(unix)]
-#![allow(clippy::disallowed_methods)] // files are put and looked at from outside
+#![allow(clippy::disallowed_methods)] // the files are created and examined with std::fs
 
 #[path = "common/meddled.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod meddled;
 
 use std::fs;
@@ -23,7 +23,7 @@ use meddled::Meddled;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
-/// Where the process that is killed finds its base, what it does, and before which call it is killed.
+/// Tell the killed process its base, its action and the call before which it dies.
 const BASE: &str = "AVHDX_LEFT_BASE";
 const WHAT: &str = "AVHDX_LEFT_WHAT";
 const AT: &str = "AVHDX_LEFT_AT";
@@ -50,7 +50,7 @@ fn codes(warnings: &[Warning]) -> Vec<&'static str> {
     codes.filter(|code| code.starts_with("folder.")).collect()
 }
 
-/// The process that is killed. Without its base it does nothing.
+/// The process to be killed. Does nothing without its base.
 #[test]
 fn process_that_is_killed() {
     let (Some(base), Ok(what), Ok(at)) =
@@ -62,7 +62,7 @@ fn process_that_is_killed() {
     let calls = AtomicUsize::new(0);
     let own = base.clone();
     let host = Meddled::new(move |_, paths| {
-        // What becomes of the base is not what this is about.
+        // Calls on the base are not of interest here.
         if paths[0] != own && calls.fetch_add(1, Ordering::SeqCst) == at {
             let own = std::process::id().to_string();
             Command::new("kill").args(["-KILL", &own]).status().unwrap();
@@ -83,8 +83,8 @@ fn process_that_is_killed() {
     }
 }
 
-/// Kills the process before each of its calls in turn. Where the child has its name it is whole; elsewhere the base
-/// is written to as if nothing had been. Returns how often a draft was removed and how often something else stayed.
+/// Kills the process before each of its calls in turn. If the child has its name, it is complete; otherwise the base
+/// can be written to as before. Returns how often a draft was removed and how often another file stayed.
 fn killed_at_each_call(what: &str) -> (usize, usize) {
     let (mut removed, mut stayed) = (0, 0);
     for at in 0.. {
@@ -124,7 +124,7 @@ fn killed_at_each_call(what: &str) -> (usize, usize) {
         chain.write_at(&[2; 5000], 3000).unwrap();
         chain.close().unwrap();
         drop(chain);
-        // What stays is complete, or was not begun: it reads as an image or is empty.
+        // Files that stay are complete images or empty.
         for name in names(folder.path()) {
             let path = folder.path().join(&name);
             assert!(
@@ -173,15 +173,15 @@ fn only_a_draft_with_our_mark_that_nobody_writes_is_removed() {
     let base = base(folder.path());
     let at = |name: &str| folder.path().join(format!(".{name}.{HEX}.tmp"));
     let (stale, bytes) = stale_draft(folder.path(), &base);
-    // The same under a name with other digits, as a copy of it would be; a stranger's; an image without the mark; one
-    // that is empty; a link to a draft, and a folder.
+    // The draft under a name with other digits, as if copied; another program's file; an image without the mark; an empty
+    // file; a link to a draft, and a folder.
     fs::write(at("copy"), &bytes).unwrap();
     fs::write(at("stranger"), "a stranger's").unwrap();
     fs::copy(&base, at("image")).unwrap();
     fs::write(at("empty"), "").unwrap();
     std::os::unix::fs::symlink(&stale, at("link")).unwrap();
     fs::create_dir(at("folder")).unwrap();
-    // It is a child by all that is in it, and nobody takes it for one.
+    // Its contents are those of a child, but it is not treated as one.
     drop(OpenOptions::new().open(&base).unwrap());
     assert!(stale.exists(), "who only reads removes nothing");
     let writer = LocalHost.open(&stale, avhdx::storage::Access::ReadWrite).unwrap();
@@ -217,14 +217,14 @@ fn a_new_image_and_a_call_of_its_own_clear_a_folder_of_drafts() {
     assert_eq!(codes(&clear_drafts(&LocalHost, folder.path())), ["folder.draft-removed"]);
     assert_eq!(clear_drafts(&LocalHost, folder.path()), []);
     assert_eq!(names(folder.path()), ["base.vhdx", "new.vhdx"]);
-    // Where a host tells no files apart nothing is removed.
+    // If the host cannot identify files, nothing is removed.
     stale_draft(folder.path(), &base);
     let mut host = Meddled::new(|_, _| {});
     host.has_ids = false;
     assert_eq!(codes(&clear_drafts(&host, folder.path())), ["folder.left-over"]);
 }
 
-/// What takes the place of the mark is the creator's own name, and only when all is complete.
+/// The mark is replaced by the creator's own name, and only once the image is complete.
 #[test]
 fn a_published_draft_bears_no_mark() {
     let folder = TempDir::new().unwrap();
@@ -241,7 +241,7 @@ fn a_published_draft_bears_no_mark() {
         drop(image);
         assert_eq!(draft.publish(None).unwrap(), None);
         drop(draft);
-        // [MS-VHDX] 2.2.1: the creator in UTF-16 behind the signature, zeros behind it.
+        // [MS-VHDX] 2.2.1: the creator in UTF-16 after the signature, padded with zeros.
         let creator: Vec<u8> = "somebody".encode_utf16().flat_map(u16::to_le_bytes).collect();
         let bytes = fs::read(&target).unwrap();
         assert_eq!(&bytes[..8], b"vhdxfile");
@@ -252,8 +252,8 @@ fn a_published_draft_bears_no_mark() {
     assert_eq!(names(folder.path()), ["false.vhdx", "true.vhdx"]);
 }
 
-/// Children of `parent` as killed processes may leave them in a folder: a draft, one that was complete and had no name
-/// yet, and one on its way out.
+/// Children of `parent` as killed processes may leave them in a folder: a draft, a complete one that had no name
+/// yet, and one that was being removed.
 fn left_children(folder: &Path, parent: &Path) -> Vec<PathBuf> {
     static DIGITS: AtomicUsize = AtomicUsize::new(0xABC0);
     let temporary = |name: &str| {
@@ -274,16 +274,16 @@ fn left_children(folder: &Path, parent: &Path) -> Vec<PathBuf> {
     child.create(&whole).unwrap().close().unwrap();
     let complete = temporary("child.avhdx");
     fs::copy(&whole, &complete).unwrap();
-    // Removing gives up the name first.
+    // Removing a file renames it first.
     let removed = temporary("whole.avhdx");
     fs::rename(&whole, &removed).unwrap();
-    // The last, for who makes an image removes it.
+    // Last, because creating an image removes it.
     fs::write(&marked, bytes).unwrap();
     vec![marked, complete, removed]
 }
 
-/// Not where a base is written to, an image removed, replaced or merged, nor where a forest is looked at, in the
-/// image's own folder and in one that is asked for.
+/// Neither when a base is written to, nor when an image is removed, replaced or merged, nor in a forest; in the
+/// image's own folder and in a given one.
 #[test]
 fn nobody_takes_what_was_left_behind_for_a_child() {
     let go = &mut |_: avhdx::ops::Progress| ControlFlow::Continue(());
@@ -293,7 +293,7 @@ fn nobody_takes_what_was_left_behind_for_a_child() {
         let base = base(folder.path());
         let at = |name: &str| folder.path().join(name);
         let writable = || OpenOptions::new().writable(true).children_in(left_in);
-        // By a name of its own each is a child.
+        // Under a name of its own each is a child.
         for left in &left_children(left_in, &base) {
             let aside = left.with_file_name("aside.avhdx");
             fs::rename(left, &aside).unwrap();

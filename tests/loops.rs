@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // real files
 
 #[path = "common/meddled.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod meddled;
 
 use std::collections::BTreeMap;

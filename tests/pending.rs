@@ -1,7 +1,7 @@
 //! Images with a pending log that are refused when they are opened to be changed: the log is not replayed to them.
 
 #[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::ops::ControlFlow;

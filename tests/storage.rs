@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // the files are looked at from outside too
 
 #[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::io::ErrorKind;

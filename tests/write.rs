@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // some of the files are real
 
 #[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::collections::BTreeMap;

@@ -78,7 +78,7 @@ fn makes_no_link_to(name: &str) {
         let refused = run(&folder, line).expect(7);
         let refused =
             refused.says(&format!("{name}: no path to the parent that could be recorded"));
-        drop(refused.says("where paths are recorded"));
+        drop(refused.says("in recorded paths"));
         assert!(all(folder.path()) == before, "{line:?}");
     }
     fs::remove_file(folder.file("mid.avhdx")).unwrap();

@@ -22,7 +22,7 @@ mod outcomes;
 #[cfg(target_os = "linux")]
 mod real;
 #[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 mod verdict;
 mod workloads;

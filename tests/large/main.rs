@@ -6,7 +6,7 @@ mod copies;
 mod direct;
 mod merges;
 #[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 mod tables;
 

@@ -16,7 +16,7 @@ mod lost;
 mod panics;
 mod rights;
 #[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 mod steps;
 mod unfinished;

@@ -4,7 +4,7 @@ mod again;
 mod host;
 mod mandatory;
 #[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use std::ops::ControlFlow;

@@ -5,7 +5,7 @@
 mod held;
 mod plans;
 #[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 mod storm;
 mod tags;

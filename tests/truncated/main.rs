@@ -10,7 +10,7 @@
 mod cases;
 mod judge;
 #[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests, which need other parts of it
+#[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
 use avhdx_testkit::rng::Rng;
