@@ -1,4 +1,4 @@
-//! Where parents are looked for, which files are taken for one, and what is said of those that are not.
+//! Where parents are searched for, which files are accepted as parents, and how others are reported.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -19,7 +19,7 @@ use uuid::Uuid;
 use common::disk::reads_as;
 use common::{MIB, Shelf, in_memory, memory};
 
-/// A folder with a parent somewhere, a child somewhere else, and what the child's disk is.
+/// A folder with a parent and a child in subfolders, and the contents of the child's disk.
 struct Place {
     folder: tempfile::TempDir,
     base: Image,
@@ -50,7 +50,7 @@ impl Place {
         self.folder.path().join(below)
     }
 
-    /// The same, with the folders above it.
+    /// The path, with its folders created.
     fn room(&self, below: &str) -> PathBuf {
         let path = self.path(below);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -65,7 +65,7 @@ impl Place {
         self.child.write_to(self.room(below));
     }
 
-    /// Another image where the parent could be.
+    /// Another image in a place where the parent could be.
     fn write_stranger(&self, below: &str) -> Uuid {
         let mut stranger = self.base.clone();
         stranger.reseed(0x57);
@@ -77,7 +77,7 @@ impl Place {
         OpenOptions::new().parents(source).open(self.path("child/tip.avhdx"))
     }
 
-    /// It opens, reads right, and the parent was found that way at that place.
+    /// The chain opens and reads correctly, and the parent was found in this way at this place.
     fn finds(&self, source: PathSource, by: FoundBy, at: &str) {
         let chain = self.open(source).unwrap_or_else(|error| panic!("{error}"));
         let layers = chain.layers();
@@ -114,7 +114,7 @@ fn relative_paths() {
         place.write_base(at);
         place.finds(paths(), FoundBy::RelativePath, at);
     }
-    // Writers that are not Windows leave a path of their own machine's form.
+    // Writers other than Windows record paths in the form of their own system.
     let mut place = Place::new();
     place.write_base("elsewhere/parent.vhdx");
     let path = place.path("elsewhere/parent.vhdx");
@@ -127,7 +127,7 @@ fn relative_paths() {
 
 #[test]
 fn a_child_named_without_its_folder() {
-    // `tip.avhdx` in the current folder has an empty folder for its path.
+    // `tip.avhdx` in the current folder has an empty parent path.
     let place = Place::with("relative_path", r".\PARENT.vhdx");
     place.write_base("child/parent.vhdx");
     if std::env::var_os("AVHDX_TEST_BARE_NAME").is_some() {
@@ -174,7 +174,7 @@ fn mapped_paths() {
         assert_eq!(error.kind(), ErrorKind::ParentMissing, "without a mapping: {error}");
         place.finds(paths().map(from, place.path("mnt")), by, "mnt/vm/base/parent.vhdx");
     }
-    // The longest mapping counts, whatever their order; a part of a name is not a folder.
+    // The longest mapping applies, in whatever order they were given; part of a name is not a folder.
     let place = Place::with("absolute_win32_path", r"\\?\D:\vm\base\parent.vhdx");
     place.write_base("right/base/parent.vhdx");
     place.write_stranger("wrong/vm/base/parent.vhdx");
@@ -210,7 +210,7 @@ fn paths_are_tried_in_their_order() {
     place.finds(source(), FoundBy::RelativePath, "relative/parent.vhdx");
     place.write_base("given.vhdx");
     place.finds(source().file(place.path("given.vhdx")), FoundBy::Given, "given.vhdx");
-    // A stranger in a better place does not keep the parent from being found.
+    // Another image in a preferred place does not keep the parent from being found.
     place.write_stranger("given.vhdx");
     place.write_stranger("relative/parent.vhdx");
     std::fs::write(place.path("volume/parent.vhdx"), "no image").unwrap();
@@ -228,7 +228,7 @@ fn names_that_differ_in_case() {
     if !cfg!(target_os = "linux") {
         return; // elsewhere two such names may be one
     }
-    // Of two candidates the identity decides, be they in one folder or in two.
+    // Of two candidates the identity decides, in one folder or in two.
     for (other, first) in
         [("base/WURZEL Ä.vhdx", true), ("base/wurzel Ä.VHDX", true), ("BASE/wurzel ä.vhdx", false)]
     {
@@ -241,7 +241,7 @@ fn names_that_differ_in_case() {
         std::fs::remove_file(place.path(right)).unwrap();
         assert_eq!(place.refused(paths()).kind(), ErrorKind::ParentMismatch);
     }
-    // The exact name is the parent's or nobody's.
+    // The exact name is preferred to all others.
     let place = Place::with("relative_path", r"..\base\parent.vhdx");
     place.write_base("base/Parent.vhdx");
     place.write_stranger("base/parent.vhdx");
@@ -267,7 +267,7 @@ fn a_child_behind_a_link() {
     std::os::unix::fs::symlink("../real/tip.avhdx", place.room("child/tip.avhdx")).unwrap();
     place.write_base("real/parent.vhdx");
     place.finds(paths(), FoundBy::RelativePath, "real/parent.vhdx");
-    // The folder that the child lies in comes first, whatever it was named by; then that of the name.
+    // The folder that holds the child comes first, whatever path it was opened by; then the folder of that path.
     place.write_base("child/parent.vhdx");
     place.finds(paths(), FoundBy::RelativePath, "real/parent.vhdx");
     let chain = place.open(paths()).unwrap();
@@ -315,7 +315,7 @@ fn a_missing_parent() {
     let guid = place.base.data_write_guid().to_string();
     assert!(error.expected().unwrap().contains(&guid), "{error}");
     assert!(error.offset().is_some() && error.section().is_some());
-    // No path that means anything here; an empty folder; a folder that is not there; one of strangers.
+    // No path valid on this machine; an empty folder; a folder that does not exist; a folder of other images.
     let place = Place::with("absolute_win32_path", r"\\?\D:\parent.vhdx");
     std::fs::create_dir(place.path("empty")).unwrap();
     place.write_stranger("strangers/other.vhdx");
@@ -329,7 +329,7 @@ fn a_missing_parent() {
     ] {
         assert_eq!(place.refused(source).kind(), ErrorKind::ParentMissing);
     }
-    // Both linkages are named where there are two.
+    // Both linkages are reported if there are two.
     let mut place = Place::with("relative_path", r"..\base\parent.vhdx");
     place.child.locator.set("parent_linkage2", braced(Uuid::from_u128(77)));
     place.write_child("child/tip.avhdx");
@@ -337,7 +337,7 @@ fn a_missing_parent() {
     assert!(error.expected().unwrap().contains(&Uuid::from_u128(77).to_string()), "{error}");
 }
 
-/// All that an error could show of itself.
+/// Everything that an error could reveal.
 fn everything_said(error: &Error) -> String {
     let mut said = format!("{error}\n{error:?}\n{error:#?}\n{}\n{}", error.message(), error.code());
     for part in [error.file(), error.found(), error.expected(), error.section()] {
@@ -351,8 +351,8 @@ fn everything_said(error: &Error) -> String {
     said
 }
 
-/// Nothing of a file that is not the parent is shown: what it holds may be anybody's, and its own
-/// identity is the key by which a forged child could read it.
+/// Nothing about a file that is not the parent is revealed: its contents may be confidential, and with its
+/// identity a forged child could read it.
 #[test]
 fn strangers_in_the_parents_place() {
     let place = Place::with("relative_path", r"..\base\parent.vhdx");
@@ -362,7 +362,7 @@ fn strangers_in_the_parents_place() {
     let mut stranger = place.base.clone();
     stranger.reseed(0x57);
     images.push(stranger.clone());
-    // Broken further in, of another version, with a log, a child itself: it is a stranger first.
+    // Damaged, of another version, with a log, or a child itself: it is above all not the parent.
     let mut broken = stranger.clone();
     broken.region_tables = [None, None];
     images.push(broken);
@@ -377,7 +377,7 @@ fn strangers_in_the_parents_place() {
     equal.headers[1].as_mut().unwrap().sequence_number = 2;
     equal.headers[1].as_mut().unwrap().data_write_guid = Uuid::from_u128(0xA1B2_C3D4);
     images.push(stranger.new_child());
-    // Which of its headers counts is not known: it may be the parent, and is told to be damaged.
+    // It is unknown which of its headers is current: it may be the parent, and is reported as damaged.
     images.push(equal);
     let riddle = images.len() - 1;
     for (n, image) in images.iter().enumerate() {
@@ -406,7 +406,7 @@ fn strangers_in_the_parents_place() {
             assert!(!said.contains(secret), "{secret} in {said}");
         }
     }
-    // Files that are no images at all, short and long.
+    // Short and long files that are not images.
     for (contents, kind) in [
         ("root:x:0:0:", ErrorKind::NotVhdx),
         (&"top secret ".repeat(100_000), ErrorKind::NotVhdx),
@@ -421,10 +421,10 @@ fn strangers_in_the_parents_place() {
         for secret in ["root", "secret", "x:0", "1100000"] {
             assert!(!said.contains(secret), "{secret} in {said}");
         }
-        // What kind of file it is, and nothing that it holds.
+        // The kind of file, and nothing that it holds.
         assert_eq!(error.found(), Some("something else"));
     }
-    // The parent itself may say what is wrong with it: it has shown who it is.
+    // Faults of the parent itself may be reported, because its identity matches.
     let mut broken = place.base.clone();
     broken.region_tables = [None, None];
     broken.write_to(&path);
@@ -432,7 +432,7 @@ fn strangers_in_the_parents_place() {
     assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "region.signature"));
 }
 
-/// Runs on a thread of its own, so that what hangs is a failure.
+/// Runs in a thread of its own, so that a hang is a failure.
 fn in_time<R: Send + 'static>(what: &str, run: impl FnOnce() -> R + Send + 'static) -> R {
     let (sender, receiver) = std::sync::mpsc::channel();
     std::thread::spawn(move || sender.send(run()));
@@ -475,7 +475,7 @@ fn things_that_are_no_files() {
             }
         }
     }
-    // What is in a searched folder beside the parent does not matter.
+    // Other entries of a searched folder do not matter.
     let place = Place::with("absolute_win32_path", r"\\?\D:\parent.vhdx");
     for (n, (_, make)) in make.into_iter().enumerate() {
         make(&place.room(&format!("pool/{n}")));
@@ -522,7 +522,7 @@ fn linkage_ignored_by_name() {
     let chain = open(paths().folder(place.path("pool"))).unwrap();
     assert_eq!(chain.layers()[1].found_by, Some(FoundBy::FolderSearch));
     assert_eq!(chain.warnings(), []);
-    // Strangers of a searched folder are never taken, nor are files that are no images.
+    // Other images in a searched folder are never accepted, nor are files that are not images.
     std::fs::remove_file(place.path("child/parent.vhdx")).unwrap();
     std::fs::remove_file(place.path("pool/anything")).unwrap();
     place.write_stranger("pool/stranger");
@@ -530,7 +530,7 @@ fn linkage_ignored_by_name() {
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
     std::fs::write(place.path("child/parent.vhdx"), "no image").unwrap();
     assert_eq!(open(paths()).unwrap_err().kind(), ErrorKind::NotVhdx);
-    // What cannot be served is not, linkage or no linkage.
+    // What cannot be read is refused, whether or not the linkage is ignored.
     let mut other = place.base.clone();
     other.reseed(3).logical_sector = 4096;
     other.write_to(place.path("child/parent.vhdx"));
@@ -551,7 +551,7 @@ fn parents_confined_to_folders() {
         let missing = place.refused(confined());
         assert_eq!(missing.kind(), ErrorKind::ParentDenied, "{recorded}: {missing}");
         if !at.starts_with("..") {
-            // Whether anything is there is not told either.
+            // Whether a file exists there is not revealed either.
             place.write_base(at);
             let there = place.refused(confined());
             assert_eq!(there.kind(), ErrorKind::ParentDenied);
@@ -562,7 +562,7 @@ fn parents_confined_to_folders() {
             place.finds(paths(), FoundBy::RelativePath, at);
         }
     }
-    // By name of another sort, by a mapping, by a file or folder that the caller names.
+    // By another spelling, by a mapping, by a file or folder that the caller names.
     let mut place = Place::new();
     place.write_base("outside/parent.vhdx");
     let outside = place.path("outside/parent.vhdx");
@@ -596,14 +596,14 @@ fn names_of_drives_machines_and_streams_are_followed_only_where_they_are_mapped(
         (r".\parent.vhdx:stream", "child/parent.vhdx:stream"),
     ] {
         let place = Place::with("relative_path", recorded);
-        // Here a file can be called so, and is another system's trap all the same.
+        // On Unix a file can have such a name, but it is refused all the same because of other systems.
         if cfg!(unix) {
             place.write_base(at);
         }
         let error = place.refused(paths());
         assert_eq!(error.kind(), ErrorKind::ParentDenied, "{recorded}: {error}");
         assert_eq!(error.code(), "parent.leads-away", "{recorded}: {error}");
-        // The caller knows the folder, and may say so.
+        // The caller knows the folder, and may name it.
         place.write_base("inside/parent.vhdx");
         let mapped = paths()
             .map(r"D:\vm", place.path("inside"))
@@ -617,7 +617,7 @@ fn names_of_drives_machines_and_streams_are_followed_only_where_they_are_mapped(
         let folder = paths().folder(place.path("inside"));
         assert!(place.open(folder).is_ok(), "{recorded}");
     }
-    // Behind a mapping they are no better.
+    // A mapping does not make them acceptable.
     let place = Place::with("absolute_win32_path", r"D:\vm\E:\parent.vhdx");
     place.write_base("inside/E:/parent.vhdx");
     let mapped = paths().map(r"D:\vm", place.path("inside"));
@@ -634,7 +634,7 @@ fn links_that_lead_out_of_their_folder() {
     symlink("../outside/parent.vhdx", place.path("child/parent.vhdx")).unwrap();
     assert_eq!(place.refused(confined()).kind(), ErrorKind::ParentDenied);
     place.finds(paths(), FoundBy::RelativePath, "outside/parent.vhdx");
-    // A link that stays inside is none to mind.
+    // A link that stays inside is accepted.
     std::fs::rename(place.path("outside/parent.vhdx"), place.path("child/real.vhdx")).unwrap();
     std::fs::remove_file(place.path("child/parent.vhdx")).unwrap();
     symlink("real.vhdx", place.path("child/parent.vhdx")).unwrap();
@@ -645,7 +645,7 @@ fn links_that_lead_out_of_their_folder() {
     symlink("../outside", place.path("child/sub")).unwrap();
     let confined = || paths().confined_to(place.path("child"));
     assert_eq!(place.refused(confined()).kind(), ErrorKind::ParentDenied);
-    // `..` behind a link leads elsewhere than its name says.
+    // `..` after a link leads elsewhere than it seems.
     let place = Place::with("relative_path", r".\sub\..\parent.vhdx");
     place.write_base("outside/parent.vhdx");
     std::fs::create_dir(place.path("outside/deep")).unwrap();
@@ -653,7 +653,7 @@ fn links_that_lead_out_of_their_folder() {
     let confined = || paths().confined_to(place.path("child"));
     assert_eq!(place.refused(confined()).kind(), ErrorKind::ParentDenied);
     place.finds(paths(), FoundBy::RelativePath, "outside/parent.vhdx");
-    // The allowed folder is itself named by a link.
+    // The allowed folder is itself given by a link.
     let place = Place::with("relative_path", r".\parent.vhdx");
     place.write_base("child/parent.vhdx");
     symlink("child", place.path("alias")).unwrap();
@@ -663,7 +663,7 @@ fn links_that_lead_out_of_their_folder() {
 
 #[test]
 fn loops() {
-    // Its own parent.
+    // A file that is its own parent.
     let mut place = Place::new();
     let own = place.child.data_write_guid();
     place.child.locator.set("parent_linkage", braced(own));
@@ -675,7 +675,7 @@ fn loops() {
         assert!(error.found().is_some() && error.expected().is_some(), "{error}");
     };
     is_loop(place.refused(paths()));
-    // Under another name, and by another link.
+    // Under another name, and through another link.
     #[cfg(unix)]
     {
         place.child.locator.set("relative_path", r".\alias.avhdx");
@@ -686,7 +686,7 @@ fn loops() {
         std::os::unix::fs::symlink("tip.avhdx", place.path("child/alias.avhdx")).unwrap();
         is_loop(place.refused(paths()));
     }
-    // Two and three files in a ring, the tip in it or above it.
+    // Two and three files in a loop, with the tip in it or above it.
     for (ring, above) in [(2, 0), (3, 0), (2, 2)] {
         let count = ring + above;
         let mut images: Vec<Image> = (0..count)
@@ -704,13 +704,13 @@ fn loops() {
             image.write_to(place.path(&format!("child/{n}.avhdx")));
         }
         is_loop(DiffChain::open(place.path(&format!("child/{}.avhdx", count - 1))).unwrap_err());
-        // The same where storages have no identity but their GUIDs.
+        // The same if storages can be identified only by their GUIDs.
         let files = in_memory(&images);
         let options = OpenOptions::new().parents(Shelf(files.clone()));
         let tip = options.open_file(Arc::clone(&files[count - 1])).unwrap();
         is_loop(options.open_chain(tip).unwrap_err());
     }
-    // Two files of one identity are no loop: somebody copied a file.
+    // Two files with one identity are not a loop: one is a copy.
     let mut copy = place.base.clone();
     copy.has_parent = false;
     let place = Place::with("relative_path", r".\parent.vhdx");
@@ -719,7 +719,7 @@ fn loops() {
     place.finds(paths().file(place.path("child/copy.vhdx")), FoundBy::Given, "child/copy.vhdx");
 }
 
-/// Only ever run by the test below, in a process with few descriptors.
+/// Run only by the test below, in a process with few descriptors.
 #[test]
 #[ignore = "run by another test, in a process of its own"]
 fn a_deep_chain_with_few_descriptors() {
@@ -728,7 +728,7 @@ fn a_deep_chain_with_few_descriptors() {
     assert_eq!((error.kind(), error.code()), (ErrorKind::Limit, "limit.open-files"));
     assert!(error.expected().unwrap().contains("open files"), "{error}");
     assert!(error.file().unwrap().contains(".vhdx"), "{error}");
-    // What was opened on the way is closed again.
+    // Files opened on the way are closed again.
     let path = Path::new(&tip).with_file_name("l3.vhdx");
     assert_eq!(DiffChain::open(path).unwrap().layers().len(), 4);
     println!("the limit was named");
@@ -759,7 +759,7 @@ fn running_out_of_descriptors_names_the_limit() {
     assert!(said.contains("the limit was named"), "the test ran: {said}");
 }
 
-/// Folders that are a map, on a machine of no known kind.
+/// A host whose folders are a map.
 #[derive(Debug, Default)]
 struct MapHost {
     files: BTreeMap<PathBuf, Arc<dyn Storage>>,
@@ -788,7 +788,7 @@ impl MapHost {
     }
 }
 
-/// A file of that map: it knows its path and its number.
+/// A file of that map, which knows its path and its number.
 #[derive(Debug)]
 struct MapFile {
     path: PathBuf,
@@ -882,23 +882,23 @@ fn a_host_of_the_callers_own() {
     reads_as(&chain, &place.flat);
     assert_eq!(chain.layers()[1].found_by, Some(FoundBy::RelativePath));
     assert_eq!(chain.layers()[1].name, "vm/base/parent.vhdx");
-    // It cannot lock, which is said and no more.
+    // It cannot lock, which is only a warning.
     let codes: Vec<_> = chain.warnings().iter().map(|warning| warning.code).collect();
     assert_eq!(codes, ["lock.unsupported"; 2]);
     assert_eq!(options.open("vm/none").unwrap_err().kind(), ErrorKind::Io);
-    // Confinement and folders go through it, too.
+    // Confinement and folders use it, too.
     let open = |source: PathSource| {
         options.clone().parents(source.host(Arc::clone(&host))).open("vm/tips/tip.avhdx")
     };
     let error = open(paths().confined_to("vm/tips")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentDenied);
     reads_as(&open(paths().confined_to("vm")).unwrap(), &place.flat);
-    // A source of this machine's paths does not find what lies on the other.
+    // A source for this machine's paths finds nothing on the other host.
     let error = options.clone().parents(paths()).open("vm/tips/tip.avhdx").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
 }
 
-/// A host that fails says so; it is not taken for a missing file.
+/// A failing host is reported, and not mistaken for a missing file.
 #[test]
 fn a_source_that_fails() {
     #[derive(Debug)]

@@ -1,4 +1,4 @@
-//! Logs that hold changes: found, judged and laid over the file as the specification says, and never written.
+//! Pending logs: found, validated and replayed in memory as the specification says, without writing to the file.
 //!
 //! Every storage here panics when it is written to.
 #![allow(clippy::disallowed_methods)]
@@ -28,7 +28,7 @@ const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0001);
 const OLD: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0002);
 const LAST: u32 = (MIB as usize - SECTOR) as u32;
 
-/// An image whose table in place knows no block, and what it will be once its log is replayed.
+/// An image whose table is empty in the file, and the image once its log is replayed.
 fn before_and_after() -> (Image, Image) {
     let before = Image::dynamic(8 * MIB);
     let mut after = before.clone();
@@ -36,7 +36,7 @@ fn before_and_after() -> (Image, Image) {
     (before, after)
 }
 
-/// The dirty image, the update that makes its table, and one that empties it.
+/// An image with a pending log, the update that fills its table, and one that empties it.
 fn dirty() -> (Image, Descriptor, Descriptor) {
     let (before, after) = before_and_after();
     let image = Image::dirty(&before, &after, GUID, 1);
@@ -49,7 +49,7 @@ fn replayed() -> Vec<u8> {
     before_and_after().1.flat(None)
 }
 
-/// The image reads as `want`, here and by the naive reader.
+/// The image reads as `want`, with this crate and with the naive reader.
 fn reads(image: &Image, want: &[u8]) -> DiffChain {
     let chain = agrees(std::slice::from_ref(image));
     assert!(flat(&chain) == want);
@@ -57,7 +57,7 @@ fn reads(image: &Image, want: &[u8]) -> DiffChain {
     chain
 }
 
-/// QEMU replays it to the same; where the tools are there.
+/// QEMU replays the log with the same result, if it is installed.
 fn qemu_reads(image: &Image, want: &[u8]) {
     let Some(qemu) = Qemu::find() else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -94,7 +94,7 @@ fn changes_of_the_log_are_read() {
     let number = image.log[0].sequence_number;
     assert_eq!(replay_of(&chain), (1, number, number, 1));
     qemu_reads(&image, &replayed());
-    // In place there is nothing yet: it was the log that told.
+    // The table in the file is empty: the data came from the log.
     let mut forgotten = image.clone();
     forgotten.set_log_guid(Uuid::nil());
     let chain = agrees(&[forgotten]);
@@ -122,13 +122,13 @@ fn policies() {
     assert_eq!(warnings[0].code, "log.ignored");
     assert!(warnings[0].message.contains("IGNORED") && warnings[0].message.contains("l0"));
 
-    // Where no log is pending none of them makes a difference.
+    // Without a pending log the policies make no difference.
     for policy in [LogPolicy::Replay, LogPolicy::Refuse, LogPolicy::Ignore] {
         let (_, clean) = before_and_after();
         let chain = open_images(OpenOptions::new().log(policy), &[clean]).unwrap();
         assert_eq!((chain.warnings().len(), chain.layers()[0].log_pending), (0, false));
     }
-    // The policy holds for the parents, too.
+    // The policy applies to parents, too.
     let tip = image.new_child();
     let chain = [image, tip];
     let open = |policy| open_images(OpenOptions::new().log(policy), &chain);
@@ -167,14 +167,14 @@ fn entries_that_wrap_around_the_end_of_the_ring() {
     let chain = reads(&wraps, &replayed());
     assert_eq!(replay_of(&chain), (2, 41, 42, 2));
     qemu_reads(&wraps, &replayed());
-    // Its second sector of descriptors is the first of the ring.
+    // Its second descriptor sector is the first sector of the ring.
     let spare = image.layout().needed_length;
     let mut descriptors: Vec<_> =
         (0..130).map(|n| Descriptor::zero(spare + n * SECTOR as u64, SECTOR as u64)).collect();
     descriptors.push(full);
     wraps.log = vec![LogEntry::new(42, descriptors).at(LAST)];
     reads(&wraps, &replayed());
-    // The run goes over the end between two entries.
+    // The sequence wraps between two entries.
     let (_, full, _) = dirty();
     wraps.log = vec![LogEntry::new(7, vec![empty]).at(LAST), LogEntry::new(8, vec![full])];
     assert_eq!(replay_of(&reads(&wraps, &replayed())).0, 2);
@@ -193,7 +193,7 @@ fn entries_of_another_guid_count_for_nothing() {
     ];
     assert_eq!(replay_of(&reads(&stale, &replayed())), (1, 5, 5, 1));
     qemu_reads(&stale, &replayed());
-    // Nor do entries of number zero.
+    // Entries with sequence number zero are ignored, too.
     stale.log[1] = LogEntry::new(0, vec![empty]);
     stale.log[0] = LogEntry::new(u64::MAX, vec![full]);
     assert_eq!(replay_of(&reads(&stale, &replayed())), (1, u64::MAX, u64::MAX, 1));
@@ -214,7 +214,7 @@ fn torn_heads() {
             1 => head.lost = vec![0],
             2 => head.checksum = Checksum::Wrong,
             3 => head.signature = *b"eglo",
-            // Sums are right, but a part is of another time.
+            // The checksum is right, but a part is from another time.
             4 => {
                 head.descriptors = vec![Descriptor::Data {
                     file_offset: bat,
@@ -238,7 +238,7 @@ fn torn_heads() {
             qemu_reads(&torn, &replayed());
         }
     }
-    // Behind a torn entry nothing counts that does not reach back to its own tail.
+    // After a torn entry, only entries whose tail is reachable count.
     torn.log = vec![
         whole.clone(),
         LogEntry::new(2, vec![wrong.clone()]).torn(1),
@@ -248,7 +248,7 @@ fn torn_heads() {
     torn.log[2].tail = Tail::Own;
     let error = open_images(OpenOptions::new(), &[torn.clone()]).unwrap().read_at(&mut [0], 0);
     assert!(error.is_err(), "the newest whole run is the wrong one here");
-    // Nothing is left when the only entry is torn.
+    // Nothing is left if the only entry is torn.
     torn.log = vec![whole.torn(1)];
     assert_eq!(refused(&torn).kind(), ErrorKind::LogWithoutEntries);
 }
@@ -267,7 +267,7 @@ fn a_guid_without_entries_is_an_error_of_its_own() {
         assert_eq!((error.kind(), error.code()), (ErrorKind::LogWithoutEntries, "log.no-entries"));
         assert_eq!(error.offset(), Some(MIB));
         assert!(error.expected().unwrap().contains(&GUID.to_string()), "{error}");
-        // Nothing was applied yet, so that what is in place is what was last whole.
+        // Nothing was applied, so that the file holds the last complete state.
         let options = OpenOptions::new().log(LogPolicy::Ignore);
         assert!(flat(&open_images(options, &[none.clone()]).unwrap()) == vec![0; 8 << 20]);
     }
@@ -281,13 +281,13 @@ fn a_log_without_an_active_sequence_is_damage() {
         broken.log = vec![LogEntry::new(7, vec![full.clone()]).tail(tail)];
         let error = refused(&broken);
         let code = match tail {
-            // Such a tail makes the entry itself no valid one.
+            // Such a tail makes the entry itself invalid.
             Tail::At(100) | Tail::At(0xFFFF_F000) => "log.no-entries",
             _ => "log.no-active-sequence",
         };
         assert_eq!(error.code(), code, "{tail:?}");
     }
-    // The entry that the tail names is there, but not in the head's run.
+    // The entry at the tail exists, but not in the head's run.
     broken.log = vec![
         LogEntry::new(5, vec![empty]).tail(Tail::At(64 << 10)),
         LogEntry::new(7, vec![full]).tail(Tail::Entry(0)),
@@ -307,10 +307,10 @@ fn of_several_runs_the_newest_complete_one_counts() {
     assert_eq!(replay_of(&reads(&runs, &replayed())), (1, 7, 7, 1));
     runs.log = vec![own(8, &full).at(128 << 10), own(7, &empty).at(0)];
     assert_eq!(replay_of(&reads(&runs, &replayed())), (1, 8, 8, 1));
-    // The newest run of all lost its tail: it cannot count, the one before it does.
+    // The newest run lost its tail and is ignored; the one before it is used.
     runs.log.push(LogEntry::new(90, vec![empty.clone()]).at(256 << 10).tail(Tail::At(200 << 10)));
     assert_eq!(replay_of(&reads(&runs, &replayed())), (1, 8, 8, 1));
-    // What lies before the head's tail was applied long ago.
+    // Entries before the head's tail were applied long ago.
     runs.log = vec![
         LogEntry::new(1, vec![full.clone()]),
         LogEntry::new(2, vec![empty.clone()]),
@@ -318,7 +318,7 @@ fn of_several_runs_the_newest_complete_one_counts() {
         LogEntry::new(4, vec![]).tail(Tail::Entry(2)),
     ];
     assert_eq!(replay_of(&reads(&runs, &replayed())), (2, 3, 4, 1));
-    // In order, the later change over the earlier.
+    // In order, later changes over earlier ones.
     runs.log = vec![
         LogEntry::new(1, vec![full.clone(), empty.clone()]),
         LogEntry::new(2, vec![full.clone()]),
@@ -326,7 +326,7 @@ fn of_several_runs_the_newest_complete_one_counts() {
     reads(&runs, &replayed());
     runs.log = vec![LogEntry::new(1, vec![full.clone()]), LogEntry::new(2, vec![full, empty])];
     reads(&runs, &vec![0; 8 << 20]);
-    // Numbers that jump end a run.
+    // A gap in the numbers ends a run.
     let (_, full, empty) = dirty();
     runs.log = vec![own(1, &empty), own(3, &full)];
     assert_eq!(replay_of(&reads(&runs, &replayed())).0, 1);
@@ -335,7 +335,7 @@ fn of_several_runs_the_newest_complete_one_counts() {
 #[test]
 fn changes_past_the_end_of_the_file() {
     // The bitmap block and the last payload block of this child never reached the file; the log has
-    // the bitmap's one page that is not zero.
+    // the only page of the bitmap that is not zero.
     let mut base = Image::dynamic(2 * MIB);
     (0..2).for_each(|b| _ = base.put(b, Block::full(Data::Pattern(50 + b))));
     let mut after = base.new_child();
@@ -352,7 +352,7 @@ fn changes_past_the_end_of_the_file() {
     assert!(flat(&chain) == after.flat(Some(&base.flat(None))));
     assert_eq!(chain.layers()[0].file_len, spare + 3 * MIB, "as long as last_file_offset says");
 
-    // With a head that does not say so, the last block is not there.
+    // If the head does not record the length, the last block is missing.
     image.log[0].last_file_offset = Some(spare + 2 * MIB);
     let chain = open_images(OpenOptions::new(), &[base, image]).unwrap();
     assert_eq!(chain.read_at(&mut [0], MIB).unwrap_err().kind(), ErrorKind::Damaged);
@@ -364,11 +364,11 @@ fn zero_descriptors() {
     let layout = image.layout();
     let bat = layout.get("bat");
     let mut zeroed = image.clone();
-    // The whole table, of which every entry in place is wrong, and then one page of it.
+    // The whole table, of which every entry in the file is wrong, and then one page of it.
     zeroed.patches = vec![(bat.start, vec![0xFF; MIB as usize])];
     zeroed.log = vec![LogEntry::new(1, vec![Descriptor::zero(bat.start, MIB), full.clone()])];
     reads(&zeroed, &replayed());
-    // Of no length: nothing. More than one page; a part of what an earlier one changed.
+    // A length of zero changes nothing. Then more than one page, and part of an earlier change.
     zeroed.log = vec![LogEntry::new(
         1,
         vec![
@@ -422,7 +422,7 @@ fn a_file_shorter_than_the_log_knew_it_is_truncated() {
     reads(&cut, &replayed());
     cut.log[0].flushed_file_offset = Some(u64::MAX);
     assert_eq!(refused(&cut).code(), "log.truncated-file");
-    // Only the newest entry's word counts.
+    // Only the newest entry's value applies.
     let (image, full, empty) = dirty();
     let mut shrunk = image.clone();
     shrunk.log = vec![LogEntry::new(1, vec![empty]), LogEntry::new(2, vec![full])];
@@ -437,7 +437,7 @@ fn versions_of_the_log() {
     let error = refused(&image);
     assert_eq!((error.kind(), error.code()), (ErrorKind::Unsupported, "header.log-version"));
     assert_eq!((error.found(), error.expected()), (Some("1"), Some("0")));
-    // Where no log is named its version does not matter.
+    // Without a log GUID the log version does not matter.
     image.set_log_guid(Uuid::nil());
     agrees(&[image]);
 }
@@ -461,11 +461,11 @@ fn logs_that_are_not_where_they_should_be() {
     assert_eq!(with(MIB, !0 << 20), "log.place");
     assert_eq!(with(MIB + 512, 1 << 20), "header.log-offset");
     assert_eq!(with(MIB, 4096), "header.log-length");
-    // A log that lies over a region.
+    // A log that overlaps a region.
     assert_eq!(with(MIB, 2 << 20), "region.overlap");
 }
 
-/// Where the log holds payload, no place in the file answers for it; a read does.
+/// If the log holds payload, it is at no place in the file, but can be read.
 #[test]
 fn payload_that_lies_in_the_log() {
     let (_, mut image) = before_and_after();
@@ -495,7 +495,7 @@ fn payload_that_lies_in_the_log() {
         assert_eq!(walk.len(), 2, "what comes before it, and the error");
         assert_eq!(walk[1].as_ref().unwrap_err().kind(), ErrorKind::LogOverlay);
     }
-    // The first eight bytes and the last four lie in the descriptor.
+    // The first eight bytes and the last four are in the descriptor.
     let mut marked = vec![0; SECTOR];
     marked[..8].fill(1);
     marked[8..4092].fill(2);
@@ -524,7 +524,7 @@ fn descriptors_that_no_writer_makes() {
         hostile.log = vec![LogEntry::new(7, vec![full.clone(), descriptor])];
         let error = refused(&hostile);
         assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
-        // The second descriptor of the first entry is named.
+        // The error names the second descriptor of the first entry.
         let named = log.start + 64 + 32..log.start + 64 + 64;
         assert!(named.contains(&error.offset().unwrap()), "{error}");
         error.code()
@@ -553,15 +553,15 @@ fn descriptors_that_no_writer_makes() {
     for length in [1 << 62, 1 << 60, 100 << 40] {
         assert_eq!(with(Descriptor::zero(log.end, length)), "log.zero-length", "{length:#x}");
     }
-    // Zeros over all that is behind the log: no damage of the log, but none of the image is left.
+    // Zeros over everything after the log: the log is valid, but the image is destroyed.
     let mut nothing = image.clone();
     nothing.log = vec![LogEntry::new(7, vec![Descriptor::zero(log.end, 64 << 40)])];
     assert_eq!(refused(&nothing).code(), "metadata.signature");
-    // Descriptors that are none make the entry none.
+    // Invalid descriptors make the entry invalid.
     let mut unknown = image.clone();
     unknown.log = vec![LogEntry::new(7, vec![Descriptor::Raw([0x77; 32])])];
     assert_eq!(refused(&unknown).kind(), ErrorKind::LogWithoutEntries);
-    // Region tables do go through the log.
+    // Region tables may be logged.
     let mut tables = image.clone();
     let table = image.to_bytes()[192 << 10..196 << 10].to_vec();
     tables.region_tables[0] = None;
@@ -587,14 +587,14 @@ fn entries_whose_fields_lie() {
         with(&|entry| entry.descriptor_count = Some(count));
     }
     with(&|entry| entry.raw.push((16, vec![0; 8])));
-    // Fewer descriptors than there are data sectors is room not used, and no fault.
+    // With fewer descriptors than data sectors there is unused room, which is allowed.
     let mut fewer = image.clone();
     fewer.log[0].descriptor_count = Some(0);
     assert_eq!(replay_of(&open_images(OpenOptions::new(), &[fewer]).unwrap()).3, 0);
 }
 
-/// A 64 MiB log in which every sector claims to start an entry as long as the ring: judging them is
-/// a few looks at each sector, not one look at all of them for each.
+/// A 64 MiB log in which every sector claims to start an entry as long as the ring: each sector
+/// is examined a few times, not once for every entry.
 #[test]
 fn entries_that_claim_the_whole_ring_are_judged_in_one_pass() {
     const LOG: u64 = 64 * MIB;
@@ -641,7 +641,7 @@ fn entries_that_claim_the_whole_ring_are_judged_in_one_pass() {
             Some("log.no-entries"),
         ),
         (
-            // Each entry's descriptors would go on to the ring's end, were it not for the next entry.
+            // Each entry's descriptors would continue to the ring's end, were it not for the next entry.
             "descriptors of one number between",
             each(1)
                 .map(|at| match at / SECTOR as u64 % 16 {
@@ -690,7 +690,7 @@ fn children_whose_log_holds_tables_and_bitmaps() {
     }
 }
 
-/// A storage that serves fewer bytes than asked for, as hosts may.
+/// A storage that returns fewer bytes than asked for, as hosts may.
 #[derive(Debug)]
 struct Stingy(MemStorage);
 
@@ -724,7 +724,7 @@ fn hosts_that_serve_a_part_are_asked_again() {
     assert!(flat(&chain) == replayed());
 }
 
-/// An entry by chance: its update, whether it follows on the one before, its faults and its tail.
+/// A random entry: its update, whether it follows the one before, its faults and its tail.
 fn any_entry() -> impl Strategy<Value = (u8, u8, u8, u8, bool)> {
     (0..6_u8, 0..8_u8, 0..12_u8, 0..6_u8, proptest::bool::weighted(0.15))
 }
@@ -732,7 +732,7 @@ fn any_entry() -> impl Strategy<Value = (u8, u8, u8, u8, bool)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
-    /// Whatever sequence of entries a ring holds, it is replayed as the naive reader replays it.
+    /// Any sequence of entries in a ring is replayed as by the naive reader.
     #[test]
     fn any_log_reads_as_the_naive_reader_reads_it(
         entries in proptest::collection::vec(any_entry(), 0..9),
@@ -743,7 +743,7 @@ proptest! {
         (0..4).for_each(|b| _ = image.put(b, Block::full(Data::Pattern(b))));
         let layout = image.layout();
         let bat = layout.get("bat").start;
-        // Each update is another order of the blocks; the last one counts.
+        // Each update orders the blocks differently; the last one applies.
         let updates: Vec<Descriptor> = (0..6_u64)
             .map(|turn| {
                 let mut page = vec![0; SECTOR];

@@ -1,4 +1,4 @@
-//! Parents that lead round in a circle, by whatever way: each who follows parents comes to an end, and names the loop.
+//! Loops of parents, in several forms: every operation that follows parents ends, and names the loop.
 #![allow(clippy::disallowed_methods)] // real files
 
 #[path = "common/meddled.rs"]
@@ -26,15 +26,15 @@ fn go(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Files of which some lead back to themselves.
+/// Files some of which form a loop.
 struct Ring {
     what: &'static str,
     folder: TempDir,
-    /// Those that are asked about: in the loop, or above it.
+    /// Images to examine, in the loop or above it.
     tips: Vec<&'static str>,
-    /// Those that the loop goes through.
+    /// The images that form the loop.
     nodes: Vec<&'static str>,
-    /// Whether parents are found by what they are called.
+    /// Whether parents are found by their paths.
     by_path: bool,
 }
 
@@ -71,7 +71,7 @@ impl Ring {
     }
 }
 
-/// A base that is nobody's.
+/// A base that belongs to no loop.
 fn sound() -> Image {
     let mut image = Image::dynamic(MIB);
     image.reseed(77).put(0, Block::full(Data::Pattern(7)));
@@ -82,12 +82,12 @@ fn guid(n: u64) -> Uuid {
     node(n, n).data_write_guid()
 }
 
-/// The image of this number, with the parent of that one.
+/// Image number `n`, a child of image `parent`.
 fn node(n: u64, parent: u64) -> Image {
     let identity = |n: u64| Uuid::from_u128(0x1000_4000_8000_0000 + u128::from(n));
     let mut image = Image::child(MIB, identity(parent));
     image.reseed(n).set_data_write_guid(identity(n));
-    // Something is the parent's.
+    // Some sectors are the parent's.
     image.put(0, Block::partial_runs(Data::Pattern(n), &[(8, 8)]));
     image
 }
@@ -149,14 +149,14 @@ fn rings() -> Vec<Ring> {
     rings
 }
 
-/// This machine, and a host that tells no files apart.
+/// This machine, and a host that cannot identify files.
 fn hosts() -> [Arc<dyn Host>; 2] {
     let mut blind = Meddled::new(|_, _| {});
     blind.has_ids = false;
     [Arc::new(LocalHost), Arc::new(blind)]
 }
 
-/// For each ring, host and tip.
+/// Runs `look` for each ring, host and tip.
 fn each(look: impl Fn(&Ring, &Arc<dyn Host>, &Path)) {
     for host in hosts() {
         for ring in rings() {
@@ -169,13 +169,13 @@ fn each(look: impl Fn(&Ring, &Arc<dyn Host>, &Path)) {
     }
 }
 
-/// The error says that it is a loop, and which file it leads back to.
+/// The error reports a loop and the file that it leads back to.
 #[track_caller]
 fn is_loop(ring: &Ring, error: &Error) {
     let what = format!("{}: {error}", ring.what);
     assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "chain.loop"), "{what}");
     let file = error.file().expect("a file");
-    // Some are in it by another name.
+    // Some are in it under another name.
     let names = ring.nodes.iter().chain(&["b.vhdx", "c.vhdx"]);
     assert!(names.into_iter().any(|name| file.ends_with(name)), "{what}");
     assert!(error.offset().is_some() && error.found().is_some(), "{what}");
@@ -188,7 +188,7 @@ fn no_chain_is_opened() {
         is_loop(ring, &options.open(tip).unwrap_err());
         is_loop(ring, &options.clone().linkage(Linkage::Ignore).open(tip).unwrap_err());
         is_loop(ring, &options.clone().unfinished(true).open(tip).unwrap_err());
-        // A limit that the loop is longer than comes first, else the loop.
+        // If the limit is lower than the loop is long it is reported first, otherwise the loop.
         for depth in [3, 4, 5, 6] {
             let error = options.clone().max_depth(depth).open(tip).unwrap_err();
             assert!(["chain.loop", "limit.depth"].contains(&error.code()), "{error}");
@@ -196,12 +196,12 @@ fn no_chain_is_opened() {
         let followed = options.follow(options.open_image(tip).unwrap());
         is_loop(ring, followed.broken.as_ref().expect("a broken chain"));
     });
-    // With nothing but the file itself to go by.
+    // With no options but the file itself.
     let ring = &rings()[0];
     is_loop(ring, &DiffChain::open(ring.at("a.vhdx")).unwrap_err());
 }
 
-/// Children are found before parents are.
+/// The search for children comes before the search for parents.
 #[test]
 fn no_chain_is_opened_for_writing() {
     each(|ring, host, tip| {
@@ -242,11 +242,11 @@ fn a_forest_names_all_that_is_in_the_loop() {
             let of = |id| forest.node(id).path.file_name().unwrap().to_str().unwrap();
             let mut names: Vec<_> = loops[0].iter().map(|id| of(*id)).collect();
             names.sort_unstable();
-            // Who tells no files apart takes two names for two files.
+            // A host that cannot identify files takes two names for two files.
             if n == 0 {
                 assert_eq!(names, ring.nodes, "{}", ring.what);
             }
-            // Each image is drawn once, those above the loop too.
+            // Each image is shown once, including those above the loop.
             let drawn = forest.nodes().map(|(_, node)| node.children.len()).sum::<usize>();
             assert_eq!(drawn + forest.trees().len(), forest.nodes().len(), "{}", ring.what);
             for (id, _) in forest.nodes() {
@@ -256,7 +256,7 @@ fn a_forest_names_all_that_is_in_the_loop() {
     }
 }
 
-/// Neither onto what is in a loop, nor into one; but out of it.
+/// A reparent can lead out of a loop, but neither onto one of its images nor into one.
 #[test]
 fn a_reparent_gets_an_image_out_of_a_loop_and_none_into_one() {
     each(|ring, host, tip| {
@@ -264,7 +264,7 @@ fn a_reparent_gets_an_image_out_of_a_loop_and_none_into_one() {
         is_loop(ring, &to(tip).run(ring.at("sound.vhdx"), &mut go).unwrap_err());
         is_loop(ring, &to(tip).forecast(ring.at("sound.vhdx")).unwrap_err());
         is_loop(ring, &to(tip).run(tip, &mut go).unwrap_err());
-        // What shows through it is unknown.
+        // What shows through is unknown.
         let proven = Reparent::new(ring.at("sound.vhdx")).options(ring.options(host));
         let error = proven.run(tip, &mut go).unwrap_err();
         assert_eq!(error.code(), "reparent.parent-lost", "{error}");
@@ -281,7 +281,7 @@ fn a_reparent_gets_an_image_out_of_a_loop_and_none_into_one() {
                 let base = chain.layers().pop().unwrap().path.unwrap();
                 assert_eq!(base.file_name().unwrap(), "sound.vhdx", "{}", ring.what);
             }
-            // And back into it: refused, for it has the image among its ancestors by now.
+            // Back into it: refused, because the new parent is a descendant of the image by now.
             let last = ring.at(ring.tips[0]);
             let back = Reparent::new(&last).options(ring.options(&host)).unproven(true);
             let error = back.run(&tip, &mut go).unwrap_err();
@@ -290,7 +290,7 @@ fn a_reparent_gets_an_image_out_of_a_loop_and_none_into_one() {
     }
 }
 
-/// By paths they are right, and by identities there is one way alone, which is round.
+/// By paths the links are right, and by identities the only way is the loop.
 #[test]
 fn a_relink_ends_and_closes_no_loop() {
     for host in hosts() {

@@ -1,4 +1,4 @@
-//! Opening costs nothing that grows with the disk: counted in reads, bytes and memory, not in time.
+//! Opening costs nothing that grows with the disk, counted in reads, bytes and memory rather than time.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -19,13 +19,13 @@ static MEMORY: PeakAlloc = PeakAlloc;
 
 const TIB: u64 = 1 << 40;
 
-/// One test at a time: the allocator counts for the whole process.
+/// One test at a time: the allocator counts per process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What it took to open a chain.
+/// The cost of opening a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cost {
     reads: u64,
@@ -33,7 +33,7 @@ struct Cost {
     memory: usize,
 }
 
-/// Opens these files, base first, and hands the chain to `then` with what opening it took.
+/// Opens these files, base first, and passes the chain to `then` with the cost.
 fn opened(paths: &[PathBuf], then: impl FnOnce(&DiffChain)) -> Cost {
     let counting: Vec<Arc<Counting>> = paths.iter().map(|path| Counting::new(file(path))).collect();
     let files: Vec<Arc<dyn Storage>> =
@@ -60,7 +60,7 @@ fn an_empty_disk_of_64_tib_opens_as_one_of_64_mib() {
         let paths = written(folder.path(), &[Image::dynamic(size)]);
         opened(&paths, |chain| assert_eq!(chain.geometry().size, size))
     };
-    cost(MIB); // what is allocated once is no one's cost
+    cost(MIB); // warms up one-time allocations
     let (small, large) = (cost(64 * MIB), cost(64 * TIB));
     assert_eq!((small.reads, small.bytes), (large.reads, large.bytes));
     assert!(large.bytes < MIB, "{large:?}");
@@ -85,11 +85,11 @@ fn a_chain_16_deep_opens_as_small_ones_do() {
     let (small, large) = (cost(64 * MIB), cost(64 * TIB));
     assert_eq!((small.reads, small.bytes), (large.reads, large.bytes));
     assert!(large.memory < 16 << 20, "{large:?}");
-    // Sixteen times one image, and the second look at the parents' headers.
+    // Sixteen times one image, and the second read of the parents' headers.
     assert!(large.bytes < 16 * MIB, "{large:?}");
 }
 
-/// Reading here and there in a huge disk loads the pages of the tables that speak of the place, and of
+/// Random reads of a huge disk load only the table pages for their offsets, and of
 /// a large disk no more than of a small one.
 #[test]
 fn reading_loads_what_it_needs_of_the_tables() {
@@ -115,7 +115,7 @@ fn reading_loads_what_it_needs_of_the_tables() {
             assert_ne!(sector, [0; 512], "at {at} of {size}");
         }
         let taken = total() - before;
-        // Again, and nothing but the bytes themselves is read.
+        // Repeated, only the data itself is read.
         let before = total();
         for at in [0, 512, size - 512, size - 1024] {
             chain.read_at(&mut sector, at).unwrap();
@@ -123,14 +123,14 @@ fn reading_loads_what_it_needs_of_the_tables() {
         assert_eq!(total() - before, 4 * 512);
         taken
     };
-    // Two pages of the table of each layer; of the tip that with the bitmap's entry and one of its bits.
+    // Two pages of each layer's table; of the tip also those with the bitmap's entry and bits.
     let most = 4 * 512 + 6 * 4096;
     assert!(read_some(2 * GIB) <= most);
     assert!(read_some(64 * TIB) <= most, "{} bytes", read_some(64 * TIB));
 }
 
-/// Before the first change the table is gone over once: where there is nothing in it in a few reads, whatever the
-/// disk's size, and with little memory where it is full.
+/// Before the first change the table is read once: an empty one in a few reads, whatever the
+/// disk's size, and a full one with little memory.
 #[test]
 fn the_first_change_goes_over_the_table_once_and_past_the_budget() {
     let _alone = alone();
@@ -155,17 +155,17 @@ fn the_first_change_goes_over_the_table_once_and_past_the_budget() {
         Cost { reads: first.0 - before.0.0, bytes: first.1 - before.0.1, memory }
     };
     let empty = cost(&Image::dynamic(64 * TIB), 10 * TIB);
-    // Nothing of the table is data; what is left is the headers and the page that changes.
+    // Holes of the table are skipped; what is left is the headers and the page that changes.
     assert!(empty.reads < 8 && empty.bytes < 64 << 10, "{empty:?}");
     assert!(empty.memory < MIB as usize, "{empty:?}");
-    // Blocks far from each other: a piece of the table for each.
+    // Blocks far apart: each has its own page of the table.
     let mut sparse = Image::dynamic(64 * TIB);
     for block in 0..8 {
         sparse.put(block << 23, Block::full(Data::Zeros));
     }
     let sparse = cost(&sparse, 10 * TIB);
     assert!(sparse.reads < 16 && sparse.bytes < 9 * MIB, "{sparse:?}");
-    // 1 TiB in blocks of 1 MiB: 8 MiB of table, a bit for each MiB of the file, and a piece at hand.
+    // 1 TiB in blocks of 1 MiB: 8 MiB of table, a bit for each MiB of the file, and a read buffer.
     let mut full = Image::dynamic(TIB);
     let first = full.layout().needed_length;
     for block in 0..TIB / MIB {
@@ -198,7 +198,7 @@ fn a_walk_over_a_huge_disk_keeps_within_its_budget() {
     assert!(MEMORY.peak_usage() - before < 1 << 20);
     let data = found.iter().filter(|e| matches!(e.source, Source::Data { .. })).count();
     assert_eq!((data, found.len()), (4, 8));
-    // 4 Mi entries are 32 MiB of table, and each page is read once or, after a look ahead, twice.
+    // 4 Mi entries are 32 MiB of table; each page is read once or, after reading ahead, twice.
     let (_, bytes) = counting.counts();
     assert!(bytes < 80 * MIB, "{bytes} bytes");
     extents_name_the_bytes(&chain, TIB - MIB..TIB + 3 * MIB);

@@ -1,4 +1,4 @@
-//! The operations, held against the kit's builder and its naive reader.
+//! Operations on images from the testkit's builder, compared with the naive reader.
 #![allow(clippy::disallowed_methods)]
 
 use std::io;
@@ -26,7 +26,7 @@ fn alone(image: &Image) -> VhdxFile {
     OpenOptions::new().open_file(Arc::new(MemStorage::new(image.to_bytes()))).unwrap()
 }
 
-/// Random chains, each layer as tip: the opened chain, the naive reader, and the tip's number.
+/// Random chains with each layer as the tip: the open chain, the naive reader, and the tip's number.
 fn each_random_view(mut look: impl FnMut(&DiffChain, &Chain, usize)) {
     for seed in 0..12 {
         let folder = tempfile::tempdir().unwrap();
@@ -42,7 +42,7 @@ fn each_random_view(mut look: impl FnMut(&DiffChain, &Chain, usize)) {
 fn exports_are_what_the_naive_reader_reads() {
     each_random_view(|chain, naive, tip| {
         let flat = naive.flat(tip).unwrap();
-        // Whatever was there before is gone.
+        // Previous contents are gone.
         let copy = MemStorage::new(vec![0xEE; flat.len() + 5000]);
         let exported = Export::new().run(chain, &copy, &mut go).unwrap();
         assert!(copy.into_bytes() == flat);
@@ -92,7 +92,7 @@ fn comparisons_find_the_first_difference() {
         let mut flat = naive.flat(tip).unwrap();
         let same = Compare::new().run(chain, &raw(&flat), &mut go).unwrap();
         assert!(same.same_contents() && same.same_size());
-        // The later of two changes must not be the one that is found.
+        // The later of two differences must not be reported.
         let (first, second) = (flat.len() / 3 + tip * 7, flat.len() - 1 - tip);
         for at in [second, first] {
             flat[at] ^= 0x80;
@@ -126,7 +126,7 @@ fn what_is_past_the_shorter_disk_counts_as_zeros() {
     assert_eq!((difference.offset, difference.a, difference.b), ((5 << 20) + 2, None, Some(3)));
 }
 
-/// Comparing must not read where both maps say zero: this disk fails on every read.
+/// A comparison does not read ranges that both disks map to zeros: this disk fails on every read.
 #[test]
 fn zeros_are_not_read() {
     struct Unreadable(VhdxFile);
@@ -149,7 +149,7 @@ fn zeros_are_not_read() {
 
 #[test]
 fn measures() {
-    // 10 MiB and a bit: the last block is cut. Data in blocks 0 and 3 and in the last.
+    // 10 MiB and a bit: the last block is partial. Data in blocks 0 and 3 and in the last.
     let size = (10 << 20) + 3 * 4096;
     let mut base = Image::dynamic(size);
     base.put(0, Block::full(Data::Pattern(1)));
@@ -172,15 +172,15 @@ fn measures() {
     // Header section, log, metadata and table take 1 MiB each.
     assert_eq!(of(Measure::vhdx(1 << 20), &base), (4 * MIB + 2 * MIB, 4 * MIB + 11 * MIB));
     assert_eq!(of(Measure::vhdx(1 << 20), &child), (4 * MIB + 2 * MIB, 4 * MIB + 11 * MIB));
-    // Blocks 0 and 3 are one of 4 MiB.
+    // Blocks 0 and 3 lie in one block of 4 MiB.
     assert_eq!(of(Measure::vhdx(4 << 20), &child), (4 * MIB + 8 * MIB, 4 * MIB + 12 * MIB));
     assert_eq!(of(Measure::vhdx_fixed(4 << 20), &child), (16 * MIB, 16 * MIB));
     for wrong in [0, 1, 512 << 10, 3 << 20, 512 << 20] {
         let error = Measure::vhdx(wrong).run(&base).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
     }
-    // 1 TiB in blocks of 1 MiB: 2^20 entries and one more for each 4096, of 8 bytes; that is a table
-    // of 8 MiB and 2 KiB, in whole MiB.
+    // 1 TiB in blocks of 1 MiB: 2^20 entries, plus one for each 4096, of 8 bytes; that is a table
+    // of 8 MiB and 2 KiB, rounded up to whole MiB.
     let huge = alone(&Image::dynamic(1 << 40));
     assert_eq!(Measure::vhdx(1 << 20).run(&huge).unwrap().required, 3 * MIB + 9 * MIB);
 }
@@ -250,7 +250,7 @@ fn explanations_show_what_is_wrong_with_the_tables() {
     let base = Image::dynamic(3 << 20);
     let mut child = base.new_child();
     child.put(1, Block::partial_runs(Data::Pattern(3), &[(0, 9)]));
-    // The bitmap's entry says that there is none.
+    // The bitmap's entry says that there is no bitmap.
     child.bat_override.insert(child.bitmap_index(0), 0);
     let paths = write_chain(folder.path(), &[base, child]);
     let chain = DiffChain::open(&paths[1]).unwrap();
@@ -263,7 +263,7 @@ fn explanations_show_what_is_wrong_with_the_tables() {
     assert_eq!(error.code(), "bat.bitmap-missing");
 }
 
-/// No writer logs payload, but a file can: the extents then refuse, and reading goes on.
+/// No writer logs payload, but a file may: extents then fail, and reads work.
 #[test]
 fn a_log_over_payload_is_read_all_the_same() {
     let mut image = Image::dynamic(4 << 20);
@@ -307,7 +307,7 @@ fn what_the_host_says_to_writing_is_passed_on() {
     let source = std::error::Error::source(&error).unwrap().downcast_ref::<io::Error>().unwrap();
     assert_eq!(source.kind(), io::ErrorKind::StorageFull);
 
-    /// A file on a file system that has room for 4 KiB.
+    /// A file on a file system with room for 4 KiB.
     #[derive(Debug)]
     struct Small(MemStorage);
     impl Storage for Small {

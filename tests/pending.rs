@@ -1,4 +1,4 @@
-//! Images with a pending log that are refused when they are opened to be changed: the log is not replayed to them.
+//! Images with a pending log that are refused when opened for writing: the log is not replayed to the file.
 
 #[path = "sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests; not all of it is used here
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
 const LOG: Uuid = Uuid::from_u128(0x9e4d_0000_0000_4000_8000_0000_0000_0001);
-/// Of another page of the table than those that the log has.
+/// A block in another page of the table than those in the log.
 const BLOCK: u64 = 600;
 
 fn path(name: &str) -> PathBuf {
@@ -48,19 +48,19 @@ fn layer(host: &SimHost, name: &str) -> Layer {
     Layer::from_source(Arc::new(bytes)).unwrap()
 }
 
-/// What is wrong with an image.
+/// The fault of an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fault {
     None,
-    /// A block lies behind the end of the file.
+    /// A block lies beyond the end of the file.
     Lost,
-    /// A block lies where another does.
+    /// Two blocks lie at the same offset.
     Shared,
 }
 
 const FAULTS: [(Fault, &str); 2] = [(Fault::Lost, "claim.lost"), (Fault::Shared, "claim.shared")];
 
-/// The image gets a block by its log, which is pending.
+/// An image that gets a block through its pending log.
 fn pending(image: &Image, fault: Fault) -> Image {
     let mut before = image.clone();
     before.put(0, Block::full(Data::Pattern(1))).put(BLOCK, Block::full(Data::Pattern(2)));
@@ -85,7 +85,7 @@ fn base() -> Image {
     Image::dynamic(1024 * MIB)
 }
 
-/// It is refused, and every file is as it was.
+/// The call is refused, and every file is unchanged.
 fn refused<T>(host: &SimHost, code: &str, what: &str, tried: impl FnOnce() -> Result<T, Error>) {
     let before = host.files().sum();
     let error = tried().map(drop).expect_err(what);
@@ -100,19 +100,19 @@ fn a_log_is_not_replayed_into_an_image_that_is_refused_for_its_claims() {
         let open = || options(&host).writable(true);
         refused(&host, code, "an image", || open().open_image(path("a.vhdx")));
         refused(&host, code, "a chain", || open().open(path("a.vhdx")));
-        // To be read it is open to all.
+        // Reading is always possible.
         let chain = options(&host).open(path("a.vhdx")).unwrap();
         let mut bytes = vec![0; MIB as usize];
         chain.read_at(&mut bytes, MIB).unwrap();
         assert!(bytes.iter().any(|byte| *byte != 0));
     }
-    // One that nothing is wrong with is replayed.
+    // A sound image is replayed.
     let host = host(&[("a.vhdx", &pending(&base(), Fault::None))]);
     options(&host).writable(true).open(path("a.vhdx")).unwrap().close().unwrap();
     assert!(!layer(&host, "a.vhdx").log_is_pending());
 }
 
-/// What the log makes sound is sound.
+/// The log may be what makes the image sound.
 #[test]
 fn the_claims_are_those_that_the_image_has_once_its_log_is_replayed() {
     let after = pending(&base(), Fault::None);
@@ -135,7 +135,7 @@ fn operations_replay_no_log_into_an_image_that_they_are_refused_for() {
         let root = base();
         let mut tip = root.new_child();
         tip.parent_path(".\\base.vhdx");
-        // Of the parent.
+        // A fault of the parent.
         let parent = pending(&root, fault);
         let below = host(&[("base.vhdx", &parent), ("tip.avhdx", &tip)]);
         let chain = options(&below).writable(true).open(path("tip.avhdx")).unwrap();
@@ -143,7 +143,7 @@ fn operations_replay_no_log_into_an_image_that_they_are_refused_for() {
         refused(&below, code, "a merge", merge);
         drop(chain);
 
-        // Of the image itself.
+        // A fault of the image itself.
         let above = host(&[("base.vhdx", &root), ("tip.avhdx", &pending(&tip, fault))]);
         let chain = options(&above).open(path("tip.avhdx")).unwrap();
         let go = &mut |_| ControlFlow::Continue(());
@@ -155,7 +155,7 @@ fn operations_replay_no_log_into_an_image_that_they_are_refused_for() {
         drop(chain);
 
         above.rename(&path("base.vhdx"), &path("moved.vhdx")).unwrap();
-        // It looks at what the image leaves to its parent first.
+        // What the image leaves to its parent is examined first.
         let first = if fault == Fault::Lost { "bat.payload-place" } else { code };
         refused(&above, first, "a reparent", || {
             let reparent = Reparent::new(path("moved.vhdx")).unproven(true);
@@ -201,7 +201,7 @@ fn a_log_is_replayed_when_it_is_agreed_to_what_is_lost_and_no_sooner() {
         let flat = pending(&base(), Fault::None).flat(None);
         assert!(bytes == flat[MIB as usize..2 * MIB as usize], "what the log brought is there");
     }
-    // Where nothing is lost it is replayed as ever.
+    // If nothing is lost, the log is replayed as usual.
     let host = host(&[("a.vhdx", &pending(&base(), Fault::None))]);
     assert_eq!(accept(&host, true).unwrap(), Losses::default());
     assert!(!layer(&host, "a.vhdx").log_is_pending());

@@ -1,4 +1,4 @@
-//! Plans of reads held against a reader that asks every layer for every sector, over files that panic when they
+//! Read plans, compared with a reader that asks every layer for every sector, over files that panic if they
 //! are read while a plan is made.
 #![allow(clippy::disallowed_methods)]
 
@@ -29,7 +29,7 @@ thread_local! {
     static PLANNING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does something that may not touch any file.
+/// Does something that must not access any file.
 fn without_io<T>(work: impl FnOnce() -> T) -> T {
     PLANNING.set(true);
     let done = work();
@@ -37,7 +37,7 @@ fn without_io<T>(work: impl FnOnce() -> T) -> T {
     done
 }
 
-/// A file that panics when it is touched while a plan is made.
+/// A file that panics if it is accessed while a plan is made.
 #[derive(Debug)]
 struct Untouched(Arc<dyn Storage>);
 
@@ -82,14 +82,14 @@ fn untouched(files: Vec<Arc<dyn Storage>>) -> Vec<Arc<dyn Storage>> {
     files.into_iter().map(|file| Arc::new(Untouched(file)) as Arc<dyn Storage>).collect()
 }
 
-/// The bytes that are asked for, read as their user would.
+/// The requested table bytes, read as the caller would.
 fn bytes_for(load: &TableLoad) -> Vec<u8> {
     let mut bytes = vec![0; load.len()];
     load.storage().read_exact_at(&mut bytes, load.at().get()).unwrap();
     bytes
 }
 
-/// Plans a read and supplies what it asks for, and says how often that was. It never asks twice for the same.
+/// Plans a read, supplying what it asks for; returns how often it asked. It never asks twice for the same.
 fn plan(chain: &DiffChain, at: u64, len: u64) -> (ReadPlan, usize) {
     let mut planned = without_io(|| chain.plan_read(at..at + len)).unwrap();
     let mut asked = HashSet::new();
@@ -106,7 +106,7 @@ fn plan(chain: &DiffChain, at: u64, len: u64) -> (ReadPlan, usize) {
     }
 }
 
-/// The plan's range is made of its pieces, which name these bytes.
+/// The pieces of the plan cover its range and refer to these bytes.
 fn names(plan: &ReadPlan, at: u64, expected: &[u8]) {
     assert_eq!(plan.range(), at..at + expected.len() as u64);
     let mut end = at;
@@ -155,7 +155,7 @@ fn agree(images: &[Image], seed: u64) {
             let (whole, _) = plan(&view, 0, size);
             names(&whole, 0, &expected);
             if budget == 64 << 20 {
-                // All is known by now.
+                // Everything is known by now.
                 assert_eq!(plan(&view, 0, size).1, 0);
                 let (at, len) = somewhere(&mut rng, size);
                 assert_eq!(plan(&view, at, len as u64).1, 0);
@@ -177,7 +177,7 @@ fn plans_over_48_layers_name_what_a_reader_of_every_layer_finds() {
     agree(&deep_chain(64, 48), 64);
 }
 
-/// Planning finds out as much as reading does, and no more.
+/// Planning learns as much as reading does.
 #[test]
 fn what_plans_find_out_serves_reads_and_the_other_way_round() {
     let images = deep_chain(7, 9);
@@ -262,7 +262,7 @@ fn bytes_that_are_not_those_of_a_table_are_an_error_and_nobody_elses() {
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "plan.table-length"));
         assert_eq!(error.file(), Some(name.as_str()));
     }
-    // Blocks in a state that there is not.
+    // Blocks in an invalid state.
     let wrong = [4, 0, 0, 0, 0, 0, 0, 0].repeat(load().len() / 8);
     assert_eq!(load().supply(&wrong).unwrap_err().kind(), ErrorKind::Damaged);
     // It was not remembered.
@@ -297,7 +297,7 @@ fn where_a_log_lies_over_payload_there_is_no_plan() {
     }
 }
 
-/// Who reads tables by descriptors where files have some reads those of a log that is not replayed yet, too.
+/// A caller that reads tables by descriptor also gets those in a pending log.
 #[cfg(unix)]
 #[test]
 fn tables_that_a_log_lies_over_are_not_read_from_under_it() {
@@ -305,7 +305,7 @@ fn tables_that_a_log_lies_over_are_not_read_from_under_it() {
     let mut image = Image::dynamic(4 * MIB);
     image.put(1, Block::full(Data::Pattern(1))).put(2, Block::full(Data::Pattern(2)));
     let (layout, expected) = (image.layout(), image.flat(None));
-    // The file says that there is nothing; its log has the table.
+    // The table in the file is empty; the log has the real one.
     let mut bytes = image.to_bytes();
     let table = (layout.payload_entry(0).start / 4096 * 4096) as usize;
     let page = bytes[table..][..4096].to_vec();
@@ -336,7 +336,7 @@ fn tables_that_a_log_lies_over_are_not_read_from_under_it() {
     from_descriptors(&plan, &expected);
 }
 
-/// The plan's bytes through the files' descriptors.
+/// Reads the plan's bytes through the files' descriptors.
 #[cfg(unix)]
 fn from_descriptors(plan: &ReadPlan, disk: &[u8]) {
     use std::os::unix::fs::FileExt;
@@ -391,7 +391,7 @@ fn plans_live_on_in_other_threads_without_their_chain() {
     names(&planner.join().unwrap(), 0, &expected);
 }
 
-/// What was read from a table before a flush put another in its place is neither used nor remembered.
+/// Table bytes that were read before a flush replaced them are neither used nor remembered.
 #[test]
 fn tables_that_went_out_of_date_on_the_way_are_asked_for_again() {
     for budget in [0, 64 << 20] {
@@ -409,7 +409,7 @@ fn tables_that_went_out_of_date_on_the_way_are_asked_for_again() {
         let (old, place) = (bytes_for(&load), load.at());
         chain.discard(0..MIB).unwrap();
         chain.flush().unwrap();
-        // With the next commit the page goes to its place.
+        // The next commit writes the page to its place.
         chain.write_at(&[2; 4096], 5 * MIB).unwrap();
         chain.flush().unwrap();
         chain.write_at(&[3; 4096], 6 * MIB).unwrap();
@@ -427,7 +427,7 @@ fn tables_that_went_out_of_date_on_the_way_are_asked_for_again() {
     }
 }
 
-/// Plans and extents speak of the same places.
+/// Plans and extents refer to the same places.
 #[test]
 fn plans_agree_with_extents() {
     let images = deep_chain(12, 6);

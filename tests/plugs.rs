@@ -1,7 +1,7 @@
-//! Partition and file-system crates plug into a chain through its cursor: `gpt`, `fatfs`, `ntfs`, `ext4-view`.
+//! Partition and file-system crates read a chain through its cursor: `gpt`, `fatfs`, `ntfs`, `ext4-view`.
 //!
-//! The file systems are made by their own tools; where those are not installed the test is skipped by
-//! name, and with `AVHDX_INTEROP=1` that is a failure.
+//! The file systems are created by their own tools. Tests whose tools are not installed are skipped by
+//! name; with `AVHDX_INTEROP=1` they fail.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -20,7 +20,7 @@ use avhdx_testkit::build::{Block, Data, Image};
 use common::disk::reads_as;
 use common::{MIB, in_memory, open_images};
 
-/// A tool of the system administrator's, whose folder may not be searched by default.
+/// Finds an administrator's tool, whose folder may not be on the path.
 fn tool(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
@@ -39,14 +39,14 @@ fn run(tool: &Path, args: &[&OsStr]) {
     assert!(output.status.success(), "{} {args:?}: {said}", tool.display());
 }
 
-/// A file of zeros to make a file system in.
+/// A file of zeros for a file system.
 fn blank(folder: &Path, size: u64) -> PathBuf {
     let path = folder.join("raw");
     std::fs::File::create(&path).unwrap().set_len(size).unwrap();
     path
 }
 
-/// A base that holds the first disk, and a child that holds what is another in the second.
+/// A base that holds the first disk, and a child that holds the differences of the second.
 fn chain_of(before: &[u8], after: &[u8]) -> DiffChain {
     assert_eq!(before.len(), after.len());
     let mut base = Image::dynamic(before.len() as u64);
@@ -58,7 +58,7 @@ fn chain_of(before: &[u8], after: &[u8]) -> DiffChain {
     let mut child = base.new_child();
     let blocks = before.chunks(MIB as usize).zip(after.chunks(MIB as usize));
     for (b, (old, new)) in blocks.enumerate().filter(|(_, (old, new))| old != new) {
-        // What the child does not own is wrong in it on purpose.
+        // Sectors that the child does not own hold wrong bytes on purpose.
         let mut own = vec![0xEE; new.len()];
         let mut bits = Vec::new();
         for (i, (old, new)) in old.chunks(512).zip(new.chunks(512)).enumerate() {
@@ -85,7 +85,7 @@ fn text(who: &str) -> Vec<u8> {
     format!("a line of the {who}\n").repeat(700).into_bytes()
 }
 
-/// Puts one text in place of another of the same length wherever it stands.
+/// Replaces every occurrence of a text by another of the same length.
 fn replaced(disk: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     assert_eq!(old.len(), new.len());
     let mut disk = disk.to_vec();
@@ -102,7 +102,7 @@ fn replaced(disk: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
     disk
 }
 
-/// `ext4-view` reads through a trait of its own; this is all it takes to give it a cursor.
+/// `ext4-view` reads through a trait of its own; this adapts a cursor to it.
 struct Ext4Reader(Cursor<DiffChain>);
 
 impl ext4_view::Ext4Read for Ext4Reader {
@@ -167,7 +167,7 @@ fn fatfs() {
     write("a new and long name.txt", &text("tips"));
     let chain = chain_of(&before, &bytes());
     let read = |disk: &dyn Disk, name: &str| {
-        // It asks for a writer even where it only reads.
+        // It asks for a writer even if it only reads.
         let fs = ::fatfs::FileSystem::new(Cursor::new(disk), ::fatfs::FsOptions::new()).unwrap();
         let mut contents = Vec::new();
         let opened = fs.root_dir().open_file(&format!("logs/{name}"));
@@ -180,7 +180,7 @@ fn fatfs() {
     assert!(read(&base, "old name.txt").unwrap() == text("base"));
     let missing = read(&base, "a new and long name.txt").unwrap_err();
     assert_eq!(missing.kind(), io::ErrorKind::NotFound);
-    // A write is refused before anything is.
+    // A write is refused before anything changes.
     let fs = ::fatfs::FileSystem::new(chain.cursor(), ::fatfs::FsOptions::new()).unwrap();
     let error = fs.root_dir().create_file("new").map(drop).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
@@ -277,7 +277,7 @@ fn cursors_of_disks_that_cannot_be_written_to() {
             for buf in [&b"x"[..], b"", &[0; 5000]] {
                 let error = cursor.write(buf).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{} at {at}", buf.len());
-                // The error is ours inside.
+                // The crate's own error is inside.
                 let inner = error.into_inner().unwrap().downcast::<avhdx::Error>().unwrap();
                 assert_eq!(inner.kind(), avhdx::ErrorKind::ReadOnly);
             }

@@ -1,5 +1,5 @@
-//! Raw disks that are written to: writes, zeros and discards beside a flat model, on files that can punch holes and
-//! on such as cannot.
+//! Writable raw disks: writes, zeros and discards compared with a flat model, on files that can punch holes and
+//! on files that cannot.
 #![allow(clippy::disallowed_methods)] // the files are looked at from outside too
 
 #[path = "sim/mod.rs"]
@@ -19,24 +19,24 @@ use avhdx_testkit::rng::{Rng, pattern};
 use sim::{FOLDER, SimHost};
 
 const MIB: u64 = 1 << 20;
-/// No whole number of sectors or pages, and more than is zeroed by one write.
+/// Not a whole number of sectors or pages, and more than one write zeroes.
 const SIZE: u64 = 5 * MIB + 1234;
 const BOTH: [Zeroing; 2] = [Zeroing::MayUnmap, Zeroing::KeepSpace];
 
-/// What a file does with its next calls.
+/// How a file treats the next calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
-    /// What they say.
+    /// As the file below does.
     Willing,
-    /// It punches no holes.
+    /// It cannot punch holes.
     Solid,
     /// A punch fails.
     Broken,
-    /// It takes so many writes and no more.
+    /// It accepts this many writes.
     Full(usize),
 }
 
-/// A file that counts the holes that it is asked for, and the bytes that are written to it.
+/// A file that counts punches and bytes written.
 #[derive(Debug)]
 struct Moody {
     inner: MemStorage,
@@ -52,7 +52,7 @@ impl Moody {
         Arc::new(Self { inner, mood: Mutex::new(mood), punches, written })
     }
 
-    /// Punches and bytes written since this was last asked.
+    /// Punches and bytes written since the last call.
     fn counts(&self) -> (usize, u64) {
         (self.punches.swap(0, Ordering::SeqCst), self.written.swap(0, Ordering::SeqCst))
     }
@@ -103,7 +103,7 @@ fn all(storage: &dyn Storage) -> Vec<u8> {
     bytes
 }
 
-/// Aligned to something or to nothing, short and long, empty ones and up to the end.
+/// Aligned and unaligned, short and long ranges, empty ones, and ranges up to the end.
 fn somewhere(rng: &mut Rng) -> Range<u64> {
     let unit = [1, 512, 4096, MIB][rng.below(4) as usize];
     let start = rng.below(SIZE / unit + 1) * unit;
@@ -115,7 +115,7 @@ fn somewhere(rng: &mut Rng) -> Range<u64> {
     start.min(end)..end
 }
 
-/// The same calls to the disk and to a model, which are alike after each.
+/// Makes the same calls to the disk and to a model, and compares them after each.
 fn agrees(storage: &Arc<dyn Storage>, seed: u64, rounds: usize) {
     let mut model = numbered(seed);
     storage.write_at(&model, 0).unwrap();
@@ -168,7 +168,7 @@ fn what_is_written_zeroed_and_discarded_is_as_in_a_flat_model() {
     agrees(&LocalHost.create_new(&folder.path().join("raw")).unwrap(), 5, 60);
 }
 
-/// Holes alone give up their space, and only where bytes may lose it.
+/// Only holes free space, and only if bytes may lose it.
 #[test]
 fn holes_are_punched_only_where_space_may_be_lost() {
     let file = Moody::new(numbered(1), Mood::Willing);
@@ -186,7 +186,7 @@ fn holes_are_punched_only_where_space_may_be_lost() {
     assert_eq!(file.counts(), (1, SIZE - 10));
 }
 
-/// What the host says of the space, where it has such a thing as holes.
+/// What the host reports about space, if it supports holes.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_discard_makes_holes_in_a_file_and_zeros_that_keep_their_space_do_not() {
@@ -210,7 +210,7 @@ fn a_discard_makes_holes_in_a_file_and_zeros_that_keep_their_space_do_not() {
     disk.write_zeroes(MIB..2 * MIB, Zeroing::KeepSpace).unwrap();
     disk.flush().unwrap();
     assert_eq!(taken(), before);
-    // Parts of pages at both ends keep theirs.
+    // Partial pages at both ends keep their space.
     disk.discard(2 * MIB + 5..4 * MIB - 5).unwrap();
     disk.flush().unwrap();
     assert!(taken() <= before - (2 * MIB - 16 * 4096), "{} of {before}", taken());
@@ -218,7 +218,7 @@ fn a_discard_makes_holes_in_a_file_and_zeros_that_keep_their_space_do_not() {
     expected[MIB as usize..2 * MIB as usize].fill(0);
     expected[2 * MIB as usize + 5..4 * MIB as usize - 5].fill(0);
     assert!(std::fs::read(&path).unwrap() == expected);
-    // And there it can be written again.
+    // And it can be written again.
     disk.write_at(&[7; 9000], 3 * MIB + 1).unwrap();
     expected[3 * MIB as usize + 1..][..9000].fill(7);
     assert!(std::fs::read(&path).unwrap() == expected);
@@ -248,7 +248,7 @@ fn ranges_that_do_not_lie_within_the_disk_are_refused_and_nothing_is_changed() {
             refused(disk.discard(range.clone()));
             BOTH.iter().for_each(|how| refused(disk.write_zeroes(range.clone(), *how)));
         }
-        // Nothing at all, within the disk and at its end.
+        // Empty ranges within the disk and at its end.
         let backwards = Range { start: 9, end: 3 };
         for range in [0..0, 5..5, SIZE..SIZE, backwards] {
             disk.discard(range.clone()).unwrap();
@@ -284,7 +284,7 @@ fn a_file_open_for_reading_refuses_all_of_it_and_stays_as_it_is() {
     assert!(std::fs::read(&path).unwrap() == bytes);
 }
 
-/// A host that fails is named with the place, and what came before it is done.
+/// An error of the host includes the offset, and earlier steps stay done.
 #[test]
 fn a_failure_names_the_file_and_the_place() {
     let bytes = numbered(1);

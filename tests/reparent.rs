@@ -1,5 +1,5 @@
-//! Links that are rewritten: to a parent that is proven to be as good as the old one, and to where files
-//! were moved. What the disk reads is the naive reader's word.
+//! Rewritten links: to a parent that is proven to be equivalent, and to files that
+//! were moved. The naive reader provides the expected contents.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -41,7 +41,7 @@ fn base_of(flat: &[u8], sector: u32, block: u32, seed: u64) -> Image {
     image
 }
 
-/// Where a layer leaves the answer to its parent, by the naive reader.
+/// The ranges that a layer leaves to its parent, by the naive reader.
 fn through(layer: &Layer) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for sector in 0..layer.size / layer.sector {
@@ -90,8 +90,8 @@ fn a_parent_with_the_same_bytes_is_taken_and_only_the_link_changes() {
         let paths = write_chain(folder.path(), &images);
         let naive = Chain::open(&paths).unwrap();
         let (tip, parent) = (3, 2);
-        // The new parent is in pieces of its own, longer or shorter by zeros, and holds other bytes where
-        // the image does not look.
+        // The new parent has a chain of its own, longer or shorter by zeros, and holds other bytes where
+        // the image does not defer to it.
         let mut flat = naive.flat(parent).unwrap();
         let before = naive.flat(tip).unwrap();
         let holes = through(&naive.0[tip]);
@@ -149,14 +149,14 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
     longer.resize(7 << 20, 0);
     let layer = Layer::open(&paths[1]).unwrap();
     let holes = through(&layer);
-    // A byte of the one sector between others, the borders of all holes, and beyond the old parent's end.
+    // A byte of the one sector between others, the boundaries of all holes, and beyond the old parent's end.
     let mut places = vec![8 * 512, 8 * 512 + 511, 5 * MIB + 17];
     places.extend(holes.iter().flat_map(|hole| [hole.start, hole.end - 1]));
     for at in places {
         assert!(holes.iter().any(|hole| hole.contains(&at)), "{at}");
         let mut flat = longer.clone();
         flat[at as usize] ^= 0x80;
-        // Another one later does not matter.
+        // A later difference does not matter.
         flat[(6 << 20) - 1] ^= 1;
         let new = folder.path().join("new.vhdx");
         base_of(&flat, 512, 2 << 20, at).write_to(&new);
@@ -167,7 +167,7 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
         assert!(error.to_string().contains(&text), "{error}, not {text}");
         assert_eq!(error.file(), paths[1].to_str());
         assert_eq!(sums(folder.path()), before, "{at}");
-        // With consent it is done all the same, and said.
+        // With consent it is linked all the same, and reported.
         if at == 8 * 512 {
             let done = Reparent::new(&new).unproven(true).run(&paths[1], &mut go).unwrap();
             let seen = holes.iter().map(|hole| hole.end - hole.start).sum::<u64>();
@@ -177,7 +177,7 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
             Reparent::new(&paths[0]).unproven(true).run(&paths[1], &mut go).unwrap();
         }
     }
-    // Beyond the child's end, or where the child has bytes of its own, nothing is compared.
+    // Beyond the child's end, and where the child has its own bytes, nothing is compared.
     let mut flat = longer.clone();
     for at in [0, 511, 9 * 512, 2 << 20, (4 << 20) - 1, 6 << 20, (7 << 20) - 1] {
         flat[at] ^= 1;
@@ -218,7 +218,7 @@ fn without_the_old_parent_there_is_no_proof_and_consent_is_needed() {
         assert!(naive == child.flat(Some(&base.flat(None))));
         DiffChain::open(&paths[1]).unwrap();
     }
-    // An image that leaves nothing to its parent needs none to prove anything.
+    // An image that leaves nothing to its parent needs no proof.
     for n in 0..3 {
         child.put(n, Block::full(Data::Pattern(n)));
     }
@@ -306,7 +306,7 @@ fn what_cannot_lie_below_an_image_is_refused() {
     let mut all = base_of(&[7; 1 << 20], 512, 1 << 20, 4).new_child();
     all.reseed(12).parent_path(".\\full.vhdx").write_to(at("all.avhdx"));
     let before = sums(folder.path());
-    // Neither one that somebody uses, nor over a parent that somebody writes.
+    // Nor an image in use, nor one over a parent that is being written to.
     base_of(&[0; 1 << 20], 512, 1 << 20, 3).write_to(at("new.vhdx"));
     for (path, mode) in [(&paths[1], LockMode::Shared), (&at("new.vhdx"), LockMode::Exclusive)] {
         let held = LocalHost.open(path, Access::ReadWrite).unwrap();
@@ -314,7 +314,7 @@ fn what_cannot_lie_below_an_image_is_refused() {
         let error = Reparent::new(at("new.vhdx")).run(&paths[1], &mut go).unwrap_err();
         assert_eq!((error.kind(), error.file()), (ErrorKind::InUse, path.to_str()));
     }
-    // Nor when the user changes his mind, at once or while the operation waits.
+    // Nor after a cancellation, at once or while the operation waits.
     let pace = Pace::new();
     pace.pause();
     let paused = Reparent::new(at("new.vhdx")).pace(pace);
@@ -335,12 +335,12 @@ fn what_cannot_lie_below_an_image_is_refused() {
     assert_eq!(sums(folder.path()), before);
 }
 
-/// This machine, with the bytes counted that are read from its files.
+/// This machine, counting the bytes read from its files.
 #[derive(Debug, Default)]
 struct Counts(Mutex<Vec<(PathBuf, Arc<Counting>)>>);
 
 impl Counts {
-    /// Bytes by file, and lets go of the files.
+    /// Returns the bytes by file, and releases the files.
     fn take(&self) -> BTreeMap<PathBuf, u64> {
         let mut read = BTreeMap::new();
         for (path, file) in self.0.lock().unwrap().drain(..) {
@@ -411,7 +411,7 @@ fn what_lies_in_files_that_both_have_is_not_read() {
         assert_eq!(DiffChain::open(&paths[image]).unwrap().layers().len(), parent + 2);
         (done.proven / MIB, read)
     };
-    // The same file again, and one below a layer that holds nothing: no block is read, only tables.
+    // The same file again, and one below an empty layer: only tables are read, no block.
     for (image, parent, proven) in [(2, 1, 15), (1, 0, 16), (2, 0, 15)] {
         let (looked, read) = fresh(image, parent);
         assert_eq!(looked, proven);
@@ -495,12 +495,12 @@ fn moved_and_renamed_files_find_each_other_again() {
     }
     let all = || [at("vm"), at("vm/deep"), at("attic")].map(|folder| sums(&folder));
     let before = all();
-    // Without the attic the base is missing, and that is said.
+    // Without the attic the base is missing, which is reported.
     let plan = Relink::folder(at("vm")).plan().unwrap();
     assert_eq!(named(&plan), [pair("l2.vhdx", "one.avhdx")]);
     let codes: Vec<_> = plan.refused.iter().map(|error| (error.kind(), error.file())).collect();
     assert_eq!(codes, [(ErrorKind::ParentMissing, moved[1].to_str())]);
-    // A folder alone, without those below it.
+    // A folder without its subfolders.
     let source = PathSource::new().folder(at("attic"));
     let flat_only = Relink::folder(at("vm")).recursive(false).parents(source.clone());
     assert_eq!(named(&flat_only.plan().unwrap()), [pair("one.avhdx", "base.vhdx")]);
@@ -527,7 +527,7 @@ fn moved_and_renamed_files_find_each_other_again() {
         assert_eq!((&keys, guid), (&old[n].0, old[n].1), "{}", path.display());
         let wanted = ["", "..\\attic\\base.vhdx", "..\\one.avhdx", ".\\l2.vhdx", ".\\l3.vhdx"];
         assert_eq!(relative.as_deref().unwrap_or_default(), wanted[n]);
-        // No path is left that leads to where another file may be now.
+        // No recorded path leads to a place where another file may be now.
         let layer = Layer::open(path).unwrap();
         assert_eq!(value(&layer, "absolute_win32_path").is_some(), n > 2);
         assert_eq!(
@@ -558,7 +558,7 @@ fn what_is_ambiguous_is_refused_and_the_others_are_relinked() {
     two.write_to(at("a.vhdx"));
     two.write_to(at("b.vhdx"));
     one.write_to(at("one.vhdx"));
-    // Another name of the same file is no second file.
+    // Another name of the same file is not a second file.
     fs::hard_link(at("one.vhdx"), at("uno.vhdx")).unwrap();
     child_of(&two, 11, ".\\gone.vhdx").write_to(at("ambiguous.avhdx"));
     child_of(&one, 12, ".\\gone.vhdx").write_to(at("plain.avhdx"));
@@ -575,11 +575,11 @@ fn what_is_ambiguous_is_refused_and_the_others_are_relinked() {
     y.reseed(17);
     x.write_to(at("x.avhdx"));
     y.write_to(at("y.avhdx"));
-    // Sectors of another size.
+    // Another sector size.
     let mut odd = child_of(&one, 18, ".\\gone.vhdx");
     odd.logical_sector = 4096;
     odd.write_to(at("odd.avhdx"));
-    // And one that is incomplete.
+    // And an incomplete one.
     let temporary = at(&format!(".one.vhdx.{}.tmp", Uuid::from_u128(7).simple()));
     one.write_to(&temporary);
 

@@ -1,4 +1,4 @@
-//! What a disk is read from is not written over, and what children were linked to is not replaced.
+//! A disk is not written over its own sources, and parents of other images are not replaced.
 #![allow(clippy::disallowed_methods)]
 
 use std::fs;
@@ -57,7 +57,7 @@ fn a_disk_is_not_exported_onto_what_it_is_read_from() {
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "export.own-source"));
         assert!(bytes(&paths) == before, "{}", to.name());
     }
-    // Each kind of disk knows what it is made of, behind a pointer too.
+    // Each kind of disk knows its files, also behind a pointer.
     let raw = RawDisk::new(opened(&paths[0])).unwrap();
     let alone = OpenOptions::new().open_image(&paths[0]).unwrap();
     let boxed: Box<dyn Disk> = Box::new(alone);
@@ -92,7 +92,7 @@ fn a_new_image_takes_no_place_that_others_need() {
     assert_eq!(error.kind(), ErrorKind::HasChildren);
     let consent = OpenOptions::new().orphan_children(true);
     assert!(consent.check_childless(file.as_ref()).unwrap().is_empty());
-    // The child itself has none, and must not become its own parent's child in its parent's place.
+    // The child has no children itself, and must not replace its own parent as that parent's child.
     let child = LocalHost.open(&paths[1], Access::Read).unwrap();
     assert!(OpenOptions::new().check_childless(child.as_ref()).unwrap().is_empty());
     let parent = OpenOptions::new().open_image(&paths[1]).unwrap();
@@ -102,7 +102,7 @@ fn a_new_image_takes_no_place_that_others_need() {
     if cfg!(unix) {
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "create.own-parent"));
     }
-    // One that lies elsewhere is found where the caller says.
+    // A child elsewhere is found if the caller names its folder.
     let far = tempfile::tempdir().unwrap();
     fs::rename(&paths[1], far.path().join("child.avhdx")).unwrap();
     let error = new.clone().children_in(far.path()).create(&paths[0]).unwrap_err();

@@ -1,4 +1,4 @@
-//! A file that is a parent in several chains of one budget is opened once, and what one of them found out
+//! A file that is a parent in several chains with one budget is opened once, and what one chain learns
 //! about it serves the others: counted in reads, files and memory.
 #![allow(clippy::disallowed_methods)]
 
@@ -20,7 +20,7 @@ use common::{Counting, MIB, file, open_stack};
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// One test at a time: the allocator and the list of open files count for the whole process.
+/// One test at a time: the allocator and the list of open files count per process.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,7 +68,7 @@ impl Family {
         self.children[n].flat(Some(&self.base.flat(None)))
     }
 
-    /// Opens a child over a handle of its own on the base, and counts what is read through that.
+    /// Opens a child over a separate handle of the base, and counts the reads through it.
     fn counted(&self, options: &OpenOptions, n: usize) -> (DiffChain, Arc<Counting>) {
         let counting = Counting::new(file(&self.base_path()));
         let files = [Arc::clone(&counting) as Arc<dyn Storage>, file(&self.path(n))];
@@ -93,8 +93,8 @@ fn a_base_of_many_chains_is_read_once() {
     assert_eq!(ids(&first)[0], ids(&second)[0]);
     let (_, looked_at) = through_second.counts();
     assert!(looked_at <= 2 * LOOKED_AT && looked_at < opened, "{looked_at} of {opened} bytes");
-    // A page of the table and the payload are read through the handle of the first, and of these the table not
-    // again.
+    // A table page and the payload are read through the first chain's handle, and the table page is not
+    // read again.
     let mut sector = [0; 512];
     second.read_at(&mut sector, 3 * MIB).unwrap();
     assert_eq!(sector[..], family.flat(1)[3 << 20..][..512]);
@@ -103,7 +103,7 @@ fn a_base_of_many_chains_is_read_once() {
     reads_as(&second, &family.flat(1));
     assert_eq!(through_second.counts().1, looked_at);
 
-    // It is there until its last user goes, whichever that is.
+    // It stays open until its last user is gone, whichever that is.
     let view = second.view(ids(&second)[0]).unwrap();
     let copy = second.clone();
     drop(first);
@@ -121,13 +121,13 @@ fn a_base_of_many_chains_is_read_once() {
     assert_eq!(through_third.counts(), before);
 }
 
-/// Bases shared, middles shared, tips not: the stack that two chains have in common is asked about once.
+/// Bases and middle layers are shared, tips are not: the layers that two chains have in common are resolved once.
 #[test]
 fn what_one_chain_found_out_serves_the_others() {
     let _alone = alone();
     let base = full_base(4);
     let mut middle = base.new_child();
-    // Sectors in turn, for which the layers' bitmaps must be looked at.
+    // Alternating sectors, so that the layers' bitmaps must be read.
     middle.put(2, Block::partial_runs(Data::Pattern(7), &[(0, 5), (9, 5), (100, 1)])).reseed(50);
     let folder = tempfile::tempdir().unwrap();
     base.write_to(folder.path().join("base.vhdx"));
@@ -143,7 +143,7 @@ fn what_one_chain_found_out_serves_the_others() {
             (path, tip.flat(Some(&middle_flat)))
         })
         .collect();
-    // Of its tables another image leaves no page in so small a budget; it has room for answers.
+    // In such a small budget another image evicts all table pages; there is room for answers.
     let crowd = folder.path().join("crowd.vhdx");
     Image::dynamic(4 << 40).write_to(&crowd);
     let options = OpenOptions::new().budget(Budget::new(64 << 10));
@@ -211,7 +211,7 @@ fn fifty_chains_over_one_base_hold_it_once() {
     assert_eq!(open_files(&family.base_path()), 0);
 }
 
-/// How often this process has a file open, where the host tells.
+/// How often this process has a file open, if the host can tell.
 fn open_files(path: &Path) -> usize {
     let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return 0 };
     let targets = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
@@ -233,8 +233,8 @@ fn a_base_that_was_replaced_or_changed_is_another() {
     reads_as(&first, &family.flat(0));
     reads_as(&second, &family.flat(1));
 
-    // A session on the host that writes what was there: the contents and the identity of the disk that the
-    // children know stay, if their owner puts that back, but the file is not the one that was opened.
+    // A session that writes the same data: contents and identity may be the same again if the owner restores
+    // the identity, but the file is not the one that was opened.
     let changed = OpenOptions::new().lock(Lock::None).orphan_children(true).writable(true);
     let guid = {
         let image = changed.open_image(family.base_path()).unwrap();
@@ -267,7 +267,7 @@ fn put_identity_back(path: &Path, guid: uuid::Uuid) {
         let sum = sealed(header, 4);
         header[4..8].copy_from_slice(&sum.to_le_bytes());
     }
-    // In place: the file stays the same one.
+    // In place, so that it stays the same file.
     let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
     std::io::Write::write_all(&mut &file, &bytes).unwrap();
 }
@@ -297,7 +297,7 @@ fn other_policies_budgets_and_nameless_files_are_not_shared() {
     reads_as(&right, &family.flat(1));
 }
 
-/// The lock of the first stays while the second lives.
+/// The lock of the first stays while the second is open.
 #[test]
 fn a_shared_parent_stays_locked_until_its_last_user_goes() {
     let _alone = alone();
@@ -315,7 +315,7 @@ fn a_shared_parent_stays_locked_until_its_last_user_goes() {
     assert!(!is_locked());
 }
 
-/// Threads that open and drop chains over one base all the while.
+/// Threads that open and drop chains over one base all the time.
 #[test]
 fn chains_come_and_go_in_many_threads() {
     let _alone = alone();

@@ -1,4 +1,4 @@
-//! Space is where no table says it is: images whose files end too early, or whose tables claim what is not theirs,
+//! Space begins where no table claims any: images that are cut short, or whose tables claim space that is not theirs,
 //! opened for writing.
 
 mod common;
@@ -35,7 +35,7 @@ fn open(bytes: &[u8]) -> (Arc<dyn Storage>, VhdxFile) {
     (file, image)
 }
 
-/// What breaks a rule, by its code and the place of what is at fault.
+/// The broken rules, as codes with the offsets of the faults.
 fn broken(bytes: Vec<u8>) -> Vec<(&'static str, Option<u64>)> {
     let report = Check::new().run_file(Arc::new(MemStorage::new(bytes))).unwrap();
     let findings = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
@@ -44,7 +44,7 @@ fn broken(bytes: Vec<u8>) -> Vec<(&'static str, Option<u64>)> {
 
 type Change = fn(&VhdxFile) -> Result<()>;
 
-/// Every kind of change. Each is of a block that nothing is wrong with.
+/// Every kind of change, each to a block without faults.
 const CHANGES: [Change; 4] = [
     |image| image.write_at(&[1; 512], 10 * MIB),
     |image| image.write_at(&[1; 5], 7),
@@ -52,8 +52,8 @@ const CHANGES: [Change; 4] = [
     |image| image.write_zeroes(3..90_000, Zeroing::KeepSpace),
 ];
 
-/// Each change of the image is refused with this code at this place of the file, which stays byte for byte, and what
-/// could be read before can be read on.
+/// Each change of the image is refused with this code at this file offset, the file stays the same, and everything
+/// readable before stays readable.
 fn refuses(bytes: &[u8], code: &str, at: u64) -> Error {
     let read = |image: &VhdxFile| {
         let blocks = 0..image.geometry().size / MIB;
@@ -98,7 +98,7 @@ fn holds(file: &dyn Storage, want: &[u8]) {
     assert!(first.is_none() && found.len() == want.len(), "differs at {first:x?}");
 }
 
-/// Four blocks of 1 MiB of a disk of 16 MiB, one behind the other.
+/// Four consecutive blocks of 1 MiB on a disk of 16 MiB.
 fn four_blocks() -> Image {
     let mut image = Image::dynamic(16 * MIB);
     for block in 0..4 {
@@ -121,7 +121,7 @@ fn a_write_does_not_take_the_place_of_a_block_that_was_lost() {
     image.file_length = Some(whole.file_length - MIB - 4096);
     let error = refuses(&image.to_bytes(), "claim.lost", whole.payload_entry(2).start);
     assert!(error.message().starts_with("block 2 (and 1 more) lost bytes"), "{error}");
-    // None at all, and the same changes are made.
+    // Nothing is lost, and the same changes succeed.
     image.file_length = None;
     for change in CHANGES {
         let (file, image) = open(&image.to_bytes());
@@ -131,7 +131,7 @@ fn a_write_does_not_take_the_place_of_a_block_that_was_lost() {
     }
 }
 
-/// A disk of 40 MiB in blocks of 32 MiB, the file of which ends where the disk does.
+/// A disk of 40 MiB in blocks of 32 MiB, whose file ends with the disk.
 fn cut_behind_the_disk(blocks: &[u64]) -> (Image, Vec<u8>) {
     let mut image = Image::dynamic(40 * MIB);
     image.block_size = 32 << 20;
@@ -155,7 +155,7 @@ fn a_block_cut_off_behind_the_end_of_the_disk_keeps_its_space() {
     disk.close().unwrap();
     sound(file.as_ref());
     holds(file.as_ref(), &flat);
-    // And again, by whoever opens it next.
+    // The same in the next session.
     let (file, disk) = open(&bytes_of(file.as_ref()));
     disk.write_at(&[8; 8 << 20], 32 * MIB).unwrap();
     flat[32 << 20..].fill(8);
@@ -187,7 +187,7 @@ fn space_given_up_behind_the_old_end_of_the_file_is_no_other_blocks() {
     }
 }
 
-/// All that an image of earlier days holds is given up, and it is closed and written to again, never growing.
+/// Everything in an older image is discarded, and the image is closed and written to again without growing.
 #[test]
 fn space_given_up_before_a_close_is_used_again_after_it() {
     let mut image = Image::dynamic(80 * MIB);
@@ -213,7 +213,7 @@ fn space_given_up_before_a_close_is_used_again_after_it() {
 
 #[test]
 fn a_block_cut_off_in_the_middle_of_a_mib_keeps_its_space() {
-    // The disk ends, and with it the file, where nothing is aligned.
+    // The disk, and with it the file, ends at no alignment.
     for size in [5 * MIB + 512, 7 * MIB - 512, 4 * MIB + MIB / 2] {
         let mut image = Image::dynamic(size);
         image.block_size = 4 << 20;
@@ -241,14 +241,14 @@ fn entries_that_claim_what_the_file_does_not_have_stop_a_change() {
     for place in far {
         for found in [state::FULLY_PRESENT, state::PARTIALLY_PRESENT, state::UNMAPPED] {
             if place == 0 && found == state::UNMAPPED {
-                continue; // no place at all
+                continue; // no offset at all
             }
             let mut image = image.clone();
             let index = image.bat_index(9);
             image.bat_override.insert(index, place | u64::from(found));
             refuses(&image.to_bytes(), "claim.lost", layout.payload_entry(9).start);
         }
-        // Places of the other states mean nothing, wherever they are.
+        // Offsets in other states are not used, whatever they are.
         for found in [state::NOT_PRESENT, state::UNDEFINED, state::ZERO] {
             let mut image = image.clone();
             let index = image.bat_index(9);
@@ -271,7 +271,7 @@ fn entries_that_claim_the_same_bytes_stop_a_change() {
     let layout = image.layout();
     let places: Vec<u64> = layout.payload.values().copied().collect();
     let cases = [
-        // Twice the same, half of it, and one over the end of the table.
+        // The same block twice, half of it, and one over the end of the table.
         (places[1] | 6, 1, "block 6 has it"),
         ((places[1] + MIB) | 6, 1, "block 6 has it"),
         ((places[0] - MIB) | 6, 0, "block 6 has it"),
@@ -285,11 +285,11 @@ fn entries_that_claim_the_same_bytes_stop_a_change() {
         image.bat_override.insert(index, entry);
         let at = layout.payload_entry(first).start;
         let bytes = image.to_bytes();
-        // Who comes first in the table is named, and with whom it shares its place.
+        // The first in the table is named, with the block it shares its space with.
         let error = refuses(&bytes, "claim.shared", at);
         assert!(format!("{error}").contains(other), "{error}");
     }
-    // What the other states say is nobody's.
+    // Offsets in other states claim nothing.
     for found in [state::NOT_PRESENT, state::UNDEFINED, state::ZERO] {
         let mut image = image.clone();
         let index = image.bat_index(6);
@@ -322,7 +322,7 @@ fn a_sector_bitmap_is_claimed_where_there_is_a_parent() {
     }
     let block = layout.payload_entry(3).start;
     assert_eq!(refused(layout.payload[&3] | 6), ("claim.shared", Some(block)));
-    // Without a parent there is none, whatever an older writer left there.
+    // Without a parent there is no bitmap, whatever an older writer left there.
     let mut image = four_blocks();
     let index = image.bitmap_index(0);
     for entry in [(!0 << 20) | 6, image.layout().payload[&2] | 6] {
@@ -347,7 +347,7 @@ fn regions_of_either_table_are_claimed() {
         (entry.offset, entry.required) = (Some(offset), 0);
         image.region_tables[1].as_mut().unwrap().entries[2] = entry;
     };
-    // Over a block, and behind the end of the file.
+    // Over a block, and beyond the end of the file.
     let mut over = image.clone();
     place(&mut over, layout.payload[&2]);
     let error = refuses(&over.to_bytes(), "claim.shared", layout.payload_entry(2).start);
@@ -361,7 +361,7 @@ fn regions_of_either_table_are_claimed() {
         assert_eq!(told, (ErrorKind::Damaged, "claim.lost", Some(table + 16 + 64)), "{error}");
         drop(disk);
         assert!(bytes_of(file.as_ref()) == behind.to_bytes());
-        // A table that is none claims nothing.
+        // An invalid table claims nothing.
         behind.region_tables[1].as_mut().unwrap().signature = *b"REGI";
         let (_, disk) = open(&behind.to_bytes());
         disk.write_at(&[1; 512], 10 * MIB).unwrap();
@@ -384,7 +384,7 @@ fn a_table_that_a_replay_brought_is_gone_over_too() {
         dirty.to_bytes()
     };
     let end = layout.file_length;
-    // The replay would make the file as long as the log says. What it claims beyond that is lost.
+    // The replay would extend the file to the length in the log. Claims beyond that are lost.
     for entry in [(end + MIB) | 6, (!0 << 20) | 6] {
         let before = dirty(entry, end);
         let file: Arc<dyn Storage> = Arc::new(MemStorage::new(before.clone()));
@@ -403,7 +403,7 @@ fn a_table_that_a_replay_brought_is_gone_over_too() {
     holds(file.as_ref(), &flat);
 }
 
-/// A chain of a base and a child in a folder, one of them cut short by a MiB.
+/// A chain of a base and a child in a folder, one of them cut short by 1 MiB.
 fn chain_with_a_loss(folder: &Path, cut: usize) -> (Vec<std::path::PathBuf>, Vec<Vec<u8>>) {
     let base = four_blocks();
     let mut child = base.new_child();
@@ -453,13 +453,13 @@ fn operations_leave_files_alone_that_lost_something() {
             assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
             assert!(all(folder.path()) == before, "{error}");
         } else {
-            // The base is not changed by what the child takes.
+            // Writes to the child do not change the base.
             chain.write_at(&[1], 5 * MIB).unwrap();
         }
     }
 }
 
-/// A file that another writes to behind the back of whoever opened it.
+/// A file that another program writes to after it was opened.
 #[derive(Debug)]
 struct Unlocked(Arc<dyn Storage>);
 
@@ -511,7 +511,7 @@ fn a_file_that_another_changed_since_it_was_opened_is_not_written_to() {
     }
     drop(first);
     assert!(bytes_of(file.as_ref()) == before);
-    // Also where no more than the length is another.
+    // The same if only the length differs.
     drop(third);
     let third = open();
     file.set_len(before.len() as u64 + 512).unwrap();

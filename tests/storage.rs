@@ -1,4 +1,4 @@
-//! What every file and every host holds to, the machine's own and those in memory.
+//! Promises of every storage and host: this machine, memory and the simulated host.
 #![allow(clippy::disallowed_methods)] // the files are looked at from outside too
 
 #[path = "sim/mod.rs"]
@@ -28,7 +28,7 @@ fn all(storage: &dyn Storage) -> Vec<u8> {
     bytes
 }
 
-/// What two files hold to, of which one copies from the other. Says whether the host copies, punches and zeros.
+/// The promises for two files, one of which copies from the other. Returns whether the host copies, punches and zeros.
 fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool, bool) {
     let (mut here, there) = (bytes(1, 300 * KIB), bytes(2, 200 * KIB + 77));
     file.write_at(&here, 0).unwrap();
@@ -85,7 +85,7 @@ fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool, bool) {
         here[(range.start as usize).min(end)..end].fill(0);
         assert!(all(file) == here, "{range:?}");
     }
-    // A range that ends where no file does, and one that starts there.
+    // A range that ends beyond any file, and one that starts there.
     for range in [299 * KIB..u64::MAX >> 1, u64::MAX - 4096..u64::MAX] {
         if file.zero(range.clone()).unwrap() {
             let len = here.len();
@@ -93,7 +93,7 @@ fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool, bool) {
         }
         assert!(all(file) == here, "{range:?}");
     }
-    // What a file grows by reads as zeros, and is no data to be looked at where the host tells.
+    // Growth reads as zeros, and is not data if the host can tell.
     let len = here.len() as u64;
     file.set_len(len + 900 * KIB).unwrap();
     here.resize(here.len() + 900 * KIB as usize, 0);
@@ -109,7 +109,7 @@ fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool, bool) {
     file.set_len(len + KIB).unwrap();
     here.resize((len + KIB) as usize, 0);
     assert!(all(file) == here, "what was cut off is gone");
-    // What two files share is not changed in both.
+    // A change to shared bytes affects only one of the files.
     file.write_at(&[5; 4096], 130 * KIB).unwrap();
     other.write_at(&[6; 4096], 8 * KIB).unwrap();
     here[130 * KIB as usize..][..4096].fill(5);
@@ -123,7 +123,7 @@ fn conforms(file: &dyn Storage, other: &dyn Storage) -> (bool, bool, bool) {
     (copies, punches, zeros)
 }
 
-/// As [`conforms`], for a file of a host; and a file that is open for reading does not change.
+/// As for [`conforms`], on a host; and a read-only file does not change.
 fn host_conforms(host: &dyn Host, folder: &Path) -> (bool, bool, bool) {
     let (path, other) = (folder.join("file"), folder.join("other"));
     let can = conforms(&*host.create_new(&path).unwrap(), &*host.create_new(&other).unwrap());
@@ -142,7 +142,7 @@ fn files_of_this_machine() {
     let folder = tempfile::tempdir().unwrap();
     let (copies, punches, zeros) = host_conforms(&LocalHost, folder.path());
     if cfg!(target_os = "linux") {
-        // All that Linux has copy within themselves.
+        // All common Linux file systems copy within themselves.
         assert!(copies && punches && zeros);
     }
     let file = LocalHost.open(&folder.path().join("file"), Access::ReadWrite).unwrap();
@@ -150,7 +150,7 @@ fn files_of_this_machine() {
     conforms(&*file, &MemStorage::new(Vec::new()));
 }
 
-/// In memory, where there is such a volume: between two nothing can be copied at once.
+/// Volumes in memory, if there are any: nothing can be copied between two volumes by the host.
 #[test]
 #[cfg(target_os = "linux")]
 fn files_of_two_volumes() {
@@ -182,7 +182,7 @@ fn a_file_in_memory() {
     assert_eq!(can, (false, false, true));
 }
 
-/// A length alone takes no memory: an image may claim any.
+/// Length alone takes no memory: an image may claim any.
 #[test]
 fn a_file_in_memory_grows_without_taking_memory() {
     let file = MemStorage::new(vec![7; 100]);
@@ -233,7 +233,7 @@ fn free_space_is_that_of_the_volume() {
     let folder = tempfile::tempdir().unwrap();
     if cfg!(unix) {
         let free = LocalHost.free_space(folder.path()).unwrap().unwrap();
-        // As another program counts it, others writing meanwhile.
+        // As another program counts it, while others write.
         let said = std::process::Command::new("df")
             .args(["--output=avail", "-B1"])
             .arg(folder.path())
@@ -270,7 +270,7 @@ fn a_simulated_host_runs_out_where_it_is_told_to() {
         ]
     };
     let count = host.run_out_at(1, Arrived::Nothing);
-    // What needs no space goes on.
+    // Calls that need no space succeed.
     assert_eq!(steps(), [true, false, true, true, false]);
     assert!(count.load(std::sync::atomic::Ordering::SeqCst) >= 3);
     let error = file.write_at(&[1], 0).unwrap_err();

@@ -1,5 +1,5 @@
 //! The life of a chain, from its first image to the last merge and a move: after every step a flat model, the
-//! crate, the naive reader and, where they can read, libvhdi and QEMU agree on what the disk is and was.
+//! crate, the naive reader and, where they can read it, libvhdi and QEMU agree on the disk's past and present.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -31,12 +31,12 @@ fn go(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// The disk at each point in time that some file holds, as it ought to be.
+/// The expected disk at each point in time that a file holds.
 struct Story {
     folder: TempDir,
     points: BTreeMap<PathBuf, Vec<u8>>,
     rng: Rng,
-    /// Layers that were compared, by whom.
+    /// How many layers were compared with each reader.
     compared: BTreeMap<&'static str, usize>,
 }
 
@@ -53,17 +53,17 @@ impl Story {
     }
 
     fn point(&self, layer: &Layer) -> &[u8] {
-        // The way to a parent may lead through another folder and back.
+        // The path to a parent may lead through another folder and back.
         &self.points[&fs::canonicalize(layer.path.as_ref().unwrap()).unwrap()]
     }
 
-    /// A file takes over what another stands for.
+    /// One file takes over the point in time of another.
     fn inherit(&mut self, to: &Path, from: &Path) {
         let point = self.points[from].clone();
         self.points.insert(to.to_path_buf(), point);
     }
 
-    /// Writes to the disk and the model: pieces of 4 KiB, because libvhdi takes only whole bytes of a bitmap.
+    /// Writes to the disk and the model in pieces of 4 KiB, because libvhdi supports only whole bitmap bytes.
     fn write(&mut self, chain: &DiffChain) {
         let path = chain.layers()[0].path.clone().unwrap();
         let point = self.points.get_mut(&path).unwrap();
@@ -75,7 +75,7 @@ impl Story {
             self.rng.fill(bytes);
             chain.write_at(bytes, at).unwrap();
         }
-        // And a block as a whole.
+        // And a whole block.
         let at = self.rng.below(SIZE / MIB) * MIB;
         let bytes = &mut point[at as usize..(at + MIB) as usize];
         self.rng.fill(bytes);
@@ -83,7 +83,7 @@ impl Story {
         chain.flush().unwrap();
     }
 
-    /// Looks at all points in time through the chain in use, and with the naive reader at its files.
+    /// Compares all points in time through the open chain, and its files with the naive reader.
     fn agree(&mut self, chain: &DiffChain, step: &str) {
         let layers = chain.layers();
         for layer in &layers {
@@ -102,7 +102,7 @@ impl Story {
         }
     }
 
-    /// The same for a chain that nobody has open, with other programs too.
+    /// The same for a closed chain, with other programs too.
     fn all_agree(&mut self, tip: &Path, step: &str) {
         let chain = DiffChain::open(tip).unwrap_or_else(|error| panic!("{step}: {error}"));
         assert_eq!(chain.warnings(), [], "{step}");
@@ -137,7 +137,7 @@ impl Story {
         }
     }
 
-    /// The whole disk in one new image, which QEMU reads.
+    /// Exports the whole disk to one new image, which QEMU reads.
     fn flatten(&mut self, tip: &Path, step: &str) {
         let chain = DiffChain::open(tip).unwrap();
         let copy = self.at("flat.vhdx");
@@ -164,7 +164,7 @@ fn open(tip: &Path) -> DiffChain {
     OpenOptions::new().writable(true).open(tip).unwrap()
 }
 
-/// The point in time of that label: what lies below the child that has it.
+/// The point in time with this label: the layer below the child that has it.
 fn labelled(chain: &DiffChain, label: &str) -> LayerId {
     let layers = chain.layers();
     let has_it = |layer: &Layer| {
@@ -212,7 +212,7 @@ fn the_life_of_a_chain() {
     drop(chain);
     story.all_agree(&tip, "five checkpoints");
 
-    // A branch off wednesday, which somebody tries things on.
+    // A branch from Wednesday for experiments.
     let trial = story.at("vm/trial.avhdx");
     let chain = DiffChain::open(&tip).unwrap();
     let wednesday = labelled(&chain, "wednesday");
@@ -229,7 +229,7 @@ fn the_life_of_a_chain() {
     story.all_agree(&trial, "a branch that was written");
     story.all_agree(&tip, "the trunk beside a branch");
 
-    // Back to thursday; what came after is not wanted any more.
+    // Back to Thursday; later points are no longer wanted.
     let chain = open(&tip);
     let thursday = labelled(&chain, "thursday");
     let old = path_of(&chain, thursday);
@@ -253,7 +253,7 @@ fn the_life_of_a_chain() {
     story.all_agree(&tip, "after a revert");
     story.all_agree(&trial, "a branch after a revert");
 
-    // Monday's changes go down into the base, from the middle of the chain and while it is in use.
+    // Merge Monday's changes into the base, from the middle of the chain and while it is in use.
     let chain = open(&tip);
     let tuesday = labelled(&chain, "tuesday");
     let middle = path_of(&chain, tuesday);
@@ -271,7 +271,7 @@ fn the_life_of_a_chain() {
     story.all_agree(&tip, "after a merge from the middle");
     story.all_agree(&trial, "a branch after a merge from the middle");
 
-    // The tip goes down into thursday, and that is the tip from then on.
+    // Merge the tip into Thursday, which becomes the tip.
     let chain = open(&tip);
     let merged = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
     assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);

@@ -1,4 +1,4 @@
-//! Names that come to stand for other files in the middle of things: only the file that was meant is touched.
+//! Names that are given to other files during an operation: only the intended file is touched.
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods)] // the names are swapped from outside
 
@@ -40,7 +40,7 @@ fn owner_and_permissions_go_from_open_file_to_open_file() {
     if is_root(folder.path()) {
         std::os::unix::fs::chown(at("model"), Some(12345), Some(23456)).unwrap();
     }
-    // With a right that is nobody else's to give on.
+    // With a set-user-id bit, which must not be copied.
     fs::set_permissions(at("model"), Permissions::from_mode(0o4664)).unwrap();
     for name in ["victim", "other model"] {
         fs::write(at(name), "").unwrap();
@@ -80,7 +80,7 @@ fn a_child_never_gets_the_owner_of_another_file_with_its_parents_name() {
         fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["base.vhdx", "moved.vhdx", "one.avhdx"]);
-    // Nor while the parent is open: what would be recorded leads to the other.
+    // Nor while the parent is open: the recorded path would lead to the other file.
     let parent = OpenOptions::new().open_image(at("moved.vhdx")).unwrap();
     let options = CreateOptions::child_of(&parent).unwrap();
     fs::rename(at("moved.vhdx"), at("once more.vhdx")).unwrap();
@@ -96,7 +96,7 @@ fn a_file_without_a_name_is_met_by_nobody_and_gets_one_that_is_free() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let file = match LocalHost.create_unnamed(&at("file")) {
-        // The file system here cannot.
+        // The file system does not support it.
         Err(error) if error.kind() == io::ErrorKind::Unsupported => return,
         file => file.unwrap(),
     };
@@ -117,10 +117,10 @@ fn a_file_without_a_name_is_met_by_nobody_and_gets_one_that_is_free() {
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
-/// Bytes of files that the operations know nothing of.
+/// Contents of files that the operations do not know.
 const STRANGERS: [&[u8]; 2] = [b"a stranger's", b"a second stranger's"];
 
-/// A base with two children, something in each, and another image.
+/// A base with two children, data in each, and another image.
 struct Place(TempDir);
 
 impl Place {
@@ -153,7 +153,7 @@ impl Place {
         self.0.path().join(name)
     }
 
-    /// The file with these bytes, whatever it is called.
+    /// The file with this contents, whatever its name.
     fn holding(&self, bytes: &[u8]) -> Option<PathBuf> {
         let files = fs::read_dir(self.0.path()).unwrap().map(|file| file.unwrap().path());
         let mut files = files.filter(|path| !path.is_symlink());
@@ -165,15 +165,15 @@ impl Place {
     }
 }
 
-/// Swaps the file of a name for a stranger's before the `n`th call that concerns the name, or a temporary one like
-/// it. Whenever the name is free later on, a second stranger may take it.
+/// Gives a file's name to another file before the `n`th call that concerns the name or a temporary form of
+/// it. Whenever the name is free later, a second file may take it.
 struct Swapper {
     name: PathBuf,
     at: usize,
     takes_again: bool,
     calls: AtomicUsize,
     busy: Mutex<bool>,
-    /// Whether the file is looked at by now: one that was swapped before is the one that is meant.
+    /// Whether the file has been examined: before that, the swapped-in file is the intended one.
     is_looked_at: AtomicBool,
 }
 
@@ -201,8 +201,8 @@ impl Swapper {
     }
 }
 
-/// Runs an operation with the name swapped at each moment, on hosts of all kinds: a stranger's file stays, under the
-/// name or where somebody is told that it is now. Returns how many moments there were.
+/// Runs an operation with the name swapped at each step, on hosts of all kinds: the other file survives under the
+/// name, or where a warning says. Returns how many steps there were.
 fn swapped_at_each_step(
     name: &str,
     run: impl Fn(&Place, &Arc<dyn Host>) -> avhdx::Result<Vec<Warning>>,
@@ -294,7 +294,7 @@ fn a_new_image_replaces_no_file_but_the_one_that_was_looked_at() {
 fn a_failed_create_removes_no_file_that_was_put_in_the_new_ones_place() {
     let place = Place::new();
     let name = place.at("new.vhdx");
-    // The folder cannot be flushed, which only comes to light when the name is given.
+    // The folder cannot be flushed, which is noticed only when the file is named.
     let swapped = name.clone();
     let host = Meddled::new(move |what, _| {
         if what == "sync" && swapped.exists() {
@@ -307,7 +307,7 @@ fn a_failed_create_removes_no_file_that_was_put_in_the_new_ones_place() {
     assert_eq!(fs::read(&name).unwrap(), STRANGERS[0]);
 }
 
-/// A link that took the place of the child's draft leads the one who gives it its owner nowhere.
+/// A link in place of the child's draft does not redirect the change of owner.
 #[test]
 fn a_link_in_the_place_of_a_new_child_gives_nobodys_file_away() {
     let place = Place::new();
@@ -322,7 +322,7 @@ fn a_link_in_the_place_of_a_new_child_gives_nobodys_file_away() {
     let (folder, secret) = (place.0.path().to_path_buf(), place.at("secret"));
     let host = Meddled::new(move |what, paths| {
         if what == "owner" {
-            // By the temporary name, and by the one that it is going to have.
+            // Under the temporary name, and under the final one.
             let temporary = fs::read_dir(&folder).unwrap().map(|file| file.unwrap().path());
             let temporary = temporary.filter(|path| path.extension().is_some_and(|e| e == "tmp"));
             for name in temporary.chain([folder.join("child.avhdx"), paths[0].to_path_buf()]) {
@@ -339,11 +339,11 @@ fn a_link_in_the_place_of_a_new_child_gives_nobodys_file_away() {
     }
 }
 
-/// What an operation warned of, where it says that the file lies, and the chain, whose end is none of the moments.
+/// An operation's warnings, the reported path of the file, and the chain, whose closing is not among the steps.
 type Named = (Vec<Warning>, Option<PathBuf>, Option<DiffChain>);
 
-/// Runs an operation with the name of a file that stays swapped at each moment: where it succeeds all the same, a warning
-/// names both files, and what is said of where the file lies, if it is, is so.
+/// Runs an operation with the name of a surviving file swapped at each step: if it succeeds, a warning
+/// names both files, and the reported path of the file, if any, is right.
 fn renamed_at_each_step(name: &str, run: impl Fn(&Place, &Arc<dyn Host>) -> avhdx::Result<Named>) {
     let mut told = 0;
     for at in 0.. {
@@ -431,7 +431,7 @@ fn an_image_is_linked_to_no_file_that_took_the_name_of_its_parent_to_be() {
     }
 }
 
-/// Without identities a file is known by its headers.
+/// Without identities a file is recognized by its headers.
 #[test]
 fn a_host_that_tells_no_files_apart_has_headers_compared() {
     for is_swapped in [false, true] {
@@ -439,7 +439,7 @@ fn a_host_that_tells_no_files_apart_has_headers_compared() {
         let tip = place.at("tip.avhdx");
         let (name, other) = (tip.clone(), place.at("mid.avhdx"));
         let host = Meddled::new(move |what, paths| {
-            // Right before the name is given up for another.
+            // Just before it is renamed.
             if is_swapped && what == "rename" && paths[0] == name {
                 fs::rename(&name, name.with_extension("moved")).unwrap();
                 fs::copy(&other, &name).unwrap();
@@ -457,7 +457,7 @@ fn a_host_that_tells_no_files_apart_has_headers_compared() {
     }
 }
 
-/// A host that can no more than every host must.
+/// A host with only the mandatory methods.
 #[derive(Debug)]
 struct Plain(Meddled);
 
@@ -491,12 +491,12 @@ impl Host for Plain {
     }
 }
 
-/// Between the look at a parent's path and its opening a folder on the way, or the name itself, becomes a link that
+/// Between the check of a parent's path and its opening, a folder on the way or the file itself becomes a link that
 /// leads out.
 #[test]
 fn a_link_that_was_swapped_in_leads_nobody_out_of_the_confines() {
     for (swapped, target) in [("in/sub", "out"), ("in/sub/base.vhdx", "out/base.vhdx")] {
-        // What a host has that tells no files apart is the look at the names alone.
+        // A host without file identities can only check the names.
         for (is_plain, has_ids) in [(false, true), (true, true), (true, false)] {
             let folder = TempDir::new().unwrap();
             let root = folder.path().canonicalize().unwrap();
@@ -515,7 +515,7 @@ fn a_link_that_was_swapped_in_leads_nobody_out_of_the_confines() {
                 if !paths[0].ends_with("in/sub/base.vhdx") && !paths[0].ends_with("in/sub") {
                     return;
                 }
-                // As late as it can be: at the opening, after all looks.
+                // At the last moment: during the opening, after all checks.
                 if what == "open" && is_swapped.fetch_add(1, Ordering::SeqCst) == 0 {
                     fs::rename(&name, name.with_extension("moved")).unwrap();
                     symlink(&target, &name).unwrap();

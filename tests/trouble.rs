@@ -1,5 +1,5 @@
-//! What is said of parents that cannot be used, of links that break rules and of files that are something else,
-//! and the ways on from there.
+//! Error reports about unusable parents, invalid links and files of other formats, and the ways to
+//! recover.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -19,7 +19,7 @@ use uuid::{Uuid, uuid};
 use common::MIB;
 use common::disk::reads_as;
 
-/// A base, and a child whose locator says what `locator` makes of it.
+/// A base, and a child whose locator is edited by `locator`.
 struct Pair {
     folder: TempDir,
     base: Image,
@@ -64,7 +64,7 @@ fn go(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// The codes of errors and warnings with the files they are told of.
+/// The codes of errors and warnings with the files they concern.
 fn findings(path: &Path) -> Vec<(String, &'static str)> {
     let report = Check::new().run(path).unwrap();
     let told = report.findings.iter().filter(|f| f.severity <= Severity::Warning);
@@ -123,10 +123,10 @@ fn a_parent_in_trouble_tells_its_own_error() {
         for part in [own.message(), "tip.avhdx"] {
             assert!(told.to_string().contains(part), "{what}: no {part:?} in {told}");
         }
-        // Consent to another identity is no cure for what is no image.
+        // Consent to another identity does not help if the file is not an image.
         let ignoring = OpenOptions::new().linkage(Linkage::Ignore).open(pair.tip()).unwrap_err();
         assert_eq!(ignoring.code(), own.code(), "{what}: {ignoring}");
-        // The check does not take it for a parent that was changed, and names the file.
+        // The check does not report a changed parent, and names the file.
         let findings = findings(&pair.tip());
         let of_parent = ("base.vhdx".to_owned(), own.code());
         assert!(findings.contains(&of_parent), "{what}: {findings:?}");
@@ -168,7 +168,7 @@ fn a_missing_parent_quotes_every_path() {
     assert!(none.refused().found().unwrap().contains("no recorded path"));
 }
 
-/// What is wrong with a locator, the code of it, and what makes it so.
+/// A fault of a locator, its code, and the edit that causes it.
 type BrokenLocator = (&'static str, &'static str, fn(&mut Image));
 
 fn broken_locators() -> Vec<BrokenLocator> {
@@ -219,7 +219,7 @@ fn broken_locators_are_read_by_consent_and_mended() {
     for (what, code, breaking) in broken_locators() {
         let pair = Pair::new(breaking);
         let given = || PathSource::new().file(pair.base());
-        // Strict unless told otherwise, wherever the parent is.
+        // Strict by default, wherever the parent comes from.
         let strict = OpenOptions::new().parents(given()).open(pair.tip()).unwrap_err();
         assert_eq!(strict.code(), code, "{what}: {strict}");
 
@@ -232,7 +232,7 @@ fn broken_locators_are_read_by_consent_and_mended() {
         assert!(told.contains("tip.avhdx") && told.contains("LOCATOR IS BROKEN"), "{told}");
         drop(chain);
 
-        // A proof needs the link; without one it is written anew.
+        // A proof needs the link; without a proof it is rewritten.
         let reparent = || Reparent::new(pair.base());
         let refused = reparent().run(pair.tip(), &mut go).unwrap_err();
         assert_eq!(refused.code(), code, "{what}: {refused}");
@@ -262,7 +262,7 @@ fn a_locator_without_any_path_is_read_and_mended() {
     reads_as(&OpenOptions::new().open(pair.tip()).unwrap(), &pair.flat);
 }
 
-/// An identity that can be made out is gone by although its form is wrong.
+/// An identity that can be parsed is used even if its form is wrong.
 #[test]
 fn consent_does_not_pass_by_the_parent_that_has_the_identity() {
     let pair = Pair::new(|child| {
@@ -292,7 +292,7 @@ fn a_child_with_a_broken_locator_is_not_cut_off() {
     }
 }
 
-/// Layers that chains share are not handed from one that lets a broken link pass to one that does not.
+/// Shared layers are not passed from a chain that tolerates a broken link to one that does not.
 #[test]
 fn consent_of_one_chain_is_none_of_another() {
     let pair = Pair::new(|child| {
@@ -314,7 +314,7 @@ fn consent_of_one_chain_is_none_of_another() {
     reads_as(&lenient, &pair.flat);
     let strict: Result<_> = options.open(pair.path("top.avhdx"));
     assert_eq!(strict.unwrap_err().code(), "locator.linkage-missing");
-    // And it is never a right to write.
+    // And it never gives the right to write.
     let writing =
         options.linkage(Linkage::Ignore).writable(true).orphan_children(true).open(pair.tip());
     assert_eq!(writing.unwrap_err().code(), "locator.linkage-missing");
@@ -345,7 +345,7 @@ fn items_that_windows_writes_are_known_by_name() {
     assert!(found.contains(&(CHS, Some("Cylinders, Heads and Sectors"))), "{found:?}");
     assert!(found.contains(&(PMEM, Some("Persistent Memory Labels"))), "{found:?}");
     assert_eq!(findings(&path), []);
-    // What describes the disk goes along to a child, and the file's own stays.
+    // Items that describe the disk are copied to a child; items of the file are not.
     let child = folder.path().join("b.avhdx");
     avhdx::CreateOptions::child_of(&chain.tip()).unwrap().create(&child).unwrap();
     let of_child = names(&VhdxFile::open(&child).unwrap());
@@ -353,14 +353,14 @@ fn items_that_windows_writes_are_known_by_name() {
     assert!(of_child.iter().all(|(guid, _)| *guid != PMEM), "{of_child:?}");
     drop(chain);
     fs::remove_file(&child).unwrap();
-    // It is written to like any other.
+    // It can be written to like any other image.
     let chain = OpenOptions::new().writable(true).open(&path).unwrap();
     chain.write_at(&[7; 4096], 0).unwrap();
     chain.close().unwrap();
     drop(chain);
     assert!(names(&VhdxFile::open(&path).unwrap()).contains(&found[5]));
 
-    // An image that was never completed is none to be read, however the mark is flagged.
+    // An image that was never completed is refused, however the item is flagged.
     for flags in [IS_REQUIRED, 0] {
         let mut image = image.clone();
         image.metadata.items.push(Item::new("mark", INCOMPLETE, flags, Contents::Bytes(vec![])));
@@ -373,11 +373,11 @@ fn items_that_windows_writes_are_known_by_name() {
         assert!(error.to_string().contains("Incomplete File"), "{error}");
         assert!(findings(&path).contains(&("a.vhdx".into(), "metadata.incomplete-file")));
     }
-    // An item of a user is none of Windows', whatever its GUID.
+    // A user's item is not one of Windows, whatever its GUID.
     image.metadata.items.push(Item::new("user", INCOMPLETE, IS_USER, Contents::Bytes(vec![])));
     image.write_to(&path);
     reads_as(&OpenOptions::new().open(&path).unwrap(), &image.flat(None));
-    // And what nobody knows is refused as before.
+    // And unknown items are refused as before.
     let mut unknown = image.clone();
     unknown.metadata.items.push(item(Uuid::from_u128(3), IS_REQUIRED, 4));
     unknown.write_to(&path);
@@ -457,7 +457,7 @@ fn other_formats_are_named() {
         refused(Check::new().run(&path).unwrap_err());
         assert!(fs::read(&path).unwrap() == bytes);
     }
-    // As much as is looked at of a large one.
+    // As much of a large file as is examined.
     let file = fs::File::create(&path).unwrap();
     file.set_len(1 << 40).unwrap();
     drop(file);
@@ -465,7 +465,7 @@ fn other_formats_are_named() {
     assert_eq!(error.code(), "foreign.zeros", "{error}");
     let error = VhdxFile::open(folder.path()).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::NotVhdx, "file.folder"));
-    // A file whose zeros were not all looked at is not said to hold nothing else.
+    // A file whose zeros were only partly examined is not said to hold nothing else.
     let mut bytes = vec![0; 20 << 20];
     bytes[19 << 20] = 1;
     fs::write(&path, &bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Writes held against a model that is a plain vector of bytes.
+//! Writes, compared with a plain vector of bytes.
 #![allow(clippy::disallowed_methods)] // some of the files are real
 
 #[path = "sim/mod.rs"]
@@ -21,24 +21,24 @@ use sim::{FOLDER, SimHost};
 
 const MIB: u64 = 1 << 20;
 
-/// A chain and what is done to it. All places are relative to the layout, so that they stay where it is
-/// interesting while a failure is made smaller.
+/// A chain and the operations on it. All offsets are relative to the layout, so that they stay
+/// interesting while a failing case is being reduced.
 #[derive(Clone, Debug)]
 struct Plan {
     layers: Vec<Layer>,
     sector: u32,
-    /// In sectors of 4096 bytes, and the smaller sectors that the disk ends with.
+    /// In sectors of 4096 bytes, plus the number of smaller sectors at the end of the disk.
     size: (u64, u64),
-    /// Whether all happens around the edge between two chunks, far behind the start of the disk.
+    /// Whether everything happens around the boundary of two chunks, far from the start of the disk.
     far: bool,
     budget: usize,
 }
 
-/// One layer, and what is done to it before the next one lies on it.
+/// One layer, and the operations on it before the next one is created.
 #[derive(Clone, Debug)]
 struct Layer {
     block: u32,
-    /// Bytes that it is larger than its parent.
+    /// How many bytes larger than its parent it is.
     grown: u64,
     ops: Vec<Op>,
 }
@@ -62,24 +62,24 @@ enum What {
     Flush,
     Close,
     Reopen,
-    /// Opened anew, the file cut where the last byte of the disk is in it, as other writers leave it.
+    /// Reopens the image with its file cut just after the last byte of the disk, as other writers do.
     CutEnd,
 }
 
-/// Where something may go wrong.
+/// Interesting offsets.
 #[derive(Clone, Copy, Debug)]
 enum Near {
-    /// The first byte, or the middle where that is the edge between two chunks.
+    /// The first byte, or the middle if that is the boundary between two chunks.
     Chunk,
     Block,
-    /// A block of 1 MiB, whatever the size of those here.
+    /// A block of 1 MiB, whatever the block sizes of this chain.
     SmallBlock,
-    /// What the last bit of a page of a sector bitmap stands for.
+    /// The range of the last bit in a page of a sector bitmap.
     BitmapPage,
     /// The end of a layer below.
     LayerEnd,
     End,
-    /// One of a few places that are met again and again.
+    /// One of a few offsets that are used repeatedly.
     Warm,
 }
 
@@ -162,7 +162,7 @@ fn plan() -> impl Strategy<Value = Plan> {
         })
 }
 
-/// The bytes of a disk from `origin` on. What lies before is never written.
+/// The bytes of a disk from `origin` on. The bytes before it are never written.
 struct Model {
     origin: u64,
     bytes: Vec<u8>,
@@ -179,7 +179,7 @@ impl Model {
         &mut self.bytes[(range.start - self.origin) as usize..(range.end - self.origin) as usize]
     }
 
-    /// The disk holds the same in this range and a bit around it.
+    /// Compares the disk with the model in this range and slightly around it.
     fn compare(&self, disk: &dyn Disk, range: Range<u64>, after: &dyn std::fmt::Debug) {
         const AROUND: u64 = 70_000;
         let start = range.start.saturating_sub(AROUND).max(self.origin);
@@ -196,13 +196,13 @@ impl Model {
     }
 }
 
-/// A chain while it is built and written.
+/// A chain while it is being built and written.
 struct Run<'a> {
     host: Arc<dyn Host>,
     folder: &'a Path,
     budget: usize,
     sector: u64,
-    /// Layers so far: where they end, and the blocks of the last one.
+    /// The end of each layer so far, and the block size of the last one.
     ends: Vec<u64>,
     block: u64,
     model: Model,
@@ -219,7 +219,7 @@ impl Run<'_> {
         options.budget(Budget::new(self.budget)).open(self.path(layer)).unwrap()
     }
 
-    /// The bytes that an operation is for.
+    /// The range of an operation.
     fn range(&self, op: &Op) -> Range<u64> {
         let Model { origin, .. } = self.model;
         let (end, tip) = (self.model.end(), self.ends.len() as u64);
@@ -233,7 +233,7 @@ impl Run<'_> {
             Near::End => end,
             Near::Warm => origin + [3, 4, 7][op.pick as usize % 3] * MIB / 2,
         };
-        // There is no such edge in every disk.
+        // Not every disk has such a boundary.
         let anchor = if anchor > end { origin } else { anchor };
         let start = anchor.saturating_add_signed(op.off_by).clamp(origin, end - 1);
         let in_block = start % self.block;
@@ -292,7 +292,7 @@ impl Run<'_> {
         file.set_len(whole.needed_length().min(len)).unwrap();
     }
 
-    /// Puts the next layer on top and does to it what is planned.
+    /// Adds the next layer and runs the operations on it.
     fn layer(&mut self, layer: &Layer) {
         let n = self.ends.len();
         let size = self.model.end() + layer.grown;
@@ -314,7 +314,7 @@ impl Run<'_> {
         }
         let chain = self.open(n, false);
         self.model.compare(&chain, self.model.origin..self.model.end(), &"all");
-        // Only the block that the model starts in may reach further back.
+        // Only the block that contains the model's origin may extend further back.
         let before = self.model.origin / (32 * MIB) * (32 * MIB);
         for extent in chain.extents(0..before).map(Result::unwrap) {
             assert!(matches!(extent.source, Source::Zero { .. }), "{extent:?}");
@@ -324,13 +324,13 @@ impl Run<'_> {
         assert!(gap.iter().all(|byte| *byte == 0));
     }
 
-    /// The checks of both, and the disk as the naive reader has it: wherever it was touched, and here and
-    /// there.
+    /// Runs both checkers, and compares the disk with the naive reader at all changed places and a few
+    /// others.
     fn judge(&self) {
         let tip = self.ends.len() - 1;
         let options = OpenOptions::new().host(Arc::clone(&self.host));
         let report = Check::new().options(options).run(self.path(tip)).unwrap();
-        // Of an end that was cut off no more than this is said.
+        // A file that was cut gets only these findings.
         let is_cut = |code: &str| matches!(code, "bat.truncated" | "file.length");
         let bad = report.findings.iter().filter(|finding| match finding.severity {
             Severity::Error => true,
@@ -375,7 +375,7 @@ impl naive::Bytes for Whole {
     }
 }
 
-/// The length of a file and those of its pages that are not all zeros.
+/// The length of a file and all pages that are not zeros.
 fn snapshot(host: &dyn Host, path: &Path) -> (u64, BTreeMap<u64, Vec<u8>>) {
     let storage = host.open(path, Access::Read).unwrap();
     let len = storage.len().unwrap();
@@ -411,7 +411,7 @@ fn check(plan: &Plan, host: Arc<dyn Host>, folder: &Path) {
     let mut below = Vec::new();
     for (n, layer) in plan.layers.iter().enumerate() {
         run.layer(layer);
-        // What lies below the tip stays as it is, bit for bit.
+        // The layers below the tip stay the same, bit for bit.
         for (n, before) in below.iter().enumerate() {
             assert!(snapshot(run.host.as_ref(), &run.path(n)) == *before, "layer {n} changed");
         }
