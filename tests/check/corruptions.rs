@@ -1,4 +1,4 @@
-//! One thing wrong at a time, and the codes that it is found by.
+//! Single corruptions, and the codes by which each is found.
 
 use avhdx::ops::{Check, Report};
 use avhdx_testkit::build::{
@@ -11,7 +11,7 @@ use uuid::Uuid;
 const MIB: u64 = 1 << 20;
 const LOG: Uuid = Uuid::from_u128(0x1234);
 
-/// The images that corruptions start from.
+/// The images to be corrupted.
 #[derive(Clone, Copy, Debug)]
 pub enum Start {
     Dynamic,
@@ -54,14 +54,14 @@ impl Start {
 }
 
 pub enum Change {
-    /// Of the description.
+    /// A change of the image description.
     Image(fn(&mut Image)),
-    /// Of the bytes, with all sums right again afterwards.
+    /// A change of the bytes, after which all checksums are corrected.
     Bytes(fn(&mut Vec<u8>, &Layout)),
 }
 use Change::{Bytes, Image as Of};
 
-/// Writes the image, and its parent, and checks it.
+/// Writes the image and its parent, and checks it.
 pub fn checked(from: Start, change: Option<&Change>) -> Report {
     let folder = tempfile::tempdir().unwrap();
     parent().write_to(folder.path().join("l0.vhdx"));
@@ -90,11 +90,11 @@ fn entries(image: &mut Image, guid: Uuid) -> impl Iterator<Item = &mut RegionEnt
     tables.flat_map(|table| &mut table.entries).filter(move |entry| entry.guid == guid)
 }
 
-/// What is changed, in which image, and the codes of all errors and warnings that then are found, those
-/// of warnings with a `~` before them.
+/// What is corrupted, in which image, how, and the codes of all resulting errors and warnings, with
+/// a `~` before those of warnings.
 pub type Corruption = (&'static str, Start, Change, &'static [&'static str]);
 
-/// All of them.
+/// Returns all corruptions.
 pub fn corruptions() -> Vec<Corruption> {
     use Start::{Child, Dirty, Dynamic};
     let mut all: Vec<Corruption> = vec![

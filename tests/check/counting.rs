@@ -1,4 +1,4 @@
-//! A file that counts what is read of it.
+//! A file that counts reads.
 
 use std::io;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use avhdx::storage::{FileId, LockMode, LockOutcome, Storage};
 
-/// Passes everything on and counts the reads.
+/// Forwards all calls and counts the reads.
 #[derive(Debug)]
 pub struct Counting {
     inner: Arc<dyn Storage>,

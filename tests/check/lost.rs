@@ -1,4 +1,4 @@
-//! Tables that lost entries, and what only looks like it.
+//! Tables that lost entries, and images that only look like it.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn of_code<'a>(report: &'a Report, code: &str) -> Option<&'a Finding> {
     report.findings.iter().find(|finding| finding.code == code)
 }
 
-/// The bytes of an image of which `entries` of the block allocation table are zeros.
+/// The bytes of an image with these entries of the block allocation table zeroed.
 fn without(image: &Image, entries: std::ops::Range<usize>) -> Vec<u8> {
     let mut bytes = image.to_bytes();
     let bat = image.layout().get("bat").start as usize;
@@ -26,7 +26,7 @@ fn without(image: &Image, entries: std::ops::Range<usize>) -> Vec<u8> {
     bytes
 }
 
-/// A disk of blocks of 2 MiB, of which so many hold data.
+/// A disk with blocks of 2 MiB, the first `data` of which hold data.
 fn dynamic(blocks: u64, data: u64) -> Image {
     let mut image = Image::dynamic(blocks * 2 * MIB);
     image.block_size = 2 << 20;
@@ -42,7 +42,7 @@ fn a_fixed_disk_whose_table_is_lost_is_not_sound() {
     for block in 0..4 {
         image.put(block, Block::full(Data::Pattern(9)));
     }
-    // All of it, or one block.
+    // All entries, or one.
     for lost in [0..4, 2..3] {
         let report = checked(without(&image, lost.clone()));
         assert!(!report.is_sound(), "{lost:?}");
@@ -56,7 +56,7 @@ fn a_fixed_disk_whose_table_is_lost_is_not_sound() {
             assert!(!finding.meaning.contains("reads right"), "{finding:?}");
         }
     }
-    // Blocks that were never there lie nowhere: QEMU makes such disks. Not what was reserved, but nothing lost.
+    // Blocks that were never allocated, as QEMU makes them: not reserved, but nothing is lost.
     let mut never = Image::fixed(4 * MIB);
     for block in 1..4 {
         never.put(block, Block::bare(state::ZERO));
@@ -69,7 +69,7 @@ fn a_fixed_disk_whose_table_is_lost_is_not_sound() {
 #[test]
 fn a_dynamic_disk_whose_table_is_lost_is_doubtful() {
     let image = dynamic(128, 40);
-    // All of it, or nearly.
+    // All entries, or nearly all.
     for (lost, absent) in [(0..129, 128), (0..39, 127)] {
         let report = checked(without(&image, lost.clone()));
         let finding = of_code(&report, "bat.lost").expect("a lost table");
@@ -78,7 +78,7 @@ fn a_dynamic_disk_whose_table_is_lost_is_doubtful() {
         assert!(finding.found.as_ref().unwrap().contains(&blocks), "{finding:?}");
         assert!(report.is_sound() && report.is_doubtful());
     }
-    // A part of it.
+    // Part of the entries.
     let image = dynamic(256, 100);
     let report = checked(without(&image, 0..64));
     let finding = of_code(&report, "bat.lost").expect("a lost table");
@@ -86,14 +86,14 @@ fn a_dynamic_disk_whose_table_is_lost_is_doubtful() {
         finding.found.as_ref().unwrap().starts_with("134217728 unreferenced bytes"),
         "{finding:?}"
     );
-    // As it is, there is nothing to say.
+    // The sound image has no findings.
     let report = checked(image.to_bytes());
     assert!(report.findings.is_empty() && !report.is_doubtful(), "{:#?}", report.findings);
 }
 
 #[test]
 fn what_is_no_sign_of_a_lost_table_is_not_taken_for_one() {
-    // Data of blocks that were given up, as a host without holes leaves it.
+    // Data of discarded blocks, as on a host without holes.
     let storage = Arc::new(MemStorage::new(Vec::new()));
     let options = CreateOptions::dynamic(512 * MIB).block_size(2 << 20);
     let image = options.create_in(&LocalHost, storage.clone()).unwrap();
@@ -109,17 +109,17 @@ fn what_is_no_sign_of_a_lost_table_is_not_taken_for_one() {
     assert_eq!(codes(&report, Severity::Info), ["log.old-entry", "space.leaked"].into());
     assert!(!report.is_doubtful());
 
-    // Space that holds nothing, as some hosts and programs grow files ahead.
+    // Empty space, as from hosts and programs that grow files in advance.
     let mut ahead = dynamic(512, 3);
     ahead.file_length = Some(ahead.layout().needed_length + 200 * MIB);
     let report = checked(ahead.to_bytes());
     assert_eq!(codes(&report, Severity::Info), ["space.leaked"].into());
 
-    // Too little to say.
+    // Too little data to be evidence.
     let report = checked(without(&dynamic(64, 32), 0..64));
     assert_eq!(codes(&report, Severity::Info), ["space.leaked"].into());
 
-    // An image that is being merged gives its space up.
+    // An image that is being merged frees its blocks.
     let mut merging = dynamic(256, 100);
     let mut mark = vec![1, 0, 1, 0, 1, 0, 0, 0];
     mark.extend([7; 16]);

@@ -1,4 +1,4 @@
-//! The check against images that others made, images that are sound, and images with one thing wrong.
+//! Checks of images by other writers, of sound images, and of images with one corruption.
 #![allow(clippy::disallowed_methods)]
 
 mod corruptions;
@@ -20,7 +20,7 @@ use counting::Counting;
 
 const MIB: u64 = 1 << 20;
 
-/// The codes of a severity or worse.
+/// The codes of findings with at least this severity.
 fn codes(report: &Report, least: Severity) -> BTreeSet<&'static str> {
     report.findings.iter().filter(|f| f.severity <= least).map(|f| f.code).collect()
 }
@@ -40,7 +40,7 @@ fn images_of_other_writers_have_no_error() {
         assert_no_error(&report, &path);
         seen.extend(codes(&report, Severity::Info));
     }
-    // DiscUtils gives every child a virtual disk ID of its own and keeps the place of zeroed blocks.
+    // DiscUtils gives every child its own virtual disk ID and keeps the offsets of zeroed blocks.
     let expected = ["bat.idle-place", "bitmap.full", "bitmap.stray", "chain.disk-id"];
     assert_eq!(seen, expected.into());
 
@@ -69,8 +69,8 @@ fn images_of_qemu_have_no_error() {
                 );
                 let report = Check::new().run(&path).unwrap();
                 assert_no_error(&report, &(subformat, block, size));
-                // QEMU marks no region as required, leaves the blocks of a fixed disk to be ZERO until
-                // they are written, and gives its file the very length of the disk.
+                // QEMU marks no region as required, leaves the blocks of a fixed disk in state ZERO until
+                // they are written, and does not round the length of its file.
                 let known = ["bat.fixed", "file.length", "region.flags"];
                 let known = if subformat == "fixed" { &known[..] } else { &known[2..] };
                 let found = codes(&report, Severity::Warning);
@@ -107,7 +107,7 @@ fn images_of_this_crate_have_nothing_to_report() {
         let size = 40 * MIB + 4096;
         let options = if fixed { CreateOptions::fixed(size) } else { CreateOptions::dynamic(size) };
         let options = options.block_size(block as u32).logical_sector(sector);
-        // The round before left a child beside the base.
+        // The previous iteration left a child beside the base.
         let options = options.overwrite(true).orphan_children(true);
         let empty = options.create(&base).unwrap();
         empty.close().unwrap();
@@ -190,7 +190,7 @@ fn a_disk_of_64_tib_costs_its_table_and_no_more() {
     assert!(bytes < table + 8 * MIB, "{bytes} bytes");
     assert!(reads < table / MIB + 64, "{reads} reads");
 
-    // A second block in the place of one is found among them, and both are named.
+    // A second block at the offset of another is found among them, and both are named.
     let place = layout.payload[&(1000 * 33_000)];
     image.bat_override.insert(image.bat_index(60_000_000), place | 6);
     image.write_to(&path);
@@ -214,7 +214,7 @@ fn space_that_nothing_names_is_counted() {
     assert_eq!(report.layers[0].leaked, Some(6 * MIB));
     assert_eq!(report.findings[0].offset, Some(4 * MIB));
 
-    // A place that an entry keeps without a need is not lost.
+    // Space at an offset that an entry keeps without using it is not reported as leaked.
     image.gap = 0;
     image.put(5, Block::full(Data::Zeros).with_state(state::ZERO));
     let report = Check::new().run_file(Arc::new(MemStorage::new(image.to_bytes()))).unwrap();

@@ -1,15 +1,15 @@
-//! Chains whose deeper layers are needed, and places to read from.
+//! Chains whose deep layers matter, and offsets to read from.
 
 use avhdx_testkit::build::{Block, Data, Image, Order, state};
 use avhdx_testkit::rng::Rng;
 
 use super::MIB;
 
-/// None, so little that answers drive each other out, some, enough for all.
+/// Nothing, too little to keep answers, some, and enough for everything.
 pub const BUDGETS: [usize; 5] = [0, 2 << 10, 6 << 10, 64 << 10, 64 << 20];
 
-/// Images of a chain, base first, whose deeper layers are needed: each has little of the disk, of any
-/// state, in blocks of its own size.
+/// The images of a chain, base first, whose deep layers matter: each holds a few blocks of the disk, in any
+/// state, with its own block size.
 pub fn deep_chain(seed: u64, layers: u64) -> Vec<Image> {
     let mut rng = Rng::new(seed);
     let sector = if rng.chance(1, 2) { 4096 } else { 512 };
@@ -61,12 +61,12 @@ pub fn deep_chain(seed: u64, layers: u64) -> Vec<Image> {
     images
 }
 
-/// A read of one of the kinds that differ: in a sector, over a few, over many spans.
+/// A random read of one of several kinds: within a sector, over a few, over many spans.
 pub fn somewhere(rng: &mut Rng, size: u64) -> (u64, usize) {
     let at = match rng.below(4) {
         0 => rng.below(size),
         1 => rng.below(size) / 4096 * 4096,
-        // Around the borders of spans and blocks.
+        // Around the boundaries of spans and blocks.
         _ => ((1 + rng.below(size.div_ceil(MIB))) * MIB - rng.below(5000)).min(size - 1),
     };
     let most = match rng.below(8) {

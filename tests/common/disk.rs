@@ -1,4 +1,4 @@
-//! Checks that hold for every disk, whatever it is made of.
+//! Checks that apply to every disk.
 
 use std::io::{IoSliceMut, Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -7,7 +7,7 @@ use avhdx::{Cursor, DiffChain, Disk, DiskExt, ErrorKind, Extent, Source};
 use avhdx_testkit::images::sha256_hex;
 use avhdx_testkit::rng::Rng;
 
-/// Reads the whole disk in pieces of `piece` bytes and hands them on in order.
+/// Reads the whole disk in pieces of `piece` bytes and passes them on in order.
 pub fn in_pieces(disk: &dyn Disk, piece: usize, mut each: impl FnMut(u64, &[u8])) {
     let size = disk.geometry().size;
     let mut buf = vec![0xAA; piece];
@@ -20,7 +20,7 @@ pub fn in_pieces(disk: &dyn Disk, piece: usize, mut each: impl FnMut(u64, &[u8])
     }
 }
 
-/// The whole disk, for small ones.
+/// The contents of a whole disk, for small ones.
 pub fn flat(disk: &dyn Disk) -> Vec<u8> {
     let mut bytes = vec![0xAA; disk.geometry().size as usize];
     disk.read_at(&mut bytes, 0).unwrap_or_else(|error| panic!("{error}"));
@@ -39,7 +39,7 @@ pub fn sum(disk: &dyn Disk, piece: usize) -> String {
     sha256_hex(Limited(Cursor::new(disk), piece))
 }
 
-/// The disk's bytes are `expected`, however they are asked for.
+/// The disk's contents are `expected`, in whatever way they are read.
 pub fn reads_as(disk: &dyn Disk, expected: &[u8]) {
     let size = disk.geometry().size;
     assert_eq!(size, expected.len() as u64);
@@ -85,7 +85,7 @@ pub fn reads_as(disk: &dyn Disk, expected: &[u8]) {
     assert_eq!(rest, expected[expected.len() - 1..]);
 }
 
-/// Ranges that do not lie within the disk are refused, empty ones that do are not.
+/// Ranges that do not lie within the disk are refused; empty ranges that do are not.
 pub fn keeps_its_bounds(disk: &dyn Disk) {
     let size = disk.geometry().size;
     let refused = |result: avhdx::Result<()>, what: &str| {
@@ -113,7 +113,7 @@ pub fn keeps_its_bounds(disk: &dyn Disk) {
     assert!(disk.extents(0..size + 1).any(|extent| extent.is_err()));
 }
 
-/// The extents of a range, in order, side by side and none of them empty.
+/// The extents of a range, which are in order, adjacent and not empty.
 pub fn tiles(disk: &dyn Disk, range: Range<u64>) -> Vec<Extent> {
     let mut at = range.start;
     let mut found = Vec::new();
@@ -128,8 +128,8 @@ pub fn tiles(disk: &dyn Disk, range: Range<u64>) -> Vec<Extent> {
     found
 }
 
-/// The bytes that each extent of the chain names are those that a read gives. Of long runs of zeros
-/// the first and the last piece are read.
+/// The bytes at the place of each extent are those that a read returns. Of long runs of zeros
+/// only the first and the last piece are read.
 pub fn extents_name_the_bytes(chain: &DiffChain, range: Range<u64>) {
     const PIECE: u64 = 1 << 20;
     let layers = chain.layers();

@@ -1,4 +1,4 @@
-//! This machine, with somebody who meddles: told of each call before it happens, to swap names, or to kill the
+//! This machine with a hook that is called before each call, to swap names or to kill the
 //! process.
 
 use std::fmt;
@@ -11,15 +11,15 @@ use avhdx::storage::{Access, FileId, Host, LocalHost, LockMode, LockOutcome, Sta
 
 type Meddler = dyn Fn(&str, &[&Path]) + Send + Sync;
 
-/// This machine, with calls that are told of: by what they do and to which paths.
+/// This machine with a hook that gets the name and the paths of each call.
 #[derive(Clone)]
 pub struct Meddled {
     meddler: Arc<Meddler>,
-    /// Whether it has files without names.
+    /// Whether files without names are supported.
     pub has_unnamed: bool,
-    /// Whether it can exchange two names.
+    /// Whether two names can be exchanged.
     pub exchanges: bool,
-    /// Whether it tells files apart.
+    /// Whether files can be identified.
     pub has_ids: bool,
     denies: Option<Arc<Denies>>,
 }
@@ -32,13 +32,13 @@ impl Meddled {
         Self { meddler, has_unnamed: true, exchanges: true, has_ids: true, denies: None }
     }
 
-    /// The same without what other systems do not have.
+    /// The same without the calls that other systems lack.
     #[allow(dead_code)] // not by all tests
     pub fn poor(self) -> Self {
         Self { has_unnamed: false, exchanges: false, ..self }
     }
 
-    /// The same with calls that it does not let this user make: by what they do, and to which path.
+    /// The same with calls that are denied, by name and path.
     #[allow(dead_code)] // not by all tests
     pub fn denying(self, denies: impl Fn(&str, &Path) -> bool + Send + Sync + 'static) -> Self {
         Self { denies: Some(Arc::new(denies)), ..self }

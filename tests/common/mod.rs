@@ -1,4 +1,4 @@
-//! What several test files use: storages that watch, parents in memory, checks that every disk passes.
+//! Helpers for several test files: storages that watch, parents in memory, checks that every disk passes.
 #![allow(dead_code, clippy::disallowed_methods)] // each test file uses a part of it, and touches real files
 
 pub mod deep;
@@ -21,7 +21,7 @@ use avhdx_testkit::build::Image;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-/// A file that is only ever read: a write of any kind is a panic.
+/// A read-only file that panics on any change.
 #[derive(Debug)]
 pub struct ReadOnly(pub Arc<dyn Storage>);
 
@@ -122,7 +122,7 @@ pub fn file(path: &Path) -> Arc<dyn Storage> {
     Arc::new(ReadOnly(file.unwrap_or_else(|error| panic!("{}: {error}", path.display()))))
 }
 
-/// Parents that lie on no path: each file is offered to every child, in this order.
+/// Parents without paths: each file is offered to every child, in this order.
 #[derive(Clone, Debug, Default)]
 pub struct Shelf(pub Vec<Arc<dyn Storage>>);
 
@@ -156,7 +156,7 @@ pub fn in_memory(images: &[Image]) -> Vec<Arc<dyn Storage>> {
     images.iter().enumerate().map(|(n, image)| memory(format!("l{n}"), image.to_bytes())).collect()
 }
 
-/// Every file below a folder, sorted.
+/// Lists every file below a folder, sorted.
 pub fn files_below(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).unwrap() {

@@ -1,4 +1,4 @@
-//! The crate's answers held against those of the kit's naive reader.
+//! Compares the crate with the testkit's naive reader.
 
 use avhdx::{DiffChain, Disk, LayerId, OpenOptions, Source};
 use avhdx_testkit::build::Image;
@@ -7,7 +7,7 @@ use avhdx_testkit::naive::{Chain, Who};
 use super::disk::{flat, reads_as, tiles};
 use super::open_images;
 
-/// Opens these images, base first, and holds every view against the naive reader: bytes and extents.
+/// Opens these images, base first, and compares every view with the naive reader: bytes and extents.
 pub fn agrees(images: &[Image]) -> DiffChain {
     agrees_with(OpenOptions::new(), images)
 }
@@ -30,13 +30,13 @@ pub fn agrees_with(options: OpenOptions, images: &[Image]) -> DiffChain {
     chain
 }
 
-/// The chain's layers from the base up, as the naive reader counts them.
+/// The chain's layers from the base up, in the naive reader's order.
 pub fn ids(chain: &DiffChain) -> Vec<LayerId> {
     chain.layers().iter().rev().map(|layer| layer.id).collect()
 }
 
-/// Each sector of the extents has the source that the naive reader finds; in runs longer than 4 MiB
-/// only those at both ends and some between are asked for.
+/// Each sector of the extents has the source that the naive reader finds; of runs longer than 4 MiB
+/// only the ends and a few sectors between are compared.
 pub fn extents_agree(view: &DiffChain, naive: &Chain, tip: usize, range: std::ops::Range<u64>) {
     let ids = ids(view);
     let sector = naive.0[tip].sector;
@@ -57,7 +57,7 @@ pub fn extents_agree(view: &DiffChain, naive: &Chain, tip: usize, range: std::op
                 Source::Parent => panic!("{extent:?} of a chain"),
             };
             let expected = match naive.who(tip, at).unwrap() {
-                // A block that a base does not have is zero because the base says so.
+                // A block missing from a base is zero according to the base itself.
                 Who::Zero { layer: None }
                     if naive.0[base..=tip].iter().all(|layer| at * sector < layer.size) =>
                 {

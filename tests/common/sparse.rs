@@ -1,5 +1,5 @@
-//! A file in memory over bytes that stay as they are: it holds what is written to it alone, counts what is done to
-//! it, and panics where that goes beyond a bound.
+//! A file in memory over constant bytes: it stores only what is written to it, counts all changes,
+//! and panics if they exceed a bound.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,38 +10,38 @@ use avhdx::storage::{LockMode, LockOutcome, Storage};
 
 const PAGE: u64 = 4096;
 
-/// What a host can do, and how much of it may be asked.
+/// What the host can do, and the bounds on its use.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// The longest that the file may get.
+    /// The maximum length of the file.
     pub len: u64,
-    /// Bytes of memory that what was written may take.
+    /// The maximum memory for written bytes.
     pub held: u64,
-    /// Bytes that may be written.
+    /// The maximum number of bytes written.
     pub written: u64,
-    /// Whether the host tells holes from data.
+    /// Whether the host can tell holes from data.
     pub tells: bool,
-    /// Whether the host zeros ranges by itself.
+    /// Whether the host can zero ranges.
     pub zeros: bool,
 }
 
 impl Default for Bounds {
-    /// What no image can need that is as small as those of the tests.
+    /// Bounds that no image as small as those of the tests can need to exceed.
     fn default() -> Self {
         Self { len: 80 << 40, held: 64 << 20, written: 256 << 20, tells: true, zeros: true }
     }
 }
 
-/// What was done to a file.
+/// The changes made to a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Done {
-    /// Where bytes were written, in order.
+    /// The ranges that were written, in order.
     pub writes: Vec<Range<u64>>,
-    /// What the host was asked to zero.
+    /// The ranges that the host was asked to zero.
     pub zeroed: Vec<Range<u64>>,
-    /// The lengths that the file was given.
+    /// The lengths that were set.
     pub lengths: Vec<u64>,
-    /// How often it was flushed.
+    /// The number of flushes.
     pub flushes: usize,
 }
 
@@ -63,9 +63,9 @@ pub struct Sparse {
 #[derive(Debug)]
 struct State {
     len: u64,
-    /// Up to here bytes are those of the base where there is no page.
+    /// Up to here, bytes without a page are those of the base.
     base_len: u64,
-    /// Pages that were changed: `None` for zeros over the base.
+    /// Changed pages: `None` for zeros over the base.
     pages: BTreeMap<u64, Option<Box<[u8; PAGE as usize]>>>,
     done: Done,
 }
@@ -77,12 +77,12 @@ impl Sparse {
         Arc::new(Self { name: name.into(), base, bounds, state: Mutex::new(state) })
     }
 
-    /// What was done since this was last asked.
+    /// Returns the changes since the last call.
     pub fn take_done(&self) -> Done {
         std::mem::take(&mut self.state().done)
     }
 
-    /// Whether all bytes are those of the base, and as many.
+    /// Whether contents and length are those of the base.
     pub fn is_as_before(&self) -> bool {
         let state = self.state();
         let of_base = |number: u64| {
@@ -97,7 +97,7 @@ impl Sparse {
             })
     }
 
-    /// All bytes of a file that is no longer than fits.
+    /// All bytes of a small file.
     pub fn bytes(&self) -> Vec<u8> {
         let len = self.state().len;
         assert!(len <= 1 << 30, "{len} bytes are too many");
@@ -131,7 +131,7 @@ impl Sparse {
     }
 }
 
-/// The bytes from `at` on, as far as there are any.
+/// Copies the bytes from `at` on, as far as there are any.
 fn copy(from: &[u8], at: u64, to: &mut [u8]) {
     let there = usize::try_from(at).ok().and_then(|at| from.get(at..)).unwrap_or_default();
     let len = there.len().min(to.len());

@@ -1,10 +1,10 @@
-//! Other programs that read images, where they are installed: what is not is skipped by name, and with
-//! `AVHDX_INTEROP=1` that is a failure.
+//! Other programs that read images, if they are installed: tests of missing ones are skipped by name, and with
+//! `AVHDX_INTEROP=1` they fail.
 
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
-/// A tool that is not there is said to be missing; a failure where it has to be.
+/// Reports a missing tool; fails if it is required.
 pub fn skipped(tool: &str) {
     let wanted = std::env::var_os("AVHDX_INTEROP").is_some_and(|value| value == "1");
     assert!(!wanted, "AVHDX_INTEROP=1, but {tool} is not to be found");
@@ -17,7 +17,7 @@ pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// libvhdi by its Python binding.
+/// libvhdi through its Python binding.
 pub const LIBVHDI: &str = r"
 import hashlib, sys
 import pyvhdi
@@ -39,7 +39,7 @@ for path in sys.argv[1:]:
     print(total.hexdigest())
 ";
 
-/// What a script prints of some images, line by line; nothing where its module is not installed.
+/// The lines that a script prints for some images; nothing if its module is not installed.
 pub fn python(module: &str, script: &str, paths: &[PathBuf]) -> Option<Vec<String>> {
     let python = std::env::var_os("AVHDX_PYTHON").unwrap_or_else(|| "python3".into());
     let run = |script: &str, paths: &[PathBuf]| {

@@ -1,4 +1,4 @@
-//! The hands of a workload: every change goes to the disk and to the model alike.
+//! Drives a workload: every change is made to both the disk and the model.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-/// A host, an image on it that is written, and the model of its disk. Clones are the same.
+/// A host, a writable image on it, and the model of its disk. Clones share them.
 #[derive(Clone)]
 pub struct Driver {
     pub host: SimHost,
@@ -29,7 +29,7 @@ pub struct Driver {
     model: Arc<Mutex<Model>>,
     start: Arc<Files>,
     from: Arc<AtomicUsize>,
-    /// There when steps of the host are to be counted, or to fail.
+    /// Present if steps of the host are to be counted or to fail.
     faults: Option<Arc<Faults>>,
 }
 
@@ -41,7 +41,7 @@ pub struct Recorded {
     pub judge: Judge,
     /// The files at the end.
     pub end: Files,
-    /// The first cut to look at.
+    /// The first cut to explore.
     pub from: usize,
     /// Where a step of the host failed.
     pub failed_at: Option<usize>,
@@ -62,13 +62,13 @@ pub fn path(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
 }
 
-/// Options that make the same image each time.
+/// Options that create the same image each time.
 pub fn fixed_identities(options: CreateOptions, seed: u64) -> CreateOptions {
     let mut rng = Rng::new(seed);
     options.write_guids(rng.uuid(), rng.uuid()).disk_id(Uuid::from_u128(7)).creator("explorer")
 }
 
-/// Bytes that are those of this write and this place alone.
+/// Bytes that are unique to this write and offset.
 pub fn pattern(seed: u64, at: u64, len: u64) -> Vec<u8> {
     let first = at / 512 * 512;
     let mut bytes = vec![0; (at + len).next_multiple_of(512) as usize - first as usize];
@@ -92,7 +92,7 @@ impl Setup {
         }
     }
 
-    /// Writes into the image at the top, in a session of its own.
+    /// Writes to the topmost image, in a session of its own.
     pub fn write(mut self, at: u64, len: u64) -> Self {
         let chain = verdict::open(&self.host, &self.tip, true).unwrap();
         let bytes = pattern(1000 + self.watched.len() as u64, at, len);
@@ -103,7 +103,7 @@ impl Setup {
         self
     }
 
-    /// Puts a child on top.
+    /// Adds a child on top.
     pub fn child(self, block_size: u32) -> Self {
         let chain = verdict::open(&self.host, &self.tip, false).unwrap();
         let options = CreateOptions::child_of(&chain.tip()).unwrap().block_size(block_size);
@@ -141,8 +141,8 @@ impl Driver {
         self.open_and(false)
     }
 
-    /// Opens it again after a session that just ended, with no word to the host. What of its writes
-    /// was lost with it is what the disk says now.
+    /// Reopens the image after a session that ended without a close. What the disk reads then
+    /// replaces those writes that were lost with the session.
     pub fn open_after_kill(&self) -> DiffChain {
         self.open_and(true)
     }
@@ -150,7 +150,7 @@ impl Driver {
     fn open_and(&self, is_after_kill: bool) -> DiffChain {
         let mut is_after_kill = is_after_kill;
         if let Some(faults) = &self.faults {
-            // A poisoned image loses what was not flushed, as a killed one does.
+            // A poisoned image loses unflushed data, as a killed one does.
             is_after_kill |= faults.reopened();
             self.judge(faults);
         }
@@ -170,7 +170,7 @@ impl Driver {
         chain
     }
 
-    /// Links the image, which nobody has open, to another parent that reads alike.
+    /// Links the closed image to another parent with the same contents.
     pub fn reparent(&self, parent: &str) {
         let go = &mut |_| ControlFlow::Continue(());
         self.until_done(Call::Open, || {
@@ -179,21 +179,21 @@ impl Driver {
         });
     }
 
-    /// Takes a file away.
+    /// Removes a file.
     pub fn remove(&self, name: &str) {
         self.host.remove(&path(name)).unwrap();
     }
 
-    /// Ends a session as a killed process does.
+    /// Ends a session like a killed process.
     pub fn kill(&self, chain: DiffChain) {
         match &self.faults {
-            // Even a regular end changes nothing any more.
+            // Even a regular close changes nothing any more.
             Some(faults) if faults.is_poisoned() => faults.must_be_quiet("a drop", || drop(chain)),
             _ => std::mem::forget(chain),
         }
     }
 
-    /// The same handle begins a new session.
+    /// Starts a new session on the same handle.
     pub fn session(&self) {
         if self.faults.as_ref().is_some_and(|faults| faults.is_poisoned()) {
             return;
@@ -219,8 +219,8 @@ impl Driver {
         self.change(chain, at, &zeros, &|| chain.discard(at..at + len));
     }
 
-    /// Makes a change. When it fails alone the machine looks at the disk, and tries again when the host
-    /// is well again, or does without.
+    /// Makes a change. If it fails alone, compares the disk with the model and either tries again when the host
+    /// has recovered, or gives up.
     fn change(
         &self,
         chain: &DiffChain,
@@ -255,7 +255,7 @@ impl Driver {
                 if faults.only_growth_fails() {
                     self.flush(chain);
                 }
-                continue; // it fails again, and that is all
+                continue; // a repeated failure is expected
             }
             if !faults.lift_and_try_again() {
                 return;
@@ -293,10 +293,10 @@ impl Driver {
         }
     }
 
-    /// Creates the image, on the record.
+    /// Creates the image while recording.
     pub fn create(&self, options: &CreateOptions) -> VhdxFile {
         let create = || options.create_on(Arc::new(self.host.clone()), &self.tip);
-        // Until it returns there need not be one.
+        // Until this returns, the image need not exist.
         self.model().created = Some(usize::MAX);
         let image = self.until_done(Call::Create, create);
         let mut model = self.model();
@@ -304,7 +304,7 @@ impl Driver {
         image
     }
 
-    /// Looks at no cut before this one.
+    /// Explores no cut before this point.
     pub fn look_from_here(&self) {
         self.from.store(self.host.mark() + 1, Ordering::SeqCst);
         if let Some(faults) = &self.faults {
@@ -347,7 +347,7 @@ impl Driver {
         }
     }
 
-    /// Makes a call that changes nothing when it fails, again when the host is well again.
+    /// Makes a call that changes nothing when it fails, and repeats it when the host has recovered.
     fn until_done<T>(&self, call: Call, mut run: impl FnMut() -> avhdx::Result<T>) -> T {
         for _ in 0..2 {
             if let Met::Done(done) = self.watch(call, &mut run) {
@@ -363,8 +363,8 @@ impl Driver {
         panic!("{call:?} fails on a host that is well")
     }
 
-    /// Reads everything after a failure: all that did not fail is as it was, and each unit of a failed
-    /// write is old or new.
+    /// Reads everything after a failure: units of a failed write are old or new, and everything else
+    /// is unchanged.
     fn look(&self, chain: &DiffChain, faults: &Faults, failed: Option<usize>) {
         if faults.has_lost_writes() {
             return;
@@ -382,7 +382,7 @@ impl Driver {
                     .refuses(&bytes)
                     .map(|at| format!("after a failure the disk reads otherwise at {at:#x}")),
             };
-            // Where others write meanwhile there is no saying what it should read.
+            // While other calls are running, the expected contents are unknown.
             if let Some(wrong) = wrong.filter(|_| faults.is_still(alone)) {
                 faults.complain(wrong);
             }
@@ -395,7 +395,7 @@ impl Driver {
         }
     }
 
-    /// Tries all that a poisoned image must refuse.
+    /// Makes all calls that a poisoned image must refuse.
     fn after_poison(&self, chain: &DiffChain, faults: &Faults) {
         if !faults.is_poisoned() {
             return;
@@ -416,7 +416,7 @@ impl Driver {
         self.look(chain, faults, None);
     }
 
-    /// What would be found if the process died now, or the host with all that no flush covers.
+    /// Judges what a crash of the process, or of the host with all unflushed data, would leave now.
     fn judge(&self, faults: &Faults) {
         if !faults.has_fired() {
             return;
@@ -430,7 +430,7 @@ impl Driver {
             faults.complain(format!("what the host has: {why}"));
         }
         if faults.has_lost_writes() {
-            return; // the record does not know what is durable
+            return; // the record does not tell what is durable
         }
         let durable = Explorer::durable((*self.start).clone(), &self.host.events());
         if let Err(why) = judge.judge(&durable, &expected) {

@@ -1,4 +1,4 @@
-//! Puts the pieces together: a history, its outcomes, the verdicts, and the count.
+//! Explores a history: its outcomes, their verdicts, and the counts.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -15,23 +15,23 @@ use crate::outcomes::{Depth, Explorer, Outcome, describe};
 use crate::sim::{Event, Files, SimHost};
 use crate::verdict;
 
-/// How much work to put into a history.
+/// How thoroughly to explore a history.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     pub depth: Depth,
-    /// One in so many outcomes is opened, written and crashed again.
+    /// One in this many outcomes is opened, written and crashed again.
     pub second: u64,
-    /// Stop at the first failure.
+    /// Whether to stop at the first failure.
     pub first_only: bool,
 }
 
-/// What came of a workload.
+/// The result of a workload.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub cuts: usize,
     plain: HashSet<u64>,
     metadata: HashSet<u64>,
-    /// Outcomes of outcomes, not counted among the distinct ones.
+    /// Outcomes of second crashes, not counted among the distinct ones.
     pub second: usize,
     pub failures: Vec<String>,
 }
@@ -41,7 +41,7 @@ impl Tally {
         self.plain.len()
     }
 
-    /// Those that differ from another one in payload alone.
+    /// Outcomes that differ from another one only in payload.
     pub fn payload_only(&self) -> usize {
         self.plain.len() - self.metadata.len()
     }
@@ -91,7 +91,7 @@ fn next(receive: &Mutex<Receiver<Job>>) -> Option<Job> {
     receive.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
 }
 
-/// Finds the outcomes that nobody has seen yet.
+/// Finds the outcomes that were not judged before.
 fn walk(recorded: &Recorded, depth: Depth, tally: &mut Tally, send: &mut dyn FnMut(Job) -> bool) {
     let model = &recorded.model;
     let payload = payload(recorded);
@@ -142,7 +142,7 @@ fn judge(
     Ok(())
 }
 
-/// Panics are failures of the crate too.
+/// Turns panics into failures.
 pub fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -150,7 +150,7 @@ pub fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String
     })
 }
 
-/// Opens an outcome, writes to it, and crashes that again.
+/// Opens an outcome, writes to it, and crashes it again.
 fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
     let mut rng = Rng::new(job.sum);
     let segments = &job.expected.segments;
@@ -160,7 +160,7 @@ fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
             (at, (512 << rng.below(5)).min(recorded.model.size - at))
         })
         .collect();
-    // What lies around those places is what the outcome reads there.
+    // Around those places, the expected contents are what the outcome reads.
     let mut model = Model::new(Default::default(), recorded.model.size, recorded.model.block_size);
     for (at, len) in &writes {
         model.begin(0, *at, &vec![0; *len as usize]);
@@ -198,7 +198,7 @@ fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
     Ok(tally)
 }
 
-/// Where the file of the tip holds nothing but payload, whatever the outcome.
+/// The ranges of the tip's file that are payload in every outcome.
 fn payload(recorded: &Recorded) -> Vec<std::ops::Range<u64>> {
     if recorded.start.file(&recorded.judge.tip).is_none() {
         return Vec::new();
@@ -217,7 +217,7 @@ fn payload(recorded: &Recorded) -> Vec<std::ops::Range<u64>> {
     payload
 }
 
-/// How the outcome came about, for whoever has to understand it.
+/// Describes how an outcome came about.
 pub fn story(events: &[Event], outcome: &Outcome<'_>) -> String {
     use std::fmt::Write;
     let mut story = format!("cut {}", outcome.cut);
@@ -235,7 +235,7 @@ pub fn story(events: &[Event], outcome: &Outcome<'_>) -> String {
     story
 }
 
-/// Rules of the log that no outcome shows: what an entry says of the length of the file.
+/// Checks rules of the log that no outcome reveals: the file lengths recorded in entries.
 fn broken_rules(recorded: &Recorded) -> Vec<String> {
     let mut broken = Vec::new();
     let mut files = recorded.start.clone();

@@ -1,4 +1,4 @@
-//! Has each step of each workload fail in turn, and counts what came of it.
+//! Makes each step of each workload fail in turn, and counts the results.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
@@ -11,18 +11,18 @@ use crate::is_long;
 use crate::outcomes::Depth;
 use crate::workloads::{ALL, Record, Workload};
 
-/// Steps per workload in the short form: those that change something, and reads.
+/// Failing steps per workload in the short form: changes and reads.
 const CHANGES: usize = 12;
 const READS: usize = 3;
-/// Ways in which each of them fails then.
+/// How many ways of failing are tried for each step.
 const WAYS: usize = 2;
 
-/// One in so many histories with a failure has crashes after it as well.
+/// One in this many histories with a failure also gets crashes after it.
 const CRASHES: usize = 24;
 const CRASH: Effort =
     Effort { depth: Depth { exhaustive: 2, samples: 2, torn: 1 }, second: 0, first_only: false };
 
-/// Steps that must fail.
+/// The minimum number of failing steps.
 const SHORT: usize = 1_000;
 const LONG: usize = 25_000;
 
@@ -69,7 +69,7 @@ fn every_failed_operation_is_an_error_and_loses_nothing_flushed() {
 struct Sum {
     /// Steps of the histories.
     steps: usize,
-    /// Of these, those that were to fail in one run or more.
+    /// Steps that failed in at least one run.
     tried: usize,
     tally: Tally,
 }
@@ -109,7 +109,7 @@ fn run(workload: &Workload, number: usize) -> Sum {
     sum
 }
 
-/// How many steps are to fail, and how.
+/// Chooses how many steps fail, and how.
 fn plans(workload: &Workload, number: usize, steps: &[Steps]) -> (usize, Vec<Plan>) {
     let finished = || steps.iter().filter(|steps| steps.is_finished);
     let rest = |steps: &Steps| match is_long() {
@@ -119,9 +119,9 @@ fn plans(workload: &Workload, number: usize, steps: &[Steps]) -> (usize, Vec<Pla
     let kinds = finished().map(rest).max_by_key(Vec::len).unwrap_or_default();
     let (reads, changes): (Vec<usize>, Vec<usize>) =
         (0..kinds.len()).partition(|step| kinds[*step] == Kind::Read);
-    // Of several histories the same step may be of another kind in each, and each has one that fails.
+    // In several histories the same step may be of different kinds, and each gets one that fails.
     let is_one = finished().count() == 1;
-    // What a planted bug needs to show may be any one step.
+    // A planted bug may show at a single step only.
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
     let (some_changes, some_reads, some_ways) = match (is_long(), workload.is_large) {
         (false, false) if is_hunt => (usize::MAX, READS, 2 * WAYS),
@@ -139,7 +139,7 @@ fn plans(workload: &Workload, number: usize, steps: &[Steps]) -> (usize, Vec<Pla
         let all = ways(kinds[*step], is_one);
         let first = (step * 7 + number * 5) % all.len();
         plans.extend((0..some_ways.min(all.len())).map(|n| {
-            // Not neighbours, which differ in the error alone.
+            // Not neighbours, which differ only in the error.
             let (way, code, gives_up) = all[(first + n * 5) % all.len()];
             Plan { step: *step, code, way, gives_up }
         }));
@@ -171,7 +171,7 @@ fn ways(kind: Kind, is_one: bool) -> Vec<(Way, i32, bool)> {
     each.collect()
 }
 
-/// Records with a failure, and has some of the histories crash after it.
+/// Records with a failure, and crashes some of the histories after it.
 fn try_one(
     number: usize,
     plan: Plan,
@@ -180,7 +180,7 @@ fn try_one(
     record: &(dyn Fn() -> Vec<Recorded> + Sync),
 ) -> Tally {
     let mut outcomes = crate::explore::Tally::default();
-    // Where each outcome is costly to judge, in the long form only.
+    // Costly outcomes only in the long form.
     let goes_on = !is_large || is_long();
     let mut tally = fail(plan, chosen.to_vec(), || {
         for (n, recorded) in record().into_iter().enumerate() {

@@ -1,8 +1,8 @@
-//! A host that fails: each step of each workload in turn, in every way in which a host can fail it.
+//! A failing host: each step of each workload in turn, in every way in which a host can fail it.
 //!
-//! What must come of it follows from the step alone, the call that was running and the place in the file
-//! as the naive reader knows it: a failed write of payload or a failed growth is that call's alone, any
-//! other one poisons the image.
+//! The required result depends only on the step, the call in progress and the structure at the offset, as the
+//! naive reader knows it: a failed payload write or a failed growth fails only that call, any
+//! other failure poisons the image.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,37 +16,37 @@ use crate::outcomes::Explorer;
 use crate::sim::{Arrived, Files, Refusal, SimHost, Step};
 use crate::verdict;
 
-/// The errors of a disk that is broken and of one that is full.
+/// The errors of a broken disk and of a full one.
 pub const EIO: i32 = 5;
 pub const ENOSPC: i32 = 28;
 
 /// Which step of a history fails, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Counted from where each history is to be looked at.
+    /// Counted from where each history is explored.
     pub step: usize,
     pub code: i32,
     pub way: Way,
-    /// Whether the machine does without a write that failed, instead of trying again.
+    /// Whether the machine gives up a failed write instead of trying again.
     pub gives_up: bool,
 }
 
 /// How a step fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// Once, and nothing of it happens.
+    /// Once, without any effect.
     Once,
-    /// Once, and half of it happens all the same.
+    /// Once, with half of its effect.
     Half,
-    /// Once, and all of it happens all the same.
+    /// Once, with all of its effect.
     All,
-    /// With all later ones of its kind, until the host is well again.
+    /// With all later steps of its kind, until the host recovers.
     Lasting,
-    /// With the loss of all that was written since the last flush.
+    /// With the loss of everything written since the last flush.
     Losing,
 }
 
-/// What the user of the disk called.
+/// The call that the user of the disk made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
     Open,
@@ -58,17 +58,17 @@ pub enum Call {
     Flush,
 }
 
-/// What came of a call.
+/// The result of a call.
 #[derive(Debug)]
 pub enum Met<T> {
     Done(T),
-    /// It failed, and the image goes on.
+    /// It failed, and the image remains usable.
     Alone,
     /// It failed, and the image is poisoned.
     Poisoned,
 }
 
-/// What kind of step.
+/// The kind of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
     Read,
@@ -78,7 +78,7 @@ pub enum Kind {
     Names,
 }
 
-/// What must come of a failed step.
+/// The required result of a failed step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Must {
     /// The call fails alone.
@@ -89,7 +89,7 @@ enum Must {
     Poison,
 }
 
-/// Makes the steps of one history fail, and watches what comes of it.
+/// Makes steps of one history fail, and checks the results.
 #[derive(Debug)]
 pub struct Faults {
     plan: Option<Plan>,
@@ -102,19 +102,19 @@ pub struct Faults {
 struct State {
     /// The kinds of the steps so far.
     steps: Vec<Kind>,
-    /// Steps up to here are not looked at.
+    /// Steps before this one are not counted.
     from: usize,
-    /// Steps that change something.
+    /// How many steps changed something.
     touched: usize,
     calls: HashMap<ThreadId, Trace>,
-    /// Calls that were begun.
+    /// How many calls were started.
     begun: usize,
     /// The step that failed first.
     fired: Option<Step>,
-    /// The place in the record where that was.
+    /// The position of that step in the record.
     fired_at: usize,
     is_lifted: bool,
-    /// A step failed that poisons the image, though the call may not have returned.
+    /// Whether a step failed that poisons the image, even if its call has not returned.
     is_poisoning: bool,
     is_poisoned: bool,
     was_reopened: bool,
@@ -123,7 +123,7 @@ struct State {
     places: Option<Places>,
 }
 
-/// What came of histories with a failed step.
+/// Counts of histories with a failed step.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub fired: usize,
@@ -152,20 +152,20 @@ impl std::ops::AddAssign for Tally {
     }
 }
 
-/// What a call did so far.
+/// The progress of a call.
 #[derive(Debug)]
 struct Trace {
     call: Call,
     /// Whether the last change of the file was in the headers or the log.
     is_in_log: bool,
-    /// Whether it is in the middle of a commit.
+    /// Whether a commit is in progress.
     is_committing: bool,
     refused: Option<(Step, Must)>,
-    /// Whether another change of the length came after the refused one.
+    /// Whether another change of the length followed the refused one.
     tried_less: bool,
 }
 
-/// Where the structures lie in the file of the tip.
+/// The places of the structures in the tip's file.
 #[derive(Clone, Copy, Debug)]
 struct Places {
     file: usize,
@@ -180,7 +180,7 @@ thread_local! {
 /// The plan for the histories that this thread records, and those recorded so far.
 struct Planned {
     plan: Option<Plan>,
-    /// By their number, where the steps are counted from in histories that are to have a failure.
+    /// For each history by number, the step to count from if it is to have a failure.
     chosen: Vec<Option<usize>>,
     made: Vec<Arc<Faults>>,
 }
@@ -190,11 +190,11 @@ struct Planned {
 pub struct Steps {
     pub kinds: Vec<Kind>,
     pub from: usize,
-    /// Whether it came to its end.
+    /// Whether it was completed.
     pub is_finished: bool,
 }
 
-/// Records with no failure and returns the steps of each history.
+/// Records without a failure and returns the steps of each history.
 pub fn count(record: impl FnOnce()) -> Vec<Steps> {
     let made = with(None, Vec::new(), record);
     let steps = made.iter().map(|faults| {
@@ -205,7 +205,7 @@ pub fn count(record: impl FnOnce()) -> Vec<Steps> {
     steps.collect()
 }
 
-/// Records with a failure in each of the chosen histories; of each it says from where to count.
+/// Records with a failure in each of the chosen histories.
 pub fn fail(plan: Plan, chosen: Vec<Option<usize>>, record: impl FnOnce()) -> Tally {
     let mut tally = Tally::default();
     for faults in with(Some(plan), chosen, record) {
@@ -221,7 +221,7 @@ fn with(plan: Option<Plan>, chosen: Vec<Option<usize>>, record: impl FnOnce()) -
 }
 
 impl Faults {
-    /// What this thread plans for its next history.
+    /// Takes this thread's plan for its next history.
     pub fn planned(host: &SimHost, start: &Arc<Files>, tip: &Path) -> Option<Arc<Self>> {
         let faults = PLANNED.with_borrow_mut(|planned| {
             let planned = planned.as_mut()?;
@@ -241,7 +241,7 @@ impl Faults {
         Some(faults)
     }
 
-    /// Makes a call and sees that what comes of it is what must.
+    /// Makes a call and checks its result.
     pub fn watch<T>(
         &self,
         host: &SimHost,
@@ -281,7 +281,7 @@ impl Faults {
                 state.is_poisoned = true;
                 return Met::Poisoned;
             }
-            // What was read of the tables may have been lost by then.
+            // The tables may have been lost by the time they were read.
             (Err(_), None) if state.is_poisoning && state.has_lost_writes(self.plan) => {
                 return Met::Poisoned;
             }
@@ -315,7 +315,7 @@ impl Faults {
         }
     }
 
-    /// Sees that a poisoned image refuses a call, and leaves the file alone.
+    /// Checks that a poisoned image refuses a call and does not touch the file.
     pub fn must_refuse(&self, what: &str, run: &dyn Fn() -> avhdx::Result<()>) {
         self.must_be_quiet(what, || match run() {
             Err(error) if error.kind() == ErrorKind::Poisoned => {}
@@ -340,10 +340,10 @@ impl Faults {
         self.state().fired.is_some()
     }
 
-    /// Where in the record the step failed, if the record has all that happened.
+    /// The position of the failed step in the record, if the record is complete.
     pub fn fired_at(&self) -> Option<usize> {
         let state = self.state();
-        // A length that the host took although it said no is news to the rules of the log.
+        // A new length that took effect despite the error confuses the checks of the log.
         let is_longer = matches!(state.fired, Some(Step::SetLen { .. }))
             && self.plan.is_some_and(|plan| plan.way == Way::All);
         let is_known = state.fired.is_some() && !state.has_lost_writes(self.plan) && !is_longer;
@@ -354,7 +354,7 @@ impl Faults {
         self.state().is_poisoned
     }
 
-    /// The image is opened anew; whether it was poisoned before.
+    /// Records that the image is reopened; returns whether it was poisoned.
     pub fn reopened(&self) -> bool {
         let mut state = self.state();
         state.is_poisoning = false;
@@ -362,7 +362,7 @@ impl Faults {
         std::mem::take(&mut state.is_poisoned)
     }
 
-    /// Whether the host still fails.
+    /// Whether the host is still failing.
     pub fn lasts(&self) -> bool {
         let state = self.state();
         self.plan.is_some_and(|plan| plan.way == Way::Lasting) && !state.is_lifted
@@ -372,24 +372,24 @@ impl Faults {
         matches!(self.state().fired, Some(Step::SetLen { .. }))
     }
 
-    /// The host is well again; whether the machine tries again what failed.
+    /// Lets the host recover; returns whether the machine repeats what failed.
     pub fn lift_and_try_again(&self) -> bool {
         self.state().is_lifted = true;
         self.plan.is_none_or(|plan| !plan.gives_up)
     }
 
-    /// Whether writes were lost that a process still sees otherwise in its tables.
+    /// Whether writes were lost that a process may still see in its tables.
     pub fn has_lost_writes(&self) -> bool {
         self.state().has_lost_writes(self.plan)
     }
 
-    /// The number of calls so far if nobody is in one now.
+    /// The number of calls so far if none is in progress.
     pub fn alone(&self) -> Option<usize> {
         let state = self.state();
         state.calls.is_empty().then_some(state.begun)
     }
 
-    /// Whether nobody was in a call since.
+    /// Whether no call has started since.
     pub fn is_still(&self, alone: Option<usize>) -> bool {
         alone.is_some_and(|begun| self.state().begun == begun)
     }
@@ -408,7 +408,7 @@ impl Faults {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Finds the structures of the file once it is there.
+    /// Finds the structures of the file once it exists.
     fn locate(&self, host: &SimHost) {
         if self.plan.is_none() || self.state().places.is_some() {
             return;
@@ -421,7 +421,7 @@ impl Faults {
         self.state().places = Some(Places { file: *file, log, structures_end });
     }
 
-    /// Whether a step fails.
+    /// Decides whether a step fails.
     fn meet(&self, host: &SimHost, step: Step) -> Option<Refusal> {
         let kind = Kind::of(step)?;
         let me = std::thread::current().id();
@@ -494,15 +494,15 @@ impl Trace {
                 let log = places.map_or((0, 0), |places| places.log);
                 let is_header = HEADERS.contains(&at);
                 self.is_in_log = is_header || (log.0..log.1).contains(&at);
-                // A change writes no headers but to begin the session.
+                // A change writes headers only at the start of a session.
                 self.is_committing &= !is_header;
             }
             Step::SetLen { .. } => {
                 self.is_in_log = false;
                 self.tried_less = true;
             }
-            // The flushes that begin a session come before and after its first entry and after each of
-            // its headers, which end it; the first one of a commit comes after anything else.
+            // A session starts with flushes before and after its first log entry and after each of
+            // its headers; the first flush of a commit follows any other step.
             Step::Flush(_) => self.is_committing |= !self.is_in_log,
             _ => {}
         }
@@ -527,7 +527,7 @@ impl Trace {
     }
 }
 
-/// Where the headers lie.
+/// The range of both headers.
 const HEADERS: std::ops::Range<u64> = 64 << 10..192 << 10;
 const MIB: u64 = 1 << 20;
 

@@ -1,4 +1,4 @@
-//! Two users of one disk, the second at each step of the first in turn.
+//! Two users of one disk, the second acting at each step of the first in turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,12 +10,12 @@ use avhdx::DiffChain;
 use crate::driver::{Driver, Recorded};
 use crate::sim::{SimHost, Step};
 
-/// Some things the second user does wait for the first, growth in the middle of a commit for one: the
-/// first then goes on after this time.
+/// Some calls of the second user wait for the first, for instance growth during a commit: the
+/// first then continues after this time.
 const PATIENCE: Duration = Duration::from_millis(15);
 
-/// Records `first` on a fresh disk, after `before`, once for each step it makes: there `second` runs in
-/// another thread. At last all is flushed, and the session ends without a close.
+/// Records `first` on a fresh disk, after `before`, once for each of its steps, at which `second` runs in
+/// another thread. Finally everything is flushed, and the session ends without a close.
 pub fn interleaved(
     setup: impl Fn() -> Driver,
     before: fn(&Driver, &DiffChain),
@@ -40,7 +40,7 @@ pub fn interleaved(
     histories
 }
 
-/// Does `second` in another thread at this step of `first`, and says whether there is such a step.
+/// Runs `second` in another thread at this step of `first`; returns whether there is such a step.
 pub fn at_step(
     step: usize,
     host: &SimHost,
@@ -69,12 +69,12 @@ pub fn at_step(
                 && let Some(go) = go.lock().unwrap().take()
             {
                 go.send(()).unwrap();
-                // Either it is done, which closes the channel, or it waits for us.
+                // Either it completes, which closes the channel, or it waits for us.
                 let _ = wait_until_done.lock().unwrap().recv_timeout(PATIENCE);
             }
             Ok(())
         });
-        // With the hook goes the sender, so that a thread that was never called ends, panic or not.
+        // The sender is dropped with the hook, so that a thread that was never called ends, panic or not.
         let _unhook = Unhook(host);
         first();
     });

@@ -1,4 +1,4 @@
-//! Logs of other writers: with zeros, which this crate's own have none of, over bytes that count and behind the end.
+//! Logs of other writers: with zero descriptors, which this crate never writes, over existing data and beyond the end.
 
 use avhdx::storage::Host;
 use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry, SECTOR};
@@ -9,7 +9,7 @@ use crate::sim::{Bytes, SimHost};
 
 const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0003);
 
-/// A replay that zeros a block and a half, puts a page into them, and has the file grow; then some writes.
+/// A replay that zeros a block and a half, writes a page into them and grows the file; then some writes.
 pub fn zeros() -> Vec<Recorded> {
     let mut image = Image::dynamic(4 * MIB);
     for block in 0..3 {

@@ -1,5 +1,5 @@
-//! Crashes while it is settled what an image lost: the image is then as it was, or mended, and what is left to do
-//! is done by the next who is asked to.
+//! Crashes while a loss is being accepted: the image is then unchanged or repaired, and another run completes
+//! the rest.
 
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -20,14 +20,14 @@ use crate::sim::{Bytes, Event, Files, SimHost};
 use crate::verdict::{layer, options};
 use crate::{is_long, tell_failures};
 
-/// An image that lost something, over a base that did not.
+/// An image with losses, over a sound base.
 struct Damaged {
     name: &'static str,
     files: Files,
     tip: PathBuf,
 }
 
-/// What is known of it beforehand.
+/// What is known about it in advance.
 struct Known {
     parent: Option<Readable>,
     losses: Losses,
@@ -66,7 +66,7 @@ fn all() -> Vec<Damaged> {
     ]
 }
 
-/// Five blocks, of which the file lost some. Large sectors: there are fewer of them to look at.
+/// Five blocks, some of which are lost. Large sectors, because fewer of them take less time.
 fn image(is_child: bool) -> (Vec<Image>, Image) {
     let mut base = Image::dynamic(5 * MIB + 64 * 4096);
     base.logical_sector = 4096;
@@ -95,12 +95,12 @@ fn lost(name: &'static str, is_child: bool, is_doubled: bool) -> Damaged {
         let place = layout.payload[&0];
         tip.bat_override.insert(tip.bat_index(2), place | 6);
     }
-    // Within the last block but one, at no sector's end; those behind it are gone.
+    // Within the last block but one, not at a sector boundary; later blocks are gone.
     let mut places: Vec<u64> = layout.payload.values().copied().collect();
     places.sort_unstable();
     tip.file_length = Some(places[places.len() - 2] + 5000);
     if is_child {
-        // The bitmap is behind the end.
+        // The bitmap is beyond the end.
         tip.bitmap_at.insert(0, places[places.len() - 1] + 4 * MIB);
     }
     damaged(name, &below, &tip)
@@ -207,7 +207,7 @@ fn judge(damaged: &Damaged, known: &Known, files: &Files) -> Result<(), String> 
     let found = layer(files, &damaged.tip)?;
     let losses = found.losses();
     let reads = found.readable(known.parent.as_ref());
-    // What is lost goes at once. Copies change nothing that is read.
+    // Lost blocks go at once. Copies do not change what is read.
     let gone = |losses: &Losses| -> Vec<_> {
         losses.list.iter().filter(|(_, why)| *why <= Why::Bits).cloned().collect()
     };
@@ -230,7 +230,7 @@ fn judge(damaged: &Damaged, known: &Known, files: &Files) -> Result<(), String> 
         }
     }
     reads_as(files, damaged, &reads)?;
-    // The next one does what is left.
+    // The next run completes the rest.
     let host = SimHost::new(files.clone());
     let done = accept(&host, damaged).map_err(|error| format!("once more: {error}"))?;
     if done.damaged != losses.refused || list(&done) != losses.list {
@@ -277,7 +277,7 @@ fn reads_as(files: &Files, damaged: &Damaged, disk: &Readable) -> Result<(), Str
     Ok(())
 }
 
-/// Blocks whose entries are in so many pages of the table that the log takes them in two parts: each is lost or mended,
+/// Blocks whose entries are in so many table pages that the log takes them in two parts: each is lost or repaired,
 /// and the file grows with the last of them.
 #[test]
 fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
@@ -290,7 +290,7 @@ fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
         let block = entry - entry / (ratio + 1);
         tip.bat_override.insert(tip.bat_index(block), (first + (page + 1) * MIB) | 6);
     }
-    // All behind the first are gone, and half of that.
+    // All blocks after the first are gone, and half of the first.
     tip.file_length = Some(first + MIB / 2);
     let damaged = damaged("more pages than an entry takes", &[], &tip);
     let before = layer(&damaged.files, &damaged.tip).unwrap();
@@ -325,7 +325,7 @@ fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
             };
             for (range, why) in &known.list {
                 let is_left = left.iter().any(|(other, _)| other == range);
-                // The rest of a block is there once the file is as long as that.
+                // The rest of a block exists once the file is long enough.
                 let is_right =
                     is_left || if *why == Why::Rest { left.is_empty() } else { is_mended(range) };
                 assert!(is_right, "{story}: {range:?}, {why:?}");
@@ -336,7 +336,7 @@ fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
             if is_changed && !left.is_empty() {
                 parts += 1;
             }
-            // The next one does what is left.
+            // The next run completes the rest.
             if !left.is_empty() && parts % 8 == 1 {
                 let host = SimHost::new(outcome.files.clone());
                 assert_eq!(list(&accept(&host, &damaged).unwrap()), left, "{story}");
@@ -349,7 +349,7 @@ fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
     assert!(parts > 10, "{parts} of {} outcomes are between the parts", seen.len());
 }
 
-/// A host that fails at any step leaves what a crash does.
+/// A host that fails at any step leaves the same state as a crash.
 #[test]
 fn a_host_that_fails_while_a_loss_is_settled_leaves_what_the_next_one_mends() {
     for damaged in all() {

@@ -1,11 +1,11 @@
-//! Crashes at every point of what is done to an image, with every part of what was not flushed lost.
+//! Crashes at every point of a history, losing any subset of the unflushed changes.
 //!
-//! A simulated host records what happens to its files (`sim`), `outcomes` makes of that record all that
-//! a crash can leave behind, `model` knows what the disk may then hold, and `verdict` asks the crate and
-//! the naive reader. `AVHDX_LONG=1` looks further.
+//! A simulated host records what happens to its files (`sim`), `outcomes` derives from the record everything that
+//! a crash can leave behind, `model` knows what the disk may contain then, and `verdict` asks the crate and
+//! the naive reader. `AVHDX_LONG=1` explores further.
 //!
 //! The same workloads run on a host of which one step fails (`faults`, `failures`). `chains` does the same with
-//! operations that change several files and their names, and `loss` with images of which bytes are lost.
+//! operations that change several files and their names, and `loss` with images that lost bytes.
 
 mod chains;
 mod driver;
@@ -31,11 +31,11 @@ use explore::{Effort, Tally, explore};
 use outcomes::Depth;
 use workloads::{ALL, Record, Workload};
 
-/// Distinct outcomes that must be looked at.
+/// The minimum number of distinct outcomes.
 const SHORT: usize = 20_000;
 const LONG: usize = 1_000_000;
 
-/// Random histories: so many in the short form, and in the long one at most.
+/// The number of random histories: this many in the short form, at most this many in the long one.
 const SEEDS: u64 = 4;
 const MOST_SEEDS: u64 = 2000;
 
@@ -57,7 +57,7 @@ fn effort(workload: &Workload) -> Effort {
     Effort { depth, second, first_only: is_hunt }
 }
 
-/// Explores a workload, one of random histories for as long as there are not `wanted` outcomes.
+/// Explores a workload, and in case of random histories continues until there are `wanted` outcomes.
 fn run(workload: &Workload, effort: Effort, wanted: usize) -> Tally {
     let mut tally = Tally::default();
     let rounds: Box<dyn Iterator<Item = Vec<_>>> = match workload.record {
@@ -78,7 +78,7 @@ fn run(workload: &Workload, effort: Effort, wanted: usize) -> Tally {
     tally
 }
 
-/// Prints the first failures of a workload; where a bug is planted, one of them is what was looked for.
+/// Prints the first failures of a workload; for a planted bug, one of them is expected.
 fn tell_failures(workload: &str, failures: &[String]) {
     if !failures.is_empty() && std::env::var_os("AVHDX_MUTANT").is_some() {
         println!("FOUND by \"{workload}\": {}", failures[0]);

@@ -1,4 +1,4 @@
-//! What the disk may hold after a crash, as its user has it: every write, and every flush that returned.
+//! What the disk may contain after a crash, from its user's view: every write, and every flush that returned.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,39 +9,39 @@ use crate::sim::Bytes;
 
 pub const UNIT: u64 = 512;
 
-/// The user's side of a history. Times are places in the record of the host.
+/// The user's view of a history. Times are positions in the record of the host.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub size: u64,
     pub block_size: u64,
     /// The disk at the start of the record.
     pub base: Bytes,
-    /// The disk as it reads when all that was begun is done.
+    /// The disk once everything in progress has completed.
     pub now: Bytes,
     writes: Vec<UserWrite>,
-    /// From when to when.
+    /// Start and end times.
     flushes: Vec<(usize, usize)>,
     sessions: Vec<Session>,
-    /// When the image came to be, unless it was there from the start.
+    /// When the image was created, unless it existed from the start.
     pub created: Option<usize>,
-    /// Ranges to be looked at besides those that are written.
+    /// Additional ranges to compare, besides those that are written.
     watched: Vec<Range<u64>>,
-    /// Of longer segments only both ends are looked at.
+    /// Of longer segments only both ends are compared.
     longest: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
 struct UserWrite {
     begun: usize,
-    /// When it succeeded; far away until then.
+    /// When it succeeded; the maximum until then.
     done: usize,
-    /// When it returned, failed or not; far away until then.
+    /// When it returned, failed or not; the maximum until then.
     returned: usize,
     start: u64,
     data: Arc<[u8]>,
 }
 
-/// From a time on the image was open for writing: what it read then, and its identity.
+/// The contents and identity of the image when it was opened for writing.
 #[derive(Clone, Debug)]
 struct Session {
     from: usize,
@@ -49,20 +49,20 @@ struct Session {
     guid: Uuid,
 }
 
-/// What the segments read before a session, and the identity that goes with it.
+/// The contents of the segments before a session, and the identity at that time.
 pub type Before = (Arc<[Arc<[u8]>]>, Uuid);
 
-/// What is asked of the outcomes of a cut.
+/// The requirements on the outcomes of a cut.
 #[derive(Clone, Debug)]
 pub struct Expected {
     pub segments: Vec<Segment>,
-    /// Whether the image must be there.
+    /// Whether the image must exist.
     pub exists: bool,
-    /// If what the segments read differs from this, the identity must differ from that one.
+    /// If the contents of the segments differ from these, the identity must differ, too.
     pub before: Option<Before>,
 }
 
-/// A range of the disk and what each 512 bytes of it may be: the same of one of these.
+/// A range of the disk and its allowed contents: each 512 bytes equal those of one of them.
 #[derive(Clone, Debug)]
 pub struct Segment {
     pub range: Range<u64>,
@@ -74,25 +74,25 @@ impl Model {
         Self { size, block_size, now: base.clone(), base, ..Self::default() }
     }
 
-    /// Has a range looked at though nobody writes there.
+    /// Compares a range even if it is not written to.
     pub fn watch(&mut self, range: Range<u64>) {
         self.watched.push(range);
     }
 
-    /// Looks only at both ends of segments that are longer than this.
+    /// Limits segments longer than this to both ends.
     pub fn look_at_most(&mut self, longest: u64) {
         self.longest = Some(longest);
     }
 
-    /// A session begins.
+    /// Starts a session.
     pub fn opened(&mut self, at: usize, guid: Uuid) {
         self.sessions.push(Session { from: at, start: self.now.clone(), guid });
     }
 
-    /// A write begins; says which.
+    /// Starts a write; returns its index.
     pub fn begin(&mut self, at: usize, start: u64, data: &[u8]) -> usize {
         self.now.write(start, data);
-        // Whole units: what stands beside a part of one comes along.
+        // Whole units: the rest of a partially written unit belongs to the write.
         let first = start / UNIT * UNIT;
         let end = (start + data.len() as u64).next_multiple_of(UNIT).min(self.size);
         let mut whole = vec![0; (end - first) as usize];
@@ -124,17 +124,17 @@ impl Model {
         write.start..write.start + write.data.len() as u64
     }
 
-    /// Takes what the disk reads at `at` after a failure for what there is now.
+    /// After a failure, takes the contents read at `at` as the present ones.
     pub fn found(&mut self, at: u64, bytes: &[u8]) {
         self.now.write(at, bytes);
     }
 
-    /// A flush began and returned.
+    /// Records the start and the return of a flush.
     pub fn flushed(&mut self, begun: usize, done: usize) {
         self.flushes.push((begun, done));
     }
 
-    /// Changes with what is asked of outcomes in a way that is stricter than before.
+    /// Changes whenever the requirements on outcomes become stricter.
     pub fn epoch(&self, cut: usize) -> u64 {
         let session = self.sessions.iter().filter(|session| session.from < cut).count() as u64;
         let exists = self.created.is_none_or(|created| created < cut);
@@ -142,7 +142,7 @@ impl Model {
         flushed << 17 | session << 1 | u64::from(exists)
     }
 
-    /// The start of the flush that covers most, of those that returned.
+    /// The start of the latest flush that returned.
     fn flushed_until(&self, cut: usize) -> Option<usize> {
         self.flushes.iter().filter(|(_, done)| *done < cut).map(|(begun, _)| *begun).max()
     }
@@ -159,8 +159,8 @@ impl Model {
         Expected { segments: expected, exists, before }
     }
 
-    /// What the disk may read now, durable or not: what was written last, and of writes that failed since
-    /// or are on their way each unit old or new.
+    /// What the disk may read now, durable or not: the last write, and for later writes that failed
+    /// or are in progress, each unit old or new.
     pub fn live(&self, segments: &[Range<u64>], now: usize) -> Vec<Segment> {
         segments.iter().map(|range| self.segment(range, now, now)).collect()
     }
@@ -178,7 +178,7 @@ impl Model {
             either.push(slice(&self.base, range));
         }
         for write in &all {
-            // Gone is what was overwritten by something that is durable itself.
+            // Hidden by a later write that is durable itself.
             let is_gone = all.iter().any(|later| is_flushed(later) && later.begun > write.returned);
             if !is_gone {
                 let within = (range.start - write.start) as usize;
@@ -190,7 +190,7 @@ impl Model {
         Segment { range: range.clone(), either }
     }
 
-    /// The parts of the disk to look at, cut wherever a write starts or ends.
+    /// The parts of the disk to compare, split wherever a write starts or ends.
     pub fn segments(&self) -> Vec<Range<u64>> {
         let mut looked_at: Vec<Range<u64>> = self.watched.clone();
         let blocks = self.size.div_ceil(self.block_size);
@@ -243,7 +243,7 @@ fn slice(bytes: &Bytes, range: &Range<u64>) -> Arc<[u8]> {
 }
 
 impl Segment {
-    /// The first 512 bytes of what was read that are none of what they may be.
+    /// The offset of the first 512 bytes read that are not allowed.
     pub fn refuses(&self, read: &[u8]) -> Option<u64> {
         if self.either.iter().any(|may| **may == *read) {
             return None;

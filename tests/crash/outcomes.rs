@@ -1,18 +1,18 @@
-//! What a crash can leave behind: from every cut of a history, the outcomes that a host may make of the
-//! changes that no flush covers.
+//! What a crash can leave behind: for every cut of a history, the outcomes that a host may make of the
+//! unflushed changes.
 
 use avhdx_testkit::rng::Rng;
 
 use crate::sim::{Bytes, Event, Files, NameChange};
 
-/// How far to look.
+/// How far to explore.
 #[derive(Clone, Copy, Debug)]
 pub struct Depth {
-    /// Up to so many pending changes every subset is tried.
+    /// Up to this many pending changes, every subset is tried.
     pub exhaustive: u32,
-    /// Beyond, so many subsets per cut.
+    /// Beyond that, this many subsets per cut.
     pub samples: u64,
-    /// So many outcomes per cut in which writes are torn.
+    /// How many outcomes per cut have torn writes.
     pub torn: u64,
 }
 
@@ -24,11 +24,11 @@ pub struct Outcome<'a> {
     pub cut: usize,
     /// The pending changes that were kept, in the order of their arrival.
     pub kept: &'a [usize],
-    /// The writes of these that were torn, and the units of each that arrived.
+    /// Those of them that were torn, with the units that arrived.
     pub torn: &'a [Torn],
 }
 
-/// A write, and which of its units arrived.
+/// A write, and for each of its units whether it arrived.
 pub type Torn = (usize, Vec<bool>);
 
 /// Walks along a history.
@@ -38,7 +38,7 @@ pub struct Explorer<'a> {
     rng: Rng,
     /// What is durable at the cut.
     durable: Files,
-    /// The changes before the cut that are not.
+    /// The unflushed changes before the cut.
     pending: Vec<usize>,
 }
 
@@ -49,9 +49,8 @@ impl<'a> Explorer<'a> {
         Self { events, depth, rng: Rng::new(seed), durable: start, pending: Vec::new() }
     }
 
-    /// Shows every outcome of every cut. `epoch` says, for a cut, what is asked of its outcomes: where
-    /// that changes between two cuts, outcomes that were shown before are shown again.
-    /// Cuts before `from` are left out.
+    /// Shows every outcome of every cut from `from` on. `epoch` identifies the requirements on the outcomes of a cut: if
+    /// they change between two cuts, outcomes that were shown before are shown again.
     pub fn run(
         &mut self,
         from: usize,
@@ -84,7 +83,7 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    /// What is durable at the end and nothing else.
+    /// Only what is durable at the end.
     pub fn durable(start: Files, events: &'a [Event]) -> Files {
         let depth = Depth { exhaustive: 0, samples: 0, torn: 0 };
         let mut it = Self::new(start, events, depth, 0);
@@ -92,7 +91,7 @@ impl<'a> Explorer<'a> {
         it.durable
     }
 
-    /// Makes durable what came before `start`.
+    /// Makes the changes before `start` durable.
     fn settle(&mut self, start: usize, is_meant: impl Fn(&Event) -> bool) {
         let events = self.events;
         let durable = &mut self.durable;
@@ -105,7 +104,7 @@ impl<'a> Explorer<'a> {
         });
     }
 
-    /// Shows the outcomes of one cut; where a change is new since the last, those that have it.
+    /// Shows the outcomes of one cut; if a change is new since the last cut, those that contain it.
     fn cut(&mut self, cut: usize, newest: Option<usize>, show: &mut dyn FnMut(Outcome<'_>)) {
         let others: Vec<usize> =
             self.pending.iter().copied().filter(|i| Some(*i) != newest).collect();
@@ -128,7 +127,7 @@ impl<'a> Explorer<'a> {
             if long.is_empty() {
                 continue;
             }
-            // Mostly one alone, the newest as often as all others together; sometimes several.
+            // Usually a single write, the newest as often as all others together; sometimes several.
             if !self.rng.chance(1, 4) {
                 let one = match newest.filter(|i| long.contains(i) && self.rng.chance(1, 2)) {
                     Some(newest) => newest,
@@ -141,7 +140,7 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    /// A random part of the changes, all and none more often than others.
+    /// A random subset of the changes, with all and none more likely than others.
     fn some_of(&mut self, others: &[usize], newest: Option<usize>) -> Vec<usize> {
         let often = self.rng.below(5);
         let rng = &mut self.rng;
@@ -157,7 +156,7 @@ impl<'a> Explorer<'a> {
         }
     }
 
-    /// Shows what the kept changes make, in their order, and where they overlap in the other too.
+    /// Shows the result of the kept changes in their order, and if they overlap, also in the reverse order.
     fn keep(&self, cut: usize, kept: &[usize], show: &mut dyn FnMut(Outcome<'_>)) {
         self.show(cut, kept, &[], false, show);
         let ranges = || kept.iter().filter_map(|i| self.range(*i));
@@ -239,7 +238,7 @@ fn file_of(event: &Event) -> Option<usize> {
     }
 }
 
-/// What happened, in a word.
+/// Describes an event in a word.
 pub fn describe(event: &Event) -> String {
     match event {
         Event::Write(file, chunk) => {

@@ -1,5 +1,5 @@
-//! A real file, written by a process of its own under strace: whether each flush waits for the disk, and
-//! what a crash at any point of that very run would have left behind.
+//! A real file, written by a process under strace: whether each flush waits for the disk, and
+//! what a crash at any point of that run would have left behind.
 #![allow(clippy::disallowed_methods)]
 
 use std::collections::HashMap;
@@ -22,7 +22,7 @@ use crate::verdict::{self, Judge};
 
 const SIZE: u64 = 6 * MIB;
 const BLOCK: u64 = 2 * MIB;
-/// Where the process that is watched finds its image, and where it says what it does.
+/// Tell the watched process its image and its report file.
 const IMAGE: &str = "AVHDX_TRACED_IMAGE";
 const WORDS: &str = "AVHDX_TRACED_WORDS";
 
@@ -69,7 +69,7 @@ fn a_flush_of_a_real_file_waits_for_the_disk() {
     assert!(flushes >= 10);
 }
 
-/// The process that is watched. Without its image it does nothing.
+/// The process to be watched. Does nothing without its image.
 #[test]
 fn process_that_is_traced() {
     let (Some(image), Some(words)) = (std::env::var_os(IMAGE), std::env::var_os(WORDS)) else {
@@ -119,7 +119,7 @@ fn process_that_is_traced() {
     say("closed".into());
 }
 
-/// What the process did, from outside.
+/// The process seen from outside.
 struct Traced {
     before: Files,
     disk: Bytes,
@@ -136,7 +136,7 @@ enum Call {
 }
 
 impl Traced {
-    /// Nothing where there is no strace, which with `AVHDX_INTEROP=1` is a failure.
+    /// `None` if strace is missing, which with `AVHDX_INTEROP=1` is a failure.
     fn run() -> Option<Self> {
         if Command::new("strace").arg("-V").output().is_err() {
             let wanted = std::env::var_os("AVHDX_INTEROP").is_some_and(|value| value == "1");
@@ -187,7 +187,7 @@ impl Traced {
             match call {
                 Call::Write { at, data } => {
                     let chunk = Arc::new(Chunk::new(*at, data));
-                    // Growing is a change of its own: the host may keep it and lose the bytes.
+                    // Growth is a separate change: the host may keep it and lose the data.
                     let is_longer = chunk.end() > length(&events, &self.before);
                     if is_longer {
                         happen(Event::SetLen(1, chunk.end()), &mut events);
@@ -242,7 +242,7 @@ fn length(events: &[Event], before: &Files) -> u64 {
     last.unwrap_or_else(|| before.files[1].len())
 }
 
-/// A base with something in every block and an empty child; returns what the disk reads.
+/// Creates a base with data in every block and an empty child; returns the contents of the disk.
 fn make_chain(base: &Path, child: &Path) -> Bytes {
     let mut disk = Bytes::default();
     let options = CreateOptions::dynamic(SIZE).block_size(BLOCK as u32);
@@ -267,7 +267,7 @@ fn bytes_of(path: &Path) -> Bytes {
     bytes
 }
 
-/// What a trace says about two files: the image and the one with the words.
+/// Extracts the calls on two files from a trace: the image and the report file.
 fn calls(trace: &str, image: &Path, words: &Path) -> Vec<Call> {
     let image = image.canonicalize().unwrap();
     let words = words.canonicalize().unwrap();
@@ -317,7 +317,7 @@ fn as_os_str(bytes: &[u8]) -> &OsStr {
     std::os::unix::ffi::OsStrExt::from_bytes(bytes)
 }
 
-/// The bytes that strace writes as `\x41\x42`.
+/// Decodes bytes that strace prints as `\x41\x42`.
 fn unescaped(text: &str) -> Vec<u8> {
     if !text.starts_with("\\x") {
         return text.as_bytes().to_vec();

@@ -1,4 +1,4 @@
-//! Whether an outcome is one that may be: asked of the crate, and of the naive reader and checker, which
+//! Judges whether an outcome is allowed, using the crate, and the naive reader and checker, which
 //! share no code with it.
 
 use std::path::{Path, PathBuf};
@@ -11,10 +11,10 @@ use uuid::Uuid;
 use crate::model::{Expected, UNIT};
 use crate::sim::{Files, SimHost, Sum};
 
-/// Memory for tables, per opened outcome; where it is read only, so little that all is driven out again.
+/// Memory for tables per opened outcome; for reading, so little that everything is evicted.
 const BUDGET: usize = 1 << 18;
 const TINY_BUDGET: usize = 2 << 10;
-/// Units per segment that the naive reader reads, and in all.
+/// How many units the naive reader samples per segment, and in total.
 const SAMPLES: u64 = 8;
 const MOST_SAMPLES: u64 = 400;
 
@@ -23,12 +23,12 @@ const MOST_SAMPLES: u64 = 400;
 pub struct Judge {
     /// The image that is written.
     pub tip: PathBuf,
-    /// What lies below it, base first. It does not change.
+    /// The layers below it, base first, which do not change.
     pub parents: Vec<Layer>,
 }
 
 impl Judge {
-    /// Whether there is an image, or what is wrong with the outcome.
+    /// Returns whether there is an image, or what is wrong with the outcome.
     pub fn judge(&self, files: &Files, expected: &Expected) -> Result<bool, String> {
         if files.file(&self.tip).is_none() {
             return if expected.exists { Err("the image is gone".into()) } else { Ok(false) };
@@ -73,7 +73,7 @@ impl Judge {
         Ok((read, guid))
     }
 
-    /// Says what the bytes at `at` are, if they are something known.
+    /// Describes the bytes at `at`, if they are recognized.
     fn explain(&self, at: u64, files: &Files, expected: &Expected) -> String {
         let chain = self.chain(files);
         let who = chain.as_ref().map(|chain| chain.who(chain.0.len() - 1, at / chain.0[0].sector));
@@ -107,7 +107,7 @@ impl Judge {
         Ok(host.files())
     }
 
-    /// Compares what the crate read with what the naive reader does, at samples, and checks the rules.
+    /// Compares samples of what the crate read with the naive reader, and checks the rules.
     fn naive(
         &self,
         files: &Files,
@@ -150,7 +150,7 @@ impl Judge {
         Ok(Chain(layers))
     }
 
-    /// The sum over all that is no payload.
+    /// The checksum of everything that is not payload.
     pub fn sum_of_metadata(&self, files: &Files, payload: &[std::ops::Range<u64>]) -> Sum {
         files.sum_but(|path, bytes| {
             let payload = payload.iter().filter(|_| path == self.tip);

@@ -1,4 +1,4 @@
-//! What is done to images while the host may crash.
+//! Workloads during which the host may crash.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,18 +11,18 @@ use crate::driver::{Driver, GIB, KIB, MIB, Recorded, Setup, fixed_identities, pa
 use crate::interleave::interleaved;
 use crate::sim::{Event, Files, SimHost};
 
-/// A name, and the histories that belong to it.
+/// A name, and its histories.
 pub struct Workload {
     pub name: &'static str,
     pub record: Record,
-    /// Fewer outcomes per cut: there are many cuts, or each outcome is costly to judge.
+    /// Fewer outcomes per cut, because there are many cuts or outcomes are costly to judge.
     pub is_large: bool,
 }
 
 /// How a workload is recorded.
 pub enum Record {
     Once(fn() -> Vec<Recorded>),
-    /// Another one for each seed.
+    /// A different one for each seed.
     Seeded(fn(u64) -> Vec<Recorded>),
 }
 
@@ -97,7 +97,7 @@ pub const ALL: &[Workload] = &[
     large("entries as large as half the log", || one(vast(), large_entries)),
     large("commit larger than one entry", || one(vast_with_stale_bits(), split_commit)),
     large("table larger than one entry", || one(vaster(), split_table)),
-    // The last: it goes on until there are outcomes enough.
+    // Last, because it continues until there are enough outcomes.
     seeded("anything at random", anything),
 ];
 
@@ -122,7 +122,7 @@ fn dynamic(size: u64) -> Setup {
     Setup::base(CreateOptions::dynamic(size), size, 1 << 20)
 }
 
-/// A child with nothing in it over a base with something in each block.
+/// An empty child over a base with data in every block.
 fn child(size: u64) -> Driver {
     child_setup(size).start()
 }
@@ -135,7 +135,7 @@ fn child_setup(size: u64) -> Setup {
     base.child(1 << 20)
 }
 
-/// The same beside a second base that reads alike.
+/// The same beside a second base with the same contents.
 fn two_bases() -> Driver {
     let setup = child_setup(4 * MIB);
     let base = crate::verdict::open(&setup.host, &path("base.vhdx"), false).unwrap();
@@ -146,12 +146,12 @@ fn two_bases() -> Driver {
     setup.start()
 }
 
-/// A base that is long enough to grow by more than it needs.
+/// A base large enough to grow by more than it needs.
 fn wide() -> Driver {
     (0..20).fold(dynamic(24 * MIB), |base, block| base.write(block * MIB, 512)).start()
 }
 
-/// A child of more than a table page per block that is written.
+/// A child in which every written block has a table page of its own.
 fn vast() -> Driver {
     let size = 80 << 30;
     dynamic(size).write(0, 4 * KIB).write(512 * MIB, 4 * KIB).child(1 << 20).start()
@@ -207,7 +207,7 @@ fn discard_and_reuse(driver: &Driver) {
     driver.discard(&chain, 0, MIB);
     driver.write(&chain, 3, 2 * MIB, 4 * KIB);
     driver.flush(&chain);
-    // Into what the first block gave up, in part: what else it held must not show.
+    // Into the space freed by the first block, in part: its other old contents must not show.
     driver.write(&chain, 4, 3 * MIB + 8 * KIB, 4 * KIB);
     driver.flush(&chain);
     driver.write(&chain, 5, 512, KIB);
@@ -253,7 +253,7 @@ fn close_and_cut(driver: &Driver) {
     driver.flush(&chain);
     driver.write(&chain, 2, 4 * KIB, 4 * KIB);
     driver.close(&chain);
-    // On with the same handle, into space that was cut off.
+    // The same handle writes on, to space that was cut off.
     driver.write(&chain, 3, 21 * MIB, 4 * KIB);
     driver.write(&chain, 4, 22 * MIB + 4 * KIB, 4 * KIB);
     driver.discard(&chain, 21 * MIB, MIB);
@@ -261,7 +261,7 @@ fn close_and_cut(driver: &Driver) {
     driver.close(&chain);
 }
 
-/// A child whose bitmap says things of blocks that are not partially present.
+/// A child whose bitmap has bits set for blocks that are not partially present.
 fn stale_bits() -> Vec<Recorded> {
     let size = 4 * MIB;
     let base = (0..4).fold(dynamic(size), |base, block| base.write(block * MIB, 60 * KIB));
@@ -285,7 +285,7 @@ fn stale_bits() -> Vec<Recorded> {
     vec![driver.finish()]
 }
 
-/// A file that ends in the middle of a MiB, as other writers leave them.
+/// A file whose length is not a multiple of 1 MiB, as by some other writers.
 fn odd_length() -> Vec<Recorded> {
     let setup = dynamic(4 * MIB).write(0, 4 * KIB).child(1 << 20);
     let mut files = setup.host.files();
@@ -293,7 +293,7 @@ fn odd_length() -> Vec<Recorded> {
     file.set_len(file.len() + 700 * KIB);
     let driver = Setup { host: SimHost::new(files), ..setup }.start();
     let chain = driver.open();
-    // An entry while the file still has that length.
+    // A log entry while the file still has that length.
     driver.discard(&chain, 2 * MIB, MIB);
     driver.flush(&chain);
     driver.write(&chain, 1, 8 * KIB, KIB);
@@ -303,11 +303,11 @@ fn odd_length() -> Vec<Recorded> {
     vec![driver.finish()]
 }
 
-/// A disk that ends in the middle of its second block, and its file with it, as some writers leave them.
+/// A disk, and its file, that end in the middle of the second block, as by some other writers.
 fn cut_end(is_child: bool) -> Driver {
     let size = 6 * MIB - 3 * KIB;
     let base = Setup::base(CreateOptions::dynamic(size), size, 4 << 20);
-    // The bitmap comes with the first block.
+    // The bitmap is created with the first block.
     let base = if is_child { base.write(0, 20 * KIB).child(4 << 20).write(KIB, KIB) } else { base };
     let setup = base.write(5 * MIB, 8 * KIB).write(size - 2 * KIB, 2 * KIB);
     let mut files = setup.host.files();
@@ -328,7 +328,7 @@ fn last_block(driver: &Driver) {
     driver.flush(&chain);
     driver.discard(&chain, 4 * MIB, end - 4 * MIB);
     driver.flush(&chain);
-    // The space of the last block, which has more than the file had of it.
+    // The space of the last block, which is longer than the file was.
     driver.write(&chain, 4, end - KIB, KIB);
     driver.discard(&chain, 0, 4 * MIB);
     driver.flush(&chain);
@@ -336,7 +336,7 @@ fn last_block(driver: &Driver) {
     driver.close(&chain);
 }
 
-/// A child whose headers fill all of their 4 KiB, so that one of which a part is missing is none.
+/// A child whose headers fill all of their 4 KiB, so that a torn one is always invalid.
 fn headers_full() -> Setup {
     let setup = child_setup(4 * MIB);
     let mut files = setup.host.files();
@@ -352,7 +352,7 @@ fn headers_full() -> Setup {
     Setup { host: SimHost::new(files), ..setup }
 }
 
-/// Two crashes, each in the middle of a header, of which the second may bring what the first lost.
+/// Two crashes, each while a header is written; the second may complete what the first lost.
 fn header_torn_twice() -> Vec<Recorded> {
     let setup = headers_full();
     let mut files = setup.host.files();
@@ -378,7 +378,7 @@ fn header_torn_twice() -> Vec<Recorded> {
     vec![driver.finish()]
 }
 
-/// All that can be done to a small disk, in any order and at any place.
+/// Everything that can be done to a small disk, in random order and at random offsets.
 fn anything(seed: u64) -> Vec<Recorded> {
     let mut rng = Rng::new(seed);
     let size = 4 * MIB;
@@ -387,7 +387,7 @@ fn anything(seed: u64) -> Vec<Recorded> {
         1 => scattered(),
         _ => child(size),
     };
-    // The same few places of a large disk, one table page each.
+    // The same few offsets of a large disk, one table page each.
     let spread = if seed % 4 == 1 { 512 } else { 1 };
     let place = |rng: &mut Rng| rng.below(4) * spread * MIB + rng.below(512) * 2 * KIB;
     let mut chain = driver.open();
@@ -445,9 +445,9 @@ fn another_parent(driver: &Driver) {
     driver.flush(&chain);
     driver.write(&chain, 2, MIB, KIB);
     driver.kill(chain);
-    // The log is brought to the file first.
+    // The log is replayed to the file first.
     driver.reparent("second.vhdx");
-    // Nobody needs the old one from then on.
+    // The old one is no longer needed.
     driver.remove("base.vhdx");
     let chain = driver.open_after_kill();
     driver.write(&chain, 3, 2 * MIB + 4 * KIB, 2 * KIB);
@@ -529,7 +529,7 @@ fn second_chunk() -> Vec<Recorded> {
     vec![driver.finish()]
 }
 
-/// Writes of every sort before one flush.
+/// Writes of every kind before one flush.
 fn scattered_writes(driver: &Driver) {
     let chain = driver.open();
     driver.write(&chain, 1, 4 * KIB, 2 * KIB);
@@ -538,7 +538,7 @@ fn scattered_writes(driver: &Driver) {
     driver.flush(&chain);
     for round in 1..3 {
         let seed = 10 * round;
-        // In place and in new sectors of a mixed block, twice over the same bytes, in a full block.
+        // In place and in new sectors of a partially present block, twice over the same bytes, in a full block.
         driver.write(&chain, seed, 5 * KIB, 2 * KIB);
         driver.write(&chain, seed + 1, 6 * KIB, 2 * KIB);
         driver.write(&chain, seed + 2, MIB + 8 * KIB, 3 * KIB);
@@ -557,7 +557,7 @@ fn scattered() -> Driver {
     base.child(1 << 20).start()
 }
 
-/// A page of the table and one of the bitmap for each of a few blocks.
+/// A table page and a bitmap page for each of a few blocks.
 fn scattered_tables(driver: &Driver) {
     let chain = driver.open();
     for round in 0..3 {
@@ -598,7 +598,7 @@ fn create() -> Vec<Recorded> {
     ]
 }
 
-/// Before a flush that others come in between: two blocks and a bitmap that are new, a block and a
+/// Before an interrupted flush: two new blocks and a new bitmap, and a block and a
 /// bitmap in place.
 fn busy(driver: &Driver, chain: &DiffChain) {
     driver.write(chain, 1, 4 * KIB, 4 * KIB);
@@ -616,7 +616,7 @@ fn freed(driver: &Driver, chain: &DiffChain) {
     driver.flush(chain);
 }
 
-/// One sector more in each round, until the ring has been around.
+/// One sector more in each round, until the ring has wrapped.
 fn log_wraps(driver: &Driver) {
     let chain = driver.open();
     driver.write(&chain, 0, 0, KIB);
@@ -630,7 +630,7 @@ fn log_wraps(driver: &Driver) {
     driver.close(&chain);
 }
 
-/// Two commits of which each takes more than half of the log, so that the second may not touch what
+/// Two commits that each take more than half of the log, so that the second must not overwrite what
 /// the first still needs.
 fn large_entries(driver: &Driver) {
     let chain = driver.open();
@@ -646,7 +646,7 @@ fn large_entries(driver: &Driver) {
     driver.kill(chain);
 }
 
-/// A child whose first bitmap says of all blocks that they are here.
+/// A child whose first bitmap has all bits set.
 fn vast_with_stale_bits() -> Driver {
     let setup = dynamic(80 << 30).write(512 * MIB, 4 * KIB).write(GIB, 4 * KIB);
     let setup = setup.child(1 << 20).write(8 * KIB, KIB);
@@ -657,7 +657,7 @@ fn vast_with_stale_bits() -> Driver {
     Setup { host: SimHost::new(files), ..setup }.start()
 }
 
-/// More changed pages than the 252 that an entry takes, bitmaps and tables alike.
+/// More changed pages than the 252 that fit in an entry, bitmaps and tables alike.
 fn split_commit(driver: &Driver) {
     let chain = driver.open();
     // A bitmap per eight blocks, a page of it and one of the table per block: 249.
@@ -665,7 +665,7 @@ fn split_commit(driver: &Driver) {
         driver.write(&chain, i, i * 512 * MIB + KIB, KIB);
     }
     driver.look_from_here();
-    // Two blocks in two chunks more, by one write.
+    // Two more blocks in two more chunks, in one write.
     driver.write(&chain, 130, 17 * 4 * GIB - KIB, 2 * KIB);
     driver.flush(&chain);
     driver.write(&chain, 200, 2 * MIB, KIB);
@@ -673,14 +673,14 @@ fn split_commit(driver: &Driver) {
     driver.kill(chain);
 }
 
-/// A child with a table of more pages than an entry takes.
+/// A child whose table has more pages than fit in an entry.
 fn vaster() -> Driver {
     let size = 132 * GIB;
     dynamic(size).write((128_480 + 1) * MIB - 4 * KIB, 8 * KIB).child(1 << 20).start()
 }
 
-/// Changes in 253 pages of the table: the first 252 name blocks that need the bitmap block which the
-/// last one names.
+/// Changes in 253 pages of the table: blocks in the first 252 need the bitmap block that the
+/// last one adds.
 fn split_table(driver: &Driver) {
     let chain = driver.open();
     driver.model().look_at_most(16 * KIB);

@@ -1,4 +1,4 @@
-//! The sound chains that are broken, and the ways to break them.
+//! The sound chains to be corrupted, and the corruptions.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::common::MIB;
 
 pub const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0001);
 
-/// A sound chain, base first, with the places of its structures.
+/// A sound chain, base first, with the ranges of its structures.
 pub struct Chain {
     pub images: Vec<Image>,
     pub files: Vec<Vec<u8>>,
@@ -24,7 +24,7 @@ impl Chain {
     pub fn new(images: &[Image]) -> Self {
         let structures = images.iter().map(|image| {
             let layout = image.layout();
-            // The part of each table that is in use, the bytes behind it, and its end.
+            // The used part of each table, the bytes after it, and its end.
             let used = |name: &str, range: Range<u64>| {
                 let len = match name {
                     "log" | "metadata" | "payload:0" => return None,
@@ -50,7 +50,7 @@ impl Chain {
     }
 }
 
-/// Chains that have every structure between them.
+/// Chains that together have every structure.
 pub fn corpus() -> Vec<Chain> {
     let mut base = Image::dynamic(3 * MIB - 512);
     base.put(0, Block::full(Data::Pattern(1))).put(2, Block::full(Data::Pattern(2)));
@@ -90,13 +90,13 @@ pub fn corpus() -> Vec<Chain> {
 /// One change to one file.
 #[derive(Clone, Debug)]
 pub enum Mutation {
-    /// Bits flipped in a byte of a structure.
+    /// Flips bits in a byte of a structure.
     Flip { structure: usize, at: u64, bits: u8 },
-    /// A field set, of so many bytes.
+    /// Sets a field of `width` bytes.
     Set { structure: usize, at: u64, width: u8, value: u64 },
-    /// The first so many bytes are left, counted in 4 KiB and a few.
+    /// Truncates the file, to a multiple of 4 KiB and a few bytes.
     Cut { sectors: u64, more: u64 },
-    /// Bytes of one structure put over another.
+    /// Copies bytes of one structure over another.
     Copy { from: usize, to: usize, len: u64 },
 }
 
@@ -142,7 +142,7 @@ pub fn set(file: &mut [u8], at: u64, width: u64, value: u64) {
     }
 }
 
-/// Values that overflow, misalign, or lie just within and without what is allowed.
+/// Values that overflow, are misaligned, or lie just inside and outside the allowed range.
 const EXTREMES: [u64; 24] = [
     0,
     1,

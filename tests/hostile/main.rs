@@ -1,7 +1,7 @@
-//! Broken images on purpose: never a panic, never a hang, never much memory, and each refusal says where and why.
+//! Deliberately broken images: no panics, no hangs, bounded memory, and errors that say where and why.
 //!
-//! What opens is read by every operation, and written to as far as it lets itself. `AVHDX_LONG=1` runs every case, and
-//! a hundred times as many of those by chance; `AVHDX_SEED` has them be others.
+//! Images that open are read by every operation, and written to if possible. `AVHDX_LONG=1` runs every case, and
+//! a hundred times as many random ones; `AVHDX_SEED` changes the random ones.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -29,7 +29,7 @@ use writing::change;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// What the tests may take beside the images, which are some 20 MiB: the promise is 64 MiB in all.
+/// Memory that the tests may take besides the images, which are about 20 MiB: the limit is 64 MiB in total.
 const MOST_MEMORY: usize = 32 << 20;
 const TABLES: usize = 4 << 20;
 
@@ -38,7 +38,7 @@ fn times(short: u32) -> u32 {
     short * if long { 100 } else { 1 }
 }
 
-/// Reads the chain and what its files are alone, then writes to it and to the image that was broken.
+/// Reads the chain and its files alone, then writes to the chain and to the broken image.
 fn both(files: Vec<Vec<u8>>, broken: usize, seed: u64) {
     let files: Vec<_> = files.into_iter().map(Arc::new).collect();
     exercise(&files);
@@ -48,14 +48,14 @@ fn both(files: Vec<Vec<u8>>, broken: usize, seed: u64) {
     }
 }
 
-/// What the cases by chance are made of.
+/// The seed of the random cases.
 fn seed() -> u64 {
     std::env::var("AVHDX_SEED").map_or(0, |seed| seed.parse().expect("a number"))
 }
 
 #[test]
 fn this_binary_checks_overflows() {
-    // The backtrace of a panic takes memory, and more of it the more a binary knows of its sources.
+    // Backtraces take memory, and more of it with more debug information.
     let _alone = alone();
     let most = std::hint::black_box(u64::MAX);
     let added = std::panic::catch_unwind(|| most + std::hint::black_box(1));
@@ -105,7 +105,7 @@ fn mutated_images() {
     TestRunner::new(config).run(&strategy, case).unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// A log that is empty need not be looked at by who reads; nobody writes without room for one.
+/// Readers may ignore an empty log; writers need one with room.
 #[test]
 fn a_log_without_length_is_no_harm_to_readers() {
     let mut image = Image::dynamic(2 << 20);
@@ -127,9 +127,9 @@ fn a_log_without_length_is_no_harm_to_readers() {
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
 }
 
-/// Runs those of so many cases that there is time for.
+/// Runs as many of the cases as there is time for.
 fn some<T>(cases: Vec<T>, wanted: u32, mut run: impl FnMut(T)) {
-    // A prime, so that no structure is left out by its shape.
+    // A prime, so that no structure is skipped systematically.
     let step = match cases.len() / times(wanted) as usize {
         0 | 1 => 1,
         step => (step..).find(|n| (2..*n).all(|d| !n.is_multiple_of(d))).expect("a prime"),
@@ -138,7 +138,7 @@ fn some<T>(cases: Vec<T>, wanted: u32, mut run: impl FnMut(T)) {
     cases.into_iter().skip(first).step_by(step).for_each(&mut run);
 }
 
-/// Each number of each structure at each end of what it can be; in the short run every so manyth.
+/// Each number in each structure at its extremes; in the short form a sample of them.
 #[test]
 fn each_field_at_its_extremes() {
     let _alone = alone();
@@ -162,7 +162,7 @@ fn each_field_at_its_extremes() {
     });
 }
 
-/// Each entry of a block allocation table in each state and at each place that is apt to break a reader.
+/// Each entry of a block allocation table in each state and at each offset likely to break a reader.
 #[test]
 fn each_block_at_every_place() {
     let _alone = alone();
@@ -188,7 +188,7 @@ fn each_block_at_every_place() {
     });
 }
 
-/// Logs whose entries are right but for what they say: numbers, lengths of the file, and targets.
+/// Logs of valid entries with extreme contents: numbers, file lengths and targets.
 #[test]
 fn logs_of_extreme_numbers() {
     const NUMBERS: [u64; 12] = [
@@ -241,7 +241,7 @@ fn logs_of_extreme_numbers() {
     });
 }
 
-/// Zero descriptors are short and each is a piece to remember: a log as full of them as is allowed, and
+/// Zero descriptors are short, and each becomes a piece in memory: a log with as many as allowed, and
 /// one with more.
 #[test]
 fn logs_full_of_descriptors() {
@@ -254,7 +254,7 @@ fn logs_full_of_descriptors() {
         image.set_log_guid(GUID);
         let spare = image.layout().needed_length;
         let count = u64::from(image.log_length) / 32 - 2;
-        // No two of them touch.
+        // No two of them are adjacent.
         let zeros = (0..count).map(|n| Descriptor::zero(spare + n * 8192, 4096)).collect();
         image.log = vec![LogEntry::new(7, zeros)];
         image.file_length = Some(spare);

@@ -1,4 +1,4 @@
-//! Asking for everything that can be asked for without a change.
+//! Makes every call that changes nothing.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -18,12 +18,12 @@ use crate::TABLES;
 use crate::common::sparse::{Bounds, Sparse};
 use crate::common::{ReadOnly, Shelf};
 
-/// A file of these bytes that is only ever read.
+/// A read-only file with these bytes.
 pub fn unchanging(name: String, bytes: &Arc<Vec<u8>>) -> Arc<dyn Storage> {
     Arc::new(ReadOnly(Sparse::new(name, Arc::clone(bytes), Bounds::default())))
 }
 
-/// Opens the files as a chain and each alone, and asks for everything that can be asked for.
+/// Opens the files as a chain and separately, and makes every read-only call.
 pub fn exercise(files: &[Arc<Vec<u8>>]) {
     let named = files.iter().enumerate();
     let files: Vec<Arc<dyn Storage>> =
@@ -77,7 +77,7 @@ fn read_chain(chain: &DiffChain) {
     }
 }
 
-/// Plans here and there come to an end, and give the bytes that reads do or say what is wrong.
+/// Random plans complete, and supply the same bytes as reads or report an error.
 fn plan_some(chain: &DiffChain) {
     let size = chain.geometry().size;
     let mut rng = Rng::new(size);
@@ -109,8 +109,8 @@ fn plan_some(chain: &DiffChain) {
     }
 }
 
-/// Every operation that only reads, on a chain that opened. Those that go through all of a disk are stopped where
-/// it claims to be a large one.
+/// Every read-only operation, on a chain that opened. Operations over whole disks are stopped if
+/// the disk claims to be large.
 fn operate(chain: &DiffChain) {
     let size = chain.geometry().size;
     for offset in [0, 511, size / 2, size.saturating_sub(1), size, u64::MAX] {
@@ -132,7 +132,7 @@ fn operate(chain: &DiffChain) {
     ended(Compare::new().run(chain, &chain.clone(), &mut stop_at(400)));
 }
 
-/// Has an operation end after so many reports.
+/// Stops an operation after this many reports.
 fn stop_at(mut reports: usize) -> impl FnMut(Progress) -> ControlFlow<()> {
     move |progress| {
         assert!(progress.done <= progress.total, "{progress:?}");
@@ -148,14 +148,14 @@ fn ended<T>(done: avhdx::Result<T>) {
     }
 }
 
-/// As [`is_told`]; what a map of the file cannot tell, because a log lies over the payload, is one more answer.
+/// As [`is_told`]; an extent may also be unavailable because a log covers the payload.
 fn is_told_of_log(error: &Error) {
     if error.kind() != ErrorKind::LogOverlay {
         is_told(error);
     }
 }
 
-/// What looks at images that need not open: a check of the chain and of each file, and the forest of them all.
+/// Operations on images that need not open: a check of the chain and of each file, and their forest.
 fn examine(tip: &Arc<dyn Storage>, parents: &[Arc<dyn Storage>]) {
     let options = OpenOptions::new().parents(Shelf(parents.to_vec()));
     for log in [LogPolicy::Replay, LogPolicy::Ignore] {
@@ -183,8 +183,8 @@ fn examine(tip: &Arc<dyn Storage>, parents: &[Arc<dyn Storage>]) {
     assert!(forest.findings().len() < 100);
 }
 
-/// All bytes and extents of a disk that is small, and of one that is not those at both ends and some
-/// between.
+/// Reads all bytes and extents of a small disk; of a large one those at both ends and some
+/// in between.
 pub fn read_all(disk: &dyn Disk) {
     const WINDOW: u64 = 4 << 20;
     let size = disk.geometry().size;
@@ -207,14 +207,14 @@ pub fn read_all(disk: &dyn Disk) {
             extent.map_or_else(|error| is_told(&error), drop);
         }
     }
-    // The whole disk in runs, though not in too many.
+    // The whole disk in extents, up to a limit.
     for extent in disk.extents(0..size).take(300) {
         extent.map_or_else(|error| is_told(&error), drop);
     }
 }
 
-/// Whoever refuses says which file, where in it, what stands there, what should, and by which rule.
-/// A storage in memory never fails by itself, so that no fault of an image may pass for one of the host.
+/// An error names the file, the offset, what was found and expected, and the rule.
+/// A storage in memory never fails, so that no fault of an image may be reported as one of the host.
 pub fn is_told(error: &Error) {
     let kind = error.kind();
     assert_ne!(kind, ErrorKind::Io, "{error}");
@@ -248,7 +248,7 @@ pub fn is_told(error: &Error) {
     assert!(expected.contains(&kind), "{kind:?}: {error}");
 }
 
-/// The files as a folder has them, under their own names, to be read only.
+/// The files in a read-only folder, under their own names.
 #[derive(Debug)]
 struct Folder(Vec<Arc<dyn Storage>>);
 

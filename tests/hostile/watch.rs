@@ -1,11 +1,11 @@
-//! A case under the eye of the clock and the allocator.
+//! Limits the time and memory of a case.
 
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{MEMORY, MOST_MEMORY};
 
-/// Runs a case under the eye of the watchdog and the allocator.
+/// Runs a case under the limits of the watchdog and the allocator.
 pub fn watched(what: impl Fn() -> String, case: impl FnOnce()) {
     struct Told<'a>(&'a dyn Fn() -> String);
     impl Drop for Told<'_> {
@@ -25,7 +25,7 @@ pub fn watched(what: impl Fn() -> String, case: impl FnOnce()) {
     assert!(most < MOST_MEMORY, "{most} bytes of memory for {}", what());
 }
 
-/// Says which case runs from now on. One that runs for a minute is a hang and ends the process.
+/// Records which case is running. A case that takes a minute is a hang and ends the process.
 fn watch(case: Option<String>) {
     static CASE: Mutex<Option<(Instant, String)>> = Mutex::new(None);
     static START: Once = Once::new();
@@ -47,7 +47,7 @@ fn watch(case: Option<String>) {
     *CASE.lock().unwrap_or_else(PoisonError::into_inner) = case;
 }
 
-/// One test at a time: the allocator counts for the whole process.
+/// One test at a time: the allocator counts per process.
 pub fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)

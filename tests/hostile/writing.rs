@@ -1,7 +1,7 @@
-//! Changing what opens for writing, and what is refused.
+//! Changes images that open for writing, and checks refusals.
 //!
-//! A model knows what each part of the disk read before and what was written to it since. Whatever is wrong with the
-//! image, no byte changes that was not written to, a file that is refused stays as it is, and all ends within the
+//! A model knows the previous contents of each part of the disk and what was written to it. Whatever is wrong with the
+//! image, only the written bytes change, a refused file stays the same, and everything stays within the
 //! bounds of [`Sparse`].
 
 use std::collections::BTreeSet;
@@ -18,11 +18,11 @@ use crate::common::sparse::{Bounds, Sparse};
 use crate::common::{MIB, ReadOnly, Shelf};
 use crate::reading::{is_told, unchanging};
 
-/// What is read and written of a disk at its start and at its end.
+/// The size of the parts that are read and written, at the start and at the end of a disk.
 const WINDOW: u64 = 4 * MIB;
 const PIECE: u64 = 32 << 10;
 
-/// Writes to the last of these files as the tip of a chain of them, if it opens for that.
+/// Writes to the last of these files as the tip of a chain, if it opens for writing.
 pub fn change(files: &[Arc<Vec<u8>>], seed: u64) {
     let mut rng = Rng::new(seed);
     let (tip, parents) = files.split_last().expect("a file");
@@ -46,7 +46,7 @@ pub fn change(files: &[Arc<Vec<u8>>], seed: u64) {
             return;
         }
     };
-    // The log may have been replayed; from here on it is done.
+    // The log may have been replayed; ignore those changes.
     tip.take_done();
     let chain = match options(true).open_chain(opened) {
         Ok(chain) => chain,
@@ -73,7 +73,7 @@ pub fn change(files: &[Arc<Vec<u8>>], seed: u64) {
     model.check(&again.unwrap_or_else(|error| panic!("to be read again: {error}")));
     let new: Vec<_> = self::faults(&tip, &parents).difference(&faults).copied().collect();
     assert!(new.is_empty(), "new findings: {new:?}");
-    // Once more, as the next session does it.
+    // Again, in the next session.
     let again = options(true).open_file(Arc::clone(&tip) as Arc<dyn Storage>);
     let again = again.and_then(|image| options(true).open_chain(image));
     let again = again.unwrap_or_else(|error| panic!("to be written again: {error}"));
@@ -81,7 +81,7 @@ pub fn change(files: &[Arc<Vec<u8>>], seed: u64) {
     model.check(&again);
 }
 
-/// Some changes by chance. Says whether the image takes any.
+/// Makes random changes. Returns whether the image accepts any.
 fn act(chain: &DiffChain, tip: &Sparse, model: &mut Model, rng: &mut Rng) -> bool {
     let mut is_refused = false;
     for n in 0..10 {
@@ -104,7 +104,7 @@ fn act(chain: &DiffChain, tip: &Sparse, model: &mut Model, rng: &mut Rng) -> boo
                 if let Some(bytes) = bytes {
                     model.write(range, bytes.as_deref());
                 }
-                // Zeros that are there already are no change.
+                // Zeros over zeros are not a change.
                 model.is_written |= !tip.take_done().writes.is_empty();
             }
             Err(error) if error.code().starts_with("claim.") => {
@@ -124,7 +124,7 @@ fn act(chain: &DiffChain, tip: &Sparse, model: &mut Model, rng: &mut Rng) -> boo
     !is_refused
 }
 
-/// A change is refused for what is wrong with the image alone, and leaves it in working order.
+/// A change is refused only for a fault of the image, and leaves it usable.
 fn is_told_of_change(error: &Error) {
     is_told(error);
     assert!(matches!(error.kind(), ErrorKind::Damaged | ErrorKind::Unsupported), "{error}");
@@ -140,7 +140,7 @@ fn faults(tip: &Arc<Sparse>, parents: &[Arc<dyn Storage>]) -> BTreeSet<&'static 
     errors.map(|finding| finding.code).collect()
 }
 
-/// What the parts of a disk that are looked at read.
+/// The expected contents of the parts of a disk.
 struct Model {
     windows: Vec<Range<u64>>,
     pieces: Vec<(Range<u64>, Reads)>,
@@ -150,7 +150,7 @@ struct Model {
 enum Reads {
     Bytes(Vec<u8>),
     Nothing,
-    /// A change of it failed: each sector may be as before or as written.
+    /// A change of it failed: each sector may be old or new.
     Unknown,
 }
 
@@ -167,7 +167,7 @@ impl Model {
         Self { windows, pieces, is_written: false }
     }
 
-    /// A range within one of the windows: of a few bytes, of many, or of whole MiB.
+    /// A range within one of the parts: of a few bytes, of many, or of whole MiB.
     fn any_range(&self, rng: &mut Rng) -> Option<Range<u64>> {
         let window = self.windows.get(rng.below(2) as usize).or(self.windows.first())?;
         let size = window.end - window.start;
@@ -181,7 +181,7 @@ impl Model {
         (start < end).then_some(start..end)
     }
 
-    /// Bytes were written, or zeros.
+    /// Records a write of bytes, or of zeros.
     fn write(&mut self, range: Range<u64>, bytes: Option<&[u8]>) {
         for (piece, reads) in &mut self.pieces {
             let part = piece.start.max(range.start)..piece.end.min(range.end);
