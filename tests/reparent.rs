@@ -163,7 +163,8 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
         let before = sums(folder.path());
         let error = Reparent::new(&new).run(&paths[1], &mut go).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.differs"));
-        let text = format!("another from byte {at} on: found {:#04x}", flat[at as usize]);
+        let text =
+            format!("the disk would change from byte {at} on: found {:#04x}", flat[at as usize]);
         assert!(error.to_string().contains(&text), "{error}, not {text}");
         assert_eq!(error.file(), paths[1].to_str());
         assert_eq!(sums(folder.path()), before, "{at}");

@@ -1,4 +1,4 @@
-//! Copies, comparisons and proofs of disks of which most is one run, and copies within an image.
+//! Copies, comparisons and proofs of disks that are mostly one run, and copies within an image.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use super::sim::{Bytes, Files, SimHost};
 use super::{MIB, Model, base, file, go, longest_run, writable};
 
 const SIZE: u64 = 25 * MIB + 512;
-/// Bytes that are read at once.
+/// How many bytes are read at once.
 const WINDOW: u64 = 2 * MIB;
 
-/// A tip that holds one run of eight windows over a base that holds another.
+/// A tip with one run of eight windows over a base with another.
 fn chain(host: &Arc<dyn Host>, folder: &Path) -> (DiffChain, Model) {
     let options = CreateOptions::dynamic(SIZE).block_size(1 << 20);
     let chain = base(host, &folder.join("base.vhdx"), options);
@@ -89,7 +89,7 @@ fn a_comparison_finds_a_byte_however_deep_in_a_long_run() {
     for at in [2 * WINDOW, 3 * WINDOW, 6 * WINDOW - 1, 8 * WINDOW + 77, 22 * MIB + 511, SIZE - 1] {
         let mut other = Model(model.0.clone());
         other.0[at as usize] ^= 1;
-        // Not the first that differs.
+        // A later difference as well.
         other.0[SIZE as usize - 1] ^= 2;
         let found = Compare::new().run(&chain, &raw(&other.0), &mut go).unwrap();
         let found = found.first_difference.unwrap();
@@ -98,7 +98,7 @@ fn a_comparison_finds_a_byte_however_deep_in_a_long_run() {
     }
 }
 
-/// The image leaves one long run to its parent, of which the other parent has one byte that is not the same, or none.
+/// The image leaves one long run to its parent, which in the other parent differs in one byte, or not at all.
 #[test]
 fn a_proof_reads_all_of_a_long_run() {
     let bytes = {
@@ -137,7 +137,7 @@ fn a_proof_reads_all_of_a_long_run() {
     }
 }
 
-/// Two blocks of 32 MiB that the table has at one place: each gets the bytes for its own.
+/// Two blocks of 32 MiB at the same offset: each gets its own copy of the bytes.
 #[test]
 fn a_long_block_that_two_share_is_copied_whole() {
     const BLOCK: u64 = 32 * MIB;
@@ -161,7 +161,7 @@ fn a_long_block_that_two_share_is_copied_whole() {
     avhdx_testkit::rng::pattern(1, 0, &mut model.0[..BLOCK as usize]);
     model.0.copy_within(..BLOCK as usize, BLOCK as usize);
     model.is_in(&sim, &["base.vhdx"], "mended");
-    // Each is its own.
+    // The copies are independent.
     let host: Arc<dyn Host> = Arc::new(sim.clone());
     let chain = writable(&host, &file("base.vhdx"));
     model.write(&chain, 5, 20 * MIB..40 * MIB);

@@ -1,5 +1,5 @@
-//! Reads, writes and zeros of which each goes over many blocks, layers and buffers at once, and copies between files
-//! as storages make them.
+//! Single reads, writes and zeros over many blocks, layers and buffers, and copies between files
+//! by storages.
 
 use std::io::IoSliceMut;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ fn numbered(len: u64) -> Vec<u8> {
     bytes
 }
 
-/// Runs of three layers by turns, read by one call, from the middle of sectors on, and in buffers of odd lengths.
+/// Alternating runs of three layers, read in one call, starting within sectors, and in buffers of odd lengths.
 #[test]
 fn one_read_takes_in_many_long_runs() {
     const SIZE: u64 = 40 * MIB + 512;
@@ -51,7 +51,7 @@ fn one_read_takes_in_many_long_runs() {
             let mut found = vec![0xAA; last - first];
             chain.read_at(&mut found, first as u64).unwrap();
             assert!(found == model.0[first..last]);
-            // More buffers of one run than are filled by one read.
+            // More buffers for one run than one read fills.
             found.fill(0xAA);
             let mut bufs: Vec<_> = found.chunks_mut(345_678).map(IoSliceMut::new).collect();
             assert!(longest_run(&chain) > 2 * 16 * 345_678);
@@ -61,7 +61,7 @@ fn one_read_takes_in_many_long_runs() {
     }
 }
 
-/// Into blocks that are there, side by side in the file and not, and into such as are not there yet.
+/// Into existing blocks, adjacent in the file or not, and into blocks without space.
 #[test]
 fn one_write_goes_to_more_blocks_than_are_held_at_once() {
     for (size, options, first) in [
@@ -76,7 +76,7 @@ fn one_write_goes_to_more_blocks_than_are_held_at_once() {
         if let Some(first) = first {
             model.write(&image, 1, first);
         }
-        // The second time over all that is there.
+        // The second time over existing data.
         for seed in [2, 3] {
             model.write(&image, seed, seed * 100..size - 700 * seed);
             model.reads(&image, "written");
@@ -124,7 +124,7 @@ fn zeros_longer_than_the_zeros_at_hand_are_written_whole() {
     }
 }
 
-/// A long block that was another's: nothing of what that held is seen.
+/// A long block in space that another block used: none of the old data shows.
 #[test]
 fn a_long_block_in_space_that_was_another_s_is_zeros_but_for_what_is_written() {
     const BLOCK: u64 = 32 * MIB;
@@ -136,7 +136,7 @@ fn a_long_block_in_space_that_was_another_s_is_zeros_but_for_what_is_written() {
     model.write(&image, 1, 0..2 * BLOCK);
     image.discard(0..BLOCK).unwrap();
     model.zeroed(0..BLOCK);
-    // What was given up is free once that is durable.
+    // Freed space is available once the change is durable.
     image.flush().unwrap();
     let before = storage.len().unwrap();
     model.write(&image, 2, 2 * BLOCK + 3 * MIB + 512..2 * BLOCK + 4 * MIB);
@@ -145,7 +145,7 @@ fn a_long_block_in_space_that_was_another_s_is_zeros_but_for_what_is_written() {
     image.close().unwrap();
 }
 
-/// What a host copies by itself, from and to any place, and what a file in memory holds.
+/// Copies by the host from and to any offset, and the contents of a file in memory.
 #[test]
 fn storages_move_more_than_a_piece() {
     let bytes = numbered(40 * MIB);

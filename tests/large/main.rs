@@ -1,5 +1,5 @@
-//! Moves of more bytes than any buffer on the way holds, all of them in one piece in the file they come from. Every
-//! sector says where it belongs and who wrote it, so that none is taken for another.
+//! Moves of more bytes than fit in any buffer on the way, contiguous in their source file. Every
+//! sector records its offset and its writer, so that none can be mistaken for another.
 #![allow(clippy::disallowed_methods)] // real files
 
 mod copies;
@@ -32,7 +32,7 @@ fn file(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
 }
 
-/// What a disk holds, kept beside it.
+/// The expected contents of a disk.
 struct Model(Vec<u8>);
 
 impl Model {
@@ -40,7 +40,7 @@ impl Model {
         Self(vec![0; size as usize])
     }
 
-    /// Bytes that tell `seed` and their place, written to the disk by one call.
+    /// Writes bytes that encode `seed` and their offset to the disk, in one call.
     fn write(&mut self, disk: &dyn Disk, seed: u64, range: Range<u64>) {
         let first = range.start / 512 * 512;
         let mut bytes = vec![0; (range.end - first) as usize];
@@ -58,7 +58,7 @@ impl Model {
         self.0[range.start as usize..range.end as usize].fill(0);
     }
 
-    /// The disk reads as this, asked for at once.
+    /// The disk has these contents, read in one call.
     fn reads(&self, disk: &dyn Disk, what: &str) {
         let mut found = vec![0xAA; self.0.len()];
         disk.read_at(&mut found, 0).unwrap();
@@ -71,7 +71,7 @@ impl Model {
         assert_eq!(wrong, None, "{what}: the first sector that is not what it should be");
     }
 
-    /// The files are this to a reader that knows nothing of the crate; base first.
+    /// The files have these contents according to the naive reader; base first.
     fn is_in(&self, host: &SimHost, names: &[&str], what: &str) {
         let files = host.files();
         let layers = names.iter().map(|name| {
@@ -88,13 +88,13 @@ fn writable(host: &Arc<dyn Host>, path: &Path) -> DiffChain {
     options.open(path).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A new image that is no child.
+/// A new image without a parent.
 fn base(host: &Arc<dyn Host>, path: &Path, options: CreateOptions) -> DiffChain {
     drop(options.create_on(Arc::clone(host), path).unwrap());
     writable(host, path)
 }
 
-/// The longest run that lies in one piece in a file.
+/// The longest run that is contiguous in a file.
 fn longest_run(disk: &dyn Disk) -> u64 {
     let extents = disk.extents(0..disk.geometry().size).map(Result::unwrap);
     let data = extents.filter(|extent| matches!(extent.source, Source::Data { .. }));

@@ -1,5 +1,5 @@
-//! Merges: by the host's own means and by a buffer, with the space given back on the way, of zeros, and of a tip that
-//! is written to meanwhile.
+//! Merges: copied by the host and through a buffer, with space freed on the way, of zeros, and of a tip that
+//! is being written to.
 
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
@@ -13,15 +13,15 @@ use avhdx_testkit::naive;
 use super::sim::SimHost;
 use super::{MIB, Model, base, file, go, longest_run, writable};
 
-/// What a merge moves between two looks at its pace.
+/// How many bytes a merge moves between two checks of the pace.
 const PIECE: u64 = 16 * MIB;
-/// Bytes after which it reports, and which it makes durable at once where space is short.
+/// How many bytes it moves between reports, and makes durable at once if space is short.
 const BATCH: u64 = 64 * MIB;
 const SIZE: u64 = 88 * MIB + 512;
-/// More than two pieces, over the end of a batch, from the middle of a block on.
+/// More than two pieces, across the end of a batch, starting within a block.
 const RUN: Range<u64> = 46 * MIB + 512..84 * MIB + 1536;
 
-/// A base, one in between, and a tip that holds one long run.
+/// A base, a middle layer, and a tip with one long run.
 fn chain(host: &Arc<dyn Host>, folder: &Path, blocks: [u32; 3]) -> (DiffChain, Model) {
     let at = |name: &str| folder.join(name);
     let options = CreateOptions::dynamic(SIZE).block_size(blocks[0] << 20);
@@ -42,7 +42,7 @@ fn chain(host: &Arc<dyn Host>, folder: &Path, blocks: [u32; 3]) -> (DiffChain, M
     }
     chain.flush().unwrap();
     let tip = chain.tip();
-    // A sector bitmap block may lie behind the first block.
+    // A sector bitmap block may follow the first block.
     assert!(longest_run(&*tip) > PIECE + MIB, "{blocks:?}: in one piece");
     const { assert!(RUN.start < BATCH && RUN.end > BATCH) };
     (chain, model)
@@ -76,7 +76,7 @@ fn a_run_longer_than_any_piece_is_merged_whole() {
         if low_space {
             continue;
         }
-        // On into the base, which takes what the one in between got.
+        // Merge the middle layer into the base as well.
         let layers = chain.layers();
         Merge::new(layers[0].id).low_space(low_space).run(&chain, &mut go).unwrap();
         model.reads(&chain, &what);
@@ -85,7 +85,7 @@ fn a_run_longer_than_any_piece_is_merged_whole() {
     }
 }
 
-/// The kernel's copy goes another way than that of a host in memory.
+/// The kernel copies in another way than a host in memory.
 #[test]
 fn a_long_run_is_merged_whole_on_this_machine_too() {
     for share in [true, false] {
@@ -103,21 +103,21 @@ fn a_long_run_is_merged_whole_on_this_machine_too() {
     }
 }
 
-/// At a pace, pieces are shorter and there are more of them.
+/// With a limited pace, there are more and shorter pieces.
 #[test]
 fn a_long_run_is_merged_whole_at_a_pace() {
     let sim = SimHost::default();
     let host: Arc<dyn Host> = Arc::new(sim.clone());
     let (chain, model) = chain(&host, &file(""), [2, 1, 2]);
     let pace = Pace::new();
-    // A sixteenth of it at once: 5 MiB, of which the last is short.
+    // A sixteenth of the limit at once: 5 MiB, of which the last is short.
     pace.limit(Some(80 * MIB));
     let tip = chain.layers()[0].id;
     let mut looks = 0;
     let merge = Merge::new(tip).pace(pace.clone());
     let merged = merge.run(&chain, &mut |_| {
         looks += 1;
-        // The rest as fast as it goes.
+        // The rest without a limit.
         if looks == 3 {
             pace.limit(None);
         }
@@ -129,7 +129,7 @@ fn a_long_run_is_merged_whole_at_a_pace() {
     model.is_in(&sim, &["base.vhdx", "middle.avhdx"], "at a pace");
 }
 
-/// More blocks of zeros than become zeros at once, and zeros in a block that is longer than a piece.
+/// More blocks of zeros than are zeroed at once, and zeros in a block longer than a piece.
 #[test]
 fn zeros_longer_than_any_piece_are_merged_whole() {
     const SIZE: u64 = 200 * MIB;
@@ -159,7 +159,7 @@ fn zeros_longer_than_any_piece_are_merged_whole() {
     }
 }
 
-/// Blocks of zeros by the thousand, which are looked through one at a time.
+/// Thousands of blocks of zeros, which are examined one at a time.
 #[test]
 fn zeros_of_more_blocks_than_one_look_takes_are_merged_whole() {
     const SIZE: u64 = 5 << 30;
@@ -188,8 +188,8 @@ fn zeros_of_more_blocks_than_one_look_takes_are_merged_whole() {
     assert!(matches!(first.source, Source::Zero { .. }), "{first:?}");
 }
 
-/// Each change is longer than what is moved while writers wait. It is made behind the copier, over where it is, and
-/// before it, and once there is a mirror, in that too.
+/// Each change is longer than what is moved while writers wait. Changes are made behind the copier's position, across
+/// it, and ahead of it, and later are mirrored as well.
 #[test]
 fn long_changes_of_a_tip_get_into_its_parent_while_it_is_merged() {
     for (blocks, by_hand) in [([1, 1, 1], false), ([32, 2, 32], true)] {
@@ -201,7 +201,7 @@ fn long_changes_of_a_tip_get_into_its_parent_while_it_is_merged() {
         }
         let changes = [
             vec![5 * MIB + 100..24 * MIB + 300, 50 * MIB..70 * MIB + 512],
-            // The mirror is there by now.
+            // Changes are mirrored by now.
             vec![7 * MIB + 7..25 * MIB + 3, 3 * MIB..3 * MIB + 1],
             vec![60 * MIB..77 * MIB + 512, 30 * MIB + 1..33 * MIB],
         ];

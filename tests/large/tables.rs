@@ -1,4 +1,4 @@
-//! Block allocation tables of more than is read or written at once.
+//! Block allocation tables larger than what is read or written at once.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,9 +12,9 @@ use avhdx_testkit::naive::{Layer, Says};
 use super::sim::SimHost;
 use super::{MIB, base, file, go};
 
-/// Entries of a table that are written at once.
+/// How many entries of a table are written at once.
 const PIECE: u64 = MIB / 8;
-/// Of two pieces and a part. With sector bitmap entries between, they end at other blocks.
+/// Two pieces and a part. With bitmap entries in between, pieces end at other blocks.
 const BLOCKS: u64 = 2 * PIECE + 9 * 1024;
 
 fn layer(sim: &SimHost, name: &str) -> Layer {
@@ -28,7 +28,7 @@ fn is_sound(host: &Arc<dyn Host>, path: &Path) {
     assert!(report.is_sound(), "{:?}", report.findings);
 }
 
-/// Around both ends of the table, and where pieces of it end.
+/// Blocks around both ends of the table and around the ends of its pieces.
 fn places(blocks: u64) -> BTreeSet<u64> {
     let around = |block: u64| block.saturating_sub(40)..(block + 40).min(blocks);
     [0, 4096, PIECE, PIECE - 32, 2 * PIECE, 2 * PIECE - 64, blocks]
@@ -54,7 +54,7 @@ fn a_fixed_image_has_a_place_for_each_block_of_a_long_table() {
     }
     chain.close().unwrap();
     let layer = layer(&sim, "base.vhdx");
-    // [MS-VHDX] 2.5: an entry of a sector bitmap block behind each 4096 of blocks. All lie one after the other.
+    // [MS-VHDX] 2.5: a bitmap entry follows every 4096 block entries. Blocks are consecutive in the file.
     let first = layer.bat_entry(0).unwrap();
     for block in 0..BLOCKS {
         assert_eq!(layer.bat_entry(block + block / 4096).unwrap(), first + block * MIB, "{block}");

@@ -1,5 +1,5 @@
-//! Merges of a tip that is written to all the time: they end, with no more moved than there is to be moved, and the
-//! writers hardly notice.
+//! Merges of a tip that is written to all the time: they end, move no more than necessary, and hardly delay the
+//! writers.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ use super::{MIB, bytes, go, paths};
 
 const SIZE: u64 = 24 * MIB;
 const PAGE: u64 = 4096;
-/// What the crate marks changes by, and what it may move while writers wait.
+/// The unit in which changes are marked, and how much may be moved while writers wait.
 const GRAIN: u64 = 64 << 10;
 const SHORT: u64 = 4 * MIB;
 /// Of the child's file and of the parent's.
@@ -35,7 +35,7 @@ fn open(host: &SimHost, tip: &Path) -> DiffChain {
     options.open(tip).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A base and a tip, of which every third MiB is full, and what they read.
+/// A base and a tip, of which every third MiB is full, and their expected contents.
 struct Machine {
     host: SimHost,
     chain: DiffChain,
@@ -81,7 +81,7 @@ impl Machine {
         self.written.fetch_add(grains * GRAIN, Ordering::SeqCst);
     }
 
-    /// Zeros, of which those that are no whole block may have to be moved as bytes.
+    /// Zeros a range. Zeros of partial blocks may have to be moved as bytes.
     fn zero(&self, range: std::ops::Range<u64>) {
         self.chain.write_zeroes(range.clone(), Zeroing::MayUnmap).unwrap();
         self.wrote(range.start, range.end - range.start, 0);
@@ -91,7 +91,7 @@ impl Machine {
         Merge::new(self.chain.layers()[0].id)
     }
 
-    /// The merge moved no more than it may, and lost nothing.
+    /// The merge moved no more than allowed, and lost nothing.
     fn is_merged(&self, merged: &Merged) {
         assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
         let moved = merged.moved + merged.mirrored;
@@ -108,7 +108,7 @@ impl Machine {
         assert_eq!(paths(&self.chain), [file("base.vhdx")]);
     }
 
-    /// The disk is what was written, also to a reader that knows nothing of the crate.
+    /// The disk has the expected contents, also according to the naive reader.
     fn reads(&self) {
         let model = self.model.lock().unwrap();
         assert!(bytes(&self.chain) == *model);
@@ -125,24 +125,24 @@ impl Machine {
     }
 }
 
-/// What was done to the files by the merge's own thread.
+/// What the merge's own thread did to the files.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
     /// Of the child's file, and of the parent's.
     flushes: [usize; 2],
-    /// Bytes of the parent's file.
+    /// Bytes written to the parent's file.
     written: u64,
 }
 
-/// Pages of as many grains, behind and before where a merge is at any time.
+/// Offsets of pages, in as many grains, behind and ahead of any position of the merge.
 fn hot_set() -> Vec<u64> {
     (0..60).map(|n| n * 6 * GRAIN + n % 16 * PAGE).collect()
 }
 
-/// At each step of the merge in the parent, all of the hot set is written again, if need be as soon as the step
-/// is over.
+/// At each step of the merge in the parent, the whole hot set is written again, or right after the step if it has
+/// to wait for it.
 ///
-/// Says what the merge had done to the files at each of its words.
+/// Returns what the merge had done to the files at each of its reports.
 fn under_fire(machine: &Machine, merge: Merge) -> (Merged, Vec<Done>) {
     let (host, parent) = (&machine.host, machine.number("base.vhdx"));
     let me = std::thread::current().id();
@@ -157,7 +157,7 @@ fn under_fire(machine: &Machine, merge: Merge) -> (Merged, Vec<Done>) {
                     machine.write(at, PAGE, n as u8 | 1);
                 }
                 machine.zero(7 * MIB + 512..7 * MIB + 1024);
-                // Nobody asks any more once it is over.
+                // The receiver may be gone.
                 _ = done.send(());
             }
         });
@@ -176,7 +176,7 @@ fn under_fire(machine: &Machine, merge: Merge) -> (Merged, Vec<Done>) {
             }
             if matches!(step, Step::Write { file, .. } if file == parent) {
                 go.lock().unwrap().send(()).unwrap();
-                // It may have to wait for this step.
+                // The write may have to wait for this step.
                 _ = is_done.lock().unwrap().recv_timeout(Duration::from_millis(15));
             }
             Ok(())
@@ -185,7 +185,7 @@ fn under_fire(machine: &Machine, merge: Merge) -> (Merged, Vec<Done>) {
             words.push(*count.lock().unwrap());
             ControlFlow::Continue(())
         });
-        // And the writer ends with its sender.
+        // Removing the hook drops the sender, which ends the writer.
         host.unhook();
         merged.unwrap_or_else(|error| panic!("{error}"))
     });
@@ -203,7 +203,7 @@ fn a_tip_that_is_written_to_in_step_with_its_merge_is_merged() {
         assert!(merged.moved <= machine.held + again, "{}", merged.moved);
         assert!(merged.mirrored > 0);
 
-        // The last two words are before and after the time that writers are kept waiting.
+        // The last two reports are before and after the time that writers wait.
         let [.., flushed, before, after] = words[..] else { panic!("{} words", words.len()) };
         assert!(before.flushes[1] > flushed.flushes[1], "the parent is durable before that");
         let flushes = [0, 1].map(|file| after.flushes[file] - before.flushes[file]);
@@ -215,7 +215,7 @@ fn a_tip_that_is_written_to_in_step_with_its_merge_is_merged() {
     }
 }
 
-/// Faster writers than the merge may be, all over the disk.
+/// Writers all over the disk that are faster than the merge may be.
 #[test]
 fn a_merge_that_is_slower_than_its_writers_ends() {
     let machine = Machine::new(MIB);
@@ -250,7 +250,7 @@ fn a_merge_in_low_space_of_a_tip_that_is_written_to_ends() {
     machine.is_merged(&merged);
 }
 
-/// Fails what this thread writes to a file while that is wished.
+/// Fails this thread's writes to a file while `is_on`.
 fn refuse(host: &SimHost, file: usize, who: ThreadId, is_on: Arc<AtomicBool>) {
     host.refuse(move |_, step| {
         let is_one = matches!(step, Step::Write { file: found, .. } if found == file);
@@ -278,7 +278,7 @@ fn a_write_that_the_parent_refuses_fails_the_merge_and_not_the_writer() {
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     assert!(error.to_string().contains("base.vhdx"), "{error}");
     machine.host.relent();
-    // All goes on, and the writes after it are the child's alone.
+    // Everything goes on, and later writes go only to the child.
     assert_eq!(machine.chain.layers().len(), 2);
     machine.write(5 * MIB + 100, 5000, 9);
     machine.reads();
@@ -289,7 +289,7 @@ fn a_write_that_the_parent_refuses_fails_the_merge_and_not_the_writer() {
     machine.is_merged(&merged);
 }
 
-/// What a write that failed left behind is marked, and so there is always something more to be moved.
+/// The range of a failed write is marked, so that there is always something left to move.
 #[test]
 fn a_tip_whose_writes_fail_all_the_time_is_merged() {
     let machine = Machine::new(MIB);

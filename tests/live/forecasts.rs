@@ -1,4 +1,4 @@
-//! Forecasts beside what then happens, to the byte: a host counts what is read, written and taken up.
+//! Forecasts compared with what happens, to the byte: a host counts reads, writes and space.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::ledger::{Done, Ledger, Space};
 use super::sim::{FOLDER, Files, SimHost};
 use super::{MIB, go};
 
-/// Chains that are made up.
+/// How many random chains are tried.
 const SEEDS: u64 = 15;
 
 fn file(layer: usize) -> PathBuf {
@@ -49,7 +49,7 @@ fn layer(host: &Ledger, path: &Path) -> Layer {
     Layer::from_bytes(all).unwrap()
 }
 
-/// Where the blocks of the disk lie.
+/// The ranges of the payload blocks in the file.
 fn blocks(layer: &Layer) -> Vec<Range<u64>> {
     let ratio = (layer.sector << 23) / layer.block_size;
     let all = 0..layer.size.div_ceil(layer.block_size);
@@ -58,14 +58,14 @@ fn blocks(layer: &Layer) -> Vec<Range<u64>> {
     entries.map(|entry| entry >> 20 << 20).map(|at| at..at + layer.block_size).collect()
 }
 
-/// Where everything else lies, with log and metadata where new images have them.
+/// The ranges of everything else, with log and metadata where new images have them.
 fn tables(layer: &Layer) -> Vec<Range<u64>> {
     assert!(layer.log() == (MIB..2 * MIB));
     let bitmaps = layer.bitmaps().unwrap().into_iter().map(|at| at..at + MIB);
     [0..3 * MIB, layer.bat()].into_iter().chain(bitmaps).collect()
 }
 
-/// Whether there is space for this place of the disk.
+/// Whether the block at this offset of the disk has space.
 fn has_space(layer: &Layer, at: u64) -> bool {
     let (ratio, block) = ((layer.sector << 23) / layer.block_size, at / layer.block_size);
     at < layer.size && matches!(layer.bat_entry(block + block / ratio).unwrap() & 7, 6 | 7)
@@ -80,23 +80,23 @@ fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
-/// Bytes of the pages of tables and headers that a change may fill where they are holes.
+/// Bytes in pages of tables and headers that a change may fill if they are holes.
 const ASIDE: u64 = 96 << 10;
 
-/// What a merge does, beside its forecast.
+/// The results of a merge, with its forecast.
 struct Beside {
     forecast: Forecast,
     read: u64,
     written: Option<u64>,
     freed: u64,
     cut: (u64, u64),
-    /// How much more than before the files took up at their most.
+    /// The peak of additional space.
     most: Space,
-    /// Bytes of blocks that the children gave up beside the data that was moved.
+    /// Bytes of freed blocks in the children besides the data that was moved.
     rest: u64,
 }
 
-/// Merges the layer into one further down, in as little space as that takes where space is low.
+/// Merges the layer into one further down, with as little space as possible if `low_space`.
 fn merge(
     host: &Ledger,
     chain: &DiffChain,
@@ -133,7 +133,7 @@ fn merge(
     let read = read.sum();
     let after = layer(host, &path(layers.end));
     let places = [tables(&parent.1), tables(&after)].concat();
-    // Of a table that lay somewhere else for a while nobody knows where.
+    // The place of a table that moved in between is unknown.
     let is_known = layers.len() == 1 || parent.1.bat() == after.bat();
     let Done { written, copied, .. } = host.done(parent.0);
     let of_blocks = [written, copied].concat().into_iter().filter(|range| {
@@ -151,7 +151,7 @@ fn merge(
     }
 }
 
-/// By how much a disk gets shorter as layers go into the one below, the lowest first, and how much data is lost.
+/// By how much the disk shrinks as layers are merged downwards, the lowest first, and how much data is lost.
 fn cut(layers: &[&Layer]) -> (u64, u64) {
     let (mut cut, mut lost) = (0, 0);
     let mut ends: Vec<u64> = Vec::new();
@@ -176,8 +176,8 @@ fn cut(layers: &[&Layer]) -> (u64, u64) {
 }
 
 impl Beside {
-    /// Holds the numbers against what happened: all of them are exact, but for the space where not all of a block is
-    /// moved at once.
+    /// Compares the numbers with what happened: all are exact, except for the space if only parts of blocks are
+    /// moved.
     fn is_right(&self, what: &str, is_exact: bool) {
         let Self { forecast, read, written, freed, cut, most, rest } = self;
         assert_eq!(forecast.read, *read, "read, {what}");
@@ -222,7 +222,7 @@ fn a_merge_reads_writes_frees_and_takes_what_its_forecast_says() {
             let what = format!("seed {seed}: {range:?}, low space {low_space}, holes {has_holes}");
             let beside = merge(&host, &chain, range, |merge| merge.share(share), low_space);
             let Beside { most, rest, forecast, .. } = &beside;
-            // Later ones fill the rests of blocks that were made before.
+            // Later merges fill the rest of blocks that were added before.
             beside.is_right(&what, is_first && !has_holes);
             if is_first && !has_holes && !low_space {
                 assert_eq!(forecast.peak, most.room, "{what}");
@@ -237,7 +237,7 @@ fn a_merge_reads_writes_frees_and_takes_what_its_forecast_says() {
     assert!(grown > 5 && several > 5 && saved > 5 && cut > 1, "{grown} {several} {saved} {cut}");
 }
 
-/// Whatever becomes of the table and of the last block, once and again.
+/// Also if the table moves and the last block changes, repeatedly.
 #[test]
 fn a_merge_of_disks_of_several_sizes_takes_what_its_forecast_says() {
     const GIB: u64 = 1 << 30;
@@ -298,13 +298,13 @@ fn a_merge_of_disks_of_several_sizes_takes_what_its_forecast_says() {
     }
 }
 
-/// Of blocks that are holes for the most part the host gets next to nothing back, and needs space for them where they
-/// go to.
+/// Blocks that are mostly holes free next to nothing, but need space where they are
+/// moved to.
 #[test]
 fn what_is_a_hole_is_neither_counted_as_there_nor_as_given_back() {
     const BLOCKS: u64 = 6;
     let mut base = Image::dynamic(2 * BLOCKS * MIB);
-    // The zeros between are data to the format.
+    // The zeros in between are data to the format.
     let thin = || Block::full(Data::Bytes(vec![7; 4096]));
     (0..BLOCKS).for_each(|block| _ = base.put(block, thin()));
     let mut middle = base.new_child();
@@ -334,7 +334,7 @@ fn what_is_a_hole_is_neither_counted_as_there_nor_as_given_back() {
     }
 }
 
-/// All that a new child takes is there once it is made, and no more ever was.
+/// The space that a new child takes is its peak, and is all taken once it is complete.
 #[test]
 fn a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say() {
     const GIB: u64 = 1 << 30;
@@ -350,7 +350,7 @@ fn a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say() {
         let mut images = vec![base];
         for n in 1..4 {
             let mut child = images[n - 1].new_child();
-            // Of large blocks next to nothing is written, below.
+            // Large blocks are almost empty, see below.
             let is_large = size > MIB << 20;
             (child.size, child.block_size) = (size, if is_large { 256 << 20 } else { 1 << 20 });
             let block = |b| match is_large {
@@ -361,12 +361,12 @@ fn a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say() {
             images.push(child);
         }
         let new = Path::new(FOLDER).join("new.avhdx");
-        // None for a checkpoint.
+        // `None` for a checkpoint.
         for to in [None, Some((1, false)), Some((1, true)), Some((3, true))] {
             let what = format!("{size} bytes, blocks of {block_size:?}, revert to {to:?}");
             let host = host_of(&images, false);
             let chain = open(&host, 3, true);
-            // The tip grows by more than it needs, and was not flushed.
+            // The tip's file has grown by more than it needs, and was not flushed.
             for block in 0..3 {
                 chain
                     .write_at(
@@ -413,7 +413,7 @@ fn a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say() {
     }
 }
 
-/// A parent is proven by whole windows, also where it is the same file in between.
+/// Parents are compared in whole windows, even if parts of them are the same file.
 #[test]
 fn a_reparent_reads_and_writes_what_its_forecast_says() {
     let mut read_twice = 0;
@@ -428,7 +428,7 @@ fn a_reparent_reads_and_writes_what_its_forecast_says() {
         }
         let (first, second) = (images[0].flat(None), images[1].clone());
         let flat = second.flat(Some(&first));
-        // The same bytes in other places, over the same base or alone.
+        // The same bytes at other offsets, over the same base or alone.
         let mut other = if rng.chance(1, 2) { images[0].new_child() } else { Image::dynamic(size) };
         (other.size, other.logical_sector) = (size, images[0].logical_sector);
         other.block_size = 1 << (20 + rng.below(3));
@@ -461,7 +461,7 @@ fn a_reparent_reads_and_writes_what_its_forecast_says() {
         assert_eq!(forecast.read, read.sum::<u64>(), "seed {seed}");
         read_twice += usize::from(forecast.read > done.proven);
         let Done { written, .. } = host.done(host.id(&file(2)));
-        // What lies behind the log and before the table.
+        // What lies between the log and the table.
         let metadata = before.log().end..before.bat().start;
         assert_eq!(forecast.written, overlap(&written, &[metadata]), "seed {seed}");
         assert_eq!((forecast.freed, forecast.peak), (0, 0));
@@ -470,7 +470,7 @@ fn a_reparent_reads_and_writes_what_its_forecast_says() {
     assert!(read_twice > 3, "{read_twice}");
 }
 
-/// What a measure says that a copy needs is what a copy takes.
+/// A measured size is the size of the copy.
 #[test]
 fn a_copy_takes_what_was_measured() {
     for seed in 0..SEEDS {

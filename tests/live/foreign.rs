@@ -1,4 +1,4 @@
-//! Merges of layers that others wrote: of any states, block sizes and sizes of the disk.
+//! Merges of layers by other writers: with any states, block sizes and disk sizes.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             Chain::from_bytes(files.iter().map(|path| std::fs::read(path).unwrap())).unwrap();
         let count = images.len();
         let mut points: Vec<Vec<u8>> = (0..count).map(|tip| naive.flat(tip).unwrap()).collect();
-        // From the tip down, as the chain counts.
+        // From the tip down, in the chain's order.
         points.reverse();
 
         let chain = OpenOptions::new().open(files.last().unwrap()).unwrap();
@@ -68,7 +68,7 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             assert!(done.warnings.is_empty(), "seed {seed}: {:?}", done.warnings);
             assert_eq!((done.moved, done.cut), (forecast.read, forecast.cut), "seed {seed}");
             assert_eq!(gone, forecast.freed, "seed {seed}");
-            // The file of a child that is gone leaves room for the next. Holes that are filled come to that.
+            // The file of a removed child leaves space for the next merge. Filled holes are extra.
             if parent == child + 1 && !low_space {
                 let grown = len(&into) - before;
                 assert!(grown <= forecast.peak, "seed {seed}: {child} into {parent}");

@@ -1,4 +1,4 @@
-//! What it takes to foresee a merge of very many blocks.
+//! The cost of forecasting a merge of very many blocks.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use avhdx_testkit::build::{Block, Data, Image, write_chain};
 use super::MIB;
 
 const BLOCKS: u64 = 256 << 10;
-/// Pages of 4 KiB that the entries of so many blocks lie in, and those of their sector bitmaps.
+/// How many pages of 4 KiB hold the entries of the blocks, including those of sector bitmaps.
 const PAGES: u64 = BLOCKS / 512 + 1;
 
 /// A base and two layers above it, the upper one of which has zeros in all blocks but one.
@@ -58,7 +58,7 @@ fn a_merge_may_be_stopped_while_it_is_foreseen() {
     assert!(contents() == before);
 }
 
-/// As far as the cache can tell, which has room for hardly more than a page: each is looked at a few times, however
+/// Measured by loads into a cache that holds little more than a page: each page is loaded a few times, however
 /// many blocks are asked for at once.
 #[test]
 fn a_merge_is_foreseen_with_few_looks_at_its_tables() {

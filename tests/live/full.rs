@@ -1,4 +1,4 @@
-//! Hosts that run out of space in the middle of a change of a chain.
+//! Hosts that run out of space during a change of a chain.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ fn open(host: &SimHost, tip: &Path) -> DiffChain {
     options.open(tip).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Three layers, all durable, and what each of their points reads as, tip first.
+/// Three layers, all durable, and the contents of each point, tip first.
 fn three() -> (Files, [Vec<u8>; 3]) {
     let host = SimHost::default();
     let shared: Arc<dyn Host> = Arc::new(host.clone());
@@ -54,7 +54,7 @@ fn three() -> (Files, [Vec<u8>; 3]) {
     (host.files(), points.try_into().unwrap())
 }
 
-/// What a reader that knows nothing of the crate makes of these files, tip first.
+/// What the naive reader reads from these files, tip first.
 fn naively(host: &SimHost, paths: &[PathBuf]) -> Vec<u8> {
     let files = host.files();
     let layers = paths.iter().rev().map(|path| {
@@ -70,7 +70,7 @@ fn naively(host: &SimHost, paths: &[PathBuf]) -> Vec<u8> {
 enum Change {
     Checkpoint,
     Revert,
-    /// Of which layer, and whether space is short.
+    /// The layer, and whether space is short.
     Merge(usize, bool),
 }
 
@@ -118,13 +118,13 @@ const CHANGES: [Change; 6] = [
     Change::Merge(1, true),
 ];
 
-/// Whatever it is that finds no space, the chain reads as before, there and then and opened anew, and where a
-/// merge was under way it is completed once there is space.
+/// Whichever step finds no space, the chain reads as before, at once and when reopened, and an unfinished
+/// merge can be completed once there is space.
 #[test]
 fn a_change_that_finds_no_space_harms_nothing() {
     let (files, points) = three();
     for change in CHANGES {
-        // For good, or for a moment.
+        // Permanently, or temporarily.
         for (arrived, most) in
             [(Arrived::Nothing, usize::MAX), (Arrived::Half, usize::MAX), (Arrived::Nothing, 1)]
         {
@@ -144,7 +144,7 @@ fn a_change_that_finds_no_space_harms_nothing() {
                 };
                 assert!(bytes(&chain) == *after, "{what}");
                 let now = paths(&chain);
-                // Its end finds no space either, or just so.
+                // Its closing finds no space either, or just enough.
                 if n % 2 == 0 {
                     host.relent();
                 }
@@ -154,7 +154,7 @@ fn a_change_that_finds_no_space_harms_nothing() {
                 let tip = if done.is_ok() { now[0].clone() } else { file("tip.avhdx") };
                 let chain = match host.files().file(&tip) {
                     Some(_) => open(&host, &tip),
-                    // The tip's merge was complete but for a word about it.
+                    // The tip's merge was complete except for a report.
                     None => open(&host, &now[0]),
                 };
                 assert!(bytes(&chain) == *after, "{what}, opened anew");
@@ -188,7 +188,7 @@ fn a_change_that_finds_no_space_harms_nothing() {
     }
 }
 
-/// Whole MiB that files have space for: all at first, then what is written and not given back.
+/// The space that files take in whole MiB: all of it at first, then what is written and not freed.
 struct Space {
     files: Files,
     taken: BTreeMap<usize, BTreeSet<u64>>,
@@ -214,7 +214,7 @@ impl Space {
                 let end = chunk.at + chunk.data.len() as u64;
                 let is_whole = chunk.at.is_multiple_of(MIB) && end.is_multiple_of(MIB);
                 for place in chunk.at / MIB..end.div_ceil(MIB) {
-                    // As the host is told to give back space.
+                    // Zeros over whole MiB free space.
                     match is_whole && chunk.data.iter().all(|byte| *byte == 0) {
                         true => taken.remove(&place),
                         false => taken.insert(place),
@@ -230,7 +230,7 @@ impl Space {
     }
 }
 
-/// What does not fit is refused with nothing written, and what is said to fit does.
+/// What does not fit is refused before anything is written, and what fits by the forecast does fit.
 #[test]
 fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
     let (files, points) = three();
@@ -239,7 +239,7 @@ fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
         let chain = open(&host, &file("tip.avhdx"));
         let before = host.files().sum();
         assert_eq!(change.forecast(&chain).unwrap().available, None);
-        // A merge in low space needs the less the less there is.
+        // The less space there is, the less a merge in low space needs.
         host.set_free_space(Some(0));
         let needed = change.forecast(&chain).unwrap().peak;
         if needed > 0 {
@@ -250,7 +250,7 @@ fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
                 (ErrorKind::NoSpace, "op.space"),
                 "{change:?}"
             );
-            assert!(error.to_string().contains("by 1 bytes"), "{error}");
+            assert!(error.to_string().contains("1 bytes of space are missing"), "{error}");
             assert_eq!(host.files().sum(), before, "{change:?}");
             assert!(bytes(&chain) == points[0]);
         }
@@ -259,7 +259,7 @@ fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
         let (at_first, mut most) = (space.bytes(), 0);
         host.record();
         change.run(&chain).unwrap_or_else(|error| panic!("{change:?}: {error}"));
-        // Files grow by more than they use, which takes no space: what is written counts.
+        // Files grow by more than they use, which takes no space: only writes count.
         for event in host.events() {
             space.apply(&event);
             most = most.max(space.bytes());
@@ -271,7 +271,7 @@ fn a_change_is_refused_before_a_byte_when_the_space_will_not_do() {
     }
 }
 
-/// A block of the child's at a time, where there is room for no more, and as much as that takes.
+/// One block of the child at a time if there is no space for more, with the peak that this takes.
 #[test]
 fn a_merge_in_low_space_goes_by_as_little_as_a_block() {
     const BLOCKS: u64 = 12;
@@ -297,7 +297,7 @@ fn a_merge_in_low_space_goes_by_as_little_as_a_block() {
             host.set_free_space(Some(free));
             merge(low_space).forecast(&chain).unwrap().peak
         };
-        // Into the middle a block that is whole needs no sector bitmap.
+        // A whole block needs no sector bitmap in the middle layer.
         assert_eq!(peak(0, false), BLOCKS * MIB);
         assert_eq!(peak(u64::MAX, true), BLOCKS * MIB, "one batch");
         assert_eq!(peak(0, true), MIB);

@@ -1,4 +1,4 @@
-//! What an operation leaves as it was, and what it refuses because it could not.
+//! What operations keep, and what they refuse because they could not keep it.
 
 use std::ops::ControlFlow;
 
@@ -8,7 +8,7 @@ use avhdx::{Budget, CreateOptions, Disk, ErrorKind, OpenOptions};
 use super::unfinished::{chain_of, stopped_at};
 use super::{MIB, bytes, go, naively, paths, writable};
 
-/// The merge is over by the time that it waits for those who still read what the tip was.
+/// The merge is complete by the time it waits for readers of the old tip.
 #[test]
 fn a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes() {
     let folder = tempfile::tempdir().unwrap();
@@ -37,7 +37,7 @@ fn a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes() {
     assert!(naively(&left) == model);
 }
 
-/// Two chains of one budget have one handle of their parent, and one lock.
+/// Two chains with one budget share a handle of their parent, and a lock.
 #[test]
 fn a_refused_merge_leaves_the_other_chain_its_lock() {
     let folder = tempfile::tempdir().unwrap();
@@ -58,7 +58,7 @@ fn a_refused_merge_leaves_the_other_chain_its_lock() {
     assert_eq!(locked(), ErrorKind::HasChildren, "nobody has it open");
 }
 
-/// The same where the lower layer alone is shared, by a branch that lies where nobody looks for it.
+/// The same if only the lower layer is shared, by a branch in a folder that is not searched.
 #[test]
 fn a_merge_refused_for_another_chain_leaves_that_its_lock() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,7 +87,7 @@ fn a_merge_refused_for_another_chain_leaves_that_its_lock() {
     writable.open_image(&files[1]).unwrap();
 }
 
-/// What a merge was stopped in is a mixture without the layer above it.
+/// The target of a stopped merge is a mixture without the layer above it.
 #[test]
 fn nothing_goes_on_from_a_layer_that_another_was_being_merged_into() {
     let folder = tempfile::tempdir().unwrap();
@@ -105,9 +105,9 @@ fn nothing_goes_on_from_a_layer_that_another_was_being_merged_into() {
         assert!(paths(&chain) == files && bytes(&chain) == model);
     };
     refused(Revert::to(ids[2]).run(&chain, &mut go).unwrap_err());
-    // Its own merge would leave the mixture further down, and take its mark away.
+    // Merging it further down would move the mixture and remove its mark.
     refused(Merge::new(ids[2]).run(&chain, &mut go).unwrap_err());
-    // And one into the layer that is being merged would leave nothing to be resumed.
+    // A merge into the layer that is being merged would make that impossible to resume.
     refused(Merge::new(ids[0]).run(&chain, &mut go).unwrap_err());
     Merge::resume(ids[1]).run(&chain, &mut go).unwrap();
     assert!(bytes(&chain) == model);

@@ -1,4 +1,4 @@
-//! A host that keeps account: of the bytes read from and written to each file, and of the space that all files take up.
+//! A host that accounts for the bytes read from and written to each file, and for the space of all files.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,7 +11,7 @@ use avhdx::storage::{Access, FileId, Host, LockMode, LockOutcome, Stat, Storage}
 use super::sim::{Files, SimHost};
 
 pub const PAGE: u64 = 4096;
-/// Pages of the log, which are written when an image is made.
+/// Pages of the log, which are written when an image is created.
 const LOG: Range<u64> = 256..512;
 
 /// The host. Clones are the same.
@@ -31,10 +31,10 @@ struct Book {
 /// What was done to a file.
 #[derive(Clone, Debug, Default)]
 pub struct Done {
-    /// Where it was read and written through this process.
+    /// The ranges read and written through this process.
     pub read: Vec<Range<u64>>,
     pub written: Vec<Range<u64>>,
-    /// Where the host copied from it and to it.
+    /// The ranges that the host copied from it and to it.
     pub lent: Vec<Range<u64>>,
     pub copied: Vec<Range<u64>>,
 }
@@ -45,23 +45,23 @@ struct Account {
     done: Done,
     is_named: bool,
     len: u64,
-    /// Pages that are no holes.
+    /// Pages that are not holes.
     held: BTreeSet<u64>,
-    /// Holes whose space was given back.
+    /// Holes whose space was freed.
     punched: BTreeSet<u64>,
 }
 
-/// Bytes that files take up.
+/// The space of files in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Space {
-    /// By their lengths, but for what was given back.
+    /// By their lengths, minus what was freed.
     pub room: u64,
     /// In pages that were written.
     pub held: u64,
 }
 
 impl Ledger {
-    /// These files, of which pages of zeros are holes if that is said, but for those of logs of 1 MiB where new images
+    /// Files whose pages of zeros are holes if `has_holes`, except for pages in logs of 1 MiB at the place where new images
     /// have them.
     pub fn new(files: Files, has_holes: bool) -> Self {
         let host = SimHost::new(files);
@@ -86,34 +86,34 @@ impl Ledger {
         Self { host, book: Arc::new(Mutex::new(book)) }
     }
 
-    /// The host below, which keeps no account.
+    /// The host below, which does no accounting.
     pub fn host(&self) -> &SimHost {
         &self.host
     }
 
-    /// Keeps account from now on alone.
+    /// Resets the account.
     pub fn begin(&self) {
         let mut book = self.book();
         book.most = book.now;
         book.accounts.iter_mut().for_each(|account| account.done = Done::default());
     }
 
-    /// What tells the file of this name.
+    /// The identity of the file with this name.
     pub fn id(&self, path: &Path) -> FileId {
         self.host.stat(path).unwrap().id.unwrap()
     }
 
-    /// What was done to the file since this began.
+    /// What was done to the file since the account was reset.
     pub fn done(&self, id: FileId) -> Done {
         self.book().account(id).done.clone()
     }
 
-    /// The space that the files take up now.
+    /// The present space of the files.
     pub fn now(&self) -> Space {
         self.book().now
     }
 
-    /// The most that it was since this began.
+    /// The peak of the space since the account was reset.
     pub fn most(&self) -> Space {
         self.book().most
     }
@@ -138,7 +138,7 @@ impl Book {
         &mut self.accounts[at]
     }
 
-    /// Changes what a file takes up.
+    /// Changes the space of a file.
     fn change(&mut self, id: FileId, change: impl FnOnce(&mut Account)) {
         let account = self.account(id);
         let before = account.space();
@@ -247,7 +247,7 @@ impl Host for Ledger {
     }
 }
 
-/// A file that is kept account of.
+/// A file that is accounted for.
 #[derive(Debug)]
 struct Kept {
     inner: Arc<dyn Storage>,

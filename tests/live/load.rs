@@ -1,4 +1,4 @@
-//! Operations while others read and write.
+//! Operations during concurrent reads and writes.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,13 +9,14 @@ use avhdx_testkit::rng::Rng;
 
 use super::{MIB, base, bytes, go, naively, paths};
 
-/// Sectors of each writer, every other one of the disk.
+/// Sectors of each writer, alternating with those of the other.
 const SECTORS: u64 = 4096;
 const SIZE: u64 = 2 * SECTORS * 512 + 4 * MIB;
 
-/// Two writers and two readers at work.
+/// Two writers and two readers.
 ///
-/// Each writer has sectors of its own and counts in them: what it was told is written is what is read from then
+/// Each writer counts in its own sectors: what was acknowledged as written is read from then on, and a
+/// sector never mixes two writes.
 /// on, and a sector is never of two writes.
 struct Load<'a> {
     chain: &'a DiffChain,
@@ -30,7 +31,7 @@ impl<'a> Load<'a> {
         Self { chain, told, is_over: AtomicBool::new(false), longest: AtomicU64::new(0) }
     }
 
-    /// Does something meanwhile, and checks all that is there afterwards.
+    /// Runs `meanwhile` under load, and compares everything afterwards.
     fn run(self, meanwhile: impl FnOnce()) {
         struct Over<'b>(&'b AtomicBool);
         impl Drop for Over<'_> {
@@ -66,7 +67,7 @@ impl<'a> Load<'a> {
             let (at, mut count) = (sector * 512, count);
             let start = Instant::now();
             if rng.chance(1, 20) {
-                // Parts of a sector, and zeros.
+                // Partial sectors, and zeros.
                 count = 0;
                 disk.write_zeroes(at..at + 512, Zeroing::MayUnmap).unwrap();
             } else if rng.chance(1, 4) {
@@ -78,7 +79,7 @@ impl<'a> Load<'a> {
             }
             self.longest.fetch_max(start.elapsed().as_micros() as u64, Ordering::Relaxed);
             self.told[sector as usize].store(count, Ordering::SeqCst);
-            // Whole blocks behind the sectors, to come and go.
+            // Whole blocks after the sectors, allocated and freed in turn.
             let block = 2 * SECTORS * 512 + (2 * writer + count % 2) * MIB;
             match rng.below(400) {
                 0..4 => disk.flush().unwrap(),
@@ -101,7 +102,7 @@ impl<'a> Load<'a> {
             let found = data.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word));
             let (least, most) = (found.clone().min().unwrap(), found.max().unwrap());
             let after = told();
-            // Nobody wrote meanwhile, unless it is the write that is under way.
+            // No write in between, except for one still in progress.
             if before == after && before > 0 {
                 assert!(
                     least == before || least == 0 || least > before,

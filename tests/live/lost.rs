@@ -1,4 +1,4 @@
-//! A child that loses bytes while it is merged, or before its merge goes on.
+//! A child that loses bytes during its merge, or before the merge is resumed.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -37,7 +37,7 @@ fn cut(file: &Path, blocks: u64) {
     file.set_len(file.metadata().unwrap().len() - blocks * MIB).unwrap();
 }
 
-/// Merges by 2 MiB at once, and calls `on` as often as it has moved something.
+/// Merges 2 MiB at a time, and calls `on` after each move.
 fn merge(
     chain: &DiffChain,
     low_space: bool,
@@ -49,7 +49,7 @@ fn merge(
     merge.run(chain, &mut |progress| on(progress.done))
 }
 
-/// Accepts what the tip lost, and completes its merge; the disk is what the model says.
+/// Accepts the losses of the tip, and completes its merge; the disk has the model's contents.
 fn settled(tip: &Path, losses: &[(u64, LossKind)], model: &[u8]) {
     let found = AcceptLoss::new().run(tip, &mut |_| ControlFlow::Continue(())).unwrap();
     let found: Vec<_> = found.list.iter().map(|loss| (loss.range.clone(), loss.kind)).collect();
@@ -142,7 +142,7 @@ fn what_was_written_after_it_was_merged_is_lost_with_the_child_and_not_what_it_w
             chain.close().unwrap();
             drop(chain);
             if again {
-                // Stopped once more, at its start.
+                // Stopped again, at its start.
                 let chain = writable(&tip);
                 let stopped = merge(&chain, false, &mut |done| match done {
                     0 => ControlFlow::Continue(()),
@@ -152,7 +152,7 @@ fn what_was_written_after_it_was_merged_is_lost_with_the_child_and_not_what_it_w
             }
             cut(&tip, 2);
             let kinds = match (again, newer) {
-                // It came past both another time.
+                // The second run got past both.
                 (true, _) => [Merged, Merged],
                 _ => kinds,
             };

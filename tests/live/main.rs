@@ -1,4 +1,4 @@
-//! Chains whose layers change while they are in use, held against a flat model.
+//! Chains whose layers change while they are in use, compared with a flat model.
 #![allow(clippy::disallowed_methods)] // real files
 
 #[path = "../common/mod.rs"]
@@ -46,7 +46,7 @@ fn writable(path: &Path) -> DiffChain {
     OpenOptions::new().writable(true).open(path).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What the files of a chain hold, tip first, to a reader that knows nothing of the crate.
+/// What the naive reader reads from the files of a chain, tip first.
 fn naively(paths: &[PathBuf]) -> Vec<u8> {
     let files = paths.iter().rev().map(|path| std::fs::read(path).unwrap());
     let chain = naive::Chain::from_bytes(files).unwrap();

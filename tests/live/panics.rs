@@ -1,4 +1,4 @@
-//! Callbacks that panic, and callbacks that begin another operation.
+//! Callbacks that panic, and callbacks that start another operation.
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -16,10 +16,10 @@ use super::{MIB, base, bytes, go, naively, paths};
 
 const SIZE: u64 = 12 * MIB;
 
-/// What the callbacks panic with.
+/// The panic of the callbacks.
 struct Planned;
 
-/// Three layers with blocks of their own and in common, and what they read as.
+/// Three layers with separate and overlapping blocks, and the contents of the disk.
 fn three(folder: &Path) -> (DiffChain, Vec<u8>) {
     let chain = base(folder, SIZE);
     let mut model = vec![0; SIZE as usize];
@@ -40,7 +40,7 @@ fn write(chain: &DiffChain, model: &mut [u8], byte: u8, at: u64, len: u64) {
     model[at as usize..(at + len) as usize].fill(byte);
 }
 
-/// Runs an operation whose callback panics the `n`th time, and says whether it came to that.
+/// Runs an operation whose callback panics the `n`th time; returns whether it was called that often.
 fn panics_at<T>(
     n: u64,
     run: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> avhdx::Result<T>,
@@ -51,7 +51,7 @@ fn panics_at<T>(
             calls += 1;
             assert!(calls <= n, "it is not called again");
             if calls == n {
-                // As a panic, and without its message.
+                // Panics without printing a message.
                 resume_unwind(Box::new(Planned));
             }
             ControlFlow::Continue(())
@@ -84,7 +84,7 @@ fn a_merge_whose_callback_panics_can_be_resumed_on_the_same_chain() {
             let is_same = std::fs::read(&parent).unwrap() == before;
             assert!(is_same || is_done, "nothing goes to the parent any more: {case}");
             if !is_done {
-                // The handle may be another by now, with a name of its own.
+                // The handle may be a new one with another id.
                 let id = chain.layers()[layer].id;
                 let is_begun = chain.image(id).unwrap().merge_mark().is_some();
                 let merge = if is_begun { Merge::resume(id) } else { Merge::new(id) };
@@ -220,7 +220,7 @@ fn an_operation_within_the_callback_of_another_is_refused() {
                 assert_eq!(lost.unwrap_err().kind(), ErrorKind::InUse);
                 let linked = Reparent::new(&files[1]).run(&files[0], &mut go);
                 assert_eq!(linked.unwrap_err().kind(), ErrorKind::InUse);
-                // All else goes on.
+                // Everything else works.
                 chain.write_at(&[calls; 4096], 7 * MIB).unwrap();
                 chain.flush().unwrap();
                 chain.read_at(&mut [0; 4096], 7 * MIB).unwrap();

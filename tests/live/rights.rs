@@ -1,4 +1,4 @@
-//! What was opened for reading takes no writes, whatever an operation makes of the layers meanwhile.
+//! A disk that was opened read-only takes no writes, whatever an operation does to the layers meanwhile.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,7 +16,7 @@ use super::{MIB, base, bytes, go, naively, paths, writable};
 
 const SIZE: u64 = 12 * MIB;
 
-/// Three layers that share some blocks and have others of their own, and what the tip reads as.
+/// Three layers with shared and separate blocks, and the contents of the tip.
 fn three(folder: &Path) -> Vec<u8> {
     let chain = base(folder, SIZE);
     let mut model = vec![0; SIZE as usize];
@@ -64,7 +64,7 @@ fn refused(disk: &dyn Disk, what: &str) {
         let found = (error.kind(), error.code());
         assert_eq!(found, (ErrorKind::ReadOnly, "disk.read-only"), "{how} by {what}: {error}");
     }
-    // There is nothing to be made durable by who cannot write.
+    // A read-only disk has nothing to make durable.
     disk.flush().unwrap_or_else(|error| panic!("{what}: {error}"));
     let mut cursor = disk.cursor();
     std::io::Write::write(&mut cursor, &[0xBB; 512]).expect_err(what);
@@ -85,17 +85,17 @@ fn storage_refused(storage: &dyn Storage, what: &str) {
     denied(storage.try_lock(LockMode::Shared).unwrap_err(), "lock");
 }
 
-/// Every way to an image of the chain, but for the chain itself.
+/// Every path to an image of the chain, except through the chain itself.
 fn all_ways_refused(chain: &DiffChain, held: &[Arc<VhdxFile>], when: &str) {
     refused(chain.tip().as_ref(), &format!("the tip's image {when}"));
     assert!(!chain.tip().is_writable());
     for layer in chain.layers() {
-        // A merge that is under way may have put another handle there meanwhile.
+        // A merge in progress may have replaced the handle meanwhile.
         let Some(image) = chain.image(layer.id) else { continue };
         assert!(!image.is_writable(), "{} {when}", layer.name);
         refused(image.as_ref(), &format!("the image of {} {when}", layer.name));
         image.close().unwrap();
-        // The point that another is being merged into has none.
+        // The target of an unfinished merge is not a point in time.
         if let Ok(view) = chain.view(layer.id) {
             refused(&view, &format!("a view of {} {when}", layer.name));
             refused(&view.clone(), &format!("a clone of the view of {} {when}", layer.name));
@@ -124,7 +124,7 @@ fn all_ways_refused(chain: &DiffChain, held: &[Arc<VhdxFile>], when: &str) {
     }
 }
 
-/// Every way into a read-only chain.
+/// Every path into a read-only chain.
 fn nothing_is_taken(folder: &Path, chain: &DiffChain, held: &[Arc<VhdxFile>], when: &str) {
     let before = files(folder);
     refused(chain, &format!("the chain {when}"));
@@ -183,7 +183,7 @@ fn a_chain_opened_for_reading_takes_no_write_while_a_merge_pauses_nor_after_it_w
         let merging = scope.spawn(move || {
             pace.pause();
             merge.run(chain, &mut |_| {
-                // Words while it pauses, and before.
+                // Reports during the pause, and before.
                 is_paused.store(true, Ordering::SeqCst);
                 match gives_up.load(Ordering::SeqCst) {
                     true => ControlFlow::Break(()),
@@ -194,7 +194,7 @@ fn a_chain_opened_for_reading_takes_no_write_while_a_merge_pauses_nor_after_it_w
         while !is_paused.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
-        // Its marks are on their way meanwhile, or there.
+        // Its marks are written by now, or being written.
         for _ in 0..20 {
             refused(chain, "the chain while a merge pauses");
             all_ways_refused(chain, &held, "while a merge pauses");
@@ -225,7 +225,7 @@ fn a_chain_opened_for_reading_takes_no_write_after_a_revert() {
     assert_eq!(error.kind(), ErrorKind::ReadOnly);
 }
 
-/// Of a chain that is open for writing it is the chain that takes writes, and what it was told is kept.
+/// In a writable chain only the chain itself takes writes, and keeps what was acknowledged.
 #[test]
 fn only_the_chain_itself_takes_writes_while_its_layers_are_merged() {
     for child in [0, 1] {
@@ -257,7 +257,7 @@ fn only_the_chain_itself_takes_writes_while_its_layers_are_merged() {
     }
 }
 
-/// An image that is handed out to a second chain keeps what it may, and the first chain notices it.
+/// An image that is handed out to a second chain keeps its rights, and the first chain notices it.
 #[test]
 fn an_image_handed_out_is_no_way_to_a_chain_that_writes() {
     let folder = tempfile::tempdir().unwrap();
@@ -282,7 +282,7 @@ fn an_image_handed_out_is_no_way_to_a_chain_that_writes() {
     assert!(bytes(&chain) == model);
 }
 
-/// What somebody holds of the chain's images keeps no merge from being done, and reads as the files then are.
+/// Held images of the chain do not prevent a merge, and read what the files then hold.
 #[test]
 fn holding_an_image_of_a_layer_does_not_keep_it_from_being_merged() {
     for (child, parent, low_space) in [(1, 2, false), (0, 1, true), (0, 2, false), (1, 2, true)] {
@@ -306,7 +306,7 @@ fn holding_an_image_of_a_layer_does_not_keep_it_from_being_merged() {
             for (n, image) in held.iter().enumerate() {
                 let path = image.path().unwrap().to_owned();
                 if !path.exists() {
-                    // It is nobody's any more, and whole where its space was not given back.
+                    // It has left the chain, and is complete unless its space was freed.
                     assert!((child..parent).contains(&n));
                     assert!(low_space || own_bytes(image) == own[n], "{what}: {n}");
                     continue;
@@ -327,7 +327,7 @@ fn holding_an_image_of_a_layer_does_not_keep_it_from_being_merged() {
                 );
             }
             assert!(bytes(&chain) == model, "{what}");
-            // One that outlives the chain keeps nothing from anybody once it is gone.
+            // A held image that outlives the chain blocks nothing once it is dropped.
             let left = paths(&chain);
             drop((chain, held));
             assert!(naively(&left) == model, "{what}");
@@ -340,7 +340,7 @@ fn unlocked(path: &Path) -> VhdxFile {
     OpenOptions::new().lock(avhdx::Lock::None).open_image(path).unwrap()
 }
 
-/// What an image holds by itself, sector by sector.
+/// What an image holds itself, sector by sector.
 fn own_bytes(image: &VhdxFile) -> Vec<Option<Vec<u8>>> {
     let at = (0..SIZE).step_by(64 << 10);
     at.map(|at| {
@@ -356,7 +356,7 @@ fn own_bytes(image: &VhdxFile) -> Vec<Option<Vec<u8>>> {
     .collect()
 }
 
-/// Who is at an image in another thread is waited for, and goes on in the new handle.
+/// A reader in another thread is waited for, and continues on the new handle.
 #[test]
 fn an_image_is_read_right_while_its_layer_comes_and_goes() {
     let folder = tempfile::tempdir().unwrap();
@@ -369,7 +369,7 @@ fn an_image_is_read_right_while_its_layer_comes_and_goes() {
             let is_over = &is_over;
             scope.spawn(move || {
                 while !is_over.load(Ordering::SeqCst) {
-                    // What its layers have there, by block: none of it is ever zeros.
+                    // What its layers hold there, by block: none of it is ever zeros.
                     let mut some = [0; 4096];
                     match image.read_at(&mut some, 8 * MIB) {
                         Ok(()) => {
@@ -398,7 +398,7 @@ fn an_image_is_read_right_while_its_layer_comes_and_goes() {
     });
 }
 
-/// A child is made of what was handed out, and is one of the disk as it then is.
+/// A child created from a handed-out image is a child of the disk at that time.
 #[test]
 fn a_child_is_made_of_an_image_that_was_handed_out() {
     let folder = tempfile::tempdir().unwrap();
@@ -410,7 +410,7 @@ fn a_child_is_made_of_an_image_that_was_handed_out() {
     drop(CreateOptions::child_of(&chain.tip()).unwrap().create(&child).unwrap());
     let files: Vec<_> = [child.clone()].into_iter().chain(paths(&chain)).collect();
     assert!(naively(&files) == model);
-    // The next write makes another disk of the parent.
+    // The next write gives the parent a new identity.
     chain.write_at(&[8; 512], 0).unwrap();
     chain.close().unwrap();
     drop(chain);

@@ -1,4 +1,4 @@
-//! One operation after the other.
+//! Sequences of operations.
 
 use avhdx::ops::{Checkpoint, FileChangeKind, Merge, Revert};
 use avhdx::{DiffChain, Disk, ErrorKind, OpenOptions};
@@ -38,20 +38,20 @@ fn a_checkpoint_keeps_the_point_and_writes_go_on_above() {
     new[100..1100].fill(2);
     new[MIB as usize..2 * MIB as usize].fill(0);
     assert!(bytes(&chain) == new && bytes(&clone) == new);
-    // The view is of the point that was kept, and takes no writes.
+    // The view shows the frozen point, and takes no writes.
     assert!(bytes(&before) == old);
     let error = before.write_at(&[3], 0).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::ReadOnly, "disk.read-only"));
     assert!(naively(&paths(&chain)) == new);
     assert_eq!(std::fs::read(folder.path().join("web.vhdx")).unwrap(), frozen);
-    // Somebody else may read the frozen layer, and the tip is ours.
+    // Another process may read the frozen layer, while the tip is locked by this one.
     assert!(bytes(&OpenOptions::new().open(folder.path().join("web.vhdx")).unwrap()) == old);
     assert_eq!(OpenOptions::new().open(&made.path).unwrap_err().kind(), ErrorKind::InUse);
     drop((chain, clone, before));
     assert!(bytes(&OpenOptions::new().open(&made.path).unwrap()) == new);
 }
 
-/// Checkpoints, writes and reverts in any order; all points are as they were, whichever way they are read.
+/// Checkpoints, writes and reverts in random order; all points stay the same, in whatever way they are read.
 #[test]
 fn every_point_of_a_growing_chain_stays_as_it_was() {
     for seed in 0..12 {
@@ -87,7 +87,7 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
                     model = points[points.len() - 1].clone();
                 }
                 7 | 8 if !points.is_empty() => {
-                    // Layers count from the tip, points from the base.
+                    // Layers are numbered from the tip, points from the base.
                     let child = rng.below(points.len() as u64) as usize;
                     let parent = child + 1 + rng.below((points.len() - child) as u64) as usize;
                     let layers = chain.layers();
@@ -95,7 +95,7 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
                         .into_layer(layers[parent].id)
                         .share(rng.chance(1, 2))
                         .low_space(rng.chance(1, 3));
-                    // Branches that were left cannot do without what they lie on.
+                    // Other branches depend on their layers.
                     if let Err(error) = merge.forecast(&chain) {
                         assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
                         assert!(
@@ -169,7 +169,7 @@ fn a_revert_is_refused_where_it_would_cut_others_off() {
     }
     let base = chain.layers()[2].id;
     assert_eq!(base, point);
-    // A branch on the layer between.
+    // A branch on the middle layer.
     let middle = chain.layers()[1].path.clone().unwrap();
     let other = folder.path().join("other.avhdx");
     let parent = OpenOptions::new().open_image(&middle).unwrap();
@@ -201,7 +201,7 @@ fn sizes(chain: &DiffChain) -> u64 {
     paths(chain).iter().map(|path| std::fs::metadata(path).unwrap().len()).sum()
 }
 
-/// Whoever starts the machine by the old tip's rights can start it by the new one's.
+/// A user who may start the machine from the old tip may start it from the new one.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_new_tip_has_the_mode_and_the_label_of_the_old_one() {

@@ -1,4 +1,4 @@
-//! Merges that are stopped, and what opens until they are completed.
+//! Stopped merges, and what can be opened until they are completed.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::{MIB, base, bytes, go, naively, paths, writable};
 
 const SIZE: u64 = 200 * MIB;
 
-/// A chain of so many layers with up to 70 MiB of their own each, and what it holds.
+/// A chain of this many layers with up to 70 MiB each, and its contents.
 pub(super) fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
     let chain = base(folder, SIZE);
     let mut model = vec![0; SIZE as usize];
@@ -33,7 +33,7 @@ pub(super) fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
     (chain, model)
 }
 
-/// Stops a merge at its `n`th word, and says whether it came to that.
+/// Stops a merge at its `n`th report; returns whether there were that many.
 pub(super) fn stopped_at(n: u64, merge: Merge, chain: &DiffChain) -> bool {
     let mut left = n;
     let done = merge.run(chain, &mut |_| {
@@ -71,7 +71,7 @@ fn a_merge_that_was_stopped_anywhere_is_told_of_and_completed() {
             chain.close().unwrap();
             drop(chain);
 
-            // Whoever comes next reads the same.
+            // The next process reads the same.
             let (child, parent) = (&files[layer], &files[layer + 1]);
             assert!(naively(&files) == model, "stop {n} of {layer}");
             let opened = open(&files[0]).unwrap();
@@ -117,7 +117,7 @@ fn a_merge_that_was_stopped_anywhere_is_told_of_and_completed() {
     }
 }
 
-/// Copies of a child from all times of its merge are never opened over a parent that went on.
+/// Copies of a child from any time of its merge are never opened over a parent that has changed since.
 #[test]
 fn a_merged_child_that_comes_back_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -130,10 +130,10 @@ fn a_merged_child_that_comes_back_is_refused() {
         std::fs::copy(&child, &copy).unwrap();
         copy
     };
-    // From before and from within.
+    // From before the merge and from during it.
     chain.close().unwrap();
     let before = keep("before.old");
-    // And the file itself, under a name that nobody takes away.
+    // And the file itself, under a name that is not removed.
     let spent = elsewhere.join("spent.old");
     std::fs::hard_link(&child, &spent).unwrap();
     let mut within = None;

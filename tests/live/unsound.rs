@@ -1,4 +1,4 @@
-//! Layers that a merge would get stuck at: nothing is marked, and nothing of them is changed.
+//! Layers with faults that would block a merge: nothing is marked or changed.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ use super::{MIB, go, naively, writable};
 const SIZE: u64 = 16 * MIB;
 const FILLER: Uuid = Uuid::from_u128(0xf111_0000_0000_4000_8000_0000_0000_0001);
 
-/// A base, a layer with partially present blocks and one above it with some too.
+/// A base, and two layers with partially present blocks.
 fn three() -> [Image; 3] {
     let mut base = Image::dynamic(SIZE);
     for block in 0..8 {
@@ -43,7 +43,7 @@ fn merge(chain: &DiffChain, what: &str) -> Merge {
     }
 }
 
-/// The merges that a layer is part of, counted from the base.
+/// The merges that involve a layer, numbered from the base.
 fn merges_with(of: usize) -> Vec<(&'static str, usize)> {
     let is_in = [("the tip", 1..3), ("the middle", 0..2), ("both", 0..3)];
     is_in
@@ -57,7 +57,7 @@ fn contents(paths: &[PathBuf]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| std::fs::read(path).unwrap()).collect()
 }
 
-/// These merges, and no others, are refused with this code for the file of this number, be they foreseen, run, or run
+/// Exactly these merges are refused with this code for the file with this number, in forecasts, runs and runs
 /// in low space; nothing is changed then.
 fn refused(images: &[Image; 3], code: &str, merges: &[(&str, usize)]) {
     let folder = tempfile::tempdir().unwrap();
@@ -66,7 +66,7 @@ fn refused(images: &[Image; 3], code: &str, merges: &[(&str, usize)]) {
     for what in MERGES {
         let chain = writable(&paths[2]);
         let Some((_, of)) = merges.iter().find(|(refused, _)| *refused == what) else {
-            // What is wrong is none of this merge's.
+            // The fault does not concern this merge.
             merge(&chain, what).forecast(&chain).unwrap_or_else(|error| panic!("{what}: {error}"));
             continue;
         };
@@ -87,7 +87,7 @@ fn refused(images: &[Image; 3], code: &str, merges: &[(&str, usize)]) {
         drop(chain);
         assert!(contents(&paths) == before, "{what}: {code}");
     }
-    // Whoever opened them for writing found none of it marked.
+    // None of the files is marked.
     let chain = OpenOptions::new().open(&paths[2]).unwrap();
     assert!(chain.warnings().is_empty(), "{:?}", chain.warnings());
 }
@@ -130,10 +130,10 @@ fn a_merge_is_refused_where_a_block_is_in_a_state_that_means_nothing() {
     }
 }
 
-/// A table that ends right before the entry of the last sector bitmap has none to give to its chunk.
+/// A table that ends just before the entry of the last sector bitmap has none for its chunk.
 #[test]
 fn a_merge_is_refused_where_the_table_has_no_entry_for_a_sector_bitmap() {
-    // A table of a MiB has 131072 entries: 31 whole chunks of 4096 blocks, and 4065 blocks of another.
+    // A table of 1 MiB has 131072 entries: 31 whole chunks of 4096 blocks, and 4065 blocks of another.
     let blocks = 131_072 - 31;
     let mut base = Image::dynamic(blocks * MIB);
     base.put(0, Block::full(Data::Pattern(1)));
@@ -144,7 +144,7 @@ fn a_merge_is_refused_where_the_table_has_no_entry_for_a_sector_bitmap() {
     refused(&[base, middle, tip], "bat.length", &[("the tip", 1)]);
 }
 
-/// Fills up the metadata of an image but for so many bytes.
+/// Fills the metadata of an image except for this many bytes.
 fn fill(image: &mut Image, spare: u64) {
     let item = |bytes| Item::new("filler", FILLER, IS_USER, Contents::Bytes(bytes));
     image.metadata.items.push(item(vec![7; 8]));
@@ -162,7 +162,7 @@ fn a_merge_is_refused_where_the_metadata_has_no_room_for_its_marks() {
     }
 }
 
-/// What is above the merged layer gets the way to the parent, which may be a longer one.
+/// The layer above the merged one gets a path to the parent, which may be longer than its present one.
 #[test]
 fn a_merge_is_refused_where_the_layer_above_has_no_room_for_the_way_to_the_parent() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +202,7 @@ fn a_merge_is_refused_where_what_is_said_of_the_disk_is_more_than_the_log_takes(
     refused(&images, "metadata.edit-size", &[("the tip", 1), ("both", 0)]);
 }
 
-/// The format has a disk of no bytes, which no disk can become.
+/// The format allows a disk of size zero, but no disk can be resized to it.
 #[test]
 fn a_merge_of_a_disk_of_no_bytes_is_refused() {
     let mut base = Image::dynamic(SIZE);
@@ -213,14 +213,14 @@ fn a_merge_of_a_disk_of_no_bytes_is_refused() {
     refused(&[base, middle, tip], "resize.size", &[("the tip", 1), ("both", 0)]);
 }
 
-/// A merge that has begun is not kept from its end by what it need not touch.
+/// A merge that has begun is not blocked by faults that it need not touch.
 #[test]
 fn a_merge_that_has_begun_goes_on_past_damage_that_it_need_not_touch() {
     let folder = tempfile::tempdir().unwrap();
     let images = three();
     let paths = write_chain(folder.path(), &images);
     let flat = naively(&[paths[2].clone(), paths[1].clone(), paths[0].clone()]);
-    // Right after the marks: nothing is moved yet.
+    // Just after the marks: nothing has been moved yet.
     for n in 1.. {
         let chain = writable(&paths[2]);
         assert!(stopped_at(n, merge(&chain, "the tip"), &chain), "over before it was marked");
@@ -239,7 +239,7 @@ fn a_merge_that_has_begun_goes_on_past_damage_that_it_need_not_touch() {
     assert!(found == flat[..7 << 20]);
 }
 
-/// Gives an entry of the block allocation table a state that means nothing.
+/// Gives an entry of the block allocation table an invalid state.
 fn damage(path: &Path, at: u64) {
     use std::io::{Seek, SeekFrom, Write};
     let mut file = std::fs::OpenOptions::new().write(true).open(path).unwrap();

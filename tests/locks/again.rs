@@ -1,5 +1,5 @@
-//! What is looked at before a lock is there may be another thing by the time that it is: everything that is found
-//! to be so is found by a second look, and nothing is written then.
+//! Facts established before a lock is held may change until it is: they are checked again afterwards,
+//! and nothing is written if they have changed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,7 @@ use super::{MIB, bytes, file, go, layers, open, options, paths};
 
 const NAMES: [&str; 4] = ["base.vhdx", "one.avhdx", "two.avhdx", "tip.avhdx"];
 
-/// Has this done once, just before somebody locks the file for himself.
+/// Runs this once, just before somebody locks the file exclusively.
 fn when_locked(
     host: &StrictHost,
     name: &str,
@@ -36,7 +36,7 @@ fn unlocked(host: &SimHost) -> OpenOptions {
     OpenOptions::new().host(host.clone()).parents(PathSource::new().host(host))
 }
 
-/// Another session writes to the file, and is over.
+/// Another session writes to the file and ends.
 fn written(host: &SimHost, name: &str) {
     let image = unlocked(host).writable(true).orphan_children(true);
     let image = image.open_image(file(name)).unwrap();
@@ -44,7 +44,7 @@ fn written(host: &SimHost, name: &str) {
     image.close().unwrap();
 }
 
-/// A copy takes the name of the file, which has another from then on.
+/// A copy takes the name of the file, which gets another name.
 fn swapped(host: &SimHost, name: &str) {
     let aside = format!("{name}.aside");
     host.rename(&file(name), &file(&aside)).unwrap();
@@ -59,21 +59,21 @@ fn copied(host: &SimHost, name: &str, to: &str) {
     host.create_new(&file(to)).unwrap().write_at(&all, 0).unwrap();
 }
 
-/// A child is made of the file.
+/// A child of the file is created.
 fn had_a_child(host: &SimHost, name: &str) {
     let parent = unlocked(host).open_image(file(name)).unwrap();
     let child = CreateOptions::child_of(&parent).unwrap();
     drop(child.create_on(Arc::new(host.clone()), file("late.avhdx")).unwrap());
 }
 
-/// The files as they were when somebody had meddled with them.
+/// The files as they were after the interference.
 fn after(host: &StrictHost, does: impl Fn(&SimHost)) -> Files {
     let copy = SimHost::new(host.sim.files());
     does(&copy);
     copy.files()
 }
 
-/// Neither a byte nor a name is another than after the meddling, up to identities, which are random.
+/// Files and names are those after the interference, except for random identities.
 fn untouched(host: &StrictHost, meddled: &Files, what: &str) {
     assert_eq!(host.sim.files().sum().plain, meddled.sum().plain, "{what}");
 }
@@ -101,7 +101,7 @@ fn a_merge_looks_again_at_each_layer_once_it_has_the_lock() {
             in_use(&error, &["chain.changed", "file.replaced"], &what);
             host.tell_nobody();
             untouched(&host, &meddled, &what);
-            // The locks of those who read are there again.
+            // Readers have their locks again.
             drop(chain);
             assert_eq!(host.locks(), 0);
         }
@@ -146,7 +146,7 @@ fn a_revert_looks_for_children_again_before_it_removes_a_layer() {
 
 #[test]
 fn an_image_is_looked_at_once_it_is_locked_for_writing() {
-    // What was written until then is what is opened.
+    // The opened contents include everything written until then.
     let host = StrictHost::default();
     layers(&host, &NAMES);
     let done = when_locked(&host, "tip.avhdx", LockMode::Exclusive, |h| written(h, "tip.avhdx"));
@@ -157,7 +157,7 @@ fn an_image_is_looked_at_once_it_is_locked_for_writing() {
     assert_eq!(some, [0xEE; 4096]);
     drop(chain);
 
-    // A child that was made until then is found, and a name that went to another file.
+    // A child created until then is found, and a name that another file got is noticed.
     let child = |host: &SimHost| had_a_child(host, "tip.avhdx");
     let swap = |host: &SimHost| swapped(host, "tip.avhdx");
     let meddled = after(&host, swap);
@@ -172,7 +172,7 @@ fn an_image_is_looked_at_once_it_is_locked_for_writing() {
     untouched(&host, &meddled, "a child");
 }
 
-/// A parent that is found is not locked yet.
+/// A parent is not locked when it is found.
 #[test]
 fn a_parent_written_to_before_it_is_locked_is_no_parent_any_more() {
     for name in ["base.vhdx", "two.avhdx"] {
@@ -193,7 +193,7 @@ fn a_parent_written_to_before_it_is_locked_is_no_parent_any_more() {
     }
 }
 
-/// Linked to this parent by somebody else.
+/// Somebody else links it to this parent.
 fn linked_to(host: &SimHost, name: &str, parent: &str) {
     let reparent = Reparent::new(file(parent)).unproven(true).options(unlocked(host));
     reparent.run(file(name), &mut go).unwrap();
@@ -253,20 +253,20 @@ fn a_reparent_looks_again_once_it_has_the_lock() {
     let scene = || {
         let host = StrictHost::default();
         let points = layers(&host, &NAMES);
-        // Another file with the parent's bytes, of another identity.
+        // Another file with the parent's contents and another identity.
         let sim = SimHost::new(host.sim.files());
         let copy = CreateOptions::child_of(&unlocked(&sim).open_image(file("two.avhdx")).unwrap());
         drop(copy.unwrap().create_on(Arc::new(sim.clone()), file("copy.avhdx")).unwrap());
         (StrictHost::new(sim.files()), points)
     };
-    // The image is another file by then.
+    // The name belongs to another file by then.
     let (host, _) = scene();
     let swap = |host: &SimHost| swapped(host, "tip.avhdx");
     let meddled = after(&host, swap);
     when_locked(&host, "tip.avhdx", LockMode::Exclusive, swap);
     in_use(&reparent(&host).unwrap_err(), &["file.replaced"], "swapped");
     untouched(&host, &meddled, "swapped");
-    // It is written to, or linked elsewhere: what is proven is what it is by then.
+    // It is written to or linked elsewhere: the proof applies to its state by then.
     let (host, points) = scene();
     when_locked(&host, "tip.avhdx", LockMode::Exclusive, |h| written(h, "tip.avhdx"));
     reparent(&host).unwrap();
@@ -280,7 +280,7 @@ fn a_reparent_looks_again_once_it_has_the_lock() {
     let error = reparent(&host).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.differs"), "{error}");
     untouched(&host, &meddled, "linked elsewhere");
-    // The parent to be is written to before it is locked.
+    // The new parent is written to before it is locked.
     let (host, _) = scene();
     let write = |host: &SimHost| written(host, "copy.avhdx");
     let meddled = after(&host, write);
@@ -290,7 +290,7 @@ fn a_reparent_looks_again_once_it_has_the_lock() {
     untouched(&host, &meddled, "the parent to be");
 }
 
-/// What an interrupted merge is resumed on is looked at in the same way.
+/// The images of an interrupted merge are checked in the same way.
 #[test]
 fn a_merge_that_is_resumed_looks_again_too() {
     for name in ["two.avhdx", "one.avhdx"] {

@@ -1,8 +1,8 @@
-//! A host whose locks bind everybody and belong to one handle each, as on Windows, over the simulated one.
+//! A host with mandatory locks that belong to one handle each, as on Windows, over the simulated host.
 //!
-//! What one handle has locked alone no other reads or writes. What some have locked for reading none writes, not
-//! even they. A second lock on one handle is refused. Beside that it tells of each lock before it is taken, when
-//! the file is still anybody's.
+//! A file that one handle has locked exclusively cannot be read or written through another. A file that is locked for
+//! reading cannot be written, not even by the holders. A second lock on one handle is refused. A hook is called
+//! before each lock is taken, while the file is still unlocked.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,7 +24,7 @@ pub struct StrictHost {
 
 #[derive(Default)]
 struct Shared {
-    /// By the file, the handles that have a lock on it.
+    /// The handles that hold a lock, by file.
     locks: Mutex<HashMap<FileId, Vec<(u64, LockMode)>>>,
     handles: AtomicU64,
     before_lock: Mutex<Option<Arc<BeforeLock>>>,
@@ -47,7 +47,7 @@ impl StrictHost {
         Self { sim: SimHost::new(files), shared: Arc::default() }
     }
 
-    /// Calls this before each lock is taken, until it is told otherwise.
+    /// Calls this hook before each lock is taken, until it is replaced.
     pub fn before_lock(&self, tell: impl Fn(&Self, &Path, LockMode) + Send + Sync + 'static) {
         *held(&self.shared.before_lock) = Some(Arc::new(tell));
     }
@@ -56,7 +56,7 @@ impl StrictHost {
         *held(&self.shared.before_lock) = None;
     }
 
-    /// How many locks there are.
+    /// The number of locks held.
     pub fn locks(&self) -> usize {
         held(&self.shared.locks).values().map(Vec::len).sum()
     }
@@ -112,7 +112,7 @@ impl StrictFile {
         self.file.id().unwrap().unwrap()
     }
 
-    /// Refuses where a lock that `binds` keeps this handle away.
+    /// Refuses if a lock for which `binds` is true excludes this handle.
     fn check(&self, binds: impl Fn(&(u64, LockMode)) -> bool) -> io::Result<()> {
         match held(&self.host.shared.locks).get(&self.key()).is_some_and(|l| l.iter().any(binds)) {
             true => {

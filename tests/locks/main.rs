@@ -1,4 +1,4 @@
-//! Locks: where they bind everybody, and what is looked at again once one is there.
+//! Mandatory locks, and checks that are repeated once a lock is held.
 
 mod again;
 mod host;
@@ -39,7 +39,7 @@ fn open(host: &StrictHost, path: &Path, writes: bool) -> DiffChain {
     opened.unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Layers of these names, base first, whose sessions are over, and what each reads as, tip first.
+/// Layers with these names, base first, in closed sessions, and the contents of each point, tip first.
 fn layers(host: &StrictHost, names: &[&str]) -> Vec<Vec<u8>> {
     let shared = Arc::new(host.clone());
     let base = CreateOptions::dynamic(SIZE).block_size(1 << 20);
@@ -72,7 +72,7 @@ fn paths(chain: &DiffChain) -> Vec<PathBuf> {
     chain.layers().into_iter().map(|layer| layer.path.unwrap()).collect()
 }
 
-/// What a reader that knows nothing of the crate makes of these files, tip first.
+/// What the naive reader reads from these files, tip first.
 fn naively(host: &StrictHost, paths: &[PathBuf]) -> Vec<u8> {
     let files = host.sim.files();
     let layers = paths.iter().rev().map(|path| {

@@ -1,4 +1,4 @@
-//! All that is done to images and chains, on a host whose locks bind everybody.
+//! All operations on images and chains, on a host with mandatory locks.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ fn source(host: &StrictHost) -> PathSource {
     PathSource::new().host(Arc::new(host.clone()))
 }
 
-/// Whoever is refused is told that the file is in use, and not that it is damaged or was lost.
+/// The refusal says that the file is in use, and not that it is damaged or missing.
 #[test]
 fn files_that_another_handle_has_locked_are_in_use() {
     let host = StrictHost::default();
@@ -35,12 +35,12 @@ fn files_that_another_handle_has_locked_are_in_use() {
         in_use(Check::new().options(options(&host).lock(lock)).run(&tip).unwrap_err());
     }
     in_use(options(&host).writable(true).open(&tip).unwrap_err());
-    // Its parents are for all to read, and for nobody to write.
+    // Its parents can be read by everybody, and written by nobody.
     assert!(bytes(&open(&host, &middle, false)) == points[1]);
     in_use(options(&host).writable(true).open_image(&base).unwrap_err());
     drop(writer);
 
-    // A parent in use: its child cannot be opened, and its parent is none the less the parent.
+    // A parent in use: its child cannot be opened, but the link to the parent is not doubted.
     let writer = options(&host).writable(true).orphan_children(true).open_image(&base).unwrap();
     for path in [&middle, &tip] {
         in_use(options(&host).open(path).unwrap_err());
@@ -56,14 +56,14 @@ fn files_that_another_handle_has_locked_are_in_use() {
     assert!(bytes(&open(&host, &middle, false)) == points[1]);
 }
 
-/// Children are looked for in files, some of which nobody can read: a warning, no refusal and no silence.
+/// The search for children meets files that cannot be read: a warning, neither a refusal nor silence.
 #[test]
 fn a_child_search_warns_of_files_that_are_locked() {
     let host = StrictHost::default();
     layers(&host, &["other.vhdx"]);
     layers(&host, &NAMES);
     let other = open(&host, &file("other.vhdx"), true);
-    // The tip has no children, as far as can be seen.
+    // The tip has no children that can be seen.
     let tip = open(&host, &file(NAMES[2]), true);
     let warned = tip.warnings();
     assert!(
@@ -73,7 +73,7 @@ fn a_child_search_warns_of_files_that_are_locked() {
         "{warned:?}"
     );
     tip.write_at(&[5; 100], 9).unwrap();
-    // A merge takes more than a guess: it wants a word, and takes it.
+    // A merge needs certainty: it asks for an assurance, and accepts it.
     let merge = Merge::new(tip.layers()[1].id);
     let error = merge.clone().run(&tip, &mut go).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "merge.children-unknown"));
@@ -82,7 +82,7 @@ fn a_child_search_warns_of_files_that_are_locked() {
     drop((tip, other));
     let tip = open(&host, &file(NAMES[2]), true);
     assert!(tip.warnings().is_empty(), "{:?}", tip.warnings());
-    // Its parent has it for a child, which is open elsewhere: who cannot look cannot know.
+    // Its child is open elsewhere and cannot be examined, so that it counts as a child.
     let base = options(&host).writable(true).open_image(file(NAMES[0])).unwrap_err();
     assert_eq!(base.kind(), ErrorKind::InUse, "{base}");
 }
@@ -113,13 +113,13 @@ fn images_are_made_written_and_read() {
     let child = child.create_on(Arc::new(host.clone()), file("new.avhdx")).unwrap();
     child.write_at(&[1; 512], 0).unwrap();
     drop((child, parent));
-    // And over one that is there.
+    // And over an existing one.
     let again = CreateOptions::dynamic(MIB).overwrite(true);
     drop(again.create_on(Arc::new(host.clone()), file("new.avhdx")).unwrap());
     assert_eq!(host.locks(), 0);
 }
 
-/// A log that a crash left is replayed under the one lock.
+/// A log left by a crash is replayed under the same lock.
 #[test]
 fn a_pending_log_is_replayed_and_merged() {
     for child in [0, 1] {
@@ -145,7 +145,7 @@ fn a_pending_log_is_replayed_and_merged() {
     }
 }
 
-/// Others read the chain all the time, by the chain itself, by views and by images that were handed out.
+/// Others read the chain all the time, through the chain itself, views and handed-out images.
 fn while_read(chain: &DiffChain, operation: impl FnOnce()) {
     struct Over<'a>(&'a AtomicBool);
     impl Drop for Over<'_> {
@@ -193,7 +193,7 @@ fn a_chain_is_read_while_its_layers_change() {
     chain.write_at(&[0x77; 100], 50).unwrap();
     model[50..150].fill(0x77);
     assert!(bytes(&chain) == model);
-    // Of the tip, in use; of the middle; and of two at once, space being short.
+    // Of the tip, in use; of the middle; and of two at once with little space.
     let merges: [(usize, usize, bool); 2] = [(0, 1, false), (0, 2, true)];
     for (child, parent, low_space) in merges {
         while_read(&chain, || {
@@ -226,7 +226,7 @@ fn a_middle_is_merged_while_the_chain_is_read_or_written() {
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         });
         assert!(bytes(&chain) == points[0]);
-        // Others may read what is left, and the tip where nobody writes to it.
+        // Others may read what is left, and the tip if nobody writes to it.
         assert!(bytes(&open(&host, &file("base.vhdx"), false)) == points[1]);
         if !writes {
             assert!(bytes(&open(&host, &file("tip.avhdx"), false)) == points[0]);
@@ -253,7 +253,7 @@ fn a_merge_that_was_stopped_is_resumed_and_one_that_is_refused_leaves_all_locks(
             assert!(n > 1);
             break;
         }
-        // The chain goes on under locks that others meet.
+        // The chain continues under locks that exclude others.
         for name in NAMES {
             let error = options(&host).writable(true).open_image(file(name)).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::InUse, "stop {n}, {name}: {error}");
@@ -269,7 +269,7 @@ fn a_merge_that_was_stopped_is_resumed_and_one_that_is_refused_leaves_all_locks(
         assert_eq!(host.locks(), 0);
     }
 
-    // Somebody else has one of the layers open: refused, and both go on as before.
+    // Another process has one of the layers open: refused, and both continue as before.
     let host = StrictHost::default();
     let points = layers(&host, &NAMES);
     let budget = Budget::new(8 << 20);
@@ -313,7 +313,7 @@ fn a_revert_and_the_removal_of_what_is_newer() {
 fn links_are_proven_and_set_right() {
     let host = StrictHost::default();
     let points = layers(&host, &NAMES);
-    // A flat copy of the middle to be the new parent.
+    // A flat copy of the middle as the new parent.
     let flat = CreateOptions::dynamic(SIZE).block_size(1 << 20);
     let flat = flat.create_on(Arc::new(host.clone()), file("flat.vhdx")).unwrap();
     Export::new().onto(&open(&host, &file(NAMES[1]), false), &flat, &mut go).unwrap();
@@ -335,7 +335,7 @@ fn links_are_proven_and_set_right() {
     assert_eq!(host.locks(), 0);
 }
 
-/// A parent that cannot be looked at is no reason to link its child to a copy of it.
+/// A parent that cannot be examined is no reason to link its child to a copy.
 #[test]
 fn a_parent_that_is_in_use_is_not_taken_for_one_that_is_gone() {
     let host = StrictHost::default();

@@ -1,4 +1,4 @@
-//! The bytes of a file: sparse, cheap to copy, and with a sum that is kept up with each change.
+//! The bytes of a file: sparse, cheap to copy, and with a checksum that is updated with each change.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use avhdx_testkit::naive;
 
 pub const PAGE: usize = 4096;
 
-/// A file of any length that costs what was written to it. Copies share their pages.
+/// A file of any length that takes as much memory as was written to it. Copies share their pages.
 #[derive(Clone, Debug, Default)]
 pub struct Bytes {
     len: u64,
     /// Pages that are not all zeros.
     pages: Arc<BTreeMap<u64, Arc<Page>>>,
-    /// The sums of all pages, each mixed with its place.
+    /// The checksums of all pages, each mixed with its position.
     sum: Sum,
 }
 
-/// Sums that are equal when the bytes are.
+/// Checksums that are equal if the bytes are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Sum {
     /// Over every byte.
     pub exact: u64,
-    /// Without the identities in headers and log entries, which are random, and their checksums: equal
-    /// outcomes of two runs count as one.
+    /// Without the identities in headers and log entries, which are random, and their checksums: outcomes of two
+    /// runs that are equal except for these count as one.
     pub plain: u64,
 }
 
@@ -51,7 +51,7 @@ struct Page {
     sum: Sum,
 }
 
-/// Bytes to be written, cut into pages once for many writes.
+/// Bytes to be written, split into pages once for many writes.
 #[derive(Debug)]
 pub struct Chunk {
     pub at: u64,
@@ -109,12 +109,12 @@ impl Bytes {
         self.len
     }
 
-    /// A sum over length and contents.
+    /// A checksum over length and contents.
     pub fn sum(&self) -> Sum {
         self.sum ^ Sum::both(mix(self.len, 0x6C65_6E67))
     }
 
-    /// The part of the sum that the pages in `range` make up.
+    /// The contribution of the pages in `range` to the checksum.
     pub fn sum_within(&self, range: std::ops::Range<u64>) -> Sum {
         let pages = self.pages.range(range.start / PAGE as u64..range.end.div_ceil(PAGE as u64));
         pages.fold(Sum::default(), |sum, (number, page)| sum ^ page.sum.at(*number))
@@ -187,7 +187,7 @@ impl naive::Bytes for Bytes {
     }
 }
 
-/// A range cut at pages: the number of each, where in it the part starts, and the part.
+/// Splits a range at pages: the number of each, the start of the part in it, and the part.
 fn parts(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {
@@ -202,7 +202,7 @@ fn parts(at: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Ran
     })
 }
 
-/// Zero for a page of zeros alone.
+/// Zero for a page of zeros.
 fn sum_of(bytes: &[u8; PAGE]) -> u64 {
     let (words, _) = bytes.as_chunks::<8>();
     if words.iter().all(|word| *word == [0; 8]) {
@@ -219,7 +219,7 @@ fn sum_of(bytes: &[u8; PAGE]) -> u64 {
     lanes.into_iter().fold(1, |sum, lane| mix(sum, lane).max(1))
 }
 
-/// Zero stays zero, so that a page of zeros counts as none.
+/// Zero stays zero, so that a page of zeros does not count.
 pub fn mix(sum: u64, place: u64) -> u64 {
     if sum == 0 {
         return 0;

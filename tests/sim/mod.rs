@@ -1,8 +1,8 @@
-//! A host that is simulated: files in memory, everything that happens to them on record.
+//! A simulated host: files in memory, and a record of everything that happens to them.
 //!
-//! A hook sees each step before it happens, may make it fail, and may do other things first, such as
-//! letting another thread write. Beside it a refusal makes steps fail as a host does that is out of space
-//! or out of order, and says how much of a failed write arrived all the same.
+//! A hook sees each step before it happens, and may make it fail or do other things first, such as
+//! letting another thread write. In addition, a refusal makes steps fail as on a host that is out of space
+//! or broken, and determines how much of a failed write took effect nevertheless.
 
 mod bytes;
 
@@ -18,40 +18,40 @@ use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat
 
 pub use bytes::{Bytes, Chunk, Sum, mix};
 
-/// Where all files of a simulated host lie.
+/// The folder of all files of a simulated host.
 pub const FOLDER: &str = "/sim";
 
-/// Something that happened to the files, in the one order of all of them.
+/// An event, in one order over all files.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// Bytes written; the file grows to hold them.
+    /// Bytes were written; the file grows to hold them.
     Write(usize, Arc<Chunk>),
     /// The length changed.
     SetLen(usize, u64),
     /// A name changed.
     Name(NameChange),
-    /// A flush of the file started: what came before is durable when it returns.
+    /// A flush of the file started: everything before is durable when it returns.
     FlushStart(usize),
     /// The flush that started at this event returned.
     FlushEnd(usize, usize),
-    /// The same for the names.
+    /// A flush of the names started.
     SyncStart,
-    /// The same for the names.
+    /// The flush of the names that started at this event returned.
     SyncEnd(usize),
-    /// A word from the user of the disk.
+    /// A mark set by the user of the disk.
     Mark,
 }
 
 /// A change of names.
 #[derive(Clone, Debug)]
 pub enum NameChange {
-    /// A new file got the name.
+    /// A new file was created under the name.
     Create(PathBuf, usize),
-    /// The file of the first name has the second.
+    /// The file with the first name was given the second.
     Rename(PathBuf, PathBuf, usize),
-    /// Two files, of these names and numbers, have each other's names.
+    /// The two files with these names and numbers exchanged names.
     Exchange(PathBuf, PathBuf, (usize, usize)),
-    /// The name is gone.
+    /// The name was removed.
     Remove(PathBuf),
 }
 
@@ -60,32 +60,32 @@ pub enum NameChange {
 pub enum Step {
     /// A read of the file.
     Read {
-        /// Which file.
+        /// The file.
         file: usize,
-        /// From where on.
+        /// The offset.
         at: u64,
     },
     /// A write to the file.
     Write {
-        /// Which file.
+        /// The file.
         file: usize,
-        /// From where on.
+        /// The offset.
         at: u64,
-        /// Of how many bytes.
+        /// The number of bytes.
         len: usize,
     },
     /// A change of the length.
     SetLen {
-        /// Which file.
+        /// The file.
         file: usize,
-        /// To what.
+        /// The new length.
         len: u64,
     },
     /// The start of a flush.
     Flush(usize),
     /// The return of a flush.
     Flushed(usize),
-    /// A file that gets its first or another name.
+    /// A file gets its first name or another one.
     Name,
     /// A flush of the names.
     Sync,
@@ -94,24 +94,24 @@ pub enum Step {
 /// How a step fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Refusal {
-    /// The error, by the operating system's number.
+    /// The error, as a number of the operating system.
     pub code: i32,
-    /// How much of it happened nevertheless.
+    /// How much of it took effect nevertheless.
     pub arrived: Arrived,
 }
 
-/// How much of a failed write, or of a failed change of the length, happened nevertheless.
+/// How much of a failed write or change of the length took effect nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrived {
     Nothing,
-    /// The first half of the units, nothing where there is but one.
+    /// The first half of the units; nothing of a single unit.
     Half,
     All,
 }
 
 /// ENOSPC.
 const NO_SPACE: i32 = 28;
-/// What reaches the disk whole or not at all.
+/// The unit that reaches the disk completely or not at all.
 const UNIT: u64 = 512;
 
 /// All files and names.
@@ -122,10 +122,10 @@ pub struct Files {
 }
 
 impl Files {
-    /// A sum over all names and what they stand for, without what `but` says of each file.
+    /// A checksum over all names and their files, minus what `but` returns for each file.
     pub fn sum_but(&self, but: impl Fn(&Path, &Bytes) -> Sum) -> Sum {
         let named = self.names.iter().map(|(path, number)| {
-            // The part of a temporary name that is random does not count.
+            // The random part of a temporary name is ignored.
             let name = path.as_os_str().as_encoded_bytes();
             let name = if name.ends_with(b".tmp") { b"tmp" } else { name };
             let name = name.iter().fold(7, |sum, byte| mix(sum, u64::from(*byte) + 1));
@@ -136,7 +136,7 @@ impl Files {
         named.fold(Sum::default(), |sum, part| sum ^ part)
     }
 
-    /// A sum over everything.
+    /// A checksum over everything.
     pub fn sum(&self) -> Sum {
         self.sum_but(|_, _| Sum::default())
     }
@@ -169,7 +169,7 @@ impl Files {
         }
     }
 
-    /// Files come into being with whatever reaches the disk of them first.
+    /// A file comes into existence with whichever part of it reaches the disk first.
     pub fn file_mut(&mut self, file: usize) -> &mut Bytes {
         while self.files.len() <= file {
             self.files.push(Bytes::default());
@@ -193,11 +193,11 @@ struct World {
     hook: RwLock<Option<Arc<Hook>>>,
     refuse: RwLock<Option<Arc<Refuse>>>,
     free_space: Mutex<Option<u64>>,
-    /// Whether the host cannot copy from file to file by itself.
+    /// Whether the host cannot copy from file to file itself.
     copies_by_hand: AtomicBool,
 }
 
-/// Tells the files of one host from those of the others: images may share a budget across them.
+/// Distinguishes the files of one host from those of others: images may share a budget across hosts.
 struct Volume(u64);
 
 impl Default for Volume {
@@ -218,7 +218,7 @@ impl SimHost {
         self.read().clone()
     }
 
-    /// Records from now on; the files as they are count as durable.
+    /// Starts recording; the present files count as durable.
     pub fn record(&self) {
         *self.history() = Some(Vec::new());
     }
@@ -228,7 +228,7 @@ impl SimHost {
         self.history().clone().unwrap_or_default()
     }
 
-    /// Puts a word into the record and says where.
+    /// Adds a mark to the record and returns its position.
     pub fn mark(&self) -> usize {
         self.note(Event::Mark)
     }
@@ -238,7 +238,7 @@ impl SimHost {
         *self.0.hook.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
     }
 
-    /// Calls no hook any more.
+    /// Removes the hook.
     pub fn unhook(&self) {
         *self.0.hook.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -248,19 +248,19 @@ impl SimHost {
         *self.0.refuse.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(refuse));
     }
 
-    /// Fails no step any more.
+    /// Removes the refusal.
     pub fn relent(&self) {
         *self.0.refuse.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Has no space for the `n`th step from now on that may need some, counted from 0, nor for any after it:
-    /// writes, growth and new names. Says how many there were so far.
+    /// Runs out of space at the `n`th step from now on that may need some, counted from 0, and all later ones:
+    /// writes, growth and new names. Returns a counter of these steps.
     pub fn run_out_at(&self, n: usize, arrived: Arrived) -> Arc<AtomicUsize> {
         self.run_out(n..usize::MAX, arrived)
     }
 
-    /// Has no space for these of the steps from now on that may need some, counted from 0: writes, growth and
-    /// new names. Says how many there were so far.
+    /// Runs out of space at these of the steps from now on that may need some, counted from 0: writes, growth and
+    /// new names. Returns a counter of these steps.
     pub fn run_out(&self, steps: Range<usize>, arrived: Arrived) -> Arc<AtomicUsize> {
         let count = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&count);
@@ -276,24 +276,24 @@ impl SimHost {
         count
     }
 
-    /// What the host says of the space that is left; nothing at first.
+    /// Sets the reported free space; unknown by default.
     pub fn set_free_space(&self, bytes: Option<u64>) {
         *self.0.free_space.lock().unwrap_or_else(PoisonError::into_inner) = bytes;
     }
 
-    /// Has files copied through the program from now on.
+    /// Lets files be copied only through the program from now on.
     pub fn copy_by_hand(&self) {
         self.0.copies_by_hand.store(true, Ordering::SeqCst);
     }
 
-    /// Lets go of everything: an image that was killed keeps its host for good.
+    /// Drops all files: a killed image keeps its host alive.
     pub fn empty(&self) {
         self.write().files.iter_mut().for_each(|file| *file = Bytes::default());
         *self.history() = None;
     }
 
-    /// Has the files be these, as after a flush that lost what it was to make durable. The record does
-    /// not know of it.
+    /// Replaces all files, as after a flush that lost its data. The record does not
+    /// contain this.
     pub fn lose(&self, files: Files) {
         *self.write() = files;
     }
@@ -316,7 +316,7 @@ impl SimHost {
     fn change(&self, event: Event) {
         let mut files = self.write();
         files.apply(&event);
-        // Within the lock, so that the record has the order of the changes.
+        // Under the lock, so that the record has the order of the changes.
         self.note(event);
     }
 
@@ -474,7 +474,7 @@ impl SimFile {
 
     fn put(&self, buf: &[u8], offset: u64) {
         let chunk = Arc::new(Chunk::new(offset, buf));
-        // Growing is a change of its own: the host may keep it and lose the bytes.
+        // Growth is a separate change: the host may keep it and lose the data.
         let len = self.host.read().files[self.file].len();
         if chunk.end() > len {
             self.host.change(Event::SetLen(self.file, chunk.end()));

@@ -1,4 +1,4 @@
-//! One thread is held in the middle of what it does; the others go on, or must not do harm.
+//! One thread is held at a step of its work, while the others must continue and do no harm.
 
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -12,12 +12,12 @@ use crate::sim::{FOLDER, SimHost, Step};
 use crate::tags::{self, PARENT, Says};
 use crate::{MIB, Pair, SECTOR, flat};
 
-/// The thread that is held has this name.
+/// The name of the thread to be held.
 const HELD: &str = "held";
-/// What ends at all ends long before.
+/// Anything that ends at all ends long before.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Holds the thread called so at the first step of its kind, until it is released or dropped.
+/// Holds the named thread at the first matching step, until it is released or dropped.
 struct Gate {
     arrived: Receiver<()>,
     release: Option<Sender<()>>,
@@ -49,7 +49,7 @@ impl Gate {
         self.release = None;
     }
 
-    /// Does this while the thread is held, and lets it go rather than hang.
+    /// Runs this while the thread is held, and releases the thread rather than hang.
     fn meanwhile(&mut self, what: &str, work: impl FnOnce() + Send) {
         std::thread::scope(|scope| {
             let done = in_thread(scope, work);
@@ -81,7 +81,7 @@ pub fn pair(size: u64) -> (SimHost, Pair, DiffChain) {
     (host, pair, chain)
 }
 
-/// The disk reads the same once its session is over, to the crate and to the naive reader, and checks clean.
+/// After the session, the disk has the same contents by the crate and the naive reader, and checks clean.
 pub fn close_and_judge(chain: DiffChain, pair: &Pair) {
     chain.close().unwrap();
     let bytes = flat(&chain);
@@ -89,7 +89,7 @@ pub fn close_and_judge(chain: DiffChain, pair: &Pair) {
     assert!(pair.judge() == bytes);
 }
 
-/// Writes these sectors, `turn` for the whole of them.
+/// Writes these sectors, tagged with `turn`.
 pub fn write(chain: &DiffChain, turn: u64, first: u64, sectors: u64) {
     chain.write_at(&tags::run(1, turn, first..first + sectors), first * SECTOR).unwrap();
 }
@@ -104,7 +104,7 @@ pub fn tag(turn: u64, sector: u64) -> Says {
     Says::Tag { writer: 1, turn, sector }
 }
 
-/// Where in the file the block that starts here lies.
+/// The file offset of the block that starts at `at`.
 pub fn place(chain: &DiffChain, at: u64) -> u64 {
     let extent = chain.extents(at..at + SECTOR).next().unwrap().unwrap();
     match extent.source {
@@ -114,7 +114,7 @@ pub fn place(chain: &DiffChain, at: u64) -> u64 {
 }
 
 pub const BLOCK: u64 = MIB / SECTOR;
-/// The number of the file that is written, in the order in which they were made.
+/// The number of the file that is written, in the order of creation.
 const TIP: usize = 2;
 
 #[test]
@@ -132,7 +132,7 @@ fn space_is_not_given_away_under_a_reader() {
             bytes
         };
         let reader = Builder::new().name(HELD.into()).spawn_scoped(scope, reader).unwrap();
-        // It knows where the block lies and has not read it yet.
+        // It has found the block and not read it yet.
         gate.wait_for_arrival();
         gate.meanwhile("a flush that frees the space", || {
             chain.discard(0..MIB).unwrap();
@@ -150,7 +150,7 @@ fn space_is_not_given_away_under_a_reader() {
             assert_eq!(found, tag(1, sector), "sector {sector}");
         }
     });
-    // With the reader gone the space is for anybody, and before the file grows.
+    // Without the reader the space is available, before the file grows.
     let places = [4, 5, 6, 7].map(|block| {
         write(&chain, 9, block * BLOCK, BLOCK);
         place(&chain, block * MIB)
@@ -180,7 +180,7 @@ fn the_file_is_not_cut_under_a_reader() {
         });
         gate.release();
     });
-    // The next session has use for it, or cuts it off.
+    // The next session uses it, or cuts it off.
     write(&chain, 2, BLOCK, BLOCK);
     assert_eq!(place(&chain, MIB), last);
     chain.discard(MIB..2 * MIB).unwrap();
@@ -245,8 +245,8 @@ fn a_reader_that_came_later_does_not_keep_what_went_before() {
 
 #[test]
 fn writers_of_different_blocks_do_not_wait_for_each_other() {
-    // The first writes in place or gets space for a new block; the last of the others share a lock table
-    // with it, where there is one for 32 blocks.
+    // The first writes in place or allocates a new block; the last of the others shares a lock with it in a table of
+    // locks for 32 blocks.
     let size = 80 * MIB;
     for first_is_new in [false, true] {
         let (host, pair, chain) = pair(size);
@@ -334,12 +334,12 @@ fn readers_never_wait_for_writers() {
 #[test]
 fn nobody_but_flushes_waits_for_a_flush() {
     let (host, _, chain) = pair(8 * MIB);
-    // Room in the file for the blocks to come: growth does wait.
+    // Room in the file for the new blocks, because growth does wait.
     for block in 0..3 {
         write(&chain, 1, block * BLOCK, BLOCK);
     }
     chain.discard(2 * MIB..3 * MIB).unwrap();
-    // There is a sector bitmap then.
+    // Creates a sector bitmap.
     write(&chain, 1, 7 * BLOCK, 8);
     chain.flush().unwrap();
     write(&chain, 2, 0, 8);
@@ -361,16 +361,16 @@ fn nobody_but_flushes_waits_for_a_flush() {
     }
 }
 
-/// Who looks through the layers while a write changes who answers must not have his finding remembered.
+/// An answer that a reader found while a write changed it must not be remembered.
 #[test]
 fn what_was_found_out_before_a_write_is_not_remembered_after_it() {
     const MIDDLE: usize = 1;
     let (host, pair, chain) = pair(40 * MIB);
-    // Of a disk that is not written findings are remembered.
+    // Answers are remembered while the disk is not written to.
     for span in 0..12 {
         read(&chain, span * BLOCK);
     }
-    // The middle's sector bitmap has a page of its own for what lies there: it is not in memory yet.
+    // The middle's sector bitmap has a separate page for this sector, which is not in memory yet.
     let sector = 33 * BLOCK + 40;
     let mut gate = Gate::new(&host, |step| matches!(step, Step::Read { file: MIDDLE, .. }));
     std::thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! Many threads on one disk: what each reads is whole and of the right place, and nobody waits for those
-//! who work elsewhere.
+//! Many threads on one disk: everything read is complete and from the right place, and no thread waits for those
+//! that work elsewhere.
 #![allow(clippy::disallowed_methods)] // some of the files are real
 
 mod held;
@@ -21,7 +21,7 @@ use avhdx_testkit::naive::{self, Chain};
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
-/// A child over parents whose sectors are all tagged: of the two the upper one has some of them.
+/// A child over two parents; all sectors of the lower one are tagged, and some of the upper one.
 #[derive(Clone)]
 struct Pair {
     host: Arc<dyn Host>,
@@ -45,7 +45,7 @@ impl Pair {
         drop(child.create_on(Arc::clone(&host), &paths[1]).unwrap());
         let options = OpenOptions::new().host(Arc::clone(&host)).writable(true);
         let middle = options.open(&paths[1]).unwrap();
-        // Some sectors here and there, and every seventh of these blocks as a whole.
+        // Some sectors here and there, and every seventh of these blocks completely.
         for at in (0..size).step_by(MIB as usize / 8) {
             let len = if at / (4 * MIB) % 7 == 3 { 256 } else { 5 };
             let sectors = at / SECTOR..(at / SECTOR + len).min(size / SECTOR);
@@ -64,7 +64,7 @@ impl Pair {
         options.budget(Budget::new(budget)).open(&self.tip).unwrap()
     }
 
-    /// Checked, by the crate and by the kit; the disk as the naive reader has it.
+    /// Checks the image with the crate and the testkit; returns the disk as read by the naive reader.
     fn judge(&self) -> Vec<u8> {
         let options = OpenOptions::new().host(Arc::clone(&self.host));
         let report = Check::new().options(options).run(&self.tip).unwrap();

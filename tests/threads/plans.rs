@@ -1,4 +1,4 @@
-//! Plans of reads that are held while the disk changes.
+//! Read plans that are held while the disk changes.
 
 use avhdx::{DiffChain, Disk, Planned, PlannedSource, ReadPlan};
 
@@ -6,7 +6,7 @@ use crate::held::{BLOCK, close_and_judge, pair, place, read, tag, write};
 use crate::tags::{self, Says};
 use crate::{MIB, SECTOR};
 
-/// Plans a read of these sectors, and reads the tables that it needs.
+/// Plans a read of these sectors, and loads the tables that it needs.
 pub fn plan(chain: &DiffChain, first: u64, sectors: u64) -> ReadPlan {
     let range = first * SECTOR..(first + sectors) * SECTOR;
     let mut planned = chain.plan_read(range).unwrap();
@@ -22,7 +22,7 @@ pub fn plan(chain: &DiffChain, first: u64, sectors: u64) -> ReadPlan {
     }
 }
 
-/// What the sectors of the plan say.
+/// The tags of the plan's sectors.
 fn by(plan: &ReadPlan) -> Vec<Says> {
     let mut bytes = vec![0xAA; (plan.range().end - plan.range().start) as usize];
     plan.read(&mut bytes).unwrap();
@@ -40,31 +40,31 @@ fn a_plan_keeps_what_it_names_from_all_others_until_it_is_dropped() {
     chain.flush().unwrap();
     let places = [0, 1, 2, 3].map(|block| place(&chain, block * MIB));
     let held = plan(&chain, 0, 4 * BLOCK);
-    // It names the file of the tip.
+    // It refers to the file of the tip.
     let named: Vec<_> = held.pieces().map(|piece| piece.source).collect();
     assert!(matches!(named[..], [PlannedSource::Data { layer, at, .. }]
             if layer == chain.tip().id() && at.get() == places[0]));
 
     chain.discard(0..4 * MIB).unwrap();
     chain.flush().unwrap();
-    // All the others go on, and none gets one of those places.
+    // Others continue, and none gets one of these places.
     for block in 4..8 {
         write(&chain, 2, block * BLOCK, BLOCK);
         chain.flush().unwrap();
         assert!(!places.contains(&place(&chain, block * MIB)));
     }
     assert_eq!(by(&held), tags_of(1, 0, 4 * BLOCK));
-    // Nor is it cut off, though all behind it is.
+    // Nor is it cut off, although everything after it is.
     chain.discard(4 * MIB..8 * MIB).unwrap();
     chain.close().unwrap();
     assert_eq!(by(&held), tags_of(1, 0, 4 * BLOCK));
-    // And on in the next session.
+    // Also in the next session.
     write(&chain, 3, 8 * BLOCK, BLOCK);
     chain.flush().unwrap();
     assert_eq!(by(&held), tags_of(1, 0, 4 * BLOCK));
 
     drop(held);
-    // Now it is for anybody, before the file grows.
+    // Now it is available, before the file grows.
     let len = chain.layers()[0].file_len;
     for block in 9..13 {
         write(&chain, 4, block * BLOCK, BLOCK);
@@ -76,7 +76,7 @@ fn a_plan_keeps_what_it_names_from_all_others_until_it_is_dropped() {
 
 #[test]
 fn a_plan_that_was_only_begun_keeps_what_it_found() {
-    // Too little to keep a table: each step asks for one.
+    // Too little for a table: each step asks for one.
     let (_, pair, first) = pair(16 * MIB);
     write(&first, 1, 0, BLOCK);
     first.close().unwrap();
@@ -122,7 +122,7 @@ fn what_is_written_in_place_shows_by_an_old_plan() {
     close_and_judge(chain, &pair);
 }
 
-/// A plan may be all that is left of a chain: the session ends with it.
+/// A plan may outlive everything else of a chain: the session ends with it.
 #[test]
 fn a_plan_outlives_its_chain() {
     let (_, pair, chain) = pair(8 * MIB);

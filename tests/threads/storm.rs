@@ -1,4 +1,4 @@
-//! Four writers, four readers and two who read by plans, at once.
+//! Four writers, four readers and two readers with plans, all at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -16,14 +16,14 @@ use crate::{MIB, Pair, SECTOR, flat};
 
 const WRITERS: u64 = 4;
 const READERS: u64 = 4;
-/// What each writer does.
+/// How many turns each writer takes.
 const TURNS: u64 = 300;
-/// Sectors in a row of one writer, where several share a block.
+/// How many consecutive sectors one writer owns where several share a block.
 const RUN: u64 = 8;
 const BLOCK: u64 = MIB / SECTOR;
 
-/// In blocks: where every writer has runs of its own, where all write anything, where blocks belong to one
-/// writer as a whole, and what nobody touches.
+/// In blocks: runs owned by each writer, sectors that anybody writes, blocks owned by one
+/// writer, and blocks that nobody touches.
 const SHARED: Range<u64> = 0..6;
 const CONTENDED: Range<u64> = 6..12;
 const PRIVATE: Range<u64> = 12..20;
@@ -50,8 +50,8 @@ fn owner(sector: u64) -> Owner {
     }
 }
 
-/// Whether the sector may be made zero: of the runs in shared blocks every other one never is, so that there
-/// zeros tell of bytes that were lost or not there yet.
+/// Whether the sector may be zeroed: of the runs in shared blocks every other one never is, so that zeros
+/// there reveal bytes that were lost or exposed too early.
 fn may_be_zero(sector: u64) -> bool {
     match owner(sector) {
         Owner::Nobody => false,
@@ -60,14 +60,14 @@ fn may_be_zero(sector: u64) -> bool {
     }
 }
 
-/// How what was read is judged.
+/// How reads are judged.
 #[derive(Clone, Copy)]
 struct Rules {
-    /// A system may show a sector that is being written half old and half new.
+    /// Whether the system may show a sector that is being written half old and half new.
     may_tear: bool,
 }
 
-/// A writer and what it knows of its own sectors.
+/// A writer and the expected contents of its own sectors.
 struct Writer<'a> {
     me: u64,
     chain: &'a DiffChain,
@@ -91,7 +91,7 @@ impl Writer<'_> {
         self.last
     }
 
-    /// Some sectors of a run in a block that others write too.
+    /// Writes sectors of its own run in a block that others write too.
     fn own_run(&mut self) {
         let runs = (SHARED.end - SHARED.start) * BLOCK / RUN / WRITERS;
         let start = (self.rng.below(runs) * WRITERS + self.me) * RUN;
@@ -102,7 +102,7 @@ impl Writer<'_> {
             1 if may_be_zero(start) => self.zero(sectors, Zeroing::KeepSpace),
             _ => {
                 self.write(sectors.clone());
-                // A part of a sector again, with the bytes that are there.
+                // Writes part of a sector again, with the same bytes.
                 let tag = tags::run(self.me, self.turn, sectors.start..sectors.start + 1);
                 let (from, len) = (self.rng.below(400) as usize, self.rng.below(100) as usize + 1);
                 let at = sectors.start * SECTOR + from as u64;
@@ -111,7 +111,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Anything where everybody does.
+    /// Writes sectors that everybody writes.
     fn contended(&mut self) {
         let (start, end) = (CONTENDED.start * BLOCK, CONTENDED.end * BLOCK);
         let first = start + self.rng.below(end - start);
@@ -130,7 +130,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Blocks of its own come and go.
+    /// Allocates and frees blocks of its own.
     fn private(&mut self) {
         let first = (PRIVATE.start + 2 * self.me + self.rng.below(2)) * BLOCK;
         let part = first + self.rng.below(BLOCK);
@@ -159,7 +159,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Reads some sectors of its own, as nobody else writes them.
+    /// Reads some of its own sectors, which nobody else writes.
     fn look(&mut self) {
         let Some(sector) = self.last.keys().nth(self.rng.below(16) as usize).copied() else {
             return;
@@ -170,7 +170,7 @@ impl Writer<'_> {
     }
 }
 
-/// A reader, and the newest turn that it saw of each sector of one writer.
+/// A reader, and the newest turn that it saw in each sector of one writer.
 struct Reader<'a> {
     chain: &'a DiffChain,
     rng: Rng,
@@ -204,7 +204,7 @@ impl Reader<'_> {
             found = tags::says(bytes);
         }
         assert!(is_right(sector, found), "sector {sector}, {:?}: {found:?}", owner(sector));
-        // What one writer alone writes never goes back.
+        // A sector with one writer never goes back in time.
         let Owner::One(_) = owner(sector) else { return };
         let turn = match found {
             Says::Tag { writer: PARENT, .. } => 0,
@@ -217,7 +217,7 @@ impl Reader<'_> {
     }
 }
 
-/// Who has several plans of reads at a time and reads by them later.
+/// A reader that makes several plans and executes them later.
 struct Planner<'a> {
     chain: &'a DiffChain,
     rng: Rng,
@@ -259,7 +259,7 @@ impl Planner<'_> {
     }
 }
 
-/// Whether the sector may hold this at all.
+/// Whether the sector may hold this tag at all.
 fn is_right(sector: u64, found: Says) -> bool {
     match (found, owner(sector)) {
         (Says::Torn, _) => false,
@@ -293,7 +293,7 @@ fn storm(pair: &Pair, budget: usize, rules: Rules) {
             scope.spawn(|| planner.run(&done))
         });
         let ended: Vec<_> = writers.into_iter().map(|writer| writer.join()).collect();
-        // Readers end whatever became of the writers.
+        // Readers stop even if a writer failed.
         done.store(true, Ordering::SeqCst);
         let read: u64 = readers.into_iter().map(|reader| reader.join().unwrap()).sum();
         let planned: u64 = planners.into_iter().map(|planner| planner.join().unwrap()).sum();
@@ -336,7 +336,7 @@ fn parts_of_one_sector_by_many_writers_are_all_kept() {
     let pair = Pair::new(Arc::new(SimHost::default()), Path::new(FOLDER), 4 * MIB);
     let chain = pair.open(true, 0);
     const PART: u64 = SECTOR / WRITERS;
-    // Within one block that gets its space on the way, and over the edge to the next.
+    // Within a block that is allocated meanwhile, and across the boundary to the next.
     let sectors = MIB / SECTOR - 12..MIB / SECTOR + 12;
     std::thread::scope(|scope| {
         for me in 0..WRITERS {

@@ -1,4 +1,4 @@
-//! Sectors that say who wrote them, when and where, in all of their bytes.
+//! Sectors whose bytes all tell who wrote them, when and where.
 
 use std::ops::Range;
 
@@ -6,17 +6,17 @@ use avhdx_testkit::rng::Rng;
 
 use crate::SECTOR;
 
-/// Who wrote the parent.
+/// The writer of the parent.
 pub const PARENT: u64 = 100;
 
-/// What a sector says of itself.
+/// What a sector contains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Says {
-    /// Zeros, all of it.
+    /// All zeros.
     Zero,
-    /// A whole tag.
+    /// A complete tag.
     Tag { writer: u64, turn: u64, sector: u64 },
-    /// Anything else: a part of one tag and a part of another, for one.
+    /// Anything else, for instance parts of two tags.
     Torn,
 }
 
@@ -40,7 +40,7 @@ pub fn says(bytes: &[u8]) -> Says {
     if bytes == whole { Says::Tag { writer, turn, sector } } else { Says::Torn }
 }
 
-/// Every byte behind the first three words follows from them.
+/// Every byte after the first three words is derived from them.
 fn tag(writer: u64, turn: u64, sector: u64, buf: &mut [u8]) {
     for (i, word) in [writer, turn, sector].into_iter().enumerate() {
         buf[8 * i..8 * i + 8].copy_from_slice(&word.to_le_bytes());

@@ -1,4 +1,4 @@
-//! The images, and the ways in which they are damaged.
+//! The images, and how they are damaged.
 
 use std::path::{Path, PathBuf};
 
@@ -17,19 +17,19 @@ pub struct Case {
     pub files: Files,
 }
 
-/// One thing that happens to a file.
+/// One kind of damage to a file.
 #[derive(Clone, Debug)]
 pub enum Damage {
-    /// The tip's file ends here.
+    /// Truncates the tip's file.
     Cut(u64),
-    /// Its parent's file does.
+    /// Truncates its parent's file.
     CutParent(u64),
-    /// The tip has this entry at this place in its file.
+    /// Writes this entry at this offset of the tip's file.
     Entry(u64, u64),
 }
 
 impl Case {
-    /// An image of any kind: fixed, dynamic or differencing, blocks of 1 to 32 MiB.
+    /// An image of any kind: fixed, dynamic or differencing, with blocks of 1 to 32 MiB.
     pub fn random(seed: u64, with_large: bool) -> Self {
         let mut rng = Rng::new(seed ^ 0x6c6f_7373);
         if rng.chance(2, 5) {
@@ -71,7 +71,7 @@ impl Case {
         let mut rng = Rng::new(seed);
         let layers = 2 + rng.below(2) as usize;
         let mut images = random_chain(seed, layers);
-        // So that more than one in five of the children's blocks is a mixed one.
+        // So that more than one in five of the children's blocks is partially present.
         for image in &mut images[1..] {
             image.scatter(rng.next_u64());
         }
@@ -93,7 +93,7 @@ impl Case {
         Self { name, layers, files }
     }
 
-    /// Fixtures, and the images that `AVHDX_IMAGES` names.
+    /// Fixtures, and the images in `AVHDX_IMAGES`.
     pub fn by_others() -> Vec<Self> {
         let mut cases = Vec::new();
         let folders = [Some(fixtures_dir()), avhdx_images()];
@@ -102,7 +102,7 @@ impl Case {
                 let from = folder.join("chains").join(chain);
                 let unpacked = tempfile::tempdir().unwrap();
                 let paths = unpack_tree(&from, unpacked.path());
-                // Each layer is a tip once.
+                // Each layer is the tip once.
                 for depth in 1..=paths.len() {
                     cases.push(Self::from_files(format!("{chain} {depth}"), &paths[..depth]));
                 }
@@ -120,7 +120,7 @@ impl Case {
         cases
     }
 
-    /// A disk that Windows made.
+    /// A disk created by Windows.
     pub fn by_windows() -> Option<Self> {
         let from = avhdx_images()?.join("hyperv/swap.vhdx.gz");
         let unpacked = tempfile::tempdir().unwrap();
@@ -152,7 +152,7 @@ impl Case {
         crate::judge::layer(&self.files, path).unwrap()
     }
 
-    /// The files once all that happened to them.
+    /// The files after this damage.
     pub fn damaged(&self, damage: &[Damage]) -> Files {
         let mut files = self.files.clone();
         for damage in damage {
@@ -172,7 +172,7 @@ impl Case {
         files
     }
 
-    /// Where log and regions end, before which no cut leaves much of an image.
+    /// Where log and regions end; earlier cuts leave little of an image.
     pub fn structures_end(&self) -> u64 {
         self.layer(self.tip()).structures_end()
     }
@@ -186,7 +186,7 @@ impl Case {
         edges(&self.layer(self.parent()))
     }
 
-    /// Places that are no edges: bytes, and starts and ends of sectors.
+    /// Other offsets: any bytes, and starts and ends of sectors.
     pub fn places_between(&self, count: usize, seed: u64) -> Vec<u64> {
         between(self.files.file(self.tip()).unwrap().len(), count, seed)
     }
@@ -195,7 +195,7 @@ impl Case {
         between(self.files.file(self.parent()).unwrap().len(), count, seed)
     }
 
-    /// Entries that lead past the end, into each other, to the same place, far out or into the structures.
+    /// Entries that lead past the end, into each other, to the same offset, far out or into the structures.
     pub fn misplaced(&self, seed: u64) -> Vec<Damage> {
         let mut rng = Rng::new(seed);
         let layer = self.layer(self.tip());
@@ -231,7 +231,7 @@ impl Case {
     }
 }
 
-/// Entries that place something: their index, where they stand, and what they say.
+/// Entries in use: their index, their offset, and their value.
 fn entries(layer: &Layer) -> Vec<(u64, u64, u64)> {
     let bat = layer.bat();
     let ratio = (layer.sector << 23) / layer.block_size;

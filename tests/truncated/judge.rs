@@ -1,4 +1,4 @@
-//! What is done to a damaged image, and what the model says of it.
+//! Changes to damaged images, and the model's expectations.
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -14,7 +14,7 @@ use avhdx_testkit::rng::Rng;
 use crate::cases::{Case, Damage};
 use crate::sim::{Files, SimHost};
 
-/// What was done.
+/// Counts of what was done.
 #[derive(Debug, Default)]
 pub struct Tally {
     pub images: u64,
@@ -38,13 +38,13 @@ fn options(host: &SimHost) -> OpenOptions {
     OpenOptions::new().host(Arc::new(host.clone())).budget(Budget::new(1 << 20))
 }
 
-/// The disk of the tip as the model has it, over all layers.
+/// The expected disk of the tip, over all layers.
 fn readable(case: &Case, files: &Files) -> Result<Readable, String> {
     let mut below: Option<Readable> = None;
     for path in &case.layers {
         let layer = layer(files, path)?;
         let mut seen = below.unwrap_or(Readable { bytes: Vec::new(), lost: Vec::new() });
-        // Past a parent's end there are zeros.
+        // Beyond a parent's end there are zeros.
         seen.bytes.resize(layer.size as usize, 0);
         seen.lost.resize(layer.size as usize / 512, false);
         below = Some(layer.readable(Some(&seen)));
@@ -52,7 +52,7 @@ fn readable(case: &Case, files: &Files) -> Result<Readable, String> {
     below.ok_or_else(|| "no layers".into())
 }
 
-/// All that a damaged image goes through.
+/// Runs everything on a damaged image.
 pub fn all(case: &Case, damage: &[Damage], seed: u64, tally: &mut Tally) {
     let files = case.damaged(damage);
     let what = format!("{}, {damage:?}", case.name);
@@ -60,7 +60,7 @@ pub fn all(case: &Case, damage: &[Damage], seed: u64, tally: &mut Tally) {
     let parent_is_cut = damage.iter().any(|damage| matches!(damage, Damage::CutParent(_)));
     let model = layer(&files, case.tip()).map(|layer| layer.losses());
     let disk = readable(case, &files);
-    // Structures that are gone are said at once, and nothing is touched.
+    // Lost structures are reported at once, and nothing is touched.
     let has_structures = case.layers.iter().all(|path| !has_lost_structures(&files, path));
     let (losses, disk) = match (model, disk) {
         (Ok(losses), Ok(disk)) if has_structures => (losses, disk),
@@ -68,7 +68,7 @@ pub fn all(case: &Case, damage: &[Damage], seed: u64, tally: &mut Tally) {
             tally.not_opened += 1;
             let host = SimHost::new(files.clone());
             match options(&host).writable(true).open(case.tip()) {
-                // What only a writer needs of it is no parent's to have.
+                // A parent may lack what only a writer needs.
                 Ok(_) => assert!(parent_is_cut, "{what}: opened"),
                 Err(error) => assert!(
                     matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotVhdx)
@@ -96,7 +96,7 @@ fn has_lost_structures(files: &Files, path: &Path) -> bool {
     layer.places().iter().any(|place| place.end > len)
 }
 
-/// A hundred changes at random, as they are.
+/// A hundred random changes of the image as it is.
 #[allow(clippy::too_many_arguments)]
 fn written(
     case: &Case,
@@ -131,7 +131,7 @@ fn written(
     assert!(naive == run.disk, "{what}: the naive reader sees another disk");
 }
 
-/// Accepts what is lost, and writes then.
+/// Accepts the losses, and writes then.
 fn mended(
     case: &Case,
     files: &Files,
@@ -143,7 +143,7 @@ fn mended(
     let Some((host, list)) = accept(files, case, what, Some(losses)) else { return };
     tally.mended += 1;
     tally.losses += list.list.len() as u64;
-    // The model says what is left from the file as it was.
+    // The model predicts the rest from the original file.
     let below = Case {
         name: String::new(),
         layers: case.layers[..case.layers.len() - 1].to_vec(),
@@ -197,7 +197,7 @@ fn accept(
     let accept = AcceptLoss::new().options(options(&host));
     let mut told = None;
     let mut on = |losses: &Losses| {
-        // What is called lost is on the disk before anything of the image changes.
+        // Bytes reported as lost are in the list on disk before the image changes.
         let report = losses.report.clone().unwrap();
         let text = text(&host.files(), &report);
         let lines = text.lines().filter(|line| !line.starts_with('#')).count();
@@ -244,7 +244,7 @@ fn text(files: &Files, path: &Path) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// Of an image that is too large for its bytes to be modelled.
+/// Checks only the list, for an image that is too large to model its bytes.
 pub fn list_alone(case: &Case, damage: &[Damage], tally: &mut Tally) {
     let files = case.damaged(damage);
     let what = format!("{}, {damage:?}", case.name);
@@ -260,7 +260,7 @@ pub fn list_alone(case: &Case, damage: &[Damage], tally: &mut Tally) {
     assert_eq!(faults(&host, case.tip()), BTreeMap::new(), "{what}");
 }
 
-/// What the check finds that is more than a remark.
+/// The findings of a check that are more than remarks.
 fn faults(host: &SimHost, tip: &Path) -> BTreeMap<&'static str, u64> {
     let report = Check::new().options(options(host)).run(tip).unwrap();
     let mut faults = BTreeMap::new();
@@ -275,7 +275,7 @@ struct Run<'a> {
     host: &'a SimHost,
     case: &'a Case,
     disk: Readable,
-    /// Whether parts of sectors are left alone: what stands beside them may be lost.
+    /// Whether partial sectors are avoided, because the rest of a sector may be lost.
     aligned: bool,
     rng: Rng,
     what: &'a str,
@@ -335,7 +335,7 @@ impl Run<'_> {
         }
     }
 
-    /// Changes that all are made. Says how many.
+    /// Makes changes that must succeed. Returns how many.
     fn changes(&mut self, count: usize) -> u64 {
         let mut chain = self.open();
         let mut made = 0;
@@ -369,7 +369,7 @@ impl Run<'_> {
         made
     }
 
-    /// Changes that none are made. Says how many were refused.
+    /// Makes changes that must be refused. Returns how many were.
     fn refused(&mut self, count: usize) -> u64 {
         let sum = self.host.files().sum();
         let mut chain = self.open();
@@ -382,7 +382,7 @@ impl Run<'_> {
                     refused += 1;
                     assert_eq!(error.kind(), ErrorKind::Damaged, "{}: {op:?}: {error}", self.what);
                 }
-                // What reads as zeros by itself is none to be made.
+                // Zeroing what reads as zeros changes nothing.
                 (Op::Zero(_) | Op::Discard, Ok(())) => {
                     let units = (range.start / UNIT) as usize..range.end.div_ceil(UNIT) as usize;
                     let bytes = &self.disk.bytes[range.start as usize..range.end as usize];
@@ -403,7 +403,7 @@ impl Run<'_> {
         refused
     }
 
-    /// What can be read reads as the model has it, and what cannot is an error.
+    /// Readable ranges have the model's contents, and others are errors.
     fn compare(&self, chain: &DiffChain, range: Range<u64>, after: &dyn std::fmt::Debug) {
         const PIECE: u64 = 64 << 10;
         let sector = u64::from(chain.geometry().logical_sector);

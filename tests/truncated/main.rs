@@ -1,8 +1,8 @@
-//! Images whose file was cut, or whose blocks lie where they cannot or where others are, opened for writing.
+//! Images whose file was cut, or whose blocks are misplaced or overlap, opened for writing.
 //!
-//! What may still be read of them, what a change must do, and what is lost once that is accepted is said by the
-//! kit's model. Each image is written to, cut or damaged in one way, a hundred times at random: no byte changes that
-//! was not written to, what is lost stays an error, and what is refused leaves the file as it was.
+//! The testkit's model determines what can still be read, what a change must do, and what is lost once the loss is
+//! accepted. Each image is written to, and cut or damaged in one way, a hundred times at random: only the written bytes
+//! change, lost ranges stay errors, and refusals leave the file unchanged.
 //! `AVHDX_LONG=1` takes all images and all cuts: `AVHDX_LONG=1 cargo test --release --test truncated -- --nocapture`.
 
 #![allow(clippy::disallowed_methods)] // images by others are real files
@@ -41,7 +41,7 @@ fn tell(what: &str, tally: &Tally, started: std::time::Instant) {
     );
 }
 
-/// Every so many of something, all of it in the long form.
+/// A sample of all, or in the long form all of them.
 fn sampled<T>(all: Vec<T>, most: usize, seed: u64) -> Vec<T> {
     if is_long() {
         return all;
