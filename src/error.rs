@@ -271,15 +271,25 @@ impl Error {
     pub(crate) fn in_path(self, path: &Path) -> Self {
         self.in_file(path.display())
     }
+
+    /// The displayed text for a reader who is told of `file` anyway: its name is left out.
+    pub(crate) fn text_about(&self, file: impl fmt::Display) -> String {
+        let is_told = self.file() == Some(file.to_string().as_str());
+        if is_told { self.0.facts() } else { self.0.text() }
+    }
 }
 
 impl Repr {
     fn text(&self) -> String {
-        let mut text = String::new();
-        if let Some(file) = &self.file {
-            text += &format!("{file}: ");
+        match &self.file {
+            Some(file) => format!("{file}: {}", self.facts()),
+            None => self.facts(),
         }
-        text += &self.message;
+    }
+
+    /// The text without the file's name.
+    fn facts(&self) -> String {
+        let mut text = self.message.clone();
         if let Some(offset) = self.offset {
             text += &format!(" at offset {offset:#x}");
         }

@@ -12,9 +12,10 @@ use uuid::Uuid;
 use crate::counters::Counters;
 use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink, Warning};
+use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink};
 use crate::mutants::planted;
 use crate::storage::FileId;
+use crate::warning::Warning;
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///

@@ -116,6 +116,7 @@ mod sync;
 mod tables;
 mod traps;
 mod types;
+mod warning;
 mod write;
 
 pub use chain::{
@@ -128,13 +129,14 @@ pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
     BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo,
-    LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo, Warning,
+    LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;
 pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
+pub use warning::Warning;
 pub use write::CreateOptions;
 
 /// The example of the README compiles.

@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::VhdxFile;
-use crate::image::{self, ImagePolicy, Lock, LogPolicy, Warning, names_log, refuse_by_name};
+use crate::image::{self, ImagePolicy, Lock, LogPolicy, names_log, refuse_by_name};
 use crate::storage::{Access, Host, LocalHost, Storage};
 use crate::tables::Budget;
+use crate::warning::Warning;
 use crate::write::ChildSearch;
 
 /// Options for opening an image or a chain. The default is read-only.

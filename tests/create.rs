@@ -167,7 +167,8 @@ fn what_may_be_a_child_and_cannot_be_looked_at_is_no_child_in_silence() {
     let image = open().open_image(&path).unwrap();
     let [warning] = image.warnings() else { panic!("{:?}", image.warnings()) };
     assert_eq!(warning.code, "image.children-unread");
-    assert!(warning.message.contains("circle.avhdx"), "{warning:?}");
+    assert!(warning.file.ends_with("circle.avhdx"), "{warning:?}");
+    assert_eq!(warning.layer, Some(image.id()));
     drop(image);
     let missing = folder.path().join("missing");
     let refused = open().children_in(&missing).open_image(&path).unwrap_err();

@@ -211,6 +211,7 @@ fn a_new_image_and_a_call_of_its_own_clear_a_folder_of_drafts() {
     stale_draft(folder.path(), &base);
     let image = CreateOptions::dynamic(MIB).create(folder.path().join("new.vhdx")).unwrap();
     assert_eq!(codes(image.warnings()), ["folder.draft-removed"]);
+    assert_eq!(image.warnings()[0].layer, None, "a draft is no layer");
     drop(image);
     assert_eq!(names(folder.path()), ["base.vhdx", "new.vhdx"]);
     stale_draft(folder.path(), &base);

@@ -513,6 +513,8 @@ fn linkage_ignored_by_name() {
     let warnings = chain.warnings();
     assert_eq!(warnings.len(), 1);
     assert_eq!(warnings[0].code, "parent.linkage-ignored");
+    assert_eq!(warnings[0].layer, Some(chain.layers()[0].id));
+    assert_eq!(warnings[0].file, chain.layers()[0].name);
     for part in ["IGNORED", "tip.avhdx", "parent.vhdx"] {
         assert!(warnings[0].to_string().contains(part), "{}", warnings[0]);
     }

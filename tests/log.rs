@@ -120,7 +120,8 @@ fn policies() {
     let warnings = ignored.warnings();
     assert_eq!(warnings.len(), 1);
     assert_eq!(warnings[0].code, "log.ignored");
-    assert!(warnings[0].message.contains("IGNORED") && warnings[0].message.contains("l0"));
+    assert_eq!(warnings[0].layer, Some(ignored.tip().id()));
+    assert!(warnings[0].message.contains("IGNORED") && warnings[0].file.contains("l0"));
 
     // Without a pending log the policies make no difference.
     for policy in [LogPolicy::Replay, LogPolicy::Refuse, LogPolicy::Ignore] {

@@ -371,7 +371,7 @@ fn renamed_at_each_step(name: &str, run: impl Fn(&Place, &Arc<dyn Host>) -> avhd
                 Some(warning) => {
                     let both = [place.at(name), own];
                     let names = both.map(|path| path.display().to_string());
-                    let is_both = names.iter().all(|name| warning.message.contains(name));
+                    let is_both = names.iter().all(|name| warning.to_string().contains(name));
                     assert!(!is_over && is_both && renamed.next().is_none(), "{context}");
                     told += 1;
                 }

@@ -57,17 +57,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let (tip, log_failure) = open(&path, &options, args.opening.log())?;
     let Followed { layers, warnings, broken, .. } = options.follow(tip);
     console.warnings(&warnings);
-    let in_use = |name: &str| {
-        let of_file = |message: &str| message.starts_with(&format!("{name}: "));
-        warnings.iter().any(|w| w.code == "lock.in-use" && of_file(&w.message))
-    };
+    let in_use = |layer| warnings.iter().any(|w| w.code == "lock.in-use" && w.layer == Some(layer));
     let wanted = if args.chain { layers.len() } else { 1 };
     let depth = layers.len();
     let names = layers.get(1).map(|(layer, _)| (layer.name.clone(), layer.found_by));
     let broken = broken.map(|error| parents::failure(error, &path, &options));
     let mut report = Report { layers: Vec::new(), broken };
     for (layer, image) in layers.into_iter().take(wanted) {
-        let in_use = in_use(&layer.name);
+        let in_use = in_use(layer.id);
         report.layers.push(LayerFacts::of(layer, &image, in_use));
     }
     if let (Some(failure), Some(tip)) = (&log_failure, report.layers.first_mut()) {

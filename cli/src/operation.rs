@@ -170,7 +170,7 @@ pub(crate) fn possible(forecast: avhdx::Result<Forecast>) -> Result<(), Failure>
 pub(crate) fn left_file(warnings: &[Warning], way_on: Option<String>) -> Result<(), Failure> {
     let is_left = |warning: &&Warning| matches!(warning.code, "merge.not-removed" | "revert.kept");
     let Some(left) = warnings.iter().find(is_left) else { return Ok(()) };
-    let message = format!("all was done, but that a file is left: {}", left.message);
+    let message = format!("all was done, but that a file is left: {left}");
     let failure = Failure::new(Exit::Io, left.code, message);
     Err(way_on.into_iter().fold(failure, Failure::then))
 }
@@ -183,7 +183,7 @@ pub(crate) fn lost_name(
 ) -> Result<(), Failure> {
     let is_lost = |warning: &&Warning| warning.code == "op.renamed";
     let Some(lost) = warnings.iter().find(is_lost) else { return Ok(()) };
-    let message = format!("all was done, but a name is lost: {}", lost.message);
+    let message = format!("all was done, but a name is lost: {lost}");
     let folder = known.and_then(Path::parent).filter(|folder| !folder.as_os_str().is_empty());
     let next = match found {
         Some(found) => next::with_parents("info --chain", found),

@@ -105,18 +105,22 @@ impl Console {
 
     /// Says something beside the answer.
     pub(crate) fn note(&mut self, code: &str, message: &str) {
-        self.aside("avhdx.note/1", "avhdx: ", code, message);
+        self.aside("avhdx.note/1", "avhdx: ", code, message, None);
     }
 
     /// Warns of something beside the answer.
     pub(crate) fn warn(&mut self, code: &str, message: &str) {
-        self.aside("avhdx.warning/1", "avhdx: warning: ", code, message);
+        self.warn_of(code, message, None);
     }
 
     pub(crate) fn warnings(&mut self, warnings: &[Warning]) {
         for warning in warnings {
-            self.warn(warning.code, &warning.message);
+            self.warn_of(warning.code, &warning.to_string(), Some(&warning.file));
         }
+    }
+
+    fn warn_of(&mut self, code: &str, message: &str, file: Option<&str>) {
+        self.aside("avhdx.warning/1", "avhdx: warning: ", code, message, file);
     }
 
     /// The last word, after whatever of the answer was written before.
@@ -126,10 +130,13 @@ impl Console {
         complain(failure, self.json);
     }
 
-    fn aside(&mut self, schema: &str, prefix: &str, code: &str, message: &str) {
+    fn aside(&mut self, schema: &str, prefix: &str, code: &str, message: &str, file: Option<&str>) {
         // Nobody to tell when standard error is gone.
         let _ = if self.json {
-            let object = json!({ "schema": schema, "code": code, "message": message });
+            let mut object = json!({ "schema": schema, "code": code, "message": message });
+            if let Some(file) = file {
+                object["file"] = file.into();
+            }
             writeln!(io::stderr(), "{object}")
         } else {
             writeln!(io::stderr(), "{prefix}{}", printable(message))

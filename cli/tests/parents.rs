@@ -75,6 +75,7 @@ fn a_mismatch_names_the_file_and_never_its_identity() {
     let json = folder.run(&format!("{READ} --ignore-id-mismatch --json")).expect(0);
     assert_eq!(json.error()["schema"], "avhdx.warning/1");
     assert_eq!(json.error()["code"], "parent.linkage-ignored");
+    assert_eq!(json.error()["file"], "l1.vhdx");
 }
 
 #[test]

@@ -20,9 +20,10 @@ use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
-use crate::image::{Core, ImagePolicy, Lock, Warning, check_named, lock};
+use crate::image::{Core, ImagePolicy, Lock, check_named, lock};
 use crate::mutants::planted;
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
+use crate::warning::Warning;
 use crate::write::ChildSearch;
 
 /// How long an operation waits for those who still look at a point that is to vanish.

@@ -17,8 +17,9 @@ use crate::counters::{Counters, IndexTally};
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{self, Seat};
-use crate::image::{Core, ImagePolicy, MergeState, Warning};
+use crate::image::{Core, ImagePolicy, MergeState};
 use crate::mutants::planted;
+use crate::warning::Warning;
 
 use live::{Live, View};
 pub(crate) use live::{Opened, Operation, Retired, path_of};

@@ -9,15 +9,15 @@ use uuid::Uuid;
 use super::live::{Live, Opened};
 use super::locate::{Candidate, FoundBy, ParentSource};
 use super::{DiffChain, Link};
-use crate::disk::Disk;
+use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    Core, ImagePolicy, MOST_PIECE, MergeState, ParentLink, Warning, folder, not_regular,
-    probe_identity,
+    Core, ImagePolicy, MOST_PIECE, MergeState, ParentLink, folder, not_regular, probe_identity,
 };
 use crate::mutants::planted;
 use crate::storage::{Access, FileId, Storage};
 use crate::traps;
+use crate::warning::Warning;
 
 /// How a chain is put together.
 #[derive(Clone, Debug)]
@@ -71,15 +71,15 @@ impl DiffChain {
 /// What the user of a chain should hear of a layer whose merge is not over.
 fn unfinished(image: &Core) -> Option<Warning> {
     let mark = image.merge_mark().filter(|mark| mark.state != MergeState::Target)?;
-    let (name, parent) = (image.name(), mark.name);
+    let parent = mark.name;
     let what = match mark.state {
         MergeState::Spent => "is complete, but for what links to the child",
         _ => "was interrupted",
     };
     let message = format!(
-        "{name}: its merge into {parent} {what}: the chain reads right, and the merge is to be resumed"
+        "its merge into {parent} {what}: the chain reads right, and the merge is to be resumed"
     );
-    Some(Warning { code: "merge.unfinished", message })
+    Some(Warning::new("merge.unfinished", image.name(), message).of_layer(image.id()))
 }
 
 /// Gives each layer, over those below it, what the index knows it by and the length of its spans.
@@ -164,12 +164,13 @@ impl Walk<'_> {
         if layers.len() >= self.policy.max_depth {
             return Err(in_child(too_deep(self.policy.max_depth)));
         }
-        let parent = self.parent(&link, at).map_err(|error| after_merge(error, child))?;
+        let parent =
+            self.parent(&link, child.id(), at).map_err(|error| after_merge(error, child))?;
         check_fit(child, &parent.image)?;
         Ok(Some(parent))
     }
 
-    fn parent(&mut self, link: &ParentLink, locator_at: u64) -> Result<Link> {
+    fn parent(&mut self, link: &ParentLink, child: LayerId, locator_at: u64) -> Result<Link> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         // Before the lock, which a layer above has where it is open for writing.
         let identity = Identity::of(found.storage.as_ref(), found.guid)?;
@@ -177,7 +178,7 @@ impl Walk<'_> {
             return Err(loop_error(&link.child).at(locator_at).in_file(&link.child));
         }
         let is_verified = found.warning.is_none();
-        self.warnings.extend(found.warning);
+        self.warnings.extend(found.warning.map(|warning| warning.of_layer(child)));
         let image = Core::parent_from_storage(found.storage, self.images).map_err(|error| {
             let message = format!("the parent of {}: {}", link.child, error.message());
             error.with_message(message).of_parent_of(&link.child)
@@ -241,11 +242,10 @@ pub(crate) fn find_parent(
             false => "its identity is another",
         };
         let message = format!(
-            "{}: THE LINKAGE IS IGNORED: {} is taken for its parent, though {why}",
-            link.child,
+            "THE LINKAGE IS IGNORED: {} is taken for its parent, though {why}",
             storage.name(),
         );
-        let warning = Some(Warning { code: "parent.linkage-ignored", message });
+        let warning = Some(Warning::new("parent.linkage-ignored", &link.child, message));
         return Ok(FoundParent { storage, found_by, guid, warning });
     }
     Err(tried.into_error(link, locator_at))

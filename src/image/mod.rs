@@ -36,6 +36,7 @@ use crate::log::Sequence;
 use crate::storage::{FileId, Overlay, Reading, Storage};
 use crate::sync::AtomicU64;
 use crate::types::{DiskOffset, FileOffset};
+use crate::warning::Warning;
 
 pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
@@ -106,16 +107,6 @@ pub struct Core {
     /// For those who read the file by a plan: as it is, and as it reads.
     pub(crate) readers: [OnceLock<Arc<dyn Storage>>; 2],
     pub(crate) warnings: Vec<Warning>,
-}
-
-/// Something that does not keep an image from being served but that its user should hear of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Warning {
-    /// A short, stable name.
-    pub code: &'static str,
-    /// What is the matter, in a sentence that names the file.
-    pub message: String,
 }
 
 /// What became of the log at the open.
@@ -443,11 +434,5 @@ impl fmt::Debug for Core {
             .field("name", &self.name())
             .field("geometry", &self.geometry)
             .finish_non_exhaustive()
-    }
-}
-
-impl fmt::Display for Warning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
     }
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::foreign::named;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
-use super::{Core, FoundLog, Warning};
+use super::{Core, FoundLog};
 use crate::counters::Tally;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,6 +23,7 @@ use crate::mutants::planted;
 use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, folder_of, length_of};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::MIB;
+use crate::warning::Warning;
 use crate::write::clear_drafts;
 use crate::write::{Writer, flush, update_headers};
 
@@ -80,7 +81,8 @@ pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
 }
 
 fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
-    let mut warnings = Vec::new();
+    let id = LayerId::next();
+    let (mut warnings, mut of_folder) = (Vec::new(), Vec::new());
     let tally = Arc::new(Tally::default());
     lock(storage.as_ref(), policy, &mut warnings)?;
     if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
@@ -95,7 +97,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
             search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
             if let Some(own) = storage.path().filter(|_| !search.orphans) {
                 // It is going to be written there.
-                warnings.extend(clear_drafts(search.host.as_ref(), folder_of(own)));
+                of_folder = clear_drafts(search.host.as_ref(), folder_of(own));
             }
             warnings.extend(search.stale_trackers(storage.as_ref()));
         }
@@ -114,14 +116,18 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
     let regions = current_regions(&region_tables)?;
     let (bat, metadata_region) = known_regions(regions, header, file_len)?;
     let metadata = Metadata::load(storage.as_ref(), &metadata_region, policy.any_locator)?;
-    warnings.extend(metadata.marks.unreadable.iter().map(|error| Warning {
-        code: error.code(),
-        message: format!("{}: {}", storage.name(), error.message()),
+    warnings.extend(
+        metadata
+            .marks
+            .unreadable
+            .iter()
+            .map(|error| Warning::new(error.code(), storage.name(), error.message())),
+    );
+    warnings.extend(metadata.locator_faults.iter().map(|error| {
+        let message = format!("THE PARENT LOCATOR IS BROKEN: {error}");
+        Warning::new(error.code(), storage.name(), message)
     }));
-    warnings.extend(metadata.locator_faults.iter().map(|error| Warning {
-        code: error.code(),
-        message: format!("{}: THE PARENT LOCATOR IS BROKEN: {error}", storage.name()),
-    }));
+    let warnings = warnings.into_iter().map(|warning| warning.of_layer(id)).chain(of_folder);
     let layout = BlockLayout::new(
         metadata.file.block_size,
         metadata.geometry.logical_sector,
@@ -130,7 +136,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
     check_bat_length(&bat, &layout)?;
     let structures = structures(regions.0, header);
     let mut image = Core {
-        id: LayerId::next(),
+        id,
         overlay,
         file_len: AtomicU64::new(file_len),
         identifier,
@@ -150,7 +156,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
         tally,
         recent: OnceLock::new(),
         readers: Default::default(),
-        warnings,
+        warnings: warnings.collect(),
         headers: RwLock::new(headers),
         region_tables,
         storage,
@@ -203,11 +209,8 @@ pub(crate) fn lock(
     match storage.try_lock(mode) {
         Ok(LockOutcome::Locked) => Ok(()),
         Ok(LockOutcome::InUse(by)) if policy.lock == Lock::Try && !policy.writable => {
-            let message = format!(
-                "{}: in use elsewhere ({by}): what is read may be changing",
-                storage.name()
-            );
-            warnings.push(Warning { code: "lock.in-use", message });
+            let message = format!("in use elsewhere ({by}): what is read may be changing");
+            warnings.push(Warning::new("lock.in-use", storage.name(), message));
             Ok(())
         }
         Ok(LockOutcome::InUse(by)) => {
@@ -216,8 +219,8 @@ pub(crate) fn lock(
                 .with_expected("a file that nobody else writes to"))
         }
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
-            let message = format!("{}: cannot be locked where it lies", storage.name());
-            warnings.push(Warning { code: "lock.unsupported", message });
+            let message = "cannot be locked where it lies";
+            warnings.push(Warning::new("lock.unsupported", storage.name(), message));
             Ok(())
         }
         Err(error) => Err(Error::io("lock.failed", "cannot lock the file", error)),
@@ -290,11 +293,8 @@ fn find_log(
         LogPolicy::Replay => log::find(storage, header).map(FoundLog::Replayed),
         LogPolicy::Refuse => Err(log_pending(header)),
         LogPolicy::Ignore => {
-            let message = format!(
-                "{}: THE LOG IS IGNORED: what is read is not what the disk holds",
-                storage.name()
-            );
-            warnings.push(Warning { code: "log.ignored", message });
+            let message = "THE LOG IS IGNORED: what is read is not what the disk holds";
+            warnings.push(Warning::new("log.ignored", storage.name(), message));
             Ok(FoundLog::Ignored)
         }
     }

@@ -9,8 +9,9 @@ use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, LinkPaths, Warning};
+use crate::image::{Core, LinkPaths};
 use crate::mutants::planted;
+use crate::warning::Warning;
 
 /// Freezes the tip of a chain and continues writing in a new child.
 ///
@@ -119,8 +120,9 @@ impl Checkpoint {
         }
         let mut warnings = told_of_folder(&op, &child);
         if let Err(error) = op.settle(&tip) {
-            let message = format!("{}: the frozen layer was not closed: {error}", tip.name());
-            warnings.push(Warning { code: "checkpoint.not-closed", message });
+            let message = format!("the frozen layer was not closed: {error}");
+            let warning = Warning::new("checkpoint.not-closed", tip.name(), message);
+            warnings.push(warning.of_layer(frozen));
         }
         // Too late to stop.
         let _ = report(on, 1, 1);

@@ -10,11 +10,12 @@ use uuid::Uuid;
 use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
-use crate::image::{Core, Warning};
+use crate::image::Core;
 use crate::mutants::planted;
 use crate::storage::{
     self, Access, Host, Removal, Storage, cut_name, folder_of, is_file, real_place,
 };
+use crate::warning::Warning;
 use crate::write::CreateOptions;
 
 /// Code of the warning that a file in use has lost its name.
@@ -107,9 +108,9 @@ pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     let (code, what) = match removal.map_err(failed)? {
         Removal::Removed => {
             let warning = synced.err().map(|error| {
-                let path = path.display();
                 let what = "is removed, and is there again after a crash, for its folder cannot be made durable";
-                Warning { code: "op.not-durable", message: format!("{path}: {what}: {error}") }
+                Warning::new("op.not-durable", path.display(), format!("{what}: {error}"))
+                    .of_layer(image.id())
             });
             return Ok(Removed { is_gone: true, warning });
         }
@@ -125,7 +126,7 @@ pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
             ),
         ),
     };
-    let warning = Warning { code, message: format!("{}: {what}", path.display()) };
+    let warning = Warning::new(code, path.display(), what).of_layer(image.id());
     Ok(Removed { is_gone: false, warning: Some(warning) })
 }
 
@@ -149,7 +150,6 @@ pub(super) fn place_of(
         return Some(path.to_path_buf());
     }
     let place = other_name(host, path, image.bare_storage().as_ref());
-    let name = path.display();
     let what = match host.is_link(path) {
         Ok(_) => "another file has taken that name",
         Err(_) => "the file was renamed or removed by somebody else",
@@ -158,7 +158,8 @@ pub(super) fn place_of(
         Some(place) => format!("the image is {} now", place.display()),
         None => "the image that had it is elsewhere, if anywhere".into(),
     };
-    warnings.push(Warning { code: RENAMED, message: format!("{name}: {what}; {now}") });
+    let warning = Warning::new(RENAMED, path.display(), format!("{what}; {now}"));
+    warnings.push(warning.of_layer(image.id()));
     place
 }
 
@@ -175,12 +176,12 @@ fn other_name(host: &dyn Host, path: &Path, file: &dyn Storage) -> Option<PathBu
 }
 
 /// Warns if removing a file has left a symbolic link to it dangling.
-pub(super) fn dangling(op: &Operation<'_>, via: Option<&Path>) -> Option<Warning> {
-    let (via, host) = (via?, op.host());
+pub(super) fn dangling(op: &Operation<'_>, image: &Core) -> Option<Warning> {
+    let (via, host) = (image.via()?, op.host());
     let is_left = host.is_link(via).unwrap_or(false) && host.stat(via).is_err();
-    is_left.then(|| Warning {
-        code: "op.link-left",
-        message: format!("{}: leads nowhere now: the file is removed, not the link", via.display()),
+    is_left.then(|| {
+        let message = "leads nowhere now: the file is removed, not the link";
+        Warning::new("op.link-left", via.display(), message).of_layer(image.id())
     })
 }
 

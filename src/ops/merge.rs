@@ -17,8 +17,9 @@ use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, LinkPaths, MergeMark, MergeState, Warning};
+use crate::image::{Core, LinkPaths, MergeMark, MergeState};
 use crate::mutants::planted;
+use crate::warning::Warning;
 use crate::write::{ItemEdit, OTHER_NAMES};
 
 use copy::Meter;
@@ -398,7 +399,7 @@ impl Merge {
             _ => {
                 let mut of_names = seen.warnings;
                 of_names.retain(|warning| warning.code == OTHER_NAMES);
-                Ok(of_names)
+                Ok(of_names.into_iter().map(|warning| warning.of_layer(image.id())).collect())
             }
         }
     }

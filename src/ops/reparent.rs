@@ -13,13 +13,12 @@ use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end
 use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    Core, ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, Warning, check_named, lock,
-};
+use crate::image::{Core, ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, check_named, lock};
 use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
+use crate::warning::Warning;
 use crate::write::ItemEdit;
 
 /// Code of the refusal if the old parent cannot be read.
@@ -239,8 +238,10 @@ impl Asked {
                 return Err(error);
             }
             Err(error) if error.kind() == ErrorKind::HasChildren => {
+                let name = self.storage.name();
+                let error = error.text_about(name);
                 let message = format!("{error}: its disk, too, depends on the new parent");
-                warnings.push(Warning { code: "reparent.child", message });
+                warnings.push(Warning::new("reparent.child", name, message));
             }
             refused => refused?,
         }

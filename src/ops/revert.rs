@@ -9,9 +9,10 @@ use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, Lock, Warning};
+use crate::image::{Core, Lock};
 use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome};
+use crate::warning::Warning;
 use crate::write::children_unknown;
 
 /// Returns to an earlier point of a chain by putting a new child on that layer, which becomes the tip.
@@ -143,8 +144,9 @@ impl Revert {
         if images[0].is_writable()
             && let Err(error) = images[0].close()
         {
-            let message = format!("{}: the old tip was not closed: {error}", images[0].name());
-            reverted.warnings.push(Warning { code: "revert.not-closed", message });
+            let message = format!("the old tip was not closed: {error}");
+            let warning = Warning::new("revert.not-closed", images[0].name(), message);
+            reverted.warnings.push(warning.of_layer(images[0].id()));
         }
         if self.delete_newer {
             let drained = op.drained(retired, &mut || ControlFlow::Continue(()));
@@ -152,9 +154,7 @@ impl Revert {
                 // The new tip is in place: failures to remove old layers are only warnings.
                 let go_on = drained.as_ref().map(drop).map_err(Error::same_again);
                 if let Err(error) = go_on.and_then(|()| report(on, 1 + done as u64, total)) {
-                    let message =
-                        format!("{}: is kept: {error}", path_of(&images[done])?.display());
-                    reverted.warnings.push(Warning { code: "revert.kept", message });
+                    reverted.warnings.push(kept(&images[done], format!("is kept: {error}"))?);
                     break;
                 }
                 let path = path_of(&images[done])?.to_owned();
@@ -163,8 +163,7 @@ impl Revert {
                 if let Err(error) = self.refuse_children(&op, &known, done + 1)
                     && !planted("children-not-looked-for-again")
                 {
-                    let message = format!("{}: is kept: {error}", path.display());
-                    reverted.warnings.push(Warning { code: "revert.kept", message });
+                    reverted.warnings.push(kept(&images[done], format!("is kept: {error}"))?);
                     break;
                 }
                 match remove(&op, &images[done]) {
@@ -175,13 +174,13 @@ impl Revert {
                         }
                     }
                     Err(error) => {
-                        let message = format!("{error}: is kept");
-                        reverted.warnings.push(Warning { code: "revert.kept", message });
+                        let message = format!("{}: is kept", error.text_about(path.display()));
+                        reverted.warnings.push(kept(&images[done], message)?);
                         break;
                     }
                 }
                 reverted.removed.push(path);
-                reverted.warnings.extend(dangling(&op, images[done].via()));
+                reverted.warnings.extend(dangling(&op, &images[done]));
             }
         }
         let _ = report(on, total, total);
@@ -291,4 +290,8 @@ fn refuse_written(op: &Operation<'_>, image: &Core) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+fn kept(image: &Core, message: String) -> Result<Warning> {
+    Ok(Warning::new("revert.kept", path_of(image)?.display(), message).of_layer(image.id()))
 }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Warning, identity_if_any, is_signed};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, identity_if_any, is_signed};
 use crate::mutants::planted;
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, folder_of, is_temporary_name};
+use crate::warning::Warning;
 
 /// The code of a warning that an image has names elsewhere.
 pub(crate) const OTHER_NAMES: &str = "image.other-names";
@@ -172,9 +173,8 @@ impl ChildSearch {
             1 => "has another name elsewhere (a hard link)".to_owned(),
             _ => format!("has {unseen} other names elsewhere (hard links)"),
         };
-        let name = asked.storage.name();
-        let message = format!("{name}: {what}: a child that lies there is cut off by a change");
-        Some(Warning { code: OTHER_NAMES, message })
+        let message = format!("{what}: a child that lies there is cut off by a change");
+        Some(Warning::new(OTHER_NAMES, asked.storage.name(), message))
     }
 
     /// An error where the host cannot read the file, which then may be anything.
@@ -243,12 +243,10 @@ impl ChildSearch {
         let trackers = [beside(".rct"), beside(".mrt")];
         let there = trackers.into_iter().filter(|tracker| self.host.stat(tracker).is_ok());
         there
-            .map(|tracker| Warning {
-                code: "image.stale-tracker",
-                message: format!(
-                    "{}: does not know of changes made here; a backup that relies on it misses them",
-                    tracker.display()
-                ),
+            .map(|tracker| {
+                let message =
+                    "does not know of changes made here; a backup that relies on it misses them";
+                Warning::new("image.stale-tracker", tracker.display(), message)
             })
             .collect()
     }
@@ -264,12 +262,13 @@ impl<'a> Asked<'a> {
 impl Seen {
     fn unread(&mut self, path: &Path, error: &dyn fmt::Display, is_denied: bool) {
         let what = "could not be looked at: a child that lies there is cut off by a change";
-        let message = format!("{}: {what}: {error}", path.display());
+        let message = format!("{what}: {error}");
+        let warning = Warning::new("image.children-unread", path.display(), message);
         if is_denied {
-            self.denied.get_or_insert_with(|| message.clone());
+            self.denied.get_or_insert_with(|| warning.to_string());
         }
-        self.unread.get_or_insert_with(|| message.clone());
-        self.warnings.push(Warning { code: "image.children-unread", message });
+        self.unread.get_or_insert_with(|| warning.to_string());
+        self.warnings.push(warning);
     }
 }
 

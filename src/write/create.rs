@@ -15,12 +15,13 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::CheckpointMark;
 use crate::format::metadata::{self, MetadataEntry};
-use crate::image::{Core, ImagePolicy, Lock, Warning, way_to};
+use crate::image::{Core, ImagePolicy, Lock, way_to};
 use crate::mutants::planted;
 use crate::storage::{
     self, Access, Draft, FileId, FileKind, Host, Storage, folder_of, is_file, real_place,
 };
 use crate::types::MIB;
+use crate::warning::Warning;
 
 /// What a new image is to be.
 ///
@@ -339,9 +340,9 @@ impl CreateOptions {
             }
         })?;
         image.warnings.extend(left_over);
-        image.warnings.extend(old_left.map(|old| Warning {
-            code: "create.old-left",
-            message: format!("{}: the file that was replaced could not be removed", old.display()),
+        image.warnings.extend(old_left.map(|old| {
+            let message = "the file that was replaced could not be removed";
+            Warning::new("create.old-left", old.display(), message)
         }));
         Ok(image)
     }

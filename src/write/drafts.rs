@@ -9,10 +9,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::image::{Warning, read_creator};
+use crate::image::read_creator;
 use crate::storage::{
     Access, FileKind, Host, LockMode, LockOutcome, Storage, draft_mark, is_file, is_temporary_name,
 };
+use crate::warning::Warning;
 
 /// Removes the drafts among the names of a folder that nobody is going to complete, and tells of them and of what
 /// else has a temporary name.
@@ -34,7 +35,7 @@ pub(super) fn clear(host: &dyn Host, names: &[PathBuf], warnings: &mut Vec<Warni
                 format!("was left behind under a temporary name, and stays: {error}"),
             ),
         };
-        warnings.push(Warning { code, message: format!("{}: {what}", path.display()) });
+        warnings.push(Warning::new(code, path.display(), what));
     }
 }
 

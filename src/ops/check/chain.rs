@@ -15,9 +15,10 @@ use crate::chain::{
     loop_error, too_deep,
 };
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{ImagePolicy, Lock, ParentLink, Warning, lock};
+use crate::image::{ImagePolicy, Lock, ParentLink, lock};
 use crate::mutants::planted;
 use crate::storage::{Access, Host, Storage};
+use crate::warning::Warning;
 
 pub(super) fn check(check: &Check, tip: Arc<dyn Storage>) -> Result<Report> {
     let (image, chain) = check.options.policies();
@@ -90,7 +91,7 @@ impl Walk<'_> {
         };
         let is_verified = parent.warning.is_none();
         if let Some(warning) = parent.warning {
-            let error = Error::new(ErrorKind::ParentMismatch, warning.code, warning.message);
+            let error = Error::new(ErrorKind::ParentMismatch, warning.code, warning.to_string());
             self.findings.error(error.at(*at).with_section("2.6.2.6.3"));
         }
         let storage = parent.storage;
@@ -171,8 +172,9 @@ impl Walk<'_> {
     }
 
     fn warn(&mut self, warnings: Vec<Warning>) {
-        for Warning { code, message } in warnings {
-            self.findings.warning(Error::new(ErrorKind::InUse, code, message));
+        for warning in warnings {
+            let error = Error::new(ErrorKind::InUse, warning.code, warning.to_string());
+            self.findings.warning(error);
         }
     }
 

@@ -22,10 +22,11 @@ use super::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, LinkPaths, MergeMark, MergeState, Moved, Warning};
+use crate::image::{Core, LinkPaths, MergeMark, MergeState, Moved};
 use crate::mutants::planted;
 use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
+use crate::warning::Warning;
 use crate::write::{Copier, Follow, ItemEdit};
 
 /// How many bytes may remain for the final move, during which writers wait.
@@ -358,26 +359,25 @@ impl Step<'_> {
             self.wait_for_readers(retired, on, merged);
         } else if let Err(error) = rest {
             // The chain continues without the child, marked or not.
-            let message = format!("{}: was not marked as merged: {error}", on.child.name());
-            merged.warnings.push(Warning { code: "merge.not-marked", message });
+            let message = format!("was not marked as merged: {error}");
+            merged.warnings.push(warning_of(&on.child, "merge.not-marked", message));
         }
         on.child.close().ok();
         match remove(self.op, &on.child) {
             Ok(Removed { is_gone: true, warning }) => {
                 merged.warnings.extend(warning);
                 merged.removed.push(child_path);
-                merged.warnings.extend(dangling(self.op, on.child.via()));
+                merged.warnings.extend(dangling(self.op, &on.child));
             }
             Ok(Removed { .. }) if planted("removed-before-relink") => {}
             Ok(Removed { warning, .. }) => {
-                merged.warnings.extend(warning.map(|Warning { code, message }| {
-                    let message = format!("{message}; all that it held is in the parent");
-                    Warning { code, message }
-                }));
+                let what = "; all that it held is in the parent";
+                merged.warnings.extend(warning.map(|warning| warning.and(what)));
             }
             Err(error) => {
+                let error = error.text_about(on.child.name());
                 let message = format!("{error}: all it held is in the parent");
-                merged.warnings.push(Warning { code: "merge.not-removed", message });
+                merged.warnings.push(warning_of(&on.child, "merge.not-removed", message));
             }
         }
         if planted("grandchild-relinked-late") {
@@ -390,8 +390,8 @@ impl Step<'_> {
     /// stays valid for those who take longer.
     fn wait_for_readers(&self, retired: Retired, on: &Handles, merged: &mut Merged) {
         if let Err(error) = self.op.drained(retired, &mut || ControlFlow::Continue(())) {
-            let message = format!("{}: was merged all the same: {error}", on.child.name());
-            merged.warnings.push(Warning { code: "merge.still-read", message });
+            let message = format!("was merged all the same: {error}");
+            merged.warnings.push(warning_of(&on.child, "merge.still-read", message));
         }
     }
 
@@ -418,11 +418,15 @@ impl Step<'_> {
                 continue;
             }
             if let Err(error) = self.op.settle(&image) {
-                let message = format!("{}: was not closed: {error}", image.name());
-                merged.warnings.push(Warning { code: "merge.not-closed", message });
+                let message = format!("was not closed: {error}");
+                merged.warnings.push(warning_of(&image, "merge.not-closed", message));
             }
         }
     }
+}
+
+fn warning_of(image: &Core, code: &'static str, message: String) -> Warning {
+    Warning::new(code, image.name(), message).of_layer(image.id())
 }
 
 /// Durably completes the parent.

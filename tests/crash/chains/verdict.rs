@@ -172,7 +172,7 @@ pub fn go_on(files: &Files, found: &Found) -> Result<(), String> {
     let files = host.files();
     let chain = open(&host, &tip, false)?;
     if let Some(warning) = chain.warnings().first() {
-        return Err(format!("after all: {}", warning.message));
+        return Err(format!("after all: {warning}"));
     }
     let mut expected = found.read.clone();
     let first = expected.iter_mut().find(|(at, _)| *at == 0).ok_or("the first block is watched")?;
@@ -215,7 +215,7 @@ fn complete(host: &SimHost, tip: &Path) -> Result<PathBuf, String> {
         let done = Merge::resume(id).run(&chain, &mut go);
         let done = done.map_err(|error| format!("resume {}: {error}", path.display()))?;
         if let Some(warning) = done.warnings.first() {
-            return Err(format!("resume {}: {}", path.display(), warning.message));
+            return Err(format!("resume {}: {warning}", path.display()));
         }
         if host.files().names.contains_key(&path) {
             return Err(format!("{} was not removed", path.display()));

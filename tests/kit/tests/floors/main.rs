@@ -47,6 +47,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("format", &["format"]),
         ("raw", &["raw"]),
         ("cursor", &["cursor"]),
+        ("warning", &["warning"]),
         ("disk", &["disk"]),
         ("names", &["names", "traps"]),
         ("storage", &["storage"]),
