@@ -13,7 +13,6 @@ use crate::counters::Counters;
 use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink};
-use crate::mutants::planted;
 use crate::storage::FileId;
 use crate::warning::Warning;
 
@@ -179,9 +178,6 @@ impl VhdxFile {
 
     /// The image of a layer, for reading whatever the layer is open for.
     pub(crate) fn of_layer(seat: &Arc<Seat>) -> Self {
-        if planted("image-of-a-layer-writes") {
-            return Self(Handle::Own(Arc::clone(&seat.image)));
-        }
         Self(Handle::Shared(Arc::clone(seat)))
     }
 

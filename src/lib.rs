@@ -105,7 +105,6 @@ mod file;
 mod format;
 mod image;
 mod log;
-mod mutants;
 mod names;
 pub mod ops;
 mod options;

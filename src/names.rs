@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use crate::mutants::planted;
 use crate::storage::{Host, is_temporary_name};
 
 /// How many case-insensitive matches of a recorded path are considered.
@@ -77,7 +76,7 @@ pub(crate) fn list(host: &dyn Host, folder: &Path) -> Listing {
 /// Lists the paths in a folder in order, without temporary files.
 pub(crate) fn files_of(host: &dyn Host, folder: &Path) -> Vec<PathBuf> {
     let mut places = host.list(folder).unwrap_or_default();
-    places.retain(|place| !is_temporary_name(place) || planted("temporary-file-taken-for-parent"));
+    places.retain(|place| !is_temporary_name(place));
     places.sort();
     places
 }

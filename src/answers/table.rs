@@ -12,7 +12,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{OnceLock, PoisonError};
 
-use crate::mutants::planted;
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 
 /// Words of memory that are taken at a time.
@@ -162,7 +161,7 @@ impl Spans {
         if answer.len() > self.words_per_piece || u64::from(form) > FORMS {
             return false;
         }
-        if !still() && !planted("late-answer-kept") {
+        if !still() {
             return false;
         }
         let before = self.held();

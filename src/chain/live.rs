@@ -21,7 +21,6 @@ use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
 use crate::image::{Core, ImagePolicy, Lock, check_named, lock};
-use crate::mutants::planted;
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
 use crate::warning::Warning;
 use crate::write::ChildSearch;
@@ -151,7 +150,7 @@ impl DiffChain {
                 .with_expected("the chain as it was opened"));
         }
         let tip = self.tip_image();
-        if tip.takes_writes() && !self.view.may_write && !planted("tip-of-another-taken") {
+        if tip.takes_writes() && !self.view.may_write {
             let message =
                 "another has the tip open for writing, and gave it to this chain to be read";
             return Err(Error::new(ErrorKind::InUse, "chain.others-tip", message)
@@ -324,8 +323,7 @@ impl Operation<'_> {
     ) -> Result<()> {
         let is_over = || {
             let is_left = |link: &Link| !link.seat.has_late_users();
-            (Arc::strong_count(&layers) == 1 && layers.iter().all(is_left))
-                || planted("readers-of-old-stack-not-waited-for")
+            Arc::strong_count(&layers) == 1 && layers.iter().all(is_left)
         };
         if !wait_until(patience(), is_over, on)? {
             let message = "a point that is to vanish is still being read";
@@ -425,11 +423,9 @@ impl Operation<'_> {
         let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
         lock(storage.as_ref(), &policy, &mut Vec::new())
             .map_err(|error| error.in_file(read.name()))?;
-        if !planted("not-looked-at-again-before-a-merge") {
-            check_named(self.host().as_ref(), storage.as_ref())
-                .map_err(|error| error.in_file(read.name()))?;
-            check_same(read, storage.as_ref())?;
-        }
+        check_named(self.host().as_ref(), storage.as_ref())
+            .map_err(|error| error.in_file(read.name()))?;
+        check_same(read, storage.as_ref())?;
         let policy = ImagePolicy { lock: Lock::None, ..policy };
         Core::from_storage(Arc::clone(storage), &policy).map(Arc::new)
     }

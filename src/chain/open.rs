@@ -14,7 +14,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Core, ImagePolicy, MOST_PIECE, MergeState, ParentLink, folder, not_regular, probe_identity,
 };
-use crate::mutants::planted;
 use crate::storage::{Access, FileId, Storage};
 use crate::traps;
 use crate::warning::Warning;
@@ -174,7 +173,7 @@ impl Walk<'_> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
         // Before the lock, which a layer above has where it is open for writing.
         let identity = Identity::of(found.storage.as_ref(), found.guid)?;
-        if self.seen.contains(&identity) && !planted("loop-not-seen-by-the-chain") {
+        if self.seen.contains(&identity) {
             return Err(loop_error(&link.child).at(locator_at).in_file(&link.child));
         }
         let is_verified = found.warning.is_none();
@@ -184,10 +183,7 @@ impl Walk<'_> {
             error.with_message(message).of_parent_of(&link.child)
         })?;
         // Until it was locked somebody may have written to it.
-        if is_verified
-            && !link.accepts(image.data_write_guid())
-            && !planted("parent-not-looked-at-again")
-        {
+        if is_verified && !link.accepts(image.data_write_guid()) {
             return Err(changed_meanwhile(link, image.name(), image.data_write_guid()));
         }
         Ok(Link::new(image, Some(found.found_by)))

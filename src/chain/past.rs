@@ -16,7 +16,6 @@ use super::live::wait_until;
 use super::{Link, Operation, Stack};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins, Ticket};
-use crate::mutants::planted;
 
 /// A pin in an image that is written to.
 #[derive(Debug)]
@@ -71,7 +70,7 @@ impl Operation<'_> {
         on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<()> {
         let is_over = || self.read_of_old(layers).is_none();
-        if wait_until(patience, is_over, on)? || planted("older-stacks-forgotten") {
+        if wait_until(patience, is_over, on)? {
             return Ok(());
         }
         let Some(read) = self.read_of_old(layers) else { return Ok(()) };
@@ -113,10 +112,10 @@ impl Keep<'_> {
     /// The operation changes no more in the image. Where it did not come to its end the chain has still the layers that
     /// were read meanwhile: those who read them keep what they know, and who comes later finds what is there.
     pub(crate) fn done(mut self, came_to_its_end: bool) {
-        let Some(pin) = self.pin.take().filter(|_| !planted("pin-left-by-the-merge")) else {
+        let Some(pin) = self.pin.take() else {
             return;
         };
-        if !came_to_its_end && !planted("pin-left-by-a-merge-that-failed") {
+        if !came_to_its_end {
             self.op.leave_behind();
         }
         self.op.hand_over(pin, false);

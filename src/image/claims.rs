@@ -8,7 +8,6 @@ use super::block_table::{BlockTable, Claim, Role};
 use super::units::{MOST_UNITS, Units, units};
 use crate::error::{Error, Result};
 use crate::format::region::{self, RegionTable};
-use crate::mutants::planted;
 use crate::storage::length_of;
 use crate::types::MIB;
 
@@ -93,9 +92,6 @@ impl Core {
         ];
         for (table, at) in self.region_tables.iter().zip(RegionTable::OFFSETS) {
             let Ok(table) = table else { continue };
-            if at != RegionTable::OFFSETS[0] && planted("second-region-table-ignored") {
-                continue;
-            }
             for (i, entry) in table.entries.iter().enumerate() {
                 let name = region::title(entry.guid);
                 let range = entry.offset.get()..entry.end();

@@ -13,7 +13,6 @@ use super::block_table::{Claim, Role};
 use super::claims::Claims;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
-use crate::mutants::planted;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
 
 /// Damaged blocks of which the list is kept in memory.
@@ -101,9 +100,6 @@ impl Mend {
     /// Bytes by which the file of this length grows: for blocks that stay where it ends, and for copies. Not every
     /// host has holes for what is not written there.
     pub(crate) fn room(&self, file_len: u64) -> u64 {
-        if planted("grown-blocks-not-foreseen") {
-            return self.copies.iter().map(|copy| copy.len).sum();
-        }
         let ends = self.copies.iter().map(|copy| (copy.entry.offset() + copy.len).get());
         ends.chain(self.len).max().unwrap_or_default().saturating_sub(file_len)
     }

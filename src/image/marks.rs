@@ -7,7 +7,6 @@ use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::{self, CheckpointMark, MergeMark, MergeState};
 use crate::format::metadata::{self, ItemFlags, MetadataEntry};
-use crate::mutants::planted;
 use crate::write::ItemEdit;
 
 /// The marks that were found.
@@ -35,9 +34,7 @@ impl Core {
     pub(crate) fn in_parent(&self) -> u64 {
         let mark = self.merge_mark().filter(|mark| mark.state == MergeState::Merging);
         let moved = mark.and_then(|mark| mark.moved);
-        let is_of_now = |moved: &Moved| {
-            moved.child == self.data_write_guid() || planted("moved-under-any-identity")
-        };
+        let is_of_now = |moved: &Moved| moved.child == self.data_write_guid();
         moved.filter(is_of_now).map_or(0, |moved| moved.end)
     }
 

@@ -19,7 +19,6 @@ use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
 use crate::log::{self, LogWriter};
-use crate::mutants::planted;
 use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, folder_of, length_of};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::MIB;
@@ -166,9 +165,7 @@ fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
     } else if policy.writable && !policy.replay_later {
         // Only now that the image has shown to be one, and its tables to be sound: a file that is refused stays as it
         // is. Without a log nothing is written until the first change, which looks at the tables.
-        if !planted("replayed-before-its-claims") {
-            image.check_claims()?;
-        }
+        image.check_claims()?;
         image.replay(policy.cancel.as_deref())?;
     }
     Ok(image)
@@ -232,7 +229,7 @@ pub(crate) fn check_named(host: &dyn Host, storage: &dyn Storage) -> Result<()> 
     let there = storage.path().and_then(|path| host.stat(path).ok()).and_then(|stat| stat.id);
     let own = storage.id().ok().flatten();
     match (there, own) {
-        (Some(there), Some(own)) if there != own && !planted("name-not-looked-at-again") => {
+        (Some(there), Some(own)) if there != own => {
             let message = "another file took the name of this one while it was opened";
             Err(Error::new(ErrorKind::InUse, "file.replaced", message)
                 .with_found("another file of that name")
@@ -326,9 +323,6 @@ fn replay_to_file(
     flush(storage.as_ref(), tally)?;
     update_headers(headers, storage.as_ref(), tally, |header| {
         header.file_write_guid = Uuid::new_v4();
-        if planted("log-guid-cleared-before-replay") {
-            header.log_guid = Uuid::nil();
-        }
     })?;
     let is_done = overlay
         .write_back(&is_stopped)
@@ -336,9 +330,7 @@ fn replay_to_file(
     if !is_done {
         return Err(Error::cancelled());
     }
-    if !planted("replay-without-flush") {
-        flush(storage.as_ref(), tally)?;
-    }
+    flush(storage.as_ref(), tally)?;
     update_headers(headers, storage.as_ref(), tally, |header| header.log_guid = Uuid::nil())
 }
 

@@ -4,7 +4,6 @@ use uuid::Uuid;
 
 use crate::error::{Error, Result};
 use crate::format::log_entry::{Change, DESCRIPTOR_LEN, HEADER_LEN, NewEntry, SECTOR};
-use crate::mutants::planted;
 use crate::storage::Storage;
 
 /// The log of a writing session: where the next entry goes, and what must not be overwritten.
@@ -82,7 +81,7 @@ impl LogWriter {
 
     /// Declares the entry durable, which frees the space of everything before it.
     pub(crate) fn retire(&mut self, entry: &Appended) {
-        self.kept = if planted("live-log-space-reused") { 0 } else { entry.length };
+        self.kept = entry.length;
     }
 
     fn write(&self, storage: &dyn Storage, bytes: &[u8], position: u64) -> Result<()> {

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use super::{CallerPanic, FileChangeKind, Forecast};
 use crate::error::{Error, Result};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Mend};
-use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{self, Host, Storage, folder_of, is_file};
 
@@ -140,9 +139,6 @@ impl AcceptLoss {
             let image = Arc::get_mut(image).unwrap_or_else(|| unreachable!("no clone exists yet"));
             image.replay(cancel).map_err(|error| error.in_file(image.name()))
         };
-        if planted("replayed-before-the-list") {
-            replay(&mut image)?;
-        }
         let Some(mend) = image.plan_mend()? else {
             // A replay may be all that an earlier, stopped run left to do.
             replay(&mut image)?;
@@ -158,9 +154,6 @@ impl AcceptLoss {
         forecast.add(&at, FileChangeKind::Changed);
         forecast.check()?;
         let mut losses = losses_of(&mend);
-        if planted("mend-before-its-list") {
-            image.mend(&mend)?;
-        }
         let text = text_of(&image, &losses);
         let (report, list) = self.write_report(host, &at, image.bare_storage().as_ref(), &text)?;
         losses.report = Some(report.clone());
@@ -171,11 +164,9 @@ impl AcceptLoss {
             panic.go_on();
             return Err(Error::cancelled());
         }
-        if !planted("mend-before-its-list") {
-            // A replay changes neither the disk nor the plan. If it is cancelled, nothing was repaired.
-            replay(&mut image).inspect_err(|_| discard(host, &report, list.as_ref()))?;
-            image.mend(&mend)?;
-        }
+        // A replay changes neither the disk nor the plan. If it is cancelled, nothing was repaired.
+        replay(&mut image).inspect_err(|_| discard(host, &report, list.as_ref()))?;
+        image.mend(&mend)?;
         // Checked on a fresh view, under the lock that is still held.
         let policy = ImagePolicy {
             lock: Lock::None,
@@ -206,12 +197,11 @@ impl AcceptLoss {
             Some(path) => (path.clone(), host.create_new(path).map_err(failed(path))?),
             None => new_beside(host, image).map_err(failed(image))?,
         };
-        let flush = || if planted("list-not-flushed") { Ok(()) } else { storage.flush() };
         // The list reveals the image's contents: it gets the same owner and mode.
         let written = storage
             .copy_owner_from(model)
             .and_then(|()| storage.write_at(text.as_bytes(), 0))
-            .and_then(|()| flush())
+            .and_then(|()| storage.flush())
             .and_then(|()| host.sync_dir(folder_of(&path)));
         if let Err(error) = written {
             discard(host, &path, storage.as_ref());

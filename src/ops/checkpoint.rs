@@ -10,7 +10,6 @@ use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, LinkPaths};
-use crate::mutants::planted;
 use crate::warning::Warning;
 
 /// Freezes the tip of a chain and continues writing in a new child.
@@ -148,7 +147,7 @@ fn switch(op: &Operation<'_>, tip: &Core, child: &Arc<Core>) -> Result<()> {
     tip.freeze(|| {
         // A session that began since then has given the tip a new identity.
         let guid = tip.data_write_guid();
-        if link != Some(guid) && !planted("child-of-an-older-identity") {
+        if link != Some(guid) {
             child.relink(guid, None, LinkPaths::Keep)?;
         }
         // Readers need no wait: the bytes they read stay where they are.

@@ -11,7 +11,6 @@ use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
 use crate::error::{Error, Result};
 use crate::image::Core;
-use crate::mutants::planted;
 use crate::storage::{
     self, Access, Host, Removal, Storage, cut_name, folder_of, is_file, real_place,
 };
@@ -57,8 +56,7 @@ impl NewChild {
         let path = self.path_over(host, parent)?;
         let options = self.options(parent)?;
         options.check_at(host, &path)?;
-        let table = if planted("table-not-foreseen") { options.bat_len() } else { 0 };
-        let len = options.file_len() - u64::from(table);
+        let len = options.file_len();
         let mut forecast = Forecast::on(host, &path)?;
         (forecast.written, forecast.peak) = (len, len);
         forecast.add(&path, FileChangeKind::Created);
@@ -146,7 +144,7 @@ pub(super) fn place_of(
 ) -> Option<PathBuf> {
     let path = image.path()?;
     // If the host cannot tell, the recorded name is the best answer.
-    if is_file_of(host, path, image).unwrap_or(true) || planted("name-taken-for-the-file") {
+    if is_file_of(host, path, image).unwrap_or(true) {
         return Some(path.to_path_buf());
     }
     let place = other_name(host, path, image.bare_storage().as_ref());

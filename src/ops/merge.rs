@@ -18,7 +18,6 @@ use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, LinkPaths, MergeMark, MergeState};
-use crate::mutants::planted;
 use crate::warning::Warning;
 use crate::write::{ItemEdit, OTHER_NAMES};
 
@@ -302,9 +301,6 @@ impl Merge {
 
     /// Refuses layers with faults that would permanently block a merge once it has begun.
     fn check_states(&self, images: &[Arc<Core>], steps: &[usize]) -> Result<()> {
-        if planted("states-not-looked-at") {
-            return Ok(());
-        }
         let lowest = steps[0] + 1;
         let mut size = images[lowest].geometry().size;
         for layer in steps.iter().copied().filter(|layer| !is_spent(&images[*layer])) {
@@ -332,9 +328,6 @@ impl Merge {
         steps: &[usize],
         paths: LinkPaths<'_>,
     ) -> Result<()> {
-        if planted("room-for-marks-not-foreseen") {
-            return Ok(());
-        }
         let parent = &images[steps[0] + 1];
         let (old, next) = (parent.data_write_guid(), Uuid::new_v4());
         let mark = |state, of: &Core| ItemEdit::merge_mark(Some(&self.mark(state, next, of)));

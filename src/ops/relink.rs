@@ -11,7 +11,6 @@ use crate::image::{
     Core, ImagePolicy, LinkPaths, Lock, ParentLink, check_named, folder, identity_if_any, lock,
     not_regular, probe_identity, way_to, why_no_image,
 };
-use crate::mutants::planted;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
 
 /// Updates recorded parent paths that no longer lead to the parent.
@@ -182,7 +181,7 @@ impl Relink {
         // As a walk over a folder: no subfolders, no link targets.
         let is_own = |path: &Path| {
             is_file(path)
-                && (!is_temporary_name(path) || planted("temporary-file-relinked"))
+                && !is_temporary_name(path)
                 && host.is_link(path).is_ok_and(|is_link| !is_link)
         };
         places.extend(names.into_iter().filter(|path| is_own(path)));
@@ -266,7 +265,7 @@ impl Relink {
             }
         };
         let above = forest.layers(parent);
-        if above.contains(&child) && !planted("loop-not-seen-by-a-relink") {
+        if above.contains(&child) {
             let message = "the file with the identity of the parent is a descendant of the image";
             return Err(
                 refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above))
@@ -299,10 +298,9 @@ impl RelinkedImage {
         let parent = host.open(&self.parent, Access::Read);
         let parent = parent.map_err(|error| failed(error).in_path(&self.parent))?;
         let guid = probe_identity(parent.as_ref())?;
-        let link = image.parent_link()?.filter(|link| {
-            (says(link) == says(&self.link) && link.accepts(guid))
-                || planted("relink-without-second-look")
-        });
+        let link = image
+            .parent_link()?
+            .filter(|link| says(link) == says(&self.link) && link.accepts(guid));
         let Some(link) = link else {
             let message = "the image or its parent has changed since the plan was made";
             return Err(Error::new(ErrorKind::InUse, "relink.changed", message)
@@ -311,9 +309,7 @@ impl RelinkedImage {
         let file = file_id(parent.as_ref())?;
         let paths = LinkPaths::To { host, parent: &self.parent, file };
         // Every refusal comes before a pending log is replayed.
-        if !planted("replayed-before-its-claims") {
-            image.check_claims()?;
-        }
+        image.check_claims()?;
         image.locator_edit(link.linkage, link.linkage2, paths)?;
         image.replay(None).map_err(|error| error.in_file(image.name()))?;
         image.relink(link.linkage, link.linkage2, paths)?;

@@ -14,7 +14,6 @@ use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, check_named, lock};
-use crate::mutants::planted;
 use crate::options::OpenOptions;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
@@ -234,7 +233,7 @@ impl Asked {
         let search = self.options.child_search();
         let refused = search.refuse_children(self.storage.as_ref(), guid, &mut warnings);
         match refused {
-            Err(error) if self.may_change()? && !planted("children-of-the-unproven-ignored") => {
+            Err(error) if self.may_change()? => {
                 return Err(error);
             }
             Err(error) if error.kind() == ErrorKind::HasChildren => {
@@ -369,9 +368,6 @@ impl Asked {
         let linkage = base.tip_image().data_write_guid();
         let file = file_id(base.tip_image().bare_storage().as_ref())?;
         let host = options.host_used().as_ref();
-        if planted("link-in-two-steps") {
-            image.relink(linkage, None, LinkPaths::Keep)?;
-        }
         image.relink(linkage, None, LinkPaths::To { host, parent: &base_path, file })?;
         image.close()?;
         let known = image.path().map(Path::to_path_buf).unwrap_or_default();
@@ -442,7 +438,7 @@ fn check_no_loop(options: &OpenOptions, image: &dyn Storage, base: &DiffChain) -
             (Some(own), Some(other)) => own == other,
             _ => layer.path().is_some() && place(layer.path()) == place(image.path()),
         };
-        if is_same && !planted("loop-not-seen-by-a-reparent") {
+        if is_same {
             return Err(leads_back(image.name(), base, layer.id() == base.tip_image().id()));
         }
     }

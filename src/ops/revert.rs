@@ -10,7 +10,6 @@ use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Lock};
-use crate::mutants::planted;
 use crate::storage::{LockMode, LockOutcome};
 use crate::warning::Warning;
 use crate::write::children_unknown;
@@ -160,9 +159,7 @@ impl Revert {
                 let path = path_of(&images[done])?.to_owned();
                 // Another child may have been created since the first search.
                 let known: Vec<_> = std::iter::once(&child).chain(&images).cloned().collect();
-                if let Err(error) = self.refuse_children(&op, &known, done + 1)
-                    && !planted("children-not-looked-for-again")
-                {
+                if let Err(error) = self.refuse_children(&op, &known, done + 1) {
                     reverted.warnings.push(kept(&images[done], format!("is kept: {error}"))?);
                     break;
                 }
@@ -199,11 +196,6 @@ impl Revert {
         parent: &Arc<Core>,
         point: usize,
     ) -> Result<(Arc<Core>, PathBuf, crate::chain::Retired)> {
-        if planted("deleted-before-new-tip") && self.delete_newer {
-            for image in op.images().iter().take(point) {
-                remove(op, image)?;
-            }
-        }
         let child = self.child.make(op, parent)?;
         let path = path_of(&child)?.to_owned();
         let switch = || Ok(op.put_on(Arc::clone(&child), point));
@@ -244,8 +236,8 @@ impl Revert {
         }
         let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let seen = op.child_search(&self.folders).refuse_others(&images[layer], &known)?;
-        let unread = seen.unread.filter(|_| !planted("denied-folders-taken-for-empty"));
-        let refused = unread.map(|unread| children_unknown(unread).in_file(images[layer].name()));
+        let refused =
+            seen.unread.map(|unread| children_unknown(unread).in_file(images[layer].name()));
         refused.map_or(Ok(()), Err)
     }
 
@@ -262,9 +254,6 @@ impl Revert {
             refuse_written(op, image)?;
             self.refuse_children(op, &images, layer)?;
             forecast.freed += image.file_len();
-            if planted("layer-freed-twice") && layer > 0 {
-                forecast.freed += image.file_len();
-            }
             forecast.add(path, FileChangeKind::Removed);
         }
         Ok(forecast)

@@ -11,7 +11,6 @@ use crate::disk::Disk;
 use crate::disk::{LayerId, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins, Ticket};
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::tables::{AtHand, Carried, Missing, Stop};
 use crate::types::{DiskOffset, FileOffset};
@@ -278,11 +277,7 @@ struct Held {
 impl Held {
     fn new(stack: Arc<Stack>) -> Self {
         let ticket = stack.tip().pins().map(Pins::enter);
-        let mut new = Self { stack, ticket };
-        if planted("plan-does-not-pin") {
-            new.let_go();
-        }
-        new
+        Self { stack, ticket }
     }
 
     fn image(&self, layer: usize) -> &Core {

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::identity::{is_file, put_back};
 use super::{Host, LockMode, LockOutcome, Storage, draft_mark, folder_of, temporary_name};
-use crate::mutants::planted;
 
 /// How many names are tried for a draft: a clean-up may briefly hold a new one.
 const MOST_NAMES: usize = 8;
@@ -75,9 +74,7 @@ impl<'a> Draft<'a> {
             self.storage.write_at(&bytes, 0)?;
             self.storage.flush()?;
         }
-        if !planted("folder-not-tried-before") {
-            self.host.sync_dir(folder_of(&self.target))?;
-        }
+        self.host.sync_dir(folder_of(&self.target))?;
         let mut name = held(&self.name);
         match over {
             None => {

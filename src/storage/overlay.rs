@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{FileId, LockMode, LockOutcome, Storage};
-use crate::mutants::planted;
 
 /// A read-only view of a file as if its log had been replayed.
 ///
@@ -114,14 +113,10 @@ impl Overlay {
         if self.len > self.base_len {
             self.base.set_len(self.len)?;
         }
-        if crate::mutants::planted("replay-of-half-the-log") {
-            return Ok(true);
-        }
         for (start, piece) in &self.pieces {
             // The file was extended with zeros.
             let end = piece.end.min(self.base_len);
             let is_done = match piece.patch {
-                Patch::Zero if crate::mutants::planted("replay-without-zeros") => true,
                 Patch::Zero => self.write_zeros(*start..end, is_stopped)?,
                 Patch::Sector { .. } if is_stopped() => false,
                 Patch::Sector { .. } => {
@@ -144,10 +139,6 @@ impl Overlay {
         while at < range.end {
             if is_stopped() {
                 return Ok(false);
-            }
-            if planted("small-zeros-by-hand") && range.end - range.start <= WRITE_BACK {
-                self.base.write_at(&vec![0; (range.end - at) as usize], at)?;
-                return Ok(true);
             }
             // Holes are zeros already, and filling them may take more space than there is.
             let Some(data) = self.base.next_data(at)? else { break };

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use crate::mutants::planted;
 use crate::tables::Page;
 
 /// Changed pages by their place in the file.
@@ -137,10 +136,6 @@ impl Changed {
         for (at, page) in pages {
             let Some(changed) = self.pages.get_mut(at) else { continue };
             changed.logged = None;
-            if planted("newer-changes-dropped") {
-                self.pages.remove(at);
-                continue;
-            }
             // A page may also hold what a later part of the same commit is yet to log.
             if !changed.dirty && changed.now == *page {
                 self.pages.remove(at);

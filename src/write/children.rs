@@ -10,7 +10,6 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, identity_if_any, is_signed};
-use crate::mutants::planted;
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, folder_of, is_temporary_name};
 use crate::warning::Warning;
 
@@ -69,9 +68,7 @@ impl ChildSearch {
         }
         let own = [storage.path(), storage.via()].into_iter().flatten().map(folder_of);
         let seen = self.look_into(own.collect(), Asked::new(storage, guid))?;
-        if let Some(denied) = seen.denied
-            && !planted("denied-folders-taken-for-empty")
-        {
+        if let Some(denied) = seen.denied {
             return Err(children_unknown(denied).in_file(storage.name()));
         }
         warnings.extend(seen.warnings);
@@ -143,7 +140,7 @@ impl ChildSearch {
         asked: &mut Asked<'_>,
         seen: &mut Seen,
     ) -> Result<()> {
-        paths.retain(|path| !is_temporary_name(path) || planted("temporary-file-taken-for-child"));
+        paths.retain(|path| !is_temporary_name(path));
         for path in paths {
             match self.is_child(&path, asked) {
                 Ok(false) => {}
@@ -208,7 +205,7 @@ impl ChildSearch {
             // What says that it is an image and cannot be read may be a child once it is repaired.
             Err(error) => {
                 let seems_one = is_signed(storage.as_ref()) || has_name_of_image(path);
-                if is_of_host(&error) || seems_one && !planted("damaged-children-taken-for-none") {
+                if is_of_host(&error) || seems_one {
                     return Err(error);
                 }
                 Ok(false)

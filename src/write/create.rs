@@ -16,7 +16,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::CheckpointMark;
 use crate::format::metadata::{self, MetadataEntry};
 use crate::image::{Core, ImagePolicy, Lock, way_to};
-use crate::mutants::planted;
 use crate::storage::{
     self, Access, Draft, FileId, FileKind, Host, Storage, folder_of, is_file, real_place,
 };
@@ -334,7 +333,7 @@ impl CreateOptions {
         let mut image = opened.inspect_err(|_| {
             // The file is ours, and complete: it goes, unless it took the place of another, of which
             // nothing would be left then.
-            if old.is_none() && !planted("failed-create-left-behind") {
+            if old.is_none() {
                 let is_ours = |path: &Path| is_file(host, path, draft.storage().as_ref());
                 drop(storage::remove(host, path, &is_ours));
             }
@@ -375,9 +374,6 @@ impl CreateOptions {
     }
 
     fn name_durably(&self, host: &dyn Host, path: &Path) -> Result<()> {
-        if planted("create-without-folder-flush") {
-            return Ok(());
-        }
         host.sync_dir(folder_of(path)).map_err(|error| {
             Error::io("create.file", "cannot flush the folder", error).in_path(path)
         })
@@ -424,9 +420,6 @@ impl CreateOptions {
             None => Ok(()),
         };
         given.map_err(|error| failed("take over mode and owner", error))?;
-        if planted("create-without-flush") {
-            return Ok(());
-        }
         storage.flush().map_err(|error| failed("flush the file", error))
     }
 

@@ -12,7 +12,6 @@ use crate::disk::{Zeroing, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::image::Core;
-use crate::mutants::planted;
 use crate::tables::PAGE;
 use crate::tables::{Changed, PageKind};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
@@ -128,9 +127,7 @@ impl Core {
     ) -> Result<()> {
         let writer = self.writer()?;
         // Also where it reads as zeros already, so that nobody goes on unawares.
-        if !planted("zeros-not-refused") {
-            writer.check()?;
-        }
+        writer.check()?;
         let len = range.end.saturating_sub(range.start);
         check_range(&self.geometry(), range.start, len)?;
         let entered = self.enter(writer, range.clone())?;
@@ -284,12 +281,8 @@ impl Core {
             _ => return Ok(false),
         };
         let place = self.place_of(entry, index, at, buf.len())?;
-        let is_early = planted("bits-before-payload");
-        if is_mixed && is_early {
-            self.mark_sectors(writer, entry, at, buf.len())?;
-        }
         writer.write_payload(buf, place)?;
-        if is_mixed && !is_early {
+        if is_mixed {
             self.mark_sectors(writer, entry, at, buf.len())?;
         }
         Ok(true)
@@ -304,36 +297,23 @@ impl Core {
         let end = within + buf.len();
         let in_disk = self.layout.block_size().min(self.layout.size() - (at.0 - within));
         let is_whole = within == 0 && end >= in_disk;
-        let parent_shows = self.has_parent()
-            && (old.payload_state() == PayloadState::NotPresent
-                || planted("zero-block-becomes-partial"));
+        let parent_shows = self.has_parent() && old.payload_state() == PayloadState::NotPresent;
 
         let space = writer.allocate(self.layout.block_size())?;
-        writer.space.show_length(&self.file_len, self.storage.as_ref());
-        if planted("block-before-payload") {
-            if parent_shows && !is_whole {
-                self.become_mixed(writer, block, space.at, at, buf.len())?;
-            } else {
-                self.set_block(writer, block, BatEntry::new(6, space.at))?;
-            }
-        }
-        let moved = (|| {
+        writer.space.show_length(&self.file_len);
+        let committed = (|| {
             writer.write_payload(buf, space.at + within)?;
             let rest_must_be_zero = is_whole || !parent_shows;
             if rest_must_be_zero && space.contents != Contents::Zeros {
                 self.write_zeros(writer, space.at, within)?;
                 self.write_zeros(writer, space.at + end, self.layout.block_size() - end)?;
             }
-            Ok(())
-        })();
-        let moved = if planted("failed-payload-forgotten") { Ok(()) } else { moved };
-        let committed = moved.and_then(|()| {
             if parent_shows && !is_whole {
                 self.become_mixed(writer, block, space.at, at, buf.len())
             } else {
                 self.set_block(writer, block, BatEntry::new(6, space.at))
             }
-        });
+        })();
         committed.inspect_err(|_| writer.space.give_back(space))
     }
 
@@ -361,7 +341,7 @@ impl Core {
                 return;
             }
             set_bits(changed, bitmap, &marks, true);
-            if all_set(changed, bitmap, &all) || planted("full-before-all-bits") {
+            if all_set(changed, bitmap, &all) {
                 self.put_entry(changed, index, BatEntry::new(6, seen.offset()));
             }
             self.forget(writer, at, len);
@@ -383,9 +363,7 @@ impl Core {
         let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
         self.change_tables(writer, needed, |changed| {
             // What the bits said while the block was in another state means nothing.
-            if !planted("bits-not-rewritten") {
-                set_bits(changed, bitmap, &all, false);
-            }
+            set_bits(changed, bitmap, &all, false);
             set_bits(changed, bitmap, &marks, true);
             self.put_entry(changed, index, BatEntry::new(7, place));
             // For the rest of the block it is still the parent that answers.
@@ -403,7 +381,7 @@ impl Core {
         }
         self.check_bitmap_is_new(chunk)?;
         let space = writer.allocate(BITMAP_BLOCK_LEN)?;
-        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        writer.space.show_length(&self.file_len);
         let made = (|| {
             if space.contents != Contents::Zeros {
                 self.write_zeros(writer, space.at, space.len)?;
@@ -454,8 +432,7 @@ impl Core {
                 // Damaged places are an error here too, not space to be given away.
                 let place = self.place_of(entry, index, start, in_disk)?;
                 self.begin(writer)?;
-                let state = if planted("discard-shows-parent") { 0 } else { 2 };
-                self.set_block(writer, block, BatEntry::new(state, FileOffset::new(0)))?;
+                self.set_block(writer, block, BatEntry::new(2, FileOffset::new(0)))?;
                 writer.space.free_later(Freed { at: place, len: self.layout.block_size() });
                 Ok(())
             }

@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::format::bat::ENTRY_LEN;
 use crate::format::log_entry::Change;
 use crate::image::Core;
-use crate::mutants::planted;
 use crate::tables::PAGE;
 use crate::tables::{PageKind, Snapshot};
 use crate::types::{BatIndex, FileOffset, MIB};
@@ -31,33 +30,22 @@ impl Core {
 
     fn commit_session(&self, writer: &Writer, session: &mut Session) -> Result<()> {
         let has_payload = writer.payload_written.swap(false, Ordering::AcqRel);
-        let at_end = planted("payload-flag-cleared-late").then_some(&writer.payload_written);
         if !has_payload && !writer.tables.read().any_dirty() {
             return Ok(());
         }
         // The file keeps its length until the last entry is written: each entry names one that is
         // durable and one that everything it refers to fits in.
         let frozen = writer.space.freeze();
-        if !planted("tail-moved-before-apply") && !planted("apply-after-flush") {
-            self.apply(writer)?;
-        }
+        self.apply(writer)?;
         // First what was freed, then the snapshot: the changes that freed it are in there.
         let freed = writer.space.take_freed();
         let pages = writer.tables.write().snapshot();
-        if pages.is_empty() || !planted("metadata-before-payload") {
-            sync(writer, session)?;
-        }
-        if planted("apply-after-flush") {
-            self.apply(writer)?;
-        }
+        sync(writer, session)?;
         if !pages.is_empty() {
             self.log_pages(writer, session, pages, frozen)?;
         }
         if let Some(freed) = freed {
             writer.space.reuse(freed);
-        }
-        if let Some(flag) = at_end {
-            flag.store(false, Ordering::Release);
         }
         Ok(())
     }
@@ -75,7 +63,7 @@ impl Core {
         let last = groups.len() - 1;
         let mut frozen = Some(frozen);
         for (i, group) in groups.into_iter().enumerate() {
-            if i > 0 && !planted("part-dropped-in-split") {
+            if i > 0 {
                 self.apply(writer)?;
                 sync(writer, session)?;
             }
@@ -86,14 +74,8 @@ impl Core {
             if i == last {
                 frozen.take();
             }
-            if !planted("apply-before-entry-flush") {
-                entry.durable(writer, session)?;
-                self.note_logged(writer, group);
-                continue;
-            }
-            self.note_logged(writer, group);
-            self.apply(writer)?;
             entry.durable(writer, session)?;
+            self.note_logged(writer, group);
         }
         Ok(())
     }
@@ -112,22 +94,12 @@ impl Core {
         for page in pages {
             match page.kind {
                 // Of these there are never more than fit into the first part.
-                PageKind::Metadata if planted("metadata-parted") && !parts[0].is_empty() => {
-                    parts[2].push(page);
-                }
                 PageKind::Metadata | PageKind::SectorBitmap => parts[0].push(page),
                 PageKind::BlockAllocationTable => {
                     parts[1].extend(self.with_bitmaps_only(&page)?);
                     parts[2].push(page);
                 }
             }
-        }
-        if planted("bat-before-bitmap") {
-            parts.swap(0, 2);
-            parts[1].clear();
-        }
-        if planted("bitmap-block-with-the-blocks") {
-            parts[1].clear();
         }
         let mut groups: Vec<Vec<Snapshot>> = Vec::new();
         for part in parts {
@@ -186,9 +158,7 @@ struct Pending(crate::log::Appended);
 
 impl Pending {
     fn durable(self, writer: &Writer, session: &mut Session) -> Result<()> {
-        if !planted("entry-not-flushed") {
-            sync(writer, session)?;
-        }
+        sync(writer, session)?;
         if let Some(log) = &mut session.log {
             log.retire(&self.0);
         }
@@ -200,14 +170,8 @@ fn append(writer: &Writer, session: &mut Session, pages: &[Snapshot]) -> Result<
     let changes = pages
         .iter()
         .map(|page| Change::Sector { at: FileOffset::new(page.at), bytes: page.page.clone() });
-    let (mut flushed, mut last) =
+    let (flushed, last) =
         (session.flushed_len / MIB * MIB, writer.file_len().next_multiple_of(MIB));
-    if planted("flushed-offset-not-durable") {
-        flushed = last;
-    }
-    if planted("last-offset-left-behind") {
-        last = last.min(session.first_last);
-    }
     let Some(log) = &mut session.log else { unreachable!("a change began the session") };
     let entry = log.append(writer.file.as_ref(), changes.collect(), flushed, last)?;
     writer.tally.log_bytes.add(entry.length);

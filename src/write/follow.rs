@@ -23,7 +23,6 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 use crate::image::Core;
-use crate::mutants::planted;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// Changes are marked by so many bytes, as long as there is room for that.
@@ -92,7 +91,7 @@ impl Follow {
         let mut marks = self.marks();
         let piece = marks.left.start..end.clamp(marks.left.start, marks.left.end);
         let mut held = None;
-        let is_mirrored = self.mirror.get().is_some() && !planted("copy-over-newer-mirrored");
+        let is_mirrored = self.mirror.get().is_some();
         if is_mirrored && !piece.is_empty() {
             marks.wanted = piece.clone();
             while marks.is_held(&piece) {
@@ -184,9 +183,7 @@ impl Follow {
         let is_mirrored = match (mirror, again) {
             _ if range.is_empty() => true,
             (Some(mirror), Some(again)) => {
-                planted("mirror-left-out")
-                    || self.marks().is_to_copy(&self.whole(range))
-                    || self.mirror(mirror, again)
+                self.marks().is_to_copy(&self.whole(range)) || self.mirror(mirror, again)
             }
             _ => false,
         };
@@ -207,7 +204,6 @@ impl Follow {
                 self.mirrored.fetch_add(bytes, Ordering::SeqCst);
                 true
             }
-            Err(_) if planted("failed-mirror-forgotten") => true,
             Err(error) => {
                 self.is_broken.store(true, Ordering::SeqCst);
                 let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,6 @@ use std::sync::PoisonError;
 
 use super::space::{Allocated, Freed, Space};
 use crate::image::{Generation, Pins};
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
@@ -61,7 +60,7 @@ impl Growth {
             if let Some(space) = state.space.allocate(len) {
                 return Ok(space);
             }
-            if state.frozen && !planted("growth-during-commit") {
+            if state.frozen {
                 state = self.thawed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
@@ -71,14 +70,8 @@ impl Growth {
 
     /// Lets readers have what the file was grown by. Of two that do so at once the later may know of the
     /// shorter length: it never takes back what the other allowed.
-    pub(super) fn show_length(&self, shown: &AtomicU64, file: &dyn Storage) {
-        let len = self.file_len();
-        if planted("length-taken-back") {
-            // The host is asked in between, so that a test can have the other writer go first.
-            drop(file.read_at(&mut [0], 0));
-            return shown.store(len, Ordering::Release);
-        }
-        shown.fetch_max(len, Ordering::AcqRel);
+    pub(super) fn show_length(&self, shown: &AtomicU64) {
+        shown.fetch_max(self.file_len(), Ordering::AcqRel);
     }
 
     pub(super) fn give_back(&self, space: Allocated) {
@@ -99,9 +92,6 @@ impl Growth {
     /// Notes that this freeing is durable.
     pub(super) fn reuse(&self, (generation, freed): (Generation, Vec<Freed>)) {
         let mut state = self.state();
-        if planted("readers-not-waited-for") {
-            return state.space.reuse(freed);
-        }
         state.space.reuse_after(generation, freed);
         self.unpin(&mut state);
     }
@@ -117,11 +107,7 @@ impl Growth {
     pub(super) fn cut(&self, file: &dyn Storage) -> io::Result<bool> {
         let mut state = self.state();
         self.unpin(&mut state);
-        let is_forgetful = planted("freed-space-forgotten-at-close");
-        let cut = state.space.cut_len();
-        let Some(len) = cut.or(is_forgetful.then_some(state.space.file_len())) else {
-            return Ok(false);
-        };
+        let Some(len) = state.space.cut_len() else { return Ok(false) };
         file.set_len(len)?;
         state.space.was_cut(len);
         Ok(true)

@@ -256,7 +256,7 @@ fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
             thread::spawn(move || {
                 let (growth, shown) = &*shared;
                 let space = growth.allocate(file.as_ref(), MIB).unwrap();
-                growth.show_length(shown, file.as_ref());
+                growth.show_length(shown);
                 let end = space.at.get() + space.len;
                 assert!(shown.load(Ordering::Acquire) >= end, "no reader reaches {end}");
             })

@@ -20,7 +20,6 @@ use crate::format::header::Headers;
 use crate::format::log_entry::Change;
 use crate::image::{Copy, Core, Entries, Mend};
 use crate::log::LogWriter;
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::tables::{PAGE, Page};
 use crate::types::{FileOffset, MIB};
@@ -49,14 +48,8 @@ struct Hands<'a> {
 
 impl Hands<'_> {
     fn mend(&mut self, mend: &Mend) -> Result<()> {
-        if planted("copies-before-losses") {
-            self.copy(&mend.copies, &mend.unmapped)?;
-        }
         if !mend.lost.is_empty() || mend.len.is_some() {
             let len = mend.len.unwrap_or_else(|| self.len.next_multiple_of(MIB));
-            if planted("grown-before-the-mend") {
-                self.set_len(len)?;
-            }
             self.commit(&mend.lost, len, mend.len.is_some())?;
         }
         if mend.copies.is_empty() && mend.unmapped.is_empty() {
@@ -119,7 +112,7 @@ impl Hands<'_> {
         for (i, group) in groups.into_iter().enumerate() {
             // Until the last one a replay must not have the file look longer than it is.
             let flushed = self.len / MIB * MIB;
-            let end = if i == last || planted("grown-with-the-first-part") { len } else { flushed };
+            let end = if i == last { len } else { flushed };
             if !log.fits(group.len()) {
                 let entry = log.append(self.file, Vec::new(), flushed, flushed)?;
                 flush(self.file, tally)?;
@@ -129,16 +122,12 @@ impl Hands<'_> {
                 .iter()
                 .map(|(at, page)| Change::Sector { at: FileOffset::new(*at), bytes: page.clone() });
             let entry = log.append(self.file, changes.collect(), flushed, end)?;
-            if !planted("mend-not-flushed") {
-                flush(self.file, tally)?;
-            }
+            flush(self.file, tally)?;
             log.retire(&entry);
             if i == 0 {
                 update_headers(self.headers, self.file, tally, |header| {
                     header.file_write_guid = Uuid::new_v4();
-                    if !planted("mend-keeps-identity") {
-                        header.data_write_guid = Uuid::new_v4();
-                    }
+                    header.data_write_guid = Uuid::new_v4();
                     header.log_guid = guid;
                 })?;
             }

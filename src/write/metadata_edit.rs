@@ -15,7 +15,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::{ItemFlags, MetadataEntry, MetadataTable};
 use crate::image::Core;
 use crate::image::Metadata;
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::tables::PageKind;
 use crate::tables::{PAGE, Page};
@@ -86,13 +85,7 @@ impl Core {
             return Ok(());
         }
         self.begin_hidden(writer)?;
-        let mut pages = edit.pages;
-        if planted("metadata-in-two-entries") && pages.len() > 1 {
-            let last = pages.pop_last();
-            self.log_edit(writer, pages)?;
-            pages = last.into_iter().collect();
-        }
-        self.log_edit(writer, pages)?;
+        self.log_edit(writer, edit.pages)?;
         *self.metadata.write().unwrap_or_else(PoisonError::into_inner) = metadata;
         Ok(())
     }

@@ -34,7 +34,6 @@ use std::sync::{Arc, OnceLock, PoisonError};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Pins, Watch};
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
 use crate::tables::Tables;
@@ -149,9 +148,6 @@ impl Writer {
 
     /// Notes a failure after which nothing may be written any more.
     fn poisoned_by(&self, error: Error) -> Error {
-        if planted("nothing-poisons") {
-            return error.in_file(self.file.name());
-        }
         self.poison.get_or_init(|| error.message().to_owned());
         error.in_file(self.file.name())
     }
@@ -169,8 +165,7 @@ impl Writer {
     fn allocate(&self, len: u64) -> Result<Allocated> {
         self.space.allocate(self.file.as_ref(), len).map_err(|error| {
             let message = format!("cannot grow the file by {len} bytes");
-            let error = Error::io("space.grow", message, error).in_file(self.file.name());
-            if planted("failed-growth-poisons") { self.poisoned_by(error) } else { error }
+            Error::io("space.grow", message, error).in_file(self.file.name())
         })
     }
 
@@ -200,9 +195,7 @@ impl Writer {
         self.wrote_payload();
         written.map_err(|error| {
             let message = format!("cannot write {} bytes", buf.len());
-            let error = Error::io("payload.write", message, error);
-            let error = error.in_file(self.file.name()).at(at);
-            if planted("failed-payload-poisons") { self.poisoned_by(error) } else { error }
+            Error::io("payload.write", message, error).in_file(self.file.name()).at(at)
         })
     }
 }

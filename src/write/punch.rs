@@ -11,7 +11,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, PayloadState};
 use crate::image::Core;
 use crate::image::Generation;
-use crate::mutants::planted;
 use crate::types::{BlockIndex, FileOffset};
 
 /// Space that was given up, and the last generation of pins that may know of it.
@@ -51,9 +50,6 @@ impl Core {
                 self.limit_changes(writer)?;
             }
         }
-        if planted("punched-before-durable") {
-            writer.punch(&freed)?;
-        }
         self.commit(writer)?;
         let bytes = freed.iter().map(|freed| freed.len).sum();
         if !freed.is_empty() {
@@ -85,7 +81,7 @@ impl Writer {
     pub(super) fn punch_released(&self) -> Result<()> {
         let oldest = self.pins().oldest();
         let all = std::mem::take(&mut *self.released());
-        let is_free = |released: &Released| released.0 < oldest || planted("punched-under-readers");
+        let is_free = |released: &Released| released.0 < oldest;
         let (free, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(is_free);
         self.released().extend(kept);
         free.into_iter().try_for_each(|(_, freed)| self.punch(&freed))

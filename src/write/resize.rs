@@ -16,7 +16,6 @@ use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::metadata::{self, ItemFlags};
 use crate::format::region::{self, RegionEntry, RegionTable};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy};
-use crate::mutants::planted;
 use crate::tables::{PAGE, Page, new_page};
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
@@ -110,17 +109,9 @@ impl Core {
             return self.edit_with(writer, &[size], Pages::new());
         }
         // Durable before the size: what is new does not share its entry of the log.
-        if !planted("size-with-changes-before") {
-            self.commit(writer)?;
-        }
+        self.commit(writer)?;
         if self.fits_entry(&indices, self.bat_entries()) {
             let pages = self.table_pages(indices, |index| self.grown_entry(writer, new, index))?;
-            if planted("size-before-zero-blocks") {
-                self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
-            }
-            if planted("zero-blocks-before-size") {
-                self.edit_with(writer, &[], pages.clone())?;
-            }
             return self.edit_with(writer, &[size], pages);
         }
         self.edit_with_table(writer, size, new, first, |index| self.grown_entry(writer, new, index))
@@ -144,11 +135,8 @@ impl Core {
         entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
     ) -> Result<()> {
         let space = writer.allocate(table_len(new))?;
-        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        writer.space.show_length(&self.file_len);
         let bat = RegionEntry { offset: space.at, length: space.len as u32, ..self.bat.clone() };
-        if planted("region-table-before-new-bat") {
-            self.edit_with(writer, std::slice::from_ref(&size), self.region_pages(&bat)?)?;
-        }
         self.write_table(writer, space, first, entry)?;
         // The commit of the edit flushes before it writes its entry.
         self.edit_with(writer, &[size], self.region_pages(&bat)?)
@@ -194,9 +182,7 @@ impl Core {
 
     /// Marks the sectors behind the end as here, where that is told one by one.
     fn mark_rest(&self, writer: &Writer, entry: BatEntry, end: DiskOffset, len: u64) -> Result<()> {
-        if entry.payload_state() == PayloadState::FullyPresent
-            || planted("rest-of-block-not-marked")
-        {
+        if entry.payload_state() == PayloadState::FullyPresent {
             return Ok(());
         }
         self.mark_sectors(writer, entry, end, len)
@@ -204,7 +190,7 @@ impl Core {
 
     fn space_for_block(&self, writer: &Writer) -> Result<Allocated> {
         let space = writer.allocate(self.layout.block_size())?;
-        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        writer.space.show_length(&self.file_len);
         Ok(space)
     }
 
@@ -335,11 +321,11 @@ impl Core {
         }
         let bytes = table.to_bytes();
         let mut pages = Pages::new();
-        for (copy, start) in RegionTable::OFFSETS.into_iter().enumerate() {
+        for start in RegionTable::OFFSETS {
             for (i, new) in bytes.chunks_exact(PAGE as usize).enumerate() {
                 let at = start + i as u64 * PAGE;
                 let mut page = self.page_in_file(FileOffset::new(at))?;
-                if page[..] != *new && !(planted("one-region-table-left") && copy == 1) {
+                if page[..] != *new {
                     page.copy_from_slice(new);
                     pages.insert(at, page);
                 }
@@ -365,16 +351,7 @@ impl Core {
                 && self.layout.chunk_of_bitmap(index).0 < new.chunks();
             Ok((!is_kept).then_some(nothing))
         };
-        if !planted("smaller-size-with-changes-before") {
-            self.commit(writer)?;
-        }
-        if planted("blocks-cleared-before-size") {
-            self.set_entries(writer, first..last, cleared)?;
-            self.commit(writer)?;
-        }
-        if planted("blocks-cleared-after-size") {
-            self.edit_with(writer, std::slice::from_ref(&size), Pages::new())?;
-        }
+        self.commit(writer)?;
         if self.fits_entry(&(first..last), self.bat_entries()) {
             let pages = self.table_pages(first..last, cleared)?;
             self.edit_with(writer, &[size], pages)?;

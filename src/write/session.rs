@@ -11,7 +11,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
 use crate::image::{Core, read_headers};
 use crate::log::LogWriter;
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::types::MIB;
 
@@ -34,8 +33,6 @@ pub(super) struct Session {
     pub(super) log: Option<LogWriter>,
     /// Length of the file at the start of the last completed flush.
     pub(super) flushed_len: u64,
-    /// Length of the file when it was opened.
-    pub(super) first_last: u64,
     /// Whether the file was found to be the one that was opened.
     is_verified: bool,
     /// What the image is known by from the next visible change on, where that is settled.
@@ -44,13 +41,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(file_len: u64) -> Self {
-        Self {
-            log: None,
-            flushed_len: file_len,
-            first_last: file_len.next_multiple_of(MIB),
-            is_verified: false,
-            next_identity: None,
-        }
+        Self { log: None, flushed_len: file_len, is_verified: false, next_identity: None }
     }
 }
 
@@ -116,18 +107,14 @@ impl Core {
             Surveyed::NotYet => {}
         }
         let claims = self.claims(MOST_LISTED)?;
-        if let Err(error) = claims.check(self)
-            && !planted("damage-not-refused")
-        {
+        if let Err(error) = claims.check(self) {
             // Damage in a file that is another by now would be none of this image's.
             self.verify(writer)?;
             let again = error.same_again();
             *surveyed = Surveyed::Damaged(error);
             return Err(again);
         }
-        if !planted("fresh-space-at-file-length") {
-            writer.space.begin_behind(claims.end);
-        }
+        writer.space.begin_behind(claims.end);
         *surveyed = Surveyed::Sound;
         Ok(())
     }
@@ -163,7 +150,7 @@ impl Core {
         writer.space.hold_claimed(writer.file.as_ref()).map_err(|error| {
             Error::io("space.grow", "cannot grow the file", error).in_file(self.name())
         })?;
-        writer.space.show_length(&self.file_len, self.storage.as_ref());
+        writer.space.show_length(&self.file_len);
         Ok(())
     }
 
@@ -199,11 +186,9 @@ impl Core {
     fn hand_out_settled(&self, writer: &Writer) -> Result<Uuid> {
         writer.check()?;
         let identity = self.data_write_guid();
-        if !planted("identity-kept-when-handed-out") {
-            let mut session = writer.session();
-            session.next_identity = session.next_identity.filter(|next| *next != identity);
-            writer.begun.store(false, Ordering::Release);
-        }
+        let mut session = writer.session();
+        session.next_identity = session.next_identity.filter(|next| *next != identity);
+        writer.begun.store(false, Ordering::Release);
         Ok(identity)
     }
 
@@ -221,29 +206,21 @@ impl Core {
         // What a crash tore may be a newer header in part. Torn a second time, where the parts that were
         // missing arrive, it would count again: with a log that is still there, as long as nothing
         // is written over it.
-        if self.headers().other_is_damaged() && !planted("torn-header-left") {
+        if self.headers().other_is_damaged() {
             self.update_headers(writer, |_| {})?;
         }
         let header = self.headers().current().clone();
-        let guid = match planted("log-guid-used-again") {
-            true => Uuid::from_u128(1),
-            false => Uuid::new_v4(),
-        };
+        let guid = Uuid::new_v4();
         let mut log = LogWriter::new(header.log_offset, header.log_length.into(), guid);
         // The entry first, then its GUID: a GUID without an entry would be a damaged file.
         let (flushed, last) = (session.flushed_len / MIB * MIB, file_len.next_multiple_of(MIB));
-        if planted("log-guid-before-first-entry") {
-            self.update_headers(writer, |header| header.log_guid = guid)?;
-        }
         let entry = log.append(writer.file.as_ref(), Vec::new(), flushed, last)?;
-        if !planted("first-entry-not-flushed") {
-            writer.flush()?;
-        }
+        writer.flush()?;
         writer.tally.log_bytes.add(entry.length);
         log.retire(&entry);
         self.update_headers(writer, |header| {
             header.file_write_guid = Uuid::new_v4();
-            if let Some(identity) = identity.filter(|_| !planted("data-write-guid-kept")) {
+            if let Some(identity) = identity {
                 header.data_write_guid = identity;
             }
             header.log_guid = guid;
@@ -276,12 +253,7 @@ impl Core {
         // Where that fails the file takes up more than it needs, and nothing is wrong with it.
         drop(writer.punch_released());
         self.apply(writer)?;
-        if !planted("close-without-flush") {
-            writer.flush()?;
-        }
-        if planted("cut-before-log-guid-cleared") {
-            writer.cut()?;
-        }
+        writer.flush()?;
         self.update_headers(writer, |header| header.log_guid = Uuid::nil())?;
         session.log = None;
         writer.begun.store(false, Ordering::Release);
@@ -321,23 +293,14 @@ pub(crate) fn update_headers(
         let written = file.write_at(&header.to_bytes(), at);
         written
             .map_err(|error| Error::io("header.write", "cannot write a header", error).at(at))?;
-        if !planted("headers-without-flush-between") {
-            flush(file, tally)?;
-        }
+        flush(file, tally)?;
         headers.copies[slot] = Ok(header.clone());
         headers.current = slot;
-    }
-    if planted("headers-without-flush-between") {
-        flush(file, tally)?;
     }
     Ok(())
 }
 
 pub(crate) fn flush(file: &dyn Storage, tally: &Tally) -> Result<()> {
     tally.flushes.add(1);
-    let flushed = match planted("failed-flush-tried-again") {
-        true => file.flush().or_else(|_| file.flush()),
-        false => file.flush(),
-    };
-    flushed.map_err(|error| Error::io("file.flush", "cannot flush the file", error))
+    file.flush().map_err(|error| Error::io("file.flush", "cannot flush the file", error))
 }

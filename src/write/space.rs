@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use crate::image::Generation;
-use crate::mutants::planted;
 use crate::storage::Storage;
 use crate::types::{FileOffset, MIB};
 
@@ -79,7 +78,7 @@ impl Space {
     /// Has the file hold all that is claimed. A block whose end some writers leave out, behind the end of the
     /// disk, has that space all the same.
     pub(super) fn hold_claimed(&mut self, storage: &dyn Storage) -> io::Result<()> {
-        if self.file_len < self.claimed && !planted("end-of-file-left-behind") {
+        if self.file_len < self.claimed {
             storage.set_len(self.claimed)?;
             self.file_len = self.claimed;
         }
@@ -93,11 +92,7 @@ impl Space {
     /// Freed space for `len` bytes, or space at the end; `None` when the file must grow for it.
     pub(super) fn allocate(&mut self, len: u64) -> Option<Allocated> {
         if let Some(at) = self.free.get_mut(&len).and_then(Vec::pop) {
-            let contents = match planted("stale-bytes-in-reused-space") {
-                true => Contents::Zeros,
-                false => Contents::Foreign,
-            };
-            return Some(Allocated { at, len, contents });
+            return Some(Allocated { at, len, contents: Contents::Foreign });
         }
         let end = self.end + len;
         if end > self.file_len {
@@ -116,7 +111,6 @@ impl Space {
         // Where there is no room for generosity there may still be for what is needed.
         let grown = match storage.set_len(generous) {
             Ok(()) => generous,
-            Err(_) if planted("failed-growth-believed") => generous,
             Err(_) => storage.set_len(needed).map(|()| needed)?,
         };
         self.file_len = grown;
@@ -130,9 +124,6 @@ impl Space {
 
     /// Notes space that a change in memory no longer uses.
     pub(super) fn free_later(&mut self, freed: Freed) {
-        if planted("freed-space-reused-at-once") {
-            return self.reuse(vec![freed]);
-        }
         self.freed.push(freed);
     }
 
@@ -188,7 +179,7 @@ impl Space {
     pub(super) fn was_cut(&mut self, len: u64) {
         self.end = len.next_multiple_of(MIB);
         self.file_len = len;
-        let end = if planted("freed-space-forgotten-at-close") { 0 } else { self.end };
+        let end = self.end;
         self.free.values_mut().for_each(|places| places.retain(|at| at.get() < end));
     }
 }

@@ -16,8 +16,6 @@ mod interleave;
 mod logs;
 mod loss;
 mod model;
-#[cfg(avhdx_mutants)]
-mod mutants;
 mod outcomes;
 #[cfg(target_os = "linux")]
 mod real;

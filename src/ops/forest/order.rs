@@ -5,7 +5,6 @@ use std::collections::HashMap;
 
 use super::walk::Found;
 use super::{Forest, LeadsTo, Node, NodeId};
-use crate::mutants::planted;
 
 /// Numbers the nodes in display order and lists children under their parents.
 pub(super) fn grow(found: Found) -> Forest {
@@ -65,10 +64,7 @@ fn roots(nodes: &[Node]) -> Vec<bool> {
             }
         }
         // A walk that met its own track found a loop.
-        if walked[at] == start + 1
-            && nodes[at].parent().is_some()
-            && !planted("loop-not-seen-by-the-forest")
-        {
+        if walked[at] == start + 1 && nodes[at].parent().is_some() {
             let first = loop_from(nodes, at).min_by_key(|i| &nodes[*i].path);
             is_root[first.unwrap_or(at)] = true;
         }

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use crate::disk::{Disk, Extent, Source, Zeroing};
 use crate::error::{Error, Result};
 use crate::image::Core;
-use crate::mutants::planted;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
-use crate::types::{DiskOffset, FileOffset, MIB};
+use crate::types::{DiskOffset, MIB};
 use crate::write::{Copier, Follow};
 
 /// How many bytes are moved between two checks of the pace and for cancellation.
@@ -85,7 +84,7 @@ pub(super) enum Piece {
 /// Returns the first extent of `range`, limited to `near` unless the child defers to its parent there. A longer
 /// extent would be looked up again for each piece of it.
 pub(super) fn next_extent(image: &Core, range: Range<u64>, near: u64) -> Result<Option<Extent>> {
-    let near = if planted("asked-too-far-ahead") { range.end } else { near.min(range.end) };
+    let near = near.min(range.end);
     let extent = image.next_extent(range.start..near)?;
     match &extent {
         Some(Extent { range: found, source: Source::Parent })
@@ -199,11 +198,9 @@ impl Copy<'_> {
             let Range { start, end } = extent.range;
             match extent.source {
                 Source::Parent => {}
-                Source::Zero { .. } if planted("zeros-not-merged") => {}
                 Source::Zero { .. } => self.to.write_zeroes(start..end, Zeroing::MayUnmap)?,
                 Source::Data { at: place, .. } => {
                     let len = end - start;
-                    let place = self.misplaced(start..end)?.unwrap_or(place);
                     self.to.take(DiskOffset(start), len, self.from, place, &self.copier)?;
                     moved += len;
                 }
@@ -211,17 +208,5 @@ impl Copy<'_> {
             at = end;
         }
         Ok(moved)
-    }
-
-    /// Where the run starts that goes on here, if it began a whole piece before: for a bug to be planted.
-    fn misplaced(&self, range: Range<u64>) -> Result<Option<FileOffset>> {
-        if range.start < PIECE || !planted("later-pieces-misplaced") {
-            return Ok(None);
-        }
-        let run = self.from.next_extent(range.start - PIECE..range.end)?;
-        Ok(run.and_then(|run| match run.source {
-            Source::Data { at, .. } if run.range.end == range.end => Some(at),
-            _ => None,
-        }))
     }
 }

@@ -12,7 +12,6 @@ use crate::disk::{Disk, Extent, Source};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::image::Core;
-use crate::mutants::planted;
 use crate::ops::{FileChangeKind, Forecast};
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
 use crate::write::table_len;
@@ -38,7 +37,7 @@ impl<'a> Patience<'a> {
     /// Counts one step.
     fn look(&mut self) -> Result<()> {
         self.left = self.left.saturating_sub(1);
-        if self.left > 0 || planted("nobody-heard-meanwhile") {
+        if self.left > 0 {
             return Ok(());
         }
         self.left = PATIENCE;
@@ -105,10 +104,7 @@ fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Re
                 at = extent.range.end;
                 if let Source::Data { .. } = extent.source {
                     // Two layers may hold the same bytes of the disk.
-                    data += match planted("lost-once-for-each-layer") {
-                        true => extent.range.end - extent.range.start,
-                        false => lost.add(extent.range).iter().map(len).sum(),
-                    };
+                    data += lost.add(extent.range).iter().map(len).sum::<u64>();
                 }
             }
             *there = new;
@@ -149,15 +145,10 @@ impl Needs {
                 let end = size.min((at / step + 1) * step);
                 let moved = parent.pass(child, at..end, merge, patience)?;
                 needs.read += moved.bytes;
-                if planted("batch-given-back-early") {
-                    given_back += moved.held;
-                }
                 let before = gone + given_back;
                 needs.peak = needs.peak.max(parent.grown().saturating_sub(before));
                 // Counts only what the host is sure to free.
-                if !planted("batch-given-back-early") {
-                    given_back += moved.held;
-                }
+                given_back += moved.held;
                 at = end;
                 let next = match moved.bytes {
                     0 => next_extent(child, at..size, at + MIB)?,
@@ -169,10 +160,7 @@ impl Needs {
                 }
             }
             if n + 1 < steps.len() {
-                gone += match planted("holes-given-back") {
-                    true => child.file_len(),
-                    false => held(child, 0..child.file_len())?,
-                };
+                gone += held(child, 0..child.file_len())?;
             }
         }
         needs.written = needs.read + parent.zeroed;
@@ -227,10 +215,9 @@ impl<'a> Parent<'a> {
         let old = self.layout;
         let sector = self.image.geometry().logical_sector;
         let new = BlockLayout::new(self.image.block_size(), sector, size);
-        let is_first = old.size() == self.image.geometry().size;
-        if size > old.size() && (is_first || !planted("one-resize-foreseen")) {
+        if size > old.size() {
             self.grow(&new)?;
-        } else if size < old.size() && !planted("smaller-disk-not-foreseen") {
+        } else if size < old.size() {
             self.shrink(&new)?;
         }
         self.layout = new;
@@ -326,8 +313,7 @@ impl<'a> Parent<'a> {
             else {
                 break;
             };
-            let zeros = if planted("asked-too-far-ahead") { 64 } else { u64::MAX };
-            let piece = Piece::of(&extent, block, size, PIECE, zeros);
+            let piece = Piece::of(&extent, block, size, PIECE, u64::MAX);
             let end = match piece {
                 Piece::Parent(end) | Piece::Zeros(end) => end,
                 Piece::Data(end) => at + merge.pace.piece(end - at),
@@ -344,14 +330,11 @@ impl<'a> Parent<'a> {
                     moved.bytes += end - at;
                     if let (true, Source::Data { at: place, .. }) = (merge.low_space, extent.source)
                     {
-                        moved.held += match planted("holes-given-back") {
-                            true => end - at,
-                            false => held(child, place.get()..place.get() + (end - at))?,
-                        };
+                        moved.held += held(child, place.get()..place.get() + (end - at))?;
                     }
                 }
             }
-            rest = after(&extent, end).filter(|_| !planted("asked-too-far-ahead"));
+            rest = after(&extent, end);
             at = end;
         }
         Ok(moved)
@@ -415,8 +398,7 @@ impl<'a> Parent<'a> {
         let (start, end) = (at + part.start / PAGE * PAGE, at + part.end.next_multiple_of(PAGE));
         let end = end.min(self.image.file_len());
         // Space beyond the end of the file is counted as growth.
-        let pages =
-            Some(start..end).filter(|pages| !pages.is_empty() && !planted("holes-not-filled"));
+        let pages = Some(start..end).filter(|pages| !pages.is_empty());
         for new in pages.map(|pages| self.looked_at.add(pages)).unwrap_or_default() {
             self.filled += len(&new) - held(self.image, new)?;
         }
@@ -461,7 +443,7 @@ impl<'a> Parent<'a> {
                 return Ok(());
             }
         }
-        if self.bitmaps.insert(chunk) && !planted("bitmap-not-foreseen") {
+        if self.bitmaps.insert(chunk) {
             self.take(BITMAP_BLOCK_LEN);
         }
         Ok(())

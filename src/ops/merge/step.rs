@@ -23,7 +23,6 @@ use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, LinkPaths, MergeMark, MergeState, Moved};
-use crate::mutants::planted;
 use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
 use crate::warning::Warning;
@@ -101,9 +100,6 @@ impl Step<'_> {
             return self.finish(on, merged);
         }
         self.look_again()?;
-        if planted("grandchild-relinked-early") {
-            self.relink_above(on)?;
-        }
         let next = Uuid::new_v4();
         self.mark(on, next)?;
         self.fit(on, meter)?;
@@ -116,9 +112,6 @@ impl Step<'_> {
 
     /// Refuses layers that got another child before they were locked.
     fn look_again(&self) -> Result<()> {
-        if planted("children-not-looked-for-again") {
-            return Ok(());
-        }
         let images = self.op.images();
         let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let of_step = &images[self.layer..=self.layer + 1];
@@ -132,11 +125,6 @@ impl Step<'_> {
         let (child, parent) = (&on.child, &on.parent);
         let tell = |state, other, of| ItemEdit::merge_mark(Some(&self.state(state, other, of)));
         let before = child.in_parent();
-        let swapped = planted("identity-order-swapped");
-        if swapped {
-            parent.set_next_identity(next)?;
-            parent.begin_with_next_identity()?;
-        }
         let link = child.locator_edit(parent.data_write_guid(), Some(next), LinkPaths::Keep)?;
         let moved = Moved { end: before, child: child.data_write_guid() };
         let mark = MergeMark {
@@ -144,14 +132,9 @@ impl Step<'_> {
             ..self.state(MergeState::Merging, next, parent)
         };
         let mark = ItemEdit::merge_mark(Some(&mark));
-        match planted("merge-mark-left-out") {
-            true => child.edit_metadata(&[link])?,
-            false => child.edit_metadata(&[link, mark])?,
-        }
-        if !swapped {
-            parent.set_next_identity(next)?;
-            parent.begin_with_next_identity()?;
-        }
+        child.edit_metadata(&[link, mark])?;
+        parent.set_next_identity(next)?;
+        parent.begin_with_next_identity()?;
         let mut edits = child.disk_edits(parent)?;
         edits.push(tell(MergeState::Target, child.data_write_guid(), child));
         parent.edit_metadata(&edits)
@@ -226,8 +209,7 @@ impl Step<'_> {
         on.parent.flush()?;
         // Later writes to the child give it another identity, which invalidates the record; earlier ones left marks.
         let child = on.child.hand_out_identity()?;
-        let changed = copy.follow.as_ref().filter(|_| !planted("moved-past-newer-writes"));
-        let changed = changed.and_then(|follow| follow.first());
+        let changed = copy.follow.as_ref().and_then(|follow| follow.first());
         let end = copy.passed.get().min(changed.unwrap_or(u64::MAX)).max(on.child.in_parent());
         let Some(mark) = on.child.merge_mark().filter(|_| end > 0) else { return Ok(()) };
         let mark = MergeMark { moved: Some(Moved { end, child }), ..mark };
@@ -251,9 +233,7 @@ impl Step<'_> {
             let now = copy.pass(at..end, meter)?;
             moved += now;
             if now > 0 {
-                if !planted("given-back-before-durable") {
-                    on.parent.flush()?;
-                }
+                on.parent.flush()?;
                 let blocks: Vec<_> = (at / block..end.div_ceil(block)).map(BlockIndex).collect();
                 // The space is reused only when no reader can know its offsets any more.
                 let keep = self.op.keep(&on.child);
@@ -287,7 +267,7 @@ impl Step<'_> {
         on.child.mirror_changes(follow, &on.parent)?;
         let (mut moved, mut flushed) = (0, 0);
         for round in 1_u32.. {
-            while let Some(run) = follow.next().filter(|_| !planted("last-writes-not-merged")) {
+            while let Some(run) = follow.next() {
                 moved += copy.held(run, meter)?;
                 follow.check()?;
                 if moved - flushed >= BATCH {
@@ -326,7 +306,7 @@ impl Step<'_> {
                 return Ok(None);
             }
             let mut moved = 0;
-            while let Some(run) = follow.next().filter(|_| !planted("last-writes-not-merged")) {
+            while let Some(run) = follow.next() {
                 moved += copy.run(run)?;
             }
             complete(&on.parent)?;
@@ -339,20 +319,10 @@ impl Step<'_> {
     /// The remaining steps once the parent is complete.
     fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
         let child_path = path_of(&on.child)?.to_owned();
-        if planted("removed-before-relink") {
-            remove(self.op, &on.child)?;
-        }
         let spent = self.state(MergeState::Spent, on.parent.data_write_guid(), &on.parent);
         let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.id());
-        let rest = (|| {
-            if !planted("spent-mark-left-out") {
-                on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&spent))])?;
-            }
-            if !planted("grandchild-relinked-late") {
-                self.relink_above(on)?;
-            }
-            Ok(())
-        })();
+        let marked = on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&spent))]);
+        let rest = marked.and_then(|()| self.relink_above(on));
         if !is_switched {
             rest?;
             let retired = self.op.take_out(self.layer);
@@ -369,7 +339,6 @@ impl Step<'_> {
                 merged.removed.push(child_path);
                 merged.warnings.extend(dangling(self.op, &on.child));
             }
-            Ok(Removed { .. }) if planted("removed-before-relink") => {}
             Ok(Removed { warning, .. }) => {
                 let what = "; all that it held is in the parent";
                 merged.warnings.extend(warning.map(|warning| warning.and(what)));
@@ -379,9 +348,6 @@ impl Step<'_> {
                 let message = format!("{error}: all it held is in the parent");
                 merged.warnings.push(warning_of(&on.child, "merge.not-removed", message));
             }
-        }
-        if planted("grandchild-relinked-late") {
-            self.relink_above(on)?;
         }
         Ok(())
     }
@@ -432,8 +398,6 @@ fn warning_of(image: &Core, code: &'static str, message: String) -> Warning {
 /// Durably completes the parent.
 fn complete(parent: &Core) -> Result<()> {
     // The mark is removed last: the log entry that removes it may be the first of several.
-    if !planted("target-mark-removed-early") {
-        parent.flush()?;
-    }
+    parent.flush()?;
     parent.edit_metadata(&[ItemEdit::merge_mark(None)])
 }

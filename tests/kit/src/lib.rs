@@ -9,6 +9,7 @@
 //! - [`fields`] knows where every number stands, and [`mutate`] breaks bytes and seals the checksums again.
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] asks QEMU's tools for a second opinion.
+//! - [`planted`] puts bugs into a copy of the sources, for the tests to find.
 //! - [`crc`] and [`rng`] are what the others stand on.
 
 // The kit stands outside the crate whose file access goes through `storage::Host`.
@@ -23,5 +24,6 @@ mod io;
 pub mod loss;
 pub mod mutate;
 pub mod naive;
+pub mod planted;
 pub mod qemu;
 pub mod rng;

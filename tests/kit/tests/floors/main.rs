@@ -52,7 +52,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("names", &["names", "traps"]),
         ("storage", &["storage"]),
         ("counters", &["counters"]),
-        ("sync", &["sync", "mutants"]),
+        ("sync", &["sync"]),
         ("error", &["error"]),
         ("types", &["types"]),
     ],

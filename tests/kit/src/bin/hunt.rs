@@ -1,0 +1,200 @@
+//! Plants all bugs of `tests/bugs` in a copy of the sources, builds its tests once, and has each bug hunted by the
+//! tests that are to find it. Fails where one is not found.
+//!
+//! `AVHDX_ONLY` is a part of the names of the bugs to hunt.
+//!
+//! The copy shares the target folder of the checkout, so that registry dependencies are built once. Cargo takes the
+//! packages of both for the same ones unless a workspace wrapper sets them apart: this program is that wrapper, too, and
+//! runs the compiler that it is given.
+
+#![allow(clippy::disallowed_methods)]
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use avhdx_testkit::planted::{Bug, Hunt, plant_copy, read_bugs};
+
+/// Longer than any test takes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+fn main() -> ExitCode {
+    let mut given = std::env::args_os().skip(1);
+    if let Some(compiler) = given.next() {
+        let status = Command::new(compiler).args(given).status();
+        return ExitCode::from(u8::from(!status.is_ok_and(|status| status.success())));
+    }
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let checkout = checkout.canonicalize().map_err(|error| error.to_string())?;
+    let target = match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(target) => std::path::absolute(target).map_err(|error| error.to_string())?,
+        None => checkout.join("target"),
+    };
+    let only = std::env::var("AVHDX_ONLY").unwrap_or_default();
+    let bugs = read_bugs(&checkout.join("tests/bugs"))?;
+    let copy = target.join("planted");
+    plant_copy(&checkout, &copy, &bugs).map_err(|wrong| wrong.join("\n"))?;
+    let wanted: Vec<&Bug> = bugs.iter().filter(|bug| bug.name.contains(&only)).collect();
+    if wanted.is_empty() {
+        return Err(format!("no bug has {only} in its name"));
+    }
+    let mut tests = Tests::build(&copy, &target, &wanted)?;
+    let mut missed = Vec::new();
+    for bug in wanted {
+        println!("{:<36} {}", bug.name, bug.what);
+        for hunt in &bug.hunts {
+            let started = Instant::now();
+            let found = tests.find(bug, hunt)?;
+            let by = found.as_deref().unwrap_or("NOT FOUND");
+            println!("    {by} ({:.0} s)", started.elapsed().as_secs_f32());
+            if found.is_none() {
+                missed.push(format!("{} by {} of {}", bug.name, hunt.test, hunt.target));
+            }
+        }
+    }
+    if missed.is_empty() { Ok(()) } else { Err(format!("not found:\n{}", missed.join("\n"))) }
+}
+
+/// The tests of the copy, built.
+struct Tests {
+    copy: PathBuf,
+    images: PathBuf,
+    /// The programs, by target, and the names of the tests in each.
+    programs: BTreeMap<String, (PathBuf, Vec<String>)>,
+    /// Those that were seen to pass without a bug.
+    sound: HashSet<Hunt>,
+}
+
+impl Tests {
+    fn build(copy: &Path, target: &Path, bugs: &[&Bug]) -> Result<Self, String> {
+        let hunts = bugs.iter().flat_map(|bug| &bug.hunts);
+        let targets: BTreeSet<&str> = hunts.map(|hunt| &*hunt.target).collect();
+        let mut cargo = Command::new("cargo");
+        cargo.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+        for name in &targets {
+            match *name {
+                "lib" => cargo.arg("--lib"),
+                name => cargo.args(["--test", name]),
+            };
+        }
+        let wrapper = std::env::current_exe().map_err(|error| error.to_string())?;
+        cargo.env("RUSTC_WORKSPACE_WRAPPER", wrapper).env("CARGO_TARGET_DIR", target);
+        cargo.current_dir(copy).stderr(Stdio::inherit());
+        let built = cargo.output().map_err(|error| format!("cannot run cargo: {error}"))?;
+        if !built.status.success() {
+            return Err("the sources with the planted bugs do not build".into());
+        }
+        let images = std::env::var_os("AVHDX_IMAGES").map(PathBuf::from);
+        let mut tests = Self {
+            copy: copy.to_path_buf(),
+            images: images.unwrap_or_else(|| {
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/images")
+            }),
+            programs: BTreeMap::new(),
+            sound: HashSet::new(),
+        };
+        for message in String::from_utf8_lossy(&built.stdout).lines() {
+            let program = field(message, "\"executable\":\"");
+            let kind = field(message, "\"kind\":[\"");
+            let name =
+                message.split_once("\"target\":").and_then(|(_, rest)| field(rest, "\"name\":\""));
+            let (Some(program), Some(kind), Some(name)) = (program, kind, name) else { continue };
+            let name = match kind {
+                "test" => name,
+                "lib" => "lib",
+                _ => continue,
+            };
+            let listed = tests.command(Path::new(program)).arg("--list").output();
+            let listed = listed.map_err(|error| format!("cannot run {program}: {error}"))?;
+            let listed = String::from_utf8_lossy(&listed.stdout);
+            let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+            let names = names.map(str::to_owned).collect();
+            tests.programs.insert(name.into(), (program.into(), names));
+        }
+        Ok(tests)
+    }
+
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.copy).env("AVHDX_IMAGES", &self.images);
+        command.env_remove("AVHDX_MUTANT").env("RUST_BACKTRACE", "0");
+        command
+    }
+
+    /// What found the bug.
+    fn find(&mut self, bug: &Bug, hunt: &Hunt) -> Result<Option<String>, String> {
+        let whole = || format!("{} of {}", hunt.test, hunt.target);
+        let (program, names) =
+            self.programs.get(&hunt.target).ok_or(format!("there is no test {}", whole()))?;
+        let ending = format!("::{}", hunt.test);
+        let is_it = |name: &&String| **name == hunt.test || name.ends_with(&ending);
+        let named: Vec<&String> = names.iter().filter(is_it).collect();
+        let [name] = named[..] else {
+            return Err(format!("{} tests are named {}", named.len(), whole()));
+        };
+        let mut command = self.command(program);
+        command.args([name, "--exact", "--nocapture"]);
+        if let Some(workload) = &hunt.workload {
+            command.env("AVHDX_WORKLOAD", workload).env("AVHDX_MUTANT", &bug.name);
+            let (passed, said) = outcome(command);
+            return Ok(match said.lines().find(|line| line.starts_with("FOUND")) {
+                Some(line) => Some(line.chars().take(300).collect()),
+                // A workload that cannot even be recorded tells as much.
+                None if !passed && !said.contains("outcomes, not") => {
+                    Some("FOUND by a workload that did not get to its end".into())
+                }
+                None => None,
+            });
+        }
+        if !self.sound.contains(hunt) {
+            if !outcome(command).0 {
+                return Err(format!("{} fails where no bug is planted", whole()));
+            }
+            command = self.command(program);
+            command.args([name, "--exact", "--nocapture"]);
+            self.sound.insert(hunt.clone());
+        }
+        command.env("AVHDX_MUTANT", &bug.name);
+        Ok((!outcome(command).0).then(|| format!("FOUND by {}", whole())))
+    }
+}
+
+/// Whether a test passed, and what it said.
+fn outcome(mut command: Command) -> (bool, String) {
+    let spawned = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut child = spawned.expect("a test can be run");
+    let mut stdout = child.stdout.take().expect("it is piped");
+    let said = std::thread::spawn(move || {
+        let mut text = String::new();
+        stdout.read_to_string(&mut text).map(|_| text).unwrap_or_default()
+    });
+    let started = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("it can be waited for") {
+            break status;
+        }
+        if started.elapsed() > PATIENCE {
+            child.kill().expect("it can be ended");
+            break child.wait().expect("it can be waited for");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    (status.success(), said.join().unwrap_or_default())
+}
+
+/// The string behind a key in a line of JSON.
+fn field<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    line.split_once(key).and_then(|(_, rest)| rest.split_once('"')).map(|(value, _)| value)
+}
