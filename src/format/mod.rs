@@ -5,6 +5,7 @@
 pub(crate) mod bat;
 pub(crate) mod header;
 pub(crate) mod identifier;
+mod limits;
 pub(crate) mod locator;
 pub(crate) mod log_entry;
 pub(crate) mod marks;
@@ -17,15 +18,8 @@ use byteorder::{ByteOrder, LittleEndian};
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
-use crate::types::MIB;
-use metadata::MAX_VIRTUAL_SIZE;
 
-/// The length of a file that holds the largest disk, 64 TiB, in full: its payload, 1 MiB of sector bitmap for each
-/// 4 GiB of payload, the maximum number of regions and the log, each below 4 GiB, and the header section.
-pub(crate) const MOST_NEEDED: u64 = MAX_VIRTUAL_SIZE
-    + MAX_VIRTUAL_SIZE / (4 << 30) * MIB
-    + (region::MAX_ENTRIES as u64 + 1) * (4 << 30)
-    + MIB;
+pub(crate) use limits::MOST_NEEDED;
 
 /// Receives the faults of a structure, one by one.
 pub(crate) type OnError<'a> = &'a mut dyn FnMut(Error);

@@ -11,9 +11,9 @@ use crate::format::header::Header;
 use crate::format::log_entry::{Descriptor, SECTOR};
 use crate::format::{MOST_NEEDED, OnError, region};
 use crate::storage::{Overlay, Patch, Storage, length_of};
-use crate::types::MIB;
 
 use ring::Ring;
+pub(crate) use ring::check_place;
 use scan::Entry;
 pub(crate) use scan::{Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
@@ -190,21 +190,4 @@ fn target(
         return over(end);
     }
     Ok(start..end)
-}
-
-/// Refuses a log that does not lie within the file or is not aligned to 1 MiB.
-pub(crate) fn check_place(header: &Header, file_len: u64) -> Result<()> {
-    let length = u64::from(header.log_length);
-    let end = header.log_offset.checked_add(length);
-    let is_within = header.log_offset >= MIB && end.is_some_and(|end| end <= file_len);
-    if length > 0 && header.has_aligned_log() && is_within {
-        return Ok(());
-    }
-    let message = match is_within {
-        true => "the log that the header refers to has an invalid length",
-        false => "the log that the header refers to does not lie within the file",
-    };
-    Err(Error::damaged("log.place", "2.2.2", header.log_offset, message)
-        .with_found(format_args!("{length} bytes from {:#x}", header.log_offset))
-        .with_expected(format_args!("whole MiB, between 1 MiB and {file_len:#x}")))
 }

@@ -4,7 +4,7 @@ use crate::error::{Error, Result};
 use crate::format::header::Header;
 use crate::format::log_entry::{DESCRIPTOR_LEN, Descriptor, HEADER_LEN, SECTOR};
 use crate::storage::Storage;
-use crate::types::KIB;
+use crate::types::{KIB, MIB};
 
 const WINDOW: u64 = 256 * KIB;
 
@@ -20,7 +20,7 @@ pub(super) struct Ring<'a> {
 
 impl<'a> Ring<'a> {
     pub(super) fn new(storage: &'a dyn Storage, header: &Header, file_len: u64) -> Result<Self> {
-        super::check_place(header, file_len)?;
+        check_place(header, file_len)?;
         let (start, len) = (header.log_offset, u64::from(header.log_length));
         Ok(Self { storage, start, len, window: Vec::new(), window_at: 0 })
     }
@@ -71,4 +71,21 @@ impl<'a> Ring<'a> {
         })?;
         Ok((descriptor, at))
     }
+}
+
+/// Refuses a log that does not lie within the file or is not aligned to 1 MiB.
+pub(crate) fn check_place(header: &Header, file_len: u64) -> Result<()> {
+    let length = u64::from(header.log_length);
+    let end = header.log_offset.checked_add(length);
+    let is_within = header.log_offset >= MIB && end.is_some_and(|end| end <= file_len);
+    if length > 0 && header.has_aligned_log() && is_within {
+        return Ok(());
+    }
+    let message = match is_within {
+        true => "the log that the header refers to has an invalid length",
+        false => "the log that the header refers to does not lie within the file",
+    };
+    Err(Error::damaged("log.place", "2.2.2", header.log_offset, message)
+        .with_found(format_args!("{length} bytes from {:#x}", header.log_offset))
+        .with_expected(format_args!("whole MiB, between 1 MiB and {file_len:#x}")))
 }
