@@ -9,35 +9,40 @@ use uuid::Uuid;
 
 use super::findings::Findings;
 use super::layer::{self, Looked};
-use super::{Check, Report};
+use super::report::Report;
 use crate::chain::{
     ChainPolicy, FoundBy, Identity, ParentSource, changed_meanwhile, check_sectors, find_parent,
     loop_error, too_deep,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, Lock, ParentLink, lock};
+use crate::options::OpenOptions;
 use crate::storage::{Access, Host, Storage};
 use crate::warning::Warning;
 
-pub(super) fn check(check: &Check, tip: Arc<dyn Storage>) -> Result<Report> {
-    let (image, chain) = check.options.policies();
-    let source = check.options.source();
+/// Checks the image in `tip`, and its parents if `with_parents` is set.
+pub(super) fn check(
+    options: &OpenOptions,
+    with_parents: bool,
+    most_per_code: usize,
+    tip: Arc<dyn Storage>,
+) -> Result<Report> {
+    let (image, chain) = options.policies();
+    let source = options.source();
     let mut walk = Walk {
         image: ImagePolicy { writable: false, ..image.clone() },
         chain,
         source: source.as_ref(),
-        host: check.options.host_used().as_ref(),
-        findings: Findings::new(check.most_per_code),
+        host: options.host_used().as_ref(),
+        findings: Findings::new(most_per_code),
         seen: HashSet::new(),
         volumes: Vec::new(),
     };
     let mut layers = vec![walk.tip(&tip).map_err(|error| error.in_file(tip.name()))?];
-    while !check.alone
-        && let Some(looked) = walk.below(&layers)
-    {
+    while with_parents && let Some(looked) = walk.below(&layers) {
         layers.push(looked);
     }
-    if !check.alone {
+    if with_parents {
         walk.tell_volumes(&layers);
     }
     let (findings, unlisted) = walk.findings.finish();

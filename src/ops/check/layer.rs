@@ -6,7 +6,8 @@ use uuid::Uuid;
 
 use super::blocks::{self, Table};
 use super::findings::Findings;
-use super::{CheckedLayer, log, metadata, regions, root};
+use super::report::CheckedLayer;
+use super::{log, metadata, regions, root};
 use crate::chain::{FoundBy, Linkage};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;

@@ -12,20 +12,19 @@ mod log;
 mod meaning;
 mod metadata;
 mod regions;
+mod report;
 mod root;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use uuid::Uuid;
-
-use crate::chain::FoundBy;
 use crate::error::{Error, Result};
 use crate::image::refuse_by_name;
 use crate::options::OpenOptions;
 use crate::storage::{Access, Storage};
 
 pub use findings::{Finding, Severity, Unlisted};
+pub use report::{CheckedLayer, Report};
 
 /// Checks an image and its parents, or the image alone, against every rule of the format.
 ///
@@ -48,52 +47,6 @@ pub struct Check {
     alone: bool,
     most_per_code: usize,
 }
-
-/// The result of a check.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Report {
-    /// The layers checked, from the tip down.
-    pub layers: Vec<CheckedLayer>,
-    /// The findings, ordered by layer, and within a layer in the order of examination.
-    pub findings: Vec<Finding>,
-    /// Findings that are not listed because there are too many of their kind.
-    pub unlisted: Vec<Unlisted>,
-}
-
-/// A layer that was checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CheckedLayer {
-    /// The name of its file in findings.
-    pub name: String,
-    /// The path of the file, if it has one.
-    pub path: Option<PathBuf>,
-    /// How it was found from the layer above; `None` for the tip.
-    pub found_by: Option<FoundBy>,
-    /// Length of the file in bytes, including growth from a log replayed in memory.
-    pub file_len: u64,
-    /// Its identity, if a header can be read.
-    pub data_write_guid: Option<Uuid>,
-    /// Size of the disk in bytes, if the metadata can be read.
-    pub size: Option<u64>,
-    /// How many blocks have space in the file, if the block allocation table can be read.
-    pub allocated_blocks: Option<u64>,
-    /// Unreferenced bytes of the file, if they can be determined.
-    pub leaked: Option<u64>,
-}
-
-/// Codes of findings about data that may be lost, not examined, or changed during the check.
-const DOUBTS: &[&str] = &[
-    "bat.lost",
-    "bat.not-checked",
-    "bat.too-far",
-    "bitmap.hidden",
-    "lock.failed",
-    "lock.in-use",
-    "log.not-replayed",
-    "parent.linkage-ignored",
-];
 
 impl Check {
     /// Checks the whole chain.
@@ -143,35 +96,12 @@ impl Check {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if its first bytes cannot be read. Everything else that is
     /// wrong is a finding.
     pub fn run_file(&self, storage: Arc<dyn Storage>) -> Result<Report> {
-        chain::check(self, storage)
+        chain::check(&self.options, !self.alone, self.most_per_code, storage)
     }
 }
 
 impl Default for Check {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl Report {
-    /// Whether no rule of the format is broken. There may still be warnings and [doubts](Self::is_doubtful), and the
-    /// contents of blocks are not read.
-    pub fn is_sound(&self) -> bool {
-        self.count(Severity::Error) == 0
-    }
-
-    /// Whether a finding says that data may be lost or was not examined, although no rule is broken. The absence of
-    /// errors proves nothing then.
-    pub fn is_doubtful(&self) -> bool {
-        let doubts = |code: &str| DOUBTS.contains(&code);
-        self.findings.iter().any(|finding| doubts(finding.code))
-            || self.unlisted.iter().any(|more| doubts(more.code))
-    }
-
-    /// Counts the findings of a severity, including those not listed.
-    pub fn count(&self, severity: Severity) -> u64 {
-        let listed = self.findings.iter().filter(|finding| finding.severity == severity).count();
-        let more = self.unlisted.iter().filter(|more| more.severity == severity);
-        listed as u64 + more.map(|more| more.count).sum::<u64>()
     }
 }
