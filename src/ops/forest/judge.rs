@@ -5,7 +5,9 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::{Finding, Forest, LeadsTo, Link, NodeId};
+use super::finding::Finding;
+use super::node::{LeadsTo, Link, NodeId};
+use super::trees::Forest;
 use crate::chain::FoundBy;
 use crate::image::MergeState;
 

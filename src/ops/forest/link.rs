@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::node::{Lead, LeadsTo, Node, NodeId};
 use super::walk::{self, FileKey, Found};
-use super::{Lead, LeadsTo, Node, NodeId};
 use crate::chain::{Candidate, FoundBy, PathSource};
 use crate::error::ErrorKind;
 use crate::image::{ParentLink, identity_if_any, probe_identity};

@@ -3,8 +3,9 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
+use super::node::{LeadsTo, Node, NodeId};
+use super::trees::Forest;
 use super::walk::Found;
-use super::{Forest, LeadsTo, Node, NodeId};
 
 /// Numbers the nodes in display order and lists children under their parents.
 pub(super) fn grow(found: Found) -> Forest {

@@ -5,7 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{Finding, Image, Link, Node};
+use super::finding::Finding;
+use super::node::{Image, Link, Node};
 use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::identifier::FileIdentifier;
