@@ -48,6 +48,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("raw", &["raw"]),
         ("cursor", &["cursor"]),
         ("warning", &["warning"]),
+        ("warning", &["warning"]),
         ("disk", &["disk"]),
         ("names", &["names", "traps"]),
         ("storage", &["storage"]),
