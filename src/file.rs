@@ -15,6 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink};
 use crate::storage::FileId;
 use crate::warning::Warning;
+use crate::write::{OpenImage, Writer};
 
 /// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
 ///
@@ -52,7 +53,7 @@ pub struct VhdxFile(Handle);
 
 enum Handle {
     /// Opened by itself: what it takes is what was asked for.
-    Own(Arc<Core>),
+    Own(OpenImage),
     /// Shared with a chain, and only to be read.
     Shared(Arc<Seat>),
 }
@@ -60,7 +61,9 @@ enum Handle {
 /// A layer's place in a chain, whose handle an operation may replace by another of the same file. Who was given
 /// the layer goes on with the newer one.
 pub(crate) struct Seat {
-    image: Arc<Core>,
+    core: Arc<Core>,
+    /// The chain's writer of it, to be asked for an identity that a child may link to, and for nothing else.
+    writer: Weak<Writer>,
     /// Those who are at the image by way of this seat.
     users: AtomicUsize,
     next: OnceLock<Arc<Self>>,
@@ -140,7 +143,7 @@ impl VhdxFile {
 
     /// Whether the image was opened for writing, by whoever has it.
     pub fn is_writable(&self) -> bool {
-        matches!(&self.0, Handle::Own(image) if image.is_writable())
+        self.writer().is_some()
     }
 
     /// Everything that the image says of itself, but for the block tables.
@@ -168,12 +171,12 @@ impl VhdxFile {
     /// # Errors
     /// As [`Disk::flush`], and with the same effect: what was flushed before is safe all the same.
     pub fn close(&self) -> Result<()> {
-        self.to_write().map_or(Ok(()), |image| image.close())
+        self.writer().map_or(Ok(()), |writer| writer.close())
     }
 
     /// An image that takes what it was opened for.
-    pub(crate) fn own(image: Core) -> Self {
-        Self(Handle::Own(Arc::new(image)))
+    pub(crate) fn own(image: OpenImage) -> Self {
+        Self(Handle::Own(image))
     }
 
     /// The image of a layer, for reading whatever the layer is open for.
@@ -181,51 +184,53 @@ impl VhdxFile {
         Self(Handle::Shared(Arc::clone(seat)))
     }
 
-    /// The image itself, and whether it may be written to by whoever had it.
-    pub(crate) fn into_image(self) -> (Arc<Core>, bool) {
+    /// The image itself, with the writer that its opener asked for.
+    pub(crate) fn into_image(self) -> OpenImage {
         match self.0 {
-            Handle::Own(image) => {
-                let is_writable = image.is_writable();
-                (image, is_writable)
-            }
-            Handle::Shared(seat) => (Arc::clone(&seat.last().image), false),
+            Handle::Own(image) => image,
+            Handle::Shared(seat) => OpenImage { core: Arc::clone(&seat.last().core), writer: None },
         }
     }
 
-    /// The other way round.
-    pub(crate) fn from_image((image, may_write): (Arc<Core>, bool)) -> Self {
-        match may_write {
-            true => Self(Handle::Own(image)),
-            false => Self(Handle::Shared(Seat::new(image))),
+    /// The identity by which a child may know the image as it stands: that is made durable, and the next
+    /// visible change gives the image another.
+    pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
+        let writer = match &self.0 {
+            Handle::Own(image) => image.writer.clone(),
+            Handle::Shared(seat) => seat.last().writer.upgrade(),
+        };
+        match writer {
+            Some(writer) => writer.hand_out_identity(),
+            None => Ok(self.data_write_guid()),
         }
     }
 
     /// Has something done to the image that reads its file: nobody may replace it meanwhile.
     pub(crate) fn with<R>(&self, does: impl FnOnce(&Core) -> R) -> R {
         match &self.0 {
-            Handle::Own(image) => does(image),
-            Handle::Shared(seat) => does(&seat.enter().0.image),
+            Handle::Own(image) => does(&image.core),
+            Handle::Shared(seat) => does(&seat.enter().0.core),
         }
     }
 
     /// The image, for what is known of it without a look at its file.
     fn latest(&self) -> &Core {
         match &self.0 {
-            Handle::Own(image) => image,
-            Handle::Shared(seat) => &seat.last().image,
+            Handle::Own(image) => &image.core,
+            Handle::Shared(seat) => &seat.last().core,
         }
     }
 
-    /// The image, where there is a right to write to it.
-    fn to_write(&self) -> Option<&Core> {
+    /// What writes to the image, where there is a right to.
+    pub(crate) fn writer(&self) -> Option<&Arc<Writer>> {
         match &self.0 {
-            Handle::Own(image) => Some(image),
+            Handle::Own(image) => image.writer.as_ref(),
             Handle::Shared(_) => None,
         }
     }
 
-    fn writable(&self) -> Result<&Core> {
-        self.to_write().ok_or_else(|| read_only(self.name()))
+    fn writable(&self) -> Result<&Arc<Writer>> {
+        self.writer().ok_or_else(|| read_only(self.name()))
     }
 }
 
@@ -261,7 +266,7 @@ impl Disk for VhdxFile {
     }
 
     fn flush(&self) -> Result<()> {
-        self.to_write().map_or(Ok(()), |image| image.flush())
+        self.writer().map_or(Ok(()), |writer| writer.commit())
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
@@ -275,7 +280,7 @@ impl fmt::Debug for VhdxFile {
     }
 }
 
-/// Tests of what is not public work on the image itself.
+/// Tests of what is not public work on the writer itself.
 #[cfg(test)]
 impl std::ops::Deref for VhdxFile {
     type Target = Core;
@@ -285,17 +290,27 @@ impl std::ops::Deref for VhdxFile {
     }
 }
 
+#[cfg(test)]
+impl VhdxFile {
+    pub(crate) fn its_writer(&self) -> &Arc<Writer> {
+        self.writer().unwrap_or_else(|| panic!("{} is open for reading only", self.name()))
+    }
+}
+
 impl Seat {
-    pub(crate) fn new(image: Arc<Core>) -> Arc<Self> {
+    pub(crate) fn new(image: &OpenImage) -> Arc<Self> {
         Self::after(Weak::new(), image)
     }
 
-    fn after(before: Weak<Self>, image: Arc<Core>) -> Arc<Self> {
-        Arc::new(Self { image, users: AtomicUsize::new(0), next: OnceLock::new(), before })
+    fn after(before: Weak<Self>, OpenImage { core, writer }: &OpenImage) -> Arc<Self> {
+        let (core, writer) =
+            (Arc::clone(core), writer.as_ref().map_or_else(Weak::new, Arc::downgrade));
+        let (users, next) = (AtomicUsize::new(0), OnceLock::new());
+        Arc::new(Self { core, writer, users, next, before })
     }
 
     /// Puts another handle of the same file in the place of the one that sits here.
-    pub(crate) fn replace(self: &Arc<Self>, image: Arc<Core>) -> Arc<Self> {
+    pub(crate) fn replace(self: &Arc<Self>, image: &OpenImage) -> Arc<Self> {
         Arc::clone(self.next.get_or_init(|| Self::after(Arc::downgrade(self), image)))
     }
 

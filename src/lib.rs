@@ -98,6 +98,7 @@ mod sim;
 mod answers;
 mod chain;
 mod counters;
+mod create;
 mod cursor;
 mod disk;
 mod error;
@@ -113,7 +114,6 @@ mod read;
 pub mod storage;
 mod sync;
 mod tables;
-mod traps;
 mod types;
 mod warning;
 mod write;
@@ -122,6 +122,7 @@ pub use chain::{
     Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
 };
 pub use counters::Counters;
+pub use create::CreateOptions;
 pub use cursor::{Cursor, DiskExt};
 pub use disk::{Disk, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
@@ -136,7 +137,6 @@ pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
 pub use warning::Warning;
-pub use write::CreateOptions;
 
 /// The example of the README compiles.
 #[cfg(doctest)]

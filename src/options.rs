@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::VhdxFile;
-use crate::image::{self, ImagePolicy, Lock, LogPolicy, names_log, refuse_by_name};
+use crate::image::{ImagePolicy, Lock, LogPolicy, names_log, refuse_by_name};
 use crate::storage::{Access, Host, LocalHost, Storage};
 use crate::tables::Budget;
 use crate::warning::Warning;
-use crate::write::ChildSearch;
+use crate::write::{ChildSearch, OpenImage, Pending, WritePolicy};
 
 /// Options for opening an image or a chain. The default is read-only.
 ///
@@ -28,6 +28,8 @@ use crate::write::ChildSearch;
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     image: ImagePolicy,
+    writable: bool,
+    cancel: Option<Arc<AtomicBool>>,
     chain: ChainPolicy,
     orphan_children: bool,
     child_folders: Vec<PathBuf>,
@@ -41,6 +43,8 @@ impl OpenOptions {
     pub fn new() -> Self {
         Self {
             image: ImagePolicy::default(),
+            writable: false,
+            cancel: None,
             chain: ChainPolicy::default(),
             orphan_children: false,
             child_folders: Vec::new(),
@@ -55,13 +59,7 @@ impl OpenOptions {
     /// image without a pending log takes no time that grows with the disk. For failures of the host during
     /// writes, see [`VhdxFile`](crate::VhdxFile#after-a-failure).
     pub fn writable(mut self, yes: bool) -> Self {
-        self.image.writable = yes;
-        self
-    }
-
-    /// Leaves a pending log for a later [replay](image::Core::replay).
-    pub(crate) fn replay_later(mut self) -> Self {
-        self.image.replay_later = true;
+        self.writable = yes;
         self
     }
 
@@ -86,7 +84,7 @@ impl OpenOptions {
     /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) soon after; the disk reads as before, and the next
     /// open replays the log from the start.
     pub fn cancel(mut self, flag: Arc<AtomicBool>) -> Self {
-        self.image.cancel = Some(flag);
+        self.cancel = Some(flag);
         self
     }
 
@@ -147,7 +145,7 @@ impl OpenOptions {
     /// # Errors
     /// As for [`open_image`](Self::open_image) for each layer, and for [`open_chain`](Self::open_chain).
     pub fn open(&self, path: impl AsRef<Path>) -> Result<DiffChain> {
-        if self.image.writable {
+        if self.writable {
             self.refuse_before_replay(path.as_ref())?;
         }
         self.open_chain(self.open_image(path)?)
@@ -176,13 +174,22 @@ impl OpenOptions {
     /// [`Unsupported`](crate::ErrorKind::Unsupported) for a VHD set (`.vhds`), and as for
     /// [`open_file`](Self::open_file).
     pub fn open_image(&self, path: impl AsRef<Path>) -> Result<VhdxFile> {
-        let path = path.as_ref();
+        self.open_file(self.open_storage(path.as_ref())?)
+    }
+
+    /// The file at `path`, unless what it is says that it is no image.
+    fn open_storage(&self, path: &Path) -> Result<Arc<dyn Storage>> {
         refuse_by_name(self.host.as_ref(), path)?;
-        let access = if self.image.writable { Access::ReadWrite } else { Access::Read };
-        let storage = self.host.open(path, access).map_err(|error| {
+        let access = if self.writable { Access::ReadWrite } else { Access::Read };
+        self.host.open(path, access).map_err(|error| {
             Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
-        })?;
-        self.open_file(storage)
+        })
+    }
+
+    /// Opens the image at `path` for writing, as far as that goes without its pending log replayed to the file.
+    pub(crate) fn open_pending(&self, path: &Path) -> Result<Pending> {
+        let storage = self.clone().writable(true).open_storage(path)?;
+        Pending::open(storage, &self.write_policy(), Vec::new())
     }
 
     /// Opens the image in `storage` without its parents.
@@ -196,10 +203,14 @@ impl OpenOptions {
     /// [`LogPending`](crate::ErrorKind::LogPending) for its log; [`InUse`](crate::ErrorKind::InUse);
     /// [`HasChildren`](crate::ErrorKind::HasChildren) if it is opened for writing.
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdxFile> {
-        let any_locator = self.chain.linkage == Linkage::Ignore && !self.image.writable;
-        let policy =
-            ImagePolicy { children: Some(self.child_search()), any_locator, ..self.image.clone() };
-        image::Core::from_storage(storage, &policy).map(VhdxFile::own)
+        let image = match self.writable {
+            true => OpenImage::write(storage, &self.write_policy())?,
+            false => {
+                let any_locator = self.chain.linkage == Linkage::Ignore;
+                OpenImage::read(storage, &ImagePolicy { any_locator, ..self.image.clone() })?
+            }
+        };
+        Ok(VhdxFile::own(image))
     }
 
     /// Checks that no image needs `file` as its parent, so that it can be replaced or removed. Children are searched for
@@ -225,6 +236,7 @@ impl OpenOptions {
         let opened = Opened {
             host: Arc::clone(&self.host),
             images: self.image.clone(),
+            writable: self.writable,
             child_folders: self.child_folders.clone(),
         };
         DiffChain::assemble(tip, &self.chain, self.source().as_ref(), opened)
@@ -242,6 +254,18 @@ impl OpenOptions {
             orphans: self.orphan_children,
             ..ChildSearch::beside(Arc::clone(&self.host))
         }
+    }
+
+    pub(crate) fn write_policy(&self) -> WritePolicy {
+        WritePolicy {
+            image: self.image.clone(),
+            cancel: self.cancel.clone(),
+            children: Some(self.child_search()),
+        }
+    }
+
+    pub(crate) fn cancel_flag(&self) -> Option<&AtomicBool> {
+        self.cancel.as_deref()
     }
 
     pub(crate) fn host_used(&self) -> &Arc<dyn Host> {

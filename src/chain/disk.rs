@@ -26,21 +26,19 @@ impl Disk for DiffChain {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.check_may_write()?;
-        self.change(|stack| {
-            stack.tip().write_through(buf, offset, &|buf, at| stack.read_at(buf, at))
+        self.change(|writer, stack| {
+            writer.write_through(buf, offset, &|buf, at| stack.read_at(buf, at))
         })
     }
 
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.check_may_write()?;
-        self.change(|stack| {
-            stack.tip().zero_through(range.clone(), how, &|buf, at| stack.read_at(buf, at))
+        self.change(|writer, stack| {
+            writer.zero_through(range.clone(), how, &|buf, at| stack.read_at(buf, at))
         })
     }
 
     fn flush(&self) -> Result<()> {
-        if self.view.may_write { self.stack().tip().flush() } else { Ok(()) }
+        self.stack().writer.as_ref().map_or(Ok(()), |writer| writer.commit())
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {

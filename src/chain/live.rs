@@ -19,11 +19,12 @@ use super::past::Past;
 use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::Seat;
-use crate::image::{Core, ImagePolicy, Lock, check_named, lock};
+use crate::file::{Seat, read_only};
+use crate::image::{Core, ImagePolicy, Lock, lock};
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
 use crate::warning::Warning;
 use crate::write::ChildSearch;
+use crate::write::{OpenImage, WritePolicy, Writer, check_named};
 
 /// How long an operation waits for those who still look at a point that is to vanish.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -36,8 +37,6 @@ pub(super) struct View {
     stack: ArcSwap<Stack>,
     /// Whether it is the chain itself, whose tip is always the newest, or a point in time.
     follows: bool,
-    /// Whether its opener asked for that. What operations do to the handles of the layers gives nobody a right.
-    pub(super) may_write: bool,
 }
 
 /// What all views of a chain have in common.
@@ -62,6 +61,8 @@ pub(super) struct Views {
 pub(crate) struct Opened {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) images: ImagePolicy,
+    /// Whether the tip is open for writing.
+    pub(crate) writable: bool,
     /// Where children are looked for beside the images' own folders.
     pub(crate) child_folders: Vec<PathBuf>,
 }
@@ -71,14 +72,14 @@ impl Live {
     pub(super) fn chain(
         opened: Opened,
         layers: Vec<Link>,
-        may_write: bool,
+        writer: Option<Arc<Writer>>,
         warnings: Vec<Warning>,
     ) -> DiffChain {
-        let stack =
-            Stack { layers: named(layers), tip: 0, tally: Arc::default(), kept: Arc::default() };
+        let (tally, kept) = Default::default();
+        let stack = Stack { layers: named(layers), tip: 0, tally, writer, kept };
         let live = Self { opened, views: Mutex::default(), operation: Mutex::new(()), warnings };
         let live = Arc::new(live);
-        let view = View { stack: ArcSwap::from_pointee(stack), follows: true, may_write };
+        let view = View { stack: ArcSwap::from_pointee(stack), follows: true };
         let view = add(view, &mut live.views());
         DiffChain { view, live }
     }
@@ -94,7 +95,7 @@ impl Live {
                 .with_expected("a layer above it"));
         }
         let stack = ArcSwap::from_pointee(stack);
-        Ok(add(View { stack, follows: false, may_write: false }, &mut views))
+        Ok(add(View { stack, follows: false }, &mut views))
     }
 
     pub(super) fn warnings(&self) -> &[Warning] {
@@ -125,10 +126,16 @@ impl DiffChain {
     }
 
     /// Has the tip changed, or the one that has taken its place by the time it is frozen.
-    pub(crate) fn change(&self, change: impl Fn(&Stack) -> Result<()>) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::ReadOnly`] where nobody asked to write to it, and those of the change.
+    pub(super) fn change(&self, change: impl Fn(&Writer, &Stack) -> Result<()>) -> Result<()> {
         loop {
             let stack = self.stack();
-            match change(&stack) {
+            let Some(writer) = &stack.writer else {
+                return Err(read_only(stack.tip().name()));
+            };
+            match change(writer, &stack) {
                 Err(error)
                     if error.code() == "image.frozen" && !Arc::ptr_eq(&stack, &self.stack()) => {}
                 done => return done,
@@ -150,7 +157,7 @@ impl DiffChain {
                 .with_expected("the chain as it was opened"));
         }
         let tip = self.tip_image();
-        if tip.takes_writes() && !self.view.may_write {
+        if tip.takes_writes() && self.stack().writer.is_none() {
             let message =
                 "another has the tip open for writing, and gave it to this chain to be read";
             return Err(Error::new(ErrorKind::InUse, "chain.others-tip", message)
@@ -192,9 +199,28 @@ impl Operation<'_> {
         &self.live().opened.host
     }
 
-    /// How the tip was opened.
+    /// How the layers were opened.
     pub(crate) fn policy(&self) -> &ImagePolicy {
         &self.live().opened.images
+    }
+
+    /// Whether the tip was opened for writing.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.live().opened.writable
+    }
+
+    /// What writes to the tip, where the chain does.
+    pub(crate) fn writer(&self) -> Option<Arc<Writer>> {
+        self.stack().writer.clone()
+    }
+
+    /// Refuses a layer that lost bytes which its tables name, or has the same bytes for two of them.
+    pub(crate) fn check_claims(&self, layer: usize) -> Result<()> {
+        match self.writer().filter(|_| layer == 0) {
+            // It looks once.
+            Some(writer) => writer.check_claims(),
+            None => self.stack().layers[layer].image.check_claims(),
+        }
     }
 
     /// Who looks for children of the chain's images, in these folders too.
@@ -261,41 +287,48 @@ impl Operation<'_> {
     }
 
     /// Puts a child on this layer; those above it are no longer part of the chain.
-    pub(crate) fn put_on(&self, child: Arc<Core>, layer: usize) -> Retired {
+    pub(crate) fn put_on(&self, child: &OpenImage, layer: usize) -> Retired {
         let stack = self.stack();
+        let writer = child.writer.clone();
         let child = Link::new(child, None);
         let mut below = stack.layers[layer..].to_vec();
         below[0].found_by = Some(super::FoundBy::RelativePath);
         let layers = std::iter::once(child).chain(below).collect();
-        self.switch(layers, |old| old.checked_sub(layer).map(|below| below + 1))
+        self.switch_tip(layers, writer, |old| old.checked_sub(layer).map(|below| below + 1))
     }
 
     /// Puts other handles of the same files in the place of those of some layers. What is known of the disk stays
     /// right.
-    fn replace(&self, handles: &[(usize, Arc<Core>)]) -> Retired {
+    fn replace(&self, handles: &[(usize, OpenImage)]) -> Retired {
         let mut layers = self.stack().layers.to_vec();
         for (layer, image) in handles {
             let below = layers.get(layer + 1).map_or(0, |link| link.stack);
             let link = &mut layers[*layer];
-            image.budget().adopt_stack(image.id(), below, link.stack);
-            *link = link.with_image(Arc::clone(image));
+            let core = &image.core;
+            core.budget().adopt_stack(core.id(), below, link.stack);
+            *link = link.with_image(image);
         }
         self.switch(layers, Some)
     }
 
     /// Puts a handle that has another size of the disk in the place of a layer's.
-    pub(crate) fn resized(&self, layer: usize, image: &Arc<Core>) -> Retired {
+    pub(crate) fn resized(&self, layer: usize, image: &OpenImage) -> Retired {
         let mut layers = self.stack().layers.to_vec();
-        layers[layer] = layers[layer].with_image(Arc::clone(image));
+        layers[layer] = layers[layer].with_image(image);
         self.switch(layers, Some)
     }
 
-    /// Takes a layer out, whose parent holds by now all that it held.
-    pub(crate) fn take_out(&self, layer: usize) -> Retired {
+    /// Takes a layer out, whose parent holds by now all that it held. Where it was the tip, its parent is the tip from
+    /// then on, with this writer for those who had one.
+    pub(crate) fn take_out(&self, layer: usize, parent: &Arc<Writer>) -> Retired {
         let mut layers = self.stack().layers.to_vec();
         let above = layers.remove(layer);
         layers[layer].found_by = above.found_by;
-        self.switch(layers, |old| Some(if old > layer { old - 1 } else { old }))
+        let place = |old| Some(if old > layer { old - 1 } else { old });
+        match layer {
+            0 => self.switch_tip(layers, Some(Arc::clone(parent)), place),
+            _ => self.switch(layers, place),
+        }
     }
 
     /// Has the answers forgotten that name places in this layer's file.
@@ -351,14 +384,14 @@ impl Operation<'_> {
         &self,
         layers: &[usize],
         on: &mut dyn FnMut() -> ControlFlow<()>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Arc<Writer>>> {
         // With their seats, which have them too: who was given one of these layers goes on in the new handle.
         let (old, _seats): (Vec<Arc<Core>>, Vec<Arc<Seat>>) = {
             let stack = self.stack();
             let links = layers.iter().map(|layer| &stack.layers[*layer]);
             links.map(|link| (Arc::clone(&link.image), Arc::clone(&link.seat))).unzip()
         };
-        let with = |images: &[Arc<Core>]| -> Vec<_> {
+        let with = |images: &[OpenImage]| -> Vec<_> {
             layers.iter().copied().zip(images.iter().cloned()).collect()
         };
         let read: Vec<_> = old.iter().map(|old| self.open_again(old)).collect::<Result<_>>()?;
@@ -374,29 +407,25 @@ impl Operation<'_> {
         // The lock of one that another chain goes on with is that chain's.
         let written = alone.and_then(|()| {
             old.iter().try_for_each(|old| self.let_go(old))?;
-            read.iter().map(|read| self.open_for_writing(read)).collect::<Result<Vec<_>>>()
+            read.iter().map(|read| self.open_for_writing(&read.core)).collect::<Result<Vec<_>>>()
         });
         let written =
-            written.inspect_err(|_| read.iter().for_each(|read| self.lock_again(read)))?;
+            written.inspect_err(|_| read.iter().for_each(|read| self.lock_again(&read.core)))?;
+        let writers: Vec<_> = written.iter().filter_map(|image| image.writer.clone()).collect();
         self.drained(self.replace(&with(&written)), on).inspect_err(|_| {
-            written.iter().for_each(|image| drop(self.settle(image)));
-        })
+            writers.iter().for_each(|writer| drop(self.settle(writer)));
+        })?;
+        Ok(writers)
     }
 
     /// Another handle of a layer's file, that could be written to and only reads.
-    fn open_again(&self, old: &Core) -> Result<Arc<Core>> {
+    fn open_again(&self, old: &Core) -> Result<OpenImage> {
         let path = path_of(old)?;
         let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
             Error::io("file.open", "cannot open the file for writing", error).in_path(path)
         })?;
         check_same(old, storage.as_ref())?;
-        let policy = ImagePolicy {
-            writable: false,
-            lock: Lock::None,
-            children: None,
-            ..self.policy().clone()
-        };
-        Core::from_storage(storage, &policy).map(Arc::new)
+        OpenImage::read(storage, &ImagePolicy { lock: Lock::None, ..self.policy().clone() })
     }
 
     /// Gives up the lock that a handle has.
@@ -418,36 +447,48 @@ impl Operation<'_> {
 
     /// Locks the file of a handle that only reads, and opens the same file for writing if it is as it was: until
     /// the lock was there it was anybody's.
-    fn open_for_writing(&self, read: &Core) -> Result<Arc<Core>> {
+    fn open_for_writing(&self, read: &Core) -> Result<OpenImage> {
         let storage = read.bare_storage();
-        let policy = ImagePolicy { writable: true, children: None, ..self.policy().clone() };
-        lock(storage.as_ref(), &policy, &mut Vec::new())
+        lock(storage.as_ref(), self.policy().lock, LockMode::Exclusive, &mut Vec::new())
             .map_err(|error| error.in_file(read.name()))?;
         check_named(self.host().as_ref(), storage.as_ref())
             .map_err(|error| error.in_file(read.name()))?;
         check_same(read, storage.as_ref())?;
-        let policy = ImagePolicy { lock: Lock::None, ..policy };
-        Core::from_storage(Arc::clone(storage), &policy).map(Arc::new)
+        let policy = ImagePolicy { lock: Lock::None, ..self.policy().clone() };
+        OpenImage::write(Arc::clone(storage), &WritePolicy::of(policy))
     }
 
     /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,
     /// and others may read it.
-    pub(crate) fn settle(&self, image: &Core) -> Result<()> {
-        match image.freeze(|| Ok(())) {
+    pub(crate) fn settle(&self, writer: &Writer) -> Result<()> {
+        match writer.freeze(|| Ok(())) {
             Err(error) if error.code() != "image.frozen" => return Err(error),
-            _ => image.close()?,
+            _ => writer.close()?,
         }
         if self.policy().lock == Lock::None {
             return Ok(());
         }
+        let image = writer.core();
         let storage = image.storage();
         unlock(storage).map_err(|error| lock_failed(image, error))?;
-        let policy = ImagePolicy { writable: false, lock: Lock::Shared, ..self.policy().clone() };
-        lock(storage, &policy, &mut Vec::new()).map_err(|error| error.in_file(image.name()))?;
+        lock(storage, Lock::Shared, LockMode::Shared, &mut Vec::new())
+            .map_err(|error| error.in_file(image.name()))?;
         check_same(image, storage)
     }
 
+    /// Puts a stack of these layers, of which the tip is the same, in the place of the one of now.
     fn switch(&self, layers: Vec<Link>, place: impl Fn(usize) -> Option<usize>) -> Retired {
+        let writer = self.writer();
+        self.switch_tip(layers, writer, place)
+    }
+
+    /// The same with another tip, and its writer for those who had one of the old tip.
+    fn switch_tip(
+        &self,
+        layers: Vec<Link>,
+        writer: Option<Arc<Writer>>,
+        place: impl Fn(usize) -> Option<usize>,
+    ) -> Retired {
         let layers = named(layers);
         let old = self.stack();
         let kept = Arc::default();
@@ -464,6 +505,7 @@ impl Operation<'_> {
                     layers: Arc::clone(&layers),
                     tip,
                     tally: Arc::clone(&seen.tally),
+                    writer: writer.clone().filter(|_| seen.writer.is_some()),
                     kept: Arc::clone(&kept),
                 };
                 view.stack.store(Arc::new(stack));

@@ -7,9 +7,9 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::ParentLink;
+use crate::names::traps;
 use crate::names::{self, Listing, Look};
 use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
-use crate::traps;
 
 /// Opens what may be the parent of an image.
 ///

@@ -16,9 +16,11 @@ use uuid::Uuid;
 use crate::counters::{Counters, IndexTally};
 use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::{self, Seat};
+use crate::file::Seat;
 use crate::image::{Core, ImagePolicy, MergeState};
 use crate::warning::Warning;
+
+use crate::write::{OpenImage, Writer};
 
 use live::{Live, View};
 pub(crate) use live::{Opened, Operation, Retired, path_of};
@@ -74,6 +76,8 @@ pub(crate) struct Stack {
     pub(crate) tip: usize,
     /// What the index counts, for all clones and views.
     pub(crate) tally: Arc<IndexTally>,
+    /// What writes to the tip: there in the chain itself, where that was asked for, and in no view.
+    pub(crate) writer: Option<Arc<Writer>>,
     /// What goes when nobody has these layers any more.
     kept: Arc<Kept>,
 }
@@ -138,14 +142,16 @@ impl Followed {
         images: &ImagePolicy,
         source: &dyn ParentSource,
     ) -> Self {
-        let (tip, may_write) = tip.into_image();
+        let tip = tip.into_image();
+        let writer = tip.writer.clone();
         let open::Walked { layers, warnings, broken } = open::walk(tip, policy, images, source);
         let of_images = layers.iter().flat_map(|link| link.image.warnings()).cloned();
         let warnings = of_images.chain(warnings).collect();
         // Only of the tip is there somebody who may have asked to write to it.
         let handed_out = layers.into_iter().enumerate().map(|(n, link)| {
             let layer = Layer::of(&link);
-            (layer, Arc::new(crate::VhdxFile::from_image((link.image, may_write && n == 0))))
+            let image = OpenImage { core: link.image, writer: writer.clone().filter(|_| n == 0) };
+            (layer, Arc::new(crate::VhdxFile::own(image)))
         });
         let layers = handed_out.collect();
         Self { layers, warnings, broken }
@@ -192,7 +198,8 @@ impl DiffChain {
         if below > 0 && image.merge_mark().is_some_and(|mark| mark.state == MergeState::Target) {
             image.check_point()?;
         }
-        let view = self.live.view(Stack { tip: stack.tip + below, ..Stack::clone(&stack) })?;
+        let point = Stack { tip: stack.tip + below, writer: None, ..Stack::clone(&stack) };
+        let view = self.live.view(point)?;
         Ok(Self { view, live: Arc::clone(&self.live) })
     }
 
@@ -222,19 +229,11 @@ impl DiffChain {
     /// # Errors
     /// As [`Disk::flush`].
     pub fn close(&self) -> Result<()> {
-        if self.view.may_write { self.tip_image().close() } else { Ok(()) }
+        self.stack().writer.as_ref().map_or(Ok(()), |writer| writer.close())
     }
 
     pub(crate) fn tip_image(&self) -> Arc<Core> {
         Arc::clone(&self.stack().links()[0].image)
-    }
-
-    /// Refuses a write to what was not opened for it.
-    pub(crate) fn check_may_write(&self) -> Result<()> {
-        if self.view.may_write {
-            return Ok(());
-        }
-        Err(file::read_only(self.stack().tip().name()))
     }
 
     /// The images from the tip down to the base.
@@ -270,15 +269,15 @@ impl Stack {
 }
 
 impl Link {
-    fn new(image: Arc<Core>, found_by: Option<FoundBy>) -> Self {
-        let seat = Seat::new(Arc::clone(&image));
-        Self { image, seat, stack: 0, span: 0, found_by }
+    fn new(image: &OpenImage, found_by: Option<FoundBy>) -> Self {
+        let seat = Seat::new(image);
+        Self { image: Arc::clone(&image.core), seat, stack: 0, span: 0, found_by }
     }
 
     /// The same layer with another handle of its file.
-    fn with_image(&self, image: Arc<Core>) -> Self {
-        let seat = self.seat.replace(Arc::clone(&image));
-        Self { image, seat, ..self.clone() }
+    fn with_image(&self, image: &OpenImage) -> Self {
+        let seat = self.seat.replace(image);
+        Self { image: Arc::clone(&image.core), seat, ..self.clone() }
     }
 }
 

@@ -14,9 +14,10 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Core, ImagePolicy, MOST_PIECE, MergeState, ParentLink, folder, not_regular, probe_identity,
 };
+use crate::names::traps;
 use crate::storage::{Access, FileId, Storage};
-use crate::traps;
 use crate::warning::Warning;
+use crate::write::OpenImage;
 
 /// How a chain is put together.
 #[derive(Clone, Debug)]
@@ -54,15 +55,16 @@ impl DiffChain {
         source: &dyn ParentSource,
         opened: Opened,
     ) -> Result<Self> {
-        let (tip, may_write) = tip.into_image();
+        let tip = tip.into_image();
+        let writer = tip.writer.clone();
         if !policy.unfinished {
-            tip.check_point()?;
+            tip.core.check_point()?;
         }
         let Walked { layers, mut warnings, broken } = walk(tip, policy, &opened.images, source);
         warnings.extend(layers.iter().filter_map(|link| unfinished(&link.image)));
         match broken {
             Some(error) => Err(error),
-            None => Ok(Live::chain(opened, layers, may_write, warnings)),
+            None => Ok(Live::chain(opened, layers, writer, warnings)),
         }
     }
 }
@@ -102,16 +104,15 @@ pub(super) struct Walked {
 }
 
 pub(super) fn walk(
-    tip: Arc<Core>,
+    tip: OpenImage,
     policy: &ChainPolicy,
     images: &ImagePolicy,
     source: &dyn ParentSource,
 ) -> Walked {
-    // Parents are read-only whatever the tip is.
     let any_locator = policy.linkage == Linkage::Ignore;
-    let images = &ImagePolicy { writable: false, any_locator, ..images.clone() };
+    let images = &ImagePolicy { any_locator, ..images.clone() };
     let mut walk = Walk { policy, images, source, seen: HashSet::new(), warnings: Vec::new() };
-    let mut layers = vec![Link::new(tip, None)];
+    let mut layers = vec![Link::new(&tip, None)];
     let broken = loop {
         match walk.below(&layers) {
             Ok(Some(parent)) => layers.push(parent),
@@ -186,7 +187,7 @@ impl Walk<'_> {
         if is_verified && !link.accepts(image.data_write_guid()) {
             return Err(changed_meanwhile(link, image.name(), image.data_write_guid()));
         }
-        Ok(Link::new(image, Some(found.found_by)))
+        Ok(Link::new(&OpenImage { core: image, writer: None }, Some(found.found_by)))
     }
 }
 

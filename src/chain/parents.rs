@@ -23,14 +23,14 @@ impl Core {
     ) -> Result<Arc<Self>> {
         // Without an identity, or where the host cannot tell, the file is nobody else's.
         let Ok(Some(id)) = storage.id() else {
-            return Self::from_storage(storage, policy).map(Arc::new);
+            return Self::open(storage, policy).map(Arc::new);
         };
         let parents = &policy.budget.registry().parents;
         if let Some(open) = parents.find(id, storage.as_ref(), policy) {
             return Ok(open);
         }
-        let image = Arc::new(Self::from_storage(storage, policy)?);
-        if image.is_shareable(policy) {
+        let image = Arc::new(Self::open(storage, policy)?);
+        if image.is_shareable() {
             parents.add(id, &image, policy);
         }
         Ok(image)
@@ -41,9 +41,9 @@ impl Core {
         self.budget.registry().parents.hide(self);
     }
 
-    fn is_shareable(&self, policy: &ImagePolicy) -> bool {
+    fn is_shareable(&self) -> bool {
         // Who is told that somebody writes to a file must not keep it from being opened anew.
-        !policy.writable && self.warnings.iter().all(|warning| warning.code != "lock.in-use")
+        self.warnings.iter().all(|warning| warning.code != "lock.in-use")
     }
 
     /// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image

@@ -41,6 +41,16 @@ pub(crate) struct Structure {
 }
 
 impl Core {
+    /// Refuses an image that lost bytes of its file which the tables name, or has the same bytes for two of them: as
+    /// its writer would refuse the first change.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged), and [`ErrorKind::Io`](crate::ErrorKind::Io) when the tables
+    /// cannot be read.
+    pub(crate) fn check_claims(&self) -> Result<()> {
+        self.claims(Claims::MOST_LISTED)?.check(self)
+    }
+
     /// Goes over all claims once, and lists up to `most` blocks of each kind that is damaged. Of the table nothing
     /// stays in memory but a bit for each MiB of the file.
     ///
@@ -106,6 +116,9 @@ impl Core {
 }
 
 impl Claims {
+    /// Blocks of each kind of damage that a refusal looks at: more are counted alone.
+    pub(crate) const MOST_LISTED: usize = 64;
+
     /// Refuses to have an image changed of which the file lost something, or two of whose parts lie in one place.
     pub(crate) fn check(&self, image: &Core) -> Result<()> {
         let refused = self

@@ -2,8 +2,9 @@
 
 use uuid::Uuid;
 
+use super::core::FoundLog;
 use super::metadata::Metadata;
-use super::{CheckpointMark, Core, FoundLog, MergeMark};
+use super::{CheckpointMark, Core, MergeMark};
 use crate::disk::{Disk, Geometry};
 use crate::error::Result;
 use crate::format::bat::PayloadState;
@@ -187,7 +188,7 @@ pub struct BlockCounts {
 
 impl Core {
     /// Everything that the image says of itself, but for the block tables.
-    pub fn info(&self) -> ImageInfo {
+    pub(crate) fn info(&self) -> ImageInfo {
         let headers = self.headers();
         let current = headers.current();
         let metadata = self.metadata();
@@ -230,7 +231,7 @@ impl Core {
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the table cannot be read.
-    pub fn count_blocks(&self) -> Result<BlockCounts> {
+    pub(crate) fn count_blocks(&self) -> Result<BlockCounts> {
         let mut counts = BlockCounts { blocks: self.layout.blocks(), ..BlockCounts::default() };
         for block in 0..self.layout.blocks() {
             let entry = self.bat_entry(self.layout.payload_index(BlockIndex(block)))?;

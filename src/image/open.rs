@@ -1,16 +1,15 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use uuid::Uuid;
 
+use super::Core;
+use super::core::FoundLog;
 use super::foreign::named;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
-use super::{Core, FoundLog};
-use crate::counters::Tally;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
@@ -18,22 +17,22 @@ use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
-use crate::log::{self, LogWriter};
-use crate::storage::{Host, LockMode, LockOutcome, Overlay, Storage, folder_of, length_of};
-use crate::sync::{AtomicU64, Ordering};
+use crate::log;
+use crate::storage::{LockMode, LockOutcome, Storage, length_of};
+use crate::sync::AtomicU64;
 use crate::types::MIB;
 use crate::warning::Warning;
-use crate::write::clear_drafts;
-use crate::write::{Writer, flush, update_headers};
-
-/// Pages of tables that may be changed in memory before a flush is due, however large the log is: 4 MiB.
-const MOST_DIRTY: usize = 1024;
 
 impl Core {
-    /// Opens the image in `storage`; nothing of it is changed.
-    pub(crate) fn from_storage(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Self> {
+    /// Opens the image in `storage` for reading; nothing of it is changed.
+    pub(crate) fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Self> {
         let name = storage.name().to_owned();
-        open(storage, policy).map_err(|error| error.in_file(name))
+        let opened = (|| {
+            let mut warnings = Vec::new();
+            lock(storage.as_ref(), policy.lock, LockMode::Shared, &mut warnings)?;
+            Start::read(storage.as_ref())?.image(storage, policy, warnings, Vec::new())
+        })();
+        opened.map_err(|error| error.in_file(name))
     }
 }
 
@@ -79,133 +78,100 @@ pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
     read_identifier(storage).is_ok()
 }
 
-fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Core> {
-    let id = LayerId::next();
-    let (mut warnings, mut of_folder) = (Vec::new(), Vec::new());
-    let tally = Arc::new(Tally::default());
-    lock(storage.as_ref(), policy, &mut warnings)?;
-    if let Some(search) = policy.children.as_ref().filter(|_| policy.writable) {
-        check_named(search.host.as_ref(), storage.as_ref())?;
-    }
-    let identifier = read_identifier(storage.as_ref())?;
-    let headers = read_headers(storage.as_ref())?;
-    if policy.writable {
-        check_writable(&headers, storage.as_ref(), policy.log)?;
-        if let Some(search) = &policy.children {
-            let guid = headers.current().data_write_guid;
-            search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
-            if let Some(own) = storage.path().filter(|_| !search.orphans) {
-                // It is going to be written there.
-                of_folder = clear_drafts(search.host.as_ref(), folder_of(own));
-            }
-            warnings.extend(search.stale_trackers(storage.as_ref()));
-        }
-    }
-    let header = headers.current();
-
-    let log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
-    let overlay = match &log {
-        FoundLog::Replayed(found) => Some(Arc::new(log::replay_over(&storage, header, found)?)),
-        FoundLog::Empty | FoundLog::Ignored => None,
-    };
-    let storage = overlay.clone().map_or(storage, |overlay| overlay as _);
-    let file_len = length_of(storage.as_ref())?;
-
-    let region_tables = read_region_tables(storage.as_ref())?;
-    let regions = current_regions(&region_tables)?;
-    let (bat, metadata_region) = known_regions(regions, header, file_len)?;
-    let metadata = Metadata::load(storage.as_ref(), &metadata_region, policy.any_locator)?;
-    warnings.extend(
-        metadata
-            .marks
-            .unreadable
-            .iter()
-            .map(|error| Warning::new(error.code(), storage.name(), error.message())),
-    );
-    warnings.extend(metadata.locator_faults.iter().map(|error| {
-        let message = format!("THE PARENT LOCATOR IS BROKEN: {error}");
-        Warning::new(error.code(), storage.name(), message)
-    }));
-    let warnings = warnings.into_iter().map(|warning| warning.of_layer(id)).chain(of_folder);
-    let layout = BlockLayout::new(
-        metadata.file.block_size,
-        metadata.geometry.logical_sector,
-        metadata.geometry.size,
-    );
-    check_bat_length(&bat, &layout)?;
-    let structures = structures(regions.0, header);
-    let mut image = Core {
-        id,
-        overlay,
-        file_len: AtomicU64::new(file_len),
-        identifier,
-        log,
-        structures_end: structures.iter().map(|range| range.end).max().unwrap_or_default(),
-        structures,
-        bat,
-        metadata_region,
-        geometry: metadata.geometry,
-        file: metadata.file,
-        has_parent: metadata.has_parent(),
-        metadata: RwLock::new(metadata),
-        layout,
-        budget: policy.budget.clone(),
-        most_dirty: LogWriter::most_changes_in(headers.current().log_length.into()).min(MOST_DIRTY),
-        writer: None,
-        tally,
-        recent: OnceLock::new(),
-        readers: Default::default(),
-        warnings: warnings.collect(),
-        headers: RwLock::new(headers),
-        region_tables,
-        storage,
-    };
-    if policy.writable && image.overlay.is_none() {
-        image.let_write();
-    } else if policy.writable && !policy.replay_later {
-        // Only now that the image has shown to be one, and its tables to be sound: a file that is refused stays as it
-        // is. Without a log nothing is written until the first change, which looks at the tables.
-        image.check_claims()?;
-        image.replay(policy.cancel.as_deref())?;
-    }
-    Ok(image)
+/// The start of a file: who made it, and its headers.
+#[derive(Debug)]
+pub(crate) struct Start {
+    identifier: FileIdentifier,
+    pub(crate) headers: Headers,
 }
 
-impl Core {
-    /// Replays the pending log of an image to its file, which is open for that, and lets the image be written to. Where
-    /// it takes writes there is nothing to be done.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]: the log is as it was, to be replayed again.
-    pub(crate) fn replay(&mut self, cancel: Option<&AtomicBool>) -> Result<()> {
-        let Some(overlay) = self.overlay.clone() else { return Ok(()) };
-        let bare = Arc::clone(overlay.base());
-        let headers = self.headers.get_mut().unwrap_or_else(PoisonError::into_inner);
-        replay_to_file(&bare, &overlay, headers, cancel, &self.tally)?;
-        (self.log, self.overlay, self.storage) = (FoundLog::Empty, None, bare);
-        self.let_write();
-        Ok(())
+impl Start {
+    /// Reads the start of a file.
+    pub(crate) fn read(storage: &dyn Storage) -> Result<Self> {
+        Ok(Self { identifier: read_identifier(storage)?, headers: read_headers(storage)? })
     }
 
-    fn let_write(&mut self) {
-        let (file, tally) = (Arc::clone(&self.storage), Arc::clone(&self.tally));
-        self.writer = Some(Writer::new(file, self.file_len(), tally));
+    /// Reads what comes after it. Its log, if it has one, is replayed in memory, as the policy says. `warnings` are
+    /// the image's own, `others` are of files beside it.
+    pub(crate) fn image(
+        self,
+        storage: Arc<dyn Storage>,
+        policy: &ImagePolicy,
+        mut warnings: Vec<Warning>,
+        others: Vec<Warning>,
+    ) -> Result<Core> {
+        let Self { identifier, headers } = self;
+        let header = headers.current();
+        let log = find_log(storage.as_ref(), header, policy.log, &mut warnings)?;
+        let overlay = match &log {
+            FoundLog::Replayed(found) => Some(Arc::new(log::replay_over(&storage, header, found)?)),
+            FoundLog::Empty | FoundLog::Ignored => None,
+        };
+        let storage = overlay.clone().map_or(storage, |overlay| overlay as _);
+        let file_len = length_of(storage.as_ref())?;
+
+        let region_tables = read_region_tables(storage.as_ref())?;
+        let regions = current_regions(&region_tables)?;
+        let (bat, metadata_region) = known_regions(regions, header, file_len)?;
+        let metadata = Metadata::load(storage.as_ref(), &metadata_region, policy.any_locator)?;
+        let unreadable = metadata.marks.unreadable.iter();
+        warnings.extend(
+            unreadable.map(|error| Warning::new(error.code(), storage.name(), error.message())),
+        );
+        warnings.extend(metadata.locator_faults.iter().map(|error| {
+            let message = format!("THE PARENT LOCATOR IS BROKEN: {error}");
+            Warning::new(error.code(), storage.name(), message)
+        }));
+        let id = LayerId::next();
+        let warnings = warnings.into_iter().map(|warning| warning.of_layer(id)).chain(others);
+        let layout = BlockLayout::new(
+            metadata.file.block_size,
+            metadata.geometry.logical_sector,
+            metadata.geometry.size,
+        );
+        check_bat_length(&bat, &layout)?;
+        let structures = structures(regions.0, header);
+        Ok(Core {
+            id,
+            overlay,
+            file_len: AtomicU64::new(file_len),
+            identifier,
+            log,
+            structures_end: structures.iter().map(|range| range.end).max().unwrap_or_default(),
+            structures,
+            bat,
+            metadata_region,
+            geometry: metadata.geometry,
+            file: metadata.file,
+            has_parent: metadata.has_parent(),
+            metadata: RwLock::new(metadata),
+            layout,
+            budget: policy.budget.clone(),
+            feed: None,
+            tally: Arc::default(),
+            recent: OnceLock::new(),
+            readers: Default::default(),
+            warnings: warnings.collect(),
+            headers: RwLock::new(headers),
+            region_tables,
+            storage,
+        })
     }
 }
 
 /// Takes the lock that the policy wants, or warns or fails as it says.
 pub(crate) fn lock(
     storage: &dyn Storage,
-    policy: &ImagePolicy,
+    policy: Lock,
+    mode: LockMode,
     warnings: &mut Vec<Warning>,
 ) -> Result<()> {
-    if policy.lock == Lock::None {
+    if policy == Lock::None {
         return Ok(());
     }
-    let mode = if policy.writable { LockMode::Exclusive } else { LockMode::Shared };
     match storage.try_lock(mode) {
         Ok(LockOutcome::Locked) => Ok(()),
-        Ok(LockOutcome::InUse(by)) if policy.lock == Lock::Try && !policy.writable => {
+        Ok(LockOutcome::InUse(by)) if policy == Lock::Try && mode == LockMode::Shared => {
             let message = format!("in use elsewhere ({by}): what is read may be changing");
             warnings.push(Warning::new("lock.in-use", storage.name(), message));
             Ok(())
@@ -221,21 +187,6 @@ pub(crate) fn lock(
             Ok(())
         }
         Err(error) => Err(Error::io("lock.failed", "cannot lock the file", error)),
-    }
-}
-
-/// Refuses a file whose name is another's by the time that it is locked: nobody would find what is written to it.
-pub(crate) fn check_named(host: &dyn Host, storage: &dyn Storage) -> Result<()> {
-    let there = storage.path().and_then(|path| host.stat(path).ok()).and_then(|stat| stat.id);
-    let own = storage.id().ok().flatten();
-    match (there, own) {
-        (Some(there), Some(own)) if there != own => {
-            let message = "another file took the name of this one while it was opened";
-            Err(Error::new(ErrorKind::InUse, "file.replaced", message)
-                .with_found("another file of that name")
-                .with_expected("the file that was opened"))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -297,44 +248,7 @@ fn find_log(
     }
 }
 
-/// Refuses to write where the protocol of the log cannot be kept, or a log that counts is not to be replayed.
-fn check_writable(headers: &Headers, storage: &dyn Storage, policy: LogPolicy) -> Result<()> {
-    let header = headers.current();
-    log::check_place(header, length_of(storage)?)?;
-    header.check_numbers(Header::OFFSETS[headers.current])?;
-    match policy {
-        LogPolicy::Replay => Ok(()),
-        _ if header.log_guid.is_nil() => Ok(()),
-        LogPolicy::Refuse | LogPolicy::Ignore => Err(log_pending(header)),
-    }
-}
-
-/// Brings the changes of a log, which lie over the file, to it, \[MS-VHDX\] 2.3.3. A crash on the way leaves the log
-/// as it was, to be replayed again.
-fn replay_to_file(
-    storage: &Arc<dyn Storage>,
-    overlay: &Overlay,
-    headers: &mut Headers,
-    cancel: Option<&AtomicBool>,
-    tally: &Tally,
-) -> Result<()> {
-    let is_stopped = || cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
-    // The header that names the log may not be durable yet: with both on their way none could be left.
-    flush(storage.as_ref(), tally)?;
-    update_headers(headers, storage.as_ref(), tally, |header| {
-        header.file_write_guid = Uuid::new_v4();
-    })?;
-    let is_done = overlay
-        .write_back(&is_stopped)
-        .map_err(|error| Error::io("log.replay", "cannot replay the log", error))?;
-    if !is_done {
-        return Err(Error::cancelled());
-    }
-    flush(storage.as_ref(), tally)?;
-    update_headers(headers, storage.as_ref(), tally, |header| header.log_guid = Uuid::nil())
-}
-
-fn log_pending(header: &Header) -> Error {
+pub(crate) fn log_pending(header: &Header) -> Error {
     let message = "the log holds changes that the file itself does not have yet";
     Error::new(ErrorKind::LogPending, "log.pending", message)
         .with_section("2.3")

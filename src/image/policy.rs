@@ -1,26 +1,14 @@
 //! What the opener of an image decides.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-
 use crate::tables::Budget;
-use crate::write::ChildSearch;
 
-/// How one image is opened.
+/// How one image is read.
 #[derive(Clone, Debug)]
 pub(crate) struct ImagePolicy {
     pub(crate) lock: Lock,
     pub(crate) log: LogPolicy,
     pub(crate) budget: Budget,
-    pub(crate) writable: bool,
-    /// Says that a replay to the file is to stop.
-    pub(crate) cancel: Option<Arc<AtomicBool>>,
-    /// Whether an image that is opened for writing is only read while its log is pending, until whoever opened it has
-    /// it [replayed](super::Core::replay).
-    pub(crate) replay_later: bool,
-    /// Who is to be looked for before an image is written; `None` for nobody.
-    pub(crate) children: Option<ChildSearch>,
-    /// Whether a parent locator that breaks rules is only warned of: for who does not go by what it says.
+    /// Whether a parent locator that breaks rules is only warned of: for callers that do not go by what it says.
     pub(crate) any_locator: bool,
 }
 
@@ -30,10 +18,6 @@ impl Default for ImagePolicy {
             lock: Lock::default(),
             log: LogPolicy::default(),
             budget: Budget::shared(),
-            writable: false,
-            cancel: None,
-            replay_later: false,
-            children: None,
             any_locator: false,
         }
     }

@@ -61,7 +61,7 @@ impl Core {
     /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none. For an image
     /// that is read alone: the index of a chain asks about a place once.
     pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<Run> {
-        if self.recent.get().is_none() && self.writer.is_none() {
+        if self.recent.get().is_none() && self.feed.is_none() {
             self.start_recent();
         }
         self.resolve_with(Load, at, len)
@@ -107,7 +107,7 @@ impl Core {
 
     fn bat_entry_with<R: Reach>(&self, reach: R, index: BatIndex) -> Result<BatEntry, R::Stop> {
         // A writer changes entries while others read them.
-        let is_constant = self.writer.is_none();
+        let is_constant = self.feed.is_none();
         let recent = self.recent.get().filter(|_| is_constant);
         if let Some(entry) = recent.and_then(|recent| recent.get(index)) {
             return Ok(entry);
@@ -165,14 +165,14 @@ impl Core {
         look: impl FnOnce(&Page) -> T,
     ) -> Result<T, R::Stop> {
         let start = FileOffset::new(at.get() - at.get() % PAGE);
-        let epoch = match &self.writer {
+        let epoch = match &self.feed {
             None => None,
-            Some(writer) => {
-                let changed = writer.tables.read();
+            Some(feed) => {
+                let changed = feed.changed.read();
                 if let Some(page) = changed.page(start.get()) {
                     return Ok(look(page));
                 }
-                Some(writer.tables.epoch())
+                Some(feed.changed.epoch())
             }
         };
         reach.page(self, start, epoch, look)
@@ -202,7 +202,7 @@ impl Core {
 
     /// Where the writer is now; what was read from the file in another epoch may be older than the file.
     pub(crate) fn epoch(&self) -> Epoch {
-        self.writer.as_ref().map(|writer| writer.tables.epoch())
+        self.feed.as_ref().map(|feed| feed.changed.epoch())
     }
 
     /// The byte of a table at `at`.

@@ -109,7 +109,7 @@ impl AcceptLoss {
     /// # Errors
     /// As for [`OpenOptions::open_image`] for reading, and those of [`run`](Self::run) for what cannot be repaired.
     pub fn survey(&self, path: impl AsRef<Path>) -> Result<Losses> {
-        let image = self.options.clone().writable(false).open_image(path)?.into_image().0;
+        let image = self.options.clone().writable(false).open_image(path)?.into_image().core;
         Ok(image.plan_mend()?.map_or_else(Losses::default, |mend| losses_of(&mend)))
     }
 
@@ -132,16 +132,12 @@ impl AcceptLoss {
         on: &mut dyn FnMut(&Losses) -> ControlFlow<()>,
     ) -> Result<Losses> {
         let path = path.as_ref();
-        let options = self.options.clone().writable(true).replay_later();
-        let mut image = options.open_image(path)?.into_image().0;
-        let cancel = self.options.policies().0.cancel.as_deref();
-        let replay = |image: &mut Arc<Core>| {
-            let image = Arc::get_mut(image).unwrap_or_else(|| unreachable!("no clone exists yet"));
-            image.replay(cancel).map_err(|error| error.in_file(image.name()))
-        };
+        let pending = self.options.open_pending(path)?;
+        let cancel = self.options.cancel_flag();
+        let image = pending.core();
         let Some(mend) = image.plan_mend()? else {
             // A replay may be all that an earlier, stopped run left to do.
-            replay(&mut image)?;
+            pending.replay(cancel)?;
             return Ok(Losses::default());
         };
         image.check_point()?;
@@ -154,7 +150,7 @@ impl AcceptLoss {
         forecast.add(&at, FileChangeKind::Changed);
         forecast.check()?;
         let mut losses = losses_of(&mend);
-        let text = text_of(&image, &losses);
+        let text = text_of(image, &losses);
         let (report, list) = self.write_report(host, &at, image.bare_storage().as_ref(), &text)?;
         losses.report = Some(report.clone());
         let mut panic = CallerPanic::default();
@@ -165,8 +161,10 @@ impl AcceptLoss {
             return Err(Error::cancelled());
         }
         // A replay changes neither the disk nor the plan. If it is cancelled, nothing was repaired.
-        replay(&mut image).inspect_err(|_| discard(host, &report, list.as_ref()))?;
-        image.mend(&mend)?;
+        let writer =
+            pending.replay(cancel).inspect_err(|_| discard(host, &report, list.as_ref()))?;
+        writer.mend(&mend)?;
+        let image = writer.core();
         // Checked on a fresh view, under the lock that is still held.
         let policy = ImagePolicy {
             lock: Lock::None,
@@ -174,7 +172,7 @@ impl AcceptLoss {
             budget: image.budget().clone(),
             ..ImagePolicy::default()
         };
-        Core::from_storage(Arc::clone(image.bare_storage()), &policy)?.check_claims()?;
+        Core::open(Arc::clone(image.bare_storage()), &policy)?.check_claims()?;
         Ok(losses)
     }
 

@@ -7,10 +7,13 @@ use std::sync::Arc;
 use super::child::{NewChild, place_of, remove, told_of_folder};
 use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
-use crate::disk::{Disk, LayerId};
+use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, LinkPaths};
 use crate::warning::Warning;
+
+use crate::write::LinkPaths;
+use crate::write::OpenImage;
+use crate::write::Writer;
 
 /// Freezes the tip of a chain and continues writing in a new child.
 ///
@@ -82,9 +85,8 @@ impl Checkpoint {
     /// The errors of `run` that are found before anything is changed.
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
-        let tip = op.images().swap_remove(0);
-        let forecast = self.child.forecast(&op, &tip)?;
-        tip.check_claims()?;
+        let forecast = self.child.forecast(&op, &op.images()[0])?;
+        op.check_claims(0)?;
         Ok(forecast)
     }
 
@@ -102,23 +104,24 @@ impl Checkpoint {
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Checkpointed> {
         let op = chain.operate()?;
-        let tip = writable_tip(&op)?;
+        let writer = tip_writer(&op)?;
+        let tip = writer.core();
         // Losses can be accepted only while the tip has no child.
-        tip.check_claims()?;
-        self.child.forecast(&op, &tip)?.check()?;
+        writer.check_claims()?;
+        self.child.forecast(&op, tip)?.check()?;
         report(on, 0, 1)?;
-        let child = self.child.make(&op, &tip)?;
-        let path = path_of(&child)?.to_owned();
-        let (made, frozen) = (child.id(), tip.id());
-        if let Err(error) = switch(&op, &tip, &child) {
-            drop(remove(&op, &child));
+        let child = self.child.make(&op, tip)?;
+        let path = path_of(&child.core)?.to_owned();
+        let (made, frozen) = (child.core.id(), tip.id());
+        if let Err(error) = switch(&op, &writer, &child) {
+            drop(remove(&op, &child.core));
             drop(child);
             // The child's file may remain. A new identity of the tip keeps that child from matching later writes.
-            drop(tip.hand_out_identity());
+            drop(writer.hand_out_identity());
             return Err(error);
         }
-        let mut warnings = told_of_folder(&op, &child);
-        if let Err(error) = op.settle(&tip) {
+        let mut warnings = told_of_folder(&op, &child.core);
+        if let Err(error) = op.settle(&writer) {
             let message = format!("the frozen layer was not closed: {error}");
             let warning = Warning::new("checkpoint.not-closed", tip.name(), message);
             warnings.push(warning.of_layer(frozen));
@@ -127,8 +130,8 @@ impl Checkpoint {
         let _ = report(on, 1, 1);
         // The new tip finds its parent by name.
         let host = op.host().as_ref();
-        place_of(host, &tip, &mut warnings);
-        let path = place_of(host, &child, &mut warnings).unwrap_or(path);
+        place_of(host, tip, &mut warnings);
+        let path = place_of(host, &child.core, &mut warnings).unwrap_or(path);
         Ok(Checkpointed { path, tip: made, frozen, warnings })
     }
 }
@@ -139,27 +142,28 @@ impl Default for Checkpoint {
     }
 }
 
-fn switch(op: &Operation<'_>, tip: &Core, child: &Arc<Core>) -> Result<()> {
+fn switch(op: &Operation<'_>, tip: &Writer, child: &OpenImage) -> Result<()> {
     // Done up front to keep the freeze short: the first writer in the child and the tip's last flush wait for less.
-    child.begin_with_next_identity()?;
-    tip.flush()?;
-    let link = child.parent_link()?.map(|link| link.linkage);
+    let writer = child.writer.as_ref().unwrap_or_else(|| unreachable!("the chain is writable"));
+    writer.begin_with_next_identity()?;
+    tip.commit()?;
+    let link = child.core.parent_link()?.map(|link| link.linkage);
     tip.freeze(|| {
         // A session that began since then has given the tip a new identity.
-        let guid = tip.data_write_guid();
+        let guid = tip.core().data_write_guid();
         if link != Some(guid) {
-            child.relink(guid, None, LinkPaths::Keep)?;
+            writer.relink(guid, None, LinkPaths::Keep)?;
         }
         // Readers need no wait: the bytes they read stay where they are.
-        drop(op.put_on(Arc::clone(child), 0));
+        drop(op.put_on(child, 0));
         Ok(())
     })
 }
 
-fn writable_tip(op: &Operation<'_>) -> Result<Arc<Core>> {
-    let tip = op.images().swap_remove(0);
-    if tip.takes_writes() {
-        return Ok(tip);
+fn tip_writer(op: &Operation<'_>) -> Result<Arc<Writer>> {
+    let tip = &op.images()[0];
+    if let Some(writer) = op.writer().filter(|_| tip.takes_writes()) {
+        return Ok(writer);
     }
     Err(Error::new(ErrorKind::ReadOnly, "checkpoint.read-only", "the tip is open for reading only")
         .in_file(tip.name())

@@ -2,20 +2,20 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use uuid::Uuid;
 
 use super::{FileChangeKind, Forecast};
 use crate::chain::{Operation, path_of};
+use crate::create::CreateOptions;
 use crate::error::{Error, Result};
 use crate::image::Core;
 use crate::storage::{
     self, Access, Host, Removal, Storage, cut_name, folder_of, is_file, real_place,
 };
 use crate::warning::Warning;
-use crate::write::CreateOptions;
+use crate::write::OpenImage;
 
 /// Code of the warning that a file in use has lost its name.
 const RENAMED: &str = "op.renamed";
@@ -64,10 +64,10 @@ impl NewChild {
     }
 
     /// Creates the child, complete and durable, and opens it with the chain's policy.
-    pub(super) fn make(&self, op: &Operation<'_>, parent: &Core) -> Result<Arc<Core>> {
+    pub(super) fn make(&self, op: &Operation<'_>, parent: &Core) -> Result<OpenImage> {
         let path = self.path_over(op.host().as_ref(), parent)?;
         let options = self.options(parent)?;
-        options.create_as(op.host().as_ref(), &path, op.policy()).map(Arc::new)
+        options.create_as(op.host().as_ref(), &path, op.policy(), op.is_writable())
     }
 
     fn options(&self, parent: &Core) -> Result<CreateOptions> {

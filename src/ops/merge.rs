@@ -17,9 +17,13 @@ use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, LinkPaths, MergeMark, MergeState};
+use crate::image::{Core, MergeMark, MergeState};
 use crate::warning::Warning;
-use crate::write::{ItemEdit, OTHER_NAMES};
+use crate::write::check_edits;
+use crate::write::check_size;
+use crate::write::disk_edits;
+use crate::write::locator_edit;
+use crate::write::{ItemEdit, LinkPaths, OTHER_NAMES};
 
 use copy::Meter;
 use foresee::Patience;
@@ -274,10 +278,10 @@ impl Merge {
         refuse_unfinished(&images, steps)?;
         // Refused before anything changes rather than halfway.
         let highest = steps[steps.len() - 1].saturating_sub(1);
-        for image in &images[highest..=lowest] {
+        for (layer, image) in images.iter().enumerate().take(lowest + 1).skip(highest) {
             // What a spent layer has lost is in its parent.
             if !is_spent(image) {
-                image.check_claims()?;
+                op.check_claims(layer)?;
             }
         }
         self.check_states(&images, steps)?;
@@ -307,7 +311,7 @@ impl Merge {
             images[layer].check_states()?;
             let own = images[layer].geometry().size;
             if own != size {
-                images[lowest].check_size(own)?;
+                check_size(&images[lowest], own)?;
             }
             size = own;
         }
@@ -339,25 +343,25 @@ impl Merge {
             let mut way = LinkPaths::Keep;
             if n > 0 {
                 way = paths;
-                of_child.push(vec![child.locator_edit(old, None, way)?]);
+                of_child.push(vec![locator_edit(child, old, None, way)?]);
             }
             if !is_spent(child) {
-                let link = child.locator_edit(old, Some(next), way)?;
+                let link = locator_edit(child, old, Some(next), way)?;
                 let noted = child.merge_mark().and_then(|mark| mark.moved);
                 let mark_of_child =
                     MergeMark { moved: noted, ..self.mark(MergeState::Merging, next, parent) };
                 of_child.push(vec![link, ItemEdit::merge_mark(Some(&mark_of_child))]);
                 // By then the parent has the disk size of the layer below.
-                let mut told = child.disk_edits(&images[layer + 1])?;
+                let mut told = disk_edits(child, &images[layer + 1])?;
                 told.push(mark(MergeState::Target, child));
                 of_parent.extend([told, vec![ItemEdit::merge_mark(None)]]);
             }
             of_child.push(vec![mark(MergeState::Spent, parent)]);
-            child.check_edits(&of_child)?;
+            check_edits(child, &of_child)?;
         }
-        parent.check_edits(&of_parent)?;
+        check_edits(parent, &of_parent)?;
         match steps[steps.len() - 1].checked_sub(1).map(|above| &images[above]) {
-            Some(above) => above.check_edits(&[vec![above.locator_edit(old, None, paths)?]]),
+            Some(above) => check_edits(above, &[vec![locator_edit(above, old, None, paths)?]]),
             None => Ok(()),
         }
     }

@@ -8,10 +8,16 @@ use super::forest::{Finding, Forest, Lead, LeadsTo, Link, Node, NodeId};
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    Core, ImagePolicy, LinkPaths, Lock, ParentLink, check_named, folder, identity_if_any, lock,
-    not_regular, probe_identity, way_to, why_no_image,
+    ImagePolicy, Lock, ParentLink, folder, identity_if_any, lock, not_regular, probe_identity,
+    why_no_image,
 };
+use crate::names::way_to;
+use crate::storage::LockMode;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
+use crate::write::Pending;
+use crate::write::WritePolicy;
+use crate::write::locator_edit;
+use crate::write::{LinkPaths, check_named};
 
 /// Updates recorded parent paths that no longer lead to the parent.
 ///
@@ -266,7 +272,7 @@ impl Relink {
         };
         let above = forest.layers(parent);
         if above.contains(&child) {
-            let message = "the file with the identity of the parent is a descendant of the image";
+            let message = "the file with the identity of its parent has it for an ancestor itself";
             return Err(
                 refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above))
             );
@@ -289,12 +295,12 @@ impl RelinkedImage {
     fn relink(&self, host: &dyn Host) -> Result<()> {
         let failed = |error| Error::io("file.open", "cannot open the file", error).limits_named();
         let storage = host.open(&self.path, Access::ReadWrite).map_err(failed)?;
-        let locked = ImagePolicy { writable: true, ..ImagePolicy::default() };
-        lock(storage.as_ref(), &locked, &mut Vec::new())?;
+        lock(storage.as_ref(), Lock::default(), LockMode::Exclusive, &mut Vec::new())?;
         check_named(host, storage.as_ref())?;
         // The lock is already held. Children are not searched for: what they know the image by does not change.
-        let policy = ImagePolicy { lock: Lock::None, replay_later: true, ..locked };
-        let mut image = Core::from_storage(storage, &policy)?;
+        let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
+        let pending = Pending::open(storage, &WritePolicy::of(policy), Vec::new())?;
+        let image = pending.core();
         let parent = host.open(&self.parent, Access::Read);
         let parent = parent.map_err(|error| failed(error).in_path(&self.parent))?;
         let guid = probe_identity(parent.as_ref())?;
@@ -310,10 +316,10 @@ impl RelinkedImage {
         let paths = LinkPaths::To { host, parent: &self.parent, file };
         // Every refusal comes before a pending log is replayed.
         image.check_claims()?;
-        image.locator_edit(link.linkage, link.linkage2, paths)?;
-        image.replay(None).map_err(|error| error.in_file(image.name()))?;
-        image.relink(link.linkage, link.linkage2, paths)?;
-        image.close()
+        locator_edit(image, link.linkage, link.linkage2, paths)?;
+        let writer = pending.replay(None)?;
+        writer.relink(link.linkage, link.linkage2, paths)?;
+        writer.close()
     }
 }
 

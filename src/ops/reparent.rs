@@ -13,12 +13,18 @@ use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end
 use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, LinkPaths, Lock, LogPolicy, Owner, check_named, lock};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Owner, lock};
 use crate::options::OpenOptions;
+use crate::storage::LockMode;
 use crate::storage::{Access, FileId, Storage};
 use crate::types::DiskOffset;
 use crate::warning::Warning;
-use crate::write::ItemEdit;
+use crate::write::OpenImage;
+use crate::write::WritePolicy;
+use crate::write::Writer;
+use crate::write::edit_len;
+use crate::write::locator_edit;
+use crate::write::{ItemEdit, LinkPaths, check_named};
 
 /// Code of the refusal if the old parent cannot be read.
 const PARENT_LOST: &str = "reparent.parent-lost";
@@ -112,7 +118,7 @@ impl Reparent {
         let path = asked.storage.path().unwrap_or(image.as_ref());
         let mut forecast = Forecast::on(asked.options.host_used().as_ref(), path)?;
         forecast.add(path, FileChangeKind::Changed);
-        forecast.written = asked.image.edit_len(&[asked.link()?])?;
+        forecast.written = edit_len(&asked.image, &[asked.link()?])?;
         match self.unproven {
             true => drop(asked.refuse_children()?),
             false => forecast.read = asked.bytes_to_read()?,
@@ -174,13 +180,12 @@ impl Asked {
         let base = options.open(&asked.base)?;
         // Before locking: an image among its own ancestors is open for reading here and would refuse the lock.
         check_no_loop(&options, storage.as_ref(), &base)?;
-        let policy = ImagePolicy {
-            writable: access == Access::ReadWrite,
-            children: None,
-            ..options.policies().0.clone()
+        let mode = match access {
+            Access::ReadWrite => LockMode::Exclusive,
+            Access::Read => LockMode::Shared,
         };
         let mut warnings = Vec::new();
-        lock(storage.as_ref(), &policy, &mut warnings)
+        lock(storage.as_ref(), options.policies().0.lock, mode, &mut warnings)
             .map_err(|error| error.in_file(storage.name()))?;
         // Before the lock, the name could still have been given to another file.
         check_named(host.as_ref(), storage.as_ref())
@@ -198,7 +203,7 @@ impl Asked {
 
     /// Returns the metadata edit that links the image to the new parent.
     fn link(&self) -> Result<ItemEdit> {
-        self.image.locator_edit(self.base.tip_image().data_write_guid(), None, self.paths()?)
+        locator_edit(&self.image, self.base.tip_image().data_write_guid(), None, self.paths()?)
     }
 
     /// Returns the paths to the new parent.
@@ -303,7 +308,10 @@ impl Asked {
     /// Opens the disk below the image, or returns `None` if it cannot be opened and the image leaves no bytes to it.
     fn old_parent(&self) -> Result<Option<DiffChain>> {
         let opened = look(&self.storage, &self.options, false)
-            .and_then(|image| self.options.open_chain(crate::VhdxFile::own(image)))
+            .and_then(|core| {
+                let image = OpenImage { core: Arc::new(core), writer: None };
+                self.options.open_chain(crate::VhdxFile::own(image))
+            })
             .and_then(|chain| chain.view(chain.layers()[1].id));
         match opened {
             Ok(old) => Ok(Some(old)),
@@ -352,40 +360,31 @@ impl Asked {
         let Self { options, storage, image, any_locator, base, base_path, mut warnings } = self;
         drop(image);
         // The lock is already held. Children are not searched for: what they know the image by does not change.
-        let policy = ImagePolicy {
-            writable: true,
-            children: None,
-            lock: Lock::None,
-            any_locator,
-            ..options.policies().0.clone()
-        };
-        let image = Core::from_storage(storage, &policy)?;
+        let policy = ImagePolicy { lock: Lock::None, any_locator, ..options.policies().0.clone() };
+        let policy = WritePolicy { image: policy, cancel: None, children: None };
+        let writer = Writer::open(storage, &policy, Vec::new())?;
+        let image = writer.core();
         warnings.extend(image.warnings().iter().cloned());
         if is_another {
             // First: after a crash in between, the disk is the same under a new identity.
-            image.begin_with_next_identity()?;
+            writer.begin_with_next_identity()?;
         }
         let linkage = base.tip_image().data_write_guid();
         let file = file_id(base.tip_image().bare_storage().as_ref())?;
         let host = options.host_used().as_ref();
-        image.relink(linkage, None, LinkPaths::To { host, parent: &base_path, file })?;
-        image.close()?;
+        writer.relink(linkage, None, LinkPaths::To { host, parent: &base_path, file })?;
+        writer.close()?;
         let known = image.path().map(Path::to_path_buf).unwrap_or_default();
         place_of(host, &base.tip_image(), &mut warnings);
-        let path = place_of(host, &image, &mut warnings).unwrap_or(known);
+        let path = place_of(host, image, &mut warnings).unwrap_or(known);
         Ok(Reparented { path, parent: base_path, linkage, proven, unproven, warnings })
     }
 }
 
 /// Opens the image for reading, under a lock that is already held.
 fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) -> Result<Core> {
-    let policy = ImagePolicy {
-        lock: Lock::None,
-        children: None,
-        any_locator,
-        ..options.policies().0.clone()
-    };
-    Core::from_storage(Arc::clone(storage), &policy)
+    let policy = ImagePolicy { lock: Lock::None, any_locator, ..options.policies().0.clone() };
+    Core::open(Arc::clone(storage), &policy)
 }
 
 /// The ranges of the disk that the image leaves to its parent, in order.

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use super::child::{NewChild, Removed, dangling, place_of, remove, told_of_folder};
 use super::{FileChangeKind, Forecast, Progress, report};
-use crate::chain::{DiffChain, Operation, path_of};
+use crate::chain::{DiffChain, Operation, Retired, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Lock};
 use crate::storage::{LockMode, LockOutcome};
 use crate::warning::Warning;
+use crate::write::OpenImage;
 use crate::write::children_unknown;
 
 /// Returns to an earlier point of a chain by putting a new child on that layer, which becomes the tip.
@@ -133,16 +134,16 @@ impl Revert {
             self.child.time = known.time;
         }
         let parent = Arc::clone(&images[point]);
-        let (child, path, retired) = self.switch(&op, &images[0], &parent, point)?;
+        let writer = op.writer();
+        let (child, path, retired) = self.switch(&op, &parent, point)?;
+        let child = child.core;
         let mut reverted = Reverted {
             path,
             tip: child.id(),
             removed: Vec::new(),
             warnings: told_of_folder(&op, &child),
         };
-        if images[0].is_writable()
-            && let Err(error) = images[0].close()
-        {
+        if let Some(Err(error)) = writer.map(|writer| writer.close()) {
             let message = format!("the old tip was not closed: {error}");
             let warning = Warning::new("revert.not-closed", images[0].name(), message);
             reverted.warnings.push(warning.of_layer(images[0].id()));
@@ -192,19 +193,21 @@ impl Revert {
     fn switch(
         &self,
         op: &Operation<'_>,
-        tip: &Core,
-        parent: &Arc<Core>,
+        parent: &Core,
         point: usize,
-    ) -> Result<(Arc<Core>, PathBuf, crate::chain::Retired)> {
+    ) -> Result<(OpenImage, PathBuf, Retired)> {
         let child = self.child.make(op, parent)?;
-        let path = path_of(&child)?.to_owned();
-        let switch = || Ok(op.put_on(Arc::clone(&child), point));
+        let path = path_of(&child.core)?.to_owned();
+        let switch = || Ok(op.put_on(&child, point));
         // Writers in progress continue in the new tip.
-        let switched = if tip.takes_writes() { tip.freeze(switch) } else { switch() };
+        let switched = match op.writer().filter(|writer| writer.core().takes_writes()) {
+            Some(writer) => writer.freeze(switch),
+            None => switch(),
+        };
         match switched {
             Ok(retired) => Ok((child, path, retired)),
             Err(error) => {
-                drop(remove(op, &child));
+                drop(remove(op, &child.core));
                 drop(child);
                 Err(error)
             }
@@ -262,7 +265,7 @@ impl Revert {
 
 /// Refuses to remove a file that others write to, if the chain was opened without a lock that excludes them.
 fn refuse_written(op: &Operation<'_>, image: &Core) -> Result<()> {
-    if image.is_writable() || !matches!(op.policy().lock, Lock::Try | Lock::None) {
+    if image.is_written() || !matches!(op.policy().lock, Lock::Try | Lock::None) {
         return Ok(());
     }
     let storage = image.bare_storage();

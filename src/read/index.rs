@@ -122,7 +122,7 @@ impl Stack {
         let layers = &self.layers[from..];
         let Link { image: top, stack, span, .. } = layers.first()?;
         let size = top.layout().size();
-        let is_worth_it = layers.len() > 1 || top.is_writable();
+        let is_worth_it = layers.len() > 1 || top.is_written();
         if !is_worth_it || layers.len() > word::LAYERS || at.0 >= size {
             return None;
         }

@@ -205,7 +205,7 @@ impl Stack {
 
     pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         let tip = self.tip();
-        if self.links().len() == 1 && !tip.is_writable() {
+        if self.links().len() == 1 && !tip.is_written() {
             return tip.read_at(buf, offset);
         }
         let len = buf.len() as u64;

@@ -140,7 +140,7 @@ impl Overlay {
             if is_stopped() {
                 return Ok(false);
             }
-            // Holes are zeros already, and filling them may take more space than there is.
+            // Holes are zeros already, and may be more than the host has room for.
             let Some(data) = self.base.next_data(at)? else { break };
             at = data.start.max(at);
             let end = data.end.min(range.end).min(at.saturating_add(ZERO_AT_ONCE));

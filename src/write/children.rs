@@ -192,7 +192,7 @@ impl ChildSearch {
         let policy = ImagePolicy { lock: Lock::None, any_locator: true, ..ImagePolicy::default() };
         let without_log = ImagePolicy { log: LogPolicy::Ignore, ..policy.clone() };
         let link = |policy: &ImagePolicy| {
-            let image = Core::from_storage(Arc::clone(&storage), policy)?;
+            let image = Core::open(Arc::clone(&storage), policy)?;
             image.parent_link()
         };
         let is_of_host = |error: &Error| matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse);

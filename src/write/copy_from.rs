@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 
-use super::Writer;
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::image::Core;
 use crate::types::{DiskOffset, FileOffset, MIB};
@@ -75,7 +75,7 @@ impl Payload<'_> {
     }
 }
 
-impl Core {
+impl Writer {
     /// Writes whole sectors at `at`, as [`write_at`](crate::Disk::write_at) does, that lie at `from_at` in the
     /// file of another image. Durable after a flush. The caller [pins](Self::pin) the other image from
     /// before that place was looked up.
@@ -86,11 +86,11 @@ impl Core {
         &self,
         at: DiskOffset,
         len: u64,
-        from: &Self,
+        from: &Core,
         from_at: FileOffset,
         copier: &Copier,
     ) -> Result<()> {
-        let sector = self.layout.sector_size();
+        let sector = self.core.layout.sector_size();
         debug_assert!(at.0.is_multiple_of(sector) && len.is_multiple_of(sector), "whole sectors");
         self.write_whole(Payload::There { len, from, at: from_at, copier }, at)
     }
@@ -197,13 +197,13 @@ mod tests {
             .unwrap()
     }
 
-    fn take_all(parent: &Core, child: &Core, copier: &Copier) -> Result<u64> {
+    fn take_all(parent: &crate::VhdxFile, child: &crate::VhdxFile, copier: &Copier) -> Result<u64> {
         let mut taken = 0;
         for extent in child.extents(0..SIZE) {
             let extent = extent?;
             if let Source::Data { at, .. } = extent.source {
                 let len = extent.range.end - extent.range.start;
-                parent.take(DiskOffset(extent.range.start), len, child, at, copier)?;
+                parent.its_writer().take(DiskOffset(extent.range.start), len, child, at, copier)?;
                 taken += len;
             }
         }
@@ -346,7 +346,10 @@ mod tests {
         let image = open(&here, true);
         let copier = Copier::new(true);
         for (at, first) in [(0, 0), (3 * MIB, 512), (MIB + 512, 7 * MIB)] {
-            image.take(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier).unwrap();
+            image
+                .its_writer()
+                .take(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier)
+                .unwrap();
             let mut found = vec![0; LEN as usize];
             image.read_at(&mut found, at).unwrap();
             assert!(found == bytes[first as usize..(first + LEN) as usize]);
@@ -354,14 +357,14 @@ mod tests {
         assert_eq!(copier.shared(), 0);
         let before = naively(&[bytes_of(&*here)]).len();
         let late = FileOffset::new(end + (16 << 20) - 3 * MIB);
-        let error = image.take(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
+        let error = image.its_writer().take(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.read"), "{error}");
         let mut found = vec![0; 3 << 20];
         image.read_at(&mut found, 0).unwrap();
         assert!(found == bytes[13 << 20..], "what came before");
         // And goes on.
         let first = FileOffset::new(end);
-        image.take(DiskOffset(0), LEN, &from, first, &copier).unwrap();
+        image.its_writer().take(DiskOffset(0), LEN, &from, first, &copier).unwrap();
         image.close().unwrap();
         let found = naively(&[bytes_of(&*here)]);
         assert!(found[..LEN as usize] == bytes[..LEN as usize] && found.len() == before);
@@ -378,12 +381,13 @@ mod tests {
             let (image, other) = (open(&parent, true), open(&child, false));
             let end = FileOffset::new(child.len().unwrap());
             let copier = Copier::new(share);
-            let error = image.take(DiskOffset(MIB), 4096, &other, end, &copier).unwrap_err();
+            let error =
+                image.its_writer().take(DiskOffset(MIB), 4096, &other, end, &copier).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-            let outside = image.take(DiskOffset(SIZE), 512, &other, FileOffset::new(0), &copier);
+            let outside =
+                image.its_writer().take(DiskOffset(SIZE), 512, &other, FileOffset::new(0), &copier);
             assert_eq!(outside.unwrap_err().kind(), ErrorKind::InvalidInput);
-            let read_only = other.take(DiskOffset(0), 512, &image, FileOffset::new(0), &copier);
-            assert_eq!(read_only.unwrap_err().kind(), ErrorKind::ReadOnly);
+            assert!(other.writer().is_none(), "what is read alone takes nothing");
         }
     }
 }

@@ -12,10 +12,10 @@ use uuid::Uuid;
 
 use super::ItemEdit;
 use crate::format::metadata::ItemFlags;
-use crate::image::LinkPaths;
 use crate::outcomes::{Depth, Explorer};
 use crate::sim::{Event, FOLDER, Files, SimHost};
 use crate::storage::Host;
+use crate::write::{LinkPaths, locator_edit};
 use crate::{Budget, Disk, MergeMark, MergeState, OpenOptions, VhdxFile, Zeroing};
 
 const MIB: u64 = 1 << 20;
@@ -227,7 +227,8 @@ fn an_edit_of_the_metadata_is_whole_or_not_there() {
     child.put(1, Block::partial_runs(Data::Pattern(1), &[(0, 9)]));
     let mut history = History::new(&[base, child], around(&[0, MIB, 2 * MIB, 3 * MIB]));
     let image = history.open();
-    let link = || image.locator_edit(Uuid::from_u128(5), Some(Uuid::from_u128(6)), LinkPaths::Keep);
+    let link =
+        || locator_edit(&image, Uuid::from_u128(5), Some(Uuid::from_u128(6)), LinkPaths::Keep);
     let mark = MergeMark {
         state: MergeState::Merging,
         other: Uuid::from_u128(6),
@@ -236,19 +237,22 @@ fn an_edit_of_the_metadata_is_whole_or_not_there() {
         moved: None,
     };
     history.step(|| {
-        image.edit_metadata(&[link().unwrap(), ItemEdit::merge_mark(Some(&mark))]).unwrap();
+        image
+            .its_writer()
+            .edit_metadata(&[link().unwrap(), ItemEdit::merge_mark(Some(&mark))])
+            .unwrap();
     });
     // Several pages, and others of the tables along with them.
-    history.step(|| image.edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap());
+    history.step(|| image.its_writer().edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap());
     history.step(|| {
         image.write_at(&[7; 512], 2 * MIB).unwrap();
         image.flush().unwrap();
     });
-    history.step(|| image.edit_metadata(&[note(1, 5000), note(3, 6000)]).unwrap());
+    history.step(|| image.its_writer().edit_metadata(&[note(1, 5000), note(3, 6000)]).unwrap());
     history.step(|| {
-        let link = image.locator_edit(Uuid::from_u128(7), None, LinkPaths::Keep).unwrap();
+        let link = locator_edit(&image, Uuid::from_u128(7), None, LinkPaths::Keep).unwrap();
         let gone = ItemEdit::Remove { item: Uuid::from_u128(1), is_user: true };
-        image.edit_metadata(&[link, gone, ItemEdit::merge_mark(None)]).unwrap();
+        image.its_writer().edit_metadata(&[link, gone, ItemEdit::merge_mark(None)]).unwrap();
     });
     history.step(|| image.close().unwrap());
     drop(image);
@@ -341,10 +345,10 @@ fn an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there() {
     // What else is changed may be there or not.
     let mut history = History::new(&[base, child], []);
     let image = history.open();
-    history.step(|| image.edit_metadata(&[note(1, 100)]).unwrap());
+    history.step(|| image.its_writer().edit_metadata(&[note(1, 100)]).unwrap());
     history.step(|| {
         change_pages(&image, MOST - 1);
-        image.edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap();
+        image.its_writer().edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap();
     });
     drop(image);
     assert!(history.explore_entries("an edit and many pages") > ENOUGH / 8);
@@ -368,12 +372,12 @@ fn a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other() {
         }
         let mut history = History::new(&[base.clone(), child], around(&[small, behind * MIB]));
         let image = history.open();
-        history.step(|| image.edit_metadata(&[note(1, 100)]).unwrap());
+        history.step(|| image.its_writer().edit_metadata(&[note(1, 100)]).unwrap());
         history.step(|| {
             change_pages(&image, MOST - 2);
             // In the page that the new size changes too.
             image.write_zeroes((last - 3) * MIB..(last - 2) * MIB, Zeroing::MayUnmap).unwrap();
-            image.resize(new).unwrap();
+            image.its_writer().resize(new).unwrap();
         });
         drop(image);
         let what = format!("many pages, and {old} to {new}");
@@ -388,10 +392,10 @@ fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
     for size in sizes {
         let mut after = None;
         history.step(|| {
-            image.resize(*size).unwrap();
-            after = Some(image.again().unwrap());
+            image.its_writer().resize(*size).unwrap();
+            after = Some(image.its_writer().again().unwrap());
         });
-        image = VhdxFile::own(after.unwrap());
+        image = VhdxFile::own(after.unwrap().into());
     }
     let end = sizes[sizes.len() - 1];
     history.step(|| {

@@ -7,52 +7,51 @@
 
 use std::sync::atomic::Ordering;
 
+use super::growth::Frozen;
 use super::session::Session;
-use super::{Frozen, Writer};
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::format::bat::ENTRY_LEN;
 use crate::format::log_entry::Change;
-use crate::image::Core;
 use crate::tables::PAGE;
 use crate::tables::{PageKind, Snapshot};
 use crate::types::{BatIndex, FileOffset, MIB};
 
-impl Core {
+impl Writer {
     /// Makes every write that returned before this call durable. Calls that wait for each other share
     /// one commit.
-    pub(crate) fn commit(&self, writer: &Writer) -> Result<()> {
-        writer.flushes.ask(&writer.session, |session| {
-            writer.check()?;
-            let done = self.commit_session(writer, session);
-            done.map_err(|error| writer.poisoned_by(error))
+    pub(crate) fn commit(&self) -> Result<()> {
+        self.flushes.ask(&self.session, |session| {
+            self.check()?;
+            let done = self.commit_session(session);
+            done.map_err(|error| self.poisoned_by(error))
         })
     }
 
-    fn commit_session(&self, writer: &Writer, session: &mut Session) -> Result<()> {
-        let has_payload = writer.payload_written.swap(false, Ordering::AcqRel);
-        if !has_payload && !writer.tables.read().any_dirty() {
+    fn commit_session(&self, session: &mut Session) -> Result<()> {
+        let has_payload = self.payload_written.swap(false, Ordering::AcqRel);
+        if !has_payload && !self.feed.changed.read().any_dirty() {
             return Ok(());
         }
         // The file keeps its length until the last entry is written: each entry names one that is
         // durable and one that everything it refers to fits in.
-        let frozen = writer.space.freeze();
-        self.apply(writer)?;
+        let frozen = self.space.freeze();
+        self.apply()?;
         // First what was freed, then the snapshot: the changes that freed it are in there.
-        let freed = writer.space.take_freed();
-        let pages = writer.tables.write().snapshot();
-        sync(writer, session)?;
+        let freed = self.space.take_freed();
+        let pages = self.feed.changed.write().snapshot();
+        self.sync(session)?;
         if !pages.is_empty() {
-            self.log_pages(writer, session, pages, frozen)?;
+            self.log_pages(session, pages, frozen)?;
         }
         if let Some(freed) = freed {
-            writer.space.reuse(freed);
+            self.space.reuse(freed);
         }
         Ok(())
     }
 
     fn log_pages(
         &self,
-        writer: &Writer,
         session: &mut Session,
         pages: Vec<Snapshot>,
         frozen: Frozen<'_>,
@@ -64,24 +63,24 @@ impl Core {
         let mut frozen = Some(frozen);
         for (i, group) in groups.into_iter().enumerate() {
             if i > 0 {
-                self.apply(writer)?;
-                sync(writer, session)?;
+                self.apply()?;
+                self.sync(session)?;
             }
             if !session.log.as_ref().is_some_and(|log| log.fits(group.len())) {
-                append(writer, session, &[])?.durable(writer, session)?;
+                self.append(session, &[])?.durable(self, session)?;
             }
-            let entry = append(writer, session, &group)?;
+            let entry = self.append(session, &group)?;
             if i == last {
                 frozen.take();
             }
-            entry.durable(writer, session)?;
-            self.note_logged(writer, group);
+            entry.durable(self, session)?;
+            self.note_logged(group);
         }
         Ok(())
     }
 
-    fn note_logged(&self, writer: &Writer, group: Vec<Snapshot>) {
-        let mut changed = writer.tables.write();
+    fn note_logged(&self, group: Vec<Snapshot>) {
+        let mut changed = self.feed.changed.write();
         for page in group {
             changed.logged(page.at, page.page);
         }
@@ -116,12 +115,12 @@ impl Core {
     fn with_bitmaps_only(&self, new: &Snapshot) -> Result<Option<Snapshot>> {
         let mut page = match &new.before {
             Some(before) => before.clone(),
-            None => self.page_in_file(FileOffset::new(new.at))?,
+            None => self.core.page_in_file(FileOffset::new(new.at))?,
         };
-        let first = (new.at - self.bat.offset.get()) / ENTRY_LEN;
+        let first = (new.at - self.core.bat.offset.get()) / ENTRY_LEN;
         let mut is_changed = false;
         for i in 0..PAGE / ENTRY_LEN {
-            if self.layout.is_bitmap_index(BatIndex(first + i)) {
+            if self.core.layout.is_bitmap_index(BatIndex(first + i)) {
                 let place = (i * ENTRY_LEN) as usize..((i + 1) * ENTRY_LEN) as usize;
                 is_changed |= page[place.clone()] != new.page[place.clone()];
                 page[place.clone()].copy_from_slice(&new.page[place]);
@@ -131,23 +130,42 @@ impl Core {
     }
 
     /// Writes the pages that the log has to their places. That is durable after the next flush.
-    pub(super) fn apply(&self, writer: &Writer) -> Result<()> {
-        let pages = writer.tables.read().to_apply();
+    pub(super) fn apply(&self) -> Result<()> {
+        let pages = self.feed.changed.read().to_apply();
         if pages.is_empty() {
             return Ok(());
         }
         for (at, page) in &pages {
-            writer.file.write_at(&page[..], *at).map_err(|error| {
+            self.file.write_at(&page[..], *at).map_err(|error| {
                 Error::io("table.write", "cannot write a page of the block tables", error).at(*at)
             })?;
         }
         // From here on what was read from the file before does not enter the cache, and what did is
         // dropped before the changed pages stop hiding it.
-        writer.tables.next_epoch();
+        self.feed.changed.next_epoch();
         for (at, _) in &pages {
-            self.budget.drop_page(self.id, FileOffset::new(*at));
+            self.core.budget.drop_page(self.core.id, FileOffset::new(*at));
         }
-        writer.tables.write().applied(&pages);
+        self.feed.changed.write().applied(&pages);
+        Ok(())
+    }
+
+    fn append(&self, session: &mut Session, pages: &[Snapshot]) -> Result<Pending> {
+        let changes = pages
+            .iter()
+            .map(|page| Change::Sector { at: FileOffset::new(page.at), bytes: page.page.clone() });
+        let (flushed, last) =
+            (session.flushed_len / MIB * MIB, self.file_len().next_multiple_of(MIB));
+        let Some(log) = &mut session.log else { unreachable!("a change began the session") };
+        let entry = log.append(self.file.as_ref(), changes.collect(), flushed, last)?;
+        self.tally.log_bytes.add(entry.length);
+        Ok(Pending(entry))
+    }
+
+    fn sync(&self, session: &mut Session) -> Result<()> {
+        let len = self.file_len();
+        self.flush_file()?;
+        session.flushed_len = len;
         Ok(())
     }
 }
@@ -158,29 +176,10 @@ struct Pending(crate::log::Appended);
 
 impl Pending {
     fn durable(self, writer: &Writer, session: &mut Session) -> Result<()> {
-        sync(writer, session)?;
+        writer.sync(session)?;
         if let Some(log) = &mut session.log {
             log.retire(&self.0);
         }
         Ok(())
     }
-}
-
-fn append(writer: &Writer, session: &mut Session, pages: &[Snapshot]) -> Result<Pending> {
-    let changes = pages
-        .iter()
-        .map(|page| Change::Sector { at: FileOffset::new(page.at), bytes: page.page.clone() });
-    let (flushed, last) =
-        (session.flushed_len / MIB * MIB, writer.file_len().next_multiple_of(MIB));
-    let Some(log) = &mut session.log else { unreachable!("a change began the session") };
-    let entry = log.append(writer.file.as_ref(), changes.collect(), flushed, last)?;
-    writer.tally.log_bytes.add(entry.length);
-    Ok(Pending(entry))
-}
-
-fn sync(writer: &Writer, session: &mut Session) -> Result<()> {
-    let len = writer.file_len();
-    writer.flush()?;
-    session.flushed_len = len;
-    Ok(())
 }

@@ -21,8 +21,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
+use super::writer::Writer;
 use crate::error::{Error, Result};
-use crate::image::Core;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// Changes are marked by so many bytes, as long as there is room for that.
@@ -32,7 +32,7 @@ pub(crate) const GRAIN: u64 = 64 << 10;
 const MOST_WORDS: u64 = 1 << 16;
 
 /// Makes a change once more in another image, and says how many bytes of data that took.
-pub(super) type Again<'a> = &'a dyn Fn(&Core) -> Result<u64>;
+pub(super) type Again<'a> = &'a dyn Fn(&Writer) -> Result<u64>;
 
 /// Follows the changes of an image. See the module.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) struct Follow {
     /// Bytes are no longer held.
     freed: Condvar,
     /// Named while all changes are kept out.
-    mirror: OnceLock<Arc<Core>>,
+    mirror: OnceLock<Arc<Writer>>,
     mirrored: AtomicU64,
     is_broken: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -151,7 +151,7 @@ impl Follow {
     }
 
     /// The changes to come are made in `mirror` too. The caller keeps all changes out.
-    pub(super) fn name_mirror(&self, mirror: Arc<Core>) {
+    pub(super) fn name_mirror(&self, mirror: Arc<Writer>) {
         // There is one for good.
         drop(self.mirror.set(mirror));
     }
@@ -198,7 +198,7 @@ impl Follow {
         Duration::from_micros(self.delay.load(Ordering::Relaxed))
     }
 
-    fn mirror(&self, mirror: &Core, again: Again<'_>) -> bool {
+    fn mirror(&self, mirror: &Writer, again: Again<'_>) -> bool {
         match again(mirror) {
             Ok(bytes) => {
                 self.mirrored.fetch_add(bytes, Ordering::SeqCst);
@@ -342,17 +342,17 @@ mod tests {
     use crate::types::MIB;
     use crate::{CreateOptions, Disk, OpenOptions, Zeroing};
 
-    fn image(storage: Arc<dyn Storage>, size: u64) -> Arc<Core> {
+    fn image(storage: Arc<dyn Storage>, size: u64) -> crate::VhdxFile {
         let options = CreateOptions::dynamic(size).block_size(1 << 20);
         drop(options.create_in(&LocalHost, Arc::clone(&storage)).unwrap());
-        OpenOptions::new().writable(true).open_file(storage).unwrap().into_image().0
+        OpenOptions::new().writable(true).open_file(storage).unwrap()
     }
 
     fn memory() -> Arc<dyn Storage> {
         Arc::new(MemStorage::new(Vec::new()))
     }
 
-    fn flat(image: &Core) -> Vec<u8> {
+    fn flat(image: &crate::VhdxFile) -> Vec<u8> {
         let mut bytes = vec![0; image.geometry().size as usize];
         image.read_at(&mut bytes, 0).unwrap();
         bytes
@@ -443,7 +443,7 @@ mod tests {
     fn who_meets_the_copier_or_another_waits_and_others_do_not() {
         let image = image(memory(), 8 * MIB);
         let follow = Follow::new(8 * MIB, 512);
-        follow.name_mirror(Arc::clone(&image));
+        follow.name_mirror(Arc::clone(image.its_writer()));
         let held = follow.take(MIB);
         assert!(follow.hold(&(MIB..MIB + 1)));
         let done = AtomicUsize::new(0);
@@ -477,7 +477,7 @@ mod tests {
                 let at = rng.below(SIZE - 100_000);
                 image.write_at(&[rng.next_u64() as u8; 100_000], at).unwrap();
             }
-            let follow = image.follow_changes().unwrap();
+            let follow = image.its_writer().follow_changes();
             let copy = |range: Range<u64>| {
                 let mut at = range.start;
                 while at < range.end {
@@ -513,13 +513,13 @@ mod tests {
                     });
                 }
                 copy(0..SIZE);
-                image.mirror_changes(&follow, &mirror).unwrap();
+                image.its_writer().mirror_changes(&follow, mirror.its_writer());
                 while let Some(run) = follow.next() {
                     copy(run);
                 }
                 std::thread::sleep(Duration::from_millis(30));
                 assert_eq!(follow.to_copy(), 0, "nothing is left behind once it is mirrored");
-                image.freeze(|| Ok(())).unwrap();
+                image.its_writer().freeze(|| Ok(())).unwrap();
             });
             follow.check().unwrap();
             assert!(follow.mirrored() > 0);
@@ -560,9 +560,9 @@ mod tests {
         let full = Arc::new(Full(MemStorage::new(Vec::new()), AtomicBool::new(false)));
         let (image, mirror) = (image(memory(), 8 * MIB), image(full.clone(), 8 * MIB));
         mirror.write_at(&[1], 0).unwrap();
-        let follow = image.follow_changes().unwrap();
+        let follow = image.its_writer().follow_changes();
         drop(follow.take(8 * MIB));
-        image.mirror_changes(&follow, &mirror).unwrap();
+        image.its_writer().mirror_changes(&follow, mirror.its_writer());
         image.write_at(&[2; 512], 0).unwrap();
         assert_eq!((follow.to_copy(), follow.mirrored()), (0, 512));
         full.1.store(true, Ordering::SeqCst);
@@ -575,7 +575,7 @@ mod tests {
         full.1.store(false, Ordering::SeqCst);
         image.write_at(&[5; 512], MIB).unwrap();
         assert_eq!((follow.to_copy(), follow.mirrored()), (3 * GRAIN, 512));
-        image.stop_following();
+        image.its_writer().stop_following();
         image.write_at(&[5; 512], 2 * MIB).unwrap();
         assert_eq!(follow.to_copy(), 3 * GRAIN);
     }
@@ -586,9 +586,9 @@ mod tests {
         let full = Arc::new(Full(MemStorage::new(Vec::new()), AtomicBool::new(false)));
         let (image, mirror) = (image(full.clone(), 8 * MIB), image(memory(), 8 * MIB));
         image.write_at(&[1; 512], 0).unwrap();
-        let follow = image.follow_changes().unwrap();
+        let follow = image.its_writer().follow_changes();
         drop(follow.take(8 * MIB));
-        image.mirror_changes(&follow, &mirror).unwrap();
+        image.its_writer().mirror_changes(&follow, mirror.its_writer());
         full.1.store(true, Ordering::SeqCst);
         image.write_at(&[3; 512], 512).unwrap_err();
         assert_eq!(runs(&follow), std::slice::from_ref(&(0..GRAIN)));

@@ -8,8 +8,8 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use super::follow::Follow;
+use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::Core;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Lets changes in, unless it is closed.
@@ -50,10 +50,6 @@ impl Gate {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_closed(&self) -> bool {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).is_closed
-    }
-
     /// Waits for all changes under way, and keeps others out until the guard is dropped.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
@@ -83,7 +79,7 @@ impl Entered<'_> {
     pub(super) fn leave(
         mut self,
         done: Result<()>,
-        again: &dyn Fn(&Core) -> Result<u64>,
+        again: &dyn Fn(&Writer) -> Result<u64>,
     ) -> Result<()> {
         self.is_told = true;
         let Some(follow) = &self.state.follow else { return done };
@@ -111,8 +107,7 @@ fn frozen() -> Error {
     Error::new(ErrorKind::ReadOnly, "image.frozen", message)
 }
 
-#[allow(dead_code)] // for operations on chains that are in use
-impl Core {
+impl Writer {
     /// Has the image stay as it is from here on: waits for the changes under way, makes all durable, calls
     /// `under` and, when that succeeds, refuses every later change with `image.frozen`, those that wait
     /// included. When it fails, all goes on as before. Reading, flushing and closing go on in any case.
@@ -129,50 +124,46 @@ impl Core {
         &self,
         under: impl FnOnce() -> Result<Option<R>>,
     ) -> Result<Option<R>> {
-        let writer = self.writer()?;
-        let mut alone = writer.ops.write();
+        let mut alone = self.gate.write();
         if alone.is_closed {
-            return Err(frozen().in_file(self.name()));
+            return Err(frozen().in_file(self.core.name()));
         }
-        self.commit(writer)?;
+        self.commit()?;
         let done = under()?;
-        alone.close(done.is_some());
+        self.close_gate(&mut alone, done.is_some());
         Ok(done)
-    }
-
-    /// Whether the image may be written to, and is not frozen.
-    pub(crate) fn takes_writes(&self) -> bool {
-        self.writer.as_ref().is_some_and(|writer| !writer.ops.is_closed())
     }
 
     /// Lets changes in again after a [`freeze`](Self::freeze).
     #[cfg(all(test, not(loom)))]
-    pub(crate) fn thaw(&self) -> Result<()> {
-        self.writer()?.ops.write().close(false);
-        Ok(())
+    pub(crate) fn thaw(&self) {
+        self.close_gate(&mut self.gate.write(), false);
+    }
+
+    /// Refuses all changes to come, or lets them in again.
+    pub(super) fn close_gate(&self, state: &mut State, yes: bool) {
+        state.close(yes);
+        self.feed.freeze(yes);
     }
 
     /// Follows the changes from here on: of each that was under way all is done, of each that comes later all is
     /// told.
-    pub(crate) fn follow_changes(&self) -> Result<Arc<Follow>> {
-        let follow = Arc::new(Follow::new(self.layout.size(), self.layout.sector_size()));
-        self.writer()?.ops.follow(Some(Arc::clone(&follow)));
-        Ok(follow)
+    pub(crate) fn follow_changes(&self) -> Arc<Follow> {
+        let follow = Arc::new(Follow::new(self.core.layout.size(), self.core.layout.sector_size()));
+        self.gate.follow(Some(Arc::clone(&follow)));
+        follow
     }
 
     /// Has the changes that are followed be made in `mirror` as well, an image of a disk of the same size. What was
     /// under way is only told of.
-    pub(crate) fn mirror_changes(&self, follow: &Follow, mirror: &Arc<Self>) -> Result<()> {
-        let _alone = self.writer()?.ops.write();
+    pub(crate) fn mirror_changes(&self, follow: &Follow, mirror: &Arc<Self>) {
+        let _alone = self.gate.write();
         follow.name_mirror(Arc::clone(mirror));
-        Ok(())
     }
 
     /// Follows the changes no longer.
     pub(crate) fn stop_following(&self) {
-        if let Some(writer) = &self.writer {
-            writer.ops.follow(None);
-        }
+        self.gate.follow(None);
     }
 }
 
@@ -223,6 +214,7 @@ mod tests {
         let (storage, image) = image();
         image.write_at(&[1; 5000], 3).unwrap();
         let durable = image
+            .its_writer()
             .freeze(|| Ok(naively(storage.as_ref())[3..5003].iter().all(|byte| *byte == 1)))
             .unwrap();
         assert!(durable, "committed before it is called");
@@ -236,11 +228,11 @@ mod tests {
         for change in changes {
             assert!(is_frozen(change()));
         }
-        assert!(is_frozen(image.freeze(|| Ok(()))));
+        assert!(is_frozen(image.its_writer().freeze(|| Ok(()))));
         image.flush().unwrap();
         image.close().unwrap();
         assert!(is_frozen(image.write_at(&[2], 0)), "closing does not thaw");
-        image.thaw().unwrap();
+        image.its_writer().thaw();
         for change in changes {
             change().unwrap();
         }
@@ -250,13 +242,12 @@ mod tests {
     fn what_fails_under_a_freeze_leaves_the_image_as_it_was() {
         let (storage, image) = image();
         let no = || Error::new(ErrorKind::Limit, "x", "no");
-        let error = image.freeze::<()>(|| Err(no())).unwrap_err();
+        let error = image.its_writer().freeze::<()>(|| Err(no())).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Limit);
         image.write_at(&[1], 0).unwrap();
         drop(image);
         let image = OpenOptions::new().open_file(storage).unwrap();
-        let error = image.freeze(|| Ok(())).unwrap_err();
-        assert_eq!(error.code(), "disk.read-only");
+        assert!(image.writer().is_none(), "what is read alone cannot be frozen");
     }
 
     /// Each thread counts in a sector of its own: what it was told is written, and no more, is what the
@@ -285,6 +276,7 @@ mod tests {
                 std::thread::yield_now();
             }
             let (seen, there) = image
+                .its_writer()
                 .freeze(|| {
                     let seen = naively(storage.as_ref());
                     // Whoever comes now has to wait.

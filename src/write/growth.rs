@@ -1,7 +1,7 @@
 //! Space for blocks, and when the file may grow for it.
 
 use std::io;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use super::space::{Allocated, Freed, Space};
 use crate::image::{Generation, Pins};
@@ -13,7 +13,7 @@ use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 pub(super) struct Growth {
     state: Mutex<State>,
     thawed: Condvar,
-    pins: Pins,
+    pins: Arc<Pins>,
 }
 
 #[derive(Debug)]
@@ -27,15 +27,10 @@ struct State {
 pub(super) struct Frozen<'a>(&'a Growth);
 
 impl Growth {
-    /// The space of a file of `file_len` bytes.
-    pub(super) fn new(file_len: u64) -> Self {
+    /// The space of a file of `file_len` bytes. `pins` keep freed space from being given away.
+    pub(super) fn new(file_len: u64, pins: Arc<Pins>) -> Self {
         let state = State { space: Space::new(file_len), frozen: false };
-        Self { state: Mutex::new(state), thawed: Condvar::new(), pins: Pins::default() }
-    }
-
-    /// Who keeps freed space from being given away.
-    pub(super) fn pins(&self) -> &Pins {
-        &self.pins
+        Self { state: Mutex::new(state), thawed: Condvar::new(), pins }
     }
 
     pub(super) fn file_len(&self) -> u64 {

@@ -229,7 +229,7 @@ fn empty_file() -> StdArc<dyn Storage> {
 #[test]
 fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
     in_every_order(3, || {
-        let (file, growth) = (empty_file(), Arc::new(Growth::new(MIB)));
+        let (file, growth) = (empty_file(), Arc::new(Growth::new(MIB, StdArc::default())));
         let writers = [(), ()].map(|()| {
             let (file, growth) = (StdArc::clone(&file), Arc::clone(&growth));
             thread::spawn(move || growth.allocate(file.as_ref(), MIB).unwrap().at.get())
@@ -250,7 +250,8 @@ fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
 #[test]
 fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
     in_every_order(3, || {
-        let (file, shared) = (empty_file(), Arc::new((Growth::new(MIB), AtomicU64::new(MIB))));
+        let (file, shared) =
+            (empty_file(), Arc::new((Growth::new(MIB, StdArc::default()), AtomicU64::new(MIB))));
         let writers = [(), ()].map(|()| {
             let (file, shared) = (StdArc::clone(&file), Arc::clone(&shared));
             thread::spawn(move || {

@@ -15,6 +15,7 @@ use std::sync::PoisonError;
 use uuid::Uuid;
 
 use super::session::{flush, update_headers};
+use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::format::header::Headers;
 use crate::format::log_entry::Change;
@@ -24,17 +25,18 @@ use crate::storage::Storage;
 use crate::tables::{PAGE, Page};
 use crate::types::{FileOffset, MIB};
 
-impl Core {
+impl Writer {
     /// Carries out what was planned for this image, which is open for writing, was not changed since, and is to be
     /// opened anew afterwards.
     ///
     /// # Errors
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host fails. What is planned then is what is left to be done.
     pub(crate) fn mend(&self, mend: &Mend) -> Result<()> {
-        let mut headers = self.headers.write().unwrap_or_else(PoisonError::into_inner);
-        let file = self.bare_storage().as_ref();
-        let mut hands = Hands { image: self, file, headers: &mut headers, len: self.file_len() };
-        hands.mend(mend).map_err(|error| error.in_file(self.name()))
+        let mut headers = self.core.headers.write().unwrap_or_else(PoisonError::into_inner);
+        let file = self.core.bare_storage().as_ref();
+        let mut hands =
+            Hands { image: &self.core, file, headers: &mut headers, len: self.core.file_len() };
+        hands.mend(mend).map_err(|error| error.in_file(self.core.name()))
     }
 }
 

@@ -10,14 +10,12 @@ use std::sync::PoisonError;
 
 use uuid::Uuid;
 
-use super::Writer;
+use super::writer::{Writer, most_dirty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::{ItemFlags, MetadataEntry, MetadataTable};
-use crate::image::Core;
-use crate::image::Metadata;
+use crate::image::{Core, Metadata};
 use crate::storage::Storage;
-use crate::tables::PageKind;
-use crate::tables::{PAGE, Page};
+use crate::tables::{PAGE, Page, PageKind};
 use crate::types::FileOffset;
 
 /// Items start at a multiple of this many bytes.
@@ -35,7 +33,7 @@ pub(crate) enum ItemEdit {
 /// Changed pages by their place in the file.
 pub(super) type Pages = BTreeMap<u64, Box<Page>>;
 
-impl Core {
+impl Writer {
     /// Edits the metadata, all at once and durably, also while others write. What the image is known by to
     /// its children stays. Items that say what the disk's size and sectors are take effect when the image is
     /// opened anew.
@@ -44,72 +42,29 @@ impl Core {
     /// [`ErrorKind::Unsupported`] when the region has no room for the items or the log none for the change;
     /// [`ErrorKind::Damaged`] when the items make no sense. Nothing is changed then.
     pub(crate) fn edit_metadata(&self, edits: &[ItemEdit]) -> Result<()> {
-        let writer = self.writer()?;
-        let _open = writer.ops.enter_hidden();
-        self.edit_with(writer, edits, Pages::new())
-    }
-
-    /// Bytes that an edit writes to the metadata, in whole pages. Nothing is changed.
-    pub(crate) fn edit_len(&self, edits: &[ItemEdit]) -> Result<u64> {
-        let mut edit = Edit::new(self, Pages::new());
-        edit.apply(edits).map_err(|error| error.in_file(self.name()))?;
-        Ok(edit.pages.len() as u64 * PAGE)
-    }
-
-    /// Refuses edits, to be made one after the other, of which one could not be made: as making it would, and with
-    /// nothing changed.
-    ///
-    /// # Errors
-    /// As [`edit_metadata`](Self::edit_metadata).
-    pub(crate) fn check_edits(&self, all: &[Vec<ItemEdit>]) -> Result<()> {
-        let mut edit = Edit::new(self, Pages::new());
-        for edits in all {
-            self.rehearse(&mut edit, edits)?;
-            edit.before.append(&mut edit.pages);
-        }
-        Ok(())
+        let _open = self.gate.enter_hidden();
+        self.edit_with(edits, Pages::new())
     }
 
     /// An edit together with other pages of the file, where the caller keeps the session from ending.
-    pub(super) fn edit_with(
-        &self,
-        writer: &Writer,
-        edits: &[ItemEdit],
-        others: Pages,
-    ) -> Result<()> {
-        writer.check()?;
-        let _alone = writer.edits.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut edit = Edit::new(self, others);
-        let metadata = self.rehearse(&mut edit, edits)?;
+    pub(super) fn edit_with(&self, edits: &[ItemEdit], others: Pages) -> Result<()> {
+        self.check()?;
+        let _alone = self.edits.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut edit = Edit::new(&self.core, others);
+        let metadata = rehearse(&mut edit, edits)?;
         if edit.pages.is_empty() {
             return Ok(());
         }
-        self.begin_hidden(writer)?;
-        self.log_edit(writer, edit.pages)?;
-        *self.metadata.write().unwrap_or_else(PoisonError::into_inner) = metadata;
+        self.begin_hidden()?;
+        self.log_edit(edit.pages)?;
+        *self.core.metadata.write().unwrap_or_else(PoisonError::into_inner) = metadata;
         Ok(())
     }
 
-    /// Makes edits in memory alone, and says what the metadata is then.
-    fn rehearse(&self, edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
-        let named = |error: Error| error.in_file(self.name());
-        edit.apply(edits).map_err(named)?;
-        let metadata = Metadata::load(edit, &self.metadata_region, false).map_err(named)?;
-        if edit.pages.len() > self.most_dirty {
-            let message = "the change of the metadata is larger than an entry of the log";
-            return Err(Error::new(ErrorKind::Unsupported, "metadata.edit-size", message)
-                .in_file(self.name())
-                .with_section("2.3")
-                .with_found(format_args!("{} pages of 4 KiB", edit.pages.len()))
-                .with_expected(format_args!("at most {}", self.most_dirty)));
-        }
-        Ok(metadata)
-    }
-
     /// Makes changed pages durable in the log and puts them in their places.
-    fn log_edit(&self, writer: &Writer, pages: Pages) -> Result<()> {
+    fn log_edit(&self, pages: Pages) -> Result<()> {
         {
-            let mut changed = writer.tables.write();
+            let mut changed = self.feed.changed.write();
             for (at, page) in pages {
                 changed.add(at, page.clone(), PageKind::Metadata);
                 if let Some(place) = changed.change(at) {
@@ -117,11 +72,50 @@ impl Core {
                 }
             }
         }
-        self.commit(writer)?;
+        self.commit()?;
         // A commit puts the pages of the one before in their places, when it is the only one at that.
-        let _session = writer.session();
-        self.apply(writer).map_err(|error| writer.poisoned_by(error))
+        let _session = self.session();
+        self.apply().map_err(|error| self.poisoned_by(error))
     }
+}
+
+/// Bytes that an edit writes to the metadata, in whole pages. Nothing is changed.
+pub(crate) fn edit_len(image: &Core, edits: &[ItemEdit]) -> Result<u64> {
+    let mut edit = Edit::new(image, Pages::new());
+    edit.apply(edits).map_err(|error| error.in_file(image.name()))?;
+    Ok(edit.pages.len() as u64 * PAGE)
+}
+
+/// Refuses edits, to be made one after the other, of which one could not be made: as making it would, and with
+/// nothing changed.
+///
+/// # Errors
+/// As [`edit_metadata`](Writer::edit_metadata).
+pub(crate) fn check_edits(image: &Core, all: &[Vec<ItemEdit>]) -> Result<()> {
+    let mut edit = Edit::new(image, Pages::new());
+    for edits in all {
+        rehearse(&mut edit, edits)?;
+        edit.before.append(&mut edit.pages);
+    }
+    Ok(())
+}
+
+/// Makes edits in memory alone, and says what the metadata is then.
+fn rehearse(edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
+    let image = edit.image;
+    let named = |error: Error| error.in_file(image.name());
+    edit.apply(edits).map_err(named)?;
+    let metadata = Metadata::load(edit, &image.metadata_region, false).map_err(named)?;
+    let most = most_dirty(image);
+    if edit.pages.len() > most {
+        let message = "the change of the metadata is larger than an entry of the log";
+        return Err(Error::new(ErrorKind::Unsupported, "metadata.edit-size", message)
+            .in_file(image.name())
+            .with_section("2.3")
+            .with_found(format_args!("{} pages of 4 KiB", edit.pages.len()))
+            .with_expected(format_args!("at most {most}")));
+    }
+    Ok(metadata)
 }
 
 /// The file as it is to be: the pages that an edit changed lie over it.

@@ -5,18 +5,17 @@
 
 use std::sync::PoisonError;
 
-use super::Writer;
 use super::space::Freed;
+use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, PayloadState};
-use crate::image::Core;
 use crate::image::Generation;
 use crate::types::{BlockIndex, FileOffset};
 
 /// Space that was given up, and the last generation of pins that may know of it.
 pub(super) type Released = (Generation, Vec<Freed>);
 
-impl Core {
+impl Writer {
     /// Gives up blocks for whose bytes the parent answers from now on, which is durable on return, and says
     /// how many bytes of the file that freed. They are punched out of it as far as the host can do that and
     /// no [pin](Self::pin) may name them; a later call and the end of the session see to the rest. Works in a frozen
@@ -29,50 +28,49 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when the image has no parent, otherwise as [`flush`](crate::Disk::flush).
     pub(crate) fn release_blocks(&self, blocks: &[BlockIndex]) -> Result<u64> {
-        let writer = self.writer()?;
-        if !self.has_parent() {
+        if !self.core.has_parent() {
             let message = "only blocks that a parent can answer for are given up";
             return Err(Error::new(ErrorKind::InvalidInput, "block.no-parent", message)
-                .in_file(self.name()));
+                .in_file(self.core.name()));
         }
         let mut freed = Vec::new();
         {
             // Alone: nobody may change a block between our look at it and its release.
-            let alone = writer.ops.write();
-            self.begin_hidden(writer)?;
+            let alone = self.gate.write();
+            self.begin_hidden()?;
             let of_disk = |block: &BlockIndex| {
-                let start = self.layout.block_start(*block).0;
-                start..self.layout.size().min(start + self.layout.block_size())
+                let start = self.core.layout.block_start(*block).0;
+                start..self.core.layout.size().min(start + self.core.layout.block_size())
             };
             for block in blocks.iter().filter(|block| !alone.is_changed(&of_disk(block))) {
-                let _claimed = writer.blocks.claim(*block);
-                freed.extend(self.release_block(writer, *block)?);
-                self.limit_changes(writer)?;
+                let _claimed = self.blocks.claim(*block);
+                freed.extend(self.release_block(*block)?);
+                self.limit_changes()?;
             }
         }
-        self.commit(writer)?;
+        self.commit()?;
         let bytes = freed.iter().map(|freed| freed.len).sum();
         if !freed.is_empty() {
             // No table names them any more: pins of the next generation do not find them.
-            let generation = writer.pins().end_generation();
-            writer.released().push((generation, freed));
+            let generation = self.pins().end_generation();
+            self.released().push((generation, freed));
         }
-        writer.punch_released()?;
+        self.punch_released()?;
         Ok(bytes)
     }
 
-    fn release_block(&self, writer: &Writer, block: BlockIndex) -> Result<Option<Freed>> {
-        let index = self.layout.payload_index(block);
-        let entry = self.bat_entry(index)?;
+    fn release_block(&self, block: BlockIndex) -> Result<Option<Freed>> {
+        let index = self.core.layout.payload_index(block);
+        let entry = self.core.bat_entry(index)?;
         match entry.payload_state() {
             PayloadState::FullyPresent | PayloadState::PartiallyPresent => {}
             _ => return Ok(None),
         }
-        let start = self.layout.block_start(block);
-        let in_disk = self.layout.block_size().min(self.layout.size() - start.0);
-        let at = self.place_of(entry, index, start, in_disk)?;
-        self.set_block(writer, block, BatEntry::new(0, FileOffset::new(0)))?;
-        Ok(Some(Freed { at, len: self.layout.block_size() }))
+        let start = self.core.layout.block_start(block);
+        let in_disk = self.core.layout.block_size().min(self.core.layout.size() - start.0);
+        let at = self.core.place_of(entry, index, start, in_disk)?;
+        self.set_block(block, BatEntry::new(0, FileOffset::new(0)))?;
+        Ok(Some(Freed { at, len: self.core.layout.block_size() }))
     }
 }
 
@@ -196,7 +194,7 @@ mod tests {
         (file, image)
     }
 
-    fn places(image: &Core, blocks: &[u64]) -> Vec<u64> {
+    fn places(image: &crate::VhdxFile, blocks: &[u64]) -> Vec<u64> {
         let place = |block: &u64| match image.next_extent(block * MIB + 7 * 512..(block + 1) * MIB)
         {
             Ok(Some(extent)) => match extent.source {
@@ -215,15 +213,15 @@ mod tests {
         let known = image.data_write_guid();
         let mut expected = places(&image, &[0, 1]);
         // Also once nobody may write any more.
-        image.freeze(|| Ok(())).unwrap();
+        image.its_writer().freeze(|| Ok(())).unwrap();
         let blocks = [0, 1, 2, 3].map(BlockIndex);
-        assert_eq!(image.release_blocks(&blocks).unwrap(), 2 * MIB);
+        assert_eq!(image.its_writer().release_blocks(&blocks).unwrap(), 2 * MIB);
         let mut punched: Vec<u64> =
             file.punched.lock().unwrap().iter().map(|range| range.start).collect();
         expected.sort_unstable();
         punched.sort_unstable();
         assert_eq!(punched, expected);
-        assert_eq!(image.release_blocks(&blocks).unwrap(), 0);
+        assert_eq!(image.its_writer().release_blocks(&blocks).unwrap(), 0);
         assert_eq!(image.data_write_guid(), known, "its children still know it");
         for block in [0, 1] {
             model.blocks.remove(&block);
@@ -238,7 +236,7 @@ mod tests {
         assert!(naively(file.bytes()) == flat);
         assert_eq!(naive::Layer::from_bytes(file.bytes()).unwrap().data_write_guid, known);
         // What is written next is another matter.
-        image.thaw().unwrap();
+        image.its_writer().thaw();
         image.write_at(&[1; 512], 0).unwrap();
         assert_ne!(image.data_write_guid(), known);
     }
@@ -249,19 +247,19 @@ mod tests {
         let (file, image) = watched(&model);
         let pin = image.pin().unwrap();
         let [place] = places(&image, &[0])[..] else { unreachable!() };
-        image.release_blocks(&[BlockIndex(0)]).unwrap();
+        image.its_writer().release_blocks(&[BlockIndex(0)]).unwrap();
         assert_eq!(*file.punched.lock().unwrap(), []);
         let mut bytes = [0; 512];
         image.read_payload(&mut bytes, FileOffset::new(place)).unwrap();
         assert!(bytes[..] == file.bytes()[place as usize..][..512] && bytes != [0; 512]);
         drop(pin);
         // The next to come by does it.
-        image.release_blocks(&[BlockIndex(4)]).unwrap();
+        image.its_writer().release_blocks(&[BlockIndex(4)]).unwrap();
         assert_eq!(file.punched.lock().unwrap().len(), 2);
 
         let (file, image) = watched(&model);
         let pin = image.pin().unwrap();
-        image.release_blocks(&[BlockIndex(0)]).unwrap();
+        image.its_writer().release_blocks(&[BlockIndex(0)]).unwrap();
         drop(pin);
         image.close().unwrap();
         assert_eq!(file.punched.lock().unwrap().len(), 1);
@@ -271,7 +269,7 @@ mod tests {
     fn an_image_without_a_parent_gives_up_nothing() {
         let (base, _) = images();
         let (file, image) = watched(&base);
-        let error = image.release_blocks(&[BlockIndex(0)]).unwrap_err();
+        let error = image.its_writer().release_blocks(&[BlockIndex(0)]).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "block.no-parent"));
         drop(image);
         assert!(file.bytes() == base.to_bytes());

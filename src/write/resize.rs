@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use super::Writer;
 use super::metadata_edit::{ItemEdit, Pages};
+use super::open::WritePolicy;
 use super::space::{Allocated, Contents, Freed};
+use super::writer::{Writer, most_dirty};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
@@ -24,7 +25,7 @@ const ENTRIES: u64 = PAGE / ENTRY_LEN;
 /// Pages at the most that an edit of the size changes in the metadata.
 const SIZE_PAGES: u64 = 4;
 
-impl Core {
+impl Writer {
     /// Gives the virtual disk another size, at once and durably: a crash leaves a disk of the one size or of
     /// the other. What is new reads as zeros, also where the parent holds more. The image gets another
     /// identity, unless it has one that nobody else knows.
@@ -35,39 +36,21 @@ impl Core {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a size that the format does not have; those of a write and of a flush.
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
-        let writer = self.writer()?;
-        self.check_size(size)?;
-        let mut alone = writer.ops.write();
-        if size != self.layout.size() {
-            self.begin(writer)?;
-            let block_size = self.block_size();
-            let new = BlockLayout::new(block_size, self.geometry().logical_sector, size);
-            if size > self.layout.size() {
-                self.grow(writer, &new)?;
+        check_size(&self.core, size)?;
+        let mut alone = self.gate.write();
+        if size != self.core.layout.size() {
+            self.begin()?;
+            let block_size = self.core.block_size();
+            let new = BlockLayout::new(block_size, self.core.geometry().logical_sector, size);
+            if size > self.core.layout.size() {
+                self.grow(&new)?;
             } else {
-                self.shrink(writer, &new)?;
+                self.shrink(&new)?;
             }
         }
-        self.end_session_alone(writer)?;
-        alone.close(true);
+        self.end_session_alone()?;
+        self.close_gate(&mut alone, true);
         Ok(())
-    }
-
-    /// Refuses a size that a [`resize`](Self::resize) would refuse.
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a size that the format does not have.
-    pub(crate) fn check_size(&self, size: u64) -> Result<()> {
-        let sector = self.layout.sector_size() as u32;
-        if size > 0 && metadata::is_disk_size(size, sector) {
-            return Ok(());
-        }
-        let message = "invalid disk size";
-        Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
-            .in_file(self.name())
-            .with_section("2.6.2.2")
-            .with_found(size)
-            .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")))
     }
 
     /// The image opened anew, as after a [`resize`](Self::resize): in the same file, under the same lock. It
@@ -81,99 +64,92 @@ impl Core {
         let policy = ImagePolicy {
             lock: Lock::None,
             log: LogPolicy::Replay,
-            budget: self.budget.clone(),
-            writable: self.is_writable(),
-            cancel: None,
-            replay_later: false,
-            children: None,
+            budget: self.core.budget.clone(),
             any_locator: false,
         };
         self.end_session()?;
-        let image = Self::from_storage(Arc::clone(self.bare_storage()), &policy)?;
-        if image.is_writable() {
-            image.set_next_identity(image.data_write_guid())?;
-        }
-        Ok(image)
+        let file = Arc::clone(&self.file);
+        let again = Self::open(file, &WritePolicy::of(policy), Vec::new())?;
+        again.set_next_identity(again.core.data_write_guid());
+        Ok(again)
     }
 
-    fn grow(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
+    fn grow(&self, new: &BlockLayout) -> Result<()> {
         let size = ItemEdit::disk_size(new.size());
-        let entries = if self.has_parent() { new.entries_reserved() } else { new.entries_needed() };
-        self.fill_last_block(writer)?;
-        let first = self.layout.payload_index(BlockIndex(self.layout.blocks())).0;
+        let entries =
+            if self.core.has_parent() { new.entries_reserved() } else { new.entries_needed() };
+        self.fill_last_block()?;
+        let first = self.core.layout.payload_index(BlockIndex(self.core.layout.blocks())).0;
         let indices = first..entries;
-        if entries <= self.bat_entries() && !self.has_parent() && !self.keeps_blocks() {
+        if entries <= self.core.bat_entries()
+            && !self.core.has_parent()
+            && !self.core.keeps_blocks()
+        {
             // Whatever stands there, it becomes nothing.
-            self.set_entries(writer, indices, |index| self.grown_entry(writer, new, index))?;
-            self.commit(writer)?;
-            return self.edit_with(writer, &[size], Pages::new());
+            self.set_entries(indices, |index| self.grown_entry(new, index))?;
+            self.commit()?;
+            return self.edit_with(&[size], Pages::new());
         }
         // Durable before the size: what is new does not share its entry of the log.
-        self.commit(writer)?;
-        if self.fits_entry(&indices, self.bat_entries()) {
-            let pages = self.table_pages(indices, |index| self.grown_entry(writer, new, index))?;
-            return self.edit_with(writer, &[size], pages);
+        self.commit()?;
+        if fits_entry(&self.core, &indices, self.core.bat_entries()) {
+            let pages = self.table_pages(indices, |index| self.grown_entry(new, index))?;
+            return self.edit_with(&[size], pages);
         }
-        self.edit_with_table(writer, size, new, first, |index| self.grown_entry(writer, new, index))
-    }
-
-    /// Whether so many entries of a table with room for `entries` can change in the log's entry that the size
-    /// changes in.
-    pub(crate) fn fits_entry(&self, indices: &std::ops::Range<u64>, entries: u64) -> bool {
-        let pages = indices.end.div_ceil(ENTRIES) - indices.start / ENTRIES;
-        indices.end <= entries && pages + SIZE_PAGES <= self.most_dirty as u64
+        self.edit_with_table(size, new, first, |index| self.grown_entry(new, index))
     }
 
     /// Changes the size together with the place of the table, which is a new one: as the old from entry `first` on
     /// but for what `entry` says.
     fn edit_with_table(
         &self,
-        writer: &Writer,
         size: ItemEdit,
         new: &BlockLayout,
         first: u64,
         entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
     ) -> Result<()> {
-        let space = writer.allocate(table_len(new))?;
-        writer.space.show_length(&self.file_len);
-        let bat = RegionEntry { offset: space.at, length: space.len as u32, ..self.bat.clone() };
-        self.write_table(writer, space, first, entry)?;
+        let space = self.allocate(table_len(new))?;
+        self.space.show_length(&self.core.file_len);
+        let bat =
+            RegionEntry { offset: space.at, length: space.len as u32, ..self.core.bat.clone() };
+        self.write_table(space, first, entry)?;
         // The commit of the edit flushes before it writes its entry.
-        self.edit_with(writer, &[size], self.region_pages(&bat)?)
+        self.edit_with(&[size], self.region_pages(&bat)?)
     }
 
     /// Has what the last block holds behind the end of the disk read as zeros, once it is part of the disk.
-    fn fill_last_block(&self, writer: &Writer) -> Result<()> {
-        let (end, block_size) = (DiskOffset(self.layout.size()), self.layout.block_size());
-        let within = self.layout.within_block(end);
+    fn fill_last_block(&self) -> Result<()> {
+        let (end, block_size) =
+            (DiskOffset(self.core.layout.size()), self.core.layout.block_size());
+        let within = self.core.layout.within_block(end);
         if within == 0 {
             return Ok(());
         }
         let rest = block_size - within;
-        let block = self.layout.block_of(end);
-        let index = self.layout.payload_index(block);
-        let entry = self.bat_entry(index)?;
+        let block = self.core.layout.block_of(end);
+        let index = self.core.layout.payload_index(block);
+        let entry = self.core.bat_entry(index)?;
         match entry.payload_state() {
-            PayloadState::NotPresent if self.has_parent() => {
-                let space = self.space_for_block(writer)?;
+            PayloadState::NotPresent if self.core.has_parent() => {
+                let space = self.space_for_block()?;
                 let made = (|| {
                     if space.contents != Contents::Zeros {
-                        self.write_zeros(writer, space.at + within, rest)?;
+                        self.write_zeros(space.at + within, rest)?;
                     }
-                    self.become_mixed(writer, block, space.at, end, rest)
+                    self.become_mixed(block, space.at, end, rest)
                 })();
-                made.inspect_err(|_| writer.space.give_back(space))
+                made.inspect_err(|_| self.space.give_back(space))
             }
             PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
-                let start = self.layout.block_start(block);
+                let start = self.core.layout.block_start(block);
                 // What is wrong with the block is said before anything is written there.
-                self.resolve(start, within)?;
-                let place = self.place_of(entry, index, start, within)?;
-                self.write_zeros(writer, place + within, rest)?;
-                self.mark_rest(writer, entry, end, rest)
+                self.core.resolve(start, within)?;
+                let place = self.core.place_of(entry, index, start, within)?;
+                self.write_zeros(place + within, rest)?;
+                self.mark_rest(entry, end, rest)
             }
             PayloadState::Reserved => {
-                self.resolve(self.layout.block_start(block), within).map(drop)
+                self.core.resolve(self.core.layout.block_start(block), within).map(drop)
             }
             // All of the block reads as zeros.
             _ => Ok(()),
@@ -181,51 +157,44 @@ impl Core {
     }
 
     /// Marks the sectors behind the end as here, where that is told one by one.
-    fn mark_rest(&self, writer: &Writer, entry: BatEntry, end: DiskOffset, len: u64) -> Result<()> {
+    fn mark_rest(&self, entry: BatEntry, end: DiskOffset, len: u64) -> Result<()> {
         if entry.payload_state() == PayloadState::FullyPresent {
             return Ok(());
         }
-        self.mark_sectors(writer, entry, end, len)
+        self.mark_sectors(entry, end, len)
     }
 
-    fn space_for_block(&self, writer: &Writer) -> Result<Allocated> {
-        let space = writer.allocate(self.layout.block_size())?;
-        writer.space.show_length(&self.file_len);
+    fn space_for_block(&self) -> Result<Allocated> {
+        let space = self.allocate(self.core.layout.block_size())?;
+        self.space.show_length(&self.core.file_len);
         Ok(space)
     }
 
     /// What an entry behind the last of the disk is to be in a larger one; `None` for one that stays.
-    fn grown_entry(
-        &self,
-        writer: &Writer,
-        new: &BlockLayout,
-        index: BatIndex,
-    ) -> Result<Option<BatEntry>> {
+    fn grown_entry(&self, new: &BlockLayout, index: BatIndex) -> Result<Option<BatEntry>> {
         let nothing = BatEntry::new(0, FileOffset::new(0));
         if new.is_bitmap_index(index) {
-            let is_new = new.chunk_of_bitmap(index).0 >= self.layout.chunks();
+            let is_new = new.chunk_of_bitmap(index).0 >= self.core.layout.chunks();
             return Ok(is_new.then_some(nothing));
         }
         if index.0 >= new.entries_needed() {
             return Ok(Some(nothing));
         }
-        if self.has_parent() {
+        if self.core.has_parent() {
             return Ok(Some(BatEntry::new(2, FileOffset::new(0))));
         }
-        if !self.keeps_blocks() {
+        if !self.core.keeps_blocks() {
             return Ok(Some(nothing));
         }
-        let space = self.space_for_block(writer)?;
+        let space = self.space_for_block()?;
         // Written, so that the host finds the room now.
-        self.write_zeros(writer, space.at, space.len)
-            .inspect_err(|_| writer.space.give_back(space))?;
+        self.write_zeros(space.at, space.len).inspect_err(|_| self.space.give_back(space))?;
         Ok(Some(BatEntry::new(6, space.at)))
     }
 
     /// Changes entries of the table, page by page.
     fn set_entries(
         &self,
-        writer: &Writer,
         indices: std::ops::Range<u64>,
         mut entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
     ) -> Result<()> {
@@ -236,17 +205,17 @@ impl Core {
             let mut changes = Vec::new();
             for index in (next..end.min(indices.end)).map(BatIndex) {
                 let Some(new) = entry(index)? else { continue };
-                if self.bat_entry(index)? != new {
+                if self.core.bat_entry(index)? != new {
                     changes.push((index, new));
                 }
             }
             if !changes.is_empty() {
-                self.change_tables(writer, [self.bat_page(BatIndex(next))], |changed| {
+                self.change_tables([self.bat_page(BatIndex(next))], |changed| {
                     for (index, new) in changes {
                         self.put_entry(changed, index, new);
                     }
                 })?;
-                self.limit_changes(writer)?;
+                self.limit_changes()?;
             }
             next = end;
         }
@@ -264,7 +233,7 @@ impl Core {
         while next < indices.end {
             let end = (next / ENTRIES + 1) * ENTRIES;
             let (at, _) = self.bat_page(BatIndex(next));
-            let old = self.table_page(FileOffset::new(at), |page| Box::new(*page))?;
+            let old = self.core.table_page(FileOffset::new(at), |page| Box::new(*page))?;
             let mut page = old.clone();
             for index in next..end.min(indices.end) {
                 if let Some(new) = entry(BatIndex(index))? {
@@ -283,7 +252,6 @@ impl Core {
     /// the old one too.
     fn write_table(
         &self,
-        writer: &Writer,
         space: Allocated,
         first: u64,
         mut entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
@@ -292,8 +260,10 @@ impl Core {
         for piece_at in (0..space.len).step_by(MIB as usize) {
             for (i, bytes) in piece.chunks_exact_mut(PAGE as usize).enumerate() {
                 let page_at = piece_at + i as u64 * PAGE;
-                let mut page = match page_at < self.bat.length.into() {
-                    true => self.table_page(self.bat.offset + page_at, |page| Box::new(*page))?,
+                let mut page = match page_at < self.core.bat.length.into() {
+                    true => self
+                        .core
+                        .table_page(self.core.bat.offset + page_at, |page| Box::new(*page))?,
                     false => new_page(),
                 };
                 let first_here = page_at / ENTRY_LEN;
@@ -305,7 +275,7 @@ impl Core {
                 bytes.copy_from_slice(&page[..]);
             }
             if space.contents != Contents::Zeros || piece.iter().any(|byte| *byte != 0) {
-                writer.write_bytes(&piece, space.at.get() + piece_at)?;
+                self.write_bytes(&piece, space.at.get() + piece_at)?;
             }
         }
         Ok(())
@@ -313,7 +283,7 @@ impl Core {
 
     /// The pages of both region tables that change when the block allocation table lies elsewhere.
     fn region_pages(&self, bat: &RegionEntry) -> Result<Pages> {
-        let [first, second] = &self.region_tables;
+        let [first, second] = &self.core.region_tables;
         let table = first.as_ref().or(second.as_ref()).map_err(Error::same_again)?;
         let mut table = RegionTable { entries: table.entries.clone() };
         for entry in table.entries.iter_mut().filter(|entry| entry.guid == region::BAT) {
@@ -324,7 +294,7 @@ impl Core {
         for start in RegionTable::OFFSETS {
             for (i, new) in bytes.chunks_exact(PAGE as usize).enumerate() {
                 let at = start + i as u64 * PAGE;
-                let mut page = self.page_in_file(FileOffset::new(at))?;
+                let mut page = self.core.page_in_file(FileOffset::new(at))?;
                 if page[..] != *new {
                     page.copy_from_slice(new);
                     pages.insert(at, page);
@@ -335,48 +305,49 @@ impl Core {
     }
 
     /// The size changes together with the entries behind it; after it, what those held is cleared away.
-    fn shrink(&self, writer: &Writer, new: &BlockLayout) -> Result<()> {
+    fn shrink(&self, new: &BlockLayout) -> Result<()> {
         let size = ItemEdit::disk_size(new.size());
-        let first = self.layout.payload_index(BlockIndex(new.blocks())).0;
-        let last = match self.has_parent() {
-            true => self.layout.entries_reserved().min(self.bat_entries()),
-            false => self.layout.entries_needed(),
+        let first = self.core.layout.payload_index(BlockIndex(new.blocks())).0;
+        let last = match self.core.has_parent() {
+            true => self.core.layout.entries_reserved().min(self.core.bat_entries()),
+            false => self.core.layout.entries_needed(),
         };
         let freed = self.blocks_behind(first..last)?;
         let rest = self.rest_of_last_block(new)?;
         let nothing = BatEntry::new(0, FileOffset::new(0));
         let cleared = |index| {
             // The space of the bitmap block is left alone: an entry of the log may still write there.
-            let is_kept = self.layout.is_bitmap_index(index)
-                && self.layout.chunk_of_bitmap(index).0 < new.chunks();
+            let is_kept = self.core.layout.is_bitmap_index(index)
+                && self.core.layout.chunk_of_bitmap(index).0 < new.chunks();
             Ok((!is_kept).then_some(nothing))
         };
-        self.commit(writer)?;
-        if self.fits_entry(&(first..last), self.bat_entries()) {
+        self.commit()?;
+        if fits_entry(&self.core, &(first..last), self.core.bat_entries()) {
             let pages = self.table_pages(first..last, cleared)?;
-            self.edit_with(writer, &[size], pages)?;
+            self.edit_with(&[size], pages)?;
         } else {
-            self.edit_with_table(writer, size, new, first, cleared)?;
+            self.edit_with_table(size, new, first, cleared)?;
         }
         if let Some((place, len)) = rest {
-            self.write_zeros(writer, place, len)?;
+            self.write_zeros(place, len)?;
         }
-        freed.into_iter().for_each(|freed| writer.space.free_later(freed));
+        freed.into_iter().for_each(|freed| self.space.free_later(freed));
         Ok(())
     }
 
     /// What payload blocks hold whose entries are these.
     fn blocks_behind(&self, indices: std::ops::Range<u64>) -> Result<Vec<Freed>> {
-        let block_size = self.layout.block_size();
+        let block_size = self.core.layout.block_size();
         let mut freed = Vec::new();
-        for index in indices.map(BatIndex).filter(|index| !self.layout.is_bitmap_index(*index)) {
-            let entry = self.bat_entry(index)?;
+        for index in indices.map(BatIndex).filter(|index| !self.core.layout.is_bitmap_index(*index))
+        {
+            let entry = self.core.bat_entry(index)?;
             let state = entry.payload_state();
             let holds =
                 matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
             // A damaged place is no space to be given away.
-            let start = DiskOffset(self.layout.block_of_payload(index).0 * block_size);
-            if holds && self.place_of(entry, index, start, block_size).is_ok() {
+            let start = DiskOffset(self.core.layout.block_of_payload(index).0 * block_size);
+            if holds && self.core.place_of(entry, index, start, block_size).is_ok() {
                 freed.push(Freed { at: entry.offset(), len: block_size });
             }
         }
@@ -386,22 +357,46 @@ impl Core {
     /// Where the last block of a smaller disk goes on behind its end, and for how long.
     fn rest_of_last_block(&self, new: &BlockLayout) -> Result<Option<(FileOffset, u64)>> {
         let end = DiskOffset(new.size());
-        let within = self.layout.within_block(end);
+        let within = self.core.layout.within_block(end);
         if within == 0 {
             return Ok(None);
         }
-        let block = self.layout.block_of(end);
-        let index = self.layout.payload_index(block);
-        let entry = self.bat_entry(index)?;
-        let start = self.layout.block_start(block);
-        let in_disk = self.layout.block_size().min(self.layout.size() - start.0);
+        let block = self.core.layout.block_of(end);
+        let index = self.core.layout.payload_index(block);
+        let entry = self.core.bat_entry(index)?;
+        let start = self.core.layout.block_start(block);
+        let in_disk = self.core.layout.block_size().min(self.core.layout.size() - start.0);
         let state = entry.payload_state();
         if !matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent) {
             return Ok(None);
         }
-        let place = self.place_of(entry, index, start, in_disk)?;
+        let place = self.core.place_of(entry, index, start, in_disk)?;
         Ok(Some((place + within, in_disk - within)))
     }
+}
+
+/// Refuses a size that a [`resize`](Writer::resize) would refuse.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] for a size that the format does not have.
+pub(crate) fn check_size(image: &Core, size: u64) -> Result<()> {
+    let sector = image.layout.sector_size();
+    if size > 0 && size <= metadata::MAX_VIRTUAL_SIZE && size.is_multiple_of(sector) {
+        return Ok(());
+    }
+    let message = "impossible disk size";
+    Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
+        .in_file(image.name())
+        .with_section("2.6.2.2")
+        .with_found(size)
+        .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")))
+}
+
+/// Whether so many entries of a table with room for `entries` can change in the log's entry that the size
+/// changes in.
+pub(crate) fn fits_entry(image: &Core, indices: &std::ops::Range<u64>, entries: u64) -> bool {
+    let pages = indices.end.div_ceil(ENTRIES) - indices.start / ENTRIES;
+    indices.end <= entries && pages + SIZE_PAGES <= most_dirty(image) as u64
 }
 
 /// Bytes of a table of its own for such a disk.

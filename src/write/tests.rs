@@ -12,8 +12,8 @@ use uuid::Uuid;
 use super::ItemEdit;
 use crate::error::ErrorKind;
 use crate::format::metadata::ItemFlags;
-use crate::image::LinkPaths;
 use crate::storage::{MemStorage, Storage};
+use crate::write::{LinkPaths, locator_edit};
 use crate::{Disk, MergeMark, MergeState, OpenOptions, VhdxFile};
 
 const NOTE: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1111_2222_3333_4444);
@@ -100,7 +100,7 @@ fn items_are_added_replaced_and_removed_durably_and_children_still_know_the_imag
     // Growing, shrinking, none, empty, and over the ends of pages.
     for len in [10, 10, 5000, 4096, 3, 0, 200_000, 17] {
         let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
-        disk.edit_metadata(&[note(&bytes)]).unwrap();
+        disk.its_writer().edit_metadata(&[note(&bytes)]).unwrap();
         // With no word to the host since: as a crash leaves it.
         let layer = file.layer();
         assert_eq!(found(&layer, NOTE, 1), Some(bytes));
@@ -111,8 +111,8 @@ fn items_are_added_replaced_and_removed_durably_and_children_still_know_the_imag
         assert_eq!(infos.len(), layer.items.len());
         assert_eq!(infos.last().map(|info| (info.guid, info.length)), Some((NOTE, len as u32)));
     }
-    disk.edit_metadata(&[ItemEdit::Remove { item: NOTE, is_user: true }]).unwrap();
-    disk.edit_metadata(&[ItemEdit::Remove { item: OTHER, is_user: true }]).unwrap();
+    disk.its_writer().edit_metadata(&[ItemEdit::Remove { item: NOTE, is_user: true }]).unwrap();
+    disk.its_writer().edit_metadata(&[ItemEdit::Remove { item: OTHER, is_user: true }]).unwrap();
     assert_eq!(file.layer().items, before.items);
     assert_eq!(disk.data_write_guid(), known);
     disk.close().unwrap();
@@ -127,13 +127,13 @@ fn items_are_added_replaced_and_removed_durably_and_children_still_know_the_imag
 fn an_edit_that_changes_nothing_writes_nothing() {
     let file = Watched::new(&Image::dynamic(4 << 20));
     let disk = file.open();
-    disk.edit_metadata(&[note(b"x")]).unwrap();
+    disk.its_writer().edit_metadata(&[note(b"x")]).unwrap();
     let flushes = file.1.load(Ordering::SeqCst);
-    disk.edit_metadata(&[note(b"x")]).unwrap();
-    disk.edit_metadata(&[ItemEdit::Remove { item: OTHER, is_user: true }]).unwrap();
-    disk.edit_metadata(&[]).unwrap();
+    disk.its_writer().edit_metadata(&[note(b"x")]).unwrap();
+    disk.its_writer().edit_metadata(&[ItemEdit::Remove { item: OTHER, is_user: true }]).unwrap();
+    disk.its_writer().edit_metadata(&[]).unwrap();
     assert_eq!(file.1.load(Ordering::SeqCst), flushes);
-    disk.edit_metadata(&[note(b"y")]).unwrap();
+    disk.its_writer().edit_metadata(&[note(b"y")]).unwrap();
     assert!(file.1.load(Ordering::SeqCst) - flushes <= 2, "one commit");
 }
 
@@ -144,7 +144,7 @@ fn a_full_region_and_items_that_make_no_sense_change_nothing() {
     let before = file.layer().items;
     let set = |item, bytes| ItemEdit::Set { item, flags: ItemFlags::USER, bytes };
     let refused = |edits: &[ItemEdit]| {
-        let error = disk.edit_metadata(edits).unwrap_err();
+        let error = disk.its_writer().edit_metadata(edits).unwrap_err();
         assert_eq!(file.layer().items, before);
         (error.kind(), error.code())
     };
@@ -161,15 +161,15 @@ fn a_full_region_and_items_that_make_no_sense_change_nothing() {
     assert_eq!(refused(&gone).1, "metadata.missing");
     let many: Vec<ItemEdit> = (1..=1025).map(|i| set(Uuid::from_u128(i), vec![1])).collect();
     assert_eq!(refused(&many), (damaged, "metadata.user-count"));
-    disk.edit_metadata(&[set(NOTE, vec![1; 400_000])]).unwrap();
+    disk.its_writer().edit_metadata(&[set(NOTE, vec![1; 400_000])]).unwrap();
     assert_eq!(found(&file.layer(), NOTE, 1), Some(vec![1; 400_000]));
     // Where the region has room, an entry of the log may have none.
     let mut image = Image::dynamic(4 << 20);
     (image.metadata_length, image.bat_offset) = (3 << 20, 8 << 20);
     let disk = Watched::new(&image).open();
-    let error = disk.edit_metadata(&[set(NOTE, vec![1; 1 << 20])]).unwrap_err();
+    let error = disk.its_writer().edit_metadata(&[set(NOTE, vec![1; 1 << 20])]).unwrap_err();
     assert_eq!((error.kind(), error.code()), (unsupported, "metadata.edit-size"));
-    disk.edit_metadata(&[set(NOTE, vec![1; 1_000_000])]).unwrap();
+    disk.its_writer().edit_metadata(&[set(NOTE, vec![1; 1_000_000])]).unwrap();
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn a_link_is_changed_with_all_else_kept() {
     let pairs = |layer: Layer| layer.locator;
     let mut expected = pairs(file.layer());
     let (new, second) = (Uuid::from_u128(0xAB), Uuid::from_u128(0xCD));
-    disk.relink(new, Some(second), LinkPaths::Keep).unwrap();
+    disk.its_writer().relink(new, Some(second), LinkPaths::Keep).unwrap();
     let linkage = expected.iter_mut().find(|(key, _)| key == "parent_linkage").unwrap();
     linkage.1 = "{00000000-0000-0000-0000-0000000000ab}".into();
     let one = expected.clone();
@@ -191,11 +191,14 @@ fn a_link_is_changed_with_all_else_kept() {
     assert_eq!(pairs(file.layer()), expected);
     let link = disk.parent_link().unwrap().unwrap();
     assert_eq!((link.linkage, link.linkage2), (new, Some(second)));
-    disk.relink(new, None, LinkPaths::Keep).unwrap();
+    disk.its_writer().relink(new, None, LinkPaths::Keep).unwrap();
     assert_eq!(pairs(file.layer()), one);
     assert_eq!(disk.data_write_guid(), known);
     let base = Watched::new(&Image::dynamic(4 << 20)).open();
-    assert_eq!(base.relink(new, None, LinkPaths::Keep).unwrap_err().code(), "link.no-parent");
+    assert_eq!(
+        base.its_writer().relink(new, None, LinkPaths::Keep).unwrap_err().code(),
+        "link.no-parent"
+    );
 }
 
 struct Over<'a>(&'a AtomicBool);
@@ -218,7 +221,7 @@ fn edits_and_writes_do_not_disturb_each_other() {
             let _over = Over(&is_done);
             for i in 0..ROUNDS {
                 let bytes = vec![i as u8; (i * 331 % 9000) as usize + 1];
-                disk.edit_metadata(&[note(&bytes)]).unwrap();
+                disk.its_writer().edit_metadata(&[note(&bytes)]).unwrap();
                 let layer = file.layer();
                 assert_eq!(found(&layer, NOTE, 1), Some(bytes));
             }
@@ -280,15 +283,15 @@ fn an_identity_that_was_handed_out_is_of_no_later_bytes() {
     assert_eq!(disk.data_write_guid(), third, "zeros already");
     disk.write_zeroes(1 << 20..2 << 20, crate::Zeroing::MayUnmap).unwrap();
     assert_eq!(disk.data_write_guid(), third, "zeros already");
-    assert_eq!(disk.hand_out_frozen_identity().unwrap(), third);
+    assert_eq!(disk.its_writer().hand_out_frozen_identity().unwrap(), third);
     disk.write_at(&[5; 512], 0).unwrap();
     assert_ne!(disk.data_write_guid(), third);
     // What is frozen may still get a mark.
-    let frozen = disk.freeze(|| disk.hand_out_frozen_identity()).unwrap();
-    disk.edit_metadata(&[note(b"frozen")]).unwrap();
+    let frozen = disk.its_writer().freeze(|| disk.its_writer().hand_out_frozen_identity()).unwrap();
+    disk.its_writer().edit_metadata(&[note(b"frozen")]).unwrap();
     let layer = file.layer();
     assert_eq!((layer.data_write_guid, found(&layer, NOTE, 1)), (frozen, Some(b"frozen".to_vec())));
-    disk.thaw().unwrap();
+    disk.its_writer().thaw();
     disk.write_at(&[6; 512], 0).unwrap();
     assert_ne!(disk.data_write_guid(), frozen);
 }
@@ -298,8 +301,8 @@ fn the_next_identity_is_taken_by_the_next_visible_change_or_at_once() {
     let file = Watched::new(&Image::dynamic(4 << 20));
     let disk = file.open();
     let (first, next) = (disk.data_write_guid(), Uuid::from_u128(77));
-    disk.set_next_identity(next).unwrap();
-    disk.edit_metadata(&[note(b"hidden")]).unwrap();
+    disk.its_writer().set_next_identity(next);
+    disk.its_writer().edit_metadata(&[note(b"hidden")]).unwrap();
     assert_eq!(file.layer().data_write_guid, first);
     disk.write_at(&[1; 512], 0).unwrap();
     assert_eq!((disk.data_write_guid(), file.layer().data_write_guid), (next, next));
@@ -310,15 +313,15 @@ fn the_next_identity_is_taken_by_the_next_visible_change_or_at_once() {
     for before in [|_: &VhdxFile| {}, |disk: &VhdxFile| disk.write_at(&[9], 9).unwrap()] {
         before(&disk);
         let third = Uuid::new_v4();
-        disk.set_next_identity(third).unwrap();
-        disk.begin_with_next_identity().unwrap();
+        disk.its_writer().set_next_identity(third);
+        disk.its_writer().begin_with_next_identity().unwrap();
         assert_eq!(file.layer().data_write_guid, third);
         disk.write_at(&[3; 512], 0).unwrap();
         assert_eq!(disk.data_write_guid(), third);
         disk.close().unwrap();
     }
     let read_only = OpenOptions::new().open_file(file as Arc<dyn Storage>).unwrap();
-    assert_eq!(read_only.begin_with_next_identity().unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert!(read_only.writer().is_none());
 }
 
 #[test]
@@ -362,10 +365,10 @@ fn marks_are_set_and_removed_and_change_with_a_link_at_once() {
     let file = Watched::new(&image);
     let disk = file.open();
     assert_eq!((disk.merge_mark(), disk.checkpoint()), (None, None));
-    let link = disk.locator_edit(Uuid::from_u128(2), Some(OTHER), LinkPaths::Keep).unwrap();
+    let link = locator_edit(&disk, Uuid::from_u128(2), Some(OTHER), LinkPaths::Keep).unwrap();
     let flushes = file.1.load(Ordering::SeqCst);
     let mark = merge_mark(MergeState::Merging);
-    disk.edit_metadata(&[ItemEdit::merge_mark(Some(&mark)), link]).unwrap();
+    disk.its_writer().edit_metadata(&[ItemEdit::merge_mark(Some(&mark)), link]).unwrap();
     let first = file.1.load(Ordering::SeqCst) - flushes;
     assert_eq!(found(&file.layer(), MERGE, 1), Some(merge_bytes(1)));
     assert_eq!(disk.merge_mark(), Some(mark));
@@ -373,12 +376,12 @@ fn marks_are_set_and_removed_and_change_with_a_link_at_once() {
     assert_eq!((of_link.linkage, of_link.linkage2), (Uuid::from_u128(2), Some(OTHER)));
     for (state, number) in [(MergeState::Spent, 2), (MergeState::Target, 3)] {
         let mark = merge_mark(state);
-        disk.edit_metadata(&[ItemEdit::merge_mark(Some(&mark))]).unwrap();
+        disk.its_writer().edit_metadata(&[ItemEdit::merge_mark(Some(&mark))]).unwrap();
         assert_eq!(found(&file.layer(), MERGE, 1), Some(merge_bytes(number)));
         assert_eq!((disk.merge_mark(), disk.info().merge), (Some(mark.clone()), Some(mark)));
     }
     assert!(file.1.load(Ordering::SeqCst) - flushes <= first + 4, "two flushes each");
-    disk.edit_metadata(&[ItemEdit::merge_mark(None)]).unwrap();
+    disk.its_writer().edit_metadata(&[ItemEdit::merge_mark(None)]).unwrap();
     assert_eq!((found(&file.layer(), MERGE, 1), disk.merge_mark()), (None, None));
     drop(disk);
     assert_eq!(file.layer().items.len(), 6);
@@ -396,7 +399,10 @@ fn a_checkpoint_is_named_in_the_child_and_in_no_child_of_that() {
     let mark = child.checkpoint().unwrap();
     assert_eq!((mark.label.as_str(), mark.time), ("vor dem Umbau ä", time));
     assert_eq!(child.info().checkpoint, Some(mark));
-    child.edit_metadata(&[ItemEdit::merge_mark(Some(&merge_mark(MergeState::Merging)))]).unwrap();
+    child
+        .its_writer()
+        .edit_metadata(&[ItemEdit::merge_mark(Some(&merge_mark(MergeState::Merging)))])
+        .unwrap();
     let above = crate::CreateOptions::child_of(&child).unwrap().create(path("d.avhdx")).unwrap();
     assert_eq!((above.checkpoint(), above.merge_mark()), (None, None));
     child.close().unwrap();
@@ -463,7 +469,7 @@ fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
     expected.resize(new as usize, 0);
     let disk = file.open();
     let known = disk.data_write_guid();
-    disk.resize(new).unwrap();
+    disk.its_writer().resize(new).unwrap();
     assert_eq!(disk.write_at(&[1], 0).unwrap_err().code(), "image.frozen");
     let layer = file.layer();
     assert!(!layer.log_is_pending());
@@ -475,7 +481,7 @@ fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
     if let Some(at) = (0..new as usize).find(|at| now[*at] != expected[*at]) {
         panic!("{} to {new}: {} for {} at {at:#x}", image.size, now[at], expected[at]);
     }
-    let disk = disk.again().unwrap();
+    let disk = VhdxFile::own(disk.its_writer().again().unwrap().into());
     assert_eq!((disk.geometry().size, disk.data_write_guid()), (new, of_file));
     // It goes on.
     // What stands beside a part of a sector may be the parent's, who is not here.
@@ -584,11 +590,11 @@ fn a_table_that_gets_too_long_moves_with_the_size() {
             let file = Watched::new(&image);
             let before = file.layer();
             let disk = file.open();
-            disk.resize(new).unwrap();
+            disk.its_writer().resize(new).unwrap();
             let after = file.layer();
             assert_eq!(after.faults(), [""; 0]);
             assert_eq!((after.size, before.size), (new, old));
-            let disk = disk.again().unwrap();
+            let disk = VhdxFile::own(disk.its_writer().again().unwrap().into());
             assert!(disk.info().region_tables.iter().all(|table| {
                 let bat = table.as_ref().unwrap().iter().find(|entry| entry.name == Some("BAT"));
                 bat.is_some_and(|bat| u64::from(bat.length) >= new / MIB * 8)
@@ -623,7 +629,7 @@ fn a_table_that_gets_too_long_moves_with_the_size() {
             disk.close().unwrap();
             assert_eq!(file.layer().faults(), [""; 0]);
             // And back again.
-            disk.resize(old).unwrap();
+            disk.its_writer().resize(old).unwrap();
             let again = file.layer();
             assert_eq!(again.faults(), [""; 0]);
             for sector in [0, 999, 1000, 4095 * 2048, 4096 * 2048 + 5, 70_000 * 2048] {
@@ -644,19 +650,19 @@ fn sizes_that_the_format_does_not_have_are_refused_and_change_nothing() {
     let file = Watched::new(&Image::dynamic(4 << 20));
     let disk = file.open();
     for size in [0, 1, 5 * MIB + 256, (64 << 40) + 512, u64::MAX] {
-        let error = disk.resize(size).unwrap_err();
+        let error = disk.its_writer().resize(size).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "resize.size"));
     }
     assert_eq!(file.1.load(Ordering::SeqCst), 0);
     disk.write_at(&[1], 0).unwrap();
     let known = disk.data_write_guid();
-    disk.resize(4 << 20).unwrap();
+    disk.its_writer().resize(4 << 20).unwrap();
     assert_eq!(disk.data_write_guid(), known);
     // The largest there is.
     let mut image = Image::dynamic(1 << 30);
     image.block_size = 256 << 20;
     let file = Watched::new(&image);
-    file.open().resize(64 << 40).unwrap();
+    file.open().its_writer().resize(64 << 40).unwrap();
     let layer = file.layer();
     assert_eq!((layer.size, layer.faults()), (64 << 40, vec![]));
     let disk = file.open();

@@ -17,7 +17,7 @@ use crate::chain::{
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, Lock, ParentLink, lock};
 use crate::options::OpenOptions;
-use crate::storage::{Access, Host, Storage};
+use crate::storage::{Access, Host, LockMode, Storage};
 use crate::warning::Warning;
 
 /// Checks the image in `tip`, and its parents if `with_parents` is set.
@@ -30,7 +30,7 @@ pub(super) fn check(
     let (image, chain) = options.policies();
     let source = options.source();
     let mut walk = Walk {
-        image: ImagePolicy { writable: false, ..image.clone() },
+        image: image.clone(),
         chain,
         source: source.as_ref(),
         host: options.host_used().as_ref(),
@@ -68,7 +68,7 @@ impl Walk<'_> {
     fn tip(&mut self, storage: &Arc<dyn Storage>) -> Result<Looked> {
         self.findings.enter(storage.name());
         let mut warnings = Vec::new();
-        lock(storage.as_ref(), &self.image, &mut warnings)?;
+        lock(storage.as_ref(), self.image.lock, LockMode::Shared, &mut warnings)?;
         self.warn(warnings);
         let looked =
             layer::check(storage, None, self.image.log, self.chain.linkage, &mut self.findings)?;
@@ -108,13 +108,12 @@ impl Walk<'_> {
         }
         self.findings.enter(storage.name());
         let mut warnings = Vec::new();
-        // A parent in use is reported and checked nevertheless.
-        let lock_parent = match self.image.lock {
+        // A parent in use is told of, and looked at all the same.
+        let policy = match self.image.lock {
             Lock::None => Lock::None,
             _ => Lock::Try,
         };
-        let policy = ImagePolicy { lock: lock_parent, ..self.image.clone() };
-        if let Err(error) = lock(storage.as_ref(), &policy, &mut warnings) {
+        if let Err(error) = lock(storage.as_ref(), policy, LockMode::Shared, &mut warnings) {
             self.findings.warning(error);
         }
         self.warn(warnings);

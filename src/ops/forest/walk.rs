@@ -72,7 +72,7 @@ pub(super) fn walk<P: AsRef<Path>>(
 pub(super) fn node(storage: Arc<dyn Storage>, path: PathBuf, stat: &Stat) -> Node {
     let data_write_guid = probe_identity(storage.as_ref()).ok();
     let policy = ImagePolicy { lock: Lock::Try, ..ImagePolicy::default() };
-    let read = Core::from_storage(storage, &policy).and_then(|image| {
+    let read = Core::open(storage, &policy).and_then(|image| {
         let recorded = image.parent_link()?;
         Ok((facts(&image), recorded))
     });

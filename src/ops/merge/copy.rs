@@ -10,7 +10,7 @@ use crate::image::Core;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
 use crate::types::{DiskOffset, MIB};
-use crate::write::{Copier, Follow};
+use crate::write::{Copier, Follow, Writer};
 
 /// How many bytes are moved between two checks of the pace and for cancellation.
 pub(super) const PIECE: u64 = 16 * MIB;
@@ -63,7 +63,7 @@ impl<'a> Meter<'a> {
 /// Copies what a child holds into its parent.
 pub(super) struct Copy<'a> {
     pub(super) from: &'a Core,
-    pub(super) to: &'a Core,
+    pub(super) to: &'a Writer,
     pub(super) copier: Copier,
     /// Tracks concurrent writes, if there may be any.
     pub(super) follow: Option<Arc<Follow>>,
@@ -140,7 +140,8 @@ impl Copy<'_> {
         meter: &mut Meter<'_>,
         passed: &dyn Fn(u64),
     ) -> Result<u64> {
-        let (block, size) = (u64::from(self.to.block_size()), self.to.geometry().size);
+        let (block, size) =
+            (u64::from(self.to.core().block_size()), self.to.core().geometry().size);
         let (mut moved, mut at) = (0, range.start);
         // One block more, because the first may be partial.
         let near = |at| (at / block + 1 + ZERO_BLOCKS) * block;

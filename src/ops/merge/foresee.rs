@@ -14,6 +14,7 @@ use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState}
 use crate::image::Core;
 use crate::ops::{FileChangeKind, Forecast};
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
+use crate::write::fits_entry;
 use crate::write::table_len;
 
 /// The unit in which hosts allocate space.
@@ -250,7 +251,7 @@ impl<'a> Parent<'a> {
         let first = old.payload_index(BlockIndex(old.blocks())).0;
         let stays = match has_parent || keeps {
             false => entries <= self.entries,
-            true => self.image.fits_entry(&(first..entries), self.entries),
+            true => fits_entry(self.image, &(first..entries), self.entries),
         };
         self.table(new, stays);
         if keeps && !has_parent {
@@ -268,7 +269,7 @@ impl<'a> Parent<'a> {
             true => old.entries_reserved().min(self.entries),
             false => old.entries_needed(),
         };
-        let stays = self.image.fits_entry(&(first..last), self.entries);
+        let stays = fits_entry(self.image, &(first..last), self.entries);
         self.table(new, stays);
         let end = DiskOffset(new.size());
         let within = old.within_block(end);

@@ -22,11 +22,15 @@ use super::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, LinkPaths, MergeMark, MergeState, Moved};
+use crate::image::{Core, MergeMark, MergeState, Moved};
 use crate::ops::child::{Removed, dangling, remove};
 use crate::types::BlockIndex;
 use crate::warning::Warning;
-use crate::write::{Copier, Follow, ItemEdit};
+use crate::write::OpenImage;
+use crate::write::Writer;
+use crate::write::disk_edits;
+use crate::write::locator_edit;
+use crate::write::{Copier, Follow, ItemEdit, LinkPaths};
 
 /// How many bytes may remain for the final move, during which writers wait.
 const SHORT: u64 = 4 << 20;
@@ -46,9 +50,9 @@ pub(super) struct Step<'a> {
 
 /// The files involved, open for writing.
 struct Handles {
-    child: Arc<Core>,
-    parent: Arc<Core>,
-    above: Option<Arc<Core>>,
+    child: Arc<Writer>,
+    parent: Arc<Writer>,
+    above: Option<Arc<Writer>>,
     /// Whether the child is the tip and may be written to meanwhile.
     is_live: bool,
     /// The layers that were opened for this step.
@@ -56,7 +60,7 @@ struct Handles {
 }
 
 /// Stops tracking the child's changes when dropped.
-struct Following<'a>(&'a Core);
+struct Following<'a>(&'a Writer);
 
 impl Drop for Following<'_> {
     fn drop(&mut self) {
@@ -74,27 +78,30 @@ impl Step<'_> {
     }
 
     fn open(&self, meter: &mut Meter<'_>) -> Result<Handles> {
-        let images = self.op.images();
-        let is_live = self.layer == 0 && images[0].takes_writes();
+        let live = self.op.writer().filter(|writer| writer.core().takes_writes());
+        let is_live = self.layer == 0 && live.is_some();
         let above = self.layer.checked_sub(1);
-        let is_above_live = above == Some(0) && images[0].takes_writes();
+        let is_above_live = above == Some(0) && live.is_some();
         let mut layers = vec![self.layer + 1];
         layers.extend((!is_live).then_some(self.layer));
         layers.extend(above.filter(|_| !is_above_live));
-        drop(images);
-        self.op.take(&layers, &mut || meter.tell())?;
-        let images = self.op.images();
+        let opened = self.op.take(&layers, &mut || meter.tell())?;
+        let of = |layer: usize| {
+            let taken = layers.iter().zip(&opened).find(|(taken, _)| **taken == layer);
+            let writer = taken.map(|(_, writer)| writer).or(live.as_ref());
+            Arc::clone(writer.unwrap_or_else(|| unreachable!("the layer was taken or is live")))
+        };
         Ok(Handles {
-            child: Arc::clone(&images[self.layer]),
-            parent: Arc::clone(&images[self.layer + 1]),
-            above: above.map(|layer| Arc::clone(&images[layer])),
+            child: of(self.layer),
+            parent: of(self.layer + 1),
+            above: above.map(of),
             is_live,
-            opened: layers.into_iter().map(|layer| images[layer].id()).collect(),
+            opened: opened.iter().map(|writer| writer.core().id()).collect(),
         })
     }
 
     fn merge(&self, on: &mut Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
-        let state = on.child.merge_mark().map(|mark| mark.state);
+        let state = on.child.core().merge_mark().map(|mark| mark.state);
         if state == Some(MergeState::Spent) {
             // The parent is complete; only the links and the file remain.
             return self.finish(on, merged);
@@ -104,7 +111,7 @@ impl Step<'_> {
         self.mark(on, next)?;
         self.fit(on, meter)?;
         // Keeps offsets in the parent's file that readers may know from being reused.
-        let keep = self.op.keep(&on.parent);
+        let keep = self.op.keep(on.parent.core());
         let done = self.copy(on, meter, merged).and_then(|()| self.finish(on, merged));
         keep.done(done.is_ok());
         done
@@ -122,46 +129,49 @@ impl Step<'_> {
 
     /// Marks both files before anything else changes in them.
     fn mark(&self, on: &Handles, next: Uuid) -> Result<()> {
-        let (child, parent) = (&on.child, &on.parent);
+        let (child, parent) = (on.child.core(), on.parent.core());
         let tell = |state, other, of| ItemEdit::merge_mark(Some(&self.state(state, other, of)));
         let before = child.in_parent();
-        let link = child.locator_edit(parent.data_write_guid(), Some(next), LinkPaths::Keep)?;
+        let link = locator_edit(child, parent.data_write_guid(), Some(next), LinkPaths::Keep)?;
         let moved = Moved { end: before, child: child.data_write_guid() };
         let mark = MergeMark {
             moved: (before > 0).then_some(moved),
             ..self.state(MergeState::Merging, next, parent)
         };
         let mark = ItemEdit::merge_mark(Some(&mark));
-        child.edit_metadata(&[link, mark])?;
-        parent.set_next_identity(next)?;
-        parent.begin_with_next_identity()?;
-        let mut edits = child.disk_edits(parent)?;
+        on.child.edit_metadata(&[link, mark])?;
+        on.parent.set_next_identity(next);
+        on.parent.begin_with_next_identity()?;
+        let mut edits = disk_edits(child, parent)?;
         edits.push(tell(MergeState::Target, child.data_write_guid(), child));
-        parent.edit_metadata(&edits)
+        on.parent.edit_metadata(&edits)
     }
 
     /// Resizes the parent's disk to the child's size.
     fn fit(&self, on: &mut Handles, meter: &mut Meter<'_>) -> Result<()> {
-        let size = on.child.geometry().size;
-        if size == on.parent.geometry().size {
+        let size = on.child.core().geometry().size;
+        if size == on.parent.core().geometry().size {
             return Ok(());
         }
         on.parent.resize(size)?;
-        let old = on.parent.id();
+        let old = on.parent.core().id();
         let parent = Arc::new(on.parent.again()?);
-        on.opened.iter_mut().filter(|id| **id == old).for_each(|id| *id = parent.id());
-        let retired = self.op.resized(self.layer + 1, &parent);
+        on.opened.iter_mut().filter(|id| **id == old).for_each(|id| *id = parent.core().id());
+        let image =
+            OpenImage { core: Arc::clone(parent.core()), writer: Some(Arc::clone(&parent)) };
+        let retired = self.op.resized(self.layer + 1, &image);
         on.parent = parent;
         self.op.drained(retired, &mut || meter.tell())
     }
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
-        let follow = on.is_live.then(|| on.child.follow_changes()).transpose()?;
+        let follow = on.is_live.then(|| on.child.follow_changes());
         let following = on.is_live.then(|| Following(&on.child));
         let copier = Copier::new(self.merge.share);
         let passed = Cell::new(0);
-        let copy = Copy { from: &on.child, to: &on.parent, copier, follow: follow.clone(), passed };
-        let size = on.child.geometry().size;
+        let copy =
+            Copy { from: on.child.core(), to: &on.parent, copier, follow: follow.clone(), passed };
+        let size = on.child.core().geometry().size;
         let copied = (|| {
             let moved = match self.merge.low_space {
                 true => self.copy_and_give_back(on, &copy, meter)?,
@@ -190,7 +200,8 @@ impl Step<'_> {
     /// bytes.
     fn stopped(&self, error: Error, on: &Handles, copy: &Copy<'_>) -> Error {
         let is_cancelled = error.kind() == ErrorKind::Cancelled;
-        let lost = if is_cancelled { None } else { on.child.lost_meanwhile().unwrap_or_default() };
+        let lost =
+            if is_cancelled { None } else { on.child.core().lost_meanwhile().unwrap_or_default() };
         if is_cancelled || lost.is_some() {
             // Best effort: only `AcceptLoss` uses the record, and nothing depends on it.
             drop(self.note_moved(on, copy));
@@ -198,7 +209,7 @@ impl Step<'_> {
         let Some(lost) = lost else { return error };
         let message = format!("the file lost bytes during the merge: {}", lost.message());
         Error::new(ErrorKind::Damaged, "merge.child-lost", message)
-            .in_file(on.child.name())
+            .in_file(on.child.core().name())
             .with_section("2.5.1")
             .with_found(error)
             .with_expected("the loss to be accepted, then the merge to be resumed")
@@ -206,12 +217,13 @@ impl Step<'_> {
 
     /// Records in the child's mark up to where the parent holds all of its data.
     fn note_moved(&self, on: &Handles, copy: &Copy<'_>) -> Result<()> {
-        on.parent.flush()?;
+        on.parent.commit()?;
         // Later writes to the child give it another identity, which invalidates the record; earlier ones left marks.
         let child = on.child.hand_out_identity()?;
         let changed = copy.follow.as_ref().and_then(|follow| follow.first());
-        let end = copy.passed.get().min(changed.unwrap_or(u64::MAX)).max(on.child.in_parent());
-        let Some(mark) = on.child.merge_mark().filter(|_| end > 0) else { return Ok(()) };
+        let end =
+            copy.passed.get().min(changed.unwrap_or(u64::MAX)).max(on.child.core().in_parent());
+        let Some(mark) = on.child.core().merge_mark().filter(|_| end > 0) else { return Ok(()) };
         let mark = MergeMark { moved: Some(Moved { end, child }), ..mark };
         on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&mark))])
     }
@@ -223,8 +235,8 @@ impl Step<'_> {
         copy: &Copy<'_>,
         meter: &mut Meter<'_>,
     ) -> Result<u64> {
-        let size = on.child.geometry().size;
-        let block = u64::from(on.child.block_size());
+        let size = on.child.core().geometry().size;
+        let block = u64::from(on.child.core().block_size());
         let step = self.batch.max(block);
         let (mut moved, mut at) = (0, 0);
         while let Some(found) = copy.skip(at..size)? {
@@ -233,10 +245,10 @@ impl Step<'_> {
             let now = copy.pass(at..end, meter)?;
             moved += now;
             if now > 0 {
-                on.parent.flush()?;
+                on.parent.commit()?;
                 let blocks: Vec<_> = (at / block..end.div_ceil(block)).map(BlockIndex).collect();
                 // The space is reused only when no reader can know its offsets any more.
-                let keep = self.op.keep(&on.child);
+                let keep = self.op.keep(on.child.core());
                 let released = on.child.release_blocks(&blocks).and_then(|_| {
                     self.op.drained(self.op.forget_places(self.layer), &mut || meter.tell())
                 });
@@ -261,22 +273,22 @@ impl Step<'_> {
         meter: &mut Meter<'_>,
     ) -> Result<(u64, Retired)> {
         // Allocation in the parent waits for a flush, and the first flush takes the longest: do it now.
-        on.parent.flush()?;
+        on.parent.commit()?;
         // The marks are consumed from here on, so progress can no longer be derived from them.
         copy.passed.set(0);
-        on.child.mirror_changes(follow, &on.parent)?;
+        on.child.mirror_changes(follow, &on.parent);
         let (mut moved, mut flushed) = (0, 0);
         for round in 1_u32.. {
             while let Some(run) = follow.next() {
                 moved += copy.held(run, meter)?;
                 follow.check()?;
                 if moved - flushed >= BATCH {
-                    on.parent.flush()?;
+                    on.parent.commit()?;
                     flushed = moved;
                 }
             }
-            on.child.flush()?;
-            on.parent.flush()?;
+            on.child.commit()?;
+            on.parent.commit()?;
             if follow.to_copy() <= SHORT {
                 meter.report()?;
                 if let Some((last, retired)) = self.switch_tip(on, copy, follow)? {
@@ -312,41 +324,42 @@ impl Step<'_> {
             complete(&on.parent)?;
             // The child accepts the parent's present identity: later writes need a new one.
             on.parent.hand_out_frozen_identity()?;
-            Ok(Some((moved, self.op.take_out(self.layer))))
+            Ok(Some((moved, self.op.take_out(self.layer, &on.parent))))
         })
     }
 
     /// The remaining steps once the parent is complete.
     fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
-        let child_path = path_of(&on.child)?.to_owned();
-        let spent = self.state(MergeState::Spent, on.parent.data_write_guid(), &on.parent);
-        let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.id());
+        let child_path = path_of(on.child.core())?.to_owned();
+        let spent =
+            self.state(MergeState::Spent, on.parent.core().data_write_guid(), on.parent.core());
+        let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.core().id());
         let marked = on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&spent))]);
         let rest = marked.and_then(|()| self.relink_above(on));
         if !is_switched {
             rest?;
-            let retired = self.op.take_out(self.layer);
+            let retired = self.op.take_out(self.layer, &on.parent);
             self.wait_for_readers(retired, on, merged);
         } else if let Err(error) = rest {
             // The chain continues without the child, marked or not.
             let message = format!("was not marked as merged: {error}");
-            merged.warnings.push(warning_of(&on.child, "merge.not-marked", message));
+            merged.warnings.push(warning_of(on.child.core(), "merge.not-marked", message));
         }
         on.child.close().ok();
-        match remove(self.op, &on.child) {
+        match remove(self.op, on.child.core()) {
             Ok(Removed { is_gone: true, warning }) => {
                 merged.warnings.extend(warning);
                 merged.removed.push(child_path);
-                merged.warnings.extend(dangling(self.op, &on.child));
+                merged.warnings.extend(dangling(self.op, on.child.core()));
             }
             Ok(Removed { warning, .. }) => {
                 let what = "; all that it held is in the parent";
                 merged.warnings.extend(warning.map(|warning| warning.and(what)));
             }
             Err(error) => {
-                let error = error.text_about(on.child.name());
+                let error = error.text_about(on.child.core().name());
                 let message = format!("{error}: all it held is in the parent");
-                merged.warnings.push(warning_of(&on.child, "merge.not-removed", message));
+                merged.warnings.push(warning_of(on.child.core(), "merge.not-removed", message));
             }
         }
         Ok(())
@@ -357,16 +370,17 @@ impl Step<'_> {
     fn wait_for_readers(&self, retired: Retired, on: &Handles, merged: &mut Merged) {
         if let Err(error) = self.op.drained(retired, &mut || ControlFlow::Continue(())) {
             let message = format!("was merged all the same: {error}");
-            merged.warnings.push(warning_of(&on.child, "merge.still-read", message));
+            merged.warnings.push(warning_of(on.child.core(), "merge.still-read", message));
         }
     }
 
     fn relink_above(&self, on: &Handles) -> Result<()> {
         let Some(above) = &on.above else { return Ok(()) };
         let host = self.op.host().as_ref();
-        let (parent, file) = (path_of(&on.parent)?, file_id(on.parent.bare_storage().as_ref())?);
+        let (parent, file) =
+            (path_of(on.parent.core())?, file_id(on.parent.core().bare_storage().as_ref())?);
         let paths = LinkPaths::To { host, parent, file };
-        above.relink(on.parent.data_write_guid(), None, paths)
+        above.relink(on.parent.core().data_write_guid(), None, paths)
     }
 
     fn state(&self, state: MergeState, other: Uuid, of: &Core) -> MergeMark {
@@ -377,15 +391,16 @@ impl Step<'_> {
     fn settle(&self, on: Handles, is_done: bool, merged: &mut Merged) {
         // A new tip stays open for writing, even after a later failure.
         let stays_open = on.is_live.then(|| self.op.images()[0].id());
-        for image in
+        for writer in
             [Some(on.parent), on.above, (!is_done).then_some(on.child)].into_iter().flatten()
         {
+            let image = writer.core();
             if !on.opened.contains(&image.id()) || Some(image.id()) == stays_open {
                 continue;
             }
-            if let Err(error) = self.op.settle(&image) {
+            if let Err(error) = self.op.settle(&writer) {
                 let message = format!("was not closed: {error}");
-                merged.warnings.push(warning_of(&image, "merge.not-closed", message));
+                merged.warnings.push(warning_of(image, "merge.not-closed", message));
             }
         }
     }
@@ -396,8 +411,8 @@ fn warning_of(image: &Core, code: &'static str, message: String) -> Warning {
 }
 
 /// Durably completes the parent.
-fn complete(parent: &Core) -> Result<()> {
+fn complete(parent: &Writer) -> Result<()> {
     // The mark is removed last: the log entry that removes it may be the first of several.
-    parent.flush()?;
+    parent.commit()?;
     parent.edit_metadata(&[ItemEdit::merge_mark(None)])
 }

@@ -9,18 +9,18 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::ChildSearch;
-use super::drafts::clear_drafts;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::CheckpointMark;
 use crate::format::metadata::{self, MetadataEntry};
-use crate::image::{Core, ImagePolicy, Lock, way_to};
+use crate::image::{Core, ImagePolicy, Lock};
+use crate::names::way_to;
 use crate::storage::{
     self, Access, Draft, FileId, FileKind, Host, Storage, folder_of, is_file, real_place,
 };
 use crate::types::MIB;
 use crate::warning::Warning;
+use crate::write::{ChildSearch, OpenImage, WritePolicy, Writer, clear_drafts};
 
 /// What a new image is to be.
 ///
@@ -110,7 +110,8 @@ impl CreateOptions {
     /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`];
     /// [`ErrorKind::Unfinished`] and [`ErrorKind::Merged`] when a merge makes it no point in time.
     pub fn child_of(parent: &crate::VhdxFile) -> Result<Self> {
-        parent.with(|parent| Self::child_with(parent, parent.hand_out_identity()?))
+        let linkage = parent.hand_out_identity()?;
+        parent.with(|parent| Self::child_with(parent, linkage))
     }
 
     /// The same for a parent that is going to be known by this identity.
@@ -246,11 +247,14 @@ impl CreateOptions {
         // Nobody can have linked to an identity that is new. A given one may be another file's.
         let children = ChildSearch { orphans: true, ..ChildSearch::beside(Arc::clone(&host)) };
         let policy =
-            ImagePolicy { writable: true, children: Some(children), ..ImagePolicy::default() };
+            WritePolicy { children: Some(children), ..WritePolicy::of(ImagePolicy::default()) };
         let mut warnings = Vec::new();
         let old = self.check_replaced(&host, path.as_ref(), &mut warnings)?;
-        let mut image = self.create_over(host.as_ref(), path.as_ref(), &policy, old)?;
-        image.warnings.extend(warnings);
+        let open = |storage, mut more: Vec<Warning>| {
+            more.extend(warnings);
+            Writer::open(storage, &policy, more).map(OpenImage::from)
+        };
+        let image = self.create_over(host.as_ref(), path.as_ref(), Access::ReadWrite, old, open)?;
         Ok(crate::VhdxFile::own(image))
     }
 
@@ -293,23 +297,34 @@ impl CreateOptions {
         Ok(Some(file))
     }
 
-    /// The same, and opens the image as the policy says.
+    /// Makes the image, and opens it as the policy says, for writing or only to be read.
     pub(crate) fn create_as(
         &self,
         host: &dyn Host,
         path: &Path,
         policy: &ImagePolicy,
-    ) -> Result<Core> {
-        self.create_over(host, path, policy, None)
+        writable: bool,
+    ) -> Result<OpenImage> {
+        let access = if writable { Access::ReadWrite } else { Access::Read };
+        self.create_over(host, path, access, None, |storage, warnings| {
+            if writable {
+                let policy = WritePolicy::of(policy.clone());
+                return Writer::open(storage, &policy, warnings).map(OpenImage::from);
+            }
+            let mut core = Core::open(storage, policy)?;
+            core.warnings.extend(warnings);
+            Ok(OpenImage { core: Arc::new(core), writer: None })
+        })
     }
 
     fn create_over(
         &self,
         host: &dyn Host,
         path: &Path,
-        policy: &ImagePolicy,
+        access: Access,
         old: Option<Arc<dyn Storage>>,
-    ) -> Result<Core> {
+        open: impl FnOnce(Arc<dyn Storage>, Vec<Warning>) -> Result<OpenImage>,
+    ) -> Result<OpenImage> {
         let path = &real_place(host, path);
         let failed = |what| {
             move |error| Error::io("create.file", format!("cannot {what}"), error).in_path(path)
@@ -317,33 +332,27 @@ impl CreateOptions {
         self.check_free(host, path)?;
         let options = self.with_paths(host, path).map_err(|error| error.in_path(path))?;
         options.validate().map_err(|error| error.in_path(path))?;
-        // Unless the image's opening does so.
-        let left_over = match &policy.children {
-            Some(search) if policy.writable && !search.orphans => Vec::new(),
-            _ => clear_drafts(host, folder_of(path)),
-        };
+        let mut warnings = clear_drafts(host, folder_of(path));
         let draft = Draft::new(host, path).map_err(failed("create the file"))?;
         let filled = options.fill(host, draft.storage().as_ref(), draft.mark());
         filled.map_err(|error| error.in_path(path))?;
         let old_left = draft.publish(old.as_deref()).map_err(failed("give the file its name"))?;
+        warnings.extend(old_left.map(|old| {
+            let message = "the file that was replaced could not be removed";
+            Warning::new("create.old-left", old.display(), message)
+        }));
         let opened = options.name_durably(host, path).and_then(|()| {
-            let storage = reopened(host, path, policy, draft.storage().as_ref())?;
-            Core::from_storage(storage, policy)
+            let storage = reopened(host, path, access, draft.storage().as_ref())?;
+            open(storage, warnings)
         });
-        let mut image = opened.inspect_err(|_| {
+        opened.inspect_err(|_| {
             // The file is ours, and complete: it goes, unless it took the place of another, of which
             // nothing would be left then.
             if old.is_none() {
                 let is_ours = |path: &Path| is_file(host, path, draft.storage().as_ref());
                 drop(storage::remove(host, path, &is_ours));
             }
-        })?;
-        image.warnings.extend(left_over);
-        image.warnings.extend(old_left.map(|old| {
-            let message = "the file that was replaced could not be removed";
-            Warning::new("create.old-left", old.display(), message)
-        }));
-        Ok(image)
+        })
     }
 
     /// Makes the image in an empty file of the caller's on `host` and opens it for writing. Naming the file
@@ -355,7 +364,10 @@ impl CreateOptions {
     /// [`ErrorKind::Io`] when the host fails.
     pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<crate::VhdxFile> {
         self.fill_at(host, &storage, storage.path(), None)?;
-        crate::OpenOptions::new().writable(true).orphan_children(true).open_file(storage)
+        let host: Arc<dyn Host> = Arc::new(storage::LocalHost);
+        let children = Some(ChildSearch { orphans: true, ..ChildSearch::beside(host) });
+        let policy = WritePolicy { children, ..WritePolicy::of(ImagePolicy::default()) };
+        OpenImage::write(storage, &policy).map(crate::VhdxFile::own)
     }
 
     /// Makes the image in a draft and opens it for writing, as a draft until that is
@@ -369,8 +381,8 @@ impl CreateOptions {
         let seal = self.fill_at(host, storage, Some(draft.target()), draft.mark())?;
         draft.seal_with(seal);
         // The draft has the lock, if there can be one.
-        let policy = ImagePolicy { writable: true, lock: Lock::None, ..ImagePolicy::default() };
-        Core::from_storage(Arc::clone(storage), &policy).map(crate::VhdxFile::own)
+        let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
+        OpenImage::write(Arc::clone(storage), &WritePolicy::of(policy)).map(crate::VhdxFile::own)
     }
 
     fn name_durably(&self, host: &dyn Host, path: &Path) -> Result<()> {
@@ -529,12 +541,11 @@ impl Parent {
 fn reopened(
     host: &dyn Host,
     path: &Path,
-    policy: &ImagePolicy,
+    access: Access,
     made: &dyn Storage,
 ) -> Result<Arc<dyn Storage>> {
     let failed =
         |error| Error::io("file.open", "cannot open the file", error).in_path(path).limits_named();
-    let access = if policy.writable { Access::ReadWrite } else { Access::Read };
     let storage = host.open(path, access).map_err(failed)?;
     let ids = made.id().and_then(|made| Ok((made, storage.id()?))).map_err(failed)?;
     if ids.0 != ids.1 {

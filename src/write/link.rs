@@ -1,0 +1,145 @@
+//! Edits of what an image says of its parent and of merges, \[MS-VHDX\] 2.6.2.6.
+
+use std::path::Path;
+
+use uuid::Uuid;
+
+use super::{ItemEdit, Writer};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::locator::ParentLocator;
+use crate::format::marks::{self, MergeMark};
+use crate::format::metadata::{self, ItemFlags, MetadataEntry};
+use crate::image::Core;
+use crate::names::{NO_WAY, canonical, no_way, way_to};
+use crate::storage::{FileId, Host, folder_of};
+
+/// What a new link says of the way to the parent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum LinkPaths<'a> {
+    /// What the old one says.
+    Keep,
+    /// The parent lies here, and is this file where the host can tell files apart.
+    To { host: &'a dyn Host, parent: &'a Path, file: Option<FileId> },
+}
+
+impl Writer {
+    /// Links the image to a parent by these identities, durably and at once, and keeps what else its locator
+    /// says. What its own children know it by stays.
+    ///
+    /// # Errors
+    /// As [`locator_edit`] and [`edit_metadata`](Self::edit_metadata).
+    pub(crate) fn relink(
+        &self,
+        linkage: Uuid,
+        linkage2: Option<Uuid>,
+        paths: LinkPaths<'_>,
+    ) -> Result<()> {
+        self.edit_metadata(&[locator_edit(&self.core, linkage, linkage2, paths)?])
+    }
+}
+
+/// The edit that links the image to a parent, to be made together with others.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] when the image is no differencing one, or no path leads from it to the
+/// parent; [`ErrorKind::Unsupported`] when one does that would not be read as it is; [`ErrorKind::Io`] when the host cannot tell where the files lie.
+pub(crate) fn locator_edit(
+    image: &Core,
+    linkage: Uuid,
+    linkage2: Option<Uuid>,
+    paths: LinkPaths<'_>,
+) -> Result<ItemEdit> {
+    let metadata = image.metadata();
+    let locator = metadata.locator.as_ref().map(|placed| placed.locator.clone());
+    drop(metadata);
+    let Some(mut locator) = locator else {
+        let message = "an image without a parent cannot be linked to one";
+        return Err(Error::new(ErrorKind::InvalidInput, "link.no-parent", message)
+            .in_file(image.name())
+            .with_section("2.6.2.6")
+            .with_expected("a differencing image"));
+    };
+    let braced = |guid: Uuid| Some(format!("{{{}}}", guid.hyphenated()));
+    locator.set("parent_linkage", braced(linkage));
+    locator.set("parent_linkage2", linkage2.and_then(braced));
+    if let LinkPaths::To { host, parent, file } = paths {
+        set_paths(image, &mut locator, host, parent, file)?;
+    }
+    let bytes = locator.to_bytes().map_err(|error| error.in_file(image.name()))?;
+    let item = metadata::PARENT_LOCATOR;
+    Ok(ItemEdit::Set { item, flags: ItemFlags::REQUIRED, bytes })
+}
+
+/// Has the locator say the way to `parent` and no other.
+fn set_paths(
+    image: &Core,
+    locator: &mut ParentLocator,
+    host: &dyn Host,
+    parent: &Path,
+    file: Option<FileId>,
+) -> Result<()> {
+    let here = image.path().map(folder_of);
+    let way = match here.map(|folder| way_to(host, folder, parent, file)) {
+        Some(Ok(way)) => Some(way),
+        // Of another drive Windows knows the absolute path.
+        Some(Err(error)) if cfg!(windows) && error.code() == NO_WAY => None,
+        Some(Err(error)) => return Err(error.in_file(image.name())),
+        None => None,
+    };
+    // The same way from here is the same parent, which other paths may know under other names. Where the
+    // way is another one they would lead to the old parent.
+    let is_same = way.is_some() && locator.value("relative_path") == way.as_deref();
+    locator.set("relative_path", way.clone());
+    if !is_same {
+        locator.set("volume_path", None);
+    }
+    if cfg!(windows) {
+        let target = canonical(host, parent)?;
+        locator.set("absolute_win32_path", target.to_str().map(str::to_owned));
+    } else if !is_same {
+        locator.set("absolute_win32_path", None);
+    }
+    if way.is_some() || locator.value("absolute_win32_path").is_some() {
+        return Ok(());
+    }
+    Err(no_way(parent).in_file(image.name()))
+}
+
+/// The edits by which `other` gets what this image says of the virtual disk, but for its size,
+/// \[MS-VHDX\] 2.6.1.2.
+pub(crate) fn disk_edits(image: &Core, other: &Core) -> Result<Vec<ItemEdit>> {
+    let is_user = |entry: &MetadataEntry| entry.flags.contains(ItemFlags::USER);
+    let own = image.disk_items()?;
+    let theirs = other.disk_items()?;
+    let is_kept = |entry: &MetadataEntry| {
+        own.iter().any(|(own, _)| own.item == entry.item && is_user(own) == is_user(entry))
+    };
+    let gone = theirs.iter().filter(|(entry, _)| !is_kept(entry));
+    let gone =
+        gone.map(|(entry, _)| ItemEdit::Remove { item: entry.item, is_user: is_user(entry) });
+    let set = |item, flags, bytes| ItemEdit::Set { item, flags, bytes };
+    let flags = ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED;
+    let id = image.disk_id().to_bytes_le().to_vec();
+    let physical = image.geometry().physical_sector.to_le_bytes().to_vec();
+    let known = [
+        set(metadata::VIRTUAL_DISK_ID, flags, id),
+        set(metadata::PHYSICAL_SECTOR_SIZE, flags, physical),
+    ];
+    let moved = own.iter().map(|(entry, bytes)| set(entry.item, entry.flags, bytes.clone()));
+    Ok(gone.chain(known).chain(moved).collect())
+}
+
+impl ItemEdit {
+    /// Sets the mark of a merge, or removes it.
+    pub(crate) fn merge_mark(mark: Option<&MergeMark>) -> Self {
+        Self::mark(marks::MERGE, mark.map(MergeMark::to_bytes))
+    }
+
+    fn mark(item: Uuid, bytes: Option<Vec<u8>>) -> Self {
+        match bytes {
+            Some(bytes) => Self::Set { item, flags: ItemFlags::USER, bytes },
+            None => Self::Remove { item, is_user: true },
+        }
+    }
+}
