@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use super::Merge;
 use super::copy::{BATCH, PIECE, Piece, next_extent};
+use super::parameters::Merge;
 use super::states::States;
 use crate::chain::{Operation, path_of};
 use crate::disk::{Disk, Extent, Source};
