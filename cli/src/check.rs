@@ -1,35 +1,36 @@
-//! `avhdx check`: is the image, with its parents, as the format wants it?
+//! `avhdx check`: validates an image and its parents against the format.
 
+use avhdx::Lock;
 use avhdx::ops::{Check, Finding, Report, Severity};
-use avhdx::{FoundBy, Lock};
 use serde_json::{Value, json};
 
-use crate::args::{self, Opening};
-use crate::exit::{Failure, Outcome};
-use crate::info::found_by;
+use crate::args::{ImageArg, ReadFlags};
+use crate::facts::report::found_by;
+use crate::failure::{Answer, Failure};
 use crate::input;
-use crate::output::{Console, size};
+use crate::output::Console;
+use crate::text::{count, size};
 
 const SEVERITIES: [Severity; 3] = [Severity::Error, Severity::Warning, Severity::Info];
 
 /// Check an image and its parents against every rule of the format. Nothing is changed.
 ///
-/// Of the tables everything is read, of the data itself nothing but samples of what no table names.
-/// Works on images that do not open. Errors are broken rules: data is lost or in danger, or other programs
-/// refuse the image (exit code 1). Warnings and information alone leave exit code 0.
+/// Reads all tables, and samples of the space that no table refers to. Works on images that cannot be opened.
+/// An error is a broken rule: data is lost or at risk, or other programs refuse the image (exit code 1). Warnings
+/// and remarks alone give exit code 0.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Check the image alone, without its parents.
+    image: ImageArg,
+    /// Check the image only, without its parents.
     #[arg(long)]
     layer: bool,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let path = input::resolve(&args.image.image, &args.opening.looking(), console)?.path;
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+    let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Shared);
     let report = Check::new().options(options).alone(args.layer).run(path)?;
     if console.is_json() {
@@ -37,7 +38,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     } else {
         text(&report, console)?;
     }
-    Ok(if report.is_sound() { Outcome::Yes } else { Outcome::No })
+    Ok(if report.is_sound() { Answer::Yes } else { Answer::No })
 }
 
 fn document(report: &Report) -> Value {
@@ -97,7 +98,7 @@ fn finding(finding: &Finding) -> Value {
 }
 
 fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
-    // Two layers may have one name, where files are no files; what is of both stands under the first.
+    // Layers that are not files can share a name; their findings are grouped.
     let mut names: Vec<&str> = Vec::new();
     let of_layers = report.layers.iter().map(|layer| layer.name.as_str());
     let of_findings = report.findings.iter().map(|finding| finding.layer.as_str());
@@ -108,7 +109,10 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
     }
     for layer in names {
         let known = report.layers.iter().find(|other| other.name == layer);
-        let by = known.and_then(|known| known.found_by).map(by).unwrap_or_default();
+        let by = known
+            .and_then(|known| known.found_by)
+            .map(|by| format!(" ({})", found_by(by)))
+            .unwrap_or_default();
         console.line(format!("{layer}{by}"))?;
         let mut is_clean = true;
         for severity in SEVERITIES {
@@ -120,7 +124,8 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
             for more in report.unlisted.iter().filter(|m| wanted(&m.layer, m.severity)) {
                 is_clean = false;
                 let (severity, code) = (name(severity), more.code);
-                console.line(format!("  {severity:7}  {code}: {} more like these", more.count))?;
+                console
+                    .line(format!("  {severity:7}  {code}: {} more of this kind", more.count))?;
             }
         }
         if is_clean {
@@ -134,24 +139,16 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
     let [errors, warnings, infos] = SEVERITIES.map(|severity| report.count(severity));
     let verdict = match (report.is_sound(), report.is_doubtful()) {
         (true, false) => "Sound",
-        (true, true) => "DOUBTFUL, though no rule is broken",
+        (true, true) => "DOUBTFUL, although no rule is broken",
         (false, _) => "NOT SOUND",
     };
     console.line(format!(
         "{verdict}: {}, {} and {} in {}",
-        count(errors, "error"),
-        count(warnings, "warning"),
-        count(infos, "remark"),
-        count(report.layers.len() as u64, "layer")
+        count(errors as usize, "error"),
+        count(warnings as usize, "warning"),
+        count(infos as usize, "remark"),
+        count(report.layers.len(), "layer")
     ))
-}
-
-fn count(number: u64, of: &str) -> String {
-    if number == 1 { format!("1 {of}") } else { format!("{number} {of}s") }
-}
-
-fn by(by: FoundBy) -> String {
-    format!(" ({})", found_by(by))
 }
 
 fn lines(finding: &Finding, console: &mut Console) -> Result<(), Failure> {

@@ -1,44 +1,46 @@
-//! `avhdx checkpoint`: a point in time kept, and a new tip on it.
+//! `avhdx checkpoint`: keeps a point in time, with a new tip on it.
 
 use std::path::PathBuf;
 
 use avhdx::ops::Checkpoint;
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
+use crate::args::{self, ImageArg, LossFlags, OperationFlags};
+use crate::failure::{Answer, Failure};
 use crate::loss;
 use crate::operation::{self, Subject};
 use crate::output::Console;
 use crate::point::Point;
+use crate::values;
+use crate::writing;
 
-/// Keep the disk as it is now, and make a new tip on it, a child, that is written to from now on.
+/// Keep the current state of the disk, and make a new tip, a child, that takes all writes from now on.
 ///
-/// IMAGE must be the tip of its chain. Its file is left as it is; whoever starts the machine must name the new
-/// file. The point in time is then NEW@-1, or NEW@LABEL.
+/// IMAGE must be the tip of its chain. Its file does not change. The virtual machine must be started from the new
+/// file. The point in time is NEW@-1 or NEW@LABEL.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// What the point in time is called, up to 4096 bytes.
-    #[arg(long, value_name = "TEXT", value_parser = args::label)]
+    image: ImageArg,
+    /// A label for the point in time, up to 4096 bytes.
+    #[arg(long, value_name = "TEXT", value_parser = values::label)]
     label: Option<String>,
-    /// The new file [default: beside IMAGE, DISK_GUID.avhdx].
+    /// The new file [default: DISK_GUID.avhdx in the folder of IMAGE].
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
     /// The block size of the new image, 1M to 256M [default: 2M].
-    #[arg(long, value_name = "N", value_parser = args::bytes, alias = "block-size")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, alias = "block-size")]
     block: Option<u64>,
-    /// Only say what would be done, and whether there is the space for it.
+    /// Only print what would be done, and whether there is enough space.
     #[arg(long, conflicts_with = "accept_loss")]
     dry_run: bool,
     #[command(flatten)]
-    opening: args::Chain,
+    opening: OperationFlags,
     #[command(flatten)]
-    loss: args::Loss,
+    loss: LossFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let mut checkpoint = Checkpoint::new();
     if let Some(label) = &args.label {
         checkpoint = checkpoint.label(label);
@@ -47,31 +49,31 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         checkpoint = checkpoint.path(path);
     }
     if let Some(bytes) = args.block {
-        checkpoint = checkpoint.block_size(args::number("--block", bytes)?);
+        checkpoint = checkpoint.block_size(args::u32_size("--block", bytes)?);
     }
     let options = args.opening.options()?;
-    let looked_at = Subject::look(&args.image.image, &options)?;
-    if looked_at.point_meant()?.is_some_and(|point| point.id != looked_at.tip().id) {
-        return Err(crate::writing::below_the_tip(&args.image.image));
+    let inspected = Subject::inspect(&args.image.image, &options)?;
+    if inspected.point()?.is_some_and(|point| point.id != inspected.tip().id) {
+        return Err(writing::below_the_tip(&args.image.image));
     }
     if args.dry_run {
-        looked_at.introduce(&options, console)?;
-        let forecast = checkpoint.forecast(&looked_at.chain)?;
-        operation::foretell("avhdx.checkpoint/1", &forecast, console)?;
-        return Ok(Outcome::Yes);
+        inspected.warn(&options, console)?;
+        let forecast = checkpoint.forecast(&inspected.chain)?;
+        operation::print_forecast("avhdx.checkpoint/1", &forecast, console)?;
+        return Ok(Answer::Yes);
     }
-    // What cannot be done is no reason to change anything, nor to give anything up.
-    if args.loss.accept_loss || looked_at.is_log_pending() {
-        operation::possible(checkpoint.forecast(&looked_at.chain))?;
+    // An operation that will be refused must neither replay a log nor accept a loss.
+    if args.loss.accept_loss || inspected.is_log_pending() {
+        operation::refuse_impossible(checkpoint.forecast(&inspected.chain))?;
     }
-    drop(looked_at);
+    drop(inspected);
     loss::accept(&Point::parse(&args.image.image).image, &args.loss, &options, console)?;
     let subject = Subject::open(&args.image.image, &options, console)?;
     let frozen = subject.layer(console)?.clone();
     let made = operation::run(console, |on| checkpoint.run(&subject.chain, on))?;
     console.warnings(&made.warnings);
     let tip = subject.chain.layers().swap_remove(0);
-    subject.end()?;
+    subject.close()?;
     console.done();
     let path = made.path.display().to_string();
     if console.is_json() {
@@ -87,10 +89,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             },
         }))?;
     } else {
-        console.line(format!("{path}: the new tip, to be written to from now on"))?;
-        let called = args.label.map_or_else(String::new, |label| format!(", called {label}"));
-        console.line(format!("  the point in time is {}{called}", frozen.name))?;
+        console.line(format!("{path}: the new tip, which takes all writes from now on"))?;
+        let called = args.label.map_or_else(String::new, |label| format!(", label {label}"));
+        console.line(format!("  point in time  {}{called}", frozen.name))?;
     }
-    operation::lost_name(&made.warnings, Some(&made.path), None)?;
-    Ok(Outcome::Yes)
+    operation::refuse_lost_name(&made.warnings, Some(&made.path), None)?;
+    Ok(Answer::Yes)
 }

@@ -1,20 +1,21 @@
-//! `avhdx compare`: do two disks hold the same bytes?
+//! `avhdx compare`: compares the content of two disks.
 
 use std::ffi::OsString;
 
 use avhdx::ops::{Compare, Comparison};
 use serde_json::json;
 
-use crate::args::{Format, Opening};
-use crate::exit::{Failure, Outcome};
+use crate::args::{Format, ReadFlags};
+use crate::failure::{Answer, Failure};
 use crate::input::Input;
-use crate::output::{Console, size};
+use crate::output::Console;
 use crate::progress::Meter;
+use crate::text::size;
 
-/// Compare two disks and say where they first differ.
+/// Compare two disks and print where they first differ.
 ///
-/// Disks of different sizes count as different (exit code 1), even if the longer one goes on in zeros;
-/// --ignore-size lets those pass.
+/// Disks of different sizes are different (exit code 1), even if the rest of the longer one is zeros; --ignore-size
+/// accepts that.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The first image, or point in time (IMAGE@SEL).
@@ -23,20 +24,20 @@ pub(crate) struct Args {
     /// The second image, or point in time (IMAGE@SEL).
     #[arg(value_name = "B")]
     b: OsString,
-    /// What A is.
+    /// The format of A.
     #[arg(short = 'f', long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
-    /// What B is.
+    /// The format of B.
     #[arg(short = 'F', long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     other_format: Format,
-    /// Let disks pass whose sizes differ, if the longer one goes on in zeros.
+    /// Accept different sizes if the rest of the longer disk is zeros.
     #[arg(long)]
     ignore_size: bool,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let a = Input::open(&args.a, args.format, &args.opening, console)?;
     let b = Input::open(&args.b, args.other_format, &args.opening, console)?;
     let mut meter = Meter::new(console);
@@ -51,7 +52,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             console.line(line)?;
         }
     }
-    Ok(if equal { Outcome::Yes } else { Outcome::No })
+    Ok(if equal { Answer::Yes } else { Answer::No })
 }
 
 fn object(found: &Comparison, equal: bool) -> serde_json::Value {
@@ -74,8 +75,9 @@ fn text(args: &Args, found: &Comparison) -> Vec<String> {
     let mut lines = Vec::new();
     match found.first_difference {
         Some(difference) => {
-            let byte =
-                |byte: Option<u8>| byte.map_or("its end".into(), |byte| format!("{byte:#04x}"));
+            let byte = |byte: Option<u8>| {
+                byte.map_or("past the end".into(), |byte| format!("{byte:#04x}"))
+            };
             let at = difference.offset;
             lines.push(format!("The disks differ at byte {at} ({at:#x}):"));
             let width = a.chars().count().max(b.chars().count());
@@ -85,7 +87,8 @@ fn text(args: &Args, found: &Comparison) -> Vec<String> {
         None if found.same_size() => {
             lines.push(format!("The disks are the same: {}.", size(found.size_a)));
         }
-        None => lines.push("The disks hold the same bytes, the longer one then zeros.".into()),
+        None => lines
+            .push("The disks have the same content; the rest of the longer one is zeros.".into()),
     }
     if !found.same_size() {
         lines.push(format!(

@@ -1,4 +1,4 @@
-//! `avhdx convert`: the flat disk in another format.
+//! `avhdx convert`: copies the flat disk to another format.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -8,49 +8,51 @@ use avhdx::ops::{Export, Exported};
 use avhdx::storage::LocalHost;
 use serde_json::json;
 
-use crate::args::{self, Format, Opening, Replacing, Shape, Target};
-use crate::exit::{Failure, Outcome};
+use crate::args::{self, CopyFormat, Format, ImageArg, NewImageFlags, ReadFlags, ReplaceFlags};
+use crate::failure::{Answer, Failure};
 use crate::input::{self, Input};
-use crate::output::{Console, size, units};
+use crate::new_file::NewFile;
+use crate::output::Console;
 use crate::progress::Meter;
-use crate::replace::Draft;
+use crate::text::{size, units};
+use crate::values;
 
-/// Write the flat disk to a file, raw (sparse) or as an image without a parent, or raw to standard output.
+/// Copy the flat disk to a raw file (sparse), to standard output, or to an image without a parent.
 ///
-/// Zeros take no space in a raw file and get no blocks in a dynamic image.
+/// Zeros take no space in a raw file and no blocks in a dynamic image.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// The file to make; - is standard output.
+    image: ImageArg,
+    /// The file to make; - for standard output.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// What to make.
+    /// The format of the copy.
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
-    output_format: Target,
-    /// What the input is.
+    output_format: CopyFormat,
+    /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
     #[command(flatten)]
-    replacing: Replacing,
+    replacing: ReplaceFlags,
     #[command(flatten)]
-    shape: Shape,
-    /// The size of the new image's log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = args::bytes, help_heading = "The new image")]
+    new_image: NewImageFlags,
+    /// The size of the log, a multiple of 1M [default: 1M].
+    #[arg(long, value_name = "N", value_parser = values::bytes, help_heading = "The new image")]
     log_size: Option<u64>,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    let is_raw = args.output_format == Target::Raw;
-    if is_raw && (args.shape.is_given() || args.log_size.is_some()) {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+    let is_raw = args.output_format == CopyFormat::Raw;
+    if is_raw && (args.new_image.is_given() || args.log_size.is_some()) {
         let message =
-            "--block, --sector, --physical-sector and --log-size are of images, not of raw disks";
+            "--block, --sector, --physical-sector and --log-size apply to images, not to raw disks";
         return Err(Failure::usage("usage", message));
     }
     if !is_raw && args.out.as_os_str() == "-" {
-        let message = "an image is not written from its start to its end: - is for raw disks";
+        let message = "an image cannot be written to standard output, only a raw disk";
         return Err(Failure::usage("usage", message));
     }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
@@ -59,60 +61,60 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         return stream(&input, console);
     }
     let target = Path::new(&args.out);
-    let draft = Draft::new(target, &args.replacing, &input.paths(), console)?;
+    let file = NewFile::new(target, &args.replacing, &input.paths(), console)?;
     let copy = match args.output_format {
-        Target::Raw => raw_copy(&input, &draft, target, console)?,
-        Target::Vhdx | Target::VhdxFixed => image_copy(&input, &draft, &args, console)?,
+        CopyFormat::Raw => raw_copy(&input, &file, target, console)?,
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => image_copy(&input, &file, &args, console)?,
     };
-    draft.publish(console)?;
+    file.publish(console)?;
     console.done();
-    copy.say(&args, console)?;
-    Ok(Outcome::Yes)
+    copy.print(&args, console)?;
+    Ok(Answer::Yes)
 }
 
-/// What was made.
+/// A finished copy.
 struct Copied {
     exported: Exported,
-    /// Bytes of a block, where it has blocks.
+    /// The block size, if the copy is an image.
     block_size: Option<u32>,
 }
 
-fn stream(input: &Input, console: &Console) -> Result<Outcome, Failure> {
+fn stream(input: &Input, console: &Console) -> Result<Answer, Failure> {
     let mut meter = Meter::new(console);
     let mut out = io::stdout().lock();
     let done = Export::new().stream(input.disk(), &mut out, &mut |now| meter.report(now));
     drop(meter);
-    done.map_err(of_stdout)?;
-    out.flush().map(|()| Outcome::Yes).map_err(|error| Failure::stdout(&error))
+    done.map_err(stdout_failure)?;
+    out.flush().map(|()| Answer::Yes).map_err(|error| Failure::stdout(&error))
 }
 
 fn raw_copy(
     input: &Input,
-    draft: &Draft,
+    file: &NewFile,
     target: &Path,
     console: &Console,
 ) -> Result<Copied, Failure> {
-    let (mut meter, to) = (Meter::new(console), draft.storage().as_ref());
+    let (mut meter, to) = (Meter::new(console), file.storage().as_ref());
     let done = Export::new().run(input.disk(), to, &mut |now| meter.report(now));
     drop(meter);
-    let exported = done.map_err(|error| of_copy(error, target))?;
+    let exported = done.map_err(|error| copy_failure(error, target))?;
     Ok(Copied { exported, block_size: None })
 }
 
 fn image_copy(
     input: &Input,
-    draft: &Draft,
+    file: &NewFile,
     args: &Args,
     console: &mut Console,
 ) -> Result<Copied, Failure> {
     let options = image_options(input, args, console)?;
-    let image = options.create_draft(&LocalHost, draft.inner());
-    let image = image.map_err(|error| draft.failure(error))?;
+    let image = options.create_draft(&LocalHost, file.draft());
+    let image = image.map_err(|error| file.failure(error))?;
     let mut meter = Meter::new(console);
     let done = Export::new().onto(input.disk(), &image, &mut |now| meter.report(now));
     drop(meter);
     let done = done.and_then(|exported| image.close().map(|()| exported));
-    let exported = done.map_err(|error| draft.failure(error))?;
+    let exported = done.map_err(|error| file.failure(error))?;
     Ok(Copied { exported, block_size: Some(image.block_size()) })
 }
 
@@ -122,7 +124,7 @@ fn image_options(
     console: &mut Console,
 ) -> Result<CreateOptions, Failure> {
     let geometry = input.disk().geometry();
-    let sector = match (args.shape.sector, input) {
+    let sector = match (args.new_image.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(_)) => geometry.logical_sector.into(),
         (None, Input::Raw { .. }) => 512,
@@ -130,14 +132,14 @@ fn image_options(
     let whole = geometry.size.checked_next_multiple_of(sector.max(1)).unwrap_or(geometry.size);
     if whole > geometry.size {
         let message = format!(
-            "the copy is a disk of {whole} bytes, {} more than the input: disks are made of whole sectors",
+            "the copy has {whole} bytes, {} more than the input: a disk is a whole number of sectors",
             whole - geometry.size
         );
         console.warn("convert.padded", &message);
     }
     let mut options = match args.output_format {
-        Target::VhdxFixed => CreateOptions::fixed(whole),
-        Target::Raw | Target::Vhdx => CreateOptions::dynamic(whole),
+        CopyFormat::VhdxFixed => CreateOptions::fixed(whole),
+        CopyFormat::Raw | CopyFormat::Vhdx => CreateOptions::dynamic(whole),
     };
     if let Input::Chain(_) = input {
         options = options
@@ -145,28 +147,28 @@ fn image_options(
             .physical_sector(geometry.physical_sector);
         if sector != u64::from(geometry.logical_sector) {
             let message = format!(
-                "the input has sectors of {} bytes, the copy of {sector}: partition tables count in them",
+                "the sector size changes from {} to {sector} bytes: partition tables count in sectors",
                 geometry.logical_sector
             );
             console.warn("convert.sector-size", &message);
         }
     }
     if let Some(bytes) = args.log_size {
-        options = options.log_size(args::number("--log-size", bytes)?);
+        options = options.log_size(args::u32_size("--log-size", bytes)?);
     }
-    args.shape.of(options)
+    args.new_image.apply(options)
 }
 
 impl Copied {
-    fn say(&self, args: &Args, console: &mut Console) -> Result<(), Failure> {
+    fn print(&self, args: &Args, console: &mut Console) -> Result<(), Failure> {
         let out = args.out.to_string_lossy();
-        let Exported { size: of_disk, written, .. } = self.exported;
+        let Exported { size: disk_size, written, .. } = self.exported;
         if console.is_json() {
             let mut object = json!({
                 "schema": "avhdx.convert/1",
                 "output": out,
                 "format": args.output_format.name(),
-                "size": of_disk,
+                "size": disk_size,
                 "written": written,
             });
             if let Some(block_size) = self.block_size {
@@ -174,16 +176,16 @@ impl Copied {
             }
             return console.document(&object);
         }
-        let mut line = format!("{out}: {}, of which {} written", size(of_disk), size(written));
+        let mut line = format!("{out}: {}, {} written", size(disk_size), size(written));
         if let Some(block_size) = self.block_size {
-            line += &format!(", blocks of {}", units(block_size.into()));
+            line += &format!(", block size {}", units(block_size.into()));
         }
         console.line(line)
     }
 }
 
-/// The copy is called by its name to be, not by the draft's.
-fn of_copy(error: avhdx::Error, target: &Path) -> Failure {
+/// A failure that shows the final name, not the temporary one.
+fn copy_failure(error: avhdx::Error, target: &Path) -> Failure {
     match host_error(&error) {
         Some(host) => {
             Failure::io("export.write", format!("{}: {}", target.display(), error.message()), host)
@@ -192,15 +194,15 @@ fn of_copy(error: avhdx::Error, target: &Path) -> Failure {
     }
 }
 
-/// A failure to write to standard output is one of its own kind.
-fn of_stdout(error: avhdx::Error) -> Failure {
+/// A failure to write to standard output, which a closed pipe makes silent.
+fn stdout_failure(error: avhdx::Error) -> Failure {
     match host_error(&error) {
         Some(host) => Failure::stdout(host),
         None => error.into(),
     }
 }
 
-/// What the host said to writing.
+/// The host's error, if writing failed.
 fn host_error(error: &avhdx::Error) -> Option<&io::Error> {
     let source = std::error::Error::source(error)?;
     source.downcast_ref().filter(|_| error.code() == "export.write")

@@ -1,61 +1,60 @@
-//! `avhdx create`: a new image.
+//! `avhdx create`: makes an image.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use avhdx::storage::LocalHost;
-use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, VhdxFile};
+use avhdx::{CreateOptions, DiffChain, Disk, VhdxFile};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::args::{self, Parents, Replacing, Shape};
-use crate::exit::{Failure, Outcome};
+use crate::args::{self, ChainFlags, NewImageFlags, ReplaceFlags};
+use crate::facts::report::kind;
+use crate::failure::{Answer, Failure};
 use crate::input;
-use crate::output::{Console, size, units};
+use crate::new_file::NewFile;
+use crate::output::Console;
 use crate::parents;
-use crate::replace::Draft;
+use crate::text::{size, units};
+use crate::values;
 
-/// Make a new image: dynamic, fixed, or with --parent a differencing one, a child.
+/// Make an image: dynamic, fixed, or with --parent a differencing one, a child.
 ///
-/// A child has the size, the sectors and the virtual disk id of its parent. The parent may be a point in
-/// time of a chain; it must not be written to from then on.
+/// A child has the size, the sector sizes and the virtual disk ID of its parent. The parent can be a point in time of
+/// a chain. It must not be written from then on.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The file to make.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The size of the disk. A child may be larger than its parent.
-    #[arg(long, value_name = "N", value_parser = args::bytes, required_unless_present = "parent")]
+    /// The size of the disk. A child can be larger than its parent.
+    #[arg(long, value_name = "N", value_parser = values::bytes, required_unless_present = "parent")]
     size: Option<u64>,
-    /// Make a fixed image, which has all its space from the start.
+    /// Make a fixed image, with all space allocated.
     #[arg(long, conflicts_with = "parent")]
     fixed: bool,
-    /// Make a child of IMAGE, which may be a point in time: IMAGE@SEL.
+    /// Make a child of IMAGE, or of a point in time: IMAGE@SEL.
     #[arg(long, value_name = "IMAGE")]
     parent: Option<OsString>,
-    /// Give a child a virtual disk id of its own: for clones of a base that run side by side.
+    /// Give the child a new virtual disk ID, for clones of a base that run side by side.
     #[arg(long, requires = "parent")]
     new_disk_id: bool,
-    /// What Windows calls the parent, to be recorded beside the path from the child's folder [default: by
-    /// way of --path-map].
-    #[arg(long, value_name = "S", requires = "parent", value_parser = windows_path)]
+    /// The parent's path on Windows, recorded in addition to the relative path [default: derived from --path-map].
+    #[arg(long, value_name = "PATH", requires = "parent", value_parser = values::windows_path)]
     absolute_win32_path: Option<String>,
     #[command(flatten)]
-    replacing: Replacing,
+    replacing: ReplaceFlags,
     #[command(flatten)]
-    shape: Shape,
+    new_image: NewImageFlags,
     /// The size of the log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = args::bytes, alias = "log-size")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, alias = "log-size")]
     #[arg(help_heading = "The new image")]
     log: Option<u64>,
-    #[command(flatten)]
-    parents: Parents,
-    /// Layers that a chain may have.
-    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Parents")]
-    max_depth: usize,
+    #[command(flatten, next_help_heading = "Parents")]
+    chain: ChainFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let parent = match &args.parent {
         Some(argument) => Some(open_parent(argument, &args, console)?),
         None => None,
@@ -63,25 +62,25 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let options = options(&args, parent.as_ref())?;
     let layers = parent.iter().flat_map(DiffChain::layers);
     let inputs: Vec<PathBuf> = layers.filter_map(|layer| layer.path).collect();
-    let draft = Draft::new(&args.out, &args.replacing, &inputs, console)?;
+    let file = NewFile::new(&args.out, &args.replacing, &inputs, console)?;
     let image = options
-        .create_draft(&LocalHost, draft.inner())
+        .create_draft(&LocalHost, file.draft())
         .and_then(|image| image.close().map(|()| image))
-        .map_err(|error| draft.failure(error))?;
-    let facts = Facts::of(&image, parent.as_ref());
-    draft.publish(console)?;
+        .map_err(|error| file.failure(error))?;
+    let made = NewImage::of(&image, parent.as_ref());
+    file.publish(console)?;
     console.done();
-    facts.say(&args.out, console)?;
-    Ok(Outcome::Yes)
+    made.print(&args.out, console)?;
+    Ok(Answer::Yes)
 }
 
-/// The parent with all of its own: a child of a chain that cannot be read would be of no use.
+/// Opens the parent with its whole chain: a child of an unreadable chain is useless.
 fn open_parent(
     argument: &OsString,
     args: &Args,
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
-    let opening = OpenOptions::new().parents(args.parents.source()).max_depth(args.max_depth);
+    let opening = args.chain.options();
     let path = input::resolve(argument, &opening, console)?.path;
     let parent = opening.open(&path).map_err(|error| parents::failure(error, &path, &opening))?;
     console.warnings(&parent.warnings());
@@ -96,9 +95,9 @@ fn options(args: &Args, parent: Option<&DiffChain>) -> Result<CreateOptions, Fai
         (None, None) => return Err(Failure::usage("usage", "--size or --parent is needed")),
     };
     if let Some(bytes) = args.log {
-        options = options.log_size(args::number("--log", bytes)?);
+        options = options.log_size(args::u32_size("--log", bytes)?);
     }
-    args.shape.of(options)
+    args.new_image.apply(options)
 }
 
 fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<CreateOptions, Failure> {
@@ -106,8 +105,8 @@ fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<Create
     let least = parent.geometry().size;
     match size {
         Some(size) if size < least => {
-            let message = format!("a child of {size} bytes would be smaller than its parent");
-            let hint = format!("--size {least} or more; without --size it is the parent's");
+            let message = format!("a child of {size} bytes is smaller than its parent");
+            let hint = format!("use --size {least} or more, or omit --size to take the parent's");
             return Err(Failure::usage("create.smaller", message).hint(hint));
         }
         Some(size) => options = options.size(size),
@@ -118,7 +117,7 @@ fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<Create
     }
     let windows_path = match &args.absolute_win32_path {
         Some(given) => Some(given.clone()),
-        None => parent.tip().path().and_then(|path| args.parents.windows_path(path)),
+        None => parent.tip().path().and_then(|path| args.chain.parents.windows_path(path)),
     };
     Ok(match windows_path {
         Some(path) => options.absolute_win32_path(path),
@@ -126,16 +125,8 @@ fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<Create
     })
 }
 
-/// A path that Windows could have written: others would send it looking for what cannot be.
-fn windows_path(text: &str) -> Result<String, String> {
-    match args::is_windows_path(text) {
-        true => Ok(text.to_owned()),
-        false => Err(r"no absolute path of a drive or a share, such as D:\vm\base.vhdx".into()),
-    }
-}
-
-/// What is said of the new image.
-struct Facts {
+/// The facts of the new image.
+struct NewImage {
     kind: &'static str,
     size: u64,
     block_size: u32,
@@ -144,36 +135,32 @@ struct Facts {
     log_size: u32,
     disk_id: Uuid,
     data_write_guid: Uuid,
-    parent: Option<Parent>,
+    parent: Option<RecordedParent>,
 }
 
-struct Parent {
+/// The parent as the child records it.
+struct RecordedParent {
     file: String,
     data_write_guid: Uuid,
     relative_path: Option<String>,
     absolute_win32_path: Option<String>,
 }
 
-impl Facts {
+impl NewImage {
     fn of(image: &VhdxFile, parent: Option<&DiffChain>) -> Self {
         let info = image.info();
-        let kind = match (info.has_parent, info.leave_blocks_allocated) {
-            (true, _) => "differencing",
-            (false, true) => "fixed",
-            (false, false) => "dynamic",
-        };
         let recorded = |key: &str| {
             let entries = &info.locator.as_ref()?.entries;
             entries.iter().find(|(name, _)| name == key).map(|(_, path)| path.clone())
         };
-        let parent = parent.map(|parent| Parent {
+        let parent = parent.map(|parent| RecordedParent {
             file: parent.tip().name().to_owned(),
             data_write_guid: parent.tip().data_write_guid(),
             relative_path: recorded("relative_path"),
             absolute_win32_path: recorded("absolute_win32_path"),
         });
         Self {
-            kind,
+            kind: kind(&info),
             size: info.geometry.size,
             block_size: info.block_size,
             logical_sector: info.geometry.logical_sector,
@@ -185,13 +172,13 @@ impl Facts {
         }
     }
 
-    fn say(&self, out: &Path, console: &mut Console) -> Result<(), Failure> {
+    fn print(&self, out: &Path, console: &mut Console) -> Result<(), Failure> {
         let out = out.display();
         if console.is_json() {
             return console.document(&self.object(&out.to_string()));
         }
         console.line(format!(
-            "{out}: a {} disk of {}, blocks of {}",
+            "{out}: a {} disk of {}, block size {}",
             self.kind,
             size(self.size),
             units(self.block_size.into())

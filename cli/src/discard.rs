@@ -1,31 +1,35 @@
-//! `avhdx discard`: a range of the disk that is not needed any more.
+//! `avhdx discard`: marks a range of the disk as unused.
 
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
-use crate::output::{Console, size};
-use crate::writing::{Writing, range};
+use crate::args::{ImageArg, WriteFlags};
+use crate::failure::{Answer, Failure};
+use crate::input::range;
+use crate::output::Console;
+use crate::text::size;
+use crate::values;
+use crate::writing::WritableImage;
 
-/// Say that a range of the disk is not needed any more: it reads as zeros, and whole blocks give up their
-/// space unless the image is a fixed one. The parent never shows through.
+/// Mark a range of the disk as unused: it reads as zeros, never as the parent's data.
+///
+/// Whole blocks release their space, unless the image is fixed.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Where on the disk to start.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    image: ImageArg,
+    /// The offset on the disk.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     offset: u64,
-    /// How many bytes to discard.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    /// The number of bytes to discard.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     length: u64,
     #[command(flatten)]
-    writing: args::Writing,
+    writing: WriteFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let within = |size| range(args.offset, args.length, size).map(drop);
-    let image = Writing::open(&args.image.image, &args.writing, console, within)?;
+    let image = WritableImage::open(&args.image.image, &args.writing, console, within)?;
     let range = range(args.offset, args.length, image.size())?;
     let name = image.name();
     image.change_range(range, console, |disk, range| disk.discard(range))?;
@@ -40,5 +44,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     } else {
         console.line(format!("{name}: {} discarded at {}", size(args.length), args.offset))?;
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }

@@ -1,27 +1,28 @@
-//! `avhdx explain`: why a byte reads as it does.
+//! `avhdx explain`: shows how the value of a byte comes about.
 
 use avhdx::ops::{BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict};
 use avhdx::{Disk, Lock};
 use serde_json::{Value, json};
 
-use crate::args::{self, Opening};
-use crate::exit::{Failure, Outcome};
+use crate::args::{ImageArg, ReadFlags};
+use crate::failure::{Answer, Failure};
 use crate::input;
 use crate::output::Console;
+use crate::values;
 
-/// Say why a byte reads as it does: which layer, table entry, bitmap bit or log entry supplies it.
+/// Explain the value of a byte: which layer, table entry, bitmap bit or log entry supplies it.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Where on the disk the byte lies.
-    #[arg(value_name = "OFFSET", value_parser = args::bytes)]
+    image: ImageArg,
+    /// The offset of the byte on the disk.
+    #[arg(value_name = "OFFSET", value_parser = values::bytes)]
     offset: u64,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let chain = input::chain(&args.image.image, &args.opening, Lock::Shared, console)?;
     let explanation = Explain::new(args.offset).run(&chain)?;
     let mut byte = [0];
@@ -32,9 +33,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     } else {
         text(&explanation, value, console)?;
     }
-    // The explanation shows where it went wrong; the error says what.
+    // The explanation shows where the read failed, the error why.
     read?;
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }
 
 fn object(explanation: &Explanation, value: Option<u8>) -> Value {
@@ -130,8 +131,7 @@ fn text(
         console.line("")?;
         console.line(format!("Layer {depth}  {}", layer.name))?;
         if let Some(block) = &layer.block {
-            console
-                .line(format!("  block         {}, byte {:#x} of it", block.block, block.within))?;
+            console.line(format!("  block         {}, offset {:#x}", block.block, block.within))?;
             console.line(format!("  BAT entry     {}", entry_text(&block.entry)))?;
             if let Some(bitmap) = &block.bitmap {
                 let entry = match &bitmap.entry {
@@ -140,9 +140,9 @@ fn text(
                 };
                 console.line(format!("  bitmap entry  {entry}, of chunk {}", bitmap.chunk))?;
                 if let Some(bit) = &bitmap.bit {
-                    let value = if bit.is_set { "1: here" } else { "0: ask the parent" };
+                    let value = if bit.is_set { "1: in this layer" } else { "0: in the parent" };
                     console.line(format!(
-                        "  sector bit    {}, bit {} of the byte at {}, is {value}{}",
+                        "  sector bit    {}, bit {} of the byte at {}, {value}{}",
                         bit.index,
                         bit.bit,
                         bit.at,
@@ -151,14 +151,14 @@ fn text(
                 }
             }
         }
-        console.line(format!("  so            {}", verdict_text(layer)))?;
+        console.line(format!("  result        {}", verdict_text(layer)))?;
     }
     Ok(())
 }
 
 fn entry_text(entry: &EntryFacts) -> String {
     format!(
-        "{} at {}: {:#018x}, {}, place {}{}",
+        "{} at {}: {:#018x}, {}, file offset {}{}",
         entry.index,
         entry.at,
         entry.raw,
@@ -173,11 +173,11 @@ fn verdict_text(layer: &LayerAnswer) -> String {
         Verdict::Data { at, log_entry, .. } => {
             format!("the byte at {at} of this file{}", from_log(*log_entry))
         }
-        Verdict::Zero => "zero, whatever lies below".into(),
-        Verdict::Parent => "ask the parent".into(),
-        Verdict::PastEnd => "zero: this layer's disk ends before the byte".into(),
+        Verdict::Zero => "zero".into(),
+        Verdict::Parent => "in the parent".into(),
+        Verdict::PastEnd => "zero: past the end of this layer's disk".into(),
         Verdict::Unreadable(error) => format!("unreadable: {}", error.message()),
-        _ => "something that this program does not know".into(),
+        _ => "unknown".into(),
     }
 }
 

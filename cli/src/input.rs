@@ -1,6 +1,7 @@
-//! From an argument to a disk.
+//! Opens the disk that an argument names.
 
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,12 +10,13 @@ use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOu
 use avhdx::storage::{FileStorage, Storage};
 use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 
-use crate::args::{Format, Opening};
-use crate::exit::{Exit, Failure};
+use crate::args::{Format, ReadFlags};
+use crate::failure::{Exit, Failure};
 use crate::next;
 use crate::output::Console;
 use crate::parents;
-use crate::point::{Point, Points};
+use crate::point::Point;
+use crate::points::Points;
 
 /// A disk that a verb works on.
 #[derive(Debug)]
@@ -24,11 +26,11 @@ pub(crate) enum Input {
 }
 
 impl Input {
-    /// Opens what the argument names, as the flags say.
+    /// Opens the argument's disk.
     pub(crate) fn open(
         argument: &OsStr,
         format: Format,
-        opening: &Opening,
+        opening: &ReadFlags,
         console: &mut Console,
     ) -> Result<Self, Failure> {
         match format {
@@ -44,7 +46,7 @@ impl Input {
         }
     }
 
-    /// The files that the disk's bytes come from.
+    /// The files that hold the disk.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         match self {
             Self::Chain(chain) => {
@@ -55,31 +57,31 @@ impl Input {
     }
 }
 
-/// Opens a chain at the point in time that the argument names, and warns of what it has to warn of.
+/// Opens the chain at the argument's point in time, and prints its warnings.
 pub(crate) fn chain(
     argument: &OsStr,
-    opening: &Opening,
+    opening: &ReadFlags,
     lock: Lock,
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
     chain_with(argument, opening, &opening.options().lock(lock), console)
 }
 
-/// The same, with options of the verb's own.
+/// Like [`chain`], with the verb's own options.
 pub(crate) fn chain_with(
     argument: &OsStr,
-    opening: &Opening,
+    opening: &ReadFlags,
     options: &OpenOptions,
     console: &mut Console,
 ) -> Result<DiffChain, Failure> {
-    let image = resolve(argument, &opening.looking(), console)?.path;
+    let image = resolve(argument, &opening.inspecting(), console)?.path;
     let chain = options.open(&image).map_err(|error| parents::failure(error, &image, options))?;
     console.warnings(&chain.warnings());
     Ok(chain)
 }
 
-/// Says which file a link led to that is going to be changed.
-pub(crate) fn tell_link(chain: &DiffChain, console: &mut Console) {
+/// Prints which file a link leads to, if that file is about to change.
+pub(crate) fn note_link(chain: &DiffChain, console: &mut Console) {
     let tip = chain.tip();
     if let (Some(via), Some(path)) = (tip.via(), tip.path()) {
         let message = format!("{} leads to {}", via.display(), path.display());
@@ -87,13 +89,13 @@ pub(crate) fn tell_link(chain: &DiffChain, console: &mut Console) {
     }
 }
 
-/// Refuses to write to standard output where that is one of the files that the disk is read from.
+/// Refuses to write to standard output if it is one of the disk's own files.
 pub(crate) fn refuse_own_output(disk: &dyn Disk) -> Result<(), Failure> {
     let own = output_id();
     if own.is_none_or(|own| !disk.files().contains(&own)) {
         return Ok(());
     }
-    let message = "standard output is the input itself, or one of its parents";
+    let message = "standard output is the input or one of its parents";
     Err(Failure::new(Exit::Refused, "output.is-source", message))
 }
 
@@ -109,32 +111,32 @@ fn output_id() -> Option<FileId> {
     None
 }
 
-/// What an argument means.
+/// The file that an argument means.
 #[derive(Debug)]
 pub(crate) struct Resolved {
     pub(crate) path: PathBuf,
-    /// Whether that is the image named, not a layer below it.
+    /// Whether it is the image itself, not a layer below it.
     pub(crate) is_tip: bool,
 }
 
-/// The file that the argument means; `looking` says how layers are opened on the way.
+/// The file that the argument means. `inspecting` opens the layers above the point in time.
 ///
-/// Layers above the point in time are only looked at: neither a machine that writes to the tip nor a log
-/// that is pending there keeps older points from being read.
+/// These are only inspected: a writer of the tip or a pending log there does not block older points.
 pub(crate) fn resolve(
     argument: &OsStr,
-    looking: &OpenOptions,
+    inspecting: &OpenOptions,
     console: &mut Console,
 ) -> Result<Resolved, Failure> {
     let Point { image, selector } = Point::parse(argument);
     let Some(selector) = selector else { return Ok(Resolved { path: image, is_tip: true }) };
     let argument = argument.to_string_lossy();
-    let looking = looking.clone().lock(Lock::Try);
-    let chain = looking.open(&image).map_err(|error| parents::failure(error, &image, &looking))?;
+    let inspecting = inspecting.clone().lock(Lock::Try);
+    let chain =
+        inspecting.open(&image).map_err(|error| parents::failure(error, &image, &inspecting))?;
     let points = Points::of(&chain);
     let layer = points.resolve(&selector, &argument, console)?;
     let path = layer.path.clone().ok_or_else(|| {
-        Failure::new(Exit::Refused, "point.no-path", format!("{argument}: a layer without a path"))
+        Failure::new(Exit::Refused, "point.no-path", format!("{argument}: the layer has no path"))
     })?;
     Ok(Resolved { path, is_tip: layer.id == points.layers()[0].id })
 }
@@ -147,14 +149,24 @@ fn raw(path: &Path) -> Result<Input, Failure> {
         return Err(Failure::usage("file.folder", message));
     }
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
-    // A disk that cannot be locked where it lies is read all the same.
+    // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
-        let message = format!("{name}: the file is in use elsewhere: {by}");
+        let message = format!("{name}: the file is in use: {by}");
         let failure = Failure::new(Exit::InUse, "lock.in-use", message);
-        return Err(match next::again("once nobody else has it open") {
+        return Err(match next::again("once no other program has it open") {
             Some(again) => failure.then(again),
             None => failure,
         });
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
+}
+
+/// The range of `length` bytes at `offset`. Refuses a range past the end of a disk of `size` bytes.
+pub(crate) fn range(offset: u64, length: u64, size: u64) -> Result<Range<u64>, Failure> {
+    let end = offset.checked_add(length).filter(|end| *end <= size);
+    end.map(|end| offset..end).ok_or_else(|| {
+        let message =
+            format!("{length} bytes at {offset} do not lie within the disk of {size} bytes");
+        Failure::usage("disk.out-of-range", message)
+    })
 }

@@ -1,4 +1,4 @@
-//! Ctrl-C, and being told to end: the program leaves with its own code and nothing half done.
+//! Ctrl-C and SIGTERM: the program cleans up and exits with code 130.
 
 use std::mem;
 use std::process;
@@ -8,65 +8,67 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use avhdx::DiffChain;
 use avhdx::storage::Draft;
 
-use crate::exit::Failure;
+use crate::failure::Failure;
 use crate::output::complain;
 
-static UNDER_WAY: Mutex<UnderWay> = Mutex::new(UnderWay::Nothing);
+static IN_PROGRESS: Mutex<InProgress> = Mutex::new(InProgress::Nothing);
 
-/// What an interruption has to put in order.
+/// What an interruption has to clean up.
 #[derive(Debug, Default)]
-pub(crate) enum UnderWay {
+pub(crate) enum InProgress {
     #[default]
     Nothing,
-    /// A file that has to go.
+    /// An unfinished file, to be removed.
     Draft(Arc<Draft<'static>>),
-    /// An image that is being changed, to be closed.
+    /// An image open for writing, to be closed.
     Image(DiffChain),
-    /// An operation that stops by itself, where it can go on later, once it sees this.
+    /// An operation, which polls this flag and stops where it can be resumed.
     Operation(Arc<AtomicBool>),
 }
 
-/// What is under way. An interruption waits for whoever holds this, and never gives it back.
-pub(crate) fn under_way() -> MutexGuard<'static, UnderWay> {
-    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+/// The work in progress. An interruption waits for this lock and keeps it until the program exits.
+pub(crate) fn in_progress() -> MutexGuard<'static, InProgress> {
+    IN_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on an interruption puts in order what is under way and leaves with its code.
+/// Installs the handler.
 pub(crate) fn arm(json: bool) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let armed = ctrlc::set_handler(move || {
-            // Held to the end, so that nothing is named, created or changed in the meantime.
-            let mut under_way = under_way();
-            if let UnderWay::Operation(stop) = &*under_way
+            // Held until the exit: no file is created, renamed or changed meanwhile.
+            let mut in_progress = in_progress();
+            if let InProgress::Operation(stop) = &*in_progress
                 && !stop.swap(true, Ordering::Relaxed)
             {
                 return;
             }
-            let failure = put_in_order(mem::take(&mut under_way));
+            let failure = clean_up(mem::take(&mut in_progress));
             complain(&failure, json);
             process::exit(failure.exit as i32);
         });
-        // Without a handler an interruption may leave a draft, or an image whose log is to be replayed;
-        // nothing that was flushed is in danger.
+        // Without a handler an interruption can leave a temporary file, or an image with a pending log.
+        // Flushed data is safe either way.
         drop(armed);
     });
 }
 
-fn put_in_order(under_way: UnderWay) -> Failure {
-    match under_way {
-        UnderWay::Nothing => Failure::interrupted("interrupted"),
-        UnderWay::Draft(draft) => {
+fn clean_up(in_progress: InProgress) -> Failure {
+    match in_progress {
+        InProgress::Nothing => Failure::interrupted("interrupted"),
+        InProgress::Draft(draft) => {
             draft.discard();
-            Failure::interrupted("interrupted; nothing was left behind")
+            Failure::interrupted("interrupted; the unfinished file was removed")
         }
-        UnderWay::Image(image) => match image.close() {
+        InProgress::Image(image) => match image.close() {
             Ok(()) => Failure::interrupted(
-                "interrupted; what was changed until then stays changed, and the image is closed",
+                "interrupted; changes up to here are kept, and the image is closed",
             ),
             Err(error) => error.into(),
         },
-        // It was asked before: no crash harms what an operation has done.
-        UnderWay::Operation(_) => Failure::interrupted("interrupted in the middle of an operation"),
+        // The second interruption: an operation survives being killed.
+        InProgress::Operation(_) => {
+            Failure::interrupted("interrupted in the middle of an operation")
+        }
     }
 }

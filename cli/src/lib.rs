@@ -1,9 +1,22 @@
-//! The program `avhdx`, as a library so that its examples and tests can call it.
+//! The program `avhdx`, as a library for its examples and tests.
 //!
-//! One file per verb. Around them: `args` (flags that verbs share), `point` (`IMAGE@SEL`), `input` (from
-//! an argument to a disk), `output` (text and JSON), `parents` (chains that lack theirs), `exit` (from an error to an exit code), `next` (from
-//! an error to the command to go on with), `shell` (commands as they are typed), `replace` (files that appear whole or not at all), `writing` (images that a verb changes), `interrupt`
-//! (Ctrl-C), `progress`.
+//! Each verb is a module. The modules form floors; imports point down only, from the top:
+//!
+//! 1. this file: the command line;
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `discard`, `explain`, `info`, `map`,
+//!    `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `tree`, `write`, `zero`;
+//! 3. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
+//! 4. `input`, `loss`: disks that a verb reads, and consent to lost data;
+//! 5. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
+//! 6. `args`, `points`: flags that verbs share, and points in time of a chain;
+//! 7. `interrupt`, `progress`;
+//! 8. `output`: standard output and standard error;
+//! 9. `render`: failures as text and JSON;
+//! 10. `next`: the table of suggested commands;
+//! 11. `typed`: the command line as typed;
+//! 12. `failure`: errors and exit codes;
+//! 13. `point`, `shell`, `table`, `values`;
+//! 14. `text`.
 
 mod args;
 mod bench;
@@ -13,9 +26,9 @@ mod compare;
 mod convert;
 mod create;
 mod discard;
-mod exit;
 mod explain;
 mod facts;
+mod failure;
 mod info;
 mod input;
 mod interrupt;
@@ -23,20 +36,26 @@ mod loss;
 mod map;
 mod measure;
 mod merge;
+mod new_file;
 mod next;
 mod operation;
 mod output;
 mod pages;
 mod parents;
 mod point;
+mod points;
 mod progress;
 mod read;
 mod relink;
+mod render;
 mod reparent;
-mod replace;
 mod revert;
 mod shell;
+mod table;
+mod text;
 mod tree;
+mod typed;
+mod values;
 mod write;
 mod writing;
 mod zero;
@@ -44,23 +63,22 @@ mod zero;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use exit::{Failure, Outcome};
+use failure::{Answer, Exit, Failure};
 use output::Console;
 
-/// Looks into Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx), reads, converts, makes and writes
-/// them.
+/// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, revert, merge, reparent, relink and bench
-/// --write change an image that is there. IMAGE is a file, or a point in time of a chain, written IMAGE@SEL:
-/// @-N is N checkpoints below the tip, @base the base, @NAME the layer of that file name or label, @HEX
-/// the layer whose DataWriteGuid starts so (four digits or more). Sizes and offsets are bytes (0x too), or carry K, M, G
-/// or T.
+/// Only write, zero, discard, checkpoint, revert, merge, reparent, relink and bench --write change an existing image.
+/// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
+/// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
+/// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
 #[derive(Debug, Parser)]
 #[command(name = "avhdx", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
-    /// Print JSON (JSON Lines where there is much), errors and warnings on standard error included.
+    /// Print JSON or JSON Lines, including errors and warnings on standard error.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -102,7 +120,7 @@ enum Verb {
 }
 
 impl Verb {
-    fn run(self, console: &mut Console) -> Result<Outcome, Failure> {
+    fn run(self, console: &mut Console) -> Result<Answer, Failure> {
         match self {
             Self::Info(args) => info::run(args, console),
             Self::Tree(args) => tree::run(args, console),
@@ -129,42 +147,36 @@ impl Verb {
     }
 }
 
-/// Runs the program with these arguments, the program's name the first of them.
+/// Runs the program. The first argument is its name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let json = args.iter().any(|arg| arg == "--json");
-    let parsed = matches(args.clone()).and_then(|matches| {
-        next::remember(&args, &matches);
+    let parsed = Cli::command().try_get_matches_from(&args).and_then(|matches| {
+        typed::remember(&args, &matches, Cli::command());
         Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))
     });
     let (mut console, done) = match parsed {
         Ok(cli) => {
             let mut console = Console::new(cli.json);
             interrupt::arm(cli.json);
-            let done = cli.verb.run(&mut console).and_then(|outcome| {
+            let done = cli.verb.run(&mut console).and_then(|answer| {
                 console.flush()?;
-                let is_lossy = outcome == Outcome::Yes && console.has_losses();
-                Ok(if is_lossy { Outcome::Losses } else { outcome })
+                let is_lossy = answer == Answer::Yes && console.has_losses();
+                Ok(if is_lossy { Answer::Losses } else { answer })
             });
-            let done = done.map_err(|failure| match console.is_mended() {
-                true => failure.also("the image was mended before, as was agreed to"),
+            let done = done.map_err(|failure| match console.is_repaired() {
+                true => failure.also("the image was repaired before, with your consent"),
                 false => failure,
             });
             (console, done)
         }
-        // Help and versions are answers: clap prints them to standard output.
-        Err(error) if !error.use_stderr() || !json => {
-            let printed = error.print();
-            return if error.use_stderr() || printed.is_err() {
-                exit::usage_code(error.use_stderr())
-            } else {
-                ExitCode::SUCCESS
-            };
+        Err(error) if error.use_stderr() && args.iter().any(|arg| arg == "--json") => {
+            let failure = Failure::usage("usage", error.to_string().trim()).then(help(&args));
+            (Console::new(true), Err(failure))
         }
-        Err(error) => (Console::new(true), Err(Failure::usage("usage", error.to_string().trim()))),
+        Err(error) => return print_usage(&error, &args),
     };
     match done {
-        Ok(outcome) => outcome.code(),
+        Ok(answer) => answer.code(),
         Err(failure) => {
             console.failure(&failure);
             failure.exit.code()
@@ -172,27 +184,39 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// The names of the rows of the table of what to do after a failure: for the test that walks them.
+/// Prints what the parser of arguments has to say: help and the version, or an error.
+fn print_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
+    let printed = error.print();
+    if !error.use_stderr() {
+        // A reader that is gone is no error.
+        drop(printed);
+        return Exit::Yes.code();
+    }
+    // Without a verb, the error is the help itself.
+    if error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        eprintln!("{}", render::next_line(&help(args)));
+    }
+    Exit::Usage.code()
+}
+
+/// The command that prints the help of the verb typed.
+fn help(args: &[OsString]) -> String {
+    let program = Cli::command();
+    let verb = args.iter().skip(1).find_map(|arg| program.find_subcommand(arg));
+    verb.map_or("avhdx --help".into(), |verb| format!("avhdx {} --help", verb.get_name()))
+}
+
+/// The names of the rows of the table of suggestions, for the test that covers them all.
 #[doc(hidden)]
 pub fn rows() -> Vec<&'static str> {
     next::ROWS.iter().map(|(name, ..)| *name).collect()
 }
 
-/// The name of the row that speaks for a failure, as its JSON has it: for the same test.
+/// The name of the row for a failure, given as its JSON, for the same test.
 #[doc(hidden)]
 pub fn row_of(verb: &str, error: &serde_json::Value) -> Option<&'static str> {
     let text = |key: &str| error[key].as_str();
     let exit = error["exit"].as_u64().and_then(|exit| u8::try_from(exit).ok())?;
     let row = next::row_of(verb, text("code")?, text("kind"), exit, text("child").is_some());
     row.map(|(name, ..)| *name)
-}
-
-/// What these arguments mean, the program's name the first of them.
-fn matches(args: impl IntoIterator<Item = OsString>) -> Result<ArgMatches, clap::Error> {
-    Cli::command().try_get_matches_from(args)
-}
-
-/// Whether these arguments mean anything, the program's name the first of them.
-fn is_understood(args: impl IntoIterator<Item = OsString>) -> bool {
-    matches(args).is_ok()
 }

@@ -1,4 +1,4 @@
-//! `--accept-loss`: an image that lost bytes is settled before a verb changes it.
+//! `--accept-loss`: a damaged image is repaired before a verb changes it.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -7,14 +7,16 @@ use avhdx::OpenOptions;
 use avhdx::ops::{AcceptLoss, Loss, LossKind, Losses};
 use serde_json::{Value, json};
 
-use crate::args;
-use crate::exit::Failure;
-use crate::output::{Console, Table, size};
+use crate::args::LossFlags;
+use crate::failure::Failure;
+use crate::output::Console;
+use crate::table::Table;
+use crate::text::size;
 
-/// Mends the image if that was agreed to, and says what was lost before it does.
+/// Repairs the image if the flags allow it. Prints the losses first.
 pub(crate) fn accept(
     image: &Path,
-    consent: &args::Loss,
+    consent: &LossFlags,
     options: &OpenOptions,
     console: &mut Console,
 ) -> Result<(), Failure> {
@@ -25,18 +27,18 @@ pub(crate) fn accept(
     if let Some(report) = &consent.loss_report {
         accept = accept.report(report);
     }
-    let mut told = Ok(());
+    let mut printed = Ok(());
     let done = accept.run(image, &mut |losses| {
-        told = tell(image, losses, console);
-        if told.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        printed = print(image, losses, console);
+        if printed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    told?;
+    printed?;
     done?;
-    console.mended();
+    console.repaired();
     Ok(())
 }
 
-fn tell(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Failure> {
+fn print(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Failure> {
     let report = losses.report.as_deref().map(|path| path.display().to_string());
     let report = report.unwrap_or_default();
     let is_any =
@@ -44,21 +46,20 @@ fn tell(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Fail
     console.lose(object(losses, &report), is_any);
     let image = image.display();
     let message = format!(
-        "{image}: damaged, and mended as was agreed to: {} of the disk are gone; {report} has the list",
+        "{image}: damaged, repaired with your consent: {} of the disk are lost; {report} has the list",
         size(losses.bytes())
     );
     console.note("loss.accepted", &message);
     if console.is_json() {
         return Ok(());
     }
-    let mut table =
-        Table::new("What the disk lost", &[">offset", ">bytes", "what", ">place in the file"]);
+    let mut table = Table::new("Losses", &[">offset", ">bytes", "what", ">file offset"]);
     for Loss { range, kind, at, .. } in &losses.list {
         let len = range.end - range.start;
         table.row([range.start.to_string(), len.to_string(), what(*kind).into(), at.to_string()]);
     }
     if losses.list.is_empty() {
-        table.remark("nothing that it shows");
+        table.remark("none that the disk shows");
     }
     console.table(table)?;
     console.flush()
@@ -66,12 +67,12 @@ fn tell(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Fail
 
 fn what(kind: LossKind) -> &'static str {
     match kind {
-        LossKind::Lost => "lost, zeros from now on",
-        LossKind::Rest => "the rest of a block, zeros from now on",
-        LossKind::Bits => "lost with its sector bitmap, zeros from now on",
-        LossKind::Shared => "as it reads, which may be another block's",
-        LossKind::Merged => "in the parent already, by a merge that was stopped",
-        LossKind::Unmapped => "unmapped, zeros as before",
+        LossKind::Lost => "lost; zeros from now on",
+        LossKind::Rest => "the rest of a block; zeros from now on",
+        LossKind::Bits => "lost with its sector bitmap; zeros from now on",
+        LossKind::Shared => "kept as it reads; may belong to another block",
+        LossKind::Merged => "already merged into the parent",
+        LossKind::Unmapped => "unmapped; zeros as before",
         _ => kind.name(),
     }
 }

@@ -1,59 +1,54 @@
-//! `avhdx map`: which file holds which bytes.
+//! `avhdx map`: lists the extents of the disk.
 
 use std::collections::HashMap;
 
 use avhdx::{DiskExt, Extent, LayerId, Source};
 use serde_json::{Value, json};
 
-use crate::args::{self, Format, Opening};
-use crate::exit::{Failure, Outcome};
-use crate::input::Input;
+use crate::args::{Format, ImageArg, ReadFlags};
+use crate::failure::{Answer, Failure};
+use crate::input::{Input, range};
 use crate::output::Console;
+use crate::values;
 
-/// List the extents of the disk with their layer and their place in its file.
+/// List the extents of the disk, with the layer and the file offset of each.
 ///
-/// With --json, one object per line with qemu-img's names: depth counts from the tip; present says that a
-/// layer decides the bytes, by holding them or by hiding its parent's.
+/// With --json, one object per line with the keys of qemu-img map: depth counts from the tip; present means that a
+/// layer determines the bytes, by holding data or by hiding its parent's.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Where on the disk to start.
-    #[arg(long, value_name = "N", value_parser = args::bytes, default_value = "0")]
+    image: ImageArg,
+    /// The offset on the disk.
+    #[arg(long, value_name = "N", value_parser = values::bytes, default_value = "0")]
     offset: u64,
-    /// How many bytes to look at; without this flag, all the rest.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    /// The number of bytes to list [default: to the end of the disk].
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     length: Option<u64>,
-    /// What the input is.
+    /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-/// What is known of the layer that decides an extent.
+/// The layer that determines an extent.
 #[derive(Clone, Debug)]
-struct Place {
+struct MapLayer {
     depth: usize,
     file: String,
     has_parent: bool,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let size = input.disk().geometry().size;
     let length = args.length.unwrap_or(size.saturating_sub(args.offset));
-    let end = args.offset.checked_add(length).filter(|end| *end <= size).ok_or_else(|| {
-        let message = format!(
-            "{length} bytes at {} do not lie within the disk, which has {size}",
-            args.offset
-        );
-        Failure::usage("disk.out-of-range", message)
-    })?;
-    let places = places(&input);
-    let depth_of_nobody = places.len();
-    // Wide enough for every number to come, so that lines can go out one by one.
-    let width = end.to_string().len().max("LENGTH".len());
+    let range = range(args.offset, length, size)?;
+    let layers = layers(&input);
+    let depth_of_none = layers.len();
+    // Wide enough for every offset, so that lines can be printed as they come.
+    let width = range.end.to_string().len().max("LENGTH".len());
     if !console.is_json() {
         let (start, length) = ("START", "LENGTH");
         console.line(format!(
@@ -61,68 +56,68 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             "FILE OFFSET"
         ))?;
     }
-    for extent in input.disk().extents(args.offset..end) {
+    for extent in input.disk().extents(range) {
         let extent = extent?;
-        let place = match (&input, extent.source) {
-            (Input::Raw { .. }, _) => places.values().next(),
+        let layer = match (&input, extent.source) {
+            (Input::Raw { .. }, _) => layers.values().next(),
             (_, Source::Data { layer, .. } | Source::Zero { layer: Some(layer) }) => {
-                places.get(&Some(layer))
+                layers.get(&Some(layer))
             }
             (_, Source::Zero { layer: None } | Source::Parent) => None,
         };
         if console.is_json() {
-            console.object(&object(&extent, place, depth_of_nobody))?;
+            console.object(&object(&extent, layer, depth_of_none))?;
         } else {
-            console.line(line(&extent, place, width))?;
+            console.line(line(&extent, layer, width))?;
         }
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }
 
-fn places(input: &Input) -> HashMap<Option<LayerId>, Place> {
+fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
     match input {
         Input::Raw { path, .. } => {
             let file = path.display().to_string();
-            [(None, Place { depth: 0, file, has_parent: false })].into()
+            [(None, MapLayer { depth: 0, file, has_parent: false })].into()
         }
         Input::Chain(chain) => {
             let layers = chain.layers();
             let last = layers.len() - 1;
-            let place = |(depth, layer): (usize, avhdx::Layer)| {
-                (Some(layer.id), Place { depth, file: layer.name, has_parent: depth < last })
+            let entry = |(depth, layer): (usize, avhdx::Layer)| {
+                (Some(layer.id), MapLayer { depth, file: layer.name, has_parent: depth < last })
             };
-            layers.into_iter().enumerate().map(place).collect()
+            layers.into_iter().enumerate().map(entry).collect()
         }
     }
 }
 
-fn object(extent: &Extent, place: Option<&Place>, depth_of_nobody: usize) -> Value {
+fn object(extent: &Extent, layer: Option<&MapLayer>, depth_of_none: usize) -> Value {
     let is_data = matches!(extent.source, Source::Data { .. });
     let mut object = json!({
         "schema": "avhdx.map/1",
         "start": extent.range.start,
         "length": extent.range.end - extent.range.start,
-        "depth": place.map_or(depth_of_nobody, |place| place.depth),
-        "present": is_data || place.is_some_and(|place| place.has_parent),
+        "depth": layer.map_or(depth_of_none, |layer| layer.depth),
+        "present": is_data || layer.is_some_and(|layer| layer.has_parent),
         "zero": !is_data,
         "data": is_data,
     });
     if let Source::Data { at, .. } = extent.source {
         object["offset"] = at.get().into();
     }
-    if let Some(place) = place {
-        object["file"] = place.file.clone().into();
+    if let Some(layer) = layer {
+        object["file"] = layer.file.clone().into();
     }
     object
 }
 
-fn line(extent: &Extent, place: Option<&Place>, width: usize) -> String {
+fn line(extent: &Extent, layer: Option<&MapLayer>, width: usize) -> String {
     let (kind, offset) = match extent.source {
         Source::Data { at, .. } => ("data", at.to_string()),
         Source::Zero { .. } | Source::Parent => ("zero", "-".into()),
     };
-    let (depth, file) = place.map_or(("-".into(), "past the end of a layer"), |place| {
-        (place.depth.to_string(), place.file.as_str())
+    let (depth, file) = layer.map_or(("-".into(), "past the end of a layer"), |layer| {
+        (layer.depth.to_string(), layer.file.as_str())
     });
     let (start, length) = (extent.range.start, extent.range.end - extent.range.start);
     format!("{start:>width$}  {length:>width$}  {depth:>5}  {kind}  {offset:>14}  {file}")

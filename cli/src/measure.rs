@@ -1,46 +1,48 @@
-//! `avhdx measure`: how many bytes would a copy need?
+//! `avhdx measure`: computes the size of a copy.
 
 use avhdx::ops::{Measure, Needed};
 use clap::ValueEnum;
 use serde_json::json;
 
-use crate::args::{self, Format, Opening, Target};
-use crate::exit::{Failure, Outcome};
+use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
+use crate::failure::{Answer, Failure};
 use crate::input::Input;
-use crate::output::{Console, size};
+use crate::output::Console;
+use crate::text::size;
+use crate::values;
 
-/// Say how many bytes a copy of the disk would need, as it is and fully allocated.
+/// Print how many bytes a copy of the disk needs, now and fully allocated.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// What the copy would be; without this flag, every format is measured.
+    image: ImageArg,
+    /// The format of the copy [default: all formats].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
-    output_format: Option<Target>,
+    output_format: Option<CopyFormat>,
     /// The block size of a VHDX copy, 1M to 256M.
-    #[arg(long, value_name = "N", value_parser = args::bytes, default_value = "32M")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, default_value = "32M")]
     block_size: u64,
-    /// What the input is.
+    /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let block_size = u32::try_from(args.block_size)
-        .map_err(|_| Failure::usage("measure.block-size", "--block-size is at most 256M"))?;
+        .map_err(|_| Failure::usage("measure.block-size", "--block-size can be at most 256M"))?;
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let targets = match args.output_format {
         Some(target) => vec![target],
-        None => Target::value_variants().to_vec(),
+        None => CopyFormat::value_variants().to_vec(),
     };
     let mut rows = Vec::new();
     for target in targets {
         let needed = match target {
-            Target::Raw => Measure::raw(),
-            Target::Vhdx => Measure::vhdx(block_size),
-            Target::VhdxFixed => Measure::vhdx_fixed(block_size),
+            CopyFormat::Raw => Measure::raw(),
+            CopyFormat::Vhdx => Measure::vhdx(block_size),
+            CopyFormat::VhdxFixed => Measure::vhdx_fixed(block_size),
         };
         rows.push((target, needed.run(input.disk())?));
     }
@@ -53,10 +55,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             console.line(format!("  fully allocated  {}", size(needed.fully_allocated)))?;
         }
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }
 
-fn object(rows: &[(Target, Needed)], input: &Input, block_size: u32) -> serde_json::Value {
+fn object(rows: &[(CopyFormat, Needed)], input: &Input, block_size: u32) -> serde_json::Value {
     let copies: Vec<_> = rows
         .iter()
         .map(|(target, needed)| {
@@ -65,7 +67,7 @@ fn object(rows: &[(Target, Needed)], input: &Input, block_size: u32) -> serde_js
                 "required": needed.required,
                 "fully_allocated": needed.fully_allocated,
             });
-            if !matches!(target, Target::Raw) {
+            if !matches!(target, CopyFormat::Raw) {
                 copy["block_size"] = block_size.into();
             }
             copy

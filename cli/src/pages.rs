@@ -1,9 +1,9 @@
-//! `avhdx completions` and `avhdx man`, from the same definitions as the program itself.
+//! `avhdx completions` and `avhdx man`, generated from the definition of the command line.
 
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::exit::{Failure, Outcome};
+use crate::failure::{Answer, Failure};
 use crate::output::Console;
 
 /// Print a completion script for a shell.
@@ -13,10 +13,10 @@ pub(crate) struct CompletionsArgs {
     shell: Shell,
 }
 
-/// Print the manual page, of the program or of one verb, in roff.
+/// Print the manual page of the program or of a verb, in roff.
 #[derive(clap::Args, Debug)]
 pub(crate) struct ManArgs {
-    /// The verb; without one, the program's own page.
+    /// The verb [default: the program].
     verb: Option<String>,
 }
 
@@ -24,18 +24,18 @@ pub(crate) fn completions(
     args: CompletionsArgs,
     mut command: Command,
     console: &mut Console,
-) -> Result<Outcome, Failure> {
+) -> Result<Answer, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "avhdx", &mut script);
     console.bytes(&script)?;
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }
 
 pub(crate) fn man(
     args: ManArgs,
     mut command: Command,
     console: &mut Console,
-) -> Result<Outcome, Failure> {
+) -> Result<Answer, Failure> {
     command.build();
     if let Some(verb) = args.verb {
         let found = command.get_subcommands().find(|sub| sub.get_name() == verb);
@@ -48,5 +48,5 @@ pub(crate) fn man(
         .render(&mut page)
         .map_err(|error| Failure::io("man.render", "cannot write the page", &error))?;
     console.bytes(&page)?;
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }

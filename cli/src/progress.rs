@@ -1,4 +1,4 @@
-//! How far a verb has come: a bar for people, JSON Lines for programs.
+//! Progress: a bar on a terminal, JSON Lines with --json.
 
 use std::io::{self, Write};
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::output::{Console, is_watched};
 
-/// How often a program is told.
+/// The interval between JSON lines.
 const INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Meter {
         Self::Bar(bar)
     }
 
-    /// The same for an operation, of which a program is told from the start.
+    /// A meter for an operation: the first JSON line comes at once.
     pub(crate) fn of_operation(console: &Console) -> Self {
         match Self::new(console) {
             Self::Lines { .. } => Self::Lines { last: None },
@@ -44,13 +44,13 @@ impl Meter {
         }
     }
 
-    /// Takes a report; never asks to stop.
+    /// Shows a report; never stops the work.
     pub(crate) fn report(&mut self, progress: Progress) -> ControlFlow<()> {
         self.show(progress.done, progress.total);
         ControlFlow::Continue(())
     }
 
-    /// Shows that `done` bytes of `total` are dealt with.
+    /// Shows that `done` of `total` bytes are processed.
     pub(crate) fn show(&mut self, done: u64, total: u64) {
         match self {
             Self::Silent => {}
@@ -65,7 +65,7 @@ impl Meter {
                     "done": done,
                     "total": total,
                 });
-                // Nobody to tell when standard error is gone.
+                // A broken standard error cannot be reported.
                 let _ = writeln!(io::stderr(), "{line}");
             }
             Self::Lines { .. } => {}

@@ -1,9 +1,10 @@
-//! `avhdx read`: bytes of the disk to standard output.
+//! `avhdx read`: prints bytes of the disk.
 
-use crate::args::{self, Format, Opening};
-use crate::exit::{Failure, Outcome};
-use crate::input::{self, Input};
+use crate::args::{Format, ImageArg, ReadFlags};
+use crate::failure::{Answer, Failure};
+use crate::input::{self, Input, range};
 use crate::output::Console;
+use crate::values;
 
 const PIECE: u64 = 1 << 20;
 
@@ -11,40 +12,33 @@ const PIECE: u64 = 1 << 20;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Where on the disk to start.
-    #[arg(long, value_name = "N", value_parser = args::bytes, default_value = "0")]
+    image: ImageArg,
+    /// The offset on the disk.
+    #[arg(long, value_name = "N", value_parser = values::bytes, default_value = "0")]
     offset: u64,
-    /// How many bytes to read.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    /// The number of bytes to read.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     length: u64,
-    /// What the input is.
+    /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
     #[command(flatten)]
-    opening: Opening,
+    opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let disk = input.disk();
     input::refuse_own_output(disk)?;
-    let size = disk.geometry().size;
-    let end = args.offset.checked_add(args.length).filter(|end| *end <= size).ok_or_else(|| {
-        let message = format!(
-            "{} bytes at {} do not lie within the disk, which has {size}",
-            args.length, args.offset
-        );
-        Failure::usage("disk.out-of-range", message)
-    })?;
+    let end = range(args.offset, args.length, disk.geometry().size)?.end;
     let mut buf = vec![0; args.length.min(PIECE) as usize];
     let mut at = args.offset;
     while at < end {
-        // Pieces end at multiples of their size, so that blocks are not cut more than needed.
+        // Pieces end at multiples of their size, so that few blocks are split.
         let piece = &mut buf[..(PIECE - at % PIECE).min(end - at) as usize];
         disk.read_at(piece, at)?;
         console.bytes(piece)?;
         at += piece.len() as u64;
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }

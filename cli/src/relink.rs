@@ -1,4 +1,4 @@
-//! `avhdx relink`: paths to parents, set right.
+//! `avhdx relink`: corrects recorded paths to parents.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -6,30 +6,31 @@ use std::path::PathBuf;
 use avhdx::ops::Relink;
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Exit, Failure, Outcome};
+use crate::args::ParentFlags;
+use crate::failure::{Answer, Exit, Failure};
 use crate::output::Console;
+use crate::text::count;
 
-/// Set the recorded paths of images right that no longer lead to their parents, after files were moved or renamed.
+/// Correct recorded paths that no longer lead to the parent, after files were moved or renamed.
 ///
-/// Parents are known by their identity. Nothing but the paths changes. What is ambiguous, or not found, is named and
-/// left as it is.
+/// Parents are found by their identity. Only the paths change. An image whose parent is ambiguous or missing is
+/// reported and left unchanged.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// The folder of the images, with all folders in it.
+    /// The folder of the images, with its subfolders.
     #[arg(value_name = "DIR")]
     places: PathBuf,
-    /// Leave the folders in DIR alone.
+    /// Skip the subfolders of DIR.
     #[arg(long)]
     not_below: bool,
-    /// Only say what would be done.
+    /// Only print what would be done.
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    parents: args::Parents,
+    #[command(flatten, next_help_heading = "Parents")]
+    parents: ParentFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let relink =
         Relink::folder(&args.places).recursive(!args.not_below).parents(args.parents.source());
     let relinked = if args.dry_run { relink.plan()? } else { relink.run()? };
@@ -44,34 +45,34 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
                 "was": image.was,
             })
         });
-        let told = |error: &avhdx::Error| json!({ "path": error.file(), "code": error.code(), "message": error.to_string() });
-        let refused = relinked.refused.iter().map(told);
+        let failed = |error: &avhdx::Error| json!({ "path": error.file(), "code": error.code(), "message": error.to_string() });
+        let refused = relinked.refused.iter().map(failed);
         console.document(&json!({
             "schema": "avhdx.relink/1",
             "dry_run": args.dry_run,
             "images": images.collect::<Vec<_>>(),
             "refused": refused.collect::<Vec<_>>(),
             "looked_at": relinked.looked_at,
-            "unread": relinked.unread.iter().map(told).collect::<Vec<_>>(),
+            "unread": relinked.unread.iter().map(failed).collect::<Vec<_>>(),
         }))?;
     } else {
         let what = if args.dry_run { "would be linked" } else { "linked" };
         for image in &relinked.images {
             let (path, parent) = (image.path.display(), image.parent.display());
             console.line(format!("{path}: {what} to {parent}"))?;
-            console.line(format!("  recorded was: {}", image.was.join(", ")))?;
+            console.line(format!("  recorded before: {}", image.was.join(", ")))?;
         }
         if relinked.images.is_empty() && relinked.refused.is_empty() {
             let place = args.places.display();
             console.line(match (relinked.looked_at, relinked.unread.len()) {
-                (0, 0) => format!("{place}: no images are there"),
-                (0, unread) => format!("{place}: no image could be read, of {unread} to be looked at"),
-                (looked_at, 0) => format!(
-                    "nothing to set right: all recorded paths of {looked_at} images lead to their parents"
-                ),
-                (looked_at, unread) => format!(
-                    "nothing to set right in {looked_at} images; {unread} more could not be read"
-                ),
+                (0, 0) => format!("{place}: no images found"),
+                (0, unread) => format!("{place}: none of {unread} images could be read"),
+                (read, 0) => {
+                    format!("nothing to correct: the recorded paths of {read} images lead to their parents")
+                }
+                (read, unread) => {
+                    format!("nothing to correct in {read} images; {unread} more could not be read")
+                }
             })?;
         }
     }
@@ -80,15 +81,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         console.warn(error.code(), &format!("{error}{}", cause.unwrap_or_default()));
     }
     match (relinked.refused.len(), relinked.unread.is_empty()) {
-        (0, true) => Ok(Outcome::Yes),
-        (0, false) => Ok(Outcome::No),
-        (1, _) => Err(left("1 image was left as it is, for it may lack its parent".into())),
-        (refused, _) => Err(left(format!(
-            "{refused} images were left as they are, for they may lack their parents"
-        ))),
+        (0, true) => Ok(Answer::Yes),
+        (0, false) => Ok(Answer::No),
+        (refused, _) => {
+            let images = count(refused, "image");
+            let message = format!("{images} not changed: the parent is missing or ambiguous");
+            Err(Failure::new(Exit::Refused, "relink.refused", message))
+        }
     }
-}
-
-fn left(message: String) -> Failure {
-    Failure::new(Exit::Refused, "relink.refused", message)
 }

@@ -1,52 +1,53 @@
-//! `avhdx reparent`: another parent for an image.
+//! `avhdx reparent`: links an image to another parent.
 
 use avhdx::ops::{Pace, Reparent};
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
+use crate::args::{ChainFlags, ImageArg, with_children};
+use crate::failure::{Answer, Failure};
 use crate::input::{self, Resolved};
 use crate::operation;
-use crate::output::{Console, size};
+use crate::output::Console;
 use crate::point::Point;
+use crate::text::size;
+use crate::values;
 
-/// Link an image to another parent, after a move or a copy for instance, without moving a byte of the disk.
+/// Link an image to another parent, for instance after a move or a copy. No data is moved.
 ///
-/// Each byte that the image leaves to its parent is first compared in both parents; one that differs refuses the
-/// change. What is known to lie at the same place of the same file is not read.
+/// First compares all data that the image takes from its parent in both parents, and refuses the change if it differs.
+/// Ranges at the same offset of the same file are not read.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// The image that becomes the parent, or a point in time of its chain: BASE@SEL.
+    image: ImageArg,
+    /// The new parent, or a point in time of its chain: BASE@SEL.
     #[arg(long, value_name = "BASE")]
     onto: std::ffi::OsString,
-    /// Change the link without a proof, as where the old parent is lost: the disk is then what BASE makes of it.
+    /// Change the link without the comparison, for instance if the old parent is lost. The content of the disk then
+    /// depends on BASE.
     #[arg(long)]
     unproven: bool,
-    /// With --unproven: change the link although a child of IMAGE is found, which is cut off by that: IMAGE gets
-    /// another identity, for its disk may be another.
+    /// With --unproven: change the link even if IMAGE has a child. The child loses its parent: IMAGE gets a new
+    /// identity, because its content may change.
     #[arg(long, requires = "unproven")]
     orphan_children: bool,
-    /// Look for children of IMAGE in DIR too, beside its own folder. Can be repeated.
+    /// Look for children of IMAGE in DIR too, in addition to its own folder. Can be repeated.
     #[arg(long, value_name = "DIR", requires = "unproven")]
     children_in: Vec<std::path::PathBuf>,
-    /// Read at most SIZE bytes a second.
-    #[arg(long, value_name = "SIZE", value_parser = args::rate)]
+    /// Read at most SIZE bytes per second.
+    #[arg(long, value_name = "SIZE", value_parser = values::rate)]
     rate: Option<u64>,
-    /// Only say what would be done, and how much has to be read for the proof.
+    /// Only print what would be done, and how much has to be read for the comparison.
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    opening: args::Finding,
+    #[command(flatten, next_help_heading = "Parents")]
+    chain: ChainFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
-    args::look_into(&args.children_in)?;
-    let options = args.opening.options().orphan_children(args.orphan_children);
-    let options =
-        args.children_in.iter().fold(options, |options, folder| options.children_in(folder));
-    // The image may be one whose chain cannot be opened.
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+    let options = args.chain.options().orphan_children(args.orphan_children);
+    let options = with_children(options, &args.children_in)?;
+    // The image's own chain need not open.
     let image = match Point::parse(&args.image.image) {
         Point { image, selector: None } => image,
         _ => input::resolve(&args.image.image, &options, console)?.path,
@@ -57,8 +58,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     let reparent = Reparent::new(&base).unproven(args.unproven).options(options).pace(pace);
     if args.dry_run {
         let forecast = reparent.forecast(&image)?;
-        operation::foretell("avhdx.reparent/1", &forecast, console)?;
-        return Ok(Outcome::Yes);
+        operation::print_forecast("avhdx.reparent/1", &forecast, console)?;
+        return Ok(Answer::Yes);
     }
     let done = operation::run(console, |on| reparent.run(&image, on))?;
     console.warnings(&done.warnings);
@@ -75,13 +76,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             "unproven": done.unproven,
         }))?;
     } else {
-        console.line(format!("{image}: its parent is {base}, {}", done.linkage))?;
+        console.line(format!("{image}: the parent is now {base}, {}", done.linkage))?;
         match done.unproven {
-            0 => console.line(format!("  {} are alike below both parents", size(done.proven)))?,
-            unproven => {
-                console.line(format!("  nothing shows that {} are alike", size(unproven)))?
-            }
+            0 => console.line(format!("  {} proven equal in both parents", size(done.proven)))?,
+            unproven => console.line(format!("  {} not compared", size(unproven)))?,
         }
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }

@@ -1,4 +1,4 @@
-//! `avhdx revert`: back to an earlier point in time.
+//! `avhdx revert`: goes back to an earlier point in time.
 
 use std::path::PathBuf;
 
@@ -6,65 +6,66 @@ use avhdx::LayerId;
 use avhdx::ops::Revert;
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
+use crate::args::OperationFlags;
+use crate::failure::{Answer, Failure};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
+use crate::values;
 
-/// Go back to an earlier point in time: make a new tip on it, a child, that is written to from now on.
+/// Go back to an earlier point in time: make a new tip on it, a child, that takes all writes from now on.
 ///
-/// What came after the point stays as a branch of its own, unless --delete-newer removes it. The machine must
-/// not run meanwhile; whoever starts it must name the new file.
+/// Later layers stay as a branch of their own, unless --delete-newer removes them. The virtual machine must be off,
+/// and must be started from the new file.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// The tip, with the point to go back to: IMAGE@-1, IMAGE@LABEL, IMAGE@NAME, IMAGE@GUIDPREFIX.
+    /// The tip, with the point in time to go back to: IMAGE@-1, IMAGE@LABEL, IMAGE@NAME, IMAGE@GUIDPREFIX.
     #[arg(value_name = "IMAGE@SEL")]
     image: std::ffi::OsString,
-    /// Remove the files of all that came after the point, once the new tip is there.
+    /// Remove the files of all later layers once the new tip exists.
     #[arg(long)]
     delete_newer: bool,
-    /// With --delete-newer: remove an image although another child of it is found, which is cut off by that.
+    /// With --delete-newer: remove an image even if it has another child, which loses its parent.
     #[arg(long, requires = "delete_newer")]
     orphan_children: bool,
-    /// What the point in time is called from now on [default: as it was].
-    #[arg(long, value_name = "TEXT", value_parser = args::label)]
+    /// A new label for the point in time [default: its present label].
+    #[arg(long, value_name = "TEXT", value_parser = values::label)]
     label: Option<String>,
-    /// The new file [default: beside the point's, DISK_GUID.avhdx].
+    /// The new file [default: DISK_GUID.avhdx in the folder of the point in time].
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
-    /// Only say what would be done, and whether there is the space for it.
+    /// Only print what would be done, and whether there is enough space.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    opening: args::Chain,
+    opening: OperationFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let options = args.opening.options()?;
-    let looked_at = Subject::look(&args.image, &options)?;
-    let Some(point) = looked_at.point_meant()? else {
-        let image = looked_at.image.display();
-        let message = format!("{image}: which point to go back to is not said: {image}@SEL");
-        return Err(Failure::usage("point.none", message).hint(looked_at.listing()));
+    let inspected = Subject::inspect(&args.image, &options)?;
+    let Some(point) = inspected.point()? else {
+        let image = inspected.image.display();
+        let message = format!("{image}: a point in time is required: {image}@SEL");
+        return Err(Failure::usage("point.none", message).hint(inspected.listing()));
     };
     if args.dry_run {
-        looked_at.introduce(&options, console)?;
-        let forecast = revert_to(point.id, &args).forecast(&looked_at.chain)?;
-        operation::foretell("avhdx.revert/1", &forecast, console)?;
-        return Ok(Outcome::Yes);
+        inspected.warn(&options, console)?;
+        let forecast = revert_to(point.id, &args).forecast(&inspected.chain)?;
+        operation::print_forecast("avhdx.revert/1", &forecast, console)?;
+        return Ok(Answer::Yes);
     }
-    // What cannot be done is no reason to change anything.
-    if looked_at.is_log_pending() {
-        operation::possible(revert_to(point.id, &args).forecast(&looked_at.chain))?;
+    // An operation that will be refused must not replay a log.
+    if inspected.is_log_pending() {
+        operation::refuse_impossible(revert_to(point.id, &args).forecast(&inspected.chain))?;
     }
-    drop(looked_at);
+    drop(inspected);
     let subject = Subject::open(&args.image, &options, console)?;
     let point = subject.layer(console)?.clone();
     let revert = revert_to(point.id, &args);
     let made = operation::run(console, |on| revert.run(&subject.chain, on))?;
     console.warnings(&made.warnings);
     let tip = subject.chain.layers().swap_remove(0);
-    subject.end()?;
+    subject.close()?;
     console.done();
     let path = made.path.display().to_string();
     if console.is_json() {
@@ -80,14 +81,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             "removed": paths(&made.removed),
         }))?;
     } else {
-        console.line(format!("{path}: the new tip, the disk as it was in {}", point.name))?;
+        console.line(format!("{path}: the new tip, with the disk as in {}", point.name))?;
         for removed in &made.removed {
             console.line(format!("  removed   {}", removed.display()))?;
         }
     }
-    operation::lost_name(&made.warnings, Some(&made.path), None)?;
-    operation::left_file(&made.warnings, None)?;
-    Ok(Outcome::Yes)
+    operation::refuse_lost_name(&made.warnings, Some(&made.path), None)?;
+    operation::refuse_leftover(&made.warnings, None)?;
+    Ok(Answer::Yes)
 }
 
 fn revert_to(point: LayerId, args: &Args) -> Revert {

@@ -1,14 +1,14 @@
-//! Names and commands as they are typed into a shell.
+//! Quoting for a shell.
 
 use std::borrow::Cow;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
-use crate::output::printable;
+use crate::text::printable;
 
-/// A path as it is typed into a shell.
+/// A path as one argument of a command line.
 pub(crate) fn argument(path: &Path) -> String {
-    // What starts with a hyphen would be taken for a flag.
+    // A leading hyphen would start a flag.
     let path = match path.as_os_str().as_encoded_bytes().first() {
         Some(b'-') => Cow::Owned(Path::new(".").join(path)),
         _ => Cow::Borrowed(path),
@@ -16,7 +16,12 @@ pub(crate) fn argument(path: &Path) -> String {
     word(path.as_os_str())
 }
 
-/// A word of a command line, which a shell takes for exactly this.
+/// Words separated by spaces.
+pub(crate) fn words(words: &[OsString]) -> String {
+    words.iter().map(|text| word(text)).collect::<Vec<_>>().join(" ")
+}
+
+/// A word that a shell passes on unchanged.
 pub(crate) fn word(word: &OsStr) -> String {
     let plain = word.to_str().filter(|text| printable(text) == *text);
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+,:@%=".contains(c);
@@ -27,7 +32,7 @@ pub(crate) fn word(word: &OsStr) -> String {
         }
         Some(text) if !text.is_empty() && text.chars().all(is_plain) => text.into(),
         Some(text) => format!("'{}'", text.replace('\'', r"'\''")),
-        // Bytes that are no text, or better not shown as they are.
+        // Not Unicode, or with characters that a terminal must not get.
         None => {
             let mut quoted = String::from("$'");
             for byte in word.as_encoded_bytes() {

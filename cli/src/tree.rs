@@ -1,4 +1,4 @@
-//! `avhdx tree`: the forest of checkpoints below folders, and what is wrong with it.
+//! `avhdx tree`: the forest of checkpoints in folders, and its faults.
 
 mod advice;
 mod draw;
@@ -10,31 +10,31 @@ use std::path::PathBuf;
 
 use avhdx::ops::forest::Forest;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
+use crate::args::ParentFlags;
+use crate::failure::{Answer, Failure};
 use crate::output::Console;
 use names::Names;
 
-/// Draw the forest of checkpoints below folders and name what is wrong with it.
+/// Draw the forest of checkpoints in folders, and list its faults.
 ///
-/// Finds all VHDX images, whatever they are called, and links them by their recorded identities, wherever they
-/// lie. Answers "no" when a parent is missing, a link or a path is wrong, or a file is damaged or unreadable.
+/// Finds VHDX images by content and links them by their recorded identities, independent of names and paths. The exit
+/// code is 1 if a parent is missing, a link or a path is wrong, or a file is damaged or unreadable.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
-    /// Folders to look through with all folders in them, or images.
+    /// Folders to search with their subfolders, or images.
     #[arg(value_name = "DIR", required = true)]
     places: Vec<PathBuf>,
-    /// One row per tip instead: complete or broken, depth, pending logs, and the commands to go on with.
+    /// Print one row per tip instead: complete or broken, depth, pending logs, and commands for it.
     #[arg(long)]
     tips: bool,
     /// Draw with ASCII characters.
     #[arg(long)]
     ascii: bool,
-    #[command(flatten)]
-    parents: args::Parents,
+    #[command(flatten, next_help_heading = "Parents")]
+    parents: ParentFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let forest = Forest::scan(&args.places, &args.parents.source())?;
     let names = Names::new(&forest, &args.places);
     if console.is_json() {
@@ -46,5 +46,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
         advice::print(&names, console)?;
     }
     let is_sound = forest.findings().iter().all(|finding| !finding.is_fault());
-    Ok(if is_sound { Outcome::Yes } else { Outcome::No })
+    Ok(if is_sound { Answer::Yes } else { Answer::No })
 }

@@ -1,34 +1,37 @@
-//! `avhdx write`: standard input onto the disk.
+//! `avhdx write`: writes standard input to the disk.
 
 use std::io::{self, Read};
 
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
-use crate::output::{Console, size};
+use crate::args::{ImageArg, WriteFlags};
+use crate::failure::{Answer, Failure};
+use crate::input::range;
+use crate::output::Console;
 use crate::progress::Meter;
-use crate::writing::{Writing, range};
+use crate::text::size;
+use crate::values;
+use crate::writing::WritableImage;
 
-/// Bytes that are read ahead and written at once.
+/// The number of bytes per write.
 const PIECE: u64 = 2 << 20;
 
 /// Write standard input to the disk, up to its end.
 ///
-/// An input that does not fit is refused: at once where its length is known or within 2 MiB, else when that
-/// turns out, and then nothing of the last 2 MiB is written.
+/// An input that does not fit is refused: at once if its length is known or below 2 MiB, otherwise at the end of
+/// the disk, before its last 2 MiB are written.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Where on the disk to start.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    image: ImageArg,
+    /// The offset on the disk.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     offset: u64,
     #[command(flatten)]
-    writing: args::Writing,
+    writing: WriteFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let input = io::stdin().lock();
     let known = known_length(&input)?;
     let named = args.image.image.to_string_lossy();
@@ -41,7 +44,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
             _ => Ok(()),
         }
     };
-    let image = Writing::open(&args.image.image, &args.writing, console, fits)?;
+    let image = WritableImage::open(&args.image.image, &args.writing, console, fits)?;
     let mut written = 0;
     let mut meter = known.map(|length| (Meter::new(console), length));
     let done = copy(input, &image, args.offset, &mut |so_far| {
@@ -52,10 +55,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     });
     drop(meter);
     if let Err(failure) = done {
-        return Err(image.end_after(failure.with_written(written)));
+        return Err(image.close_after(failure.with_written(written)));
     }
     let name = image.name();
-    image.end()?;
+    image.close()?;
     console.done();
     if console.is_json() {
         console.document(&json!({
@@ -67,13 +70,13 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     } else {
         console.line(format!("{name}: {} written at {}", size(written), args.offset))?;
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }
 
-/// Writes the input from `offset` on, and tells how many bytes of it are written.
+/// Writes the input at `offset`, and reports the number of bytes written so far.
 fn copy(
     mut input: impl Read,
-    image: &Writing,
+    image: &WritableImage,
     offset: u64,
     on: &mut dyn FnMut(u64),
 ) -> Result<(), Failure> {
@@ -81,8 +84,8 @@ fn copy(
     let mut buf = vec![0; PIECE as usize + 1];
     let mut at = offset;
     loop {
-        // Pieces end at multiples of their size, so that blocks are written whole. At the end of the disk
-        // one byte more is asked for, which must not come.
+        // Pieces end at multiples of their size, so that whole blocks are written. At the end of the disk, one
+        // more byte is requested to detect an input that is too long.
         let len = PIECE - at % PIECE;
         let len = if len >= end - at { end - at + 1 } else { len };
         let piece = &mut buf[..len as usize];
@@ -116,12 +119,12 @@ fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// What is still to come, where the input is a file. A folder is none, and nothing is to be done for it.
+/// The remaining length of the input if it is a file. Refuses a folder.
 #[cfg(unix)]
 fn known_length(input: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
     use std::io::Seek;
     use std::os::fd::AsFd;
-    // The position is shared with the standard input itself; a pipe has none.
+    // The position is shared with standard input; a pipe has none.
     let Ok(file) = input.as_fd().try_clone_to_owned() else { return Ok(None) };
     let mut file = std::fs::File::from(file);
     let Ok(metadata) = file.metadata() else { return Ok(None) };
@@ -139,9 +142,8 @@ fn known_length(_: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
 }
 
 fn too_long(name: &str, room: u64, offset: u64, known: Option<u64>) -> Failure {
-    let input = known.map_or_else(|| "more".into(), |length| format!("{length}"));
-    let message = format!(
-        "{name}: the disk has room for {room} bytes at {offset}, and the input has {input}"
-    );
+    let input = known.map_or_else(|| "more".into(), |length| length.to_string());
+    let message =
+        format!("{name}: the disk has room for {room} bytes at {offset}, the input has {input}");
     Failure::usage("write.too-long", message)
 }

@@ -1,34 +1,37 @@
-//! `avhdx zero`: zeros over a range of the disk.
+//! `avhdx zero`: zeroes a range of the disk.
 
 use avhdx::Zeroing;
 use serde_json::json;
 
-use crate::args;
-use crate::exit::{Failure, Outcome};
-use crate::output::{Console, size};
-use crate::writing::{Writing, range};
+use crate::args::{ImageArg, WriteFlags};
+use crate::failure::{Answer, Failure};
+use crate::input::range;
+use crate::output::Console;
+use crate::text::size;
+use crate::values;
+use crate::writing::WritableImage;
 
-/// Make a range of the disk read as zeros. Whole blocks may give up their space.
+/// Zero a range of the disk. Whole blocks can release their space.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    image: args::Image,
-    /// Where on the disk to start.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    image: ImageArg,
+    /// The offset on the disk.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     offset: u64,
-    /// How many bytes to zero.
-    #[arg(long, value_name = "N", value_parser = args::bytes)]
+    /// The number of bytes to zero.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
     length: u64,
-    /// Keep the space that the range has in the file.
+    /// Keep the space of the range in the file.
     #[arg(long)]
     keep_space: bool,
     #[command(flatten)]
-    writing: args::Writing,
+    writing: WriteFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
     let within = |size| range(args.offset, args.length, size).map(drop);
-    let image = Writing::open(&args.image.image, &args.writing, console, within)?;
+    let image = WritableImage::open(&args.image.image, &args.writing, console, within)?;
     let range = range(args.offset, args.length, image.size())?;
     let name = image.name();
     let how = if args.keep_space { Zeroing::KeepSpace } else { Zeroing::MayUnmap };
@@ -45,5 +48,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Outcome, Failure>
     } else {
         console.line(format!("{name}: {} zeroed at {}", size(args.length), args.offset))?;
     }
-    Ok(Outcome::Yes)
+    Ok(Answer::Yes)
 }

@@ -1,4 +1,4 @@
-//! `avhdx check`, from the outside.
+//! `avhdx check`: output and exit codes.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -8,7 +8,7 @@ use avhdx_testkit::build::{Checksum, state};
 use common::{Folder, chain, guid};
 
 #[test]
-fn a_sound_chain() {
+fn a_sound_chain_exits_with_0() {
     let folder = Folder::with_chain();
     let run = folder.run("check l2.vhdx").expect(0);
     let expected = "\
@@ -36,7 +36,7 @@ Sound: 0 errors, 0 warnings and 1 remark in 3 layers
 }
 
 #[test]
-fn findings_are_told_worst_first_and_change_the_exit_code() {
+fn findings_are_sorted_by_severity_and_set_the_exit_code() {
     let folder = Folder::new();
     let mut images = chain();
     images[2].headers[0].as_mut().unwrap().checksum = Checksum::Wrong;
@@ -47,7 +47,7 @@ fn findings_are_told_worst_first_and_change_the_exit_code() {
     let place = |part: &str| text.find(part).unwrap_or_else(|| panic!("no {part:?} in\n{text}"));
     assert!(place("  error    bat.state: ") < place("  warning  header.checksum: "));
     assert!(text.ends_with("NOT SOUND: 1 error, 1 warning and 0 remarks in 1 layer\n"), "{text}");
-    // It does not open for reading that block, and the rest of the chain is looked at all the same.
+    // The damaged block cannot be read, but the whole chain is checked.
     let whole = folder.run("check l2.vhdx").expect(1);
     assert!(whole.text().contains("in 3 layers"));
 }
@@ -116,7 +116,7 @@ fn a_missing_parent_is_a_finding() {
 }
 
 #[test]
-fn what_cannot_be_examined() {
+fn files_that_cannot_be_checked_are_refused() {
     let folder = Folder::new();
     std::fs::write(folder.file("text.vhdx"), "no image".repeat(9000)).unwrap();
     folder.run("check text.vhdx").expect(4).says("not a VHDX file");

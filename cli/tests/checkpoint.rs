@@ -1,4 +1,4 @@
-//! `avhdx checkpoint` and `avhdx revert`: points in time that are kept and gone back to, and what is said of them.
+//! `avhdx checkpoint` and `avhdx revert`: their effect on the disk, and their output.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -12,7 +12,7 @@ use serde_json::Value;
 
 const SIZE: usize = 4 << 20;
 
-/// A disk, and what it is to read as: nothing of the program is asked for that.
+/// A disk, and a model of its content.
 struct Machine {
     folder: Folder,
     tip: String,
@@ -33,7 +33,7 @@ impl Machine {
         self.now[at..at + len].fill(byte);
     }
 
-    /// A checkpoint under this name, which is the tip from then on.
+    /// Makes a checkpoint; `name` is the new tip.
     fn checkpoint(&mut self, label: &str, name: &str) -> Vec<u8> {
         let line = format!("checkpoint {} --label {label} --path {name}", self.tip);
         self.folder.run(&line).expect(0).prints(&format!("{name}: the new tip"));
@@ -49,7 +49,7 @@ impl Machine {
 }
 
 #[test]
-fn a_story_of_checkpoints() {
+fn checkpoints_and_reverts_restore_every_point_in_time() {
     let mut machine = Machine::new();
     machine.write(0, 1, 5000);
     let installed = machine.checkpoint("installed", "one.avhdx");
@@ -66,13 +66,13 @@ fn a_story_of_checkpoints() {
     let tree = tree.prints("@'installed'\n").prints("@'updated'\n");
     drop(tree);
 
-    // Back to the first, beside what came after.
+    // Back to the first point, with the later layers kept as a branch.
     let run = machine.folder.run("revert two.avhdx@installed --path three.avhdx").expect(0);
     let run = run.says("two.avhdx@installed is web.vhdx, ");
-    drop(run.prints("three.avhdx: the new tip, the disk as it was in web.vhdx\n"));
+    drop(run.prints("three.avhdx: the new tip, with the disk as in web.vhdx\n"));
     machine.reads("three.avhdx", &installed);
     machine.reads("two.avhdx", &tip);
-    // The point keeps its name on this branch too.
+    // The point keeps its label on the new branch.
     machine.reads("three.avhdx@installed", &installed);
     machine.tip = "three.avhdx".into();
     machine.now = installed.clone();
@@ -82,7 +82,7 @@ fn a_story_of_checkpoints() {
     machine.folder.run("check three.avhdx").expect(0);
     machine.folder.run("check two.avhdx").expect(0);
 
-    // Back to the last of a branch, and away with what came after: the tip alone.
+    // Back to the last point of a branch, without the later layers: only the tip.
     let run = machine.folder.run("revert two.avhdx@updated --delete-newer --json").expect(0);
     let done = run.json();
     assert_eq!(done["schema"], "avhdx.revert/1");
@@ -95,16 +95,13 @@ fn a_story_of_checkpoints() {
 }
 
 #[test]
-fn what_a_dry_run_says_is_what_is_done() {
+fn a_dry_run_forecasts_what_is_done() {
     let mut machine = Machine::new();
     machine.write(0, 1, 5000);
     let before = machine.folder.read("web.vhdx");
     let line = "checkpoint web.vhdx --path new.avhdx --dry-run";
     let run = machine.folder.run(line).expect(0);
-    drop(
-        run.prints("What would be done (nothing is changed)\n")
-            .prints("  created      new.avhdx\n"),
-    );
+    drop(run.prints("Forecast (nothing is changed)\n").prints("  created       new.avhdx\n"));
     let forecast = machine.folder.run(&format!("{line} --json")).expect(0).json();
     assert_eq!(forecast["schema"], "avhdx.checkpoint/1");
     assert_eq!(forecast["dry_run"], true);
@@ -123,7 +120,7 @@ fn what_a_dry_run_says_is_what_is_done() {
     assert_eq!(made["frozen"]["file"], "web.vhdx");
     let len = fs::metadata(machine.folder.file("new.avhdx")).unwrap().len();
     assert_eq!(forecast["written"], len);
-    // Progress, and nothing else, on standard error.
+    // Only progress is printed on standard error.
     let lines: Vec<Value> =
         run.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert!(!lines.is_empty());
@@ -139,11 +136,11 @@ fn what_a_dry_run_says_is_what_is_done() {
 }
 
 #[test]
-fn refusals() {
+fn refusals_change_nothing() {
     let mut machine = Machine::new();
     machine.checkpoint("first", "one.avhdx");
     let folder = &machine.folder;
-    // Only the tip can be frozen; another child can be made of what lies below.
+    // Only the tip can get a checkpoint.
     let run = folder.run("checkpoint web.vhdx").expect(7).says("has a child");
     drop(run.says("next: avhdx create CHILD --parent web.vhdx  # "));
     let run = folder.run("checkpoint one.avhdx@first").expect(7);
@@ -155,7 +152,7 @@ fn refusals() {
     drop(folder.run("apply web.vhdx@-1").expect(2));
     assert_eq!(folder.names(), ["one.avhdx", "web.vhdx"]);
 
-    // What came after has a child of its own, which is not cut off without being asked.
+    // A later layer has another child, which keeps its parent without consent.
     fs::create_dir(folder.file("clones")).unwrap();
     folder.run("create clones/clone.vhdx --parent one.avhdx").expect(0);
     folder.run("checkpoint one.avhdx --path two.avhdx").expect(0);

@@ -1,4 +1,4 @@
-//! Exit codes, locks, logs and pipes: what scripts see of the program.
+//! Exit codes, locks, logs and pipes: the behaviour that scripts depend on.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 #[test]
-fn usage() {
+fn wrong_arguments_exit_with_2() {
     let folder = Folder::with_chain();
     folder.run("").expect(2);
     folder.run("read l2.vhdx").expect(2).says("--length");
@@ -40,12 +40,12 @@ fn read_takes_sizes_in_units() {
 }
 
 #[test]
-fn what_cannot_be_opened() {
+fn files_that_cannot_be_opened() {
     let folder = Folder::new();
     folder.run("info nothing.vhdx").expect(3).says("nothing.vhdx");
     fs::write(folder.file("text"), "no image at all").unwrap();
     let run = folder.run("info text").expect(4).says("vhdxfile");
-    assert!(!run.stderr.contains("-f raw"), "text is no disk: {}", run.stderr);
+    assert!(!run.stderr.contains("-f raw"), "a text file is not a disk: {}", run.stderr);
     assert_eq!(folder.run("read text -f raw --offset 3 --length 5").expect(0).stdout, b"image");
     folder.run("read . -f raw --length 1").expect(2).says("a folder");
 }
@@ -60,7 +60,7 @@ fn raw_is_never_probed() {
     let length: u64 = lines.iter().map(|line| line["length"].as_u64().unwrap()).sum();
     assert_eq!(length, fs::metadata(folder.file("l0.vhdx")).unwrap().len());
     assert!(lines.iter().all(|line| line["file"] == "l0.vhdx"));
-    // And the other way round a raw disk is no image.
+    // Nor is a raw disk read as such without -f raw.
     fs::write(folder.file("disk.raw"), &flats()[2]).unwrap();
     folder.run("compare l2.vhdx disk.raw").expect(4);
     folder.run("compare l2.vhdx disk.raw -F raw").expect(0).prints("the same");
@@ -68,7 +68,7 @@ fn raw_is_never_probed() {
 }
 
 #[test]
-fn damaged_and_unsupported() {
+fn damaged_and_unsupported_images() {
     let folder = Folder::new();
     let mut image = Image::dynamic(4 << 20);
     image.put(0, Block::full(Data::Pattern(1)));
@@ -79,7 +79,7 @@ fn damaged_and_unsupported() {
     folder.run("map state4.vhdx").expect(4).prints("data").says("[MS-VHDX 2.5.1.1]");
     let run = folder.run("explain state4.vhdx 3M").expect(4);
     run.prints("4, reserved").prints("cannot be read").says("state 4");
-    // The facts can still be told.
+    // The facts can still be shown.
     folder.run("info state4.vhdx").expect(0).prints("reserved");
 
     let mut image = Image::dynamic(1 << 20);
@@ -95,7 +95,7 @@ fn damaged_and_unsupported() {
 }
 
 #[test]
-fn compare_answers_no() {
+fn compare_exits_with_1_if_disks_differ() {
     let folder = Folder::with_chain();
     let mut flat = flats().remove(2);
     flat[5_000_000] ^= 0x40;
@@ -107,7 +107,7 @@ fn compare_answers_no() {
     flat.resize(7 << 20, 0);
     fs::write(folder.file("longer.raw"), &flat).unwrap();
     let run = folder.run("compare l2.vhdx longer.raw -F raw").expect(1);
-    run.prints("the same bytes, the longer one then zeros").prints("sizes differ");
+    run.prints("the same content; the rest of the longer one is zeros").prints("sizes differ");
     folder.run("compare l2.vhdx longer.raw -F raw --ignore-size").expect(0);
     folder.run("compare longer.raw l2.vhdx -f raw --ignore-size").expect(0);
 
@@ -120,7 +120,7 @@ fn compare_answers_no() {
     assert_eq!(difference["b"], 9);
 }
 
-/// Before: block 1 holds pattern 5; after: pattern 6, and the log has the change of the table.
+/// An image before and after block 1 gets pattern 6, and one with that change pending in the log.
 fn dirty() -> (Image, Image, Image) {
     let mut before = Image::dynamic(4 << 20);
     common::name(&mut before, 5);
@@ -132,7 +132,7 @@ fn dirty() -> (Image, Image, Image) {
 }
 
 #[test]
-fn logs() {
+fn log_policies() {
     let folder = Folder::new();
     let (before, after, dirty) = dirty();
     dirty.write_to(folder.file("dirty.vhdx"));
@@ -155,9 +155,9 @@ fn logs() {
     assert_eq!(log["tail_sequence"], number);
     assert_eq!(log["descriptors"], dirty.log[0].descriptors.len());
     folder.run("info dirty.vhdx").expect(0).prints("PENDING, replayed in memory");
-    folder.run("info dirty.vhdx --log ignore").expect(0).prints("PENDING, ignored as asked");
+    folder.run("info dirty.vhdx --log ignore").expect(0).prints("PENDING, ignored on request");
 
-    // The table's entry comes from the log, the payload never does.
+    // The table entry comes from the log, the payload does not.
     let explained = folder.run("explain dirty.vhdx 1M --json").expect(0).json();
     let layer = &explained["layers"][0];
     assert_eq!(layer["block"]["bat_entry"]["log_entry"], number);
@@ -177,7 +177,7 @@ fn a_log_without_entries() {
     folder.run("read empty-log.vhdx --length 1").expect(4).says("--log ignore");
     let run = folder.run("read empty-log.vhdx --length 4M --log ignore").expect(0);
     assert!(run.stdout == image.flat(None));
-    // Broken as it is, what can be shown is shown.
+    // The facts that can be read are shown.
     let run = folder.run("info empty-log.vhdx").expect(4).prints("BROKEN, not replayed");
     run.prints("fully present").says("holds no valid entry");
     let run = folder.run("info empty-log.vhdx --json").expect(4);
@@ -186,7 +186,7 @@ fn a_log_without_entries() {
 }
 
 #[test]
-fn in_use() {
+fn images_in_use() {
     let folder = Folder::with_chain();
     let held = File::options().read(true).write(true).open(folder.file("l2.vhdx")).unwrap();
     held.try_lock().unwrap();
@@ -202,13 +202,13 @@ fn in_use() {
     let run = folder.run("info l2.vhdx").expect(0).prints("IN USE").says("in use elsewhere");
     run.prints("complete      yes");
     assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["image"]["in_use"], true);
-    // Below the tip nobody writes.
+    // Layers below the tip do not change.
     folder.run("read l2.vhdx@-1 --length 1").expect(0);
     drop(held);
     folder.run("read l2.vhdx --length 1").expect(0);
     assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["image"]["in_use"], false);
 
-    // A writer of a parent is as bad.
+    // A writer of a parent counts too.
     let held = File::options().read(true).write(true).open(folder.file("l0.vhdx")).unwrap();
     held.try_lock().unwrap();
     folder.run("read l2.vhdx --length 1").expect(6).says("l0.vhdx");
@@ -220,7 +220,7 @@ fn in_use() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn in_use_by_qemu() {
+fn images_in_use_by_qemu() {
     let Some(qemu) = Qemu::find() else { return eprintln!("skipped: no qemu-io here") };
     let folder = Folder::new();
     qemu.create(&folder.file("disk.vhdx"), 64 << 20, &[]);
@@ -237,7 +237,7 @@ fn in_use_by_qemu() {
     let mut line = String::new();
     while !line.contains("wrote 65536") {
         line.clear();
-        assert_ne!(screen.read_line(&mut line).unwrap(), 0, "qemu-io went away");
+        assert_ne!(screen.read_line(&mut line).unwrap(), 0, "qemu-io ended");
     }
     folder.run("read disk.vhdx --length 1").expect(6).says("QEMU");
     folder.run("info disk.vhdx").expect(0).prints("IN USE").says("QEMU");
@@ -248,7 +248,7 @@ fn in_use_by_qemu() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
+fn a_closed_pipe_ends_the_program_silently() {
     let folder = Folder::with_chain();
     let image = Image::dynamic(8 << 30);
     image.write_to(folder.file("large.vhdx"));
@@ -265,7 +265,7 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_full_disk_is_one() {
+fn a_full_disk_is_an_error() {
     let folder = Folder::with_chain();
     for line in ["read l2.vhdx --length 1M", "convert l2.vhdx -O raw -", "info l2.vhdx"] {
         let full = File::options().write(true).open("/dev/full").unwrap();
@@ -275,7 +275,7 @@ fn a_full_disk_is_one() {
 }
 
 #[test]
-fn names_from_images_do_not_reach_the_terminal_raw() {
+fn names_from_images_are_escaped() {
     let folder = Folder::new();
     let mut image = Image::dynamic(1 << 20);
     image.creator = "\u{1b}[2Jevil\u{202e}".encode_utf16().collect();
@@ -297,12 +297,12 @@ fn completions_and_manual_pages() {
 
 #[test]
 #[cfg(unix)]
-fn an_interruption_has_its_own_code() {
+fn an_interruption_exits_with_130() {
     let folder = Folder::new();
     File::create(folder.file("huge")).unwrap().set_len(1 << 40).unwrap();
     let mut command = folder.command("read huge -f raw --length 1T".split(' '));
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // Started for certain, and kept waiting by a pipe that nobody empties.
+    // Wait until the program is running; a full pipe then blocks it.
     child.stdout.as_mut().unwrap().read_exact(&mut [0; 1]).unwrap();
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
@@ -319,7 +319,7 @@ fn vhd_sets_are_refused_by_name() {
     for line in ["info web.VHDS", "read web.VHDS --length 1", "check web.VHDS", "tree web.VHDS"] {
         let run = folder.run(line);
         if line.starts_with("tree") {
-            // A tree shows what there is, whatever it is called.
+            // A tree finds images by content, not by name.
             run.expect(0);
             continue;
         }
@@ -335,17 +335,17 @@ fn vhd_sets_are_refused_by_name() {
     assert_eq!(error["code"], "file.vhd-set");
     assert_eq!(error["kind"], "unsupported");
     assert_eq!(error["file"], "web.VHDS");
-    // Nothing there is said as such.
+    // A missing file is reported as missing.
     folder.run("info nothing.vhds").expect(3).says("nothing.vhds: cannot open the file");
 }
 
 #[test]
-fn refusals_name_the_command_to_go_on_with() {
+fn refusals_suggest_commands_that_work() {
     let folder = Folder::with_chain();
     let run = folder.run_with("write l1.vhdx --offset 1M", &[1; 512]).expect(7);
     let run = run.says("next: avhdx create CHILD --parent l1.vhdx  # ");
     run.says("next: avhdx write l1.vhdx --offset 1M --orphan-children\n");
-    // The command works as it is printed.
+    // The printed command works.
     folder.run_with("write l1.vhdx --offset 1M --orphan-children", &[1; 512]).expect(0);
     let run = folder.run("read l2.vhdx --length 1 --parent-dir .").expect(5);
     let run = run.says("next: avhdx tree .  # ");

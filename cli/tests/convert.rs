@@ -1,4 +1,4 @@
-//! `convert`: what it makes, and that it leaves nothing else.
+//! `avhdx convert` to raw disks.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -9,11 +9,11 @@ use avhdx_testkit::build::{Block, Data, Image};
 use common::{Folder, Run, flats, write_endless};
 
 #[test]
-fn to_a_sparse_file_and_to_standard_output() {
+fn a_chain_becomes_a_sparse_file_or_a_stream() {
     let folder = Folder::with_chain();
     let before = folder.names();
     let run = folder.run("convert l2.vhdx -O raw out.raw").expect(0);
-    run.prints("out.raw: 6291456 bytes (6 MiB), of which 2097152 bytes (2 MiB) written");
+    run.prints("out.raw: 6291456 bytes (6 MiB), 2097152 bytes (2 MiB) written");
     assert!(folder.read("out.raw") == flats()[2]);
     let mut after = before.clone();
     after.push("out.raw".into());
@@ -31,7 +31,7 @@ fn to_a_sparse_file_and_to_standard_output() {
 }
 
 #[test]
-fn zeros_within_data_are_left_out() {
+fn zeros_within_data_are_not_written() {
     let folder = Folder::new();
     let mut bytes = vec![0; 1 << 20];
     bytes[8192] = 1;
@@ -46,7 +46,7 @@ fn zeros_within_data_are_left_out() {
 }
 
 #[test]
-fn raw_to_raw_and_an_empty_disk() {
+fn raw_disks_and_empty_disks_are_copied() {
     let folder = Folder::new();
     let mut bytes = vec![0; 100_000];
     bytes[99_999] = 1;
@@ -59,21 +59,21 @@ fn raw_to_raw_and_an_empty_disk() {
 }
 
 #[test]
-fn an_existing_file_needs_consent() {
+fn an_existing_file_is_replaced_with_overwrite_only() {
     let folder = Folder::with_chain();
     fs::write(folder.file("out"), "precious").unwrap();
     folder.run("convert l2.vhdx -O raw out").expect(7).says("the file exists").says("--overwrite");
     assert_eq!(folder.read("out"), b"precious");
     folder.run("convert l2.vhdx -O raw out --overwrite").expect(0);
     assert!(folder.read("out") == flats()[2]);
-    // Somebody's open disk is not pulled from under them.
+    // A file in use is not replaced.
     let held = fs::File::open(folder.file("out")).unwrap();
     held.try_lock_shared().unwrap();
     folder.run("convert l2.vhdx -O raw out --overwrite").expect(6);
 }
 
 #[test]
-fn no_consent_covers_the_input() {
+fn the_input_is_never_replaced() {
     let folder = Folder::with_chain();
     let (tip, base) = (folder.read("l2.vhdx"), folder.read("l0.vhdx"));
     let mut names = vec!["l2.vhdx", "l0.vhdx"];
@@ -91,7 +91,7 @@ fn no_consent_covers_the_input() {
 }
 
 #[test]
-fn only_regular_files_are_made() {
+fn only_regular_files_are_replaced() {
     let folder = Folder::with_chain();
     fs::create_dir(folder.file("dir")).unwrap();
     folder.run("convert l2.vhdx -O raw dir --overwrite").expect(7).says("not a regular file");
@@ -100,8 +100,8 @@ fn only_regular_files_are_made() {
     {
         folder.run("convert l2.vhdx -O raw /dev/null --overwrite").expect(7);
         std::os::unix::fs::symlink("gone", folder.file("link")).unwrap();
-        folder.run("convert l2.vhdx -O raw link --overwrite").expect(7).says("leads nowhere");
-        // A link that leads somewhere stays one.
+        folder.run("convert l2.vhdx -O raw link --overwrite").expect(7).says("a dangling link");
+        // A valid link stays a link.
         fs::write(folder.file("real"), "old").unwrap();
         std::os::unix::fs::symlink("real", folder.file("to-real")).unwrap();
         folder.run("convert l2.vhdx -O raw to-real --overwrite").expect(0);

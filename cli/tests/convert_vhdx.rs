@@ -1,4 +1,4 @@
-//! `convert` to images: the same bytes, no more blocks than needed, and nothing left of a failure.
+//! `avhdx convert` to images: content, number of blocks, and cleanup after a failure.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -21,7 +21,7 @@ fn image(folder: &Folder, name: &str) -> Value {
     folder.run(&format!("info {name} --json")).expect(0).json()["image"].take()
 }
 
-/// A file of 64 MiB: holes but for these pieces.
+/// A sparse file of 64 MiB with these pieces.
 fn sparse_file(folder: &Folder, name: &str, pieces: &[(usize, &[u8])]) -> Vec<u8> {
     let mut bytes = vec![0; 64 * MIB];
     let file = File::create(folder.file(name)).unwrap();
@@ -44,9 +44,7 @@ fn a_chain_becomes_one_image() {
         let out = format!("{format}.vhdx");
         let line = format!("convert l2.vhdx -O {format} {out} --block 1M --log-size 2M");
         let run = folder.run(&line).expect(0);
-        run.prints(
-            "6291456 bytes (6 MiB), of which 2097152 bytes (2 MiB) written, blocks of 1 MiB",
-        );
+        run.prints("6291456 bytes (6 MiB), 2097152 bytes (2 MiB) written, block size 1 MiB");
         assert!(flat(&folder, &out) == flats()[2]);
         let facts = image(&folder, &out);
         assert_eq!(facts["type"], kind);
@@ -60,8 +58,8 @@ fn a_chain_becomes_one_image() {
             qemu.compare(("vhdx", &folder.file(&out)), ("raw", &folder.file("flat.raw")));
         }
     }
-    // A point in time, with the blocks of Windows.
-    folder.run("convert l2.vhdx@base -O vhdx base.vhdx").expect(0).prints("blocks of 32 MiB");
+    // A point in time, with the default block size.
+    folder.run("convert l2.vhdx@base -O vhdx base.vhdx").expect(0).prints("block size 32 MiB");
     assert!(flat(&folder, "base.vhdx") == flats()[0]);
     let names =
         ["base.vhdx", "flat.raw", "l0.vhdx", "l1.vhdx", "l2.vhdx", "vhdx-fixed.vhdx", "vhdx.vhdx"];
@@ -75,7 +73,7 @@ fn holes_of_a_raw_disk_stay_holes() {
         [(3 * MIB, &[1; 4096]), (10 * MIB + 7, &[2; 70_000]), (64 * MIB - 1, &[3])];
     let bytes = sparse_file(&folder, "in", &pieces);
     let run = folder.run("convert in -f raw -O vhdx out.vhdx --block 1M --json").expect(0);
-    // Pages of 4 KiB that hold something: 1, 18 and 1.
+    // Pages of 4 KiB with data: 1, 18 and 1.
     assert_eq!(run.json()["written"], 20 * 4096);
     assert!(flat(&folder, "out.vhdx") == bytes);
     let facts = image(&folder, "out.vhdx");
@@ -87,7 +85,7 @@ fn holes_of_a_raw_disk_stay_holes() {
         let held = fs::metadata(folder.file("out.vhdx")).unwrap().blocks() * 512;
         assert!(held < 2 << 20, "{held} bytes on the volume");
     }
-    // A raw copy is as sparse.
+    // A raw copy is sparse too.
     folder.run("convert out.vhdx -O raw back").expect(0);
     assert!(folder.read("back") == bytes);
     folder.run("compare in out.vhdx -f raw").expect(0);
@@ -97,7 +95,7 @@ fn holes_of_a_raw_disk_stay_holes() {
 #[cfg(target_os = "linux")]
 fn holes_are_not_read() {
     let folder = Folder::new();
-    // More than could be read before the test is given up.
+    // Reading the holes would take longer than the test may run.
     let file = File::create(folder.file("in")).unwrap();
     if file.set_len(8 << 40).is_err() {
         return; // not on this file system
@@ -111,7 +109,7 @@ fn holes_are_not_read() {
         (&data[0]["start"], &data[0]["offset"]),
         (&(5_u64 << 40).into(), &(5_u64 << 40).into())
     );
-    // However large the file system's own blocks are.
+    // The extent depends on the file system's block size.
     assert!((4096..=1 << 20).contains(&data[0]["length"].as_u64().unwrap()), "{map}");
     let length: u64 = kinds.iter().map(|line| line["length"].as_u64().unwrap()).sum();
     assert_eq!(length, 8 << 40);
@@ -138,7 +136,7 @@ fn zeros_that_are_data_get_no_blocks() {
 #[test]
 fn raw_is_never_probed() {
     let folder = Folder::with_chain();
-    // What a guest wrote to its disk is its own affair, the header of an image too.
+    // A guest may write the header of an image to its disk.
     folder.run("convert l0.vhdx -f raw -O vhdx out.vhdx --block 1M").expect(0);
     let mut expected = folder.read("l0.vhdx");
     expected.resize(expected.len().next_multiple_of(512), 0);
@@ -150,7 +148,7 @@ fn raw_is_never_probed() {
 }
 
 #[test]
-fn sectors() {
+fn sector_sizes_are_kept_or_chosen() {
     let folder = Folder::new();
     let mut large = Image::dynamic(4 << 20);
     large.logical_sector = 4096;
@@ -163,15 +161,15 @@ fn sectors() {
     assert_eq!((&facts["logical_sector"], &facts["physical_sector"]), (&4096.into(), &4096.into()));
     assert!(flat(&folder, "same.vhdx") == large.flat(None));
     let line = "convert large.vhdx -O vhdx small.vhdx --sector 512 --physical-sector 512";
-    folder.run(line).expect(0).says("partition tables count in them");
+    folder.run(line).expect(0).says("partition tables count in sectors");
     let facts = image(&folder, "small.vhdx");
     assert_eq!((&facts["logical_sector"], &facts["physical_sector"]), (&512.into(), &512.into()));
     assert!(flat(&folder, "small.vhdx") == large.flat(None));
 
-    // Disks are made of whole sectors.
+    // The size is rounded up to whole sectors.
     fs::write(folder.file("odd"), vec![7; 1000]).unwrap();
     let run = folder.run("convert odd -f raw -O vhdx odd.vhdx").expect(0);
-    run.says("the copy is a disk of 1024 bytes, 24 more than the input");
+    run.says("the copy has 1024 bytes, 24 more than the input");
     let mut expected = vec![7; 1000];
     expected.resize(1024, 0);
     assert!(flat(&folder, "odd.vhdx") == expected);
@@ -180,10 +178,10 @@ fn sectors() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn wrong_arguments_are_refused() {
     let folder = Folder::with_chain();
-    folder.run("convert l2.vhdx -O vhdx -").expect(2).says("- is for raw disks");
-    folder.run("convert l2.vhdx -O raw out --block 1M").expect(2).says("are of images");
+    folder.run("convert l2.vhdx -O vhdx -").expect(2).says("only a raw disk");
+    folder.run("convert l2.vhdx -O raw out --block 1M").expect(2).says("apply to images");
     folder.run("convert l2.vhdx -O raw out --log-size 1M").expect(2);
     folder.run("convert l2.vhdx -O vhdx out --block 3M").expect(2).says("out: invalid block size");
     folder.run("convert l2.vhdx -O vhdx out --sector 0").expect(2);
@@ -229,12 +227,12 @@ fn an_interruption_leaves_nothing_behind() {
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(kill.success());
     let run = Run::of(child.wait_with_output().unwrap()).expect(130);
-    assert_eq!(run.error()["message"], "interrupted; nothing was left behind");
+    assert_eq!(run.error()["message"], "interrupted; the unfinished file was removed");
     assert_eq!(folder.names(), ["huge"]);
 }
 
 #[test]
-fn the_json() {
+fn the_json_is_stable() {
     let folder = Folder::with_chain();
     let run = folder.run("convert l2.vhdx -O vhdx-fixed out.vhdx --block 2M --json").expect(0);
     let expected = r#"{

@@ -1,4 +1,4 @@
-//! `create`: what it makes, what it refuses, and that it leaves nothing else.
+//! `avhdx create`: new images, and refusals.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -11,10 +11,10 @@ use common::{Folder, flats, guid};
 use serde_json::Value;
 
 #[test]
-fn a_dynamic_disk_with_the_defaults_of_windows() {
+fn a_dynamic_disk_has_the_defaults_of_windows() {
     let folder = Folder::new();
     let run = folder.run("create a.vhdx --size 64M").expect(0);
-    run.prints("a.vhdx: a dynamic disk of 67108864 bytes (64 MiB), blocks of 32 MiB");
+    run.prints("a.vhdx: a dynamic disk of 67108864 bytes (64 MiB), block size 32 MiB");
     assert_eq!(folder.names(), ["a.vhdx"]);
     let image = folder.run("info a.vhdx --json").expect(0).json()["image"].take();
     assert_eq!(image["type"], "dynamic");
@@ -58,14 +58,14 @@ fn every_size_can_be_chosen() {
         folder.run(&format!("create b.vhdx {wrong}")).expect(2);
         assert_eq!(folder.names(), ["a.vhdx"], "{wrong}");
     }
-    // Errors call the file what it was to be called.
+    // Errors show the final name, not the temporary one.
     folder.run("create b.vhdx --size 1000").expect(2).says("avhdx: b.vhdx: invalid disk size");
     let error = folder.run("create b.vhdx --size 1000 --json").expect(2).error();
     assert_eq!((&error["file"], &error["kind"]), (&"b.vhdx".into(), &"invalid-input".into()));
 }
 
 #[test]
-fn a_fixed_disk_has_all_its_space() {
+fn a_fixed_disk_is_fully_allocated() {
     let folder = Folder::new();
     folder.run("create a.vhdx --size 9M --fixed --block 1M").expect(0).prints("a fixed disk");
     let blocks = folder.run("info a.vhdx --json").expect(0).json()["image"]["blocks"].take();
@@ -79,7 +79,7 @@ fn a_fixed_disk_has_all_its_space() {
     if let Some(qemu) = Qemu::find() {
         qemu.check(&folder.file("a.vhdx"));
     }
-    // No file system here has room for this one.
+    // No file system has space for this one.
     folder.run("create huge.vhdx --size 64T --fixed").expect(3).says("huge.vhdx");
     assert_eq!(folder.names(), ["a.vhdx"]);
 }
@@ -97,7 +97,7 @@ fn a_child_reads_as_the_point_in_time_it_was_made_from() {
         assert_eq!(facts["parent"]["data_write_guid"], guid(number as u8).to_string());
         let read = folder.run(&format!("convert {child} -O raw -")).expect(0);
         assert!(read.stdout == flats()[number], "{point}");
-        // By a reader that shares no code: its own locator, and the layers below.
+        // By an independent reader.
         let below = (0..=number).map(|n| folder.file(&format!("l{n}.vhdx")));
         let layers = naive::Chain::open(below.chain([folder.file(&child)])).unwrap();
         assert!(layers.flat(number + 1).unwrap() == flats()[number]);
@@ -108,11 +108,11 @@ fn a_child_reads_as_the_point_in_time_it_was_made_from() {
         assert!(!locator.iter().any(|(key, _)| key == "absolute_win32_path"), "{locator:?}");
     }
     let run = folder.run("create gone.avhdx --parent l2.vhdx@-3").expect(2);
-    run.says("@-2 is its base");
+    run.says("its base is @-2");
 }
 
 #[test]
-fn a_child_may_be_larger_and_of_another_virtual_disk() {
+fn a_child_can_be_larger_and_have_its_own_disk_id() {
     let folder = Folder::with_chain();
     let id = |name: &str| {
         let info = folder.run(&format!("info {name} --json")).expect(0).json();
@@ -135,7 +135,7 @@ fn a_child_may_be_larger_and_of_another_virtual_disk() {
 }
 
 #[test]
-fn the_path_on_windows_is_given_or_comes_from_a_mapping() {
+fn the_windows_path_is_given_or_mapped() {
     let folder = Folder::with_chain();
     let recorded = |name: &str| {
         let layer = naive::Layer::open(folder.file(name)).unwrap();
@@ -150,7 +150,7 @@ fn the_path_on_windows_is_given_or_comes_from_a_mapping() {
         folder.run(&format!("create {name} --parent l2.vhdx {flags}")).expect(0);
         recorded(name)
     };
-    // The innermost of the folders counts, in whatever order they are given.
+    // The mapping of the innermost folder applies, in any order.
     let flags = format!(r"--path-map D:\vm\web=. --path-map C:\={outer}");
     assert_eq!(map(&flags, "b.avhdx").as_deref(), Some(r"\\?\D:\vm\web\l2.vhdx"));
     let inner = folder.path().file_name().unwrap().to_str().unwrap();
@@ -158,12 +158,12 @@ fn the_path_on_windows_is_given_or_comes_from_a_mapping() {
     let expected = format!(r"\\?\UNC\srv\share\{inner}\l2.vhdx");
     assert_eq!(map(&flags, "c.avhdx"), Some(expected));
     assert_eq!(map(r"--path-map D:\vm=/proc", "d.avhdx"), None);
-    // A path of this machine is never written as one of Windows.
+    // A path of this machine is never recorded as a Windows path.
     for path in ["/mnt/l2.vhdx", "l2.vhdx", r"\l2.vhdx"] {
         let line = format!("create e.avhdx --parent l2.vhdx --absolute-win32-path {path}");
-        folder.run(&line).expect(2).says("no absolute path of a drive");
+        folder.run(&line).expect(2).says("not an absolute path with a drive");
     }
-    // With the recorded path alone, the same mapping leads back.
+    // The recorded path leads back through the same mapping.
     fs::create_dir(folder.file("moved")).unwrap();
     fs::rename(folder.file("b.avhdx"), folder.file("moved/b.avhdx")).unwrap();
     folder.run("read moved/b.avhdx --length 1").expect(5);
@@ -178,7 +178,7 @@ fn nothing_is_overwritten_without_consent() {
     assert_eq!(folder.read("out"), b"precious");
     folder.run("create out --size 4M --overwrite").expect(0);
     assert_eq!(&folder.read("out")[..8], b"vhdxfile");
-    // No consent covers the child's own parents.
+    // The child's own parents are never replaced.
     let before = folder.read("l0.vhdx");
     let run = folder.run("create l0.vhdx --parent l2.vhdx --overwrite --json").expect(7);
     assert_eq!(run.error()["code"], "output.is-input");
@@ -188,7 +188,7 @@ fn nothing_is_overwritten_without_consent() {
 }
 
 #[test]
-fn a_parent_must_be_there_whole_and_not_be_written_to() {
+fn a_parent_must_have_its_whole_chain_and_no_writer() {
     let folder = Folder::with_chain();
     let held = fs::File::open(folder.file("l2.vhdx")).unwrap();
     held.try_lock().unwrap();
@@ -212,13 +212,13 @@ fn a_child_has_the_mode_of_its_parent() {
 }
 
 #[test]
-fn the_json() {
+fn the_json_is_stable() {
     let folder = Folder::with_chain();
     let mut run = folder
         .run(r"create c.avhdx --parent l2.vhdx --absolute-win32-path D:\l2.vhdx --json")
         .expect(0)
         .json();
-    // New ones each time; what they are is in the file.
+    // The GUIDs are new each time; compare them with the file.
     let layer = naive::Layer::open(folder.file("c.avhdx")).unwrap();
     assert_eq!(run["data_write_guid"], layer.data_write_guid.to_string());
     run["data_write_guid"] = Value::from("new");

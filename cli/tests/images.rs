@@ -1,5 +1,5 @@
-//! The program on images by other writers: the chains that come with the project or that
-//! `AVHDX_IMAGES` names, and images that QEMU makes on the spot.
+//! Images by other writers: the chains in `fixtures` or in the folder `AVHDX_IMAGES`, and images made by QEMU during the
+//! test.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -13,14 +13,14 @@ use avhdx_testkit::qemu::Qemu;
 use avhdx_testkit::rng::Rng;
 use common::Folder;
 
-/// Where the chains by DiscUtils are, if they are anywhere.
+/// The folder of the chains by DiscUtils, if there is one.
 fn chains() -> Option<PathBuf> {
     let own = fixtures_dir().join("chains");
     if own.is_dir() { Some(own) } else { Some(avhdx_images()?.join("chains")) }
 }
 
 #[test]
-fn every_layer_of_every_chain_converts_to_its_sum() {
+fn every_layer_of_every_chain_has_the_expected_checksum() {
     let Some(packed) = chains() else { return eprintln!("skipped: no chains here") };
     let folder = Folder::new();
     let files = unpack_tree(&packed, folder.path());
@@ -38,7 +38,7 @@ fn every_layer_of_every_chain_converts_to_its_sum() {
         assert_eq!(&sha256_hex(&stream.stdout[..]), sum, "{name}");
         verb(&["compare", "IMAGE", "flat.raw", "-F", "raw"]);
 
-        // Extents tile the disk, and what explain says of their first byte agrees.
+        // Extents cover the disk without gaps, and agree with explain at their first byte.
         let map = verb(&["map", "IMAGE", "--json"]).text();
         let mut at = 0;
         for line in map.lines() {
@@ -79,7 +79,7 @@ fn points_in_time_of_a_real_chain() {
 }
 
 #[test]
-fn a_log_that_windows_left_behind() {
+fn a_pending_log_by_windows_is_replayed_in_memory() {
     let Some(packed) = image("hyperv/dirty-log.vhdx.gz") else {
         return eprintln!("skipped: AVHDX_IMAGES names no images by Windows");
     };
@@ -98,7 +98,7 @@ fn a_log_that_windows_left_behind() {
 fn conversions_equal_those_of_qemu() {
     let Some(qemu) = Qemu::find() else { return eprintln!("skipped: no qemu-img here") };
     const MIB: u64 = 1 << 20;
-    // Sizes that are no multiples of the block size.
+    // Sizes that are not multiples of the block size.
     let shapes = [(1, 9), (2, 17), (8, 35), (64, 150), (256, 300)];
     let mut images = 0;
     for (block, size) in shapes {

@@ -1,4 +1,4 @@
-//! The JSON of every verb, letter by letter: programs rely on it, so it only ever grows.
+//! The exact JSON of every verb: programs depend on it, so keys are only ever added.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -108,7 +108,7 @@ fn compare() {
     let folder = Folder::with_chain();
     let run = folder.run("compare l2.vhdx l2.vhdx@-1 --json").expect(1);
     let flats = common::flats();
-    // Up to the sectors of block 0 all is shared; then block 2, where the tip has zeros.
+    // The first difference is in block 2, which is zero in the tip.
     let at = (0..4 << 20).find(|at| flats[2][*at] != flats[1][*at]).unwrap();
     assert!((2 << 20..2 << 20 | 512).contains(&at));
     let expected = format!(
@@ -136,7 +136,7 @@ fn compare() {
 #[test]
 fn measure() {
     let run = Folder::with_chain().run("measure l2.vhdx --block-size 1M --json").expect(0);
-    // Data: 1 MiB of block 0, block 3. An image: 3 MiB of structures, 1 MiB of table, the blocks.
+    // Data: blocks 0 and 3, 1 MiB each. An image: 3 MiB of structures, 1 MiB of table, and the blocks.
     let expected = r#"{
   "schema": "avhdx.measure/1",
   "virtual_size": 6291456,
@@ -183,12 +183,12 @@ fn convert() {
 fn errors() {
     let folder = Folder::with_chain();
     let run = folder.run("read l2.vhdx --offset 6M --length 1 --json").expect(2);
-    let expected = r#"{"schema":"avhdx.error/1","exit":2,"code":"disk.out-of-range","message":"1 bytes at 6291456 do not lie within the disk, which has 6291456","hints":[],"next":["avhdx read --help"]}"#;
+    let expected = r#"{"schema":"avhdx.error/1","exit":2,"code":"disk.out-of-range","message":"1 bytes at 6291456 do not lie within the disk of 6291456 bytes","hints":[],"next":["avhdx read --help"]}"#;
     assert_eq!(run.stderr.trim_end(), expected);
 
     std::fs::remove_file(folder.file("l0.vhdx")).unwrap();
     let error = folder.run("read l2.vhdx --length 1 --json").expect(5).error();
-    // l1's locator lies behind its five other items, 64 KiB into the metadata region at 2 MiB.
+    // The locator of l1 follows five other items, 64 KiB into the metadata region at 2 MiB.
     let locator = (2 << 20) + (64 << 10) + 5 * 8 + 8;
     assert_eq!(error["schema"], "avhdx.error/1");
     assert_eq!(error["exit"], 5);
@@ -220,7 +220,7 @@ fn info() {
     child.write_to(folder.file("child.vhdx"));
 
     let mut info = folder.run("info child.vhdx --json").expect(0).json();
-    // What the file system makes of a sparse file is its own affair.
+    // The allocated size depends on the file system.
     assert!(info["image"]["file_allocated"].take().is_u64() || cfg!(not(unix)));
     let expected = include_str!("info.json");
     assert_eq!(format!("{info:#}\n"), expected);

@@ -1,4 +1,4 @@
-//! What checkpoints are called, and merges that are not over: seen in points, `tree` and `info`.
+//! Labels of checkpoints, and unfinished merges, in selectors, `tree` and `info`.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -23,29 +23,29 @@ fn labelled(label: &str) -> Folder {
 }
 
 #[test]
-fn points_answer_to_their_labels() {
+fn a_label_selects_its_point_in_time() {
     let folder = labelled("after");
     let run = folder.run("info two.vhdx@after").expect(0);
     run.says("two.vhdx@after is one.vhdx, ").says(" (after)\n");
     let mut command = folder.command(["read", "two.vhdx@before the upgrade", "--length", "1"]);
     let run = common::Run::of(command.output().unwrap()).expect(0);
     run.says("is base.vhdx, ").says(" (before the upgrade)");
-    // All of them are there to choose from.
+    // The error lists all labels.
     let run = folder.run("read two.vhdx@never --length 1").expect(2);
     let run = run.says("one.vhdx  (after)\n").says("base.vhdx  (before the upgrade)\n");
     run.says("next: avhdx info --chain two.vhdx\n");
-    // The label names what lies below the child that has it, so the child alone has one point less.
+    // The label is stored in the child and names the layer below it.
     folder.run("read one.vhdx@after --length 1").expect(2);
 }
 
 #[test]
-fn a_label_that_also_means_another_layer_is_refused() {
+fn a_label_that_also_selects_another_layer_is_ambiguous() {
     for label in ["base", "-2", "two.vhdx"] {
         let folder = labelled(label);
         let run = folder.run(&format!("read two.vhdx@{label} --length 1")).expect(2);
-        run.says(&format!("2 layers answer to {label}"));
+        run.says(&format!("2 layers match {label}"));
     }
-    // The same layer by two of its names is no doubt.
+    // Two names of the same layer are not ambiguous.
     let folder = labelled("one.vhdx");
     folder.run("read two.vhdx@one.vhdx --length 1").expect(0);
 }
@@ -70,7 +70,7 @@ fn tree_and_info_show_labels() {
 }
 
 #[test]
-fn unfinished_merges_are_shown_with_the_command_that_goes_on() {
+fn unfinished_merges_are_shown_with_the_command_to_resume() {
     let folder = Folder::new();
     let mut base = Image::dynamic(4 << 20);
     name(&mut base, 0);
@@ -88,10 +88,10 @@ fn unfinished_merges_are_shown_with_the_command_that_goes_on() {
     assert_eq!(document["images"][0]["merge"]["state"], "target");
     assert_eq!(document["images"][1]["merge"]["state"], "merging");
     assert_eq!(document["images"][1]["merge"]["other"], common::guid(0).to_string());
-    folder.run("info child.avhdx").expect(0).prints("not finished: into base.vhdx, 0000aaaa-");
+    folder.run("info child.avhdx").expect(0).prints("unfinished, into base.vhdx, 0000aaaa-");
 
-    // Without the child, nobody but the parent tells.
+    // Without the child, the parent reports the merge.
     std::fs::remove_file(folder.file("child.avhdx")).unwrap();
     let run = folder.run("tree .").expect(1).prints("unfinished merge: base.vhdx\n");
-    run.prints("next: avhdx tree . DIR  # DIR: a folder that may hold child.avhdx\n");
+    run.prints("next: avhdx tree . DIR  # DIR: a folder that may contain child.avhdx\n");
 }

@@ -1,5 +1,4 @@
-//! A file is what it is, not the name that was typed: every verb by a link to a file, by a folder that is a link,
-//! and by another name of the file.
+//! Every verb on a file that is named by a symbolic link, through a linked folder, or by a hard link.
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods)]
 
@@ -16,19 +15,18 @@ use common::{Folder, Run, name};
 
 const SIZE: usize = 4 << 20;
 
-/// How a file in `real` is named by way of `by`.
+/// How a path in `by` leads to a file in `real`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     File,
     Folder,
-    /// Other names of all files of the chain, though not of the children beside it.
+    /// Hard links to the files of the chain, but not to their other children.
     Hard,
 }
 
 const WAYS: [Way; 3] = [Way::File, Way::Folder, Way::Hard];
 
-/// A base, a layer on it and a tip in the folder `real`, and where it is asked for a child more of the base
-/// and of the layer.
+/// A base, a layer and a tip in the folder `real`, and optionally another child of the base and of the layer.
 struct World {
     folder: Folder,
     way: Way,
@@ -87,7 +85,7 @@ impl World {
         Self { folder, way, flats }
     }
 
-    /// Every name below the folder, with what it is: a link, or a file by its number and its bytes.
+    /// Every name below the folder, with the file's inode and content, or a link's target.
     fn all(&self) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
         let mut all = BTreeMap::new();
         let mut folders = vec![self.folder.path().to_path_buf()];
@@ -115,14 +113,14 @@ impl World {
         fs::metadata(self.folder.file(name)).unwrap().ino()
     }
 
-    /// The disk as another reader sees it in these files of `real`, base first.
+    /// Checks the disk of these files of `real`, base first, with an independent reader.
     #[track_caller]
     fn reads(&self, layers: &[&str], expected: &[u8]) {
         let paths: Vec<PathBuf> =
             layers.iter().map(|name| self.folder.file(&format!("real/{name}"))).collect();
         let flat = naive::Chain::open(paths).unwrap().flat(layers.len() - 1).unwrap();
         assert!(flat == expected, "{:?} {layers:?}", self.way);
-        // By the paths that are recorded, from where the file lies.
+        // By the recorded paths, from the real folder.
         let line = format!("read real/{} --length {SIZE}", layers[layers.len() - 1]);
         assert!(self.run(&line).expect(0).stdout == expected, "{:?} {layers:?}", self.way);
     }
@@ -131,12 +129,12 @@ impl World {
         self.folder.run_with(line, b"new")
     }
 
-    /// Another folder to look for children in, where nothing leads there.
+    /// The flag for the folder of the children, if no link leads there.
     fn children(&self) -> &'static str {
         if self.way == Way::Hard { " --children-in real" } else { "" }
     }
 
-    /// What the path in `by` leads to, as the program calls it.
+    /// The path that the program shows for a name in `by`.
     fn real(&self, name: &str) -> String {
         match self.way {
             Way::Hard => format!("by/{name}"),
@@ -162,7 +160,7 @@ fn names_of(world: &World, folder: &str) -> Vec<String> {
 }
 
 #[test]
-fn children_beside_the_real_file_are_not_cut_off() {
+fn children_beside_the_real_file_keep_their_parent() {
     for way in WAYS {
         let world = World::new(way, true);
         fs::write(world.folder.file("disk.raw"), vec![5; 1 << 20]).unwrap();
@@ -187,15 +185,15 @@ fn children_beside_the_real_file_are_not_cut_off() {
 }
 
 #[test]
-fn links_in_the_same_folder_are_no_children() {
+fn links_in_the_same_folder_are_not_children() {
     let world = World::new(Way::File, false);
-    // Some writers leave a child its parent's identity; a link to the file itself is not another child then.
+    // Some writers copy the parent's identity into the child; a link to the file is still not another child.
     for (name, link) in [("tip.avhdx", "current"), ("base.vhdx", "base-link.vhdx")] {
         symlink(name, world.folder.file(&format!("real/{link}"))).unwrap();
     }
     fs::hard_link(world.folder.file("real/tip.avhdx"), world.folder.file("real/again")).unwrap();
     let run = world.run("write real/current --offset 0").expect(0);
-    // All of its names were met.
+    // All names of the file are known.
     assert!(!run.stderr.contains("hard link"), "{}", run.stderr);
     let mut flat = world.flats[2].clone();
     flat[..3].copy_from_slice(b"new");
@@ -203,7 +201,7 @@ fn links_in_the_same_folder_are_no_children() {
 }
 
 #[test]
-fn a_name_elsewhere_is_warned_of() {
+fn a_hard_link_in_another_folder_gives_a_warning() {
     let world = World::new(Way::Hard, true);
     let run = world.run("write by/tip.avhdx --offset 0").expect(0);
     drop(run.says("by/tip.avhdx: has another name elsewhere (a hard link)"));
@@ -212,7 +210,7 @@ fn a_name_elsewhere_is_warned_of() {
 }
 
 #[test]
-fn a_write_by_a_link_goes_to_the_real_file() {
+fn a_write_through_a_link_changes_the_real_file() {
     for way in WAYS {
         let world = World::new(way, false);
         let (before, inode) = (world.all(), world.inode("real/tip.avhdx"));
@@ -228,7 +226,7 @@ fn a_write_by_a_link_goes_to_the_real_file() {
 }
 
 #[test]
-fn a_checkpoint_by_a_link_records_the_real_parent() {
+fn a_checkpoint_through_a_link_records_the_real_parent() {
     for way in WAYS {
         for path in ["", " --path by/new.avhdx", " --path new.avhdx"] {
             let world = World::new(way, false);
@@ -238,7 +236,7 @@ fn a_checkpoint_by_a_link_records_the_real_parent() {
             let new = fs::canonicalize(world.folder.file(made["path"].as_str().unwrap())).unwrap();
             assert_eq!(made["frozen"]["file"], world.real("tip.avhdx"), "{way:?}");
             let folder = match (path, way) {
-                // Beside the real file, whatever it was named by.
+                // The new file is beside the real one.
                 ("", Way::Hard) => "by",
                 ("", _) => "real",
                 (" --path new.avhdx", _) => ".",
@@ -247,7 +245,7 @@ fn a_checkpoint_by_a_link_records_the_real_parent() {
             };
             let folder = world.folder.file(folder).canonicalize().unwrap();
             assert_eq!(new.parent(), Some(&*folder), "{way:?}{path}");
-            // Nothing else changed, and the chain does without the link.
+            // Nothing else changed, and the chain does not need the link.
             let mut after = world.all();
             after.retain(|path, _| path.canonicalize().unwrap() != new);
             assert!(after == before, "{way:?}{path}");
@@ -266,7 +264,7 @@ fn a_checkpoint_by_a_link_records_the_real_parent() {
 }
 
 #[test]
-fn a_merge_by_a_link_removes_the_real_file() {
+fn a_merge_through_a_link_removes_the_real_file() {
     for way in [Way::File, Way::Folder] {
         let world = World::new(way, false);
         let mid = world.inode("real/mid.avhdx");
@@ -282,13 +280,13 @@ fn a_merge_by_a_link_removes_the_real_file() {
         assert_eq!(world.inode("real/mid.avhdx"), mid);
         world.reads(&["base.vhdx", "mid.avhdx"], &world.flats[2]);
         if way == Way::File {
-            // The link is not the file, and nobody's to remove.
+            // The link stays.
             assert!(fs::symlink_metadata(world.folder.file("by/tip.avhdx")).unwrap().is_symlink());
             drop(run.says("by/tip.avhdx: leads nowhere now"));
         }
         world.run("write by/mid.avhdx --offset 0").expect(0);
     }
-    // A layer below the tip, and the one above linked to the base.
+    // A layer below the tip; the layer above is linked to the base.
     for way in WAYS {
         let world = World::new(way, false);
         world.run("merge by/tip.avhdx@mid.avhdx").expect(0);
@@ -299,7 +297,7 @@ fn a_merge_by_a_link_removes_the_real_file() {
 }
 
 #[test]
-fn a_revert_by_a_link_removes_the_real_files() {
+fn a_revert_through_a_link_removes_the_real_files() {
     for way in [Way::File, Way::Folder] {
         let world = World::new(way, false);
         let line = "revert by/tip.avhdx@base --delete-newer --json";
@@ -314,13 +312,13 @@ fn a_revert_by_a_link_removes_the_real_files() {
         names.sort();
         assert_eq!(names_of(&world, "real"), names, "{way:?}");
         world.reads(&["base.vhdx", &new], &world.flats[0]);
-        // It takes writes, and so does nothing below it.
+        // Only the new tip takes writes.
         world.run(&format!("write real/{new} --offset 0")).expect(0);
     }
 }
 
 #[test]
-fn links_between_images_are_made_of_real_files() {
+fn parents_are_recorded_by_their_real_paths() {
     for way in WAYS {
         let world = World::new(way, false);
         world.run("create by/new.avhdx --parent by/tip.avhdx").expect(0);
@@ -340,7 +338,7 @@ fn links_between_images_are_made_of_real_files() {
             world.run(&format!("read real/tip.avhdx --length {SIZE}")).expect(0).stdout.len(),
             SIZE
         );
-        // The base goes by another name.
+        // The base gets another name.
         fs::rename(world.folder.file("real/base.vhdx"), world.folder.file("real/root.vhdx"))
             .unwrap();
         drop(fs::remove_file(world.folder.file("by/base.vhdx")));
@@ -351,7 +349,7 @@ fn links_between_images_are_made_of_real_files() {
 }
 
 #[test]
-fn points_are_named_by_the_real_name_and_by_that_of_the_link() {
+fn points_are_selected_by_the_real_name_and_by_the_links_name() {
     let world = World::new(Way::Folder, false);
     for (link, target) in [("now", "real/tip.avhdx"), ("real/alias.avhdx", "mid.avhdx")] {
         symlink(target, world.folder.file(link)).unwrap();
@@ -369,11 +367,11 @@ fn points_are_named_by_the_real_name_and_by_that_of_the_link() {
 }
 
 #[test]
-fn what_a_link_led_to_is_said_once() {
+fn the_target_of_a_link_is_reported_once() {
     let world = World::new(Way::File, true);
     let real = world.real("base.vhdx");
     let run = world.run("write by/base.vhdx --offset 0").expect(7);
-    let hint = format!("{real} is what by/base.vhdx leads to");
+    let hint = format!("by/base.vhdx leads to {real}");
     assert_eq!(run.stderr.matches(&hint).count(), 1, "{}", run.stderr);
     let run = world.run("write by/tip.avhdx --offset 0").expect(0);
     let note = format!("by/tip.avhdx leads to {}", world.real("tip.avhdx"));

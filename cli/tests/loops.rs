@@ -1,5 +1,5 @@
-//! Parents that lead round in a circle: each verb ends, and names the loop.
-#![allow(clippy::disallowed_methods)] // the files are looked at from outside
+//! Chains that form a loop: every verb terminates and reports the loop.
+#![allow(clippy::disallowed_methods)]
 
 mod common;
 
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 /// Longer than any verb takes, however busy the machine is.
 const LONG: Duration = Duration::from_secs(120);
 
-/// Runs the program, which ends by itself.
+/// Runs the program, which must terminate.
 fn run(folder: &Folder, line: &str) -> Run {
     let mut command = folder.command(line.split_whitespace());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -25,14 +25,14 @@ fn run(folder: &Folder, line: &str) -> Run {
     while program.try_wait().unwrap().is_none() {
         if start.elapsed() > LONG {
             program.kill().unwrap();
-            panic!("{line}: no end");
+            panic!("{line}: does not terminate");
         }
         std::thread::sleep(Duration::from_millis(5));
     }
     Run::of(program.wait_with_output().unwrap())
 }
 
-/// The image of this number, with the parent of that one at this path.
+/// Image `n`, a child of image `parent`, which is recorded at `path`.
 fn child(n: u128, parent: u128, path: &str) -> Image {
     let mut image = Image::child(MIB, Uuid::from_u128(0xA000 + parent));
     image.set_data_write_guid(Uuid::from_u128(0xA000 + n)).parent_path(path);
@@ -40,7 +40,7 @@ fn child(n: u128, parent: u128, path: &str) -> Image {
     image
 }
 
-/// An image that is its own parent; two of each other; one above them; and a sound one.
+/// An image that is its own parent, two that are each other's parent, a child of these, and a sound image.
 fn folder() -> Folder {
     let folder = Folder::new();
     for (name, image) in [
@@ -62,7 +62,7 @@ fn bytes(folder: &Folder) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn each_verb_that_needs_a_chain_names_the_loop_and_changes_nothing() {
+fn verbs_that_need_a_chain_report_the_loop_and_change_nothing() {
     let folder = folder();
     let before = bytes(&folder);
     for tip in ["self.vhdx", "a.vhdx", "b.vhdx", "tip.vhdx"] {
@@ -90,7 +90,7 @@ fn each_verb_that_needs_a_chain_names_the_loop_and_changes_nothing() {
             let run = run(&folder, &line);
             assert!(matches!(run.code, Some(3..=7)), "{line}: {:?} {}", run.code, run.stderr);
             let is_told = run.stderr.contains("leads back to this file");
-            // Children are found before parents are.
+            // These look for children before they open parents.
             let has_no_consent = verb.starts_with("checkpoint") || verb.starts_with("merge");
             let is_refused = has_no_consent && run.stderr.contains("the image has a child");
             assert!(is_told || is_refused, "{line}: {}", run.stderr);
@@ -101,7 +101,7 @@ fn each_verb_that_needs_a_chain_names_the_loop_and_changes_nothing() {
 }
 
 #[test]
-fn verbs_that_look_at_images_one_by_one_tell_of_the_loop() {
+fn verbs_that_inspect_single_images_report_the_loop() {
     let folder = folder();
     for tip in ["self.vhdx", "a.vhdx", "b.vhdx", "tip.vhdx"] {
         let info = run(&folder, &format!("info {tip} --chain"));
@@ -111,12 +111,12 @@ fn verbs_that_look_at_images_one_by_one_tell_of_the_loop() {
         let found = check.text().matches("chain.loop").count();
         assert_eq!(found, 1, "{tip}: {}", check.text());
     }
-    run(&folder, "tree .").expect(1).prints("a.vhdx has for its parent b.vhdx");
-    // Each path leads to what it is to lead to.
+    run(&folder, "tree .").expect(1).prints("the parent of a.vhdx is b.vhdx");
+    // All recorded paths are right.
     let before = bytes(&folder);
     run(&folder, "relink .").expect(0);
     assert!(bytes(&folder) == before);
-    // And out of it.
+    // Reparenting breaks the loop.
     run(&folder, "reparent a.vhdx --onto sound.vhdx --unproven").expect(0);
     run(&folder, "reparent self.vhdx --onto sound.vhdx --unproven").expect(0);
     for tip in ["self.vhdx", "a.vhdx", "b.vhdx", "tip.vhdx"] {

@@ -1,4 +1,4 @@
-//! `--accept-loss`: what the program says of an image that lost bytes, and what it makes of it.
+//! `--accept-loss`: reports about a damaged image, and its repair.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
-/// A dynamic image of four blocks in order, without its last MiB and a half.
+/// A dynamic image of four blocks, truncated by 1.5 MiB.
 fn cut(folder: &Folder) -> Layer {
     let mut image = Image::dynamic(4 * MIB);
     for block in 0..4 {
@@ -24,7 +24,7 @@ fn cut(folder: &Folder) -> Layer {
     Layer::open(folder.file("a.vhdx")).unwrap()
 }
 
-/// The command that a refusal advises last, as words.
+/// The last command that a refusal suggests.
 fn next(stderr: &str) -> String {
     let last = stderr.lines().last().unwrap();
     last.trim_start().strip_prefix("next: avhdx ").unwrap().to_owned()
@@ -42,7 +42,7 @@ fn what(name: &str) -> Why {
 }
 
 #[test]
-fn the_refusal_of_a_damaged_image_names_a_consent_that_works() {
+fn the_refusal_of_a_damaged_image_suggests_a_command_that_works() {
     let verbs = [
         "write a.vhdx --offset 0",
         "zero a.vhdx --offset 0 --length 1M",
@@ -58,8 +58,8 @@ fn the_refusal_of_a_damaged_image_names_a_consent_that_works() {
         let command = next(&run.stderr);
         assert_eq!(command, format!("{verb} --accept-loss"));
         let run = folder.run_with(&command, &[7; 512]).expect(8).says("a.vhdx.lost has the list");
-        run.prints("What the disk lost").prints("the rest of a block, zeros from now on");
-        // The rest of one block and all of another.
+        run.prints("Losses").prints("the rest of a block; zeros from now on");
+        // Half of one block and all of another.
         let text = fs::read_to_string(folder.file("a.vhdx.lost")).unwrap();
         let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
@@ -81,7 +81,7 @@ fn the_refusal_of_a_damaged_image_names_a_consent_that_works() {
             Layer::open(folder.file("a.vhdx")).unwrap().data_write_guid,
             was.data_write_guid
         );
-        // From now on there is nothing to accept, and nothing is said of it.
+        // A second run has nothing to accept and reports nothing.
         if !verb.starts_with("checkpoint") {
             let run = folder.run_with(&command, &[7; 512]).expect(0);
             assert!(!run.text().contains("lost") && run.stderr.is_empty(), "{}", run.stderr);
@@ -91,7 +91,7 @@ fn the_refusal_of_a_damaged_image_names_a_consent_that_works() {
 }
 
 #[test]
-fn programs_get_the_list_with_the_answer() {
+fn json_contains_the_list_of_losses() {
     let folder = Folder::new();
     let model = cut(&folder).losses();
     let line = "write a.vhdx --offset 0 --accept-loss --loss-report gone.txt --json";
@@ -109,7 +109,7 @@ fn programs_get_the_list_with_the_answer() {
     });
     assert_eq!(list.collect::<Vec<_>>(), model.list);
     assert_eq!(folder.names(), ["a.vhdx", "gone.txt"]);
-    // A file that is there is not written over.
+    // An existing report is not overwritten.
     cut(&folder);
     let before = folder.read("a.vhdx");
     let run = folder.run_with(line, b"x").expect(3);
@@ -130,7 +130,7 @@ fn a_loss_under_a_child_is_not_accepted() {
     let before = folder.read("l0.vhdx");
     let run = folder.run_with("write l0.vhdx --offset 0 --accept-loss", b"x").expect(7);
     run.says("the image has a child");
-    // Nor as a layer of a merge: what is advised is none that cannot work.
+    // Nor in a merge; only commands that work are suggested.
     for line in ["merge l2.vhdx@-1", "merge l2.vhdx@-1 --accept-loss"] {
         let run = folder.run(line).expect(4).says("l0.vhdx");
         assert!(!run.stderr.contains("next: avhdx merge"), "{}", run.stderr);
@@ -138,14 +138,14 @@ fn a_loss_under_a_child_is_not_accepted() {
     }
     assert!(folder.read("l0.vhdx") == before);
     assert_eq!(folder.names(), ["l0.vhdx", "l1.vhdx", "l2.vhdx"]);
-    // By consent of its own it is, as for every change.
+    // --orphan-children allows it, as for every change.
     let line = "write l0.vhdx --offset 0 --accept-loss --orphan-children";
     folder.run_with(line, b"x").expect(8);
     folder.run("check l0.vhdx").expect(0);
 }
 
 #[test]
-fn a_tip_is_settled_before_it_is_merged() {
+fn a_tip_is_repaired_before_it_is_merged() {
     let folder = Folder::new();
     let mut images = chain();
     images[2].file_length = Some(images[2].layout().needed_length - 300_000);
@@ -167,7 +167,7 @@ fn a_tip_is_settled_before_it_is_merged() {
 }
 
 #[test]
-fn structures_that_are_lost_stay_lost() {
+fn lost_structures_are_not_repaired() {
     let folder = Folder::new();
     cut(&folder);
     let file = fs::OpenOptions::new().write(true).open(folder.file("a.vhdx")).unwrap();

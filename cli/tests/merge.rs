@@ -1,4 +1,4 @@
-//! `avhdx merge`: checkpoints that are given up, whole stories of a chain, and a program that is killed meanwhile.
+//! `avhdx merge`: layers merged in long sequences of operations, and with the program killed.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -17,10 +17,10 @@ use serde_json::Value;
 const MIB: usize = 1 << 20;
 const KILLS: u32 = 30;
 
-/// A disk with its checkpoints, and what each layer is to read as: nothing of the program is asked for that.
+/// A disk with its checkpoints, and a model of every layer's content.
 struct Machine {
     folder: Folder,
-    /// Files with the bytes of the disk as seen from there, base first.
+    /// The files and the content of the disk at each, base first.
     layers: Vec<(String, Vec<u8>)>,
     made: u32,
 }
@@ -48,7 +48,7 @@ impl Machine {
         disk[at..at + len].fill(0);
     }
 
-    /// A checkpoint called like the file of the new tip.
+    /// Makes a checkpoint whose label is the name of the new tip.
     fn checkpoint(&mut self) {
         self.made += 1;
         let name = format!("c{}", self.made);
@@ -58,7 +58,7 @@ impl Machine {
         self.layers.push((format!("{name}.avhdx"), disk));
     }
 
-    /// A checkpoint, and something written to it here and there.
+    /// Makes a checkpoint and a few random changes.
     fn go_on(&mut self, rng: &mut Rng) {
         self.checkpoint();
         let size = self.layers[0].1.len();
@@ -75,7 +75,7 @@ impl Machine {
         }
     }
 
-    /// The disk is what it is to be, seen from the tip by the program.
+    /// Checks the tip with the program.
     #[track_caller]
     fn reads(&self) {
         let (tip, disk) = self.layers.last().unwrap();
@@ -83,7 +83,7 @@ impl Machine {
         assert!(run.stdout == *disk, "{tip} does not read as it was written");
     }
 
-    /// The same from every layer, by a reader of our own too, and all is sound.
+    /// Checks every layer with the program and an independent reader, and runs `check`.
     #[track_caller]
     fn is_as_written(&self) {
         let paths = self.layers.iter().map(|(name, _)| self.folder.file(name));
@@ -96,14 +96,13 @@ impl Machine {
         self.folder.run(&format!("check {}", self.tip())).expect(0);
         let mut names: Vec<String> = self.layers.iter().map(|(name, _)| name.clone()).collect();
         names.sort();
-        // One that was killed while it removed a file leaves that under a temporary name, which nobody takes for an
-        // image.
+        // A program killed during a removal leaves a file under a temporary name, which is not an image.
         let mut found = self.folder.names();
         found.retain(|name| !name.ends_with(".tmp"));
         assert_eq!(found, names);
     }
 
-    /// The layer at `child` is no longer there: its parent has what it had.
+    /// Updates the model: the layer at `child` is merged into its parent.
     fn merged(&mut self, child: usize) {
         let (_, disk) = self.layers.remove(child);
         self.layers[child - 1].1 = disk;
@@ -114,7 +113,7 @@ impl Machine {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 
-    /// The state of a merge that is under way in an image.
+    /// The state of an unfinished merge in an image.
     fn mark(&self, name: &str) -> Option<String> {
         let info = self.folder.run(&format!("info {name} --json"));
         let info: Value = serde_json::from_slice(&info.stdout).unwrap();
@@ -123,7 +122,7 @@ impl Machine {
 }
 
 #[test]
-fn the_life_of_a_chain() {
+fn layers_are_merged_in_the_middle_and_at_the_tip() {
     let mut machine = Machine::new(8 * MIB);
     let mut rng = Rng::new(5);
     machine.write(0, &[1; 5000]);
@@ -131,7 +130,7 @@ fn the_life_of_a_chain() {
         machine.go_on(&mut rng);
     }
     machine.is_as_written();
-    // A point in the middle goes: the one above it is linked to the one below.
+    // A layer in the middle: the layer above is linked to the one below.
     let run = machine.folder.run("merge c4.avhdx@c3.avhdx").expect(0);
     drop(
         run.prints("c3.avhdx: merged, ")
@@ -140,7 +139,7 @@ fn the_life_of_a_chain() {
     );
     machine.merged(3);
     machine.is_as_written();
-    // By its label: what checkpoint c2 called c2 is the layer below c2.avhdx.
+    // By label: c2 is the layer below c2.avhdx.
     let run = machine.folder.run("merge c4.avhdx@c2 --dry-run --json").expect(0).json();
     assert_eq!(run["schema"], "avhdx.merge/1");
     let files = run["forecast"]["files"].as_array().unwrap();
@@ -149,7 +148,7 @@ fn the_life_of_a_chain() {
             && file["path"].as_str().unwrap().ends_with("c1.avhdx"))
     );
     machine.is_as_written();
-    // The tip into the base, all in one.
+    // The tip and all layers into the base at once.
     let run = machine.folder.run("commit c4.avhdx --into @base --json").expect(0);
     let done = run.json();
     assert!(done["tip"].as_str().unwrap().ends_with("web.vhdx"));
@@ -164,7 +163,7 @@ fn the_life_of_a_chain() {
 }
 
 #[test]
-fn low_space_and_copies_come_to_the_same() {
+fn low_space_and_no_share_give_the_same_result() {
     for flags in ["--low-space", "--no-share", "--low-space --no-share"] {
         let mut machine = Machine::new(8 * MIB);
         let mut rng = Rng::new(6);
@@ -180,7 +179,7 @@ fn low_space_and_copies_come_to_the_same() {
 }
 
 #[test]
-fn refusals_leave_all_as_it_is() {
+fn refusals_change_nothing() {
     let mut machine = Machine::new(4 * MIB);
     machine.checkpoint();
     machine.write(0, &[1; 512]);
@@ -189,21 +188,21 @@ fn refusals_leave_all_as_it_is() {
     drop(folder.run("merge c1.avhdx@base").expect(2).says("next: avhdx info --chain c1.avhdx\n"));
     drop(folder.run("merge c1.avhdx --into @nowhere").expect(2).says("c1.avhdx"));
     drop(folder.run("merge --resume c1.avhdx").expect(2).says("next: avhdx merge c1.avhdx\n"));
-    // A second disk stands on the base.
+    // The base has a second child.
     fs::create_dir(folder.file("clones")).unwrap();
     folder.run("create clones/clone.vhdx --parent web.vhdx").expect(0);
     let run = folder.run("merge c1.avhdx --children-in clones").expect(7);
-    drop(run.says("clone.vhdx as its child").says("merged or removed first"));
+    drop(run.says("clone.vhdx as its child").says("merge or remove the other children first"));
     folder.run("merge c1.avhdx --children-in nowhere").expect(3);
     fs::remove_dir_all(folder.file("clones")).unwrap();
     machine.is_as_written();
 }
 
 #[test]
-fn what_a_merge_left_behind_is_removed() {
+fn the_remains_of_a_killed_merge_are_removed() {
     let folder = Folder::new();
     let [base, mut spent, _] = chain().try_into().unwrap();
-    // The layer above is linked to the base already, and the base knows nothing of a merge any more.
+    // The layer above is already linked to the base, and the base is no longer marked.
     let mut tip = base.new_child();
     name(&mut tip, 2);
     tip.put(1, Block::full(Data::Pattern(9)));
@@ -225,11 +224,11 @@ fn what_a_merge_left_behind_is_removed() {
     folder.run("tree .").expect(0);
 }
 
-/// How long a merge takes that nothing disturbs, at a rate that leaves time to be killed.
+/// A rate that leaves time to kill the merge.
 const RATE: &str = "--rate 24M";
 
 #[test]
-fn an_interruption_stops_where_the_merge_can_go_on() {
+fn an_interruption_stops_where_the_merge_can_be_resumed() {
     let mut machine = Machine::new(16 * MIB);
     machine.checkpoint();
     machine.write(0, &vec![7; 12 * MIB]);
@@ -247,7 +246,7 @@ fn an_interruption_stops_where_the_merge_can_go_on() {
     machine.reads();
     assert_eq!(machine.mark("c1.avhdx").as_deref(), Some("merging"));
     assert_eq!(machine.mark("web.vhdx").as_deref(), Some("target"));
-    // By itself the parent is a mixture, and nobody is given it.
+    // The parent alone is inconsistent and refused.
     let run = machine.folder.run("read web.vhdx --length 1").expect(7);
     drop(run.says("next: avhdx merge --resume "));
     drop(machine.folder.run("tree .").expect(1).prints("next: avhdx merge --resume ./c1.avhdx\n"));
@@ -257,16 +256,16 @@ fn an_interruption_stops_where_the_merge_can_go_on() {
 }
 
 #[test]
-fn a_merge_that_is_killed_is_gone_on_with() {
+fn a_killed_merge_is_resumed() {
     let mut rng = Rng::new(u64::from(std::process::id()));
     let mut machine = Machine::new(16 * MIB);
     machine.go_on(&mut rng);
-    // How often the kill came before, in and after the merge.
+    // The number of kills before, during and after the merge.
     let (mut before, mut within, mut after) = (0, 0, 0);
     for _ in 0..KILLS {
         machine.go_on(&mut rng);
         machine.go_on(&mut rng);
-        // The tip, or the layer below it.
+        // The tip or the layer below it.
         let child = if rng.chance(1, 2) { 3 } else { 2 };
         let (tip, name) = (machine.tip().to_owned(), machine.layers[child].0.clone());
         let low_space = if rng.chance(1, 3) { " --low-space" } else { "" };
@@ -287,7 +286,7 @@ fn a_merge_that_is_killed_is_gone_on_with() {
             if state.as_deref() != Some("spent") {
                 machine.reads();
             }
-            // Killed once more on the way, now and then.
+            // Sometimes killed again.
             if rng.chance(1, 3) {
                 let mut again = machine.spawn(&format!("merge --resume {name} {RATE}"));
                 sleep(Duration::from_millis(rng.below(300)));
@@ -309,11 +308,11 @@ fn a_merge_that_is_killed_is_gone_on_with() {
     assert!(within >= KILLS / 6, "{within} of {KILLS} kills met a merge");
 }
 
-/// A file system of that size at a folder, as long as this lives.
+/// A small file system, mounted until this is dropped.
 struct Small(std::path::PathBuf);
 
 impl Small {
-    /// `None` for users who may not mount one.
+    /// `None` without the right to mount.
     fn mount(path: std::path::PathBuf, size: &str) -> Option<Self> {
         let mut mount = std::process::Command::new("mount");
         let options = format!("size={size}");
@@ -329,7 +328,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn without_the_space_nothing_is_begun() {
+fn a_merge_without_enough_space_changes_nothing() {
     let folder = Folder::new();
     let Some(_small) = Small::mount(folder.path().to_path_buf(), "180m") else {
         println!("skipped without_the_space_nothing_is_begun: no file system can be mounted");
@@ -344,14 +343,14 @@ fn without_the_space_nothing_is_begun() {
         .run("merge tip.avhdx")
         .expect(3)
         .says(" bytes of space are missing; nothing was changed");
-    let next = ["avhdx merge tip.avhdx --low-space  # frees what is merged step by step"];
+    let next = ["avhdx merge tip.avhdx --low-space  # frees merged data step by step"];
     assert_eq!(run.next(), next);
     let run = folder.run("merge tip.avhdx --dry-run --json").expect(3);
     assert_eq!(run.error()["kind"], "no-space");
     let forecast = &run.json()["forecast"];
     assert!(forecast["peak"].as_u64().unwrap() > forecast["available"].as_u64().unwrap());
     assert!(folder.read("base.vhdx") == base && folder.read("tip.avhdx") == tip);
-    // Not even for a block: no command of ours helps then.
+    // Not enough for a single block: no command helps.
     let fill = |left: u64| {
         let line = "merge tip.avhdx --low-space --dry-run --json";
         fs::write(folder.file("fill"), []).unwrap();
@@ -368,7 +367,7 @@ fn without_the_space_nothing_is_begun() {
         folder.run(first.strip_prefix("avhdx ").unwrap()).expect(0);
     }
     assert!(folder.read("base.vhdx") == base && folder.read("tip.avhdx") == tip);
-    // A few blocks at a time do.
+    // Enough for a few blocks: --low-space works.
     fill(6 * MIB as u64);
     let run = folder.run("merge tip.avhdx --low-space --dry-run --json").expect(0);
     assert_eq!(run.json()["forecast"]["peak"], 4 << 20);
@@ -380,13 +379,13 @@ fn without_the_space_nothing_is_begun() {
 }
 
 #[test]
-fn a_merge_of_a_smaller_disk_says_what_it_cuts_off_and_asks_where_that_holds_data() {
+fn a_merge_of_a_smaller_disk_reports_the_cut_and_needs_shrink_to_lose_data() {
     for (holds_data, cut_data) in [(false, 0), (true, 1 << 20)] {
         let folder = Folder::new();
         let mut base = Image::dynamic(8 << 20);
         base.put(0, Block::full(Data::Pattern(1))).put(1, Block::full(Data::Pattern(2)));
         if holds_data {
-            // Behind the end of the smaller disk, whose user never sees it.
+            // Past the end of the smaller disk.
             base.put(6, Block::full(Data::Pattern(3)));
         }
         let mut small = Image::child(5 << 20, base.data_write_guid());
@@ -399,9 +398,9 @@ fn a_merge_of_a_smaller_disk_says_what_it_cuts_off_and_asks_where_that_holds_dat
 
         let exit = if holds_data { 7 } else { 0 };
         let run = folder.run("merge small.avhdx --dry-run").expect(exit).prints("cut off");
-        let run = run.prints("3145728 bytes (3 MiB) at the end of the disk, where the layers hold");
+        let run = run.prints("3145728 bytes (3 MiB) at the end of the disk, with");
         match holds_data {
-            false => drop(run.prints("where the layers hold nothing")),
+            false => drop(run.prints("without data")),
             true => {
                 let run = run.prints("1048576 bytes (1 MiB) of data, which are lost");
                 assert_eq!(run.next(), ["avhdx merge small.avhdx --dry-run --shrink"]);
@@ -417,7 +416,7 @@ fn a_merge_of_a_smaller_disk_says_what_it_cuts_off_and_asks_where_that_holds_dat
         assert_eq!(forecast["forecast"]["cut"], 3 << 20);
         assert_eq!(forecast["forecast"]["cut_data"], cut_data);
         assert!(files() == before);
-        // Where nobody is asked, it is told all the same.
+        // The cut is reported in either case.
         match holds_data {
             false => {
                 drop(folder.run("merge small.avhdx").expect(0).prints("  cut       3145728 bytes"))

@@ -1,4 +1,4 @@
-//! Where parents come from, and what is said when they do not.
+//! The flags for parents, and errors about missing ones.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -19,14 +19,14 @@ fn moved() -> Folder {
 }
 
 #[test]
-fn missing() {
+fn a_missing_parent_is_reported() {
     let run = moved().run(READ).expect(5).says("the parent is missing").says("--parent-dir DIR");
     assert!(run.stdout.is_empty());
     run.says("next: avhdx tree .  #").says("--path-map").says("--with-parent");
 }
 
 #[test]
-fn found_where_the_flags_say() {
+fn parents_are_found_by_the_flags() {
     let folder = moved();
     for flag in ["--parent-dir elsewhere", "--with-parent elsewhere/moved.vhdx"] {
         let run = folder.run(&format!("{READ} {flag}")).expect(0);
@@ -60,7 +60,7 @@ fn windows_paths_are_mapped() {
 }
 
 #[test]
-fn a_mismatch_names_the_file_and_never_its_identity() {
+fn a_mismatch_shows_the_file_but_not_its_identity() {
     let folder = Folder::with_chain();
     let mut stranger = chain().remove(0);
     stranger.set_data_write_guid(guid(9));
@@ -79,7 +79,7 @@ fn a_mismatch_names_the_file_and_never_its_identity() {
 }
 
 #[test]
-fn confined() {
+fn confine_restricts_parents() {
     let folder = Folder::new();
     fs::create_dir(folder.file("in")).unwrap();
     let mut images = chain();
@@ -97,7 +97,7 @@ fn confined() {
 }
 
 #[test]
-fn a_path_that_leads_off_the_machine_is_followed_only_where_it_is_mapped() {
+fn a_path_to_another_machine_is_followed_only_if_it_is_mapped() {
     let folder = Folder::new();
     let mut images = chain();
     images[0].write_to(folder.file("l0.vhdx"));
@@ -116,17 +116,17 @@ fn a_path_that_leads_off_the_machine_is_followed_only_where_it_is_mapped() {
 }
 
 #[test]
-fn too_deep_names_the_flag() {
+fn the_error_for_a_deep_chain_suggests_max_depth() {
     let folder = Folder::with_chain();
     folder.run(&format!("{READ} --max-depth 2")).expect(7).says("--max-depth N");
     folder.run(&format!("{READ} --max-depth 3")).expect(0);
 }
 
 #[test]
-fn info_shows_what_is_there_of_a_broken_chain() {
+fn info_shows_the_readable_part_of_a_broken_chain() {
     let folder = Folder::with_chain();
     fs::remove_file(folder.file("l0.vhdx")).unwrap();
-    // Alone, the image is well; that its chain is not is a warning.
+    // The image itself is sound; its broken chain is a warning.
     let run = folder.run("info l2.vhdx").expect(0).prints("BROKEN");
     run.prints("parent        l1.vhdx (found by relative_path)")
         .says("warning: l1.vhdx: the parent is missing");

@@ -1,4 +1,4 @@
-//! `IMAGE@SEL`: every way to name a point in time, and every way to get it wrong.
+//! `IMAGE@SEL`: valid, unknown and ambiguous selectors.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -19,7 +19,7 @@ fn reads(folder: &Folder, image: &str, layer: usize) {
 }
 
 #[test]
-fn every_way_to_name_a_layer() {
+fn every_form_of_selector_works() {
     let folder = Folder::with_chain();
     reads(&folder, "l2.vhdx@-0", 2);
     reads(&folder, "l2.vhdx@-1", 1);
@@ -35,7 +35,7 @@ fn every_way_to_name_a_layer() {
 }
 
 #[test]
-fn works_on_every_verb() {
+fn every_verb_takes_selectors() {
     let folder = Folder::with_chain();
     for verb in ["info", "map", "measure"] {
         folder.run(&format!("{verb} l2.vhdx@-1")).expect(0).says("l2.vhdx@-1 is l1.vhdx");
@@ -47,28 +47,28 @@ fn works_on_every_verb() {
 }
 
 #[test]
-fn unknown_and_too_short() {
+fn unknown_and_short_selectors_are_refused() {
     let folder = Folder::with_chain();
     let unknown = |selector: &str| {
         let run = folder.run(&format!("read l2.vhdx@{selector} --length 1")).expect(2);
         assert!(run.stdout.is_empty());
-        // The way on: what there is to choose from.
+        // The error lists the points in time.
         run.says("@-1   1111aaaa-0000-4000-8000-000000000001  l1.vhdx")
     };
-    unknown("-3").says("@-2 is its base");
-    unknown("111").says("4 digits or more");
-    unknown("3333").says("no layer of the chain is called 3333");
+    unknown("-3").says("its base is @-2");
+    unknown("111").says("at least 4 digits");
+    unknown("3333").says("no layer of the chain matches 3333");
     unknown("l9.vhdx");
-    // Not one of @-N's spellings.
+    // Not a spelling of @-N.
     unknown("-");
     unknown("--1");
 }
 
 #[test]
-fn ambiguous_is_refused() {
+fn ambiguous_selectors_are_refused() {
     let folder = Folder::new();
     let mut images = chain();
-    // The same eight digits for base and middle.
+    // The base and the middle layer share eight digits.
     for (image, n) in images.iter_mut().zip([7, 7, 2]) {
         name(image, n);
     }
@@ -80,8 +80,8 @@ fn ambiguous_is_refused() {
     let run = folder.run("read l2.vhdx@7777 --length 1 --json").expect(2);
     let error = run.error();
     assert_eq!(error["code"], "point.ambiguous");
-    assert!(error["message"].as_str().unwrap().contains("2 layers answer to 7777"));
-    // One more digit than they share tells them apart.
+    assert!(error["message"].as_str().unwrap().contains("2 layers match 7777"));
+    // One more digit makes the selector unique.
     folder.run("read l2.vhdx@7777aaaa1 --length 1").expect(0).says("is l1.vhdx");
 }
 
@@ -106,12 +106,12 @@ fn an_existing_file_of_that_name_wins() {
     let run = folder.run(&format!("read l2.vhdx@-1 {WHOLE}")).expect(0);
     assert!(run.stdout == flats()[0]);
     assert_eq!(run.stderr, "");
-    // And its own points in time are named after another @.
+    // Its own points in time follow another @.
     folder.run("info l2.vhdx@-1@base").expect(0).says("l2.vhdx@-1@base is l2.vhdx@-1");
 }
 
 #[test]
-fn raw_names_are_taken_whole() {
+fn names_of_raw_disks_have_no_selector() {
     let folder = Folder::with_chain();
     fs::write(folder.file("disk"), [1; 512]).unwrap();
     folder.run("read disk@-1 -f raw --length 1").expect(3).says("disk@-1: cannot open");

@@ -1,5 +1,4 @@
-//! The commands of README.md and docs/program.md, one by one as they stand there: after each of them every image
-//! reads as a flat model says.
+//! The commands of README.md and docs/program.md, one by one: after each one, every image must equal a flat model.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -10,15 +9,15 @@ use std::fs;
 use avhdx_testkit::rng::Rng;
 use common::Folder;
 
-/// All bytes that the commands write lie before this.
+/// The part of the disk that the commands use.
 const LOOKED_AT: usize = 8 << 20;
 
-/// What the disk is in each image, and which image is whose parent.
+/// The content of each image, and its parent.
 #[derive(Default)]
 struct Model {
     images: BTreeMap<String, Vec<u8>>,
     parents: BTreeMap<String, String>,
-    /// The image that holds the point in time of that name.
+    /// The image of each label.
     labels: BTreeMap<String, String>,
 }
 
@@ -33,7 +32,7 @@ impl Model {
         self.parents.remove(image);
     }
 
-    /// The image that a point means.
+    /// The image that a selector means.
     fn image(&self, point: &str) -> String {
         point.split_once('@').map_or(point.into(), |(_, label)| self.labels[label].clone())
     }
@@ -48,8 +47,7 @@ impl Model {
         &self.images[&self.image(point)]
     }
 
-    /// Takes a command of the program, and the bytes that it is given. Returns its exit code and its output, where
-    /// the output is bytes of a disk.
+    /// Applies a command and its input. Returns the exit code, and the output if that is data of the disk.
     fn take(&mut self, words: &[&str], input: &[u8]) -> (i32, Option<Vec<u8>>) {
         let flag = |name: &str| words.iter().position(|word| *word == name).map(|at| words[at + 1]);
         let bytes = |name: &str| flag(name).map(bytes);
@@ -106,13 +104,13 @@ impl Model {
             }
             "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench" | "relink" => {}
             "completions" | "man" => {}
-            other => panic!("the model does not know {other}"),
+            other => panic!("the model does not support {other}"),
         }
         (0, None)
     }
 }
 
-/// A number of bytes as the program takes it.
+/// A byte count as the program parses it.
 fn bytes(text: &str) -> usize {
     let shift = match text.trim_start_matches(|digit: char| digit.is_ascii_digit()) {
         "" => 0,
@@ -123,7 +121,7 @@ fn bytes(text: &str) -> usize {
     text.trim_end_matches(|unit: char| !unit.is_ascii_digit()).parse::<usize>().unwrap() << shift
 }
 
-/// The commands of a page in the first `sh` block behind `heading` that begins with `first`.
+/// The commands of the first `sh` block after `heading` that starts with `first`.
 fn commands<'a>(page: &'a str, heading: &str, first: &str) -> Vec<&'a str> {
     let (_, section) = page.split_once(&format!("\n## {heading}\n")).unwrap();
     let mut blocks = section.split("```sh\n").skip(1);
@@ -163,7 +161,7 @@ fn run(commands: &[&str], folder: &Folder) -> Model {
                 assert!(bytes.is_none_or(|bytes| bytes == run.stdout), "the output of {line}");
                 assert!(output.is_empty() || !run.stdout.is_empty(), "{line} has no output");
             }
-            _ => panic!("who runs {line:?}?"),
+            _ => panic!("unexpected line {line:?}"),
         }
         for (image, disk) in &model.images {
             let read = folder.run(&format!("read {image} --length {LOOKED_AT}")).expect(0);
@@ -174,7 +172,7 @@ fn run(commands: &[&str], folder: &Folder) -> Model {
 }
 
 #[test]
-fn the_readme_shows_every_verb_once_and_its_commands_do_what_they_say() {
+fn the_readme_shows_every_verb_once_and_its_commands_work() {
     let readme = include_str!("../../README.md");
     let commands = commands(readme, "The program", "# Make");
     let folder = Folder::new();
@@ -183,7 +181,7 @@ fn the_readme_shows_every_verb_once_and_its_commands_do_what_they_say() {
     let help = String::from_utf8(folder.run("--help").expect(0).stdout).unwrap();
     let (_, verbs) = help.split_once("Commands:\n").unwrap();
     let (verbs, _) = verbs.split_once("\n\n").unwrap();
-    // Two spaces, the verb, and what it does; what does not fit goes on further to the right.
+    // Two spaces, the verb, and its description, which continues further to the right.
     let verbs = verbs.lines().filter(|line| !line.starts_with("   "));
     let verbs: BTreeSet<&str> = verbs.filter_map(|line| line.split_whitespace().next()).collect();
     let mut shown: Vec<&str> = vec!["help"];
@@ -193,7 +191,7 @@ fn the_readme_shows_every_verb_once_and_its_commands_do_what_they_say() {
 }
 
 #[test]
-fn the_commands_of_a_chains_life_do_what_they_say() {
+fn the_commands_of_the_life_of_a_chain_work() {
     let page = include_str!("../../docs/program.md");
     let commands = commands(page, "The life of a chain", "mkdir");
     assert!(commands.len() > 20, "{} commands", commands.len());
@@ -201,5 +199,5 @@ fn the_commands_of_a_chains_life_do_what_they_say() {
     let model = run(&commands, &folder);
     let mut left = fs::read_dir(folder.file("vm")).unwrap().count();
     left += fs::read_dir(folder.file("archive")).unwrap().count();
-    assert_eq!(left, model.images.len(), "what was removed is gone, and nothing else is left");
+    assert_eq!(left, model.images.len(), "removed files are gone, and no other files are left");
 }

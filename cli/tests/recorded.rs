@@ -1,4 +1,4 @@
-//! The path to a parent is tried before it is recorded, and what children were linked to is not replaced.
+//! Recorded paths are tested before they are written, and files with children are not replaced.
 #![cfg(unix)]
 #![allow(clippy::disallowed_methods)]
 
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Folder, Run};
 
-/// Every file below a folder, by its number and its bytes.
+/// Every file below a folder, with its inode and content.
 fn all(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
     let mut all = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -28,7 +28,7 @@ fn all(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {
     all
 }
 
-/// Runs the program with these words, of which some may have blanks or be no text.
+/// Runs the program with these arguments, which can contain spaces or bytes that are not Unicode.
 fn run<S: AsRef<OsStr>>(folder: &Folder, words: impl IntoIterator<Item = S>) -> Run {
     let output = folder.command(words).output().unwrap();
     Run {
@@ -38,7 +38,7 @@ fn run<S: AsRef<OsStr>>(folder: &Folder, words: impl IntoIterator<Item = S>) -> 
     }
 }
 
-/// A base and a child beside it, and the base moved to a name that no recorded path can have.
+/// A base and its child, with the base renamed to a name that cannot be recorded.
 fn astray(name: &str) -> Folder {
     let folder = Folder::new();
     folder.run("create base.vhdx --size 4M").expect(0);
@@ -49,13 +49,13 @@ fn astray(name: &str) -> Folder {
 }
 
 #[test]
-fn no_link_is_made_to_a_name_that_would_be_read_otherwise() {
+fn a_name_with_a_backslash_is_not_recorded() {
     makes_no_link_to(r"a\b.vhdx");
 }
 
-/// Whoever reads a recorded path takes such a name for that of a drive or of a stream, and does not follow it.
+/// A recorded name with a colon means a drive or a stream, which readers do not follow.
 #[test]
-fn no_link_is_made_to_a_name_that_would_not_be_followed() {
+fn a_name_with_a_colon_is_not_recorded() {
     makes_no_link_to("a:b.vhdx");
 }
 
@@ -67,7 +67,7 @@ fn makes_no_link_to(name: &str) {
         &["create", "new.avhdx", "--parent", name][..],
         &["reparent", "tip.avhdx", "--onto", name, "--unproven"],
         &["reparent", "tip.avhdx", "--onto", name, "--unproven", "--dry-run"],
-        // The tip would be linked to it once the layer between is gone.
+        // The merge would link the tip to it.
         &["merge", "tip.avhdx@-1", with[0], with[1]],
         &["merge", "tip.avhdx@-1", with[0], with[1], "--dry-run"],
         &["revert", "tip.avhdx@base", "--path", "new.avhdx", with[0], with[1]],
@@ -92,7 +92,7 @@ fn makes_no_link_to(name: &str) {
 }
 
 #[test]
-fn the_advice_for_a_name_that_cannot_be_recorded_works() {
+fn the_suggestion_for_a_name_that_cannot_be_recorded_works() {
     for (place, parent) in [
         (r"a\b.vhdx", r"a\b.vhdx"),
         (r"x\y", r"x\y/base.vhdx"),
@@ -116,7 +116,7 @@ fn the_advice_for_a_name_that_cannot_be_recorded_works() {
 }
 
 #[test]
-fn names_that_are_no_text_are_refused_and_odd_ones_lead_back() {
+fn names_that_are_not_unicode_are_refused_and_unusual_ones_work() {
     let folder = Folder::new();
     let base = OsStr::from_bytes(b"b\xffd.vhdx");
     folder.run("create base.vhdx --size 4M").expect(0);
@@ -124,14 +124,14 @@ fn names_that_are_no_text_are_refused_and_odd_ones_lead_back() {
     let words = [OsStr::new("create"), OsStr::new("new.avhdx"), OsStr::new("--parent"), base];
     let refused = run(&folder, words).expect(7).says("a name that is not valid UTF-8");
     assert!(!folder.file("new.avhdx").exists(), "{}", refused.stderr);
-    // What no other system could have for a name is one here all the same.
+    // Names that Windows does not allow work here.
     for odd in ["dot.", "blank .vhdx ", " blank.vhdx", "...", "wurzel ä.vhdx"] {
         run(&folder, ["create", odd, "--size", "4M"]).expect(0);
         run(&folder, ["create", "new.avhdx", "--parent", odd]).expect(0);
         folder.run("read new.avhdx --length 512").expect(0);
         fs::remove_file(folder.file("new.avhdx")).unwrap();
     }
-    // What both lie in is not recorded.
+    // The common folder is not recorded.
     fs::create_dir(folder.file(r"in\side")).unwrap();
     run(&folder, ["create", r"in\side/base.vhdx", "--size", "4M"]).expect(0);
     run(&folder, ["create", r"in\side/new.avhdx", "--parent", r"in\side/base.vhdx"]).expect(0);
@@ -139,7 +139,7 @@ fn names_that_are_no_text_are_refused_and_odd_ones_lead_back() {
 }
 
 #[test]
-fn siblings_that_differ_in_case_alone_are_each_found() {
+fn parents_whose_names_differ_only_in_case_are_distinguished() {
     let folder = Folder::new();
     for (name, byte) in [("base.vhdx", b'l'), ("BASE.vhdx", b'U')] {
         folder.run(&format!("create {name} --size 4M")).expect(0);
@@ -157,9 +157,9 @@ fn siblings_that_differ_in_case_alone_are_each_found() {
 }
 
 #[test]
-fn a_path_that_is_too_long_to_be_followed_is_not_recorded() {
+fn a_path_that_is_too_long_to_follow_is_not_recorded() {
     let folder = Folder::new();
-    // Names of 200 letters, up to where a way up and down again is longer than a path may be.
+    // Folders with names of 200 letters, until the relative path exceeds the limit of a path.
     let mut deep = folder.path().canonicalize().unwrap();
     while deep.as_os_str().len() < 3400 {
         deep.push("n".repeat(200));
@@ -179,7 +179,7 @@ fn a_path_that_is_too_long_to_be_followed_is_not_recorded() {
 }
 
 #[test]
-fn an_output_takes_no_place_of_an_image_with_children() {
+fn an_output_does_not_replace_an_image_with_children() {
     let folder = Folder::new();
     fs::create_dir(folder.file("vm")).unwrap();
     fs::create_dir(folder.file("far")).unwrap();
@@ -206,7 +206,7 @@ fn an_output_takes_no_place_of_an_image_with_children() {
             assert!(all(folder.path()) == before, "{line}");
         }
         if child.starts_with("far") {
-            // Nobody said where to look.
+            // The folder of the children is not given.
             folder.run("create vm/base.vhdx --size 1M --overwrite").expect(0);
         }
         drop(fs::remove_file(folder.file(child)));
@@ -215,14 +215,14 @@ fn an_output_takes_no_place_of_an_image_with_children() {
     for line in make("vm/base.vhdx --orphan-children") {
         folder.run(&line).expect(0);
     }
-    // Nobody is cut off who is not there, nor by a file that is no image.
+    // A file without children, or that is not an image, is replaced.
     for line in make("vm/base.vhdx") {
         folder.run(&line).expect(0);
     }
 }
 
 #[test]
-fn standard_output_that_is_a_source_is_not_written_to() {
+fn standard_output_must_not_be_an_input() {
     let folder = Folder::with_chain();
     let before = all(folder.path());
     fs::hard_link(folder.file("l0.vhdx"), folder.file("again")).unwrap();

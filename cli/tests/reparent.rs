@@ -1,4 +1,4 @@
-//! `avhdx reparent` and `avhdx relink`: links set right, and the refusals.
+//! `avhdx reparent` and `avhdx relink`: corrected links, and refusals.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -8,9 +8,9 @@ use std::fs;
 use common::{Folder, flats, guid};
 
 #[test]
-fn a_copy_becomes_the_parent_once_it_is_proven() {
+fn an_equal_copy_becomes_the_parent() {
     let folder = Folder::with_chain();
-    // The same disk as l0 under another identity.
+    // The disk of l0 under another identity.
     folder.run("convert l0.vhdx -O vhdx copy.vhdx").expect(0);
     let run = folder.run("reparent l1.vhdx --onto copy.vhdx --dry-run --json").expect(0).json();
     assert_eq!((&run["schema"], &run["dry_run"]), (&"avhdx.reparent/1".into(), &true.into()));
@@ -21,8 +21,9 @@ fn a_copy_becomes_the_parent_once_it_is_proven() {
         "l0.vhdx"
     );
     let run = folder.run("reparent l1.vhdx --onto copy.vhdx").expect(0);
-    // All but 16 sectors.
-    run.prints("l1.vhdx: its parent is copy.vhdx, ").prints(&format!("{}", (4 << 20) - 16 * 512));
+    // All except 16 sectors.
+    run.prints("l1.vhdx: the parent is now copy.vhdx, ")
+        .prints(&format!("{}", (4 << 20) - 16 * 512));
     fs::remove_file(folder.file("l0.vhdx")).unwrap();
     let run = folder.run("read l2.vhdx --length 6M").expect(0);
     assert!(run.stdout == flats()[2]);
@@ -33,7 +34,7 @@ fn a_copy_becomes_the_parent_once_it_is_proven() {
 }
 
 #[test]
-fn a_parent_that_differs_is_refused_and_a_lost_one_needs_consent() {
+fn a_different_parent_is_refused_and_a_lost_one_needs_unproven() {
     let folder = Folder::with_chain();
     folder.run("convert l0.vhdx -O vhdx copy.vhdx").expect(0);
     folder.run_with("write copy.vhdx --offset 3M", &[7; 512]).expect(0);
@@ -49,7 +50,7 @@ fn a_parent_that_differs_is_refused_and_a_lost_one_needs_consent() {
     assert_eq!(run.json()["schema"], "avhdx.reparent/1");
     assert_eq!(run.json()["unproven"], (4 << 20) - 16 * 512);
     let run = folder.run("read l2.vhdx --offset 3M --length 512").expect(0);
-    // The tip has a block of its own there.
+    // The tip has its own block there.
     assert!(run.stdout == flats()[2][3 << 20..(3 << 20) + 512]);
     let run = folder.run("read l1.vhdx --offset 3M --length 512").expect(0);
     assert!(run.stdout == [7; 512]);
@@ -79,13 +80,13 @@ fn moved_files_are_relinked() {
     folder.run("relink .").expect(0).prints("./l1.vhdx: linked to ./bases/renamed.vhdx\n");
     let run = folder.run("read l2.vhdx --length 6M").expect(0);
     assert!(run.stdout == flats()[2]);
-    folder.run("relink .").expect(0).prints("all recorded paths of 3 images lead to their parents");
+    folder.run("relink .").expect(0).prints("the recorded paths of 3 images lead to their parents");
     let l1 = folder.run("info l1.vhdx --json").expect(0).json();
     assert_eq!(l1["image"]["data_write_guid"], guid(1).to_string());
 }
 
 #[test]
-fn what_is_ambiguous_or_lost_is_named_and_left() {
+fn images_with_an_ambiguous_or_lost_parent_are_reported_and_not_changed() {
     let folder = Folder::with_chain();
     let bytes = folder.read("l0.vhdx");
     fs::remove_file(folder.file("l0.vhdx")).unwrap();

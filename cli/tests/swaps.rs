@@ -1,4 +1,4 @@
-//! Names that others give to files of their own while the program runs, and programs that are killed.
+//! Files that are replaced while the program runs, and a program that is killed.
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_methods)]
 
@@ -23,13 +23,13 @@ fn signal(process: &Child, signal: &str) {
     assert!(kill.success());
 }
 
-/// Runs a line up to the moment that its draft is there and the program stands still; `None` where it was faster.
+/// Runs a command and stops it once its temporary file exists; `None` if the program finished first.
 fn stopped(folder: &Folder, line: &str) -> Option<Child> {
     let mut process = spawn(folder, line);
     while process.try_wait().unwrap().is_none() {
         if folder.draft_of(&process).is_some() {
             signal(&process, "-STOP");
-            // It may have come to its end all the same.
+            // The program may have finished meanwhile.
             if folder.draft_of(&process).is_some() {
                 return Some(process);
             }
@@ -40,7 +40,7 @@ fn stopped(folder: &Folder, line: &str) -> Option<Child> {
     None
 }
 
-/// A disk with so much in it that a copy takes a moment.
+/// A disk with enough data that a copy takes some time.
 fn with_disk() -> Folder {
     let folder = Folder::new();
     folder.run("create web.vhdx --size 64M --block 1M").expect(0);
@@ -50,7 +50,7 @@ fn with_disk() -> Folder {
 }
 
 #[test]
-fn a_file_put_in_the_childs_place_while_it_is_merged_stays() {
+fn a_file_that_replaces_the_child_during_a_merge_stays() {
     let folder = Folder::new();
     folder.run("create web.vhdx --size 16M --block 1M").expect(0);
     folder.run("checkpoint web.vhdx --path tip.avhdx").expect(0);
@@ -72,9 +72,9 @@ fn a_file_put_in_the_childs_place_while_it_is_merged_stays() {
     assert!(run.stdout.iter().all(|byte| *byte == 7));
 }
 
-/// The child's content is in the parent: what has the parent's name is nothing to go on with.
+/// The data is in the renamed parent; the file with its old name must not be suggested.
 #[test]
-fn a_merge_whose_parent_lost_its_name_sends_nobody_to_the_file_that_took_it() {
+fn a_merge_does_not_suggest_a_file_that_took_the_parents_name() {
     for is_elsewhere in [false, true] {
         let folder = Folder::new();
         folder.run("create web.vhdx --size 16M --block 1M").expect(0);
@@ -94,7 +94,7 @@ fn a_merge_whose_parent_lost_its_name_sends_nobody_to_the_file_that_took_it() {
         let text = run.text();
         assert!(!text.contains("web.vhdx"), "{text}");
         let is_beside = folder.file("moved.vhdx").exists();
-        assert_eq!(text.contains("the tip is moved.vhdx"), is_beside, "{text}");
+        assert_eq!(text.contains("  tip       moved.vhdx, "), is_beside, "{text}");
         let next = if is_beside { "info --chain moved.vhdx" } else { "tree ." };
         drop(run.says(&format!("next: avhdx {next}")));
         assert_eq!(folder.read("web.vhdx"), b"a stranger's");
@@ -105,7 +105,7 @@ fn a_merge_whose_parent_lost_its_name_sends_nobody_to_the_file_that_took_it() {
 }
 
 #[test]
-fn a_file_put_in_the_place_of_the_one_to_be_replaced_stays() {
+fn a_file_that_replaces_the_output_during_a_copy_stays() {
     let folder = with_disk();
     for format in ["raw", "vhdx"] {
         let mut met = false;
@@ -117,7 +117,7 @@ fn a_file_put_in_the_place_of_the_one_to_be_replaced_stays() {
             fs::write(folder.file("out"), "a stranger's").unwrap();
             signal(&process, "-CONT");
             let run = Run::of(process.wait_with_output().unwrap()).expect(7);
-            drop(run.says("out: nothing was replaced").says("next: avhdx convert "));
+            drop(run.says("out: the file was not replaced").says("next: avhdx convert "));
             assert_eq!(folder.read("out"), b"a stranger's");
             assert_eq!(folder.read("moved"), b"what is to be replaced");
             assert_eq!(folder.names(), ["moved", "out", "web.vhdx"]);
@@ -125,7 +125,7 @@ fn a_file_put_in_the_place_of_the_one_to_be_replaced_stays() {
             break;
         }
         assert!(met, "{format}: the program was always faster");
-        // What it says to do next does it.
+        // The suggested command works.
         folder.run(&format!("convert web.vhdx -O {format} out --overwrite")).expect(0);
         fs::remove_file(folder.file("moved")).unwrap();
         fs::remove_file(folder.file("out")).unwrap();
@@ -133,7 +133,7 @@ fn a_file_put_in_the_place_of_the_one_to_be_replaced_stays() {
 }
 
 #[test]
-fn a_name_that_is_taken_while_a_copy_is_made_is_not_taken_over() {
+fn an_output_name_that_is_taken_during_a_copy_stays() {
     let folder = with_disk();
     for _ in 0..40 {
         let Some(process) = stopped(&folder, "convert web.vhdx -O raw out") else {
@@ -147,10 +147,10 @@ fn a_name_that_is_taken_while_a_copy_is_made_is_not_taken_over() {
         assert_eq!(folder.names(), ["out", "web.vhdx"]);
         return;
     }
-    panic!("the program was always faster");
+    panic!("the program always finished first");
 }
 
-/// Whenever the program is killed, what it was making is there as a whole or not at all, and its base is written to.
+/// A killed program leaves a complete output or none, and its base can be written.
 #[test]
 fn a_killed_program_leaves_nothing_that_blocks_a_base() {
     let folder = with_disk();

@@ -1,4 +1,4 @@
-//! `avhdx tree`: the forest below folders, its faults, and what must not be shown.
+//! `avhdx tree`: the forest, its faults, and confidential identities.
 #![allow(clippy::disallowed_methods)] // stands outside the crate
 
 mod common;
@@ -14,7 +14,7 @@ use common::{Folder, Run, chain, flats, guid, name};
 use serde_json::Value;
 use uuid::Uuid;
 
-/// The chains by another writer, unpacked; `None` where there are none to be had.
+/// The chains by another writer, unpacked; `None` if there are none.
 fn foreign() -> Option<Folder> {
     let from = match images::image("chains") {
         Some(chains) => chains,
@@ -29,7 +29,7 @@ fn foreign() -> Option<Folder> {
     Some(folder)
 }
 
-/// Which file is whose parent, by path; roots have none.
+/// The parent of each image, by path; `None` for roots.
 fn edges(document: &Value) -> BTreeMap<String, Option<String>> {
     let images = document["images"].as_array().unwrap();
     let path = |image: &Value| image["path"].as_str().unwrap().to_owned();
@@ -50,7 +50,7 @@ fn image<'a>(document: &'a Value, path: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {path} in {document:#}"))
 }
 
-/// What names an image elsewhere in the document.
+/// The number that refers to an image in the document.
 fn number(document: &Value, path: &str) -> Value {
     image(document, path)["image"].clone()
 }
@@ -153,7 +153,7 @@ fn chains_by_another_writer_are_six_sound_trees() {
 }
 
 #[test]
-fn a_renamed_parent_and_a_changed_identity_are_both_named() {
+fn a_renamed_parent_and_a_changed_identity_are_both_reported() {
     let Some(folder) = foreign() else { return };
     fs::rename(folder.file("chains/deep6/l2.vhdx"), folder.file("chains/deep6/moved.bin")).unwrap();
     let expected = "c9b9bdb0-4e08-4df4-a013-504ad5aff47a";
@@ -166,12 +166,12 @@ fn a_renamed_parent_and_a_changed_identity_are_both_named() {
         .prints("2 faults:")
         .prints("broken link: b1m-tail/l1.vhdx\n")
         .prints("leads to b1m-tail/l0.vhdx\n")
-        .prints(&format!("identity expected: {expected}\n"))
-        .prints(&format!("identity found:    {}\n", guid(7)))
-        .prints("no other file here has the identity expected\n")
+        .prints(&format!("expected identity: {expected}\n"))
+        .prints(&format!("found identity:    {}\n", guid(7)))
+        .prints("no file here has the expected identity\n")
         .prints("stale path: deep6/l3.vhdx\n")
         .prints(r"recorded: .\l2.vhdx,")
-        .prints("the parent by its identity is deep6/moved.bin\n")
+        .prints("the parent by identity is deep6/moved.bin\n")
         .prints(
             "next: avhdx info --chain --with-parent chains/deep6/moved.bin chains/deep6/l3.vhdx\n",
         );
@@ -188,10 +188,10 @@ fn a_renamed_parent_and_a_changed_identity_are_both_named() {
     assert_eq!(stale["image"], number(&document, "chains/deep6/l3.vhdx"));
     assert_eq!(stale["matches"][0], number(&document, "chains/deep6/moved.bin"));
 
-    // The command that --tips gives reads the disk.
+    // The command of --tips reads the disk.
     let tips = folder.run("tree chains --tips").expect(1);
     let convert = "convert -O raw --with-parent chains/deep6/moved.bin chains/deep6/l5.vhdx OUT";
-    let tips = tips.prints(convert).prints("complete with the parents named");
+    let tips = tips.prints(convert).prints("complete with --with-parent");
     let _ = tips.prints("broken: the parent of b1m-tail/l1.vhdx is missing");
     folder.run("convert -O raw chains/deep6/l5.vhdx OUT").expect(5);
     folder.run(convert).expect(0);
@@ -203,7 +203,7 @@ fn a_renamed_parent_and_a_changed_identity_are_both_named() {
 }
 
 #[test]
-fn another_file_in_the_parents_place_and_the_parent_elsewhere() {
+fn a_parent_that_was_replaced_is_found_in_another_folder() {
     let folder = Folder::new();
     write(&folder, "vm/parent.vhdx", &base(3));
     write(&folder, "vm/old/parent.vhdx", &base(1));
@@ -217,12 +217,12 @@ fn another_file_in_the_parents_place_and_the_parent_elsewhere() {
     assert_eq!(edges(&document)["vm/tip.avhdx"].as_deref(), Some("vm/old/parent.vhdx"));
     let _ = folder
         .run("tree vm")
-        .prints("the identity expected is that of old/parent.vhdx\n")
+        .prints("the expected identity is that of old/parent.vhdx\n")
         .prints("next: avhdx info --chain --with-parent vm/old/parent.vhdx vm/tip.avhdx\n");
 }
 
 #[test]
-fn branches_are_in_the_order_of_their_times() {
+fn branches_are_sorted_by_time() {
     let folder = Folder::new();
     write(&folder, "vm/base.vhdx", &base(0));
     for (n, file, time) in [(1, "c", 1000), (2, "a", 3000), (3, "b", 2000), (4, "d", 1000)] {
@@ -242,9 +242,9 @@ fn branches_are_in_the_order_of_their_times() {
 }
 
 #[test]
-fn of_duplicates_the_one_on_the_recorded_path_is_the_parent() {
+fn the_duplicate_at_the_recorded_path_is_the_parent() {
     let folder = Folder::new();
-    // By name, the copies come before the original and after it.
+    // In the order of names, copies come before and after the original.
     for file in ["vm/a/copy.vhdx", "vm/m/base.vhdx", "vm/z/copy.vhdx"] {
         write(&folder, file, &base(0));
     }
@@ -257,12 +257,12 @@ fn of_duplicates_the_one_on_the_recorded_path_is_the_parent() {
     assert_eq!(found["images"].as_array().unwrap().len(), 3);
     assert_eq!(found["preferred"], serde_json::json!([number(&document, "vm/m/base.vhdx")]));
     let run = folder.run("tree vm").expect(0);
-    let run = run.prints("m/base.vhdx  (a recorded path leads here)\n").prints("1 note:");
+    let run = run.prints("m/base.vhdx  (at a recorded path)\n").prints("1 note:");
     assert_eq!(run.text().matches("  duplicate [1]").count(), 3, "{}", run.text());
 }
 
 #[test]
-fn names_of_one_file_are_no_duplicates() {
+fn hard_links_are_not_duplicates() {
     let folder = Folder::with_chain();
     fs::hard_link(folder.file("l1.vhdx"), folder.file("other.vhdx")).unwrap();
     let document = json(&folder, ". . l1.vhdx", 0);
@@ -271,7 +271,7 @@ fn names_of_one_file_are_no_duplicates() {
 }
 
 #[test]
-fn loops_end() {
+fn loops_are_reported() {
     let folder = Folder::new();
     write(&folder, "vm/a.vhdx", &child(1, 2, ".\\b.vhdx"));
     write(&folder, "vm/b.vhdx", &child(2, 1, ".\\a.vhdx"));
@@ -284,7 +284,7 @@ fn loops_end() {
     let number = |path| number(&document, path);
     assert_eq!(*loops[0], serde_json::json!([number("vm/a.vhdx"), number("vm/b.vhdx")]));
     assert_eq!(*loops[1], serde_json::json!([number("vm/self.vhdx")]));
-    // Each image is drawn once, and every tip in or on a loop is broken.
+    // Each image is drawn once, and every tip that leads into a loop is broken.
     assert_eq!(document["images"].as_array().unwrap().len(), 4);
     let tips = document["tips"].as_array().unwrap();
     assert_eq!(tips.len(), 2);
@@ -292,15 +292,15 @@ fn loops_end() {
     let _ = folder
         .run("tree vm")
         .expect(1)
-        .prints("a.vhdx has for its parent b.vhdx\n")
-        .prints("self.vhdx has for its parent self.vhdx\n");
+        .prints("the parent of a.vhdx is b.vhdx\n")
+        .prints("the parent of self.vhdx is self.vhdx\n");
     let _ =
         folder.run("tree vm --tips").expect(1).prints("broken: self.vhdx leads back to self.vhdx");
 }
 
 #[test]
 fn an_image_with_its_parents_identity_is_not_its_own_parent() {
-    // There are writers that copy the identity into the child and never change it.
+    // Some writers copy the parent's identity into the child.
     let folder = Folder::new();
     write(&folder, "vm/tip.avhdx", &child(1, 1, ".\\parent.vhdx"));
     let document = json(&folder, "vm", 1);
@@ -312,16 +312,16 @@ fn an_image_with_its_parents_identity_is_not_its_own_parent() {
 }
 
 #[test]
-fn an_orphan_names_the_identity_expected() {
+fn an_orphan_shows_the_expected_identity() {
     let folder = Folder::with_chain();
     fs::remove_file(folder.file("l1.vhdx")).unwrap();
     let run = folder.run("tree .").expect(1);
     let _ = run
         .prints("!! orphan [1]")
         .prints("orphan: l2.vhdx\n")
-        .prints(&format!("expects a parent with the identity {}\n", guid(1)))
+        .prints(&format!("expected parent identity: {}\n", guid(1)))
         .prints(r"recorded: .\l1.vhdx")
-        .prints("looked at l1.vhdx: nothing there\n");
+        .prints("tried l1.vhdx: no file\n");
     let document = json(&folder, ".", 1);
     let orphan = finding(&document, "orphan");
     assert_eq!(orphan["expected"], serde_json::json!([guid(1).to_string()]));
@@ -331,7 +331,7 @@ fn an_orphan_names_the_identity_expected() {
 }
 
 #[test]
-fn the_second_linkage_links_too() {
+fn the_second_linkage_is_followed() {
     let folder = Folder::new();
     write(&folder, "base.vhdx", &base(5));
     let mut tip = child(1, 9, ".\\base.vhdx");
@@ -349,7 +349,7 @@ fn the_second_linkage_links_too() {
 }
 
 #[test]
-fn files_are_known_by_their_signature() {
+fn images_are_found_by_their_signature() {
     let folder = Folder::new();
     let [bottom, middle, tip] = &chain()[..] else { unreachable!() };
     write(&folder, "vm/bottom.raw", bottom);
@@ -363,7 +363,7 @@ fn files_are_known_by_their_signature() {
     assert_eq!(document["images"].as_array().unwrap().len(), 3);
     assert_eq!(edges(&document)["vm/tip.txt"].as_deref(), Some("vm/middle"));
 
-    // A file of the right name that is none is a fault: it may be what is left of one.
+    // A file named like an image without a signature is a fault: it may be a damaged image.
     fs::write(folder.file("vm/lost.AVHDX"), [0; 4096]).unwrap();
     fs::write(folder.file("vm/short.vhdx"), "vhdx").unwrap();
     let document = json(&folder, "vm", 1);
@@ -373,13 +373,13 @@ fn files_are_known_by_their_signature() {
 }
 
 #[test]
-fn damaged_images_stay_with_their_errors() {
+fn damaged_images_are_listed_with_their_errors() {
     let folder = Folder::with_chain();
-    // The base loses its regions but not its headers: its child still knows it.
+    // The base loses its regions but not its headers: its identity is still known.
     let mut bytes = folder.read("l0.vhdx");
     bytes[0x3_0000..0x5_0000].fill(0);
     fs::write(folder.file("l0.vhdx"), &bytes).unwrap();
-    // One cut within the headers, and one right after its signature.
+    // One file is truncated within the headers, one right after the signature.
     fs::write(folder.file("cut.vhdx"), &bytes[..0x1_0800]).unwrap();
     fs::write(folder.file("stump.vhdx"), &bytes[..8]).unwrap();
     let document = json(&folder, ".", 1);
@@ -397,7 +397,7 @@ fn damaged_images_stay_with_their_errors() {
 }
 
 #[test]
-fn a_parent_outside_is_shown_when_it_is_the_parent() {
+fn a_parent_outside_the_folders_is_shown() {
     let folder = Folder::new();
     write(&folder, "bases/base.vhdx", &base(0));
     write(&folder, "bases/mid.avhdx", &child(1, 0, ".\\base.vhdx"));
@@ -415,12 +415,12 @@ fn a_parent_outside_is_shown_when_it_is_the_parent() {
 }
 
 #[test]
-fn a_stranger_outside_keeps_its_identity_to_itself() {
+fn the_identity_of_an_unrelated_file_outside_the_folders_is_not_shown() {
     let folder = Folder::new();
     write(&folder, "bases/base.vhdx", &base(8));
     write(&folder, "vm/tip.avhdx", &child(2, 1, "..\\bases\\base.vhdx"));
     let secret = &guid(8).to_string();
-    // No way of asking shows it, not even its first digits.
+    // No output shows it, not even its first digits.
     let secrets = [secret.as_str(), &secret[..8], &secret.replace('-', "")];
     let check = |run: Run| {
         for secret in secrets {
@@ -440,21 +440,21 @@ fn a_stranger_outside_keeps_its_identity_to_itself() {
     }
     let _ = check(folder.run("tree vm").expect(1))
         .prints("broken link: tip.avhdx\n")
-        .prints(&format!("identity expected: {}\n", guid(1)))
-        .prints("identity found:    another, if any; not shown of a file outside");
-    // What is no image at all looks the same.
+        .prints(&format!("expected identity: {}\n", guid(1)))
+        .prints("found identity:    different or none; not shown for files outside");
+    // A file that is not an image gives the same output.
     let before = json(&folder, "vm", 1);
     fs::write(folder.file("bases/base.vhdx"), "root:x:0:0").unwrap();
     let after = json(&folder, "vm", 1);
     assert_eq!(before["findings"], after["findings"]);
-    // Once pointed at, it is shown.
+    // It is shown once its folder is given.
     write(&folder, "bases/base.vhdx", &base(8));
     let document = json(&folder, "vm bases", 1);
     assert_eq!(finding(&document, "broken-link")["found"], *secret);
 }
 
 #[test]
-fn confined_parents_are_not_even_looked_at() {
+fn parents_outside_confine_are_not_opened() {
     let folder = Folder::new();
     write(&folder, "bases/base.vhdx", &base(1));
     write(&folder, "vm/tip.avhdx", &child(2, 1, "..\\bases\\base.vhdx"));
@@ -480,9 +480,9 @@ fn the_flags_for_parents_find_them() {
     assert_eq!(by(&json(&folder, "vm --with-parent attic/BASE.vhdx", 0)), "given");
     let mapped = json(&folder, "vm --path-map D:\\VM=attic", 0);
     assert_eq!(by(&mapped), "absolute_win32_path");
-    // Scanned with it, the parent is known by its identity, and the path is stale.
+    // If its folder is scanned, the parent is found by identity, and the path is stale.
     assert_eq!(codes(&json(&folder, "vm attic", 1)), ["stale-path"]);
-    // What --tips says reads the disk.
+    // The command of --tips reads the disk.
     let commands = &mapped["tips"][0]["commands"];
     let command = commands[1].as_str().unwrap().strip_prefix("avhdx ").unwrap();
     assert_eq!(fs::read(folder.file("vm/tip.avhdx")).unwrap().len(), 4 << 20);
@@ -491,7 +491,7 @@ fn the_flags_for_parents_find_them() {
 }
 
 #[test]
-fn tips_tell_of_pending_logs_and_of_images_in_use() {
+fn tips_show_pending_logs_and_images_in_use() {
     let folder = Folder::new();
     let [bottom, middle, tip] = &chain()[..] else { unreachable!() };
     let mut before = middle.clone();
@@ -516,7 +516,7 @@ fn tips_tell_of_pending_logs_and_of_images_in_use() {
 }
 
 #[test]
-fn a_log_without_entries_is_a_fault_of_its_image_alone() {
+fn a_log_without_entries_is_a_fault_of_its_image_only() {
     let folder = Folder::new();
     let mut images = chain();
     images[1].set_log_guid(Uuid::from_u128(5));
@@ -540,7 +540,7 @@ fn sector_sizes_must_agree() {
 
 #[cfg(unix)]
 #[test]
-fn links_are_not_followed_out_of_the_places_nor_round_in_circles() {
+fn links_out_of_the_folders_and_circular_links_are_not_followed() {
     use std::os::unix::fs::symlink;
     let folder = Folder::new();
     fs::create_dir_all(folder.file("vm/a/b")).unwrap();
@@ -564,16 +564,16 @@ fn links_are_not_followed_out_of_the_places_nor_round_in_circles() {
     assert_eq!(codes(&document), ["link-outside", "link-outside"]);
     let run = folder.run("tree vm").expect(0).prints("link outside: bait.vhdx was not followed\n");
     assert!(!run.text().contains(&guid(8).to_string()[..8]), "{}", run.text());
-    // A link that the user names is followed.
+    // A link given as an argument is followed.
     let document = json(&folder, "vm vm/bait.vhdx", 0);
     assert_eq!(image(&document, "vm/bait.vhdx")["data_write_guid"], guid(8).to_string());
 }
 
 #[cfg(unix)]
 #[test]
-fn what_is_no_regular_file_is_not_opened() {
+fn only_regular_files_are_opened() {
     let folder = Folder::with_chain();
-    // Opening a pipe would wait for its other end, reading from it forever.
+    // Opening a pipe would wait for its other end.
     let made = std::process::Command::new("mkfifo").arg(folder.file("pipe.vhdx")).status().unwrap();
     assert!(made.success());
     let _socket = std::os::unix::net::UnixListener::bind(folder.file("s")).unwrap();
@@ -582,7 +582,7 @@ fn what_is_no_regular_file_is_not_opened() {
 }
 
 #[test]
-fn deep_chains_and_deep_folders() {
+fn deep_chains_and_deep_folders_are_shown() {
     let folder = Folder::new();
     let identity = |n: u32| Uuid::from_u128(0xabcd_0000 + u128::from(n));
     for n in 0..300 {
@@ -607,7 +607,7 @@ fn deep_chains_and_deep_folders() {
     assert_eq!(image(&document, "vm/l299.avhdx")["depth"], 299);
     let text = folder.run("tree vm").expect(0).text();
     assert!(text.lines().any(|line| line.contains("…299 └─ l299.avhdx")), "{text}");
-    // Deeper than verbs go without being told.
+    // Deeper than the default of --max-depth.
     let tips = folder.run("tree vm --tips").expect(0);
     let command = "convert -O raw --max-depth 300 vm/l299.avhdx OUT";
     let _ = tips.prints(command);
@@ -616,7 +616,7 @@ fn deep_chains_and_deep_folders() {
 
 #[cfg(unix)]
 #[test]
-fn names_and_creators_do_not_drive_the_terminal() {
+fn names_and_creators_are_escaped() {
     use std::os::unix::ffi::OsStrExt;
     let folder = Folder::new();
     fs::create_dir(folder.file("vm")).unwrap();
@@ -633,7 +633,7 @@ fn names_and_creators_do_not_drive_the_terminal() {
 }
 
 #[test]
-fn places_that_are_not_there_are_errors() {
+fn missing_folders_are_errors() {
     let folder = Folder::with_chain();
     let _ = folder.run("tree . nowhere").expect(3).says("nowhere: cannot look there");
     folder.run("tree").expect(2);
@@ -643,7 +643,7 @@ fn places_that_are_not_there_are_errors() {
 }
 
 #[test]
-fn nothing_is_changed() {
+fn tree_changes_nothing() {
     let folder = Folder::with_chain();
     let sums = || ["l0.vhdx", "l1.vhdx", "l2.vhdx"].map(|name| folder.read(name));
     let (before, names) = (sums(), folder.names());
@@ -653,8 +653,8 @@ fn nothing_is_changed() {
 }
 
 #[test]
-fn blocks_do_not_matter_to_the_forest() {
-    // A base of 64 TiB is as quick to look at as any: its table is not read.
+fn block_tables_are_not_read() {
+    // Otherwise a base of 64 TiB would take long.
     let folder = Folder::new();
     let mut huge = Image::dynamic(64 << 40);
     name(&mut huge, 0);
@@ -664,15 +664,15 @@ fn blocks_do_not_matter_to_the_forest() {
 }
 
 #[test]
-fn the_document_letter_by_letter() {
-    // Programs rely on it, so it only ever grows.
+fn the_json_is_stable() {
+    // Programs depend on it, so keys are only ever added.
     let folder = Folder::with_chain();
     fs::remove_file(folder.file("l0.vhdx")).unwrap();
     for file in ["l1.vhdx", "l2.vhdx"] {
         touch(&folder.file(file), 86_400);
     }
     let mut document = json(&folder, ".", 1);
-    // What depends on the machine.
+    // These depend on the machine.
     for image in document["images"].as_array_mut().unwrap() {
         for key in ["allocated", "volume"] {
             assert!(image[key].is_u64() || image[key].is_null(), "{key}");

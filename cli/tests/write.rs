@@ -1,4 +1,4 @@
-//! `write`, `zero` and `discard`: what they do to the disk, what they refuse, and how they end.
+//! `avhdx write`, `zero` and `discard`: their effect on the disk, and refusals.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -19,24 +19,24 @@ fn bytes(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The tip's disk, read by a reader that shares no code with the program.
+/// The tip's disk, by an independent reader.
 fn flat(folder: &Folder) -> Vec<u8> {
     let layers = ["l0.vhdx", "l1.vhdx", "l2.vhdx"].map(|name| folder.file(name));
     naive::Chain::open(layers).unwrap().flat(2).unwrap()
 }
 
-/// What the header says of the log: nothing, where the image was closed.
+/// The state of the log; `empty` if the image was closed.
 fn log_state(folder: &Folder, name: &str) -> String {
     let info = folder.run(&format!("info {name} --json")).expect(0).json();
     info["image"]["log"]["state"].as_str().unwrap().to_owned()
 }
 
 #[test]
-fn standard_input_goes_to_the_tip_alone() {
+fn standard_input_is_written_to_the_tip_only() {
     let folder = Folder::with_chain();
     let before = [folder.read("l0.vhdx"), folder.read("l1.vhdx")];
     let mut expected = flats()[2].clone();
-    // Unaligned, over several blocks of all states; then nothing; then up to the very end.
+    // Unaligned, over blocks in all states; empty; and up to the end of the disk.
     for (offset, len) in [(1000, 4 * MIB + 77), (5, 0), (6 * MIB, 0), (6 * MIB - 3, 3)] {
         let input = bytes(len);
         let run = folder.run_with(&format!("write l2.vhdx --offset {offset}"), &input).expect(0);
@@ -47,7 +47,7 @@ fn standard_input_goes_to_the_tip_alone() {
     }
     assert!([folder.read("l0.vhdx"), folder.read("l1.vhdx")] == before);
     assert_eq!(folder.names(), ["l0.vhdx", "l1.vhdx", "l2.vhdx"]);
-    // The tip may be named as a point in time too.
+    // A selector can name the tip.
     folder.run_with("write l2.vhdx@-0 --offset 0", b"x").expect(0);
     assert_eq!(flat(&folder)[0], b'x');
 }
@@ -56,12 +56,12 @@ fn standard_input_goes_to_the_tip_alone() {
 fn an_input_that_does_not_fit_is_not_written() {
     let folder = Folder::with_chain();
     let before = folder.read("l2.vhdx");
-    // Within what is read ahead.
+    // Shorter than one piece.
     let input = bytes(MIB + 1);
     let run = folder.run_with("write l2.vhdx --offset 5M --json", &input).expect(2);
     let error = run.error();
     assert_eq!((&error["code"], &error["written"]), (&"write.too-long".into(), &0.into()));
-    // From a file, whose length is known, from where it stands.
+    // From a file with a known length, from its current position.
     fs::write(folder.file("input"), bytes(6 * MIB)).unwrap();
     let from_file = |line: &str| {
         let mut command = folder.command(line.split(' '));
@@ -69,7 +69,7 @@ fn an_input_that_does_not_fit_is_not_written() {
         Run::of(command.output().unwrap())
     };
     let run = from_file("write l2.vhdx --offset 512").expect(2);
-    run.says("room for 6290944 bytes at 512, and the input has 6291456");
+    run.says("room for 6290944 bytes at 512, the input has 6291456");
     for offset in ["6291457", "64T"] {
         let run = folder.run(&format!("write l2.vhdx --offset {offset} --json")).expect(2);
         assert_eq!(run.error()["code"], "disk.out-of-range");
@@ -77,7 +77,7 @@ fn an_input_that_does_not_fit_is_not_written() {
     assert!(folder.read("l2.vhdx") == before);
     assert!(from_file("write l2.vhdx --offset 0").expect(0).text().starts_with("l2.vhdx: 6291456"));
 
-    // A long stream: all but the last piece is written before that can be known, and told.
+    // A long stream: all but the last piece is written before the end is known.
     let input: Vec<u8> = bytes(6 * MIB).iter().map(|byte| byte ^ 0xFF).collect();
     let run = folder.run_with("write l2.vhdx --offset 1M --json", &input).expect(2);
     assert_eq!(run.error()["written"], 5 * MIB - 2 * MIB);
@@ -92,7 +92,7 @@ fn zeros_hide_the_parent() {
     for verb in ["zero", "zero --keep-space", "discard"] {
         let folder = Folder::with_chain();
         let mut expected = flats()[2].clone();
-        // A part of a mixed block below, a whole block of the parent, parts of others, all.
+        // Part of a partially present block, a whole block of the parent, parts of others, everything.
         for (offset, len) in [(5000, 100), (0, MIB), (2 * MIB + 9, 2 * MIB), (0, 6 * MIB)] {
             let (name, flags) = verb.split_once(' ').unwrap_or((verb, ""));
             let line = format!("{name} l2.vhdx {flags} --offset {offset} --length {len}");
@@ -102,18 +102,18 @@ fn zeros_hide_the_parent() {
             assert_eq!(log_state(&folder, "l2.vhdx"), "empty");
         }
         let blocks = folder.run("info l2.vhdx --json").expect(0).json()["image"]["blocks"].take();
-        // Block 3 is the one that the tip held at the start.
+        // Only block 3 was in the tip at first.
         let kept = u64::from(verb.contains("keep"));
         assert_eq!(blocks["fully_present"].as_u64() > Some(0), kept == 1, "{verb}: {blocks}");
         let run = folder.run("discard l2.vhdx --offset 6M --length 1").expect(2);
-        run.says("1 bytes at 6291456 do not lie within the disk, which has 6291456");
+        run.says("1 bytes at 6291456 do not lie within the disk of 6291456 bytes");
         folder.run("zero l2.vhdx --offset 0").expect(2).says("--length");
     }
 }
 
-/// A range is changed by GiB, the first and the last of which are parts.
+/// A range is changed in pieces of 1 GiB; the first and the last are partial.
 #[test]
-fn ranges_longer_than_a_piece_are_zeroed_whole_and_nothing_beside_them() {
+fn ranges_longer_than_a_piece_are_zeroed_exactly() {
     for verb in ["zero", "zero --keep-space", "discard"] {
         let folder = Folder::new();
         folder.run("create d.vhdx --size 4G --block 1M").expect(0);
@@ -149,7 +149,7 @@ fn a_fixed_disk_keeps_its_blocks() {
 }
 
 #[test]
-fn an_image_with_a_child_is_refused_and_what_would_allow_it_is_said() {
+fn an_image_with_a_child_is_refused_and_the_flag_is_suggested() {
     let folder = Folder::with_chain();
     let before = folder.read("l1.vhdx");
     let refused = |line: &str| {
@@ -162,25 +162,25 @@ fn an_image_with_a_child_is_refused_and_what_would_allow_it_is_said() {
         "zero l1.vhdx --offset 0 --length 1",
         "discard l1.vhdx --offset 0 --length 1M",
     ] {
-        refused(line).says("l2.vhdx as its child").says("--orphan-children would allow it");
+        refused(line).says("l2.vhdx as its child").says("--orphan-children allows it");
     }
     let error = refused("write l1.vhdx --offset 0 --json").error();
     assert_eq!((&error["kind"], &error["exit"]), (&"has-children".into(), &7.into()));
 
-    // A point in time below the tip, and no consent covers that.
+    // A point in time below the tip is refused with any flag.
     for line in ["write l2.vhdx@-1 --offset 0", "write l2.vhdx@base --offset 0 --orphan-children"] {
-        let run = refused(line).says("a point in time below the tip is not written to");
+        let run = refused(line).says("a point in time below the tip cannot be written");
         run.says("avhdx create CHILD --parent l2.vhdx@");
     }
 
-    // A child in another folder is found when that is named.
+    // A child in another folder is found with --children-in.
     fs::create_dir(folder.file("elsewhere")).unwrap();
     fs::rename(folder.file("l2.vhdx"), folder.file("elsewhere/l2.vhdx")).unwrap();
     refused("write l1.vhdx --offset 0 --children-in elsewhere").says("elsewhere/l2.vhdx");
     folder
         .run_with("write l1.vhdx --offset 0 --children-in elsewere", b"x")
         .expect(3)
-        .says("elsewere: cannot look for children there");
+        .says("elsewere: cannot list the folder to find children");
     assert!(folder.read("l1.vhdx") == before);
     let line = "write l1.vhdx --offset 0 --children-in elsewhere --orphan-children";
     folder.run_with(line, b"x").expect(0);
@@ -189,13 +189,13 @@ fn an_image_with_a_child_is_refused_and_what_would_allow_it_is_said() {
 }
 
 #[test]
-fn a_second_writer_is_told_that_the_image_is_in_use() {
+fn a_second_writer_is_refused() {
     let folder = Folder::with_chain();
     let before = folder.read("l2.vhdx");
     let mut first = folder.command("write l2.vhdx --offset 0".split(' '));
     let mut first = first.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut to_first = first.stdin.take().unwrap();
-    // More than a pipe holds: when this returns the first one reads, so that it has the image.
+    // More than a pipe holds: once this returns, the first program is reading and has the image open.
     to_first.write_all(&bytes(MIB)).unwrap();
     for line in [
         "write l2.vhdx --offset 0 --json",
@@ -206,7 +206,7 @@ fn a_second_writer_is_told_that_the_image_is_in_use() {
         let error = folder.run_with(line, b"second").expect(6).error();
         assert_eq!(error["kind"], "in-use", "{line}");
     }
-    // Nor may the parents of an open disk be written to.
+    // The parents of an open disk cannot be written either.
     folder.run_with("write l0.vhdx --offset 0 --orphan-children", b"x").expect(6);
     assert!(folder.read("l2.vhdx") == before);
     drop(to_first);
@@ -215,7 +215,7 @@ fn a_second_writer_is_told_that_the_image_is_in_use() {
 }
 
 #[test]
-fn what_is_no_image_is_not_written_to() {
+fn a_file_that_is_not_an_image_is_not_written() {
     let folder = Folder::new();
     fs::write(folder.file("text"), vec![b'x'; MIB]).unwrap();
     folder.run_with("write text --offset 0", b"y").expect(4).says("vhdxfile");
@@ -225,7 +225,7 @@ fn what_is_no_image_is_not_written_to() {
 }
 
 #[test]
-fn stale_change_trackers_are_warned_of() {
+fn stale_change_trackers_give_a_warning() {
     let folder = Folder::with_chain();
     fs::write(folder.file("l2.vhdx.rct"), "").unwrap();
     let run = folder.run_with("write l2.vhdx --offset 0", b"x").expect(0);
@@ -234,7 +234,7 @@ fn stale_change_trackers_are_warned_of() {
 
 #[test]
 #[cfg(unix)]
-fn an_interruption_leaves_a_closed_image() {
+fn an_interruption_closes_the_image() {
     let folder = Folder::new();
     for (i, signal) in ["-INT", "-TERM"].into_iter().enumerate() {
         let name = format!("{i}.vhdx");
@@ -245,7 +245,7 @@ fn an_interruption_leaves_a_closed_image() {
         let mut child = command.spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
         input.write_all(&bytes(4 * MIB + MIB)).unwrap();
-        // Both whole pieces are on their way; the third waits for the rest of the input.
+        // Two whole pieces are being written; the third waits for more input.
         while fs::metadata(folder.file(&name)).unwrap().len() < empty + 4 * MIB as u64 {
             std::thread::yield_now();
         }
@@ -263,7 +263,7 @@ fn an_interruption_leaves_a_closed_image() {
 }
 
 #[test]
-fn the_json() {
+fn the_json_is_stable() {
     let folder = Folder::with_chain();
     let run = folder.run_with("write l2.vhdx --offset 4K --json", b"12345").expect(0);
     let expected = r#"{

@@ -1,30 +1,24 @@
-//! The facts of an image for programs: `avhdx.info/1`.
+//! The facts as JSON: `avhdx.info/1`.
 
-use avhdx::{
-    CheckpointMark, FoundBy, HeaderInfo, ImageInfo, LogState, MergeMark, MergeState, RegionInfo,
-};
+use avhdx::{CheckpointMark, HeaderInfo, ImageInfo, LogState, MergeMark, MergeState, RegionInfo};
 use serde_json::{Map, Value, json};
 
-use super::{HEADERS, REGION_TABLES, counts, held, utc};
-use crate::info::{LayerFacts, Report, found_by};
+use super::report::{HEADERS, LayerFacts, REGION_TABLES, Report, counts, found_by, held, kind};
+use crate::render;
+use crate::text::utc;
 
-pub(crate) fn report(
-    report: &Report,
-    with_chain: bool,
-    depth: usize,
-    parent: Option<&(String, Option<FoundBy>)>,
-) -> Value {
+/// The tip, and the other layers if `with_chain` is set.
+pub(crate) fn report(report: &Report, with_chain: bool) -> Value {
     let mut object = json!({ "schema": "avhdx.info/1" });
-    let tip = layer(&report.layers[0]);
-    object["image"] = tip;
-    let mut chain = json!({ "complete": report.broken.is_none(), "layers_found": depth });
-    if let Some((name, by)) = parent {
+    object["image"] = layer(&report.layers[0]);
+    let mut chain = json!({ "complete": report.broken.is_none(), "layers_found": report.depth });
+    if let Some((name, by)) = &report.parent {
         chain["parent"] = json!({ "file": name, "found_by": by.map(found_by) });
     }
     if with_chain {
         chain["layers"] = report.layers.iter().map(layer).collect();
     }
-    if let Some(error) = report.broken.as_ref().and_then(|failure| failure.json()) {
+    if let Some(error) = report.broken.as_ref().and_then(render::json) {
         chain["error"] = error;
     }
     object["chain"] = chain;
@@ -36,7 +30,7 @@ fn layer(facts: &LayerFacts) -> Value {
     let data = &facts.layer;
     let mut object = json!({
         "file": data.name,
-        "type": facts.kind(),
+        "type": kind(info),
         "in_use": facts.in_use,
         "virtual_size": info.geometry.size,
         "logical_sector": info.geometry.logical_sector,
@@ -74,12 +68,12 @@ fn layer(facts: &LayerFacts) -> Value {
     object
 }
 
-/// The mark of the checkpoint that made an image.
+/// The mark that a checkpoint leaves in the image it makes.
 pub(crate) fn checkpoint(mark: &CheckpointMark) -> Value {
     json!({ "label": mark.label, "time": utc(mark.time) })
 }
 
-/// The mark of a merge that is not over.
+/// The mark of an unfinished merge.
 pub(crate) fn merge(mark: &MergeMark) -> Value {
     json!({
         "state": merge_state(mark.state),

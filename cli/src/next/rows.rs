@@ -1,8 +1,21 @@
-//! What helps after which failure.
+//! The table of suggestions.
 
-use super::Row;
+/// A failure, the hints for it, and the commands to continue with, the likeliest first.
+///
+/// The first column is an error code, a code prefix (`log.*`), a kind of error or an exit code. With a verb before it,
+/// the row applies to that verb only; with `parent` before it, to a file that is, or lies in place of, the parent of
+/// another image. The most specific row wins. A hint about a flag is left out if the verb does not take the flag.
+///
+/// Words in capitals stand for parts of the command typed, and stay as they are if it has no such part:
+/// - `IMAGE`: the image as typed; `TIP`: the same without `@SEL`;
+/// - `FILE`: the file concerned, or else the image; `FOLDER`: its folder;
+/// - `ELSEWHERE`: the command typed, with another output name;
+/// - `PLAIN`: the file concerned under a name that can be recorded; `RENAMED`: the command typed with that name;
+/// - `VERB`; `PARENTS`: the flags that say where parents are;
+/// - `AGAIN`: the command typed. The row's command is dropped if the verb does not take the flags that follow.
+pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
-/// The way on from an image that QEMU knows by this name, where QEMU is installed.
+/// The way to convert a foreign image with QEMU.
 macro_rules! convert_by_qemu {
     ($format:literal) => {
         concat!(
@@ -13,35 +26,35 @@ macro_rules! convert_by_qemu {
     };
 }
 
-/// All rows, those of exact codes and of kinds side by side.
+/// All rows, grouped by subject.
 pub(crate) const ROWS: &[Row] = &[
-    // What was asked.
+    // Arguments.
     (
         "create.parent-path",
         &[],
-        &[r"AGAIN --absolute-win32-path 'D:\vm\NAME'  # Windows' name of the parent"],
+        &[r"AGAIN --absolute-win32-path 'D:\vm\NAME'  # the parent's path on Windows"],
     ),
     (
         "parent.astray",
         &[
-            r"Windows parts folders by \ and drives by :, and writes names as Unicode: none of these in a name can be recorded",
+            r"a name with \, : or bytes that are not Unicode cannot be recorded: Windows reads it as another path",
         ],
-        &["mv -n FILE PLAIN && RENAMED", "avhdx tree FOLDER  # the images that there are"],
+        &["mv -n FILE PLAIN && RENAMED", "avhdx tree FOLDER  # lists the images"],
     ),
-    ("create.metadata", &["a name for the parent that is shorter fits"], &["avhdx create --help"]),
+    ("create.metadata", &["a shorter path for the parent fits"], &["avhdx create --help"]),
     (
         "parent: file.folder",
         &[],
-        &["avhdx tree FILE  # the images in it", "AGAIN --with-parent PARENT"],
+        &["avhdx tree FILE  # lists the images in it", "AGAIN --with-parent PARENT"],
     ),
     ("file.folder", &[], &["avhdx tree FILE"]),
-    ("file.not-regular", &[], &["avhdx tree FOLDER  # the images that there are"]),
-    ("forest.place", &[], &["avhdx tree FOLDER  # the images that there are"]),
-    ("file.open", &[], &["avhdx tree FOLDER  # the images that there are"]),
+    ("file.not-regular", &[], &["avhdx tree FOLDER  # lists the images"]),
+    ("forest.place", &[], &["avhdx tree FOLDER  # lists the images"]),
+    ("file.open", &[], &["avhdx tree FOLDER  # lists the images"]),
     (
         "file.vhd-set",
-        &["the disk lies in the .avhdx images that the set belongs to"],
-        &["avhdx tree --tips FOLDER  # which of them are tips, and how to go on with each"],
+        &["the disk is in the .avhdx images of the set"],
+        &["avhdx tree --tips FOLDER  # lists the tips, with commands for each"],
     ),
     ("man.verb", &[], &["avhdx --help"]),
     ("point.ambiguous", &[], &["avhdx info --chain PARENTS TIP"]),
@@ -50,98 +63,90 @@ pub(crate) const ROWS: &[Row] = &[
         "point.below-tip",
         &[],
         &[
-            "avhdx create CHILD --parent IMAGE PARENTS  # a new disk from that point in time, to be written to instead",
+            "avhdx create CHILD --parent IMAGE PARENTS  # a new disk from that point in time, which can be written",
         ],
     ),
-    // What is to be made.
+    // Output files.
     ("create.exists", &[], &["AGAIN --path OUT  # OUT: another name"]),
     ("output.exists", &[], &["AGAIN --overwrite  # replaces it"]),
     (
         "output.swapped",
-        &["somebody put another file in its place while the new one was made"],
-        &["AGAIN  # replaces the file that has the name by then"],
+        &["another program replaced the file meanwhile"],
+        &["AGAIN  # replaces the file that has the name now"],
     ),
     ("output.is-input", &[], &["ELSEWHERE"]),
     ("output.link", &[], &["ELSEWHERE"]),
-    (
-        "output.not-a-file",
-        &["- writes to standard output, from where it can go anywhere"],
-        &["ELSEWHERE"],
-    ),
+    ("output.not-a-file", &["use - to write to standard output"], &["ELSEWHERE"]),
     ("output.is-source", &[], &["avhdx convert -O raw PARENTS IMAGE OUT  # OUT: another file"]),
     ("output.*", &[], &["ELSEWHERE"]),
-    ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
-    ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much room a copy needs"]),
-    ("stdout.done", &[], &["avhdx tree FOLDER  # what there is now"]),
+    ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
+    ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
+    ("stdout.done", &[], &["avhdx tree FOLDER  # shows the result"]),
     // Logs.
     (
         "log.no-entries",
-        &[
-            "if its writer stopped before the first change was logged, --log ignore reads the disk as it was before",
-        ],
+        &["if its writer stopped before it logged a change, --log ignore reads the disk as it was"],
         &["avhdx info --log ignore PARENTS IMAGE", "AGAIN --log ignore"],
     ),
     (
         "log.pending",
         &[
-            "--log replay (the default) replays it in memory and leaves the file as it is",
-            "--log ignore reads the file as if it had no log, which is not what the disk holds",
+            "--log replay (the default) replays the log in memory and does not change the file",
+            "--log ignore reads the file without its log, which is not the content of the disk",
         ],
         &["AGAIN --log replay", "avhdx info PARENTS IMAGE"],
     ),
     (
         "kind log-overlay",
-        &["read and convert serve these bytes: they need no place in the file"],
+        &["these bytes are in the log only; read and convert return them"],
         &["avhdx convert -O raw PARENTS IMAGE OUT"],
     ),
     (
         "log.*",
-        &["--log ignore reads the file as if it had no log, which is not what the disk holds"],
-        &["avhdx info --log ignore PARENTS IMAGE  # shows the rest", "avhdx check FILE"],
+        &["--log ignore reads the file without its log, which is not the content of the disk"],
+        &["avhdx info --log ignore PARENTS IMAGE  # shows everything else", "avhdx check FILE"],
     ),
     // Parents.
     (
         "kind parent-missing",
         &["--parent-dir DIR searches a folder, --with-parent FILE names the file, \
-             --path-map 'D:\\vm=DIR' says where a Windows folder is found"],
+             --path-map 'D:\\vm=DIR' maps a Windows folder"],
         &[
-            "avhdx tree FOLDER  # finds images below a folder by their identity",
-            "AGAIN --parent-dir DIR  # DIR: a folder that may hold it",
+            "avhdx tree FOLDER  # finds images by their identity",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may contain it",
         ],
     ),
     (
         "kind parent-mismatch",
         &[],
         &[
-            "avhdx tree FOLDER  # whether another file below a folder has that identity",
-            "AGAIN --with-parent PARENT  # PARENT: the one that has it",
+            "avhdx tree FOLDER  # shows whether another file has that identity",
+            "AGAIN --with-parent PARENT  # PARENT: the image with that identity",
         ],
     ),
     (
         "parent.leads-away",
         &[
-            "a drive, another machine or a stream that a recorded path names is followed only where --path-map leads",
+            "a recorded path to a drive, another machine or a stream is followed only with --path-map",
         ],
         &[
-            "avhdx info IMAGE  # the paths that it records",
-            "AGAIN --parent-dir DIR  # DIR: a folder that may hold it",
+            "avhdx info IMAGE  # shows the recorded paths",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may contain it",
         ],
     ),
     (
         "kind parent-denied",
+        &["parents must lie below a folder given with --confine, and be readable"],
         &[
-            "parents are served from the folders given with --confine alone, and where the host lets you read",
-        ],
-        &[
-            "avhdx info IMAGE  # the paths that it records",
-            "AGAIN --confine DIR  # DIR: where the parent lies",
+            "avhdx info IMAGE  # shows the recorded paths",
+            "AGAIN --confine DIR  # DIR: the folder of the parent",
         ],
     ),
     (
         "parent.no-access",
-        &["the file is there, and the host does not let this user read it"],
+        &["the file exists, but this user may not read it"],
         &[
-            "AGAIN  # as a user who may read FILE",
+            "AGAIN  # as a user with read access to FILE",
             "AGAIN --with-parent PARENT  # PARENT: a copy of it",
         ],
     ),
@@ -149,93 +154,93 @@ pub(crate) const ROWS: &[Row] = &[
         "parent: foreign.*",
         &[],
         &[
-            "avhdx tree FOLDER  # whether the parent is somewhere below",
-            "AGAIN --with-parent PARENT  # PARENT: the one that has that identity",
+            "avhdx tree FOLDER  # shows whether the parent is below it",
+            "AGAIN --with-parent PARENT  # PARENT: the image with that identity",
         ],
     ),
     (
         "parent: kind not-vhdx",
         &[],
         &[
-            "avhdx tree FOLDER  # whether the parent is somewhere below",
-            "AGAIN --with-parent PARENT  # PARENT: the one that has that identity",
+            "avhdx tree FOLDER  # shows whether the parent is below it",
+            "AGAIN --with-parent PARENT  # PARENT: the image with that identity",
         ],
     ),
     ("parent: kind damaged", &[], &["avhdx check --layer FILE"]),
     ("parent: kind unsupported", &[], &["avhdx check --layer FILE"]),
     ("kind parent-required", &[], &["avhdx info --chain PARENTS IMAGE"]),
-    ("chain.loop", &[], &["avhdx tree FOLDER  # which images lead back to each other"]),
+    ("chain.loop", &[], &["avhdx tree FOLDER  # shows the loop"]),
     ("chain.sector-size", &[], &["avhdx tree FOLDER"]),
-    (
-        "reparent.differs",
-        &[],
-        &["avhdx tree FOLDER  # which images there are, and whose child each is"],
-    ),
+    ("reparent.differs", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
     (
         "reparent.parent-lost",
         &[
-            "--unproven links the image all the same, and the disk is then what the new parent makes of it",
+            "--unproven changes the link without a proof; the content of the disk then depends on the new parent",
         ],
-        &["avhdx tree FOLDER  # whether the old parent is somewhere below", "AGAIN --unproven"],
+        &["avhdx tree FOLDER  # shows whether the old parent is below it", "AGAIN --unproven"],
     ),
     ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
-    ("reparent.*", &[], &["avhdx tree FOLDER  # which images there are, and whose child each is"]),
-    ("relink.*", &[], &["avhdx tree IMAGE  # who has which identity", "AGAIN --parent-dir DIR"]),
+    ("reparent.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
+    (
+        "relink.*",
+        &[],
+        &["avhdx tree IMAGE  # lists the images and their identities", "AGAIN --parent-dir DIR"],
+    ),
     // Limits.
     ("limit.depth", &["--max-depth N allows more layers"], &["AGAIN --max-depth 65536"]),
     (
         "limit.header-sequence",
-        &["the image is read as ever; a copy of its disk starts anew, and can be written to"],
+        &["the image can still be read; a copy starts with a new sequence and can be written"],
         &["avhdx convert -O vhdx PARENTS IMAGE OUT"],
     ),
     (
         "limit.log-changes",
-        &["--log ignore reads the file as if it had no log, which is not what the disk holds"],
+        &["--log ignore reads the file without its log, which is not the content of the disk"],
         &["avhdx info --log ignore PARENTS IMAGE"],
     ),
     ("limit.open-files", &["ulimit -n N allows more open files"], &["ulimit -n 4096 && AGAIN"]),
-    // Who else is there.
+    // Other users of the files.
     (
         "file.replaced",
-        &["what was written to the file that was opened would be found by nobody"],
-        &["AGAIN  # with the file that has the name by now"],
+        &["writes to the file that was opened would be lost"],
+        &["AGAIN  # with the file that has the name now"],
     ),
     (
         "kind in-use",
         &[
-            "avhdx info works on an image in use",
-            "a checkpoint below the tip is not written to: IMAGE@-1 reads the disk as it was then",
+            "avhdx info works on an image that is in use",
+            "a checkpoint below the tip does not change: IMAGE@-1 reads the disk as it was then",
         ],
         &["avhdx info PARENTS TIP"],
     ),
     (
         "kind has-children",
-        &["--orphan-children would allow it, and leave the child without its parent for good"],
+        &["--orphan-children allows it; the child then loses its parent for good"],
         &[
-            "avhdx create CHILD --parent IMAGE PARENTS  # another child, to be written to instead",
+            "avhdx create CHILD --parent IMAGE PARENTS  # another child, which can be written",
             "AGAIN --orphan-children",
         ],
     ),
     (
         "merge: image.children-unknown",
-        &["what cannot be looked at may be a child, which a merge would leave without its parent"],
-        &["AGAIN --no-other-children  # if you know that it is none"],
+        &["a file that cannot be read may be a child, which would lose its parent"],
+        &["AGAIN --no-other-children  # if you know that it is not a child"],
     ),
     (
         "reparent: kind has-children",
         &[
-            "--orphan-children would allow it: the image gets another identity, and its children are to be linked anew",
+            "--orphan-children allows it; the image gets a new identity, and its children must be linked again",
         ],
-        &["avhdx tree FOLDER  # whose child each image is", "AGAIN --orphan-children"],
+        &["avhdx tree FOLDER  # lists the images and their parents", "AGAIN --orphan-children"],
     ),
     (
         "create: kind has-children",
-        &["--orphan-children would allow it, and leave the child without its parent for good"],
+        &["--orphan-children allows it; the child then loses its parent for good"],
         &["ELSEWHERE", "AGAIN --orphan-children"],
     ),
     (
         "convert: kind has-children",
-        &["--orphan-children would allow it, and leave the child without its parent for good"],
+        &["--orphan-children allows it; the child then loses its parent for good"],
         &["ELSEWHERE", "AGAIN --orphan-children"],
     ),
     // Operations.
@@ -243,74 +248,78 @@ pub(crate) const ROWS: &[Row] = &[
         "point.none",
         &[],
         &[
-            "avhdx info --chain PARENTS IMAGE  # which points there are",
+            "avhdx info --chain PARENTS IMAGE  # lists the points in time",
             "avhdx revert PARENTS IMAGE@-1",
         ],
     ),
     (
         "revert.newest",
-        &["to give up what was written since the last checkpoint, go back to that"],
+        &["to discard the changes since the last checkpoint, revert to it"],
         &["avhdx revert PARENTS TIP@-1"],
     ),
     (
         "kind no-space",
-        &["once there is that much room, the same command does it"],
-        &["avhdx info --chain PARENTS IMAGE  # which layers there are, and how large"],
+        &["the same command succeeds once there is enough space"],
+        &["avhdx info --chain PARENTS IMAGE  # lists the layers and their sizes"],
     ),
     (
         "merge.shrinks",
-        &["--shrink would allow it, and what lies behind the end of the smaller disk is lost"],
+        &["--shrink allows it; data past the end of the smaller disk is lost"],
         &["AGAIN --shrink"],
     ),
     (
         "merge: kind has-children",
         &[
-            "a point that several disks stand on is not merged: the others are merged or removed first",
-            "a layer below the tip is named by way of the tip: TIP@SEL",
+            "a layer with several children cannot be merged: merge or remove the other children first",
+            "a layer below the tip is written TIP@SEL",
         ],
-        &["avhdx tree FOLDER  # whose child each image is"],
+        &["avhdx tree FOLDER  # lists the images and their parents"],
     ),
-    ("merge.children-unknown", &[], &["AGAIN --no-other-children  # if you know it"]),
+    (
+        "merge.children-unknown",
+        &[],
+        &["AGAIN --no-other-children  # if you know that there are none"],
+    ),
     (
         "merge.not-removed",
-        &["all that it held is in its parent"],
+        &["its data is in the parent"],
         &["avhdx merge --resume PARENTS IMAGE  # once the file can be removed"],
     ),
     (
         "revert.kept",
-        &["the new tip is the disk from now on; what is left over is a branch of its own"],
-        &["avhdx tree FOLDER  # what there is now"],
+        &["the new tip is in place; the remaining files form a branch of their own"],
+        &["avhdx tree FOLDER  # shows the result"],
     ),
     ("merge.no-parent", &[], &["avhdx info --chain PARENTS TIP"]),
     (
         "merge.child-missing",
-        &["what is not merged yet is in that file alone"],
-        &["AGAIN --children-in DIR  # DIR: where it lies"],
+        &["data that is not merged yet is in that file only"],
+        &["AGAIN --children-in DIR  # DIR: its folder"],
     ),
     ("merge.not-begun", &[], &["avhdx merge PARENTS IMAGE"]),
     ("kind merged", &[], &["avhdx merge --resume FILE"]),
     ("kind unfinished", &[], &["avhdx merge --resume FILE"]),
-    // What the host did.
+    // Host errors.
     (
         "kind poisoned",
-        &["nothing more is written: opening the image again shows what of it reached the host"],
+        &["no further writes are accepted; reopen the image to see which ones reached the host"],
         &["avhdx check PARENTS IMAGE"],
     ),
-    // What the image is.
+    // Content of the file.
     (
         "claim.*",
         &[
-            "the image can be read as before, but for what was lost",
-            "a copy that was cut short is best made anew",
-            "--accept-loss goes on without what is gone, which reads as zeros from then on, and lists it in a file first",
+            "everything except the lost data can still be read",
+            "if the file is a truncated copy, copy it again",
+            "--accept-loss lists the lost ranges in a file, then continues; they read as zeros from then on",
         ],
-        &["avhdx check --layer FILE  # what is damaged", "AGAIN --accept-loss"],
+        &["avhdx check --layer FILE  # shows the damage", "AGAIN --accept-loss"],
     ),
     ("loss.report", &[], &["AGAIN --loss-report LIST  # LIST: a new file for the list"]),
     (
         "foreign.disk",
-        &["-f raw takes a file as a disk without a format"],
-        &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image of it"],
+        &["-f raw reads the file as a raw disk"],
+        &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image from it"],
     ),
     ("foreign.qcow2", &[], &[convert_by_qemu!("qcow2")]),
     ("foreign.qcow", &[], &[convert_by_qemu!("qcow")]),
@@ -319,7 +328,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("foreign.vmdk", &[], &[convert_by_qemu!("vmdk")]),
     (
         "foreign.vmdk-text",
-        &["the disk lies in the files that it names"],
+        &["the file only names the files that hold the disk"],
         &[convert_by_qemu!("vmdk")],
     ),
     ("foreign.vdi", &[], &[convert_by_qemu!("vdi")]),
@@ -331,29 +340,29 @@ pub(crate) const ROWS: &[Row] = &[
     ("foreign.zip", &[], &["unzip FILE -d OUT && avhdx tree OUT"]),
     ("foreign.7z", &[], &["7z x FILE -oOUT && avhdx tree OUT"]),
     ("foreign.tar", &[], &["tar -xf FILE && avhdx tree ."]),
-    ("kind not-vhdx", &[], &["avhdx tree FOLDER  # the images that there are"]),
+    ("kind not-vhdx", &[], &["avhdx tree FOLDER  # lists the images"]),
     (
         "reparent: locator.*",
-        &["--unproven writes a new link without asking what the old one says"],
+        &["--unproven writes a new link and ignores the old one"],
         &["AGAIN --unproven"],
     ),
     (
         "locator.*",
         &[
-            "--ignore-id-mismatch reads by what can be made out of the locator, with a warning",
-            "reparent --unproven writes a new one, whatever the old one says",
+            "--ignore-id-mismatch uses the readable part of the locator, with a warning",
+            "reparent --unproven writes a new locator",
         ],
         &[
-            "AGAIN --ignore-id-mismatch --with-parent PARENT  # PARENT: the image that is its parent",
-            "avhdx reparent FILE --onto PARENT --unproven  # PARENT: the image that is its parent",
+            "AGAIN --ignore-id-mismatch --with-parent PARENT  # PARENT: the parent image",
+            "avhdx reparent FILE --onto PARENT --unproven  # PARENT: the parent image",
             "avhdx check --layer FILE",
         ],
     ),
     ("kind unsupported", &[], &["avhdx check --layer FILE"]),
     ("kind damaged", &[], &["avhdx check --layer FILE"]),
-    // All others.
+    // Everything else.
     ("exit 2", &[], &["avhdx VERB --help"]),
-    ("exit 3", &[], &["AGAIN  # once the host does what it was asked"]),
+    ("exit 3", &[], &["AGAIN  # once the cause is fixed"]),
     ("exit 4", &[], &["avhdx check PARENTS IMAGE"]),
     ("exit 5", &[], &["avhdx tree FOLDER"]),
     ("exit 6", &[], &["avhdx info PARENTS TIP"]),

@@ -1,4 +1,4 @@
-//! The findings in words, each with what to do next.
+//! The findings as text, each with commands.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use avhdx::ops::Check;
 use avhdx::ops::forest::{Finding, Lead, LeadsTo, Link, NodeId};
 use avhdx::{MergeState, OpenOptions};
 
-use super::draw::count;
-use super::names::{Names, argument, shown};
-use crate::exit::Failure;
-use crate::facts::utc;
+use super::names::Names;
+use crate::failure::Failure;
 use crate::next;
 use crate::output::Console;
 use crate::parents;
+use crate::shell::argument;
+use crate::text::{count, printable, utc};
 
 pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Failure> {
     let findings = names.forest.findings();
@@ -23,186 +23,182 @@ pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Fail
             console.line("")?;
             console.line(format!("{heading}:"))?;
         }
-        let words = Words::of(names, finding);
-        console.line(format!("{:3}. {}", i + 1, words.title))?;
-        for line in words.lines {
+        let note = Note::of(names, finding);
+        console.line(format!("{:3}. {}", i + 1, note.title))?;
+        for line in note.lines {
             console.line(format!("     {line}"))?;
         }
-        for command in words.next {
+        for command in note.next {
             console.line(format!("     next: {command}"))?;
         }
     }
     Ok(())
 }
 
-/// A finding in words.
-struct Words {
+/// The text of a finding.
+struct Note {
     title: String,
     lines: Vec<String>,
-    /// What to do.
+    /// Suggested commands.
     next: Vec<String>,
 }
 
-impl Words {
+impl Note {
     fn of(names: &Names<'_>, finding: &Finding) -> Self {
         let forest = names.forest;
         let link_of = |id: &NodeId| forest.node(*id).link.as_ref();
         match finding {
             Finding::Orphan { child, expected, .. } => {
-                let mut words = Self::new(format!("orphan: {}", names.of(*child)));
-                words
-                    .lines
-                    .push(format!("expects a parent with the identity {}", either(expected)));
-                words.lines.extend(link_of(child).map(recorded));
-                words.lines.extend(link_of(child).into_iter().flat_map(|link| leads(names, link)));
-                words.look_elsewhere(names, *child);
-                words
+                let mut note = Self::new(format!("orphan: {}", names.of(*child)));
+                note.lines.push(format!("expected parent identity: {}", either(expected)));
+                note.lines.extend(link_of(child).map(recorded));
+                note.lines.extend(link_of(child).into_iter().flat_map(|link| leads(names, link)));
+                note.look_elsewhere(names, *child);
+                note
             }
             Finding::BrokenLink { child, expected, leads_to, node, found, matches, .. } => {
-                let mut words = Self::new(format!("broken link: {}", names.of(*child)));
-                words.lines.extend(link_of(child).map(recorded));
+                let mut note = Self::new(format!("broken link: {}", names.of(*child)));
+                note.lines.extend(link_of(child).map(recorded));
                 let leads_to_path = leads_to;
                 let leads_to = node.map_or_else(|| names.path(leads_to), |node| names.of(node));
-                words.lines.push(format!("leads to {leads_to}"));
-                words.lines.push(format!("identity expected: {}", either(expected)));
+                note.lines.push(format!("leads to {leads_to}"));
+                note.lines.push(format!("expected identity: {}", either(expected)));
                 let found = match (found, node) {
                     (Some(found), _) => found.to_string(),
-                    (None, Some(_)) => "none that can be read".into(),
+                    (None, Some(_)) => "none readable".into(),
                     (None, None) => {
-                        "another, if any; not shown of a file outside the places given".into()
+                        "different or none; not shown for files outside the folders given".into()
                     }
                 };
-                words.lines.push(format!("identity found:    {found}"));
-                words.lines.push(match matches[..] {
-                    [] => "no other file here has the identity expected".into(),
-                    _ => format!("the identity expected is that of {}", list(names, matches)),
+                note.lines.push(format!("found identity:    {found}"));
+                note.lines.push(match matches[..] {
+                    [] => "no file here has the expected identity".into(),
+                    _ => format!("the expected identity is that of {}", list(names, matches)),
                 });
                 match matches.first() {
                     Some(parent) => {
-                        words.with_parent(names, *child, *parent);
+                        note.with_parent(names, *child, *parent);
                         let (child, parent) = (names.argument(*child), names.argument(*parent));
-                        words.next.push(format!("avhdx reparent {child} --onto {parent}"));
+                        note.next.push(format!("avhdx reparent {child} --onto {parent}"));
                     }
                     None => {
-                        words.look_elsewhere(names, *child);
+                        note.look_elsewhere(names, *child);
                         let parent = node.map_or(leads_to_path, |node| &forest.node(node).path);
-                        words.with_another(names, *child, parent);
+                        note.with_another(names, *child, parent);
                     }
                 }
-                words
+                note
             }
             Finding::StalePath { child, matches, .. } => {
-                let mut words = Self::new(format!("stale path: {}", names.of(*child)));
-                words.lines.extend(link_of(child).map(recorded));
-                words.lines.extend(link_of(child).into_iter().flat_map(|link| leads(names, link)));
-                words.lines.push(format!("the parent by its identity is {}", list(names, matches)));
+                let mut note = Self::new(format!("stale path: {}", names.of(*child)));
+                note.lines.extend(link_of(child).map(recorded));
+                note.lines.extend(link_of(child).into_iter().flat_map(|link| leads(names, link)));
+                note.lines.push(format!("the parent by identity is {}", list(names, matches)));
                 if let Some(parent) = matches.first() {
-                    words.with_parent(names, *child, *parent);
+                    note.with_parent(names, *child, *parent);
                     let places = names.places.iter().map(|place| argument(place));
-                    words.next.extend(places.map(|place| {
-                        format!("avhdx relink {place}  # records where the parents are")
+                    note.next.extend(places.map(|place| {
+                        format!("avhdx relink {place}  # corrects the recorded paths")
                     }));
                 }
-                words
+                note
             }
             Finding::Damaged { node, .. } => {
-                let mut words = Self::new(format!("damaged: {}", names.of(*node)));
+                let mut note = Self::new(format!("damaged: {}", names.of(*node)));
                 if let Err(error) = &forest.node(*node).image {
-                    words.lines.push(shown(&error.to_string()));
-                    words.lines.extend(cause(error));
+                    note.lines.push(printable(&error.to_string()));
+                    note.lines.extend(cause(error));
                 }
-                words.next.push(format!("avhdx check --layer {}", names.argument(*node)));
-                words
+                note.next.push(format!("avhdx check --layer {}", names.argument(*node)));
+                note
             }
             Finding::Loop { nodes, .. } => {
-                let mut words = Self::new("loop: the parents lead back to where they started");
+                let mut note = Self::new("loop: the parents form a circle");
                 for id in nodes {
                     let parent =
                         forest.node(*id).parent().map_or_else(String::new, |p| names.of(p));
-                    words.lines.push(format!("{} has for its parent {parent}", names.of(*id)));
+                    note.lines.push(format!("the parent of {} is {parent}", names.of(*id)));
                 }
-                words.next.extend(nodes.iter().map(|id| {
+                note.next.extend(nodes.iter().map(|id| {
                     let modified = forest.node(*id).modified;
                     let written =
                         modified.map_or_else(String::new, |m| format!("  # written {}", utc(m)));
                     format!("avhdx info {}{written}", names.argument(*id))
                 }));
-                words
+                note
             }
             Finding::SectorSizes { child, parent, .. } => {
                 let title = format!("sector sizes: {} and its parent differ", names.of(*child));
-                let mut words = Self::new(title);
+                let mut note = Self::new(title);
                 for id in [child, parent] {
                     if let Ok(image) = &forest.node(*id).image {
                         let sector = image.geometry.logical_sector;
-                        words.lines.push(format!("{sector} bytes in {}", names.of(*id)));
+                        note.lines.push(format!("{sector} bytes in {}", names.of(*id)));
                     }
                 }
-                words.next.extend(
+                note.next.extend(
                     [child, parent].map(|id| format!("avhdx info {}", names.argument(*id))),
                 );
-                words
+                note
             }
             Finding::Unreadable { path, error, .. } => {
-                let mut words = Self::new(format!("unreadable: {}", names.path(path)));
-                words.lines.push(shown(&error.to_string()));
-                words.lines.extend(cause(error));
-                words
-                    .next
-                    .push(format!("avhdx tree {}  # as a user who may read it", argument(path)));
-                words
+                let mut note = Self::new(format!("unreadable: {}", names.path(path)));
+                note.lines.push(printable(&error.to_string()));
+                note.lines.extend(cause(error));
+                note.next
+                    .push(format!("avhdx tree {}  # as a user with read access", argument(path)));
+                note
             }
             Finding::NoSignature { path, error, .. } => {
-                let mut words = Self::new(format!("no signature: {}", names.path(path)));
+                let mut note = Self::new(format!("no signature: {}", names.path(path)));
                 let is_known = error.code() != "identifier.signature";
-                words.lines.push(match is_known {
-                    true => format!("called like an image, but {}", shown(error.message())),
-                    false => "called like an image, but does not start as one: cut, overwritten or another thing".into(),
+                note.lines.push(match is_known {
+                    true => format!("named like an image, but {}", printable(error.message())),
+                    false => "named like an image, but has no signature: truncated, overwritten or another format".into(),
                 });
                 if is_known {
-                    words.next.extend(next::for_file(error, path));
+                    note.next.extend(next::for_file(error, path));
                 } else if Check::new().alone(true).run(path).is_ok() {
-                    words.next.push(format!("avhdx check --layer {}", argument(path)));
+                    note.next.push(format!("avhdx check --layer {}", argument(path)));
                 }
-                words
+                note
             }
             Finding::UnfinishedMerge { node, .. } => {
-                let mut words = Self::new(format!("unfinished merge: {}", names.of(*node)));
+                let mut note = Self::new(format!("unfinished merge: {}", names.of(*node)));
                 let image = forest.node(*node).image.as_ref().ok();
                 if let Some(mark) = image.and_then(|image| image.merge.as_ref()) {
-                    let name = shown(&mark.name);
-                    words.lines.push(match mark.state {
+                    let name = printable(&mark.name);
+                    note.lines.push(match mark.state {
                         MergeState::Merging => {
-                            format!("is being merged into {name}; it is read from here on up, not by {name} alone")
+                            format!("being merged into {name}, which is inconsistent without it")
                         }
                         MergeState::Spent => {
-                            format!("was merged into {name} and waits for being removed")
+                            format!("merged into {name}, and not removed yet")
                         }
                         _ => format!(
-                            "takes the content of {name}, which was not found here; alone it holds a \
-                             mixture of two points in time"
+                            "receives the content of {name}, which was not found; without it, it mixes two points in \
+                             time"
                         ),
                     });
-                    words.next.push(match mark.state {
+                    note.next.push(match mark.state {
                         MergeState::Target => format!(
-                            "avhdx tree {} DIR  # DIR: a folder that may hold {name}",
+                            "avhdx tree {} DIR  # DIR: a folder that may contain {name}",
                             names.place_arguments()
                         ),
                         _ => format!("avhdx merge --resume {}", names.argument(*node)),
                     });
                 }
-                words
+                note
             }
             Finding::Duplicates { guid, nodes, preferred, .. } => {
-                let mut words =
+                let mut note =
                     Self::new(format!("duplicates: several files have the identity {guid}"));
-                words.lines.extend(nodes.iter().map(|id| {
-                    let mark =
-                        if preferred.contains(id) { "  (a recorded path leads here)" } else { "" };
+                note.lines.extend(nodes.iter().map(|id| {
+                    let mark = if preferred.contains(id) { "  (at a recorded path)" } else { "" };
                     format!("{}{mark}", names.of(*id))
                 }));
                 if let [first, rest @ ..] = &nodes[..] {
-                    words.next.extend(rest.iter().map(|other| {
+                    note.next.extend(rest.iter().map(|other| {
                         format!(
                             "avhdx compare {} {}",
                             names.argument(*first),
@@ -210,23 +206,23 @@ impl Words {
                         )
                     }));
                 }
-                words
+                note
             }
             Finding::Volumes { child, parent, .. } => {
                 let (child, parent) = (names.of(*child), names.of(*parent));
-                Self::new(format!("volumes: {child} lies on another volume than {parent}"))
+                Self::new(format!("volumes: {child} is on another volume than {parent}"))
             }
             Finding::LinkOutside { path, .. } => {
-                let mut words =
+                let mut note =
                     Self::new(format!("link outside: {} was not followed", names.path(path)));
-                words.next.push(format!(
+                note.next.push(format!(
                     "avhdx tree {} {}",
                     names.place_arguments(),
                     argument(path)
                 ));
-                words
+                note
             }
-            // Findings yet to come.
+            // Findings added later.
             other => Self::new(other.code()),
         }
     }
@@ -240,13 +236,13 @@ impl Words {
         self.next.push(format!("avhdx info --chain --with-parent {parent} {child}"));
     }
 
-    /// The ways to go on with the file found, where they lead anywhere.
+    /// Suggests the commands that work with the file found.
     fn with_another(&mut self, names: &Names<'_>, child: NodeId, parent: &Path) {
         let options = OpenOptions::new();
         let path = &names.forest.node(child).path;
         if parents::opens_with_another(path, &options) {
             self.next.push(format!(
-                "avhdx info --chain --ignore-id-mismatch {}  # bytes may be a mixture that never was on the disk",
+                "avhdx info --chain --ignore-id-mismatch {}  # the result may be a state that the disk never had",
                 names.argument(child)
             ));
         }
@@ -255,9 +251,9 @@ impl Words {
 
     fn look_elsewhere(&mut self, names: &Names<'_>, child: NodeId) {
         let (places, child) = (names.place_arguments(), names.argument(child));
-        self.next.push(format!("avhdx tree {places} DIR  # DIR: a folder that may hold it"));
+        self.next.push(format!("avhdx tree {places} DIR  # DIR: a folder that may contain it"));
         self.next
-            .push(format!("avhdx info --chain --with-parent FILE {child}  # FILE: what was found"));
+            .push(format!("avhdx info --chain --with-parent FILE {child}  # FILE: the file found"));
     }
 }
 
@@ -274,20 +270,20 @@ fn list(names: &Names<'_>, nodes: &[NodeId]) -> String {
 fn recorded(link: &Link) -> String {
     let paths: Vec<&str> = link.recorded_paths().collect();
     match paths[..] {
-        [] => "no path is recorded".into(),
-        _ => format!("recorded: {}", shown(&paths.join(", "))),
+        [] => "no recorded path".into(),
+        _ => format!("recorded: {}", printable(&paths.join(", "))),
     }
 }
 
 fn leads(names: &Names<'_>, link: &Link) -> Vec<String> {
-    link.leads.iter().map(|lead| format!("looked at {}", led(names, lead))).collect()
+    link.leads.iter().map(|lead| format!("tried {}", tried(names, lead))).collect()
 }
 
-fn led(names: &Names<'_>, lead: &Lead) -> String {
+fn tried(names: &Names<'_>, lead: &Lead) -> String {
     let what = match lead.to {
         LeadsTo::Parent(_) => "the parent",
         LeadsTo::Other(_) | LeadsTo::Stranger => "not the parent",
-        LeadsTo::Nothing => "nothing there",
+        LeadsTo::Nothing => "no file",
         LeadsTo::Denied => "denied",
         _ => "cannot be opened",
     };
@@ -295,5 +291,5 @@ fn led(names: &Names<'_>, lead: &Lead) -> String {
 }
 
 fn cause(error: &avhdx::Error) -> Option<String> {
-    Some(shown(&std::error::Error::source(error)?.to_string()))
+    Some(printable(&std::error::Error::source(error)?.to_string()))
 }

@@ -1,17 +1,17 @@
-//! The forest as a drawing.
+//! The drawing of the forest.
 
 use std::collections::HashMap;
 
 use avhdx::ops::forest::{Finding, Forest, Node, NodeId};
 
 use super::names::Names;
-use crate::exit::Failure;
-use crate::facts::utc;
-use crate::output::{Console, printable, units};
+use crate::failure::Failure;
+use crate::output::Console;
+use crate::text::{count, printable, units, utc};
 
-/// Levels that are indented; deeper ones say their depth instead.
+/// The number of levels that are indented; deeper ones show their depth instead.
 const MAX_INDENT: usize = 24;
-/// The widest name that the columns make room for.
+/// The maximum width of the name column.
 const MAX_NAME: usize = 60;
 
 const BOX: [&str; 5] = ["├─ ", "└─ ", "│  ", "   ", "…"];
@@ -52,7 +52,7 @@ pub(super) fn print(names: &Names<'_>, ascii: bool, console: &mut Console) -> Re
     Ok(())
 }
 
-/// How many images there are, and where.
+/// The number of images, trees and volumes.
 fn summary(names: &Names<'_>) -> String {
     let forest = names.forest;
     let outside = forest.nodes().filter(|(_, node)| node.is_outside).count();
@@ -68,21 +68,17 @@ fn summary(names: &Names<'_>) -> String {
     let mut volumes: Vec<_> = forest.nodes().filter_map(|(_, node)| node.volume).collect();
     volumes.sort_unstable();
     volumes.dedup();
-    let is_told_of_all = forest.nodes().all(|(_, node)| node.volume.is_some());
+    let are_all_known = forest.nodes().all(|(_, node)| node.volume.is_some());
     match volumes.len() {
         0 => {}
-        1 if !is_told_of_all => {}
+        1 if !are_all_known => {}
         1 => text += ", all on one volume",
         several => text += &format!(", on {several} volumes"),
     }
     text
 }
 
-pub(super) fn count(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
-}
-
-/// What is said beside an image: findings by their number in the list below, then facts.
+/// The remarks beside each image: findings by their number in the list, then facts.
 fn marks(forest: &Forest) -> HashMap<NodeId, Vec<String>> {
     let mut marks: HashMap<NodeId, Vec<String>> = HashMap::new();
     for (i, finding) in forest.findings().iter().enumerate() {
@@ -118,10 +114,10 @@ fn marks(forest: &Forest) -> HashMap<NodeId, Vec<String>> {
     marks
 }
 
-/// Every image's name behind its branches.
+/// Every image's name after its branches.
 fn labels(names: &Names<'_>, [tee, corner, bar, gap, more]: &[&str; 5]) -> Vec<String> {
     let forest = names.forest;
-    // Of the last image drawn at each level: which it is, and whether it is its parent's last child.
+    // The last image drawn at each level, and whether it is its parent's last child.
     let mut above: Vec<(NodeId, bool)> = Vec::new();
     let mut labels = Vec::new();
     for (id, node) in forest.nodes() {
@@ -147,7 +143,7 @@ fn labels(names: &Names<'_>, [tee, corner, bar, gap, more]: &[&str; 5]) -> Vec<S
     labels
 }
 
-/// The first digits of the identity: enough for `IMAGE@HEX`.
+/// The first digits of the identity, enough for `IMAGE@HEX`.
 fn short_guid(node: &Node) -> String {
     node.data_write_guid.map_or_else(|| "?".into(), |guid| guid.to_string()[..8].to_owned())
 }

@@ -1,4 +1,4 @@
-//! The forest for programs: `avhdx.tree/1`.
+//! The forest as JSON: `avhdx.tree/1`.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use avhdx::ops::forest::{Finding, Lead, LeadsTo, Node, NodeId};
 use serde_json::{Value, json};
 
 use crate::facts::json::{checkpoint, merge};
-use crate::facts::utc;
+use crate::text::utc;
 
 use super::names::Names;
 use super::tips::{Tip, tips};
 
-/// All of it; images are named by their place in `images`.
+/// The whole forest. Images are referred to by their index in `images`.
 pub(super) fn document(names: &Names<'_>) -> Value {
     let forest = names.forest;
     let faults = forest.findings().iter().filter(|finding| finding.is_fault()).count();
@@ -137,6 +137,7 @@ fn lead(lead: &Lead) -> Value {
     })
 }
 
+/// How a parent was found, by the names of `avhdx.tree/1`.
 fn found_by(by: FoundBy) -> &'static str {
     match by {
         FoundBy::Given => "given",

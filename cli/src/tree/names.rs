@@ -1,13 +1,13 @@
-//! What files are called: to people, and to a shell.
+//! The names of images, as text and as arguments.
 
 use std::path::{Path, PathBuf};
 
 use avhdx::ops::forest::{Forest, NodeId};
 
-pub(super) use crate::output::printable as shown;
-pub(super) use crate::shell::argument;
+use crate::shell::argument;
+use crate::text::printable;
 
-/// A forest, and the places it was found in.
+/// A forest, and the folders and files it was found in.
 pub(super) struct Names<'a> {
     pub(super) forest: &'a Forest,
     pub(super) places: &'a [PathBuf],
@@ -18,7 +18,7 @@ impl<'a> Names<'a> {
         Self { forest, places }
     }
 
-    /// A node's name, below the place where there is but one.
+    /// A node's path, relative to the place if there is only one.
     pub(super) fn of(&self, id: NodeId) -> String {
         self.path(&self.forest.node(id).path)
     }
@@ -26,18 +26,18 @@ impl<'a> Names<'a> {
     pub(super) fn path(&self, path: &Path) -> String {
         match self.places {
             [place] => match path.strip_prefix(place) {
-                Ok(below) if !below.as_os_str().is_empty() => shown(&below.to_string_lossy()),
-                _ => shown(&path.to_string_lossy()),
+                Ok(below) if !below.as_os_str().is_empty() => printable(&below.to_string_lossy()),
+                _ => printable(&path.to_string_lossy()),
             },
-            _ => shown(&path.to_string_lossy()),
+            _ => printable(&path.to_string_lossy()),
         }
     }
 
-    /// A node's name under its parent: the file name alone where both lie in one folder.
+    /// A node's name under its parent: the file name if both are in the same folder.
     pub(super) fn below(&self, id: NodeId, parent: NodeId) -> String {
         let (path, above) = (&self.forest.node(id).path, &self.forest.node(parent).path);
         match path.file_name() {
-            Some(name) if path.parent() == above.parent() => shown(&name.to_string_lossy()),
+            Some(name) if path.parent() == above.parent() => printable(&name.to_string_lossy()),
             _ => self.of(id),
         }
     }

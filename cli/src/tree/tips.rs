@@ -1,28 +1,26 @@
-//! The tips: which disks there are, whether they can be read, and how.
+//! The tips of the forest: the disks, their state, and commands for them.
 
 use avhdx::FoundBy;
 use avhdx::ops::forest::{Forest, NodeId};
 
-use super::draw::count;
-use super::names::{Names, shown};
-use crate::exit::Failure;
-use crate::output::{Console, units};
+use super::names::Names;
+use crate::args::MAX_DEPTH;
+use crate::failure::Failure;
+use crate::output::Console;
+use crate::text::{count, printable, units};
 
-/// The depth that verbs allow without being told otherwise.
-const DEFAULT_DEPTH: usize = 256;
-
-/// A tip with all that it stands on.
+/// A tip and the layers below it.
 pub(super) struct Tip {
     pub(super) node: NodeId,
-    /// From the tip down, as far as it goes.
+    /// From the tip down, as far as the chain goes.
     pub(super) layers: Vec<NodeId>,
-    /// Why the disk cannot be read, if so.
+    /// Why the disk cannot be read.
     pub(super) broken: Option<String>,
-    /// The layers whose logs are pending.
+    /// The layers with a pending log.
     pub(super) pending: Vec<NodeId>,
-    /// The parents that no path leads to from the tip on: verbs must be told.
+    /// The parents that are not at a recorded path: verbs need --with-parent.
     pub(super) with_parents: Vec<NodeId>,
-    /// The volumes that the layers lie on, where the host tells.
+    /// The volumes of the layers, as far as known.
     pub(super) volumes: Vec<u64>,
 }
 
@@ -49,7 +47,7 @@ pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Fail
     if faults > 0 {
         console.line("")?;
         console.line(format!(
-            "{}: avhdx tree {} names them",
+            "{}: avhdx tree {} lists them",
             count(faults, "fault"),
             names.place_arguments()
         ))?;
@@ -57,7 +55,7 @@ pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Fail
     Ok(())
 }
 
-/// The images that nothing is drawn below, in the order of the drawing.
+/// The images without children, in the order of the drawing.
 pub(super) fn tips(names: &Names<'_>) -> Vec<Tip> {
     let leaves = names.forest.nodes().filter(|(_, node)| node.children.is_empty());
     leaves.map(|(id, _)| Tip::of(names, id)).collect()
@@ -83,7 +81,7 @@ impl Tip {
         }
     }
 
-    /// What to go on with.
+    /// Suggested commands.
     pub(super) fn commands(&self, names: &Names<'_>) -> Vec<String> {
         let image = names.argument(self.node);
         if self.broken.is_some() {
@@ -93,7 +91,7 @@ impl Tip {
         for parent in &self.with_parents {
             flags += &format!(" --with-parent {}", names.argument(*parent));
         }
-        if self.layers.len() > DEFAULT_DEPTH {
+        if self.layers.len() > MAX_DEPTH {
             flags += &format!(" --max-depth {}", self.layers.len());
         }
         vec![
@@ -112,11 +110,11 @@ fn state(tip: &Tip) -> String {
     match &tip.broken {
         Some(why) => format!("broken: {why}"),
         None if tip.with_parents.is_empty() => format!("complete{volumes}"),
-        None => format!("complete with the parents named{volumes}"),
+        None => format!("complete with --with-parent{volumes}"),
     }
 }
 
-/// The first thing from the tip down that keeps the disk from being read.
+/// The first fault from the tip down that prevents reading.
 fn broken(names: &Names<'_>, layers: &[NodeId]) -> Option<String> {
     let forest = names.forest;
     for (i, id) in layers.iter().enumerate() {
@@ -124,7 +122,7 @@ fn broken(names: &Names<'_>, layers: &[NodeId]) -> Option<String> {
         let name = || names.of(*id);
         let image = match &node.image {
             Ok(image) => image,
-            Err(error) => return Some(format!("{}: {}", name(), shown(error.message()))),
+            Err(error) => return Some(format!("{}: {}", name(), printable(error.message()))),
         };
         let link = node.link.as_ref()?;
         let Some(parent) = link.parent else {
@@ -136,7 +134,7 @@ fn broken(names: &Names<'_>, layers: &[NodeId]) -> Option<String> {
         if let Ok(below) = &forest.node(parent).image
             && below.geometry.logical_sector != image.geometry.logical_sector
         {
-            return Some(format!("{} has another sector size than its parent", name()));
+            return Some(format!("{} and its parent have different sector sizes", name()));
         }
     }
     None

@@ -1,4 +1,4 @@
-//! What the tests of the program share: a folder, the program, and a small chain.
+//! Shared by the tests of the program: a folder, the program, and a small chain.
 #![allow(dead_code, clippy::disallowed_methods)] // each test file uses its part of it
 
 use std::ffi::OsStr;
@@ -12,10 +12,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
-/// A folder that the program runs in, so that its output has no paths of this machine.
+/// The working directory of the program, so that its output contains no absolute paths.
 pub struct Folder(TempDir);
 
-/// What a run of the program came to.
+/// The result of a run of the program.
 #[derive(Debug)]
 pub struct Run {
     pub code: Option<i32>,
@@ -55,13 +55,13 @@ impl Folder {
         names
     }
 
-    /// Whether the program has begun a file here, be it without a name.
+    /// Whether the program has started a file here, with or without a name.
     pub fn is_written_to(&self, program: &Child) -> bool {
         let is_temporary = |name: &String| name.ends_with(".tmp");
         self.names().iter().any(is_temporary) || self.draft_of(program).is_some()
     }
 
-    /// What Linux calls a file without a name here that the program has open.
+    /// The path in /proc of an unnamed file here that the program has open.
     pub fn draft_of(&self, program: &Child) -> Option<PathBuf> {
         let folder = self.path().canonicalize().unwrap();
         let open = fs::read_dir(format!("/proc/{}/fd", program.id())).ok()?;
@@ -82,7 +82,7 @@ impl Folder {
         let mut command = self.command(line.split_whitespace());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        // A program that refuses need not read what it is given.
+        // The program may fail before it reads its input.
         drop(child.stdin.take().unwrap().write_all(input));
         Run::of(child.wait_with_output().unwrap())
     }
@@ -109,7 +109,7 @@ impl Run {
         self
     }
 
-    /// Every refusal ends in a command to go on with. Usage is the business of the parser of arguments.
+    /// Every failure ends with a suggested command, except those of the argument parser.
     #[track_caller]
     fn says_what_to_do_next(&self) {
         let last = self.stderr.lines().last().unwrap_or_default();
@@ -147,7 +147,7 @@ impl Run {
         serde_json::from_slice(&self.stdout).unwrap()
     }
 
-    /// The commands to go on with.
+    /// The suggested commands.
     pub fn next(&self) -> Vec<String> {
         let last = self.stderr.lines().last().unwrap_or_default();
         match serde_json::from_str::<Value>(last) {
@@ -182,7 +182,7 @@ pub fn name(image: &mut Image, n: u8) {
     }
 }
 
-/// The mark of a merge, typed from its description.
+/// Adds a merge mark, in the layout that README documents.
 pub fn mark(image: &mut Image, state: u8, other: Uuid, name: &str) {
     let mut bytes = vec![1, 0, state, 0];
     bytes.extend((name.len() as u32).to_le_bytes());
@@ -193,8 +193,8 @@ pub fn mark(image: &mut Image, state: u8, other: Uuid, name: &str) {
     image.metadata.items.push(item);
 }
 
-/// Three layers, base first. The base (4 MiB) holds blocks 0 and 2; the one above has 16 sectors of
-/// block 0; the tip (6 MiB) has block 2 zero and holds block 3.
+/// Three layers, base first. The base (4 MiB) has blocks 0 and 2; the middle has 16 sectors of block 0; the tip (6 MiB)
+/// has a zero block 2 and block 3.
 pub fn chain() -> Vec<Image> {
     let mut base = Image::dynamic(4 << 20);
     name(&mut base, 0);
@@ -220,8 +220,7 @@ pub fn flats() -> Vec<Vec<u8>> {
     vec![base, middle, tip]
 }
 
-/// Writes an image of 1 TiB whose blocks all lie in one place full of zeros: small to make, and more to
-/// read than can be done before a test is over.
+/// Writes an image of 1 TiB whose blocks share the same zeros: a small file that takes very long to read.
 pub fn write_endless(path: &Path) {
     let mut image = Image::dynamic(1 << 40);
     image.block_size = 256 << 20;

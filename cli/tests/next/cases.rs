@@ -1,4 +1,4 @@
-//! Situations in which the program refuses, a case for each row of its table or more.
+//! Situations in which the program fails, at least one for each row of the table.
 
 use std::fs;
 use std::path::Path;
@@ -8,46 +8,46 @@ use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry, write_chain
 use super::common::{Folder, chain, guid, mark, name};
 use super::{missing_tool, shell};
 
-/// Rows that no test can provoke, and why.
+/// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
     (
         "output.swapped",
-        "needs a file to be swapped while the program runs: see tests/swaps.rs, which runs what it says",
+        "needs a file replaced while the program runs: see tests/swaps.rs, which runs the command",
     ),
-    ("file.replaced", "needs a file to be swapped while it is opened: see tests/locks"),
-    ("parent.no-access", "needs a user who may not read everything: see tests/locate.rs"),
+    ("file.replaced", "needs a file replaced while it is opened: see tests/locks"),
+    ("parent.no-access", "needs a user without read access: see tests/locate.rs"),
     (
         "merge: image.children-unknown",
-        "needs a folder that may not be listed: see tests/children.rs",
+        "needs a folder that cannot be listed: see tests/children.rs",
     ),
-    ("merge.not-removed", "needs a file that may not be removed: see tests/children.rs"),
-    ("revert.kept", "needs a file that may not be removed: see tests/children.rs"),
-    ("create.parent-path", "on Unix a path leads from every folder to every file"),
-    ("export.room", "needs a file system without room"),
-    ("kind no-space", "needs a file system without room"),
-    ("kind poisoned", "needs a host that fails in the middle of a flush"),
-    ("kind parent-required", "the program opens chains, never an image without its parents"),
+    ("merge.not-removed", "needs a file that cannot be removed: see tests/children.rs"),
+    ("revert.kept", "needs a file that cannot be removed: see tests/children.rs"),
+    ("create.parent-path", "on Unix, every file has a path from every folder"),
+    ("export.room", "needs a full file system"),
+    ("kind no-space", "needs a full file system"),
+    ("kind poisoned", "needs a host that fails during a flush"),
+    ("kind parent-required", "the program opens whole chains only"),
     ("exit 4", "every kind of damage has a row"),
-    ("exit 5", "every kind of trouble with parents has a row"),
-    ("exit 6", "what is in use says what to do itself"),
-    ("exit 7", "every refusal there is has a row"),
+    ("exit 5", "every error about parents has a row"),
+    ("exit 6", "every error about files in use has its own suggestion"),
+    ("exit 7", "every refusal has a row"),
 ];
 
-/// A situation that a row is about.
+/// A situation that a row applies to.
 pub struct Case {
     pub row: &'static str,
     /// Makes the files.
     pub set_up: fn(&Folder),
-    /// What is typed behind `avhdx`.
+    /// The arguments.
     pub typed: &'static str,
     pub exit: i32,
-    /// What the user puts in the place of words that stand for something.
+    /// The user's values for placeholders in suggested commands.
     pub filled: &'static [(&'static str, &'static str)],
-    /// What is put before the command to provoke the refusal, for the shell.
+    /// A prefix of the shell command that provokes the failure.
     pub under: &'static str,
-    /// The file that somebody else has open.
+    /// A file that another program has open.
     pub held: Option<&'static str>,
-    /// What the user does before going on, where the way on says that something is to be done first.
+    /// What the user does before the suggested command.
     pub first: fn(&Folder),
 }
 
@@ -184,7 +184,7 @@ fn parents() -> Vec<Case> {
         )
         .filled(parent),
         case("kind parent-mismatch", 5, other_base, read).filled(parent),
-        // Without the flag to read all the same, and with a parent that cannot be one.
+        // A verb without --ignore-id-mismatch, and a parent that cannot be used.
         case("kind parent-mismatch", 5, other_base, "write l2.vhdx --offset 0").filled(parent),
         case(
             "kind parent-mismatch",
@@ -351,7 +351,7 @@ fn parents() -> Vec<Case> {
         case("relink.*", 7, |f| keep_base(f, |path| fs::remove_file(path).unwrap()), "relink .")
             .filled(&[("DIR", "elsewhere")])
             .first(|f| {
-                // Of several with the identity none is taken.
+                // With several candidates, none is chosen.
                 fs::remove_file(f.file("kept.vhdx")).unwrap();
             }),
     ]
@@ -608,10 +608,10 @@ fn files() -> Vec<Case> {
     cases
 }
 
-/// A row, and what makes its situation.
+/// A row, and the function that sets up its files.
 type Made = (&'static str, fn(&Folder));
 
-/// Images of other programs, made by those where they are installed.
+/// Images of other programs, made by them if they are installed.
 fn foreign() -> Vec<Case> {
     let qemu: [Made; 7] = [
         ("foreign.qcow2", |f| by_qemu(f, "qcow2")),
@@ -668,7 +668,7 @@ fn of_deep_chain(folder: &Folder) {
     write_chain(folder.path(), &images);
 }
 
-/// The chain with a copy of its base under another name, and the base itself harmed.
+/// The chain with a copy of its base under another name, and the base damaged.
 fn keep_base(folder: &Folder, harm: impl FnOnce(&Path)) {
     of_chain(folder);
     fs::create_dir(folder.file("elsewhere")).unwrap();
@@ -685,7 +685,7 @@ fn other_base(folder: &Folder) {
     });
 }
 
-/// The chain in the middle of a merge of its second layer into the first.
+/// The chain with an unfinished merge of its second layer into the first.
 fn of_merge(folder: &Folder) {
     let mut images = chain();
     mark(&mut images[0], 3, guid(1), "l1.vhdx");
@@ -693,7 +693,7 @@ fn of_merge(folder: &Folder) {
     write_chain(folder.path(), &images);
 }
 
-/// An image whose log has the change of the table that made its second block.
+/// An image with a pending log that adds its second block.
 fn dirty() -> Image {
     let mut before = Image::dynamic(4 << 20);
     name(&mut before, 5);
@@ -703,7 +703,7 @@ fn dirty() -> Image {
     Image::dirty(&before, &after, guid(8), 10)
 }
 
-/// A disk with a partition table, as a guest leaves it.
+/// A raw disk with a partition table.
 fn write_disk(path: &Path) {
     let mut bytes = vec![0; 1 << 20];
     bytes[446] = 0x80;
@@ -721,7 +721,7 @@ fn pack(folder: &Folder, line: &str) {
     if missing_tool(line).is_none() {
         shell(folder, line);
     }
-    // The way on has to bring the image back, not find it.
+    // The suggested command must restore the image.
     if folder.file("a.vhdx").metadata().is_ok_and(|made| made.len() == 0) {
         fs::remove_file(folder.file("a.vhdx")).unwrap();
     }

@@ -1,5 +1,5 @@
-//! Every refusal's way on, walked: each row of the table is provoked, and each command that is printed then is run.
-//! It may find something (exit code 1) or be done with losses (8), but must not come to the same refusal again.
+//! Every row of the table of suggestions is provoked, and every command it suggests is run. That may find faults (exit
+//! code 1) or succeed with losses (8), but must not fail in the same way again.
 #![allow(clippy::disallowed_methods)]
 #![cfg(unix)] // commands are run by a shell
 
@@ -17,7 +17,7 @@ use common::{Folder, Run};
 use serde_json::Value;
 
 #[test]
-fn every_way_on_leads_on() {
+fn every_suggested_command_works() {
     let rows: BTreeSet<&str> = avhdx_cli::rows().into_iter().collect();
     let mut walked = BTreeSet::new();
     let mut wrong = Vec::new();
@@ -34,14 +34,18 @@ fn every_way_on_leads_on() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let named: BTreeSet<&str> = NOT_PROVOKED.iter().map(|(row, _)| *row).collect();
-    assert!(walked.is_disjoint(&named), "provoked after all: {:?}", walked.intersection(&named));
+    assert!(
+        walked.is_disjoint(&named),
+        "provoked, but listed as not provoked: {:?}",
+        walked.intersection(&named)
+    );
     let known: BTreeSet<&str> = walked.union(&named).copied().collect();
-    assert_eq!(rows, known, "every row has a case, or a reason for having none");
+    assert_eq!(rows, known, "every row needs a case or a reason for none");
 }
 
 enum Walked {
     All,
-    /// A tool that the situation or a way on needs is not there.
+    /// The case or a suggested command needs a tool that is not installed.
     Without(String),
 }
 
@@ -58,14 +62,14 @@ fn walk(case: &Case) -> Result<Walked, String> {
     }
     let row = avhdx_cli::row_of(words[0], &error);
     if row != Some(case.row) {
-        return Err(format!("spoken for by {row:?}: {error}"));
+        return Err(format!("the row is {row:?}: {error}"));
     }
     if lines.is_empty() {
-        return Err(format!("no way on: {error}"));
+        return Err(format!("no command is suggested: {error}"));
     }
     let mut missing = None;
     for line in lines {
-        // Each way on starts from the same situation.
+        // Each command starts from the same files.
         let folder = Folder::new();
         (case.set_up)(&folder);
         (case.first)(&folder);
@@ -80,7 +84,7 @@ fn walk(case: &Case) -> Result<Walked, String> {
             run.stderr.lines().last().and_then(|line| serde_json::from_str::<Value>(line).ok());
         let is_same = again.as_ref().is_some_and(|again| again["code"] == error["code"]);
         let leads_on = matches!(run.code, Some(0 | 1 | 8));
-        // A command that shows what there is of what is broken shows it, and says again that it is broken.
+        // A command that shows a broken image reports the same error after its output.
         let shows = command.starts_with("avhdx info ") && !run.stdout.is_empty();
         if !(leads_on || shows && is_same) {
             return Err(format!("{command}\ncomes to {:?}: {}", run.code, run.stderr));
@@ -89,7 +93,7 @@ fn walk(case: &Case) -> Result<Walked, String> {
     Ok(missing.map_or(Walked::All, Walked::Without))
 }
 
-/// The refusal, and the ways on.
+/// The failure as JSON, and the suggested commands.
 fn provoked(folder: &Folder, case: &Case) -> Result<(Value, Vec<String>), String> {
     let long = "D:\\".to_owned() + &"x".repeat(40_000);
     let held = hold(folder, case);
@@ -111,7 +115,7 @@ fn hold(folder: &Folder, case: &Case) -> Option<File> {
     Some(file)
 }
 
-/// The command with everything put in that the user is to put in.
+/// The command with the user's values for its placeholders.
 fn filled(line: &str, case: &Case) -> String {
     let (command, _) = line.split_once("  # ").unwrap_or((line, ""));
     let fill = |word: &str| {
@@ -133,7 +137,7 @@ fn is_installed(tool: &str) -> bool {
     std::env::split_paths(&path).any(|folder| folder.join(tool).exists())
 }
 
-/// Runs a line by a shell that finds the program.
+/// Runs a command line in a shell that finds the program.
 fn shell(folder: &Folder, line: &str) -> Run {
     let program = Path::new(env!("CARGO_BIN_EXE_avhdx")).parent().unwrap().to_path_buf();
     let path = std::env::var_os("PATH").unwrap_or_default();

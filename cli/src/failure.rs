@@ -1,16 +1,13 @@
-//! From an error to an exit code, and to what is said of it.
+//! Why a verb failed, and the exit code for it.
 
 use std::error::Error as _;
 use std::io;
 use std::process::ExitCode;
 
 use avhdx::ErrorKind;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
-use crate::next::{self, Advice, Concerned};
-use crate::output::printable;
-
-/// What the program leaves with.
+/// The exit codes of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {
     Yes = 0,
@@ -25,30 +22,37 @@ pub(crate) enum Exit {
     Interrupted = 130,
 }
 
-/// How a verb that did its work answers.
+/// The answer of a verb that succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum Answer {
     Yes,
     No,
-    /// The work was done on an image that had lost bytes, as was agreed to.
+    /// The verb succeeded on an image that had lost data, with the user's consent.
     Losses,
 }
 
-/// Why a verb could not do its work.
+/// Why a verb failed, with everything that text and JSON show of it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     code: String,
     message: String,
-    /// What else programs are told: the facts of the library's own error, where it is one.
+    /// Further JSON fields: the facts of the library's error, if there is one.
     facts: Box<Map<String, Value>>,
     cause: Option<String>,
-    /// Hints beside those that the table has, and commands instead of its own.
-    own: Box<Advice>,
-    /// Commands behind those.
-    last: Vec<String>,
-    /// The reader of our output went away: nothing to complain of.
+    advice: Box<Advice>,
+    /// The reader of standard output is gone: nothing is printed.
     silent: bool,
+}
+
+/// What a failure itself suggests, beside the table in `next`.
+#[derive(Debug, Default)]
+pub(crate) struct Advice {
+    pub(crate) hints: Vec<String>,
+    /// Commands that replace those of the table.
+    pub(crate) next: Vec<String>,
+    /// Commands that follow all others.
+    pub(crate) last: Vec<String>,
 }
 
 impl Exit {
@@ -57,7 +61,7 @@ impl Exit {
     }
 }
 
-impl Outcome {
+impl Answer {
     pub(crate) fn code(self) -> ExitCode {
         match self {
             Self::Yes => Exit::Yes.code(),
@@ -65,11 +69,6 @@ impl Outcome {
             Self::Losses => Exit::Losses.code(),
         }
     }
-}
-
-/// What to leave with after clap printed something.
-pub(crate) fn usage_code(is_error: bool) -> ExitCode {
-    if is_error { Exit::Usage.code() } else { Exit::Yes.code() }
 }
 
 impl Failure {
@@ -80,23 +79,22 @@ impl Failure {
             message: message.into(),
             facts: Box::default(),
             cause: None,
-            own: Box::default(),
-            last: Vec::new(),
+            advice: Box::default(),
             silent: false,
         }
     }
 
-    /// The arguments make no sense.
+    /// The arguments are wrong.
     pub(crate) fn usage(code: &str, message: impl Into<String>) -> Self {
         Self::new(Exit::Usage, code, message)
     }
 
-    /// The host failed at `what`.
-    pub(crate) fn io(code: &str, what: impl Into<String>, error: &io::Error) -> Self {
-        Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, what) }
+    /// The host failed; `message` says at what.
+    pub(crate) fn io(code: &str, message: impl Into<String>, error: &io::Error) -> Self {
+        Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, message) }
     }
 
-    /// Writing the answer failed.
+    /// Standard output failed. A reader that is gone is no error.
     pub(crate) fn stdout(error: &io::Error) -> Self {
         let is_gone = error.kind() == io::ErrorKind::BrokenPipe;
         let exit = if is_gone { Exit::Yes } else { Exit::Io };
@@ -107,9 +105,9 @@ impl Failure {
         }
     }
 
-    /// Says that all was done that was asked, but this.
-    pub(crate) fn of_what_is_done(self) -> Self {
-        let message = format!("what was asked is done, and not told: {}", self.message);
+    /// The work is done, and only its report failed.
+    pub(crate) fn after_success(self) -> Self {
+        let message = format!("the command succeeded, but its output was lost: {}", self.message);
         Self { code: "stdout.done".into(), message, ..self }
     }
 
@@ -118,45 +116,65 @@ impl Failure {
         Self::new(Exit::Interrupted, "interrupted", message)
     }
 
+    pub(crate) fn code(&self) -> &str {
+        &self.code
+    }
+
     pub(crate) fn message(&self) -> &str {
         &self.message
     }
 
-    /// Whether it is the failure of this code.
+    pub(crate) fn cause(&self) -> Option<&str> {
+        self.cause.as_deref()
+    }
+
+    pub(crate) fn facts(&self) -> &Map<String, Value> {
+        &self.facts
+    }
+
+    pub(crate) fn advice(&self) -> &Advice {
+        &self.advice
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// Whether the failure has this code.
     pub(crate) fn is(&self, code: &str) -> bool {
         self.code == code
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
-        self.own.hints.push(hint.into());
+        self.advice.hints.push(hint.into());
         self
     }
 
-    /// Names a command to go on with, instead of those that are advised otherwise.
+    /// Suggests a command in place of those that the table has.
     pub(crate) fn then(mut self, command: impl Into<String>) -> Self {
-        self.own.next.push(command.into());
+        self.advice.next.push(command.into());
         self
     }
 
-    /// Names a command to go on with behind all others.
+    /// Suggests a command after all others.
     pub(crate) fn or_else(mut self, command: impl Into<String>) -> Self {
-        self.last.push(command.into());
+        self.advice.last.push(command.into());
         self
     }
 
-    /// Says what else is to be known.
+    /// Appends to the message.
     pub(crate) fn also(mut self, what: &str) -> Self {
         self.message += &format!("; {what}");
         self
     }
 
-    /// Says how many bytes were written before.
+    /// Reports how many bytes were written before the failure.
     pub(crate) fn with_written(mut self, bytes: u64) -> Self {
         self.facts.insert("written".into(), bytes.into());
         self.also(&format!("{bytes} bytes were written before"))
     }
 
-    /// Calls a file by another name.
+    /// Replaces a file name in the message and the facts.
     pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
         self.message = self.message.replace(from, to);
         if let Some(Value::String(file)) = self.facts.get_mut("file") {
@@ -164,72 +182,14 @@ impl Failure {
         }
         self
     }
-
-    /// What would help: this failure's own hints, then those of the table.
-    fn advice(&self) -> Advice {
-        let fact = |name: &str| self.facts.get(name).and_then(Value::as_str);
-        let concerned = Concerned { file: fact("file"), child: fact("child") };
-        let mut advice = next::advice(&self.code, fact("kind"), self.exit, concerned);
-        advice.hints.splice(0..0, self.own.hints.iter().cloned());
-        advice.hints.extend(fact("file").and_then(next::link_to));
-        if !self.own.next.is_empty() {
-            advice.next.clone_from(&self.own.next);
-        }
-        advice.next.extend(self.last.iter().cloned());
-        advice
-    }
-
-    /// The text for people, or nothing where nothing is to be said.
-    pub(crate) fn text(&self) -> Option<String> {
-        if self.silent {
-            return None;
-        }
-        let mut text = format!("avhdx: {}", printable(&self.message));
-        if let Some(cause) = &self.cause {
-            text += &format!(": {}", printable(cause));
-        }
-        let Advice { hints, next } = self.advice();
-        for hint in hints {
-            text += &format!("\n  hint: {hint}");
-        }
-        for command in next {
-            text += &format!("\n  next: {command}");
-        }
-        Some(text)
-    }
-
-    /// The same for programs.
-    pub(crate) fn json(&self) -> Option<Value> {
-        if self.silent {
-            return None;
-        }
-        let mut object = Map::new();
-        object.insert("schema".into(), "avhdx.error/1".into());
-        object.insert("exit".into(), (self.exit as u8).into());
-        object.insert("code".into(), self.code.clone().into());
-        object.insert("message".into(), self.message.clone().into());
-        object.extend(self.facts.iter().map(|(key, value)| (key.clone(), value.clone())));
-        if let Some(cause) = &self.cause {
-            object.insert("cause".into(), cause.clone().into());
-        }
-        let Advice { hints, next } = self.advice();
-        object.insert("hints".into(), json!(hints));
-        object.insert("next".into(), json!(next));
-        Some(object.into())
-    }
 }
 
 impl From<avhdx::Error> for Failure {
     fn from(error: avhdx::Error) -> Self {
         Self {
-            exit: exit_of(&error),
-            code: error.code().into(),
-            message: error.to_string(),
             cause: error.source().map(ToString::to_string),
             facts: Box::new(facts_of(&error)),
-            own: Box::default(),
-            last: Vec::new(),
-            silent: false,
+            ..Self::new(exit_of(&error), error.code(), error.to_string())
         }
     }
 }
@@ -260,12 +220,12 @@ fn exit_of(error: &avhdx::Error) -> Exit {
         ErrorKind::InUse => Exit::InUse,
         ErrorKind::InvalidInput => Exit::Usage,
         ErrorKind::Cancelled => Exit::Interrupted,
-        // Unsupported, LogPending, LogOverlay, ReadOnly, HasChildren, Limit, and what is yet to come.
+        // Unsupported, LogPending, LogOverlay, ReadOnly, HasChildren, Limit, and kinds added later.
         _ => Exit::Refused,
     }
 }
 
-/// The names of kinds in JSON.
+/// The names of error kinds in JSON.
 pub(crate) const KINDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::Io, "io"),
     (ErrorKind::NotVhdx, "not-vhdx"),

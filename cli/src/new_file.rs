@@ -1,39 +1,39 @@
-//! Files that appear whole or not at all.
+//! Output files, which appear complete or not at all.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use avhdx::ops::clear_drafts;
-use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
+use avhdx::storage::{Access, Draft, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
-use crate::args::Replacing;
-use crate::exit::{Exit, Failure};
-use crate::interrupt::{UnderWay, under_way};
+use crate::args::ReplaceFlags;
+use crate::failure::{Exit, Failure};
+use crate::interrupt::{InProgress, in_progress};
 use crate::output::Console;
+use crate::point::folder_of;
 
-/// A file on its way. Dropped before it is published, it leaves nothing behind.
+/// An unfinished file under a temporary name. It is removed unless it is published.
 #[derive(Debug)]
-pub(crate) struct Draft {
-    draft: Arc<avhdx::storage::Draft<'static>>,
+pub(crate) struct NewFile {
+    draft: Arc<Draft<'static>>,
     target: PathBuf,
-    /// The file whose name is taken over, kept locked until then.
+    /// The file to be replaced, locked until then.
     old: Option<Arc<dyn Storage>>,
 }
 
-impl Draft {
-    /// Starts a file that will be called `target`. Never one of `inputs`, and an existing one only with
-    /// consent.
+impl NewFile {
+    /// Starts a file for the name `target`. Refuses to replace one of `inputs`, or any file without consent.
     pub(crate) fn new(
         target: &Path,
-        replacing: &Replacing,
+        replacing: &ReplaceFlags,
         inputs: &[PathBuf],
         console: &mut Console,
     ) -> Result<Self, Failure> {
         let (target, old) = match taken(target, inputs)? {
             None => (target.to_path_buf(), None),
             Some(_) if !replacing.overwrite => return Err(exists(target)),
-            // The file that a link leads to is replaced, not the link.
+            // Replaces the file that a link leads to, not the link.
             Some(real) => {
                 let old = unused(target)?;
                 replacing.check(old.as_ref(), console)?;
@@ -41,19 +41,19 @@ impl Draft {
             }
         };
         console.warnings(&clear_drafts(&LocalHost, folder_of(&target)));
-        let mut under_way = under_way();
-        let draft = avhdx::storage::Draft::new(&LocalHost, &target).map_err(|error| {
+        let mut in_progress = in_progress();
+        let draft = Draft::new(&LocalHost, &target).map_err(|error| {
             let message = format!("{}: cannot create the file", target.display());
             Failure::io("output.create", message, &error)
         })?;
         let draft = Arc::new(draft);
-        *under_way = UnderWay::Draft(Arc::clone(&draft));
-        drop(under_way);
+        *in_progress = InProgress::Draft(Arc::clone(&draft));
+        drop(in_progress);
         Ok(Self { draft, target, old })
     }
 
-    /// The draft itself, for an image to be made in it.
-    pub(crate) fn inner(&self) -> &avhdx::storage::Draft<'static> {
+    /// The draft that the library makes an image in.
+    pub(crate) fn draft(&self) -> &Draft<'static> {
         &self.draft
     }
 
@@ -61,7 +61,7 @@ impl Draft {
         self.draft.storage()
     }
 
-    /// A failure that calls the file by its name to be.
+    /// A failure that shows the final name instead of the temporary one.
     pub(crate) fn failure(&self, error: avhdx::Error) -> Failure {
         Failure::from(error).renamed(self.storage().name(), &self.target.display().to_string())
     }
@@ -69,57 +69,46 @@ impl Draft {
     /// Gives the finished file its name.
     pub(crate) fn publish(mut self, console: &mut Console) -> Result<(), Failure> {
         let name = self.target.display();
-        let mut under_way = under_way();
+        let mut in_progress = in_progress();
         let old = self.old.take();
         match self.draft.publish(old.as_deref()) {
             Ok(left) => {
-                *under_way = UnderWay::Nothing;
+                *in_progress = InProgress::Nothing;
                 if let Some(left) = left {
-                    let message = format!(
-                        "{}: the file that was replaced could not be removed",
-                        left.display()
-                    );
+                    let message = format!("{}: cannot remove the replaced file", left.display());
                     console.warn("output.old-left", &message);
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(match old {
                     Some(_) => {
-                        let message = format!("{name}: nothing was replaced: {error}");
+                        let message = format!("{name}: the file was not replaced: {error}");
                         Failure::new(Exit::Refused, "output.swapped", message)
                     }
-                    // Somebody was faster.
+                    // Another program created the file meanwhile.
                     None => exists(&self.target),
                 });
             }
             Err(error) => {
-                let message = format!("{name}: cannot name the file so");
+                let message = format!("{name}: cannot rename the finished file");
                 return Err(Failure::io("output.rename", message, &error));
             }
         }
-        drop(under_way);
+        drop(in_progress);
         LocalHost.sync_dir(folder_of(&self.target)).map_err(|error| {
             Failure::io("output.sync", format!("{name}: cannot make the name durable"), &error)
         })
     }
 }
 
-impl Drop for Draft {
+impl Drop for NewFile {
     fn drop(&mut self) {
-        // Published or not: an interruption has nothing to do with it any more.
-        drop(std::mem::take(&mut *under_way()));
+        // There is nothing left to clean up.
+        drop(std::mem::take(&mut *in_progress()));
     }
 }
 
-/// The folder that a file lies in; a bare name lies in the current one.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
-}
-
-/// The real path of what `target` names, if it names anything.
+/// The real path of `target`, if it exists. Refuses what cannot be replaced.
 fn taken(target: &Path, inputs: &[PathBuf]) -> Result<Option<PathBuf>, Failure> {
     let name = target.display();
     let refuse = |code, what: &str| Failure::new(Exit::Refused, code, format!("{name}: {what}"));
@@ -127,41 +116,45 @@ fn taken(target: &Path, inputs: &[PathBuf]) -> Result<Option<PathBuf>, Failure> 
         Ok(stat) => stat,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let leads_nowhere = LocalHost.is_link(target).unwrap_or(false);
-            let what = "a link that leads nowhere";
+            let what = "a dangling link";
             return if leads_nowhere { Err(refuse("output.link", what)) } else { Ok(None) };
         }
         Err(error) => {
-            return Err(Failure::io("output.stat", format!("{name}: cannot look at it"), &error));
+            return Err(Failure::io(
+                "output.stat",
+                format!("{name}: cannot access the file"),
+                &error,
+            ));
         }
     };
     if stat.kind != FileKind::File {
         return Err(refuse("output.not-a-file", "not a regular file"));
     }
     let real = LocalHost.canonical(target).map_err(|error| {
-        Failure::io("output.stat", format!("{name}: cannot look at it"), &error)
+        Failure::io("output.stat", format!("{name}: cannot access the file"), &error)
     })?;
     let is_target = |input: &PathBuf| {
         LocalHost.canonical(input).is_ok_and(|input| input == real)
             || stat.id.is_some() && LocalHost.stat(input).is_ok_and(|input| input.id == stat.id)
     };
     if inputs.iter().any(is_target) {
-        return Err(refuse("output.is-input", "the input itself, or one of its parents"));
+        return Err(refuse("output.is-input", "the input or one of its parents"));
     }
     Ok(Some(real))
 }
 
-/// The file at `path`, once it is clear that nobody has it open.
+/// The file at `path`, opened and locked. Refuses a file in use.
 fn unused(path: &Path) -> Result<Arc<dyn Storage>, Failure> {
     let name = path.display();
     let storage = LocalHost.open(path, Access::Read).map_err(|error| {
-        Failure::io("output.open", format!("{name}: cannot look at it"), &error)
+        Failure::io("output.open", format!("{name}: cannot access the file"), &error)
     })?;
     match storage.try_lock(LockMode::Exclusive) {
         Ok(LockOutcome::InUse(by)) => {
-            let message = format!("{name}: the file to be replaced is in use elsewhere: {by}");
+            let message = format!("{name}: the file to replace is in use: {by}");
             Err(Failure::new(Exit::InUse, "output.in-use", message))
         }
-        // Where files cannot be locked, consent is all there is.
+        // Where files cannot be locked, the user's consent suffices.
         Ok(_) | Err(_) => Ok(storage),
     }
 }

@@ -1,25 +1,21 @@
-//! The facts of an image for people.
+//! The facts as text.
 
-use avhdx::{FoundBy, HeaderInfo, ImageInfo, LogState, MergeState};
+use avhdx::{HeaderInfo, ImageInfo, LogState, MergeState};
 
-use super::{HEADERS, REGION_TABLES, counts, held, utc};
-use crate::exit::Failure;
-use crate::info::{LayerFacts, Report, found_by};
-use crate::output::{Console, Table, size, units};
+use super::report::{HEADERS, LayerFacts, REGION_TABLES, Report, counts, found_by, held, kind};
+use crate::failure::Failure;
+use crate::output::Console;
+use crate::table::Table;
+use crate::text::{size, units, utc};
 
-/// One image with all its structures.
-pub(crate) fn image(
-    report: &Report,
-    depth: usize,
-    parent: Option<&(String, Option<FoundBy>)>,
-    console: &mut Console,
-) -> Result<(), Failure> {
+/// The tip with all its structures.
+pub(crate) fn image(report: &Report, console: &mut Console) -> Result<(), Failure> {
     let facts = &report.layers[0];
     let info = &facts.info;
     head(facts, console)?;
     let mut chain = Table::fields("Chain");
-    chain.field("layers found", depth);
-    if let Some((name, by)) = parent {
+    chain.field("layers found", report.depth);
+    if let Some((name, by)) = &report.parent {
         let by = by.map_or(String::new(), |by| format!(" (found by {})", found_by(by)));
         chain.field("parent", format!("{name}{by}"));
     }
@@ -39,7 +35,7 @@ pub(crate) fn image(
     Ok(())
 }
 
-/// Every layer with what matters in a chain.
+/// All layers, with the facts that matter in a chain.
 pub(crate) fn chain(report: &Report, console: &mut Console) -> Result<(), Failure> {
     let mut overview = Table::new(
         "Chain, from the tip down",
@@ -78,7 +74,7 @@ pub(crate) fn chain(report: &Report, console: &mut Console) -> Result<(), Failur
 fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     let info = &facts.info;
     let mut image = Table::fields(&facts.layer.name);
-    image.field("type", facts.kind());
+    image.field("type", kind(info));
     image.field("virtual size", size(info.geometry.size));
     image.field(
         "sectors",
@@ -93,7 +89,7 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     image.field("data write GUID", facts.layer.data_write_guid);
     image.field("file length", size(info.file_len));
     if let Some(allocated) = facts.allocated {
-        image.field("on its volume", size(allocated));
+        image.field("space used", size(allocated));
     }
     image.field("creator", &info.creator);
     if let Some(by) = facts.layer.found_by {
@@ -105,15 +101,15 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     }
     if let Some(mark) = &info.merge {
         let what = match mark.state {
-            MergeState::Merging => "not finished: into",
-            MergeState::Spent => "all of it is by now in",
-            MergeState::Target => "not finished, alone it is a mixture: takes",
+            MergeState::Merging => "unfinished, into",
+            MergeState::Spent => "complete, into",
+            MergeState::Target => "unfinished, inconsistent without its child, from",
             _ => "with",
         };
         image.field("MERGE", format!("{what} {}, {}", mark.name, mark.other));
     }
     if facts.in_use {
-        image.field("IN USE", "elsewhere: what is shown may be changing");
+        image.field("IN USE", "by another program: these facts may change");
     }
     console.table(image)
 }
@@ -161,12 +157,12 @@ fn log_state(facts: &LayerFacts) -> &'static str {
 fn log(facts: &LayerFacts) -> Table {
     let log = &facts.info.log;
     let mut table = Table::fields("Log");
-    table.field("place", format!("{} at {}", units(log.length.into()), log.offset));
+    table.field("location", format!("{} at {}", units(log.length.into()), log.offset));
     match &log.state {
         LogState::Empty => table.field("state", "empty, nothing to replay"),
         LogState::Ignored => match &facts.broken_log {
             Some(message) => table.field("state", format!("BROKEN, not replayed: {message}")),
-            None => table.field("state", "PENDING, ignored as asked"),
+            None => table.field("state", "PENDING, ignored on request"),
         },
         LogState::Replayed {
             entries,
@@ -183,7 +179,7 @@ fn log(facts: &LayerFacts) -> Table {
             table.field("flushed length", size(*flushed_file_offset));
             table.field("needed length", size(*last_file_offset))
         }
-        _ => table.field("state", "unknown to this program"),
+        _ => table.field("state", "unknown"),
     };
     table
 }
@@ -198,7 +194,7 @@ fn regions(info: &ImageInfo, console: &mut Console) -> Result<(), Failure> {
         let title = format!("Region table {} at {place:#x}{current}", i + 1);
         let mut table = Table::new(&title, &columns);
         match regions {
-            Ok(_) if same => table = Table::fields(&title).with_remark("the same as the first"),
+            Ok(_) if same => table = Table::fields(&title).with_remark("same as the first"),
             Ok(regions) => {
                 for region in regions {
                     table.row([
@@ -247,7 +243,7 @@ fn blocks(facts: &LayerFacts) -> Table {
         Ok(blocks) => blocks,
         Err(message) => return table.with_remark(format!("cannot be counted: {message}")),
     };
-    table.field("in all", blocks.blocks);
+    table.field("total", blocks.blocks);
     for (name, count) in counts(blocks) {
         if count > 0 {
             table.field(&name.replace('_', " "), count);

@@ -1,4 +1,4 @@
-//! Nothing changes before it is known that what was asked can be done, and what is done is told as done.
+//! A verb changes nothing before it is known to succeed, and reports success even if its output is lost.
 #![allow(clippy::disallowed_methods)]
 
 mod common;
@@ -10,7 +10,7 @@ use common::{Folder, chain, guid, mark};
 
 const MIB: u64 = 1 << 20;
 
-/// What cannot be done on the chain, and the exit code that says so.
+/// Commands that the chain does not allow, with their exit codes.
 const IMPOSSIBLE: &[(&str, i32)] = &[
     ("zero l2.vhdx --offset 64T --length 1", 2),
     ("discard l2.vhdx --offset 64T --length 1", 2),
@@ -22,7 +22,7 @@ const IMPOSSIBLE: &[(&str, i32)] = &[
     ("merge l2.vhdx --into never", 2),
 ];
 
-/// A chain whose tip has a log that is to be replayed, and beside it what a killed program left.
+/// A chain whose tip has a pending log.
 fn dirty() -> Folder {
     let folder = Folder::new();
     let mut images = chain();
@@ -34,7 +34,7 @@ fn dirty() -> Folder {
     folder
 }
 
-/// A chain whose tip lost its last block.
+/// A chain whose tip lost half of its last block.
 fn cut() -> Folder {
     let folder = Folder::with_chain();
     let file = fs::File::options().write(true).open(folder.file("l2.vhdx")).unwrap();
@@ -79,13 +79,13 @@ fn a_verb_that_is_refused_replays_no_log() {
         folder.run(line).expect(*code);
         assert!(contents(&folder) == before, "{line}");
     }
-    // Nor where the tip's parent is missing.
+    // Also if the tip's parent is missing.
     let folder = dirty();
     fs::remove_file(folder.file("l1.vhdx")).unwrap();
     let before = contents(&folder);
     folder.run("zero l2.vhdx --offset 0 --length 1M").expect(5);
     assert!(contents(&folder) == before);
-    // What is possible is done.
+    // A command that succeeds replays it.
     let folder = dirty();
     let before = contents(&folder);
     folder.run("zero l2.vhdx --offset 0 --length 1M").expect(0);
@@ -93,7 +93,7 @@ fn a_verb_that_is_refused_replays_no_log() {
 }
 
 #[test]
-fn nothing_is_given_up_for_what_cannot_be_done() {
+fn no_loss_is_accepted_for_a_command_that_is_refused() {
     for (line, code) in IMPOSSIBLE {
         let folder = cut();
         let before = contents(&folder);
@@ -106,7 +106,7 @@ fn nothing_is_given_up_for_what_cannot_be_done() {
 
 #[test]
 #[cfg(unix)]
-fn the_list_of_what_was_lost_is_for_those_who_may_read_the_image() {
+fn the_loss_report_has_the_mode_of_the_image() {
     use std::os::unix::fs::PermissionsExt;
     let folder = cut();
     fs::set_permissions(folder.file("l2.vhdx"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -117,7 +117,7 @@ fn the_list_of_what_was_lost_is_for_those_who_may_read_the_image() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn what_is_done_and_cannot_be_told_is_told_as_done() {
+fn success_is_reported_even_if_the_output_is_lost() {
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
     for line in [
         "checkpoint l2.vhdx --path new.avhdx",
@@ -129,13 +129,13 @@ fn what_is_done_and_cannot_be_told_is_told_as_done() {
         let folder = Folder::with_chain();
         let mut command = folder.command(line.split(' '));
         let run = common::Run::of(command.stdout(full()).output().unwrap()).expect(3);
-        let run = run.says("what was asked is done");
+        let run = run.says("the command succeeded, but its output was lost");
         assert!(!run.stderr.contains(&format!("next: avhdx {line}")), "{}", run.stderr);
     }
 }
 
 #[test]
-fn an_image_that_is_no_point_in_time_is_not_said_to_be_sound() {
+fn an_image_in_an_unfinished_merge_is_not_reported_as_sound() {
     let merging = |child: u8, parent: u8| {
         let folder = Folder::new();
         let mut images = chain();
@@ -152,7 +152,7 @@ fn an_image_that_is_no_point_in_time_is_not_said_to_be_sound() {
     mark(&mut images[2], 2, guid(1), "l1.vhdx");
     write_chain(folder.path(), &images);
     folder.run("check l2.vhdx").expect(1).prints("merge.spent");
-    // A target whose child cannot be read is a fault of its own.
+    // A target with an unreadable child has a finding of its own.
     let folder = merging(1, 3);
     let child = fs::File::options().write(true).open(folder.file("l1.vhdx")).unwrap();
     child.set_len(MIB + MIB / 2).unwrap();
@@ -161,7 +161,7 @@ fn an_image_that_is_no_point_in_time_is_not_said_to_be_sound() {
 }
 
 #[test]
-fn a_merge_whose_child_lost_bytes_goes_on_with_consent() {
+fn a_merge_whose_child_lost_data_resumes_with_accept_loss() {
     let folder = Folder::new();
     let mut images = chain();
     images.pop();
@@ -182,22 +182,22 @@ fn a_merge_whose_child_lost_bytes_goes_on_with_consent() {
 
 #[test]
 #[cfg(unix)]
-fn relink_says_what_it_could_not_read() {
+fn relink_reports_images_that_it_cannot_read() {
     let folder = Folder::new();
-    folder.run("relink .").expect(0).prints("no images are there");
+    folder.run("relink .").expect(0).prints("no images found");
     fs::write(folder.file("a.vhdx"), "no image").unwrap();
     folder.run("relink a.vhdx").expect(1).says("a.vhdx");
-    folder.run("relink .").expect(1).prints("no image could be read").says("a.vhdx");
+    folder.run("relink .").expect(1).prints("none of 1 images could be read").says("a.vhdx");
     let folder = Folder::with_chain();
     folder.run("relink .").expect(0).prints("3 images");
-    // The parent's own trouble, where it lies in its place.
+    // A damaged parent at the recorded path is reported as such, not as missing.
     fs::write(folder.file("l0.vhdx"), "cut").unwrap();
     let run = folder.run("relink .").expect(7).says("cannot be the parent of ");
     assert!(!run.stderr.contains("no file has the identity"), "{}", run.stderr);
 }
 
 #[test]
-fn relink_keeps_parents_within_the_confines() {
+fn relink_respects_confine() {
     let folder = Folder::with_chain();
     for name in ["in", "out"] {
         fs::create_dir(folder.file(name)).unwrap();
@@ -215,7 +215,7 @@ fn relink_keeps_parents_within_the_confines() {
 }
 
 #[test]
-fn labels_and_rates_that_mean_something_else_are_refused() {
+fn ambiguous_labels_zero_rates_and_empty_names_are_refused() {
     let folder = Folder::with_chain();
     for label in ["--label=-1", "--label=base", "--label="] {
         folder.run(&format!("checkpoint l2.vhdx {label}")).expect(2);
@@ -230,7 +230,7 @@ fn labels_and_rates_that_mean_something_else_are_refused() {
 }
 
 #[test]
-fn a_long_name_is_no_reason_to_make_no_checkpoint() {
+fn an_image_with_a_long_name_can_have_a_checkpoint() {
     let folder = Folder::new();
     let name = format!("{}.vhdx", "x".repeat(240));
     folder.run(&format!("create {name} --size 4M")).expect(0);
@@ -239,7 +239,7 @@ fn a_long_name_is_no_reason_to_make_no_checkpoint() {
 
 #[test]
 #[cfg(unix)]
-fn a_command_is_not_made_of_a_name_that_is_no_text() {
+fn suggested_commands_quote_names_that_are_not_unicode() {
     use std::os::unix::ffi::OsStrExt;
     let folder = Folder::with_chain();
     let name = std::ffi::OsStr::from_bytes(b"non\xffutf.vhdx");

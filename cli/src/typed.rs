@@ -1,0 +1,146 @@
+//! The command line as typed: suggested commands are built from it.
+
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use avhdx::storage::{Host, LocalHost};
+use clap::{ArgMatches, Command};
+
+use crate::point::Point;
+use crate::shell;
+
+static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
+
+/// A command line and its parts.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    /// The definition of all verbs and flags.
+    program: Command,
+    /// All words after the program's name.
+    pub(crate) words: Vec<OsString>,
+    pub(crate) verb: String,
+    pub(crate) image: Option<OsString>,
+    pub(crate) out: Option<OsString>,
+    /// The second image of a comparison.
+    other: Option<OsString>,
+    /// The flags that say where parents are.
+    pub(crate) parents: Vec<OsString>,
+}
+
+/// Stores the command line.
+pub(crate) fn remember(args: &[OsString], matches: &ArgMatches, program: Command) {
+    *typed() = Typed::of(args, matches, program);
+}
+
+/// The stored command line.
+pub(crate) fn typed() -> MutexGuard<'static, Option<Typed>> {
+    TYPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the verb typed has a flag of this name.
+pub(crate) fn has_flag(name: &str) -> bool {
+    typed().as_ref().is_some_and(|typed| typed.has_flag(name))
+}
+
+/// A command for an image, with the typed flags that say where parents are.
+pub(crate) fn with_parents(verb: &str, image: &Path) -> String {
+    let typed = typed();
+    let parents = typed.as_ref().map_or(&[][..], |typed| &typed.parents);
+    let words = [shell::argument(image), shell::words(parents)];
+    format!("avhdx {verb} {}", words.join(" ").trim_end())
+}
+
+/// A sentence about the typed name that leads to `file` through links, if there is one.
+pub(crate) fn link_to(file: &str) -> Option<String> {
+    let typed = typed();
+    let leads_there = |path: &Path| {
+        path != Path::new(file)
+            && LocalHost.canonical(path).is_ok_and(|real| real == Path::new(file))
+    };
+    let words = typed.as_ref()?.words.iter().map(|word| Point::parse(word).image);
+    let link = words.into_iter().find(|path| leads_there(path))?;
+    Some(format!("{} leads to {file}", link.display()))
+}
+
+impl Typed {
+    pub(crate) fn of(args: &[OsString], matches: &ArgMatches, program: Command) -> Option<Self> {
+        let (verb, matches) = matches.subcommand()?;
+        let one = |ids: &[&str]| ids.iter().find_map(|id| values(matches, id).into_iter().next());
+        let parents = ["with_parent", "parent_dir", "path_map", "confine"].into_iter();
+        let parents = parents.flat_map(|id| {
+            let flag = OsString::from(format!("--{}", id.replace('_', "-")));
+            values(matches, id).into_iter().flat_map(move |value| [flag.clone(), value])
+        });
+        Some(Self {
+            words: args.iter().skip(1).cloned().collect(),
+            verb: verb.into(),
+            image: one(&["image", "a", "parent", "places"]),
+            out: one(&["out"]),
+            other: one(&["b"]),
+            parents: parents.collect(),
+            program,
+        })
+    }
+
+    /// Whether `file` is the image typed, or unknown.
+    pub(crate) fn is_of(&self, file: Option<&str>) -> bool {
+        let (Some(file), Some(image)) = (file, self.image.as_deref()) else { return true };
+        let (file, image) = (Path::new(file), Point::parse(image).image);
+        let canonical = |path: &Path| LocalHost.canonical(path).ok();
+        file == image || canonical(file).is_some_and(|file| canonical(&image) == Some(file))
+    }
+
+    pub(crate) fn has_flag(&self, name: &str) -> bool {
+        let verb = self.program.find_subcommand(&self.verb);
+        verb.is_some_and(|verb| verb.get_arguments().any(|flag| flag.get_long() == Some(name)))
+    }
+
+    /// Whether `file` is the second image of a comparison.
+    pub(crate) fn is_other(&self, file: Option<&str>) -> bool {
+        let name = |word: &OsString| Point::parse(word).image;
+        self.other.as_ref().is_some_and(|other| file.map(Path::new) == Some(&name(other)))
+    }
+
+    /// The words, with `OUT` in place of the output's name.
+    pub(crate) fn elsewhere(&self) -> Vec<OsString> {
+        let replaced = |at: usize| {
+            let mut words = self.words.clone();
+            words[at] = "OUT".into();
+            // The same name may also be the value of another argument.
+            let matches = self.parse(&words)?;
+            let out = values(matches.subcommand()?.1, "out");
+            (out == ["OUT"]).then_some(words)
+        };
+        let is_out = |at: &usize| self.out.as_ref() == Some(&self.words[*at]);
+        let found = (0..self.words.len()).rev().filter(is_out).find_map(replaced);
+        found.unwrap_or_else(|| self.words.clone())
+    }
+
+    /// The command line that `more` can be appended to: without the flag that `more` replaces. `None` if the verb
+    /// does not take it, or has it already.
+    pub(crate) fn before(&self, more: &str) -> Option<Self> {
+        let more: Vec<OsString> =
+            more.split(' ').map(|word| word.trim_matches('\'').into()).collect();
+        let is_valid = |words: &[OsString]| self.parse(&[words, &more].concat()).is_some();
+        let mut words = self.words.clone();
+        if more.len() == 1 && words.contains(&more[0]) {
+            return None;
+        }
+        if !is_valid(&words) {
+            let at = words.iter().position(|word| *word == more[0])?;
+            words.drain(at..(at + more.len()).min(words.len()));
+        }
+        is_valid(&words).then(|| Self { words, ..self.clone() })
+    }
+
+    fn parse(&self, words: &[OsString]) -> Option<ArgMatches> {
+        let args = [&["avhdx".into()], words].concat();
+        self.program.clone().try_get_matches_from(args).ok()
+    }
+}
+
+fn values(matches: &ArgMatches, id: &str) -> Vec<OsString> {
+    let values = matches.try_get_raw(id).ok().flatten();
+    values.into_iter().flatten().map(OsStr::to_os_string).collect()
+}
