@@ -87,7 +87,7 @@ struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  0 yes   1 answered \"no\" (differs, findings)   2 usage   3 I/O or space   4 damaged
+  0 yes   1 no (differs, findings)   2 usage   3 I/O or space   4 damaged
   5 parent missing, mismatched or denied   6 in use   7 refused for safety
   8 done, with losses   130 interrupted";
 

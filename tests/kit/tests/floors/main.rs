@@ -117,7 +117,6 @@ fn the_library_keeps_to_its_floors() {
 }
 
 #[test]
-#[ignore = "the program does not keep to its floors yet"]
 fn the_program_keeps_to_its_floors() {
     keeps_to(PROGRAM, "cli/src");
 }
