@@ -35,6 +35,7 @@ const LIBRARY: Rules<'_> = Rules {
     floors: &[
         ("the root", &[""]),
         ("ops", &["ops"]),
+        ("create", &["create"]),
         ("options", &["options"]),
         ("chain", &["chain"]),
         ("file", &["file"]),
@@ -50,7 +51,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("warning", &["warning"]),
         ("warning", &["warning"]),
         ("disk", &["disk"]),
-        ("names", &["names", "traps"]),
+        ("names", &["names"]),
         ("storage", &["storage"]),
         ("counters", &["counters"]),
         ("sync", &["sync"]),
