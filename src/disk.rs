@@ -27,6 +27,57 @@ const TOGETHER: usize = 256 << 10;
 /// assert_eq!(&word, b"boot");
 /// # Ok::<(), avhdx::Error>(())
 /// ```
+///
+/// # Implementing a disk
+///
+/// Every operation of this crate takes any disk, so another format or a store of another kind is one `impl` away. A
+/// read-only disk needs three methods. [`Geometry::check_range`] refuses what lies outside the disk,
+/// [`LayerId::unique`] names its data in extents, and [`Error`] has what failures need. An implementation keeps these
+/// promises:
+///
+/// - A range that does not lie within the disk is refused with [`ErrorKind::InvalidInput`], and nothing changes. An
+///   empty range within the disk, its end included, succeeds. A range whose end is before its start is empty.
+/// - A read-only disk refuses every change with [`ErrorKind::ReadOnly`].
+/// - A change affects its range only, whatever the alignment, also while other threads change bytes beside it.
+/// - Extents follow each other without gaps and overlaps, and the bytes of a [`Source::Zero`] read as zeros.
+/// - An error that concerns a file [names it](Error::in_file).
+///
+/// ```
+/// use std::ops::Range;
+/// use avhdx::{Disk, Extent, FileOffset, Geometry, LayerId, Result, Source};
+///
+/// /// A read-only disk in memory.
+/// struct Rom {
+///     layer: LayerId,
+///     bytes: &'static [u8],
+/// }
+///
+/// impl Disk for Rom {
+///     fn geometry(&self) -> Geometry {
+///         Geometry::new(self.bytes.len() as u64, 512, 512)
+///     }
+///
+///     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+///         self.geometry().check_range(offset, buf.len() as u64)?;
+///         buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
+///         Ok(())
+///     }
+///
+///     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
+///         self.geometry().check_range(range.start, range.end.saturating_sub(range.start))?;
+///         let at = FileOffset::new(range.start);
+///         let source = Source::Data { layer: self.layer, at };
+///         Ok((!range.is_empty()).then_some(Extent { range, source }))
+///     }
+/// }
+///
+/// let rom = Rom { layer: LayerId::unique(), bytes: &[7; 1024] };
+/// let mut bytes = [0; 2];
+/// rom.read_at(&mut bytes, 1022)?;
+/// assert_eq!(bytes, [7; 2]);
+/// assert_eq!(rom.write_at(b"x", 0).unwrap_err().kind(), avhdx::ErrorKind::ReadOnly);
+/// # Ok::<(), avhdx::Error>(())
+/// ```
 pub trait Disk: Send + Sync {
     /// The size and the sector sizes of the disk.
     fn geometry(&self) -> Geometry;
@@ -45,7 +96,7 @@ pub trait Disk: Send + Sync {
     /// As for [`read_at`](Self::read_at).
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], mut offset: u64) -> Result<()> {
         let total = bufs.iter().map(|buf| buf.len() as u64).sum();
-        check_range(&self.geometry(), offset, total)?;
+        self.geometry().check_range(offset, total)?;
         for buf in bufs {
             self.read_at(buf, offset)?;
             offset += buf.len() as u64;
@@ -63,7 +114,7 @@ pub trait Disk: Send + Sync {
     /// [`VhdxFile`](crate::VhdxFile#after-a-failure).
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         let _ = (buf, offset);
-        Err(read_only())
+        Err(Error::read_only())
     }
 
     /// Writes several buffers in order at `offset`.
@@ -100,7 +151,7 @@ pub trait Disk: Send + Sync {
     /// As for [`write_at`](Self::write_at).
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
         let _ = (range, how);
-        Err(read_only())
+        Err(Error::read_only())
     }
 
     /// Discards a range that is no longer needed: it reads as zeros, and whole blocks are freed
@@ -194,6 +245,18 @@ impl Geometry {
     pub const fn new(size: u64, logical_sector: u32, physical_sector: u32) -> Self {
         Self { size, logical_sector, physical_sector }
     }
+
+    /// Refuses a range of `len` bytes at `offset` that does not lie within the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] with the code `disk.out-of-range`, also if `offset + len` overflows.
+    #[inline]
+    pub fn check_range(&self, offset: u64, len: u64) -> Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(out_of_range(self, offset, len)),
+        }
+    }
 }
 
 /// Whether zeroed bytes may lose their space in the file.
@@ -240,7 +303,8 @@ pub enum Source {
 pub struct LayerId(u64);
 
 impl LayerId {
-    pub(crate) fn next() -> Self {
+    /// Creates an id that differs from all others of the process: for a [`Disk`] whose extents name data of its own.
+    pub fn unique() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         Self(NEXT.fetch_add(1, Ordering::Relaxed))
     }
@@ -325,23 +389,10 @@ impl Extent {
     }
 }
 
-/// Refuses a range that does not lie within the disk.
-#[inline]
-pub(crate) fn check_range(geometry: &Geometry, offset: u64, len: u64) -> Result<()> {
-    match offset.checked_add(len) {
-        Some(end) if end <= geometry.size => Ok(()),
-        _ => Err(out_of_range(geometry, offset, len)),
-    }
-}
-
 #[cold]
 fn out_of_range(geometry: &Geometry, offset: u64, len: u64) -> Error {
     let message = format!("{len} bytes at {offset} do not lie within the disk");
     Error::new(ErrorKind::InvalidInput, "disk.out-of-range", message)
         .with_found(format_args!("a disk of {} bytes", geometry.size))
         .with_expected(format_args!("at least {}", offset.saturating_add(len)))
-}
-
-fn read_only() -> Error {
-    Error::new(ErrorKind::ReadOnly, "disk.read-only", "the disk is open for reading only")
 }

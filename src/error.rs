@@ -14,6 +14,22 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// [`found`](Self::found), [`expected`](Self::expected) and [`section`](Self::section) say where they are
 /// and which rule of \[MS-VHDX\] they break. [`std::error::Error::source`] is the host's own error,
 /// if there is one; it is not part of the displayed text.
+///
+/// Implementations of [`Disk`](crate::Disk) and [`ParentSource`](crate::ParentSource) outside this crate make errors
+/// with [`Error::new`], [`Error::other`] and `?` on an [`io::Error`], and say where with [`in_file`](Self::in_file) and
+/// [`at`](Self::at):
+///
+/// ```
+/// use avhdx::{Error, ErrorKind};
+///
+/// fn connect() -> std::io::Result<()> {
+///     Err(std::io::ErrorKind::ConnectionRefused.into())
+/// }
+/// let error = connect().map_err(|error| Error::from(error).in_file("s3://disks/web.img").at(512));
+/// let error = error.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::Io);
+/// assert_eq!(error.to_string(), "s3://disks/web.img: the host failed at offset 0x200");
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub struct Error(Box<Repr>);
@@ -73,6 +89,8 @@ pub enum ErrorKind {
     /// A limit was reached: the depth of a chain, the open files of the process, or the changes in a
     /// log that fit in memory.
     Limit,
+    /// A disk, a storage or a source of parents that is implemented outside this crate failed.
+    Other,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -136,7 +154,9 @@ impl Error {
         self.0.section
     }
 
-    pub(crate) fn new(kind: ErrorKind, code: &'static str, message: impl Into<String>) -> Self {
+    /// Creates an error. `code` is a short, stable name of the exact failure, which callers can match on; `message`
+    /// says what went wrong, without the file and the offset.
+    pub fn new(kind: ErrorKind, code: &'static str, message: impl Into<String>) -> Self {
         Self(Box::new(Repr {
             kind,
             code,
@@ -149,6 +169,33 @@ impl Error {
             section: None,
             source: None,
         }))
+    }
+
+    /// Wraps the failure of something outside this crate, as [`ErrorKind::Other`] with the code `other`. It is the
+    /// error's [source](std::error::Error::source).
+    pub fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        let mut wrapped = Self::new(ErrorKind::Other, "other", "the implementation failed");
+        wrapped.0.source = Some(io::Error::other(error));
+        wrapped
+    }
+
+    /// Refuses a change through a read-only handle: [`ErrorKind::ReadOnly`] with the code `disk.read-only`.
+    pub fn read_only() -> Self {
+        Self::new(ErrorKind::ReadOnly, "disk.read-only", "the disk is open for reading only")
+    }
+
+    /// Sets the [offset](Self::offset) in the file, in bytes.
+    #[must_use]
+    pub fn at(mut self, offset: u64) -> Self {
+        self.0.offset = Some(offset);
+        self
+    }
+
+    /// Sets the [file](Self::file), unless it is set already.
+    #[must_use]
+    pub fn in_file(mut self, name: impl fmt::Display) -> Self {
+        self.0.file.get_or_insert_with(|| name.to_string());
+        self
     }
 
     /// An image that breaks the rule of `section` at `offset`.
@@ -176,11 +223,6 @@ impl Error {
     pub(crate) fn with_kind(mut self, kind: ErrorKind, code: &'static str) -> Self {
         self.0.kind = kind;
         self.0.code = code;
-        self
-    }
-
-    pub(crate) fn at(mut self, offset: u64) -> Self {
-        self.0.offset = Some(offset);
         self
     }
 
@@ -218,12 +260,6 @@ impl Error {
 
     pub(crate) fn with_expected(mut self, expected: impl fmt::Display) -> Self {
         self.0.expected = Some(expected.to_string());
-        self
-    }
-
-    /// Names the file, unless an inner layer already did.
-    pub(crate) fn in_file(mut self, name: impl fmt::Display) -> Self {
-        self.0.file.get_or_insert_with(|| name.to_string());
         self
     }
 
@@ -303,6 +339,14 @@ impl Repr {
             text += &format!(" [MS-VHDX {section}]");
         }
         text
+    }
+}
+
+/// An error of the host is [`ErrorKind::Io`] with the code `io`, or [`ErrorKind::InUse`] where a lock is in the way. An
+/// [`Error`] that was made an [`io::Error`] is itself again.
+impl From<io::Error> for Error {
+    fn from(error: io::Error) -> Self {
+        error.downcast().unwrap_or_else(|error| Self::io("io", "the host failed", error))
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::disk::{Disk, Extent, Geometry, LayerId, Source, Zeroing, check_range};
+use crate::disk::{Disk, Extent, Geometry, LayerId, Source, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, Storage, length_of};
 use crate::types::{FileOffset, MIB};
@@ -29,7 +29,7 @@ impl RawDisk {
     /// [`ErrorKind::Io`] if the length of the file cannot be determined.
     pub fn new(storage: Arc<dyn Storage>) -> Result<Self> {
         let size = length_of(storage.as_ref()).map_err(|error| error.in_file(storage.name()))?;
-        Ok(Self { id: LayerId::next(), storage, size })
+        Ok(Self { id: LayerId::unique(), storage, size })
     }
 
     /// Writes zeros to a range, keeping its space.
@@ -66,14 +66,14 @@ impl Disk for RawDisk {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        self.geometry().check_range(offset, buf.len() as u64)?;
         self.storage.read_exact_at(buf, offset).map_err(|error| {
             self.io("raw.read", format!("cannot read {} bytes", buf.len()), offset, error)
         })
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        self.geometry().check_range(offset, buf.len() as u64)?;
         self.storage.write_at(buf, offset).map_err(|error| {
             self.not_changed(
                 "raw.write",
@@ -88,7 +88,7 @@ impl Disk for RawDisk {
     /// otherwise.
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.geometry(), range.start, len)?;
+        self.geometry().check_range(range.start, len)?;
         if len == 0 {
             return Ok(());
         }
@@ -111,7 +111,7 @@ impl Disk for RawDisk {
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.geometry(), range.start, len)?;
+        self.geometry().check_range(range.start, len)?;
         if len == 0 {
             return Ok(None);
         }

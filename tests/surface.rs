@@ -2,7 +2,11 @@
 
 #![allow(clippy::disallowed_methods)]
 
+use std::error::Error as _;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use avhdx::{Error, ErrorKind, Geometry, LayerId};
 
 /// The production files of a folder; those of tests are left out.
 fn sources(folder: &str) -> Vec<PathBuf> {
@@ -44,4 +48,48 @@ fn nothing_in_the_library_or_the_program_matches_on_the_text_of_a_message() {
             }
         }
     }
+}
+
+#[test]
+fn an_error_of_the_host_is_the_source_of_the_error_made_of_it() {
+    let error = Error::from(io::Error::from(io::ErrorKind::StorageFull));
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "io"));
+    let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
+    assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::StorageFull));
+    let locked = Error::from(io::Error::from(io::ErrorKind::ResourceBusy));
+    assert_eq!(locked.kind(), ErrorKind::InUse);
+}
+
+#[test]
+fn an_error_that_passes_through_std_io_is_itself_again() {
+    let error = Error::new(ErrorKind::Damaged, "cow.table", "the table is torn");
+    let back = Error::from(io::Error::from(error.in_file("disk.cow").at(64)));
+    assert_eq!((back.kind(), back.code()), (ErrorKind::Damaged, "cow.table"));
+    assert_eq!((back.file(), back.offset()), (Some("disk.cow"), Some(64)));
+}
+
+#[test]
+fn a_failure_of_another_kind_is_kept_with_its_cause() {
+    let error = Error::other("the store is closed").in_file("a").in_file("b");
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Other, "other"));
+    assert_eq!(error.file(), Some("a"), "the innermost name stays");
+    assert_eq!(error.source().unwrap().to_string(), "the store is closed");
+}
+
+#[test]
+fn a_geometry_refuses_ranges_that_its_disk_does_not_have() {
+    let geometry = Geometry::new(1000, 512, 4096);
+    for (offset, len) in [(0, 0), (0, 1000), (1000, 0), (999, 1)] {
+        geometry.check_range(offset, len).unwrap();
+    }
+    for (offset, len) in [(1001, 0), (1000, 1), (0, 1001), (1, u64::MAX), (u64::MAX, 2)] {
+        let error = geometry.check_range(offset, len).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "disk.out-of-range"));
+    }
+}
+
+#[test]
+fn no_two_layer_ids_are_equal() {
+    let (a, b) = (LayerId::unique(), LayerId::unique());
+    assert!(a != b && a != LayerId::unique());
 }

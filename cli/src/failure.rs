@@ -210,7 +210,7 @@ fn facts_of(error: &avhdx::Error) -> Map<String, Value> {
 fn exit_of(error: &avhdx::Error) -> Exit {
     match error.kind() {
         ErrorKind::Io if error.code() == "create.exists" => Exit::Refused,
-        ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace => Exit::Io,
+        ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace | ErrorKind::Other => Exit::Io,
         ErrorKind::Limit if error.code() == "limit.open-files" => Exit::Io,
         ErrorKind::NotVhdx | ErrorKind::Damaged | ErrorKind::LogWithoutEntries => Exit::Damaged,
         ErrorKind::ParentRequired
@@ -250,6 +250,7 @@ pub(crate) const KINDS: &[(ErrorKind, &str)] = &[
     (ErrorKind::WouldLose, "would-lose"),
     (ErrorKind::Merged, "merged"),
     (ErrorKind::Unfinished, "unfinished"),
+    (ErrorKind::Other, "other"),
 ];
 
 fn kind_name(kind: ErrorKind) -> &'static str {

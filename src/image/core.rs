@@ -15,7 +15,7 @@ use super::pins::{Pin, Pins};
 use super::recent::RecentEntries;
 use super::resolve::Owner;
 use crate::counters::{Counters, Tally};
-use crate::disk::{Disk, Extent, Geometry, LayerId, Source, check_range};
+use crate::disk::{Disk, Extent, Geometry, LayerId, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::header::Headers;
@@ -318,7 +318,7 @@ impl Disk for Core {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        check_range(&self.geometry(), offset, buf.len() as u64)?;
+        self.geometry().check_range(offset, buf.len() as u64)?;
         let _pin = self.pin();
         let mut at = DiskOffset(offset);
         let mut rest = buf;
@@ -338,7 +338,7 @@ impl Disk for Core {
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.geometry(), range.start, len)?;
+        self.geometry().check_range(range.start, len)?;
         if len == 0 {
             return Ok(None);
         }

@@ -122,7 +122,7 @@ impl Start {
             let message = format!("THE PARENT LOCATOR IS BROKEN: {error}");
             Warning::new(error.code(), storage.name(), message)
         }));
-        let id = LayerId::next();
+        let id = LayerId::unique();
         let warnings = warnings.into_iter().map(|warning| warning.of_layer(id)).chain(others);
         let layout = BlockLayout::new(
             metadata.file.block_size,
@@ -258,7 +258,7 @@ pub(crate) fn log_pending(header: &Header) -> Error {
 }
 
 fn read_region_tables(storage: &dyn Storage) -> Result<[Result<RegionTable>; 2]> {
-    let read_one = |at| {
+    let read_one = |at| -> Result<_> {
         let mut bytes = vec![0; RegionTable::LEN];
         match read_what_is_there(storage, &mut bytes, at)? {
             read if read < bytes.len() => {

@@ -1,7 +1,7 @@
 //! Explains why a byte reads as it does.
 
 use crate::chain::DiffChain;
-use crate::disk::{Disk, LayerId, check_range};
+use crate::disk::{Disk, LayerId};
 use crate::error::{Error, Result};
 use crate::format::bat::{BatEntry, PayloadState};
 use crate::image::{Core, Owner};
@@ -146,7 +146,7 @@ impl Explain {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if a table cannot be read. Invalid tables are an answer
     /// ([`Verdict::Unreadable`]), not an error.
     pub fn run(self, chain: &DiffChain) -> Result<Explanation> {
-        check_range(&chain.geometry(), self.offset, 1)?;
+        chain.geometry().check_range(self.offset, 1)?;
         let at = DiskOffset(self.offset);
         let mut layers = Vec::new();
         for image in chain.images() {

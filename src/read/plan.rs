@@ -8,7 +8,7 @@ use super::resolve::Sink;
 use crate::chain::{DiffChain, Link, Stack};
 #[cfg(doc)]
 use crate::disk::Disk;
-use crate::disk::{LayerId, check_range};
+use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins, Ticket};
 use crate::storage::Storage;
@@ -118,7 +118,7 @@ impl DiffChain {
     pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
         let stack = self.stack_now();
         let len = range.end.saturating_sub(range.start);
-        check_range(&stack.geometry(), range.start, len)?;
+        stack.geometry().check_range(range.start, len)?;
         let range = range.start..range.start + len;
         // Pinned before anything is looked up.
         let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(stack) };

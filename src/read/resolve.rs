@@ -4,7 +4,7 @@ use std::io::IoSliceMut;
 use std::ops::Range;
 
 use crate::chain::{Link, Stack};
-use crate::disk::{Disk, Extent, Geometry, Source, check_range};
+use crate::disk::{Disk, Extent, Geometry, Source};
 use crate::error::Result;
 use crate::image::{Core, Owner};
 use crate::tables::{Load, Reach};
@@ -209,7 +209,7 @@ impl Stack {
             return tip.read_at(buf, offset);
         }
         let len = buf.len() as u64;
-        check_range(&self.geometry(), offset, len)?;
+        self.geometry().check_range(offset, len)?;
         let _pin = tip.pin();
         // Nearly always, and without more ado.
         if len > 0
@@ -227,14 +227,14 @@ impl Stack {
 
     pub(crate) fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
-        check_range(&self.geometry(), offset, len)?;
+        self.geometry().check_range(offset, len)?;
         let _pin = self.tip().pin();
         self.read(bufs, offset, len)
     }
 
     pub(crate) fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.geometry(), range.start, len)?;
+        self.geometry().check_range(range.start, len)?;
         if len == 0 {
             return Ok(None);
         }

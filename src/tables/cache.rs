@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn keeps_within_its_pages_and_prefers_those_in_use() {
         let budget = Budget::new(4 * (PAGE as usize + OVERHEAD));
-        let image = LayerId::next();
+        let image = LayerId::unique();
         let mut loads = 0;
         for page in 0..100 {
             assert_eq!(look(&budget, image, page, &mut loads), page);
@@ -362,7 +362,7 @@ mod tests {
     fn what_chains_remember_and_pages_keep_within_the_budget_together() {
         const BYTES: usize = 1 << 20;
         let budget = Budget::new(BYTES);
-        let image = LayerId::next();
+        let image = LayerId::unique();
         let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
         for page in 0..=255 {
             look(&budget, image, page, &mut 0);
@@ -384,7 +384,7 @@ mod tests {
     fn what_images_use_goes_off_the_room_for_pages() {
         const BYTES: usize = 1 << 20;
         let budget = Budget::new(BYTES);
-        let image = LayerId::next();
+        let image = LayerId::unique();
         let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
         let fill = || {
             for page in 0..=255 {
@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn images_do_not_see_each_others_pages() {
         let budget = Budget::new(0);
-        let (a, b) = (LayerId::next(), LayerId::next());
+        let (a, b) = (LayerId::unique(), LayerId::unique());
         let put = |image, value| {
             budget.with_page(
                 image,
@@ -425,7 +425,7 @@ mod tests {
     #[test]
     fn pages_of_one_shard_differ_in_the_bits_that_their_map_goes_by() {
         let cache = Budget::new(DEFAULT_BUDGET).0;
-        let image = LayerId::next();
+        let image = LayerId::unique();
         let mut low = HashSet::new();
         let mut high = HashSet::new();
         for page in 0..64 * 256 {

@@ -8,7 +8,7 @@ use super::freeze::Entered;
 use super::space::{Contents, Freed};
 use super::writer::Writer;
 use crate::disk::Disk;
-use crate::disk::{Zeroing, check_range};
+use crate::disk::Zeroing;
 use crate::error::Result;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::tables::PAGE;
@@ -46,7 +46,7 @@ impl Writer {
         offset: u64,
         visible: Visible<'_>,
     ) -> Result<()> {
-        check_range(&self.core.geometry(), offset, buf.len() as u64)?;
+        self.core.geometry().check_range(offset, buf.len() as u64)?;
         if buf.is_empty() {
             return Ok(());
         }
@@ -103,7 +103,7 @@ impl Writer {
     /// Writes whole sectors.
     pub(super) fn write_whole(&self, payload: Payload<'_>, at: DiskOffset) -> Result<()> {
         let len = payload.len();
-        check_range(&self.core.geometry(), at.0, len)?;
+        self.core.geometry().check_range(at.0, len)?;
         if len == 0 {
             return Ok(());
         }
@@ -129,7 +129,7 @@ impl Writer {
         // Also where it reads as zeros already, so that nobody goes on unawares.
         self.check()?;
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.core.geometry(), range.start, len)?;
+        self.core.geometry().check_range(range.start, len)?;
         let entered = self.enter(range.clone())?;
         let done = self.zero_entered(&range, how, visible);
         entered.leave(done, &|mirror| {
