@@ -1,7 +1,6 @@
 //! Payload that comes from another image's file, and never through the hands of a caller.
 
-use std::cell::{Cell, RefCell};
-
+use super::payload::{Copier, Payload};
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::image::Core;
@@ -10,70 +9,6 @@ use crate::types::{DiskOffset, FileOffset, MIB};
 /// Bytes that are read and written at once where the host does not copy. Larger ones leave the processor's
 /// cache between the two.
 const PIECE: u64 = MIB;
-
-/// Bytes to be written.
-#[derive(Clone, Copy)]
-pub(super) enum Payload<'a> {
-    /// These.
-    Bytes(&'a [u8]),
-    /// So many, from there in another image's file on.
-    There { len: u64, from: &'a Core, at: FileOffset, copier: &'a Copier },
-}
-
-/// Copies payload from file to file, one operation long.
-#[derive(Debug)]
-pub(crate) struct Copier {
-    /// Whether the host is still asked to copy by itself.
-    by_host: Cell<bool>,
-    shared: Cell<u64>,
-    buffer: RefCell<Vec<u8>>,
-}
-
-impl Copier {
-    /// Has the host copy by itself, which lets files share their bytes where it can, or moves all bytes by
-    /// a buffer.
-    pub(crate) fn new(share: bool) -> Self {
-        Self { by_host: Cell::new(share), shared: Cell::new(0), buffer: RefCell::default() }
-    }
-
-    /// How many bytes the host copied by itself. It does not tell which of them the files share.
-    pub(crate) fn shared(&self) -> u64 {
-        self.shared.get()
-    }
-}
-
-impl<'a> From<&'a [u8]> for Payload<'a> {
-    fn from(bytes: &'a [u8]) -> Self {
-        Self::Bytes(bytes)
-    }
-}
-
-impl Payload<'_> {
-    pub(super) fn len(&self) -> u64 {
-        match self {
-            Self::Bytes(bytes) => bytes.len() as u64,
-            Self::There { len, .. } => *len,
-        }
-    }
-
-    /// The first `len` bytes, of which there are as many.
-    pub(super) fn first(self, len: u64) -> Self {
-        match self {
-            Self::Bytes(bytes) => Self::Bytes(&bytes[..len as usize]),
-            Self::There { from, at, copier, .. } => Self::There { len, from, at, copier },
-        }
-    }
-
-    /// What comes after the first `len` bytes.
-    pub(super) fn after(self, len: u64) -> Self {
-        match self {
-            Self::Bytes(bytes) => Self::Bytes(&bytes[len as usize..]),
-            Self::There { len: all, from, at, copier } => {
-                Self::There { len: all - len, from, at: at + len, copier }
-            }
-        }
-    }
-}
 
 impl Writer {
     /// Writes whole sectors at `at`, as [`write_at`](crate::Disk::write_at) does, that lie at `from_at` in the
@@ -92,7 +27,7 @@ impl Writer {
     ) -> Result<()> {
         let sector = self.core.layout.sector_size();
         debug_assert!(at.0.is_multiple_of(sector) && len.is_multiple_of(sector), "whole sectors");
-        self.write_whole(Payload::There { len, from, at: from_at, copier }, at)
+        self.write_whole(Payload::InFile { len, from, at: from_at, copier }, at)
     }
 }
 

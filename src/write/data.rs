@@ -3,9 +3,10 @@
 use std::ops::Range;
 
 use super::block_locks::BlockGuard;
-use super::copy_from::Payload;
-use super::freeze::Entered;
+use super::change_lock::Change;
+use super::payload::Payload;
 use super::space::{Contents, Freed};
+use super::tracker::{Mirror, Visible};
 use super::writer::Writer;
 use crate::disk::Disk;
 use crate::disk::Zeroing;
@@ -24,9 +25,6 @@ struct Zeros([u8; MIB as usize]);
 
 /// Blocks that one write goes to at the most.
 const MOST_BLOCKS: usize = 64;
-
-/// Reads bytes of the disk as its user sees them: what stands beside a part of a sector.
-pub(crate) type Visible<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
 
 impl Writer {
     /// Writes `buf` at `offset` of an image that is read alone.
@@ -75,31 +73,6 @@ impl Writer {
         self.limit_changes()
     }
 
-    /// Writes what was written elsewhere, and says how many bytes that takes: of sectors that were written in part
-    /// all, which `visible` reads there.
-    fn write_again(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<u64> {
-        let sector = self.core.layout.sector_size();
-        let (mut at, mut rest, mut written) = (offset, buf, 0);
-        while !rest.is_empty() {
-            let (within, left) = (at % sector, rest.len() as u64);
-            let len = if within != 0 || left < sector {
-                let mut whole = vec![0; sector as usize];
-                visible(&mut whole, at - within)?;
-                self.write_whole(whole[..].into(), DiskOffset(at - within))?;
-                written += sector;
-                left.min(sector - within)
-            } else {
-                let len = left - left % sector;
-                self.write_whole(rest[..len as usize].into(), DiskOffset(at))?;
-                written += len;
-                len
-            };
-            at += len;
-            rest = &rest[len as usize..];
-        }
-        Ok(written)
-    }
-
     /// Writes whole sectors.
     pub(super) fn write_whole(&self, payload: Payload<'_>, at: DiskOffset) -> Result<()> {
         let len = payload.len();
@@ -133,7 +106,7 @@ impl Writer {
         let entered = self.enter(range.clone())?;
         let done = self.zero_entered(&range, how, visible);
         entered.leave(done, &|mirror| {
-            mirror.zero_through(range.clone(), how, visible)?;
+            mirror.zero_again(range.clone(), how, visible)?;
             Ok(0)
         })
     }
@@ -158,8 +131,8 @@ impl Writer {
         Ok(())
     }
 
-    fn enter(&self, range: Range<u64>) -> Result<Entered<'_>> {
-        self.gate.enter(range).map_err(|error| error.in_file(self.core.name()))
+    fn enter(&self, range: Range<u64>) -> Result<Change<'_>> {
+        self.change_lock.enter(range).map_err(|error| error.in_file(self.core.name()))
     }
 
     fn write_part_of_sector(&self, buf: &[u8], at: DiskOffset, visible: Visible<'_>) -> Result<()> {
@@ -554,6 +527,35 @@ impl Writer {
 
     fn block_bits(&self, block: BlockIndex) -> Range<u64> {
         self.bits(self.core.layout.block_start(block), self.core.layout.block_size())
+    }
+}
+
+impl Mirror for Writer {
+    fn write_again(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<u64> {
+        let sector = self.core.layout.sector_size();
+        let (mut at, mut rest, mut written) = (offset, buf, 0);
+        while !rest.is_empty() {
+            let (within, left) = (at % sector, rest.len() as u64);
+            let len = if within != 0 || left < sector {
+                let mut whole = vec![0; sector as usize];
+                visible(&mut whole, at - within)?;
+                self.write_whole(whole[..].into(), DiskOffset(at - within))?;
+                written += sector;
+                left.min(sector - within)
+            } else {
+                let len = left - left % sector;
+                self.write_whole(rest[..len as usize].into(), DiskOffset(at))?;
+                written += len;
+                len
+            };
+            at += len;
+            rest = &rest[len as usize..];
+        }
+        Ok(written)
+    }
+
+    fn zero_again(&self, range: Range<u64>, how: Zeroing, visible: Visible<'_>) -> Result<()> {
+        self.zero_through(range, how, visible)
     }
 }
 

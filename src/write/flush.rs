@@ -8,7 +8,7 @@
 use std::sync::atomic::Ordering;
 
 use super::growth::Frozen;
-use super::session::Session;
+use super::session_state::Session;
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::format::bat::ENTRY_LEN;

@@ -7,13 +7,13 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// Counts requests of one kind. Serving one serves all that were made before it started.
 #[derive(Debug, Default)]
-pub(super) struct Tickets {
+pub(super) struct FlushRequests {
     asked: AtomicU64,
     /// The last request that was served; it changes only while the lock is held that they wait for.
     served: AtomicU64,
 }
 
-impl Tickets {
+impl FlushRequests {
     /// Calls `serve` with what `lock` guards, unless a call that started after this request has been
     /// successful meanwhile.
     pub(super) fn ask<T>(

@@ -1,111 +1,11 @@
-//! Who may change the image, and who hears of it.
-//!
-//! Every change goes through the gate. Whoever holds the gate alone has all changes either behind him or yet
-//! to come, and may leave it closed for those. While changes are [followed](Follow), each tells of the bytes that it
-//! went to on its way out: whoever hears of it and then reads the bytes misses none.
+//! Freezing an image, and tracking its changes.
 
-use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
-use super::follow::Follow;
+use super::change_lock::{ChangeState, frozen};
+use super::tracker::{ChangeTracker, Mirror};
 use super::writer::Writer;
-use crate::error::{Error, ErrorKind, Result};
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
-
-/// Lets changes in, unless it is closed.
-#[derive(Debug, Default)]
-pub(super) struct Gate(RwLock<State>);
-
-#[derive(Debug, Default)]
-pub(super) struct State {
-    is_closed: bool,
-    /// There while changes are followed.
-    follow: Option<Arc<Follow>>,
-}
-
-/// A change under way.
-#[derive(Debug)]
-pub(super) struct Entered<'a> {
-    state: RwLockReadGuard<'a, State>,
-    /// The bytes of the disk that it is about.
-    range: Range<u64>,
-    /// Whether it has them for itself.
-    is_held: bool,
-    is_told: bool,
-}
-
-impl Gate {
-    /// Lets in a change of these bytes of the disk, once nobody has the gate alone or holds the bytes.
-    pub(super) fn enter(&self, range: Range<u64>) -> Result<Entered<'_>> {
-        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if state.is_closed {
-            return Err(frozen());
-        }
-        let is_held = state.follow.as_ref().is_some_and(|follow| follow.hold(&range));
-        Ok(Entered { state, range, is_held, is_told: false })
-    }
-
-    /// Lets in a change that nobody sees who reads the disk: also where others are refused.
-    pub(super) fn enter_hidden(&self) -> RwLockReadGuard<'_, State> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for all changes under way, and keeps others out until the guard is dropped.
-    pub(super) fn write(&self) -> RwLockWriteGuard<'_, State> {
-        self.0.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Has all changes to come tell of themselves.
-    pub(super) fn follow(&self, follow: Option<Arc<Follow>>) {
-        self.write().follow = follow;
-    }
-}
-
-impl State {
-    /// Whether changes are followed, and some of these bytes were changed since they were copied.
-    pub(super) fn is_changed(&self, range: &Range<u64>) -> bool {
-        self.follow.as_ref().is_some_and(|follow| follow.is_changed(range))
-    }
-
-    /// Refuses all changes to come, or lets them in again.
-    pub(super) fn close(&mut self, yes: bool) {
-        self.is_closed = yes;
-    }
-}
-
-impl Entered<'_> {
-    /// Ends a change, and has it made `again` where others are to have it too. What becomes of that is not what
-    /// becomes of the change.
-    pub(super) fn leave(
-        mut self,
-        done: Result<()>,
-        again: &dyn Fn(&Writer) -> Result<u64>,
-    ) -> Result<()> {
-        self.is_told = true;
-        let Some(follow) = &self.state.follow else { return done };
-        let again = done.is_ok().then_some(again);
-        let wait = follow.changed(&self.range, self.is_held, again);
-        drop(self);
-        if !wait.is_zero() {
-            std::thread::sleep(wait);
-        }
-        done
-    }
-}
-
-impl Drop for Entered<'_> {
-    fn drop(&mut self) {
-        // A change that failed may have been made in part.
-        if let Some(follow) = self.state.follow.as_ref().filter(|_| !self.is_told) {
-            follow.changed(&self.range, self.is_held, None);
-        }
-    }
-}
-
-fn frozen() -> Error {
-    let message = "the image takes no writes any more: its contents are a point in time now";
-    Error::new(ErrorKind::ReadOnly, "image.frozen", message)
-}
+use crate::error::Result;
 
 impl Writer {
     /// Has the image stay as it is from here on: waits for the changes under way, makes all durable, calls
@@ -124,46 +24,48 @@ impl Writer {
         &self,
         under: impl FnOnce() -> Result<Option<R>>,
     ) -> Result<Option<R>> {
-        let mut alone = self.gate.write();
+        let mut alone = self.change_lock.write();
         if alone.is_closed {
             return Err(frozen().in_file(self.core.name()));
         }
         self.commit()?;
         let done = under()?;
-        self.close_gate(&mut alone, done.is_some());
+        self.set_frozen(&mut alone, done.is_some());
         Ok(done)
     }
 
     /// Lets changes in again after a [`freeze`](Self::freeze).
     #[cfg(all(test, not(loom)))]
     pub(crate) fn thaw(&self) {
-        self.close_gate(&mut self.gate.write(), false);
+        self.set_frozen(&mut self.change_lock.write(), false);
     }
 
     /// Refuses all changes to come, or lets them in again.
-    pub(super) fn close_gate(&self, state: &mut State, yes: bool) {
+    pub(super) fn set_frozen(&self, state: &mut ChangeState, yes: bool) {
         state.close(yes);
         self.feed.freeze(yes);
     }
 
     /// Follows the changes from here on: of each that was under way all is done, of each that comes later all is
     /// told.
-    pub(crate) fn follow_changes(&self) -> Arc<Follow> {
-        let follow = Arc::new(Follow::new(self.core.layout.size(), self.core.layout.sector_size()));
-        self.gate.follow(Some(Arc::clone(&follow)));
-        follow
+    pub(crate) fn track_changes(&self) -> Arc<ChangeTracker> {
+        let tracker =
+            Arc::new(ChangeTracker::new(self.core.layout.size(), self.core.layout.sector_size()));
+        self.change_lock.track(Some(Arc::clone(&tracker)));
+        tracker
     }
 
     /// Has the changes that are followed be made in `mirror` as well, an image of a disk of the same size. What was
     /// under way is only told of.
-    pub(crate) fn mirror_changes(&self, follow: &Follow, mirror: &Arc<Self>) {
-        let _alone = self.gate.write();
-        follow.name_mirror(Arc::clone(mirror));
+    pub(crate) fn mirror_changes(&self, tracker: &ChangeTracker, mirror: &Arc<Self>) {
+        let _alone = self.change_lock.write();
+        let mirror: Arc<dyn Mirror> = mirror.clone();
+        tracker.set_mirror(mirror);
     }
 
     /// Follows the changes no longer.
-    pub(crate) fn stop_following(&self) {
-        self.gate.follow(None);
+    pub(crate) fn stop_tracking(&self) {
+        self.change_lock.track(None);
     }
 }
 
@@ -176,6 +78,7 @@ mod tests {
     use avhdx_testkit::naive;
 
     use super::*;
+    use crate::error::{Error, ErrorKind};
     use crate::storage::{LocalHost, MemStorage, Storage};
     use crate::types::MIB;
     use crate::{CreateOptions, Disk, OpenOptions};

@@ -11,10 +11,10 @@ use loom::sync::atomic::AtomicUsize;
 use loom::thread;
 
 use super::block_locks::BlockLocks;
-use super::flush_requests::Tickets;
-use super::follow::Follow;
-use super::freeze::Gate;
+use super::change_lock::ChangeLock;
+use super::flush_requests::FlushRequests;
 use super::growth::Growth;
+use super::tracker::ChangeTracker;
 use crate::image::{Generation, Pins, Ticket};
 use crate::storage::{MemStorage, Storage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
@@ -189,10 +189,10 @@ fn what_a_pin_that_is_left_elsewhere_keeps_is_not_given_away_before() {
 #[test]
 fn a_change_is_before_the_gate_closes_and_noted_or_refused() {
     in_every_order(3, || {
-        let shared = Arc::new((Gate::default(), [Bytes::new(), Bytes::new()]));
-        let follow = StdArc::new(Follow::new(2 * MIB, 512));
-        drop(follow.take(2 * MIB));
-        shared.0.follow(Some(StdArc::clone(&follow)));
+        let shared = Arc::new((ChangeLock::default(), [Bytes::new(), Bytes::new()]));
+        let tracker = StdArc::new(ChangeTracker::new(2 * MIB, 512));
+        drop(tracker.take(2 * MIB));
+        shared.0.track(Some(StdArc::clone(&tracker)));
         let writers = [0, 1].map(|block| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
@@ -204,7 +204,7 @@ fn a_change_is_before_the_gate_closes_and_noted_or_refused() {
         });
         let written = || shared.1.each_ref().map(|bytes| bytes.0.load(Ordering::Relaxed));
         let noted = || -> Vec<u64> {
-            std::iter::from_fn(|| follow.next()).map(|range| range.start / MIB).collect()
+            std::iter::from_fn(|| tracker.next()).map(|range| range.start / MIB).collect()
         };
         let early = noted();
         let seen = written();
@@ -271,7 +271,7 @@ fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
 
 /// What was written, and what of it is durable.
 struct Flushed {
-    tickets: Tickets,
+    tickets: FlushRequests,
     written: [AtomicUsize; 3],
     session: Mutex<Durable>,
 }
@@ -304,7 +304,7 @@ fn who_asked_for_a_flush_has_it_when_it_is_told_so() {
     static FEWEST: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(9);
     in_every_order(3, || {
         let flushed = Arc::new(Flushed {
-            tickets: Tickets::default(),
+            tickets: FlushRequests::default(),
             written: [AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0)],
             session: Mutex::new(Durable::default()),
         });

@@ -14,7 +14,7 @@ use std::sync::PoisonError;
 
 use uuid::Uuid;
 
-use super::session::{flush, update_headers};
+use super::headers::{flush, update_headers};
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::format::header::Headers;

@@ -42,7 +42,7 @@ impl Writer {
     /// [`ErrorKind::Unsupported`] when the region has no room for the items or the log none for the change;
     /// [`ErrorKind::Damaged`] when the items make no sense. Nothing is changed then.
     pub(crate) fn edit_metadata(&self, edits: &[ItemEdit]) -> Result<()> {
-        let _open = self.gate.enter_hidden();
+        let _open = self.change_lock.begin_hidden_change();
         self.edit_with(edits, Pages::new())
     }
 

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::children::ChildSearch;
 use super::drafts::clear_drafts;
-use super::session::{flush, update_headers};
+use super::headers::{flush, update_headers};
 use super::writer::Writer;
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};

@@ -5,15 +5,11 @@
 
 use std::sync::PoisonError;
 
-use super::space::Freed;
+use super::space::{Freed, Released};
 use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, PayloadState};
-use crate::image::Generation;
 use crate::types::{BlockIndex, FileOffset};
-
-/// Space that was given up, and the last generation of pins that may know of it.
-pub(super) type Released = (Generation, Vec<Freed>);
 
 impl Writer {
     /// Gives up blocks for whose bytes the parent answers from now on, which is durable on return, and says
@@ -36,7 +32,7 @@ impl Writer {
         let mut freed = Vec::new();
         {
             // Alone: nobody may change a block between our look at it and its release.
-            let alone = self.gate.write();
+            let alone = self.change_lock.write();
             self.begin_hidden()?;
             let of_disk = |block: &BlockIndex| {
                 let start = self.core.layout.block_start(*block).0;

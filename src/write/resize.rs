@@ -37,7 +37,7 @@ impl Writer {
     /// [`ErrorKind::InvalidInput`] for a size that the format does not have; those of a write and of a flush.
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         check_size(&self.core, size)?;
-        let mut alone = self.gate.write();
+        let mut alone = self.change_lock.write();
         if size != self.core.layout.size() {
             self.begin()?;
             let block_size = self.core.block_size();
@@ -49,7 +49,7 @@ impl Writer {
             }
         }
         self.end_session_alone()?;
-        self.close_gate(&mut alone, true);
+        self.set_frozen(&mut alone, true);
         Ok(())
     }
 

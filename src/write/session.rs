@@ -5,42 +5,14 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
+use super::headers::update_headers;
+use super::session_state::{Session, Surveyed};
 use super::writer::Writer;
-use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::header::{Header, Headers};
+use crate::format::header::Header;
 use crate::image::{Claims, read_headers};
 use crate::log::LogWriter;
-use crate::storage::Storage;
 use crate::types::MIB;
-
-/// Whether the image is one that may be changed at all.
-#[derive(Debug, Default)]
-pub(super) enum Surveyed {
-    #[default]
-    NotYet,
-    Sound,
-    Damaged(Error),
-}
-
-/// What a session knows of its log and of what is durable.
-#[derive(Debug)]
-pub(super) struct Session {
-    /// There from the first change on, be it one that nobody sees.
-    pub(super) log: Option<LogWriter>,
-    /// Length of the file at the start of the last completed flush.
-    pub(super) flushed_len: u64,
-    /// Whether the file was found to be the one that was opened.
-    is_verified: bool,
-    /// What the image is known by from the next visible change on, where that is settled.
-    next_identity: Option<Uuid>,
-}
-
-impl Session {
-    pub(super) fn new(file_len: u64) -> Self {
-        Self { log: None, flushed_len: file_len, is_verified: false, next_identity: None }
-    }
-}
 
 impl Writer {
     /// Does what must be durable before the next change that a reader of the disk can see: a log with a first
@@ -152,7 +124,7 @@ impl Writer {
 
     /// Gives the image its next identity now, whether or not anything changes.
     pub(crate) fn begin_with_next_identity(&self) -> Result<()> {
-        let _alone = self.gate.write();
+        let _alone = self.change_lock.write();
         self.begun.store(false, Ordering::Release);
         self.begin()
     }
@@ -165,7 +137,7 @@ impl Writer {
     /// The identity by which a child may know the image as it stands: that is made durable, and the next
     /// visible change gives the image another, even in this session.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
-        let _alone = self.gate.write();
+        let _alone = self.change_lock.write();
         self.commit()?;
         self.hand_out_settled()
     }
@@ -219,7 +191,7 @@ impl Writer {
     /// Makes all durable and in its place, and leaves the log empty, so that any reader takes the
     /// file. The next write begins a new session.
     pub(crate) fn end_session(&self) -> Result<()> {
-        let _alone = self.gate.write();
+        let _alone = self.change_lock.write();
         self.end_session_alone()
     }
 
@@ -257,32 +229,4 @@ impl Writer {
         let mut headers = self.core.headers.write().unwrap_or_else(|e| e.into_inner());
         update_headers(&mut headers, self.file.as_ref(), &self.tally, change)
     }
-}
-
-/// Writes both headers, each durable before the next is touched, \[MS-VHDX\] 2.2.2.1.
-pub(crate) fn update_headers(
-    headers: &mut Headers,
-    file: &dyn Storage,
-    tally: &Tally,
-    change: impl FnOnce(&mut Header),
-) -> Result<()> {
-    let mut header = headers.current().clone();
-    change(&mut header);
-    for _ in 0..2 {
-        header.sequence_number = header.next_number(Header::OFFSETS[headers.current])?;
-        let slot = 1 - headers.current;
-        let at = Header::OFFSETS[slot];
-        let written = file.write_at(&header.to_bytes(), at);
-        written
-            .map_err(|error| Error::io("header.write", "cannot write a header", error).at(at))?;
-        flush(file, tally)?;
-        headers.copies[slot] = Ok(header.clone());
-        headers.current = slot;
-    }
-    Ok(())
-}
-
-pub(crate) fn flush(file: &dyn Storage, tally: &Tally) -> Result<()> {
-    tally.flushes.add(1);
-    file.flush().map_err(|error| Error::io("file.flush", "cannot flush the file", error))
 }

@@ -36,6 +36,9 @@ pub(super) struct Freed {
     pub(super) len: u64,
 }
 
+/// Space that was given up, and the last generation of pins that may know of it.
+pub(super) type Released = (Generation, Vec<Freed>);
+
 /// Space for a block.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Allocated {

@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
 use super::block_locks::BlockLocks;
-use super::copy_from::Payload;
-use super::flush_requests::Tickets;
-use super::freeze::Gate;
+use super::change_lock::ChangeLock;
+use super::flush_requests::FlushRequests;
 use super::growth::Growth;
-use super::punch::Released;
-use super::session::{Session, Surveyed, flush};
-use super::space::Allocated;
+use super::headers::flush;
+use super::payload::Payload;
+use super::session_state::{Session, Surveyed};
+use super::space::{Allocated, Released};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Feed, Pins};
@@ -35,7 +35,7 @@ pub(crate) struct Writer {
     /// Space that was given up and not given back to the host yet.
     pub(super) released: Mutex<Vec<Released>>,
     /// Held by every change, and alone by whoever ends the session.
-    pub(super) gate: Gate,
+    pub(super) change_lock: ChangeLock,
     pub(super) session: Mutex<Session>,
     /// Taken before the session: what comes of a look at all that the tables claim.
     pub(super) surveyed: Mutex<Surveyed>,
@@ -45,7 +45,7 @@ pub(crate) struct Writer {
     pub(super) edits: Mutex<()>,
     /// Whether payload was written since the last flush started.
     pub(super) payload_written: AtomicBool,
-    pub(super) flushes: Tickets,
+    pub(super) flushes: FlushRequests,
     pub(super) poison: OnceLock<String>,
     /// Table pages that may be changed in memory before a flush is due.
     pub(super) most_dirty: usize,
@@ -62,13 +62,13 @@ impl Writer {
             bitmaps: Mutex::new(()),
             space: Growth::new(file_len, Arc::clone(&feed.pins)),
             released: Mutex::default(),
-            gate: Gate::default(),
+            change_lock: ChangeLock::default(),
             session: Mutex::new(Session::new(file_len)),
             surveyed: Mutex::default(),
             begun: AtomicBool::new(false),
             edits: Mutex::new(()),
             payload_written: AtomicBool::new(false),
-            flushes: Tickets::default(),
+            flushes: FlushRequests::default(),
             poison: OnceLock::new(),
             most_dirty: most_dirty(&core),
             tally: Arc::clone(&core.tally),
@@ -142,7 +142,7 @@ impl Writer {
     pub(super) fn write_payload(&self, payload: Payload<'_>, at: FileOffset) -> Result<()> {
         match payload {
             Payload::Bytes(buf) => self.write_bytes(buf, at.get()),
-            Payload::There { len, from, at: from_at, copier } => {
+            Payload::InFile { len, from, at: from_at, copier } => {
                 self.copy_payload(from, from_at, len, at, copier)
             }
         }

@@ -10,7 +10,7 @@ use crate::image::Core;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
 use crate::types::{DiskOffset, MIB};
-use crate::write::{Copier, Follow, Writer};
+use crate::write::{ChangeTracker, Copier, Writer};
 
 /// How many bytes are moved between two checks of the pace and for cancellation.
 pub(super) const PIECE: u64 = 16 * MIB;
@@ -66,7 +66,7 @@ pub(super) struct Copy<'a> {
     pub(super) to: &'a Writer,
     pub(super) copier: Copier,
     /// Tracks concurrent writes, if there may be any.
-    pub(super) follow: Option<Arc<Follow>>,
+    pub(super) tracker: Option<Arc<ChangeTracker>>,
     /// How far the pass over the disk got.
     pub(super) passed: Cell<u64>,
 }
@@ -186,8 +186,8 @@ impl Copy<'_> {
         Ok(None)
     }
 
-    fn take(&self, end: u64) -> Option<crate::write::Held<'_>> {
-        self.follow.as_ref().map(|follow| follow.take(end))
+    fn take(&self, end: u64) -> Option<crate::write::HeldRange<'_>> {
+        self.tracker.as_ref().map(|tracker| tracker.take(end))
     }
 
     /// Moves what the child holds of `range`.

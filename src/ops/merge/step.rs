@@ -30,7 +30,7 @@ use crate::write::OpenImage;
 use crate::write::Writer;
 use crate::write::disk_edits;
 use crate::write::locator_edit;
-use crate::write::{Copier, Follow, ItemEdit, LinkPaths};
+use crate::write::{ChangeTracker, Copier, ItemEdit, LinkPaths};
 
 /// How many bytes may remain for the final move, during which writers wait.
 const SHORT: u64 = 4 << 20;
@@ -60,11 +60,11 @@ struct Handles {
 }
 
 /// Stops tracking the child's changes when dropped.
-struct Following<'a>(&'a Writer);
+struct Tracking<'a>(&'a Writer);
 
-impl Drop for Following<'_> {
+impl Drop for Tracking<'_> {
     fn drop(&mut self) {
-        self.0.stop_following();
+        self.0.stop_tracking();
     }
 }
 
@@ -165,33 +165,38 @@ impl Step<'_> {
     }
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
-        let follow = on.is_live.then(|| on.child.follow_changes());
-        let following = on.is_live.then(|| Following(&on.child));
+        let tracker = on.is_live.then(|| on.child.track_changes());
+        let tracking = on.is_live.then(|| Tracking(&on.child));
         let copier = Copier::new(self.merge.share);
         let passed = Cell::new(0);
-        let copy =
-            Copy { from: on.child.core(), to: &on.parent, copier, follow: follow.clone(), passed };
+        let copy = Copy {
+            from: on.child.core(),
+            to: &on.parent,
+            copier,
+            tracker: tracker.clone(),
+            passed,
+        };
         let size = on.child.core().geometry().size;
         let copied = (|| {
             let moved = match self.merge.low_space {
                 true => self.copy_and_give_back(on, &copy, meter)?,
                 false => copy.pass(0..size, meter)?,
             };
-            let Some(follow) = &follow else {
+            let Some(tracker) = &tracker else {
                 complete(&on.parent)?;
                 return Ok((moved, None));
             };
-            let (rest, retired) = self.converge(on, &copy, follow, meter)?;
+            let (rest, retired) = self.converge(on, &copy, tracker, meter)?;
             Ok((moved + rest, Some(retired)))
         })();
         let copied = copied.map_err(|error| self.stopped(error, on, &copy));
-        drop(following);
+        drop(tracking);
         let (moved, retired) = copied?;
         if let Some(retired) = retired {
             self.wait_for_readers(retired, on, merged);
         }
         merged.moved += moved;
-        merged.mirrored += follow.map_or(0, |follow| follow.mirrored());
+        merged.mirrored += tracker.map_or(0, |tracker| tracker.mirrored());
         merged.handed_over += copy.copier.shared();
         Ok(())
     }
@@ -220,7 +225,7 @@ impl Step<'_> {
         on.parent.commit()?;
         // Later writes to the child give it another identity, which invalidates the record; earlier ones left marks.
         let child = on.child.hand_out_identity()?;
-        let changed = copy.follow.as_ref().and_then(|follow| follow.first());
+        let changed = copy.tracker.as_ref().and_then(|tracker| tracker.first());
         let end =
             copy.passed.get().min(changed.unwrap_or(u64::MAX)).max(on.child.core().in_parent());
         let Some(mark) = on.child.core().merge_mark().filter(|_| end > 0) else { return Ok(()) };
@@ -269,19 +274,19 @@ impl Step<'_> {
         &self,
         on: &Handles,
         copy: &Copy<'_>,
-        follow: &Follow,
+        tracker: &ChangeTracker,
         meter: &mut Meter<'_>,
     ) -> Result<(u64, Retired)> {
         // Allocation in the parent waits for a flush, and the first flush takes the longest: do it now.
         on.parent.commit()?;
         // The marks are consumed from here on, so progress can no longer be derived from them.
         copy.passed.set(0);
-        on.child.mirror_changes(follow, &on.parent);
+        on.child.mirror_changes(tracker, &on.parent);
         let (mut moved, mut flushed) = (0, 0);
         for round in 1_u32.. {
-            while let Some(run) = follow.next() {
+            while let Some(run) = tracker.next() {
                 moved += copy.held(run, meter)?;
-                follow.check()?;
+                tracker.check()?;
                 if moved - flushed >= BATCH {
                     on.parent.commit()?;
                     flushed = moved;
@@ -289,9 +294,9 @@ impl Step<'_> {
             }
             on.child.commit()?;
             on.parent.commit()?;
-            if follow.to_copy() <= SHORT {
+            if tracker.to_copy() <= SHORT {
                 meter.report()?;
-                if let Some((last, retired)) = self.switch_tip(on, copy, follow)? {
+                if let Some((last, retired)) = self.switch_tip(on, copy, tracker)? {
                     // Too late to stop.
                     _ = meter.tell();
                     return Ok((moved + last, retired));
@@ -299,7 +304,7 @@ impl Step<'_> {
             }
             // Only writes that fail leave something for another round.
             let over = round.saturating_sub(ROUNDS);
-            follow.slow_down((SLOWER * over).min(SLOWEST));
+            tracker.slow_down((SLOWER * over).min(SLOWEST));
             meter.report()?;
         }
         unreachable!("the loop ends only by returning")
@@ -310,15 +315,15 @@ impl Step<'_> {
         &self,
         on: &Handles,
         copy: &Copy<'_>,
-        follow: &Follow,
+        tracker: &ChangeTracker,
     ) -> Result<Option<(u64, Retired)>> {
         on.child.freeze_if(|| {
-            follow.check()?;
-            if follow.to_copy() > SHORT {
+            tracker.check()?;
+            if tracker.to_copy() > SHORT {
                 return Ok(None);
             }
             let mut moved = 0;
-            while let Some(run) = follow.next() {
+            while let Some(run) = tracker.next() {
                 moved += copy.run(run)?;
             }
             complete(&on.parent)?;

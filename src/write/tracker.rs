@@ -16,12 +16,13 @@
 //! ends the mirroring: it is the copier who hears of it, never the one who made the change.
 
 use std::collections::BTreeMap;
+use std::fmt::Debug;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::writer::Writer;
+use crate::disk::Zeroing;
 use crate::error::{Error, Result};
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
@@ -31,18 +32,31 @@ pub(crate) const GRAIN: u64 = 64 << 10;
 /// of grains twice as large: 64 KiB do for changes all over 256 GiB, 16 MiB for those all over 64 TiB.
 const MOST_WORDS: u64 = 1 << 16;
 
-/// Makes a change once more in another image, and says how many bytes of data that took.
-pub(super) type Again<'a> = &'a dyn Fn(&Writer) -> Result<u64>;
+/// An image in which changes are made once more.
+pub(crate) trait Mirror: Debug + Send + Sync {
+    /// Writes what was written elsewhere; returns the number of bytes written. Of sectors that were written in part,
+    /// all bytes are written, as `visible` reads them there.
+    fn write_again(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<u64>;
+
+    /// Makes a range read as zeros that does so elsewhere.
+    fn zero_again(&self, range: Range<u64>, how: Zeroing, visible: Visible<'_>) -> Result<()>;
+}
+
+/// Reads bytes of the disk as its user sees them: what stands beside a part of a sector.
+pub(crate) type Visible<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
+
+/// Makes a change once more in a mirror, and says how many bytes of data that took.
+pub(super) type Again<'a> = &'a dyn Fn(&dyn Mirror) -> Result<u64>;
 
 /// Follows the changes of an image. See the module.
 #[derive(Debug)]
-pub(crate) struct Follow {
+pub(crate) struct ChangeTracker {
     sector: u64,
     marks: Mutex<Marks>,
     /// Bytes are no longer held.
     freed: Condvar,
     /// Named while all changes are kept out.
-    mirror: OnceLock<Arc<Writer>>,
+    mirror: OnceLock<Arc<dyn Mirror>>,
     mirrored: AtomicU64,
     is_broken: AtomicBool,
     failure: Mutex<Option<Error>>,
@@ -65,12 +79,12 @@ struct Marks {
 
 /// Bytes that the copier reads and writes, alone where there is a mirror.
 #[derive(Debug)]
-pub(crate) struct Held<'a> {
-    follow: &'a Follow,
+pub(crate) struct HeldRange<'a> {
+    tracker: &'a ChangeTracker,
     held: Option<Range<u64>>,
 }
 
-impl Follow {
+impl ChangeTracker {
     /// Of a disk of this size, before the pass over it.
     pub(crate) fn new(size: u64, sector: u64) -> Self {
         Self {
@@ -87,7 +101,7 @@ impl Follow {
 
     /// Leaves behind what is before `end`, to be copied while that is held: what changes there from now on is
     /// marked or mirrored.
-    pub(crate) fn take(&self, end: u64) -> Held<'_> {
+    pub(crate) fn take(&self, end: u64) -> HeldRange<'_> {
         let mut marks = self.marks();
         let piece = marks.left.start..end.clamp(marks.left.start, marks.left.end);
         let mut held = None;
@@ -103,7 +117,7 @@ impl Follow {
         }
         marks.left.start = piece.end;
         drop(marks);
-        Held { follow: self, held }
+        HeldRange { tracker: self, held }
     }
 
     /// Marked bytes that lie together, which are the way to go now and no longer marked; `None` where there are none.
@@ -151,7 +165,7 @@ impl Follow {
     }
 
     /// The changes to come are made in `mirror` too. The caller keeps all changes out.
-    pub(super) fn name_mirror(&self, mirror: Arc<Writer>) {
+    pub(super) fn set_mirror(&self, mirror: Arc<dyn Mirror>) {
         // There is one for good.
         drop(self.mirror.set(mirror));
     }
@@ -183,7 +197,7 @@ impl Follow {
         let is_mirrored = match (mirror, again) {
             _ if range.is_empty() => true,
             (Some(mirror), Some(again)) => {
-                self.marks().is_to_copy(&self.whole(range)) || self.mirror(mirror, again)
+                self.marks().is_to_copy(&self.whole(range)) || self.mirror(mirror.as_ref(), again)
             }
             _ => false,
         };
@@ -198,7 +212,7 @@ impl Follow {
         Duration::from_micros(self.delay.load(Ordering::Relaxed))
     }
 
-    fn mirror(&self, mirror: &Writer, again: Again<'_>) -> bool {
+    fn mirror(&self, mirror: &dyn Mirror, again: Again<'_>) -> bool {
         match again(mirror) {
             Ok(bytes) => {
                 self.mirrored.fetch_add(bytes, Ordering::SeqCst);
@@ -315,11 +329,11 @@ impl Marks {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldRange<'_> {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
-            self.follow.marks().release(held);
-            self.follow.freed.notify_all();
+            self.tracker.marks().release(held);
+            self.tracker.freed.notify_all();
         }
     }
 }
@@ -358,10 +372,10 @@ mod tests {
         bytes
     }
 
-    fn runs(follow: &Follow) -> Vec<Range<u64>> {
+    fn runs(tracker: &ChangeTracker) -> Vec<Range<u64>> {
         let next = || {
-            let run = follow.next()?;
-            drop(follow.take(run.end));
+            let run = tracker.next()?;
+            drop(tracker.take(run.end));
             Some(run)
         };
         std::iter::from_fn(next).collect()
@@ -372,64 +386,64 @@ mod tests {
         let size = 300 * GRAIN + 512;
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
-            let follow = Follow::new(size, 512);
+            let tracker = ChangeTracker::new(size, 512);
             // As far as the copier has come, in any steps.
             let mut at = 0;
             let mut expected = BTreeSet::new();
             for _ in 0..rng.below(60) {
                 if rng.chance(1, 4) {
                     at = (at + rng.below(size / 8)).min(size);
-                    drop(follow.take(at));
+                    drop(tracker.take(at));
                 }
                 let start = rng.below(size);
                 let end = start + rng.below((size - start).min(20 * GRAIN) + 1);
-                assert!(!follow.hold(&(start..end)), "there is no mirror");
-                follow.changed(&(start..end), false, None);
+                assert!(!tracker.hold(&(start..end)), "there is no mirror");
+                tracker.changed(&(start..end), false, None);
                 expected.extend((start..end.min(at)).step_by(512).map(|at| at / GRAIN));
                 if start < end.min(at) {
                     expected.insert((end.min(at) - 1) / GRAIN);
                 }
             }
-            drop(follow.take(size));
+            drop(tracker.take(size));
             let marked = expected.len() as u64 * GRAIN;
             assert!(
-                (marked.saturating_sub(GRAIN)..=marked).contains(&follow.to_copy().min(marked))
+                (marked.saturating_sub(GRAIN)..=marked).contains(&tracker.to_copy().min(marked))
             );
-            let found = runs(&follow);
+            let found = runs(&tracker);
             let of_runs = found.iter().flat_map(|run| run.start / GRAIN..run.end.div_ceil(GRAIN));
             assert_eq!(of_runs.collect::<BTreeSet<_>>(), expected, "seed {seed}");
             assert!(found.windows(2).all(|two| two[0].end < two[1].start), "neighbours are one");
             assert!(found.iter().all(|run| run.end <= size));
-            assert_eq!(follow.to_copy(), 0);
+            assert_eq!(tracker.to_copy(), 0);
         }
     }
 
     #[test]
     fn marks_take_no_more_memory_than_they_may() {
         let size = 64 << 40;
-        let follow = Follow::new(size, 512);
-        drop(follow.take(size));
+        let tracker = ChangeTracker::new(size, 512);
+        drop(tracker.take(size));
         let mut rng = Rng::new(3);
         let mut places = Vec::new();
         for _ in 0..200_000 {
             let at = rng.below(size / 4096) * 4096;
-            follow.changed(&(at..at + 4096), false, None);
+            tracker.changed(&(at..at + 4096), false, None);
             places.push(at);
         }
         let grain = {
-            let marks = follow.marks();
+            let marks = tracker.marks();
             assert!(marks.words.len() as u64 <= MOST_WORDS, "{}", marks.words.len());
             marks.grain
         };
         assert!((GRAIN..=16 * MIB).contains(&grain), "{grain}");
         // All of the disk at once.
-        let whole = Follow::new(size, 512);
+        let whole = ChangeTracker::new(size, 512);
         drop(whole.take(size));
         whole.changed(&(0..size), false, None);
         assert!(whole.marks().words.len() as u64 <= MOST_WORDS);
         assert_eq!(runs(&whole), std::slice::from_ref(&(0..size)));
         places.sort_unstable();
-        let mut runs = runs(&follow).into_iter();
+        let mut runs = runs(&tracker).into_iter();
         let mut run = 0..0;
         for at in places {
             while run.end <= at {
@@ -442,26 +456,26 @@ mod tests {
     #[test]
     fn who_meets_the_copier_or_another_waits_and_others_do_not() {
         let image = image(memory(), 8 * MIB);
-        let follow = Follow::new(8 * MIB, 512);
-        follow.name_mirror(Arc::clone(image.its_writer()));
-        let held = follow.take(MIB);
-        assert!(follow.hold(&(MIB..MIB + 1)));
+        let tracker = ChangeTracker::new(8 * MIB, 512);
+        tracker.set_mirror(image.its_writer().clone());
+        let held = tracker.take(MIB);
+        assert!(tracker.hold(&(MIB..MIB + 1)));
         let done = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             // A part of the same sector, and a byte of the copier's.
             for range in [MIB + 7..MIB + 8, MIB - 1..MIB] {
-                let (follow, done) = (&follow, &done);
+                let (tracker, done) = (&tracker, &done);
                 scope.spawn(move || {
-                    assert!(follow.hold(&range));
+                    assert!(tracker.hold(&range));
                     done.fetch_add(1, Ordering::SeqCst);
-                    follow.changed(&range, true, None);
+                    tracker.changed(&range, true, None);
                 });
             }
             std::thread::sleep(Duration::from_millis(30));
             assert_eq!(done.load(Ordering::SeqCst), 0);
-            assert!(follow.hold(&(2 * MIB..2 * MIB + 1)), "nobody is there");
+            assert!(tracker.hold(&(2 * MIB..2 * MIB + 1)), "nobody is there");
             drop(held);
-            follow.changed(&(MIB..MIB + 1), true, None);
+            tracker.changed(&(MIB..MIB + 1), true, None);
         });
         assert_eq!(done.load(Ordering::SeqCst), 2);
     }
@@ -477,12 +491,12 @@ mod tests {
                 let at = rng.below(SIZE - 100_000);
                 image.write_at(&[rng.next_u64() as u8; 100_000], at).unwrap();
             }
-            let follow = image.its_writer().follow_changes();
+            let tracker = image.its_writer().track_changes();
             let copy = |range: Range<u64>| {
                 let mut at = range.start;
                 while at < range.end {
                     let end = range.end.min(at + 5 * 4096);
-                    let _held = follow.take(end);
+                    let _held = tracker.take(end);
                     let mut bytes = vec![0; (end - at) as usize];
                     image.read_at(&mut bytes, at).unwrap();
                     mirror.write_at(&bytes, at).unwrap();
@@ -513,16 +527,16 @@ mod tests {
                     });
                 }
                 copy(0..SIZE);
-                image.its_writer().mirror_changes(&follow, mirror.its_writer());
-                while let Some(run) = follow.next() {
+                image.its_writer().mirror_changes(&tracker, mirror.its_writer());
+                while let Some(run) = tracker.next() {
                     copy(run);
                 }
                 std::thread::sleep(Duration::from_millis(30));
-                assert_eq!(follow.to_copy(), 0, "nothing is left behind once it is mirrored");
+                assert_eq!(tracker.to_copy(), 0, "nothing is left behind once it is mirrored");
                 image.its_writer().freeze(|| Ok(())).unwrap();
             });
-            follow.check().unwrap();
-            assert!(follow.mirrored() > 0);
+            tracker.check().unwrap();
+            assert!(tracker.mirrored() > 0);
             assert!(flat(&image) == flat(&mirror), "seed {seed}");
         }
     }
@@ -560,24 +574,24 @@ mod tests {
         let full = Arc::new(Full(MemStorage::new(Vec::new()), AtomicBool::new(false)));
         let (image, mirror) = (image(memory(), 8 * MIB), image(full.clone(), 8 * MIB));
         mirror.write_at(&[1], 0).unwrap();
-        let follow = image.its_writer().follow_changes();
-        drop(follow.take(8 * MIB));
-        image.its_writer().mirror_changes(&follow, mirror.its_writer());
+        let tracker = image.its_writer().track_changes();
+        drop(tracker.take(8 * MIB));
+        image.its_writer().mirror_changes(&tracker, mirror.its_writer());
         image.write_at(&[2; 512], 0).unwrap();
-        assert_eq!((follow.to_copy(), follow.mirrored()), (0, 512));
+        assert_eq!((tracker.to_copy(), tracker.mirrored()), (0, 512));
         full.1.store(true, Ordering::SeqCst);
         image.write_at(&[3; 512], 512).unwrap();
         image.write_at(&[4; 512], 3 * MIB).unwrap();
-        assert_eq!(follow.to_copy(), 2 * GRAIN);
-        assert_eq!(follow.check().unwrap_err().kind(), ErrorKind::Io);
-        follow.check().unwrap();
+        assert_eq!(tracker.to_copy(), 2 * GRAIN);
+        assert_eq!(tracker.check().unwrap_err().kind(), ErrorKind::Io);
+        tracker.check().unwrap();
         // Nothing more is tried there.
         full.1.store(false, Ordering::SeqCst);
         image.write_at(&[5; 512], MIB).unwrap();
-        assert_eq!((follow.to_copy(), follow.mirrored()), (3 * GRAIN, 512));
-        image.its_writer().stop_following();
+        assert_eq!((tracker.to_copy(), tracker.mirrored()), (3 * GRAIN, 512));
+        image.its_writer().stop_tracking();
         image.write_at(&[5; 512], 2 * MIB).unwrap();
-        assert_eq!(follow.to_copy(), 3 * GRAIN);
+        assert_eq!(tracker.to_copy(), 3 * GRAIN);
     }
 
     /// Which parts of it were made is not known.
@@ -586,12 +600,12 @@ mod tests {
         let full = Arc::new(Full(MemStorage::new(Vec::new()), AtomicBool::new(false)));
         let (image, mirror) = (image(full.clone(), 8 * MIB), image(memory(), 8 * MIB));
         image.write_at(&[1; 512], 0).unwrap();
-        let follow = image.its_writer().follow_changes();
-        drop(follow.take(8 * MIB));
-        image.its_writer().mirror_changes(&follow, mirror.its_writer());
+        let tracker = image.its_writer().track_changes();
+        drop(tracker.take(8 * MIB));
+        image.its_writer().mirror_changes(&tracker, mirror.its_writer());
         full.1.store(true, Ordering::SeqCst);
         image.write_at(&[3; 512], 512).unwrap_err();
-        assert_eq!(runs(&follow), std::slice::from_ref(&(0..GRAIN)));
-        follow.check().unwrap();
+        assert_eq!(runs(&tracker), std::slice::from_ref(&(0..GRAIN)));
+        tracker.check().unwrap();
     }
 }
