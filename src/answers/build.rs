@@ -1,12 +1,37 @@
-//! The runs of a span while they are found, layer by layer.
+//! Finds the runs of a span, layer by layer.
 
-use super::run::{self as word, Answer};
-use crate::image::{Core, MIXED_WORDS, Owner, Piece};
-use crate::tables::Reach;
-use crate::types::{DiskOffset, FileOffset};
+use super::run::{Answer, PackedRun};
+use crate::types::{FileOffset, MIB};
+
+/// The longest span of a disk that is looked at as one: what most writers give differencing images for a
+/// block. Layers of smaller blocks are looked at in spans of one block.
+pub(crate) const MOST_SPAN: u64 = 2 * MIB;
+
+/// Words with a bit for each sector of a span, in the smallest sectors.
+pub(crate) const SPAN_WORDS: usize = (MOST_SPAN / 512 / 64) as usize;
+
+/// Who has a run of bytes, as far as one image can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// This image's file, from here on.
+    Here(FileOffset),
+    /// Nobody: zeros.
+    Zero,
+    /// The parent.
+    Parent,
+}
+
+/// Who has the sectors of a span, as far as one image can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SpanOwner {
+    /// One for all.
+    One(Owner),
+    /// This image's file from here on for some sectors, the parent for the others.
+    Mixed(FileOffset),
+}
 
 /// The runs of a span while they are found.
-pub(crate) struct Runs {
+pub(crate) struct SpanBuilder {
     sector_shift: u32,
     /// Sectors of the span.
     sectors: u64,
@@ -16,27 +41,23 @@ pub(crate) struct Runs {
     open: Bits,
     /// The first sectors of the other runs, and by their number what those are.
     starts: Bits,
-    words: Vec<u64>,
+    runs: Vec<PackedRun>,
 }
 
-impl Runs {
+impl SpanBuilder {
     /// Of a span of which this is known.
-    pub(crate) fn new(sectors: u64, sector_shift: u32, known: Option<&[u64]>) -> Self {
+    pub(crate) fn new(sectors: u64, sector_shift: u32, known: &[PackedRun]) -> Self {
         let (open, starts) = (Bits::NONE, Bits::NONE);
-        let words = vec![0; sectors as usize];
-        let mut new = Self { sector_shift, sectors, depth: 0, open, starts, words };
-        let Some(known) = known else {
-            new.open.set(0, sectors);
-            return new;
-        };
-        for (i, word) in known.iter().enumerate() {
-            let start = word::start(*word);
-            if let Answer::Open { depth } = word::answer(*word) {
+        let runs = vec![PackedRun::default(); sectors as usize];
+        let mut new = Self { sector_shift, sectors, depth: 0, open, starts, runs };
+        for (i, run) in known.iter().enumerate() {
+            let start = run.start();
+            if let Answer::Open { depth } = run.answer() {
                 new.depth = depth;
-                let end = known.get(i + 1).map_or(sectors, |next| word::start(*next));
+                let end = known.get(i + 1).map_or(sectors, |next| next.start());
                 new.open.set(start, end);
-            } else if let Some(place) = new.words.get_mut(start as usize) {
-                *place = *word;
+            } else if let Some(place) = new.runs.get_mut(start as usize) {
+                *place = *run;
                 new.starts.set(start, start + 1);
             }
         }
@@ -53,50 +74,46 @@ impl Runs {
         (first / 64..end.div_ceil(64)).any(|i| self.open.0[i as usize] & mask(i, first, end) != 0)
     }
 
-    /// Asks the next layer about the span, which starts there. `None` where it cannot say for all of it.
-    pub(crate) fn ask(&mut self, reach: impl Reach, image: &Core, start: DiskOffset) -> Option<()> {
-        let there = image.layout().size().saturating_sub(start.0) >> self.sector_shift;
-        let there = there.min(self.sectors);
-        if there > 0 {
-            let (layer, shift) = (self.depth, self.sector_shift);
-            let mut here = [0; MIXED_WORDS];
-            match image.resolve_piece(reach, start, there << shift, &mut here).ok()? {
-                Piece::All(Owner::Parent) => {}
-                Piece::All(Owner::Zero) => {
-                    self.take(|i| mask(i, 0, there), |at| word::zero(at, Some(layer)))
-                }
-                Piece::All(Owner::Here(place)) => {
-                    let run = self.here(place)?;
-                    self.take(|i| mask(i, 0, there), run);
-                }
-                Piece::Mixed(place) => {
-                    let run = self.here(place)?;
-                    self.take(|i| here[i as usize], run);
-                }
+    /// Adds what the next layer says of the first `there` sectors of the span, with a bit in `here` for each of
+    /// those that it has where they differ. It ends behind them. `None` where a place is too far out for a word.
+    pub(crate) fn add(
+        &mut self,
+        owner: SpanOwner,
+        here: &[u64; SPAN_WORDS],
+        there: u64,
+    ) -> Option<()> {
+        let layer = self.depth;
+        match owner {
+            SpanOwner::One(Owner::Parent) => {}
+            SpanOwner::One(Owner::Zero) => {
+                self.close(|i| mask(i, 0, there), |at| PackedRun::zero(at, Some(layer)))
+            }
+            SpanOwner::One(Owner::Here(place)) => {
+                let run = self.here(place)?;
+                self.close(|i| mask(i, 0, there), run);
+            }
+            SpanOwner::Mixed(place) => {
+                let run = self.here(place)?;
+                self.close(|i| here[i as usize], run);
             }
         }
         if there < self.sectors {
             // What lies past the end of a layer never shows through from below it.
-            self.take(|i| mask(i, there, u64::MAX), |at| word::zero(at, None));
+            self.close(|i| mask(i, there, u64::MAX), |at| PackedRun::zero(at, None));
         }
         self.depth += 1;
         Some(())
     }
 
-    /// Notes that what all layers left open is zeros: the base has no parent.
-    pub(crate) fn end(&mut self) {
-        self.take(|_| u64::MAX, |at| word::zero(at, None));
-    }
-
-    /// One word for each run, in order.
-    pub(crate) fn into_words(mut self) -> Vec<u64> {
+    /// The runs, in order.
+    pub(crate) fn into_runs(mut self) -> Vec<PackedRun> {
         let (depth, shift) = (self.depth, self.sector_shift);
-        self.take(|_| u64::MAX, |at| word::open(at, depth));
+        self.close(|_| u64::MAX, |at| PackedRun::open(at, depth));
         let starts = self.starts.0.iter().map(|word| word.count_ones() as usize).sum();
-        let mut runs: Vec<u64> = Vec::with_capacity(starts);
+        let mut runs: Vec<PackedRun> = Vec::with_capacity(starts);
         for at in self.starts.iter() {
-            let next = self.words[at as usize];
-            if !runs.last().is_some_and(|run| word::continues(*run, next, shift)) {
+            let next = self.runs[at as usize];
+            if !runs.last().is_some_and(|run| run.continues_in(next, shift)) {
                 runs.push(next);
             }
         }
@@ -105,30 +122,30 @@ impl Runs {
 
     /// The runs of the layer that is asked, the first sector of the span at `place`. `None` where that is too
     /// far out for a word.
-    fn here(&self, place: FileOffset) -> Option<impl Fn(u64) -> u64 + use<>> {
+    fn here(&self, place: FileOffset) -> Option<impl Fn(u64) -> PackedRun + use<>> {
         let (layer, shift) = (self.depth, self.sector_shift);
         // Far enough for all of them.
-        let first = word::here(0, layer, place)?;
-        word::here(0, layer, place + (self.sectors << shift))?;
-        Some(move |at| word::later(first, at, shift))
+        let first = PackedRun::here(0, layer, place)?;
+        PackedRun::here(0, layer, place + (self.sectors << shift))?;
+        Some(move |at| first.later(at, shift))
     }
 
     /// Closes those of these sectors that are open; what their runs are is said by the first of each.
-    fn take(&mut self, sectors: impl Fn(u64) -> u64, run: impl Fn(u64) -> u64) {
+    fn close(&mut self, sectors: impl Fn(u64) -> u64, run: impl Fn(u64) -> PackedRun) {
         let mut before = 0;
         for i in 0..self.sectors.div_ceil(64) {
-            let taken = self.open.0[i as usize] & sectors(i);
-            if taken == 0 {
+            let closed = self.open.0[i as usize] & sectors(i);
+            if closed == 0 {
                 before = 0;
                 continue;
             }
-            let mut starts = taken & !(taken << 1 | before);
-            before = taken >> 63;
-            self.open.0[i as usize] &= !taken;
+            let mut starts = closed & !(closed << 1 | before);
+            before = closed >> 63;
+            self.open.0[i as usize] &= !closed;
             self.starts.0[i as usize] |= starts;
             while starts != 0 {
                 let at = i * 64 + u64::from(starts.trailing_zeros());
-                self.words[at as usize] = run(at);
+                self.runs[at as usize] = run(at);
                 starts &= starts - 1;
             }
         }
@@ -136,10 +153,10 @@ impl Runs {
 }
 
 /// A bit for each sector that a span may have.
-struct Bits([u64; MIXED_WORDS]);
+struct Bits([u64; SPAN_WORDS]);
 
 impl Bits {
-    const NONE: Self = Self([0; MIXED_WORDS]);
+    const NONE: Self = Self([0; SPAN_WORDS]);
 
     /// Sets those from `first` up to `end`.
     fn set(&mut self, first: u64, end: u64) {

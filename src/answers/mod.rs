@@ -2,11 +2,10 @@
 
 mod build;
 mod packed;
-pub(crate) mod run;
+mod run;
 mod table;
 
-pub(crate) use build::Runs;
-pub(crate) use packed::{Packed, Sectors};
-pub(crate) use run as word;
-pub(crate) use run::Answer;
-pub(crate) use table::{Known, SpanKey, Spans};
+pub(crate) use build::{MOST_SPAN, Owner, SPAN_WORDS, SpanBuilder, SpanOwner};
+pub(crate) use packed::{PackedSpan, Sectors};
+pub(crate) use run::{Answer, PackedRun};
+pub(crate) use table::{AnswerKey, AnswerTable};

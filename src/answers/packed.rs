@@ -1,11 +1,11 @@
 //! How the runs of a span are stored: as they are, or as a map.
 //!
-//! A run is one word, see [`word`](super::word). Where a span has many runs of few sources, as one has whose
+//! A run is one word, see [`PackedRun`]. Where a span has many runs of few sources, as one has whose
 //! pages are owned by many layers, it is stored as a map: a byte for each unit of so many sectors that all runs
 //! are made of, then the sources, half a word each. Nothing needs to be searched for there, and it is a
 //! fraction as long.
 
-use super::run::{self as word, Answer};
+use super::run::{Answer, PackedRun};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::{FileOffset, MIB};
 
@@ -21,7 +21,7 @@ const MOST_SOURCES: usize = 256;
 const LINE_WORDS: usize = 8;
 
 /// The runs of a span as they are stored.
-pub(crate) struct Packed {
+pub(crate) struct PackedSpan {
     pub(crate) form: u32,
     pub(crate) words: Vec<u64>,
 }
@@ -37,16 +37,16 @@ pub(crate) struct Sectors {
 
 impl Sectors {
     /// The form to store these runs in.
-    pub(crate) fn pack(self, runs: &[u64]) -> Packed {
-        self.pack_map(runs).unwrap_or_else(|| Packed {
+    pub(crate) fn pack(self, runs: &[PackedRun]) -> PackedSpan {
+        self.pack_map(runs).unwrap_or_else(|| PackedSpan {
             form: if runs.len() == 1 { 0 } else { runs.len() as u32 },
-            words: runs.to_vec(),
+            words: runs.iter().map(|run| run.word()).collect(),
         })
     }
 
     /// A map, if it can be one and is no longer than the runs.
-    fn pack_map(self, runs: &[u64]) -> Option<Packed> {
-        let starts = runs.iter().fold(self.in_span, |all, run| all | word::start(*run));
+    fn pack_map(self, runs: &[PackedRun]) -> Option<PackedSpan> {
+        let starts = runs.iter().fold(self.in_span, |all, run| all | run.start());
         let unit_shift = starts.trailing_zeros();
         let units = self.in_span >> unit_shift;
         let map_words = units.div_ceil(PER_WORD) as usize;
@@ -74,8 +74,8 @@ impl Sectors {
             if number >= MOST_SOURCES || sources[number] != source {
                 return None;
             }
-            let end = runs.get(i + 1).map_or(self.in_span, |next| word::start(*next));
-            for unit in word::start(*run) >> unit_shift..end >> unit_shift {
+            let end = runs.get(i + 1).map_or(self.in_span, |next| next.start());
+            for unit in run.start() >> unit_shift..end >> unit_shift {
                 words[(unit / PER_WORD) as usize] |= (number as u64) << (unit % PER_WORD * 8);
             }
         }
@@ -86,28 +86,20 @@ impl Sectors {
             u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or_default()) << 32
         };
         words.extend(sources.chunks(2).map(halves));
-        Some(Packed { form: IS_MAP | unit_shift << COUNT_BITS | sources.len() as u32, words })
-    }
-
-    /// All runs.
-    pub(crate) fn unpack(self, form: u32, words: &[AtomicU64]) -> Vec<u64> {
-        let mut runs = vec![0; self.in_span as usize];
-        let count = self.find(form, words, 0, self.in_span - 1, &mut runs);
-        runs.truncate(count);
-        runs
+        Some(PackedSpan { form: IS_MAP | unit_shift << COUNT_BITS | sources.len() as u32, words })
     }
 
     /// Takes the run of sector `first` and those that follow and do not start behind `last`, as many as `found`
     /// has room for, and says how many. The first may be given from a later sector on than it has. Words
     /// that are being written over may come to anything.
     #[inline]
-    pub(crate) fn find(
+    pub(super) fn find(
         self,
         form: u32,
         words: &[AtomicU64],
         first: u64,
         last: u64,
-        found: &mut [u64],
+        found: &mut [PackedRun],
     ) -> usize {
         if form & IS_MAP == 0 {
             let runs = words.get(..form as usize).unwrap_or_default();
@@ -143,13 +135,19 @@ impl Sectors {
         count
     }
 
-    fn find_in_runs(self, runs: &[AtomicU64], first: u64, last: u64, found: &mut [u64]) -> usize {
-        let load = |run: &AtomicU64| run.load(Ordering::Relaxed);
-        let after = runs.partition_point(|run| word::start(load(run)) <= first);
+    fn find_in_runs(
+        self,
+        runs: &[AtomicU64],
+        first: u64,
+        last: u64,
+        found: &mut [PackedRun],
+    ) -> usize {
+        let load = |run: &AtomicU64| PackedRun::from_word(run.load(Ordering::Relaxed));
+        let after = runs.partition_point(|run| load(run).start() <= first);
         let mut count = 0;
         for (run, place) in runs[after.saturating_sub(1)..].iter().zip(found.iter_mut()) {
             let run = load(run);
-            if count > 0 && word::start(run) > last {
+            if count > 0 && run.start() > last {
                 break;
             }
             *place = run;
@@ -160,10 +158,10 @@ impl Sectors {
 
     /// A run's source in half a word: its layer, and where in that layer's file the first sector of the span
     /// would lie, in MiB. `None` where there is no room for that.
-    fn source(self, run: u64) -> Option<u32> {
-        let (layer, place) = match word::answer(run) {
+    fn source(self, run: PackedRun) -> Option<u32> {
+        let (layer, place) = match run.answer() {
             Answer::Here { layer, at } => {
-                let start = at.get().checked_sub(word::start(run) << self.shift)?;
+                let start = at.get().checked_sub(run.start() << self.shift)?;
                 // Spans start with a MiB of their block, and blocks lie at multiples of one.
                 let place = start.is_multiple_of(MIB).then_some(start / MIB)?;
                 (layer, Some(place).filter(|place| *place < OPEN)?)
@@ -177,16 +175,16 @@ impl Sectors {
     }
 
     /// The run of a source from this sector on.
-    fn run(self, source: u32, sector: u64) -> u64 {
+    fn run(self, source: u32, sector: u64) -> PackedRun {
         let layer = source >> LAYER_SHIFT;
         let named = (layer < NO_LAYER).then_some(layer as usize);
         let layer = layer as usize;
         match u64::from(source) & PLACES {
-            ZERO => word::zero(sector, named),
-            OPEN => word::open(sector, layer),
+            ZERO => PackedRun::zero(sector, named),
+            OPEN => PackedRun::open(sector, layer),
             place => {
                 let at = FileOffset::new(place * MIB + (sector << self.shift));
-                word::here(sector, layer, at).unwrap_or_else(|| word::open(sector, 0))
+                PackedRun::here(sector, layer, at).unwrap_or_else(|| PackedRun::open(sector, 0))
             }
         }
     }
@@ -205,8 +203,16 @@ mod tests {
 
     use super::*;
 
+    /// All runs.
+    fn unpack(sectors: Sectors, form: u32, words: &[AtomicU64]) -> Vec<PackedRun> {
+        let mut runs = vec![PackedRun::default(); sectors.in_span as usize];
+        let count = sectors.find(form, words, 0, sectors.in_span - 1, &mut runs);
+        runs.truncate(count);
+        runs
+    }
+
     /// Runs that start at multiples of a unit, each of one of a few sources.
-    fn runs(sectors: Sectors) -> impl Strategy<Value = Vec<u64>> {
+    fn runs(sectors: Sectors) -> impl Strategy<Value = Vec<PackedRun>> {
         let unit = 0..=sectors.in_span.trailing_zeros();
         let raw = proptest::collection::vec(
             (any::<u16>(), prop_oneof![9 => 0..70_usize, 1 => 500..530_usize], 0..9_u32),
@@ -223,15 +229,15 @@ mod tests {
             starts.sort_unstable();
             starts.dedup();
             let of = |(start, (_, layer, kind)): (u64, &(u16, usize, u32))| match kind {
-                0 => word::zero(start, None),
-                1 => word::zero(start, Some(*layer)),
-                2 => word::open(start, *layer),
+                0 => PackedRun::zero(start, None),
+                1 => PackedRun::zero(start, Some(*layer)),
+                2 => PackedRun::open(start, *layer),
                 _ => {
                     // A block of 1 MiB, unless it lies where none can.
                     let odd = if is_odd { 512 } else { 0 };
                     let block = (1 + *layer as u64) * MIB + odd;
                     let at = FileOffset::new(block + (start << sectors.shift));
-                    word::here(start, *layer, at).unwrap()
+                    PackedRun::here(start, *layer, at).unwrap()
                 }
             };
             starts.into_iter().zip(raw.iter().cycle()).map(of).collect()
@@ -243,9 +249,9 @@ mod tests {
     }
 
     /// What a run says of a sector that it has.
-    fn says(sectors: Sectors, run: u64, sector: u64) -> String {
-        let skipped = (sector - word::start(run)) << sectors.shift;
-        match word::answer(run) {
+    fn says(sectors: Sectors, run: PackedRun, sector: u64) -> String {
+        let skipped = (sector - run.start()) << sectors.shift;
+        match run.answer() {
             Answer::Here { layer, at } => format!("{layer} at {}", at + skipped),
             Answer::Zero { layer } => format!("zero by {layer:?}"),
             Answer::Open { depth } => format!("open after {depth}"),
@@ -253,33 +259,33 @@ mod tests {
     }
 
     /// What every sector's run says of it.
-    fn sector_by_sector(sectors: Sectors, runs: &[u64]) -> Vec<String> {
+    fn sector_by_sector(sectors: Sectors, runs: &[PackedRun]) -> Vec<String> {
         let of = |sector| {
-            let run = runs.iter().rfind(|run| word::start(**run) <= sector);
+            let run = runs.iter().rfind(|run| run.start() <= sector);
             says(sectors, *run.unwrap(), sector)
         };
         (0..sectors.in_span).map(of).collect()
     }
 
-    fn agrees(sectors: Sectors, runs: &[u64], asked: std::ops::Range<u64>) {
+    fn agrees(sectors: Sectors, runs: &[PackedRun], asked: std::ops::Range<u64>) {
         let expected = sector_by_sector(sectors, runs);
-        let Packed { form, words } = sectors.pack(runs);
+        let PackedSpan { form, words } = sectors.pack(runs);
         assert!(words.len() <= runs.len());
         let words = atomic(&words);
         if form == 0 {
             assert_eq!(runs.len(), 1);
             return;
         }
-        assert_eq!(sector_by_sector(sectors, &sectors.unpack(form, &words)), expected);
+        assert_eq!(sector_by_sector(sectors, &unpack(sectors, form, &words)), expected);
         for room in [1, 2, 17] {
-            let mut found = vec![0; room];
+            let mut found = vec![PackedRun::default(); room];
             let count = sectors.find(form, &words, asked.start, asked.end - 1, &mut found);
             let (found, is_all) = (&found[..count], count < room);
-            assert!(word::start(found[0]) <= asked.start);
+            assert!(found[0].start() <= asked.start);
             for (i, run) in found.iter().enumerate() {
-                let from = word::start(*run).max(asked.start);
+                let from = run.start().max(asked.start);
                 let to = match found.get(i + 1) {
-                    Some(next) => word::start(*next),
+                    Some(next) => next.start(),
                     None if is_all => asked.end,
                     None => from + 1,
                 };
@@ -313,14 +319,14 @@ mod tests {
         let sectors = Sectors { in_span: 2048, shift: 9 };
         let run = |page: u64| {
             let at = FileOffset::new((5 + page % 64 * 100) * MIB + page * 4096);
-            word::here(page * 8, (page % 64) as usize, at).unwrap()
+            PackedRun::here(page * 8, (page % 64) as usize, at).unwrap()
         };
-        let runs: Vec<u64> = (0..256).map(run).collect();
+        let runs: Vec<PackedRun> = (0..256).map(run).collect();
         assert_eq!(sectors.pack(&runs).words.len(), 256 / 8 + 64 / 2);
         agrees(sectors, &runs, 100..1000);
         // Of layers that have no name in half a word, or farther out in their files, the runs are stored.
-        let far = word::here(8, 7, FileOffset::new((1 << 43) + 4096)).unwrap();
-        for odd in [word::zero(8, Some(511)), word::open(8, 600), far] {
+        let far = PackedRun::here(8, 7, FileOffset::new((1 << 43) + 4096)).unwrap();
+        for odd in [PackedRun::zero(8, Some(511)), PackedRun::open(8, 600), far] {
             let mut runs = runs.clone();
             runs[1] = odd;
             assert_eq!(sectors.pack(&runs).words.len(), 256);
@@ -340,8 +346,8 @@ mod tests {
                 };
                 let words: Vec<AtomicU64> = std::iter::repeat_with(next).take(len).collect();
                 let sectors = Sectors { in_span: 2048, shift: 9 };
-                assert!(sectors.find(form, &words, 3, 2000, &mut [0; 17]) <= 17);
-                sectors.unpack(form, &words);
+                assert!(sectors.find(form, &words, 3, 2000, &mut [PackedRun::default(); 17]) <= 17);
+                unpack(sectors, form, &words);
             }
         }
     }

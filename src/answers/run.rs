@@ -1,9 +1,10 @@
-//! A run of sectors of a span as one word: its first sector in the upper bits, so that words sort; then the
+//! A run of sectors of a span, packed into one word: its first sector in the upper bits, so that words sort; then the
 //! layer, then its place in that layer's file. It ends where the next one starts.
 
 use crate::types::FileOffset;
 
 /// Who answers for a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// The layer with this number among those asked, from `at` on in its file.
     Here { layer: usize, at: FileOffset },
@@ -13,56 +14,76 @@ pub(crate) enum Answer {
     Open { depth: usize },
 }
 
+/// A run of a span. It starts at one of the span's sectors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PackedRun(u64);
+
 const START_SHIFT: u32 = 52;
 const LAYER_SHIFT: u32 = 38;
-/// Layers that can be told apart, and none.
-pub(crate) const LAYERS: usize = (1 << (START_SHIFT - LAYER_SHIFT)) - 1;
 /// Places are multiples of the smallest sector.
 const UNIT_SHIFT: u32 = 9;
 const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
 const ZERO: u64 = PLACES;
 const OPEN: u64 = PLACES - 1;
 
-/// `None` where the place is 128 TiB or more.
-pub(crate) fn here(sector: u64, layer: usize, at: FileOffset) -> Option<u64> {
-    let place = at.get() >> UNIT_SHIFT;
-    (place < OPEN).then_some(sector << START_SHIFT | (layer as u64) << LAYER_SHIFT | place)
-}
+impl PackedRun {
+    /// Layers that can be told apart, and none.
+    pub(crate) const LAYERS: usize = (1 << (START_SHIFT - LAYER_SHIFT)) - 1;
 
-pub(crate) fn zero(sector: u64, layer: Option<usize>) -> u64 {
-    sector << START_SHIFT | (layer.unwrap_or(LAYERS) as u64) << LAYER_SHIFT | ZERO
-}
-
-pub(crate) fn open(sector: u64, depth: usize) -> u64 {
-    sector << START_SHIFT | (depth as u64) << LAYER_SHIFT | OPEN
-}
-
-/// The run that starts at this sector where one does that starts at the first: of the same place in a file
-/// that has room for it.
-pub(crate) fn later(first: u64, sector: u64, sector_shift: u32) -> u64 {
-    first + (sector << START_SHIFT) + (sector << (sector_shift - UNIT_SHIFT))
-}
-
-pub(crate) fn start(word: u64) -> u64 {
-    word >> START_SHIFT
-}
-
-pub(crate) fn answer(word: u64) -> Answer {
-    let layer = (word >> LAYER_SHIFT) as usize & LAYERS;
-    match word & PLACES {
-        ZERO => Answer::Zero { layer: (layer < LAYERS).then_some(layer) },
-        OPEN => Answer::Open { depth: layer },
-        place => Answer::Here { layer, at: FileOffset::new(place << UNIT_SHIFT) },
+    /// `None` where the place is 128 TiB or more.
+    pub(crate) fn here(sector: u64, layer: usize, at: FileOffset) -> Option<Self> {
+        let place = at.get() >> UNIT_SHIFT;
+        (place < OPEN).then_some(Self::new(sector, layer, place))
     }
-}
 
-/// Whether the run of `next` goes on where that of `run` ends.
-pub(crate) fn continues(run: u64, next: u64, sector_shift: u32) -> bool {
-    let between = (start(next) - start(run)) << (sector_shift - UNIT_SHIFT);
-    let distance = match run & PLACES {
-        ZERO | OPEN => 0,
-        _ => between,
-    };
-    let below_start = (1 << START_SHIFT) - 1;
-    (run & below_start) + distance == next & below_start
+    pub(crate) fn zero(sector: u64, layer: Option<usize>) -> Self {
+        Self::new(sector, layer.unwrap_or(Self::LAYERS), ZERO)
+    }
+
+    pub(crate) fn open(sector: u64, depth: usize) -> Self {
+        Self::new(sector, depth, OPEN)
+    }
+
+    fn new(sector: u64, layer: usize, place: u64) -> Self {
+        Self(sector << START_SHIFT | (layer as u64) << LAYER_SHIFT | place)
+    }
+
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    pub(crate) fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Its first sector.
+    pub(crate) fn start(self) -> u64 {
+        self.0 >> START_SHIFT
+    }
+
+    pub(crate) fn answer(self) -> Answer {
+        let layer = (self.0 >> LAYER_SHIFT) as usize & Self::LAYERS;
+        match self.0 & PLACES {
+            ZERO => Answer::Zero { layer: (layer < Self::LAYERS).then_some(layer) },
+            OPEN => Answer::Open { depth: layer },
+            place => Answer::Here { layer, at: FileOffset::new(place << UNIT_SHIFT) },
+        }
+    }
+
+    /// The run that starts at this sector where this one, which has places in a file with room for it, starts at the
+    /// first.
+    pub(crate) fn later(self, sector: u64, sector_shift: u32) -> Self {
+        Self(self.0 + (sector << START_SHIFT) + (sector << (sector_shift - UNIT_SHIFT)))
+    }
+
+    /// Whether `next` goes on where this run ends.
+    pub(crate) fn continues_in(self, next: Self, sector_shift: u32) -> bool {
+        let between = (next.start() - self.start()) << (sector_shift - UNIT_SHIFT);
+        let distance = match self.0 & PLACES {
+            ZERO | OPEN => 0,
+            _ => between,
+        };
+        let below_start = (1 << START_SHIFT) - 1;
+        (self.0 & below_start) + distance == next.0 & below_start
+    }
 }

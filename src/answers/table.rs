@@ -12,6 +12,8 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicUsize;
 use std::sync::{OnceLock, PoisonError};
 
+use super::packed::Sectors;
+use super::run::PackedRun;
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 
 /// Words of memory that are taken at a time.
@@ -53,9 +55,9 @@ struct Line {
 
 /// What an answer is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SpanKey(u64);
+pub(crate) struct AnswerKey(u64);
 
-impl SpanKey {
+impl AnswerKey {
     /// This part of a disk as a stack of layers has it; `None` for numbers that there is no room for. No
     /// stack has the number 0.
     pub(crate) fn new(stack: u64, number: u64) -> Option<Self> {
@@ -72,18 +74,18 @@ impl SpanKey {
     }
 }
 
-/// What is known of a question.
-pub(crate) enum Known<'a> {
+/// An answer as it is stored.
+enum Stored<'a> {
     /// One word.
     Word(u64),
-    /// Words, and what whoever keeps and reads them makes of that. There may be more than they are, and until
-    /// it is known that they were whole all may be any words.
-    Words { form: u32, words: &'a [AtomicU64] },
+    /// Words of some form. There may be more than the answer has, and until the ring's floor shows that they were
+    /// whole all may be any words.
+    Words { form: u32, words: &'a [AtomicU64], at: u64 },
 }
 
-/// Answers.
+/// The answers that are known.
 #[derive(Debug)]
-pub(crate) struct Spans {
+pub(crate) struct AnswerTable {
     /// Pieces of the table, as many as a power of two. Memory is taken when it is needed.
     lines: Box<[OnceLock<Box<[Line]>>]>,
     /// A power of two.
@@ -110,7 +112,7 @@ struct Head {
     kept: usize,
 }
 
-impl Spans {
+impl AnswerTable {
     /// Room for answers of at most `bytes`, `None` where that is too little for any.
     pub(crate) fn new(bytes: usize) -> Option<Self> {
         if bytes < LEAST {
@@ -152,7 +154,7 @@ impl Spans {
     /// this very moment, for nobody waits, or when it is not `still` right. Whether memory was taken for it.
     pub(crate) fn keep(
         &self,
-        key: SpanKey,
+        key: AnswerKey,
         form: u32,
         answer: &[u64],
         still: impl FnOnce() -> bool,
@@ -179,13 +181,13 @@ impl Spans {
         head.kept += 1;
         // The same question's place, or else one that says nothing, or else any of them in turn.
         let chosen = line.ways.iter().enumerate().min_by_key(|(way, pair)| {
-            let [question, answer] = load(pair);
-            let says = question != 0 && !is_gone(answer);
-            (question != key.0, says, (way + head.kept) % WAYS)
+            let [of, answer] = load(pair);
+            let says = of != 0 && !is_gone(answer);
+            (of != key.0, says, (way + head.kept) % WAYS)
         });
         if let Some((way, pair)) = chosen {
-            let [question, answer] = load(pair);
-            if question != 0 && (question != key.0 || is_gone(answer)) {
+            let [of, answer] = load(pair);
+            if of != 0 && (of != key.0 || is_gone(answer)) {
                 self.evicted.fetch_add(1, Ordering::Relaxed);
             }
             line.change(way, [key.0, known]);
@@ -198,7 +200,7 @@ impl Spans {
     /// right any more.
     pub(crate) fn drop_answers(
         &self,
-        keys: impl IntoIterator<Item = SpanKey>,
+        keys: impl IntoIterator<Item = AnswerKey>,
         then: impl FnOnce(),
     ) {
         let _head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,8 +208,8 @@ impl Spans {
             let home = self.home(key);
             let Some(lines) = self.lines[home.piece].get() else { continue };
             let line = &lines[home.line];
-            for (way, [question, _]) in line.ways.iter().enumerate() {
-                if question.load(Ordering::Relaxed) == key.0 {
+            for (way, [of, _]) in line.ways.iter().enumerate() {
+                if of.load(Ordering::Relaxed) == key.0 {
                     line.change(way, [0, 0]);
                 }
             }
@@ -237,19 +239,47 @@ impl Spans {
         at
     }
 
-    /// Hands an answer to `look`, and what that made of it on if it was whole until then.
+    /// Takes what is known of sector `first` of a span and of those that follow up to `last`: their runs, as many as
+    /// `found` has room for. Says how many, none where the question has no answer. The first run may be given from
+    /// a later sector on than it has.
     #[inline]
-    pub(crate) fn look<R>(&self, key: SpanKey, look: impl FnOnce(Known<'_>) -> R) -> Option<R> {
+    pub(crate) fn find(
+        &self,
+        key: AnswerKey,
+        sectors: Sectors,
+        (first, last): (u64, u64),
+        found: &mut [PackedRun],
+    ) -> usize {
+        match self.stored(key) {
+            None => 0,
+            Some(Stored::Word(word)) => {
+                found[0] = PackedRun::from_word(word);
+                1
+            }
+            Some(Stored::Words { form, words, at }) => {
+                let count = sectors.find(form, words, first, last, found);
+                if self.is_whole(at) { count } else { 0 }
+            }
+        }
+    }
+
+    #[inline]
+    fn stored(&self, key: AnswerKey) -> Option<Stored<'_>> {
         let home = self.home(key);
         let known = self.lines[home.piece].get()?[home.line].find(key)?;
         if known & IN_RING == 0 {
-            return Some(look(Known::Word(known)));
+            return Some(Stored::Word(known));
         }
         let (at, form) = (known & PLACES, (known >> PLACE_BITS & FORMS) as u32);
         let words = self.ring[self.piece(at)].get()?.get(self.within_piece(at)..)?;
-        let looked = look(Known::Words { form, words });
+        Some(Stored::Words { form, words, at })
+    }
+
+    /// Whether the words from there on that were read until now are those of one answer.
+    #[inline]
+    fn is_whole(&self, at: u64) -> bool {
         fence(Ordering::Acquire);
-        (self.floor.load(Ordering::Relaxed) <= at).then_some(looked)
+        self.floor.load(Ordering::Relaxed) <= at
     }
 
     fn take_words(&self) -> Words {
@@ -272,7 +302,7 @@ impl Spans {
     }
 
     /// Where the answer to a question stands. Seeded, so that nobody knows whose answers share a line.
-    fn home(&self, key: SpanKey) -> Home {
+    fn home(&self, key: AnswerKey) -> Home {
         let (number, group) = (key.number(), key.number() >> NEIGHBOURS);
         let stack = self.fold(key.stack(), 0);
         Home {
@@ -299,7 +329,7 @@ struct Home {
 impl Line {
     /// What the line says of a question.
     #[inline]
-    fn find(&self, key: SpanKey) -> Option<u64> {
+    fn find(&self, key: AnswerKey) -> Option<u64> {
         for _ in 0..TRIES {
             let version = self.version.load(Ordering::Acquire);
             let way = self.ways.iter().find(|way| way[0].load(Ordering::Relaxed) == key.0);
@@ -335,21 +365,24 @@ mod plain {
     use super::*;
 
     pub(crate) fn keep(
-        spans: &Spans,
-        key: SpanKey,
+        table: &AnswerTable,
+        key: AnswerKey,
         answer: &[u64],
         still: impl FnOnce() -> bool,
     ) -> bool {
         let form = if answer.len() == 1 { 0 } else { answer.len() as u32 };
-        spans.keep(key, form, answer, still)
+        table.keep(key, form, answer, still)
     }
 
-    pub(crate) fn whole(spans: &Spans, key: SpanKey) -> Option<Vec<u64>> {
+    pub(crate) fn whole(table: &AnswerTable, key: AnswerKey) -> Option<Vec<u64>> {
         let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
-        spans.look(key, |known| match known {
-            Known::Word(word) => vec![word],
-            Known::Words { form, words } => words.iter().take(form as usize).map(load).collect(),
-        })
+        match table.stored(key)? {
+            Stored::Word(word) => Some(vec![word]),
+            Stored::Words { form, words, at } => {
+                let words = words.iter().take(form as usize).map(load).collect();
+                table.is_whole(at).then_some(words)
+            }
+        }
     }
 }
 
@@ -362,17 +395,17 @@ mod tests {
     use super::plain::{keep, whole};
     use super::*;
 
-    fn key(stack: u64, number: u64) -> SpanKey {
-        SpanKey::new(stack + 1, number).unwrap()
+    fn key(stack: u64, number: u64) -> AnswerKey {
+        AnswerKey::new(stack + 1, number).unwrap()
     }
 
     /// Sorted words that tell whose they are and how many they are.
-    fn answer(key: SpanKey, version: u64, len: u64) -> Vec<u64> {
+    fn answer(key: AnswerKey, version: u64, len: u64) -> Vec<u64> {
         let word = |n| n << 48 | (of_key(key) + version * 1009 + len) & 0xFFFF_FFFF;
         (0..len).map(word).collect()
     }
 
-    fn of_key(key: SpanKey) -> u64 {
+    fn of_key(key: AnswerKey) -> u64 {
         key.stack() * 31 + key.number() * 7
     }
 
@@ -382,42 +415,42 @@ mod tests {
             bytes in prop_oneof![Just(LEAST), Just(5000), Just(1 << 16), Just(3 << 20)],
             asks in proptest::collection::vec((0..3_u64, 0..40_u64, 1..200_u64, any::<bool>()), 1..400),
         ) {
-            let spans = Spans::new(bytes).unwrap();
+            let table = AnswerTable::new(bytes).unwrap();
             let mut model = HashMap::new();
             for (version, (stack, number, len, is_kept)) in asks.into_iter().enumerate() {
                 // Spread over groups of neighbours, too.
                 let key = key(stack, number * 700);
                 if is_kept {
                     let words = answer(key, version as u64, len);
-                    keep(&spans, key, &words, || true);
-                    if len as usize <= spans.words_per_piece {
-                        let found = whole(&spans, key);
+                    keep(&table, key, &words, || true);
+                    if len as usize <= table.words_per_piece {
+                        let found = whole(&table, key);
                         prop_assert_eq!(found.as_ref(), Some(&words), "just kept");
                         model.insert(key.0, words);
                     }
                 } else if len % 10 == 0 {
-                    spans.drop_answers([key], || {});
+                    table.drop_answers([key], || {});
                     model.remove(&key.0);
-                    prop_assert_eq!(whole(&spans, key), None, "just dropped");
+                    prop_assert_eq!(whole(&table, key), None, "just dropped");
                 } else if len % 10 == 1 {
-                    keep(&spans, key, &answer(key, version as u64, len), || false);
+                    keep(&table, key, &answer(key, version as u64, len), || false);
                 }
-                let Some(found) = whole(&spans, key) else { continue };
+                let Some(found) = whole(&table, key) else { continue };
                 prop_assert_eq!(Some(&found), model.get(&key.0));
             }
-            prop_assert!(spans.held() <= bytes, "{} of {bytes} bytes", spans.held());
+            prop_assert!(table.held() <= bytes, "{} of {bytes} bytes", table.held());
         }
     }
 
     #[test]
     fn what_fits_is_all_there() {
-        let spans = Spans::new(4 << 20).unwrap();
+        let table = AnswerTable::new(4 << 20).unwrap();
         let keys = || (0..40_000).map(|n| (key(1 + n / 30_000, n), 1 + n % 3 * 3));
         for (key, len) in keys() {
-            keep(&spans, key, &answer(key, 0, len), || true);
+            keep(&table, key, &answer(key, 0, len), || true);
         }
         let is_lost =
-            |(key, len): &(SpanKey, u64)| whole(&spans, *key) != Some(answer(*key, 0, *len));
+            |(key, len): &(AnswerKey, u64)| whole(&table, *key) != Some(answer(*key, 0, *len));
         assert_eq!(keys().filter(is_lost).count(), 0);
     }
 
@@ -425,15 +458,15 @@ mod tests {
     #[test]
     fn what_lies_at_equal_distances_does_not_meet() {
         for shift in 0..=20 {
-            let spans = Spans::new(32 << 20).unwrap();
+            let table = AnswerTable::new(32 << 20).unwrap();
             // Room for 100,000; these are up to 16,384 on a disk of 64 TiB.
             let distance = 3_u64.pow(shift % 2) << shift;
             let numbers = (0..1 << NUMBER_BITS).step_by(distance as usize).take(1 << 14);
-            let keys: Vec<SpanKey> = numbers.map(|n| key(distance, n)).collect();
+            let keys: Vec<AnswerKey> = numbers.map(|n| key(distance, n)).collect();
             for key in &keys {
-                spans.keep(*key, 0, &[key.0 & 0xFFFF], || true);
+                table.keep(*key, 0, &[key.0 & 0xFFFF], || true);
             }
-            let is_there = |key: &&SpanKey| whole(&spans, **key) == Some(vec![key.0 & 0xFFFF]);
+            let is_there = |key: &&AnswerKey| whole(&table, **key) == Some(vec![key.0 & 0xFFFF]);
             let lost = keys.len() - keys.iter().filter(is_there).count();
             assert!(
                 lost <= keys.len() / 50,
@@ -445,14 +478,14 @@ mod tests {
 
     #[test]
     fn memory_is_taken_as_it_is_needed() {
-        let spans = Spans::new(32 << 20).unwrap();
-        assert_eq!(spans.held(), 0);
-        assert!(keep(&spans, key(1, 1), &[1], || true));
-        assert!(!keep(&spans, key(1, 2), &[1], || true));
-        assert_eq!(spans.held(), LINES * size_of::<Line>());
-        assert!(keep(&spans, key(1, 3), &[1, 2], || true));
-        assert_eq!(spans.held(), LINES * size_of::<Line>() + PIECE * WORD);
-        assert!(Spans::new(LEAST - 1).is_none());
+        let table = AnswerTable::new(32 << 20).unwrap();
+        assert_eq!(table.held(), 0);
+        assert!(keep(&table, key(1, 1), &[1], || true));
+        assert!(!keep(&table, key(1, 2), &[1], || true));
+        assert_eq!(table.held(), LINES * size_of::<Line>());
+        assert!(keep(&table, key(1, 3), &[1, 2], || true));
+        assert_eq!(table.held(), LINES * size_of::<Line>() + PIECE * WORD);
+        assert!(AnswerTable::new(LEAST - 1).is_none());
     }
 
     #[test]
@@ -462,37 +495,37 @@ mod tests {
 
     #[test]
     fn questions_that_there_is_no_room_for_have_no_key() {
-        assert_eq!(SpanKey::new(0, 1), None);
-        assert_eq!(SpanKey::new(1, 1 << 26), None);
-        assert_eq!(SpanKey::new(1 << 38, 0), None);
-        let last = SpanKey::new((1 << 38) - 1, (1 << 26) - 1).unwrap();
+        assert_eq!(AnswerKey::new(0, 1), None);
+        assert_eq!(AnswerKey::new(1, 1 << 26), None);
+        assert_eq!(AnswerKey::new(1 << 38, 0), None);
+        let last = AnswerKey::new((1 << 38) - 1, (1 << 26) - 1).unwrap();
         assert_eq!((last.stack(), last.number()), ((1 << 38) - 1, (1 << 26) - 1));
     }
 
     /// Readers see an answer whole and of the question they ask, or none, while it is written over.
     #[test]
     fn no_reader_sees_parts_of_two_answers() {
-        let spans = Spans::new(2000).unwrap();
+        let table = AnswerTable::new(2000).unwrap();
         let lens = |n: u64| 1 + n * n % 23;
         std::thread::scope(|scope| {
             for writer in 0..2 {
-                let spans = &spans;
+                let table = &table;
                 scope.spawn(move || {
                     for turn in 0..40_000 {
                         let key = key(7, (turn * 5 + writer) % 12);
                         match turn % 16 {
-                            0 => spans.drop_answers([key], || {}),
-                            _ => _ = keep(spans, key, &answer(key, turn, lens(turn)), || true),
+                            0 => table.drop_answers([key], || {}),
+                            _ => _ = keep(table, key, &answer(key, turn, lens(turn)), || true),
                         }
                     }
                 });
             }
             for reader in 0..2 {
-                let spans = &spans;
+                let table = &table;
                 scope.spawn(move || {
                     for turn in 0..80_000 {
                         let key = key(7, (turn + reader) % 12);
-                        let Some(found) = whole(spans, key) else { continue };
+                        let Some(found) = whole(table, key) else { continue };
                         let low = found[0] & 0xFFFF_FFFF;
                         let is_one = found.iter().zip(0..).all(|(word, n)| *word == n << 48 | low);
                         let version = low - of_key(key) - found.len() as u64;
@@ -514,8 +547,8 @@ mod orders {
     use super::*;
 
     /// Room for two answers of two words: a third is written over the first.
-    fn small() -> Arc<Spans> {
-        Arc::new(Spans {
+    fn small() -> Arc<AnswerTable> {
+        Arc::new(AnswerTable {
             lines: Box::new([OnceLock::new()]),
             lines_per_piece: 1,
             ring: Box::new([OnceLock::new()]),
@@ -528,8 +561,8 @@ mod orders {
         })
     }
 
-    fn key(number: u64) -> SpanKey {
-        SpanKey::new(1, number).unwrap()
+    fn key(number: u64) -> AnswerKey {
+        AnswerKey::new(1, number).unwrap()
     }
 
     fn in_every_order(what: impl Fn() + Send + Sync + 'static) {
@@ -541,29 +574,29 @@ mod orders {
     #[test]
     fn a_reader_sees_a_whole_answer_or_none() {
         in_every_order(|| {
-            let spans = small();
-            keep(&spans, key(1), &[10, 11], || true);
-            keep(&spans, key(2), &[20, 21], || true);
-            let writer = Arc::clone(&spans);
+            let table = small();
+            keep(&table, key(1), &[10, 11], || true);
+            keep(&table, key(2), &[20, 21], || true);
+            let writer = Arc::clone(&table);
             let writer = thread::spawn(move || {
                 keep(&writer, key(1), &[12, 13], || true);
                 keep(&writer, key(3), &[30, 31], || true);
             });
-            let found = whole(&spans, key(1));
+            let found = whole(&table, key(1));
             let sound = [None, Some(vec![10, 11]), Some(vec![12, 13])];
             assert!(sound.contains(&found), "{found:?}");
             writer.join().unwrap();
-            assert_eq!(whole(&spans, key(1)), Some(vec![12, 13]));
-            assert_eq!(whole(&spans, key(2)), None);
+            assert_eq!(whole(&table, key(1)), Some(vec![12, 13]));
+            assert_eq!(whole(&table, key(2)), None);
         });
     }
 
     #[test]
     fn a_reader_sees_the_answer_to_its_own_question() {
         in_every_order(|| {
-            let spans = small();
-            (1..4).for_each(|n| _ = keep(&spans, key(n), &[n * 10], || true));
-            let writer = Arc::clone(&spans);
+            let table = small();
+            (1..4).for_each(|n| _ = keep(&table, key(n), &[n * 10], || true));
+            let writer = Arc::clone(&table);
             let writer = thread::spawn(move || {
                 // There are as many places: each of these takes one from another.
                 keep(&writer, key(4), &[40], || true);
@@ -571,12 +604,12 @@ mod orders {
                 keep(&writer, key(1), &[11], || true);
             });
             for n in [1, 2] {
-                let found = whole(&spans, key(n)).unwrap_or_default();
+                let found = whole(&table, key(n)).unwrap_or_default();
                 let own = [vec![], vec![n * 10], vec![11]];
                 assert!(own.contains(&found) && (n == 1 || found != [11]), "{n}: {found:?}");
             }
             writer.join().unwrap();
-            assert_eq!(whole(&spans, key(2)), None);
+            assert_eq!(whole(&table, key(2)), None);
         });
     }
 
@@ -584,10 +617,10 @@ mod orders {
     #[test]
     fn an_answer_that_is_no_longer_right_is_not_kept() {
         in_every_order(|| {
-            let spans = small();
-            keep(&spans, key(1), &[10], || true);
+            let table = small();
+            keep(&table, key(1), &[10], || true);
             let now = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
-            let (others, writers) = (Arc::clone(&spans), Arc::clone(&now));
+            let (others, writers) = (Arc::clone(&table), Arc::clone(&now));
             let writer = thread::spawn(move || {
                 let [table, changes] = &*writers;
                 table.store(1, Ordering::Relaxed);
@@ -596,11 +629,11 @@ mod orders {
             });
             let [table, changes] = &*now;
             let seen = changes.load(Ordering::Acquire);
-            let known = whole(&spans, key(1));
+            let known = whole(&table, key(1));
             let answer = known.map_or_else(|| 10 + table.load(Ordering::Relaxed), |known| known[0]);
-            keep(&spans, key(1), &[answer], || changes.load(Ordering::Acquire) == seen);
+            keep(&table, key(1), &[answer], || changes.load(Ordering::Acquire) == seen);
             writer.join().unwrap();
-            let found = whole(&spans, key(1)).unwrap_or_default();
+            let found = whole(&table, key(1)).unwrap_or_default();
             assert!(found.is_empty() || found == [11], "{found:?}");
         });
     }

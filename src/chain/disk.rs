@@ -5,12 +5,15 @@ use std::ops::Range;
 
 use super::DiffChain;
 use crate::disk::{Disk, Extent, Geometry, Zeroing};
+#[cfg(doc)]
+use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::read::{self, HasLayers, Planned};
 use crate::storage::FileId;
 
 impl Disk for DiffChain {
     fn geometry(&self) -> Geometry {
-        self.stack().geometry()
+        self.stack().tip().geometry()
     }
 
     fn files(&self) -> Vec<FileId> {
@@ -18,22 +21,22 @@ impl Disk for DiffChain {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.stack().read_at(buf, offset)
+        self.stack().layers().read_at(buf, offset)
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
-        self.stack().read_vectored_at(bufs, offset)
+        self.stack().layers().read_vectored_at(bufs, offset)
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
         self.change(|writer, stack| {
-            writer.write_through(buf, offset, &|buf, at| stack.read_at(buf, at))
+            writer.write_through(buf, offset, &|buf, at| stack.layers().read_at(buf, at))
         })
     }
 
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
         self.change(|writer, stack| {
-            writer.zero_through(range.clone(), how, &|buf, at| stack.read_at(buf, at))
+            writer.zero_through(range.clone(), how, &|buf, at| stack.layers().read_at(buf, at))
         })
     }
 
@@ -42,6 +45,46 @@ impl Disk for DiffChain {
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
-        self.stack().next_extent(range)
+        self.stack().layers().next_extent(range)
+    }
+}
+
+impl DiffChain {
+    /// Finds out where the bytes of a range lie, for a caller that reads them itself. It reads nothing and
+    /// waits for nobody: where tables are needed that are not in memory, it says which bytes of which
+    /// file must be read first. What it finds out is remembered as it is for [reads](Disk::read_at).
+    ///
+    /// The range needs no alignment; an empty one has an empty plan.
+    ///
+    /// ```no_run
+    /// use avhdx::{DiffChain, Planned, PlannedSource};
+    ///
+    /// let chain = DiffChain::open("web_1A2B.avhdx")?;
+    /// let mut planned = chain.plan_read(0..1 << 20)?;
+    /// let plan = loop {
+    ///     planned = match planned {
+    ///         Planned::Ready(plan) => break plan,
+    ///         Planned::Load(tables) => {
+    ///             let mut bytes = vec![0; tables.len()];
+    ///             tables.storage().read_exact_at(&mut bytes, tables.at().get()).unwrap();
+    ///             tables.supply(&bytes)?
+    ///         }
+    ///     };
+    /// };
+    /// for piece in plan.pieces() {
+    ///     match piece.source {
+    ///         PlannedSource::Data { layer, at, .. } => println!("{:?}: {layer} at {at}", piece.range),
+    ///         PlannedSource::Zero => println!("{:?}: zeros", piece.range),
+    ///     }
+    /// }
+    /// # Ok::<(), avhdx::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] when the range does not lie within the disk; [`ErrorKind::LogOverlay`]
+    /// where a pending log supplies some of the bytes, which [`Disk::read_at`] serves all the same;
+    /// [`ErrorKind::Damaged`] when the tables name no place for them.
+    pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
+        read::plan_read(self.stack_now(), range)
     }
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use arc_swap::{ArcSwap, Guard};
 
 use super::open::name_stacks;
+use super::parents::Registry;
 use super::past::Past;
 use super::{DiffChain, Link, PathSource, Stack};
 use crate::disk::LayerId;
@@ -75,8 +76,7 @@ impl Live {
         writer: Option<Arc<Writer>>,
         warnings: Vec<Warning>,
     ) -> DiffChain {
-        let (tally, kept) = Default::default();
-        let stack = Stack { layers: named(layers), tip: 0, tally, writer, kept };
+        let stack = Stack::new(named(layers), 0, writer, Arc::default(), Arc::default());
         let live = Self { opened, views: Mutex::default(), operation: Mutex::new(()), warnings };
         let live = Arc::new(live);
         let view = View { stack: ArcSwap::from_pointee(stack), follows: true };
@@ -260,7 +260,7 @@ impl Operation<'_> {
     pub(crate) fn let_vanish(&self, layer: usize) -> Result<()> {
         let mut views = self.live().views();
         self.check_no_view(&views, layer)?;
-        views.vanishing = Some(self.stack().layers[layer].image.id());
+        views.vanishing = Some(self.stack().links[layer].image.id());
         Ok(())
     }
 
@@ -271,7 +271,7 @@ impl Operation<'_> {
 
     fn check_no_view(&self, views: &Views, layer: usize) -> Result<()> {
         let stack = self.stack();
-        let image = &stack.layers[layer].image;
+        let image = &stack.links[layer].image;
         let is_there = |view: Arc<View>| {
             let seen = view.stack.load();
             !view.follows && seen.tip().id() == image.id()
@@ -291,7 +291,7 @@ impl Operation<'_> {
         let stack = self.stack();
         let writer = child.writer.clone();
         let child = Link::new(child, None);
-        let mut below = stack.layers[layer..].to_vec();
+        let mut below = stack.links[layer..].to_vec();
         below[0].found_by = Some(super::FoundBy::RelativePath);
         let layers = std::iter::once(child).chain(below).collect();
         self.switch_tip(layers, writer, |old| old.checked_sub(layer).map(|below| below + 1))
@@ -300,12 +300,12 @@ impl Operation<'_> {
     /// Puts other handles of the same files in the place of those of some layers. What is known of the disk stays
     /// right.
     fn replace(&self, handles: &[(usize, OpenImage)]) -> Retired {
-        let mut layers = self.stack().layers.to_vec();
+        let mut layers = self.stack().links.to_vec();
         for (layer, image) in handles {
             let below = layers.get(layer + 1).map_or(0, |link| link.stack);
             let link = &mut layers[*layer];
             let core = &image.core;
-            core.budget().adopt_stack(core.id(), below, link.stack);
+            Registry::of(core.budget()).adopt_stack(core.id(), below, link.stack);
             *link = link.with_image(image);
         }
         self.switch(layers, Some)
@@ -313,7 +313,7 @@ impl Operation<'_> {
 
     /// Puts a handle that has another size of the disk in the place of a layer's.
     pub(crate) fn resized(&self, layer: usize, image: &OpenImage) -> Retired {
-        let mut layers = self.stack().layers.to_vec();
+        let mut layers = self.stack().links.to_vec();
         layers[layer] = layers[layer].with_image(image);
         self.switch(layers, Some)
     }
@@ -321,7 +321,7 @@ impl Operation<'_> {
     /// Takes a layer out, whose parent holds by now all that it held. Where it was the tip, its parent is the tip from
     /// then on, with this writer for those who had one.
     pub(crate) fn take_out(&self, layer: usize, parent: &Arc<Writer>) -> Retired {
-        let mut layers = self.stack().layers.to_vec();
+        let mut layers = self.stack().links.to_vec();
         let above = layers.remove(layer);
         layers[layer].found_by = above.found_by;
         let place = |old| Some(if old > layer { old - 1 } else { old });
@@ -334,15 +334,15 @@ impl Operation<'_> {
     /// Has the answers forgotten that name places in this layer's file.
     pub(crate) fn forget_places(&self, layer: usize) -> Retired {
         let stack = self.stack();
-        for link in &stack.layers[..=layer] {
-            link.image.budget().forget_stacks(link.image.id());
+        for link in &stack.links[..=layer] {
+            Registry::of(link.image.budget()).forget_stacks(link.image.id());
         }
-        self.switch(stack.layers.to_vec(), Some)
+        self.switch(stack.links.to_vec(), Some)
     }
 
     /// Has those who come go on with a stack of the same layers, while others have the one of now.
     pub(super) fn leave_behind(&self) {
-        drop(self.switch(self.stack().layers.to_vec(), Some));
+        drop(self.switch(self.stack().links.to_vec(), Some));
     }
 
     /// Waits until nobody reads the retired layers any more.
@@ -366,7 +366,7 @@ impl Operation<'_> {
                 .with_expected(format_args!("none within {} s", PATIENCE.as_secs())));
         }
         let current = self.stack();
-        current.layers.iter().for_each(|link| link.image.watch_only(link.stack));
+        current.links.iter().for_each(|link| link.image.watch_only(link.stack));
         Ok(())
     }
 
@@ -388,7 +388,7 @@ impl Operation<'_> {
         // With their seats, which have them too: who was given one of these layers goes on in the new handle.
         let (old, _seats): (Vec<Arc<Core>>, Vec<Arc<Seat>>) = {
             let stack = self.stack();
-            let links = layers.iter().map(|layer| &stack.layers[*layer]);
+            let links = layers.iter().map(|layer| &stack.links[*layer]);
             links.map(|link| (Arc::clone(&link.image), Arc::clone(&link.seat))).unzip()
         };
         let with = |images: &[OpenImage]| -> Vec<_> {
@@ -496,24 +496,20 @@ impl Operation<'_> {
         for view in views.all.iter().filter_map(Weak::upgrade) {
             let seen = view.stack.load();
             // A point that was left behind by an earlier operation keeps its own layers.
-            if !Arc::ptr_eq(&seen.layers, &old.layers) {
+            if !Arc::ptr_eq(&seen.links, &old.links) {
                 continue;
             }
             let tip = if view.follows { Some(0) } else { place(seen.tip) };
             if let Some(tip) = tip {
-                let stack = Stack {
-                    layers: Arc::clone(&layers),
-                    tip,
-                    tally: Arc::clone(&seen.tally),
-                    writer: writer.clone().filter(|_| seen.writer.is_some()),
-                    kept: Arc::clone(&kept),
-                };
+                let writer = writer.clone().filter(|_| seen.writer.is_some());
+                let (tally, kept) = (Arc::clone(&seen.tally), Arc::clone(&kept));
+                let stack = Stack::new(Arc::clone(&layers), tip, writer, tally, kept);
                 view.stack.store(Arc::new(stack));
             }
         }
         views.past.retain(Past::is_left);
         views.past.push(Past::of(&old));
-        Retired(Arc::clone(&old.layers))
+        Retired(Arc::clone(&old.links))
     }
 
     pub(super) fn stack(&self) -> Guard<Arc<Stack>> {

@@ -8,6 +8,7 @@ mod parents;
 mod past;
 
 use std::fmt;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +19,7 @@ use crate::disk::{Disk, Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
 use crate::image::{Core, ImagePolicy, MergeState};
+use crate::read::{self, HasLayers, Layers};
 use crate::warning::Warning;
 
 use crate::write::{OpenImage, Writer};
@@ -30,7 +32,6 @@ pub(crate) use open::{
     ChainPolicy, Identity, changed_meanwhile, check_sectors, file_id, find_parent, loop_error,
     too_deep,
 };
-pub(crate) use parents::Registry;
 use past::Kept;
 
 /// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
@@ -70,12 +71,14 @@ pub struct DiffChain {
 /// The layers of a chain at one moment, as a view has them.
 #[derive(Clone)]
 pub(crate) struct Stack {
-    /// From the tip down to the base. Never empty.
-    pub(crate) layers: Arc<[Link]>,
+    /// From the chain's tip down to the base. Never empty.
+    pub(crate) links: Arc<[Link]>,
     /// The layer that this view has for its tip.
     pub(crate) tip: usize,
-    /// What the index counts, for all clones and views.
-    pub(crate) tally: Arc<IndexTally>,
+    /// What is read: the layers from that one on.
+    layers: Box<[read::Layer]>,
+    /// Counts the questions of all clones and views which layer has some bytes.
+    tally: Arc<IndexTally>,
     /// What writes to the tip: there in the chain itself, where that was asked for, and in no view.
     pub(crate) writer: Option<Arc<Writer>>,
     /// What goes when nobody has these layers any more.
@@ -85,14 +88,9 @@ pub(crate) struct Stack {
 /// A layer, and how it was found from the one above.
 #[derive(Clone)]
 pub(crate) struct Link {
-    /// Other chains may have the same for a parent.
-    pub(crate) image: Arc<Core>,
+    pub(crate) layer: read::Layer,
     /// Where those find the image who were given this layer.
     pub(crate) seat: Arc<Seat>,
-    /// What the index knows this layer and those below it by; 0 while they are not all known.
-    pub(crate) stack: u64,
-    /// Bytes that the index looks at as one: no more than a block of this layer or of one below.
-    pub(crate) span: u64,
     pub(crate) found_by: Option<FoundBy>,
 }
 
@@ -150,7 +148,8 @@ impl Followed {
         // Only of the tip is there somebody who may have asked to write to it.
         let handed_out = layers.into_iter().enumerate().map(|(n, link)| {
             let layer = Layer::of(&link);
-            let image = OpenImage { core: link.image, writer: writer.clone().filter(|_| n == 0) };
+            let image =
+                OpenImage { core: link.layer.image, writer: writer.clone().filter(|_| n == 0) };
             (layer, Arc::new(crate::VhdxFile::own(image)))
         });
         let layers = handed_out.collect();
@@ -198,8 +197,9 @@ impl DiffChain {
         if below > 0 && image.merge_mark().is_some_and(|mark| mark.state == MergeState::Target) {
             image.check_point()?;
         }
-        let point = Stack { tip: stack.tip + below, writer: None, ..Stack::clone(&stack) };
-        let view = self.live.view(point)?;
+        let (links, tally) = (Arc::clone(&stack.links), Arc::clone(&stack.tally));
+        let kept = Arc::clone(&stack.kept);
+        let view = self.live.view(Stack::new(links, stack.tip + below, None, tally, kept))?;
         Ok(Self { view, live: Arc::clone(&self.live) })
     }
 
@@ -243,12 +243,23 @@ impl DiffChain {
 }
 
 impl Stack {
+    fn new(
+        links: Arc<[Link]>,
+        tip: usize,
+        writer: Option<Arc<Writer>>,
+        tally: Arc<IndexTally>,
+        kept: Arc<Kept>,
+    ) -> Self {
+        let layers = links[tip..].iter().map(|link| link.layer.clone()).collect();
+        Self { links, tip, layers, tally, writer, kept }
+    }
+
     pub(crate) fn links(&self) -> &[Link] {
-        &self.layers[self.tip..]
+        &self.links[self.tip..]
     }
 
     pub(crate) fn tip(&self) -> &Core {
-        &self.layers[self.tip].image
+        &self.layers[0].image
     }
 
     /// Where below the tip a layer is.
@@ -261,23 +272,34 @@ impl Stack {
                 .with_expected(format_args!("one of its {} layers", self.links().len()))
         })
     }
+}
 
-    pub(crate) fn image(&self, layer: LayerId) -> Option<&Arc<Core>> {
-        let found = self.links().iter().find(|link| link.image.id() == layer);
-        found.map(|link| &link.image)
+impl HasLayers for Stack {
+    fn layers(&self) -> Layers<'_> {
+        // Where there is one layer it has all bytes, unless they may change.
+        let is_counted = self.layers.len() > 1 || self.tip().is_written();
+        Layers::new(&self.layers, is_counted.then_some(&self.tally))
     }
 }
 
 impl Link {
     fn new(image: &OpenImage, found_by: Option<FoundBy>) -> Self {
-        let seat = Seat::new(image);
-        Self { image: Arc::clone(&image.core), seat, stack: 0, span: 0, found_by }
+        let layer = read::Layer::new(Arc::clone(&image.core));
+        Self { layer, seat: Seat::new(image), found_by }
     }
 
     /// The same layer with another handle of its file.
     fn with_image(&self, image: &OpenImage) -> Self {
-        let seat = self.seat.replace(image);
-        Self { image: Arc::clone(&image.core), seat, ..self.clone() }
+        let layer = read::Layer { image: Arc::clone(&image.core), ..self.layer.clone() };
+        Self { layer, seat: self.seat.replace(image), found_by: self.found_by }
+    }
+}
+
+impl Deref for Link {
+    type Target = read::Layer;
+
+    fn deref(&self) -> &read::Layer {
+        &self.layer
     }
 }
 

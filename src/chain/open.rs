@@ -8,11 +8,13 @@ use uuid::Uuid;
 
 use super::live::{Live, Opened};
 use super::locate::{Candidate, FoundBy, ParentSource};
+use super::parents::Registry;
 use super::{DiffChain, Link};
+use crate::answers::MOST_SPAN;
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
-    Core, ImagePolicy, MOST_PIECE, MergeState, ParentLink, folder, not_regular, probe_identity,
+    Core, ImagePolicy, MergeState, ParentLink, folder, not_regular, probe_identity,
 };
 use crate::names::traps;
 use crate::storage::{Access, FileId, Storage};
@@ -85,12 +87,13 @@ fn unfinished(image: &Core) -> Option<Warning> {
 
 /// Gives each layer, over those below it, what the index knows it by and the length of its spans.
 pub(super) fn name_stacks(layers: &mut [Link]) {
-    let (mut below, mut span) = (0, MOST_PIECE);
+    let (mut below, mut span) = (0, MOST_SPAN);
     for link in layers.iter_mut().rev() {
-        link.stack = link.image.budget().stack(link.image.id(), below);
-        below = link.stack;
-        span = span.min(link.image.block_size().into());
-        link.span = span;
+        let layer = &mut link.layer;
+        layer.stack = Registry::of(layer.image.budget()).stack(layer.image.id(), below);
+        below = layer.stack;
+        span = span.min(layer.image.block_size().into());
+        layer.span = span;
     }
 }
 

@@ -8,7 +8,7 @@ use crate::disk::LayerId;
 use crate::error::Result;
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, read_headers};
 use crate::storage::{FileId, Storage};
-use crate::tables::Budget;
+use crate::tables::{Budget, InCommon};
 
 /// Stacks of one layer over others that are told apart by number; of more, the oldest are forgotten.
 const STACKS_OF_A_LAYER: usize = 16;
@@ -25,7 +25,7 @@ impl Core {
         let Ok(Some(id)) = storage.id() else {
             return Self::open(storage, policy).map(Arc::new);
         };
-        let parents = &policy.budget.registry().parents;
+        let parents = &Registry::of(&policy.budget).parents;
         if let Some(open) = parents.find(id, storage.as_ref(), policy) {
             return Ok(open);
         }
@@ -38,7 +38,7 @@ impl Core {
 
     /// Is found no more by those who look for a parent that is open already.
     pub(crate) fn share_no_longer(&self) {
-        self.budget.registry().parents.hide(self);
+        Registry::of(&self.budget).parents.hide(self);
     }
 
     fn is_shareable(&self) -> bool {
@@ -79,7 +79,14 @@ struct Stack {
 }
 
 impl Registry {
-    fn stack(&self, top: LayerId, below: u64) -> u64 {
+    /// What the users of this budget have in common.
+    pub(crate) fn of(budget: &Budget) -> &Self {
+        budget.in_common()
+    }
+
+    /// What names the layer `top` over the stack that is named `below`, 0 for none: the same for all chains
+    /// that share these images, and never the same for others.
+    pub(crate) fn stack(&self, top: LayerId, below: u64) -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut stacks = held(&self.stacks);
         let known = stacks.entry(top).or_default();
@@ -94,28 +101,21 @@ impl Registry {
         number
     }
 
-    /// Lets go of an image that is closed.
-    pub(crate) fn forget(&self, image: LayerId) {
-        held(&self.stacks).remove(&image);
-        self.parents.remove(image);
-    }
-}
-
-impl Budget {
-    /// What names the layer `top` over the stack that is named `below`, 0 for none: the same for all chains
-    /// that share these images, and never the same for others.
-    pub(crate) fn stack(&self, top: LayerId, below: u64) -> u64 {
-        self.registry().stack(top, below)
-    }
-
     /// Has a layer known by the number of another handle of the same file, over the same stack.
     pub(crate) fn adopt_stack(&self, top: LayerId, below: u64, number: u64) {
-        held(&self.registry().stacks).entry(top).or_default().push(Stack { below, number });
+        held(&self.stacks).entry(top).or_default().push(Stack { below, number });
     }
 
     /// Has the stacks of which this layer is the top named anew.
     pub(crate) fn forget_stacks(&self, top: LayerId) {
-        held(&self.registry().stacks).remove(&top);
+        held(&self.stacks).remove(&top);
+    }
+}
+
+impl InCommon for Registry {
+    fn forget(&self, image: LayerId) {
+        self.forget_stacks(image);
+        self.parents.remove(image);
     }
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct Keep<'a> {
 
 impl Past {
     pub(super) fn of(stack: &Stack) -> Self {
-        Self { layers: Arc::downgrade(&stack.layers), kept: Arc::downgrade(&stack.kept) }
+        Self { layers: Arc::downgrade(&stack.links), kept: Arc::downgrade(&stack.kept) }
     }
 
     pub(super) fn is_left(&self) -> bool {
@@ -92,7 +92,7 @@ impl Operation<'_> {
             let is_same = |old: &Link| old.seat.is_same(&link.seat);
             past.iter().any(|links| links.iter().any(is_same)) || link.seat.has_earlier_users()
         };
-        let found = layers.iter().map(|layer| &stack.layers[*layer]).find(is_read);
+        let found = layers.iter().map(|layer| &stack.links[*layer]).find(is_read);
         found.map(|link| Arc::clone(&link.image))
     }
 

@@ -13,7 +13,7 @@ use super::link::ParentLink;
 use super::metadata::Metadata;
 use super::pins::{Pin, Pins};
 use super::recent::RecentEntries;
-use super::resolve::Owner;
+use crate::answers::Owner;
 use crate::counters::{Counters, Tally};
 use crate::disk::{Disk, Extent, Geometry, LayerId, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -296,7 +296,7 @@ impl Core {
         len.min(overlay.base_len().saturating_sub(at.get()))
     }
 
-    fn parent_required(&self, at: DiskOffset) -> Error {
+    pub(crate) fn parent_required(&self, at: DiskOffset) -> Error {
         let block = self.layout.block_of(at);
         let message = format!("the parent has the byte at {} of the disk", at.0);
         Error::new(ErrorKind::ParentRequired, "image.parent-required", message)

@@ -44,5 +44,4 @@ pub(crate) use open::{
 };
 pub(crate) use pins::{Generation, Pins, Ticket};
 pub(crate) use policy::ImagePolicy;
-pub(crate) use resolve::{MIXED_WORDS, MOST_PIECE, Owner, Piece};
 pub(crate) use units::{MOST_UNITS, Units, units};

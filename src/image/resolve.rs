@@ -6,47 +6,21 @@ use byteorder::{ByteOrder, LittleEndian};
 
 use super::Core;
 use super::recent::RecentEntries;
+use crate::answers::{Owner, SPAN_WORDS, SpanOwner};
+use crate::disk::LayerId;
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
-use crate::tables::{Epoch, Load, Reach};
-use crate::tables::{PAGE, Page, new_page};
-use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
+use crate::tables::{Budget, Epoch, FromFile, PAGE, Page, PageSource, TableFile, new_page};
+use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Blocks that one call looks through to join those that continue each other.
 const LOOK_AHEAD: usize = 4096;
 
-/// Who answers for a run of bytes, as far as one image can say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Owner {
-    /// This image's file, from here on.
-    Here(FileOffset),
-    /// Nobody: zeros.
-    Zero,
-    /// The parent.
-    Parent,
-}
-
 /// Bytes in a row with one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Run {
+pub(crate) struct OwnedRun {
     pub(crate) len: u64,
     pub(crate) owner: Owner,
-}
-
-/// Words of a bitmap that say of each sector of a piece, in the smallest sectors, where it is.
-pub(crate) const MIXED_WORDS: usize = (MOST_PIECE / 512 / 64) as usize;
-
-/// The longest piece of a disk that is looked at as one: what most writers give differencing images for a
-/// block. Layers of smaller blocks are looked at in pieces of one block.
-pub(crate) const MOST_PIECE: u64 = 2 * MIB;
-
-/// Who answers for a piece of a disk, as far as one image can say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Piece {
-    /// One for all.
-    All(Owner),
-    /// This image's file from here on for some sectors, the parent for the others.
-    Mixed(FileOffset),
 }
 
 /// What the state of a block says.
@@ -60,11 +34,11 @@ enum Says {
 impl Core {
     /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none. For an image
     /// that is read alone: the index of a chain asks about a place once.
-    pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<Run> {
+    pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<OwnedRun> {
         if self.recent.get().is_none() && self.feed.is_none() {
             self.start_recent();
         }
-        self.resolve_with(Load, at, len)
+        self.resolve_with(FromFile, at, len)
     }
 
     #[cold]
@@ -77,21 +51,21 @@ impl Core {
         }
     }
 
-    /// As [`resolve`](Self::resolve), by pages that lie within reach.
-    pub(crate) fn resolve_with<R: Reach>(
+    /// As [`resolve`](Self::resolve), by pages from this source.
+    pub(crate) fn resolve_with<S: PageSource>(
         &self,
-        reach: R,
+        source: S,
         at: DiskOffset,
         len: u64,
-    ) -> Result<Run, R::Stop> {
-        let mut run = self.resolve_in_block(reach, at, len)?;
+    ) -> Result<OwnedRun, S::Stop> {
+        let mut run = self.resolve_in_block(source, at, len)?;
         for _ in 0..LOOK_AHEAD {
             let next_at = at + run.len;
             if run.len == len || self.layout.within_block(next_at) != 0 {
                 break;
             }
             // What is wrong with a later block is said when its bytes are asked for.
-            let Ok(next) = self.resolve_in_block(reach, next_at, len - run.len) else { break };
+            let Ok(next) = self.resolve_in_block(source, next_at, len - run.len) else { break };
             if !run.continues_in(next) {
                 break;
             }
@@ -102,10 +76,14 @@ impl Core {
 
     /// The entry of the block allocation table with this number.
     pub(crate) fn bat_entry(&self, index: BatIndex) -> Result<BatEntry> {
-        self.bat_entry_with(Load, index)
+        self.bat_entry_with(FromFile, index)
     }
 
-    fn bat_entry_with<R: Reach>(&self, reach: R, index: BatIndex) -> Result<BatEntry, R::Stop> {
+    fn bat_entry_with<S: PageSource>(
+        &self,
+        source: S,
+        index: BatIndex,
+    ) -> Result<BatEntry, S::Stop> {
         // A writer changes entries while others read them.
         let is_constant = self.feed.is_none();
         let recent = self.recent.get().filter(|_| is_constant);
@@ -117,8 +95,8 @@ impl Core {
         }
         let at = self.bat_entry_at(index);
         let within = (at.get() % PAGE) as usize;
-        let entry = self.table_page_with(reach, at, |page| BatEntry::read(&page[within..]))?;
-        if let (Some(recent), true) = (recent, reach.is_proven()) {
+        let entry = self.table_page_with(source, at, |page| BatEntry::read(&page[within..]))?;
+        if let (Some(recent), true) = (recent, source.is_proven()) {
             recent.put(index, entry);
         }
         Ok(entry)
@@ -136,12 +114,16 @@ impl Core {
 
     /// Where in the file the sector bitmap block of a chunk lies.
     pub(crate) fn bitmap_at(&self, chunk: ChunkIndex) -> Result<FileOffset> {
-        self.bitmap_at_with(Load, chunk)
+        self.bitmap_at_with(FromFile, chunk)
     }
 
-    fn bitmap_at_with<R: Reach>(&self, reach: R, chunk: ChunkIndex) -> Result<FileOffset, R::Stop> {
+    fn bitmap_at_with<S: PageSource>(
+        &self,
+        source: S,
+        chunk: ChunkIndex,
+    ) -> Result<FileOffset, S::Stop> {
         let index = self.layout.bitmap_index(chunk);
-        let entry = self.bat_entry_with(reach, index)?;
+        let entry = self.bat_entry_with(source, index)?;
         let place = entry.offset();
         if entry.state_bits() != 6
             || place.get() < BITMAP_BLOCK_LEN
@@ -155,15 +137,15 @@ impl Core {
 
     /// Applies `look` to the page of a table that `at` lies in.
     pub(crate) fn table_page<R>(&self, at: FileOffset, look: impl FnOnce(&Page) -> R) -> Result<R> {
-        self.table_page_with(Load, at, look)
+        self.table_page_with(FromFile, at, look)
     }
 
-    fn table_page_with<R: Reach, T>(
+    fn table_page_with<S: PageSource, T>(
         &self,
-        reach: R,
+        source: S,
         at: FileOffset,
         look: impl FnOnce(&Page) -> T,
-    ) -> Result<T, R::Stop> {
+    ) -> Result<T, S::Stop> {
         let start = FileOffset::new(at.get() - at.get() % PAGE);
         let epoch = match &self.feed {
             None => None,
@@ -175,22 +157,12 @@ impl Core {
                 Some(feed.changed.epoch())
             }
         };
-        reach.page(self, start, epoch, look)
+        source.page(self, start, epoch, look)
     }
 
     /// Counts a page of a table that was read from the file, by whomever.
     pub(crate) fn note_table_load(&self) {
         self.tally.table_loads.add(1);
-    }
-
-    /// Reads the page of a table that starts at `start` from the file.
-    pub(crate) fn load_page(&self, start: FileOffset, page: &mut Page) -> Result<()> {
-        self.note_table_load();
-        self.storage.read_exact_at(page, start.get()).map_err(|error| {
-            Error::io("table.read", "cannot read a page of the block tables", error)
-                .in_file(self.name())
-                .at(start.get())
-        })
     }
 
     /// The page of a table that starts at `start`, as it stands in the file.
@@ -200,31 +172,26 @@ impl Core {
         Ok(page)
     }
 
-    /// Where the writer is now; what was read from the file in another epoch may be older than the file.
-    pub(crate) fn epoch(&self) -> Epoch {
-        self.feed.as_ref().map(|feed| feed.changed.epoch())
-    }
-
     /// The byte of a table at `at`.
     pub(crate) fn table_byte(&self, at: FileOffset) -> Result<u8> {
         self.table_page(at, |page| page[(at.get() % PAGE) as usize])
     }
 
-    fn resolve_in_block<R: Reach>(
+    fn resolve_in_block<S: PageSource>(
         &self,
-        reach: R,
+        source: S,
         at: DiskOffset,
         len: u64,
-    ) -> Result<Run, R::Stop> {
+    ) -> Result<OwnedRun, S::Stop> {
         let block = self.layout.block_of(at);
         let within = self.layout.within_block(at);
         let len = len.min(self.layout.block_size() - within);
         let index = self.layout.payload_index(block);
-        let entry = self.bat_entry_with(reach, index)?;
+        let entry = self.bat_entry_with(source, index)?;
         match self.says(entry, index)? {
-            Says::Owned(owner) => Ok(Run { len, owner }),
+            Says::Owned(owner) => Ok(OwnedRun { len, owner }),
             Says::Present => Ok(self.present(entry, index, within, len)?),
-            Says::Mixed => self.resolve_mixed(reach, entry, index, at, len),
+            Says::Mixed => self.resolve_mixed(source, entry, index, at, len),
         }
     }
 
@@ -248,49 +215,49 @@ impl Core {
         })
     }
 
-    /// Who answers for a piece of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They are whole
-    /// sectors, no more than [`MOST_PIECE`], and lie within one block and the disk. An error says that some of
+    /// Who has a span of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They are whole sectors, no more
+    /// than [`MOST_SPAN`](crate::answers::MOST_SPAN), and lie within one block and the disk. An error says that some of
     /// them cannot be had, perhaps not all. `here` gets a bit for each sector that is here, where they differ.
-    pub(crate) fn resolve_piece<R: Reach>(
+    pub(crate) fn resolve_span<S: PageSource>(
         &self,
-        reach: R,
+        source: S,
         at: DiskOffset,
         len: u64,
-        here: &mut [u64; MIXED_WORDS],
-    ) -> Result<Piece, R::Stop> {
+        here: &mut [u64; SPAN_WORDS],
+    ) -> Result<SpanOwner, S::Stop> {
         let block = self.layout.block_of(at);
         let index = self.layout.payload_index(block);
-        let entry = self.bat_entry_with(reach, index)?;
+        let entry = self.bat_entry_with(source, index)?;
         match self.says(entry, index)? {
-            Says::Owned(owner) => Ok(Piece::All(owner)),
-            Says::Present => Ok(Piece::All(Owner::Here(self.place_of(entry, index, at, len)?))),
+            Says::Owned(owner) => Ok(SpanOwner::One(owner)),
+            Says::Present => Ok(SpanOwner::One(Owner::Here(self.place_of(entry, index, at, len)?))),
             Says::Mixed => {
-                let bitmap = self.bitmap_at_with(reach, self.layout.chunk_of(block))?;
+                let bitmap = self.bitmap_at_with(source, self.layout.chunk_of(block))?;
                 let sectors = len / self.layout.sector_size();
-                self.read_bits(reach, bitmap, self.layout.bit_of(at), sectors, here)?;
+                self.read_bits(source, bitmap, self.layout.bit_of(at), sectors, here)?;
                 let Some(last) = here.iter().rposition(|word| *word != 0) else {
-                    return Ok(Piece::All(Owner::Parent));
+                    return Ok(SpanOwner::One(Owner::Parent));
                 };
                 let end = last as u64 * 64 + 64 - u64::from(here[last].leading_zeros());
                 let len = end * self.layout.sector_size();
-                Ok(Piece::Mixed(self.place_of(entry, index, at, len)?))
+                Ok(SpanOwner::Mixed(self.place_of(entry, index, at, len)?))
             }
         }
     }
 
     /// Bits of a bitmap from `first` on, which is a multiple of 64. All of them lie in one page of it.
-    fn read_bits<R: Reach>(
+    fn read_bits<S: PageSource>(
         &self,
-        reach: R,
+        source: S,
         bitmap: FileOffset,
         first: u64,
         count: u64,
-        bits: &mut [u64; MIXED_WORDS],
-    ) -> Result<(), R::Stop> {
+        bits: &mut [u64; SPAN_WORDS],
+    ) -> Result<(), S::Stop> {
         bits.fill(0);
         let used = &mut bits[..count.div_ceil(64) as usize];
         let at = bitmap + first / 8;
-        self.table_page_with(reach, at, |page| {
+        self.table_page_with(source, at, |page| {
             let bytes = &page[(at.get() % PAGE) as usize..][..used.len() * 8];
             LittleEndian::read_u64_into(bytes, used);
         })?;
@@ -301,40 +268,40 @@ impl Core {
     }
 
     /// A run within a block whose sectors are this image's or the parent's one by one.
-    fn resolve_mixed<R: Reach>(
+    fn resolve_mixed<S: PageSource>(
         &self,
-        reach: R,
+        source: S,
         entry: BatEntry,
         index: BatIndex,
         at: DiskOffset,
         len: u64,
-    ) -> Result<Run, R::Stop> {
+    ) -> Result<OwnedRun, S::Stop> {
         let sector = self.layout.sector_size();
         let block = self.layout.block_of(at);
-        let bitmap = self.bitmap_at_with(reach, self.layout.chunk_of(block))?;
+        let bitmap = self.bitmap_at_with(source, self.layout.chunk_of(block))?;
         let first = self.layout.bit_of(at);
         let last = self.layout.bit_of(at + (len - 1));
-        let (is_here, end) = self.bit_run_with(reach, bitmap, first, last + 1)?;
+        let (is_here, end) = self.bit_run_with(source, bitmap, first, last + 1)?;
         // The run of whole sectors, less what of the first sector lies before `at`.
         let len = len.min((end - first) * sector - at.0 % sector);
         if !is_here {
-            return Ok(Run { len, owner: Owner::Parent });
+            return Ok(OwnedRun { len, owner: Owner::Parent });
         }
         Ok(self.present(entry, index, self.layout.within_block(at), len)?)
     }
 
     /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
     pub(crate) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
-        self.bit_run_with(Load, bitmap, first, end)
+        self.bit_run_with(FromFile, bitmap, first, end)
     }
 
-    fn bit_run_with<R: Reach>(
+    fn bit_run_with<S: PageSource>(
         &self,
-        reach: R,
+        source: S,
         bitmap: FileOffset,
         first: u64,
         end: u64,
-    ) -> Result<(bool, u64), R::Stop> {
+    ) -> Result<(bool, u64), S::Stop> {
         const BITS: u64 = 8 * PAGE;
         let mut value = None;
         let mut bit = first;
@@ -343,7 +310,7 @@ impl Core {
             let within = (bit % BITS, page_end - bit / BITS * BITS);
             let at = bitmap + bit / BITS * PAGE;
             let (is_set, len) =
-                self.table_page_with(reach, at, |page| run_of_bits(page, within.0, within.1))?;
+                self.table_page_with(source, at, |page| run_of_bits(page, within.0, within.1))?;
             if *value.get_or_insert(is_set) != is_set {
                 break;
             }
@@ -356,7 +323,7 @@ impl Core {
     }
 
     /// The run in a block that this file holds, cut where the file ends.
-    fn present(&self, entry: BatEntry, index: BatIndex, within: u64, len: u64) -> Result<Run> {
+    fn present(&self, entry: BatEntry, index: BatIndex, within: u64, len: u64) -> Result<OwnedRun> {
         let block = entry.offset();
         let start = block + within;
         let file_len = self.file_len();
@@ -365,7 +332,7 @@ impl Core {
             return Err(self.bad_place(index, start));
         }
         self.check_apart(block, self.layout.block_size(), index)?;
-        Ok(Run { len: len.min(there), owner: Owner::Here(start) })
+        Ok(OwnedRun { len: len.min(there), owner: Owner::Here(start) })
     }
 
     /// Refuses a block that the table places over the file's own structures.
@@ -450,7 +417,30 @@ impl Core {
     }
 }
 
-impl Run {
+impl TableFile for Core {
+    fn id(&self) -> LayerId {
+        self.id
+    }
+
+    fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    fn epoch(&self) -> Epoch {
+        self.feed.as_ref().map(|feed| feed.changed.epoch())
+    }
+
+    fn load_page(&self, at: FileOffset, page: &mut Page) -> Result<()> {
+        self.note_table_load();
+        self.storage.read_exact_at(page, at.get()).map_err(|error| {
+            Error::io("table.read", "cannot read a page of the block tables", error)
+                .in_file(self.name())
+                .at(at.get())
+        })
+    }
+}
+
+impl OwnedRun {
     fn continues_in(&self, next: Self) -> bool {
         match (self.owner, next.owner) {
             (Owner::Here(a), Owner::Here(b)) => a + self.len == b,

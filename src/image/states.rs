@@ -5,7 +5,7 @@ use super::Core;
 use super::block_table::Role;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::PayloadState;
-use crate::tables::Load;
+use crate::tables::FromFile;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex};
 
 impl Core {
@@ -73,7 +73,9 @@ impl Core {
             return;
         }
         let start = self.layout.block_start(block);
-        let Err(error) = self.resolve_with(Load, start, self.layout.sector_size()) else { return };
+        let Err(error) = self.resolve_with(FromFile, start, self.layout.sector_size()) else {
+            return;
+        };
         let place = self.bat_entry(self.layout.payload_index(block)).map(|entry| entry.offset());
         *refused = Some(match place {
             Ok(place) if error.kind() == ErrorKind::Damaged => {

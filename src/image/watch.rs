@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use crate::answers::SpanKey;
+use crate::answers::AnswerKey;
 use crate::tables::Budget;
 
 /// Questions in a row that must come without a change between them before answers are worth keeping.
@@ -57,11 +57,11 @@ impl Watch {
         let count = || _ = self.changes.fetch_add(1, Ordering::AcqRel);
         // Held until the number has risen: what is kept under a stack that comes later is found out later.
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(spans) = budget.spans().filter(|_| !kept.is_empty()) else { return count() };
+        let Some(answers) = budget.answers().filter(|_| !kept.is_empty()) else { return count() };
         let keys = kept.iter().flat_map(|(stack, span)| {
             let numbers = bytes.start / span..bytes.end.div_ceil(*span);
-            numbers.filter_map(|number| SpanKey::new(*stack, number))
+            numbers.filter_map(|number| AnswerKey::new(*stack, number))
         });
-        spans.drop_answers(keys, count);
+        answers.drop_answers(keys, count);
     }
 }

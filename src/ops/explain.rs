@@ -1,10 +1,11 @@
 //! Explains why a byte reads as it does.
 
+use crate::answers::Owner;
 use crate::chain::DiffChain;
 use crate::disk::{Disk, LayerId};
 use crate::error::{Error, Result};
 use crate::format::bat::{BatEntry, PayloadState};
-use crate::image::{Core, Owner};
+use crate::image::Core;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Follows one byte of a chain through the layers, from the tip down to the layer that supplies it.

@@ -1,7 +1,12 @@
-//! The one loop that reads, and what comes of it: bytes, extents and plans.
+//! The one way to ask which layer has the bytes of a disk, the one loop that reads, and what comes of it: bytes,
+//! extents and plans.
 
-mod index;
+mod ask;
+mod bytes;
+mod extent;
+mod layers;
 mod plan;
-mod resolve;
 
+pub(crate) use layers::{Layer, Layers};
+pub(crate) use plan::{HasLayers, plan_read};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};

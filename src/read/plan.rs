@@ -4,21 +4,20 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::resolve::Sink;
-use crate::chain::{DiffChain, Link, Stack};
-#[cfg(doc)]
-use crate::disk::Disk;
-use crate::disk::LayerId;
+use super::ask::{Run, Sink};
+use super::layers::Layers;
+use crate::answers::Answer;
+use crate::disk::{LayerId, check_range};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins, Ticket};
 use crate::storage::Storage;
-use crate::tables::{AtHand, Carried, Missing, Stop};
+use crate::tables::{Carried, FromMemory, Missing, Stop};
 use crate::types::{DiskOffset, FileOffset};
 
 /// Pages that a plan takes along beyond what it needs to get on.
 const MOST_CARRIED: usize = 256;
 
-/// What became of planning a read, see [`DiffChain::plan_read`].
+/// What became of planning a read, see [`DiffChain::plan_read`](crate::DiffChain::plan_read).
 #[derive(Debug)]
 pub enum Planned {
     /// All is known: which bytes lie where.
@@ -35,7 +34,7 @@ pub enum Planned {
 /// host, whatever is discarded, flushed, merged and closed; space that is freed waits for it, and nothing else does but
 /// merges: one that needs a layer of it for itself waits for 10 seconds and is refused then.
 /// The files of the chain stay open until then too, and the last that is dropped ends the session of a
-/// writable tip if nobody [closed](DiffChain::close) it.
+/// writable tip if nobody [closed](crate::DiffChain::close) it.
 #[derive(Debug)]
 pub struct ReadPlan {
     range: Range<u64>,
@@ -80,50 +79,19 @@ pub struct TableLoad {
     missing: Missing,
 }
 
-impl DiffChain {
-    /// Finds out where the bytes of a range lie, for a caller that reads them itself. It reads nothing and
-    /// waits for nobody: where tables are needed that are not in memory, it says which bytes of which
-    /// file must be read first. What it finds out is remembered as it is for [reads](Disk::read_at).
-    ///
-    /// The range needs no alignment; an empty one has an empty plan.
-    ///
-    /// ```no_run
-    /// use avhdx::{DiffChain, Planned, PlannedSource};
-    ///
-    /// let chain = DiffChain::open("web_1A2B.avhdx")?;
-    /// let mut planned = chain.plan_read(0..1 << 20)?;
-    /// let plan = loop {
-    ///     planned = match planned {
-    ///         Planned::Ready(plan) => break plan,
-    ///         Planned::Load(tables) => {
-    ///             let mut bytes = vec![0; tables.len()];
-    ///             tables.storage().read_exact_at(&mut bytes, tables.at().get()).unwrap();
-    ///             tables.supply(&bytes)?
-    ///         }
-    ///     };
-    /// };
-    /// for piece in plan.pieces() {
-    ///     match piece.source {
-    ///         PlannedSource::Data { layer, at, .. } => println!("{:?}: {layer} at {at}", piece.range),
-    ///         PlannedSource::Zero => println!("{:?}: zeros", piece.range),
-    ///     }
-    /// }
-    /// # Ok::<(), avhdx::Error>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the range does not lie within the disk; [`ErrorKind::LogOverlay`]
-    /// where a pending log supplies some of the bytes, which [`Disk::read_at`] serves all the same;
-    /// [`ErrorKind::Damaged`] when the tables name no place for them.
-    pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
-        let stack = self.stack_now();
-        let len = range.end.saturating_sub(range.start);
-        stack.geometry().check_range(range.start, len)?;
-        let range = range.start..range.start + len;
-        // Pinned before anything is looked up.
-        let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(stack) };
-        plan.go_on(Carried::default())
-    }
+/// Who has layers, and is kept as long as a plan names places in them.
+pub(crate) trait HasLayers: Send + Sync {
+    fn layers(&self) -> Layers<'_>;
+}
+
+/// Finds out where the bytes of a range lie.
+pub(crate) fn plan_read(of: Arc<dyn HasLayers>, range: Range<u64>) -> Result<Planned> {
+    let len = range.end.saturating_sub(range.start);
+    check_range(&of.layers().tip().geometry, range.start, len)?;
+    let range = range.start..range.start + len;
+    // Pinned before anything is looked up.
+    let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(of) };
+    plan.go_on(Carried::default())
 }
 
 impl ReadPlan {
@@ -132,20 +100,19 @@ impl ReadPlan {
         let (mut at, end) = (self.known_end(), self.range.end);
         let mut got_on = false;
         while at < end {
-            let stack = &self.held.stack;
-            let mut rest =
-                Rest { at, tip: stack.tip, links: stack.links(), pieces: &mut self.pieces };
-            match stack.some_runs(AtHand(&carried), DiskOffset(at), end - at, &mut rest) {
+            let layers = self.held.layers();
+            let mut rest = Rest { layers, pieces: &mut self.pieces };
+            match layers.ask(FromMemory(&carried), DiskOffset(at), end - at, &mut rest) {
                 Ok(len) => at += len,
                 Err(Stop::Failed(error)) => return Err(error),
-                Err(Stop::NotAtHand(missing)) => {
+                Err(Stop::Missing(missing)) => {
                     if got_on && carried.len() > MOST_CARRIED {
                         carried = Carried::default();
                     }
                     return Ok(Planned::Load(TableLoad { plan: self, carried, missing }));
                 }
             }
-            carried.share(|id| stack.image(id).map(|image| &**image));
+            carried.share(|id| layers.image(id));
             got_on = true;
         }
         Ok(Planned::Ready(self))
@@ -231,7 +198,7 @@ impl TableLoad {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] when there are more or fewer bytes than [`len`](Self::len), and as
-    /// [`DiffChain::plan_read`].
+    /// [`DiffChain::plan_read`](crate::DiffChain::plan_read).
     pub fn supply(self, bytes: &[u8]) -> Result<Planned> {
         if bytes.len() != self.len() {
             let message = "another number of bytes of a table than was asked for";
@@ -250,14 +217,14 @@ impl TableLoad {
     /// Reads the bytes itself and goes on.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the host fails, and as [`DiffChain::plan_read`].
+    /// [`ErrorKind::Io`] when the host fails, and as [`DiffChain::plan_read`](crate::DiffChain::plan_read).
     pub fn load(self) -> Result<Planned> {
         let page = self.image().page_in_file(self.at())?;
         self.go_on(&page[..])
     }
 
     fn image(&self) -> &Core {
-        let found = self.plan.held.stack.image(self.missing.image);
+        let found = self.plan.held.layers().image(self.missing.image);
         found.unwrap_or_else(|| unreachable!("the chain asked this layer"))
     }
 }
@@ -270,23 +237,27 @@ fn wrong_length(code: &'static str, message: &str, found: usize, expected: u64) 
 
 /// What a plan keeps as it is.
 struct Held {
-    stack: Arc<Stack>,
+    of: Arc<dyn HasLayers>,
     ticket: Option<Ticket>,
 }
 
 impl Held {
-    fn new(stack: Arc<Stack>) -> Self {
-        let ticket = stack.tip().pins().map(Pins::enter);
-        Self { stack, ticket }
+    fn new(of: Arc<dyn HasLayers>) -> Self {
+        let ticket = of.layers().tip().pins().map(Pins::enter);
+        Self { of, ticket }
+    }
+
+    fn layers(&self) -> Layers<'_> {
+        self.of.layers()
     }
 
     fn image(&self, layer: usize) -> &Core {
-        &self.stack.layers[layer].image
+        &self.layers().layers[layer].image
     }
 
     fn let_go(&mut self) {
         let ticket = self.ticket.take();
-        if let (Some(pins), Some(ticket)) = (self.stack.tip().pins(), ticket) {
+        if let (Some(pins), Some(ticket)) = (self.layers().tip().pins(), ticket) {
             pins.leave(&ticket);
         }
     }
@@ -329,6 +300,9 @@ impl Pieces {
     }
 
     fn push(&mut self, range: Range<u64>, from: Source) {
+        if range.is_empty() {
+            return;
+        }
         let Some(last) = self.others.last_mut().or(self.first.as_mut()) else {
             self.first = Some(Piece { range, from });
             return;
@@ -349,56 +323,32 @@ impl Pieces {
 
 /// Takes the runs that follow.
 struct Rest<'a, 'p> {
-    /// Where on the disk the next one starts.
-    at: u64,
-    tip: usize,
-    links: &'a [Link],
+    layers: Layers<'a>,
     pieces: &'p mut Pieces,
 }
 
-impl Rest<'_, '_> {
-    fn push(&mut self, len: u64, from: Source) {
-        if len > 0 {
-            self.pieces.push(self.at..self.at + len, from);
-            self.at += len;
+impl Sink for Rest<'_, '_> {
+    fn take(&mut self, Run { at, len, answer }: Run) -> Result<()> {
+        let DiskOffset(start) = at;
+        match answer {
+            Answer::Here { layer, at } => {
+                let image = &self.layers.layers[layer].image;
+                image.check_no_overlay(at, len)?;
+                // A pending log may have made the file longer than it is.
+                let there = image.len_in_file(at, len);
+                self.pieces.push(start..start + there, Source::Layer(layer, at));
+                self.pieces.push(start + there..start + len, Source::Zero);
+            }
+            Answer::Zero { .. } => self.pieces.push(start..start + len, Source::Zero),
+            Answer::Open { .. } => return Err(self.layers.parent_required(at)),
         }
-    }
-
-    /// The number of a layer in the chain, most likely that of the last piece.
-    fn number_of(&self, image: &Core) -> Option<usize> {
-        let is_it = |(_, link): &(usize, &Link)| std::ptr::eq(link.image.as_ref(), image);
-        let last = match self.pieces.last().map(|piece| piece.from) {
-            Some(Source::Layer(n, _)) => n - self.tip,
-            _ => 0,
-        };
-        let all = || self.links.iter().enumerate();
-        let found = all().skip(last).find(is_it).or_else(|| all().take(last).find(is_it));
-        found.map(|(n, _)| self.tip + n)
-    }
-}
-
-impl<'a> Sink<'a> for Rest<'a, '_> {
-    fn data(&mut self, image: &'a Core, at: FileOffset, len: u64) -> Result<()> {
-        image.check_no_overlay(at, len)?;
-        let Some(layer) = self.number_of(image) else {
-            unreachable!("runs are those of the chain's layers")
-        };
-        // A pending log may have made the file longer than it is.
-        let there = image.len_in_file(at, len);
-        self.push(there, Source::Layer(layer, at));
-        self.push(len - there, Source::Zero);
-        Ok(())
-    }
-
-    fn zeros(&mut self, _: Option<&'a Core>, len: u64) -> Result<()> {
-        self.push(len, Source::Zero);
         Ok(())
     }
 }
 
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let layers = self.stack.links().iter().map(|link| link.image.id());
+        let layers = self.layers().layers.iter().map(|layer| layer.id());
         f.debug_list().entries(layers).finish()
     }
 }

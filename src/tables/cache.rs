@@ -1,13 +1,14 @@
 //! Pages of block allocation tables and sector bitmaps, kept in memory within a budget, beside what chains
 //! found out with their help.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use crate::answers::{SpanKey, Spans};
-use crate::chain::Registry;
+use crate::answers::{AnswerKey, AnswerTable};
 use crate::counters::Count;
 use crate::disk::LayerId;
 use crate::error::Result;
@@ -42,6 +43,12 @@ pub(crate) type Page = [u8; PAGE as usize];
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Cache>);
 
+/// What the users of a budget have in common beside its memory.
+pub(crate) trait InCommon: Any + fmt::Debug + Send + Sync {
+    /// Lets go of an image that is closed.
+    fn forget(&self, image: LayerId);
+}
+
 impl Budget {
     /// A budget of `bytes`.
     pub fn new(bytes: usize) -> Self {
@@ -52,10 +59,10 @@ impl Budget {
         Self(Arc::new(Cache {
             shards: (0..shards).map(|_| RwLock::default()).collect(),
             bytes,
-            spans: Spans::new(bytes / 2),
+            answers: AnswerTable::new(bytes / 2),
             charged: AtomicUsize::new(0),
             evicted: Count::default(),
-            registry: Registry::default(),
+            in_common: OnceLock::new(),
             seed: [seed.hash_one(0), seed.hash_one(1)],
         }))
     }
@@ -118,19 +125,20 @@ impl Budget {
     }
 
     /// What chains remember, unless the budget is too small for that.
-    pub(crate) fn spans(&self) -> Option<&Spans> {
-        self.0.spans.as_ref()
+    #[inline]
+    pub(crate) fn answers(&self) -> Option<&AnswerTable> {
+        self.0.answers.as_ref()
     }
 
     /// Remembers what a chain found out, if it is `still` right.
-    pub(crate) fn keep_span(
+    pub(crate) fn keep_answer(
         &self,
-        key: SpanKey,
+        key: AnswerKey,
         form: u32,
         answer: &[u64],
         still: impl FnOnce() -> bool,
     ) {
-        if self.spans().is_some_and(|spans| spans.keep(key, form, answer, still)) {
+        if self.answers().is_some_and(|answers| answers.keep(key, form, answer, still)) {
             self.0.trim();
         }
     }
@@ -145,12 +153,14 @@ impl Budget {
 
     /// Pages and answers that others were kept in place of.
     pub(crate) fn evictions(&self) -> u64 {
-        self.0.evicted.now() + self.spans().map_or(0, Spans::evicted)
+        self.0.evicted.now() + self.answers().map_or(0, AnswerTable::evicted)
     }
 
-    /// What the users of this budget have in common.
-    pub(crate) fn registry(&self) -> &Registry {
-        &self.0.registry
+    /// What the users of this budget have in common, which is of one type for all of them.
+    pub(crate) fn in_common<T: InCommon + Default>(&self) -> &T {
+        let in_common = self.0.in_common.get_or_init(|| Box::new(T::default()));
+        let any: &dyn Any = in_common.as_ref();
+        any.downcast_ref().unwrap_or_else(|| unreachable!("the type is the same for all"))
     }
 
     /// Whether an image may use so many bytes for itself. They go off the room for pages, as long as no more
@@ -173,7 +183,9 @@ impl Budget {
 
     /// Lets go of all pages of an image that is closed, and of what it is known by.
     pub(crate) fn forget(&self, image: LayerId) {
-        self.0.registry.forget(image);
+        if let Some(in_common) = self.0.in_common.get() {
+            in_common.forget(image);
+        }
         for shard in &self.0.shards {
             let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
             shard.queue.retain(|key| key.image != image.get());
@@ -187,12 +199,12 @@ struct Cache {
     /// As many as a power of two.
     shards: Vec<RwLock<Shard>>,
     bytes: usize,
-    spans: Option<Spans>,
+    answers: Option<AnswerTable>,
     /// Bytes that images use beside these.
     charged: AtomicUsize,
     /// Pages let go to make room.
     evicted: Count,
-    registry: Registry,
+    in_common: OnceLock<Box<dyn InCommon>>,
     seed: [u64; 2],
 }
 
@@ -227,9 +239,9 @@ impl Cache {
 
     /// What chains remember and what images use goes off the room for pages.
     fn pages_per_shard(&self) -> usize {
-        let spans = self.spans.as_ref().map_or(0, Spans::held);
+        let answers = self.answers.as_ref().map_or(0, AnswerTable::held);
         let page = PAGE as usize + OVERHEAD;
-        let used = spans + self.charged.load(Ordering::Relaxed);
+        let used = answers + self.charged.load(Ordering::Relaxed);
         ((self.bytes - used) / page / self.shards.len()).max(1)
     }
 
@@ -370,14 +382,14 @@ mod tests {
         let without = pages();
         assert!(without * (PAGE as usize + OVERHEAD) > BYTES * 3 / 4, "{without} pages");
         for number in 0..20_000 {
-            budget.keep_span(SpanKey::new(1, number).unwrap(), 8, &[number; 8], || true);
-            let spans = budget.spans().unwrap().held();
-            assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES, "after {number}");
+            budget.keep_answer(AnswerKey::new(1, number).unwrap(), 8, &[number; 8], || true);
+            let answers = budget.answers().unwrap().held();
+            assert!(answers + pages() * (PAGE as usize + OVERHEAD) <= BYTES, "after {number}");
         }
         assert!(pages() < without && pages() > without / 4);
         look(&budget, image, 1, &mut 0);
-        let spans = budget.spans().unwrap().held();
-        assert!(spans + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
+        let answers = budget.answers().unwrap().held();
+        assert!(answers + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod changed;
 mod source;
 
 pub use cache::Budget;
-pub(crate) use cache::{PAGE, Page, new_page};
+pub(crate) use cache::{InCommon, PAGE, Page, new_page};
 pub(crate) use changed::{Changed, PageKind, Snapshot, Tables};
-pub(crate) use source::{AtHand, Carried, Epoch, Load, Missing, Reach, Stop};
+pub(crate) use source::{
+    Carried, Epoch, FromFile, FromMemory, Missing, PageSource, Stop, TableFile,
+};

@@ -1,29 +1,43 @@
-//! How a look at the block tables comes by their pages: by reading them, or not at all.
+//! Where the pages of block tables come from: from the file where they are not in memory, or from memory alone.
 //!
-//! What block states mean does not depend on that, so whoever asks says how far to reach, and the one place
-//! that knows the states takes it from there.
+//! What block states mean does not depend on that: whoever asks chooses the source, and the one place that knows the
+//! states takes it from there.
 
 use std::collections::HashMap;
 
-use super::cache::{PAGE, Page, new_page};
+use super::cache::{Budget, PAGE, Page, new_page};
 use crate::disk::LayerId;
 use crate::error::{Error, Result};
-use crate::image::Core;
 use crate::types::FileOffset;
 
-/// Where pages of block tables may come from.
-pub(crate) trait Reach: Copy {
+/// A file that has block tables.
+pub(crate) trait TableFile {
+    /// What names it among the layers of this process.
+    fn id(&self) -> LayerId;
+
+    /// The memory that its pages are kept in.
+    fn budget(&self) -> &Budget;
+
+    /// Where its writer is now; what was read from the file in another epoch may be older than the file.
+    fn epoch(&self) -> Epoch;
+
+    /// Reads the page that starts at `at` from the file.
+    fn load_page(&self, at: FileOffset, page: &mut Page) -> Result<()>;
+}
+
+/// Where pages of block tables come from.
+pub(crate) trait PageSource: Copy {
     /// Why there is no answer.
     type Stop: From<Error>;
 
     /// Whether what the pages say may be remembered.
     fn is_proven(self) -> bool;
 
-    /// Applies `look` to the page that lies at `at` in the file of `image`. It was not changed in memory when
-    /// the tables had this epoch.
+    /// Applies `look` to the page that lies at `at` in the file. It was not changed in memory when the tables had
+    /// this epoch.
     fn page<T>(
         self,
-        image: &Core,
+        file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
         look: impl FnOnce(&Page) -> T,
@@ -34,11 +48,11 @@ pub(crate) trait Reach: Copy {
 /// that were not changed in memory stand in the file as they are.
 pub(crate) type Epoch = Option<u64>;
 
-/// Reads what is not at hand.
+/// Reads from the file what is not in memory.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Load;
+pub(crate) struct FromFile;
 
-impl Reach for Load {
+impl PageSource for FromFile {
     type Stop = Error;
 
     fn is_proven(self) -> bool {
@@ -47,26 +61,26 @@ impl Reach for Load {
 
     fn page<T>(
         self,
-        image: &Core,
+        file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
         look: impl FnOnce(&Page) -> T,
     ) -> Result<T> {
-        let load = |page: &mut Page| image.load_page(at, page);
-        image.budget.with_page(image.id, at, load, || image.epoch() == epoch, look)
+        let load = |page: &mut Page| file.load_page(at, page);
+        file.budget().with_page(file.id(), at, load, || file.epoch() == epoch, look)
     }
 }
 
-/// Takes what is in memory and reads nothing.
+/// Takes what is in memory, and these pages, and reads nothing.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct AtHand<'a>(pub(crate) &'a Carried);
+pub(crate) struct FromMemory<'a>(pub(crate) &'a Carried);
 
 /// Why there is no answer from what is in memory.
 #[derive(Debug)]
 pub(crate) enum Stop {
     Failed(Error),
     /// That page must be read first.
-    NotAtHand(Missing),
+    Missing(Missing),
 }
 
 /// A page of a table that is not in memory.
@@ -83,7 +97,7 @@ impl From<Error> for Stop {
     }
 }
 
-impl Reach for AtHand<'_> {
+impl PageSource for FromMemory<'_> {
     type Stop = Stop;
 
     fn is_proven(self) -> bool {
@@ -92,16 +106,16 @@ impl Reach for AtHand<'_> {
 
     fn page<T>(
         self,
-        image: &Core,
+        file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
         look: impl FnOnce(&Page) -> T,
     ) -> Result<T, Stop> {
-        let missing = Missing { image: image.id, at, epoch };
+        let missing = Missing { image: file.id(), at, epoch };
         if let Some(page) = self.0.page(missing) {
             return Ok(look(page));
         }
-        image.budget.at_hand(image.id, at, look).map_err(|_| Stop::NotAtHand(missing))
+        file.budget().at_hand(file.id(), at, look).map_err(|_| Stop::Missing(missing))
     }
 }
 
@@ -135,15 +149,15 @@ impl Carried {
     }
 
     /// Lets the budgets of these images have what was taken along, once that is known to make sense.
-    pub(crate) fn share<'a>(&mut self, image: impl Fn(LayerId) -> Option<&'a Core>) {
+    pub(crate) fn share<'a, F: TableFile + 'a>(&mut self, file: impl Fn(LayerId) -> Option<&'a F>) {
         if !std::mem::take(&mut self.has_news) {
             return;
         }
         for ((id, at), read) in self.pages.iter_mut().filter(|(_, read)| read.is_news) {
             read.is_news = false;
-            let Some(image) = image(*id) else { continue };
-            let still = || image.epoch() == read.epoch;
-            image.budget.keep_page(*id, *at, read.page.clone(), still);
+            let Some(file) = file(*id) else { continue };
+            let still = || file.epoch() == read.epoch;
+            file.budget().keep_page(*id, *at, read.page.clone(), still);
         }
     }
 

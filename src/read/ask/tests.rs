@@ -1,0 +1,144 @@
+use std::sync::mpsc::channel;
+use std::thread::scope;
+use std::time::Duration;
+
+use super::*;
+use crate::chain::Stack;
+use crate::disk::Zeroing;
+use crate::read::HasLayers;
+use crate::tables::{Budget, Epoch, Page, TableFile};
+use crate::types::{FileOffset, MIB};
+use crate::{CreateOptions, DiffChain, Disk, LayerId, OpenOptions};
+
+/// Longer than what is not kept waiting takes.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A child open for writing over a base of one byte's value: its first block has the first sector of its
+/// own, and more of them than that are known to the index.
+fn pair(folder: &tempfile::TempDir) -> DiffChain {
+    let paths = ["base.vhdx", "child.avhdx"].map(|name| folder.path().join(name));
+    let base = CreateOptions::dynamic(8 * MIB).block_size(1 << 20).create(&paths[0]).unwrap();
+    base.write_at(&[1; 2 << 20], 0).unwrap();
+    base.close().unwrap();
+    let child = CreateOptions::child_of(&base).unwrap().block_size(1 << 20);
+    drop(base);
+    drop(child.create(&paths[1]).unwrap());
+    let options = OpenOptions::new().writable(true).budget(Budget::new(8 << 20));
+    let chain = options.open(&paths[1]).unwrap();
+    chain.write_at(&[2; 512], 0).unwrap();
+    chain
+}
+
+fn byte(chain: &DiffChain, sector: u64) -> u8 {
+    let mut bytes = [0xAA; 512];
+    chain.read_at(&mut bytes, sector * 512).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+    bytes[0]
+}
+
+fn query(stack: &Stack, at: u64, len: u64) -> Query<'_> {
+    stack.layers().query(0, DiskOffset(at), len).unwrap()
+}
+
+/// Does something when it comes to the tables of this layer.
+#[derive(Clone, Copy)]
+struct Before<'a>(LayerId, &'a dyn Fn());
+
+impl PageSource for Before<'_> {
+    type Stop = crate::Error;
+
+    fn is_proven(self) -> bool {
+        true
+    }
+
+    fn page<T>(
+        self,
+        file: &impl TableFile,
+        at: FileOffset,
+        epoch: Epoch,
+        look: impl FnOnce(&Page) -> T,
+    ) -> Result<T> {
+        if file.id() == self.0 {
+            (self.1)();
+        }
+        FromFile.page(file, at, epoch, look)
+    }
+}
+
+/// What is known in part when a write begins is not gone on with and kept when it is over.
+#[test]
+fn what_is_found_out_from_what_was_known_before_a_change_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let chain = pair(&folder);
+    // Who asked for the first sector left the others open.
+    query(&chain.stack(), 0, 512).learn(FromFile);
+    assert!(chain.stack().layers().known_run(DiskOffset(0), 512).is_some());
+    assert!(chain.stack().layers().known_run(DiskOffset(512), 512).is_none());
+    let base = chain.images().last().unwrap().id();
+    scope(|scope| {
+        // The writer comes as far as to where answers go.
+        let tip = chain.tip();
+        let mut held = Some(tip.budget().answers().unwrap().hold());
+        let (done, writer) = channel();
+        let chain = &chain;
+        scope.spawn(move || done.send(chain.write_at(&[3; 4096], 4096)));
+        std::thread::sleep(PATIENCE);
+        let go_on = std::cell::RefCell::new(&mut held);
+        query(&chain.stack(), 512, 512).learn(Before(base, &|| {
+            if go_on.borrow_mut().take().is_some() {
+                writer.recv().unwrap().unwrap();
+            }
+        }));
+        assert!(held.is_none(), "the base was asked");
+    });
+    assert_eq!([0, 1, 7, 8, 15, 16].map(|sector| byte(&chain, sector)), [2, 1, 1, 3, 3, 1]);
+}
+
+/// A change that another made a moment ago, so that there is nothing left to do, is seen when one returns
+/// all the same.
+#[test]
+fn nobody_returns_before_answers_go_that_another_made_wrong() {
+    type Change = fn(&DiffChain);
+    let cases: [(u64, u8, Change, Change); 3] = [
+        (
+            8,
+            3,
+            |c| c.write_at(&[3; 4096], 4096).unwrap(),
+            |c| c.write_at(&[3; 4096], 4096).unwrap(),
+        ),
+        // The last sectors make it a whole block.
+        (
+            8,
+            3,
+            |c| c.write_at(&[3; MIB as usize - 512], 512).unwrap(),
+            |c| c.write_at(&[3; 512], 4096).unwrap(),
+        ),
+        (
+            0,
+            0,
+            |c| c.discard(0..MIB).unwrap(),
+            |c| c.write_zeroes(0..512, Zeroing::KeepSpace).unwrap(),
+        ),
+    ];
+    for (i, (sector, expected, first, second)) in cases.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let chain = pair(&folder);
+        query(&chain.stack(), 0, MIB).learn(FromFile);
+        assert!(chain.stack().layers().known_run(DiskOffset(sector * 512), 512).is_some());
+        let found = scope(|scope| {
+            let tip = chain.tip();
+            let held = tip.budget().answers().unwrap().hold();
+            let chain = &chain;
+            scope.spawn(move || first(chain));
+            std::thread::sleep(PATIENCE);
+            let second = scope.spawn(move || {
+                second(chain);
+                byte(chain, sector)
+            });
+            std::thread::sleep(PATIENCE);
+            drop(held);
+            second.join().unwrap()
+        });
+        assert_eq!(found, expected, "case {i}");
+    }
+}

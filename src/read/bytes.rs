@@ -1,0 +1,179 @@
+//! The one loop that reads bytes of a disk.
+
+use std::io::IoSliceMut;
+
+use super::ask::{Run, Sink};
+use super::layers::Layers;
+use crate::answers::Answer;
+use crate::disk::check_range;
+use crate::error::Result;
+use crate::tables::FromFile;
+use crate::types::{DiskOffset, FileOffset};
+
+/// Buffers that are filled by one read at the most.
+const PARTS: usize = 16;
+
+impl Layers<'_> {
+    pub(crate) fn read_at(self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let tip = self.tip();
+        let len = buf.len() as u64;
+        check_range(&tip.geometry, offset, len)?;
+        let _pin = tip.pin();
+        // Nearly always, and without more ado.
+        if len > 0
+            && let Some(answer) = self.known_run(DiskOffset(offset), len)
+        {
+            self.hit();
+            match answer {
+                Answer::Here { layer, at } => return self.layers[layer].read_payload(buf, at),
+                Answer::Zero { .. } => buf.fill(0),
+                Answer::Open { .. } => return Err(self.parent_required(DiskOffset(offset))),
+            }
+            return Ok(());
+        }
+        self.read(&mut [IoSliceMut::new(buf)], offset, len)
+    }
+
+    pub(crate) fn read_vectored_at(self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+        check_range(&self.tip().geometry, offset, len)?;
+        let _pin = self.tip().pin();
+        self.read(bufs, offset, len)
+    }
+
+    /// Fills the buffers from the `len` bytes at `at`, which lie within the disk.
+    fn read(self, bufs: &mut [IoSliceMut<'_>], at: u64, len: u64) -> Result<()> {
+        let mut gather = Gather::new(self, bufs, len);
+        let (mut at, end) = (DiskOffset(at), at + len);
+        while at.0 < end {
+            match self.ask(FromFile, at, end - at.0, &mut gather) {
+                Ok(len) => at = at + len,
+                // What comes before is read all the same, for its error would be the first.
+                Err(error) => return gather.finish().and(Err(error)),
+            }
+        }
+        gather.finish()
+    }
+}
+
+/// Fills buffers with runs of bytes, one read for as many as lie in one piece in a file.
+struct Gather<'a, 'b, 'c> {
+    layers: Layers<'c>,
+    bufs: &'a mut [IoSliceMut<'b>],
+    /// Bytes of the first buffer that are filled.
+    filled: usize,
+    /// Bytes for which no run came yet.
+    left: u64,
+    /// What is yet to be read: from where, and how many bytes.
+    waiting: Option<(usize, FileOffset, u64)>,
+}
+
+impl Sink for Gather<'_, '_, '_> {
+    #[inline]
+    fn take(&mut self, Run { at, len, answer }: Run) -> Result<()> {
+        self.left -= len;
+        match answer {
+            Answer::Here { layer, at } => self.data(layer, at, len),
+            Answer::Zero { .. } => self.zeros(len),
+            Answer::Open { .. } => {
+                self.finish().and_then(|()| Err(self.layers.parent_required(at)))
+            }
+        }
+    }
+}
+
+impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
+    fn new(layers: Layers<'c>, bufs: &'a mut [IoSliceMut<'b>], len: u64) -> Self {
+        Self { layers, bufs, filled: 0, left: len, waiting: None }
+    }
+
+    #[inline]
+    fn data(&mut self, layer: usize, at: FileOffset, len: u64) -> Result<()> {
+        if self.left == 0
+            && self.waiting.is_none()
+            && let [last] = &mut *self.bufs
+        {
+            // All that is left: most reads are no more than this.
+            return self.layers.layers[layer].read_payload(&mut last[self.filled..], at);
+        }
+        if let Some((last, start, waiting)) = &mut self.waiting
+            && *last == layer
+            && *start + *waiting == at
+        {
+            *waiting += len;
+            return Ok(());
+        }
+        self.finish()?;
+        self.waiting = Some((layer, at, len));
+        Ok(())
+    }
+
+    fn zeros(&mut self, len: u64) -> Result<()> {
+        self.finish()?;
+        self.fill(len, |bufs, _| {
+            bufs.iter_mut().for_each(|buf| buf.fill(0));
+            Ok(())
+        })
+    }
+
+    /// Reads what is yet to be read.
+    #[inline]
+    fn finish(&mut self) -> Result<()> {
+        match self.waiting.take() {
+            Some((layer, at, len)) => self.read_in(layer, at, len),
+            None => Ok(()),
+        }
+    }
+
+    fn read_in(&mut self, layer: usize, at: FileOffset, len: u64) -> Result<()> {
+        let image = &self.layers.layers[layer].image;
+        self.fill(len, |bufs, done| match bufs {
+            [buf] => image.read_payload(buf, at + done),
+            bufs => image.read_payload_vectored(bufs, at + done),
+        })
+    }
+
+    /// Has the next `len` bytes of the buffers filled, some buffers at a time, each time with how many bytes
+    /// come before.
+    fn fill(
+        &mut self,
+        len: u64,
+        mut by: impl FnMut(&mut [IoSliceMut<'_>], u64) -> Result<()>,
+    ) -> Result<()> {
+        let mut done = 0;
+        while done < len {
+            let mut parts = [(); PARTS].map(|()| IoSliceMut::new(&mut []));
+            let (mut used, mut sum) = (0, 0);
+            let mut filled = self.filled;
+            for (buf, part) in self.bufs.iter_mut().zip(&mut parts) {
+                let rest = &mut buf[std::mem::take(&mut filled)..];
+                let now = (rest.len() as u64).min(len - done - sum);
+                *part = IoSliceMut::new(&mut rest[..now as usize]);
+                (used, sum) = (used + 1, sum + now);
+                if done + sum == len {
+                    break;
+                }
+            }
+            if used == 0 {
+                break;
+            }
+            if sum > 0 {
+                by(&mut parts[..used], done)?;
+            }
+            done += sum;
+            self.advance(sum);
+        }
+        Ok(())
+    }
+
+    /// Leaves behind what is filled.
+    fn advance(&mut self, bytes: u64) {
+        self.filled += bytes as usize;
+        while let Some(first) = self.bufs.first()
+            && self.filled >= first.len()
+        {
+            self.filled -= first.len();
+            self.bufs = &mut std::mem::take(&mut self.bufs)[1..];
+        }
+    }
+}
