@@ -9,7 +9,6 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::CheckpointMark;
 use crate::format::metadata::{self, MetadataEntry};

@@ -13,6 +13,7 @@ use crate::counters::Counters;
 use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink};
+use crate::read::Layer;
 use crate::storage::FileId;
 use crate::warning::Warning;
 use crate::write::{OpenImage, Writer};
@@ -53,7 +54,7 @@ pub struct VhdxFile(Handle);
 
 enum Handle {
     /// Opened by itself: what it takes is what was asked for.
-    Own(OpenImage),
+    Own { layer: Layer, writer: Option<Arc<Writer>> },
     /// Shared with a chain, and only to be read.
     Shared(Arc<Seat>),
 }
@@ -61,7 +62,7 @@ enum Handle {
 /// A layer's place in a chain, whose handle an operation may replace by another of the same file. Who was given
 /// the layer goes on with the newer one.
 pub(crate) struct Seat {
-    core: Arc<Core>,
+    layer: Layer,
     /// The chain's writer of it, to be asked for an identity that a child may link to, and for nothing else.
     writer: Weak<Writer>,
     /// Those who are at the image by way of this seat.
@@ -156,7 +157,7 @@ impl VhdxFile {
     /// # Errors
     /// [`ErrorKind::Io`] when the table cannot be read.
     pub fn count_blocks(&self) -> Result<BlockCounts> {
-        self.with(Core::count_blocks)
+        self.with(|image| image.count_blocks())
     }
 
     /// What was done since the image was opened.
@@ -175,8 +176,8 @@ impl VhdxFile {
     }
 
     /// An image that takes what it was opened for.
-    pub(crate) fn own(image: OpenImage) -> Self {
-        Self(Handle::Own(image))
+    pub(crate) fn own(OpenImage { core, writer }: OpenImage) -> Self {
+        Self(Handle::Own { layer: Layer::alone(core), writer })
     }
 
     /// The image of a layer, for reading whatever the layer is open for.
@@ -187,8 +188,10 @@ impl VhdxFile {
     /// The image itself, with the writer that its opener asked for.
     pub(crate) fn into_image(self) -> OpenImage {
         match self.0 {
-            Handle::Own(image) => image,
-            Handle::Shared(seat) => OpenImage { core: Arc::clone(&seat.last().core), writer: None },
+            Handle::Own { layer, writer } => OpenImage { core: layer.image, writer },
+            Handle::Shared(seat) => {
+                OpenImage { core: Arc::clone(&seat.last().layer.image), writer: None }
+            }
         }
     }
 
@@ -196,7 +199,7 @@ impl VhdxFile {
     /// visible change gives the image another.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
         let writer = match &self.0 {
-            Handle::Own(image) => image.writer.clone(),
+            Handle::Own { writer, .. } => writer.clone(),
             Handle::Shared(seat) => seat.last().writer.upgrade(),
         };
         match writer {
@@ -206,25 +209,25 @@ impl VhdxFile {
     }
 
     /// Has something done to the image that reads its file: nobody may replace it meanwhile.
-    pub(crate) fn with<R>(&self, does: impl FnOnce(&Core) -> R) -> R {
+    pub(crate) fn with<R>(&self, does: impl FnOnce(&Layer) -> R) -> R {
         match &self.0 {
-            Handle::Own(image) => does(&image.core),
-            Handle::Shared(seat) => does(&seat.enter().0.core),
+            Handle::Own { layer, .. } => does(layer),
+            Handle::Shared(seat) => does(&seat.enter().0.layer),
         }
     }
 
     /// The image, for what is known of it without a look at its file.
     fn latest(&self) -> &Core {
         match &self.0 {
-            Handle::Own(image) => &image.core,
-            Handle::Shared(seat) => &seat.last().core,
+            Handle::Own { layer, .. } => layer,
+            Handle::Shared(seat) => &seat.last().layer,
         }
     }
 
     /// What writes to the image, where there is a right to.
     pub(crate) fn writer(&self) -> Option<&Arc<Writer>> {
         match &self.0 {
-            Handle::Own(image) => image.writer.as_ref(),
+            Handle::Own { writer, .. } => writer.as_ref(),
             Handle::Shared(_) => None,
         }
     }
@@ -250,11 +253,11 @@ impl Disk for VhdxFile {
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.with(|image| image.read_at(buf, offset))
+        self.with(|image| image.by_itself().read_at(buf, offset))
     }
 
     fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
-        self.with(|image| image.read_vectored_at(bufs, offset))
+        self.with(|image| image.by_itself().read_vectored_at(bufs, offset))
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
@@ -270,7 +273,7 @@ impl Disk for VhdxFile {
     }
 
     fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
-        self.with(|image| image.next_extent(range))
+        self.with(|image| image.by_itself().next_extent(range))
     }
 }
 
@@ -303,10 +306,10 @@ impl Seat {
     }
 
     fn after(before: Weak<Self>, OpenImage { core, writer }: &OpenImage) -> Arc<Self> {
-        let (core, writer) =
-            (Arc::clone(core), writer.as_ref().map_or_else(Weak::new, Arc::downgrade));
+        let layer = Layer::alone(Arc::clone(core));
+        let writer = writer.as_ref().map_or_else(Weak::new, Arc::downgrade);
         let (users, next) = (AtomicUsize::new(0), OnceLock::new());
-        Arc::new(Self { core, writer, users, next, before })
+        Arc::new(Self { layer, writer, users, next, before })
     }
 
     /// Puts another handle of the same file in the place of the one that sits here.

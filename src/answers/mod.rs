@@ -1,11 +1,13 @@
 //! Who answers for which sectors of a disk, remembered within a budget. Knows no images.
 
 mod build;
+mod invalidate;
 mod packed;
 mod run;
 mod table;
 
 pub(crate) use build::{MOST_SPAN, Owner, SPAN_WORDS, SpanBuilder, SpanOwner};
+pub(crate) use invalidate::Invalidation;
 pub(crate) use packed::{PackedSpan, Sectors};
 pub(crate) use run::{Answer, PackedRun};
 pub(crate) use table::{AnswerKey, AnswerTable};

@@ -58,6 +58,12 @@ struct Line {
 pub(crate) struct AnswerKey(u64);
 
 impl AnswerKey {
+    /// What names a stack of layers that had no name yet.
+    pub(crate) fn new_stack() -> u64 {
+        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// This part of a disk as a stack of layers has it; `None` for numbers that there is no room for. No
     /// stack has the number 0.
     pub(crate) fn new(stack: u64, number: u64) -> Option<Self> {

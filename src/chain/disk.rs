@@ -29,15 +29,11 @@ impl Disk for DiffChain {
     }
 
     fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.change(|writer, stack| {
-            writer.write_through(buf, offset, &|buf, at| stack.layers().read_at(buf, at))
-        })
+        self.change(|writer, stack| writer.write_through(buf, offset, stack.layers()))
     }
 
     fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.change(|writer, stack| {
-            writer.zero_through(range.clone(), how, &|buf, at| stack.layers().read_at(buf, at))
-        })
+        self.change(|writer, stack| writer.zero_through(range.clone(), how, stack.layers()))
     }
 
     fn flush(&self) -> Result<()> {

@@ -366,7 +366,7 @@ impl Operation<'_> {
                 .with_expected(format_args!("none within {} s", PATIENCE.as_secs())));
         }
         let current = self.stack();
-        current.links.iter().for_each(|link| link.image.watch_only(link.stack));
+        current.links.iter().for_each(|link| link.image.keeps_answers_only(link.stack));
         Ok(())
     }
 
@@ -560,7 +560,7 @@ fn patience() -> Duration {
 /// Names the stacks, and has those who can change remember it.
 fn named(mut layers: Vec<Link>) -> Arc<[Link]> {
     name_stacks(&mut layers);
-    layers.iter().for_each(|link| link.image.watch(link.stack, link.span));
+    layers.iter().for_each(|link| link.image.keeps_answers(link.stack, link.span));
     layers.into()
 }
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::counters::{Counters, IndexTally};
-use crate::disk::{Disk, Geometry, LayerId};
+use crate::disk::{Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
 use crate::image::{Core, ImagePolicy, MergeState};

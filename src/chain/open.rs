@@ -11,7 +11,7 @@ use super::locate::{Candidate, FoundBy, ParentSource};
 use super::parents::Registry;
 use super::{DiffChain, Link};
 use crate::answers::MOST_SPAN;
-use crate::disk::{Disk, LayerId};
+use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Core, ImagePolicy, MergeState, ParentLink, folder, not_regular, probe_identity,

@@ -1,9 +1,9 @@
 //! Images that are parents in several chains at once, and what names the stacks of layers that they share.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use crate::answers::AnswerKey;
 use crate::disk::LayerId;
 use crate::error::Result;
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, read_headers};
@@ -87,7 +87,6 @@ impl Registry {
     /// What names the layer `top` over the stack that is named `below`, 0 for none: the same for all chains
     /// that share these images, and never the same for others.
     pub(crate) fn stack(&self, top: LayerId, below: u64) -> u64 {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
         let mut stacks = held(&self.stacks);
         let known = stacks.entry(top).or_default();
         if let Some(stack) = known.iter().find(|stack| stack.below == below) {
@@ -96,7 +95,7 @@ impl Registry {
         if known.len() == STACKS_OF_A_LAYER {
             known.remove(0);
         }
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = AnswerKey::new_stack();
         known.push(Stack { below, number });
         number
     }

@@ -12,10 +12,8 @@ use super::feed::Feed;
 use super::link::ParentLink;
 use super::metadata::Metadata;
 use super::pins::{Pin, Pins};
-use super::recent::RecentEntries;
-use crate::answers::Owner;
 use crate::counters::{Counters, Tally};
-use crate::disk::{Disk, Extent, Geometry, LayerId, Source};
+use crate::disk::{Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::header::Headers;
@@ -58,8 +56,8 @@ pub struct Core {
     /// There while the image is open for writing.
     pub(crate) feed: Option<Arc<Feed>>,
     pub(crate) tally: Arc<Tally>,
-    /// Taken when the image is first read alone.
-    pub(super) recent: OnceLock<RecentEntries>,
+    /// What names the image, read alone, in the keys of answers.
+    pub(crate) alone: u64,
     /// For those who read the file by a plan: as it is, and as it reads.
     pub(crate) readers: [OnceLock<Arc<dyn Storage>>; 2],
     pub(crate) warnings: Vec<Warning>,
@@ -80,6 +78,16 @@ impl Core {
     /// What names this image among the layers of this process.
     pub(crate) fn id(&self) -> LayerId {
         self.id
+    }
+
+    /// Size and sector sizes of the disk.
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// The file that the image is in, where the host can tell it from others.
+    pub(crate) fn files(&self) -> Vec<FileId> {
+        self.storage.id().ok().flatten().into_iter().collect()
     }
 
     /// What errors call the file, usually its path.
@@ -170,29 +178,28 @@ impl Core {
         self.feed.as_ref().is_some_and(|feed| feed.takes_writes())
     }
 
-    /// Has answers about the disk, kept under this number for spans of this length, forgotten when a write
-    /// makes others right.
-    pub(crate) fn watch(&self, stack: u64, span: u64) {
+    /// Drops answers that are kept for this stack, about spans of this length, when a write makes them wrong.
+    pub(crate) fn keeps_answers(&self, stack: u64, span: u64) {
         if let Some(feed) = &self.feed {
-            feed.watch.start(stack, span);
+            feed.answers.add(stack, span);
         }
     }
 
-    /// Nothing is kept under other numbers any more.
-    pub(crate) fn watch_only(&self, stack: u64) {
+    /// Answers are kept for this stack, and for the image read alone, and for no other any more.
+    pub(crate) fn keeps_answers_only(&self, stack: u64) {
         if let Some(feed) = &self.feed {
-            feed.watch.only(stack);
+            feed.answers.keep_only(&[stack, self.alone]);
         }
     }
 
-    /// A number that rises when another answers for a part of the disk than before.
+    /// A number that rises when another layer has a part of the disk than before.
     pub(crate) fn changes(&self) -> u64 {
-        self.feed.as_ref().map_or(0, |feed| feed.watch.changes())
+        self.feed.as_ref().map_or(0, |feed| feed.answers.changes())
     }
 
     /// Whether several questions came since the last such change, this one counted.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.feed.as_ref().is_none_or(|feed| feed.watch.is_quiet())
+        self.feed.as_ref().is_none_or(|feed| feed.answers.is_quiet())
     }
 
     pub(crate) fn budget(&self) -> &Budget {
@@ -308,59 +315,9 @@ impl Core {
     }
 }
 
-impl Disk for Core {
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn files(&self) -> Vec<FileId> {
-        self.storage.id().ok().flatten().into_iter().collect()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.geometry().check_range(offset, buf.len() as u64)?;
-        let _pin = self.pin();
-        let mut at = DiskOffset(offset);
-        let mut rest = buf;
-        while !rest.is_empty() {
-            let run = self.resolve(at, rest.len() as u64)?;
-            let (now, later) = rest.split_at_mut(run.len as usize);
-            match run.owner {
-                Owner::Here(place) => self.read_payload(now, place)?,
-                Owner::Zero => now.fill(0),
-                Owner::Parent => return Err(self.parent_required(at)),
-            }
-            at = at + run.len;
-            rest = later;
-        }
-        Ok(())
-    }
-
-    fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
-        let len = range.end.saturating_sub(range.start);
-        self.geometry().check_range(range.start, len)?;
-        if len == 0 {
-            return Ok(None);
-        }
-        let run = self.resolve(DiskOffset(range.start), len)?;
-        let source = match run.owner {
-            Owner::Here(at) => {
-                self.check_no_overlay(at, run.len)?;
-                Source::Data { layer: self.id, at }
-            }
-            Owner::Zero => Source::Zero { layer: Some(self.id) },
-            Owner::Parent => Source::Parent,
-        };
-        Ok(Some(Extent { range: range.start..range.start + run.len, source }))
-    }
-}
-
 impl Drop for Core {
     fn drop(&mut self) {
         self.budget.forget(self.id);
-        if self.recent.get().is_some() {
-            self.budget.release(RecentEntries::BYTES);
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::pins::Pins;
-use super::watch::Watch;
+use crate::answers::Invalidation;
 use crate::tables::Tables;
 
 /// What a writer feeds to those who read the image meanwhile, and what they tell it.
@@ -14,8 +14,8 @@ pub(crate) struct Feed {
     pub(crate) changed: Tables,
     /// Readers, whose places the writer gives to no other block.
     pub(crate) pins: Arc<Pins>,
-    /// Which answers about the disk are no longer right.
-    pub(crate) watch: Watch,
+    /// Drops the answers about the disk that a change makes wrong.
+    pub(crate) answers: Invalidation,
     is_frozen: AtomicBool,
 }
 

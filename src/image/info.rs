@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::core::FoundLog;
 use super::metadata::Metadata;
 use super::{CheckpointMark, Core, MergeMark};
-use crate::disk::{Disk, Geometry};
+use crate::disk::Geometry;
 use crate::error::Result;
 use crate::format::bat::PayloadState;
 use crate::format::header::Header;

@@ -13,11 +13,9 @@ mod metadata;
 mod open;
 mod pins;
 mod policy;
-mod recent;
 mod resolve;
 mod states;
 mod units;
-mod watch;
 
 pub use info::{
     BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,

@@ -1,7 +1,7 @@
 //! Opening one image: identifier, header, log, regions, metadata, block allocation table.
 
 use std::ops::Range;
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, RwLock};
 
 use uuid::Uuid;
 
@@ -10,6 +10,7 @@ use super::core::FoundLog;
 use super::foreign::named;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
+use crate::answers::AnswerKey;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
@@ -149,7 +150,7 @@ impl Start {
             budget: policy.budget.clone(),
             feed: None,
             tally: Arc::default(),
-            recent: OnceLock::new(),
+            alone: AnswerKey::new_stack(),
             readers: Default::default(),
             warnings: warnings.collect(),
             headers: RwLock::new(headers),

@@ -5,7 +5,6 @@
 use byteorder::{ByteOrder, LittleEndian};
 
 use super::Core;
-use super::recent::RecentEntries;
 use crate::answers::{Owner, SPAN_WORDS, SpanOwner};
 use crate::disk::LayerId;
 use crate::error::{Error, Result};
@@ -32,23 +31,9 @@ enum Says {
 }
 
 impl Core {
-    /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none. For an image
-    /// that is read alone: the index of a chain asks about a place once.
+    /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none.
     pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<OwnedRun> {
-        if self.recent.get().is_none() && self.feed.is_none() {
-            self.start_recent();
-        }
         self.resolve_with(FromFile, at, len)
-    }
-
-    #[cold]
-    fn start_recent(&self) {
-        if self.budget.charge(RecentEntries::BYTES)
-            && self.recent.set(RecentEntries::new()).is_err()
-        {
-            // Somebody else was faster.
-            self.budget.release(RecentEntries::BYTES);
-        }
     }
 
     /// As [`resolve`](Self::resolve), by pages from this source.
@@ -84,22 +69,12 @@ impl Core {
         source: S,
         index: BatIndex,
     ) -> Result<BatEntry, S::Stop> {
-        // A writer changes entries while others read them.
-        let is_constant = self.feed.is_none();
-        let recent = self.recent.get().filter(|_| is_constant);
-        if let Some(entry) = recent.and_then(|recent| recent.get(index)) {
-            return Ok(entry);
-        }
         if index.0 >= self.bat_entries() {
             return Err(self.bat_too_short(index).into());
         }
         let at = self.bat_entry_at(index);
         let within = (at.get() % PAGE) as usize;
-        let entry = self.table_page_with(source, at, |page| BatEntry::read(&page[within..]))?;
-        if let (Some(recent), true) = (recent, source.is_proven()) {
-            recent.put(index, entry);
-        }
-        Ok(entry)
+        self.table_page_with(source, at, |page| BatEntry::read(&page[within..]))
     }
 
     /// Entries that the table has room for.

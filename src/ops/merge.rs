@@ -15,7 +15,6 @@ use uuid::Uuid;
 use super::child::place_of;
 use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, MergeMark, MergeState};
 use crate::warning::Warning;

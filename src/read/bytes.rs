@@ -5,7 +5,6 @@ use std::io::IoSliceMut;
 use super::ask::{Run, Sink};
 use super::layers::Layers;
 use crate::answers::Answer;
-use crate::disk::check_range;
 use crate::error::Result;
 use crate::tables::FromFile;
 use crate::types::{DiskOffset, FileOffset};
@@ -17,7 +16,7 @@ impl Layers<'_> {
     pub(crate) fn read_at(self, buf: &mut [u8], offset: u64) -> Result<()> {
         let tip = self.tip();
         let len = buf.len() as u64;
-        check_range(&tip.geometry, offset, len)?;
+        tip.geometry.check_range(offset, len)?;
         let _pin = tip.pin();
         // Nearly always, and without more ado.
         if len > 0
@@ -36,7 +35,7 @@ impl Layers<'_> {
 
     pub(crate) fn read_vectored_at(self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
-        check_range(&self.tip().geometry, offset, len)?;
+        self.tip().geometry.check_range(offset, len)?;
         let _pin = self.tip().pin();
         self.read(bufs, offset, len)
     }

@@ -4,14 +4,14 @@ use std::ops::Range;
 
 use super::layers::Layers;
 use crate::answers::Answer;
-use crate::disk::{Extent, Source, check_range};
+use crate::disk::{Extent, Source};
 use crate::error::Result;
 use crate::types::DiskOffset;
 
 impl Layers<'_> {
     pub(crate) fn next_extent(self, range: Range<u64>) -> Result<Option<Extent>> {
         let len = range.end.saturating_sub(range.start);
-        check_range(&self.tip().geometry, range.start, len)?;
+        self.tip().geometry.check_range(range.start, len)?;
         if len == 0 {
             return Ok(None);
         }

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::answers::MOST_SPAN;
 use crate::counters::IndexTally;
 use crate::disk::LayerId;
 use crate::error::Error;
@@ -32,6 +33,18 @@ impl Layer {
     /// A layer about which no answers are kept.
     pub(crate) fn new(image: Arc<Core>) -> Self {
         Self { image, stack: 0, span: 0 }
+    }
+
+    /// An image that is read alone.
+    pub(crate) fn alone(image: Arc<Core>) -> Self {
+        let (stack, span) = (image.alone, MOST_SPAN.min(image.block_size().into()));
+        image.keeps_answers(stack, span);
+        Self { image, stack, span }
+    }
+
+    /// This layer, without those above and below it.
+    pub(crate) fn by_itself(&self) -> Layers<'_> {
+        Layers::new(std::slice::from_ref(self), None)
     }
 }
 

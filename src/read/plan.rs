@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::ask::{Run, Sink};
 use super::layers::Layers;
 use crate::answers::Answer;
-use crate::disk::{LayerId, check_range};
+use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins, Ticket};
 use crate::storage::Storage;
@@ -87,7 +87,7 @@ pub(crate) trait HasLayers: Send + Sync {
 /// Finds out where the bytes of a range lie.
 pub(crate) fn plan_read(of: Arc<dyn HasLayers>, range: Range<u64>) -> Result<Planned> {
     let len = range.end.saturating_sub(range.start);
-    check_range(&of.layers().tip().geometry, range.start, len)?;
+    of.layers().tip().geometry.check_range(range.start, len)?;
     let range = range.start..range.start + len;
     // Pinned before anything is looked up.
     let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(of) };

@@ -5,7 +5,7 @@ use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use crate::answers::{AnswerKey, AnswerTable};
@@ -60,7 +60,6 @@ impl Budget {
             shards: (0..shards).map(|_| RwLock::default()).collect(),
             bytes,
             answers: AnswerTable::new(bytes / 2),
-            charged: AtomicUsize::new(0),
             evicted: Count::default(),
             in_common: OnceLock::new(),
             seed: [seed.hash_one(0), seed.hash_one(1)],
@@ -163,24 +162,6 @@ impl Budget {
         any.downcast_ref().unwrap_or_else(|| unreachable!("the type is the same for all"))
     }
 
-    /// Whether an image may use so many bytes for itself. They go off the room for pages, as long as no more
-    /// than a quarter of the budget is used in that way.
-    pub(crate) fn charge(&self, bytes: usize) -> bool {
-        let most = self.0.bytes / 4;
-        let more = |charged: usize| Some(charged + bytes).filter(|sum| *sum <= most);
-        let is_charged =
-            self.0.charged.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).is_ok();
-        if is_charged {
-            self.0.trim();
-        }
-        is_charged
-    }
-
-    /// Gives back what was charged.
-    pub(crate) fn release(&self, bytes: usize) {
-        self.0.charged.fetch_sub(bytes, Ordering::Relaxed);
-    }
-
     /// Lets go of all pages of an image that is closed, and of what it is known by.
     pub(crate) fn forget(&self, image: LayerId) {
         if let Some(in_common) = self.0.in_common.get() {
@@ -200,8 +181,6 @@ struct Cache {
     shards: Vec<RwLock<Shard>>,
     bytes: usize,
     answers: Option<AnswerTable>,
-    /// Bytes that images use beside these.
-    charged: AtomicUsize,
     /// Pages let go to make room.
     evicted: Count,
     in_common: OnceLock<Box<dyn InCommon>>,
@@ -237,12 +216,11 @@ impl Cache {
         }
     }
 
-    /// What chains remember and what images use goes off the room for pages.
+    /// What is remembered of disks goes off the room for pages.
     fn pages_per_shard(&self) -> usize {
         let answers = self.answers.as_ref().map_or(0, AnswerTable::held);
         let page = PAGE as usize + OVERHEAD;
-        let used = answers + self.charged.load(Ordering::Relaxed);
-        ((self.bytes - used) / page / self.shards.len()).max(1)
+        ((self.bytes - answers) / page / self.shards.len()).max(1)
     }
 
     #[cold]
@@ -390,29 +368,6 @@ mod tests {
         look(&budget, image, 1, &mut 0);
         let answers = budget.answers().unwrap().held();
         assert!(answers + pages() * (PAGE as usize + OVERHEAD) <= BYTES);
-    }
-
-    #[test]
-    fn what_images_use_goes_off_the_room_for_pages() {
-        const BYTES: usize = 1 << 20;
-        let budget = Budget::new(BYTES);
-        let image = LayerId::unique();
-        let pages = || budget.0.shards.iter().map(|s| s.read().unwrap().pages.len()).sum::<usize>();
-        let fill = || {
-            for page in 0..=255 {
-                look(&budget, image, page, &mut 0);
-            }
-            pages() * (PAGE as usize + OVERHEAD)
-        };
-        let all = fill();
-        assert!(all > BYTES * 7 / 8, "{all} bytes");
-        assert!(budget.charge(BYTES / 8) && budget.charge(BYTES / 8));
-        assert!(!budget.charge(1), "no more than a quarter");
-        assert!(pages() * (PAGE as usize + OVERHEAD) <= BYTES * 3 / 4);
-        assert!(fill() <= BYTES * 3 / 4);
-        budget.release(BYTES / 4);
-        assert_eq!(fill(), all);
-        assert!(!Budget::new(0).charge(1));
     }
 
     #[test]

@@ -30,9 +30,6 @@ pub(crate) trait PageSource: Copy {
     /// Why there is no answer.
     type Stop: From<Error>;
 
-    /// Whether what the pages say may be remembered.
-    fn is_proven(self) -> bool;
-
     /// Applies `look` to the page that lies at `at` in the file. It was not changed in memory when the tables had
     /// this epoch.
     fn page<T>(
@@ -54,10 +51,6 @@ pub(crate) struct FromFile;
 
 impl PageSource for FromFile {
     type Stop = Error;
-
-    fn is_proven(self) -> bool {
-        true
-    }
 
     fn page<T>(
         self,
@@ -99,10 +92,6 @@ impl From<Error> for Stop {
 
 impl PageSource for FromMemory<'_> {
     type Stop = Stop;
-
-    fn is_proven(self) -> bool {
-        !self.0.has_news
-    }
 
     fn page<T>(
         self,

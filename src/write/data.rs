@@ -6,12 +6,12 @@ use super::block_locks::BlockGuard;
 use super::change_lock::Change;
 use super::payload::Payload;
 use super::space::{Contents, Freed};
-use super::tracker::{Mirror, Visible};
+use super::tracker::Mirror;
 use super::writer::Writer;
-use crate::disk::Disk;
 use crate::disk::Zeroing;
 use crate::error::Result;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
+use crate::read::Layers;
 use crate::tables::PAGE;
 use crate::tables::{Changed, PageKind};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset, MIB};
@@ -29,31 +29,26 @@ const MOST_BLOCKS: usize = 64;
 impl Writer {
     /// Writes `buf` at `offset` of an image that is read alone.
     pub(crate) fn write_at(&self, buf: &[u8], offset: u64) -> Result<()> {
-        self.write_through(buf, offset, &|buf, at| self.core.read_at(buf, at))
+        self.write_through(buf, offset, self.core.by_itself())
     }
 
     /// Makes a range of an image that is read alone read as zeros.
     pub(crate) fn write_zeroes(&self, range: Range<u64>, how: Zeroing) -> Result<()> {
-        self.zero_through(range, how, &|buf, at| self.core.read_at(buf, at))
+        self.zero_through(range, how, self.core.by_itself())
     }
 
-    /// Writes `buf` at `offset`; parts of sectors are completed with what `visible` reads.
-    pub(crate) fn write_through(
-        &self,
-        buf: &[u8],
-        offset: u64,
-        visible: Visible<'_>,
-    ) -> Result<()> {
+    /// Writes `buf` at `offset`; parts of sectors are completed with what the layers of the disk have there.
+    pub(crate) fn write_through(&self, buf: &[u8], offset: u64, disk: Layers<'_>) -> Result<()> {
         self.core.geometry().check_range(offset, buf.len() as u64)?;
         if buf.is_empty() {
             return Ok(());
         }
         let entered = self.enter(offset..offset + buf.len() as u64)?;
-        let done = self.write_entered(buf, offset, visible);
-        entered.leave(done, &|mirror| mirror.write_again(buf, offset, visible))
+        let done = self.write_entered(buf, offset, disk);
+        entered.leave(done, &|mirror| mirror.write_again(buf, offset, disk))
     }
 
-    fn write_entered(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<()> {
+    fn write_entered(&self, buf: &[u8], offset: u64, disk: Layers<'_>) -> Result<()> {
         self.begin()?;
         let sector = self.core.layout.sector_size();
         let mut at = DiskOffset(offset);
@@ -62,7 +57,7 @@ impl Writer {
             let (within, left) = (at.0 % sector, rest.len() as u64);
             let len = if within != 0 || left < sector {
                 let len = left.min(sector - within);
-                self.write_part_of_sector(&rest[..len as usize], at, visible)?;
+                self.write_part_of_sector(&rest[..len as usize], at, disk)?;
                 len
             } else {
                 self.write_sectors(rest[..(left - left % sector) as usize].into(), at)?
@@ -97,21 +92,21 @@ impl Writer {
         &self,
         range: Range<u64>,
         how: Zeroing,
-        visible: Visible<'_>,
+        disk: Layers<'_>,
     ) -> Result<()> {
         // Also where it reads as zeros already, so that nobody goes on unawares.
         self.check()?;
         let len = range.end.saturating_sub(range.start);
         self.core.geometry().check_range(range.start, len)?;
         let entered = self.enter(range.clone())?;
-        let done = self.zero_entered(&range, how, visible);
+        let done = self.zero_entered(&range, how, disk);
         entered.leave(done, &|mirror| {
-            mirror.zero_again(range.clone(), how, visible)?;
+            mirror.zero_again(range.clone(), how, disk)?;
             Ok(0)
         })
     }
 
-    fn zero_entered(&self, range: &Range<u64>, how: Zeroing, visible: Visible<'_>) -> Result<()> {
+    fn zero_entered(&self, range: &Range<u64>, how: Zeroing, disk: Layers<'_>) -> Result<()> {
         let mut at = DiskOffset(range.start);
         while at.0 < range.end {
             let block = self.core.layout.block_of(at);
@@ -123,7 +118,7 @@ impl Writer {
             if is_whole {
                 self.zero_block(block, how)?;
             } else {
-                self.zero_part(at, end - at.0, visible)?;
+                self.zero_part(at, end - at.0, disk)?;
             }
             at = DiskOffset(end);
             self.limit_changes()?;
@@ -135,7 +130,7 @@ impl Writer {
         self.change_lock.enter(range).map_err(|error| error.in_file(self.core.name()))
     }
 
-    fn write_part_of_sector(&self, buf: &[u8], at: DiskOffset, visible: Visible<'_>) -> Result<()> {
+    fn write_part_of_sector(&self, buf: &[u8], at: DiskOffset, disk: Layers<'_>) -> Result<()> {
         let sector = self.core.layout.sector_size();
         let within = (at.0 % sector) as usize;
         let start = DiskOffset(at.0 - within as u64);
@@ -143,7 +138,7 @@ impl Writer {
         // Alone: nobody else may write the sector between our reading and our writing it.
         let claimed = self.blocks.claim(block);
         let mut whole = vec![0; sector as usize];
-        visible(&mut whole, start.0)?;
+        disk.read_at(&mut whole, start.0)?;
         whole[within..within + buf.len()].copy_from_slice(buf);
         self.write_claimed(&claimed, whole[..].into(), start)
     }
@@ -396,7 +391,7 @@ impl Writer {
     }
 
     /// Zeros a part of one block, only where it does not read as zeros by itself.
-    fn zero_part(&self, at: DiskOffset, len: u64, visible: Visible<'_>) -> Result<()> {
+    fn zero_part(&self, at: DiskOffset, len: u64, disk: Layers<'_>) -> Result<()> {
         let index = self.core.layout.payload_index(self.core.layout.block_of(at));
         let is_zero = match self.core.bat_entry(index)?.payload_state() {
             PayloadState::NotPresent => !self.core.has_parent(),
@@ -414,7 +409,7 @@ impl Writer {
             let (within, left) = (at.0 % sector, end - at.0);
             let step = if within != 0 || left < sector {
                 let step = left.min(sector - within);
-                self.write_part_of_sector(&ZEROS.0[..step as usize], at, visible)?;
+                self.write_part_of_sector(&ZEROS.0[..step as usize], at, disk)?;
                 step
             } else {
                 let step = (left - left % sector).min(MIB);
@@ -457,7 +452,7 @@ impl Writer {
     /// Has forgotten what is known of bytes that another answers for, while the changed tables are still
     /// hidden: who finds in there that nothing is left to be done must not be the first to know.
     fn forget(&self, at: DiskOffset, len: u64) {
-        self.feed.watch.changed(&self.core.budget, at.0..at.0 + len);
+        self.feed.answers.changed(self.core.budget.answers(), at.0..at.0 + len);
     }
 
     fn set_entry(&self, index: BatIndex, entry: BatEntry) -> Result<()> {
@@ -531,14 +526,14 @@ impl Writer {
 }
 
 impl Mirror for Writer {
-    fn write_again(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<u64> {
+    fn write_again(&self, buf: &[u8], offset: u64, disk: Layers<'_>) -> Result<u64> {
         let sector = self.core.layout.sector_size();
         let (mut at, mut rest, mut written) = (offset, buf, 0);
         while !rest.is_empty() {
             let (within, left) = (at % sector, rest.len() as u64);
             let len = if within != 0 || left < sector {
                 let mut whole = vec![0; sector as usize];
-                visible(&mut whole, at - within)?;
+                disk.read_at(&mut whole, at - within)?;
                 self.write_whole(whole[..].into(), DiskOffset(at - within))?;
                 written += sector;
                 left.min(sector - within)
@@ -554,8 +549,8 @@ impl Mirror for Writer {
         Ok(written)
     }
 
-    fn zero_again(&self, range: Range<u64>, how: Zeroing, visible: Visible<'_>) -> Result<()> {
-        self.zero_through(range, how, visible)
+    fn zero_again(&self, range: Range<u64>, how: Zeroing, disk: Layers<'_>) -> Result<()> {
+        self.zero_through(range, how, disk)
     }
 }
 

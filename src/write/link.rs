@@ -5,7 +5,6 @@ use std::path::Path;
 use uuid::Uuid;
 
 use super::{ItemEdit, Writer};
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
 use crate::format::marks::{self, MergeMark};

@@ -11,7 +11,6 @@ use super::metadata_edit::{ItemEdit, Pages};
 use super::open::WritePolicy;
 use super::space::{Allocated, Contents, Freed};
 use super::writer::{Writer, most_dirty};
-use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::metadata::{self, ItemFlags};

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use crate::disk::Zeroing;
 use crate::error::{Error, Result};
+use crate::read::Layers;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
 /// Changes are marked by so many bytes, as long as there is room for that.
@@ -35,15 +36,12 @@ const MOST_WORDS: u64 = 1 << 16;
 /// An image in which changes are made once more.
 pub(crate) trait Mirror: Debug + Send + Sync {
     /// Writes what was written elsewhere; returns the number of bytes written. Of sectors that were written in part,
-    /// all bytes are written, as `visible` reads them there.
-    fn write_again(&self, buf: &[u8], offset: u64, visible: Visible<'_>) -> Result<u64>;
+    /// all bytes are written, as the layers of the disk have them.
+    fn write_again(&self, buf: &[u8], offset: u64, disk: Layers<'_>) -> Result<u64>;
 
     /// Makes a range read as zeros that does so elsewhere.
-    fn zero_again(&self, range: Range<u64>, how: Zeroing, visible: Visible<'_>) -> Result<()>;
+    fn zero_again(&self, range: Range<u64>, how: Zeroing, disk: Layers<'_>) -> Result<()>;
 }
-
-/// Reads bytes of the disk as its user sees them: what stands beside a part of a sector.
-pub(crate) type Visible<'a> = &'a dyn Fn(&mut [u8], u64) -> Result<()>;
 
 /// Makes a change once more in a mirror, and says how many bytes of data that took.
 pub(super) type Again<'a> = &'a dyn Fn(&dyn Mirror) -> Result<u64>;

@@ -15,6 +15,7 @@ use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Feed, Pins};
 use crate::log::LogWriter;
+use crate::read::Layer;
 use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::FileOffset;
@@ -25,7 +26,7 @@ const MOST_DIRTY: usize = 1024;
 /// What writes to an image.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    pub(super) core: Arc<Core>,
+    pub(super) core: Layer,
     pub(super) feed: Arc<Feed>,
     pub(super) file: Arc<dyn Storage>,
     pub(super) blocks: BlockLocks,
@@ -72,14 +73,14 @@ impl Writer {
             poison: OnceLock::new(),
             most_dirty: most_dirty(&core),
             tally: Arc::clone(&core.tally),
-            core,
+            core: Layer::alone(core),
             feed,
         }
     }
 
     /// The image.
     pub(crate) fn core(&self) -> &Arc<Core> {
-        &self.core
+        &self.core.image
     }
 
     /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what

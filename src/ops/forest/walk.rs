@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use super::finding::Finding;
 use super::node::{Image, Link, Node};
-use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::format::identifier::FileIdentifier;
 use crate::image::{Core, ImagePolicy, Lock, probe_identity, why_no_image};

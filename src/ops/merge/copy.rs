@@ -4,11 +4,11 @@ use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-use crate::disk::{Disk, Extent, Source, Zeroing};
+use crate::disk::{Extent, Source, Zeroing};
 use crate::error::{Error, Result};
-use crate::image::Core;
 use crate::ops::Progress;
 use crate::ops::pace::Pace;
+use crate::read::Layer;
 use crate::types::{DiskOffset, MIB};
 use crate::write::{ChangeTracker, Copier, Writer};
 
@@ -62,7 +62,7 @@ impl<'a> Meter<'a> {
 
 /// Copies what a child holds into its parent.
 pub(super) struct Copy<'a> {
-    pub(super) from: &'a Core,
+    pub(super) from: Layer,
     pub(super) to: &'a Writer,
     pub(super) copier: Copier,
     /// Tracks concurrent writes, if there may be any.
@@ -83,14 +83,14 @@ pub(super) enum Piece {
 
 /// Returns the first extent of `range`, limited to `near` unless the child defers to its parent there. A longer
 /// extent would be looked up again for each piece of it.
-pub(super) fn next_extent(image: &Core, range: Range<u64>, near: u64) -> Result<Option<Extent>> {
+pub(super) fn next_extent(image: &Layer, range: Range<u64>, near: u64) -> Result<Option<Extent>> {
     let near = near.min(range.end);
-    let extent = image.next_extent(range.start..near)?;
+    let extent = image.by_itself().next_extent(range.start..near)?;
     match &extent {
         Some(Extent { range: found, source: Source::Parent })
             if found.end == near && near < range.end =>
         {
-            image.next_extent(range)
+            image.by_itself().next_extent(range)
         }
         _ => Ok(extent),
     }
@@ -145,7 +145,7 @@ impl Copy<'_> {
         let (mut moved, mut at) = (0, range.start);
         // One block more, because the first may be partial.
         let near = |at| (at / block + 1 + ZERO_BLOCKS) * block;
-        while let Some(extent) = next_extent(self.from, at..range.end, near(at))? {
+        while let Some(extent) = next_extent(&self.from, at..range.end, near(at))? {
             let end = match Piece::of(&extent, block, size, most, ZERO_BLOCKS) {
                 Piece::Parent(end) | Piece::Zeros(end) => end,
                 Piece::Data(end) => at + meter.wait(end - at)?,
@@ -168,12 +168,12 @@ impl Copy<'_> {
     /// Returns the first offset in `range` at which the child holds something.
     pub(super) fn skip(&self, range: Range<u64>) -> Result<Option<u64>> {
         let mut at = range.start;
-        while let Some(extent) = next_extent(self.from, at..range.end, at + MIB)? {
+        while let Some(extent) = next_extent(&self.from, at..range.end, at + MIB)? {
             if extent.source != Source::Parent {
                 return Ok(Some(at));
             }
             drop(self.take(extent.range.end));
-            let again = self.from.next_extent(extent.range.clone())?;
+            let again = self.from.by_itself().next_extent(extent.range.clone())?;
             let end = match again {
                 Some(again) if again.source == Source::Parent => again.range.end,
                 _ => at,
@@ -195,14 +195,14 @@ impl Copy<'_> {
         let (mut moved, mut at) = (0, range.start);
         // Keeps the file offsets found below from being reused until they are read.
         let _pin = self.from.pin();
-        while let Some(extent) = self.from.next_extent(at..range.end)? {
+        while let Some(extent) = self.from.by_itself().next_extent(at..range.end)? {
             let Range { start, end } = extent.range;
             match extent.source {
                 Source::Parent => {}
                 Source::Zero { .. } => self.to.write_zeroes(start..end, Zeroing::MayUnmap)?,
                 Source::Data { at: place, .. } => {
                     let len = end - start;
-                    self.to.take(DiskOffset(start), len, self.from, place, &self.copier)?;
+                    self.to.take(DiskOffset(start), len, &self.from, place, &self.copier)?;
                     moved += len;
                 }
             }

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 
 use super::copy::{BATCH, PIECE, Piece, next_extent};
 use super::parameters::Merge;
 use super::states::States;
 use crate::chain::{Operation, path_of};
-use crate::disk::{Disk, Extent, Source};
+use crate::disk::{Extent, Source};
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::image::Core;
 use crate::ops::{FileChangeKind, Forecast};
+use crate::read::Layer;
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
 use crate::write::fits_entry;
 use crate::write::table_len;
@@ -57,7 +57,7 @@ pub(super) fn forecast(
     merge: &Merge,
     patience: &mut Patience<'_>,
 ) -> Result<(Forecast, u64)> {
-    let images = op.images();
+    let images: Vec<Layer> = op.images().into_iter().map(Layer::new).collect();
     let parent = &images[steps[0] + 1];
     let mut forecast = Forecast::on(op.host().as_ref(), path_of(parent)?)?;
     let blocks = steps.iter().map(|layer| u64::from(images[*layer].block_size()));
@@ -88,7 +88,7 @@ pub(super) fn forecast(
 }
 
 /// Returns by how much the parent's disk shrinks, and how many of those bytes its layers hold data for.
-fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Result<(u64, u64)> {
+fn cut(images: &[Layer], steps: &[usize], patience: &mut Patience<'_>) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
     let mut size = images[steps[0] + 1].geometry().size;
     // Each layer below, with the size up to which its data is still part of the disk.
@@ -100,7 +100,7 @@ fn cut(images: &[Arc<Core>], steps: &[usize], patience: &mut Patience<'_>) -> Re
         let mut lost = Spans::default();
         for (image, there) in below.iter_mut().filter(|(_, there)| *there > new) {
             let mut at = new;
-            while let Some(extent) = image.next_extent(at..*there)? {
+            while let Some(extent) = image.by_itself().next_extent(at..*there)? {
                 patience.look()?;
                 at = extent.range.end;
                 if let Source::Data { .. } = extent.source {
@@ -126,7 +126,7 @@ struct Needs {
 
 impl Needs {
     fn of(
-        images: &[Arc<Core>],
+        images: &[Layer],
         steps: &[usize],
         merge: &Merge,
         (batch, end): (u64, u64),
@@ -296,7 +296,7 @@ impl<'a> Parent<'a> {
     /// Moves what a child holds of `range`.
     fn pass(
         &mut self,
-        child: &Core,
+        child: &Layer,
         range: Range<u64>,
         merge: &Merge,
         patience: &mut Patience<'_>,
@@ -308,9 +308,10 @@ impl<'a> Parent<'a> {
         while at < range.end {
             patience.look()?;
             let is_rest = rest.is_some();
-            let Some(extent) = rest
-                .take()
-                .map_or_else(|| child.next_extent(at..range.end), |rest| Ok(Some(rest)))?
+            let Some(extent) = rest.take().map_or_else(
+                || child.by_itself().next_extent(at..range.end),
+                |rest| Ok(Some(rest)),
+            )?
             else {
                 break;
             };

@@ -20,10 +20,11 @@ use uuid::Uuid;
 use super::copy::{BATCH, Copy, Meter};
 use super::parameters::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
-use crate::disk::{Disk, LayerId};
+use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, MergeMark, MergeState, Moved};
 use crate::ops::child::{Removed, dangling, remove};
+use crate::read::Layer;
 use crate::types::BlockIndex;
 use crate::warning::Warning;
 use crate::write::OpenImage;
@@ -169,13 +170,8 @@ impl Step<'_> {
         let tracking = on.is_live.then(|| Tracking(&on.child));
         let copier = Copier::new(self.merge.share);
         let passed = Cell::new(0);
-        let copy = Copy {
-            from: on.child.core(),
-            to: &on.parent,
-            copier,
-            tracker: tracker.clone(),
-            passed,
-        };
+        let from = Layer::new(Arc::clone(on.child.core()));
+        let copy = Copy { from, to: &on.parent, copier, tracker: tracker.clone(), passed };
         let size = on.child.core().geometry().size;
         let copied = (|| {
             let moved = match self.merge.low_space {

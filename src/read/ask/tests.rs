@@ -47,10 +47,6 @@ struct Before<'a>(LayerId, &'a dyn Fn());
 impl PageSource for Before<'_> {
     type Stop = crate::Error;
 
-    fn is_proven(self) -> bool {
-        true
-    }
-
     fn page<T>(
         self,
         file: &impl TableFile,

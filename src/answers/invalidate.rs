@@ -1,39 +1,38 @@
-//! What a chain that keeps answers about the image must know of its changes.
+//! Invalidates answers about a disk when its tip changes.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use crate::answers::AnswerKey;
-use crate::tables::Budget;
+use super::table::{AnswerKey, AnswerTable};
 
 /// Questions in a row that must come without a change between them before answers are worth keeping.
 const QUIET: u64 = 8;
 
-/// Counts the changes in who answers for a place, and has the answers forgotten that they concern.
+/// Counts the changes in which layer has some bytes, and drops the answers that each makes wrong.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
-    /// What answers are kept under, and the bytes that each is about. More than one only while a chain changes
-    /// from one stack of layers to another.
+pub(crate) struct Invalidation {
+    /// The stacks that answers are kept for, and the bytes that each is about.
     kept: RwLock<Vec<(u64, u64)>>,
     changes: AtomicU64,
-    /// The number of changes at the last question that no answer was known to, and such questions since.
+    /// The number of changes at the last question that had no answer, and such questions since.
     seen: AtomicU64,
     questions: AtomicU64,
 }
 
-impl Watch {
-    pub(crate) fn start(&self, stack: u64, span: u64) {
+impl Invalidation {
+    /// Drops answers for this stack too, about spans of this length, from the next change on.
+    pub(crate) fn add(&self, stack: u64, span: u64) {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         if !kept.contains(&(stack, span)) {
             kept.push((stack, span));
         }
     }
 
-    /// Nobody asks for what is kept under other numbers any more.
-    pub(crate) fn only(&self, stack: u64) {
+    /// Drops answers for these stacks alone: nobody asks for those of others any more.
+    pub(crate) fn keep_only(&self, stacks: &[u64]) {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(other, _)| *other == stack);
+        kept.retain(|(stack, _)| stacks.contains(stack));
     }
 
     /// A number that rises with each change.
@@ -50,14 +49,14 @@ impl Watch {
         self.questions.fetch_add(1, Ordering::Relaxed) >= QUIET
     }
 
-    /// Has forgotten what was known of these bytes of the disk: the tables say something else by now, which
-    /// nobody has seen yet. Who found something out before the number rose either kept it before that and
-    /// it goes, or does not keep it.
-    pub(crate) fn changed(&self, budget: &Budget, bytes: Range<u64>) {
+    /// Drops the answers about these bytes of the disk. The tables say something else by now, and no reader has seen
+    /// that yet. A reader who found an answer before the number rose either kept it before that, and it is dropped,
+    /// or does not keep it.
+    pub(crate) fn changed(&self, answers: Option<&AnswerTable>, bytes: Range<u64>) {
         let count = || _ = self.changes.fetch_add(1, Ordering::AcqRel);
-        // Held until the number has risen: what is kept under a stack that comes later is found out later.
+        // Held until the number has risen: answers for a stack that is added later are found later.
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(answers) = budget.answers().filter(|_| !kept.is_empty()) else { return count() };
+        let Some(answers) = answers.filter(|_| !kept.is_empty()) else { return count() };
         let keys = kept.iter().flat_map(|(stack, span)| {
             let numbers = bytes.start / span..bytes.end.div_ceil(*span);
             numbers.filter_map(|number| AnswerKey::new(*stack, number))
