@@ -1,5 +1,5 @@
-//! The program's main reading job, done on a real chain: the tree of a folder, every layer of a tip, and
-//! the flat disk, whose checksum must be the one that other readers agreed on.
+//! Reads a real chain with the program: the tree of its folder, all layers of its tip, and the flat disk, whose checksum
+//! must be the one that other readers computed.
 //!
 //! ```sh
 //! cargo run --release -p avhdx-cli --example tour
@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use avhdx_testkit::images;
 
-/// A chain by DiscUtils whose parents lie in other folders.
+/// A chain by DiscUtils, with its parents in other folders.
 const CHAIN: &str = "dirs";
 const TIP: &str = "users/tip.vhdx";
 

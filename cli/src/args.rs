@@ -1,6 +1,7 @@
 //! Arguments and flags that several verbs share.
 
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use avhdx::storage::{Host, LocalHost, Storage};
@@ -23,6 +24,13 @@ pub(crate) struct ImageArg {
     /// The image, or a point in time of its chain: IMAGE@-1, IMAGE@base, IMAGE@NAME, IMAGE@GUIDPREFIX.
     #[arg(value_name = "IMAGE")]
     pub(crate) image: OsString,
+}
+
+impl ImageArg {
+    /// The argument as text.
+    pub(crate) fn name(&self) -> String {
+        self.image.to_string_lossy().into_owned()
+    }
 }
 
 /// The format of an input. Never probed: a guest can write any header to its own disk.
@@ -49,6 +57,34 @@ impl CopyFormat {
             Self::VhdxFixed => "vhdx-fixed",
         }
     }
+}
+
+/// A range of the disk.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RangeFlags {
+    /// The offset on the disk.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    pub(crate) offset: u64,
+    /// The number of bytes.
+    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    pub(crate) length: u64,
+}
+
+impl RangeFlags {
+    /// The range, on a disk of `size` bytes.
+    pub(crate) fn within(&self, size: u64) -> Result<Range<u64>, Failure> {
+        range(self.offset, self.length, size)
+    }
+}
+
+/// The range of `length` bytes at `offset`. Refuses a range past the end of a disk of `size` bytes.
+pub(crate) fn range(offset: u64, length: u64, size: u64) -> Result<Range<u64>, Failure> {
+    let end = offset.checked_add(length).filter(|end| *end <= size);
+    end.map(|end| offset..end).ok_or_else(|| {
+        let message =
+            format!("{length} bytes at {offset} do not lie within the disk of {size} bytes");
+        Failure::usage("disk.out-of-range", message)
+    })
 }
 
 /// Where parents come from.

@@ -12,13 +12,13 @@ use clap::value_parser;
 use serde_json::{Value, json};
 
 use crate::args::{ImageArg, ReadFlags};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
-use crate::table::Table;
+use crate::table::TextTable;
 use crate::values;
 use crate::writing::WritableImage;
-use places::{Limit, Place, data, pages, pieces};
+use places::{Limit, Sample, data, pages, pieces};
 
 /// Measure how fast a chain is read, beside bare reads of the same bytes from its files.
 ///
@@ -62,7 +62,7 @@ impl Args {
     }
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     // First, so that a refused write is reported at once.
     let (argument, writes) = match args.write {
         true => measure_writes(&args, console)?,
@@ -75,8 +75,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     let pages = places::warm(&chain, pages(&data, size, args.seed), limit)?;
     let pieces = places::warm(&chain, pieces(&data, size), limit)?;
     let before = chain.counters();
-    let row = |places: &[Place], at_once| {
-        let longest = places.iter().map(Place::len).max().unwrap_or_default();
+    let row = |places: &[Sample], at_once| {
+        let longest = places.iter().map(Sample::len).max().unwrap_or_default();
         let mut buf = vec![0; longest];
         row((places.len(), longest), limit, at_once, 3, |contender, i| match contender {
             0 => Ok(chain.read_at(&mut buf[..places[i].len()], places[i].range.start)?),
@@ -85,7 +85,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     };
     let report = json!({
         "schema": "avhdx.bench/1",
-        "image": args.image.image.to_string_lossy(),
+        "image": args.image.name(),
         "layers": chain.layers().len(),
         "virtual_size": size,
         "looked_at": end,
@@ -103,15 +103,15 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         true => console.document(&report)?,
         false => print("Benchmark", &report, console)?,
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 /// Writes data back to its place. Also returns the path of the image: its identity, which may have selected it, changes.
 fn measure_writes(args: &Args, console: &mut Console) -> Result<(OsString, Value), Failure> {
-    let (argument, flags) = (&args.image.image, args.opening.writing());
+    let flags = args.opening.writing();
     let options = flags.options()?.budget(args.budget());
-    let image = WritableImage::open_with(argument, &flags, &options, console, |_| Ok(()))?;
-    let path = image.chain().tip().path().map_or(argument.clone(), |path| path.into());
+    let image = WritableImage::open_with(&args.image, &flags, &options, console, |_| Ok(()))?;
+    let path = image.chain().tip().path().map_or(args.image.image.clone(), |path| path.into());
     match write_rows(args, &image, console) {
         Ok(rows) => image.close().map(|()| (path, rows)),
         Err(failure) => Err(image.close_after(failure)),
@@ -230,7 +230,7 @@ fn counters(counters: &Counters) -> Value {
 
 /// Prints an object as a table, and the objects in it after that.
 fn print(title: &str, object: &Value, console: &mut Console) -> Result<(), Failure> {
-    let (mut table, mut inner) = (Table::fields(title), Vec::new());
+    let (mut table, mut inner) = (TextTable::fields(title), Vec::new());
     for (name, value) in object.as_object().into_iter().flatten() {
         let name = name.replace('_', " ");
         match value {

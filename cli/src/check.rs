@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::args::{ImageArg, ReadFlags};
 use crate::facts::report::found_by;
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
 use crate::text::{count, size};
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Shared);
     let report = Check::new().options(options).alone(args.layer).run(path)?;
@@ -38,7 +38,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     } else {
         text(&report, console)?;
     }
-    Ok(if report.is_sound() { Answer::Yes } else { Answer::No })
+    Ok(if report.is_sound() { Reply::Yes } else { Reply::No })
 }
 
 fn document(report: &Report) -> Value {

@@ -6,7 +6,7 @@ use avhdx::ops::Checkpoint;
 use serde_json::json;
 
 use crate::args::{self, ImageArg, LossFlags, OperationFlags};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::loss;
 use crate::operation::{self, Subject};
 use crate::output::Console;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     loss: LossFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let mut checkpoint = Checkpoint::new();
     if let Some(label) = &args.label {
         checkpoint = checkpoint.label(label);
@@ -54,13 +54,13 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     let options = args.opening.options()?;
     let inspected = Subject::inspect(&args.image.image, &options)?;
     if inspected.point()?.is_some_and(|point| point.id != inspected.tip().id) {
-        return Err(writing::below_the_tip(&args.image.image));
+        return Err(writing::below_the_tip(&args.image));
     }
     if args.dry_run {
         inspected.warn(&options, console)?;
         let forecast = checkpoint.forecast(&inspected.chain)?;
         operation::print_forecast("avhdx.checkpoint/1", &forecast, console)?;
-        return Ok(Answer::Yes);
+        return Ok(Reply::Yes);
     }
     // An operation that will be refused must neither replay a log nor accept a loss.
     if args.loss.accept_loss || inspected.is_log_pending() {
@@ -94,5 +94,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         console.line(format!("  point in time  {}{called}", frozen.name))?;
     }
     operation::refuse_lost_name(&made.warnings, Some(&made.path), None)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }

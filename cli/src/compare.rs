@@ -6,10 +6,10 @@ use avhdx::ops::{Compare, Comparison};
 use serde_json::json;
 
 use crate::args::{Format, ReadFlags};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
-use crate::progress::Meter;
+use crate::progress::ProgressMeter;
 use crate::text::size;
 
 /// Compare two disks and print where they first differ.
@@ -37,10 +37,10 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let a = Input::open(&args.a, args.format, &args.opening, console)?;
     let b = Input::open(&args.b, args.other_format, &args.opening, console)?;
-    let mut meter = Meter::new(console);
+    let mut meter = ProgressMeter::new(console);
     let found = Compare::new().run(a.disk(), b.disk(), &mut |now| meter.report(now));
     drop(meter);
     let found = found?;
@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
             console.line(line)?;
         }
     }
-    Ok(if equal { Answer::Yes } else { Answer::No })
+    Ok(if equal { Reply::Yes } else { Reply::No })
 }
 
 fn object(found: &Comparison, equal: bool) -> serde_json::Value {

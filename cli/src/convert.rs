@@ -9,11 +9,11 @@ use avhdx::storage::LocalHost;
 use serde_json::json;
 
 use crate::args::{self, CopyFormat, Format, ImageArg, NewImageFlags, ReadFlags, ReplaceFlags};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
 use crate::new_file::NewFile;
 use crate::output::Console;
-use crate::progress::Meter;
+use crate::progress::ProgressMeter;
 use crate::text::{size, units};
 use crate::values;
 
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let is_raw = args.output_format == CopyFormat::Raw;
     if is_raw && (args.new_image.is_given() || args.log_size.is_some()) {
         let message =
@@ -69,7 +69,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     file.publish(console)?;
     console.done();
     copy.print(&args, console)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 /// A finished copy.
@@ -79,13 +79,13 @@ struct Copied {
     block_size: Option<u32>,
 }
 
-fn stream(input: &Input, console: &Console) -> Result<Answer, Failure> {
-    let mut meter = Meter::new(console);
+fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
+    let mut meter = ProgressMeter::new(console);
     let mut out = io::stdout().lock();
     let done = Export::new().stream(input.disk(), &mut out, &mut |now| meter.report(now));
     drop(meter);
     done.map_err(stdout_failure)?;
-    out.flush().map(|()| Answer::Yes).map_err(|error| Failure::stdout(&error))
+    out.flush().map(|()| Reply::Yes).map_err(|error| Failure::stdout(&error))
 }
 
 fn raw_copy(
@@ -94,7 +94,7 @@ fn raw_copy(
     target: &Path,
     console: &Console,
 ) -> Result<Copied, Failure> {
-    let (mut meter, to) = (Meter::new(console), file.storage().as_ref());
+    let (mut meter, to) = (ProgressMeter::new(console), file.storage().as_ref());
     let done = Export::new().run(input.disk(), to, &mut |now| meter.report(now));
     drop(meter);
     let exported = done.map_err(|error| copy_failure(error, target))?;
@@ -110,7 +110,7 @@ fn image_copy(
     let options = image_options(input, args, console)?;
     let image = options.create_draft(&LocalHost, file.draft());
     let image = image.map_err(|error| file.failure(error))?;
-    let mut meter = Meter::new(console);
+    let mut meter = ProgressMeter::new(console);
     let done = Export::new().onto(input.disk(), &image, &mut |now| meter.report(now));
     drop(meter);
     let done = done.and_then(|exported| image.close().map(|()| exported));

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::args::{self, ChainFlags, NewImageFlags, ReplaceFlags};
 use crate::facts::report::kind;
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::new_file::NewFile;
 use crate::output::Console;
@@ -54,7 +54,7 @@ pub(crate) struct Args {
     chain: ChainFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let parent = match &args.parent {
         Some(argument) => Some(open_parent(argument, &args, console)?),
         None => None,
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     file.publish(console)?;
     console.done();
     made.print(&args.out, console)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 /// Opens the parent with its whole chain: a child of an unreadable chain is useless.

@@ -2,13 +2,11 @@
 
 use serde_json::json;
 
-use crate::args::{ImageArg, WriteFlags};
-use crate::failure::{Answer, Failure};
-use crate::input::range;
+use crate::args::{ImageArg, RangeFlags, WriteFlags};
+use crate::failure::{Failure, Reply};
 use crate::output::Console;
 use crate::text::size;
-use crate::values;
-use crate::writing::WritableImage;
+use crate::writing::change_range;
 
 /// Mark a range of the disk as unused: it reads as zeros, never as the parent's data.
 ///
@@ -17,32 +15,25 @@ use crate::writing::WritableImage;
 pub(crate) struct Args {
     #[command(flatten)]
     image: ImageArg,
-    /// The offset on the disk.
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
-    offset: u64,
-    /// The number of bytes to discard.
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
-    length: u64,
+    #[command(flatten)]
+    range: RangeFlags,
     #[command(flatten)]
     writing: WriteFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
-    let within = |size| range(args.offset, args.length, size).map(drop);
-    let image = WritableImage::open(&args.image.image, &args.writing, console, within)?;
-    let range = range(args.offset, args.length, image.size())?;
-    let name = image.name();
-    image.change_range(range, console, |disk, range| disk.discard(range))?;
-    console.done();
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let Args { image, range, writing } = &args;
+    change_range(image, range, writing, console, |disk, range| disk.discard(range))?;
+    let (name, RangeFlags { offset, length }) = (image.name(), range);
     if console.is_json() {
         console.document(&json!({
             "schema": "avhdx.discard/1",
             "image": name,
-            "offset": args.offset,
-            "length": args.length,
+            "offset": offset,
+            "length": length,
         }))?;
     } else {
-        console.line(format!("{name}: {} discarded at {}", size(args.length), args.offset))?;
+        console.line(format!("{name}: {} discarded at {offset}", size(*length)))?;
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }

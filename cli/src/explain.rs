@@ -5,7 +5,7 @@ use avhdx::{Disk, Lock};
 use serde_json::{Value, json};
 
 use crate::args::{ImageArg, ReadFlags};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
 use crate::values;
@@ -22,7 +22,7 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let chain = input::chain(&args.image.image, &args.opening, Lock::Shared, console)?;
     let explanation = Explain::new(args.offset).run(&chain)?;
     let mut byte = [0];
@@ -35,7 +35,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     }
     // The explanation shows where the read failed, the error why.
     read?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 fn object(explanation: &Explanation, value: Option<u8>) -> Value {

@@ -24,7 +24,7 @@ pub(crate) enum Exit {
 
 /// The answer of a verb that succeeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum Reply {
     Yes,
     No,
     /// The verb succeeded on an image that had lost data, with the user's consent.
@@ -41,7 +41,7 @@ pub(crate) struct Failure {
     facts: Box<Map<String, Value>>,
     cause: Option<String>,
     advice: Box<Advice>,
-    /// The reader of standard output is gone: nothing is printed.
+    /// Standard output is a closed pipe: nothing is printed.
     silent: bool,
 }
 
@@ -61,7 +61,7 @@ impl Exit {
     }
 }
 
-impl Answer {
+impl Reply {
     pub(crate) fn code(self) -> ExitCode {
         match self {
             Self::Yes => Exit::Yes.code(),
@@ -94,7 +94,7 @@ impl Failure {
         Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, message) }
     }
 
-    /// Standard output failed. A reader that is gone is no error.
+    /// Standard output failed. A closed pipe is not an error.
     pub(crate) fn stdout(error: &io::Error) -> Self {
         let is_gone = error.kind() == io::ErrorKind::BrokenPipe;
         let exit = if is_gone { Exit::Yes } else { Exit::Io };

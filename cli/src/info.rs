@@ -5,9 +5,9 @@ use std::path::Path;
 use avhdx::{ErrorKind, Followed, Lock, LogPolicy, OpenOptions, VhdxFile};
 
 use crate::args::{ImageArg, Log, ReadFlags};
-use crate::facts::report::{LayerFacts, Report};
+use crate::facts::report::{ChainReport, LayerFacts};
 use crate::facts::{json, print};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
 use crate::parents;
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Try);
     let (tip, log_failure) = open(&path, &options, args.opening.log())?;
@@ -37,7 +37,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     let depth = layers.len();
     let parent = layers.get(1).map(|(layer, _)| (layer.name.clone(), layer.found_by));
     let broken = broken.map(|error| parents::failure(error, &path, &options));
-    let mut report = Report { layers: Vec::new(), depth, parent, broken };
+    let mut report = ChainReport { layers: Vec::new(), depth, parent, broken };
     for (layer, image) in layers.into_iter().take(wanted) {
         let in_use = in_use(layer.id);
         report.layers.push(LayerFacts::of(layer, &image, in_use));
@@ -57,9 +57,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         (None, Some(failure)) if args.chain => Err(failure),
         (None, Some(failure)) => {
             console.warn("chain.broken", failure.message());
-            Ok(Answer::Yes)
+            Ok(Reply::Yes)
         }
-        (None, None) => Ok(Answer::Yes),
+        (None, None) => Ok(Reply::Yes),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Opens the disk that an argument names.
 
 use std::ffi::OsStr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -159,14 +158,4 @@ fn raw(path: &Path) -> Result<Input, Failure> {
         });
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
-}
-
-/// The range of `length` bytes at `offset`. Refuses a range past the end of a disk of `size` bytes.
-pub(crate) fn range(offset: u64, length: u64, size: u64) -> Result<Range<u64>, Failure> {
-    let end = offset.checked_add(length).filter(|end| *end <= size);
-    end.map(|end| offset..end).ok_or_else(|| {
-        let message =
-            format!("{length} bytes at {offset} do not lie within the disk of {size} bytes");
-        Failure::usage("disk.out-of-range", message)
-    })
 }

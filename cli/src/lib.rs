@@ -66,7 +66,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use failure::{Answer, Exit, Failure};
+use failure::{Exit, Failure, Reply};
 use output::Console;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
@@ -120,7 +120,7 @@ enum Verb {
 }
 
 impl Verb {
-    fn run(self, console: &mut Console) -> Result<Answer, Failure> {
+    fn run(self, console: &mut Console) -> Result<Reply, Failure> {
         match self {
             Self::Info(args) => info::run(args, console),
             Self::Tree(args) => tree::run(args, console),
@@ -160,8 +160,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             interrupt::arm(cli.json);
             let done = cli.verb.run(&mut console).and_then(|answer| {
                 console.flush()?;
-                let is_lossy = answer == Answer::Yes && console.has_losses();
-                Ok(if is_lossy { Answer::Losses } else { answer })
+                let is_lossy = answer == Reply::Yes && console.has_losses();
+                Ok(if is_lossy { Reply::Losses } else { answer })
             });
             let done = done.map_err(|failure| match console.is_repaired() {
                 true => failure.also("the image was repaired before, with your consent"),
@@ -188,7 +188,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn print_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
     let printed = error.print();
     if !error.use_stderr() {
-        // A reader that is gone is no error.
+        // A closed pipe is not an error.
         drop(printed);
         return Exit::Yes.code();
     }

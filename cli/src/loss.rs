@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::args::LossFlags;
 use crate::failure::Failure;
 use crate::output::Console;
-use crate::table::Table;
+use crate::table::TextTable;
 use crate::text::size;
 
 /// Repairs the image if the flags allow it. Prints the losses first.
@@ -53,7 +53,7 @@ fn print(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Fai
     if console.is_json() {
         return Ok(());
     }
-    let mut table = Table::new("Losses", &[">offset", ">bytes", "what", ">file offset"]);
+    let mut table = TextTable::new("Losses", &[">offset", ">bytes", "what", ">file offset"]);
     for Loss { range, kind, at, .. } in &losses.list {
         let len = range.end - range.start;
         table.row([range.start.to_string(), len.to_string(), what(*kind).into(), at.to_string()]);

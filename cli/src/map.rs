@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use avhdx::{DiskExt, Extent, LayerId, Source};
 use serde_json::{Value, json};
 
-use crate::args::{Format, ImageArg, ReadFlags};
-use crate::failure::{Answer, Failure};
-use crate::input::{Input, range};
+use crate::args::{Format, ImageArg, ReadFlags, range};
+use crate::failure::{Failure, Reply};
+use crate::input::Input;
 use crate::output::Console;
 use crate::values;
 
@@ -40,7 +40,7 @@ struct MapLayer {
     has_parent: bool,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let size = input.disk().geometry().size;
     let length = args.length.unwrap_or(size.saturating_sub(args.offset));
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
             console.line(line(&extent, layer, width))?;
         }
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {

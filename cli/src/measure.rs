@@ -5,7 +5,7 @@ use clap::ValueEnum;
 use serde_json::json;
 
 use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
 use crate::text::size;
@@ -29,7 +29,7 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let block_size = u32::try_from(args.block_size)
         .map_err(|_| Failure::usage("measure.block-size", "--block-size can be at most 256M"))?;
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
@@ -55,7 +55,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
             console.line(format!("  fully allocated  {}", size(needed.fully_allocated)))?;
         }
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 fn object(rows: &[(CopyFormat, Needed)], input: &Input, block_size: u32) -> serde_json::Value {

@@ -10,7 +10,7 @@ use avhdx::{Layer, LayerId, MergeState, OpenOptions};
 use serde_json::json;
 
 use crate::args::{LossFlags, OperationFlags};
-use crate::failure::{Answer, Exit, Failure};
+use crate::failure::{Exit, Failure, Reply};
 use crate::loss;
 use crate::next;
 use crate::operation::{self, Subject, paths};
@@ -61,7 +61,7 @@ pub(crate) struct Args {
     loss: LossFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = opening(&args)?.unfinished(args.resume);
     let image = if args.resume { unfinished(&args)? } else { args.image.clone() };
     let inspected = Subject::inspect(&image, &options)?;
@@ -71,7 +71,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         let forecast = merge.forecast(&inspected.chain)?;
         operation::print_forecast("avhdx.merge/1", &forecast, console)
             .map_err(|failure| suggest_low_space(failure, &merge, &inspected, &args))?;
-        return Ok(Answer::Yes);
+        return Ok(Reply::Yes);
     }
     // An operation that will be refused must neither replay a log nor accept a loss.
     if args.loss.accept_loss || inspected.is_log_pending() {
@@ -112,7 +112,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     operation::refuse_lost_name(&merged.warnings, child.path.as_deref(), merged.tip.as_deref())?;
     let resume = child.path.map(|child| with_parents("merge --resume", &child));
     operation::refuse_leftover(&merged.warnings, resume)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 /// The requested merge, and its child.

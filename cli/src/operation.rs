@@ -18,8 +18,8 @@ use crate::output::Console;
 use crate::parents;
 use crate::point::{Point, folder_of};
 use crate::points::Points;
-use crate::progress::Meter;
-use crate::table::Table;
+use crate::progress::ProgressMeter;
+use crate::table::TextTable;
 use crate::text::size;
 use crate::typed;
 
@@ -145,7 +145,7 @@ pub(crate) fn run<T>(
 ) -> Result<T, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     *in_progress() = InProgress::Operation(Arc::clone(&stop));
-    let mut meter = Meter::of_operation(console);
+    let mut meter = ProgressMeter::of_operation(console);
     let done = operation(&mut |progress| match stop.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
         false => meter.report(progress),
@@ -207,8 +207,8 @@ pub(crate) fn print_forecast(
     Ok(forecast.check()?)
 }
 
-fn table(forecast: &Forecast) -> Table {
-    let mut table = Table::fields("Forecast (nothing is changed)");
+fn table(forecast: &Forecast) -> TextTable {
+    let mut table = TextTable::fields("Forecast (nothing is changed)");
     table.field("read", size(forecast.read));
     table.field("written", size(forecast.written));
     table.field("freed", size(forecast.freed));

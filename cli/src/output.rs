@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::failure::Failure;
 use crate::render;
-use crate::table::Table;
+use crate::table::TextTable;
 use crate::text::printable;
 
 /// Where answers, warnings and errors go.
@@ -61,7 +61,7 @@ impl Console {
     }
 
     /// Writes a table and an empty line.
-    pub(crate) fn table(&mut self, table: Table) -> Result<(), Failure> {
+    pub(crate) fn table(&mut self, table: TextTable) -> Result<(), Failure> {
         for line in table.lines() {
             self.line(line)?;
         }
@@ -146,7 +146,7 @@ impl Console {
     }
 }
 
-/// Prints a failure on standard error. Leaves standard output alone: another thread may hold its lock.
+/// Prints a failure on standard error. Does not touch standard output: another thread may hold its lock.
 pub(crate) fn complain(failure: &Failure, json: bool) {
     let text = match json {
         true => render::json(failure).map(|object| object.to_string()),

@@ -3,7 +3,7 @@
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::output::Console;
 
 /// Print a completion script for a shell.
@@ -24,18 +24,18 @@ pub(crate) fn completions(
     args: CompletionsArgs,
     mut command: Command,
     console: &mut Console,
-) -> Result<Answer, Failure> {
+) -> Result<Reply, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut command, "avhdx", &mut script);
     console.bytes(&script)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 pub(crate) fn man(
     args: ManArgs,
     mut command: Command,
     console: &mut Console,
-) -> Result<Answer, Failure> {
+) -> Result<Reply, Failure> {
     command.build();
     if let Some(verb) = args.verb {
         let found = command.get_subcommands().find(|sub| sub.get_name() == verb);
@@ -48,5 +48,5 @@ pub(crate) fn man(
         .render(&mut page)
         .map_err(|error| Failure::io("man.render", "cannot write the page", &error))?;
     console.bytes(&page)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }

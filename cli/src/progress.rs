@@ -14,13 +14,13 @@ use crate::output::{Console, is_watched};
 const INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(crate) enum Meter {
+pub(crate) enum ProgressMeter {
     Silent,
     Bar(ProgressBar),
     Lines { last: Option<Instant> },
 }
 
-impl Meter {
+impl ProgressMeter {
     pub(crate) fn new(console: &Console) -> Self {
         if console.is_json() {
             return Self::Lines { last: Some(Instant::now()) };
@@ -73,7 +73,7 @@ impl Meter {
     }
 }
 
-impl Drop for Meter {
+impl Drop for ProgressMeter {
     fn drop(&mut self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();

@@ -1,8 +1,8 @@
 //! `avhdx read`: prints bytes of the disk.
 
-use crate::args::{Format, ImageArg, ReadFlags};
-use crate::failure::{Answer, Failure};
-use crate::input::{self, Input, range};
+use crate::args::{Format, ImageArg, ReadFlags, range};
+use crate::failure::{Failure, Reply};
+use crate::input::{self, Input};
 use crate::output::Console;
 use crate::values;
 
@@ -26,7 +26,7 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let disk = input.disk();
     input::refuse_own_output(disk)?;
@@ -40,5 +40,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         console.bytes(piece)?;
         at += piece.len() as u64;
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }

@@ -7,7 +7,7 @@ use avhdx::ops::Relink;
 use serde_json::json;
 
 use crate::args::ParentFlags;
-use crate::failure::{Answer, Exit, Failure};
+use crate::failure::{Exit, Failure, Reply};
 use crate::output::Console;
 use crate::text::count;
 
@@ -30,7 +30,7 @@ pub(crate) struct Args {
     parents: ParentFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let relink =
         Relink::folder(&args.places).recursive(!args.not_below).parents(args.parents.source());
     let relinked = if args.dry_run { relink.plan()? } else { relink.run()? };
@@ -81,8 +81,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         console.warn(error.code(), &format!("{error}{}", cause.unwrap_or_default()));
     }
     match (relinked.refused.len(), relinked.unread.is_empty()) {
-        (0, true) => Ok(Answer::Yes),
-        (0, false) => Ok(Answer::No),
+        (0, true) => Ok(Reply::Yes),
+        (0, false) => Ok(Reply::No),
         (refused, _) => {
             let images = count(refused, "image");
             let message = format!("{images} not changed: the parent is missing or ambiguous");

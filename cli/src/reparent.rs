@@ -4,7 +4,7 @@ use avhdx::ops::{Pace, Reparent};
 use serde_json::json;
 
 use crate::args::{ChainFlags, ImageArg, with_children};
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::input::{self, Resolved};
 use crate::operation;
 use crate::output::Console;
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     chain: ChainFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.chain.options().orphan_children(args.orphan_children);
     let options = with_children(options, &args.children_in)?;
     // The image's own chain need not open.
@@ -59,7 +59,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     if args.dry_run {
         let forecast = reparent.forecast(&image)?;
         operation::print_forecast("avhdx.reparent/1", &forecast, console)?;
-        return Ok(Answer::Yes);
+        return Ok(Reply::Yes);
     }
     let done = operation::run(console, |on| reparent.run(&image, on))?;
     console.warnings(&done.warnings);
@@ -82,5 +82,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
             unproven => console.line(format!("  {} not compared", size(unproven)))?,
         }
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }

@@ -7,7 +7,7 @@ use avhdx::ops::Revert;
 use serde_json::json;
 
 use crate::args::OperationFlags;
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::values;
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     opening: OperationFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?;
     let inspected = Subject::inspect(&args.image, &options)?;
     let Some(point) = inspected.point()? else {
@@ -52,7 +52,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         inspected.warn(&options, console)?;
         let forecast = revert_to(point.id, &args).forecast(&inspected.chain)?;
         operation::print_forecast("avhdx.revert/1", &forecast, console)?;
-        return Ok(Answer::Yes);
+        return Ok(Reply::Yes);
     }
     // An operation that will be refused must not replay a log.
     if inspected.is_log_pending() {
@@ -88,7 +88,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     }
     operation::refuse_lost_name(&made.warnings, Some(&made.path), None)?;
     operation::refuse_leftover(&made.warnings, None)?;
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 fn revert_to(point: LayerId, args: &Args) -> Revert {

@@ -4,7 +4,7 @@ use crate::text::printable;
 
 /// A title and rows below it.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub(crate) struct TextTable {
     title: String,
     /// Which columns are aligned to the right.
     right: Vec<bool>,
@@ -12,7 +12,7 @@ pub(crate) struct Table {
     remarks: Vec<String>,
 }
 
-impl Table {
+impl TextTable {
     /// A table with a header row; a column whose name starts with `>` is aligned to the right.
     pub(crate) fn new(title: &str, columns: &[&str]) -> Self {
         let names = columns.iter().map(|name| name.trim_start_matches('>').to_owned());

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use avhdx::ops::forest::Forest;
 
 use crate::args::ParentFlags;
-use crate::failure::{Answer, Failure};
+use crate::failure::{Failure, Reply};
 use crate::output::Console;
 use names::Names;
 
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     parents: ParentFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let forest = Forest::scan(&args.places, &args.parents.source())?;
     let names = Names::new(&forest, &args.places);
     if console.is_json() {
@@ -46,5 +46,5 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
         advice::print(&names, console)?;
     }
     let is_sound = forest.findings().iter().all(|finding| !finding.is_fault());
-    Ok(if is_sound { Answer::Yes } else { Answer::No })
+    Ok(if is_sound { Reply::Yes } else { Reply::No })
 }

@@ -4,11 +4,10 @@ use std::io::{self, Read};
 
 use serde_json::json;
 
-use crate::args::{ImageArg, WriteFlags};
-use crate::failure::{Answer, Failure};
-use crate::input::range;
+use crate::args::{ImageArg, WriteFlags, range};
+use crate::failure::{Failure, Reply};
 use crate::output::Console;
-use crate::progress::Meter;
+use crate::progress::ProgressMeter;
 use crate::text::size;
 use crate::values;
 use crate::writing::WritableImage;
@@ -31,23 +30,23 @@ pub(crate) struct Args {
     writing: WriteFlags,
 }
 
-pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> {
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let input = io::stdin().lock();
     let known = known_length(&input)?;
-    let named = args.image.image.to_string_lossy();
+    let name = args.image.name();
     let fits = |size| {
         range(args.offset, 0, size)?;
         match known {
             Some(length) if length > size - args.offset => {
-                Err(too_long(&named, size - args.offset, args.offset, known))
+                Err(too_long(&name, size - args.offset, args.offset, known))
             }
             _ => Ok(()),
         }
     };
-    let image = WritableImage::open(&args.image.image, &args.writing, console, fits)?;
+    let image = WritableImage::open(&args.image, &args.writing, console, fits)?;
     let mut written = 0;
-    let mut meter = known.map(|length| (Meter::new(console), length));
-    let done = copy(input, &image, args.offset, &mut |so_far| {
+    let mut meter = known.map(|length| (ProgressMeter::new(console), length));
+    let done = copy(input, &image, (&name, args.offset), &mut |so_far| {
         written = so_far;
         if let Some((meter, length)) = &mut meter {
             meter.show(so_far, *length);
@@ -57,7 +56,6 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     if let Err(failure) = done {
         return Err(image.close_after(failure.with_written(written)));
     }
-    let name = image.name();
     image.close()?;
     console.done();
     if console.is_json() {
@@ -70,14 +68,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Answer, Failure> 
     } else {
         console.line(format!("{name}: {} written at {}", size(written), args.offset))?;
     }
-    Ok(Answer::Yes)
+    Ok(Reply::Yes)
 }
 
 /// Writes the input at `offset`, and reports the number of bytes written so far.
 fn copy(
     mut input: impl Read,
     image: &WritableImage,
-    offset: u64,
+    (name, offset): (&str, u64),
     on: &mut dyn FnMut(u64),
 ) -> Result<(), Failure> {
     let end = image.size();
@@ -92,7 +90,7 @@ fn copy(
         let filled = fill(&mut input, piece)
             .map_err(|error| Failure::io("stdin.read", "cannot read standard input", &error))?;
         if filled as u64 > end - at {
-            return Err(too_long(&image.name(), end - offset, offset, None));
+            return Err(too_long(name, end - offset, offset, None));
         }
         if filled > 0 {
             image.change(|disk| disk.write_at(&piece[..filled], at))?;

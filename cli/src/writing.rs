@@ -1,18 +1,17 @@
 //! An image open for writing. It is closed on every path.
 
-use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 
 use avhdx::{DiffChain, Disk, OpenOptions};
 
-use crate::args::WriteFlags;
+use crate::args::{ImageArg, RangeFlags, WriteFlags};
 use crate::failure::{Exit, Failure};
 use crate::input::{self, Resolved};
 use crate::interrupt::{InProgress, in_progress};
 use crate::loss;
 use crate::output::Console;
 use crate::parents;
-use crate::progress::Meter;
+use crate::progress::ProgressMeter;
 
 /// Ranges are changed in pieces that end at multiples of this: no block is split, and an interruption waits
 /// briefly.
@@ -22,31 +21,30 @@ const PIECE: u64 = 1 << 30;
 #[derive(Debug)]
 pub(crate) struct WritableImage {
     chain: DiffChain,
-    argument: OsString,
 }
 
 impl WritableImage {
     /// Opens the image. `check` gets the size of the disk before anything changes, and may refuse.
     pub(crate) fn open(
-        argument: &OsStr,
+        image: &ImageArg,
         flags: &WriteFlags,
         console: &mut Console,
         check: impl Fn(u64) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
-        Self::open_with(argument, flags, &flags.options()?, console, check)
+        Self::open_with(image, flags, &flags.options()?, console, check)
     }
 
     /// Like [`open`](Self::open), with the verb's own options.
     pub(crate) fn open_with(
-        argument: &OsStr,
+        image: &ImageArg,
         flags: &WriteFlags,
         options: &OpenOptions,
         console: &mut Console,
         check: impl Fn(u64) -> Result<(), Failure>,
     ) -> Result<Self, Failure> {
-        let Resolved { path, is_tip } = input::resolve(argument, &flags.inspecting(), console)?;
+        let Resolved { path, is_tip } = input::resolve(&image.image, &flags.inspecting(), console)?;
         if !is_tip {
-            return Err(below_the_tip(argument));
+            return Err(below_the_tip(image));
         }
         let failed = |error| parents::failure(error, &path, options);
         // A change that will be refused must neither replay a log nor accept a loss.
@@ -59,12 +57,7 @@ impl WritableImage {
         input::note_link(&chain, console);
         console.warnings(&chain.warnings());
         *in_progress() = InProgress::Image(chain.clone());
-        Ok(Self { chain, argument: argument.to_owned() })
-    }
-
-    /// The image's name as typed.
-    pub(crate) fn name(&self) -> String {
-        self.argument.to_string_lossy().into_owned()
+        Ok(Self { chain })
     }
 
     /// The chain, for reading; changes go through [`change`](Self::change).
@@ -83,27 +76,6 @@ impl WritableImage {
     ) -> Result<(), Failure> {
         let _held = in_progress();
         Ok(change(&self.chain)?)
-    }
-
-    /// Changes a range piece by piece, then closes the image.
-    pub(crate) fn change_range(
-        self,
-        range: Range<u64>,
-        console: &Console,
-        change: impl Fn(&dyn Disk, Range<u64>) -> avhdx::Result<()>,
-    ) -> Result<(), Failure> {
-        let mut meter = Meter::new(console);
-        let mut at = range.start;
-        while at < range.end {
-            let end = range.end.min((at / PIECE + 1).saturating_mul(PIECE));
-            if let Err(failure) = self.change(|disk| change(disk, at..end)) {
-                return Err(self.close_after(failure));
-            }
-            at = end;
-            meter.show(at - range.start, range.end - range.start);
-        }
-        drop(meter);
-        self.close()
     }
 
     /// Flushes and closes the image.
@@ -128,9 +100,36 @@ impl Drop for WritableImage {
     }
 }
 
+/// Opens the image, changes the range piece by piece, and closes the image.
+pub(crate) fn change_range(
+    image: &ImageArg,
+    range: &RangeFlags,
+    flags: &WriteFlags,
+    console: &mut Console,
+    change: impl Fn(&dyn Disk, Range<u64>) -> avhdx::Result<()>,
+) -> Result<(), Failure> {
+    let check = |size| range.within(size).map(drop);
+    let image = WritableImage::open(image, flags, console, check)?;
+    let Range { start, end } = range.within(image.size())?;
+    let mut meter = ProgressMeter::new(console);
+    let mut at = start;
+    while at < end {
+        let next = end.min((at / PIECE + 1).saturating_mul(PIECE));
+        if let Err(failure) = image.change(|disk| change(disk, at..next)) {
+            return Err(image.close_after(failure));
+        }
+        at = next;
+        meter.show(at - start, end - start);
+    }
+    drop(meter);
+    image.close()?;
+    console.done();
+    Ok(())
+}
+
 /// The refusal to change a layer below the tip.
-pub(crate) fn below_the_tip(argument: &OsStr) -> Failure {
-    let argument = argument.to_string_lossy();
+pub(crate) fn below_the_tip(image: &ImageArg) -> Failure {
+    let argument = image.name();
     let message = format!(
         "{argument}: a point in time below the tip cannot be written: the disks above it would change"
     );

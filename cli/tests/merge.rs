@@ -59,7 +59,7 @@ impl Machine {
     }
 
     /// Makes a checkpoint and a few random changes.
-    fn go_on(&mut self, rng: &mut Rng) {
+    fn checkpoint_and_write(&mut self, rng: &mut Rng) {
         self.checkpoint();
         let size = self.layers[0].1.len();
         for _ in 0..4 {
@@ -127,7 +127,7 @@ fn layers_are_merged_in_the_middle_and_at_the_tip() {
     let mut rng = Rng::new(5);
     machine.write(0, &[1; 5000]);
     for _ in 0..4 {
-        machine.go_on(&mut rng);
+        machine.checkpoint_and_write(&mut rng);
     }
     machine.is_as_written();
     // A layer in the middle: the layer above is linked to the one below.
@@ -167,8 +167,8 @@ fn low_space_and_no_share_give_the_same_result() {
     for flags in ["--low-space", "--no-share", "--low-space --no-share"] {
         let mut machine = Machine::new(8 * MIB);
         let mut rng = Rng::new(6);
-        machine.go_on(&mut rng);
-        machine.go_on(&mut rng);
+        machine.checkpoint_and_write(&mut rng);
+        machine.checkpoint_and_write(&mut rng);
         machine.folder.run(&format!("merge c2.avhdx@c1.avhdx {flags}")).expect(0);
         machine.merged(1);
         machine.is_as_written();
@@ -259,12 +259,12 @@ fn an_interruption_stops_where_the_merge_can_be_resumed() {
 fn a_killed_merge_is_resumed() {
     let mut rng = Rng::new(u64::from(std::process::id()));
     let mut machine = Machine::new(16 * MIB);
-    machine.go_on(&mut rng);
+    machine.checkpoint_and_write(&mut rng);
     // The number of kills before, during and after the merge.
     let (mut before, mut within, mut after) = (0, 0, 0);
     for _ in 0..KILLS {
-        machine.go_on(&mut rng);
-        machine.go_on(&mut rng);
+        machine.checkpoint_and_write(&mut rng);
+        machine.checkpoint_and_write(&mut rng);
         // The tip or the layer below it.
         let child = if rng.chance(1, 2) { 3 } else { 2 };
         let (tip, name) = (machine.tip().to_owned(), machine.layers[child].0.clone());

@@ -80,13 +80,13 @@ pub(super) fn pieces(ranges: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
 
 /// A range of the disk, and the parts of files that hold it.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Sample {
     pub(super) range: Range<u64>,
     /// Each part's range within the place, its file, and its offset there.
     parts: Vec<(Range<usize>, Arc<dyn Storage>, u64)>,
 }
 
-impl Place {
+impl Sample {
     pub(super) fn len(&self) -> usize {
         (self.range.end - self.range.start) as usize
     }
@@ -106,7 +106,7 @@ pub(super) fn warm(
     chain: &DiffChain,
     ranges: Vec<Range<u64>>,
     limit: Limit,
-) -> Result<Vec<Place>, Failure> {
+) -> Result<Vec<Sample>, Failure> {
     let (start, mut places, mut buf) = (Instant::now(), Vec::new(), vec![0; PIECE as usize]);
     for range in ranges {
         let mut planned = chain.plan_read(range.clone())?;
@@ -116,7 +116,7 @@ pub(super) fn warm(
                 Planned::Ready(plan) => break plan,
             }
         };
-        let mut place = Place { range: range.clone(), parts: Vec::new() };
+        let mut place = Sample { range: range.clone(), parts: Vec::new() };
         for piece in plan.pieces() {
             let within = |at: u64| (at - range.start) as usize;
             if let PlannedSource::Data { storage, at, .. } = piece.source {

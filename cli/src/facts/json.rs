@@ -3,12 +3,14 @@
 use avhdx::{CheckpointMark, HeaderInfo, ImageInfo, LogState, MergeMark, MergeState, RegionInfo};
 use serde_json::{Map, Value, json};
 
-use super::report::{HEADERS, LayerFacts, REGION_TABLES, Report, counts, found_by, held, kind};
+use super::report::{
+    ChainReport, HEADERS, LayerFacts, REGION_TABLES, counts, found_by, held, kind,
+};
 use crate::render;
 use crate::text::utc;
 
 /// The tip, and the other layers if `with_chain` is set.
-pub(crate) fn report(report: &Report, with_chain: bool) -> Value {
+pub(crate) fn report(report: &ChainReport, with_chain: bool) -> Value {
     let mut object = json!({ "schema": "avhdx.info/1" });
     object["image"] = layer(&report.layers[0]);
     let mut chain = json!({ "complete": report.broken.is_none(), "layers_found": report.depth });

@@ -2,18 +2,20 @@
 
 use avhdx::{HeaderInfo, ImageInfo, LogState, MergeState};
 
-use super::report::{HEADERS, LayerFacts, REGION_TABLES, Report, counts, found_by, held, kind};
+use super::report::{
+    ChainReport, HEADERS, LayerFacts, REGION_TABLES, counts, found_by, held, kind,
+};
 use crate::failure::Failure;
 use crate::output::Console;
-use crate::table::Table;
+use crate::table::TextTable;
 use crate::text::{size, units, utc};
 
 /// The tip with all its structures.
-pub(crate) fn image(report: &Report, console: &mut Console) -> Result<(), Failure> {
+pub(crate) fn image(report: &ChainReport, console: &mut Console) -> Result<(), Failure> {
     let facts = &report.layers[0];
     let info = &facts.info;
     head(facts, console)?;
-    let mut chain = Table::fields("Chain");
+    let mut chain = TextTable::fields("Chain");
     chain.field("layers found", report.depth);
     if let Some((name, by)) = &report.parent {
         let by = by.map_or(String::new(), |by| format!(" (found by {})", found_by(by)));
@@ -36,8 +38,8 @@ pub(crate) fn image(report: &Report, console: &mut Console) -> Result<(), Failur
 }
 
 /// All layers, with the facts that matter in a chain.
-pub(crate) fn chain(report: &Report, console: &mut Console) -> Result<(), Failure> {
-    let mut overview = Table::new(
+pub(crate) fn chain(report: &ChainReport, console: &mut Console) -> Result<(), Failure> {
+    let mut overview = TextTable::new(
         "Chain, from the tip down",
         &["DEPTH", ">SIZE", ">BLOCK", ">HELD", ">FILE", "LOG", "DATA WRITE GUID", "NAME"],
     );
@@ -73,7 +75,7 @@ pub(crate) fn chain(report: &Report, console: &mut Console) -> Result<(), Failur
 
 fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     let info = &facts.info;
-    let mut image = Table::fields(&facts.layer.name);
+    let mut image = TextTable::fields(&facts.layer.name);
     image.field("type", kind(info));
     image.field("virtual size", size(info.geometry.size));
     image.field(
@@ -114,12 +116,12 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     console.table(image)
 }
 
-fn headers(info: &ImageInfo) -> Table {
+fn headers(info: &ImageInfo) -> TextTable {
     let name = |i: usize| {
         let current = if i == info.current_header { ", current" } else { "" };
         format!("{} at {:#x}{current}", i + 1, HEADERS[i])
     };
-    let mut table = Table::new("Headers", &["", &name(0), &name(1)]);
+    let mut table = TextTable::new("Headers", &["", &name(0), &name(1)]);
     let value = |of: &dyn Fn(&HeaderInfo) -> String| {
         [0, 1].map(|i| info.headers[i].as_ref().map_or_else(|_| "-".into(), of))
     };
@@ -154,9 +156,9 @@ fn log_state(facts: &LayerFacts) -> &'static str {
     }
 }
 
-fn log(facts: &LayerFacts) -> Table {
+fn log(facts: &LayerFacts) -> TextTable {
     let log = &facts.info.log;
-    let mut table = Table::fields("Log");
+    let mut table = TextTable::fields("Log");
     table.field("location", format!("{} at {}", units(log.length.into()), log.offset));
     match &log.state {
         LogState::Empty => table.field("state", "empty, nothing to replay"),
@@ -192,9 +194,9 @@ fn regions(info: &ImageInfo, console: &mut Console) -> Result<(), Failure> {
         let place = REGION_TABLES[i];
         let current = if is_current { ", current" } else { "" };
         let title = format!("Region table {} at {place:#x}{current}", i + 1);
-        let mut table = Table::new(&title, &columns);
+        let mut table = TextTable::new(&title, &columns);
         match regions {
-            Ok(_) if same => table = Table::fields(&title).with_remark("same as the first"),
+            Ok(_) if same => table = TextTable::fields(&title).with_remark("same as the first"),
             Ok(regions) => {
                 for region in regions {
                     table.row([
@@ -207,7 +209,7 @@ fn regions(info: &ImageInfo, console: &mut Console) -> Result<(), Failure> {
                 }
             }
             Err(message) => {
-                table = Table::fields(&title).with_remark(format!("not valid: {message}"));
+                table = TextTable::fields(&title).with_remark(format!("not valid: {message}"));
             }
         }
         console.table(table)?;
@@ -215,9 +217,9 @@ fn regions(info: &ImageInfo, console: &mut Console) -> Result<(), Failure> {
     Ok(())
 }
 
-fn items(info: &ImageInfo) -> Table {
+fn items(info: &ImageInfo) -> TextTable {
     let columns = ["GUID", "NAME", ">OFFSET", ">LENGTH", "REQUIRED", "OF"];
-    let mut table = Table::new("Metadata", &columns);
+    let mut table = TextTable::new("Metadata", &columns);
     for item in &info.metadata {
         let of = match (item.is_user, item.is_virtual_disk) {
             (true, true) => "user, disk",
@@ -237,8 +239,8 @@ fn items(info: &ImageInfo) -> Table {
     table
 }
 
-fn blocks(facts: &LayerFacts) -> Table {
-    let mut table = Table::fields("Blocks");
+fn blocks(facts: &LayerFacts) -> TextTable {
+    let mut table = TextTable::fields("Blocks");
     let blocks = match &facts.blocks {
         Ok(blocks) => blocks,
         Err(message) => return table.with_remark(format!("cannot be counted: {message}")),
@@ -259,9 +261,9 @@ fn blocks(facts: &LayerFacts) -> Table {
     table
 }
 
-fn locator(info: &ImageInfo) -> Option<Table> {
+fn locator(info: &ImageInfo) -> Option<TextTable> {
     let locator = info.locator.as_ref()?;
-    let mut table = Table::fields(&format!("Parent locator at {}", locator.offset));
+    let mut table = TextTable::fields(&format!("Parent locator at {}", locator.offset));
     table.field("type", locator.locator_type);
     for (key, value) in &locator.entries {
         table.field(key, value);

@@ -12,7 +12,7 @@ pub(crate) const REGION_TABLES: [u64; 2] = [192 << 10, 256 << 10];
 
 /// A chain, as far as it could be followed.
 #[derive(Debug)]
-pub(crate) struct Report {
+pub(crate) struct ChainReport {
     /// The layers to show, from the tip down.
     pub(crate) layers: Vec<LayerFacts>,
     /// The number of layers found.

@@ -105,13 +105,13 @@ impl Run {
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "{}{}", self.text(), self.stderr);
-        self.says_what_to_do_next();
+        self.assert_suggestion();
         self
     }
 
     /// Every failure ends with a suggested command, except those of the argument parser.
     #[track_caller]
-    fn says_what_to_do_next(&self) {
+    fn assert_suggestion(&self) {
         let last = self.stderr.lines().last().unwrap_or_default();
         let is_ours = self.stderr.starts_with("avhdx: ") || self.stderr.starts_with('{');
         if !matches!(self.code, Some(2..=7)) || !is_ours {
@@ -121,7 +121,7 @@ impl Run {
             Ok(error) => error["next"][0].as_str().unwrap_or_default().to_owned(),
             Err(_) => last.trim_start().strip_prefix("next: ").unwrap_or_default().to_owned(),
         };
-        assert!(next.contains("avhdx "), "no next command in\n{}", self.stderr);
+        assert!(next.contains("avhdx "), "no suggested command in\n{}", self.stderr);
     }
 
     pub fn text(&self) -> String {
