@@ -1,4 +1,4 @@
-//! What single calls cost where no file is in the way: images in memory, through the public API.
+//! The cost of single calls without files: images in memory, through the public API.
 //!
 //! ```text
 //! cargo bench --bench pieces [-- NAME]
@@ -18,7 +18,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const DEPTHS: [usize; 3] = [1, 4, 64];
 const SIZE: u64 = 4 * MIB;
-/// What one layer has in a row.
+/// How many consecutive bytes one layer holds.
 const RUN: u64 = 64 * KIB;
 
 fn main() {
@@ -49,7 +49,7 @@ fn next_extent_of_4k(bencher: Bencher<'_, '_>, depth: usize) {
     });
 }
 
-/// The index is warm: no table is to be loaded.
+/// The index is warm: no table is loaded.
 #[divan::bench(args = DEPTHS)]
 fn plan_read_of_4k(bencher: Bencher<'_, '_>, depth: usize) {
     plan(bencher, depth, 4096);
@@ -66,7 +66,7 @@ fn open_chain(bencher: Bencher<'_, '_>, depth: usize) {
     bencher.bench_local(|| open(black_box(&files), false));
 }
 
-/// Into blocks that are all there: nothing but the payload is written.
+/// Into existing blocks: only payload is written.
 #[divan::bench(args = DEPTHS)]
 fn write_4k_in_place(bencher: Bencher<'_, '_>, depth: usize) {
     let chain = open(&files(depth), true);
@@ -76,7 +76,7 @@ fn write_4k_in_place(bencher: Bencher<'_, '_>, depth: usize) {
     bencher.bench_local(|| chain.write_at(black_box(&buf), places.next()).unwrap());
 }
 
-/// The same, and a flush each.
+/// The same, with a flush after each write.
 #[divan::bench(args = DEPTHS)]
 fn write_4k_in_place_and_flush(bencher: Bencher<'_, '_>, depth: usize) {
     let chain = open(&files(depth), true);
@@ -89,8 +89,8 @@ fn write_4k_in_place_and_flush(bencher: Bencher<'_, '_>, depth: usize) {
     });
 }
 
-/// A page that the tip did not have, in a block of which it has a part: a bit of its bitmap changes and
-/// goes through the log.
+/// A page that the tip does not hold, in a partially present block: a bit of the bitmap changes and
+/// is logged.
 #[divan::bench(sample_count = 50, sample_size = 100)]
 fn write_4k_into_child_and_flush(bencher: Bencher<'_, '_>) {
     let mut base = Image::dynamic(64 * MIB);
@@ -98,7 +98,7 @@ fn write_4k_into_child_and_flush(bencher: Bencher<'_, '_>) {
     let child = base.new_child();
     let chain = open(&[&base, &child].map(in_memory), true);
     let pages = AtomicUsize::new(0);
-    // Twice as many pages as samples: no block becomes full.
+    // Twice as many pages as samples, so that no block becomes full.
     let next = || pages.fetch_add(1, Ordering::Relaxed) as u64 * 8 * KIB % (64 * MIB);
     let buf = [7; 4096];
     bencher.bench_local(|| {
@@ -126,14 +126,14 @@ fn plan(bencher: Bencher<'_, '_>, depth: usize, len: u64) {
     });
 }
 
-/// Where to go next: all of the disk, shuffled, round and round.
+/// The offsets to visit: the whole disk, shuffled, round and round.
 struct Places {
     offsets: Vec<u64>,
     next: AtomicUsize,
 }
 
 impl Places {
-    /// Reads all of them once, so that the chain knows who answers.
+    /// Reads all offsets once, so that the chain knows the answers.
     fn warm<const LEN: usize>(chain: &DiffChain) -> Self {
         let mut offsets: Vec<u64> = (0..SIZE).step_by(LEN).collect();
         Rng::new(LEN as u64).shuffle(&mut offsets);
@@ -152,7 +152,7 @@ fn fill(chain: &DiffChain) {
     chain.flush().unwrap();
 }
 
-/// The images of a chain whose layers have a run each in turn, base first.
+/// The images of a chain whose layers hold alternating runs, base first.
 fn files(depth: usize) -> Vec<Arc<dyn Storage>> {
     let mut images = vec![Image::dynamic(SIZE)];
     while images.len() < depth {
@@ -182,13 +182,13 @@ fn in_memory(image: &Image) -> Arc<dyn Storage> {
 
 fn open(files: &[Arc<dyn Storage>], writable: bool) -> DiffChain {
     let (tip, parents) = files.split_last().unwrap();
-    // The parent is most likely the one below: offered first, as a folder would have it by its name.
+    // The parent is most likely the image below, which a folder would find by name: it is offered first.
     let parents = Shelf(parents.to_vec(), AtomicUsize::new(parents.len()));
     let options = OpenOptions::new().writable(writable).parents(parents);
     options.open_chain(options.open_file(Arc::clone(tip)).unwrap()).unwrap()
 }
 
-/// Parents that lie on no path, each offered once, the highest first.
+/// Parents without paths, each offered once, the highest first.
 #[derive(Debug)]
 struct Shelf(Vec<Arc<dyn Storage>>, AtomicUsize);
 

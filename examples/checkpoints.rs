@@ -1,4 +1,4 @@
-//! A disk, three checkpoints on it, and the disk as it was at four points in time.
+//! A disk with three checkpoints, and its contents at four points in time.
 //!
 //! ```sh
 //! cargo run --release --example checkpoints
@@ -19,7 +19,7 @@ use avhdx::{
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 16 * MIB;
-/// What one sign of the map stands for.
+/// How many bytes one character of the map represents.
 const CELL: u64 = 256 * KIB;
 
 /// What a machine does to its disk between two checkpoints.
@@ -63,7 +63,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("\nThe tree of {}:\n", CHAPTERS[3].file);
     draw_the_tree(folder.path())?;
 
-    // Layers are numbered from the base up, as the chapters are.
+    // Layers numbered from the base up, as the chapters are.
     let mut layers: Vec<LayerId> = chain.layers().iter().map(|layer| layer.id).collect();
     layers.reverse();
     let numbers: HashMap<LayerId, usize> =
@@ -90,7 +90,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Makes the disk and its checkpoints, and returns what each point in time must hold.
+/// Creates the disk and its checkpoints, and returns the expected contents of each point in time.
 fn write_the_story(folder: &Path) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
     let mut disk = vec![0; SIZE as usize];
     let mut points = Vec::new();
@@ -100,7 +100,7 @@ fn write_the_story(folder: &Path) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
             println!("create      {}, a disk of {} MiB", chapter.file, SIZE / MIB);
             CreateOptions::dynamic(SIZE).block_size(MIB as u32).create(&path)?.close()?;
         } else {
-            // A checkpoint: the image so far is left alone, and a child takes what comes.
+            // A checkpoint: the present image is left alone, and a child receives later changes.
             let parent = CHAPTERS[number - 1].file;
             println!("checkpoint  {} on {parent}", chapter.file);
             let parent = VhdxFile::open(folder.join(parent))?;
@@ -125,7 +125,7 @@ fn write_the_story(folder: &Path) -> Result<Vec<Vec<u8>>, Box<dyn Error>> {
     Ok(points)
 }
 
-/// Bytes that differ from place to place and from chapter to chapter, and are never zero.
+/// Bytes that depend on offset and chapter, and are never zero.
 fn contents(chapter: usize, offset: u64, len: u64) -> Vec<u8> {
     let byte = |at: u64| (at / 512 % 61 * 4 + chapter as u64 + 1) as u8;
     (offset..offset + len).map(byte).collect()
@@ -153,7 +153,7 @@ fn draw_below(forest: &Forest, id: NodeId) {
     }
 }
 
-/// One sign for each cell of a disk.
+/// One character for each cell of a disk.
 fn map(disk: &DiffChain, numbers: &HashMap<LayerId, usize>) -> Result<String, Box<dyn Error>> {
     let mut map = String::new();
     for start in (0..SIZE).step_by(CELL as usize) {

@@ -173,8 +173,8 @@ fn only_a_draft_with_our_mark_that_nobody_writes_is_removed() {
     let base = base(folder.path());
     let at = |name: &str| folder.path().join(format!(".{name}.{HEX}.tmp"));
     let (stale, bytes) = stale_draft(folder.path(), &base);
-    // The draft under a name with other digits, as if copied; another program's file; an image without the mark; an empty
-    // file; a link to a draft, and a folder.
+    // The draft under a name with other digits, as if copied; another program's file; an image without the mark; an
+    // empty file; a link to a draft, and a folder.
     fs::write(at("copy"), &bytes).unwrap();
     fs::write(at("stranger"), "a stranger's").unwrap();
     fs::copy(&base, at("image")).unwrap();

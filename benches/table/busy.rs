@@ -1,7 +1,7 @@
-//! Merges of a tip that is written to meanwhile: bytes that are moved, the longest wait of a writer, and the time.
+//! Merges of a tip that is being written to: bytes moved, the longest wait of a writer, and the time.
 //!
-//! A full tip goes into a full parent at up to 400 MiB a second, under 2,000 writes of 4 KiB a second all over the
-//! disk. A writer that had to wait makes up for what it missed, so that the load stays what it is.
+//! A full tip is merged into a full parent at up to 400 MiB a second, under 2,000 writes of 4 KiB a second all over the
+//! disk. A writer that had to wait catches up, so that the load stays constant.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -19,7 +19,7 @@ use crate::{Result, Run};
 const BLOCKS_MIB: [u64; 3] = [2, 32, 256];
 const RATE: u64 = 400 * MIB;
 const PAGE: u64 = 4096;
-/// Between the starts of two writes.
+/// The time between the starts of two writes.
 const EVERY: Duration = Duration::from_micros(500);
 
 pub fn run(run: &Run, report: &mut Report) -> Result<()> {
@@ -92,7 +92,7 @@ fn fill(disk: &dyn Disk, size: u64, with: u8) -> Result<()> {
     Ok(disk.flush()?)
 }
 
-/// Writes until it is over, and says how often, how long the longest took, and what each page holds.
+/// Writes until the merge is over; returns the number of writes, the longest one, and the contents of each page.
 fn write(
     chain: &DiffChain,
     size: u64,

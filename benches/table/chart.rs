@@ -1,4 +1,4 @@
-//! The chart of reads by depth, as SVG. It brings its own background, to be read on light and dark pages.
+//! The chart of reads by depth, as SVG with its own background, for light and dark pages.
 
 use std::fmt::Write;
 
@@ -7,19 +7,19 @@ use crate::report::micros;
 
 const WIDTH: f64 = 780.0;
 const HEIGHT: f64 = 460.0;
-/// Of the plot within the picture.
+/// The plot area within the picture.
 const LEFT: f64 = 74.0;
 const RIGHT: f64 = 560.0;
 const TOP: f64 = 56.0;
 const BOTTOM: f64 = 404.0;
-/// Between the lines of the names at the right.
+/// The distance between the labels at the right.
 const LINE: f64 = 17.0;
-/// Told apart by most eyes, all dark enough on white.
+/// Distinguishable by most people, and dark enough on white.
 const COLOURS: [&str; 6] = ["#0a6e4f", "#555555", "#b3420a", "#7a3e9d", "#0b5fa5", "#a0206a"];
 const TEXT: &str = "#1f2328";
 const GRID: &str = "#d5d9de";
 
-/// Reads of 4 KiB by depth, each series a line with its name at the end.
+/// Reads of 4 KiB by depth; each series is a line with its label at the end.
 pub fn svg(points: &[Point]) -> String {
     let mut series: Vec<&str> = Vec::new();
     for point in points {
@@ -28,7 +28,7 @@ pub fn svg(points: &[Point]) -> String {
         }
     }
     let all = || points.iter().map(|point| point.micros.log10());
-    // A little air below and above.
+    // Some margin below and above.
     let low = all().fold(f64::MAX, f64::min) - 0.25;
     let high = all().fold(f64::MIN, f64::max).max(low + 1.0) + 0.25;
     let decades = || low.ceil() as i32..=high.floor() as i32;
@@ -80,7 +80,7 @@ pub fn svg(points: &[Point]) -> String {
         })
         .collect();
     names.sort_by(|a, b| a.0.total_cmp(&b.0));
-    // Names that would lie on each other give way downwards, then all upwards if they left the picture.
+    // Labels that overlap move down, then all of them up if they leave the picture.
     for i in 1..names.len() {
         names[i].0 = names[i].0.max(names[i - 1].0 + LINE);
     }
@@ -129,7 +129,7 @@ pub fn svg(points: &[Point]) -> String {
             );
         }
     }
-    // Who stops before the deepest chain has its name there, on top of what runs by.
+    // A series that ends before the deepest chain has its label there, on top of other lines.
     for (number, name) in series.iter().enumerate() {
         let last = points.iter().rev().find(|point| point.series == *name);
         if let Some(last) = last.filter(|last| last.depth < deepest) {

@@ -1,7 +1,7 @@
-//! The images that are read, and the same reads as bare ones.
+//! The images to read, and the equivalent bare reads.
 //!
-//! Nothing is flushed: what is read comes from the page cache, and most images are gone before the
-//! host would write them. Scattered pages can take a disk minutes.
+//! Nothing is flushed: everything is read from the page cache, and most images are removed before the
+//! host would write them. Scattered pages can keep a disk busy for minutes.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,18 +17,18 @@ use crate::Result;
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const PAGE: u64 = 4 * KIB;
-/// What Windows gives a new dynamic disk, and a new differencing one.
+/// The block sizes that Windows uses for new dynamic and differencing disks.
 pub const WINDOWS: [u64; 2] = [32 * MIB, 2 * MIB];
-/// Blocks of disks larger than their working set, and what lies there in a row.
+/// The size of blocks, and of contiguous pieces, on disks larger than their working set.
 const PIECE: u64 = 2 * MIB;
 const SEED: u64 = 0x7265_6164;
 
-/// Who has the disk's data.
+/// Which layer holds the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owners {
-    /// Each run of this many bytes has one layer, by chance.
+    /// Each run of this many bytes lies in a random layer.
     Runs(u64),
-    /// The base has everything.
+    /// The base holds everything.
     Base,
     /// Nothing was ever written.
     Nobody,
@@ -37,13 +37,13 @@ pub enum Owners {
 /// A chain to build.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// The working set, which is the whole disk unless that is larger.
+    /// The size of the working set, which is the whole disk unless that is larger.
     pub size: u64,
-    /// A larger disk has the working set in pieces of 2 MiB all over it.
+    /// The size of the disk; the working set of a larger disk is spread over it in pieces of 2 MiB.
     pub disk: u64,
     pub depth: usize,
     pub owners: Owners,
-    /// Of the base, and of the layers above it.
+    /// The block sizes of the base and of the layers above it.
     pub blocks: [u64; 2],
 }
 
@@ -52,7 +52,7 @@ impl Shape {
         Self { size, disk: size, depth, owners, blocks: WINDOWS }
     }
 
-    /// Where a byte of the working set lies on the disk.
+    /// The disk offset of a byte of the working set.
     fn place(&self, at: u64) -> u64 {
         if self.disk == self.size {
             return at;
@@ -61,7 +61,7 @@ impl Shape {
         at / PIECE * apart + at % PIECE
     }
 
-    /// The layer that has each run, counted from the base, and how long a run is.
+    /// The layer that holds each run, counted from the base, and the length of a run.
     fn runs(&self) -> (Vec<u16>, u64) {
         match self.owners {
             Owners::Runs(len) => {
@@ -75,23 +75,23 @@ impl Shape {
     }
 }
 
-/// A chain, and the files it is made of.
+/// A chain and its files.
 pub struct Chain {
     pub shape: Shape,
     pub disk: DiffChain,
     files: Vec<File>,
     paths: Vec<PathBuf>,
-    /// The layer that has each run.
+    /// The layer that holds each run.
     owners: Vec<u16>,
     run: u64,
 }
 
-/// A list of reads, and the bare reads that bring the same bytes.
+/// A list of reads, and the bare reads for the same bytes.
 pub struct Reads {
     pub len: u64,
     pub offsets: Vec<u64>,
     bare: Vec<Piece>,
-    /// The first bare read of each read, and their number at the end.
+    /// The index of each read's first bare read, and their total number.
     firsts: Vec<usize>,
 }
 
@@ -99,7 +99,7 @@ pub struct Reads {
 struct Piece {
     at: u64,
     file: u32,
-    /// Its place in the buffer.
+    /// Its offset in the buffer.
     from: u32,
     len: u32,
 }
@@ -152,7 +152,7 @@ impl Chain {
         Self::open(folder, shape)
     }
 
-    /// A chain that was built there.
+    /// Opens a chain that was built in the folder.
     pub fn open(folder: &Path, shape: Shape) -> Result<Self> {
         let (owners, run) = shape.runs();
         let paths: Vec<PathBuf> = (0..shape.depth).map(|layer| layer_path(folder, layer)).collect();
@@ -161,7 +161,7 @@ impl Chain {
         Ok(Self { shape, disk, files, paths, owners, run })
     }
 
-    /// The same, opened in another way.
+    /// Reopens the chain with other options.
     pub fn reopened(self, options: &OpenOptions) -> Result<Self> {
         let Self { shape, disk, files, paths, owners, run } = self;
         drop(disk);
@@ -178,7 +178,7 @@ impl Chain {
         &self.paths
     }
 
-    /// Layers that have to be asked about this offset, from the tip down to the one that has it.
+    /// How many layers have to be asked for this offset, from the tip down to the one that holds it.
     pub fn asked(&self, at: u64) -> usize {
         self.shape.depth - usize::from(self.owners[(at / self.run) as usize])
     }
@@ -196,7 +196,7 @@ impl Chain {
         self.reads(len, (0..self.shape.size).step_by(len as usize).collect())
     }
 
-    /// Reads of this length there, and where their bytes lie.
+    /// Reads of this length at these offsets, and the places of their bytes.
     pub fn reads(&self, len: u64, offsets: Vec<u64>) -> Result<Reads> {
         let layers: Vec<_> = self.disk.layers().iter().rev().map(|layer| layer.id).collect();
         let (mut bare, mut firsts) = (Vec::new(), vec![0]);
@@ -220,8 +220,8 @@ impl Chain {
         Ok(Reads { len, offsets, bare, firsts })
     }
 
-    /// Reads everything in both ways, which warms the page cache and the index, and compares with
-    /// what was to be written.
+    /// Reads everything in both ways, which warms the page cache and the index, and compares it with
+    /// the expected contents.
     pub fn check(&self, reads: &Reads) -> Result<()> {
         let [mut ours, mut bare, mut written] = [(); 3].map(|()| vec![0; reads.len as usize]);
         for (read, at) in reads.offsets.iter().enumerate() {
@@ -239,7 +239,7 @@ impl Chain {
         Ok(())
     }
 
-    /// The reads with these numbers, without the crate.
+    /// Executes the reads with these numbers without the crate.
     pub fn read_bare(&self, reads: &Reads, which: Range<usize>, buf: &mut [u8]) -> io::Result<()> {
         for piece in &reads.bare[reads.firsts[which.start]..reads.firsts[which.end]] {
             let into = piece.from as usize..(piece.from + piece.len) as usize;
@@ -252,7 +252,7 @@ impl Chain {
         &self.disk
     }
 
-    /// Removes what merges left of the files.
+    /// Removes the files that merges left.
     pub fn remove_rest(self) -> Result<()> {
         let paths = self.paths.clone();
         drop(self);
@@ -262,7 +262,7 @@ impl Chain {
         Ok(())
     }
 
-    /// The reads with these numbers.
+    /// Executes the reads with these numbers.
     pub fn read_ours(&self, reads: &Reads, which: Range<usize>, buf: &mut [u8]) -> Result<()> {
         for at in &reads.offsets[which] {
             self.disk.read_at(buf, *at)?;
@@ -270,7 +270,7 @@ impl Chain {
         Ok(())
     }
 
-    /// The bare read number `read` by a file that is opened anew, for a cold start on the bare side.
+    /// The first bare read of read number `read`, in a reopened file, for a cold start on the bare side.
     pub fn file_anew(&self, reads: &Reads, read: usize) -> Result<(File, u64)> {
         let piece = &reads.bare[reads.firsts[read]];
         Ok((File::open(&self.paths[piece.file as usize])?, piece.at))
@@ -284,7 +284,7 @@ impl Chain {
 }
 
 impl Reads {
-    /// The reads of a round: each goes on in the list, so that all of the disk is read in turn.
+    /// The reads of a round, which continue the list, so that the whole disk is read in turn.
     pub fn of_round(&self, round: usize, bytes: u64) -> Range<usize> {
         let count = self.offsets.len();
         let per_round = ((bytes / self.len) as usize).clamp(1, count);
@@ -297,7 +297,7 @@ fn layer_path(folder: &Path, layer: usize) -> PathBuf {
     folder.join(format!("l{layer}.vhdx"))
 }
 
-/// A bare `pread`, again where it was cut short.
+/// A bare `pread`, repeated if it was cut short.
 pub fn read_exact_at(file: &File, buf: &mut [u8], at: u64) -> io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::FileExt::read_exact_at(file, buf, at);

@@ -1,4 +1,4 @@
-//! Where a read's time goes outside the kernel: its instructions, counted by valgrind.
+//! The instructions of a read outside the kernel, counted by valgrind.
 //!
 //! ```text
 //! cargo bench --no-run --bench table         # prints the program's path
@@ -7,8 +7,8 @@
 //!     table --reads-only ours --depth 64 --owned page --mib 64 --count 100000 --in DIR
 //! ```
 //!
-//! `bare` in place of `ours` loops over the same reads by `pread`. All of it is read once before, so that
-//! the index is warm. `perf stat` or `perf record` can stand in valgrind's place.
+//! `bare` in place of `ours` executes the same reads by `pread`. Everything is read once before, so that
+//! the index is warm. `perf stat` or `perf record` can be used instead of valgrind.
 
 use std::fs;
 use std::hint::black_box;
@@ -19,7 +19,7 @@ use crate::images::{Chain, KIB, MIB, Owners, PAGE, Reads, Shape};
 use crate::report::{Fact, Report};
 use crate::{Result, Run};
 
-/// Has the program do nothing but reads.
+/// Makes the program do nothing but reads.
 pub const READS_ONLY: &str = "--reads-only";
 const USAGE: &str = "usage: table --reads-only ours|bare --in DIR [--depth N] [--owned page|cluster|block] [--mib N] [--count N]";
 
@@ -68,7 +68,7 @@ pub fn reads_only(args: &[String]) -> Result<()> {
     counted_reads(&chain, &reads, &all, &mut buf)
 }
 
-/// A function of its own, so that what is counted starts and ends with it.
+/// A separate function, so that counting starts and ends with it.
 #[inline(never)]
 fn counted_reads(chain: &Chain, reads: &Reads, all: &Loop, buf: &mut [u8]) -> Result<()> {
     let mut left = all.count;
@@ -106,7 +106,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<()> {
     })?)
 }
 
-/// Instructions of one read.
+/// The instructions of one read.
 fn counted(run: &Run, folder: &Path, who: &str, depth: usize, owned: &str) -> Result<Option<f64>> {
     let (mib, count) = if run.options.quick { (2, 1_000) } else { (64, 100_000) };
     let program = std::env::current_exe()?;

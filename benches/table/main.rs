@@ -1,24 +1,24 @@
-//! One table of what the crate costs beside the bare calls of the host: reads, writes, opening, memory, and
+//! A table of the crate's cost compared with bare calls of the host: reads, writes, opening, memory, and
 //! other programs.
 //!
 //! ```text
 //! cargo bench --bench table -- [--only NAME] [--rounds 30] [--mib 1024] [--json FILE] [--svg FILE]
-//! AVHDX_BENCH_QUICK=1 cargo bench    every row in small, to see that it runs
+//! AVHDX_BENCH_QUICK=1 cargo bench    every row on a small scale, to see that it runs
 //! ```
 //!
-//! - Every ratio is taken within one round, in which all contenders do the same work one after the other, in
-//!   turns: bare time / own time, so that 1.00 is as fast as bare and more is faster.
+//! - Every ratio is taken within one round, in which all contenders do the same work in
+//!   turn: bare time / own time, so that 1.00 is as fast as bare and more is faster.
 //! - `ratio` is the median over the rounds, `low95` the lower bound of that median's 95 % confidence
 //!   interval by order statistics.
-//! - `A/A` is bare against bare in the same rounds: how far the machine's noise reaches.
-//! - `to raw` is the time of one flat raw file with the disk's contents / own time.
-//! - A bar is reached (`yes`) when `low95` reaches it, or only `by its median`.
+//! - `A/A` is bare against bare in the same rounds: the noise of the machine.
+//! - `to raw` is the time for one flat raw file with the disk's contents / own time.
+//! - A bar is reached (`yes`) if `low95` reaches it, or only `by its median`.
 //!
-//! `--mib` is the working set, which is the whole disk. Above 2048 only reads beside bare are measured;
-//! with pages scattered over so many files a disk is busy for long, so `TMPDIR=/dev/shm` suits them. What else
-//! the program can do is said in [`instructions`].
+//! `--mib` is the working set, which is the whole disk. Above 2048 only reads are compared with bare ones;
+//! since scattered pages in that many files keep a disk busy for long, `TMPDIR=/dev/shm` is recommended. For other
+//! modes of the program see [`instructions`].
 
-// A bench reads files without the crate, to have something to compare it with.
+// The benchmark reads files without the crate for comparison.
 #![allow(clippy::disallowed_methods)]
 
 mod busy;
@@ -46,16 +46,16 @@ use report::Report;
 type Result<T, E = Box<dyn Error>> = std::result::Result<T, E>;
 
 const USAGE: &str = "usage: table [--only NAME] [--rounds N] [--mib N] [--json FILE] [--svg FILE]";
-/// A run of more MiB than this is there to show what the chain's own memory does.
+/// Runs above this size in MiB only show the effect of the chain's own memory.
 const READS_ALONE: u64 = 2048;
 
-/// What one run measures.
+/// What a run measures.
 struct Options {
     quick: bool,
     /// The working set, which is the whole disk, in MiB.
     mib: u64,
     rounds: usize,
-    /// Bytes that each contender reads in a round.
+    /// How many bytes each contender reads in a round.
     sample: u64,
     only: Option<String>,
     json: Option<PathBuf>,
@@ -106,12 +106,12 @@ impl Options {
 }
 
 impl Run {
-    /// A chain of this shape, in a folder that the one before has left.
+    /// A chain of this shape, in the folder of the previous one.
     fn chain(&self, shape: Shape) -> Result<Chain> {
         Chain::build(&self.folder.path().join("chain"), shape)
     }
 
-    /// One flat file with the contents of every chain that has any.
+    /// A flat file with the contents that all non-empty chains have.
     fn raw(&self) -> Result<Option<&File>> {
         if self.options.reads_alone() {
             return Ok(None);
@@ -177,9 +177,9 @@ fn measure(options: Options) -> Result<()> {
     Ok(run.folder.close()?)
 }
 
-/// Refuses to start on a volume that cannot hold the images.
+/// Refuses to start on a volume without enough space for the images.
 fn check_space(folder: &Path, mib: u64) -> Result<()> {
-    // Raw files and images that last, new ones beside them, and their bitmaps and tables.
+    // Raw files and images that are kept, new ones beside them, and their bitmaps and tables.
     let needed = if mib > READS_ALONE { 2 * mib + 512 } else { 7 * mib + 512 } * MIB;
     let in_folder = format!("{} MiB in {}", needed / MIB, folder.display());
     eprintln!("needs {in_folder} (TMPDIR chooses another), and as much memory for the page cache");

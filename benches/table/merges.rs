@@ -1,9 +1,9 @@
-//! Merges beside copies of the same bytes into a file that is there, all of them made durable.
+//! Merges compared with copies of the same bytes into an existing file, all made durable.
 //!
 //! Our time is that of opening the chain, merging its full tip into an allocated parent and removing the tip's
-//! name. That its file is held open meanwhile leaves the host's work to free its bytes for later, which the
-//! others do not have: dd keeps what it reads from, and so does QEMU, which commits a qcow2 overlay of the same
-//! size into its base.
+//! name. The tip's file is held open meanwhile, which postpones the host's work of freeing its bytes. The
+//! others do no such work: dd keeps its source, and so does QEMU, which commits a qcow2 overlay of the same
+//! size to its base.
 
 use std::fs;
 use std::io;
@@ -20,7 +20,7 @@ use crate::report::{Report, Row};
 use crate::stats::{Contender, Times, rounds, timed};
 use crate::{Result, Run};
 
-/// Each round writes the bytes several times over.
+/// The maximum number of rounds, each of which writes the bytes several times.
 const MOST_ROUNDS: usize = 10;
 
 const BY_HOST: &str = "merge beside dd";
@@ -54,7 +54,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// All contenders in the same rounds: dd, a merge by the host, dd again, a merge by hand, and QEMU where it is.
+/// All contenders in the same rounds: dd, a merge by the host, dd again, a merge by hand, and QEMU if installed.
 fn measure(
     files: &Files<'_>,
     run: &Run,
@@ -168,7 +168,7 @@ impl<'a> Files<'a> {
             Ok(chain.close()?)
         })?;
         drop(held);
-        // It did what is measured.
+        // Verify the measured work.
         let mut found = vec![0; MIB as usize];
         let last = self.size - MIB;
         VhdxFile::open(&parent)?.read_at(&mut found, last)?;
@@ -178,7 +178,7 @@ impl<'a> Files<'a> {
         Ok(taken)
     }
 
-    /// A full overlay over a full base, or why there is none.
+    /// A full overlay over a full base, or the reason why there is none.
     fn overlay(&self) -> Result<Result<PathBuf, String>> {
         let (base, overlay) = (self.path("base.qcow2"), self.path("overlay.qcow2"));
         let size = self.size.to_string();
@@ -210,13 +210,13 @@ impl<'a> Files<'a> {
     }
 }
 
-/// An XFS volume in a file, whose files may share their bytes.
+/// An XFS volume in a file, whose files can share bytes.
 struct Xfs {
     folder: PathBuf,
 }
 
 impl Xfs {
-    /// The volume, or why it is not to be had.
+    /// Mounts the volume, or returns the reason why it is unavailable.
     fn mount(run: &Run) -> Result<Result<Self, String>> {
         let (file, folder) = (run.folder.path().join("xfs.img"), run.folder.path().join("xfs"));
         fs::create_dir(&folder)?;

@@ -1,4 +1,4 @@
-//! What opening costs, and what memory touching a disk does: each in a process of its own.
+//! The cost of opening, and the memory that touching a disk takes, each in a separate process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::report::{Fact, Report};
 use crate::stats::median;
 use crate::{Result, Run, reads};
 
-/// Has the program open one chain, and touch every block of it if told a budget; see [`fresh`].
+/// Makes the program open one chain, and touch every block of it if given a budget; see [`fresh`].
 pub const FRESH: &str = "--fresh";
 const BUDGETS: [u64; 3] = [8, 64, 512];
 const DEEP: usize = 64;
@@ -58,7 +58,7 @@ fn empty(folder: &Path, size: u64, depth: usize) -> Result<PathBuf> {
     write_chain(folder, &images).pop().ok_or_else(|| "no image".into())
 }
 
-/// What touching every block of a huge chain leaves in memory.
+/// The memory in use after touching every block of a huge chain.
 fn touches(run: &Run, report: &mut Report) -> Result<()> {
     report.section(
         "Memory after every block was touched once, 64 deep, blocks of 2 MiB, a few with data",
@@ -112,7 +112,7 @@ fn sparse(folder: &Path, size: u64) -> Result<PathBuf> {
     write_chain(folder, &images).pop().ok_or_else(|| "no image".into())
 }
 
-/// How reads fare with little memory and with much.
+/// Reads with little memory and with much.
 fn budgets(run: &Run, report: &mut Report) -> Result<()> {
     report.section("Random 4 KiB reads by budget, depth 64, by 4 KiB page");
     for budget in BUDGETS {
@@ -129,9 +129,9 @@ fn budgets(run: &Run, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What a fresh process saw.
+/// Measurements in a fresh process.
 struct Fresh {
-    /// Of the open, or of all touches.
+    /// The time of the open, or of all touches.
     millis: f64,
     /// In MiB; Linux only.
     peak: Option<f64>,
@@ -151,8 +151,8 @@ fn in_fresh(tip: &Path, budget: Option<u64>) -> Result<Fresh> {
     Ok(Fresh { millis, peak, growth })
 }
 
-/// Opens a chain and prints how many milliseconds that took, and what was resident before and at most, in
-/// MiB. With a budget in MiB, it does the same for reading a page of each block.
+/// Opens a chain and prints how many milliseconds it took, and the resident memory before and at its peak, in
+/// MiB. With a budget in MiB, does the same for reading a page of each block.
 pub fn fresh(args: &[String]) -> Result<()> {
     let (tip, budget) = match args {
         [_, tip] => (tip, None),
@@ -170,7 +170,7 @@ pub fn fresh(args: &[String]) -> Result<()> {
     };
     let disk = OpenOptions::new().budget(Budget::new(budget << 20)).open(tip)?;
     let mut buf = vec![0; PAGE as usize];
-    // Code and buffers of a first read are not the budget's.
+    // Code and buffers of a first read are not part of the budget.
     disk.read_at(&mut buf, 0)?;
     let before = resident("VmRSS:")?;
     let start = Instant::now();
@@ -182,7 +182,7 @@ pub fn fresh(args: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// A line of what Linux says of this process, in MiB, and 0 elsewhere.
+/// A line of Linux's status of this process, in MiB; 0 elsewhere.
 fn resident(name: &str) -> Result<f64> {
     if !cfg!(target_os = "linux") {
         return Ok(0.0);

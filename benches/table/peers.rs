@@ -1,9 +1,9 @@
-//! Other readers of the same chains, each by its own clock, and the figures of the chart.
+//! Other readers of the same chains, each timed by its own clock, and the figures of the chart.
 //!
-//! All take part in the same rounds, so that what else the machine does meets all alike. The bare reads are
-//! as many as ours; the slower ones do fewer. libvhdi and dissect.hypervisor read the very files that we read,
-//! through Python. QEMU reads VHDX without parents only; beside its VHDX driver stands its own format, qcow2, as a chain with the same owners by
-//! cluster of 64 KiB.
+//! All take part in the same rounds, so that other load affects all alike. There are
+//! as many bare reads as ours; slower readers do fewer. libvhdi and dissect.hypervisor read the same files,
+//! through Python. QEMU reads VHDX only without parents; besides its VHDX driver, its own format qcow2 takes part, as a
+//! chain with the same owners by cluster of 64 KiB.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -21,14 +21,14 @@ use crate::stats::{Contender, Times, rounds, timed};
 use crate::{Result, Run};
 
 pub const DEPTHS: [usize; 4] = [1, 4, 16, 64];
-/// What a qcow2 image has in one piece.
+/// The cluster size of a qcow2 image.
 const CLUSTER: u64 = 64 * KIB;
 
-/// One dot of the chart.
+/// One point of the chart.
 pub struct Point {
     pub series: String,
     pub depth: usize,
-    /// Of a read, in µs.
+    /// The time of a read in µs.
     pub micros: f64,
 }
 
@@ -52,7 +52,7 @@ impl Peer {
         }
     }
 
-    /// Reads of a round: they take some of these peers long.
+    /// How many reads to do in a round, given the speed of the peer.
     fn count(self, run: &Run, depth: usize) -> usize {
         let most = match self {
             Self::Libvhdi | Self::Dissect => (8000 / depth).clamp(100, 2000),
@@ -75,7 +75,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<Vec<Point>> {
             continue;
         }
         let chain = run.chain(Shape::new(size, depth, Owners::Runs(CLUSTER)))?;
-        // Its VHDX driver knows no parents.
+        // QEMU's VHDX driver does not support parents.
         let wanted = peers
             .iter()
             .filter(|(peer, work)| report.wants(work) && (*peer != Peer::QemuVhdx || depth == 1));
@@ -111,7 +111,7 @@ pub fn run(run: &Run, report: &mut Report) -> Result<Vec<Point>> {
 }
 
 /// Rounds of bare reads, own, bare again, and each peer. Around the first three there are reads that do not
-/// count: whoever comes after another program finds the processor's caches full of other things.
+/// count, because other programs leave the processor's caches cold.
 fn in_turns(
     run: &Run,
     chain: &Chain,
@@ -140,12 +140,12 @@ struct Started {
     peer: Peer,
     theirs: Theirs,
     list: Strided,
-    /// What is known of its bytes.
+    /// Whether its bytes are right, if known.
     right: &'static str,
 }
 
 impl Started {
-    /// The peer, or why it is not to be had.
+    /// Starts the peer, or returns the reason why it is unavailable.
     fn new(run: &Run, chain: &Chain, peer: Peer) -> Result<Result<Self, String>> {
         let list = Strided::over(chain.shape.size, peer.count(run, chain.shape.depth));
         let mut theirs = match Theirs::start(run, chain, peer, &list)? {
@@ -171,7 +171,7 @@ impl Started {
     }
 }
 
-/// Reads that go on by a stride, round and round, since that is what QEMU can be told.
+/// Reads at a fixed stride, wrapping around, as QEMU can be told to do.
 struct Strided {
     pages: u64,
     stride: u64,
@@ -194,7 +194,7 @@ impl Strided {
     }
 }
 
-/// A peer at work.
+/// A running peer.
 enum Theirs {
     /// One process for all rounds, which has read everything once.
     Python { version: String, child: Child, lines: BufReader<ChildStdout> },
@@ -239,7 +239,7 @@ impl Theirs {
         Ok(Ok(Self::Python { version: version.trim().into(), child, lines }))
     }
 
-    /// The time of a round, and the sum of its bytes where the peer tells.
+    /// The time of a round, and the checksum of its bytes if the peer computes it.
     fn read(&mut self, round: usize, list: &Strided) -> Result<(Duration, Option<u32>), String> {
         match self {
             Self::Python { child, lines, .. } => {
@@ -267,7 +267,7 @@ impl Theirs {
         }
     }
 
-    /// Says which version it was.
+    /// Stops the peer; returns its version.
     fn stop(self) -> Result<String> {
         match self {
             Self::Python { version, mut child, .. } => {
@@ -284,14 +284,14 @@ impl Theirs {
     }
 }
 
-/// What a program prints, or the last line of what it complains about.
+/// The output of a program, or the last line of its error output.
 fn output(command: &mut Command, input: &str) -> Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let missing = |error| format!("{name}: {error}");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(missing)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // Whoever leaves early says why.
+        // If the program exits early, its error output says why.
         _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().map_err(missing)?;
@@ -306,7 +306,7 @@ fn last_line(name: &str, stderr: &[u8]) -> String {
     format!("{name}: {}", text.trim().lines().last().unwrap_or("failed"))
 }
 
-/// The tip of a qcow2 chain in which the same layers have the same clusters; `None` without QEMU.
+/// The tip of a qcow2 chain in which the same layers hold the same clusters; `None` without QEMU.
 fn qcow2_chain(run: &Run, chain: &Chain) -> Option<Result<PathBuf>> {
     for program in ["qemu-img", "qemu-io"] {
         output(Command::new(program).arg("--version"), "").ok()?;
@@ -337,7 +337,7 @@ fn qcow2_chain(run: &Run, chain: &Chain) -> Option<Result<PathBuf>> {
     Some(build())
 }
 
-/// The next number that shares no factor with `of`.
+/// The next number that is coprime to `of`.
 fn coprime(number: u64, of: u64) -> u64 {
     fn factor(a: u64, b: u64) -> u64 {
         if b == 0 { a } else { factor(b, a % b) }
@@ -345,7 +345,7 @@ fn coprime(number: u64, of: u64) -> u64 {
     (number.max(1)..).find(|number| factor(*number, of) == 1).unwrap_or(1)
 }
 
-/// CRC-32 as zlib has it, bit by bit.
+/// CRC-32 as in zlib, bit by bit.
 struct Crc(u32);
 
 impl Default for Crc {

@@ -1,4 +1,4 @@
-//! Reads of chains beside bare `pread`s of the same bytes.
+//! Reads of chains compared with bare `pread`s of the same bytes.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -16,11 +16,11 @@ use crate::report::{Report, Row};
 use crate::stats::{Contender, rounds, timed};
 use crate::{Result, Run};
 
-/// How finely layers have taken over what they have from those below.
+/// The granularity at which layers own data.
 const GRAINS: [(&str, u64); 3] =
     [("2 MiB block", 2 * MIB), ("64 KiB", 64 * KIB), ("4 KiB page", PAGE)];
 const DEEP: usize = 64;
-/// Very first reads in a round.
+/// How many first reads there are in a round.
 const FRESH: usize = 8;
 
 pub fn run(run: &Run, report: &mut Report) -> Result<()> {
@@ -38,8 +38,8 @@ pub fn run(run: &Run, report: &mut Report) -> Result<()> {
     unwritten(run, report)
 }
 
-/// A deep chain of which layer after layer goes into its parent meanwhile, at a limited rate. The places that bare
-/// reads go to keep their bytes, and their files stay open.
+/// A deep chain whose layers are being merged one after the other at a limited rate. The bare reads' places keep
+/// their bytes, and their files stay open.
 fn while_merging(run: &Run, report: &mut Report) -> Result<()> {
     let rate = 20 * MIB;
     let work = format!("random 4 KiB read, depth {DEEP}, merging 20 MiB/s");
@@ -49,7 +49,7 @@ fn while_merging(run: &Run, report: &mut Report) -> Result<()> {
     let chain = run.chain(Shape::new(run.options.mib * MIB, DEEP, Owners::Runs(64 * KIB)))?;
     let (pace, is_over) = (Pace::new(), AtomicBool::new(false));
     let reads = chain.random()?;
-    // Known before, as in a machine that runs.
+    // Warm, as in a running machine.
     chain.check(&reads)?;
     pace.limit(Some(rate));
     let (row, merged) = std::thread::scope(|scope| {
@@ -93,7 +93,7 @@ fn flat(run: &Run, report: &mut Report) -> Result<()> {
     chain.remove()
 }
 
-/// A chain whose layers have runs of this length by chance.
+/// A chain whose layers hold random runs of this length.
 fn deep(run: &Run, report: &mut Report, grain: &str, len: u64) -> Result<()> {
     let named = |work: &str| format!("{work}, depth {DEEP}, by {grain}");
     let random = named("random 4 KiB read");
@@ -163,7 +163,7 @@ pub fn beside_bare(
 ) -> Result<Row> {
     chain.check(reads)?;
     let which = |round| reads.of_round(round, run.options.sample);
-    // One buffer for all: how fast memory is filled depends on where the host has put it.
+    // One buffer for all: the speed of filling memory depends on where the host has placed it.
     let buf = RefCell::new(vec![0; reads.len as usize]);
     let bare = || -> Contender<'_> {
         Box::new(|round| {
@@ -191,8 +191,8 @@ pub fn beside_bare(
     Ok(Row::new(work, which(0).len(), &times, bar))
 }
 
-/// Chains that were just opened, so that no table of theirs is in memory: each block's first read,
-/// and the first read of all. Held against one bare read for each layer that has to be asked, and one more.
+/// Freshly opened chains, without tables in memory: each block's first read,
+/// and the first read of all. Compared with one bare read for each layer that has to be asked, and one more.
 fn touch_rows(
     run: &Run,
     report: &mut Report,
@@ -264,11 +264,11 @@ fn touch_rows(
     Ok(())
 }
 
-/// How much more two threads bring than one, of a chain and bare.
+/// How much faster two threads are than one, for a chain and bare.
 fn two_threads(run: &Run, chain: &Chain, work: &str, bar: Option<f64>) -> Result<Row> {
     let reads = &chain.random()?;
     chain.check(reads)?;
-    // Each thread has its own reads, as many as the one alone.
+    // Each thread has its own reads, as many as the single one.
     let half = reads.offsets.len() / 2;
     let which = |round, thread: usize| {
         let all = reads.of_round(round, run.options.sample.min(half as u64 * reads.len));
@@ -317,7 +317,7 @@ fn at_once(
                 })
             })
             .collect();
-        // Taken before the last one comes: nobody starts earlier.
+        // Taken before the last one arrives: no thread starts earlier.
         let start = Instant::now();
         barrier.wait();
         let ends =
@@ -327,7 +327,7 @@ fn at_once(
     })
 }
 
-/// 256 layers beside one.
+/// 256 layers compared with one.
 fn very_deep(run: &Run, report: &mut Report) -> Result<()> {
     let size = run.options.mib * MIB;
     let forms = [
@@ -338,7 +338,7 @@ fn very_deep(run: &Run, report: &mut Report) -> Result<()> {
         if !report.wants(work) {
             continue;
         }
-        // Same base, same block size all along: the layers above it are all that differs.
+        // Same base and block size throughout: only the layers above it differ.
         let shape = Shape { blocks: [2 * MIB; 2], ..Shape::new(size, 256, owners) };
         let chain = run.chain(shape)?;
         let base = chain.tip().with_file_name("l0.vhdx");
@@ -371,7 +371,7 @@ fn very_deep(run: &Run, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What nobody has is filled with zeros, beside a `memset` of the same buffer.
+/// Unwritten ranges are filled with zeros, compared with a `memset` of the same buffer.
 fn unwritten(run: &Run, report: &mut Report) -> Result<()> {
     let lengths = [("1 MiB", MIB, Some(0.5)), ("64 KiB", 64 * KIB, None), ("4 KiB", PAGE, None)];
     for depth in [1, DEEP] {

@@ -1,33 +1,33 @@
-//! The rows, as text while they are measured and as JSON at the end.
+//! The rows, printed as text while they are measured and as JSON at the end.
 
 use std::fmt::Write;
 
 use crate::stats::{Times, low95, median};
 
-/// A work done by the crate, beside the same work done bare.
+/// Work done by the crate, compared with the same work done bare.
 pub struct Row {
     pub work: String,
-    /// Operations that each side does in a round.
+    /// How many operations each side does in a round.
     pub ops: usize,
-    /// Median time of one operation in µs.
+    /// The median time of one operation in µs.
     pub bare: f64,
     pub own: f64,
-    /// For each round: bare time / own time, the same for bare against bare, and the time of one
+    /// For each round: bare time / own time, the same for bare against bare, and the time for one
     /// flat raw file / own time.
     pub ratios: Vec<f64>,
     pub noise: Option<Vec<f64>>,
     pub raw: Option<Vec<f64>>,
-    /// What the ratio must reach.
+    /// The ratio to reach.
     pub bar: Option<f64>,
     pub note: String,
 }
 
-/// A measured value that stands for itself.
+/// A measured value without a comparison.
 pub struct Fact {
     pub what: String,
     pub value: f64,
     pub unit: &'static str,
-    /// What it must not exceed.
+    /// Its upper limit.
     pub most: Option<f64>,
     pub note: String,
 }
@@ -47,7 +47,7 @@ pub struct Report {
 }
 
 impl Row {
-    /// From rounds of bare, own and, if they took part, bare again and the flat raw file.
+    /// Creates a row from rounds of bare, own and, if they took part, bare again and the flat raw file.
     pub fn new(work: &str, ops: usize, times: &Times, bar: Option<f64>) -> Self {
         let known = |ratios: Vec<f64>| ratios.iter().all(|ratio| !ratio.is_nan()).then_some(ratios);
         let again = times.each(|times| times.get(2).map_or(f64::NAN, |again| times[0] / again));
@@ -72,7 +72,7 @@ impl Row {
         self
     }
 
-    /// Allows each operation the time of this many bare ones: the ratio is what is allowed / own time,
+    /// Allows each operation the time of this many bare ones: the ratio is allowed time / own time,
     /// and must reach 1.
     pub fn allow(self, bare_ones: f64) -> Self {
         let all = vec![bare_ones; self.ratios.len()];
@@ -174,7 +174,7 @@ impl Fact {
 }
 
 impl Report {
-    /// Takes only rows with this in their name.
+    /// Keeps only rows whose names contain this.
     pub fn only(only: Option<String>) -> Self {
         Self { only, ..Self::default() }
     }
@@ -183,7 +183,7 @@ impl Report {
         self.only.as_ref().is_none_or(|only| work.contains(only.as_str()))
     }
 
-    /// What follows belongs together; the heading comes with the first row.
+    /// Starts a section; its heading is printed with the first row.
     pub fn section(&mut self, name: &'static str) {
         self.section = name;
     }
@@ -238,7 +238,7 @@ impl Report {
         format!("{{\"schema\": \"avhdx.bench-table/1\", \"rows\": [\n{}\n]}}\n", rows.join(",\n"))
     }
 
-    /// How many bars there are, and the rows that do not reach theirs.
+    /// The number of bars, and the rows that miss theirs.
     pub fn verdict(&self) -> (usize, Vec<&str>) {
         let judged = self.lines.iter().filter_map(|(_, line)| match line {
             Line::Row(row) => row.reached().map(|[median, _]| (row.work.as_str(), median)),
@@ -251,7 +251,7 @@ impl Report {
     }
 }
 
-/// Three digits that count.
+/// Formats a value with three significant digits.
 pub fn micros(value: f64) -> String {
     match value {
         value if value < 9.995 => format!("{value:.3}"),

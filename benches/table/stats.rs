@@ -1,23 +1,23 @@
-//! Interleaved rounds, and what they come to.
+//! Interleaved rounds, and their statistics.
 
 use std::time::{Duration, Instant};
 
 use crate::Result;
 
-/// One who takes part in every round: does the work of the round with that number, and says how long it took.
+/// A contender: does the work of the round with that number, and returns the time it took.
 pub type Contender<'a> = Box<dyn FnMut(usize) -> Result<Duration> + 'a>;
 
 /// The time in seconds of each contender in each round.
 pub struct Times(Vec<Vec<f64>>);
 
-/// Has all contenders do the same work, one after the other, in each round.
+/// Runs all contenders one after the other in each round.
 pub fn rounds(count: usize, mut contenders: Vec<Contender<'_>>) -> Result<Times> {
     let many = contenders.len();
     let mut times = Vec::new();
     for round in 0..count {
         let mut taken = vec![0.0; many];
         for place in 0..many {
-            // Everyone starts as often as the others, and follows each neighbour as often.
+            // Every contender starts as often as the others, and follows each neighbour as often.
             let turn = if (round / many).is_multiple_of(2) { place } else { many - 1 - place };
             let who = (turn + round) % many;
             taken[who] = contenders[who](round)?.as_secs_f64();
@@ -34,19 +34,19 @@ pub fn timed(work: impl FnOnce() -> Result<()>) -> Result<Duration> {
 }
 
 impl Times {
-    /// One figure of each round.
+    /// One figure for each round.
     pub fn each(&self, of: impl Fn(&[f64]) -> f64) -> Vec<f64> {
         self.0.iter().map(|times| of(times)).collect()
     }
 
-    /// Of some contenders, each with how many operations it does in a round, the times of one operation.
+    /// The times per operation of some contenders, each given with its number of operations in a round.
     pub fn of(&self, who: &[(usize, usize)]) -> Self {
         let one =
             |times: &Vec<f64>| who.iter().map(|(who, ops)| times[*who] / *ops as f64).collect();
         Self(self.0.iter().map(one).collect())
     }
 
-    /// For each round, the time of one contender by that of another.
+    /// For each round, the time of one contender divided by that of another.
     pub fn ratios(&self, of: usize, by: usize) -> Vec<f64> {
         self.each(|times| times[of] / times[by])
     }
@@ -66,8 +66,8 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// The lower bound of the 95 % confidence interval of the median, by order statistics: the largest
-/// value of which the median lies below with a probability of no more than 2.5 %, whatever the
-/// distribution. Fewer than six values have none.
+/// value above the median with a probability of at most 2.5 %, whatever the
+/// distribution. `None` for fewer than six values.
 pub fn low95(values: &[f64]) -> Option<f64> {
     // Of n values, fewer than k lie below the median with the probability that n tosses of a coin
     // show fewer than k heads.

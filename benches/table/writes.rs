@@ -1,6 +1,6 @@
-//! Writes beside bare writes of the same bytes, both sides ending in an `fdatasync`.
+//! Writes compared with bare writes of the same bytes, both ending in an `fdatasync`.
 //!
-//! Our time starts with opening the image for writing, so that the start of the session is in it.
+//! Our time starts with opening the image for writing, and so includes the start of the session.
 
 use std::fs::{self, File};
 use std::io;
@@ -19,9 +19,9 @@ use crate::{Result, Run};
 struct Work {
     name: &'static str,
     target: Target,
-    /// Bytes of a write.
+    /// The size of a write in bytes.
     len: u64,
-    /// Writes of a round.
+    /// The number of writes in a round.
     count: u64,
     random: bool,
     /// Whether each write is flushed, or only the last.
@@ -29,14 +29,14 @@ struct Work {
     bar: f64,
 }
 
-/// What is written to, and what it is held against.
+/// What is written to, and what it is compared with.
 #[derive(Clone, Copy, PartialEq)]
 enum Target {
-    /// An image whose blocks are all there, beside a raw file that was written before.
+    /// An image with all blocks allocated, and a raw file that was written before.
     Allocated,
-    /// An empty dynamic image, beside a raw file that grows.
+    /// An empty dynamic image, and a raw file that grows.
     Growing,
-    /// An empty child of an image that is full, beside a sparse raw file of the disk's size.
+    /// An empty child of a full image, and a sparse raw file of the disk's size.
     FreshChild,
 }
 
@@ -100,14 +100,14 @@ impl Work {
     }
 }
 
-/// What rounds write to.
+/// The files that rounds write to.
 struct Files<'a> {
     folder: &'a Path,
     size: u64,
 }
 
 impl Files<'_> {
-    /// Writes those that last: one image and one raw file, both full.
+    /// Fills those that are kept: one image and one raw file.
     fn fill(&self) -> Result<()> {
         let full = self.folder.join("full.vhdx");
         let full = CreateOptions::dynamic(self.size).block_size(2 << 20).create(full)?;

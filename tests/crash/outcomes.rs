@@ -49,8 +49,8 @@ impl<'a> Explorer<'a> {
         Self { events, depth, rng: Rng::new(seed), durable: start, pending: Vec::new() }
     }
 
-    /// Shows every outcome of every cut from `from` on. `epoch` identifies the requirements on the outcomes of a cut: if
-    /// they change between two cuts, outcomes that were shown before are shown again.
+    /// Shows every outcome of every cut from `from` on. `epoch` identifies the requirements on the outcomes of a cut:
+    /// if they change between two cuts, outcomes that were shown before are shown again.
     pub fn run(
         &mut self,
         from: usize,

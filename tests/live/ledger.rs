@@ -61,8 +61,8 @@ pub struct Space {
 }
 
 impl Ledger {
-    /// Files whose pages of zeros are holes if `has_holes`, except for pages in logs of 1 MiB at the place where new images
-    /// have them.
+    /// Files whose pages of zeros are holes if `has_holes`, except in logs of 1 MiB at the place where new
+    /// images have them.
     pub fn new(files: Files, has_holes: bool) -> Self {
         let host = SimHost::new(files);
         let mut book = Book::default();

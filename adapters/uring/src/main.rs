@@ -1,13 +1,13 @@
-//! Reads a chain of checkpoints with io_uring, 32 reads at a time, where the kernel allows, and by `pread`
-//! elsewhere; checks every byte against [`Disk::read_at`], and prints how fast that is beside it: a ratio above 1
-//! means faster.
+//! Reads a chain of checkpoints with io_uring, 32 reads at a time, if the kernel allows it, and by `pread`
+//! otherwise. Compares every byte with [`Disk::read_at`], and prints the speed as a ratio to it: above 1
+//! is faster.
 //!
 //! ```sh
 //! cargo run --release -p avhdx-uring-example              # a chain of its own, in a temporary folder
 //! cargo run --release -p avhdx-uring-example -- tip.avhdx
 //! ```
 //!
-//! The library plans ([`DiffChain::plan_read`]) and this program moves the bytes: `ring.rs` is all that takes.
+//! The library plans ([`DiffChain::plan_read`]) and this program moves the bytes; `ring.rs` shows how.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 #[cfg(target_os = "linux")]
@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let mut engine = Engine::new(&options);
 
-    // With so little memory for tables that these too are read on the way, and with enough.
+    // With so little memory for tables that these too are read through the ring, and with enough.
     for budget in [0, 64 << 20] {
         let chain = OpenOptions::new().budget(Budget::new(budget)).open(&tip)?;
         let checked = check(&mut engine, &chain, options.reads / 20)?;
@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut random = |reads: usize| -> Vec<Place> {
         (0..reads).map(|_| (rng.below(pages) * PAGE as u64, PAGE)).collect()
     };
-    // Once for the page cache and for the chain to find out which layer has what.
+    // Once, to warm the page cache and the chain's index.
     let places = random(options.reads);
     plain(&chain, &places)?;
     compare("page cache", &mut engine, &chain, &places, || Ok(()))?;
@@ -94,7 +94,7 @@ fn compare(
     Ok(())
 }
 
-/// Has the host forget what it has in memory of the chain's files, as far as it can and does.
+/// Asks the host to drop the chain's files from memory, as far as it does.
 #[cfg(target_os = "linux")]
 fn forget(chain: &DiffChain) -> Result<(), Box<dyn Error>> {
     use avhdx::storage::{Access, Host, LocalHost};
@@ -108,14 +108,14 @@ fn forget(chain: &DiffChain) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Where on the disk, and how many bytes.
+/// Offset on the disk, and length in bytes.
 type Place = (u64, usize);
 
 struct Options {
     image: Option<String>,
     reads: usize,
     depth: usize,
-    /// Do as if the kernel had no io_uring.
+    /// Acts as if the kernel had no io_uring.
     pread: bool,
 }
 
@@ -141,7 +141,7 @@ impl Options {
     }
 }
 
-/// Who carries plans out.
+/// Executes plans.
 enum Engine {
     #[cfg(target_os = "linux")]
     Ring(Box<ring::Ring>, usize),
@@ -170,7 +170,7 @@ impl Engine {
         }
     }
 
-    /// Reads from all these places, and hands on the bytes with the number of the place.
+    /// Reads from all these places, and passes on the bytes with the index of the place.
     fn read(
         &mut self,
         chain: &DiffChain,
@@ -214,7 +214,7 @@ impl Engine {
     }
 }
 
-/// Reads from anywhere, of any length, and holds the bytes against those of plain reads.
+/// Random reads of any length, compared with plain reads.
 fn check(engine: &mut Engine, chain: &DiffChain, reads: usize) -> Result<usize, Box<dyn Error>> {
     let size = chain.geometry().size;
     let mut rng = Rng(2);
@@ -269,7 +269,7 @@ mod tests {
         Options { image: None, reads: 0, depth, pread }
     }
 
-    /// Both ways give the bytes of plain reads, with tables at hand and without.
+    /// Both ways give the bytes of plain reads, with warm and with cold tables.
     #[test]
     fn plans_give_the_bytes_of_plain_reads() {
         let folder = tempfile::tempdir().unwrap();
@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    /// A ring that is dropped with reads under way waits for them.
+    /// Dropping a ring waits for the reads in flight.
     #[cfg(target_os = "linux")]
     #[test]
     fn reads_under_way_end_before_their_buffers() {

@@ -1,9 +1,9 @@
-//! Plans carried out by io_uring, many at a time.
+//! Executes plans with io_uring, many at a time.
 //!
-//! A plan says which bytes of which files make up a range of the disk, and keeps these files open and these
-//! places as they are. So each of its pieces goes to the kernel as a read of its own, and the plan is dropped
-//! when the last has come back. Where tables must be read before there can be a plan, they are read
-//! the same way.
+//! A plan lists the bytes of files that make up a range of the disk, and keeps these files open and these
+//! bytes in place. Each of its pieces is submitted to the kernel as a separate read, and the plan is dropped
+//! when the last one has completed. If tables must be read before there can be a plan, they are read
+//! in the same way.
 
 use std::error::Error;
 use std::io;
@@ -13,33 +13,33 @@ use avhdx::storage::Storage;
 use avhdx::{Planned, PlannedSource, ReadPlan, TableLoad};
 use io_uring::{IoUring, opcode, types};
 
-/// Reads that are under way, and the ring they went to.
+/// A ring, and the reads in flight.
 pub struct Ring {
     ring: IoUring,
     slots: Vec<Slot>,
-    /// Slots that nothing is read into.
+    /// Slots that are not in use.
     free: Vec<usize>,
-    /// Slots into which all is read.
+    /// Slots whose reads are complete.
     done: Vec<usize>,
-    /// What is yet to be asked for.
+    /// Reads to be submitted.
     queue: Vec<Part>,
-    /// What the kernel was asked for, by the number it gives back.
+    /// Submitted reads, by the number that the kernel returns.
     parts: Vec<Part>,
     free_parts: Vec<usize>,
     in_flight: usize,
 }
 
-/// A buffer and what is read into it.
+/// A buffer, and the read that fills it.
 #[derive(Default)]
 struct Slot {
     token: usize,
     buf: Vec<u8>,
     job: Option<Job>,
-    /// Parts that are under way.
+    /// How many of its parts are in flight.
     left: usize,
 }
 
-/// Keeps the files open that a slot is read from, and the places there as they are.
+/// Keeps the files of a slot open and their bytes in place.
 enum Job {
     Read { _plan: ReadPlan },
     Table(TableLoad),
@@ -56,9 +56,9 @@ struct Part {
 }
 
 impl Ring {
-    /// A ring for so many reads at a time; an error where the kernel has none to give.
+    /// A ring for this many reads at a time; an error if the kernel does not provide one.
     pub fn new(depth: usize) -> io::Result<Self> {
-        // A read of some kilobytes mostly is one piece, seldom more than two.
+        // A read of a few KiB is usually one piece, rarely more than two.
         let ring = IoUring::new((2 * depth).next_power_of_two() as u32)?;
         if !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "a kernel before 5.5"));
@@ -75,24 +75,24 @@ impl Ring {
         })
     }
 
-    /// Whether one more read may start.
+    /// Whether another read can be started.
     pub fn has_room(&self) -> bool {
         !self.free.is_empty()
     }
 
-    /// Whether no read is under way.
+    /// Whether no read is in flight.
     pub fn is_idle(&self) -> bool {
         self.free.len() == self.slots.len()
     }
 
-    /// Starts a read. There must be room for it. The kernel hears of it with the next [`wait`](Self::wait).
+    /// Starts a read. There must be room for it. It is submitted by the next [`wait`](Self::wait).
     pub fn start(&mut self, token: usize, planned: Planned) -> Result<(), Box<dyn Error>> {
         let slot = self.free.pop().ok_or("as many reads as there may be are under way")?;
         self.slots[slot].token = token;
         self.begin(slot, planned)
     }
 
-    /// Waits until one read at least is done, and hands on all that are: the token, and the bytes.
+    /// Waits until at least one read is complete, and passes on all that are: the token and the bytes.
     pub fn wait(&mut self, mut each: impl FnMut(usize, &[u8])) -> Result<(), Box<dyn Error>> {
         if self.in_flight > 0 {
             self.enter(usize::from(self.done.is_empty()))?;
@@ -113,7 +113,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Has read into a slot that nothing is read into what was planned.
+    /// Starts reading what was planned into a free slot.
     fn begin(&mut self, slot: usize, planned: Planned) -> Result<(), Box<dyn Error>> {
         let (buf, queue) = (&mut self.slots[slot].buf, &mut self.queue);
         let mut read = |buf: &mut [u8], file: &dyn Storage, at: u64, from: usize, len: usize| {
@@ -122,7 +122,7 @@ impl Ring {
                     queue.push(Part { slot, file: fd.as_raw_fd(), at, from, len });
                     Ok(())
                 }
-                // A file that is none of this machine's.
+                // Not a file of this machine.
                 None => file.read_exact_at(&mut buf[from..from + len], at),
             }
         };
@@ -158,7 +158,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Puts a read in the queue, and in the kernel's hands if that is full.
+    /// Queues a read, submitting the queue if it is full.
     fn ask_for(&mut self, part: Part) -> io::Result<()> {
         while self.ring.submission().is_full() {
             self.enter(0)?;
@@ -172,7 +172,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Hands a part's piece of its buffer to the kernel. There is room in the queue.
+    /// Pushes a part's piece of its buffer to the queue, which has room.
     #[allow(unsafe_code)]
     fn push(&mut self, number: usize) {
         let Part { slot, file, at, from, len } = self.parts[number];
@@ -180,23 +180,22 @@ impl Ring {
         assert!(slot.job.is_some() && len <= slot.buf.len() && from <= slot.buf.len() - len);
         let place = slot.buf.as_mut_ptr().wrapping_add(from);
         let entry = opcode::Read::new(types::Fd(file), place, len as u32).offset(at).build();
-        // SAFETY: The kernel writes `len` bytes from `place` on, which lie within the slot's buffer, as was
-        // just looked at. Until the part is back nobody looks at that buffer, changes its length or drops it: all of
-        // that is done only with slots that are free or done, which a slot with parts under way is not, and
-        // with all slots when the ring is dropped, which waits for the parts first. Should the ring be leaked,
-        // so is the buffer. The descriptor is open for as long: the slot's job, which goes after the last part
-        // is back, keeps the file.
+        // SAFETY: The kernel writes `len` bytes from `place` on, which were checked above to lie within the slot's
+        // buffer. Until the part has completed, nothing accesses that buffer, changes its length or drops it: that
+        // happens only to slots that are free or done, which a slot with parts in flight is not, and to all slots
+        // when the ring is dropped, which waits for the parts first. If the ring is leaked, so is the buffer. The
+        // descriptor stays open as long: the slot's job, dropped after the last part has completed, keeps the file.
         let pushed = unsafe { self.ring.submission().push(&entry.user_data(number as u64)) };
         assert!(pushed.is_ok(), "there was room for it");
         slot.left += 1;
         self.in_flight += 1;
     }
 
-    /// Hands all that is queued to the kernel and waits until so many parts are back.
+    /// Submits the queue and waits until `wanted` parts have completed.
     fn enter(&mut self, wanted: usize) -> io::Result<()> {
         loop {
             match self.ring.submit_and_wait(wanted) {
-                // Busy: it has parts for us to take back first.
+                // Busy: completed parts must be reaped first.
                 Err(error) if error.raw_os_error() == Some(16) && wanted > 0 => return Ok(()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 other => return other.map(drop),
@@ -204,14 +203,14 @@ impl Ring {
         }
     }
 
-    /// The number of a part that is back, and what the kernel says of it.
+    /// The number of a completed part, and the kernel's result.
     fn next_back(&mut self) -> Option<(usize, i32)> {
         let entry = self.ring.completion().next()?;
         self.in_flight -= 1;
         Some((entry.user_data() as usize, entry.result()))
     }
 
-    /// Takes back all parts that are back, and asks again for what they came without.
+    /// Reaps all completed parts, and requests again what they lack.
     fn reap(&mut self) -> io::Result<()> {
         let mut failed = None;
         while let Some((number, result)) = self.next_back() {
@@ -219,7 +218,7 @@ impl Ring {
             self.slots[part.slot].left -= 1;
             self.free_parts.push(number);
             let again = match result {
-                // Interrupted, or not now.
+                // Interrupted, or try again.
                 -4 | -11 => Some(part),
                 ..0 => {
                     failed = Some(io::Error::from_raw_os_error(-result));
@@ -251,7 +250,7 @@ impl Drop for Ring {
         // The kernel may still write to the buffers.
         while self.in_flight > 0 {
             if self.enter(1).is_err() {
-                // Better to lose their memory than to have it written to by surprise.
+                // Leaking the memory is better than letting the kernel write to freed memory.
                 std::mem::forget(std::mem::take(&mut self.slots));
                 return;
             }

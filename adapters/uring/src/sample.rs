@@ -8,7 +8,7 @@ const SIZE: u64 = 256 << 20;
 const CHILDREN: u64 = 3;
 const PAGE: u64 = 4096;
 
-/// Numbers that look random (SplitMix64).
+/// Pseudorandom numbers (SplitMix64).
 pub struct Rng(pub u64);
 
 impl Rng {
@@ -26,7 +26,7 @@ impl Rng {
     }
 }
 
-/// Makes a disk and checkpoints on it that each changed some pages here and there, and says where the tip is.
+/// Creates a disk with checkpoints that each changed a few pages, and returns the tip.
 pub fn chain(folder: &Path) -> avhdx::Result<PathBuf> {
     let mut rng = Rng(7);
     let mut tip = folder.join("base.vhdx");

@@ -1,18 +1,18 @@
-//! What the naive reader can say against an image, beyond that it reads.
+//! Checks of an image by the naive reader, beyond what reading needs.
 
 use crate::naive::Layer;
 
 const MIB: u64 = 1 << 20;
 
 impl Layer {
-    /// Breaches of the rules that hold an image together, in words: block states and their places,
-    /// overlaps, bitmaps, the length of the file. Empty for a sound image. A file may end where the disk does,
+    /// Describes violations of the rules that hold an image together: block states and offsets,
+    /// overlaps, bitmaps, the length of the file. Empty for a sound image. A file may end with the disk,
     /// within its last block, as some writers leave it.
     pub fn faults(&self) -> Vec<String> {
         self.look().0
     }
 
-    /// The length that the file must have at least.
+    /// The minimum length of the file.
     pub fn needed_length(&self) -> u64 {
         self.look().1
     }
@@ -77,7 +77,7 @@ impl Layer {
                 }
             };
             if holds {
-                // Of the last block what lies within the disk.
+                // Of the last block only the part within the disk.
                 let start = if is_bitmap { 0 } else { (i - chunk) * self.block_size };
                 needed = needed.max(at.saturating_add(len.min(self.size.saturating_sub(start))));
                 places.push((at, at.saturating_add(len), format!("BAT entry {i}")));

@@ -1,4 +1,4 @@
-//! Every number of an image's structures, where it stands, and the values that are apt to break a reader.
+//! Every number in an image's structures, its place, and values that are likely to break a reader.
 
 use crate::build::{Contents, Descriptor, Image};
 use crate::mutate::{put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
@@ -6,11 +6,11 @@ use crate::mutate::{put_u16, put_u32, put_u64, u16_at, u32_at, u64_at};
 /// A number in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// What it is.
+    /// Its name.
     pub name: String,
-    /// Where it stands: more than one place where a file has the structure twice.
+    /// Its file offsets: several if the file has copies of the structure.
     pub at: Vec<u64>,
-    /// Its bytes: 2, 4 or 8.
+    /// Its size in bytes: 2, 4 or 8.
     pub width: u8,
 }
 
@@ -19,7 +19,7 @@ impl Field {
         Self { name: name.into(), at: vec![at], width }
     }
 
-    /// What stands at its first place.
+    /// The value at its first offset.
     pub fn value(&self, bytes: &[u8]) -> u64 {
         match self.width {
             2 => u16_at(bytes, self.at[0]).into(),
@@ -28,7 +28,7 @@ impl Field {
         }
     }
 
-    /// Sets it in all its places. Checksums are wrong afterwards, see [`reseal`](crate::mutate::reseal).
+    /// Sets it at all its offsets. Checksums are wrong afterwards, see [`reseal`](crate::mutate::reseal).
     pub fn set(&self, bytes: &mut [u8], value: u64) {
         for at in &self.at {
             match self.width {
@@ -39,8 +39,8 @@ impl Field {
         }
     }
 
-    /// Values at the ends of what the field can hold, on both sides of its middle and of `now`, and in whole MiB,
-    /// each once and none of them `now`.
+    /// Values at the ends of the field's range, on both sides of its middle and of `now`, and in whole MiB,
+    /// without duplicates and without `now`.
     pub fn extremes(&self, now: u64) -> Vec<u64> {
         let bits = 8 * u32::from(self.width);
         let most = u64::MAX >> (64 - bits);
@@ -56,7 +56,7 @@ impl Field {
 }
 
 /// All numbers in the structures of an image: headers, region tables, metadata, block allocation table and log.
-/// Of the descriptors of a log entry those are left out that are like the first few.
+/// Descriptors of a log entry that resemble the first few are left out.
 pub fn fields(image: &Image) -> Vec<Field> {
     let layout = image.layout();
     let mut all = Vec::new();
@@ -84,7 +84,7 @@ pub fn fields(image: &Image) -> Vec<Field> {
     let tables = ["region_table1", "region_table2"].map(|name| table(layout.get(name).start));
     twice("region_table", tables, &mut all);
     metadata(image, &mut all);
-    // [MS-VHDX] 2.5: all entries that the disk needs, sector bitmap blocks' included.
+    // [MS-VHDX] 2.5: all entries that the disk needs, including those of sector bitmap blocks.
     let chunks = image.block_count().div_ceil(image.chunk_ratio());
     let payload = (0..image.block_count()).map(|b| ("payload", b, layout.payload_entry(b)));
     let bitmaps = (0..chunks).map(|c| ("bitmap", c, layout.bitmap_entry(c)));
@@ -97,7 +97,7 @@ pub fn fields(image: &Image) -> Vec<Field> {
     all
 }
 
-/// The fields of a structure that a file has twice: of each copy alone, and of both.
+/// The fields of a structure with two copies: of each copy alone, and of both.
 fn twice(name: &str, copies: [impl Iterator<Item = Field>; 2], all: &mut Vec<Field>) {
     let [first, second] = copies;
     for (a, b) in first.zip(second) {
@@ -154,7 +154,7 @@ fn log(image: &Image, all: &mut Vec<Field>) {
     let ring = layout.get("log");
     for (n, entry) in image.log.iter().enumerate() {
         let start = layout.get(&format!("log_entry:{n}")).start;
-        // What lies behind the ring's end goes on at its start.
+        // Past its end the ring continues at its start.
         let place = |at: u64| ring.start + (start - ring.start + at) % (ring.end - ring.start);
         let mut add = |name: String, at: u64, width: u8| {
             all.push(Field::new(format!("log_entry:{n}:{name}"), place(at), width));
@@ -194,8 +194,8 @@ fn log(image: &Image, all: &mut Vec<Field>) {
     }
 }
 
-/// Entries of a block allocation table that are apt to break a reader: every state at no place, at the places
-/// given, behind `end`, and at the ends of what an entry can name. [MS-VHDX] 2.5.1
+/// Entries of a block allocation table that are likely to break a reader: every state without an offset, at the given
+/// offsets, beyond `end`, and at the extremes of what an entry can refer to. [MS-VHDX] 2.5.1
 pub fn bat_entries(places: &[u64], end: u64) -> Vec<u64> {
     let far = [end, end - 0x10_0000, end + 0x10_0000, 1 << 62, 1 << 63, !1 << 20, !0 << 20];
     let places: Vec<u64> =
@@ -204,7 +204,7 @@ pub fn bat_entries(places: &[u64], end: u64) -> Vec<u64> {
         .iter()
         .flat_map(|place| (0..8).map(move |state| place & !0xF_FFFF | state))
         .collect();
-    // Bits that are reserved.
+    // Reserved bits.
     entries.extend(places.iter().map(|place| place | 0xF_FFF8 | 6));
     entries.sort_unstable();
     entries.dedup();

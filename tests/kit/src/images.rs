@@ -1,4 +1,4 @@
-//! Images by other writers, kept gzipped outside the project or among its fixtures.
+//! Images by other writers, stored gzipped outside the project or among its fixtures.
 
 use crate::io::{SparseFile, ok};
 use flate2::read::MultiGzDecoder;
@@ -7,28 +7,28 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// The folder that `AVHDX_IMAGES` names. `None` when it is not set: the test is then skipped.
-/// Panics when it is set and no folder.
+/// The folder in `AVHDX_IMAGES`. `None` if it is not set: the test is then skipped.
+/// Panics if it is set and is not a folder.
 pub fn avhdx_images() -> Option<PathBuf> {
     let dir = PathBuf::from(std::env::var_os("AVHDX_IMAGES")?);
     assert!(dir.is_dir(), "AVHDX_IMAGES is {}, which is no folder", dir.display());
     Some(dir)
 }
 
-/// A file or folder below `AVHDX_IMAGES`. Panics when the variable is set and this is missing.
+/// A file or folder below `AVHDX_IMAGES`. Panics if the variable is set and the file is missing.
 pub fn image(below: &str) -> Option<PathBuf> {
     let path = avhdx_images()?.join(below);
     assert!(path.exists(), "AVHDX_IMAGES is set, but {} is missing", path.display());
     Some(path)
 }
 
-/// The folder of images that belong to the project; it need not be there.
+/// The folder of images that belong to the project; it may not exist.
 pub fn fixtures_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
-/// Unpacks every `*.gz` below `from` into a tree of the same shape below `to`, and copies
-/// nothing else. Returns the files made, sorted. Panics when there is none.
+/// Unpacks every `*.gz` below `from` to the same path below `to`, and copies
+/// nothing else. Returns the new files, sorted. Panics if there are none.
 pub fn unpack_tree(from: &Path, to: &Path) -> Vec<PathBuf> {
     let mut made = Vec::new();
     walk(from, to, &mut made);
@@ -59,7 +59,7 @@ pub fn gunzip(from: &Path, to: &Path) {
     let mut buf = vec![0; 1 << 20];
     let mut at = 0;
     loop {
-        // Whole buffers keep the pages aligned, so that zero pages are seen as such.
+        // Full buffers keep pages aligned, so that zero pages are recognized.
         let n = ok(from, read_full(&mut packed, &mut buf));
         ok(to, out.put(at, &buf[..n]));
         at += n as u64;
@@ -69,7 +69,7 @@ pub fn gunzip(from: &Path, to: &Path) {
     }
 }
 
-/// The lines of a file of sums, as `(sum, path)` in its order.
+/// The lines of a checksum file, as `(sum, path)` in order.
 pub fn expected(sums: &Path) -> Vec<(String, String)> {
     let text = ok(sums, fs::read_to_string(sums));
     let lines = text.lines().filter(|l| !l.is_empty());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 
-/// What is not written stays a hole at this grain.
+/// Ranges that are not written stay holes in units of this size.
 pub(crate) const PAGE: usize = 4096;
 
 /// Reads at `offset` until `buf` is full or the file ends; returns how much was read.
@@ -24,7 +24,7 @@ pub(crate) fn read_at(file: &File, mut offset: u64, buf: &mut [u8]) -> io::Resul
     Ok(done)
 }
 
-/// Writes `bytes` at `offset` whole.
+/// Writes all of `bytes` at `offset`.
 pub(crate) fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     file.seek(SeekFrom::Start(offset))?;
     file.write_all(bytes)
@@ -33,7 +33,7 @@ pub(crate) fn write_at(file: &mut File, offset: u64, bytes: &[u8]) -> io::Result
 /// Writes pieces in any order and leaves zero pages as holes.
 pub(crate) struct SparseFile {
     file: File,
-    /// Pages that hold bytes already: zeros written over them must reach the file.
+    /// Pages that hold data already: zeros written over them must reach the file.
     written: HashSet<u64>,
 }
 
@@ -43,7 +43,7 @@ impl SparseFile {
     }
 
     pub(crate) fn put(&mut self, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
-        // Runs of pages to write go out in one call; `run` is where the open one starts.
+        // Consecutive pages are written in one call; `run` is where the current ones start.
         let mut run: Option<(u64, &[u8])> = None;
         let mut run_len = 0;
         while !bytes.is_empty() {
@@ -69,7 +69,7 @@ impl SparseFile {
         Ok(())
     }
 
-    /// Gives the file its length: longer makes a hole, shorter cuts.
+    /// Sets the length of the file: extends it with a hole, or truncates it.
     pub(crate) fn finish(self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
     }
@@ -80,7 +80,7 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     words.iter().all(|w| u128::from_ne_bytes(*w) == 0) && rest.iter().all(|b| *b == 0)
 }
 
-/// The value, or a panic that names the file: a test can do nothing better.
+/// Returns the value, or panics with the name of the file.
 pub(crate) fn ok<T>(path: &std::path::Path, result: io::Result<T>) -> T {
     result.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }

@@ -1,18 +1,18 @@
-//! Images for the tests, made, read and broken without the crate under test.
+//! Images for the tests, created, read and corrupted without the crate under test.
 //!
-//! Everything here is typed from [MS-VHDX] and shares no code and no constants with `avhdx`: a
-//! mistake would have to be made twice, in two different shapes, to go unnoticed.
+//! Everything here is written from [MS-VHDX] and shares no code and no constants with `avhdx`: a
+//! mistake would have to be made twice, in two different forms, to go unnoticed.
 //!
-//! - [`build`] writes images of any shape, right or wrong in every field.
-//! - [`naive`] reads them back, slowly and simply, and finds what breaks the format's rules.
-//! - [`loss`] says what an image lost of which the file was cut, or whose blocks lie over each other.
-//! - [`fields`] knows where every number stands, and [`mutate`] breaks bytes and seals the checksums again.
+//! - [`build`] writes images of any shape, with any field right or wrong.
+//! - [`naive`] reads them, slowly and simply, and finds violations of the format.
+//! - [`loss`] determines what an image lost if its file was cut or its blocks overlap.
+//! - [`fields`] knows the place of every number, and [`mutate`] changes bytes and corrects the checksums.
 //! - [`images`] finds, unpacks and sums the images of other writers.
-//! - [`qemu`] asks QEMU's tools for a second opinion.
-//! - [`planted`] puts bugs into a copy of the sources, for the tests to find.
-//! - [`crc`] and [`rng`] are what the others stand on.
+//! - [`qemu`] runs QEMU's tools for a second opinion.
+//! - [`planted`] plants bugs in a copy of the sources, for the tests to find.
+//! - [`crc`] and [`rng`] are used by the others.
 
-// The kit stands outside the crate whose file access goes through `storage::Host`.
+// The testkit is not part of the crate whose file access goes through `storage::Host`.
 #![allow(clippy::disallowed_methods)]
 
 pub mod build;

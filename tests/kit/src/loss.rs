@@ -1,7 +1,7 @@
-//! What an image lost: bytes that its table places where the file does not have them, or where others are too.
+//! What an image lost: bytes that its table places where the file has none, or where other blocks are too.
 //!
-//! Says of each sector what may still be read of it, what a mend has to leave of it, and what the list of losses
-//! must say, all by one slow look at each claim and each sector.
+//! Determines for each sector whether it can still be read, what a repair must leave of it, and what the list of
+//! losses must contain, all by slow examination of each claim and each sector.
 
 use crate::naive::Layer;
 use std::ops::Range;
@@ -13,31 +13,31 @@ const MIB: u64 = 1 << 20;
 pub enum Why {
     /// None of the block's bytes are in the file.
     Lost,
-    /// The block's first bytes are in the file, these are not.
+    /// The block's first bytes are in the file, but not these.
     Rest,
-    /// What told these bytes from the parent's is lost.
+    /// The sector bitmap that separated these bytes from the parent's is lost.
     Bits,
-    /// Others have the same bytes of the file.
+    /// Other blocks share these bytes of the file.
     Shared,
-    /// An unmapped block: zeros before and after.
+    /// An unmapped block, which reads as zeros before and after.
     Unmapped,
 }
 
-/// All that an image lost.
+/// Everything that an image lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Losses {
     /// Ranges of the disk, in order.
     pub list: Vec<(Range<u64>, Why)>,
-    /// Whether a change must be refused.
+    /// Whether changes must be refused.
     pub refused: bool,
-    /// Whether the structures themselves are lost, so that nothing can be mended.
+    /// Whether the structures themselves are lost, so that nothing can be repaired.
     pub beyond: bool,
 }
 
-/// A disk of which not all can be read: its bytes, and of each 512 of them whether they can be had.
+/// A partly readable disk: its bytes, and for each unit of 512 bytes whether it is lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Readable {
-    /// Zeros where nothing can be had.
+    /// Zeros where bytes are lost.
     pub bytes: Vec<u8>,
     /// For each unit of 512 bytes.
     pub lost: Vec<bool>,
@@ -46,34 +46,34 @@ pub struct Readable {
 /// One claim of the table.
 #[derive(Clone, Debug)]
 struct Claim {
-    /// Payload block or chunk.
+    /// The index of the payload block or chunk.
     number: u64,
     is_bitmap: bool,
     state: u64,
     place: Range<u64>,
-    /// Bytes that the disk, or a bitmap, needs of it.
+    /// How many bytes of it the disk, or a bitmap, needs.
     needed: u64,
 }
 
 impl Claim {
-    /// Where the bytes end that are needed.
+    /// The end of the bytes that are needed.
     fn needed_to(&self) -> u64 {
         self.place.start.saturating_add(self.needed)
     }
 }
 
-/// What there is of a sector.
+/// The state of a sector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sector {
     Zero,
     Parent,
-    /// So many bytes of it, from there on.
+    /// This many bytes of it, from this offset.
     Here(u64, u64),
     Gone,
 }
 
 impl Layer {
-    /// What the image lost.
+    /// Determines what the image lost.
     pub fn losses(&self) -> Losses {
         let claims = self.claims();
         let mut losses = Losses::default();
@@ -85,14 +85,14 @@ impl Layer {
             let over = self.places().iter().any(|place| meet(&claim.place, place));
             let lost = claim.place.start == 0 || claim.needed_to() > len;
             losses.refused |= others || over || lost;
-            // No writer ever put a block at the start of the file, where the headers stand.
+            // No writer ever put a block at the start of the file, where the headers are.
             losses.beyond |= claim.place.start != 0 && meet(&claim.place, &bat);
         }
         losses.refused |= losses.beyond;
         for claim in claims.iter().filter(|claim| !claim.is_bitmap) {
             self.lost_of(claim, &mut losses.list);
         }
-        // Those that stay where they are, and who is there too.
+        // Blocks that stay in place, and others that share their place.
         let stay: Vec<&Claim> = claims.iter().filter(|claim| self.stays(claim, &claims)).collect();
         for (i, claim) in stay.iter().enumerate() {
             let meets = |others_unmapped: bool| {
@@ -128,10 +128,10 @@ impl Layer {
         self.build(parent, false)
     }
 
-    /// The disk as it must read once the losses were accepted.
+    /// The disk as it must read once the losses are accepted.
     pub fn mended(&self, parent: Option<&Readable>) -> Readable {
         let mut mended = self.build(parent, true);
-        // What is lost reads as zeros from then on; what the parent lost stays lost.
+        // Lost bytes read as zeros from then on; what the parent lost stays lost.
         for block in 0..self.blocks() {
             let first = block * self.block_size / self.sector;
             let of = self.sectors(block, true);
@@ -177,7 +177,7 @@ impl Layer {
         out
     }
 
-    /// What there is of the sectors of a block now, or what is left to a mend.
+    /// The state of a block's sectors, now or for a repair.
     fn sectors(&self, block: u64, for_mend: bool) -> impl Fn(u64) -> Sector {
         let (entry, len, size) = (self.entry(block), self.end(), self.sector);
         let place = entry >> 20 << 20;
@@ -227,7 +227,7 @@ impl Layer {
             return;
         }
         if claim.state == 7 && self.bits_of(claim.number).is_none() {
-            // Without a bitmap entry at all nothing was lost with it.
+            // Without a bitmap entry, nothing was lost with it.
             if self.bitmap_entry(claim.number) & 7 == 6 {
                 list.push((whole, Why::Bits));
             } else if !self.is_here(claim) {
@@ -254,7 +254,7 @@ impl Layer {
         list.extend(run.map(|run| (run, why)));
     }
 
-    /// Whether a mend leaves the claim in its place, which others may have too.
+    /// Whether a repair leaves the claim in its place, which other blocks may share.
     fn stays(&self, claim: &Claim, all: &[Claim]) -> bool {
         let is_whole = claim.needed_to() <= self.end();
         if !self.is_here(claim) {
@@ -276,7 +276,7 @@ impl Layer {
         }
     }
 
-    /// Whether nothing of a block is left to a mend but zeros.
+    /// Whether a repair leaves nothing of a block but zeros.
     fn becomes_zero(&self, claim: &Claim) -> bool {
         if claim.state == 7 && self.has_parent {
             let Some(_) = self.bits_of(claim.number) else {
@@ -290,7 +290,7 @@ impl Layer {
         !self.is_here(claim)
     }
 
-    /// Whether the claim starts in the file, and over nothing that is no block's.
+    /// Whether the claim starts within the file, and overlaps only blocks.
     fn is_here(&self, claim: &Claim) -> bool {
         self.is_usable(claim.place.start, claim.place.end - claim.place.start)
             && claim.place.start < self.end()
@@ -300,7 +300,7 @@ impl Layer {
         at >= MIB && !self.places().iter().any(|place| meet(place, &(at..at.saturating_add(len))))
     }
 
-    /// The bits of a block, where the file has all those that the disk needs.
+    /// The bits of a block, if the file has all those that the disk needs.
     fn bits_of(&self, block: u64) -> Option<Vec<u8>> {
         let entry = self.bitmap_entry(block);
         let place = entry >> 20 << 20;
@@ -340,7 +340,7 @@ impl Layer {
         claims
     }
 
-    /// Where the file ends, once its log is replayed.
+    /// The end of the file, once its log is replayed.
     fn end(&self) -> u64 {
         self.len().max(self.last_file_offset.unwrap_or(0))
     }
@@ -360,7 +360,7 @@ impl Layer {
         self.bat_entry(block + block / self.ratio()).unwrap_or(0)
     }
 
-    /// The entry of the bitmap that speaks for a block.
+    /// The entry of the bitmap that covers a block.
     fn bitmap_entry(&self, block: u64) -> u64 {
         let chunk = block / self.ratio();
         self.bat_entry(chunk * (self.ratio() + 1) + self.ratio()).unwrap_or(0)
@@ -374,7 +374,7 @@ impl Layer {
         self.size.div_ceil(self.block_size)
     }
 
-    /// Sectors of a block that the disk has.
+    /// How many sectors of a block lie within the disk.
     fn sectors_of(&self, block: u64) -> u64 {
         self.block_size.min(self.size - block * self.block_size) / self.sector
     }

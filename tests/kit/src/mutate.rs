@@ -1,4 +1,4 @@
-//! Breaking images on purpose, with sums that are right again afterwards.
+//! Corrupts images, and corrects the checksums afterwards.
 
 use crate::crc::sealed;
 use std::ops::Range;
@@ -49,7 +49,7 @@ pub fn u64_at(bytes: &[u8], at: u64) -> u64 {
     bytes[at as usize..][..8].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
-/// Makes the sums of both headers, both region tables and all log entries right again, whatever
+/// Corrects the checksums of both headers, both region tables and all log entries, whatever
 /// else is wrong with them.
 pub fn reseal(bytes: &mut [u8]) {
     // The log may have been moved in one header only: both places count, each once.
@@ -81,8 +81,8 @@ pub fn reseal_region_tables(bytes: &mut [u8]) {
     REGION_TABLES.into_iter().for_each(|r| seal(bytes, r));
 }
 
-/// Seals everything in the ring that begins as an entry and says a possible length, stale and
-/// torn ones included. [MS-VHDX] 2.3.1.1
+/// Seals everything in the ring that starts like an entry with a possible length, including stale and
+/// torn ones. [MS-VHDX] 2.3.1.1
 pub fn reseal_log(bytes: &mut [u8], log: Range<u64>) {
     let size = log.end.saturating_sub(log.start);
     if log.end > bytes.len() as u64 || size == 0 || !size.is_multiple_of(4096) {

@@ -1,8 +1,8 @@
-//! An oracle: reads a chain sector by sector, asking every layer anew, with no cache, no
-//! shortcut and no sharing with the crate under test.
+//! An oracle that reads a chain sector by sector, asking every layer each time, with no cache, no
+//! shortcut and no code shared with the crate under test.
 //!
-//! Where the specification leaves a choice, it reads zeros: UNDEFINED, UNMAPPED (and 5, its
-//! value in a draft), and what lies past the end of a file. What no reader may serve is an `Err`.
+//! Where the specification allows a choice, it reads zeros: UNDEFINED, UNMAPPED (and 5, its
+//! value in a draft), and everything past the end of a file. What no reader may serve is an `Err`.
 
 use crate::build::{
     ITEM_DISK_ID, ITEM_DISK_SIZE, ITEM_FILE_PARAMETERS, ITEM_LOGICAL_SECTOR, ITEM_PARENT_LOCATOR,
@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Who answers for a sector.
+/// The source of a sector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Who {
     /// This layer's file (0 is the base), at this offset.
@@ -26,28 +26,28 @@ pub enum Who {
         /// File offset.
         at: u64,
     },
-    /// Zeros, said by this layer's block state; by none when the search left the chain at its
-    /// bottom or at a layer's end.
+    /// Zeros according to this layer's block state; `None` if the search ended below the base
+    /// or beyond a layer's end.
     Zero {
         /// Index in the chain.
         layer: Option<usize>,
     },
 }
 
-/// What one layer says of a sector.
+/// One layer's answer for a sector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Says {
     /// Here, at this file offset.
     Data(u64),
     /// Zeros.
     Zero,
-    /// Ask the parent; in an image that has none: zeros.
+    /// The parent decides; in an image without a parent: zeros.
     NotHere,
 }
 
-/// Bytes that are neither in one piece in memory nor a file.
+/// Bytes that are neither contiguous in memory nor in a file.
 pub trait Bytes: std::fmt::Debug + Send + Sync {
-    /// How many there are.
+    /// How many bytes there are.
     fn len(&self) -> u64;
 
     /// Whether there are none.
@@ -63,11 +63,11 @@ pub trait Bytes: std::fmt::Debug + Send + Sync {
 #[derive(Clone, Debug)]
 pub struct Layer {
     file: Source,
-    /// The log's updates in their order, unless they are in the bytes already.
+    /// The log's updates in order, unless they are already applied to the bytes.
     updates: Vec<Update>,
-    /// The head's last file offset, where there is a log.
+    /// The head's last file offset, if there is a log.
     pub(crate) last_file_offset: Option<u64>,
-    /// The log and the regions: where each starts and how long it is.
+    /// The log and the regions: offset and length of each.
     pub(crate) structures: Vec<(u64, u64)>,
     /// Virtual size in bytes.
     pub size: u64,
@@ -77,7 +77,7 @@ pub struct Layer {
     pub sector: u64,
     /// Whether it is a differencing image.
     pub has_parent: bool,
-    /// What its children link to.
+    /// The identity that its children record.
     pub data_write_guid: Uuid,
     /// The parent locator's pairs.
     pub locator: Vec<(String, String)>,
@@ -135,7 +135,7 @@ impl Layer {
         Self::new(Source::Other(bytes))
     }
 
-    /// Reads an image by streaming: nothing but the log's updates is held in memory.
+    /// Reads an image by streaming: only the log's updates are held in memory.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let file = File::open(path.as_ref());
         let file = file.map_err(|e| format!("{}: {e}", path.as_ref().display()))?;
@@ -165,7 +165,7 @@ impl Layer {
         Ok(it)
     }
 
-    /// The header in force, then the log. [MS-VHDX] 2.2.2, 2.3.3
+    /// Reads the current header, then the log. [MS-VHDX] 2.2.2, 2.3.3
     fn header_and_log(&mut self) -> Result<()> {
         let mut best: Option<Vec<u8>> = None;
         for at in [64 << 10, 128 << 10] {
@@ -198,8 +198,8 @@ impl Layer {
         if offset.checked_add(length).is_none_or(|end| end > self.len()) {
             return Err("log past the end of the file".into());
         }
-        // That the file is at least as long as the head's last file offset needs no work here:
-        // past its end there are zeros anyway.
+        // The head's last file offset needs no handling here:
+        // past the end of the file everything is zeros anyway.
         let (updates, flushed, last) = active_sequence(&self.get(offset, length)?, log_guid)?;
         if self.len() < flushed {
             return Err("truncated".into());
@@ -208,7 +208,7 @@ impl Layer {
         self.last_file_offset = Some(last);
         if let Source::Bytes(bytes) = &mut self.file {
             let end = self.updates.iter().map(|u| u.at.saturating_add(u.len())).max();
-            // An update far out stays an update, lest a wrong offset takes all memory.
+            // An update far out is kept as an update, because a wrong offset could take all memory.
             if end.is_some_and(|e| e <= bytes.len() as u64 + (64 << 20)) {
                 for u in self.updates.drain(..) {
                     let (at, end) = (u.at as usize, (u.at + u.len()) as usize);
@@ -251,7 +251,7 @@ impl Layer {
             let flags = le32(e, 24);
             self.items.push((guid(e, 0), flags, item.clone()));
             if flags & 1 == 1 {
-                // A user's item: its GUID says nothing to us.
+                // A user item: its GUID has no meaning to us.
                 match flags & 4 {
                     0 => continue,
                     _ => return Err("unknown required item".into()),
@@ -278,7 +278,7 @@ impl Layer {
         if possible { Ok(()) } else { Err("impossible block, sector or disk size".into()) }
     }
 
-    /// The file's bytes after replay; past its end zeros.
+    /// The file's bytes after replay; zeros past its end.
     pub(crate) fn get(&self, at: u64, len: u64) -> Result<Vec<u8>> {
         let mut buf = vec![0; len as usize];
         match &self.file {
@@ -307,12 +307,12 @@ impl Layer {
         }
     }
 
-    /// Whether the log has to be replayed before the file is what it says.
+    /// Whether the log is pending.
     pub fn log_is_pending(&self) -> bool {
         self.last_file_offset.is_some()
     }
 
-    /// Where the sector bitmap blocks lie.
+    /// The file offsets of the sector bitmap blocks.
     pub fn bitmaps(&self) -> Result<Vec<u64>> {
         if !self.has_parent {
             return Ok(Vec::new());
@@ -324,13 +324,13 @@ impl Layer {
         Ok(entries.filter(|entry| entry & 7 == 6).map(|entry| entry >> 20 << 20).collect())
     }
 
-    /// Where the log lies.
+    /// The range of the log.
     pub fn log(&self) -> std::ops::Range<u64> {
         let (at, len) = self.structures[0];
         at..at + len
     }
 
-    /// Where the block allocation table lies.
+    /// The range of the block allocation table.
     pub fn bat(&self) -> std::ops::Range<u64> {
         self.bat.0..self.bat.0 + self.bat.1
     }
@@ -340,7 +340,7 @@ impl Layer {
         self.structures.iter().map(|(at, len)| at + len).max().unwrap_or_default()
     }
 
-    /// The BAT entry of this index, read anew each time.
+    /// The BAT entry with this index, read each time.
     pub fn bat_entry(&self, index: u64) -> Result<u64> {
         if (index + 1) * 8 > self.bat.1 {
             return Err(format!("BAT too short for entry {index}"));
@@ -348,7 +348,7 @@ impl Layer {
         Ok(le(&self.get(self.bat.0.saturating_add(8 * index), 8)?, 0))
     }
 
-    /// What this layer alone says of a sector below its size. [MS-VHDX] 2.5.1
+    /// This layer's own answer for a sector below its size. [MS-VHDX] 2.5.1
     pub fn says(&self, sector: u64) -> Result<Says> {
         let ratio = (self.sector << 23) / self.block_size;
         let per_block = self.block_size / self.sector;
@@ -374,7 +374,7 @@ impl Layer {
     }
 }
 
-/// Layers from the base (0) up to the youngest.
+/// Layers from the base (0) up to the tip.
 #[derive(Debug)]
 pub struct Chain(pub Vec<Layer>);
 
@@ -389,7 +389,7 @@ impl Chain {
         paths.into_iter().map(Layer::open).collect::<Result<_>>().map(Self)
     }
 
-    /// Who answers for this sector as seen from the layer `tip`.
+    /// The source of this sector as seen from the layer `tip`.
     pub fn who(&self, tip: usize, sector: u64) -> Result<Who> {
         for n in (0..=tip).rev() {
             let layer = &self.0[n];
@@ -475,7 +475,7 @@ fn active_sequence(ring: &[u8], log_guid: Uuid) -> Result<(Vec<Update>, u64, u64
     let at = |s: u64| entries[(s % sectors) as usize].as_ref();
     let mut best: Option<Vec<&Entry>> = None;
     for start in 0..sectors {
-        // The longest run from here that does not lap itself.
+        // The longest run from here that does not overlap itself.
         let (mut run, mut places, mut next) = (Vec::<&Entry>::new(), Vec::new(), start);
         while let Some(e) = at(next) {
             let follows = run.last().is_none_or(|l| l.number.checked_add(1) == Some(e.number));

@@ -1,4 +1,4 @@
-//! QEMU's tools as a second opinion: fixed and dynamic disks of 512-byte sectors.
+//! QEMU's tools as a second opinion: fixed and dynamic disks with 512-byte sectors.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::process::Command;
 pub struct Qemu(());
 
 impl Qemu {
-    /// `None` where they are not installed, unless `AVHDX_INTEROP=1` demands them: then a panic.
+    /// `None` if they are not installed; panics instead if `AVHDX_INTEROP=1` requires them.
     pub fn find() -> Option<Self> {
         let runs = |tool: &str| {
             Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success())
@@ -78,7 +78,7 @@ impl Qemu {
         run("qemu-img", &args, &[from.as_os_str(), to.as_os_str()])
     }
 
-    /// Compares an image of any format with another one. Panics where they differ.
+    /// Compares two images of any format. Panics if they differ.
     pub fn compare(&self, a: (&str, &Path), b: (&str, &Path)) -> String {
         let args = strings(&["compare", "-f", a.0, "-F", b.0]);
         run("qemu-img", &args, &[a.1.as_os_str(), b.1.as_os_str()])
@@ -89,7 +89,7 @@ fn strings(args: &[&str]) -> Vec<String> {
     args.iter().map(|a| (*a).into()).collect()
 }
 
-/// Standard output, or a panic with the command line and standard error.
+/// Returns standard output, or panics with the command line and standard error.
 fn run(tool: &str, args: &[String], last: &[&OsStr]) -> String {
     let mut command = Command::new(tool);
     command.args(args).args(last);
@@ -97,7 +97,7 @@ fn run(tool: &str, args: &[String], last: &[&OsStr]) -> String {
     let (stdout, stderr) =
         (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     assert!(out.status.success(), "{command:?}: {}\n{stdout}{stderr}", out.status);
-    // qemu-io reports a failed command on standard output and leaves with success.
+    // qemu-io reports a failed command on standard output and exits with success.
     let failed = tool == "qemu-io" && stdout.contains("failed:");
     assert!(!failed, "{command:?}\n{stdout}{stderr}");
     stdout.into_owned()

@@ -7,7 +7,7 @@ use uuid::Uuid;
 pub struct Rng(u64);
 
 impl Rng {
-    /// A generator that depends on nothing but `seed`.
+    /// A generator that depends only on `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
@@ -57,9 +57,9 @@ impl Rng {
     }
 }
 
-/// Fills `buf` with what the pattern `seed` holds at the virtual `offset` (a multiple of 512).
-/// Every 512 bytes differ from all others and name their place, so that data read from a wrong
-/// place never passes.
+/// Fills `buf` with the pattern of `seed` at the virtual `offset` (a multiple of 512).
+/// Every 512 bytes differ from all others and encode their offset, so that data read from a wrong
+/// place is always noticed.
 pub fn pattern(seed: u64, offset: u64, buf: &mut [u8]) {
     assert!(offset.is_multiple_of(512), "pattern offset {offset}");
     for (i, unit) in buf.chunks_mut(512).enumerate() {

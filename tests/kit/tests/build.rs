@@ -1,4 +1,4 @@
-//! The builder against the naive reader: what an image describes is what is read.
+//! The builder compared with the naive reader: what an image describes is what is read.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;
 
-/// What the reader sees of images, base first, is what they describe.
+/// The reader sees the described contents of these images, base first.
 fn agrees(images: &[Image]) -> Chain {
     let chain = Chain::from_bytes(images.iter().map(Image::to_bytes)).unwrap();
     let mut below: Option<Vec<u8>> = None;
@@ -58,7 +58,7 @@ fn layers_of_other_lengths_and_block_sizes() {
     assert_ne!(chain.read(2, 5 * MIB - 512, 512).unwrap(), vec![0; 512]);
 }
 
-/// Bits, states, orders and sector sizes by chance.
+/// Random bits, states, orders and sector sizes.
 #[test]
 fn random_chains() {
     for seed in 0..12 {
@@ -86,7 +86,7 @@ fn every_state_over_a_parent() {
     assert!(reserved.says(4 * 2048).is_err());
 }
 
-/// A disk with many chunks: bitmaps lie behind the blocks of their chunk in the BAT.
+/// A disk with many chunks: bitmap entries follow the blocks of their chunk in the BAT.
 #[test]
 fn bitmaps_of_several_chunks() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,7 +160,7 @@ fn wrong_fields_are_refused() {
     assert_eq!(refused(&size), "impossible block, sector or disk size");
 }
 
-/// One bad copy of each, and things no reader knows but may ignore.
+/// One invalid copy of each structure, and unknown things that readers may ignore.
 #[test]
 fn spare_copies_and_unknown_things() {
     let mut image = Image::dynamic(2 * MIB);
@@ -198,7 +198,7 @@ fn locators() {
     assert_eq!(layer.locator.len(), 2);
 }
 
-/// Both outputs are the same, also where pieces lie over each other and the file is cut.
+/// Both outputs are the same, also if pieces overlap and the file is cut.
 #[test]
 fn file_and_memory_agree() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The naive reader against images of other writers, whose sums several readers agreed on.
+//! The naive reader on images of other writers, whose checksums several readers agree on.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -44,7 +44,7 @@ fn chains() {
     assert_eq!(seen, (0..6).collect(), "every layer of the deepest chain is read from");
 }
 
-/// Both are large: run it with `--release -- --ignored`.
+/// Both are large: run with `--release -- --ignored`.
 #[test]
 #[ignore = "sums 11 GiB sector by sector"]
 fn hyper_v() {

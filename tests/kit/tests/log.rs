@@ -1,4 +1,4 @@
-//! Logs of all kinds, against the naive reader and QEMU's replay.
+//! Logs of all kinds, replayed by the naive reader and by QEMU.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0001);
 const OLD: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0002);
 
-/// An image whose BAT in place knows no block, and one that has two.
+/// An image whose BAT in the file is empty, and one that has two blocks.
 fn before_and_after() -> (Image, Image) {
     let before = Image::dynamic(8 * MIB);
     let mut after = before.clone();
@@ -20,7 +20,7 @@ fn before_and_after() -> (Image, Image) {
     (before, after)
 }
 
-/// The update that makes `after`'s BAT, and an empty one.
+/// The update that writes `after`'s BAT, and an empty one.
 fn bats() -> (Image, Descriptor, Descriptor) {
     let (before, after) = before_and_after();
     let image = Image::dirty(&before, &after, GUID, 1);
@@ -61,7 +61,7 @@ fn a_dirty_image() {
     let (before, after) = before_and_after();
     let image = Image::dirty(&before, &after, GUID, 1);
     reads(&image, &after.flat(None));
-    // In place there is nothing yet.
+    // In the file there is nothing yet.
     let mut forgotten = image.clone();
     forgotten.set_log_guid(Uuid::nil());
     reads(&forgotten, &before.flat(None));
@@ -72,14 +72,14 @@ fn several_descriptor_sectors() {
     let (image, full, empty) = bats();
     let mut many = image.clone();
     let spare = many.layout().needed_length;
-    // More than the 126 of the first sector, with a data sector behind them all; they write to a
-    // slack area that the last one shows to exist.
+    // More than the 126 in the first sector, with a data sector after them all; they write to a
+    // slack area whose existence the last one proves.
     many.file_length = Some(spare + MIB);
     let zeros = (0..200).map(|n| Descriptor::zero(spare + n * 4096, 4096));
     let updates: Vec<_> = [empty].into_iter().chain(zeros).chain([full]).collect();
     many.log = vec![LogEntry::new(9, updates)];
     assert_eq!(many.log[0].length(), 3 * SECTOR);
-    // QEMU reads all descriptor sectors into the place of the first.
+    // QEMU reads all descriptor sectors to the place of the first.
     reads_alone(&many, &before_and_after().1.flat(None));
 }
 
@@ -94,7 +94,7 @@ fn an_entry_wraps_around() {
     reads(&wraps, &before_and_after().1.flat(None));
 }
 
-/// Another session's entries count for nothing, however high their numbers.
+/// Entries of another session are ignored, however high their numbers.
 #[test]
 fn stale_entries() {
     let (image, full, empty) = bats();
@@ -107,7 +107,7 @@ fn stale_entries() {
     reads(&stale, &before_and_after().1.flat(None));
 }
 
-/// A torn or wrongly summed last entry ends the sequence before it.
+/// A torn last entry, or one with a wrong checksum, ends the sequence before it.
 #[test]
 fn torn_entries() {
     let (image, full, empty) = bats();
@@ -120,26 +120,26 @@ fn torn_entries() {
     torn.log[1].lost.clear();
     torn.log[1].checksum = Checksum::Wrong;
     reads(&torn, &want);
-    // The sum is right, but the data sector is of another time.
+    // The checksum is right, but the data sector is from another time.
     let Descriptor::Data { file_offset, bytes, .. } = data else { unreachable!() };
     let old =
         Descriptor::Data { file_offset, bytes, sequence_number: None, sector_sequence: Some(1) };
     torn.log[1] = LogEntry::new(2, vec![old]);
-    // QEMU does not look at data sectors until it replays them, and gives up there.
+    // QEMU does not check data sectors until it replays them, and gives up there.
     reads_alone(&torn, &want);
-    // Nothing is left when the only entry is torn.
+    // Nothing is left if the only entry is torn.
     torn.log = vec![first.torn(1)];
     assert_eq!(refused(&torn), "no active log sequence");
 }
 
-/// A sequence counts when its head's tail is inside it; of two the higher one. QEMU does not look
-/// at tails.
+/// A sequence is complete if it contains the tail of its head; of two the higher one is used. QEMU ignores
+/// tails.
 #[test]
 fn tails() {
     let (image, full, empty) = bats();
     let (before, after) = before_and_after();
     let mut tails = image.clone();
-    // The head alone is active: the update before it was applied long ago.
+    // Only the head is active: the update before it was applied long ago.
     tails.log = vec![
         LogEntry::new(1, vec![full.clone()]),
         LogEntry::new(2, vec![Descriptor::zero(image.layout().get("bat").end - 4096, 4096)])
@@ -162,7 +162,7 @@ fn file_lengths() {
     let mut cut = image.clone();
     cut.log[0].flushed_file_offset = Some(image.layout().file_length + MIB);
     assert_eq!(refused(&cut), "truncated");
-    // A growth that never reached the disk is made up for: the last block is a hole.
+    // Growth that never reached the disk is made up for: the last block is a hole.
     let mut grown = image.clone();
     let last = *image.layout().payload.values().max().unwrap();
     grown.file_length = Some(last);
@@ -187,11 +187,11 @@ fn random_dirty_children() {
     }
 }
 
-/// A flipped byte breaks a sum; sealed again, only what it says is wrong.
+/// A flipped byte breaks a checksum; resealed, only the value is wrong.
 #[test]
 fn resealing() {
     let (mut image, full, empty) = bats();
-    // The entry wraps around, and so does its sum.
+    // The entry wraps around, and so does its checksum.
     let end = image.log_length - SECTOR as u32;
     image.log = vec![LogEntry::new(1, vec![empty, full]).at(end)];
     image.headers[0] = None;

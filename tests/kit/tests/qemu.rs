@@ -1,4 +1,4 @@
-//! What the builder writes is what QEMU reads.
+//! QEMU reads what the builder writes.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -9,7 +9,7 @@ use std::fs;
 
 const MIB: u64 = 1 << 20;
 
-/// Clean for QEMU, and the same bytes.
+/// The image is clean for QEMU, and has the same contents.
 fn agrees(image: &Image) {
     let Some(qemu) = Qemu::find() else { return };
     let dir = tempfile::tempdir().unwrap();
@@ -62,7 +62,7 @@ fn fixed() {
     let mut image = Image::fixed(5 * MIB);
     image.put(2, Block::full(Data::Pattern(5)));
     agrees(&image);
-    // Log and metadata behind the data.
+    // Log and metadata after the data.
     image.bat_offset = MIB;
     image.data_offset = Some(2 * MIB);
     image.log_offset = 7 * MIB;
@@ -70,7 +70,7 @@ fn fixed() {
     agrees(&image);
 }
 
-/// The other way round: the naive reader reads what QEMU writes.
+/// Conversely, the naive reader reads what QEMU writes.
 #[test]
 fn written_by_qemu() {
     let Some(qemu) = Qemu::find() else { return };

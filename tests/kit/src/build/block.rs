@@ -2,9 +2,9 @@
 
 use crate::rng::pattern;
 
-/// The entry's states. [MS-VHDX] 2.5.1.1 and 2.5.1.2
+/// The states of an entry. [MS-VHDX] 2.5.1.1 and 2.5.1.2
 pub mod state {
-    /// Ask the parent, or zeros.
+    /// Deferred to the parent, or zeros.
     pub const NOT_PRESENT: u8 = 0;
     /// Undefined; read as zeros.
     pub const UNDEFINED: u8 = 1;
@@ -23,10 +23,10 @@ pub mod state {
 pub struct Block {
     /// One of [`state`], or anything of three bits.
     pub state: u8,
-    /// What the file holds for it, whatever the state says.
+    /// What the file holds for it, regardless of the state.
     pub data: Data,
-    /// One bit per sector; missing ones are 0. Bits of states other than PARTIALLY_PRESENT mean
-    /// nothing to a reader, and are written all the same.
+    /// One bit per sector; missing ones are 0. For states other than PARTIALLY_PRESENT, bits are written
+    /// although readers ignore them.
     pub bitmap: Vec<bool>,
     /// The file offset. `None`: placed automatically, or 0 when `data` is [`Data::None`].
     pub at: Option<u64>,
@@ -41,27 +41,27 @@ pub enum Data {
     Zeros,
     /// These bytes, then zeros.
     Bytes(Vec<u8>),
-    /// [`pattern`] of this seed over the block's virtual offsets, the sectors not owned included.
+    /// [`pattern`] of this seed over the block's virtual offsets, including sectors not owned.
     Pattern(u64),
 }
 
 impl Block {
-    /// A block of a state that holds no data.
+    /// A block in a state that holds no data.
     pub fn bare(state: u8) -> Self {
         Self { state, data: Data::None, bitmap: Vec::new(), at: None }
     }
 
-    /// A block whose whole contents are here.
+    /// A block whose whole contents are in this file.
     pub fn full(data: Data) -> Self {
         Self { state: state::FULLY_PRESENT, data, bitmap: Vec::new(), at: None }
     }
 
-    /// A block of which the sectors with a set bit are here.
+    /// A block of which the sectors with a set bit are in this file.
     pub fn partial(data: Data, bitmap: Vec<bool>) -> Self {
         Self { state: state::PARTIALLY_PRESENT, data, bitmap, at: None }
     }
 
-    /// As [`Block::partial`], the bits given as runs of sectors: the first one and their count.
+    /// As [`Block::partial`], with the bits given as runs of sectors: the first one and their count.
     pub fn partial_runs(data: Data, runs: &[(usize, usize)]) -> Self {
         let mut bitmap = vec![false; runs.iter().map(|(s, n)| s + n).max().unwrap_or(0)];
         for (s, n) in runs {
@@ -70,13 +70,13 @@ impl Block {
         Self::partial(data, bitmap)
     }
 
-    /// The block with another state; the data stay.
+    /// Replaces the block's state; the data stay.
     pub fn with_state(mut self, state: u8) -> Self {
         self.state = state;
         self
     }
 
-    /// The block at this file offset.
+    /// Places the block at this file offset.
     pub fn at(mut self, offset: u64) -> Self {
         self.at = Some(offset);
         self
@@ -89,7 +89,7 @@ impl Block {
 }
 
 impl Data {
-    /// Fills `buf` with the block's bytes from `from` on; `virtual_at` is where the block starts.
+    /// Fills `buf` with the block's bytes from `from` on; `virtual_at` is the start of the block.
     pub(super) fn fill(&self, virtual_at: u64, from: usize, buf: &mut [u8]) {
         buf.fill(0);
         match self {
@@ -107,11 +107,11 @@ impl Data {
 /// The order of payload and bitmap blocks in the file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// By virtual offset, each chunk's bitmap before its blocks.
+    /// By virtual offset, with each chunk's bitmap before its blocks.
     #[default]
     Sequential,
-    /// The other way round.
+    /// In the opposite order.
     Reversed,
-    /// By this seed.
+    /// Shuffled by this seed.
     Shuffled(u64),
 }

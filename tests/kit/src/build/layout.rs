@@ -1,4 +1,4 @@
-//! Where everything of an image lies in its file.
+//! The place of every structure of an image in its file.
 
 use super::{Image, MIB, Order, REGION_BAT, REGION_METADATA, log};
 use crate::rng::Rng;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 /// The size of a bitmap block. [MS-VHDX] 2.4
 pub(super) const BITMAP_BLOCK: u64 = MIB;
-/// The metadata table's size, and where items start in the region. [MS-VHDX] 2.6.1
+/// The size of the metadata table, after which items start in the region. [MS-VHDX] 2.6.1
 pub(super) const METADATA_TABLE: u64 = 64 << 10;
 
 /// Named byte ranges of a file.
@@ -19,15 +19,15 @@ pub(super) const METADATA_TABLE: u64 = 64 << 10;
 /// `bitmap:<chunk>`, `payload:<block>`.
 #[derive(Clone, Debug, Default)]
 pub struct Layout {
-    /// All ranges but those of blocks.
+    /// All ranges except for those of blocks.
     pub ranges: BTreeMap<String, Range<u64>>,
     /// File offsets of payload blocks that have space.
     pub payload: BTreeMap<u64, u64>,
     /// File offsets of bitmap blocks, by chunk.
     pub bitmaps: BTreeMap<u64, u64>,
-    /// The length the file is given.
+    /// The length of the file.
     pub file_length: u64,
-    /// The length all structures need, in whole MiB.
+    /// The length that all structures need, in whole MiB.
     pub needed_length: u64,
     bat_offset: u64,
     block_size: u64,
@@ -35,7 +35,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// The range of this name, if the image has it.
+    /// The range with this name, if the image has it.
     pub fn find(&self, name: &str) -> Option<Range<u64>> {
         if let Some(r) = self.ranges.get(name) {
             return Some(r.clone());
@@ -50,7 +50,7 @@ impl Layout {
         Some(at..at + len)
     }
 
-    /// The range of this name. Panics with all names when there is none.
+    /// The range with this name. Panics with all names if there is none.
     pub fn get(&self, name: &str) -> Range<u64> {
         self.find(name).unwrap_or_else(|| panic!("no {name:?} among {:?}", self.names()))
     }
@@ -63,7 +63,7 @@ impl Layout {
         names
     }
 
-    /// The BAT entry of this index.
+    /// The BAT entry with this index.
     pub fn bat_entry(&self, index: u64) -> Range<u64> {
         let at = self.bat_offset + 8 * index;
         at..at + 8
@@ -80,14 +80,14 @@ impl Layout {
     }
 }
 
-/// Something that takes space behind the regions.
+/// Something that takes space after the regions.
 enum Thing {
     Payload(u64),
     Bitmap(u64),
 }
 
 impl Image {
-    /// Where everything is; nothing is written.
+    /// Computes the layout without writing anything.
     pub fn layout(&self) -> Layout {
         let bat_length = self.bat_bytes();
         let mut out = Layout {
@@ -147,7 +147,7 @@ impl Image {
         self.bat_length.unwrap_or_else(|| bytes.try_into().expect("the BAT fits its length field"))
     }
 
-    /// The place of the region of this GUID, zeros when there is none.
+    /// The place of the region with this GUID; zeros if there is none.
     pub(super) fn region(&self, guid: Uuid) -> (u64, u32) {
         if guid == REGION_BAT {
             return (self.bat_offset, self.bat_bytes());
@@ -171,7 +171,7 @@ impl Image {
         self.extra_regions.iter().map(place).collect()
     }
 
-    /// The end of the regions every image has.
+    /// The end of the regions that every image has.
     fn regions_end(&self) -> u64 {
         let ends = [
             MIB,
@@ -182,7 +182,7 @@ impl Image {
         ends.into_iter().max().unwrap_or(MIB)
     }
 
-    /// Gives every block that needs space its place; returns where the last one ends.
+    /// Places every block that needs space; returns the end of the last one.
     fn place_blocks(&self, from: u64, out: &mut Layout) -> u64 {
         let mut things = Vec::new();
         let mut chunks = self.bitmap_chunks_all().into_iter().peekable();

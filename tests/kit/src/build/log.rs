@@ -1,9 +1,9 @@
-//! Log entries, right and wrong, and where they lie in the ring. [MS-VHDX] 2.3
+//! Log entries, valid and invalid, and their places in the ring. [MS-VHDX] 2.3
 
 use super::parts::Checksum;
 use uuid::Uuid;
 
-/// The log's unit.
+/// The unit of the log.
 pub const SECTOR: usize = 4096;
 
 /// One log entry. [MS-VHDX] 2.3.1.1
@@ -11,41 +11,41 @@ pub const SECTOR: usize = 4096;
 pub struct LogEntry {
     /// `loge`.
     pub signature: [u8; 4],
-    /// Sum over the entry.
+    /// The checksum of the entry.
     pub checksum: Checksum,
-    /// Larger than zero, one more than the entry before.
+    /// Positive, one more than that of the entry before.
     pub sequence_number: u64,
     /// `None`: the current header's log GUID.
     pub guid: Option<Uuid>,
-    /// The oldest entry still needed.
+    /// The oldest entry that is still needed.
     pub tail: Tail,
-    /// `None`: the length the file is given.
+    /// `None`: the length of the file.
     pub flushed_file_offset: Option<u64>,
-    /// `None`: the length the image needs, even where the file is given less.
+    /// `None`: the length that the image needs, even if the file is shorter.
     pub last_file_offset: Option<u64>,
     /// The updates.
     pub descriptors: Vec<Descriptor>,
-    /// Byte offset in the ring. `None`: behind the entry before it, wrapping.
+    /// Byte offset in the ring. `None`: after the entry before it, wrapping.
     pub position: Option<u32>,
-    /// `None`: the true length. The sum covers this much of the true bytes, at most all.
+    /// `None`: the true length. The checksum covers this much of the true bytes, at most all.
     pub entry_length: Option<u32>,
-    /// `None`: as many as there are.
+    /// `None`: the true number.
     pub descriptor_count: Option<u32>,
-    /// Bytes set before the sum is made, by offset in the entry: for any wrong field.
+    /// Bytes set before the checksum is computed, by offset in the entry: for any wrong field.
     pub raw: Vec<(usize, Vec<u8>)>,
-    /// Sectors of the entry that never reached the disk: what the ring held there stays.
+    /// Sectors of the entry that never reached the disk: the ring's old contents stay.
     pub lost: Vec<u32>,
 }
 
-/// What an entry says the tail is.
+/// The tail recorded in an entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tail {
-    /// The first entry of the list that has the same GUID.
+    /// The first entry of the list with the same GUID.
     #[default]
     First,
     /// The entry itself.
     Own,
-    /// The entry of this index in the list.
+    /// The entry with this index in the list.
     Entry(usize),
     /// This byte offset.
     At(u32),
@@ -56,35 +56,35 @@ pub enum Tail {
 pub enum Descriptor {
     /// Zeros for a range.
     Zero {
-        /// Where, a multiple of 4 KiB.
+        /// The offset, a multiple of 4 KiB.
         file_offset: u64,
-        /// How much, a multiple of 4 KiB.
+        /// The length, a multiple of 4 KiB.
         length: u64,
         /// `None`: the entry's number.
         sequence_number: Option<u64>,
     },
     /// 4 KiB of bytes.
     Data {
-        /// Where, a multiple of 4 KiB.
+        /// The offset, a multiple of 4 KiB.
         file_offset: u64,
-        /// What, 4 KiB.
+        /// The contents, 4 KiB.
         bytes: Vec<u8>,
         /// `None`: the entry's number.
         sequence_number: Option<u64>,
-        /// The number in the data sector, a torn one when it differs. `None`: the entry's.
+        /// The number in the data sector; a different one means a torn sector. `None`: the entry's.
         sector_sequence: Option<u64>,
     },
-    /// These 32 bytes, with no data sector.
+    /// These 32 bytes, without a data sector.
     Raw([u8; 32]),
 }
 
 impl Descriptor {
-    /// A right zero descriptor.
+    /// A valid zero descriptor.
     pub fn zero(file_offset: u64, length: u64) -> Self {
         Self::Zero { file_offset, length, sequence_number: None }
     }
 
-    /// A right data descriptor; `bytes` are 4 KiB.
+    /// A valid data descriptor; `bytes` are 4 KiB.
     pub fn data(file_offset: u64, bytes: impl Into<Vec<u8>>) -> Self {
         let bytes = bytes.into();
         assert_eq!(bytes.len(), SECTOR, "an update is one sector");
@@ -93,7 +93,7 @@ impl Descriptor {
 }
 
 impl LogEntry {
-    /// A right entry.
+    /// A valid entry.
     pub fn new(sequence_number: u64, descriptors: Vec<Descriptor>) -> Self {
         Self {
             signature: *b"loge",
@@ -112,32 +112,32 @@ impl LogEntry {
         }
     }
 
-    /// The entry at this byte offset of the ring.
+    /// Places the entry at this byte offset of the ring.
     pub fn at(mut self, position: u32) -> Self {
         self.position = Some(position);
         self
     }
 
-    /// The entry with this tail.
+    /// Replaces the tail.
     pub fn tail(mut self, tail: Tail) -> Self {
         self.tail = tail;
         self
     }
 
-    /// The entry under another GUID, as an older session left it.
+    /// Replaces the GUID, as if an older session had left the entry.
     pub fn guid(mut self, guid: Uuid) -> Self {
         self.guid = Some(guid);
         self
     }
 
-    /// The entry of which only the first `sectors` reached the disk.
+    /// Keeps only the first `sectors` of the entry; the others never reached the disk.
     pub fn torn(mut self, sectors: u32) -> Self {
         self.lost = (sectors..(self.length() / SECTOR) as u32).collect();
         self
     }
 
-    /// The entry's true length in bytes: descriptor sectors (the first one gives the room of two
-    /// descriptors to the header), then one sector per data descriptor.
+    /// The entry's true length in bytes: descriptor sectors (the header takes the room of two descriptors
+    /// in the first one), then one sector per data descriptor.
     pub fn length(&self) -> usize {
         let data = self.descriptors.iter().filter(|d| matches!(d, Descriptor::Data { .. }));
         self.descriptor_sectors() * SECTOR + data.count() * SECTOR
@@ -199,7 +199,7 @@ impl LogEntry {
     }
 }
 
-/// Where every entry of the list starts in a ring of `ring` bytes.
+/// The offset of every entry of the list in a ring of `ring` bytes.
 pub(super) fn positions(entries: &[LogEntry], ring: u32) -> Vec<u32> {
     let mut next = 0;
     let place = |e: &LogEntry| {

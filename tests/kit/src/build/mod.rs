@@ -1,8 +1,8 @@
-//! An image builder: every field of every structure, right by default and wrong on demand.
+//! An image builder: every field of every structure is right by default and wrong on demand.
 //!
 //! An [`Image`] is a description with public fields. Nothing is computed before
-//! [`Image::layout`], [`Image::to_bytes`] or [`Image::write_to`] is called, so fields can be set
-//! in any order. What a field cannot express, [`Image::patches`] can: they are written last.
+//! [`Image::layout`], [`Image::to_bytes`] or [`Image::write_to`] is called, so that fields can be set
+//! in any order. [`Image::patches`], which are written last, express what fields cannot.
 //!
 //! ```
 //! use avhdx_testkit::build::{Block, Data, Image};
@@ -52,21 +52,21 @@ pub struct Image {
     pub headers: [Option<Header>; 2],
     /// The region tables; `None` leaves zeros.
     pub region_tables: [Option<RegionTable>; 2],
-    /// Regions of other makers; see [`Image::add_region`].
+    /// Additional regions; see [`Image::add_region`].
     pub extra_regions: Vec<ExtraRegion>,
-    /// Where the log is.
+    /// The offset of the log.
     pub log_offset: u64,
-    /// How long the log is; 0 is possible.
+    /// The length of the log, which may be 0.
     pub log_length: u32,
-    /// Where the metadata region is.
+    /// The offset of the metadata region.
     pub metadata_offset: u64,
-    /// How long the metadata region is.
+    /// The length of the metadata region.
     pub metadata_length: u32,
-    /// Where the BAT is.
+    /// The offset of the BAT.
     pub bat_offset: u64,
     /// `None`: room for the bitmap entries of all chunks, in whole MiB.
     pub bat_length: Option<u32>,
-    /// Where blocks start. `None`: behind all regions.
+    /// Where blocks start. `None`: after all regions.
     pub data_offset: Option<u64>,
     /// Virtual size in bytes.
     pub size: u64,
@@ -76,7 +76,7 @@ pub struct Image {
     pub logical_sector: u32,
     /// 512 or 4096.
     pub physical_sector: u32,
-    /// The virtual disk's identity, the same all along a chain.
+    /// The virtual disk's identity, the same in the whole chain.
     pub disk_id: Uuid,
     /// File parameters, bit 0: a fixed disk.
     pub leave_blocks_allocated: bool,
@@ -84,27 +84,27 @@ pub struct Image {
     pub has_parent: bool,
     /// The metadata table and its items.
     pub metadata: Metadata,
-    /// What the item with [`Contents::Locator`] holds.
+    /// The contents of the item with [`Contents::Locator`].
     pub locator: Locator,
     /// Blocks that are not listed are FULLY_PRESENT and zero, as on a fixed disk.
     pub allocate_all: bool,
-    /// The payload blocks, by number; all others are NOT_PRESENT.
+    /// The payload blocks by number; all others are NOT_PRESENT.
     pub blocks: BTreeMap<u64, Block>,
-    /// Chunks that get a bitmap block though no block of theirs has a bit or needs one.
+    /// Chunks that get a bitmap block although none of their blocks has a bit or needs one.
     pub bitmap_chunks: BTreeSet<u64>,
-    /// File offsets of bitmap blocks, by chunk, in place of the automatic ones.
+    /// File offsets of bitmap blocks by chunk, overriding the automatic ones.
     pub bitmap_at: BTreeMap<u64, u64>,
     /// The order of blocks in the file.
     pub order: Order,
-    /// Bytes left free before each block, whole MiB.
+    /// Bytes left free before each block, in whole MiB.
     pub gap: u64,
-    /// BAT entries by index, whatever the blocks say; past the last one needed too.
+    /// BAT entries by index, overriding those of the blocks; also past the last one needed.
     pub bat_override: BTreeMap<u64, u64>,
-    /// The log's contents; see [`Image::set_log_guid`].
+    /// The contents of the log; see [`Image::set_log_guid`].
     pub log: Vec<LogEntry>,
-    /// File offsets and bytes written over everything else, checksums included.
+    /// File offsets and bytes written over everything else, including checksums.
     pub patches: Vec<(u64, Vec<u8>)>,
-    /// Cuts or extends the file. `None`: the end of all structures, in whole MiB.
+    /// Truncates or extends the file. `None`: the end of all structures, in whole MiB.
     pub file_length: Option<u64>,
 }
 
@@ -163,7 +163,7 @@ impl Image {
         }
     }
 
-    /// A fixed disk of zeros, all blocks in place.
+    /// A fixed disk of zeros, with all blocks present.
     pub fn fixed(size: u64) -> Self {
         let mut image = Self::dynamic(size);
         image.leave_blocks_allocated = true;
@@ -173,7 +173,7 @@ impl Image {
     }
 
     /// An empty differencing disk over the parent whose `data_write_guid` is `parent_linkage`;
-    /// it looks for `parent.vhdx` beside itself until [`Image::parent_path`] says otherwise.
+    /// its recorded path is `parent.vhdx` beside it unless [`Image::parent_path`] sets another.
     pub fn child(size: u64, parent_linkage: Uuid) -> Self {
         let mut image = Self::dynamic(size);
         image.has_parent = true;
@@ -185,13 +185,13 @@ impl Image {
         ));
         image.locator.set("parent_linkage", braced(parent_linkage));
         image.locator.set("relative_path", DEFAULT_PARENT);
-        // Not its parent's GUIDs, and another child's of another parent neither.
+        // Neither its parent's GUIDs, nor those of a child of another parent.
         let (high, low) = parent_linkage.as_u64_pair();
         image.reseed(high ^ low.rotate_left(17) ^ size);
         image
     }
 
-    /// An empty child of this image, with its size, sectors, block size and disk ID.
+    /// An empty child of this image, with the same size, sectors, block size and disk ID.
     pub fn new_child(&self) -> Self {
         let mut image = Self::child(self.size, self.data_write_guid());
         image.block_size = self.block_size;
@@ -201,7 +201,7 @@ impl Image {
         image
     }
 
-    /// Gives both headers write GUIDs that follow from `seed`, so that siblings differ.
+    /// Gives both headers write GUIDs derived from `seed`, so that siblings differ.
     pub fn reseed(&mut self, seed: u64) -> &mut Self {
         let mut rng = Rng::new(seed);
         let (write, data) = (rng.uuid(), rng.uuid());
@@ -211,7 +211,7 @@ impl Image {
         self
     }
 
-    /// The identity children link to, taken from the header with the highest number.
+    /// The identity that children record, from the header with the highest number.
     pub fn data_write_guid(&self) -> Uuid {
         self.newest_header().map_or(Uuid::nil(), |h| h.data_write_guid)
     }
@@ -222,7 +222,7 @@ impl Image {
         self
     }
 
-    /// Sets the log GUID in both headers: with any but nil there is a log to replay.
+    /// Sets the log GUID in both headers; any but nil makes the log pending.
     pub fn set_log_guid(&mut self, guid: Uuid) -> &mut Self {
         self.headers.iter_mut().flatten().for_each(|h| h.log_guid = guid);
         self
@@ -234,7 +234,7 @@ impl Image {
         self
     }
 
-    /// The metadata item of this name. Panics when there is none.
+    /// The metadata item with this name. Panics if there is none.
     pub fn item(&mut self, name: &str) -> &mut Item {
         let found = self.metadata.items.iter_mut().find(|i| i.name == name);
         found.unwrap_or_else(|| panic!("no metadata item {name:?}"))
@@ -283,8 +283,8 @@ impl Image {
         chunk * (self.chunk_ratio() + 1) + self.chunk_ratio()
     }
 
-    /// The whole virtual disk as described by `blocks`, over the flat bytes of the parent; no
-    /// override, patch or log entry counts. UNDEFINED, UNMAPPED and reserved states are zeros.
+    /// The whole virtual disk as described by `blocks`, over the flat bytes of the parent, without
+    /// overrides, patches and log entries. UNDEFINED, UNMAPPED and reserved states are zeros.
     pub fn flat(&self, parent: Option<&[u8]>) -> Vec<u8> {
         let mut flat = vec![0; self.size as usize];
         let parent = if self.has_parent { parent.unwrap_or(&[]) } else { &[] };

@@ -1,21 +1,21 @@
-//! Layers for benches, written page by page without being held in memory.
+//! Layers for benchmarks, written page by page without being held in memory.
 
 use super::{Block, Data, Image, Layout, state};
 use crate::io::{ok, write_at};
 use std::fs::File;
 use std::path::Path;
 
-/// At most this much is written in one call.
+/// How much is written in one call at most.
 const RUN: usize = 1 << 20;
 
 impl Image {
-    /// Writes this image with payload decided page by page (`page` bytes, a multiple of the
-    /// sector size that divides the block size): `owner(page number)` says which pages the layer
-    /// holds, `fill(page number, bytes)` gives what they hold. Blocks follow from it: none,
-    /// all or some pages owned make them NOT_PRESENT, FULLY_PRESENT or (in a child)
+    /// Writes this image with payload chosen page by page (`page` bytes, a multiple of the
+    /// sector size that divides the block size): `owner(page number)` returns whether the layer
+    /// holds the page, `fill(page number, bytes)` its contents. Block states follow: with none,
+    /// all or some pages owned, blocks are NOT_PRESENT, FULLY_PRESENT or (in a child)
     /// PARTIALLY_PRESENT. Pages not owned stay holes.
     ///
-    /// Blocks listed in `blocks` already are kept as they are, and their pages not asked for.
+    /// Blocks that are in `blocks` already are kept, and `owner` is not called for their pages.
     pub fn write_paged(
         &self,
         path: impl AsRef<Path>,

@@ -1,4 +1,4 @@
-//! The structures with fields of their own: headers, region tables, metadata, parent locator.
+//! Structures with fields of their own: headers, region tables, metadata, parent locator.
 
 use uuid::Uuid;
 
@@ -25,18 +25,18 @@ pub const LOCATOR_VHDX: Uuid = Uuid::from_u128(0xB04AEFB7_D19E_4A81_B789_25B8E94
 pub const IS_USER: u32 = 1;
 /// Metadata entry flag: belongs to the virtual disk, not to the file. [MS-VHDX] 2.6.1.2
 pub const IS_VIRTUAL_DISK: u32 = 2;
-/// Metadata entry flag: who does not know the item must not open the file. [MS-VHDX] 2.6.1.2
+/// Metadata entry flag: a program that does not know the item must not open the file. [MS-VHDX] 2.6.1.2
 pub const IS_REQUIRED: u32 = 4;
 
-/// What goes into a checksum field.
+/// How a checksum field is filled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checksum {
-    /// The right sum.
+    /// With the right checksum.
     #[default]
     Right,
-    /// The right sum with one bit flipped.
+    /// With one bit of the right checksum flipped.
     Wrong,
-    /// This value.
+    /// With this value.
     Value(u32),
 }
 
@@ -55,13 +55,13 @@ impl Checksum {
 pub struct Header {
     /// `head`.
     pub signature: [u8; 4],
-    /// Sum over the 4 KiB.
+    /// The checksum of the 4 KiB.
     pub checksum: Checksum,
     /// The higher one of two valid headers is current.
     pub sequence_number: u64,
     /// Changes with every session that writes.
     pub file_write_guid: Uuid,
-    /// Changes with the visible bytes; what children link to.
+    /// Changes with the visible bytes; the identity that children record.
     pub data_write_guid: Uuid,
     /// Nil: nothing to replay.
     pub log_guid: Uuid,
@@ -76,7 +76,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// A right header.
+    /// A valid header.
     pub fn new(sequence_number: u64, file_write_guid: Uuid, data_write_guid: Uuid) -> Self {
         Self {
             signature: *b"head",
@@ -114,11 +114,11 @@ impl Header {
 pub struct RegionTable {
     /// `regi`.
     pub signature: [u8; 4],
-    /// Sum over the 64 KiB.
+    /// The checksum of the 64 KiB.
     pub checksum: Checksum,
-    /// `None`: as many as there are.
+    /// `None`: the true number.
     pub entry_count: Option<u32>,
-    /// The entries, in this order; more than fit the 64 KiB are left out.
+    /// The entries, in this order; those that do not fit in 64 KiB are left out.
     pub entries: Vec<RegionEntry>,
 }
 
@@ -136,25 +136,25 @@ impl Default for RegionTable {
 /// An entry of a region table. [MS-VHDX] 2.2.3.2
 #[derive(Clone, Debug)]
 pub struct RegionEntry {
-    /// Which region.
+    /// The region.
     pub guid: Uuid,
-    /// `None`: where the image has the region of this GUID (zero when it has none).
+    /// `None`: the offset of the region with this GUID in the image (zero if there is none).
     pub offset: Option<u64>,
-    /// `None`: as long as the image has it.
+    /// `None`: the length of that region.
     pub length: Option<u32>,
     /// Bit 0: required.
     pub required: u32,
 }
 
 impl RegionEntry {
-    /// A required region, placed where the image has it.
+    /// A required region, at its place in the image.
     pub fn new(guid: Uuid) -> Self {
         Self { guid, offset: None, length: None, required: 1 }
     }
 }
 
 impl RegionTable {
-    /// `find` gives the place of a region of the image.
+    /// Serializes the table; `find` returns the place of a region of the image.
     pub(super) fn bytes(&self, find: impl Fn(Uuid) -> (u64, u32)) -> Vec<u8> {
         let mut b = vec![0; 64 << 10];
         b[0..4].copy_from_slice(&self.signature);
@@ -173,14 +173,14 @@ impl RegionTable {
     }
 }
 
-/// A region of no meaning to the format, to be kept intact by whoever writes the image.
+/// A region unknown to the format, which writers must preserve.
 #[derive(Clone, Debug)]
 pub struct ExtraRegion {
-    /// Its GUID, by which region entries find it.
+    /// Its GUID, to which region entries refer.
     pub guid: Uuid,
-    /// `None`: behind the BAT and the extra regions before it.
+    /// `None`: after the BAT and the extra regions before it.
     pub offset: Option<u64>,
-    /// Filled up to whole MiB.
+    /// Padded to whole MiB.
     pub contents: Vec<u8>,
 }
 
@@ -189,7 +189,7 @@ pub struct ExtraRegion {
 pub struct Metadata {
     /// `metadata`.
     pub signature: [u8; 8],
-    /// `None`: as many as there are.
+    /// `None`: the true number.
     pub entry_count: Option<u16>,
     /// The items, in the order of the table.
     pub items: Vec<Item>,
@@ -198,23 +198,23 @@ pub struct Metadata {
 /// A metadata item and its table entry. [MS-VHDX] 2.6.1.2
 #[derive(Clone, Debug)]
 pub struct Item {
-    /// For `Image::item` and the layout; not in the file.
+    /// A name for `Image::item` and the layout; not in the file.
     pub name: String,
     /// The item's GUID.
     pub id: Uuid,
-    /// [`IS_USER`], [`IS_VIRTUAL_DISK`], [`IS_REQUIRED`] and anything wrong.
+    /// [`IS_USER`], [`IS_VIRTUAL_DISK`], [`IS_REQUIRED`], or invalid flags.
     pub flags: u32,
-    /// What the item holds.
+    /// The contents of the item.
     pub contents: Contents,
-    /// From the region's start. `None`: behind the items before it (zero when empty).
+    /// From the start of the region. `None`: after the items before it (zero if empty).
     pub offset: Option<u32>,
-    /// What the table says. `None`: the true length.
+    /// The length in the table. `None`: the true length.
     pub length: Option<u32>,
-    /// The whole table entry, whatever the other fields say.
+    /// The whole table entry, overriding the other fields.
     pub raw_entry: Option<[u8; 32]>,
 }
 
-/// The contents of a metadata item; all but `Bytes` follow the image's fields.
+/// The contents of a metadata item; all but `Bytes` follow from the image's fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contents {
     /// Block size and flags. [MS-VHDX] 2.6.2.1
@@ -234,7 +234,7 @@ pub enum Contents {
 }
 
 impl Item {
-    /// An item of any kind; known ones come with the image.
+    /// An item of any kind; the system items come with the image.
     pub fn new(name: &str, id: Uuid, flags: u32, contents: Contents) -> Self {
         Self { name: name.into(), id, flags, contents, offset: None, length: None, raw_entry: None }
     }
@@ -247,9 +247,9 @@ pub struct Locator {
     pub kind: Uuid,
     /// 0.
     pub reserved: u16,
-    /// `None`: as many as there are.
+    /// `None`: the true number.
     pub count: Option<u16>,
-    /// Keys and values, in this order; nothing keeps keys from coming twice.
+    /// Keys and values, in this order; keys may occur twice.
     pub pairs: Vec<(String, String)>,
 }
 
@@ -269,13 +269,13 @@ impl Locator {
         self
     }
 
-    /// Takes out all pairs of this key.
+    /// Removes all pairs with this key.
     pub fn remove(&mut self, key: &str) -> &mut Self {
         self.pairs.retain(|(k, _)| k != key);
         self
     }
 
-    /// The item's bytes: for overrides that start from the right ones.
+    /// The item's bytes, as a basis for overrides.
     pub fn bytes(&self) -> Vec<u8> {
         let mut head = self.kind.to_bytes_le().to_vec();
         head.extend(self.reserved.to_le_bytes());
@@ -297,7 +297,7 @@ impl Locator {
     }
 }
 
-/// How a linkage is written. [MS-VHDX] 2.6.2.6.3
+/// Formats a linkage. [MS-VHDX] 2.6.2.6.3
 pub fn braced(guid: Uuid) -> String {
     format!("{{{guid}}}")
 }

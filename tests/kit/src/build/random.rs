@@ -1,11 +1,11 @@
-//! Chains by chance, for tests that want many different ones.
+//! Random chains, for tests that want many different ones.
 
 use super::{Block, Data, Image, Order, state};
 use crate::rng::Rng;
 
 impl Image {
-    /// Gives about two blocks in three a state, data and bits that follow from `seed`; partial
-    /// ones only where the image has a parent.
+    /// Gives about two in three blocks a state, data and bits derived from `seed`; partially present
+    /// ones only if the image has a parent.
     pub fn scatter(&mut self, seed: u64) -> &mut Self {
         let mut rng = Rng::new(seed);
         for b in 0..self.block_count() {
@@ -18,7 +18,7 @@ impl Image {
                     let bits = bits(&mut rng, self.sectors_per_block() as usize);
                     Block::partial(data, bits)
                 }
-                // Bits of a full block mean nothing, and are there all the same.
+                // The bits of a full block are ignored by readers, but set.
                 7 if self.has_parent => {
                     let mut block = Block::full(data);
                     block.bitmap = bits(&mut rng, self.sectors_per_block() as usize);
@@ -32,7 +32,7 @@ impl Image {
     }
 }
 
-/// A few runs of sectors, single ones and whole bytes of the bitmap among them.
+/// A few runs of sectors, including single ones and whole bytes of the bitmap.
 fn bits(rng: &mut Rng, sectors: usize) -> Vec<bool> {
     let mut bits = vec![false; sectors];
     for _ in 0..=rng.below(6) {
@@ -43,8 +43,8 @@ fn bits(rng: &mut Rng, sectors: usize) -> Vec<bool> {
     bits
 }
 
-/// Images of a small chain, base first, that follows from `seed`: one sector size, other block
-/// sizes and lengths, every state, any order of blocks.
+/// The images of a small random chain, base first, derived from `seed`: one sector size, various block
+/// sizes and disk sizes, every state, any order of blocks.
 pub fn random_chain(seed: u64, layers: usize) -> Vec<Image> {
     let mut rng = Rng::new(seed);
     let sector = if rng.chance(1, 3) { 4096 } else { 512 };

@@ -1,4 +1,4 @@
-//! From the description to bytes.
+//! Serializes an image description.
 
 use super::layout::{BITMAP_BLOCK, METADATA_TABLE};
 use super::{
@@ -10,14 +10,14 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
-/// Where the numbers of a dirty log start: Windows, too, uses all 64 bits of them.
+/// The first sequence number of a dirty log: Windows, too, uses all 64 bits.
 const FIRST_NUMBER: u64 = 0x0123_4567_FFFF_FFFF;
 
-/// Takes bytes at a file offset.
+/// Receives bytes for a file offset.
 type Sink<'a> = &'a mut dyn FnMut(u64, &[u8]);
 
-/// Writes images, base first, as `l0.vhdx`, `l1.vhdx`, … into a folder; a `relative_path` still
-/// at its default is made to name the layer below. Returns the paths, base first.
+/// Writes images, base first, as `l0.vhdx`, `l1.vhdx`, … to a folder; a default `relative_path`
+/// is set to the layer below. Returns the paths, base first.
 pub fn write_chain(dir: &Path, images: &[Image]) -> Vec<PathBuf> {
     let write = |(n, image): (usize, &Image)| {
         let mut image = image.clone();
@@ -50,7 +50,7 @@ impl Image {
         let layout = self.layout();
         assert!(layout.file_length <= 1 << 32, "too large for memory: use write_to");
         let mut out = vec![0; layout.file_length as usize];
-        // What lies past the length the file is given falls away.
+        // Everything past the chosen length of the file is dropped.
         let mut put = |at: u64, bytes: &[u8]| {
             if at < out.len() as u64 {
                 let at = at as usize;
@@ -64,10 +64,10 @@ impl Image {
         out
     }
 
-    /// The image `after` as a crash left it: the log holds every change of metadata from
-    /// `before` on, in entries of at most `per_entry` updates, and none is applied yet. After
-    /// replay the visible bytes are `after`'s. Both must place regions and bitmaps alike; what
-    /// `before`'s BAT points to need not be there.
+    /// The image `after` as a crash left it: the log holds every change of metadata since
+    /// `before`, in entries of at most `per_entry` updates, and none is applied yet. After
+    /// replay the visible bytes are those of `after`. Both must place regions and bitmaps alike; blocks that
+    /// only the BAT of `before` refers to may be missing.
     pub fn dirty(before: &Self, after: &Self, log_guid: Uuid, per_entry: usize) -> Self {
         let (old, new) = (before.metadata_pages(), after.metadata_pages());
         let mut image = after.clone();
@@ -99,7 +99,7 @@ impl Image {
         image
     }
 
-    /// The 4 KiB pages that a log may update, without those that are zero.
+    /// The 4 KiB pages that a log may update, except for pages of zeros.
     fn metadata_pages(&self) -> BTreeMap<u64, Vec<u8>> {
         let layout = self.layout();
         let mut pages: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
@@ -195,7 +195,7 @@ impl Image {
         }
     }
 
-    /// Only pages of the BAT with an entry are put: the rest stays a hole.
+    /// Only pages of the BAT with an entry are written: the rest stays a hole.
     fn bat(&self, layout: &Layout, put: Sink<'_>) {
         let mut entries: BTreeMap<u64, u64> = BTreeMap::new();
         for (b, at) in &layout.payload {
@@ -212,7 +212,7 @@ impl Image {
         let mut run: Vec<u8> = Vec::new();
         let mut run_at = 0;
         for (i, entry) in entries {
-            // Runs are cut now and then so that a huge BAT is not held twice.
+            // Runs are limited so that a huge BAT is not held twice.
             if run_at + run.len() as u64 / 8 != i || run.len() >= 1 << 20 {
                 put(self.bat_offset + 8 * run_at, &run);
                 run.clear();
@@ -248,7 +248,7 @@ impl Image {
             if block.data == Data::Zeros {
                 continue;
             }
-            // Large blocks go out in parts.
+            // Large blocks are written in parts.
             let size = self.block_size as usize;
             for from in (0..size).step_by(4 << 20) {
                 buf.resize((size - from).min(4 << 20), 0);
