@@ -1,11 +1,11 @@
-//! The pages for contributors and users speak of files, tests and headings that exist.
+//! The pages for contributors and users refer only to files, tests and headings that exist.
 #![allow(clippy::disallowed_methods)] // the pages are read as files
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The folders and files whose names, at the start of a code span, make it a path of the repository.
+/// Paths of the repository start with these in code spans.
 const TOP: [&str; 8] =
     ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "adapters/", "docs/"];
 
@@ -26,12 +26,12 @@ fn pages() -> BTreeMap<PathBuf, String> {
     pages.map(|path| (path.strip_prefix(root()).unwrap().into(), text(&path))).collect()
 }
 
-/// The page without its fenced blocks.
+/// The page without its fenced code blocks.
 fn prose(page: &str) -> String {
     page.split("```").step_by(2).collect()
 }
 
-/// What stands between each `open` and the next `close`.
+/// The texts between each `open` and the next `close`.
 fn between<'a>(text: &'a str, open: &'a str, close: &'a str) -> impl Iterator<Item = &'a str> {
     text.split(open).skip(1).filter_map(move |rest| rest.split_once(close)).map(|(inner, _)| inner)
 }
@@ -40,13 +40,13 @@ fn code_spans(prose: &str) -> impl Iterator<Item = &str> {
     prose.split('`').skip(1).step_by(2)
 }
 
-/// What a link calls a heading.
+/// The anchor of a heading in links.
 fn anchor(heading: &str) -> String {
     let kept = heading.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
     kept.map(|c| if c == ' ' { '-' } else { c.to_ascii_lowercase() }).collect()
 }
 
-/// Whether the file has a test of this name.
+/// Whether the file has a test with this name.
 fn has_test(source: &str, name: &str) -> bool {
     source.split("#[test]").skip(1).any(|rest| {
         let signature = rest.split_once("fn ").map(|(_, signature)| signature);
@@ -72,7 +72,7 @@ fn every_file_and_test_that_a_page_names_exists() {
     for (page, text) in pages() {
         let prose = prose(&text);
         let is_path = |span: &&str| {
-            // A name to be filled in, a pattern or a command is no path.
+            // A placeholder, a pattern or a command is not a path.
             TOP.iter().any(|top| span.starts_with(top)) && !span.contains(['*', ' ', '<', '{'])
         };
         for span in code_spans(&prose).filter(is_path).filter(|span| !span.contains("NAME")) {

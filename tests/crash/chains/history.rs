@@ -1,4 +1,4 @@
-//! What is done to a chain, and what each of its files may then be.
+//! The operations on a chain, and what each of its files may be afterwards.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,60 +14,60 @@ use crate::model::Model;
 use crate::sim::{Bytes, Event, Files, SimHost};
 use crate::verdict;
 
-/// A layer to begin with.
+/// An initial layer.
 pub struct Layer {
     pub name: &'static str,
     pub size: u64,
-    /// Where it is written, from where on and how much.
+    /// Writes to it, as offset and length.
     pub writes: &'static [(u64, u64)],
-    /// Blocks that are given up in it.
+    /// Blocks that are discarded in it.
     pub discards: &'static [u64],
-    /// Metadata items of users that it has, without contents.
+    /// How many empty user metadata items it has.
     pub items: u16,
 }
 
-/// A disk and what it reads.
+/// A disk and its expected contents.
 #[derive(Clone, Debug, Default)]
 pub struct Point {
     pub size: u64,
     pub bytes: Bytes,
 }
 
-/// A file that the chain may be opened by, from a time on, and the disk that it then has.
+/// A file by which the chain may be opened from a certain time on, and the disk that it then has.
 #[derive(Clone, Debug)]
 pub struct Tip {
     pub path: PathBuf,
-    /// From when on it may be that.
+    /// From when on the file may be the tip.
     pub begun: usize,
-    /// From when on the tips before it are none any more.
+    /// From when on earlier tips are no longer tips.
     pub done: usize,
-    /// Which of the models tells of it.
+    /// The index of its model.
     pub model: usize,
 }
 
-/// All that is needed to judge what a crash leaves of a chain.
+/// Everything needed to judge what a crash leaves of a chain.
 #[derive(Clone, Debug, Default)]
 pub struct History {
     pub start: Files,
     pub events: Vec<Event>,
     pub models: Vec<Model>,
     pub tips: Vec<Tip>,
-    /// What a file reads as when it is opened as a point in time.
+    /// The contents of each file when opened as a point in time.
     pub points: Vec<(PathBuf, Point)>,
     /// When the first operation began.
     pub begun: Option<usize>,
-    /// Parents into which something is merged, and what goes into one.
+    /// Parents into which something is merged, and what is merged into each.
     pub targets: Vec<PathBuf>,
     pub merged: Vec<PathBuf>,
-    /// New children, which are nothing before their operation is over.
+    /// New children, which are not images before their operation is complete.
     pub made: Vec<PathBuf>,
-    /// Files that are no longer there after this time.
+    /// Files that no longer exist after this time.
     pub gone: Vec<(usize, PathBuf)>,
-    /// The first cut to look at.
+    /// The first cut to explore.
     pub from: usize,
 }
 
-/// A host and a chain on it, on record.
+/// A recording host with a chain.
 pub struct Scene {
     pub host: SimHost,
     pub layers: Vec<PathBuf>,
@@ -112,7 +112,7 @@ pub fn go(_: Progress) -> ControlFlow<()> {
 }
 
 impl Scene {
-    /// A chain of these layers, base first, whose sessions are over, or were killed.
+    /// A chain of these layers, base first, whose sessions were closed or killed.
     pub fn new(layers: &[Layer], killed: bool) -> Self {
         let host = SimHost::default();
         let shared = || Arc::new(host.clone());
@@ -154,7 +154,7 @@ impl Scene {
             history.points.push((file, point.clone()));
         }
         let layers: Vec<PathBuf> = history.points.iter().map(|(path, _)| path.clone()).collect();
-        // What the tip reads is the model's to say.
+        // The model provides the contents of the tip.
         let (tip, point) = history.points.pop().unwrap();
         history.models.push(model_of(&point, watched));
         history.tips.push(Tip { path: tip, begun: 0, done: 0, model: 0 });
@@ -188,7 +188,7 @@ impl Scene {
         self.history().model().flushed(begun, done);
     }
 
-    /// Something is done to the layers, from which on this file may be the tip, and is when it is done.
+    /// Changes the layers; the file may be the tip from the start of the change on, and is after it.
     pub fn change<T>(&self, tip: Option<&Path>, run: impl FnOnce() -> T) -> T {
         let begun = self.host.mark();
         {
@@ -208,7 +208,7 @@ impl Scene {
         done
     }
 
-    /// These files are no longer there.
+    /// Records that these files no longer exist.
     pub fn gone(&self, paths: impl IntoIterator<Item = PathBuf>) {
         let at = self.host.mark();
         self.history().gone.extend(paths.into_iter().map(|path| (at, path)));
@@ -225,12 +225,12 @@ impl Scene {
 }
 
 impl History {
-    /// The model of the disk that is written now.
+    /// The model of the disk that is being written.
     pub fn model(&mut self) -> &mut Model {
         self.models.last_mut().unwrap()
     }
 
-    /// The tip as it reads now.
+    /// The present contents of the tip.
     pub fn now(&self) -> Point {
         let model = self.models.last().unwrap();
         Point { size: model.size, bytes: model.now.clone() }
@@ -252,7 +252,7 @@ impl History {
     }
 }
 
-/// Adds items of users, \[MS-VHDX\] 2.6.1.2, to the table of a new image.
+/// Adds user items, \[MS-VHDX\] 2.6.1.2, to the table of a new image.
 fn add_items(host: &SimHost, path: &Path, count: u16) {
     let (table, file) = (2 * MIB, host.open(path, Access::ReadWrite).unwrap());
     let mut known = [0; 2];

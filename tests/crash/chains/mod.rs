@@ -1,7 +1,7 @@
-//! Crashes while the layers of a chain change: all files and names at once.
+//! Crashes while the layers of a chain change, over all files and names at once.
 //!
-//! `history` is what was done and what each file may be from then on, `workloads` does it, and `verdict` opens
-//! whatever a crash left, by each of its files, and has the rest done.
+//! `history` records what was done and what each file may be from then on, `workloads` does it, and `verdict` opens
+//! what a crash left, through each of its files, and completes it.
 
 mod history;
 mod verdict;
@@ -19,11 +19,11 @@ use crate::{is_long, tell_failures};
 use history::History;
 use workloads::{ALL, Kind};
 
-/// Distinct outcomes that must be looked at.
+/// The minimum number of distinct outcomes.
 const SHORT: usize = 4_000;
 const LONG: usize = 100_000;
 
-/// One in so many outcomes is completed, and one in so many crashes while it is.
+/// One in this many outcomes is completed, and one in this many completions crashes.
 #[derive(Clone, Copy)]
 struct Effort {
     depth: Depth,
@@ -139,7 +139,7 @@ fn explore(history: &History, effort: Effort, tally: &mut Tally) {
     tally.again += again.into_inner();
 }
 
-/// Finds the outcomes that nobody has seen yet.
+/// Finds the outcomes that were not judged before.
 fn walk(
     history: &History,
     depth: Depth,

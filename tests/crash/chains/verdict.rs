@@ -1,4 +1,4 @@
-//! Whether what a crash left of a chain is one that may be, and whether it is completed by whoever comes next.
+//! Judges whether what a crash left of a chain is allowed, and whether the next process can complete it.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::verdict::{layer, open, options};
 
 type Read = Vec<(u64, Vec<u8>)>;
 
-/// A tip that opens and reads what it may.
+/// A tip that opens with allowed contents.
 pub struct Found {
     pub tip: Tip,
     layers: Vec<PathBuf>,
@@ -22,7 +22,7 @@ pub struct Found {
     size: u64,
 }
 
-/// Judges an outcome of this cut, and says which tips it has.
+/// Judges an outcome of this cut, and returns its tips.
 pub fn judge(history: &History, files: &Files, cut: usize) -> Result<Vec<Found>, String> {
     let mut found = Vec::new();
     let mut others = Vec::new();
@@ -44,7 +44,7 @@ pub fn judge(history: &History, files: &Files, cut: usize) -> Result<Vec<Found>,
                 let may = match error.kind() {
                     ErrorKind::Unfinished => is_one_of(&history.targets),
                     ErrorKind::Merged => is_one_of(&history.merged),
-                    // Not yet linked to what its parent became, or merged into one that went on.
+                    // Not yet linked to the parent's new identity, or merged into a parent that was written to since.
                     ErrorKind::ParentMismatch => {
                         let is_made = |tip: &Tip| tip.path == *name && tip.done < cut;
                         is_one_of(&history.merged)
@@ -70,7 +70,7 @@ pub fn judge(history: &History, files: &Files, cut: usize) -> Result<Vec<Found>,
     if found.is_empty() {
         return Err(format!("none of {} tips opens and reads right", allowed.len()));
     }
-    // What a chain above does without is merged, and must not be gone on with.
+    // A merged file that has left the chain must not be used as a tip.
     for merged in &history.merged {
         let is_left = found.iter().any(|found| !found.layers.contains(merged));
         if is_left && others.contains(merged) {
@@ -80,7 +80,7 @@ pub fn judge(history: &History, files: &Files, cut: usize) -> Result<Vec<Found>,
     Ok(found)
 }
 
-/// Has the disk be one that the file may stand for: a tip's, or a point's.
+/// The disk must be one that the file may hold: a tip's, or a point's.
 fn known<'a>(
     history: &'a History,
     chain: &DiffChain,
@@ -120,7 +120,7 @@ fn known<'a>(
     Err(format!("{} opens as {wrong}", name.display()))
 }
 
-/// What there is of the segments, which may reach beyond the end of a smaller disk.
+/// Reads the segments, which may extend beyond the end of a smaller disk.
 fn read(chain: &DiffChain, segments: &[Segment]) -> Result<Read, String> {
     let size = chain.geometry().size;
     let mut all = Vec::new();
@@ -133,7 +133,7 @@ fn read(chain: &DiffChain, segments: &[Segment]) -> Result<Read, String> {
     Ok(all)
 }
 
-/// The files of the chain, each of which is sound and which together read alike to the naive reader.
+/// The files of the chain, each of which is sound, with the same contents according to the naive reader.
 fn naive(files: &Files, chain: &DiffChain, read: &Read) -> Result<Vec<PathBuf>, String> {
     let paths: Vec<PathBuf> = chain.layers().into_iter().filter_map(|layer| layer.path).collect();
     let layers = paths.iter().rev().map(|path| {
@@ -157,7 +157,7 @@ fn naive(files: &Files, chain: &DiffChain, read: &Read) -> Result<Vec<PathBuf>, 
     Ok(paths)
 }
 
-/// Completes what is marked, goes on with the tip, and sees that all of it is there and no mark is.
+/// Completes marked merges, writes to the tip, and checks that everything is there and no mark is left.
 pub fn go_on(files: &Files, found: &Found) -> Result<(), String> {
     let host = SimHost::new(files.clone());
     let tip = complete(&host, &found.tip.path)?;
@@ -195,7 +195,7 @@ pub fn go_on(files: &Files, found: &Found) -> Result<(), String> {
     Ok(())
 }
 
-/// Resumes the merges of a chain, and says where its tip then lies.
+/// Resumes the merges of a chain, and returns the path of its tip.
 fn complete(host: &SimHost, tip: &Path) -> Result<PathBuf, String> {
     let chain = open(host, tip, true)?;
     loop {
@@ -223,7 +223,7 @@ fn complete(host: &SimHost, tip: &Path) -> Result<PathBuf, String> {
     }
 }
 
-/// Spent files beside a chain that is without them.
+/// Spent files that their chain no longer contains.
 fn abandoned(host: &SimHost, tip: &Path) -> Result<Vec<PathBuf>, String> {
     let chain = open(host, tip, false)?;
     let layers: HashSet<PathBuf> =
@@ -237,10 +237,10 @@ fn abandoned(host: &SimHost, tip: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(spent)
 }
 
-/// Takes a spent file away as its owner would.
+/// Removes a spent file as its owner would.
 fn clear(host: &SimHost, file: &Path) -> Result<(), String> {
     let chain = options(host).unfinished(true).writable(true).open(file);
-    // Its parent went on since, and all there is to do is to remove it.
+    // Its parent was written to since, so that it can only be removed.
     if chain.as_ref().is_err_and(|error| error.kind() == ErrorKind::ParentMismatch) {
         let error = options(host).open(file).err().map(|error| error.kind());
         return if error == Some(ErrorKind::Merged) {
@@ -259,7 +259,7 @@ fn clear(host: &SimHost, file: &Path) -> Result<(), String> {
     }
 }
 
-/// The same outcome with a resume of what it left under way, on record; none where nothing is.
+/// Records the completion of an outcome's unfinished merges; `None` if there are none.
 pub fn resumed(
     history: &History,
     files: &Files,
@@ -279,7 +279,7 @@ pub fn resumed(
         let mut bytes = Bytes::default();
         one.read.iter().for_each(|(at, read)| bytes.write(*at, read));
         let watched = one.read.iter().map(|(at, read)| *at..at + read.len() as u64).collect();
-        // The one that is gone on with is a tip from the start, as are the others that may be.
+        // The tip in use is a tip from the start, as are the other possible ones.
         let done = if models.is_empty() { 0 } else { usize::MAX };
         tips.push(Tip { begun: 0, done, model: models.len(), ..one.tip.clone() });
         models.push(model_of(&Point { size: one.size, bytes }, watched));

@@ -1,4 +1,4 @@
-//! What is done to chains while the host may crash.
+//! Operations on chains while the host may crash.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -12,11 +12,11 @@ use crate::interleave::at_step;
 use crate::is_long;
 use crate::sim::Event;
 
-/// How much there is to look at.
+/// The size of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Small,
-    /// Many histories that are much alike.
+    /// Many similar histories.
     Interleaved,
     /// Many cuts, each of which is costly to judge.
     Large,
@@ -91,13 +91,13 @@ fn growing() -> Scene {
     Scene::new(&[BASE, middle, Layer { size: SIZE + 2 * MIB, ..TIP }], false)
 }
 
-/// The tip has a larger disk than a middle that ends within a block, and before the base does.
+/// The tip has a larger disk than the middle layer, which ends within a block and before the base.
 fn growing_tip() -> Scene {
     let middle = Layer { size: 3 * MIB + 85 * KIB, writes: &[(6 * KIB, 4 * KIB)], ..MIDDLE };
     Scene::new(&[BASE, middle, TIP], false)
 }
 
-/// What is written before an operation, the last of it not flushed.
+/// Writes before an operation, the last of which are not flushed.
 fn before(scene: &Scene, chain: &DiffChain) {
     scene.write(chain, 1, 9 * KIB, 2 * KIB);
     scene.flush(chain);
@@ -122,7 +122,7 @@ fn checkpoint(is_quiet: bool) -> History {
     scene.kill(chain)
 }
 
-/// All that was written before is durable afterwards.
+/// Everything that was written before is durable afterwards.
 fn checkpoint_now(scene: &Scene, chain: &DiffChain) {
     let new = path("new.avhdx");
     let old = scene.history().tips[0].path.clone();
@@ -181,7 +181,7 @@ fn merge(scene: Scene, layer: usize, low_space: bool) -> History {
     scene.kill(chain)
 }
 
-/// Says of a merge what may become of its files, and which of them is the tip then.
+/// Records what a merge may make of its files, and returns the resulting tip.
 fn prepare(scene: &Scene, layers: &[PathBuf], layer: usize) -> Option<PathBuf> {
     let mut history = scene.history();
     let (child, parent) = (layers[layer].clone(), layers[layer + 1].clone());
@@ -190,7 +190,7 @@ fn prepare(scene: &Scene, layers: &[PathBuf], layer: usize) -> Option<PathBuf> {
     if layer == 0 {
         return Some(parent);
     }
-    // The parent becomes what the child is.
+    // The parent takes the child's place.
     let of_child = history.points.iter().find(|(path, _)| *path == child);
     let point = of_child.map(|(_, point)| point.clone()).unwrap();
     history.points.push((parent, point));
@@ -238,7 +238,7 @@ fn merge_into_base() -> History {
     scene.kill(chain)
 }
 
-/// Merges that stop at each of their words, and are resumed after a kill.
+/// Merges that stop at each of their reports, and are resumed after a kill.
 fn stopped() -> Vec<History> {
     let mut histories = Vec::new();
     for (layer, low_space) in [(1, false), (1, true), (0, false), (0, true)] {
@@ -286,7 +286,7 @@ fn stopped() -> Vec<History> {
     histories
 }
 
-/// An operation with a write of somebody else, and a flush, at each of its steps.
+/// An operation with a concurrent write and flush at each of its steps.
 fn interleaved(operation: fn(&Scene, &DiffChain)) -> Vec<History> {
     let mut histories = Vec::new();
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
@@ -313,8 +313,8 @@ fn interleaved(operation: fn(&Scene, &DiffChain)) -> Vec<History> {
     histories
 }
 
-/// Merges of a tip that is written to behind the merge, and once more at each step: from some time on that goes to the
-/// parent too, while what was written before is moved after.
+/// Merges of a tip that is written to behind the merge's position, and once more at each step: later writes go to the
+/// parent too, while the ranges of earlier ones are moved.
 fn mirrored() -> Vec<History> {
     let mut histories = Vec::new();
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
@@ -335,7 +335,7 @@ fn mirrored() -> Vec<History> {
                 let done = scene.change(tip.as_deref(), || {
                     merge.run(&chain, &mut |_| {
                         words += 1;
-                        // The second word is said behind all of the disk.
+                        // The second report comes after the whole disk was passed.
                         if words == 2 {
                             scene.write(&chain, 6, 9 * KIB, 2 * KIB);
                             scene.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
@@ -350,7 +350,7 @@ fn mirrored() -> Vec<History> {
                 scene.gone(done.removed);
             },
             || {
-                // Over both, over a half of one and where nothing was.
+                // Over both, over half of one, and where nothing was.
                 scene.write(&chain, 8, 10 * KIB, 2 * KIB);
                 scene.write(&chain, 9, 3 * MIB + 4 * KIB + 100, 300);
                 scene.write(&chain, 10, MIB + 40 * KIB, KIB);
@@ -366,7 +366,7 @@ fn mirrored() -> Vec<History> {
     histories
 }
 
-/// A block in each of so many pages of the table.
+/// A block in each of this many pages of the table.
 const fn block_each<const PAGES: usize>() -> [u64; PAGES] {
     let mut blocks = [0; PAGES];
     let mut n = 0;
@@ -378,8 +378,8 @@ const fn block_each<const PAGES: usize>() -> [u64; PAGES] {
     blocks
 }
 
-/// Zeros in so many places that the parent's tables do not fit into one entry of the log: what ends the merge must
-/// not be durable before all of them are.
+/// Zeros in so many places that the parent's tables do not fit in one log entry: the end of the merge must
+/// not become durable before all of them have.
 fn many_tables() -> History {
     const BLOCKS: [u64; 256] = block_each();
     const WRITES: &[(u64, u64)] =
@@ -399,8 +399,8 @@ fn many_tables() -> History {
     history
 }
 
-/// As many changed pages as an entry takes but for one, and two of the metadata with the mark, for it stands behind
-/// so many items: together they would be two entries, and the mark in the first.
+/// One changed page less than fits in an entry, and two metadata pages with the mark, which follows
+/// many items: together they take two entries, with the mark in the first.
 fn end_in_two_entries() -> History {
     const BLOCKS: [u64; 250] = block_each();
     const WRITES: &[(u64, u64)] = &[(0, 4 * KIB), (100 * MIB, 4 * KIB), (127_070 * MIB, 4 * KIB)];
@@ -414,7 +414,7 @@ fn end_in_two_entries() -> History {
     let chain = scene.open();
     merge_now(&scene, &chain, 1, false);
     let mut history = scene.kill(chain);
-    // What comes before and after is as in smaller merges: the pages go to the log in one piece, or two at its end.
+    // The rest is as in smaller merges: the pages are logged in one piece, or two at its end.
     let is_entry =
         |event: &Event| matches!(event, Event::Write(_, chunk) if chunk.data.len() > 100 * 4096);
     let entry = history.events.iter().position(is_entry).unwrap();
