@@ -220,6 +220,11 @@ impl Error {
         error
     }
 
+    /// The file is locked by another process; `by` says which, if known.
+    pub(crate) fn in_use(by: impl fmt::Display) -> Self {
+        Self::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere").with_found(by)
+    }
+
     pub(crate) fn with_kind(mut self, kind: ErrorKind, code: &'static str) -> Self {
         self.0.kind = kind;
         self.0.code = code;

@@ -1,12 +1,17 @@
 //! Types for offsets and indexes, so that file and disk offsets cannot be confused.
 
 use std::fmt;
-use std::ops::Add;
+use std::ops::{Add, Range};
 
 /// Bytes in a kibibyte.
 pub(crate) const KIB: u64 = 1 << 10;
 /// Bytes in a mebibyte, the alignment of every object in a VHDX file.
 pub(crate) const MIB: u64 = 1 << 20;
+
+/// The length of a range.
+pub(crate) fn len(range: &Range<u64>) -> u64 {
+    range.end - range.start
+}
 
 /// An offset in a file on the host, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -59,7 +59,7 @@ fn cut(blocks: u64, lost: u64) -> Image {
 }
 
 #[test]
-fn a_lost_block_becomes_zeros_and_never_what_the_parent_has() {
+fn a_lost_block_becomes_zeros_and_never_the_parents_data() {
     let mut base = Image::dynamic(4 * MIB);
     for block in 0..4 {
         base.put(block, Block::full(Data::Pattern(block + 1)));
@@ -108,7 +108,7 @@ fn an_image_with_children_is_refused_and_nothing_is_written() {
 }
 
 #[test]
-fn whoever_is_told_of_the_losses_may_stop_it_all() {
+fn the_callback_can_stop_the_operation() {
     let host = host(&[("a.vhdx", &cut(3, MIB))]);
     let before = host.files();
     let accept = AcceptLoss::new().options(options(&host));
@@ -130,7 +130,7 @@ fn whoever_is_told_of_the_losses_may_stop_it_all() {
 }
 
 #[test]
-fn copies_that_there_is_no_space_for_are_not_begun() {
+fn copies_that_do_not_fit_are_not_begun() {
     let mut image = cut(3, 0);
     let place = image.layout().payload[&0];
     image.bat_override.insert(1, place | 6);
@@ -158,7 +158,7 @@ fn blocks_that_the_file_grows_for_need_their_space_too() {
 }
 
 #[test]
-fn a_block_over_the_table_is_not_mended() {
+fn a_block_over_the_table_cannot_be_repaired() {
     let mut image = cut(3, 0);
     image.bat_override.insert(1, image.bat_offset | 6);
     let host = host(&[("a.vhdx", &image)]);
@@ -186,7 +186,7 @@ fn scattered() -> Image {
 }
 
 #[test]
-fn a_mend_larger_than_an_entry_of_the_log_is_made_in_several() {
+fn a_repair_larger_than_a_log_entry_is_made_in_several() {
     let image = scattered();
     let host = host(&[("a.vhdx", &image)]);
     let model = layer(&host, "a.vhdx").losses();
@@ -198,7 +198,7 @@ fn a_mend_larger_than_an_entry_of_the_log_is_made_in_several() {
 }
 
 #[test]
-fn a_mend_of_several_entries_that_was_interrupted_is_gone_on_with() {
+fn an_interrupted_repair_of_several_log_entries_is_completed() {
     let image = scattered();
     let fresh = host(&[("a.vhdx", &image)]);
     let mut partly = 0;
@@ -220,7 +220,7 @@ fn a_mend_of_several_entries_that_was_interrupted_is_gone_on_with() {
 }
 
 #[test]
-fn real_files_are_mended_and_their_list_lies_beside_them() {
+fn real_files_are_repaired_and_their_list_lies_beside_them() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path().join("a.vhdx");
     for n in 1..=2 {

@@ -148,7 +148,7 @@ fn a_header_without_numbers_above_its_own_is_read_and_not_written() {
 }
 
 #[test]
-fn a_budget_of_all_memory_there_could_be_is_one() {
+fn the_largest_possible_budget_works() {
     for bytes in [usize::MAX, usize::MAX / 2, 1 << (usize::BITS - 2), 0, 1] {
         let (image, disk) = image();
         let tip = image.new_child();
@@ -160,7 +160,7 @@ fn a_budget_of_all_memory_there_could_be_is_one() {
 }
 
 #[test]
-fn a_log_of_no_whole_sectors_is_checked_and_not_looked_into() {
+fn a_log_without_whole_sectors_is_checked_but_not_scanned() {
     for length in [164, (1 << 20) + 164, 4095, 4096, (1 << 20) + 4096, u32::MAX] {
         for image in [image().0, dirty(|_, _| {}).0] {
             let mut bytes = image.to_bytes();
@@ -416,7 +416,7 @@ fn a_replay_that_is_stopped_is_done_by_the_next_open() {
 
 /// A file that is not an image once its log is replayed is refused before the replay.
 #[test]
-fn a_log_that_makes_the_image_none_is_not_replayed_to_the_file() {
+fn a_log_that_destroys_the_image_is_not_replayed_to_the_file() {
     let (image, _) = image();
     let layout = image.layout();
     for (name, at) in [("metadata_table", 0), ("metadata_item:disk_size", 0), ("region_table1", 0)]

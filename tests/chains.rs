@@ -323,7 +323,7 @@ fn every_state_over_a_parent() {
 }
 
 #[test]
-fn states_without_meaning_are_refused_where_they_are_read() {
+fn undefined_states_are_refused_when_they_are_read() {
     let base = full_base(3);
     let mut tip = base.new_child();
     tip.put(1, Block::bare(4));
@@ -364,7 +364,7 @@ fn states_without_meaning_are_refused_where_they_are_read() {
 }
 
 #[test]
-fn blocks_that_do_not_lie_in_the_file() {
+fn blocks_outside_the_file() {
     let base = full_base(2);
     for place in [0, MIB << 30, 0xFFF_FFFF_FFF0_0000] {
         let mut image = base.clone();
@@ -560,7 +560,7 @@ fn the_second_region_table() {
 }
 
 #[test]
-fn regions_that_cannot_be() {
+fn invalid_regions() {
     let base = full_base(2);
     let with = |change: &dyn Fn(&mut Vec<RegionEntry>)| {
         let mut image = base.clone();
@@ -644,7 +644,7 @@ fn unknown_metadata_items() {
 }
 
 #[test]
-fn metadata_that_cannot_be() {
+fn invalid_metadata() {
     let base = full_base(2);
     let with = |change: &dyn Fn(&mut Image)| {
         let mut image = base.clone();
@@ -711,7 +711,7 @@ fn metadata_that_cannot_be() {
 }
 
 #[test]
-fn parent_locators_that_cannot_be() {
+fn invalid_parent_locators() {
     let base = full_base(2);
     let right = base.new_child();
     let at = right.layout().get("locator").start;
@@ -917,7 +917,7 @@ fn a_base_is_a_chain_of_one() {
 }
 
 #[test]
-fn files_that_are_no_images() {
+fn files_that_are_not_images() {
     for (bytes, kind) in [
         (Vec::new(), ErrorKind::NotVhdx),
         (b"vhdxfil".to_vec(), ErrorKind::NotVhdx),

@@ -195,7 +195,7 @@ fn an_image_with_children_gets_no_other_disk_by_an_unproven_link() {
 }
 
 #[test]
-fn what_cannot_be_removed_is_told_of_and_the_new_tip_is_there() {
+fn a_layer_that_cannot_be_removed_is_reported_and_the_new_tip_exists() {
     let place = Place::new();
     fs::remove_file(place.at("other.avhdx")).unwrap();
     let tip = place.at("tip.avhdx");

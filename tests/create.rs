@@ -156,7 +156,7 @@ fn an_image_with_children_is_written_only_with_consent() {
 }
 
 #[test]
-fn what_may_be_a_child_and_cannot_be_looked_at_is_no_child_in_silence() {
+fn a_possible_child_that_cannot_be_examined_is_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("b.vhdx");
     drop(CreateOptions::dynamic(MIB).create(&path).unwrap());
@@ -293,7 +293,7 @@ fn a_raw_disk_is_written_in_place() {
 
 /// A process that is being spawned by another thread shares all open files until its program starts.
 #[test]
-fn a_lock_ends_with_its_image_whoever_has_a_copy_of_the_file() {
+fn a_lock_ends_with_its_image_even_if_a_process_inherited_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.vhdx");
     drop(CreateOptions::dynamic(MIB).create(&path).unwrap());

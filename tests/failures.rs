@@ -87,7 +87,7 @@ fn a_failed_flush_is_not_tried_again_and_not_believed() {
 }
 
 #[test]
-fn a_poisoned_image_refuses_zeros_even_where_there_are_some() {
+fn a_poisoned_image_refuses_zeros_even_over_zeros() {
     let host = SimHost::default();
     let image = create(&host, "a.vhdx").unwrap();
     image.write_at(&[1; 512], 0).unwrap();
@@ -139,7 +139,7 @@ fn a_create_that_fails_after_taking_the_name_of_another_file_leaves_a_whole_imag
 }
 
 #[test]
-fn a_parent_that_cannot_be_read_is_the_hosts_failure_and_no_other_file() {
+fn a_parent_that_cannot_be_read_is_a_failure_of_the_host() {
     let host = SimHost::default();
     let base = create(&host, "a.vhdx").unwrap();
     let child = CreateOptions::child_of(&base).unwrap();

@@ -278,7 +278,7 @@ fn many_orphans_of_one_parent_cost_a_look_each() {
 }
 
 #[test]
-fn a_place_that_is_not_there_is_an_error() {
+fn a_place_that_does_not_exist_is_an_error() {
     let error = Forest::scan(["nowhere/at/all"], &PathSource::new()).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "forest.place"));
     assert_eq!(error.file(), Some("nowhere/at/all"));

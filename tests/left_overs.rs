@@ -168,7 +168,7 @@ fn stale_draft(folder: &Path, base: &Path) -> (PathBuf, Vec<u8>) {
 }
 
 #[test]
-fn only_a_draft_with_our_mark_that_nobody_writes_is_removed() {
+fn only_a_marked_draft_that_is_not_being_written_is_removed() {
     let folder = TempDir::new().unwrap();
     let base = base(folder.path());
     let at = |name: &str| folder.path().join(format!(".{name}.{HEX}.tmp"));
@@ -227,7 +227,7 @@ fn a_new_image_and_a_call_of_its_own_clear_a_folder_of_drafts() {
 
 /// The mark is replaced by the creator's own name, and only once the image is complete.
 #[test]
-fn a_published_draft_bears_no_mark() {
+fn a_published_draft_has_no_mark() {
     let folder = TempDir::new().unwrap();
     for is_poor in [false, true] {
         let target = folder.path().join(format!("{is_poor}.vhdx"));

@@ -285,7 +285,7 @@ fn a_child_behind_a_link() {
 }
 
 #[test]
-fn a_child_at_no_path() {
+fn a_child_without_a_path() {
     let place = Place::with("relative_path", r".\parent.vhdx");
     place.write_base("child/parent.vhdx");
     let child = || {
@@ -485,7 +485,7 @@ fn things_that_are_no_files() {
 }
 
 #[test]
-fn no_identity_is_nobodys() {
+fn a_nil_identity_matches_nothing() {
     let mut place = Place::with("relative_path", r".\parent.vhdx");
     place.base.set_data_write_guid(Uuid::nil());
     place.write_base("child/parent.vhdx");

@@ -444,7 +444,7 @@ fn versions_of_the_log() {
 }
 
 #[test]
-fn logs_that_are_not_where_they_should_be() {
+fn misplaced_logs() {
     let (image, ..) = dirty();
     let with = |offset, length| {
         let mut image = image.clone();
@@ -516,7 +516,7 @@ fn payload_that_lies_in_the_log() {
 }
 
 #[test]
-fn descriptors_that_no_writer_makes() {
+fn descriptors_with_invalid_targets() {
     let (image, full, _) = dirty();
     let layout = image.layout();
     let log = layout.get("log");
@@ -572,7 +572,7 @@ fn descriptors_that_no_writer_makes() {
 }
 
 #[test]
-fn entries_whose_fields_lie() {
+fn entries_with_wrong_fields() {
     let (image, full, _) = dirty();
     let with = |change: &dyn Fn(&mut LogEntry)| {
         let mut lies = image.clone();

@@ -132,7 +132,7 @@ fn reading_loads_what_it_needs_of_the_tables() {
 /// Before the first change the table is read once: an empty one in a few reads, whatever the
 /// disk's size, and a full one with little memory.
 #[test]
-fn the_first_change_goes_over_the_table_once_and_past_the_budget() {
+fn the_first_change_reads_the_table_once_outside_the_budget() {
     let _alone = alone();
     let cost = |image: &Image, at: u64| {
         let folder = tempfile::tempdir().unwrap();

@@ -265,7 +265,7 @@ fn explanations_show_what_is_wrong_with_the_tables() {
 
 /// No writer logs payload, but a file may: extents then fail, and reads work.
 #[test]
-fn a_log_over_payload_is_read_all_the_same() {
+fn a_log_over_payload_can_be_read() {
     let mut image = Image::dynamic(4 << 20);
     image.put(1, Block::full(Data::Pattern(1)));
     let at = image.layout().get("payload:1").start + 8192;

@@ -243,7 +243,7 @@ fn plans_keep_their_bounds() {
 }
 
 #[test]
-fn bytes_that_are_not_those_of_a_table_are_an_error_and_nobody_elses() {
+fn wrong_table_bytes_fail_one_plan_and_affect_no_other() {
     let mut base = Image::dynamic(8 * MIB);
     (0..8).for_each(|b| _ = base.put(b, Block::full(Data::Pattern(b))));
     let mut child = base.new_child();
@@ -271,7 +271,7 @@ fn bytes_that_are_not_those_of_a_table_are_an_error_and_nobody_elses() {
 }
 
 #[test]
-fn where_a_log_lies_over_payload_there_is_no_plan() {
+fn a_log_over_payload_refuses_plans() {
     let mut image = Image::dynamic(4 * MIB);
     image.put(1, Block::full(Data::Pattern(1)));
     let at = image.layout().payload[&1] + 8192;

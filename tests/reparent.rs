@@ -266,7 +266,7 @@ fn no_image_becomes_its_own_ancestor() {
 }
 
 #[test]
-fn what_cannot_lie_below_an_image_is_refused() {
+fn unsuitable_parents_are_refused() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let base = Image::dynamic(MIB);
@@ -384,7 +384,7 @@ impl Host for Counts {
 }
 
 #[test]
-fn what_lies_in_files_that_both_have_is_not_read() {
+fn shared_files_are_not_compared() {
     let folder = TempDir::new().unwrap();
     let mut images = vec![Image::dynamic(16 * MIB)];
     for n in 0..16 {
@@ -627,7 +627,7 @@ fn what_is_ambiguous_is_refused_and_the_others_are_relinked() {
 }
 
 #[test]
-fn parents_of_both_come_from_where_the_caller_says() {
+fn parents_of_both_images_come_from_the_callers_source() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     fs::create_dir(at("pool")).unwrap();

@@ -79,7 +79,7 @@ fn a_disk_is_not_exported_onto_what_it_is_read_from() {
 }
 
 #[test]
-fn a_new_image_takes_no_place_that_others_need() {
+fn a_new_image_does_not_replace_a_parent_of_others() {
     let folder = tempfile::tempdir().unwrap();
     let paths = chain(folder.path());
     let before = bytes(&paths);

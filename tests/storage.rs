@@ -257,7 +257,7 @@ fn free_space_is_that_of_the_volume() {
 }
 
 #[test]
-fn a_simulated_host_runs_out_where_it_is_told_to() {
+fn a_simulated_host_runs_out_of_space_at_the_chosen_step() {
     let host = SimHost::default();
     let file = host.create_new(&Path::new(FOLDER).join("file")).unwrap();
     let steps = || -> Vec<bool> {

@@ -92,7 +92,7 @@ fn a_child_never_gets_the_owner_of_another_file_with_its_parents_name() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_file_without_a_name_is_met_by_nobody_and_gets_one_that_is_free() {
+fn a_file_without_a_name_is_invisible_and_gets_a_free_name() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let file = match LocalHost.create_unnamed(&at("file")) {
@@ -266,7 +266,7 @@ fn a_merge_removes_no_file_that_was_put_in_the_childs_place() {
 }
 
 #[test]
-fn a_revert_removes_no_file_that_was_put_in_a_layers_place() {
+fn a_revert_does_not_remove_a_file_that_took_a_layers_name() {
     for name in ["tip.avhdx", "mid.avhdx"] {
         let moments = swapped_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
@@ -291,7 +291,7 @@ fn a_new_image_replaces_no_file_but_the_one_that_was_looked_at() {
 }
 
 #[test]
-fn a_failed_create_removes_no_file_that_was_put_in_the_new_ones_place() {
+fn a_failed_create_does_not_remove_a_file_that_took_the_new_name() {
     let place = Place::new();
     let name = place.at("new.vhdx");
     // The folder cannot be flushed, which is noticed only when the file is named.
@@ -309,7 +309,7 @@ fn a_failed_create_removes_no_file_that_was_put_in_the_new_ones_place() {
 
 /// A link in place of the child's draft does not redirect the change of owner.
 #[test]
-fn a_link_in_the_place_of_a_new_child_gives_nobodys_file_away() {
+fn a_link_in_place_of_a_new_child_does_not_redirect_a_change_of_owner() {
     let place = Place::new();
     fs::write(place.at("secret"), "").unwrap();
     fs::set_permissions(place.at("secret"), Permissions::from_mode(0o600)).unwrap();
@@ -399,7 +399,7 @@ fn nobody_is_sent_to_a_file_that_took_the_name_of_the_merged_parent() {
 }
 
 #[test]
-fn nobody_is_sent_to_a_file_that_took_the_name_of_a_new_tip_or_its_parent() {
+fn a_file_that_took_the_name_of_a_new_tip_or_its_parent_is_not_reported_as_the_image() {
     for name in ["new.avhdx", "tip.avhdx"] {
         renamed_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
@@ -419,7 +419,7 @@ fn nobody_is_sent_to_a_file_that_took_the_name_of_a_new_tip_or_its_parent() {
 }
 
 #[test]
-fn an_image_is_linked_to_no_file_that_took_the_name_of_its_parent_to_be() {
+fn an_image_is_not_linked_to_a_file_that_took_its_new_parents_name() {
     for name in ["other.vhdx", "mid.avhdx"] {
         renamed_at_each_step(name, |place, host| {
             fs::copy(place.at("base.vhdx"), place.at("other.vhdx")).unwrap();
@@ -433,7 +433,7 @@ fn an_image_is_linked_to_no_file_that_took_the_name_of_its_parent_to_be() {
 
 /// Without identities a file is recognized by its headers.
 #[test]
-fn a_host_that_tells_no_files_apart_has_headers_compared() {
+fn a_host_that_cannot_identify_files_compares_headers() {
     for is_swapped in [false, true] {
         let place = Place::new();
         let tip = place.at("tip.avhdx");

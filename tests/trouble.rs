@@ -215,7 +215,7 @@ fn broken_locators() -> Vec<BrokenLocator> {
 }
 
 #[test]
-fn broken_locators_are_read_by_consent_and_mended() {
+fn broken_locators_are_read_by_consent_and_repaired() {
     for (what, code, breaking) in broken_locators() {
         let pair = Pair::new(breaking);
         let given = || PathSource::new().file(pair.base());
@@ -252,7 +252,7 @@ fn broken_locators_are_read_by_consent_and_mended() {
 }
 
 #[test]
-fn a_locator_without_any_path_is_read_and_mended() {
+fn a_locator_without_any_path_is_read_and_repaired() {
     let pair = Pair::new(|child| {
         child.locator.remove("relative_path");
     });
@@ -294,7 +294,7 @@ fn a_child_with_a_broken_locator_is_not_cut_off() {
 
 /// Shared layers are not passed from a chain that tolerates a broken link to one that does not.
 #[test]
-fn consent_of_one_chain_is_none_of_another() {
+fn the_consent_of_one_chain_does_not_apply_to_another() {
     let pair = Pair::new(|child| {
         child.locator.remove("parent_linkage");
     });

@@ -597,10 +597,7 @@ fn unlock(storage: &dyn Storage) -> std::io::Result<()> {
 }
 
 fn in_use(image: &Core, by: &str) -> Error {
-    Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
-        .in_file(image.name())
-        .with_found(by)
-        .with_expected("a file that nobody else has open")
+    Error::in_use(by).in_file(image.name()).with_expected("a file that nobody else has open")
 }
 
 fn lock_failed(image: &Core, error: std::io::Error) -> Error {

@@ -30,6 +30,8 @@ pub(crate) struct Headers {
 }
 
 impl Header {
+    /// The first four bytes.
+    pub(crate) const SIGNATURE: &[u8; 4] = b"head";
     /// Size of the part that the checksum covers, at the start of a 64 KiB slot.
     pub(crate) const LEN: usize = 4 * KIB as usize;
     /// The file offsets of the two copies.
@@ -41,7 +43,7 @@ impl Header {
 
     /// Parses a header and verifies its signature and checksum, but not its values.
     pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
-        check_signature(bytes, b"head", at, "header.signature", "2.2.2", "header")?;
+        check_signature(bytes, Self::SIGNATURE, at, "header.signature", "2.2.2", "header")?;
         check_sum(bytes, at, "header.checksum", "2.2.2", "header")?;
         Ok(Self::read(bytes))
     }
@@ -65,7 +67,7 @@ impl Header {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);
-        fields.bytes(0, b"head");
+        fields.bytes(0, Self::SIGNATURE);
         fields.u64(8, self.sequence_number);
         fields.guid(16, self.file_write_guid);
         fields.guid(32, self.data_write_guid);
@@ -114,6 +116,16 @@ impl Header {
             on(Error::damaged("header.log-offset", "2.2.2", at + 72, message)
                 .with_found(format_args!("{:#x}", self.log_offset))
                 .with_expected("a multiple of 1 MiB"));
+        }
+    }
+
+    /// Reports a header without an identity, which is legal but keeps children from recognizing the image.
+    pub(crate) fn inspect_identity(&self, at: u64, on: OnError<'_>) {
+        if self.data_write_guid.is_nil() {
+            let message = "the image has no identity";
+            on(Error::damaged("header.data-write-guid", "2.2.2", at + 32, message)
+                .with_found(self.data_write_guid)
+                .with_expected("a GUID that is not zero"));
         }
     }
 

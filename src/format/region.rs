@@ -45,6 +45,8 @@ impl RegionEntry {
 }
 
 impl RegionTable {
+    /// The first four bytes.
+    pub(crate) const SIGNATURE: &[u8; 4] = b"regi";
     /// Size of a copy in bytes.
     pub(crate) const LEN: usize = 64 * KIB as usize;
     /// The file offsets of the two copies.
@@ -59,7 +61,8 @@ impl RegionTable {
     /// indexes stay the same.
     pub(crate) fn inspect(bytes: &[u8], at: u64, on: OnError<'_>) -> Option<Self> {
         let (section, what) = ("2.2.3.1", "region table");
-        if let Err(error) = check_signature(bytes, b"regi", at, "region.signature", section, what) {
+        let signed = check_signature(bytes, Self::SIGNATURE, at, "region.signature", section, what);
+        if let Err(error) = signed {
             on(error);
             return None;
         }
@@ -114,7 +117,7 @@ impl RegionTable {
     pub(crate) fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = vec![0; Self::LEN];
         let mut fields = FieldsMut(&mut bytes);
-        fields.bytes(0, b"regi");
+        fields.bytes(0, Self::SIGNATURE);
         fields.u32(8, self.entries.len() as u32);
         for (i, entry) in self.entries.iter().enumerate() {
             let start = HEADER_LEN + ENTRY_LEN * i;

@@ -178,9 +178,7 @@ pub(crate) fn lock(
             Ok(())
         }
         Ok(LockOutcome::InUse(by)) => {
-            Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
-                .with_found(by)
-                .with_expected("a file that nobody else writes to"))
+            Err(Error::in_use(by).with_expected("a file that no other process writes to"))
         }
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
             let message = "cannot be locked where it lies";

@@ -18,7 +18,7 @@ use crate::image::{Core, ImagePolicy, Lock, LogPolicy, lock};
 use crate::options::OpenOptions;
 use crate::storage::LockMode;
 use crate::storage::{Access, FileId, Storage};
-use crate::types::DiskOffset;
+use crate::types::{DiskOffset, len};
 use crate::warning::Warning;
 use crate::write::OpenImage;
 use crate::write::WritePolicy;
@@ -411,10 +411,6 @@ fn through(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
         }
         start.map(|start| Ok(start..size))
     })
-}
-
-fn len(range: &Range<u64>) -> u64 {
-    range.end - range.start
 }
 
 /// The files of a chain and their layers, as far as the host can identify files.

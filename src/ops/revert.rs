@@ -274,12 +274,9 @@ fn refuse_written(op: &Operation<'_>, image: &Core) -> Result<()> {
         drop(storage.unlock());
     }
     match locked {
-        Ok(LockOutcome::InUse(by)) => {
-            Err(Error::new(ErrorKind::InUse, "lock.in-use", "the file is in use elsewhere")
-                .in_file(image.name())
-                .with_found(by)
-                .with_expected("a file that no other process writes to"))
-        }
+        Ok(LockOutcome::InUse(by)) => Err(Error::in_use(by)
+            .in_file(image.name())
+            .with_expected("a file that no other process writes to")),
         _ => Ok(()),
     }
 }

@@ -92,7 +92,7 @@ fn a_dynamic_disk_whose_table_is_lost_is_doubtful() {
 }
 
 #[test]
-fn what_is_no_sign_of_a_lost_table_is_not_taken_for_one() {
+fn data_that_has_another_explanation_is_not_taken_for_a_lost_table() {
     // Data of discarded blocks, as on a host without holes.
     let storage = Arc::new(MemStorage::new(Vec::new()));
     let options = CreateOptions::dynamic(512 * MIB).block_size(2 << 20);
@@ -131,7 +131,7 @@ fn what_is_no_sign_of_a_lost_table_is_not_taken_for_one() {
 }
 
 #[test]
-fn leaked_space_is_told_to_the_byte() {
+fn leaked_space_is_reported_to_the_byte() {
     for more in [1, 512, MIB - 1, MIB, MIB + 1] {
         let mut image = dynamic(8, 1);
         image.file_length = Some(image.layout().needed_length + more);

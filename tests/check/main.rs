@@ -82,7 +82,7 @@ fn images_of_qemu_have_no_error() {
 }
 
 #[test]
-fn chains_by_chance_have_no_error() {
+fn random_chains_have_no_error() {
     for seed in 0..60 {
         let folder = tempfile::tempdir().unwrap();
         let layers = 1 + seed as usize % 4;
@@ -271,7 +271,7 @@ fn sector_bitmaps_are_held_against_states() {
 }
 
 #[test]
-fn what_is_no_rule_is_told_all_the_same() {
+fn remarks_are_reported_although_no_rule_is_broken() {
     let folder = tempfile::tempdir().unwrap();
     let base = Image::dynamic(4 * MIB);
     let mut child = base.new_child();
@@ -302,7 +302,7 @@ fn what_is_no_rule_is_told_all_the_same() {
 }
 
 #[test]
-fn only_what_is_no_image_at_all_is_not_examined() {
+fn only_files_that_are_not_images_are_refused() {
     for bytes in [Vec::new(), vec![0; 3 << 20], b"conectix".repeat(1 << 18), vec![7; 600]] {
         let error = Check::new().run_file(Arc::new(MemStorage::new(bytes))).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotVhdx);

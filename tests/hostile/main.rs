@@ -107,7 +107,7 @@ fn mutated_images() {
 
 /// Readers may ignore an empty log; writers need one with room.
 #[test]
-fn a_log_without_length_is_no_harm_to_readers() {
+fn a_log_without_length_does_not_harm_readers() {
     let mut image = Image::dynamic(2 << 20);
     image.put(0, Block::full(Data::Pattern(1)));
     let mut bytes = image.to_bytes();

@@ -121,7 +121,7 @@ const CHANGES: [Change; 6] = [
 /// Whichever step finds no space, the chain reads as before, at once and when reopened, and an unfinished
 /// merge can be completed once there is space.
 #[test]
-fn a_change_that_finds_no_space_harms_nothing() {
+fn a_change_that_runs_out_of_space_harms_nothing() {
     let (files, points) = three();
     for change in CHANGES {
         // Permanently, or temporarily.

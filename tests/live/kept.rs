@@ -89,7 +89,7 @@ fn a_merge_refused_for_another_chain_leaves_that_its_lock() {
 
 /// The target of a stopped merge is a mixture without the layer above it.
 #[test]
-fn nothing_goes_on_from_a_layer_that_another_was_being_merged_into() {
+fn no_operation_continues_on_the_target_of_an_unfinished_merge() {
     let folder = tempfile::tempdir().unwrap();
     let (chain, model) = chain_of(4, folder.path());
     let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();

@@ -358,7 +358,7 @@ fn own_bytes(image: &VhdxFile) -> Vec<Option<Vec<u8>>> {
 
 /// A reader in another thread is waited for, and continues on the new handle.
 #[test]
-fn an_image_is_read_right_while_its_layer_comes_and_goes() {
+fn an_image_is_read_correctly_while_its_layer_is_reopened() {
     let folder = tempfile::tempdir().unwrap();
     three(folder.path());
     let chain = OpenOptions::new().open(tip(folder.path())).unwrap();

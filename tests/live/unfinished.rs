@@ -54,7 +54,7 @@ fn open(path: &Path) -> avhdx::Result<DiffChain> {
 }
 
 #[test]
-fn a_merge_that_was_stopped_anywhere_is_told_of_and_completed() {
+fn a_merge_that_was_stopped_anywhere_is_reported_and_completed() {
     for (low_space, layer) in [(false, 1), (true, 0)] {
         for n in 1.. {
             let folder = tempfile::tempdir().unwrap();
@@ -119,7 +119,7 @@ fn a_merge_that_was_stopped_anywhere_is_told_of_and_completed() {
 
 /// Copies of a child from any time of its merge are never opened over a parent that has changed since.
 #[test]
-fn a_merged_child_that_comes_back_is_refused() {
+fn a_copy_of_a_merged_child_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let (chain, _) = chain_of(2, folder.path());
     let child = paths(&chain).remove(0);

@@ -190,7 +190,7 @@ fn the_file_is_not_cut_under_a_reader() {
 }
 
 #[test]
-fn a_reader_that_is_held_keeps_nobody_waiting() {
+fn a_reader_that_is_held_blocks_nobody() {
     let (host, _, chain) = pair(8 * MIB);
     write(&chain, 1, 0, BLOCK);
     write(&chain, 2, BLOCK, BLOCK);
@@ -332,7 +332,7 @@ fn readers_never_wait_for_writers() {
 }
 
 #[test]
-fn nobody_but_flushes_waits_for_a_flush() {
+fn only_flushes_wait_for_a_flush() {
     let (host, _, chain) = pair(8 * MIB);
     // Room in the file for the new blocks, because growth does wait.
     for block in 0..3 {

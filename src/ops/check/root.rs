@@ -1,7 +1,7 @@
 //! Checks the file type identifier and the two headers.
 
 use super::findings::{Findings, Severity};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::format::region::RegionTable;
@@ -64,21 +64,8 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
     match current {
         Ok(current) => {
             let header = parsed.into_iter().nth(current).expect("an index below 2")?;
-            if header.data_write_guid.is_nil() {
-                let at = Header::OFFSETS[current] + 32;
-                let error = Error::new(
-                    ErrorKind::Damaged,
-                    "header.data-write-guid",
-                    "the image has no identity",
-                );
-                findings.info(
-                    error
-                        .at(at)
-                        .with_section("2.2.2")
-                        .with_found(header.data_write_guid)
-                        .with_expected("a GUID that is not zero"),
-                );
-            }
+            let at = Header::OFFSETS[current];
+            header.inspect_identity(at, &mut |error| findings.info(error));
             Ok(Some(Root { header, is_current: true }))
         }
         Err(error) => {
@@ -86,7 +73,7 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
                 findings.error(error); // two valid headers that contradict each other
             }
             // A header with a wrong checksum may still locate the log.
-            let signed = bytes.into_iter().find(|bytes| bytes.starts_with(b"head"));
+            let signed = bytes.into_iter().find(|bytes| bytes.starts_with(Header::SIGNATURE));
             Ok(signed.map(|bytes| Root { header: Header::read(bytes), is_current: false }))
         }
     }
@@ -94,8 +81,8 @@ pub(super) fn check(storage: &dyn Storage, findings: &mut Findings) -> Result<Op
 
 /// Whether a file without the file type identifier has any other signature of the format.
 fn has_other_signatures(storage: &dyn Storage) -> Result<bool> {
-    let headers = Header::OFFSETS.map(|at| (at, b"head"));
-    let tables = RegionTable::OFFSETS.map(|at| (at, b"regi"));
+    let headers = Header::OFFSETS.map(|at| (at, Header::SIGNATURE));
+    let tables = RegionTable::OFFSETS.map(|at| (at, RegionTable::SIGNATURE));
     for (at, signature) in headers.into_iter().chain(tables) {
         let mut bytes = [0; 4];
         read_what_is_there(storage, &mut bytes, at)?;

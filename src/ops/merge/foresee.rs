@@ -13,7 +13,7 @@ use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout, ENTRY_LEN, PayloadState}
 use crate::image::Core;
 use crate::ops::{FileChangeKind, Forecast};
 use crate::read::Layer;
-use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB};
+use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB, len};
 use crate::write::fits_entry;
 use crate::write::table_len;
 
@@ -486,10 +486,6 @@ fn held(image: &Core, range: Range<u64>) -> Result<u64> {
         at = data.end;
     }
     Ok(bytes)
-}
-
-fn len(range: &Range<u64>) -> u64 {
-    range.end - range.start
 }
 
 /// Disjoint ranges, by start and end. Bounded in number: ranges added beyond the bound count as new every time, so
