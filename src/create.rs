@@ -13,7 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::CheckpointMark;
 use crate::format::metadata::{self, MetadataEntry};
 use crate::image::{Core, ImagePolicy, Lock};
-use crate::names::way_to;
+use crate::names::recordable_path;
 use crate::storage::{
     self, Access, Draft, FileId, FileKind, Host, Storage, folder_of, is_file, real_place,
 };
@@ -510,7 +510,7 @@ impl CreateOptions {
             parent.absolute_win32_path =
                 target.and_then(|target| target.to_str().map(str::to_owned));
         }
-        match way_to(host, folder_of(path), &target, parent.id) {
+        match recordable_path(host, folder_of(path), &target, parent.id) {
             Ok(way) => parent.relative_path = Some(way),
             // The caller says by what other path Windows is to find it, or it has one of that kind.
             Err(_) if is_named || parent.absolute_win32_path.is_some() => {}

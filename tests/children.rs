@@ -130,7 +130,7 @@ fn damage(path: &Path, at: u64, bytes: &[u8]) {
 }
 
 #[test]
-fn a_child_that_does_not_open_as_it_is_is_not_taken_for_none() {
+fn a_child_that_does_not_open_still_counts_as_a_child() {
     // A log GUID without entries: the child can be read only if the log is ignored.
     let place = Place::new();
     let child = place.at("tip.avhdx");
@@ -166,7 +166,7 @@ fn a_child_that_does_not_open_as_it_is_is_not_taken_for_none() {
 }
 
 #[test]
-fn an_image_with_children_gets_no_other_disk_by_an_unproven_link() {
+fn an_unproven_link_is_refused_for_an_image_with_children() {
     let place = Place::new();
     let solo = CreateOptions::dynamic(4 * MIB).create(place.at("solo.vhdx")).unwrap();
     solo.write_at(&[9; 5000], MIB).unwrap();

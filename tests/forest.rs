@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
-use avhdx::ops::forest::{Finding, Forest, LeadsTo, NodeId};
+use avhdx::ops::forest::{Forest, ForestFinding, LeadsTo, NodeId};
 use avhdx::storage::{Access, FileId, Host, LocalHost, LockMode, LockOutcome, Stat, Storage};
 use avhdx::{ErrorKind, OpenOptions, PathSource};
 use avhdx_testkit::build::{Image, write_chain};
@@ -172,7 +172,7 @@ fn named(forest: &Forest, name: &str) -> NodeId {
 }
 
 fn codes(forest: &Forest) -> Vec<&'static str> {
-    forest.findings().iter().map(Finding::code).collect()
+    forest.findings().iter().map(ForestFinding::code).collect()
 }
 
 #[test]
@@ -189,7 +189,7 @@ fn what_cannot_be_read_is_a_finding() {
     assert_eq!(forest.nodes().len(), 2);
     assert_eq!(codes(&forest), ["orphan", "unreadable", "unreadable"]);
     for (finding, name) in forest.findings()[1..].iter().zip(["closed", "closed.vhdx"]) {
-        let Finding::Unreadable { path, error, .. } = finding else { panic!("{finding:?}") };
+        let ForestFinding::Unreadable { path, error, .. } = finding else { panic!("{finding:?}") };
         assert_eq!((path, error.kind()), (&at(name), ErrorKind::Io));
         assert_eq!(error.file(), at(name).to_str());
     }
@@ -285,7 +285,7 @@ fn a_place_that_does_not_exist_is_an_error() {
 }
 
 #[test]
-fn files_that_are_not_complete_are_nobodys_relatives() {
+fn incomplete_files_are_neither_parents_nor_children() {
     let folder = TempDir::new().unwrap();
     let at = |name: &str| folder.path().join(name);
     let temporary = |name: &str| at(&format!(".{name}.{}.tmp", Uuid::from_u128(7).simple()));

@@ -286,7 +286,7 @@ fn left_children(folder: &Path, parent: &Path) -> Vec<PathBuf> {
 /// Neither when a base is written to, nor when an image is removed, replaced or merged, nor in a forest; in the
 /// image's own folder and in a given one.
 #[test]
-fn nobody_takes_what_was_left_behind_for_a_child() {
+fn left_over_files_are_not_treated_as_children() {
     let go = &mut |_: avhdx::ops::Progress| ControlFlow::Continue(());
     for elsewhere in [false, true] {
         let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());

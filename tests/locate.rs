@@ -441,7 +441,7 @@ fn in_time<R: Send + 'static>(what: &str, run: impl FnOnce() -> R + Send + 'stat
 
 #[cfg(unix)]
 #[test]
-fn things_that_are_no_files() {
+fn parents_that_are_not_regular_files() {
     type Make = fn(&Path);
     let make: [(&str, Make); 6] = [
         ("a pipe", |path| {

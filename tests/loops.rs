@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::forest::{Finding, Forest};
+use avhdx::ops::forest::{Forest, ForestFinding};
 use avhdx::ops::{Check, Progress, Relink, Reparent};
 use avhdx::storage::{Host, LocalHost};
 use avhdx::{DiffChain, Error, ErrorKind, Linkage, OpenOptions, PathSource};
@@ -234,7 +234,7 @@ fn a_forest_names_all_that_is_in_the_loop() {
         for ring in rings() {
             let forest = Forest::scan([ring.folder.path()], &ring.source(host)).unwrap();
             let loops = forest.findings().iter().filter_map(|finding| match finding {
-                Finding::Loop { nodes, .. } => Some(nodes),
+                ForestFinding::Loop { nodes, .. } => Some(nodes),
                 _ => None,
             });
             let loops: Vec<_> = loops.collect();
@@ -258,7 +258,7 @@ fn a_forest_names_all_that_is_in_the_loop() {
 
 /// A reparent can lead out of a loop, but neither onto one of its images nor into one.
 #[test]
-fn a_reparent_gets_an_image_out_of_a_loop_and_none_into_one() {
+fn a_reparent_can_lead_out_of_a_loop_but_not_into_one() {
     each(|ring, host, tip| {
         let to = |base: &Path| Reparent::new(base).options(ring.options(host)).unproven(true);
         is_loop(ring, &to(tip).run(ring.at("sound.vhdx"), &mut go).unwrap_err());

@@ -129,7 +129,7 @@ fn the_claims_are_those_that_the_image_has_once_its_log_is_replayed() {
 }
 
 #[test]
-fn operations_replay_no_log_into_an_image_that_they_are_refused_for() {
+fn a_refused_operation_does_not_replay_a_log() {
     let go = &mut |_| ControlFlow::Continue(());
     for (fault, code) in FAULTS {
         let root = base();
@@ -180,7 +180,7 @@ fn accept(host: &SimHost, goes_on: bool) -> Result<Losses, Error> {
 }
 
 #[test]
-fn a_log_is_replayed_when_it_is_agreed_to_what_is_lost_and_no_sooner() {
+fn a_log_is_replayed_once_the_losses_are_accepted_and_not_before() {
     for (fault, _) in FAULTS {
         let host = host(&[("a.vhdx", &pending(&base(), fault))]);
         let mut sum = Default::default();

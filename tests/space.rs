@@ -165,7 +165,7 @@ fn a_block_cut_off_behind_the_end_of_the_disk_keeps_its_space() {
 }
 
 #[test]
-fn space_given_up_behind_the_old_end_of_the_file_is_no_other_blocks() {
+fn space_freed_beyond_the_old_end_of_the_file_belongs_to_no_other_block() {
     let (image, mut flat) = cut_behind_the_disk(&[0, 1]);
     for discarded in [0, 1] {
         let (file, disk) = open(&image.to_bytes());

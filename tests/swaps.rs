@@ -252,7 +252,7 @@ fn go(_: Progress) -> ControlFlow<()> {
 }
 
 #[test]
-fn a_merge_removes_no_file_that_was_put_in_the_childs_place() {
+fn a_merge_does_not_remove_a_file_that_took_the_childs_name() {
     let merged = |layer: usize| {
         move |place: &Place, host: &Arc<dyn Host>| {
             let chain = place.chain(host)?;
@@ -279,7 +279,7 @@ fn a_revert_does_not_remove_a_file_that_took_a_layers_name() {
 }
 
 #[test]
-fn a_new_image_replaces_no_file_but_the_one_that_was_looked_at() {
+fn a_new_image_replaces_only_the_file_that_was_examined() {
     for name in ["new.vhdx", "old.img"] {
         let moments = swapped_at_each_step(name, |place, host| {
             let options = CreateOptions::dynamic(MIB).overwrite(name == "old.img");
@@ -387,7 +387,7 @@ fn renamed_at_each_step(name: &str, run: impl Fn(&Place, &Arc<dyn Host>) -> avhd
 }
 
 #[test]
-fn nobody_is_sent_to_a_file_that_took_the_name_of_the_merged_parent() {
+fn a_file_that_took_the_name_of_the_merged_parent_is_not_reported_as_the_tip() {
     for (layer, name) in [(0, "mid.avhdx"), (1, "base.vhdx")] {
         renamed_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
@@ -494,7 +494,7 @@ impl Host for Plain {
 /// Between the check of a parent's path and its opening, a folder on the way or the file itself becomes a link that
 /// leads out.
 #[test]
-fn a_link_that_was_swapped_in_leads_nobody_out_of_the_confines() {
+fn a_link_that_was_swapped_in_does_not_lead_out_of_the_confines() {
     for (swapped, target) in [("in/sub", "out"), ("in/sub/base.vhdx", "out/base.vhdx")] {
         // A host without file identities can only check the names.
         for (is_plain, has_ids) in [(false, true), (true, true), (true, false)] {

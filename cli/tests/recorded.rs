@@ -77,7 +77,7 @@ fn makes_no_link_to(name: &str) {
     ] {
         let refused = run(&folder, line).expect(7);
         let refused =
-            refused.says(&format!("{name}: no path to the parent that could be recorded"));
+            refused.says(&format!("{name}: no path that can be recorded leads to the parent"));
         drop(refused.says("in recorded paths"));
         assert!(all(folder.path()) == before, "{line:?}");
     }
@@ -86,7 +86,9 @@ fn makes_no_link_to(name: &str) {
     let before = all(folder.path());
     for more in [&[][..], &["--dry-run"]] {
         let line = [&["checkpoint", name, "--path", "new.avhdx"], more].concat();
-        drop(run(&folder, &line).expect(7).says("no path to the parent"));
+        drop(
+            run(&folder, &line).expect(7).says("no path that can be recorded leads to the parent"),
+        );
         assert!(all(folder.path()) == before, "{line:?}");
     }
 }
@@ -174,7 +176,7 @@ fn a_path_that_is_too_long_to_follow_is_not_recorded() {
     let child = below.join("child.avhdx");
     assert!(child.as_os_str().len() < 4096);
     let line = words(&[create, child.as_os_str(), OsStr::new("--parent"), base.as_os_str()]);
-    drop(run(&folder, line).expect(7).says("no path to the parent"));
+    drop(run(&folder, line).expect(7).says("no path that can be recorded leads to the parent"));
     assert!(!child.exists());
 }
 

@@ -7,8 +7,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::image::ParentLink;
-use crate::names::traps;
-use crate::names::{self, Listing, Look};
+use crate::names::unsafe_paths;
+use crate::names::{self, Listing, NameLookup};
 use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
 
 /// Opens what may be the parent of an image.
@@ -217,14 +217,14 @@ impl PathSource {
         let Step::Recorded(found_by, path) = step else { return None };
         let is_relative = *found_by == FoundBy::RelativePath;
         let why = match self.mapped(path) {
-            Some((_, names)) if !is_relative || traps::is_absolute(path) => {
-                traps::in_names(names.iter().map(String::as_str))
+            Some((_, names)) if !is_relative || unsafe_paths::is_absolute(path) => {
+                unsafe_paths::in_names(names.iter().map(String::as_str))
             }
-            _ if is_relative => traps::in_relative(path),
-            _ if cfg!(windows) => traps::in_absolute(path),
+            _ if is_relative => unsafe_paths::in_relative(path),
+            _ if cfg!(windows) => unsafe_paths::in_absolute(path),
             _ => None,
         };
-        let refused = |why| Candidate::new(*path, *found_by, Err(traps::refused(why)));
+        let refused = |why| Candidate::new(*path, *found_by, Err(unsafe_paths::refused(why)));
         why.map(refused)
     }
 
@@ -249,12 +249,12 @@ impl PathSource {
     fn places(&self, step: &Step<'_>, link: &ParentLink) -> Vec<PathBuf> {
         match step {
             Step::Given(file) => vec![file.to_path_buf()],
-            Step::Recorded(FoundBy::RelativePath, path) if !traps::is_absolute(path) => {
+            Step::Recorded(FoundBy::RelativePath, path) if !unsafe_paths::is_absolute(path) => {
                 self.relative(link, path)
             }
             Step::Recorded(_, path) => self.absolute(path),
             // Such a name is looked for by nobody; the file may be found by its identity.
-            Step::Named(_, name) if traps::in_relative(name).is_some() => Vec::new(),
+            Step::Named(_, name) if unsafe_paths::in_relative(name).is_some() => Vec::new(),
             Step::Named(folder, name) => names::matches(self, folder, &[(*name).to_owned()]),
             Step::Search(folder) => self.files_of(folder),
         }
@@ -286,7 +286,7 @@ impl PathSource {
 
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
         if self.is_out_of_bounds(path) {
-            return Err(traps::out_of_bounds());
+            return Err(unsafe_paths::out_of_bounds());
         }
         let Some(confines) = &self.confines else {
             let id = self.regular(path)?;
@@ -294,10 +294,11 @@ impl PathSource {
         };
         let real = self.host.canonical(path)?;
         let mut roots = confines.iter().filter_map(|folder| self.host.canonical(folder).ok());
-        let root = roots.find(|root| real.starts_with(root)).ok_or_else(traps::out_of_bounds)?;
+        let root =
+            roots.find(|root| real.starts_with(root)).ok_or_else(unsafe_paths::out_of_bounds)?;
         let id = self.regular(&real)?;
         // Whatever is put in the place of one of its names by now, nothing outside the folder is opened.
-        let below = real.strip_prefix(&root).map_err(|_| traps::out_of_bounds())?;
+        let below = real.strip_prefix(&root).map_err(|_| unsafe_paths::out_of_bounds())?;
         opened(self.host.open_beneath(&root, below, access)?, id)
     }
 
@@ -328,7 +329,7 @@ impl PathSource {
     }
 }
 
-impl Look for PathSource {
+impl NameLookup for PathSource {
     fn is_settled(&self, path: &Path) -> bool {
         self.is_out_of_bounds(path) || self.host.stat(path).is_ok()
     }

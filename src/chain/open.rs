@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Core, ImagePolicy, MergeState, ParentLink, folder, not_regular, probe_identity,
 };
-use crate::names::traps;
+use crate::names::unsafe_paths;
 use crate::storage::{Access, FileId, Storage};
 use crate::warning::Warning;
 use crate::write::OpenImage;
@@ -352,7 +352,7 @@ impl Tried {
                 .with_expected(expected);
         }
         if let Some(error) = self.denied {
-            let (code, found) = match traps::why_refused(&error) {
+            let (code, found) = match unsafe_paths::why_refused(&error) {
                 Some(why) => ("parent.leads-away", format!("a path that {why}")),
                 None if is_kept_by_host(&error) => {
                     ("parent.no-access", "a file that the host does not let this user read".into())

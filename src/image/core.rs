@@ -21,7 +21,7 @@ use crate::format::identifier::FileIdentifier;
 use crate::format::metadata::{FileFlags, FileParameters, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
-use crate::storage::{FileId, Overlay, Reading, Storage};
+use crate::storage::{FileId, Overlay, ReadOnly, Storage};
 use crate::sync::AtomicU64;
 use crate::tables::Budget;
 use crate::types::{DiskOffset, FileOffset};
@@ -239,14 +239,16 @@ impl Core {
 
     /// The file as it is, for somebody who is only to read it.
     pub(crate) fn bare_reader(&self) -> &Arc<dyn Storage> {
-        self.readers[0].get_or_init(|| Arc::new(Reading(Arc::clone(self.bare_storage()))))
+        self.readers[0].get_or_init(|| Arc::new(ReadOnly(Arc::clone(self.bare_storage()))))
     }
 
     /// The same, as it reads.
     pub(crate) fn reader(&self) -> &Arc<dyn Storage> {
         match self.overlay {
             None => self.bare_reader(),
-            Some(_) => self.readers[1].get_or_init(|| Arc::new(Reading(Arc::clone(&self.storage)))),
+            Some(_) => {
+                self.readers[1].get_or_init(|| Arc::new(ReadOnly(Arc::clone(&self.storage))))
+            }
         }
     }
 

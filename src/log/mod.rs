@@ -14,7 +14,7 @@ use crate::storage::{Overlay, Patch, Storage, length_of};
 
 use ring::Ring;
 pub(crate) use ring::check_place;
-use scan::Entry;
+use scan::LogEntry;
 pub(crate) use scan::{Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
 
@@ -125,7 +125,7 @@ fn most_len(file_len: u64) -> u64 {
 }
 
 /// Refuses a sequence whose head grows the file beyond the maximum.
-fn check_last_length(entry: &Entry, ring: &Ring<'_>, file_len: u64) -> Result<()> {
+fn check_last_length(entry: &LogEntry, ring: &Ring<'_>, file_len: u64) -> Result<()> {
     let most = most_len(file_len);
     if entry.last_file_offset <= most {
         return Ok(());

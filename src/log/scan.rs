@@ -14,12 +14,12 @@ use crate::format::log_entry::{
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence {
     /// Never empty.
-    pub(crate) entries: Vec<Entry>,
+    pub(crate) entries: Vec<LogEntry>,
 }
 
 /// A valid entry.
 #[derive(Clone, Debug)]
-pub(crate) struct Entry {
+pub(crate) struct LogEntry {
     /// Offset from the start of the log.
     pub(crate) position: u64,
     pub(crate) length: u64,
@@ -32,11 +32,11 @@ pub(crate) struct Entry {
 }
 
 impl Sequence {
-    pub(crate) fn tail(&self) -> &Entry {
+    pub(crate) fn tail(&self) -> &LogEntry {
         &self.entries[0]
     }
 
-    pub(crate) fn head(&self) -> &Entry {
+    pub(crate) fn head(&self) -> &LogEntry {
         &self.entries[self.entries.len() - 1]
     }
 }
@@ -55,7 +55,7 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequenc
     }
     let by_position: HashMap<u64, usize> =
         entries.iter().enumerate().map(|(i, entry)| (entry.position, i)).collect();
-    let next = |entry: &Entry| {
+    let next = |entry: &LogEntry| {
         let next = *by_position.get(&((entry.position + entry.length) % ring.len()))?;
         (Some(entries[next].sequence_number) == entry.sequence_number.checked_add(1))
             .then_some(next)
@@ -132,7 +132,7 @@ pub(super) fn survey(ring: &mut Ring<'_>, guid: Uuid) -> Result<Survey> {
     Ok(survey)
 }
 
-fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<Entry>> {
+fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<LogEntry>> {
     let mut entries = Vec::new();
     let mut position = 0;
     while position < ring.len() {
@@ -151,7 +151,7 @@ fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<Entry>> {
 ///
 /// The checksum is verified last, after no sector of the entry has turned out to be the start of another entry. Entries
 /// can therefore not be nested to have the same bytes summed over and over.
-fn valid_entry(ring: &mut Ring<'_>, guid: Uuid, position: u64) -> Result<Option<Entry>> {
+fn valid_entry(ring: &mut Ring<'_>, guid: Uuid, position: u64) -> Result<Option<LogEntry>> {
     let Some(header) = EntryHeader::parse(ring.sector(position)?) else { return Ok(None) };
     let length = u64::from(header.entry_length);
     if header.log_guid != guid
@@ -167,7 +167,7 @@ fn valid_entry(ring: &mut Ring<'_>, guid: Uuid, position: u64) -> Result<Option<
     {
         return Ok(None);
     }
-    Ok(Some(Entry {
+    Ok(Some(LogEntry {
         position,
         length,
         tail: header.tail.into(),

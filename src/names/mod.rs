@@ -1,10 +1,10 @@
-//! Paths as images record them: what they lead to on this machine, and which may be followed.
+//! Recorded paths: resolves them on this machine, creates them, and refuses unsafe ones.
 
+mod recordable;
 mod recorded;
-pub(crate) mod traps;
-mod way;
+pub(crate) mod unsafe_paths;
 
+pub(crate) use recordable::{NO_RECORDABLE_PATH, canonical, no_recordable_path, recordable_path};
 pub(crate) use recorded::{
-    Listing, Look, file_name, files_of, from_folder, list, matches, parts, rooted, same_name,
+    Listing, NameLookup, file_name, files_of, from_folder, list, matches, parts, rooted, same_name,
 };
-pub(crate) use way::{NO_WAY, canonical, no_way, way_to};

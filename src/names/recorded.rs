@@ -13,14 +13,14 @@ const MAX_MATCHES: usize = 64;
 pub(crate) type Listing = HashMap<String, Vec<PathBuf>>;
 
 /// Looks up recorded names.
-pub(crate) trait Look {
+pub(crate) trait NameLookup {
     /// Whether the path exists as it is, or no case-insensitive match should be searched for.
     fn is_settled(&self, path: &Path) -> bool;
 
     fn listing(&self, folder: &Path) -> Arc<Listing>;
 }
 
-impl Look for &dyn Host {
+impl NameLookup for &dyn Host {
     fn is_settled(&self, path: &Path) -> bool {
         self.stat(path).is_ok()
     }
@@ -31,35 +31,35 @@ impl Look for &dyn Host {
 }
 
 /// Returns the places to which a path recorded relative to `folder` may lead.
-pub(crate) fn from_folder(look: &dyn Look, folder: &Path, path: &str) -> Vec<PathBuf> {
+pub(crate) fn from_folder(lookup: &dyn NameLookup, folder: &Path, path: &str) -> Vec<PathBuf> {
     match rooted(path) {
         Some(rooted) => vec![rooted],
-        None => matches(look, folder, &parts(path)),
+        None => matches(lookup, folder, &parts(path)),
     }
 }
 
 /// Resolves `names` below `base`, matching names without regard to case if they do not exist exactly.
 /// If nothing matches, returns the exact path, so that errors can name it.
-pub(crate) fn matches(look: &dyn Look, base: &Path, names: &[String]) -> Vec<PathBuf> {
+pub(crate) fn matches(lookup: &dyn NameLookup, base: &Path, names: &[String]) -> Vec<PathBuf> {
     let exact = names.iter().fold(base.to_path_buf(), |path, name| path.join(name));
-    if look.is_settled(&exact) {
+    if lookup.is_settled(&exact) {
         return vec![exact];
     }
     let mut places = vec![base.to_path_buf()];
     for name in names {
-        places = places.iter().flat_map(|place| matches_in(look, place, name)).collect();
+        places = places.iter().flat_map(|place| matches_in(lookup, place, name)).collect();
         places.truncate(MAX_MATCHES);
     }
     if places.is_empty() { vec![exact] } else { places }
 }
 
-fn matches_in(look: &dyn Look, folder: &Path, name: &str) -> Vec<PathBuf> {
+fn matches_in(lookup: &dyn NameLookup, folder: &Path, name: &str) -> Vec<PathBuf> {
     let exact = folder.join(name);
-    if name == ".." || look.is_settled(&exact) {
+    if name == ".." || lookup.is_settled(&exact) {
         return vec![exact];
     }
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    look.listing(folder).get(&without_case(name)).cloned().unwrap_or_default()
+    lookup.listing(folder).get(&without_case(name)).cloned().unwrap_or_default()
 }
 
 /// Lists a folder by name, without temporary files.
@@ -131,7 +131,10 @@ pub(crate) fn relative(folder: &Path, target: &Path) -> Option<String> {
 
 /// Returns the first component on the way from `folder` to `target` that cannot be recorded on this machine, and
 /// the reason.
-pub(crate) fn unfit<'a>(folder: &Path, target: &'a Path) -> Option<(&'a Path, &'static str)> {
+pub(crate) fn unrecordable<'a>(
+    folder: &Path,
+    target: &'a Path,
+) -> Option<(&'a Path, &'static str)> {
     let depth = shared(folder, target);
     let mut below: Vec<&Path> = target.ancestors().collect();
     below.reverse();

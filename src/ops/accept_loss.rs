@@ -157,7 +157,7 @@ impl AcceptLoss {
         if panic.catch(|| on(&losses)).is_break() {
             // The list describes a repair that did not happen.
             discard(host, &report, list.as_ref());
-            panic.go_on();
+            panic.resume();
             return Err(Error::cancelled());
         }
         // A replay changes neither the disk nor the plan. If it is cancelled, nothing was repaired.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, place_of, remove, told_of_folder};
+use super::child::{NewChild, current_path, folder_warnings, remove};
 use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
@@ -120,7 +120,7 @@ impl Checkpoint {
             drop(writer.hand_out_identity());
             return Err(error);
         }
-        let mut warnings = told_of_folder(&op, &child.core);
+        let mut warnings = folder_warnings(&op, &child.core);
         if let Err(error) = op.settle(&writer) {
             let message = format!("the frozen layer was not closed: {error}");
             let warning = Warning::new("checkpoint.not-closed", tip.name(), message);
@@ -130,8 +130,8 @@ impl Checkpoint {
         let _ = report(on, 1, 1);
         // The new tip finds its parent by name.
         let host = op.host().as_ref();
-        place_of(host, tip, &mut warnings);
-        let path = place_of(host, &child.core, &mut warnings).unwrap_or(path);
+        current_path(host, tip, &mut warnings);
+        let path = current_path(host, &child.core, &mut warnings).unwrap_or(path);
         Ok(Checkpointed { path, tip: made, frozen, warnings })
     }
 }

@@ -43,17 +43,17 @@ impl NewChild {
     }
 
     /// Returns the path of the new child of `parent`.
-    fn path_over(&self, host: &dyn Host, parent: &Core) -> Result<PathBuf> {
+    fn child_path(&self, host: &dyn Host, parent: &Core) -> Result<PathBuf> {
         let parent = path_of(parent)?;
         Ok(match &self.path {
             Some(path) => real_place(host, path),
-            None => named_like(parent, self.id),
+            None => hyper_v_name(parent, self.id),
         })
     }
 
     pub(super) fn forecast(&self, op: &Operation<'_>, parent: &Core) -> Result<Forecast> {
         let host = op.host().as_ref();
-        let path = self.path_over(host, parent)?;
+        let path = self.child_path(host, parent)?;
         let options = self.options(parent)?;
         options.check_at(host, &path)?;
         let len = options.file_len();
@@ -65,7 +65,7 @@ impl NewChild {
 
     /// Creates the child, complete and durable, and opens it with the chain's policy.
     pub(super) fn make(&self, op: &Operation<'_>, parent: &Core) -> Result<OpenImage> {
-        let path = self.path_over(op.host().as_ref(), parent)?;
+        let path = self.child_path(op.host().as_ref(), parent)?;
         let options = self.options(parent)?;
         options.create_as(op.host().as_ref(), &path, op.policy(), op.is_writable())
     }
@@ -81,7 +81,7 @@ impl NewChild {
 }
 
 /// Returns warnings about the child's folder that were not reported when the chain was opened.
-pub(super) fn told_of_folder(op: &Operation<'_>, child: &Core) -> Vec<Warning> {
+pub(super) fn folder_warnings(op: &Operation<'_>, child: &Core) -> Vec<Warning> {
     let images = op.images();
     let others = images.iter().filter(|image| image.id() != child.id());
     let known: Vec<&Warning> = others.flat_map(|image| image.warnings()).collect();
@@ -137,7 +137,7 @@ fn is_file_of(host: &dyn Host, path: &Path, image: &Core) -> io::Result<bool> {
 
 /// Returns where an image lies at the end of an operation. If another file has its name and the folder has no other
 /// name of it, adds a warning and returns `None`.
-pub(super) fn place_of(
+pub(super) fn current_path(
     host: &dyn Host,
     image: &Core,
     warnings: &mut Vec<Warning>,
@@ -173,8 +173,8 @@ fn other_name(host: &dyn Host, path: &Path, file: &dyn Storage) -> Option<PathBu
     Some(path.with_file_name(names.next()?.file_name()?))
 }
 
-/// Warns if removing a file has left a symbolic link to it dangling.
-pub(super) fn dangling(op: &Operation<'_>, image: &Core) -> Option<Warning> {
+/// Warns if removing a file has left a symbolic link to it dangling_link.
+pub(super) fn dangling_link(op: &Operation<'_>, image: &Core) -> Option<Warning> {
     let (via, host) = (image.via()?, op.host());
     let is_left = host.is_link(via).unwrap_or(false) && host.stat(via).is_err();
     is_left.then(|| {
@@ -184,7 +184,7 @@ pub(super) fn dangling(op: &Operation<'_>, image: &Core) -> Option<Warning> {
 }
 
 /// Returns a name beside the parent in Hyper-V's form: the disk's name and a GUID.
-fn named_like(parent: &Path, id: Uuid) -> PathBuf {
+fn hyper_v_name(parent: &Path, id: Uuid) -> PathBuf {
     let stem = parent.file_stem().unwrap_or_default().to_string_lossy();
     let disk = match stem.rsplit_once('_') {
         Some((disk, guid))
@@ -219,10 +219,10 @@ mod tests {
             ),
         ];
         for (parent, child) in cases {
-            assert_eq!(named_like(Path::new(parent), id), PathBuf::from(child));
+            assert_eq!(hyper_v_name(Path::new(parent), id), PathBuf::from(child));
         }
         let long = format!("/vm/{}.vhdx", "ä".repeat(125));
         let child = format!("/vm/{}_{name}.avhdx", "ä".repeat(100));
-        assert_eq!(named_like(Path::new(&long), id), PathBuf::from(child));
+        assert_eq!(hyper_v_name(Path::new(&long), id), PathBuf::from(child));
     }
 }

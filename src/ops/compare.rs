@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::{Progress, Run, Runs, report, window_end};
+use super::{DiskRun, DiskRuns, Progress, report, window_end};
 use crate::disk::{Disk, LayerId, Source};
 use crate::error::Result;
 
@@ -88,7 +88,7 @@ impl Compare {
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Comparison> {
         let (size_a, size_b) = (a.geometry().size, b.geometry().size);
-        let mut both = Both::new(a, b);
+        let mut both = DiskPair::new(a, b);
         let total = size_a.max(size_b);
         let mut at = 0;
         let mut first_difference = None;
@@ -102,16 +102,16 @@ impl Compare {
 }
 
 /// Two disks compared from front to back, with read buffers.
-pub(super) struct Both<'a> {
-    runs: [Runs<'a>; 2],
+pub(super) struct DiskPair<'a> {
+    runs: [DiskRuns<'a>; 2],
     bufs: [Vec<u8>; 2],
     /// Layers of the second disk, and the layers of the first that are the same files.
     same_files: HashMap<LayerId, LayerId>,
 }
 
-impl<'a> Both<'a> {
+impl<'a> DiskPair<'a> {
     pub(super) fn new(a: &'a dyn Disk, b: &'a dyn Disk) -> Self {
-        let runs = [Runs::new(a), Runs::new(b)];
+        let runs = [DiskRuns::new(a), DiskRuns::new(b)];
         Self { runs, bufs: [Vec::new(), Vec::new()], same_files: HashMap::new() }
     }
 
@@ -123,7 +123,7 @@ impl<'a> Both<'a> {
     /// Compares bytes from `at` on, which never decreases, up to `end` at most; either disk may end earlier.
     /// Returns how far it got and the first difference found.
     pub(super) fn step(&mut self, at: u64, end: u64) -> Result<(u64, Option<Difference>)> {
-        let (alike_until, to_read) = self.ahead(at, end)?;
+        let (alike_until, to_read) = self.disks_to_read(at, end)?;
         if to_read == 0 {
             return Ok((alike_until, None));
         }
@@ -145,8 +145,8 @@ impl<'a> Both<'a> {
     }
 
     /// Returns how far [`step`](Self::step) gets from `at` if nothing differs, and how many bytes of data it reads.
-    pub(super) fn foresee(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
-        let (alike_until, to_read) = self.ahead(at, end)?;
+    pub(super) fn predict(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
+        let (alike_until, to_read) = self.disks_to_read(at, end)?;
         if to_read == 0 {
             return Ok((alike_until, 0));
         }
@@ -166,8 +166,8 @@ impl<'a> Both<'a> {
 
     /// Returns how far from `at` on the same number of disks has to be read, and that number: 0 if both are zeros or
     /// lie at the same place.
-    pub(super) fn ahead(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
-        let past_end = Run { start: at, end, source: Some(Source::Zero { layer: None }) };
+    pub(super) fn disks_to_read(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
+        let past_end = DiskRun { start: at, end, source: Some(Source::Zero { layer: None }) };
         let mut ahead = [past_end; 2];
         for (runs, ahead) in self.runs.iter_mut().zip(&mut ahead) {
             if at < runs.size {

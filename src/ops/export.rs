@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use super::{Progress, Runs, WINDOW, is_zero, report, window_end};
+use super::{DiskRuns, Progress, WINDOW, is_zero, report, window_end};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -167,7 +167,7 @@ fn pieces(
     mut take: impl FnMut(Range<u64>, Option<&[u8]>) -> Result<()>,
 ) -> Result<()> {
     let size = disk.geometry().size;
-    let mut runs = Runs::new(disk);
+    let mut runs = DiskRuns::new(disk);
     let mut buf = vec![0; WINDOW.min(size) as usize];
     let mut at = 0;
     report(on, at, size)?;

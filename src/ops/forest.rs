@@ -17,8 +17,8 @@
 //! # Ok::<(), avhdx::Error>(())
 //! ```
 
+mod examine;
 mod finding;
-mod judge;
 mod link;
 mod node;
 mod order;
@@ -30,7 +30,7 @@ use std::path::Path;
 use crate::chain::PathSource;
 use crate::error::Result;
 
-pub use finding::Finding;
+pub use finding::ForestFinding;
 pub use node::{Image, Lead, LeadsTo, Link, Node, NodeId};
 pub use trees::Forest;
 
@@ -53,8 +53,8 @@ impl Forest {
     ) -> Result<Self> {
         let found = walk::walk(parents.its_host(), places)?;
         let linked = link::link(found, &parents.remembering());
-        let mut forest = order::grow(linked);
-        judge::judge(&mut forest);
+        let mut forest = order::order_nodes(linked);
+        examine::add_findings(&mut forest);
         Ok(forest)
     }
 }

@@ -1,6 +1,6 @@
 //! Computes the size of a copy.
 
-use super::Runs;
+use super::DiskRuns;
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
@@ -27,11 +27,11 @@ const VHDX_FIXED_PARTS: u64 = 3 * MIB;
 /// ```
 #[derive(Clone, Debug)]
 pub struct Measure {
-    target: Target,
+    target: CopyTarget,
 }
 
 #[derive(Clone, Debug)]
-enum Target {
+enum CopyTarget {
     Raw,
     Vhdx { block_size: u32, is_fixed: bool },
 }
@@ -49,17 +49,17 @@ pub struct Needed {
 impl Measure {
     /// Measures a raw copy with holes for zeros, in pages of 4 KiB.
     pub fn raw() -> Self {
-        Self { target: Target::Raw }
+        Self { target: CopyTarget::Raw }
     }
 
     /// Measures a dynamic VHDX image with payload blocks of `block_size` bytes.
     pub fn vhdx(block_size: u32) -> Self {
-        Self { target: Target::Vhdx { block_size, is_fixed: false } }
+        Self { target: CopyTarget::Vhdx { block_size, is_fixed: false } }
     }
 
     /// Measures a fixed VHDX image with payload blocks of `block_size` bytes.
     pub fn vhdx_fixed(block_size: u32) -> Self {
-        Self { target: Target::Vhdx { block_size, is_fixed: true } }
+        Self { target: CopyTarget::Vhdx { block_size, is_fixed: true } }
     }
 
     /// Measures `disk`.
@@ -70,11 +70,11 @@ impl Measure {
     pub fn run(self, disk: &dyn Disk) -> Result<Needed> {
         let geometry = disk.geometry();
         match self.target {
-            Target::Raw => Ok(Needed {
+            CopyTarget::Raw => Ok(Needed {
                 required: units_with_data(disk, PAGE)? * PAGE,
                 fully_allocated: geometry.size.next_multiple_of(PAGE),
             }),
-            Target::Vhdx { block_size, is_fixed } => {
+            CopyTarget::Vhdx { block_size, is_fixed } => {
                 let block = u64::from(block_size);
                 if !metadata::is_block_size(block_size) {
                     let message = "the format does not allow this block size";
@@ -97,7 +97,7 @@ impl Measure {
 /// Counts the units of `unit` bytes that hold data.
 fn units_with_data(disk: &dyn Disk, unit: u64) -> Result<u64> {
     let size = disk.geometry().size;
-    let mut runs = Runs::new(disk);
+    let mut runs = DiskRuns::new(disk);
     let (mut at, mut units, mut counted) = (0, 0, 0);
     while at < size {
         let run = runs.at(at)?;

@@ -1,7 +1,7 @@
 //! Merges a layer into its parent and removes it from the chain.
 
 mod copy;
-mod foresee;
+mod forecast;
 mod parameters;
 mod states;
 mod step;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::child::place_of;
+use super::child::current_path;
 use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -25,8 +25,8 @@ use crate::write::locator_edit;
 use crate::write::{ItemEdit, LinkPaths, OTHER_NAMES};
 
 use copy::Meter;
-use foresee::Patience;
-use step::Step;
+use forecast::CancelCheck;
+use step::MergeStep;
 
 pub use parameters::{Merge, Merged};
 
@@ -41,7 +41,7 @@ impl Merge {
         let steps = self.steps(&op)?;
         self.check(&op, &steps)?;
         let mut go_on = || ControlFlow::Continue(());
-        Ok(foresee::forecast(&op, &steps, self, &mut Patience::new(&mut go_on))?.0)
+        Ok(forecast::forecast(&op, &steps, self, &mut CancelCheck::new(&mut go_on))?.0)
     }
 
     /// Merges the layers, in this chain and all its clones. Of several layers the lowest goes first, each as a whole.
@@ -66,7 +66,7 @@ impl Merge {
     ) -> Result<Merged> {
         let mut panic = CallerPanic::default();
         let merged = self.merge(chain, &mut |progress| panic.catch(|| on(progress)));
-        panic.go_on();
+        panic.resume();
         merged
     }
 
@@ -80,19 +80,19 @@ impl Merge {
         let warnings = self.check(&op, &steps)?;
         // The total is not known yet.
         let mut ask = || on(Progress { done: 0, total: 0 });
-        let mut patience = Patience::new(&mut ask);
-        let (forecast, batch) = foresee::forecast(&op, &steps, &self, &mut patience)?;
+        let mut cancel = CancelCheck::new(&mut ask);
+        let (forecast, batch) = forecast::forecast(&op, &steps, &self, &mut cancel)?;
         forecast.check()?;
         let mut merged = Merged { warnings, cut: forecast.cut, ..Merged::default() };
         let child = steps[steps.len() - 1];
         let mut meter = Meter::new(&self.pace, forecast.read, on);
         meter.report()?;
         for layer in steps {
-            Step { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
+            MergeStep { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
         }
         // The new tip, or the layer above, refers to it by name.
         let parent = &op.images()[child];
-        let place = place_of(op.host().as_ref(), parent, &mut merged.warnings);
+        let place = current_path(op.host().as_ref(), parent, &mut merged.warnings);
         merged.tip = place.filter(|_| child == 0);
         Ok(merged)
     }

@@ -91,7 +91,7 @@ fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64
 struct CallerPanic(Option<Box<dyn Any + Send>>);
 
 impl CallerPanic {
-    /// Runs the callback; breaks if it panics, now or in an earlier call.
+    /// DiskRuns the callback; breaks if it panics, now or in an earlier call.
     fn catch(&mut self, callback: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
         if self.0.is_some() {
             return ControlFlow::Break(());
@@ -104,7 +104,7 @@ impl CallerPanic {
     }
 
     /// Resumes the panic, if there was one.
-    fn go_on(self) {
+    fn resume(self) {
         if let Some(panic) = self.0 {
             resume_unwind(panic);
         }
@@ -113,14 +113,14 @@ impl CallerPanic {
 
 /// A contiguous range of a disk and the source of its bytes.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct DiskRun {
     start: u64,
     end: u64,
     /// `None` if the bytes are readable but lie at no place in a file.
     source: Option<Source>,
 }
 
-impl Run {
+impl DiskRun {
     /// Whether the bytes are known to be zeros without reading them.
     fn is_zero(&self) -> bool {
         matches!(self.source, Some(Source::Zero { .. }))
@@ -128,29 +128,29 @@ impl Run {
 }
 
 /// The runs of a disk, looked up from front to back.
-struct Runs<'a> {
+struct DiskRuns<'a> {
     disk: &'a dyn Disk,
     size: u64,
-    last: Run,
+    last: DiskRun,
 }
 
-impl<'a> Runs<'a> {
+impl<'a> DiskRuns<'a> {
     fn new(disk: &'a dyn Disk) -> Self {
-        let none = Run { start: 0, end: 0, source: None };
+        let none = DiskRun { start: 0, end: 0, source: None };
         Self { disk, size: disk.geometry().size, last: none }
     }
 
     /// Returns the run that contains the byte at `at`, possibly starting before it. `at` lies within the disk and
     /// never decreases between calls.
-    fn at(&mut self, at: u64) -> Result<Run> {
+    fn at(&mut self, at: u64) -> Result<DiskRun> {
         if at >= self.last.end {
             self.last = self.find(at..self.size)?;
         }
         Ok(self.last)
     }
 
-    fn find(&self, range: Range<u64>) -> Result<Run> {
-        let run = |end, source| Ok(Run { start: range.start, end, source });
+    fn find(&self, range: Range<u64>) -> Result<DiskRun> {
+        let run = |end, source| Ok(DiskRun { start: range.start, end, source });
         match self.disk.next_extent(range.clone()) {
             Ok(Some(extent)) => run(extent.range.end, Some(extent.source)),
             Ok(None) => run(range.end, Some(Source::Zero { layer: None })),

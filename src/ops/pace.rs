@@ -5,11 +5,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The longest wait between two calls of the callback.
-const PATIENCE: Duration = Duration::from_millis(100);
+const CHECK_EVERY: Duration = Duration::from_millis(100);
 /// The longest delay for one piece: a century.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 86_400);
+const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 /// How much unused time can be caught up on.
-const SAVED: Duration = Duration::from_millis(250);
+const CATCH_UP: Duration = Duration::from_millis(250);
 
 /// The pace of an operation that runs beside other work: a limit in bytes per second, and a pause.
 ///
@@ -25,16 +25,16 @@ const SAVED: Duration = Duration::from_millis(250);
 /// pace.go_on();
 /// ```
 #[derive(Clone, Debug, Default)]
-pub struct Pace(Arc<Shared>);
+pub struct Pace(Arc<SharedPace>);
 
 #[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
+struct SharedPace {
+    state: Mutex<PaceState>,
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct PaceState {
     /// Bytes per second.
     limit: Option<u64>,
     is_paused: bool,
@@ -90,8 +90,8 @@ impl Pace {
             let state = self.state();
             let now = Instant::now();
             let until = match (state.is_paused, state.limit, state.due) {
-                (true, ..) => now + PATIENCE,
-                (false, Some(_), Some(due)) if due > now => due.min(now + PATIENCE),
+                (true, ..) => now + CHECK_EVERY,
+                (false, Some(_), Some(due)) if due > now => due.min(now + CHECK_EVERY),
                 _ => {
                     self.count(state, now, bytes);
                     return ControlFlow::Continue(());
@@ -103,16 +103,16 @@ impl Pace {
         }
     }
 
-    fn count(&self, mut state: MutexGuard<'_, State>, now: Instant, bytes: u64) {
+    fn count(&self, mut state: MutexGuard<'_, PaceState>, now: Instant, bytes: u64) {
         let Some(limit) = state.limit else { return };
         // A quotient beyond the range of `Duration` becomes the maximum.
         let takes = Duration::try_from_secs_f64(bytes as f64 / limit.max(1) as f64);
-        let takes = takes.unwrap_or(FOR_EVER).min(FOR_EVER);
-        let start = state.due.map_or(now, |due| due.max(now.checked_sub(SAVED).unwrap_or(now)));
+        let takes = takes.unwrap_or(LONGEST).min(LONGEST);
+        let start = state.due.map_or(now, |due| due.max(now.checked_sub(CATCH_UP).unwrap_or(now)));
         state.due = start.checked_add(takes).or(Some(start));
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PaceState> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
-use super::forest::{Finding, Forest, Lead, LeadsTo, Link, Node, NodeId};
+use super::forest::{Forest, ForestFinding, Lead, LeadsTo, Link, Node, NodeId};
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     ImagePolicy, Lock, ParentLink, folder, identity_if_any, lock, not_regular, probe_identity,
     why_no_image,
 };
-use crate::names::way_to;
+use crate::names::recordable_path;
 use crate::storage::LockMode;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
 use crate::write::Pending;
@@ -125,7 +125,7 @@ impl Relink {
                 if !self.parents.serves(to) {
                     return Err(denied(to));
                 }
-                way_to(host, folder_of(path), to, None).map(|_| parent)
+                recordable_path(host, folder_of(path), to, None).map(|_| parent)
             });
             match found {
                 Ok(parent) => relinked.images.push(RelinkedImage {
@@ -158,11 +158,12 @@ impl Relink {
 
     /// Returns why files of the folder that may be images could not be read.
     fn unread(&self, forest: &Forest) -> Vec<Error> {
-        let of_finding = |finding: &Finding| match finding {
-            Finding::Unreadable { path, error } | Finding::NoSignature { path, error } => {
+        let of_finding = |finding: &ForestFinding| match finding {
+            ForestFinding::Unreadable { path, error }
+            | ForestFinding::NoSignature { path, error } => {
                 self.lies_here(path).then(|| error.same_again().in_path(path))
             }
-            Finding::Damaged { node } => {
+            ForestFinding::Damaged { node } => {
                 let node = forest.node(*node);
                 let path = self.own_name(node)?;
                 node.image.as_ref().err().map(|error| error.same_again().in_path(path))
@@ -208,7 +209,7 @@ impl Relink {
     }
 
     /// Returns why the file in the parent's place is not an image that could be identified.
-    fn trouble_of_parent(&self, forest: &Forest, link: &Link) -> Option<Error> {
+    fn fault_of_parent(&self, forest: &Forest, link: &Link) -> Option<Error> {
         let host = self.parents.its_host();
         let of_lead = |lead: &Lead| match lead.to {
             LeadsTo::Other(node) => {
@@ -251,7 +252,7 @@ impl Relink {
         let parent = match matches[..] {
             [parent] => parent,
             [] => {
-                if let Some(error) = self.trouble_of_parent(forest, link) {
+                if let Some(error) = self.fault_of_parent(forest, link) {
                     return Err(error);
                 }
                 let message = "no file has the identity of the parent";
@@ -306,7 +307,7 @@ impl RelinkedImage {
         let guid = probe_identity(parent.as_ref())?;
         let link = image
             .parent_link()?
-            .filter(|link| says(link) == says(&self.link) && link.accepts(guid));
+            .filter(|link| recorded_link(link) == recorded_link(&self.link) && link.accepts(guid));
         let Some(link) = link else {
             let message = "the image or its parent has changed since the plan was made";
             return Err(Error::new(ErrorKind::InUse, "relink.changed", message)
@@ -324,7 +325,7 @@ impl RelinkedImage {
 }
 
 /// What a link records, for comparison.
-fn says(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
+fn recorded_link(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
     (link.linkage, link.linkage2, link.recorded().collect())
 }
 

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::child::place_of;
-use super::compare::{Both, Difference};
+use super::child::current_path;
+use super::compare::{Difference, DiskPair};
 use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end};
 use crate::answers::Owner;
 use crate::chain::{DiffChain, Linkage, file_id};
@@ -115,7 +115,7 @@ impl Reparent {
     /// # Errors
     /// As for `run`, except for bytes that differ.
     pub fn forecast(&self, image: impl AsRef<Path>) -> Result<Forecast> {
-        let asked = Asked::new(self, image.as_ref(), Access::Read)?;
+        let asked = OpenedPair::new(self, image.as_ref(), Access::Read)?;
         let path = asked.storage.path().unwrap_or(image.as_ref());
         let mut forecast = Forecast::on(asked.options.host_used().as_ref(), path)?;
         forecast.add(path, FileChangeKind::Changed);
@@ -143,9 +143,9 @@ impl Reparent {
         image: impl AsRef<Path>,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Reparented> {
-        let mut asked = Asked::new(&self, image.as_ref(), Access::ReadWrite)?;
+        let mut asked = OpenedPair::new(&self, image.as_ref(), Access::ReadWrite)?;
         let (proven, unproven) = match self.unproven {
-            true => (0, asked.shows_through()?),
+            true => (0, asked.bytes_left_to_parent()?),
             false => (asked.prove(&self.pace, on)?, 0),
         };
         if self.unproven {
@@ -157,7 +157,7 @@ impl Reparent {
 }
 
 /// The image and its new parent, opened and known to fit together.
-struct Asked {
+struct OpenedPair {
     options: OpenOptions,
     /// The image's file, locked while this value lives.
     storage: Arc<dyn Storage>,
@@ -170,7 +170,7 @@ struct Asked {
     warnings: Vec<Warning>,
 }
 
-impl Asked {
+impl OpenedPair {
     fn new(asked: &Reparent, path: &Path, access: Access) -> Result<Self> {
         let options = asked.options.clone().writable(false).linkage(Linkage::Verify);
         let options = options.log(LogPolicy::Replay);
@@ -191,9 +191,9 @@ impl Asked {
         // Before the lock, the name could still have been given to another file.
         check_named(host.as_ref(), storage.as_ref())
             .map_err(|error| error.in_file(storage.name()))?;
-        let image = look(&storage, &options, asked.unproven)?;
+        let image = open_for_reading(&storage, &options, asked.unproven)?;
         warnings.extend(base.warnings());
-        check_fit(&image, &base)?;
+        check_fits(&image, &base)?;
         let base_path = base.tip_image().path().unwrap_or(&asked.base).to_path_buf();
         let any_locator = asked.unproven;
         let options = options.clone();
@@ -214,15 +214,15 @@ impl Asked {
     }
 
     /// Counts the bytes of the disk that the image leaves to its parent.
-    fn shows_through(&self) -> Result<u64> {
-        through(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))
+    fn bytes_left_to_parent(&self) -> Result<u64> {
+        left_to_parent(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))
     }
 
     /// Whether the disk, so far readable over the old parent, may read differently over the new one without a proof.
     fn may_change(&self) -> Result<bool> {
         let link = self.image.parent_link().ok().flatten();
         let guid = self.base.tip_image().data_write_guid();
-        if link.is_some_and(|link| link.accepts(guid)) || self.shows_through()? == 0 {
+        if link.is_some_and(|link| link.accepts(guid)) || self.bytes_left_to_parent()? == 0 {
             return Ok(false);
         }
         Ok(match self.old_parent() {
@@ -263,11 +263,11 @@ impl Asked {
         };
         let mut both = self.both(&old)?;
         let (mut proven, mut reported) = (0, 0);
-        for range in through(&self.image) {
+        for range in left_to_parent(&self.image) {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
-                let (_, disks) = both.ahead(at, range.end)?;
+                let (_, disks) = both.disks_to_read(at, range.end)?;
                 let bytes = disks * (window_end(at, range.end) - at);
                 let mut go_on = || on(Progress { done: at, total: size });
                 if bytes > 0 && pace.wait(bytes, &mut go_on).is_break() {
@@ -294,11 +294,11 @@ impl Asked {
         let Some(old) = self.old_parent()? else { return Ok(0) };
         let mut both = self.both(&old)?;
         let mut bytes = 0;
-        for range in through(&self.image) {
+        for range in left_to_parent(&self.image) {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
-                let (end, read) = both.foresee(at, range.end)?;
+                let (end, read) = both.predict(at, range.end)?;
                 bytes += read;
                 at = end;
             }
@@ -308,7 +308,7 @@ impl Asked {
 
     /// Opens the disk below the image, or returns `None` if it cannot be opened and the image leaves no bytes to it.
     fn old_parent(&self) -> Result<Option<DiffChain>> {
-        let opened = look(&self.storage, &self.options, false)
+        let opened = open_for_reading(&self.storage, &self.options, false)
             .and_then(|core| {
                 let image = OpenImage { core: Arc::new(core), writer: None };
                 self.options.open_chain(crate::VhdxFile::own(image))
@@ -322,7 +322,7 @@ impl Asked {
             {
                 Err(error)
             }
-            Err(why) => match self.shows_through()? {
+            Err(why) => match self.bytes_left_to_parent()? {
                 0 => Ok(None),
                 lost => Err(parent_lost(&self.image, lost, &why)),
             },
@@ -330,8 +330,8 @@ impl Asked {
     }
 
     /// Pairs both parents for comparison, with the files that they share.
-    fn both<'a>(&'a self, old: &'a DiffChain) -> Result<Both<'a>> {
-        let mut both = Both::new(old, &self.base);
+    fn both<'a>(&'a self, old: &'a DiffChain) -> Result<DiskPair<'a>> {
+        let mut both = DiskPair::new(old, &self.base);
         let files = files_of(old)?;
         for (file, layer) in files_of(&self.base)? {
             if let Some((_, same)) = files.iter().find(|(other, _)| *other == file) {
@@ -376,20 +376,24 @@ impl Asked {
         writer.relink(linkage, None, LinkPaths::To { host, parent: &base_path, file })?;
         writer.close()?;
         let known = image.path().map(Path::to_path_buf).unwrap_or_default();
-        place_of(host, &base.tip_image(), &mut warnings);
-        let path = place_of(host, image, &mut warnings).unwrap_or(known);
+        current_path(host, &base.tip_image(), &mut warnings);
+        let path = current_path(host, image, &mut warnings).unwrap_or(known);
         Ok(Reparented { path, parent: base_path, linkage, proven, unproven, warnings })
     }
 }
 
 /// Opens the image for reading, under a lock that is already held.
-fn look(storage: &Arc<dyn Storage>, options: &OpenOptions, any_locator: bool) -> Result<Core> {
+fn open_for_reading(
+    storage: &Arc<dyn Storage>,
+    options: &OpenOptions,
+    any_locator: bool,
+) -> Result<Core> {
     let policy = ImagePolicy { lock: Lock::None, any_locator, ..options.policies().0.clone() };
     Core::open(Arc::clone(storage), &policy)
 }
 
 /// The ranges of the disk that the image leaves to its parent, in order.
-fn through(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
+fn left_to_parent(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
     let size = image.geometry().size;
     let mut at = 0;
     std::iter::from_fn(move || {
@@ -435,13 +439,13 @@ fn check_no_loop(options: &OpenOptions, image: &dyn Storage, base: &DiffChain) -
             _ => layer.path().is_some() && place(layer.path()) == place(image.path()),
         };
         if is_same {
-            return Err(leads_back(image.name(), base, layer.id() == base.tip_image().id()));
+            return Err(refuse_loop(image.name(), base, layer.id() == base.tip_image().id()));
         }
     }
     Ok(())
 }
 
-fn leads_back(image: &str, base: &DiffChain, is_itself: bool) -> Error {
+fn refuse_loop(image: &str, base: &DiffChain, is_itself: bool) -> Error {
     let base = base.tip_image();
     let (code, found) = match is_itself {
         true => ("reparent.self", "the image itself".to_owned()),
@@ -455,7 +459,7 @@ fn leads_back(image: &str, base: &DiffChain, is_itself: bool) -> Error {
 }
 
 /// Refuses an image that has no link, and a parent that does not fit below it.
-fn check_fit(image: &Core, base: &DiffChain) -> Result<()> {
+fn check_fits(image: &Core, base: &DiffChain) -> Result<()> {
     let refuse = |code, message: &str| {
         Error::new(ErrorKind::InvalidInput, code, message).in_file(image.name())
     };

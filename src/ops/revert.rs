@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::child::{NewChild, Removed, dangling, place_of, remove, told_of_folder};
+use super::child::{NewChild, Removed, current_path, dangling_link, folder_warnings, remove};
 use super::{FileChangeKind, Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, Retired, path_of};
 use crate::disk::LayerId;
@@ -106,7 +106,7 @@ impl Revert {
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let point = self.find(&op)?;
-        self.foresee(&op, point)
+        self.predict(&op, point)
     }
 
     /// Returns to the point, in this chain and all its clones.
@@ -124,7 +124,7 @@ impl Revert {
     ) -> Result<Reverted> {
         let op = chain.operate()?;
         let point = self.find(&op)?;
-        self.foresee(&op, point)?.check()?;
+        self.predict(&op, point)?.check()?;
         let total = 1 + self.removals(point) as u64;
         report(on, 0, total)?;
         let images = op.images();
@@ -141,7 +141,7 @@ impl Revert {
             path,
             tip: child.id(),
             removed: Vec::new(),
-            warnings: told_of_folder(&op, &child),
+            warnings: folder_warnings(&op, &child),
         };
         if let Some(Err(error)) = writer.map(|writer| writer.close()) {
             let message = format!("the old tip was not closed: {error}");
@@ -178,13 +178,13 @@ impl Revert {
                     }
                 }
                 reverted.removed.push(path);
-                reverted.warnings.extend(dangling(&op, &images[done]));
+                reverted.warnings.extend(dangling_link(&op, &images[done]));
             }
         }
         let _ = report(on, total, total);
         let host = op.host().as_ref();
-        place_of(host, &parent, &mut reverted.warnings);
-        if let Some(path) = place_of(host, &child, &mut reverted.warnings) {
+        current_path(host, &parent, &mut reverted.warnings);
+        if let Some(path) = current_path(host, &child, &mut reverted.warnings) {
             reverted.path = path;
         }
         Ok(reverted)
@@ -248,7 +248,7 @@ impl Revert {
         if self.delete_newer { point } else { 0 }
     }
 
-    fn foresee(&self, op: &Operation<'_>, point: usize) -> Result<Forecast> {
+    fn predict(&self, op: &Operation<'_>, point: usize) -> Result<Forecast> {
         let images = op.images();
         let mut forecast = self.child.forecast(op, &images[point])?;
         for (layer, image) in images.iter().enumerate().take(self.removals(point)) {

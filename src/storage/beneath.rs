@@ -107,7 +107,7 @@ pub(super) fn create_unnamed(path: &Path) -> io::Result<Arc<dyn Storage>> {
         Err(error) => return Err(error.into()),
     };
     // The path through `/proc` is needed later to name the file.
-    if rustix::fs::stat(way_to(&fd)).is_err() {
+    if rustix::fs::stat(proc_path(&fd)).is_err() {
         return Err(io::ErrorKind::Unsupported.into());
     }
     Ok(Arc::new(FileStorage::at_path(File::from(fd), path)))
@@ -118,12 +118,12 @@ pub(super) fn create_unnamed(path: &Path) -> io::Result<Arc<dyn Storage>> {
 pub(super) fn link(file: &dyn Storage, path: &Path) -> io::Result<()> {
     use rustix::fs::{AtFlags, CWD, linkat};
     let Some(fd) = file.as_fd() else { return Err(io::ErrorKind::Unsupported.into()) };
-    Ok(linkat(CWD, way_to(fd), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+    Ok(linkat(CWD, proc_path(fd), CWD, path, AtFlags::SYMLINK_FOLLOW)?)
 }
 
 /// A path to an open file without a name; naming it by descriptor alone requires root.
 #[cfg(target_os = "linux")]
-fn way_to(fd: impl std::os::fd::AsFd) -> String {
+fn proc_path(fd: impl std::os::fd::AsFd) -> String {
     use std::os::fd::AsRawFd;
     format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
 }

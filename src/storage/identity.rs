@@ -76,7 +76,7 @@ pub(crate) fn remove(
         }),
         Err(error) => Err(match put_back(host, &aside, path) {
             Ok(None) => error,
-            _ => said_at(&error, &aside),
+            _ => with_place(&error, &aside),
         }),
     }
 }
@@ -87,11 +87,11 @@ pub(super) fn put_back(host: &dyn Host, aside: &Path, path: &Path) -> io::Result
     match host.rename(aside, path) {
         Ok(()) => Ok(None),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(Some(aside.to_path_buf())),
-        Err(error) => Err(said_at(&error, aside)),
+        Err(error) => Err(with_place(&error, aside)),
     }
 }
 
 /// Adds the present path of the file to an error.
-pub(super) fn said_at(error: &io::Error, place: &Path) -> io::Error {
+pub(super) fn with_place(error: &io::Error, place: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{error}; the file is now {}", place.display()))
 }

@@ -10,12 +10,12 @@ use super::{LockMode, LockOutcome, Storage};
 /// take up no memory until something is written after them.
 #[derive(Debug)]
 pub struct MemStorage {
-    contents: RwLock<Contents>,
+    contents: RwLock<MemContents>,
     name: String,
 }
 
 #[derive(Debug)]
-struct Contents {
+struct MemContents {
     /// The bytes up to the last one written.
     bytes: Vec<u8>,
     /// The length of the file; bytes beyond `bytes` are zeros.
@@ -26,7 +26,7 @@ impl MemStorage {
     /// Creates a file with these contents.
     pub fn new(bytes: Vec<u8>) -> Self {
         let len = bytes.len() as u64;
-        Self { contents: RwLock::new(Contents { bytes, len }), name: "memory".into() }
+        Self { contents: RwLock::new(MemContents { bytes, len }), name: "memory".into() }
     }
 
     /// Sets the name used in errors.
@@ -37,17 +37,17 @@ impl MemStorage {
 
     /// Returns the contents, including zeros at the end.
     pub fn into_bytes(self) -> Vec<u8> {
-        let Contents { mut bytes, len } =
+        let MemContents { mut bytes, len } =
             self.contents.into_inner().unwrap_or_else(PoisonError::into_inner);
         bytes.resize(usize::try_from(len).unwrap_or(usize::MAX), 0);
         bytes
     }
 
-    fn contents(&self) -> RwLockReadGuard<'_, Contents> {
+    fn contents(&self) -> RwLockReadGuard<'_, MemContents> {
         self.contents.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change<R>(&self, change: impl FnOnce(&mut Contents) -> R) -> R {
+    fn change<R>(&self, change: impl FnOnce(&mut MemContents) -> R) -> R {
         change(&mut self.contents.write().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -71,7 +71,7 @@ impl Storage for MemStorage {
     fn write_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;
         let end = start.checked_add(buf.len()).ok_or(io::ErrorKind::FileTooLarge)?;
-        self.change(|Contents { bytes, len }| {
+        self.change(|MemContents { bytes, len }| {
             if bytes.len() < end {
                 bytes.try_reserve(end - bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
                 bytes.resize(end, 0);
@@ -105,7 +105,7 @@ impl Storage for MemStorage {
     }
 
     fn zero(&self, range: Range<u64>) -> io::Result<bool> {
-        self.change(|Contents { bytes, .. }| {
+        self.change(|MemContents { bytes, .. }| {
             let within =
                 |at: u64| usize::try_from(at).map_or(bytes.len(), |at| at.min(bytes.len()));
             let (start, end) = (within(range.start), within(range.end));

@@ -14,7 +14,7 @@ mod mem;
 mod overlay;
 #[cfg(target_os = "linux")]
 mod proc_locks;
-mod reading;
+mod read_only;
 mod real;
 mod temporary;
 
@@ -36,7 +36,7 @@ pub(crate) use identity::{Removal, is_file, remove};
 pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
-pub(crate) use reading::Reading;
+pub(crate) use read_only::ReadOnly;
 pub(crate) use real::real_place;
 pub(crate) use temporary::{cut_name, draft_mark, is_temporary_name, temporary_name};
 

@@ -17,7 +17,7 @@ pub(crate) struct Overlay {
     base_len: u64,
     len: u64,
     /// Pieces by start offset; they do not overlap.
-    pieces: BTreeMap<u64, Piece>,
+    pieces: BTreeMap<u64, PatchedRange>,
 }
 
 /// How many bytes are written to the file at once.
@@ -35,7 +35,7 @@ pub(crate) enum Patch {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Piece {
+struct PatchedRange {
     end: u64,
     patch: Patch,
     /// The sequence number of the log entry that it comes from.
@@ -53,7 +53,7 @@ impl Overlay {
     pub(crate) fn lay(&mut self, range: Range<u64>, patch: Patch, sequence: u64) {
         self.clear(&range);
         self.len = self.len.max(range.end);
-        self.pieces.insert(range.start, Piece { end: range.end, patch, sequence });
+        self.pieces.insert(range.start, PatchedRange { end: range.end, patch, sequence });
     }
 
     /// The file below, which has the descriptor.
@@ -87,19 +87,19 @@ impl Overlay {
     }
 
     /// The pieces that overlap `range`, in order.
-    fn over(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &Piece)> {
+    fn over(&self, range: Range<u64>) -> impl Iterator<Item = (u64, &PatchedRange)> {
         let before = self.pieces.range(..range.start).next_back();
         let before = before.filter(|(_, piece)| piece.end > range.start);
         before.into_iter().chain(self.pieces.range(range)).map(|(start, piece)| (*start, piece))
     }
 
     fn clear(&mut self, range: &Range<u64>) {
-        let met: Vec<(u64, Piece)> =
+        let met: Vec<(u64, PatchedRange)> =
             self.over(range.clone()).map(|(at, piece)| (at, *piece)).collect();
         for (start, piece) in met {
             self.pieces.remove(&start);
             if start < range.start {
-                self.pieces.insert(start, Piece { end: range.start, ..piece });
+                self.pieces.insert(start, PatchedRange { end: range.start, ..piece });
             }
             if piece.end > range.end {
                 self.pieces.insert(range.end, piece);
@@ -174,7 +174,13 @@ impl Overlay {
         self.base.read_exact_at(there, offset)
     }
 
-    fn read_patch(&self, piece: &Piece, start: u64, buf: &mut [u8], offset: u64) -> io::Result<()> {
+    fn read_patch(
+        &self,
+        piece: &PatchedRange,
+        start: u64,
+        buf: &mut [u8],
+        offset: u64,
+    ) -> io::Result<()> {
         let Patch::Sector { at, leading, trailing } = piece.patch else {
             buf.fill(0);
             return Ok(());

@@ -10,7 +10,7 @@ use crate::format::locator::ParentLocator;
 use crate::format::marks::{self, MergeMark};
 use crate::format::metadata::{self, ItemFlags, MetadataEntry};
 use crate::image::Core;
-use crate::names::{NO_WAY, canonical, no_way, way_to};
+use crate::names::{NO_RECORDABLE_PATH, canonical, no_recordable_path, recordable_path};
 use crate::storage::{FileId, Host, folder_of};
 
 /// What a new link says of the way to the parent.
@@ -79,10 +79,10 @@ fn set_paths(
     file: Option<FileId>,
 ) -> Result<()> {
     let here = image.path().map(folder_of);
-    let way = match here.map(|folder| way_to(host, folder, parent, file)) {
+    let way = match here.map(|folder| recordable_path(host, folder, parent, file)) {
         Some(Ok(way)) => Some(way),
         // Of another drive Windows knows the absolute path.
-        Some(Err(error)) if cfg!(windows) && error.code() == NO_WAY => None,
+        Some(Err(error)) if cfg!(windows) && error.code() == NO_RECORDABLE_PATH => None,
         Some(Err(error)) => return Err(error.in_file(image.name())),
         None => None,
     };
@@ -102,7 +102,7 @@ fn set_paths(
     if way.is_some() || locator.value("absolute_win32_path").is_some() {
         return Ok(());
     }
-    Err(no_way(parent).in_file(image.name()))
+    Err(no_recordable_path(parent).in_file(image.name()))
 }
 
 /// The edits by which `other` gets what this image says of the virtual disk, but for its size,

@@ -38,7 +38,7 @@ struct Known {
 }
 
 #[test]
-fn a_crash_while_a_loss_is_settled_leaves_the_image_as_it_was_or_mended() {
+fn a_crash_while_a_loss_is_accepted_leaves_the_image_unchanged_or_repaired() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
     let mut distinct = 0;
     let mut failures = Vec::new();
@@ -280,7 +280,7 @@ fn reads_as(files: &Files, damaged: &Damaged, disk: &Readable) -> Result<(), Str
 /// Blocks whose entries are in so many table pages that the log takes them in two parts: each is lost or repaired,
 /// and the file grows with the last of them.
 #[test]
-fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
+fn a_crash_between_two_parts_of_a_repair_leaves_each_block_lost_or_repaired() {
     const PAGES: u64 = 260;
     let mut tip = Image::dynamic(133 * GIB);
     tip.put(0, Block::full(Data::Pattern(1)));
@@ -351,7 +351,7 @@ fn a_crash_between_two_parts_of_a_mend_leaves_each_block_lost_or_mended() {
 
 /// A host that fails at any step leaves the same state as a crash.
 #[test]
-fn a_host_that_fails_while_a_loss_is_settled_leaves_what_the_next_one_mends() {
+fn a_host_that_fails_while_a_loss_is_accepted_leaves_what_the_next_run_repairs() {
     for damaged in all() {
         let before = layer(&damaged.files, &damaged.tip).unwrap();
         let parent = layer(&damaged.files, &path("base.vhdx")).ok().map(|base| base.readable(None));

@@ -301,7 +301,7 @@ fn a_merge_of_disks_of_several_sizes_takes_what_its_forecast_says() {
 /// Blocks that are mostly holes free next to nothing, but need space where they are
 /// moved to.
 #[test]
-fn what_is_a_hole_is_neither_counted_as_there_nor_as_given_back() {
+fn holes_count_neither_as_present_nor_as_freed() {
     const BLOCKS: u64 = 6;
     let mut base = Image::dynamic(2 * BLOCKS * MIB);
     // The zeros in between are data to the format.

@@ -37,7 +37,7 @@ fn open(path: &Path, budget: usize) -> DiffChain {
 }
 
 #[test]
-fn a_merge_may_be_stopped_while_it_is_foreseen() {
+fn a_merge_can_be_stopped_during_its_forecast() {
     let folder = tempfile::tempdir().unwrap();
     let paths = all_zeros(folder.path());
     let contents = || paths.iter().map(|path| std::fs::read(path).unwrap()).collect::<Vec<_>>();
@@ -61,7 +61,7 @@ fn a_merge_may_be_stopped_while_it_is_foreseen() {
 /// Measured by loads into a cache that holds little more than a page: each page is loaded a few times, however
 /// many blocks are asked for at once.
 #[test]
-fn a_merge_is_foreseen_with_few_looks_at_its_tables() {
+fn a_forecast_of_a_merge_loads_each_table_page_a_few_times() {
     let folder = tempfile::tempdir().unwrap();
     let paths = all_zeros(folder.path());
     let chain = open(&paths[2], 16 << 10);

@@ -259,7 +259,7 @@ fn only_the_chain_itself_takes_writes_while_its_layers_are_merged() {
 
 /// An image that is handed out to a second chain keeps its rights, and the first chain notices it.
 #[test]
-fn an_image_handed_out_is_no_way_to_a_chain_that_writes() {
+fn an_image_handed_out_gives_no_right_to_write() {
     let folder = tempfile::tempdir().unwrap();
     let model = three(folder.path());
     let chain = writable(tip(folder.path()).as_ref());

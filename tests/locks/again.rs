@@ -174,7 +174,7 @@ fn an_image_is_looked_at_once_it_is_locked_for_writing() {
 
 /// A parent is not locked when it is found.
 #[test]
-fn a_parent_written_to_before_it_is_locked_is_no_parent_any_more() {
+fn a_parent_written_to_before_it_is_locked_is_refused() {
     for name in ["base.vhdx", "two.avhdx"] {
         let host = StrictHost::default();
         layers(&host, &NAMES);

@@ -386,7 +386,7 @@ fn what_was_found_out_before_a_write_is_not_remembered_after_it() {
 }
 
 #[test]
-fn of_two_growing_writers_none_hides_the_length_of_the_other() {
+fn two_growing_writers_do_not_hide_each_others_length() {
     let (host, pair, chain) = pair(8 * MIB);
     write(&chain, 1, 0, 8);
     chain.flush().unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use avhdx::ops::Check;
-use avhdx::ops::forest::{Finding, Lead, LeadsTo, Link, NodeId};
+use avhdx::ops::forest::{ForestFinding, Lead, LeadsTo, Link, NodeId};
 use avhdx::{MergeState, OpenOptions};
 
 use super::names::Names;
@@ -44,11 +44,11 @@ struct Note {
 }
 
 impl Note {
-    fn of(names: &Names<'_>, finding: &Finding) -> Self {
+    fn of(names: &Names<'_>, finding: &ForestFinding) -> Self {
         let forest = names.forest;
         let link_of = |id: &NodeId| forest.node(*id).link.as_ref();
         match finding {
-            Finding::Orphan { child, expected, .. } => {
+            ForestFinding::Orphan { child, expected, .. } => {
                 let mut note = Self::new(format!("orphan: {}", names.of(*child)));
                 note.lines.push(format!("expected parent identity: {}", either(expected)));
                 note.lines.extend(link_of(child).map(recorded));
@@ -56,7 +56,9 @@ impl Note {
                 note.look_elsewhere(names, *child);
                 note
             }
-            Finding::BrokenLink { child, expected, leads_to, node, found, matches, .. } => {
+            ForestFinding::BrokenLink {
+                child, expected, leads_to, node, found, matches, ..
+            } => {
                 let mut note = Self::new(format!("broken link: {}", names.of(*child)));
                 note.lines.extend(link_of(child).map(recorded));
                 let leads_to_path = leads_to;
@@ -89,7 +91,7 @@ impl Note {
                 }
                 note
             }
-            Finding::StalePath { child, matches, .. } => {
+            ForestFinding::StalePath { child, matches, .. } => {
                 let mut note = Self::new(format!("stale path: {}", names.of(*child)));
                 note.lines.extend(link_of(child).map(recorded));
                 note.lines.extend(link_of(child).into_iter().flat_map(|link| leads(names, link)));
@@ -103,7 +105,7 @@ impl Note {
                 }
                 note
             }
-            Finding::Damaged { node, .. } => {
+            ForestFinding::Damaged { node, .. } => {
                 let mut note = Self::new(format!("damaged: {}", names.of(*node)));
                 if let Err(error) = &forest.node(*node).image {
                     note.lines.push(printable(&error.to_string()));
@@ -112,7 +114,7 @@ impl Note {
                 note.next.push(format!("avhdx check --layer {}", names.argument(*node)));
                 note
             }
-            Finding::Loop { nodes, .. } => {
+            ForestFinding::Loop { nodes, .. } => {
                 let mut note = Self::new("loop: the parents form a circle");
                 for id in nodes {
                     let parent =
@@ -127,7 +129,7 @@ impl Note {
                 }));
                 note
             }
-            Finding::SectorSizes { child, parent, .. } => {
+            ForestFinding::SectorSizes { child, parent, .. } => {
                 let title = format!("sector sizes: {} and its parent differ", names.of(*child));
                 let mut note = Self::new(title);
                 for id in [child, parent] {
@@ -141,7 +143,7 @@ impl Note {
                 );
                 note
             }
-            Finding::Unreadable { path, error, .. } => {
+            ForestFinding::Unreadable { path, error, .. } => {
                 let mut note = Self::new(format!("unreadable: {}", names.path(path)));
                 note.lines.push(printable(&error.to_string()));
                 note.lines.extend(cause(error));
@@ -149,7 +151,7 @@ impl Note {
                     .push(format!("avhdx tree {}  # as a user with read access", argument(path)));
                 note
             }
-            Finding::NoSignature { path, error, .. } => {
+            ForestFinding::NoSignature { path, error, .. } => {
                 let mut note = Self::new(format!("no signature: {}", names.path(path)));
                 let is_known = error.code() != "identifier.signature";
                 note.lines.push(match is_known {
@@ -163,7 +165,7 @@ impl Note {
                 }
                 note
             }
-            Finding::UnfinishedMerge { node, .. } => {
+            ForestFinding::UnfinishedMerge { node, .. } => {
                 let mut note = Self::new(format!("unfinished merge: {}", names.of(*node)));
                 let image = forest.node(*node).image.as_ref().ok();
                 if let Some(mark) = image.and_then(|image| image.merge.as_ref()) {
@@ -190,7 +192,7 @@ impl Note {
                 }
                 note
             }
-            Finding::Duplicates { guid, nodes, preferred, .. } => {
+            ForestFinding::Duplicates { guid, nodes, preferred, .. } => {
                 let mut note =
                     Self::new(format!("duplicates: several files have the identity {guid}"));
                 note.lines.extend(nodes.iter().map(|id| {
@@ -208,11 +210,11 @@ impl Note {
                 }
                 note
             }
-            Finding::Volumes { child, parent, .. } => {
+            ForestFinding::Volumes { child, parent, .. } => {
                 let (child, parent) = (names.of(*child), names.of(*parent));
                 Self::new(format!("volumes: {child} is on another volume than {parent}"))
             }
-            Finding::LinkOutside { path, .. } => {
+            ForestFinding::LinkOutside { path, .. } => {
                 let mut note =
                     Self::new(format!("link outside: {} was not followed", names.path(path)));
                 note.next.push(format!(

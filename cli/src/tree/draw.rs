@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use avhdx::ops::forest::{Finding, Forest, Node, NodeId};
+use avhdx::ops::forest::{Forest, ForestFinding, Node, NodeId};
 
 use super::names::Names;
 use crate::failure::Failure;
@@ -83,14 +83,14 @@ fn marks(forest: &Forest) -> HashMap<NodeId, Vec<String>> {
     let mut marks: HashMap<NodeId, Vec<String>> = HashMap::new();
     for (i, finding) in forest.findings().iter().enumerate() {
         let what = match finding {
-            Finding::Duplicates { .. } => "duplicate".into(),
-            Finding::Volumes { .. } => "another volume than its parent".into(),
+            ForestFinding::Duplicates { .. } => "duplicate".into(),
+            ForestFinding::Volumes { .. } => "another volume than its parent".into(),
             finding => finding.code().replace('-', " "),
         };
         let mark = if finding.is_fault() { "!! " } else { "" };
         let first = finding.node();
         let concerned: &[NodeId] = match finding {
-            Finding::Loop { nodes, .. } | Finding::Duplicates { nodes, .. } => nodes,
+            ForestFinding::Loop { nodes, .. } | ForestFinding::Duplicates { nodes, .. } => nodes,
             _ => first.as_slice(),
         };
         for id in concerned {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use avhdx::FoundBy;
-use avhdx::ops::forest::{Finding, Lead, LeadsTo, Node, NodeId};
+use avhdx::ops::forest::{ForestFinding, Lead, LeadsTo, Node, NodeId};
 use serde_json::{Value, json};
 
 use crate::facts::json::{checkpoint, merge};
@@ -77,37 +77,41 @@ fn tip(names: &Names<'_>, tip: &Tip) -> Value {
     })
 }
 
-fn finding(finding: &Finding) -> Value {
+fn finding(finding: &ForestFinding) -> Value {
     let mut object = json!({ "code": finding.code(), "fault": finding.is_fault() });
     let more = match finding {
-        Finding::Orphan { child, expected, .. } => {
+        ForestFinding::Orphan { child, expected, .. } => {
             json!({ "image": child.index(), "expected": guids(expected) })
         }
-        Finding::BrokenLink { child, expected, leads_to, node, found, matches, .. } => json!({
-            "image": child.index(),
-            "expected": guids(expected),
-            "leads_to": path(leads_to),
-            "leads_to_image": node.map(NodeId::index),
-            "found": found.map(|guid| guid.to_string()),
-            "matches": ids(matches),
-        }),
-        Finding::StalePath { child, matches, .. } => {
+        ForestFinding::BrokenLink { child, expected, leads_to, node, found, matches, .. } => {
+            json!({
+                "image": child.index(),
+                "expected": guids(expected),
+                "leads_to": path(leads_to),
+                "leads_to_image": node.map(NodeId::index),
+                "found": found.map(|guid| guid.to_string()),
+                "matches": ids(matches),
+            })
+        }
+        ForestFinding::StalePath { child, matches, .. } => {
             json!({ "image": child.index(), "matches": ids(matches) })
         }
-        Finding::Damaged { node, .. } | Finding::UnfinishedMerge { node, .. } => {
+        ForestFinding::Damaged { node, .. } | ForestFinding::UnfinishedMerge { node, .. } => {
             json!({ "image": node.index() })
         }
-        Finding::Loop { nodes, .. } => json!({ "images": ids(nodes) }),
-        Finding::SectorSizes { child, parent, .. } | Finding::Volumes { child, parent, .. } => {
+        ForestFinding::Loop { nodes, .. } => json!({ "images": ids(nodes) }),
+        ForestFinding::SectorSizes { child, parent, .. }
+        | ForestFinding::Volumes { child, parent, .. } => {
             json!({ "image": child.index(), "parent": parent.index() })
         }
-        Finding::Unreadable { path: at, error: why, .. } => {
+        ForestFinding::Unreadable { path: at, error: why, .. } => {
             json!({ "path": path(at), "error": error(why) })
         }
-        Finding::NoSignature { path: at, .. } | Finding::LinkOutside { path: at, .. } => {
+        ForestFinding::NoSignature { path: at, .. }
+        | ForestFinding::LinkOutside { path: at, .. } => {
             json!({ "path": path(at) })
         }
-        Finding::Duplicates { guid, nodes, preferred, .. } => json!({
+        ForestFinding::Duplicates { guid, nodes, preferred, .. } => json!({
             "data_write_guid": guid.to_string(),
             "images": ids(nodes),
             "preferred": ids(preferred),

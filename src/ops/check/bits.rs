@@ -11,13 +11,13 @@ use crate::types::{BlockIndex, ChunkIndex, FileOffset};
 #[derive(Debug, Default)]
 pub(super) struct Totals {
     /// Partially present without a bit set.
-    empty: Tally,
+    empty: BlockTally,
     /// Partially present with every bit set.
-    full: Tally,
+    full: BlockTally,
     /// Not partially present, but with bits set.
-    stray: Tally,
+    stray: BlockTally,
     /// Partially present without a bit set, but holding data. The search stops at the first.
-    hidden: Tally,
+    hidden: BlockTally,
     /// How many of the empty ones were sampled.
     looked_into: u32,
 }
@@ -28,7 +28,7 @@ const MOST_LOOKED_INTO: u32 = 64;
 const SAMPLE: usize = 4096;
 
 #[derive(Debug, Default)]
-struct Tally {
+struct BlockTally {
     count: u64,
     /// The first block, and the file offset of its bits.
     first: Option<(BlockIndex, u64)>,
@@ -36,7 +36,7 @@ struct Tally {
 
 /// Checks the sector bitmap at `at`. `partial` lists the chunk's partially present blocks by their ascending index in
 /// the chunk, with their file offsets.
-pub(super) fn look(
+pub(super) fn check(
     storage: &dyn Storage,
     at: FileOffset,
     layout: &BlockLayout,
@@ -99,7 +99,7 @@ fn are_all_set(bits: &[u8], sectors: u64) -> bool {
 }
 
 impl Totals {
-    pub(super) fn tell(&self, findings: &mut Findings) {
+    pub(super) fn report(&self, findings: &mut Findings) {
         if let Some((BlockIndex(block), place)) = self.hidden.first {
             let message =
                 "partially present blocks hold data but no sector bits: their bits may be lost";
@@ -128,7 +128,7 @@ impl Totals {
     }
 }
 
-impl Tally {
+impl BlockTally {
     fn add(&mut self, block: BlockIndex, place: u64) {
         self.count += 1;
         self.first.get_or_insert((block, place));

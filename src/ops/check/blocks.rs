@@ -54,12 +54,12 @@ pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
     if let Err(error) = check_bat_length(table.region, &table.layout) {
         findings.error(error);
     }
-    let mut walk = Walk::new(table, findings);
+    let mut walk = TableCheck::new(table, findings);
     let read = table.blocks().entries(ALL, |index, entry| walk.entry(index, entry));
     walk.finish_chunk();
-    walk.tell_collisions();
-    walk.tell_rest();
-    let leaked = if read.is_none() { walk.tell_leaks() } else { None };
+    walk.report_collisions();
+    walk.report_totals();
+    let leaked = if read.is_none() { walk.report_leaks() } else { None };
     let allocated = walk.allocated;
     if let Some(error) = read {
         findings.error(error);
@@ -110,7 +110,7 @@ struct Named {
     given_up: u64,
 }
 
-struct Walk<'a, 'f> {
+struct TableCheck<'a, 'f> {
     table: &'a Table<'a>,
     findings: &'f mut Findings,
     /// Units used by structures other than blocks.
@@ -133,7 +133,7 @@ struct Walk<'a, 'f> {
     slack: (u64, Option<BatIndex>),
 }
 
-impl<'a, 'f> Walk<'a, 'f> {
+impl<'a, 'f> TableCheck<'a, 'f> {
     fn new(table: &'a Table<'a>, findings: &'f mut Findings) -> Self {
         let (mut structural, mut used) = (Units::default(), Units::default());
         for (range, _) in table.structures {
@@ -363,7 +363,7 @@ impl<'a, 'f> Walk<'a, 'f> {
             });
         }
         if let Some(at) = bitmap {
-            let looked = bits::look(
+            let looked = bits::check(
                 table.storage,
                 at,
                 &table.layout,
@@ -379,7 +379,7 @@ impl<'a, 'f> Walk<'a, 'f> {
     }
 
     /// Finds the other block of each overlap by reading the table again, and reports the overlaps.
-    fn tell_collisions(&mut self) {
+    fn report_collisions(&mut self) {
         let table = self.table;
         let mut met = std::mem::take(&mut self.collisions);
         if met.is_empty() {
@@ -425,7 +425,7 @@ impl<'a, 'f> Walk<'a, 'f> {
     }
 
     /// Reports what concerns the table as a whole.
-    fn tell_rest(&mut self) {
+    fn report_totals(&mut self) {
         let table = self.table;
         let blocks = table.layout.blocks();
         if table.is_fixed && self.fully_present < blocks {
@@ -454,11 +454,11 @@ impl<'a, 'f> Walk<'a, 'f> {
                     .with_expected(format_args!("at most {}", MOST_UNITS * MIB)),
             );
         }
-        self.totals.tell(self.findings);
+        self.totals.report(self.findings);
     }
 
     /// Counts the unreferenced bytes of the file and checks whether they suggest lost entries.
-    fn tell_leaks(&mut self) -> Option<u64> {
+    fn report_leaks(&mut self) -> Option<u64> {
         if self.is_too_far {
             return None;
         }
@@ -470,7 +470,7 @@ impl<'a, 'f> Walk<'a, 'f> {
         let cut = if end > 0 && is_free(end - 1) { missing } else { 0 };
         let leaked = free * MIB - cut;
         let Some(first) = first.filter(|_| free > 0) else { return Some(leaked) };
-        self.weigh(leaked, free, first);
+        self.report_lost_entries(leaked, free, first);
         let message = "unreferenced space in the file";
         self.findings.info(
             Error::new(ErrorKind::Damaged, "space.leaked", message)
@@ -483,7 +483,7 @@ impl<'a, 'f> Walk<'a, 'f> {
 
     /// Reports lost entries if blocks that are not present and unreferenced data make them likely. Data left by
     /// discarded blocks is not counted.
-    fn weigh(&mut self, leaked: u64, free: u64, first: u64) {
+    fn report_lost_entries(&mut self, leaked: u64, free: u64, first: u64) {
         let table = self.table;
         let (blocks, block_size) = (table.layout.blocks(), table.layout.block_size());
         let absent = blocks - self.named.entries.min(blocks);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::findings::Findings;
-use super::layer::{self, Looked};
+use super::layer::{self, LayerFacts};
 use super::report::Report;
 use crate::chain::{
     ChainPolicy, FoundBy, Identity, ParentSource, changed_meanwhile, check_sectors, find_parent,
@@ -29,7 +29,7 @@ pub(super) fn check(
 ) -> Result<Report> {
     let (image, chain) = options.policies();
     let source = options.source();
-    let mut walk = Walk {
+    let mut walk = ChainCheck {
         image: image.clone(),
         chain,
         source: source.as_ref(),
@@ -39,21 +39,17 @@ pub(super) fn check(
         volumes: Vec::new(),
     };
     let mut layers = vec![walk.tip(&tip).map_err(|error| error.in_file(tip.name()))?];
-    while with_parents && let Some(looked) = walk.below(&layers) {
-        layers.push(looked);
+    while with_parents && let Some(facts) = walk.below(&layers) {
+        layers.push(facts);
     }
     if with_parents {
-        walk.tell_volumes(&layers);
+        walk.report_volumes(&layers);
     }
     let (findings, unlisted) = walk.findings.finish();
-    Ok(Report {
-        layers: layers.into_iter().map(|looked| looked.layer).collect(),
-        findings,
-        unlisted,
-    })
+    Ok(Report { layers: layers.into_iter().map(|facts| facts.layer).collect(), findings, unlisted })
 }
 
-struct Walk<'a> {
+struct ChainCheck<'a> {
     image: ImagePolicy,
     chain: &'a ChainPolicy,
     source: &'a dyn ParentSource,
@@ -64,21 +60,21 @@ struct Walk<'a> {
     volumes: Vec<u64>,
 }
 
-impl Walk<'_> {
-    fn tip(&mut self, storage: &Arc<dyn Storage>) -> Result<Looked> {
+impl ChainCheck<'_> {
+    fn tip(&mut self, storage: &Arc<dyn Storage>) -> Result<LayerFacts> {
         self.findings.enter(storage.name());
         let mut warnings = Vec::new();
         lock(storage.as_ref(), self.image.lock, LockMode::Shared, &mut warnings)?;
         self.warn(warnings);
-        let looked =
+        let facts =
             layer::check(storage, None, self.image.log, self.chain.linkage, &mut self.findings)?;
-        self.meet(storage.as_ref(), &looked);
-        self.tell_trackers(storage.as_ref());
-        Ok(looked)
+        self.remember(storage.as_ref(), &facts);
+        self.report_trackers(storage.as_ref());
+        Ok(facts)
     }
 
     /// Finds and checks the parent of the last layer; `None` if there is none or it cannot be opened.
-    fn below(&mut self, layers: &[Looked]) -> Option<Looked> {
+    fn below(&mut self, layers: &[LayerFacts]) -> Option<LayerFacts> {
         let child = &layers[layers.len() - 1];
         let (link, at) = child.link.as_ref()?;
         self.findings.enter(&child.layer.name);
@@ -89,7 +85,7 @@ impl Walk<'_> {
         let parent = match find_parent(link, *at, self.chain.linkage, self.source) {
             Ok(parent) => parent,
             Err(error) => {
-                self.tell_no_parent(error, *at);
+                self.report_no_parent(error, *at);
                 return None;
             }
         };
@@ -99,7 +95,7 @@ impl Walk<'_> {
             self.findings.error(error.at(*at).with_section("2.6.2.6.3"));
         }
         let storage = parent.storage;
-        self.tell_stale_paths(link, *at, storage.as_ref());
+        self.report_stale_paths(link, *at, storage.as_ref());
         let was_met = Identity::of(storage.as_ref(), parent.guid)
             .is_ok_and(|identity| self.seen.contains(&identity));
         if was_met {
@@ -108,7 +104,7 @@ impl Walk<'_> {
         }
         self.findings.enter(storage.name());
         let mut warnings = Vec::new();
-        // A parent in use is told of, and looked at all the same.
+        // A parent in use is told of, and facts at all the same.
         let policy = match self.image.lock {
             Lock::None => Lock::None,
             _ => Lock::Try,
@@ -119,18 +115,18 @@ impl Walk<'_> {
         self.warn(warnings);
         let (log, linkage) = (self.image.log, self.chain.linkage);
         match layer::check(&storage, Some(parent.found_by), log, linkage, &mut self.findings) {
-            Ok(looked) => {
+            Ok(facts) => {
                 // It was not locked yet when it was found.
-                if let Some(guid) = looked.layer.data_write_guid
+                if let Some(guid) = facts.layer.data_write_guid
                     && is_verified
                     && !link.accepts(guid)
                 {
                     self.findings.error(changed_meanwhile(link, storage.name(), guid));
                 }
-                self.meet(storage.as_ref(), &looked);
-                self.tell_fit(child, &looked);
-                self.tell_trackers(storage.as_ref());
-                Some(looked)
+                self.remember(storage.as_ref(), &facts);
+                self.report_fit(child, &facts);
+                self.report_trackers(storage.as_ref());
+                Some(facts)
             }
             Err(error) => {
                 self.findings.error(error);
@@ -141,7 +137,7 @@ impl Walk<'_> {
 
     /// Reports why a layer's parent cannot be opened. A fault of the file in its place is reported under that file's
     /// name.
-    fn tell_no_parent(&mut self, error: Error, locator_at: u64) {
+    fn report_no_parent(&mut self, error: Error, locator_at: u64) {
         let is_its_own = error.child().is_some()
             && matches!(
                 error.kind(),
@@ -164,11 +160,11 @@ impl Walk<'_> {
     }
 
     /// Remembers a layer to detect loops.
-    fn meet(&mut self, storage: &dyn Storage, looked: &Looked) {
+    fn remember(&mut self, storage: &dyn Storage, facts: &LayerFacts) {
         if let Some(id) = storage.id().ok().flatten() {
             self.volumes.push(id.volume());
         }
-        let guid = looked.layer.data_write_guid.unwrap_or(Uuid::nil());
+        let guid = facts.layer.data_write_guid.unwrap_or(Uuid::nil());
         if let Ok(identity) = Identity::of(storage, guid) {
             self.seen.insert(identity);
         }
@@ -182,7 +178,7 @@ impl Walk<'_> {
     }
 
     /// Reports where a parent disagrees with its child.
-    fn tell_fit(&mut self, child: &Looked, parent: &Looked) {
+    fn report_fit(&mut self, child: &LayerFacts, parent: &LayerFacts) {
         let at = parent.metadata_at.unwrap_or_default();
         let name = &child.layer.name;
         if let (Some(above), Some(below)) = (child.logical_sector, parent.logical_sector)
@@ -223,7 +219,7 @@ impl Walk<'_> {
 
     /// Reports recorded paths that do not lead to the parent on this machine. Paths in forms that this
     /// machine cannot resolve are not judged.
-    fn tell_stale_paths(&mut self, link: &ParentLink, at: u64, parent: &dyn Storage) {
+    fn report_stale_paths(&mut self, link: &ParentLink, at: u64, parent: &dyn Storage) {
         let Some(id) = parent.id().ok().flatten() else { return };
         for (by, path) in link.recorded() {
             let alone = ParentLink {
@@ -270,7 +266,7 @@ impl Walk<'_> {
     }
 
     /// Reports files beside the image in which Hyper-V tracks changes.
-    fn tell_trackers(&mut self, storage: &dyn Storage) {
+    fn report_trackers(&mut self, storage: &dyn Storage) {
         let Some(path) = storage.path() else { return };
         for ending in [".rct", ".mrt"] {
             let tracker = beside(path, ending);
@@ -284,7 +280,7 @@ impl Walk<'_> {
         }
     }
 
-    fn tell_volumes(&mut self, layers: &[Looked]) {
+    fn report_volumes(&mut self, layers: &[LayerFacts]) {
         let mut volumes = std::mem::take(&mut self.volumes);
         volumes.sort_unstable();
         volumes.dedup();

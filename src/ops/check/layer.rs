@@ -18,7 +18,7 @@ use crate::types::MIB;
 
 /// A checked layer, with the facts that are compared with its neighbours.
 #[derive(Debug)]
-pub(super) struct Looked {
+pub(super) struct LayerFacts {
     pub(super) layer: CheckedLayer,
     pub(super) logical_sector: Option<u32>,
     pub(super) physical_sector: Option<u32>,
@@ -39,8 +39,8 @@ pub(super) fn check(
     log_policy: LogPolicy,
     linkage: Linkage,
     findings: &mut Findings,
-) -> Result<Looked> {
-    let mut looked = Looked {
+) -> Result<LayerFacts> {
+    let mut facts = LayerFacts {
         layer: CheckedLayer {
             name: storage.name().to_owned(),
             path: storage.path().map(Into::into),
@@ -62,12 +62,12 @@ pub(super) fn check(
     let mut storage = Arc::clone(storage);
     if let Some(root) = &root {
         if root.is_current {
-            looked.layer.data_write_guid = Some(root.header.data_write_guid);
+            facts.layer.data_write_guid = Some(root.header.data_write_guid);
         }
-        storage = log::check(&storage, looked.layer.file_len, root, log_policy, findings);
+        storage = log::check(&storage, facts.layer.file_len, root, log_policy, findings);
     }
     let file_len = length_of(storage.as_ref())?;
-    looked.layer.file_len = file_len;
+    facts.layer.file_len = file_len;
     if !file_len.is_multiple_of(MIB) {
         let message = "the file length is not a multiple of 1 MiB";
         findings.warning(
@@ -80,17 +80,17 @@ pub(super) fn check(
     }
     let header = root.as_ref().map(|root| &root.header);
     let regions = regions::check(storage.as_ref(), file_len, header, findings)?;
-    let Some(regions) = regions else { return Ok(looked) };
+    let Some(regions) = regions else { return Ok(facts) };
     let within = |end: u64| end <= file_len;
     let inspected = regions
         .metadata
         .as_ref()
         .filter(|region| within(region.end()))
         .and_then(|region| metadata::check(storage.as_ref(), region, findings));
-    looked.metadata_at = regions.metadata.as_ref().map(|region| region.offset.get());
-    let Some(inspected) = inspected else { return Ok(looked) };
-    looked.take(&inspected, storage.as_ref(), linkage);
-    let Some(region) = &regions.bat else { return Ok(looked) };
+    facts.metadata_at = regions.metadata.as_ref().map(|region| region.offset.get());
+    let Some(inspected) = inspected else { return Ok(facts) };
+    facts.record(&inspected, storage.as_ref(), linkage);
+    let Some(region) = &regions.bat else { return Ok(facts) };
     let Some((layout, flags)) = layout(&inspected) else {
         let message = "the block allocation table was not checked";
         findings.warning(
@@ -98,12 +98,12 @@ pub(super) fn check(
                 .with_found("no block size, sector size or disk size")
                 .with_expected("all three, to interpret the entries"),
         );
-        return Ok(looked);
+        return Ok(facts);
     };
     let has_parent = flags.contains(FileFlags::HAS_PARENT);
     let merge = merge_mark(storage.as_ref(), &regions, &inspected);
     if let Some(mark) = &merge {
-        tell_merge(mark, looked.metadata_at.unwrap_or_default(), is_tip, findings);
+        report_merge(mark, facts.metadata_at.unwrap_or_default(), is_tip, findings);
     }
     let outcome = blocks::check(
         &Table {
@@ -118,13 +118,13 @@ pub(super) fn check(
         },
         findings,
     );
-    looked.layer.allocated_blocks = Some(outcome.allocated);
-    looked.layer.leaked = outcome.leaked;
-    Ok(looked)
+    facts.layer.allocated_blocks = Some(outcome.allocated);
+    facts.layer.leaked = outcome.leaked;
+    Ok(facts)
 }
 
-impl Looked {
-    fn take(&mut self, inspected: &Inspected, storage: &dyn Storage, linkage: Linkage) {
+impl LayerFacts {
+    fn record(&mut self, inspected: &Inspected, storage: &dyn Storage, linkage: Linkage) {
         self.layer.size = inspected.size;
         self.logical_sector = inspected.logical_sector;
         self.physical_sector = inspected.physical_sector;
@@ -147,7 +147,7 @@ fn merge_mark(
 }
 
 /// Reports an unfinished merge. An image that cannot be read on its own because of it must not be the tip.
-fn tell_merge(mark: &MergeMark, at: u64, is_tip: bool, findings: &mut Findings) {
+fn report_merge(mark: &MergeMark, at: u64, is_tip: bool, findings: &mut Findings) {
     match no_point(mark) {
         Some(error) if is_tip => findings.error(error.at(at)),
         // Reported on the layer above.

@@ -33,7 +33,7 @@ pub(super) fn check(
         return as_it_is;
     }
     match log::survey(storage.as_ref(), header) {
-        Ok(survey) => tell(&survey, header, findings),
+        Ok(survey) => report_survey(&survey, header, findings),
         Err(error) => findings.error(error),
     }
     if header.log_guid.is_nil() {
@@ -59,7 +59,7 @@ fn replayed(
     findings: &mut Findings,
 ) -> Option<Arc<dyn Storage>> {
     let sequence = log::find(storage.as_ref(), header).map_err(|e| findings.error(e)).ok()?;
-    tell_pending(header, &sequence, findings);
+    report_pending(header, &sequence, findings);
     let mut is_sound = true;
     let inspected =
         log::inspect_targets(storage.as_ref(), header, &sequence, MOST_TARGETS, &mut |error| {
@@ -87,7 +87,7 @@ fn replayed(
     }
 }
 
-fn tell_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
+fn report_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
     let (tail, head) = (sequence.tail(), sequence.head());
     let message = "the log holds changes that are not yet in the file";
     findings.info(
@@ -117,7 +117,7 @@ fn tell_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
     }
 }
 
-fn tell(survey: &log::Survey, header: &Header, findings: &mut Findings) {
+fn report_survey(survey: &log::Survey, header: &Header, findings: &mut Findings) {
     let of = |code, message, at: Option<u64>, count| {
         Error::new(ErrorKind::Damaged, code, message)
             .with_section("2.3.2")

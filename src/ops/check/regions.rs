@@ -50,7 +50,7 @@ pub(super) fn check(
     }
     for (i, entry) in table.entries.iter().enumerate() {
         let place = RegionTable::entry_at(at, i);
-        tell_kind(entry, place, file_len, findings);
+        report_kind(entry, place, file_len, findings);
         if entry.is_placed() {
             structures.push((entry.offset.get()..entry.end(), region::title(entry.guid)));
         }
@@ -98,7 +98,7 @@ fn chosen(copies: &[Option<(RegionTable, bool)>; 2]) -> Option<(&RegionTable, u6
     sound.or_else(|| there().find_map(|(copy, at)| Some((&copy.as_ref()?.0, at))))
 }
 
-fn tell_kind(entry: &RegionEntry, at: u64, file_len: u64, findings: &mut Findings) {
+fn report_kind(entry: &RegionEntry, at: u64, file_len: u64, findings: &mut Findings) {
     let is_required = entry.flags.contains(RegionFlags::REQUIRED);
     match region::name(entry.guid) {
         Some(name) if !is_required => {

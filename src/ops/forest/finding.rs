@@ -10,7 +10,7 @@ use crate::error::Error;
 /// A fact about the forest worth reporting: a fault or a note.
 #[derive(Debug)]
 #[non_exhaustive]
-pub enum Finding {
+pub enum ForestFinding {
     /// No file with the recorded identity was found, and no recorded path leads to a file.
     #[non_exhaustive]
     Orphan {
@@ -114,7 +114,7 @@ pub enum Finding {
     },
 }
 
-impl Finding {
+impl ForestFinding {
     /// A short, stable code.
     pub fn code(&self) -> &'static str {
         match self {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::node::{Lead, LeadsTo, Node, NodeId};
-use super::walk::{self, FileKey, Found};
+use super::walk::{self, FileKey, Scanned};
 use crate::chain::{Candidate, FoundBy, PathSource};
 use crate::error::ErrorKind;
 use crate::image::{ParentLink, identity_if_any, probe_identity};
@@ -18,7 +18,7 @@ use crate::names::same_name;
 use crate::storage::{Access, Storage};
 
 /// Finds every link's parent and leads, and adds the parents that lie outside the scanned places.
-pub(super) fn link(found: Found, source: &PathSource) -> Found {
+pub(super) fn link(found: Scanned, source: &PathSource) -> Scanned {
     let mut linker = Linker {
         source,
         found,
@@ -43,7 +43,7 @@ pub(super) fn link(found: Found, source: &PathSource) -> Found {
     }
     for (child, trail) in trails.iter().enumerate() {
         let Some(link) = &linker.found.nodes[child].link else { continue };
-        let leads = trail.iter().map(|stop| linker.lead(stop, &link.recorded)).collect();
+        let leads = trail.iter().map(|tried| linker.lead(tried, &link.recorded)).collect();
         if let Some(link) = &mut linker.found.nodes[child].link {
             link.leads = leads;
         }
@@ -53,27 +53,27 @@ pub(super) fn link(found: Found, source: &PathSource) -> Found {
 
 struct Linker<'a> {
     source: &'a PathSource,
-    found: Found,
+    found: Scanned,
     /// The nodes of each identity.
     guids: HashMap<Uuid, Vec<usize>>,
     /// Where recorded paths lead, cached for all children in a folder that recorded the same paths.
-    trails: HashMap<TrailKey, Rc<[Stop]>>,
+    trails: HashMap<TrailKey, Rc<[TriedPath]>>,
     /// The images in the folders that the caller named, once searched.
-    folders: Option<HashMap<Uuid, Vec<Place>>>,
+    folders: Option<HashMap<Uuid, Vec<FoundFile>>>,
     unresolved: Vec<usize>,
 }
 
 type TrailKey = (PathBuf, [Option<String>; 3]);
 
 /// A path that was tried and what it leads to. The identity of a file outside stays inside this module.
-struct Stop {
+struct TriedPath {
     found_by: FoundBy,
     path: PathBuf,
-    there: io::Result<Place>,
+    there: io::Result<FoundFile>,
 }
 
 #[derive(Clone)]
-struct Place {
+struct FoundFile {
     key: FileKey,
     path: PathBuf,
     guid: Option<Uuid>,
@@ -97,16 +97,16 @@ impl Linker<'_> {
     }
 
     /// Links a node to its parent and returns where its paths lead.
-    fn resolve(&mut self, child: usize) -> Rc<[Stop]> {
+    fn resolve(&mut self, child: usize) -> Rc<[TriedPath]> {
         let Some(link) = &self.found.nodes[child].link else { return Rc::default() };
         let recorded = link.recorded.clone();
         let trail = self.trail(&recorded);
-        for stop in trail.iter() {
-            let Ok(place) = &stop.there else { continue };
+        for tried in trail.iter() {
+            let Ok(place) = &tried.there else { continue };
             if place.guid.is_some_and(|guid| recorded.accepts(guid))
                 && let Some(parent) = self.admit(place, &recorded)
             {
-                self.set(child, parent, Some(stop.found_by));
+                self.set(child, parent, Some(tried.found_by));
                 return trail;
             }
         }
@@ -134,7 +134,7 @@ impl Linker<'_> {
     }
 
     /// Returns the node of a file that proved to be a parent, adding one if it lies outside.
-    fn admit(&mut self, place: &Place, recorded: &ParentLink) -> Option<usize> {
+    fn admit(&mut self, place: &FoundFile, recorded: &ParentLink) -> Option<usize> {
         if let Some(known) = self.found.by_file.get(&place.key) {
             return Some(*known);
         }
@@ -164,7 +164,7 @@ impl Linker<'_> {
         }
     }
 
-    fn trail(&mut self, link: &ParentLink) -> Rc<[Stop]> {
+    fn trail(&mut self, link: &ParentLink) -> Rc<[TriedPath]> {
         let folder = link.child_path.as_deref().and_then(Path::parent);
         // A child reached through a symbolic link resolves relative paths in two folders.
         let key = folder.filter(|_| link.child_via.is_none()).map(|folder| {
@@ -174,7 +174,7 @@ impl Linker<'_> {
         if let Some(known) = key.as_ref().and_then(|key| self.trails.get(key)) {
             return Rc::clone(known);
         }
-        let mut stops: Vec<Stop> = Vec::new();
+        let mut tries: Vec<TriedPath> = Vec::new();
         for candidate in self.source.by_path(link) {
             let Candidate { name, found_by, opened } = candidate;
             let there = opened.and_then(|storage| self.place(&storage, &name));
@@ -182,30 +182,30 @@ impl Linker<'_> {
                 Ok(place) => place.path.clone(),
                 Err(_) => name.into(),
             };
-            stops.push(Stop { found_by, path, there });
+            tries.push(TriedPath { found_by, path, there });
         }
-        let trail: Rc<[Stop]> = stops.into();
+        let trail: Rc<[TriedPath]> = tries.into();
         if let Some(key) = key {
             self.trails.insert(key, Rc::clone(&trail));
         }
         trail
     }
 
-    fn place(&self, storage: &Arc<dyn Storage>, name: &str) -> io::Result<Place> {
+    fn place(&self, storage: &Arc<dyn Storage>, name: &str) -> io::Result<FoundFile> {
         let path = storage.path().map_or_else(|| name.into(), Path::to_path_buf);
         let key = FileKey::new(self.source.its_host(), storage.id()?, &path);
         let guid = match self.found.by_file.get(&key) {
             Some(known) => known_guid(&self.found.nodes[*known])?,
             None => identity_if_any(storage.as_ref())?,
         };
-        Ok(Place { key, path, guid })
+        Ok(FoundFile { key, path, guid })
     }
 
     /// Finds a file in the folders that the caller named, preferring the recorded file name.
-    fn in_folders(&mut self, link: &ParentLink) -> Option<(Place, FoundBy)> {
+    fn in_folders(&mut self, link: &ParentLink) -> Option<(FoundFile, FoundBy)> {
         if self.folders.is_none() {
             let mut seen = HashSet::new();
-            let mut folders: HashMap<Uuid, Vec<Place>> = HashMap::new();
+            let mut folders: HashMap<Uuid, Vec<FoundFile>> = HashMap::new();
             for Candidate { name, opened, .. } in self.source.in_folders() {
                 if let Ok(place) = opened.and_then(|storage| self.place(&storage, &name))
                     && let Some(guid) = place.guid
@@ -221,7 +221,7 @@ impl Linker<'_> {
         let identities = [Some(link.linkage), link.linkage2].into_iter().flatten();
         let places = identities.filter(accepted).filter_map(|guid| folders.get(&guid)).flatten();
         let names = link.file_names();
-        let is_named = |place: &&Place| {
+        let is_named = |place: &&FoundFile| {
             let name = place.path.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| names.iter().any(|recorded| same_name(recorded, name)))
         };
@@ -232,8 +232,8 @@ impl Linker<'_> {
     }
 
     /// Returns what is revealed about a tried path.
-    fn lead(&self, stop: &Stop, recorded: &ParentLink) -> Lead {
-        let to = match &stop.there {
+    fn lead(&self, tried: &TriedPath, recorded: &ParentLink) -> Lead {
+        let to = match &tried.there {
             Ok(place) => match self.found.by_file.get(&place.key) {
                 Some(node) if place.guid.is_some_and(|guid| recorded.accepts(guid)) => {
                     LeadsTo::Parent(NodeId(*node))
@@ -249,6 +249,6 @@ impl Linker<'_> {
                 _ => LeadsTo::Failed,
             },
         };
-        Lead { found_by: stop.found_by, path: stop.path.clone(), to }
+        Lead { found_by: tried.found_by, path: tried.path.clone(), to }
     }
 }

@@ -5,10 +5,10 @@ use std::collections::HashMap;
 
 use super::node::{LeadsTo, Node, NodeId};
 use super::trees::Forest;
-use super::walk::Found;
+use super::walk::Scanned;
 
 /// Numbers the nodes in display order and lists children under their parents.
-pub(super) fn grow(found: Found) -> Forest {
+pub(super) fn order_nodes(found: Scanned) -> Forest {
     let mut nodes = found.nodes;
     let is_root = roots(&nodes);
     let mut children = vec![Vec::new(); nodes.len()];

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use uuid::Uuid;
 
-use super::finding::Finding;
+use super::finding::ForestFinding;
 use super::node::{Node, NodeId};
 
 /// All images in some folders and their relations.
@@ -13,7 +13,7 @@ pub struct Forest {
     /// In display order: each tree's root first, children below their parents.
     pub(super) nodes: Vec<Node>,
     pub(super) trees: Vec<NodeId>,
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Vec<ForestFinding>,
     pub(super) children: HashMap<Uuid, Vec<NodeId>>,
 }
 
@@ -37,7 +37,7 @@ impl Forest {
     }
 
     /// The findings: faults first, each group in display order.
-    pub fn findings(&self) -> &[Finding] {
+    pub fn findings(&self) -> &[ForestFinding] {
         &self.findings
     }
 

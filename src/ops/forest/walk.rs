@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::finding::Finding;
+use super::finding::ForestFinding;
 use super::node::{Image, Link, Node};
 use crate::error::{Error, Result};
 use crate::format::identifier::FileIdentifier;
@@ -14,11 +14,11 @@ use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, is_temporary
 
 /// The result of a walk.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct Scanned {
     pub(super) nodes: Vec<Node>,
     /// The node of each file.
     pub(super) by_file: HashMap<FileKey, usize>,
-    pub(super) findings: Vec<Finding>,
+    pub(super) findings: Vec<ForestFinding>,
 }
 
 /// Identifies a file independently of its name.
@@ -33,10 +33,10 @@ pub(super) enum FileKey {
 pub(super) fn walk<P: AsRef<Path>>(
     host: &dyn Host,
     places: impl IntoIterator<Item = P>,
-) -> Result<Found> {
-    let mut walk = Walk {
+) -> Result<Scanned> {
+    let mut walk = FolderWalk {
         host,
-        found: Found::default(),
+        found: Scanned::default(),
         confines: Vec::new(),
         pending: Vec::new(),
         seen: HashSet::new(),
@@ -106,9 +106,9 @@ impl FileKey {
     }
 }
 
-struct Walk<'a> {
+struct FolderWalk<'a> {
     host: &'a dyn Host,
-    found: Found,
+    found: Scanned,
     /// The canonical paths of the places.
     confines: Vec<PathBuf>,
     /// Folders still to visit, the next one last.
@@ -117,7 +117,7 @@ struct Walk<'a> {
     seen: HashSet<FileKey>,
 }
 
-impl Walk<'_> {
+impl FolderWalk<'_> {
     fn folder(&mut self, folder: &Path) {
         let id = match self.host.stat(folder) {
             Ok(stat) => stat.id,
@@ -135,8 +135,8 @@ impl Walk<'_> {
         let mut folders = Vec::new();
         for path in names {
             match self.kind_of(&path) {
-                Ok(Some(Met::Folder)) => folders.push(path),
-                Ok(Some(Met::File(stat))) => self.file(path, &stat, false),
+                Ok(Some(FolderEntry::Folder)) => folders.push(path),
+                Ok(Some(FolderEntry::File(stat))) => self.file(path, &stat, false),
                 Ok(None) => {}
                 // Removed since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -147,15 +147,15 @@ impl Walk<'_> {
     }
 
     /// Returns what a name in a folder stands for, if it is to be examined.
-    fn kind_of(&mut self, path: &Path) -> io::Result<Option<Met>> {
+    fn kind_of(&mut self, path: &Path) -> io::Result<Option<FolderEntry>> {
         if self.host.is_link(path)? {
             self.link(path);
             return Ok(None);
         }
         let stat = self.host.stat(path)?;
         Ok(match stat.kind {
-            FileKind::Folder => Some(Met::Folder),
-            FileKind::File => Some(Met::File(stat)),
+            FileKind::Folder => Some(FolderEntry::Folder),
+            FileKind::File => Some(FolderEntry::File(stat)),
             FileKind::Other => None,
         })
     }
@@ -172,7 +172,7 @@ impl Walk<'_> {
             FileKind::Other => false,
         };
         if is_of_interest && !self.confines.iter().any(|place| real.starts_with(place)) {
-            self.found.findings.push(Finding::LinkOutside { path: path.to_path_buf() });
+            self.found.findings.push(ForestFinding::LinkOutside { path: path.to_path_buf() });
         }
     }
 
@@ -196,7 +196,7 @@ impl Walk<'_> {
             Ok(false) => {
                 if is_given || is_named_as_image(&path) {
                     let error = why_no_image(storage.as_ref()).in_path(&path);
-                    self.found.findings.push(Finding::NoSignature { path, error });
+                    self.found.findings.push(ForestFinding::NoSignature { path, error });
                 }
                 return;
             }
@@ -218,12 +218,12 @@ impl Walk<'_> {
     fn unreadable(&mut self, path: PathBuf, error: io::Error) {
         let error = Error::io("forest.unreadable", "cannot be read", error).in_path(&path);
         let error = error.limits_named();
-        self.found.findings.push(Finding::Unreadable { path, error });
+        self.found.findings.push(ForestFinding::Unreadable { path, error });
     }
 }
 
 /// An entry of a folder to examine.
-enum Met {
+enum FolderEntry {
     Folder,
     File(Stat),
 }

@@ -39,13 +39,13 @@ impl<'a> Meter<'a> {
     }
 
     pub(super) fn report(&mut self) -> Result<()> {
-        match self.tell() {
+        match self.notify() {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled()),
         }
     }
 
-    pub(super) fn tell(&mut self) -> ControlFlow<()> {
+    pub(super) fn notify(&mut self) -> ControlFlow<()> {
         (self.on)(Progress { done: self.done.min(self.total), total: self.total })
     }
 
@@ -61,7 +61,7 @@ impl<'a> Meter<'a> {
 }
 
 /// Copies what a child holds into its parent.
-pub(super) struct Copy<'a> {
+pub(super) struct LayerCopy<'a> {
     pub(super) from: Layer,
     pub(super) to: &'a Writer,
     pub(super) copier: Copier,
@@ -72,7 +72,7 @@ pub(super) struct Copy<'a> {
 }
 
 /// What to do next at an offset, and up to where.
-pub(super) enum Piece {
+pub(super) enum CopyPiece {
     /// The child has nothing up to this offset.
     Parent(u64),
     /// Zeros up to this offset.
@@ -96,7 +96,7 @@ pub(super) fn next_extent(image: &Layer, range: Range<u64>, near: u64) -> Result
     }
 }
 
-impl Piece {
+impl CopyPiece {
     /// Returns the first piece of an extent, for a parent with the given block and disk size. Zeros cover either whole
     /// blocks of the parent, at most `blocks` of them, which can then be unmapped, or part of a single block.
     pub(super) fn of(extent: &Extent, block: u64, size: u64, most: u64, blocks: u64) -> Self {
@@ -121,7 +121,7 @@ impl Piece {
     }
 }
 
-impl Copy<'_> {
+impl LayerCopy<'_> {
     /// Moves what the child holds of `range`, at the meter's pace; returns how many bytes of
     /// data that was.
     pub(super) fn pass(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
@@ -129,7 +129,7 @@ impl Copy<'_> {
     }
 
     /// The same while writers to the range wait.
-    pub(super) fn held(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
+    pub(super) fn pass_while_held(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
         self.paced(range, HELD_PIECE, meter, &|_| ())
     }
 
@@ -146,13 +146,13 @@ impl Copy<'_> {
         // One block more, because the first may be partial.
         let near = |at| (at / block + 1 + ZERO_BLOCKS) * block;
         while let Some(extent) = next_extent(&self.from, at..range.end, near(at))? {
-            let end = match Piece::of(&extent, block, size, most, ZERO_BLOCKS) {
-                Piece::Parent(end) | Piece::Zeros(end) => end,
-                Piece::Data(end) => at + meter.wait(end - at)?,
+            let end = match CopyPiece::of(&extent, block, size, most, ZERO_BLOCKS) {
+                CopyPiece::Parent(end) | CopyPiece::Zeros(end) => end,
+                CopyPiece::Data(end) => at + meter.wait(end - at)?,
             };
             // Until here, writes may change the extent; from here on they are tracked.
-            let held = self.take(end);
-            let step = self.run(at..end)?;
+            let held = self.hold_writers(end);
+            let step = self.copy_range(at..end)?;
             drop(held);
             moved += step;
             meter.done += step;
@@ -166,13 +166,13 @@ impl Copy<'_> {
     }
 
     /// Returns the first offset in `range` at which the child holds something.
-    pub(super) fn skip(&self, range: Range<u64>) -> Result<Option<u64>> {
+    pub(super) fn next_data(&self, range: Range<u64>) -> Result<Option<u64>> {
         let mut at = range.start;
         while let Some(extent) = next_extent(&self.from, at..range.end, at + MIB)? {
             if extent.source != Source::Parent {
                 return Ok(Some(at));
             }
-            drop(self.take(extent.range.end));
+            drop(self.hold_writers(extent.range.end));
             let again = self.from.by_itself().next_extent(extent.range.clone())?;
             let end = match again {
                 Some(again) if again.source == Source::Parent => again.range.end,
@@ -186,12 +186,12 @@ impl Copy<'_> {
         Ok(None)
     }
 
-    fn take(&self, end: u64) -> Option<crate::write::HeldRange<'_>> {
+    fn hold_writers(&self, end: u64) -> Option<crate::write::HeldRange<'_>> {
         self.tracker.as_ref().map(|tracker| tracker.take(end))
     }
 
     /// Moves what the child holds of `range`.
-    pub(super) fn run(&self, range: Range<u64>) -> Result<u64> {
+    pub(super) fn copy_range(&self, range: Range<u64>) -> Result<u64> {
         let (mut moved, mut at) = (0, range.start);
         // Keeps the file offsets found below from being reused until they are read.
         let _pin = self.from.pin();

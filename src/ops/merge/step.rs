@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::copy::{BATCH, Copy, Meter};
+use super::copy::{BATCH, LayerCopy, Meter};
 use super::parameters::{Merge, Merged};
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::LayerId;
@@ -41,7 +41,7 @@ const SLOWER: Duration = Duration::from_millis(10);
 const SLOWEST: Duration = Duration::from_millis(100);
 
 /// The merge of one layer into the next one below.
-pub(super) struct Step<'a> {
+pub(super) struct MergeStep<'a> {
     pub(super) op: &'a Operation<'a>,
     pub(super) merge: &'a Merge,
     pub(super) layer: usize,
@@ -69,7 +69,7 @@ impl Drop for Tracking<'_> {
     }
 }
 
-impl Step<'_> {
+impl MergeStep<'_> {
     pub(super) fn run(&self, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
         self.op.let_vanish(self.layer + 1)?;
         let mut handles = self.open(meter)?;
@@ -86,7 +86,7 @@ impl Step<'_> {
         let mut layers = vec![self.layer + 1];
         layers.extend((!is_live).then_some(self.layer));
         layers.extend(above.filter(|_| !is_above_live));
-        let opened = self.op.take(&layers, &mut || meter.tell())?;
+        let opened = self.op.take(&layers, &mut || meter.notify())?;
         let of = |layer: usize| {
             let taken = layers.iter().zip(&opened).find(|(taken, _)| **taken == layer);
             let writer = taken.map(|(_, writer)| writer).or(live.as_ref());
@@ -107,10 +107,10 @@ impl Step<'_> {
             // The parent is complete; only the links and the file remain.
             return self.finish(on, merged);
         }
-        self.look_again()?;
+        self.recheck_children()?;
         let next = Uuid::new_v4();
         self.mark(on, next)?;
-        self.fit(on, meter)?;
+        self.resize_parent(on, meter)?;
         // Keeps offsets in the parent's file that readers may know from being reused.
         let keep = self.op.keep(on.parent.core());
         let done = self.copy(on, meter, merged).and_then(|()| self.finish(on, merged));
@@ -119,7 +119,7 @@ impl Step<'_> {
     }
 
     /// Refuses layers that got another child before they were locked.
-    fn look_again(&self) -> Result<()> {
+    fn recheck_children(&self) -> Result<()> {
         let images = self.op.images();
         let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let of_step = &images[self.layer..=self.layer + 1];
@@ -149,7 +149,7 @@ impl Step<'_> {
     }
 
     /// Resizes the parent's disk to the child's size.
-    fn fit(&self, on: &mut Handles, meter: &mut Meter<'_>) -> Result<()> {
+    fn resize_parent(&self, on: &mut Handles, meter: &mut Meter<'_>) -> Result<()> {
         let size = on.child.core().geometry().size;
         if size == on.parent.core().geometry().size {
             return Ok(());
@@ -162,7 +162,7 @@ impl Step<'_> {
             OpenImage { core: Arc::clone(parent.core()), writer: Some(Arc::clone(&parent)) };
         let retired = self.op.resized(self.layer + 1, &image);
         on.parent = parent;
-        self.op.drained(retired, &mut || meter.tell())
+        self.op.drained(retired, &mut || meter.notify())
     }
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
@@ -171,7 +171,7 @@ impl Step<'_> {
         let copier = Copier::new(self.merge.share);
         let passed = Cell::new(0);
         let from = Layer::new(Arc::clone(on.child.core()));
-        let copy = Copy { from, to: &on.parent, copier, tracker: tracker.clone(), passed };
+        let copy = LayerCopy { from, to: &on.parent, copier, tracker: tracker.clone(), passed };
         let size = on.child.core().geometry().size;
         let copied = (|| {
             let moved = match self.merge.low_space {
@@ -199,13 +199,13 @@ impl Step<'_> {
 
     /// Records how far the copy got before `error`, and reports it as `merge.child-lost` if the child's file lost
     /// bytes.
-    fn stopped(&self, error: Error, on: &Handles, copy: &Copy<'_>) -> Error {
+    fn stopped(&self, error: Error, on: &Handles, copy: &LayerCopy<'_>) -> Error {
         let is_cancelled = error.kind() == ErrorKind::Cancelled;
         let lost =
             if is_cancelled { None } else { on.child.core().lost_meanwhile().unwrap_or_default() };
         if is_cancelled || lost.is_some() {
             // Best effort: only `AcceptLoss` uses the record, and nothing depends on it.
-            drop(self.note_moved(on, copy));
+            drop(self.record_progress(on, copy));
         }
         let Some(lost) = lost else { return error };
         let message = format!("the file lost bytes during the merge: {}", lost.message());
@@ -217,7 +217,7 @@ impl Step<'_> {
     }
 
     /// Records in the child's mark up to where the parent holds all of its data.
-    fn note_moved(&self, on: &Handles, copy: &Copy<'_>) -> Result<()> {
+    fn record_progress(&self, on: &Handles, copy: &LayerCopy<'_>) -> Result<()> {
         on.parent.commit()?;
         // Later writes to the child give it another identity, which invalidates the record; earlier ones left marks.
         let child = on.child.hand_out_identity()?;
@@ -233,14 +233,14 @@ impl Step<'_> {
     fn copy_and_give_back(
         &self,
         on: &Handles,
-        copy: &Copy<'_>,
+        copy: &LayerCopy<'_>,
         meter: &mut Meter<'_>,
     ) -> Result<u64> {
         let size = on.child.core().geometry().size;
         let block = u64::from(on.child.core().block_size());
         let step = self.batch.max(block);
         let (mut moved, mut at) = (0, 0);
-        while let Some(found) = copy.skip(at..size)? {
+        while let Some(found) = copy.next_data(at..size)? {
             at = at.max(found / step * step);
             let end = size.min((at / step + 1) * step);
             let now = copy.pass(at..end, meter)?;
@@ -251,7 +251,7 @@ impl Step<'_> {
                 // The space is reused only when no reader can know its offsets any more.
                 let keep = self.op.keep(on.child.core());
                 let released = on.child.release_blocks(&blocks).and_then(|_| {
-                    self.op.drained(self.op.forget_places(self.layer), &mut || meter.tell())
+                    self.op.drained(self.op.forget_places(self.layer), &mut || meter.notify())
                 });
                 keep.done(released.is_ok());
                 released?;
@@ -269,7 +269,7 @@ impl Step<'_> {
     fn converge(
         &self,
         on: &Handles,
-        copy: &Copy<'_>,
+        copy: &LayerCopy<'_>,
         tracker: &ChangeTracker,
         meter: &mut Meter<'_>,
     ) -> Result<(u64, Retired)> {
@@ -281,7 +281,7 @@ impl Step<'_> {
         let (mut moved, mut flushed) = (0, 0);
         for round in 1_u32.. {
             while let Some(run) = tracker.next() {
-                moved += copy.held(run, meter)?;
+                moved += copy.pass_while_held(run, meter)?;
                 tracker.check()?;
                 if moved - flushed >= BATCH {
                     on.parent.commit()?;
@@ -294,7 +294,7 @@ impl Step<'_> {
                 meter.report()?;
                 if let Some((last, retired)) = self.switch_tip(on, copy, tracker)? {
                     // Too late to stop.
-                    _ = meter.tell();
+                    _ = meter.notify();
                     return Ok((moved + last, retired));
                 }
             }
@@ -310,7 +310,7 @@ impl Step<'_> {
     fn switch_tip(
         &self,
         on: &Handles,
-        copy: &Copy<'_>,
+        copy: &LayerCopy<'_>,
         tracker: &ChangeTracker,
     ) -> Result<Option<(u64, Retired)>> {
         on.child.freeze_if(|| {
@@ -320,7 +320,7 @@ impl Step<'_> {
             }
             let mut moved = 0;
             while let Some(run) = tracker.next() {
-                moved += copy.run(run)?;
+                moved += copy.copy_range(run)?;
             }
             complete(&on.parent)?;
             // The child accepts the parent's present identity: later writes need a new one.
@@ -351,7 +351,7 @@ impl Step<'_> {
             Ok(Removed { is_gone: true, warning }) => {
                 merged.warnings.extend(warning);
                 merged.removed.push(child_path);
-                merged.warnings.extend(dangling(self.op, on.child.core()));
+                merged.warnings.extend(dangling_link(self.op, on.child.core()));
             }
             Ok(Removed { warning, .. }) => {
                 let what = "; all that it held is in the parent";

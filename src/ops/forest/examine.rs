@@ -5,23 +5,23 @@ use std::path::Path;
 
 use uuid::Uuid;
 
-use super::finding::Finding;
+use super::finding::ForestFinding;
 use super::node::{LeadsTo, Link, NodeId};
 use super::trees::Forest;
 use crate::chain::FoundBy;
 use crate::image::MergeState;
 
 /// Adds the findings, in order.
-pub(super) fn judge(forest: &mut Forest) {
+pub(super) fn add_findings(forest: &mut Forest) {
     let guids = by_guid(forest);
     let mut findings = std::mem::take(&mut forest.findings);
     for (id, node) in forest.nodes() {
         if node.image.is_err() {
-            findings.push(Finding::Damaged { node: id });
+            findings.push(ForestFinding::Damaged { node: id });
         }
         if let Some(link) = &node.link {
-            findings.extend(of_link(forest, id, link, &guids));
-            findings.extend(of_pair(forest, id, link));
+            findings.extend(link_finding(forest, id, link, &guids));
+            findings.extend(pair_findings(forest, id, link));
         }
     }
     findings.extend(unfinished_merges(forest, &guids));
@@ -42,12 +42,12 @@ fn by_guid(forest: &Forest) -> HashMap<Uuid, Vec<NodeId>> {
 }
 
 /// Checks how a child leads to its parent.
-fn of_link(
+fn link_finding(
     forest: &Forest,
     child: NodeId,
     link: &Link,
     guids: &HashMap<Uuid, Vec<NodeId>>,
-) -> Option<Finding> {
+) -> Option<ForestFinding> {
     // A path led there, or the caller named the place.
     if link.parent.is_some() && link.found_by.is_some() {
         return None;
@@ -73,7 +73,7 @@ fn of_link(
             LeadsTo::Other(node) => Some(node),
             _ => None,
         };
-        return Some(Finding::BrokenLink {
+        return Some(ForestFinding::BrokenLink {
             child,
             expected,
             leads_to: lead.path.clone(),
@@ -83,50 +83,50 @@ fn of_link(
         });
     }
     Some(match link.parent {
-        Some(_) => Finding::StalePath { child, matches },
-        None => Finding::Orphan { child, expected },
+        Some(_) => ForestFinding::StalePath { child, matches },
+        None => ForestFinding::Orphan { child, expected },
     })
 }
 
 /// Compares a child with its parent.
-fn of_pair(forest: &Forest, child: NodeId, link: &Link) -> Vec<Finding> {
+fn pair_findings(forest: &Forest, child: NodeId, link: &Link) -> Vec<ForestFinding> {
     let Some(parent) = link.parent else { return Vec::new() };
     let (above, below) = (forest.node(child), forest.node(parent));
     let mut findings = Vec::new();
     if let (Ok(a), Ok(b)) = (&above.image, &below.image)
         && a.geometry.logical_sector != b.geometry.logical_sector
     {
-        findings.push(Finding::SectorSizes { child, parent });
+        findings.push(ForestFinding::SectorSizes { child, parent });
     }
     if let (Some(a), Some(b)) = (above.volume, below.volume)
         && a != b
     {
-        findings.push(Finding::Volumes { child, parent });
+        findings.push(ForestFinding::Volumes { child, parent });
     }
     findings
 }
 
 /// One finding for each merge, on the child if it was found.
-fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Finding> {
+fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<ForestFinding> {
     let marked = forest.nodes().filter_map(|(id, node)| {
         let mark = node.image.as_ref().ok()?.merge.as_ref()?;
         // A child that cannot be read has no mark to report.
         let tells = |id: &NodeId| forest.node(*id).image.as_ref().is_ok_and(|i| i.merge.is_some());
         let is_told_by_child = mark.state == MergeState::Target
             && guids.get(&mark.other).is_some_and(|children| children.iter().any(tells));
-        (!is_told_by_child).then_some(Finding::UnfinishedMerge { node: id })
+        (!is_told_by_child).then_some(ForestFinding::UnfinishedMerge { node: id })
     });
     marked.collect()
 }
 
 /// One finding for each loop: a root that has a parent is the place where the loop was cut.
-fn loops(forest: &Forest) -> Vec<Finding> {
+fn loops(forest: &Forest) -> Vec<ForestFinding> {
     let is_cut = |id: &&NodeId| forest.node(**id).parent().is_some();
     let cut = forest.trees().iter().filter(is_cut);
-    cut.map(|root| Finding::Loop { nodes: forest.layers(*root) }).collect()
+    cut.map(|root| ForestFinding::Loop { nodes: forest.layers(*root) }).collect()
 }
 
-fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Finding> {
+fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<ForestFinding> {
     let links = forest.nodes().filter_map(|(_, node)| node.link.as_ref());
     let leads = links.flat_map(|link| &link.leads).filter(|lead| lead.found_by != FoundBy::Given);
     let recorded: HashSet<NodeId> = leads
@@ -137,7 +137,7 @@ fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Findin
         .collect();
     let several = guids.iter().filter(|(_, nodes)| nodes.len() > 1);
     several
-        .map(|(guid, nodes)| Finding::Duplicates {
+        .map(|(guid, nodes)| ForestFinding::Duplicates {
             guid: *guid,
             nodes: nodes.clone(),
             preferred: nodes.iter().copied().filter(|id| recorded.contains(id)).collect(),
@@ -146,11 +146,11 @@ fn duplicates(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<Findin
 }
 
 /// The sort key: faults first, then by node, then findings without a node by path.
-fn rank(finding: &Finding) -> (bool, bool, Option<NodeId>, Option<&Path>) {
+fn rank(finding: &ForestFinding) -> (bool, bool, Option<NodeId>, Option<&Path>) {
     let path = match finding {
-        Finding::Unreadable { path, .. }
-        | Finding::NoSignature { path, .. }
-        | Finding::LinkOutside { path } => Some(path.as_path()),
+        ForestFinding::Unreadable { path, .. }
+        | ForestFinding::NoSignature { path, .. }
+        | ForestFinding::LinkOutside { path } => Some(path.as_path()),
         _ => None,
     };
     (!finding.is_fault(), path.is_some(), finding.node(), path)

@@ -12,9 +12,9 @@ use super::{FileId, LockMode, LockOutcome, Storage};
 /// A file that may be open for writing, handed to a user without the right to write: neither its contents nor its
 /// lock can be changed.
 #[derive(Debug)]
-pub(crate) struct Reading(pub(crate) Arc<dyn Storage>);
+pub(crate) struct ReadOnly(pub(crate) Arc<dyn Storage>);
 
-impl Storage for Reading {
+impl Storage for ReadOnly {
     fn name(&self) -> &str {
         self.0.name()
     }

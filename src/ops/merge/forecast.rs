@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::ops::{ControlFlow, Range};
 
-use super::copy::{BATCH, PIECE, Piece, next_extent};
+use super::copy::{BATCH, CopyPiece, PIECE, next_extent};
 use super::parameters::Merge;
 use super::states::States;
 use crate::chain::{Operation, path_of};
@@ -20,28 +20,28 @@ use crate::write::table_len;
 /// The unit in which hosts allocate space.
 const PAGE: u64 = 4 * KIB;
 /// How many blocks and pieces are processed between two checks for cancellation.
-const PATIENCE: u32 = 1 << 15;
+const CHECK_EVERY: u32 = 1 << 15;
 /// How many ranges already searched for holes are remembered.
 const MOST_PLACES: usize = 1 << 16;
 
 /// Asks the caller at intervals whether to continue.
-pub(super) struct Patience<'a> {
+pub(super) struct CancelCheck<'a> {
     left: u32,
     ask: &'a mut dyn FnMut() -> ControlFlow<()>,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> CancelCheck<'a> {
     pub(super) fn new(ask: &'a mut dyn FnMut() -> ControlFlow<()>) -> Self {
-        Self { left: PATIENCE, ask }
+        Self { left: CHECK_EVERY, ask }
     }
 
     /// Counts one step.
-    fn look(&mut self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         self.left = self.left.saturating_sub(1);
         if self.left > 0 {
             return Ok(());
         }
-        self.left = PATIENCE;
+        self.left = CHECK_EVERY;
         match (self.ask)() {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Error::cancelled()),
@@ -55,7 +55,7 @@ pub(super) fn forecast(
     op: &Operation<'_>,
     steps: &[usize],
     merge: &Merge,
-    patience: &mut Patience<'_>,
+    cancel: &mut CancelCheck<'_>,
 ) -> Result<(Forecast, u64)> {
     let images: Vec<Layer> = op.images().into_iter().map(Layer::new).collect();
     let parent = &images[steps[0] + 1];
@@ -66,7 +66,7 @@ pub(super) fn forecast(
     let end = parent.claims(0)?.end.max(parent.file_len());
     let mut batch = BATCH;
     let needs = loop {
-        let needs = Needs::of(&images, steps, merge, (batch, end), patience)?;
+        let needs = Needs::of(&images, steps, merge, (batch, end), cancel)?;
         let fits = forecast.available.is_none_or(|available| needs.peak <= available);
         if fits || !merge.low_space || batch <= least {
             break needs;
@@ -74,7 +74,7 @@ pub(super) fn forecast(
         batch /= 2;
     };
     (forecast.read, forecast.written, forecast.peak) = (needs.read, needs.written, needs.peak);
-    (forecast.cut, forecast.cut_data) = cut(&images, steps, patience)?;
+    (forecast.cut, forecast.cut_data) = cut(&images, steps, cancel)?;
     forecast.may_cut = merge.shrink;
     for layer in steps {
         forecast.freed = forecast.freed.saturating_add(images[*layer].file_len());
@@ -88,7 +88,7 @@ pub(super) fn forecast(
 }
 
 /// Returns by how much the parent's disk shrinks, and how many of those bytes its layers hold data for.
-fn cut(images: &[Layer], steps: &[usize], patience: &mut Patience<'_>) -> Result<(u64, u64)> {
+fn cut(images: &[Layer], steps: &[usize], cancel: &mut CancelCheck<'_>) -> Result<(u64, u64)> {
     let (mut cut, mut data) = (0, 0);
     let mut size = images[steps[0] + 1].geometry().size;
     // Each layer below, with the size up to which its data is still part of the disk.
@@ -97,11 +97,11 @@ fn cut(images: &[Layer], steps: &[usize], patience: &mut Patience<'_>) -> Result
         let child = &images[*layer];
         let new = child.geometry().size;
         cut += size.saturating_sub(new);
-        let mut lost = Spans::default();
+        let mut lost = RangeSet::default();
         for (image, there) in below.iter_mut().filter(|(_, there)| *there > new) {
             let mut at = new;
             while let Some(extent) = image.by_itself().next_extent(at..*there)? {
-                patience.look()?;
+                cancel.check()?;
                 at = extent.range.end;
                 if let Source::Data { .. } = extent.source {
                     // Two layers may hold the same bytes of the disk.
@@ -130,10 +130,10 @@ impl Needs {
         steps: &[usize],
         merge: &Merge,
         (batch, end): (u64, u64),
-        patience: &mut Patience<'_>,
+        cancel: &mut CancelCheck<'_>,
     ) -> Result<Self> {
         let mut needs = Self::default();
-        let mut parent = Parent::new(&images[steps[0] + 1], end);
+        let mut parent = ParentModel::new(&images[steps[0] + 1], end);
         // Bytes freed in the children so far.
         let mut gone = 0;
         for (n, layer) in steps.iter().enumerate() {
@@ -144,7 +144,7 @@ impl Needs {
             let (mut at, mut given_back) = (0, 0);
             while at < size {
                 let end = size.min((at / step + 1) * step);
-                let moved = parent.pass(child, at..end, merge, patience)?;
+                let moved = parent.pass(child, at..end, merge, cancel)?;
                 needs.read += moved.bytes;
                 let before = gone + given_back;
                 needs.peak = needs.peak.max(parent.grown().saturating_sub(before));
@@ -171,13 +171,13 @@ impl Needs {
 
 /// What is moved from a child: bytes of data, and how many of them lie outside holes of its file.
 #[derive(Default)]
-struct Moved {
+struct MovedBytes {
     bytes: u64,
     held: u64,
 }
 
 /// The parent as the merge will leave it.
-struct Parent<'a> {
+struct ParentModel<'a> {
     image: &'a Core,
     layout: BlockLayout,
     /// How many entries the block allocation table has room for.
@@ -190,12 +190,12 @@ struct Parent<'a> {
     end: u64,
     /// Bytes of holes that get filled, and the ranges of the file already searched for them.
     filled: u64,
-    looked_at: Spans,
+    looked_at: RangeSet,
     /// Bytes of zeros that are written.
     zeroed: u64,
 }
 
-impl<'a> Parent<'a> {
+impl<'a> ParentModel<'a> {
     fn new(image: &'a Core, end: u64) -> Self {
         let layout = *image.layout();
         Self {
@@ -207,7 +207,7 @@ impl<'a> Parent<'a> {
             bitmaps: HashSet::new(),
             end,
             filled: 0,
-            looked_at: Spans::default(),
+            looked_at: RangeSet::default(),
             zeroed: 0,
         }
     }
@@ -299,14 +299,14 @@ impl<'a> Parent<'a> {
         child: &Layer,
         range: Range<u64>,
         merge: &Merge,
-        patience: &mut Patience<'_>,
-    ) -> Result<Moved> {
+        cancel: &mut CancelCheck<'_>,
+    ) -> Result<MovedBytes> {
         let (block, size) = (self.layout.block_size(), self.layout.size());
-        let (mut at, mut moved) = (range.start, Moved::default());
+        let (mut at, mut moved) = (range.start, MovedBytes::default());
         // The rest of the last extent: looking it up again would read all its entries again.
         let mut rest: Option<Extent> = None;
         while at < range.end {
-            patience.look()?;
+            cancel.check()?;
             let is_rest = rest.is_some();
             let Some(extent) = rest.take().map_or_else(
                 || child.by_itself().next_extent(at..range.end),
@@ -315,19 +315,19 @@ impl<'a> Parent<'a> {
             else {
                 break;
             };
-            let piece = Piece::of(&extent, block, size, PIECE, u64::MAX);
+            let piece = CopyPiece::of(&extent, block, size, PIECE, u64::MAX);
             let end = match piece {
-                Piece::Parent(end) | Piece::Zeros(end) => end,
-                Piece::Data(end) => at + merge.pace.piece(end - at),
+                CopyPiece::Parent(end) | CopyPiece::Zeros(end) => end,
+                CopyPiece::Data(end) => at + merge.pace.piece(end - at),
             };
             // The extent may continue beyond the range that was looked up.
             if is_rest && end == extent.range.end {
                 continue;
             }
             match piece {
-                Piece::Parent(_) => {}
-                Piece::Zeros(_) => self.zeros(at..end, patience)?,
-                Piece::Data(_) => {
+                CopyPiece::Parent(_) => {}
+                CopyPiece::Zeros(_) => self.zeros(at..end, cancel)?,
+                CopyPiece::Data(_) => {
                     self.data(at..end)?;
                     moved.bytes += end - at;
                     if let (true, Source::Data { at: place, .. }) = (merge.low_space, extent.source)
@@ -349,9 +349,9 @@ impl<'a> Parent<'a> {
         Ok(())
     }
 
-    fn zeros(&mut self, range: Range<u64>, patience: &mut Patience<'_>) -> Result<()> {
+    fn zeros(&mut self, range: Range<u64>, cancel: &mut CancelCheck<'_>) -> Result<()> {
         for (block, part, is_whole) in self.parts(range) {
-            patience.look()?;
+            cancel.check()?;
             let state = self.state(block)?;
             let holds =
                 matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
@@ -491,9 +491,9 @@ fn held(image: &Core, range: Range<u64>) -> Result<u64> {
 /// Disjoint ranges, by start and end. Bounded in number: ranges added beyond the bound count as new every time, so
 /// that they are counted too often rather than not at all.
 #[derive(Debug, Default)]
-struct Spans(BTreeMap<u64, u64>);
+struct RangeSet(BTreeMap<u64, u64>);
 
-impl Spans {
+impl RangeSet {
     /// Adds a range and returns the parts of it that are new.
     fn add(&mut self, range: Range<u64>) -> Vec<Range<u64>> {
         let (mut whole, mut new, mut at) = (range.clone(), Vec::new(), range.start);
@@ -532,7 +532,7 @@ mod tests {
     fn ranges_say_what_of_them_is_new() {
         for seed in 0..50 {
             let mut rng = Rng::new(seed);
-            let (mut spans, mut known) = (Spans::default(), BTreeSet::new());
+            let (mut spans, mut known) = (RangeSet::default(), BTreeSet::new());
             for _ in 0..40 {
                 let start = rng.below(60);
                 let range = start..start + 1 + rng.below(9);
