@@ -23,7 +23,7 @@ use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, MergeMark, MergeState, Moved};
-use crate::ops::child::{Removed, dangling, remove};
+use crate::ops::child::{Removed, dangling_link, remove};
 use crate::read::Layer;
 use crate::types::BlockIndex;
 use crate::warning::Warning;
