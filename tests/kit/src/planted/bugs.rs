@@ -61,7 +61,7 @@ pub fn read_bugs(folder: &Path) -> Result<Vec<Bug>, String> {
     Ok(bugs)
 }
 
-fn parse(text: &str, file: &str) -> Result<Vec<Bug>, String> {
+pub(super) fn parse(text: &str, file: &str) -> Result<Vec<Bug>, String> {
     let mut bugs: Vec<Bug> = Vec::new();
     let mut lines: Vec<&str> = Vec::new();
     for (number, line) in text.lines().enumerate() {

@@ -5,6 +5,8 @@
 //! for one after the other.
 
 mod bugs;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use std::collections::{HashMap, HashSet};
