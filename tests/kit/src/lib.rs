@@ -10,6 +10,8 @@
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] runs QEMU's tools for a second opinion.
 //! - [`planted`] plants bugs in a copy of the sources, for the tests to find.
+//! - `conformance`, a feature, holds implementations of the library's traits to their promises. It is the only part
+//!   that uses the library, of which it uses the public interface.
 //! - [`crc`] and [`rng`] are used by the others.
 
 // The testkit is not part of the crate whose file access goes through `storage::Host`.
@@ -17,6 +19,8 @@
 
 pub mod build;
 mod check;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 pub mod crc;
 pub mod fields;
 pub mod images;

@@ -1,14 +1,28 @@
 //! A suite that every kind of disk passes, by value and behind every pointer.
+#![allow(clippy::disallowed_methods)] // a disk is put into a file from outside
 
+#[path = "../common/mod.rs"]
 mod common;
+#[path = "../../examples/concatenation.rs"]
+#[allow(dead_code)]
+mod concatenation;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests; not all of it is used here
+mod sim;
 
-use std::io::{IoSlice, IoSliceMut};
+mod broken;
+mod broken_files;
+mod disks;
+mod files;
+mod ram;
+
+use std::io::IoSlice;
 use std::sync::Arc;
 
 use avhdx::storage::MemStorage;
-use avhdx::{Cursor, Disk, DiskExt, ErrorKind, OpenOptions, RawDisk, Source};
+use avhdx::{Cursor, Disk, DiskExt, ErrorKind, OpenOptions, RawDisk};
 use avhdx_testkit::build::{Block, Data, Image, Order, state};
-use avhdx_testkit::rng::Rng;
+use avhdx_testkit::conformance::disk::{OF_ALL, Subject};
 
 use common::disk::{flat, keeps_its_bounds, reads_as, tiles};
 use common::{MIB, in_memory, open_images};
@@ -16,103 +30,11 @@ use common::{MIB, in_memory, open_images};
 /// The promises of every disk.
 fn conforms(disk: &(impl Disk + ?Sized), expected: &[u8]) {
     let disk = &disk as &dyn Disk;
-    let geometry = disk.geometry();
-    assert_eq!(geometry.size, expected.len() as u64);
-    assert!([512, 4096].contains(&geometry.logical_sector));
-    assert!([512, 4096].contains(&geometry.physical_sector));
     reads_as(disk, expected);
     keeps_its_bounds(disk);
-    buffers_of_all_sizes(disk, expected);
-    extents_are_one_sequence(disk, expected);
-    readers_do_not_disturb_each_other(disk, expected);
-}
-
-fn buffers_of_all_sizes(disk: &dyn Disk, expected: &[u8]) {
-    let mut rng = Rng::new(7);
-    for count in [0, 1, 2, 17, 600] {
-        let lens: Vec<usize> = (0..count)
-            .map(|_| if rng.chance(1, 4) { 0 } else { rng.below(900) as usize })
-            .collect();
-        let total: usize = lens.iter().sum();
-        let at = rng.below((expected.len() - total) as u64 + 1) as usize;
-        let mut bytes: Vec<Vec<u8>> = lens.iter().map(|len| vec![0xAA; *len]).collect();
-        let mut bufs: Vec<IoSliceMut<'_>> = bytes.iter_mut().map(|b| IoSliceMut::new(b)).collect();
-        disk.read_vectored_at(&mut bufs, at as u64).unwrap();
-        assert!(bytes.concat() == expected[at..at + total], "{count} buffers");
-        // The same length again would extend beyond the end.
-        let mut bytes = vec![0; expected.len()];
-        let mut more = [0];
-        let mut bufs = [IoSliceMut::new(&mut bytes), IoSliceMut::new(&mut more)];
-        let error = disk.read_vectored_at(&mut bufs, 0).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    for (_, check) in OF_ALL {
+        check(&|| Subject::read_only(disk, expected.to_vec()));
     }
-}
-
-/// The extents of parts of a range are parts of the extents of the whole.
-fn extents_are_one_sequence(disk: &dyn Disk, expected: &[u8]) {
-    let size = expected.len() as u64;
-    let whole = tiles(disk, 0..size);
-    for pair in whole.windows(2) {
-        let len = pair[0].range.end - pair[0].range.start;
-        let continues = match (pair[0].source, pair[1].source) {
-            (Source::Data { layer: a, at: x }, Source::Data { layer: b, at: y }) => {
-                a == b && x.get() + len == y.get()
-            }
-            (a, b) => a == b,
-        };
-        assert!(!continues, "{pair:?} are one extent");
-    }
-    let mut rng = Rng::new(size);
-    for _ in 0..200 {
-        let start = rng.below(size);
-        let end = start + 1 + rng.below(size - start);
-        let part = tiles(disk, start..end);
-        for extent in &part {
-            let around = whole
-                .iter()
-                .find(|e| e.range.contains(&extent.range.start))
-                .expect("an extent of the whole");
-            assert!(around.range.end >= extent.range.end, "{extent:?} in {around:?}");
-            let into = extent.range.start - around.range.start;
-            match (around.source, extent.source) {
-                (Source::Data { layer: a, at: x }, Source::Data { layer: b, at: y }) => {
-                    assert_eq!((a, x.get() + into), (b, y.get()), "{extent:?} in {around:?}");
-                }
-                (a, b) => assert_eq!(a, b, "{extent:?} in {around:?}"),
-            }
-        }
-        let next = disk.next_extent(start..end).unwrap().expect("an extent");
-        assert_eq!(next.range.start, start);
-        assert!(
-            next.range.end <= part[0].range.end,
-            "one step is no longer than the joined extent"
-        );
-    }
-    for extent in whole {
-        if let Source::Zero { .. } = extent.source {
-            let bytes = &expected[extent.range.start as usize..extent.range.end as usize];
-            assert!(bytes.iter().all(|byte| *byte == 0), "{extent:?}");
-        }
-    }
-}
-
-fn readers_do_not_disturb_each_other(disk: &dyn Disk, expected: &[u8]) {
-    std::thread::scope(|scope| {
-        for seed in 0..4 {
-            scope.spawn(move || {
-                let mut rng = Rng::new(seed);
-                for _ in 0..100 {
-                    let at = rng.below(expected.len() as u64) as usize;
-                    let len = rng.below((expected.len() - at).min(40_000) as u64 + 1) as usize;
-                    let mut bytes = vec![0xAA; len];
-                    disk.read_at(&mut bytes, at as u64).unwrap();
-                    assert!(bytes == expected[at..at + len], "{len} bytes at {at}");
-                    let end = (at + len) as u64;
-                    tiles(disk, at as u64..end);
-                }
-            });
-        }
-    });
 }
 
 /// A read-only disk refuses every write and stays unchanged.
