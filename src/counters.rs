@@ -1,7 +1,8 @@
 //! What images and chains count while they work.
 
-use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sync::Lanes;
 
 /// What a chain or an image did since it was opened, as [`DiffChain::counters`](crate::DiffChain::counters) and
 /// [`VhdxFile::counters`](crate::VhdxFile::counters) have it.
@@ -31,7 +32,8 @@ pub struct Counters {
     pub table_loads: u64,
     /// Questions which layer answers for a place that the chain's index knew the answer to, for this chain with
     /// its clones and views: one for each span of the disk, or several runs in it, that a read or an extent
-    /// goes over. An image, and a chain of one that is only read, have no index.
+    /// goes over. For an image, and a chain of one
+    /// that is only read, none are counted: there is one layer to ask.
     pub index_hits: u64,
     /// Those for which layers were asked.
     pub index_misses: u64,
@@ -76,50 +78,30 @@ impl Count {
     }
 }
 
-/// Threads that count on lines of the processor's cache of their own; more share.
-const STRIPES: usize = 16;
-
-/// What the index of a chain counts, in the midst of reads that write nothing else that others look at.
+/// What is asked of the answers about a chain's disk, in the midst of reads that write nothing else that others look
+/// at.
 #[derive(Debug, Default)]
-pub(crate) struct IndexTally([Stripe; STRIPES]);
+pub(crate) struct AnswerTally(Lanes<HitsAndMisses>);
 
-/// Two lines long: processors fetch them in pairs.
 #[derive(Debug, Default)]
-#[repr(align(128))]
-struct Stripe {
+struct HitsAndMisses {
     hits: Count,
     misses: Count,
 }
 
-impl IndexTally {
+impl AnswerTally {
     #[inline]
     pub(crate) fn hit(&self) {
-        self.0[stripe()].hits.add(1);
+        self.0.own().hits.add(1);
     }
 
     pub(crate) fn miss(&self) {
-        self.0[stripe()].misses.add(1);
+        self.0.own().misses.add(1);
     }
 
     /// Hits and misses.
     pub(crate) fn now(&self) -> (u64, u64) {
-        let sum = |of: fn(&Stripe) -> &Count| self.0.iter().map(|stripe| of(stripe).now()).sum();
-        (sum(|stripe| &stripe.hits), sum(|stripe| &stripe.misses))
+        let sum = |of: fn(&HitsAndMisses) -> &Count| self.0.iter().map(|lane| of(lane).now()).sum();
+        (sum(|lane| &lane.hits), sum(|lane| &lane.misses))
     }
-}
-
-/// The stripe of this thread.
-#[inline]
-fn stripe() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        /// One more than its number.
-        static MINE: Cell<usize> = const { Cell::new(0) };
-    }
-    MINE.with(|mine| {
-        if mine.get() == 0 {
-            mine.set(NEXT.fetch_add(1, Ordering::Relaxed) % STRIPES + 1);
-        }
-        mine.get() - 1
-    })
 }

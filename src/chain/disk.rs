@@ -2,13 +2,16 @@
 
 use std::io::IoSliceMut;
 use std::ops::Range;
+use std::sync::Arc;
 
-use super::DiffChain;
+use arc_swap::Guard;
+
+use super::{DiffChain, Stack};
 use crate::disk::{Disk, Extent, Geometry, Zeroing};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
-use crate::read::{self, HasLayers, Planned};
+use crate::read::{self, HasLayers, Layers, Planned};
 use crate::storage::FileId;
 
 impl Disk for DiffChain {
@@ -45,7 +48,25 @@ impl Disk for DiffChain {
     }
 }
 
+impl HasLayers for Stack {
+    #[inline]
+    fn layers(&self) -> Layers<'_> {
+        Layers::new(&self.layers, self.is_counted.then_some(&*self.tally))
+    }
+}
+
 impl DiffChain {
+    /// The layers as they are now.
+    #[inline]
+    pub(crate) fn stack(&self) -> Guard<Arc<Stack>> {
+        self.view.stack.load()
+    }
+
+    /// The same, to be kept for long.
+    pub(crate) fn stack_now(&self) -> Arc<Stack> {
+        self.view.stack.load_full()
+    }
+
     /// Finds out where the bytes of a range lie, for a caller that reads them itself. It reads nothing and
     /// waits for nobody: where tables are needed that are not in memory, it says which bytes of which
     /// file must be read first. What it finds out is remembered as it is for [reads](Disk::read_at).

@@ -35,7 +35,7 @@ const PAUSE: Duration = Duration::from_micros(200);
 
 /// What one view of a chain, and its clones, see.
 pub(super) struct View {
-    stack: ArcSwap<Stack>,
+    pub(super) stack: ArcSwap<Stack>,
     /// Whether it is the chain itself, whose tip is always the newest, or a point in time.
     follows: bool,
 }
@@ -115,16 +115,6 @@ fn add(view: View, views: &mut Views) -> Arc<View> {
 }
 
 impl DiffChain {
-    /// The layers as they are now.
-    pub(crate) fn stack(&self) -> Guard<Arc<Stack>> {
-        self.view.stack.load()
-    }
-
-    /// The same, to be kept for long.
-    pub(crate) fn stack_now(&self) -> Arc<Stack> {
-        self.view.stack.load_full()
-    }
-
     /// Has the tip changed, or the one that has taken its place by the time it is frozen.
     ///
     /// # Errors

@@ -14,12 +14,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use crate::counters::{Counters, IndexTally};
+use crate::counters::{AnswerTally, Counters};
 use crate::disk::{Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
 use crate::image::{Core, ImagePolicy, MergeState};
-use crate::read::{self, HasLayers, Layers};
+use crate::read;
 use crate::warning::Warning;
 
 use crate::write::{OpenImage, Writer};
@@ -78,7 +78,8 @@ pub(crate) struct Stack {
     /// What is read: the layers from that one on.
     layers: Box<[read::Layer]>,
     /// Counts the questions of all clones and views which layer has some bytes.
-    tally: Arc<IndexTally>,
+    tally: Arc<AnswerTally>,
+    is_counted: bool,
     /// What writes to the tip: there in the chain itself, where that was asked for, and in no view.
     pub(crate) writer: Option<Arc<Writer>>,
     /// What goes when nobody has these layers any more.
@@ -247,11 +248,13 @@ impl Stack {
         links: Arc<[Link]>,
         tip: usize,
         writer: Option<Arc<Writer>>,
-        tally: Arc<IndexTally>,
+        tally: Arc<AnswerTally>,
         kept: Arc<Kept>,
     ) -> Self {
         let layers = links[tip..].iter().map(|link| link.layer.clone()).collect();
-        Self { links, tip, layers, tally, writer, kept }
+        // Where there is one layer it has all bytes, unless they may change.
+        let is_counted = links.len() > tip + 1 || links[tip].is_written();
+        Self { links, tip, layers, tally, is_counted, writer, kept }
     }
 
     pub(crate) fn links(&self) -> &[Link] {
@@ -271,14 +274,6 @@ impl Stack {
                 .with_found(layer)
                 .with_expected(format_args!("one of its {} layers", self.links().len()))
         })
-    }
-}
-
-impl HasLayers for Stack {
-    fn layers(&self) -> Layers<'_> {
-        // Where there is one layer it has all bytes, unless they may change.
-        let is_counted = self.layers.len() > 1 || self.tip().is_written();
-        Layers::new(&self.layers, is_counted.then_some(&self.tally))
     }
 }
 

@@ -1,7 +1,7 @@
 //! One image file as it is read.
 
 use std::fmt;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
@@ -259,11 +259,8 @@ impl Core {
 
     /// Reads bytes of the disk that lie at `at` in the file.
     pub(crate) fn read_payload(&self, buf: &mut [u8], at: FileOffset) -> Result<()> {
-        self.storage.read_exact_at(buf, at.get()).map_err(|error| {
-            Error::io("payload.read", format!("cannot read {} bytes", buf.len()), error)
-                .in_file(self.name())
-                .at(at.get())
-        })
+        let read = self.storage.read_exact_at(buf, at.get());
+        read.map_err(|error| self.cannot_read(buf.len(), at, error))
     }
 
     /// Reads bytes of the disk that lie at `at` in the file into one buffer after the other.
@@ -273,11 +270,16 @@ impl Core {
         at: FileOffset,
     ) -> Result<()> {
         let len: usize = bufs.iter().map(|buf| buf.len()).sum();
-        self.storage.read_exact_vectored_at(bufs, at.get()).map_err(|error| {
-            Error::io("payload.read", format!("cannot read {len} bytes"), error)
-                .in_file(self.name())
-                .at(at.get())
-        })
+        let read = self.storage.read_exact_vectored_at(bufs, at.get());
+        read.map_err(|error| self.cannot_read(len, at, error))
+    }
+
+    /// Says which bytes of the disk the file does not give.
+    #[cold]
+    pub(crate) fn cannot_read(&self, len: usize, at: FileOffset, error: io::Error) -> Error {
+        Error::io("payload.read", format!("cannot read {len} bytes"), error)
+            .in_file(self.name())
+            .at(at.get())
     }
 
     /// Refuses to name a place for bytes that a log entry, not the file, supplies.

@@ -20,13 +20,8 @@
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 
-use crate::sync::{AtomicU64, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicU64, Lanes, Mutex, MutexGuard, Ordering, own_lane};
 
-/// So many threads count on words of their own, before two share one.
-#[cfg(not(loom))]
-const LANES: usize = 16;
-#[cfg(loom)]
-const LANES: usize = 2;
 /// The lower bits of a lane count pins, the others have the generation, as far as there is room.
 const COUNT_BITS: u32 = 28;
 const COUNT: u64 = (1 << COUNT_BITS) - 1;
@@ -34,14 +29,9 @@ const COUNT: u64 = (1 << COUNT_BITS) - 1;
 /// Pins, by the generation they came in.
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
-    lanes: [Lane; LANES],
+    lanes: Lanes<AtomicU64>,
     past: Mutex<Past>,
 }
-
-/// Alone on its lines of the processor's cache, of which some fetch two at a time.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Lane(AtomicU64);
 
 /// What is known of generations that are over.
 #[derive(Debug, Default)]
@@ -84,13 +74,13 @@ impl Pins {
     }
 
     pub(crate) fn enter_lane(&self, lane: usize) -> Ticket {
-        let before = self.lanes[lane].0.fetch_add(1, Ordering::AcqRel);
+        let before = self.lanes.at(lane).fetch_add(1, Ordering::AcqRel);
         Ticket { lane, generation: before >> COUNT_BITS }
     }
 
     /// Lets go of what a ticket that was had here keeps.
     pub(crate) fn leave(&self, ticket: &Ticket) {
-        let lane = &self.lanes[ticket.lane].0;
+        let lane = self.lanes.at(ticket.lane);
         let mut now = lane.load(Ordering::Relaxed);
         while now >> COUNT_BITS == ticket.generation {
             match lane.compare_exchange(now, now - 1, Ordering::AcqRel, Ordering::Relaxed) {
@@ -116,7 +106,7 @@ impl Pins {
         past.now += 1;
         let next = in_lane(past.now) << COUNT_BITS;
         let mut left = 0;
-        for Lane(lane) in &self.lanes {
+        for lane in self.lanes.iter() {
             let mut now = lane.load(Ordering::Relaxed);
             while let Err(seen) =
                 lane.compare_exchange(now, next, Ordering::AcqRel, Ordering::Relaxed)
@@ -153,16 +143,6 @@ fn in_lane(generation: u64) -> u64 {
     generation & (u64::MAX >> COUNT_BITS)
 }
 
-/// The lane of this thread.
-fn own_lane() -> usize {
-    use std::sync::atomic::AtomicUsize;
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) % LANES;
-    }
-    OWN.with(|lane| *lane)
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -190,18 +170,5 @@ mod tests {
         assert!(pins.oldest() <= fourth);
         drop(newest);
         assert!(fourth < pins.oldest());
-    }
-
-    #[test]
-    fn threads_count_apart() {
-        let lanes: Vec<usize> =
-            (0..LANES).map(|_| std::thread::spawn(own_lane).join().unwrap()).collect();
-        let mut apart = lanes.clone();
-        apart.sort_unstable();
-        apart.dedup();
-        // Threads of other tests may come between.
-        assert!(apart.len() > LANES / 2, "{lanes:?}");
-        assert!(size_of::<Lane>() >= 128 && align_of::<Lane>() >= 128);
-        assert_eq!(own_lane(), own_lane());
     }
 }

@@ -44,6 +44,7 @@ pub(super) trait Sink {
 impl<'a> Layers<'a> {
     /// Hands on the runs that the `len` bytes at `at` start with, and says how many bytes that was. They lie
     /// within the disk and are not none.
+    #[inline]
     pub(super) fn ask<S: PageSource>(
         self,
         source: S,
@@ -87,20 +88,6 @@ impl<'a> Layers<'a> {
         match query.hand_on_known(sink)? {
             0 => query.find_out(source, sink),
             known => Ok(known),
-        }
-    }
-
-    /// The run that all of these bytes lie in, if that is known. They are not none.
-    #[inline]
-    pub(super) fn known_run(self, at: DiskOffset, len: u64) -> Option<Answer> {
-        let query = self.query(0, at, len)?;
-        if query.end - query.from < len {
-            return None;
-        }
-        let mut runs = [PackedRun::default(); 2];
-        match query.find(&mut runs) {
-            1 => Some(query.answer(runs[0], query.from)).filter(|answer| !query.is_open(answer)),
-            _ => None,
         }
     }
 
@@ -242,15 +229,17 @@ impl Query<'_> {
     }
 
     /// Hands on the runs that are known, and says how many bytes that was.
+    #[inline]
     fn hand_on_known(&self, sink: &mut impl Sink) -> Result<u64> {
         let mut runs = [PackedRun::default(); AT_ONCE + 1];
-        let count = self.find(&mut runs);
-        match &runs[..count] {
+        match self.find(&mut runs) {
+            // Most reads lie in one run.
+            1 => self.hand_on(&runs[..1], self.end, sink),
             // One more than was to be looked up: it says where the one before it ends.
-            [found @ .., next] if found.len() == AT_ONCE => {
-                self.hand_on(found, self.within(next.start()), sink)
+            count if count > AT_ONCE => {
+                self.hand_on(&runs[..AT_ONCE], self.within(runs[AT_ONCE].start()), sink)
             }
-            found => self.hand_on(found, self.end, sink),
+            count => self.hand_on(&runs[..count], self.end, sink),
         }
     }
 

@@ -18,18 +18,6 @@ impl Layers<'_> {
         let len = buf.len() as u64;
         tip.geometry.check_range(offset, len)?;
         let _pin = tip.pin();
-        // Nearly always, and without more ado.
-        if len > 0
-            && let Some(answer) = self.known_run(DiskOffset(offset), len)
-        {
-            self.hit();
-            match answer {
-                Answer::Here { layer, at } => return self.layers[layer].read_payload(buf, at),
-                Answer::Zero { .. } => buf.fill(0),
-                Answer::Open { .. } => return Err(self.parent_required(DiskOffset(offset))),
-            }
-            return Ok(());
-        }
         self.read(&mut [IoSliceMut::new(buf)], offset, len)
     }
 
@@ -93,7 +81,9 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
             && let [last] = &mut *self.bufs
         {
             // All that is left: most reads are no more than this.
-            return self.layers.layers[layer].read_payload(&mut last[self.filled..], at);
+            let (image, buf) = (&self.layers.layers[layer].image, &mut last[self.filled..]);
+            let read = image.storage().read_exact_at(buf, at.get());
+            return read.map_err(|error| image.cannot_read(buf.len(), at, error));
         }
         if let Some((last, start, waiting)) = &mut self.waiting
             && *last == layer

@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::answers::MOST_SPAN;
-use crate::counters::IndexTally;
+use crate::counters::AnswerTally;
 use crate::disk::LayerId;
 use crate::error::Error;
 use crate::image::Core;
@@ -26,7 +26,7 @@ pub(crate) struct Layer {
 pub(crate) struct Layers<'a> {
     pub(super) layers: &'a [Layer],
     /// Where what the answers are asked is counted.
-    pub(super) tally: Option<&'a IndexTally>,
+    pub(super) tally: Option<&'a AnswerTally>,
 }
 
 impl Layer {
@@ -57,7 +57,7 @@ impl Deref for Layer {
 }
 
 impl<'a> Layers<'a> {
-    pub(crate) fn new(layers: &'a [Layer], tally: Option<&'a IndexTally>) -> Self {
+    pub(crate) fn new(layers: &'a [Layer], tally: Option<&'a AnswerTally>) -> Self {
         Self { layers, tally }
     }
 
