@@ -12,9 +12,13 @@ use uuid::Uuid;
 use crate::counters::Counters;
 use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
+use crate::image::ImagePolicy;
+use crate::image::open_storage;
 use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink};
 use crate::read::Layer;
+use crate::storage::Access;
 use crate::storage::FileId;
+use crate::storage::LocalHost;
 use crate::warning::Warning;
 use crate::write::{OpenImage, Writer};
 
@@ -80,7 +84,8 @@ impl VhdxFile {
     /// # Errors
     /// As [`OpenOptions::open_image`](crate::OpenOptions::open_image).
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        crate::OpenOptions::new().open_image(path)
+        let storage = open_storage(&LocalHost, path.as_ref(), Access::Read)?;
+        OpenImage::read(storage, &ImagePolicy::default()).map(Self::own)
     }
 
     /// What names this image among the layers of this process. An operation that opens the file anew gives it

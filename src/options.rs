@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::file::VhdxFile;
-use crate::image::{ImagePolicy, Lock, LogPolicy, names_log, refuse_by_name};
+use crate::image::{ImagePolicy, Lock, LogPolicy, names_log, open_storage};
 use crate::storage::{Access, Host, LocalHost, Storage};
 use crate::tables::Budget;
 use crate::warning::Warning;
@@ -177,13 +177,9 @@ impl OpenOptions {
         self.open_file(self.open_storage(path.as_ref())?)
     }
 
-    /// The file at `path`, unless what it is says that it is no image.
     fn open_storage(&self, path: &Path) -> Result<Arc<dyn Storage>> {
-        refuse_by_name(self.host.as_ref(), path)?;
         let access = if self.writable { Access::ReadWrite } else { Access::Read };
-        self.host.open(path, access).map_err(|error| {
-            Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
-        })
+        open_storage(self.host.as_ref(), path, access)
     }
 
     /// Opens the image at `path` for writing, as far as that goes without its pending log replayed to the file.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use arc_swap::Guard;
 
-use super::{DiffChain, Stack};
+use super::DiffChain;
+use super::stack::Stack;
 use crate::disk::{Disk, Extent, Geometry, Zeroing};
 #[cfg(doc)]
 use crate::error::ErrorKind;

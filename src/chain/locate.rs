@@ -184,7 +184,7 @@ impl PathSource {
     fn steps<'a>(&'a self, link: &'a ParentLink) -> Vec<Step<'a>> {
         let mut steps = self.path_steps(link);
         for folder in &self.folders {
-            steps.extend(link.file_names().into_iter().map(|name| Step::Named(folder, name)));
+            steps.extend(file_names(link).into_iter().map(|name| Step::Named(folder, name)));
             steps.push(Step::Search(folder));
         }
         steps
@@ -192,7 +192,7 @@ impl PathSource {
 
     fn path_steps<'a>(&'a self, link: &'a ParentLink) -> Vec<Step<'a>> {
         let given = self.files.iter().map(|file| Step::Given(file));
-        given.chain(link.recorded().map(|(by, path)| Step::Recorded(by, path))).collect()
+        given.chain(recorded(link).map(|(by, path)| Step::Recorded(by, path))).collect()
     }
 
     fn along<'a>(
@@ -377,24 +377,22 @@ impl FoundBy {
     }
 }
 
-impl ParentLink {
-    /// The recorded paths, in the order in which they are tried.
-    pub(crate) fn recorded(&self) -> impl Iterator<Item = (FoundBy, &str)> {
-        let recorded = [
-            (FoundBy::RelativePath, &self.relative_path),
-            (FoundBy::VolumePath, &self.volume_path),
-            (FoundBy::AbsoluteWin32Path, &self.absolute_win32_path),
-        ];
-        recorded.into_iter().filter_map(|(by, path)| Some((by, path.as_deref()?)))
-    }
+/// The recorded paths, in the order in which they are tried.
+pub(crate) fn recorded(link: &ParentLink) -> impl Iterator<Item = (FoundBy, &str)> {
+    let recorded = [
+        (FoundBy::RelativePath, &link.relative_path),
+        (FoundBy::VolumePath, &link.volume_path),
+        (FoundBy::AbsoluteWin32Path, &link.absolute_win32_path),
+    ];
+    recorded.into_iter().filter_map(|(by, path)| Some((by, path.as_deref()?)))
+}
 
-    /// The file names at the ends of the recorded paths.
-    pub(crate) fn file_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> =
-            self.recorded().filter_map(|(_, path)| names::file_name(path)).collect();
-        names.dedup();
-        names
-    }
+/// The file names at the ends of the recorded paths.
+pub(crate) fn file_names(link: &ParentLink) -> Vec<&str> {
+    let mut names: Vec<&str> =
+        recorded(link).filter_map(|(_, path)| names::file_name(path)).collect();
+    names.dedup();
+    names
 }
 
 /// One way to look for a parent.

@@ -6,61 +6,51 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use crate::answers::AnswerKey;
 use crate::disk::LayerId;
 use crate::error::Result;
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, read_headers};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy};
 use crate::storage::{FileId, Storage};
 use crate::tables::{Budget, InCommon};
 
 /// Stacks of one layer over others that are told apart by number; of more, the oldest are forgotten.
 const STACKS_OF_A_LAYER: usize = 16;
 
-impl Core {
-    /// The image in `storage` as a parent, whose identity is known to be right. One that is open as such
-    /// already, and of which the file is still the same, is taken in its place: nothing of `storage` is then
-    /// kept, and the lock is the one that image holds.
-    pub(crate) fn parent_from_storage(
-        storage: Arc<dyn Storage>,
-        policy: &ImagePolicy,
-    ) -> Result<Arc<Self>> {
-        // Without an identity, or where the host cannot tell, the file is nobody else's.
-        let Ok(Some(id)) = storage.id() else {
-            return Self::open(storage, policy).map(Arc::new);
-        };
-        let parents = &Registry::of(&policy.budget).parents;
-        if let Some(open) = parents.find(id, storage.as_ref(), policy) {
-            return Ok(open);
-        }
-        let image = Arc::new(Self::open(storage, policy)?);
-        if image.is_shareable() {
-            parents.add(id, &image, policy);
-        }
-        Ok(image)
+/// The image in `storage` as a parent, whose identity is known to be right. One that is open as such
+/// already, and of which the file is still the same, is taken in its place: nothing of `storage` is then
+/// kept, and the lock is the one that image holds.
+pub(super) fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Arc<Core>> {
+    // Without an identity, or where the host cannot tell, the file is nobody else's.
+    let Ok(Some(id)) = storage.id() else {
+        return Core::open(storage, policy).map(Arc::new);
+    };
+    let parents = &Registry::of(&policy.budget).parents;
+    if let Some(open) = parents.find(id, storage.as_ref(), policy) {
+        return Ok(open);
     }
+    let image = Arc::new(Core::open(storage, policy)?);
+    if is_shareable(&image) {
+        parents.add(id, &image, policy);
+    }
+    Ok(image)
+}
 
-    /// Is found no more by those who look for a parent that is open already.
-    pub(crate) fn share_no_longer(&self) {
-        Registry::of(&self.budget).parents.hide(self);
-    }
+/// Is found no more by those who look for a parent that is open already.
+pub(super) fn share_no_longer(image: &Core) {
+    Registry::of(&image.budget).parents.hide(image);
+}
 
-    fn is_shareable(&self) -> bool {
-        // Who is told that somebody writes to a file must not keep it from being opened anew.
-        self.warnings.iter().all(|warning| warning.code != "lock.in-use")
-    }
+fn is_shareable(image: &Core) -> bool {
+    // Who is told that somebody writes to a file must not keep it from being opened anew.
+    image.warnings.iter().all(|warning| warning.code != "lock.in-use")
+}
 
-    /// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image
-    /// was opened: each session that writes to a file changes its header first.
-    fn is_still(&self, storage: &dyn Storage) -> bool {
-        // The parents of an image are looked for from where it was found.
-        let is_found_alike =
-            !self.has_parent() || (self.path(), self.via()) == (storage.path(), storage.via());
-        is_found_alike
-            && storage.len().is_ok_and(|len| len == self.len_of_file())
-            && self.has_headers_of(storage)
-    }
-
-    /// Whether nobody has begun a session in the file in `storage` that this image does not know of.
-    pub(crate) fn has_headers_of(&self, storage: &dyn Storage) -> bool {
-        read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
-    }
+/// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image
+/// was opened: each session that writes to a file changes its header first.
+fn is_still(image: &Core, storage: &dyn Storage) -> bool {
+    // The parents of an image are looked for from where it was found.
+    let is_found_alike =
+        !image.has_parent() || (image.path(), image.via()) == (storage.path(), storage.via());
+    is_found_alike
+        && storage.len().is_ok_and(|len| len == image.len_of_file())
+        && image.has_headers_of(storage)
 }
 
 /// What the users of one budget have in common.
@@ -151,7 +141,7 @@ impl Parents {
             let of_file = parents.by_file.get(&id)?.iter().filter(alike);
             of_file.filter_map(|parent| parent.of.upgrade()).collect()
         };
-        open.into_iter().find(|image| image.is_still(storage))
+        open.into_iter().find(|image| is_still(image, storage))
     }
 
     fn add(&self, id: FileId, image: &Arc<Core>, policy: &ImagePolicy) {

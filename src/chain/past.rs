@@ -9,45 +9,20 @@
 //! A layer that such a stack has is not opened for another merge, by whatever handle.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::live::wait_until;
-use super::{Link, Operation, Stack};
+use super::operation::Operation;
+use super::stack::{Link, Pinned};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, Pins, Ticket};
-
-/// A pin in an image that is written to.
-#[derive(Debug)]
-pub(super) struct Pinned {
-    image: Arc<Core>,
-    ticket: Option<Ticket>,
-}
-
-/// The pins that go with a stack, and all who have it.
-pub(super) type Kept = Mutex<Vec<Arc<Pinned>>>;
-
-/// A stack that was left behind.
-pub(super) struct Past {
-    layers: Weak<[Link]>,
-    kept: Weak<Kept>,
-}
+use crate::image::{Core, Pins};
 
 /// Keeps the places in an image as they are for who reads the chain now or did before.
 #[must_use = "the places are kept no longer than this"]
 pub(crate) struct Keep<'a> {
     op: &'a Operation<'a>,
     pin: Option<Pinned>,
-}
-
-impl Past {
-    pub(super) fn of(stack: &Stack) -> Self {
-        Self { layers: Arc::downgrade(&stack.links), kept: Arc::downgrade(&stack.kept) }
-    }
-
-    pub(super) fn is_left(&self) -> bool {
-        self.layers.strong_count() > 0
-    }
 }
 
 impl Operation<'_> {
@@ -131,14 +106,6 @@ impl Drop for Keep<'_> {
     }
 }
 
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        if let (Some(pins), Some(ticket)) = (self.image.pins(), self.ticket.take()) {
-            pins.leave(&ticket);
-        }
-    }
-}
-
 #[cfg(all(test, not(loom)))]
 pub(super) mod tests {
     use std::cell::Cell;
@@ -147,8 +114,10 @@ pub(super) mod tests {
     use std::sync::mpsc::{Receiver, Sender, channel};
     use std::thread::Builder;
 
+    use std::sync::Mutex;
+
     use super::*;
-    use crate::chain::live::PATIENCE;
+    use crate::chain::operation::PATIENCE;
     use crate::ops::{Checkpoint, Merge, Merged, Progress};
     use crate::sim::{FOLDER, SimHost, Step};
     use crate::storage::Host;

@@ -12,6 +12,7 @@ use super::feed::Feed;
 use super::link::ParentLink;
 use super::metadata::Metadata;
 use super::pins::{Pin, Pins};
+use super::start::read_headers;
 use crate::counters::{Counters, Tally};
 use crate::disk::{Geometry, LayerId};
 use crate::error::{Error, ErrorKind, Result};
@@ -148,6 +149,11 @@ impl Core {
             evictions: self.budget.evictions(),
             ..Counters::default()
         }
+    }
+
+    /// Whether nobody has begun a session in the file in `storage` that this image does not know of.
+    pub(crate) fn has_headers_of(&self, storage: &dyn Storage) -> bool {
+        read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
     }
 
     pub(crate) fn headers(&self) -> RwLockReadGuard<'_, Headers> {

@@ -3,8 +3,9 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::open::read_what_is_there;
+use super::bytes::read_what_is_there;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Access, FileKind, Host, Storage, folder_of};
 use crate::types::KIB;
@@ -155,6 +156,21 @@ fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
         at = end;
     }
     Some(("foreign.zeros", format!("a file of {len} bytes that holds nothing but zeros")))
+}
+
+/// Opens the file at `path`, unless its name or kind says that it is no image.
+///
+/// # Errors
+/// As [`refuse_by_name`], and [`ErrorKind::Io`] when the host cannot open it.
+pub(crate) fn open_storage(
+    host: &dyn Host,
+    path: &Path,
+    access: Access,
+) -> Result<Arc<dyn Storage>> {
+    refuse_by_name(host, path)?;
+    host.open(path, access).map_err(|error| {
+        Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
+    })
 }
 
 /// Refuses what no image can be by its name or kind: a VHD set, a folder, a pipe, a device.

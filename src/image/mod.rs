@@ -1,6 +1,7 @@
 //! One image file: what it says of itself, and the bytes it holds.
 
 mod block_table;
+mod bytes;
 mod claims;
 mod core;
 mod feed;
@@ -12,8 +13,10 @@ mod marks;
 mod metadata;
 mod open;
 mod pins;
+mod point;
 mod policy;
 mod resolve;
+mod start;
 mod states;
 mod units;
 
@@ -28,18 +31,19 @@ pub(crate) use crate::format::marks::Moved;
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
 pub(crate) use block_table::{BlockTable, Claim, Role, is_zero};
+pub(crate) use bytes::{read_what_is_there, too_short};
 pub(crate) use claims::Claims;
 pub(crate) use core::{Core, FoundLog};
 pub(crate) use feed::Feed;
-pub(crate) use foreign::{folder, named, not_regular, refuse_by_name};
+pub(crate) use foreign::{folder, named, not_regular, open_storage, refuse_by_name};
 pub(crate) use loss::{Copy, Entries, Mend};
-pub(crate) use marks::{Marks, no_point};
+pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, Metadata, PlacedLocator, table_bytes};
-pub(crate) use open::{
-    Start, check_bat_length, identity_if_any, inspect_regions, is_signed, lock, log_pending,
-    names_log, probe_identity, read_creator, read_headers, read_what_is_there, too_short,
-    why_no_image,
-};
+pub(crate) use open::{Start, check_bat_length, inspect_regions, lock, log_pending};
 pub(crate) use pins::{Generation, Pins, Ticket};
+pub(crate) use point::no_point;
 pub(crate) use policy::ImagePolicy;
+pub(crate) use start::{
+    identity_if_any, is_signed, names_log, probe_identity, read_creator, read_headers, why_no_image,
+};
 pub(crate) use units::{MOST_UNITS, Units, units};

@@ -3,13 +3,12 @@
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
 
-use uuid::Uuid;
-
 use super::Core;
+use super::bytes::{read_what_is_there, too_short};
 use super::core::FoundLog;
-use super::foreign::named;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
+use super::start::{read_headers, read_identifier};
 use crate::answers::AnswerKey;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -35,48 +34,6 @@ impl Core {
         })();
         opened.map_err(|error| error.in_file(name))
     }
-}
-
-/// The identity by which children know the image, with no word of what else the file holds.
-///
-/// # Errors
-/// [`ErrorKind::Io`] when the host cannot read the file, which then may be anything; as when the image is
-/// opened, when no header says who it is, but without what was found: that may be a stranger's.
-pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
-    let headers = read_identifier(storage).and_then(|_| read_headers_as_they_are(storage));
-    match headers {
-        Ok(headers) => Ok(headers.current().data_write_guid),
-        Err(error) => Err(error.without_found().in_file(storage.name())),
-    }
-}
-
-/// The same of a file that may be none; `None` where it is no image that can be made out.
-///
-/// # Errors
-/// [`ErrorKind::Io`] and [`ErrorKind::InUse`] when the file cannot be read, and may be anything.
-pub(crate) fn identity_if_any(storage: &dyn Storage) -> Result<Option<Uuid>> {
-    match probe_identity(storage) {
-        Ok(guid) => Ok(Some(guid)),
-        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse) => Err(error),
-        Err(_) => Ok(None),
-    }
-}
-
-/// Whether the file's headers name a log that is to be replayed.
-///
-/// # Errors
-/// [`ErrorKind::Io`] when they cannot be read. Of what is no image there is no log.
-pub(crate) fn names_log(storage: &dyn Storage) -> Result<bool> {
-    match read_headers(storage) {
-        Ok(headers) => Ok(!headers.current().log_guid.is_nil()),
-        Err(error) if error.kind() == ErrorKind::Io => Err(error),
-        Err(_) => Ok(false),
-    }
-}
-
-/// Whether the file says that it is an image, whatever else is wrong with it.
-pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
-    read_identifier(storage).is_ok()
 }
 
 /// The start of a file: who made it, and its headers.
@@ -187,44 +144,6 @@ pub(crate) fn lock(
         }
         Err(error) => Err(Error::io("lock.failed", "cannot lock the file", error)),
     }
-}
-
-/// Why a file without the signature is no image.
-pub(crate) fn why_no_image(storage: &dyn Storage) -> Error {
-    let nothing = [0; FileIdentifier::LEN];
-    let unsigned = || FileIdentifier::parse(&nothing).expect_err("zeros are no signature");
-    read_identifier(storage).err().unwrap_or_else(unsigned)
-}
-
-/// The program that made the image, as that names itself; `None` where there is no image.
-pub(crate) fn read_creator(storage: &dyn Storage) -> Option<String> {
-    read_identifier(storage).ok().map(|identifier| identifier.creator)
-}
-
-fn read_identifier(storage: &dyn Storage) -> Result<FileIdentifier> {
-    let mut bytes = [0; FileIdentifier::LEN];
-    let read = read_what_is_there(storage, &mut bytes, 0)?;
-    let identifier = FileIdentifier::parse(&bytes).map_err(|error| named(storage, error))?;
-    if read < bytes.len() {
-        return Err(too_short("identifier.length", "2.2.1", 0, read, bytes.len()));
-    }
-    Ok(identifier)
-}
-
-pub(crate) fn read_headers(storage: &dyn Storage) -> Result<Headers> {
-    read_headers_as_they_are(storage)?.inspected()
-}
-
-/// The headers, of which the current one may be one that cannot be worked with.
-fn read_headers_as_they_are(storage: &dyn Storage) -> Result<Headers> {
-    let mut copies = [[0; Header::LEN]; 2];
-    for (copy, at) in copies.iter_mut().zip(Header::OFFSETS) {
-        let read = read_what_is_there(storage, copy, at)?;
-        if read < copy.len() {
-            return Err(too_short("header.length", "2.2.2", at, read, copy.len()));
-        }
-    }
-    Headers::parse([&copies[0], &copies[1]])
 }
 
 fn find_log(
@@ -382,31 +301,4 @@ pub(crate) fn check_bat_length(bat: &RegionEntry, layout: &BlockLayout) -> Resul
     Err(Error::damaged("bat.length", "2.5", bat.offset.get(), message)
         .with_found(format_args!("{} bytes", bat.length))
         .with_expected(format_args!("at least {needed}")))
-}
-
-/// Reads as much of `buf` as the file has from `at` on.
-pub(crate) fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
-    let mut read = 0;
-    while read < buf.len() {
-        match storage.read_at(&mut buf[read..], at + read as u64) {
-            Ok(0) => break,
-            Ok(more) => read += more,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Error::io("file.read", "cannot read the file", error).at(at)),
-        }
-    }
-    Ok(read)
-}
-
-/// What to say of a structure that the end of the file cuts off.
-pub(crate) fn too_short(
-    code: &'static str,
-    section: &'static str,
-    at: u64,
-    found: usize,
-    expected: usize,
-) -> Error {
-    Error::damaged(code, section, at, "the file ends too early")
-        .with_found(format_args!("{found} bytes"))
-        .with_expected(format_args!("{expected}"))
 }

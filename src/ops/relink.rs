@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use uuid::Uuid;
 
 use super::forest::{Forest, ForestFinding, Lead, LeadsTo, Link, Node, NodeId};
+use crate::chain::recorded;
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
@@ -326,7 +327,7 @@ impl RelinkedImage {
 
 /// What a link records, for comparison.
 fn recorded_link(link: &ParentLink) -> (Uuid, Option<Uuid>, Vec<(FoundBy, &str)>) {
-    (link.linkage, link.linkage2, link.recorded().collect())
+    (link.linkage, link.linkage2, recorded(link).collect())
 }
 
 /// Whether no recorded path leads to the parent.

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::findings::Findings;
 use super::layer::{self, LayerFacts};
 use super::report::Report;
+use crate::chain::recorded;
 use crate::chain::{
     ChainPolicy, FoundBy, Identity, ParentSource, changed_meanwhile, check_sectors, find_parent,
     loop_error, too_deep,
@@ -221,7 +222,7 @@ impl ChainCheck<'_> {
     /// machine cannot resolve are not judged.
     fn report_stale_paths(&mut self, link: &ParentLink, at: u64, parent: &dyn Storage) {
         let Some(id) = parent.id().ok().flatten() else { return };
-        for (by, path) in link.recorded() {
+        for (by, path) in recorded(link) {
             let alone = ParentLink {
                 relative_path: None,
                 volume_path: None,

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::node::{Lead, LeadsTo, Node, NodeId};
 use super::walk::{self, FileKey, Scanned};
+use crate::chain::file_names;
 use crate::chain::{Candidate, FoundBy, PathSource};
 use crate::error::ErrorKind;
 use crate::image::{ParentLink, identity_if_any, probe_identity};
@@ -220,7 +221,7 @@ impl Linker<'_> {
         let accepted = |guid: &Uuid| link.accepts(*guid);
         let identities = [Some(link.linkage), link.linkage2].into_iter().flatten();
         let places = identities.filter(accepted).filter_map(|guid| folders.get(&guid)).flatten();
-        let names = link.file_names();
+        let names = file_names(link);
         let is_named = |place: &&FoundFile| {
             let name = place.path.file_name().and_then(|name| name.to_str());
             name.is_some_and(|name| names.iter().any(|recorded| same_name(recorded, name)))

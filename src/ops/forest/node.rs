@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use uuid::Uuid;
 
 use crate::chain::FoundBy;
+use crate::chain::recorded;
 use crate::disk::Geometry;
 use crate::error::Result;
 use crate::image::{CheckpointMark, MergeMark, ParentLink};
@@ -132,6 +133,6 @@ impl Link {
 
     /// The recorded paths as written in the child, in the order in which they are tried.
     pub fn recorded_paths(&self) -> impl Iterator<Item = &str> {
-        self.recorded.recorded().map(|(_, path)| path)
+        recorded(&self.recorded).map(|(_, path)| path)
     }
 }

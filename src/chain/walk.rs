@@ -1,4 +1,4 @@
-//! Putting a chain together: walk, linkage, loops.
+//! From a tip to its base: each parent found, proven by its identity and opened.
 
 use std::collections::HashSet;
 use std::io;
@@ -6,16 +6,12 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::live::{Live, Opened};
-use super::locate::{Candidate, FoundBy, ParentSource};
-use super::parents::Registry;
-use super::{DiffChain, Link};
-use crate::answers::MOST_SPAN;
+use super::locate::{Candidate, FoundBy, ParentSource, recorded};
+use super::parents;
+use super::stack::Link;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{
-    Core, ImagePolicy, MergeState, ParentLink, folder, not_regular, probe_identity,
-};
+use crate::image::{Core, ImagePolicy, ParentLink, folder, not_regular, probe_identity};
 use crate::names::unsafe_paths;
 use crate::storage::{Access, FileId, Storage};
 use crate::warning::Warning;
@@ -47,54 +43,6 @@ pub enum Linkage {
     /// the bytes may be a mixture that never was on the disk. A parent locator that breaks rules is taken for
     /// what can be made out of it, with a warning too. For reading alone.
     Ignore,
-}
-
-impl DiffChain {
-    /// Finds and opens the parents of `tip`, one after the other.
-    pub(crate) fn assemble(
-        tip: crate::VhdxFile,
-        policy: &ChainPolicy,
-        source: &dyn ParentSource,
-        opened: Opened,
-    ) -> Result<Self> {
-        let tip = tip.into_image();
-        let writer = tip.writer.clone();
-        if !policy.unfinished {
-            tip.core.check_point()?;
-        }
-        let Walked { layers, mut warnings, broken } = walk(tip, policy, &opened.images, source);
-        warnings.extend(layers.iter().filter_map(|link| unfinished(&link.image)));
-        match broken {
-            Some(error) => Err(error),
-            None => Ok(Live::chain(opened, layers, writer, warnings)),
-        }
-    }
-}
-
-/// What the user of a chain should hear of a layer whose merge is not over.
-fn unfinished(image: &Core) -> Option<Warning> {
-    let mark = image.merge_mark().filter(|mark| mark.state != MergeState::Target)?;
-    let parent = mark.name;
-    let what = match mark.state {
-        MergeState::Spent => "is complete, but for what links to the child",
-        _ => "was interrupted",
-    };
-    let message = format!(
-        "its merge into {parent} {what}: the chain reads right, and the merge is to be resumed"
-    );
-    Some(Warning::new("merge.unfinished", image.name(), message).of_layer(image.id()))
-}
-
-/// Gives each layer, over those below it, what the index knows it by and the length of its spans.
-pub(super) fn name_stacks(layers: &mut [Link]) {
-    let (mut below, mut span) = (0, MOST_SPAN);
-    for link in layers.iter_mut().rev() {
-        let layer = &mut link.layer;
-        layer.stack = Registry::of(layer.image.budget()).stack(layer.image.id(), below);
-        below = layer.stack;
-        span = span.min(layer.image.block_size().into());
-        layer.span = span;
-    }
 }
 
 /// A chain as far as it could be followed.
@@ -182,7 +130,7 @@ impl Walk<'_> {
         }
         let is_verified = found.warning.is_none();
         self.warnings.extend(found.warning.map(|warning| warning.of_layer(child)));
-        let image = Core::parent_from_storage(found.storage, self.images).map_err(|error| {
+        let image = parents::open(found.storage, self.images).map_err(|error| {
             let message = format!("the parent of {}: {}", link.child, error.message());
             error.with_message(message).of_parent_of(&link.child)
         })?;
@@ -386,8 +334,7 @@ impl Tried {
             let places = self.missing.iter().filter(move |(by, _)| *by == found_by);
             places.map(|(_, place)| place.as_str()).collect::<Vec<_>>().join(", nor at ")
         };
-        let mut said: Vec<String> = link
-            .recorded()
+        let mut said: Vec<String> = recorded(link)
             .map(|(by, path)| {
                 let key = by.key().unwrap_or_default();
                 match places(by).as_str() {

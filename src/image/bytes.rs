@@ -1,0 +1,31 @@
+//! Bytes of a file that may end too early.
+
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+
+/// Reads as much of `buf` as the file has from `at` on.
+pub(crate) fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
+    let mut read = 0;
+    while read < buf.len() {
+        match storage.read_at(&mut buf[read..], at + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::io("file.read", "cannot read the file", error).at(at)),
+        }
+    }
+    Ok(read)
+}
+
+/// What to say of a structure that the end of the file cuts off.
+pub(crate) fn too_short(
+    code: &'static str,
+    section: &'static str,
+    at: u64,
+    found: usize,
+    expected: usize,
+) -> Error {
+    Error::damaged(code, section, at, "the file ends too early")
+        .with_found(format_args!("{found} bytes"))
+        .with_expected(format_args!("{expected}"))
+}
