@@ -30,15 +30,14 @@ pub struct Counters {
     /// Pages of 4 KiB of block allocation tables and sector bitmaps that were read from files, for a chain of all
     /// its layers. What other chains load of a parent that they share with this one is in here.
     pub table_loads: u64,
-    /// Questions which layer answers for a place that the chain's index knew the answer to, for this chain with
-    /// its clones and views: one for each span of the disk, or several runs in it, that a read or an extent
-    /// goes over. For an image, and a chain of one
-    /// that is only read, none are counted: there is one layer to ask.
+    /// Questions which layer has some bytes whose answer was known, for this chain with its clones and views: one
+    /// for each span of the disk, or several runs in it, that a read or an extent covers. None are counted for an
+    /// image, nor for a chain of one that is only read: there is one layer to ask.
     pub index_hits: u64,
-    /// Those for which layers were asked.
+    /// The questions for which layers were asked.
     pub index_misses: u64,
-    /// Table pages that were let go to make room for others, and answers of the index that others were written
-    /// over, which is seen when their place is taken again. Of the [`Budget`](crate::Budget), with all who share
+    /// Table pages that were evicted to make room for others, and answers that others were written over, which is
+    /// noticed when their place is taken again. Of the [`Budget`](crate::Budget), with all who share
     /// it, since it was made.
     pub evictions: u64,
 }

@@ -43,17 +43,24 @@
 //!
 //! # The way of a read
 //!
-//! Every question about a range is first resolved to extents, and only then are bytes moved. A read
-//! goes down these stops, one file each, and never back:
+//! Every question about a range is first resolved to runs, and only then are bytes moved. A read goes down these
+//! stops, one file each, and leaves each once:
 //!
 //! ```text
-//! DiffChain::read_at     split the range into runs, read or zero each     read/resolve.rs
-//!   ├ Asked::find            who answers, where that is known               read/index.rs
-//!   │   └ Spans::look            one line, then the words of an answer      answers/table.rs
-//!   ├ Asked::find_out        else which layer, newest to oldest             read/index.rs
-//!   │   └ Core::resolve_piece      BAT entry, sector bitmap: here, zero, parent  image/resolve.rs
-//!   │       └ Budget::with_page  tables on demand, within a budget          tables/cache.rs
-//!   └ Storage::read_at     the bytes, through a pending log if there is one  storage/
+//! DiffChain::read_at       the layers of the moment                              chain/disk.rs
+//!   └ Layers::read_at        run by run: read, or zeros                          read/bytes.rs
+//!       ├ Layers::ask          which layer has the bytes of a span                 read/ask.rs
+//!       │   └ AnswerTable::find  where that is known: its runs                       answers/table.rs
+//!       └ Storage::read_at     the bytes, through a pending log if there is one    storage/
+//! ```
+//!
+//! [`VhdxFile`] reads the same way, over one layer. What is not known yet is found out at the second stop, layer by
+//! layer, and kept:
+//!
+//! ```text
+//! Layers::ask
+//!   └ Core::resolve_span       BAT entry, sector bitmap: here, zero, parent          image/resolve.rs
+//!       └ Budget::with_page      pages of tables on demand, within a budget            tables/cache.rs
 //! ```
 //!
 //! # Map

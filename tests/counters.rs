@@ -102,7 +102,7 @@ fn loads_hits_and_misses_are_those_that_happened() {
     let base = disk.chain.layers()[1].id;
     let view = disk.chain.view(base).unwrap();
     let of_view = disk.counted(SECTOR, |_| read(&view, 0));
-    assert_eq!((of_view.index_hits, of_view.index_misses), (0, 0), "a base alone has no index");
+    assert_eq!((of_view.index_hits, of_view.index_misses), (0, 0), "a base alone has all bytes");
     assert_eq!(view.counters().table_loads, view.image(base).unwrap().counters().table_loads);
 }
 

@@ -167,7 +167,7 @@ pub(super) fn named(mut layers: Vec<Link>) -> Arc<[Link]> {
     layers.into()
 }
 
-/// Gives each layer, over those below it, what the index knows it by and the length of its spans.
+/// Gives each layer, over those below it, what names it in the keys of answers and the length of its spans.
 fn name_stacks(layers: &mut [Link]) {
     let (mut below, mut span) = (0, MOST_SPAN);
     for link in layers.iter_mut().rev() {
