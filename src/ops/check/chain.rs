@@ -105,7 +105,7 @@ impl ChainCheck<'_> {
         }
         self.findings.enter(storage.name());
         let mut warnings = Vec::new();
-        // A parent in use is told of, and facts at all the same.
+        // A parent in use is reported and checked nevertheless.
         let policy = match self.image.lock {
             Lock::None => Lock::None,
             _ => Lock::Try,
