@@ -313,7 +313,7 @@ impl Error {
         self.in_file(path.display())
     }
 
-    /// The displayed text for a reader who is told of `file` anyway: its name is left out.
+    /// The displayed text without the name of `file`, for contexts that name it anyway.
     pub(crate) fn text_about(&self, file: impl fmt::Display) -> String {
         let is_told = self.file() == Some(file.to_string().as_str());
         if is_told { self.0.facts() } else { self.0.text() }

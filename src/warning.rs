@@ -1,13 +1,13 @@
-//! Warnings: what does not keep an image from being served, and what its user should know all the same.
+//! Warnings: facts that do not keep an image from being served, but that its user should know.
 
 use std::fmt;
 
 use crate::disk::LayerId;
 
-/// Something that does not keep an image from being served but that its user should know.
+/// A fact that does not keep an image from being served, but that its user should know.
 ///
 /// Match on [`code`](Self::code), and on [`layer`](Self::layer) or [`file`](Self::file) for what it concerns; the
-/// text is for people. Displayed, a warning is the file's name and the message.
+/// text is for people. A warning is displayed as the file's name and the message.
 ///
 /// ```no_run
 /// use avhdx::DiffChain;
@@ -26,17 +26,17 @@ use crate::disk::LayerId;
 pub struct Warning {
     /// A short, stable name of the exact finding, such as `lock.in-use`.
     pub code: &'static str,
-    /// The layer that the warning concerns; `None` where it concerns a file that is not open as an image.
+    /// The layer that the warning concerns; `None` if it concerns a file that is not open as an image.
     pub layer: Option<LayerId>,
-    /// The file to look at, by the name it was opened under. It need not be the layer's own: a child that could not
-    /// be read lies in the way of changes to its parent.
+    /// The file concerned, as it was named when it was opened. It may differ from the layer's own: a child that
+    /// cannot be read can prevent changes to its parent.
     pub file: String,
-    /// What the matter is, without the file's name.
+    /// What is wrong, without the file's name.
     pub message: String,
 }
 
 impl Warning {
-    /// A warning about a file that concerns no layer.
+    /// Creates a warning about a file that concerns no layer.
     pub(crate) fn new(
         code: &'static str,
         file: impl fmt::Display,
@@ -51,7 +51,7 @@ impl Warning {
         self
     }
 
-    /// Adds what follows from it.
+    /// Appends a consequence to the message.
     pub(crate) fn and(mut self, what: &str) -> Self {
         self.message += what;
         self

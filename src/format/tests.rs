@@ -1,5 +1,5 @@
-//! Structures against literal bytes, against the bytes of a builder that shares nothing with the crate,
-//! and from bytes to bytes and back.
+//! Structures compared with literal bytes and with the bytes of an independent builder, and serialized and
+//! parsed again.
 
 use avhdx_testkit::build;
 use proptest::prelude::*;
@@ -26,7 +26,7 @@ const A: Uuid = uuid!("00112233-4455-6677-8899-aabbccddeeff");
 const B: Uuid = uuid!("f0e1d2c3-b4a5-9687-7869-5a4b3c2d1e0f");
 const LOG: Uuid = uuid!("0badcafe-1234-5678-9abc-def012345678");
 
-/// Bytes typed in hexadecimal, and zeros up to `len`.
+/// Bytes in hexadecimal, padded with zeros to `len`.
 fn bytes(hex: &str, len: usize) -> Vec<u8> {
     let digits: Vec<u8> = hex.chars().filter_map(|c| Some(c.to_digit(16)? as u8)).collect();
     let mut bytes: Vec<u8> = digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect();
@@ -35,7 +35,7 @@ fn bytes(hex: &str, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The image's bytes at a structure.
+/// The bytes of a structure in the builder's image.
 fn of_kit(image: &build::Image, name: &str) -> Vec<u8> {
     let range = image.layout().get(name);
     image.to_bytes()[range.start as usize..range.end as usize].to_vec()
@@ -45,7 +45,7 @@ fn code<T: std::fmt::Debug>(result: Result<T, Error>) -> &'static str {
     result.expect_err("a refusal").code()
 }
 
-// Literal bytes, typed from the tables of the specification.
+// Literal bytes, written from the tables of the specification.
 
 #[test]
 fn literal_identifier() {
@@ -89,7 +89,7 @@ fn literal_header() {
     };
     assert_eq!(Header::parse(&literal, 0x1_0000).unwrap(), header);
     assert_eq!(header.to_bytes(), literal);
-    // The sum covers all 4 KiB, and what of them means nothing.
+    // The checksum covers all 4 KiB, including unused bytes.
     for at in [4, 5, 8, 79, 80, 4095] {
         let mut wrong = literal.clone();
         wrong[at] ^= 1;
@@ -269,7 +269,7 @@ fn literal_locator() {
     assert_eq!(strict(|on| ParentLocator::inspect(&literal, 0, on)).unwrap(), locator);
     assert_eq!(locator.to_bytes().unwrap(), literal);
     assert_eq!((locator.value("k2"), locator.value("K2")), (Some(r"\"), None));
-    // Strings may lie anywhere in the item, in any order, and one over the other.
+    // Strings may lie anywhere in the item, in any order, and overlap.
     let mut shared = literal.clone();
     shared[36..40].copy_from_slice(&0x2E_u32.to_le_bytes());
     shared[42..44].copy_from_slice(&4_u16.to_le_bytes());
@@ -290,7 +290,7 @@ fn literal_block_entries() {
         (0x0000_0000_0050_0005, PayloadState::DraftUnmapped, 0x50_0000),
         (0x0000_0000_0070_0006, PayloadState::FullyPresent, 0x70_0000),
         (0xFFFF_FFFF_FFF0_0007, PayloadState::PartiallyPresent, 0xFFFF_FFFF_FFF0_0000),
-        // The reserved bits between have no say.
+        // The reserved bits in between are ignored.
         (0x0000_0001_0078_FFFE, PayloadState::FullyPresent, 0x1_0070_0000),
     ] {
         let entry = BatEntry(raw);
@@ -301,7 +301,7 @@ fn literal_block_entries() {
     assert_eq!(entry.to_bytes(), [6, 0, 0x70, 0, 1, 0, 0, 0]);
 }
 
-// The bytes of the kit's builder.
+// The bytes of the testkit's builder.
 
 #[test]
 fn the_builders_structures() {
@@ -426,7 +426,7 @@ fn the_builders_log_entries() {
     }
 }
 
-/// Index arithmetic against a walk that counts entries one by one.
+/// Index arithmetic compared with counting entries one by one.
 #[test]
 fn the_place_of_each_entry_is_that_of_a_walk() {
     for (block_size, sector) in [
@@ -454,7 +454,7 @@ fn the_place_of_each_entry_is_that_of_a_walk() {
             let (mut index, mut at, mut last) = (0, 0, 0);
             let (mut blocks, mut chunks) = (0, 0);
             while at < size {
-                // One chunk: its payload entries, then its bitmap's.
+                // One chunk: its payload entries, then its bitmap entry.
                 for _ in 0..chunk / block {
                     if at < size {
                         assert_eq!(layout.payload_index(BlockIndex(blocks)).0, index);
@@ -482,7 +482,7 @@ fn the_place_of_each_entry_is_that_of_a_walk() {
     }
 }
 
-// There and back.
+// Serialized and parsed again.
 
 fn any_guid() -> impl Strategy<Value = Uuid> {
     any::<u128>().prop_map(Uuid::from_u128)
@@ -548,7 +548,7 @@ fn any_change() -> impl Strategy<Value = Change> {
     ]
 }
 
-/// Reads an entry back the way the log is replayed.
+/// Parses an entry as a replay of the log does.
 fn read_back(bytes: &[u8]) -> NewEntry {
     let header = EntryHeader::parse(bytes).expect("an entry");
     assert_eq!(u64::from(header.entry_length), bytes.len() as u64);
@@ -660,7 +660,7 @@ proptest! {
         prop_assert_eq!(strict(|on| ParentLocator::inspect(&locator.to_bytes().unwrap(), 0, on)).unwrap(), locator);
     }
 
-    /// Whatever bytes stand where a structure should be, a parser answers.
+    /// For any bytes in place of a structure, a parser returns a result.
     #[test]
     fn parsers_answer_for_any_bytes(
         noise in proptest::collection::vec(any::<u8>(), 0..2000),

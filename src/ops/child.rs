@@ -106,20 +106,21 @@ pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     let (code, what) = match removal.map_err(failed)? {
         Removal::Removed => {
             let warning = synced.err().map(|error| {
-                let what = "is removed, and is there again after a crash, for its folder cannot be made durable";
+                let what = "is removed, but may reappear after a crash because its folder cannot be made durable";
                 Warning::new("op.not-durable", path.display(), format!("{what}: {error}"))
                     .of_layer(image.id())
             });
             return Ok(Removed { is_gone: true, warning });
         }
-        Removal::Gone => ("op.gone", "was removed or renamed by somebody else meanwhile".into()),
-        Removal::Kept => {
-            ("op.swapped", "another file has taken that name, and stays; the image that had it is elsewhere, if anywhere".into())
-        }
+        Removal::Gone => ("op.gone", "was removed or renamed by another program meanwhile".into()),
+        Removal::Kept => (
+            "op.swapped",
+            "another file has taken that name, and stays; the image was moved or removed".into(),
+        ),
         Removal::LeftAt(place) => (
             "op.swapped",
             format!(
-                "another file had taken that name, and a third did meanwhile: the former is now {}",
+                "another file had taken that name, and then a third one: the former is now {}",
                 place.display()
             ),
         ),
@@ -150,11 +151,11 @@ pub(super) fn current_path(
     let place = other_name(host, path, image.bare_storage().as_ref());
     let what = match host.is_link(path) {
         Ok(_) => "another file has taken that name",
-        Err(_) => "the file was renamed or removed by somebody else",
+        Err(_) => "the file was renamed or removed by another program",
     };
     let now = match &place {
-        Some(place) => format!("the image is {} now", place.display()),
-        None => "the image that had it is elsewhere, if anywhere".into(),
+        Some(place) => format!("the image is now {}", place.display()),
+        None => "the image was moved or removed".into(),
     };
     let warning = Warning::new(RENAMED, path.display(), format!("{what}; {now}"));
     warnings.push(warning.of_layer(image.id()));
@@ -173,12 +174,12 @@ fn other_name(host: &dyn Host, path: &Path, file: &dyn Storage) -> Option<PathBu
     Some(path.with_file_name(names.next()?.file_name()?))
 }
 
-/// Warns if removing a file has left a symbolic link to it dangling_link.
+/// Warns if removing a file has left a symbolic link to it dangling.
 pub(super) fn dangling_link(op: &Operation<'_>, image: &Core) -> Option<Warning> {
     let (via, host) = (image.via()?, op.host());
     let is_left = host.is_link(via).unwrap_or(false) && host.stat(via).is_err();
     is_left.then(|| {
-        let message = "leads nowhere now: the file is removed, not the link";
+        let message = "leads nowhere now: the file was removed, but not the link";
         Warning::new("op.link-left", via.display(), message).of_layer(image.id())
     })
 }

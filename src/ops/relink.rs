@@ -274,7 +274,7 @@ impl Relink {
         };
         let above = forest.layers(parent);
         if above.contains(&child) {
-            let message = "the file with the identity of its parent has it for an ancestor itself";
+            let message = "the file with the identity of the parent is a descendant of the image";
             return Err(
                 refuse(ErrorKind::Unproven, "relink.loop", message).with_found(names(&above))
             );

@@ -354,12 +354,12 @@ impl MergeStep<'_> {
                 merged.warnings.extend(dangling_link(self.op, on.child.core()));
             }
             Ok(Removed { warning, .. }) => {
-                let what = "; all that it held is in the parent";
+                let what = "; all its data is in the parent";
                 merged.warnings.extend(warning.map(|warning| warning.and(what)));
             }
             Err(error) => {
                 let error = error.text_about(on.child.core().name());
-                let message = format!("{error}: all it held is in the parent");
+                let message = format!("{error}: all its data is in the parent");
                 merged.warnings.push(warning_of(on.child.core(), "merge.not-removed", message));
             }
         }
@@ -370,7 +370,7 @@ impl MergeStep<'_> {
     /// stays valid for those who take longer.
     fn wait_for_readers(&self, retired: Retired, on: &Handles, merged: &mut Merged) {
         if let Err(error) = self.op.drained(retired, &mut || ControlFlow::Continue(())) {
-            let message = format!("was merged all the same: {error}");
+            let message = format!("was merged, but is still being read: {error}");
             merged.warnings.push(warning_of(on.child.core(), "merge.still-read", message));
         }
     }
