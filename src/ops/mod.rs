@@ -91,7 +91,7 @@ fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64
 struct CallerPanic(Option<Box<dyn Any + Send>>);
 
 impl CallerPanic {
-    /// DiskRuns the callback; breaks if it panics, now or in an earlier call.
+    /// Runs the callback; breaks if it panics, now or in an earlier call.
     fn catch(&mut self, callback: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
         if self.0.is_some() {
             return ControlFlow::Break(());
