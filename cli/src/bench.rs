@@ -18,7 +18,7 @@ use crate::output::Console;
 use crate::table::TextTable;
 use crate::values;
 use crate::writing::WritableImage;
-use places::{Limit, Sample, data, pages, pieces};
+use places::{Sample, data, pages, pieces};
 
 /// Measure how fast a chain is read, beside bare reads of the same bytes from its files.
 ///
@@ -55,10 +55,10 @@ impl Args {
         Budget::new(usize::try_from(self.budget).unwrap_or(usize::MAX))
     }
 
-    /// The limit of each kind of work.
-    fn limit(&self) -> Limit {
-        let kinds = if self.write { 4 } else { 2 };
-        self.reads.map_or(Limit::Time(Duration::from_secs(self.seconds) / kinds), Limit::Operations)
+    /// The time and the number of operations of each kind of work.
+    fn limit(&self) -> (Duration, u64) {
+        let time = Duration::from_secs(self.seconds) / if self.write { 4 } else { 2 };
+        self.reads.map_or((time, u64::MAX), |operations| (Duration::MAX, operations))
     }
 }
 
@@ -72,8 +72,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let chain = input::chain_with(&argument, &args.opening, &options, console)?;
     let (data, end) = data(&chain, false)?;
     let (size, limit) = (chain.geometry().size, args.limit());
-    let pages = places::warm(&chain, pages(&data, size, args.seed), limit)?;
-    let pieces = places::warm(&chain, pieces(&data, size), limit)?;
+    let pages = places::warm(&chain, pages(&data, size, args.seed), limit.0)?;
+    let pieces = places::warm(&chain, pieces(&data, size), limit.0)?;
     let before = chain.counters();
     let row = |places: &[Sample], at_once| {
         let longest = places.iter().map(Sample::len).max().unwrap_or_default();
@@ -152,7 +152,7 @@ fn write_rows(args: &Args, image: &WritableImage, console: &mut Console) -> Resu
 /// per round. `work` takes a contender and the index of a place. Null without places.
 fn row(
     (places, bytes): (usize, usize),
-    limit: Limit,
+    (time, operations): (Duration, u64),
     at_once: u64,
     contenders: usize,
     mut work: impl FnMut(usize, usize) -> Result<(), Failure>,
@@ -161,20 +161,13 @@ fn row(
         return Ok(Value::Null);
     }
     let (start, mut done, mut seconds) = (Instant::now(), 0, vec![Vec::new(); contenders]);
-    for round in 0.. {
-        let now = match limit {
-            Limit::Time(time) if start.elapsed() >= time && done > 0 => 0,
-            Limit::Time(_) => at_once,
-            Limit::Operations(count) => at_once.min(count - done),
-        };
-        if now == 0 {
-            break;
-        }
+    while done < operations && (done == 0 || start.elapsed() < time) {
+        let (round, now) = (seconds[0].len(), at_once.min(operations - done));
         for turn in 0..contenders {
             // Rotates and reverses the order: no contender always follows the same other.
             let is_forward = (round / contenders).is_multiple_of(2);
-            let contender =
-                (if is_forward { turn } else { contenders - 1 - turn } + round) % contenders;
+            let turn = if is_forward { turn } else { contenders - 1 - turn };
+            let contender = (turn + round) % contenders;
             let start = Instant::now();
             for number in done..done + now {
                 work(contender, (number % places as u64) as usize)?;

@@ -17,6 +17,10 @@ use uuid::Uuid;
 fn wrong_arguments_exit_with_2() {
     let folder = Folder::with_chain();
     folder.run("").expect(2);
+    folder.run("merge --frob l2.vhdx").expect(2).says("\n  next: avhdx merge --help\n");
+    folder.run("frob").expect(2).says("\n  next: avhdx --help\n");
+    let run = folder.run("merge --frob l2.vhdx --json").expect(2);
+    assert_eq!(run.error()["next"], serde_json::json!(["avhdx merge --help"]));
     folder.run("read l2.vhdx").expect(2).says("--length");
     folder.run("read l2.vhdx --length 1X").expect(2).says("K, M, G or T");
     folder.run("read l2.vhdx --length 7M").expect(2).says("do not lie within the disk");

@@ -18,14 +18,6 @@ const PIECE: u64 = 1 << 20;
 /// The maximum number of ranges in memory; of a more fragmented disk, only the first part is measured.
 const RANGES: usize = 1 << 20;
 
-/// How long each kind of work is measured.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Limit {
-    Time(Duration),
-    /// The number of operations of each contender.
-    Operations(u64),
-}
-
 /// The ranges with data in any layer, or in the tip only, and the end of the part of the disk that was searched.
 pub(super) fn data(chain: &DiffChain, tip_only: bool) -> Result<(Vec<Range<u64>>, u64), Failure> {
     let (tip, size) = (chain.tip().id(), chain.geometry().size);
@@ -105,7 +97,7 @@ impl Sample {
 pub(super) fn warm(
     chain: &DiffChain,
     ranges: Vec<Range<u64>>,
-    limit: Limit,
+    limit: Duration,
 ) -> Result<Vec<Sample>, Failure> {
     let (start, mut places, mut buf) = (Instant::now(), Vec::new(), vec![0; PIECE as usize]);
     for range in ranges {
@@ -127,7 +119,7 @@ pub(super) fn warm(
         chain.read_at(&mut buf[..place.len()], range.start)?;
         place.read_bare(&mut buf)?;
         places.push(place);
-        if matches!(limit, Limit::Time(time) if start.elapsed() >= time) {
+        if start.elapsed() >= limit {
             break;
         }
     }
