@@ -31,7 +31,7 @@ fn the_bound_of_the_median_follows_the_sign_test() {
 #[test]
 fn every_contender_does_every_operation_once() {
     let mut done = [[0; 5]; 3];
-    let row = row((5, 1), (Duration::MAX, 25), 10, 3, |contender, i| {
+    let row = row((5, 1), (Duration::MAX, 25), 2, 3, |contender, i| {
         done[contender][i] += 1;
         Ok(())
     });
