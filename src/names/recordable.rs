@@ -72,7 +72,7 @@ pub(crate) fn no_recordable_path(parent: &Path) -> Error {
 
 fn unrecordable_path(place: &Path, found: impl std::fmt::Display) -> Error {
     let message = "no path that can be recorded leads to the parent";
-    Error::new(ErrorKind::Unsupported, "parent.unrecordable_path", message)
+    Error::new(ErrorKind::Unsupported, "parent.astray", message)
         .in_path(place)
         .with_section("2.6.2.6.3")
         .with_found(found)
