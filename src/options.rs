@@ -232,7 +232,6 @@ impl OpenOptions {
         let opened = Opened {
             host: Arc::clone(&self.host),
             images: self.image.clone(),
-            writable: self.writable,
             child_folders: self.child_folders.clone(),
         };
         DiffChain::assemble(tip, &self.chain, self.source().as_ref(), opened)

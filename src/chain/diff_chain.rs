@@ -102,7 +102,7 @@ impl DiffChain {
         let host: Arc<dyn Host> = Arc::new(LocalHost);
         let source = PathSource::new().host(Arc::clone(&host));
         let (images, child_folders) = (ImagePolicy::default(), Vec::new());
-        let opened = Opened { host, images, writable: false, child_folders };
+        let opened = Opened { host, images, child_folders };
         Self::assemble(crate::VhdxFile::open(path)?, &ChainPolicy::default(), &source, opened)
     }
 

@@ -54,8 +54,6 @@ pub(super) struct Views {
 pub(crate) struct Opened {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) images: ImagePolicy,
-    /// Whether the tip is open for writing.
-    pub(crate) writable: bool,
     /// Where children are looked for beside the images' own folders.
     pub(crate) child_folders: Vec<PathBuf>,
 }

@@ -88,11 +88,6 @@ impl Operation<'_> {
         &self.live().opened.images
     }
 
-    /// Whether the tip was opened for writing.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.live().opened.writable
-    }
-
     /// What writes to the tip, where the chain does.
     pub(crate) fn writer(&self) -> Option<Arc<Writer>> {
         self.stack().writer.clone()

@@ -67,7 +67,7 @@ impl NewChild {
     pub(super) fn make(&self, op: &Operation<'_>, parent: &Core) -> Result<OpenImage> {
         let path = self.child_path(op.host().as_ref(), parent)?;
         let options = self.options(parent)?;
-        options.create_as(op.host().as_ref(), &path, op.policy(), op.is_writable())
+        options.create_as(op.host().as_ref(), &path, op.policy(), op.writer().is_some())
     }
 
     fn options(&self, parent: &Core) -> Result<CreateOptions> {

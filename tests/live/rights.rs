@@ -417,3 +417,21 @@ fn a_child_is_made_of_an_image_that_was_handed_out() {
     let error = OpenOptions::new().open(&child).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMismatch);
 }
+
+#[test]
+fn a_tip_that_was_opened_for_writing_by_other_options_gets_checkpoints_and_reverts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = paths(&base(folder.path(), SIZE)).remove(0);
+    let tip = OpenOptions::new().writable(true).open_image(path);
+    // These options say nothing of writing; the image that they are given does.
+    let chain = OpenOptions::new().open_chain(tip.unwrap()).unwrap();
+    chain.write_at(&[1; 4096], 0).unwrap();
+    Checkpoint::new().run(&chain, &mut go).unwrap();
+    chain.write_at(&[2; 4096], 0).unwrap();
+    Revert::to(ids(&chain)[1]).run(&chain, &mut go).unwrap();
+    assert_eq!(bytes(&chain)[..4096], [1; 4096]);
+    chain.write_at(&[3; 4096], 0).unwrap();
+    chain.flush().unwrap();
+    assert_eq!(bytes(&chain)[..4096], [3; 4096]);
+    assert_eq!(paths(&chain).len(), 2);
+}
