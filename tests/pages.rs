@@ -113,6 +113,20 @@ fn every_link_of_a_page_leads_somewhere() {
 }
 
 #[test]
+fn every_file_in_the_drawings_of_the_crate_exists() {
+    let crate_docs = text(&root().join("src/lib.rs"));
+    let lines = crate_docs.lines().filter(|line| line.starts_with("//!") && line.contains("::"));
+    // Each line of a drawing ends in a file or a folder.
+    let last = lines.filter_map(|line| line.split_whitespace().next_back());
+    let stops: Vec<&str> =
+        last.filter(|word| word.ends_with(".rs") || word.ends_with('/')).collect();
+    let missing: Vec<&&str> =
+        stops.iter().filter(|stop| !root().join("src").join(stop).exists()).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    assert!(stops.len() >= 5, "only {stops:?} were looked for");
+}
+
+#[test]
 fn every_property_of_the_architecture_names_a_test() {
     let page = text(&root().join("ARCHITECTURE.md"));
     let (_, properties) = page.split_once("\n## Properties\n").unwrap();
