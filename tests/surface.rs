@@ -93,3 +93,35 @@ fn no_two_layer_ids_are_equal() {
     let (a, b) = (LayerId::unique(), LayerId::unique());
     assert!(a != b && a != LayerId::unique());
 }
+
+/// The public types that others can match on or build in full, each with the reason in its docs.
+const EXHAUSTIVE: [&str; 4] = ["Extent", "Planned", "PlannedSource", "Source"];
+
+#[test]
+fn public_types_may_grow_unless_their_docs_say_why_not() {
+    let mut exhaustive = Vec::new();
+    for path in sources("src") {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (n, line) in lines.iter().enumerate() {
+            let name =
+                |rest: &str| rest.chars().take_while(|c| c.is_alphanumeric()).collect::<String>();
+            let fields = || lines[n + 1..].iter().take_while(|line| !line.starts_with('}'));
+            let has_public_fields = || fields().any(|line| line.starts_with("    pub "));
+            let found = match (line.strip_prefix("pub enum "), line.strip_prefix("pub struct ")) {
+                (Some(rest), _) => name(rest),
+                (_, Some(rest)) if line.ends_with('{') && has_public_fields() => name(rest),
+                _ => continue,
+            };
+            let above = || lines[..n].iter().rev().take_while(|line| line.starts_with(['#', '/']));
+            if !above().any(|line| *line == "#[non_exhaustive]") {
+                let docs: Vec<&str> = above().copied().collect();
+                let has_reason = docs.iter().any(|line| line.contains("Exhaustive on purpose"));
+                assert!(has_reason, "{}: {found}: {docs:?}", path.display());
+                exhaustive.push(found);
+            }
+        }
+    }
+    exhaustive.sort();
+    assert_eq!(exhaustive, EXHAUSTIVE);
+}

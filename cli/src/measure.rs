@@ -1,6 +1,6 @@
 //! `avhdx measure`: computes the size of a copy.
 
-use avhdx::ops::{Measure, Needed};
+use avhdx::ops::{Measure, Measured};
 use clap::ValueEnum;
 use serde_json::json;
 
@@ -58,7 +58,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     Ok(Reply::Yes)
 }
 
-fn object(rows: &[(CopyFormat, Needed)], input: &Input, block_size: u32) -> serde_json::Value {
+fn object(rows: &[(CopyFormat, Measured)], input: &Input, block_size: u32) -> serde_json::Value {
     let copies: Vec<_> = rows
         .iter()
         .map(|(target, needed)| {

@@ -39,7 +39,7 @@ enum CopyTarget {
 /// The bytes that a copy takes up on its volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Needed {
+pub struct Measured {
     /// For the disk as it is now; an upper bound.
     pub required: u64,
     /// For the disk when all of it has been written to.
@@ -67,10 +67,10 @@ impl Measure {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the block size is not one that the format allows; as for
     /// [`Disk::next_extent`].
-    pub fn run(self, disk: &dyn Disk) -> Result<Needed> {
+    pub fn run(self, disk: &dyn Disk) -> Result<Measured> {
         let geometry = disk.geometry();
         match self.target {
-            CopyTarget::Raw => Ok(Needed {
+            CopyTarget::Raw => Ok(Measured {
                 required: units_with_data(disk, PAGE)? * PAGE,
                 fully_allocated: geometry.size.next_multiple_of(PAGE),
             }),
@@ -88,7 +88,7 @@ impl Measure {
                 let image = |blocks: u64| VHDX_FIXED_PARTS + table + blocks * block;
                 let all = image(layout.blocks());
                 let used = if is_fixed { all } else { image(units_with_data(disk, block)?) };
-                Ok(Needed { required: used, fully_allocated: all })
+                Ok(Measured { required: used, fully_allocated: all })
             }
         }
     }

@@ -51,7 +51,7 @@ pub use explain::{
 };
 pub use export::{Export, Exported};
 pub use forecast::{FileChange, FileChangeKind, Forecast};
-pub use measure::{Measure, Needed};
+pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use relink::{Relink, Relinked, RelinkedImage};

@@ -22,7 +22,7 @@ const CATCH_UP: Duration = Duration::from_millis(250);
 /// pace.limit(Some(50 << 20));
 /// pace.pause();
 /// assert!(pace.clone().is_paused());
-/// pace.go_on();
+/// pace.resume();
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Pace(Arc<SharedPace>);
@@ -62,7 +62,7 @@ impl Pace {
     }
 
     /// Resumes the operation.
-    pub fn go_on(&self) {
+    pub fn resume(&self) {
         let mut state = self.state();
         state.is_paused = false;
         state.due = None;
@@ -162,7 +162,7 @@ mod tests {
         let other = pace.clone();
         std::thread::scope(|scope| {
             let waiting = scope.spawn(|| pace.wait(1, &mut || ControlFlow::Continue(())));
-            other.go_on();
+            other.resume();
             assert!(waiting.join().unwrap().is_continue());
         });
     }

@@ -18,6 +18,7 @@ use crate::types::{DiskOffset, FileOffset};
 const MOST_CARRIED: usize = 256;
 
 /// What became of planning a read, see [`DiffChain::plan_read`](crate::DiffChain::plan_read).
+/// Exhaustive on purpose: a caller that moves the bytes has to handle every case.
 #[derive(Debug)]
 pub enum Planned {
     /// All is known: which bytes lie where.
@@ -52,7 +53,8 @@ pub struct PlannedPiece<'a> {
     pub source: PlannedSource<'a>,
 }
 
-/// What a piece of a plan is read from.
+/// What a piece of a plan is read from. Exhaustive on purpose, as [`Source`](crate::Source) is: a missed
+/// variant would silently lose data.
 #[derive(Clone, Debug)]
 pub enum PlannedSource<'a> {
     /// A layer's file, from `at` on, in one piece.
