@@ -112,7 +112,6 @@ const PROGRAM: Rules<'_> = Rules {
 };
 
 #[test]
-#[ignore = "the library does not keep to its floors yet"]
 fn the_library_keeps_to_its_floors() {
     keeps_to(LIBRARY, "src");
 }
