@@ -1,13 +1,13 @@
-//! What images and chains count while they work.
+//! Counters of the work of images and chains.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sync::Lanes;
 
-/// What a chain or an image did since it was opened, as [`DiffChain::counters`](crate::DiffChain::counters) and
-/// [`VhdxFile::counters`](crate::VhdxFile::counters) have it.
+/// The work of a chain or an image since it was opened, as reported by
+/// [`DiffChain::counters`](crate::DiffChain::counters) and [`VhdxFile::counters`](crate::VhdxFile::counters).
 ///
-/// All of them only rise. What threads do at the very moment is perhaps in some of them and not yet in others.
+/// Counters only increase. Work that other threads are doing at the moment may be counted in part.
 ///
 /// ```no_run
 /// use avhdx::{DiffChain, Disk};
@@ -22,28 +22,26 @@ use crate::sync::Lanes;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counters {
-    /// Flushes that the host was asked for to write the image, or the chain's tip. Opening may need some, and
-    /// closing.
+    /// Flushes requested from the host to write the image, or the chain's tip. Includes those of opening and closing.
     pub flushes: u64,
-    /// Bytes of the log entries that were written to it, \[MS-VHDX\] 2.3.1.
+    /// Bytes of log entries written to it, \[MS-VHDX\] 2.3.1.
     pub log_bytes: u64,
-    /// Pages of 4 KiB of block allocation tables and sector bitmaps that were read from files, for a chain of all
-    /// its layers. What other chains load of a parent that they share with this one is in here.
+    /// Pages of 4 KiB of block allocation tables and sector bitmaps read from files, for a chain by all its layers.
+    /// Includes pages of a shared parent that other chains load.
     pub table_loads: u64,
-    /// Questions which layer has some bytes whose answer was known, for this chain with its clones and views: one
-    /// for each span of the disk, or several runs in it, that a read or an extent covers. None are counted for an
-    /// image, nor for a chain of one that is only read: there is one layer to ask.
+    /// Lookups of the layer that holds some bytes that found a cached answer, by this chain, its clones and its
+    /// views: one for each span of the disk, or several runs in it, that a read or an extent covers. Images, and
+    /// read-only chains of one layer, count none: they have only one layer to ask.
     pub index_hits: u64,
-    /// The questions for which layers were asked.
+    /// Lookups that found no cached answer, so that layers were asked.
     pub index_misses: u64,
-    /// Table pages that were evicted to make room for others, and answers that others were written over, which is
-    /// noticed when their place is taken again. Of the [`Budget`](crate::Budget), with all who share
-    /// it, since it was made.
+    /// Table pages evicted to make room for others, and cached answers overwritten by others, which are counted when
+    /// their slot is reused. Covers all users of the [`Budget`](crate::Budget) since it was created.
     pub evictions: u64,
 }
 
 impl Counters {
-    /// What was counted since `earlier`.
+    /// The difference to `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             flushes: self.flushes.saturating_sub(earlier.flushes),
@@ -56,7 +54,7 @@ impl Counters {
     }
 }
 
-/// What one image counts: beside the work that is counted, the count costs nothing.
+/// Counters of one image. Their cost is negligible beside the work that they count.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(super) flushes: Count,
@@ -77,8 +75,8 @@ impl Count {
     }
 }
 
-/// What is asked of the answers about a chain's disk, in the midst of reads that write nothing else that others look
-/// at.
+/// Counts lookups of cached answers. Reading threads otherwise write no shared memory, so each lane counts for
+/// itself.
 #[derive(Debug, Default)]
 pub(crate) struct AnswerTally(Lanes<HitsAndMisses>);
 

@@ -1,4 +1,4 @@
-//! The image as its user has it: with the rights that he asked for, and no others.
+//! An image, with the access rights that it was opened with.
 
 use std::fmt;
 use std::io::IoSliceMut;
@@ -22,30 +22,29 @@ use crate::storage::LocalHost;
 use crate::warning::Warning;
 use crate::write::{OpenImage, Writer};
 
-/// One VHDX image: fixed, dynamic, or a differencing one looked at alone.
+/// One VHDX image: fixed, dynamic, or a differencing image without its parents.
 ///
-/// As a [`Disk`], a differencing image serves what it holds itself and answers
-/// [`ErrorKind::ParentRequired`] for what only its parent has; a [`DiffChain`](crate::DiffChain)
-/// puts the two together. A log that is not empty is replayed in memory and the file stays as it is,
-/// unless the image is opened for writing: then it is replayed to the file.
+/// As a [`Disk`], a differencing image serves the data that it holds itself and returns [`ErrorKind::ParentRequired`]
+/// for data that only its parent holds; a [`DiffChain`](crate::DiffChain) combines the two. A log that is not empty
+/// is replayed in memory, without changing the file; if the image is opened for writing, it is replayed to the file.
 ///
-/// An image that a chain [hands out](crate::DiffChain::image) takes no writes, whatever the chain takes. While
-/// an operation works on that layer it reads as the file then is, and it goes on when the operation is over.
+/// An image that a chain [hands out](crate::DiffChain::image) is read-only, even if the chain is writable. While an
+/// operation works on that layer, the image reads as the file is at that time, and stays usable afterwards.
 ///
 /// # After a failure
 ///
-/// What was flushed is never at stake. Beyond that:
+/// Flushed data is never at risk. Beyond that:
 ///
-/// - A write, zeros or a discard that fails for want of space, or because payload could not be written
-///   or a file not be read, fails alone ([`ErrorKind::Io`]): each 512 bytes of its range read as before
-///   or as written, nothing else changed, and the image goes on. A machine can be paused until there is
-///   space, and the call be made again.
-/// - A header, the log or the block tables that cannot be written, and any failed
-///   [`flush`](Disk::flush) or [`close`](Self::close), poison the image: nothing is written to the file
-///   any more, every later change, flush and close fails with [`ErrorKind::Poisoned`], and reads go on
-///   with what the host has. A flush is not tried again, for the host may have dropped what it was to
-///   write and call the next one a success. Opening the image anew recovers what is there.
-/// - A failed open changes nothing that the next one does not make good.
+/// - A write, zeroing or discard that fails for lack of space, or because payload cannot be written or a file cannot
+///   be read, fails alone ([`ErrorKind::Io`]): each 512 bytes of its range read as before or as written, nothing else
+///   changes, and the image stays usable. A virtual machine can be paused until there is space, and the call
+///   repeated.
+/// - If a header, the log or the block tables cannot be written, or a [`flush`](Disk::flush) or
+///   [`close`](Self::close) fails, the image is poisoned: the file is not written to again, every later change, flush
+///   and close fails with [`ErrorKind::Poisoned`], and reads continue with the data that the host has. A flush is not
+///   retried, because the host may have dropped the data and report success the next time. Opening the image again
+///   recovers the durable state.
+/// - A failed open changes nothing that the next open does not repair.
 ///
 /// ```no_run
 /// use avhdx::{Disk, VhdxFile};
@@ -57,25 +56,25 @@ use crate::write::{OpenImage, Writer};
 pub struct VhdxFile(Handle);
 
 enum Handle {
-    /// Opened by itself: what it takes is what was asked for.
+    /// Opened on its own, with the access that was asked for.
     Own { layer: Layer, writer: Option<Arc<Writer>> },
-    /// Shared with a chain, and only to be read.
+    /// Shared with a chain, read-only.
     Shared(Arc<Seat>),
 }
 
-/// A layer's place in a chain, whose handle an operation may replace by another of the same file. Who was given
-/// the layer goes on with the newer one.
+/// A layer's place in a chain. An operation may replace its handle by another of the same file; images handed out for
+/// the layer then use the newer one.
 pub(crate) struct Seat {
     layer: Layer,
-    /// The chain's writer of it, to be asked for an identity that a child may link to, and for nothing else.
+    /// The chain's writer, used only to obtain an identity that a child may link to.
     writer: Weak<Writer>,
-    /// Those who are at the image by way of this seat.
+    /// Number of users of the image through this seat.
     users: AtomicUsize,
     next: OnceLock<Arc<Self>>,
     before: Weak<Self>,
 }
 
-/// Keeps a handle from being taken for one that nobody uses.
+/// Marks a handle as in use.
 struct User<'a>(&'a Seat);
 
 impl VhdxFile {
@@ -88,23 +87,23 @@ impl VhdxFile {
         OpenImage::read(storage, &ImagePolicy::default()).map(Self::own)
     }
 
-    /// What names this image among the layers of this process. An operation that opens the file anew gives it
-    /// another.
+    /// Identifies this image among the layers of this process. An operation that reopens the file gives it another
+    /// ID.
     pub fn id(&self) -> LayerId {
         self.latest().id()
     }
 
-    /// What errors call the file, usually its path.
+    /// The name of the file in errors, usually its path.
     pub fn name(&self) -> &str {
         self.latest().name()
     }
 
-    /// Where the file lies, if it lies in a folder, symbolic links resolved.
+    /// The path of the file with symbolic links resolved, if it is in a folder.
     pub fn path(&self) -> Option<&Path> {
         self.latest().path()
     }
 
-    /// The name that it was opened by, where symbolic links led from that to [`path`](Self::path).
+    /// The path that it was opened by, if symbolic links led from there to [`path`](Self::path).
     pub fn via(&self) -> Option<&Path> {
         self.latest().via()
     }
@@ -119,40 +118,40 @@ impl VhdxFile {
         self.latest().has_parent()
     }
 
-    /// Bytes of a payload block, a power of two from 1 MiB to 256 MiB.
+    /// Size of a payload block in bytes, a power of two from 1 MiB to 256 MiB.
     pub fn block_size(&self) -> u32 {
         self.latest().block_size()
     }
 
-    /// The link to the parent, `None` where there is none, \[MS-VHDX\] 2.6.2.6.
+    /// The link to the parent, \[MS-VHDX\] 2.6.2.6. `None` if the image has no parent.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] when the locator has no valid `parent_linkage`.
+    /// [`ErrorKind::Damaged`] if the locator has no valid `parent_linkage`.
     pub fn parent_link(&self) -> Result<Option<ParentLink>> {
         self.latest().parent_link()
     }
 
-    /// What the point in time below this image is called, where a checkpoint made the image.
+    /// The name of the point in time below this image, if a checkpoint made the image.
     pub fn checkpoint(&self) -> Option<CheckpointMark> {
         self.latest().checkpoint()
     }
 
-    /// The merge that concerns this image and is not over, if there is one.
+    /// The unfinished merge of this image, if there is one.
     pub fn merge_mark(&self) -> Option<MergeMark> {
         self.latest().merge_mark()
     }
 
-    /// What the user of the image should hear of.
+    /// Conditions that the caller should report.
     pub fn warnings(&self) -> &[Warning] {
         self.latest().warnings()
     }
 
-    /// Whether the image was opened for writing, by whoever has it.
+    /// Whether the image is open for writing, through any handle.
     pub fn is_writable(&self) -> bool {
         self.writer().is_some()
     }
 
-    /// Everything that the image says of itself, but for the block tables.
+    /// Everything that the image records about itself, except for the block tables.
     pub fn info(&self) -> ImageInfo {
         self.latest().info()
     }
@@ -160,37 +159,37 @@ impl VhdxFile {
     /// Counts the blocks by state. Reads the whole block allocation table.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the table cannot be read.
+    /// [`ErrorKind::Io`] if the table cannot be read.
     pub fn count_blocks(&self) -> Result<BlockCounts> {
         self.with(|image| image.count_blocks())
     }
 
-    /// What was done since the image was opened.
+    /// The counts since the image was opened.
     pub fn counters(&self) -> Counters {
         self.latest().counters()
     }
 
-    /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what
-    /// the file was grown by and does not need, but for what a plan of a read may name. Dropping the image does
-    /// the same but cannot report. Where the image is not open for writing there is nothing to be done.
+    /// Makes all data durable, leaves the log empty, so that any reader accepts the file, and truncates space that
+    /// the file was grown by and does not need, except for space that a read plan may refer to. Dropping the image
+    /// does the same, but cannot report errors. Does nothing if the image is not open for writing.
     ///
     /// # Errors
-    /// As [`Disk::flush`], and with the same effect: what was flushed before is safe all the same.
+    /// As for [`Disk::flush`], with the same effect: data that was flushed before stays safe.
     pub fn close(&self) -> Result<()> {
         self.writer().map_or(Ok(()), |writer| writer.close())
     }
 
-    /// An image that takes what it was opened for.
+    /// An image with the access that it was opened with.
     pub(crate) fn own(OpenImage { core, writer }: OpenImage) -> Self {
         Self(Handle::Own { layer: Layer::alone(core), writer })
     }
 
-    /// The image of a layer, for reading whatever the layer is open for.
+    /// The image of a layer, read-only whatever the layer's access.
     pub(crate) fn of_layer(seat: &Arc<Seat>) -> Self {
         Self(Handle::Shared(Arc::clone(seat)))
     }
 
-    /// The image itself, with the writer that its opener asked for.
+    /// The image itself, with its writer if it was opened for writing.
     pub(crate) fn into_image(self) -> OpenImage {
         match self.0 {
             Handle::Own { layer, writer } => OpenImage { core: layer.image, writer },
@@ -200,8 +199,8 @@ impl VhdxFile {
         }
     }
 
-    /// The identity by which a child may know the image as it stands: that is made durable, and the next
-    /// visible change gives the image another.
+    /// Makes the image's identity durable and returns it, for a child to record. The next visible change gives the
+    /// image a new one.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
         let writer = match &self.0 {
             Handle::Own { writer, .. } => writer.clone(),
@@ -213,7 +212,7 @@ impl VhdxFile {
         }
     }
 
-    /// Has something done to the image that reads its file: nobody may replace it meanwhile.
+    /// Runs an action that reads the image's file. The handle is not replaced meanwhile.
     pub(crate) fn with<R>(&self, does: impl FnOnce(&Layer) -> R) -> R {
         match &self.0 {
             Handle::Own { layer, .. } => does(layer),
@@ -221,7 +220,7 @@ impl VhdxFile {
         }
     }
 
-    /// The image, for what is known of it without a look at its file.
+    /// The image, for facts that do not need its file.
     fn latest(&self) -> &Core {
         match &self.0 {
             Handle::Own { layer, .. } => layer,
@@ -229,7 +228,7 @@ impl VhdxFile {
         }
     }
 
-    /// What writes to the image, where there is a right to.
+    /// The writer of the image, if this handle may write.
     pub(crate) fn writer(&self) -> Option<&Arc<Writer>> {
         match &self.0 {
             Handle::Own { writer, .. } => writer.as_ref(),
@@ -242,7 +241,7 @@ impl VhdxFile {
     }
 }
 
-/// Refuses a write to what was not opened for it.
+/// The error for a write to a read-only image.
 pub(crate) fn read_only(name: &str) -> Error {
     Error::new(ErrorKind::ReadOnly, "disk.read-only", "the image is open for reading only")
         .in_file(name)
@@ -288,7 +287,7 @@ impl fmt::Debug for VhdxFile {
     }
 }
 
-/// Tests of what is not public work on the writer itself.
+/// Gives unit tests direct access to the writer.
 #[cfg(test)]
 impl std::ops::Deref for VhdxFile {
     type Target = Core;
@@ -317,17 +316,17 @@ impl Seat {
         Arc::new(Self { layer, writer, users, next, before })
     }
 
-    /// Puts another handle of the same file in the place of the one that sits here.
+    /// Replaces the handle by another of the same file.
     pub(crate) fn replace(self: &Arc<Self>, image: &OpenImage) -> Arc<Self> {
         Arc::clone(self.next.get_or_init(|| Self::after(Arc::downgrade(self), image)))
     }
 
-    /// Whether both are the same layer's, by whatever handle.
+    /// Whether both belong to the same layer, through any handle.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         std::ptr::eq(self.last(), other.last())
     }
 
-    /// Whether somebody is still at a handle that sat here before this one.
+    /// Whether an earlier handle of this seat is still in use.
     pub(crate) fn has_earlier_users(&self) -> bool {
         let mut before = self.before.upgrade();
         while let Some(seat) = before {
@@ -339,7 +338,7 @@ impl Seat {
         false
     }
 
-    /// Whether another sits here by now, and somebody is still at this one.
+    /// Whether this handle was replaced and is still in use.
     pub(crate) fn has_late_users(&self) -> bool {
         let is_replaced = self.next.get().is_some();
         fence(Ordering::SeqCst);
@@ -354,13 +353,13 @@ impl Seat {
         seat
     }
 
-    /// Comes to the handle that sits here now, and keeps it.
+    /// Marks the current handle as in use, and returns it.
     fn enter(&self) -> User<'_> {
         loop {
             let user = User(self.last());
             user.0.users.fetch_add(1, Ordering::SeqCst);
             fence(Ordering::SeqCst);
-            // Whoever replaced it meanwhile may have found nobody here.
+            // If the handle was replaced meanwhile, this use may have been missed.
             if user.0.next.get().is_none() {
                 return user;
             }

@@ -1,4 +1,4 @@
-//! A chain as its users have it.
+//! A chain of images as a disk, with its layers.
 
 use std::fmt;
 use std::path::Path;
@@ -21,20 +21,20 @@ use crate::storage::{Host, LocalHost};
 use crate::warning::Warning;
 use crate::write::{OpenImage, Writer};
 
-/// A disk as it is seen from one image of a chain: its own bytes, and below them its parents'.
+/// A disk as one image of a chain presents it: the image's own data over that of its parents.
 ///
-/// A base alone is a chain of one. Clones and [`view`](Self::view)s share the open files. Writes go to the
-/// tip alone, and a failure means for them what it means for that [image](crate::VhdxFile#after-a-failure). A chain
-/// takes them when its tip was opened for writing, whatever operations do to its layers; its views, and the images
-/// that it hands out, never do.
+/// A base alone is a chain of one layer. Clones and [`view`](Self::view)s share the open files. A chain is writable
+/// if its tip was opened for writing, whatever operations do to its layers; its views and the images that it hands
+/// out are read-only. Only the tip is written to, and a failed write has the same effect as for that
+/// [image](crate::VhdxFile#after-a-failure).
 ///
-/// Operations such as [`Checkpoint`](crate::ops::Checkpoint) and [`Merge`](crate::ops::Merge) change which layers a
-/// chain has while other threads read and write it: clones follow, and a view stays at its point in time.
+/// Operations such as [`Checkpoint`](crate::ops::Checkpoint) and [`Merge`](crate::ops::Merge) change the layers of a
+/// chain while other threads read and write it: clones follow, and a view stays at its point in time.
 ///
-/// Which layer answers for a place is found out when the place is first read, and remembered within the
-/// [`Budget`](crate::Budget): from then on a read costs the same however many layers there are. What a write to
-/// the tip changes is forgotten before the write returns. Bytes that lie in one piece in a file are read
-/// at once, and zeros are not read.
+/// The first read of a range determines which layer holds each part, and the answer is cached within the
+/// [`Budget`](crate::Budget): later reads cost the same for any number of layers. A write to the tip invalidates the
+/// answers that it changes before it returns. Bytes that are contiguous in a file are read in one request, and zeros
+/// are not read.
 ///
 /// ```no_run
 /// use avhdx::{Disk, DiffChain};
@@ -49,9 +49,9 @@ use crate::write::{OpenImage, Writer};
 /// ```
 #[derive(Clone)]
 pub struct DiffChain {
-    /// What this view sees, and its clones.
+    /// Shared with the clones of this chain or view.
     pub(super) view: Arc<View>,
-    /// What all views have in common.
+    /// Shared by all views.
     pub(super) live: Arc<Live>,
 }
 
@@ -60,9 +60,9 @@ pub struct DiffChain {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Followed {
-    /// From the tip downwards, the facts of each layer and its image alone. Never empty.
+    /// From the tip down: the facts of each layer, and its image without its parents. Never empty.
     pub layers: Vec<(Layer, Arc<crate::VhdxFile>)>,
-    /// What the user of the chain should hear of.
+    /// Conditions that the caller should report.
     pub warnings: Vec<Warning>,
     /// Why the chain ends before its base, if it does.
     pub broken: Option<Error>,
@@ -80,7 +80,7 @@ impl Followed {
         let Walked { layers, warnings, broken } = walk(tip, policy, images, source);
         let of_images = layers.iter().flat_map(|link| link.image.warnings()).cloned();
         let warnings = of_images.chain(warnings).collect();
-        // Only of the tip is there somebody who may have asked to write to it.
+        // Only the tip can have been opened for writing.
         let handed_out = layers.into_iter().enumerate().map(|(n, link)| {
             let layer = Layer::of(&link);
             let image =
@@ -111,23 +111,23 @@ impl DiffChain {
         self.stack().links().iter().map(Layer::of).collect()
     }
 
-    /// The image of a layer, `None` when it is not in this view. It is there to be looked at: writes go to the
-    /// chain.
+    /// The image of a layer, for inspection: it is read-only, and writes go to the chain. `None` if the layer is not
+    /// in this view.
     pub fn image(&self, layer: LayerId) -> Option<Arc<crate::VhdxFile>> {
         let stack = self.stack();
         let link = stack.links().iter().find(|link| link.image.id() == layer)?;
         Some(Arc::new(crate::VhdxFile::of_layer(&link.seat)))
     }
 
-    /// The image at the tip, as [`image`](Self::image) has it. A checkpoint puts another in its place.
+    /// The image at the tip, as from [`image`](Self::image). A checkpoint replaces it.
     pub fn tip(&self) -> Arc<crate::VhdxFile> {
         Arc::new(crate::VhdxFile::of_layer(&self.stack().links()[0].seat))
     }
 
-    /// The disk as it was when `layer` was its tip, to be read only.
+    /// A read-only view of the disk as it was when `layer` was the tip.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the layer is not in this chain; [`ErrorKind::Unfinished`] when another is
+    /// [`ErrorKind::InvalidInput`] if the layer is not in this chain; [`ErrorKind::Unfinished`] if another layer is
     /// being merged into it.
     pub fn view(&self, layer: LayerId) -> Result<Self> {
         let stack = self.stack();
@@ -142,14 +142,14 @@ impl DiffChain {
         Ok(Self { view, live: Arc::clone(&self.live) })
     }
 
-    /// What the user of the chain should hear of, from all its layers.
+    /// Conditions in all layers that the caller should report.
     pub fn warnings(&self) -> Vec<Warning> {
         let stack = self.stack();
         let of_images = stack.links().iter().flat_map(|link| link.image.warnings());
         of_images.chain(self.live.warnings()).cloned().collect()
     }
 
-    /// What was done since the chain was opened, clones and views included.
+    /// The counts since the chain was opened, including those of clones and views.
     pub fn counters(&self) -> Counters {
         let stack = self.stack();
         let (index_hits, index_misses) = stack.tally.now();
@@ -162,8 +162,8 @@ impl DiffChain {
         }
     }
 
-    /// Ends the session that writes to the tip; see [`VhdxFile::close`](crate::VhdxFile::close). For a view, and where
-    /// the chain is not open for writing, there is nothing to be done.
+    /// Ends the session that writes to the tip; see [`VhdxFile::close`](crate::VhdxFile::close). Does nothing for a
+    /// view or a read-only chain.
     ///
     /// # Errors
     /// As [`Disk::flush`].
@@ -171,7 +171,7 @@ impl DiffChain {
         self.stack().writer.as_ref().map_or(Ok(()), |writer| writer.close())
     }
 
-    /// Finds and opens the parents of `tip`, one after the other.
+    /// Finds and opens the parents of `tip`, one by one.
     pub(crate) fn assemble(
         tip: crate::VhdxFile,
         policy: &ChainPolicy,
@@ -194,10 +194,10 @@ impl DiffChain {
         }
     }
 
-    /// Has the tip changed, or the one that has taken its place by the time it is frozen.
+    /// Changes the tip, or its successor if the tip is frozen meanwhile.
     ///
     /// # Errors
-    /// [`ErrorKind::ReadOnly`] where nobody asked to write to it, and those of the change.
+    /// [`ErrorKind::ReadOnly`] if the chain is not open for writing, and those of `change`.
     pub(super) fn change(&self, change: impl Fn(&Writer, &Stack) -> Result<()>) -> Result<()> {
         loop {
             let stack = self.stack();
@@ -222,7 +222,7 @@ impl DiffChain {
     }
 }
 
-/// What the user of a chain should hear of a layer whose merge is not over.
+/// The warning for a layer with an unfinished merge.
 fn unfinished(image: &Core) -> Option<Warning> {
     let mark = image.merge_mark().filter(|mark| mark.state != MergeState::Target)?;
     let parent = mark.name;

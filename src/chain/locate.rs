@@ -1,4 +1,4 @@
-//! Where parents come from.
+//! Finds and opens candidates for the parents of images.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -11,13 +11,12 @@ use crate::names::unsafe_paths;
 use crate::names::{self, Listing, NameLookup};
 use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
 
-/// Opens what may be the parent of an image.
+/// Opens candidates for the parent of an image.
 ///
-/// The source only opens. The chain checks the identity of each candidate before it shows anything
-/// of it, and takes the first that has the recorded one.
+/// The source only opens files. The chain checks the identity of each candidate before it exposes any of its data,
+/// and uses the first that has the recorded identity.
 pub trait ParentSource: Debug + Send + Sync {
-    /// Candidates in order of preference. They are asked for one by one, and no further than to the
-    /// first that matches.
+    /// Candidates in order of preference. The chain requests them one by one, up to the first match.
     fn candidates<'a>(
         &'a self,
         link: &'a ParentLink,
@@ -29,19 +28,18 @@ pub trait ParentSource: Debug + Send + Sync {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Candidate {
-    /// What errors call it.
+    /// The name of the file in errors.
     pub name: String,
-    /// What led to it.
+    /// How the file was found.
     pub found_by: FoundBy,
-    /// The file, or why it cannot be had. [`io::ErrorKind::PermissionDenied`] says that policy or
-    /// host forbid it, [`io::ErrorKind::NotFound`] that nothing is there, and
-    /// [`io::ErrorKind::IsADirectory`] and [`io::ErrorKind::InvalidInput`] that what is there is a folder, or
-    /// nothing that could be an image.
+    /// The file, or the reason why it cannot be opened: [`io::ErrorKind::PermissionDenied`] if policy or the host
+    /// forbids it, [`io::ErrorKind::NotFound`] if it does not exist, [`io::ErrorKind::IsADirectory`] for a folder,
+    /// and [`io::ErrorKind::InvalidInput`] for anything else that cannot be an image.
     pub opened: io::Result<Arc<dyn Storage>>,
 }
 
 impl Candidate {
-    /// A candidate that was opened, or not.
+    /// A candidate, opened or not.
     pub fn new(
         name: impl Into<String>,
         found_by: FoundBy,
@@ -51,33 +49,32 @@ impl Candidate {
     }
 }
 
-/// What led to a parent.
+/// How a parent was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum FoundBy {
-    /// The caller named the file.
+    /// As a file named by the caller.
     Given,
-    /// The path from the child's folder.
+    /// By the recorded path from the child's folder.
     RelativePath,
-    /// The path on a volume.
+    /// By the recorded path on a volume.
     VolumePath,
-    /// The absolute path on a Windows machine.
+    /// By the recorded absolute path on a Windows machine.
     AbsoluteWin32Path,
-    /// The recorded file name, in a folder that the caller named.
+    /// By the recorded file name, in a folder named by the caller.
     FolderName,
-    /// The identity, in a folder that the caller named.
+    /// By its identity, in a folder named by the caller.
     FolderSearch,
-    /// A source of the caller's own.
+    /// By a custom source.
     Other,
 }
 
-/// Finds parents by the paths that their children recorded.
+/// Finds parents by the paths recorded in their children.
 ///
-/// Files that the caller names come first. Then, in the order of \[MS-VHDX\] 2.6.2.6.3, the
-/// `relative_path`, the `volume_path` and the `absolute_win32_path`, the last two through path
-/// mappings where the machine is not the one that wrote them. Then the folders that the caller names,
-/// where the recorded file name is tried before every other file. `\` and `/` both separate names,
-/// and where a name is not there exactly, names that differ in case only are tried.
+/// Files named by the caller come first. Next come, in the order of \[MS-VHDX\] 2.6.2.6.3, the `relative_path`, the
+/// `volume_path` and the `absolute_win32_path`, the last two through path mappings if another machine wrote them.
+/// Last come the folders named by the caller; in each, the recorded file name is tried before every other file. Both
+/// `\` and `/` separate names. If a name does not exist exactly, names that differ only in case are tried.
 ///
 /// Only regular files are opened.
 #[derive(Clone, Debug)]
@@ -90,11 +87,11 @@ pub struct PathSource {
     listings: Option<Arc<Mutex<Listings>>>,
 }
 
-/// What was listed, by folder.
+/// The folders listed so far.
 type Listings = HashMap<PathBuf, Arc<Listing>>;
 
 impl PathSource {
-    /// A source that knows nothing but the recorded paths.
+    /// Creates a source that uses only the recorded paths.
     pub fn new() -> Self {
         Self {
             host: Arc::new(LocalHost),
@@ -106,25 +103,25 @@ impl PathSource {
         }
     }
 
-    /// The host that the paths are on: this machine unless told otherwise.
+    /// Sets the host of the paths. The default is this machine.
     pub fn host(mut self, host: Arc<dyn Host>) -> Self {
         self.host = host;
         self
     }
 
-    /// A file to try before all others, for every layer.
+    /// Adds a file to try first, for every layer.
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.files.push(path.into());
         self
     }
 
-    /// A folder to search when no recorded path leads to the parent.
+    /// Adds a folder to search if no recorded path leads to the parent.
     pub fn folder(mut self, path: impl Into<PathBuf>) -> Self {
         self.folders.push(path.into());
         self
     }
 
-    /// Where a Windows folder, such as `D:\vm` or `\\?\Volume{…}`, is found on this machine.
+    /// Maps a Windows folder, such as `D:\vm` or `\\?\Volume{…}`, to a folder on this machine.
     pub fn map(mut self, from: impl AsRef<str>, to: impl Into<PathBuf>) -> Self {
         let from = names::parts(from.as_ref());
         self.mappings.push((from, to.into()));
@@ -133,19 +130,19 @@ impl PathSource {
         self
     }
 
-    /// Serves nothing that does not lie in one of these folders or below, links followed: for
-    /// services that take images from strangers. Each call adds a folder.
+    /// Restricts parents to files in these folders or below, after following links: for services that accept images
+    /// from strangers. Each call adds a folder.
     pub fn confined_to(mut self, folder: impl Into<PathBuf>) -> Self {
         self.confines.get_or_insert_default().push(folder.into());
         self
     }
 
-    /// The same source, which lists each folder once: for who asks for many parents in one go.
+    /// The same source, but listing each folder only once, for finding many parents in a row.
     pub(crate) fn remembering(&self) -> Self {
         Self { listings: Some(Arc::default()), ..self.clone() }
     }
 
-    /// Whether parents may come from where this file lies, links followed.
+    /// Whether parents may come from the location of this file, after following links.
     pub(crate) fn serves(&self, path: &Path) -> bool {
         let Some(confines) = &self.confines else { return true };
         let real = |path: &Path| self.host.canonical(path).ok();
@@ -154,7 +151,7 @@ impl PathSource {
         })
     }
 
-    /// The host that the paths are on.
+    /// The host of the paths.
     pub(crate) fn its_host(&self) -> &dyn Host {
         self.host.as_ref()
     }
@@ -167,7 +164,7 @@ impl PathSource {
         self.path_steps(link).into_iter().flat_map(move |step| self.along(step, link, Access::Read))
     }
 
-    /// Every file of the folders to search, whoever looks for a parent there.
+    /// Every file of the folders to search, independently of any child.
     pub(crate) fn in_folders(&self) -> impl Iterator<Item = Candidate> + '_ {
         self.folders.iter().flat_map(|folder| {
             let places = self.files_of(folder).into_iter();
@@ -175,7 +172,7 @@ impl PathSource {
         })
     }
 
-    /// The files that the caller named, and those of the folders to search.
+    /// The files named by the caller, and those of the folders to search.
     pub(crate) fn extra_files(&self) -> Vec<PathBuf> {
         let in_folders = self.folders.iter().flat_map(|folder| self.files_of(folder));
         self.files.iter().cloned().chain(in_folders).collect()
@@ -212,7 +209,7 @@ impl PathSource {
         refused.into_iter().chain(candidates)
     }
 
-    /// That a recorded path leads where it must not.
+    /// The refusal of a recorded path that leads out of bounds.
     fn refused(&self, step: &Step<'_>) -> Option<Candidate> {
         let Step::Recorded(found_by, path) = step else { return None };
         let is_relative = *found_by == FoundBy::RelativePath;
@@ -228,7 +225,7 @@ impl PathSource {
         why.map(refused)
     }
 
-    /// The folder that a mapping says, and the names that lead on from there.
+    /// The target folder of the mapping that applies, and the remaining names.
     fn mapped(&self, path: &str) -> Option<(&Path, Vec<String>)> {
         let mut names = names::parts(path);
         let is_start = |from: &[String]| {
@@ -253,15 +250,14 @@ impl PathSource {
                 self.relative(link, path)
             }
             Step::Recorded(_, path) => self.absolute(path),
-            // Such a name is looked for by nobody; the file may be found by its identity.
+            // Unsafe names are not looked up; the search by identity may still find the file.
             Step::Named(_, name) if unsafe_paths::in_relative(name).is_some() => Vec::new(),
             Step::Named(folder, name) => names::matches(self, folder, &[(*name).to_owned()]),
             Step::Search(folder) => self.files_of(folder),
         }
     }
 
-    /// Where a path from the child's folder leads: from where it really lies, and from the name that it was
-    /// opened by.
+    /// Resolves a path from the child's folder: the folder of its real path, and that of the path it was opened by.
     fn relative(&self, link: &ParentLink, path: &str) -> Vec<PathBuf> {
         if let Some(rooted) = names::rooted(path) {
             return vec![rooted];
@@ -273,7 +269,7 @@ impl PathSource {
         folders.iter().flat_map(|folder| names::from_folder(self, folder, path)).collect()
     }
 
-    /// Where an absolute path of a Windows machine leads: through the mappings, or as it is.
+    /// Resolves an absolute path of a Windows machine: through the mappings, or unchanged.
     fn absolute(&self, path: &str) -> Vec<PathBuf> {
         if let Some((folder, names)) = self.mapped(path) {
             return names::matches(self, folder, &names);
@@ -297,12 +293,12 @@ impl PathSource {
         let root =
             roots.find(|root| real.starts_with(root)).ok_or_else(unsafe_paths::out_of_bounds)?;
         let id = self.regular(&real)?;
-        // Whatever is put in the place of one of its names by now, nothing outside the folder is opened.
+        // Even if names are replaced meanwhile, nothing outside the folder is opened.
         let below = real.strip_prefix(&root).map_err(|_| unsafe_paths::out_of_bounds())?;
         opened(self.host.open_beneath(&root, below, access)?, id)
     }
 
-    /// The identity of a regular file; others are not opened.
+    /// The identity of a regular file. Fails for other kinds.
     fn regular(&self, path: &Path) -> io::Result<Option<FileId>> {
         match self.host.stat(path)? {
             Stat { kind: FileKind::File, id, .. } => Ok(id),
@@ -311,8 +307,8 @@ impl PathSource {
         }
     }
 
-    /// Whether a path leads out of the allowed folders by its names alone, so that not even its
-    /// existence is to be looked at.
+    /// Whether the names of a path alone lead out of the allowed folders. Not even the existence of such a path may
+    /// be checked.
     fn is_out_of_bounds(&self, path: &Path) -> bool {
         let Some(confines) = &self.confines else { return false };
         let plain = |path: &Path| match self.host.canonical(Path::new(".")) {
@@ -321,7 +317,7 @@ impl PathSource {
         };
         let path = plain(path);
         let lies_in = |folder: &PathBuf| {
-            // The child may have been named by way of a link to an allowed folder, or by its own name.
+            // The child may have been named through a link to an allowed folder, or by its real path.
             path.starts_with(plain(folder))
                 || self.host.canonical(folder).is_ok_and(|folder| path.starts_with(folder))
         };
@@ -366,7 +362,7 @@ impl ParentSource for PathSource {
 }
 
 impl FoundBy {
-    /// The locator's key for a path that was recorded.
+    /// The locator's key for a recorded path.
     pub(crate) fn key(self) -> Option<&'static str> {
         match self {
             Self::RelativePath => Some("relative_path"),
@@ -377,7 +373,7 @@ impl FoundBy {
     }
 }
 
-/// The recorded paths, in the order in which they are tried.
+/// The recorded paths, in the order of trial.
 pub(crate) fn recorded(link: &ParentLink) -> impl Iterator<Item = (FoundBy, &str)> {
     let recorded = [
         (FoundBy::RelativePath, &link.relative_path),
@@ -395,7 +391,7 @@ pub(crate) fn file_names(link: &ParentLink) -> Vec<&str> {
     names
 }
 
-/// One way to look for a parent.
+/// One way to find a parent.
 enum Step<'a> {
     Given(&'a Path),
     Recorded(FoundBy, &'a str),
@@ -426,7 +422,7 @@ fn without_dots(path: &Path) -> PathBuf {
     plain
 }
 
-/// A file that was looked at under its name before. In between the name may have become another file's.
+/// Checks that the opened file is the one whose kind was checked: the name may refer to another file by now.
 fn opened(storage: Arc<dyn Storage>, id: Option<FileId>) -> io::Result<Arc<dyn Storage>> {
     if storage.id()? != id {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the file was replaced"));

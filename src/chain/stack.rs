@@ -18,29 +18,29 @@ use crate::image::{Core, Ticket};
 use crate::read;
 use crate::write::{OpenImage, Writer};
 
-/// The layers of a chain at one moment, as a view has them.
+/// The layers of a chain at one moment, from the tip of one view down.
 #[derive(Clone)]
 pub(crate) struct Stack {
     /// From the chain's tip down to the base. Never empty.
     pub(crate) links: Arc<[Link]>,
-    /// The layer that this view has for its tip.
+    /// The index of this view's tip in `links`.
     pub(crate) tip: usize,
-    /// What is read: the layers from that one on.
+    /// The layers to read from: `links` from `tip` on.
     pub(super) layers: Box<[read::Layer]>,
-    /// Counts the questions of all clones and views which layer has some bytes.
+    /// Counts the answers looked up by all clones and views.
     pub(super) tally: Arc<AnswerTally>,
     pub(super) is_counted: bool,
-    /// What writes to the tip: there in the chain itself, where that was asked for, and in no view.
+    /// The writer of the tip, if the chain is open for writing. `None` in every view.
     pub(crate) writer: Option<Arc<Writer>>,
-    /// What goes when nobody has these layers any more.
+    /// Released when these layers have no user left.
     pub(super) kept: Arc<Kept>,
 }
 
-/// A layer, and how it was found from the one above.
+/// A layer, and how it was found from the layer above.
 #[derive(Clone)]
 pub(crate) struct Link {
     pub(crate) layer: read::Layer,
-    /// Where those find the image who were given this layer.
+    /// Gives handed-out images of this layer their current handle.
     pub(crate) seat: Arc<Seat>,
     pub(crate) found_by: Option<FoundBy>,
 }
@@ -49,21 +49,21 @@ pub(crate) struct Link {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Layer {
-    /// What names the layer in extents.
+    /// Identifies the layer in extents.
     pub id: LayerId,
-    /// What errors call its file.
+    /// The name of its file in errors.
     pub name: String,
-    /// Where the file lies, if it lies in a folder.
+    /// The path of the file, if it is in a folder.
     pub path: Option<PathBuf>,
-    /// The name that it was opened by, where symbolic links led from that to its path.
+    /// The path that it was opened by, if symbolic links led from there to `path`.
     pub via: Option<PathBuf>,
-    /// Its identity, \[MS-VHDX\] 2.2.2.
+    /// Its `DataWriteGuid`, by which children identify it, \[MS-VHDX\] 2.2.2.
     pub data_write_guid: Uuid,
-    /// Size and sector sizes of the disk as this layer has it.
+    /// Size and sector sizes of the disk according to this layer.
     pub geometry: Geometry,
-    /// Bytes of a payload block.
+    /// Size of a payload block in bytes.
     pub block_size: u32,
-    /// Length of the file in bytes, a replayed log included.
+    /// Length of the file in bytes, including a replayed log.
     pub file_len: u64,
     /// Whether a log was replayed in memory.
     pub log_pending: bool,
@@ -71,17 +71,17 @@ pub struct Layer {
     pub found_by: Option<FoundBy>,
 }
 
-/// A pin in an image that is written to.
+/// A pin in an image that is open for writing.
 #[derive(Debug)]
 pub(super) struct Pinned {
     pub(super) image: Arc<Core>,
     pub(super) ticket: Option<Ticket>,
 }
 
-/// The pins that go with a stack, and all who have it.
+/// The pins that a stack holds, shared by all its copies.
 pub(super) type Kept = Mutex<Vec<Arc<Pinned>>>;
 
-/// A stack that was left behind.
+/// A stack that the chain has replaced.
 pub(super) struct Past {
     pub(super) layers: Weak<[Link]>,
     pub(super) kept: Weak<Kept>,
@@ -96,7 +96,7 @@ impl Stack {
         kept: Arc<Kept>,
     ) -> Self {
         let layers = links[tip..].iter().map(|link| link.layer.clone()).collect();
-        // Where there is one layer it has all bytes, unless they may change.
+        // A single layer holds all bytes, and needs no answers unless it can change.
         let is_counted = links.len() > tip + 1 || links[tip].is_written();
         Self { links, tip, layers, tally, is_counted, writer, kept }
     }
@@ -109,7 +109,7 @@ impl Stack {
         &self.layers[0].image
     }
 
-    /// Where below the tip a layer is.
+    /// The position of a layer below the tip.
     pub(super) fn position(&self, layer: LayerId) -> Result<usize> {
         let found = self.links().iter().position(|link| link.image.id() == layer);
         found.ok_or_else(|| {
@@ -160,14 +160,14 @@ impl Layer {
     }
 }
 
-/// Names the stacks, and has those who can change remember it.
+/// Names the stacks, and registers the names with the layers that can change.
 pub(super) fn named(mut layers: Vec<Link>) -> Arc<[Link]> {
     name_stacks(&mut layers);
     layers.iter().for_each(|link| link.image.keeps_answers(link.stack, link.span));
     layers.into()
 }
 
-/// Gives each layer, over those below it, what names it in the keys of answers and the length of its spans.
+/// Gives each layer, with those below it, the name used in the keys of answers, and the length of its spans.
 fn name_stacks(layers: &mut [Link]) {
     let (mut below, mut span) = (0, MOST_SPAN);
     for link in layers.iter_mut().rev() {

@@ -1,4 +1,4 @@
-//! Everything an image says of itself, for people and programs to look at.
+//! The structures of an image, for display and inspection.
 
 use uuid::Uuid;
 
@@ -14,43 +14,43 @@ use crate::format::region::{self, RegionFlags, RegionTable};
 use crate::sync::Ordering;
 use crate::types::{BlockIndex, ChunkIndex, FileOffset};
 
-/// What the structures of an image say, but for the block tables.
+/// The contents of an image's structures, except for the block tables.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ImageInfo {
-    /// The program that made the file, as it named itself.
+    /// The program that created the file, as recorded.
     pub creator: String,
-    /// Both headers; `Err` holds what is wrong with one. \[MS-VHDX\] 2.2.2.
+    /// Both headers; `Err` describes the fault of an invalid one. \[MS-VHDX\] 2.2.2.
     pub headers: [Result<HeaderInfo, String>; 2],
-    /// The header that counts, 0 or 1.
+    /// Index of the current header, 0 or 1.
     pub current_header: usize,
-    /// Both region tables; `Err` holds what is wrong with one. \[MS-VHDX\] 2.2.3.
+    /// Both region tables; `Err` describes the fault of an invalid one. \[MS-VHDX\] 2.2.3.
     pub region_tables: [Result<Vec<RegionInfo>, String>; 2],
-    /// The region table that counts, 0 or 1.
+    /// Index of the region table in use, 0 or 1.
     pub current_region_table: usize,
-    /// The log and what became of it at the open.
+    /// The log, and how it was handled at the open.
     pub log: LogInfo,
     /// The metadata items in the order of their table, \[MS-VHDX\] 2.6.1.
     pub metadata: Vec<ItemInfo>,
     /// Size and sector sizes of the virtual disk.
     pub geometry: Geometry,
-    /// Bytes of a payload block.
+    /// Size of a payload block in bytes.
     pub block_size: u32,
-    /// Payload blocks that share a sector bitmap block.
+    /// Number of payload blocks that share a sector bitmap block.
     pub chunk_ratio: u64,
-    /// Whether blocks stay allocated: a fixed disk.
+    /// Whether blocks stay allocated, as in a fixed disk.
     pub leave_blocks_allocated: bool,
-    /// Whether the image is a differencing one.
+    /// Whether this is a differencing image.
     pub has_parent: bool,
-    /// The virtual disk's own identity, \[MS-VHDX\] 2.6.2.3.
+    /// The identity of the virtual disk, \[MS-VHDX\] 2.6.2.3.
     pub disk_id: Uuid,
     /// The parent locator as recorded.
     pub locator: Option<LocatorInfo>,
-    /// What the point in time below the image is called, where a checkpoint made the image.
+    /// The name of the point in time below the image, if a checkpoint made the image.
     pub checkpoint: Option<CheckpointMark>,
-    /// The merge that concerns the image and is not over.
+    /// The unfinished merge of the image, if there is one.
     pub merge: Option<MergeMark>,
-    /// Length of the file in bytes, a replayed log included.
+    /// Length of the file in bytes, including a replayed log.
     pub file_len: u64,
 }
 
@@ -58,21 +58,21 @@ pub struct ImageInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct HeaderInfo {
-    /// Rises with each update; the higher header counts.
+    /// Increases with each update. The header with the higher number is current.
     pub sequence_number: u64,
     /// Changes with each session that writes.
     pub file_write_guid: Uuid,
-    /// Changes when what is read from the disk does.
+    /// Changes when the contents of the disk change.
     pub data_write_guid: Uuid,
-    /// Zero when there is no log to replay.
+    /// Zero if there is no log to replay.
     pub log_guid: Uuid,
-    /// Version of the log's format: 0.
+    /// Version of the log format: 0.
     pub log_version: u16,
     /// Version of the format: 1.
     pub version: u16,
-    /// Bytes of the log.
+    /// Length of the log in bytes.
     pub log_length: u32,
-    /// Where the log starts in the file.
+    /// Offset of the log in the file, in bytes.
     pub log_offset: u64,
 }
 
@@ -80,15 +80,15 @@ pub struct HeaderInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RegionInfo {
-    /// Which region.
+    /// Identifies the region.
     pub guid: Uuid,
-    /// The name of a region that the format defines.
+    /// The name of the region, if the format defines it.
     pub name: Option<&'static str>,
-    /// Where it starts in the file.
+    /// Offset of the region in the file.
     pub offset: FileOffset,
-    /// Its length in bytes.
+    /// Length of the region in bytes.
     pub length: u32,
-    /// Whether who does not know it must not open the file.
+    /// Whether a program that does not know the region must not open the file.
     pub required: bool,
 }
 
@@ -96,36 +96,36 @@ pub struct RegionInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LogInfo {
-    /// Where it starts in the file.
+    /// Offset of the log in the file.
     pub offset: FileOffset,
-    /// Its length in bytes.
+    /// Length of the log in bytes.
     pub length: u32,
-    /// What was found in it.
+    /// The state of its contents.
     pub state: LogState,
 }
 
-/// What was found in a log.
+/// The contents of a log, and how they were handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogState {
     /// Nothing to replay: the header names no log.
     Empty,
-    /// The header names a log, and it was left alone as asked.
+    /// The header names a log, which was ignored as requested.
     Ignored,
-    /// Entries that were replayed in memory.
+    /// The entries were replayed in memory.
     #[non_exhaustive]
     Replayed {
-        /// How many.
+        /// Number of entries.
         entries: u64,
-        /// The oldest one's sequence number.
+        /// Sequence number of the oldest entry.
         tail_sequence: u64,
-        /// The newest one's.
+        /// Sequence number of the newest entry.
         head_sequence: u64,
-        /// Changes that they make together.
+        /// Number of descriptors in all entries.
         descriptors: u64,
-        /// A length of the file that was durable when the newest was written.
+        /// A length of the file in bytes that was durable when the newest entry was written.
         flushed_file_offset: u64,
-        /// The length that the file needs to hold all its structures.
+        /// The length in bytes that the file needs to hold all its structures.
         last_file_offset: u64,
     },
 }
@@ -134,19 +134,19 @@ pub enum LogState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ItemInfo {
-    /// Which item.
+    /// Identifies the item.
     pub guid: Uuid,
-    /// The name of an item that the format defines, or that Windows is known to write.
+    /// The name of the item, if the format defines it or Windows is known to write it.
     pub name: Option<&'static str>,
-    /// Where it starts in the file; `None` for an empty item.
+    /// Offset of the item in the file; `None` for an empty item.
     pub offset: Option<FileOffset>,
-    /// Its length in bytes.
+    /// Length of the item in bytes.
     pub length: u32,
-    /// Whether it belongs to a user of the disk rather than to the format.
+    /// Whether the item is user metadata rather than part of the format.
     pub is_user: bool,
-    /// Whether it describes the virtual disk rather than the file.
+    /// Whether the item describes the virtual disk rather than the file.
     pub is_virtual_disk: bool,
-    /// Whether who does not know it must not open the file.
+    /// Whether a program that does not know the item must not open the file.
     pub is_required: bool,
 }
 
@@ -154,15 +154,15 @@ pub struct ItemInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LocatorInfo {
-    /// The type, which is always VHDX.
+    /// The locator type, always that of VHDX.
     pub locator_type: Uuid,
-    /// Where the item starts in the file.
+    /// Offset of the item in the file.
     pub offset: FileOffset,
     /// Keys and values in the order of the item.
     pub entries: Vec<(String, String)>,
 }
 
-/// The entries of a block allocation table by state, \[MS-VHDX\] 2.5.1.
+/// The entries of a block allocation table, counted by state, \[MS-VHDX\] 2.5.1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BlockCounts {
@@ -174,20 +174,20 @@ pub struct BlockCounts {
     pub undefined: u64,
     /// PAYLOAD_BLOCK_ZERO.
     pub zero: u64,
-    /// PAYLOAD_BLOCK_UNMAPPED, and the value that a draft of the format had for it.
+    /// PAYLOAD_BLOCK_UNMAPPED, including the value that a draft of the format assigned to it.
     pub unmapped: u64,
     /// PAYLOAD_BLOCK_FULLY_PRESENT.
     pub fully_present: u64,
     /// PAYLOAD_BLOCK_PARTIALLY_PRESENT.
     pub partially_present: u64,
-    /// Blocks in a state that has no meaning.
+    /// Blocks in a reserved state.
     pub reserved: u64,
     /// Sector bitmap blocks that are present.
     pub bitmaps: u64,
 }
 
 impl Core {
-    /// Everything that the image says of itself, but for the block tables.
+    /// Everything that the image records about itself, except for the block tables.
     pub(crate) fn info(&self) -> ImageInfo {
         let headers = self.headers();
         let current = headers.current();
@@ -230,7 +230,7 @@ impl Core {
     /// Counts the blocks by state. Reads the whole block allocation table.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the table cannot be read.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the table cannot be read.
     pub(crate) fn count_blocks(&self) -> Result<BlockCounts> {
         let mut counts = BlockCounts { blocks: self.layout.blocks(), ..BlockCounts::default() };
         for block in 0..self.layout.blocks() {
@@ -248,7 +248,7 @@ impl Core {
         if self.has_parent() {
             for chunk in 0..self.layout.chunks() {
                 let index = self.layout.bitmap_index(ChunkIndex(chunk));
-                // A table that ends before the last chunk's bitmap entry has none there.
+                // A table may end before the bitmap entry of the last chunk.
                 if index.0 < self.bat_entries() {
                     counts.bitmaps += u64::from(self.bat_entry(index)?.state_bits() == 6);
                 }

@@ -6,20 +6,20 @@ use uuid::Uuid;
 
 use crate::format::locator::ParentLocator;
 
-/// What a differencing image recorded of its parent: the identity, and where it was.
+/// A differencing image's record of its parent: identity and paths.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ParentLink {
-    /// What errors call the child.
+    /// The name of the child in errors.
     pub child: String,
-    /// Where the child lies, if it lies in a folder.
+    /// The path of the child, if it is in a folder.
     pub child_path: Option<PathBuf>,
-    /// The name that the child was opened by, where symbolic links led from that to its path.
+    /// The path that the child was opened by, if symbolic links led from there to `child_path`.
     pub child_via: Option<PathBuf>,
-    /// The parent's `DataWriteGuid` when the two were linked. Zero where none is recorded, which only a chain
-    /// with [`Linkage::Ignore`](crate::Linkage::Ignore) takes.
+    /// The parent's `DataWriteGuid` when the two were linked. Zero if none is recorded, which only a chain with
+    /// [`Linkage::Ignore`](crate::Linkage::Ignore) accepts.
     pub linkage: Uuid,
-    /// A second identity that the parent may have, while a merge is under way.
+    /// A second identity that the parent may have while a merge is unfinished.
     pub linkage2: Option<Uuid>,
     /// The parent's path from the child's folder, as recorded.
     pub relative_path: Option<String>,
@@ -30,7 +30,7 @@ pub struct ParentLink {
 }
 
 impl ParentLink {
-    /// The link of a locator that records these identities.
+    /// The link recorded in a locator, with these identities.
     pub(crate) fn from_locator(
         locator: &ParentLocator,
         (linkage, linkage2): (Uuid, Option<Uuid>),
@@ -53,7 +53,7 @@ impl ParentLink {
 
     /// Whether an image with this `DataWriteGuid` is the parent.
     ///
-    /// An all-zero GUID is nobody's: it is no secret that a stranger could not guess.
+    /// The nil GUID is never accepted: anyone could guess it.
     pub fn accepts(&self, data_write_guid: Uuid) -> bool {
         !data_write_guid.is_nil()
             && (data_write_guid == self.linkage || Some(data_write_guid) == self.linkage2)

@@ -1,4 +1,4 @@
-//! What the opener of an image decides.
+//! Options that apply to each image that is opened.
 
 use crate::tables::Budget;
 
@@ -8,7 +8,7 @@ pub(crate) struct ImagePolicy {
     pub(crate) lock: Lock,
     pub(crate) log: LogPolicy,
     pub(crate) budget: Budget,
-    /// Whether a parent locator that breaks rules is only warned of: for callers that do not go by what it says.
+    /// Whether an invalid parent locator causes only a warning, for callers that do not rely on it.
     pub(crate) any_locator: bool,
 }
 
@@ -23,30 +23,30 @@ impl Default for ImagePolicy {
     }
 }
 
-/// Whether to keep writers away from files while they are read.
+/// Whether to keep writers out of files while they are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Lock {
-    /// Take a shared lock on every file; fail with [`ErrorKind::InUse`](crate::ErrorKind::InUse) when
-    /// somebody writes to one. Where files cannot be locked, that is a warning.
+    /// Takes a shared lock on every file. Fails with [`ErrorKind::InUse`](crate::ErrorKind::InUse) if a file is being
+    /// written to, and warns if files cannot be locked.
     #[default]
     Shared,
-    /// The same, but only warn when somebody writes to one: what is read may then be changing.
+    /// As `Shared`, but only warns if a file is being written to: its data may then change while it is read.
     Try,
-    /// Neither lock nor look.
+    /// Neither takes nor checks locks.
     None,
 }
 
-/// What to do about a log that is not empty.
+/// How to handle a log that is not empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LogPolicy {
-    /// Replay it in memory and leave the file as it is.
+    /// Replays it in memory and leaves the file unchanged.
     #[default]
     Replay,
-    /// Fail with [`ErrorKind::LogPending`](crate::ErrorKind::LogPending).
+    /// Fails with [`ErrorKind::LogPending`](crate::ErrorKind::LogPending).
     Refuse,
-    /// Read the file as if it had no log, and warn: the bytes are **not** what the disk holds. For
+    /// Reads the file as if it had no log, with a warning: the bytes are **not** the contents of the disk. For
     /// forensics.
     Ignore,
 }

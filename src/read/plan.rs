@@ -14,28 +14,28 @@ use crate::storage::Storage;
 use crate::tables::{Carried, FromMemory, Missing, Stop};
 use crate::types::{DiskOffset, FileOffset};
 
-/// Pages that a plan takes along beyond what it needs to get on.
+/// Pages that a plan carries along beyond those that it needs for its next step.
 const MOST_CARRIED: usize = 256;
 
-/// What became of planning a read, see [`DiffChain::plan_read`](crate::DiffChain::plan_read).
-/// Exhaustive on purpose: a caller that moves the bytes has to handle every case.
+/// The result of planning a read, see [`DiffChain::plan_read`](crate::DiffChain::plan_read). Exhaustive on purpose: a
+/// caller that moves the bytes has to handle every case.
 #[derive(Debug)]
 pub enum Planned {
-    /// All is known: which bytes lie where.
+    /// The plan is complete.
     Ready(ReadPlan),
-    /// Bytes of a layer's tables must be read first.
+    /// Part of a layer's tables must be read first.
     Load(TableLoad),
 }
 
-/// Where the bytes of a range of the disk lie, in order.
+/// Locates the bytes of a range of the disk, in order.
 ///
-/// Whoever has it moves the bytes: with io_uring, into the memory of a virtual machine, or with
-/// [`read`](Self::read). Sectors that are written meanwhile may read as before or as written. Until the plan is
-/// dropped no place that it names is given to other bytes of the disk, nor cut off or given back to the
-/// host, whatever is discarded, flushed, merged and closed; space that is freed waits for it, and nothing else does but
-/// merges: one that needs a layer of it for itself waits for 10 seconds and is refused then.
-/// The files of the chain stay open until then too, and the last that is dropped ends the session of a
-/// writable tip if nobody [closed](crate::DiffChain::close) it.
+/// The caller moves the bytes: with io_uring, into the memory of a virtual machine, or with [`read`](Self::read).
+/// Sectors that are written meanwhile may read as before or as written. Until the plan is dropped, the file ranges
+/// that it names are not reused for other bytes of the disk, truncated or returned to the host, whatever is
+/// discarded, flushed, merged or closed. Apart from freed space, only merges wait for a plan: a merge that needs
+/// exclusive use of one of its layers waits for 10 seconds and is then refused. The plan also keeps the files of the
+/// chain open, and dropping the last plan ends the session of a writable tip that was not
+/// [closed](crate::DiffChain::close).
 #[derive(Debug)]
 pub struct ReadPlan {
     range: Range<u64>,
@@ -43,61 +43,61 @@ pub struct ReadPlan {
     held: Held,
 }
 
-/// Bytes in a row with one source.
+/// A run of bytes from one source.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct PlannedPiece<'a> {
-    /// Where on the disk they are, in bytes.
+    /// The range on the disk, in bytes.
     pub range: Range<u64>,
-    /// What they are read from.
+    /// The source of the bytes.
     pub source: PlannedSource<'a>,
 }
 
-/// What a piece of a plan is read from. Exhaustive on purpose, as [`Source`](crate::Source) is: a missed
-/// variant would silently lose data.
+/// The source of a piece. Exhaustive on purpose, as [`Source`](crate::Source) is: a missed variant would silently
+/// lose data.
 #[derive(Clone, Debug)]
 pub enum PlannedSource<'a> {
-    /// A layer's file, from `at` on, in one piece.
+    /// Contiguous bytes of a layer's file, from `at` on.
     Data {
-        /// What names the layer in the chain.
+        /// Identifies the layer in the chain.
         layer: LayerId,
-        /// The file, to be read only. Where it is one of this machine, [`Storage::as_fd`] has its descriptor.
+        /// The file, for reading only. [`Storage::as_fd`] returns its descriptor if it is a file of this machine.
         storage: &'a Arc<dyn Storage>,
-        /// Where in the file the piece starts.
+        /// Offset of the piece in the file.
         at: FileOffset,
     },
-    /// Nothing: zeros.
+    /// Zeros, without a file.
     Zero,
 }
 
-/// A page of a layer's tables that a plan needs and that is not in memory.
+/// Part of a layer's tables that a plan needs and that is not cached.
 ///
-/// Read it in any way and hand it to [`supply`](Self::supply), or have [`load`](Self::load) do so. Dropping it
-/// gives up the plan.
+/// Read the bytes in any way and pass them to [`supply`](Self::supply), or call [`load`](Self::load) to do both.
+/// Dropping this value abandons the plan.
 pub struct TableLoad {
-    /// As far as it is known.
+    /// The plan so far.
     plan: ReadPlan,
     carried: Carried,
     missing: Missing,
 }
 
-/// Who has layers, and is kept as long as a plan names places in them.
+/// An owner of layers that a plan keeps alive while it names ranges in their files.
 pub(crate) trait HasLayers: Send + Sync {
     fn layers(&self) -> Layers<'_>;
 }
 
-/// Finds out where the bytes of a range lie.
+/// Plans the read of a range.
 pub(crate) fn plan_read(of: Arc<dyn HasLayers>, range: Range<u64>) -> Result<Planned> {
     let len = range.end.saturating_sub(range.start);
     of.layers().tip().geometry.check_range(range.start, len)?;
     let range = range.start..range.start + len;
-    // Pinned before anything is looked up.
+    // Pins come before any lookup.
     let plan = ReadPlan { range, pieces: Pieces::default(), held: Held::new(of) };
     plan.go_on(Carried::default())
 }
 
 impl ReadPlan {
-    /// Plans what is not planned yet, with the layers that the chain had at the start.
+    /// Plans the rest of the range, with the layers that the chain had at the start.
     fn go_on(mut self, mut carried: Carried) -> Result<Planned> {
         let (mut at, end) = (self.known_end(), self.range.end);
         let mut got_on = false;
@@ -120,12 +120,12 @@ impl ReadPlan {
         Ok(Planned::Ready(self))
     }
 
-    /// The bytes of the disk that it is about.
+    /// The range of the disk, in bytes.
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
     }
 
-    /// What the range consists of: in order, side by side and none empty, neighbours that continue each other
+    /// The pieces of the range, in order, adjacent and never empty. Neighbours that continue each other in a file are
     /// joined.
     pub fn pieces(&self) -> impl Iterator<Item = PlannedPiece<'_>> {
         self.pieces.iter().map(|piece| PlannedPiece {
@@ -134,17 +134,17 @@ impl ReadPlan {
                 Source::Zero => PlannedSource::Zero,
                 Source::Layer(n, at) => {
                     let image = self.held.image(n);
-                    // No log lies over the bytes of a plan.
+                    // No replayed log covers the bytes of a plan.
                     PlannedSource::Data { layer: image.id(), storage: image.bare_reader(), at }
                 }
             },
         })
     }
 
-    /// Fills `buf`, which is as long as the range, with the bytes that the plan names.
+    /// Fills `buf`, which must be as long as the range, with the planned bytes.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `buf` has another length; [`ErrorKind::Io`] when the host fails.
+    /// [`ErrorKind::InvalidInput`] if `buf` has another length; [`ErrorKind::Io`] if the host fails.
     pub fn read(&self, buf: &mut [u8]) -> Result<()> {
         let expected = self.range.end - self.range.start;
         if buf.len() as u64 != expected {
@@ -164,42 +164,43 @@ impl ReadPlan {
         Ok(())
     }
 
-    /// Up to where on the disk the plan is made.
+    /// The offset on the disk up to which the read is planned.
     fn known_end(&self) -> u64 {
         self.pieces.last().map_or(self.range.start, |last| last.range.end)
     }
 }
 
 impl TableLoad {
-    /// The layer whose tables are meant.
+    /// The layer whose tables are needed.
     pub fn layer(&self) -> LayerId {
         self.missing.image
     }
 
-    /// Its file as it reads, to be read only. Where a pending log lies over it that has no descriptor: the file by itself may
-    /// have older tables.
+    /// The layer's file, for reading only. If a pending log was replayed over it in memory, it has no descriptor: the
+    /// file itself may hold older tables.
     pub fn storage(&self) -> &Arc<dyn Storage> {
         self.image().reader()
     }
 
-    /// Where in the file the bytes start.
+    /// Offset of the bytes in the file.
     pub fn at(&self) -> FileOffset {
         self.missing.at
     }
 
-    /// How many bytes are needed, never none.
+    /// Number of bytes needed, never 0.
     #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
     pub fn len(&self) -> usize {
         Carried::PAGE
     }
 
-    /// Goes on with these bytes, which must be those of the file: once they led on, others have them too.
+    /// Continues with these bytes, which must be those of the file: they are also cached for other readers once they
+    /// have advanced the plan.
     ///
-    /// It always gets on, however small the [`Budget`](crate::Budget) is. Only when a flush of a writable tip
-    /// has come by are bytes of the tip's tables asked for again.
+    /// The plan always advances, however small the [`Budget`](crate::Budget) is. Bytes of the tip's tables are
+    /// requested again only after a flush of a writable tip.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when there are more or fewer bytes than [`len`](Self::len), and as
+    /// [`ErrorKind::InvalidInput`] if the number of bytes differs from [`len`](Self::len), and as for
     /// [`DiffChain::plan_read`](crate::DiffChain::plan_read).
     pub fn supply(self, bytes: &[u8]) -> Result<Planned> {
         if bytes.len() != self.len() {
@@ -216,10 +217,10 @@ impl TableLoad {
         self.plan.go_on(self.carried)
     }
 
-    /// Reads the bytes itself and goes on.
+    /// Reads the bytes and continues.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the host fails, and as [`DiffChain::plan_read`](crate::DiffChain::plan_read).
+    /// [`ErrorKind::Io`] if the host fails, and as for [`DiffChain::plan_read`](crate::DiffChain::plan_read).
     pub fn load(self) -> Result<Planned> {
         let page = self.image().page_in_file(self.at())?;
         self.go_on(&page[..])
@@ -237,7 +238,7 @@ fn wrong_length(code: &'static str, message: &str, found: usize, expected: u64) 
         .with_expected(format_args!("{expected} bytes"))
 }
 
-/// What a plan keeps as it is.
+/// Layers and pins that a plan holds.
 struct Held {
     of: Arc<dyn HasLayers>,
     ticket: Option<Ticket>,
@@ -271,8 +272,7 @@ impl Drop for Held {
     }
 }
 
-/// Runs of bytes, joined where they continue each other. The first needs no memory of its own: most plans have
-/// no other.
+/// Runs of bytes, joined where they continue each other. Most plans have only one, which is stored inline.
 #[derive(Debug, Default)]
 struct Pieces {
     first: Option<Piece>,
@@ -285,7 +285,7 @@ struct Piece {
     from: Source,
 }
 
-/// The number of the layer in the chain and the place in its file, or nothing.
+/// A layer's index in the chain and an offset in its file, or zeros.
 #[derive(Clone, Copy, Debug)]
 enum Source {
     Layer(usize, FileOffset),
@@ -323,7 +323,7 @@ impl Pieces {
     }
 }
 
-/// Takes the runs that follow.
+/// Collects the runs found.
 struct Rest<'a, 'p> {
     layers: Layers<'a>,
     pieces: &'p mut Pieces,
@@ -336,7 +336,7 @@ impl Sink for Rest<'_, '_> {
             Answer::Here { layer, at } => {
                 let image = &self.layers.layers[layer].image;
                 image.check_no_overlay(at, len)?;
-                // A pending log may have made the file longer than it is.
+                // A replayed log may extend the image beyond the file.
                 let there = image.len_in_file(at, len);
                 self.pieces.push(start..start + there, Source::Layer(layer, at));
                 self.pieces.push(start + there..start + len, Source::Zero);

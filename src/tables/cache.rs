@@ -1,5 +1,5 @@
-//! Pages of block allocation tables and sector bitmaps, kept in memory within a budget, beside what chains
-//! found out with their help.
+//! Caches pages of block allocation tables and sector bitmaps within a budget, which the cached answers of chains
+//! share.
 
 use std::any::Any;
 use std::collections::{HashMap, VecDeque};
@@ -14,26 +14,26 @@ use crate::disk::LayerId;
 use crate::error::Result;
 use crate::types::{FileOffset, KIB, MIB};
 
-/// Bytes of a page, the unit in which tables are read.
+/// Size of a page in bytes, the unit in which tables are read.
 pub(crate) const PAGE: u64 = 4 * KIB;
-/// What a page costs beside its bytes, at the most: its places in the map and in the queue, which grow twofold
-/// when they are full, and what the allocator adds.
+/// Upper bound of a page's cost besides its bytes: its slots in the map and the queue, which double when full, and
+/// the allocator's overhead.
 const OVERHEAD: usize = 256;
 const DEFAULT_BUDGET: usize = 64 * MIB as usize;
 const MAX_SHARDS: usize = 64;
-/// Fewer pages than this in a shard and it would evict for bad luck alone.
+/// With fewer pages, uneven hashing alone would make a shard evict.
 const MIN_PAGES_PER_SHARD: usize = 16;
 
 /// One page of a table.
 pub(crate) type Page = [u8; PAGE as usize];
 
-/// How much memory images may use to keep their tables at hand, and chains to remember which layer answers
-/// where.
+/// The memory that images may use to cache their tables, and chains to cache which layer holds which bytes.
 ///
-/// Clones share one budget: give the same to all images of a process, or to groups of them. A file that is
-/// a parent in several of their chains is then opened once, by its [id](crate::storage::Storage::id): hosts
-/// that give different files one id must not share a budget. What does not fit is read from the file, or found
-/// out, again when it is needed; the smallest budget still works. What chains remember takes up to half of it, as far as they are read, and tables have the rest.
+/// Clones share one budget: give the same budget to all images of a process, or to groups of them. A file that is the
+/// parent in several of their chains is then opened once, recognized by its [id](crate::storage::Storage::id): hosts
+/// that give the same ID to different files must not share a budget. Data that does not fit is read or determined
+/// again when needed, so even the smallest budget works. The answers cached for chains use up to half of the budget,
+/// growing as the chains are read, and tables use the rest.
 ///
 /// ```
 /// let budget = avhdx::Budget::new(8 << 20);
@@ -43,14 +43,14 @@ pub(crate) type Page = [u8; PAGE as usize];
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Cache>);
 
-/// What the users of a budget have in common beside its memory.
+/// State that the users of a budget share besides its memory.
 pub(crate) trait InCommon: Any + fmt::Debug + Send + Sync {
-    /// Lets go of an image that is closed.
+    /// Forgets an image that is closed.
     fn forget(&self, image: LayerId);
 }
 
 impl Budget {
-    /// A budget of `bytes`.
+    /// Creates a budget of `bytes`.
     pub fn new(bytes: usize) -> Self {
         let page = PAGE as usize + OVERHEAD;
         let shards = (bytes / page / MIN_PAGES_PER_SHARD).clamp(1, MAX_SHARDS);
@@ -66,15 +66,14 @@ impl Budget {
         }))
     }
 
-    /// The budget that images share unless they are given another: 64 MiB for the process.
+    /// The default budget of all images in the process: 64 MiB.
     pub fn shared() -> Self {
         static SHARED: OnceLock<Budget> = OnceLock::new();
         SHARED.get_or_init(|| Self::new(DEFAULT_BUDGET)).clone()
     }
 
-    /// Applies `look` to the page of `image` that lies at `at` in its file, and loads it before if it
-    /// is not at hand. Loading holds nothing that another reader waits for. A loaded page is kept only
-    /// if `keep` then says so.
+    /// Applies `look` to the page of `image` at file offset `at`, loading the page if it is not cached. No lock is
+    /// held while loading. A loaded page is cached only if `keep` then returns `true`.
     pub(crate) fn with_page<R>(
         &self,
         image: LayerId,
@@ -94,8 +93,7 @@ impl Budget {
         Ok(answer)
     }
 
-    /// Applies `look` to the page of `image` that lies at `at` in its file, or gives it back if that is not
-    /// at hand.
+    /// Applies `look` to the page of `image` at file offset `at`, or returns `look` if the page is not cached.
     pub(crate) fn at_hand<R, L: FnOnce(&Page) -> R>(
         &self,
         image: LayerId,
@@ -105,14 +103,14 @@ impl Budget {
         let key = Key::new(image, at, self.0.seed);
         let shard = self.0.shard(key).read().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = shard.pages.get(&key) else { return Err(look) };
-        // Written only when it changes: readers of one page share its cache line.
+        // Written only on a change: readers of one page share its cache line.
         if !entry.hot.load(Ordering::Relaxed) {
             entry.hot.store(true, Ordering::Relaxed);
         }
         Ok(look(&entry.page))
     }
 
-    /// Keeps a page of `image` that was read from its file, if `keep` then says so.
+    /// Caches a page of `image` that was read from its file, if `keep` then returns `true`.
     pub(crate) fn keep_page(
         &self,
         image: LayerId,
@@ -123,13 +121,13 @@ impl Budget {
         self.0.insert(Key::new(image, at, self.0.seed), page, keep);
     }
 
-    /// What chains remember, unless the budget is too small for that.
+    /// The cached answers of chains, unless the budget is too small for any.
     #[inline]
     pub(crate) fn answers(&self) -> Option<&AnswerTable> {
         self.0.answers.as_ref()
     }
 
-    /// Remembers what a chain found out, if it is `still` right.
+    /// Caches an answer of a chain, if `still` confirms that it is valid.
     pub(crate) fn keep_answer(
         &self,
         key: AnswerKey,
@@ -142,27 +140,27 @@ impl Budget {
         }
     }
 
-    /// Lets go of a page whose place in the file was written to.
+    /// Drops a page whose bytes in the file were overwritten.
     pub(crate) fn drop_page(&self, image: LayerId, at: FileOffset) {
         let key = Key::new(image, at, self.0.seed);
         let shard = self.0.shard(key);
-        // Its place in the queue goes when it comes to the head.
+        // Its key leaves the queue when it reaches the head.
         shard.write().unwrap_or_else(PoisonError::into_inner).pages.remove(&key);
     }
 
-    /// Pages and answers that others were kept in place of.
+    /// Pages evicted and answers overwritten so far.
     pub(crate) fn evictions(&self) -> u64 {
         self.0.evicted.now() + self.answers().map_or(0, AnswerTable::evicted)
     }
 
-    /// What the users of this budget have in common, which is of one type for all of them.
+    /// The state that the users of this budget share. All must use the same type.
     pub(crate) fn in_common<T: InCommon + Default>(&self) -> &T {
         let in_common = self.0.in_common.get_or_init(|| Box::new(T::default()));
         let any: &dyn Any = in_common.as_ref();
         any.downcast_ref().unwrap_or_else(|| unreachable!("the type is the same for all"))
     }
 
-    /// Lets go of all pages of an image that is closed, and of what it is known by.
+    /// Drops all pages and the shared state of an image that is closed.
     pub(crate) fn forget(&self, image: LayerId) {
         if let Some(in_common) = self.0.in_common.get() {
             in_common.forget(image);
@@ -177,11 +175,11 @@ impl Budget {
 
 #[derive(Debug)]
 struct Cache {
-    /// As many as a power of two.
+    /// The number of shards is a power of two.
     shards: Vec<RwLock<Shard>>,
     bytes: usize,
     answers: Option<AnswerTable>,
-    /// Pages let go to make room.
+    /// Pages evicted to make room.
     evicted: Count,
     in_common: OnceLock<Box<dyn InCommon>>,
     seed: [u64; 2],
@@ -190,20 +188,20 @@ struct Cache {
 #[derive(Debug, Default)]
 struct Shard {
     pages: HashMap<Key, Entry, BuildHasherDefault<KeyHasher>>,
-    /// In order of arrival, for the second-chance rule.
+    /// In order of arrival, for second-chance eviction.
     queue: VecDeque<Key>,
 }
 
 #[derive(Debug)]
 struct Entry {
     page: Box<Page>,
-    /// Whether it was used since it last came to the head of the queue.
+    /// Whether the page was used since it last reached the head of the queue.
     hot: AtomicBool,
 }
 
 impl Cache {
-    /// By bits of the hash that the map leaves alone: it takes the lowest for the place of an entry
-    /// and the highest for its tag, and neither must be the same for all pages of a shard.
+    /// Uses bits of the hash that the map does not: the map takes the lowest for an entry's slot and the highest for
+    /// its tag, and neither may be the same for all pages of a shard.
     fn shard(&self, key: Key) -> &RwLock<Shard> {
         &self.shards[(key.hash >> 32) as usize & (self.shards.len() - 1)]
     }
@@ -216,7 +214,7 @@ impl Cache {
         }
     }
 
-    /// What is remembered of disks goes off the room for pages.
+    /// Cached answers reduce the room for pages.
     fn pages_per_shard(&self) -> usize {
         let answers = self.answers.as_ref().map_or(0, AnswerTable::held);
         let page = PAGE as usize + OVERHEAD;
@@ -234,7 +232,7 @@ impl Cache {
 }
 
 impl Shard {
-    /// Says how many pages had to go.
+    /// Returns the number of pages evicted.
     fn insert(&mut self, key: Key, page: Box<Page>, most: usize) -> u64 {
         if self.pages.contains_key(&key) {
             return 0; // another reader was faster
@@ -245,7 +243,7 @@ impl Shard {
         evicted
     }
 
-    /// Lets pages go until there are no more than so many, and says how many went.
+    /// Evicts pages until at most `most` are left, and returns the number evicted.
     fn make_room(&mut self, most: usize) -> u64 {
         let mut evicted = 0;
         while self.pages.len() > most {
@@ -265,12 +263,12 @@ impl Shard {
 struct Key {
     image: u64,
     page: u64,
-    /// Of the other two.
+    /// Hash of the other two fields.
     hash: u64,
 }
 
 impl Key {
-    /// Seeded, for an image may choose where its bitmaps lie. The last step spreads neighbours.
+    /// Seeded, because an image may choose where its bitmaps lie. The last step spreads neighbouring pages.
     fn new(image: LayerId, at: FileOffset, seed: [u64; 2]) -> Self {
         let fold = |state: u64, value: u64| {
             let product = u128::from(state ^ value) * u128::from(seed[1] | 1);
@@ -287,7 +285,7 @@ impl Hash for Key {
     }
 }
 
-/// Hands on the hash that a key brings along.
+/// Passes on the hash stored in a key.
 #[derive(Default)]
 struct KeyHasher(u64);
 
