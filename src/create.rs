@@ -1,4 +1,4 @@
-//! Making images.
+//! Creates images.
 
 mod contents;
 
@@ -21,10 +21,10 @@ use crate::types::MIB;
 use crate::warning::Warning;
 use crate::write::{ChildSearch, OpenImage, WritePolicy, Writer, clear_drafts};
 
-/// What a new image is to be.
+/// Options of a new image.
 ///
-/// The defaults are those of Windows: blocks of 32 MiB, of 2 MiB in a differencing image, sectors of
-/// 512 bytes on a disk that claims 4096, a log of 1 MiB.
+/// The defaults are those of Windows: blocks of 32 MiB, of 2 MiB in a differencing image, 512-byte
+/// logical and 4096-byte physical sectors, a log of 1 MiB.
 ///
 /// ```no_run
 /// use avhdx::{CreateOptions, Disk};
@@ -55,23 +55,25 @@ pub struct CreateOptions {
     checkpoint: Option<CheckpointMark>,
 }
 
-/// What a child takes from its parent.
+/// The properties that a child takes from its parent.
 #[derive(Clone, Debug)]
 struct Parent {
     linkage: Uuid,
     logical_sector: u32,
-    /// Whose owner and permissions the child gets. Its lock is not held for that alone.
+    /// The file whose owner and permissions the child gets. A weak reference: it must not keep the
+    /// lock.
     file: Weak<dyn Storage>,
     id: Option<FileId>,
     path: Option<PathBuf>,
     relative_path: Option<String>,
     absolute_win32_path: Option<String>,
-    /// Items of the virtual disk beyond those that the format defines.
+    /// Items of the virtual disk other than those of the format.
     items: Vec<(MetadataEntry, Vec<u8>)>,
 }
 
 impl CreateOptions {
-    /// A dynamic image of a disk of `size` bytes: blocks get their space when they are written.
+    /// A dynamic image of a disk of `size` bytes: space for a block is allocated when it is
+    /// written.
     pub fn dynamic(size: u64) -> Self {
         Self {
             size,
@@ -92,28 +94,30 @@ impl CreateOptions {
         }
     }
 
-    /// A fixed image of a disk of `size` bytes: all space is there from the start.
+    /// A fixed image of a disk of `size` bytes: all space is allocated at once.
     pub fn fixed(size: u64) -> Self {
         Self { is_fixed: true, ..Self::dynamic(size) }
     }
 
     /// A differencing image over `parent`, with its size, sectors and virtual-disk metadata.
     ///
-    /// The child is that of the parent as it stands: a parent that is open for writing is flushed, and the
-    /// next change of it gives it another identity, which the child does not take for its parent's.
+    /// The child refers to the parent in its present state: a parent that is open for writing is
+    /// flushed, and its next change gives it another identity, which the child does not accept.
     ///
-    /// The path to the parent is recorded as Windows writes it, and tried before: names in it cannot have a `\\`
-    /// and must be valid UTF-8, and where the child would not be found to lead back to this very file none is made.
+    /// The path to the parent is recorded as Windows writes it, and checked first: its names must
+    /// be valid UTF-8 without `\\`, and if it would not lead from the child back to this file, no
+    /// child is created.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the parent's metadata cannot be read; those of [`Disk::flush`];
-    /// [`ErrorKind::Unfinished`] and [`ErrorKind::Merged`] when a merge makes it no point in time.
+    /// [`ErrorKind::Io`] if the parent's metadata cannot be read; those of [`Disk::flush`];
+    /// [`ErrorKind::Unfinished`] and [`ErrorKind::Merged`] if the parent is not a point in time
+    /// because of a merge.
     pub fn child_of(parent: &crate::VhdxFile) -> Result<Self> {
         let linkage = parent.hand_out_identity()?;
         parent.with(|parent| Self::child_with(parent, linkage))
     }
 
-    /// The same for a parent that is going to be known by this identity.
+    /// The same for a parent that will have the identity `linkage`.
     pub(crate) fn child_with(parent: &Core, linkage: Uuid) -> Result<Self> {
         parent.check_point()?;
         let geometry = parent.geometry();
@@ -136,8 +140,8 @@ impl CreateOptions {
         })
     }
 
-    /// Size of the disk in bytes, a multiple of the logical sector size, at most 64 TiB. A child may
-    /// be larger than its parent.
+    /// Size of the disk in bytes: a multiple of the logical sector size, at most 64 TiB. A child
+    /// may be larger than its parent.
     pub fn size(mut self, bytes: u64) -> Self {
         self.size = bytes;
         self
@@ -149,7 +153,7 @@ impl CreateOptions {
         self
     }
 
-    /// Logical sector size in bytes: 512 or 4096. A child must have its parent's.
+    /// Logical sector size in bytes: 512 or 4096. It must be the parent's for a child.
     pub fn logical_sector(mut self, bytes: u32) -> Self {
         self.logical_sector = bytes;
         self
@@ -167,27 +171,26 @@ impl CreateOptions {
         self
     }
 
-    /// How the program that makes the file names itself, up to 256 UTF-16 units.
+    /// The name of the creating program, up to 256 UTF-16 units.
     pub fn creator(mut self, name: impl Into<String>) -> Self {
         self.creator = name.into();
         self
     }
 
-    /// The identity of the virtual disk: a new one unless told otherwise, in a child the parent's.
+    /// The identity of the virtual disk. By default it is new, and the parent's for a child.
     pub fn disk_id(mut self, id: Uuid) -> Self {
         self.disk_id = id;
         self
     }
 
-    /// The file's first `FileWriteGuid` and `DataWriteGuid`, for images that are to be the same each
-    /// time they are made.
+    /// The file's first `FileWriteGuid` and `DataWriteGuid`, for reproducible images.
     pub fn write_guids(mut self, file: Uuid, data: Uuid) -> Self {
         (self.file_write_guid, self.data_write_guid) = (file, data);
         self
     }
 
-    /// The parent's path as a Windows machine knows it, recorded beside the path from the child's
-    /// folder. Without a parent it has no effect.
+    /// The absolute path of the parent on a Windows machine, recorded beside the relative one. It
+    /// has no effect without a parent.
     pub fn absolute_win32_path(mut self, path: impl Into<String>) -> Self {
         if let Some(parent) = &mut self.parent {
             parent.absolute_win32_path = Some(path.into());
@@ -195,55 +198,57 @@ impl CreateOptions {
         self
     }
 
-    /// Marks the image as made by a checkpoint: what the point in time below it is called, up to 4096 bytes,
-    /// and when that was, to the second. See [`VhdxFile::checkpoint`](crate::VhdxFile::checkpoint).
+    /// Marks the image as created by a checkpoint: the label of the point in time below it, up to
+    /// 4096 bytes, and its time, to the second. See
+    /// [`VhdxFile::checkpoint`](crate::VhdxFile::checkpoint).
     pub fn checkpoint(mut self, label: impl Into<String>, time: SystemTime) -> Self {
         self.checkpoint = Some(CheckpointMark { label: label.into(), time });
         self
     }
 
-    /// Whether the new file may take the name of one that is there. That one stays as it is until the
-    /// new one is complete. It may be an image, though not one that others have for their parent.
+    /// Whether the new file may replace an existing one, which stays unchanged until the new file
+    /// is complete. An image that has children cannot be replaced.
     pub fn overwrite(mut self, yes: bool) -> Self {
         self.overwrite = yes;
         self
     }
 
-    /// Whether the image that is [overwritten](Self::overwrite) may be one of which children are found, which
-    /// have no parent then.
+    /// Whether the image that is [overwritten](Self::overwrite) may have children, which then lose
+    /// their parent.
     pub fn orphan_children(mut self, yes: bool) -> Self {
         self.orphan_children = yes;
         self
     }
 
-    /// A folder to look for its children in, beside its own. Each call adds one.
+    /// A folder to search for children of the replaced image, besides its own. Each call adds one.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
         self
     }
 
-    /// Makes the image at `path` on this machine and opens it for writing.
+    /// Creates the image at `path` on this machine and opens it for writing.
     ///
     /// # Errors
-    /// As [`create_on`](Self::create_on).
+    /// Those of [`create_on`](Self::create_on).
     pub fn create(&self, path: impl AsRef<Path>) -> Result<crate::VhdxFile> {
         self.create_on(Arc::new(crate::storage::LocalHost), path)
     }
 
-    /// Makes the image at `path` on a host and opens it for writing.
+    /// Creates the image at `path` on a host and opens it for writing.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for sizes that the format does not have, and for a child that would take the
-    /// place of its parent; [`ErrorKind::HasChildren`] when the file that it would take the place of has
-    /// children; [`ErrorKind::Unsupported`] when no path that can be recorded leads to the parent, see
-    /// [`child_of`](Self::child_of); [`ErrorKind::Io`] when the host fails or, unless [`overwrite`](Self::overwrite) was asked for, the name is taken. A failed
-    /// call leaves nothing behind, but for a complete image that took the name of another file already.
+    /// [`ErrorKind::InvalidInput`] for sizes that the format does not allow, and for a child that
+    /// would replace its parent; [`ErrorKind::HasChildren`] if the file to be replaced has
+    /// children; [`ErrorKind::Unsupported`] if no path that can be recorded leads to the parent,
+    /// see [`child_of`](Self::child_of); [`ErrorKind::Io`] if the host fails or the name is taken
+    /// and [`overwrite`](Self::overwrite) is not set. A failed call leaves nothing behind, except a
+    /// complete image that has already replaced another file.
     pub fn create_on(
         &self,
         host: Arc<dyn Host>,
         path: impl AsRef<Path>,
     ) -> Result<crate::VhdxFile> {
-        // Nobody can have linked to an identity that is new. A given one may be another file's.
+        // No image refers to a new identity, but a given one may be another file's.
         let children = ChildSearch { orphans: true, ..ChildSearch::beside(Arc::clone(&host)) };
         let policy =
             WritePolicy { children: Some(children), ..WritePolicy::of(ImagePolicy::default()) };
@@ -253,12 +258,13 @@ impl CreateOptions {
             more.extend(warnings);
             Writer::open(storage, &policy, more).map(OpenImage::from)
         };
-        let image = self.create_over(host.as_ref(), path.as_ref(), Access::ReadWrite, old, open)?;
+        let image =
+            self.create_replacing(host.as_ref(), path.as_ref(), Access::ReadWrite, old, open)?;
         Ok(crate::VhdxFile::own(image))
     }
 
-    /// The file whose place is to be taken, if there is one. Refuses one that others need, and warns of what could
-    /// not be looked at.
+    /// The file to be replaced, if there is one. Refuses a file that other images need, and warns
+    /// of places that could not be examined.
     fn check_replaced(
         &self,
         host: &Arc<dyn Host>,
@@ -277,12 +283,12 @@ impl CreateOptions {
             }
         };
         let file = regular.map_err(|error| {
-            let what = "cannot look at the file that is to be replaced";
+            let what = "cannot examine the file to be replaced";
             Error::io("create.file", what, error).in_path(path).limits_named()
         })?;
         let id = file.id().ok().flatten();
         if self.parent.as_ref().is_some_and(|parent| id.is_some() && parent.id == id) {
-            let message = "the new image would take the place of its own parent";
+            let message = "the new image would replace its own parent";
             return Err(Error::new(ErrorKind::InvalidInput, "create.own-parent", message)
                 .in_path(path)
                 .with_expected("another name"));
@@ -296,7 +302,7 @@ impl CreateOptions {
         Ok(Some(file))
     }
 
-    /// Makes the image, and opens it as the policy says, for writing or only to be read.
+    /// Creates the image and opens it with the policy, for writing or for reading.
     pub(crate) fn create_as(
         &self,
         host: &dyn Host,
@@ -305,7 +311,7 @@ impl CreateOptions {
         writable: bool,
     ) -> Result<OpenImage> {
         let access = if writable { Access::ReadWrite } else { Access::Read };
-        self.create_over(host, path, access, None, |storage, warnings| {
+        self.create_replacing(host, path, access, None, |storage, warnings| {
             if writable {
                 let policy = WritePolicy::of(policy.clone());
                 return Writer::open(storage, &policy, warnings).map(OpenImage::from);
@@ -316,7 +322,7 @@ impl CreateOptions {
         })
     }
 
-    fn create_over(
+    fn create_replacing(
         &self,
         host: &dyn Host,
         path: &Path,
@@ -333,20 +339,21 @@ impl CreateOptions {
         options.validate().map_err(|error| error.in_path(path))?;
         let mut warnings = clear_drafts(host, folder_of(path));
         let draft = Draft::new(host, path).map_err(failed("create the file"))?;
-        let filled = options.fill(host, draft.storage().as_ref(), draft.mark());
+        let filled = options.write_image(host, draft.storage().as_ref(), draft.mark());
         filled.map_err(|error| error.in_path(path))?;
-        let old_left = draft.publish(old.as_deref()).map_err(failed("give the file its name"))?;
+        let old_left =
+            draft.publish(old.as_deref()).map_err(failed("rename the file to its final name"))?;
         warnings.extend(old_left.map(|old| {
             let message = "the file that was replaced could not be removed";
             Warning::new("create.old-left", old.display(), message)
         }));
-        let opened = options.name_durably(host, path).and_then(|()| {
-            let storage = reopened(host, path, access, draft.storage().as_ref())?;
+        let opened = options.sync_folder(host, path).and_then(|()| {
+            let storage = open_published(host, path, access, draft.storage().as_ref())?;
             open(storage, warnings)
         });
         opened.inspect_err(|_| {
-            // The file is ours, and complete: it goes, unless it took the place of another, of which
-            // nothing would be left then.
+            // The new file is complete: it is removed, unless it has replaced another one, which is
+            // lost already.
             if old.is_none() {
                 let is_ours = |path: &Path| is_file(host, path, draft.storage().as_ref());
                 drop(storage::remove(host, path, &is_ours));
@@ -354,45 +361,45 @@ impl CreateOptions {
         })
     }
 
-    /// Makes the image in an empty file of the caller's on `host` and opens it for writing. Naming the file
-    /// when all is well, and removing it otherwise, is the caller's part. A child's path to its parent is
-    /// the one from the folder that the file lies in.
+    /// Creates the image in an empty file of the caller's on `host` and opens it for writing. The
+    /// caller names the file on success and removes it on failure. A child's path to its parent
+    /// starts from the folder of the file.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for sizes that the format does not have; [`ErrorKind::InUse`];
-    /// [`ErrorKind::Io`] when the host fails.
+    /// [`ErrorKind::InvalidInput`] for sizes that the format does not allow; [`ErrorKind::InUse`];
+    /// [`ErrorKind::Io`] if the host fails.
     pub fn create_in(&self, host: &dyn Host, storage: Arc<dyn Storage>) -> Result<crate::VhdxFile> {
-        self.fill_at(host, &storage, storage.path(), None)?;
+        self.write_for(host, &storage, storage.path(), None)?;
         let host: Arc<dyn Host> = Arc::new(storage::LocalHost);
         let children = Some(ChildSearch { orphans: true, ..ChildSearch::beside(host) });
         let policy = WritePolicy { children, ..WritePolicy::of(ImagePolicy::default()) };
         OpenImage::write(storage, &policy).map(crate::VhdxFile::own)
     }
 
-    /// Makes the image in a draft and opens it for writing, as a draft until that is
-    /// [published](Draft::publish), which is to be when the image is closed. A child's path to its parent is the one
-    /// from the folder that the draft is going to lie in.
+    /// Creates the image in a draft and opens it for writing. The image must be closed when the
+    /// draft is [published](Draft::publish). A child's path to its parent starts from the final
+    /// folder of the draft.
     ///
     /// # Errors
-    /// As [`create_in`](Self::create_in).
+    /// Those of [`create_in`](Self::create_in).
     pub fn create_draft(&self, host: &dyn Host, draft: &Draft<'_>) -> Result<crate::VhdxFile> {
         let storage = draft.storage();
-        let seal = self.fill_at(host, storage, Some(draft.target()), draft.mark())?;
+        let seal = self.write_for(host, storage, Some(draft.target()), draft.mark())?;
         draft.seal_with(seal);
-        // The draft has the lock, if there can be one.
+        // The draft holds the lock, if the host has locks.
         let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
         OpenImage::write(Arc::clone(storage), &WritePolicy::of(policy)).map(crate::VhdxFile::own)
     }
 
-    fn name_durably(&self, host: &dyn Host, path: &Path) -> Result<()> {
+    fn sync_folder(&self, host: &dyn Host, path: &Path) -> Result<()> {
         host.sync_dir(folder_of(path)).map_err(|error| {
             Error::io("create.file", "cannot flush the folder", error).in_path(path)
         })
     }
 
-    /// Makes the empty file in `storage`, which is going to be called `path`, the image, as one that keeps the mark
-    /// of a draft. Returns what is to stand in the place of that.
-    fn fill_at(
+    /// Writes the image to the empty file in `storage`, whose final name is `path`, with the mark
+    /// of a draft if there is one. Returns the bytes that replace the mark.
+    fn write_for(
         &self,
         host: &dyn Host,
         storage: &Arc<dyn Storage>,
@@ -407,12 +414,18 @@ impl CreateOptions {
         options.validate().map_err(named)?;
         let seal = mark.is_some().then(|| options.identifier(None));
         options.write_to(storage.as_ref(), mark).map_err(named)?;
-        options.complete(host, storage.as_ref()).map_err(named)?;
+        options.finish(host, storage.as_ref()).map_err(named)?;
         Ok(seal)
     }
 
-    /// Makes the empty file in `storage` the image, and makes that durable. Until it is complete it bears the mark.
-    fn fill(&self, host: &dyn Host, storage: &dyn Storage, mark: Option<String>) -> Result<()> {
+    /// Writes the image to the empty file in `storage`, durably. The file bears the mark until it
+    /// is complete.
+    fn write_image(
+        &self,
+        host: &dyn Host,
+        storage: &dyn Storage,
+        mark: Option<String>,
+    ) -> Result<()> {
         let is_marked = mark.is_some();
         self.write_to(storage, mark)?;
         if is_marked {
@@ -420,17 +433,21 @@ impl CreateOptions {
                 Error::io("create.write", "cannot write the new image", error).at(0)
             })?;
         }
-        self.complete(host, storage)
+        self.finish(host, storage)
     }
 
-    /// Does to a new image what remains to be done to its file, and makes all of it durable.
-    fn complete(&self, host: &dyn Host, storage: &dyn Storage) -> Result<()> {
+    /// Sets the owner and permissions of a new file, and flushes it.
+    fn finish(&self, host: &dyn Host, storage: &dyn Storage) -> Result<()> {
         let failed = |what: &str, error| Error::io("create.file", format!("cannot {what}"), error);
-        let given = match self.parent.as_ref().and_then(|parent| parent.model(host).transpose()) {
-            Some(model) => model.and_then(|model| storage.copy_owner_from(model.as_ref())),
+        let given = match self
+            .parent
+            .as_ref()
+            .and_then(|parent| parent.permissions_source(host).transpose())
+        {
+            Some(source) => source.and_then(|source| storage.copy_owner_from(source.as_ref())),
             None => Ok(()),
         };
-        given.map_err(|error| failed("take over mode and owner", error))?;
+        given.map_err(|error| failed("copy the mode and owner", error))?;
         storage.flush().map_err(|error| failed("flush the file", error))
     }
 
@@ -474,20 +491,20 @@ impl CreateOptions {
             let message = "no path leads from the child to its parent";
             return Err(Error::new(ErrorKind::InvalidInput, "create.parent-path", message)
                 .with_section("2.6.2.6.3")
-                .with_found("a parent that lies in no folder, or on another volume")
+                .with_found("a parent without a path, or on another volume")
                 .with_expected("a relative path, or an absolute Windows path as an option"));
         }
         Ok(())
     }
 
-    /// Refuses to make the image at `path` where that is known beforehand to fail.
+    /// Fails if creating the image at `path` is known to fail.
     pub(crate) fn check_at(&self, host: &dyn Host, path: &Path) -> Result<()> {
         self.check_free(host, path)?;
         let checked = self.with_paths(host, path).and_then(|options| options.validate());
         checked.map_err(|error| error.in_path(path))
     }
 
-    /// Refuses a name that is not free, be it that of a link which leads nowhere.
+    /// Refuses a name in use, also by a dangling link.
     fn check_free(&self, host: &dyn Host, path: &Path) -> Result<()> {
         if self.overwrite || host.stat(path).is_err() && !host.is_link(path).unwrap_or(false) {
             return Ok(());
@@ -496,10 +513,10 @@ impl CreateOptions {
         Err(Error::io("create.exists", "cannot create the file", error)
             .in_path(path)
             .with_found("another file of that name")
-            .with_expected("a name that is free"))
+            .with_expected("an unused name"))
     }
 
-    /// The same with the path from the new file's folder to the parent, where there is one.
+    /// The same options with the paths from the new file's folder to the parent, if there is one.
     fn with_paths(&self, host: &dyn Host, path: &Path) -> Result<Self> {
         let mut options = self.clone();
         let Some(parent) = &mut options.parent else { return Ok(options) };
@@ -512,7 +529,7 @@ impl CreateOptions {
         }
         match recordable_path(host, folder_of(path), &target, parent.id) {
             Ok(way) => parent.relative_path = Some(way),
-            // The caller says by what other path Windows is to find it, or it has one of that kind.
+            // The caller gave the path for Windows, or an absolute one was found.
             Err(_) if is_named || parent.absolute_win32_path.is_some() => {}
             Err(error) => return Err(error),
         }
@@ -521,23 +538,23 @@ impl CreateOptions {
 }
 
 impl Parent {
-    /// The parent's file, whose owner and permissions the child gets, by the handle that it was opened with, or
-    /// where that is closed by its name, if it is still the same file's.
-    fn model(&self, host: &dyn Host) -> io::Result<Option<Arc<dyn Storage>>> {
+    /// The parent's file, whose owner and permissions the child gets: its open handle or, if that
+    /// is closed, the file at its path if it is still the same.
+    fn permissions_source(&self, host: &dyn Host) -> io::Result<Option<Arc<dyn Storage>>> {
         if let Some(file) = self.file.upgrade() {
             return Ok(Some(file));
         }
         let Some(path) = &self.path else { return Ok(None) };
         let file = host.open(path, Access::Read)?;
         if file.id()? != self.id {
-            return Err(io::Error::other("the parent's name is another file's by now"));
+            return Err(io::Error::other("the parent's path leads to another file now"));
         }
         Ok(Some(file))
     }
 }
 
-/// The new file by its name, opened and locked as any other image is.
-fn reopened(
+/// Opens and locks the new file by its name, as any other image.
+fn open_published(
     host: &dyn Host,
     path: &Path,
     access: Access,
@@ -552,9 +569,9 @@ fn reopened(
         return Err(Error::new(ErrorKind::InUse, "create.swapped", message)
             .in_path(path)
             .with_found("another file")
-            .with_expected("the one that was made"));
+            .with_expected("the new image"));
     }
-    // Two handles do not have one lock.
+    // The two handles cannot both hold the lock.
     match made.unlock() {
         Err(error) if error.kind() != io::ErrorKind::Unsupported => Err(failed(error)),
         _ => Ok(storage),

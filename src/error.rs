@@ -66,7 +66,7 @@ pub enum ErrorKind {
     /// An earlier flush or metadata write failed, so that the contents of the file are uncertain. Nothing more is
     /// written; the image must be reopened. See [`VhdxFile`](crate::VhdxFile#after-a-failure).
     Poisoned,
-    /// The image to be changed has children, which the change would cut off.
+    /// The image to be changed has children, which the change would orphan.
     HasChildren,
     /// A link to another parent was refused because nothing proves that the disk would stay the same.
     Unproven,

@@ -229,7 +229,7 @@ fn stale_change_trackers_give_a_warning() {
     let folder = Folder::with_chain();
     fs::write(folder.file("l2.vhdx.rct"), "").unwrap();
     let run = folder.run_with("write l2.vhdx --offset 0", b"x").expect(0);
-    run.says("warning: l2.vhdx.rct: does not know of changes made here");
+    run.says("warning: l2.vhdx.rct: does not record changes made here");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The structures of a new image: where each lies and what it holds.
+//! The structures of a new image: their places and contents.
 
 use uuid::Uuid;
 
@@ -17,13 +17,13 @@ use crate::storage::Storage;
 use crate::types::{BlockIndex, FileOffset, MIB};
 
 const METADATA_LEN: u32 = MIB as u32;
-/// Bytes of the block allocation table that are written at once.
+/// Bytes of the block allocation table per write.
 const BAT_PIECE: u64 = MIB;
-/// Bytes of the log that are written at a time.
+/// Bytes of the log per write.
 const LOG_PIECE: usize = MIB as usize;
 
 impl CreateOptions {
-    /// Bytes that the new file is long, with sizes that an image can have.
+    /// Length of the new file in bytes. The sizes must be valid.
     pub(crate) fn file_len(&self) -> u64 {
         self.payload_at() + self.payload_len()
     }
@@ -45,7 +45,8 @@ impl CreateOptions {
         BlockLayout::new(self.block_size, self.logical_sector, self.size)
     }
 
-    /// Writes the structures of the image into an empty file, the identifier first: by its mark a draft is known.
+    /// Writes the structures of the image into an empty file, the identifier first, because its
+    /// mark identifies a draft.
     pub(super) fn write_to(&self, storage: &dyn Storage, mark: Option<String>) -> Result<()> {
         let layout = self.layout();
         let log_at = MIB;
@@ -63,8 +64,8 @@ impl CreateOptions {
         sized.map_err(|error| {
             Error::io("create.size", format!("cannot make room for {len} bytes"), error)
         })?;
-        // Zeros that are written rather than a hole: the host finds room for an entry now, and no flush of one
-        // has to wait for its own tables.
+        // Written rather than a hole, so that the host allocates the space of the log now and no
+        // flush of an entry also has to update the host's tables.
         let zeros = vec![0; LOG_PIECE.min(self.log_size as usize)];
         for at in (0..u64::from(self.log_size)).step_by(zeros.len()) {
             write(&zeros, log_at + at)?;
@@ -88,7 +89,7 @@ impl CreateOptions {
         Ok(())
     }
 
-    /// The file type identifier, with the mark of a draft in the place of the creator's name.
+    /// The file type identifier, with the mark of a draft instead of the creator if there is one.
     pub(super) fn identifier(&self, mark: Option<String>) -> Vec<u8> {
         let creator = mark.unwrap_or_else(|| self.creator.clone());
         FileIdentifier { creator }.to_bytes().to_vec()
@@ -107,7 +108,7 @@ impl CreateOptions {
         }
     }
 
-    /// The bytes of the metadata region as far as they are used.
+    /// The used part of the metadata region.
     fn metadata(&self) -> Result<Vec<u8>> {
         let mut flags = FileFlags::empty();
         flags.set(FileFlags::LEAVE_BLOCKS_ALLOCATED, self.is_fixed);
@@ -169,7 +170,7 @@ fn required_region(guid: Uuid, at: u64, length: u32) -> RegionEntry {
     RegionEntry { guid, offset: FileOffset::new(at), length, flags: RegionFlags::REQUIRED }
 }
 
-/// Writes the table of a disk whose blocks lie one after the other from `payload_at` on.
+/// Writes the table of a disk whose blocks are contiguous from `payload_at` on.
 fn write_full_bat(
     layout: &BlockLayout,
     payload_at: u64,

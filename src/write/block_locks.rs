@@ -1,4 +1,4 @@
-//! Who works on which block: those that only move bytes share it, those that change its state do not.
+//! Locks on blocks: shared to move payload, exclusive to change the state of a block.
 
 use std::sync::PoisonError;
 
@@ -7,7 +7,7 @@ use crate::types::BlockIndex;
 
 const SHARDS: usize = 32;
 
-/// Locks on blocks, each there only while somebody holds it or waits.
+/// Locks on blocks. Each exists only while it is held or waited for.
 #[derive(Debug, Default)]
 pub(super) struct BlockLocks {
     shards: [Shard; SHARDS],
@@ -15,7 +15,7 @@ pub(super) struct BlockLocks {
 
 #[derive(Debug, Default)]
 struct Shard {
-    /// So few at a time that looking at each is quickest.
+    /// Few at a time: a linear search is the fastest.
     held: Mutex<Vec<(u64, Held)>>,
     freed: Condvar,
 }
@@ -23,10 +23,10 @@ struct Shard {
 #[derive(Clone, Copy, Debug)]
 enum Held {
     Shared(usize),
-    Alone,
+    Exclusive,
 }
 
-/// A block that is held until this is dropped.
+/// A block that is locked until this is dropped.
 #[derive(Debug)]
 pub(super) struct BlockGuard<'a> {
     shard: &'a Shard,
@@ -34,32 +34,32 @@ pub(super) struct BlockGuard<'a> {
 }
 
 impl BlockLocks {
-    /// Holds a block together with others that only move bytes.
-    pub(super) fn share(&self, block: BlockIndex) -> BlockGuard<'_> {
+    /// Locks a block together with others that only move payload.
+    pub(super) fn lock_shared(&self, block: BlockIndex) -> BlockGuard<'_> {
         self.hold(block, |held| match held {
             None => Some(Held::Shared(1)),
             Some(Held::Shared(others)) => Some(Held::Shared(others + 1)),
-            Some(Held::Alone) => None,
+            Some(Held::Exclusive) => None,
         })
     }
 
-    /// Holds a block alone.
-    pub(super) fn claim(&self, block: BlockIndex) -> BlockGuard<'_> {
-        self.hold(block, |held| held.is_none().then_some(Held::Alone))
+    /// Locks a block exclusively.
+    pub(super) fn lock_exclusive(&self, block: BlockIndex) -> BlockGuard<'_> {
+        self.hold(block, |held| held.is_none().then_some(Held::Exclusive))
     }
 
     fn hold(
         &self,
         BlockIndex(block): BlockIndex,
-        enter: impl Fn(Option<Held>) -> Option<Held>,
+        acquire: impl Fn(Option<Held>) -> Option<Held>,
     ) -> BlockGuard<'_> {
         let shard = &self.shards[block as usize % SHARDS];
         let mut held = shard.lock();
         loop {
             let at = held.iter().position(|(held, _)| *held == block);
-            match (enter(at.map(|at| held[at].1)), at) {
-                (Some(entered), Some(at)) => held[at].1 = entered,
-                (Some(entered), None) => held.push((block, entered)),
+            match (acquire(at.map(|at| held[at].1)), at) {
+                (Some(acquired), Some(at)) => held[at].1 = acquired,
+                (Some(acquired), None) => held.push((block, acquired)),
                 (None, _) => {
                     held = shard.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
                     continue;

@@ -1,85 +1,87 @@
-//! Who may change the image, and who is told of it.
+//! Admits changes to the image, and reports them to a tracker.
 //!
-//! Every change holds the lock, shared with other changes. A holder that has it alone knows each change to be either
-//! complete or not begun, and can refuse those that are not begun. While changes are [tracked](ChangeTracker), each
-//! reports its range when it ends: a copier that reads a range after its report misses nothing.
+//! Every change holds the lock shared. An exclusive holder knows that each change is either
+//! complete or not begun, and can refuse later ones. While changes are [tracked](ChangeTracker),
+//! each reports its range when it ends: a copier that reads a range after the report misses
+//! nothing.
 
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use super::tracker::{Again, ChangeTracker};
+use super::tracker::{ChangeTracker, MirrorOp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// Lets changes in, unless it is closed.
+/// Admits changes until it is closed.
 #[derive(Debug, Default)]
 pub(super) struct ChangeLock(RwLock<ChangeState>);
 
 #[derive(Debug, Default)]
 pub(super) struct ChangeState {
     pub(super) is_closed: bool,
-    /// There while changes are followed.
+    /// Set while changes are tracked.
     tracker: Option<Arc<ChangeTracker>>,
 }
 
-/// A change under way.
+/// A change in progress.
 #[derive(Debug)]
 pub(super) struct Change<'a> {
     state: RwLockReadGuard<'a, ChangeState>,
-    /// The bytes of the disk that it is about.
+    /// The bytes of the disk that change.
     range: Range<u64>,
-    /// Whether it has them for itself.
+    /// Whether the tracker holds the range for this change.
     is_held: bool,
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl ChangeLock {
-    /// Lets in a change of these bytes of the disk, once nobody has the gate alone or holds the bytes.
-    pub(super) fn enter(&self, range: Range<u64>) -> Result<Change<'_>> {
+    /// Begins a change of these bytes of the disk. Waits for an exclusive holder of the lock, and
+    /// for holders of the bytes.
+    pub(super) fn begin_change(&self, range: Range<u64>) -> Result<Change<'_>> {
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if state.is_closed {
             return Err(frozen());
         }
         let is_held = state.tracker.as_ref().is_some_and(|tracker| tracker.hold(&range));
-        Ok(Change { state, range, is_held, is_told: false })
+        Ok(Change { state, range, is_held, is_reported: false })
     }
 
-    /// Lets in a change that nobody sees who reads the disk: also where others are refused.
+    /// Begins a change that readers of the disk cannot see; it is admitted to a closed image too.
     pub(super) fn begin_hidden_change(&self) -> RwLockReadGuard<'_, ChangeState> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for all changes under way, and keeps others out until the guard is dropped.
+    /// Waits for all changes in progress, and keeps others out until the guard is dropped.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, ChangeState> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has all changes to come tell of themselves.
+    /// Reports all later changes to `tracker`.
     pub(super) fn track(&self, tracker: Option<Arc<ChangeTracker>>) {
         self.write().tracker = tracker;
     }
 }
 
 impl ChangeState {
-    /// Whether changes are followed, and some of these bytes were changed since they were copied.
+    /// Whether changes are tracked and some of these bytes changed since they were copied.
     pub(super) fn is_changed(&self, range: &Range<u64>) -> bool {
         self.tracker.as_ref().is_some_and(|tracker| tracker.is_changed(range))
     }
 
-    /// Refuses all changes to come, or lets them in again.
+    /// Refuses all later changes, or admits them again.
     pub(super) fn close(&mut self, yes: bool) {
         self.is_closed = yes;
     }
 }
 
 impl Change<'_> {
-    /// Ends a change, and has it made `again` where others are to have it too. What becomes of that is not what
-    /// becomes of the change.
-    pub(super) fn leave(mut self, done: Result<()>, again: Again<'_>) -> Result<()> {
-        self.is_told = true;
+    /// Ends a change, and repeats it in a mirror with `op` if there is one. A failure of the mirror
+    /// does not fail the change.
+    pub(super) fn finish(mut self, done: Result<()>, op: MirrorOp<'_>) -> Result<()> {
+        self.is_reported = true;
         let Some(tracker) = &self.state.tracker else { return done };
-        let again = done.is_ok().then_some(again);
-        let wait = tracker.changed(&self.range, self.is_held, again);
+        let op = done.is_ok().then_some(op);
+        let wait = tracker.finish_change(&self.range, self.is_held, op);
         drop(self);
         if !wait.is_zero() {
             std::thread::sleep(wait);
@@ -91,14 +93,14 @@ impl Change<'_> {
 impl Drop for Change<'_> {
     fn drop(&mut self) {
         // A change that failed may have been made in part.
-        if let Some(tracker) = self.state.tracker.as_ref().filter(|_| !self.is_told) {
-            tracker.changed(&self.range, self.is_held, None);
+        if let Some(tracker) = self.state.tracker.as_ref().filter(|_| !self.is_reported) {
+            tracker.finish_change(&self.range, self.is_held, None);
         }
     }
 }
 
-/// The refusal of a change to a frozen image.
+/// The error of a change to a frozen image.
 pub(super) fn frozen() -> Error {
-    let message = "the image takes no writes any more: its contents are a point in time now";
+    let message = "the image is frozen: its contents have become a point in time";
     Error::new(ErrorKind::ReadOnly, "image.frozen", message)
 }

@@ -1,4 +1,4 @@
-//! Payload that comes from another image's file, and never through the hands of a caller.
+//! Copies payload from another image's file without passing it through the caller.
 
 use super::payload::{Copier, Payload};
 use super::writer::Writer;
@@ -6,18 +6,18 @@ use crate::error::{Error, Result};
 use crate::image::Core;
 use crate::types::{DiskOffset, FileOffset, MIB};
 
-/// Bytes that are read and written at once where the host does not copy. Larger ones leave the processor's
-/// cache between the two.
+/// Bytes per read and write when the host does not copy. Larger pieces leave the processor's cache
+/// in between.
 const PIECE: u64 = MIB;
 
 impl Writer {
-    /// Writes whole sectors at `at`, as [`write_at`](crate::Disk::write_at) does, that lie at `from_at` in the
-    /// file of another image. Durable after a flush. The caller [pins](Self::pin) the other image from
-    /// before that place was looked up.
+    /// Writes `len` bytes, whole sectors, at `at`, as [`write_at`](crate::Disk::write_at) does,
+    /// from `from_at` in the file of another image. They are durable after a flush. The caller pins
+    /// the other image before it looks that place up.
     ///
     /// # Errors
-    /// As [`write_at`](crate::Disk::write_at), and when the other file cannot be read.
-    pub(crate) fn take(
+    /// Those of [`write_at`](crate::Disk::write_at), and a failure to read the other file.
+    pub(crate) fn copy_from(
         &self,
         at: DiskOffset,
         len: u64,
@@ -32,7 +32,7 @@ impl Writer {
 }
 
 impl Writer {
-    /// Writes payload that lies in another file.
+    /// Writes payload from another file.
     pub(super) fn copy_payload(
         &self,
         from: &Core,
@@ -90,7 +90,7 @@ mod tests {
 
     const SIZE: u64 = 12 * MIB;
 
-    /// A parent with blocks of all states over a base, and a child with other ones.
+    /// A parent with blocks of all states over a base, and a child with other states.
     fn images() -> [Image; 3] {
         let mut base = Image::dynamic(SIZE);
         for block in 0..12 {
@@ -108,7 +108,7 @@ mod tests {
             };
         }
         let mut child = parent.new_child();
-        // Side by side in the file, so that several are taken at once.
+        // Contiguous in the file, so that several are copied at once.
         for block in [0, 1, 2, 3, 8] {
             child.put(block, Block::full(Data::Pattern(block + 150)));
         }
@@ -132,17 +132,23 @@ mod tests {
             .unwrap()
     }
 
-    fn take_all(parent: &crate::VhdxFile, child: &crate::VhdxFile, copier: &Copier) -> Result<u64> {
-        let mut taken = 0;
+    fn copy_all(parent: &crate::VhdxFile, child: &crate::VhdxFile, copier: &Copier) -> Result<u64> {
+        let mut copied = 0;
         for extent in child.extents(0..SIZE) {
             let extent = extent?;
             if let Source::Data { at, .. } = extent.source {
                 let len = extent.range.end - extent.range.start;
-                parent.its_writer().take(DiskOffset(extent.range.start), len, child, at, copier)?;
-                taken += len;
+                parent.its_writer().copy_from(
+                    DiskOffset(extent.range.start),
+                    len,
+                    child,
+                    at,
+                    copier,
+                )?;
+                copied += len;
             }
         }
-        Ok(taken)
+        Ok(copied)
     }
 
     fn bytes_of(storage: &dyn Storage) -> Vec<u8> {
@@ -151,8 +157,9 @@ mod tests {
         bytes
     }
 
-    /// What the parent holds of its own and then reads as, and whether the host did it.
-    fn takes(parent: Arc<dyn Storage>, child: Arc<dyn Storage>, share: bool) -> bool {
+    /// Copies the child's payload to the parent, checks what the parent reads as, and returns
+    /// whether the host copied.
+    fn copies(parent: Arc<dyn Storage>, child: Arc<dyn Storage>, share: bool) -> bool {
         let [base, a, b] = images();
         let expected = b.flat(Some(&a.flat(Some(&base.flat(None)))));
         parent.write_at(&a.to_bytes(), 0).unwrap();
@@ -160,17 +167,17 @@ mod tests {
         let (parent_image, child_image) = (open(&parent, true), open(&child, false));
         let copier = Copier::new(share);
         let known = parent_image.data_write_guid();
-        let taken = take_all(&parent_image, &child_image, &copier).unwrap();
-        assert_eq!(taken, 5 * MIB + 4 * 717 * 512);
+        let copied = copy_all(&parent_image, &child_image, &copier).unwrap();
+        assert_eq!(copied, 5 * MIB + 4 * 717 * 512);
         assert_ne!(parent_image.data_write_guid(), known);
         parent_image.flush().unwrap();
-        // As a crash leaves it after the flush.
+        // As after a crash that follows the flush.
         assert!(naively(&[base.to_bytes(), bytes_of(&*parent)]) == expected);
         parent_image.close().unwrap();
         assert!(naively(&[base.to_bytes(), bytes_of(&*parent)]) == expected);
-        assert!(bytes_of(&*child) == b.to_bytes(), "what is taken from stays as it is");
-        assert!([0, taken].contains(&copier.shared()));
-        copier.shared() == taken
+        assert!(bytes_of(&*child) == b.to_bytes(), "the source stays unchanged");
+        assert!([0, copied].contains(&copier.shared()));
+        copier.shared() == copied
     }
 
     fn file(folder: &Path, name: &str) -> Arc<dyn Storage> {
@@ -182,14 +189,14 @@ mod tests {
     }
 
     #[test]
-    fn taken_payload_is_that_of_the_other_image() {
+    fn copied_payload_is_that_of_the_other_image() {
         let folder = tempfile::tempdir().unwrap();
         let file = |name| file(folder.path(), name);
-        let by_host = takes(file("a"), file("b"), true);
+        let by_host = copies(file("a"), file("b"), true);
         assert!(by_host || !cfg!(target_os = "linux"));
-        assert!(!takes(file("c"), file("d"), false));
-        assert!(!takes(memory(), file("e"), true));
-        assert!(!takes(memory(), memory(), true));
+        assert!(!copies(file("c"), file("d"), false));
+        assert!(!copies(memory(), file("e"), true));
+        assert!(!copies(memory(), memory(), true));
         let (a, b) = (folder.path().join("a"), folder.path().join("c"));
         let flat = |path: &Path| {
             let file = LocalHost.open(path, Access::Read).unwrap();
@@ -198,7 +205,7 @@ mod tests {
         assert!(flat(&a) == flat(&b));
     }
 
-    /// A file that fails from some write of payload on, having written a part of it.
+    /// A file whose copies fail after so many, having written a part.
     #[derive(Debug)]
     struct Failing(MemStorage, AtomicUsize);
 
@@ -238,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_that_fails_leaves_each_sector_as_before_or_as_taken() {
+    fn a_copy_that_fails_leaves_each_sector_as_before_or_as_copied() {
         let [base, a, b] = images();
         let before = a.flat(Some(&base.flat(None)));
         let after = b.flat(Some(&before));
@@ -249,7 +256,7 @@ mod tests {
             let parent: Arc<dyn Storage> = failing.clone();
             let (image, child) = (open(&parent, true), open(&child, false));
             let copier = Copier::new(true);
-            let error = take_all(&image, &child, &copier).unwrap_err();
+            let error = copy_all(&image, &child, &copier).unwrap_err();
             assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.copy"));
             image.flush().unwrap();
             let found = naively(&[base.to_bytes(), bytes_of(&*parent)]);
@@ -257,17 +264,17 @@ mod tests {
                 let part = |flat: &[u8]| found == &flat[at * 512..at * 512 + 512];
                 assert!(part(&before) || part(&after), "sector {at}, failure {n}");
             }
-            // It can be done again.
+            // The copy can be repeated.
             failing.1.store(100, Ordering::SeqCst);
-            take_all(&image, &child, &copier).unwrap();
+            copy_all(&image, &child, &copier).unwrap();
             image.close().unwrap();
             assert!(naively(&[base.to_bytes(), bytes_of(&*parent)]) == after);
         }
     }
 
-    /// Several buffers long.
+    /// Each piece is several buffers long.
     #[test]
-    fn large_pieces_are_taken_in_order_and_up_to_a_failure() {
+    fn large_pieces_are_copied_in_order_and_up_to_a_failure() {
         const LEN: u64 = 7 * MIB + 1536;
         let there = memory();
         let mut bytes = vec![0; 16 << 20];
@@ -283,7 +290,7 @@ mod tests {
         for (at, first) in [(0, 0), (3 * MIB, 512), (MIB + 512, 7 * MIB)] {
             image
                 .its_writer()
-                .take(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier)
+                .copy_from(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier)
                 .unwrap();
             let mut found = vec![0; LEN as usize];
             image.read_at(&mut found, at).unwrap();
@@ -292,14 +299,15 @@ mod tests {
         assert_eq!(copier.shared(), 0);
         let before = naively(&[bytes_of(&*here)]).len();
         let late = FileOffset::new(end + (16 << 20) - 3 * MIB);
-        let error = image.its_writer().take(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
+        let error =
+            image.its_writer().copy_from(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.read"), "{error}");
         let mut found = vec![0; 3 << 20];
         image.read_at(&mut found, 0).unwrap();
         assert!(found == bytes[13 << 20..], "what came before");
-        // And goes on.
+        // The writer continues to work.
         let first = FileOffset::new(end);
-        image.its_writer().take(DiskOffset(0), LEN, &from, first, &copier).unwrap();
+        image.its_writer().copy_from(DiskOffset(0), LEN, &from, first, &copier).unwrap();
         image.close().unwrap();
         let found = naively(&[bytes_of(&*here)]);
         assert!(found[..LEN as usize] == bytes[..LEN as usize] && found.len() == before);
@@ -316,13 +324,20 @@ mod tests {
             let (image, other) = (open(&parent, true), open(&child, false));
             let end = FileOffset::new(child.len().unwrap());
             let copier = Copier::new(share);
-            let error =
-                image.its_writer().take(DiskOffset(MIB), 4096, &other, end, &copier).unwrap_err();
+            let error = image
+                .its_writer()
+                .copy_from(DiskOffset(MIB), 4096, &other, end, &copier)
+                .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Io, "{error}");
-            let outside =
-                image.its_writer().take(DiskOffset(SIZE), 512, &other, FileOffset::new(0), &copier);
+            let outside = image.its_writer().copy_from(
+                DiskOffset(SIZE),
+                512,
+                &other,
+                FileOffset::new(0),
+                &copier,
+            );
             assert_eq!(outside.unwrap_err().kind(), ErrorKind::InvalidInput);
-            assert!(other.writer().is_none(), "what is read alone takes nothing");
+            assert!(other.writer().is_none(), "an image opened for reading has no writer");
         }
     }
 }

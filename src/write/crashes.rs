@@ -1,6 +1,6 @@
-//! Crashes at every point of an edit of the metadata and of a resize, with every part of what was not flushed
-//! lost: what is left is the image as it was before a step or after it, to the kit's naive reader and to the
-//! crate. The same simulated host and the same outcomes as those of `tests/crash`.
+//! Crashes at every point of an edit of the metadata and of a resize, with every part of the
+//! unflushed writes lost: the image is that before or after a step, to the testkit's naive reader
+//! and to the crate. Uses the simulated host and the outcomes of `tests/crash`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -21,42 +21,42 @@ use crate::{Budget, Disk, MergeMark, MergeState, OpenOptions, VhdxFile, Zeroing}
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 const DEPTH: Depth = Depth { exhaustive: 10, samples: 40, torn: 40 };
-/// The same where there is much to look at in each.
+/// The depth for histories with many writes.
 const DEPTH_OF_MANY: Depth = Depth { exhaustive: 6, samples: 8, torn: 8 };
-/// Outcomes that all histories together must show at the least.
+/// Minimum of outcomes over all histories together.
 const ENOUGH: usize = 200;
 
-/// What can be seen of an image from outside, but for its identity.
+/// The visible state of an image, except its identity.
 #[derive(Clone, Debug, PartialEq)]
 struct Seen {
     size: u64,
     items: Vec<(Uuid, u32, Vec<u8>)>,
-    /// Sectors of the disk by their place.
+    /// Sectors of the disk with their offsets.
     sectors: Vec<(u64, Vec<u8>)>,
 }
 
-/// A step of a history: what there is after it, and when it began and returned.
+/// A step of a history: the state after it, and when it began and returned.
 struct Step {
     begun: usize,
     done: usize,
     after: Seen,
 }
 
-/// Images on a host, of which the last is changed step by step.
+/// Images on a host, the last of which is changed step by step.
 struct History {
     host: SimHost,
     start: Files,
     tip: PathBuf,
     below: Vec<Layer>,
-    /// Places of the disk to look at.
+    /// Offsets on the disk to compare.
     places: Vec<u64>,
     steps: Vec<Step>,
-    /// From when on somebody may know the image by an identity, and what it was then.
+    /// When an identity became known, the identity, and the state it stands for.
     known: Vec<(usize, Uuid, Seen)>,
 }
 
 impl History {
-    /// `images` from the base up, and places to look at.
+    /// Takes `images` from the base up, and the offsets to compare.
     fn new(images: &[Image], places: impl IntoIterator<Item = u64>) -> Self {
         let host = SimHost::new(Files::default());
         let name = |i: usize| Path::new(FOLDER).join(["base.vhdx", "child.avhdx"][i]);
@@ -91,14 +91,14 @@ impl History {
         self.steps.push(Step { begun, done, after });
     }
 
-    /// Notes that somebody knows the image by the identity it has.
+    /// Records that the present identity of the image is known elsewhere.
     fn known(&mut self, identity: Uuid) {
         let (seen, now) = self.look(&self.host.files()).unwrap();
         assert_eq!(now, identity);
         self.known.push((self.host.mark(), identity, seen));
     }
 
-    /// The image as the naive reader finds it.
+    /// The state of the image by the naive reader.
     fn look(&self, files: &Files) -> Result<(Seen, Uuid), String> {
         let bytes = files.file(&self.tip).ok_or("no file")?.clone();
         let tip = Layer::from_source(Arc::new(bytes))?;
@@ -114,7 +114,7 @@ impl History {
         Ok((Seen { size, items, sectors }, identity))
     }
 
-    /// Judges one outcome of a cut, of which one of these steps is the last.
+    /// Judges one outcome of a crash whose last step is one of `steps`.
     fn judge(&self, files: &Files, cut: usize, steps: &[Step]) -> Result<(), String> {
         let (seen, identity) = self.look(files)?;
         if !steps.iter().any(|step| step.after == seen) {
@@ -153,13 +153,13 @@ impl History {
         Ok(())
     }
 
-    /// Judges all outcomes, and says how many there were.
+    /// Judges all outcomes and returns their number.
     fn explore(&self, what: &str) -> usize {
         self.explore_events(what, 0, &self.host.events(), DEPTH)
     }
 
-    /// Judges those of the last step, of which most pages go to the log in one piece, or two at its end: from its
-    /// start to shortly behind that.
+    /// Judges the outcomes of the last step, from its start to shortly after the largest write,
+    /// which has most pages of its log entry.
     fn explore_entries(&self, what: &str) -> usize {
         let events = self.host.events();
         let from = self.steps.last().map_or(0, |step| step.begun);
@@ -209,7 +209,7 @@ fn child(size: u64, base: &Image) -> Image {
     child
 }
 
-/// Sectors around these places.
+/// Sectors around these offsets.
 fn around(places: &[u64]) -> Vec<u64> {
     let near = |at: &u64| [at.saturating_sub(512), *at, at + 512, at + 2 * MIB];
     places.iter().flat_map(near).collect()
@@ -242,7 +242,7 @@ fn an_edit_of_the_metadata_is_whole_or_not_there() {
             .edit_metadata(&[link().unwrap(), ItemEdit::merge_mark(Some(&mark))])
             .unwrap();
     });
-    // Several pages, and others of the tables along with them.
+    // Several pages, together with pages of the tables.
     history.step(|| image.its_writer().edit_metadata(&[note(1, 9000), note(2, 100)]).unwrap());
     history.step(|| {
         image.write_at(&[7; 512], 2 * MIB).unwrap();
@@ -261,7 +261,7 @@ fn an_edit_of_the_metadata_is_whole_or_not_there() {
 
 #[test]
 fn an_identity_that_is_known_is_of_one_disk_whatever_a_crash_leaves() {
-    // Of what a step writes elsewhere a part may be there.
+    // Other writes of a step may be lost in part, so only this sector is compared.
     let mut history = History::new(&[base(4 * MIB, 2)], [0]);
     let image = history.open();
     for seed in 1..4 {
@@ -326,10 +326,10 @@ fn a_resize_that_moves_the_table_leaves_a_disk_of_the_one_size_or_the_other() {
     assert!(outcomes > ENOUGH, "{outcomes}");
 }
 
-/// Pages that a log of 1 MiB has room for in an entry: so many changes are flushed at once.
+/// Pages that an entry of a 1 MiB log holds. More changes than that are flushed at once.
 const MOST: u64 = 252;
 
-/// Changes so many pages of the table, and flushes none of them.
+/// Changes `pages` pages of the table without a flush.
 fn change_pages(image: &VhdxFile, pages: u64) {
     for page in 0..pages {
         let entry = page * 512 + 100;
@@ -342,7 +342,7 @@ fn change_pages(image: &VhdxFile, pages: u64) {
 fn an_edit_that_shares_its_commit_with_many_pages_is_whole_or_not_there() {
     let base = base(132 * GIB, 1);
     let child = child(132 * GIB, &base);
-    // What else is changed may be there or not.
+    // The other changes may be lost, so no sector is compared.
     let mut history = History::new(&[base, child], []);
     let image = history.open();
     history.step(|| image.its_writer().edit_metadata(&[note(1, 100)]).unwrap());
@@ -366,7 +366,7 @@ fn a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other() {
         let mut child = child(old, &base);
         child.put(last, Block::partial_runs(Data::Pattern(1), &[(0, 30), (1020, 900)]));
         if old == large {
-            // In another page of the table each.
+            // Each in another page of the table.
             child.put(behind, Block::full(Data::Pattern(2)));
             child.put(large / MIB - 1, Block::full(Data::Pattern(3)));
         }
@@ -375,7 +375,7 @@ fn a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other() {
         history.step(|| image.its_writer().edit_metadata(&[note(1, 100)]).unwrap());
         history.step(|| {
             change_pages(&image, MOST - 2);
-            // In the page that the new size changes too.
+            // In a page that the resize changes too.
             image.write_zeroes((last - 3) * MIB..(last - 2) * MIB, Zeroing::MayUnmap).unwrap();
             image.its_writer().resize(new).unwrap();
         });
@@ -385,7 +385,7 @@ fn a_resize_after_many_changes_leaves_a_disk_of_the_one_size_or_the_other() {
     }
 }
 
-/// Resizes after a write that is not flushed, and once more for each size.
+/// Resizes once for each size, then writes.
 fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
     let mut history = History::new(images, places);
     let mut image = history.open();
@@ -393,7 +393,7 @@ fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
         let mut after = None;
         history.step(|| {
             image.its_writer().resize(*size).unwrap();
-            after = Some(image.its_writer().again().unwrap());
+            after = Some(image.its_writer().reopen().unwrap());
         });
         image = VhdxFile::own(after.unwrap().into());
     }

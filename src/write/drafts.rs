@@ -1,9 +1,9 @@
-//! What programs that were killed left in a folder: files with temporary names.
+//! Cleans up files with temporary names that killed programs left in a folder.
 //!
-//! Nobody takes them for images of a chain. One is removed only where three things say that it is a draft that
-//! nobody will complete: its name, the mark of an unfinished image with the digits of that name, and its exclusive
-//! lock. All else is somebody's: a copy that was complete before it got its name, a raw copy, a file on its way out
-//! when its remover was killed.
+//! No chain uses such files. A file is removed only if it is provably an abandoned draft: by its
+//! name, by the mark of an unfinished image with the digits of that name, and by an exclusive lock
+//! on it. All others stay: copies that were complete but not yet renamed, raw copies, files whose
+//! removal was interrupted.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,40 +15,40 @@ use crate::storage::{
 };
 use crate::warning::Warning;
 
-/// Removes the drafts among the names of a folder that nobody is going to complete, and tells of them and of what
-/// else has a temporary name.
+/// Removes abandoned drafts among `names`, and warns of them and of other files with temporary
+/// names.
 pub(super) fn clear(host: &dyn Host, names: &[PathBuf], warnings: &mut Vec<Warning>) {
     for path in names.iter().filter(|path| is_temporary_name(path)) {
-        let (code, what) = match look(host, path) {
+        let (code, what) = match inspect(host, path) {
             Ok(None) => continue,
             Ok(Some(LeftOver::Removed)) => (
                 "folder.draft-removed",
-                "an unfinished image that was left behind is removed".into(),
+                "an unfinished image was left behind and has been removed".into(),
             ),
-            Ok(Some(LeftOver::Complete)) => (
+            Ok(Some(LeftOver::Kept)) => (
                 "folder.left-over",
-                "was left behind under a temporary name, and stays: look whether it is of use"
+                "was left behind under a temporary name and is kept: check whether it is of use"
                     .into(),
             ),
             Err(error) => (
                 "folder.left-over",
-                format!("was left behind under a temporary name, and stays: {error}"),
+                format!("was left behind under a temporary name and is kept: {error}"),
             ),
         };
         warnings.push(Warning::new(code, path.display(), what));
     }
 }
 
-/// Removes from a folder the drafts of images that nobody is going to complete: files with a temporary name, the mark
-/// of an unfinished image in their file type identifier, and no lock of somebody who is still writing. Tells of
-/// each, and of what else has such a name, which stays: outputs that were complete and had no name yet, raw copies,
-/// strangers' files. For who is about to write in the folder; opening an image for writing, and making one, does the
-/// same in the image's own.
+/// Removes abandoned drafts of images from a folder: files with a temporary name, the mark of an
+/// unfinished image in their file type identifier, and no lock of a program that is still writing.
+/// Warns of each, and of other files with such names, which stay: complete outputs that were not
+/// yet renamed, raw copies, unrelated files. For programs about to write to the folder; opening an
+/// image for writing and creating one do the same in its own folder.
 ///
-/// A folder that cannot be listed is left as it is.
+/// A folder that cannot be listed is left unchanged.
 pub fn clear_drafts(host: &dyn Host, folder: &Path) -> Vec<Warning> {
     let mut warnings = Vec::new();
-    // Who writes there is told why the folder cannot be used, if it cannot.
+    // The write to the folder reports why it cannot be used.
     let mut names = host.list(folder).unwrap_or_default();
     names.sort();
     clear(host, &names, &mut warnings);
@@ -57,12 +57,12 @@ pub fn clear_drafts(host: &dyn Host, folder: &Path) -> Vec<Warning> {
 
 enum LeftOver {
     Removed,
-    /// No draft, or none of ours.
-    Complete,
+    /// Not a draft of this crate.
+    Kept,
 }
 
-/// `None` where the file is gone, is being written, or was not begun.
-fn look(host: &dyn Host, path: &Path) -> io::Result<Option<LeftOver>> {
+/// `None` if the file is gone, is being written, or is empty.
+fn inspect(host: &dyn Host, path: &Path) -> io::Result<Option<LeftOver>> {
     let there = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Ok(None),
         _ => Err(error),
@@ -83,13 +83,13 @@ fn look(host: &dyn Host, path: &Path) -> io::Result<Option<LeftOver>> {
         LockOutcome::Locked => {}
         LockOutcome::InUse(_) => return Ok(None),
     }
-    // Under the lock: it may have been published, or replaced, until now.
+    // Checked under the lock: the file may have been published or replaced meanwhile.
     if !is_file(host, path, file.as_ref())? || file.is_empty()? {
         return Ok(None);
     }
     let creator = read_creator(file.as_ref());
     if creator.is_none() || creator != draft_mark(path) || file.id()?.is_none() {
-        return Ok(Some(LeftOver::Complete));
+        return Ok(Some(LeftOver::Kept));
     }
     host.remove(path)?;
     Ok(Some(LeftOver::Removed))

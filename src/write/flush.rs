@@ -1,13 +1,14 @@
-//! Flushing: everything that returned before becomes durable, payload before the tables that name it.
+//! Flushing: makes every write that returned before durable, payload before the tables that name
+//! it.
 //!
-//! The tables are snapshotted, with only the changes whose payload is written → flush → the log
-//! entries, as few as fit, metadata and sector bitmaps before the block allocation table → flush. The pages go to
-//! their places at the start of the next commit, whose first flush makes that durable, so that its
-//! entry needs nothing before itself.
+//! The order is: snapshot of the tables, with the changes whose payload is written → flush → log
+//! entries, as few as possible, metadata and sector bitmaps before the block allocation table →
+//! flush. The next commit starts by writing the pages to their places, and its first flush makes
+//! them durable: its entry depends on no earlier entry.
 
 use std::sync::atomic::Ordering;
 
-use super::growth::Frozen;
+use super::growth::GrowthPause;
 use super::session_state::Session;
 use super::writer::Writer;
 use crate::error::{Error, Result};
@@ -18,10 +19,9 @@ use crate::tables::{PageKind, Snapshot};
 use crate::types::{BatIndex, FileOffset, MIB};
 
 impl Writer {
-    /// Makes every write that returned before this call durable. Calls that wait for each other share
-    /// one commit.
+    /// Makes every write that returned before this call durable. Concurrent calls share one commit.
     pub(crate) fn commit(&self) -> Result<()> {
-        self.flushes.ask(&self.session, |session| {
+        self.flushes.request(&self.session, |session| {
             self.check()?;
             let done = self.commit_session(session);
             done.map_err(|error| self.poisoned_by(error))
@@ -33,16 +33,16 @@ impl Writer {
         if !has_payload && !self.feed.changed.read().any_dirty() {
             return Ok(());
         }
-        // The file keeps its length until the last entry is written: each entry names one that is
-        // durable and one that everything it refers to fits in.
-        let frozen = self.space.freeze();
+        // The file keeps its length until the last entry is written: each entry names a durable
+        // length, and one that holds everything the entry refers to.
+        let pause = self.space.pause();
         self.apply()?;
-        // First what was freed, then the snapshot: the changes that freed it are in there.
+        // The freed space precedes the snapshot, which then contains the changes that freed it.
         let freed = self.space.take_freed();
         let pages = self.feed.changed.write().snapshot();
         self.sync(session)?;
         if !pages.is_empty() {
-            self.log_pages(session, pages, frozen)?;
+            self.log_pages(session, pages, pause)?;
         }
         if let Some(freed) = freed {
             self.space.reuse(freed);
@@ -54,13 +54,13 @@ impl Writer {
         &self,
         session: &mut Session,
         pages: Vec<Snapshot>,
-        frozen: Frozen<'_>,
+        pause: GrowthPause<'_>,
     ) -> Result<()> {
         let Some(log) = &session.log else { unreachable!("a change began the session") };
         let most = log.most_changes();
         let groups = if pages.len() <= most { vec![pages] } else { self.split(pages, most)? };
         let last = groups.len() - 1;
-        let mut frozen = Some(frozen);
+        let mut pause = Some(pause);
         for (i, group) in groups.into_iter().enumerate() {
             if i > 0 {
                 self.apply()?;
@@ -71,7 +71,7 @@ impl Writer {
             }
             let entry = self.append(session, &group)?;
             if i == last {
-                frozen.take();
+                pause.take();
             }
             entry.durable(self, session)?;
             self.note_logged(group);
@@ -86,13 +86,14 @@ impl Writer {
         }
     }
 
-    /// Parts of a snapshot that is too large for one entry, in an order in which each may be the last
-    /// that survives: metadata and sector bitmaps, then where those lie, then the blocks that need them.
+    /// Splits a snapshot that is too large for one entry, in an order in which any group may be the
+    /// last that survives: metadata and sector bitmaps, then the entries of the sector bitmaps,
+    /// then the blocks that need them.
     fn split(&self, pages: Vec<Snapshot>, most: usize) -> Result<Vec<Vec<Snapshot>>> {
         let mut parts: [Vec<Snapshot>; 3] = Default::default();
         for page in pages {
             match page.kind {
-                // Of these there are never more than fit into the first part.
+                // These always fit into the first group.
                 PageKind::Metadata | PageKind::SectorBitmap => parts[0].push(page),
                 PageKind::BlockAllocationTable => {
                     parts[1].extend(self.with_bitmaps_only(&page)?);
@@ -110,8 +111,8 @@ impl Writer {
         Ok(groups)
     }
 
-    /// A page of the block allocation table as it was, but for the sector bitmap entries of the new
-    /// one; none where those did not change.
+    /// The earlier page of the block allocation table with the sector bitmap entries of the new
+    /// one; `None` if those did not change.
     fn with_bitmaps_only(&self, new: &Snapshot) -> Result<Option<Snapshot>> {
         let mut page = match &new.before {
             Some(before) => before.clone(),
@@ -129,7 +130,7 @@ impl Writer {
         Ok(is_changed.then_some(Snapshot { at: new.at, kind: new.kind, page, before: None }))
     }
 
-    /// Writes the pages that the log has to their places. That is durable after the next flush.
+    /// Writes the logged pages to their places. The next flush makes them durable.
     pub(super) fn apply(&self) -> Result<()> {
         let pages = self.feed.changed.read().to_apply();
         if pages.is_empty() {
@@ -140,8 +141,8 @@ impl Writer {
                 Error::io("table.write", "cannot write a page of the block tables", error).at(*at)
             })?;
         }
-        // From here on what was read from the file before does not enter the cache, and what did is
-        // dropped before the changed pages stop hiding it.
+        // From here on pages read from the file before do not enter the cache, and those that did
+        // are dropped before the changed pages stop hiding them.
         self.feed.changed.next_epoch();
         for (at, _) in &pages {
             self.core.budget.drop_page(self.core.id, FileOffset::new(*at));
@@ -150,7 +151,7 @@ impl Writer {
         Ok(())
     }
 
-    fn append(&self, session: &mut Session, pages: &[Snapshot]) -> Result<Pending> {
+    fn append(&self, session: &mut Session, pages: &[Snapshot]) -> Result<PendingEntry> {
         let changes = pages
             .iter()
             .map(|page| Change::Sector { at: FileOffset::new(page.at), bytes: page.page.clone() });
@@ -159,7 +160,7 @@ impl Writer {
         let Some(log) = &mut session.log else { unreachable!("a change began the session") };
         let entry = log.append(self.file.as_ref(), changes.collect(), flushed, last)?;
         self.tally.log_bytes.add(entry.length);
-        Ok(Pending(entry))
+        Ok(PendingEntry(entry))
     }
 
     fn sync(&self, session: &mut Session) -> Result<()> {
@@ -170,11 +171,11 @@ impl Writer {
     }
 }
 
-/// An entry that is not durable yet.
+/// A log entry that is not durable yet.
 #[must_use]
-struct Pending(crate::log::Appended);
+struct PendingEntry(crate::log::Appended);
 
-impl Pending {
+impl PendingEntry {
     fn durable(self, writer: &Writer, session: &mut Session) -> Result<()> {
         writer.sync(session)?;
         if let Some(log) = &mut session.log {

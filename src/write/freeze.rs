@@ -1,4 +1,4 @@
-//! Freezing an image, and tracking its changes.
+//! Freezes an image and tracks its changes.
 
 use std::sync::Arc;
 
@@ -8,46 +8,49 @@ use super::writer::Writer;
 use crate::error::Result;
 
 impl Writer {
-    /// Has the image stay as it is from here on: waits for the changes under way, makes all durable, calls
-    /// `under` and, when that succeeds, refuses every later change with `image.frozen`, those that wait
-    /// included. When it fails, all goes on as before. Reading, flushing and closing go on in any case.
+    /// Freezes the image: waits for the changes in progress, makes everything durable, calls
+    /// `action` and, if that succeeds, refuses every later change with `image.frozen`, including
+    /// those that wait. If it fails, changes continue as before. Reads, flushes and closes work
+    /// throughout.
     ///
-    /// `under` may read the image and do what it likes with others, but would wait for ever for a change of
-    /// this one, and for all that waits for changes to be over.
-    pub(crate) fn freeze<R>(&self, under: impl FnOnce() -> Result<R>) -> Result<R> {
-        let Some(done) = self.freeze_if(|| under().map(Some))? else { unreachable!("always some") };
+    /// `action` may read the image and use others, but deadlocks on a change of this image and on
+    /// anything that waits for changes to finish.
+    pub(crate) fn freeze<R>(&self, action: impl FnOnce() -> Result<R>) -> Result<R> {
+        let Some(done) = self.freeze_if(|| action().map(Some))? else {
+            unreachable!("always some")
+        };
         Ok(done)
     }
 
-    /// The same, unless `under` finds that it is too early for that.
+    /// The same, but the image is frozen only if `action` returns a value.
     pub(crate) fn freeze_if<R>(
         &self,
-        under: impl FnOnce() -> Result<Option<R>>,
+        action: impl FnOnce() -> Result<Option<R>>,
     ) -> Result<Option<R>> {
-        let mut alone = self.change_lock.write();
-        if alone.is_closed {
+        let mut state = self.change_lock.write();
+        if state.is_closed {
             return Err(frozen().in_file(self.core.name()));
         }
         self.commit()?;
-        let done = under()?;
-        self.set_frozen(&mut alone, done.is_some());
+        let done = action()?;
+        self.set_frozen(&mut state, done.is_some());
         Ok(done)
     }
 
-    /// Lets changes in again after a [`freeze`](Self::freeze).
+    /// Undoes a [`freeze`](Self::freeze).
     #[cfg(all(test, not(loom)))]
     pub(crate) fn thaw(&self) {
         self.set_frozen(&mut self.change_lock.write(), false);
     }
 
-    /// Refuses all changes to come, or lets them in again.
+    /// Refuses all further changes, or allows them again.
     pub(super) fn set_frozen(&self, state: &mut ChangeState, yes: bool) {
         state.close(yes);
         self.feed.freeze(yes);
     }
 
-    /// Follows the changes from here on: of each that was under way all is done, of each that comes later all is
-    /// told.
+    /// Tracks the changes from now on. Those in progress are finished first; each later one is
+    /// reported.
     pub(crate) fn track_changes(&self) -> Arc<ChangeTracker> {
         let tracker =
             Arc::new(ChangeTracker::new(self.core.layout.size(), self.core.layout.sector_size()));
@@ -55,15 +58,15 @@ impl Writer {
         tracker
     }
 
-    /// Has the changes that are followed be made in `mirror` as well, an image of a disk of the same size. What was
-    /// under way is only told of.
+    /// Makes the tracked changes in `mirror` too, an image of a disk of the same size. Changes in
+    /// progress are only marked.
     pub(crate) fn mirror_changes(&self, tracker: &ChangeTracker, mirror: &Arc<Self>) {
-        let _alone = self.change_lock.write();
+        let _exclusive = self.change_lock.write();
         let mirror: Arc<dyn Mirror> = mirror.clone();
         tracker.set_mirror(mirror);
     }
 
-    /// Follows the changes no longer.
+    /// Stops tracking changes.
     pub(crate) fn stop_tracking(&self) {
         self.change_lock.track(None);
     }
@@ -104,7 +107,7 @@ mod tests {
         }
     }
 
-    /// What the file holds, to a reader that knows nothing of the image that is open.
+    /// The contents of the file, to a reader that knows nothing of the open image.
     fn naively(storage: &dyn Storage) -> Vec<u8> {
         let mut bytes = vec![0; storage.len().unwrap() as usize];
         storage.read_exact_at(&mut bytes, 0).unwrap();
@@ -142,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fails_under_a_freeze_leaves_the_image_as_it_was() {
+    fn a_freeze_whose_action_fails_leaves_the_image_writable() {
         let (storage, image) = image();
         let no = || Error::new(ErrorKind::Limit, "x", "no");
         let error = image.its_writer().freeze::<()>(|| Err(no())).unwrap_err();
@@ -153,8 +156,8 @@ mod tests {
         assert!(image.writer().is_none(), "what is read alone cannot be frozen");
     }
 
-    /// Each thread counts in a sector of its own: what it was told is written, and no more, is what the
-    /// image has when it is frozen and ever after.
+    /// Each thread counts in a sector of its own: the frozen image holds exactly the counts that
+    /// were reported as written.
     #[test]
     fn writes_are_before_a_freeze_or_refused() {
         let (storage, image) = image();
@@ -164,7 +167,8 @@ mod tests {
             for (i, told) in told.iter().enumerate() {
                 scope.spawn(move || {
                     for count in 1_u64.. {
-                        // Ever new blocks beside the count, so that some wait for the file to grow.
+                        // New blocks beside the count, so that some writes wait for the file to
+                        // grow.
                         let other = (3 + 3 * count + i as u64) % BLOCKS * MIB;
                         if is_frozen(image.write_at(&[7; 100], other))
                             || is_frozen(image.write_at(&count.to_le_bytes(), SECTOR * i as u64))
@@ -182,7 +186,7 @@ mod tests {
                 .its_writer()
                 .freeze(|| {
                     let seen = naively(storage.as_ref());
-                    // Whoever comes now has to wait.
+                    // Changes that begin now must wait.
                     std::thread::sleep(Duration::from_millis(20));
                     Ok((seen, naively(storage.as_ref())))
                 })
@@ -195,7 +199,7 @@ mod tests {
                 let at = i * SECTOR as usize;
                 let count = u64::from_le_bytes(seen[at..at + 8].try_into().unwrap());
                 let told = told.load(Ordering::SeqCst);
-                // Who was in between had written and not said so yet.
+                // The last write may not have been reported yet.
                 assert!(count == told || count == told + 1, "{count} and told {told}");
             }
         });

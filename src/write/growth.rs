@@ -1,4 +1,4 @@
-//! Space for blocks, and when the file may grow for it.
+//! Allocates space for blocks, and controls when the file may grow.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -8,46 +8,46 @@ use crate::image::{Generation, Pins};
 use crate::storage::Storage;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
-/// The space of a file that several threads write.
+/// The space of a file that several threads write to.
 #[derive(Debug)]
 pub(super) struct Growth {
     state: Mutex<State>,
-    thawed: Condvar,
+    resumed: Condvar,
     pins: Arc<Pins>,
 }
 
 #[derive(Debug)]
 struct State {
     space: Space,
-    /// While a commit is on its way to the log the file must not grow.
-    frozen: bool,
+    /// Set during a commit: the file must not grow.
+    is_paused: bool,
 }
 
-/// Keeps the file from growing until it is dropped.
-pub(super) struct Frozen<'a>(&'a Growth);
+/// Keeps the file from growing until dropped.
+pub(super) struct GrowthPause<'a>(&'a Growth);
 
 impl Growth {
-    /// The space of a file of `file_len` bytes. `pins` keep freed space from being given away.
+    /// The space of a file of `file_len` bytes. `pins` delay the reuse of freed space.
     pub(super) fn new(file_len: u64, pins: Arc<Pins>) -> Self {
-        let state = State { space: Space::new(file_len), frozen: false };
-        Self { state: Mutex::new(state), thawed: Condvar::new(), pins }
+        let state = State { space: Space::new(file_len), is_paused: false };
+        Self { state: Mutex::new(state), resumed: Condvar::new(), pins }
     }
 
     pub(super) fn file_len(&self) -> u64 {
         self.state().space.file_len()
     }
 
-    /// Has new space begin there or later.
-    pub(super) fn begin_behind(&self, end: u64) {
-        self.state().space.begin_behind(end);
+    /// Allocates only behind `end`, in bytes.
+    pub(super) fn start_after(&self, end: u64) {
+        self.state().space.start_after(end);
     }
 
-    /// Has the file hold all that its tables claim.
-    pub(super) fn hold_claimed(&self, file: &dyn Storage) -> io::Result<()> {
-        self.state().space.hold_claimed(file)
+    /// Extends the file to hold everything that its tables claim.
+    pub(super) fn extend_to_claims(&self, file: &dyn Storage) -> io::Result<()> {
+        self.state().space.extend_to_claims(file)
     }
 
-    /// Space for a block of `len` bytes. Waits for a commit under way when the file must grow.
+    /// Allocates a block of `len` bytes. Waits for a commit in progress if the file has to grow.
     pub(super) fn allocate(&self, file: &dyn Storage, len: u64) -> io::Result<Allocated> {
         let mut state = self.state();
         loop {
@@ -55,17 +55,17 @@ impl Growth {
             if let Some(space) = state.space.allocate(len) {
                 return Ok(space);
             }
-            if state.frozen {
-                state = self.thawed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            if state.is_paused {
+                state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             state.space.grow(file, len)?;
         }
     }
 
-    /// Lets readers have what the file was grown by. Of two that do so at once the later may know of the
-    /// shorter length: it never takes back what the other allowed.
-    pub(super) fn show_length(&self, shown: &AtomicU64) {
+    /// Publishes the length of the file to readers. Of two concurrent calls the later one may have
+    /// the smaller length: the published length never decreases.
+    pub(super) fn publish_length(&self, shown: &AtomicU64) {
         shown.fetch_max(self.file_len(), Ordering::AcqRel);
     }
 
@@ -77,40 +77,41 @@ impl Growth {
         self.state().space.free_later(freed);
     }
 
-    /// What was freed up to now, for the commit that makes it durable, and whose pins may know of it.
+    /// Takes the space freed so far, for the commit that makes that durable, and the generation of
+    /// pins that may know of it.
     pub(super) fn take_freed(&self) -> Option<(Generation, Vec<Freed>)> {
         let freed = self.state().space.take_freed();
-        // The tables name none of it any more, so that the pins of the next generation do not find it.
+        // The tables no longer name that space: pins of the next generation cannot find it.
         (!freed.is_empty()).then(|| (self.pins.end_generation(), freed))
     }
 
-    /// Notes that this freeing is durable.
+    /// Records that the freeing is durable.
     pub(super) fn reuse(&self, (generation, freed): (Generation, Vec<Freed>)) {
         let mut state = self.state();
         state.space.reuse_after(generation, freed);
         self.unpin(&mut state);
     }
 
-    /// Makes reusable what no pin keeps any more.
+    /// Makes space reusable that is no longer pinned.
     fn unpin(&self, state: &mut State) {
         if state.space.has_pinned() {
             state.space.unpin(self.pins.oldest());
         }
     }
 
-    /// Cuts off what this session grew the file by and neither uses nor has given to a pin.
-    pub(super) fn cut(&self, file: &dyn Storage) -> io::Result<bool> {
+    /// Truncates space that the file grew by in this session and that is neither used nor pinned.
+    pub(super) fn truncate(&self, file: &dyn Storage) -> io::Result<bool> {
         let mut state = self.state();
         self.unpin(&mut state);
-        let Some(len) = state.space.cut_len() else { return Ok(false) };
+        let Some(len) = state.space.truncated_len() else { return Ok(false) };
         file.set_len(len)?;
-        state.space.was_cut(len);
+        state.space.set_truncated(len);
         Ok(true)
     }
 
-    pub(super) fn freeze(&self) -> Frozen<'_> {
-        self.state().frozen = true;
-        Frozen(self)
+    pub(super) fn pause(&self) -> GrowthPause<'_> {
+        self.state().is_paused = true;
+        GrowthPause(self)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,9 +119,9 @@ impl Growth {
     }
 }
 
-impl Drop for Frozen<'_> {
+impl Drop for GrowthPause<'_> {
     fn drop(&mut self) {
-        self.0.state().frozen = false;
-        self.0.thawed.notify_all();
+        self.0.state().is_paused = false;
+        self.0.resumed.notify_all();
     }
 }

@@ -1,11 +1,11 @@
-//! Durable headers, \[MS-VHDX\] 2.2.2.1.
+//! Durable updates of the headers, \[MS-VHDX\] 2.2.2.1.
 
 use crate::counters::Tally;
 use crate::error::{Error, Result};
 use crate::format::header::{Header, Headers};
 use crate::storage::Storage;
 
-/// Writes both headers, each durable before the next is touched, \[MS-VHDX\] 2.2.2.1.
+/// Writes both headers; the first is durable before the second is written.
 pub(crate) fn update_headers(
     headers: &mut Headers,
     file: &dyn Storage,

@@ -1,7 +1,7 @@
-//! Every order in which threads may come, as far as the pieces go that stand alone.
+//! Every interleaving of threads, for the parts that stand alone.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --lib orders`, in a build folder of its own. A thread that
-//! waits for ever is found as a failed assertion is.
+//! Run with `RUSTFLAGS="--cfg loom" cargo test --lib orders`, in a target folder of its own. A
+//! deadlock fails the test like a failed assertion.
 
 use std::sync::Arc as StdArc;
 
@@ -20,14 +20,14 @@ use crate::storage::{MemStorage, Storage};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 use crate::types::{BlockIndex, MIB};
 
-/// Tries all orders with at most so many switches in the middle of things.
+/// Runs `what` in all interleavings with at most `switches` preemptions.
 fn in_every_order(switches: usize, what: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
     builder.preemption_bound = Some(switches);
     builder.check(what);
 }
 
-/// Something that threads read and write, never one the other's.
+/// Bytes that threads must not read and write at once.
 #[derive(Debug)]
 struct Bytes(AtomicUsize);
 
@@ -38,7 +38,7 @@ impl Bytes {
         Self(AtomicUsize::new(0))
     }
 
-    // Relaxed, so that nothing but the piece under test keeps the threads apart.
+    // Relaxed: only the code under test synchronizes the threads.
 
     fn read(&self) {
         assert!(self.0.fetch_add(1, Ordering::Relaxed) < WRITTEN, "read while written");
@@ -52,7 +52,7 @@ impl Bytes {
 }
 
 #[test]
-fn who_claims_a_block_has_it_alone() {
+fn an_exclusive_lock_on_a_block_excludes_all_others() {
     in_every_order(3, || {
         let shared = Arc::new((BlockLocks::default(), Bytes::new()));
         let spawn = |work: fn(&(BlockLocks, Bytes))| {
@@ -61,20 +61,20 @@ fn who_claims_a_block_has_it_alone() {
         };
         let threads = [
             spawn(|(locks, bytes)| {
-                let _claimed = locks.claim(BlockIndex(1));
+                let _locked = locks.lock_exclusive(BlockIndex(1));
                 bytes.write();
             }),
             spawn(|(locks, bytes)| {
-                let _shared = locks.share(BlockIndex(1));
+                let _shared = locks.lock_shared(BlockIndex(1));
                 bytes.read();
             }),
         ];
         {
             let (locks, bytes) = &*shared;
-            drop(locks.share(BlockIndex(1)));
-            let _claimed = locks.claim(BlockIndex(1));
-            // Another block of the same table is free all the same.
-            let _other = locks.claim(BlockIndex(33));
+            drop(locks.lock_shared(BlockIndex(1)));
+            let _locked = locks.lock_exclusive(BlockIndex(1));
+            // Another block of the same shard is not affected.
+            let _other = locks.lock_exclusive(BlockIndex(33));
             bytes.write();
         }
         for thread in threads {
@@ -84,25 +84,25 @@ fn who_claims_a_block_has_it_alone() {
 }
 
 #[test]
-fn those_who_share_a_block_do_not_wait_for_each_other() {
+fn shared_locks_on_a_block_do_not_wait_for_each_other() {
     in_every_order(3, || {
         let locks = Arc::new(BlockLocks::default());
-        let first = locks.share(BlockIndex(1));
+        let first = locks.lock_shared(BlockIndex(1));
         let second = {
             let locks = Arc::clone(&locks);
-            thread::spawn(move || drop(locks.share(BlockIndex(1))))
+            thread::spawn(move || drop(locks.lock_shared(BlockIndex(1))))
         };
-        // It ends although the block is held here.
+        // It finishes although the block is locked here.
         second.join().unwrap();
         drop(first);
-        drop(locks.claim(BlockIndex(1)));
+        drop(locks.lock_exclusive(BlockIndex(1)));
     });
 }
 
-/// Places that one after the other belong to a block.
+/// The successive places of a block.
 struct Places {
     pins: Pins,
-    /// Relaxed: readers may find it without a lock.
+    /// Relaxed: readers look it up without a lock.
     now: AtomicUsize,
     places: [Bytes; 3],
 }
@@ -122,18 +122,18 @@ impl Places {
     }
 
     fn read(&self, lane: usize) {
-        let (ticket, now) = self.enter(lane);
+        let (ticket, now) = self.begin_change(lane);
         self.places[now].read();
         self.pins.leave(&ticket);
     }
 
-    /// Moves the block on, and says what its old place was and whose pins may know of it.
+    /// Moves the block; returns its old place and the generation of pins that may know of it.
     fn move_on(&self) -> (usize, Generation) {
         let old = self.now.fetch_add(1, Ordering::Relaxed);
         (old, self.pins.end_generation())
     }
 
-    /// Gives an old place away, to be written by others, if it may be.
+    /// Writes to an old place if it may be reused.
     fn give_away(&self, (old, generation): (usize, Generation)) -> bool {
         let is_free = generation < self.pins.oldest();
         if is_free {
@@ -158,7 +158,7 @@ fn no_place_is_given_away_under_a_reader() {
         for reader in readers {
             reader.join().unwrap();
         }
-        // Nobody waited, and nothing stays behind.
+        // Without readers every place is reused.
         assert!(both[0] || places.give_away(first));
         assert!(both[1] || places.give_away(second));
     });
@@ -177,7 +177,7 @@ fn what_a_pin_that_is_left_elsewhere_keeps_is_not_given_away_before() {
             })
         };
         let moved = places.move_on();
-        // Of a later generation, and of no account.
+        // A pin of a later generation does not matter.
         let (late, _) = places.enter(0);
         let is_given = places.give_away(moved);
         other.join().unwrap();
@@ -187,24 +187,24 @@ fn what_a_pin_that_is_left_elsewhere_keeps_is_not_given_away_before() {
 }
 
 #[test]
-fn a_change_is_before_the_gate_closes_and_noted_or_refused() {
+fn a_change_is_reported_before_the_lock_closes_or_refused() {
     in_every_order(3, || {
         let shared = Arc::new((ChangeLock::default(), [Bytes::new(), Bytes::new()]));
         let tracker = StdArc::new(ChangeTracker::new(2 * MIB, 512));
-        drop(tracker.take(2 * MIB));
+        drop(tracker.advance(2 * MIB));
         shared.0.track(Some(StdArc::clone(&tracker)));
         let writers = [0, 1].map(|block| {
             let shared = Arc::clone(&shared);
             thread::spawn(move || {
                 let range = block * MIB..block * MIB + 1;
-                let Ok(_entered) = shared.0.enter(range) else { return false };
+                let Ok(_change) = shared.0.begin_change(range) else { return false };
                 shared.1[block as usize].0.fetch_add(1, Ordering::Relaxed);
                 true
             })
         });
         let written = || shared.1.each_ref().map(|bytes| bytes.0.load(Ordering::Relaxed));
         let noted = || -> Vec<u64> {
-            std::iter::from_fn(|| tracker.next()).map(|range| range.start / MIB).collect()
+            std::iter::from_fn(|| tracker.next_marked()).map(|range| range.start / MIB).collect()
         };
         let early = noted();
         let seen = written();
@@ -212,7 +212,7 @@ fn a_change_is_before_the_gate_closes_and_noted_or_refused() {
         let frozen = written();
         let late = noted();
         let done = writers.map(|writer| writer.join().unwrap());
-        assert_eq!(written(), frozen, "changed behind a closed gate");
+        assert_eq!(written(), frozen, "changed after the lock was closed");
         for block in 0..2 {
             assert_eq!(frozen[block] == 1, done[block]);
             let is_in = |noted: &[u64]| noted.contains(&(block as u64));
@@ -235,7 +235,7 @@ fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
             thread::spawn(move || growth.allocate(file.as_ref(), MIB).unwrap().at.get())
         });
         {
-            let _frozen = growth.freeze();
+            let _pause = growth.pause();
             let len = growth.file_len();
             thread::yield_now();
             assert_eq!(growth.file_len(), len);
@@ -248,7 +248,7 @@ fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
 }
 
 #[test]
-fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
+fn concurrent_growth_never_lowers_the_published_length() {
     in_every_order(3, || {
         let (file, shared) =
             (empty_file(), Arc::new((Growth::new(MIB, StdArc::default()), AtomicU64::new(MIB))));
@@ -257,7 +257,7 @@ fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
             thread::spawn(move || {
                 let (growth, shown) = &*shared;
                 let space = growth.allocate(file.as_ref(), MIB).unwrap();
-                growth.show_length(shown);
+                growth.publish_length(shown);
                 let end = space.at.get() + space.len;
                 assert!(shown.load(Ordering::Acquire) >= end, "no reader reaches {end}");
             })
@@ -269,7 +269,7 @@ fn of_two_who_grow_the_file_none_hides_the_length_of_the_other() {
     });
 }
 
-/// What was written, and what of it is durable.
+/// The writes, and the durable state.
 struct Flushed {
     tickets: FlushRequests,
     written: [AtomicUsize; 3],
@@ -283,12 +283,12 @@ struct Durable {
 }
 
 impl Flushed {
-    /// Writes and flushes as `who`: its write must then be durable.
+    /// Writes and flushes as thread `who`: the write must then be durable.
     fn write_and_flush(&self, who: usize) {
         self.written[who].store(1, Ordering::Release);
-        let flushed = self.tickets.ask(&self.session, |durable| {
+        let flushed = self.tickets.request(&self.session, |durable| {
             let snapshot = self.written.each_ref().map(|write| write.load(Ordering::Acquire));
-            // Here the host is at work, and others write.
+            // Other threads write during the flush.
             thread::yield_now();
             durable.seen = snapshot;
             durable.commits += 1;
@@ -300,7 +300,7 @@ impl Flushed {
 }
 
 #[test]
-fn who_asked_for_a_flush_has_it_when_it_is_told_so() {
+fn a_flush_that_returned_covers_every_earlier_write() {
     static FEWEST: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(9);
     in_every_order(3, || {
         let flushed = Arc::new(Flushed {
@@ -319,6 +319,6 @@ fn who_asked_for_a_flush_has_it_when_it_is_told_so() {
         let commits = flushed.session.lock().unwrap().commits;
         FEWEST.fetch_min(commits, std::sync::atomic::Ordering::SeqCst);
     });
-    // In some order all three came before the first commit began.
+    // In some interleaving all three came before the first commit.
     assert_eq!(FEWEST.load(std::sync::atomic::Ordering::SeqCst), 1);
 }

@@ -1,4 +1,5 @@
-//! Edits of what an image says of its parent and of merges, \[MS-VHDX\] 2.6.2.6.
+//! Edits of the parent locator, of items of the virtual disk and of merge marks, \[MS-VHDX\]
+//! 2.6.2.6.
 
 use std::path::Path;
 
@@ -13,21 +14,21 @@ use crate::image::Core;
 use crate::names::{NO_RECORDABLE_PATH, canonical, no_recordable_path, recordable_path};
 use crate::storage::{FileId, Host, folder_of};
 
-/// What a new link says of the way to the parent.
+/// The paths of a new link to the parent.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum LinkPaths<'a> {
-    /// What the old one says.
+    /// Keeps the paths of the old link.
     Keep,
-    /// The parent lies here, and is this file where the host can tell files apart.
+    /// The path of the parent, and its file if the host can identify files.
     To { host: &'a dyn Host, parent: &'a Path, file: Option<FileId> },
 }
 
 impl Writer {
-    /// Links the image to a parent by these identities, durably and at once, and keeps what else its locator
-    /// says. What its own children know it by stays.
+    /// Links the image to a parent by these identities, durably and at once, and keeps the other
+    /// entries of its locator. The image keeps the identity that its own children know.
     ///
     /// # Errors
-    /// As [`locator_edit`] and [`edit_metadata`](Self::edit_metadata).
+    /// Those of [`locator_edit`] and [`edit_metadata`](Self::edit_metadata).
     pub(crate) fn relink(
         &self,
         linkage: Uuid,
@@ -38,11 +39,12 @@ impl Writer {
     }
 }
 
-/// The edit that links the image to a parent, to be made together with others.
+/// The edit that links the image to a parent, to be combined with others.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] when the image is no differencing one, or no path leads from it to the
-/// parent; [`ErrorKind::Unsupported`] when one does that would not be read as it is; [`ErrorKind::Io`] when the host cannot tell where the files lie.
+/// [`ErrorKind::InvalidInput`] if the image is not a differencing one, or no path leads from it to
+/// the parent; [`ErrorKind::Unsupported`] if the path cannot be recorded so that it is read back
+/// unchanged; [`ErrorKind::Io`] if the host cannot locate the files.
 pub(crate) fn locator_edit(
     image: &Core,
     linkage: Uuid,
@@ -70,7 +72,7 @@ pub(crate) fn locator_edit(
     Ok(ItemEdit::Set { item, flags: ItemFlags::REQUIRED, bytes })
 }
 
-/// Has the locator say the way to `parent` and no other.
+/// Sets the paths of the locator to `parent`, and removes outdated ones.
 fn set_paths(
     image: &Core,
     locator: &mut ParentLocator,
@@ -81,13 +83,13 @@ fn set_paths(
     let here = image.path().map(folder_of);
     let way = match here.map(|folder| recordable_path(host, folder, parent, file)) {
         Some(Ok(way)) => Some(way),
-        // Of another drive Windows knows the absolute path.
+        // On Windows the absolute path reaches another drive.
         Some(Err(error)) if cfg!(windows) && error.code() == NO_RECORDABLE_PATH => None,
         Some(Err(error)) => return Err(error.in_file(image.name())),
         None => None,
     };
-    // The same way from here is the same parent, which other paths may know under other names. Where the
-    // way is another one they would lead to the old parent.
+    // An unchanged relative path means the same parent, and the other paths may name it from
+    // elsewhere. If the relative path changes, they would lead to the old parent.
     let is_same = way.is_some() && locator.value("relative_path") == way.as_deref();
     locator.set("relative_path", way.clone());
     if !is_same {
@@ -105,8 +107,8 @@ fn set_paths(
     Err(no_recordable_path(parent).in_file(image.name()))
 }
 
-/// The edits by which `other` gets what this image says of the virtual disk, but for its size,
-/// \[MS-VHDX\] 2.6.1.2.
+/// The edits that give `other` this image's items of the virtual disk except its size, \[MS-VHDX\]
+/// 2.6.1.2.
 pub(crate) fn disk_edits(image: &Core, other: &Core) -> Result<Vec<ItemEdit>> {
     let is_user = |entry: &MetadataEntry| entry.flags.contains(ItemFlags::USER);
     let own = image.disk_items()?;
@@ -130,7 +132,7 @@ pub(crate) fn disk_edits(image: &Core, other: &Core) -> Result<Vec<ItemEdit>> {
 }
 
 impl ItemEdit {
-    /// Sets the mark of a merge, or removes it.
+    /// Sets or removes the merge mark.
     pub(crate) fn merge_mark(mark: Option<&MergeMark>) -> Self {
         Self::mark(marks::MERGE, mark.map(MergeMark::to_bytes))
     }

@@ -1,12 +1,13 @@
-//! Makes an image whole again of which bytes are lost: durably, through the log, under another identity.
+//! Repairs an image that lost bytes: durably, through the log, under a new identity.
 //!
-//! What is lost is settled by one entry of the log. It is durable before a header names it, and the header that does
-//! has the new identity: a crash leaves the file as it was, or one that a replay mends. The file grows after
-//! that only, so that nothing that is lost ever looks as if it were there. Copies come last, for they
-//! need space that the file has to grow for; no block lies over the end of the file any more by then.
+//! One log entry records which blocks are lost. It is durable before a header names it, and that
+//! header has the new identity: a crash leaves the file unchanged or one that a replay mends. The
+//! file grows only after that, so that lost bytes never appear to be present. Copies come last
+//! because they need space that the file has to grow for; by then no block extends beyond the end
+//! of the file.
 //!
-//! A mend of more pages of the table than an entry holds, 252 with a log of 1 MiB, takes several: each
-//! block is then lost or mended, and what was not mended is by the next.
+//! A mend that changes more table pages than an entry holds, 252 with a log of 1 MiB, takes several
+//! entries: each block is then lost or mended, and the next mend completes the rest.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -26,21 +27,22 @@ use crate::tables::{PAGE, Page};
 use crate::types::{FileOffset, MIB};
 
 impl Writer {
-    /// Carries out what was planned for this image, which is open for writing, was not changed since, and is to be
-    /// opened anew afterwards.
+    /// Carries out a plan for this image, which is open for writing, has not changed since the
+    /// plan, and must be reopened afterwards.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the host fails. What is planned then is what is left to be done.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the host fails. The next plan covers what is left
+    /// to do.
     pub(crate) fn mend(&self, mend: &Mend) -> Result<()> {
         let mut headers = self.core.headers.write().unwrap_or_else(PoisonError::into_inner);
         let file = self.core.bare_storage().as_ref();
-        let mut hands =
-            Hands { image: &self.core, file, headers: &mut headers, len: self.core.file_len() };
-        hands.mend(mend).map_err(|error| error.in_file(self.core.name()))
+        let mut mender =
+            Mender { image: &self.core, file, headers: &mut headers, len: self.core.file_len() };
+        mender.mend(mend).map_err(|error| error.in_file(self.core.name()))
     }
 }
 
-struct Hands<'a> {
+struct Mender<'a> {
     image: &'a Core,
     file: &'a dyn Storage,
     headers: &'a mut Headers,
@@ -48,7 +50,7 @@ struct Hands<'a> {
     len: u64,
 }
 
-impl Hands<'_> {
+impl Mender<'_> {
     fn mend(&mut self, mend: &Mend) -> Result<()> {
         if !mend.lost.is_empty() || mend.len.is_some() {
             let len = mend.len.unwrap_or_else(|| self.len.next_multiple_of(MIB));
@@ -60,7 +62,7 @@ impl Hands<'_> {
         self.copy(&mend.copies, &mend.unmapped)
     }
 
-    /// Gives blocks that share a place one of their own each.
+    /// Gives each of the blocks that share a place its own.
     fn copy(&mut self, copies: &[Copy], unmapped: &Entries) -> Result<()> {
         let before = self.len;
         let mut entries = unmapped.clone();
@@ -68,7 +70,7 @@ impl Hands<'_> {
         let ends = copies.iter().map(|copy| (copy.entry.offset() + copy.len).get());
         let end = ends.max().unwrap_or(self.len).max(self.len).next_multiple_of(MIB);
         if let Err(error) = self.set_len(end).and_then(|()| self.copy_bytes(copies)) {
-            // Nothing names that space yet.
+            // No entry names that space yet.
             drop(self.set_len(before));
             return Err(error);
         }
@@ -83,7 +85,7 @@ impl Hands<'_> {
             while done < copy.len {
                 let piece = &mut buffer[..(copy.len - done).min(MIB) as usize];
                 self.image.read_payload(piece, copy.from + done)?;
-                // The file was grown for it: it has zeros there.
+                // The new space of the file reads as zeros.
                 if piece.iter().any(|byte| *byte != 0) {
                     self.write(piece, (to + done).get())?;
                 }
@@ -93,11 +95,11 @@ impl Hands<'_> {
         Ok(())
     }
 
-    /// Has entries of the table changed, durably and by as few entries of the log as there can be, the last of which
-    /// says how long the file is to be.
+    /// Changes table entries durably, with as few log entries as possible. The last one records the
+    /// new length of the file.
     fn commit(&mut self, entries: &Entries, len: u64, grows: bool) -> Result<()> {
         let tally = &self.image.tally;
-        // What was written before, and the headers that say that there is no log.
+        // Covers earlier writes and the headers without a log GUID.
         flush(self.file, tally)?;
         if self.headers.other_is_damaged() {
             update_headers(self.headers, self.file, tally, |_| {})?;
@@ -112,7 +114,7 @@ impl Hands<'_> {
         }
         let last = groups.len() - 1;
         for (i, group) in groups.into_iter().enumerate() {
-            // Until the last one a replay must not have the file look longer than it is.
+            // Before the last entry a replay must not make the file appear longer than it is.
             let flushed = self.len / MIB * MIB;
             let end = if i == last { len } else { flushed };
             if !log.fits(group.len()) {
@@ -144,7 +146,7 @@ impl Hands<'_> {
         update_headers(self.headers, self.file, tally, |header| header.log_guid = Uuid::nil())
     }
 
-    /// The pages of the table as they are to be.
+    /// The table pages with the new entries.
     fn pages(&self, entries: &Entries) -> Result<BTreeMap<u64, Box<Page>>> {
         let mut pages: BTreeMap<u64, Box<Page>> = BTreeMap::new();
         for (index, entry) in entries {

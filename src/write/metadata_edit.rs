@@ -1,7 +1,8 @@
-//! Edits of the metadata of an image that may be in use, \[MS-VHDX\] 2.6.
+//! Edits of the metadata of an image that is in use, \[MS-VHDX\] 2.6.
 //!
-//! All pages that an edit changes go to the log in one entry, so that a crash leaves all of it or none. They
-//! go to their places before the edit returns: whoever reads metadata finds it in the file.
+//! All pages that an edit changes go to the log in one entry: a crash leaves all of the edit or
+//! none. They are written to their places before the edit returns, because metadata is read from
+//! the file.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -18,50 +19,51 @@ use crate::storage::Storage;
 use crate::tables::{PAGE, Page, PageKind};
 use crate::types::FileOffset;
 
-/// Items start at a multiple of this many bytes.
+/// Alignment of items, in bytes.
 const ALIGNMENT: u64 = 8;
 
-/// A change of one metadata item. An item of the format and one of a user may have the same GUID.
+/// A change of one metadata item. A user item and a system item may have the same GUID.
 #[derive(Clone, Debug)]
 pub(crate) enum ItemEdit {
-    /// Adds the item or replaces it, flags and all.
+    /// Adds the item or replaces it with its flags.
     Set { item: Uuid, flags: ItemFlags, bytes: Vec<u8> },
-    /// Removes the item if it is there.
+    /// Removes the item if it exists.
     Remove { item: Uuid, is_user: bool },
 }
 
-/// Changed pages by their place in the file.
+/// Changed pages by offset in the file.
 pub(super) type Pages = BTreeMap<u64, Box<Page>>;
 
 impl Writer {
-    /// Edits the metadata, all at once and durably, also while others write. What the image is known by to
-    /// its children stays. Items that say what the disk's size and sectors are take effect when the image is
-    /// opened anew.
+    /// Edits the metadata atomically and durably, also during writes. The image keeps the identity
+    /// that its children know. Items with the size and sectors of the disk take effect when the
+    /// image is reopened.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] when the region has no room for the items or the log none for the change;
-    /// [`ErrorKind::Damaged`] when the items make no sense. Nothing is changed then.
+    /// [`ErrorKind::Unsupported`] if the items do not fit into the region or the change not into
+    /// the log; [`ErrorKind::Damaged`] if the items are inconsistent. Nothing is changed then.
     pub(crate) fn edit_metadata(&self, edits: &[ItemEdit]) -> Result<()> {
-        let _open = self.change_lock.begin_hidden_change();
+        let _change = self.change_lock.begin_hidden_change();
         self.edit_with(edits, Pages::new())
     }
 
-    /// An edit together with other pages of the file, where the caller keeps the session from ending.
+    /// Makes an edit together with changes of other pages. The caller keeps the session from
+    /// ending.
     pub(super) fn edit_with(&self, edits: &[ItemEdit], others: Pages) -> Result<()> {
         self.check()?;
-        let _alone = self.edits.lock().unwrap_or_else(PoisonError::into_inner);
+        let _exclusive = self.edits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut edit = Edit::new(&self.core, others);
-        let metadata = rehearse(&mut edit, edits)?;
+        let metadata = apply_and_check(&mut edit, edits)?;
         if edit.pages.is_empty() {
             return Ok(());
         }
-        self.begin_hidden()?;
+        self.prepare_hidden_change()?;
         self.log_edit(edit.pages)?;
         *self.core.metadata.write().unwrap_or_else(PoisonError::into_inner) = metadata;
         Ok(())
     }
 
-    /// Makes changed pages durable in the log and puts them in their places.
+    /// Makes changed pages durable in the log and writes them to their places.
     fn log_edit(&self, pages: Pages) -> Result<()> {
         {
             let mut changed = self.feed.changed.write();
@@ -73,42 +75,41 @@ impl Writer {
             }
         }
         self.commit()?;
-        // A commit puts the pages of the one before in their places, when it is the only one at that.
+        // The commit only logs the pages, and applies those of the commit before.
         let _session = self.session();
         self.apply().map_err(|error| self.poisoned_by(error))
     }
 }
 
-/// Bytes that an edit writes to the metadata, in whole pages. Nothing is changed.
+/// Bytes that an edit writes to the metadata, in whole pages. Changes nothing.
 pub(crate) fn edit_len(image: &Core, edits: &[ItemEdit]) -> Result<u64> {
     let mut edit = Edit::new(image, Pages::new());
     edit.apply(edits).map_err(|error| error.in_file(image.name()))?;
     Ok(edit.pages.len() as u64 * PAGE)
 }
 
-/// Refuses edits, to be made one after the other, of which one could not be made: as making it would, and with
-/// nothing changed.
+/// Fails if any of these successive edits would, without changing anything.
 ///
 /// # Errors
-/// As [`edit_metadata`](Writer::edit_metadata).
+/// Those of [`edit_metadata`](Writer::edit_metadata).
 pub(crate) fn check_edits(image: &Core, all: &[Vec<ItemEdit>]) -> Result<()> {
     let mut edit = Edit::new(image, Pages::new());
     for edits in all {
-        rehearse(&mut edit, edits)?;
+        apply_and_check(&mut edit, edits)?;
         edit.before.append(&mut edit.pages);
     }
     Ok(())
 }
 
-/// Makes edits in memory alone, and says what the metadata is then.
-fn rehearse(edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
+/// Applies edits in memory and returns the resulting metadata.
+fn apply_and_check(edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
     let image = edit.image;
     let named = |error: Error| error.in_file(image.name());
     edit.apply(edits).map_err(named)?;
     let metadata = Metadata::load(edit, &image.metadata_region, false).map_err(named)?;
     let most = most_dirty(image);
     if edit.pages.len() > most {
-        let message = "the change of the metadata is larger than an entry of the log";
+        let message = "the metadata change is larger than a log entry";
         return Err(Error::new(ErrorKind::Unsupported, "metadata.edit-size", message)
             .in_file(image.name())
             .with_section("2.3")
@@ -118,12 +119,12 @@ fn rehearse(edit: &mut Edit<'_>, edits: &[ItemEdit]) -> Result<Metadata> {
     Ok(metadata)
 }
 
-/// The file as it is to be: the pages that an edit changed lie over it.
+/// The file with the changed pages of an edit laid over it.
 #[derive(Debug)]
 struct Edit<'a> {
     image: &'a Core,
     table: MetadataTable,
-    /// What edits before this one changed, which the file does not have.
+    /// Pages of earlier edits, which the file does not have.
     before: Pages,
     pages: Pages,
 }
@@ -150,17 +151,17 @@ impl<'a> Edit<'a> {
             };
             let old = table.entries.iter().find(old).map(|entry| entry.offset);
             let length = bytes.len() as u64;
-            let offset = self.room(&kept, length, old)?;
+            let offset = self.find_space(&kept, length, old)?;
             self.write(self.image.metadata_region.offset + offset, bytes)?;
             let (offset, length) = (offset as u32, length as u32);
             kept.push(MetadataEntry { item: *item, offset, length, flags: *flags });
         }
         if kept.len() > MetadataTable::MAX_ENTRIES {
-            return Err(full("the metadata table has no room for another item")
+            return Err(no_space("the metadata table has no room for another item")
                 .with_found(kept.len())
                 .with_expected(format_args!("at most {} items", MetadataTable::MAX_ENTRIES)));
         }
-        // Those that were there keep their order, for whoever reads the table by eye.
+        // Existing items keep their order, for people who read the table.
         let place = |new: &MetadataEntry| {
             let is_same = |old: &MetadataEntry| {
                 old.item == new.item && !(old.flags ^ new.flags).contains(ItemFlags::USER)
@@ -176,9 +177,9 @@ impl<'a> Edit<'a> {
         Ok(())
     }
 
-    /// A place in the region for an item of `length` bytes beside those that stay: where it was, or the first
-    /// that is free.
-    fn room(&self, kept: &[MetadataEntry], length: u64, old: Option<u32>) -> Result<u64> {
+    /// A place in the region for an item of `length` bytes beside those that stay: its old place or
+    /// the first free one.
+    fn find_space(&self, kept: &[MetadataEntry], length: u64, old: Option<u32>) -> Result<u64> {
         if length == 0 {
             return Ok(0);
         }
@@ -197,18 +198,18 @@ impl<'a> Edit<'a> {
         let ends = taken.iter().map(|range| range.end.next_multiple_of(ALIGNMENT));
         [first].into_iter().chain(ends).find(|start| is_free(*start)).ok_or_else(|| {
             let used: u64 = taken.iter().map(|range| range.end - range.start).sum();
-            full("the metadata region has no room for an item")
+            no_space("the metadata region has no room for an item")
                 .with_found(format_args!("{length} bytes beside {used} in use"))
                 .with_expected(format_args!("room among {} bytes", region_len - first))
         })
     }
 
-    /// A page that is another than the file's.
+    /// The page, if it differs from the file's.
     fn page(&self, start: u64) -> Option<&Page> {
         self.pages.get(&start).or_else(|| self.before.get(&start)).map(|page| &**page)
     }
 
-    /// Changes bytes of the file; pages that stay as they are are none of the edit's.
+    /// Changes bytes of the file. Unchanged pages do not become part of the edit.
     fn write(&mut self, at: FileOffset, bytes: &[u8]) -> Result<()> {
         let (mut at, mut rest) = (at.get(), bytes);
         while !rest.is_empty() {
@@ -240,11 +241,11 @@ impl ItemEdit {
     }
 }
 
-fn full(message: &str) -> Error {
+fn no_space(message: &str) -> Error {
     Error::new(ErrorKind::Unsupported, "metadata.full", message).with_section("2.6.1")
 }
 
-/// To be read only.
+/// Read-only.
 impl Storage for Edit<'_> {
     fn name(&self) -> &str {
         self.image.name()

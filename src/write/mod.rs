@@ -1,9 +1,10 @@
-//! What an image needs beyond reading so that it can be written and survive a crash.
+//! Everything that changes an image, and keeps it sound across a crash.
 //!
-//! A write plans, moves its bytes and then commits: the block tables change in memory only once the
-//! payload is written, and reach the file at the next flush, through the log. `commit.rs` has the
-//! protocol, `data.rs` the ways of a write.
+//! A write plans, writes its payload and then commits. The block tables change in memory only once
+//! the payload is written; the next flush takes them to the file, through the log. `flush.rs` is
+//! the protocol; `data.rs` and `zero.rs` are the paths of a write.
 
+mod bits;
 mod block_locks;
 mod change_lock;
 mod children;
@@ -34,6 +35,7 @@ mod space;
 mod tests;
 mod tracker;
 mod writer;
+mod zero;
 
 pub(crate) use children::{ChildSearch, OTHER_NAMES, children_unknown};
 pub use drafts::clear_drafts;

@@ -1,4 +1,4 @@
-//! Opening one image for writing: lock, children, a pending log.
+//! Opens one image for writing: lock, children, pending log.
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError};
@@ -18,7 +18,7 @@ use crate::storage::{Host, LockMode, Overlay, Storage, folder_of, length_of};
 use crate::sync::Ordering;
 use crate::warning::Warning;
 
-/// An image as it was opened: to be read, and written where that was asked for.
+/// An open image, with a writer if it was opened for writing.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenImage {
     pub(crate) core: Arc<Core>,
@@ -31,7 +31,7 @@ impl OpenImage {
         Core::open(storage, policy).map(|core| Self { core: Arc::new(core), writer: None })
     }
 
-    /// Opens it for writing too.
+    /// Opens the image in `storage` for writing.
     pub(crate) fn write(storage: Arc<dyn Storage>, policy: &WritePolicy) -> Result<Self> {
         Writer::open(storage, policy, Vec::new()).map(Self::from)
     }
@@ -47,25 +47,27 @@ impl From<Writer> for OpenImage {
 #[derive(Clone, Debug)]
 pub(crate) struct WritePolicy {
     pub(crate) image: ImagePolicy,
-    /// Says that a replay to the file is to stop.
+    /// Set to cancel a replay to the file.
     pub(crate) cancel: Option<Arc<AtomicBool>>,
-    /// Who is to be looked for before the image is written; `None` for nobody.
+    /// Where children are searched for first; `None` to skip the search.
     pub(crate) children: Option<ChildSearch>,
 }
 
 impl WritePolicy {
-    /// The same as for reading; no children are looked for.
+    /// The policy of reading, without a search for children.
     pub(crate) fn of(image: ImagePolicy) -> Self {
         Self { image, cancel: None, children: None }
     }
 }
 
-/// An image that is open for writing and only read until its pending log [is replayed](Self::replay) to the file.
+/// An image that is open for writing, but read-only until its pending log [is
+/// replayed](Self::replay) to the file.
 #[derive(Debug)]
 pub(crate) struct Pending(Core);
 
 impl Pending {
-    /// Opens the image in `storage`; nothing of it is changed. `others` are warnings to be told with its own.
+    /// Opens the image in `storage` without changing it. `others` are warnings to be reported with
+    /// its own.
     pub(crate) fn open(
         storage: Arc<dyn Storage>,
         policy: &WritePolicy,
@@ -75,15 +77,16 @@ impl Pending {
         open(storage, policy, others).map(Self).map_err(|error| error.in_file(name))
     }
 
-    /// The image as it reads, its log included.
+    /// The image with the changes of its log.
     pub(crate) fn core(&self) -> &Core {
         &self.0
     }
 
-    /// Replays the pending log to the file, if there is one, and has the image take writes.
+    /// Replays the pending log to the file, if there is one, and makes the image writable.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when the host fails, and [`ErrorKind::Cancelled`]: the log is as it was, to be replayed again.
+    /// [`ErrorKind::Io`] if the host fails; [`ErrorKind::Cancelled`]. In both cases the log stays
+    /// to be replayed again.
     pub(crate) fn replay(self, cancel: Option<&AtomicBool>) -> Result<Writer> {
         let Self(mut core) = self;
         if let Some(overlay) = core.overlay.take() {
@@ -100,9 +103,9 @@ impl Pending {
 }
 
 impl Writer {
-    /// Opens the image in `storage`. A pending log is replayed to the file, once the image has shown to be one and its
-    /// tables to be sound: a file that is refused stays as it is. Without a log nothing is written until the first
-    /// change, which looks at the tables.
+    /// Opens the image in `storage`. A pending log is replayed to the file once the image and its
+    /// tables are found sound: a file that is refused stays unchanged. Without a pending log
+    /// nothing is written before the first change, which checks the tables.
     pub(crate) fn open(
         storage: Arc<dyn Storage>,
         policy: &WritePolicy,
@@ -129,7 +132,7 @@ fn open(storage: Arc<dyn Storage>, policy: &WritePolicy, mut others: Vec<Warning
         let guid = start.headers.current().data_write_guid;
         search.refuse_children(storage.as_ref(), guid, &mut warnings)?;
         if let Some(own) = storage.path().filter(|_| !search.orphans) {
-            // It is going to be written there.
+            // The folder is about to be written to.
             others.extend(clear_drafts(search.host.as_ref(), folder_of(own)));
         }
         warnings.extend(search.stale_trackers(storage.as_ref()));
@@ -137,7 +140,8 @@ fn open(storage: Arc<dyn Storage>, policy: &WritePolicy, mut others: Vec<Warning
     start.image(storage, &policy.image, warnings, others)
 }
 
-/// Refuses a file whose name is another's by the time that it is locked: nobody would find what is written to it.
+/// Refuses a file whose name belongs to another file by the time it is locked: writes to it would
+/// be lost.
 pub(crate) fn check_named(host: &dyn Host, storage: &dyn Storage) -> Result<()> {
     let there = storage.path().and_then(|path| host.stat(path).ok()).and_then(|stat| stat.id);
     let own = storage.id().ok().flatten();
@@ -152,7 +156,7 @@ pub(crate) fn check_named(host: &dyn Host, storage: &dyn Storage) -> Result<()> 
     }
 }
 
-/// Refuses to write where the protocol of the log cannot be kept, or a log that counts is not to be replayed.
+/// Refuses an image whose log cannot be written, or whose pending log must not be replayed.
 fn check_writable(headers: &Headers, storage: &dyn Storage, policy: LogPolicy) -> Result<()> {
     let header = headers.current();
     log::check_place(header, length_of(storage)?)?;
@@ -164,8 +168,8 @@ fn check_writable(headers: &Headers, storage: &dyn Storage, policy: LogPolicy) -
     }
 }
 
-/// Brings the changes of a log, which lie over the file, to it, \[MS-VHDX\] 2.3.3. A crash on the way leaves the log
-/// as it was, to be replayed again.
+/// Writes the changes of a log from its overlay to the file, \[MS-VHDX\] 2.3.3. After a crash on
+/// the way the log is unchanged and can be replayed again.
 fn replay_to_file(
     storage: &Arc<dyn Storage>,
     overlay: &Overlay,
@@ -174,7 +178,8 @@ fn replay_to_file(
     tally: &Tally,
 ) -> Result<()> {
     let is_stopped = || cancel.is_some_and(|flag| flag.load(Ordering::Relaxed));
-    // The header that names the log may not be durable yet: with both on their way none could be left.
+    // The header that names the log may not be durable yet: if both headers were in flight, a crash
+    // could leave neither.
     flush(storage.as_ref(), tally)?;
     update_headers(headers, storage.as_ref(), tally, |header| {
         header.file_write_guid = Uuid::new_v4();

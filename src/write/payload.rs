@@ -1,4 +1,4 @@
-//! Payload to be written: bytes in memory, or bytes that lie in another image's file.
+//! Payload to be written: bytes in memory, or bytes in another image's file.
 
 use std::cell::{Cell, RefCell};
 
@@ -8,29 +8,29 @@ use crate::types::FileOffset;
 /// Bytes to be written.
 #[derive(Clone, Copy)]
 pub(super) enum Payload<'a> {
-    /// These.
+    /// Bytes in memory.
     Bytes(&'a [u8]),
-    /// So many, from there in another image's file on.
+    /// `len` bytes at `at` in the file of another image.
     InFile { len: u64, from: &'a Core, at: FileOffset, copier: &'a Copier },
 }
 
-/// Copies payload from file to file, one operation long.
+/// Copies payload from file to file during one operation.
 #[derive(Debug)]
 pub(crate) struct Copier {
-    /// Whether the host is still asked to copy by itself.
+    /// Whether to try copying by the host.
     pub(super) by_host: Cell<bool>,
     pub(super) shared: Cell<u64>,
     pub(super) buffer: RefCell<Vec<u8>>,
 }
 
 impl Copier {
-    /// Has the host copy by itself, which lets files share their bytes where it can, or moves all bytes by
-    /// a buffer.
+    /// Copies by the host if `share` is set, which lets files share their bytes where it can;
+    /// otherwise through a buffer.
     pub(crate) fn new(share: bool) -> Self {
         Self { by_host: Cell::new(share), shared: Cell::new(0), buffer: RefCell::default() }
     }
 
-    /// How many bytes the host copied by itself. It does not tell which of them the files share.
+    /// Bytes that the host copied. It does not report how many of them the files share.
     pub(crate) fn shared(&self) -> u64 {
         self.shared.get()
     }
@@ -50,7 +50,7 @@ impl Payload<'_> {
         }
     }
 
-    /// The first `len` bytes, of which there are as many.
+    /// The first `len` bytes. There must be as many.
     pub(super) fn first(self, len: u64) -> Self {
         match self {
             Self::Bytes(bytes) => Self::Bytes(&bytes[..len as usize]),
@@ -58,7 +58,7 @@ impl Payload<'_> {
         }
     }
 
-    /// What comes after the first `len` bytes.
+    /// Everything after the first `len` bytes.
     pub(super) fn after(self, len: u64) -> Self {
         match self {
             Self::Bytes(bytes) => Self::Bytes(&bytes[len as usize..]),

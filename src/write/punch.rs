@@ -1,7 +1,7 @@
-//! Blocks that a differencing image gives up because its parent has their bytes by now.
+//! Releases blocks of a differencing image once its parent has their bytes.
 //!
-//! Whoever reads the chain sees no change, so that the image keeps its identity. The space goes back to the
-//! host once it is durable that nothing names it, and once nobody is left who may still read from there.
+//! Readers of the chain see no change, so the image keeps its identity. The space is returned to
+//! the host once the release is durable and no reader may still use it.
 
 use std::sync::PoisonError;
 
@@ -12,34 +12,35 @@ use crate::format::bat::{BatEntry, PayloadState};
 use crate::types::{BlockIndex, FileOffset};
 
 impl Writer {
-    /// Gives up blocks for whose bytes the parent answers from now on, which is durable on return, and says
-    /// how many bytes of the file that freed. They are punched out of it as far as the host can do that and
-    /// no [pin](Self::pin) may name them; a later call and the end of the session see to the rest. Works in a frozen
-    /// image too. Blocks without space stay as they are, and so do those that were changed since they were copied,
-    /// where changes are followed.
+    /// Releases blocks for which the parent answers from now on, durably on return; returns how
+    /// many bytes of the file that freed. They are punched out of the file as far as the host can
+    /// do that and no pin may name them; a later call or the end of the session punches the rest.
+    /// Works in a frozen image too. Blocks without space stay unchanged, as do blocks that a
+    /// tracker has marked since they were copied.
     ///
-    /// The parent must have the bytes durably, and what a chain remembers of who answers is the caller's to
-    /// have forgotten.
+    /// The parent must hold the bytes durably, and the caller invalidates the answers that a chain
+    /// has cached.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the image has no parent, otherwise as [`flush`](crate::Disk::flush).
+    /// [`ErrorKind::InvalidInput`] if the image has no parent, otherwise those of
+    /// [`flush`](crate::Disk::flush).
     pub(crate) fn release_blocks(&self, blocks: &[BlockIndex]) -> Result<u64> {
         if !self.core.has_parent() {
-            let message = "only blocks that a parent can answer for are given up";
+            let message = "blocks can be released only in an image with a parent";
             return Err(Error::new(ErrorKind::InvalidInput, "block.no-parent", message)
                 .in_file(self.core.name()));
         }
         let mut freed = Vec::new();
         {
-            // Alone: nobody may change a block between our look at it and its release.
-            let alone = self.change_lock.write();
-            self.begin_hidden()?;
+            // Exclusively: no change may come between the check of a block and its release.
+            let state = self.change_lock.write();
+            self.prepare_hidden_change()?;
             let of_disk = |block: &BlockIndex| {
                 let start = self.core.layout.block_start(*block).0;
                 start..self.core.layout.size().min(start + self.core.layout.block_size())
             };
-            for block in blocks.iter().filter(|block| !alone.is_changed(&of_disk(block))) {
-                let _claimed = self.blocks.claim(*block);
+            for block in blocks.iter().filter(|block| !state.is_changed(&of_disk(block))) {
+                let _locked = self.blocks.lock_exclusive(*block);
                 freed.extend(self.release_block(*block)?);
                 self.limit_changes()?;
             }
@@ -47,7 +48,7 @@ impl Writer {
         self.commit()?;
         let bytes = freed.iter().map(|freed| freed.len).sum();
         if !freed.is_empty() {
-            // No table names them any more: pins of the next generation do not find them.
+            // No table names them any more: pins of the next generation cannot find them.
             let generation = self.pins().end_generation();
             self.released().push((generation, freed));
         }
@@ -71,7 +72,7 @@ impl Writer {
 }
 
 impl Writer {
-    /// Gives the host what was released and nobody may read from any more.
+    /// Punches released space that no pin may name.
     pub(super) fn punch_released(&self) -> Result<()> {
         let oldest = self.pins().oldest();
         let all = std::mem::take(&mut *self.released());
@@ -85,7 +86,7 @@ impl Writer {
         for Freed { at, len } in freed {
             let range = at.get()..at.get() + len;
             self.file.punch(range).map_err(|error| {
-                let error = Error::io("space.punch", "cannot give space back to the host", error);
+                let error = Error::io("space.punch", "cannot return space to the host", error);
                 error.in_file(self.file.name()).at(at.get())
             })?;
         }
@@ -111,7 +112,7 @@ mod tests {
     use crate::types::MIB;
     use crate::{Disk, OpenOptions, Source};
 
-    /// A file in memory that says what happened to it.
+    /// A file in memory that records flushes and punches.
     #[derive(Debug)]
     struct Watched {
         bytes: MemStorage,
@@ -130,7 +131,7 @@ mod tests {
             self.bytes.write_at(buf, offset)
         }
         fn punch(&self, range: Range<u64>) -> io::Result<bool> {
-            // As if all before the last flush alone had reached the disk, and this.
+            // As if only the writes before the last flush, and this punch, had reached the disk.
             let layer = naive::Layer::from_bytes(self.flushed.lock().unwrap().clone()).unwrap();
             for index in 0..layer_blocks() {
                 let entry = layer.bat_entry(index).unwrap();
@@ -208,7 +209,7 @@ mod tests {
         let (file, image) = watched(&model);
         let known = image.data_write_guid();
         let mut expected = places(&image, &[0, 1]);
-        // Also once nobody may write any more.
+        // A frozen image too.
         image.its_writer().freeze(|| Ok(())).unwrap();
         let blocks = [0, 1, 2, 3].map(BlockIndex);
         assert_eq!(image.its_writer().release_blocks(&blocks).unwrap(), 2 * MIB);
@@ -231,7 +232,7 @@ mod tests {
         image.close().unwrap();
         assert!(naively(file.bytes()) == flat);
         assert_eq!(naive::Layer::from_bytes(file.bytes()).unwrap().data_write_guid, known);
-        // What is written next is another matter.
+        // Later writes change the identity.
         image.its_writer().thaw();
         image.write_at(&[1; 512], 0).unwrap();
         assert_ne!(image.data_write_guid(), known);
@@ -249,7 +250,7 @@ mod tests {
         image.read_payload(&mut bytes, FileOffset::new(place)).unwrap();
         assert!(bytes[..] == file.bytes()[place as usize..][..512] && bytes != [0; 512]);
         drop(pin);
-        // The next to come by does it.
+        // The next release punches it.
         image.its_writer().release_blocks(&[BlockIndex(4)]).unwrap();
         assert_eq!(file.punched.lock().unwrap().len(), 2);
 

@@ -1,9 +1,9 @@
-//! Another size for the virtual disk, \[MS-VHDX\] 2.6.2.2 and 2.5.
+//! Resizes the virtual disk, \[MS-VHDX\] 2.6.2.2 and 2.5.
 //!
-//! The size changes in one entry of the log, together with the entries of the block allocation table behind the smaller
-//! size, or with the place of that table where it has to be a longer one or too much of it changes: no entry ever
-//! stands behind the end of the disk. Before, the last block is made ready for the larger disk; after it, the space
-//! that the smaller one has no use for is given up.
+//! The size changes in one log entry, together with the entries of the block allocation table
+//! beyond the smaller size, or with the place of the table if it must be longer or too much of it
+//! changes: no valid entry ever lies beyond the end of the disk. Growing prepares the last block
+//! first; shrinking releases the space beyond the new end afterwards.
 
 use std::sync::Arc;
 
@@ -19,26 +19,27 @@ use crate::image::{Core, ImagePolicy, Lock, LogPolicy};
 use crate::tables::{PAGE, Page, new_page};
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
-/// Entries of the table that one page holds.
+/// Table entries per page.
 const ENTRIES: u64 = PAGE / ENTRY_LEN;
-/// Pages at the most that an edit of the size changes in the metadata.
+/// Limit of metadata pages that an edit of the size changes.
 const SIZE_PAGES: u64 = 4;
 
 impl Writer {
-    /// Gives the virtual disk another size, at once and durably: a crash leaves a disk of the one size or of
-    /// the other. What is new reads as zeros, also where the parent holds more. The image gets another
-    /// identity, unless it has one that nobody else knows.
+    /// Resizes the virtual disk to `size` bytes, atomically and durably: a crash leaves a disk of
+    /// the old or the new size. New space reads as zeros, also where the parent has more data. The
+    /// image gets another identity, unless it has one that no child knows.
     ///
-    /// Nobody else may use the image meanwhile, and nothing but [`again`](Self::again) after it: this
-    /// one goes by the old size, takes no writes any more and has its session ended.
+    /// The image must not be in use otherwise, and only [`reopen`](Self::reopen) may follow: this
+    /// writer still has the old size, is frozen and has ended its session.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a size that the format does not have; those of a write and of a flush.
+    /// [`ErrorKind::InvalidInput`] for a size that the format does not allow; those of a write and
+    /// of a flush.
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         check_size(&self.core, size)?;
-        let mut alone = self.change_lock.write();
+        let mut state = self.change_lock.write();
         if size != self.core.layout.size() {
-            self.begin()?;
+            self.prepare_visible_change()?;
             let block_size = self.core.block_size();
             let new = BlockLayout::new(block_size, self.core.geometry().logical_sector, size);
             if size > self.core.layout.size() {
@@ -48,17 +49,17 @@ impl Writer {
             }
         }
         self.end_session_alone()?;
-        self.set_frozen(&mut alone, true);
+        self.set_frozen(&mut state, true);
         Ok(())
     }
 
-    /// The image opened anew, as after a [`resize`](Self::resize): in the same file, under the same lock. It
-    /// goes on with the identity that it has. This one may be read as long as the other changes nothing that it
-    /// looks at, and is done for otherwise.
+    /// Reopens the image, as after a [`resize`](Self::resize): the same file under the same lock.
+    /// It keeps its identity. The old image may be read as long as the new one does not change the
+    /// places that it knows, and must not be used otherwise.
     ///
     /// # Errors
-    /// As those of an open.
-    pub(crate) fn again(&self) -> Result<Self> {
+    /// Those of an open.
+    pub(crate) fn reopen(&self) -> Result<Self> {
         // The lock belongs to the storage, which stays open.
         let policy = ImagePolicy {
             lock: Lock::None,
@@ -84,12 +85,12 @@ impl Writer {
             && !self.core.has_parent()
             && !self.core.keeps_blocks()
         {
-            // Whatever stands there, it becomes nothing.
+            // Whatever these entries contain, they are cleared.
             self.set_entries(indices, |index| self.grown_entry(new, index))?;
             self.commit()?;
             return self.edit_with(&[size], Pages::new());
         }
-        // Durable before the size: what is new does not share its entry of the log.
+        // Durable before the size: other changes do not share its log entry.
         self.commit()?;
         if fits_entry(&self.core, &indices, self.core.bat_entries()) {
             let pages = self.table_pages(indices, |index| self.grown_entry(new, index))?;
@@ -98,8 +99,8 @@ impl Writer {
         self.edit_with_table(size, new, first, |index| self.grown_entry(new, index))
     }
 
-    /// Changes the size together with the place of the table, which is a new one: as the old from entry `first` on
-    /// but for what `entry` says.
+    /// Changes the size together with the place of the table. The new table copies the old one,
+    /// except for the entries from `first` on that `entry` replaces.
     fn edit_with_table(
         &self,
         size: ItemEdit,
@@ -108,15 +109,16 @@ impl Writer {
         entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
     ) -> Result<()> {
         let space = self.allocate(table_len(new))?;
-        self.space.show_length(&self.core.file_len);
+        self.space.publish_length(&self.core.file_len);
         let bat =
             RegionEntry { offset: space.at, length: space.len as u32, ..self.core.bat.clone() };
         self.write_table(space, first, entry)?;
-        // The commit of the edit flushes before it writes its entry.
+        // The commit of the edit flushes the table before it writes its entry.
         self.edit_with(&[size], self.region_pages(&bat)?)
     }
 
-    /// Has what the last block holds behind the end of the disk read as zeros, once it is part of the disk.
+    /// Makes the rest of the last block, behind the end of the disk, read as zeros before it
+    /// becomes part of the disk.
     fn fill_last_block(&self) -> Result<()> {
         let (end, block_size) =
             (DiskOffset(self.core.layout.size()), self.core.layout.block_size());
@@ -135,13 +137,13 @@ impl Writer {
                     if space.contents != Contents::Zeros {
                         self.write_zeros(space.at + within, rest)?;
                     }
-                    self.become_mixed(block, space.at, end, rest)
+                    self.make_partially_present(block, space.at, end, rest)
                 })();
                 made.inspect_err(|_| self.space.give_back(space))
             }
             PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
                 let start = self.core.layout.block_start(block);
-                // What is wrong with the block is said before anything is written there.
+                // Faults of the block are reported before anything is written there.
                 self.core.resolve(start, within)?;
                 let place = self.core.place_of(entry, index, start, within)?;
                 self.write_zeros(place + within, rest)?;
@@ -150,12 +152,12 @@ impl Writer {
             PayloadState::Reserved => {
                 self.core.resolve(self.core.layout.block_start(block), within).map(drop)
             }
-            // All of the block reads as zeros.
+            // The whole block reads as zeros.
             _ => Ok(()),
         }
     }
 
-    /// Marks the sectors behind the end as here, where that is told one by one.
+    /// Marks the sectors behind the end as present, if the block is partially present.
     fn mark_rest(&self, entry: BatEntry, end: DiskOffset, len: u64) -> Result<()> {
         if entry.payload_state() == PayloadState::FullyPresent {
             return Ok(());
@@ -165,11 +167,11 @@ impl Writer {
 
     fn space_for_block(&self) -> Result<Allocated> {
         let space = self.allocate(self.core.layout.block_size())?;
-        self.space.show_length(&self.core.file_len);
+        self.space.publish_length(&self.core.file_len);
         Ok(space)
     }
 
-    /// What an entry behind the last of the disk is to be in a larger one; `None` for one that stays.
+    /// The entry behind the last of the disk that a larger disk needs; `None` to keep it.
     fn grown_entry(&self, new: &BlockLayout, index: BatIndex) -> Result<Option<BatEntry>> {
         let nothing = BatEntry::new(0, FileOffset::new(0));
         if new.is_bitmap_index(index) {
@@ -186,12 +188,12 @@ impl Writer {
             return Ok(Some(nothing));
         }
         let space = self.space_for_block()?;
-        // Written, so that the host finds the room now.
+        // Written rather than a hole, so that the host allocates the space now.
         self.write_zeros(space.at, space.len).inspect_err(|_| self.space.give_back(space))?;
         Ok(Some(BatEntry::new(6, space.at)))
     }
 
-    /// Changes entries of the table, page by page.
+    /// Changes table entries, page by page.
     fn set_entries(
         &self,
         indices: std::ops::Range<u64>,
@@ -199,7 +201,7 @@ impl Writer {
     ) -> Result<()> {
         let mut next = indices.start;
         while next < indices.end {
-            // Pages are those of the file, and the table starts at one.
+            // Pages are aligned in the file, and so is the table.
             let end = (next / ENTRIES + 1) * ENTRIES;
             let mut changes = Vec::new();
             for index in (next..end.min(indices.end)).map(BatIndex) {
@@ -221,7 +223,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The pages of the table that change with these entries.
+    /// The table pages that change with these entries.
     fn table_pages(
         &self,
         indices: std::ops::Range<u64>,
@@ -247,8 +249,8 @@ impl Writer {
         Ok(pages)
     }
 
-    /// Writes a new table into its space: the old one up to entry `first`, and from there on what `entry` says, or
-    /// the old one too.
+    /// Writes a new table into its space: a copy of the old one, except for the entries from
+    /// `first` on that `entry` replaces.
     fn write_table(
         &self,
         space: Allocated,
@@ -280,7 +282,7 @@ impl Writer {
         Ok(())
     }
 
-    /// The pages of both region tables that change when the block allocation table lies elsewhere.
+    /// The pages of both region tables that change with the place of the block allocation table.
     fn region_pages(&self, bat: &RegionEntry) -> Result<Pages> {
         let [first, second] = &self.core.region_tables;
         let table = first.as_ref().or(second.as_ref()).map_err(Error::same_again)?;
@@ -303,7 +305,7 @@ impl Writer {
         Ok(pages)
     }
 
-    /// The size changes together with the entries behind it; after it, what those held is cleared away.
+    /// Changes the size together with the entries beyond it, then releases their space.
     fn shrink(&self, new: &BlockLayout) -> Result<()> {
         let size = ItemEdit::disk_size(new.size());
         let first = self.core.layout.payload_index(BlockIndex(new.blocks())).0;
@@ -315,7 +317,7 @@ impl Writer {
         let rest = self.rest_of_last_block(new)?;
         let nothing = BatEntry::new(0, FileOffset::new(0));
         let cleared = |index| {
-            // The space of the bitmap block is left alone: an entry of the log may still write there.
+            // The space of the bitmap block is not reused: a log entry may still write there.
             let is_kept = self.core.layout.is_bitmap_index(index)
                 && self.core.layout.chunk_of_bitmap(index).0 < new.chunks();
             Ok((!is_kept).then_some(nothing))
@@ -334,7 +336,7 @@ impl Writer {
         Ok(())
     }
 
-    /// What payload blocks hold whose entries are these.
+    /// The space of the payload blocks with these entries.
     fn blocks_behind(&self, indices: std::ops::Range<u64>) -> Result<Vec<Freed>> {
         let block_size = self.core.layout.block_size();
         let mut freed = Vec::new();
@@ -344,7 +346,7 @@ impl Writer {
             let state = entry.payload_state();
             let holds =
                 matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
-            // A damaged place is no space to be given away.
+            // A damaged place must not be reused.
             let start = DiskOffset(self.core.layout.block_of_payload(index).0 * block_size);
             if holds && self.core.place_of(entry, index, start, block_size).is_ok() {
                 freed.push(Freed { at: entry.offset(), len: block_size });
@@ -353,7 +355,8 @@ impl Writer {
         Ok(freed)
     }
 
-    /// Where the last block of a smaller disk goes on behind its end, and for how long.
+    /// The part of the last block beyond the end of the smaller disk: its place in the file and its
+    /// length.
     fn rest_of_last_block(&self, new: &BlockLayout) -> Result<Option<(FileOffset, u64)>> {
         let end = DiskOffset(new.size());
         let within = self.core.layout.within_block(end);
@@ -374,16 +377,16 @@ impl Writer {
     }
 }
 
-/// Refuses a size that a [`resize`](Writer::resize) would refuse.
+/// Refuses a size that [`resize`](Writer::resize) would refuse.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] for a size that the format does not have.
+/// [`ErrorKind::InvalidInput`] for a size that the format does not allow.
 pub(crate) fn check_size(image: &Core, size: u64) -> Result<()> {
     let sector = image.layout.sector_size();
     if size > 0 && size <= metadata::MAX_VIRTUAL_SIZE && size.is_multiple_of(sector) {
         return Ok(());
     }
-    let message = "impossible disk size";
+    let message = "invalid disk size";
     Err(Error::new(ErrorKind::InvalidInput, "resize.size", message)
         .in_file(image.name())
         .with_section("2.6.2.2")
@@ -391,19 +394,19 @@ pub(crate) fn check_size(image: &Core, size: u64) -> Result<()> {
         .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")))
 }
 
-/// Whether so many entries of a table with room for `entries` can change in the log's entry that the size
-/// changes in.
+/// Whether these entries, of a table with room for `entries`, can change in the log entry that
+/// changes the size.
 pub(crate) fn fits_entry(image: &Core, indices: &std::ops::Range<u64>, entries: u64) -> bool {
     let pages = indices.end.div_ceil(ENTRIES) - indices.start / ENTRIES;
     indices.end <= entries && pages + SIZE_PAGES <= most_dirty(image) as u64
 }
 
-/// Bytes of a table of its own for such a disk.
+/// Length in bytes of the table of such a disk.
 pub(crate) fn table_len(new: &BlockLayout) -> u64 {
     (new.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB)
 }
 
-/// Puts an entry into its page.
+/// Writes an entry into its page.
 fn put(page: &mut Page, index: u64, entry: BatEntry) {
     let within = (index % ENTRIES * ENTRY_LEN) as usize;
     page[within..within + ENTRY_LEN as usize].copy_from_slice(&entry.to_bytes());

@@ -1,29 +1,29 @@
-//! What a session knows of its log and of what is durable.
+//! State of a session: its log, and the durable length of the file.
 
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::log::LogWriter;
 
-/// Whether the image is one that may be changed at all.
+/// Whether the claims of the tables allow the image to be changed.
 #[derive(Debug, Default)]
-pub(super) enum Surveyed {
+pub(super) enum ClaimsState {
     #[default]
-    NotYet,
+    Unchecked,
     Sound,
     Damaged(Error),
 }
 
-/// What a session knows of its log and of what is durable.
+/// State of a session: its log, and the durable length of the file.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// There from the first change on, be it one that nobody sees.
+    /// Exists from the first change on, also if that is hidden.
     pub(super) log: Option<LogWriter>,
-    /// Length of the file at the start of the last completed flush.
+    /// Length of the file at the start of the last completed flush, in bytes.
     pub(super) flushed_len: u64,
-    /// Whether the file was found to be the one that was opened.
+    /// Whether the file was found unchanged since it was opened.
     pub(super) is_verified: bool,
-    /// What the image is known by from the next visible change on, where that is settled.
+    /// The identity that the next visible change gives the image, if it is set.
     pub(super) next_identity: Option<Uuid>,
 }
 

@@ -1,4 +1,4 @@
-//! Edits of the metadata and the identities of sessions, seen from outside by the kit's naive reader.
+//! Edits of the metadata and identities of sessions, checked with the testkit's naive reader.
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::{Disk, MergeMark, MergeState, OpenOptions, VhdxFile};
 const NOTE: Uuid = Uuid::from_u128(0x1234_5678_9abc_def0_1111_2222_3333_4444);
 const OTHER: Uuid = Uuid::from_u128(0x4321_5678_9abc_def0_1111_2222_3333_4444);
 
-/// A file in memory that counts its flushes and can be looked at while it is in use.
+/// A file in memory that counts its flushes and can be inspected while it is in use.
 #[derive(Debug)]
 struct Watched(MemStorage, AtomicU64);
 
@@ -50,9 +50,9 @@ impl Watched {
         Arc::new(Self(MemStorage::new(image.to_bytes()), AtomicU64::new(0)))
     }
 
-    /// What the naive reader makes of the file as it is now.
+    /// The file as the naive reader sees it now.
     fn layer(&self) -> Layer {
-        // All in one step, however the file grows and is cut meanwhile.
+        // In one read, because the file may grow or shrink meanwhile.
         let bytes = loop {
             let mut bytes = vec![0; self.len().unwrap() as usize + (8 << 20)];
             let len = self.read_at(&mut bytes, 0).unwrap();
@@ -60,7 +60,7 @@ impl Watched {
                 bytes.truncate(len);
                 break bytes;
             }
-            // It has grown by more than that in between.
+            // The file grew by more than that in between.
         };
         Layer::from_bytes(bytes).unwrap()
     }
@@ -86,7 +86,7 @@ fn found(layer: &Layer, item: Uuid, flags: u32) -> Option<Vec<u8>> {
 fn items_are_added_replaced_and_removed_durably_and_children_still_know_the_image() {
     let mut image = Image::dynamic(4 << 20);
     image.put(1, Block::full(Data::Pattern(5)));
-    // The same GUID as a user's item and as none.
+    // The same GUID as a user item and as a system item.
     let both = Item::new("disk", NOTE, 2, Contents::Bytes(vec![9; 40]));
     image.metadata.items.push(both);
     let file = Watched::new(&image);
@@ -97,11 +97,11 @@ fn items_are_added_replaced_and_removed_durably_and_children_still_know_the_imag
         let other = |(guid, flags, _): &&(Uuid, u32, Vec<u8>)| (*guid, *flags) != (NOTE, 1);
         layer.items.iter().filter(other).cloned().collect()
     };
-    // Growing, shrinking, none, empty, and over the ends of pages.
+    // Growing, shrinking, unchanged, empty, and across pages.
     for len in [10, 10, 5000, 4096, 3, 0, 200_000, 17] {
         let bytes: Vec<u8> = (0..len).map(|i| (i * 7 + len) as u8).collect();
         disk.its_writer().edit_metadata(&[note(&bytes)]).unwrap();
-        // With no word to the host since: as a crash leaves it.
+        // Without a later flush: as after a crash.
         let layer = file.layer();
         assert_eq!(found(&layer, NOTE, 1), Some(bytes));
         assert_eq!(others(&layer), others(&before));
@@ -163,7 +163,7 @@ fn a_full_region_and_items_that_make_no_sense_change_nothing() {
     assert_eq!(refused(&many), (damaged, "metadata.user-count"));
     disk.its_writer().edit_metadata(&[set(NOTE, vec![1; 400_000])]).unwrap();
     assert_eq!(found(&file.layer(), NOTE, 1), Some(vec![1; 400_000]));
-    // Where the region has room, an entry of the log may have none.
+    // If the region has room, the log entry may not.
     let mut image = Image::dynamic(4 << 20);
     (image.metadata_length, image.bat_offset) = (3 << 20, 8 << 20);
     let disk = Watched::new(&image).open();
@@ -217,7 +217,7 @@ fn edits_and_writes_do_not_disturb_each_other() {
     let is_done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // The others stop however this one ends.
+            // Stops the other threads even if this one panics.
             let _over = Over(&is_done);
             for i in 0..ROUNDS {
                 let bytes = vec![i as u8; (i * 331 % 9000) as usize + 1];
@@ -243,7 +243,7 @@ fn edits_and_writes_do_not_disturb_each_other() {
             while !is_done.load(Ordering::SeqCst) {
                 let id = disk.hand_out_identity().unwrap();
                 assert!(!id.is_nil());
-                // Not so often that nobody else comes in.
+                // Leaves time to the other threads.
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
@@ -266,11 +266,11 @@ fn an_identity_that_was_handed_out_is_of_no_later_bytes() {
     assert_ne!(second, first);
     disk.write_at(&[2; 512], 0).unwrap();
     assert_eq!(disk.hand_out_identity().unwrap(), second);
-    // What goes by that identity is durable.
+    // The data with that identity is durable.
     let naive = avhdx_testkit::naive::Chain(vec![file.layer()]);
     assert_eq!(naive.0[0].data_write_guid, second);
     assert_eq!(naive.read(0, 0, 512).unwrap(), [2; 512]);
-    // In the same session, with an open log.
+    // In the same session, with a log in use.
     disk.write_at(&[3; 512], 0).unwrap();
     let third = disk.data_write_guid();
     assert!(third != second && third != first);
@@ -286,7 +286,7 @@ fn an_identity_that_was_handed_out_is_of_no_later_bytes() {
     assert_eq!(disk.its_writer().hand_out_frozen_identity().unwrap(), third);
     disk.write_at(&[5; 512], 0).unwrap();
     assert_ne!(disk.data_write_guid(), third);
-    // What is frozen may still get a mark.
+    // A frozen image can still be marked.
     let frozen = disk.its_writer().freeze(|| disk.its_writer().hand_out_frozen_identity()).unwrap();
     disk.its_writer().edit_metadata(&[note(b"frozen")]).unwrap();
     let layer = file.layer();
@@ -331,7 +331,7 @@ fn a_child_made_of_an_image_in_use_knows_it_until_it_changes() {
     let disk = crate::CreateOptions::dynamic(4 << 20).block_size(1 << 20).create(&base).unwrap();
     disk.write_at(&[1; 512], 0).unwrap();
     crate::CreateOptions::child_of(&disk).unwrap().create(&child).unwrap().close().unwrap();
-    // The same session, whose log is not empty.
+    // In the same session, with a log in use.
     let open = OpenOptions::new().lock(crate::Lock::None);
     let mut sector = [0; 512];
     open.open(&child).unwrap().read_at(&mut sector, 0).unwrap();
@@ -349,7 +349,7 @@ fn merge_mark(state: MergeState) -> MergeMark {
     MergeMark { state, other: OTHER, name, low_space: true, moved: None }
 }
 
-/// The bytes that the documented layout of a merge mark gives.
+/// The bytes of a merge mark in the documented layout.
 fn merge_bytes(state: u8) -> Vec<u8> {
     let head = [1, 0, state, 1, 11, 0, 0, 0];
     [&head[..], &OTHER.to_bytes_le(), b"other.avhdx"].concat()
@@ -431,7 +431,7 @@ fn marks_that_make_no_sense_are_said_and_pass_for_none() {
         for item in [MERGE, CHECKPOINT] {
             image.metadata.items.push(Item::new("mark", item, 1, Contents::Bytes(bytes.clone())));
         }
-        // Of no user: something else.
+        // Not a user item, so not a mark.
         image.metadata.items.push(Item::new("else", MERGE, 0, Contents::Bytes(bytes)));
         let disk = Watched::new(&image).open();
         let said = disk.warnings().iter().filter(|warning| warning.code == "mark.unreadable");
@@ -444,7 +444,7 @@ fn marks_that_make_no_sense_are_said_and_pass_for_none() {
 
 const MIB: u64 = 1 << 20;
 
-/// A parent with something everywhere that lies below the images that get another size.
+/// A parent with data everywhere, below the images that are resized.
 fn parent(size: u64) -> Image {
     let mut parent = Image::dynamic(size);
     for block in 0..size.div_ceil(MIB) {
@@ -453,13 +453,13 @@ fn parent(size: u64) -> Image {
     parent
 }
 
-/// What the disk of these images reads, base first, to the naive reader.
+/// The contents of the disk of these images, base first, by the naive reader.
 fn flat(images: Vec<Layer>) -> Vec<u8> {
     let tip = images.len() - 1;
     avhdx_testkit::naive::Chain(images).flat(tip).unwrap()
 }
 
-/// Gives an image another size and sees that the naive reader finds the same bytes, and zeros behind them.
+/// Resizes an image and checks that the naive reader finds the same bytes, and zeros behind them.
 fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
     let below: Vec<Layer> =
         below.iter().map(|image| Layer::from_bytes(image.to_bytes()).unwrap()).collect();
@@ -481,10 +481,9 @@ fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
     if let Some(at) = (0..new as usize).find(|at| now[*at] != expected[*at]) {
         panic!("{} to {new}: {} for {} at {at:#x}", image.size, now[at], expected[at]);
     }
-    let disk = VhdxFile::own(disk.its_writer().again().unwrap().into());
+    let disk = VhdxFile::own(disk.its_writer().reopen().unwrap().into());
     assert_eq!((disk.geometry().size, disk.data_write_guid()), (new, of_file));
-    // It goes on.
-    // What stands beside a part of a sector may be the parent's, who is not here.
+    // The writer continues to work. Without the parent, only whole sectors can be written.
     let (unit, len) = if below.is_empty() { (1, 700) } else { (512, 1024) };
     for (seed, at) in [(7, 0), (8, new / 2), (9, new - len)] {
         let at = at / unit * unit;
@@ -557,7 +556,7 @@ fn a_last_block_of_which_the_file_is_cut_does_not_take_what_comes_behind_it() {
             image.block_size = 4 << 20;
             image.put(2, Block::partial_runs(Data::Pattern(1), &[(3, 50)]));
         }
-        // Behind the disk's end the block holds something, or the file ends.
+        // Beyond the end of the disk the block has data, or the file ends.
         let whole = image.to_bytes().len() as u64;
         for cut in [0, 2, 3] {
             image.file_length = Some(whole - cut * MIB);
@@ -571,7 +570,7 @@ fn a_last_block_of_which_the_file_is_cut_does_not_take_what_comes_behind_it() {
 #[test]
 fn a_table_that_gets_too_long_moves_with_the_size() {
     for has_parent in [false, true] {
-        // A table of 1 MiB has entries for less than 128 GiB in blocks of 1 MiB.
+        // A table of 1 MiB holds entries for less than 128 GiB in blocks of 1 MiB.
         let old = (100 << 30) + MIB / 2;
         let last = old / MIB;
         let mut image = match has_parent {
@@ -594,7 +593,7 @@ fn a_table_that_gets_too_long_moves_with_the_size() {
             let after = file.layer();
             assert_eq!(after.faults(), [""; 0]);
             assert_eq!((after.size, before.size), (new, old));
-            let disk = VhdxFile::own(disk.its_writer().again().unwrap().into());
+            let disk = VhdxFile::own(disk.its_writer().reopen().unwrap().into());
             assert!(disk.info().region_tables.iter().all(|table| {
                 let bat = table.as_ref().unwrap().iter().find(|entry| entry.name == Some("BAT"));
                 bat.is_some_and(|bat| u64::from(bat.length) >= new / MIB * 8)
@@ -614,7 +613,7 @@ fn a_table_that_gets_too_long_moves_with_the_size() {
             for says in behind.chain([after.says(new / 512 - 1)]) {
                 assert_eq!(says, Ok(nothing));
             }
-            // The rest of what was the last block.
+            // The rest of the former last block.
             let naive = avhdx_testkit::naive::Chain(vec![after.clone()]);
             for sector in [old / 512, old / 512 + 1, (last + 1) * 2048 - 1] {
                 if has_parent {
@@ -658,7 +657,7 @@ fn sizes_that_the_format_does_not_have_are_refused_and_change_nothing() {
     let known = disk.data_write_guid();
     disk.its_writer().resize(4 << 20).unwrap();
     assert_eq!(disk.data_write_guid(), known);
-    // The largest there is.
+    // The largest size of the format.
     let mut image = Image::dynamic(1 << 30);
     image.block_size = 256 << 20;
     let file = Watched::new(&image);

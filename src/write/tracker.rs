@@ -1,19 +1,21 @@
-//! What somebody who copies the disk elsewhere must know of the changes that others make meanwhile.
+//! Tracks changes of the disk for an operation that copies it while others write.
 //!
-//! A pass over the disk comes first. What changes behind it is marked, by grains; what changes before it, it comes to.
-//! Then a *mirror* is named, which is the copy: from then on whoever changes something makes the same change there,
-//! while the copier goes over the marks, of which there are no new ones. That ends, however fast others write.
+//! The copier first makes one pass over the disk. Changes behind it are marked, by grains; it still
+//! comes to those ahead of it. Then a *mirror* is set, which is the copy: from then on each change
+//! is made there too, while the copier works off the marks, of which no new ones appear. This
+//! terminates at any rate of writes.
 //!
-//! That the mirror is what the image is rests on two orders:
+//! Two orders keep the mirror equal to the image:
 //!
-//! - Who changes bytes holds them from before the change until it is made in the mirror too, and so does the copier
-//!   from before it reads until it has written. Two that meet wait for each other: neither does a copy of older
-//!   bytes come after newer ones, nor do two changes come in one order here and in the other there.
-//! - Whoever holds bytes sees whether they are marked, or yet before the copier. Those are copied later, and
+//! - A change holds its bytes until it is made in the mirror too; the copier holds its bytes from
+//!   before the read until after the write. Overlapping holders wait for each other: no copy of
+//!   older bytes follows newer ones, and no two changes are made in different orders in the image
+//!   and in the mirror.
+//! - A holder sees whether its bytes are marked or ahead of the copier. Those are copied later and
 //!   need not be mirrored.
 //!
-//! A change that fails may have been made in part: it is marked. One that the mirror fails at is marked too, and
-//! ends the mirroring: it is the copier who hears of it, never the one who made the change.
+//! A change that fails may have been made in part: it is marked. One that fails in the mirror is
+//! marked too and ends the mirroring: the copier gets the error, the change itself succeeds.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -27,55 +29,56 @@ use crate::error::{Error, Result};
 use crate::read::Layers;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
 
-/// Changes are marked by so many bytes, as long as there is room for that.
+/// Initial size of a grain, the unit of the marks, in bytes.
 pub(crate) const GRAIN: u64 = 64 << 10;
-/// Words of 64 marks at the most, of no more than 2 MiB of memory. Where more are needed, all become half as many
-/// of grains twice as large: 64 KiB do for changes all over 256 GiB, 16 MiB for those all over 64 TiB.
+/// Limit of words of 64 marks each, which bounds the memory to 2 MiB. If more are needed, the size
+/// of the grains doubles: 64 KiB suffice for changes all over 256 GiB, 16 MiB for changes all over
+/// 64 TiB.
 const MOST_WORDS: u64 = 1 << 16;
 
-/// An image in which changes are made once more.
+/// An image that repeats the changes of another one.
 pub(crate) trait Mirror: Debug + Send + Sync {
-    /// Writes what was written elsewhere; returns the number of bytes written. Of sectors that were written in part,
-    /// all bytes are written, as the layers of the disk have them.
-    fn write_again(&self, buf: &[u8], offset: u64, disk: Layers<'_>) -> Result<u64>;
+    /// Repeats a write; returns the number of bytes written. Partial sectors are written whole,
+    /// completed from the layers of the disk.
+    fn mirror_write(&self, buf: &[u8], offset: u64, disk: Layers<'_>) -> Result<u64>;
 
-    /// Makes a range read as zeros that does so elsewhere.
-    fn zero_again(&self, range: Range<u64>, how: Zeroing, disk: Layers<'_>) -> Result<()>;
+    /// Repeats a zeroing.
+    fn mirror_zeroes(&self, range: Range<u64>, how: Zeroing, disk: Layers<'_>) -> Result<()>;
 }
 
-/// Makes a change once more in a mirror, and says how many bytes of data that took.
-pub(super) type Again<'a> = &'a dyn Fn(&dyn Mirror) -> Result<u64>;
+/// Repeats a change in a mirror; returns how many bytes of data that wrote.
+pub(super) type MirrorOp<'a> = &'a dyn Fn(&dyn Mirror) -> Result<u64>;
 
-/// Follows the changes of an image. See the module.
+/// Tracks the changes of an image. See the module.
 #[derive(Debug)]
 pub(crate) struct ChangeTracker {
     sector: u64,
     marks: Mutex<Marks>,
-    /// Bytes are no longer held.
-    freed: Condvar,
-    /// Named while all changes are kept out.
+    /// Signals that a range was released.
+    released: Condvar,
+    /// Set while all changes are kept out.
     mirror: OnceLock<Arc<dyn Mirror>>,
     mirrored: AtomicU64,
     is_broken: AtomicBool,
     failure: Mutex<Option<Error>>,
-    /// Microseconds that each change waits when it is done.
+    /// Microseconds that each change waits after it is done.
     delay: AtomicU64,
 }
 
-/// What is to be copied, and who holds what.
+/// The bytes to be copied, and the ranges that are held.
 #[derive(Debug)]
 struct Marks {
     size: u64,
     grain: u64,
     words: BTreeMap<u64, u64>,
-    /// Where the copier has not come to yet, on the way that it is going now.
-    left: Range<u64>,
+    /// What the present run of the copier has not reached yet.
+    ahead: Range<u64>,
     held: Vec<Range<u64>>,
-    /// What the copier waits for, and others do not take before it.
-    wanted: Range<u64>,
+    /// The range that the copier waits for: no change may take it first.
+    reserved: Range<u64>,
 }
 
-/// Bytes that the copier reads and writes, alone where there is a mirror.
+/// Bytes that the copier is copying, exclusively once there is a mirror.
 #[derive(Debug)]
 pub(crate) struct HeldRange<'a> {
     tracker: &'a ChangeTracker,
@@ -83,12 +86,12 @@ pub(crate) struct HeldRange<'a> {
 }
 
 impl ChangeTracker {
-    /// Of a disk of this size, before the pass over it.
+    /// Creates the tracker of a disk of `size` bytes, before the first pass.
     pub(crate) fn new(size: u64, sector: u64) -> Self {
         Self {
             sector,
             marks: Mutex::new(Marks::new(size)),
-            freed: Condvar::new(),
+            released: Condvar::new(),
             mirror: OnceLock::new(),
             mirrored: AtomicU64::new(0),
             is_broken: AtomicBool::new(false),
@@ -97,121 +100,123 @@ impl ChangeTracker {
         }
     }
 
-    /// Leaves behind what is before `end`, to be copied while that is held: what changes there from now on is
-    /// marked or mirrored.
-    pub(crate) fn take(&self, end: u64) -> HeldRange<'_> {
+    /// Moves the copier on to `end`, and holds the range up to there while it is copied: changes to
+    /// it are marked or mirrored from now on.
+    pub(crate) fn advance(&self, end: u64) -> HeldRange<'_> {
         let mut marks = self.marks();
-        let piece = marks.left.start..end.clamp(marks.left.start, marks.left.end);
+        let piece = marks.ahead.start..end.clamp(marks.ahead.start, marks.ahead.end);
         let mut held = None;
         let is_mirrored = self.mirror.get().is_some();
         if is_mirrored && !piece.is_empty() {
-            marks.wanted = piece.clone();
+            marks.reserved = piece.clone();
             while marks.is_held(&piece) {
-                marks = self.freed.wait(marks).unwrap_or_else(PoisonError::into_inner);
+                marks = self.released.wait(marks).unwrap_or_else(PoisonError::into_inner);
             }
-            marks.wanted = 0..0;
+            marks.reserved = 0..0;
             marks.held.push(piece.clone());
             held = Some(piece.clone());
         }
-        marks.left.start = piece.end;
+        marks.ahead.start = piece.end;
         drop(marks);
         HeldRange { tracker: self, held }
     }
 
-    /// Marked bytes that lie together, which are the way to go now and no longer marked; `None` where there are none.
-    pub(crate) fn next(&self) -> Option<Range<u64>> {
+    /// Takes the first run of marked bytes as the next one to copy, and clears its marks; `None` if
+    /// nothing is marked.
+    pub(crate) fn next_marked(&self) -> Option<Range<u64>> {
         let mut marks = self.marks();
         let run = marks.take_run()?;
-        marks.left = run.clone();
+        marks.ahead = run.clone();
         Some(run)
     }
 
-    /// Bytes that are marked or yet to be come to, in whole grains.
-    pub(crate) fn to_copy(&self) -> u64 {
+    /// Bytes that are marked or ahead of the copier, in whole grains.
+    pub(crate) fn bytes_left(&self) -> u64 {
         let marks = self.marks();
         let set: u64 = marks.words.values().map(|bits| u64::from(bits.count_ones())).sum();
-        set * marks.grain + (marks.left.end - marks.left.start)
+        set * marks.grain + (marks.ahead.end - marks.ahead.start)
     }
 
-    /// Where the first of the marked bytes are, if there are any.
-    pub(crate) fn first(&self) -> Option<u64> {
+    /// Offset of the first marked byte, if there is any.
+    pub(crate) fn first_marked(&self) -> Option<u64> {
         let marks = self.marks();
         let (word, bits) = marks.words.first_key_value()?;
         Some((word * 64 + u64::from(bits.trailing_zeros())) * marks.grain)
     }
 
-    /// Bytes that were written to the mirror by those who wrote them here.
+    /// Bytes that changes wrote to the mirror.
     pub(crate) fn mirrored(&self) -> u64 {
         self.mirrored.load(Ordering::SeqCst)
     }
 
-    /// Has each change from now on wait that long when it is done.
+    /// Makes each change from now on wait for `delay` after it is done.
     pub(crate) fn slow_down(&self, delay: Duration) {
         self.delay.store(delay.as_micros() as u64, Ordering::SeqCst);
     }
 
-    /// The first failure of the mirror, if there was one.
+    /// Returns the first failure of the mirror, once.
     pub(crate) fn check(&self) -> Result<()> {
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
         failure.map_or(Ok(()), Err)
     }
 
-    /// Whether any of these bytes changed behind the copier and were not copied again.
+    /// Whether any of these bytes is marked: changed since it was copied.
     pub(super) fn is_changed(&self, range: &Range<u64>) -> bool {
         let marks = self.marks();
         marks.masks(range).any(|(word, mask)| marks.word(word) & mask != 0)
     }
 
-    /// The changes to come are made in `mirror` too. The caller keeps all changes out.
+    /// Sets the mirror of all later changes. The caller keeps changes out.
     pub(super) fn set_mirror(&self, mirror: Arc<dyn Mirror>) {
-        // There is one for good.
+        // The mirror is never replaced.
         drop(self.mirror.set(mirror));
     }
 
-    /// Holds bytes that are about to change, where that has to be; says whether they are held.
+    /// Holds bytes that are about to change, if there is a mirror; returns whether they are held.
     pub(super) fn hold(&self, range: &Range<u64>) -> bool {
         if self.mirror.get().is_none() || range.is_empty() {
             return false;
         }
-        let range = self.whole(range);
+        let range = self.whole_sectors(range);
         let mut marks = self.marks();
-        while marks.is_held(&range) || meet(&marks.wanted, &range) {
-            marks = self.freed.wait(marks).unwrap_or_else(PoisonError::into_inner);
+        while marks.is_held(&range) || overlap(&marks.reserved, &range) {
+            marks = self.released.wait(marks).unwrap_or_else(PoisonError::into_inner);
         }
         marks.held.push(range);
         true
     }
 
-    /// A change is done, in whole or in part: has it made `again` in the mirror, or marks it. Says how long who made
-    /// it is to wait.
-    pub(super) fn changed(
+    /// Ends a change, complete or in part: repeats it in the mirror with `op`, or marks it. Returns
+    /// how long its caller must wait.
+    pub(super) fn finish_change(
         &self,
         range: &Range<u64>,
         is_held: bool,
-        again: Option<Again<'_>>,
+        op: Option<MirrorOp<'_>>,
     ) -> Duration {
         let mirror =
             self.mirror.get().filter(|_| is_held && !self.is_broken.load(Ordering::SeqCst));
-        let is_mirrored = match (mirror, again) {
+        let is_mirrored = match (mirror, op) {
             _ if range.is_empty() => true,
-            (Some(mirror), Some(again)) => {
-                self.marks().is_to_copy(&self.whole(range)) || self.mirror(mirror.as_ref(), again)
+            (Some(mirror), Some(op)) => {
+                self.marks().will_be_copied(&self.whole_sectors(range))
+                    || self.apply_to_mirror(mirror.as_ref(), op)
             }
             _ => false,
         };
         let mut marks = self.marks();
         if !is_mirrored {
-            marks.note(range);
+            marks.mark(range);
         }
         if is_held {
-            marks.release(&self.whole(range));
-            self.freed.notify_all();
+            marks.release(&self.whole_sectors(range));
+            self.released.notify_all();
         }
         Duration::from_micros(self.delay.load(Ordering::Relaxed))
     }
 
-    fn mirror(&self, mirror: &dyn Mirror, again: Again<'_>) -> bool {
-        match again(mirror) {
+    fn apply_to_mirror(&self, mirror: &dyn Mirror, op: MirrorOp<'_>) -> bool {
+        match op(mirror) {
             Ok(bytes) => {
                 self.mirrored.fetch_add(bytes, Ordering::SeqCst);
                 true
@@ -225,8 +230,8 @@ impl ChangeTracker {
         }
     }
 
-    /// A change of a part of a sector writes all of it.
-    fn whole(&self, range: &Range<u64>) -> Range<u64> {
+    /// The whole sectors of a range: a change of a partial sector writes all of it.
+    fn whole_sectors(&self, range: &Range<u64>) -> Range<u64> {
         range.start / self.sector * self.sector..range.end.next_multiple_of(self.sector)
     }
 
@@ -238,11 +243,11 @@ impl ChangeTracker {
 impl Marks {
     fn new(size: u64) -> Self {
         let (words, held) = (BTreeMap::new(), Vec::new());
-        Self { size, grain: GRAIN, words, left: 0..size, held, wanted: 0..0 }
+        Self { size, grain: GRAIN, words, ahead: 0..size, held, reserved: 0..0 }
     }
 
     fn is_held(&self, range: &Range<u64>) -> bool {
-        self.held.iter().any(|held| meet(held, range))
+        self.held.iter().any(|held| overlap(held, range))
     }
 
     fn release(&mut self, range: &Range<u64>) {
@@ -251,11 +256,11 @@ impl Marks {
         }
     }
 
-    /// Marks what the copier does not come to by itself.
-    fn note(&mut self, range: &Range<u64>) {
+    /// Marks the parts of the range that are not ahead of the copier.
+    fn mark(&mut self, range: &Range<u64>) {
         let parts = [
-            range.start..range.end.min(self.left.start.max(range.start)),
-            range.start.max(self.left.end.min(range.end))..range.end,
+            range.start..range.end.min(self.ahead.start.max(range.start)),
+            range.start.max(self.ahead.end.min(range.end))..range.end,
         ];
         for part in parts.iter().filter(|part| !part.is_empty()) {
             let words = |grain: u64| (part.end - 1) / grain / 64 - part.start / grain / 64 + 1;
@@ -281,9 +286,9 @@ impl Marks {
         }
     }
 
-    /// Whether all of these bytes are going to be copied.
-    fn is_to_copy(&self, range: &Range<u64>) -> bool {
-        let is_left = self.left.start <= range.start && range.end <= self.left.end;
+    /// Whether the copier is going to copy all of these bytes.
+    fn will_be_copied(&self, range: &Range<u64>) -> bool {
+        let is_left = self.ahead.start <= range.start && range.end <= self.ahead.end;
         is_left || self.masks(range).all(|(word, mask)| self.word(word) & mask == mask)
     }
 
@@ -315,7 +320,7 @@ impl Marks {
         self.words.get(&word).copied().unwrap_or_default()
     }
 
-    /// The grains of a range, as bits of words.
+    /// The grains of a range, as words and masks.
     fn masks(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, u64)> + use<> {
         let (first, last) = (range.start / self.grain, range.end.max(1).div_ceil(self.grain) - 1);
         let words = if range.is_empty() { 1..1 } else { first / 64..last / 64 + 1 };
@@ -331,12 +336,12 @@ impl Drop for HeldRange<'_> {
     fn drop(&mut self) {
         if let Some(held) = &self.held {
             self.tracker.marks().release(held);
-            self.tracker.freed.notify_all();
+            self.tracker.released.notify_all();
         }
     }
 }
 
-fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
+fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
@@ -372,60 +377,60 @@ mod tests {
 
     fn runs(tracker: &ChangeTracker) -> Vec<Range<u64>> {
         let next = || {
-            let run = tracker.next()?;
-            drop(tracker.take(run.end));
+            let run = tracker.next_marked()?;
+            drop(tracker.advance(run.end));
             Some(run)
         };
         std::iter::from_fn(next).collect()
     }
 
     #[test]
-    fn what_changes_behind_the_copier_is_marked_and_no_more() {
+    fn only_changes_behind_the_copier_are_marked() {
         let size = 300 * GRAIN + 512;
         for seed in 0..200 {
             let mut rng = Rng::new(seed);
             let tracker = ChangeTracker::new(size, 512);
-            // As far as the copier has come, in any steps.
+            // The position of the copier, moved in arbitrary steps.
             let mut at = 0;
             let mut expected = BTreeSet::new();
             for _ in 0..rng.below(60) {
                 if rng.chance(1, 4) {
                     at = (at + rng.below(size / 8)).min(size);
-                    drop(tracker.take(at));
+                    drop(tracker.advance(at));
                 }
                 let start = rng.below(size);
                 let end = start + rng.below((size - start).min(20 * GRAIN) + 1);
                 assert!(!tracker.hold(&(start..end)), "there is no mirror");
-                tracker.changed(&(start..end), false, None);
+                tracker.finish_change(&(start..end), false, None);
                 expected.extend((start..end.min(at)).step_by(512).map(|at| at / GRAIN));
                 if start < end.min(at) {
                     expected.insert((end.min(at) - 1) / GRAIN);
                 }
             }
-            drop(tracker.take(size));
+            drop(tracker.advance(size));
             let marked = expected.len() as u64 * GRAIN;
             assert!(
-                (marked.saturating_sub(GRAIN)..=marked).contains(&tracker.to_copy().min(marked))
+                (marked.saturating_sub(GRAIN)..=marked).contains(&tracker.bytes_left().min(marked))
             );
             let found = runs(&tracker);
             let of_runs = found.iter().flat_map(|run| run.start / GRAIN..run.end.div_ceil(GRAIN));
             assert_eq!(of_runs.collect::<BTreeSet<_>>(), expected, "seed {seed}");
             assert!(found.windows(2).all(|two| two[0].end < two[1].start), "neighbours are one");
             assert!(found.iter().all(|run| run.end <= size));
-            assert_eq!(tracker.to_copy(), 0);
+            assert_eq!(tracker.bytes_left(), 0);
         }
     }
 
     #[test]
-    fn marks_take_no_more_memory_than_they_may() {
+    fn marks_stay_within_their_memory_limit() {
         let size = 64 << 40;
         let tracker = ChangeTracker::new(size, 512);
-        drop(tracker.take(size));
+        drop(tracker.advance(size));
         let mut rng = Rng::new(3);
         let mut places = Vec::new();
         for _ in 0..200_000 {
             let at = rng.below(size / 4096) * 4096;
-            tracker.changed(&(at..at + 4096), false, None);
+            tracker.finish_change(&(at..at + 4096), false, None);
             places.push(at);
         }
         let grain = {
@@ -434,10 +439,10 @@ mod tests {
             marks.grain
         };
         assert!((GRAIN..=16 * MIB).contains(&grain), "{grain}");
-        // All of the disk at once.
+        // The whole disk at once.
         let whole = ChangeTracker::new(size, 512);
-        drop(whole.take(size));
-        whole.changed(&(0..size), false, None);
+        drop(whole.advance(size));
+        whole.finish_change(&(0..size), false, None);
         assert!(whole.marks().words.len() as u64 <= MOST_WORDS);
         assert_eq!(runs(&whole), std::slice::from_ref(&(0..size)));
         places.sort_unstable();
@@ -452,35 +457,35 @@ mod tests {
     }
 
     #[test]
-    fn who_meets_the_copier_or_another_waits_and_others_do_not() {
+    fn changes_that_overlap_the_copier_or_each_other_wait_and_others_do_not() {
         let image = image(memory(), 8 * MIB);
         let tracker = ChangeTracker::new(8 * MIB, 512);
         tracker.set_mirror(image.its_writer().clone());
-        let held = tracker.take(MIB);
+        let held = tracker.advance(MIB);
         assert!(tracker.hold(&(MIB..MIB + 1)));
         let done = AtomicUsize::new(0);
         std::thread::scope(|scope| {
-            // A part of the same sector, and a byte of the copier's.
+            // A part of the same sector, and a byte that the copier holds.
             for range in [MIB + 7..MIB + 8, MIB - 1..MIB] {
                 let (tracker, done) = (&tracker, &done);
                 scope.spawn(move || {
                     assert!(tracker.hold(&range));
                     done.fetch_add(1, Ordering::SeqCst);
-                    tracker.changed(&range, true, None);
+                    tracker.finish_change(&range, true, None);
                 });
             }
             std::thread::sleep(Duration::from_millis(30));
             assert_eq!(done.load(Ordering::SeqCst), 0);
-            assert!(tracker.hold(&(2 * MIB..2 * MIB + 1)), "nobody is there");
+            assert!(tracker.hold(&(2 * MIB..2 * MIB + 1)), "this range is free");
             drop(held);
-            tracker.changed(&(MIB..MIB + 1), true, None);
+            tracker.finish_change(&(MIB..MIB + 1), true, None);
         });
         assert_eq!(done.load(Ordering::SeqCst), 2);
     }
 
-    /// Two writers of the same bytes, in parts of sectors too, and a copier: where they end, all have the same.
+    /// Two writers of the same bytes, also of partial sectors, and a copier: in the end all agree.
     #[test]
-    fn the_mirror_is_what_the_image_is_whoever_writes_over_whom() {
+    fn the_mirror_equals_the_image_after_overlapping_writes() {
         const SIZE: u64 = 6 * MIB + 512;
         for seed in 0..6 {
             let (image, mirror) = (image(memory(), SIZE), image(memory(), SIZE));
@@ -494,7 +499,7 @@ mod tests {
                 let mut at = range.start;
                 while at < range.end {
                     let end = range.end.min(at + 5 * 4096);
-                    let _held = tracker.take(end);
+                    let _held = tracker.advance(end);
                     let mut bytes = vec![0; (end - at) as usize];
                     image.read_at(&mut bytes, at).unwrap();
                     mirror.write_at(&bytes, at).unwrap();
@@ -507,7 +512,7 @@ mod tests {
                     scope.spawn(move || {
                         let mut rng = Rng::new(10 * seed + writer);
                         loop {
-                            // A hot set, so that they meet.
+                            // A hot set, so that they overlap.
                             let at = rng.below(40) * 1000 + rng.below(3) * 2 * MIB;
                             let len = 1 + rng.below(9000);
                             let done = match rng.below(8) {
@@ -526,11 +531,11 @@ mod tests {
                 }
                 copy(0..SIZE);
                 image.its_writer().mirror_changes(&tracker, mirror.its_writer());
-                while let Some(run) = tracker.next() {
+                while let Some(run) = tracker.next_marked() {
                     copy(run);
                 }
                 std::thread::sleep(Duration::from_millis(30));
-                assert_eq!(tracker.to_copy(), 0, "nothing is left behind once it is mirrored");
+                assert_eq!(tracker.bytes_left(), 0, "nothing is left behind once it is mirrored");
                 image.its_writer().freeze(|| Ok(())).unwrap();
             });
             tracker.check().unwrap();
@@ -539,7 +544,7 @@ mod tests {
         }
     }
 
-    /// A file that takes no writes from some time on.
+    /// A file that can be made to refuse writes.
     #[derive(Debug)]
     struct Full(MemStorage, AtomicBool);
 
@@ -568,38 +573,38 @@ mod tests {
     }
 
     #[test]
-    fn a_mirror_that_fails_is_the_copiers_trouble_alone() {
+    fn a_failing_mirror_fails_the_copy_and_no_write() {
         let full = Arc::new(Full(MemStorage::new(Vec::new()), AtomicBool::new(false)));
         let (image, mirror) = (image(memory(), 8 * MIB), image(full.clone(), 8 * MIB));
         mirror.write_at(&[1], 0).unwrap();
         let tracker = image.its_writer().track_changes();
-        drop(tracker.take(8 * MIB));
+        drop(tracker.advance(8 * MIB));
         image.its_writer().mirror_changes(&tracker, mirror.its_writer());
         image.write_at(&[2; 512], 0).unwrap();
-        assert_eq!((tracker.to_copy(), tracker.mirrored()), (0, 512));
+        assert_eq!((tracker.bytes_left(), tracker.mirrored()), (0, 512));
         full.1.store(true, Ordering::SeqCst);
         image.write_at(&[3; 512], 512).unwrap();
         image.write_at(&[4; 512], 3 * MIB).unwrap();
-        assert_eq!(tracker.to_copy(), 2 * GRAIN);
+        assert_eq!(tracker.bytes_left(), 2 * GRAIN);
         assert_eq!(tracker.check().unwrap_err().kind(), ErrorKind::Io);
         tracker.check().unwrap();
-        // Nothing more is tried there.
+        // The broken mirror is not used again.
         full.1.store(false, Ordering::SeqCst);
         image.write_at(&[5; 512], MIB).unwrap();
-        assert_eq!((tracker.to_copy(), tracker.mirrored()), (3 * GRAIN, 512));
+        assert_eq!((tracker.bytes_left(), tracker.mirrored()), (3 * GRAIN, 512));
         image.its_writer().stop_tracking();
         image.write_at(&[5; 512], 2 * MIB).unwrap();
-        assert_eq!(tracker.to_copy(), 3 * GRAIN);
+        assert_eq!(tracker.bytes_left(), 3 * GRAIN);
     }
 
-    /// Which parts of it were made is not known.
+    /// How much of a failed change was made is unknown.
     #[test]
     fn a_change_that_fails_is_copied_again() {
         let full = Arc::new(Full(MemStorage::new(Vec::new()), AtomicBool::new(false)));
         let (image, mirror) = (image(full.clone(), 8 * MIB), image(memory(), 8 * MIB));
         image.write_at(&[1; 512], 0).unwrap();
         let tracker = image.its_writer().track_changes();
-        drop(tracker.take(8 * MIB));
+        drop(tracker.advance(8 * MIB));
         image.its_writer().mirror_changes(&tracker, mirror.its_writer());
         full.1.store(true, Ordering::SeqCst);
         image.write_at(&[3; 512], 512).unwrap_err();

@@ -1,4 +1,4 @@
-//! An image's writer: what it needs beyond reading so that it can be written and survive a crash.
+//! The writer of an image: the state that changing the image takes beyond reading it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
@@ -9,7 +9,7 @@ use super::flush_requests::FlushRequests;
 use super::growth::Growth;
 use super::headers::flush;
 use super::payload::Payload;
-use super::session_state::{Session, Surveyed};
+use super::session_state::{ClaimsState, Session};
 use super::space::{Allocated, Released};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,41 +20,41 @@ use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
 use crate::types::FileOffset;
 
-/// Pages of tables that may be changed in memory before a flush is due, however large the log is: 4 MiB.
+/// Limit of table pages changed in memory before a flush is due, however large the log is: 4 MiB.
 const MOST_DIRTY: usize = 1024;
 
-/// What writes to an image.
+/// Writes to an image. See the [module](self).
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(super) core: Layer,
     pub(super) feed: Arc<Feed>,
     pub(super) file: Arc<dyn Storage>,
     pub(super) blocks: BlockLocks,
-    /// Taken while a chunk gets its sector bitmap block.
+    /// Held while a chunk gets its sector bitmap block.
     pub(super) bitmaps: Mutex<()>,
     pub(super) space: Growth,
-    /// Space that was given up and not given back to the host yet.
+    /// Space of released blocks that the host has not got back yet.
     pub(super) released: Mutex<Vec<Released>>,
-    /// Held by every change, and alone by whoever ends the session.
+    /// Held shared by every change, and exclusively to freeze the image or end the session.
     pub(super) change_lock: ChangeLock,
     pub(super) session: Mutex<Session>,
-    /// Taken before the session: what comes of a look at all that the tables claim.
-    pub(super) surveyed: Mutex<Surveyed>,
-    /// Whether the image has an identity that nobody else knows, so that visible changes may go on.
-    pub(super) begun: AtomicBool,
-    /// Held by whoever edits the metadata.
+    /// Result of the check of all claims of the tables. Locked before the session.
+    pub(super) claims: Mutex<ClaimsState>,
+    /// Whether the image has an identity that no child knows: visible changes need no new one.
+    pub(super) has_new_identity: AtomicBool,
+    /// Held during an edit of the metadata.
     pub(super) edits: Mutex<()>,
-    /// Whether payload was written since the last flush started.
+    /// Whether payload was written since the start of the last flush.
     pub(super) payload_written: AtomicBool,
     pub(super) flushes: FlushRequests,
     pub(super) poison: OnceLock<String>,
-    /// Table pages that may be changed in memory before a flush is due.
+    /// Limit of table pages changed in memory before a flush is due.
     pub(super) most_dirty: usize,
     pub(super) tally: Arc<Tally>,
 }
 
 impl Writer {
-    /// A writer of an image whose log is empty.
+    /// Creates the writer of an image whose log is empty.
     pub(super) fn new(core: Arc<Core>, feed: Arc<Feed>) -> Self {
         let file_len = core.file_len();
         Self {
@@ -65,8 +65,8 @@ impl Writer {
             released: Mutex::default(),
             change_lock: ChangeLock::default(),
             session: Mutex::new(Session::new(file_len)),
-            surveyed: Mutex::default(),
-            begun: AtomicBool::new(false),
+            claims: Mutex::default(),
+            has_new_identity: AtomicBool::new(false),
             edits: Mutex::new(()),
             payload_written: AtomicBool::new(false),
             flushes: FlushRequests::default(),
@@ -83,40 +83,41 @@ impl Writer {
         &self.core.image
     }
 
-    /// Makes all durable and leaves the log empty, so that any reader takes the file, and cuts off what
-    /// the file was grown by and does not need, but for what a plan of a read may name. Dropping the writer does
-    /// the same but cannot report.
+    /// Ends the session: makes everything durable, empties the log so that any reader accepts the
+    /// file, and truncates the space that the file grew by and does not need, unless a pin may name
+    /// it. Dropping the writer does the same without reporting errors.
     pub(crate) fn close(&self) -> Result<()> {
         self.end_session()
     }
 
-    /// Length of the file.
+    /// Length of the file in bytes.
     pub(crate) fn file_len(&self) -> u64 {
         self.space.file_len()
     }
 
-    /// Who reads from the file.
+    /// The pins of readers of the file.
     pub(crate) fn pins(&self) -> &Pins {
         &self.feed.pins
     }
 
-    /// Refuses to go on after a failure that left open what the file holds.
+    /// Fails if an earlier failure left the contents of the file unknown.
     pub(super) fn check(&self) -> Result<()> {
         let Some(why) = self.poison.get() else { return Ok(()) };
-        let message = "an earlier failure left open what the file holds: it must be opened again";
+        let message =
+            "an earlier failure left the contents of the file unknown: the image must be reopened";
         Err(Error::new(ErrorKind::Poisoned, "image.poisoned", message)
             .in_file(self.file.name())
             .with_found(why)
             .with_expected("no failed flush and no failed write of metadata"))
     }
 
-    /// Notes a failure after which nothing may be written any more.
+    /// Poisons the writer: nothing is written after this failure.
     pub(super) fn poisoned_by(&self, error: Error) -> Error {
         self.poison.get_or_init(|| error.message().to_owned());
         error.in_file(self.file.name())
     }
 
-    /// Has the host make durable what was written.
+    /// Flushes the file.
     pub(super) fn flush_file(&self) -> Result<()> {
         flush(self.file.as_ref(), &self.tally)
     }
@@ -125,7 +126,7 @@ impl Writer {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Space for a block of `len` bytes. Waits for a commit under way when the file must grow.
+    /// Allocates a block of `len` bytes. Waits for a commit in progress if the file has to grow.
     pub(super) fn allocate(&self, len: u64) -> Result<Allocated> {
         self.space.allocate(self.file.as_ref(), len).map_err(|error| {
             let message = format!("cannot grow the file by {len} bytes");
@@ -133,13 +134,13 @@ impl Writer {
         })
     }
 
-    /// Cuts off what this session grew the file by and does not use.
-    pub(super) fn cut(&self) -> Result<bool> {
-        let cut = self.space.cut(self.file.as_ref());
-        cut.map_err(|error| Error::io("space.cut", "cannot cut the file", error))
+    /// Truncates unused space that the file grew by in this session; returns whether there was any.
+    pub(super) fn truncate(&self) -> Result<bool> {
+        let truncated = self.space.truncate(self.file.as_ref());
+        truncated.map_err(|error| Error::io("space.cut", "cannot truncate the file", error))
     }
 
-    /// Writes payload, whose failure is that call's alone.
+    /// Writes payload. A failure affects only this call.
     pub(super) fn write_payload(&self, payload: Payload<'_>, at: FileOffset) -> Result<()> {
         match payload {
             Payload::Bytes(buf) => self.write_bytes(buf, at.get()),
@@ -149,7 +150,7 @@ impl Writer {
         }
     }
 
-    /// Notes that payload was written. Said even of a failed write: parts of it may have arrived.
+    /// Records that payload was written, also after a failed write: a part of it may have arrived.
     pub(super) fn wrote_payload(&self) {
         self.payload_written.store(true, Ordering::Release);
     }
@@ -166,12 +167,13 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Nothing that was flushed depends on this, and nobody is left to hear of a failure.
+        // Flushed data does not depend on this, and a drop cannot report an error.
         drop(self.end_session());
     }
 }
 
-/// Table pages of an image that may be changed in memory before a flush is due: as many as one entry of its log takes.
+/// Limit of table pages of an image changed in memory before a flush is due: as many as one log
+/// entry holds.
 pub(super) fn most_dirty(core: &Core) -> usize {
     let log = core.headers().current().log_length.into();
     LogWriter::most_changes_in(log).min(MOST_DIRTY)

@@ -187,7 +187,7 @@ impl LayerCopy<'_> {
     }
 
     fn hold_writers(&self, end: u64) -> Option<crate::write::HeldRange<'_>> {
-        self.tracker.as_ref().map(|tracker| tracker.take(end))
+        self.tracker.as_ref().map(|tracker| tracker.advance(end))
     }
 
     /// Moves what the child holds of `range`.
@@ -202,7 +202,7 @@ impl LayerCopy<'_> {
                 Source::Zero { .. } => self.to.write_zeroes(start..end, Zeroing::MayUnmap)?,
                 Source::Data { at: place, .. } => {
                     let len = end - start;
-                    self.to.take(DiskOffset(start), len, &self.from, place, &self.copier)?;
+                    self.to.copy_from(DiskOffset(start), len, &self.from, place, &self.copier)?;
                     moved += len;
                 }
             }

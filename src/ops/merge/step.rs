@@ -156,7 +156,7 @@ impl MergeStep<'_> {
         }
         on.parent.resize(size)?;
         let old = on.parent.core().id();
-        let parent = Arc::new(on.parent.again()?);
+        let parent = Arc::new(on.parent.reopen()?);
         on.opened.iter_mut().filter(|id| **id == old).for_each(|id| *id = parent.core().id());
         let image =
             OpenImage { core: Arc::clone(parent.core()), writer: Some(Arc::clone(&parent)) };
@@ -221,7 +221,7 @@ impl MergeStep<'_> {
         on.parent.commit()?;
         // Later writes to the child give it another identity, which invalidates the record; earlier ones left marks.
         let child = on.child.hand_out_identity()?;
-        let changed = copy.tracker.as_ref().and_then(|tracker| tracker.first());
+        let changed = copy.tracker.as_ref().and_then(|tracker| tracker.first_marked());
         let end =
             copy.passed.get().min(changed.unwrap_or(u64::MAX)).max(on.child.core().in_parent());
         let Some(mark) = on.child.core().merge_mark().filter(|_| end > 0) else { return Ok(()) };
@@ -280,7 +280,7 @@ impl MergeStep<'_> {
         on.child.mirror_changes(tracker, &on.parent);
         let (mut moved, mut flushed) = (0, 0);
         for round in 1_u32.. {
-            while let Some(run) = tracker.next() {
+            while let Some(run) = tracker.next_marked() {
                 moved += copy.pass_while_held(run, meter)?;
                 tracker.check()?;
                 if moved - flushed >= BATCH {
@@ -290,7 +290,7 @@ impl MergeStep<'_> {
             }
             on.child.commit()?;
             on.parent.commit()?;
-            if tracker.to_copy() <= SHORT {
+            if tracker.bytes_left() <= SHORT {
                 meter.report()?;
                 if let Some((last, retired)) = self.switch_tip(on, copy, tracker)? {
                     // Too late to stop.
@@ -315,11 +315,11 @@ impl MergeStep<'_> {
     ) -> Result<Option<(u64, Retired)>> {
         on.child.freeze_if(|| {
             tracker.check()?;
-            if tracker.to_copy() > SHORT {
+            if tracker.bytes_left() > SHORT {
                 return Ok(None);
             }
             let mut moved = 0;
-            while let Some(run) = tracker.next() {
+            while let Some(run) = tracker.next_marked() {
                 moved += copy.copy_range(run)?;
             }
             complete(&on.parent)?;
