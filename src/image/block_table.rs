@@ -1,6 +1,6 @@
-//! The block allocation table as it stands in the file: walked from end to end, and what its entries lay claim to.
+//! Walks the block allocation table of a file, and determines the space that its entries claim.
 //!
-//! The one place that knows which entries take up space, for whoever checks an image and whoever writes to it.
+//! Checks and writers use the same rules for which entries take up space.
 
 use crate::error::Error;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
@@ -8,12 +8,12 @@ use crate::format::region::RegionEntry;
 use crate::storage::Storage;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, KIB, MIB};
 
-/// Bytes of the table that are read at once.
+/// Bytes of the table per read.
 const PIECE: u64 = MIB;
-/// Bytes of the table that are passed over at once where they are zeros.
+/// Bytes of the table that are skipped at once if they are zeros.
 const PAGE: usize = 4 * KIB as usize;
 
-/// A table in a file, and what its entries are for.
+/// A table in a file, with the layout that gives its entries their roles.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockTable<'a> {
     pub(crate) storage: &'a dyn Storage,
@@ -23,31 +23,31 @@ pub(crate) struct BlockTable<'a> {
     pub(crate) file_len: u64,
 }
 
-/// What an entry is for.
+/// The role of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     Payload(BlockIndex),
     Bitmap(ChunkIndex),
-    /// For nothing: it stands behind the last one that the disk needs.
+    /// Unused, after the last entry that the disk needs.
     Slack,
 }
 
-/// An entry that takes up space in the file.
+/// The space in the file that an entry takes up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
     pub(crate) index: BatIndex,
     pub(crate) role: Role,
     pub(crate) entry: BatEntry,
-    /// Bytes that it takes up, from its place on.
+    /// Length of the space in bytes.
     pub(crate) len: u64,
-    /// How many of them the file must have: what lies behind the end of the disk may be cut off.
+    /// The part of it that must be in the file: bytes beyond the end of the disk may be cut off.
     pub(crate) needed: u64,
 }
 
 impl BlockTable<'_> {
-    /// Calls `each` for every entry that is not all zeros, and stands before `end`. The table is read past the
-    /// page cache, in large pieces, and of those none in which the host holds no bytes. What cannot be read
-    /// is left out and the first such failure returned.
+    /// Calls `each` for every entry before `end` that is not all zeros. Reads the table in large pieces, bypassing
+    /// the page cache, and skips pieces in which the host stores no data. Skips unreadable pieces and returns the
+    /// first such failure.
     pub(crate) fn entries(
         &self,
         end: BatIndex,
@@ -60,7 +60,7 @@ impl BlockTable<'_> {
         let mut piece = Vec::new();
         let mut at = start;
         while at < end {
-            // A host that cannot tell is no reason not to read.
+            // If the host cannot tell, the piece is read.
             match self.storage.next_data(at) {
                 Ok(None) => break,
                 Ok(Some(data)) => {
@@ -86,12 +86,12 @@ impl BlockTable<'_> {
         failed
     }
 
-    /// Where the entry stands.
+    /// Offset of an entry in the file.
     pub(crate) fn place_of(&self, index: BatIndex) -> u64 {
         self.region.offset.get() + index.0 * ENTRY_LEN
     }
 
-    /// What an entry is for, if it is for anything.
+    /// The role of an entry.
     pub(crate) fn role(&self, index: BatIndex) -> Role {
         let layout = &self.layout;
         if index.0 >= layout.entries_reserved() {
@@ -104,7 +104,7 @@ impl BlockTable<'_> {
         if block.0 < layout.blocks() { Role::Payload(block) } else { Role::Slack }
     }
 
-    /// Bytes that the block of an entry takes up.
+    /// Size in bytes of the block of an entry.
     pub(crate) fn len_of(&self, role: Role) -> u64 {
         match role {
             Role::Bitmap(_) => BITMAP_BLOCK_LEN,
@@ -112,8 +112,8 @@ impl BlockTable<'_> {
         }
     }
 
-    /// What an entry lays claim to, if it does: space that nothing else may have. Places that the state gives no
-    /// meaning are none.
+    /// The space that an entry claims exclusively, if any. Offsets that have no meaning in the entry's state claim
+    /// nothing.
     pub(crate) fn claim(&self, index: BatIndex, entry: BatEntry) -> Option<Claim> {
         let role = self.role(index);
         let needed = match role {
@@ -133,7 +133,7 @@ impl BlockTable<'_> {
         Some(Claim { index, role, entry, len: self.len_of(role), needed })
     }
 
-    /// Calls `each` for everything that entries lay claim to, in the order of the table.
+    /// Calls `each` for every claim, in table order.
     pub(crate) fn claims(&self, mut each: impl FnMut(Claim)) -> Option<Error> {
         self.entries(BatIndex(self.layout.entries_reserved()), |index, entry| {
             if let Some(claim) = self.claim(index, entry) {
@@ -152,7 +152,7 @@ impl Claim {
         self.start().saturating_add(self.len)
     }
 
-    /// How many of the bytes that it needs a file of this length has. Place 0 is none at all.
+    /// How many of the needed bytes lie within a file of this length. None do at offset 0.
     pub(crate) fn in_file(&self, file_len: u64) -> u64 {
         match self.start() {
             0 => 0,
@@ -160,7 +160,7 @@ impl Claim {
         }
     }
 
-    /// Whether bytes that it needs are not in a file of this length.
+    /// Whether needed bytes lie beyond a file of this length.
     pub(crate) fn is_lost(&self, file_len: u64) -> bool {
         self.in_file(file_len) < self.needed
     }

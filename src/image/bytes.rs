@@ -1,9 +1,9 @@
-//! Bytes of a file that may end too early.
+//! Reads files that may end too early.
 
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 
-/// Reads as much of `buf` as the file has from `at` on.
+/// Reads up to the end of `buf` or of the file, from `at` on.
 pub(crate) fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
     let mut read = 0;
     while read < buf.len() {
@@ -17,7 +17,7 @@ pub(crate) fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64)
     Ok(read)
 }
 
-/// What to say of a structure that the end of the file cuts off.
+/// The error for a structure that the end of the file cuts off.
 pub(crate) fn too_short(
     code: &'static str,
     section: &'static str,

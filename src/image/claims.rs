@@ -1,5 +1,5 @@
-//! What an image lays claim to in its file, gone over before the first change: where fresh space begins, and whether
-//! the file still has all that its tables name, each byte for one of them alone.
+//! Checks the space that an image claims in its file before the first change: where free space begins, whether the
+//! file still has all bytes that its tables name, and whether each byte is claimed only once.
 
 use std::ops::Range;
 
@@ -11,60 +11,59 @@ use crate::format::region::{self, RegionTable};
 use crate::storage::length_of;
 use crate::types::MIB;
 
-/// All that the structures and the block allocation table of a file lay claim to: both are taken as they stand in the
-/// file, without changes that are still in memory.
+/// All claims of the structures and the block allocation table of a file, as stored in the file, without changes that
+/// are still in memory.
 #[derive(Debug)]
 pub(crate) struct Claims {
     file_len: u64,
-    /// Where the furthest claim ends. What the format cannot hold is none.
+    /// End of the last claim. Claims beyond the limits of the format are left out.
     pub(crate) end: u64,
     /// Header section, log, and the regions of every valid region table.
     pub(crate) structures: Vec<Structure>,
-    /// Structures of which the file lost bytes.
+    /// Structures with bytes missing from the file.
     pub(crate) lost_structures: Vec<Structure>,
-    /// Blocks of which the file lost bytes, in the order of the table.
+    /// Blocks with bytes missing from the file, in table order.
     pub(crate) lost: Vec<Claim>,
-    /// Blocks that share a MiB of the file with another block or with a structure, in the order of the table. Each
-    /// of those that share it is one of them.
+    /// Blocks that share a MiB of the file with another block or a structure, in table order. All blocks that share
+    /// it are listed.
     pub(crate) shared: Vec<Claim>,
-    /// How many more blocks there are of the one kind and of the other, beyond those asked for.
+    /// Number of lost and of shared blocks beyond those listed.
     pub(crate) unlisted: [u64; 2],
 }
 
-/// Something in the file that is no block.
+/// A part of the file that is not a block.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Structure {
     pub(crate) name: String,
     pub(crate) range: Range<u64>,
-    /// Where in the file it is named.
+    /// Offset in the file of the field that names it.
     pub(crate) at: u64,
 }
 
 impl Core {
-    /// Refuses an image that lost bytes of its file which the tables name, or has the same bytes for two of them: as
-    /// its writer would refuse the first change.
+    /// Refuses an image with bytes that its tables name but its file has lost, or that two of its claims share. A
+    /// writer would refuse the first change for the same reasons.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged), and [`ErrorKind::Io`](crate::ErrorKind::Io) when the tables
+    /// [`ErrorKind::Damaged`](crate::ErrorKind::Damaged), and [`ErrorKind::Io`](crate::ErrorKind::Io) if the tables
     /// cannot be read.
     pub(crate) fn check_claims(&self) -> Result<()> {
         self.claims(Claims::MOST_LISTED)?.check(self)
     }
 
-    /// Goes over all claims once, and lists up to `most` blocks of each kind that is damaged. Of the table nothing
-    /// stays in memory but a bit for each MiB of the file.
+    /// Walks all claims once, and lists up to `most` damaged blocks of each kind. Keeps only one bit for each MiB of
+    /// the file in memory.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the table cannot be read.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the table cannot be read.
     pub(crate) fn claims(&self, most: usize) -> Result<Claims> {
         self.claims_within(self.file_len(), most)
     }
 
-    /// What the file lost since it was opened of what its tables claim, as the error that says so; `None` where it
-    /// lost nothing.
+    /// The error for claimed bytes that the file has lost since it was opened; `None` if it has lost none.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the file cannot be looked at.
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the file cannot be examined.
     pub(crate) fn lost_meanwhile(&self) -> Result<Option<Error>> {
         let claims = self.claims_within(length_of(self.bare_storage().as_ref())?, 1)?;
         let structure = claims.lost_structures.first().map(|lost| claims.lost_structure(lost));
@@ -92,8 +91,8 @@ impl Core {
         }
     }
 
-    /// The parts of the file that no block may lie over. Of two region tables that differ either may be the one that
-    /// another reader goes by.
+    /// The parts of the file that no block may overlap. If two valid region tables differ, both count, because
+    /// another reader may use either.
     fn claimed_structures(&self) -> Vec<Structure> {
         let log = self.headers().current().log_range();
         let mut structures = vec![
@@ -116,10 +115,10 @@ impl Core {
 }
 
 impl Claims {
-    /// Blocks of each kind of damage that a refusal looks at: more are counted alone.
+    /// Number of blocks of each kind of damage that a refusal examines. Further blocks are only counted.
     pub(crate) const MOST_LISTED: usize = 64;
 
-    /// Refuses to have an image changed of which the file lost something, or two of whose parts lie in one place.
+    /// Refuses to change an image with lost or overlapping parts.
     pub(crate) fn check(&self, image: &Core) -> Result<()> {
         let refused = self
             .too_long()
@@ -210,12 +209,12 @@ fn meet(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
 }
 
-/// The claims while they go by.
+/// Collects the claims of a walk.
 struct Walk {
     claims: Claims,
     most: usize,
     used: Units,
-    /// Units that more than one has taken.
+    /// Units that are claimed more than once.
     twice: Units,
     is_any_twice: bool,
 }
@@ -253,13 +252,13 @@ impl Walk {
         }
         self.claims.end = self.claims.end.max(claim.end());
         if self.used.take(taken.clone()) {
-            // Whoever has any of these shares it with this one.
+            // All of these units are shared with this claim.
             taken.for_each(|unit| self.twice.put(unit));
             self.is_any_twice = true;
         }
     }
 
-    /// Finds all that share their place, by a second look at the table.
+    /// Finds all blocks that share space, by a second walk of the table.
     fn tell_shared(&mut self, table: &BlockTable<'_>) -> Option<Error> {
         if !self.is_any_twice {
             return None;

@@ -1,4 +1,4 @@
-//! One image file as it is read.
+//! The read side of an image file.
 
 use std::fmt;
 use std::io::{self, IoSliceMut};
@@ -28,14 +28,13 @@ use crate::tables::Budget;
 use crate::types::{DiskOffset, FileOffset};
 use crate::warning::Warning;
 
-/// One image file that is open, as it is read. What writes to it, if anything does, stands beside it and
-/// [feeds](Feed) it.
+/// The read side of one open image file. Its writer, if there is one, is separate and [feeds](Feed) it.
 pub struct Core {
     pub(crate) id: LayerId,
-    /// The file as it reads: with its log laid over it, where it has one.
+    /// The file as it reads, with a replayed log over it.
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) overlay: Option<Arc<Overlay>>,
-    /// The length of `storage`: the log may have grown the file.
+    /// The length of `storage`, which a replayed log may extend.
     pub(crate) file_len: AtomicU64,
     pub(crate) identifier: FileIdentifier,
     pub(crate) headers: RwLock<Headers>,
@@ -43,40 +42,40 @@ pub struct Core {
     pub(crate) region_tables: [Result<RegionTable>; 2],
     pub(crate) bat: RegionEntry,
     pub(crate) metadata_region: RegionEntry,
-    /// What no block may lie over: headers, log and regions.
+    /// The parts of the file that no block may overlap: headers, log and regions.
     pub(crate) structures: Vec<Range<u64>>,
-    /// Where the last of those ends.
+    /// End of the last of these parts.
     pub(crate) structures_end: u64,
     pub(crate) geometry: Geometry,
     pub(crate) file: FileParameters,
     pub(crate) has_parent: bool,
-    /// What a writer may edit while others read it.
+    /// A writer may edit it while others read it.
     pub(crate) metadata: RwLock<Metadata>,
     pub(crate) layout: BlockLayout,
     pub(crate) budget: Budget,
-    /// There while the image is open for writing.
+    /// Present while the image is open for writing.
     pub(crate) feed: Option<Arc<Feed>>,
     pub(crate) tally: Arc<Tally>,
-    /// What names the image, read alone, in the keys of answers.
+    /// Names the image without its parents in the keys of answers.
     pub(crate) alone: u64,
-    /// For those who read the file by a plan: as it is, and as it reads.
+    /// Read-only handles for plans: the bare file, and the file as it reads.
     pub(crate) readers: [OnceLock<Arc<dyn Storage>>; 2],
     pub(crate) warnings: Vec<Warning>,
 }
 
-/// What became of the log at the open.
+/// The log as found at the open.
 #[derive(Debug)]
 pub(crate) enum FoundLog {
-    /// The header names none.
+    /// The header names no log.
     Empty,
-    /// Its changes lie over the file.
+    /// Its changes cover the file.
     Replayed(Sequence),
-    /// The caller asked to leave it alone.
+    /// The log was ignored as requested.
     Ignored,
 }
 
 impl Core {
-    /// What names this image among the layers of this process.
+    /// Identifies this image among the layers of this process.
     pub(crate) fn id(&self) -> LayerId {
         self.id
     }
@@ -86,22 +85,22 @@ impl Core {
         self.geometry
     }
 
-    /// The file that the image is in, where the host can tell it from others.
+    /// Identifies the image's file, if the host can.
     pub(crate) fn files(&self) -> Vec<FileId> {
         self.storage.id().ok().flatten().into_iter().collect()
     }
 
-    /// What errors call the file, usually its path.
+    /// The name of the file in errors, usually its path.
     pub(crate) fn name(&self) -> &str {
         self.storage.name()
     }
 
-    /// Where the file lies, if it lies in a folder, symbolic links resolved.
+    /// The path of the file with symbolic links resolved, if it is in a folder.
     pub(crate) fn path(&self) -> Option<&Path> {
         self.storage.path()
     }
 
-    /// The name that it was opened by, where symbolic links led from that to [`path`](Self::path).
+    /// The path that it was opened by, if symbolic links led from there to [`path`](Self::path).
     pub(crate) fn via(&self) -> Option<&Path> {
         self.storage.via()
     }
@@ -116,15 +115,15 @@ impl Core {
         self.has_parent
     }
 
-    /// Bytes of a payload block, a power of two from 1 MiB to 256 MiB.
+    /// Size of a payload block in bytes, a power of two from 1 MiB to 256 MiB.
     pub(crate) fn block_size(&self) -> u32 {
         self.file.block_size
     }
 
-    /// The link to the parent, `None` where there is none, \[MS-VHDX\] 2.6.2.6.
+    /// The link to the parent, \[MS-VHDX\] 2.6.2.6. `None` if the image has no parent.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] when the locator has no valid `parent_linkage`.
+    /// [`ErrorKind::Damaged`] if the locator has no valid `parent_linkage`.
     pub(crate) fn parent_link(&self) -> Result<Option<ParentLink>> {
         let metadata = self.metadata();
         let Some(placed) = &metadata.locator else { return Ok(None) };
@@ -135,12 +134,12 @@ impl Core {
         Ok(Some(link))
     }
 
-    /// What the user of the image should hear of.
+    /// Conditions that the caller should report.
     pub(crate) fn warnings(&self) -> &[Warning] {
         &self.warnings
     }
 
-    /// What was done since the image was opened.
+    /// The counts since the image was opened.
     pub(crate) fn counters(&self) -> Counters {
         Counters {
             flushes: self.tally.flushes.now(),
@@ -151,7 +150,7 @@ impl Core {
         }
     }
 
-    /// Whether nobody has begun a session in the file in `storage` that this image does not know of.
+    /// Whether the file in `storage` has the headers that this image knows, so that no other session has begun.
     pub(crate) fn has_headers_of(&self, storage: &dyn Storage) -> bool {
         read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
     }
@@ -164,12 +163,12 @@ impl Core {
         self.metadata.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps places in the file from being given to other blocks while bytes are read from there.
+    /// Keeps ranges of the file from being reused for other blocks while they are read.
     pub(crate) fn pin(&self) -> Option<Pin<'_>> {
         Some(self.pins()?.pin())
     }
 
-    /// Who keeps places in the file from being given to other blocks, where it may be written.
+    /// The pins that keep ranges of the file from being reused, if the image may be written to.
     pub(crate) fn pins(&self) -> Option<&Pins> {
         Some(&self.feed.as_ref()?.pins)
     }
@@ -179,31 +178,31 @@ impl Core {
         self.feed.is_some()
     }
 
-    /// Whether it may still change: it is open for writing and not frozen.
+    /// Whether the image may still change: it is open for writing and not frozen.
     pub(crate) fn takes_writes(&self) -> bool {
         self.feed.as_ref().is_some_and(|feed| feed.takes_writes())
     }
 
-    /// Drops answers that are kept for this stack, about spans of this length, when a write makes them wrong.
+    /// Registers a stack, with spans of this length, whose cached answers a write has to invalidate.
     pub(crate) fn keeps_answers(&self, stack: u64, span: u64) {
         if let Some(feed) = &self.feed {
             feed.answers.add(stack, span);
         }
     }
 
-    /// Answers are kept for this stack, and for the image read alone, and for no other any more.
+    /// Keeps only this stack, and the image on its own, registered for invalidation.
     pub(crate) fn keeps_answers_only(&self, stack: u64) {
         if let Some(feed) = &self.feed {
             feed.answers.keep_only(&[stack, self.alone]);
         }
     }
 
-    /// A number that rises when another layer has a part of the disk than before.
+    /// Increases whenever the layer that holds some bytes changes.
     pub(crate) fn changes(&self) -> u64 {
         self.feed.as_ref().map_or(0, |feed| feed.answers.changes())
     }
 
-    /// Whether several questions came since the last such change, this one counted.
+    /// Whether several lookups, including this one, came since the last such change.
     pub(crate) fn is_quiet(&self) -> bool {
         self.feed.as_ref().is_none_or(|feed| feed.answers.is_quiet())
     }
@@ -238,17 +237,17 @@ impl Core {
         self.storage.as_ref()
     }
 
-    /// The file as it is, without what a pending log lays over it.
+    /// The bare file, without a replayed log.
     pub(crate) fn bare_storage(&self) -> &Arc<dyn Storage> {
         self.overlay.as_ref().map_or(&self.storage, |overlay| overlay.base())
     }
 
-    /// The file as it is, for somebody who is only to read it.
+    /// A read-only handle of the bare file.
     pub(crate) fn bare_reader(&self) -> &Arc<dyn Storage> {
         self.readers[0].get_or_init(|| Arc::new(ReadOnly(Arc::clone(self.bare_storage()))))
     }
 
-    /// The same, as it reads.
+    /// A read-only handle of the file as it reads.
     pub(crate) fn reader(&self) -> &Arc<dyn Storage> {
         match self.overlay {
             None => self.bare_reader(),
@@ -258,18 +257,18 @@ impl Core {
         }
     }
 
-    /// The log entry that supplies the byte of the file at `at`, if one does.
+    /// The log entry that supplies the byte at file offset `at`, if there is one.
     pub(crate) fn log_entry_at(&self, at: FileOffset) -> Option<u64> {
         self.overlay.as_ref()?.entry_at(at.get())
     }
 
-    /// Reads bytes of the disk that lie at `at` in the file.
+    /// Reads payload at file offset `at`.
     pub(crate) fn read_payload(&self, buf: &mut [u8], at: FileOffset) -> Result<()> {
         let read = self.storage.read_exact_at(buf, at.get());
         read.map_err(|error| self.cannot_read(buf.len(), at, error))
     }
 
-    /// Reads bytes of the disk that lie at `at` in the file into one buffer after the other.
+    /// Reads payload at file offset `at` into several buffers.
     pub(crate) fn read_payload_vectored(
         &self,
         bufs: &mut [IoSliceMut<'_>],
@@ -280,7 +279,7 @@ impl Core {
         read.map_err(|error| self.cannot_read(len, at, error))
     }
 
-    /// Says which bytes of the disk the file does not give.
+    /// The error for payload that cannot be read from the file.
     #[cold]
     pub(crate) fn cannot_read(&self, len: usize, at: FileOffset, error: io::Error) -> Error {
         Error::io("payload.read", format!("cannot read {len} bytes"), error)
@@ -288,7 +287,7 @@ impl Core {
             .at(at.get())
     }
 
-    /// Refuses to name a place for bytes that a log entry, not the file, supplies.
+    /// Refuses to name a file offset for bytes that a log entry supplies.
     pub(crate) fn check_no_overlay(&self, at: FileOffset, len: u64) -> Result<()> {
         let range = at.get()..at.get().saturating_add(len);
         let Some(first) = self.overlay.as_ref().and_then(|over| over.first_within(range)) else {
@@ -301,13 +300,13 @@ impl Core {
             .with_section("2.3.3"))
     }
 
-    /// Length of the file as the host has it, without what a replayed log adds.
+    /// Length of the file on the host, without the extension by a replayed log.
     pub(crate) fn len_of_file(&self) -> u64 {
         self.overlay.as_ref().map_or_else(|| self.file_len(), |overlay| overlay.base_len())
     }
 
-    /// How many of these bytes, which no log entry supplies, lie in the file: what lies behind its end, in a
-    /// part that a pending log has it grown by, is zeros.
+    /// How many of these bytes, which no log entry supplies, lie within the file. If a pending log extends the file,
+    /// the rest are zeros.
     pub(crate) fn len_in_file(&self, at: FileOffset, len: u64) -> u64 {
         let Some(overlay) = &self.overlay else { return len };
         len.min(overlay.base_len().saturating_sub(at.get()))

@@ -1,4 +1,4 @@
-//! What the readers of an image and its writer tell each other.
+//! Shares state between the readers of an image and its writer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,25 +7,25 @@ use super::pins::Pins;
 use crate::answers::Invalidation;
 use crate::tables::Tables;
 
-/// What a writer feeds to those who read the image meanwhile, and what they tell it.
+/// State that a writer shares with concurrent readers of the image.
 #[derive(Debug, Default)]
 pub(crate) struct Feed {
-    /// Pages that the writer changed and that do not stand in their places yet.
+    /// Pages that the writer has changed and not yet written to their places in the file.
     pub(crate) changed: Tables,
-    /// Readers, whose places the writer gives to no other block.
+    /// Pins of readers, which keep the writer from reusing ranges of the file.
     pub(crate) pins: Arc<Pins>,
-    /// Drops the answers about the disk that a change makes wrong.
+    /// Invalidates answers about the disk when a change makes them wrong.
     pub(crate) answers: Invalidation,
     is_frozen: AtomicBool,
 }
 
 impl Feed {
-    /// Whether changes may still come.
+    /// Whether changes are still possible.
     pub(crate) fn takes_writes(&self) -> bool {
         !self.is_frozen.load(Ordering::Acquire)
     }
 
-    /// Notes that no change comes any more, or that changes may come again.
+    /// Rules out further changes, or allows them again.
     pub(crate) fn freeze(&self, yes: bool) {
         self.is_frozen.store(yes, Ordering::Release);
     }

@@ -1,4 +1,4 @@
-//! Files that are no VHDX images, told by what they are.
+//! Recognizes files of other formats.
 
 use std::ffi::OsStr;
 use std::io;
@@ -10,17 +10,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Access, FileKind, Host, Storage, folder_of};
 use crate::types::KIB;
 
-/// Images of a set that an error names.
+/// Number of a set's images that an error names.
 const MOST_NAMED: usize = 4;
-/// Bytes from the start of a file that its format is told by.
+/// Bytes from the start of a file that are enough to recognize its format.
 const START: usize = 68 * KIB as usize;
-/// Bytes that are looked at before a file is said to hold nothing but zeros.
+/// Bytes that are examined before a file is reported to hold only zeros.
 const MOST_ZEROS: u64 = 16 * KIB * KIB;
 
-/// Another format, by its signature.
+/// Another format with its signature.
 struct Signature {
     code: &'static str,
-    /// As a sentence has it: "this is …".
+    /// Completes the sentence "this is …".
     what: &'static str,
     at: usize,
     bytes: &'static [u8],
@@ -35,7 +35,7 @@ const fn signature(
     Signature { code, what, at, bytes }
 }
 
-/// What other programs call a virtual disk, and what such are packed in. The first that fits is the one.
+/// Formats of virtual disks and of archives. The first match applies.
 const OTHERS: &[Signature] = &[
     signature("foreign.qcow2", "a qcow2 image", 0, b"QFI\xfb\0\0\0\x02"),
     signature("foreign.qcow2", "a qcow2 image", 0, b"QFI\xfb\0\0\0\x03"),
@@ -59,7 +59,7 @@ const OTHERS: &[Signature] = &[
     signature("foreign.iso", "an ISO 9660 image of a CD or DVD", 0x8001, b"CD001"),
 ];
 
-/// What a disk without a format may start as.
+/// Signatures at the start of a disk without an image format.
 const DISKS: &[Signature] = &[
     signature("", "a GPT", 512, b"EFI PART"),
     signature("", "a GPT", 4096, b"EFI PART"),
@@ -76,8 +76,8 @@ const DISKS: &[Signature] = &[
     signature("", "a swap area", 4086, b"SWAPSPACE2"),
 ];
 
-/// The refusal of a file that does not start as a VHDX file does, which names what it is where that can be
-/// told. Little is read, and nothing of it shown but the first bytes, which are in `error` already.
+/// The refusal of a file that does not start like a VHDX file. Names its format if it can be recognized. Reads
+/// little, and reveals nothing but the first bytes, which `error` already includes.
 pub(crate) fn named(storage: &dyn Storage, error: Error) -> Error {
     if error.kind() != ErrorKind::NotVhdx {
         return error;
@@ -99,7 +99,7 @@ fn what(storage: &dyn Storage) -> Option<(&'static str, String)> {
     if let Some(other) = OTHERS.iter().find(|other| other.is_in(&start)) {
         return Some((other.code, other.what.into()));
     }
-    // A fixed VHD starts as its disk does, and ends in a footer; old writers left out its last byte.
+    // A fixed VHD starts like its disk and ends with a footer; old writers omitted the footer's last byte.
     for footer in [512, 511] {
         let mut bytes = [0; 8];
         let at = len.checked_sub(footer);
@@ -125,8 +125,8 @@ impl Signature {
     }
 }
 
-/// Whether the first sector has a partition table of the oldest kind: its mark, and four entries that are
-/// either bootable or not.
+/// Whether the first sector has an MBR partition table: its signature, and four entries that are each either bootable
+/// or not.
 fn has_partitions(start: &[u8]) -> bool {
     let entry = |i: usize| &start[446 + 16 * i..462 + 16 * i];
     start.get(510..512) == Some(&[0x55, 0xAA])
@@ -134,7 +134,7 @@ fn has_partitions(start: &[u8]) -> bool {
         && (0..4).any(|i| entry(i)[4] != 0)
 }
 
-/// Whether the file holds nothing but zeros, as far as that is looked at.
+/// Whether the file holds only zeros, in the part that is examined.
 fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
     let (mut at, mut looked_at) = (0, 0);
     let mut piece = vec![0; KIB as usize * KIB as usize];
@@ -158,10 +158,10 @@ fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
     Some(("foreign.zeros", format!("a file of {len} bytes that holds nothing but zeros")))
 }
 
-/// Opens the file at `path`, unless its name or kind says that it is no image.
+/// Opens the file at `path`, unless its name or kind shows that it is not an image.
 ///
 /// # Errors
-/// As [`refuse_by_name`], and [`ErrorKind::Io`] when the host cannot open it.
+/// As for [`refuse_by_name`], and [`ErrorKind::Io`] if the host cannot open the file.
 pub(crate) fn open_storage(
     host: &dyn Host,
     path: &Path,
@@ -173,11 +173,11 @@ pub(crate) fn open_storage(
     })
 }
 
-/// Refuses what no image can be by its name or kind: a VHD set, a folder, a pipe, a device.
+/// Refuses files that cannot be images by their name or kind: VHD sets, folders, pipes and devices.
 ///
 /// # Errors
-/// [`ErrorKind::Unsupported`] for a set, with the images beside it that are called like it, and
-/// [`ErrorKind::NotVhdx`] for what is no regular file.
+/// [`ErrorKind::Unsupported`] for a set, with the images beside it that share its name, and [`ErrorKind::NotVhdx`]
+/// for anything but a regular file.
 pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
     let Ok(stat) = host.stat(path) else { return Ok(()) };
     match stat.kind {
@@ -197,35 +197,35 @@ pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
         .with_expected(instead(&images_of(host, path))))
 }
 
-/// Whether what is no regular file has bytes at places, as a block device has and a pipe does not.
+/// Whether a file that is not regular supports reads at offsets, as a block device does and a pipe does not.
 fn is_disk(host: &dyn Host, path: &Path) -> bool {
     let len = host.open(path, Access::Read).and_then(|storage| storage.len());
     match len {
         Ok(len) => len > 0,
-        // Whoever opens it says so.
+        // The open itself reports this.
         Err(error) => error.kind() == io::ErrorKind::PermissionDenied,
     }
 }
 
-/// The refusal of a folder in an image's place.
+/// The refusal of a folder in place of an image.
 pub(crate) fn folder() -> Error {
     Error::new(ErrorKind::NotVhdx, "file.folder", "not a VHDX file: this is a folder")
 }
 
-/// The refusal of what is neither a file nor a folder in an image's place.
+/// The refusal of anything that is neither a file nor a folder in place of an image.
 pub(crate) fn not_regular() -> Error {
     let message = "not a VHDX file: this is a pipe, a socket or a device";
     Error::new(ErrorKind::NotVhdx, "file.not-regular", message)
 }
 
-/// The images beside a set whose names start with its own, in the order of their names.
+/// The images beside a set whose names start with the set's, sorted by name.
 fn images_of(host: &dyn Host, set: &Path) -> Vec<PathBuf> {
     let stem = set.file_stem().map(OsStr::to_ascii_lowercase).unwrap_or_default();
     let is_of_set = |path: &PathBuf| {
         let name = path.file_name().map(OsStr::to_ascii_lowercase).unwrap_or_default();
         has_extension(path, "avhdx") && name.as_encoded_bytes().starts_with(stem.as_encoded_bytes())
     };
-    // Without a look into the folder the error says less, and is the same error.
+    // If the folder cannot be listed, the error has less detail.
     let paths = host.list(folder_of(set)).unwrap_or_default();
     let mut images: Vec<PathBuf> = paths.into_iter().filter(is_of_set).collect();
     images.sort();

@@ -1,9 +1,9 @@
-//! What an image lost, and what has to become of its tables so that it can be written again.
+//! Determines the data that an image has lost, and how its tables must change to make it writable again.
 //!
-//! A block whose bytes are gone becomes ZERO, never NOT_PRESENT, which would show what a parent had before. One of
-//! which the file has a part keeps that, and one whose other sectors are the parent's keeps those: both read zeros
-//! where bytes were lost. Of a sector bitmap block that is lost nobody knows any more which sectors are here and which
-//! the parent's: either may be old bytes, so that the blocks which it spoke of count as lost whole.
+//! A block whose bytes are lost becomes ZERO, never NOT_PRESENT, which would expose the parent's older data. A block
+//! that is partly in the file keeps that part, and a block with sectors in the parent keeps those; lost bytes of both
+//! read as zeros. If a sector bitmap block is lost, the image and the parent may each hold outdated data for any
+//! sector, so the payload blocks that it covers count as completely lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -15,50 +15,50 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
 
-/// Damaged blocks of which the list is kept in memory.
+/// Number of damaged blocks listed in memory.
 const MOST_BLOCKS: usize = 1 << 20;
 
-/// A part of a disk that its image has no longer, or that is not sure to be its own.
+/// A range of a disk that its image has lost, or that may hold another block's data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Loss {
-    /// Which bytes of the disk.
+    /// The range of the disk, in bytes.
     pub range: Range<u64>,
-    /// What became of them.
+    /// The kind of loss.
     pub kind: LossKind,
-    /// Where the block allocation table placed the block that they are of.
+    /// The offset in the file that the block allocation table gives for the block.
     pub at: FileOffset,
 }
 
-/// What became of a part of a disk.
+/// The kind of damage to a range of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum LossKind {
-    /// Nothing of the block is in the file, or it lies over the file's own structures. The bytes read as zeros
-    /// from now on.
+    /// No part of the block is in the file, or the block overlaps the file's own structures. The bytes will read as
+    /// zeros.
     Lost,
-    /// The file ends within the block, before these bytes. They read as zeros from now on, and what is there stays.
+    /// The file ends within the block, before these bytes. They will read as zeros, and the rest of the block is
+    /// kept.
     Rest,
-    /// The sector bitmap is lost that told which of the block's sectors are here and which are the parent's. All of
-    /// them read as zeros from now on.
+    /// The sector bitmap that tells the block's own sectors from the parent's is lost. All of the block's sectors
+    /// will read as zeros.
     Bits,
-    /// The table has the same bytes of the file for other blocks too. Each block gets a copy of them, and reads
-    /// as before: what it reads may be what was written to another.
+    /// Other blocks use the same bytes of the file. Each block gets its own copy and reads as before, which may be
+    /// data that was written to another block.
     Shared,
-    /// The block is gone, and the parent has it: from a merge that is under way, which came past it and noted that.
-    /// It reads as before.
+    /// The block is lost, but an unfinished merge has recorded that the parent holds its data. It reads as before.
     Merged,
-    /// An unmapped block whose place is lost, or also another's. It reads as zeros before and after.
+    /// An unmapped block whose bytes in the file are lost or shared. It reads as zeros, as before.
     Unmapped,
 }
 
 impl LossKind {
-    /// Whether the bytes are gone.
+    /// Whether the data is lost.
     pub fn is_lost(self) -> bool {
         matches!(self, Self::Lost | Self::Rest | Self::Bits)
     }
 
-    /// Its name in the list that is written.
+    /// Its name in the written list.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lost => "lost",
@@ -71,23 +71,23 @@ impl LossKind {
     }
 }
 
-/// What makes an image whole again: first what is lost, at once, then the copies, at once.
+/// The changes that repair an image: first all losses in one step, then all copies in another.
 #[derive(Debug, Default)]
 pub(crate) struct Mend {
-    /// In the order of the disk.
+    /// In disk order.
     pub(crate) losses: Vec<Loss>,
     pub(crate) lost: Entries,
-    /// To what length the file grows together with those.
+    /// The length to which the file grows in the first step.
     pub(crate) len: Option<u64>,
     pub(crate) copies: Vec<Copy>,
-    /// Beside those of the copies.
+    /// Entries that change in the second step, besides those of the copies.
     pub(crate) unmapped: Entries,
 }
 
 /// New entries of the block allocation table.
 pub(crate) type Entries = BTreeMap<BatIndex, BatEntry>;
 
-/// A block that gets a place of its own.
+/// A block that is copied to an exclusive range of the file.
 #[derive(Clone, Debug)]
 pub(crate) struct Copy {
     pub(crate) index: BatIndex,
@@ -97,8 +97,8 @@ pub(crate) struct Copy {
 }
 
 impl Mend {
-    /// Bytes by which the file of this length grows: for blocks that stay where it ends, and for copies. Not every
-    /// host has holes for what is not written there.
+    /// Bytes by which a file of this length grows, for blocks kept at its end and for copies. Not every host stores
+    /// unwritten parts as holes.
     pub(crate) fn room(&self, file_len: u64) -> u64 {
         let ends = self.copies.iter().map(|copy| (copy.entry.offset() + copy.len).get());
         ends.chain(self.len).max().unwrap_or_default().saturating_sub(file_len)
@@ -106,11 +106,11 @@ impl Mend {
 }
 
 impl Core {
-    /// What is to be done so that the image can be changed again, `None` where nothing is.
+    /// The changes that make the image writable again, `None` if none are needed.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] when the structures themselves are lost, or what the table says cannot be told from
-    /// the bytes of a block; [`ErrorKind::Limit`] when more is damaged than is kept in memory.
+    /// [`ErrorKind::Damaged`] if structures are lost, or if table contents cannot be told from block data;
+    /// [`ErrorKind::Limit`] if there is more damage than can be listed in memory.
     pub(crate) fn plan_mend(&self) -> Result<Option<Mend>> {
         let claims = self.claims(MOST_BLOCKS)?;
         let Err(refusal) = claims.check(self) else { return Ok(None) };
@@ -128,8 +128,8 @@ impl Core {
         Ok(Some(planner.finish(&claims)?))
     }
 
-    /// What lies over the block allocation table may have been written there, and then the table says anything;
-    /// and which of two region tables another reader goes by nobody knows.
+    /// A block that overlaps the block allocation table may have been written over it, so no entry can be trusted. If
+    /// two region tables differ, another reader may use either.
     fn refuse_over_tables(&self, claims: &Claims) -> Result<()> {
         let bat = self.bat.offset.get()..self.bat.end();
         let firm = |range: &Range<u64>| *range != bat && self.structures.contains(range);
@@ -163,28 +163,28 @@ impl Core {
     }
 }
 
-/// What is known of the sectors of a partially present block.
+/// The known sector bits of a partially present block.
 enum Bits {
-    /// A bit for each, the lowest of each byte first.
+    /// One bit for each sector, the lowest of each byte first.
     Known(Vec<u8>),
-    /// They are lost.
+    /// The sector bitmap block is lost.
     Lost,
-    /// The table never had a sector bitmap block for them.
+    /// The table names no sector bitmap block for them.
     Missing,
 }
 
-/// Decides block by block.
+/// Plans the changes block by block.
 struct Planner<'a> {
     image: &'a Core,
     file_len: u64,
     mend: Mend,
-    /// Where the furthest of what stays ends.
+    /// End of the last block that stays in place.
     end: u64,
-    /// What the parent has, up to this byte of the disk.
+    /// The parent holds the data before this byte of the disk.
     in_parent: u64,
-    /// Whether something stays that the file has a part of.
+    /// Whether a block that is partly in the file stays in place.
     grows: bool,
-    /// Partially present blocks that stay so in a new place.
+    /// Partially present blocks that stay so at a new offset.
     moved: Vec<BatIndex>,
     /// Chunks whose sector bitmap block is damaged, and whether a block still needs it.
     bitmaps: BTreeMap<u64, (Claim, bool)>,
@@ -205,7 +205,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Judges all that is lost.
+    /// Classifies all losses.
     fn look(&mut self, claims: &Claims) -> Result<()> {
         let all = claims.lost.iter().chain(&claims.shared);
         let is_damaged = |claim: &&Claim| claim.is_lost(self.file_len) || !self.is_apart(claim);
@@ -287,7 +287,7 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// A block of which only some sectors were in the file.
+    /// Handles a block with only some of its sectors in the file.
     fn judge_sectors(&mut self, block: BlockIndex, claim: &Claim, bits: &[u8]) {
         let whole = self.range(block, claim);
         let sector = self.image.layout.sector_size();
@@ -327,7 +327,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Finds out who shares a place, once it is known what stays.
+    /// Resolves shared space once the blocks that stay are known.
     fn finish(mut self, claims: &Claims) -> Result<Mend> {
         let stays =
             |claim: &&Claim| !self.mend.lost.contains_key(&claim.index) && self.is_here(claim);
@@ -349,7 +349,7 @@ impl<'a> Planner<'a> {
         for claim in sharing(&stay) {
             match claim.role {
                 Role::Payload(block) => self.doubt(block, &claim, &mut doubtful),
-                // What says where its blocks' sectors are may be another's bytes.
+                // The bitmap may hold another block's data, so its blocks' sectors are unknown.
                 Role::Bitmap(chunk) => {
                     for (block, partial) in self.partial_blocks(chunk)? {
                         let is_zero = self.mend.lost.get(&partial.index);
@@ -362,7 +362,7 @@ impl<'a> Planner<'a> {
                 Role::Slack => {}
             }
         }
-        // Of those that share a place one stays there.
+        // One of the blocks that share space stays in place.
         let mut taken = 0;
         for claim in stay {
             if claim.start() >= taken {
@@ -393,7 +393,7 @@ impl<'a> Planner<'a> {
         self.list(claim, range, kind);
     }
 
-    /// Leaves a block where it is, and has the file hold all of it.
+    /// Keeps a block in place, and extends the file to hold all of it.
     fn keep(&mut self, claim: &Claim) {
         self.grows = true;
         self.end = self.end.max(claim.end());
@@ -405,7 +405,7 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The file may end where the disk does, within the last block, which is then still nobody else's.
+    /// The file may end with the disk, within the last block. The rest of that block is then still exclusive to it.
     fn mind_the_last_block(&mut self) -> Result<()> {
         let layout = &self.image.layout;
         let Some(last) = layout.blocks().checked_sub(1) else { return Ok(()) };
@@ -424,7 +424,7 @@ impl<'a> Planner<'a> {
         at
     }
 
-    /// Whether the file has the first bytes of a block at least, and none of its structures there.
+    /// Whether at least the start of a block is in the file and overlaps none of its structures.
     fn is_here(&self, claim: &Claim) -> bool {
         claim.start() < self.file_len && self.is_apart(claim)
     }
@@ -434,7 +434,7 @@ impl<'a> Planner<'a> {
         claim.start() >= MIB && !self.image.structures.iter().any(over)
     }
 
-    /// The partially present blocks that a sector bitmap block speaks of.
+    /// The partially present blocks that a sector bitmap block covers.
     fn partial_blocks(&self, chunk: ChunkIndex) -> Result<Vec<(BlockIndex, Claim)>> {
         let (image, layout) = (self.image, &self.image.layout);
         let first = chunk.0 * layout.chunk_ratio();
@@ -449,7 +449,7 @@ impl<'a> Planner<'a> {
         Ok(partial)
     }
 
-    /// The bits of those sectors of a block that the disk has.
+    /// The sector bits of a block, up to the end of the disk.
     fn bits(&self, block: BlockIndex) -> Result<Bits> {
         let (image, layout) = (self.image, &self.image.layout);
         let index = layout.bitmap_index(layout.chunk_of(block));
@@ -472,7 +472,7 @@ impl<'a> Planner<'a> {
         Ok(Bits::Known(bits))
     }
 
-    /// What of the disk a block holds.
+    /// The range of the disk that a block holds.
     fn range(&self, block: BlockIndex, claim: &Claim) -> Range<u64> {
         let start = self.image.layout.block_start(block).0;
         start..start + claim.needed
@@ -483,7 +483,7 @@ fn is_payload(claim: &Claim) -> bool {
     matches!(claim.role, Role::Payload(_))
 }
 
-/// Those of the claims, which come in the order of their places, that others lie over in part at least.
+/// The claims, given in file order, that overlap others.
 fn sharing(claims: &[Claim]) -> Vec<Claim> {
     let mut before = 0;
     let mut found = Vec::new();

@@ -1,13 +1,13 @@
-//! The marks of an image: what the checkpoint below it is called, and which merge concerns it.
+//! The marks of an image: the name of the checkpoint below it, and the merge that it is part of.
 
 use crate::error::Error;
 use crate::format::marks::{CheckpointMark, MergeMark};
 
-/// The marks that were found.
+/// The marks found in an image.
 #[derive(Debug, Default)]
 pub(crate) struct Marks {
     pub(crate) checkpoint: Option<CheckpointMark>,
     pub(crate) merge: Option<MergeMark>,
-    /// What is wrong with those that cannot be read. They count as not there.
+    /// The faults of unreadable marks, which count as absent.
     pub(crate) unreadable: Vec<Error>,
 }

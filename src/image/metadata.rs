@@ -1,4 +1,4 @@
-//! The metadata of an image: the known items read and judged, the rest kept by name.
+//! The metadata of an image: known items are read and checked, others are listed.
 
 use uuid::Uuid;
 
@@ -14,33 +14,33 @@ use crate::format::region::RegionEntry;
 use crate::format::{OnError, strict};
 use crate::storage::Storage;
 
-/// What the metadata region says of the disk.
+/// The contents of the metadata region.
 #[derive(Debug)]
 pub(crate) struct Metadata {
     pub(crate) table: MetadataTable,
     pub(crate) file: FileParameters,
     pub(crate) geometry: Geometry,
     pub(crate) disk_id: Uuid,
-    /// There if and only if the image is a differencing one.
+    /// Present if and only if this is a differencing image.
     pub(crate) locator: Option<PlacedLocator>,
     pub(crate) marks: Marks,
-    /// What is wrong with the locator, where that was let pass.
+    /// Faults of the locator that were tolerated.
     pub(crate) locator_faults: Vec<Error>,
     any_locator: bool,
 }
 
-/// A parent locator, and where in the file it stands.
+/// A parent locator and its offset in the file.
 #[derive(Debug)]
 pub(crate) struct PlacedLocator {
     pub(crate) locator: ParentLocator,
     pub(crate) at: u64,
 }
 
-/// As much of the metadata as can be made out; what is not there has been said.
+/// The readable part of the metadata. Missing parts have been reported.
 #[derive(Debug)]
 pub(crate) struct Inspected {
     pub(crate) table: MetadataTable,
-    /// With the place of the item in the file.
+    /// With the offset of the item in the file.
     pub(crate) file: Option<(FileParameters, u64)>,
     pub(crate) logical_sector: Option<u32>,
     pub(crate) physical_sector: Option<u32>,
@@ -50,7 +50,7 @@ pub(crate) struct Inspected {
 }
 
 impl Inspected {
-    /// Reads the region and says all that is wrong with it. `None` where nothing is a table.
+    /// Reads the region and reports every fault. `None` if it has no metadata table.
     pub(crate) fn new(
         storage: &dyn Storage,
         region: &RegionEntry,
@@ -81,7 +81,7 @@ impl Inspected {
         let size = items.fixed(metadata::VIRTUAL_DISK_SIZE, "Virtual Disk Size", 8);
         let size = size.and_then(|found| {
             let Some((bytes, place)) = found else { return Ok(None) };
-            // Any size of sectors there is, where none is said.
+            // Without a recorded sector size, any multiple of the smallest is accepted.
             metadata::parse_virtual_size(&bytes, place, logical_sector.unwrap_or(512)).map(Some)
         });
         let size = said(size, on);
@@ -94,8 +94,8 @@ impl Inspected {
 }
 
 impl Metadata {
-    /// Reads the region. With `any_locator` a parent locator may be broken, or not even there where there
-    /// should be one; what is wrong with it is then kept, and nothing else let pass.
+    /// Reads the region. With `any_locator`, an invalid or missing parent locator is tolerated and its faults are
+    /// kept; other faults are errors.
     pub(crate) fn load(
         storage: &dyn Storage,
         region: &RegionEntry,
@@ -113,7 +113,7 @@ impl Metadata {
             let geometry =
                 Geometry::new(found.size?, found.logical_sector?, found.physical_sector?);
             let file = found.file?.0;
-            // Without a locator it is a differencing image all the same, whose parent is told by others.
+            // Without a locator, the image is still a differencing one, whose parent the caller names.
             let is_child = any_locator && file.flags.contains(FileFlags::HAS_PARENT);
             let none =
                 || PlacedLocator { locator: ParentLocator::empty(), at: region.offset.get() };
@@ -136,8 +136,8 @@ impl Metadata {
         Ok(metadata)
     }
 
-    /// The identities that the parent may have. The first is zero where none is recorded, which only a
-    /// locator that may be broken leaves open.
+    /// The identities that the parent may have. The first is nil if none is recorded, which only a tolerated locator
+    /// allows.
     pub(crate) fn linkages(&self, placed: &PlacedLocator) -> Result<(Uuid, Option<Uuid>)> {
         let PlacedLocator { locator, at } = placed;
         match self.any_locator {
@@ -146,7 +146,7 @@ impl Metadata {
         }
     }
 
-    /// The items that describe the virtual disk and that the format does not define, with their bytes.
+    /// The items, with their bytes, that describe the virtual disk and that the format does not define.
     pub(crate) fn disk_items(
         &self,
         storage: &dyn Storage,
@@ -171,10 +171,10 @@ impl Metadata {
 }
 
 impl Marks {
-    /// Reads the marks that the table of a region names.
+    /// Reads the marks named in the table of a region.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`]; a mark that makes no sense is no error.
+    /// [`ErrorKind::Io`]. An invalid mark is not an error.
     pub(crate) fn find(
         storage: &dyn Storage,
         region: &RegionEntry,
@@ -197,14 +197,14 @@ impl Marks {
     }
 }
 
-/// Whether the fault is one of the parent locator alone.
+/// Whether the fault concerns only the parent locator.
 fn is_of_locator(error: &Error) -> bool {
     let is_it = |item: &str| item.parse() == Ok(metadata::PARENT_LOCATOR);
     error.code().starts_with("locator.")
         || error.code() == "metadata.missing" && error.expected().is_some_and(is_it)
 }
 
-/// The items of a table, to be read one by one.
+/// Reads the items of a table one by one.
 struct Items<'a> {
     storage: &'a dyn Storage,
     table: &'a MetadataTable,
@@ -213,8 +213,8 @@ struct Items<'a> {
 }
 
 impl Items<'_> {
-    /// A required item of a fixed length, and where in the file it stands. `None` where the table has
-    /// shown that it stands nowhere.
+    /// A required item of fixed length and its offset in the file. `None` if the table's faults leave it without an
+    /// offset.
     fn fixed(&self, item: Uuid, name: &str, len: usize) -> Result<Option<(Vec<u8>, u64)>> {
         let found = self.table.system(item, self.at);
         let (entry, entry_at) = found.ok_or_else(|| metadata::missing(item, name, self.at))?;
@@ -230,7 +230,7 @@ impl Items<'_> {
         Ok(Some((self.bytes(entry)?, self.at + u64::from(entry.offset))))
     }
 
-    /// An item of a user that is placed, and where in the file it stands.
+    /// A user item with data, and its offset in the file.
     fn of_user(&self, item: Uuid) -> Result<Option<(Vec<u8>, u64)>> {
         let is_it = |e: &&MetadataEntry| e.item == item && e.flags.contains(ItemFlags::USER);
         let entry = self.table.entries.iter().find(is_it);
@@ -265,7 +265,7 @@ impl Items<'_> {
         }
     }
 
-    /// The bytes of an item that is placed, so that they are at most 1 MiB within the region.
+    /// The bytes of an item whose position was checked: at most 1 MiB within the region.
     fn bytes(&self, entry: &MetadataEntry) -> Result<Vec<u8>> {
         let mut bytes = vec![0; entry.length as usize];
         read(self.storage, &mut bytes, self.at + u64::from(entry.offset))?;
@@ -280,7 +280,7 @@ pub(crate) fn table_bytes(storage: &dyn Storage, at: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// What was found; an error is passed on.
+/// Returns the value found; reports an error.
 fn said<T>(found: Result<Option<T>>, on: OnError<'_>) -> Option<T> {
     found.unwrap_or_else(|error| {
         on(error);
@@ -301,7 +301,7 @@ fn refuse_unknown(table: &MetadataTable, at: u64, on: OnError<'_>) {
                 .with_found(format_args!("the Incomplete File item, {}", entry.item))
                 .with_expected("an image without it"));
         }
-        // The others that Windows is known to write change nothing about the bytes of the disk.
+        // Other items that Windows is known to write do not affect the contents of the disk.
         let is_known = metadata::name(entry).or(by_windows).is_some();
         if entry.flags.contains(ItemFlags::REQUIRED) && !is_known {
             let message = "an unknown metadata item that whoever opens the file must know";

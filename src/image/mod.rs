@@ -1,4 +1,4 @@
-//! One image file: what it says of itself, and the bytes it holds.
+//! Reads one image file: its structures and the data that it holds.
 
 mod block_table;
 mod bytes;

@@ -1,4 +1,4 @@
-//! Opening one image: identifier, header, log, regions, metadata, block allocation table.
+//! Opens one image: identifier, headers, log, regions, metadata, block allocation table.
 
 use std::ops::Range;
 use std::sync::{Arc, RwLock};
@@ -24,7 +24,7 @@ use crate::types::MIB;
 use crate::warning::Warning;
 
 impl Core {
-    /// Opens the image in `storage` for reading; nothing of it is changed.
+    /// Opens the image in `storage` for reading, without changing it.
     pub(crate) fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Self> {
         let name = storage.name().to_owned();
         let opened = (|| {
@@ -36,7 +36,7 @@ impl Core {
     }
 }
 
-/// The start of a file: who made it, and its headers.
+/// The start of a file: its creator and headers.
 #[derive(Debug)]
 pub(crate) struct Start {
     identifier: FileIdentifier,
@@ -49,8 +49,8 @@ impl Start {
         Ok(Self { identifier: read_identifier(storage)?, headers: read_headers(storage)? })
     }
 
-    /// Reads what comes after it. Its log, if it has one, is replayed in memory, as the policy says. `warnings` are
-    /// the image's own, `others` are of files beside it.
+    /// Reads the rest of the image. Replays its log in memory according to the policy. `warnings` concern the image,
+    /// `others` concern files beside it.
     pub(crate) fn image(
         self,
         storage: Arc<dyn Storage>,
@@ -117,7 +117,7 @@ impl Start {
     }
 }
 
-/// Takes the lock that the policy wants, or warns or fails as it says.
+/// Takes the lock that the policy requires, and warns or fails accordingly.
 pub(crate) fn lock(
     storage: &dyn Storage,
     policy: Lock,
@@ -189,7 +189,7 @@ fn read_region_tables(storage: &dyn Storage) -> Result<[Result<RegionTable>; 2]>
     Ok([read_one(first)?, read_one(second)?])
 }
 
-/// The table that counts, and where in the file it stands.
+/// The region table in use and its offset in the file.
 fn current_regions(tables: &[Result<RegionTable>; 2]) -> Result<(&RegionTable, u64)> {
     let [first_at, second_at] = RegionTable::OFFSETS;
     match tables {
@@ -199,13 +199,13 @@ fn current_regions(tables: &[Result<RegionTable>; 2]) -> Result<(&RegionTable, u
     }
 }
 
-/// The parts of the file that no block may lie over.
+/// The parts of the file that no block may overlap.
 fn structures(table: &RegionTable, header: &Header) -> Vec<Range<u64>> {
     let regions = table.entries.iter().map(|entry| entry.offset.get()..entry.end());
     [0..MIB, header.log_range()].into_iter().chain(regions).collect()
 }
 
-/// The two regions that every image has, once all of them have shown that they can be.
+/// The two regions that every image has, once all regions have been checked.
 fn known_regions(
     (table, at): (&RegionTable, u64),
     header: &Header,
@@ -217,8 +217,8 @@ fn known_regions(
     })
 }
 
-/// Says all that is wrong with the regions, and returns the block allocation table and the metadata
-/// region where they are.
+/// Reports every fault of the regions, and returns the block allocation table and metadata regions if they are
+/// usable.
 pub(crate) fn inspect_regions(
     (table, at): (&RegionTable, u64),
     log: Range<u64>,
@@ -269,11 +269,11 @@ fn inspect_overlaps(
         .filter(|(_, entry)| entry.is_placed())
         .map(|(i, entry)| (entry.offset.get(), entry.end(), i))
         .collect();
-    // The log counts as one more, named after the last.
+    // The log counts as one more region, numbered after the last.
     places.push((log.start, log.end, table.entries.len()));
     places.retain(|(start, end, _)| start < end);
     places.sort_unstable();
-    // Of those before, the one that ends last.
+    // The end and number of the region that reaches furthest so far.
     let mut furthest: Option<(u64, usize)> = None;
     for (start, own_end, b) in places {
         let before = furthest;

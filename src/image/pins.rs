@@ -1,57 +1,55 @@
-//! Who may still use places in the file, so that none is given to another block under a reader.
+//! Keeps ranges of the file from being reused for other blocks while readers may use them.
 //!
-//! Readers come in generations. Whoever frees places begins a new generation once nobody who looks for the
-//! block can find them any more. The places are for others when all pins of the generations before are gone,
-//! and neither side ever waits for the other: readers come and go, and whoever wants space asks
-//! whether they are gone.
+//! Readers belong to generations. After the tables stop naming a freed range, its owner begins a new generation. The
+//! range can be reused once all pins of earlier generations are gone. Neither side waits for the other: readers come
+//! and go, and the allocator asks whether they are gone.
 //!
-//! That a place is not given away while it may be read rests on two orders:
+//! Two orders guarantee that a range is not reused while it may be read:
 //!
-//! - A pin is taken before its owner looks for a place. Pins are counted in lanes, each a word with the
-//!   generation beside the count, and both sides change these words in one step. Where a new generation came to
-//!   a lane first, the pin is of the new one, and its owner sees all that happened before that generation
-//!   began: the tables without the old place. Where the pin came first, it is counted, and the new generation
-//!   finds it in the count.
-//! - A pin is left after its owner's last read. Whoever finds the generation gone has seen that step, in the
-//!   lane or under the lock, so that what it then writes comes after that read.
+//! - A pin is taken before its owner looks up an offset. Pins are counted in lanes. A lane is one word that holds the
+//!   generation and the count, and both sides change it atomically. If a new generation reaches a lane first, the pin
+//!   belongs to it, and its owner sees everything that happened before that generation began: the tables without the
+//!   old offset. If the pin comes first, it is counted, and the new generation includes it in the count.
+//! - A pin is released after its owner's last read. A thread that finds the generation gone has seen that release, in
+//!   the lane or under the lock, so its later writes come after that read.
 //!
-//! A pin may go in another thread than it came in.
+//! A pin may be released by another thread than the one that took it.
 
 use std::collections::VecDeque;
 use std::sync::PoisonError;
 
 use crate::sync::{AtomicU64, Lanes, Mutex, MutexGuard, Ordering, own_lane};
 
-/// The lower bits of a lane count pins, the others have the generation, as far as there is room.
+/// The lower bits of a lane count pins; the others hold the low bits of the generation.
 const COUNT_BITS: u32 = 28;
 const COUNT: u64 = (1 << COUNT_BITS) - 1;
 
-/// Pins, by the generation they came in.
+/// Pins, counted by generation.
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
     lanes: Lanes<AtomicU64>,
     past: Mutex<Past>,
 }
 
-/// What is known of generations that are over.
+/// The generations that have ended.
 #[derive(Debug, Default)]
 struct Past {
-    /// The generation that is not over yet.
+    /// The current generation.
     now: u64,
-    /// Those that pins are left of, and how many, oldest first.
+    /// Ended generations that still have pins, and how many, oldest first.
     left: VecDeque<(u64, u64)>,
 }
 
-/// A pin that its owner [leaves](Pins::leave), once.
+/// A pin that its owner must [release](Pins::leave) exactly once.
 #[derive(Debug)]
 #[must_use = "what is not left keeps its space for ever"]
 pub(crate) struct Ticket {
     lane: usize,
-    /// As far as a lane has room for it.
+    /// The low bits of the generation, as in a lane.
     generation: u64,
 }
 
-/// A pin for as long as this is there, from before a place is looked for until it is read from.
+/// A pin that is released when dropped. It must span the lookup of an offset and the read from it.
 #[derive(Debug)]
 pub(crate) struct Pin<'a> {
     pins: &'a Pins,
@@ -63,12 +61,12 @@ pub(crate) struct Pin<'a> {
 pub(crate) struct Generation(u64);
 
 impl Pins {
-    /// Keeps all places that can be found from now on from being given to others.
+    /// Keeps every range that can be looked up from now on from being reused.
     pub(crate) fn pin(&self) -> Pin<'_> {
         Pin { pins: self, ticket: self.enter() }
     }
 
-    /// As [`pin`](Self::pin), until the ticket is given back.
+    /// As [`pin`](Self::pin), until the ticket is returned.
     pub(crate) fn enter(&self) -> Ticket {
         self.enter_lane(own_lane())
     }
@@ -78,7 +76,7 @@ impl Pins {
         Ticket { lane, generation: before >> COUNT_BITS }
     }
 
-    /// Lets go of what a ticket that was had here keeps.
+    /// Releases the pin of a ticket from this set.
     pub(crate) fn leave(&self, ticket: &Ticket) {
         let lane = self.lanes.at(ticket.lane);
         let mut now = lane.load(Ordering::Relaxed);
@@ -88,7 +86,7 @@ impl Pins {
                 Err(seen) => now = seen,
             }
         }
-        // Its generation is over, or is just being ended by somebody who has the lock.
+        // The generation has ended, or another thread that holds the lock is ending it.
         let mut past = self.past();
         let of_it = |(n, _): &(u64, u64)| in_lane(*n) == ticket.generation;
         if let Some(at) = past.left.iter().position(of_it) {
@@ -99,7 +97,7 @@ impl Pins {
         }
     }
 
-    /// Begins a new generation, whose pins find nothing of what was freed before, and says which one is over.
+    /// Begins a new generation, whose pins cannot find ranges freed before, and returns the one that ended.
     pub(crate) fn end_generation(&self) -> Generation {
         let mut past = self.past();
         let ended = past.now;
@@ -121,7 +119,7 @@ impl Pins {
         Generation(ended)
     }
 
-    /// The first generation that may have pins left. Waits for none.
+    /// The first generation that may have pins left. Does not wait.
     pub(crate) fn oldest(&self) -> Generation {
         let past = self.past();
         Generation(past.left.front().map_or(past.now, |(generation, _)| *generation))
@@ -138,7 +136,7 @@ impl Drop for Pin<'_> {
     }
 }
 
-/// The part of a generation's number that a lane has room for. No pin lives long enough to meet it again.
+/// The low bits of a generation, as stored in a lane. No pin lives long enough for them to repeat.
 fn in_lane(generation: u64) -> u64 {
     generation & (u64::MAX >> COUNT_BITS)
 }
@@ -163,7 +161,7 @@ mod tests {
         assert!(pins.oldest() <= second, "older ones are left");
         pins.leave(&old);
         assert!(pins.oldest() <= second, "one in another lane is left");
-        // Whoever has it may be another thread than the one that came.
+        // A pin may be released by another thread than the one that took it.
         std::thread::scope(|scope| _ = scope.spawn(|| pins.leave(&older)));
         assert!(third < pins.oldest(), "those that came later count for nothing");
         let fourth = pins.end_generation();

@@ -1,22 +1,22 @@
-//! Whether an image is a point in time: what the checkpoint below it is called, and which merge concerns it.
+//! Determines whether an image is a point in time: the checkpoint below it, and the merge that it is part of.
 
 use super::{Core, Moved};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
 
 impl Core {
-    /// What the point in time below this image is called, where a checkpoint made the image.
+    /// The name of the point in time below this image, if a checkpoint made the image.
     pub(crate) fn checkpoint(&self) -> Option<CheckpointMark> {
         self.metadata().marks.checkpoint.clone()
     }
 
-    /// The merge that concerns this image and is not over, if there is one.
+    /// The unfinished merge of this image, if there is one.
     pub(crate) fn merge_mark(&self) -> Option<MergeMark> {
         self.metadata().marks.merge.clone()
     }
 
-    /// The bytes of the disk before this one are durably in the parent, as far as they are this image's: a merge
-    /// that was stopped left word of it, and nothing was changed since.
+    /// The parent durably holds this image's data before this byte of the disk. Recorded by a merge that was stopped,
+    /// and valid while the image is unchanged since then.
     pub(crate) fn in_parent(&self) -> u64 {
         let mark = self.merge_mark().filter(|mark| mark.state == MergeState::Merging);
         let moved = mark.and_then(|mark| mark.moved);
@@ -24,14 +24,14 @@ impl Core {
         moved.filter(is_of_now).map_or(0, |moved| moved.end)
     }
 
-    /// Refuses an image as the top of a chain that, because of a merge, is no point in time.
+    /// Refuses an image as the top of a chain if a merge has left it without a point in time.
     pub(crate) fn check_point(&self) -> Result<()> {
         let refused = self.merge_mark().and_then(|mark| no_point(&mark));
         refused.map_or(Ok(()), |error| Err(error.in_file(self.name())))
     }
 }
 
-/// Why an image with this mark is no point in time, if it is none.
+/// The reason why an image with this mark is not a point in time, if it is not.
 pub(crate) fn no_point(mark: &MergeMark) -> Option<Error> {
     let other = &mark.name;
     let error = match mark.state {

@@ -1,6 +1,6 @@
-//! Which bytes of one image's file stand for which bytes of its disk, \[MS-VHDX\] 2.5.
+//! Maps bytes of a disk to bytes of one image's file, \[MS-VHDX\] 2.5.
 //!
-//! The one place that knows what block states mean.
+//! Block states are interpreted only here.
 
 use byteorder::{ByteOrder, LittleEndian};
 
@@ -12,31 +12,31 @@ use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
 use crate::tables::{Budget, Epoch, FromFile, PAGE, Page, PageSource, TableFile, new_page};
 use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset};
 
-/// Blocks that one call looks through to join those that continue each other.
+/// Number of blocks that one call examines to join contiguous ones.
 const LOOK_AHEAD: usize = 4096;
 
-/// Bytes in a row with one owner.
+/// A run of bytes with one owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OwnedRun {
     pub(crate) len: u64,
     pub(crate) owner: Owner,
 }
 
-/// What the state of a block says.
+/// The meaning of a block's state.
 enum Says {
     Owned(Owner),
     Present,
-    /// Sectors are here or the parent's one by one.
+    /// The sector bitmap decides for each sector.
     Mixed,
 }
 
 impl Core {
-    /// The run that the `len` bytes at `at` start with. They lie within the disk and are not none.
+    /// The run at the start of the `len` bytes at `at`, which must lie within the disk and not be empty.
     pub(crate) fn resolve(&self, at: DiskOffset, len: u64) -> Result<OwnedRun> {
         self.resolve_with(FromFile, at, len)
     }
 
-    /// As [`resolve`](Self::resolve), by pages from this source.
+    /// As [`resolve`](Self::resolve), with pages from this source.
     pub(crate) fn resolve_with<S: PageSource>(
         &self,
         source: S,
@@ -49,7 +49,7 @@ impl Core {
             if run.len == len || self.layout.within_block(next_at) != 0 {
                 break;
             }
-            // What is wrong with a later block is said when its bytes are asked for.
+            // Faults of later blocks are reported when their bytes are requested.
             let Ok(next) = self.resolve_in_block(source, next_at, len - run.len) else { break };
             if !run.continues_in(next) {
                 break;
@@ -59,7 +59,7 @@ impl Core {
         Ok(run)
     }
 
-    /// The entry of the block allocation table with this number.
+    /// The entry of the block allocation table at this index.
     pub(crate) fn bat_entry(&self, index: BatIndex) -> Result<BatEntry> {
         self.bat_entry_with(FromFile, index)
     }
@@ -77,17 +77,17 @@ impl Core {
         self.table_page_with(source, at, |page| BatEntry::read(&page[within..]))
     }
 
-    /// Entries that the table has room for.
+    /// Number of entries that the table has room for.
     pub(crate) fn bat_entries(&self) -> u64 {
         u64::from(self.bat.length) / ENTRY_LEN
     }
 
-    /// Where in the file an entry of the block allocation table stands.
+    /// Offset in the file of an entry of the block allocation table.
     pub(crate) fn bat_entry_at(&self, index: BatIndex) -> FileOffset {
         self.bat.offset + index.0 * ENTRY_LEN
     }
 
-    /// Where in the file the sector bitmap block of a chunk lies.
+    /// Offset in the file of the sector bitmap block of a chunk.
     pub(crate) fn bitmap_at(&self, chunk: ChunkIndex) -> Result<FileOffset> {
         self.bitmap_at_with(FromFile, chunk)
     }
@@ -110,7 +110,7 @@ impl Core {
         Ok(place)
     }
 
-    /// Applies `look` to the page of a table that `at` lies in.
+    /// Applies `look` to the table page that contains `at`.
     pub(crate) fn table_page<R>(&self, at: FileOffset, look: impl FnOnce(&Page) -> R) -> Result<R> {
         self.table_page_with(FromFile, at, look)
     }
@@ -135,12 +135,12 @@ impl Core {
         source.page(self, start, epoch, look)
     }
 
-    /// Counts a page of a table that was read from the file, by whomever.
+    /// Counts a table page that was read from the file, by this image or a caller.
     pub(crate) fn note_table_load(&self) {
         self.tally.table_loads.add(1);
     }
 
-    /// The page of a table that starts at `start`, as it stands in the file.
+    /// The table page that starts at `start`, as stored in the file.
     pub(crate) fn page_in_file(&self, start: FileOffset) -> Result<Box<Page>> {
         let mut page = new_page();
         self.load_page(start, &mut page)?;
@@ -190,9 +190,10 @@ impl Core {
         })
     }
 
-    /// Who has a span of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They are whole sectors, no more
-    /// than [`MOST_SPAN`](crate::answers::MOST_SPAN), and lie within one block and the disk. An error says that some of
-    /// them cannot be had, perhaps not all. `here` gets a bit for each sector that is here, where they differ.
+    /// The owner of a span of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They must be whole sectors, at
+    /// most [`MOST_SPAN`](crate::answers::MOST_SPAN), and lie within one block and the disk. An error means that some
+    /// of them, perhaps not all, are unavailable. If owners differ, `here` gets a bit for each sector that this image
+    /// holds.
     pub(crate) fn resolve_span<S: PageSource>(
         &self,
         source: S,
@@ -220,7 +221,7 @@ impl Core {
         }
     }
 
-    /// Bits of a bitmap from `first` on, which is a multiple of 64. All of them lie in one page of it.
+    /// The bits of a bitmap from `first`, a multiple of 64, on. All must lie in one page of the bitmap.
     fn read_bits<S: PageSource>(
         &self,
         source: S,
@@ -242,7 +243,7 @@ impl Core {
         Ok(())
     }
 
-    /// A run within a block whose sectors are this image's or the parent's one by one.
+    /// A run within a block whose sectors belong to this image or the parent individually.
     fn resolve_mixed<S: PageSource>(
         &self,
         source: S,
@@ -257,7 +258,7 @@ impl Core {
         let first = self.layout.bit_of(at);
         let last = self.layout.bit_of(at + (len - 1));
         let (is_here, end) = self.bit_run_with(source, bitmap, first, last + 1)?;
-        // The run of whole sectors, less what of the first sector lies before `at`.
+        // The run of whole sectors, without the part of the first sector before `at`.
         let len = len.min((end - first) * sector - at.0 % sector);
         if !is_here {
             return Ok(OwnedRun { len, owner: Owner::Parent });
@@ -265,7 +266,7 @@ impl Core {
         Ok(self.present(entry, index, self.layout.within_block(at), len)?)
     }
 
-    /// The value of bit `first` of a bitmap and the first bit after it, up to `end`, that differs.
+    /// The value of bit `first` of a bitmap, and the first later bit, up to `end`, that differs.
     pub(crate) fn bit_run(&self, bitmap: FileOffset, first: u64, end: u64) -> Result<(bool, u64)> {
         self.bit_run_with(FromFile, bitmap, first, end)
     }
@@ -297,7 +298,7 @@ impl Core {
         Ok((value.unwrap_or_default(), bit))
     }
 
-    /// The run in a block that this file holds, cut where the file ends.
+    /// The run of a block that this file holds, cut at the end of the file.
     fn present(&self, entry: BatEntry, index: BatIndex, within: u64, len: u64) -> Result<OwnedRun> {
         let block = entry.offset();
         let start = block + within;
@@ -310,10 +311,10 @@ impl Core {
         Ok(OwnedRun { len: len.min(there), owner: Owner::Here(start) })
     }
 
-    /// Refuses a block that the table places over the file's own structures.
+    /// Refuses a block that overlaps the file's own structures.
     fn check_apart(&self, place: FileOffset, len: u64, index: BatIndex) -> Result<()> {
         let (start, end) = (place.get(), place.get().saturating_add(len));
-        // Nearly always the structures come first.
+        // The structures nearly always come first.
         if start >= self.structures_end {
             return Ok(());
         }
@@ -328,7 +329,7 @@ impl Core {
             .with_expected(format_args!("nothing of {:#x} to {:#x}", met.start, met.end)))
     }
 
-    /// Where the block of `entry` holds the `len` bytes at `at`, all of them.
+    /// The offset in the file of the `len` bytes at `at`, all of which the block of `entry` must hold.
     pub(crate) fn place_of(
         &self,
         entry: BatEntry,
@@ -344,7 +345,7 @@ impl Core {
         Ok(entry.offset() + within)
     }
 
-    // The errors stay out of the way of the reads that have none.
+    // Out of line, to keep the usual read path short.
 
     #[cold]
     fn bat_too_short(&self, index: BatIndex) -> Error {
@@ -424,8 +425,8 @@ impl OwnedRun {
     }
 }
 
-/// The value of bit `first` of a page and how many bits from there on, before `end`, share it.
-/// Bits count from the lowest of each byte.
+/// The value of bit `first` of a page, and how many bits from there on, before `end`, have the same value. Bits count
+/// from the lowest of each byte.
 fn run_of_bits(page: &Page, first: u64, end: u64) -> (bool, u64) {
     let word = |bit: u64| LittleEndian::read_u64(&page[(bit / 64 * 8) as usize..]);
     let is_set = word(first) >> (first % 64) & 1 == 1;

@@ -1,4 +1,4 @@
-//! The start of a file: what it says that it is, and its headers.
+//! Reads the start of a file: its identifier and headers.
 
 use uuid::Uuid;
 
@@ -9,11 +9,11 @@ use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::storage::Storage;
 
-/// The identity by which children know the image, with no word of what else the file holds.
+/// The identity by which children know the image, without revealing anything else in the file.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when the host cannot read the file, which then may be anything; as when the image is
-/// opened, when no header says who it is, but without what was found: that may be a stranger's.
+/// [`ErrorKind::Io`] if the host cannot read the file, which may then be anything. If no valid header gives an
+/// identity, as for opening the image, but without the contents found, because the file may belong to someone else.
 pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
     let headers = read_identifier(storage).and_then(|_| read_headers_as_they_are(storage));
     match headers {
@@ -22,10 +22,10 @@ pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
     }
 }
 
-/// The same of a file that may be none; `None` where it is no image that can be made out.
+/// The identity of a file that may not be an image; `None` if it is not recognizable as one.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] and [`ErrorKind::InUse`] when the file cannot be read, and may be anything.
+/// [`ErrorKind::Io`] and [`ErrorKind::InUse`] if the file, which may be anything, cannot be read.
 pub(crate) fn identity_if_any(storage: &dyn Storage) -> Result<Option<Uuid>> {
     match probe_identity(storage) {
         Ok(guid) => Ok(Some(guid)),
@@ -34,10 +34,10 @@ pub(crate) fn identity_if_any(storage: &dyn Storage) -> Result<Option<Uuid>> {
     }
 }
 
-/// Whether the file's headers name a log that is to be replayed.
+/// Whether the file's headers name a log to replay. `false` for a file that is not an image.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] when they cannot be read. Of what is no image there is no log.
+/// [`ErrorKind::Io`] if the headers cannot be read.
 pub(crate) fn names_log(storage: &dyn Storage) -> Result<bool> {
     match read_headers(storage) {
         Ok(headers) => Ok(!headers.current().log_guid.is_nil()),
@@ -46,19 +46,19 @@ pub(crate) fn names_log(storage: &dyn Storage) -> Result<bool> {
     }
 }
 
-/// Whether the file says that it is an image, whatever else is wrong with it.
+/// Whether the file has the signature of an image, even if it is damaged.
 pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
     read_identifier(storage).is_ok()
 }
 
-/// Why a file without the signature is no image.
+/// The error for a file without the signature.
 pub(crate) fn why_no_image(storage: &dyn Storage) -> Error {
     let nothing = [0; FileIdentifier::LEN];
     let unsigned = || FileIdentifier::parse(&nothing).expect_err("zeros are no signature");
     read_identifier(storage).err().unwrap_or_else(unsigned)
 }
 
-/// The program that made the image, as that names itself; `None` where there is no image.
+/// The program that created the image, as recorded; `None` if the file is not an image.
 pub(crate) fn read_creator(storage: &dyn Storage) -> Option<String> {
     read_identifier(storage).ok().map(|identifier| identifier.creator)
 }
@@ -77,7 +77,7 @@ pub(crate) fn read_headers(storage: &dyn Storage) -> Result<Headers> {
     read_headers_as_they_are(storage)?.inspected()
 }
 
-/// The headers, of which the current one may be one that cannot be worked with.
+/// The headers. The current one may be unusable.
 fn read_headers_as_they_are(storage: &dyn Storage) -> Result<Headers> {
     let mut copies = [[0; Header::LEN]; 2];
     for (copy, at) in copies.iter_mut().zip(Header::OFFSETS) {

@@ -1,5 +1,4 @@
-//! Whether the tables of an image say of every block where its bytes are, gone over before what must not stop there
-//! half-way.
+//! Checks the block states of an image before operations that must not stop half-way.
 
 use super::Core;
 use super::block_table::Role;
@@ -9,16 +8,16 @@ use crate::tables::FromFile;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex};
 
 impl Core {
-    /// Refuses an image with a block that can be neither read nor written in part: in a state that means nothing, or
-    /// partially present without a sector bitmap that tells its sectors apart. The table is gone over once, and of it
-    /// nothing stays in memory. Where the blocks lie is for [`check_claims`](Self::check_claims) to say.
+    /// Refuses an image with a block that can be neither read nor partially written: one in a reserved state, or a
+    /// partially present one without a sector bitmap. Walks the table once and keeps none of it in memory. The
+    /// positions of blocks are checked by [`check_claims`](Self::check_claims).
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] when the tables cannot be read.
+    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] if the tables cannot be read.
     pub(crate) fn check_states(&self) -> Result<()> {
         let table = self.block_table();
         let mut refused = None;
-        // The first partially present block of the chunk that goes by. The entry of its bitmap is the chunk's last.
+        // The first partially present block of the current chunk. The chunk's last entry is that of its bitmap.
         let mut open: Option<BlockIndex> = None;
         let failed = table.entries(BatIndex(self.layout.entries_reserved()), |index, entry| {
             let role = table.role(index);
@@ -43,11 +42,11 @@ impl Core {
         refused.or(failed.map(|error| error.in_file(self.name()))).map_or(Ok(()), Err)
     }
 
-    /// Refuses an image with a parent whose table has no entry for the sector bitmap of its last blocks: none of them can
-    /// become partially present.
+    /// Refuses an image with a parent whose table has no entry for the sector bitmap of its last blocks, which
+    /// therefore cannot become partially present.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] when the table cannot be read.
+    /// [`ErrorKind::Damaged`], and [`ErrorKind::Io`] if the table cannot be read.
     pub(crate) fn check_bitmaps_fit(&self) -> Result<()> {
         match self.layout.chunks().checked_sub(1).filter(|_| self.has_parent()) {
             Some(last) => self.bat_entry(self.layout.bitmap_index(ChunkIndex(last))).map(drop),
@@ -55,7 +54,7 @@ impl Core {
         }
     }
 
-    /// Suspects the block of a chunk that was left without the entry of its bitmap.
+    /// Checks the open block of a chunk that ended without an entry for its bitmap.
     fn leave_chunk(
         &self,
         open: &mut Option<BlockIndex>,
@@ -67,7 +66,7 @@ impl Core {
         }
     }
 
-    /// Asks for a block: a change of the tables that is still in memory may have put right what the file says of it.
+    /// Checks a block with changes in memory included, which may have corrected its entry in the file.
     fn suspect(&self, block: BlockIndex, refused: &mut Option<Error>) {
         if refused.is_some() {
             return;

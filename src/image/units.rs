@@ -1,16 +1,16 @@
-//! Sets of the MiB units of a file: one bit each, and only where there are any.
+//! Sparse sets of the 1 MiB units of a file, one bit each.
 
 use std::ops::Range;
 
 use crate::types::MIB;
 
-/// Units that a set can have: files of up to 256 TiB, four times the largest disk.
+/// Number of units that a set can hold: files of up to 256 TiB, four times the largest disk.
 pub(crate) const MOST_UNITS: u64 = 1 << 28;
 
 const WORDS: usize = 1024;
 const PAGE: u64 = 64 * WORDS as u64;
 
-/// The units that `len` bytes at `start` lie in; `start` is a multiple of 1 MiB.
+/// The units that contain the `len` bytes at `start`, a multiple of 1 MiB.
 pub(crate) fn units(start: u64, len: u64) -> Range<u64> {
     start / MIB..start.saturating_add(len).div_ceil(MIB)
 }
@@ -22,13 +22,13 @@ pub(crate) struct Units {
 }
 
 impl Units {
-    /// Whether the unit is in the set. None beyond the limit is.
+    /// Whether the unit is in the set. Units beyond the limit never are.
     pub(crate) fn has(&self, unit: u64) -> bool {
         let page = self.pages.get((unit / PAGE) as usize).and_then(Option::as_deref);
         page.is_some_and(|words| words[(unit % PAGE / 64) as usize] >> (unit % 64) & 1 == 1)
     }
 
-    /// Puts a unit below the limit into the set.
+    /// Adds a unit below the limit.
     pub(crate) fn put(&mut self, unit: u64) {
         if unit >= MOST_UNITS {
             return;
@@ -46,7 +46,7 @@ impl Units {
         units.any(|unit| self.has(unit))
     }
 
-    /// Puts units below the limit into the set, and says whether any of them was in there.
+    /// Adds units below the limit, and returns whether any was already in the set.
     pub(crate) fn take(&mut self, units: Range<u64>) -> bool {
         let mut was_any = false;
         for unit in units.start..units.end.min(MOST_UNITS) {
@@ -56,7 +56,7 @@ impl Units {
         was_any
     }
 
-    /// Every `step`th of the units below `end` that are in neither this set nor the other, from the first on.
+    /// Every `step`th unit below `end` that is in neither this set nor the other, starting with the first.
     pub(crate) fn every_neither<'a>(
         &'a self,
         other: &'a Self,
@@ -71,7 +71,7 @@ impl Units {
             let within = if end - start < 64 { (1 << (end - start)) - 1 } else { u64::MAX };
             !(of(self) | of(other)) & within
         };
-        // The word that is looked at, what of it is left, and how many units are passed over before the next.
+        // The current word's start, its remaining units, and the number of units to skip before the next.
         let (mut start, mut word, mut skip) = (0, if end > 0 { free(0) } else { 0 }, 0);
         std::iter::from_fn(move || {
             while start < end {
@@ -94,7 +94,7 @@ impl Units {
         })
     }
 
-    /// How many units below `end` are in neither this set nor the other, and the first of them.
+    /// The number of units below `end` that are in neither this set nor the other, and the first of them.
     pub(crate) fn neither(&self, other: &Self, end: u64) -> (u64, Option<u64>) {
         let (mut taken, mut first) = (0, None);
         for i in 0..self.pages.len().max(other.pages.len()) {
