@@ -1,4 +1,4 @@
-//! A chain as a disk.
+//! Reads and writes a chain as a disk.
 
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -57,22 +57,22 @@ impl HasLayers for Stack {
 }
 
 impl DiffChain {
-    /// The layers as they are now.
+    /// The current layers, for a short time.
     #[inline]
     pub(crate) fn stack(&self) -> Guard<Arc<Stack>> {
         self.view.stack.load()
     }
 
-    /// The same, to be kept for long.
+    /// The current layers, to be held for long.
     pub(crate) fn stack_now(&self) -> Arc<Stack> {
         self.view.stack.load_full()
     }
 
-    /// Finds out where the bytes of a range lie, for a caller that reads them itself. It reads nothing and
-    /// waits for nobody: where tables are needed that are not in memory, it says which bytes of which
-    /// file must be read first. What it finds out is remembered as it is for [reads](Disk::read_at).
+    /// Plans the read of a range, in bytes, for a caller that moves the bytes itself. Never blocks and reads no file:
+    /// if tables are needed that are not cached, the result says which bytes of which file must be read first. What
+    /// the plan determines is cached as for [reads](Disk::read_at).
     ///
-    /// The range needs no alignment; an empty one has an empty plan.
+    /// The range needs no alignment. An empty range has an empty plan.
     ///
     /// ```no_run
     /// use avhdx::{DiffChain, Planned, PlannedSource};
@@ -99,9 +99,9 @@ impl DiffChain {
     /// ```
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when the range does not lie within the disk; [`ErrorKind::LogOverlay`]
-    /// where a pending log supplies some of the bytes, which [`Disk::read_at`] serves all the same;
-    /// [`ErrorKind::Damaged`] when the tables name no place for them.
+    /// [`ErrorKind::InvalidInput`] if the range is not within the disk; [`ErrorKind::LogOverlay`] if a pending log
+    /// supplies some of the bytes, which [`Disk::read_at`] can still read; [`ErrorKind::Damaged`] if the tables give
+    /// no valid location for them.
     pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
         read::plan_read(self.stack_now(), range)
     }

@@ -1,11 +1,11 @@
-//! Chains whose layers change while others read and write them.
+//! Chains whose layers change while other threads read and write them.
 //!
-//! Each view of a chain looks at a stack of layers that never changes. An operation makes a new one, with a child
-//! more or a merged layer less, and puts it in the place of the old in all views, in one step each. Who was
-//! reading goes on with the old stack, whose files stay open and right until the last of them is gone; an
-//! operation that is about to make them wrong waits for that first.
+//! Each view of a chain refers to an immutable stack of layers. An operation builds a new stack, with an added child
+//! or without a merged layer, and replaces the old one in every view atomically. Readers in progress continue with
+//! the old stack, whose files stay open and valid until its last user is gone. Before an operation invalidates those
+//! files, it waits for these users.
 //!
-//! A write that meets a frozen tip goes to the one that a newer stack has.
+//! A write that finds a frozen tip is repeated on the tip of the newer stack.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -22,17 +22,17 @@ use crate::storage::Host;
 use crate::warning::Warning;
 use crate::write::Writer;
 
-/// How long to sleep between two looks.
+/// Sleep between two checks.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// What one view of a chain, and its clones, see.
+/// The state of one view of a chain and its clones.
 pub(super) struct View {
     pub(super) stack: ArcSwap<Stack>,
-    /// Whether it is the chain itself, whose tip is always the newest, or a point in time.
+    /// Whether this is the chain itself, which follows the newest tip, rather than a point in time.
     pub(super) follows: bool,
 }
 
-/// What all views of a chain have in common.
+/// State that all views of a chain share.
 pub(super) struct Live {
     pub(super) opened: Opened,
     views: Mutex<Views>,
@@ -44,7 +44,7 @@ pub(super) struct Live {
 #[derive(Default)]
 pub(super) struct Views {
     pub(super) all: Vec<Weak<View>>,
-    /// What they do not look at any more, as far as somebody still has it.
+    /// Replaced stacks that still have users.
     pub(super) past: Vec<Past>,
     /// The layer that another is being merged into.
     pub(super) vanishing: Option<LayerId>,
@@ -54,12 +54,12 @@ pub(super) struct Views {
 pub(crate) struct Opened {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) images: ImagePolicy,
-    /// Where children are looked for beside the images' own folders.
+    /// Folders to search for children, besides the images' own.
     pub(crate) child_folders: Vec<PathBuf>,
 }
 
 impl Live {
-    /// The chain itself, with these layers.
+    /// Creates the chain itself, with these layers.
     pub(super) fn start(
         opened: Opened,
         layers: Vec<Link>,
@@ -74,7 +74,7 @@ impl Live {
         (view, live)
     }
 
-    /// A view more, of a point in time.
+    /// Adds a view of a point in time.
     pub(super) fn view(&self, stack: Stack) -> Result<Arc<View>> {
         let mut views = self.views();
         if views.vanishing == Some(stack.tip().id()) {
@@ -104,7 +104,7 @@ fn add(view: View, views: &mut Views) -> Arc<View> {
     view
 }
 
-/// Waits for something that comes soon, and says whether it came.
+/// Waits for a condition for a limited time, and returns whether it became true.
 pub(super) fn wait_until(
     patience: Duration,
     is_over: impl Fn() -> bool,

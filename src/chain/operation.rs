@@ -1,6 +1,6 @@
-//! Operations on a chain that is in use: other layers, put in the place of those of now.
+//! Operations on a chain in use, which replace its layers.
 //!
-//! Readers of the old layers finish with them; an operation that is about to make those wrong waits first.
+//! Readers of the old layers finish with them; an operation waits for these readers before it invalidates the layers.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -21,16 +21,17 @@ use crate::image::{Core, ImagePolicy, Lock, lock};
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
 use crate::write::{ChildSearch, OpenImage, WritePolicy, Writer, check_named};
 
-/// How long an operation waits for those who still look at a point that is to vanish.
+/// How long an operation waits for users of a point that is about to disappear.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// The same for those who are done in a moment, unless it is another chain.
+/// How long it waits for users that finish quickly, unless they are another chain.
 const SHORT: Duration = Duration::from_secs(1);
 
 impl DiffChain {
-    /// Begins an operation that changes the layers. There is one at a time.
+    /// Begins an operation that changes the layers. Only one can run at a time.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] for a view of an earlier point, [`ErrorKind::InUse`] while another is under way, or
+    /// [`ErrorKind::InvalidInput`] for a view of an earlier point; [`ErrorKind::InUse`] while another operation runs,
+    /// or if another chain or user writes to the tip.
     /// where the tip is one that another chain or user writes to.
     pub(crate) fn operate(&self) -> Result<Operation<'_>> {
         if !self.view.follows {
@@ -64,13 +65,13 @@ impl DiffChain {
     }
 }
 
-/// The right to change the layers of a chain. Layers are counted from the tip, which is 0.
+/// The right to change the layers of a chain. Layers are numbered from the tip, which is 0.
 pub(crate) struct Operation<'a> {
     chain: &'a DiffChain,
     _alone: MutexGuard<'a, ()>,
 }
 
-/// Layers that a chain does not have any more, though somebody may still be reading them.
+/// Layers that a chain no longer has, but that may still be read.
 #[must_use = "who reads them must be waited for before they change"]
 pub(crate) struct Retired(Arc<[Link]>);
 
@@ -83,26 +84,26 @@ impl Operation<'_> {
         &self.live().opened.host
     }
 
-    /// How the layers were opened.
+    /// The policy that the layers were opened with.
     pub(crate) fn policy(&self) -> &ImagePolicy {
         &self.live().opened.images
     }
 
-    /// What writes to the tip, where the chain does.
+    /// The writer of the tip, if the chain is open for writing.
     pub(crate) fn writer(&self) -> Option<Arc<Writer>> {
         self.stack().writer.clone()
     }
 
-    /// Refuses a layer that lost bytes which its tables name, or has the same bytes for two of them.
+    /// Refuses a layer with bytes that its tables name but its file has lost, or that two of its claims share.
     pub(crate) fn check_claims(&self, layer: usize) -> Result<()> {
         match self.writer().filter(|_| layer == 0) {
-            // It looks once.
+            // A writer checks only once.
             Some(writer) => writer.check_claims(),
             None => self.stack().layers[layer].image.check_claims(),
         }
     }
 
-    /// Who looks for children of the chain's images, in these folders too.
+    /// Searches for children of the chain's images, in these folders too.
     pub(crate) fn child_search(&self, folders: &[PathBuf]) -> ChildSearch {
         let opened = &self.live().opened;
         ChildSearch {
@@ -112,7 +113,7 @@ impl Operation<'_> {
         }
     }
 
-    /// The folders in which layers have other names, as far as their children recorded those.
+    /// The folders of other paths to the layers, as far as their children recorded those.
     fn other_folders(&self) -> Vec<PathBuf> {
         let source = PathSource::new().host(Arc::clone(self.host()));
         let (images, mut folders) = (self.images(), Vec::new());
@@ -129,13 +130,13 @@ impl Operation<'_> {
         folders
     }
 
-    /// Where in the chain a layer is.
+    /// The position of a layer in the chain.
     pub(crate) fn find(&self, layer: LayerId) -> Result<usize> {
         self.stack().position(layer)
     }
 
-    /// Keeps new views from the point that this layer is, which must have none, until another vanishes or the
-    /// operation is over.
+    /// Prevents new views of the point at this layer, which must not have any, until another point is to disappear or
+    /// the operation ends.
     pub(crate) fn let_vanish(&self, layer: usize) -> Result<()> {
         let mut views = self.live().views();
         self.check_no_view(&views, layer)?;
@@ -143,7 +144,7 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// Refuses to go on while somebody has a view of the point that this layer is.
+    /// Refuses to continue while the point at this layer has a view.
     pub(crate) fn check_unseen(&self, layer: usize) -> Result<()> {
         self.check_no_view(&self.live().views(), layer)
     }
@@ -165,7 +166,7 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// Puts a child on this layer; those above it are no longer part of the chain.
+    /// Puts a child on this layer. Layers above it leave the chain.
     pub(crate) fn put_on(&self, child: &OpenImage, layer: usize) -> Retired {
         let stack = self.stack();
         let writer = child.writer.clone();
@@ -176,8 +177,7 @@ impl Operation<'_> {
         self.switch_tip(layers, writer, |old| old.checked_sub(layer).map(|below| below + 1))
     }
 
-    /// Puts other handles of the same files in the place of those of some layers. What is known of the disk stays
-    /// right.
+    /// Replaces the handles of some layers by others of the same files. Cached answers stay valid.
     fn replace(&self, handles: &[(usize, OpenImage)]) -> Retired {
         let mut layers = self.stack().links.to_vec();
         for (layer, image) in handles {
@@ -190,15 +190,15 @@ impl Operation<'_> {
         self.switch(layers, Some)
     }
 
-    /// Puts a handle that has another size of the disk in the place of a layer's.
+    /// Replaces a layer's handle by one with another disk size.
     pub(crate) fn resized(&self, layer: usize, image: &OpenImage) -> Retired {
         let mut layers = self.stack().links.to_vec();
         layers[layer] = layers[layer].with_image(image);
         self.switch(layers, Some)
     }
 
-    /// Takes a layer out, whose parent holds by now all that it held. Where it was the tip, its parent is the tip from
-    /// then on, with this writer for those who had one.
+    /// Removes a layer whose parent now holds all of its data. If it was the tip, its parent becomes the tip, with
+    /// this writer in every view that had one.
     pub(crate) fn take_out(&self, layer: usize, parent: &Arc<Writer>) -> Retired {
         let mut layers = self.stack().links.to_vec();
         let above = layers.remove(layer);
@@ -210,7 +210,7 @@ impl Operation<'_> {
         }
     }
 
-    /// Has the answers forgotten that name places in this layer's file.
+    /// Invalidates the answers that name offsets in this layer's file.
     pub(crate) fn forget_places(&self, layer: usize) -> Retired {
         let stack = self.stack();
         for link in &stack.links[..=layer] {
@@ -219,15 +219,15 @@ impl Operation<'_> {
         self.switch(stack.links.to_vec(), Some)
     }
 
-    /// Has those who come go on with a stack of the same layers, while others have the one of now.
+    /// Gives later readers a new stack of the same layers, while current readers keep the old one.
     pub(super) fn leave_behind(&self) {
         drop(self.switch(self.stack().links.to_vec(), Some));
     }
 
-    /// Waits until nobody reads the retired layers any more.
+    /// Waits until the retired layers have no readers.
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`] when somebody does for long, a plan for instance; [`ErrorKind::Cancelled`].
+    /// [`ErrorKind::InUse`] if a reader, such as a plan, stays too long; [`ErrorKind::Cancelled`].
     pub(crate) fn drained(
         &self,
         Retired(layers): Retired,
@@ -249,22 +249,22 @@ impl Operation<'_> {
         Ok(())
     }
 
-    /// Opens layers that are open for reading once more, for writing, each under a lock of its own, and puts these
-    /// handles in the place of the old ones, which nobody uses any more then.
+    /// Reopens read-only layers for writing, each under its own lock, and replaces the old handles, which have no
+    /// users afterwards.
     ///
-    /// Where locks bind everybody, what one handle has locked for itself no other can read: so those who read go on
-    /// in a new handle first, then the old one lets go of its lock, for locks are not changed in place, and then
-    /// the new one takes its own and looks again whether all is as it was.
+    /// If locks are mandatory, no other handle can read a file that one handle has locked exclusively. So readers
+    /// first move to a new handle, then the old one releases its lock, because locks cannot be upgraded in place, and
+    /// then the new handle takes its lock and verifies that the file is unchanged.
     ///
     /// # Errors
-    /// As [`drained`](Self::drained); [`ErrorKind::InUse`] also when another chain or program has one of them open.
-    /// The chain goes on as before.
+    /// As for [`drained`](Self::drained); [`ErrorKind::InUse`] also if another chain or program has one of the layers
+    /// open. The chain stays usable.
     pub(crate) fn take(
         &self,
         layers: &[usize],
         on: &mut dyn FnMut() -> ControlFlow<()>,
     ) -> Result<Vec<Arc<Writer>>> {
-        // With their seats, which have them too: who was given one of these layers goes on in the new handle.
+        // The seats are held too: images handed out for these layers move to the new handles.
         let (old, _seats): (Vec<Arc<Core>>, Vec<Arc<Seat>>) = {
             let stack = self.stack();
             let links = layers.iter().map(|layer| &stack.links[*layer]);
@@ -275,15 +275,15 @@ impl Operation<'_> {
         };
         let read: Vec<_> = old.iter().map(|old| self.open_again(old)).collect::<Result<_>>()?;
         let alone = self.drained(self.replace(&with(&read)), on).and_then(|()| {
-            // Chains to come find none that is about to be wrong.
+            // Chains opened later do not share handles that are about to become invalid.
             old.iter().for_each(|old| share_no_longer(old));
-            // Those who still look at an even older stack are as short-lived, or hold a plan.
+            // Users of even older stacks either finish as quickly or hold a plan.
             self.check_unread(layers, SHORT.min(patience()), on)?;
             let is_shared = || old.iter().find(|old| Arc::strong_count(old) > 2);
             wait_until(SHORT.min(patience()), || is_shared().is_none(), on)?;
             is_shared().map_or(Ok(()), |old| Err(in_use(old, "another chain of this program")))
         });
-        // The lock of one that another chain goes on with is that chain's.
+        // If another chain uses a handle, its lock belongs to that chain.
         let written = alone.and_then(|()| {
             old.iter().try_for_each(|old| self.let_go(old))?;
             read.iter().map(|read| self.open_for_writing(&read.core)).collect::<Result<Vec<_>>>()
@@ -297,7 +297,7 @@ impl Operation<'_> {
         Ok(writers)
     }
 
-    /// Another handle of a layer's file, that could be written to and only reads.
+    /// Another handle of a layer's file, opened with write access but used only for reading.
     fn open_again(&self, old: &Core) -> Result<OpenImage> {
         let path = path_of(old)?;
         let storage = self.host().open(path, Access::ReadWrite).map_err(|error| {
@@ -307,7 +307,7 @@ impl Operation<'_> {
         OpenImage::read(storage, &ImagePolicy { lock: Lock::None, ..self.policy().clone() })
     }
 
-    /// Gives up the lock that a handle has.
+    /// Releases the lock of a handle.
     fn let_go(&self, image: &Core) -> Result<()> {
         if self.policy().lock == Lock::None {
             return Ok(());
@@ -315,8 +315,8 @@ impl Operation<'_> {
         unlock(image.bare_storage().as_ref()).map_err(|error| lock_failed(image, error))
     }
 
-    /// Takes a lock for those who read by a handle that let go of its own. Whoever took it meanwhile is told of by
-    /// another error.
+    /// Restores a lock for the readers of a handle that released its own. If it is taken, another error already
+    /// reports that.
     fn lock_again(&self, image: &Core) {
         if self.policy().lock != Lock::None {
             drop(self.let_go(image));
@@ -324,8 +324,8 @@ impl Operation<'_> {
         }
     }
 
-    /// Locks the file of a handle that only reads, and opens the same file for writing if it is as it was: until
-    /// the lock was there it was anybody's.
+    /// Locks the file of a read-only handle, and opens the same file for writing if it is unchanged: before the lock
+    /// was taken, others could have written to it.
     fn open_for_writing(&self, read: &Core) -> Result<OpenImage> {
         let storage = read.bare_storage();
         lock(storage.as_ref(), self.policy().lock, LockMode::Exclusive, &mut Vec::new())
@@ -337,8 +337,8 @@ impl Operation<'_> {
         OpenImage::write(Arc::clone(storage), &WritePolicy::of(policy))
     }
 
-    /// Makes an image that this operation wrote to a layer like others: its session is over, nobody writes to it,
-    /// and others may read it.
+    /// Turns an image that this operation wrote to into an ordinary layer: ends its session, freezes it, and shares
+    /// it with readers.
     pub(crate) fn settle(&self, writer: &Writer) -> Result<()> {
         match writer.freeze(|| Ok(())) {
             Err(error) if error.code() != "image.frozen" => return Err(error),
@@ -355,13 +355,13 @@ impl Operation<'_> {
         check_same(image, storage)
     }
 
-    /// Puts a stack of these layers, of which the tip is the same, in the place of the one of now.
+    /// Replaces the current stack by one of these layers with the same tip.
     fn switch(&self, layers: Vec<Link>, place: impl Fn(usize) -> Option<usize>) -> Retired {
         let writer = self.writer();
         self.switch_tip(layers, writer, place)
     }
 
-    /// The same with another tip, and its writer for those who had one of the old tip.
+    /// Replaces the stack and its tip, with the new tip's writer in every view that had one.
     fn switch_tip(
         &self,
         layers: Vec<Link>,
@@ -374,7 +374,7 @@ impl Operation<'_> {
         let mut views = self.live().views();
         for view in views.all.iter().filter_map(Weak::upgrade) {
             let seen = view.stack.load();
-            // A point that was left behind by an earlier operation keeps its own layers.
+            // A view that an earlier operation cut off keeps its own layers.
             if !Arc::ptr_eq(&seen.links, &old.links) {
                 continue;
             }
@@ -411,13 +411,13 @@ fn patience() -> Duration {
     PATIENCE
 }
 
-/// Tests of those who exhaust it have less of it.
+/// Shortened in tests that exhaust it.
 #[cfg(all(test, not(loom)))]
 fn patience() -> Duration {
     super::past::tests::patience()
 }
 
-/// Where a layer lies that an operation works on.
+/// The path of a layer that an operation works on.
 pub(crate) fn path_of(image: &Core) -> Result<&Path> {
     image.path().ok_or_else(|| {
         let message = "the operation needs the name of the file";
@@ -428,7 +428,7 @@ pub(crate) fn path_of(image: &Core) -> Result<&Path> {
     })
 }
 
-/// Refuses a file that is no longer the one that `image` is open on.
+/// Refuses a file other than the one that `image` is open on.
 fn check_same(image: &Core, storage: &dyn Storage) -> Result<()> {
     let ids = [image.bare_storage().id(), storage.id()].map(|id| id.ok().flatten());
     if ids[0] == ids[1] && image.has_headers_of(storage) {
@@ -441,7 +441,7 @@ fn check_same(image: &Core, storage: &dyn Storage) -> Result<()> {
         .with_expected(format_args!("the one with the identity {}", image.data_write_guid())))
 }
 
-/// Gives up the lock on a file, if there is one.
+/// Releases the lock on a file, if there is one.
 fn unlock(storage: &dyn Storage) -> std::io::Result<()> {
     match storage.unlock() {
         Err(error) if error.kind() == std::io::ErrorKind::Unsupported => Ok(()),

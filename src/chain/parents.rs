@@ -1,4 +1,4 @@
-//! Images that are parents in several chains at once, and what names the stacks of layers that they share.
+//! Shares parent images between chains, and names the stacks of layers that they have in common.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -10,14 +10,13 @@ use crate::image::{Core, ImagePolicy, Lock, LogPolicy};
 use crate::storage::{FileId, Storage};
 use crate::tables::{Budget, InCommon};
 
-/// Stacks of one layer over others that are told apart by number; of more, the oldest are forgotten.
+/// Number of stacks that are kept apart for each top layer. Beyond that, the oldest are forgotten.
 const STACKS_OF_A_LAYER: usize = 16;
 
-/// The image in `storage` as a parent, whose identity is known to be right. One that is open as such
-/// already, and of which the file is still the same, is taken in its place: nothing of `storage` is then
-/// kept, and the lock is the one that image holds.
+/// The image in `storage` as a parent with a verified identity. If it is already open as a parent and its file is
+/// unchanged, returns the open image with the lock that it holds, and drops `storage`.
 pub(super) fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Arc<Core>> {
-    // Without an identity, or where the host cannot tell, the file is nobody else's.
+    // Without an identity from the host, the file cannot be shared.
     let Ok(Some(id)) = storage.id() else {
         return Core::open(storage, policy).map(Arc::new);
     };
@@ -32,20 +31,20 @@ pub(super) fn open(storage: Arc<dyn Storage>, policy: &ImagePolicy) -> Result<Ar
     Ok(image)
 }
 
-/// Is found no more by those who look for a parent that is open already.
+/// Removes an image from those offered to new chains.
 pub(super) fn share_no_longer(image: &Core) {
     Registry::of(&image.budget).parents.hide(image);
 }
 
 fn is_shareable(image: &Core) -> bool {
-    // Who is told that somebody writes to a file must not keep it from being opened anew.
+    // After a warning that the file is being written to, the next chain must open it again.
     image.warnings.iter().all(|warning| warning.code != "lock.in-use")
 }
 
-/// Whether the file in `storage`, which has this image's identity on the host, is as it was when this image
-/// was opened: each session that writes to a file changes its header first.
+/// Whether the file in `storage`, which has this image's identity on the host, is unchanged since this image was
+/// opened: each session that writes to a file changes its header first.
 fn is_still(image: &Core, storage: &dyn Storage) -> bool {
-    // The parents of an image are looked for from where it was found.
+    // The path of an image determines where its parents are searched for.
     let is_found_alike =
         !image.has_parent() || (image.path(), image.via()) == (storage.path(), storage.via());
     is_found_alike
@@ -53,29 +52,29 @@ fn is_still(image: &Core, storage: &dyn Storage) -> bool {
         && image.has_headers_of(storage)
 }
 
-/// What the users of one budget have in common.
+/// Stack names and open parents, shared by the users of one budget.
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     parents: Parents,
     stacks: Mutex<HashMap<LayerId, Vec<Stack>>>,
 }
 
-/// Where a layer lies over others.
+/// The layers below a layer.
 #[derive(Debug)]
 struct Stack {
-    /// The number of the layers below, 0 for none.
+    /// The number of the stack below, 0 for none.
     below: u64,
     number: u64,
 }
 
 impl Registry {
-    /// What the users of this budget have in common.
+    /// The registry of this budget.
     pub(crate) fn of(budget: &Budget) -> &Self {
         budget.in_common()
     }
 
-    /// What names the layer `top` over the stack that is named `below`, 0 for none: the same for all chains
-    /// that share these images, and never the same for others.
+    /// The number of the stack with the layer `top` over the stack numbered `below`, 0 for none. It is the same for
+    /// all chains that share these images, and unique to them.
     pub(crate) fn stack(&self, top: LayerId, below: u64) -> u64 {
         let mut stacks = held(&self.stacks);
         let known = stacks.entry(top).or_default();
@@ -90,12 +89,12 @@ impl Registry {
         number
     }
 
-    /// Has a layer known by the number of another handle of the same file, over the same stack.
+    /// Gives a layer over a stack the number that another handle of the same file has there.
     pub(crate) fn adopt_stack(&self, top: LayerId, below: u64, number: u64) {
         held(&self.stacks).entry(top).or_default().push(Stack { below, number });
     }
 
-    /// Has the stacks of which this layer is the top named anew.
+    /// Makes stacks with this layer on top get new numbers.
     pub(crate) fn forget_stacks(&self, top: LayerId) {
         held(&self.stacks).remove(&top);
     }
@@ -118,7 +117,7 @@ struct OpenParents {
     files: HashMap<LayerId, FileId>,
 }
 
-/// An image, and the policies it was opened by.
+/// An image, and the policies that it was opened with.
 #[derive(Debug)]
 struct Parent {
     lock: Lock,
@@ -134,8 +133,8 @@ impl Parents {
                 && parent.log == policy.log
                 && parent.any_locator == policy.any_locator
         };
-        // The last user of an image may be gone by the time it is looked at here, and its end must find the
-        // registry free.
+        // These may be the last references to an image by now, and dropping one locks the registry. So they are
+        // dropped after this lock is released.
         let open: Vec<_> = {
             let parents = held(&self.0);
             let of_file = parents.by_file.get(&id)?.iter().filter(alike);
@@ -163,7 +162,7 @@ impl Parents {
         }
     }
 
-    /// The image is one that nobody uses any more.
+    /// Removes an image that has no users left.
     fn remove(&self, image: LayerId) {
         let mut parents = held(&self.0);
         let Some(id) = parents.files.remove(&image) else { return };

@@ -1,12 +1,11 @@
-//! Stacks that a chain has left behind and that somebody still has, and what is kept as it is for them.
+//! Replaced stacks of a chain that still have users, and the pins that are held for them.
 //!
-//! Who reads keeps the places of the tip by a pin of his own. Below the tip nobody writes but a merge, which keeps the
-//! places of its parent by one pin for all who read. When the merge is over the parent may be the tip: who reads by it
-//! from then on has pins there, but who still looks at the chain as it was has not. So the pin is handed to
-//! the stacks that were left behind, and goes with the last of them, be it held by a plan, by tables that a plan waits
-//! for, by a view or by a read that takes long.
+//! A reader pins the tip itself. Below the tip, only a merge writes, and it pins the parent once for all readers.
+//! After the merge, the parent may be the tip: new readers pin it, but users of replaced stacks do not. So the merge
+//! hands its pin to the replaced stacks, and the last one releases it, whether a plan, a table load of a plan, a view
+//! or a long read holds it.
 //!
-//! A layer that such a stack has is not opened for another merge, by whatever handle.
+//! A layer in such a stack is not opened for another merge, through any handle.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, PoisonError};
@@ -18,7 +17,7 @@ use super::stack::{Link, Pinned};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins};
 
-/// Keeps the places in an image as they are for who reads the chain now or did before.
+/// Keeps ranges of an image's file from being reused, for present and earlier readers of the chain.
 #[must_use = "the places are kept no longer than this"]
 pub(crate) struct Keep<'a> {
     op: &'a Operation<'a>,
@@ -26,18 +25,17 @@ pub(crate) struct Keep<'a> {
 }
 
 impl Operation<'_> {
-    /// Has no place in the image's file given to other bytes, from before any is looked for until the operation
-    /// [is done](Keep::done) with it, and then until nobody has a stack that was left behind meanwhile.
+    /// Keeps ranges of the image's file from being reused. Must be called before any are looked up, and lasts until
+    /// the operation is [done](Keep::done) with the image and the stacks replaced meanwhile have no users.
     pub(crate) fn keep(&self, image: &Arc<Core>) -> Keep<'_> {
         let ticket = image.pins().map(Pins::enter);
         Keep { op: self, pin: Some(Pinned { image: Arc::clone(image), ticket }) }
     }
 
-    /// Waits for a short time until nobody looks at these layers by a stack that was left behind, or by a handle that
-    /// was replaced since.
+    /// Waits for a short time until no replaced stack or handle with these layers has users.
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`] when somebody does; [`ErrorKind::Cancelled`].
+    /// [`ErrorKind::InUse`] if one still has users; [`ErrorKind::Cancelled`].
     pub(super) fn check_unread(
         &self,
         layers: &[usize],
@@ -56,7 +54,7 @@ impl Operation<'_> {
             .with_expected("none"))
     }
 
-    /// One of these layers that somebody still has by an older stack.
+    /// One of these layers that has a user through an older stack or handle.
     fn read_of_old(&self, layers: &[usize]) -> Option<Arc<Core>> {
         let stack = self.stack();
         let past: Vec<_> = {
@@ -71,7 +69,7 @@ impl Operation<'_> {
         found.map(|link| Arc::clone(&link.image))
     }
 
-    /// Has a pin stay for all stacks that were left behind, and for that of now if it may be needed there.
+    /// Hands a pin to all replaced stacks, and to the current one if it may be needed there.
     fn hand_over(&self, pin: Pinned, with_current: bool) {
         let pin = Arc::new(pin);
         let views = self.live().views();
@@ -84,8 +82,8 @@ impl Operation<'_> {
 }
 
 impl Keep<'_> {
-    /// The operation changes no more in the image. Where it did not come to its end the chain has still the layers that
-    /// were read meanwhile: those who read them keep what they know, and who comes later finds what is there.
+    /// Ends the changes to the image. If the operation did not complete, the chain still has the layers that were
+    /// read meanwhile: their readers keep a replaced stack, and later readers look up the present state.
     pub(crate) fn done(mut self, came_to_its_end: bool) {
         let Some(pin) = self.pin.take() else {
             return;
@@ -97,7 +95,7 @@ impl Keep<'_> {
     }
 }
 
-/// What panics leaves the layers as they are, and perhaps others at work on them.
+/// After a panic, the layers stay as they are and may still be in use.
 impl Drop for Keep<'_> {
     fn drop(&mut self) {
         if let Some(pin) = self.pin.take() {

@@ -1,4 +1,4 @@
-//! From a tip to its base: each parent found, proven by its identity and opened.
+//! Follows a chain from its tip to its base: finds each parent, verifies its identity and opens it.
 
 use std::collections::HashSet;
 use std::io;
@@ -17,12 +17,12 @@ use crate::storage::{Access, FileId, Storage};
 use crate::warning::Warning;
 use crate::write::OpenImage;
 
-/// How a chain is put together.
+/// The rules for assembling a chain.
 #[derive(Clone, Debug)]
 pub(crate) struct ChainPolicy {
     pub(crate) linkage: Linkage,
     pub(crate) max_depth: usize,
-    /// Whether the top layer may be one that a merge made, or left, something else than a point in time.
+    /// Whether an unfinished merge may have left the top layer without a point in time of its own.
     pub(crate) unfinished: bool,
 }
 
@@ -36,21 +36,21 @@ impl Default for ChainPolicy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Linkage {
-    /// It must.
+    /// The parent must have the recorded identity.
     #[default]
     Verify,
-    /// Take the first VHDX file found where the parent should be if none has the identity, and warn:
-    /// the bytes may be a mixture that never was on the disk. A parent locator that breaks rules is taken for
-    /// what can be made out of it, with a warning too. For reading alone.
+    /// If no candidate has the identity, uses the first VHDX file found in a place of the parent, with a warning: the
+    /// bytes may be a mixture that the disk never held. An invalid parent locator is used as far as possible, also
+    /// with a warning. For reading only.
     Ignore,
 }
 
 /// A chain as far as it could be followed.
 pub(super) struct Walked {
-    /// From the tip downwards, never empty.
+    /// From the tip down, never empty.
     pub(super) layers: Vec<Link>,
     pub(super) warnings: Vec<Warning>,
-    /// Why there is no more below the last layer, though there should be.
+    /// The reason why the last layer's parent is missing, if it should have one.
     pub(super) broken: Option<Error>,
 }
 
@@ -74,7 +74,7 @@ pub(super) fn walk(
     Walked { layers, warnings: walk.warnings, broken }
 }
 
-/// What stays the same from layer to layer, and what gathers on the way.
+/// The settings of a walk, and its results so far.
 struct Walk<'a> {
     policy: &'a ChainPolicy,
     images: &'a ImagePolicy,
@@ -83,11 +83,11 @@ struct Walk<'a> {
     warnings: Vec<Warning>,
 }
 
-/// What tells a layer from the others of its chain.
+/// Distinguishes a layer from others of its chain.
 #[derive(PartialEq, Eq, Hash)]
 pub(crate) enum Identity {
     File(FileId),
-    /// Where the storage has no identity of its own.
+    /// Used if the storage has no identity of its own.
     Guid(Uuid),
 }
 
@@ -97,7 +97,7 @@ impl Identity {
     }
 }
 
-/// What tells a file from others, where the host has such a thing.
+/// Identifies a file on its host, if the host can.
 pub(crate) fn file_id(storage: &dyn Storage) -> Result<Option<FileId>> {
     storage.id().map_err(|error| {
         Error::io("file.identity", "cannot identify the file", error).in_file(storage.name())
@@ -105,7 +105,7 @@ pub(crate) fn file_id(storage: &dyn Storage) -> Result<Option<FileId>> {
 }
 
 impl Walk<'_> {
-    /// The parent of the last layer, `None` where that is a base.
+    /// The parent of the last layer, `None` if that is a base.
     fn below(&mut self, layers: &[Link]) -> Result<Option<Link>> {
         let child = &layers[layers.len() - 1].image;
         let at = child.locator_at().unwrap_or_default();
@@ -123,7 +123,7 @@ impl Walk<'_> {
 
     fn parent(&mut self, link: &ParentLink, child: LayerId, locator_at: u64) -> Result<Link> {
         let found = find_parent(link, locator_at, self.policy.linkage, self.source)?;
-        // Before the lock, which a layer above has where it is open for writing.
+        // Checked before locking: if a layer above is open for writing, it holds the lock.
         let identity = Identity::of(found.storage.as_ref(), found.guid)?;
         if self.seen.contains(&identity) {
             return Err(loop_error(&link.child).at(locator_at).in_file(&link.child));
@@ -134,7 +134,7 @@ impl Walk<'_> {
             let message = format!("the parent of {}: {}", link.child, error.message());
             error.with_message(message).of_parent_of(&link.child)
         })?;
-        // Until it was locked somebody may have written to it.
+        // The file may have been written to before it was locked.
         if is_verified && !link.accepts(image.data_write_guid()) {
             return Err(changed_meanwhile(link, image.name(), image.data_write_guid()));
         }
@@ -146,13 +146,13 @@ impl Walk<'_> {
 pub(crate) struct FoundParent {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) found_by: FoundBy,
-    /// Its identity as it is now.
+    /// Its current identity.
     pub(crate) guid: Uuid,
-    /// That its identity is another.
+    /// The warning if its identity differs from the recorded one.
     pub(crate) warning: Option<Warning>,
 }
 
-/// The first candidate that has the recorded identity. The image itself is yet to be opened.
+/// The first candidate that has the recorded identity. The image itself is not opened yet.
 pub(crate) fn find_parent(
     link: &ParentLink,
     locator_at: u64,
@@ -173,7 +173,7 @@ pub(crate) fn find_parent(
                 continue;
             }
         };
-        // Until here the file may be anybody's: nothing of it is shown before it matched.
+        // The file may belong to anyone, so none of its data is revealed before it matches.
         match probe_identity(storage.as_ref()) {
             Ok(guid) if link.accepts(guid) => {
                 return Ok(FoundParent { storage, found_by, guid, warning: None });
@@ -199,7 +199,7 @@ pub(crate) fn find_parent(
     Err(tried.into_error(link, locator_at))
 }
 
-/// Refuses a file that was the parent until it was locked.
+/// Refuses a parent that changed before it was locked.
 pub(crate) fn changed_meanwhile(link: &ParentLink, parent: &str, found: Uuid) -> Error {
     let message = format!("the parent of {} was written to while it was opened", link.child);
     Error::new(ErrorKind::ParentMismatch, "parent.mismatch", message)
@@ -209,13 +209,13 @@ pub(crate) fn changed_meanwhile(link: &ParentLink, parent: &str, found: Uuid) ->
         .with_expected(link.linkage)
 }
 
-/// Whether the host denies the file, rather than the rules on where parents come from.
+/// Whether the host denies the file, rather than the rules on where parents may be.
 fn is_kept_by_host(error: &Error) -> bool {
     let source = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     source.is_some_and(|source: &io::Error| source.raw_os_error().is_some())
 }
 
-/// Why a candidate was not opened, or what it is in place of a file.
+/// The reason why a candidate was not opened, or the kind of object found instead of a file.
 fn not_opened(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::IsADirectory => folder(),
@@ -224,17 +224,17 @@ fn not_opened(error: io::Error) -> Error {
     }
 }
 
-/// What became of the candidates so far.
+/// The results of the candidates so far.
 #[derive(Default)]
 struct Tried {
     missing: Vec<(FoundBy, String)>,
     mismatched: Option<String>,
-    /// The first that is no image, or one too damaged to tell who it is: it may be the parent.
+    /// The first candidate that is not an image, or too damaged to identify: it may be the parent.
     unusable: Option<Error>,
-    /// The first that policy or host forbid, or that failed in another way.
+    /// The first candidate that policy or the host forbids, or that failed in another way.
     denied: Option<Error>,
     failed: Option<Error>,
-    /// Files of folders that were searched.
+    /// Number of files in searched folders.
     searched: usize,
     /// The first VHDX file with another identity.
     fallback: Option<(Arc<dyn Storage>, FoundBy, Uuid)>,
@@ -242,7 +242,7 @@ struct Tried {
 
 impl Tried {
     fn failed(&mut self, name: String, found_by: FoundBy, error: Error) {
-        // In a folder that is searched, files that are not the parent are no surprise.
+        // Other files are expected in a searched folder.
         if found_by == FoundBy::FolderSearch {
             self.searched += 1;
             return;
@@ -275,7 +275,7 @@ impl Tried {
         self.fallback.get_or_insert((image, found_by, guid));
     }
 
-    /// The most telling of the failures.
+    /// The most informative of the failures.
     fn into_error(self, link: &ParentLink, locator_at: u64) -> Error {
         let identity = match link.linkage2 {
             None => link.linkage.to_string(),
@@ -328,7 +328,7 @@ impl Tried {
             .with_expected(expected)
     }
 
-    /// Every path that was recorded and where it led, and where else was looked.
+    /// Lists every recorded path with its result, and the other places searched.
     fn where_it_is_not(&self, link: &ParentLink) -> String {
         let places = |found_by: FoundBy| {
             let places = self.missing.iter().filter(move |(by, _)| *by == found_by);
@@ -359,14 +359,14 @@ impl Tried {
     }
 }
 
-/// Refuses a parent whose disk cannot lie under the child's.
+/// Refuses a parent whose disk does not fit the child's.
 fn check_fit(child: &Core, parent: &Core) -> Result<()> {
     let (above, below) = (child.geometry().logical_sector, parent.geometry().logical_sector);
     check_sectors(above, below, child.name())
         .map_err(|error| error.in_file(parent.name()).at(parent.metadata_at()))
 }
 
-/// Refuses a parent whose sectors are not those of its child.
+/// Refuses a parent whose sector size differs from that of its child.
 pub(crate) fn check_sectors(above: u32, below: u32, child: &str) -> Result<()> {
     if above == below {
         return Ok(());
@@ -378,7 +378,7 @@ pub(crate) fn check_sectors(above: u32, below: u32, child: &str) -> Result<()> {
         .with_expected(above))
 }
 
-/// Says what an unfinished merge may have to do with a parent that is another now.
+/// Explains how an unfinished merge may have changed the parent.
 fn after_merge(error: Error, child: &Core) -> Error {
     let Some(mark) = child.merge_mark() else { return error };
     if error.kind() != ErrorKind::ParentMismatch {

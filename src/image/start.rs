@@ -12,8 +12,8 @@ use crate::storage::Storage;
 /// The identity by which children know the image, without revealing anything else in the file.
 ///
 /// # Errors
-/// [`ErrorKind::Io`] if the host cannot read the file, which may then be anything. If no valid header gives an
-/// identity, as for opening the image, but without the contents found, because the file may belong to someone else.
+/// [`ErrorKind::Io`] if the host cannot read the file, which may then be anything. If no header gives an identity,
+/// the error is that of opening the image, but without the contents found: they may be someone else's data.
 pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
     let headers = read_identifier(storage).and_then(|_| read_headers_as_they_are(storage));
     match headers {

@@ -1,16 +1,16 @@
-//! The one way to ask which layer has the bytes of a disk.
+//! Determines which layer holds which bytes of a disk.
 //!
-//! The disk is cut into spans, none longer than a block of any layer. The answer for a span is a list of runs of
-//! sectors. Where it is known it is looked up. Else the layers are asked one after the other, no further down than
-//! needed for the sectors that are read, but each of them about the whole span: that costs no more. What no layer
-//! answered for is left open, and the next reader who needs it goes on from there.
+//! The disk is divided into spans, none longer than a block of any layer. The answer for a span is a list of runs of
+//! sectors. If it is not cached, the layers are asked one by one, only as far down as the sectors being read require,
+//! but each about the whole span, which costs no more. Sectors that no layer answered for stay open, and the next
+//! reader that needs them continues from there.
 //!
-//! Layers do not change, except for a tip that is open for writing. A write that changes which layer has some bytes
-//! drops the answers about their spans before it returns, and an answer that was being found at that moment is not
-//! kept. While a tip changes all the time only what lies below it is kept.
+//! Layers do not change, except for a tip that is open for writing. A write that changes which layer holds some bytes
+//! invalidates the answers for their spans before it returns, and answers being determined at that moment are not
+//! cached. While a tip keeps changing, only answers about the layers below it are cached.
 //!
-//! Errors are not remembered: a layer that has one for any part of a span leaves the span open from there on, and
-//! reads of it ask the layers each time.
+//! Errors are not cached: if a layer fails for any part of a span, the span stays open from that layer on, and each
+//! read asks the layers again.
 
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -24,26 +24,26 @@ use crate::error::Result;
 use crate::tables::{FromFile, PageSource};
 use crate::types::DiskOffset;
 
-/// Runs that are looked up at once.
+/// Number of runs per lookup.
 const AT_ONCE: usize = 16;
 
-/// Bytes of the disk in a row for which one layer answers.
+/// A run of bytes of the disk with one answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     pub(crate) at: DiskOffset,
     pub(crate) len: u64,
-    /// Open where the bytes are those of a parent below all layers.
+    /// Open if the bytes belong to a parent below all layers.
     pub(crate) answer: Answer,
 }
 
-/// Takes the runs of a range in order.
+/// Receives the runs of a range in order.
 pub(super) trait Sink {
     fn take(&mut self, run: Run) -> Result<()>;
 }
 
 impl<'a> Layers<'a> {
-    /// Hands on the runs that the `len` bytes at `at` start with, and says how many bytes that was. They lie
-    /// within the disk and are not none.
+    /// Passes on the first runs of the `len` bytes at `at`, and returns the number of bytes covered. The bytes must
+    /// lie within the disk and not be empty.
     #[inline]
     pub(super) fn ask<S: PageSource>(
         self,
@@ -68,7 +68,7 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// As [`ask`](Self::ask) for a tip that is just being written: an answer of its own would be dropped soon. The
+    /// As [`ask`](Self::ask), for a tip that is being written: an answer about the tip would soon be invalid, but the
     /// layers below it do not change.
     #[cold]
     fn ask_below_tip<S: PageSource>(
@@ -91,13 +91,13 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// The run that these bytes start with. They are not none.
+    /// The run at the start of these bytes, which must not be empty.
     ///
-    /// A run may be much longer than a span, and answers about each of its spans are not worth their place.
+    /// A run may be much longer than a span; answers for each of its spans would waste cache space.
     pub(super) fn first_run(self, at: DiskOffset, len: u64) -> Result<Run> {
         let query = self.query(0, at, len);
         if let Some(query) = &query {
-            // One that goes on to the end of its span may go on behind it, which is not known here.
+            // A run up to the end of its span may continue in the next one, which is not examined here.
             if let Some((run, ends)) = query.first_known()
                 && (ends || run.len == len)
             {
@@ -116,8 +116,8 @@ impl<'a> Layers<'a> {
         Ok(run)
     }
 
-    /// The run that these bytes start with, as the layers from `first` on have it, which are asked one after the other.
-    /// The bytes are not none.
+    /// The run at the start of these bytes, found by asking the layers from `first` on one by one. The bytes must not
+    /// be empty.
     fn walk<S: PageSource>(
         self,
         source: S,
@@ -142,8 +142,8 @@ impl<'a> Layers<'a> {
         Ok(Run { at, len, answer: Answer::Open { depth } })
     }
 
-    /// The question which of the layers from `first` on have these bytes, as many as lie in one span; `None` where
-    /// nothing is kept of that.
+    /// The query for these bytes, as far as they lie in one span, to the layers from `first` on; `None` if its answer
+    /// cannot be cached.
     #[inline]
     fn query(self, first: usize, at: DiskOffset, len: u64) -> Option<Query<'a>> {
         let layers = &self.layers[first..];
@@ -173,19 +173,19 @@ impl<'a> Layers<'a> {
     }
 }
 
-/// Bytes of one span that are asked for.
+/// A query for bytes of one span.
 struct Query<'a> {
     answers: &'a AnswerTable,
-    /// Those that are asked, of which the first is this one of all.
+    /// The layers to ask. The first of them has the number `first` among all layers.
     layers: &'a [Layer],
     first: usize,
     key: AnswerKey,
     start: DiskOffset,
-    /// Bytes of the spans of the disk, and of this one: the last may be shorter.
+    /// Bytes of a regular span, and of this one: the last may be shorter.
     full_span: u64,
     span: u64,
     sector_shift: u32,
-    /// Where the bytes start and end, from the start of the span.
+    /// Start and end of the bytes, relative to the span.
     from: u64,
     end: u64,
 }
@@ -199,7 +199,7 @@ impl Query<'_> {
         (self.end - 1) >> self.sector_shift
     }
 
-    /// Where a sector of the span starts.
+    /// The offset of a sector within the span.
     fn within(&self, sector: u64) -> u64 {
         sector << self.sector_shift
     }
@@ -208,14 +208,14 @@ impl Query<'_> {
         Sectors { in_span: self.full_span >> self.sector_shift, shift: self.sector_shift }
     }
 
-    /// Looks up the run that the bytes start with and those that follow, as many as `found` has room for.
+    /// Looks up the run at the start of the bytes and those that follow, as many as fit into `found`.
     #[inline]
     fn find(&self, found: &mut [PackedRun]) -> usize {
         let asked = (self.first_sector(), self.last_sector());
         self.answers.find(self.key, self.sectors(), asked, found)
     }
 
-    /// The run that the bytes start with, if it is known, and whether it ends before the bytes do.
+    /// The cached run at the start of the bytes, if any, and whether it ends before the bytes do.
     fn first_known(&self) -> Option<(Run, bool)> {
         let mut runs = [PackedRun::default(); 2];
         let (end, ends) = match self.find(&mut runs) {
@@ -228,14 +228,14 @@ impl Query<'_> {
         (!self.is_open(&answer)).then_some((run, ends))
     }
 
-    /// Hands on the runs that are known, and says how many bytes that was.
+    /// Passes on the cached runs, and returns the number of bytes covered.
     #[inline]
     fn hand_on_known(&self, sink: &mut impl Sink) -> Result<u64> {
         let mut runs = [PackedRun::default(); AT_ONCE + 1];
         match self.find(&mut runs) {
             // Most reads lie in one run.
             1 => self.hand_on(&runs[..1], self.end, sink),
-            // One more than was to be looked up: it says where the one before it ends.
+            // The extra run only marks the end of the one before it.
             count if count > AT_ONCE => {
                 self.hand_on(&runs[..AT_ONCE], self.within(runs[AT_ONCE].start()), sink)
             }
@@ -243,8 +243,8 @@ impl Query<'_> {
         }
     }
 
-    /// Hands on runs up to `end`, or up to one that is open. The first has the first of the bytes. Says how
-    /// many bytes that was.
+    /// Passes on runs up to `end` or the first open one, and returns the number of bytes covered. The first run
+    /// contains the first byte.
     fn hand_on(&self, runs: &[PackedRun], end: u64, sink: &mut impl Sink) -> Result<u64> {
         let mut at = self.from;
         for (i, run) in runs.iter().enumerate() {
@@ -263,7 +263,7 @@ impl Query<'_> {
         Ok(at - self.from)
     }
 
-    /// What a run says of the byte at `at` in the span, layers counted from the first of all.
+    /// The answer of a run for the byte at `at` in the span, with layers counted from the first of all.
     #[inline]
     fn answer(&self, run: PackedRun, at: u64) -> Answer {
         match run.answer() {
@@ -276,13 +276,13 @@ impl Query<'_> {
         }
     }
 
-    /// Whether layers are left to be asked.
+    /// Whether layers remain to be asked.
     #[inline]
     fn is_open(&self, answer: &Answer) -> bool {
         matches!(answer, Answer::Open { depth } if *depth < self.first + self.layers.len())
     }
 
-    /// Asks the layers, and keeps what they say.
+    /// Asks the layers, and caches their answers.
     #[cold]
     fn find_out<S: PageSource>(&self, source: S, sink: &mut impl Sink) -> Result<u64, S::Stop> {
         let runs = self.learn(source);
@@ -292,17 +292,17 @@ impl Query<'_> {
         if handed_on > 0 {
             return Ok(handed_on);
         }
-        // A layer has no answer for all of the span, but perhaps for these bytes, and the error if not, or
-        // what its source does not have.
+        // A layer cannot answer for the whole span, but perhaps for these bytes. Otherwise, returns its error or the
+        // page that the source lacks.
         let layers = Layers { layers: self.layers, tally: None };
         let run = layers.walk(source, 0, self.start + self.from, self.end - self.from)?;
         Ok(hand_on(run.below(self.first), sink)?)
     }
 
-    /// The span's runs. All that are asked for have an answer, unless a layer has none.
+    /// The span's runs. All requested sectors have an answer, unless a layer has failed.
     fn learn(&self, source: impl PageSource) -> Learned {
         let top = &self.layers[0];
-        // What changes from here on is perhaps not in the answer.
+        // Changes after this point may be missing from the answer.
         let changes = top.changes();
         let still = || top.changes() == changes;
         let known = self.known();
@@ -324,7 +324,7 @@ impl Query<'_> {
         Learned::Many(runs)
     }
 
-    /// All runs that are known.
+    /// All cached runs of the span.
     fn known(&self) -> Option<Vec<PackedRun>> {
         let sectors = self.sectors();
         let all = (0, sectors.in_span - 1);
@@ -339,8 +339,8 @@ impl Query<'_> {
         (count > 0).then_some(runs)
     }
 
-    /// Asks the layers as long as each has one answer for the whole span. Says how many left it to the next, and the
-    /// run, if one of the others answered for it.
+    /// Asks layers while each has one answer for the whole span. Returns how many deferred to the next, and the run,
+    /// if a later one answered for the whole span.
     fn ask_whole(&self, source: impl PageSource) -> (usize, Option<PackedRun>) {
         let mut here = [0; SPAN_WORDS];
         for (depth, layer) in self.layers.iter().enumerate() {
@@ -359,9 +359,9 @@ impl Query<'_> {
         (self.layers.len(), Some(PackedRun::open(0, self.layers.len())))
     }
 
-    /// The span's runs, with those that are known taken up where they were left open. All that are asked for have an
-    /// answer, unless a layer has none. Goes down to `goal` at least as long as any are open: a second reader goes
-    /// twice as far as the first, so that a span is not gone through again for each of many layers.
+    /// The span's runs, continued from cached runs where those were left open. All requested sectors have an answer,
+    /// unless a layer has failed. Asks at least `goal` layers while any sectors are open: a second reader goes twice
+    /// as deep as the first, so a span is not walked again for each of many layers.
     fn ask_each(
         &self,
         source: impl PageSource,
@@ -416,7 +416,7 @@ impl Run {
         Self { at, len, answer }
     }
 
-    /// The run where so many layers come before those that were asked.
+    /// The run with layers renumbered to follow this many others.
     fn below(self, layers: usize) -> Self {
         let answer = match self.answer {
             Answer::Here { layer, at } => Answer::Here { layer: layers + layer, at },
@@ -432,7 +432,7 @@ fn hand_on(run: Run, sink: &mut impl Sink) -> Result<u64> {
     Ok(run.len)
 }
 
-/// How many layers were asked before these runs were left open.
+/// Number of layers that were asked before these runs were left open.
 fn depth(runs: &[PackedRun]) -> usize {
     let depths = runs.iter().filter_map(|run| match run.answer() {
         Answer::Open { depth } => Some(depth),

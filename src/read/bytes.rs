@@ -1,4 +1,4 @@
-//! The one loop that reads bytes of a disk.
+//! Reads bytes of a disk into buffers.
 
 use std::io::IoSliceMut;
 
@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::tables::FromFile;
 use crate::types::{DiskOffset, FileOffset};
 
-/// Buffers that are filled by one read at the most.
+/// Maximum number of buffers filled by one read.
 const PARTS: usize = 16;
 
 impl Layers<'_> {
@@ -28,14 +28,14 @@ impl Layers<'_> {
         self.read(bufs, offset, len)
     }
 
-    /// Fills the buffers from the `len` bytes at `at`, which lie within the disk.
+    /// Fills the buffers from the `len` bytes at `at`, which must lie within the disk.
     fn read(self, bufs: &mut [IoSliceMut<'_>], at: u64, len: u64) -> Result<()> {
         let mut gather = Gather::new(self, bufs, len);
         let (mut at, end) = (DiskOffset(at), at + len);
         while at.0 < end {
             match self.ask(FromFile, at, end - at.0, &mut gather) {
                 Ok(len) => at = at + len,
-                // What comes before is read all the same, for its error would be the first.
+                // Earlier bytes are still read, because an error in them takes precedence.
                 Err(error) => return gather.finish().and(Err(error)),
             }
         }
@@ -43,15 +43,15 @@ impl Layers<'_> {
     }
 }
 
-/// Fills buffers with runs of bytes, one read for as many as lie in one piece in a file.
+/// Fills buffers with runs of bytes, using one read for runs that are contiguous in a file.
 struct Gather<'a, 'b, 'c> {
     layers: Layers<'c>,
     bufs: &'a mut [IoSliceMut<'b>],
     /// Bytes of the first buffer that are filled.
     filled: usize,
-    /// Bytes for which no run came yet.
+    /// Bytes whose runs are still to come.
     left: u64,
-    /// What is yet to be read: from where, and how many bytes.
+    /// The pending read: layer, offset in its file, and length in bytes.
     waiting: Option<(usize, FileOffset, u64)>,
 }
 
@@ -80,7 +80,7 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
             && self.waiting.is_none()
             && let [last] = &mut *self.bufs
         {
-            // All that is left: most reads are no more than this.
+            // Usually this is the whole read.
             let (image, buf) = (&self.layers.layers[layer].image, &mut last[self.filled..]);
             let read = image.storage().read_exact_at(buf, at.get());
             return read.map_err(|error| image.cannot_read(buf.len(), at, error));
@@ -105,7 +105,7 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
         })
     }
 
-    /// Reads what is yet to be read.
+    /// Performs the pending read.
     #[inline]
     fn finish(&mut self) -> Result<()> {
         match self.waiting.take() {
@@ -122,8 +122,8 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
         })
     }
 
-    /// Has the next `len` bytes of the buffers filled, some buffers at a time, each time with how many bytes
-    /// come before.
+    /// Fills the next `len` bytes of the buffers, some buffers at a time. `by` also gets the number of bytes filled
+    /// before.
     fn fill(
         &mut self,
         len: u64,
@@ -155,7 +155,7 @@ impl<'a, 'b, 'c> Gather<'a, 'b, 'c> {
         Ok(())
     }
 
-    /// Leaves behind what is filled.
+    /// Moves past filled bytes.
     fn advance(&mut self, bytes: u64) {
         self.filled += bytes as usize;
         while let Some(first) = self.bufs.first()

@@ -1,4 +1,4 @@
-//! Where the bytes of a disk are.
+//! Extents: the location of the bytes of a disk.
 
 use std::ops::Range;
 

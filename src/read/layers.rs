@@ -10,32 +10,32 @@ use crate::error::Error;
 use crate::image::Core;
 use crate::types::DiskOffset;
 
-/// A layer of a disk, and how answers about the disk that it has with the layers below it are kept.
+/// A layer of a disk, and how answers about it and the layers below are cached.
 #[derive(Clone, Debug)]
 pub(crate) struct Layer {
-    /// Other chains may have the same for a parent.
+    /// Other chains may share it as a parent.
     pub(crate) image: Arc<Core>,
-    /// What names the layers from this one on down in the keys of answers; 0 where none are kept.
+    /// Names this layer and those below it in the keys of answers; 0 if none are cached.
     pub(crate) stack: u64,
-    /// Bytes that an answer is about: a power of two, no more than a block of this layer or of one below.
+    /// Bytes per answer: a power of two, no larger than a block of this layer or of one below.
     pub(crate) span: u64,
 }
 
-/// The layers that a disk is read from, the tip first. Never empty.
+/// The layers that a disk is read from, tip first. Never empty.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layers<'a> {
     pub(super) layers: &'a [Layer],
-    /// Where what the answers are asked is counted.
+    /// Counts lookups of answers.
     pub(super) tally: Option<&'a AnswerTally>,
 }
 
 impl Layer {
-    /// A layer about which no answers are kept.
+    /// A layer without cached answers.
     pub(crate) fn new(image: Arc<Core>) -> Self {
         Self { image, stack: 0, span: 0 }
     }
 
-    /// An image that is read alone.
+    /// An image that is read on its own.
     pub(crate) fn alone(image: Arc<Core>) -> Self {
         let (stack, span) = (image.alone, MOST_SPAN.min(image.block_size().into()));
         image.keeps_answers(stack, span);
@@ -70,7 +70,7 @@ impl<'a> Layers<'a> {
         found.map(|layer| layer.image.as_ref())
     }
 
-    /// Refuses to read bytes that no layer has: they are those of a parent that is not among the layers.
+    /// The error for bytes that no layer holds: they belong to a parent that is not among the layers.
     #[cold]
     pub(super) fn parent_required(self, at: DiskOffset) -> Error {
         let image = &self.layers[self.layers.len() - 1].image;

@@ -1,5 +1,4 @@
-//! The one way to ask which layer has the bytes of a disk, the one loop that reads, and what comes of it: bytes,
-//! extents and plans.
+//! Determines which layer holds which bytes of a disk, and turns the answers into bytes, extents and plans.
 
 mod ask;
 mod bytes;

@@ -1,4 +1,4 @@
-//! Pages of the block tables and the metadata that were changed and do not stand in their place in the file yet.
+//! Changed pages of block tables and metadata that are not yet written to their places in the file.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,14 +6,14 @@ use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::tables::Page;
 
-/// Changed pages by their place in the file.
+/// Changed pages by file offset.
 ///
-/// A page goes from *dirty* (the change is in memory only) to *logged* (durable in the log) to its
-/// place in the file, and may get dirty again on the way.
+/// A page goes from *dirty* (changed in memory only) to *logged* (durable in the log) to its place in the file, and
+/// may become dirty again on the way.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
     pages: RwLock<Changed>,
-    /// Rises whenever pages go to their places: whoever read the file before may have read older ones.
+    /// Increases whenever pages are written to their places. Pages read from the file before that may be outdated.
     epoch: AtomicU64,
 }
 
@@ -25,20 +25,20 @@ pub(crate) struct Changed {
 
 #[derive(Debug)]
 struct ChangedPage {
-    /// The page as it reads.
+    /// The current contents.
     now: Box<Page>,
-    /// Whether `now` holds changes that no log entry has.
+    /// Whether `now` holds changes that are in no log entry.
     dirty: bool,
-    /// The page as the log has it, until that stands in the file.
+    /// The contents in the log, until they are written to the page's place.
     logged: Option<Box<Page>>,
-    /// Which of the two passes of a commit it belongs to.
+    /// The pass of a commit that logs the page.
     kind: PageKind,
 }
 
-/// What a page belongs to, in the order in which they go to the log.
+/// The kinds of pages, in the order of logging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum PageKind {
-    /// The metadata region: all its changed pages go to the log in one entry.
+    /// The metadata region, whose changed pages are all logged in one entry.
     Metadata,
     SectorBitmap,
     BlockAllocationTable,
@@ -50,12 +50,12 @@ pub(crate) struct Snapshot {
     pub(crate) at: u64,
     pub(crate) kind: PageKind,
     pub(crate) page: Box<Page>,
-    /// The page as a replay of the log would leave it before this snapshot, where that is known.
+    /// The page as a replay of the log would leave it before this snapshot, if known.
     pub(crate) before: Option<Box<Page>>,
 }
 
 impl Tables {
-    /// The changed pages. While they are held none leaves, so that the epoch goes with them.
+    /// The changed pages. While the guard is held, no page is removed, so the epoch matches them.
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Changed> {
         self.pages.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -74,7 +74,7 @@ impl Tables {
 }
 
 impl Changed {
-    /// The page at `at` as it reads, if it was changed.
+    /// The current contents of the page at `at`, if it was changed.
     pub(crate) fn page(&self, at: u64) -> Option<&Page> {
         self.pages.get(&at).map(|page| &*page.now)
     }
@@ -83,13 +83,13 @@ impl Changed {
         self.pages.contains_key(&at)
     }
 
-    /// Adds a page as it stands in the file.
+    /// Adds a page with its contents in the file.
     pub(crate) fn add(&mut self, at: u64, page: Box<Page>, kind: PageKind) {
         let page = ChangedPage { now: page, dirty: false, logged: None, kind };
         self.pages.entry(at).or_insert(page);
     }
 
-    /// The page at `at`, for a change. It must have been added.
+    /// The page at `at`, to be changed. It must have been added.
     pub(crate) fn change(&mut self, at: u64) -> Option<&mut Page> {
         let page = self.pages.get_mut(&at)?;
         self.dirty += usize::from(!std::mem::replace(&mut page.dirty, true));
@@ -104,8 +104,8 @@ impl Changed {
         self.dirty > 0
     }
 
-    /// The dirty pages, metadata first and then sector bitmaps. They count as clean from here on: what changes next is
-    /// for the next snapshot.
+    /// The dirty pages: metadata first, then sector bitmaps, then the block allocation table. They count as clean from
+    /// here on; later changes belong to the next snapshot.
     pub(crate) fn snapshot(&mut self) -> Vec<Snapshot> {
         let mut pages: Vec<Snapshot> = Vec::new();
         self.dirty = 0;
@@ -118,25 +118,25 @@ impl Changed {
         pages
     }
 
-    /// Notes that the log has a page, durably.
+    /// Records that a page is durable in the log.
     pub(crate) fn logged(&mut self, at: u64, page: Box<Page>) {
         if let Some(changed) = self.pages.get_mut(&at) {
             changed.logged = Some(page);
         }
     }
 
-    /// The pages to be put in their place.
+    /// The logged pages to write to their places.
     pub(crate) fn to_apply(&self) -> Vec<(u64, Box<Page>)> {
         let logged = self.pages.iter().filter_map(|(at, page)| Some((*at, page.logged.clone()?)));
         logged.collect()
     }
 
-    /// Notes that pages stand in their places; those that hold nothing newer leave.
+    /// Records that pages were written to their places, and removes those without newer changes.
     pub(crate) fn applied(&mut self, pages: &[(u64, Box<Page>)]) {
         for (at, page) in pages {
             let Some(changed) = self.pages.get_mut(at) else { continue };
             changed.logged = None;
-            // A page may also hold what a later part of the same commit is yet to log.
+            // A page may also hold changes that a later part of the same commit logs.
             if !changed.dirty && changed.now == *page {
                 self.pages.remove(at);
             }

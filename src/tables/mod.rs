@@ -1,5 +1,5 @@
-//! Pages of block allocation tables, sector bitmaps and metadata: kept in memory within a budget, or changed and
-//! not yet in their places.
+//! Pages of block allocation tables, sector bitmaps and metadata: cached within a budget, or changed and not yet
+//! written to their places.
 
 mod cache;
 mod changed;

@@ -1,7 +1,6 @@
-//! Where the pages of block tables come from: from the file where they are not in memory, or from memory alone.
+//! Sources for pages of block tables: the cache and the file, or memory alone.
 //!
-//! What block states mean does not depend on that: whoever asks chooses the source, and the one place that knows the
-//! states takes it from there.
+//! The interpretation of block states does not depend on the source, which the caller chooses.
 
 use std::collections::HashMap;
 
@@ -12,26 +11,25 @@ use crate::types::FileOffset;
 
 /// A file that has block tables.
 pub(crate) trait TableFile {
-    /// What names it among the layers of this process.
+    /// Identifies the file among the layers of this process.
     fn id(&self) -> LayerId;
 
-    /// The memory that its pages are kept in.
+    /// The budget that its pages are cached in.
     fn budget(&self) -> &Budget;
 
-    /// Where its writer is now; what was read from the file in another epoch may be older than the file.
+    /// The current epoch of its writer. Pages read from the file in another epoch may be outdated.
     fn epoch(&self) -> Epoch;
 
     /// Reads the page that starts at `at` from the file.
     fn load_page(&self, at: FileOffset, page: &mut Page) -> Result<()>;
 }
 
-/// Where pages of block tables come from.
+/// A source of pages of block tables.
 pub(crate) trait PageSource: Copy {
-    /// Why there is no answer.
+    /// The reason why a page is unavailable.
     type Stop: From<Error>;
 
-    /// Applies `look` to the page that lies at `at` in the file. It was not changed in memory when the tables had
-    /// this epoch.
+    /// Applies `look` to the page at file offset `at`, which was unchanged in memory when the tables had this epoch.
     fn page<T>(
         self,
         file: &impl TableFile,
@@ -41,11 +39,11 @@ pub(crate) trait PageSource: Copy {
     ) -> Result<T, Self::Stop>;
 }
 
-/// Where in its course the writer of an image was; `None` where nobody writes. While it is the same, pages
-/// that were not changed in memory stand in the file as they are.
+/// The progress of an image's writer; `None` without one. While it is the same, pages that are unchanged in memory
+/// are current in the file.
 pub(crate) type Epoch = Option<u64>;
 
-/// Reads from the file what is not in memory.
+/// Uses the cache, and reads other pages from the file.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FromFile;
 
@@ -64,15 +62,15 @@ impl PageSource for FromFile {
     }
 }
 
-/// Takes what is in memory, and these pages, and reads nothing.
+/// Uses the cache and these pages, and reads nothing.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FromMemory<'a>(pub(crate) &'a Carried);
 
-/// Why there is no answer from what is in memory.
+/// The reason why there is no answer from memory.
 #[derive(Debug)]
 pub(crate) enum Stop {
     Failed(Error),
-    /// That page must be read first.
+    /// This page must be read first.
     Missing(Missing),
 }
 
@@ -108,7 +106,7 @@ impl PageSource for FromMemory<'_> {
     }
 }
 
-/// Pages that were read on behalf of one question, which it keeps for itself however small the budget is.
+/// Pages that were read for one lookup, which keeps them however small the budget is.
 #[derive(Debug, Default)]
 pub(crate) struct Carried {
     pages: HashMap<(LayerId, FileOffset), Read>,
@@ -124,11 +122,10 @@ struct Read {
 }
 
 impl Carried {
-    /// Bytes of a page.
+    /// Size of a page in bytes.
     pub(crate) const PAGE: usize = PAGE as usize;
 
-    /// Takes a page along that was read from the file after it was found missing. `bytes` are as many as a
-    /// page has.
+    /// Adds a missing page that was read from the file. `bytes` must have the size of a page.
     pub(crate) fn take(&mut self, missing: Missing, bytes: &[u8]) {
         let mut page = new_page();
         page.copy_from_slice(bytes);
@@ -137,7 +134,7 @@ impl Carried {
         self.has_news = true;
     }
 
-    /// Lets the budgets of these images have what was taken along, once that is known to make sense.
+    /// Adds the pages to the caches of these images, once they have proved valid.
     pub(crate) fn share<'a, F: TableFile + 'a>(&mut self, file: impl Fn(LayerId) -> Option<&'a F>) {
         if !std::mem::take(&mut self.has_news) {
             return;
@@ -154,8 +151,7 @@ impl Carried {
         self.pages.len()
     }
 
-    /// The page, if it was read in the epoch in which it is asked for. In another, it may be older than what
-    /// stands in the file.
+    /// The page, if it was read in the epoch of this request. In another epoch it may be outdated.
     fn page(&self, Missing { image, at, epoch }: Missing) -> Option<&Page> {
         let read = self.pages.get(&(image, at))?;
         (read.epoch == epoch).then_some(&read.page)
