@@ -1,51 +1,51 @@
-//! Finds the runs of a span, layer by layer.
+//! Builds the runs of a span, layer by layer.
 
 use super::run::{Answer, PackedRun};
 use crate::types::{FileOffset, MIB};
 
-/// The longest span of a disk that is looked at as one: what most writers give differencing images for a
-/// block. Layers of smaller blocks are looked at in spans of one block.
+/// The longest span of a disk, the usual block size of differencing images. Layers with smaller blocks use spans of
+/// one block.
 pub(crate) const MOST_SPAN: u64 = 2 * MIB;
 
-/// Words with a bit for each sector of a span, in the smallest sectors.
+/// Number of words with one bit for each of a span's sectors, at the smallest sector size.
 pub(crate) const SPAN_WORDS: usize = (MOST_SPAN / 512 / 64) as usize;
 
-/// Who has a run of bytes, as far as one image can say.
+/// The owner of a run of bytes, as far as one image can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Owner {
-    /// This image's file, from here on.
+    /// This image's file, from this offset on.
     Here(FileOffset),
-    /// Nobody: zeros.
+    /// None: zeros.
     Zero,
     /// The parent.
     Parent,
 }
 
-/// Who has the sectors of a span, as far as one image can say.
+/// The owners of a span's sectors, as far as one image can tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SpanOwner {
-    /// One for all.
+    /// The same owner for all sectors.
     One(Owner),
-    /// This image's file from here on for some sectors, the parent for the others.
+    /// This image's file, from this offset on, for some sectors, and the parent for the others.
     Mixed(FileOffset),
 }
 
-/// The runs of a span while they are found.
+/// The runs of a span under construction.
 pub(crate) struct SpanBuilder {
     sector_shift: u32,
-    /// Sectors of the span.
+    /// Number of sectors in the span.
     sectors: u64,
-    /// Layers that were asked.
+    /// Number of layers asked.
     depth: usize,
-    /// Sectors that none of these answered for.
+    /// Sectors that no layer has answered for.
     open: Bits,
-    /// The first sectors of the other runs, and by their number what those are.
+    /// The first sectors of the other runs, which are in `runs` at those indexes.
     starts: Bits,
     runs: Vec<PackedRun>,
 }
 
 impl SpanBuilder {
-    /// Of a span of which this is known.
+    /// Starts with the known runs of the span.
     pub(crate) fn new(sectors: u64, sector_shift: u32, known: &[PackedRun]) -> Self {
         let (open, starts) = (Bits::NONE, Bits::NONE);
         let runs = vec![PackedRun::default(); sectors as usize];
@@ -64,18 +64,19 @@ impl SpanBuilder {
         new
     }
 
-    /// Layers that were asked.
+    /// Number of layers asked.
     pub(crate) fn depth(&self) -> usize {
         self.depth
     }
 
-    /// Whether one of the sectors from `first` up to `end` is open.
+    /// Whether any sector from `first` up to `end` is open.
     pub(crate) fn is_open(&self, first: u64, end: u64) -> bool {
         (first / 64..end.div_ceil(64)).any(|i| self.open.0[i as usize] & mask(i, first, end) != 0)
     }
 
-    /// Adds what the next layer says of the first `there` sectors of the span, with a bit in `here` for each of
-    /// those that it has where they differ. It ends behind them. `None` where a place is too far out for a word.
+    /// Adds the next layer's answer for the first `there` sectors of the span, after which the layer's disk ends. If
+    /// owners differ, `here` has a bit for each sector that the layer holds. `None` if an offset is too large for a
+    /// packed run.
     pub(crate) fn add(
         &mut self,
         owner: SpanOwner,
@@ -98,7 +99,7 @@ impl SpanBuilder {
             }
         }
         if there < self.sectors {
-            // What lies past the end of a layer never shows through from below it.
+            // Data beyond the end of a layer never shows through from below it.
             self.close(|i| mask(i, there, u64::MAX), |at| PackedRun::zero(at, None));
         }
         self.depth += 1;
@@ -120,17 +121,17 @@ impl SpanBuilder {
         runs
     }
 
-    /// The runs of the layer that is asked, the first sector of the span at `place`. `None` where that is too
-    /// far out for a word.
+    /// The runs of the current layer, with the span's first sector at file offset `place`. `None` if an offset is too
+    /// large for a packed run.
     fn here(&self, place: FileOffset) -> Option<impl Fn(u64) -> PackedRun + use<>> {
         let (layer, shift) = (self.depth, self.sector_shift);
-        // Far enough for all of them.
+        // The end of the span bounds all offsets.
         let first = PackedRun::here(0, layer, place)?;
         PackedRun::here(0, layer, place + (self.sectors << shift))?;
         Some(move |at| first.later(at, shift))
     }
 
-    /// Closes those of these sectors that are open; what their runs are is said by the first of each.
+    /// Closes those of these sectors that are open. `run` gives each resulting run by its first sector.
     fn close(&mut self, sectors: impl Fn(u64) -> u64, run: impl Fn(u64) -> PackedRun) {
         let mut before = 0;
         for i in 0..self.sectors.div_ceil(64) {
@@ -152,19 +153,19 @@ impl SpanBuilder {
     }
 }
 
-/// A bit for each sector that a span may have.
+/// One bit for each sector that a span may have.
 struct Bits([u64; SPAN_WORDS]);
 
 impl Bits {
     const NONE: Self = Self([0; SPAN_WORDS]);
 
-    /// Sets those from `first` up to `end`.
+    /// Sets the bits from `first` up to `end`.
     fn set(&mut self, first: u64, end: u64) {
         let words = self.0.iter_mut().zip(0..).take(end.div_ceil(64) as usize);
         words.skip((first / 64) as usize).for_each(|(word, i)| *word |= mask(i, first, end));
     }
 
-    /// The bits that are set, in order.
+    /// The set bits, in order.
     fn iter(&self) -> impl Iterator<Item = u64> {
         self.0.iter().zip(0..).flat_map(|(word, i)| {
             let mut left = *word;
@@ -177,7 +178,7 @@ impl Bits {
     }
 }
 
-/// Those bits of the word with this number that stand for sectors from `first` up to `end`.
+/// The bits of word number `word` for the sectors from `first` up to `end`.
 fn mask(word: u64, first: u64, end: u64) -> u64 {
     let below = |sector: u64| match sector.saturating_sub(word * 64) {
         bits @ 0..64 => (1 << bits) - 1,

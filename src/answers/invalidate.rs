@@ -6,22 +6,22 @@ use std::sync::{PoisonError, RwLock};
 
 use super::table::{AnswerKey, AnswerTable};
 
-/// Questions in a row that must come without a change between them before answers are worth keeping.
+/// Number of consecutive lookups without a change before answers are worth caching.
 const QUIET: u64 = 8;
 
-/// Counts the changes in which layer has some bytes, and drops the answers that each makes wrong.
+/// Counts changes of the layer that holds some bytes, and drops the answers that they make wrong.
 #[derive(Debug, Default)]
 pub(crate) struct Invalidation {
-    /// The stacks that answers are kept for, and the bytes that each is about.
+    /// The stacks with cached answers, and the bytes per answer of each.
     kept: RwLock<Vec<(u64, u64)>>,
     changes: AtomicU64,
-    /// The number of changes at the last question that had no answer, and such questions since.
+    /// The number of changes at the last lookup without an answer, and the number of such lookups since.
     seen: AtomicU64,
     questions: AtomicU64,
 }
 
 impl Invalidation {
-    /// Drops answers for this stack too, about spans of this length, from the next change on.
+    /// Registers a stack, with spans of this length, for invalidation from the next change on.
     pub(crate) fn add(&self, stack: u64, span: u64) {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         if !kept.contains(&(stack, span)) {
@@ -29,18 +29,18 @@ impl Invalidation {
         }
     }
 
-    /// Drops answers for these stacks alone: nobody asks for those of others any more.
+    /// Keeps only these stacks registered: the answers of others are no longer looked up.
     pub(crate) fn keep_only(&self, stacks: &[u64]) {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
         kept.retain(|(stack, _)| stacks.contains(stack));
     }
 
-    /// A number that rises with each change.
+    /// Increases with each change.
     pub(crate) fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
     }
 
-    /// Whether several questions came since the last change, this one counted.
+    /// Whether several lookups, including this one, came since the last change.
     pub(crate) fn is_quiet(&self) -> bool {
         let now = self.changes.load(Ordering::Relaxed);
         if self.seen.swap(now, Ordering::Relaxed) != now {
@@ -49,12 +49,12 @@ impl Invalidation {
         self.questions.fetch_add(1, Ordering::Relaxed) >= QUIET
     }
 
-    /// Drops the answers about these bytes of the disk. The tables say something else by now, and no reader has seen
-    /// that yet. A reader who found an answer before the number rose either kept it before that, and it is dropped,
-    /// or does not keep it.
+    /// Drops the answers for these bytes of the disk. Must be called after the tables have changed and before any
+    /// reader has seen the change. A reader that found an answer before the count of changes rose either cached it
+    /// before that, so it is dropped, or does not cache it.
     pub(crate) fn changed(&self, answers: Option<&AnswerTable>, bytes: Range<u64>) {
         let count = || _ = self.changes.fetch_add(1, Ordering::AcqRel);
-        // Held until the number has risen: answers for a stack that is added later are found later.
+        // Held until the count has risen: answers for a stack that is registered later are determined later.
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
         let Some(answers) = answers.filter(|_| !kept.is_empty()) else { return count() };
         let keys = kept.iter().flat_map(|(stack, span)| {

@@ -1,4 +1,4 @@
-//! Who answers for which sectors of a disk, remembered within a budget. Knows no images.
+//! Caches which layer holds which sectors of a disk, within a budget. Independent of images.
 
 mod build;
 mod invalidate;

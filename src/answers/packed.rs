@@ -1,42 +1,41 @@
-//! How the runs of a span are stored: as they are, or as a map.
+//! The stored forms of a span's runs: a list or a map.
 //!
-//! A run is one word, see [`PackedRun`]. Where a span has many runs of few sources, as one has whose
-//! pages are owned by many layers, it is stored as a map: a byte for each unit of so many sectors that all runs
-//! are made of, then the sources, half a word each. Nothing needs to be searched for there, and it is a
-//! fraction as long.
+//! A run is one word, see [`PackedRun`]. A span with many runs of few sources, such as one whose pages many layers
+//! own, is stored as a map: one byte for each unit, the largest number of sectors that divides all runs, then the
+//! sources, half a word each. A lookup in a map needs no search, and a map is a fraction as long.
 
 use super::run::{Answer, PackedRun};
 use crate::sync::{AtomicU64, Ordering};
 use crate::types::{FileOffset, MIB};
 
-/// What a form of many words says of itself: in its lower bits the number of its runs or of its sources.
+/// In a form of several words, the low bits hold the number of runs or sources.
 const COUNT_BITS: u32 = 13;
-/// Of a map, above that, how many sectors a unit has: the logarithm to base 2.
+/// In a map, the bits above that hold the base-2 logarithm of the sectors per unit.
 const UNIT_BITS: u32 = 4;
 const IS_MAP: u32 = 1 << (COUNT_BITS + UNIT_BITS);
-/// Units whose bytes share a word.
+/// Units per word of a map.
 const PER_WORD: u64 = 8;
 const MOST_SOURCES: usize = 256;
-/// Words of a line of the processor's cache.
+/// Words per cache line of the processor.
 const LINE_WORDS: usize = 8;
 
-/// The runs of a span as they are stored.
+/// The runs of a span as stored.
 pub(crate) struct PackedSpan {
     pub(crate) form: u32,
     pub(crate) words: Vec<u64>,
 }
 
-/// Sectors of the spans of a disk, and their size.
+/// The sectors of a disk's spans.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sectors {
-    /// Those of a span that is not the last: a power of two.
+    /// Number of sectors in every span but the last: a power of two.
     pub(crate) in_span: u64,
-    /// Logarithm to base 2 of the bytes of one.
+    /// Base-2 logarithm of the sector size in bytes.
     pub(crate) shift: u32,
 }
 
 impl Sectors {
-    /// The form to store these runs in.
+    /// The form in which to store these runs.
     pub(crate) fn pack(self, runs: &[PackedRun]) -> PackedSpan {
         self.pack_map(runs).unwrap_or_else(|| PackedSpan {
             form: if runs.len() == 1 { 0 } else { runs.len() as u32 },
@@ -44,7 +43,7 @@ impl Sectors {
         })
     }
 
-    /// A map, if it can be one and is no longer than the runs.
+    /// A map, if the runs allow one and it is no longer than the runs.
     fn pack_map(self, runs: &[PackedRun]) -> Option<PackedSpan> {
         let starts = runs.iter().fold(self.in_span, |all, run| all | run.start());
         let unit_shift = starts.trailing_zeros();
@@ -54,7 +53,7 @@ impl Sectors {
             return None;
         }
         let mut sources: Vec<u32> = Vec::new();
-        // By the layer and kind of a source, its number and one more.
+        // By kind and layer of a source: its number plus one, or 0.
         let mut numbers = [[0_u16; NO_LAYER as usize + 1]; 3];
         let mut words = vec![0; map_words];
         for (i, run) in runs.iter().enumerate() {
@@ -70,7 +69,7 @@ impl Sectors {
                 *number = sources.len() as u16;
             }
             let number = usize::from(*number) - 1;
-            // A layer has a span in one piece.
+            // Each layer holds a span contiguously, so it has only one source of each kind.
             if number >= MOST_SOURCES || sources[number] != source {
                 return None;
             }
@@ -89,9 +88,9 @@ impl Sectors {
         Some(PackedSpan { form: IS_MAP | unit_shift << COUNT_BITS | sources.len() as u32, words })
     }
 
-    /// Takes the run of sector `first` and those that follow and do not start behind `last`, as many as `found`
-    /// has room for, and says how many. The first may be given from a later sector on than it has. Words
-    /// that are being written over may come to anything.
+    /// Copies the run of sector `first` and the following runs up to sector `last` to `found`, as many as fit, and
+    /// returns their number. The first run may be given with a later start than it has. Words that are being
+    /// overwritten may give any result.
     #[inline]
     pub(super) fn find(
         self,
@@ -108,8 +107,8 @@ impl Sectors {
         let unit_shift = form >> COUNT_BITS & ((1 << UNIT_BITS) - 1);
         let map_words = (self.in_span >> unit_shift).div_ceil(PER_WORD) as usize;
         let Some((map, sources)) = words.split_at_checked(map_words) else { return 0 };
-        // All are asked for before it is known which one counts: to wait for two lines of memory that lie far
-        // off, one after the other, would cost as much as the rest of a read's way.
+        // Loads all sources before the one needed is known: waiting for two distant cache lines one after the other
+        // would cost as much as the rest of a read's path.
         let used = sources.iter().take((form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2));
         let lines = used.step_by(LINE_WORDS);
         std::hint::black_box(lines.fold(0, |all, pair| all ^ pair.load(Ordering::Relaxed)));
@@ -156,13 +155,13 @@ impl Sectors {
         count
     }
 
-    /// A run's source in half a word: its layer, and where in that layer's file the first sector of the span
-    /// would lie, in MiB. `None` where there is no room for that.
+    /// A run's source in half a word: its layer, and the offset in MiB at which that layer's file would hold the
+    /// span's first sector. `None` if it does not fit.
     fn source(self, run: PackedRun) -> Option<u32> {
         let (layer, place) = match run.answer() {
             Answer::Here { layer, at } => {
                 let start = at.get().checked_sub(run.start() << self.shift)?;
-                // Spans start with a MiB of their block, and blocks lie at multiples of one.
+                // Spans start at a whole MiB of their block, and blocks lie at multiples of 1 MiB.
                 let place = start.is_multiple_of(MIB).then_some(start / MIB)?;
                 (layer, Some(place).filter(|place| *place < OPEN)?)
             }
@@ -194,7 +193,7 @@ const LAYER_SHIFT: u32 = 23;
 const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
 const ZERO: u64 = PLACES;
 const OPEN: u64 = PLACES - 1;
-/// In place of a layer.
+/// Stands for no layer.
 const NO_LAYER: u32 = 0x1FF;
 
 #[cfg(all(test, not(loom)))]
@@ -211,7 +210,7 @@ mod tests {
         runs
     }
 
-    /// Runs that start at multiples of a unit, each of one of a few sources.
+    /// Runs that start at multiples of a unit, each from one of a few sources.
     fn runs(sectors: Sectors) -> impl Strategy<Value = Vec<PackedRun>> {
         let unit = 0..=sectors.in_span.trailing_zeros();
         let raw = proptest::collection::vec(
@@ -233,7 +232,7 @@ mod tests {
                 1 => PackedRun::zero(start, Some(*layer)),
                 2 => PackedRun::open(start, *layer),
                 _ => {
-                    // A block of 1 MiB, unless it lies where none can.
+                    // A block of 1 MiB, or one at an offset that is impossible for blocks.
                     let odd = if is_odd { 512 } else { 0 };
                     let block = (1 + *layer as u64) * MIB + odd;
                     let at = FileOffset::new(block + (start << sectors.shift));
@@ -248,7 +247,7 @@ mod tests {
         words.iter().map(|word| AtomicU64::new(*word)).collect()
     }
 
-    /// What a run says of a sector that it has.
+    /// Describes a run's answer for one of its sectors.
     fn says(sectors: Sectors, run: PackedRun, sector: u64) -> String {
         let skipped = (sector - run.start()) << sectors.shift;
         match run.answer() {
@@ -258,7 +257,7 @@ mod tests {
         }
     }
 
-    /// What every sector's run says of it.
+    /// Describes every sector's answer.
     fn sector_by_sector(sectors: Sectors, runs: &[PackedRun]) -> Vec<String> {
         let of = |sector| {
             let run = runs.iter().rfind(|run| run.start() <= sector);
@@ -313,7 +312,7 @@ mod tests {
         }
     }
 
-    /// Pages in turn of 64 layers take half a KiB for each MiB of the disk.
+    /// Pages that alternate between 64 layers take half a KiB for each MiB of the disk.
     #[test]
     fn pages_of_many_layers_are_stored_as_a_map() {
         let sectors = Sectors { in_span: 2048, shift: 9 };
@@ -324,7 +323,7 @@ mod tests {
         let runs: Vec<PackedRun> = (0..256).map(run).collect();
         assert_eq!(sectors.pack(&runs).words.len(), 256 / 8 + 64 / 2);
         agrees(sectors, &runs, 100..1000);
-        // Of layers that have no name in half a word, or farther out in their files, the runs are stored.
+        // If layer numbers or offsets do not fit in half a word, the runs are stored.
         let far = PackedRun::here(8, 7, FileOffset::new((1 << 43) + 4096)).unwrap();
         for odd in [PackedRun::zero(8, Some(511)), PackedRun::open(8, 600), far] {
             let mut runs = runs.clone();
@@ -334,7 +333,7 @@ mod tests {
         }
     }
 
-    /// Words that are being written over may be any; what comes of them is let go.
+    /// Words that are being overwritten may have any value; their results are discarded.
     #[test]
     fn torn_words_are_no_harm() {
         let mut rng = 1_u64;

@@ -1,36 +1,36 @@
-//! A run of sectors of a span, packed into one word: its first sector in the upper bits, so that words sort; then the
-//! layer, then its place in that layer's file. It ends where the next one starts.
+//! Packs a run of a span's sectors into one word: its first sector in the upper bits, so that words sort by it, then
+//! the layer, then the offset in that layer's file. A run ends where the next one starts.
 
 use crate::types::FileOffset;
 
-/// Who answers for a run.
+/// The answer for a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// The layer with this number among those asked, from `at` on in its file.
+    /// The layer with this number among those asked holds it, from `at` on in its file.
     Here { layer: usize, at: FileOffset },
-    /// Nobody: zeros, because that layer says so or because all ended before.
+    /// Zeros, recorded by this layer, or without a layer because the disks of the layers asked end before.
     Zero { layer: Option<usize> },
-    /// None of so many layers.
+    /// None of this many layers holds it.
     Open { depth: usize },
 }
 
-/// A run of a span. It starts at one of the span's sectors.
+/// A run of a span, starting at one of the span's sectors.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct PackedRun(u64);
 
 const START_SHIFT: u32 = 52;
 const LAYER_SHIFT: u32 = 38;
-/// Places are multiples of the smallest sector.
+/// Offsets are stored in units of the smallest sector.
 const UNIT_SHIFT: u32 = 9;
 const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
 const ZERO: u64 = PLACES;
 const OPEN: u64 = PLACES - 1;
 
 impl PackedRun {
-    /// Layers that can be told apart, and none.
+    /// Number of layers that can be distinguished, and the value that stands for no layer.
     pub(crate) const LAYERS: usize = (1 << (START_SHIFT - LAYER_SHIFT)) - 1;
 
-    /// `None` where the place is 128 TiB or more.
+    /// `None` if the offset is 128 TiB or more.
     pub(crate) fn here(sector: u64, layer: usize, at: FileOffset) -> Option<Self> {
         let place = at.get() >> UNIT_SHIFT;
         (place < OPEN).then_some(Self::new(sector, layer, place))
@@ -70,13 +70,13 @@ impl PackedRun {
         }
     }
 
-    /// The run that starts at this sector where this one, which has places in a file with room for it, starts at the
-    /// first.
+    /// The part of this run from `sector` on. The run must start at the span's first sector, with room in the word for
+    /// the offsets of the whole span.
     pub(crate) fn later(self, sector: u64, sector_shift: u32) -> Self {
         Self(self.0 + (sector << START_SHIFT) + (sector << (sector_shift - UNIT_SHIFT)))
     }
 
-    /// Whether `next` goes on where this run ends.
+    /// Whether `next` continues where this run ends.
     pub(crate) fn continues_in(self, next: Self, sector_shift: u32) -> bool {
         let between = (next.start() - self.start()) << (sector_shift - UNIT_SHIFT);
         let distance = match self.0 & PLACES {

@@ -1,12 +1,11 @@
-//! What chains found out about their disks, kept within a budget and read without a lock.
+//! Caches answers about disks within a budget, for reading without a lock.
 //!
-//! A table of lines, each as long as a line of the processor's cache, says what is known: a version, and a few
-//! questions with their answers. An answer of one word stands there itself; for a longer one the line says
-//! where its words stand in a ring of memory, into which they were written once, one answer behind the other.
-//! When the ring is full, the oldest are written over. All of it is atomic words: a reader takes what it needs
-//! and then looks whether the line has another version by now, or the ring's end has come by. So
-//! readers write nothing that others read, and an answer that goes has no owner to wait for. What a reader
-//! looks at beside the words of the answer that it wants is that one line.
+//! The table consists of lines, each as long as a cache line of the processor. A line holds a version and a few keys
+//! with their answers. An answer of one word is in the line itself; for a longer one, the line holds the position of
+//! its words in a ring buffer, to which answers are appended. When the ring is full, the oldest answers are
+//! overwritten. All of this is atomic words: a reader loads the words it needs, and then checks whether the line's
+//! version has changed or the end of the ring has passed them. So readers write nothing that others read, and an
+//! overwritten answer has no owner to wait for. Besides the words of the answer, a reader touches only that one line.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicUsize;
@@ -16,56 +15,54 @@ use super::packed::Sectors;
 use super::run::PackedRun;
 use crate::sync::{AtomicU64, Mutex, Ordering, fence};
 
-/// Words of memory that are taken at a time.
+/// Words of memory per allocation.
 const PIECE: usize = 8192;
-/// Lines of the table that are taken at a time.
+/// Lines of the table per allocation.
 const LINES: usize = 1024;
-/// Questions of a line.
+/// Keys per line.
 const WAYS: usize = 3;
-/// How often a reader looks at a line that is changed under its eyes.
+/// Attempts of a reader at a line that is being changed.
 const TRIES: usize = 4;
-/// Answers to neighbouring questions that share a piece of the table, one for each of its lines: the logarithm
-/// to base 2.
+/// Base-2 logarithm of the number of neighbouring keys that share a piece of the table, one for each of its lines.
 const NEIGHBOURS: u32 = LINES.trailing_zeros();
-/// Bits of a question that say which part of a disk it is about: 64 TiB in parts of 1 MiB.
+/// Bits of a key that number the part of a disk: 64 TiB in parts of 1 MiB.
 const NUMBER_BITS: u32 = 26;
-/// Says that the words of an answer stand in the ring. An answer of one word does not have this bit.
+/// Marks an answer whose words are in the ring. An answer of one word does not have this bit.
 const IN_RING: u64 = 1 << 63;
-/// Where in the ring they stand, and above that what form they have.
+/// Bits for the position in the ring; the form is above them.
 const PLACE_BITS: u32 = 45;
 const PLACES: u64 = (1 << PLACE_BITS) - 1;
 const FORMS: u64 = (IN_RING >> PLACE_BITS) - 1;
 /// Less memory is of no use.
 const LEAST: usize = 1024;
-/// More is more than the largest disk has answers for, and its places alone would take memory.
+/// The largest disk has no answers for more, and the positions alone would take memory.
 const MOST: u64 = 16 << 30;
 const WORD: usize = size_of::<u64>();
 
 type Words = Box<[AtomicU64]>;
 
-/// What is known of a few questions: a reader looks at one line of the processor's cache.
+/// The answers to a few keys, in one cache line of the processor.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Line {
-    /// Odd while the line is changed.
+    /// Odd while the line is being changed.
     version: AtomicU64,
-    /// A question, or 0, and its answer.
+    /// A key, or 0, and its answer.
     ways: [[AtomicU64; 2]; WAYS],
 }
 
-/// What an answer is about.
+/// The subject of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct AnswerKey(u64);
 
 impl AnswerKey {
-    /// What names a stack of layers that had no name yet.
+    /// A new number for a stack of layers.
     pub(crate) fn new_stack() -> u64 {
         static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// This part of a disk as a stack of layers has it; `None` for numbers that there is no room for. No
-    /// stack has the number 0.
+    /// The key for this part of a stack's disk; `None` if the numbers do not fit. No stack has the number 0.
     pub(crate) fn new(stack: u64, number: u64) -> Option<Self> {
         let fits = stack >> (u64::BITS - NUMBER_BITS) == 0 && number >> NUMBER_BITS == 0;
         (fits && stack > 0).then_some(Self(stack << NUMBER_BITS | number))
@@ -80,46 +77,46 @@ impl AnswerKey {
     }
 }
 
-/// An answer as it is stored.
+/// A stored answer.
 enum Stored<'a> {
-    /// One word.
+    /// A single word.
     Word(u64),
-    /// Words of some form. There may be more than the answer has, and until the ring's floor shows that they were
-    /// whole all may be any words.
+    /// Words of some form, possibly followed by others. Until the ring's floor shows that they were intact, they may
+    /// have any values.
     Words { form: u32, words: &'a [AtomicU64], at: u64 },
 }
 
-/// The answers that are known.
+/// The cached answers.
 #[derive(Debug)]
 pub(crate) struct AnswerTable {
-    /// Pieces of the table, as many as a power of two. Memory is taken when it is needed.
+    /// Pieces of the table, a power of two. Each is allocated when first needed.
     lines: Box<[OnceLock<Box<[Line]>>]>,
     /// A power of two.
     lines_per_piece: usize,
-    /// As many as a power of two, too.
+    /// Also a power of two.
     ring: Box<[OnceLock<Words>]>,
     /// A power of two.
     words_per_piece: usize,
-    /// Places in the ring go on counting round after round. Those before this one are written over.
+    /// Positions in the ring count on from round to round. Those before this one are overwritten.
     floor: AtomicU64,
     head: Mutex<Head>,
-    /// Bytes of memory taken.
+    /// Bytes of memory allocated.
     held: AtomicUsize,
-    /// Answers that others were written over, as far as that is known.
+    /// Number of answers overwritten by others, as far as known.
     evicted: AtomicUsize,
     seed: [u64; 2],
 }
 
 #[derive(Debug)]
 struct Head {
-    /// Where in the ring the next answer goes.
+    /// Position of the next answer in the ring.
     next: u64,
-    /// Answers that were kept so far.
+    /// Number of answers stored so far.
     kept: usize,
 }
 
 impl AnswerTable {
-    /// Room for answers of at most `bytes`, `None` where that is too little for any.
+    /// Creates a table of at most `bytes`, `None` if that is too little for any answer.
     pub(crate) fn new(bytes: usize) -> Option<Self> {
         if bytes < LEAST {
             return None;
@@ -144,20 +141,20 @@ impl AnswerTable {
         })
     }
 
-    /// Bytes of memory taken so far. They stay taken.
+    /// Bytes of memory allocated so far. They are never freed.
     pub(crate) fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Answers that others were written over: those that the ring came by count when their place in the table is
-    /// taken again.
+    /// Number of answers overwritten by others. Answers overwritten in the ring count when their slot in the table is
+    /// reused.
     pub(crate) fn evicted(&self) -> u64 {
         self.evicted.load(Ordering::Relaxed) as u64
     }
 
-    /// Keeps an answer in place of an earlier one to the same question: one word below 2^63 of form 0, or words
-    /// of another form below 2^18. It is let go when there is no room for it, when somebody else keeps one at
-    /// this very moment, for nobody waits, or when it is not `still` right. Whether memory was taken for it.
+    /// Stores an answer in place of an earlier one for the same key: one word below 2^63 in form 0, or words in
+    /// another form below 2^18. The answer is discarded if there is no room, if another thread is storing one at the
+    /// moment, or if `still` returns `false`. Never waits. Returns whether memory was allocated.
     pub(crate) fn keep(
         &self,
         key: AnswerKey,
@@ -185,7 +182,7 @@ impl AnswerTable {
         let is_gone = |answer: u64| answer & IN_RING != 0 && answer & PLACES < floor;
         let load = |pair: &[AtomicU64; 2]| [0, 1].map(|n: usize| pair[n].load(Ordering::Relaxed));
         head.kept += 1;
-        // The same question's place, or else one that says nothing, or else any of them in turn.
+        // Prefers the key's own slot, then one without a valid answer, then any in turn.
         let chosen = line.ways.iter().enumerate().min_by_key(|(way, pair)| {
             let [of, answer] = load(pair);
             let says = of != 0 && !is_gone(answer);
@@ -201,9 +198,8 @@ impl AnswerTable {
         self.held() != before
     }
 
-    /// Lets go of the answers to questions, and notes it `then`: before anybody can keep another, so that one
-    /// that was being found out until here, with the help of these perhaps, can tell that it is not
-    /// right any more.
+    /// Drops the answers for these keys, and calls `then` before another answer can be stored. An answer determined
+    /// until now, perhaps from these, can thereby detect that it is outdated.
     pub(crate) fn drop_answers(
         &self,
         keys: impl IntoIterator<Item = AnswerKey>,
@@ -223,20 +219,20 @@ impl AnswerTable {
         then();
     }
 
-    /// Has whoever keeps answers do without, and whoever lets go of some wait, until it is dropped.
+    /// Until the result is dropped, storing answers fails and dropping answers waits.
     #[cfg(all(test, not(loom)))]
     pub(crate) fn hold(&self) -> impl Sized {
         self.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes words to the ring, over the oldest ones, and says where.
+    /// Writes words to the ring over the oldest ones, and returns their position.
     fn write(&self, head: &mut Head, words: &[u64]) -> u64 {
         let left = self.words_per_piece - self.within_piece(head.next);
         let at = if words.len() > left { head.next + left as u64 } else { head.next };
         head.next = at + words.len() as u64;
         let capacity = (self.ring.len() * self.words_per_piece) as u64;
         self.floor.store(head.next - capacity, Ordering::Relaxed);
-        // Whoever reads one of the words that follow sees the new floor afterwards.
+        // A reader that sees one of the words written next also sees the new floor afterwards.
         fence(Ordering::Release);
         let piece = self.ring[self.piece(at)].get_or_init(|| self.take_words());
         for (place, word) in piece[self.within_piece(at)..].iter().zip(words) {
@@ -245,9 +241,8 @@ impl AnswerTable {
         at
     }
 
-    /// Takes what is known of sector `first` of a span and of those that follow up to `last`: their runs, as many as
-    /// `found` has room for. Says how many, none where the question has no answer. The first run may be given from
-    /// a later sector on than it has.
+    /// Copies the cached runs of a span from sector `first` up to sector `last` to `found`, as many as fit, and
+    /// returns their number, 0 if the key has no answer. The first run may be given with a later start than it has.
     #[inline]
     pub(crate) fn find(
         &self,
@@ -281,7 +276,7 @@ impl AnswerTable {
         Some(Stored::Words { form, words, at })
     }
 
-    /// Whether the words from there on that were read until now are those of one answer.
+    /// Whether the words read so far from this position on belong to one intact answer.
     #[inline]
     fn is_whole(&self, at: u64) -> bool {
         fence(Ordering::Acquire);
@@ -307,14 +302,14 @@ impl AnswerTable {
         at as usize & (self.words_per_piece - 1)
     }
 
-    /// Where the answer to a question stands. Seeded, so that nobody knows whose answers share a line.
+    /// The slot of a key. Seeded, so that nothing outside can predict which answers share a line.
     fn home(&self, key: AnswerKey) -> Home {
         let (number, group) = (key.number(), key.number() >> NEIGHBOURS);
         let stack = self.fold(key.stack(), 0);
         Home {
-            // In turn, so that all pieces and all lines of one have their share of a disk.
+            // In turn, so that a disk uses all pieces and all lines of a piece evenly.
             piece: stack.wrapping_add(group) as usize & (self.lines.len() - 1),
-            // Yet so that what lies at equal distances does not meet in a few lines.
+            // Mixed, so that parts at equal distances do not collide in a few lines.
             line: (number ^ self.fold(self.fold(stack, group), stack)) as usize
                 & (self.lines_per_piece - 1),
         }
@@ -333,7 +328,7 @@ struct Home {
 }
 
 impl Line {
-    /// What the line says of a question.
+    /// The line's answer for a key.
     #[inline]
     fn find(&self, key: AnswerKey) -> Option<u64> {
         for _ in 0..TRIES {
@@ -348,11 +343,11 @@ impl Line {
         None
     }
 
-    /// Changes what the line says. Nobody else does so meanwhile.
+    /// Changes a slot of the line. The caller must exclude other writers.
     fn change(&self, way: usize, known: [u64; 2]) {
         let version = self.version.load(Ordering::Relaxed);
         self.version.store(version + 1, Ordering::Relaxed);
-        // Whoever reads one of the words that follow sees that version afterwards.
+        // A reader that sees one of the words written next also sees this version afterwards.
         fence(Ordering::Release);
         for (place, word) in self.ways[way].iter().zip(known) {
             place.store(word, Ordering::Relaxed);
@@ -365,7 +360,7 @@ fn power_of_two_in(n: usize) -> usize {
     1 << n.checked_ilog2().unwrap_or_default()
 }
 
-/// Answers whose form is how many words they have.
+/// Answers whose form is their number of words.
 #[cfg(test)]
 mod plain {
     use super::*;
@@ -405,7 +400,7 @@ mod tests {
         AnswerKey::new(stack + 1, number).unwrap()
     }
 
-    /// Sorted words that tell whose they are and how many they are.
+    /// Sorted words that identify their key and count.
     fn answer(key: AnswerKey, version: u64, len: u64) -> Vec<u64> {
         let word = |n| n << 48 | (of_key(key) + version * 1009 + len) & 0xFFFF_FFFF;
         (0..len).map(word).collect()
@@ -460,12 +455,12 @@ mod tests {
         assert_eq!(keys().filter(is_lost).count(), 0);
     }
 
-    /// Few answers about a large disk find room wherever they lie.
+    /// A few answers about a large disk find room wherever they lie.
     #[test]
     fn what_lies_at_equal_distances_does_not_meet() {
         for shift in 0..=20 {
             let table = AnswerTable::new(32 << 20).unwrap();
-            // Room for 100,000; these are up to 16,384 on a disk of 64 TiB.
+            // Room for 100,000 answers; these are up to 16,384 on a disk of 64 TiB.
             let distance = 3_u64.pow(shift % 2) << shift;
             let numbers = (0..1 << NUMBER_BITS).step_by(distance as usize).take(1 << 14);
             let keys: Vec<AnswerKey> = numbers.map(|n| key(distance, n)).collect();
@@ -508,7 +503,7 @@ mod tests {
         assert_eq!((last.stack(), last.number()), ((1 << 38) - 1, (1 << 26) - 1));
     }
 
-    /// Readers see an answer whole and of the question they ask, or none, while it is written over.
+    /// While an answer is overwritten, readers see a whole answer to their own key or none.
     #[test]
     fn no_reader_sees_parts_of_two_answers() {
         let table = AnswerTable::new(2000).unwrap();
@@ -543,7 +538,7 @@ mod tests {
     }
 }
 
-/// Every order in which a reader and a writer may come, and every older word that the reader may see.
+/// Every interleaving of a reader and a writer, with every older word that the reader may see.
 #[cfg(all(test, loom))]
 mod orders {
     use loom::sync::Arc;
@@ -552,7 +547,7 @@ mod orders {
     use super::plain::{keep, whole};
     use super::*;
 
-    /// Room for two answers of two words: a third is written over the first.
+    /// Room for two answers of two words: a third overwrites the first.
     fn small() -> Arc<AnswerTable> {
         Arc::new(AnswerTable {
             lines: Box::new([OnceLock::new()]),
@@ -604,7 +599,7 @@ mod orders {
             (1..4).for_each(|n| _ = keep(&table, key(n), &[n * 10], || true));
             let writer = Arc::clone(&table);
             let writer = thread::spawn(move || {
-                // There are as many places: each of these takes one from another.
+                // All slots are taken, so each of these replaces another.
                 keep(&writer, key(4), &[40], || true);
                 writer.drop_answers([key(2)], || {});
                 keep(&writer, key(1), &[11], || true);
@@ -619,7 +614,7 @@ mod orders {
         });
     }
 
-    /// What was found out before a change, or with the help of what was known before it, is not there after it.
+    /// An answer determined before a change, or from earlier answers, is not present after it.
     #[test]
     fn an_answer_that_is_no_longer_right_is_not_kept() {
         in_every_order(|| {
