@@ -109,9 +109,12 @@ impl Sectors {
         let Some((map, sources)) = words.split_at_checked(map_words) else { return 0 };
         // Loads all sources before the one needed is known: waiting for two distant cache lines one after the other
         // would cost as much as the rest of a read's path.
-        let used = sources.iter().take((form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2));
-        let lines = used.step_by(LINE_WORDS);
-        std::hint::black_box(lines.fold(0, |all, pair| all ^ pair.load(Ordering::Relaxed)));
+        let used = (form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2).min(sources.len());
+        let mut all = 0;
+        for line in sources[..used].chunks(LINE_WORDS) {
+            all ^= line[0].load(Ordering::Relaxed);
+        }
+        std::hint::black_box(all);
         let at = |unit: u64| {
             let word = map.get((unit / PER_WORD) as usize)?.load(Ordering::Relaxed);
             Some(word >> (unit % PER_WORD * 8) & 0xFF)

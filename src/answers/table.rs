@@ -243,7 +243,7 @@ impl AnswerTable {
 
     /// Copies the cached runs of a span from sector `first` up to sector `last` to `found`, as many as fit, and
     /// returns their number, 0 if the key has no answer. The first run may be given with a later start than it has.
-    #[inline]
+    #[inline(always)] // once for each read
     pub(crate) fn find(
         &self,
         key: AnswerKey,
@@ -258,10 +258,22 @@ impl AnswerTable {
                 1
             }
             Some(Stored::Words { form, words, at }) => {
-                let count = sectors.find(form, words, first, last, found);
-                if self.is_whole(at) { count } else { 0 }
+                self.find_in((form, words, at), sectors, (first, last), found)
             }
         }
+    }
+
+    /// As [`find`](Self::find) in words of the ring: by itself, so that an answer of one word costs no call.
+    #[inline(never)]
+    fn find_in(
+        &self,
+        (form, words, at): (u32, &[AtomicU64], u64),
+        sectors: Sectors,
+        (first, last): (u64, u64),
+        found: &mut [PackedRun],
+    ) -> usize {
+        let count = sectors.find(form, words, first, last, found);
+        if self.is_whole(at) { count } else { 0 }
     }
 
     #[inline]

@@ -68,6 +68,25 @@ impl<'a> Layers<'a> {
         }
     }
 
+    /// The answer for all of these bytes, if there is one and it is known.
+    #[inline]
+    pub(super) fn known(self, at: DiskOffset, len: u64) -> Option<Answer> {
+        if len == 0 {
+            return None;
+        }
+        let query = self.query(0, at, len)?;
+        let mut runs = [PackedRun::default(); 2];
+        if query.end - query.from < len || query.find(&mut runs) != 1 {
+            return None;
+        }
+        let answer = query.answer(runs[0], query.from);
+        if matches!(answer, Answer::Open { .. }) {
+            return None;
+        }
+        self.hit();
+        Some(answer)
+    }
+
     /// As [`ask`](Self::ask), for a tip that is being written: an answer about the tip would soon be invalid, but the
     /// layers below it do not change.
     #[cold]
