@@ -72,8 +72,8 @@ impl OpenOptions {
     }
 
     /// Adds a folder to search for children before the image is opened for writing, besides the image's own
-    /// folder. A folder given here must be readable; what cannot be read in the image's own folder is
-    /// only a warning.
+    /// folder. A folder given here must be readable; failures in the image's own folder are only
+    /// warnings.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
         self
@@ -238,7 +238,7 @@ impl OpenOptions {
     }
 
     /// Finds and opens the parents of `tip` as far as possible, to examine a broken chain. The
-    /// images are not connected: reading what one does not hold is an error, never zeros.
+    /// images are not connected: reading data that one does not hold is an error, never zeros.
     pub fn follow(&self, tip: VhdxFile) -> Followed {
         Followed::follow(tip, &self.chain, &self.image, self.source().as_ref())
     }

@@ -32,7 +32,6 @@ impl DiffChain {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a view of an earlier point; [`ErrorKind::InUse`] while another operation runs,
     /// or if another chain or user writes to the tip.
-    /// where the tip is one that another chain or user writes to.
     pub(crate) fn operate(&self) -> Result<Operation<'_>> {
         if !self.view.follows {
             let message = "an operation changes a chain, not a view of one of its points";

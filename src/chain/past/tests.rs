@@ -1,4 +1,4 @@
-//! What outlives a merge keeps its places.
+//! Tests that users of replaced stacks keep the ranges that they read.
 
 use std::cell::Cell;
 use std::io::IoSliceMut;
@@ -23,13 +23,13 @@ thread_local! {
     static OWN_PATIENCE: Cell<Duration> = const { Cell::new(PATIENCE) };
 }
 
-/// Of the operations of this thread.
+/// The patience of this thread's operations.
 pub(in crate::chain) fn patience() -> Duration {
     OWN_PATIENCE.get()
 }
 
 const SIZE: u64 = 24 * MIB;
-/// What the thread is called that a file keeps waiting.
+/// Name of the thread whose reads are delayed.
 const SLOW: &str = "slow";
 
 fn go(_: Progress) -> ControlFlow<()> {
@@ -40,13 +40,13 @@ fn file(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
 }
 
-/// The block is all of this byte.
+/// Fills the block with this byte.
 fn write(chain: &DiffChain, block: u64, byte: u8) {
     chain.write_at(&vec![byte; MIB as usize], block * MIB).unwrap();
 }
 
-/// A base of which the first block is A and the second B, and a tip that has some more and a sector of the
-/// second. Operations on them are soon out of patience.
+/// A base with A in the first block and B in the second, and a tip with another block and a sector of the second.
+/// Operations on them have little patience.
 fn base_and_tip(budget: usize) -> (SimHost, DiffChain) {
     OWN_PATIENCE.set(Duration::from_millis(20));
     let host = SimHost::default();
@@ -83,7 +83,7 @@ fn plan(chain: &DiffChain, block: u64) -> ReadPlan {
     }
 }
 
-/// Whether the first of its bytes lie in that layer.
+/// Whether the first piece of the plan is in that layer.
 fn names(plan: &ReadPlan, expected: LayerId) -> bool {
     let first = plan.pieces().next().unwrap().source;
     matches!(first, PlannedSource::Data { layer, .. } if layer == expected)
@@ -99,7 +99,7 @@ fn are_all(bytes: &[u8], expected: u8) -> bool {
     bytes.iter().all(|byte| *byte == expected)
 }
 
-/// Merges the tip, and does something as soon as the last of it is moved.
+/// Merges the tip, and calls `then` as soon as data has been moved.
 fn merge_tip<T>(chain: &DiffChain, then: impl FnOnce() -> T) -> (T, Merged) {
     let (mut then, mut done) = (Some(then), None);
     let merged = Merge::new(id(chain, 0)).run(chain, &mut |progress| {
@@ -113,7 +113,7 @@ fn merge_tip<T>(chain: &DiffChain, then: impl FnOnce() -> T) -> (T, Merged) {
     (done.unwrap(), merged.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// Frees what the first block is, and has others take what is free.
+/// Frees the first block, and allocates blocks in the free space.
 fn give_away(chain: &DiffChain) {
     chain.discard(0..MIB).unwrap();
     chain.flush().unwrap();
@@ -128,21 +128,21 @@ fn is_still_read(merged: &Merged) -> bool {
 #[test]
 fn a_plan_that_outlives_the_merge_of_the_tip_keeps_what_it_names_in_the_parent() {
     let (_, chain) = base_and_tip(8 << 20);
-    // Views of the tip have the same stack.
+    // Views of the tip share its stack.
     let view = chain.view(id(&chain, 0)).unwrap();
     let (plans, merged) = merge_tip(&chain, || [plan(&chain, 0), plan(&view, 0)]);
     assert!(is_still_read(&merged), "{:?}", merged.warnings);
     drop(view);
     give_away(&chain);
     assert!(plans.iter().all(|plan| are_all(&bytes(plan), b'A')));
-    // Nor is the place cut off, and the next session and another tip leave it too.
+    // The range is not truncated either, and the next session and another tip do not reuse it.
     chain.close().unwrap();
     checkpoint(&chain, "next.avhdx");
     write(&chain, 6, b'Z');
     let [plan, other] = plans;
     drop(other);
     assert!(are_all(&bytes(&plan), b'A'));
-    // No merge writes to the file until the plan is gone.
+    // Merges do not write to the file until the plan is dropped.
     let merge = || Merge::new(id(&chain, 0)).run(&chain, &mut go);
     for _ in 0..3 {
         assert_eq!(merge().map(drop).unwrap_err().code(), "chain.read");
@@ -171,7 +171,7 @@ fn tables_that_are_waited_for_over_the_end_of_a_merge_keep_what_the_plan_found()
     let base = id(&chain, 1);
     let (mut load, merged) = merge_tip(&chain, || {
         let mut planned = chain.plan_read(0..2 * MIB).unwrap();
-        // The tables of both, and then the sectors of the tip's second block.
+        // The tables of both layers, and then the sector bitmap of the tip's second block.
         for _ in 0..2 {
             let Planned::Load(load) = planned else { panic!("nothing to load") };
             planned = load.load().unwrap();
@@ -190,7 +190,7 @@ fn tables_that_are_waited_for_over_the_end_of_a_merge_keep_what_the_plan_found()
     assert!(are_all(&bytes(&plan)[..MIB as usize], b'A'));
 }
 
-/// Lets a thread of that name wait when it reads what the base has for the first block.
+/// Delays the thread named [`SLOW`] when it reads the first block from the base.
 struct Slow {
     arrived: Receiver<()>,
     go_on: Sender<()>,
@@ -255,7 +255,7 @@ fn a_read_that_outlives_the_merge_of_the_tip_reads_no_others_bytes() {
     }
 }
 
-/// What the merge moved lies where it had the parent grow, and is given up again before it is stopped.
+/// The moved block is where the merge extended the parent, and is freed before the merge is stopped.
 #[test]
 fn a_plan_that_outlives_a_merge_that_is_stopped_keeps_what_it_names_in_the_parent() {
     let (_, chain) = base_and_tip(8 << 20);
@@ -301,7 +301,7 @@ fn a_plan_that_a_merge_in_low_space_gives_up_for_keeps_what_it_names_in_the_chil
     Merge::resume(id(&chain, 1)).run(&chain, &mut go).unwrap();
 }
 
-/// The first time the layer is opened anew, and reads by the old handle go on.
+/// The first attempt reopens the layer while reads through the old handle continue.
 #[test]
 fn a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_was() {
     let refused = |chain: &DiffChain| {
@@ -311,14 +311,14 @@ fn a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_w
             assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.read"));
         }
     };
-    // By a plan
+    // Read by a plan.
     let (_, chain) = base_and_tip(8 << 20);
     let held = plan(&chain, 0);
     refused(&chain);
     drop(held);
     Merge::new(id(&chain, 0)).run(&chain, &mut go).unwrap();
 
-    // and by the image itself.
+    // Read by the image itself.
     let (host, chain) = base_and_tip(8 << 20);
     let slow = Slow::new(&host, &chain);
     let image = chain.image(id(&chain, 1)).unwrap();

@@ -10,11 +10,10 @@ use crate::tables::{Budget, Epoch, Page, TableFile};
 use crate::types::{FileOffset, MIB};
 use crate::{CreateOptions, DiffChain, Disk, LayerId, OpenOptions};
 
-/// Longer than what is not kept waiting takes.
+/// Longer than any step takes that is not blocked.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// A child open for writing over a base of one byte's value: its first block has the first sector of its
-/// own, and it is known which layer has more of them.
+/// A child open for writing over a base filled with one byte. The child holds the first sector of its first block.
 fn pair(folder: &tempfile::TempDir) -> DiffChain {
     let paths = ["base.vhdx", "child.avhdx"].map(|name| folder.path().join(name));
     let base = CreateOptions::dynamic(8 * MIB).block_size(1 << 20).create(&paths[0]).unwrap();
@@ -40,12 +39,12 @@ fn query(stack: &Stack, at: u64, len: u64) -> Query<'_> {
     stack.layers().query(0, DiskOffset(at), len).unwrap()
 }
 
-/// Whether it is known which layer has the sector there.
+/// Whether the layer that holds the sector at this offset is cached.
 fn is_known(chain: &DiffChain, at: u64) -> bool {
     query(&chain.stack(), at, 512).first_known().is_some()
 }
 
-/// Does something when it comes to the tables of this layer.
+/// Calls the function whenever the tables of this layer are accessed.
 #[derive(Clone, Copy)]
 struct Before<'a>(LayerId, &'a dyn Fn());
 
@@ -66,18 +65,18 @@ impl PageSource for Before<'_> {
     }
 }
 
-/// What is known in part when a write begins is not gone on with and kept when it is over.
+/// A partial answer from before a write is not extended and cached after it.
 #[test]
 fn what_is_found_out_from_what_was_known_before_a_change_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     let chain = pair(&folder);
-    // Who asked for the first sector left the others open.
+    // A query for the first sector leaves the others open.
     query(&chain.stack(), 0, 512).learn(FromFile);
     assert!(is_known(&chain, 0));
     assert!(!is_known(&chain, 512));
     let base = chain.images().last().unwrap().id();
     scope(|scope| {
-        // The writer comes as far as to where answers go.
+        // The writer blocks where it invalidates answers.
         let tip = chain.tip();
         let mut held = Some(tip.budget().answers().unwrap().hold());
         let (done, writer) = channel();
@@ -95,8 +94,8 @@ fn what_is_found_out_from_what_was_known_before_a_change_is_not_kept() {
     assert_eq!([0, 1, 7, 8, 15, 16].map(|sector| byte(&chain, sector)), [2, 1, 1, 3, 3, 1]);
 }
 
-/// A change that another made a moment ago, so that there is nothing left to do, is seen when one returns
-/// all the same.
+/// A write that finds nothing left to change, because another has just changed it, still returns only after that
+/// change is visible.
 #[test]
 fn nobody_returns_before_answers_go_that_another_made_wrong() {
     type Change = fn(&DiffChain);
@@ -107,7 +106,7 @@ fn nobody_returns_before_answers_go_that_another_made_wrong() {
             |c| c.write_at(&[3; 4096], 4096).unwrap(),
             |c| c.write_at(&[3; 4096], 4096).unwrap(),
         ),
-        // The last sectors make it a whole block.
+        // The last sectors make the block fully present.
         (
             8,
             3,
