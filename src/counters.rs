@@ -41,7 +41,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// The difference to `earlier`.
+    /// The counts since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             flushes: self.flushes.saturating_sub(earlier.flushes),

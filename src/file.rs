@@ -43,7 +43,7 @@ use crate::write::{OpenImage, Writer};
 ///   [`close`](Self::close) fails, the image is poisoned: the file is not written to again, every later change, flush
 ///   and close fails with [`ErrorKind::Poisoned`], and reads continue with the data that the host has. A flush is not
 ///   retried, because the host may have dropped the data and report success the next time. Opening the image again
-///   recovers the durable state.
+///   recovers what is in the file.
 /// - A failed open changes nothing that the next open does not repair.
 ///
 /// ```no_run
