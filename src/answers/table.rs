@@ -263,7 +263,7 @@ impl AnswerTable {
         }
     }
 
-    /// As [`find`](Self::find) in words of the ring: by itself, so that an answer of one word costs no call.
+    /// As [`find`](Self::find), for words in the ring. Out of line, so that an answer of one word costs no call.
     #[inline(never)]
     fn find_in(
         &self,

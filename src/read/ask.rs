@@ -68,7 +68,7 @@ impl<'a> Layers<'a> {
         }
     }
 
-    /// The answer for all of these bytes, if there is one and it is known.
+    /// The answer for all of these bytes, if they have a single one and it is cached.
     #[inline]
     pub(super) fn known(self, at: DiskOffset, len: u64) -> Option<Answer> {
         if len == 0 {

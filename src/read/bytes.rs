@@ -18,7 +18,7 @@ impl Layers<'_> {
         let len = buf.len() as u64;
         tip.geometry.check_range(offset, len)?;
         let _pin = tip.pin();
-        // Most reads lie in one run that is known.
+        // Most reads lie in one cached run.
         match self.known(DiskOffset(offset), len) {
             Some(Answer::Here { layer, at }) => self.layers[layer].read_payload(buf, at),
             Some(Answer::Zero { .. }) => {
