@@ -66,8 +66,6 @@ enum Handle {
 /// the layer then use the newer one.
 pub(crate) struct Seat {
     layer: Layer,
-    /// The chain's writer, used only to obtain an identity that a child may link to.
-    writer: Weak<Writer>,
     /// Number of users of the image through this seat.
     users: AtomicUsize,
     next: OnceLock<Arc<Self>>,
@@ -202,14 +200,7 @@ impl VhdxFile {
     /// Makes the image's identity durable and returns it, for a child to record. The next visible change gives the
     /// image a new one.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
-        let writer = match &self.0 {
-            Handle::Own { writer, .. } => writer.clone(),
-            Handle::Shared(seat) => seat.last().writer.upgrade(),
-        };
-        match writer {
-            Some(writer) => writer.hand_out_identity(),
-            None => Ok(self.data_write_guid()),
-        }
+        self.with(|layer| layer.hand_out_identity())
     }
 
     /// Runs an action that reads the image's file. The handle is not replaced meanwhile.
@@ -309,11 +300,10 @@ impl Seat {
         Self::after(Weak::new(), image)
     }
 
-    fn after(before: Weak<Self>, OpenImage { core, writer }: &OpenImage) -> Arc<Self> {
-        let layer = Layer::alone(Arc::clone(core));
-        let writer = writer.as_ref().map_or_else(Weak::new, Arc::downgrade);
+    fn after(before: Weak<Self>, image: &OpenImage) -> Arc<Self> {
+        let layer = Layer::alone(Arc::clone(&image.core));
         let (users, next) = (AtomicUsize::new(0), OnceLock::new());
-        Arc::new(Self { layer, writer, users, next, before })
+        Arc::new(Self { layer, users, next, before })
     }
 
     /// Replaces the handle by another of the same file.

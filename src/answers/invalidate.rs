@@ -29,10 +29,10 @@ impl Invalidation {
         }
     }
 
-    /// Keeps only these stacks registered: the answers of others are no longer looked up.
-    pub(crate) fn keep_only(&self, stacks: &[u64]) {
+    /// Unregisters a stack whose answers are no longer looked up.
+    pub(crate) fn remove(&self, stack: u64) {
         let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(stack, _)| stacks.contains(stack));
+        kept.retain(|(other, _)| *other != stack);
     }
 
     /// Increases with each change.

@@ -244,7 +244,11 @@ impl Operation<'_> {
                 .with_expected(format_args!("none within {} s", PATIENCE.as_secs())));
         }
         let current = self.stack();
-        current.links.iter().for_each(|link| link.image.keeps_answers_only(link.stack));
+        // Other chains over the same tip have stacks of their own, and keep them.
+        let is_current = |old: &&Link| current.links.iter().any(|link| link.stack == old.stack);
+        for old in layers.iter().filter(|old| !is_current(old)) {
+            old.image.keeps_no_answers(old.stack);
+        }
         Ok(())
     }
 

@@ -30,10 +30,10 @@ pub(crate) struct Stack {
     /// Counts the answers looked up by all clones and views.
     pub(super) tally: Arc<AnswerTally>,
     pub(super) is_counted: bool,
+    /// Released when these layers have no user left: before the writer, which then gives back what they kept.
+    pub(super) kept: Arc<Kept>,
     /// The writer of the tip, if the chain is open for writing. `None` in every view.
     pub(crate) writer: Option<Arc<Writer>>,
-    /// Released when these layers have no user left.
-    pub(super) kept: Arc<Kept>,
 }
 
 /// A layer, and how it was found from the layer above.

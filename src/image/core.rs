@@ -155,6 +155,15 @@ impl Core {
         read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
     }
 
+    /// The identity by which a new child may know the image as it stands: what was written is made durable, and the
+    /// next visible change gives the image another identity.
+    pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
+        match self.feed.as_ref().and_then(|feed| feed.issuer()) {
+            Some(issuer) => issuer.hand_out_identity(),
+            None => Ok(self.data_write_guid()),
+        }
+    }
+
     pub(crate) fn headers(&self) -> RwLockReadGuard<'_, Headers> {
         self.headers.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -190,10 +199,10 @@ impl Core {
         }
     }
 
-    /// Keeps only this stack, and the image on its own, registered for invalidation.
-    pub(crate) fn keeps_answers_only(&self, stack: u64) {
+    /// Unregisters a stack whose answers are no longer looked up.
+    pub(crate) fn keeps_no_answers(&self, stack: u64) {
         if let Some(feed) = &self.feed {
-            feed.answers.keep_only(&[stack, self.alone]);
+            feed.answers.remove(stack);
         }
     }
 

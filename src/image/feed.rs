@@ -1,10 +1,14 @@
 //! Shares state between the readers of an image and its writer.
 
-use std::sync::Arc;
+use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
+use uuid::Uuid;
 
 use super::pins::Pins;
 use crate::answers::Invalidation;
+use crate::error::Result;
 use crate::tables::Tables;
 
 /// State that a writer shares with concurrent readers of the image.
@@ -17,12 +21,31 @@ pub(crate) struct Feed {
     /// Invalidates answers about the disk when a change makes them wrong.
     pub(crate) answers: Invalidation,
     is_frozen: AtomicBool,
+    issuer: OnceLock<Weak<dyn IssueIdentity>>,
+}
+
+/// Hands out the identity that a new child records. Every holder of the image may ask for it, since a child of a stale
+/// identity would accept later changes of its parent.
+pub(crate) trait IssueIdentity: Debug + Send + Sync {
+    /// Makes the image durable as it stands and returns its identity; the next visible change gives it another.
+    fn hand_out_identity(&self) -> Result<Uuid>;
 }
 
 impl Feed {
     /// Whether changes are still possible.
     pub(crate) fn takes_writes(&self) -> bool {
         !self.is_frozen.load(Ordering::Acquire)
+    }
+
+    /// Sets the writer as the issuer of identities.
+    pub(crate) fn set_issuer(&self, issuer: Weak<dyn IssueIdentity>) {
+        // There is one writer for good.
+        drop(self.issuer.set(issuer));
+    }
+
+    /// The issuer of identities, while the image is open for writing.
+    pub(crate) fn issuer(&self) -> Option<Arc<dyn IssueIdentity>> {
+        self.issuer.get()?.upgrade()
     }
 
     /// Rules out further changes, or allows them again.

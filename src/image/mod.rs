@@ -34,7 +34,7 @@ pub(crate) use block_table::{BlockTable, Claim, Role, is_zero};
 pub(crate) use bytes::{read_what_is_there, too_short};
 pub(crate) use claims::Claims;
 pub(crate) use core::{Core, FoundLog};
-pub(crate) use feed::Feed;
+pub(crate) use feed::{Feed, IssueIdentity};
 pub(crate) use foreign::{folder, named, not_regular, open_storage, refuse_by_name};
 pub(crate) use loss::{Copy, Entries, Mend};
 pub(crate) use marks::Marks;

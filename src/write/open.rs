@@ -39,7 +39,7 @@ impl OpenImage {
 
 impl From<Writer> for OpenImage {
     fn from(writer: Writer) -> Self {
-        Self { core: Arc::clone(writer.core()), writer: Some(Arc::new(writer)) }
+        Self { core: Arc::clone(writer.core()), writer: Some(writer.shared()) }
     }
 }
 

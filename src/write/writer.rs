@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError};
 
+use uuid::Uuid;
+
 use super::block_locks::BlockLocks;
 use super::change_lock::ChangeLock;
 use super::flush_requests::FlushRequests;
@@ -13,7 +15,7 @@ use super::session_state::{ClaimsState, Session};
 use super::space::{Allocated, Released};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, Feed, Pins};
+use crate::image::{Core, Feed, IssueIdentity, Pins};
 use crate::log::LogWriter;
 use crate::read::Layer;
 use crate::storage::Storage;
@@ -76,6 +78,14 @@ impl Writer {
             core: Layer::alone(core),
             feed,
         }
+    }
+
+    /// Shares the writer, which then issues the identities that new children record.
+    pub(crate) fn shared(self) -> Arc<Self> {
+        let writer = Arc::new(self);
+        let issuer: Arc<dyn IssueIdentity> = writer.clone();
+        writer.feed.set_issuer(Arc::downgrade(&issuer));
+        writer
     }
 
     /// The image.
@@ -165,10 +175,17 @@ impl Writer {
     }
 }
 
+impl IssueIdentity for Writer {
+    fn hand_out_identity(&self) -> Result<Uuid> {
+        Self::hand_out_identity(self)
+    }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
         // Flushed data does not depend on this, and a drop cannot report an error.
         drop(self.end_session());
+        self.feed.freeze(true);
     }
 }
 

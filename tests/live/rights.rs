@@ -435,3 +435,54 @@ fn a_tip_that_was_opened_for_writing_by_other_options_gets_checkpoints_and_rever
     assert_eq!(bytes(&chain)[..4096], [3; 4096]);
     assert_eq!(paths(&chain).len(), 2);
 }
+
+/// Each of these images is known through a handle of another chain, which has no right to write.
+#[test]
+fn a_child_made_of_an_image_that_came_through_another_chain_knows_it_until_it_changes() {
+    type Through = fn(VhdxFile) -> Arc<VhdxFile>;
+    let ways: [Through; 2] = [
+        |tip| OpenOptions::new().open_chain(tip).unwrap().tip(),
+        |tip| Arc::clone(&OpenOptions::new().follow(tip).layers[0].1),
+    ];
+    for (n, through) in ways.into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut model = three(folder.path());
+        let chain = writable(tip(folder.path()).as_ref());
+        // The session has begun, and with it an identity that no child knows yet.
+        chain.write_at(&[9; 512], 0).unwrap();
+        model[..512].fill(9);
+        let child = folder.path().join("child.avhdx");
+        let parent = through(Arc::into_inner(chain.tip()).unwrap());
+        drop(CreateOptions::child_of(&parent).unwrap().create(&child).unwrap());
+        let files: Vec<_> = [child.clone()].into_iter().chain(paths(&chain)).collect();
+        assert!(naively(&files) == model, "way {n}");
+        chain.write_at(&[8; 512], 0).unwrap();
+        chain.close().unwrap();
+        drop((chain, parent));
+        let error = OpenOptions::new().open(&child).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::ParentMismatch, "way {n}");
+    }
+}
+
+/// It has its own memory for answers, so that they are known by other names than the first chain's.
+#[test]
+fn another_chain_over_a_tip_sees_its_writes_after_a_merge_that_it_prevents() {
+    let folder = tempfile::tempdir().unwrap();
+    three(folder.path());
+    let chain = writable(tip(folder.path()).as_ref());
+    let options = OpenOptions::new().budget(avhdx::Budget::new(8 << 20));
+    let other = options.open_chain(Arc::into_inner(chain.tip()).unwrap()).unwrap();
+    // Often enough that the layer below the tip is known to have them.
+    let mut found = [0; 4096];
+    (0..20).for_each(|_| other.read_at(&mut found, 7 * MIB).unwrap());
+    let merged = Merge::new(ids(&chain)[1]).run(&chain, &mut go);
+    assert_eq!(merged.map(drop).unwrap_err().kind(), ErrorKind::InUse);
+    chain.write_at(&[0xCC; 4096], 7 * MIB).unwrap();
+    other.read_at(&mut found, 7 * MIB).unwrap();
+    assert_eq!(found, [0xCC; 4096]);
+    // Once the chain that writes is gone, nothing speaks of it any more.
+    drop(chain);
+    let tip = ids(&other)[1];
+    let error = Revert::to(tip).forecast(&other).map(drop);
+    error.unwrap();
+}

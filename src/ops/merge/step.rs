@@ -156,7 +156,7 @@ impl MergeStep<'_> {
         }
         on.parent.resize(size)?;
         let old = on.parent.core().id();
-        let parent = Arc::new(on.parent.reopen()?);
+        let parent = on.parent.reopen()?.shared();
         on.opened.iter_mut().filter(|id| **id == old).for_each(|id| *id = parent.core().id());
         let image =
             OpenImage { core: Arc::clone(parent.core()), writer: Some(Arc::clone(&parent)) };

@@ -142,3 +142,18 @@ fn nobody_returns_before_answers_go_that_another_made_wrong() {
         assert_eq!(found, expected, "case {i}");
     }
 }
+
+/// As when two threads miss the same span, and one keeps the whole answer before the other looks again.
+#[test]
+fn a_span_that_is_known_by_now_is_found_out_without_asking_a_layer() {
+    let folder = tempfile::tempdir().unwrap();
+    let chain = pair(&folder);
+    let stack = chain.stack();
+    // All of the span: no run of it is left open.
+    query(&stack, 0, MIB).learn(FromFile);
+    let asked = || panic!("no layer is to be asked");
+    for layer in chain.layers() {
+        let runs = query(&stack, 0, 512).learn(Before(layer.id, &asked));
+        assert_eq!(runs.as_slice().len(), 2, "the child's sector, and the base's");
+    }
+}
