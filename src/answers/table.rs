@@ -635,15 +635,15 @@ mod orders {
             let now = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
             let (others, writers) = (Arc::clone(&table), Arc::clone(&now));
             let writer = thread::spawn(move || {
-                let [table, changes] = &*writers;
-                table.store(1, Ordering::Relaxed);
+                let [entry, changes] = &*writers;
+                entry.store(1, Ordering::Relaxed);
                 let count = || _ = changes.fetch_add(1, Ordering::AcqRel);
                 others.drop_answers([key(1)], count);
             });
-            let [table, changes] = &*now;
+            let [entry, changes] = &*now;
             let seen = changes.load(Ordering::Acquire);
             let known = whole(&table, key(1));
-            let answer = known.map_or_else(|| 10 + table.load(Ordering::Relaxed), |known| known[0]);
+            let answer = known.map_or_else(|| 10 + entry.load(Ordering::Relaxed), |known| known[0]);
             keep(&table, key(1), &[answer], || changes.load(Ordering::Acquire) == seen);
             writer.join().unwrap();
             let found = whole(&table, key(1)).unwrap_or_default();
