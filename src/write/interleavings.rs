@@ -122,7 +122,7 @@ impl Places {
     }
 
     fn read(&self, lane: usize) {
-        let (ticket, now) = self.begin_change(lane);
+        let (ticket, now) = self.enter(lane);
         self.places[now].read();
         self.pins.leave(&ticket);
     }
