@@ -47,20 +47,37 @@
 //! stops, one file each, and leaves each once:
 //!
 //! ```text
-//! DiffChain::read_at       the layers of the moment                              chain/disk.rs
-//!   └ Layers::read_at        run by run: read, or zeros                          read/bytes.rs
-//!       ├ Layers::ask          which layer has the bytes of a span                 read/ask.rs
-//!       │   └ AnswerTable::find  where that is known: its runs                       answers/table.rs
-//!       └ Storage::read_at     the bytes, through a pending log if there is one    storage/
+//! DiffChain::read_at         the layers of the moment                              chain/disk.rs
+//!   └ Layers::read_at          run by run: read, or zeros                            read/bytes.rs
+//!       ├ Layers::known, ask     which layer holds the bytes of a span                 read/ask.rs
+//!       │   └ AnswerTable::find    if that is cached: its runs                           answers/table.rs
+//!       └ Storage::read_exact_at the bytes, through a pending log if there is one      storage/
 //! ```
 //!
-//! [`VhdxFile`] reads the same way, over one layer. What is not known yet is found out at the second stop, layer by
-//! layer, and kept:
+//! [`VhdxFile`] reads the same way, over one layer. If no answer is cached, the third stop asks layer by layer, and
+//! caches what it finds:
 //!
 //! ```text
 //! Layers::ask
 //!   └ Core::resolve_span       BAT entry, sector bitmap: here, zero, parent          image/resolve.rs
 //!       └ Budget::with_page      pages of tables on demand, within a budget            tables/cache.rs
+//! ```
+//!
+//! # The way of a write
+//!
+//! A write plans, moves its bytes, and only then changes the tables, in memory. They reach the file at a flush, through
+//! the log:
+//!
+//! ```text
+//! DiffChain::write_at        the tip's writer, or a refusal                        chain/disk.rs
+//!   └ Writer::write_through    a change of its blocks, held until it is done         write/data.rs
+//!       ├ ChangeLock             shared with other changes; a freeze excludes them     write/change_lock.rs
+//!       ├ BlockLocks             shared in place, exclusive where a state changes      write/block_locks.rs
+//!       ├ Core::bat_entry        the state of the block                                image/resolve.rs
+//!       ├ Growth::allocate       space for a block that has none                       write/growth.rs
+//!       ├ Storage::write_at      the payload                                           storage/
+//!       ├ Changed                the entries and bits                                  tables/changed.rs
+//!       └ Invalidation           answers that no longer hold                           answers/invalidate.rs
 //! ```
 //!
 //! # Map

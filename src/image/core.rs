@@ -272,7 +272,6 @@ impl Core {
     }
 
     /// Reads payload at file offset `at`.
-    #[inline]
     pub(crate) fn read_payload(&self, buf: &mut [u8], at: FileOffset) -> Result<()> {
         let read = self.storage.read_exact_at(buf, at.get());
         read.map_err(|error| self.cannot_read(buf.len(), at, error))

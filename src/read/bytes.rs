@@ -20,7 +20,11 @@ impl Layers<'_> {
         let _pin = tip.pin();
         // Most reads lie in one cached run.
         match self.known(DiskOffset(offset), len) {
-            Some(Answer::Here { layer, at }) => self.layers[layer].read_payload(buf, at),
+            Some(Answer::Here { layer, at }) => {
+                let image = &self.layers[layer].image;
+                let read = image.storage.read_exact_at(buf, at.get());
+                read.map_err(|error| image.cannot_read(buf.len(), at, error))
+            }
             Some(Answer::Zero { .. }) => {
                 buf.fill(0);
                 Ok(())
