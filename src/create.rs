@@ -109,7 +109,7 @@ impl CreateOptions {
     /// child is created.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the parent's metadata cannot be read; those of [`Disk::flush`];
+    /// [`ErrorKind::Io`] if the parent's metadata cannot be read; those of [`Disk::flush`](crate::Disk::flush);
     /// [`ErrorKind::Unfinished`] and [`ErrorKind::Merged`] if the parent is not a point in time
     /// because of a merge.
     pub fn child_of(parent: &crate::VhdxFile) -> Result<Self> {
