@@ -130,7 +130,8 @@ impl<'a> Layers<'a> {
             && query.from + run.len < query.span
             && self.tip().is_quiet()
         {
-            Query { end: query.from + run.len, ..query }.learn(FromFile);
+            // The run is known: a failure beside it is no concern of the caller.
+            drop(Query { end: query.from + run.len, ..query }.learn(FromFile));
         }
         Ok(run)
     }
@@ -304,7 +305,7 @@ impl Query<'_> {
     /// Asks the layers, and caches their answers.
     #[cold]
     fn find_out<S: PageSource>(&self, source: S, sink: &mut impl Sink) -> Result<u64, S::Stop> {
-        let runs = self.learn(source);
+        let runs = self.learn(source)?;
         let runs = runs.as_slice();
         let after = runs.partition_point(|run| run.start() <= self.first_sector());
         let handed_on = self.hand_on(&runs[after - 1..], self.end, sink)?;
@@ -318,33 +319,36 @@ impl Query<'_> {
         Ok(hand_on(run.below(self.first), sink)?)
     }
 
-    /// The span's runs. All requested sectors have an answer, unless a layer has failed.
-    fn learn(&self, source: impl PageSource) -> Learned {
+    /// The span's runs. All requested sectors have an answer, unless a layer cannot answer for the whole span.
+    ///
+    /// # Errors
+    /// If the host fails to read a table that the requested sectors need.
+    fn learn<S: PageSource>(&self, source: S) -> Result<Learned, S::Stop> {
         let top = &self.layers[0];
         // Changes after this point may be missing from the answer.
         let changes = top.changes();
         let still = || top.changes() == changes;
         let known = self.known();
         let (asked, run) = match known {
-            None => self.ask_whole(source),
+            None => self.ask_whole(source)?,
             Some(_) => (0, None),
         };
         if let Some(run) = run {
             top.budget().keep_answer(self.key, 0, &[run.word()], still);
-            return Learned::One([run]);
+            return Ok(Learned::One([run]));
         }
         let before = known.as_deref().map_or(0, depth);
         if let (Some(known), usize::MAX) = (&known, before) {
             // Another thread has found all of it since this one looked.
-            return Learned::Many(known.clone());
+            return Ok(Learned::Many(known.clone()));
         }
         let known = known.unwrap_or_else(|| vec![PackedRun::open(0, asked)]);
-        let runs = self.ask_each(source, &known, 2 * before);
+        let runs = self.ask_each(source, &known, 2 * before)?;
         if depth(&runs) > before {
             let PackedSpan { form, words } = self.sectors().pack(&runs);
             top.budget().keep_answer(self.key, form, &words, still);
         }
-        Learned::Many(runs)
+        Ok(Learned::Many(runs))
     }
 
     /// All cached runs of the span.
@@ -364,33 +368,34 @@ impl Query<'_> {
 
     /// Asks layers while each has one answer for the whole span. Returns how many deferred to the next, and the run,
     /// if a later one answered for the whole span.
-    fn ask_whole(&self, source: impl PageSource) -> (usize, Option<PackedRun>) {
+    fn ask_whole<S: PageSource>(&self, source: S) -> Result<(usize, Option<PackedRun>), S::Stop> {
         let mut here = [0; SPAN_WORDS];
         for (depth, layer) in self.layers.iter().enumerate() {
             if layer.layout().size().saturating_sub(self.start.0) < self.span {
-                return (depth, None);
+                return Ok((depth, None));
             }
             let run = match layer.resolve_span(source, self.start, self.span, &mut here) {
                 Ok(SpanOwner::One(Owner::Parent)) => continue,
                 Ok(SpanOwner::One(Owner::Zero)) => Some(PackedRun::zero(0, Some(depth))),
                 Ok(SpanOwner::One(Owner::Here(place))) => PackedRun::here(0, depth, place)
                     .filter(|_| PackedRun::here(0, depth, place + self.span).is_some()),
+                Err(stop) if S::is_host_failure(&stop) => return Err(stop),
                 Ok(SpanOwner::Mixed(_)) | Err(_) => None,
             };
-            return (depth, run);
+            return Ok((depth, run));
         }
-        (self.layers.len(), Some(PackedRun::open(0, self.layers.len())))
+        Ok((self.layers.len(), Some(PackedRun::open(0, self.layers.len()))))
     }
 
     /// The span's runs, continued from cached runs where those were left open. All requested sectors have an answer,
     /// unless a layer has failed. Asks at least `goal` layers while any sectors are open: a second reader goes twice
     /// as deep as the first, so a span is not walked again for each of many layers.
-    fn ask_each(
+    fn ask_each<S: PageSource>(
         &self,
-        source: impl PageSource,
+        source: S,
         known: &[PackedRun],
         goal: usize,
-    ) -> Vec<PackedRun> {
+    ) -> Result<Vec<PackedRun>, S::Stop> {
         let sectors = self.span >> self.sector_shift;
         let mut span = SpanBuilder::new(sectors, self.sector_shift, known);
         let mut here = [0; SPAN_WORDS];
@@ -405,12 +410,16 @@ impl Query<'_> {
                 0 => Ok(SpanOwner::One(Owner::Parent)),
                 _ => layer.resolve_span(source, self.start, self.within(there), &mut here),
             };
-            let Ok(owner) = owner else { break };
+            let owner = match owner {
+                Ok(owner) => owner,
+                Err(stop) if is_needed && S::is_host_failure(&stop) => return Err(stop),
+                Err(_) => break,
+            };
             if span.add(owner, &here, there).is_none() {
                 break;
             }
         }
-        span.into_runs()
+        Ok(span.into_runs())
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use super::cache::{Budget, PAGE, Page, new_page};
 use crate::disk::LayerId;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::types::FileOffset;
 
 /// A file that has block tables.
@@ -37,6 +37,12 @@ pub(crate) trait PageSource: Copy {
         epoch: Epoch,
         look: impl FnOnce(&Page) -> T,
     ) -> Result<T, Self::Stop>;
+
+    /// Whether the host failed to read a page. Such a failure is the caller's to hear of, even if another try succeeds.
+    fn is_host_failure(stop: &Self::Stop) -> bool {
+        let _ = stop;
+        false
+    }
 }
 
 /// The progress of an image's writer; `None` without one. While it is the same, pages that are unchanged in memory
@@ -49,6 +55,10 @@ pub(crate) struct FromFile;
 
 impl PageSource for FromFile {
     type Stop = Error;
+
+    fn is_host_failure(stop: &Error) -> bool {
+        stop.kind() == ErrorKind::Io
+    }
 
     fn page<T>(
         self,

@@ -71,7 +71,7 @@ fn what_is_found_out_from_what_was_known_before_a_change_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     let chain = pair(&folder);
     // A query for the first sector leaves the others open.
-    query(&chain.stack(), 0, 512).learn(FromFile);
+    query(&chain.stack(), 0, 512).learn(FromFile).map(drop).unwrap();
     assert!(is_known(&chain, 0));
     assert!(!is_known(&chain, 512));
     let base = chain.images().last().unwrap().id();
@@ -84,11 +84,14 @@ fn what_is_found_out_from_what_was_known_before_a_change_is_not_kept() {
         scope.spawn(move || done.send(chain.write_at(&[3; 4096], 4096)));
         std::thread::sleep(PATIENCE);
         let go_on = std::cell::RefCell::new(&mut held);
-        query(&chain.stack(), 512, 512).learn(Before(base, &|| {
-            if go_on.borrow_mut().take().is_some() {
-                writer.recv().unwrap().unwrap();
-            }
-        }));
+        query(&chain.stack(), 512, 512)
+            .learn(Before(base, &|| {
+                if go_on.borrow_mut().take().is_some() {
+                    writer.recv().unwrap().unwrap();
+                }
+            }))
+            .map(drop)
+            .unwrap();
         assert!(held.is_none(), "the base was asked");
     });
     assert_eq!([0, 1, 7, 8, 15, 16].map(|sector| byte(&chain, sector)), [2, 1, 1, 3, 3, 1]);
@@ -123,7 +126,7 @@ fn nobody_returns_before_answers_go_that_another_made_wrong() {
     for (i, (sector, expected, first, second)) in cases.into_iter().enumerate() {
         let folder = tempfile::tempdir().unwrap();
         let chain = pair(&folder);
-        query(&chain.stack(), 0, MIB).learn(FromFile);
+        query(&chain.stack(), 0, MIB).learn(FromFile).map(drop).unwrap();
         assert!(is_known(&chain, sector * 512));
         let found = scope(|scope| {
             let tip = chain.tip();
@@ -150,10 +153,10 @@ fn a_span_that_is_known_by_now_is_found_out_without_asking_a_layer() {
     let chain = pair(&folder);
     let stack = chain.stack();
     // All of the span: no run of it is left open.
-    query(&stack, 0, MIB).learn(FromFile);
+    query(&stack, 0, MIB).learn(FromFile).map(drop).unwrap();
     let asked = || panic!("no layer is to be asked");
     for layer in chain.layers() {
-        let runs = query(&stack, 0, 512).learn(Before(layer.id, &asked));
+        let runs = query(&stack, 0, 512).learn(Before(layer.id, &asked)).unwrap();
         assert_eq!(runs.as_slice().len(), 2, "the child's sector, and the base's");
     }
 }
