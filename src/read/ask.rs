@@ -130,7 +130,7 @@ impl<'a> Layers<'a> {
             && query.from + run.len < query.span
             && self.tip().is_quiet()
         {
-            // The run is known: a failure beside it is no concern of the caller.
+            // The run is known: failures elsewhere in the span do not affect the caller.
             drop(Query { end: query.from + run.len, ..query }.learn(FromFile));
         }
         Ok(run)

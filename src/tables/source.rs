@@ -38,9 +38,8 @@ pub(crate) trait PageSource: Copy {
         look: impl FnOnce(&Page) -> T,
     ) -> Result<T, Self::Stop>;
 
-    /// Whether the host failed to read a page. Such a failure is the caller's to hear of, even if another try succeeds.
-    fn is_host_failure(stop: &Self::Stop) -> bool {
-        let _ = stop;
+    /// Whether the host failed to read a page. The failure is reported even if another try would succeed.
+    fn is_host_failure(_stop: &Self::Stop) -> bool {
         false
     }
 }

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::sync::mpsc::channel;
 use std::thread::scope;
 use std::time::Duration;
@@ -158,5 +159,45 @@ fn a_span_that_is_known_by_now_is_found_out_without_asking_a_layer() {
     for layer in chain.layers() {
         let runs = query(&stack, 0, 512).learn(Before(layer.id, &asked)).unwrap();
         assert_eq!(runs.as_slice().len(), 2, "the child's sector, and the base's");
+    }
+}
+
+/// As a bad sector that the drive reads at the second try.
+#[test]
+fn a_table_that_the_host_reads_at_the_second_try_fails_the_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let chain = pair(&folder);
+    let base = chain.images().last().unwrap().id();
+    // Where the base alone is asked for the whole span, and where the child has a part of it.
+    for at in [MIB, 512] {
+        let failed = Cell::new(false);
+        let found = query(&chain.stack(), at, 512).learn(FailsOnce(base, &failed));
+        assert!(failed.get(), "at {at}: the base was asked");
+        assert_eq!(found.map(drop).unwrap_err().kind(), crate::ErrorKind::Io, "at {at}");
+    }
+}
+
+/// Fails the first access to the tables of this layer.
+#[derive(Clone, Copy)]
+struct FailsOnce<'a>(LayerId, &'a Cell<bool>);
+
+impl PageSource for FailsOnce<'_> {
+    type Stop = crate::Error;
+
+    fn is_host_failure(stop: &Self::Stop) -> bool {
+        FromFile::is_host_failure(stop)
+    }
+
+    fn page<T>(
+        self,
+        file: &impl TableFile,
+        at: FileOffset,
+        epoch: Epoch,
+        look: impl FnOnce(&Page) -> T,
+    ) -> Result<T> {
+        if file.id() == self.0 && !self.1.replace(true) {
+            return Err(std::io::Error::other("the cable is out").into());
+        }
+        FromFile.page(file, at, epoch, look)
     }
 }
