@@ -57,6 +57,11 @@ impl Storage for MemStorage {
         &self.name
     }
 
+    /// A crash leaves nothing.
+    fn lost_writes_read_as_zeros(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let contents = self.contents();
         let len = contents.len.saturating_sub(offset).min(buf.len() as u64) as usize;

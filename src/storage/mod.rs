@@ -165,6 +165,16 @@ pub trait Storage: Debug + Send + Sync {
         Ok(false)
     }
 
+    /// Whether writes that a crash of the host loses read as zeros afterwards, where they went to bytes that
+    /// [`set_len`](Self::set_len) extended the file by, a later [flush](Self::flush) made durable and nothing was
+    /// written to since. A host that may show other bytes there, for instance what a removed file left, answers
+    /// `false`, and so does one that cannot tell.
+    ///
+    /// Where this holds, a flush of an image with new blocks costs one flush of the file instead of two.
+    fn lost_writes_read_as_zeros(&self) -> bool {
+        false
+    }
+
     /// Identifies the file on the host, independently of its names; `None` if the host
     /// has no such identity.
     ///

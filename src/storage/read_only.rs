@@ -71,6 +71,10 @@ impl Storage for ReadOnly {
         refused()
     }
 
+    fn lost_writes_read_as_zeros(&self) -> bool {
+        self.0.lost_writes_read_as_zeros()
+    }
+
     fn id(&self) -> io::Result<Option<FileId>> {
         self.0.id()
     }
