@@ -1,5 +1,6 @@
 //! Drives a workload: every change is made to both the disk and the model.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,6 +21,9 @@ use crate::verdict::{self, Judge};
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
+
+/// How much of a range written during the setup is compared, in bytes.
+const LONGEST_WATCHED: u64 = 64 * KIB;
 
 /// A host, a writable image on it, and the model of its disk. Clones share them.
 #[derive(Clone)]
@@ -58,6 +62,21 @@ pub struct Setup {
     pub block_size: u64,
 }
 
+thread_local! {
+    static SHOWS_STALE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Makes this thread's new hosts such that show stale bytes, or zeros, where a crash lost the first write to grown
+/// space.
+pub fn show_stale(shows_stale: bool) {
+    SHOWS_STALE.set(shows_stale);
+}
+
+/// A new host.
+pub fn host() -> SimHost {
+    SimHost::showing_stale(SHOWS_STALE.get())
+}
+
 pub fn path(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
 }
@@ -78,7 +97,7 @@ pub fn pattern(seed: u64, at: u64, len: u64) -> Vec<u8> {
 
 impl Setup {
     pub fn base(options: CreateOptions, size: u64, block_size: u32) -> Self {
-        let host = SimHost::default();
+        let host = host();
         let tip = path("base.vhdx");
         let options = fixed_identities(options.block_size(block_size), 1);
         drop(options.create_on(Arc::new(host.clone()), &tip).unwrap());
@@ -93,12 +112,27 @@ impl Setup {
     }
 
     /// Writes to the topmost image, in a session of its own.
-    pub fn write(mut self, at: u64, len: u64) -> Self {
-        let chain = verdict::open(&self.host, &self.tip, true).unwrap();
+    pub fn write(self, at: u64, len: u64) -> Self {
         let bytes = pattern(1000 + self.watched.len() as u64, at, len);
-        chain.write_at(&bytes, at).unwrap();
-        self.disk.write(at, &bytes);
-        self.watched.push(at / 512 * 512..(at + len).next_multiple_of(512));
+        self.write_bytes(at, &bytes)
+    }
+
+    /// Writes zeros as data, in the same way.
+    pub fn write_zeros(self, at: u64, len: u64) -> Self {
+        self.write_bytes(at, &vec![0; len as usize])
+    }
+
+    fn write_bytes(mut self, at: u64, bytes: &[u8]) -> Self {
+        let chain = verdict::open(&self.host, &self.tip, true).unwrap();
+        chain.write_at(bytes, at).unwrap();
+        self.disk.write(at, bytes);
+        let end = at + bytes.len() as u64;
+        // The middle of a long range is compared where it is written to.
+        let (head, tail) = (end.min(at + LONGEST_WATCHED), at.max(end.saturating_sub(4 * KIB)));
+        self.watched.push(at / 512 * 512..head.next_multiple_of(512));
+        if head < tail {
+            self.watched.push(tail / 512 * 512..end.next_multiple_of(512));
+        }
         chain.close().unwrap();
         self
     }
@@ -207,6 +241,12 @@ impl Driver {
     pub fn write(&self, chain: &DiffChain, seed: u64, at: u64, len: u64) {
         let bytes = pattern(seed, at, len);
         self.change(chain, at, &bytes, &|| chain.write_at(&bytes, at));
+    }
+
+    /// Writes zeros as data.
+    pub fn write_zeros(&self, chain: &DiffChain, at: u64, len: u64) {
+        let zeros = vec![0; len as usize];
+        self.change(chain, at, &zeros, &|| chain.write_at(&zeros, at));
     }
 
     pub fn zero(&self, chain: &DiffChain, at: u64, len: u64, how: Zeroing) {

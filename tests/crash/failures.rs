@@ -9,7 +9,7 @@ use crate::explore::{Effort, explore};
 use crate::faults::{EIO, ENOSPC, Kind, Plan, Steps, Tally, Way, count, fail};
 use crate::is_long;
 use crate::outcomes::Depth;
-use crate::workloads::{ALL, Record, Workload};
+use crate::workloads::{self, Record, Workload};
 
 /// Failing steps per workload in the short form: changes and reads.
 const CHANGES: usize = 12;
@@ -30,7 +30,7 @@ const LONG: usize = 25_000;
 fn every_failed_operation_is_an_error_and_loses_nothing_flushed() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
     println!(
-        "{:<40}{:>7}{:>7}{:>8}{:>7}{:>9}{:>7}{:>6}{:>9}{:>9}",
+        "{:<52}{:>7}{:>7}{:>8}{:>7}{:>9}{:>7}{:>6}{:>9}{:>9}",
         "workload",
         "steps",
         "tried",
@@ -43,7 +43,7 @@ fn every_failed_operation_is_an_error_and_loses_nothing_flushed() {
         "failures"
     );
     let mut all = Sum::default();
-    for (n, workload) in ALL.iter().enumerate().filter(|(_, it)| it.name.contains(&only)) {
+    for (n, workload) in workloads::all().enumerate().filter(|(_, it)| it.name.contains(&only)) {
         let started = std::time::Instant::now();
         let sum = run(workload, n);
         println!("{}  {:.1} s", sum.line(workload.name), started.elapsed().as_secs_f32());
@@ -78,7 +78,7 @@ impl Sum {
     fn line(&self, name: &str) -> String {
         let Tally { fired, alone, poisoned, less, unopened, crashed, complaints } = &self.tally;
         format!(
-            "{name:<40}{:>7}{:>7}{fired:>8}{alone:>7}{poisoned:>9}{unopened:>7}{less:>6}{crashed:>9}{:>9}",
+            "{name:<52}{:>7}{:>7}{fired:>8}{alone:>7}{poisoned:>9}{unopened:>7}{less:>6}{crashed:>9}{:>9}",
             self.steps,
             self.tried,
             complaints.len()

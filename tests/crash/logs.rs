@@ -4,8 +4,8 @@ use avhdx::storage::Host;
 use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry, SECTOR};
 use uuid::Uuid;
 
-use crate::driver::{KIB, MIB, Recorded, Setup, path, pattern};
-use crate::sim::{Bytes, SimHost};
+use crate::driver::{KIB, MIB, Recorded, Setup, host, path, pattern};
+use crate::sim::Bytes;
 
 const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0003);
 
@@ -36,7 +36,7 @@ pub fn zeros() -> Vec<Recorded> {
     let mut bytes = Bytes::default();
     bytes.write(0, &disk);
 
-    let (host, tip) = (SimHost::default(), path("base.vhdx"));
+    let (host, tip) = (host(), path("base.vhdx"));
     let file = host.create_new(&tip).unwrap();
     file.write_at(&image.to_bytes(), 0).unwrap();
     file.flush().unwrap();

@@ -12,7 +12,9 @@ mod driver;
 mod explore;
 mod failures;
 mod faults;
+mod growing;
 mod interleave;
+mod judged;
 mod logs;
 mod loss;
 mod model;
@@ -22,12 +24,14 @@ mod real;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
+mod stale;
 mod verdict;
 mod workloads;
 
+use driver::show_stale;
 use explore::{Effort, Tally, explore};
 use outcomes::Depth;
-use workloads::{ALL, Record, Workload};
+use workloads::{Record, Workload, all};
 
 /// The minimum number of distinct outcomes.
 const SHORT: usize = 20_000;
@@ -41,10 +45,12 @@ fn is_long() -> bool {
     std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1")
 }
 
-fn effort(workload: &Workload) -> Effort {
+fn effort(workload: &Workload, shows_stale: bool) -> Effort {
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
     let depth = match (is_long(), workload.is_large) {
         (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 60 },
+        // Only what it does not have in common with the other host is new.
+        (false, false) if shows_stale => Depth { exhaustive: 8, samples: 20, torn: 20 },
         (false, false) => Depth { exhaustive: 12, samples: 60, torn: 60 },
         (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
@@ -55,8 +61,9 @@ fn effort(workload: &Workload) -> Effort {
     Effort { depth, second, first_only: is_hunt }
 }
 
-/// Explores a workload, and in case of random histories continues until there are `wanted` outcomes.
-fn run(workload: &Workload, effort: Effort, wanted: usize) -> Tally {
+/// Explores a workload on one kind of host, and in case of random histories continues until there are `wanted` outcomes.
+fn run(workload: &Workload, shows_stale: bool, effort: Effort, wanted: usize) -> Tally {
+    show_stale(shows_stale);
     let mut tally = Tally::default();
     let rounds: Box<dyn Iterator<Item = Vec<_>>> = match workload.record {
         Record::Once(record) => Box::new(std::iter::once_with(record)),
@@ -73,6 +80,7 @@ fn run(workload: &Workload, effort: Effort, wanted: usize) -> Tally {
             break;
         }
     }
+    show_stale(false);
     tally
 }
 
@@ -87,20 +95,28 @@ fn tell_failures(workload: &str, failures: &[String]) {
     }
 }
 
+/// Whether the host shows stale bytes.
+fn on_each_host(workload: &Workload) -> impl Iterator<Item = (&Workload, bool)> {
+    let hosts: &[bool] = if workload.is_on_both { &[false, true] } else { &[false] };
+    hosts.iter().map(move |shows_stale| (workload, *shows_stale))
+}
+
 #[test]
 fn every_outcome_of_a_crash_is_sound() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
     println!(
-        "{:<40}{:>7}{:>10}{:>14}{:>8}{:>9}",
+        "{:<52}{:>7}{:>10}{:>14}{:>8}{:>9}",
         "workload", "cuts", "distinct", "payload only", "again", "failures"
     );
     let (mut cuts, mut distinct, mut payload, mut again, mut failures) = (0, 0, 0, 0, Vec::new());
-    for workload in ALL.iter().filter(|workload| workload.name.contains(&only)) {
+    let workloads = all().filter(|workload| workload.name.contains(&only));
+    for (workload, shows_stale) in workloads.flat_map(on_each_host) {
         let started = std::time::Instant::now();
-        let tally = run(workload, effort(workload), LONG.saturating_sub(distinct));
+        let wanted = LONG.saturating_sub(distinct);
+        let tally = run(workload, shows_stale, effort(workload, shows_stale), wanted);
         println!(
-            "{:<40}{:>7}{:>10}{:>14}{:>8}{:>9}  {:.1} s",
-            workload.name,
+            "{:<52}{:>7}{:>10}{:>14}{:>8}{:>9}  {:.1} s",
+            format!("{}{}", workload.name, if shows_stale { " (stale)" } else { "" }),
             tally.cuts,
             tally.distinct(),
             tally.payload_only(),
@@ -115,7 +131,7 @@ fn every_outcome_of_a_crash_is_sound() {
         again += tally.second;
         failures.extend(tally.failures);
     }
-    println!("{:<40}{cuts:>7}{distinct:>10}{payload:>14}{again:>8}{:>9}", "all", failures.len());
+    println!("{:<52}{cuts:>7}{distinct:>10}{payload:>14}{again:>8}{:>9}", "all", failures.len());
     assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
     let enough = if is_long() { LONG } else { SHORT };
     assert!(!only.is_empty() || distinct >= enough, "{distinct} outcomes, not {enough}");

@@ -9,6 +9,9 @@ use crate::sim::Bytes;
 
 pub const UNIT: u64 = 512;
 
+/// Places that are compared in each block because something is written there in another.
+const MOST_MIRRORED: usize = 300;
+
 /// The user's view of a history. Times are positions in the record of the host.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
@@ -203,6 +206,15 @@ impl Model {
             let (first, last) = (write.start / self.block_size, (end - 1) / self.block_size);
             sentinels.extend(first.saturating_sub(1)..=(last + 1).min(blocks - 1));
         }
+        // Bytes of one block that show in another do so at the same place within it.
+        let within: std::collections::BTreeSet<u64> =
+            edges.iter().map(|edge| edge % self.block_size).collect();
+        let step = (within.len() * sentinels.len()).div_ceil(MOST_MIRRORED).max(1);
+        let places =
+            |block| within.iter().step_by(step).map(move |within| block * self.block_size + within);
+        for at in sentinels.iter().copied().flat_map(places) {
+            looked_at.push(at.saturating_sub(UNIT).min(self.size)..(at + UNIT).min(self.size));
+        }
         for block in sentinels {
             let (start, end) = (block * self.block_size, (block + 1) * self.block_size);
             let end = end.min(self.size);
@@ -243,6 +255,11 @@ fn slice(bytes: &Bytes, range: &Range<u64>) -> Arc<[u8]> {
 }
 
 impl Segment {
+    /// Whether any part of it may be this unit.
+    pub fn knows(&self, unit: &[u8]) -> bool {
+        self.either.iter().any(|may| may.chunks(UNIT as usize).any(|known| known == unit))
+    }
+
     /// The offset of the first 512 bytes read that are not allowed.
     pub fn refuses(&self, read: &[u8]) -> Option<u64> {
         if self.either.iter().any(|may| **may == *read) {

@@ -4,6 +4,7 @@
 use avhdx_testkit::rng::Rng;
 
 use crate::sim::{Bytes, Event, Files, NameChange};
+use crate::stale::Grown;
 
 /// How far to explore.
 #[derive(Clone, Copy, Debug)]
@@ -40,13 +41,17 @@ pub struct Explorer<'a> {
     durable: Files,
     /// The unflushed changes before the cut.
     pending: Vec<usize>,
+    /// Where lost writes leave stale bytes.
+    grown: Grown,
 }
 
-const UNIT: usize = 512;
+/// The unit that arrives as a whole or not at all, in bytes.
+pub const UNIT: usize = 512;
 
 impl<'a> Explorer<'a> {
     pub fn new(start: Files, events: &'a [Event], depth: Depth, seed: u64) -> Self {
-        Self { events, depth, rng: Rng::new(seed), durable: start, pending: Vec::new() }
+        let grown = Grown::since(&start);
+        Self { events, depth, rng: Rng::new(seed), durable: start, pending: Vec::new(), grown }
     }
 
     /// Shows every outcome of every cut from `from` on. `epoch` identifies the requirements on the outcomes of a cut:
@@ -94,11 +99,12 @@ impl<'a> Explorer<'a> {
     /// Makes the changes before `start` durable.
     fn settle(&mut self, start: usize, is_meant: impl Fn(&Event) -> bool) {
         let events = self.events;
-        let durable = &mut self.durable;
+        let (durable, grown) = (&mut self.durable, &mut self.grown);
         self.pending.retain(|i| {
             let is_settled = *i < start && is_meant(&events[*i]);
             if is_settled {
                 durable.apply(&events[*i]);
+                grown.settle(&events[*i]);
             }
             !is_settled
         });
@@ -179,7 +185,10 @@ impl<'a> Explorer<'a> {
         let mut files = self.durable.clone();
         let (writes, rest): (Vec<usize>, Vec<usize>) =
             kept.iter().partition(|i| is_reversed && self.range(**i).is_some());
-        for i in rest.into_iter().chain(writes.into_iter().rev()) {
+        let order: Vec<usize> = rest.into_iter().chain(writes.into_iter().rev()).collect();
+        let mut stale = self.grown.stale(self.events, &self.pending, &order, torn, &self.durable);
+        for i in order {
+            stale.show_before(&mut files, i);
             let torn = torn.iter().find(|(torn, _)| *torn == i);
             match (torn, &self.events[i]) {
                 (Some((_, arrived)), Event::Write(file, chunk)) => {
@@ -188,6 +197,7 @@ impl<'a> Explorer<'a> {
                 (_, event) => files.apply(event),
             }
         }
+        stale.show_rest(&mut files);
         show(Outcome { files, cut, kept, torn });
     }
 

@@ -9,7 +9,7 @@ use avhdx_testkit::naive::{Chain, Layer};
 use uuid::Uuid;
 
 use crate::model::{Expected, UNIT};
-use crate::sim::{Files, SimHost, Sum};
+use crate::sim::{Files, STALE, SimHost, Sum};
 
 /// Memory for tables per opened outcome; for reading, so little that everything is evicted.
 const BUDGET: usize = 1 << 18;
@@ -78,14 +78,17 @@ impl Judge {
         let chain = self.chain(files);
         let who = chain.as_ref().map(|chain| chain.who(chain.0.len() - 1, at / chain.0[0].sector));
         let unit = chain.as_ref().map(|chain| chain.read(chain.0.len() - 1, at, UNIT as usize));
-        let zeros = if matches!(&unit, Ok(Ok(unit)) if unit.iter().all(|byte| *byte == 0)) {
-            "zeros"
-        } else {
-            "other bytes"
+        let what = match &unit {
+            Ok(Ok(unit)) if unit.iter().all(|byte| *byte == 0) => "zeros",
+            Ok(Ok(unit)) if unit.chunks(STALE.len()).any(|word| *word == STALE) => "stale bytes",
+            Ok(Ok(unit)) if expected.segments.iter().any(|segment| segment.knows(unit)) => {
+                "what another place may be"
+            }
+            _ => "other bytes",
         };
         let segment = expected.segments.iter().find(|segment| segment.range.contains(&at));
         let may = segment.map_or(0, |segment| segment.either.len());
-        format!("the disk at {at:#x} reads {zeros}, none of {may} that it may be; {who:?}")
+        format!("the disk at {at:#x} reads {what}, none of {may} that it may be; {who:?}")
     }
 
     fn writable(

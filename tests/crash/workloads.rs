@@ -7,9 +7,9 @@ use avhdx::ops::Export;
 use avhdx::{CreateOptions, DiffChain, Zeroing};
 use avhdx_testkit::rng::Rng;
 
-use crate::driver::{Driver, GIB, KIB, MIB, Recorded, Setup, fixed_identities, path};
+use crate::driver::{Driver, GIB, KIB, MIB, Recorded, Setup, fixed_identities, host, path};
 use crate::interleave::interleaved;
-use crate::sim::{Event, Files, SimHost};
+use crate::sim::{Event, SimHost};
 
 /// A name, and its histories.
 pub struct Workload {
@@ -17,6 +17,8 @@ pub struct Workload {
     pub record: Record,
     /// Fewer outcomes per cut, because there are many cuts or outcomes are costly to judge.
     pub is_large: bool,
+    /// Whether it also runs on a host that shows stale bytes where a crash lost the first write to grown space.
+    pub is_on_both: bool,
 }
 
 /// How a workload is recorded.
@@ -26,30 +28,40 @@ pub enum Record {
     Seeded(fn(u64) -> Vec<Recorded>),
 }
 
-pub const ALL: &[Workload] = &[
-    small("first write, empty child", || one(child(2 * MIB), first_write)),
-    small("first write, empty dynamic", || one(dynamic(4 * MIB).start(), first_write)),
-    small("block fills", || one(child(2 * MIB), block_fills)),
+/// All workloads.
+pub fn all() -> impl Iterator<Item = &'static Workload> {
+    ALL.iter().chain(crate::growing::ALL).chain([&ANYTHING])
+}
+
+/// Last, because it continues until there are enough outcomes.
+const ANYTHING: Workload = seeded("anything at random", anything).on_both();
+
+const ALL: &[Workload] = &[
+    small("first write, empty child", || one(child(2 * MIB), first_write)).on_both(),
+    small("first write, empty dynamic", || one(dynamic(4 * MIB).start(), first_write)).on_both(),
+    small("block fills", || one(child(2 * MIB), block_fills)).on_both(),
     small("bitmap shared by two blocks", || one(child(4 * MIB), shared_bitmap)),
-    small("discard and reuse, dynamic", || one(dynamic(6 * MIB).start(), discard_and_reuse)),
+    small("discard and reuse, dynamic", || one(dynamic(6 * MIB).start(), discard_and_reuse))
+        .on_both(),
     small("discard and reuse, child", || one(child(6 * MIB), discard_and_reuse)),
     small("zeros over the parent", || one(child(4 * MIB), zeros_over_parent)),
-    small("growth", || one(dynamic(8 * MIB).start(), growth)),
+    small("growth", || one(dynamic(8 * MIB).start(), growth)).on_both(),
     small("a length of no whole MiB", odd_length),
     small("an end behind the end of the disk", || one(cut_end(false), last_block)),
     small("an end behind the end of the disk, child", || one(cut_end(true), last_block)),
-    small("close with room to cut", || one(wide(), close_and_cut)),
-    small("stale bits", stale_bits),
-    small("sessions one after the other", || one(child(4 * MIB), sessions)),
+    small("close with room to cut", || one(wide(), close_and_cut)).on_both(),
+    small("stale bits", stale_bits).on_both(),
+    small("sessions one after the other", || one(child(4 * MIB), sessions)).on_both(),
     small("headers full", || one(headers_full().start(), sessions)),
     small("a header torn twice", header_torn_twice),
     small("replay of zeros interrupted", crate::logs::zeros),
-    small("replay interrupted", || one(child(4 * MIB), replays)),
+    small("replay interrupted", || one(child(4 * MIB), replays)).on_both(),
     small("fixed disk", fixed),
     small("unaligned, sectors of 512", || one(child(4 * MIB), unaligned)),
     small("unaligned, sectors of 4096", unaligned_in_large_sectors),
     small("new bitmap in another chunk", second_chunk),
-    small("create", create),
+    small("create", create).on_both(),
+    small("create, fixed", || vec![created(CreateOptions::fixed(4 * MIB))]),
     small("another parent", || one(two_bases(), another_parent)),
     small("scattered writes", || one(child(6 * MIB), scattered_writes)),
     small("scattered tables", || one(scattered(), scattered_tables)),
@@ -97,29 +109,38 @@ pub const ALL: &[Workload] = &[
     large("entries as large as half the log", || one(vast(), large_entries)),
     large("commit larger than one entry", || one(vast_with_stale_bits(), split_commit)),
     large("table larger than one entry", || one(vaster(), split_table)),
-    // Last, because it continues until there are enough outcomes.
-    seeded("anything at random", anything),
 ];
 
-const fn small(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
-    Workload { name, record: Record::Once(record), is_large: false }
+impl Workload {
+    pub const fn on_both(self) -> Self {
+        Self { is_on_both: true, ..self }
+    }
+}
+
+pub const fn small(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
+    Workload { name, record: Record::Once(record), is_large: false, is_on_both: false }
 }
 
 const fn seeded(name: &'static str, record: fn(u64) -> Vec<Recorded>) -> Workload {
-    Workload { name, record: Record::Seeded(record), is_large: false }
+    Workload { name, record: Record::Seeded(record), is_large: false, is_on_both: false }
 }
 
-const fn large(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
-    Workload { name, record: Record::Once(record), is_large: true }
+pub const fn large(name: &'static str, record: fn() -> Vec<Recorded>) -> Workload {
+    Workload { name, record: Record::Once(record), is_large: true, is_on_both: false }
 }
 
-fn one(driver: Driver, run: fn(&Driver)) -> Vec<Recorded> {
+pub fn one(driver: Driver, run: fn(&Driver)) -> Vec<Recorded> {
     run(&driver);
     vec![driver.finish()]
 }
 
-fn dynamic(size: u64) -> Setup {
-    Setup::base(CreateOptions::dynamic(size), size, 1 << 20)
+pub fn dynamic(size: u64) -> Setup {
+    base(size, 1 << 20)
+}
+
+/// A dynamic disk.
+pub fn base(size: u64, block_size: u32) -> Setup {
+    Setup::base(CreateOptions::dynamic(size), size, block_size)
 }
 
 /// An empty child over a base with data in every block.
@@ -127,7 +148,7 @@ fn child(size: u64) -> Driver {
     child_setup(size).start()
 }
 
-fn child_setup(size: u64) -> Setup {
+pub fn child_setup(size: u64) -> Setup {
     let blocks = size / MIB;
     let base = (0..blocks).fold(dynamic(size), |base, block| {
         base.write(block * MIB, 20 * KIB).write(block * MIB + 90 * KIB, 20 * KIB)
@@ -157,7 +178,7 @@ fn vast() -> Driver {
     dynamic(size).write(0, 4 * KIB).write(512 * MIB, 4 * KIB).child(1 << 20).start()
 }
 
-fn flush(driver: &Driver, chain: &DiffChain) {
+pub fn flush(driver: &Driver, chain: &DiffChain) {
     driver.flush(chain);
 }
 
@@ -337,7 +358,7 @@ fn last_block(driver: &Driver) {
 }
 
 /// A child whose headers fill all of their 4 KiB, so that a torn one is always invalid.
-fn headers_full() -> Setup {
+pub fn headers_full() -> Setup {
     let setup = child_setup(4 * MIB);
     let mut files = setup.host.files();
     let file = files.file_mut(files.names[&setup.tip]);
@@ -574,28 +595,26 @@ fn scattered_tables(driver: &Driver) {
 
 fn create() -> Vec<Recorded> {
     let size = 4 * MIB;
-    let made = |driver: Driver, options: CreateOptions| {
-        drop(driver.create(&fixed_identities(options.block_size(1 << 20), 3)));
-        let chain = driver.open();
-        driver.write(&chain, 1, MIB + 4 * KIB, 4 * KIB);
-        driver.close(&chain);
-        driver.finish()
-    };
-    let empty = |size| crate::model::Model::new(Default::default(), size, MIB);
-    let on_new = |options| {
-        let host = SimHost::new(Files::default());
-        made(Driver::new(host, path("new.vhdx"), empty(size)), options)
-    };
     let base = dynamic(size).write(MIB, 20 * KIB);
     let parent = crate::verdict::open(&base.host, &base.tip, false).unwrap();
     let over = CreateOptions::child_of(&parent.tip()).unwrap();
     drop(parent);
     let child = Setup { tip: path("new.avhdx"), ..base }.start();
-    vec![
-        on_new(CreateOptions::dynamic(size)),
-        on_new(CreateOptions::fixed(size)),
-        made(child, over),
-    ]
+    vec![created(CreateOptions::dynamic(size)), create_and_write(child, over)]
+}
+
+/// A disk of 4 MiB without a parent.
+fn created(options: CreateOptions) -> Recorded {
+    let empty = crate::model::Model::new(Default::default(), 4 * MIB, MIB);
+    create_and_write(Driver::new(host(), path("new.vhdx"), empty), options)
+}
+
+fn create_and_write(driver: Driver, options: CreateOptions) -> Recorded {
+    drop(driver.create(&fixed_identities(options.block_size(1 << 20), 3)));
+    let chain = driver.open();
+    driver.write(&chain, 1, MIB + 4 * KIB, 4 * KIB);
+    driver.close(&chain);
+    driver.finish()
 }
 
 /// Before an interrupted flush: two new blocks and a new bitmap, and a block and a
@@ -608,7 +627,7 @@ fn busy(driver: &Driver, chain: &DiffChain) {
     driver.write(chain, 4, 2 * MIB + 4 * KIB, KIB);
 }
 
-fn freed(driver: &Driver, chain: &DiffChain) {
+pub fn freed(driver: &Driver, chain: &DiffChain) {
     driver.write(chain, 1, 0, MIB);
     driver.write(chain, 2, MIB, 4 * KIB);
     driver.flush(chain);

@@ -1,11 +1,14 @@
 //! The bytes of a file: sparse, cheap to copy, and with a checksum that is updated with each change.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use avhdx_testkit::naive;
 
 pub const PAGE: usize = 4096;
+
+/// What stale space is full of: no payload, no structure, and as a table or a bitmap it names something.
+pub const STALE: [u8; 8] = *b"\xDBstale\xDB\x0F";
 
 /// A file of any length that takes as much memory as was written to it. Copies share their pages.
 #[derive(Clone, Debug, Default)]
@@ -132,6 +135,21 @@ impl Bytes {
             }
         }
         self.len = len;
+    }
+
+    /// Fills a page with stale bytes, as far as it lies before `end`.
+    pub fn fill_stale(&mut self, page: u64, end: u64) {
+        static STALE_PAGE: OnceLock<Arc<Page>> = OnceLock::new();
+        let at = page * PAGE as u64;
+        if at + PAGE as u64 <= end {
+            let bytes = || std::array::from_fn(|i| STALE[i % STALE.len()]);
+            let stale = STALE_PAGE.get_or_init(|| Arc::new(Page::new(bytes())));
+            self.put(page, Arc::clone(stale));
+            self.len = self.len.max(at + PAGE as u64);
+        } else if at < end {
+            let bytes: Vec<u8> = STALE.iter().copied().cycle().take((end - at) as usize).collect();
+            self.write(at, &bytes);
+        }
     }
 
     pub fn read(&self, at: u64, buf: &mut [u8]) {

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat, Storage};
 
-pub use bytes::{Bytes, Chunk, Sum, mix};
+pub use bytes::{Bytes, Chunk, PAGE, STALE, Sum, mix};
 
 /// The folder of all files of a simulated host.
 pub const FOLDER: &str = "/sim";
@@ -119,6 +119,9 @@ const UNIT: u64 = 512;
 pub struct Files {
     pub files: Vec<Bytes>,
     pub names: BTreeMap<PathBuf, usize>,
+    /// Whether the host of these files may show stale bytes where a crash lost the first write to space that a
+    /// file grew by. Another host shows zeros there.
+    pub shows_stale: bool,
 }
 
 impl Files {
@@ -211,6 +214,11 @@ impl SimHost {
     /// A host with these files and no record.
     pub fn new(files: Files) -> Self {
         Self(Arc::new(World { files: RwLock::new(files), ..World::default() }))
+    }
+
+    /// An empty host that shows stale bytes, or zeros, where a crash lost the first write to grown space.
+    pub fn showing_stale(shows_stale: bool) -> Self {
+        Self::new(Files { shows_stale, ..Files::default() })
     }
 
     /// The files as a program would see them now.
@@ -575,6 +583,10 @@ impl Storage for SimFile {
 
     fn reserve(&self, len: u64) -> io::Result<()> {
         self.set_len(len)
+    }
+
+    fn lost_writes_read_as_zeros(&self) -> bool {
+        !self.host.read().shows_stale
     }
 
     fn id(&self) -> io::Result<Option<FileId>> {

@@ -156,6 +156,44 @@ fn tails() {
     reads_alone(&tails, &before.flat(None));
 }
 
+/// Entries from the tail of the head on are active, however many they are, and wherever the ring ends. If the head is
+/// torn, the entry before it is the head, with its own tail.
+#[test]
+fn tails_that_trail() {
+    let (image, full, empty) = bats();
+    let (before, after) = before_and_after();
+    let slack = image.layout().needed_length;
+    let beside = |n: u64| Descriptor::zero(slack + n * 4096, 4096);
+    for first_at in [0, image.log_length - 5 * SECTOR as u32] {
+        let mut trails = image.clone();
+        trails.file_length = Some(slack + MIB);
+        // The blocks come with the second entry, and are gone with the fourth.
+        trails.log = vec![
+            LogEntry::new(11, vec![beside(0)]).tail(Tail::Own).at(first_at),
+            LogEntry::new(12, vec![full.clone()]).tail(Tail::Entry(0)),
+            LogEntry::new(13, vec![beside(1)]).tail(Tail::Entry(0)),
+            LogEntry::new(14, vec![empty.clone()]).tail(Tail::Entry(1)),
+            LogEntry::new(15, vec![full.clone()]).tail(Tail::Entry(2)),
+            LogEntry::new(16, vec![beside(2)]).tail(Tail::Entry(2)),
+            LogEntry::new(17, vec![beside(3)]).tail(Tail::Entry(5)),
+        ];
+        // The head has let go of all that matters.
+        reads_alone(&trails, &before.flat(None));
+        trails.log[6] = trails.log[6].clone().torn(0);
+        reads_alone(&trails, &after.flat(None));
+        trails.log[5] = trails.log[5].clone().torn(0);
+        reads_alone(&trails, &after.flat(None));
+        trails.log[4] = trails.log[4].clone().torn(1);
+        // The fourth is the last, and what it empties is what the second brought.
+        reads_alone(&trails, &before.flat(None));
+        trails.log[3] = trails.log[3].clone().torn(0);
+        reads_alone(&trails, &after.flat(None));
+        // An entry that the tail names is gone: nothing is active but what is complete before it.
+        trails.log[1] = trails.log[1].clone().torn(1);
+        reads_alone(&trails, &before.flat(None));
+    }
+}
+
 #[test]
 fn file_lengths() {
     let (image, ..) = bats();
