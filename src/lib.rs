@@ -118,6 +118,10 @@ mod outcomes;
 #[path = "../tests/sim/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod sim;
+#[cfg(all(test, not(loom)))]
+#[path = "../tests/crash/stale.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod stale;
 
 mod answers;
 mod chain;
@@ -161,6 +165,7 @@ pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
 pub use warning::Warning;
+pub use write::OneFlush;
 
 /// The example of the README compiles.
 #[cfg(doctest)]

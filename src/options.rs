@@ -11,7 +11,7 @@ use crate::image::{ImagePolicy, Lock, LogPolicy, names_log, open_storage};
 use crate::storage::{Access, Host, LocalHost, Storage};
 use crate::tables::Budget;
 use crate::warning::Warning;
-use crate::write::{ChildSearch, OpenImage, Pending, WritePolicy};
+use crate::write::{ChildSearch, OneFlush, OpenImage, Pending, WritePolicy};
 
 /// Options for opening an image or a chain. The default is read-only.
 ///
@@ -33,6 +33,7 @@ pub struct OpenOptions {
     chain: ChainPolicy,
     orphan_children: bool,
     child_folders: Vec<PathBuf>,
+    one_flush: OneFlush,
     host: Arc<dyn Host>,
     parents: Option<Arc<dyn ParentSource>>,
 }
@@ -48,6 +49,7 @@ impl OpenOptions {
             chain: ChainPolicy::default(),
             orphan_children: false,
             child_folders: Vec::new(),
+            one_flush: OneFlush::default(),
             host: Arc::new(LocalHost),
             parents: None,
         }
@@ -76,6 +78,13 @@ impl OpenOptions {
     /// warnings.
     pub fn children_in(mut self, folder: impl Into<PathBuf>) -> Self {
         self.child_folders.push(folder.into());
+        self
+    }
+
+    /// Sets whether a flush of new blocks may cost one flush of the file, where that is enough. By default the storage
+    /// decides.
+    pub fn one_flush(mut self, when: OneFlush) -> Self {
+        self.one_flush = when;
         self
     }
 
@@ -256,6 +265,7 @@ impl OpenOptions {
             image: self.image.clone(),
             cancel: self.cancel.clone(),
             children: Some(self.child_search()),
+            one_flush: self.one_flush,
         }
     }
 

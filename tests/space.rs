@@ -255,8 +255,8 @@ fn entries_that_claim_what_the_file_does_not_have_stop_a_change() {
             image.bat_override.insert(index, place | u64::from(found));
             let (file, disk) = open(&image.to_bytes());
             disk.write_at(&[1; 512], 10 * MIB).unwrap();
-            assert_eq!(file.len().unwrap(), end + MIB, "right behind the end");
             disk.close().unwrap();
+            assert_eq!(file.len().unwrap(), end + MIB, "right behind the end");
             let mut flat = image.flat(None);
             flat[10 << 20..(10 << 20) + 512].fill(1);
             holds(file.as_ref(), &flat);

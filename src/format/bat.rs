@@ -123,6 +123,12 @@ impl BlockLayout {
         self.size.div_ceil(self.block_size())
     }
 
+    /// How many bytes all payload blocks take up, with the sector bitmap blocks if the image has a parent.
+    pub(crate) fn len_of_all(&self, has_parent: bool) -> u64 {
+        let bitmaps = if has_parent { self.chunks() * BITMAP_BLOCK_LEN } else { 0 };
+        self.blocks() * self.block_size() + bitmaps
+    }
+
     pub(crate) fn chunks(&self) -> u64 {
         self.blocks().div_ceil(self.chunk_ratio())
     }

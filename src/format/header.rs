@@ -200,6 +200,12 @@ impl Headers {
         self.copies[1 - self.current].is_err()
     }
 
+    /// Whether both copies are valid and neither names a log.
+    pub(crate) fn are_without_log(&self) -> bool {
+        let is_without = |copy: &Result<Header>| copy.as_ref().is_ok_and(|it| it.log_guid.is_nil());
+        self.copies.iter().all(is_without)
+    }
+
     /// The current header.
     pub(crate) fn current(&self) -> &Header {
         self.copies[self.current].as_ref().expect("the current header is a valid one")

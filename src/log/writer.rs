@@ -1,5 +1,7 @@
 //! Writes new entries to the ring, \[MS-VHDX\] 2.3.
 
+use std::collections::VecDeque;
+
 use uuid::Uuid;
 
 use crate::error::{Error, Result};
@@ -10,6 +12,9 @@ use crate::storage::Storage;
 ///
 /// Space is free only outside the range from tail to head that the newest durable entry names, because a crash
 /// replays that range. One sector always stays free for an empty entry that moves the tail.
+///
+/// An entry is *needed* until its pages are durable in their places: until they [were written](Self::pages_written)
+/// and a flush that began after that [has returned](Self::flushed). The tail of a new entry is the oldest needed one.
 #[derive(Debug)]
 pub(crate) struct LogWriter {
     start: u64,
@@ -18,14 +23,19 @@ pub(crate) struct LogWriter {
     next_sequence: u64,
     /// The position of the next entry.
     head: u64,
-    /// How many bytes before `head` are needed by the newest durable entry and any entries after it.
+    /// How many bytes before `head` are kept for the newest durable entry, from its tail on, and any entries after it.
     kept: u64,
+    /// The durable entries that are still needed, oldest first, as position and length.
+    needed: VecDeque<(u64, u64)>,
+    /// How many of them have their pages written to their places, not durably yet.
+    written: usize,
 }
 
 impl LogWriter {
     /// A log of `len` bytes at file offset `start` that holds no entry of `guid` yet.
     pub(crate) fn new(start: u64, len: u64, guid: Uuid) -> Self {
-        Self { start, len, guid, next_sequence: 1, head: 0, kept: 0 }
+        let needed = VecDeque::new();
+        Self { start, len, guid, next_sequence: 1, head: 0, kept: 0, needed, written: 0 }
     }
 
     /// How many one-sector changes an entry can hold at most, in a log that holds only one
@@ -50,9 +60,8 @@ impl LogWriter {
         self.kept + entry_len(changes) + SECTOR <= self.len
     }
 
-    /// Writes an entry that starts a new run: its tail is itself. All changes of earlier
-    /// entries must be durable in their places. The entry is durable after the next flush, after which
-    /// [`retire`](Self::retire) must be called.
+    /// Writes an entry. A crash replays it with those that are still needed. It is durable after the next flush, after
+    /// which [`flushed`](Self::flushed) must be called with it.
     pub(crate) fn append(
         &mut self,
         storage: &dyn Storage,
@@ -60,8 +69,9 @@ impl LogWriter {
         flushed_file_offset: u64,
         last_file_offset: u64,
     ) -> Result<Appended> {
+        let position = self.head;
         let entry = NewEntry {
-            tail: self.head as u32,
+            tail: self.needed.front().map_or(position, |(oldest, _)| *oldest) as u32,
             sequence_number: self.next_sequence,
             log_guid: self.guid,
             flushed_file_offset,
@@ -76,12 +86,22 @@ impl LogWriter {
         self.head = (self.head + length) % self.len;
         self.kept += length;
         self.next_sequence += 1;
-        Ok(Appended { length })
+        Ok(Appended { position, length })
     }
 
-    /// Declares the entry durable, which frees the space of everything before it.
-    pub(crate) fn retire(&mut self, entry: &Appended) {
-        self.kept = entry.length;
+    /// Records that the pages of all durable entries were written to their places.
+    pub(crate) fn pages_written(&mut self) {
+        self.written = self.needed.len();
+    }
+
+    /// Records that a flush returned, and the entry that it made durable, if any. Entries whose pages were written
+    /// before are no longer needed. The space before the tail of the new entry becomes free.
+    pub(crate) fn flushed(&mut self, entry: Option<Appended>) {
+        if let Some(Appended { position, length }) = entry {
+            self.needed.push_back((position, length));
+            self.kept = self.needed.iter().map(|(_, length)| length).sum();
+        }
+        self.needed.drain(..std::mem::take(&mut self.written));
     }
 
     fn write(&self, storage: &dyn Storage, bytes: &[u8], position: u64) -> Result<()> {
@@ -99,6 +119,7 @@ impl LogWriter {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Appended {
+    position: u64,
     pub(crate) length: u64,
 }
 

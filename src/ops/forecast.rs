@@ -19,7 +19,8 @@ pub struct Forecast {
     pub freed: u64,
     /// Peak of the additional space on the target volume in bytes: new blocks count in full, filled holes as far as
     /// they are filled, and freed space only if it is known not to be a hole. File systems that share extents need
-    /// less. Holes in tables and logs that get filled are not included.
+    /// less. Holes in tables and logs that get filled are not included, nor are the holes that a file which is written
+    /// to ends in until it is closed: up to 64 MiB, or one block if that is more.
     pub peak: u64,
     /// Bytes by which the disk gets shorter.
     pub cut: u64,

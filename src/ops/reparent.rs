@@ -362,7 +362,7 @@ impl OpenedPair {
         drop(image);
         // The lock is already held. Children are not searched for: what they know the image by does not change.
         let policy = ImagePolicy { lock: Lock::None, any_locator, ..options.policies().0.clone() };
-        let policy = WritePolicy { image: policy, cancel: None, children: None };
+        let policy = WritePolicy::of(policy);
         let writer = Writer::open(storage, &policy, Vec::new())?;
         let image = writer.core();
         warnings.extend(image.warnings().iter().cloned());

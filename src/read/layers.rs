@@ -3,11 +3,13 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::answers::MOST_SPAN;
+use super::ask::{Run, Sink};
+use crate::answers::{Answer, MOST_SPAN};
 use crate::counters::AnswerTally;
 use crate::disk::LayerId;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::image::Core;
+use crate::tables::FromFile;
 use crate::types::DiskOffset;
 
 /// A layer of a disk, and how answers about it and the layers below are cached.
@@ -48,6 +50,16 @@ impl Layer {
     }
 }
 
+/// Whether each run so far is the tip's, or zeros.
+struct ZerosBelowTip(bool);
+
+impl Sink for ZerosBelowTip {
+    fn take(&mut self, run: Run) -> Result<()> {
+        self.0 &= matches!(run.answer, Answer::Here { layer: 0, .. } | Answer::Zero { .. });
+        Ok(())
+    }
+}
+
 impl Deref for Layer {
     type Target = Core;
 
@@ -68,6 +80,21 @@ impl<'a> Layers<'a> {
     pub(super) fn image(self, id: LayerId) -> Option<&'a Core> {
         let found = self.layers.iter().find(|layer| layer.image.id() == id);
         found.map(|layer| layer.image.as_ref())
+    }
+
+    /// Whether these bytes, which lie within the disk, read as zeros by the tables alone wherever the tip holds no data.
+    /// `false` if the tables cannot tell.
+    pub(crate) fn are_zeros_below_tip(self, at: DiskOffset, len: u64) -> bool {
+        let uncounted = Self { tally: None, ..self };
+        let mut found = ZerosBelowTip(true);
+        let (mut at, end) = (at, at.0 + len);
+        while at.0 < end && found.0 {
+            match uncounted.ask(FromFile, at, end - at.0, &mut found) {
+                Ok(len) => at = at + len,
+                Err(_) => return false,
+            }
+        }
+        found.0
     }
 
     /// The error for bytes that no layer holds: they belong to a parent that is not among the layers.

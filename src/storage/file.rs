@@ -203,6 +203,13 @@ impl Storage for FileStorage {
         }
     }
 
+    /// Known of regular files on ext4 with a journal, unless mounted by `data=writeback`, on XFS, btrfs and tmpfs, as
+    /// Linux lists the mount. `false` elsewhere: other file systems, networks, devices, other systems.
+    #[cfg(target_os = "linux")]
+    fn lost_writes_read_as_zeros(&self) -> bool {
+        super::mount::shows_zeros(&self.file)
+    }
+
     fn id(&self) -> io::Result<Option<FileId>> {
         Ok(file_id(&self.file.metadata()?))
     }

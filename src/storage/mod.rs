@@ -11,6 +11,8 @@ mod file;
 mod identity;
 mod local;
 mod mem;
+#[cfg(target_os = "linux")]
+mod mount;
 mod overlay;
 #[cfg(target_os = "linux")]
 mod proc_locks;

@@ -21,6 +21,18 @@ pub(crate) struct Tables {
 pub(crate) struct Changed {
     pages: BTreeMap<u64, ChangedPage>,
     dirty: usize,
+    /// The strictest order that a change since the last snapshot needs.
+    order: Order,
+}
+
+/// What must be durable before the log entry that holds a change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Order {
+    /// Nothing: without the payload, the disk reads as before the change.
+    #[default]
+    Any,
+    /// The payload: without it, bytes that the change exposes would read as they never were.
+    PayloadFirst,
 }
 
 #[derive(Debug)]
@@ -89,6 +101,11 @@ impl Changed {
         self.pages.entry(at).or_insert(page);
     }
 
+    /// Records the order that a change needs.
+    pub(crate) fn require(&mut self, order: Order) {
+        self.order = self.order.max(order);
+    }
+
     /// The page at `at`, to be changed. It must have been added.
     pub(crate) fn change(&mut self, at: u64) -> Option<&mut Page> {
         let page = self.pages.get_mut(&at)?;
@@ -104,9 +121,9 @@ impl Changed {
         self.dirty > 0
     }
 
-    /// The dirty pages: metadata first, then sector bitmaps, then the block allocation table. They count as clean from
-    /// here on; later changes belong to the next snapshot.
-    pub(crate) fn snapshot(&mut self) -> Vec<Snapshot> {
+    /// The dirty pages: metadata first, then sector bitmaps, then the block allocation table; and the order that their
+    /// changes need. They count as clean from here on; later changes belong to the next snapshot.
+    pub(crate) fn snapshot(&mut self) -> (Vec<Snapshot>, Order) {
         let mut pages: Vec<Snapshot> = Vec::new();
         self.dirty = 0;
         for (at, page) in self.pages.iter_mut().filter(|(_, page)| page.dirty) {
@@ -115,7 +132,7 @@ impl Changed {
             pages.push(Snapshot { at: *at, kind: page.kind, page: page.now.clone(), before });
         }
         pages.sort_by_key(|page| page.kind);
-        pages
+        (pages, std::mem::take(&mut self.order))
     }
 
     /// Records that a page is durable in the log.

@@ -7,7 +7,7 @@ mod source;
 
 pub use cache::Budget;
 pub(crate) use cache::{InCommon, PAGE, Page, new_page};
-pub(crate) use changed::{Changed, PageKind, Snapshot, Tables};
+pub(crate) use changed::{Changed, Order, PageKind, Snapshot, Tables};
 pub(crate) use source::{
     Carried, Epoch, FromFile, FromMemory, Missing, PageSource, Stop, TableFile,
 };

@@ -413,3 +413,34 @@ fn there_and_back(images: &[Image], places: Vec<u64>, sizes: &[u64]) -> usize {
     drop(image);
     history.explore(&format!("{} to {sizes:?}", images[images.len() - 1].size))
 }
+
+/// Of two headers in flight a crash may leave neither.
+#[test]
+fn a_header_is_durable_before_the_other_is_written() {
+    let image = Image::dynamic(4 * MIB);
+    let history = History::new(&[image], [0]);
+    let file = history.open();
+    // The first change is hidden and begins the log; the next one needs another identity at once.
+    file.its_writer().prepare_hidden_change().unwrap();
+    file.write_at(&[1; 512], 0).unwrap();
+    file.flush().unwrap();
+    file.close().unwrap();
+    let (mut in_flight, mut headers) = ([false; 2], 0);
+    for event in history.host.events() {
+        match event {
+            Event::Write(_, chunk) => {
+                let slot = match chunk.at {
+                    0x1_0000 => 0,
+                    0x2_0000 => 1,
+                    _ => continue,
+                };
+                assert!(!in_flight[1 - slot], "header {headers} is written over one in flight");
+                in_flight[slot] = true;
+                headers += 1;
+            }
+            Event::FlushEnd(..) => in_flight = [false; 2],
+            _ => {}
+        }
+    }
+    assert_eq!(headers, 6, "two for the log, two for the identity, two for the end");
+}

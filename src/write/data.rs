@@ -13,7 +13,7 @@ use crate::disk::Zeroing;
 use crate::error::Result;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::read::Layers;
-use crate::tables::{Changed, PAGE, PageKind};
+use crate::tables::{Changed, Order, PAGE, PageKind};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Limit of blocks that one write to the file covers.
@@ -48,7 +48,8 @@ impl Writer {
                 self.write_part_of_sector(&rest[..len as usize], at, disk)?;
                 len
             } else {
-                self.write_sectors(rest[..(left - left % sector) as usize].into(), at)?
+                let whole = rest[..(left - left % sector) as usize].into();
+                self.write_sectors(whole, at, Some(disk))?
             };
             at = at + len;
             rest = &rest[len as usize..];
@@ -67,7 +68,7 @@ impl Writer {
         self.prepare_visible_change()?;
         let (mut at, mut rest) = (at, payload);
         while rest.len() > 0 {
-            let len = self.write_sectors(rest, at)?;
+            let len = self.write_sectors(rest, at, None)?;
             at = at + len;
             rest = rest.after(len);
             self.limit_changes()?;
@@ -94,12 +95,17 @@ impl Writer {
         let mut whole = vec![0; sector as usize];
         disk.read_at(&mut whole, start.0)?;
         whole[within..within + buf.len()].copy_from_slice(buf);
-        self.write_locked(&locked, whole[..].into(), start)
+        self.write_locked(&locked, whole[..].into(), start, Some(disk))
     }
 
     /// Writes some of these whole sectors and returns how many bytes: up to the end of the block,
-    /// or as many blocks as are contiguous in the file.
-    pub(super) fn write_sectors(&self, buf: Payload<'_>, at: DiskOffset) -> Result<u64> {
+    /// or as many blocks as are contiguous in the file. `disk` tells what they read as before.
+    pub(super) fn write_sectors(
+        &self,
+        buf: Payload<'_>,
+        at: DiskOffset,
+        disk: Option<Layers<'_>>,
+    ) -> Result<u64> {
         let block = self.core.layout.block_of(at);
         let in_block = self.core.layout.block_size() - self.core.layout.within_block(at);
         if buf.len() > in_block {
@@ -111,11 +117,11 @@ impl Writer {
         let buf = buf.first(buf.len().min(in_block));
         let is_done = {
             let _shared = self.blocks.lock_shared(block);
-            self.write_in_place(buf, at)?
+            self.write_in_place(buf, at, disk)?
         };
         if !is_done {
             let locked = self.blocks.lock_exclusive(block);
-            self.write_locked(&locked, buf, at)?;
+            self.write_locked(&locked, buf, at, disk)?;
         }
         Ok(buf.len())
     }
@@ -160,15 +166,21 @@ impl Writer {
         _locked: &BlockGuard<'_>,
         buf: Payload<'_>,
         at: DiskOffset,
+        disk: Option<Layers<'_>>,
     ) -> Result<()> {
-        if self.write_in_place(buf, at)? {
+        if self.write_in_place(buf, at, disk)? {
             return Ok(());
         }
-        self.write_to_new_space(buf, at)
+        self.write_to_new_space(buf, at, disk)
     }
 
     /// Writes into the block's space; `false` if it has none.
-    fn write_in_place(&self, buf: Payload<'_>, at: DiskOffset) -> Result<bool> {
+    fn write_in_place(
+        &self,
+        buf: Payload<'_>,
+        at: DiskOffset,
+        disk: Option<Layers<'_>>,
+    ) -> Result<bool> {
         let block = self.core.layout.block_of(at);
         let index = self.core.layout.payload_index(block);
         let entry = self.core.bat_entry(index)?;
@@ -183,15 +195,25 @@ impl Writer {
             _ => return Ok(false),
         };
         let place = self.core.place_of(entry, index, at, buf.len())?;
-        self.write_payload(buf, place)?;
-        if is_partial {
-            self.mark_sectors(entry, at, buf.len())?;
+        if !is_partial {
+            return self.write_payload(buf, place).map(|()| true);
         }
+        let len = buf.len();
+        let order = self.order_in(entry.offset(), || self.read_zeros(disk, at, len));
+        let marked =
+            self.write_payload(buf, place).and_then(|()| self.mark_sectors(entry, at, len, order));
+        // Sectors that are not marked may have been written.
+        marked.inspect_err(|_| self.space.spoil(entry.offset()))?;
         Ok(true)
     }
 
     /// Writes to new space for a block that has none. The block is locked exclusively.
-    fn write_to_new_space(&self, buf: Payload<'_>, at: DiskOffset) -> Result<()> {
+    fn write_to_new_space(
+        &self,
+        buf: Payload<'_>,
+        at: DiskOffset,
+        disk: Option<Layers<'_>>,
+    ) -> Result<()> {
         let block = self.core.layout.block_of(at);
         let index = self.core.layout.payload_index(block);
         let old = self.core.bat_entry(index)?;
@@ -204,6 +226,8 @@ impl Writer {
 
         let space = self.allocate(self.core.layout.block_size())?;
         self.space.publish_length(&self.core.file_len);
+        let order =
+            self.order_in(space.at, || !parent_shows || self.read_zeros(disk, at, buf.len()));
         let committed = (|| {
             self.write_payload(buf, space.at + within)?;
             let rest_must_be_zero = is_whole || !parent_shows;
@@ -212,9 +236,9 @@ impl Writer {
                 self.write_zeros(space.at + end, self.core.layout.block_size() - end)?;
             }
             if parent_shows && !is_whole {
-                self.make_partially_present(block, space.at, at, buf.len())
+                self.make_partially_present(block, space.at, at, buf.len(), order)
             } else {
-                self.set_block(block, BatEntry::new(6, space.at))
+                self.set_block(block, BatEntry::new(6, space.at), order)
             }
         })();
         committed.inspect_err(|_| self.space.give_back(space))
@@ -222,7 +246,13 @@ impl Writer {
 
     /// Marks sectors of a partially present block as present. If the block changed meanwhile, that
     /// change counts as the later one.
-    pub(super) fn mark_sectors(&self, seen: BatEntry, at: DiskOffset, len: u64) -> Result<()> {
+    pub(super) fn mark_sectors(
+        &self,
+        seen: BatEntry,
+        at: DiskOffset,
+        len: u64,
+        order: Order,
+    ) -> Result<()> {
         let block = self.core.layout.block_of(at);
         let index = self.core.layout.payload_index(block);
         let bitmap = self.core.bitmap_at(self.core.layout.chunk_of(block))?;
@@ -233,7 +263,7 @@ impl Writer {
         }
         let all = self.block_bits(block);
         let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
-        self.change_tables(needed, |changed| {
+        self.change_tables(needed, order, |changed| {
             if self.entry_in(changed, index) != Some(seen) {
                 return;
             }
@@ -252,12 +282,13 @@ impl Writer {
         place: FileOffset,
         at: DiskOffset,
         len: u64,
+        order: Order,
     ) -> Result<()> {
         let index = self.core.layout.payload_index(block);
         let bitmap = self.bitmap_for(block)?;
         let (marks, all) = (self.bits(at, len), self.block_bits(block));
         let needed = bitmap_pages(bitmap, &all).chain([self.bat_page(index)]);
-        self.change_tables(needed, |changed| {
+        self.change_tables(needed, order, |changed| {
             // Bits left from an earlier state of the block mean nothing.
             set_bits(changed, bitmap, &all, false);
             set_bits(changed, bitmap, &marks, true);
@@ -286,7 +317,10 @@ impl Writer {
             for page in 0..BITMAP_BLOCK_LEN / PAGE {
                 self.core.budget.drop_page(self.core.id, space.at + page * PAGE);
             }
-            self.set_entry(index, BatEntry::new(6, space.at))
+            let order = self.order_of(space.at, space.len, || true);
+            self.change_tables([self.bat_page(index)], order, |changed| {
+                self.put_entry(changed, index, BatEntry::new(6, space.at));
+            })
         })();
         made.inspect_err(|_| self.space.give_back(space))?;
         Ok(space.at)
@@ -315,11 +349,11 @@ impl Writer {
     }
 
     /// Changes the state and place of a block.
-    pub(super) fn set_block(&self, block: BlockIndex, entry: BatEntry) -> Result<()> {
+    pub(super) fn set_block(&self, block: BlockIndex, entry: BatEntry, order: Order) -> Result<()> {
         let index = self.core.layout.payload_index(block);
         let start = self.core.layout.block_start(block);
         let len = self.core.layout.block_size().min(self.core.layout.size() - start.0);
-        self.change_tables([self.bat_page(index)], |changed| {
+        self.change_tables([self.bat_page(index)], order, |changed| {
             self.put_entry(changed, index, entry);
             self.invalidate_answers(start, len);
         })
@@ -331,16 +365,11 @@ impl Writer {
         self.feed.answers.changed(self.core.budget.answers(), at.0..at.0 + len);
     }
 
-    fn set_entry(&self, index: BatIndex, entry: BatEntry) -> Result<()> {
-        self.change_tables([self.bat_page(index)], |changed| {
-            self.put_entry(changed, index, entry);
-        })
-    }
-
     /// Loads the pages and changes them, in one step for readers and for snapshots.
     pub(super) fn change_tables<R>(
         &self,
         needed: impl IntoIterator<Item = (u64, PageKind)>,
+        order: Order,
         change: impl FnOnce(&mut Changed) -> R,
     ) -> Result<R> {
         let needed: Vec<(u64, PageKind)> = needed.into_iter().collect();
@@ -366,6 +395,7 @@ impl Writer {
             for (at, kind, page) in loaded {
                 changed.add(at, page, kind);
             }
+            changed.require(order);
             return Ok(change(&mut changed));
         }
     }

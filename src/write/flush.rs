@@ -5,17 +5,23 @@
 //! entries, as few as possible, metadata and sector bitmaps before the block allocation table →
 //! flush. The next commit starts by writing the pages to their places, and its first flush makes
 //! them durable: its entry depends on no earlier entry.
+//!
+//! Where every change of the snapshot [allows it](super::exposure), the first flush is left out: payload, log
+//! entry and the pages of the commit before become durable together, in any order. The entry then depends
+//! on the one before, whose pages may be lost.
 
 use std::sync::atomic::Ordering;
 
 use super::growth::GrowthPause;
+use super::headers::flush;
 use super::session_state::Session;
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::format::bat::ENTRY_LEN;
 use crate::format::log_entry::Change;
+use crate::log::Appended;
 use crate::tables::PAGE;
-use crate::tables::{PageKind, Snapshot};
+use crate::tables::{Order, PageKind, Snapshot};
 use crate::types::{BatIndex, FileOffset, MIB};
 
 impl Writer {
@@ -36,11 +42,13 @@ impl Writer {
         // The file keeps its length until the last entry is written: each entry names a durable
         // length, and one that holds everything the entry refers to.
         let pause = self.space.pause();
-        self.apply()?;
+        self.apply(session)?;
         // The freed space precedes the snapshot, which then contains the changes that freed it.
         let freed = self.space.take_freed();
-        let pages = self.feed.changed.write().snapshot();
-        self.sync(session)?;
+        let (pages, order) = self.feed.changed.write().snapshot();
+        if pages.is_empty() || order == Order::PayloadFirst || !session.fits_one_entry(&pages) {
+            self.sync(session)?;
+        }
         if !pages.is_empty() {
             self.log_pages(session, pages, pause)?;
         }
@@ -63,10 +71,11 @@ impl Writer {
         let mut pause = Some(pause);
         for (i, group) in groups.into_iter().enumerate() {
             if i > 0 {
-                self.apply()?;
+                self.apply(session)?;
                 self.sync(session)?;
             }
             if !session.log.as_ref().is_some_and(|log| log.fits(group.len())) {
+                // No earlier entry is needed any more: this one lets go of them all.
                 self.append(session, &[])?.durable(self, session)?;
             }
             let entry = self.append(session, &group)?;
@@ -131,7 +140,15 @@ impl Writer {
     }
 
     /// Writes the logged pages to their places. The next flush makes them durable.
-    pub(super) fn apply(&self) -> Result<()> {
+    pub(super) fn apply(&self, session: &mut Session) -> Result<()> {
+        self.write_logged_pages()?;
+        if let Some(log) = &mut session.log {
+            log.pages_written();
+        }
+        Ok(())
+    }
+
+    fn write_logged_pages(&self) -> Result<()> {
         let pages = self.feed.changed.read().to_apply();
         if pages.is_empty() {
             return Ok(());
@@ -163,24 +180,30 @@ impl Writer {
         Ok(PendingEntry(entry))
     }
 
-    fn sync(&self, session: &mut Session) -> Result<()> {
+    /// Flushes the file.
+    pub(super) fn sync(&self, session: &mut Session) -> Result<()> {
+        self.sync_with(session, None)
+    }
+
+    fn sync_with(&self, session: &mut Session, entry: Option<Appended>) -> Result<()> {
         let len = self.file_len();
-        self.flush_file()?;
+        flush(self.file.as_ref(), &self.tally)?;
         session.flushed_len = len;
+        session.has_unflushed_header = false;
+        self.space.flushed(len);
+        if let Some(log) = &mut session.log {
+            log.flushed(entry);
+        }
         Ok(())
     }
 }
 
 /// A log entry that is not durable yet.
 #[must_use]
-struct PendingEntry(crate::log::Appended);
+struct PendingEntry(Appended);
 
 impl PendingEntry {
     fn durable(self, writer: &Writer, session: &mut Session) -> Result<()> {
-        writer.sync(session)?;
-        if let Some(log) = &mut session.log {
-            log.retire(&self.0);
-        }
-        Ok(())
+        writer.sync_with(session, Some(self.0))
     }
 }

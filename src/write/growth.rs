@@ -3,10 +3,11 @@
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::space::{Allocated, Freed, Space};
+use super::space::{Ahead, Allocated, Freed, Space};
 use crate::image::{Generation, Pins};
 use crate::storage::Storage;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
+use crate::types::FileOffset;
 
 /// The space of a file that several threads write to.
 #[derive(Debug)]
@@ -28,8 +29,8 @@ pub(super) struct GrowthPause<'a>(&'a Growth);
 
 impl Growth {
     /// The space of a file of `file_len` bytes. `pins` delay the reuse of freed space.
-    pub(super) fn new(file_len: u64, pins: Arc<Pins>) -> Self {
-        let state = State { space: Space::new(file_len), is_paused: false };
+    pub(super) fn new(file_len: u64, ahead: Ahead, pins: Arc<Pins>) -> Self {
+        let state = State { space: Space::new(file_len, ahead), is_paused: false };
         Self { state: Mutex::new(state), resumed: Condvar::new(), pins }
     }
 
@@ -71,6 +72,21 @@ impl Growth {
 
     pub(super) fn give_back(&self, space: Allocated) {
         self.state().space.give_back(space);
+    }
+
+    /// Records that a flush that began when the file had `len` bytes has returned.
+    pub(super) fn flushed(&self, len: u64) {
+        self.state().space.flushed(len);
+    }
+
+    /// Whether a crash that loses all writes to this space since the last flush leaves zeros there.
+    pub(super) fn is_fresh(&self, at: FileOffset, len: u64) -> bool {
+        self.state().space.is_fresh(at, len)
+    }
+
+    /// Records that the space at `at` may hold bytes that no table names.
+    pub(super) fn spoil(&self, at: FileOffset) {
+        self.state().space.spoil(at);
     }
 
     pub(super) fn free_later(&self, freed: Freed) {

@@ -14,6 +14,7 @@ use super::block_locks::BlockLocks;
 use super::change_lock::ChangeLock;
 use super::flush_requests::FlushRequests;
 use super::growth::Growth;
+use super::space::Ahead;
 use super::tracker::ChangeTracker;
 use crate::image::{Generation, Pins, Ticket};
 use crate::storage::{MemStorage, Storage};
@@ -229,7 +230,8 @@ fn empty_file() -> StdArc<dyn Storage> {
 #[test]
 fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
     in_every_order(3, || {
-        let (file, growth) = (empty_file(), Arc::new(Growth::new(MIB, StdArc::default())));
+        let (file, growth) =
+            (empty_file(), Arc::new(Growth::new(MIB, Ahead::Little, StdArc::default())));
         let writers = [(), ()].map(|()| {
             let (file, growth) = (StdArc::clone(&file), Arc::clone(&growth));
             thread::spawn(move || growth.allocate(file.as_ref(), MIB).unwrap().at.get())
@@ -250,8 +252,10 @@ fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
 #[test]
 fn concurrent_growth_never_lowers_the_published_length() {
     in_every_order(3, || {
-        let (file, shared) =
-            (empty_file(), Arc::new((Growth::new(MIB, StdArc::default()), AtomicU64::new(MIB))));
+        let (file, shared) = (
+            empty_file(),
+            Arc::new((Growth::new(MIB, Ahead::Little, StdArc::default()), AtomicU64::new(MIB))),
+        );
         let writers = [(), ()].map(|()| {
             let (file, shared) = (StdArc::clone(&file), Arc::clone(&shared));
             thread::spawn(move || {

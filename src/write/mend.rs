@@ -120,14 +120,14 @@ impl Mender<'_> {
             if !log.fits(group.len()) {
                 let entry = log.append(self.file, Vec::new(), flushed, flushed)?;
                 flush(self.file, tally)?;
-                log.retire(&entry);
+                log.flushed(Some(entry));
             }
             let changes = group
                 .iter()
                 .map(|(at, page)| Change::Sector { at: FileOffset::new(*at), bytes: page.clone() });
             let entry = log.append(self.file, changes.collect(), flushed, end)?;
             flush(self.file, tally)?;
-            log.retire(&entry);
+            log.flushed(Some(entry));
             if i == 0 {
                 update_headers(self.headers, self.file, tally, |header| {
                     header.file_write_guid = Uuid::new_v4();
@@ -141,7 +141,9 @@ impl Mender<'_> {
             for (at, page) in group {
                 self.write(&page[..], *at)?;
             }
+            log.pages_written();
             flush(self.file, tally)?;
+            log.flushed(None);
         }
         update_headers(self.headers, self.file, tally, |header| header.log_guid = Uuid::nil())
     }

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::metadata::{ItemFlags, MetadataEntry, MetadataTable};
 use crate::image::{Core, Metadata};
 use crate::storage::Storage;
-use crate::tables::{PAGE, Page, PageKind};
+use crate::tables::{Order, PAGE, Page, PageKind};
 use crate::types::FileOffset;
 
 /// Alignment of items, in bytes.
@@ -67,6 +67,8 @@ impl Writer {
     fn log_edit(&self, pages: Pages) -> Result<()> {
         {
             let mut changed = self.feed.changed.write();
+            // The pages may name a table that was written to new space.
+            changed.require(Order::PayloadFirst);
             for (at, page) in pages {
                 changed.add(at, page.clone(), PageKind::Metadata);
                 if let Some(place) = changed.change(at) {
@@ -76,8 +78,7 @@ impl Writer {
         }
         self.commit()?;
         // The commit only logs the pages, and applies those of the commit before.
-        let _session = self.session();
-        self.apply().map_err(|error| self.poisoned_by(error))
+        self.apply(&mut self.session()).map_err(|error| self.poisoned_by(error))
     }
 }
 

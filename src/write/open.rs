@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::children::ChildSearch;
 use super::drafts::clear_drafts;
+use super::exposure::OneFlush;
 use super::headers::{flush, update_headers};
 use super::writer::Writer;
 use crate::counters::Tally;
@@ -51,19 +52,23 @@ pub(crate) struct WritePolicy {
     pub(crate) cancel: Option<Arc<AtomicBool>>,
     /// Where children are searched for first; `None` to skip the search.
     pub(crate) children: Option<ChildSearch>,
+    pub(crate) one_flush: OneFlush,
 }
 
 impl WritePolicy {
     /// The policy of reading, without a search for children.
     pub(crate) fn of(image: ImagePolicy) -> Self {
-        Self { image, cancel: None, children: None }
+        Self { image, cancel: None, children: None, one_flush: OneFlush::default() }
     }
 }
 
 /// An image that is open for writing, but read-only until its pending log [is
 /// replayed](Self::replay) to the file.
 #[derive(Debug)]
-pub(crate) struct Pending(Core);
+pub(crate) struct Pending {
+    core: Core,
+    one_flush: OneFlush,
+}
 
 impl Pending {
     /// Opens the image in `storage` without changing it. `others` are warnings to be reported with
@@ -74,12 +79,13 @@ impl Pending {
         others: Vec<Warning>,
     ) -> Result<Self> {
         let name = storage.name().to_owned();
-        open(storage, policy, others).map(Self).map_err(|error| error.in_file(name))
+        let core = open(storage, policy, others).map_err(|error| error.in_file(name))?;
+        Ok(Self { core, one_flush: policy.one_flush })
     }
 
     /// The image with the changes of its log.
     pub(crate) fn core(&self) -> &Core {
-        &self.0
+        &self.core
     }
 
     /// Replays the pending log to the file, if there is one, and makes the image writable.
@@ -88,7 +94,7 @@ impl Pending {
     /// [`ErrorKind::Io`] if the host fails; [`ErrorKind::Cancelled`]. In both cases the log stays
     /// to be replayed again.
     pub(crate) fn replay(self, cancel: Option<&AtomicBool>) -> Result<Writer> {
-        let Self(mut core) = self;
+        let Self { mut core, one_flush } = self;
         if let Some(overlay) = core.overlay.take() {
             let bare = Arc::clone(overlay.base());
             let headers = core.headers.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -98,7 +104,7 @@ impl Pending {
         }
         let feed = Arc::new(Feed::default());
         core.feed = Some(Arc::clone(&feed));
-        Ok(Writer::new(Arc::new(core), feed))
+        Ok(Writer::new(Arc::new(core), feed, one_flush))
     }
 }
 

@@ -9,6 +9,7 @@ use super::space::{Freed, Released};
 use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, PayloadState};
+use crate::tables::Order;
 use crate::types::{BlockIndex, FileOffset};
 
 impl Writer {
@@ -66,7 +67,7 @@ impl Writer {
         let start = self.core.layout.block_start(block);
         let in_disk = self.core.layout.block_size().min(self.core.layout.size() - start.0);
         let at = self.core.place_of(entry, index, start, in_disk)?;
-        self.set_block(block, BatEntry::new(0, FileOffset::new(0)))?;
+        self.set_block(block, BatEntry::new(0, FileOffset::new(0)), Order::Any)?;
         Ok(Some(Freed { at, len: self.core.layout.block_size() }))
     }
 }

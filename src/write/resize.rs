@@ -16,7 +16,7 @@ use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::metadata::{self, ItemFlags};
 use crate::format::region::{self, RegionEntry, RegionTable};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy};
-use crate::tables::{PAGE, Page, new_page};
+use crate::tables::{Order, PAGE, Page, new_page};
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
 /// Table entries per page.
@@ -69,7 +69,8 @@ impl Writer {
         };
         self.end_session()?;
         let file = Arc::clone(&self.file);
-        let again = Self::open(file, &WritePolicy::of(policy), Vec::new())?;
+        let policy = WritePolicy { one_flush: self.one_flush, ..WritePolicy::of(policy) };
+        let again = Self::open(file, &policy, Vec::new())?;
         again.set_next_identity(again.core.data_write_guid());
         Ok(again)
     }
@@ -137,7 +138,7 @@ impl Writer {
                     if space.contents != Contents::Zeros {
                         self.write_zeros(space.at + within, rest)?;
                     }
-                    self.make_partially_present(block, space.at, end, rest)
+                    self.make_partially_present(block, space.at, end, rest, Order::PayloadFirst)
                 })();
                 made.inspect_err(|_| self.space.give_back(space))
             }
@@ -162,7 +163,7 @@ impl Writer {
         if entry.payload_state() == PayloadState::FullyPresent {
             return Ok(());
         }
-        self.mark_sectors(entry, end, len)
+        self.mark_sectors(entry, end, len, Order::PayloadFirst)
     }
 
     fn space_for_block(&self) -> Result<Allocated> {
@@ -211,11 +212,15 @@ impl Writer {
                 }
             }
             if !changes.is_empty() {
-                self.change_tables([self.bat_page(BatIndex(next))], |changed| {
-                    for (index, new) in changes {
-                        self.put_entry(changed, index, new);
-                    }
-                })?;
+                self.change_tables(
+                    [self.bat_page(BatIndex(next))],
+                    Order::PayloadFirst,
+                    |changed| {
+                        for (index, new) in changes {
+                            self.put_entry(changed, index, new);
+                        }
+                    },
+                )?;
                 self.limit_changes()?;
             }
             next = end;

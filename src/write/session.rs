@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
-use super::headers::update_headers;
+use super::headers::{update_headers, write_headers};
 use super::session_state::{ClaimsState, Session};
 use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
@@ -33,7 +33,9 @@ impl Writer {
         }
         let begun = match session.log {
             None => self.begin_log(&mut session, Some(identity)),
-            Some(_) => self.update_headers(|header| header.data_write_guid = identity),
+            Some(_) => {
+                self.update_headers(&mut session, |header| header.data_write_guid = identity)
+            }
         };
         begun.map_err(|error| self.poisoned_by(error))?;
         self.has_new_identity.store(true, Ordering::Release);
@@ -151,32 +153,38 @@ impl Writer {
 
     fn begin_log(&self, session: &mut Session, identity: Option<Uuid>) -> Result<()> {
         // A previous writer may have died between writing a header and flushing it. The log that an
-        // older header names must not be overwritten before the newer header is durable.
-        let file_len = self.file_len();
-        self.flush_file()?;
-        session.flushed_len = file_len;
+        // older header names must not be overwritten before the newer header is durable. A writer
+        // flushes one header before it writes the other: if neither names a log, no durable one does.
+        let has_grown = self.file_len() > session.flushed_len;
+        if has_grown || !self.core.headers().are_without_log() {
+            self.sync(session)?;
+        }
         // The damaged copy may be a newer header that a crash tore. If a second torn write
         // completed it, it would become current again and name this log, which is valid until it is
         // overwritten.
         if self.core.headers().other_is_damaged() {
-            self.update_headers(|_| {})?;
+            self.update_headers(session, |_| {})?;
         }
         let header = self.core.headers().current().clone();
         let guid = Uuid::new_v4();
         let mut log = LogWriter::new(header.log_offset, header.log_length.into(), guid);
         // The entry precedes its GUID: a header with a GUID but no entry would be a damaged file.
-        let (flushed, last) = (session.flushed_len / MIB * MIB, file_len.next_multiple_of(MIB));
+        let flushed = session.flushed_len / MIB * MIB;
+        let last = self.file_len().next_multiple_of(MIB);
         let entry = log.append(self.file.as_ref(), Vec::new(), flushed, last)?;
-        self.flush_file()?;
         self.tally.log_bytes.add(entry.length);
-        log.retire(&entry);
-        self.update_headers(|header| {
+        self.sync(session)?;
+        log.flushed(Some(entry));
+        // The second header becomes durable with the next flush: until then the first is current.
+        let mut headers = self.core.headers.write().unwrap_or_else(PoisonError::into_inner);
+        write_headers(&mut headers, self.file.as_ref(), &self.tally, |header| {
             header.file_write_guid = Uuid::new_v4();
             if let Some(identity) = identity {
                 header.data_write_guid = identity;
             }
             header.log_guid = guid;
         })?;
+        session.has_unflushed_header = true;
         session.log = Some(log);
         Ok(())
     }
@@ -203,23 +211,29 @@ impl Writer {
     fn end_log(&self, session: &mut Session) -> Result<()> {
         // If this fails, the file only takes up more space than it needs.
         drop(self.punch_released());
-        self.apply()?;
-        self.flush_file()?;
-        self.update_headers(|header| header.log_guid = Uuid::nil())?;
+        self.apply(session)?;
+        self.sync(session)?;
+        self.update_headers(session, |header| header.log_guid = Uuid::nil())?;
         session.log = None;
         self.has_new_identity.store(false, Ordering::Release);
         // No log names a length any more: the file can be truncated without an entry.
         if self.truncate()? {
-            self.flush_file()?;
+            self.sync(session)?;
         }
         self.core.file_len.store(self.file_len(), Ordering::Release);
-        session.flushed_len = self.file_len();
         Ok(())
     }
 
-    /// Writes both headers; the first is durable before the second is written.
-    pub(crate) fn update_headers(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        let mut headers = self.core.headers.write().unwrap_or_else(|e| e.into_inner());
+    /// Writes both headers; each is durable before the other is written, and on return.
+    fn update_headers(
+        &self,
+        session: &mut Session,
+        change: impl FnOnce(&mut Header),
+    ) -> Result<()> {
+        if session.has_unflushed_header {
+            self.sync(session)?;
+        }
+        let mut headers = self.core.headers.write().unwrap_or_else(PoisonError::into_inner);
         update_headers(&mut headers, self.file.as_ref(), &self.tally, change)
     }
 }

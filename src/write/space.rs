@@ -1,15 +1,24 @@
 //! Space in the file: the places of new blocks, and their possible contents.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 
 use crate::image::Generation;
 use crate::storage::Storage;
 use crate::types::{FileOffset, MIB};
 
-/// Upper bound of the growth of the file, in bytes. The file grows by a sixteenth of its length, to
-/// make growing rare.
+/// Upper bound of the growth of the file beyond what is needed, in bytes.
 const MOST_GROWTH: u64 = 64 * MIB;
+
+/// How far the file grows ahead of what is needed, to make growing rare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// By a sixteenth of its length.
+    Little,
+    /// By as much as makes the flush of the growth rare too, but not beyond what a file needs whose blocks are all
+    /// present, with this many bytes for them.
+    Far { blocks: u64 },
+}
 
 /// Space for blocks.
 #[derive(Debug)]
@@ -28,6 +37,13 @@ pub(super) struct Space {
     freed: Vec<Freed>,
     /// Durably freed space with the last generation of pins that may know of it, in order.
     pinned: VecDeque<(Generation, Vec<Freed>)>,
+    ahead: Ahead,
+    /// Space from here on was beyond the end of the file when the session began.
+    fresh_from: u64,
+    /// Length of the file at the start of the last completed flush of the session, in bytes.
+    durable_len: u64,
+    /// Space behind `fresh_from` that may hold other bytes than those that the tables name.
+    spoiled: HashSet<FileOffset>,
 }
 
 /// The former space of a block.
@@ -61,21 +77,27 @@ impl Space {
     /// Space behind a file of `file_len` bytes. [`start_after`](Self::start_after) is called with
     /// the end of all claims before the first allocation. Unused space inside the file is not
     /// searched for: that is the work of a check or a compaction.
-    pub(super) fn new(file_len: u64) -> Self {
+    pub(super) fn new(file_len: u64, ahead: Ahead) -> Self {
+        let end = file_len.next_multiple_of(MIB);
         Self {
-            end: file_len.next_multiple_of(MIB),
+            end,
             file_len,
             first_len: file_len,
             claimed: 0,
             free: BTreeMap::new(),
             freed: Vec::new(),
             pinned: VecDeque::new(),
+            ahead,
+            fresh_from: end,
+            durable_len: 0,
+            spoiled: HashSet::new(),
         }
     }
 
     /// Allocates only behind `end`, the end of the last claim of the tables.
     pub(super) fn start_after(&mut self, end: u64) {
         self.end = self.end.max(end.next_multiple_of(MIB));
+        self.fresh_from = self.end;
         self.claimed = end;
     }
 
@@ -110,8 +132,11 @@ impl Space {
     /// Grows the file to make room for `len` more bytes.
     pub(super) fn grow(&mut self, storage: &dyn Storage, len: u64) -> io::Result<()> {
         let needed = self.end + len;
-        let step = (self.file_len / 16).min(MOST_GROWTH);
-        let generous = needed.max(self.file_len + step).next_multiple_of(MIB);
+        let ahead = match self.ahead {
+            Ahead::Little => self.file_len + (self.file_len / 16).min(MOST_GROWTH),
+            Ahead::Far { blocks } => (self.file_len + MOST_GROWTH).min(self.fresh_from + blocks),
+        };
+        let generous = needed.max(ahead).next_multiple_of(MIB);
         // The host may have room for the needed length but not for more.
         let grown = match storage.set_len(generous) {
             Ok(()) => generous,
@@ -123,7 +148,26 @@ impl Space {
 
     /// Returns space that no durable or pending entry has named.
     pub(super) fn give_back(&mut self, space: Allocated) {
-        self.free.entry(space.len).or_default().push(space.at);
+        self.reuse(vec![Freed { at: space.at, len: space.len }]);
+    }
+
+    /// Records that a flush that began when the file had `len` bytes has returned.
+    pub(super) fn flushed(&mut self, len: u64) {
+        self.durable_len = len;
+    }
+
+    /// Whether nothing but payload of its present block was ever written to this space, which the file durably grew by
+    /// in this session.
+    pub(super) fn is_fresh(&self, at: FileOffset, len: u64) -> bool {
+        let is_within = self.fresh_from <= at.get() && (at + len).get() <= self.durable_len;
+        is_within && !self.spoiled.contains(&at)
+    }
+
+    /// Records that the space at `at` may hold bytes that no table names.
+    pub(super) fn spoil(&mut self, at: FileOffset) {
+        if self.fresh_from <= at.get() {
+            self.spoiled.insert(at);
+        }
     }
 
     /// Records space that a change in memory stopped using.
@@ -157,6 +201,7 @@ impl Space {
     /// Makes freed space reusable: its freeing is durable, and no remaining pin may name it.
     pub(super) fn reuse(&mut self, freed: Vec<Freed>) {
         for Freed { at, len } in freed {
+            self.spoil(at);
             self.free.entry(len).or_default().push(at);
         }
     }
@@ -185,6 +230,8 @@ impl Space {
         self.file_len = len;
         let end = self.end;
         self.free.values_mut().for_each(|places| places.retain(|at| at.get() < end));
+        self.spoiled.retain(|at| at.get() < end);
+        self.durable_len = self.durable_len.min(len);
     }
 }
 
@@ -194,7 +241,7 @@ mod tests {
 
     /// Space behind a file of `mib` MiB, each of whose MiB but the first is freed.
     fn freed(mib: u64) -> Space {
-        let mut space = Space::new(mib * MIB);
+        let mut space = Space::new(mib * MIB, Ahead::Little);
         let freed = |at| Freed { at: FileOffset::new(at * MIB), len: MIB };
         space.reuse((1..mib).map(freed).collect());
         space

@@ -7,12 +7,12 @@ use uuid::Uuid;
 
 use super::block_locks::BlockLocks;
 use super::change_lock::ChangeLock;
+use super::exposure::OneFlush;
 use super::flush_requests::FlushRequests;
 use super::growth::Growth;
-use super::headers::flush;
 use super::payload::Payload;
 use super::session_state::{ClaimsState, Session};
-use super::space::{Allocated, Released};
+use super::space::{Ahead, Allocated, Released};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Feed, IssueIdentity, Pins};
@@ -52,18 +52,28 @@ pub(crate) struct Writer {
     pub(super) poison: OnceLock<String>,
     /// Limit of table pages changed in memory before a flush is due.
     pub(super) most_dirty: usize,
+    /// Whether payload and log entry may become durable in one flush, and what the caller said about it.
+    pub(super) has_one_flush: bool,
+    pub(super) one_flush: OneFlush,
     pub(super) tally: Arc<Tally>,
 }
 
 impl Writer {
     /// Creates the writer of an image whose log is empty.
-    pub(super) fn new(core: Arc<Core>, feed: Arc<Feed>) -> Self {
+    pub(super) fn new(core: Arc<Core>, feed: Arc<Feed>, one_flush: OneFlush) -> Self {
         let file_len = core.file_len();
+        let has_one_flush = one_flush.is_allowed(|| core.storage.lost_writes_read_as_zeros());
+        let ahead = match has_one_flush {
+            true => Ahead::Far { blocks: core.layout.len_of_all(core.has_parent()) },
+            false => Ahead::Little,
+        };
         Self {
+            one_flush,
+            has_one_flush,
             file: Arc::clone(&core.storage),
             blocks: BlockLocks::default(),
             bitmaps: Mutex::new(()),
-            space: Growth::new(file_len, Arc::clone(&feed.pins)),
+            space: Growth::new(file_len, ahead, Arc::clone(&feed.pins)),
             released: Mutex::default(),
             change_lock: ChangeLock::default(),
             session: Mutex::new(Session::new(file_len)),
@@ -125,11 +135,6 @@ impl Writer {
     pub(super) fn poisoned_by(&self, error: Error) -> Error {
         self.poison.get_or_init(|| error.message().to_owned());
         error.in_file(self.file.name())
-    }
-
-    /// Flushes the file.
-    pub(super) fn flush_file(&self) -> Result<()> {
-        flush(self.file.as_ref(), &self.tally)
     }
 
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {

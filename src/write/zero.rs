@@ -8,6 +8,7 @@ use crate::disk::Zeroing;
 use crate::error::Result;
 use crate::format::bat::{BatEntry, PayloadState};
 use crate::read::Layers;
+use crate::tables::Order;
 use crate::types::{BlockIndex, DiskOffset, FileOffset, MIB};
 
 static ZEROS: Zeros = Zeros([0; MIB as usize]);
@@ -80,19 +81,19 @@ impl Writer {
                 self.prepare_visible_change()?;
                 let place = self.core.place_of(entry, index, start, in_disk)?;
                 self.write_zeros(place, in_disk)?;
-                self.mark_sectors(entry, start, in_disk)
+                self.mark_sectors(entry, start, in_disk, Order::PayloadFirst)
             }
             PayloadState::FullyPresent | PayloadState::PartiallyPresent => {
                 // A damaged place is an error, and not space to be reused.
                 let place = self.core.place_of(entry, index, start, in_disk)?;
                 self.prepare_visible_change()?;
-                self.set_block(block, BatEntry::new(2, FileOffset::new(0)))?;
+                self.set_block(block, BatEntry::new(2, FileOffset::new(0)), Order::Any)?;
                 self.space.free_later(Freed { at: place, len: self.core.layout.block_size() });
                 Ok(())
             }
             PayloadState::NotPresent if self.core.has_parent() => {
                 self.prepare_visible_change()?;
-                self.set_block(block, BatEntry::new(2, FileOffset::new(0)))
+                self.set_block(block, BatEntry::new(2, FileOffset::new(0)), Order::Any)
             }
             PayloadState::Reserved => self.core.resolve(start, in_disk).map(drop),
             // The block reads as zeros already.
@@ -123,7 +124,7 @@ impl Writer {
                 step
             } else {
                 let step = (left - left % sector).min(MIB);
-                self.write_sectors(ZEROS.0[..step as usize].into(), at)?
+                self.write_sectors(ZEROS.0[..step as usize].into(), at, Some(disk))?
             };
             at = at + step;
         }

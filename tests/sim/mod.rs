@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat, Storage};
 
+#[allow(unused_imports)] // shared by tests, not all of which use all
 pub use bytes::{Bytes, Chunk, PAGE, STALE, Sum, mix};
 
 /// The folder of all files of a simulated host.

@@ -1,0 +1,72 @@
+//! Decides which changes may become durable together with their payload, in any order.
+//!
+//! A log entry that is durable without its payload exposes what the space of the payload held before. That is as good as
+//! no change where the disk read as zeros, and the space is *fresh*: zeros, from durable growth of the file in this
+//! session, on a host on which a lost write leaves zeros. Every other entry must follow its payload:
+//!
+//! - where a parent's data showed through, zeros would take its place;
+//! - reused space exposes another block's bytes;
+//! - growth that is not durable yet may be lost with the log entry left, and the host may fill it by other bytes;
+//! - some hosts show bytes of removed files where a write was lost.
+//!
+//! A change that exposes no space, as a discard, needs no order on any host.
+
+use super::writer::Writer;
+use crate::read::Layers;
+use crate::tables::Order;
+use crate::types::{DiskOffset, FileOffset};
+
+/// Whether a flush of new blocks may cost one flush of the file, where that is enough, instead of two.
+///
+/// With one, a crash can leave a block in place whose data was lost: it reads as zeros, as it did before. That needs a
+/// host that [shows zeros](crate::storage::Storage::lost_writes_read_as_zeros) there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OneFlush {
+    /// If the storage says that its host shows zeros.
+    #[default]
+    ByHost,
+    /// Whatever the storage says: the caller knows that the host shows zeros. On one that does not, a crash may leave
+    /// bytes of removed files in place of the last writes.
+    Always,
+    /// Never.
+    Never,
+}
+
+impl OneFlush {
+    pub(super) fn is_allowed(self, by_host: impl FnOnce() -> bool) -> bool {
+        match self {
+            Self::ByHost => by_host(),
+            Self::Always => true,
+            Self::Never => false,
+        }
+    }
+}
+
+impl Writer {
+    /// The order that a change needs that exposes parts of a block's space at `place`. `read_zeros` tells whether these
+    /// parts read as zeros before. The block is locked.
+    pub(super) fn order_in(&self, place: FileOffset, read_zeros: impl FnOnce() -> bool) -> Order {
+        self.order_of(place, self.core.layout.block_size(), read_zeros)
+    }
+
+    /// The same for space of `len` bytes.
+    pub(super) fn order_of(
+        &self,
+        place: FileOffset,
+        len: u64,
+        read_zeros: impl FnOnce() -> bool,
+    ) -> Order {
+        match self.has_one_flush && self.space.is_fresh(place, len) && read_zeros() {
+            true => Order::Any,
+            false => Order::PayloadFirst,
+        }
+    }
+
+    /// Whether these bytes are known to read as zeros wherever the image itself holds none of them. `disk` reads the
+    /// image with its parents.
+    pub(super) fn read_zeros(&self, disk: Option<Layers<'_>>, at: DiskOffset, len: u64) -> bool {
+        let own = disk.filter(|disk| disk.tip().id() == self.core.id());
+        own.is_some_and(|disk| disk.are_zeros_below_tip(at, len))
+    }
+}
