@@ -10,9 +10,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, VhdxFile};
+use avhdx::{CreateOptions, DiffChain, Disk, OneFlush, OpenOptions, VhdxFile};
 use avhdx_testkit::build::{Block, Data, Image, Order, state, write_chain};
 use avhdx_testkit::images::sha256_file;
+use avhdx_testkit::naive::{Chain, Layer};
 use avhdx_testkit::qemu::Qemu;
 use avhdx_testkit::rng::Rng;
 
@@ -119,6 +120,62 @@ fn twenty_images_by_qemu() {
         }
     }
     assert_eq!(made, 20);
+}
+
+/// A log that a kill leaves, of commits of one flush each: its newest entry needs the one before, whose page is
+/// made as if it had been lost.
+#[test]
+fn qemu_replays_a_log_whose_tail_trails() {
+    let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
+    let folder = tempfile::tempdir().unwrap();
+    let [live, left, raw] = ["live.vhdx", "left.vhdx", "raw"].map(|name| folder.path().join(name));
+    drop(CreateOptions::dynamic(600 * MIB).block_size(1 << 20).create(&live).unwrap());
+    let options = OpenOptions::new().writable(true).one_flush(OneFlush::Always);
+    let image = options.open_image(&live).unwrap();
+    let mut model = Vec::new();
+    for i in 0..10 {
+        // The entries of blocks from 512 on are in another page of the table.
+        let at = (i + i % 2 * 512) * MIB + 4096 * i;
+        let mut bytes = vec![0; 8192];
+        Rng::new(i).fill(&mut bytes);
+        image.write_at(&bytes, at).unwrap();
+        image.flush().unwrap();
+        model.push((at, bytes));
+    }
+    std::fs::copy(&live, &left).unwrap();
+    let mut file = std::fs::read(&left).unwrap();
+    let (tail, position) = newest_entry(&file);
+    assert_ne!(tail, position, "the newest entry needs another");
+    let bat = Layer::from_bytes(file.clone()).unwrap().bat();
+    file[bat.start as usize..][..4096].fill(0);
+    std::fs::write(&left, &file).unwrap();
+    let naive = Chain::open([&left]).unwrap();
+    let chain = DiffChain::open(&left).unwrap();
+    assert!(chain.layers()[0].log_pending);
+    for (at, bytes) in &model {
+        let mut found = vec![0; bytes.len()];
+        chain.read_at(&mut found, *at).unwrap();
+        assert!(found == *bytes && naive.read(0, *at, bytes.len()).unwrap() == *bytes, "at {at}");
+    }
+    drop((naive, chain));
+    qemu.repair(&left);
+    qemu.to_raw(&left, &raw);
+    let raw = std::fs::read(&raw).unwrap();
+    for (at, bytes) in &model {
+        assert!(raw[*at as usize..][..bytes.len()] == *bytes, "at {at}");
+    }
+}
+
+/// The tail and the position of the entry with the highest sequence number in the log of an image,
+/// \[MS-VHDX\] 2.3.1.1.
+fn newest_entry(file: &[u8]) -> (u64, u64) {
+    let u64_at = |at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap());
+    let log = Layer::from_bytes(file.to_vec()).unwrap().log();
+    let entries =
+        (log.start..log.end).step_by(4096).filter(|at| &file[*at as usize..][..4] == b"loge");
+    let newest = entries.max_by_key(|at| u64_at(*at as usize + 16)).unwrap();
+    let tail = u32::from_le_bytes(file[newest as usize + 12..][..4].try_into().unwrap());
+    (tail.into(), newest - log.start)
 }
 
 /// A chain that the other readers read correctly: one block size, one disk size, runs of sectors that

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use avhdx::{CreateOptions, DiffChain, Disk, OneFlush, OpenOptions, Zeroing};
 use avhdx_testkit::rng::Rng;
-use sim::{Event, FOLDER, SimHost};
+use sim::{Arrived, Event, FOLDER, Refusal, SimHost, Step};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -187,6 +187,27 @@ fn one_change_that_needs_its_payload_first_makes_it_two_flushes() {
     let flushes: Vec<usize> =
         (0..4).map(|i| both((20 + i) * MIB, MIB + (i + 1) * 64 * KIB).flushes).collect();
     assert_eq!(flushes, [2, 1, 1, 1]);
+}
+
+#[test]
+fn a_failed_write_may_have_left_something_in_its_space() {
+    let disk = Watched::new(&zeros(), 1 << 20, Some(&[]), OneFlush::ByHost);
+    started(&disk);
+    let flushes = |at: u64| {
+        let cost = disk.cost(|| {
+            disk.write(at, 4 * KIB);
+            disk.flush();
+        });
+        cost.flushes
+    };
+    assert_eq!((flushes(MIB), flushes(MIB + 8 * KIB)), (1, 1));
+    let refusal = Refusal { code: 5, arrived: Arrived::Half };
+    disk.host.refuse(move |_, step| matches!(step, Step::Write { .. }).then_some(refusal));
+    disk.chain.write_at(&[7; 4096], MIB + 64 * KIB).unwrap_err();
+    disk.host.relent();
+    assert_eq!(flushes(MIB + 64 * KIB), 2);
+    assert_eq!(flushes(MIB + 96 * KIB), 2, "the whole block is doubtful");
+    assert_eq!(flushes(2 * MIB), 1, "and no other");
 }
 
 #[test]
