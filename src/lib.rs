@@ -142,6 +142,7 @@ mod read;
 pub mod storage;
 mod sync;
 mod tables;
+mod trace;
 mod types;
 mod warning;
 mod write;

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::file::read_only;
 use crate::image::{Core, ImagePolicy, MergeState};
 use crate::storage::{Host, LocalHost};
+use crate::trace;
 use crate::warning::Warning;
 use crate::write::{OpenImage, Writer};
 
@@ -188,6 +189,7 @@ impl DiffChain {
         match broken {
             Some(error) => Err(error),
             None => {
+                trace::chain_opened(layers[0].image.name(), layers.len());
                 let (view, live) = Live::start(opened, layers, writer, warnings);
                 Ok(Self { view, live })
             }

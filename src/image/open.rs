@@ -20,6 +20,7 @@ use crate::format::{OnError, strict};
 use crate::log;
 use crate::storage::{LockMode, LockOutcome, Storage, length_of};
 use crate::sync::AtomicU64;
+use crate::trace;
 use crate::types::MIB;
 use crate::warning::Warning;
 
@@ -32,7 +33,9 @@ impl Core {
             lock(storage.as_ref(), policy.lock, LockMode::Shared, &mut warnings)?;
             Start::read(storage.as_ref())?.image(storage, policy, warnings, Vec::new())
         })();
-        opened.map_err(|error| error.in_file(name))
+        let core = opened.map_err(|error| error.in_file(name))?;
+        trace::opened(core.name(), false, core.has_replayed_log());
+        Ok(core)
     }
 }
 

@@ -119,7 +119,7 @@ impl LogWriter {
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Appended {
-    position: u64,
+    pub(crate) position: u64,
     pub(crate) length: u64,
 }
 

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Mend};
 use crate::options::OpenOptions;
 use crate::storage::{self, Host, Storage, folder_of, is_file};
+use crate::trace::operation;
 
 pub use crate::image::{Loss, LossKind};
 
@@ -132,6 +133,7 @@ impl AcceptLoss {
         on: &mut dyn FnMut(&Losses) -> ControlFlow<()>,
     ) -> Result<Losses> {
         let path = path.as_ref();
+        let _span = operation("accept loss", &path.to_string_lossy());
         let pending = self.options.open_pending(path)?;
         let cancel = self.options.cancel_flag();
         let image = pending.core();

@@ -9,6 +9,7 @@ use super::{Forecast, Progress, report};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::trace::operation;
 use crate::warning::Warning;
 
 use crate::write::LinkPaths;
@@ -103,6 +104,7 @@ impl Checkpoint {
         chain: &DiffChain,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Checkpointed> {
+        let _span = operation("checkpoint", chain.stack().tip().name());
         let op = chain.operate()?;
         let writer = tip_writer(&op)?;
         let tip = writer.core();

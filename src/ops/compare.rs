@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use super::{DiskRun, DiskRuns, Progress, report, window_end};
 use crate::disk::{Disk, LayerId, Source};
 use crate::error::Result;
+use crate::trace::operation;
 
 /// Compares two disks byte by byte up to the first difference.
 ///
@@ -87,6 +88,7 @@ impl Compare {
         b: &dyn Disk,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Comparison> {
+        let _span = operation("compare", "two disks");
         let (size_a, size_b) = (a.geometry().size, b.geometry().size);
         let mut both = DiskPair::new(a, b);
         let total = size_a.max(size_b);

@@ -7,6 +7,7 @@ use super::{DiskRuns, Progress, WINDOW, is_zero, report, window_end};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
+use crate::trace::operation;
 use crate::types::KIB;
 
 /// Zeros are left out of files in units of this size, the page of most file systems.
@@ -62,6 +63,7 @@ impl Export {
         to: &dyn Storage,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Exported> {
+        let _span = operation("export", to.name());
         let size = disk.geometry().size;
         let failed = |at: u64, error| {
             Error::io("export.write", "cannot write the copy", error).in_file(to.name()).at(at)
@@ -98,6 +100,7 @@ impl Export {
         to: &dyn Disk,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Exported> {
+        let _span = operation("export", "a disk");
         let (size, room) = (disk.geometry().size, to.geometry().size);
         if room < size {
             let message = "the target disk is smaller than the source";

@@ -17,6 +17,7 @@ use super::{CallerPanic, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, MergeMark, MergeState};
+use crate::trace::operation;
 use crate::warning::Warning;
 use crate::write::check_edits;
 use crate::write::check_size;
@@ -64,6 +65,7 @@ impl Merge {
         chain: &DiffChain,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Merged> {
+        let _span = operation("merge", chain.stack().tip().name());
         let mut panic = CallerPanic::default();
         let merged = self.merge(chain, &mut |progress| panic.catch(|| on(progress)));
         panic.resume();

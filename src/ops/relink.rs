@@ -15,6 +15,7 @@ use crate::image::{
 use crate::names::recordable_path;
 use crate::storage::LockMode;
 use crate::storage::{Access, FileKind, Host, folder_of, is_temporary_name};
+use crate::trace::operation;
 use crate::write::Pending;
 use crate::write::WritePolicy;
 use crate::write::locator_edit;
@@ -147,6 +148,7 @@ impl Relink {
     /// As for [`plan`](Self::plan), before anything is changed. An image that cannot be changed is listed in
     /// [`refused`](Relinked::refused), and the others are still relinked.
     pub fn run(self) -> Result<Relinked> {
+        let _span = operation("relink", "folders");
         let mut relinked = self.plan()?;
         for image in std::mem::take(&mut relinked.images) {
             match image.relink(self.parents.its_host()) {

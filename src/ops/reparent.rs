@@ -18,6 +18,7 @@ use crate::image::{Core, ImagePolicy, Lock, LogPolicy, lock};
 use crate::options::OpenOptions;
 use crate::storage::LockMode;
 use crate::storage::{Access, FileId, Storage};
+use crate::trace::operation;
 use crate::types::{DiskOffset, len};
 use crate::warning::Warning;
 use crate::write::OpenImage;
@@ -143,6 +144,7 @@ impl Reparent {
         image: impl AsRef<Path>,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Reparented> {
+        let _span = operation("reparent", &image.as_ref().to_string_lossy());
         let mut asked = OpenedPair::new(&self, image.as_ref(), Access::ReadWrite)?;
         let (proven, unproven) = match self.unproven {
             true => (0, asked.bytes_left_to_parent()?),

@@ -11,6 +11,7 @@ use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Lock};
 use crate::storage::{LockMode, LockOutcome};
+use crate::trace::operation;
 use crate::warning::Warning;
 use crate::write::OpenImage;
 use crate::write::children_unknown;
@@ -122,6 +123,7 @@ impl Revert {
         chain: &DiffChain,
         on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<Reverted> {
+        let _span = operation("revert", chain.stack().tip().name());
         let op = chain.operate()?;
         let point = self.find(&op)?;
         self.predict(&op, point)?.check()?;

@@ -22,6 +22,7 @@ use crate::format::log_entry::Change;
 use crate::log::Appended;
 use crate::tables::PAGE;
 use crate::tables::{Order, PageKind, Snapshot};
+use crate::trace;
 use crate::types::{BatIndex, FileOffset, MIB};
 
 impl Writer {
@@ -39,6 +40,7 @@ impl Writer {
         if !has_payload && !self.feed.changed.read().any_dirty() {
             return Ok(());
         }
+        let _span = trace::commit(self.file.name());
         // The file keeps its length until the last entry is written: each entry names a durable
         // length, and one that holds everything the entry refers to.
         let pause = self.space.pause();
@@ -177,6 +179,7 @@ impl Writer {
         let Some(log) = &mut session.log else { unreachable!("a change began the session") };
         let entry = log.append(self.file.as_ref(), changes.collect(), flushed, last)?;
         self.tally.log_bytes.add(entry.length);
+        trace::log_entry(self.file.name(), entry.position, entry.length, pages.len());
         Ok(PendingEntry(entry))
     }
 

@@ -4,6 +4,7 @@ use crate::counters::Tally;
 use crate::error::{Error, Result};
 use crate::format::header::{Header, Headers};
 use crate::storage::Storage;
+use crate::trace;
 
 /// Writes both headers; each is durable before the other is written, and on return.
 pub(crate) fn update_headers(
@@ -43,6 +44,7 @@ fn write_other(headers: &mut Headers, file: &dyn Storage, header: &mut Header) -
 }
 
 pub(crate) fn flush(file: &dyn Storage, tally: &Tally) -> Result<()> {
+    trace::flushing(file.name());
     tally.flushes.add(1);
     file.flush().map_err(|error| Error::io("file.flush", "cannot flush the file", error))
 }

@@ -17,6 +17,7 @@ use crate::image::{Core, Feed, FoundLog, ImagePolicy, LogPolicy, Start, lock, lo
 use crate::log;
 use crate::storage::{Host, LockMode, Overlay, Storage, folder_of, length_of};
 use crate::sync::Ordering;
+use crate::trace;
 use crate::warning::Warning;
 
 /// An open image, with a writer if it was opened for writing.
@@ -34,7 +35,9 @@ impl OpenImage {
 
     /// Opens the image in `storage` for writing.
     pub(crate) fn write(storage: Arc<dyn Storage>, policy: &WritePolicy) -> Result<Self> {
-        Writer::open(storage, policy, Vec::new()).map(Self::from)
+        let writer = Writer::open(storage, policy, Vec::new())?;
+        trace::opened(writer.core().name(), true, false);
+        Ok(Self::from(writer))
     }
 }
 
@@ -197,5 +200,7 @@ fn replay_to_file(
         return Err(Error::cancelled());
     }
     flush(storage.as_ref(), tally)?;
-    update_headers(headers, storage.as_ref(), tally, |header| header.log_guid = Uuid::nil())
+    update_headers(headers, storage.as_ref(), tally, |header| header.log_guid = Uuid::nil())?;
+    trace::replayed(storage.name());
+    Ok(())
 }

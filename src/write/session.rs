@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::Header;
 use crate::image::{Claims, read_headers};
 use crate::log::LogWriter;
+use crate::trace;
 use crate::types::MIB;
 
 impl Writer {
@@ -186,6 +187,7 @@ impl Writer {
         })?;
         session.has_unflushed_header = true;
         session.log = Some(log);
+        trace::session(self.core.name(), true);
         Ok(())
     }
 
@@ -221,6 +223,7 @@ impl Writer {
             self.sync(session)?;
         }
         self.core.file_len.store(self.file_len(), Ordering::Release);
+        trace::session(self.core.name(), false);
         Ok(())
     }
 

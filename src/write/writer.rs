@@ -20,6 +20,7 @@ use crate::log::LogWriter;
 use crate::read::Layer;
 use crate::storage::Storage;
 use crate::sync::{Mutex, MutexGuard};
+use crate::trace;
 use crate::types::FileOffset;
 
 /// Limit of table pages changed in memory before a flush is due, however large the log is: 4 MiB.
@@ -133,7 +134,10 @@ impl Writer {
 
     /// Poisons the writer: nothing is written after this failure.
     pub(super) fn poisoned_by(&self, error: Error) -> Error {
-        self.poison.get_or_init(|| error.message().to_owned());
+        self.poison.get_or_init(|| {
+            trace::poisoned(self.file.name(), error.message());
+            error.message().to_owned()
+        });
         error.in_file(self.file.name())
     }
 

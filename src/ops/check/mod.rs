@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::image::refuse_by_name;
 use crate::options::OpenOptions;
 use crate::storage::{Access, Storage};
+use crate::trace::operation;
 
 pub use findings::{Finding, Severity, Unlisted};
 pub use report::{CheckedLayer, Report};
@@ -96,6 +97,7 @@ impl Check {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if its first bytes cannot be read. Everything else that is
     /// wrong is a finding.
     pub fn run_file(&self, storage: Arc<dyn Storage>) -> Result<Report> {
+        let _span = operation("check", storage.name());
         chain::check(&self.options, !self.alone, self.most_per_code, storage)
     }
 }

@@ -54,6 +54,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("names", &["names"]),
         ("storage", &["storage"]),
         ("counters", &["counters"]),
+        ("trace", &["trace"]),
         ("sync", &["sync"]),
         ("error", &["error"]),
         ("types", &["types"]),

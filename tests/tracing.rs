@@ -1,0 +1,122 @@
+//! Spans and events, as a subscriber of `tracing` gets them.
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex};
+
+use avhdx::ops::Merge;
+use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Metadata, Subscriber};
+
+/// Collects a line for each span that begins and each event.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+impl Lines {
+    fn add(&self, name: &str, fill: impl FnOnce(&mut Fields)) {
+        let mut fields = Fields::default();
+        fill(&mut fields);
+        let mut line = fields.0.remove("message").unwrap_or_else(|| name.to_owned());
+        for (name, value) in fields.0 {
+            write!(line, " {name}={value}").unwrap();
+        }
+        self.0.lock().unwrap().push(line);
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+#[derive(Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+}
+
+impl Subscriber for Lines {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "avhdx"
+    }
+
+    fn new_span(&self, span: &Attributes<'_>) -> Id {
+        self.add(span.metadata().name(), |fields| span.record(fields));
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        self.add("", |fields| event.record(fields));
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+/// How many lines start with these words.
+fn count(lines: &[String], words: &str) -> usize {
+    lines.iter().filter(|line| line.starts_with(words)).count()
+}
+
+#[test]
+fn a_subscriber_learns_of_opens_flushes_entries_replays_and_operations() {
+    let lines = Lines::default();
+    tracing::subscriber::with_default(lines.clone(), || tell(&lines));
+}
+
+fn tell(lines: &Lines) {
+    let folder = tempfile::tempdir().unwrap();
+    let [base, child, left] =
+        ["base.vhdx", "child.avhdx", "left.avhdx"].map(|name| folder.path().join(name));
+    let image = CreateOptions::dynamic(8 << 20).block_size(1 << 20).create(&base).unwrap();
+    drop(CreateOptions::child_of(&image).unwrap().create(&child).unwrap());
+    drop(image);
+
+    lines.take();
+    let chain = OpenOptions::new().writable(true).open(&child).unwrap();
+    let opened = lines.take();
+    let has =
+        |words: [&str; 2]| opened.iter().any(|line| words.iter().all(|word| line.contains(word)));
+    assert!(
+        has(["child.avhdx", "writable=true"]) && has(["base.vhdx", "writable=false"]),
+        "{opened:?}"
+    );
+    assert_eq!(count(&opened, "opened a chain"), 1);
+    assert!(has(["opened a chain", "layers=2"]));
+
+    chain.write_at(&[1; 4096], 0).unwrap();
+    let first = lines.take();
+    assert_eq!(count(&first, "began to change an image"), 1, "{first:?}");
+    let before = chain.counters();
+    chain.flush().unwrap();
+    let flushed = lines.take();
+    let counted = chain.counters().since(&before);
+    assert_eq!((count(&flushed, "commit"), count(&flushed, "log entry")), (1, 1), "{flushed:?}");
+    assert_eq!(count(&flushed, "flush") as u64, counted.flushes);
+    assert!(flushed.iter().any(|line| line.contains(&format!("length={}", counted.log_bytes))));
+
+    // No read tells of itself.
+    chain.read_at(&mut [0; 8192], 0).unwrap();
+    DiffChain::flush(&chain).unwrap();
+    assert_eq!(lines.take(), [""; 0]);
+
+    std::fs::copy(&child, &left).unwrap();
+    let merged = chain.layers()[0].id;
+    Merge::new(merged).run(&chain, &mut |_| ControlFlow::Continue(())).unwrap();
+    let merging = lines.take();
+    assert_eq!(count(&merging, "operation name=\"merge\""), 1, "{merging:?}");
+    drop(chain);
+    lines.take();
+    drop(OpenOptions::new().writable(true).open_image(&left).unwrap());
+    assert_eq!(count(&lines.take(), "replayed a log"), 1);
+}
