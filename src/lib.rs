@@ -87,6 +87,8 @@
 //! - [`DiffChain::plan_read`]: where the bytes are, for callers that move them themselves. A [`ReadPlan`] pins what
 //!   it names; a [`TableLoad`] says what must be read before it can be made. The repository's `adapters/uring`
 //!   drives a chain with io_uring that way.
+//! - [`DiffChain::changes`]: what may differ between two points in time, from the tables alone.
+//!   [`ChangeTracking`] tells what changed since a moment, of a chain that stays open.
 //! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
 //!   ([`ParentSource`], [`PathSource`]).
 //! - [`CreateOptions`]: new images and new children. [`Disk::write_at`] and [`Disk::flush`] write them,
@@ -148,7 +150,8 @@ mod warning;
 mod write;
 
 pub use chain::{
-    Candidate, DiffChain, Followed, FoundBy, Layer, Linkage, ParentSource, PathSource,
+    Candidate, ChangeTracking, ChangedExtent, ChangedSource, Changes, DiffChain, Followed, FoundBy,
+    KnownChanges, Layer, Linkage, ParentSource, PathSource, Since, TrackingOptions, TrackingPoint,
 };
 pub use counters::Counters;
 pub use create::CreateOptions;
@@ -166,7 +169,7 @@ pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
 pub use warning::Warning;
-pub use write::OneFlush;
+pub use write::{OneFlush, UnknownReason};
 
 /// The example of the README compiles.
 #[cfg(doctest)]

@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImagePolicy;
 use crate::storage::Host;
 use crate::warning::Warning;
-use crate::write::Writer;
+use crate::write::{ChangeRecord, Writer};
 
 /// Sleep between two checks.
 const PAUSE: Duration = Duration::from_micros(200);
@@ -48,6 +48,8 @@ pub(super) struct Views {
     pub(super) past: Vec<Past>,
     /// The layer that another is being merged into.
     pub(super) vanishing: Option<LayerId>,
+    /// Records of the changes of the tip, which follow it.
+    pub(super) records: Vec<Weak<ChangeRecord>>,
 }
 
 /// How the layers of a chain were opened.

@@ -1,5 +1,6 @@
 //! A chain of images: read-only parents under one tip.
 
+mod changes;
 mod diff_chain;
 mod disk;
 mod live;
@@ -8,8 +9,10 @@ mod operation;
 mod parents;
 mod past;
 mod stack;
+mod tracking;
 mod walk;
 
+pub use changes::{ChangedExtent, ChangedSource, Changes};
 pub use diff_chain::{DiffChain, Followed};
 pub(crate) use live::Opened;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
@@ -18,6 +21,7 @@ pub(crate) use operation::{Operation, Retired, path_of};
 pub use stack::Layer;
 #[cfg(all(test, not(loom)))]
 pub(crate) use stack::Stack;
+pub use tracking::{ChangeTracking, KnownChanges, Since, TrackingOptions, TrackingPoint};
 pub use walk::Linkage;
 pub(crate) use walk::{
     ChainPolicy, Identity, changed_meanwhile, check_sectors, file_id, find_parent, loop_error,

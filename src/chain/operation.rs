@@ -19,7 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::Seat;
 use crate::image::{Core, ImagePolicy, Lock, lock};
 use crate::storage::{Access, Host, LockMode, Storage, folder_of};
-use crate::write::{ChildSearch, OpenImage, WritePolicy, Writer, check_named};
+use crate::write::{
+    ChangeRecord, ChildSearch, OpenImage, UnknownReason, WritePolicy, Writer, check_named,
+};
 
 /// How long an operation waits for users of a point that is about to disappear.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -173,7 +175,8 @@ impl Operation<'_> {
         let mut below = stack.links[layer..].to_vec();
         below[0].found_by = Some(FoundBy::RelativePath);
         let layers = std::iter::once(child).chain(below).collect();
-        self.switch_tip(layers, writer, |old| old.checked_sub(layer).map(|below| below + 1))
+        let lost = (layer > 0).then_some(UnknownReason::Reverted);
+        self.switch_tip(layers, writer, lost, |old| old.checked_sub(layer).map(|below| below + 1))
     }
 
     /// Replaces the handles of some layers by others of the same files. Cached answers stay valid.
@@ -203,10 +206,8 @@ impl Operation<'_> {
         let above = layers.remove(layer);
         layers[layer].found_by = above.found_by;
         let place = |old| Some(if old > layer { old - 1 } else { old });
-        match layer {
-            0 => self.switch_tip(layers, Some(Arc::clone(parent)), place),
-            _ => self.switch(layers, place),
-        }
+        let writer = if layer == 0 { Some(Arc::clone(parent)) } else { self.writer() };
+        self.switch_tip(layers, writer, Some(UnknownReason::Merged), place)
     }
 
     /// Invalidates the answers that name offsets in this layer's file.
@@ -361,20 +362,27 @@ impl Operation<'_> {
     /// Replaces the current stack by one of these layers with the same tip.
     fn switch(&self, layers: Vec<Link>, place: impl Fn(usize) -> Option<usize>) -> Retired {
         let writer = self.writer();
-        self.switch_tip(layers, writer, place)
+        self.switch_tip(layers, writer, None, place)
     }
 
-    /// Replaces the stack and its tip, with the new tip's writer in every view that had one.
+    /// Replaces the stack and its tip, with the new tip's writer in every view that had one. Records of changes follow
+    /// the tip; what they recorded so far is lost for this reason, if there is one.
     fn switch_tip(
         &self,
         layers: Vec<Link>,
         writer: Option<Arc<Writer>>,
+        lost: Option<UnknownReason>,
         place: impl Fn(usize) -> Option<usize>,
     ) -> Retired {
         let layers = named(layers);
         let old = self.stack();
         let kept = Arc::default();
         let mut views = self.live().views();
+        let records = self.follow_tip(&mut views, writer.as_ref());
+        let mut locked: Vec<_> = records.iter().map(|record| record.lock()).collect();
+        if let Some(reason) = lost {
+            locked.iter_mut().for_each(|record| record.lose(reason));
+        }
         for view in views.all.iter().filter_map(Weak::upgrade) {
             let seen = view.stack.load();
             // A view that an earlier operation cut off keeps its own layers.
@@ -392,6 +400,19 @@ impl Operation<'_> {
         views.past.retain(Past::is_left);
         views.past.push(Past::of(&old));
         Retired(Arc::clone(&old.links))
+    }
+
+    /// Has the writer of the next tip record its changes, before the first one, and returns the records.
+    fn follow_tip(&self, views: &mut Views, next: Option<&Arc<Writer>>) -> Vec<Arc<ChangeRecord>> {
+        views.records.retain(|record| record.strong_count() > 0);
+        let present = self.writer();
+        if let Some(next) = next
+            && !views.records.is_empty()
+            && !present.is_some_and(|present| Arc::ptr_eq(&present, next))
+        {
+            next.record_changes(&views.records);
+        }
+        views.records.iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(super) fn stack(&self) -> Guard<Arc<Stack>> {

@@ -155,6 +155,20 @@ impl Core {
         read_headers(storage).is_ok_and(|headers| headers.current() == self.headers().current())
     }
 
+    /// Whether the file still has the headers that this image knows. Another writer would have changed them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if they cannot be read.
+    pub(crate) fn has_known_headers(&self) -> Result<bool> {
+        // Held meanwhile, so that this image's writer changes none.
+        let known = self.headers();
+        match read_headers(self.bare_storage().as_ref()) {
+            Ok(headers) => Ok(headers.current() == known.current()),
+            Err(error) if error.kind() == ErrorKind::Io => Err(error.in_file(self.name())),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// The identity by which a new child may know the image as it stands: what was written is made durable, and the
     /// next visible change gives the image another identity.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {

@@ -59,6 +59,26 @@ impl Core {
         Ok(run)
     }
 
+    /// As [`resolve`](Self::resolve), and whether a sector bitmap decided rather than the states of whole blocks. Data
+    /// or zeros that are recorded in different ways are not joined.
+    pub(crate) fn resolve_recorded(&self, at: DiskOffset, len: u64) -> Result<(OwnedRun, bool)> {
+        let (mut run, by_sector) = self.resolve_recorded_in_block(FromFile, at, len)?;
+        for _ in 0..LOOK_AHEAD {
+            let next_at = at + run.len;
+            if run.len == len || self.layout.within_block(next_at) != 0 {
+                break;
+            }
+            let next = self.resolve_recorded_in_block(FromFile, next_at, len - run.len);
+            let Ok((next, next_by_sector)) = next else { break };
+            let is_alike = next.owner == Owner::Parent || next_by_sector == by_sector;
+            if !is_alike || !run.continues_in(next) {
+                break;
+            }
+            run.len += next.len;
+        }
+        Ok((run, by_sector))
+    }
+
     /// The entry of the block allocation table at this index.
     pub(crate) fn bat_entry(&self, index: BatIndex) -> Result<BatEntry> {
         self.bat_entry_with(FromFile, index)
@@ -158,16 +178,26 @@ impl Core {
         at: DiskOffset,
         len: u64,
     ) -> Result<OwnedRun, S::Stop> {
+        Ok(self.resolve_recorded_in_block(source, at, len)?.0)
+    }
+
+    /// The run, and whether a sector bitmap decided.
+    fn resolve_recorded_in_block<S: PageSource>(
+        &self,
+        source: S,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<(OwnedRun, bool), S::Stop> {
         let block = self.layout.block_of(at);
         let within = self.layout.within_block(at);
         let len = len.min(self.layout.block_size() - within);
         let index = self.layout.payload_index(block);
         let entry = self.bat_entry_with(source, index)?;
-        match self.says(entry, index)? {
-            Says::Owned(owner) => Ok(OwnedRun { len, owner }),
-            Says::Present => Ok(self.present(entry, index, within, len)?),
-            Says::Mixed => self.resolve_mixed(source, entry, index, at, len),
-        }
+        Ok(match self.says(entry, index)? {
+            Says::Owned(owner) => (OwnedRun { len, owner }, false),
+            Says::Present => (self.present(entry, index, within, len)?, false),
+            Says::Mixed => (self.resolve_mixed(source, entry, index, at, len)?, true),
+        })
     }
 
     fn says(&self, entry: BatEntry, index: BatIndex) -> Result<Says> {

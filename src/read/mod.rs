@@ -2,10 +2,12 @@
 
 mod ask;
 mod bytes;
+mod changes;
 mod extent;
 mod layers;
 mod plan;
 
+pub(crate) use changes::{ChangeWalk, ChangedRun};
 pub(crate) use layers::{Layer, Layers};
 pub(crate) use plan::{HasLayers, plan_read};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};

@@ -1,13 +1,14 @@
-//! Admits changes to the image, and reports them to a tracker.
+//! Admits changes to the image, and reports them to a tracker and to records.
 //!
 //! Every change holds the lock shared. An exclusive holder knows that each change is either
 //! complete or not begun, and can refuse later ones. While changes are [tracked](ChangeTracker),
 //! each reports its range when it ends: a copier that reads a range after the report misses
-//! nothing.
+//! nothing. [Records](ChangeRecord) get the same reports.
 
 use std::ops::Range;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 
+use super::record::ChangeRecord;
 use super::tracker::{ChangeTracker, MirrorOp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -21,6 +22,8 @@ pub(super) struct ChangeState {
     pub(super) is_closed: bool,
     /// Set while changes are tracked.
     tracker: Option<Arc<ChangeTracker>>,
+    /// Records of all changes, as long as somebody holds them.
+    records: Vec<Weak<ChangeRecord>>,
 }
 
 /// A change in progress.
@@ -60,12 +63,26 @@ impl ChangeLock {
     pub(super) fn track(&self, tracker: Option<Arc<ChangeTracker>>) {
         self.write().tracker = tracker;
     }
+
+    /// Records all later changes in these, too.
+    pub(super) fn record_in(&self, records: &[Weak<ChangeRecord>]) {
+        let mut state = self.write();
+        state.records.retain(|record| record.strong_count() > 0);
+        state.records.extend_from_slice(records);
+    }
 }
 
 impl ChangeState {
     /// Whether changes are tracked and some of these bytes changed since they were copied.
     pub(super) fn is_changed(&self, range: &Range<u64>) -> bool {
         self.tracker.as_ref().is_some_and(|tracker| tracker.is_changed(range))
+    }
+
+    /// Records a change that has ended.
+    pub(super) fn record(&self, range: &Range<u64>) {
+        for record in self.records.iter().filter_map(Weak::upgrade) {
+            record.changed(range);
+        }
     }
 
     /// Refuses all later changes, or admits them again.
@@ -96,6 +113,7 @@ impl Drop for Change<'_> {
         if let Some(tracker) = self.state.tracker.as_ref().filter(|_| !self.is_reported) {
             tracker.finish_change(&self.range, self.is_held, None);
         }
+        self.state.record(&self.range);
     }
 }
 

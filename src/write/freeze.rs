@@ -1,8 +1,9 @@
 //! Freezes an image and tracks its changes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::change_lock::{ChangeState, frozen};
+use super::record::ChangeRecord;
 use super::tracker::{ChangeTracker, Mirror};
 use super::writer::Writer;
 use crate::error::Result;
@@ -56,6 +57,11 @@ impl Writer {
             Arc::new(ChangeTracker::new(self.core.layout.size(), self.core.layout.sector_size()));
         self.change_lock.track(Some(Arc::clone(&tracker)));
         tracker
+    }
+
+    /// Records all later changes in these, too. Changes in progress are finished first.
+    pub(crate) fn record_changes(&self, records: &[Weak<ChangeRecord>]) {
+        self.change_lock.record_in(records);
     }
 
     /// Makes the tracked changes in `mirror` too, an image of a disk of the same size. Changes in

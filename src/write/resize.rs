@@ -38,7 +38,9 @@ impl Writer {
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         check_size(&self.core, size)?;
         let mut state = self.change_lock.write();
-        if size != self.core.layout.size() {
+        let old = self.core.layout.size();
+        if size != old {
+            state.record(&(old.min(size)..old.max(size)));
             self.prepare_visible_change()?;
             let block_size = self.core.block_size();
             let new = BlockLayout::new(block_size, self.core.geometry().logical_sector, size);

@@ -71,6 +71,7 @@ pub fn exercise(files: &[Arc<Vec<u8>>]) {
 
 fn read_chain(chain: &DiffChain) {
     plan_some(chain);
+    changes(chain);
     read_all(chain);
     for layer in chain.layers() {
         read_all(&chain.view(layer.id).expect("a layer of the chain"));
@@ -104,6 +105,30 @@ fn plan_some(chain: &DiffChain) {
                 is_told(&error);
                 let is_over = error.kind() == ErrorKind::LogOverlay;
                 assert!(is_over || read.is_err(), "{len} bytes at {start}: {error}");
+            }
+        }
+    }
+}
+
+/// Changes since each layer, at both ends of the disk: within the disk, in order, or errors.
+fn changes(chain: &DiffChain) {
+    const WINDOW: u64 = 4 << 20;
+    let size = chain.geometry().size;
+    let layers = chain.layers().into_iter().map(|layer| Some(layer.id));
+    for from in layers.chain([None]) {
+        for start in [0, size.saturating_sub(WINDOW)] {
+            let mut last = start;
+            let changes = chain.changes(from).expect("a layer of the chain");
+            for change in changes.within(start..start.saturating_add(WINDOW)) {
+                match change {
+                    Ok(change) => {
+                        let range = change.range;
+                        assert!(last <= range.start && range.start < range.end, "{range:?}");
+                        assert!(range.end <= size && change.grain >= 512, "{range:?}");
+                        last = range.end;
+                    }
+                    Err(error) => is_told(&error),
+                }
             }
         }
     }

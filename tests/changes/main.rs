@@ -1,0 +1,10 @@
+//! What changed between two points in time: from the tables alone, and tracked while a chain is in use.
+#![allow(clippy::disallowed_methods)] // real files
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests; not all of it is used here
+mod sim;
+mod tables;
+mod tracking;
