@@ -76,8 +76,9 @@ fn a_subscriber_learns_of_opens_flushes_entries_replays_and_operations() {
 
 fn tell(lines: &Lines) {
     let folder = tempfile::tempdir().unwrap();
-    let [base, child, left] =
-        ["base.vhdx", "child.avhdx", "left.avhdx"].map(|name| folder.path().join(name));
+    let elsewhere = tempfile::tempdir().unwrap();
+    let [base, child] = ["base.vhdx", "child.avhdx"].map(|name| folder.path().join(name));
+    let left = elsewhere.path().join("left.avhdx");
     let image = CreateOptions::dynamic(8 << 20).block_size(1 << 20).create(&base).unwrap();
     drop(CreateOptions::child_of(&image).unwrap().create(&child).unwrap());
     drop(image);

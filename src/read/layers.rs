@@ -50,12 +50,12 @@ impl Layer {
     }
 }
 
-/// Whether each run so far is the tip's, or zeros.
-struct ZerosBelowTip(bool);
+/// Whether each run so far is zeros.
+struct Zeros(bool);
 
-impl Sink for ZerosBelowTip {
+impl Sink for Zeros {
     fn take(&mut self, run: Run) -> Result<()> {
-        self.0 &= matches!(run.answer, Answer::Here { layer: 0, .. } | Answer::Zero { .. });
+        self.0 &= matches!(run.answer, Answer::Zero { .. });
         Ok(())
     }
 }
@@ -82,14 +82,17 @@ impl<'a> Layers<'a> {
         found.map(|layer| layer.image.as_ref())
     }
 
-    /// Whether these bytes, which lie within the disk, read as zeros by the tables alone wherever the tip holds no data.
-    /// `false` if the tables cannot tell.
+    /// Whether the layers below the tip show zeros for these bytes of the disk, by their tables alone. `false` if the
+    /// tables cannot tell.
     pub(crate) fn are_zeros_below_tip(self, at: DiskOffset, len: u64) -> bool {
-        let uncounted = Self { tally: None, ..self };
-        let mut found = ZerosBelowTip(true);
+        let below = Layers::new(&self.layers[1..], None);
+        if below.layers.is_empty() {
+            return false;
+        }
+        let mut found = Zeros(true);
         let (mut at, end) = (at, at.0 + len);
         while at.0 < end && found.0 {
-            match uncounted.ask(FromFile, at, end - at.0, &mut found) {
+            match below.ask(FromFile, at, end - at.0, &mut found) {
                 Ok(len) => at = at + len,
                 Err(_) => return false,
             }

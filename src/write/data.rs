@@ -199,7 +199,7 @@ impl Writer {
             return self.write_payload(buf, place).map(|()| true);
         }
         let len = buf.len();
-        let order = self.order_in(entry.offset(), || self.read_zeros(disk, at, len));
+        let order = self.order_in(entry.offset(), || self.read_zeros(disk, at, len))?;
         let marked =
             self.write_payload(buf, place).and_then(|()| self.mark_sectors(entry, at, len, order));
         // Sectors that are not marked may have been written.
@@ -226,8 +226,9 @@ impl Writer {
 
         let space = self.allocate(self.core.layout.block_size())?;
         self.space.publish_length(&self.core.file_len);
-        let order =
-            self.order_in(space.at, || !parent_shows || self.read_zeros(disk, at, buf.len()));
+        let order = self
+            .order_in(space.at, || Ok(!parent_shows || self.read_zeros(disk, at, buf.len())?))
+            .inspect_err(|_| self.space.give_back(space))?;
         let committed = (|| {
             self.write_payload(buf, space.at + within)?;
             let rest_must_be_zero = is_whole || !parent_shows;
@@ -317,7 +318,7 @@ impl Writer {
             for page in 0..BITMAP_BLOCK_LEN / PAGE {
                 self.core.budget.drop_page(self.core.id, space.at + page * PAGE);
             }
-            let order = self.order_of(space.at, space.len, || true);
+            let order = self.order_of(space.at, space.len, || Ok(true))?;
             self.change_tables([self.bat_page(index)], order, |changed| {
                 self.put_entry(changed, index, BatEntry::new(6, space.at));
             })

@@ -12,6 +12,8 @@
 //! A change that exposes no space, as a discard, needs no order on any host.
 
 use super::writer::Writer;
+use crate::answers::Owner;
+use crate::error::Result;
 use crate::read::Layers;
 use crate::tables::Order;
 use crate::types::{DiskOffset, FileOffset};
@@ -46,7 +48,14 @@ impl OneFlush {
 impl Writer {
     /// The order that a change needs that exposes parts of a block's space at `place`. `read_zeros` tells whether these
     /// parts read as zeros before. The block is locked.
-    pub(super) fn order_in(&self, place: FileOffset, read_zeros: impl FnOnce() -> bool) -> Order {
+    ///
+    /// # Errors
+    /// Those of `read_zeros`.
+    pub(super) fn order_in(
+        &self,
+        place: FileOffset,
+        read_zeros: impl FnOnce() -> Result<bool>,
+    ) -> Result<Order> {
         self.order_of(place, self.core.layout.block_size(), read_zeros)
     }
 
@@ -55,18 +64,34 @@ impl Writer {
         &self,
         place: FileOffset,
         len: u64,
-        read_zeros: impl FnOnce() -> bool,
-    ) -> Order {
-        match self.has_one_flush && self.space.is_fresh(place, len) && read_zeros() {
-            true => Order::Any,
-            false => Order::PayloadFirst,
-        }
+        read_zeros: impl FnOnce() -> Result<bool>,
+    ) -> Result<Order> {
+        let is_free = self.has_one_flush && self.space.is_fresh(place, len) && read_zeros()?;
+        Ok(if is_free { Order::Any } else { Order::PayloadFirst })
     }
 
     /// Whether these bytes are known to read as zeros wherever the image itself holds none of them. `disk` reads the
-    /// image with its parents.
-    pub(super) fn read_zeros(&self, disk: Option<Layers<'_>>, at: DiskOffset, len: u64) -> bool {
-        let own = disk.filter(|disk| disk.tip().id() == self.core.id());
-        own.is_some_and(|disk| disk.are_zeros_below_tip(at, len))
+    /// image with its parents. A parent whose tables cannot be read is not known to.
+    ///
+    /// # Errors
+    /// If the tables of the image itself cannot be read.
+    pub(super) fn read_zeros(
+        &self,
+        disk: Option<Layers<'_>>,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<bool> {
+        let Some(disk) = disk.filter(|disk| disk.tip().id() == self.core.id()) else {
+            return Ok(false);
+        };
+        let (mut at, end) = (at, at + len);
+        while at < end {
+            let run = self.core.resolve(at, end.0 - at.0)?;
+            if run.owner == Owner::Parent && !disk.are_zeros_below_tip(at, run.len) {
+                return Ok(false);
+            }
+            at = at + run.len;
+        }
+        Ok(true)
     }
 }
