@@ -190,7 +190,7 @@ impl Driver {
         }
         let open = || verdict::options(&self.host).writable(true).open(&self.tip);
         let chain = self.until_done(Call::Open, open);
-        let segments = if is_after_kill { self.model().segments() } else { Vec::new() };
+        let segments = if is_after_kill { self.model().whole_segments() } else { Vec::new() };
         for range in segments {
             let mut bytes = vec![0; (range.end - range.start) as usize];
             self.until_done(Call::Read, || chain.read_at(&mut bytes, range.start));

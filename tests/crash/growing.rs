@@ -425,12 +425,11 @@ fn killed_sessions(driver: &Driver) {
 
 /// New blocks of a killed session have bytes in the file and no entry in the table.
 fn left_over(driver: &Driver) {
-    driver.model().look_at_most(LONGEST);
     let chain = driver.open();
     driver.write(&chain, 1, 8 * KIB, 4 * KIB);
     driver.flush(&chain);
-    driver.write(&chain, 2, MIB, MIB);
-    driver.write(&chain, 3, 2 * MIB, MIB);
+    driver.write(&chain, 2, MIB, 96 * KIB);
+    driver.write(&chain, 3, 2 * MIB, 96 * KIB);
     driver.kill(chain);
     let chain = driver.open_after_kill();
     driver.write(&chain, 4, 3 * MIB + 8 * KIB, 4 * KIB);
@@ -438,7 +437,7 @@ fn left_over(driver: &Driver) {
     driver.write(&chain, 5, 4 * MIB + 64 * KIB, 4 * KIB);
     driver.write(&chain, 6, 3 * MIB + 64 * KIB, 4 * KIB);
     driver.flush(&chain);
-    driver.write(&chain, 7, 5 * MIB, MIB);
+    driver.write(&chain, 7, 5 * MIB, 96 * KIB);
     driver.kill(chain);
     let chain = driver.open_after_kill();
     driver.write(&chain, 8, 6 * MIB + 8 * KIB, 4 * KIB);

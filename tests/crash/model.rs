@@ -195,6 +195,17 @@ impl Model {
 
     /// The parts of the disk to compare, split wherever a write starts or ends.
     pub fn segments(&self) -> Vec<Range<u64>> {
+        let segments = self.whole_segments();
+        let Some(longest) = self.longest else { return segments };
+        let ends = |range: Range<u64>| match range.end - range.start {
+            len if len <= longest => vec![range],
+            _ => vec![range.start..range.start + longest / 2, range.end - longest / 2..range.end],
+        };
+        segments.into_iter().flat_map(ends).collect()
+    }
+
+    /// The same, each in full.
+    pub fn whole_segments(&self) -> Vec<Range<u64>> {
         let mut looked_at: Vec<Range<u64>> = self.watched.clone();
         let blocks = self.size.div_ceil(self.block_size);
         let mut sentinels = std::collections::BTreeSet::from([0, blocks - 1]);
@@ -239,12 +250,7 @@ impl Model {
             from = from.max(range.end);
         }
         segments.retain(|range| range.start < range.end);
-        let Some(longest) = self.longest else { return segments };
-        let ends = |range: Range<u64>| match range.end - range.start {
-            len if len <= longest => vec![range],
-            _ => vec![range.start..range.start + longest / 2, range.end - longest / 2..range.end],
-        };
-        segments.into_iter().flat_map(ends).collect()
+        segments
     }
 }
 
