@@ -161,7 +161,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
     BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo,
-    LogPolicy, LogState, MergeMark, MergeState, ParentLink, RegionInfo,
+    LogPolicy, LogState, MergeMark, MergeState, OneFlush, ParentLink, RegionInfo,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;
@@ -169,7 +169,7 @@ pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
 pub use warning::Warning;
-pub use write::{OneFlush, UnknownReason};
+pub use write::UnknownReason;
 
 /// The example of the README compiles.
 #[cfg(doctest)]

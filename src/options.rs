@@ -7,11 +7,11 @@ use std::sync::atomic::AtomicBool;
 use crate::chain::{ChainPolicy, DiffChain, Followed, Linkage, Opened, ParentSource, PathSource};
 use crate::error::{ErrorKind, Result};
 use crate::file::VhdxFile;
-use crate::image::{ImagePolicy, Lock, LogPolicy, names_log, open_storage};
+use crate::image::{ImagePolicy, Lock, LogPolicy, OneFlush, names_log, open_storage};
 use crate::storage::{Access, Host, LocalHost, Storage};
 use crate::tables::Budget;
 use crate::warning::Warning;
-use crate::write::{ChildSearch, OneFlush, OpenImage, Pending, WritePolicy};
+use crate::write::{ChildSearch, OpenImage, Pending, WritePolicy};
 
 /// Options for opening an image or a chain. The default is read-only.
 ///

@@ -25,7 +25,7 @@ pub use info::{
 };
 pub use link::ParentLink;
 pub use loss::{Loss, LossKind};
-pub use policy::{Lock, LogPolicy};
+pub use policy::{Lock, LogPolicy, OneFlush};
 
 pub(crate) use crate::format::marks::Moved;
 pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};

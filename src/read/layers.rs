@@ -3,13 +3,11 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use super::ask::{Run, Sink};
-use crate::answers::{Answer, MOST_SPAN};
+use crate::answers::MOST_SPAN;
 use crate::counters::AnswerTally;
 use crate::disk::LayerId;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::image::Core;
-use crate::tables::FromFile;
 use crate::types::DiskOffset;
 
 /// A layer of a disk, and how answers about it and the layers below are cached.
@@ -50,16 +48,6 @@ impl Layer {
     }
 }
 
-/// Whether each run so far is zeros.
-struct Zeros(bool);
-
-impl Sink for Zeros {
-    fn take(&mut self, run: Run) -> Result<()> {
-        self.0 &= matches!(run.answer, Answer::Zero { .. });
-        Ok(())
-    }
-}
-
 impl Deref for Layer {
     type Target = Core;
 
@@ -80,24 +68,6 @@ impl<'a> Layers<'a> {
     pub(super) fn image(self, id: LayerId) -> Option<&'a Core> {
         let found = self.layers.iter().find(|layer| layer.image.id() == id);
         found.map(|layer| layer.image.as_ref())
-    }
-
-    /// Whether the layers below the tip show zeros for these bytes of the disk, by their tables alone. `false` if the
-    /// tables cannot tell.
-    pub(crate) fn are_zeros_below_tip(self, at: DiskOffset, len: u64) -> bool {
-        let below = Layers::new(&self.layers[1..], None);
-        if below.layers.is_empty() {
-            return false;
-        }
-        let mut found = Zeros(true);
-        let (mut at, end) = (at, at.0 + len);
-        while at.0 < end && found.0 {
-            match below.ask(FromFile, at, end - at.0, &mut found) {
-                Ok(len) => at = at + len,
-                Err(_) => return false,
-            }
-        }
-        found.0
     }
 
     /// The error for bytes that no layer holds: they belong to a parent that is not among the layers.

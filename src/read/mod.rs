@@ -6,6 +6,7 @@ mod changes;
 mod extent;
 mod layers;
 mod plan;
+mod zeros;
 
 pub(crate) use changes::{ChangeWalk, ChangedRun};
 pub(crate) use layers::{Layer, Layers};

@@ -18,33 +18,6 @@ use crate::read::Layers;
 use crate::tables::Order;
 use crate::types::{DiskOffset, FileOffset};
 
-/// Whether a flush of new blocks may cost one flush of the file, where that is enough, instead of two.
-///
-/// With one, a crash can leave a block in place whose data was lost: it reads as zeros, as it did before. That needs a
-/// host that [shows zeros](crate::storage::Storage::lost_writes_read_as_zeros) there.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum OneFlush {
-    /// If the storage says that its host shows zeros.
-    #[default]
-    ByHost,
-    /// Whatever the storage says: the caller knows that the host shows zeros. On one that does not, a crash may leave
-    /// bytes of removed files in place of the last writes.
-    Always,
-    /// Never.
-    Never,
-}
-
-impl OneFlush {
-    pub(super) fn is_allowed(self, by_host: impl FnOnce() -> bool) -> bool {
-        match self {
-            Self::ByHost => by_host(),
-            Self::Always => true,
-            Self::Never => false,
-        }
-    }
-}
-
 impl Writer {
     /// The order that a change needs that exposes parts of a block's space at `place`. `read_zeros` tells whether these
     /// parts read as zeros before. The block is locked.

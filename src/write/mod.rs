@@ -41,7 +41,6 @@ mod zero;
 
 pub(crate) use children::{ChildSearch, OTHER_NAMES, children_unknown};
 pub use drafts::clear_drafts;
-pub use exposure::OneFlush;
 pub(crate) use link::{LinkPaths, disk_edits, locator_edit};
 pub(crate) use metadata_edit::{ItemEdit, check_edits, edit_len};
 pub(crate) use open::{OpenImage, Pending, WritePolicy, check_named};

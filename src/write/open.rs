@@ -7,13 +7,14 @@ use uuid::Uuid;
 
 use super::children::ChildSearch;
 use super::drafts::clear_drafts;
-use super::exposure::OneFlush;
 use super::headers::{flush, update_headers};
 use super::writer::Writer;
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
-use crate::image::{Core, Feed, FoundLog, ImagePolicy, LogPolicy, Start, lock, log_pending};
+use crate::image::{
+    Core, Feed, FoundLog, ImagePolicy, LogPolicy, OneFlush, Start, lock, log_pending,
+};
 use crate::log;
 use crate::storage::{Host, LockMode, Overlay, Storage, folder_of, length_of};
 use crate::sync::Ordering;

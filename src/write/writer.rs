@@ -7,7 +7,6 @@ use uuid::Uuid;
 
 use super::block_locks::BlockLocks;
 use super::change_lock::ChangeLock;
-use super::exposure::OneFlush;
 use super::flush_requests::FlushRequests;
 use super::growth::Growth;
 use super::payload::Payload;
@@ -15,7 +14,7 @@ use super::session_state::{ClaimsState, Session};
 use super::space::{Ahead, Allocated, Released};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, Feed, IssueIdentity, Pins};
+use crate::image::{Core, Feed, IssueIdentity, OneFlush, Pins};
 use crate::log::LogWriter;
 use crate::read::Layer;
 use crate::storage::Storage;

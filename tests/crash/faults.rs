@@ -85,6 +85,8 @@ enum Must {
     FailAlone,
     /// The call fails alone, or succeeds with a smaller step of the same kind.
     FailOrDoWithLess,
+    /// The call fails alone, or succeeds by what else it knows.
+    FailOrDoWithout,
     /// The call fails and the image is poisoned.
     Poison,
 }
@@ -270,6 +272,10 @@ impl Faults {
         let error = match (result, refused) {
             (Ok(done), None) => return Met::Done(done),
             (Ok(done), Some((_, Must::FailOrDoWithLess))) if tried_less => {
+                state.tally.less += 1;
+                return Met::Done(done);
+            }
+            (Ok(done), Some((_, Must::FailOrDoWithout))) => {
                 state.tally.less += 1;
                 return Met::Done(done);
             }
@@ -512,6 +518,12 @@ impl Trace {
         match (self.call, step) {
             (Call::Open | Call::Create | Call::Read, _) => Must::FailAlone,
             (Call::Flush, _) => Must::Poison,
+            // A parent's tables may tell that one flush is enough; two always are.
+            (Call::Change, Step::Read { file, .. })
+                if !self.is_committing && places.is_some_and(|places| file != places.file) =>
+            {
+                Must::FailOrDoWithout
+            }
             (Call::Change, Step::Read { .. }) if !self.is_committing => Must::FailAlone,
             (Call::Change, Step::SetLen { .. }) => Must::FailOrDoWithLess,
             (Call::Change, Step::Write { file, at, .. }) if !self.is_committing => {
