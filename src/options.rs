@@ -33,7 +33,6 @@ pub struct OpenOptions {
     chain: ChainPolicy,
     orphan_children: bool,
     child_folders: Vec<PathBuf>,
-    one_flush: OneFlush,
     host: Arc<dyn Host>,
     parents: Option<Arc<dyn ParentSource>>,
 }
@@ -49,7 +48,6 @@ impl OpenOptions {
             chain: ChainPolicy::default(),
             orphan_children: false,
             child_folders: Vec::new(),
-            one_flush: OneFlush::default(),
             host: Arc::new(LocalHost),
             parents: None,
         }
@@ -84,7 +82,7 @@ impl OpenOptions {
     /// Sets whether a flush of new blocks may cost one flush of the file, where that is enough. By default the storage
     /// decides.
     pub fn one_flush(mut self, when: OneFlush) -> Self {
-        self.one_flush = when;
+        self.image.one_flush = when;
         self
     }
 
@@ -265,7 +263,6 @@ impl OpenOptions {
             image: self.image.clone(),
             cancel: self.cancel.clone(),
             children: Some(self.child_search()),
-            one_flush: self.one_flush,
         }
     }
 

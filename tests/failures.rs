@@ -211,3 +211,32 @@ fn a_header_that_was_left_unflushed_is_made_durable_before_a_replay_writes_the_o
     let changed = host.events().into_iter().find(|event| !matches!(event, Event::FlushStart(_)));
     assert!(matches!(changed, Some(Event::FlushEnd(..))), "{changed:?}");
 }
+
+/// A panic of the storage, or of a subscriber of events, in the middle of a flush or of the start of a session.
+#[test]
+fn a_panic_within_a_flush_is_not_forgotten_by_the_next() {
+    for (at, is_first) in [(0, true), (1, true), (0, false), (1, false)] {
+        let host = SimHost::default();
+        let image = create(&host, "a.vhdx").unwrap();
+        if !is_first {
+            image.write_at(&[1; 512], 0).unwrap();
+            image.flush().unwrap();
+        }
+        let flushes = AtomicUsize::new(0);
+        host.hook(move |step| {
+            let is_now = matches!(step, Step::Flush(_) | Step::Flushed(_))
+                && flushes.fetch_add(1, Ordering::SeqCst) == at;
+            assert!(!is_now, "a panic of the host");
+            Ok(())
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            image.write_at(&[2; 512], 4 * MIB)?;
+            image.flush()
+        }));
+        assert!(result.is_err(), "{at}, {is_first}");
+        host.unhook();
+        assert_eq!(image.flush().unwrap_err().kind(), ErrorKind::Poisoned, "{at}, {is_first}");
+        assert_eq!(image.write_at(&[3; 512], 0).unwrap_err().kind(), ErrorKind::Poisoned);
+        assert_eq!(image.close().unwrap_err().kind(), ErrorKind::Poisoned);
+    }
+}

@@ -6,9 +6,11 @@
 #[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{CreateOptions, DiffChain, Disk, OneFlush, OpenOptions, Zeroing};
 use avhdx_testkit::rng::Rng;
 use sim::{Arrived, Event, FOLDER, Refusal, SimHost, Step};
@@ -240,6 +242,55 @@ fn the_caller_may_say_otherwise_than_the_host() {
     let disk = Watched::new(&zeros(), 1 << 20, None, OneFlush::Never);
     started(&disk);
     assert_eq!(disk.cost_of_blocks(0..40, 1 << 20).flushes, 80);
+}
+
+#[test]
+fn what_the_caller_said_holds_after_a_checkpoint_and_a_merge() {
+    for (when, flushes) in [(OneFlush::Never, 2), (OneFlush::Always, 1)] {
+        let mut disk = Watched::new(&SimHost::showing_stale(true), 1 << 20, None, when);
+        started(&disk);
+        let go_on = &mut |_| ControlFlow::Continue(());
+        let child = Path::new(FOLDER).join("next.avhdx");
+        Checkpoint::new().path(&child).run(&disk.chain, go_on).unwrap();
+        let base = std::mem::replace(&mut disk.tip, child);
+        started(&disk);
+        disk.write(40 * MIB, 512);
+        disk.flush();
+        let cost = |disk: &Watched, at| {
+            let cost = disk.cost(|| {
+                disk.write(at, 4 * KIB);
+                disk.flush();
+            });
+            cost.flushes
+        };
+        assert_eq!(cost(&disk, 50 * MIB), flushes, "{when:?}, after a checkpoint");
+        let merged = disk.chain.layers()[0].id;
+        Merge::new(merged).run(&disk.chain, go_on).unwrap();
+        disk.tip = base;
+        started(&disk);
+        disk.write(60 * MIB, 512);
+        disk.flush();
+        assert_eq!(cost(&disk, 70 * MIB), flushes, "{when:?}, after a merge");
+    }
+}
+
+#[test]
+fn sessions_that_are_killed_grow_a_file_no_further_than_its_disk_needs() {
+    let host = zeros();
+    let path = Path::new(FOLDER).join("killed.vhdx");
+    let options = CreateOptions::dynamic(3 * MIB).block_size(1 << 20);
+    drop(options.create_on(Arc::new(host.clone()), &path).unwrap());
+    let len = || host.files().file(&path).unwrap().len();
+    let before = len();
+    for block in [0, 1, 1, 2, 0, 1, 2] {
+        let options = OpenOptions::new().host(Arc::new(host.clone())).writable(true);
+        let chain = options.open(&path).unwrap();
+        chain.write_at(&[7; 512], block * MIB).unwrap();
+        chain.flush().unwrap();
+        std::mem::forget(chain);
+    }
+    // Each of the three that took new space left what it had grown by beyond the claims of its time.
+    assert!(len() < before + 3 * 3 * MIB, "{} MiB more", (len() - before) / MIB);
 }
 
 #[test]

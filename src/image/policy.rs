@@ -10,6 +10,8 @@ pub(crate) struct ImagePolicy {
     pub(crate) budget: Budget,
     /// Whether an invalid parent locator causes only a warning, for callers that do not rely on it.
     pub(crate) any_locator: bool,
+    /// For when the image is written.
+    pub(crate) one_flush: OneFlush,
 }
 
 impl Default for ImagePolicy {
@@ -19,6 +21,7 @@ impl Default for ImagePolicy {
             log: LogPolicy::default(),
             budget: Budget::shared(),
             any_locator: false,
+            one_flush: OneFlush::default(),
         }
     }
 }

@@ -130,6 +130,15 @@ impl Storage for FileStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        // Growth beyond the limit of the process would kill it.
+        #[cfg(target_os = "linux")]
+        {
+            use rustix::process::{Resource, getrlimit};
+            let is_longer = || self.len().is_ok_and(|now| len > now);
+            if getrlimit(Resource::Fsize).current.is_some_and(|most| len > most) && is_longer() {
+                return Err(rustix::io::Errno::FBIG.into());
+            }
+        }
         self.file.set_len(len)
     }
 
@@ -203,8 +212,8 @@ impl Storage for FileStorage {
         }
     }
 
-    /// Known of regular files on ext4 with a journal, unless mounted by `data=writeback`, on XFS, btrfs and tmpfs, as
-    /// Linux lists the mount. `false` elsewhere: other file systems, networks, devices, other systems.
+    /// Known of regular files on ext4 with a journal and barriers, unless its mode is `data=writeback`, on XFS, btrfs and
+    /// tmpfs, as Linux lists them. `false` elsewhere: other file systems, networks, devices, other systems.
     #[cfg(target_os = "linux")]
     fn lost_writes_read_as_zeros(&self) -> bool {
         super::mount::shows_zeros(&self.file)

@@ -15,7 +15,7 @@ pub(super) fn shows_zeros(file: &File) -> bool {
     match (id, read("/proc/self/mountinfo")) {
         (Ok(stat), Some(list)) if is_file && has_id(stat.stx_mask) => {
             let mount = list.lines().filter_map(Mount::parse).find(|it| it.id == stat.stx_mnt_id);
-            mount.is_some_and(|mount| mount.shows_zeros(has_journal))
+            mount.is_some_and(|mount| mount.shows_zeros(ext4_options))
         }
         _ => false,
     }
@@ -26,13 +26,18 @@ fn read(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok()
 }
 
-/// Whether the ext4 file system on this device has a journal in itself, which is its file number 8. Its options do not
-/// tell.
-fn has_journal(device: &str) -> bool {
-    let Some(uevent) = read(&format!("/sys/dev/block/{device}/uevent")) else { return false };
-    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
-    let journal = |name: &str| format!("/proc/fs/jbd2/{}-8/info", name.replace('/', "!"));
-    name.is_some_and(|name| read(&journal(name)).is_some())
+/// The options of the ext4 file system on this device, all of them, a line each. The list of mounts leaves out those that
+/// the file system has by default.
+fn ext4_options(device: &str) -> Option<String> {
+    let uevent = read(&format!("/sys/dev/block/{device}/uevent"))?;
+    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="))?;
+    read(&format!("/proc/fs/ext4/{}/options", name.replace('/', "!")))
+}
+
+/// Whether ext4 makes data durable before, or together with, the metadata that shows it: it has a journal, and keeps order.
+fn is_ordered(options: &str) -> bool {
+    let has = |option: &str| options.lines().any(|line| line.trim() == option);
+    has("barrier") && (has("data=ordered") || has("data=journal"))
 }
 
 /// A mounted file system.
@@ -58,7 +63,7 @@ impl<'a> Mount<'a> {
         Some(Self { id, device, kind, options: [own, options] })
     }
 
-    fn shows_zeros(&self, has_journal: impl FnOnce(&str) -> bool) -> bool {
+    fn shows_zeros(&self, ext4_options: impl FnOnce(&str) -> Option<String>) -> bool {
         let mut options = self.options.iter().flat_map(|options| options.split(','));
         // Without barriers, the disk may reorder data and the metadata that shows it.
         let is_unordered = |option: &str| {
@@ -70,8 +75,8 @@ impl<'a> Mount<'a> {
             return false;
         }
         match self.kind {
-            "ext4" => has_journal(self.device),
-            // In memory: a crash leaves nothing.
+            "ext4" => ext4_options(self.device).is_some_and(|options| is_ordered(&options)),
+            // XFS does since Linux 5.7; mounts have had numbers here since 5.8. A crash leaves nothing of tmpfs.
             "xfs" | "btrfs" | "tmpfs" => true,
             _ => false,
         }
@@ -82,7 +87,10 @@ impl<'a> Mount<'a> {
 mod tests {
     use super::Mount;
 
-    fn shows_zeros(kind: &str, own: &str, options: &str, has_journal: bool) -> bool {
+    /// What ext4 lists of itself with a journal.
+    const ORDERED: &str = "rw\nbarrier\ndelalloc\ndata=ordered\n";
+
+    fn shows_zeros(kind: &str, own: &str, options: &str, all: Option<&str>) -> bool {
         let line = format!(
             r"36 35 98:0 /mnt1 /mnt/with\040space {own} shared:7 master:1 - {kind} /dev/root {options}"
         );
@@ -90,24 +98,39 @@ mod tests {
         assert_eq!((mount.id, mount.device, mount.kind), (36, "98:0", kind));
         mount.shows_zeros(|device| {
             assert_eq!(device, "98:0");
-            has_journal
+            all.map(str::to_owned)
         })
     }
 
     #[test]
     fn only_file_systems_known_to_show_zeros_count() {
+        let all = Some(ORDERED);
         for kind in ["ext4", "xfs", "btrfs", "tmpfs"] {
-            assert!(shows_zeros(kind, "rw,relatime", "rw", true), "{kind}");
-            assert!(!shows_zeros(kind, "rw", "rw,nobarrier", true), "{kind}");
+            assert!(shows_zeros(kind, "rw,relatime", "rw", all), "{kind}");
+            assert!(!shows_zeros(kind, "rw", "rw,nobarrier", all), "{kind}");
         }
-        assert!(shows_zeros("ext4", "rw", "rw,data=journal,discard", true));
-        assert!(!shows_zeros("ext4", "rw", "rw", false), "without a journal");
-        for options in ["rw,data=writeback", "data=writeback,rw", "rw,barrier=0", "rw,dax=always"] {
-            assert!(!shows_zeros("ext4", "rw", options, true), "{options}");
-        }
-        assert!(!shows_zeros("xfs", "rw,dax", "rw", true));
+        assert!(!shows_zeros("xfs", "rw,dax", "rw", all));
         for kind in ["ext2", "ext3", "nfs4", "cifs", "fuse.sshfs", "fuseblk", "overlay", "ntfs3"] {
-            assert!(!shows_zeros(kind, "rw", "rw", true), "{kind}");
+            assert!(!shows_zeros(kind, "rw", "rw", all), "{kind}");
+        }
+    }
+
+    /// Options that the file system has by default are not in the list of mounts.
+    #[test]
+    fn ext4_counts_only_with_a_journal_and_in_order() {
+        let ext4 = |all| shows_zeros("ext4", "rw", "rw", all);
+        assert!(ext4(Some("rw\nbarrier\ndata=journal\n")));
+        for all in [
+            None,
+            Some(""),
+            Some("rw\nbarrier\n"),
+            Some("rw\nnobarrier\ndata=ordered\n"),
+            Some("rw\nbarrier\ndata=writeback\n"),
+        ] {
+            assert!(!ext4(all), "{all:?}");
+        }
+        for options in ["rw,data=writeback", "data=writeback,rw", "rw,barrier=0", "rw,dax=always"] {
+            assert!(!shows_zeros("ext4", "rw", options, Some(ORDERED)), "{options}");
         }
     }
 

@@ -30,7 +30,7 @@ impl Writer {
     pub(crate) fn commit(&self) -> Result<()> {
         self.flushes.request(&self.session, |session| {
             self.check()?;
-            let done = self.commit_session(session);
+            let done = self.poison_on_panic(|| self.commit_session(session));
             done.map_err(|error| self.poisoned_by(error))
         })
     }

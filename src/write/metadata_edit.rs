@@ -78,7 +78,9 @@ impl Writer {
         }
         self.commit()?;
         // The commit only logs the pages, and applies those of the commit before.
-        self.apply(&mut self.session()).map_err(|error| self.poisoned_by(error))
+        let mut session = self.session();
+        let applied = self.poison_on_panic(|| self.apply(&mut session));
+        applied.map_err(|error| self.poisoned_by(error))
     }
 }
 

@@ -56,13 +56,12 @@ pub(crate) struct WritePolicy {
     pub(crate) cancel: Option<Arc<AtomicBool>>,
     /// Where children are searched for first; `None` to skip the search.
     pub(crate) children: Option<ChildSearch>,
-    pub(crate) one_flush: OneFlush,
 }
 
 impl WritePolicy {
     /// The policy of reading, without a search for children.
     pub(crate) fn of(image: ImagePolicy) -> Self {
-        Self { image, cancel: None, children: None, one_flush: OneFlush::default() }
+        Self { image, cancel: None, children: None }
     }
 }
 
@@ -84,7 +83,7 @@ impl Pending {
     ) -> Result<Self> {
         let name = storage.name().to_owned();
         let core = open(storage, policy, others).map_err(|error| error.in_file(name))?;
-        Ok(Self { core, one_flush: policy.one_flush })
+        Ok(Self { core, one_flush: policy.image.one_flush })
     }
 
     /// The image with the changes of its log.

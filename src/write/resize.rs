@@ -68,11 +68,11 @@ impl Writer {
             log: LogPolicy::Replay,
             budget: self.core.budget.clone(),
             any_locator: false,
+            one_flush: self.one_flush,
         };
         self.end_session()?;
         let file = Arc::clone(&self.file);
-        let policy = WritePolicy { one_flush: self.one_flush, ..WritePolicy::of(policy) };
-        let again = Self::open(file, &policy, Vec::new())?;
+        let again = Self::open(file, &WritePolicy::of(policy), Vec::new())?;
         again.set_next_identity(again.core.data_write_guid());
         Ok(again)
     }

@@ -32,12 +32,12 @@ impl Writer {
         if session.log.is_none() {
             self.prepare_file(&mut session)?;
         }
-        let begun = match session.log {
+        let begun = self.poison_on_panic(|| match session.log {
             None => self.begin_log(&mut session, Some(identity)),
             Some(_) => {
                 self.update_headers(&mut session, |header| header.data_write_guid = identity)
             }
-        };
+        });
         begun.map_err(|error| self.poisoned_by(error))?;
         self.has_new_identity.store(true, Ordering::Release);
         Ok(())
@@ -53,7 +53,7 @@ impl Writer {
             return self.check();
         }
         self.prepare_file(&mut session)?;
-        let begun = self.begin_log(&mut session, None);
+        let begun = self.poison_on_panic(|| self.begin_log(&mut session, None));
         begun.map_err(|error| self.poisoned_by(error))
     }
 
@@ -206,7 +206,7 @@ impl Writer {
         if session.log.is_none() {
             return Ok(());
         }
-        let ended = self.end_log(&mut session);
+        let ended = self.poison_on_panic(|| self.end_log(&mut session));
         ended.map_err(|error| self.poisoned_by(error))
     }
 

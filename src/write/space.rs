@@ -15,8 +15,8 @@ const MOST_GROWTH: u64 = 64 * MIB;
 pub(super) enum Ahead {
     /// By a sixteenth of its length.
     Little,
-    /// By as much as makes the flush of the growth rare too, but not beyond what a file needs whose blocks are all
-    /// present, with this many bytes for them.
+    /// By as much as makes the flush of the growth rare too, but not beyond the claims of the tables at the start of the
+    /// session by more than all blocks of the disk take up, in bytes.
     Far { blocks: u64 },
 }
 
@@ -134,7 +134,7 @@ impl Space {
         let needed = self.end + len;
         let ahead = match self.ahead {
             Ahead::Little => self.file_len + (self.file_len / 16).min(MOST_GROWTH),
-            Ahead::Far { blocks } => (self.file_len + MOST_GROWTH).min(self.fresh_from + blocks),
+            Ahead::Far { blocks } => (self.file_len + MOST_GROWTH).min(self.claimed + blocks),
         };
         let generous = needed.max(ahead).next_multiple_of(MIB);
         // The host may have room for the needed length but not for more.

@@ -140,6 +140,23 @@ impl Writer {
         error.in_file(self.file.name())
     }
 
+    /// Poisons the writer if `run` panics: what it had begun is unknown. A panic may come from the storage, or from a
+    /// subscriber of events.
+    pub(super) fn poison_on_panic<T>(&self, run: impl FnOnce() -> T) -> T {
+        struct Armed<'a>(&'a Writer, bool);
+        impl Drop for Armed<'_> {
+            fn drop(&mut self) {
+                if self.1 {
+                    self.0.poison.get_or_init(|| "a panic while the file was being changed".into());
+                }
+            }
+        }
+        let mut armed = Armed(self, true);
+        let done = run();
+        armed.1 = false;
+        done
+    }
+
     pub(super) fn session(&self) -> MutexGuard<'_, Session> {
         self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -51,7 +51,7 @@ fn effort(workload: &Workload, shows_stale: bool) -> Effort {
         (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 60 },
         // Only what it does not have in common with the other host is new.
         (false, false) if shows_stale => Depth { exhaustive: 8, samples: 20, torn: 20 },
-        (false, false) => Depth { exhaustive: 12, samples: 60, torn: 60 },
+        (false, false) => Depth { exhaustive: 9, samples: 50, torn: 50 },
         (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
         (true, true) => Depth { exhaustive: 10, samples: 40, torn: 20 },
