@@ -1,4 +1,5 @@
 //! Spans and events, as a subscriber of `tracing` gets them.
+#![allow(clippy::disallowed_methods)] // real files
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};

@@ -185,6 +185,7 @@ impl fmt::Display for UnknownReason {
 }
 
 #[cfg(all(test, not(loom)))]
+#[allow(clippy::single_range_in_vec_init)] // lists of ranges, of which there may be one
 mod tests {
     use std::sync::Arc;
 

@@ -335,7 +335,7 @@ fn no_payload_is_read_and_no_table_twice() {
     let mut middle = base.new_child();
     let mut tip = middle.new_child();
     for block in 0..BLOCKS {
-        let entry = (4 + block) * MIB | 6;
+        let entry = ((4 + block) * MIB) | 6;
         let index = base.bat_index(block);
         base.bat_override.insert(index, entry);
         if block % 2 == 0 {
@@ -365,6 +365,7 @@ fn no_payload_is_read_and_no_table_twice() {
     let changes = chain.changes(Some(base)).unwrap().map(|change| change.unwrap().range);
     let found: u64 = changes.map(|range| range.end - range.start).sum();
     assert_eq!(found, (BLOCKS / 2 + BLOCKS / 5000) * MIB);
+    #[allow(clippy::needless_range_loop)] // the number is also that of the layer
     for n in 1..3 {
         let reads = reads(n) - before[n];
         assert!((PAGES..=3 * PAGES).contains(&reads), "{reads} reads of layer {n}");
