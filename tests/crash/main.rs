@@ -34,11 +34,11 @@ use outcomes::Depth;
 use workloads::{Record, Workload, all};
 
 /// The minimum number of distinct outcomes.
-const SHORT: usize = 20_000;
+const SHORT: usize = 10_000;
 const LONG: usize = 1_000_000;
 
 /// The number of random histories: this many in the short form, at most this many in the long one.
-const SEEDS: u64 = 4;
+const SEEDS: u64 = 2;
 const MOST_SEEDS: u64 = 2000;
 
 fn is_long() -> bool {
@@ -50,8 +50,8 @@ fn effort(workload: &Workload, shows_stale: bool) -> Effort {
     let depth = match (is_long(), workload.is_large) {
         (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 60 },
         // Only what it does not have in common with the other host is new.
-        (false, false) if shows_stale => Depth { exhaustive: 8, samples: 20, torn: 20 },
-        (false, false) => Depth { exhaustive: 9, samples: 50, torn: 50 },
+        (false, false) if shows_stale => Depth { exhaustive: 6, samples: 10, torn: 10 },
+        (false, false) => Depth { exhaustive: 7, samples: 20, torn: 20 },
         (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
         (true, true) => Depth { exhaustive: 10, samples: 40, torn: 20 },
