@@ -76,7 +76,7 @@ impl<'a> Mount<'a> {
         }
         match self.kind {
             "ext4" => ext4_options(self.device).is_some_and(|options| is_ordered(&options)),
-            // XFS does since Linux 5.7; mounts have had numbers here since 5.8. A crash leaves nothing of tmpfs.
+            // XFS does since Linux 5.8, the first that numbers mounts. A crash leaves nothing of tmpfs.
             "xfs" | "btrfs" | "tmpfs" => true,
             _ => false,
         }
