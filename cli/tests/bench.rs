@@ -117,10 +117,10 @@ fn writes_keep_the_content_of_the_disk() {
         (&20.into(), &20.into())
     );
     assert_eq!(writes["write_4k"]["bytes"], 4096);
-    // Four flushes for the first write of the session, and one for each flushed write. Only payload is written.
+    // Two flushes for the first write of the session, and one for each flushed write. Only payload is written.
     assert_eq!(
         (&writes["counters"]["flushes"], &writes["counters"]["log_bytes"]),
-        (&24.into(), &4096.into())
+        (&22.into(), &4096.into())
     );
     assert_eq!(run.json()["reads"]["random_4k"]["operations"], 20);
     assert!(flat(&folder) == flats()[2]);

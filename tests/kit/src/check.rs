@@ -85,11 +85,10 @@ impl Layer {
                 faults.push(format!("BAT entry {i} is ZERO with an offset"));
             }
         }
-        let slack = self.get(self.bat.0 + entries * 8, self.bat.1.saturating_sub(entries * 8));
-        match slack.map(|slack| slack.iter().position(|byte| *byte != 0)) {
+        match self.first_nonzero(self.bat.0 + entries * 8, self.bat.0 + self.bat.1) {
             Ok(None) => {}
             Ok(Some(at)) => {
-                let i = entries + at as u64 / 8;
+                let i = (at - self.bat.0) / 8;
                 faults.push(format!("BAT entry {i} is set, behind the end of the disk"));
             }
             Err(error) => faults.push(error),
@@ -110,5 +109,18 @@ impl Layer {
             faults.push(format!("LastFileOffset before the end of the last block, {end:#x}"));
         }
         (faults, needed)
+    }
+
+    /// The first byte of the file from `at` to `end` that is not zero.
+    fn first_nonzero(&self, at: u64, end: u64) -> Result<Option<u64>, String> {
+        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        for at in (at..end).step_by(ZEROS.len()) {
+            let bytes = self.get(at, (end - at).min(ZEROS.len() as u64))?;
+            // Most are zeros, and whole ranges are compared faster than bytes.
+            if bytes != ZEROS[..bytes.len()] {
+                return Ok(bytes.iter().position(|byte| *byte != 0).map(|n| at + n as u64));
+            }
+        }
+        Ok(None)
     }
 }
