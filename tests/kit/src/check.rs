@@ -113,7 +113,7 @@ impl Layer {
 
     /// The first byte of the file from `at` to `end` that is not zero.
     fn first_nonzero(&self, at: u64, end: u64) -> Result<Option<u64>, String> {
-        const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
         for at in (at..end).step_by(ZEROS.len()) {
             let bytes = self.get(at, (end - at).min(ZEROS.len() as u64))?;
             // Most are zeros, and whole ranges are compared faster than bytes.
