@@ -61,7 +61,7 @@ pub enum ErrorKind {
     ParentMismatch,
     /// The parent lies outside the places that the caller's policy allows.
     ParentDenied,
-    /// Another program has the file open in a conflicting way.
+    /// Another program has the file open in a conflicting way, or plans, views or operations of this one are in the way.
     InUse,
     /// An earlier flush or metadata write failed, so that the contents of the file are uncertain. Nothing more is
     /// written; the image must be reopened. See [`VhdxFile`](crate::VhdxFile#after-a-failure).

@@ -80,13 +80,25 @@
 //!       └ Invalidation           answers that no longer hold                           answers/invalidate.rs
 //! ```
 //!
+//! A planned write takes the same steps without ever waiting, with its bytes moved by the caller in between:
+//!
+//! ```text
+//! DiffChain::plan_write      steps, tables to be read, or what to wait for         write/plan.rs
+//!   └ Parts::plan              each block: in place, or reserved space               write/planned.rs
+//!       ├ OpenPlans              listed until it ends; a freeze refuses                write/open_plans.rs
+//!       ├ Reservations           space that writes to one block share                  write/reserved.rs
+//!       └ HeldPages              the table pages that the commit changes               write/held_pages.rs
+//! WriteInFlight::commit      the entries and bits, and the answers                 write/plan.rs
+//! ```
+//!
 //! # Map
 //!
 //! - [`Disk`], [`DiskExt`]: what a virtual disk is to its users. [`VhdxFile`] is one image,
 //!   [`DiffChain`] a chain, [`RawDisk`] a file without a format.
 //! - [`DiffChain::plan_read`]: where the bytes are, for callers that move them themselves. A [`ReadPlan`] pins what
 //!   it names; a [`TableLoad`] says what must be read before it can be made. The repository's `adapters/uring`
-//!   drives a chain with io_uring that way.
+//!   drives a chain with io_uring that way. [`DiffChain::plan_write`]: where they go, with what must be read
+//!   ([`WriteLoad`]) or waited for ([`Wait`]) first. [`DiffChain::plan_flush`]: the steps that make it durable.
 //! - [`DiffChain::changes`]: what may differ between two points in time, from the tables alone.
 //!   [`ChangeTracking`] tells what changed since a moment, of a chain that stays open.
 //! - [`OpenOptions`]: locks, logs, identities, budgets, and where parents come from
@@ -169,7 +181,10 @@ pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
 pub use warning::Warning;
-pub use write::UnknownReason;
+pub use write::{
+    FlushInFlight, FlushPlan, FlushWrite, PlannedFlush, PlannedWrite, UnknownReason, Wait,
+    WriteInFlight, WriteLoad, WritePlan, WriteStep,
+};
 
 /// The example of the README compiles.
 #[cfg(doctest)]

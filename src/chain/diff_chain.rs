@@ -167,7 +167,7 @@ impl DiffChain {
     /// view or a read-only chain.
     ///
     /// # Errors
-    /// As [`Disk::flush`].
+    /// As [`Disk::flush`], and [`ErrorKind::InUse`] while [planned writes](Self::plan_write) are open.
     pub fn close(&self) -> Result<()> {
         self.stack().writer.as_ref().map_or(Ok(()), |writer| writer.close())
     }

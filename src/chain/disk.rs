@@ -12,8 +12,10 @@ use crate::disk::{Disk, Extent, Geometry, Zeroing};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::Result;
+use crate::file::read_only;
 use crate::read::{self, HasLayers, Layers, Planned};
 use crate::storage::FileId;
+use crate::write::{self, FindTip, PlannedFlush, PlannedWrite, Tip};
 
 impl Disk for DiffChain {
     fn geometry(&self) -> Geometry {
@@ -53,6 +55,18 @@ impl HasLayers for Stack {
     #[inline]
     fn layers(&self) -> Layers<'_> {
         Layers::new(&self.layers, self.is_counted.then_some(&*self.tally))
+    }
+}
+
+impl FindTip for DiffChain {
+    fn tip(&self) -> Result<Tip> {
+        let stack = self.stack_now();
+        let writer = stack.writer.clone().ok_or_else(|| read_only(stack.tip().name()))?;
+        Ok(Tip { of: stack, writer })
+    }
+
+    fn share(&self) -> Arc<dyn FindTip> {
+        Arc::new(self.clone())
     }
 }
 
@@ -104,5 +118,86 @@ impl DiffChain {
     /// no valid location for them.
     pub fn plan_read(&self, range: Range<u64>) -> Result<Planned> {
         read::plan_read(self.stack_now(), range)
+    }
+
+    /// Plans a write of a range, in bytes, for a caller that moves the bytes itself, many at a time. Never blocks,
+    /// and reads and writes no file: the result says what must be read or waited for first. The range must consist
+    /// of whole logical sectors.
+    ///
+    /// The caller writes the steps of the plan in any way and order, then [commits](crate::WriteInFlight::commit) it. Nothing is
+    /// durable before the next flush. Reused space for a block without a parent is filled with zeros by a
+    /// [`Wait`](crate::Wait), and the file grows in one.
+    ///
+    /// ```no_run
+    /// use avhdx::{OpenOptions, PlannedWrite};
+    ///
+    /// let chain = OpenOptions::new().writable(true).open("web_1A2B.avhdx")?;
+    /// let bytes = vec![7; 4096];
+    /// let mut planned = chain.plan_write(8192..8192 + 4096)?;
+    /// let plan = loop {
+    ///     planned = match planned {
+    ///         PlannedWrite::Ready(plan) => break plan,
+    ///         PlannedWrite::Load(tables) => {
+    ///             let mut bytes = vec![0; tables.len()];
+    ///             tables.storage().read_exact_at(&mut bytes, tables.at().get()).unwrap();
+    ///             tables.supply(&bytes)?
+    ///         }
+    ///         PlannedWrite::Wait(wait) => {
+    ///             wait.run()?; // on a thread that may block
+    ///             chain.plan_write(8192..8192 + 4096)?
+    ///         }
+    ///     };
+    /// };
+    /// let flight = plan.begin();
+    /// for step in flight.steps() {
+    ///     step.storage.write_at(&bytes[step.buffer.clone()], step.at.get()).unwrap();
+    /// }
+    /// flight.commit()?;
+    /// # Ok::<(), avhdx::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::ReadOnly`] if the chain is not open for writing; [`ErrorKind::InvalidInput`] if the range is not
+    /// within the disk or does not consist of whole sectors; [`ErrorKind::Poisoned`] and [`ErrorKind::Damaged`] as
+    /// for [`Disk::write_at`].
+    pub fn plan_write(&self, range: Range<u64>) -> Result<PlannedWrite> {
+        write::plan_write(self, range)
+    }
+
+    /// Plans a flush, for a caller that moves the bytes itself: afterwards, everything is durable that was
+    /// [committed](crate::WriteInFlight::commit) or written before. Never blocks, and reads and writes no file.
+    ///
+    /// ```no_run
+    /// use avhdx::{OpenOptions, PlannedFlush};
+    ///
+    /// let chain = OpenOptions::new().writable(true).open("web_1A2B.avhdx")?;
+    /// let mut planned = chain.plan_flush()?;
+    /// loop {
+    ///     planned = match planned {
+    ///         PlannedFlush::Done => break,
+    ///         PlannedFlush::Ready(plan) => {
+    ///             let step = plan.begin();
+    ///             for write in step.writes() {
+    ///                 step.storage().write_at(write.bytes, write.at.get()).unwrap();
+    ///             }
+    ///             if step.has_flush() {
+    ///                 step.storage().flush().unwrap();
+    ///             }
+    ///             step.done()?
+    ///         }
+    ///         PlannedFlush::Wait(wait) => {
+    ///             wait.run()?; // on a thread that may block
+    ///             chain.plan_flush()?
+    ///         }
+    ///     };
+    /// }
+    /// # Ok::<(), avhdx::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`ErrorKind::ReadOnly`] if the chain is not open for writing; [`ErrorKind::Poisoned`] after a failed flush or
+    /// metadata write.
+    pub fn plan_flush(&self) -> Result<PlannedFlush> {
+        write::plan_flush(self)
     }
 }

@@ -84,7 +84,7 @@ impl Core {
         self.bat_entry_with(FromFile, index)
     }
 
-    fn bat_entry_with<S: PageSource>(
+    pub(crate) fn bat_entry_with<S: PageSource>(
         &self,
         source: S,
         index: BatIndex,
@@ -112,7 +112,7 @@ impl Core {
         self.bitmap_at_with(FromFile, chunk)
     }
 
-    fn bitmap_at_with<S: PageSource>(
+    pub(crate) fn bitmap_at_with<S: PageSource>(
         &self,
         source: S,
         chunk: ChunkIndex,
@@ -135,7 +135,7 @@ impl Core {
         self.table_page_with(FromFile, at, look)
     }
 
-    fn table_page_with<S: PageSource, T>(
+    pub(crate) fn table_page_with<S: PageSource, T>(
         &self,
         source: S,
         at: FileOffset,
@@ -301,7 +301,7 @@ impl Core {
         self.bit_run_with(FromFile, bitmap, first, end)
     }
 
-    fn bit_run_with<S: PageSource>(
+    pub(crate) fn bit_run_with<S: PageSource>(
         &self,
         source: S,
         bitmap: FileOffset,

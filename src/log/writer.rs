@@ -60,15 +60,14 @@ impl LogWriter {
         self.kept + entry_len(changes) + SECTOR <= self.len
     }
 
-    /// Writes an entry. A crash replays it with those that are still needed. It is durable after the next flush, after
-    /// which [`flushed`](Self::flushed) must be called with it.
+    /// Makes the next entry. Once it is [written](Appended::write), a crash replays it with those that are still
+    /// needed. It is durable after the next flush, after which [`flushed`](Self::flushed) must be called with it.
     pub(crate) fn append(
         &mut self,
-        storage: &dyn Storage,
         changes: Vec<Change>,
         flushed_file_offset: u64,
         last_file_offset: u64,
-    ) -> Result<Appended> {
+    ) -> Appended {
         let position = self.head;
         let entry = NewEntry {
             tail: self.needed.front().map_or(position, |(oldest, _)| *oldest) as u32,
@@ -78,15 +77,17 @@ impl LogWriter {
             last_file_offset,
             changes,
         };
-        let bytes = entry.to_bytes();
-        let first = (self.len - self.head).min(bytes.len() as u64) as usize;
-        self.write(storage, &bytes[..first], self.head)?;
-        self.write(storage, &bytes[first..], 0)?;
+        let mut bytes = entry.to_bytes();
         let length = bytes.len() as u64;
+        let rest = bytes.split_off((self.len - self.head).min(length) as usize);
+        let mut writes = vec![(self.start + self.head, bytes)];
+        if !rest.is_empty() {
+            writes.push((self.start, rest));
+        }
         self.head = (self.head + length) % self.len;
         self.kept += length;
         self.next_sequence += 1;
-        Ok(Appended { position, length })
+        Appended { position, length, writes }
     }
 
     /// Records that the pages of all durable entries were written to their places.
@@ -97,30 +98,37 @@ impl LogWriter {
     /// Records that a flush returned, and the entry that it made durable, if any. Entries whose pages were written
     /// before are no longer needed. The space before the tail of the new entry becomes free.
     pub(crate) fn flushed(&mut self, entry: Option<Appended>) {
-        if let Some(Appended { position, length }) = entry {
+        if let Some(Appended { position, length, .. }) = entry {
             self.needed.push_back((position, length));
             self.kept = self.needed.iter().map(|(_, length)| length).sum();
         }
         self.needed.drain(..std::mem::take(&mut self.written));
     }
-
-    fn write(&self, storage: &dyn Storage, bytes: &[u8], position: u64) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        let at = self.start + position;
-        storage
-            .write_at(bytes, at)
-            .map_err(|error| Error::io("log.write", "cannot write to the log", error).at(at))
-    }
 }
 
-/// An entry that has been written and may not be durable yet.
+/// An entry that may not be written or durable yet.
 #[derive(Debug)]
 #[must_use]
 pub(crate) struct Appended {
     pub(crate) position: u64,
     pub(crate) length: u64,
+    /// Its bytes, by file offset.
+    writes: Vec<(u64, Vec<u8>)>,
+}
+
+impl Appended {
+    /// The bytes of the entry, by file offset.
+    pub(crate) fn writes(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        self.writes.iter().map(|(at, bytes)| (*at, bytes.as_slice()))
+    }
+
+    /// Writes the entry.
+    pub(crate) fn write(&self, storage: &dyn Storage) -> Result<()> {
+        self.writes().try_for_each(|(at, bytes)| {
+            let written = storage.write_at(bytes, at);
+            written.map_err(|error| Error::io("log.write", "cannot write to the log", error).at(at))
+        })
+    }
 }
 
 /// Size in bytes of an entry with `changes` one-sector changes.

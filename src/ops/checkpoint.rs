@@ -97,7 +97,8 @@ impl Checkpoint {
     /// [`ErrorKind::Damaged`] if the tip's file has lost bytes of the disk, as for a write to it;
     /// [`ErrorKind::ReadOnly`] if the tip is not open for writing; [`ErrorKind::NoSpace`] before anything is
     /// written; [`ErrorKind::Io`] if the host fails or the new name is taken;
-    /// [`ErrorKind::InUse`] while another operation changes the chain; [`ErrorKind::Cancelled`]. The chain is
+    /// [`ErrorKind::InUse`] while another operation changes the chain or planned writes of the tip are open;
+    /// [`ErrorKind::Cancelled`]. The chain is
     /// unchanged and usable after an error.
     pub fn run(
         self,
@@ -110,6 +111,8 @@ impl Checkpoint {
         let tip = writer.core();
         // Losses can be accepted only while the tip has no child.
         writer.check_claims()?;
+        // Again once it is frozen; now nothing is made yet that would have to be removed.
+        writer.check_plans_ended()?;
         self.child.forecast(&op, tip)?.check()?;
         report(on, 0, 1)?;
         let child = self.child.make(&op, tip)?;

@@ -45,6 +45,10 @@ struct ChangedPage {
     logged: Option<Box<Page>>,
     /// The pass of a commit that logs the page.
     kind: PageKind,
+    /// Whether `now` may differ from the page's place in the file.
+    is_ahead: bool,
+    /// How many planned writes will change the page, and must not have to read it again.
+    holds: usize,
 }
 
 /// The kinds of pages, in the order of logging.
@@ -97,8 +101,24 @@ impl Changed {
 
     /// Adds a page with its contents in the file.
     pub(crate) fn add(&mut self, at: u64, page: Box<Page>, kind: PageKind) {
-        let page = ChangedPage { now: page, dirty: false, logged: None, kind };
+        let page =
+            ChangedPage { now: page, dirty: false, logged: None, kind, is_ahead: false, holds: 0 };
         self.pages.entry(at).or_insert(page);
+    }
+
+    /// Keeps the page at `at` in memory until it is [let go](Self::let_go), if it is here.
+    pub(crate) fn hold(&mut self, at: u64) -> bool {
+        let page = self.pages.get_mut(&at);
+        page.map(|page| page.holds += 1).is_some()
+    }
+
+    /// Ends a [hold](Self::hold).
+    pub(crate) fn let_go(&mut self, at: u64) {
+        let Some(page) = self.pages.get_mut(&at) else { return };
+        page.holds -= 1;
+        if page.holds == 0 && !page.is_ahead {
+            self.pages.remove(&at);
+        }
     }
 
     /// Records the order that a change needs.
@@ -110,6 +130,7 @@ impl Changed {
     pub(crate) fn change(&mut self, at: u64) -> Option<&mut Page> {
         let page = self.pages.get_mut(&at)?;
         self.dirty += usize::from(!std::mem::replace(&mut page.dirty, true));
+        page.is_ahead = true;
         Some(&mut page.now)
     }
 
@@ -122,8 +143,12 @@ impl Changed {
     }
 
     /// The dirty pages: metadata first, then sector bitmaps, then the block allocation table; and the order that their
-    /// changes need. They count as clean from here on; later changes belong to the next snapshot.
-    pub(crate) fn snapshot(&mut self) -> (Vec<Snapshot>, Order) {
+    /// changes need. They count as clean from here on; later changes belong to the next snapshot. `None` if there are
+    /// more than `most`.
+    pub(crate) fn snapshot(&mut self, most: usize) -> Option<(Vec<Snapshot>, Order)> {
+        if self.dirty > most {
+            return None;
+        }
         let mut pages: Vec<Snapshot> = Vec::new();
         self.dirty = 0;
         for (at, page) in self.pages.iter_mut().filter(|(_, page)| page.dirty) {
@@ -132,7 +157,15 @@ impl Changed {
             pages.push(Snapshot { at: *at, kind: page.kind, page: page.now.clone(), before });
         }
         pages.sort_by_key(|page| page.kind);
-        (pages, std::mem::take(&mut self.order))
+        Some((pages, std::mem::take(&mut self.order)))
+    }
+
+    /// Returns pages of a snapshot that were not logged to the next one.
+    pub(crate) fn take_back(&mut self, pages: &[Snapshot], order: Order) {
+        for page in pages {
+            self.change(page.at);
+        }
+        self.require(order);
     }
 
     /// Records that a page is durable in the log.
@@ -140,6 +173,11 @@ impl Changed {
         if let Some(changed) = self.pages.get_mut(&at) {
             changed.logged = Some(page);
         }
+    }
+
+    /// Whether there are logged pages to write to their places.
+    pub(crate) fn has_logged(&self) -> bool {
+        self.pages.values().any(|page| page.logged.is_some())
     }
 
     /// The logged pages to write to their places.
@@ -155,7 +193,10 @@ impl Changed {
             changed.logged = None;
             // A page may also hold changes that a later part of the same commit logs.
             if !changed.dirty && changed.now == *page {
-                self.pages.remove(at);
+                changed.is_ahead = false;
+                if changed.holds == 0 {
+                    self.pages.remove(at);
+                }
             }
         }
     }

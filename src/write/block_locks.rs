@@ -36,16 +36,32 @@ pub(super) struct BlockGuard<'a> {
 impl BlockLocks {
     /// Locks a block together with others that only move payload.
     pub(super) fn lock_shared(&self, block: BlockIndex) -> BlockGuard<'_> {
-        self.hold(block, |held| match held {
-            None => Some(Held::Shared(1)),
-            Some(Held::Shared(others)) => Some(Held::Shared(others + 1)),
-            Some(Held::Exclusive) => None,
-        })
+        self.hold(block, shared)
     }
 
     /// Locks a block exclusively.
     pub(super) fn lock_exclusive(&self, block: BlockIndex) -> BlockGuard<'_> {
-        self.hold(block, |held| held.is_none().then_some(Held::Exclusive))
+        self.hold(block, exclusive)
+    }
+
+    /// Locks a block as [`lock_shared`](Self::lock_shared), unless that has to wait.
+    pub(super) fn try_lock_shared(&self, block: BlockIndex) -> Option<BlockGuard<'_>> {
+        self.try_hold(block, shared)
+    }
+
+    /// Locks a block exclusively, unless that has to wait.
+    pub(super) fn try_lock_exclusive(&self, block: BlockIndex) -> Option<BlockGuard<'_>> {
+        self.try_hold(block, exclusive)
+    }
+
+    fn try_hold(
+        &self,
+        BlockIndex(block): BlockIndex,
+        acquire: impl Fn(Option<Held>) -> Option<Held>,
+    ) -> Option<BlockGuard<'_>> {
+        let shard = &self.shards[block as usize % SHARDS];
+        let is_held = try_acquire(&mut shard.lock(), block, acquire);
+        is_held.then_some(BlockGuard { shard, block })
     }
 
     fn hold(
@@ -55,19 +71,38 @@ impl BlockLocks {
     ) -> BlockGuard<'_> {
         let shard = &self.shards[block as usize % SHARDS];
         let mut held = shard.lock();
-        loop {
-            let at = held.iter().position(|(held, _)| *held == block);
-            match (acquire(at.map(|at| held[at].1)), at) {
-                (Some(acquired), Some(at)) => held[at].1 = acquired,
-                (Some(acquired), None) => held.push((block, acquired)),
-                (None, _) => {
-                    held = shard.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
-                    continue;
-                }
-            }
-            return BlockGuard { shard, block };
+        while !try_acquire(&mut held, block, &acquire) {
+            held = shard.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
         }
+        BlockGuard { shard, block }
     }
+}
+
+fn shared(held: Option<Held>) -> Option<Held> {
+    match held {
+        None => Some(Held::Shared(1)),
+        Some(Held::Shared(others)) => Some(Held::Shared(others + 1)),
+        Some(Held::Exclusive) => None,
+    }
+}
+
+fn exclusive(held: Option<Held>) -> Option<Held> {
+    held.is_none().then_some(Held::Exclusive)
+}
+
+/// Adds a holder of the block, if the present ones allow that.
+fn try_acquire(
+    held: &mut Vec<(u64, Held)>,
+    block: u64,
+    acquire: impl Fn(Option<Held>) -> Option<Held>,
+) -> bool {
+    let at = held.iter().position(|(held, _)| *held == block);
+    match (acquire(at.map(|at| held[at].1)), at) {
+        (Some(acquired), Some(at)) => held[at].1 = acquired,
+        (Some(acquired), None) => held.push((block, acquired)),
+        (None, _) => return false,
+    }
+    true
 }
 
 impl Shard {

@@ -6,7 +6,7 @@
 //! nothing. [Records](ChangeRecord) get the same reports.
 
 use std::ops::Range;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
 
 use super::record::ChangeRecord;
 use super::tracker::{ChangeTracker, MirrorOp};
@@ -52,6 +52,19 @@ impl ChangeLock {
     /// Begins a change that readers of the disk cannot see; it is admitted to a closed image too.
     pub(super) fn begin_hidden_change(&self) -> RwLockReadGuard<'_, ChangeState> {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Admits a change that may be planned now; `None` while an exclusive holder is there or waits.
+    ///
+    /// # Errors
+    /// As [`begin_change`](Self::begin_change).
+    pub(super) fn try_admit(&self) -> Result<Option<RwLockReadGuard<'_, ChangeState>>> {
+        let state = match self.0.try_read() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(state)) => state.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(None),
+        };
+        if state.is_closed { Err(frozen()) } else { Ok(Some(state)) }
     }
 
     /// Waits for all changes in progress, and keeps others out until the guard is dropped.

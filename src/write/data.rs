@@ -5,15 +5,18 @@ use std::ops::Range;
 use super::bits::{all_set, bitmap_pages, set_bits};
 use super::block_locks::BlockGuard;
 use super::change_lock::Change;
+use super::held_pages::HeldPages;
+use super::open_plans::End;
 use super::payload::Payload;
+use super::reserved::Share;
 use super::space::Contents;
 use super::tracker::Mirror;
 use super::writer::Writer;
 use crate::disk::Zeroing;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
 use crate::read::Layers;
-use crate::tables::{Changed, Order, PAGE, PageKind};
+use crate::tables::{Changed, FromFile, Order, PAGE, PageKind};
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Limit of blocks that one write to the file covers.
@@ -92,6 +95,13 @@ impl Writer {
         let block = self.core.layout.block_of(at);
         // Exclusively: no other write to the sector may come between the read and the write.
         let locked = self.blocks.lock_exclusive(block);
+        if self.plans.meets(&(start.0..start.0 + sector)) {
+            let message = "a part of a sector cannot be written while a planned write covers it";
+            return Err(Error::new(ErrorKind::InUse, "write.sector-planned", message)
+                .in_file(self.core.name())
+                .with_found(format_args!("a part of the sector at {} of the disk", start.0))
+                .with_expected("whole sectors, or planned writes that have ended"));
+        }
         let mut whole = vec![0; sector as usize];
         disk.read_at(&mut whole, start.0)?;
         whole[within..within + buf.len()].copy_from_slice(buf);
@@ -168,10 +178,17 @@ impl Writer {
         at: DiskOffset,
         disk: Option<Layers<'_>>,
     ) -> Result<()> {
-        if self.write_in_place(buf, at, disk)? {
-            return Ok(());
+        // Joined first: the space may be named meanwhile, and without a share the entry stays.
+        let share = self.reserved.join(self.core.layout.block_of(at));
+        let done = self.write_in_place(buf, at, disk);
+        match (share, matches!(done, Ok(false))) {
+            (Some(share), true) => self.write_to_reserved(share, buf, at, disk),
+            (None, true) => self.write_to_new_space(buf, at, disk),
+            (share, false) => {
+                self.give_back(share.and_then(|share| self.reserved.leave(share, End::Unused)));
+                done.map(drop)
+            }
         }
-        self.write_to_new_space(buf, at, disk)
     }
 
     /// Writes into the block's space; `false` if it has none.
@@ -199,7 +216,9 @@ impl Writer {
             return self.write_payload(buf, place).map(|()| true);
         }
         let len = buf.len();
-        let order = self.order_in(entry.offset(), || self.read_zeros(disk, at, len))?;
+        let order = self.order_in(entry.offset(), self.core.layout.block_size(), || {
+            self.read_zeros(disk, at, len)
+        })?;
         let marked =
             self.write_payload(buf, place).and_then(|()| self.mark_sectors(entry, at, len, order));
         // Sectors that are not marked may have been written.
@@ -227,7 +246,9 @@ impl Writer {
         let space = self.allocate(self.core.layout.block_size())?;
         self.space.publish_length(&self.core.file_len);
         let order = self
-            .order_in(space.at, || Ok(!parent_shows || self.read_zeros(disk, at, buf.len())?))
+            .order_in(space.at, space.len, || {
+                Ok(!parent_shows || self.read_zeros(disk, at, buf.len())?)
+            })
             .inspect_err(|_| self.space.give_back(space))?;
         let committed = (|| {
             self.write_payload(buf, space.at + within)?;
@@ -243,6 +264,35 @@ impl Writer {
             }
         })();
         committed.inspect_err(|_| self.space.give_back(space))
+    }
+
+    /// Writes to the space that planned writes have reserved for a block. The block is locked exclusively.
+    fn write_to_reserved(
+        &self,
+        share: Share,
+        buf: Payload<'_>,
+        at: DiskOffset,
+        disk: Option<Layers<'_>>,
+    ) -> Result<()> {
+        let mut held = HeldPages::new(self);
+        let named = (|| {
+            let len = buf.len();
+            let bitmap = match share.shows_parent && !self.is_whole_block(at, len) {
+                true => Some(self.bitmap_for(share.block)?),
+                false => None,
+            };
+            held.hold(FromFile, self.pages_to_name(share, bitmap))?;
+            let read_zeros = || Ok(!share.shows_parent || self.read_zeros(disk, at, len)?);
+            let order = self.order_in(share.space.at, share.space.len, read_zeros)?;
+            self.write_payload(buf, share.space.at + self.core.layout.within_block(at))?;
+            self.name_reserved(share, bitmap, at, len, order);
+            Ok(())
+        })();
+        if named.is_err() {
+            self.space.spoil(share.space.at);
+        }
+        self.give_back(self.reserved.leave(share, End::Ended));
+        named
     }
 
     /// Marks sectors of a partially present block as present. If the block changed meanwhile, that
@@ -300,7 +350,7 @@ impl Writer {
     }
 
     /// Returns the sector bitmap block of a block's chunk, and creates it if there is none.
-    fn bitmap_for(&self, block: BlockIndex) -> Result<FileOffset> {
+    pub(super) fn bitmap_for(&self, block: BlockIndex) -> Result<FileOffset> {
         let chunk = self.core.layout.chunk_of(block);
         let index = self.core.layout.bitmap_index(chunk);
         let _exclusive = self.bitmaps.lock();
@@ -318,7 +368,7 @@ impl Writer {
             for page in 0..BITMAP_BLOCK_LEN / PAGE {
                 self.core.budget.drop_page(self.core.id, space.at + page * PAGE);
             }
-            let order = self.order_of(space.at, space.len, || Ok(true))?;
+            let order = self.order_in(space.at, space.len, || Ok(true))?;
             self.change_tables([self.bat_page(index)], order, |changed| {
                 self.put_entry(changed, index, BatEntry::new(6, space.at));
             })
@@ -362,7 +412,7 @@ impl Writer {
 
     /// Invalidates cached answers for these bytes while the changed tables are still hidden: a
     /// reader of the new tables must not precede the invalidation.
-    fn invalidate_answers(&self, at: DiskOffset, len: u64) {
+    pub(super) fn invalidate_answers(&self, at: DiskOffset, len: u64) {
         self.feed.answers.changed(self.core.budget.answers(), at.0..at.0 + len);
     }
 
@@ -406,7 +456,7 @@ impl Writer {
         (at - at % PAGE, PageKind::BlockAllocationTable)
     }
 
-    fn entry_in(&self, changed: &Changed, index: BatIndex) -> Option<BatEntry> {
+    pub(super) fn entry_in(&self, changed: &Changed, index: BatIndex) -> Option<BatEntry> {
         let at = self.core.bat_entry_at(index).get();
         let page = changed.page(at - at % PAGE)?;
         let within = (at % PAGE) as usize;
@@ -422,12 +472,12 @@ impl Writer {
     }
 
     /// The bits of these sectors in their chunk's bitmap.
-    fn bits(&self, at: DiskOffset, len: u64) -> Range<u64> {
+    pub(super) fn bits(&self, at: DiskOffset, len: u64) -> Range<u64> {
         let first = self.core.layout.bit_of(at);
         first..first + len / self.core.layout.sector_size()
     }
 
-    fn block_bits(&self, block: BlockIndex) -> Range<u64> {
+    pub(super) fn block_bits(&self, block: BlockIndex) -> Range<u64> {
         self.bits(self.core.layout.block_start(block), self.core.layout.block_size())
     }
 }

@@ -15,25 +15,16 @@ use super::writer::Writer;
 use crate::answers::Owner;
 use crate::error::Result;
 use crate::read::Layers;
-use crate::tables::Order;
+use crate::tables::{FromFile, Order, PageSource};
 use crate::types::{DiskOffset, FileOffset};
 
 impl Writer {
-    /// The order that a change needs that exposes parts of a block's space at `place`. `read_zeros` tells whether these
-    /// parts read as zeros before. The block is locked.
+    /// The order that a change needs that exposes parts of `len` bytes of space at `place`. `read_zeros` tells whether
+    /// these parts read as zeros before. The block is locked.
     ///
     /// # Errors
     /// Those of `read_zeros`.
     pub(super) fn order_in(
-        &self,
-        place: FileOffset,
-        read_zeros: impl FnOnce() -> Result<bool>,
-    ) -> Result<Order> {
-        self.order_of(place, self.core.layout.block_size(), read_zeros)
-    }
-
-    /// The same for space of `len` bytes.
-    pub(super) fn order_of(
         &self,
         place: FileOffset,
         len: u64,
@@ -54,13 +45,24 @@ impl Writer {
         at: DiskOffset,
         len: u64,
     ) -> Result<bool> {
+        self.read_zeros_with(FromFile, disk, at, len)
+    }
+
+    /// The same, with table pages from this source.
+    pub(super) fn read_zeros_with<S: PageSource>(
+        &self,
+        source: S,
+        disk: Option<Layers<'_>>,
+        at: DiskOffset,
+        len: u64,
+    ) -> Result<bool, S::Stop> {
         let Some(disk) = disk.filter(|disk| disk.tip().id() == self.core.id()) else {
             return Ok(false);
         };
         let (mut at, end) = (at, at + len);
         while at < end {
-            let run = self.core.resolve(at, end.0 - at.0)?;
-            if run.owner == Owner::Parent && !disk.are_zeros_below_tip(at, run.len) {
+            let run = self.core.resolve_with(source, at, end.0 - at.0)?;
+            if run.owner == Owner::Parent && !disk.are_zeros_below_tip(source, at, run.len) {
                 return Ok(false);
             }
             at = at + run.len;

@@ -1,9 +1,7 @@
 //! Flush requests that are served together.
 
-use std::sync::PoisonError;
-
 use crate::error::Result;
-use crate::sync::{AtomicU64, Mutex, Ordering};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Counts flush requests. Serving one serves all that were made before it started.
 #[derive(Debug, Default)]
@@ -14,15 +12,15 @@ pub(super) struct FlushRequests {
 }
 
 impl FlushRequests {
-    /// Calls `serve` with the value that `lock` guards, unless a call that started after this
-    /// request has succeeded meanwhile.
-    pub(super) fn request<T>(
+    /// Calls `serve` with what `lock` returns, unless a call that started after this request has succeeded meanwhile.
+    /// `lock` waits for the end of the call before.
+    pub(super) fn request<G>(
         &self,
-        lock: &Mutex<T>,
-        serve: impl FnOnce(&mut T) -> Result<()>,
+        lock: impl FnOnce() -> G,
+        serve: impl FnOnce(&mut G) -> Result<()>,
     ) -> Result<()> {
         let ticket = self.requested.fetch_add(1, Ordering::SeqCst) + 1;
-        let mut guarded = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guarded = lock();
         if self.served.load(Ordering::SeqCst) >= ticket {
             return Ok(());
         }

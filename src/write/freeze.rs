@@ -28,7 +28,7 @@ impl Writer {
         &self,
         action: impl FnOnce() -> Result<Option<R>>,
     ) -> Result<Option<R>> {
-        let mut state = self.change_lock.write();
+        let mut state = self.change_alone()?;
         if state.is_closed {
             return Err(frozen().in_file(self.core.name()));
         }
@@ -56,12 +56,14 @@ impl Writer {
         let tracker =
             Arc::new(ChangeTracker::new(self.core.layout.size(), self.core.layout.sector_size()));
         self.change_lock.track(Some(Arc::clone(&tracker)));
+        self.plans.track(Some(Arc::clone(&tracker)));
         tracker
     }
 
     /// Records all later changes in these, too. Changes in progress are finished first.
     pub(crate) fn record_changes(&self, records: &[Weak<ChangeRecord>]) {
         self.change_lock.record_in(records);
+        self.plans.record_in(records);
     }
 
     /// Makes the tracked changes in `mirror` too, an image of a disk of the same size. Changes in
@@ -74,6 +76,7 @@ impl Writer {
 
     /// Stops tracking changes.
     pub(crate) fn stop_tracking(&self) {
+        self.plans.track(None);
         self.change_lock.track(None);
     }
 }

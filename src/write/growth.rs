@@ -3,7 +3,8 @@
 use std::io;
 use std::sync::{Arc, PoisonError};
 
-use super::space::{Ahead, Allocated, Freed, Space};
+use super::space::{Ahead, Allocated, Contents, Freed, Space};
+use crate::error::{Error, Result};
 use crate::image::{Generation, Pins};
 use crate::storage::Storage;
 use crate::sync::{AtomicU64, Condvar, Mutex, MutexGuard, Ordering};
@@ -22,15 +23,19 @@ struct State {
     space: Space,
     /// Set during a commit: the file must not grow.
     is_paused: bool,
+    /// Set while a thread has the file grow, without the lock.
+    is_growing: bool,
 }
 
 /// Keeps the file from growing until dropped.
-pub(super) struct GrowthPause<'a>(&'a Growth);
+#[derive(Debug)]
+pub(super) struct GrowthPause(Arc<Growth>);
 
 impl Growth {
     /// The space of a file of `file_len` bytes. `pins` delay the reuse of freed space.
     pub(super) fn new(file_len: u64, ahead: Ahead, pins: Arc<Pins>) -> Self {
-        let state = State { space: Space::new(file_len, ahead), is_paused: false };
+        let state =
+            State { space: Space::new(file_len, ahead), is_paused: false, is_growing: false };
         Self { state: Mutex::new(state), resumed: Condvar::new(), pins }
     }
 
@@ -56,12 +61,77 @@ impl Growth {
             if let Some(space) = state.space.allocate(len) {
                 return Ok(space);
             }
-            if state.is_paused {
-                state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.grow(state, file, len)?;
+        }
+    }
+
+    /// Allocates `len` bytes, which read as zeros if they must; `None` if there are none without
+    /// waiting.
+    pub(super) fn allocate_at_once(&self, len: u64, must_be_zeros: bool) -> Option<Allocated> {
+        let mut state = self.state();
+        self.unpin(&mut state);
+        match must_be_zeros {
+            true => state.space.allocate_zeros(len),
+            false => state.space.allocate(len),
+        }
+    }
+
+    /// Makes room for `count` blocks of `len` bytes that [are given out at once](Self::allocate_at_once):
+    /// grows the file, or has `zero` fill space that is to be used again.
+    ///
+    /// # Errors
+    /// Those of `zero`, and [`ErrorKind::Io`](crate::ErrorKind::Io) if the file cannot grow.
+    pub(super) fn make_room(
+        &self,
+        file: &dyn Storage,
+        (len, count): (u64, u64),
+        must_be_zeros: bool,
+        zero: impl Fn(Allocated) -> Result<()>,
+    ) -> Result<()> {
+        let mut state = self.state();
+        loop {
+            self.unpin(&mut state);
+            if state.space.room_for(len, must_be_zeros) >= count {
+                return Ok(());
+            }
+            if must_be_zeros && let Some(space) = state.space.take_foreign(len) {
+                drop(state);
+                zero(space).inspect_err(|_| self.give_back(space))?;
+                state = self.state();
+                state.space.give_back_unused(Allocated { contents: Contents::Zeros, ..space });
                 continue;
             }
-            state.space.grow(file, len)?;
+            let missing = count - state.space.room_for(len, must_be_zeros);
+            let len = len.saturating_mul(missing);
+            state = self.grow(state, file, len).map_err(|error| {
+                let message = format!("cannot grow the file by {len} bytes");
+                Error::io("space.grow", message, error).in_file(file.name())
+            })?;
         }
+    }
+
+    /// Grows the file by `len` bytes, or waits for what keeps it from growing. The host is called without the lock,
+    /// which those who may not wait take too.
+    fn grow<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        file: &dyn Storage,
+        len: u64,
+    ) -> io::Result<MutexGuard<'a, State>> {
+        if state.is_paused {
+            state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            return Ok(state);
+        }
+        if state.is_growing {
+            return Ok(self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner));
+        }
+        let growth = state.space.growth(len);
+        state.is_growing = true;
+        drop(state);
+        let mut growing = Growing { growth: self, grown: None };
+        growing.grown = Some(growth.carry_out(file)?);
+        drop(growing);
+        Ok(self.state())
     }
 
     /// Publishes the length of the file to readers. Of two concurrent calls the later one may have
@@ -72,6 +142,11 @@ impl Growth {
 
     pub(super) fn give_back(&self, space: Allocated) {
         self.state().space.give_back(space);
+    }
+
+    /// Returns space to which nothing was written since it was allocated.
+    pub(super) fn give_back_unused(&self, space: Allocated) {
+        self.state().space.give_back_unused(space);
     }
 
     /// Records that a flush that began when the file had `len` bytes has returned.
@@ -101,6 +176,12 @@ impl Growth {
         (!freed.is_empty()).then(|| (self.pins.end_generation(), freed))
     }
 
+    /// Returns freed space to the next commit.
+    pub(super) fn take_back(&self, freed: Vec<Freed>) {
+        let mut state = self.state();
+        freed.into_iter().for_each(|freed| state.space.free_later(freed));
+    }
+
     /// Records that the freeing is durable.
     pub(super) fn reuse(&self, (generation, freed): (Generation, Vec<Freed>)) {
         let mut state = self.state();
@@ -125,9 +206,23 @@ impl Growth {
         Ok(true)
     }
 
-    pub(super) fn pause(&self) -> GrowthPause<'_> {
-        self.state().is_paused = true;
-        GrowthPause(self)
+    /// Waits until the file does not grow, and keeps it from growing.
+    pub(super) fn pause(self: &Arc<Self>) -> GrowthPause {
+        let mut state = self.state();
+        while state.is_growing {
+            state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.is_paused = true;
+        GrowthPause(Arc::clone(self))
+    }
+
+    /// The same, unless that has to wait.
+    pub(super) fn try_pause(self: &Arc<Self>) -> Option<GrowthPause> {
+        let mut state = self.state();
+        let is_still = !state.is_growing;
+        state.is_paused |= is_still;
+        drop(state);
+        is_still.then(|| GrowthPause(Arc::clone(self)))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -135,7 +230,25 @@ impl Growth {
     }
 }
 
-impl Drop for GrowthPause<'_> {
+/// Growth of the file in progress. Others go on when it is dropped, also by a storage that panics.
+struct Growing<'a> {
+    growth: &'a Growth,
+    /// The new length of the file, in bytes.
+    grown: Option<u64>,
+}
+
+impl Drop for Growing<'_> {
+    fn drop(&mut self) {
+        let mut state = self.growth.state();
+        state.is_growing = false;
+        if let Some(len) = self.grown {
+            state.space.set_grown(len);
+        }
+        self.growth.resumed.notify_all();
+    }
+}
+
+impl Drop for GrowthPause {
     fn drop(&mut self) {
         self.0.state().is_paused = false;
         self.0.resumed.notify_all();

@@ -290,14 +290,17 @@ impl Flushed {
     /// Writes and flushes as thread `who`: the write must then be durable.
     fn write_and_flush(&self, who: usize) {
         self.written[who].store(1, Ordering::Release);
-        let flushed = self.tickets.request(&self.session, |durable| {
-            let snapshot = self.written.each_ref().map(|write| write.load(Ordering::Acquire));
-            // Other threads write during the flush.
-            thread::yield_now();
-            durable.seen = snapshot;
-            durable.commits += 1;
-            Ok(())
-        });
+        let flushed = self.tickets.request(
+            || self.session.lock().unwrap(),
+            |durable| {
+                let snapshot = self.written.each_ref().map(|write| write.load(Ordering::Acquire));
+                // Other threads write during the flush.
+                thread::yield_now();
+                durable.seen = snapshot;
+                durable.commits += 1;
+                Ok(())
+            },
+        );
         flushed.unwrap();
         assert_eq!(self.session.lock().unwrap().seen[who], 1, "flushed and not durable");
     }

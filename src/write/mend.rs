@@ -118,14 +118,16 @@ impl Mender<'_> {
             let flushed = self.len / MIB * MIB;
             let end = if i == last { len } else { flushed };
             if !log.fits(group.len()) {
-                let entry = log.append(self.file, Vec::new(), flushed, flushed)?;
+                let entry = log.append(Vec::new(), flushed, flushed);
+                entry.write(self.file)?;
                 flush(self.file, tally)?;
                 log.flushed(Some(entry));
             }
             let changes = group
                 .iter()
                 .map(|(at, page)| Change::Sector { at: FileOffset::new(*at), bytes: page.clone() });
-            let entry = log.append(self.file, changes.collect(), flushed, end)?;
+            let entry = log.append(changes.collect(), flushed, end);
+            entry.write(self.file)?;
             flush(self.file, tally)?;
             log.flushed(Some(entry));
             if i == 0 {

@@ -1,13 +1,14 @@
 //! Everything that changes an image, and keeps it sound across a crash.
 //!
 //! A write plans, writes its payload and then commits. The block tables change in memory only once
-//! the payload is written; the next flush takes them to the file, through the log. `flush.rs` is
+//! the payload is written; the next flush takes them to the file, through the log. `commit.rs` is
 //! the protocol; `data.rs` and `zero.rs` are the paths of a write.
 
 mod bits;
 mod block_locks;
 mod change_lock;
 mod children;
+mod commit;
 mod copy_from;
 #[cfg(all(test, not(loom)))]
 mod crashes;
@@ -19,16 +20,22 @@ mod flush_requests;
 mod freeze;
 mod growth;
 mod headers;
+mod held_pages;
 mod link;
 mod mend;
 mod metadata_edit;
 mod open;
+mod open_plans;
 #[cfg(all(test, loom))]
 #[path = "interleavings.rs"]
 mod orders;
 mod payload;
+mod plan;
+mod planned;
+mod planned_flush;
 mod punch;
 mod record;
+mod reserved;
 mod resize;
 mod session;
 mod session_state;
@@ -36,6 +43,7 @@ mod space;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod tracker;
+mod wait;
 mod writer;
 mod zero;
 
@@ -45,8 +53,14 @@ pub(crate) use link::{LinkPaths, disk_edits, locator_edit};
 pub(crate) use metadata_edit::{ItemEdit, check_edits, edit_len};
 pub(crate) use open::{OpenImage, Pending, WritePolicy, check_named};
 pub(crate) use payload::Copier;
+pub(crate) use plan::{FindTip, plan_write};
+pub use plan::{PlannedWrite, WriteInFlight, WriteLoad, WritePlan, WriteStep};
+pub(crate) use planned::Tip;
+pub(crate) use planned_flush::plan_flush;
+pub use planned_flush::{FlushInFlight, FlushPlan, FlushWrite, PlannedFlush};
 pub use record::UnknownReason;
 pub(crate) use record::{ChangeRecord, Record};
 pub(crate) use resize::{check_size, fits_entry, table_len};
 pub(crate) use tracker::{ChangeTracker, HeldRange};
+pub use wait::Wait;
 pub(crate) use writer::Writer;

@@ -17,7 +17,7 @@ impl Writer {
     /// many bytes of the file that freed. They are punched out of the file as far as the host can
     /// do that and no pin may name them; a later call or the end of the session punches the rest.
     /// Works in a frozen image too. Blocks without space stay unchanged, as do blocks that a
-    /// tracker has marked since they were copied.
+    /// tracker has marked since they were copied, and all blocks while planned writes are open.
     ///
     /// The parent must hold the bytes durably, and the caller invalidates the answers that a chain
     /// has cached.
@@ -40,6 +40,7 @@ impl Writer {
                 let start = self.core.layout.block_start(*block).0;
                 start..self.core.layout.size().min(start + self.core.layout.block_size())
             };
+            let blocks: &[BlockIndex] = if self.plans.has_any() { &[] } else { blocks };
             for block in blocks.iter().filter(|block| !state.is_changed(&of_disk(block))) {
                 let _locked = self.blocks.lock_exclusive(*block);
                 freed.extend(self.release_block(*block)?);

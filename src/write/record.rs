@@ -51,6 +51,8 @@ pub(crate) struct Record {
     first: u64,
     /// Why those of earlier periods are not.
     lost: UnknownReason,
+    /// Parts of the disk that may change at any time.
+    restless: Vec<Range<u64>>,
 }
 
 impl ChangeRecord {
@@ -63,6 +65,7 @@ impl ChangeRecord {
             now: 1,
             first: 1,
             lost: UnknownReason::NoSuchPoint,
+            restless: Vec::new(),
         }))
     }
 
@@ -70,6 +73,14 @@ impl ChangeRecord {
     pub(super) fn changed(&self, range: &Range<u64>) {
         if !range.is_empty() {
             self.lock().mark(range);
+        }
+    }
+
+    /// Records that these bytes may change at any time from now on: a write to them is in progress and is not known to
+    /// end.
+    pub(super) fn changes_for_good(&self, range: Range<u64>) {
+        if !range.is_empty() {
+            self.lock().restless.push(range);
         }
     }
 
@@ -91,7 +102,7 @@ impl Record {
 
     /// The parts of a disk of `size` bytes that changed after this period, and the size of a grain.
     pub(crate) fn since(
-        &self,
+        &mut self,
         period: u64,
         size: u64,
     ) -> Result<(Vec<Range<u64>>, u64), UnknownReason> {
@@ -101,6 +112,9 @@ impl Record {
         if period < self.first {
             return Err(self.lost);
         }
+        let restless = std::mem::take(&mut self.restless);
+        restless.iter().for_each(|range| self.mark(range));
+        self.restless = restless;
         let last = (period - self.first + 1) as u32;
         let mut found: Vec<Range<u64>> = Vec::new();
         for (page, grains) in &self.pages {

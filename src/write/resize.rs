@@ -37,7 +37,7 @@ impl Writer {
     /// of a flush.
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         check_size(&self.core, size)?;
-        let mut state = self.change_lock.write();
+        let mut state = self.change_alone()?;
         let old = self.core.layout.size();
         if size != old {
             state.record(&(old.min(size)..old.max(size)));

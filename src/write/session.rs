@@ -43,6 +43,11 @@ impl Writer {
         Ok(())
     }
 
+    /// Whether [that](Self::prepare_visible_change) is done. Only an exclusive holder of the change lock undoes it.
+    pub(super) fn has_visible_session(&self) -> bool {
+        self.has_new_identity.load(Ordering::Acquire)
+    }
+
     /// Makes durable what must precede a change that readers of the disk cannot see. The image
     /// keeps the identity that its children know.
     pub(super) fn prepare_hidden_change(&self) -> Result<()> {
@@ -122,7 +127,7 @@ impl Writer {
 
     /// Gives the image its next identity at once, even if nothing changes.
     pub(crate) fn begin_with_next_identity(&self) -> Result<()> {
-        let _exclusive = self.change_lock.write();
+        let _exclusive = self.change_alone()?;
         self.has_new_identity.store(false, Ordering::Release);
         self.prepare_visible_change()
     }
@@ -136,7 +141,7 @@ impl Writer {
     /// state is made durable, and the next visible change gives the image another identity, even in
     /// this session.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {
-        let _exclusive = self.change_lock.write();
+        let _exclusive = self.change_alone()?;
         self.commit()?;
         self.hand_out_frozen_identity()
     }
@@ -172,7 +177,8 @@ impl Writer {
         // The entry precedes its GUID: a header with a GUID but no entry would be a damaged file.
         let flushed = session.flushed_len / MIB * MIB;
         let last = self.file_len().next_multiple_of(MIB);
-        let entry = log.append(self.file.as_ref(), Vec::new(), flushed, last)?;
+        let entry = log.append(Vec::new(), flushed, last);
+        entry.write(self.file.as_ref())?;
         self.tally.log_bytes.add(entry.length);
         self.sync(session)?;
         log.flushed(Some(entry));
@@ -195,6 +201,8 @@ impl Writer {
     /// file. The next write begins a new session.
     pub(crate) fn end_session(&self) -> Result<()> {
         let _exclusive = self.change_lock.write();
+        // Those that were dropped in flight write where nothing else is.
+        self.plans.check_none_open().map_err(|error| error.in_file(self.core.name()))?;
         self.end_session_alone()
     }
 

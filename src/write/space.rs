@@ -33,6 +33,8 @@ pub(super) struct Space {
     claimed: u64,
     /// Reusable space by length, with arbitrary contents.
     free: BTreeMap<u64, Vec<FileOffset>>,
+    /// Reusable space that reads as zeros.
+    zeroed: BTreeMap<u64, Vec<FileOffset>>,
     /// Freed space, not durably yet.
     freed: Vec<Freed>,
     /// Durably freed space with the last generation of pins that may know of it, in order.
@@ -73,6 +75,25 @@ pub(super) enum Contents {
     Foreign,
 }
 
+/// Lengths for the file to grow to, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grow {
+    needed: u64,
+    generous: u64,
+}
+
+impl Grow {
+    /// Grows the file; returns its length.
+    pub(super) fn carry_out(self, storage: &dyn Storage) -> io::Result<u64> {
+        let Self { needed, generous } = self;
+        // The host may have room for the needed length but not for more.
+        Ok(match storage.set_len(generous) {
+            Ok(()) => generous,
+            Err(_) => storage.set_len(needed).map(|()| needed)?,
+        })
+    }
+}
+
 impl Space {
     /// Space behind a file of `file_len` bytes. [`start_after`](Self::start_after) is called with
     /// the end of all claims before the first allocation. Unused space inside the file is not
@@ -85,6 +106,7 @@ impl Space {
             first_len: file_len,
             claimed: 0,
             free: BTreeMap::new(),
+            zeroed: BTreeMap::new(),
             freed: Vec::new(),
             pinned: VecDeque::new(),
             ahead,
@@ -120,6 +142,14 @@ impl Space {
         if let Some(at) = self.free.get_mut(&len).and_then(Vec::pop) {
             return Some(Allocated { at, len, contents: Contents::Foreign });
         }
+        self.allocate_zeros(len)
+    }
+
+    /// The same, of space that reads as zeros.
+    pub(super) fn allocate_zeros(&mut self, len: u64) -> Option<Allocated> {
+        if let Some(at) = self.zeroed.get_mut(&len).and_then(Vec::pop) {
+            return Some(Allocated { at, len, contents: Contents::Zeros });
+        }
         let end = self.end + len;
         if end > self.file_len {
             return None;
@@ -129,21 +159,41 @@ impl Space {
         Some(Allocated { at, len, contents: Contents::Zeros })
     }
 
-    /// Grows the file to make room for `len` more bytes.
-    pub(super) fn grow(&mut self, storage: &dyn Storage, len: u64) -> io::Result<()> {
+    /// How many blocks of `len` bytes can be allocated before the file has to grow.
+    pub(super) fn room_for(&self, len: u64, must_be_zeros: bool) -> u64 {
+        let count = |free: &BTreeMap<u64, Vec<FileOffset>>| free.get(&len).map_or(0, Vec::len);
+        let reused = count(&self.zeroed) + if must_be_zeros { 0 } else { count(&self.free) };
+        reused as u64 + self.file_len.saturating_sub(self.end) / len
+    }
+
+    /// Allocates reused space with arbitrary contents.
+    pub(super) fn take_foreign(&mut self, len: u64) -> Option<Allocated> {
+        let at = self.free.get_mut(&len).and_then(Vec::pop)?;
+        Some(Allocated { at, len, contents: Contents::Foreign })
+    }
+
+    /// The growth of the file that makes room for `len` more bytes.
+    pub(super) fn growth(&self, len: u64) -> Grow {
         let needed = self.end + len;
         let ahead = match self.ahead {
             Ahead::Little => self.file_len + (self.file_len / 16).min(MOST_GROWTH),
             Ahead::Far { blocks } => (self.file_len + MOST_GROWTH).min(self.claimed + blocks),
         };
-        let generous = needed.max(ahead).next_multiple_of(MIB);
-        // The host may have room for the needed length but not for more.
-        let grown = match storage.set_len(generous) {
-            Ok(()) => generous,
-            Err(_) => storage.set_len(needed).map(|()| needed)?,
+        Grow { needed, generous: needed.max(ahead).next_multiple_of(MIB) }
+    }
+
+    /// Records that the file grew to this length.
+    pub(super) fn set_grown(&mut self, len: u64) {
+        self.file_len = len;
+    }
+
+    /// Returns space that is as it was when it was allocated.
+    pub(super) fn give_back_unused(&mut self, space: Allocated) {
+        let free = match space.contents {
+            Contents::Zeros => &mut self.zeroed,
+            Contents::Foreign => &mut self.free,
         };
-        self.file_len = grown;
-        Ok(())
+        free.entry(space.len).or_default().push(space.at);
     }
 
     /// Returns space that no durable or pending entry has named.
@@ -212,7 +262,7 @@ impl Space {
     pub(super) fn truncated_len(&self) -> Option<u64> {
         let mut end = self.end;
         // Freed space at the very end is truncated too, down to the first length.
-        let behind = self.free.iter().flat_map(|(len, places)| {
+        let behind = self.free.iter().chain(&self.zeroed).flat_map(|(len, places)| {
             let places = places.iter().map(|at| at.get()).filter(|at| *at >= self.first_len);
             places.map(|at| (at, *len))
         });
@@ -230,6 +280,7 @@ impl Space {
         self.file_len = len;
         let end = self.end;
         self.free.values_mut().for_each(|places| places.retain(|at| at.get() < end));
+        self.zeroed.values_mut().for_each(|places| places.retain(|at| at.get() < end));
         self.spoiled.retain(|at| at.get() < end);
         self.durable_len = self.durable_len.min(len);
     }

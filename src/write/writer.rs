@@ -1,16 +1,18 @@
 //! The writer of an image: the state that changing the image takes beyond reading it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use uuid::Uuid;
 
 use super::block_locks::BlockLocks;
-use super::change_lock::ChangeLock;
+use super::change_lock::{ChangeLock, ChangeState};
 use super::flush_requests::FlushRequests;
 use super::growth::Growth;
+use super::open_plans::OpenPlans;
 use super::payload::Payload;
-use super::session_state::{ClaimsState, Session};
+use super::reserved::{GiveBack, Reservations};
+use super::session_state::{ClaimsState, SessionGuard, SessionLock};
 use super::space::{Ahead, Allocated, Released};
 use crate::counters::Tally;
 use crate::error::{Error, ErrorKind, Result};
@@ -18,7 +20,7 @@ use crate::image::{Core, Feed, IssueIdentity, OneFlush, Pins};
 use crate::log::LogWriter;
 use crate::read::Layer;
 use crate::storage::Storage;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, RwLockWriteGuard};
 use crate::trace;
 use crate::types::FileOffset;
 
@@ -32,14 +34,17 @@ pub(crate) struct Writer {
     pub(super) feed: Arc<Feed>,
     pub(super) file: Arc<dyn Storage>,
     pub(super) blocks: BlockLocks,
+    /// Planned writes, and the space that they reserved.
+    pub(super) plans: OpenPlans,
+    pub(super) reserved: Reservations,
     /// Held while a chunk gets its sector bitmap block.
     pub(super) bitmaps: Mutex<()>,
-    pub(super) space: Growth,
+    pub(super) space: Arc<Growth>,
     /// Space of released blocks that the host has not got back yet.
     pub(super) released: Mutex<Vec<Released>>,
     /// Held shared by every change, and exclusively to freeze the image or end the session.
     pub(super) change_lock: ChangeLock,
-    pub(super) session: Mutex<Session>,
+    pub(super) session: SessionLock,
     /// Result of the check of all claims of the tables. Locked before the session.
     pub(super) claims: Mutex<ClaimsState>,
     /// Whether the image has an identity that no child knows: visible changes need no new one.
@@ -72,11 +77,13 @@ impl Writer {
             has_one_flush,
             file: Arc::clone(&core.storage),
             blocks: BlockLocks::default(),
+            plans: OpenPlans::default(),
+            reserved: Reservations::default(),
             bitmaps: Mutex::new(()),
-            space: Growth::new(file_len, ahead, Arc::clone(&feed.pins)),
+            space: Arc::new(Growth::new(file_len, ahead, Arc::clone(&feed.pins))),
             released: Mutex::default(),
             change_lock: ChangeLock::default(),
-            session: Mutex::new(Session::new(file_len)),
+            session: SessionLock::new(file_len),
             claims: Mutex::default(),
             has_new_identity: AtomicBool::new(false),
             edits: Mutex::new(()),
@@ -140,6 +147,11 @@ impl Writer {
         error.in_file(self.file.name())
     }
 
+    /// Poisons the writer.
+    pub(super) fn poisoned_because(&self, why: &str) {
+        self.poison.get_or_init(|| why.to_owned());
+    }
+
     /// Poisons the writer if `run` panics: what it had begun is unknown. A panic may come from the storage, or from a
     /// subscriber of events.
     pub(super) fn poison_on_panic<T>(&self, run: impl FnOnce() -> T) -> T {
@@ -147,7 +159,7 @@ impl Writer {
         impl Drop for Armed<'_> {
             fn drop(&mut self) {
                 if self.1 {
-                    self.0.poison.get_or_init(|| "a panic while the file was being changed".into());
+                    self.0.poisoned_because("a panic while the file was being changed");
                 }
             }
         }
@@ -157,8 +169,8 @@ impl Writer {
         done
     }
 
-    pub(super) fn session(&self) -> MutexGuard<'_, Session> {
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn session(&self) -> SessionGuard<'_> {
+        self.session.lock()
     }
 
     /// Allocates a block of `len` bytes. Waits for a commit in progress if the file has to grow.
@@ -167,6 +179,33 @@ impl Writer {
             let message = format!("cannot grow the file by {len} bytes");
             Error::io("space.grow", message, error).in_file(self.file.name())
         })
+    }
+
+    /// Returns space that no table names and nobody uses.
+    pub(super) fn give_back(&self, space: Option<GiveBack>) {
+        match space {
+            Some(GiveBack::Unused(space)) => self.space.give_back_unused(space),
+            Some(GiveBack::Used(space)) => self.space.give_back(space),
+            None => {}
+        }
+    }
+
+    /// Waits for all changes in progress, and keeps others out until the guard is dropped.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] if planned writes have not ended.
+    pub(super) fn change_alone(&self) -> Result<RwLockWriteGuard<'_, ChangeState>> {
+        let state = self.change_lock.write();
+        self.check_plans_ended()?;
+        Ok(state)
+    }
+
+    /// Refuses what needs all planned writes to have ended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InUse`] with their number.
+    pub(crate) fn check_plans_ended(&self) -> Result<()> {
+        self.plans.check_all_ended().map_err(|error| error.in_file(self.core.name()))
     }
 
     /// Truncates unused space that the file grew by in this session; returns whether there was any.
@@ -183,6 +222,12 @@ impl Writer {
                 self.copy_payload(from, from_at, len, at, copier)
             }
         }
+    }
+
+    /// Whether there is anything to commit. What was written until now counts as committed from here on.
+    pub(super) fn begin_commit(&self) -> bool {
+        let has_payload = self.payload_written.swap(false, Ordering::AcqRel);
+        has_payload || self.feed.changed.read().any_dirty()
     }
 
     /// Records that payload was written, also after a failed write: a part of it may have arrived.

@@ -65,6 +65,8 @@ impl Writer {
 
     fn zero_block(&self, block: BlockIndex, how: Zeroing) -> Result<()> {
         let _locked = self.blocks.lock_exclusive(block);
+        // Planned writes that share space for the block come before this.
+        self.reserved.detach(block);
         let index = self.core.layout.payload_index(block);
         let entry = self.core.bat_entry(index)?;
         let start = self.core.layout.block_start(block);
@@ -103,14 +105,17 @@ impl Writer {
 
     /// Zeros a part of one block, unless it reads as zeros already.
     fn zero_part(&self, at: DiskOffset, len: u64, disk: Layers<'_>) -> Result<()> {
-        let index = self.core.layout.payload_index(self.core.layout.block_of(at));
+        let block = self.core.layout.block_of(at);
+        let index = self.core.layout.payload_index(block);
+        // Asked first: space that is named meanwhile shows in the entry. It may hold bytes of a write that failed.
+        let is_reserved = self.reserved.has(block);
         let is_zero = match self.core.bat_entry(index)?.payload_state() {
             PayloadState::NotPresent => !self.core.has_parent(),
             PayloadState::FullyPresent | PayloadState::PartiallyPresent => false,
             PayloadState::Reserved => return self.core.resolve(at, len).map(drop),
             _ => true,
         };
-        if is_zero {
+        if is_zero && !is_reserved {
             return Ok(());
         }
         self.prepare_visible_change()?;

@@ -121,6 +121,12 @@ impl Model {
         self.writes[write].returned = at;
     }
 
+    /// The write was not made.
+    #[allow(dead_code)] // by planned writes alone
+    pub fn never(&mut self, write: usize) {
+        self.writes[write].begun = usize::MAX;
+    }
+
     /// The units of the disk that a write touches.
     pub fn range(&self, write: usize) -> Range<u64> {
         let write = &self.writes[write];

@@ -1,24 +1,29 @@
-//! Reads a chain of checkpoints with io_uring, 32 reads at a time, if the kernel allows it, and by `pread`
-//! otherwise. Compares every byte with [`Disk::read_at`], and prints the speed as a ratio to it: above 1
-//! is faster.
+//! Reads and writes a chain of checkpoints with io_uring, 32 at a time, if the kernel allows it, and by `pread` and
+//! `pwrite` otherwise. Compares every byte with [`Disk::read_at`], and prints the speed as a ratio to that of plain calls,
+//! and to that of io_uring alone at the same places of the files: above 1 is faster. Only a chain of its own is
+//! written to.
 //!
 //! ```sh
 //! cargo run --release -p avhdx-uring-example              # a chain of its own, in a temporary folder
 //! cargo run --release -p avhdx-uring-example -- tip.avhdx
 //! ```
 //!
-//! The library plans ([`DiffChain::plan_read`]) and this program moves the bytes; `ring.rs` shows how.
+//! The library plans ([`DiffChain::plan_read`], [`DiffChain::plan_write`], [`DiffChain::plan_flush`]) and this program
+//! moves the bytes; `ring.rs` shows how.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod place;
 #[cfg(target_os = "linux")]
 mod ring;
 mod sample;
 
 use std::error::Error;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use avhdx::{Budget, DiffChain, Disk, OpenOptions, Planned};
+use avhdx::{Budget, DiffChain, Disk, OpenOptions, Planned, PlannedSource, PlannedWrite};
 
+use place::FilePlace;
 use sample::Rng;
 
 const PAGE: usize = 4096;
@@ -56,8 +61,47 @@ fn main() -> Result<(), Box<dyn Error>> {
     let places = random(options.reads);
     plain(&chain, &places)?;
     compare("page cache", &mut engine, &chain, &places, || Ok(()))?;
+    beside_bare("reads", &mut engine, &chain, &places, None)?;
     #[cfg(target_os = "linux")]
     compare("disk", &mut engine, &chain, &random(options.reads.div_ceil(40)), || forget(&chain))?;
+    drop(chain);
+    if options.image.is_some() {
+        return Ok(());
+    }
+    let chain = OpenOptions::new().writable(true).open(&tip)?;
+    let checked = check_writes(&mut engine, &chain, 40)?;
+    println!("checked {checked} writes of any length");
+    let places = random(options.reads.div_ceil(4));
+    let bytes = vec![7; PAGE];
+    // Once, to give every page its place.
+    engine.write(&chain, &places, |_| &bytes)?;
+    engine.flush(&chain)?;
+    beside_bare("writes in place", &mut engine, &chain, &places, Some(&bytes))?;
+    chain.close()?;
+    Ok(())
+}
+
+/// Times plans and the same I/O without plans in turn, and prints the median ratio.
+fn beside_bare(
+    what: &str,
+    engine: &mut Engine,
+    chain: &DiffChain,
+    places: &[Place],
+    write: Option<&[u8]>,
+) -> Result<(), Box<dyn Error>> {
+    let Some(bare) = engine.resolve(chain, places, write.is_some())? else { return Ok(()) };
+    let mut ratios = Vec::new();
+    for _ in 0..ROUNDS {
+        let by_plan = timed(|| match write {
+            Some(bytes) => engine.write(chain, places, |_| bytes),
+            None => engine.read(chain, places, |_, _| {}),
+        })?;
+        let alone = timed(|| engine.bare(&bare, write))?;
+        ratios.push(alone.as_secs_f64() / by_plan.as_secs_f64());
+    }
+    ratios.sort_by(f64::total_cmp);
+    let (median, least, most) = (ratios[ROUNDS / 2], ratios[0], ratios[ROUNDS - 1]);
+    println!("  {what} beside io_uring alone: ratio {median:.2} ({least:.2} to {most:.2})");
     Ok(())
 }
 
@@ -110,6 +154,9 @@ fn forget(chain: &DiffChain) -> Result<(), Box<dyn Error>> {
 
 /// Offset on the disk, and length in bytes.
 type Place = (u64, usize);
+
+/// The places in files of one place on the disk.
+type Bare = Arc<[FilePlace]>;
 
 struct Options {
     image: Option<String>,
@@ -170,6 +217,125 @@ impl Engine {
         }
     }
 
+    /// Writes to all these places, which must not overlap unless their bytes are the same.
+    fn write<'a>(
+        &mut self,
+        chain: &DiffChain,
+        places: &[Place],
+        bytes: impl Fn(usize) -> &'a [u8],
+    ) -> Result<(), Box<dyn Error>> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Ring(ring, _) => {
+                let mut places = places.iter().enumerate();
+                loop {
+                    while ring.has_room()
+                        && let Some((n, (at, _))) = places.next()
+                    {
+                        ring.start_write(n, chain, *at, bytes(n))?;
+                    }
+                    if ring.is_idle() {
+                        return Ok(());
+                    }
+                    ring.wait(|_, _| {})?;
+                }
+            }
+            Self::Pread => {
+                for (n, (at, len)) in places.iter().enumerate() {
+                    let range = *at..at + *len as u64;
+                    let mut planned = chain.plan_write(range.clone())?;
+                    let plan = loop {
+                        planned = match planned {
+                            PlannedWrite::Ready(plan) => break plan,
+                            PlannedWrite::Load(load) => load.load()?,
+                            PlannedWrite::Wait(wait) => {
+                                wait.run()?;
+                                chain.plan_write(range.clone())?
+                            }
+                        };
+                    };
+                    plan.write(bytes(n))?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes all writes durable.
+    fn flush(&mut self, chain: &DiffChain) -> Result<(), Box<dyn Error>> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Ring(ring, _) => ring.flush(chain),
+            Self::Pread => Ok(chain.flush()?),
+        }
+    }
+
+    /// Where these places lie in the files, if this is a ring.
+    fn resolve(
+        &self,
+        chain: &DiffChain,
+        places: &[Place],
+        to_write: bool,
+    ) -> Result<Option<Vec<Bare>>, Box<dyn Error>> {
+        if matches!(self, Self::Pread) {
+            return Ok(None);
+        }
+        let mut all = Vec::new();
+        for (at, len) in places {
+            let range = *at..at + *len as u64;
+            let mut bare = Vec::new();
+            if to_write {
+                let PlannedWrite::Ready(plan) = chain.plan_write(range)? else {
+                    return Err("a page that was written has no place".into());
+                };
+                let flight = plan.begin();
+                for step in flight.steps() {
+                    let (from, len) = (step.buffer.start, step.buffer.len());
+                    let storage = Arc::clone(step.storage);
+                    bare.push(FilePlace { storage, at: step.at.get(), from, len });
+                }
+                flight.failed();
+            } else {
+                let Planned::Ready(plan) = chain.plan_read(range)? else {
+                    return Err("a page that was read has no place".into());
+                };
+                for piece in plan.pieces() {
+                    let PlannedSource::Data { storage, at: place, .. } = piece.source else {
+                        continue;
+                    };
+                    let from = (piece.range.start - at) as usize;
+                    let len = (piece.range.end - piece.range.start) as usize;
+                    let storage = Arc::clone(storage);
+                    bare.push(FilePlace { storage, at: place.get(), from, len });
+                }
+            }
+            all.push(bare.into());
+        }
+        Ok(Some(all))
+    }
+
+    /// Reads from these places of files, or writes to them, without plans.
+    fn bare(&mut self, places: &[Bare], write: Option<&[u8]>) -> Result<(), Box<dyn Error>> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Self::Ring(ring, _) => {
+                let mut places = places.iter().enumerate();
+                loop {
+                    while ring.has_room()
+                        && let Some((n, place)) = places.next()
+                    {
+                        ring.start_bare(n, place, write)?;
+                    }
+                    if ring.is_idle() {
+                        return Ok(());
+                    }
+                    ring.wait(|_, _| {})?;
+                }
+            }
+            Self::Pread => Err("no ring".into()),
+        }
+    }
+
     /// Reads from all these places, and passes on the bytes with the index of the place.
     fn read(
         &mut self,
@@ -212,6 +378,49 @@ impl Engine {
             }
         }
     }
+}
+
+/// Batches of writes of any length, with flushes in between, compared with plain reads of the whole range.
+fn check_writes(
+    engine: &mut Engine,
+    chain: &DiffChain,
+    batches: usize,
+) -> Result<usize, Box<dyn Error>> {
+    const SLOT: u64 = 96 << 10;
+    const SLOTS: u64 = 300;
+    let start = chain.geometry().size.saturating_sub(SLOT * SLOTS) / SLOT * SLOT;
+    let mut expected = vec![0; (SLOT * SLOTS) as usize];
+    chain.read_at(&mut expected, start)?;
+    let mut rng = Rng(3);
+    let mut written = 0;
+    for batch in 0..batches {
+        // Writes of a batch do not overlap: their order is not known.
+        let first = rng.below(SLOTS);
+        let places: Vec<Place> = (0..100)
+            .map(|n| {
+                let at = rng.below(180) * 512;
+                let len =
+                    512 * (1 + rng.below([4, 16, 200][n as usize % 3])).min((SLOT - at) / 512);
+                (start + (first + n * 7) % SLOTS * SLOT + at, len as usize)
+            })
+            .collect();
+        let texts: Vec<Vec<u8>> =
+            places.iter().map(|(_, len)| vec![rng.next() as u8; *len]).collect();
+        engine.write(chain, &places, |n| &texts[n])?;
+        for ((at, len), text) in places.iter().zip(&texts) {
+            expected[(at - start) as usize..][..*len].copy_from_slice(text);
+        }
+        if batch % 5 == 0 {
+            engine.flush(chain)?;
+        }
+        written += places.len();
+    }
+    let mut read = vec![0; expected.len()];
+    chain.read_at(&mut read, start)?;
+    if read != expected {
+        return Err("what was written does not read back".into());
+    }
+    Ok(written)
 }
 
 /// Random reads of any length, compared with plain reads.
@@ -281,6 +490,28 @@ mod tests {
                 let options = OpenOptions::new().budget(Budget::new(budget));
                 let chain = options.open(&tip).unwrap();
                 assert_eq!(check(&mut engine, &chain, 300).unwrap(), 300, "{}", engine.name());
+            }
+        }
+    }
+
+    #[test]
+    fn planned_writes_read_back_also_after_the_disk_is_opened_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let tip = sample::chain(folder.path()).unwrap();
+        for (pread, depth) in [(false, 32), (false, 1), (true, 1)] {
+            let mut engine = Engine::new(&options(pread, depth));
+            for budget in [0, 64 << 20] {
+                let options = OpenOptions::new().writable(true).budget(Budget::new(budget));
+                let chain = options.open(&tip).unwrap();
+                assert_eq!(check_writes(&mut engine, &chain, 3).unwrap(), 300);
+                let mut before = vec![0; 64 << 20];
+                let at = chain.geometry().size - before.len() as u64;
+                chain.read_at(&mut before, at).unwrap();
+                chain.close().unwrap();
+                drop(chain);
+                let mut after = vec![0; before.len()];
+                DiffChain::open(&tip).unwrap().read_at(&mut after, at).unwrap();
+                assert!(before == after, "{}", engine.name());
             }
         }
     }

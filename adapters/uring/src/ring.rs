@@ -1,17 +1,23 @@
-//! Executes plans with io_uring, many at a time.
+//! Executes plans of reads and writes with io_uring, many at a time.
 //!
 //! A plan lists the bytes of files that make up a range of the disk, and keeps these files open and these
 //! bytes in place. Each of its pieces is submitted to the kernel as a separate read, and the plan is dropped
 //! when the last one has completed. If tables must be read before there can be a plan, they are read
-//! in the same way.
+//! in the same way. A write does the same with its steps, and is committed when the last one has completed.
 
 use std::error::Error;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use avhdx::storage::Storage;
-use avhdx::{Planned, PlannedSource, ReadPlan, TableLoad};
+use avhdx::{
+    DiffChain, FlushInFlight, Planned, PlannedFlush, PlannedSource, PlannedWrite, ReadPlan,
+    TableLoad, WriteInFlight, WriteLoad,
+};
 use io_uring::{IoUring, opcode, types};
+
+use crate::place::FilePlace;
 
 /// A ring, and the reads in flight.
 pub struct Ring {
@@ -29,11 +35,13 @@ pub struct Ring {
     in_flight: usize,
 }
 
-/// A buffer, and the read that fills it.
+/// A buffer, and the read that fills it or the write that takes it.
 #[derive(Default)]
 struct Slot {
     token: usize,
     buf: Vec<u8>,
+    /// The offset and the bytes of a write that is being planned.
+    data: (u64, Vec<u8>),
     job: Option<Job>,
     /// How many of its parts are in flight.
     left: usize,
@@ -41,11 +49,21 @@ struct Slot {
 
 /// Keeps the files of a slot open and their bytes in place.
 enum Job {
-    Read { _plan: ReadPlan },
+    Read {
+        _plan: ReadPlan,
+    },
     Table(TableLoad),
+    Write(WriteInFlight),
+    /// Tables that the plan of a write needs.
+    WriteTable(WriteLoad, DiffChain),
+    Flush(FlushInFlight),
+    /// What another plan named.
+    Bare {
+        _places: Arc<[FilePlace]>,
+    },
 }
 
-/// A read of one file into a part of a slot's buffer.
+/// A read of one file into a part of a slot's buffer, or a write from there.
 #[derive(Clone, Copy)]
 struct Part {
     slot: usize,
@@ -53,6 +71,15 @@ struct Part {
     at: u64,
     from: usize,
     len: usize,
+    op: Op,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Op {
+    Read,
+    Write,
+    /// Flushes the file.
+    Sync,
 }
 
 impl Ring {
@@ -92,7 +119,108 @@ impl Ring {
         self.begin(slot, planned)
     }
 
-    /// Waits until at least one read is complete, and passes on all that are: the token and the bytes.
+    /// Starts a write. There must be room for it.
+    pub fn start_write(
+        &mut self,
+        token: usize,
+        chain: &DiffChain,
+        at: u64,
+        bytes: &[u8],
+    ) -> Result<(), Box<dyn Error>> {
+        let range = at..at + bytes.len() as u64;
+        let slot = self.free.pop().ok_or("as many writes as there may be are under way")?;
+        self.slots[slot].token = token;
+        self.slots[slot].data.0 = at;
+        self.slots[slot].data.1.clear();
+        self.slots[slot].data.1.extend_from_slice(bytes);
+        self.begin_write(slot, chain, chain.plan_write(range)?)
+    }
+
+    /// Makes all writes durable. None may be in flight: one that has to wait for the flush would wait for ever, in this
+    /// thread.
+    pub fn flush(&mut self, chain: &DiffChain) -> Result<(), Box<dyn Error>> {
+        assert!(self.is_idle(), "writes are in flight");
+        let mut planned = chain.plan_flush()?;
+        loop {
+            planned = match planned {
+                PlannedFlush::Done => return Ok(()),
+                // A program that may not block here hands this to another thread.
+                PlannedFlush::Wait(wait) => {
+                    wait.run()?;
+                    chain.plan_flush()?
+                }
+                PlannedFlush::Ready(plan) => self.carry_out(plan.begin())?.done()?,
+            };
+        }
+    }
+
+    /// Carries out a step of a flush: its writes side by side, then the flush of the file.
+    fn carry_out(&mut self, flight: FlushInFlight) -> Result<FlushInFlight, Box<dyn Error>> {
+        let slot = self.free.pop().ok_or("the ring has no slots")?;
+        let file = flight.storage().as_fd().ok_or("not a file of this machine")?.as_raw_fd();
+        let buf = &mut self.slots[slot].buf;
+        buf.clear();
+        for write in flight.writes() {
+            let (at, from, len) = (write.at.get(), buf.len(), write.bytes.len());
+            buf.extend_from_slice(write.bytes);
+            self.queue.push(Part { slot, file, at, from, len, op: Op::Write });
+        }
+        let has_flush = flight.has_flush();
+        self.slots[slot].job = Some(Job::Flush(flight));
+        self.submit(slot)?;
+        self.finish(slot)?;
+        if has_flush {
+            self.queue.push(Part { slot, file, at: 0, from: 0, len: 0, op: Op::Sync });
+            self.submit(slot)?;
+            self.finish(slot)?;
+        }
+        self.free.push(slot);
+        match self.slots[slot].job.take() {
+            Some(Job::Flush(flight)) => Ok(flight),
+            _ => unreachable!("it was put there"),
+        }
+    }
+
+    /// Waits until all parts of the only slot in use have completed.
+    fn finish(&mut self, slot: usize) -> io::Result<()> {
+        while self.done.is_empty() {
+            self.enter(1)?;
+            self.reap()?;
+        }
+        assert_eq!(self.done.pop(), Some(slot));
+        Ok(())
+    }
+
+    /// Starts a read of these places, or a write to them, without a plan. There must be room for it.
+    pub fn start_bare(
+        &mut self,
+        token: usize,
+        places: &Arc<[FilePlace]>,
+        write: Option<&[u8]>,
+    ) -> Result<(), Box<dyn Error>> {
+        let number = self.free.pop().ok_or("as many as there may be are under way")?;
+        let slot = &mut self.slots[number];
+        slot.token = token;
+        match write {
+            Some(bytes) => {
+                slot.buf.clear();
+                slot.buf.extend_from_slice(bytes);
+            }
+            None => slot
+                .buf
+                .resize(places.iter().map(|place| place.from + place.len).max().unwrap_or(0), 0),
+        }
+        slot.job = Some(Job::Bare { _places: Arc::clone(places) });
+        for FilePlace { storage, at, from, len } in places.iter() {
+            let fd = storage.as_fd().ok_or("not a file of this machine")?.as_raw_fd();
+            let (at, from, len) = (*at, *from, *len);
+            let op = if write.is_some() { Op::Write } else { Op::Read };
+            self.queue.push(Part { slot: number, file: fd, at, from, len, op });
+        }
+        Ok(self.submit(number)?)
+    }
+
+    /// Waits until at least one read or write is complete, and passes on all that are: the token and the bytes.
     pub fn wait(&mut self, mut each: impl FnMut(usize, &[u8])) -> Result<(), Box<dyn Error>> {
         if self.in_flight > 0 {
             self.enter(usize::from(self.done.is_empty()))?;
@@ -104,7 +232,16 @@ impl Ring {
                     let planned = load.supply(&self.slots[slot].buf)?;
                     self.begin(slot, planned)?;
                 }
-                Some(Job::Read { .. }) | None => {
+                Some(Job::WriteTable(load, chain)) => {
+                    let planned = load.supply(&self.slots[slot].buf)?;
+                    self.begin_write(slot, &chain, planned)?;
+                }
+                Some(Job::Write(flight)) => {
+                    flight.commit()?;
+                    each(self.slots[slot].token, &self.slots[slot].buf);
+                    self.free.push(slot);
+                }
+                Some(Job::Read { .. } | Job::Bare { .. } | Job::Flush(_)) | None => {
                     each(self.slots[slot].token, &self.slots[slot].buf);
                     self.free.push(slot);
                 }
@@ -119,7 +256,8 @@ impl Ring {
         let mut read = |buf: &mut [u8], file: &dyn Storage, at: u64, from: usize, len: usize| {
             match file.as_fd() {
                 Some(fd) => {
-                    queue.push(Part { slot, file: fd.as_raw_fd(), at, from, len });
+                    let file = fd.as_raw_fd();
+                    queue.push(Part { slot, file, at, from, len, op: Op::Read });
                     Ok(())
                 }
                 // Not a file of this machine.
@@ -149,6 +287,63 @@ impl Ring {
             }
         };
         self.slots[slot].job = Some(job);
+        Ok(self.submit(slot)?)
+    }
+
+    /// Starts writing what was planned from a free slot, or reading the tables that the plan needs.
+    fn begin_write(
+        &mut self,
+        slot: usize,
+        chain: &DiffChain,
+        mut planned: PlannedWrite,
+    ) -> Result<(), Box<dyn Error>> {
+        let plan = loop {
+            planned = match planned {
+                PlannedWrite::Ready(plan) => break plan,
+                PlannedWrite::Load(load) => {
+                    let (buf, at) = (&mut self.slots[slot].buf, load.at().get());
+                    buf.resize(load.len(), 0);
+                    match load.storage().as_fd() {
+                        Some(fd) => self.queue.push(Part {
+                            slot,
+                            file: fd.as_raw_fd(),
+                            at,
+                            from: 0,
+                            len: buf.len(),
+                            op: Op::Read,
+                        }),
+                        None => load.storage().read_exact_at(buf, at)?,
+                    }
+                    self.slots[slot].job = Some(Job::WriteTable(load, chain.clone()));
+                    return Ok(self.submit(slot)?);
+                }
+                // A program that may not block here hands this to another thread.
+                PlannedWrite::Wait(wait) => {
+                    wait.run()?;
+                    let (at, bytes) = &self.slots[slot].data;
+                    chain.plan_write(*at..at + bytes.len() as u64)?
+                }
+            };
+        };
+        let Slot { buf, data, job, .. } = &mut self.slots[slot];
+        std::mem::swap(buf, &mut data.1);
+        let flight = job.insert(Job::Write(plan.begin()));
+        let Job::Write(flight) = flight else { unreachable!("it was put there") };
+        for step in flight.steps() {
+            let (at, from, len) = (step.at.get(), step.buffer.start, step.buffer.len());
+            match step.storage.as_fd() {
+                Some(fd) => {
+                    let file = fd.as_raw_fd();
+                    self.queue.push(Part { slot, file, at, from, len, op: Op::Write });
+                }
+                None => step.storage.write_at(&buf[from..from + len], at)?,
+            }
+        }
+        Ok(self.submit(slot)?)
+    }
+
+    /// Queues the parts of a slot, which is done if there are none.
+    fn submit(&mut self, slot: usize) -> io::Result<()> {
         if self.queue.is_empty() {
             self.done.push(slot);
         }
@@ -158,7 +353,7 @@ impl Ring {
         Ok(())
     }
 
-    /// Queues a read, submitting the queue if it is full.
+    /// Queues a part, submitting the queue if it is full.
     fn ask_for(&mut self, part: Part) -> io::Result<()> {
         while self.ring.submission().is_full() {
             self.enter(0)?;
@@ -175,12 +370,17 @@ impl Ring {
     /// Pushes a part's piece of its buffer to the queue, which has room.
     #[allow(unsafe_code)]
     fn push(&mut self, number: usize) {
-        let Part { slot, file, at, from, len } = self.parts[number];
+        let Part { slot, file, at, from, len, op } = self.parts[number];
         let slot = &mut self.slots[slot];
         assert!(slot.job.is_some() && len <= slot.buf.len() && from <= slot.buf.len() - len);
         let place = slot.buf.as_mut_ptr().wrapping_add(from);
-        let entry = opcode::Read::new(types::Fd(file), place, len as u32).offset(at).build();
-        // SAFETY: The kernel writes `len` bytes from `place` on, which were checked above to lie within the slot's
+        let file = types::Fd(file);
+        let entry = match op {
+            Op::Read => opcode::Read::new(file, place, len as u32).offset(at).build(),
+            Op::Write => opcode::Write::new(file, place, len as u32).offset(at).build(),
+            Op::Sync => opcode::Fsync::new(file).flags(types::FsyncFlags::DATASYNC).build(),
+        };
+        // SAFETY: The kernel accesses `len` bytes from `place` on, which were checked above to lie within the slot's
         // buffer. Until the part has completed, nothing accesses that buffer, changes its length or drops it: that
         // happens only to slots that are free or done, which a slot with parts in flight is not, and to all slots
         // when the ring is dropped, which waits for the parts first. If the ring is leaked, so is the buffer. The
@@ -224,7 +424,7 @@ impl Ring {
                     failed = Some(io::Error::from_raw_os_error(-result));
                     None
                 }
-                0 => {
+                0 if part.op != Op::Sync => {
                     failed = Some(io::ErrorKind::UnexpectedEof.into());
                     None
                 }
@@ -255,6 +455,12 @@ impl Drop for Ring {
                 return;
             }
             while self.next_back().is_some() {}
+        }
+        // Nothing is under way any more.
+        for slot in &mut self.slots {
+            if let Some(Job::Write(flight)) = slot.job.take() {
+                flight.failed();
+            }
         }
     }
 }

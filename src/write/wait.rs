@@ -1,0 +1,86 @@
+//! What a plan has to wait for.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::writer::Writer;
+use crate::error::Result;
+use crate::types::BlockIndex;
+
+/// Something that a planned write or flush waits for: work of the host, another write, or another flush.
+///
+/// Call [`run`](Self::run) on a thread that may block, then plan again. Dropping this value abandons the plan.
+#[must_use = "nothing is planned"]
+pub struct Wait {
+    pub(super) writer: Arc<Writer>,
+    pub(super) cause: Cause,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// An operation has all changes kept out.
+    Changes,
+    /// The first change of a session has to be prepared.
+    Session,
+    /// As many changes are in memory as one log entry holds.
+    Flush,
+    /// Another flush has not ended.
+    Commit,
+    /// The file grows.
+    Growth,
+    /// Another write changes the block.
+    Block(BlockIndex),
+    /// The chunk of the block has no sector bitmap.
+    Bitmap(BlockIndex),
+    /// There is no room for so many blocks.
+    Room { blocks: u64, must_be_zeros: bool },
+}
+
+impl Wait {
+    /// Blocks until it can be planned. That may need the end of a [planned flush](crate::FlushInFlight), which this
+    /// thread must not have in flight then.
+    ///
+    /// # Errors
+    /// Those of [`write_at`](crate::Disk::write_at).
+    pub fn run(self) -> Result<()> {
+        let Self { writer, cause } = &self;
+        writer.wait_for(*cause)
+    }
+}
+
+impl Writer {
+    fn wait_for(&self, cause: Cause) -> Result<()> {
+        match cause {
+            Cause::Flush => return self.commit(),
+            Cause::Commit => return Ok(drop(self.session())),
+            Cause::Growth => return Ok(drop(self.space.pause())),
+            Cause::Block(block) => return Ok(drop(self.blocks.lock_exclusive(block))),
+            _ => {}
+        }
+        let Ok(_change) = self.begin_change(0..0) else {
+            // The next plan is for the tip that follows, or reports that there is none.
+            return Ok(());
+        };
+        match cause {
+            Cause::Session => self.prepare_visible_change(),
+            Cause::Bitmap(block) => {
+                self.prepare_visible_change()?;
+                self.bitmap_for(block).map(drop)
+            }
+            Cause::Room { blocks, must_be_zeros } => {
+                self.prepare_visible_change()?;
+                let len = self.core.layout.block_size();
+                self.space.make_room(self.file.as_ref(), (len, blocks), must_be_zeros, |space| {
+                    self.write_zeros(space.at, space.len)
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wait").field("cause", &self.cause).finish_non_exhaustive()
+    }
+}
