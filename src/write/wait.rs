@@ -52,11 +52,17 @@ impl Writer {
     fn wait_for(&self, cause: Cause) -> Result<()> {
         match cause {
             Cause::Flush => return self.commit(),
-            Cause::Commit => return Ok(drop(self.session())),
-            Cause::Growth => return Ok(drop(self.space.pause())),
-            Cause::Block(block) => return Ok(drop(self.blocks.lock_exclusive(block))),
-            _ => {}
+            Cause::Commit => drop(self.session()),
+            Cause::Growth => drop(self.space.pause()),
+            Cause::Block(block) => drop(self.blocks.lock_exclusive(block)),
+            Cause::Changes | Cause::Session | Cause::Bitmap(_) | Cause::Room { .. } => {
+                return self.prepare_plan(cause);
+            }
         }
+        Ok(())
+    }
+
+    fn prepare_plan(&self, cause: Cause) -> Result<()> {
         let Ok(_change) = self.begin_change(0..0) else {
             // The next plan is for the tip that follows, or reports that there is none.
             return Ok(());

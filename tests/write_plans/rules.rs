@@ -387,6 +387,7 @@ fn a_plan_of_several_blocks_has_room_after_a_wait() {
 }
 
 #[test]
+#[allow(clippy::single_range_in_vec_init)] // lists of ranges, of which there may be one
 fn tracking_learns_of_a_plan_when_it_ends_and_of_one_that_never_ends_each_time() {
     let host = SimHost::default();
     let (_, chain) = disk(&host);
