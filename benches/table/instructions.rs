@@ -8,38 +8,52 @@
 //! ```
 //!
 //! `bare` in place of `ours` executes the same reads by `pread`. Everything is read once before, so that
-//! the index is warm. `perf stat` or `perf record` can be used instead of valgrind.
+//! the index is warm. `touch` opens the chain `--count` times and reads each of its blocks once, with
+//! `--toggle-collect=*counted_touches*`. `perf stat` or `perf record` can be used instead of valgrind.
 
 use std::fs;
 use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use avhdx::{DiffChain, Disk};
+
 use crate::images::{Chain, KIB, MIB, Owners, PAGE, Reads, Shape};
+use crate::reads::{opened_anew, touched};
 use crate::report::{Fact, Report};
+use crate::stats::timed;
 use crate::{Result, Run};
 
 /// Makes the program do nothing but reads.
 pub const READS_ONLY: &str = "--reads-only";
-const USAGE: &str = "usage: table --reads-only ours|bare --in DIR [--depth N] [--owned page|cluster|block] [--mib N] [--count N]";
+const USAGE: &str = "usage: table --reads-only ours|bare|touch --in DIR [--depth N] [--owned page|cluster|block] [--mib N] [--count N]";
 
 /// One loop of reads.
 struct Loop {
-    ours: bool,
+    reads: What,
     shape: Shape,
     count: usize,
     folder: PathBuf,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Ours,
+    Bare,
+    /// Each block's first read.
+    Touch,
+}
+
 impl Loop {
     fn parse(args: &[String]) -> Result<Self> {
-        let (mut ours, mut folder) = (None, None);
+        let (mut reads, mut folder) = (None, None);
         let (mut depth, mut owned, mut mib, mut count) = (64, PAGE, 64, 100_000);
         for pair in args.chunks(2) {
             let [name, value] = pair else { return Err(USAGE.into()) };
             match (name.as_str(), value.as_str()) {
-                (READS_ONLY, "ours") => ours = Some(true),
-                (READS_ONLY, "bare") => ours = Some(false),
+                (READS_ONLY, "ours") => reads = Some(What::Ours),
+                (READS_ONLY, "bare") => reads = Some(What::Bare),
+                (READS_ONLY, "touch") => reads = Some(What::Touch),
                 ("--owned", "page") => owned = PAGE,
                 ("--owned", "cluster") => owned = 64 * KIB,
                 ("--owned", "block") => owned = 2 * MIB,
@@ -50,9 +64,9 @@ impl Loop {
                 _ => return Err(USAGE.into()),
             }
         }
-        let (Some(ours), Some(folder)) = (ours, folder) else { return Err(USAGE.into()) };
+        let (Some(reads), Some(folder)) = (reads, folder) else { return Err(USAGE.into()) };
         let shape = Shape::new(mib * MIB, depth, Owners::Runs(owned));
-        Ok(Self { ours, shape, count, folder: folder.join(format!("{depth}-{mib}-{owned}")) })
+        Ok(Self { reads, shape, count, folder: folder.join(format!("{depth}-{mib}-{owned}")) })
     }
 }
 
@@ -60,6 +74,9 @@ pub fn reads_only(args: &[String]) -> Result<()> {
     let all = Loop::parse(args)?;
     let built = if fs::exists(&all.folder)? { Chain::open } else { Chain::build };
     let chain = built(&all.folder, all.shape)?;
+    if all.reads == What::Touch {
+        return touches(&chain, all.count);
+    }
     let reads = chain.random()?;
     let mut buf = vec![0; PAGE as usize];
     let every = 0..reads.offsets.len();
@@ -74,7 +91,7 @@ fn counted_reads(chain: &Chain, reads: &Reads, all: &Loop, buf: &mut [u8]) -> Re
     let mut left = all.count;
     while left > 0 {
         let now = left.min(reads.offsets.len());
-        if all.ours {
+        if all.reads == What::Ours {
             chain.read_ours(reads, 0..now, black_box(buf))?;
         } else {
             chain.read_bare(reads, 0..now, black_box(buf))?;
@@ -82,6 +99,28 @@ fn counted_reads(chain: &Chain, reads: &Reads, all: &Loop, buf: &mut [u8]) -> Re
         left -= now;
     }
     Ok(())
+}
+
+/// Prints the time of a first touch beside that of a bare read of the same bytes.
+fn touches(chain: &Chain, count: usize) -> Result<()> {
+    let reads = touched(chain)?;
+    let mut buf = vec![0; PAGE as usize];
+    let every = 0..reads.offsets.len();
+    let asked: usize = reads.offsets.iter().map(|at| chain.asked(*at) + 1).sum();
+    for _ in 0..count {
+        let disk = opened_anew(chain)?;
+        let own = timed(|| counted_touches(&disk, &reads, &mut buf))?;
+        let bare = timed(|| Ok(chain.read_bare(&reads, every.clone(), black_box(&mut buf))?))?;
+        let [own, bare] = [own, bare].map(|time| time.as_secs_f64() * 1e6 / every.len() as f64);
+        let allowed = asked as f64 / every.len() as f64;
+        println!("own {own:.2} µs, bare {bare:.3} µs, allowed {allowed:.1} bare reads");
+    }
+    Ok(())
+}
+
+#[inline(never)]
+fn counted_touches(disk: &DiffChain, reads: &Reads, buf: &mut [u8]) -> Result<()> {
+    Ok(reads.offsets.iter().try_for_each(|at| disk.read_at(black_box(&mut *buf), *at))?)
 }
 
 pub fn run(run: &Run, report: &mut Report) -> Result<()> {

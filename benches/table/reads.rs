@@ -199,18 +199,9 @@ fn touch_rows(
     chain: &Chain,
     [touch, very_first]: [&str; 2],
 ) -> Result<()> {
-    let block = chain.shape.blocks[1];
-    let mut rng = avhdx_testkit::rng::Rng::new(block);
-    let mut offsets: Vec<u64> = (0..chain.shape.size / block)
-        .map(|number| number * block + rng.below(block / PAGE) * PAGE)
-        .collect();
-    rng.shuffle(&mut offsets);
-    let reads = chain.reads(PAGE, offsets)?;
-    chain.check(&reads)?;
+    let reads = touched(chain)?;
     let asked = |which: &[u64]| -> usize { which.iter().map(|at| chain.asked(*at) + 1).sum() };
-    let open = || -> Result<DiffChain> {
-        Ok(OpenOptions::new().budget(Budget::new(64 << 20)).open(chain.tip())?)
-    };
+    let open = || opened_anew(chain);
     let count = reads.offsets.len();
     if report.wants(touch) {
         let bare = || -> Contender<'_> {
@@ -262,6 +253,24 @@ fn touch_rows(
         report.row(row.note("bare: the first read of a file opened anew"));
     }
     Ok(())
+}
+
+/// One page of each block of the layers above the base, shuffled.
+pub fn touched(chain: &Chain) -> Result<Reads> {
+    let block = chain.shape.blocks[1];
+    let mut rng = avhdx_testkit::rng::Rng::new(block);
+    let mut offsets: Vec<u64> = (0..chain.shape.size / block)
+        .map(|number| number * block + rng.below(block / PAGE) * PAGE)
+        .collect();
+    rng.shuffle(&mut offsets);
+    let reads = chain.reads(PAGE, offsets)?;
+    chain.check(&reads)?;
+    Ok(reads)
+}
+
+/// The chain once more, without tables in memory.
+pub fn opened_anew(chain: &Chain) -> Result<DiffChain> {
+    Ok(OpenOptions::new().budget(Budget::new(64 << 20)).open(chain.tip())?)
 }
 
 /// How much faster two threads are than one, for a chain and bare.
