@@ -15,7 +15,7 @@ use avhdx_testkit::rng::Rng;
 use common::deep::{BUDGETS, deep_chain, somewhere};
 use common::disk::{flat, reads_as};
 use common::oracle::ids;
-use common::{Counting, MIB, in_memory, open_images, open_stack};
+use common::{Counting, MIB, file, in_memory, open_images, open_stack};
 
 /// Random reads into one and into several buffers.
 fn reads_here_and_there(disk: &dyn Disk, expected: &[u8], seed: u64, reads: usize) {
@@ -225,6 +225,43 @@ fn a_read_through_64_layers_is_one_read() {
         pass();
         assert_eq!(calls(&counting) - before, 256);
         assert!(flat(&chain) == expected);
+    }
+}
+
+/// Each chunk of 4 GiB has its own sector bitmap. Of a chunk whose bitmap was just looked up, a further block costs the
+/// pages with its entry and its bits, even if no page is cached.
+#[test]
+fn each_chunk_has_its_own_bitmap_and_blocks_of_one_share_its_place() {
+    const CHUNK: u64 = 4 << 30;
+    let block = |chunk: u64, block: u64| chunk * CHUNK / (2 * MIB) + block;
+    let mut base = Image::dynamic(3 * CHUNK);
+    base.block_size = 2 << 20;
+    let mut child = base.new_child();
+    // Other sectors in each block, so that no bitmap serves for another.
+    for (chunk, n) in (0..3).flat_map(|chunk| [0, 1, 9].map(|n| (chunk, n))) {
+        base.put(block(chunk, n), Block::full(Data::Pattern(chunk)));
+        let first = (chunk * 64 + n * 8) as usize;
+        child.put(block(chunk, n), Block::partial_runs(Data::Pattern(100), &[(first, 8)]));
+    }
+    let images = [base, child];
+    let folder = tempfile::tempdir().unwrap();
+    let paths = write_chain(folder.path(), &images);
+    let naive = Chain::open(&paths).unwrap();
+    let counting: Vec<_> = paths.iter().map(|path| Counting::new(file(path))).collect();
+    let files: Vec<_> = counting.iter().map(|file| Arc::clone(file) as Arc<dyn Storage>).collect();
+    let chain = open_stack(OpenOptions::new().budget(Budget::new(0)), &files).unwrap();
+    let mut bytes = vec![0; 64 * 4096];
+    for (chunk, n) in [(0, 0), (0, 1), (1, 0), (0, 9), (2, 9), (1, 9), (1, 0), (2, 0)] {
+        let at = block(chunk, n) * 2 * MIB;
+        chain.read_at(&mut bytes, at).unwrap();
+        assert!(bytes == naive.read(1, at, bytes.len()).unwrap(), "block {n} of chunk {chunk}");
+    }
+    // A sector that the child holds: its entry, its bits and itself.
+    for (n, calls_expected) in [(0, 3), (1, 3), (9, 3)] {
+        let before = calls(&counting);
+        let sector = 2 * 64 + n * 8;
+        chain.read_at(&mut bytes[..512], block(2, n) * 2 * MIB + sector * 512).unwrap();
+        assert_eq!(calls(&counting) - before, calls_expected, "block {n}");
     }
 }
 

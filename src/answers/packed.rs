@@ -20,9 +20,22 @@ const MOST_SOURCES: usize = 256;
 const LINE_WORDS: usize = 8;
 
 /// The runs of a span as stored.
+#[derive(Clone, Debug)]
 pub(crate) struct PackedSpan {
     pub(crate) form: u32,
     pub(crate) words: Vec<u64>,
+}
+
+/// A run with the number of its source.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SourceRun {
+    pub(super) start: u16,
+    pub(super) number: u16,
+}
+
+/// A word of a stored span.
+pub(super) trait Word {
+    fn load(&self) -> u64;
 }
 
 /// The sectors of a disk's spans.
@@ -34,68 +47,80 @@ pub(crate) struct Sectors {
     pub(crate) shift: u32,
 }
 
+impl PackedSpan {
+    /// A span with a single answer.
+    pub(crate) fn one(run: PackedRun) -> Self {
+        Self { form: 0, words: vec![run.word()] }
+    }
+
+    /// These runs, as a list.
+    pub(crate) fn list(runs: &[PackedRun]) -> Self {
+        let form = if runs.len() == 1 { 0 } else { runs.len() as u32 };
+        Self { form, words: runs.iter().map(|run| run.word()).collect() }
+    }
+
+    /// As [`AnswerTable::find`](super::AnswerTable::find).
+    pub(crate) fn find(
+        &self,
+        sectors: Sectors,
+        (first, last): (u64, u64),
+        found: &mut [PackedRun],
+    ) -> usize {
+        // A list of one has form 0.
+        let form = if self.form == 0 { 1 } else { self.form };
+        sectors.find(form, &self.words, first, last, found)
+    }
+}
+
 impl Sectors {
-    /// The form in which to store these runs.
-    pub(crate) fn pack(self, runs: &[PackedRun]) -> PackedSpan {
-        self.pack_map(runs).unwrap_or_else(|| PackedSpan {
-            form: if runs.len() == 1 { 0 } else { runs.len() as u32 },
-            words: runs.iter().map(|run| run.word()).collect(),
+    /// The form in which to store these runs. A source is the run that it would be if it had the whole span.
+    pub(super) fn pack(self, runs: &[SourceRun], sources: &[PackedRun]) -> PackedSpan {
+        self.pack_map(runs, sources).unwrap_or_else(|| {
+            let run = |run: &SourceRun| {
+                sources[usize::from(run.number)].later(run.start.into(), self.shift)
+            };
+            PackedSpan::list(&runs.iter().map(run).collect::<Vec<_>>())
         })
     }
 
     /// A map, if the runs allow one and it is no longer than the runs.
-    fn pack_map(self, runs: &[PackedRun]) -> Option<PackedSpan> {
-        let starts = runs.iter().fold(self.in_span, |all, run| all | run.start());
+    fn pack_map(self, runs: &[SourceRun], sources: &[PackedRun]) -> Option<PackedSpan> {
+        let starts = runs.iter().fold(self.in_span, |all, run| all | u64::from(run.start));
         let unit_shift = starts.trailing_zeros();
-        let units = self.in_span >> unit_shift;
-        let map_words = units.div_ceil(PER_WORD) as usize;
-        if map_words >= runs.len() {
+        let map_words = (self.in_span >> unit_shift).div_ceil(PER_WORD) as usize;
+        if sources.len() > MOST_SOURCES || map_words + sources.len().div_ceil(2) > runs.len() {
             return None;
         }
-        let mut sources: Vec<u32> = Vec::new();
-        // By kind and layer of a source: its number plus one, or 0.
-        let mut numbers = [[0_u16; NO_LAYER as usize + 1]; 3];
-        let mut words = vec![0; map_words];
-        for (i, run) in runs.iter().enumerate() {
-            let source = self.source(*run)?;
-            let kind = match u64::from(source) & PLACES {
-                ZERO => 0,
-                OPEN => 1,
-                _ => 2,
-            };
-            let number = &mut numbers[kind][(source >> LAYER_SHIFT) as usize];
-            if *number == 0 {
-                sources.push(source);
-                *number = sources.len() as u16;
+        let sources = sources.iter().map(|run| self.source(*run)).collect::<Option<Vec<u32>>>()?;
+        let mut map = vec![0_u8; map_words * PER_WORD as usize];
+        let mut end = (self.in_span >> unit_shift) as usize;
+        for run in runs.iter().rev() {
+            let start = usize::from(run.start) >> unit_shift;
+            let number = run.number as u8;
+            match end - start {
+                1 => map[start] = number,
+                _ => map[start..end].fill(number),
             }
-            let number = usize::from(*number) - 1;
-            // Each layer holds a span contiguously, so it has only one source of each kind.
-            if number >= MOST_SOURCES || sources[number] != source {
-                return None;
-            }
-            let end = runs.get(i + 1).map_or(self.in_span, |next| next.start());
-            for unit in run.start() >> unit_shift..end >> unit_shift {
-                words[(unit / PER_WORD) as usize] |= (number as u64) << (unit % PER_WORD * 8);
-            }
+            end = start;
         }
-        if map_words + sources.len().div_ceil(2) > runs.len() {
-            return None;
-        }
-        let halves = |pair: &[u32]| {
+        let mut words = Vec::with_capacity(map_words + sources.len().div_ceil(2));
+        let (map, _) = map.as_chunks::<{ PER_WORD as usize }>();
+        words.extend(map.iter().map(|units| u64::from_le_bytes(*units)));
+        words.extend(sources.chunks(2).map(|pair| {
             u64::from(pair[0]) | u64::from(pair.get(1).copied().unwrap_or_default()) << 32
-        };
-        words.extend(sources.chunks(2).map(halves));
-        Some(PackedSpan { form: IS_MAP | unit_shift << COUNT_BITS | sources.len() as u32, words })
+        }));
+        let form = IS_MAP | unit_shift << COUNT_BITS | sources.len() as u32;
+        Some(PackedSpan { form, words })
     }
 
     /// Copies the run of sector `first` and the following runs up to sector `last` to `found`, as many as fit, and
     /// returns their number. The first run may be given with a later start than it has. Words that are being
     /// overwritten may give any result.
     #[inline]
-    pub(super) fn find(
+    pub(super) fn find<W: Word>(
         self,
         form: u32,
-        words: &[AtomicU64],
+        words: &[W],
         first: u64,
         last: u64,
         found: &mut [PackedRun],
@@ -112,20 +137,24 @@ impl Sectors {
         let used = (form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2).min(sources.len());
         let mut all = 0;
         for line in sources[..used].chunks(LINE_WORDS) {
-            all ^= line[0].load(Ordering::Relaxed);
+            all ^= line[0].load();
         }
         std::hint::black_box(all);
         let at = |unit: u64| {
-            let word = map.get((unit / PER_WORD) as usize)?.load(Ordering::Relaxed);
+            let word = map.get((unit / PER_WORD) as usize)?.load();
             Some(word >> (unit % PER_WORD * 8) & 0xFF)
         };
         let (mut unit, end) = (first >> unit_shift, last >> unit_shift);
         let mut count = 0;
         while let (Some(place), Some(number)) = (found.get_mut(count), at(unit)) {
             let Some(pair) = sources.get(number as usize / 2) else { break };
-            let source = pair.load(Ordering::Relaxed) >> (number % 2 * 32);
+            let source = pair.load() >> (number % 2 * 32);
             *place = self.run(source as u32, unit << unit_shift);
             count += 1;
+            // Most reads lie in one unit.
+            if unit == end {
+                break;
+            }
             unit += 1;
             while unit <= end && at(unit) == Some(number) {
                 unit += 1;
@@ -137,14 +166,14 @@ impl Sectors {
         count
     }
 
-    fn find_in_runs(
+    fn find_in_runs<W: Word>(
         self,
-        runs: &[AtomicU64],
+        runs: &[W],
         first: u64,
         last: u64,
         found: &mut [PackedRun],
     ) -> usize {
-        let load = |run: &AtomicU64| PackedRun::from_word(run.load(Ordering::Relaxed));
+        let load = |run: &W| PackedRun::from_word(run.load());
         let after = runs.partition_point(|run| load(run).start() <= first);
         let mut count = 0;
         for (run, place) in runs[after.saturating_sub(1)..].iter().zip(found.iter_mut()) {
@@ -192,6 +221,20 @@ impl Sectors {
     }
 }
 
+impl Word for u64 {
+    #[inline]
+    fn load(&self) -> u64 {
+        *self
+    }
+}
+
+impl Word for AtomicU64 {
+    #[inline]
+    fn load(&self) -> u64 {
+        AtomicU64::load(self, Ordering::Relaxed)
+    }
+}
+
 const LAYER_SHIFT: u32 = 23;
 const PLACES: u64 = (1 << LAYER_SHIFT) - 1;
 const ZERO: u64 = PLACES;
@@ -204,6 +247,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// The stored form of these runs.
+    fn pack(sectors: Sectors, runs: &[PackedRun]) -> PackedSpan {
+        let sources: Vec<_> = runs.iter().map(|run| run.at_start(sectors.shift)).collect();
+        let mut all = sources.clone();
+        all.sort_unstable_by_key(|run| run.word());
+        all.dedup();
+        let number = |source| all.iter().position(|one| one == source).unwrap() as u16;
+        let numbered = runs.iter().zip(&sources);
+        let runs: Vec<_> = numbered
+            .map(|(run, source)| SourceRun { start: run.start() as u16, number: number(source) })
+            .collect();
+        sectors.pack(&runs, &all)
+    }
 
     /// All runs.
     fn unpack(sectors: Sectors, form: u32, words: &[AtomicU64]) -> Vec<PackedRun> {
@@ -271,7 +328,11 @@ mod tests {
 
     fn agrees(sectors: Sectors, runs: &[PackedRun], asked: std::ops::Range<u64>) {
         let expected = sector_by_sector(sectors, runs);
-        let PackedSpan { form, words } = sectors.pack(runs);
+        let mut all = vec![PackedRun::default(); sectors.in_span as usize];
+        let span = pack(sectors, runs);
+        let count = span.find(sectors, (0, sectors.in_span - 1), &mut all);
+        assert_eq!(sector_by_sector(sectors, &all[..count]), expected);
+        let PackedSpan { form, words } = span;
         assert!(words.len() <= runs.len());
         let words = atomic(&words);
         if form == 0 {
@@ -324,14 +385,14 @@ mod tests {
             PackedRun::here(page * 8, (page % 64) as usize, at).unwrap()
         };
         let runs: Vec<PackedRun> = (0..256).map(run).collect();
-        assert_eq!(sectors.pack(&runs).words.len(), 256 / 8 + 64 / 2);
+        assert_eq!(pack(sectors, &runs).words.len(), 256 / 8 + 64 / 2);
         agrees(sectors, &runs, 100..1000);
         // If layer numbers or offsets do not fit in half a word, the runs are stored.
         let far = PackedRun::here(8, 7, FileOffset::new((1 << 43) + 4096)).unwrap();
         for odd in [PackedRun::zero(8, Some(511)), PackedRun::open(8, 600), far] {
             let mut runs = runs.clone();
             runs[1] = odd;
-            assert_eq!(sectors.pack(&runs).words.len(), 256);
+            assert_eq!(pack(sectors, &runs).words.len(), 256);
             agrees(sectors, &runs, 0..2048);
         }
     }

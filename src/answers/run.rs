@@ -72,18 +72,22 @@ impl PackedRun {
 
     /// The part of this run from `sector` on. The run must start at the span's first sector, with room in the word for
     /// the offsets of the whole span.
+    #[inline]
     pub(crate) fn later(self, sector: u64, sector_shift: u32) -> Self {
-        Self(self.0 + (sector << START_SHIFT) + (sector << (sector_shift - UNIT_SHIFT)))
+        Self(self.0.wrapping_add(self.distance(sector, sector_shift)))
     }
 
-    /// Whether `next` continues where this run ends.
-    pub(crate) fn continues_in(self, next: Self, sector_shift: u32) -> bool {
-        let between = (next.start() - self.start()) << (sector_shift - UNIT_SHIFT);
-        let distance = match self.0 & PLACES {
+    /// The inverse of [`later`](Self::later): a run that starts where the span does.
+    pub(crate) fn at_start(self, sector_shift: u32) -> Self {
+        Self(self.0.wrapping_sub(self.distance(self.start(), sector_shift)))
+    }
+
+    /// What the words of two runs of one source differ by, if this many sectors are between their starts.
+    fn distance(self, sectors: u64, sector_shift: u32) -> u64 {
+        let places = match self.0 & PLACES {
             ZERO | OPEN => 0,
-            _ => between,
+            _ => sectors << (sector_shift - UNIT_SHIFT),
         };
-        let below_start = (1 << START_SHIFT) - 1;
-        (self.0 & below_start) + distance == next.0 & below_start
+        (sectors << START_SHIFT).wrapping_add(places)
     }
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use uuid::Uuid;
 
 use super::feed::Feed;
+use super::last_bitmap::LastBitmap;
 use super::link::ParentLink;
 use super::metadata::Metadata;
 use super::pins::{Pin, Pins};
@@ -52,6 +53,8 @@ pub struct Core {
     /// A writer may edit it while others read it.
     pub(crate) metadata: RwLock<Metadata>,
     pub(crate) layout: BlockLayout,
+    /// The place of the sector bitmap block that was looked up last.
+    pub(crate) last_bitmap: LastBitmap,
     pub(crate) budget: Budget,
     /// Present while the image is open for writing.
     pub(crate) feed: Option<Arc<Feed>>,

@@ -7,6 +7,7 @@ mod core;
 mod feed;
 mod foreign;
 mod info;
+mod last_bitmap;
 mod link;
 mod loss;
 mod marks;

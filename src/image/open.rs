@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use super::Core;
 use super::bytes::{read_what_is_there, too_short};
 use super::core::FoundLog;
+use super::last_bitmap::LastBitmap;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
 use super::start::{read_headers, read_identifier};
@@ -107,6 +108,7 @@ impl Start {
             has_parent: metadata.has_parent(),
             metadata: RwLock::new(metadata),
             layout,
+            last_bitmap: LastBitmap::default(),
             budget: policy.budget.clone(),
             feed: None,
             tally: Arc::default(),

@@ -117,6 +117,11 @@ impl Core {
         source: S,
         chunk: ChunkIndex,
     ) -> Result<FileOffset, S::Stop> {
+        // A writer may give the chunk another bitmap block.
+        let last = self.feed.is_none().then_some(&self.last_bitmap);
+        if let Some(place) = last.and_then(|last| last.get(chunk)) {
+            return Ok(place);
+        }
         let index = self.layout.bitmap_index(chunk);
         let entry = self.bat_entry_with(source, index)?;
         let place = entry.offset();
@@ -127,6 +132,9 @@ impl Core {
             return Err(self.bad_bitmap(index, entry).into());
         }
         self.check_apart(place, BITMAP_BLOCK_LEN, index)?;
+        if let Some(last) = last {
+            last.set(chunk, place);
+        }
         Ok(place)
     }
 

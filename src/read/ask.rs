@@ -252,14 +252,17 @@ impl Query<'_> {
     #[inline]
     fn hand_on_known(&self, sink: &mut impl Sink) -> Result<u64> {
         let mut runs = [PackedRun::default(); AT_ONCE + 1];
-        match self.find(&mut runs) {
-            // Most reads lie in one run.
-            1 => self.hand_on(&runs[..1], self.end, sink),
+        let count = self.find(&mut runs);
+        self.hand_on_found(&runs[..count], sink)
+    }
+
+    /// Passes on the runs that were looked up, and returns the number of bytes covered.
+    #[inline]
+    fn hand_on_found(&self, runs: &[PackedRun], sink: &mut impl Sink) -> Result<u64> {
+        match runs.get(AT_ONCE) {
             // The extra run only marks the end of the one before it.
-            count if count > AT_ONCE => {
-                self.hand_on(&runs[..AT_ONCE], self.within(runs[AT_ONCE].start()), sink)
-            }
-            count => self.hand_on(&runs[..count], self.end, sink),
+            Some(extra) => self.hand_on(&runs[..AT_ONCE], self.within(extra.start()), sink),
+            None => self.hand_on(runs, self.end, sink),
         }
     }
 
@@ -305,10 +308,11 @@ impl Query<'_> {
     /// Asks the layers, and caches their answers.
     #[cold]
     fn find_out<S: PageSource>(&self, source: S, sink: &mut impl Sink) -> Result<u64, S::Stop> {
-        let runs = self.learn(source)?;
-        let runs = runs.as_slice();
-        let after = runs.partition_point(|run| run.start() <= self.first_sector());
-        let handed_on = self.hand_on(&runs[after - 1..], self.end, sink)?;
+        let span = self.learn(source)?;
+        let mut runs = [PackedRun::default(); AT_ONCE + 1];
+        let asked = (self.first_sector(), self.last_sector());
+        let count = span.find(self.sectors(), asked, &mut runs);
+        let handed_on = self.hand_on_found(&runs[..count], sink)?;
         if handed_on > 0 {
             return Ok(handed_on);
         }
@@ -323,7 +327,7 @@ impl Query<'_> {
     ///
     /// # Errors
     /// If the host fails to read a table that the requested sectors need.
-    fn learn<S: PageSource>(&self, source: S) -> Result<Learned, S::Stop> {
+    fn learn<S: PageSource>(&self, source: S) -> Result<PackedSpan, S::Stop> {
         let top = &self.layers[0];
         // Changes after this point may be missing from the answer.
         let changes = top.changes();
@@ -335,20 +339,19 @@ impl Query<'_> {
         };
         if let Some(run) = run {
             top.budget().keep_answer(self.key, 0, &[run.word()], still);
-            return Ok(Learned::One([run]));
+            return Ok(PackedSpan::one(run));
         }
         let before = known.as_deref().map_or(0, depth);
         if let (Some(known), usize::MAX) = (&known, before) {
             // Another thread has found all of it since this one looked.
-            return Ok(Learned::Many(known.clone()));
+            return Ok(PackedSpan::list(known));
         }
         let known = known.unwrap_or_else(|| vec![PackedRun::open(0, asked)]);
-        let runs = self.ask_each(source, &known, 2 * before)?;
-        if depth(&runs) > before {
-            let PackedSpan { form, words } = self.sectors().pack(&runs);
-            top.budget().keep_answer(self.key, form, &words, still);
+        let (span, is_news) = self.ask_each(source, &known, before)?;
+        if is_news {
+            top.budget().keep_answer(self.key, span.form, &span.words, still);
         }
-        Ok(Learned::Many(runs))
+        Ok(span)
     }
 
     /// All cached runs of the span.
@@ -387,21 +390,22 @@ impl Query<'_> {
         Ok((self.layers.len(), Some(PackedRun::open(0, self.layers.len()))))
     }
 
-    /// The span's runs, continued from cached runs where those were left open. All requested sectors have an answer,
-    /// unless a layer has failed. Asks at least `goal` layers while any sectors are open: a second reader goes twice
-    /// as deep as the first, so a span is not walked again for each of many layers.
+    /// The span's runs, continued from cached runs where those were left open after `before` layers, and whether more
+    /// of them have an answer now or are known to have none there. All requested sectors have an answer, unless a
+    /// layer has failed. Asks at least twice as many layers as before while any sectors are open: a second reader goes
+    /// twice as deep as the first, so a span is not walked again for each of many layers.
     fn ask_each<S: PageSource>(
         &self,
         source: S,
         known: &[PackedRun],
-        goal: usize,
-    ) -> Result<Vec<PackedRun>, S::Stop> {
+        before: usize,
+    ) -> Result<(PackedSpan, bool), S::Stop> {
         let sectors = self.span >> self.sector_shift;
         let mut span = SpanBuilder::new(sectors, self.sector_shift, known);
         let mut here = [0; SPAN_WORDS];
         while let Some(layer) = self.layers.get(span.depth()) {
             let is_needed = span.is_open(self.first_sector(), self.last_sector() + 1);
-            if !is_needed && (span.depth() >= goal || !span.is_open(0, sectors)) {
+            if !is_needed && (span.depth() >= 2 * before || !span.is_open(0, sectors)) {
                 break;
             }
             let there = layer.layout().size().saturating_sub(self.start.0) >> self.sector_shift;
@@ -419,22 +423,8 @@ impl Query<'_> {
                 break;
             }
         }
-        Ok(span.into_runs())
-    }
-}
-
-/// The runs of a span.
-enum Learned {
-    One([PackedRun; 1]),
-    Many(Vec<PackedRun>),
-}
-
-impl Learned {
-    fn as_slice(&self) -> &[PackedRun] {
-        match self {
-            Self::One(run) => run,
-            Self::Many(runs) => runs,
-        }
+        let is_news = span.depth() > before || !span.is_open(0, sectors);
+        Ok((span.pack(self.sectors()), is_news))
     }
 }
 

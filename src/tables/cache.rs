@@ -82,14 +82,15 @@ impl Budget {
         keep: impl FnOnce() -> bool,
         look: impl FnOnce(&Page) -> R,
     ) -> Result<R> {
-        let look = match self.at_hand(image, at, look) {
+        let key = Key::new(image, at, self.0.seed);
+        let look = match self.0.at_hand(key, look) {
             Ok(answer) => return Ok(answer),
             Err(look) => look,
         };
         let mut page = new_page();
         load(&mut page)?;
         let answer = look(&page);
-        self.keep_page(image, at, page, keep);
+        self.0.insert(key, page, keep);
         Ok(answer)
     }
 
@@ -100,14 +101,7 @@ impl Budget {
         at: FileOffset,
         look: L,
     ) -> Result<R, L> {
-        let key = Key::new(image, at, self.0.seed);
-        let shard = self.0.shard(key).read().unwrap_or_else(PoisonError::into_inner);
-        let Some(entry) = shard.pages.get(&key) else { return Err(look) };
-        // Written only on a change: readers of one page share its cache line.
-        if !entry.hot.load(Ordering::Relaxed) {
-            entry.hot.store(true, Ordering::Relaxed);
-        }
-        Ok(look(&entry.page))
+        self.0.at_hand(Key::new(image, at, self.0.seed), look)
     }
 
     /// Caches a page of `image` that was read from its file, if `keep` then returns `true`.
@@ -204,6 +198,16 @@ impl Cache {
     /// its tag, and neither may be the same for all pages of a shard.
     fn shard(&self, key: Key) -> &RwLock<Shard> {
         &self.shards[(key.hash >> 32) as usize & (self.shards.len() - 1)]
+    }
+
+    fn at_hand<R, L: FnOnce(&Page) -> R>(&self, key: Key, look: L) -> Result<R, L> {
+        let shard = self.shard(key).read().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = shard.pages.get(&key) else { return Err(look) };
+        // Written only on a change: readers of one page share its cache line.
+        if !entry.hot.load(Ordering::Relaxed) {
+            entry.hot.store(true, Ordering::Relaxed);
+        }
+        Ok(look(&entry.page))
     }
 
     #[cold]

@@ -157,8 +157,11 @@ fn a_span_that_is_known_by_now_is_found_out_without_asking_a_layer() {
     query(&stack, 0, MIB).learn(FromFile).map(drop).unwrap();
     let asked = || panic!("no layer is to be asked");
     for layer in chain.layers() {
-        let runs = query(&stack, 0, 512).learn(Before(layer.id, &asked)).unwrap();
-        assert_eq!(runs.as_slice().len(), 2, "the child's sector, and the base's");
+        let query = query(&stack, 0, 512);
+        let span = query.learn(Before(layer.id, &asked)).unwrap();
+        let mut runs = [PackedRun::default(); 3];
+        let found = span.find(query.sectors(), (0, 2047), &mut runs);
+        assert_eq!(found, 2, "the child's sector, and the base's");
     }
 }
 
