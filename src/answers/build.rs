@@ -1,5 +1,7 @@
 //! Builds the runs of a span, layer by layer.
 
+use std::borrow::Cow;
+
 use super::packed::{PackedSpan, Sectors, SourceRun};
 use super::run::{Answer, PackedRun};
 use crate::types::{FileOffset, MIB};
@@ -8,8 +10,10 @@ use crate::types::{FileOffset, MIB};
 /// one block.
 pub(crate) const MOST_SPAN: u64 = 2 * MIB;
 
-/// Number of words with one bit for each of a span's sectors, at the smallest sector size.
-pub(crate) const SPAN_WORDS: usize = (MOST_SPAN / 512 / 64) as usize;
+/// Number of words with one bit for each of a span's sectors, at the smallest sector size. One more word has a bit for
+/// each of them.
+const SPAN_WORDS: usize = (MOST_SPAN / 512 / 64) as usize;
+const _: () = assert!(SPAN_WORDS == u64::BITS as usize);
 
 /// The most sectors in a span.
 const MOST_SECTORS: usize = SPAN_WORDS * 64;
@@ -44,9 +48,9 @@ pub(crate) struct SpanBuilder {
     /// Number of layers asked.
     depth: usize,
     /// Sectors that no layer has answered for.
-    open: Bits,
+    open: SpanBits,
     /// The first sectors of the other runs.
-    starts: Bits,
+    starts: [u64; SPAN_WORDS],
     /// For each of these, its source.
     numbers: Box<[u16; MOST_SECTORS]>,
     sources: Sources,
@@ -58,7 +62,8 @@ impl SpanBuilder {
         // Through a vector: an array would be built on the stack first.
         let numbers = vec![0; MOST_SECTORS].into_boxed_slice();
         let numbers = numbers.try_into().unwrap_or_else(|_| unreachable!("the length is right"));
-        let (open, starts, sources) = (Bits::NONE, Bits::NONE, Sources::new());
+        let (open, sources) = (SpanBits::new(), Sources::new(known.len()));
+        let starts = [0; SPAN_WORDS];
         let mut new = Self { sector_shift, sectors, depth: 0, open, starts, numbers, sources };
         for (i, run) in known.iter().enumerate() {
             let start = run.start();
@@ -69,7 +74,7 @@ impl SpanBuilder {
             } else if start < sectors {
                 let number = new.sources.number(run.at_start(sector_shift));
                 new.numbers[start as usize] = number;
-                new.starts.set(start, start + 1);
+                new.starts[start as usize / 64] |= 1 << (start % 64);
             }
         }
         new
@@ -82,27 +87,22 @@ impl SpanBuilder {
 
     /// Whether any sector from `first` up to `end` is open.
     pub(crate) fn is_open(&self, first: u64, end: u64) -> bool {
-        (first / 64..end.div_ceil(64)).any(|i| self.open.0[i as usize] & mask(i, first, end) != 0)
+        let words = (first / 64..end.div_ceil(64)).filter(|i| self.open.any >> i & 1 == 1);
+        words.into_iter().any(|i| self.open.words[i as usize] & mask(i, first, end) != 0)
     }
 
     /// Adds the next layer's answer for the first `there` sectors of the span, after which the layer's disk ends. If
-    /// owners differ, `here` has a bit for each sector that the layer holds. `None` if an offset is too large for a
-    /// packed run.
-    pub(crate) fn add(
-        &mut self,
-        owner: SpanOwner,
-        here: &[u64; SPAN_WORDS],
-        there: u64,
-    ) -> Option<()> {
+    /// owners differ, `here` has the sectors that the layer holds. `None` if an offset is too large for a packed run.
+    pub(crate) fn add(&mut self, owner: SpanOwner, here: &SpanBits, there: u64) -> Option<()> {
         let layer = self.depth;
         match owner {
             SpanOwner::One(Owner::Parent) => {}
             SpanOwner::One(Owner::Zero) => {
-                self.close(&Bits::of(0, there), PackedRun::zero(0, Some(layer)));
+                self.close(&self.up_to(there), PackedRun::zero(0, Some(layer)));
             }
             SpanOwner::One(Owner::Here(place)) => {
                 let source = self.here(place)?;
-                self.close(&Bits::of(0, there), source);
+                self.close(&self.up_to(there), source);
             }
             SpanOwner::Mixed(place) => {
                 let source = self.here(place)?;
@@ -111,7 +111,7 @@ impl SpanBuilder {
         }
         if there < self.sectors {
             // Data beyond the end of a layer never shows through from below it.
-            self.close(&Bits::of(there, self.sectors), PackedRun::zero(0, None));
+            self.close(&SpanBits::of(there, self.sectors), PackedRun::zero(0, None));
         }
         self.depth += 1;
         Some(())
@@ -119,11 +119,11 @@ impl SpanBuilder {
 
     /// The runs in the form in which to store them. `sectors` tells of a regular span.
     pub(crate) fn pack(mut self, sectors: Sectors) -> PackedSpan {
-        self.close(&[u64::MAX; SPAN_WORDS], PackedRun::open(0, self.depth));
-        let count = self.starts.0.iter().map(|word| word.count_ones() as usize).sum();
+        self.close(&SpanBits::ALL, PackedRun::open(0, self.depth));
+        let count = self.starts.iter().map(|word| word.count_ones() as usize).sum();
         let mut runs: Vec<SourceRun> = Vec::with_capacity(count);
         let mut last = None;
-        for (word, first) in self.starts.0.iter().zip((0..).step_by(64)) {
+        for (word, first) in self.starts.iter().zip((0..).step_by(64)) {
             let mut left = *word;
             while left != 0 {
                 let start = first + left.trailing_zeros() as usize;
@@ -138,6 +138,14 @@ impl SpanBuilder {
         sectors.pack(&runs, &self.sources.all)
     }
 
+    /// The first sectors of the span.
+    fn up_to(&self, there: u64) -> Cow<'static, SpanBits> {
+        match there == self.sectors {
+            true => Cow::Borrowed(&SpanBits::ALL),
+            false => Cow::Owned(SpanBits::of(0, there)),
+        }
+    }
+
     /// The run of the current layer if it held the whole span, whose first sector would be at file offset `place`.
     /// `None` if an offset is too large for a packed run.
     fn here(&self, place: FileOffset) -> Option<PackedRun> {
@@ -147,20 +155,24 @@ impl SpanBuilder {
     }
 
     /// Closes those of these sectors that are open, with this source.
-    fn close(&mut self, sectors: &[u64; SPAN_WORDS], source: PackedRun) {
-        let mut before = 0;
+    fn close(&mut self, sectors: &SpanBits, source: PackedRun) {
+        // Whether the last sector of a word was closed, as the bit for the one that follows it.
+        let (mut before, mut after) = (0, 0);
         let mut number = None;
-        for i in 0..SPAN_WORDS {
-            let closed = self.open.0[i] & sectors[i];
+        let mut left = self.open.any & sectors.any;
+        while left != 0 {
+            let i = left.trailing_zeros() as usize;
+            left &= left - 1;
+            let closed = self.open.words[i] & sectors.words[i];
             if closed == 0 {
-                before = 0;
                 continue;
             }
             let number = *number.get_or_insert_with(|| self.sources.number(source));
-            let mut starts = closed & !(closed << 1 | before);
-            before = closed >> 63;
-            self.open.0[i] &= !closed;
-            self.starts.0[i] |= starts;
+            let follows = if i == after { before } else { 0 };
+            let mut starts = closed & !(closed << 1 | follows);
+            (before, after) = (closed >> 63, i + 1);
+            self.open.put(i, self.open.words[i] & !closed);
+            self.starts[i] |= starts;
             while starts != 0 {
                 self.numbers[i * 64 + starts.trailing_zeros() as usize] = number;
                 starts &= starts - 1;
@@ -172,13 +184,16 @@ impl SpanBuilder {
 /// The sources of a span's runs. A source is written as the run that it would be if it had the whole span.
 struct Sources {
     all: Vec<PackedRun>,
-    /// By kind and layer: the number plus one of the last such source, or 0.
-    last: [[u16; LAYERS]; 3],
+    /// By kind and layer: the number plus one of the last such source, or 0. Empty unless runs were known: a layer that
+    /// is asked is a new source.
+    last: Vec<u16>,
 }
 
 impl Sources {
-    fn new() -> Self {
-        Self { all: Vec::new(), last: [[0; LAYERS]; 3] }
+    /// For a span with this many known runs.
+    fn new(known: usize) -> Self {
+        let kinds = if known > 1 { 3 } else { 0 };
+        Self { all: Vec::with_capacity(64), last: vec![0; kinds * LAYERS] }
     }
 
     /// The number of this source.
@@ -189,36 +204,85 @@ impl Sources {
             Answer::Open { depth } => (2, Some(depth)),
         };
         // A layer holds a span contiguously, so it has one source of each kind. Others only take more numbers.
-        let last = &mut self.last[kind][layer.map_or(0, |layer| layer + 1) % LAYERS];
-        if let Some(number) = last.checked_sub(1)
+        let at = kind * LAYERS + layer.map_or(0, |layer| layer + 1) % LAYERS;
+        if let Some(number) = self.last.get(at).and_then(|last| last.checked_sub(1))
             && self.all[usize::from(number)] == source
         {
             return number;
         }
         let number = self.all.len() as u16;
         self.all.push(source);
-        *last = number + 1;
+        if let Some(last) = self.last.get_mut(at) {
+            *last = number + 1;
+        }
         number
     }
 }
 
-/// One bit for each sector that a span may have.
-struct Bits([u64; SPAN_WORDS]);
+/// Sectors of a span. Most layers hold few of them, so the words without any are passed over.
+#[derive(Clone, Debug)]
+pub(crate) struct SpanBits {
+    /// The words that count: the others may be of sectors before.
+    any: u64,
+    /// One bit for each sector.
+    words: [u64; SPAN_WORDS],
+}
 
-impl Bits {
-    const NONE: Self = Self([0; SPAN_WORDS]);
+impl SpanBits {
+    /// All sectors, and those beyond a shorter span.
+    const ALL: Self = Self { any: u64::MAX, words: [u64::MAX; SPAN_WORDS] };
 
-    /// The bits from `first` up to `end`.
-    fn of(first: u64, end: u64) -> [u64; SPAN_WORDS] {
-        let mut bits = Self::NONE;
-        bits.set(first, end);
-        bits.0
+    /// No sector.
+    pub(crate) fn new() -> Self {
+        Self { any: 0, words: [0; SPAN_WORDS] }
     }
 
-    /// Sets the bits from `first` up to `end`.
+    /// The sectors from `first` up to `end`.
+    fn of(first: u64, end: u64) -> Self {
+        let mut bits = Self::new();
+        bits.set(first, end);
+        bits
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.any = 0;
+    }
+
+    /// Adds the sectors of word number `word`, which has none, by their bits, of which one at least is set.
+    #[inline]
+    pub(crate) fn add(&mut self, word: usize, bits: u64) {
+        self.words[word] = bits;
+        self.any |= 1 << word;
+    }
+
+    /// Has word number `word` be these bits.
+    #[inline]
+    fn put(&mut self, word: usize, bits: u64) {
+        self.words[word] = bits;
+        let is_any = 1 << word;
+        self.any = if bits == 0 { self.any & !is_any } else { self.any | is_any };
+    }
+
+    /// Removes the sectors from `end` on, all of which must be in one word.
+    pub(crate) fn end_at(&mut self, end: u64) {
+        if !end.is_multiple_of(64) && self.any >> (end / 64) & 1 == 1 {
+            let word = (end / 64) as usize;
+            self.put(word, self.words[word] & mask(end / 64, 0, end));
+        }
+    }
+
+    /// The last sector.
+    pub(crate) fn last(&self) -> Option<u64> {
+        let word = self.any.checked_ilog2()?;
+        Some(u64::from(word * 64 + self.words[word as usize].checked_ilog2()?))
+    }
+
+    /// Adds the sectors from `first` up to `end`.
     fn set(&mut self, first: u64, end: u64) {
-        let words = self.0.iter_mut().zip(0..).take(end.div_ceil(64) as usize);
-        words.skip((first / 64) as usize).for_each(|(word, i)| *word |= mask(i, first, end));
+        for i in first / 64..end.div_ceil(64) {
+            let bits = if self.any >> i & 1 == 1 { self.words[i as usize] } else { 0 };
+            self.put(i as usize, bits | mask(i, first, end));
+        }
     }
 }
 
@@ -293,10 +357,38 @@ mod tests {
         Answer::Open { depth: layers.len() }
     }
 
+    /// Compares with the layers' own answers, once all of them are asked, the first some of them before the others.
+    fn agrees(layers: &[Says], first: usize) {
+        let sectors = Sectors { in_span: SECTORS, shift: 9 };
+        let unpack = |span: &PackedSpan| {
+            let mut runs = vec![PackedRun::default(); SECTORS as usize];
+            let count = span.find(sectors, (0, SECTORS - 1), &mut runs);
+            runs.truncate(count);
+            runs
+        };
+        let mut known = vec![PackedRun::open(0, 0)];
+        let (above, below) = layers.split_at(first.min(layers.len()));
+        for part in [above, below] {
+            let mut span = SpanBuilder::new(SECTORS, 9, &known);
+            part.iter().for_each(|says| add(&mut span, says));
+            known = unpack(&span.pack(sectors));
+            // No layer is left to ask.
+            if known.iter().all(|run| !matches!(run.answer(), Answer::Open { .. })) {
+                break;
+            }
+        }
+        for sector in 0..SECTORS {
+            let run = known[known.partition_point(|run| run.start() <= sector) - 1];
+            assert_eq!(run.later_by(sector - run.start()), walked(layers, sector), "{sector}");
+        }
+    }
+
     fn add(span: &mut SpanBuilder, says: &Says) {
-        let mut here = [0; SPAN_WORDS];
+        // Words of no sector may be of other ones before.
+        let mut here = SpanBits::of(0, SECTORS);
+        here.clear();
         for sector in (0..says.there).filter(|sector| holds(says, *sector)) {
-            here[sector as usize / 64] |= 1 << (sector % 64);
+            here.set(sector, sector + 1);
         }
         span.add(says.owner, &here, says.there).unwrap();
     }
@@ -308,29 +400,16 @@ mod tests {
             layers in proptest::collection::vec(says(), 1..30),
             first in 0..30_usize,
         ) {
-            let sectors = Sectors { in_span: SECTORS, shift: 9 };
-            let unpack = |span: &PackedSpan| {
-                let mut runs = vec![PackedRun::default(); SECTORS as usize];
-                let count = span.find(sectors, (0, SECTORS - 1), &mut runs);
-                runs.truncate(count);
-                runs
-            };
-            let mut known = vec![PackedRun::open(0, 0)];
-            for part in [&layers[..first.min(layers.len())], &layers[first.min(layers.len())..]] {
-                let mut span = SpanBuilder::new(SECTORS, 9, &known);
-                part.iter().for_each(|says| add(&mut span, says));
-                known = unpack(&span.pack(sectors));
-                // No layer is left to ask.
-                if known.iter().all(|run| !matches!(run.answer(), Answer::Open { .. })) {
-                    break;
-                }
-            }
-            for sector in 0..SECTORS {
-                let run = known[known.partition_point(|run| run.start() <= sector) - 1];
-                let found = run.later_by(sector - run.start());
-                prop_assert_eq!(found, walked(&layers, sector), "sector {}", sector);
-            }
+            agrees(&layers, first);
         }
+    }
+
+    #[test]
+    fn a_run_behind_another_layers_is_one_of_its_own() {
+        let place = |mib| SpanOwner::Mixed(FileOffset::new(mib * MIB));
+        let above = Says { owner: place(1), held: vec![(56, 8), (128, 8)], there: SECTORS };
+        let below = Says { owner: place(2), held: vec![(0, 200)], there: SECTORS };
+        agrees(&[above, below], 0);
     }
 
     impl PackedRun {

@@ -6,7 +6,7 @@ mod packed;
 mod run;
 mod table;
 
-pub(crate) use build::{MOST_SPAN, Owner, SPAN_WORDS, SpanBuilder, SpanOwner};
+pub(crate) use build::{MOST_SPAN, Owner, SpanBits, SpanBuilder, SpanOwner};
 pub(crate) use invalidate::Invalidation;
 pub(crate) use packed::{PackedSpan, Sectors};
 pub(crate) use run::{Answer, PackedRun};

@@ -44,6 +44,11 @@ impl BatEntry {
         self.0.to_le_bytes()
     }
 
+    /// The entry that these bits are.
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
     /// The three state bits.
     pub(crate) fn state_bits(self) -> u8 {
         (self.0 & 7) as u8

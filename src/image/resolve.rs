@@ -2,14 +2,14 @@
 //!
 //! Block states are interpreted only here.
 
-use byteorder::{ByteOrder, LittleEndian};
-
 use super::Core;
-use crate::answers::{Owner, SPAN_WORDS, SpanOwner};
+use crate::answers::{Owner, SpanBits, SpanOwner};
 use crate::disk::LayerId;
 use crate::error::{Error, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, ENTRY_LEN, PayloadState};
-use crate::tables::{Budget, Epoch, FromFile, PAGE, Page, PageSource, TableFile, new_page};
+use crate::tables::{
+    Budget, Epoch, FromFile, PAGE, Page, PageSource, PageView, TableFile, new_page,
+};
 use crate::types::{BatIndex, ChunkIndex, DiskOffset, FileOffset};
 
 /// Number of blocks that one call examines to join contiguous ones.
@@ -93,8 +93,8 @@ impl Core {
             return Err(self.bat_too_short(index).into());
         }
         let at = self.bat_entry_at(index);
-        let within = (at.get() % PAGE) as usize;
-        self.table_page_with(source, at, |page| BatEntry::read(&page[within..]))
+        let word = (at.get() % PAGE / ENTRY_LEN) as usize;
+        self.table_page_with(source, at, |page| BatEntry::from_bits(page.word(word)))
     }
 
     /// Number of entries that the table has room for.
@@ -139,7 +139,11 @@ impl Core {
     }
 
     /// Applies `look` to the table page that contains `at`.
-    pub(crate) fn table_page<R>(&self, at: FileOffset, look: impl FnOnce(&Page) -> R) -> Result<R> {
+    pub(crate) fn table_page<R>(
+        &self,
+        at: FileOffset,
+        look: impl FnOnce(PageView<'_>) -> R,
+    ) -> Result<R> {
         self.table_page_with(FromFile, at, look)
     }
 
@@ -147,7 +151,7 @@ impl Core {
         &self,
         source: S,
         at: FileOffset,
-        look: impl FnOnce(&Page) -> T,
+        look: impl FnOnce(PageView<'_>) -> T,
     ) -> Result<T, S::Stop> {
         let start = FileOffset::new(at.get() - at.get() % PAGE);
         let epoch = match &self.feed {
@@ -155,7 +159,7 @@ impl Core {
             Some(feed) => {
                 let changed = feed.changed.read();
                 if let Some(page) = changed.page(start.get()) {
-                    return Ok(look(page));
+                    return Ok(look(PageView::Whole(page)));
                 }
                 Some(feed.changed.epoch())
             }
@@ -177,7 +181,7 @@ impl Core {
 
     /// The byte of a table at `at`.
     pub(crate) fn table_byte(&self, at: FileOffset) -> Result<u8> {
-        self.table_page(at, |page| page[(at.get() % PAGE) as usize])
+        self.table_page(at, |page| page.byte((at.get() % PAGE) as usize))
     }
 
     fn resolve_in_block<S: PageSource>(
@@ -230,14 +234,13 @@ impl Core {
 
     /// The owner of a span of the disk: the `len` bytes at `at`, a multiple of 1 MiB. They must be whole sectors, at
     /// most [`MOST_SPAN`](crate::answers::MOST_SPAN), and lie within one block and the disk. An error means that some
-    /// of them, perhaps not all, are unavailable. If owners differ, `here` gets a bit for each sector that this image
-    /// holds.
+    /// of them, perhaps not all, are unavailable. If owners differ, `here` gets the sectors that this image holds.
     pub(crate) fn resolve_span<S: PageSource>(
         &self,
         source: S,
         at: DiskOffset,
         len: u64,
-        here: &mut [u64; SPAN_WORDS],
+        here: &mut SpanBits,
     ) -> Result<SpanOwner, S::Stop> {
         let block = self.layout.block_of(at);
         let index = self.layout.payload_index(block);
@@ -249,11 +252,10 @@ impl Core {
                 let bitmap = self.bitmap_at_with(source, self.layout.chunk_of(block))?;
                 let sectors = len / self.layout.sector_size();
                 self.read_bits(source, bitmap, self.layout.bit_of(at), sectors, here)?;
-                let Some(last) = here.iter().rposition(|word| *word != 0) else {
+                let Some(last) = here.last() else {
                     return Ok(SpanOwner::One(Owner::Parent));
                 };
-                let end = last as u64 * 64 + 64 - u64::from(here[last].leading_zeros());
-                let len = end * self.layout.sector_size();
+                let len = (last + 1) * self.layout.sector_size();
                 Ok(SpanOwner::Mixed(self.place_of(entry, index, at, len)?))
             }
         }
@@ -266,18 +268,15 @@ impl Core {
         bitmap: FileOffset,
         first: u64,
         count: u64,
-        bits: &mut [u64; SPAN_WORDS],
+        bits: &mut SpanBits,
     ) -> Result<(), S::Stop> {
-        bits.fill(0);
-        let used = &mut bits[..count.div_ceil(64) as usize];
+        bits.clear();
         let at = bitmap + first / 8;
+        let words = ((at.get() % PAGE / 8) as usize, count.div_ceil(64) as usize);
         self.table_page_with(source, at, |page| {
-            let bytes = &page[(at.get() % PAGE) as usize..][..used.len() * 8];
-            LittleEndian::read_u64_into(bytes, used);
+            page.each_word(words.0, words.1, |word, of_word| bits.add(word, of_word));
         })?;
-        if let (Some(last), 1..) = (used.last_mut(), count % 64) {
-            *last &= (1 << (count % 64)) - 1;
-        }
+        bits.end_at(count);
         Ok(())
     }
 
@@ -465,8 +464,8 @@ impl OwnedRun {
 
 /// The value of bit `first` of a page, and how many bits from there on, before `end`, have the same value. Bits count
 /// from the lowest of each byte.
-fn run_of_bits(page: &Page, first: u64, end: u64) -> (bool, u64) {
-    let word = |bit: u64| LittleEndian::read_u64(&page[(bit / 64 * 8) as usize..]);
+fn run_of_bits(page: PageView<'_>, first: u64, end: u64) -> (bool, u64) {
+    let word = |bit: u64| page.word((bit / 64) as usize);
     let is_set = word(first) >> (first % 64) & 1 == 1;
     let mut bit = first;
     while bit < end {
@@ -504,7 +503,7 @@ mod tests {
             let end = (first + len).min(8 * PAGE);
             let value = bits[first as usize];
             let expected = bits[first as usize..end as usize].iter().take_while(|b| **b == value).count();
-            prop_assert_eq!(run_of_bits(&page, first, end), (value, expected as u64));
+            prop_assert_eq!(run_of_bits(PageView::Whole(&page), first, end), (value, expected as u64));
         }
     }
 }

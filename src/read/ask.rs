@@ -17,7 +17,7 @@ mod tests;
 
 use super::layers::{Layer, Layers};
 use crate::answers::{
-    Answer, AnswerKey, AnswerTable, Owner, PackedRun, PackedSpan, SPAN_WORDS, Sectors, SpanBuilder,
+    Answer, AnswerKey, AnswerTable, Owner, PackedRun, PackedSpan, Sectors, SpanBits, SpanBuilder,
     SpanOwner,
 };
 use crate::error::Result;
@@ -333,21 +333,25 @@ impl Query<'_> {
         let changes = top.changes();
         let still = || top.changes() == changes;
         let known = self.known();
-        let (asked, run) = match known {
-            None => self.ask_whole(source)?,
-            Some(_) => (0, None),
+        let mut here = SpanBits::new();
+        let whole = match known {
+            None => self.ask_whole(source, &mut here)?,
+            Some(_) => Whole::Not(0, None),
         };
-        if let Some(run) = run {
-            top.budget().keep_answer(self.key, 0, &[run.word()], still);
-            return Ok(PackedSpan::one(run));
-        }
+        let (asked, next) = match whole {
+            Whole::Not(asked, next) => (asked, next),
+            Whole::Run(run) => {
+                top.budget().keep_answer(self.key, 0, &[run.word()], still);
+                return Ok(PackedSpan::one(run));
+            }
+        };
         let before = known.as_deref().map_or(0, depth);
         if let (Some(known), usize::MAX) = (&known, before) {
             // Another thread has found all of it since this one looked.
             return Ok(PackedSpan::list(known));
         }
         let known = known.unwrap_or_else(|| vec![PackedRun::open(0, asked)]);
-        let (span, is_news) = self.ask_each(source, &known, before)?;
+        let (span, is_news) = self.ask_each(source, &known, before, next, &mut here)?;
         if is_news {
             top.budget().keep_answer(self.key, span.form, &span.words, still);
         }
@@ -369,29 +373,29 @@ impl Query<'_> {
         (count > 0).then_some(runs)
     }
 
-    /// Asks layers while each has one answer for the whole span. Returns how many deferred to the next, and the run,
-    /// if a later one answered for the whole span.
-    fn ask_whole<S: PageSource>(&self, source: S) -> Result<(usize, Option<PackedRun>), S::Stop> {
-        let mut here = [0; SPAN_WORDS];
+    /// Asks layers while each has one answer for the whole span.
+    fn ask_whole<S: PageSource>(&self, source: S, here: &mut SpanBits) -> Result<Whole, S::Stop> {
         for (depth, layer) in self.layers.iter().enumerate() {
             if layer.layout().size().saturating_sub(self.start.0) < self.span {
-                return Ok((depth, None));
+                return Ok(Whole::Not(depth, None));
             }
-            let run = match layer.resolve_span(source, self.start, self.span, &mut here) {
+            let run = match layer.resolve_span(source, self.start, self.span, here) {
                 Ok(SpanOwner::One(Owner::Parent)) => continue,
                 Ok(SpanOwner::One(Owner::Zero)) => Some(PackedRun::zero(0, Some(depth))),
                 Ok(SpanOwner::One(Owner::Here(place))) => PackedRun::here(0, depth, place)
                     .filter(|_| PackedRun::here(0, depth, place + self.span).is_some()),
                 Err(stop) if S::is_host_failure(&stop) => return Err(stop),
-                Ok(SpanOwner::Mixed(_)) | Err(_) => None,
+                Ok(mixed @ SpanOwner::Mixed(_)) => return Ok(Whole::Not(depth, Some(mixed))),
+                Err(_) => None,
             };
-            return Ok((depth, run));
+            return Ok(run.map_or(Whole::Not(depth, None), Whole::Run));
         }
-        Ok((self.layers.len(), Some(PackedRun::open(0, self.layers.len()))))
+        Ok(Whole::Run(PackedRun::open(0, self.layers.len())))
     }
 
     /// The span's runs, continued from cached runs where those were left open after `before` layers, and whether more
-    /// of them have an answer now or are known to have none there. All requested sectors have an answer, unless a
+    /// of them have an answer now or are known to have none there. `next` is the owner by the next layer, with the
+    /// sectors `here`, if it is known. All requested sectors have an answer, unless a
     /// layer has failed. Asks at least twice as many layers as before while any sectors are open: a second reader goes
     /// twice as deep as the first, so a span is not walked again for each of many layers.
     fn ask_each<S: PageSource>(
@@ -399,10 +403,11 @@ impl Query<'_> {
         source: S,
         known: &[PackedRun],
         before: usize,
+        mut next: Option<SpanOwner>,
+        here: &mut SpanBits,
     ) -> Result<(PackedSpan, bool), S::Stop> {
         let sectors = self.span >> self.sector_shift;
         let mut span = SpanBuilder::new(sectors, self.sector_shift, known);
-        let mut here = [0; SPAN_WORDS];
         while let Some(layer) = self.layers.get(span.depth()) {
             let is_needed = span.is_open(self.first_sector(), self.last_sector() + 1);
             if !is_needed && (span.depth() >= 2 * before || !span.is_open(0, sectors)) {
@@ -410,22 +415,30 @@ impl Query<'_> {
             }
             let there = layer.layout().size().saturating_sub(self.start.0) >> self.sector_shift;
             let there = there.min(sectors);
-            let owner = match there {
-                0 => Ok(SpanOwner::One(Owner::Parent)),
-                _ => layer.resolve_span(source, self.start, self.within(there), &mut here),
+            let owner = match (next.take(), there) {
+                (Some(owner), _) => Ok(owner),
+                (None, 0) => Ok(SpanOwner::One(Owner::Parent)),
+                (None, _) => layer.resolve_span(source, self.start, self.within(there), here),
             };
             let owner = match owner {
                 Ok(owner) => owner,
                 Err(stop) if is_needed && S::is_host_failure(&stop) => return Err(stop),
                 Err(_) => break,
             };
-            if span.add(owner, &here, there).is_none() {
+            if span.add(owner, here, there).is_none() {
                 break;
             }
         }
         let is_news = span.depth() > before || !span.is_open(0, sectors);
         Ok((span.pack(self.sectors()), is_news))
     }
+}
+
+/// The answer for a whole span.
+enum Whole {
+    Run(PackedRun),
+    /// There is none: this many layers deferred to the next one, which has this answer, if it is known.
+    Not(usize, Option<SpanOwner>),
 }
 
 impl Run {

@@ -8,14 +8,13 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use super::page::{KeptPage, PAGE, Page, PageView};
 use crate::answers::{AnswerKey, AnswerTable};
 use crate::counters::Count;
 use crate::disk::LayerId;
 use crate::error::Result;
-use crate::types::{FileOffset, KIB, MIB};
+use crate::types::{FileOffset, MIB};
 
-/// Size of a page in bytes, the unit in which tables are read.
-pub(crate) const PAGE: u64 = 4 * KIB;
 /// Upper bound of a page's cost besides its bytes: its slots in the map and the queue, which double when full, and
 /// the allocator's overhead.
 const OVERHEAD: usize = 256;
@@ -23,9 +22,6 @@ const DEFAULT_BUDGET: usize = 64 * MIB as usize;
 const MAX_SHARDS: usize = 64;
 /// With fewer pages, uneven hashing alone would make a shard evict.
 const MIN_PAGES_PER_SHARD: usize = 16;
-
-/// One page of a table.
-pub(crate) type Page = [u8; PAGE as usize];
 
 /// The memory that images may use to cache their tables, and chains to cache which layer holds which bytes.
 ///
@@ -80,22 +76,21 @@ impl Budget {
         at: FileOffset,
         load: impl FnOnce(&mut Page) -> Result<()>,
         keep: impl FnOnce() -> bool,
-        look: impl FnOnce(&Page) -> R,
+        look: impl FnOnce(PageView<'_>) -> R,
     ) -> Result<R> {
         let key = Key::new(image, at, self.0.seed);
         let look = match self.0.at_hand(key, look) {
             Ok(answer) => return Ok(answer),
             Err(look) => look,
         };
-        let mut page = new_page();
-        load(&mut page)?;
-        let answer = look(&page);
+        let page = loaded(load)?;
+        let answer = look(page.view());
         self.0.insert(key, page, keep);
         Ok(answer)
     }
 
     /// Applies `look` to the page of `image` at file offset `at`, or returns `look` if the page is not cached.
-    pub(crate) fn at_hand<R, L: FnOnce(&Page) -> R>(
+    pub(crate) fn at_hand<R, L: FnOnce(PageView<'_>) -> R>(
         &self,
         image: LayerId,
         at: FileOffset,
@@ -109,10 +104,10 @@ impl Budget {
         &self,
         image: LayerId,
         at: FileOffset,
-        page: Box<Page>,
+        page: &Page,
         keep: impl FnOnce() -> bool,
     ) {
-        self.0.insert(Key::new(image, at, self.0.seed), page, keep);
+        self.0.insert(Key::new(image, at, self.0.seed), KeptPage::new(page), keep);
     }
 
     /// The cached answers of chains, unless the budget is too small for any.
@@ -188,7 +183,8 @@ struct Shard {
 
 #[derive(Debug)]
 struct Entry {
-    page: Box<Page>,
+    /// Counts as a whole page, however it is kept.
+    page: KeptPage,
     /// Whether the page was used since it last reached the head of the queue.
     hot: AtomicBool,
 }
@@ -200,18 +196,18 @@ impl Cache {
         &self.shards[(key.hash >> 32) as usize & (self.shards.len() - 1)]
     }
 
-    fn at_hand<R, L: FnOnce(&Page) -> R>(&self, key: Key, look: L) -> Result<R, L> {
+    fn at_hand<R, L: FnOnce(PageView<'_>) -> R>(&self, key: Key, look: L) -> Result<R, L> {
         let shard = self.shard(key).read().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = shard.pages.get(&key) else { return Err(look) };
         // Written only on a change: readers of one page share its cache line.
         if !entry.hot.load(Ordering::Relaxed) {
             entry.hot.store(true, Ordering::Relaxed);
         }
-        Ok(look(&entry.page))
+        Ok(look(entry.page.view()))
     }
 
     #[cold]
-    fn insert(&self, key: Key, page: Box<Page>, keep: impl FnOnce() -> bool) {
+    fn insert(&self, key: Key, page: KeptPage, keep: impl FnOnce() -> bool) {
         let mut shard = self.shard(key).write().unwrap_or_else(PoisonError::into_inner);
         if keep() {
             self.evicted.add(shard.insert(key, page, self.pages_per_shard()));
@@ -237,7 +233,7 @@ impl Cache {
 
 impl Shard {
     /// Returns the number of pages evicted.
-    fn insert(&mut self, key: Key, page: Box<Page>, most: usize) -> u64 {
+    fn insert(&mut self, key: Key, page: KeptPage, most: usize) -> u64 {
         if self.pages.contains_key(&key) {
             return 0; // another reader was faster
         }
@@ -261,6 +257,15 @@ impl Shard {
         }
         evicted
     }
+}
+
+/// A page that was just loaded.
+#[cold]
+fn loaded(load: impl FnOnce(&mut Page) -> Result<()>) -> Result<KeptPage> {
+    // On the stack, which the processor has in its caches.
+    let mut page = [0; PAGE as usize];
+    load(&mut page)?;
+    Ok(KeptPage::new(&page))
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,20 +312,14 @@ impl Hasher for KeyHasher {
     }
 }
 
-pub(crate) fn new_page() -> Box<Page> {
-    // Through a vector: an array would be built on the stack first.
-    let bytes = vec![0; PAGE as usize].into_boxed_slice();
-    bytes.try_into().unwrap_or_else(|_| unreachable!("the length is a page's"))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
     use super::*;
 
-    fn number(page: &Page) -> u8 {
-        page[0]
+    fn number(page: PageView<'_>) -> u8 {
+        page.byte(0)
     }
 
     fn look(budget: &Budget, image: LayerId, page: u8, loads: &mut usize) -> u8 {

@@ -4,7 +4,8 @@
 
 use std::collections::HashMap;
 
-use super::cache::{Budget, PAGE, Page, new_page};
+use super::cache::Budget;
+use super::page::{PAGE, Page, PageView, new_page};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::FileOffset;
@@ -35,7 +36,7 @@ pub(crate) trait PageSource: Copy {
         file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
-        look: impl FnOnce(&Page) -> T,
+        look: impl FnOnce(PageView<'_>) -> T,
     ) -> Result<T, Self::Stop>;
 
     /// Whether the host failed to read a page. The failure is reported even if another try would succeed.
@@ -64,7 +65,7 @@ impl PageSource for FromFile {
         file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
-        look: impl FnOnce(&Page) -> T,
+        look: impl FnOnce(PageView<'_>) -> T,
     ) -> Result<T> {
         let load = |page: &mut Page| file.load_page(at, page);
         file.budget().with_page(file.id(), at, load, || file.epoch() == epoch, look)
@@ -105,11 +106,11 @@ impl PageSource for FromMemory<'_> {
         file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
-        look: impl FnOnce(&Page) -> T,
+        look: impl FnOnce(PageView<'_>) -> T,
     ) -> Result<T, Stop> {
         let missing = Missing { image: file.id(), at, epoch };
         if let Some(page) = self.0.page(missing) {
-            return Ok(look(page));
+            return Ok(look(PageView::Whole(page)));
         }
         file.budget().at_hand(file.id(), at, look).map_err(|_| Stop::Missing(missing))
     }
@@ -152,7 +153,7 @@ impl Carried {
             read.is_news = false;
             let Some(file) = file(*id) else { continue };
             let still = || file.epoch() == read.epoch;
-            file.budget().keep_page(*id, *at, read.page.clone(), still);
+            file.budget().keep_page(*id, *at, &read.page, still);
         }
     }
 

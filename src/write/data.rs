@@ -431,7 +431,7 @@ impl Writer {
                 (self.feed.changed.epoch(), missing.copied().collect())
             };
             let load = |(at, kind): (u64, PageKind)| {
-                let page = self.core.table_page(FileOffset::new(at), |page| Box::new(*page))?;
+                let page = self.core.table_page(FileOffset::new(at), |page| page.to_page())?;
                 Ok((at, kind, page))
             };
             let loaded = missing.into_iter().map(load).collect::<Result<Vec<_>>>()?;

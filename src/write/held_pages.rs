@@ -64,7 +64,7 @@ impl Writer {
             }
             let epoch = self.feed.changed.epoch();
             let page =
-                self.core.table_page_with(source, FileOffset::new(at), |page| Box::new(*page))?;
+                self.core.table_page_with(source, FileOffset::new(at), |page| page.to_page())?;
             let mut changed = self.feed.changed.write();
             // Otherwise pages were applied meanwhile: this one may be stale.
             if self.feed.changed.epoch() == epoch {

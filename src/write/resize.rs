@@ -241,7 +241,7 @@ impl Writer {
         while next < indices.end {
             let end = (next / ENTRIES + 1) * ENTRIES;
             let (at, _) = self.bat_page(BatIndex(next));
-            let old = self.core.table_page(FileOffset::new(at), |page| Box::new(*page))?;
+            let old = self.core.table_page(FileOffset::new(at), |page| page.to_page())?;
             let mut page = old.clone();
             for index in next..end.min(indices.end) {
                 if let Some(new) = entry(BatIndex(index))? {
@@ -271,7 +271,7 @@ impl Writer {
                 let mut page = match page_at < self.core.bat.length.into() {
                     true => self
                         .core
-                        .table_page(self.core.bat.offset + page_at, |page| Box::new(*page))?,
+                        .table_page(self.core.bat.offset + page_at, |page| page.to_page())?,
                     false => new_page(),
                 };
                 let first_here = page_at / ENTRY_LEN;

@@ -7,7 +7,7 @@ use super::*;
 use crate::chain::Stack;
 use crate::disk::Zeroing;
 use crate::read::HasLayers;
-use crate::tables::{Budget, Epoch, Page, TableFile};
+use crate::tables::{Budget, Epoch, PageView, TableFile};
 use crate::types::{FileOffset, MIB};
 use crate::{CreateOptions, DiffChain, Disk, LayerId, OpenOptions};
 
@@ -57,7 +57,7 @@ impl PageSource for Before<'_> {
         file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
-        look: impl FnOnce(&Page) -> T,
+        look: impl FnOnce(PageView<'_>) -> T,
     ) -> Result<T> {
         if file.id() == self.0 {
             (self.1)();
@@ -196,7 +196,7 @@ impl PageSource for FailsOnce<'_> {
         file: &impl TableFile,
         at: FileOffset,
         epoch: Epoch,
-        look: impl FnOnce(&Page) -> T,
+        look: impl FnOnce(PageView<'_>) -> T,
     ) -> Result<T> {
         if file.id() == self.0 && !self.1.replace(true) {
             return Err(std::io::Error::other("the cable is out").into());
