@@ -129,17 +129,7 @@ impl Sectors {
             let runs = words.get(..form as usize).unwrap_or_default();
             return self.find_in_runs(runs, first, last, found);
         }
-        let unit_shift = form >> COUNT_BITS & ((1 << UNIT_BITS) - 1);
-        let map_words = (self.in_span >> unit_shift).div_ceil(PER_WORD) as usize;
-        let Some((map, sources)) = words.split_at_checked(map_words) else { return 0 };
-        // Loads all sources before the one needed is known: waiting for two distant cache lines one after the other
-        // would cost as much as the rest of a read's path.
-        let used = (form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2).min(sources.len());
-        let mut all = 0;
-        for line in sources[..used].chunks(LINE_WORDS) {
-            all ^= line[0].load();
-        }
-        std::hint::black_box(all);
+        let Some((map, sources, unit_shift)) = self.parts(form, words) else { return 0 };
         let at = |unit: u64| {
             let word = map.get((unit / PER_WORD) as usize)?.load();
             Some(word >> (unit % PER_WORD * 8) & 0xFF)
@@ -164,6 +154,51 @@ impl Sectors {
             }
         }
         count
+    }
+
+    /// The run of sector `first`, if it reaches up to sector `last`. Otherwise as [`find`](Self::find), in fewer steps.
+    #[inline]
+    pub(super) fn find_one<W: Word>(
+        self,
+        form: u32,
+        words: &[W],
+        first: u64,
+        last: u64,
+    ) -> Option<PackedRun> {
+        if form & IS_MAP == 0 {
+            let mut found = [PackedRun::default(); 2];
+            return (self.find(form, words, first, last, &mut found) == 1).then_some(found[0]);
+        }
+        let (map, sources, unit_shift) = self.parts(form, words)?;
+        let at = |unit: u64| {
+            let word = map.get((unit / PER_WORD) as usize)?.load();
+            Some(word >> (unit % PER_WORD * 8) & 0xFF)
+        };
+        let (unit, end) = (first >> unit_shift, last >> unit_shift);
+        let number = at(unit)?;
+        // Most reads lie in one unit.
+        if unit != end && !(unit + 1..=end).all(|unit| at(unit) == Some(number)) {
+            return None;
+        }
+        let source = sources.get(number as usize / 2)?.load() >> (number % 2 * 32);
+        Some(self.run(source as u32, unit << unit_shift))
+    }
+
+    /// The map, the sources, and the base-2 logarithm of the sectors per unit.
+    #[inline]
+    fn parts<W: Word>(self, form: u32, words: &[W]) -> Option<(&[W], &[W], u32)> {
+        let unit_shift = form >> COUNT_BITS & ((1 << UNIT_BITS) - 1);
+        let map_words = (self.in_span >> unit_shift).div_ceil(PER_WORD) as usize;
+        let (map, sources) = words.split_at_checked(map_words)?;
+        // Loads all sources before the one needed is known: waiting for two distant cache lines one after the other
+        // would cost as much as the rest of a read's path.
+        let used = (form as usize & ((1 << COUNT_BITS) - 1)).div_ceil(2).min(sources.len());
+        let mut all = 0;
+        for line in sources[..used].chunks(LINE_WORDS) {
+            all ^= line[0].load();
+        }
+        std::hint::black_box(all);
+        Some((map, sources, unit_shift))
     }
 
     fn find_in_runs<W: Word>(
@@ -344,6 +379,10 @@ mod tests {
             let mut found = vec![PackedRun::default(); room];
             let count = sectors.find(form, &words, asked.start, asked.end - 1, &mut found);
             let (found, is_all) = (&found[..count], count < room);
+            if room == 2 {
+                let one = sectors.find_one(form, &words, asked.start, asked.end - 1);
+                assert_eq!(one, (count == 1).then_some(found[0]));
+            }
             assert!(found[0].start() <= asked.start);
             for (i, run) in found.iter().enumerate() {
                 let from = run.start().max(asked.start);
@@ -410,6 +449,7 @@ mod tests {
                 let words: Vec<AtomicU64> = std::iter::repeat_with(next).take(len).collect();
                 let sectors = Sectors { in_span: 2048, shift: 9 };
                 assert!(sectors.find(form, &words, 3, 2000, &mut [PackedRun::default(); 17]) <= 17);
+                sectors.find_one(form, &words, 3, 2000);
                 unpack(sectors, form, &words);
             }
         }

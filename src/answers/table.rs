@@ -279,6 +279,24 @@ impl AnswerTable {
         }
     }
 
+    /// The cached run of the sectors from `first` up to `last` of a span, if they are in one. It may be given with a later
+    /// start than it has.
+    #[inline(always)] // once for each read
+    pub(crate) fn find_one(
+        &self,
+        key: AnswerKey,
+        sectors: Sectors,
+        (first, last): (u64, u64),
+    ) -> Option<PackedRun> {
+        match self.stored(key)? {
+            Stored::Word(word) => Some(PackedRun::from_word(word)),
+            Stored::Words { form, words, at } => {
+                let run = sectors.find_one(form, words, first, last)?;
+                self.is_whole(at).then_some(run)
+            }
+        }
+    }
+
     /// As [`find`](Self::find), for words in the ring. Out of line, so that an answer of one word costs no call.
     #[inline(never)]
     fn find_in(
@@ -292,7 +310,7 @@ impl AnswerTable {
         if self.is_whole(at) { count } else { 0 }
     }
 
-    #[inline]
+    #[inline(always)] // once for each read
     fn stored(&self, key: AnswerKey) -> Option<Stored<'_>> {
         let home = self.home(key);
         let lines = self.lines[home.piece].get()?;

@@ -75,11 +75,12 @@ impl<'a> Layers<'a> {
             return None;
         }
         let query = self.query(0, at, len)?;
-        let mut runs = [PackedRun::default(); 2];
-        if query.end - query.from < len || query.find(&mut runs) != 1 {
+        if query.end - query.from < len {
             return None;
         }
-        let answer = query.answer(runs[0], query.from);
+        let asked = (query.first_sector(), query.last_sector());
+        let run = query.answers.find_one(query.key, query.sectors(), asked)?;
+        let answer = query.answer(run, query.from);
         if matches!(answer, Answer::Open { .. }) {
             return None;
         }
