@@ -13,6 +13,7 @@ use crate::driver::{Driver, MIB, Recorded};
 use crate::model::{Expected, Model};
 use crate::outcomes::{Depth, Explorer, Outcome, describe};
 use crate::sim::{Event, Files, SimHost};
+use crate::stale::EXTENT;
 use crate::verdict;
 
 /// How thoroughly to explore a history.
@@ -154,12 +155,19 @@ pub fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String
 fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
     let mut rng = Rng::new(job.sum);
     let segments = &job.expected.segments;
-    let writes: Vec<(u64, u64)> = (0..3)
-        .map(|_| {
-            let at = segments[rng.below(segments.len() as u64) as usize].range.start;
-            (at, (512 << rng.below(5)).min(recorded.model.size - at))
-        })
-        .collect();
+    let mut writes: Vec<(u64, u64)> = Vec::new();
+    for _ in 0..3 {
+        let mut at = segments[rng.below(segments.len() as u64) as usize].range.start;
+        // A host that shows stale bytes does so in what a new block has not had written to yet, one extent at a time.
+        let is_rest = |(other, _): &&(u64, u64)| {
+            at / recorded.model.block_size == other / recorded.model.block_size
+                && at / EXTENT != other / EXTENT
+        };
+        if let Some((other, _)) = writes.iter().find(is_rest).filter(|_| job.files.shows_stale) {
+            at = *other;
+        }
+        writes.push((at, (512 << rng.below(5)).min(recorded.model.size - at)));
+    }
     // Around those places, the expected contents are what the outcome reads.
     let mut model = Model::new(Default::default(), recorded.model.size, recorded.model.block_size);
     for (at, len) in &writes {

@@ -52,7 +52,8 @@ fn effort(workload: &Workload, shows_stale: bool) -> Effort {
         // Only what it does not have in common with the other host is new.
         (false, false) if shows_stale => Depth { exhaustive: 6, samples: 10, torn: 10 },
         (false, false) => Depth { exhaustive: 7, samples: 20, torn: 20 },
-        (false, true) => Depth { exhaustive: 4, samples: 2, torn: 1 },
+        (false, true) if is_hunt => Depth { exhaustive: 4, samples: 2, torn: 1 },
+        (false, true) => Depth { exhaustive: 3, samples: 1, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
         (true, true) => Depth { exhaustive: 10, samples: 40, torn: 20 },
     };

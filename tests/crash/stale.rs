@@ -11,7 +11,7 @@ use crate::sim::{Event, Files, PAGE};
 /// The unit in which the host writes, in bytes: all of it is stale if a write to any part of it is lost.
 const HOST_BLOCK: u64 = PAGE as u64;
 /// The unit in which the host gives out space, in bytes.
-const EXTENT: u64 = 1 << 20;
+pub const EXTENT: u64 = 1 << 20;
 
 /// The space that files grew by, and which of its extents are safe.
 #[derive(Debug)]
