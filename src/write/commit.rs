@@ -130,6 +130,11 @@ impl Commit {
         }
     }
 
+    /// Lets the file grow again.
+    pub(super) fn resume_growth(&mut self) {
+        self.pause = None;
+    }
+
     /// Gives up, between two steps: what is left belongs to the next commit.
     pub(super) fn abandon(&mut self, writer: &Writer) {
         let mut changed = writer.feed.changed.write();

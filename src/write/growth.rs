@@ -21,8 +21,8 @@ pub(super) struct Growth {
 #[derive(Debug)]
 struct State {
     space: Space,
-    /// Set during a commit: the file must not grow.
-    is_paused: bool,
+    /// How many keep the file from growing: one for each commit.
+    pauses: usize,
     /// Set while a thread has the file grow, without the lock.
     is_growing: bool,
 }
@@ -34,8 +34,7 @@ pub(super) struct GrowthPause(Arc<Growth>);
 impl Growth {
     /// The space of a file of `file_len` bytes. `pins` delay the reuse of freed space.
     pub(super) fn new(file_len: u64, ahead: Ahead, pins: Arc<Pins>) -> Self {
-        let state =
-            State { space: Space::new(file_len, ahead), is_paused: false, is_growing: false };
+        let state = State { space: Space::new(file_len, ahead), pauses: 0, is_growing: false };
         Self { state: Mutex::new(state), resumed: Condvar::new(), pins }
     }
 
@@ -118,7 +117,7 @@ impl Growth {
         file: &dyn Storage,
         len: u64,
     ) -> io::Result<MutexGuard<'a, State>> {
-        if state.is_paused {
+        if state.pauses > 0 {
             state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
             return Ok(state);
         }
@@ -162,6 +161,11 @@ impl Growth {
     /// Records that the space at `at` may hold bytes that no table names.
     pub(super) fn spoil(&self, at: FileOffset) {
         self.state().space.spoil(at);
+    }
+
+    /// Records that writes may reach the space at `at` at any time from now on: it is not used again.
+    pub(super) fn lose(&self, at: FileOffset) {
+        self.state().space.lose(at);
     }
 
     pub(super) fn free_later(&self, freed: Freed) {
@@ -212,7 +216,7 @@ impl Growth {
         while state.is_growing {
             state = self.resumed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.is_paused = true;
+        state.pauses += 1;
         GrowthPause(Arc::clone(self))
     }
 
@@ -220,7 +224,7 @@ impl Growth {
     pub(super) fn try_pause(self: &Arc<Self>) -> Option<GrowthPause> {
         let mut state = self.state();
         let is_still = !state.is_growing;
-        state.is_paused |= is_still;
+        state.pauses += usize::from(is_still);
         drop(state);
         is_still.then(|| GrowthPause(Arc::clone(self)))
     }
@@ -250,7 +254,7 @@ impl Drop for Growing<'_> {
 
 impl Drop for GrowthPause {
     fn drop(&mut self) {
-        self.0.state().is_paused = false;
+        self.0.state().pauses -= 1;
         self.0.resumed.notify_all();
     }
 }

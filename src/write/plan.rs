@@ -50,8 +50,12 @@ pub struct WritePlan {
 /// [`close`](crate::DiffChain::close) fail with [`ErrorKind::InUse`] and their number, and so do writes of a part of a
 /// sector that a plan covers.
 ///
-/// Dropping this value says that I/O may still be under way: the write stays in progress until the image is closed.
-/// Space that it reserved alone is used for nothing else, and the operations above are refused, except for `close`.
+/// Dropping this value says that I/O may still be under way: the write stays in progress until the chain is dropped.
+/// The space of its blocks is used for nothing else once it is freed, and the operations above are refused, except for
+/// `close`.
+///
+/// A plan keeps the file of the tip open. If the chain is dropped first, the end of the last plan ends the session, as
+/// dropping the chain would: that writes and flushes the file.
 #[must_use = "dropped, the write stays in progress"]
 pub struct WriteInFlight(WritePlan);
 
@@ -94,6 +98,7 @@ pub(crate) trait FindTip: Send + Sync {
 
 /// Plans the write of a range.
 pub(crate) fn plan_write(find: &dyn FindTip, range: Range<u64>) -> Result<PlannedWrite> {
+    let range = range.start..range.end.max(range.start);
     go_on(find, range, Carried::default())
 }
 

@@ -7,7 +7,7 @@ use super::bits::bitmap_pages;
 use super::held_pages::HeldPages;
 use super::open_plans::{End, PlanId};
 use super::reserved::Share;
-use super::wait::Cause;
+use super::wait::{Cause, Wanted};
 use super::writer::Writer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, PayloadState};
@@ -158,14 +158,14 @@ impl Parts {
         {
             // No other write is between the read and the write of a sector: the next one sees this plan.
             let Some(_shared) = writer.blocks.try_lock_shared(block) else {
-                return Err(Halt::Wait(Cause::Block(block)));
+                return Err(Halt::Wait(Cause::Block(block, Wanted::Shared)));
             };
             if self.add_in_place(carried, at, len)? {
                 return Ok(len);
             }
         }
         let Some(_locked) = writer.blocks.try_lock_exclusive(block) else {
-            return Err(Halt::Wait(Cause::Block(block)));
+            return Err(Halt::Wait(Cause::Block(block, Wanted::Exclusive)));
         };
         // Joined first: the space may be named meanwhile, and without a share the entry stays.
         let joined = writer.reserved.join(block);
@@ -186,8 +186,8 @@ impl Parts {
                 self.needs_zeros |= !shows_parent;
                 let space = writer.space.allocate_at_once(layout.block_size(), !shows_parent);
                 let Some(space) = space else {
-                    // With what this plan gives back.
-                    let blocks = self.reserved + (end - at.0).div_ceil(layout.block_size());
+                    // With what this plan gives back. Whether later blocks need space is not known yet.
+                    let blocks = self.reserved + 1;
                     let must_be_zeros = self.needs_zeros;
                     return Err(Halt::Wait(Cause::Room { blocks, must_be_zeros }));
                 };
@@ -282,16 +282,30 @@ impl Parts {
         self.moves.push(Move { range: at.0..at.0 + len, at: place });
     }
 
+    /// The places of the blocks that the moves lead to.
+    fn places(&self) -> impl Iterator<Item = FileOffset> {
+        let block_size = self.writer().core.layout.block_size();
+        self.moves.iter().flat_map(move |Move { range, at }| {
+            let blocks = range.start / block_size..range.end.div_ceil(block_size);
+            // The first block begins before the range, perhaps.
+            let ahead = range.start % block_size;
+            let place =
+                move |block| at.get() - ahead + (block - range.start / block_size) * block_size;
+            blocks.map(place).map(FileOffset::new)
+        })
+    }
+
     fn end(&mut self, how: End, all_arrived: bool) {
         let Some(ticket) = self.ticket.take() else { return };
         let writer = Arc::clone(self.pages.writer());
+        if how == End::Lost {
+            // Its bytes may still arrive there, also after the space was freed.
+            self.places().for_each(|place| writer.space.lose(place));
+        }
         for part in self.parts.drain(..) {
             part.leave(&writer, how, all_arrived);
         }
-        // Of a lost plan the pin stays: its bytes may still arrive in space that is freed meanwhile.
-        if how != End::Lost {
-            writer.pins().leave(&ticket);
-        }
+        writer.pins().leave(&ticket);
         writer.plans.end(self.id, how);
     }
 }

@@ -97,13 +97,15 @@ impl FlushPlan {
     pub fn begin(self) -> FlushInFlight {
         let Self(mut open) = self;
         let writer = Arc::clone(&open.tip.writer);
-        let step = open.commit.step(&writer, &mut writer.session.lock_reserved());
-        let has_flush = step.has_flush();
-        open.step = Some(step);
-        if has_flush {
-            trace::flushing(writer.file.name());
-            writer.tally.flushes.add(1);
-        }
+        // A subscriber of events may panic.
+        writer.poison_on_panic(|| {
+            let step = open.commit.step(&writer, &mut writer.session.lock_reserved());
+            if step.has_flush() {
+                trace::flushing(writer.file.name());
+                writer.tally.flushes.add(1);
+            }
+            open.step = Some(step);
+        });
         FlushInFlight(open)
     }
 
@@ -200,8 +202,10 @@ impl Drop for Open {
         if !self.is_done {
             self.commit.abandon(writer);
         }
-        writer.session.release();
+        // The next commit finds all as it was before this one.
+        self.commit.resume_growth();
         writer.plans.end(self.id, End::Unused);
+        writer.session.release();
     }
 }
 

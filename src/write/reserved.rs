@@ -40,7 +40,6 @@ struct Reservation {
     users: usize,
     /// Whether anything may have been written to the space.
     is_used: bool,
-    has_lost: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +83,6 @@ impl Reservations {
             stage: Stage::Open,
             users: 1,
             is_used: false,
-            has_lost: false,
         };
         state.all.insert(id, reservation);
         Share { id, block, space, shows_parent }
@@ -120,7 +118,6 @@ impl Reservations {
         let reservation = state.all.get_mut(&share.id)?;
         reservation.users -= 1;
         reservation.is_used |= how != End::Unused;
-        reservation.has_lost |= how == End::Lost;
         if reservation.users > 0 {
             return None;
         }
@@ -130,8 +127,6 @@ impl Reservations {
         }
         match ended.stage {
             Stage::Named => None,
-            // Bytes may still arrive there.
-            _ if ended.has_lost => None,
             _ if ended.is_used => Some(GiveBack::Used(ended.space)),
             _ => Some(GiveBack::Unused(ended.space)),
         }

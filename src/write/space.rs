@@ -33,6 +33,8 @@ pub(super) struct Space {
     claimed: u64,
     /// Reusable space by length, with arbitrary contents.
     free: BTreeMap<u64, Vec<FileOffset>>,
+    /// Space that writes of unknown fate may still reach. It is never used again.
+    lost: HashSet<FileOffset>,
     /// Reusable space that reads as zeros.
     zeroed: BTreeMap<u64, Vec<FileOffset>>,
     /// Freed space, not durably yet.
@@ -106,6 +108,7 @@ impl Space {
             first_len: file_len,
             claimed: 0,
             free: BTreeMap::new(),
+            lost: HashSet::new(),
             zeroed: BTreeMap::new(),
             freed: Vec::new(),
             pinned: VecDeque::new(),
@@ -220,6 +223,11 @@ impl Space {
         }
     }
 
+    /// Records that writes may reach the space at `at` at any time from now on.
+    pub(super) fn lose(&mut self, at: FileOffset) {
+        self.lost.insert(at);
+    }
+
     /// Records space that a change in memory stopped using.
     pub(super) fn free_later(&mut self, freed: Freed) {
         self.freed.push(freed);
@@ -251,6 +259,9 @@ impl Space {
     /// Makes freed space reusable: its freeing is durable, and no remaining pin may name it.
     pub(super) fn reuse(&mut self, freed: Vec<Freed>) {
         for Freed { at, len } in freed {
+            if self.lost.contains(&at) {
+                continue;
+            }
             self.spoil(at);
             self.free.entry(len).or_default().push(at);
         }

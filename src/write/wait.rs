@@ -29,11 +29,18 @@ pub(super) enum Cause {
     /// The file grows.
     Growth,
     /// Another write changes the block.
-    Block(BlockIndex),
+    Block(BlockIndex, Wanted),
     /// The chunk of the block has no sector bitmap.
     Bitmap(BlockIndex),
     /// There is no room for so many blocks.
     Room { blocks: u64, must_be_zeros: bool },
+}
+
+/// The lock of a block that a plan needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Shared,
+    Exclusive,
 }
 
 impl Wait {
@@ -54,7 +61,8 @@ impl Writer {
             Cause::Flush => return self.commit(),
             Cause::Commit => drop(self.session()),
             Cause::Growth => drop(self.space.pause()),
-            Cause::Block(block) => drop(self.blocks.lock_exclusive(block)),
+            Cause::Block(block, Wanted::Shared) => drop(self.blocks.lock_shared(block)),
+            Cause::Block(block, Wanted::Exclusive) => drop(self.blocks.lock_exclusive(block)),
             Cause::Changes | Cause::Session | Cause::Bitmap(_) | Cause::Room { .. } => {
                 return self.prepare_plan(cause);
             }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use avhdx::ops::{AcceptLoss, Checkpoint, LossKind, Merge, Merged, Pace};
 use avhdx::{DiffChain, Disk, ErrorKind, MergeState, OpenOptions};
+use avhdx_testkit::naive;
 
 use super::{MIB, base, bytes, go, naively, paths, writable};
 
@@ -32,9 +33,11 @@ fn block_of(model: &mut [u8], block: u64) -> &mut [u8] {
     &mut model[(block * MIB) as usize..((block + 1) * MIB) as usize]
 }
 
+/// Takes the last blocks from a file, which may have grown ahead of what is needed.
 fn cut(file: &Path, blocks: u64) {
+    let needed = naive::Layer::open(file).unwrap().needed_length();
     let file = std::fs::OpenOptions::new().write(true).open(file).unwrap();
-    file.set_len(file.metadata().unwrap().len() - blocks * MIB).unwrap();
+    file.set_len(needed - blocks * MIB).unwrap();
 }
 
 /// Merges 2 MiB at a time, and calls `on` after each move.

@@ -387,6 +387,52 @@ fn a_plan_of_several_blocks_has_room_after_a_wait() {
 }
 
 #[test]
+fn a_plan_lost_in_flight_keeps_no_other_space_from_being_used_again() {
+    let host = SimHost::default();
+    let (tip, chain) = disk_with(&host, OneFlush::Never);
+    let lost = plan(&chain, 0, 512).begin();
+    let place = places(&lost);
+    at_once(|| drop(lost));
+    let mut used = BTreeSet::new();
+    for _ in 0..20 {
+        chain.write_at(&bytes(MIB, 1), 8 * MIB).unwrap();
+        let flight = plan(&chain, 8 * MIB, 512).begin();
+        used.extend(places(&flight));
+        at_once(|| flight.failed());
+        chain.flush().unwrap();
+        chain.discard(8 * MIB..9 * MIB).unwrap();
+        chain.flush().unwrap();
+        chain.flush().unwrap();
+    }
+    assert!(used.len() < 5 && used.is_disjoint(&place), "{used:?}, not {place:?}");
+    assert!(host.files().file(&tip).unwrap().len() < 16 * MIB);
+}
+
+#[test]
+fn one_block_without_space_among_many_asks_for_room_for_one() {
+    let host = SimHost::default();
+    let (tip, chain) = disk_with(&host, OneFlush::Never);
+    chain.write_at(&bytes(32 * MIB, 1), 0).unwrap();
+    chain.flush().unwrap();
+    chain.discard(0..MIB).unwrap();
+    chain.flush().unwrap();
+    let before = host.files().file(&tip).unwrap().len();
+    at_once(|| drop(plan(&chain, 0, 32 * MIB)));
+    let grown = host.files().file(&tip).unwrap().len() - before;
+    assert!(grown <= 4 * MIB, "{grown} bytes");
+}
+
+#[test]
+fn a_range_that_ends_before_it_starts_is_empty() {
+    let host = SimHost::default();
+    let (_, chain) = disk(&host);
+    let (from, to) = (4096, 512);
+    let PlannedWrite::Ready(plan) = chain.plan_write(from..to).unwrap() else { panic!() };
+    assert_eq!(plan.range(), 4096..4096);
+    plan.write(&[]).unwrap();
+}
+
+#[test]
 #[allow(clippy::single_range_in_vec_init)] // lists of ranges, of which there may be one
 fn tracking_learns_of_a_plan_when_it_ends_and_of_one_that_never_ends_each_time() {
     let host = SimHost::default();
