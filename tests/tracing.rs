@@ -7,14 +7,18 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use avhdx::ops::Merge;
-use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
+use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PlannedFlush};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
 /// Collects a line for each span that begins and each event.
 #[derive(Clone, Default)]
-struct Lines(Arc<Mutex<Vec<String>>>);
+struct Lines {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// Panics at lines that start with this.
+    fails_at: Option<&'static str>,
+}
 
 impl Lines {
     fn add(&self, name: &str, fill: impl FnOnce(&mut Fields)) {
@@ -24,11 +28,13 @@ impl Lines {
         for (name, value) in fields.0 {
             write!(line, " {name}={value}").unwrap();
         }
-        self.0.lock().unwrap().push(line);
+        let is_wrong = self.fails_at.is_some_and(|words| line.starts_with(words));
+        self.lines.lock().unwrap().push(line);
+        assert!(!is_wrong, "a subscriber that fails");
     }
 
     fn take(&self) -> Vec<String> {
-        std::mem::take(&mut self.0.lock().unwrap())
+        std::mem::take(&mut self.lines.lock().unwrap())
     }
 }
 
@@ -121,4 +127,37 @@ fn tell(lines: &Lines) {
     lines.take();
     drop(OpenOptions::new().writable(true).open_image(&left).unwrap());
     assert_eq!(count(&lines.take(), "replayed a log"), 1);
+}
+
+/// What the log entry was to hold may be in it or not: nothing that follows may be believed.
+#[test]
+fn a_subscriber_that_panics_in_a_flush_poisons_the_chain_also_if_it_is_planned() {
+    for is_planned in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("disk.vhdx");
+        drop(CreateOptions::dynamic(64 << 20).block_size(1 << 20).create(&path).unwrap());
+        let chain = OpenOptions::new().writable(true).open(&path).unwrap();
+        chain.write_at(&[1; 512], 0).unwrap();
+        chain.flush().unwrap();
+        chain.write_at(&[2; 512], 1 << 20).unwrap();
+        let lines = Lines { fails_at: Some("log entry"), ..Lines::default() };
+        let panicked = tracing::subscriber::with_default(lines, || {
+            let flush = || match is_planned {
+                false => chain.flush().unwrap(),
+                true => {
+                    let mut planned = chain.plan_flush().unwrap();
+                    while let PlannedFlush::Ready(plan) = planned {
+                        let flight = plan.begin();
+                        for write in flight.writes() {
+                            flight.storage().write_at(write.bytes, write.at.get()).unwrap();
+                        }
+                        planned = flight.done().unwrap();
+                    }
+                }
+            };
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(flush)).is_err()
+        });
+        assert!(panicked);
+        assert_eq!(chain.flush().unwrap_err().kind(), ErrorKind::Poisoned, "planned: {is_planned}");
+    }
 }
