@@ -1,6 +1,7 @@
 //! How many flushes of the file a flush of the disk costs, counted on a host that records every call.
 //!
 //! Where new blocks expose nothing but zeros, payload and log entry become durable together.
+#![allow(clippy::disallowed_methods)] // real files
 
 #[path = "sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests; not all of it is used here
@@ -324,4 +325,27 @@ fn a_session_begins_with_two_flushes_where_no_header_names_a_log() {
     disk.chain.close().unwrap();
     assert_eq!(disk.cost(|| disk.write(0, 512)).flushes, 2);
     disk.flush();
+}
+
+/// The file has grown ahead; what it is cut to at the end must not be longer than what is there.
+#[test]
+fn a_file_that_another_cut_short_is_not_made_longer_at_the_close() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.vhdx");
+    drop(CreateOptions::dynamic(64 * MIB).block_size(1 << 20).create(&path).unwrap());
+    let options = OpenOptions::new().writable(true).one_flush(OneFlush::Always);
+    let chain = options.open(&path).unwrap();
+    for block in 0..4 {
+        chain.write_at(&[7; 4096], block * MIB).unwrap();
+    }
+    chain.flush().unwrap();
+    let needed = avhdx_testkit::naive::Layer::open(&path).unwrap().needed_length();
+    let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    assert!(file.metadata().unwrap().len() > needed, "it grew ahead");
+    file.set_len(needed - MIB).unwrap();
+    drop(chain.close());
+    drop(chain);
+    assert_eq!(file.metadata().unwrap().len(), needed - MIB);
+    let chain = OpenOptions::new().open(&path).unwrap();
+    chain.read_at(&mut [0; 512], 3 * MIB).unwrap_err();
 }

@@ -205,6 +205,10 @@ impl Growth {
         let mut state = self.state();
         self.unpin(&mut state);
         let Some(len) = state.space.truncated_len() else { return Ok(false) };
+        // One that another program cut shorter is not made longer: what it lost would read as zeros.
+        if file.len()? <= len {
+            return Ok(false);
+        }
         file.set_len(len)?;
         state.space.set_truncated(len);
         Ok(true)
