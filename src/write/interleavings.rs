@@ -231,9 +231,9 @@ fn empty_file() -> StdArc<dyn Storage> {
 fn no_file_grows_under_a_commit_and_all_who_wait_go_on() {
     in_every_order(3, || {
         let (file, growth) =
-            (empty_file(), Arc::new(Growth::new(MIB, Ahead::Little, StdArc::default())));
+            (empty_file(), StdArc::new(Growth::new(MIB, Ahead::Little, StdArc::default())));
         let writers = [(), ()].map(|()| {
-            let (file, growth) = (StdArc::clone(&file), Arc::clone(&growth));
+            let (file, growth) = (StdArc::clone(&file), StdArc::clone(&growth));
             thread::spawn(move || growth.allocate(file.as_ref(), MIB).unwrap().at.get())
         });
         {
