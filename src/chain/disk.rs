@@ -124,8 +124,8 @@ impl DiffChain {
     /// and reads and writes no file: the result says what must be read or waited for first. The range must consist
     /// of whole logical sectors.
     ///
-    /// The caller writes the steps of the plan in any way and order, then [commits](crate::WriteInFlight::commit) it. Nothing is
-    /// durable before the next flush. Reused space for a block without a parent is filled with zeros by a
+    /// The caller writes the steps of the plan in any way and order, then [commits](crate::WriteInFlight::commit) it.
+    /// Nothing is durable before the next flush. Reused space for a block without a parent is filled with zeros by a
     /// [`Wait`](crate::Wait), and the file grows in one.
     ///
     /// ```no_run
