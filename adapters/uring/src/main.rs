@@ -227,18 +227,9 @@ impl Engine {
         match self {
             #[cfg(target_os = "linux")]
             Self::Ring(ring, _) => {
-                let mut places = places.iter().enumerate();
-                loop {
-                    while ring.has_room()
-                        && let Some((n, (at, _))) = places.next()
-                    {
-                        ring.start_write(n, chain, *at, bytes(n))?;
-                    }
-                    if ring.is_idle() {
-                        return Ok(());
-                    }
-                    ring.wait(|_, _| {})?;
-                }
+                let start =
+                    |ring: &mut ring::Ring, n| ring.start_write(n, chain, places[n].0, bytes(n));
+                drive(ring, places.len(), start, |_, _| {})
             }
             Self::Pread => {
                 for (n, (at, len)) in places.iter().enumerate() {
@@ -319,18 +310,8 @@ impl Engine {
         match self {
             #[cfg(target_os = "linux")]
             Self::Ring(ring, _) => {
-                let mut places = places.iter().enumerate();
-                loop {
-                    while ring.has_room()
-                        && let Some((n, place)) = places.next()
-                    {
-                        ring.start_bare(n, place, write)?;
-                    }
-                    if ring.is_idle() {
-                        return Ok(());
-                    }
-                    ring.wait(|_, _| {})?;
-                }
+                let start = |ring: &mut ring::Ring, n| ring.start_bare(n, &places[n], write);
+                drive(ring, places.len(), start, |_, _| {})
             }
             Self::Pread => Err("no ring".into()),
         }
@@ -347,18 +328,9 @@ impl Engine {
         match self {
             #[cfg(target_os = "linux")]
             Self::Ring(ring, _) => {
-                let mut places = places.iter().enumerate();
-                loop {
-                    while ring.has_room()
-                        && let Some((n, place)) = places.next()
-                    {
-                        ring.start(n, chain.plan_read(range(*place))?)?;
-                    }
-                    if ring.is_idle() {
-                        return Ok(());
-                    }
-                    ring.wait(&mut each)?;
-                }
+                let start =
+                    |ring: &mut ring::Ring, n| ring.start(n, chain.plan_read(range(places[n]))?);
+                drive(ring, places.len(), start, each)
             }
             Self::Pread => {
                 let mut buf = Vec::new();
@@ -377,6 +349,28 @@ impl Engine {
                 Ok(())
             }
         }
+    }
+}
+
+/// Starts this many reads or writes, as there is room, and passes on each that has completed.
+#[cfg(target_os = "linux")]
+fn drive(
+    ring: &mut ring::Ring,
+    count: usize,
+    mut start: impl FnMut(&mut ring::Ring, usize) -> Result<(), Box<dyn Error>>,
+    mut each: impl FnMut(usize, &[u8]),
+) -> Result<(), Box<dyn Error>> {
+    let mut left = 0..count;
+    loop {
+        while ring.has_room()
+            && let Some(n) = left.next()
+        {
+            start(ring, n)?;
+        }
+        if ring.is_idle() {
+            return Ok(());
+        }
+        ring.wait(&mut each)?;
     }
 }
 
