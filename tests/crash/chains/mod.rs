@@ -58,6 +58,8 @@ fn effort(kind: Kind) -> Effort {
     Effort { depth, completed, again, first_only }
 }
 
+const STRIDE: usize = 16;
+
 #[test]
 fn a_crash_leaves_a_chain_that_reads_right_and_is_completed() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
@@ -70,7 +72,9 @@ fn a_crash_leaves_a_chain_that_reads_right_and_is_completed() {
         let started = std::time::Instant::now();
         let mut tally = Tally::default();
         let histories = (workload.record)();
-        for history in &histories {
+        // Neighbours differ little: those far apart come first, which finds a planted bug sooner.
+        let order = (0..STRIDE).flat_map(|first| histories.iter().skip(first).step_by(STRIDE));
+        for history in order {
             explore(history, effort(workload.kind), &mut tally);
             if !tally.failures.is_empty() && effort(workload.kind).first_only {
                 break;

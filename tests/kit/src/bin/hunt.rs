@@ -13,9 +13,14 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use avhdx_testkit::planted::{Bug, Hunt, plant_copy, read_bugs};
+
+/// The number of bugs hunted at a time: most tests have a thread at work.
+const HUNTERS: usize = 2;
 
 /// Longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -50,20 +55,23 @@ fn run() -> Result<(), String> {
     if wanted.is_empty() {
         return Err(format!("no bug has {only} in its name"));
     }
-    let mut tests = Tests::build(&copy, &target, &wanted)?;
-    let mut missed = Vec::new();
-    for bug in wanted {
-        println!("{:<36} {}", bug.name, bug.what);
-        for hunt in &bug.hunts {
-            let started = Instant::now();
-            let found = tests.find(bug, hunt)?;
-            let by = found.as_deref().unwrap_or("NOT FOUND");
-            println!("    {by} ({:.0} s)", started.elapsed().as_secs_f32());
-            if found.is_none() {
-                missed.push(format!("{} by {} of {}", bug.name, hunt.test, hunt.target));
-            }
-        }
-    }
+    let tests = Tests::build(&copy, &target, &wanted)?;
+    let missed = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let hunters: Vec<_> = (0..HUNTERS)
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Some(bug) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        missed.lock().expect("no hunter panics").extend(tests.hunt(bug)?);
+                    }
+                    Ok::<(), String>(())
+                })
+            })
+            .collect();
+        hunters.into_iter().try_for_each(|hunter| hunter.join().expect("no hunter panics"))
+    })?;
+    let missed = missed.into_inner().expect("no hunter panics");
     if missed.is_empty() { Ok(()) } else { Err(format!("not found:\n{}", missed.join("\n"))) }
 }
 
@@ -74,7 +82,7 @@ struct Tests {
     /// The programs, by target, and the names of the tests in each.
     programs: BTreeMap<String, (PathBuf, Vec<String>)>,
     /// Those that were seen to pass without a bug.
-    sound: HashSet<Hunt>,
+    sound: Mutex<HashSet<Hunt>>,
 }
 
 impl Tests {
@@ -82,7 +90,9 @@ impl Tests {
         let hunts = bugs.iter().flat_map(|bug| &bug.hunts);
         let targets: BTreeSet<&str> = hunts.map(|hunt| &*hunt.target).collect();
         let mut cargo = Command::new("cargo");
-        cargo.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+        // Of the whole workspace, or registry dependencies are built once more with other features.
+        cargo.args(["test", "--workspace", "--locked", "--no-run"]);
+        cargo.arg("--message-format=json-render-diagnostics");
         for name in &targets {
             match *name {
                 "lib" => cargo.arg("--lib"),
@@ -103,7 +113,7 @@ impl Tests {
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/images")
             }),
             programs: BTreeMap::new(),
-            sound: HashSet::new(),
+            sound: Mutex::default(),
         };
         for message in String::from_utf8_lossy(&built.stdout).lines() {
             let program = field(message, "\"executable\":\"");
@@ -113,7 +123,7 @@ impl Tests {
             let (Some(program), Some(kind), Some(name)) = (program, kind, name) else { continue };
             let name = match kind {
                 "test" => name,
-                "lib" => "lib",
+                "lib" if name == "avhdx" => "lib",
                 _ => continue,
             };
             let listed = tests.command(Path::new(program)).arg("--list").output();
@@ -133,8 +143,25 @@ impl Tests {
         command
     }
 
+    /// Hunts a bug, tells how that went, and returns what did not find it.
+    fn hunt(&self, bug: &Bug) -> Result<Vec<String>, String> {
+        let mut told = format!("{:<36} {}\n", bug.name, bug.what);
+        let mut missed = Vec::new();
+        for hunt in &bug.hunts {
+            let started = Instant::now();
+            let found = self.find(bug, hunt)?;
+            let by = found.as_deref().unwrap_or("NOT FOUND");
+            told += &format!("    {by} ({:.0} s)\n", started.elapsed().as_secs_f32());
+            if found.is_none() {
+                missed.push(format!("{} by {} of {}", bug.name, hunt.test, hunt.target));
+            }
+        }
+        print!("{told}");
+        Ok(missed)
+    }
+
     /// What found the bug.
-    fn find(&mut self, bug: &Bug, hunt: &Hunt) -> Result<Option<String>, String> {
+    fn find(&self, bug: &Bug, hunt: &Hunt) -> Result<Option<String>, String> {
         let whole = || format!("{} of {}", hunt.test, hunt.target);
         let (program, names) =
             self.programs.get(&hunt.target).ok_or(format!("there is no test {}", whole()))?;
@@ -158,13 +185,14 @@ impl Tests {
                 None => None,
             });
         }
-        if !self.sound.contains(hunt) {
+        let is_sound = self.sound.lock().expect("no hunter panics").contains(hunt);
+        if !is_sound {
             if !outcome(command).0 {
                 return Err(format!("{} fails where no bug is planted", whole()));
             }
             command = self.command(program);
             command.args([name, "--exact", "--nocapture"]);
-            self.sound.insert(hunt.clone());
+            self.sound.lock().expect("no hunter panics").insert(hunt.clone());
         }
         command.env("AVHDX_MUTANT", &bug.name);
         Ok((!outcome(command).0).then(|| format!("FOUND by {}", whole())))
