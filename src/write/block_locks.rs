@@ -61,7 +61,7 @@ impl BlockLocks {
     ) -> Option<BlockGuard<'_>> {
         let shard = &self.shards[block as usize % SHARDS];
         let is_held = try_acquire(&mut shard.lock(), block, acquire);
-        is_held.then_some(BlockGuard { shard, block })
+        is_held.then(|| BlockGuard { shard, block })
     }
 
     fn hold(
@@ -123,5 +123,31 @@ impl Drop for BlockGuard<'_> {
         }
         drop(held);
         self.shard.freed.notify_all();
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_try_that_fails_leaves_the_lock_to_its_holder() {
+        let (locks, block) = (BlockLocks::default(), BlockIndex(7));
+        let exclusive = locks.lock_exclusive(block);
+        for _ in 0..2 {
+            assert!(locks.try_lock_exclusive(block).is_none());
+            assert!(locks.try_lock_shared(block).is_none());
+        }
+        drop(exclusive);
+        let shared = [locks.try_lock_shared(block), locks.try_lock_shared(block)];
+        assert!(shared.iter().all(Option::is_some));
+        for left in [2, 1] {
+            assert!(locks.try_lock_exclusive(block).is_none(), "{left} have it");
+        }
+        let [first, second] = shared;
+        drop(first);
+        assert!(locks.try_lock_exclusive(block).is_none());
+        drop(second);
+        assert!(locks.try_lock_exclusive(block).is_some());
     }
 }

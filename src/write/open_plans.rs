@@ -65,9 +65,10 @@ impl OpenPlans {
             tracker.finish_change(&range, false, None);
         }
         for record in state.records.iter().filter_map(Weak::upgrade) {
-            match how {
-                End::Lost => record.changes_for_good(range.clone()),
-                End::Ended | End::Unused => record.changed(&range),
+            if how == End::Lost {
+                record.changes_for_good(range.clone());
+            } else {
+                record.changed(&range);
             }
         }
         if how == End::Lost {

@@ -121,7 +121,7 @@ fn go_on(find: &dyn FindTip, range: Range<u64>, mut carried: Carried) -> Result<
                 continue;
             }
             Halt::Failed(error) => Err(error),
-            Halt::Wait(cause) => Ok(PlannedWrite::Wait(Wait { writer, cause })),
+            Halt::Wait(cause) => Ok(PlannedWrite::Wait(Wait::new(&writer, cause))),
             Halt::Missing(missing) => {
                 let tip = Tip { of, writer };
                 let find = find.share();

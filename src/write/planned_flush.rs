@@ -75,7 +75,7 @@ pub(crate) fn plan_flush(find: &dyn FindTip) -> Result<PlannedFlush> {
     let writer = Arc::clone(&tip.writer);
     writer.check()?;
     if !writer.session.try_reserve() {
-        return Ok(PlannedFlush::Wait(Wait { writer, cause: Cause::Commit }));
+        return Ok(PlannedFlush::Wait(Wait::new(&writer, Cause::Commit)));
     }
     let begun = match (writer.space.try_pause(), writer.check()) {
         (Some(pause), Ok(())) if writer.begin_commit() => {
@@ -83,9 +83,7 @@ pub(crate) fn plan_flush(find: &dyn FindTip) -> Result<PlannedFlush> {
             return Open { tip, id, commit, step: None, is_done: false }.next();
         }
         (Some(_), Ok(())) => Ok(PlannedFlush::Done),
-        (None, Ok(())) => {
-            Ok(PlannedFlush::Wait(Wait { writer: Arc::clone(&writer), cause: Cause::Growth }))
-        }
+        (None, Ok(())) => Ok(PlannedFlush::Wait(Wait::new(&writer, Cause::Growth))),
         (_, Err(error)) => Err(error),
     };
     writer.session.release();
@@ -188,7 +186,7 @@ impl Open {
                 self.is_done = true;
                 PlannedFlush::Done
             }
-            Turn::TooMany => PlannedFlush::Wait(Wait { writer, cause: Cause::Flush }),
+            Turn::TooMany => PlannedFlush::Wait(Wait::new(&writer, Cause::Flush)),
         })
     }
 }

@@ -1,7 +1,7 @@
 //! What a plan has to wait for.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::writer::Writer;
 use crate::error::Result;
@@ -12,8 +12,9 @@ use crate::types::BlockIndex;
 /// Call [`run`](Self::run) on a thread that may block, then plan again. Dropping this value abandons the plan.
 #[must_use = "nothing is planned"]
 pub struct Wait {
-    pub(super) writer: Arc<Writer>,
-    pub(super) cause: Cause,
+    /// Not held: an operation that takes the tip out of the chain does not wait for who waits for it.
+    writer: Weak<Writer>,
+    cause: Cause,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,14 +45,21 @@ pub(super) enum Wanted {
 }
 
 impl Wait {
+    pub(super) fn new(writer: &Arc<Writer>, cause: Cause) -> Self {
+        Self { writer: Arc::downgrade(writer), cause }
+    }
+
     /// Blocks until it can be planned. That may need the end of a [planned flush](crate::FlushInFlight), which this
     /// thread must not have in flight then.
     ///
     /// # Errors
     /// Those of [`write_at`](crate::Disk::write_at).
     pub fn run(self) -> Result<()> {
-        let Self { writer, cause } = &self;
-        writer.wait_for(*cause)
+        match self.writer.upgrade() {
+            Some(writer) => writer.wait_for(self.cause),
+            // The next plan is for the tip that followed, or reports that there is none.
+            None => Ok(()),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use avhdx::ops::Checkpoint;
+use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, FlushPlan, OneFlush, PlannedFlush};
 
 use crate::caller::at_once;
@@ -293,5 +293,24 @@ fn more_pages_than_a_log_entry_holds_are_flushed_by_a_wait() {
     let layer = verdict::layer(&host.files(), &tip).unwrap();
     assert_eq!(layer.faults(), Vec::<String>::new());
     assert!((0..pages).all(|n| reads(&chain, n * 512 * MIB, &text)));
+    chain.close().unwrap();
+}
+
+#[test]
+fn what_is_kept_to_wait_for_holds_up_no_merge() {
+    let host = SimHost::default();
+    let (_, chain) = disk(&host);
+    Checkpoint::new().run(&chain, &mut go_on).unwrap();
+    put(&chain, 0, &bytes(8 * KIB, 1));
+    let first = ready(&chain);
+    let PlannedFlush::Wait(wait) = at_once(|| chain.plan_flush()).unwrap() else {
+        panic!("two flushes at a time");
+    };
+    first.run().unwrap();
+    Merge::new(chain.layers()[0].id).run(&chain, &mut go_on).unwrap();
+    wait.run().unwrap();
+    let mut read = vec![0; 8 << 10];
+    chain.read_at(&mut read, 0).unwrap();
+    assert!(read == bytes(8 * KIB, 1));
     chain.close().unwrap();
 }
