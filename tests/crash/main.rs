@@ -51,7 +51,7 @@ fn effort(workload: &Workload) -> Effort {
         (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 60 },
         (false, false) => Depth { exhaustive: 6, samples: 10, torn: 10 },
         (false, true) if is_hunt => Depth { exhaustive: 4, samples: 2, torn: 1 },
-        (false, true) => Depth { exhaustive: 3, samples: 1, torn: 1 },
+        (false, true) => Depth { exhaustive: 2, samples: 1, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
         (true, true) => Depth { exhaustive: 10, samples: 40, torn: 20 },
     };
