@@ -20,6 +20,8 @@ use crate::verdict;
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     pub depth: Depth,
+    /// One in this many cuts is looked at.
+    pub each: usize,
     /// One in this many outcomes is opened, written and crashed again.
     pub second: u64,
     /// Whether to stop at the first failure.
@@ -77,7 +79,7 @@ pub fn explore(recorded: &Recorded, effort: Effort, tally: &mut Tally) {
                 }
             });
         }
-        walk(recorded, effort.depth, tally, &mut |job| {
+        walk(recorded, effort, tally, &mut |job| {
             send.send(job).unwrap();
             !is_over.load(Ordering::Relaxed)
         });
@@ -93,16 +95,20 @@ fn next(receive: &Mutex<Receiver<Job>>) -> Option<Job> {
 }
 
 /// Finds the outcomes that were not judged before.
-fn walk(recorded: &Recorded, depth: Depth, tally: &mut Tally, send: &mut dyn FnMut(Job) -> bool) {
+fn walk(recorded: &Recorded, effort: Effort, tally: &mut Tally, send: &mut dyn FnMut(Job) -> bool) {
     let model = &recorded.model;
     let payload = payload(recorded);
     let segments = model.segments();
+    let depth = effort.depth;
     let mut explorer = Explorer::new(recorded.start.clone(), &recorded.events, depth, 42);
     let mut seen = HashSet::new();
     let mut expected: Option<(usize, Arc<Expected>)> = None;
     let mut goes_on = true;
     let mut last_cut = usize::MAX;
     explorer.run(recorded.from, &|cut| model.epoch(cut), &mut |outcome: Outcome<'_>| {
+        if !outcome.cut.is_multiple_of(effort.each) {
+            return;
+        }
         if last_cut != outcome.cut {
             last_cut = outcome.cut;
             tally.cuts += 1;
@@ -196,7 +202,8 @@ fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
     let mut tally = Tally::default();
     let mut failures = Vec::new();
     let depth = Depth { exhaustive: 5, samples: 10, torn: 2 };
-    walk(&again, depth, &mut tally, &mut |job| {
+    let effort = Effort { depth, each: 1, second: 0, first_only: false };
+    walk(&again, effort, &mut tally, &mut |job| {
         if let Err(why) = guarded(|| again.judge.judge(&job.files, &job.expected)) {
             failures.push(format!("{}: {why}", job.story));
         }

@@ -19,8 +19,12 @@ const WAYS: usize = 2;
 
 /// One in this many histories with a failure also gets crashes after it.
 const CRASHES: usize = 24;
-const CRASH: Effort =
-    Effort { depth: Depth { exhaustive: 2, samples: 2, torn: 1 }, second: 0, first_only: false };
+const CRASH: Effort = Effort {
+    depth: Depth { exhaustive: 2, samples: 2, torn: 1 },
+    each: 1,
+    second: 0,
+    first_only: false,
+};
 
 /// The minimum number of failing steps.
 const SHORT: usize = 1_000;

@@ -57,7 +57,9 @@ fn effort(workload: &Workload) -> Effort {
     };
     let second = if workload.is_large { 4001 } else { 101 };
     let second = if is_long() { 10 * second } else { second };
-    Effort { depth, second, first_only: is_hunt }
+    // Each outcome of a large file takes its time.
+    let each = if workload.is_large && !is_long() && !is_hunt { 3 } else { 1 };
+    Effort { depth, each, second, first_only: is_hunt }
 }
 
 /// Explores a workload on one kind of host, and in case of random histories continues until there are `wanted` outcomes.

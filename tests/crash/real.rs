@@ -37,7 +37,7 @@ fn a_crash_of_a_real_run_loses_nothing_that_was_flushed() {
     );
     let depth = Depth { exhaustive: 8, samples: 20, torn: 20 };
     let mut tally = Tally::default();
-    explore(&recorded, Effort { depth, second: 101, first_only: false }, &mut tally);
+    explore(&recorded, Effort { depth, each: 1, second: 101, first_only: false }, &mut tally);
     println!(
         "a real run: {} events, {} cuts, {} distinct outcomes, {} failures",
         recorded.events.len(),

@@ -115,7 +115,10 @@ impl Tests {
             programs: BTreeMap::new(),
             sound: Mutex::default(),
         };
-        for message in String::from_utf8_lossy(&built.stdout).lines() {
+        // Other packages have tests of the same names.
+        let manifest = format!("{:?}", copy.join("Cargo.toml"));
+        let built = String::from_utf8_lossy(&built.stdout);
+        for message in built.lines().filter(|message| message.contains(&manifest)) {
             let program = field(message, "\"executable\":\"");
             let kind = field(message, "\"kind\":[\"");
             let name =
@@ -123,7 +126,7 @@ impl Tests {
             let (Some(program), Some(kind), Some(name)) = (program, kind, name) else { continue };
             let name = match kind {
                 "test" => name,
-                "lib" if name == "avhdx" => "lib",
+                "lib" => "lib",
                 _ => continue,
             };
             let listed = tests.command(Path::new(program)).arg("--list").output();
