@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use avhdx_testkit::planted::{Bug, Hunt, plant_copy, read_bugs};
 
-/// The number of bugs hunted at a time: most tests have a thread at work.
-const HUNTERS: usize = 2;
+/// The number of bugs hunted at a time: most tests have a thread at work, and wait now and then.
+const HUNTERS: usize = 3;
 
 /// Longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(600);
