@@ -12,7 +12,7 @@ use crate::types::BlockIndex;
 /// Call [`run`](Self::run) on a thread that may block, then plan again. Dropping this value abandons the plan.
 #[must_use = "nothing is planned"]
 pub struct Wait {
-    /// Not held: an operation that takes the tip out of the chain does not wait for who waits for it.
+    /// Weak, so that a value that is kept does not hold up operations that take the tip out of the chain.
     writer: Weak<Writer>,
     cause: Cause,
 }

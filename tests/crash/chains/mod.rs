@@ -59,6 +59,7 @@ fn effort(kind: Kind) -> Effort {
     Effort { depth, completed, again, first_only }
 }
 
+/// The distance between histories that are explored one after the other.
 const STRIDE: usize = 16;
 
 #[test]
