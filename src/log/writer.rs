@@ -8,6 +8,9 @@ use crate::error::{Error, Result};
 use crate::format::log_entry::{Change, DESCRIPTOR_LEN, HEADER_LEN, NewEntry, SECTOR};
 use crate::storage::Storage;
 
+/// The most durable entries whose pages are not in their places.
+const MOST_KEPT_BACK: usize = 8;
+
 /// The log of a writing session: where the next entry goes, and what must not be overwritten.
 ///
 /// Space is free only outside the range from tail to head that the newest durable entry names, because a crash
@@ -58,6 +61,13 @@ impl LogWriter {
     /// Whether an entry with `changes` one-sector changes fits beside what must be kept.
     pub(crate) fn fits(&self, changes: usize) -> bool {
         self.kept + entry_len(changes) + SECTOR <= self.len
+    }
+
+    /// Whether the durable entries may stay needed beyond the next entry, which has `changes` one-sector changes. A page
+    /// that changes in each of them is then written to its place once; a crash replays few all the same, and there is
+    /// room for the next two.
+    pub(crate) fn may_keep_back(&self, changes: usize) -> bool {
+        self.needed.len() < MOST_KEPT_BACK && self.kept + 2 * entry_len(changes) <= self.len / 2
     }
 
     /// Makes the next entry. Once it is [written](Appended::write), a crash replays it with those that are still

@@ -270,7 +270,7 @@ impl Storage for FileStorage {
         // QEMU marks images it writes to with locks of another kind, which do not conflict
         // with the one above.
         #[cfg(target_os = "linux")]
-        if super::proc_locks::is_kept_by_qemu(&self.file, mode == LockMode::Exclusive) {
+        if super::qemu_locks::is_kept_by_qemu(&self.file, mode == LockMode::Exclusive) {
             self.file.unlock()?;
             return Ok(LockOutcome::InUse("QEMU has it open and does not share it".into()));
         }

@@ -15,7 +15,7 @@ mod mem;
 mod mount;
 mod overlay;
 #[cfg(target_os = "linux")]
-mod proc_locks;
+mod qemu_locks;
 mod read_only;
 mod real;
 mod temporary;

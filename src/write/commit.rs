@@ -73,7 +73,7 @@ enum What {
 
 impl Commit {
     pub(super) fn new(pause: GrowthPause) -> Self {
-        let left = VecDeque::from([Task::Apply, Task::Snapshot]);
+        let left = VecDeque::from([Task::Snapshot]);
         Self { left, order: Order::Any, freed: None, pause: Some(pause) }
     }
 
@@ -95,10 +95,6 @@ impl Commit {
                         writer.space.reuse(freed);
                     }
                     return Ok(Turn::Done);
-                }
-                Some(Task::Apply) if !writer.feed.changed.read().has_logged() => {
-                    session.pages_written();
-                    self.left.pop_front();
                 }
                 Some(Task::Snapshot) => {
                     if !self.take_snapshot(writer, session, may_split)? {
@@ -153,7 +149,7 @@ impl Commit {
     fn take_snapshot(
         &mut self,
         writer: &Writer,
-        session: &Session,
+        session: &mut Session,
         may_split: bool,
     ) -> Result<bool> {
         // The freed space precedes the snapshot, which then contains the changes that freed it.
@@ -164,11 +160,17 @@ impl Commit {
         let Some((pages, order)) = taken else { return Ok(false) };
         self.left.pop_front();
         self.order = order;
-        if pages.is_empty() || order == Order::PayloadFirst || !session.fits_one_entry(&pages) {
-            self.left.push_back(Task::Sync);
-        }
         if pages.is_empty() {
+            self.left.push_back(Task::Sync);
             return Ok(true);
+        }
+        if !writer.feed.changed.read().has_logged() {
+            session.pages_written();
+        } else if !session.may_keep_back(&pages) {
+            self.left.push_back(Task::Apply);
+        }
+        if order == Order::PayloadFirst || !session.fits_one_entry(&pages) {
+            self.left.push_back(Task::Sync);
         }
         let groups =
             if pages.len() <= in_one { vec![pages] } else { split(writer, pages, in_one)? };

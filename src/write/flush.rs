@@ -3,12 +3,12 @@
 //!
 //! The order is: snapshot of the tables, with the changes whose payload is written → flush → log
 //! entries, as few as possible, metadata and sector bitmaps before the block allocation table →
-//! flush. The next commit starts by writing the pages to their places, and its first flush makes
-//! them durable: its entry depends on no earlier entry.
+//! flush. The pages of earlier entries wait in the log; when many do, a commit writes them to their places
+//! before its first flush, which makes them durable: its entry depends on no earlier entry.
 //!
 //! Where every change of the snapshot [allows it](super::exposure), the first flush is left out: payload, log
-//! entry and the pages of the commit before become durable together, in any order. The entry then depends
-//! on the one before, whose pages may be lost.
+//! entry and pages on the way to their places become durable together, in any order. The entry then depends
+//! on those before, whose pages may be lost.
 
 use super::commit::{Commit, Turn};
 use super::session_state::Session;

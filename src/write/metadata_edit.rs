@@ -77,7 +77,7 @@ impl Writer {
             }
         }
         self.commit()?;
-        // The commit only logs the pages, and applies those of the commit before.
+        // The commit only logs the pages.
         let mut session = self.session();
         let applied = self.poison_on_panic(|| self.apply(&mut session));
         applied.map_err(|error| self.poisoned_by(error))

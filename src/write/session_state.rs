@@ -119,6 +119,11 @@ impl Session {
         }
     }
 
+    /// Whether the pages of the log entries before may stay out of their places while these pages are logged.
+    pub(super) fn may_keep_back(&self, pages: &[Snapshot]) -> bool {
+        self.log.as_ref().is_some_and(|log| log.may_keep_back(pages.len()))
+    }
+
     /// Whether these pages fit into one log entry beside all that the log has to keep.
     pub(super) fn fits_one_entry(&self, pages: &[Snapshot]) -> bool {
         let fits = |log: &LogWriter| pages.len() <= log.most_changes() && log.fits(pages.len());

@@ -11,6 +11,14 @@ pub const ALL: &[Workload] = &[
     small("new blocks, flush after flush", || one(dynamic(12 * MIB).start(), new_blocks)).on_both(),
     small("new blocks over an empty parent", || one(over_nothing(12 * MIB), new_blocks)).on_both(),
     small("new blocks over a full parent", || one(over_all(12 * MIB), new_blocks)).on_both(),
+    small("more flushes than pages wait for", || one(dynamic(12 * MIB).start(), many_flushes))
+        .on_both(),
+    small("more flushes than pages wait for, empty parent", || {
+        one(over_nothing(12 * MIB), many_flushes)
+    }),
+    small("more flushes than pages wait for, full parent", || {
+        one(over_all(12 * MIB), many_flushes)
+    }),
     small("whole blocks over anything", || one(over_some(), whole_blocks)).on_both(),
     small("bits over zeros and data", || one(over_some(), some_bits)).on_both(),
     small("bits over zeros, until the block is full", || one(over_nothing(4 * MIB), bits_fill))
@@ -162,6 +170,27 @@ fn new_blocks(driver: &Driver) {
     driver.write(&chain, 60, 8 * KIB, KIB);
     driver.flush(&chain);
     driver.write(&chain, 61, 11 * MIB, 2 * KIB);
+    driver.close(&chain);
+}
+
+/// Table pages are written to their places once in several flushes, and at the close.
+fn many_flushes(driver: &Driver) {
+    driver.model().look_at_most(LONGEST);
+    let chain = driver.open();
+    for round in 0..11 {
+        driver.write(&chain, 10 * round, round * MIB + 8 * KIB, 4 * KIB);
+        if let Some(before) = round.checked_sub(2) {
+            driver.write(&chain, 10 * round + 1, before * MIB + 300 * KIB, 2 * KIB);
+        }
+        if round % 4 == 3 {
+            driver.discard(&chain, (round - 3) * MIB, MIB);
+        }
+        driver.flush(&chain);
+    }
+    driver.write(&chain, 200, 11 * MIB, 2 * KIB);
+    driver.kill(chain);
+    let chain = driver.open_after_kill();
+    driver.write(&chain, 201, 4 * MIB, KIB);
     driver.close(&chain);
 }
 
