@@ -163,16 +163,17 @@ fn aftermath(recorded: &Recorded, job: &Job) -> Result<Tally, String> {
     let segments = &job.expected.segments;
     let mut writes: Vec<(u64, u64)> = Vec::new();
     for _ in 0..3 {
-        let mut at = segments[rng.below(segments.len() as u64) as usize].range.start;
+        let at = segments[rng.below(segments.len() as u64) as usize].range.start;
+        let write = (at, (512 << rng.below(5)).min(recorded.model.size - at));
         // A host that shows stale bytes does so in what a new block has not had written to yet, one extent at a time.
-        let is_rest = |(other, _): &&(u64, u64)| {
-            at / recorded.model.block_size == other / recorded.model.block_size
-                && at / EXTENT != other / EXTENT
+        let is_rest = |other: &&(u64, u64)| {
+            let extents = |(at, len): (u64, u64)| at / EXTENT..(at + len).div_ceil(EXTENT);
+            let block = |extent: u64| extent * EXTENT / recorded.model.block_size;
+            let mut pairs = extents(write).flat_map(|n| extents(**other).map(move |m| (n, m)));
+            pairs.any(|(n, m)| n != m && block(n) == block(m))
         };
-        if let Some((other, _)) = writes.iter().find(is_rest).filter(|_| job.files.shows_stale) {
-            at = *other;
-        }
-        writes.push((at, (512 << rng.below(5)).min(recorded.model.size - at)));
+        let other = writes.iter().find(is_rest).filter(|_| job.files.shows_stale);
+        writes.push(other.copied().unwrap_or(write));
     }
     // Around those places, the expected contents are what the outcome reads.
     let mut model = Model::new(Default::default(), recorded.model.size, recorded.model.block_size);
