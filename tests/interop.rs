@@ -7,6 +7,7 @@
 mod common;
 
 use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -122,7 +123,7 @@ fn twenty_images_by_qemu() {
     assert_eq!(made, 20);
 }
 
-/// A log that a kill leaves, of commits of one flush each: its newest entry needs the one before, whose page is
+/// A log that a kill leaves, of commits of one flush each: its newest entry needs those before, a page of which is
 /// made as if it had been lost.
 #[test]
 fn qemu_replays_a_log_whose_tail_trails() {
@@ -133,7 +134,8 @@ fn qemu_replays_a_log_whose_tail_trails() {
     let options = OpenOptions::new().writable(true).one_flush(OneFlush::Always);
     let image = options.open_image(&live).unwrap();
     let mut model = Vec::new();
-    for i in 0..10 {
+    // The ninth flush writes the pages of the eight before to their places.
+    for i in 0..9 {
         // The entries of blocks from 512 on are in another page of the table.
         let at = (i + i % 2 * 512) * MIB + 4096 * i;
         let mut bytes = vec![0; 8192];
@@ -146,8 +148,8 @@ fn qemu_replays_a_log_whose_tail_trails() {
     let mut file = std::fs::read(&left).unwrap();
     let (tail, position) = newest_entry(&file);
     assert_ne!(tail, position, "the newest entry needs another");
-    let bat = Layer::from_bytes(file.clone()).unwrap().bat();
-    file[bat.start as usize..][..4096].fill(0);
+    let second = Layer::from_bytes(file.clone()).unwrap().bat().start as usize + 4096;
+    file[second..][..4096].fill(0);
     std::fs::write(&left, &file).unwrap();
     let naive = Chain::open([&left]).unwrap();
     let chain = DiffChain::open(&left).unwrap();
@@ -164,6 +166,63 @@ fn qemu_replays_a_log_whose_tail_trails() {
     for (at, bytes) in &model {
         assert!(raw[*at as usize..][..bytes.len()] == *bytes, "at {at}");
     }
+}
+
+/// A log that a kill leaves right behind its start: QEMU replays what lies there alone.
+#[test]
+fn qemu_replays_a_log_that_has_wrapped() {
+    let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
+    let folder = tempfile::tempdir().unwrap();
+    let mut checked = 0;
+    for phase in 0..4 {
+        let [live, left, raw] =
+            ["live.vhdx", "left.vhdx", "raw"].map(|name| folder.path().join(name));
+        drop(CreateOptions::dynamic(8 * 512 * MIB).block_size(1 << 20).create(&live).unwrap());
+        let options = OpenOptions::new().writable(true).one_flush(OneFlush::Always);
+        let image = options.open_image(&live).unwrap();
+        // An entry of several pages, so that the log ends elsewhere in the turn of eight flushes.
+        for page in 0..2 * phase {
+            image.write_at(&[0xEE; 512], (page * 512 + 300) * MIB).unwrap();
+        }
+        image.flush().unwrap();
+        let place = |n: u64| (n % 8 * 512 + n / 8) * MIB;
+        for n in 0..134 {
+            image.write_at(&[n as u8 | 1; 512], place(n)).unwrap();
+            image.flush().unwrap();
+            // QEMU refuses a single entry behind the start.
+            let position = if n < 110 { 0 } else { position_of_newest(&live) };
+            if !(8192..0x5000).contains(&position) {
+                continue;
+            }
+            checked += 1;
+            let sparse = Command::new("cp").arg("--sparse=always").args([&live, &left]).status();
+            assert!(sparse.unwrap().success());
+            qemu.repair(&left);
+            qemu.to_raw(&left, &raw);
+            let raw = File::open(&raw).unwrap();
+            for n in 0..=n {
+                let mut found = [0; 512];
+                raw.read_exact_at(&mut found, place(n)).unwrap();
+                assert!(
+                    found == [n as u8 | 1; 512],
+                    "phase {phase}, write {n}, entry at {position}"
+                );
+            }
+        }
+        drop(image);
+        std::fs::remove_file(live).unwrap();
+    }
+    assert!(checked >= 4, "{checked}");
+}
+
+/// Where in the log of an image of ours, which follows the first MiB, the newest entry is.
+fn position_of_newest(path: &Path) -> u64 {
+    let mut log = vec![0; MIB as usize];
+    File::open(path).unwrap().read_exact_at(&mut log, MIB).unwrap();
+    let sectors = log.chunks(4096).zip((0..).step_by(4096));
+    let entries = sectors.filter(|(sector, _)| sector.starts_with(b"loge"));
+    let number = |sector: &[u8]| u64::from_le_bytes(sector[16..24].try_into().unwrap());
+    entries.max_by_key(|(sector, _)| number(sector)).unwrap().1
 }
 
 /// The tail and the position of the entry with the highest sequence number in the log of an image,

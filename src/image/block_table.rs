@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::region::RegionEntry;
 use crate::storage::Storage;
+use crate::tables::Tables;
 use crate::types::{BatIndex, BlockIndex, ChunkIndex, KIB, MIB};
 
 /// Bytes of the table per read.
@@ -21,6 +22,8 @@ pub(crate) struct BlockTable<'a> {
     pub(crate) layout: BlockLayout,
     pub(crate) has_parent: bool,
     pub(crate) file_len: u64,
+    /// Pages that count instead of those in the file.
+    pub(crate) changed: Option<&'a Tables>,
 }
 
 /// The role of an entry.
@@ -60,24 +63,31 @@ impl BlockTable<'_> {
         let mut piece = Vec::new();
         let mut at = start;
         while at < end {
+            let changed = self.changed.and_then(|changed| changed.read().first_in(at..end));
             // If the host cannot tell, the piece is read.
-            match self.storage.next_data(at) {
-                Ok(None) => break,
-                Ok(Some(data)) => {
-                    at = at.max(data.start - data.start.saturating_sub(start) % PIECE)
-                }
-                Err(_) => {}
-            }
+            let data = match self.storage.next_data(at) {
+                Ok(data) => data.map(|data| data.start),
+                Err(_) => Some(at),
+            };
+            let Some(next) = data.into_iter().chain(changed).min() else { break };
+            at = at.max(next - next.saturating_sub(start) % PIECE);
             if at >= end {
                 break;
             }
             let len = (end - at).min(PIECE);
+            // Before the file is read: a page that is written to its place meanwhile counts either way.
+            let changed = self.changed.map(|changed| changed.read().pages_in(at..at + len));
             piece.resize(len as usize, 0);
             if let Err(error) = self.storage.read_exact_at(&mut piece, at) {
                 failed.get_or_insert_with(|| {
                     Error::io("table.read", "cannot read the block allocation table", error).at(at)
                 });
             } else {
+                for (place, page) in changed.into_iter().flatten() {
+                    let within = (place - at) as usize;
+                    let len = page.len().min(piece.len() - within);
+                    piece[within..within + len].copy_from_slice(&page[..len]);
+                }
                 let first = (at - start) / ENTRY_LEN;
                 each_in(&piece, first, &mut each);
             }

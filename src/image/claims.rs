@@ -88,6 +88,7 @@ impl Core {
             layout: self.layout,
             has_parent: self.has_parent,
             file_len: self.file_len(),
+            changed: self.feed.as_ref().map(|feed| &feed.changed),
         }
     }
 

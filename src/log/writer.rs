@@ -7,9 +7,11 @@ use uuid::Uuid;
 use crate::error::{Error, Result};
 use crate::format::log_entry::{Change, DESCRIPTOR_LEN, HEADER_LEN, NewEntry, SECTOR};
 use crate::storage::Storage;
+use crate::types::MIB;
 
-/// The most durable entries whose pages are not in their places.
+/// The most durable entries whose pages are not in their places, and the most bytes of them.
 const MOST_KEPT_BACK: usize = 8;
+const MOST_BYTES_KEPT_BACK: u64 = 4 * MIB;
 
 /// The log of a writing session: where the next entry goes, and what must not be overwritten.
 ///
@@ -67,7 +69,16 @@ impl LogWriter {
     /// that changes in each of them is then written to its place once; a crash replays few all the same, and there is
     /// room for the next two.
     pub(crate) fn may_keep_back(&self, changes: usize) -> bool {
-        self.needed.len() < MOST_KEPT_BACK && self.kept + 2 * entry_len(changes) <= self.len / 2
+        let most = MOST_BYTES_KEPT_BACK.min(self.len / 2);
+        self.needed.len() < MOST_KEPT_BACK
+            && self.kept + 2 * entry_len(changes) <= most
+            && !self.begins_lap()
+    }
+
+    /// Whether the next entry is the first behind the start of the log while entries at its end are needed. QEMU would
+    /// begin its replay with that entry, whatever its tail: it must need none of them.
+    pub(crate) fn begins_lap(&self) -> bool {
+        self.needed.front().is_some_and(|(oldest, _)| *oldest > self.head)
     }
 
     /// Makes the next entry. Once it is [written](Appended::write), a crash replays it with those that are still

@@ -1,6 +1,7 @@
 //! Changed pages of block tables and metadata that are not yet written to their places in the file.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -97,6 +98,16 @@ impl Changed {
 
     pub(crate) fn has(&self, at: u64) -> bool {
         self.pages.contains_key(&at)
+    }
+
+    /// The place of the first changed page in this part of the file.
+    pub(crate) fn first_in(&self, part: Range<u64>) -> Option<u64> {
+        self.pages.range(part).next().map(|(at, _)| *at)
+    }
+
+    /// The current contents of the changed pages in this part of the file.
+    pub(crate) fn pages_in(&self, part: Range<u64>) -> Vec<(u64, Box<Page>)> {
+        self.pages.range(part).map(|(at, page)| (*at, page.now.clone())).collect()
     }
 
     /// Adds a page with its contents in the file.

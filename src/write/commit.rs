@@ -169,7 +169,7 @@ impl Commit {
         } else if !session.may_keep_back(&pages) {
             self.left.push_back(Task::Apply);
         }
-        if order == Order::PayloadFirst || !session.fits_one_entry(&pages) {
+        if order == Order::PayloadFirst || !session.fits_one_entry(&pages) || session.begins_lap() {
             self.left.push_back(Task::Sync);
         }
         let groups =

@@ -206,12 +206,12 @@ impl Growth {
         self.unpin(&mut state);
         let Some(len) = state.space.truncated_len() else { return Ok(false) };
         // One that another program cut shorter is not made longer: what it lost would read as zeros.
-        if file.len()? <= len {
-            return Ok(false);
+        let is_longer = file.len()? > len;
+        if is_longer {
+            file.set_len(len)?;
         }
-        file.set_len(len)?;
         state.space.set_truncated(len);
-        Ok(true)
+        Ok(is_longer)
     }
 
     /// Waits until the file does not grow, and keeps it from growing.

@@ -225,6 +225,8 @@ impl Writer {
         self.sync(session)?;
         self.update_headers(session, |header| header.log_guid = Uuid::nil())?;
         session.log = None;
+        // Another program may have cut the file: the next session looks.
+        session.is_verified = false;
         self.has_new_identity.store(false, Ordering::Release);
         // No log names a length any more: the file can be truncated without an entry.
         if self.truncate()? {

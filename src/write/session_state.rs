@@ -124,6 +124,11 @@ impl Session {
         self.log.as_ref().is_some_and(|log| log.may_keep_back(pages.len()))
     }
 
+    /// Whether the next log entry must need none of those before.
+    pub(super) fn begins_lap(&self) -> bool {
+        self.log.as_ref().is_some_and(LogWriter::begins_lap)
+    }
+
     /// Whether these pages fit into one log entry beside all that the log has to keep.
     pub(super) fn fits_one_entry(&self, pages: &[Snapshot]) -> bool {
         let fits = |log: &LogWriter| pages.len() <= log.most_changes() && log.fits(pages.len());

@@ -11,13 +11,13 @@ pub const ALL: &[Workload] = &[
     small("new blocks, flush after flush", || one(dynamic(12 * MIB).start(), new_blocks)).on_both(),
     small("new blocks over an empty parent", || one(over_nothing(12 * MIB), new_blocks)).on_both(),
     small("new blocks over a full parent", || one(over_all(12 * MIB), new_blocks)).on_both(),
-    small("more flushes than pages wait for", || one(dynamic(12 * MIB).start(), many_flushes))
+    small("more flushes than pages wait for", || one(dynamic(SIX_PAGES).start(), many_flushes))
         .on_both(),
     small("more flushes than pages wait for, empty parent", || {
-        one(over_nothing(12 * MIB), many_flushes)
+        one(over_nothing(SIX_PAGES), many_flushes)
     }),
     small("more flushes than pages wait for, full parent", || {
-        one(over_all(12 * MIB), many_flushes)
+        one(over_first_blocks(), many_flushes)
     }),
     small("whole blocks over anything", || one(over_some(), whole_blocks)).on_both(),
     small("bits over zeros and data", || one(over_some(), some_bits)).on_both(),
@@ -114,6 +114,20 @@ pub const ALL: &[Workload] = &[
 /// Of longer ranges only both ends are compared, in bytes.
 const LONGEST: u64 = 32 * KIB;
 
+/// So large that its block allocation table has six pages.
+const SIX_PAGES: u64 = 6 * 512 * MIB;
+
+/// A block's place in the disk, such that blocks in sequence have their entries in different pages.
+fn in_turn(block: u64) -> u64 {
+    block % 6 * 512 * MIB + block * MIB
+}
+
+/// A child of a parent that has all blocks [in turn](in_turn).
+fn over_first_blocks() -> Driver {
+    let base = (0..12).fold(dynamic(SIX_PAGES), |base, n| base.write(in_turn(n), MIB));
+    base.child(1 << 20).start()
+}
+
 /// A child of a parent that has no block.
 fn over_nothing(size: u64) -> Driver {
     dynamic(size).child(1 << 20).start()
@@ -178,19 +192,19 @@ fn many_flushes(driver: &Driver) {
     driver.model().look_at_most(LONGEST);
     let chain = driver.open();
     for round in 0..11 {
-        driver.write(&chain, 10 * round, round * MIB + 8 * KIB, 4 * KIB);
+        driver.write(&chain, 10 * round, in_turn(round) + 8 * KIB, 4 * KIB);
         if let Some(before) = round.checked_sub(2) {
-            driver.write(&chain, 10 * round + 1, before * MIB + 300 * KIB, 2 * KIB);
+            driver.write(&chain, 10 * round + 1, in_turn(before) + 300 * KIB, 2 * KIB);
         }
         if round % 4 == 3 {
-            driver.discard(&chain, (round - 3) * MIB, MIB);
+            driver.discard(&chain, in_turn(round - 3), MIB);
         }
         driver.flush(&chain);
     }
-    driver.write(&chain, 200, 11 * MIB, 2 * KIB);
+    driver.write(&chain, 200, in_turn(11), 2 * KIB);
     driver.kill(chain);
     let chain = driver.open_after_kill();
-    driver.write(&chain, 201, 4 * MIB, KIB);
+    driver.write(&chain, 201, in_turn(4), KIB);
     driver.close(&chain);
 }
 

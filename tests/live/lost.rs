@@ -109,6 +109,26 @@ fn a_child_cut_short_while_it_is_merged_is_said_to_be_and_loses_what_was_not_mer
     }
 }
 
+/// The entry of the block waits in the log.
+#[test]
+fn a_block_that_was_new_in_the_merge_is_lost_with_the_child_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, mut model) = two(folder.path(), [8, 9, 3, 10, 0, 1, 6, 7]);
+    let tip = paths(&chain).remove(0);
+    let mut is_cut = false;
+    let error = merge(&chain, false, &mut |done| {
+        if done >= 2 * MIB && !is_cut {
+            is_cut = true;
+            write(&chain, &mut model, 3, 11);
+            chain.flush().unwrap();
+            cut(&tip, 1);
+        }
+        ControlFlow::Continue(())
+    })
+    .unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "merge.child-lost"));
+}
+
 /// When the tip is written to after its first blocks were merged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Newer {

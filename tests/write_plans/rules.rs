@@ -342,7 +342,7 @@ fn a_commit_finds_its_tables_after_flushes_by_others() {
     let text = bytes(4 * KIB, 9);
     let flight = plan(&chain, 0, 4 * KIB).begin();
     carry_out(&flight, &text);
-    for block in 1..5 {
+    for block in 1..20 {
         chain.write_at(&[3; 512], block * MIB).unwrap();
         chain.flush().unwrap();
     }

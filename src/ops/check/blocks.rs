@@ -70,7 +70,7 @@ pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
 impl<'a> Table<'a> {
     fn blocks(&self) -> BlockTable<'a> {
         let Self { storage, region, layout, has_parent, file_len, .. } = *self;
-        BlockTable { storage, region, layout, has_parent, file_len }
+        BlockTable { storage, region, layout, has_parent, file_len, changed: None }
     }
 
     fn name_of(&self, index: BatIndex) -> String {
