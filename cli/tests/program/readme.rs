@@ -1,13 +1,10 @@
 //! The commands of README.md and docs/program.md, one by one: after each one, every image must equal a flat model.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
+use crate::common::Folder;
 use avhdx_testkit::rng::Rng;
-use common::Folder;
 
 /// The part of the disk that the commands use.
 const LOOKED_AT: usize = 8 << 20;
@@ -173,7 +170,7 @@ fn run(commands: &[&str], folder: &Folder) -> Model {
 
 #[test]
 fn the_readme_shows_every_verb_once_and_its_commands_work() {
-    let readme = include_str!("../../README.md");
+    let readme = include_str!("../../../README.md");
     let commands = commands(readme, "The program", "# Make");
     let folder = Folder::new();
     run(&commands, &folder);
@@ -192,7 +189,7 @@ fn the_readme_shows_every_verb_once_and_its_commands_work() {
 
 #[test]
 fn the_commands_of_the_life_of_a_chain_work() {
-    let page = include_str!("../../docs/program.md");
+    let page = include_str!("../../../docs/program.md");
     let commands = commands(page, "The life of a chain", "mkdir");
     assert!(commands.len() > 20, "{} commands", commands.len());
     let folder = Folder::new();

@@ -1,12 +1,9 @@
 //! `avhdx convert` to raw disks.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
+use crate::common::{Folder, Run, flats, write_endless};
 use avhdx_testkit::build::{Block, Data, Image};
-use common::{Folder, Run, flats, write_endless};
 
 #[test]
 fn a_chain_becomes_a_sparse_file_or_a_stream() {

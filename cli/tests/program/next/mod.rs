@@ -1,19 +1,16 @@
 //! Every row of the table of suggestions is provoked, and every command it suggests is run. That may find faults (exit
 //! code 1) or succeed with losses (8), but must not fail in the same way again.
-#![allow(clippy::disallowed_methods)]
 #![cfg(unix)] // commands are run by a shell
 
 mod cases;
-#[path = "../common/mod.rs"]
-mod common;
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::common::{Folder, Run};
 use cases::{Case, NOT_PROVOKED, cases};
-use common::{Folder, Run};
 use serde_json::Value;
 
 #[test]

@@ -1,11 +1,8 @@
 //! `avhdx check`: output and exit codes.
-#![allow(clippy::disallowed_methods)]
 
-mod common;
-
+use crate::common::{Folder, chain, guid};
 use avhdx_testkit::build::{Block, write_chain};
 use avhdx_testkit::build::{Checksum, state};
-use common::{Folder, chain, guid};
 
 #[test]
 fn a_sound_chain_exits_with_0() {

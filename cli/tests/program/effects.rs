@@ -1,12 +1,9 @@
 //! A verb changes nothing before it is known to succeed, and reports success even if its output is lost.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
+use crate::common::{Folder, chain, guid, mark};
 use avhdx_testkit::build::{Block, Data, Image, write_chain};
-use common::{Folder, chain, guid, mark};
 
 const MIB: u64 = 1 << 20;
 
@@ -128,7 +125,7 @@ fn success_is_reported_even_if_the_output_is_lost() {
     ] {
         let folder = Folder::with_chain();
         let mut command = folder.command(line.split(' '));
-        let run = common::Run::of(command.stdout(full()).output().unwrap()).expect(3);
+        let run = crate::common::Run::of(command.stdout(full()).output().unwrap()).expect(3);
         let run = run.says("the command succeeded, but its output was lost");
         assert!(!run.stderr.contains(&format!("next: avhdx {line}")), "{}", run.stderr);
     }
@@ -245,7 +242,7 @@ fn suggested_commands_quote_names_that_are_not_unicode() {
     let name = std::ffi::OsStr::from_bytes(b"non\xffutf.vhdx");
     fs::rename(folder.file("l2.vhdx"), folder.path().join(name)).unwrap();
     let mut command = folder.command(["checkpoint".as_ref(), name]);
-    let run = common::Run::of(command.output().unwrap());
+    let run = crate::common::Run::of(command.output().unwrap());
     assert_eq!(run.code, Some(7), "{}", run.stderr);
     let next: Vec<_> = run.stderr.lines().filter(|line| line.contains("next: ")).collect();
     assert!(!next.is_empty() && next.iter().all(|line| !line.contains('\u{fffd}')), "{next:?}");

@@ -1,15 +1,12 @@
 //! `avhdx write`, `zero` and `discard`: their effect on the disk, and refusals.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::process::Stdio;
 
+use crate::common::{Folder, Run, flats};
 use avhdx_testkit::naive;
 use avhdx_testkit::rng::pattern;
-use common::{Folder, Run, flats};
 
 const MIB: usize = 1 << 20;
 

@@ -1,12 +1,9 @@
 //! The flags for parents, and errors about missing ones.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
+use crate::common::{Folder, chain, flats, guid};
 use avhdx_testkit::build::write_chain;
-use common::{Folder, chain, flats, guid};
 
 const READ: &str = "read l2.vhdx --length 6M";
 
@@ -41,7 +38,7 @@ fn parents_are_found_by_the_flags() {
     let listed = std::env::join_paths(["nowhere", "elsewhere"]).unwrap();
     let mut command = folder.command(READ.split(' '));
     let output = command.env("AVHDX_PARENT_DIRS", listed).output().unwrap();
-    assert!(common::Run::of(output).expect(0).stdout == flats()[2]);
+    assert!(crate::common::Run::of(output).expect(0).stdout == flats()[2]);
 }
 
 #[test]

@@ -1,11 +1,8 @@
 //! `avhdx reparent` and `avhdx relink`: corrected links, and refusals.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
-use common::{Folder, flats, guid};
+use crate::common::{Folder, flats, guid};
 
 #[test]
 fn an_equal_copy_becomes_the_parent() {

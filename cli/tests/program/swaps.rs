@@ -1,15 +1,12 @@
 //! Files that are replaced while the program runs, and a program that is killed.
 #![cfg(target_os = "linux")]
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{Folder, Run};
+use crate::common::{Folder, Run};
 
 const MIB: usize = 1 << 20;
 

@@ -1,17 +1,14 @@
 //! Images by other writers: the chains in `fixtures` or in the folder `AVHDX_IMAGES`, and images made by QEMU during the
 //! test.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::path::PathBuf;
 
+use crate::common::Folder;
 use avhdx_testkit::images::{
     avhdx_images, expected, fixtures_dir, gunzip, image, sha256_file, sha256_hex, unpack_tree,
 };
 use avhdx_testkit::qemu::Qemu;
 use avhdx_testkit::rng::Rng;
-use common::Folder;
 
 /// The folder of the chains by DiscUtils, if there is one.
 fn chains() -> Option<PathBuf> {
@@ -30,7 +27,7 @@ fn every_layer_of_every_chain_has_the_expected_checksum() {
     for (sum, name) in &sums {
         let verb = |args: &[&str]| {
             let args = args.iter().map(|arg| arg.replace("IMAGE", name));
-            common::Run::of(folder.command(args).output().unwrap()).expect(0)
+            crate::common::Run::of(folder.command(args).output().unwrap()).expect(0)
         };
         verb(&["convert", "IMAGE", "-O", "raw", "flat.raw", "--overwrite"]);
         assert_eq!(&sha256_file(&folder.file("flat.raw")), sum, "{name}");

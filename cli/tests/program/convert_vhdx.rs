@@ -1,14 +1,11 @@
 //! `avhdx convert` to images: content, number of blocks, and cleanup after a failure.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs::{self, File};
 
+use crate::common::{Folder, flats};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive;
 use avhdx_testkit::qemu::Qemu;
-use common::{Folder, flats};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
@@ -215,7 +212,7 @@ fn a_failure_leaves_nothing_behind() {
 #[test]
 #[cfg(unix)]
 fn an_interruption_leaves_nothing_behind() {
-    use common::{Run, write_endless};
+    use crate::common::{Run, write_endless};
     use std::process::{Command, Stdio};
     let folder = Folder::new();
     write_endless(&folder.file("huge"));

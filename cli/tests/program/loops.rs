@@ -1,15 +1,12 @@
 //! Chains that form a loop: every verb terminates and reports the loop.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use crate::common::{Folder, Run};
 use avhdx_testkit::build::{Block, Data, Image};
-use common::{Folder, Run};
 use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;

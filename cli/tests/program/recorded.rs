@@ -1,8 +1,5 @@
 //! Recorded paths are tested before they are written, and files with children are not replaced.
 #![cfg(unix)]
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -11,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use common::{Folder, Run};
+use crate::common::{Folder, Run};
 
 /// Every file below a folder, with its inode and content.
 fn all(folder: &Path) -> BTreeMap<PathBuf, (u64, Vec<u8>)> {

@@ -1,16 +1,14 @@
 //! `avhdx tree`: the forest, its faults, and confidential identities.
 #![allow(clippy::disallowed_methods)] // stands outside the crate
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::common::{Folder, Run, chain, flats, guid, name};
 use avhdx_testkit::build::{Block, Data, Image, braced, write_chain};
 use avhdx_testkit::{images, mutate};
-use common::{Folder, Run, chain, flats, guid, name};
 use serde_json::Value;
 use uuid::Uuid;
 

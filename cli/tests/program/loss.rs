@@ -1,14 +1,11 @@
 //! `--accept-loss`: reports about a damaged image, and its repair.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
+use crate::common::{Folder, chain};
 use avhdx_testkit::build::{Block, Data, Image, write_chain};
 use avhdx_testkit::loss::Why;
 use avhdx_testkit::naive::{Chain, Layer};
-use common::{Folder, chain};
 use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
@@ -160,7 +157,7 @@ fn a_tip_is_repaired_before_it_is_merged() {
     folder.run("check l1.vhdx").expect(0);
     let flat =
         Chain::open([folder.file("l0.vhdx"), folder.file("l1.vhdx")]).unwrap().flat(1).unwrap();
-    let mut expected = common::flats().remove(2);
+    let mut expected = crate::common::flats().remove(2);
     let end = 4 << 20;
     expected[end - 300_000..end].fill(0);
     assert!(flat == expected);

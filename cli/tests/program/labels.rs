@@ -1,13 +1,10 @@
 //! Labels of checkpoints, and unfinished merges, in selectors, `tree` and `info`.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::time::{Duration, UNIX_EPOCH};
 
+use crate::common::{Folder, mark, name};
 use avhdx::{CreateOptions, DiffChain};
 use avhdx_testkit::build::Image;
-use common::{Folder, mark, name};
 
 /// A disk with two checkpoints: first `before the upgrade`, then one whose label is `label`.
 fn labelled(label: &str) -> Folder {
@@ -28,7 +25,7 @@ fn a_label_selects_its_point_in_time() {
     let run = folder.run("info two.vhdx@after").expect(0);
     run.says("two.vhdx@after is one.vhdx, ").says(" (after)\n");
     let mut command = folder.command(["read", "two.vhdx@before the upgrade", "--length", "1"]);
-    let run = common::Run::of(command.output().unwrap()).expect(0);
+    let run = crate::common::Run::of(command.output().unwrap()).expect(0);
     run.says("is base.vhdx, ").says(" (before the upgrade)");
     // The error lists all labels.
     let run = folder.run("read two.vhdx@never --length 1").expect(2);
@@ -77,8 +74,8 @@ fn unfinished_merges_are_shown_with_the_command_to_resume() {
     let mut child = base.new_child();
     name(&mut child, 1);
     child.parent_path(".\\base.vhdx");
-    mark(&mut base, 3, common::guid(1), "child.avhdx");
-    mark(&mut child, 1, common::guid(0), "base.vhdx");
+    mark(&mut base, 3, crate::common::guid(1), "child.avhdx");
+    mark(&mut child, 1, crate::common::guid(0), "base.vhdx");
     base.write_to(folder.file("base.vhdx"));
     child.write_to(folder.file("child.avhdx"));
     let run = folder.run("tree .").expect(1);
@@ -87,7 +84,7 @@ fn unfinished_merges_are_shown_with_the_command_to_resume() {
     let document = folder.run("tree . --json").expect(1).json();
     assert_eq!(document["images"][0]["merge"]["state"], "target");
     assert_eq!(document["images"][1]["merge"]["state"], "merging");
-    assert_eq!(document["images"][1]["merge"]["other"], common::guid(0).to_string());
+    assert_eq!(document["images"][1]["merge"]["other"], crate::common::guid(0).to_string());
     folder.run("info child.avhdx").expect(0).prints("unfinished, into base.vhdx, 0000aaaa-");
 
     // Without the child, the parent reports the merge.

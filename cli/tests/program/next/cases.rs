@@ -5,8 +5,8 @@ use std::path::Path;
 
 use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry, write_chain};
 
-use super::common::{Folder, chain, guid, mark, name};
 use super::{missing_tool, shell};
+use crate::common::{Folder, chain, guid, mark, name};
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[

@@ -1,12 +1,9 @@
 //! `IMAGE@SEL`: valid, unknown and ambiguous selectors.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
+use crate::common::{Folder, chain, flats, name};
 use avhdx_testkit::build::write_chain;
-use common::{Folder, chain, flats, name};
 
 const WHOLE: &str = "--length 4M";
 
@@ -14,7 +11,7 @@ const WHOLE: &str = "--length 4M";
 fn reads(folder: &Folder, image: &str, layer: usize) {
     let run = folder.run(&format!("read {image} {WHOLE}")).expect(0);
     assert!(run.stdout == flats()[layer][..4 << 20], "{image} is not layer {layer}");
-    let resolved = format!("is l{layer}.vhdx, {}", common::guid(layer as u8));
+    let resolved = format!("is l{layer}.vhdx, {}", crate::common::guid(layer as u8));
     run.says(&resolved);
 }
 
@@ -74,7 +71,7 @@ fn ambiguous_selectors_are_refused() {
     }
     let twin = uuid::Uuid::parse_str("7777aaaa-1111-4000-8000-000000000007").unwrap();
     images[1].set_data_write_guid(twin);
-    images[1].locator.set("parent_linkage", format!("{{{}}}", common::guid(7)));
+    images[1].locator.set("parent_linkage", format!("{{{}}}", crate::common::guid(7)));
     images[2].locator.set("parent_linkage", format!("{{{twin}}}"));
     write_chain(folder.path(), &images);
     let run = folder.run("read l2.vhdx@7777 --length 1 --json").expect(2);
@@ -123,7 +120,7 @@ fn a_log_above_the_point_does_not_matter() {
     let mut images = chain();
     let mut after = images[2].clone();
     after.put(2, avhdx_testkit::build::Block::bare(0));
-    images[2] = avhdx_testkit::build::Image::dirty(&images[2], &after, common::guid(9), 10);
+    images[2] = avhdx_testkit::build::Image::dirty(&images[2], &after, crate::common::guid(9), 10);
     write_chain(folder.path(), &images);
     folder.run("read l2.vhdx --log refuse --length 1").expect(7);
     folder.run("read l2.vhdx@-1 --log refuse --length 1").expect(0);

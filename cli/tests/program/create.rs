@@ -1,13 +1,10 @@
 //! `avhdx create`: new images, and refusals.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 
+use crate::common::{Folder, flats, guid};
 use avhdx_testkit::naive;
 use avhdx_testkit::qemu::Qemu;
-use common::{Folder, flats, guid};
 use serde_json::Value;
 
 #[test]
@@ -243,7 +240,7 @@ fn the_json_is_stable() {
     "absolute_win32_path": "D:\\l2.vhdx"
   }
 }"#;
-    let physical = common::chain()[2].physical_sector.to_string();
+    let physical = crate::common::chain()[2].physical_sector.to_string();
     assert_eq!(format!("{run:#}"), expected.replace("PHYSICAL", &physical));
     let base = folder.run("create d.vhdx --size 4M --json").expect(0).json();
     assert_eq!(base["parent"], Value::Null);

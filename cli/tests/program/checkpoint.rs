@@ -1,14 +1,11 @@
 //! `avhdx checkpoint` and `avhdx revert`: their effect on the disk, and their output.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Stdio;
 
-use common::Folder;
+use crate::common::Folder;
 use serde_json::Value;
 
 const SIZE: usize = 4 << 20;

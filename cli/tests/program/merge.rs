@@ -1,17 +1,14 @@
 //! `avhdx merge`: layers merged in long sequences of operations, and with the program killed.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use crate::common::{Folder, Run, chain, guid, mark, name};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive::Chain;
 use avhdx_testkit::rng::Rng;
-use common::{Folder, Run, chain, guid, mark, name};
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;

@@ -1,14 +1,11 @@
 //! `avhdx bench`: its output, its effects on the image, and interruptions. No test depends on a measured time.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::{Folder, Run, flats, write_endless};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive;
-use common::{Folder, Run, flats, write_endless};
 use serde_json::Value;
 
 /// The tip's disk, by an independent reader.

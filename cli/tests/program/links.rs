@@ -1,17 +1,14 @@
 //! Every verb on a file that is named by a symbolic link, through a linked folder, or by a hard link.
 #![cfg(unix)]
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
 
+use crate::common::{Folder, Run, name};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive;
-use common::{Folder, Run, name};
 
 const SIZE: usize = 4 << 20;
 

@@ -1,15 +1,12 @@
 //! Exit codes, locks, logs and pipes: the behaviour that scripts depend on.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
+use crate::common::{Folder, Run, flats, guid};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::qemu::Qemu;
-use common::{Folder, Run, flats, guid};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -127,7 +124,7 @@ fn compare_exits_with_1_if_disks_differ() {
 /// An image before and after block 1 gets pattern 6, and one with that change pending in the log.
 fn dirty() -> (Image, Image, Image) {
     let mut before = Image::dynamic(4 << 20);
-    common::name(&mut before, 5);
+    crate::common::name(&mut before, 5);
     before.put(0, Block::full(Data::Pattern(5)));
     let mut after = before.clone();
     after.put(1, Block::full(Data::Pattern(6)));

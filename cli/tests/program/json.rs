@@ -1,11 +1,7 @@
 //! The exact JSON of every verb: programs depend on it, so keys are only ever added.
 
-#![allow(clippy::disallowed_methods)]
-
-mod common;
-
+use crate::common::{Folder, name};
 use avhdx_testkit::build::{Block, Data, Image};
-use common::{Folder, name};
 
 #[test]
 fn map() {
@@ -28,7 +24,7 @@ fn map() {
 fn explain() {
     let folder = Folder::with_chain();
     let run = folder.run("explain l2.vhdx 0x1200 --json").expect(0);
-    let byte = common::flats()[2][0x1200];
+    let byte = crate::common::flats()[2][0x1200];
     let expected = r#"{
   "schema": "avhdx.explain/1",
   "offset": 4608,
@@ -107,7 +103,7 @@ fn explain() {
 fn compare() {
     let folder = Folder::with_chain();
     let run = folder.run("compare l2.vhdx l2.vhdx@-1 --json").expect(1);
-    let flats = common::flats();
+    let flats = crate::common::flats();
     // The first difference is in block 2, which is zero in the tip.
     let at = (0..4 << 20).find(|at| flats[2][*at] != flats[1][*at]).unwrap();
     assert!((2 << 20..2 << 20 | 512).contains(&at));

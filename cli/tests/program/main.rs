@@ -1,0 +1,28 @@
+//! Tests of the program, each in its own room.
+#![allow(clippy::disallowed_methods)]
+
+mod bench;
+mod check;
+mod checkpoint;
+mod codes;
+mod common;
+mod convert;
+mod convert_vhdx;
+mod create;
+mod effects;
+mod images;
+mod json;
+mod labels;
+mod links;
+mod loops;
+mod loss;
+mod merge;
+mod next;
+mod parents;
+mod points;
+mod readme;
+mod recorded;
+mod reparent;
+mod swaps;
+mod tree;
+mod write;
