@@ -466,7 +466,7 @@ impl CreateOptions {
             }
         }
         if self.size == 0 || !metadata::is_disk_size(self.size, self.logical_sector) {
-            let expected = "a multiple of the logical sector size, at most 64 TiB";
+            let expected = "a multiple of the logical sector size, from one sector to 64 TiB";
             return refuse("disk size", self.size, expected);
         }
         let log = u64::from(self.log_size);

@@ -63,10 +63,10 @@ impl CopyFormat {
 #[derive(Args, Clone, Debug)]
 pub(crate) struct RangeFlags {
     /// The offset on the disk.
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     pub(crate) offset: u64,
     /// The number of bytes.
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     pub(crate) length: u64,
 }
 
@@ -329,13 +329,13 @@ pub(crate) fn with_children(
 #[command(next_help_heading = "The new image")]
 pub(crate) struct NewImageFlags {
     /// The block size, 1M to 256M [default: 32M, 2M with a parent].
-    #[arg(long, value_name = "N", value_parser = values::bytes, alias = "block-size")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, alias = "block-size")]
     pub(crate) block: Option<u64>,
     /// The logical sector size, 512 or 4096 [default: that of the parent or the input, else 512].
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     pub(crate) sector: Option<u64>,
     /// The physical sector size, 512 or 4096 [default: that of the parent or the input, else 4096].
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     pub(crate) physical_sector: Option<u64>,
 }
 

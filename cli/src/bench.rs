@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", conflicts_with = "seconds", value_parser = value_parser!(u64).range(1..))]
     reads: Option<u64>,
     /// The memory budget of the chain.
-    #[arg(long, value_name = "SIZE", value_parser = values::bytes, default_value = "64M")]
+    #[arg(long, value_name = "SIZE", value_parser = values::bytes, allow_negative_numbers = true, default_value = "64M")]
     budget: u64,
     /// The seed that selects the places.
     #[arg(long, value_name = "N", default_value_t = 1)]

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
     /// The block size of the new image, 1M to 256M [default: 2M].
-    #[arg(long, value_name = "N", value_parser = values::bytes, alias = "block-size")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, alias = "block-size")]
     block: Option<u64>,
     /// Only print what would be done, and whether there is enough space.
     #[arg(long, conflicts_with = "accept_loss")]

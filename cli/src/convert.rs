@@ -38,7 +38,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     new_image: NewImageFlags,
     /// The size of the log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = values::bytes, help_heading = "The new image")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, help_heading = "The new image")]
     log_size: Option<u64>,
     #[command(flatten)]
     opening: ReadFlags,

@@ -27,8 +27,13 @@ pub(crate) struct Args {
     /// The file to make.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The size of the disk. A child can be larger than its parent.
-    #[arg(long, value_name = "N", value_parser = values::bytes, required_unless_present = "parent")]
+    /// The size of the disk, such as 64M, 10G or 1.5T. A child can be larger than its parent.
+    #[arg(value_name = "SIZE", value_parser = values::bytes, allow_negative_numbers = true)]
+    #[arg(id = "disk-size", required_unless_present_any = ["size", "parent"])]
+    disk_size: Option<u64>,
+    /// The same.
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
+    #[arg(conflicts_with = "disk-size")]
     size: Option<u64>,
     /// Make a fixed image, with all space allocated.
     #[arg(long, conflicts_with = "parent")]
@@ -47,7 +52,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     new_image: NewImageFlags,
     /// The size of the log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = values::bytes, alias = "log-size")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, alias = "log-size")]
     #[arg(help_heading = "The new image")]
     log: Option<u64>,
     #[command(flatten, next_help_heading = "Parents")]
@@ -59,7 +64,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         Some(argument) => Some(open_parent(argument, &args, console)?),
         None => None,
     };
-    let options = options(&args, parent.as_ref())?;
+    let options = options(&args, args.disk_size.or(args.size), parent.as_ref())?;
     let layers = parent.iter().flat_map(DiffChain::layers);
     let inputs: Vec<PathBuf> = layers.filter_map(|layer| layer.path).collect();
     let file = NewFile::new(&args.out, &args.replacing, &inputs, console)?;
@@ -87,12 +92,16 @@ fn open_parent(
     Ok(parent)
 }
 
-fn options(args: &Args, parent: Option<&DiffChain>) -> Result<CreateOptions, Failure> {
-    let mut options = match (parent, args.size) {
+fn options(
+    args: &Args,
+    size: Option<u64>,
+    parent: Option<&DiffChain>,
+) -> Result<CreateOptions, Failure> {
+    let mut options = match (parent, size) {
         (Some(parent), size) => child_of(parent, size, args)?,
         (None, Some(size)) if args.fixed => CreateOptions::fixed(size),
         (None, Some(size)) => CreateOptions::dynamic(size),
-        (None, None) => return Err(Failure::usage("usage", "--size or --parent is needed")),
+        (None, None) => return Err(Failure::usage("usage", "a size or --parent is needed")),
     };
     if let Some(bytes) = args.log {
         options = options.log_size(args::u32_size("--log", bytes)?);
@@ -106,7 +115,7 @@ fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<Create
     match size {
         Some(size) if size < least => {
             let message = format!("a child of {size} bytes is smaller than its parent");
-            let hint = format!("use --size {least} or more, or omit --size to take the parent's");
+            let hint = format!("use a size of {least} or more, or omit it to take the parent's");
             return Err(Failure::usage("create.smaller", message).hint(hint));
         }
         Some(size) => options = options.size(size),

@@ -16,7 +16,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     image: ImageArg,
     /// The offset of the byte on the disk.
-    #[arg(value_name = "OFFSET", value_parser = values::bytes)]
+    #[arg(value_name = "OFFSET", value_parser = values::bytes, allow_negative_numbers = true)]
     offset: u64,
     #[command(flatten)]
     opening: ReadFlags,

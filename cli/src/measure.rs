@@ -20,7 +20,7 @@ pub(crate) struct Args {
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Option<CopyFormat>,
     /// The block size of a VHDX copy, 1M to 256M.
-    #[arg(long, value_name = "N", value_parser = values::bytes, default_value = "32M")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, default_value = "32M")]
     block_size: u64,
     /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]

@@ -47,7 +47,7 @@ pub(crate) struct Args {
     #[arg(long)]
     no_other_children: bool,
     /// Copy at most SIZE bytes per second.
-    #[arg(long, value_name = "SIZE", value_parser = values::rate)]
+    #[arg(long, value_name = "SIZE", value_parser = values::rate, allow_negative_numbers = true)]
     rate: Option<u64>,
     /// Copy the data even if the file system can share it between the two files.
     #[arg(long)]

@@ -14,10 +14,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     image: ImageArg,
     /// The offset on the disk.
-    #[arg(long, value_name = "N", value_parser = values::bytes, default_value = "0")]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, default_value = "0")]
     offset: u64,
     /// The number of bytes to read.
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     length: u64,
     /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]

@@ -35,7 +35,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR", requires = "unproven")]
     children_in: Vec<std::path::PathBuf>,
     /// Read at most SIZE bytes per second.
-    #[arg(long, value_name = "SIZE", value_parser = values::rate)]
+    #[arg(long, value_name = "SIZE", value_parser = values::rate, allow_negative_numbers = true)]
     rate: Option<u64>,
     /// Only print what would be done, and how much has to be read for the comparison.
     #[arg(long)]

@@ -2,31 +2,45 @@
 
 use std::path::PathBuf;
 
-/// A number of bytes: `4096`, `0x1000`, `4K`.
+/// The smallest sector of a disk, in bytes.
+const SECTOR: u64 = 512;
+
+/// A number of bytes: `4096`, `0x1000`, `4K`, `4KiB`, `1.5G`. K, KB and KiB are 1024 bytes.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
-    let invalid = || {
-        format!(
-            "{text:?} is not a byte count: use digits, 0x and hexadecimal digits, or digits and K, M, G or T"
-        )
-    };
+    let invalid =
+        || format!("{text:?} is not a byte count, such as 4096, 0x1000, 64M, 10GiB or 1.5T");
     let too_large = || format!("{text} is more than any disk can hold");
     if let Some(digits) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         let clean = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         return u64::from_str_radix(digits, 16).ok().filter(|_| clean).ok_or_else(invalid);
     }
-    let shift = match text.bytes().last().map(|byte| byte.to_ascii_uppercase()) {
-        Some(b'K') => 10,
-        Some(b'M') => 20,
-        Some(b'G') => 30,
-        Some(b'T') => 40,
-        _ => 0,
+    if text.starts_with('-') && text[1..].starts_with(|c: char| c.is_ascii_digit()) {
+        return Err("a number of bytes is not negative".into());
+    }
+    // The parser would also take blanks, exponents and underscores.
+    let unit = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit);
+    let is_unit = match unit.to_ascii_uppercase().as_bytes() {
+        [] | [b'B'] => true,
+        [prefix, rest @ ..] => b"KMGTPE".contains(prefix) && matches!(rest, b"" | b"B" | b"IB"),
     };
-    let digits = if shift == 0 { text } else { &text[..text.len() - 1] };
-    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+    let has_digits = number.split('.').all(|digits| !digits.is_empty());
+    if !is_unit || !has_digits || number.split('.').count() > 2 {
         return Err(invalid());
     }
-    let number: u64 = digits.parse().map_err(|_| too_large())?;
-    number.checked_mul(1 << shift).ok_or_else(too_large)
+    let config = parse_size::Config::new().with_binary();
+    let bytes = config.parse_size(text).map_err(|error| match error {
+        parse_size::Error::PosOverflow => too_large(),
+        _ => invalid(),
+    })?;
+    // A fraction names a size, not a number of bytes.
+    let below = bytes / SECTOR * SECTOR;
+    match number.contains('.') && bytes != below {
+        true => {
+            Err(format!("{text} is no whole number of sectors: {below} and {} are", below + SECTOR))
+        }
+        false => Ok(bytes),
+    }
 }
 
 /// A number of bytes per second, at least 1.
@@ -121,20 +135,43 @@ mod tests {
         assert_eq!(bytes("3M"), Ok(3 << 20));
         assert_eq!(bytes("64T"), Ok(64 << 40));
         assert_eq!(bytes("18446744073709551615"), Ok(u64::MAX));
+        for tenth in ["10G", "10g", "10GB", "10gb", "10GiB", "10gib", "10240M", "10.0G"] {
+            assert_eq!(bytes(tenth), Ok(10 << 30), "{tenth}");
+        }
+        assert_eq!(bytes("1.5G"), Ok(3 << 29));
+        assert_eq!(bytes("0.5K"), Ok(512));
+        assert_eq!(bytes("1TiB"), Ok(1 << 40));
+        assert_eq!(bytes("512B"), Ok(512));
         for wrong in [
             "",
             "K",
-            "-1",
+            "-",
             "+1",
-            "1.5G",
             "0x",
             "0x+1",
-            "4KB",
             " 4",
+            "4 K",
+            "4_096",
+            "1e3",
+            "1e3K",
+            ".5G",
+            "1.G",
+            "1.2.3G",
+            "4KK",
+            "4iB",
+            "4KiBi",
+            "4X",
+            "\u{664}K",
+            "4\u{212a}",
             "18446744073709551616",
             "16777216T",
+            "16E",
         ] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
+        assert!(bytes("-1").unwrap_err().contains("not negative"));
+        // 0.3 GiB is 322122547.2 bytes.
+        let error = bytes("0.3G").unwrap_err();
+        assert!(error.contains("322122240 and 322122752"), "{error}");
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     image: ImageArg,
     /// The offset on the disk.
-    #[arg(long, value_name = "N", value_parser = values::bytes)]
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     offset: u64,
     #[command(flatten)]
     writing: WriteFlags,

@@ -19,7 +19,7 @@ fn wrong_arguments_exit_with_2() {
     let run = folder.run("merge --frob l2.vhdx --json").expect(2);
     assert_eq!(run.error()["next"], serde_json::json!(["avhdx merge --help"]));
     folder.run("read l2.vhdx").expect(2).says("--length");
-    folder.run("read l2.vhdx --length 1X").expect(2).says("K, M, G or T");
+    folder.run("read l2.vhdx --length 1X").expect(2).says("64M, 10GiB or 1.5T");
     folder.run("read l2.vhdx --length 7M").expect(2).says("do not lie within the disk");
     folder.run("read l2.vhdx --offset 16777215T --length 16777215T").expect(2);
     folder.run("explain l2.vhdx 6M").expect(2).says("do not lie");

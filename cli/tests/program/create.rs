@@ -28,6 +28,35 @@ fn a_dynamic_disk_has_the_defaults_of_windows() {
 }
 
 #[test]
+fn sizes_are_read_as_people_type_them() {
+    let folder = Folder::new();
+    for (typed, size) in [
+        ("1G", 1_u64 << 30),
+        ("1GB", 1 << 30),
+        ("1GiB", 1 << 30),
+        ("1.5g", 3 << 29),
+        ("--size 0x40000000", 1 << 30),
+        ("--size 3TiB", 3 << 40),
+    ] {
+        folder.run(&format!("create a.vhdx {typed} --overwrite")).expect(0);
+        assert_eq!(naive::Layer::open(folder.file("a.vhdx")).unwrap().size, size, "{typed}");
+    }
+    for (wrong, says) in [
+        ("0.3G", "322122240 and 322122752"),
+        ("-1", "not negative"),
+        ("--size -1", "not negative"),
+        ("0", "expected a multiple of the logical sector size, from one sector to 64 TiB"),
+        ("10x", "64M, 10GiB or 1.5T"),
+        ("1e3", "64M, 10GiB or 1.5T"),
+        ("1_000K", "64M, 10GiB or 1.5T"),
+        ("1G --size 1G", "cannot be used with"),
+    ] {
+        folder.run(&format!("create b.vhdx {wrong}")).expect(2).says(says);
+        assert_eq!(folder.names(), ["a.vhdx"], "{wrong}");
+    }
+}
+
+#[test]
 fn every_size_can_be_chosen() {
     let folder = Folder::new();
     folder
@@ -124,7 +153,7 @@ fn a_child_can_be_larger_and_have_its_own_disk_id() {
     assert!(folder.run("convert own.avhdx -O raw -").expect(0).stdout == expected);
 
     let smaller = folder.run("create small.avhdx --parent l2.vhdx --size 5M").expect(2);
-    smaller.says("smaller than its parent").says("--size 6291456 or more");
+    smaller.says("smaller than its parent").says("a size of 6291456 or more");
     folder.run("create fixed.avhdx --parent l2.vhdx --fixed").expect(2);
     folder.run("create s.avhdx --parent l2.vhdx --sector 4096").expect(2).says("the parent's 512");
     let names = ["l0.vhdx", "l1.vhdx", "l2.vhdx", "own.avhdx", "same.avhdx"];
