@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Budget, DiffChain, Disk, OpenOptions, Source};
-use avhdx_testkit::build::{Block, Data, Image, write_chain};
+use avhdx_testkit::build::{Block, Data, Image, state, write_chain};
 use peak_alloc::PeakAlloc;
 
 use common::disk::{extents_name_the_bytes, tiles};
@@ -66,6 +66,33 @@ fn an_empty_disk_of_64_tib_opens_as_one_of_64_mib() {
     assert!(large.bytes < MIB, "{large:?}");
     assert!(large.memory < 16 << 20, "{large:?}");
     assert!(large.memory < small.memory + 4096, "{small:?} and {large:?}");
+}
+
+#[test]
+fn the_blocks_of_a_disk_of_64_tib_are_counted_in_large_reads() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut image = Image::dynamic(64 * TIB);
+    image.block_size = MIB as u32;
+    let last = 64 * TIB / MIB - 1;
+    for block in [0, 70_000, last] {
+        image.put(block, Block::full(Data::Pattern(block)));
+    }
+    image.put(70_001, Block::bare(state::ZERO));
+    let paths = written(folder.path(), &[image]);
+    let counting = Counting::new(file(&paths[0]));
+    let storage = Arc::clone(&counting) as Arc<dyn Storage>;
+    let image = OpenOptions::new().open_file(storage).unwrap();
+    let (before, _) = counting.counts();
+    MEMORY.reset_peak_usage();
+    let held = MEMORY.current_usage();
+    let counts = image.count_blocks().unwrap();
+    let (reads, _) = counting.counts();
+    assert!(MEMORY.peak_usage() - held < 4 << 20);
+    // Of 1 MiB each, as the storage does not tell where it has no data.
+    assert!(reads - before <= 512 + 4, "{} reads", reads - before);
+    assert_eq!((counts.blocks, counts.fully_present, counts.zero), (last + 1, 3, 1));
+    assert_eq!(counts.not_present, last + 1 - 4);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::block_table::Role;
 use super::core::FoundLog;
 use super::metadata::Metadata;
 use super::{CheckpointMark, Core, MergeMark};
@@ -12,7 +13,7 @@ use crate::format::header::Header;
 use crate::format::metadata::{self, FileFlags, ItemFlags};
 use crate::format::region::{self, RegionFlags, RegionTable};
 use crate::sync::Ordering;
-use crate::types::{BlockIndex, ChunkIndex, FileOffset};
+use crate::types::{BatIndex, BlockIndex, FileOffset};
 
 /// The contents of an image's structures, except for the block tables.
 #[derive(Clone, Debug)]
@@ -233,8 +234,22 @@ impl Core {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the table cannot be read.
     pub(crate) fn count_blocks(&self) -> Result<BlockCounts> {
         let mut counts = BlockCounts { blocks: self.layout.blocks(), ..BlockCounts::default() };
-        for block in 0..self.layout.blocks() {
-            let entry = self.bat_entry(self.layout.payload_index(BlockIndex(block)))?;
+        if let Some(last) = counts.blocks.checked_sub(1) {
+            // Refuses a table that was cut off.
+            self.bat_entry(self.layout.payload_index(BlockIndex(last)))?;
+        }
+        let table = self.block_table();
+        let mut passed_over = counts.blocks;
+        let failed = table.entries(BatIndex(self.layout.entries_reserved()), |index, entry| {
+            match table.role(index) {
+                Role::Payload(_) => {}
+                Role::Bitmap(_) => {
+                    counts.bitmaps += u64::from(self.has_parent() && entry.state_bits() == 6);
+                    return;
+                }
+                Role::Slack => return,
+            }
+            passed_over -= 1;
             *match entry.payload_state() {
                 PayloadState::NotPresent => &mut counts.not_present,
                 PayloadState::Undefined => &mut counts.undefined,
@@ -244,17 +259,10 @@ impl Core {
                 PayloadState::PartiallyPresent => &mut counts.partially_present,
                 PayloadState::Reserved => &mut counts.reserved,
             } += 1;
-        }
-        if self.has_parent() {
-            for chunk in 0..self.layout.chunks() {
-                let index = self.layout.bitmap_index(ChunkIndex(chunk));
-                // A table may end before the bitmap entry of the last chunk.
-                if index.0 < self.bat_entries() {
-                    counts.bitmaps += u64::from(self.bat_entry(index)?.state_bits() == 6);
-                }
-            }
-        }
-        Ok(counts)
+        });
+        // Entries of zeros.
+        counts.not_present += passed_over;
+        failed.map_or(Ok(counts), |error| Err(error.in_file(self.name())))
     }
 
     pub(crate) fn file_len(&self) -> u64 {
