@@ -73,6 +73,7 @@ fn is_lock_of_qemu(line: &str, name: &str, byte: u64) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)]
 mod tests {
     use std::os::fd::AsRawFd;
 
