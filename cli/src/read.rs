@@ -16,9 +16,9 @@ pub(crate) struct Args {
     /// The offset on the disk.
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, default_value = "0")]
     offset: u64,
-    /// The number of bytes to read.
+    /// The number of bytes to read [default: up to the end of the disk].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
-    length: u64,
+    length: Option<u64>,
     /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
@@ -30,8 +30,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let disk = input.disk();
     input::refuse_own_output(disk)?;
-    let end = range(args.offset, args.length, disk.geometry().size)?.end;
-    let mut buf = vec![0; args.length.min(PIECE) as usize];
+    let size = disk.geometry().size;
+    let length = args.length.unwrap_or(size.saturating_sub(args.offset));
+    let end = range(args.offset, length, size)?.end;
+    let mut buf = vec![0; length.min(PIECE) as usize];
     let mut at = args.offset;
     while at < end {
         // Pieces end at multiples of their size, so that few blocks are split.

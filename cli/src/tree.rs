@@ -22,7 +22,7 @@ use names::Names;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// Folders to search with their subfolders, or images.
-    #[arg(value_name = "DIR", required = true)]
+    #[arg(value_name = "DIR", default_value = ".")]
     places: Vec<PathBuf>,
     /// Print one row per tip instead: complete or broken, depth, pending logs, and commands for it.
     #[arg(long)]

@@ -18,7 +18,8 @@ fn wrong_arguments_exit_with_2() {
     folder.run("frob").expect(2).says("\n  next: avhdx --help\n");
     let run = folder.run("merge --frob l2.vhdx --json").expect(2);
     assert_eq!(run.error()["next"], serde_json::json!(["avhdx merge --help"]));
-    folder.run("read l2.vhdx").expect(2).says("--length");
+    folder.run("read").expect(2).says("<IMAGE>");
+    folder.run("read l2.vhdx --offset 7M").expect(2).says("do not lie within the disk");
     folder.run("read l2.vhdx --length 1X").expect(2).says("64M, 10GiB or 1.5T");
     folder.run("read l2.vhdx --length 7M").expect(2).says("do not lie within the disk");
     folder.run("read l2.vhdx --offset 16777215T --length 16777215T").expect(2);
@@ -38,6 +39,9 @@ fn read_takes_sizes_in_units() {
     let run = folder.run("read l2.vhdx --offset 1M --length 3M").expect(0);
     assert!(run.stdout == flat[1 << 20..4 << 20]);
     assert_eq!(folder.run("read l2.vhdx --offset 6M --length 0").expect(0).stdout, b"");
+    assert!(folder.run("read l2.vhdx").expect(0).stdout == flats()[2]);
+    assert!(folder.run("read l2.vhdx --offset 5M").expect(0).stdout == flats()[2][5 << 20..]);
+    assert_eq!(folder.run("read l2.vhdx --offset 6M").expect(0).stdout, b"");
 }
 
 #[test]
