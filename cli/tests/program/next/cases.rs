@@ -12,16 +12,16 @@ use crate::common::{Folder, chain, guid, mark, name};
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
     (
         "output.swapped",
-        "needs a file replaced while the program runs: see tests/swaps.rs, which runs the command",
+        "needs a file replaced while the program runs: see tests/writing/swaps.rs, which runs the command",
     ),
     ("file.replaced", "needs a file replaced while it is opened: see tests/locks"),
-    ("parent.no-access", "needs a user without read access: see tests/locate.rs"),
+    ("parent.no-access", "needs a user without read access: see tests/reading/locate.rs"),
     (
         "merge: image.children-unknown",
-        "needs a folder that cannot be listed: see tests/children.rs",
+        "needs a folder that cannot be listed: see tests/writing/children.rs",
     ),
-    ("merge.not-removed", "needs a file that cannot be removed: see tests/children.rs"),
-    ("revert.kept", "needs a file that cannot be removed: see tests/children.rs"),
+    ("merge.not-removed", "needs a file that cannot be removed: see tests/writing/children.rs"),
+    ("revert.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
     ("create.parent-path", "on Unix, every file has a path from every folder"),
     ("export.room", "needs a full file system"),
     ("kind no-space", "needs a full file system"),

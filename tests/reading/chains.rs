@@ -1,8 +1,5 @@
 //! Chains from the testkit's builder, shaped like those of other writers and like edge cases of the specification,
 //! compared with the naive reader.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::path::PathBuf;
 
@@ -16,9 +13,9 @@ use avhdx_testkit::rng::pattern;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use common::disk::{extents_name_the_bytes, keeps_its_bounds, reads_as, tiles};
-use common::oracle::{agrees, extents_agree, ids};
-use common::{GIB, MIB, in_memory, memory, open_images, open_stack};
+use crate::common::disk::{extents_name_the_bytes, keeps_its_bounds, reads_as, tiles};
+use crate::common::oracle::{agrees, extents_agree, ids};
+use crate::common::{GIB, MIB, in_memory, memory, open_images, open_stack};
 
 const STRANGER: Uuid = Uuid::from_u128(0x5757_0000_0000_4000_8000_0000_0000_0001);
 

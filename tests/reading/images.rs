@@ -2,9 +2,6 @@
 //! on.
 //!
 //! The images are in the folder named by `AVHDX_IMAGES`, or else in the project's own fixtures.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,8 +13,8 @@ use avhdx_testkit::images::{
     avhdx_images, expected, fixtures_dir, gunzip, sha256_file, unpack_tree,
 };
 
-use common::disk::{extents_name_the_bytes, flat, keeps_its_bounds, reads_as, sum, tiles};
-use common::{Shelf, file, files_below};
+use crate::common::disk::{extents_name_the_bytes, flat, keeps_its_bounds, reads_as, sum, tiles};
+use crate::common::{Shelf, file, files_below};
 
 /// A folder of unpacked images.
 struct Unpacked {

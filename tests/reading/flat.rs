@@ -1,7 +1,4 @@
 //! The chain's index, compared with a reader that asks every layer for every sector.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::io::IoSliceMut;
 use std::sync::Arc;
@@ -12,10 +9,10 @@ use avhdx_testkit::build::{Block, Data, Image, state, write_chain};
 use avhdx_testkit::naive::Chain;
 use avhdx_testkit::rng::Rng;
 
-use common::deep::{BUDGETS, deep_chain, somewhere};
-use common::disk::{flat, reads_as};
-use common::oracle::ids;
-use common::{Counting, MIB, file, in_memory, open_images, open_stack};
+use crate::common::deep::{BUDGETS, deep_chain, somewhere};
+use crate::common::disk::{flat, reads_as};
+use crate::common::oracle::ids;
+use crate::common::{Counting, MIB, file, in_memory, open_images, open_stack};
 
 /// Random reads into one and into several buffers.
 fn reads_here_and_there(disk: &dyn Disk, expected: &[u8], seed: u64, reads: usize) {

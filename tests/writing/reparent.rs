@@ -1,8 +1,5 @@
 //! Rewritten links: to a parent that is proven to be equivalent, and to files that
 //! were moved. The naive reader provides the expected contents.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +19,7 @@ use avhdx_testkit::naive::{Chain, Layer, Says};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use common::{Counting, MIB};
+use crate::common::{Counting, MIB};
 
 fn go(_: Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())

@@ -1,8 +1,5 @@
 //! The life of a chain, from its first image to the last merge and a move: after every step a flat model, the
 //! crate, the naive reader and, where they can read it, libvhdi and QEMU agree on the disk's past and present.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,9 +16,9 @@ use avhdx_testkit::qemu::Qemu;
 use avhdx_testkit::rng::Rng;
 use tempfile::TempDir;
 
-use common::MIB;
-use common::disk::flat;
-use common::tools::{LIBVHDI, python, said, skipped};
+use crate::common::MIB;
+use crate::common::disk::flat;
+use crate::common::tools::{LIBVHDI, python, said, skipped};
 
 const SIZE: u64 = 11 * MIB;
 const BLOCK: u32 = 1 << 20;

@@ -1,8 +1,5 @@
 //! Read plans, compared with a reader that asks every layer for every sector, over files that panic if they
 //! are read while a plan is made.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -20,10 +17,10 @@ use avhdx_testkit::naive::Chain;
 use avhdx_testkit::rng::Rng;
 use uuid::Uuid;
 
-use common::deep::{BUDGETS, deep_chain, somewhere};
-use common::disk::flat;
-use common::oracle::ids;
-use common::{Counting, MIB, in_memory, open_images, open_stack};
+use crate::common::deep::{BUDGETS, deep_chain, somewhere};
+use crate::common::disk::flat;
+use crate::common::oracle::ids;
+use crate::common::{Counting, MIB, in_memory, open_images, open_stack};
 
 thread_local! {
     static PLANNING: Cell<bool> = const { Cell::new(false) };

@@ -1,20 +1,15 @@
 //! How many flushes of the file a flush of the disk costs, counted on a host that records every call.
 //!
 //! Where new blocks expose nothing but zeros, payload and log entry become durable together.
-#![allow(clippy::disallowed_methods)] // real files
-
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::sim::{Arrived, Event, FOLDER, Refusal, SimHost, Step};
 use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OneFlush, OpenOptions, Zeroing};
 use avhdx_testkit::rng::Rng;
-use sim::{Arrived, Event, FOLDER, Refusal, SimHost, Step};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;

@@ -1,9 +1,4 @@
 //! Loops of parents, in several forms: every operation that follows parents ends, and names the loop.
-#![allow(clippy::disallowed_methods)] // real files
-
-#[path = "common/meddled.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod meddled;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,12 +6,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::common::meddled::Meddled;
 use avhdx::ops::forest::{Forest, ForestFinding};
 use avhdx::ops::{Check, Progress, Relink, Reparent};
 use avhdx::storage::{Host, LocalHost};
 use avhdx::{DiffChain, Error, ErrorKind, Linkage, OpenOptions, PathSource};
 use avhdx_testkit::build::{Block, Data, Image, braced};
-use meddled::Meddled;
 use tempfile::TempDir;
 use uuid::Uuid;
 

@@ -1,9 +1,6 @@
 //! Pending logs: found, validated and replayed in memory as the specification says, without writing to the file.
 //!
 //! Every storage here panics when it is written to.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::sync::Arc;
 
@@ -20,9 +17,9 @@ use avhdx_testkit::qemu::Qemu;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use common::disk::{flat, reads_as};
-use common::oracle::agrees;
-use common::{Counting, MIB, memory, open_images, open_stack};
+use crate::common::disk::{flat, reads_as};
+use crate::common::oracle::agrees;
+use crate::common::{Counting, MIB, memory, open_images, open_stack};
 
 const GUID: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0001);
 const OLD: Uuid = Uuid::from_u128(0x1ec0_0000_0000_4000_8000_0000_0000_0002);
@@ -154,7 +151,7 @@ fn a_file_with_a_log_is_left_as_it_is() {
     assert_eq!(image.write_at(&[1], 0).unwrap_err().kind(), ErrorKind::ReadOnly);
     drop((chain, image));
     assert_eq!(sums(), before);
-    assert_eq!(common::files_below(folder.path()).len(), 2);
+    assert_eq!(crate::common::files_below(folder.path()).len(), 2);
 }
 
 #[test]

@@ -1,19 +1,15 @@
 //! Images with a pending log that are refused when opened for writing: the log is not replayed to the file.
 
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::sim::{Bytes, FOLDER, Files, SimHost};
 use avhdx::ops::{AcceptLoss, Checkpoint, Losses, Merge, Relink, Reparent};
 use avhdx::storage::Host;
 use avhdx::{Budget, Disk, Error, OpenOptions, PathSource};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive::Layer;
-use sim::{Bytes, FOLDER, Files, SimHost};
 use uuid::Uuid;
 
 const MIB: u64 = 1 << 20;

@@ -1,8 +1,6 @@
 //! Space begins where no table claims any: images that are cut short, or whose tables claim space that is not theirs,
 //! opened for writing.
 
-mod common;
-
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
@@ -17,7 +15,7 @@ use avhdx_testkit::build::{
 use avhdx_testkit::naive;
 use uuid::Uuid;
 
-use common::MIB;
+use crate::common::MIB;
 
 const REGION: Uuid = Uuid::from_u128(0x5ace_0000_0000_4000_8000_0000_0000_0001);
 const LOG: Uuid = Uuid::from_u128(0x5ace_0000_0000_4000_8000_0000_0000_0002);

@@ -1,5 +1,4 @@
 //! Holes of raw disks, copies onto new images, and images in files that the caller opened.
-#![allow(clippy::disallowed_methods)]
 
 use std::fs::File;
 use std::ops::ControlFlow;

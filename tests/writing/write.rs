@@ -1,9 +1,4 @@
 //! Writes, compared with a plain vector of bytes.
-#![allow(clippy::disallowed_methods)] // some of the files are real
-
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
@@ -11,13 +6,13 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::sim::{FOLDER, SimHost};
 use avhdx::ops::{Check, Severity};
 use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Budget, CreateOptions, DiffChain, Disk, DiskExt, OpenOptions, Source, Zeroing};
 use avhdx_testkit::naive::{self, Chain};
 use avhdx_testkit::rng::Rng;
 use proptest::prelude::*;
-use sim::{FOLDER, SimHost};
 
 const MIB: u64 = 1 << 20;
 

@@ -1,8 +1,5 @@
 //! Error reports about unusable parents, invalid links and files of other formats, and the ways to
 //! recover.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -16,8 +13,8 @@ use avhdx_testkit::build::{
 use tempfile::TempDir;
 use uuid::{Uuid, uuid};
 
-use common::MIB;
-use common::disk::reads_as;
+use crate::common::MIB;
+use crate::common::disk::reads_as;
 
 /// A base, and a child whose locator is edited by `locator`.
 struct Pair {

@@ -1,5 +1,4 @@
 //! A disk is not written over its own sources, and parents of other images are not replaced.
-#![allow(clippy::disallowed_methods)]
 
 use std::fs;
 use std::ops::ControlFlow;

@@ -1,10 +1,5 @@
 //! Writable raw disks: writes, zeros and discards compared with a flat model, on files that can punch holes and
 //! on files that cannot.
-#![allow(clippy::disallowed_methods)] // the files are looked at from outside too
-
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 use std::io;
 use std::ops::Range;
@@ -16,7 +11,7 @@ use avhdx::storage::{Access, Host, LocalHost, MemStorage, Storage};
 use avhdx::{Disk, DiskExt, ErrorKind, RawDisk, Source, Zeroing};
 use avhdx_testkit::rng::{Rng, pattern};
 
-use sim::{FOLDER, SimHost};
+use crate::sim::{FOLDER, SimHost};
 
 const MIB: u64 = 1 << 20;
 /// Not a whole number of sectors or pages, and more than one write zeroes.

@@ -1,9 +1,4 @@
 //! Promises of every storage and host: this machine, memory and the simulated host.
-#![allow(clippy::disallowed_methods)] // the files are looked at from outside too
-
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -12,7 +7,7 @@ use std::sync::Arc;
 use avhdx::storage::{Access, Host, LocalHost, LockMode, LockOutcome, MemStorage, Storage};
 use avhdx_testkit::rng::Rng;
 
-use sim::{Arrived, FOLDER, SimHost};
+use crate::sim::{Arrived, FOLDER, SimHost};
 
 const KIB: u64 = 1 << 10;
 

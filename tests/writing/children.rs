@@ -1,18 +1,14 @@
 //! Children that cannot be read or opened: they still count as children.
 #![cfg(unix)]
-#![allow(clippy::disallowed_methods)]
-
-#[path = "common/meddled.rs"]
-mod meddled;
 
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::common::meddled::Meddled;
 use avhdx::ops::{Merge, Progress, Reparent, Revert};
 use avhdx::{CreateOptions, DiffChain, Disk, Error, ErrorKind, OpenOptions};
-use meddled::Meddled;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;

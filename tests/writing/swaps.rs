@@ -1,9 +1,5 @@
 //! Names that are given to other files during an operation: only the intended file is touched.
 #![cfg(unix)]
-#![allow(clippy::disallowed_methods)] // the names are swapped from outside
-
-#[path = "common/meddled.rs"]
-mod meddled;
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -13,10 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::common::meddled::Meddled;
 use avhdx::ops::{Checkpoint, Merge, Progress, Reparent, Revert};
 use avhdx::storage::{Access, Host, LocalHost, Stat, Storage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PathSource, Warning};
-use meddled::Meddled;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;

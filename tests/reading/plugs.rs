@@ -2,9 +2,6 @@
 //!
 //! The file systems are created by their own tools. Tests whose tools are not installed are skipped by
 //! name; with `AVHDX_INTEROP=1` they fail.
-#![allow(clippy::disallowed_methods)]
-
-mod common;
 
 use std::error::Error;
 use std::ffi::OsStr;
@@ -17,8 +14,8 @@ use avhdx::storage::{MemStorage, Storage};
 use avhdx::{Cursor, DiffChain, Disk, DiskExt, OpenOptions, RawDisk, VhdxFile};
 use avhdx_testkit::build::{Block, Data, Image};
 
-use common::disk::reads_as;
-use common::{MIB, in_memory, open_images};
+use crate::common::disk::reads_as;
+use crate::common::{MIB, in_memory, open_images};
 
 /// Finds an administrator's tool, whose folder may not be on the path.
 fn tool(name: &str) -> Option<PathBuf> {

@@ -1,5 +1,5 @@
 //! Images created by this crate: how others read them, and what is refused on creation and writing.
-#![allow(clippy::disallowed_methods)]
+
 // The tests examine the files with std::fs.
 
 use std::fs;

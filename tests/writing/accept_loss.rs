@@ -1,19 +1,15 @@
 //! Accepted losses: cases beyond those of the random suite.
 
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
-
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::sim::{Bytes, FOLDER, Files, SimHost};
 use avhdx::ops::{AcceptLoss, LossKind, Losses};
 use avhdx::storage::Host;
 use avhdx::{Budget, Disk, ErrorKind, OpenOptions};
 use avhdx_testkit::build::{Block, Data, Image, state};
 use avhdx_testkit::naive::{Layer, Says};
-use sim::{Bytes, FOLDER, Files, SimHost};
 
 const MIB: u64 = 1 << 20;
 
@@ -205,7 +201,7 @@ fn an_interrupted_repair_of_several_log_entries_is_completed() {
     for n in 1.. {
         let host = SimHost::new(fresh.files());
         // From some point on every step fails, as if the host were gone.
-        host.run_out_at(n * 40, sim::Arrived::Half);
+        host.run_out_at(n * 40, crate::sim::Arrived::Half);
         let done = accept(&host, "a.vhdx");
         host.relent();
         if done.is_ok() {

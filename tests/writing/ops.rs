@@ -1,5 +1,4 @@
 //! Operations on images from the testkit's builder, compared with the naive reader.
-#![allow(clippy::disallowed_methods)]
 
 use std::io;
 use std::ops::ControlFlow;

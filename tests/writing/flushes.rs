@@ -2,10 +2,6 @@
 //!
 //! The naive reader tells which structure each write goes to.
 
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
-
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,10 +9,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use crate::sim::{Event, FOLDER, Files, SimHost, Step};
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, Zeroing};
 use avhdx_testkit::naive::{Layer, Says};
 use avhdx_testkit::rng::Rng;
-use sim::{Event, FOLDER, Files, SimHost, Step};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -408,7 +404,7 @@ fn a_flush_logs_the_pages_that_changed_and_one_sector_for_their_descriptors() {
     assert!(seen.contains(&1) && seen.contains(&2), "{seen:?}");
 }
 
-/// Prints figures without asserting any: `cargo test --test flushes figures -- --nocapture`.
+/// Prints figures without asserting any: `cargo test --test writing flushes figures -- --nocapture`.
 #[test]
 fn figures() {
     println!("4 KiB at random into a child, 64 MiB, blocks of 2 MiB; per write:");

@@ -1,15 +1,11 @@
 //! Promises after a failure of the host, by example. `tests/crash` makes every operation fail.
 
-#[path = "sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
-
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
+use crate::sim::{Arrived, Event, FOLDER, Files, Refusal, SimHost, Step};
 use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, VhdxFile, Zeroing};
-use sim::{Arrived, Event, FOLDER, Files, Refusal, SimHost, Step};
 
 const MIB: u64 = 1 << 20;
 const EIO: i32 = 5;

@@ -1,11 +1,6 @@
 //! Files that killed processes leave in a folder: none is treated as an image, and only drafts of this crate that
 //! are no longer being written are removed.
 #![cfg(unix)]
-#![allow(clippy::disallowed_methods)] // the files are created and examined with std::fs
-
-#[path = "common/meddled.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod meddled;
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -15,11 +10,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::common::meddled::Meddled;
 use avhdx::ops::forest::Forest;
 use avhdx::ops::{Check, Checkpoint, Merge, Relink, Revert, clear_drafts};
 use avhdx::storage::{Draft, Host, LocalHost, LockMode};
 use avhdx::{CreateOptions, Disk, ErrorKind, Lock, OpenOptions, PathSource, Warning};
-use meddled::Meddled;
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -91,7 +86,7 @@ fn killed_at_each_call(what: &str) -> (usize, usize) {
         let folder = TempDir::new().unwrap();
         let base = base(folder.path());
         let status = Command::new(std::env::current_exe().unwrap())
-            .args(["process_that_is_killed", "--exact"])
+            .args(["left_overs::process_that_is_killed", "--exact"])
             .env(BASE, &base)
             .env(WHAT, what)
             .env(AT, at.to_string())

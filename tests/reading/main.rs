@@ -1,0 +1,22 @@
+//! Tests of reading disks and chains, and of the storages beneath them.
+#![allow(clippy::disallowed_methods)] // many look at real files from outside
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests; not all of it is used here
+mod sim;
+
+mod chains;
+mod copies;
+mod flat;
+mod images;
+mod locate;
+mod log;
+mod pending;
+mod plans;
+mod plugs;
+mod raw;
+mod storage;
+mod story;
+mod trouble;

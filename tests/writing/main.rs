@@ -1,0 +1,24 @@
+//! Tests of writing, of creating images, and of the operations on files and folders.
+#![allow(clippy::disallowed_methods)] // many look at real files from outside
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../sim/mod.rs"]
+#[allow(dead_code)] // shared with other tests; not all of it is used here
+mod sim;
+
+mod accept_loss;
+mod children;
+mod create;
+mod failures;
+mod flushes;
+mod forest;
+mod left_overs;
+mod loops;
+mod one_flush;
+mod ops;
+mod reparent;
+mod replaced;
+mod space;
+mod swaps;
+mod write;
