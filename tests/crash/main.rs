@@ -55,8 +55,13 @@ fn effort(workload: &Workload) -> Effort {
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },
         (true, true) => Depth { exhaustive: 10, samples: 40, torn: 20 },
     };
-    let second = if workload.is_large { 4001 } else { 101 };
-    let second = if is_long() { 10 * second } else { second };
+    let second = match (is_long(), workload.is_large) {
+        (false, false) if is_hunt => 101,
+        (false, false) => 251,
+        (false, true) => 4001,
+        (true, false) => 1010,
+        (true, true) => 40_010,
+    };
     // Each outcome of a large file takes its time.
     let each = if workload.is_large && !is_long() && !is_hunt { 3 } else { 1 };
     Effort { depth, each, second, first_only: is_hunt }

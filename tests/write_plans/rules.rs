@@ -24,15 +24,19 @@ pub fn disk(host: &SimHost) -> (PathBuf, DiffChain) {
 }
 
 pub fn disk_with(host: &SimHost, when: OneFlush) -> (PathBuf, DiffChain) {
+    disk_of(host, SIZE, when)
+}
+
+fn disk_of(host: &SimHost, size: u64, when: OneFlush) -> (PathBuf, DiffChain) {
     let tip = Path::new(FOLDER).join("base.vhdx");
-    let options = CreateOptions::dynamic(SIZE).block_size(1 << 20);
+    let options = CreateOptions::dynamic(size).block_size(1 << 20);
     drop(options.create_on(Arc::new(host.clone()), &tip).unwrap());
     let options = verdict::options(host).writable(true).one_flush(when);
     let chain = options.open(&tip).unwrap();
     watch(host);
     host.record();
     // The session has begun, and there is room.
-    chain.write_at(&[1; 512], SIZE - MIB).unwrap();
+    chain.write_at(&[1; 512], size - MIB).unwrap();
     chain.flush().unwrap();
     (tip, chain)
 }
@@ -338,17 +342,18 @@ fn reused_space_shows_nothing_of_the_block_that_had_it() {
 #[test]
 fn a_commit_finds_its_tables_after_flushes_by_others() {
     let host = SimHost::default();
-    let (_, chain) = disk(&host);
+    // Its table has two pages.
+    let (_, chain) = disk_of(&host, 1024 * MIB, OneFlush::ByHost);
     let text = bytes(4 * KIB, 9);
     let flight = plan(&chain, 0, 4 * KIB).begin();
     carry_out(&flight, &text);
-    for block in 1..20 {
+    chain.write_at(&[3; 512], MIB).unwrap();
+    chain.flush().unwrap();
+    // The first page is in its place by then, and nothing else keeps it in memory.
+    for block in 520..540 {
         chain.write_at(&[3; 512], block * MIB).unwrap();
         chain.flush().unwrap();
     }
-    // The pages are in their places, and nothing else keeps them in memory.
-    chain.write_at(&[3; 512], MIB).unwrap();
-    chain.flush().unwrap();
     at_once(|| flight.commit()).unwrap();
     assert!(reads(&chain, 0, &text));
     chain.close().unwrap();
