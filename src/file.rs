@@ -14,7 +14,9 @@ use crate::disk::{Disk, Extent, Geometry, LayerId, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::ImagePolicy;
 use crate::image::open_storage;
-use crate::image::{BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, ParentLink};
+use crate::image::{
+    BlockCounts, CheckpointMark, Core, ImageInfo, MergeMark, MergeRequest, ParentLink,
+};
 use crate::read::Layer;
 use crate::storage::Access;
 use crate::storage::FileId;
@@ -137,6 +139,12 @@ impl VhdxFile {
     /// The unfinished merge of this image, if there is one.
     pub fn merge_mark(&self) -> Option<MergeMark> {
         self.latest().merge_mark()
+    }
+
+    /// The merge of this image into its parent that was requested, if there is one. Such a merge waits for those of
+    /// the layers below, and goes on with [`Merge::resume`](crate::ops::Merge::resume).
+    pub fn merge_request(&self) -> Option<MergeRequest> {
+        self.latest().merge_request()
     }
 
     /// Conditions that the caller should report.

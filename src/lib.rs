@@ -163,7 +163,8 @@ mod write;
 
 pub use chain::{
     Candidate, ChangeTracking, ChangedExtent, ChangedSource, Changes, DiffChain, Followed, FoundBy,
-    KnownChanges, Layer, Linkage, ParentSource, PathSource, Since, TrackingOptions, TrackingPoint,
+    KnownChanges, Layer, Linkage, ParentSource, PathSource, Point, Since, TrackingOptions,
+    TrackingPoint,
 };
 pub use counters::Counters;
 pub use create::CreateOptions;
@@ -173,7 +174,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
     BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo,
-    LogPolicy, LogState, MergeMark, MergeState, OneFlush, ParentLink, RegionInfo,
+    LogPolicy, LogState, MergeMark, MergeRequest, MergeState, OneFlush, ParentLink, RegionInfo,
 };
 pub use options::OpenOptions;
 pub use raw::RawDisk;

@@ -35,6 +35,8 @@ const TRIES: usize = 4;
 const IN_PIECE: u32 = (LINES / WAYS).trailing_zeros();
 /// As for pieces: after this many of them, a disk's parts move on by one.
 const IN_TURN: u32 = 7;
+/// Spreads all bits of a number over the high ones: 2^64 divided by the golden ratio.
+const SPREAD: u64 = 0x9E37_79B9_7F4A_7C15;
 /// Bits of a key that number the part of a disk: 64 TiB in parts of 1 MiB.
 const NUMBER_BITS: u32 = 26;
 /// Marks an answer whose words are in the ring. An answer of one word does not have this bit.
@@ -366,8 +368,10 @@ impl AnswerTable {
         let (stack, number) = (key.stack(), key.number());
         let group = number / NEIGHBOURS;
         let part = group >> IN_PIECE;
-        // Mixed, so that parts at equal distances do not collide in a few sets.
-        let set = (group ^ self.fold(stack, part)) as usize & (self.sets_per_piece() - 1);
+        // Mixed, so that parts at equal distances do not collide in a few sets. Once more, because under some seeds
+        // the folds of such parts differ in few of their low bits.
+        let mixed = self.fold(stack, part).wrapping_mul(SPREAD) >> 32;
+        let set = (group ^ mixed) as usize & (self.sets_per_piece() - 1);
         // In turn, so that a disk uses all pieces and all sets of a piece evenly; those at equal distances, too.
         let piece = self.fold(stack, u64::MAX).wrapping_add(part).wrapping_add(part >> IN_TURN);
         Home {

@@ -226,7 +226,13 @@ impl DiffChain {
 
 /// The warning for a layer with an unfinished merge.
 fn unfinished(image: &Core) -> Option<Warning> {
-    let mark = image.merge_mark().filter(|mark| mark.state != MergeState::Target)?;
+    let Some(mark) = image.merge_mark().filter(|mark| mark.state != MergeState::Target) else {
+        image.merge_request()?;
+        let message = "its merge into the layer below was requested and has not begun: the chain reads right, and \
+                       the merge is to be resumed";
+        let warning = Warning::new("merge.unfinished", image.name(), message.to_owned());
+        return Some(warning.of_layer(image.id()));
+    };
     let parent = mark.name;
     let what = match mark.state {
         MergeState::Spent => "is complete, but for what links to the child",

@@ -8,6 +8,7 @@ mod locate;
 mod operation;
 mod parents;
 mod past;
+mod points;
 mod stack;
 mod tracking;
 mod walk;
@@ -18,6 +19,7 @@ pub(crate) use live::Opened;
 pub use locate::{Candidate, FoundBy, ParentSource, PathSource};
 pub(crate) use locate::{file_names, recorded};
 pub(crate) use operation::{Operation, Retired, path_of};
+pub use points::Point;
 pub use stack::Layer;
 #[cfg(all(test, not(loom)))]
 pub(crate) use stack::Stack;

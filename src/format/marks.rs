@@ -1,7 +1,7 @@
-//! Marks that this crate stores as user metadata items: the label of a checkpoint, and the state of a
-//! merge.
+//! Marks that this crate stores as user metadata items: the label of a checkpoint, the state of a merge, and the
+//! request for one.
 //!
-//! Both are user items that do not describe the virtual disk: readers that do not know them ignore them, and children
+//! All are user items that do not describe the virtual disk: readers that do not know them ignore them, and children
 //! do not inherit them. All numbers are little-endian; texts are UTF-8 without a terminator.
 //!
 //! The checkpoint mark, item `21898540-3963-47d4-a9ed-35ef1adeb3c0`, is stored in the child that a checkpoint created
@@ -28,6 +28,16 @@
 //! | 24 | | name of the other image |
 //! | | 8 | number of bytes, from the start of the disk, whose data from a stopped merge is durable in the parent |
 //! | | 16 | identity of the child at that time; with another identity it may have newer data |
+//!
+//! The merge request, item `d1d9c7c4-3b0f-4a55-8f0e-6d0a3f2f7b61`, is stored in a layer that is to be merged into its
+//! parent once the merges below it are complete. It goes with the layer's file:
+//!
+//! | Offset | Bytes | What |
+//! |---|---|---|
+//! | 0 | 2 | version: 1 |
+//! | 2 | 2 | reserved: 0 |
+//! | 4 | 4 | length of the name in bytes |
+//! | 8 | | file name that the parent is to have afterwards; empty if it keeps its own |
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -38,10 +48,12 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub(crate) const CHECKPOINT: Uuid = uuid!("21898540-3963-47d4-a9ed-35ef1adeb3c0");
 pub(crate) const MERGE: Uuid = uuid!("917330e3-c6a3-4d5f-913e-f0fa001aaec7");
+pub(crate) const REQUEST: Uuid = uuid!("d1d9c7c4-3b0f-4a55-8f0e-6d0a3f2f7b61");
 
 const VERSION: u16 = 1;
 const CHECKPOINT_LEN: usize = 16;
 const MERGE_LEN: usize = 24;
+const REQUEST_LEN: usize = 8;
 const LOW_SPACE: u8 = 1;
 const HAS_MOVED: u8 = 2;
 const MOVED_LEN: usize = 24;
@@ -71,6 +83,14 @@ pub struct MergeMark {
     pub low_space: bool,
     /// How far a stopped merge got, if that could be recorded.
     pub(crate) moved: Option<Moved>,
+}
+
+/// The mark of a layer that is to be merged into its parent, but may have to wait for the merges below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergeRequest {
+    /// The file name that the parent is to have afterwards, if not its own.
+    pub name: Option<String>,
 }
 
 /// The progress of a stopped merge.
@@ -181,6 +201,32 @@ impl MergeMark {
     }
 }
 
+impl MergeRequest {
+    /// Parses the item at file offset `at`.
+    pub(crate) fn parse(bytes: &[u8], at: u64) -> Result<Self> {
+        let what = "merge request";
+        check_head(bytes, REQUEST_LEN, what, at)?;
+        let name = text(bytes, REQUEST_LEN, what, at)?;
+        // It is used as a name in the layer's own folder, never as a way out of it.
+        if name.contains(['/', '\\', '\0', ':']) || matches!(&name[..], "." | "..") {
+            return Err(unreadable(what, at + REQUEST_LEN as u64)
+                .with_found(format_args!("{name:?}"))
+                .with_expected("a file name"));
+        }
+        Ok(Self { name: Some(name).filter(|name| !name.is_empty()) })
+    }
+
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let name = self.name.as_deref().unwrap_or_default();
+        let mut bytes = vec![0; REQUEST_LEN];
+        let mut fields = FieldsMut(&mut bytes);
+        fields.u16(0, VERSION);
+        fields.u32(4, name.len() as u32);
+        bytes.extend(name.as_bytes());
+        bytes
+    }
+}
+
 /// Refuses an item that is too short for its fixed fields or has an unknown version.
 fn check_head(bytes: &[u8], len: usize, what: &str, at: u64) -> Result<()> {
     if bytes.len() < len {
@@ -278,6 +324,27 @@ mod tests {
     }
 
     #[test]
+    fn literal_merge_request() {
+        let named = [1, 0, 0, 0, 4, 0, 0, 0, b't', 0xC3, 0xA4, b'.'];
+        let request = MergeRequest { name: Some("tä.".into()) };
+        assert_eq!(MergeRequest::parse(&named, 0).unwrap(), request);
+        assert_eq!(request.to_bytes(), named);
+        let plain = MergeRequest { name: None };
+        assert_eq!(MergeRequest::parse(&named[..4], 0).unwrap_err().offset(), Some(0));
+        assert_eq!(plain.to_bytes(), [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(MergeRequest::parse(&plain.to_bytes(), 0).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_requested_name_leads_nowhere_else() {
+        for name in ["..", ".", "../a.vhdx", "/etc/passwd", "a\\b", "c:x", "a\0"] {
+            let request = MergeRequest { name: Some(name.into()) };
+            let error = MergeRequest::parse(&request.to_bytes(), 100).unwrap_err();
+            assert_eq!((error.code(), error.offset()), ("mark.unreadable", Some(108)), "{name}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_said_with_its_place() {
         let good = MergeMark {
             state: MergeState::Spent,
@@ -318,6 +385,9 @@ mod tests {
             }
             if let Ok(mark) = MergeMark::parse(&bytes, 0) {
                 prop_assert_eq!(MergeMark::parse(&mark.to_bytes(), 0).unwrap(), mark);
+            }
+            if let Ok(mark) = MergeRequest::parse(&bytes, 0) {
+                prop_assert_eq!(MergeRequest::parse(&mark.to_bytes(), 0).unwrap(), mark);
             }
         }
     }

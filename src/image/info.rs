@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::block_table::Role;
 use super::core::FoundLog;
 use super::metadata::Metadata;
-use super::{CheckpointMark, Core, MergeMark};
+use super::{CheckpointMark, Core, MergeMark, MergeRequest};
 use crate::disk::Geometry;
 use crate::error::Result;
 use crate::format::bat::PayloadState;
@@ -51,6 +51,8 @@ pub struct ImageInfo {
     pub checkpoint: Option<CheckpointMark>,
     /// The unfinished merge of the image, if there is one.
     pub merge: Option<MergeMark>,
+    /// The request for a merge of this image into its parent, if there is one.
+    pub merge_request: Option<MergeRequest>,
     /// Length of the file in bytes, including a replayed log.
     pub file_len: u64,
 }
@@ -224,6 +226,7 @@ impl Core {
             }),
             checkpoint: metadata.marks.checkpoint.clone(),
             merge: metadata.marks.merge.clone(),
+            merge_request: metadata.marks.request.clone(),
             file_len: self.file_len(),
         }
     }

@@ -6,7 +6,7 @@ use super::marks::Marks;
 use crate::disk::Geometry;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
-use crate::format::marks::{self, CheckpointMark, MergeMark};
+use crate::format::marks::{self, CheckpointMark, MergeMark, MergeRequest};
 use crate::format::metadata::{
     self, FileFlags, FileParameters, ItemFlags, MetadataEntry, MetadataTable,
 };
@@ -190,6 +190,11 @@ impl Marks {
         }
         if let Some((bytes, place)) = items.of_user(marks::MERGE)? {
             marks.merge = said(MergeMark::parse(&bytes, place).map(Some), &mut |error| {
+                marks.unreadable.push(error);
+            });
+        }
+        if let Some((bytes, place)) = items.of_user(marks::REQUEST)? {
+            marks.request = said(MergeRequest::parse(&bytes, place).map(Some), &mut |error| {
                 marks.unreadable.push(error);
             });
         }

@@ -29,7 +29,7 @@ pub use loss::{Loss, LossKind};
 pub use policy::{Lock, LogPolicy, OneFlush};
 
 pub(crate) use crate::format::marks::Moved;
-pub use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
+pub use crate::format::marks::{CheckpointMark, MergeMark, MergeRequest, MergeState};
 
 pub(crate) use block_table::{BlockTable, Claim, Role, is_zero};
 pub(crate) use bytes::{read_what_is_there, too_short};

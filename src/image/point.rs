@@ -2,7 +2,7 @@
 
 use super::{Core, Moved};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::marks::{CheckpointMark, MergeMark, MergeState};
+use crate::format::marks::{CheckpointMark, MergeMark, MergeRequest, MergeState};
 
 impl Core {
     /// The name of the point in time below this image, if a checkpoint made the image.
@@ -13,6 +13,17 @@ impl Core {
     /// The unfinished merge of this image, if there is one.
     pub(crate) fn merge_mark(&self) -> Option<MergeMark> {
         self.metadata().marks.merge.clone()
+    }
+
+    /// The merge of this image that was requested, if there is one.
+    pub(crate) fn merge_request(&self) -> Option<MergeRequest> {
+        self.metadata().marks.request.clone()
+    }
+
+    /// Whether a merge of this image into its parent was begun or requested, and is not complete.
+    pub(crate) fn is_to_be_merged(&self) -> bool {
+        let mark = self.merge_mark();
+        self.merge_request().is_some() || mark.is_some_and(|mark| mark.state != MergeState::Target)
     }
 
     /// The parent durably holds this image's data before this byte of the disk. Recorded by a merge that was stopped,

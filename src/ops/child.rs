@@ -129,6 +129,27 @@ pub(super) fn remove(op: &Operation<'_>, image: &Core) -> Result<Removed> {
     Ok(Removed { is_gone: false, warning: Some(warning) })
 }
 
+/// Exchanges the names of a layer's file and of its parent's, durably, and tells both. `false` if the host or one of the
+/// files cannot.
+pub(super) fn exchange_names(op: &Operation<'_>, child: &Core, parent: &Core) -> Result<bool> {
+    let host = op.host().as_ref();
+    let (of_child, of_parent) = (path_of(child)?.to_owned(), path_of(parent)?.to_owned());
+    let is_child = |path: &Path| is_file_of(host, path, child);
+    let is_parent = |path: &Path| is_file_of(host, path, parent);
+    let failed =
+        |error| Error::io("op.rename", "cannot rename the file", error).in_path(&of_parent);
+    let exchange = || storage::exchange(host, (&of_child, &is_child), (&of_parent, &is_parent));
+    if !exchange().map_err(failed)? {
+        return Ok(false);
+    }
+    if !child.bare_storage().renamed(&of_parent) || !parent.bare_storage().renamed(&of_child) {
+        host.exchange(&of_child, &of_parent).map_err(failed)?;
+        return Ok(false);
+    }
+    host.sync_dir(folder_of(&of_child)).map_err(failed)?;
+    Ok(true)
+}
+
 /// Whether `path` names the image's file. If the host cannot identify files, the headers decide.
 fn is_file_of(host: &dyn Host, path: &Path, image: &Core) -> io::Result<bool> {
     let file = image.bare_storage().as_ref();

@@ -26,6 +26,8 @@ pub struct Forecast {
     pub cut: u64,
     /// How many of those bytes some lower layer holds data for, which will be lost.
     pub cut_data: u64,
+    /// Bytes of data in the removed files that no point in time shows afterwards.
+    pub lost: u64,
     /// Free bytes on the target volume, if the host can tell.
     pub available: Option<u64>,
     /// The files that will change.
@@ -71,6 +73,7 @@ impl Forecast {
             peak: 0,
             cut: 0,
             cut_data: 0,
+            lost: 0,
             available,
             files: Vec::new(),
             may_cut: false,

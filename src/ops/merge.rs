@@ -3,22 +3,25 @@
 mod copy;
 mod forecast;
 mod parameters;
+mod request;
 mod states;
 mod step;
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
 use super::child::current_path;
-use super::{CallerPanic, Forecast, Progress};
+use super::{CallerPanic, FileChangeKind, Forecast, Progress};
 use crate::chain::{DiffChain, Operation, file_id, path_of};
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, MergeMark, MergeState};
+use crate::image::{Core, ImagePolicy, Lock, MergeMark, MergeState};
+use crate::storage::{self, Access, Host, LockMode, LockOutcome, Removal, folder_of};
 use crate::trace::operation;
 use crate::warning::Warning;
+use crate::write::ChildSearch;
 use crate::write::check_edits;
 use crate::write::check_size;
 use crate::write::disk_edits;
@@ -40,9 +43,14 @@ impl Merge {
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
-        self.check(&op, &steps)?;
+        let Checked { spent, .. } = self.check(&op, &steps)?;
         let mut go_on = || ControlFlow::Continue(());
-        Ok(forecast::forecast(&op, &steps, self, &mut CancelCheck::new(&mut go_on))?.0)
+        let mut forecast =
+            forecast::forecast(&op, &steps, self, &mut CancelCheck::new(&mut go_on))?.0;
+        for path in &spent {
+            forecast.add(path, FileChangeKind::Removed);
+        }
+        Ok(forecast)
     }
 
     /// Merges the layers, in this chain and all its clones. Of several layers the lowest goes first, each as a whole.
@@ -79,7 +87,7 @@ impl Merge {
     ) -> Result<Merged> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
-        let warnings = self.check(&op, &steps)?;
+        let Checked { warnings, spent } = self.check(&op, &steps)?;
         // The total is not known yet.
         let mut ask = || on(Progress { done: 0, total: 0 });
         let mut cancel = CancelCheck::new(&mut ask);
@@ -89,6 +97,10 @@ impl Merge {
         let child = steps[steps.len() - 1];
         let mut meter = Meter::new(&self.pace, forecast.read, on);
         meter.report()?;
+        request::leave(&op, &self, &steps, &mut meter, &mut merged)?;
+        for path in spent {
+            clear_spent(op.host().as_ref(), &path, &mut merged);
+        }
         for layer in steps {
             MergeStep { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
         }
@@ -101,12 +113,24 @@ impl Merge {
 
     /// The layers to merge into the next one below, in order: the lowest first, so that indexes stay valid.
     fn steps(&self, op: &Operation<'_>) -> Result<Vec<usize>> {
-        let child = op.find(self.child)?;
+        let mut child = op.find(self.child)?;
         let images = op.images();
+        let lowest = child;
+        if self.resumes {
+            // What was requested together is completed together.
+            while child > 0 && images[child - 1].merge_request().is_some() {
+                child -= 1;
+            }
+            return self.down_to(lowest + 1, child, &images);
+        }
         let parent = match self.into {
             Some(ancestor) => op.find(ancestor)?,
             None => child + 1,
         };
+        self.down_to(parent, child, &images)
+    }
+
+    fn down_to(&self, parent: usize, child: usize, images: &[Arc<Core>]) -> Result<Vec<usize>> {
         if parent >= images.len() || parent <= child {
             let message = "a layer can only be merged into one below it";
             return Err(Error::new(ErrorKind::InvalidInput, "merge.no-parent", message)
@@ -121,8 +145,8 @@ impl Merge {
     }
 
     /// Refuses layers that must not be merged, or not while others depend on them.
-    fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<Vec<Warning>> {
-        let mut warnings = Vec::new();
+    fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<Checked> {
+        let mut checked = Checked::default();
         let images = op.images();
         let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let lowest = steps[0] + 1;
@@ -132,7 +156,9 @@ impl Merge {
             let mark = images.get(layer.wrapping_sub(1)).and_then(|image| image.merge_mark());
             let is_below_spent = mark.is_some_and(|mark| mark.state == MergeState::Spent);
             if layer != lowest || !is_below_spent {
-                warnings.extend(self.refuse_others(op, &images[layer], &known)?);
+                let seen = self.refuse_others(op, &images[layer], &known)?;
+                checked.warnings.extend(seen.warnings);
+                checked.spent.extend(seen.spent);
             }
             if layer > steps[steps.len() - 1] {
                 op.check_unseen(layer)?;
@@ -153,9 +179,7 @@ impl Merge {
             LinkPaths::To { host: op.host().as_ref(), parent: path_of(&images[lowest])?, file };
         self.check_edits(&images, steps, paths)?;
         for layer in steps {
-            let state = images[*layer].merge_mark().map(|mark| mark.state);
-            let is_under_way = matches!(state, Some(MergeState::Merging | MergeState::Spent));
-            if self.resumes && !is_under_way {
+            if self.resumes && !images[*layer].is_to_be_merged() {
                 let message = "the layer has no merge to resume";
                 return Err(Error::new(ErrorKind::InvalidInput, "merge.not-begun", message)
                     .in_file(images[*layer].name())
@@ -163,7 +187,7 @@ impl Merge {
                     .with_expected("a layer whose merge was interrupted"));
             }
         }
-        Ok(warnings)
+        Ok(checked)
     }
 
     /// Refuses layers with faults that would permanently block a merge once it has begun.
@@ -202,7 +226,9 @@ impl Merge {
         for (n, layer) in steps.iter().enumerate() {
             let child = &images[*layer];
             // Once the layers in between are gone, it is linked to the parent.
-            let mut of_child = Vec::new();
+            let requested = request::of(self, steps, *layer, images);
+            let request = requested.map(|request| vec![ItemEdit::merge_request(Some(&request))]);
+            let mut of_child = Vec::from_iter(request);
             let mut way = LinkPaths::Keep;
             if n > 0 {
                 way = paths;
@@ -237,13 +263,10 @@ impl Merge {
     }
 
     /// Refuses a layer that has, or may have, children outside the chain.
-    fn refuse_others(
-        &self,
-        op: &Operation<'_>,
-        image: &Core,
-        known: &[&Core],
-    ) -> Result<Vec<Warning>> {
-        let seen = op.child_search(&self.folders).refuse_others(image, known)?;
+    fn refuse_others(&self, op: &Operation<'_>, image: &Core, known: &[&Core]) -> Result<Checked> {
+        // A merge that is completed also removes what an earlier one of its merges left.
+        let search = ChildSearch { ignores_spent: self.resumes, ..op.child_search(&self.folders) };
+        let seen = search.refuse_others(image, known)?;
         match seen.unread {
             Some(unread) if !self.no_other_children => Err(Error::new(
                 ErrorKind::HasChildren,
@@ -259,9 +282,47 @@ impl Merge {
             _ => {
                 let mut of_names = seen.warnings;
                 of_names.retain(|warning| warning.code == OTHER_NAMES);
-                Ok(of_names.into_iter().map(|warning| warning.of_layer(image.id())).collect())
+                let of_layer = |warning: Warning| warning.of_layer(image.id());
+                let warnings = of_names.into_iter().map(of_layer).collect();
+                Ok(Checked { warnings, spent: seen.spent })
             }
         }
+    }
+}
+
+/// What is known about a merge that is possible.
+#[derive(Default)]
+struct Checked {
+    warnings: Vec<Warning>,
+    /// Files of earlier merges into these layers, which can be removed.
+    spent: Vec<PathBuf>,
+}
+
+/// Removes a file that was merged, but not removed.
+fn clear_spent(host: &dyn Host, path: &Path, merged: &mut Merged) {
+    match remove_spent(host, path) {
+        Ok(()) => merged.removed.push(path.to_owned()),
+        Err(error) => {
+            let message = format!("{error}: all its data is in the parent");
+            merged.warnings.push(Warning::new("merge.not-removed", path.display(), message));
+        }
+    }
+}
+
+fn remove_spent(host: &dyn Host, path: &Path) -> Result<()> {
+    let failed = |error| Error::io("op.remove", "cannot remove the file", error).in_path(path);
+    let file = host.open(path, Access::ReadWrite).map_err(failed)?;
+    if let Ok(LockOutcome::InUse(by)) = file.try_lock(LockMode::Exclusive) {
+        return Err(Error::in_use(by).in_path(path));
+    }
+    let policy = ImagePolicy { lock: Lock::None, ..ImagePolicy::default() };
+    if !is_spent(&Core::open(Arc::clone(&file), &policy)?) {
+        return Err(Error::in_use("another program, which replaced it").in_path(path));
+    }
+    let is_ours = |path: &Path| storage::is_file(host, path, file.as_ref());
+    match storage::remove(host, path, &is_ours).map_err(failed)? {
+        Removal::Removed | Removal::Gone => host.sync_dir(folder_of(path)).map_err(failed),
+        _ => Err(Error::in_use("another program, which replaced it").in_path(path)),
     }
 }
 

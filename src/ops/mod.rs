@@ -12,6 +12,9 @@
 //! | [`Explain`] | shows, layer by layer, where a byte comes from |
 //! | [`Checkpoint`] | freezes the tip and continues in a new child |
 //! | [`Merge`] | merges a layer into its parent without changing the disk |
+//! | [`Delete`] | gives up a point in time and keeps all others |
+//! | [`DeleteBranch`] | removes an image and everything that lies on it |
+//! | [`Label`] | gives a point in time another label |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -27,10 +30,13 @@ mod check;
 mod checkpoint;
 mod child;
 mod compare;
+mod delete;
+mod delete_branch;
 mod explain;
 mod export;
 mod forecast;
 pub mod forest;
+mod label;
 mod measure;
 mod merge;
 mod pace;
@@ -46,11 +52,14 @@ pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
 pub use checkpoint::{Checkpoint, Checkpointed};
 pub use compare::{Compare, Comparison, Difference};
+pub use delete::Delete;
+pub use delete_branch::{DeleteBranch, DeletedBranch};
 pub use explain::{
     BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,
 };
 pub use export::{Export, Exported};
 pub use forecast::{FileChange, FileChangeKind, Forecast};
+pub use label::Label;
 pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;

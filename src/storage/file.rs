@@ -5,6 +5,7 @@ use std::io;
 #[cfg(unix)]
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{FileId, LockMode, LockOutcome, Storage};
@@ -13,10 +14,17 @@ use super::{FileId, LockMode, LockOutcome, Storage};
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
-    name: String,
-    path: Option<PathBuf>,
+    names: Names,
     via: Option<PathBuf>,
     is_locked: AtomicBool,
+}
+
+/// The name of a file, and those that operations gave it later. Names that were handed out stay valid.
+#[derive(Debug)]
+struct Names {
+    name: String,
+    path: Option<PathBuf>,
+    next: OnceLock<Box<Names>>,
 }
 
 impl FileStorage {
@@ -38,21 +46,39 @@ impl FileStorage {
     }
 
     fn new(file: File, name: String, path: Option<PathBuf>) -> Self {
-        Self { file, name, path, via: None, is_locked: AtomicBool::new(false) }
+        let names = Names { name, path, next: OnceLock::new() };
+        Self { file, names, via: None, is_locked: AtomicBool::new(false) }
+    }
+}
+
+impl Names {
+    fn last(&self) -> &Self {
+        let mut names = self;
+        while let Some(next) = names.next.get() {
+            names = next;
+        }
+        names
     }
 }
 
 impl Storage for FileStorage {
     fn name(&self) -> &str {
-        &self.name
+        &self.names.last().name
     }
 
     fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.names.last().path.as_deref()
     }
 
     fn via(&self) -> Option<&Path> {
-        self.via.as_deref()
+        // The links led to its old name.
+        self.via.as_deref().filter(|_| self.names.next.get().is_none())
+    }
+
+    fn renamed(&self, path: &Path) -> bool {
+        let (name, path) = (path.display().to_string(), Some(path.to_path_buf()));
+        let names = Names { name, path, next: OnceLock::new() };
+        self.names.last().next.set(Box::new(names)).is_ok()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

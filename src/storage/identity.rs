@@ -81,6 +81,39 @@ pub(crate) fn remove(
     }
 }
 
+/// Exchanges the names `one` and `other` of two files atomically, after making sure that they belong to the files that
+/// the two functions identify. If one of the names is given to a third file meanwhile, nothing changes. `false` if the
+/// host cannot exchange names.
+///
+/// # Errors
+/// Errors of the host; [`ErrorKind::AlreadyExists`] if a name belongs to another file.
+pub(crate) fn exchange(
+    host: &dyn Host,
+    (one, is_first): (&Path, &dyn Fn(&Path) -> io::Result<bool>),
+    (other, is_second): (&Path, &dyn Fn(&Path) -> io::Result<bool>),
+) -> io::Result<bool> {
+    let swapped = |name: &Path| {
+        let what = format!("{}: the name belongs to another file", name.display());
+        io::Error::new(ErrorKind::AlreadyExists, what)
+    };
+    for (name, is_its) in [(one, is_first), (other, is_second)] {
+        if !is_its(name)? {
+            return Err(swapped(name));
+        }
+    }
+    match host.exchange(one, other) {
+        Err(error) if error.kind() == ErrorKind::Unsupported => return Ok(false),
+        exchanged => exchanged?,
+    }
+    for (name, is_its) in [(one, is_second), (other, is_first)] {
+        if !matches!(is_its(name), Ok(true)) {
+            host.exchange(one, other)?;
+            return Err(swapped(name));
+        }
+    }
+    Ok(true)
+}
+
 /// Gives the file at `aside` its name back. If a third file has taken that name, returns the path where the file
 /// stays.
 pub(super) fn put_back(host: &dyn Host, aside: &Path, path: &Path) -> io::Result<Option<PathBuf>> {

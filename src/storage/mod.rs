@@ -34,7 +34,7 @@ use crate::error::{self, Error, Result};
 
 pub use draft::Draft;
 pub use file::FileStorage;
-pub(crate) use identity::{Removal, is_file, remove};
+pub(crate) use identity::{Removal, exchange, is_file, remove};
 pub use local::LocalHost;
 pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
@@ -60,6 +60,13 @@ pub trait Storage: Debug + Send + Sync {
     /// children are searched for relative to it too.
     fn via(&self) -> Option<&Path> {
         None
+    }
+
+    /// Learns that an operation gave its file the name `path`. Returns whether [`path`](Self::path) and
+    /// [`name`](Self::name) are that from now on; if not, the file keeps its old name.
+    fn renamed(&self, path: &Path) -> bool {
+        let _ = path;
+        false
     }
 
     /// Reads into `buf` from `offset` and returns the number of bytes read, which is less than asked for, or zero, only

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, identity_if_any, is_signed};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, MergeState, identity_if_any, is_signed};
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, folder_of, is_temporary_name};
 use crate::warning::Warning;
 
@@ -26,6 +26,8 @@ pub(crate) struct ChildSearch {
     pub(crate) beside: Vec<PathBuf>,
     /// Whether children may be orphaned.
     pub(crate) orphans: bool,
+    /// Whether children that were merged into the image are none.
+    pub(crate) ignores_spent: bool,
 }
 
 /// The image to be changed, as its children and its other names identify it.
@@ -45,14 +47,24 @@ pub(crate) struct SearchResult {
     pub(crate) warnings: Vec<Warning>,
     /// The first file or folder that could not be examined, and why.
     pub(crate) unread: Option<String>,
+    /// Children that were merged into the image and can be removed.
+    pub(crate) spent: Vec<PathBuf>,
     /// The first folder or image to which the host denied access.
     denied: Option<String>,
+}
+
+/// What a file is to the image that is searched for.
+enum Kin {
+    None,
+    Child,
+    /// A child that was merged into it.
+    Spent,
 }
 
 impl ChildSearch {
     /// A search of the images' own folders only.
     pub(crate) fn beside(host: Arc<dyn Host>) -> Self {
-        Self { host, folders: Vec::new(), beside: Vec::new(), orphans: false }
+        Self { host, folders: Vec::new(), beside: Vec::new(), orphans: false, ignores_spent: false }
     }
 
     /// Refuses to write to an image if a child is found or may be in a place to which the host
@@ -86,8 +98,8 @@ impl ChildSearch {
         Ok(warnings)
     }
 
-    /// Refuses to change an image with a child other than the known ones. Returns warnings, and
-    /// what could not be examined.
+    /// Refuses to change an image with a child other than the known ones. Returns warnings, what could not be examined,
+    /// and the ignored children.
     pub(crate) fn refuse_others(&self, image: &Core, known: &[&Core]) -> Result<SearchResult> {
         let storage = image.bare_storage().as_ref();
         let mut target = SearchedImage::new(storage, image.data_write_guid());
@@ -147,9 +159,10 @@ impl ChildSearch {
     ) -> Result<()> {
         paths.retain(|path| !is_temporary_name(path));
         for path in paths {
-            match self.is_child(&path, target) {
-                Ok(false) => {}
-                Ok(true) => {
+            match self.kin(&path, target) {
+                Ok(Kin::None) => {}
+                Ok(Kin::Spent) if self.ignores_spent => result.spent.push(path),
+                Ok(Kin::Child | Kin::Spent) => {
                     let message = "the image has a child, which a change would orphan";
                     return Err(Error::new(ErrorKind::HasChildren, "image.children", message)
                         .in_file(target.storage.name())
@@ -180,17 +193,17 @@ impl ChildSearch {
     }
 
     /// Fails if the host cannot read the file, which may then be a child.
-    fn is_child(&self, path: &Path, target: &mut SearchedImage<'_>) -> Result<bool> {
+    fn kin(&self, path: &Path, target: &mut SearchedImage<'_>) -> Result<Kin> {
         let failed = |error| Error::io("image.children", "cannot examine the file", error);
         let storage = match self.host.stat(path) {
-            Ok(stat) if self.is_known(path, &stat, target) => return Ok(false),
+            Ok(stat) if self.is_known(path, &stat, target) => return Ok(Kin::None),
             Ok(stat) if stat.kind == FileKind::File => self.host.open(path, Access::Read),
-            Ok(_) => return Ok(false),
+            Ok(_) => return Ok(Kin::None),
             Err(error) => Err(error),
         };
         let storage = match storage {
             // Removed since the folder was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kin::None),
             storage => storage.map_err(failed)?,
         };
         // A child with a damaged locator is still a child, and so is one with a damaged log.
@@ -198,7 +211,12 @@ impl ChildSearch {
         let without_log = ImagePolicy { log: LogPolicy::Ignore, ..policy.clone() };
         let link = |policy: &ImagePolicy| {
             let image = Core::open(Arc::clone(&storage), policy)?;
-            image.parent_link()
+            let Some(link) = image.parent_link()?.filter(|link| link.accepts(target.guid)) else {
+                return Ok(Kin::None);
+            };
+            let mark = image.merge_mark().filter(|mark| mark.state == MergeState::Spent);
+            let is_spent = mark.is_some_and(|mark| link.accepts(mark.other));
+            Ok(if is_spent { Kin::Spent } else { Kin::Child })
         };
         let is_of_host = |error: &Error| matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse);
         let link = link(&policy).or_else(|error| match is_of_host(&error) {
@@ -206,14 +224,14 @@ impl ChildSearch {
             false => link(&without_log).map_err(|_| error),
         });
         match link {
-            Ok(link) => Ok(link.is_some_and(|link| link.accepts(target.guid))),
+            Ok(kin) => Ok(kin),
             // An image that cannot be read may turn out to be a child once it is repaired.
             Err(error) => {
                 let seems_one = is_signed(storage.as_ref()) || has_name_of_image(path);
                 if is_of_host(&error) || seems_one {
                     return Err(error);
                 }
-                Ok(false)
+                Ok(Kin::None)
             }
         }
     }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{ItemEdit, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
-use crate::format::marks::{self, MergeMark};
+use crate::format::marks::{self, CheckpointMark, MergeMark, MergeRequest};
 use crate::format::metadata::{self, ItemFlags, MetadataEntry};
 use crate::image::Core;
 use crate::names::{NO_RECORDABLE_PATH, canonical, no_recordable_path, recordable_path};
@@ -135,6 +135,16 @@ impl ItemEdit {
     /// Sets or removes the merge mark.
     pub(crate) fn merge_mark(mark: Option<&MergeMark>) -> Self {
         Self::mark(marks::MERGE, mark.map(MergeMark::to_bytes))
+    }
+
+    /// Sets or removes the request for a merge.
+    pub(crate) fn merge_request(mark: Option<&MergeRequest>) -> Self {
+        Self::mark(marks::REQUEST, mark.map(MergeRequest::to_bytes))
+    }
+
+    /// Sets the checkpoint mark.
+    pub(crate) fn checkpoint_mark(mark: &CheckpointMark) -> Self {
+        Self::mark(marks::CHECKPOINT, Some(mark.to_bytes()))
     }
 
     fn mark(item: Uuid, bytes: Option<Vec<u8>>) -> Self {

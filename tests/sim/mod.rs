@@ -12,7 +12,9 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use avhdx::storage::{Access, FileId, FileKind, Host, LockMode, LockOutcome, Stat, Storage};
 
@@ -353,7 +355,8 @@ impl SimHost {
 
     fn storage(&self, path: &Path, file: usize, access: Access) -> Arc<dyn Storage> {
         let name = path.display().to_string();
-        Arc::new(SimFile { host: self.clone(), path: path.to_path_buf(), name, file, access })
+        let (path, renamed) = (path.to_path_buf(), OnceLock::new());
+        Arc::new(SimFile { host: self.clone(), path, name, renamed, file, access })
     }
 
     fn id_of(&self, file: usize) -> FileId {
@@ -469,6 +472,7 @@ struct SimFile {
     host: SimHost,
     path: PathBuf,
     name: String,
+    renamed: OnceLock<(String, PathBuf)>,
     file: usize,
     access: Access,
 }
@@ -494,11 +498,15 @@ impl SimFile {
 
 impl Storage for SimFile {
     fn name(&self) -> &str {
-        &self.name
+        self.renamed.get().map_or(&self.name, |(name, _)| name)
     }
 
     fn path(&self) -> Option<&Path> {
-        Some(&self.path)
+        Some(self.renamed.get().map_or(&self.path, |(_, path)| path))
+    }
+
+    fn renamed(&self, path: &Path) -> bool {
+        self.renamed.set((path.display().to_string(), path.to_path_buf())).is_ok()
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -83,6 +83,29 @@ fn what_lies_at_equal_distances_does_not_meet() {
     }
 }
 
+/// Under these seeds a single fold put a sixth of all answers at one distance into sets that were full.
+#[test]
+fn what_lies_at_equal_distances_does_not_meet_under_any_seed() {
+    let seeds = [
+        (11, [0xe6cc_ab73_b02c_6106, 0x0206_0906_e181_eb5f]),
+        (12, [0x8be8_ebf6_0e67_8205, 0x0200_21e8_8b35_366d]),
+        (11, [0xb1c8_5e38_9fe5_47b1, 0xb88b_6eae_26f3_d31d]),
+        (12, [0x41c5_a985_e891_08cd, 0x8102_ae67_c78d_ff8b]),
+    ];
+    for (shift, seed) in seeds {
+        let mut table = AnswerTable::new(32 << 20).unwrap();
+        table.seed = seed;
+        let distance = 3_u64.pow(shift % 2) << shift;
+        let numbers = (0..1 << NUMBER_BITS).step_by(distance as usize).take(1 << 14);
+        let keys: Vec<AnswerKey> = numbers.map(|n| key(distance - 1, n)).collect();
+        for key in &keys {
+            table.keep(*key, 0, &[1 << 16], || true);
+        }
+        let lost = keys.iter().filter(|key| whole(&table, **key).is_none()).count();
+        assert!(lost <= keys.len() / 50, "{lost} of {} at a distance of {distance}", keys.len());
+    }
+}
+
 #[test]
 fn memory_is_taken_as_it_is_needed() {
     let table = AnswerTable::new(32 << 20).unwrap();

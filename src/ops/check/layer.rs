@@ -101,9 +101,12 @@ pub(super) fn check(
         return Ok(facts);
     };
     let has_parent = flags.contains(FileFlags::HAS_PARENT);
-    let merge = merge_mark(storage.as_ref(), &regions, &inspected);
-    if let Some(mark) = &merge {
-        report_merge(mark, facts.metadata_at.unwrap_or_default(), is_tip, findings);
+    let marks = marks(storage.as_ref(), &regions, &inspected);
+    let metadata_at = facts.metadata_at.unwrap_or_default();
+    match &marks {
+        Marks { merge: Some(mark), .. } => report_merge(mark, metadata_at, is_tip, findings),
+        Marks { request: Some(_), .. } => report_request(metadata_at, findings),
+        _ => {}
     }
     let outcome = blocks::check(
         &Table {
@@ -112,7 +115,7 @@ pub(super) fn check(
             layout,
             has_parent,
             is_fixed: flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) && !has_parent,
-            is_merging: merge.is_some(),
+            is_merging: marks.merge.is_some(),
             file_len,
             structures: &regions.structures,
         },
@@ -136,14 +139,11 @@ impl LayerFacts {
     }
 }
 
-/// Returns the image's merge mark.
-fn merge_mark(
-    storage: &dyn Storage,
-    regions: &regions::Regions,
-    inspected: &Inspected,
-) -> Option<MergeMark> {
-    let region = regions.metadata.as_ref()?;
-    Marks::find(storage, region, &inspected.table).ok()?.merge
+/// Returns the image's marks.
+fn marks(storage: &dyn Storage, regions: &regions::Regions, inspected: &Inspected) -> Marks {
+    let region = regions.metadata.as_ref();
+    let marks = region.and_then(|region| Marks::find(storage, region, &inspected.table).ok());
+    marks.unwrap_or_default()
 }
 
 /// Reports an unfinished merge. An image that cannot be read on its own because of it must not be the tip.
@@ -163,6 +163,18 @@ fn report_merge(mark: &MergeMark, at: u64, is_tip: bool, findings: &mut Findings
             );
         }
     }
+}
+
+/// Reports a merge that was requested and has not begun.
+fn report_request(at: u64, findings: &mut Findings) {
+    let message = "the merge of the image into its parent was requested and has not begun";
+    findings.warning(
+        Error::new(ErrorKind::Unfinished, "merge.unfinished", message)
+            .at(at)
+            .with_section("2.6.2.6.3")
+            .with_found("the request for a merge")
+            .with_expected("the merge to be resumed"),
+    );
 }
 
 fn layout(inspected: &Inspected) -> Option<(BlockLayout, FileFlags)> {

@@ -9,7 +9,7 @@ use crate::chain::FoundBy;
 use crate::chain::recorded;
 use crate::disk::Geometry;
 use crate::error::Result;
-use crate::image::{CheckpointMark, MergeMark, ParentLink};
+use crate::image::{CheckpointMark, MergeMark, MergeRequest, ParentLink};
 
 /// Identifies a node of one [`Forest`](super::Forest). Ids ascend in display order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +64,8 @@ pub struct Image {
     pub checkpoint: Option<CheckpointMark>,
     /// The unfinished merge that involves the image, if any.
     pub merge: Option<MergeMark>,
+    /// The request for a merge of the image into its parent, if there is one.
+    pub merge_request: Option<MergeRequest>,
 }
 
 /// The link from a differencing image to its parent.

@@ -237,6 +237,7 @@ fn facts(image: &Core) -> Image {
         is_in_use: image.warnings().iter().any(|warning| warning.code == "lock.in-use"),
         checkpoint: image.checkpoint(),
         merge: image.merge_mark(),
+        merge_request: image.merge_request(),
     }
 }
 

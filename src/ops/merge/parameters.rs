@@ -55,6 +55,7 @@ pub struct Merge {
     pub(super) low_space: bool,
     pub(super) shrink: bool,
     pub(super) share: bool,
+    pub(super) keep_name: bool,
     pub(super) pace: Pace,
 }
 
@@ -91,13 +92,21 @@ impl Merge {
             low_space: false,
             shrink: false,
             share: true,
+            keep_name: false,
             pace: Pace::new(),
         }
     }
 
-    /// Completes an interrupted merge of the layer `child` into its parent.
+    /// Completes an interrupted merge of the layer `child` into its parent, and what was requested with it: the merges
+    /// of the layers directly above, if several were to be merged into one, and the name of the tip.
     pub fn resume(child: LayerId) -> Self {
         Self { resumes: true, ..Self::new(child) }
+    }
+
+    /// The same merge of another layer.
+    pub(in crate::ops) fn of_child(mut self, child: LayerId) -> Self {
+        self.child = child;
+        self
     }
 
     /// Merges `child` and all layers between into `ancestor` instead of the next layer below.
@@ -138,6 +147,17 @@ impl Merge {
     /// can. The default is yes.
     pub fn share(mut self, yes: bool) -> Self {
         self.share = yes;
+        self
+    }
+
+    /// Whether the new tip gets the path of the old one, if the tip is merged: machines that are configured with that
+    /// path find the disk there. The names of the two files are exchanged in one step when everything else is done,
+    /// so that the path leads to the whole disk at any time.
+    ///
+    /// The two files must lie in one folder, on a host that can exchange names; otherwise the warning
+    /// `merge.name-not-kept` says that the tip has the parent's path. Merges of other layers change no tip.
+    pub fn keep_name(mut self, yes: bool) -> Self {
+        self.keep_name = yes;
         self
     }
 

@@ -19,11 +19,12 @@ use uuid::Uuid;
 
 use super::copy::{BATCH, LayerCopy, Meter};
 use super::parameters::{Merge, Merged};
+use super::request;
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, MergeMark, MergeState, Moved};
-use crate::ops::child::{Removed, dangling_link, remove};
+use crate::ops::child::{Removed, dangling_link, exchange_names, remove};
 use crate::read::Layer;
 use crate::types::BlockIndex;
 use crate::warning::Warning;
@@ -331,7 +332,6 @@ impl MergeStep<'_> {
 
     /// The remaining steps once the parent is complete.
     fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
-        let child_path = path_of(on.child.core())?.to_owned();
         let spent =
             self.state(MergeState::Spent, on.parent.core().data_write_guid(), on.parent.core());
         let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.core().id());
@@ -347,6 +347,8 @@ impl MergeStep<'_> {
             merged.warnings.push(warning_of(on.child.core(), "merge.not-marked", message));
         }
         on.child.close().ok();
+        self.keep_name(on, merged);
+        let child_path = path_of(on.child.core())?.to_owned();
         match remove(self.op, on.child.core()) {
             Ok(Removed { is_gone: true, warning }) => {
                 merged.warnings.extend(warning);
@@ -364,6 +366,20 @@ impl MergeStep<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Gives the new tip the name of the old one, if that was requested. From here on the child's file has the name of
+    /// its parent.
+    fn keep_name(&self, on: &Handles, merged: &mut Merged) {
+        let (child, parent) = (on.child.core(), on.parent.core());
+        if self.layer > 0 || !request::is_name_due(child, parent) {
+            return;
+        }
+        match exchange_names(self.op, child, parent) {
+            Ok(true) => {}
+            Ok(false) => merged.warnings.push(request::failed(parent, None)),
+            Err(error) => merged.warnings.push(request::failed(parent, Some(&error))),
+        }
     }
 
     /// Waits for readers that still see the chain with the child, which has been taken out of it. Its file

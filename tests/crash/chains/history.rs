@@ -59,6 +59,8 @@ pub struct History {
     /// Parents into which something is merged, and what is merged into each.
     pub targets: Vec<PathBuf>,
     pub merged: Vec<PathBuf>,
+    /// Parents of a tip that keeps its name: they are the tip until they get that name.
+    pub keeping: Vec<PathBuf>,
     /// New children, which are not images before their operation is complete.
     pub made: Vec<PathBuf>,
     /// Files that no longer exist after this time.

@@ -160,10 +160,13 @@ fn naive(files: &Files, chain: &DiffChain, read: &Read) -> Result<Vec<PathBuf>, 
 /// Completes marked merges, writes to the tip, and checks that everything is there and no mark is left.
 pub fn go_on(files: &Files, found: &Found) -> Result<(), String> {
     let host = SimHost::new(files.clone());
-    let tip = complete(&host, &found.tip.path)?;
+    let mut tip = complete(&host, &found.tip.path)?;
     let left = abandoned(&host, &tip)?;
     for file in left {
-        clear(&host, &file)?;
+        let renamed = clear(&host, &file)?;
+        if !host.files().names.contains_key(&tip) {
+            tip = renamed.ok_or("the tip has no name left")?;
+        }
     }
     let chain = open(&host, &tip, true)?;
     chain.write_at(&[0xC7; UNIT as usize], 0).map_err(|error| format!("a write: {error}"))?;
@@ -204,7 +207,8 @@ fn complete(host: &SimHost, tip: &Path) -> Result<PathBuf, String> {
         for layer in &layers {
             let path = layer.path.as_ref().ok_or("a layer without a path")?;
             let state = mark(host, path)?;
-            if matches!(state, Some(MergeState::Merging | MergeState::Spent)) {
+            let is_begun = matches!(state, Some(MergeState::Merging | MergeState::Spent));
+            if is_begun || is_requested(host, path)? {
                 marked = Some((layer.id, path.clone()));
             }
         }
@@ -217,8 +221,13 @@ fn complete(host: &SimHost, tip: &Path) -> Result<PathBuf, String> {
         if let Some(warning) = done.warnings.first() {
             return Err(format!("resume {}: {warning}", path.display()));
         }
-        if host.files().names.contains_key(&path) {
-            return Err(format!("{} was not removed", path.display()));
+        // The tip may have got the name of what was merged.
+        let is_left = |removed: &&PathBuf| host.files().names.contains_key(*removed);
+        if let Some(left) = done.removed.iter().find(is_left) {
+            return Err(format!("{} was not removed", left.display()));
+        }
+        if done.removed.is_empty() {
+            return Err(format!("resume {}: nothing was removed", path.display()));
         }
     }
 }
@@ -237,25 +246,25 @@ fn abandoned(host: &SimHost, tip: &Path) -> Result<Vec<PathBuf>, String> {
     Ok(spent)
 }
 
-/// Removes a spent file as its owner would.
-fn clear(host: &SimHost, file: &Path) -> Result<(), String> {
+/// Removes a spent file as its owner would. Returns the tip's path, which may have become that of the spent file.
+fn clear(host: &SimHost, file: &Path) -> Result<Option<PathBuf>, String> {
     let chain = options(host).unfinished(true).writable(true).open(file);
     // Its parent was written to since, so that it can only be removed.
     if chain.as_ref().is_err_and(|error| error.kind() == ErrorKind::ParentMismatch) {
         let error = options(host).open(file).err().map(|error| error.kind());
         return if error == Some(ErrorKind::Merged) {
-            Ok(())
+            Ok(None)
         } else {
             Err(format!("{} is spent, and refused with {error:?}", file.display()))
         };
     }
     let chain = chain.map_err(|error| format!("clear {}: {error}", file.display()))?;
     let done = Merge::resume(chain.tip().id()).run(&chain, &mut go);
-    done.map_err(|error| format!("clear {}: {error}", file.display()))?;
+    let done = done.map_err(|error| format!("clear {}: {error}", file.display()))?;
     chain.close().map_err(|error| error.to_string())?;
-    match host.files().names.contains_key(file) {
-        true => Err(format!("{} is still there", file.display())),
-        false => Ok(()),
+    match done.removed.iter().find(|file| host.files().names.contains_key(*file)) {
+        Some(left) => Err(format!("{} is still there", left.display())),
+        None => Ok(done.tip),
     }
 }
 
@@ -284,6 +293,9 @@ pub fn resumed(
         tips.push(Tip { begun: 0, done, model: models.len(), ..one.tip.clone() });
         models.push(model_of(&Point { size: one.size, bytes }, watched));
     }
+    for parent in &history.keeping {
+        tips.push(Tip { path: parent.clone(), begun: 0, done: usize::MAX, model: 0 });
+    }
     tips.push(Tip { path: tip, begun: 0, done: usize::MAX, model: 0 });
     let history = history.clone();
     let (start, gone) = (files.clone(), Vec::new());
@@ -294,6 +306,12 @@ fn mark(host: &SimHost, path: &Path) -> Result<Option<MergeState>, String> {
     let options: OpenOptions = options(host);
     let image = options.open_image(path).map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(image.merge_mark().map(|mark| mark.state))
+}
+
+fn is_requested(host: &SimHost, path: &Path) -> Result<bool, String> {
+    let image = options(host).open_image(path);
+    let image = image.map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(image.merge_request().is_some())
 }
 
 fn is_temporary(name: &Path) -> bool {

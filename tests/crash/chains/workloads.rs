@@ -1,10 +1,10 @@
 //! Operations on chains while the host may crash.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use avhdx::DiffChain;
-use avhdx::ops::{Checkpoint, Merge, Revert};
+use avhdx::ops::{Checkpoint, Delete, Merge, Merged, Revert};
 
 use super::history::{BASE, History, Layer, MIDDLE, SIZE, Scene, TIP, Tip, go, model_of};
 use crate::driver::{GIB, KIB, MIB, path};
@@ -42,7 +42,9 @@ pub const ALL: &[Workload] = &[
     small("merge with logs pending", || {
         vec![merge(three(true), 1, false), merge(three(true), 0, true)]
     }),
-    small("merge of two layers", || vec![merge_into_base()]),
+    small("merge of two layers", || vec![merge_into_base(false)]),
+    small("merge of two layers, the tip keeps its name", || vec![merge_into_base(true)]),
+    small("delete of the newest point", || vec![delete()]),
     Workload { name: "merge stopped and resumed", kind: Kind::Interleaved, record: stopped },
     Workload {
         name: "checkpoint, a write meanwhile",
@@ -213,8 +215,41 @@ fn merge_now(scene: &Scene, chain: &DiffChain, layer: usize, low_space: bool) {
     scene.gone(done.removed);
 }
 
+/// The point below the tip is given up. The disk is found under the tip's path at any time.
+fn delete() -> History {
+    let scene = three(false);
+    let chain = scene.open();
+    before(&scene, &chain);
+    let mut layers = scene.layers.clone();
+    layers.reverse();
+    prepare(&scene, &layers, 0);
+    let delete = Delete::point(chain.layers()[1].id);
+    keeping(&scene, &layers[0], &layers[1], || delete.run(&chain, &mut go).unwrap());
+    after(&scene, &chain);
+    scene.kill(chain)
+}
+
+/// Runs a merge of the tip into `parent`, which gets its name.
+fn keeping(scene: &Scene, tip: &Path, parent: &Path, run: impl FnOnce() -> Merged) {
+    {
+        // For a moment, the spent file has the parent's name.
+        let mut history = scene.history();
+        history.targets.push(tip.to_owned());
+        history.merged.push(parent.to_owned());
+        history.keeping.push(parent.to_owned());
+    }
+    let begun = scene.host.mark();
+    let done = scene.change(Some(parent), run);
+    let end = scene.host.mark();
+    assert!(done.warnings.is_empty(), "{:?}", done.warnings);
+    assert_eq!(done.tip.as_deref(), Some(tip));
+    scene.history().model().flushed(begun, end);
+    scene.history().tips.push(Tip { path: tip.to_owned(), begun, done: end, model: 0 });
+    scene.gone(done.removed);
+}
+
 /// The tip and the middle into the base.
-fn merge_into_base() -> History {
+fn merge_into_base(keeps_name: bool) -> History {
     let scene = three(false);
     let chain = scene.open();
     before(&scene, &chain);
@@ -228,7 +263,12 @@ fn merge_into_base() -> History {
     }
     let begun = scene.host.mark();
     let ids = chain.layers();
-    let merge = Merge::new(ids[0].id).into_layer(ids[2].id);
+    let merge = Merge::new(ids[0].id).into_layer(ids[2].id).keep_name(keeps_name);
+    if keeps_name {
+        keeping(&scene, &layers[0], &layers[2], || merge.run(&chain, &mut go).unwrap());
+        after(&scene, &chain);
+        return scene.kill(chain);
+    }
     let done = scene.change(Some(&layers[2]), || merge.run(&chain, &mut go).unwrap());
     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
     let end = scene.host.mark();
