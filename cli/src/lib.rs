@@ -3,8 +3,9 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `discard`, `explain`, `info`, `map`,
-//!    `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `tree`, `write`, `zero`;
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
+//!    `info`, `label`, `map`, `measure`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`, `write`,
+//!    `zero`; `merge`, by which `delete` works;
 //! 3. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
 //! 4. `input`, `loss`: disks that a verb reads, and consent to lost data;
 //! 5. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
@@ -25,13 +26,16 @@ mod checkpoint;
 mod compare;
 mod convert;
 mod create;
+mod delete;
 mod discard;
 mod explain;
 mod facts;
 mod failure;
+mod forks;
 mod info;
 mod input;
 mod interrupt;
+mod label;
 mod loss;
 mod map;
 mod measure;
@@ -51,6 +55,7 @@ mod render;
 mod reparent;
 mod revert;
 mod shell;
+mod snapshots;
 mod table;
 mod text;
 mod tree;
@@ -71,7 +76,8 @@ use output::Console;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, revert, merge, reparent, relink and bench --write change an existing image.
+/// Only write, zero, discard, checkpoint, delete, label, revert, merge, reparent, relink and bench --write change an
+/// existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -104,6 +110,10 @@ enum Verb {
     Zero(zero::Args),
     Discard(discard::Args),
     Checkpoint(checkpoint::Args),
+    #[command(visible_alias = "snapshots")]
+    Points(snapshots::Args),
+    Delete(delete::Args),
+    Label(label::Args),
     #[command(visible_alias = "apply")]
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
@@ -133,6 +143,9 @@ impl Verb {
             Self::Zero(args) => zero::run(args, console),
             Self::Discard(args) => discard::run(args, console),
             Self::Checkpoint(args) => checkpoint::run(args, console),
+            Self::Points(args) => snapshots::run(args, console),
+            Self::Delete(args) => delete::run(args, console),
+            Self::Label(args) => label::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),

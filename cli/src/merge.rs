@@ -1,4 +1,4 @@
-//! `avhdx merge`: merges a child into its parent.
+//! `avhdx merge`: merges a child into its parent. `avhdx delete` gives up a point in time by the same merge.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use avhdx::ops::{Merge, Merged, Pace};
 use avhdx::storage::{Access, FileKind, Host, LocalHost};
 use avhdx::{Layer, LayerId, MergeState, OpenOptions};
 use serde_json::json;
+use uuid::Uuid;
 
 use crate::args::{LossFlags, OperationFlags};
 use crate::failure::{Exit, Failure, Reply};
@@ -33,19 +34,29 @@ pub(crate) struct Args {
     /// Merge CHILD and all layers between into ANCESTOR, a layer's file or @SEL [default: the parent].
     #[arg(long, value_name = "ANCESTOR", conflicts_with = "resume")]
     into: Option<OsString>,
-    /// Continue an interrupted merge. CHILD is any of its files.
+    /// If CHILD is a tip, give its name to the file that it is merged into: the disk stays under the same path.
     #[arg(long)]
-    resume: bool,
+    keep_name: bool,
+    #[command(flatten)]
+    how: HowFlags,
+}
+
+/// How layers are merged.
+#[derive(clap::Args, Debug)]
+pub(crate) struct HowFlags {
+    /// Complete what was interrupted, as it was begun. The image is any file of the chain.
+    #[arg(long)]
+    pub(crate) resume: bool,
     /// Free merged data step by step, if there is no space for a second copy. The merge must then be completed,
-    /// because the child no longer has all its data.
+    /// because the merged layer no longer has all its data.
     #[arg(long)]
     low_space: bool,
-    /// Discard the data past the end of CHILD's disk, if that is smaller than the parent's.
+    /// Discard the data past the end of the merged layer's disk, if that is smaller than the one below.
     #[arg(long)]
     shrink: bool,
     /// Assume that files and folders that cannot be read contain no other children of the images.
     #[arg(long)]
-    no_other_children: bool,
+    pub(crate) no_other_children: bool,
     /// Copy at most SIZE bytes per second.
     #[arg(long, value_name = "SIZE", value_parser = values::rate, allow_negative_numbers = true)]
     rate: Option<u64>,
@@ -54,91 +65,228 @@ pub(crate) struct Args {
     no_share: bool,
     /// Only print what would be done, and whether there is enough space.
     #[arg(long, conflicts_with = "accept_loss")]
-    dry_run: bool,
+    pub(crate) dry_run: bool,
     #[command(flatten)]
-    opening: OperationFlags,
+    pub(crate) opening: OperationFlags,
     #[command(flatten)]
-    loss: LossFlags,
+    pub(crate) loss: LossFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let options = opening(&args)?.unfinished(args.resume);
-    let image = if args.resume { unfinished(&args)? } else { args.image.clone() };
-    let inspected = Subject::inspect(&image, &options)?;
-    let (merge, child) = merge_of(&inspected, &args)?;
-    if args.dry_run {
-        inspected.warn(&options, console)?;
-        let forecast = merge.forecast(&inspected.chain)?;
-        operation::print_forecast("avhdx.merge/1", &forecast, console)
-            .map_err(|failure| suggest_low_space(failure, &merge, &inspected, &args))?;
-        return Ok(Reply::Yes);
-    }
-    // An operation that will be refused must neither replay a log nor accept a loss.
-    if args.loss.accept_loss || inspected.is_log_pending() {
-        operation::refuse_impossible(merge.forecast(&inspected.chain))
-            .map_err(|failure| suggest_low_space(failure, &merge, &inspected, &args))?;
-    }
-    let to_repair = if args.resume { child.path } else { Some(Point::parse(&image).image) };
-    drop(inspected);
-    if let Some(image) = to_repair {
-        loss::accept(&image, &args.loss, &options, console)?;
-    }
-    let subject = Subject::open(&image, &options, console)?;
-    subject.resolve_point(console)?;
-    let (merge, child) = merge_of(&subject, &args)?;
-    let done = operation::run(console, |on| merge.clone().run(&subject.chain, on));
-    let done = done.map_err(|failure| suggest_low_space(failure, &merge, &subject, &args));
-    let again = done.as_ref().err().map(|_| resume(&subject, &args, child.id));
-    let state = subject.chain.image(child.id).and_then(|image| image.merge_mark());
-    let closed = subject.close();
-    let merged = match (done, state) {
-        (Ok(merged), _) => merged,
-        (Err(failure), None) => return Err(failure),
-        (Err(failure), Some(_)) if is_lost(&failure) => {
-            let failure =
-                failure.also("the merge is not complete, and continues once the loss is accepted");
-            let again = again.flatten().map(|again| format!("{again} --accept-loss"));
-            return Err(again.into_iter().fold(failure, Failure::then));
-        }
-        (Err(failure), Some(_)) => {
-            let failure = failure.also("the disk reads as before, and the merge can be resumed");
-            return Err(again.into_iter().flatten().fold(failure, Failure::then));
-        }
-    };
-    closed?;
-    console.done();
-    console.warnings(&merged.warnings);
-    print(&merged, &child.name, console)?;
-    operation::refuse_lost_name(&merged.warnings, child.path.as_deref(), merged.tip.as_deref())?;
-    let resume = child.path.map(|child| with_parents("merge --resume", &child));
-    operation::refuse_leftover(&merged.warnings, resume)?;
-    Ok(Reply::Yes)
+    let Args { image, into, keep_name, how } = args;
+    Request { image, what: What::Layer { into }, keep_name, how }.run(console)
 }
 
-/// The requested merge, and its child.
-fn merge_of(subject: &Subject, args: &Args) -> Result<(Merge, Layer), Failure> {
-    let (merge, child) = if args.resume {
-        let child = subject.being_merged()?.clone();
-        (Merge::resume(child.id), child)
-    } else {
-        let child = subject.point()?.unwrap_or_else(|| subject.tip()).clone();
-        let mut merge = Merge::new(child.id);
-        if let Some(ancestor) = &args.into {
-            merge = merge.into_layer(subject.layer_of(ancestor)?.id);
+/// A merge as it was requested.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) image: OsString,
+    pub(crate) what: What,
+    pub(crate) keep_name: bool,
+    pub(crate) how: HowFlags,
+}
+
+/// What is to be merged.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// The layer that the image selects, into its parent or an ancestor.
+    Layer { into: Option<OsString> },
+    /// The layer above the point with this identity: the point, called so, is given up.
+    Above { point: Uuid, called: String },
+}
+
+impl What {
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::Layer { .. } => "merge",
+            Self::Above { .. } => "delete",
         }
-        (merge, child)
-    };
-    let pace = Pace::new();
-    pace.limit(args.rate);
-    let merge = merge
-        .low_space(args.low_space)
-        .shrink(args.shrink)
-        .no_other_children(args.no_other_children)
-        .share(!args.no_share)
-        .pace(pace);
-    let folders = args.opening.children_in.iter();
-    let merge = folders.fold(merge, |merge, folder| merge.children_in(folder));
-    Ok((merge, child))
+    }
+}
+
+impl Request {
+    pub(crate) fn run(&self, console: &mut Console) -> Result<Reply, Failure> {
+        let how = &self.how;
+        let options = self.opening()?.unfinished(how.resume);
+        let image = if how.resume { unfinished(self)? } else { self.image.clone() };
+        let inspected = Subject::inspect(&image, &options)?;
+        let (merge, child) = self.merge_of(&inspected)?;
+        if how.dry_run {
+            inspected.warn(&options, console)?;
+            let forecast = merge.forecast(&inspected.chain)?;
+            let schema = format!("avhdx.{}/1", self.what.verb());
+            operation::print_forecast(&schema, &forecast, console)
+                .map_err(|failure| self.suggest_low_space(failure, &merge, &inspected))?;
+            return Ok(Reply::Yes);
+        }
+        // An operation that will be refused must neither replay a log nor accept a loss.
+        if how.loss.accept_loss || inspected.is_log_pending() {
+            operation::refuse_impossible(merge.forecast(&inspected.chain))
+                .map_err(|failure| self.suggest_low_space(failure, &merge, &inspected))?;
+        }
+        let to_repair = if how.resume { child.path } else { Some(Point::parse(&image).image) };
+        operation::note_hyper_v(&inspected.chain, console);
+        drop(inspected);
+        if let Some(image) = to_repair {
+            loss::accept(&image, &how.loss, &options, console)?;
+        }
+        let subject = Subject::open(&image, &options, console)?;
+        subject.resolve_point(console)?;
+        let (merge, child) = self.merge_of(&subject)?;
+        let mut done = operation::run(console, |on| merge.clone().run(&subject.chain, on));
+        // Several merges of one chain may have been interrupted.
+        while let (true, Ok(so_far), Some(_)) =
+            (how.resume, &done, operation::being_merged(&subject.chain))
+        {
+            let so_far = so_far.clone();
+            let (next, _) = self.merge_of(&subject)?;
+            done = operation::run(console, |on| next.run(&subject.chain, on))
+                .map(|further| so_far.and(further));
+        }
+        let done = done.map_err(|failure| self.suggest_low_space(failure, &merge, &subject));
+        let left = operation::being_merged(&subject.chain);
+        let again = left.as_ref().filter(|_| done.is_err());
+        let again = again.and_then(|left| self.resume(&subject, left.id));
+        let closed = subject.close();
+        let merged = match (done, left) {
+            (Ok(merged), _) => merged,
+            (Err(failure), None) => return Err(failure),
+            (Err(failure), Some(_)) if is_lost(&failure) => {
+                let failure = failure
+                    .also("the merge is not complete, and continues once the loss is accepted");
+                let again = again.map(|again| format!("{again} --accept-loss"));
+                return Err(again.into_iter().fold(failure, Failure::then));
+            }
+            (Err(failure), Some(_)) => {
+                let failure =
+                    failure.also("the disk reads as before, and the merge can be resumed");
+                return Err(again.into_iter().fold(failure, Failure::then));
+            }
+        };
+        closed?;
+        console.done();
+        console.warnings(&merged.warnings);
+        self.print(&merged, &child.name, console)?;
+        operation::refuse_lost_name(
+            &merged.warnings,
+            child.path.as_deref(),
+            merged.tip.as_deref(),
+        )?;
+        let resume = merged.tip.as_ref().or(child.path.as_ref());
+        let verb = format!("{} --resume", self.what.verb());
+        operation::refuse_leftover(&merged.warnings, resume.map(|path| with_parents(&verb, path)))?;
+        Ok(Reply::Yes)
+    }
+
+    /// The requested merge, and its child.
+    fn merge_of(&self, subject: &Subject) -> Result<(Merge, Layer), Failure> {
+        let how = &self.how;
+        let (merge, child) = match &self.what {
+            _ if how.resume => {
+                let child = subject.being_merged()?;
+                (Merge::resume(child.id), child)
+            }
+            What::Layer { into } => {
+                let child = subject.point()?.unwrap_or_else(|| subject.tip()).clone();
+                let mut merge = Merge::new(child.id);
+                if let Some(ancestor) = into {
+                    merge = merge.into_layer(subject.layer_of(ancestor)?.id);
+                }
+                (merge, child)
+            }
+            What::Above { point, .. } => {
+                let child = subject.above(*point)?.clone();
+                (Merge::new(child.id), child)
+            }
+        };
+        let pace = Pace::new();
+        pace.limit(how.rate);
+        let merge = merge
+            .keep_name(self.keep_name)
+            .low_space(how.low_space)
+            .shrink(how.shrink)
+            .no_other_children(how.no_other_children)
+            .share(!how.no_share)
+            .pace(pace);
+        let folders = how.opening.children_in.iter();
+        let merge = folders.fold(merge, |merge, folder| merge.children_in(folder));
+        Ok((merge, child))
+    }
+
+    /// The options for the chain. The merge itself looks for other children of the layers it changes.
+    fn opening(&self) -> Result<OpenOptions, Failure> {
+        Ok(self.how.opening.options()?.orphan_children(self.how.no_other_children))
+    }
+
+    /// Suggests --low-space, if there is enough space for that only.
+    fn suggest_low_space(&self, failure: Failure, merge: &Merge, subject: &Subject) -> Failure {
+        if !failure.is("op.space") {
+            return failure;
+        }
+        let less = merge.clone().low_space(true).forecast(&subject.chain);
+        let fits = !self.how.low_space && less.is_ok_and(|forecast| forecast.check().is_ok());
+        match next::with_flag("--low-space  # frees merged data step by step").filter(|_| fits) {
+            Some(command) => failure.then(command),
+            None => failure,
+        }
+    }
+
+    /// The command that resumes the merge, with the flags that it needs now.
+    fn resume(&self, subject: &Subject, child: LayerId) -> Option<String> {
+        let how = &self.how;
+        let fits = |low_space: bool| {
+            let merge = Merge::resume(child).low_space(low_space).shrink(how.shrink);
+            merge.forecast(&subject.chain).is_ok_and(|forecast| forecast.check().is_ok())
+        };
+        let low_space = how.low_space || !fits(false) && fits(true);
+        let flags = [(low_space, " --low-space"), (how.shrink, " --shrink")];
+        let flags = flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag);
+        let verb = format!("{} --resume{}", self.what.verb(), flags.collect::<String>());
+        let tip = subject.chain.layers().swap_remove(0);
+        Some(with_parents(&verb, tip.path.as_deref()?))
+    }
+
+    fn print(&self, merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failure> {
+        let tip = merged.tip.as_ref().map(|tip| tip.display().to_string());
+        if console.is_json() {
+            return console.document(&json!({
+                "schema": format!("avhdx.{}/1", self.what.verb()),
+                "dry_run": false,
+                "tip": tip,
+                "removed": paths(&merged.removed),
+                "moved": merged.moved,
+                "mirrored": merged.mirrored,
+                "handed_over": merged.handed_over,
+                "cut": merged.cut,
+            }));
+        }
+        // A machine that is configured with another path would not find its disk.
+        let is_moved = merged.warnings.iter().any(|warning| warning.code == "merge.name-not-kept");
+        if let Some(tip) = tip.as_ref().filter(|_| is_moved) {
+            console.line(format!("{tip}: the disk is here now; point the machine to it"))?;
+        }
+        let moved = size(merged.moved);
+        console.line(match &self.what {
+            What::Above { called, .. } if !self.how.resume => {
+                format!("{called}: deleted, {moved} moved")
+            }
+            What::Above { .. } => format!("deleted, {moved} moved"),
+            What::Layer { .. } => format!("{child}: merged, {moved} moved"),
+        })?;
+        if merged.cut > 0 {
+            let what = "at the end of the disk, which now has the size of the merged layer";
+            console.line(format!("  cut       {} {what}", size(merged.cut)))?;
+        }
+        for removed in &merged.removed {
+            console.line(format!("  removed   {}", removed.display()))?;
+        }
+        match tip {
+            Some(tip) => {
+                console.line(format!("  tip       {tip}, which takes all writes from now on"))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// Whether the merge failed because a file lost data.
@@ -146,87 +294,33 @@ fn is_lost(failure: &Failure) -> bool {
     ["merge.child-lost", "claim.lost", "claim.shared"].iter().any(|code| failure.is(code))
 }
 
-/// The options for the chain. The merge itself looks for other children of the layers it changes.
-fn opening(args: &Args) -> Result<OpenOptions, Failure> {
-    Ok(args.opening.options()?.orphan_children(args.no_other_children))
-}
-
-/// Suggests --low-space, if there is enough space for that only.
-fn suggest_low_space(failure: Failure, merge: &Merge, subject: &Subject, args: &Args) -> Failure {
-    if !failure.is("op.space") {
-        return failure;
-    }
-    let less = merge.clone().low_space(true).forecast(&subject.chain);
-    let fits = !args.low_space && less.is_ok_and(|forecast| forecast.check().is_ok());
-    match next::with_flag("--low-space  # frees merged data step by step").filter(|_| fits) {
-        Some(command) => failure.then(command),
-        None => failure,
-    }
-}
-
-/// The command that resumes the merge, with the flags that it needs now.
-fn resume(subject: &Subject, args: &Args, child: LayerId) -> Option<String> {
-    let fits = |low_space: bool| {
-        let merge = Merge::resume(child).low_space(low_space).shrink(args.shrink);
-        merge.forecast(&subject.chain).is_ok_and(|forecast| forecast.check().is_ok())
-    };
-    let low_space = args.low_space || !fits(false) && fits(true);
-    let flags = [(low_space, " --low-space"), (args.shrink, " --shrink")];
-    let flags = flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag);
-    let verb = std::iter::once("merge --resume").chain(flags).collect::<String>();
-    Some(with_parents(&verb, subject.tip().path.as_deref()?))
-}
-
-fn print(merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failure> {
-    let tip = merged.tip.as_ref().map(|tip| tip.display().to_string());
-    if console.is_json() {
-        return console.document(&json!({
-            "schema": "avhdx.merge/1",
-            "dry_run": false,
-            "tip": tip,
-            "removed": paths(&merged.removed),
-            "moved": merged.moved,
-            "mirrored": merged.mirrored,
-            "handed_over": merged.handed_over,
-            "cut": merged.cut,
-        }));
-    }
-    console.line(format!("{child}: merged, {} moved", size(merged.moved)))?;
-    if merged.cut > 0 {
-        let what = "at the end of the disk, which now has the size of the merged layer";
-        console.line(format!("  cut       {} {what}", size(merged.cut)))?;
-    }
-    for removed in &merged.removed {
-        console.line(format!("  removed   {}", removed.display()))?;
-    }
-    match tip {
-        Some(tip) => console.line(format!("  tip       {tip}, which takes all writes from now on")),
-        None => Ok(()),
-    }
-}
-
-/// The tip of the chain whose unfinished merge involves the file.
-fn unfinished(args: &Args) -> Result<OsString, Failure> {
-    let file = Point::parse(&args.image).image;
-    let file = LocalHost.open(&file, Access::Read).ok().map_or(file, |storage| {
-        // The other files are beside this one, not beside a link to it.
-        storage.path().map(Path::to_path_buf).unwrap_or_default()
-    });
-    let folder = folder_of(&file).to_path_buf();
-    let mut places = Vec::new();
-    for folder in [&folder].into_iter().chain(&args.opening.children_in) {
+/// The regular files of the folder of an image, and of further folders.
+pub(crate) fn files_beside(file: &Path, folders: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let own = folder_of(file).to_path_buf();
+    let mut files = Vec::new();
+    for folder in [&own].into_iter().chain(folders) {
         let names = LocalHost.list(folder).map_err(|error| {
-            let message = format!(
-                "{}: cannot list the folder to find the images of the merge",
-                folder.display()
-            );
+            let message =
+                format!("{}: cannot list the folder to find the images", folder.display());
             Failure::io("children.folder", message, &error)
         })?;
         let is_file =
             |path: &PathBuf| LocalHost.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
-        places.extend(names.into_iter().filter(is_file));
+        files.extend(names.into_iter().filter(is_file));
     }
-    let forest = Forest::scan(&places, &args.opening.source())?;
+    Ok(files)
+}
+
+/// The tip of the chain whose unfinished merge involves the file.
+fn unfinished(request: &Request) -> Result<OsString, Failure> {
+    let file = Point::parse(&request.image).image;
+    let file = LocalHost.open(&file, Access::Read).ok().map_or(file, |storage| {
+        // The other files are beside this one, not beside a link to it.
+        storage.path().map(Path::to_path_buf).unwrap_or_default()
+    });
+    let opening = &request.how.opening;
+    let places = files_beside(&file, &opening.children_in)?;
+    let forest = Forest::scan(&places, &opening.source())?;
     let own = LocalHost.canonical(&file).ok();
     let is_own = |path: &Path| own.is_some() && LocalHost.canonical(path).ok() == own;
     let found = forest.nodes().find(|(_, node)| is_own(&node.path));

@@ -43,11 +43,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?;
     let inspected = Subject::inspect(&args.image, &options)?;
-    let Some(point) = inspected.point()? else {
-        let image = inspected.image.display();
-        let message = format!("{image}: a point in time is required: {image}@SEL");
-        return Err(Failure::usage("point.none", message).hint(inspected.listing()));
-    };
+    let point = inspected.required_point()?;
     if args.dry_run {
         inspected.warn(&options, console)?;
         let forecast = revert_to(point.id, &args).forecast(&inspected.chain)?;

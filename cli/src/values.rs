@@ -64,6 +64,11 @@ pub(crate) fn label(text: &str) -> Result<String, String> {
     }
 }
 
+/// As [`label`], or nothing.
+pub(crate) fn any_label(text: &str) -> Result<String, String> {
+    if text.is_empty() { Ok(String::new()) } else { label(text) }
+}
+
 /// A mapping from a Windows folder: `FROM=TO`.
 pub(crate) fn path_map(text: &str) -> Result<(String, PathBuf), String> {
     match text.split_once('=') {

@@ -276,6 +276,26 @@ pub(crate) const ROWS: &[Row] = &[
         &["avhdx tree FOLDER  # lists the images and their parents"],
     ),
     (
+        "delete: kind has-children",
+        &["a point on which several branches lie cannot be deleted before all but one are gone"],
+        &["avhdx tree FOLDER  # lists the images and their parents"],
+    ),
+    (
+        "delete.branch",
+        &["--lose-branch allows it; nothing brings these bytes back"],
+        &["AGAIN --lose-branch"],
+    ),
+    (
+        "delete.children-unknown",
+        &[],
+        &["AGAIN --no-other-children  # if you know that there are none"],
+    ),
+    ("delete.copies", &[], &["avhdx tree FOLDER  # lists the images and their identities"]),
+    ("delete.kept", &["the remaining files form a shorter branch"], &["avhdx tree FOLDER"]),
+    ("label.frozen", &[], &["AGAIN --write-frozen  # only the label changes there"]),
+    ("label.tip", &[], &["avhdx checkpoint --label TEXT PARENTS TIP  # labels the present"]),
+    ("point.gone", &[], &["avhdx points PARENTS TIP"]),
+    (
         "merge.children-unknown",
         &[],
         &["AGAIN --no-other-children  # if you know that there are none"],
@@ -290,13 +310,17 @@ pub(crate) const ROWS: &[Row] = &[
         &["the new tip is in place; the remaining files form a branch of their own"],
         &["avhdx tree FOLDER  # shows the result"],
     ),
-    ("merge.no-parent", &[], &["avhdx info --chain PARENTS TIP"]),
+    (
+        "merge.no-parent",
+        &["below the base is nothing to merge it into; a layer above it is merged as TIP@SEL"],
+        &["avhdx points PARENTS TIP"],
+    ),
     (
         "merge.child-missing",
         &["data that is not merged yet is in that file only"],
         &["AGAIN --children-in DIR  # DIR: its folder"],
     ),
-    ("merge.not-begun", &[], &["avhdx merge PARENTS IMAGE"]),
+    ("merge.not-begun", &[], &["avhdx points PARENTS TIP"]),
     ("kind merged", &[], &["avhdx merge --resume FILE"]),
     ("kind unfinished", &[], &["avhdx merge --resume FILE"]),
     // Host errors.

@@ -9,6 +9,7 @@ mod common;
 mod convert;
 mod convert_vhdx;
 mod create;
+mod delete;
 mod effects;
 mod images;
 mod json;

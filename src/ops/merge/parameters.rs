@@ -80,6 +80,20 @@ pub struct Merged {
     pub warnings: Vec<Warning>,
 }
 
+impl Merged {
+    /// The result of this merge and of a later one in the same chain.
+    pub fn and(mut self, later: Self) -> Self {
+        self.tip = later.tip.or(self.tip);
+        self.removed.extend(later.removed);
+        self.moved += later.moved;
+        self.mirrored += later.mirrored;
+        self.handed_over += later.handed_over;
+        self.cut += later.cut;
+        self.warnings.extend(later.warnings);
+        self
+    }
+}
+
 impl Merge {
     /// Merges the layer `child` into its parent.
     pub fn new(child: LayerId) -> Self {

@@ -22,6 +22,12 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
     ),
     ("merge.not-removed", "needs a file that cannot be removed: see tests/writing/children.rs"),
     ("revert.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
+    ("delete.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
+    ("point.gone", "needs a chain that changes while the program runs"),
+    (
+        "delete: kind has-children",
+        "needs a child that appears while the program runs: forks are found before",
+    ),
     ("create.parent-path", "on Unix, every file has a path from every folder"),
     ("export.room", "needs a full file system"),
     ("kind no-space", "needs a full file system"),
@@ -451,6 +457,29 @@ fn operations() -> Vec<Case> {
             },
             "merge small.avhdx",
         ),
+        case("delete.branch", 7, of_chain, "delete l2.vhdx@-0 --subtree"),
+        case(
+            "delete.children-unknown",
+            7,
+            |f| {
+                of_chain(f);
+                let mut image = vec![0; 4 << 20];
+                image[..8].copy_from_slice(b"vhdxfile");
+                fs::write(f.file("broken.avhdx"), image).unwrap();
+            },
+            "delete l2.vhdx@-0 --subtree --lose-branch",
+        ),
+        case(
+            "delete.copies",
+            7,
+            |f| {
+                of_chain(f);
+                fs::copy(f.file("l1.vhdx"), f.file("copy.vhdx")).unwrap();
+            },
+            "delete l2.vhdx@-1 --subtree --lose-branch",
+        ),
+        case("label.frozen", 7, of_chain, "label l2.vhdx@-2 older"),
+        case("label.tip", 2, of_chain, "label l2.vhdx@-0 now"),
         case("merge.no-parent", 2, of_chain, "merge l2.vhdx@base"),
         case("merge.not-begun", 2, of_chain, "merge --resume l2.vhdx"),
         case(

@@ -1,0 +1,48 @@
+//! Other branches on the points of a chain.
+
+use std::path::PathBuf;
+
+use avhdx::Layer;
+use avhdx::ops::forest::Forest;
+
+use crate::args::OperationFlags;
+use crate::failure::Failure;
+use crate::merge::files_beside;
+use crate::operation::Subject;
+
+/// The children of a layer that are not in its chain, in the layer's folder, the tip's and those that the flags name.
+pub(crate) fn others(
+    subject: &Subject,
+    point: &Layer,
+    opening: &OperationFlags,
+) -> Result<Vec<PathBuf>, Failure> {
+    let forest = forest(subject, opening)?;
+    Ok(others_in(&forest, subject, point))
+}
+
+/// The images in the folders of all layers and in those that the flags name.
+pub(crate) fn forest(subject: &Subject, opening: &OperationFlags) -> Result<Forest, Failure> {
+    let mut folders = opening.children_in.clone();
+    let mut files = Vec::new();
+    for layer in subject.layers() {
+        let Some(path) = &layer.path else { continue };
+        let folder = crate::point::folder_of(path).to_path_buf();
+        if !folders.contains(&folder) {
+            files.extend(files_beside(path, &[])?);
+            folders.push(folder);
+        }
+    }
+    for folder in &opening.children_in {
+        files.extend(files_beside(&folder.join("-"), &[])?);
+    }
+    Ok(Forest::scan(files, &opening.source())?)
+}
+
+/// The same in a known forest.
+pub(crate) fn others_in(forest: &Forest, subject: &Subject, point: &Layer) -> Vec<PathBuf> {
+    let own: Vec<_> = subject.layers().iter().map(|layer| layer.data_write_guid).collect();
+    let children = forest.children_of(point.data_write_guid).map(|id| forest.node(id));
+    let others =
+        children.filter(|node| node.data_write_guid.is_none_or(|guid| !own.contains(&guid)));
+    others.map(|node| node.path.clone()).collect()
+}
