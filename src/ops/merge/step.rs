@@ -8,7 +8,8 @@
 //! 4. the parent's mark is removed, in one step with the last of the data;
 //! 5. the child is marked as spent;
 //! 6. the layer above, if any, is linked to the parent;
-//! 7. the child's file is removed.
+//! 7. a tip that keeps its name exchanges names with the parent;
+//! 8. the child's file is removed.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
