@@ -15,7 +15,7 @@
 //! 10. `next`: the table of suggested commands;
 //! 11. `typed`: the command line as typed;
 //! 12. `failure`: errors and exit codes;
-//! 13. `point`, `shell`, `table`, `values`;
+//! 13. `point`, `shell`, `table`, `values`, `vocabulary`;
 //! 14. `text`.
 
 mod args;
@@ -50,12 +50,15 @@ mod relink;
 mod render;
 mod reparent;
 mod revert;
+#[cfg(test)]
+mod schemas;
 mod shell;
 mod table;
 mod text;
 mod tree;
 mod typed;
 mod values;
+mod vocabulary;
 mod write;
 mod writing;
 mod zero;

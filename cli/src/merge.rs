@@ -7,7 +7,7 @@ use avhdx::ops::forest::{Forest, NodeId};
 use avhdx::ops::{Merge, Merged, Pace};
 use avhdx::storage::{Access, FileKind, Host, LocalHost};
 use avhdx::{Layer, LayerId, MergeState, OpenOptions};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{LossFlags, OperationFlags};
 use crate::failure::{Exit, Failure, Reply};
@@ -20,6 +20,7 @@ use crate::shell::argument;
 use crate::text::size;
 use crate::typed::with_parents;
 use crate::values;
+use crate::vocabulary::Answer;
 
 /// Merge an image into its parent and remove it. The point in time between the two is lost.
 ///
@@ -61,6 +62,27 @@ pub(crate) struct Args {
     loss: LossFlags,
 }
 
+/// A merge that is complete. All sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct MergeAnswer {
+    /// The new tip, which takes all writes from now on; null if the tip stays.
+    tip: Option<String>,
+    /// The images removed.
+    removed: Vec<String>,
+    moved: u64,
+    /// What writers wrote to both images meanwhile.
+    mirrored: u64,
+    /// What was moved while writers waited.
+    handed_over: u64,
+    /// What was cut off at the end of the disk.
+    cut: u64,
+}
+
+impl Answer for MergeAnswer {
+    const SCHEMA: &'static str = "avhdx.merge/1";
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = opening(&args)?.unfinished(args.resume);
     let image = if args.resume { unfinished(&args)? } else { args.image.clone() };
@@ -69,7 +91,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     if args.dry_run {
         inspected.warn(&options, console)?;
         let forecast = merge.forecast(&inspected.chain)?;
-        operation::print_forecast("avhdx.merge/1", &forecast, console)
+        operation::print_forecast(&forecast, console)
             .map_err(|failure| suggest_low_space(failure, &merge, &inspected, &args))?;
         return Ok(Reply::Yes);
     }
@@ -180,16 +202,14 @@ fn resume(subject: &Subject, args: &Args, child: LayerId) -> Option<String> {
 fn print(merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failure> {
     let tip = merged.tip.as_ref().map(|tip| tip.display().to_string());
     if console.is_json() {
-        return console.document(&json!({
-            "schema": "avhdx.merge/1",
-            "dry_run": false,
-            "tip": tip,
-            "removed": paths(&merged.removed),
-            "moved": merged.moved,
-            "mirrored": merged.mirrored,
-            "handed_over": merged.handed_over,
-            "cut": merged.cut,
-        }));
+        return console.document(&MergeAnswer {
+            tip,
+            removed: paths(&merged.removed),
+            moved: merged.moved,
+            mirrored: merged.mirrored,
+            handed_over: merged.handed_over,
+            cut: merged.cut,
+        });
     }
     console.line(format!("{child}: merged, {} moved", size(merged.moved)))?;
     if merged.cut > 0 {

@@ -133,7 +133,7 @@ fn info_shows_the_readable_part_of_a_broken_chain() {
     assert_eq!(info["chain"]["complete"], false);
     assert_eq!(info["chain"]["error"]["code"], "parent.missing");
     assert_eq!(info["chain"]["layers"].as_array().unwrap().len(), 2);
-    assert_eq!(info["chain"]["layers"][1]["file"], "l1.vhdx");
+    assert_eq!(info["chain"]["layers"][1]["image"], "l1.vhdx");
     assert_eq!(run.error()["code"], "parent.missing");
     folder.run("info l2.vhdx --chain").expect(5).prints("l1.vhdx").says("--parent-dir");
 }
