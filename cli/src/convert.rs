@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use avhdx::CreateOptions;
 use avhdx::ops::{Export, Exported};
 use avhdx::storage::LocalHost;
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{self, CopyFormat, Format, ImageArg, NewImageFlags, ReadFlags, ReplaceFlags};
 use crate::failure::{Failure, Reply};
@@ -16,6 +16,7 @@ use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{size, units};
 use crate::values;
+use crate::vocabulary::Answer;
 
 /// Copy the flat disk to a raw file (sparse), to standard output, or to an image without a parent.
 ///
@@ -159,22 +160,38 @@ fn image_options(
     args.new_image.apply(options)
 }
 
+/// A copy of a disk.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ConvertAnswer {
+    image: String,
+    /// The file made.
+    output: String,
+    format: &'static str,
+    virtual_size: u64,
+    /// The number of bytes of the disk that were written; the rest are zeros.
+    written: u64,
+    /// Null for a raw disk.
+    block_size: Option<u32>,
+}
+
+impl Answer for ConvertAnswer {
+    const SCHEMA: &'static str = "avhdx.convert/1";
+}
+
 impl Copied {
     fn print(&self, args: &Args, console: &mut Console) -> Result<(), Failure> {
         let out = args.out.to_string_lossy();
         let Exported { size: disk_size, written, .. } = self.exported;
         if console.is_json() {
-            let mut object = json!({
-                "schema": "avhdx.convert/1",
-                "output": out,
-                "format": args.output_format.name(),
-                "size": disk_size,
-                "written": written,
+            return console.document(&ConvertAnswer {
+                image: args.image.name(),
+                output: out.into_owned(),
+                format: args.output_format.name(),
+                virtual_size: disk_size,
+                written,
+                block_size: self.block_size,
             });
-            if let Some(block_size) = self.block_size {
-                object["block_size"] = block_size.into();
-            }
-            return console.document(&object);
         }
         let mut line = format!("{out}: {}, {} written", size(disk_size), size(written));
         if let Some(block_size) = self.block_size {

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 
 use avhdx::Layer;
 use avhdx::ops::{DeleteBranch, DeletedBranch};
-use serde_json::json;
 
 use crate::failure::{Exit, Failure, Reply};
 use crate::forks;
-use crate::merge::{HowFlags, Request, What};
+use crate::merging::{DeleteAnswer, HowFlags, Moves, Request, What};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::shell::argument;
@@ -145,7 +144,7 @@ fn delete_branch(
     }
     if how.dry_run {
         let forecast = delete.forecast()?;
-        operation::print_forecast("avhdx.delete/1", &forecast, console)?;
+        operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
     let done = operation::run(console, |on| delete.run(on))?;
@@ -158,13 +157,8 @@ fn delete_branch(
 
 fn print(done: &DeletedBranch, name: &str, console: &mut Console) -> Result<(), Failure> {
     if console.is_json() {
-        return console.document(&json!({
-            "schema": "avhdx.delete/1",
-            "dry_run": false,
-            "tip": null,
-            "removed": paths(&done.removed),
-            "lost": done.lost,
-        }));
+        let done_in = Moves { removed: paths(&done.removed), ..Moves::default() };
+        return console.document(&DeleteAnswer { done: done_in, lost: done.lost });
     }
     console.line(format!("{name}: branch removed, {} lost", size(done.lost)))?;
     for removed in &done.removed {

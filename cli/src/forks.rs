@@ -1,14 +1,15 @@
 //! Other branches on the points of a chain.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use avhdx::Layer;
 use avhdx::ops::forest::Forest;
+use avhdx::storage::{FileKind, Host, LocalHost};
 
 use crate::args::OperationFlags;
 use crate::failure::Failure;
-use crate::merge::files_beside;
 use crate::operation::Subject;
+use crate::point::folder_of;
 
 /// The children of a layer that are not in its chain, in the layer's folder, the tip's and those that the flags name.
 pub(crate) fn others(
@@ -26,7 +27,7 @@ pub(crate) fn forest(subject: &Subject, opening: &OperationFlags) -> Result<Fore
     let mut files = Vec::new();
     for layer in subject.layers() {
         let Some(path) = &layer.path else { continue };
-        let folder = crate::point::folder_of(path).to_path_buf();
+        let folder = folder_of(path).to_path_buf();
         if !folders.contains(&folder) {
             files.extend(files_beside(path, &[])?);
             folders.push(folder);
@@ -45,4 +46,21 @@ pub(crate) fn others_in(forest: &Forest, subject: &Subject, point: &Layer) -> Ve
     let others =
         children.filter(|node| node.data_write_guid.is_none_or(|guid| !own.contains(&guid)));
     others.map(|node| node.path.clone()).collect()
+}
+
+/// The regular files of the folder of an image, and of further folders.
+pub(crate) fn files_beside(file: &Path, folders: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let own = folder_of(file).to_path_buf();
+    let mut files = Vec::new();
+    for folder in [&own].into_iter().chain(folders) {
+        let names = LocalHost.list(folder).map_err(|error| {
+            let message =
+                format!("{}: cannot list the folder to find the images", folder.display());
+            Failure::io("children.folder", message, &error)
+        })?;
+        let is_file =
+            |path: &PathBuf| LocalHost.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
+        files.extend(names.into_iter().filter(is_file));
+    }
+    Ok(files)
 }

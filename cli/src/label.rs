@@ -3,13 +3,14 @@
 use std::ffi::OsString;
 
 use avhdx::ops::Label;
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::OperationFlags;
 use crate::failure::{Exit, Failure, Reply};
 use crate::operation::Subject;
 use crate::output::Console;
 use crate::values;
+use crate::vocabulary::{Answer, ImageRef};
 
 /// Give a point in time a label, another one, or none.
 ///
@@ -28,6 +29,20 @@ pub(crate) struct Args {
     write_frozen: bool,
     #[command(flatten)]
     opening: OperationFlags,
+}
+
+/// A label that was set or removed.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct LabelAnswer {
+    /// Null if it was removed.
+    label: Option<String>,
+    /// The point in time.
+    point: ImageRef,
+}
+
+impl Answer for LabelAnswer {
+    const SCHEMA: &'static str = "avhdx.label/1";
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
@@ -52,16 +67,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     Label::new(point.id, &args.text).write_frozen(args.write_frozen).run(&subject.chain)?;
     subject.close()?;
     console.done();
-    let label = Some(&args.text).filter(|text| !text.is_empty());
+    let label = Some(args.text).filter(|text| !text.is_empty());
     if console.is_json() {
-        console.document(&json!({
-            "schema": "avhdx.label/1",
-            "label": label,
-            "point": {
-                "file": point.name,
-                "data_write_guid": point.data_write_guid.to_string(),
-            },
-        }))?;
+        console.document(&LabelAnswer { label, point: ImageRef::from(&point) })?;
     } else {
         let label = label.map_or("no label".to_owned(), |label| format!("label {label}"));
         console.line(format!("{}: {label}", point.name))?;

@@ -4,20 +4,22 @@
 //!
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
-//!    `info`, `label`, `map`, `measure`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`, `write`,
-//!    `zero`; `merge`, by which `delete` works;
-//! 3. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
-//! 4. `input`, `loss`: disks that a verb reads, and consent to lost data;
-//! 5. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
-//! 6. `args`, `points`: flags that verbs share, and points in time of a chain;
-//! 7. `interrupt`, `progress`;
-//! 8. `output`: standard output and standard error;
-//! 9. `render`: failures as text and JSON;
-//! 10. `next`: the table of suggested commands;
-//! 11. `typed`: the command line as typed;
-//! 12. `failure`: errors and exit codes;
-//! 13. `point`, `shell`, `table`, `values`;
-//! 14. `text`.
+//!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
+//!    `write`, `zero`;
+//! 3. `merging`: the merges that `merge` and `delete` ask for;
+//! 4. `forks`: other branches on a point;
+//! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
+//! 6. `input`, `loss`: disks that a verb reads, and consent to lost data;
+//! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
+//! 8. `args`, `points`: flags that verbs share, and points in time of a chain;
+//! 9. `interrupt`, `progress`;
+//! 10. `output`: standard output and standard error;
+//! 11. `render`: failures as text and JSON;
+//! 12. `next`: the table of suggested commands;
+//! 13. `typed`: the command line as typed;
+//! 14. `failure`: errors and exit codes;
+//! 15. `point`, `shell`, `table`, `values`, `vocabulary`;
+//! 16. `text`.
 
 mod args;
 mod bench;
@@ -40,6 +42,7 @@ mod loss;
 mod map;
 mod measure;
 mod merge;
+mod merging;
 mod new_file;
 mod next;
 mod operation;
@@ -54,6 +57,8 @@ mod relink;
 mod render;
 mod reparent;
 mod revert;
+#[cfg(test)]
+mod schemas;
 mod shell;
 mod snapshots;
 mod table;
@@ -61,6 +66,7 @@ mod text;
 mod tree;
 mod typed;
 mod values;
+mod vocabulary;
 mod write;
 mod writing;
 mod zero;

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use avhdx::ops::{FileChange, FileChangeKind, Forecast, Progress};
 use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{DiffChain, Layer, LayerId, LogState, MergeState, OpenOptions, Warning};
-use serde_json::{Value, json};
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::failure::{Exit, Failure};
@@ -23,6 +23,7 @@ use crate::progress::ProgressMeter;
 use crate::table::TextTable;
 use crate::text::size;
 use crate::typed;
+use crate::vocabulary::{Answer, shown};
 
 /// A chain whose layers are to change.
 #[derive(Debug)]
@@ -261,17 +262,9 @@ pub(crate) fn refuse_lost_name(
 }
 
 /// Prints what an operation would do. Fails if there is not enough space.
-pub(crate) fn print_forecast(
-    schema: &str,
-    forecast: &Forecast,
-    console: &mut Console,
-) -> Result<(), Failure> {
+pub(crate) fn print_forecast(forecast: &Forecast, console: &mut Console) -> Result<(), Failure> {
     if console.is_json() {
-        console.document(&json!({
-            "schema": schema,
-            "dry_run": true,
-            "forecast": object(forecast),
-        }))?;
+        console.document(&ForecastAnswer::of(forecast))?;
     } else {
         console.table(table(forecast))?;
     }
@@ -306,19 +299,56 @@ fn table(forecast: &Forecast) -> TextTable {
     table
 }
 
-fn object(forecast: &Forecast) -> Value {
-    let file = |FileChange { path, kind, .. }: &FileChange| json!({ "path": path.to_string_lossy(), "change": change(*kind) });
-    json!({
-        "read": forecast.read,
-        "written": forecast.written,
-        "freed": forecast.freed,
-        "peak": forecast.peak,
-        "cut": forecast.cut,
-        "cut_data": forecast.cut_data,
-        "lost": forecast.lost,
-        "available": forecast.available,
-        "files": forecast.files.iter().map(file).collect::<Vec<_>>(),
-    })
+/// What an operation would do, at most. All sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ForecastAnswer {
+    read: u64,
+    written: u64,
+    freed: u64,
+    /// The space needed in addition.
+    peak: u64,
+    /// The bytes cut off at the end of the disk.
+    cut: u64,
+    /// The data among them, which is lost.
+    cut_data: u64,
+    /// The data that no point in time shows afterwards.
+    lost: u64,
+    /// The free space; null if unknown.
+    available: Option<u64>,
+    files: Vec<ForecastFile>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ForecastFile {
+    image: String,
+    /// `created`, `changed` or `removed`.
+    change: &'static str,
+}
+
+impl Answer for ForecastAnswer {
+    const SCHEMA: &'static str = "avhdx.forecast/1";
+}
+
+impl ForecastAnswer {
+    fn of(forecast: &Forecast) -> Self {
+        let file = |FileChange { path, kind, .. }: &FileChange| ForecastFile {
+            image: shown(path),
+            change: change(*kind),
+        };
+        Self {
+            read: forecast.read,
+            written: forecast.written,
+            freed: forecast.freed,
+            peak: forecast.peak,
+            cut: forecast.cut,
+            cut_data: forecast.cut_data,
+            lost: forecast.lost,
+            available: forecast.available,
+            files: forecast.files.iter().map(file).collect(),
+        }
+    }
 }
 
 fn change(kind: FileChangeKind) -> &'static str {
@@ -332,5 +362,5 @@ fn change(kind: FileChangeKind) -> &'static str {
 
 /// Paths as JSON strings.
 pub(crate) fn paths(paths: &[PathBuf]) -> Vec<String> {
-    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+    paths.iter().map(|path| shown(path)).collect()
 }

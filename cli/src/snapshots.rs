@@ -5,7 +5,8 @@ use std::time::SystemTime;
 
 use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{Layer, VhdxFile};
-use serde_json::json;
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::args::OperationFlags;
 use crate::failure::{Failure, Reply};
@@ -14,6 +15,7 @@ use crate::operation::{self, Subject};
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::{printable, units, utc};
+use crate::vocabulary::Answer;
 
 /// List the points in time of a disk, newest first: label, time, what each holds, and whether it can be deleted.
 ///
@@ -26,6 +28,40 @@ pub(crate) struct Args {
     image: OsString,
     #[command(flatten)]
     opening: OperationFlags,
+}
+
+/// The points in time of a disk, newest first. All sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct PointsAnswer {
+    /// The tip.
+    image: String,
+    points: Vec<PointFacts>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct PointFacts {
+    /// What selects it behind the name of the tip, such as `@-1`.
+    selector: String,
+    /// Null without a label.
+    label: Option<String>,
+    /// When the checkpoint was taken; null if that is not recorded.
+    time: Option<String>,
+    /// When the image was last written to; null if unknown.
+    written: Option<String>,
+    /// The image on top at this point.
+    image: String,
+    data_write_guid: Uuid,
+    /// The size of the blocks that the image itself holds.
+    allocated: u64,
+    deletable: bool,
+    /// What stands in the way of its deletion.
+    blocked_by: Vec<String>,
+}
+
+impl Answer for PointsAnswer {
+    const SCHEMA: &'static str = "avhdx.points/1";
 }
 
 /// A point in time as it is shown.
@@ -84,25 +120,19 @@ fn holds(image: &VhdxFile) -> Result<u64, Failure> {
 fn print(subject: &Subject, rows: &[Row], console: &mut Console) -> Result<(), Failure> {
     let image = subject.image.display().to_string();
     if console.is_json() {
-        let point = |(n, row): (usize, &Row)| {
-            json!({
-                "point": format!("@-{n}"),
-                "label": row.label,
-                "time": row.time.map(utc),
-                "file_written": row.written.map(utc),
-                "data_write_guid": row.layer.data_write_guid.to_string(),
-                "file": row.layer.name,
-                "allocated": row.holds,
-                "deletable": row.blocked.is_empty(),
-                "blocked_by": row.blocked,
-            })
+        let point = |(n, row): (usize, &Row)| PointFacts {
+            selector: format!("@-{n}"),
+            label: row.label.clone(),
+            time: row.time.map(utc),
+            written: row.written.map(utc),
+            image: row.layer.name.clone(),
+            data_write_guid: row.layer.data_write_guid,
+            allocated: row.holds,
+            deletable: row.blocked.is_empty(),
+            blocked_by: row.blocked.clone(),
         };
-        let points: Vec<_> = rows.iter().enumerate().map(point).collect();
-        return console.document(&json!({
-            "schema": "avhdx.points/1",
-            "image": image,
-            "points": points,
-        }));
+        let points = rows.iter().enumerate().map(point).collect();
+        return console.document(&PointsAnswer { image, points });
     }
     let columns = ["point", "label", "taken", ">holds", "delete", "file"];
     let mut table = TextTable::new(&format!("Points in time of {image}"), &columns);

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{ImageArg, WriteFlags, range};
 use crate::failure::{Failure, Reply};
@@ -10,6 +10,7 @@ use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::size;
 use crate::values;
+use crate::vocabulary::Answer;
 use crate::writing::WritableImage;
 
 /// The number of bytes per write.
@@ -28,6 +29,20 @@ pub(crate) struct Args {
     offset: u64,
     #[command(flatten)]
     writing: WriteFlags,
+}
+
+/// What was written.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct WriteAnswer {
+    image: String,
+    offset: u64,
+    /// The number of bytes.
+    written: u64,
+}
+
+impl Answer for WriteAnswer {
+    const SCHEMA: &'static str = "avhdx.write/1";
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
@@ -59,12 +74,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     image.close()?;
     console.done();
     if console.is_json() {
-        console.document(&json!({
-            "schema": "avhdx.write/1",
-            "image": name,
-            "offset": args.offset,
-            "written": written,
-        }))?;
+        console.document(&WriteAnswer { image: name, offset: args.offset, written })?;
     } else {
         console.line(format!("{name}: {} written at {}", size(written), args.offset))?;
     }

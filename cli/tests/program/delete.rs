@@ -61,7 +61,7 @@ fn a_point_of_another_program_has_no_label_and_the_time_of_its_file() {
     let listed = json(folder.run("points l2.vhdx --json").expect(0));
     let point = &listed["points"][1];
     assert_eq!((&point["label"], &point["time"]), (&Value::Null, &Value::Null));
-    assert!(point["file_written"].is_string());
+    assert!(point["written"].is_string());
     folder.run("points l2.vhdx").expect(0).prints("* no time of a checkpoint is recorded");
 }
 
