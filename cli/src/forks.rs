@@ -60,7 +60,18 @@ pub(crate) fn files_beside(file: &Path, folders: &[PathBuf]) -> Result<Vec<PathB
         })?;
         let is_file =
             |path: &PathBuf| LocalHost.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
-        files.extend(names.into_iter().filter(is_file));
+        let names = names.into_iter().filter(|path| !is_temporary(path));
+        files.extend(names.filter(is_file));
     }
     Ok(files)
+}
+
+/// Whether the file has the name of one that is incomplete or being removed: `.NAME.HEX.tmp`.
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+    let digits = inner.and_then(|inner| inner.rsplit_once('.'));
+    digits.is_some_and(|(_, digits)| {
+        digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
 }

@@ -1,7 +1,7 @@
 //! Merges of layers: what `avhdx merge` asks for, and what gives up a point in time for `avhdx delete`.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use avhdx::ops::forest::{Forest, NodeId};
 use avhdx::ops::{Merge, Merged, Pace};
@@ -127,8 +127,16 @@ impl What {
 impl Request {
     pub(crate) fn run(&self, console: &mut Console) -> Result<Reply, Failure> {
         let how = &self.how;
-        let options = self.opening()?.unfinished(how.resume);
-        let image = if how.resume { unfinished(self)? } else { self.image.clone() };
+        let mut options = self.opening()?.unfinished(how.resume);
+        let mut image = self.image.clone();
+        if how.resume {
+            let (tip, parent) = unfinished(self)?;
+            image = tip;
+            // A tip and its parent that have exchanged their names do not find each other by name.
+            if let Some(parent) = parent {
+                options = options.parents(how.opening.source().file(parent));
+            }
+        }
         let inspected = Subject::inspect(&image, &options)?;
         let (merge, child) = self.merge_of(&inspected)?;
         if how.dry_run {
@@ -315,8 +323,8 @@ fn is_lost(failure: &Failure) -> bool {
     ["merge.child-lost", "claim.lost", "claim.shared"].iter().any(|code| failure.is(code))
 }
 
-/// The tip of the chain whose unfinished merge involves the file.
-fn unfinished(request: &Request) -> Result<OsString, Failure> {
+/// The tip of the chain whose unfinished merge involves the file, and the tip's parent.
+fn unfinished(request: &Request) -> Result<(OsString, Option<PathBuf>), Failure> {
     let file = Point::parse(&request.image).image;
     let file = LocalHost.open(&file, Access::Read).ok().map_or(file, |storage| {
         // The other files are beside this one, not beside a link to it.
@@ -329,19 +337,34 @@ fn unfinished(request: &Request) -> Result<OsString, Failure> {
     let is_own = |path: &Path| own.is_some() && LocalHost.canonical(path).ok() == own;
     let found = forest.nodes().find(|(_, node)| is_own(&node.path));
     // Opening a file that is not an image reports that.
-    let Some((mut node, _)) = found else { return Ok(file.into()) };
+    let Some((mut node, _)) = found else { return Ok((file.into(), None)) };
     let state =
         |id: NodeId| forest.node(id).image.as_ref().ok()?.merge.as_ref().map(|mark| mark.state);
+    let is_requested = |id: NodeId| {
+        let image = forest.node(id).image.as_ref();
+        image.is_ok_and(|image| image.merge.is_none() && image.merge_request.is_some())
+    };
     refuse_without_child(&forest, node)?;
+    // What is left of a merged file goes with the merges that were requested with it.
+    if state(node) == Some(MergeState::Spent)
+        && let Some(parent) = forest.node(node).parent()
+        && let Some(sibling) = forest.node(parent).children.iter().find(|id| is_requested(**id))
+    {
+        node = *sibling;
+    }
     loop {
         let children = &forest.node(node).children;
         let in_state = |wanted| children.iter().find(|child| state(**child) == Some(wanted));
-        let marked = in_state(MergeState::Merging).or_else(|| in_state(MergeState::Spent));
+        let marked = in_state(MergeState::Merging)
+            .or_else(|| children.iter().find(|child| is_requested(**child)))
+            .or_else(|| in_state(MergeState::Spent));
         node = match (marked, &children[..]) {
             (Some(child), _) | (None, [child]) => *child,
-            _ => return Ok(forest.node(node).path.clone().into()),
+            _ => break,
         };
     }
+    let path = |id: NodeId| forest.node(id).path.clone();
+    Ok((path(node).into(), forest.node(node).parent().map(path)))
 }
 
 /// Refuses to resume a merge into this image if its child is missing or damaged.

@@ -14,6 +14,7 @@ use crate::image::Lock;
 use crate::options::OpenOptions;
 use crate::storage::{
     self, Access, FileKind, Host, LockMode, LockOutcome, Removal, Storage, folder_of, is_file,
+    is_temporary_name,
 };
 use crate::trace::operation;
 use crate::warning::Warning;
@@ -234,7 +235,8 @@ impl DeleteBranch {
             })?;
             let is_file =
                 |path: &PathBuf| host.stat(path).map_or(true, |stat| stat.kind == FileKind::File);
-            places.extend(names.into_iter().filter(is_file));
+            let names = names.into_iter().filter(|name| !is_temporary_name(name));
+            places.extend(names.filter(is_file));
         }
         Ok(places)
     }

@@ -409,3 +409,56 @@ fn a_removal_that_is_stopped_leaves_a_shorter_branch() {
     let done = DeleteBranch::at(&branch[0]).lose(true).run(&mut go).unwrap();
     assert_eq!(done.removed.len(), 2);
 }
+
+/// A deletion that was refused because its point's file was in use happened with the next one that was resumed.
+#[test]
+fn a_deletion_that_is_refused_when_its_files_are_locked_leaves_no_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, models) = labelled(folder.path());
+    let points = chain.points();
+    let into_the_second = || Merge::new(points[0].layer).into_layer(points[2].layer);
+    for (held, merge) in [
+        (1, Merge::new(points[0].layer).keep_name(true)),
+        (1, into_the_second()),
+        (2, into_the_second()),
+    ] {
+        let reader = OpenOptions::new().open_image(points[held].path.as_ref().unwrap()).unwrap();
+        let error = merge.run(&chain, &mut go).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        assert!(to_be_merged(&chain).is_none(), "{error}");
+        drop(reader);
+    }
+    assert_points(&chain, &models.iter().collect::<Vec<_>>());
+}
+
+/// A later merge obeyed the request of an earlier one that had never begun.
+#[test]
+fn a_merge_does_what_it_is_told_and_not_what_an_earlier_request_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, models) = labelled(folder.path());
+    let files = paths(&chain);
+    assert!(stopped_at(3, Merge::new(chain.layers()[0].id).keep_name(true), &chain));
+    assert!(to_be_merged(&chain).is_some());
+    let done = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    assert_eq!(done.tip.as_ref(), Some(&files[1]), "{:?}", done.warnings);
+    assert!(bytes(&chain) == models[0] && !files[0].exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_folder_that_is_spelled_in_two_ways_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, models) = labelled(folder.path());
+    let files = paths(&chain);
+    chain.close().unwrap();
+    drop(chain);
+    // The parent is found through a link, and its path is resolved.
+    let real = folder.path().join("real.avhdx");
+    std::fs::rename(&files[1], &real).unwrap();
+    std::os::unix::fs::symlink("real.avhdx", &files[1]).unwrap();
+    let chain = writable(&files[0]);
+    let done = Delete::point(chain.points()[1].layer).run(&chain, &mut go).unwrap();
+    assert!(!done.warnings.iter().any(|w| w.code == "merge.name-not-kept"), "{:?}", done.warnings);
+    assert_eq!(done.tip.as_ref(), Some(&files[0]));
+    assert!(bytes(&chain) == models[0]);
+}
