@@ -209,8 +209,12 @@ impl DeleteBranch {
         while let Some(id) = branch.get(next).copied() {
             next += 1;
             let guid = forest.node(id).data_write_guid;
-            for child in guid.into_iter().flat_map(|guid| forest.children_of(guid)) {
+            let children: Vec<_> =
+                guid.into_iter().flat_map(|guid| forest.children_of(guid)).collect();
+            if !children.is_empty() {
                 refuse_copies(&forest, id)?;
+            }
+            for child in children {
                 if !branch.contains(&child) {
                     branch.push(child);
                 }

@@ -1,4 +1,4 @@
-//! The requests that a merge leaves in the layers it reaches later, so that it can be resumed as a whole.
+//! The requests that a merge leaves in its layers, so that it can be resumed as a whole.
 
 use std::ops::ControlFlow;
 use std::path::Path;
