@@ -47,6 +47,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("log", &["log"]),
         ("format", &["format"]),
         ("raw", &["raw"]),
+        ("part", &["part"]),
         ("cursor", &["cursor"]),
         ("warning", &["warning"]),
         ("warning", &["warning"]),
