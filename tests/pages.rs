@@ -6,8 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Paths of the repository start with these in code spans.
-const TOP: [&str; 8] =
-    ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "adapters/", "docs/"];
+const TOP: [&str; 7] = ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "docs/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
