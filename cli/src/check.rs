@@ -10,6 +10,7 @@ use crate::facts::report::found_by;
 use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
+use crate::progress::Activity;
 use crate::text::{count, size};
 use crate::vocabulary::{Answer, FoundByName};
 
@@ -34,7 +35,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Shared);
+    let activity = Activity::of(console, "checking");
     let report = Check::new().options(options).alone(args.layer).run(path)?;
+    drop(activity);
     if console.is_json() {
         console.document(&CheckAnswer::of(&report))?;
     } else {

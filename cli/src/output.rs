@@ -1,12 +1,13 @@
 //! Standard output and standard error, as text or as JSON.
 
-use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::io::{self, BufWriter, Stdout, Write};
 
 use avhdx::Warning;
 use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::render;
+use crate::screen;
 use crate::table::TextTable;
 use crate::text::printable;
 use crate::vocabulary::{AcceptedLoss, Answer, Document, Line};
@@ -15,6 +16,8 @@ use crate::vocabulary::{AcceptedLoss, Answer, Document, Line};
 #[derive(Debug)]
 pub(crate) struct Console {
     json: bool,
+    /// Neither progress nor notes are printed.
+    quiet: bool,
     out: BufWriter<Stdout>,
     /// The work is done; only its report is left.
     is_done: bool,
@@ -25,9 +28,10 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    pub(crate) fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
         Self {
             json,
+            quiet,
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
             is_done: false,
             is_repaired: false,
@@ -38,6 +42,11 @@ impl Console {
     /// Whether the answer is JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// Whether only answers, warnings and errors are printed.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
     }
 
     /// Records that the work is done: a later failure to print is reported as such.
@@ -107,8 +116,11 @@ impl Console {
         self.out.flush().map_err(|error| self.failed(&error))
     }
 
-    /// Prints a note on standard error.
+    /// Prints a note on standard error, unless the program is to be quiet.
     pub(crate) fn note(&mut self, code: &'static str, message: &str) {
+        if self.quiet {
+            return;
+        }
         if self.json {
             say(&NoteAnswer { code, message });
         } else {
@@ -175,27 +187,27 @@ impl Answer for WarningAnswer<'_> {
 /// Prints an answer on a line of standard error. A broken standard error cannot be reported.
 pub(crate) fn say(answer: &impl Answer) {
     if let Ok(line) = serde_json::to_string(&Line::of(answer)) {
-        let _ = writeln!(io::stderr(), "{line}");
+        print_error(&line);
     }
 }
 
 fn aside(prefix: &str, message: &str) {
-    let _ = writeln!(io::stderr(), "avhdx: {prefix}{}", printable(message));
+    print_error(&format!("avhdx: {prefix}{}", printable(message)));
 }
 
-/// Prints a failure on standard error. Does not touch standard output: another thread may hold its lock.
+/// Prints a line on standard error, above a bar. A broken standard error cannot be reported.
+fn print_error(line: &str) {
+    screen::above(|| drop(writeln!(io::stderr(), "{line}")));
+}
+
+/// Prints a failure on standard error, in place of a bar. Does not touch standard output: another thread may hold its lock.
 pub(crate) fn complain(failure: &Failure, json: bool) {
     let text = match json {
         true => render::json(failure),
         false => render::text(failure),
     };
+    screen::end();
     if let Some(text) = text {
-        // A broken standard error cannot be reported.
-        let _ = writeln!(io::stderr(), "{text}");
+        print_error(&text);
     }
-}
-
-/// Whether standard error is a terminal.
-pub(crate) fn is_watched() -> bool {
-    io::stderr().is_terminal()
 }

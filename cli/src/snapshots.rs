@@ -13,6 +13,7 @@ use crate::failure::{Failure, Reply};
 use crate::forks;
 use crate::operation::{self, Subject};
 use crate::output::Console;
+use crate::progress::Activity;
 use crate::table::TextTable;
 use crate::text::{printable, units, utc};
 use crate::vocabulary::Answer;
@@ -79,6 +80,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?.unfinished(true);
     let subject = Subject::inspect(&args.image, &options)?;
     console.warnings(&subject.chain.warnings());
+    let activity = Activity::of(console, "reading the images");
     let forest = forks::forest(&subject, &args.opening)?;
     let is_unfinished = operation::being_merged(&subject.chain).is_some();
     let mut rows = Vec::new();
@@ -107,6 +109,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let (label, time) = (point.label, point.time);
         rows.push(Row { layer, label, time, written, holds, blocked });
     }
+    drop(activity);
     print(&subject, &rows, console)?;
     Ok(Reply::Yes)
 }
