@@ -19,7 +19,7 @@
 //! 13. `typed`: the command line as typed;
 //! 14. `failure`: errors and exit codes;
 //! 15. `point`, `shell`, `table`, `values`, `vocabulary`;
-//! 16. `screen`, `text`.
+//! 16. `paint`, `screen`, `text`.
 
 mod args;
 mod bench;
@@ -48,6 +48,7 @@ mod next;
 mod operation;
 mod output;
 mod pages;
+mod paint;
 mod parents;
 mod point;
 mod points;

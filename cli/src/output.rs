@@ -6,6 +6,7 @@ use avhdx::Warning;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::paint::Painted;
 use crate::render;
 use crate::screen;
 use crate::table::TextTable;
@@ -18,6 +19,9 @@ pub(crate) struct Console {
     json: bool,
     /// Neither progress nor notes are printed.
     quiet: bool,
+    /// The width of standard output in cells; `None` if it is not a terminal.
+    width: Option<usize>,
+    has_colours: bool,
     out: BufWriter<Stdout>,
     /// The work is done; only its report is left.
     is_done: bool,
@@ -32,6 +36,8 @@ impl Console {
         Self {
             json,
             quiet,
+            width: screen::width(),
+            has_colours: screen::has_colours(),
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
             is_done: false,
             is_repaired: false,
@@ -47,6 +53,11 @@ impl Console {
     /// Whether only answers, warnings and errors are printed.
     pub(crate) fn is_quiet(&self) -> bool {
         self.quiet
+    }
+
+    /// The width of the terminal in cells, which names are shortened to; `None` if standard output is none.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.width
     }
 
     /// Records that the work is done: a later failure to print is reported as such.
@@ -70,10 +81,16 @@ impl Console {
         writeln!(self.out, "{}", line.trim_end()).map_err(|error| self.failed(&error))
     }
 
+    /// Writes a line of an answer, with colours where standard output has them.
+    pub(crate) fn painted(&mut self, line: &Painted) -> Result<(), Failure> {
+        let line = line.render(self.has_colours);
+        writeln!(self.out, "{line}").map_err(|error| self.failed(&error))
+    }
+
     /// Writes a table and an empty line.
     pub(crate) fn table(&mut self, table: TextTable) -> Result<(), Failure> {
-        for line in table.lines() {
-            self.line(line)?;
+        for line in table.lines(self.width) {
+            self.painted(&line)?;
         }
         self.line("")
     }

@@ -31,6 +31,11 @@ pub(crate) fn width() -> Option<usize> {
     width_of(&Term::stdout())
 }
 
+/// Whether standard output is a terminal with colours that the user wants.
+pub(crate) fn has_colours() -> bool {
+    Term::stdout().features().colors_supported()
+}
+
 /// Whether standard error is a terminal that a bar can be drawn on.
 pub(crate) fn is_watched() -> bool {
     Term::stderr().features().is_attended() && !is_dumb()

@@ -13,9 +13,10 @@ use crate::failure::{Failure, Reply};
 use crate::forks;
 use crate::operation::{self, Subject};
 use crate::output::Console;
+use crate::paint::Look;
 use crate::progress::Activity;
-use crate::table::TextTable;
-use crate::text::{printable, units, utc};
+use crate::table::{Cell, TextTable};
+use crate::text::{minute, printable, units, utc, wrapped};
 use crate::vocabulary::Answer;
 
 /// List the points in time of a disk, newest first: label, time, what each holds, and whether it can be deleted.
@@ -137,29 +138,40 @@ fn print(subject: &Subject, rows: &[Row], console: &mut Console) -> Result<(), F
         let points = rows.iter().enumerate().map(point).collect();
         return console.document(&PointsAnswer { image, points });
     }
-    let columns = ["point", "label", "taken", ">holds", "delete", "file"];
+    let columns = ["point", "~label", "taken (UTC)", ">holds", "delete", "~file"];
     let mut table = TextTable::new(&format!("Points in time of {image}"), &columns);
     for (n, row) in rows.iter().enumerate() {
         let taken = match (n, row.time, row.written) {
             (0, ..) => "now".into(),
-            (_, Some(time), _) => utc(time),
-            (_, None, Some(written)) => format!("{}*", utc(written)),
+            (_, Some(time), _) => minute(time),
+            (_, None, Some(written)) => format!("{}*", minute(written)),
             _ => "-".into(),
         };
-        let delete = match row.blocked.first() {
-            None => "yes".to_owned(),
-            Some(why) => format!("no: {}", printable(why)),
+        // A terminal has no room for the reason in its row.
+        let delete = match (row.blocked.first(), console.width()) {
+            (None, _) => "yes".to_owned(),
+            (Some(why), None) => format!("no: {}", printable(why)),
+            (Some(_), Some(_)) => "no".to_owned(),
         };
         let file = row.layer.path.as_ref().and_then(|path| path.file_name());
         let file = file.map_or(row.layer.name.clone(), |name| name.to_string_lossy().into_owned());
+        let look = if n == 0 { Look::Tip } else { Look::Plain };
         table.row([
-            format!("@-{n}"),
-            row.label.clone().unwrap_or_else(|| "-".into()),
-            taken,
-            units(row.holds),
-            delete,
-            file,
+            Cell::new(look, format!("@-{n}")),
+            row.label.clone().unwrap_or_else(|| "-".into()).into(),
+            taken.into(),
+            units(row.holds).into(),
+            delete.into(),
+            Cell::new(look, file),
         ]);
+    }
+    if let Some(width) = console.width() {
+        for (n, row) in rows.iter().enumerate().skip(1).filter(|(_, row)| !row.blocked.is_empty()) {
+            let why = format!("in the way of deleting @-{n}: {}", row.blocked.join(", "));
+            for line in wrapped(&printable(&why), width.saturating_sub(2)) {
+                table.remark(line);
+            }
+        }
     }
     if rows.iter().skip(1).any(|row| row.time.is_none() && row.written.is_some()) {
         table.remark("* no time of a checkpoint is recorded: when the file was last written to");

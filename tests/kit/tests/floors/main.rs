@@ -111,7 +111,7 @@ const PROGRAM: Rules<'_> = Rules {
         ("typed", &["typed"]),
         ("failure", &["failure"]),
         ("values", &["point", "shell", "table", "values", "vocabulary"]),
-        ("text", &["screen", "text"]),
+        ("text", &["paint", "screen", "text"]),
     ],
     knows: &[],
     apart: &["the verbs", "changes", "inputs", "facts", "flags", "progress", "values"],
