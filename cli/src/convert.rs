@@ -8,14 +8,16 @@ use avhdx::ops::{Export, Exported};
 use avhdx::storage::LocalHost;
 use serde_json::json;
 
-use crate::args::{self, CopyFormat, Format, ImageArg, NewImageFlags, ReadFlags, ReplaceFlags};
+use crate::args::{
+    CopyFormat, Format, ImageArg, NamingFlags, NewImageFlags, ReadFlags, ReplaceFlags,
+};
+use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
 use crate::new_file::NewFile;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{size, units};
-use crate::values;
 
 /// Copy the flat disk to a raw file (sparse), to standard output, or to an image without a parent.
 ///
@@ -27,26 +29,26 @@ pub(crate) struct Args {
     /// The file to make; - for standard output.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The format of the copy.
+    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, others VHDX].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
-    output_format: CopyFormat,
+    output_format: Option<CopyFormat>,
     /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
     #[command(flatten)]
+    naming: NamingFlags,
+    #[command(flatten)]
     replacing: ReplaceFlags,
     #[command(flatten)]
     new_image: NewImageFlags,
-    /// The size of the log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, help_heading = "The new image")]
-    log_size: Option<u64>,
     #[command(flatten)]
     opening: ReadFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let is_raw = args.output_format == CopyFormat::Raw;
-    if is_raw && (args.new_image.is_given() || args.log_size.is_some()) {
+    let format = endings::copy_format(&args.out, args.output_format, args.naming, console)?;
+    let is_raw = format == CopyFormat::Raw;
+    if is_raw && args.new_image.is_given() {
         let message =
             "--block, --sector, --physical-sector and --log-size apply to images, not to raw disks";
         return Err(Failure::usage("usage", message));
@@ -62,13 +64,16 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     }
     let target = Path::new(&args.out);
     let file = NewFile::new(target, &args.replacing, &input.paths(), console)?;
-    let copy = match args.output_format {
+    let copy = match format {
         CopyFormat::Raw => raw_copy(&input, &file, target, console)?,
-        CopyFormat::Vhdx | CopyFormat::VhdxFixed => image_copy(&input, &file, &args, console)?,
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
+            let options = image_options(&input, &args.new_image, format, console)?;
+            image_copy(&input, &file, &options, console)?
+        }
     };
     file.publish(console)?;
     console.done();
-    copy.print(&args, console)?;
+    copy.print(target, format, console)?;
     Ok(Reply::Yes)
 }
 
@@ -104,10 +109,9 @@ fn raw_copy(
 fn image_copy(
     input: &Input,
     file: &NewFile,
-    args: &Args,
-    console: &mut Console,
+    options: &CreateOptions,
+    console: &Console,
 ) -> Result<Copied, Failure> {
-    let options = image_options(input, args, console)?;
     let image = options.create_draft(&LocalHost, file.draft());
     let image = image.map_err(|error| file.failure(error))?;
     let mut meter = ProgressMeter::new(console);
@@ -120,11 +124,12 @@ fn image_copy(
 
 fn image_options(
     input: &Input,
-    args: &Args,
+    new_image: &NewImageFlags,
+    format: CopyFormat,
     console: &mut Console,
 ) -> Result<CreateOptions, Failure> {
     let geometry = input.disk().geometry();
-    let sector = match (args.new_image.sector, input) {
+    let sector = match (new_image.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(_)) => geometry.logical_sector.into(),
         (None, Input::Raw { .. }) => 512,
@@ -137,7 +142,7 @@ fn image_options(
         );
         console.warn("convert.padded", &message);
     }
-    let mut options = match args.output_format {
+    let mut options = match format {
         CopyFormat::VhdxFixed => CreateOptions::fixed(whole),
         CopyFormat::Raw | CopyFormat::Vhdx => CreateOptions::dynamic(whole),
     };
@@ -153,21 +158,18 @@ fn image_options(
             console.warn("convert.sector-size", &message);
         }
     }
-    if let Some(bytes) = args.log_size {
-        options = options.log_size(args::u32_size("--log-size", bytes)?);
-    }
-    args.new_image.apply(options)
+    new_image.apply(options)
 }
 
 impl Copied {
-    fn print(&self, args: &Args, console: &mut Console) -> Result<(), Failure> {
-        let out = args.out.to_string_lossy();
+    fn print(&self, out: &Path, format: CopyFormat, console: &mut Console) -> Result<(), Failure> {
+        let out = out.to_string_lossy();
         let Exported { size: disk_size, written, .. } = self.exported;
         if console.is_json() {
             let mut object = json!({
                 "schema": "avhdx.convert/1",
                 "output": out,
-                "format": args.output_format.name(),
+                "format": format.name(),
                 "size": disk_size,
                 "written": written,
             });

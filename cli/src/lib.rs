@@ -6,7 +6,7 @@
 //! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `discard`, `explain`, `info`, `map`,
 //!    `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `tree`, `write`, `zero`;
 //! 3. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
-//! 4. `input`, `loss`: disks that a verb reads, and consent to lost data;
+//! 4. `endings`, `input`, `loss`: names of new files, disks that a verb reads, and consent to lost data;
 //! 5. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
 //! 6. `args`, `points`: flags that verbs share, and points in time of a chain;
 //! 7. `interrupt`, `progress`;
@@ -26,6 +26,7 @@ mod compare;
 mod convert;
 mod create;
 mod discard;
+mod endings;
 mod explain;
 mod facts;
 mod failure;

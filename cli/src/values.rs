@@ -35,12 +35,11 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     })?;
     // A fraction names a size, not a number of bytes.
     let below = bytes / SECTOR * SECTOR;
-    match number.contains('.') && bytes != below {
-        true => {
-            Err(format!("{text} is no whole number of sectors: {below} and {} are", below + SECTOR))
-        }
-        false => Ok(bytes),
+    if number.contains('.') && bytes != below {
+        let above = below + SECTOR;
+        return Err(format!("{text} is no whole number of sectors: {below} and {above} are"));
     }
+    Ok(bytes)
 }
 
 /// A number of bytes per second, at least 1.

@@ -78,6 +78,12 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.link", &[], &["ELSEWHERE"]),
     ("output.not-a-file", &["use - to write to standard output"], &["ELSEWHERE"]),
     ("output.is-source", &[], &["avhdx convert -O raw PARENTS IMAGE OUT  # OUT: another file"]),
+    ("output.ending", &["--any-name accepts any name"], &["ELSEWHERE", "AGAIN --any-name"]),
+    (
+        "output.no-writer",
+        &["qemu-img can write that format from a raw copy: qemu-img convert -f raw"],
+        &["ELSEWHERE"],
+    ),
     ("output.*", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
     ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),

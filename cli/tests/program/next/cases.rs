@@ -130,8 +130,8 @@ fn asked() -> Vec<Case> {
         case("point.unknown", 2, of_chain, "read l2.vhdx@nobody --length 1"),
         case("point.below-tip", 7, of_chain, "write l2.vhdx@-1 --offset 0")
             .filled(&[("CHILD", "c.avhdx")]),
-        case("output.exists", 7, of_chain, "convert l0.vhdx -O raw l2.vhdx"),
-        case("output.is-input", 7, of_chain, "convert l0.vhdx -O raw l0.vhdx --overwrite")
+        case("output.exists", 7, of_chain, "convert l0.vhdx -O vhdx l2.vhdx"),
+        case("output.is-input", 7, of_chain, "convert l0.vhdx -O vhdx l0.vhdx --overwrite")
             .filled(OUT),
         case(
             "output.link",
@@ -147,7 +147,7 @@ fn asked() -> Vec<Case> {
             "convert: kind has-children",
             7,
             of_chain,
-            "convert l0.vhdx -O raw l1.vhdx --overwrite",
+            "convert l0.vhdx -O vhdx l1.vhdx --overwrite",
         )
         .filled(OUT),
         case("create: kind has-children", 7, of_chain, "create l1.vhdx --size 4M --overwrite")
@@ -160,8 +160,10 @@ fn asked() -> Vec<Case> {
             r"create c.avhdx --parent 'a\b.vhdx'",
         ),
         case("output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
+        case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
+        case("output.no-writer", 2, of_chain, "convert l0.vhdx new.qcow2").filled(OUT),
         case("output.*", 3, of_chain, "convert l0.vhdx -O raw nowhere/out").filled(OUT),
-        case("output.*", 6, of_chain, "convert l0.vhdx -O raw l1.vhdx --overwrite")
+        case("output.*", 6, of_chain, "convert l0.vhdx -O vhdx l1.vhdx --overwrite")
             .held("l1.vhdx")
             .filled(OUT),
         case("export.write", 3, of_chain, "convert l2.vhdx -O raw out")
