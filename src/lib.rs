@@ -108,7 +108,8 @@
 //!   What was flushed survives any crash and any failure of the host; what else holds after a failure
 //!   is said at [`VhdxFile`](VhdxFile#after-a-failure).
 //! - [`Budget`]: the memory that chains share, and the files they have in common. [`Counters`]: what they did.
-//! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems.
+//! - [`Cursor`]: `std::io` over any disk, for the crates that read partitions and file systems. [`Part`]: a partition
+//!   as a disk.
 //! - [`ops`]: one operation each: exporting, checking, comparing, measuring, explaining, drawing the
 //!   forest of checkpoints in a folder.
 //!   [`Checkpoint`](ops::Checkpoint), [`Revert`](ops::Revert) and [`Merge`](ops::Merge) change a chain that is in use.
@@ -151,6 +152,7 @@ mod log;
 mod names;
 pub mod ops;
 mod options;
+mod part;
 mod raw;
 mod read;
 pub mod storage;
@@ -177,10 +179,13 @@ pub use image::{
     LogPolicy, LogState, MergeMark, MergeRequest, MergeState, OneFlush, ParentLink, RegionInfo,
 };
 pub use options::OpenOptions;
+pub use part::Part;
 pub use raw::RawDisk;
 pub use read::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};
 pub use tables::Budget;
 pub use types::FileOffset;
+/// The crate of the identities that calls take and return.
+pub use uuid;
 pub use warning::Warning;
 pub use write::{
     FlushInFlight, FlushPlan, FlushWrite, PlannedFlush, PlannedWrite, UnknownReason, Wait,

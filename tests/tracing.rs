@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use avhdx::ops::Merge;
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PlannedFlush};
@@ -70,6 +70,12 @@ impl Subscriber for Lines {
     fn exit(&self, _: &Id) {}
 }
 
+/// An event that is first reached while no thread has a subscriber counts as unwanted for a moment: one test at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// How many lines start with these words.
 fn count(lines: &[String], words: &str) -> usize {
     lines.iter().filter(|line| line.starts_with(words)).count()
@@ -77,6 +83,7 @@ fn count(lines: &[String], words: &str) -> usize {
 
 #[test]
 fn a_subscriber_learns_of_opens_flushes_entries_replays_and_operations() {
+    let _alone = alone();
     let lines = Lines::default();
     tracing::subscriber::with_default(lines.clone(), || tell(&lines));
 }
@@ -132,6 +139,7 @@ fn tell(lines: &Lines) {
 /// What the log entry was to hold may be in it or not: nothing that follows may be believed.
 #[test]
 fn a_subscriber_that_panics_in_a_flush_poisons_the_chain_also_if_it_is_planned() {
+    let _alone = alone();
     for is_planned in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("disk.vhdx");

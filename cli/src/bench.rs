@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use avhdx::{Budget, Counters, Disk, Lock};
 use clap::value_parser;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::args::{ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
@@ -17,6 +18,7 @@ use crate::input;
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::values;
+use crate::vocabulary::Answer;
 use crate::writing::WritableImage;
 use places::{Sample, data, pages, pieces};
 
@@ -62,11 +64,116 @@ impl Args {
     }
 }
 
+/// The speed of a chain.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct BenchAnswer {
+    image: String,
+    layer_count: usize,
+    virtual_size: u64,
+    /// How much of the disk was searched for data, from its start.
+    searched_bytes: u64,
+    /// The bytes with data in there.
+    data_bytes: u64,
+    /// The memory budget of the chain, in bytes.
+    budget: u64,
+    /// What selects the places.
+    seed: u64,
+    reads: Reads,
+    /// Null without --write.
+    writes: Option<Writes>,
+}
+
+impl Answer for BenchAnswer {
+    const SCHEMA: &'static str = "avhdx.bench/1";
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Reads {
+    /// Null without data.
+    random_4k: Option<Row>,
+    /// Null without data.
+    sequential_1m: Option<Row>,
+    counters: CounterFacts,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Writes {
+    /// Null without data in the tip.
+    write_4k: Option<Row>,
+    /// The same, with a flush after each.
+    write_4k_flushed: Option<Row>,
+    counters: CounterFacts,
+}
+
+/// Operations of one kind.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Row {
+    operations: u64,
+    /// The bytes of each operation.
+    bytes: usize,
+    #[serde(flatten)]
+    chain: Speed,
+    /// Left out for writes.
+    #[serde(flatten)]
+    beside: Option<Beside>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Speed {
+    /// The median time of an operation, in microseconds.
+    median_us: f64,
+    /// In megabytes (10⁶ bytes) per second.
+    mb_per_s: f64,
+}
+
+/// The chain beside bare reads, and those beside themselves. A lower bound is null if there are too few rounds.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct Beside {
+    bare_median_us: f64,
+    bare_mb_per_s: f64,
+    /// The chain's rate divided by that of bare reads.
+    ratio: f64,
+    ratio_low95: Option<f64>,
+    aa_ratio: f64,
+    aa_ratio_low95: Option<f64>,
+}
+
+/// What the library counted.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct CounterFacts {
+    index_hits: u64,
+    index_misses: u64,
+    table_loads: u64,
+    evictions: u64,
+    flushes: u64,
+    log_bytes: u64,
+}
+
+impl From<&Counters> for CounterFacts {
+    fn from(counters: &Counters) -> Self {
+        Self {
+            index_hits: counters.index_hits,
+            index_misses: counters.index_misses,
+            table_loads: counters.table_loads,
+            evictions: counters.evictions,
+            flushes: counters.flushes,
+            log_bytes: counters.log_bytes,
+        }
+    }
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     // First, so that a refused write is reported at once.
     let (argument, writes) = match args.write {
         true => measure_writes(&args, console)?,
-        false => (args.image.image.clone(), Value::Null),
+        false => (args.image.image.clone(), None),
     };
     let options = args.opening.options().lock(Lock::Shared).budget(args.budget());
     let chain = input::chain_with(&argument, &args.opening, &options, console)?;
@@ -83,42 +190,51 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             _ => places[i].read_bare(&mut buf),
         })
     };
-    let report = json!({
-        "schema": "avhdx.bench/1",
-        "image": args.image.name(),
-        "layers": chain.layers().len(),
-        "virtual_size": size,
-        "looked_at": end,
-        "data": data.iter().map(|range| range.end - range.start).sum::<u64>(),
-        "budget": args.budget,
-        "seed": args.seed,
-        "reads": {
-            "random_4k": row(&pages, 64)?,
-            "sequential_1m": row(&pieces, 4)?,
-            "counters": counters(&chain.counters().since(&before)),
+    let report = BenchAnswer {
+        image: args.image.name(),
+        layer_count: chain.layers().len(),
+        virtual_size: size,
+        searched_bytes: end,
+        data_bytes: data.iter().map(|range| range.end - range.start).sum(),
+        budget: args.budget,
+        seed: args.seed,
+        reads: Reads {
+            random_4k: row(&pages, 64)?,
+            sequential_1m: row(&pieces, 4)?,
+            counters: CounterFacts::from(&chain.counters().since(&before)),
         },
-        "writes": writes,
-    });
+        writes,
+    };
     match console.is_json() {
         true => console.document(&report)?,
-        false => print("Benchmark", &report, console)?,
+        false => {
+            let report = serde_json::to_value(&report).unwrap_or_default();
+            print("Benchmark", &report, console)?;
+        }
     }
     Ok(Reply::Yes)
 }
 
 /// Writes data back to its place. Also returns the path of the image: its identity, which may have selected it, changes.
-fn measure_writes(args: &Args, console: &mut Console) -> Result<(OsString, Value), Failure> {
+fn measure_writes(
+    args: &Args,
+    console: &mut Console,
+) -> Result<(OsString, Option<Writes>), Failure> {
     let flags = args.opening.writing();
     let options = flags.options()?.budget(args.budget());
     let image = WritableImage::open_with(&args.image, &flags, &options, console, |_| Ok(()))?;
     let path = image.chain().tip().path().map_or(args.image.image.clone(), |path| path.into());
     match write_rows(args, &image, console) {
-        Ok(rows) => image.close().map(|()| (path, rows)),
+        Ok(rows) => image.close().map(|()| (path, Some(rows))),
         Err(failure) => Err(image.close_after(failure)),
     }
 }
 
-fn write_rows(args: &Args, image: &WritableImage, console: &mut Console) -> Result<Value, Failure> {
+fn write_rows(
+    args: &Args,
+    image: &WritableImage,
+    console: &mut Console,
+) -> Result<Writes, Failure> {
     let (chain, mut pages) = (image.chain(), Vec::new());
     for page in places::pages(&data(chain, true)?.0, image.size(), args.seed) {
         let mut data = vec![0; (page.end - page.start) as usize];
@@ -141,24 +257,24 @@ fn write_rows(args: &Args, image: &WritableImage, console: &mut Console) -> Resu
             })
         })
     };
-    Ok(json!({
-        "write_4k": row(64, false)?,
-        "write_4k_flushed": row(1, true)?,
-        "counters": counters(&chain.counters().since(&before)),
-    }))
+    Ok(Writes {
+        write_4k: row(64, false)?,
+        write_4k_flushed: row(1, true)?,
+        counters: CounterFacts::from(&chain.counters().since(&before)),
+    })
 }
 
 /// Lets the contenders (the chain; or the chain, bare reads and bare reads again) do the same operations in turn, `at_once`
-/// per round. `work` takes a contender and the index of a place. Null without places.
+/// per round. `work` takes a contender and the index of a place. `None` without places.
 fn row(
     (places, bytes): (usize, usize),
     (time, operations): (Duration, u64),
     at_once: u64,
     contenders: usize,
     mut work: impl FnMut(usize, usize) -> Result<(), Failure>,
-) -> Result<Value, Failure> {
+) -> Result<Option<Row>, Failure> {
     if places == 0 {
-        return Ok(Value::Null);
+        return Ok(None);
     }
     let (start, mut done, mut seconds) = (Instant::now(), 0, vec![Vec::new(); contenders]);
     while done < operations && (done == 0 || start.elapsed() < time) {
@@ -176,28 +292,38 @@ fn row(
         }
         done += now;
     }
-    Ok(statistics(done, bytes, &seconds))
+    Ok(Some(statistics(done, bytes, &seconds)))
 }
 
-/// A row as JSON, from the seconds per operation by contender and round.
-fn statistics(operations: u64, bytes: usize, seconds: &[Vec<f64>]) -> Value {
+/// A row, from the seconds per operation by contender and round.
+fn statistics(operations: u64, bytes: usize, seconds: &[Vec<f64>]) -> Row {
     let rounded = |value: f64| (value * 1e3).round() / 1e3;
-    let mut object = json!({ "operations": operations, "bytes": bytes });
-    for (prefix, times) in ["", "bare_"].iter().zip(seconds) {
-        let (median, _) = median(times.clone());
-        object[format!("{prefix}median_us")] = rounded(median * 1e6).into();
-        object[format!("{prefix}mb_per_s")] = rounded(bytes as f64 / median / 1e6).into();
-    }
-    if let [chain, bare, again] = seconds {
-        for (name, times) in [("ratio", chain), ("aa_ratio", again)] {
+    let speed = |times: &[f64]| {
+        let (median, _) = median(times.to_vec());
+        Speed { median_us: rounded(median * 1e6), mb_per_s: rounded(bytes as f64 / median / 1e6) }
+    };
+    let beside = match seconds {
+        [chain, bare, again] => {
             // By round: a slow phase of the machine slows all contenders.
-            let ratios = bare.iter().zip(times).map(|(bare, time)| bare / time).collect();
-            let (median, low) = median(ratios);
-            object[name] = rounded(median).into();
-            object[format!("{name}_low95")] = low.map(rounded).into();
+            let ratio = |times: &[f64]| {
+                let ratios = bare.iter().zip(times).map(|(bare, time)| bare / time).collect();
+                let (median, low) = median(ratios);
+                (rounded(median), low.map(rounded))
+            };
+            let Speed { median_us, mb_per_s } = speed(bare);
+            let ((ratio_, ratio_low95), (aa_ratio, aa_ratio_low95)) = (ratio(chain), ratio(again));
+            Some(Beside {
+                bare_median_us: median_us,
+                bare_mb_per_s: mb_per_s,
+                ratio: ratio_,
+                ratio_low95,
+                aa_ratio,
+                aa_ratio_low95,
+            })
         }
-    }
-    object
+        _ => None,
+    };
+    Row { operations, bytes, chain: speed(&seconds[0]), beside }
 }
 
 /// The median, and the lower bound of its 95 % confidence interval: an order statistic, by the sign test with its normal
@@ -208,17 +334,6 @@ fn median(mut values: Vec<f64>) -> (f64, Option<f64>) {
     let rank = ((n as f64 - 1.96 * (n as f64).sqrt()) / 2.0).max(0.0) as usize;
     let low = rank.checked_sub(1).map(|at| values[at]);
     ((values[(n - 1) / 2] + values[n / 2]) / 2.0, low)
-}
-
-fn counters(counters: &Counters) -> Value {
-    json!({
-        "index_hits": counters.index_hits,
-        "index_misses": counters.index_misses,
-        "table_loads": counters.table_loads,
-        "evictions": counters.evictions,
-        "flushes": counters.flushes,
-        "log_bytes": counters.log_bytes,
-    })
 }
 
 /// Prints an object as a table, and the objects in it after that.

@@ -2,7 +2,8 @@
 
 use avhdx::Lock;
 use avhdx::ops::{Check, Finding, Report, Severity};
-use serde_json::{Value, json};
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::args::{ImageArg, ReadFlags};
 use crate::facts::report::found_by;
@@ -10,6 +11,7 @@ use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
 use crate::text::{count, size};
+use crate::vocabulary::{Answer, FoundByName};
 
 const SEVERITIES: [Severity; 3] = [Severity::Error, Severity::Warning, Severity::Info];
 
@@ -34,67 +36,115 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options().lock(Lock::Shared);
     let report = Check::new().options(options).alone(args.layer).run(path)?;
     if console.is_json() {
-        console.document(&document(&report))?;
+        console.document(&CheckAnswer::of(&report))?;
     } else {
         text(&report, console)?;
     }
     Ok(if report.is_sound() { Reply::Yes } else { Reply::No })
 }
 
-fn document(report: &Report) -> Value {
-    let layers: Vec<Value> = report
-        .layers
-        .iter()
-        .map(|layer| {
-            json!({
-                "file": layer.name,
-                "found_by": layer.found_by.map(found_by),
-                "file_length": layer.file_len,
-                "data_write_guid": layer.data_write_guid.map(|guid| guid.to_string()),
-                "virtual_size": layer.size,
-                "allocated_blocks": layer.allocated_blocks,
-                "leaked": layer.leaked,
-            })
-        })
-        .collect();
-    let findings: Vec<Value> = report.findings.iter().map(finding).collect();
-    let unlisted: Vec<Value> = report
-        .unlisted
-        .iter()
-        .map(|more| {
-            json!({
-                "code": more.code,
-                "severity": name(more.severity),
-                "file": more.layer,
-                "count": more.count,
-            })
-        })
-        .collect();
-    json!({
-        "schema": "avhdx.check/1",
-        "sound": report.is_sound(),
-        "doubtful": report.is_doubtful(),
-        "errors": report.count(Severity::Error),
-        "warnings": report.count(Severity::Warning),
-        "infos": report.count(Severity::Info),
-        "layers": layers,
-        "findings": findings,
-        "unlisted": unlisted,
-    })
+/// What a check found.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CheckAnswer {
+    /// Whether no rule of the format is broken.
+    sound: bool,
+    /// Whether data may be lost although no rule is broken.
+    doubtful: bool,
+    /// The number of errors, including those not listed.
+    errors: u64,
+    warnings: u64,
+    infos: u64,
+    /// From the tip down.
+    layers: Vec<CheckedLayer>,
+    findings: Vec<CheckFinding>,
+    /// Findings of a kind that is listed often enough.
+    unlisted: Vec<Unlisted>,
 }
 
-fn finding(finding: &Finding) -> Value {
-    json!({
-        "code": finding.code,
-        "severity": name(finding.severity),
-        "file": finding.layer,
-        "message": finding.message,
-        "offset": finding.offset,
-        "found": finding.found,
-        "expected": finding.expected,
-        "section": finding.section,
-        "meaning": finding.meaning,
-    })
+impl Answer for CheckAnswer {
+    const SCHEMA: &'static str = "avhdx.check/1";
+}
+
+/// A layer, as far as it could be read; what could not be is null.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CheckedLayer {
+    image: String,
+    found_by: Option<FoundByName>,
+    file_size: u64,
+    data_write_guid: Option<Uuid>,
+    virtual_size: Option<u64>,
+    allocated_blocks: Option<u64>,
+    /// The bytes of the file that no table refers to.
+    unused_bytes: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CheckFinding {
+    code: &'static str,
+    severity: &'static str,
+    image: String,
+    message: String,
+    file_offset: Option<u64>,
+    found: Option<String>,
+    expected: Option<String>,
+    /// The section of [MS-VHDX] with the rule.
+    section: Option<&'static str>,
+    /// What the finding means for the data.
+    meaning: String,
+}
+
+/// How many more findings of a kind there are.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Unlisted {
+    code: &'static str,
+    severity: &'static str,
+    image: String,
+    count: u64,
+}
+
+impl CheckAnswer {
+    fn of(report: &Report) -> Self {
+        let layers = report.layers.iter().map(|layer| CheckedLayer {
+            image: layer.name.clone(),
+            found_by: layer.found_by.map(FoundByName::from),
+            file_size: layer.file_len,
+            data_write_guid: layer.data_write_guid,
+            virtual_size: layer.size,
+            allocated_blocks: layer.allocated_blocks,
+            unused_bytes: layer.leaked,
+        });
+        let findings = report.findings.iter().map(|finding| CheckFinding {
+            code: finding.code,
+            severity: name(finding.severity),
+            image: finding.layer.clone(),
+            message: finding.message.clone(),
+            file_offset: finding.offset,
+            found: finding.found.clone(),
+            expected: finding.expected.clone(),
+            section: finding.section,
+            meaning: finding.meaning.to_string(),
+        });
+        let unlisted = report.unlisted.iter().map(|more| Unlisted {
+            code: more.code,
+            severity: name(more.severity),
+            image: more.layer.clone(),
+            count: more.count,
+        });
+        Self {
+            sound: report.is_sound(),
+            doubtful: report.is_doubtful(),
+            errors: report.count(Severity::Error),
+            warnings: report.count(Severity::Warning),
+            infos: report.count(Severity::Info),
+            layers: layers.collect(),
+            findings: findings.collect(),
+            unlisted: unlisted.collect(),
+        }
+    }
 }
 
 fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use avhdx::ops::Checkpoint;
-use serde_json::json;
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::args::{self, ImageArg, LossFlags, OperationFlags};
 use crate::failure::{Failure, Reply};
@@ -12,6 +13,7 @@ use crate::operation::{self, Subject};
 use crate::output::Console;
 use crate::point::Point;
 use crate::values;
+use crate::vocabulary::{Answer, ImageRef};
 use crate::writing;
 
 /// Keep the current state of the disk, and make a new tip, a child, that takes all writes from now on.
@@ -40,6 +42,24 @@ pub(crate) struct Args {
     loss: LossFlags,
 }
 
+/// A checkpoint that was taken.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CheckpointAnswer {
+    /// The new tip, which takes all writes from now on.
+    tip: String,
+    /// The identity of the tip.
+    data_write_guid: Uuid,
+    /// Null without a label.
+    label: Option<String>,
+    /// The point in time that was kept.
+    point: ImageRef,
+}
+
+impl Answer for CheckpointAnswer {
+    const SCHEMA: &'static str = "avhdx.checkpoint/1";
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let mut checkpoint = Checkpoint::new();
     if let Some(label) = &args.label {
@@ -59,7 +79,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     if args.dry_run {
         inspected.warn(&options, console)?;
         let forecast = checkpoint.forecast(&inspected.chain)?;
-        operation::print_forecast("avhdx.checkpoint/1", &forecast, console)?;
+        operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
     // An operation that will be refused must neither replay a log nor accept a loss.
@@ -77,17 +97,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     console.done();
     let path = made.path.display().to_string();
     if console.is_json() {
-        console.document(&json!({
-            "schema": "avhdx.checkpoint/1",
-            "dry_run": false,
-            "path": path,
-            "data_write_guid": tip.data_write_guid.to_string(),
-            "label": args.label,
-            "frozen": {
-                "file": frozen.name,
-                "data_write_guid": frozen.data_write_guid.to_string(),
-            },
-        }))?;
+        console.document(&CheckpointAnswer {
+            tip: path,
+            data_write_guid: tip.data_write_guid,
+            label: args.label,
+            point: ImageRef::from(&frozen),
+        })?;
     } else {
         console.line(format!("{path}: the new tip, which takes all writes from now on"))?;
         let called = args.label.map_or_else(String::new, |label| format!(", label {label}"));

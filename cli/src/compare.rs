@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 
 use avhdx::ops::{Compare, Comparison};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{Format, ReadFlags};
 use crate::failure::{Failure, Reply};
@@ -11,6 +11,7 @@ use crate::input::Input;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::size;
+use crate::vocabulary::Answer;
 
 /// Compare two disks and print where they first differ.
 ///
@@ -46,7 +47,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let found = found?;
     let equal = found.same_contents() && (found.same_size() || args.ignore_size);
     if console.is_json() {
-        console.document(&object(&found, equal))?;
+        console.document(&CompareAnswer::of(&args, &found, equal))?;
     } else {
         for line in text(&args, &found) {
             console.line(line)?;
@@ -55,19 +56,57 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     Ok(if equal { Reply::Yes } else { Reply::No })
 }
 
-fn object(found: &Comparison, equal: bool) -> serde_json::Value {
-    let difference = found.first_difference.map(
-        |difference| json!({ "offset": difference.offset, "a": difference.a, "b": difference.b }),
-    );
-    json!({
-        "schema": "avhdx.compare/1",
-        "equal": equal,
-        "same_contents": found.same_contents(),
-        "same_size": found.same_size(),
-        "size_a": found.size_a,
-        "size_b": found.size_b,
-        "first_difference": difference,
-    })
+/// Whether two disks are equal, and where they first differ.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CompareAnswer {
+    equal: bool,
+    same_contents: bool,
+    same_size: bool,
+    a: ComparedDisk,
+    b: ComparedDisk,
+    first_difference: Option<FirstDifference>,
+}
+
+impl Answer for CompareAnswer {
+    const SCHEMA: &'static str = "avhdx.compare/1";
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ComparedDisk {
+    image: String,
+    virtual_size: u64,
+}
+
+/// The first byte that differs; a byte past the end of a disk is null.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct FirstDifference {
+    offset: u64,
+    value_a: Option<u8>,
+    value_b: Option<u8>,
+}
+
+impl CompareAnswer {
+    fn of(args: &Args, found: &Comparison, equal: bool) -> Self {
+        let disk = |argument: &OsString, virtual_size| ComparedDisk {
+            image: argument.to_string_lossy().into_owned(),
+            virtual_size,
+        };
+        Self {
+            equal,
+            same_contents: found.same_contents(),
+            same_size: found.same_size(),
+            a: disk(&args.a, found.size_a),
+            b: disk(&args.b, found.size_b),
+            first_difference: found.first_difference.map(|first| FirstDifference {
+                offset: first.offset,
+                value_a: first.a,
+                value_b: first.b,
+            }),
+        }
+    }
 }
 
 fn text(args: &Args, found: &Comparison) -> Vec<String> {

@@ -1,12 +1,14 @@
 //! `avhdx convert`: copies the flat disk to another format.
 
+mod copied;
+mod stdin;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use avhdx::CreateOptions;
-use avhdx::ops::{Export, Exported};
+use avhdx::ops::Export;
 use avhdx::storage::LocalHost;
-use serde_json::json;
 
 use crate::args::{
     CopyFormat, Format, ImageArg, NamingFlags, NewImageFlags, ReadFlags, ReplaceFlags,
@@ -14,14 +16,23 @@ use crate::args::{
 use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
-use crate::new_file::NewFile;
+use crate::new_file::{NewFile, Place};
+use crate::next;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
-use crate::text::{size, units};
+use crate::values;
+use copied::Copied;
+use stdin::Stream;
+
+#[cfg(test)]
+pub(crate) use copied::ConvertAnswer;
 
 /// Copy the flat disk to a raw file (sparse), to standard output, or to an image without a parent.
 ///
 /// Zeros take no space in a raw file and no blocks in a dynamic image.
+///
+/// With -f raw, IMAGE can be - for standard input. Its end is the end of the disk: whether the program that wrote it
+/// finished or failed cannot be known here. --size says how long the disk is.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -35,6 +46,9 @@ pub(crate) struct Args {
     /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
+    /// The size of the disk from standard input [default: up to its end]. Missing bytes are zeros, further ones an error.
+    #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
+    size: Option<u64>,
     #[command(flatten)]
     naming: NamingFlags,
     #[command(flatten)]
@@ -46,7 +60,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let format = endings::copy_format(&args.out, args.output_format, args.naming, console)?;
+    let format = endings::copy_format(&args.out, args.output_format);
     let is_raw = format == CopyFormat::Raw;
     if is_raw && args.new_image.is_given() {
         let message =
@@ -57,15 +71,25 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let message = "an image cannot be written to standard output, only a raw disk";
         return Err(Failure::usage("usage", message));
     }
+    let is_stdin = args.image.image == "-";
+    if args.size.is_some() && !is_stdin {
+        let message = "--size is for standard input: a file has its own size";
+        return Err(Failure::usage("usage", message));
+    }
+    if is_stdin {
+        return from_stdin(&args, format, console);
+    }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     if args.out.as_os_str() == "-" {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
     let target = Path::new(&args.out);
-    let file = NewFile::new(target, &args.replacing, &input.paths(), console)?;
+    let place = Place::find(target, &args.replacing, &input.paths(), console)?;
+    endings::check_copy(target, args.output_format, args.naming, console)?;
+    let file = place.start(console)?;
     let copy = match format {
-        CopyFormat::Raw => raw_copy(&input, &file, target, console)?,
+        CopyFormat::Raw => raw_copy(&input, &file, console)?,
         CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
             let options = image_options(&input, &args.new_image, format, console)?;
             image_copy(&input, &file, &options, console)?
@@ -73,15 +97,33 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     };
     file.publish(console)?;
     console.done();
-    copy.print(target, format, console)?;
+    copy.print(&args.image, target, format, console)?;
     Ok(Reply::Yes)
 }
 
-/// A finished copy.
-struct Copied {
-    exported: Exported,
-    /// The block size, if the copy is an image.
-    block_size: Option<u32>,
+/// Takes in the disk from standard input.
+fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<Reply, Failure> {
+    if args.format != Format::Raw {
+        let message = "standard input can only be a raw disk";
+        let failure = Failure::usage("usage", message);
+        return Err(match next::with_flag("-f raw") {
+            Some(command) => failure.then(command),
+            None => failure,
+        });
+    }
+    if args.out.as_os_str() == "-" {
+        let message = "standard input to standard output: cat copies it";
+        return Err(Failure::usage("usage", message));
+    }
+    let stream = Stream::new(args.size, &args.new_image, format)?;
+    let place = Place::find(&args.out, &args.replacing, &[], console)?;
+    endings::check_copy(&args.out, args.output_format, args.naming, console)?;
+    let file = place.start(console)?;
+    let copy = stream.copy(&file, console)?;
+    file.publish(console)?;
+    console.done();
+    copy.print(&args.image, &args.out, format, console)?;
+    Ok(Reply::Yes)
 }
 
 fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
@@ -93,17 +135,12 @@ fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
     out.flush().map(|()| Reply::Yes).map_err(|error| Failure::stdout(&error))
 }
 
-fn raw_copy(
-    input: &Input,
-    file: &NewFile,
-    target: &Path,
-    console: &Console,
-) -> Result<Copied, Failure> {
+fn raw_copy(input: &Input, file: &NewFile, console: &Console) -> Result<Copied, Failure> {
     let (mut meter, to) = (ProgressMeter::new(console), file.storage().as_ref());
     let done = Export::new().run(input.disk(), to, &mut |now| meter.report(now));
     drop(meter);
-    let exported = done.map_err(|error| copy_failure(error, target))?;
-    Ok(Copied { exported, block_size: None })
+    let exported = done.map_err(|error| file.failure(error))?;
+    Ok(Copied { virtual_size: exported.size, written: exported.written, block_size: None })
 }
 
 fn image_copy(
@@ -119,7 +156,8 @@ fn image_copy(
     drop(meter);
     let done = done.and_then(|exported| image.close().map(|()| exported));
     let exported = done.map_err(|error| file.failure(error))?;
-    Ok(Copied { exported, block_size: Some(image.block_size()) })
+    let block_size = Some(image.block_size());
+    Ok(Copied { virtual_size: exported.size, written: exported.written, block_size })
 }
 
 fn image_options(
@@ -159,41 +197,6 @@ fn image_options(
         }
     }
     new_image.apply(options)
-}
-
-impl Copied {
-    fn print(&self, out: &Path, format: CopyFormat, console: &mut Console) -> Result<(), Failure> {
-        let out = out.to_string_lossy();
-        let Exported { size: disk_size, written, .. } = self.exported;
-        if console.is_json() {
-            let mut object = json!({
-                "schema": "avhdx.convert/1",
-                "output": out,
-                "format": format.name(),
-                "size": disk_size,
-                "written": written,
-            });
-            if let Some(block_size) = self.block_size {
-                object["block_size"] = block_size.into();
-            }
-            return console.document(&object);
-        }
-        let mut line = format!("{out}: {}, {} written", size(disk_size), size(written));
-        if let Some(block_size) = self.block_size {
-            line += &format!(", block size {}", units(block_size.into()));
-        }
-        console.line(line)
-    }
-}
-
-/// A failure that shows the final name, not the temporary one.
-fn copy_failure(error: avhdx::Error, target: &Path) -> Failure {
-    match host_error(&error) {
-        Some(host) => {
-            Failure::io("export.write", format!("{}: {}", target.display(), error.message()), host)
-        }
-        None => error.into(),
-    }
 }
 
 /// A failure to write to standard output, which a closed pipe makes silent.

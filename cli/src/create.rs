@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::storage::LocalHost;
 use avhdx::{CreateOptions, DiffChain, Disk, VhdxFile};
-use serde_json::{Value, json};
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::args::{ChainFlags, NamingFlags, NewImageFlags, ReplaceFlags};
@@ -13,11 +13,12 @@ use crate::endings;
 use crate::facts::report::kind;
 use crate::failure::{Failure, Reply};
 use crate::input;
-use crate::new_file::NewFile;
+use crate::new_file::Place;
 use crate::output::Console;
 use crate::parents;
 use crate::text::{size, units};
 use crate::values;
+use crate::vocabulary::Answer;
 
 /// Make an image: dynamic, fixed, or with --parent a differencing one, a child.
 ///
@@ -31,11 +32,11 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT")]
     out: PathBuf,
     /// The size of the disk, such as 64M, 10G or 1.5T. A child can be larger than its parent.
-    #[arg(value_name = "SIZE", value_parser = values::bytes, allow_negative_numbers = true)]
+    #[arg(value_name = "SIZE", value_parser = values::size, allow_negative_numbers = true)]
     #[arg(id = "disk-size", required_unless_present_any = ["size", "parent"])]
     disk_size: Option<u64>,
     /// The size of the disk, as SIZE.
-    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     #[arg(conflicts_with = "disk-size")]
     size: Option<u64>,
     /// Make a fixed image, with all space allocated.
@@ -61,7 +62,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    endings::check_image(&args.out, args.parent.is_some(), args.naming, console)?;
     let parent = match &args.parent {
         Some(argument) => Some(open_parent(argument, &args, console)?),
         None => None,
@@ -69,15 +69,17 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = options(&args, args.disk_size.or(args.size), parent.as_ref())?;
     let layers = parent.iter().flat_map(DiffChain::layers);
     let inputs: Vec<PathBuf> = layers.filter_map(|layer| layer.path).collect();
-    let file = NewFile::new(&args.out, &args.replacing, &inputs, console)?;
+    let place = Place::find(&args.out, &args.replacing, &inputs, console)?;
+    endings::check_image(&args.out, args.parent.is_some(), args.naming, console)?;
+    let file = place.start(console)?;
     let image = options
         .create_draft(&LocalHost, file.draft())
         .and_then(|image| image.close().map(|()| image))
         .map_err(|error| file.failure(error))?;
-    let made = NewImage::of(&image, parent.as_ref());
+    let made = CreateAnswer::of(&args.out, &image, parent.as_ref());
     file.publish(console)?;
     console.done();
-    made.print(&args.out, console)?;
+    made.print(console)?;
     Ok(Reply::Yes)
 }
 
@@ -134,45 +136,57 @@ fn child_of(parent: &DiffChain, size: Option<u64>, args: &Args) -> Result<Create
 }
 
 /// The facts of the new image.
-struct NewImage {
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CreateAnswer {
+    image: String,
+    /// `fixed`, `dynamic` or `differencing`.
+    #[serde(rename = "type")]
     kind: &'static str,
-    size: u64,
+    virtual_size: u64,
     block_size: u32,
-    logical_sector: u32,
-    physical_sector: u32,
+    logical_sector_size: u32,
+    physical_sector_size: u32,
     log_size: u32,
     disk_id: Uuid,
     data_write_guid: Uuid,
     parent: Option<RecordedParent>,
 }
 
+impl Answer for CreateAnswer {
+    const SCHEMA: &'static str = "avhdx.create/1";
+}
+
 /// The parent as the child records it.
-struct RecordedParent {
-    file: String,
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct RecordedParent {
+    image: String,
     data_write_guid: Uuid,
     relative_path: Option<String>,
     absolute_win32_path: Option<String>,
 }
 
-impl NewImage {
-    fn of(image: &VhdxFile, parent: Option<&DiffChain>) -> Self {
+impl CreateAnswer {
+    fn of(out: &Path, image: &VhdxFile, parent: Option<&DiffChain>) -> Self {
         let info = image.info();
         let recorded = |key: &str| {
             let entries = &info.locator.as_ref()?.entries;
             entries.iter().find(|(name, _)| name == key).map(|(_, path)| path.clone())
         };
         let parent = parent.map(|parent| RecordedParent {
-            file: parent.tip().name().to_owned(),
+            image: parent.tip().name().to_owned(),
             data_write_guid: parent.tip().data_write_guid(),
             relative_path: recorded("relative_path"),
             absolute_win32_path: recorded("absolute_win32_path"),
         });
         Self {
+            image: out.display().to_string(),
             kind: kind(&info),
-            size: info.geometry.size,
+            virtual_size: info.geometry.size,
             block_size: info.block_size,
-            logical_sector: info.geometry.logical_sector,
-            physical_sector: info.geometry.physical_sector,
+            logical_sector_size: info.geometry.logical_sector,
+            physical_sector_size: info.geometry.physical_sector,
             log_size: info.log.length,
             disk_id: info.disk_id,
             data_write_guid: image.data_write_guid(),
@@ -180,47 +194,23 @@ impl NewImage {
         }
     }
 
-    fn print(&self, out: &Path, console: &mut Console) -> Result<(), Failure> {
-        let out = out.display();
+    fn print(&self, console: &mut Console) -> Result<(), Failure> {
         if console.is_json() {
-            return console.document(&self.object(&out.to_string()));
+            return console.document(self);
         }
         console.line(format!(
-            "{out}: a {} disk of {}, block size {}",
+            "{}: a {} disk of {}, block size {}",
+            self.image,
             self.kind,
-            size(self.size),
+            size(self.virtual_size),
             units(self.block_size.into())
         ))?;
         console.line(format!("  identity  {}", self.data_write_guid))?;
         let Some(parent) = &self.parent else { return Ok(()) };
-        console.line(format!("  parent    {}, {}", parent.file, parent.data_write_guid))?;
+        console.line(format!("  parent    {}, {}", parent.image, parent.data_write_guid))?;
         for path in [&parent.relative_path, &parent.absolute_win32_path].into_iter().flatten() {
             console.line(format!("  found by  {path}"))?;
         }
         Ok(())
-    }
-
-    fn object(&self, out: &str) -> Value {
-        let parent = self.parent.as_ref().map(|parent| {
-            json!({
-                "file": parent.file,
-                "data_write_guid": parent.data_write_guid.to_string(),
-                "relative_path": parent.relative_path,
-                "absolute_win32_path": parent.absolute_win32_path,
-            })
-        });
-        json!({
-            "schema": "avhdx.create/1",
-            "output": out,
-            "type": self.kind,
-            "size": self.size,
-            "block_size": self.block_size,
-            "logical_sector": self.logical_sector,
-            "physical_sector": self.physical_sector,
-            "log_size": self.log_size,
-            "disk_id": self.disk_id.to_string(),
-            "data_write_guid": self.data_write_guid.to_string(),
-            "parent": parent,
-        })
     }
 }

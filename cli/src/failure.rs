@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitCode;
 
 use avhdx::ErrorKind;
-use serde_json::{Map, Value};
+use serde::Serialize;
 
 /// The exit codes of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +37,64 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     code: String,
     message: String,
-    /// Further JSON fields: the facts of the library's error, if there is one.
-    facts: Box<Map<String, Value>>,
+    /// The facts of the library's error, if there is one.
+    facts: Box<Facts>,
+    /// The number of bytes written before the failure.
+    written: Option<u64>,
     cause: Option<String>,
     advice: Box<Advice>,
     /// Standard output is a closed pipe: nothing is printed.
     silent: bool,
+}
+
+/// The facts of an error; what does not apply is left out.
+#[derive(Clone, Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Facts {
+    /// The kind of the error, such as `parent-missing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kind: Option<&'static str>,
+    /// The file that the error concerns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) file: Option<String>,
+    /// The image whose parent the file is or should be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) child: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) file_offset: Option<u64>,
+    /// The value found there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) found: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) expected: Option<String>,
+    /// The section of [MS-VHDX] with the rule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) section: Option<&'static str>,
+}
+
+/// An error of the library within an answer.
+#[derive(Clone, Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ErrorFacts {
+    /// The stable name of the error.
+    code: &'static str,
+    message: String,
+    #[serde(flatten)]
+    facts: Facts,
+    /// What the host says about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
+}
+
+impl From<&avhdx::Error> for ErrorFacts {
+    fn from(error: &avhdx::Error) -> Self {
+        Self {
+            code: error.code(),
+            message: error.to_string(),
+            facts: facts_of(error),
+            cause: error.source().map(ToString::to_string),
+        }
+    }
 }
 
 /// What a failure itself suggests, beside the table in `next`.
@@ -78,6 +130,7 @@ impl Failure {
             code: code.into(),
             message: message.into(),
             facts: Box::default(),
+            written: None,
             cause: None,
             advice: Box::default(),
             silent: false,
@@ -91,6 +144,12 @@ impl Failure {
 
     /// The host failed; `message` says at what.
     pub(crate) fn io(code: &str, message: impl Into<String>, error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::StorageFull => "the volume is full: ",
+            io::ErrorKind::QuotaExceeded => "the quota is used up: ",
+            _ => "",
+        };
+        let message = reason.to_owned() + &message.into();
         Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, message) }
     }
 
@@ -128,8 +187,12 @@ impl Failure {
         self.cause.as_deref()
     }
 
-    pub(crate) fn facts(&self) -> &Map<String, Value> {
+    pub(crate) fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    pub(crate) fn written(&self) -> Option<u64> {
+        self.written
     }
 
     pub(crate) fn advice(&self) -> &Advice {
@@ -170,14 +233,14 @@ impl Failure {
 
     /// Reports how many bytes were written before the failure.
     pub(crate) fn with_written(mut self, bytes: u64) -> Self {
-        self.facts.insert("written".into(), bytes.into());
+        self.written = Some(bytes);
         self.also(&format!("{bytes} bytes were written before"))
     }
 
     /// Replaces a file name in the message and the facts.
     pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
         self.message = self.message.replace(from, to);
-        if let Some(Value::String(file)) = self.facts.get_mut("file") {
+        if let Some(file) = &mut self.facts.file {
             *file = file.replace(from, to);
         }
         self
@@ -194,17 +257,16 @@ impl From<avhdx::Error> for Failure {
     }
 }
 
-fn facts_of(error: &avhdx::Error) -> Map<String, Value> {
-    let facts = [
-        ("kind", Some(kind_name(error.kind()).into())),
-        ("file", error.file().map(Value::from)),
-        ("child", error.child().map(Value::from)),
-        ("offset", error.offset().map(Value::from)),
-        ("found", error.found().map(Value::from)),
-        ("expected", error.expected().map(Value::from)),
-        ("section", error.section().map(Value::from)),
-    ];
-    facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+fn facts_of(error: &avhdx::Error) -> Facts {
+    Facts {
+        kind: Some(kind_name(error.kind())),
+        file: error.file().map(str::to_owned),
+        child: error.child().map(str::to_owned),
+        file_offset: error.offset(),
+        found: error.found().map(str::to_owned),
+        expected: error.expected().map(str::to_owned),
+        section: error.section(),
+    }
 }
 
 fn exit_of(error: &avhdx::Error) -> Exit {

@@ -5,8 +5,9 @@ use std::path::Path;
 use avhdx::{ErrorKind, Followed, Lock, LogPolicy, OpenOptions, VhdxFile};
 
 use crate::args::{ImageArg, Log, ReadFlags};
+use crate::facts::json::InfoAnswer;
+use crate::facts::print;
 use crate::facts::report::{ChainReport, LayerFacts};
-use crate::facts::{json, print};
 use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
@@ -46,7 +47,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         tip.broken_log = Some(failure.message().to_owned());
     }
     if console.is_json() {
-        console.document(&json::report(&report, args.chain))?;
+        console.document(&InfoAnswer::of(&report, args.chain))?;
     } else if args.chain {
         print::chain(&report, console)?;
     } else {

@@ -3,20 +3,23 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `discard`, `explain`, `info`, `map`,
-//!    `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `tree`, `write`, `zero`;
-//! 3. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
-//! 4. `endings`, `input`, `loss`: names of new files, disks that a verb reads, and consent to lost data;
-//! 5. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
-//! 6. `args`, `points`: flags that verbs share, and points in time of a chain;
-//! 7. `interrupt`, `progress`;
-//! 8. `output`: standard output and standard error;
-//! 9. `render`: failures as text and JSON;
-//! 10. `next`: the table of suggested commands;
-//! 11. `typed`: the command line as typed;
-//! 12. `failure`: errors and exit codes;
-//! 13. `point`, `shell`, `table`, `values`;
-//! 14. `text`.
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
+//!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
+//!    `write`, `zero`;
+//! 3. `merging`: the merges that `merge` and `delete` ask for;
+//! 4. `forks`: other branches on a point;
+//! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
+//! 6. `endings`, `input`, `loss`: names of new files, disks that a verb reads, and consent to lost data;
+//! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
+//! 8. `args`, `points`: flags that verbs share, and points in time of a chain;
+//! 9. `interrupt`, `progress`;
+//! 10. `output`: standard output and standard error;
+//! 11. `render`: failures as text and JSON;
+//! 12. `next`: the table of suggested commands;
+//! 13. `typed`: the command line as typed;
+//! 14. `failure`: errors and exit codes;
+//! 15. `point`, `shell`, `table`, `values`, `vocabulary`;
+//! 16. `text`.
 
 mod args;
 mod bench;
@@ -25,18 +28,22 @@ mod checkpoint;
 mod compare;
 mod convert;
 mod create;
+mod delete;
 mod discard;
 mod endings;
 mod explain;
 mod facts;
 mod failure;
+mod forks;
 mod info;
 mod input;
 mod interrupt;
+mod label;
 mod loss;
 mod map;
 mod measure;
 mod merge;
+mod merging;
 mod new_file;
 mod next;
 mod operation;
@@ -51,12 +58,16 @@ mod relink;
 mod render;
 mod reparent;
 mod revert;
+#[cfg(test)]
+mod schemas;
 mod shell;
+mod snapshots;
 mod table;
 mod text;
 mod tree;
 mod typed;
 mod values;
+mod vocabulary;
 mod write;
 mod writing;
 mod zero;
@@ -72,7 +83,8 @@ use output::Console;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, revert, merge, reparent, relink and bench --write change an existing image.
+/// Only write, zero, discard, checkpoint, delete, label, revert, merge, reparent, relink and bench --write change an
+/// existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -105,6 +117,10 @@ enum Verb {
     Zero(zero::Args),
     Discard(discard::Args),
     Checkpoint(checkpoint::Args),
+    #[command(visible_alias = "snapshots")]
+    Points(snapshots::Args),
+    Delete(delete::Args),
+    Label(label::Args),
     #[command(visible_alias = "apply")]
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
@@ -134,6 +150,9 @@ impl Verb {
             Self::Zero(args) => zero::run(args, console),
             Self::Discard(args) => discard::run(args, console),
             Self::Checkpoint(args) => checkpoint::run(args, console),
+            Self::Points(args) => snapshots::run(args, console),
+            Self::Delete(args) => delete::run(args, console),
+            Self::Label(args) => label::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),

@@ -5,13 +5,13 @@ use std::path::Path;
 
 use avhdx::OpenOptions;
 use avhdx::ops::{AcceptLoss, Loss, LossKind, Losses};
-use serde_json::{Value, json};
 
 use crate::args::LossFlags;
 use crate::failure::Failure;
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::size;
+use crate::vocabulary::{AcceptedLoss, LostRange};
 
 /// Repairs the image if the flags allow it. Prints the losses first.
 pub(crate) fn accept(
@@ -43,7 +43,7 @@ fn print(image: &Path, losses: &Losses, console: &mut Console) -> Result<(), Fai
     let report = report.unwrap_or_default();
     let is_any =
         losses.list.iter().any(|loss| !matches!(loss.kind, LossKind::Unmapped | LossKind::Merged));
-    console.lose(object(losses, &report), is_any);
+    console.lose(accepted(losses, &report), is_any);
     let image = image.display();
     let message = format!(
         "{image}: damaged, repaired with your consent: {} of the disk are lost; {report} has the list",
@@ -77,18 +77,16 @@ fn what(kind: LossKind) -> &'static str {
     }
 }
 
-fn object(losses: &Losses, report: &str) -> Value {
-    let one = |Loss { range, kind, at, .. }: &Loss| {
-        json!({
-            "offset": range.start,
-            "length": range.end - range.start,
-            "what": kind.name(),
-            "place": at.get(),
-        })
+fn accepted(losses: &Losses, report: &str) -> AcceptedLoss {
+    let one = |Loss { range, kind, at, .. }: &Loss| LostRange {
+        offset: range.start,
+        length: range.end - range.start,
+        what: kind.name(),
+        file_offset: at.get(),
     };
-    json!({
-        "report": report,
-        "bytes": losses.bytes(),
-        "list": losses.list.iter().map(one).collect::<Vec<_>>(),
-    })
+    AcceptedLoss {
+        report: report.to_owned(),
+        bytes: losses.bytes(),
+        list: losses.list.iter().map(one).collect(),
+    }
 }

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 
 use avhdx::{DiskExt, Extent, LayerId, Source};
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::args::{Format, ImageArg, ReadFlags, range};
 use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
 use crate::values;
+use crate::vocabulary::Answer;
 
 /// List the extents of the disk, with the layer and the file offset of each.
 ///
@@ -66,7 +67,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             (_, Source::Zero { layer: None } | Source::Parent) => None,
         };
         if console.is_json() {
-            console.object(&object(&extent, layer, depth_of_none))?;
+            console.object(&MapAnswer::of(&extent, layer, depth_of_none))?;
         } else {
             console.line(line(&extent, layer, width))?;
         }
@@ -91,24 +92,47 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
     }
 }
 
-fn object(extent: &Extent, layer: Option<&MapLayer>, depth_of_none: usize) -> Value {
-    let is_data = matches!(extent.source, Source::Data { .. });
-    let mut object = json!({
-        "schema": "avhdx.map/1",
-        "start": extent.range.start,
-        "length": extent.range.end - extent.range.start,
-        "depth": layer.map_or(depth_of_none, |layer| layer.depth),
-        "present": is_data || layer.is_some_and(|layer| layer.has_parent),
-        "zero": !is_data,
-        "data": is_data,
-    });
-    if let Source::Data { at, .. } = extent.source {
-        object["offset"] = at.get().into();
+/// An extent, with the keys of qemu-img map.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct MapAnswer<'a> {
+    start: u64,
+    length: u64,
+    /// The number of layers above the one that determines the bytes.
+    depth: usize,
+    /// Whether a layer determines the bytes, by holding data or by hiding its parent's.
+    present: bool,
+    zero: bool,
+    data: bool,
+    /// Where the data lies in the file of `image`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    /// The layer that determines the bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    image: Option<&'a str>,
+}
+
+impl Answer for MapAnswer<'_> {
+    const SCHEMA: &'static str = "avhdx.map/1";
+}
+
+impl<'a> MapAnswer<'a> {
+    fn of(extent: &Extent, layer: Option<&'a MapLayer>, depth_of_none: usize) -> Self {
+        let offset = match extent.source {
+            Source::Data { at, .. } => Some(at.get()),
+            Source::Zero { .. } | Source::Parent => None,
+        };
+        Self {
+            start: extent.range.start,
+            length: extent.range.end - extent.range.start,
+            depth: layer.map_or(depth_of_none, |layer| layer.depth),
+            present: offset.is_some() || layer.is_some_and(|layer| layer.has_parent),
+            zero: offset.is_none(),
+            data: offset.is_some(),
+            offset,
+            image: layer.map(|layer| layer.file.as_str()),
+        }
     }
-    if let Some(layer) = layer {
-        object["file"] = layer.file.clone().into();
-    }
-    object
 }
 
 fn line(extent: &Extent, layer: Option<&MapLayer>, width: usize) -> String {

@@ -2,7 +2,7 @@
 
 use avhdx::ops::{Measure, Measured};
 use clap::ValueEnum;
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
@@ -10,6 +10,7 @@ use crate::input::Input;
 use crate::output::Console;
 use crate::text::size;
 use crate::values;
+use crate::vocabulary::Answer;
 
 /// Print how many bytes a copy of the disk needs, now and fully allocated.
 #[derive(clap::Args, Debug)]
@@ -47,7 +48,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         rows.push((target, needed.run(input.disk())?));
     }
     if console.is_json() {
-        console.document(&object(&rows, &input, block_size))?;
+        console.document(&MeasureAnswer::of(&args, &rows, &input))?;
     } else {
         for (target, needed) in rows {
             console.line(target.name())?;
@@ -58,24 +59,43 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     Ok(Reply::Yes)
 }
 
-fn object(rows: &[(CopyFormat, Measured)], input: &Input, block_size: u32) -> serde_json::Value {
-    let copies: Vec<_> = rows
-        .iter()
-        .map(|(target, needed)| {
-            let mut copy = json!({
-                "format": target.name(),
-                "required": needed.required,
-                "fully_allocated": needed.fully_allocated,
-            });
-            if !matches!(target, CopyFormat::Raw) {
-                copy["block_size"] = block_size.into();
-            }
-            copy
-        })
-        .collect();
-    json!({
-        "schema": "avhdx.measure/1",
-        "virtual_size": input.disk().geometry().size,
-        "copies": copies,
-    })
+/// How many bytes copies of a disk need.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct MeasureAnswer {
+    image: String,
+    virtual_size: u64,
+    copies: Vec<MeasuredCopy>,
+}
+
+impl Answer for MeasureAnswer {
+    const SCHEMA: &'static str = "avhdx.measure/1";
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct MeasuredCopy {
+    format: &'static str,
+    /// The bytes needed now.
+    required: u64,
+    /// The bytes needed once every block is allocated.
+    fully_allocated: u64,
+    /// Null for a raw disk.
+    block_size: Option<u64>,
+}
+
+impl MeasureAnswer {
+    fn of(args: &Args, rows: &[(CopyFormat, Measured)], input: &Input) -> Self {
+        let copies = rows.iter().map(|(target, needed)| MeasuredCopy {
+            format: target.name(),
+            required: needed.required,
+            fully_allocated: needed.fully_allocated,
+            block_size: Some(args.block_size).filter(|_| !matches!(target, CopyFormat::Raw)),
+        });
+        Self {
+            image: args.image.name(),
+            virtual_size: input.disk().geometry().size,
+            copies: copies.collect(),
+        }
+    }
 }

@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use avhdx::ops::{FileChange, FileChangeKind, Forecast, Progress};
 use avhdx::storage::{Access, Host, LocalHost};
-use avhdx::{DiffChain, Layer, LogState, MergeState, OpenOptions, Warning};
-use serde_json::{Value, json};
+use avhdx::{DiffChain, Layer, LayerId, LogState, MergeState, OpenOptions, Warning};
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::failure::{Exit, Failure};
 use crate::input;
@@ -22,6 +23,7 @@ use crate::progress::ProgressMeter;
 use crate::table::TextTable;
 use crate::text::size;
 use crate::typed;
+use crate::vocabulary::{Answer, shown};
 
 /// A chain whose layers are to change.
 #[derive(Debug)]
@@ -90,6 +92,38 @@ impl Subject {
         self.points.select(selector, &self.argument).map(Some)
     }
 
+    /// The layer that the argument selects.
+    pub(crate) fn required_point(&self) -> Result<&Layer, Failure> {
+        let image = self.image.display();
+        let none = || {
+            let message = format!("{image}: a point in time is required: {image}@SEL");
+            let points = typed::with_parents("points", &self.image);
+            Failure::usage("point.none", message).hint(self.listing()).then(points)
+        };
+        self.point()?.ok_or_else(none)
+    }
+
+    /// The layers from the tip down.
+    pub(crate) fn layers(&self) -> &[Layer] {
+        self.points.layers()
+    }
+
+    /// The layer below this one.
+    pub(crate) fn below(&self, id: LayerId) -> Option<&Layer> {
+        let at = self.layers().iter().position(|layer| layer.id == id)?;
+        self.layers().get(at + 1)
+    }
+
+    /// Whether the point at this layer is the newest before the present.
+    pub(crate) fn is_newest(&self, id: LayerId) -> bool {
+        self.layers().get(1).is_some_and(|layer| layer.id == id)
+    }
+
+    /// What the point at this layer is called: its label, or the name of its file.
+    pub(crate) fn called(&self, layer: &Layer) -> String {
+        self.points.label(layer.id).map_or_else(|| layer.name.clone(), str::to_owned)
+    }
+
     /// All points in time, one per line.
     pub(crate) fn listing(&self) -> String {
         self.points.listing()
@@ -116,14 +150,22 @@ impl Subject {
     }
 
     /// The layer whose merge is unfinished, the lowest if there are several.
-    pub(crate) fn being_merged(&self) -> Result<&Layer, Failure> {
-        let is_merged = |layer: &&Layer| {
-            let mark = self.chain.image(layer.id).and_then(|image| image.merge_mark());
-            mark.is_some_and(|mark| matches!(mark.state, MergeState::Merging | MergeState::Spent))
-        };
-        self.points.layers().iter().rev().find(is_merged).ok_or_else(|| {
+    pub(crate) fn being_merged(&self) -> Result<Layer, Failure> {
+        being_merged(&self.chain).ok_or_else(|| {
             let message = format!("{}: this chain has no unfinished merge", self.image.display());
             Failure::usage("merge.not-begun", message)
+        })
+    }
+
+    /// The layer above the one with this identity.
+    pub(crate) fn above(&self, point: Uuid) -> Result<&Layer, Failure> {
+        let layers = self.points.layers();
+        let at = layers.iter().position(|layer| layer.data_write_guid == point);
+        let above = at.and_then(|at| at.checked_sub(1)).map(|above| &layers[above]);
+        above.ok_or_else(|| {
+            let image = self.image.display();
+            let message = format!("{image}: the chain no longer has the point {point}");
+            Failure::new(Exit::InUse, "point.gone", message)
         })
     }
 
@@ -134,6 +176,34 @@ impl Subject {
     /// Closes the chain.
     pub(crate) fn close(self) -> Result<(), Failure> {
         Ok(self.chain.close()?)
+    }
+}
+
+/// The layer whose merge was begun or requested and is not complete, the lowest if there are several.
+pub(crate) fn being_merged(chain: &DiffChain) -> Option<Layer> {
+    let is_merged = |layer: &Layer| {
+        let Some(image) = chain.image(layer.id) else { return false };
+        let state = image.merge_mark().map(|mark| mark.state);
+        matches!(state, Some(MergeState::Merging | MergeState::Spent))
+            || image.merge_request().is_some()
+    };
+    chain.layers().into_iter().rfind(is_merged)
+}
+
+/// Notes that Hyper-V lists checkpoints on its own, if it made the chain.
+pub(crate) fn note_hyper_v(chain: &DiffChain, console: &mut Console) {
+    let is_hyper_v = |layer: &Layer| {
+        let image = chain.image(layer.id);
+        image.is_some_and(|image| {
+            image.checkpoint().is_none()
+                && image.has_parent()
+                && image.info().creator.starts_with("Microsoft")
+        })
+    };
+    if chain.layers().iter().any(is_hyper_v) {
+        let message = "Hyper-V made checkpoints of this disk and keeps its own list of them: while it manages the \
+                       machine, use Remove-VMCheckpoint there, or its list and the machine's disk path go stale";
+        console.note("hyper-v.checkpoints", message);
     }
 }
 
@@ -165,7 +235,9 @@ pub(crate) fn refuse_impossible(forecast: avhdx::Result<Forecast>) -> Result<(),
 
 /// The failure to remove a file after everything else succeeded, if the warnings report one.
 pub(crate) fn refuse_leftover(warnings: &[Warning], next: Option<String>) -> Result<(), Failure> {
-    let is_left = |warning: &&Warning| matches!(warning.code, "merge.not-removed" | "revert.kept");
+    let is_left = |warning: &&Warning| {
+        matches!(warning.code, "merge.not-removed" | "revert.kept" | "delete.kept")
+    };
     let Some(left) = warnings.iter().find(is_left) else { return Ok(()) };
     let message = format!("the operation succeeded, but a file remains: {left}");
     let failure = Failure::new(Exit::Io, left.code, message);
@@ -190,17 +262,9 @@ pub(crate) fn refuse_lost_name(
 }
 
 /// Prints what an operation would do. Fails if there is not enough space.
-pub(crate) fn print_forecast(
-    schema: &str,
-    forecast: &Forecast,
-    console: &mut Console,
-) -> Result<(), Failure> {
+pub(crate) fn print_forecast(forecast: &Forecast, console: &mut Console) -> Result<(), Failure> {
     if console.is_json() {
-        console.document(&json!({
-            "schema": schema,
-            "dry_run": true,
-            "forecast": object(forecast),
-        }))?;
+        console.document(&ForecastAnswer::of(forecast))?;
     } else {
         console.table(table(forecast))?;
     }
@@ -212,6 +276,9 @@ fn table(forecast: &Forecast) -> TextTable {
     table.field("read", size(forecast.read));
     table.field("written", size(forecast.written));
     table.field("freed", size(forecast.freed));
+    if forecast.lost > 0 {
+        table.field("lost", format!("{}, which no other point shows", size(forecast.lost)));
+    }
     if forecast.cut > 0 {
         let data = match forecast.cut_data {
             0 => "without data".into(),
@@ -232,18 +299,56 @@ fn table(forecast: &Forecast) -> TextTable {
     table
 }
 
-fn object(forecast: &Forecast) -> Value {
-    let file = |FileChange { path, kind, .. }: &FileChange| json!({ "path": path.to_string_lossy(), "change": change(*kind) });
-    json!({
-        "read": forecast.read,
-        "written": forecast.written,
-        "freed": forecast.freed,
-        "peak": forecast.peak,
-        "cut": forecast.cut,
-        "cut_data": forecast.cut_data,
-        "available": forecast.available,
-        "files": forecast.files.iter().map(file).collect::<Vec<_>>(),
-    })
+/// What an operation would do, at most. All sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ForecastAnswer {
+    read: u64,
+    written: u64,
+    freed: u64,
+    /// The space needed in addition.
+    peak: u64,
+    /// The bytes cut off at the end of the disk.
+    cut: u64,
+    /// The data among them, which is lost.
+    cut_data: u64,
+    /// The data that no point in time shows afterwards.
+    lost: u64,
+    /// The free space; null if unknown.
+    available: Option<u64>,
+    files: Vec<ForecastFile>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ForecastFile {
+    image: String,
+    /// `created`, `changed` or `removed`.
+    change: &'static str,
+}
+
+impl Answer for ForecastAnswer {
+    const SCHEMA: &'static str = "avhdx.forecast/1";
+}
+
+impl ForecastAnswer {
+    fn of(forecast: &Forecast) -> Self {
+        let file = |FileChange { path, kind, .. }: &FileChange| ForecastFile {
+            image: shown(path),
+            change: change(*kind),
+        };
+        Self {
+            read: forecast.read,
+            written: forecast.written,
+            freed: forecast.freed,
+            peak: forecast.peak,
+            cut: forecast.cut,
+            cut_data: forecast.cut_data,
+            lost: forecast.lost,
+            available: forecast.available,
+            files: forecast.files.iter().map(file).collect(),
+        }
+    }
 }
 
 fn change(kind: FileChangeKind) -> &'static str {
@@ -257,5 +362,5 @@ fn change(kind: FileChangeKind) -> &'static str {
 
 /// Paths as JSON strings.
 pub(crate) fn paths(paths: &[PathBuf]) -> Vec<String> {
-    paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()
+    paths.iter().map(|path| shown(path)).collect()
 }

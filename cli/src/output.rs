@@ -3,12 +3,13 @@
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use avhdx::Warning;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::failure::Failure;
 use crate::render;
 use crate::table::TextTable;
 use crate::text::printable;
+use crate::vocabulary::{AcceptedLoss, Answer, Document, Line};
 
 /// Where answers, warnings and errors go.
 #[derive(Debug)]
@@ -19,8 +20,8 @@ pub(crate) struct Console {
     is_done: bool,
     /// An image was repaired before the work began, with --accept-loss.
     is_repaired: bool,
-    /// The accepted losses as JSON, and whether data was lost.
-    losses: Option<(Value, bool)>,
+    /// The accepted losses, and whether data was lost.
+    losses: Option<(AcceptedLoss, bool)>,
 }
 
 impl Console {
@@ -68,22 +69,23 @@ impl Console {
         self.line("")
     }
 
-    /// Writes an object on one line.
-    pub(crate) fn object(&mut self, object: &Value) -> Result<(), Failure> {
-        writeln!(self.out, "{object}").map_err(|error| self.failed(&error))
+    /// Writes an answer on one line.
+    pub(crate) fn object(&mut self, answer: &impl Answer) -> Result<(), Failure> {
+        let written = serde_json::to_writer(&mut self.out, &Line::of(answer));
+        let written = written.map_err(io::Error::from).and_then(|()| writeln!(self.out));
+        written.map_err(|error| self.failed(&error))
     }
 
-    /// Writes an object as the whole answer, indented, with the accepted losses added.
-    pub(crate) fn document(&mut self, object: &Value) -> Result<(), Failure> {
-        let mut object = object.clone();
-        if let (Some(object), Some((losses, _))) = (object.as_object_mut(), &self.losses) {
-            object.insert("accepted_loss".into(), losses.clone());
-        }
-        writeln!(self.out, "{object:#}").map_err(|error| self.failed(&error))
+    /// Writes the whole answer, indented, with the accepted losses added.
+    pub(crate) fn document(&mut self, answer: &impl Answer) -> Result<(), Failure> {
+        let losses = self.losses.as_ref().map(|(losses, _)| losses);
+        let written = serde_json::to_writer_pretty(&mut self.out, &Document::of(answer, losses));
+        let written = written.map_err(io::Error::from).and_then(|()| writeln!(self.out));
+        written.map_err(|error| self.failed(&error))
     }
 
     /// Records the accepted losses, and whether data was lost.
-    pub(crate) fn lose(&mut self, losses: Value, any: bool) {
+    pub(crate) fn lose(&mut self, losses: AcceptedLoss, any: bool) {
         self.losses = Some((losses, any));
     }
 
@@ -106,12 +108,16 @@ impl Console {
     }
 
     /// Prints a note on standard error.
-    pub(crate) fn note(&mut self, code: &str, message: &str) {
-        self.aside("avhdx.note/1", "avhdx: ", code, message, None);
+    pub(crate) fn note(&mut self, code: &'static str, message: &str) {
+        if self.json {
+            say(&NoteAnswer { code, message });
+        } else {
+            aside("", message);
+        }
     }
 
     /// Prints a warning on standard error.
-    pub(crate) fn warn(&mut self, code: &str, message: &str) {
+    pub(crate) fn warn(&mut self, code: &'static str, message: &str) {
         self.warn_of(code, message, None);
     }
 
@@ -121,8 +127,12 @@ impl Console {
         }
     }
 
-    fn warn_of(&mut self, code: &str, message: &str, file: Option<&str>) {
-        self.aside("avhdx.warning/1", "avhdx: warning: ", code, message, file);
+    fn warn_of(&mut self, code: &'static str, message: &str, file: Option<&str>) {
+        if self.json {
+            say(&WarningAnswer { code, message, file });
+        } else {
+            aside("warning: ", message);
+        }
     }
 
     /// Prints a failure on standard error, after the part of the answer that exists.
@@ -131,25 +141,52 @@ impl Console {
         let _ = self.out.flush();
         complain(failure, self.json);
     }
+}
 
-    fn aside(&mut self, schema: &str, prefix: &str, code: &str, message: &str, file: Option<&str>) {
-        // A broken standard error cannot be reported.
-        let _ = if self.json {
-            let mut object = json!({ "schema": schema, "code": code, "message": message });
-            if let Some(file) = file {
-                object["file"] = file.into();
-            }
-            writeln!(io::stderr(), "{object}")
-        } else {
-            writeln!(io::stderr(), "{prefix}{}", printable(message))
-        };
+/// A remark about what the program does.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct NoteAnswer<'a> {
+    /// The stable name of the remark.
+    code: &'a str,
+    message: &'a str,
+}
+
+impl Answer for NoteAnswer<'_> {
+    const SCHEMA: &'static str = "avhdx.note/1";
+}
+
+/// A warning.
+#[derive(Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct WarningAnswer<'a> {
+    /// The stable name of the warning.
+    code: &'a str,
+    message: &'a str,
+    /// The file that the warning concerns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<&'a str>,
+}
+
+impl Answer for WarningAnswer<'_> {
+    const SCHEMA: &'static str = "avhdx.warning/1";
+}
+
+/// Prints an answer on a line of standard error. A broken standard error cannot be reported.
+pub(crate) fn say(answer: &impl Answer) {
+    if let Ok(line) = serde_json::to_string(&Line::of(answer)) {
+        let _ = writeln!(io::stderr(), "{line}");
     }
+}
+
+fn aside(prefix: &str, message: &str) {
+    let _ = writeln!(io::stderr(), "avhdx: {prefix}{}", printable(message));
 }
 
 /// Prints a failure on standard error. Does not touch standard output: another thread may hold its lock.
 pub(crate) fn complain(failure: &Failure, json: bool) {
     let text = match json {
-        true => render::json(failure).map(|object| object.to_string()),
+        true => render::json(failure),
         false => render::text(failure),
     };
     if let Some(text) = text {

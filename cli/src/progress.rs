@@ -1,17 +1,30 @@
 //! Progress: a bar on a terminal, JSON Lines with --json.
 
-use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use avhdx::ops::Progress;
 use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
+use serde::Serialize;
 
-use crate::output::{Console, is_watched};
+use crate::output::{Console, is_watched, say};
+use crate::vocabulary::Answer;
 
 /// The interval between JSON lines.
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How far the work is.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ProgressAnswer {
+    /// In bytes.
+    done: u64,
+    total: u64,
+}
+
+impl Answer for ProgressAnswer {
+    const SCHEMA: &'static str = "avhdx.progress/1";
+}
 
 #[derive(Debug)]
 pub(crate) enum ProgressMeter {
@@ -60,13 +73,7 @@ impl ProgressMeter {
             }
             Self::Lines { last } if last.is_none_or(|last| last.elapsed() >= INTERVAL) => {
                 *last = Some(Instant::now());
-                let line = json!({
-                    "schema": "avhdx.progress/1",
-                    "done": done,
-                    "total": total,
-                });
-                // A broken standard error cannot be reported.
-                let _ = writeln!(io::stderr(), "{line}");
+                say(&ProgressAnswer { done, total });
             }
             Self::Lines { .. } => {}
         }

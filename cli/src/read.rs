@@ -1,14 +1,23 @@
 //! `avhdx read`: prints bytes of the disk.
 
+use std::fmt::Write;
+
+use serde::Serialize;
+
 use crate::args::{Format, ImageArg, ReadFlags, range};
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
 use crate::output::Console;
 use crate::values;
+use crate::vocabulary::Answer;
 
 const PIECE: u64 = 1 << 20;
+/// The maximum number of bytes on a line of JSON.
+const LINE: usize = 64 << 10;
 
 /// Write bytes of the disk to standard output.
+///
+/// With --json, one object per line with the bytes in hexadecimal digits.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -26,6 +35,31 @@ pub(crate) struct Args {
     opening: ReadFlags,
 }
 
+/// Bytes of the disk.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ReadAnswer {
+    offset: u64,
+    length: usize,
+    /// The bytes, as two hexadecimal digits each.
+    hex: String,
+}
+
+impl Answer for ReadAnswer {
+    const SCHEMA: &'static str = "avhdx.read/1";
+}
+
+impl ReadAnswer {
+    fn of(offset: u64, bytes: &[u8]) -> Self {
+        let mut hex = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            // Writing to a string does not fail.
+            let _ = write!(hex, "{byte:02x}");
+        }
+        Self { offset, length: bytes.len(), hex }
+    }
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let disk = input.disk();
@@ -39,7 +73,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         // Pieces end at multiples of their size, so that few blocks are split.
         let piece = &mut buf[..(PIECE - at % PIECE).min(end - at) as usize];
         disk.read_at(piece, at)?;
-        console.bytes(piece)?;
+        if console.is_json() {
+            let of = |(n, part): (usize, &[u8])| ReadAnswer::of(at + (n * LINE) as u64, part);
+            piece.chunks(LINE).enumerate().try_for_each(|part| console.object(&of(part)))?;
+        } else {
+            console.bytes(piece)?;
+        }
         at += piece.len() as u64;
     }
     Ok(Reply::Yes)

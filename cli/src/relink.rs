@@ -3,13 +3,14 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 
-use avhdx::ops::Relink;
-use serde_json::json;
+use avhdx::ops::{Relink, Relinked};
+use serde::Serialize;
 
 use crate::args::ParentFlags;
-use crate::failure::{Exit, Failure, Reply};
+use crate::failure::{ErrorFacts, Exit, Failure, Reply};
 use crate::output::Console;
 use crate::text::count;
+use crate::vocabulary::{Answer, shown};
 
 /// Correct recorded paths that no longer lead to the parent, after files were moved or renamed.
 ///
@@ -30,6 +31,51 @@ pub(crate) struct Args {
     parents: ParentFlags,
 }
 
+/// The recorded paths that were corrected, or would be.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct RelinkAnswer {
+    dry_run: bool,
+    images: Vec<RelinkedImage>,
+    /// The images that stay as they are: the parent is missing or ambiguous.
+    refused: Vec<ErrorFacts>,
+    /// The number of images that were read.
+    image_count: usize,
+    /// The images that could not be read.
+    unread: Vec<ErrorFacts>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct RelinkedImage {
+    image: String,
+    /// The parent that the recorded paths lead to now.
+    parent: String,
+    /// The paths recorded before.
+    recorded_before: Vec<String>,
+}
+
+impl Answer for RelinkAnswer {
+    const SCHEMA: &'static str = "avhdx.relink/1";
+}
+
+impl RelinkAnswer {
+    fn of(relinked: &Relinked, dry_run: bool) -> Self {
+        let images = relinked.images.iter().map(|image| RelinkedImage {
+            image: shown(&image.path),
+            parent: shown(&image.parent),
+            recorded_before: image.was.clone(),
+        });
+        Self {
+            dry_run,
+            images: images.collect(),
+            refused: relinked.refused.iter().map(ErrorFacts::from).collect(),
+            image_count: relinked.looked_at,
+            unread: relinked.unread.iter().map(ErrorFacts::from).collect(),
+        }
+    }
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let relink =
         Relink::folder(&args.places).recursive(!args.not_below).parents(args.parents.source());
@@ -38,23 +84,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         console.done();
     }
     if console.is_json() {
-        let images = relinked.images.iter().map(|image| {
-            json!({
-                "path": image.path.to_string_lossy(),
-                "parent": image.parent.to_string_lossy(),
-                "was": image.was,
-            })
-        });
-        let failed = |error: &avhdx::Error| json!({ "path": error.file(), "code": error.code(), "message": error.to_string() });
-        let refused = relinked.refused.iter().map(failed);
-        console.document(&json!({
-            "schema": "avhdx.relink/1",
-            "dry_run": args.dry_run,
-            "images": images.collect::<Vec<_>>(),
-            "refused": refused.collect::<Vec<_>>(),
-            "looked_at": relinked.looked_at,
-            "unread": relinked.unread.iter().map(failed).collect::<Vec<_>>(),
-        }))?;
+        console.document(&RelinkAnswer::of(&relinked, args.dry_run))?;
     } else {
         let what = if args.dry_run { "would be linked" } else { "linked" };
         for image in &relinked.images {

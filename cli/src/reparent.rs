@@ -1,7 +1,7 @@
 //! `avhdx reparent`: links an image to another parent.
 
 use avhdx::ops::{Pace, Reparent};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{ChainFlags, ImageArg, with_children};
 use crate::failure::{Failure, Reply};
@@ -11,6 +11,7 @@ use crate::output::Console;
 use crate::point::Point;
 use crate::text::size;
 use crate::values;
+use crate::vocabulary::{Answer, ImageRef};
 
 /// Link an image to another parent, for instance after a move or a copy. No data is moved.
 ///
@@ -44,6 +45,22 @@ pub(crate) struct Args {
     chain: ChainFlags,
 }
 
+/// A parent that was set.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ReparentAnswer {
+    image: String,
+    parent: ImageRef,
+    /// The bytes that are equal in both parents.
+    proven: u64,
+    /// The bytes that were not compared.
+    unproven: u64,
+}
+
+impl Answer for ReparentAnswer {
+    const SCHEMA: &'static str = "avhdx.reparent/1";
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.chain.options().orphan_children(args.orphan_children);
     let options = with_children(options, &args.children_in)?;
@@ -58,7 +75,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let reparent = Reparent::new(&base).unproven(args.unproven).options(options).pace(pace);
     if args.dry_run {
         let forecast = reparent.forecast(&image)?;
-        operation::print_forecast("avhdx.reparent/1", &forecast, console)?;
+        operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
     let done = operation::run(console, |on| reparent.run(&image, on))?;
@@ -66,15 +83,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let [image, base] = [&done.path, &done.parent].map(|path| path.display().to_string());
     console.done();
     if console.is_json() {
-        console.document(&json!({
-            "schema": "avhdx.reparent/1",
-            "dry_run": false,
-            "image": image,
-            "parent": base,
-            "linkage": done.linkage.to_string(),
-            "proven": done.proven,
-            "unproven": done.unproven,
-        }))?;
+        console.document(&ReparentAnswer {
+            image,
+            parent: ImageRef { image: base, data_write_guid: done.linkage },
+            proven: done.proven,
+            unproven: done.unproven,
+        })?;
     } else {
         console.line(format!("{image}: the parent is now {base}, {}", done.linkage))?;
         match done.unproven {

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use avhdx::LayerId;
 use avhdx::ops::Revert;
-use serde_json::json;
+use serde::Serialize;
+use uuid::Uuid;
 
 use crate::args::OperationFlags;
 use crate::failure::{Failure, Reply};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::values;
+use crate::vocabulary::{Answer, ImageRef};
 
 /// Go back to an earlier point in time: make a new tip on it, a child, that takes all writes from now on.
 ///
@@ -40,18 +42,32 @@ pub(crate) struct Args {
     opening: OperationFlags,
 }
 
+/// A way back that was taken.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct RevertAnswer {
+    /// The new tip, which takes all writes from now on.
+    tip: String,
+    /// The identity of the tip.
+    data_write_guid: Uuid,
+    /// The point in time gone back to.
+    point: ImageRef,
+    /// The images removed.
+    removed: Vec<String>,
+}
+
+impl Answer for RevertAnswer {
+    const SCHEMA: &'static str = "avhdx.revert/1";
+}
+
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?;
     let inspected = Subject::inspect(&args.image, &options)?;
-    let Some(point) = inspected.point()? else {
-        let image = inspected.image.display();
-        let message = format!("{image}: a point in time is required: {image}@SEL");
-        return Err(Failure::usage("point.none", message).hint(inspected.listing()));
-    };
+    let point = inspected.required_point()?;
     if args.dry_run {
         inspected.warn(&options, console)?;
         let forecast = revert_to(point.id, &args).forecast(&inspected.chain)?;
-        operation::print_forecast("avhdx.revert/1", &forecast, console)?;
+        operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
     // An operation that will be refused must not replay a log.
@@ -69,17 +85,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     console.done();
     let path = made.path.display().to_string();
     if console.is_json() {
-        console.document(&json!({
-            "schema": "avhdx.revert/1",
-            "dry_run": false,
-            "path": path,
-            "data_write_guid": tip.data_write_guid.to_string(),
-            "point": {
-                "file": point.name,
-                "data_write_guid": point.data_write_guid.to_string(),
-            },
-            "removed": paths(&made.removed),
-        }))?;
+        console.document(&RevertAnswer {
+            tip: path,
+            data_write_guid: tip.data_write_guid,
+            point: ImageRef::from(&point),
+            removed: paths(&made.removed),
+        })?;
     } else {
         console.line(format!("{path}: the new tip, with the disk as in {}", point.name))?;
         for removed in &made.removed {

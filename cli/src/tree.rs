@@ -2,7 +2,7 @@
 
 mod advice;
 mod draw;
-mod json;
+pub(crate) mod json;
 mod names;
 mod tips;
 
@@ -13,6 +13,7 @@ use avhdx::ops::forest::Forest;
 use crate::args::ParentFlags;
 use crate::failure::{Failure, Reply};
 use crate::output::Console;
+use json::TreeAnswer;
 use names::Names;
 
 /// Draw the forest of checkpoints in folders, and list its faults.
@@ -38,7 +39,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let forest = Forest::scan(&args.places, &args.parents.source())?;
     let names = Names::new(&forest, &args.places);
     if console.is_json() {
-        console.document(&json::document(&names))?;
+        console.document(&TreeAnswer::of(&names))?;
     } else if args.tips {
         tips::print(&names, console)?;
     } else {

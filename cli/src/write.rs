@@ -2,14 +2,16 @@
 
 use std::io::{self, Read};
 
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::{ImageArg, WriteFlags, range};
 use crate::failure::{Failure, Reply};
+use crate::input::known_length;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::size;
 use crate::values;
+use crate::vocabulary::Answer;
 use crate::writing::WritableImage;
 
 /// The number of bytes per write.
@@ -28,6 +30,20 @@ pub(crate) struct Args {
     offset: u64,
     #[command(flatten)]
     writing: WriteFlags,
+}
+
+/// What was written.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct WriteAnswer {
+    image: String,
+    offset: u64,
+    /// The number of bytes.
+    written: u64,
+}
+
+impl Answer for WriteAnswer {
+    const SCHEMA: &'static str = "avhdx.write/1";
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
@@ -59,12 +75,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     image.close()?;
     console.done();
     if console.is_json() {
-        console.document(&json!({
-            "schema": "avhdx.write/1",
-            "image": name,
-            "offset": args.offset,
-            "written": written,
-        }))?;
+        console.document(&WriteAnswer { image: name, offset: args.offset, written })?;
     } else {
         console.line(format!("{name}: {} written at {}", size(written), args.offset))?;
     }
@@ -115,28 +126,6 @@ fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-/// The remaining length of the input if it is a file. Refuses a folder.
-#[cfg(unix)]
-fn known_length(input: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
-    use std::io::Seek;
-    use std::os::fd::AsFd;
-    // The position is shared with standard input; a pipe has none.
-    let Ok(file) = input.as_fd().try_clone_to_owned() else { return Ok(None) };
-    let mut file = std::fs::File::from(file);
-    let Ok(metadata) = file.metadata() else { return Ok(None) };
-    if metadata.is_dir() {
-        let error = io::ErrorKind::IsADirectory.into();
-        return Err(Failure::io("stdin.read", "cannot read standard input", &error));
-    }
-    let at = file.stream_position().ok().filter(|_| metadata.is_file());
-    Ok(at.map(|at| metadata.len().saturating_sub(at)))
-}
-
-#[cfg(not(unix))]
-fn known_length(_: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
-    Ok(None)
 }
 
 fn too_long(name: &str, room: u64, offset: u64, known: Option<u64>) -> Failure {

@@ -59,6 +59,11 @@ const OTHERS: &[Signature] = &[
     signature("foreign.iso", "an ISO 9660 image of a CD or DVD", 0x8001, b"CD001"),
 ];
 
+/// How an HTML page starts, in lower case, behind blanks.
+const PAGES: &[&[u8]] = &[b"<!doctype html", b"<html"];
+/// Bytes from the start of a file that tell whether it is text.
+const TEXT_START: usize = 4 * KIB as usize;
+
 /// Signatures at the start of a disk without an image format.
 const DISKS: &[Signature] = &[
     signature("", "a GPT", 512, b"EFI PART"),
@@ -116,7 +121,27 @@ fn what(storage: &dyn Storage) -> Option<(&'static str, String)> {
             format!("a disk without a format, which starts with {with}"),
         ));
     }
-    zeros(storage, len)
+    text(&start).or_else(|| zeros(storage, len))
+}
+
+/// Whether the file is text, such as what a failed download leaves in the place of an image.
+fn text(start: &[u8]) -> Option<(&'static str, String)> {
+    let start = &start[..start.len().min(TEXT_START)];
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+    // The last character may be cut.
+    let is_text = match std::str::from_utf8(start) {
+        Ok(_) => true,
+        Err(error) => error.error_len().is_none(),
+    };
+    let is_control = |byte: &u8| byte.is_ascii_control() && !b"\t\n\r\x0c".contains(byte);
+    if !is_text || start.iter().any(is_control) {
+        return None;
+    }
+    let page = start.trim_ascii_start().to_ascii_lowercase();
+    Some(match PAGES.iter().any(|tag| page.starts_with(tag)) {
+        true => ("foreign.html", "an HTML page".into()),
+        false => ("foreign.text", "a text file".into()),
+    })
 }
 
 impl Signature {
@@ -183,8 +208,8 @@ pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
     match stat.kind {
         FileKind::File => {}
         FileKind::Folder => return Err(folder().in_path(path)),
-        FileKind::Other if !is_disk(host, path) => return Err(not_regular().in_path(path)),
-        FileKind::Other => {}
+        FileKind::Device | FileKind::Other if is_disk(host, path) => {}
+        other => return Err(not_regular(other).in_path(path)),
     }
     if !has_extension(path, "vhds") {
         return Ok(());
@@ -213,8 +238,8 @@ pub(crate) fn folder() -> Error {
 }
 
 /// The refusal of anything that is neither a file nor a folder in place of an image.
-pub(crate) fn not_regular() -> Error {
-    let message = "not a VHDX file: this is a pipe, a socket or a device";
+pub(crate) fn not_regular(kind: FileKind) -> Error {
+    let message = format!("not a VHDX file: this is {kind}");
     Error::new(ErrorKind::NotVhdx, "file.not-regular", message)
 }
 

@@ -47,14 +47,19 @@ impl Core {
         for _ in 0..LOOK_AHEAD {
             let next_at = at + run.len;
             if run.len == len || self.layout.within_block(next_at) != 0 {
-                break;
+                return Ok(run);
             }
             // Faults of later blocks are reported when their bytes are requested.
-            let Ok(next) = self.resolve_in_block(source, next_at, len - run.len) else { break };
+            let Ok(next) = self.resolve_in_block(source, next_at, len - run.len) else {
+                return Ok(run);
+            };
             if !run.continues_in(next) {
-                break;
+                return Ok(run);
             }
             run.len += next.len;
+        }
+        if S::READS {
+            run.len = self.pass_hole(run, at, len);
         }
         Ok(run)
     }
@@ -66,17 +71,51 @@ impl Core {
         for _ in 0..LOOK_AHEAD {
             let next_at = at + run.len;
             if run.len == len || self.layout.within_block(next_at) != 0 {
-                break;
+                return Ok((run, by_sector));
             }
             let next = self.resolve_recorded_in_block(FromFile, next_at, len - run.len);
-            let Ok((next, next_by_sector)) = next else { break };
+            let Ok((next, next_by_sector)) = next else { return Ok((run, by_sector)) };
             let is_alike = next.owner == Owner::Parent || next_by_sector == by_sector;
             if !is_alike || !run.continues_in(next) {
-                break;
+                return Ok((run, by_sector));
             }
             run.len += next.len;
         }
+        if !by_sector {
+            run.len = self.pass_hole(run, at, len);
+        }
         Ok((run, by_sector))
+    }
+
+    /// The length of a run of blocks that are not present, up to the first entry for which the host stores data: where
+    /// the table is a hole of the file, its pages need not be read. An image with a writer has pages that are not in
+    /// the file.
+    fn pass_hole(&self, run: OwnedRun, at: DiskOffset, len: u64) -> u64 {
+        let absent = if self.has_parent() { Owner::Parent } else { Owner::Zero };
+        let next = at + run.len;
+        if run.len == len
+            || run.owner != absent
+            || self.feed.is_some()
+            || self.layout.within_block(next) != 0
+        {
+            return run.len;
+        }
+        let first = self.bat_entry_at(self.layout.payload_index(self.layout.block_of(next))).get();
+        let end = self.bat.end().min(self.file_len());
+        let data = match self.storage.next_data(first) {
+            Ok(data) => data.map_or(end, |data| data.start.min(end)),
+            // Reading the entries tells what is wrong.
+            Err(_) => return run.len,
+        };
+        if data <= first {
+            return run.len;
+        }
+        let mut index = BatIndex((data - self.bat.offset.get()) / ENTRY_LEN);
+        if self.layout.is_bitmap_index(index) {
+            index.0 += 1;
+        }
+        let there = self.layout.block_start(self.layout.block_of_payload(index)).0;
+        there.saturating_sub(at.0).clamp(run.len, len)
     }
 
     /// The entry of the block allocation table at this index.

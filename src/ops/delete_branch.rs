@@ -14,6 +14,7 @@ use crate::image::Lock;
 use crate::options::OpenOptions;
 use crate::storage::{
     self, Access, FileKind, Host, LockMode, LockOutcome, Removal, Storage, folder_of, is_file,
+    is_temporary_name,
 };
 use crate::trace::operation;
 use crate::warning::Warning;
@@ -208,8 +209,12 @@ impl DeleteBranch {
         while let Some(id) = branch.get(next).copied() {
             next += 1;
             let guid = forest.node(id).data_write_guid;
-            for child in guid.into_iter().flat_map(|guid| forest.children_of(guid)) {
+            let children: Vec<_> =
+                guid.into_iter().flat_map(|guid| forest.children_of(guid)).collect();
+            if !children.is_empty() {
                 refuse_copies(&forest, id)?;
+            }
+            for child in children {
                 if !branch.contains(&child) {
                     branch.push(child);
                 }
@@ -234,7 +239,8 @@ impl DeleteBranch {
             })?;
             let is_file =
                 |path: &PathBuf| host.stat(path).map_or(true, |stat| stat.kind == FileKind::File);
-            places.extend(names.into_iter().filter(is_file));
+            let names = names.into_iter().filter(|name| !is_temporary_name(name));
+            places.extend(names.filter(is_file));
         }
         Ok(places)
     }

@@ -97,12 +97,21 @@ impl Merge {
         let child = steps[steps.len() - 1];
         let mut meter = Meter::new(&self.pace, forecast.read, on);
         meter.report()?;
-        request::leave(&op, &self, &steps, &mut meter, &mut merged)?;
+        let mut left = Some(request::Left::leave(&op, &self, &steps, &mut meter, &mut merged)?);
         for path in spent {
             clear_spent(op.host().as_ref(), &path, &mut merged);
         }
         for layer in steps {
-            MergeStep { op: &op, merge: &self, layer, batch }.run(&mut meter, &mut merged)?;
+            let step = MergeStep { op: &op, merge: &self, layer, batch };
+            let done = step.run(&mut meter, &mut merged);
+            let left = left.take();
+            if let Err(error) = done {
+                // A merge that is refused when its files are locked must not happen later.
+                let has_begun =
+                    op.images().get(layer).is_some_and(|image| image.merge_mark().is_some());
+                left.filter(|_| !has_begun).into_iter().for_each(|left| left.take_back(&op));
+                return Err(error);
+            }
         }
         // The new tip, or the layer above, refers to it by name.
         let parent = &op.images()[child];
@@ -177,7 +186,7 @@ impl Merge {
         let file = file_id(images[lowest].bare_storage().as_ref())?;
         let paths =
             LinkPaths::To { host: op.host().as_ref(), parent: path_of(&images[lowest])?, file };
-        self.check_edits(&images, steps, paths)?;
+        self.check_edits(op.host().as_ref(), &images, steps, paths)?;
         for layer in steps {
             if self.resumes && !images[*layer].is_to_be_merged() {
                 let message = "the layer has no merge to resume";
@@ -215,6 +224,7 @@ impl Merge {
     /// Refuses layers whose metadata or log has no room for the edits that a merge makes.
     fn check_edits(
         &self,
+        host: &dyn Host,
         images: &[Arc<Core>],
         steps: &[usize],
         paths: LinkPaths<'_>,
@@ -226,7 +236,7 @@ impl Merge {
         for (n, layer) in steps.iter().enumerate() {
             let child = &images[*layer];
             // Once the layers in between are gone, it is linked to the parent.
-            let requested = request::of(self, steps, *layer, images);
+            let requested = request::of(self, steps, *layer, (host, images));
             let request = requested.map(|request| vec![ItemEdit::merge_request(Some(&request))]);
             let mut of_child = Vec::from_iter(request);
             let mut way = LinkPaths::Keep;

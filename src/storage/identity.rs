@@ -81,6 +81,9 @@ pub(crate) fn remove(
     }
 }
 
+/// Tells whether a path names a certain file.
+type IsFile<'a> = dyn Fn(&Path) -> io::Result<bool> + 'a;
+
 /// Exchanges the names `one` and `other` of two files atomically, after making sure that they belong to the files that
 /// the two functions identify. If one of the names is given to a third file meanwhile, nothing changes. `false` if the
 /// host cannot exchange names.
@@ -89,8 +92,8 @@ pub(crate) fn remove(
 /// Errors of the host; [`ErrorKind::AlreadyExists`] if a name belongs to another file.
 pub(crate) fn exchange(
     host: &dyn Host,
-    (one, is_first): (&Path, &dyn Fn(&Path) -> io::Result<bool>),
-    (other, is_second): (&Path, &dyn Fn(&Path) -> io::Result<bool>),
+    (one, is_first): (&Path, &IsFile<'_>),
+    (other, is_second): (&Path, &IsFile<'_>),
 ) -> io::Result<bool> {
     let swapped = |name: &Path| {
         let what = format!("{}: the name belongs to another file", name.display());

@@ -30,6 +30,9 @@ pub(crate) trait PageSource: Copy {
     /// The reason why a page is unavailable.
     type Stop: From<Error>;
 
+    /// Whether the file may be asked.
+    const READS: bool;
+
     /// Applies `look` to the page at file offset `at`, which was unchanged in memory when the tables had this epoch.
     fn page<T>(
         self,
@@ -55,6 +58,7 @@ pub(crate) struct FromFile;
 
 impl PageSource for FromFile {
     type Stop = Error;
+    const READS: bool = true;
 
     fn is_host_failure(stop: &Error) -> bool {
         stop.kind() == ErrorKind::Io
@@ -100,6 +104,7 @@ impl From<Error> for Stop {
 
 impl PageSource for FromMemory<'_> {
     type Stop = Stop;
+    const READS: bool = false;
 
     fn page<T>(
         self,

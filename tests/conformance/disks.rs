@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, RwLock};
 
 use avhdx::storage::{Access, Host, LocalHost, MemStorage, Storage};
-use avhdx::{Disk, LayerId, OpenOptions, RawDisk};
+use avhdx::{Disk, LayerId, OpenOptions, Part, RawDisk};
 use avhdx_testkit::build::{Block, Data, Image, Order, state};
 use avhdx_testkit::conformance::disk::{Subject, failures_name_the_file, keeps_every_promise};
 
@@ -236,6 +236,46 @@ fn a_raw_disk_keeps_every_promise() {
     keeps_every_promise(&|| {
         let file = MemStorage::new(bytes.clone());
         Subject::writable(RawDisk::new(Arc::new(file)).unwrap(), bytes.clone())
+    });
+}
+
+#[test]
+fn a_part_of_a_raw_disk_keeps_every_promise() {
+    let bytes = base().flat(None);
+    let range = MIB - 512..3 * MIB + 1024;
+    let expected = bytes[range.start as usize..range.end as usize].to_vec();
+    keeps_every_promise(&|| {
+        let file = Volatile::new("raw", bytes.clone());
+        let disk = RawDisk::new(Arc::clone(&file) as _).unwrap();
+        let (named, inner) = (Arc::clone(&file), range.clone());
+        Subject {
+            at_place: Some(Box::new(move |_, at, buf| named.read_exact_at(buf, at).unwrap())),
+            after_crash: Some(Box::new(move || {
+                file.after_crash()[inner.start as usize..inner.end as usize].to_vec()
+            })),
+            ..Subject::writable(Part::new(disk, range.clone()).unwrap(), expected.clone())
+        }
+    });
+}
+
+#[test]
+fn a_part_of_a_chain_keeps_every_promise() {
+    let images = [base(), tip(&base())];
+    let range = MIB + 512..5 * MIB;
+    keeps_every_promise(&|| {
+        let (files, _) = files(&images);
+        let chain = open_stack(OpenOptions::new().writable(true), &files).unwrap();
+        let part = Part::new(chain, range.clone()).unwrap();
+        Subject::writable(part, content(&images)[range.start as usize..range.end as usize].to_vec())
+    });
+    keeps_every_promise(&|| {
+        let (files, _) = files(&images);
+        let chain = open_stack(OpenOptions::new(), &files).unwrap();
+        let part = Part::new(chain, range.clone()).unwrap();
+        Subject::read_only(
+            part,
+            content(&images)[range.start as usize..range.end as usize].to_vec(),
+        )
     });
 }
 

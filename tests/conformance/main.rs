@@ -20,7 +20,7 @@ use std::io::IoSlice;
 use std::sync::Arc;
 
 use avhdx::storage::MemStorage;
-use avhdx::{Cursor, Disk, DiskExt, ErrorKind, OpenOptions, RawDisk};
+use avhdx::{Cursor, Disk, DiskExt, ErrorKind, OpenOptions, Part, RawDisk};
 use avhdx_testkit::build::{Block, Data, Image, Order, state};
 use avhdx_testkit::conformance::disk::{OF_ALL, Subject};
 
@@ -136,4 +136,70 @@ fn a_raw_disk() {
     }
     disk.flush().unwrap();
     conforms(&disk, &expected);
+}
+
+#[test]
+fn a_part_of_a_disk() {
+    let base = base();
+    let tip = tip(&base);
+    let whole = tip.flat(Some(&base.flat(None)));
+    let range = MIB - 512..5 * MIB + 1024;
+    let expected = &whole[range.start as usize..range.end as usize];
+    let make = || {
+        let chain = open_images(OpenOptions::new(), &[base.clone(), tip.clone()]).unwrap();
+        Part::new(chain, range.clone()).unwrap()
+    };
+    conforms_everywhere(make, expected);
+    assert_eq!(make().range(), range);
+    assert_eq!(make().disk().geometry().size, whole.len() as u64);
+    // A part of a part lies where it lies in the whole.
+    let inner = Part::new(make(), 1024..2048).unwrap();
+    conforms(&inner, &expected[1024..2048]);
+}
+
+#[test]
+fn a_part_lies_within_its_disk_and_consists_of_whole_sectors() {
+    let disk = |sector| {
+        let mut image = Image::dynamic(5 * MIB);
+        image.logical_sector = sector;
+        image.physical_sector = 4096;
+        OpenOptions::new().open_file(in_memory(&[image]).remove(0)).unwrap()
+    };
+    let (small, large) = (disk(512), disk(4096));
+    for (disk, range) in [(&small, 0..5 * MIB), (&small, 512..1024), (&large, 4096..8192)] {
+        Part::new(disk, range).unwrap();
+    }
+    #[allow(clippy::reversed_empty_ranges)]
+    let refused = [
+        (&small, 512..512, "part.empty"),
+        (&small, 1024..512, "part.empty"),
+        (&small, 0..5 * MIB + 512, "disk.out-of-range"),
+        (&small, 5 * MIB..5 * MIB + 512, "disk.out-of-range"),
+        (&small, 0..u64::MAX, "disk.out-of-range"),
+        (&small, 1..513, "part.unaligned"),
+        (&small, 0..513, "part.unaligned"),
+        (&large, 512..4608, "part.unaligned"),
+        (&large, 0..512, "part.unaligned"),
+    ];
+    for (disk, range, code) in refused {
+        let error = Part::new(disk, range.clone()).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, code), "{range:?}");
+    }
+}
+
+#[test]
+fn what_is_written_to_a_part_stays_within_it() {
+    let bytes = vec![0x5A; 8192];
+    let disk = RawDisk::new(Arc::new(MemStorage::new(bytes.clone()))).unwrap();
+    let part = Part::new(&disk, 1024..4096).unwrap();
+    part.write_at(b"first", 0).unwrap();
+    part.write_at(b"last", 3068).unwrap();
+    for (at, buf) in [(3069, &b"last"[..]), (3072, b"x"), (u64::MAX - 1023, b"x"), (3073, b"")] {
+        let error = part.write_at(buf, at).unwrap_err();
+        assert_eq!(error.code(), "disk.out-of-range", "{at}");
+    }
+    let mut expected = bytes;
+    expected[1024..1029].copy_from_slice(b"first");
+    expected[4092..4096].copy_from_slice(b"last");
+    assert!(flat(&disk as &dyn Disk) == expected);
 }

@@ -8,6 +8,7 @@ mod merges;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
+mod table_holes;
 mod tables;
 
 use std::ops::{ControlFlow, Range};

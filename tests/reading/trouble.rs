@@ -437,7 +437,13 @@ fn other_formats_are_named() {
         ("starts with an ext file system", "foreign.disk", with(0x438, b"\x53\xef")),
         ("an empty file", "foreign.empty", Vec::new()),
         ("a file of 700 bytes that holds nothing but zeros", "foreign.zeros", vec![0; 700]),
-        ("no signature", "identifier.signature", b"a letter to the editor".to_vec()),
+        ("a text file", "foreign.text", b"a letter to the editor".to_vec()),
+        // Text in UTF-8 whose last character is cut where the look at it ends.
+        ("a text file", "foreign.text", "a\u{e4}".repeat(3000).into_bytes()),
+        ("an HTML page", "foreign.html", b"\xef\xbb\xbf\r\n<!doctype HTML>\n<p>".to_vec()),
+        ("an HTML page", "foreign.html", b"<HTML lang=de>".to_vec()),
+        ("no signature", "identifier.signature", b"a letter\0to the editor".to_vec()),
+        ("no signature", "identifier.signature", b"a letter in Latin 1: \xe4.".to_vec()),
         ("no signature", "identifier.signature", with(510, &[0x55, 0xAA])),
     ];
     let folder = tempfile::tempdir().unwrap();

@@ -35,9 +35,10 @@ fn every_contender_does_every_operation_once() {
         done[contender][i] += 1;
         Ok(())
     });
-    assert_eq!((row.unwrap()["operations"].as_u64(), done), (Some(25), [[5; 5]; 3]));
+    assert_eq!((row.unwrap().unwrap().operations, done), (25, [[5; 5]; 3]));
     let row = statistics(25, 4096, &[vec![1e-6; 3], vec![2e-6; 3], vec![2e-6; 3]]);
-    assert_eq!((&row["median_us"], &row["mb_per_s"]), (&1.0.into(), &4096.0.into()));
-    assert_eq!((&row["bare_median_us"], &row["ratio"]), (&2.0.into(), &2.0.into()));
-    assert_eq!((&row["aa_ratio"], &row["ratio_low95"]), (&1.0.into(), &serde_json::Value::Null));
+    assert_eq!((row.chain.median_us, row.chain.mb_per_s), (1.0, 4096.0));
+    let beside = row.beside.unwrap();
+    assert_eq!((beside.bare_median_us, beside.ratio), (2.0, 2.0));
+    assert_eq!((beside.aa_ratio, beside.ratio_low95), (1.0, None));
 }

@@ -190,6 +190,10 @@ impl Note {
                         _ => format!("avhdx merge --resume {}", names.argument(*node)),
                     });
                 }
+                if image.is_some_and(|image| image.merge.is_none()) {
+                    note.lines.push("its merge into the layer below has not begun".into());
+                    note.next.push(format!("avhdx merge --resume {}", names.argument(*node)));
+                }
                 note
             }
             ForestFinding::Duplicates { guid, nodes, preferred, .. } => {

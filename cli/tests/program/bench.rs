@@ -43,10 +43,10 @@ fn reads_change_nothing_and_are_reported_as_json() {
     let expected = r#"{
   "schema": "avhdx.bench/1",
   "image": "l2.vhdx",
-  "layers": 3,
+  "layer_count": 3,
   "virtual_size": 6291456,
-  "looked_at": 6291456,
-  "data": 2097152,
+  "searched_bytes": 6291456,
+  "data_bytes": 2097152,
   "budget": 1048576,
   "seed": 3,
   "reads": {
@@ -92,8 +92,8 @@ fn reads_change_nothing_and_are_reported_as_json() {
         text.prints("Benchmark, reads, random 4k\n").prints("Benchmark, reads, sequential 1m\n");
     text.prints("  aa ratio low95  ")
         .prints("Benchmark, reads, counters\n  index hits ")
-        .prints("  data          2097152\n");
-    folder.run("bench l2.vhdx@-1 --reads 3").expect(0).prints("  layers        2\n");
+        .prints("  data bytes      2097152\n");
+    folder.run("bench l2.vhdx@-1 --reads 3").expect(0).prints("  layer count     2\n");
     assert!(bytes_of(&folder) == before);
 }
 
@@ -103,8 +103,8 @@ fn writes_keep_the_content_of_the_disk() {
     let before = bytes_of(&folder);
     let identity = |folder: &Folder| {
         let info = folder.run("info l2.vhdx --json").expect(0).json();
-        assert_eq!(info["image"]["log"]["state"], "empty");
-        info["image"]["data_write_guid"].clone()
+        assert_eq!(info["log"]["state"], "empty");
+        info["data_write_guid"].clone()
     };
     let old = identity(&folder);
     let run = folder.run("bench l2.vhdx --write --reads 20 --json").expect(0).says("bench.write");
@@ -221,6 +221,6 @@ fn an_interruption_exits_with_130_and_closes_the_image() {
         Run::of(child.wait_with_output().unwrap()).expect(130);
     }
     let info = folder.run("info l2.vhdx --json").expect(0).json();
-    assert_eq!(info["image"]["log"]["state"], "empty");
+    assert_eq!(info["log"]["state"], "empty");
     assert!(flat(&folder) == flats()[2]);
 }

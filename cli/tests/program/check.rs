@@ -65,22 +65,22 @@ fn json() {
   "infos": 0,
   "layers": [
     {
-      "file": "base.vhdx",
+      "image": "base.vhdx",
       "found_by": null,
-      "file_length": 6291456,
+      "file_size": 6291456,
       "data_write_guid": "GUID",
       "virtual_size": 4194304,
       "allocated_blocks": 3,
-      "leaked": 0
+      "unused_bytes": 0
     }
   ],
   "findings": [
     {
       "code": "bat.reserved-bits",
       "severity": "error",
-      "file": "base.vhdx",
+      "image": "base.vhdx",
       "message": "block 1: reserved bits of its entry are set",
-      "offset": 3145736,
+      "file_offset": 3145736,
       "found": "0x0000000000500016",
       "expected": "zeros in bits 3 to 19",
       "section": "2.5.1",
@@ -89,9 +89,9 @@ fn json() {
     {
       "code": "bat.duplicate",
       "severity": "error",
-      "file": "base.vhdx",
+      "image": "base.vhdx",
       "message": "block 2: it lies where another block lies",
-      "offset": 3145744,
+      "file_offset": 3145744,
       "found": "block 2 at 0x500000 to 0x600000",
       "expected": "a place of its own: block 1 has it",
       "section": "2.5.1",

@@ -85,7 +85,7 @@ fn checkpoints_and_reverts_restore_every_point_in_time() {
     let done = run.json();
     assert_eq!(done["schema"], "avhdx.revert/1");
     assert_eq!(done["removed"], serde_json::json!(["two.avhdx"]));
-    let new = done["path"].as_str().unwrap();
+    let new = done["tip"].as_str().unwrap();
     assert!(Path::new(new).extension().is_some_and(|extension| extension == "avhdx"), "{new}");
     machine.reads(new, &updated);
     assert!(!machine.folder.names().contains(&"two.avhdx".to_owned()));
@@ -101,12 +101,10 @@ fn a_dry_run_forecasts_what_is_done() {
     let run = machine.folder.run(line).expect(0);
     drop(run.prints("Forecast (nothing is changed)\n").prints("  created       new.avhdx\n"));
     let forecast = machine.folder.run(&format!("{line} --json")).expect(0).json();
-    assert_eq!(forecast["schema"], "avhdx.checkpoint/1");
-    assert_eq!(forecast["dry_run"], true);
-    let forecast = &forecast["forecast"];
+    assert_eq!(forecast["schema"], "avhdx.forecast/1");
     assert_eq!(
         forecast["files"],
-        serde_json::json!([{ "path": "new.avhdx", "change": "created" }])
+        serde_json::json!([{ "image": "new.avhdx", "change": "created" }])
     );
     assert!(forecast["available"].as_u64().is_some_and(|bytes| bytes > 0));
     assert!(machine.folder.read("web.vhdx") == before);
@@ -114,8 +112,8 @@ fn a_dry_run_forecasts_what_is_done() {
 
     let run = machine.folder.run("checkpoint web.vhdx --path new.avhdx --json").expect(0);
     let made = run.json();
-    assert_eq!(made["path"], "new.avhdx");
-    assert_eq!(made["frozen"]["file"], "web.vhdx");
+    assert_eq!(made["tip"], "new.avhdx");
+    assert_eq!(made["point"]["image"], "web.vhdx");
     let len = fs::metadata(machine.folder.file("new.avhdx")).unwrap().len();
     assert_eq!(forecast["written"], len);
     // Only progress is printed on standard error.
@@ -126,10 +124,10 @@ fn a_dry_run_forecasts_what_is_done() {
 
     let line = "revert new.avhdx@-1 --delete-newer --dry-run --json";
     let forecast = machine.folder.run(line).expect(0).json();
-    let files = forecast["forecast"]["files"].as_array().unwrap();
+    let files = forecast["files"].as_array().unwrap();
     let changes: Vec<_> = files.iter().map(|file| file["change"].as_str().unwrap()).collect();
     assert_eq!(changes, ["created", "removed"]);
-    assert_eq!(files[1]["path"], "new.avhdx");
+    assert_eq!(files[1]["image"], "new.avhdx");
     assert_eq!(machine.folder.names(), ["new.avhdx", "web.vhdx"]);
 }
 
@@ -144,7 +142,7 @@ fn refusals_change_nothing() {
     let run = folder.run("checkpoint one.avhdx@first").expect(7);
     drop(run.says("next: avhdx create CHILD --parent one.avhdx@first  # "));
     drop(folder.run("checkpoint one.avhdx --path web.vhdx").expect(7));
-    drop(folder.run("revert one.avhdx").expect(2).says("avhdx info --chain one.avhdx"));
+    drop(folder.run("revert one.avhdx").expect(2).says("avhdx points one.avhdx"));
     drop(folder.run("revert one.avhdx@-0").expect(2).says("next: avhdx revert one.avhdx@-1"));
     drop(folder.run("revert one.avhdx@never").expect(2).says("(first)"));
     drop(folder.run("apply web.vhdx@-1").expect(2));

@@ -64,7 +64,7 @@ fn raw_is_never_probed() {
     let lines: Vec<Value> = map.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let length: u64 = lines.iter().map(|line| line["length"].as_u64().unwrap()).sum();
     assert_eq!(length, fs::metadata(folder.file("l0.vhdx")).unwrap().len());
-    assert!(lines.iter().all(|line| line["file"] == "l0.vhdx"));
+    assert!(lines.iter().all(|line| line["image"] == "l0.vhdx"));
     // Nor is a raw disk read as such without -f raw.
     fs::write(folder.file("disk.raw"), &flats()[2]).unwrap();
     folder.run("compare l2.vhdx disk.raw").expect(4);
@@ -121,8 +121,8 @@ fn compare_exits_with_1_if_disks_differ() {
     let run = folder.run("compare l2.vhdx tail.raw -F raw --ignore-size --json").expect(1);
     let difference = &run.json()["first_difference"];
     assert_eq!(difference["offset"], (6 << 20) + 5);
-    assert!(difference["a"].is_null());
-    assert_eq!(difference["b"], 9);
+    assert!(difference["value_a"].is_null());
+    assert_eq!(difference["value_b"], 9);
 }
 
 /// An image before and after block 1 gets pattern 6, and one with that change pending in the log.
@@ -152,10 +152,10 @@ fn log_policies() {
     run.says("THE LOG IS IGNORED");
 
     let info = folder.run("info dirty.vhdx --json").expect(0).json();
-    let log = &info["image"]["log"];
+    let log = &info["log"];
     let number = dirty.log[0].sequence_number;
     assert_eq!(log["state"], "replayed");
-    assert_eq!(log["pending"], true);
+    assert_eq!(info["log_pending"], true);
     assert_eq!(log["entries"], 1);
     assert_eq!(log["tail_sequence"], number);
     assert_eq!(log["descriptors"], dirty.log[0].descriptors.len());
@@ -186,7 +186,7 @@ fn a_log_without_entries() {
     let run = folder.run("info empty-log.vhdx").expect(4).prints("BROKEN, not replayed");
     run.prints("fully present").says("holds no valid entry");
     let run = folder.run("info empty-log.vhdx --json").expect(4);
-    assert_eq!(run.json()["image"]["log"]["state"], "broken");
+    assert_eq!(run.json()["log"]["state"], "broken");
     assert_eq!(run.error()["code"], "log.no-entries");
 }
 
@@ -206,12 +206,12 @@ fn images_in_use() {
     folder.run("read l2.vhdx -f raw --length 1").expect(6);
     let run = folder.run("info l2.vhdx").expect(0).prints("IN USE").says("in use elsewhere");
     run.prints("complete      yes");
-    assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["image"]["in_use"], true);
+    assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["in_use"], true);
     // Layers below the tip do not change.
     folder.run("read l2.vhdx@-1 --length 1").expect(0);
     drop(held);
     folder.run("read l2.vhdx --length 1").expect(0);
-    assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["image"]["in_use"], false);
+    assert_eq!(folder.run("info l2.vhdx --json").expect(0).json()["in_use"], false);
 
     // A writer of a parent counts too.
     let held = File::options().read(true).write(true).open(folder.file("l0.vhdx")).unwrap();
@@ -358,5 +358,5 @@ fn refusals_suggest_commands_that_work() {
     let run = folder.run("convert l0.vhdx -O vhdx l1.vhdx").expect(7);
     run.says("next: avhdx convert l0.vhdx -O vhdx l1.vhdx --overwrite  # ");
     let run = folder.run("convert l0.vhdx -O vhdx l0.vhdx --overwrite").expect(7);
-    run.says("next: avhdx convert l0.vhdx -O raw OUT --overwrite  # OUT: another name");
+    run.says("next: avhdx convert l0.vhdx -O vhdx OUT --overwrite  # OUT: another name");
 }

@@ -91,7 +91,10 @@ fn the_input_is_never_replaced() {
 fn only_regular_files_are_replaced() {
     let folder = Folder::with_chain();
     fs::create_dir(folder.file("dir")).unwrap();
-    folder.run("convert l2.vhdx -O raw dir --overwrite").expect(7).says("not a regular file");
+    folder
+        .run("convert l2.vhdx -O raw dir --overwrite")
+        .expect(7)
+        .says("this is a folder, not a file");
     folder.run("convert l2.vhdx -O raw nowhere/out").expect(3).says("nowhere/out");
     #[cfg(unix)]
     {
@@ -172,4 +175,13 @@ fn the_ending_of_the_name_decides_and_is_not_contradicted() {
     }
     folder.run("convert l2.vhdx -O raw x.vhdx --any-name").expect(0);
     assert!(folder.read("x.vhdx") == flats()[2]);
+    // A known ending still says what is made.
+    folder.run("convert l2.vhdx y.raw --any-name").expect(0);
+    assert!(folder.read("y.raw") == flats()[2]);
+    folder.run("convert l2.vhdx y.avhdx --any-name").expect(0);
+    assert!(is_image("y.avhdx"));
+    // What exists or is read is the first concern.
+    folder.run("convert l2.vhdx -O vhdx y.raw").expect(7).says("the file exists");
+    folder.run("convert l2.vhdx -O raw l0.vhdx --overwrite").expect(7).says("the input");
+    folder.run("convert l2.vhdx -O vhdx y.raw --overwrite").expect(2).says("a raw disk");
 }

@@ -15,7 +15,7 @@ fn flat(folder: &Folder, name: &str) -> Vec<u8> {
 }
 
 fn image(folder: &Folder, name: &str) -> Value {
-    folder.run(&format!("info {name} --json")).expect(0).json()["image"].take()
+    folder.run(&format!("info {name} --json")).expect(0).json().take()
 }
 
 /// A sparse file of 64 MiB with these pieces.
@@ -155,12 +155,18 @@ fn sector_sizes_are_kept_or_chosen() {
     let run = folder.run("convert large.vhdx -O vhdx same.vhdx").expect(0);
     assert_eq!(run.stderr, "");
     let facts = image(&folder, "same.vhdx");
-    assert_eq!((&facts["logical_sector"], &facts["physical_sector"]), (&4096.into(), &4096.into()));
+    assert_eq!(
+        (&facts["logical_sector_size"], &facts["physical_sector_size"]),
+        (&4096.into(), &4096.into())
+    );
     assert!(flat(&folder, "same.vhdx") == large.flat(None));
     let line = "convert large.vhdx -O vhdx small.vhdx --sector 512 --physical-sector 512";
     folder.run(line).expect(0).says("partition tables count in sectors");
     let facts = image(&folder, "small.vhdx");
-    assert_eq!((&facts["logical_sector"], &facts["physical_sector"]), (&512.into(), &512.into()));
+    assert_eq!(
+        (&facts["logical_sector_size"], &facts["physical_sector_size"]),
+        (&512.into(), &512.into())
+    );
     assert!(flat(&folder, "small.vhdx") == large.flat(None));
 
     // The size is rounded up to whole sectors.
@@ -234,9 +240,10 @@ fn the_json_is_stable() {
     let run = folder.run("convert l2.vhdx -O vhdx-fixed out.vhdx --block 2M --json").expect(0);
     let expected = r#"{
   "schema": "avhdx.convert/1",
+  "image": "l2.vhdx",
   "output": "out.vhdx",
   "format": "vhdx-fixed",
-  "size": 6291456,
+  "virtual_size": 6291456,
   "written": 2097152,
   "block_size": 2097152
 }

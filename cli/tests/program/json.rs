@@ -1,18 +1,20 @@
 //! The exact JSON of every verb: programs depend on it, so keys are only ever added.
 
-use crate::common::{Folder, name};
+use std::collections::BTreeSet;
+
+use crate::common::{Folder, name, schemas};
 use avhdx_testkit::build::{Block, Data, Image};
 
 #[test]
 fn map() {
     let run = Folder::with_chain().run("map l2.vhdx --json").expect(0);
     let expected = r#"
-{"schema":"avhdx.map/1","start":0,"length":4096,"depth":2,"present":true,"zero":false,"data":true,"offset":4194304,"file":"l0.vhdx"}
-{"schema":"avhdx.map/1","start":4096,"length":8192,"depth":1,"present":true,"zero":false,"data":true,"offset":5246976,"file":"l1.vhdx"}
-{"schema":"avhdx.map/1","start":12288,"length":1036288,"depth":2,"present":true,"zero":false,"data":true,"offset":4206592,"file":"l0.vhdx"}
-{"schema":"avhdx.map/1","start":1048576,"length":1048576,"depth":2,"present":false,"zero":true,"data":false,"file":"l0.vhdx"}
-{"schema":"avhdx.map/1","start":2097152,"length":1048576,"depth":0,"present":true,"zero":true,"data":false,"file":"l2.vhdx"}
-{"schema":"avhdx.map/1","start":3145728,"length":1048576,"depth":0,"present":true,"zero":false,"data":true,"offset":4194304,"file":"l2.vhdx"}
+{"schema":"avhdx.map/1","start":0,"length":4096,"depth":2,"present":true,"zero":false,"data":true,"offset":4194304,"image":"l0.vhdx"}
+{"schema":"avhdx.map/1","start":4096,"length":8192,"depth":1,"present":true,"zero":false,"data":true,"offset":5246976,"image":"l1.vhdx"}
+{"schema":"avhdx.map/1","start":12288,"length":1036288,"depth":2,"present":true,"zero":false,"data":true,"offset":4206592,"image":"l0.vhdx"}
+{"schema":"avhdx.map/1","start":1048576,"length":1048576,"depth":2,"present":false,"zero":true,"data":false,"image":"l0.vhdx"}
+{"schema":"avhdx.map/1","start":2097152,"length":1048576,"depth":0,"present":true,"zero":true,"data":false,"image":"l2.vhdx"}
+{"schema":"avhdx.map/1","start":3145728,"length":1048576,"depth":0,"present":true,"zero":false,"data":true,"offset":4194304,"image":"l2.vhdx"}
 {"schema":"avhdx.map/1","start":4194304,"length":2097152,"depth":3,"present":false,"zero":true,"data":false}
 "#;
     let expected = expected.trim_start();
@@ -32,57 +34,62 @@ fn explain() {
   "layers": [
     {
       "depth": 0,
-      "file": "l2.vhdx",
+      "image": "l2.vhdx",
       "verdict": "parent",
       "block": {
         "block": 0,
         "within": 4608,
         "bat_entry": {
           "index": 0,
-          "offset": 3145728,
+          "file_offset": 3145728,
           "raw": 0,
           "state": "PAYLOAD_BLOCK_NOT_PRESENT",
-          "place": 0,
+          "block_file_offset": 0,
           "log_entry": null
-        }
-      }
+        },
+        "bitmap": null
+      },
+      "file_offset": null,
+      "log_entry": null,
+      "error": null
     },
     {
       "depth": 1,
-      "file": "l1.vhdx",
+      "image": "l1.vhdx",
       "verdict": "data",
       "block": {
         "block": 0,
         "within": 4608,
         "bat_entry": {
           "index": 0,
-          "offset": 3145728,
+          "file_offset": 3145728,
           "raw": 5242887,
           "state": "PAYLOAD_BLOCK_PARTIALLY_PRESENT",
-          "place": 5242880,
+          "block_file_offset": 5242880,
           "log_entry": null
         },
         "bitmap": {
           "chunk": 0,
           "bat_entry": {
             "index": 4096,
-            "offset": 3178496,
+            "file_offset": 3178496,
             "raw": 4194310,
             "state": "SB_BLOCK_PRESENT",
-            "place": 4194304,
+            "block_file_offset": 4194304,
             "log_entry": null
           },
           "sector_bit": {
             "index": 9,
-            "offset": 4194305,
+            "file_offset": 4194305,
             "bit": 1,
             "set": true,
             "log_entry": null
           }
         }
       },
-      "offset": 5247488,
-      "log_entry": null
+      "file_offset": 5247488,
+      "log_entry": null,
+      "error": null
     }
   ]
 }
@@ -113,12 +120,18 @@ fn compare() {
   "equal": false,
   "same_contents": false,
   "same_size": false,
-  "size_a": 6291456,
-  "size_b": 4194304,
+  "a": {{
+    "image": "l2.vhdx",
+    "virtual_size": 6291456
+  }},
+  "b": {{
+    "image": "l2.vhdx@-1",
+    "virtual_size": 4194304
+  }},
   "first_difference": {{
     "offset": {at},
-    "a": 0,
-    "b": {}
+    "value_a": 0,
+    "value_b": {}
   }}
 }}
 "#,
@@ -135,12 +148,14 @@ fn measure() {
     // Data: blocks 0 and 3, 1 MiB each. An image: 3 MiB of structures, 1 MiB of table, and the blocks.
     let expected = r#"{
   "schema": "avhdx.measure/1",
+  "image": "l2.vhdx",
   "virtual_size": 6291456,
   "copies": [
     {
       "format": "raw",
       "required": 2097152,
-      "fully_allocated": 6291456
+      "fully_allocated": 6291456,
+      "block_size": null
     },
     {
       "format": "vhdx",
@@ -166,10 +181,12 @@ fn convert() {
     let run = folder.run("convert l2.vhdx -O raw out.raw --json").expect(0);
     let expected = r#"{
   "schema": "avhdx.convert/1",
+  "image": "l2.vhdx",
   "output": "out.raw",
   "format": "raw",
-  "size": 6291456,
-  "written": 2097152
+  "virtual_size": 6291456,
+  "written": 2097152,
+  "block_size": null
 }
 "#;
     assert_eq!(run.text(), expected);
@@ -191,7 +208,7 @@ fn errors() {
     assert_eq!(error["code"], "parent.missing");
     assert_eq!(error["kind"], "parent-missing");
     assert_eq!(error["file"], "l1.vhdx");
-    assert_eq!(error["offset"], locator);
+    assert_eq!(error["file_offset"], locator);
     assert_eq!(error["found"], r#"relative_path ".\\l0.vhdx" (nothing at l0.vhdx)"#);
     assert!(error["expected"].as_str().unwrap().contains("0000aaaa-0000-4000-8000-000000000000"));
     assert_eq!(error["section"], "2.6.2.6.3");
@@ -217,15 +234,90 @@ fn info() {
 
     let mut info = folder.run("info child.vhdx --json").expect(0).json();
     // The allocated size depends on the file system.
-    assert!(info["image"]["file_allocated"].take().is_u64() || cfg!(not(unix)));
+    assert!(info["file_allocated"].take().is_u64() || cfg!(not(unix)));
     let expected = include_str!("info.json");
     assert_eq!(format!("{info:#}\n"), expected);
 
     let chain = folder.run("info child.vhdx --chain --json").expect(0).json();
     let layers = chain["chain"]["layers"].as_array().unwrap();
-    let files: Vec<_> = layers.iter().map(|layer| layer["file"].as_str().unwrap()).collect();
+    let files: Vec<_> = layers.iter().map(|layer| layer["image"].as_str().unwrap()).collect();
     assert_eq!(files, ["child.vhdx", "base.vhdx"]);
     assert_eq!(layers[1]["found_by"], "relative_path");
     assert_eq!(layers[1]["type"], "dynamic");
     assert_eq!(layers[1]["blocks"]["fully_present"], 1);
+}
+
+/// `Run` checks each output against its schema; this test sees that there is an output for each.
+#[test]
+fn every_verb_answers_by_its_schema() {
+    let folder = Folder::new();
+    // Each line with the exit code, its standard input and the schemas of its output.
+    let lines: [(&str, i32, &[u8], &[&str]); 33] = [
+        ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
+        ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
+        ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
+        ("checkpoint base.vhdx --path tip.avhdx --label x", 0, b"", &["checkpoint", "progress"]),
+        ("zero tip.avhdx --offset 8K --length 512", 0, b"", &["zero"]),
+        ("discard tip.avhdx --offset 8K --length 512", 0, b"", &["discard"]),
+        ("tree .", 0, b"", &["tree"]),
+        ("tree --tips", 0, b"", &["tree"]),
+        ("info tip.avhdx", 0, b"", &["info"]),
+        ("info tip.avhdx@x --chain", 0, b"", &["info", "note"]),
+        ("map tip.avhdx", 0, b"", &["map"]),
+        ("explain tip.avhdx 4K", 0, b"", &["explain"]),
+        ("check tip.avhdx", 0, b"", &["check"]),
+        ("compare base.vhdx tip.avhdx", 0, b"", &["compare"]),
+        ("measure tip.avhdx", 0, b"", &["measure"]),
+        ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
+        ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),
+        ("convert tip.avhdx -O vhdx copy.vhdx", 0, b"", &["convert"]),
+        ("delete tip.avhdx@x --dry-run", 0, b"", &["forecast"]),
+        ("points tip.avhdx", 0, b"", &["points"]),
+        ("label tip.avhdx@x y", 0, b"", &["label", "note"]),
+        ("label tip.avhdx@y x", 0, b"", &["label", "note"]),
+        ("revert tip.avhdx@x --path new.avhdx", 0, b"", &["note", "progress", "revert"]),
+        ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
+        ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
+        ("relink . --dry-run", 0, b"", &["relink"]),
+        ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
+        ("merge tip.avhdx", 0, b"", &["merge", "progress"]),
+        ("completions bash", 0, b"", &["completions"]),
+        ("man", 0, b"", &["man"]),
+        ("man merge", 0, b"", &["man"]),
+        ("info missing", 3, b"", &["error"]),
+        ("frobnicate", 2, b"", &["error"]),
+    ];
+    let mut seen = BTreeSet::from(["avhdx.warning/1".to_owned()]);
+    for (line, code, input, expected) in lines {
+        let run = folder.run_with(&format!("{line} --json"), input).expect(code);
+        let mut found = BTreeSet::new();
+        let whole: Option<serde_json::Value> = serde_json::from_slice(&run.stdout).ok();
+        let text = run.text();
+        let lines = text.lines().chain(run.stderr.lines());
+        for object in lines.filter_map(|line| serde_json::from_str(line).ok()).chain(whole) {
+            let name = object["schema"].as_str().map(str::to_owned);
+            found.extend(name);
+        }
+        let expected = expected.iter().map(|name| format!("avhdx.{name}/1")).collect();
+        assert_eq!(found, expected, "{line}");
+        seen.extend(found);
+    }
+    assert_eq!(seen, schemas().into_iter().collect());
+}
+
+#[test]
+fn bytes_are_read_as_hexadecimal_digits() {
+    let folder = Folder::with_chain();
+    let run = folder.run("read l2.vhdx --offset 0xffe --length 0x20000 --json").expect(0);
+    let flat = &crate::common::flats()[2][0xffe..0x20ffe];
+    let mut read = Vec::new();
+    for line in run.text().lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["offset"], 0xffe + read.len());
+        let hex = line["hex"].as_str().unwrap().as_bytes();
+        assert_eq!(line["length"], hex.len() / 2);
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16);
+        read.extend(hex.chunks(2).map(|pair| byte(pair).unwrap()));
+    }
+    assert!(read == flat);
 }

@@ -63,7 +63,7 @@ fn tree_and_info_show_labels() {
     let run = folder.run("info one.vhdx").expect(0);
     run.prints("before the upgrade, 2000-02-29T23:59:59Z: the point in time below");
     let info = folder.run("info one.vhdx --json").expect(0).json();
-    assert_eq!(info["image"]["checkpoint"]["label"], "before the upgrade");
+    assert_eq!(info["checkpoint"]["label"], "before the upgrade");
 }
 
 #[test]
@@ -84,7 +84,10 @@ fn unfinished_merges_are_shown_with_the_command_to_resume() {
     let document = folder.run("tree . --json").expect(1).json();
     assert_eq!(document["images"][0]["merge"]["state"], "target");
     assert_eq!(document["images"][1]["merge"]["state"], "merging");
-    assert_eq!(document["images"][1]["merge"]["other"], crate::common::guid(0).to_string());
+    assert_eq!(
+        document["images"][1]["merge"]["other_data_write_guid"],
+        crate::common::guid(0).to_string()
+    );
     folder.run("info child.avhdx").expect(0).prints("unfinished, into base.vhdx, 0000aaaa-");
 
     // Without the child, the parent reports the merge.

@@ -230,8 +230,8 @@ fn a_checkpoint_through_a_link_records_the_real_parent() {
             let before = world.all();
             let run = world.run(&format!("checkpoint by/tip.avhdx{path} --json")).expect(0);
             let made = run.json();
-            let new = fs::canonicalize(world.folder.file(made["path"].as_str().unwrap())).unwrap();
-            assert_eq!(made["frozen"]["file"], world.real("tip.avhdx"), "{way:?}");
+            let new = fs::canonicalize(world.folder.file(made["tip"].as_str().unwrap())).unwrap();
+            assert_eq!(made["point"]["image"], world.real("tip.avhdx"), "{way:?}");
             let folder = match (path, way) {
                 // The new file is beside the real one.
                 ("", Way::Hard) => "by",
@@ -266,9 +266,9 @@ fn a_merge_through_a_link_removes_the_real_file() {
         let world = World::new(way, false);
         let mid = world.inode("real/mid.avhdx");
         let run = world.run("merge by/tip.avhdx --dry-run --json").expect(0).json();
-        let files = run["forecast"]["files"].as_array().unwrap();
+        let files = run["files"].as_array().unwrap();
         let removed = files.iter().find(|file| file["change"] == "removed").unwrap();
-        assert_eq!(removed["path"], world.real("tip.avhdx"));
+        assert_eq!(removed["image"], world.real("tip.avhdx"));
         let run = world.run("merge by/tip.avhdx --json").expect(0);
         let merged = run.json();
         assert_eq!(merged["removed"][0], world.real("tip.avhdx"), "{way:?}");
@@ -302,7 +302,7 @@ fn a_revert_through_a_link_removes_the_real_files() {
         let removed: Vec<&str> =
             done["removed"].as_array().unwrap().iter().map(|path| path.as_str().unwrap()).collect();
         assert_eq!(removed, [world.real("tip.avhdx"), world.real("mid.avhdx")], "{way:?}");
-        let new = PathBuf::from(done["path"].as_str().unwrap());
+        let new = PathBuf::from(done["tip"].as_str().unwrap());
         assert_eq!(new.parent(), Path::new(&world.real("base.vhdx")).parent(), "{way:?}");
         let new = new.file_name().unwrap().to_str().unwrap().to_owned();
         let mut names = vec!["base.vhdx".to_owned(), new.clone()];
@@ -328,7 +328,7 @@ fn parents_are_recorded_by_their_real_paths() {
             world.run("reparent by/tip.avhdx --onto by/base.vhdx --unproven --json").expect(0);
         let done = run.json();
         assert_eq!(done["image"], world.real("tip.avhdx"), "{way:?}");
-        assert_eq!(done["parent"], world.real("base.vhdx"), "{way:?}");
+        assert_eq!(done["parent"]["image"], world.real("base.vhdx"), "{way:?}");
         assert_eq!(world.inode("real/tip.avhdx"), before);
         fs::rename(world.folder.file("real/mid.avhdx"), world.folder.file("mid")).unwrap();
         assert_eq!(

@@ -114,7 +114,7 @@ impl Machine {
     fn mark(&self, name: &str) -> Option<String> {
         let info = self.folder.run(&format!("info {name} --json"));
         let info: Value = serde_json::from_slice(&info.stdout).unwrap();
-        info["image"]["merge"]["state"].as_str().map(str::to_owned)
+        info["merge"]["state"].as_str().map(str::to_owned)
     }
 }
 
@@ -138,11 +138,11 @@ fn layers_are_merged_in_the_middle_and_at_the_tip() {
     machine.is_as_written();
     // By label: c2 is the layer below c2.avhdx.
     let run = machine.folder.run("merge c4.avhdx@c2 --dry-run --json").expect(0).json();
-    assert_eq!(run["schema"], "avhdx.merge/1");
-    let files = run["forecast"]["files"].as_array().unwrap();
+    assert_eq!(run["schema"], "avhdx.forecast/1");
+    let files = run["files"].as_array().unwrap();
     assert!(
         files.iter().any(|file| file["change"] == "removed"
-            && file["path"].as_str().unwrap().ends_with("c1.avhdx"))
+            && file["image"].as_str().unwrap().ends_with("c1.avhdx"))
     );
     machine.is_as_written();
     // The tip and all layers into the base at once.
@@ -182,9 +182,9 @@ fn refusals_change_nothing() {
     machine.write(0, &[1; 512]);
     let folder = &machine.folder;
     drop(folder.run("merge web.vhdx").expect(7).says("next: avhdx tree .  # "));
-    drop(folder.run("merge c1.avhdx@base").expect(2).says("next: avhdx info --chain c1.avhdx\n"));
+    drop(folder.run("merge c1.avhdx@base").expect(2).says("next: avhdx points c1.avhdx\n"));
     drop(folder.run("merge c1.avhdx --into @nowhere").expect(2).says("c1.avhdx"));
-    drop(folder.run("merge --resume c1.avhdx").expect(2).says("next: avhdx merge c1.avhdx\n"));
+    drop(folder.run("merge --resume c1.avhdx").expect(2).says("next: avhdx points c1.avhdx\n"));
     // The base has a second child.
     fs::create_dir(folder.file("clones")).unwrap();
     folder.run("create clones/clone.vhdx --parent web.vhdx").expect(0);
@@ -344,14 +344,14 @@ fn a_merge_without_enough_space_changes_nothing() {
     assert_eq!(run.next(), next);
     let run = folder.run("merge tip.avhdx --dry-run --json").expect(3);
     assert_eq!(run.error()["kind"], "no-space");
-    let forecast = &run.json()["forecast"];
+    let forecast = &run.json();
     assert!(forecast["peak"].as_u64().unwrap() > forecast["available"].as_u64().unwrap());
     assert!(folder.read("base.vhdx") == base && folder.read("tip.avhdx") == tip);
     // Not enough for a single block: no command helps.
     let fill = |left: u64| {
         let line = "merge tip.avhdx --low-space --dry-run --json";
         fs::write(folder.file("fill"), []).unwrap();
-        let free = folder.run(line).expect(0).json()["forecast"]["available"].as_u64().unwrap();
+        let free = folder.run(line).expect(0).json()["available"].as_u64().unwrap();
         fs::write(folder.file("fill"), vec![1; (free - left) as usize]).unwrap();
     };
     fill(MIB as u64 / 2);
@@ -367,7 +367,7 @@ fn a_merge_without_enough_space_changes_nothing() {
     // Enough for a few blocks: --low-space works.
     fill(6 * MIB as u64);
     let run = folder.run("merge tip.avhdx --low-space --dry-run --json").expect(0);
-    assert_eq!(run.json()["forecast"]["peak"], 4 << 20);
+    assert_eq!(run.json()["peak"], 4 << 20);
     folder.run("merge tip.avhdx --low-space").expect(0);
     fs::remove_file(folder.file("fill")).unwrap();
     let run = folder.run("read base.vhdx --length 96M").expect(0);
@@ -410,8 +410,8 @@ fn a_merge_of_a_smaller_disk_reports_the_cut_and_needs_shrink_to_lose_data() {
             }
         }
         let forecast = folder.run("merge small.avhdx --dry-run --json").expect(exit).json();
-        assert_eq!(forecast["forecast"]["cut"], 3 << 20);
-        assert_eq!(forecast["forecast"]["cut_data"], cut_data);
+        assert_eq!(forecast["cut"], 3 << 20);
+        assert_eq!(forecast["cut_data"], cut_data);
         assert!(files() == before);
         // The cut is reported in either case.
         match holds_data {

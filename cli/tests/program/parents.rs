@@ -33,8 +33,8 @@ fn parents_are_found_by_the_flags() {
         let info = folder.run(&format!("info l1.vhdx --json {flag}")).expect(0).json();
         info["chain"]["parent"]["found_by"].clone()
     };
-    assert_eq!(by("--parent-dir elsewhere"), "parent-dir-identity");
-    assert_eq!(by("--with-parent elsewhere/moved.vhdx"), "with-parent");
+    assert_eq!(by("--parent-dir elsewhere"), "folder-search");
+    assert_eq!(by("--with-parent elsewhere/moved.vhdx"), "given");
     let listed = std::env::join_paths(["nowhere", "elsewhere"]).unwrap();
     let mut command = folder.command(READ.split(' '));
     let output = command.env("AVHDX_PARENT_DIRS", listed).output().unwrap();
@@ -133,7 +133,7 @@ fn info_shows_the_readable_part_of_a_broken_chain() {
     assert_eq!(info["chain"]["complete"], false);
     assert_eq!(info["chain"]["error"]["code"], "parent.missing");
     assert_eq!(info["chain"]["layers"].as_array().unwrap().len(), 2);
-    assert_eq!(info["chain"]["layers"][1]["file"], "l1.vhdx");
+    assert_eq!(info["chain"]["layers"][1]["image"], "l1.vhdx");
     assert_eq!(run.error()["code"], "parent.missing");
     folder.run("info l2.vhdx --chain").expect(5).prints("l1.vhdx").says("--parent-dir");
 }

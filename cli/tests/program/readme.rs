@@ -96,10 +96,35 @@ impl Model {
                     of.clone_from(&parent);
                 }
             }
+            "delete" => {
+                // The child above goes into the point's file; a tip keeps its own name.
+                let (tip, _) = image.split_once('@').unwrap();
+                let point = self.image(image);
+                let above = self.newer_than(&point, tip).pop().unwrap();
+                let disk = self.images[&above].clone();
+                let below = self.parents.get(&point).cloned();
+                if above == tip {
+                    self.remove(&point);
+                    self.parents.remove(tip);
+                    self.images.insert(above.clone(), disk);
+                    self.parents.extend(below.map(|below| (above, below)));
+                } else {
+                    self.remove(&above);
+                    self.images.insert(point.clone(), disk);
+                    for of in self.parents.values_mut().filter(|of| **of == above) {
+                        of.clone_from(&point);
+                    }
+                }
+            }
+            "label" => {
+                let point = self.parents[image.split_once('@').unwrap().0].clone();
+                self.labels.insert(words[2].into(), point);
+            }
             "reparent" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench" | "relink" => {}
+            "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench" | "relink"
+            | "points" => {}
             "completions" | "man" => {}
             other => panic!("the model does not support {other}"),
         }

@@ -30,8 +30,8 @@ fn foreign() -> Option<Folder> {
 /// The parent of each image, by path; `None` for roots.
 fn edges(document: &Value) -> BTreeMap<String, Option<String>> {
     let images = document["images"].as_array().unwrap();
-    let path = |image: &Value| image["path"].as_str().unwrap().to_owned();
-    let parent = |image: &Value| image["parent"].as_u64().map(|i| path(&images[i as usize]));
+    let path = |image: &Value| image["image"].as_str().unwrap().to_owned();
+    let parent = |image: &Value| image["parent_id"].as_u64().map(|i| path(&images[i as usize]));
     images.iter().map(|image| (path(image), parent(image))).collect()
 }
 
@@ -44,13 +44,13 @@ fn codes(document: &Value) -> Vec<&str> {
 #[track_caller]
 fn image<'a>(document: &'a Value, path: &str) -> &'a Value {
     let images = document["images"].as_array().unwrap();
-    let found = images.iter().find(|image| image["path"] == path);
+    let found = images.iter().find(|image| image["image"] == path);
     found.unwrap_or_else(|| panic!("no {path} in {document:#}"))
 }
 
 /// The number that refers to an image in the document.
 fn number(document: &Value, path: &str) -> Value {
-    image(document, path)["image"].clone()
+    image(document, path)["id"].clone()
 }
 
 #[track_caller]
@@ -113,7 +113,7 @@ fn chains_by_another_writer_are_six_sound_trees() {
     let Some(folder) = foreign() else { return };
     let document = json(&folder, "chains", 0);
     assert_eq!(document["schema"], "avhdx.tree/1");
-    assert_eq!(document["trees"].as_array().unwrap().len(), 6);
+    assert_eq!(document["root_ids"].as_array().unwrap().len(), 6);
     assert_eq!(codes(&document), [""; 0]);
 
     let mut expected: BTreeMap<String, Option<String>> = BTreeMap::new();
@@ -183,14 +183,14 @@ fn a_renamed_parent_and_a_changed_identity_are_both_reported() {
     let document = json(&folder, "chains", 1);
     assert_eq!(codes(&document), ["broken-link", "stale-path"]);
     let broken = finding(&document, "broken-link");
-    assert_eq!(broken["image"], number(&document, "chains/b1m-tail/l1.vhdx"));
-    assert_eq!(broken["leads_to_image"], number(&document, "chains/b1m-tail/l0.vhdx"));
+    assert_eq!(broken["image_id"], number(&document, "chains/b1m-tail/l1.vhdx"));
+    assert_eq!(broken["leads_to"]["image_id"], number(&document, "chains/b1m-tail/l0.vhdx"));
     assert_eq!(broken["expected"][0], expected);
-    assert_eq!(broken["found"], guid(7).to_string());
-    assert_eq!(broken["matches"].as_array().unwrap().len(), 0);
+    assert_eq!(broken["leads_to"]["data_write_guid"], guid(7).to_string());
+    assert_eq!(broken["match_ids"].as_array().unwrap().len(), 0);
     let stale = finding(&document, "stale-path");
-    assert_eq!(stale["image"], number(&document, "chains/deep6/l3.vhdx"));
-    assert_eq!(stale["matches"][0], number(&document, "chains/deep6/moved.bin"));
+    assert_eq!(stale["image_id"], number(&document, "chains/deep6/l3.vhdx"));
+    assert_eq!(stale["match_ids"][0], number(&document, "chains/deep6/moved.bin"));
 
     // The command of --tips reads the disk.
     let tips = folder.run("tree chains --tips").expect(1);
@@ -215,9 +215,9 @@ fn a_parent_that_was_replaced_is_found_in_another_folder() {
     let document = json(&folder, "vm", 1);
     assert_eq!(codes(&document), ["broken-link"]);
     let broken = finding(&document, "broken-link");
-    assert_eq!(broken["found"], guid(3).to_string());
+    assert_eq!(broken["leads_to"]["data_write_guid"], guid(3).to_string());
     assert_eq!(broken["expected"][0], guid(1).to_string());
-    assert_eq!(broken["matches"][0], number(&document, "vm/old/parent.vhdx"));
+    assert_eq!(broken["match_ids"][0], number(&document, "vm/old/parent.vhdx"));
     assert_eq!(edges(&document)["vm/tip.avhdx"].as_deref(), Some("vm/old/parent.vhdx"));
     let _ = folder
         .run("tree vm")
@@ -258,8 +258,8 @@ fn the_duplicate_at_the_recorded_path_is_the_parent() {
     assert_eq!(codes(&document), ["duplicates"]);
     let found = finding(&document, "duplicates");
     assert_eq!(found["data_write_guid"], guid(0).to_string());
-    assert_eq!(found["images"].as_array().unwrap().len(), 3);
-    assert_eq!(found["preferred"], serde_json::json!([number(&document, "vm/m/base.vhdx")]));
+    assert_eq!(found["image_ids"].as_array().unwrap().len(), 3);
+    assert_eq!(found["preferred_ids"], serde_json::json!([number(&document, "vm/m/base.vhdx")]));
     let run = folder.run("tree vm").expect(0);
     let run = run.prints("m/base.vhdx  (at a recorded path)\n").prints("1 note:");
     assert_eq!(run.text().matches("  duplicate [1]").count(), 3, "{}", run.text());
@@ -283,8 +283,12 @@ fn loops_are_reported() {
     write(&folder, "vm/tail.vhdx", &child(4, 2, ".\\b.vhdx"));
     let document = json(&folder, "vm", 1);
     assert_eq!(codes(&document), ["loop", "loop"]);
-    let loops: Vec<&Value> =
-        document["findings"].as_array().unwrap().iter().map(|finding| &finding["images"]).collect();
+    let loops: Vec<&Value> = document["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|finding| &finding["image_ids"])
+        .collect();
     let number = |path| number(&document, path);
     assert_eq!(*loops[0], serde_json::json!([number("vm/a.vhdx"), number("vm/b.vhdx")]));
     assert_eq!(*loops[1], serde_json::json!([number("vm/self.vhdx")]));
@@ -329,7 +333,7 @@ fn an_orphan_shows_the_expected_identity() {
     let document = json(&folder, ".", 1);
     let orphan = finding(&document, "orphan");
     assert_eq!(orphan["expected"], serde_json::json!([guid(1).to_string()]));
-    assert_eq!(document["trees"].as_array().unwrap().len(), 2);
+    assert_eq!(document["root_ids"].as_array().unwrap().len(), 2);
     let _ =
         folder.run("tree . --tips").expect(1).prints("broken: the parent of l2.vhdx is missing");
 }
@@ -413,7 +417,7 @@ fn a_parent_outside_the_folders_is_shown() {
         document["images"].as_array().unwrap().iter().map(|image| &image["outside"]).collect();
     assert_eq!(outside, [true, true, false]);
     let tip = &document["tips"][0];
-    assert_eq!((&tip["complete"], tip["layers"].as_array().unwrap().len()), (&true.into(), 3));
+    assert_eq!((&tip["complete"], tip["layer_ids"].as_array().unwrap().len()), (&true.into(), 3));
     let run = folder.run("tree vm").expect(0).prints("2 of them outside").prints("(outside)");
     assert!(!run.text().contains("stranger"), "{}", run.text());
 }
@@ -454,7 +458,7 @@ fn the_identity_of_an_unrelated_file_outside_the_folders_is_not_shown() {
     // It is shown once its folder is given.
     write(&folder, "bases/base.vhdx", &base(8));
     let document = json(&folder, "vm bases", 1);
-    assert_eq!(finding(&document, "broken-link")["found"], *secret);
+    assert_eq!(finding(&document, "broken-link")["leads_to"]["data_write_guid"], *secret);
 }
 
 #[test]
@@ -466,7 +470,7 @@ fn parents_outside_confine_are_not_opened() {
     let document = json(&folder, "vm --confine vm", 1);
     assert_eq!(codes(&document), ["orphan"]);
     assert_eq!(document["images"].as_array().unwrap().len(), 1);
-    assert_eq!(document["images"][0]["link"]["leads"][0]["to"], "denied");
+    assert_eq!(document["images"][0]["link"]["leads"][0]["leads_to"], "denied");
 }
 
 #[test]
@@ -487,7 +491,7 @@ fn the_flags_for_parents_find_them() {
     // If its folder is scanned, the parent is found by identity, and the path is stale.
     assert_eq!(codes(&json(&folder, "vm attic", 1)), ["stale-path"]);
     // The command of --tips reads the disk.
-    let commands = &mapped["tips"][0]["commands"];
+    let commands = &mapped["tips"][0]["next"];
     let command = commands[1].as_str().unwrap().strip_prefix("avhdx ").unwrap();
     assert_eq!(fs::read(folder.file("vm/tip.avhdx")).unwrap().len(), 4 << 20);
     folder.run(command).expect(0);
@@ -505,7 +509,7 @@ fn tips_show_pending_logs_and_images_in_use() {
     let document = json(&folder, ".", 0);
     assert_eq!(image(&document, "./l1.vhdx")["log_pending"], true);
     let tip = &document["tips"][0];
-    assert_eq!(tip["log_pending"], serde_json::json!([number(&document, "./l1.vhdx")]));
+    assert_eq!(tip["log_pending_ids"], serde_json::json!([number(&document, "./l1.vhdx")]));
     let row = folder.run("tree . --tips").expect(0).text();
     let row: Vec<&str> = row.lines().nth(1).unwrap().split_whitespace().collect();
     assert_eq!(row[..5], ["l2.vhdx", "6", "MiB", "3", "pending"]);
@@ -607,8 +611,8 @@ fn deep_chains_and_deep_folders_are_shown() {
     fs::create_dir_all(&deep).unwrap();
     base(1).write_to(deep.join("bottom.vhdx"));
     let document = json(&folder, "vm", 0);
-    assert_eq!(document["trees"].as_array().unwrap().len(), 2);
-    assert_eq!(image(&document, "vm/l299.avhdx")["depth"], 299);
+    assert_eq!(document["root_ids"].as_array().unwrap().len(), 2);
+    assert_eq!(image(&document, "vm/l299.avhdx")["level"], 299);
     let text = folder.run("tree vm").expect(0).text();
     assert!(text.lines().any(|line| line.contains("…299 └─ l299.avhdx")), "{text}");
     // Deeper than the default of --max-depth.
@@ -677,7 +681,7 @@ fn the_json_is_stable() {
     let mut document = json(&folder, ".", 1);
     // These depend on the machine.
     for image in document["images"].as_array_mut().unwrap() {
-        for key in ["allocated", "volume"] {
+        for key in ["file_allocated", "volume"] {
             assert!(image[key].is_u64() || image[key].is_null(), "{key}");
             image[key] = "its own".into();
         }

@@ -25,7 +25,7 @@ fn flat(folder: &Folder) -> Vec<u8> {
 /// The state of the log; `empty` if the image was closed.
 fn log_state(folder: &Folder, name: &str) -> String {
     let info = folder.run(&format!("info {name} --json")).expect(0).json();
-    info["image"]["log"]["state"].as_str().unwrap().to_owned()
+    info["log"]["state"].as_str().unwrap().to_owned()
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn zeros_hide_the_parent() {
             assert!(flat(&folder) == expected, "{line}");
             assert_eq!(log_state(&folder, "l2.vhdx"), "empty");
         }
-        let blocks = folder.run("info l2.vhdx --json").expect(0).json()["image"]["blocks"].take();
+        let blocks = folder.run("info l2.vhdx --json").expect(0).json()["blocks"].take();
         // Only block 3 was in the tip at first.
         let kept = u64::from(verb.contains("keep"));
         assert_eq!(blocks["fully_present"].as_u64() > Some(0), kept == 1, "{verb}: {blocks}");
@@ -141,7 +141,7 @@ fn a_fixed_disk_keeps_its_blocks() {
     expected[MIB..3 * MIB].fill(0);
     let chain = naive::Chain::open([folder.file("f.vhdx")]).unwrap();
     assert!(chain.flat(0).unwrap() == expected);
-    let blocks = folder.run("info f.vhdx --json").expect(0).json()["image"]["blocks"].take();
+    let blocks = folder.run("info f.vhdx --json").expect(0).json()["blocks"].take();
     assert_eq!(blocks["fully_present"], 4);
 }
 

@@ -109,7 +109,11 @@ fn pair_findings(forest: &Forest, child: NodeId, link: &Link) -> Vec<ForestFindi
 /// One finding for each merge, on the child if it was found.
 fn unfinished_merges(forest: &Forest, guids: &HashMap<Uuid, Vec<NodeId>>) -> Vec<ForestFinding> {
     let marked = forest.nodes().filter_map(|(id, node)| {
-        let mark = node.image.as_ref().ok()?.merge.as_ref()?;
+        let image = node.image.as_ref().ok()?;
+        let Some(mark) = image.merge.as_ref() else {
+            image.merge_request.as_ref()?;
+            return Some(ForestFinding::UnfinishedMerge { node: id });
+        };
         // A child that cannot be read has no mark to report.
         let tells = |id: &NodeId| forest.node(*id).image.as_ref().is_ok_and(|i| i.merge.is_some());
         let is_told_by_child = mark.state == MergeState::Target

@@ -80,6 +80,20 @@ pub struct Merged {
     pub warnings: Vec<Warning>,
 }
 
+impl Merged {
+    /// The result of this merge and of a later one in the same chain.
+    pub fn and(mut self, later: Self) -> Self {
+        self.tip = later.tip.or(self.tip);
+        self.removed.extend(later.removed);
+        self.moved += later.moved;
+        self.mirrored += later.mirrored;
+        self.handed_over += later.handed_over;
+        self.cut += later.cut;
+        self.warnings.extend(later.warnings);
+        self
+    }
+}
+
 impl Merge {
     /// Merges the layer `child` into its parent.
     pub fn new(child: LayerId) -> Self {
@@ -151,8 +165,9 @@ impl Merge {
     }
 
     /// Whether the new tip gets the path of the old one, if the tip is merged: machines that are configured with that
-    /// path find the disk there. The names of the two files are exchanged in one step when everything else is done,
-    /// so that the path leads to the whole disk at any time.
+    /// path find the disk there. The names of the two files are exchanged in one step once the parent has everything,
+    /// so that the path leads to the whole disk at any time. An exchange that the host refuses ends the merge, which can be
+    /// resumed.
     ///
     /// The two files must lie in one folder, on a host that can exchange names; otherwise the warning
     /// `merge.name-not-kept` says that the tip has the parent's path. Merges of other layers change no tip.

@@ -6,9 +6,10 @@
 //! 2. the parent takes that identity and is marked as incomplete;
 //! 3. the parent receives all data of the child, which still covers it;
 //! 4. the parent's mark is removed, in one step with the last of the data;
-//! 5. the child is marked as spent;
-//! 6. the layer above, if any, is linked to the parent;
-//! 7. the child's file is removed.
+//! 5. a tip that keeps its name exchanges names with the parent;
+//! 6. the child is marked as spent;
+//! 7. the layer above, if any, is linked to the parent;
+//! 8. the child's file is removed.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -183,7 +184,7 @@ impl MergeStep<'_> {
                 complete(&on.parent)?;
                 return Ok((moved, None));
             };
-            let (rest, retired) = self.converge(on, &copy, tracker, meter)?;
+            let (rest, retired) = self.converge(on, &copy, tracker, meter, merged)?;
             Ok((moved + rest, Some(retired)))
         })();
         let copied = copied.map_err(|error| self.stopped(error, on, &copy));
@@ -273,6 +274,7 @@ impl MergeStep<'_> {
         copy: &LayerCopy<'_>,
         tracker: &ChangeTracker,
         meter: &mut Meter<'_>,
+        merged: &mut Merged,
     ) -> Result<(u64, Retired)> {
         // Allocation in the parent waits for a flush, and the first flush takes the longest: do it now.
         on.parent.commit()?;
@@ -293,7 +295,7 @@ impl MergeStep<'_> {
             on.parent.commit()?;
             if tracker.bytes_left() <= SHORT {
                 meter.report()?;
-                if let Some((last, retired)) = self.switch_tip(on, copy, tracker)? {
+                if let Some((last, retired)) = self.switch_tip(on, copy, tracker, merged)? {
                     // Too late to stop.
                     _ = meter.notify();
                     return Ok((moved + last, retired));
@@ -313,6 +315,7 @@ impl MergeStep<'_> {
         on: &Handles,
         copy: &LayerCopy<'_>,
         tracker: &ChangeTracker,
+        merged: &mut Merged,
     ) -> Result<Option<(u64, Retired)>> {
         on.child.freeze_if(|| {
             tracker.check()?;
@@ -326,15 +329,20 @@ impl MergeStep<'_> {
             complete(&on.parent)?;
             // The child accepts the parent's present identity: later writes need a new one.
             on.parent.hand_out_frozen_identity()?;
+            // Before anything is written to the parent alone.
+            self.keep_name(on, merged)?;
             Ok(Some((moved, self.op.take_out(self.layer, &on.parent))))
         })
     }
 
     /// The remaining steps once the parent is complete.
     fn finish(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
+        let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.core().id());
+        if !is_switched {
+            self.keep_name(on, merged)?;
+        }
         let spent =
             self.state(MergeState::Spent, on.parent.core().data_write_guid(), on.parent.core());
-        let is_switched = !self.op.images().iter().any(|image| image.id() == on.child.core().id());
         let marked = on.child.edit_metadata(&[ItemEdit::merge_mark(Some(&spent))]);
         let rest = marked.and_then(|()| self.relink_above(on));
         if !is_switched {
@@ -347,7 +355,6 @@ impl MergeStep<'_> {
             merged.warnings.push(warning_of(on.child.core(), "merge.not-marked", message));
         }
         on.child.close().ok();
-        self.keep_name(on, merged);
         let child_path = path_of(on.child.core())?.to_owned();
         match remove(self.op, on.child.core()) {
             Ok(Removed { is_gone: true, warning }) => {
@@ -368,18 +375,18 @@ impl MergeStep<'_> {
         Ok(())
     }
 
-    /// Gives the new tip the name of the old one, if that was requested. From here on the child's file has the name of
-    /// its parent.
-    fn keep_name(&self, on: &Handles, merged: &mut Merged) {
+    /// Gives the new tip the name of the old one, if that was requested. The parent is complete and was not written to
+    /// since: the path leads to the whole disk before and after. From here on the child's file has the name of its
+    /// parent.
+    fn keep_name(&self, on: &Handles, merged: &mut Merged) -> Result<()> {
         let (child, parent) = (on.child.core(), on.parent.core());
-        if self.layer > 0 || !request::is_name_due(child, parent) {
-            return;
+        if self.layer == 0
+            && request::is_name_due(child, parent)
+            && !exchange_names(self.op, child, parent)?
+        {
+            merged.warnings.push(request::unsupported(parent));
         }
-        match exchange_names(self.op, child, parent) {
-            Ok(true) => {}
-            Ok(false) => merged.warnings.push(request::failed(parent, None)),
-            Err(error) => merged.warnings.push(request::failed(parent, Some(&error))),
-        }
+        Ok(())
     }
 
     /// Waits for readers that still see the chain with the child, which has been taken out of it. Its file

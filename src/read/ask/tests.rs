@@ -51,6 +51,7 @@ struct Before<'a>(LayerId, &'a dyn Fn());
 
 impl PageSource for Before<'_> {
     type Stop = crate::Error;
+    const READS: bool = false;
 
     fn page<T>(
         self,
@@ -186,6 +187,7 @@ struct FailsOnce<'a>(LayerId, &'a Cell<bool>);
 
 impl PageSource for FailsOnce<'_> {
     type Stop = crate::Error;
+    const READS: bool = false;
 
     fn is_host_failure(stop: &Self::Stop) -> bool {
         FromFile::is_host_failure(stop)

@@ -1,13 +1,16 @@
 //! Shared by the tests of the program: a folder, the program, and a small chain.
 #![allow(dead_code, clippy::disallowed_methods)] // each test file uses its part of it
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use avhdx_testkit::build::{Block, Contents, Data, IS_USER, Image, Item, state, write_chain};
+use jsonschema::Validator;
 use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -94,12 +97,14 @@ impl Folder {
 }
 
 impl Run {
+    /// Every JSON in the output must fit its schema.
+    #[track_caller]
     pub fn of(output: Output) -> Self {
-        Self {
-            code: output.status.code(),
-            stdout: output.stdout,
-            stderr: String::from_utf8(output.stderr).unwrap(),
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        for object in json_of(stderr.as_bytes()).chain(json_of(&output.stdout)) {
+            assert_fits(&object);
         }
+        Self { code: output.status.code(), stdout: output.stdout, stderr }
     }
 
     #[track_caller]
@@ -167,6 +172,63 @@ impl Run {
     pub fn error(&self) -> Value {
         serde_json::from_str(self.stderr.lines().last().unwrap()).unwrap()
     }
+}
+
+/// The objects with a schema in an output: the whole, or its lines.
+fn json_of(output: &[u8]) -> impl Iterator<Item = Value> {
+    let is_one = |value: &Value| value["schema"].as_str().is_some_and(|s| s.starts_with("avhdx."));
+    let objects = match serde_json::from_slice(output) {
+        Ok(whole) => vec![whole],
+        Err(_) if !output.starts_with(b"{") => Vec::new(),
+        Err(_) => {
+            let lines = output.split(|byte| *byte == b'\n');
+            lines.filter_map(|line| serde_json::from_slice(line).ok()).collect()
+        }
+    };
+    objects.into_iter().filter(is_one)
+}
+
+/// Asserts that an object has the keys and values that its schema in `docs/schema` lists, and no others.
+#[track_caller]
+pub fn assert_fits(object: &Value) {
+    static VALIDATORS: OnceLock<BTreeMap<String, Validator>> = OnceLock::new();
+    let name = object["schema"].as_str().unwrap();
+    let validator = VALIDATORS.get_or_init(validators).get(name);
+    let validator = validator.unwrap_or_else(|| panic!("no schema of {name} in docs/schema"));
+    let errors: Vec<String> = validator
+        .iter_errors(object)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(errors.is_empty(), "not as docs/schema has {name}: {errors:#?}\n{object:#}");
+}
+
+/// The schemas by their names. Keys that a schema does not list are refused: programs accept them, tests do not.
+fn validators() -> BTreeMap<String, Validator> {
+    fn close(schema: &mut Value) {
+        if let Value::Object(keys) = schema {
+            if keys.contains_key("properties") {
+                keys.insert("additionalProperties".into(), false.into());
+            }
+            keys.values_mut().for_each(close);
+        }
+        if let Value::Array(list) = schema {
+            list.iter_mut().for_each(close);
+        }
+    }
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/schema");
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let schemas = files.map(|path| {
+        let mut schema: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+        let name = schema["title"].as_str().unwrap().to_owned();
+        close(&mut schema);
+        (name, jsonschema::validator_for(&schema).unwrap())
+    });
+    schemas.collect()
+}
+
+/// The names of all schemas.
+pub fn schemas() -> Vec<String> {
+    validators().into_keys().collect()
 }
 
 /// The identity of layer `n` of [`chain`].

@@ -1,0 +1,77 @@
+//! Other branches on the points of a chain.
+
+use std::path::{Path, PathBuf};
+
+use avhdx::Layer;
+use avhdx::ops::forest::Forest;
+use avhdx::storage::{FileKind, Host, LocalHost};
+
+use crate::args::OperationFlags;
+use crate::failure::Failure;
+use crate::operation::Subject;
+use crate::point::folder_of;
+
+/// The children of a layer that are not in its chain, in the layer's folder, the tip's and those that the flags name.
+pub(crate) fn others(
+    subject: &Subject,
+    point: &Layer,
+    opening: &OperationFlags,
+) -> Result<Vec<PathBuf>, Failure> {
+    let forest = forest(subject, opening)?;
+    Ok(others_in(&forest, subject, point))
+}
+
+/// The images in the folders of all layers and in those that the flags name.
+pub(crate) fn forest(subject: &Subject, opening: &OperationFlags) -> Result<Forest, Failure> {
+    let mut folders = opening.children_in.clone();
+    let mut files = Vec::new();
+    for layer in subject.layers() {
+        let Some(path) = &layer.path else { continue };
+        let folder = folder_of(path).to_path_buf();
+        if !folders.contains(&folder) {
+            files.extend(files_beside(path, &[])?);
+            folders.push(folder);
+        }
+    }
+    for folder in &opening.children_in {
+        files.extend(files_beside(&folder.join("-"), &[])?);
+    }
+    Ok(Forest::scan(files, &opening.source())?)
+}
+
+/// The same in a known forest.
+pub(crate) fn others_in(forest: &Forest, subject: &Subject, point: &Layer) -> Vec<PathBuf> {
+    let own: Vec<_> = subject.layers().iter().map(|layer| layer.data_write_guid).collect();
+    let children = forest.children_of(point.data_write_guid).map(|id| forest.node(id));
+    let others =
+        children.filter(|node| node.data_write_guid.is_none_or(|guid| !own.contains(&guid)));
+    others.map(|node| node.path.clone()).collect()
+}
+
+/// The regular files of the folder of an image, and of further folders.
+pub(crate) fn files_beside(file: &Path, folders: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let own = folder_of(file).to_path_buf();
+    let mut files = Vec::new();
+    for folder in [&own].into_iter().chain(folders) {
+        let names = LocalHost.list(folder).map_err(|error| {
+            let message =
+                format!("{}: cannot list the folder to find the images", folder.display());
+            Failure::io("children.folder", message, &error)
+        })?;
+        let is_file =
+            |path: &PathBuf| LocalHost.stat(path).is_ok_and(|stat| stat.kind == FileKind::File);
+        let names = names.into_iter().filter(|path| !is_temporary(path));
+        files.extend(names.filter(is_file));
+    }
+    Ok(files)
+}
+
+/// Whether the file has the name of one that is incomplete or being removed: `.NAME.HEX.tmp`.
+fn is_temporary(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp"));
+    let digits = inner.and_then(|inner| inner.rsplit_once('.'));
+    digits.is_some_and(|(_, digits)| {
+        digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit())
+    })
+}

@@ -1,0 +1,165 @@
+//! `avhdx points`: lists the points in time of a chain.
+
+use std::ffi::OsString;
+use std::time::SystemTime;
+
+use avhdx::storage::{Access, Host, LocalHost};
+use avhdx::{Layer, VhdxFile};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::args::OperationFlags;
+use crate::failure::{Failure, Reply};
+use crate::forks;
+use crate::operation::{self, Subject};
+use crate::output::Console;
+use crate::table::TextTable;
+use crate::text::{printable, units, utc};
+use crate::vocabulary::Answer;
+
+/// List the points in time of a disk, newest first: label, time, what each holds, and whether it can be deleted.
+///
+/// The first is the tip, the present. Select another one as IMAGE@-N or IMAGE@LABEL in every verb. A checkpoint of
+/// another program has no label; its time is then that of the last write to the point's file, marked with a *.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// The tip of the chain.
+    #[arg(value_name = "IMAGE")]
+    image: OsString,
+    #[command(flatten)]
+    opening: OperationFlags,
+}
+
+/// The points in time of a disk, newest first. All sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct PointsAnswer {
+    /// The tip.
+    image: String,
+    points: Vec<PointFacts>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct PointFacts {
+    /// What selects it behind the name of the tip, such as `@-1`.
+    selector: String,
+    /// Null without a label.
+    label: Option<String>,
+    /// When the checkpoint was taken; null if that is not recorded.
+    time: Option<String>,
+    /// When the image was last written to; null if unknown.
+    written: Option<String>,
+    /// The image on top at this point.
+    image: String,
+    data_write_guid: Uuid,
+    /// The size of the blocks that the image itself holds.
+    allocated: u64,
+    deletable: bool,
+    /// What stands in the way of its deletion.
+    blocked_by: Vec<String>,
+}
+
+impl Answer for PointsAnswer {
+    const SCHEMA: &'static str = "avhdx.points/1";
+}
+
+/// A point in time as it is shown.
+struct Row {
+    layer: Layer,
+    label: Option<String>,
+    time: Option<SystemTime>,
+    written: Option<SystemTime>,
+    /// Bytes of the file's payload blocks.
+    holds: u64,
+    blocked: Vec<String>,
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let options = args.opening.options()?.unfinished(true);
+    let subject = Subject::inspect(&args.image, &options)?;
+    console.warnings(&subject.chain.warnings());
+    let forest = forks::forest(&subject, &args.opening)?;
+    let is_unfinished = operation::being_merged(&subject.chain).is_some();
+    let mut rows = Vec::new();
+    for (n, point) in subject.chain.points().into_iter().enumerate() {
+        let layer = subject.layers()[n].clone();
+        let image = subject.chain.image(layer.id);
+        let holds = image.map_or(Ok(0), |image| holds(&image))?;
+        let others = forks::others_in(&forest, &subject, &layer);
+        let mut blocked = Vec::new();
+        if n == 0 {
+            blocked.push("the present".to_owned());
+        } else {
+            let names = others.iter().filter_map(|path| path.file_name());
+            blocked.extend(names.map(|name| format!("a branch: {}", name.to_string_lossy())));
+            if is_unfinished {
+                blocked.push("an unfinished merge".into());
+            }
+            let pair = [&layer, &subject.layers()[n - 1]];
+            let read_only = pair.into_iter().filter_map(|layer| layer.path.as_ref());
+            let is_closed =
+                |path: &&std::path::PathBuf| LocalHost.open(path, Access::ReadWrite).is_err();
+            let closed = read_only.filter(is_closed).filter_map(|path| path.file_name());
+            blocked.extend(closed.map(|name| format!("read-only: {}", name.to_string_lossy())));
+        }
+        let written = layer.path.as_ref().and_then(|path| LocalHost.stat(path).ok()?.modified);
+        let (label, time) = (point.label, point.time);
+        rows.push(Row { layer, label, time, written, holds, blocked });
+    }
+    print(&subject, &rows, console)?;
+    Ok(Reply::Yes)
+}
+
+/// Bytes of the payload blocks that a file has.
+fn holds(image: &VhdxFile) -> Result<u64, Failure> {
+    let counts = image.count_blocks()?;
+    Ok((counts.fully_present + counts.partially_present) * u64::from(image.block_size()))
+}
+
+fn print(subject: &Subject, rows: &[Row], console: &mut Console) -> Result<(), Failure> {
+    let image = subject.image.display().to_string();
+    if console.is_json() {
+        let point = |(n, row): (usize, &Row)| PointFacts {
+            selector: format!("@-{n}"),
+            label: row.label.clone(),
+            time: row.time.map(utc),
+            written: row.written.map(utc),
+            image: row.layer.name.clone(),
+            data_write_guid: row.layer.data_write_guid,
+            allocated: row.holds,
+            deletable: row.blocked.is_empty(),
+            blocked_by: row.blocked.clone(),
+        };
+        let points = rows.iter().enumerate().map(point).collect();
+        return console.document(&PointsAnswer { image, points });
+    }
+    let columns = ["point", "label", "taken", ">holds", "delete", "file"];
+    let mut table = TextTable::new(&format!("Points in time of {image}"), &columns);
+    for (n, row) in rows.iter().enumerate() {
+        let taken = match (n, row.time, row.written) {
+            (0, ..) => "now".into(),
+            (_, Some(time), _) => utc(time),
+            (_, None, Some(written)) => format!("{}*", utc(written)),
+            _ => "-".into(),
+        };
+        let delete = match row.blocked.first() {
+            None => "yes".to_owned(),
+            Some(why) => format!("no: {}", printable(why)),
+        };
+        let file = row.layer.path.as_ref().and_then(|path| path.file_name());
+        let file = file.map_or(row.layer.name.clone(), |name| name.to_string_lossy().into_owned());
+        table.row([
+            format!("@-{n}"),
+            row.label.clone().unwrap_or_else(|| "-".into()),
+            taken,
+            units(row.holds),
+            delete,
+            file,
+        ]);
+    }
+    if rows.iter().skip(1).any(|row| row.time.is_none() && row.written.is_some()) {
+        table.remark("* no time of a checkpoint is recorded: when the file was last written to");
+    }
+    console.table(table)
+}
