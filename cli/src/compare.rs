@@ -42,7 +42,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let a = Input::open(&args.a, args.format, &args.opening, console)?;
     let b = Input::open(&args.b, args.other_format, &args.opening, console)?;
     let mut meter = ProgressMeter::new(console);
-    let found = Compare::new().run(a.disk(), b.disk(), &mut |now| meter.report(now));
+    let found = Compare::new().on_progress(|now| meter.report(now)).run(a.disk(), b.disk());
     drop(meter);
     let found = found?;
     let equal = found.same_contents() && (found.same_size() || args.ignore_size);

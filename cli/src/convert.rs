@@ -129,7 +129,7 @@ fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<
 fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
     let mut meter = ProgressMeter::new(console);
     let mut out = io::stdout().lock();
-    let done = Export::new().stream(input.disk(), &mut out, &mut |now| meter.report(now));
+    let done = Export::new().on_progress(|now| meter.report(now)).stream(input.disk(), &mut out);
     drop(meter);
     done.map_err(stdout_failure)?;
     out.flush().map(|()| Reply::Yes).map_err(|error| Failure::stdout(&error))
@@ -137,7 +137,7 @@ fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
 
 fn raw_copy(input: &Input, file: &NewFile, console: &Console) -> Result<Copied, Failure> {
     let (mut meter, to) = (ProgressMeter::new(console), file.storage().as_ref());
-    let done = Export::new().run(input.disk(), to, &mut |now| meter.report(now));
+    let done = Export::new().on_progress(|now| meter.report(now)).run(input.disk(), to);
     drop(meter);
     let exported = done.map_err(|error| file.failure(error))?;
     Ok(Copied { virtual_size: exported.size, written: exported.written, block_size: None })
@@ -152,7 +152,7 @@ fn image_copy(
     let image = options.create_draft(&LocalHost, file.draft());
     let image = image.map_err(|error| file.failure(error))?;
     let mut meter = ProgressMeter::new(console);
-    let done = Export::new().onto(input.disk(), &image, &mut |now| meter.report(now));
+    let done = Export::new().on_progress(|now| meter.report(now)).onto(input.disk(), &image);
     drop(meter);
     let done = done.and_then(|exported| image.close().map(|()| exported));
     let exported = done.map_err(|error| file.failure(error))?;

@@ -147,7 +147,7 @@ fn delete_branch(
         operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
-    let done = operation::run(console, |on| delete.run(on))?;
+    let done = operation::run(console, |on| delete.on_progress(on).run())?;
     console.done();
     console.warnings(&done.warnings);
     print(&done, &point.name, console)?;

@@ -160,14 +160,15 @@ impl Request {
         let subject = Subject::open(&image, &options, console)?;
         subject.resolve_point(console)?;
         let (merge, child) = self.merge_of(&subject)?;
-        let mut done = operation::run(console, |on| merge.clone().run(&subject.chain, on));
+        let mut done =
+            operation::run(console, |on| merge.clone().on_progress(on).run(&subject.chain));
         // Several merges of one chain may have been interrupted.
         while let (true, Ok(so_far), Some(_)) =
             (how.resume, &done, operation::being_merged(&subject.chain))
         {
             let so_far = so_far.clone();
             let (next, _) = self.merge_of(&subject)?;
-            done = operation::run(console, |on| next.run(&subject.chain, on))
+            done = operation::run(console, |on| next.on_progress(on).run(&subject.chain))
                 .map(|further| so_far.and(further));
         }
         let done = done.map_err(|failure| self.suggest_low_space(failure, &merge, &subject));
@@ -206,7 +207,7 @@ impl Request {
     }
 
     /// The requested merge, and its child.
-    fn merge_of(&self, subject: &Subject) -> Result<(Merge, Layer), Failure> {
+    fn merge_of(&self, subject: &Subject) -> Result<(Merge<'static>, Layer), Failure> {
         let how = &self.how;
         let (merge, child) = match &self.what {
             _ if how.resume => {
