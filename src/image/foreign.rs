@@ -159,28 +159,49 @@ fn has_partitions(start: &[u8]) -> bool {
         && (0..4).any(|i| entry(i)[4] != 0)
 }
 
+/// The refusal of an image, with the cause first where it is plain: an incomplete copy, which ends in zeros.
+pub(super) fn with_cause(storage: &dyn Storage, error: Error) -> Error {
+    let (ErrorKind::Damaged, Some(at)) = (error.kind(), error.offset()) else { return error };
+    let Ok(len) = storage.len() else { return error };
+    if at >= len || zeros_from(storage, at, len).ok().flatten() != Some(len) {
+        return error;
+    }
+    let why = error.message().to_owned();
+    error.with_message(format!(
+        "an incomplete copy, with nothing but zeros from here to its end: {why}"
+    ))
+}
+
 /// Whether the file holds only zeros, in the part that is examined.
 fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
-    let (mut at, mut looked_at) = (0, 0);
+    let seen = zeros_from(storage, 0, len).ok()??;
+    let what = match seen < len {
+        true => format!("a file that starts with nothing but zeros, at least {seen} bytes of them"),
+        false => format!("a file of {len} bytes that holds nothing but zeros"),
+    };
+    Some(("foreign.zeros", what))
+}
+
+/// Where the examined zeros from `at` on end, at the latest at the end of the file. `None` if there is data among them.
+fn zeros_from(storage: &dyn Storage, mut at: u64, len: u64) -> io::Result<Option<u64>> {
+    let mut looked_at = 0;
     let mut piece = vec![0; KIB as usize * KIB as usize];
     while at < len {
-        let Some(data) = storage.next_data(at).ok()? else { break };
+        let Some(data) = storage.next_data(at)? else { break };
         if looked_at >= MOST_ZEROS {
-            let what =
-                format!("a file that starts with nothing but zeros, at least {at} bytes of them");
-            return Some(("foreign.zeros", what));
+            return Ok(Some(at));
         }
         at = data.start.max(at);
         let end = data.end.min(len).min(at + piece.len() as u64);
-        let bytes = &mut piece[..end.checked_sub(at)? as usize];
-        storage.read_exact_at(bytes, at).ok()?;
+        let bytes = &mut piece[..end.saturating_sub(at) as usize];
+        storage.read_exact_at(bytes, at)?;
         if bytes.is_empty() || bytes.iter().any(|byte| *byte != 0) {
-            return None;
+            return Ok(None);
         }
         looked_at += bytes.len() as u64;
         at = end;
     }
-    Some(("foreign.zeros", format!("a file of {len} bytes that holds nothing but zeros")))
+    Ok(Some(len))
 }
 
 /// Opens the file at `path`, unless its name or kind shows that it is not an image.

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::ops::ControlFlow;
 
 use super::export::{joined, parts_with_data};
-use super::{Progress, WINDOW, report};
+use super::{Listener, Progress, WINDOW};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::VhdxFile;
@@ -18,20 +18,19 @@ use crate::trace::operation;
 /// writer finished or failed.
 ///
 /// ```
-/// use std::ops::ControlFlow;
 /// use avhdx::ops::Import;
 /// use avhdx::storage::MemStorage;
 ///
 /// let mut stream: &[u8] = &[7; 9000];
 /// let disk = MemStorage::new(Vec::new());
-/// let imported = Import::new().run(&mut stream, &disk, &mut |_| ControlFlow::Continue(()))?;
+/// let imported = Import::new().run(&mut stream, &disk)?;
 /// assert_eq!((imported.size, disk.into_bytes()), (9000, vec![7; 9000]));
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Import {
+pub struct Import<'a> {
     size: Option<u64>,
+    progress: Listener<'a>,
 }
 
 /// The result of an import.
@@ -46,7 +45,7 @@ pub struct Imported {
     pub written: u64,
 }
 
-impl Import {
+impl<'a> Import<'a> {
     /// Imports up to the end of the stream.
     pub fn new() -> Self {
         Self::default()
@@ -55,29 +54,30 @@ impl Import {
     /// Size of the disk in bytes. A shorter stream is followed by zeros, a longer one is an error. By default the disk
     /// ends with the stream.
     pub fn size(self, bytes: u64) -> Self {
-        Self { size: Some(bytes) }
+        Self { size: Some(bytes), ..self }
     }
 
-    /// Makes the file `to` the disk, durably. The previous contents of the file are lost. The total of the progress is 0
-    /// while it is unknown.
+    /// Calls `on` while the operation runs, with a total of 0 if the [size](Self::size) is unknown. A break stops it with
+    /// [`ErrorKind::Cancelled`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
+    }
+
+    /// Makes the file `to` the disk, durably. The previous contents of the file are lost.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if the stream is longer than the [size](Self::size); [`ErrorKind::Io`] if the stream
-    /// cannot be read or the host cannot write; [`ErrorKind::Cancelled`] if `on` asks to stop. The file is then
+    /// cannot be read or the host cannot write; [`ErrorKind::Cancelled`]. The file is then
     /// incomplete.
-    pub fn run(
-        self,
-        from: &mut dyn Read,
-        to: &dyn Storage,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Imported> {
+    pub fn run(self, from: &mut dyn Read, to: &dyn Storage) -> Result<Imported> {
         let _span = operation("import", to.name());
         let failed = |at: u64, error| {
             Error::io("import.write", "cannot write the disk", error).in_file(to.name()).at(at)
         };
         to.set_len(0).map_err(|error| failed(0, error))?;
         let mut written = 0;
-        let read = self.pieces(from, u64::MAX, on, |at, bytes| {
+        let read = self.pieces(from, u64::MAX, |at, bytes| {
             for (at, part) in parts_with_data(at, bytes) {
                 to.write_at(part, at).map_err(|error| failed(at, error))?;
                 written += part.len() as u64;
@@ -100,12 +100,11 @@ impl Import {
         self,
         from: &mut dyn Read,
         mut image: VhdxFile,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
     ) -> Result<(VhdxFile, Imported)> {
         let _span = operation("import", image.name());
         let sector = u64::from(image.geometry().logical_sector);
         let mut written = 0;
-        let read = self.pieces(from, MAX_VIRTUAL_SIZE, on, |at, bytes| {
+        let read = self.pieces(from, MAX_VIRTUAL_SIZE, |at, bytes| {
             let parts = joined(&parts_with_data(at, bytes));
             if let Some(last) = parts.last() {
                 make_room(&mut image, last.end)?;
@@ -133,14 +132,13 @@ impl Import {
         &self,
         from: &mut dyn Read,
         most: u64,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
         mut take: impl FnMut(u64, &[u8]) -> Result<()>,
     ) -> Result<u64> {
         let most = self.size.unwrap_or(most);
         let mut buf = vec![0; WINDOW as usize];
         let mut at = 0;
         loop {
-            report(on, at, self.size.unwrap_or(0))?;
+            self.progress.report(at, self.size.unwrap_or(0))?;
             let filled = fill(from, &mut buf)
                 .map_err(|error| Error::io("import.read", "cannot read the input", error).at(at))?;
             if filled as u64 > most - at {

@@ -473,3 +473,28 @@ fn other_formats_are_named() {
     fs::write(&path, &bytes).unwrap();
     assert_eq!(VhdxFile::open(&path).unwrap_err().code(), "identifier.signature");
 }
+
+#[test]
+fn a_copy_that_ends_in_zeros_is_called_incomplete() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy.vhdx");
+    let mut image = Image::dynamic(4 << 20);
+    image.put(1, Block::full(Data::Pattern(3)));
+    image.write_to(&path);
+    let whole = fs::read(&path).unwrap();
+    let message = |zeros: std::ops::Range<usize>| {
+        let mut bytes = whole.clone();
+        bytes[zeros].fill(0);
+        fs::write(&path, bytes).unwrap();
+        let error = VhdxFile::open(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+        error.message().to_owned()
+    };
+    for start in [64 << 10, 192 << 10] {
+        let message = message(start..whole.len());
+        assert!(message.starts_with("an incomplete copy, "), "{message}");
+    }
+    // Zeros with data behind them are other damage.
+    let message = message(64 << 10..1 << 20);
+    assert!(!message.contains("copy"), "{message}");
+}

@@ -4,7 +4,7 @@ use std::io::{self, StdinLock};
 use std::ops::ControlFlow;
 
 use avhdx::CreateOptions;
-use avhdx::ops::{Import, Imported, Progress};
+use avhdx::ops::{Import, Imported};
 use avhdx::storage::LocalHost;
 
 use super::copied::Copied;
@@ -21,7 +21,7 @@ const FIRST_SIZE: u64 = 1 << 30;
 /// Standard input, and what becomes of it.
 pub(super) struct Stream {
     input: StdinLock<'static>,
-    import: Import,
+    import: Import<'static>,
     /// The size of the disk, if it is known.
     size: Option<u64>,
     /// Whether the user gave it.
@@ -69,16 +69,16 @@ impl Stream {
     pub(super) fn copy(mut self, file: &NewFile, console: &mut Console) -> Result<Copied, Failure> {
         // How far an input of unknown length is means nothing.
         let mut meter = self.size.map(|_| ProgressMeter::new(console));
-        let mut on = |now: Progress| match &mut meter {
+        let import = self.import.on_progress(|now| match &mut meter {
             Some(meter) => meter.report(now),
             None => ControlFlow::Continue(()),
-        };
-        let (input, import) = (&mut self.input, self.import);
+        });
+        let input = &mut self.input;
         let done = match &self.image {
-            None => import.run(input, file.storage().as_ref(), &mut on).map(|done| (None, done)),
+            None => import.run(input, file.storage().as_ref()).map(|done| (None, done)),
             Some(options) => options
                 .create_draft(&LocalHost, file.draft())
-                .and_then(|image| import.into_image(input, image, &mut on))
+                .and_then(|image| import.into_image(input, image))
                 .and_then(|(image, done)| image.close().map(|()| (Some(image.block_size()), done))),
         };
         drop(meter);
