@@ -278,9 +278,7 @@ impl CreateOptions {
         let regular = match stat.kind {
             FileKind::File => host.open(path, Access::Read),
             FileKind::Folder => Err(io::ErrorKind::IsADirectory.into()),
-            FileKind::Other => {
-                Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))
-            }
+            other => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("this is {other}"))),
         };
         let file = regular.map_err(|error| {
             let what = "cannot examine the file to be replaced";

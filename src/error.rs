@@ -215,7 +215,14 @@ impl Error {
             io::ErrorKind::ResourceBusy => ErrorKind::InUse,
             _ => ErrorKind::Io,
         };
-        let mut error = Self::new(kind, code, message);
+        // What the user can do something about comes first.
+        let cause = match source.kind() {
+            io::ErrorKind::StorageFull => "the volume is full: ",
+            io::ErrorKind::QuotaExceeded => "the quota is used up: ",
+            io::ErrorKind::FileTooLarge => "the file may not be that long: ",
+            _ => "",
+        };
+        let mut error = Self::new(kind, code, cause.to_owned() + &message.into());
         error.0.source = Some(source);
         error
     }

@@ -205,6 +205,17 @@ impl VhdxFile {
         }
     }
 
+    /// The image with a disk of another size, which is then used in the place of this one. It gets another identity.
+    ///
+    /// # Errors
+    /// Those of [`Writer::resize`] and of an open.
+    pub(crate) fn resized(&self, size: u64) -> Result<Self> {
+        let writer = self.writable()?;
+        writer.resize(size)?;
+        let writer = writer.reopen()?.shared();
+        Ok(Self::own(OpenImage { core: Arc::clone(writer.core()), writer: Some(writer) }))
+    }
+
     /// Makes the image's identity durable and returns it, for a child to record. The next visible change gives the
     /// image a new one.
     pub(crate) fn hand_out_identity(&self) -> Result<Uuid> {

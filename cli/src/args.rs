@@ -324,6 +324,14 @@ pub(crate) fn with_children(
     Ok(options)
 }
 
+/// What the name of a new file may be.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct NamingFlags {
+    /// Accept a name for OUT whose ending stands for another format.
+    #[arg(long)]
+    pub(crate) any_name: bool,
+}
+
 /// The properties of a new image.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "The new image")]
@@ -337,6 +345,9 @@ pub(crate) struct NewImageFlags {
     /// The physical sector size, 512 or 4096 [default: that of the parent or the input, else 4096].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     pub(crate) physical_sector: Option<u64>,
+    /// The size of the log, a multiple of 1M [default: 1M].
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
+    pub(crate) log_size: Option<u64>,
 }
 
 impl NewImageFlags {
@@ -351,12 +362,16 @@ impl NewImageFlags {
         if let Some(bytes) = self.physical_sector {
             options = options.physical_sector(u32_size("--physical-sector", bytes)?);
         }
+        if let Some(bytes) = self.log_size {
+            options = options.log_size(u32_size("--log-size", bytes)?);
+        }
         Ok(options)
     }
 
     /// Whether any of the flags is given.
     pub(crate) fn is_given(&self) -> bool {
-        [self.block, self.sector, self.physical_sector].iter().any(Option::is_some)
+        let sizes = [self.block, self.sector, self.physical_sector, self.log_size];
+        sizes.iter().any(Option::is_some)
     }
 }
 

@@ -158,7 +158,7 @@ fn sources() -> BTreeMap<String, Found> {
                     && (kind.is_some() || exit.is_some());
                 let is_word =
                     !literal.is_empty() && literal.chars().all(|c| c.is_ascii_lowercase());
-                if OTHERS.contains(&literal) || !is_code(literal) && !(is_made && is_word) {
+                if OTHERS.contains(&literal) || !(is_code(literal) || is_made && is_word) {
                     continue;
                 }
                 let new = Found { is_of_check: is_library, ..Found::default() };

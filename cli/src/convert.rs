@@ -1,26 +1,38 @@
 //! `avhdx convert`: copies the flat disk to another format.
 
+mod copied;
+mod stdin;
+
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use avhdx::CreateOptions;
-use avhdx::ops::{Export, Exported};
+use avhdx::ops::Export;
 use avhdx::storage::LocalHost;
-use serde::Serialize;
 
-use crate::args::{self, CopyFormat, Format, ImageArg, NewImageFlags, ReadFlags, ReplaceFlags};
+use crate::args::{
+    CopyFormat, Format, ImageArg, NamingFlags, NewImageFlags, ReadFlags, ReplaceFlags,
+};
+use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
-use crate::new_file::NewFile;
+use crate::new_file::{NewFile, Place};
+use crate::next;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
-use crate::text::{size, units};
 use crate::values;
-use crate::vocabulary::Answer;
+use copied::Copied;
+use stdin::Stream;
+
+#[cfg(test)]
+pub(crate) use copied::ConvertAnswer;
 
 /// Copy the flat disk to a raw file (sparse), to standard output, or to an image without a parent.
 ///
 /// Zeros take no space in a raw file and no blocks in a dynamic image.
+///
+/// With -f raw, IMAGE can be - for standard input. Its end is the end of the disk: whether the program that wrote it
+/// finished or failed cannot be known here. --size says how long the disk is.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -28,26 +40,29 @@ pub(crate) struct Args {
     /// The file to make; - for standard output.
     #[arg(value_name = "OUT")]
     out: PathBuf,
-    /// The format of the copy.
+    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, others VHDX].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
-    output_format: CopyFormat,
+    output_format: Option<CopyFormat>,
     /// The format of the input.
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
     format: Format,
+    /// The size of the disk from standard input [default: up to its end]. Missing bytes are zeros, further ones an error.
+    #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
+    size: Option<u64>,
+    #[command(flatten)]
+    naming: NamingFlags,
     #[command(flatten)]
     replacing: ReplaceFlags,
     #[command(flatten)]
     new_image: NewImageFlags,
-    /// The size of the log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, help_heading = "The new image")]
-    log_size: Option<u64>,
     #[command(flatten)]
     opening: ReadFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let is_raw = args.output_format == CopyFormat::Raw;
-    if is_raw && (args.new_image.is_given() || args.log_size.is_some()) {
+    let format = endings::copy_format(&args.out, args.output_format);
+    let is_raw = format == CopyFormat::Raw;
+    if is_raw && args.new_image.is_given() {
         let message =
             "--block, --sector, --physical-sector and --log-size apply to images, not to raw disks";
         return Err(Failure::usage("usage", message));
@@ -56,28 +71,59 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let message = "an image cannot be written to standard output, only a raw disk";
         return Err(Failure::usage("usage", message));
     }
+    let is_stdin = args.image.image == "-";
+    if args.size.is_some() && !is_stdin {
+        let message = "--size is for standard input: a file has its own size";
+        return Err(Failure::usage("usage", message));
+    }
+    if is_stdin {
+        return from_stdin(&args, format, console);
+    }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     if args.out.as_os_str() == "-" {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
     let target = Path::new(&args.out);
-    let file = NewFile::new(target, &args.replacing, &input.paths(), console)?;
-    let copy = match args.output_format {
-        CopyFormat::Raw => raw_copy(&input, &file, target, console)?,
-        CopyFormat::Vhdx | CopyFormat::VhdxFixed => image_copy(&input, &file, &args, console)?,
+    let place = Place::find(target, &args.replacing, &input.paths(), console)?;
+    endings::check_copy(target, args.output_format, args.naming, console)?;
+    let file = place.start(console)?;
+    let copy = match format {
+        CopyFormat::Raw => raw_copy(&input, &file, console)?,
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
+            let options = image_options(&input, &args.new_image, format, console)?;
+            image_copy(&input, &file, &options, console)?
+        }
     };
     file.publish(console)?;
     console.done();
-    copy.print(&args, console)?;
+    copy.print(&args.image, target, format, console)?;
     Ok(Reply::Yes)
 }
 
-/// A finished copy.
-struct Copied {
-    exported: Exported,
-    /// The block size, if the copy is an image.
-    block_size: Option<u32>,
+/// Takes in the disk from standard input.
+fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<Reply, Failure> {
+    if args.format != Format::Raw {
+        let message = "standard input can only be a raw disk";
+        let failure = Failure::usage("usage", message);
+        return Err(match next::with_flag("-f raw") {
+            Some(command) => failure.then(command),
+            None => failure,
+        });
+    }
+    if args.out.as_os_str() == "-" {
+        let message = "standard input to standard output: cat copies it";
+        return Err(Failure::usage("usage", message));
+    }
+    let stream = Stream::new(args.size, &args.new_image, format)?;
+    let place = Place::find(&args.out, &args.replacing, &[], console)?;
+    endings::check_copy(&args.out, args.output_format, args.naming, console)?;
+    let file = place.start(console)?;
+    let copy = stream.copy(&file, console)?;
+    file.publish(console)?;
+    console.done();
+    copy.print(&args.image, &args.out, format, console)?;
+    Ok(Reply::Yes)
 }
 
 fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
@@ -89,26 +135,20 @@ fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
     out.flush().map(|()| Reply::Yes).map_err(|error| Failure::stdout(&error))
 }
 
-fn raw_copy(
-    input: &Input,
-    file: &NewFile,
-    target: &Path,
-    console: &Console,
-) -> Result<Copied, Failure> {
+fn raw_copy(input: &Input, file: &NewFile, console: &Console) -> Result<Copied, Failure> {
     let (mut meter, to) = (ProgressMeter::new(console), file.storage().as_ref());
     let done = Export::new().on_progress(|now| meter.report(now)).run(input.disk(), to);
     drop(meter);
-    let exported = done.map_err(|error| copy_failure(error, target))?;
-    Ok(Copied { exported, block_size: None })
+    let exported = done.map_err(|error| file.failure(error))?;
+    Ok(Copied { virtual_size: exported.size, written: exported.written, block_size: None })
 }
 
 fn image_copy(
     input: &Input,
     file: &NewFile,
-    args: &Args,
-    console: &mut Console,
+    options: &CreateOptions,
+    console: &Console,
 ) -> Result<Copied, Failure> {
-    let options = image_options(input, args, console)?;
     let image = options.create_draft(&LocalHost, file.draft());
     let image = image.map_err(|error| file.failure(error))?;
     let mut meter = ProgressMeter::new(console);
@@ -116,16 +156,18 @@ fn image_copy(
     drop(meter);
     let done = done.and_then(|exported| image.close().map(|()| exported));
     let exported = done.map_err(|error| file.failure(error))?;
-    Ok(Copied { exported, block_size: Some(image.block_size()) })
+    let block_size = Some(image.block_size());
+    Ok(Copied { virtual_size: exported.size, written: exported.written, block_size })
 }
 
 fn image_options(
     input: &Input,
-    args: &Args,
+    new_image: &NewImageFlags,
+    format: CopyFormat,
     console: &mut Console,
 ) -> Result<CreateOptions, Failure> {
     let geometry = input.disk().geometry();
-    let sector = match (args.new_image.sector, input) {
+    let sector = match (new_image.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(_)) => geometry.logical_sector.into(),
         (None, Input::Raw { .. }) => 512,
@@ -138,7 +180,7 @@ fn image_options(
         );
         console.warn("convert.padded", &message);
     }
-    let mut options = match args.output_format {
+    let mut options = match format {
         CopyFormat::VhdxFixed => CreateOptions::fixed(whole),
         CopyFormat::Raw | CopyFormat::Vhdx => CreateOptions::dynamic(whole),
     };
@@ -154,61 +196,7 @@ fn image_options(
             console.warn("convert.sector-size", &message);
         }
     }
-    if let Some(bytes) = args.log_size {
-        options = options.log_size(args::u32_size("--log-size", bytes)?);
-    }
-    args.new_image.apply(options)
-}
-
-/// A copy of a disk.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct ConvertAnswer {
-    image: String,
-    /// The file made.
-    output: String,
-    format: &'static str,
-    virtual_size: u64,
-    /// The number of bytes of the disk that were written; the rest are zeros.
-    written: u64,
-    /// Null for a raw disk.
-    block_size: Option<u32>,
-}
-
-impl Answer for ConvertAnswer {
-    const SCHEMA: &'static str = "avhdx.convert/1";
-}
-
-impl Copied {
-    fn print(&self, args: &Args, console: &mut Console) -> Result<(), Failure> {
-        let out = args.out.to_string_lossy();
-        let Exported { size: disk_size, written, .. } = self.exported;
-        if console.is_json() {
-            return console.document(&ConvertAnswer {
-                image: args.image.name(),
-                output: out.into_owned(),
-                format: args.output_format.name(),
-                virtual_size: disk_size,
-                written,
-                block_size: self.block_size,
-            });
-        }
-        let mut line = format!("{out}: {}, {} written", size(disk_size), size(written));
-        if let Some(block_size) = self.block_size {
-            line += &format!(", block size {}", units(block_size.into()));
-        }
-        console.line(line)
-    }
-}
-
-/// A failure that shows the final name, not the temporary one.
-fn copy_failure(error: avhdx::Error, target: &Path) -> Failure {
-    match host_error(&error) {
-        Some(host) => {
-            Failure::io("export.write", format!("{}: {}", target.display(), error.message()), host)
-        }
-        None => error.into(),
-    }
+    new_image.apply(options)
 }
 
 /// A failure to write to standard output, which a closed pipe makes silent.

@@ -8,11 +8,12 @@ use avhdx::{CreateOptions, DiffChain, Disk, VhdxFile};
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::args::{self, ChainFlags, NewImageFlags, ReplaceFlags};
+use crate::args::{ChainFlags, NamingFlags, NewImageFlags, ReplaceFlags};
+use crate::endings;
 use crate::facts::report::kind;
 use crate::failure::{Failure, Reply};
 use crate::input;
-use crate::new_file::NewFile;
+use crate::new_file::Place;
 use crate::output::Console;
 use crate::parents;
 use crate::text::{size, units};
@@ -20,6 +21,8 @@ use crate::values;
 use crate::vocabulary::Answer;
 
 /// Make an image: dynamic, fixed, or with --parent a differencing one, a child.
+///
+/// OUT ends in .vhdx, or for a child also in .avhdx. Without a known ending it is made as VHDX, with a note.
 ///
 /// A child has the size, the sector sizes and the virtual disk ID of its parent. The parent can be a point in time of
 /// a chain. It must not be written from then on.
@@ -29,11 +32,11 @@ pub(crate) struct Args {
     #[arg(value_name = "OUT")]
     out: PathBuf,
     /// The size of the disk, such as 64M, 10G or 1.5T. A child can be larger than its parent.
-    #[arg(value_name = "SIZE", value_parser = values::bytes, allow_negative_numbers = true)]
+    #[arg(value_name = "SIZE", value_parser = values::size, allow_negative_numbers = true)]
     #[arg(id = "disk-size", required_unless_present_any = ["size", "parent"])]
     disk_size: Option<u64>,
-    /// The same.
-    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
+    /// The size of the disk, as SIZE.
+    #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     #[arg(conflicts_with = "disk-size")]
     size: Option<u64>,
     /// Make a fixed image, with all space allocated.
@@ -49,13 +52,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", requires = "parent", value_parser = values::windows_path)]
     absolute_win32_path: Option<String>,
     #[command(flatten)]
+    naming: NamingFlags,
+    #[command(flatten)]
     replacing: ReplaceFlags,
     #[command(flatten)]
     new_image: NewImageFlags,
-    /// The size of the log, a multiple of 1M [default: 1M].
-    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, alias = "log-size")]
-    #[arg(help_heading = "The new image")]
-    log: Option<u64>,
     #[command(flatten, next_help_heading = "Parents")]
     chain: ChainFlags,
 }
@@ -68,7 +69,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = options(&args, args.disk_size.or(args.size), parent.as_ref())?;
     let layers = parent.iter().flat_map(DiffChain::layers);
     let inputs: Vec<PathBuf> = layers.filter_map(|layer| layer.path).collect();
-    let file = NewFile::new(&args.out, &args.replacing, &inputs, console)?;
+    let place = Place::find(&args.out, &args.replacing, &inputs, console)?;
+    endings::check_image(&args.out, args.parent.is_some(), args.naming, console)?;
+    let file = place.start(console)?;
     let image = options
         .create_draft(&LocalHost, file.draft())
         .and_then(|image| image.close().map(|()| image))
@@ -98,15 +101,12 @@ fn options(
     size: Option<u64>,
     parent: Option<&DiffChain>,
 ) -> Result<CreateOptions, Failure> {
-    let mut options = match (parent, size) {
+    let options = match (parent, size) {
         (Some(parent), size) => child_of(parent, size, args)?,
         (None, Some(size)) if args.fixed => CreateOptions::fixed(size),
         (None, Some(size)) => CreateOptions::dynamic(size),
         (None, None) => return Err(Failure::usage("usage", "a size or --parent is needed")),
     };
-    if let Some(bytes) = args.log {
-        options = options.log_size(args::u32_size("--log", bytes)?);
-    }
     args.new_image.apply(options)
 }
 

@@ -144,6 +144,12 @@ impl Failure {
 
     /// The host failed; `message` says at what.
     pub(crate) fn io(code: &str, message: impl Into<String>, error: &io::Error) -> Self {
+        let reason = match error.kind() {
+            io::ErrorKind::StorageFull => "the volume is full: ",
+            io::ErrorKind::QuotaExceeded => "the quota is used up: ",
+            _ => "",
+        };
+        let message = reason.to_owned() + &message.into();
         Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, message) }
     }
 

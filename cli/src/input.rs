@@ -1,6 +1,7 @@
 //! Opens the disk that an argument names.
 
 use std::ffi::OsStr;
+use std::io::StdinLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +17,7 @@ use crate::output::Console;
 use crate::parents;
 use crate::point::Point;
 use crate::points::Points;
+use crate::shell::argument;
 
 /// A disk that a verb works on.
 #[derive(Debug)]
@@ -110,6 +112,28 @@ fn output_id() -> Option<FileId> {
     None
 }
 
+/// The remaining length of standard input if it is a file. Refuses a folder.
+#[cfg(unix)]
+pub(crate) fn known_length(input: &StdinLock<'_>) -> Result<Option<u64>, Failure> {
+    use std::io::Seek;
+    use std::os::fd::AsFd;
+    // The position is shared with standard input; a pipe has none.
+    let Ok(file) = input.as_fd().try_clone_to_owned() else { return Ok(None) };
+    let mut file = std::fs::File::from(file);
+    let Ok(metadata) = file.metadata() else { return Ok(None) };
+    if metadata.is_dir() {
+        let error = std::io::ErrorKind::IsADirectory.into();
+        return Err(Failure::io("stdin.read", "cannot read standard input", &error));
+    }
+    let at = file.stream_position().ok().filter(|_| metadata.is_file());
+    Ok(at.map(|at| metadata.len().saturating_sub(at)))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn known_length(_: &StdinLock<'_>) -> Result<Option<u64>, Failure> {
+    Ok(None)
+}
+
 /// The file that an argument means.
 #[derive(Debug)]
 pub(crate) struct Resolved {
@@ -143,9 +167,16 @@ pub(crate) fn resolve(
 fn raw(path: &Path) -> Result<Input, Failure> {
     let name = path.display();
     let failed = |error| Failure::io("file.open", format!("{name}: cannot open the file"), &error);
-    if LocalHost.stat(path).map_err(failed)?.kind == FileKind::Folder {
-        let message = format!("{name}: a folder, not a disk");
-        return Err(Failure::usage("file.folder", message));
+    let kind = LocalHost.stat(path).map_err(failed)?.kind;
+    let refuse = |code| Failure::usage(code, format!("{name}: this is {kind}, not a disk"));
+    match kind {
+        FileKind::Folder => return Err(refuse("file.folder")),
+        FileKind::Fifo => {
+            let convert = format!("avhdx convert -f raw - OUT < {}", argument(path));
+            return Err(refuse("file.not-regular").then(convert));
+        }
+        FileKind::Socket => return Err(refuse("file.not-regular")),
+        _ => {}
     }
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
     // A disk is read even if its storage does not support locks.

@@ -9,7 +9,7 @@
 //! 3. `merging`: the merges that `merge` and `delete` ask for;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
-//! 6. `input`, `loss`: disks that a verb reads, and consent to lost data;
+//! 6. `endings`, `input`, `loss`: names of new files, disks that a verb reads, and consent to lost data;
 //! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
 //! 8. `args`, `points`: flags that verbs share, and points in time of a chain;
 //! 9. `interrupt`, `progress`;
@@ -32,6 +32,7 @@ mod convert;
 mod create;
 mod delete;
 mod discard;
+mod endings;
 mod explain;
 mod facts;
 mod failure;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use avhdx::ErrorKind;
 use avhdx::ops::clear_drafts;
 use avhdx::storage::{Access, Draft, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 
@@ -22,24 +23,37 @@ pub(crate) struct NewFile {
     old: Option<Arc<dyn Storage>>,
 }
 
-impl NewFile {
-    /// Starts a file for the name `target`. Refuses to replace one of `inputs`, or any file without consent.
-    pub(crate) fn new(
+/// A name that a file may be given.
+#[derive(Debug)]
+pub(crate) struct Place {
+    target: PathBuf,
+    /// The file to be replaced, locked until then.
+    old: Option<Arc<dyn Storage>>,
+}
+
+impl Place {
+    /// Looks at the name `target`. Refuses to replace one of `inputs`, or any file without consent.
+    pub(crate) fn find(
         target: &Path,
         replacing: &ReplaceFlags,
         inputs: &[PathBuf],
         console: &mut Console,
     ) -> Result<Self, Failure> {
-        let (target, old) = match taken(target, inputs)? {
-            None => (target.to_path_buf(), None),
+        Ok(match taken(target, inputs)? {
+            None => Self { target: target.to_path_buf(), old: None },
             Some(_) if !replacing.overwrite => return Err(exists(target)),
             // Replaces the file that a link leads to, not the link.
             Some(real) => {
                 let old = unused(target)?;
                 replacing.check(old.as_ref(), console)?;
-                (real, Some(old))
+                Self { target: real, old: Some(old) }
             }
-        };
+        })
+    }
+
+    /// Starts a file for this name.
+    pub(crate) fn start(self, console: &mut Console) -> Result<NewFile, Failure> {
+        let Self { target, old } = self;
         console.warnings(&clear_drafts(&LocalHost, folder_of(&target)));
         let mut in_progress = in_progress();
         let draft = Draft::new(&LocalHost, &target).map_err(|error| {
@@ -49,9 +63,11 @@ impl NewFile {
         let draft = Arc::new(draft);
         *in_progress = InProgress::Draft(Arc::clone(&draft));
         drop(in_progress);
-        Ok(Self { draft, target, old })
+        Ok(NewFile { draft, target, old })
     }
+}
 
+impl NewFile {
     /// The draft that the library makes an image in.
     pub(crate) fn draft(&self) -> &Draft<'static> {
         &self.draft
@@ -63,7 +79,13 @@ impl NewFile {
 
     /// A failure that shows the final name instead of the temporary one.
     pub(crate) fn failure(&self, error: avhdx::Error) -> Failure {
-        Failure::from(error).renamed(self.storage().name(), &self.target.display().to_string())
+        let is_of_host = error.kind() == ErrorKind::Io;
+        let failure = Failure::from(error);
+        let failure = match is_of_host {
+            true => failure.also("the unfinished file is removed"),
+            false => failure,
+        };
+        failure.renamed(self.storage().name(), &self.target.display().to_string())
     }
 
     /// Gives the finished file its name.
@@ -128,7 +150,7 @@ fn taken(target: &Path, inputs: &[PathBuf]) -> Result<Option<PathBuf>, Failure> 
         }
     };
     if stat.kind != FileKind::File {
-        return Err(refuse("output.not-a-file", "not a regular file"));
+        return Err(refuse("output.not-a-file", &format!("this is {}, not a file", stat.kind)));
     }
     let real = LocalHost.canonical(target).map_err(|error| {
         Failure::io("output.stat", format!("{name}: cannot access the file"), &error)

@@ -4,7 +4,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use avhdx::storage::{Host, LocalHost};
@@ -75,6 +75,17 @@ pub(crate) fn again(remark: &str) -> Option<String> {
 /// The command typed with a further flag, and a remark; `None` if the verb does not take it or has it already.
 pub(crate) fn with_flag(more: &str) -> Option<String> {
     fill(&format!("AGAIN {more}"), Some(typed().as_ref()?), Concerned::default())
+}
+
+/// The command typed, with another name for its output.
+pub(crate) fn elsewhere(out: &Path) -> Option<String> {
+    typed().as_ref().map(|typed| format!("avhdx {}", words(&typed.elsewhere(out.as_os_str()))))
+}
+
+/// The command typed, with `point` in place of `image` or a point of it; `None` for a verb that changes an image.
+pub(crate) fn at_point(image: &Path, point: &OsStr) -> Option<String> {
+    let words_at_point = typed().as_ref()?.at_point(image, point)?;
+    Some(format!("avhdx {}", words(&words_at_point)))
 }
 
 /// The row that applies to a failure of a verb.
@@ -174,9 +185,9 @@ fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<
         "VERB" => Some(typed.map_or_else(String::new, |typed| typed.verb.clone())),
         "PARENTS" => Some(words(typed.map_or(&[][..], |typed| &typed.parents))),
         "AGAIN" => typed.map(|typed| format!("avhdx {}", words(&typed.words))),
-        "ELSEWHERE" => {
-            typed.map(|typed| format!("avhdx {}  # OUT: another name", words(&typed.elsewhere())))
-        }
+        "ELSEWHERE" => typed.map(|typed| {
+            format!("avhdx {}  # OUT: another name", words(&typed.elsewhere("OUT".as_ref())))
+        }),
         _ => None,
     }
 }

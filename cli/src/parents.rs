@@ -1,4 +1,6 @@
-//! Suggestions for a chain with the wrong parent. Each is tried before it is made.
+//! Suggestions for a chain that does not open: with the wrong parent, or in use. Each is tried before it is made.
+
+mod meanwhile;
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +13,9 @@ use crate::typed;
 
 /// The failure to open the chain of `image`, with the suggestions that work.
 pub(crate) fn failure(error: avhdx::Error, image: &Path, options: &OpenOptions) -> Failure {
+    if error.kind() == ErrorKind::InUse {
+        return meanwhile::named(error.into(), image, options);
+    }
     let is_other = error.kind() == ErrorKind::ParentMismatch;
     let pair = error.child().zip(error.file());
     let pair = pair.map(|(child, file)| (PathBuf::from(child), PathBuf::from(file)));

@@ -10,6 +10,10 @@ use clap::{ArgMatches, Command};
 use crate::point::Point;
 use crate::shell;
 
+/// Verbs that take a point in time and change no image.
+const READING: &[&str] =
+    &["bench", "check", "compare", "convert", "explain", "map", "measure", "read"];
+
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
 
 /// A command line and its parts.
@@ -102,19 +106,33 @@ impl Typed {
         self.other.as_ref().is_some_and(|other| file.map(Path::new) == Some(&name(other)))
     }
 
-    /// The words, with `OUT` in place of the output's name.
-    pub(crate) fn elsewhere(&self) -> Vec<OsString> {
+    /// The words, with `name` in place of the output's name.
+    pub(crate) fn elsewhere(&self, name: &OsStr) -> Vec<OsString> {
         let replaced = |at: usize| {
             let mut words = self.words.clone();
-            words[at] = "OUT".into();
+            words[at] = name.into();
             // The same name may also be the value of another argument.
             let matches = self.parse(&words)?;
             let out = values(matches.subcommand()?.1, "out");
-            (out == ["OUT"]).then_some(words)
+            (out == [name]).then_some(words)
         };
         let is_out = |at: &usize| self.out.as_ref() == Some(&self.words[*at]);
         let found = (0..self.words.len()).rev().filter(is_out).find_map(replaced);
         found.unwrap_or_else(|| self.words.clone())
+    }
+
+    /// The words of a verb that only reads, with `point` in place of `image` or a point of it.
+    pub(crate) fn at_point(&self, image: &Path, point: &OsStr) -> Option<Vec<OsString>> {
+        if !READING.contains(&self.verb.as_str()) {
+            return None;
+        }
+        // Of two images, it is the one of that name.
+        let is_it = |word: &&OsString| self.other.is_none() || Point::parse(word).image == image;
+        let word = [&self.image, &self.other].into_iter().flatten().find(is_it)?;
+        let at = self.words.iter().position(|typed| typed == word)?;
+        let mut words = self.words.clone();
+        words[at] = point.into();
+        self.parse(&words).map(|_| words)
     }
 
     /// The command line that `more` can be appended to: without the flag that `more` replaces. `None` if the verb

@@ -14,7 +14,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         let clean = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
         return u64::from_str_radix(digits, 16).ok().filter(|_| clean).ok_or_else(invalid);
     }
-    if text.starts_with('-') && text[1..].starts_with(|c: char| c.is_ascii_digit()) {
+    if is_negative(text) {
         return Err("a number of bytes is not negative".into());
     }
     // The parser would also take blanks, exponents and underscores.
@@ -35,12 +35,27 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     })?;
     // A fraction names a size, not a number of bytes.
     let below = bytes / SECTOR * SECTOR;
-    match number.contains('.') && bytes != below {
-        true => {
-            Err(format!("{text} is no whole number of sectors: {below} and {} are", below + SECTOR))
-        }
-        false => Ok(bytes),
+    if number.contains('.') && bytes != below {
+        let above = below + SECTOR;
+        return Err(format!("{text} is no whole number of sectors: {below} and {above} are"));
     }
+    Ok(bytes)
+}
+
+/// The size of a disk: a number of bytes, at least one sector.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let like = "give a size such as 64M, 10G or 1.5T";
+    if is_negative(text) {
+        return Err(format!("a disk has no negative size: {like}"));
+    }
+    match bytes(text)? {
+        0 => Err(format!("a disk has at least one sector, {SECTOR} bytes: {like}")),
+        size => Ok(size),
+    }
+}
+
+fn is_negative(text: &str) -> bool {
+    text.strip_prefix('-').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// A number of bytes per second, at least 1.
@@ -109,7 +124,7 @@ pub(crate) fn windows_folder(path: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{bytes, windows_folder};
+    use super::{bytes, size, windows_folder};
 
     #[test]
     fn windows_folders() {
@@ -175,6 +190,9 @@ mod tests {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
         assert!(bytes("-1").unwrap_err().contains("not negative"));
+        assert!(size("-1").unwrap_err().contains("no negative size"));
+        assert!(size("0").unwrap_err().contains("at least one sector"));
+        assert_eq!(size("0.5K"), Ok(512));
         // 0.3 GiB is 322122547.2 bytes.
         let error = bytes("0.3G").unwrap_err();
         assert!(error.contains("322122240 and 322122752"), "{error}");

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::args::{ImageArg, WriteFlags, range};
 use crate::failure::{Failure, Reply};
+use crate::input::known_length;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::size;
@@ -129,28 +130,6 @@ fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
         }
     }
     Ok(filled)
-}
-
-/// The remaining length of the input if it is a file. Refuses a folder.
-#[cfg(unix)]
-fn known_length(input: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
-    use std::io::Seek;
-    use std::os::fd::AsFd;
-    // The position is shared with standard input; a pipe has none.
-    let Ok(file) = input.as_fd().try_clone_to_owned() else { return Ok(None) };
-    let mut file = std::fs::File::from(file);
-    let Ok(metadata) = file.metadata() else { return Ok(None) };
-    if metadata.is_dir() {
-        let error = io::ErrorKind::IsADirectory.into();
-        return Err(Failure::io("stdin.read", "cannot read standard input", &error));
-    }
-    let at = file.stream_position().ok().filter(|_| metadata.is_file());
-    Ok(at.map(|at| metadata.len().saturating_sub(at)))
-}
-
-#[cfg(not(unix))]
-fn known_length(_: &io::StdinLock<'_>) -> Result<Option<u64>, Failure> {
-    Ok(None)
 }
 
 fn too_long(name: &str, room: u64, offset: u64, known: Option<u64>) -> Failure {

@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::image::ParentLink;
+use crate::image::{ParentLink, not_regular};
 use crate::names::unsafe_paths;
 use crate::names::{self, Listing, NameLookup};
 use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
@@ -303,7 +303,9 @@ impl PathSource {
         match self.host.stat(path)? {
             Stat { kind: FileKind::File, id, .. } => Ok(id),
             Stat { kind: FileKind::Folder, .. } => Err(io::ErrorKind::IsADirectory.into()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
+            Stat { kind, .. } => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, not_regular(kind)))
+            }
         }
     }
 

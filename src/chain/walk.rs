@@ -13,7 +13,7 @@ use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, ImagePolicy, ParentLink, folder, not_regular, probe_identity};
 use crate::names::unsafe_paths;
-use crate::storage::{Access, FileId, Storage};
+use crate::storage::{Access, FileId, FileKind, Storage};
 use crate::warning::Warning;
 use crate::write::OpenImage;
 
@@ -219,7 +219,10 @@ fn is_kept_by_host(error: &Error) -> bool {
 fn not_opened(error: io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::IsADirectory => folder(),
-        io::ErrorKind::InvalidInput => not_regular(),
+        // The library's own sources say what it is.
+        io::ErrorKind::InvalidInput => {
+            error.downcast().unwrap_or_else(|_| not_regular(FileKind::Other))
+        }
         _ => Error::io("parent.open", "cannot open the parent", error),
     }
 }

@@ -59,6 +59,11 @@ const OTHERS: &[Signature] = &[
     signature("foreign.iso", "an ISO 9660 image of a CD or DVD", 0x8001, b"CD001"),
 ];
 
+/// How an HTML page starts, in lower case, behind blanks.
+const PAGES: &[&[u8]] = &[b"<!doctype html", b"<html"];
+/// Bytes from the start of a file that tell whether it is text.
+const TEXT_START: usize = 4 * KIB as usize;
+
 /// Signatures at the start of a disk without an image format.
 const DISKS: &[Signature] = &[
     signature("", "a GPT", 512, b"EFI PART"),
@@ -116,7 +121,27 @@ fn what(storage: &dyn Storage) -> Option<(&'static str, String)> {
             format!("a disk without a format, which starts with {with}"),
         ));
     }
-    zeros(storage, len)
+    text(&start).or_else(|| zeros(storage, len))
+}
+
+/// Whether the file is text, such as what a failed download leaves in the place of an image.
+fn text(start: &[u8]) -> Option<(&'static str, String)> {
+    let start = &start[..start.len().min(TEXT_START)];
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+    // The last character may be cut.
+    let is_text = match std::str::from_utf8(start) {
+        Ok(_) => true,
+        Err(error) => error.error_len().is_none(),
+    };
+    let is_control = |byte: &u8| byte.is_ascii_control() && !b"\t\n\r\x0c".contains(byte);
+    if !is_text || start.iter().any(is_control) {
+        return None;
+    }
+    let page = start.trim_ascii_start().to_ascii_lowercase();
+    Some(match PAGES.iter().any(|tag| page.starts_with(tag)) {
+        true => ("foreign.html", "an HTML page".into()),
+        false => ("foreign.text", "a text file".into()),
+    })
 }
 
 impl Signature {
@@ -134,28 +159,49 @@ fn has_partitions(start: &[u8]) -> bool {
         && (0..4).any(|i| entry(i)[4] != 0)
 }
 
+/// The refusal of an image, with the cause first where it is plain: an incomplete copy, which ends in zeros.
+pub(super) fn with_cause(storage: &dyn Storage, error: Error) -> Error {
+    let (ErrorKind::Damaged, Some(at)) = (error.kind(), error.offset()) else { return error };
+    let Ok(len) = storage.len() else { return error };
+    if at >= len || zeros_from(storage, at, len).ok().flatten() != Some(len) {
+        return error;
+    }
+    let why = error.message().to_owned();
+    error.with_message(format!(
+        "nothing but zeros from here to the end of the file, as in an incomplete copy: {why}"
+    ))
+}
+
 /// Whether the file holds only zeros, in the part that is examined.
 fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
-    let (mut at, mut looked_at) = (0, 0);
+    let seen = zeros_from(storage, 0, len).ok()??;
+    let what = match seen < len {
+        true => format!("a file that starts with nothing but zeros, at least {seen} bytes of them"),
+        false => format!("a file of {len} bytes that holds nothing but zeros"),
+    };
+    Some(("foreign.zeros", what))
+}
+
+/// Where the examined zeros from `at` on end, at the latest at the end of the file. `None` if there is data among them.
+fn zeros_from(storage: &dyn Storage, mut at: u64, len: u64) -> io::Result<Option<u64>> {
+    let mut looked_at = 0;
     let mut piece = vec![0; KIB as usize * KIB as usize];
     while at < len {
-        let Some(data) = storage.next_data(at).ok()? else { break };
+        let Some(data) = storage.next_data(at)? else { break };
         if looked_at >= MOST_ZEROS {
-            let what =
-                format!("a file that starts with nothing but zeros, at least {at} bytes of them");
-            return Some(("foreign.zeros", what));
+            return Ok(Some(at));
         }
         at = data.start.max(at);
         let end = data.end.min(len).min(at + piece.len() as u64);
-        let bytes = &mut piece[..end.checked_sub(at)? as usize];
-        storage.read_exact_at(bytes, at).ok()?;
+        let bytes = &mut piece[..end.saturating_sub(at) as usize];
+        storage.read_exact_at(bytes, at)?;
         if bytes.is_empty() || bytes.iter().any(|byte| *byte != 0) {
-            return None;
+            return Ok(None);
         }
         looked_at += bytes.len() as u64;
         at = end;
     }
-    Some(("foreign.zeros", format!("a file of {len} bytes that holds nothing but zeros")))
+    Ok(Some(len))
 }
 
 /// Opens the file at `path`, unless its name or kind shows that it is not an image.
@@ -183,8 +229,8 @@ pub(crate) fn refuse_by_name(host: &dyn Host, path: &Path) -> Result<()> {
     match stat.kind {
         FileKind::File => {}
         FileKind::Folder => return Err(folder().in_path(path)),
-        FileKind::Other if !is_disk(host, path) => return Err(not_regular().in_path(path)),
-        FileKind::Other => {}
+        FileKind::Device | FileKind::Other if is_disk(host, path) => {}
+        other => return Err(not_regular(other).in_path(path)),
     }
     if !has_extension(path, "vhds") {
         return Ok(());
@@ -213,8 +259,8 @@ pub(crate) fn folder() -> Error {
 }
 
 /// The refusal of anything that is neither a file nor a folder in place of an image.
-pub(crate) fn not_regular() -> Error {
-    let message = "not a VHDX file: this is a pipe, a socket or a device";
+pub(crate) fn not_regular(kind: FileKind) -> Error {
+    let message = format!("not a VHDX file: this is {kind}");
     Error::new(ErrorKind::NotVhdx, "file.not-regular", message)
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, RwLock};
 use super::Core;
 use super::bytes::{read_what_is_there, too_short};
 use super::core::FoundLog;
+use super::foreign::with_cause;
 use super::last_bitmap::LastBitmap;
 use super::metadata::Metadata;
 use super::policy::{ImagePolicy, Lock, LogPolicy};
@@ -32,9 +33,9 @@ impl Core {
         let opened = (|| {
             let mut warnings = Vec::new();
             lock(storage.as_ref(), policy.lock, LockMode::Shared, &mut warnings)?;
-            Start::read(storage.as_ref())?.image(storage, policy, warnings, Vec::new())
+            Start::read(storage.as_ref())?.image(Arc::clone(&storage), policy, warnings, Vec::new())
         })();
-        let core = opened.map_err(|error| error.in_file(name))?;
+        let core = opened.map_err(|error| with_cause(storage.as_ref(), error).in_file(name))?;
         trace::opened(core.name(), false, core.has_replayed_log());
         Ok(core)
     }

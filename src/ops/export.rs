@@ -183,7 +183,7 @@ fn pieces(
 }
 
 /// Returns the parts of `bytes`, which start at `at`, that are not zeros, with their offsets, in units of [`GRAIN`].
-fn parts_with_data(at: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
+pub(super) fn parts_with_data(at: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
     let mut parts: Vec<(u64, &[u8])> = Vec::new();
     let mut start = 0;
     let mut from = None;
@@ -205,7 +205,7 @@ fn parts_with_data(at: u64, bytes: &[u8]) -> Vec<(u64, &[u8])> {
 }
 
 /// Returns the ranges of the parts, joining those with only [`SHORT`] zeros between them.
-fn joined(parts: &[(u64, &[u8])]) -> Vec<Range<u64>> {
+pub(super) fn joined(parts: &[(u64, &[u8])]) -> Vec<Range<u64>> {
     let mut places: Vec<Range<u64>> = Vec::new();
     for (at, part) in parts {
         let end = at + part.len() as u64;

@@ -3,6 +3,7 @@
 //! | Operation | What it does |
 //! |---|---|
 //! | [`Export`] | writes the flat disk to a file (sparse) or a stream |
+//! | [`Import`] | takes in a disk from a stream |
 //! | [`Check`] | checks an image and its parents against the format |
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
@@ -37,6 +38,7 @@ mod explain;
 mod export;
 mod forecast;
 pub mod forest;
+mod import;
 mod label;
 mod measure;
 mod merge;
@@ -59,6 +61,7 @@ pub use explain::{
 };
 pub use export::{Export, Exported};
 pub use forecast::{FileChange, FileChangeKind, Forecast};
+pub use import::{Import, Imported};
 pub use label::Label;
 pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};

@@ -222,7 +222,10 @@ impl Relink {
             LeadsTo::Stranger => {
                 let error = match host.stat(&lead.path).ok()?.kind {
                     FileKind::Folder => folder(),
-                    FileKind::Other => not_regular(),
+                    other @ (FileKind::Fifo
+                    | FileKind::Socket
+                    | FileKind::Device
+                    | FileKind::Other) => not_regular(other),
                     FileKind::File => {
                         let storage = host.open(&lead.path, Access::Read).ok()?;
                         let is_image = identity_if_any(storage.as_ref()).ok()?.is_some();

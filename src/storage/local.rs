@@ -79,7 +79,7 @@ impl Host for LocalHost {
         let kind = match metadata.file_type() {
             kind if kind.is_file() => FileKind::File,
             kind if kind.is_dir() => FileKind::Folder,
-            _ => FileKind::Other,
+            kind => special(kind),
         };
         Ok(Stat {
             kind,
@@ -196,4 +196,21 @@ fn allocated(metadata: &fs::Metadata) -> Option<u64> {
 #[cfg(not(unix))]
 fn allocated(_: &fs::Metadata) -> Option<u64> {
     None
+}
+
+/// What is neither a file nor a folder.
+#[cfg(unix)]
+fn special(kind: fs::FileType) -> FileKind {
+    use std::os::unix::fs::FileTypeExt;
+    match kind {
+        kind if kind.is_fifo() => FileKind::Fifo,
+        kind if kind.is_socket() => FileKind::Socket,
+        kind if kind.is_char_device() || kind.is_block_device() => FileKind::Device,
+        _ => FileKind::Other,
+    }
+}
+
+#[cfg(not(unix))]
+fn special(_: fs::FileType) -> FileKind {
+    FileKind::Other
 }

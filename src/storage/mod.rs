@@ -21,7 +21,7 @@ mod real;
 mod temporary;
 
 use std::ffi::OsStr;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::ops::Range;
 #[cfg(unix)]
@@ -450,8 +450,28 @@ pub enum FileKind {
     File,
     /// A folder.
     Folder,
-    /// A device, pipe, socket or anything else.
+    /// A FIFO, also called a named pipe.
+    Fifo,
+    /// A socket.
+    Socket,
+    /// A device.
+    Device,
+    /// Anything else.
     Other,
+}
+
+/// Completes the sentence "this is …".
+impl fmt::Display for FileKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "a file",
+            Self::Folder => "a folder",
+            Self::Fifo => "a FIFO",
+            Self::Socket => "a socket",
+            Self::Device => "a device",
+            Self::Other => "neither a file nor a folder",
+        })
+    }
 }
 
 /// What a host knows about a path.

@@ -432,7 +432,13 @@ fn other_formats_are_named() {
         ("starts with an ext file system", "foreign.disk", with(0x438, b"\x53\xef")),
         ("an empty file", "foreign.empty", Vec::new()),
         ("a file of 700 bytes that holds nothing but zeros", "foreign.zeros", vec![0; 700]),
-        ("no signature", "identifier.signature", b"a letter to the editor".to_vec()),
+        ("a text file", "foreign.text", b"a letter to the editor".to_vec()),
+        // Text in UTF-8 whose last character is cut where the look at it ends.
+        ("a text file", "foreign.text", "a\u{e4}".repeat(3000).into_bytes()),
+        ("an HTML page", "foreign.html", b"\xef\xbb\xbf\r\n<!doctype HTML>\n<p>".to_vec()),
+        ("an HTML page", "foreign.html", b"<HTML lang=de>".to_vec()),
+        ("no signature", "identifier.signature", b"a letter\0to the editor".to_vec()),
+        ("no signature", "identifier.signature", b"a letter in Latin 1: \xe4.".to_vec()),
         ("no signature", "identifier.signature", with(510, &[0x55, 0xAA])),
     ];
     let folder = tempfile::tempdir().unwrap();
@@ -466,4 +472,29 @@ fn other_formats_are_named() {
     bytes[1 << 20] = 1;
     fs::write(&path, &bytes).unwrap();
     assert_eq!(VhdxFile::open(&path).unwrap_err().code(), "identifier.signature");
+}
+
+#[test]
+fn a_copy_that_ends_in_zeros_is_called_incomplete() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("copy.vhdx");
+    let mut image = Image::dynamic(4 << 20);
+    image.put(1, Block::full(Data::Pattern(3)));
+    image.write_to(&path);
+    let whole = fs::read(&path).unwrap();
+    let message = |zeros: std::ops::Range<usize>| {
+        let mut bytes = whole.clone();
+        bytes[zeros].fill(0);
+        fs::write(&path, bytes).unwrap();
+        let error = VhdxFile::open(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+        error.message().to_owned()
+    };
+    for start in [64 << 10, 192 << 10] {
+        let message = message(start..whole.len());
+        assert!(message.starts_with("nothing but zeros from here to the end of the file, "), "{message}");
+    }
+    // Zeros with data behind them are other damage.
+    let message = message(64 << 10..1 << 20);
+    assert!(!message.contains("copy"), "{message}");
 }

@@ -288,7 +288,7 @@ fn unsuitable_parents_are_refused() {
         ("l0.vhdx", &marked[1], ErrorKind::Merged, "merge.spent"),
         ("l0.vhdx", &marked[2], ErrorKind::Unfinished, "merge.target"),
         ("large.vhdx", &paths[1], ErrorKind::InvalidInput, "reparent.sector-size"),
-        ("none.vhdx", &paths[1], ErrorKind::NotVhdx, "identifier.signature"),
+        ("none.vhdx", &paths[1], ErrorKind::NotVhdx, "foreign.text"),
         ("gone.vhdx", &paths[1], ErrorKind::Io, "file.open"),
         ("l1.vhdx", &paths[0], ErrorKind::InvalidInput, "reparent.loop"),
         ("large.vhdx", &paths[0], ErrorKind::InvalidInput, "reparent.no-parent"),

@@ -78,6 +78,8 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.link", &[], &["ELSEWHERE"]),
     ("output.not-a-file", &["use - to write to standard output"], &["ELSEWHERE"]),
     ("output.is-source", &[], &["avhdx convert -O raw PARENTS IMAGE OUT  # OUT: another file"]),
+    ("output.ending", &["--any-name accepts any name"], &["ELSEWHERE", "AGAIN --any-name"]),
+    ("output.no-writer", &[], &["ELSEWHERE"]),
     ("output.*", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
     ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
@@ -205,14 +207,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["writes to the file that was opened would be lost"],
         &["AGAIN  # with the file that has the name now"],
     ),
-    (
-        "kind in-use",
-        &[
-            "avhdx info works on an image that is in use",
-            "a checkpoint below the tip does not change: IMAGE@-1 reads the disk as it was then",
-        ],
-        &["avhdx info PARENTS TIP"],
-    ),
+    ("kind in-use", &["avhdx info works on an image that is in use"], &["avhdx info PARENTS TIP"]),
     (
         "kind has-children",
         &["--orphan-children allows it; the child then loses its parent for good"],
@@ -364,6 +359,20 @@ pub(crate) const ROWS: &[Row] = &[
     ("foreign.zip", &[], &["unzip FILE -d OUT && avhdx tree OUT"]),
     ("foreign.7z", &[], &["7z x FILE -oOUT && avhdx tree OUT"]),
     ("foreign.tar", &[], &["tar -xf FILE && avhdx tree ."]),
+    (
+        "foreign.html",
+        &[
+            "a server sent a page in place of the file: download it again, signed in or by another link",
+        ],
+        &["avhdx tree FOLDER  # lists the images"],
+    ),
+    (
+        "foreign.zeros",
+        &[
+            "a copy that stopped early leaves zeros; -f raw reads the file as a raw disk without data",
+        ],
+        &["AGAIN -f raw", "avhdx tree FOLDER  # lists the images"],
+    ),
     ("kind not-vhdx", &[], &["avhdx tree FOLDER  # lists the images"]),
     (
         "reparent: locator.*",

@@ -355,8 +355,8 @@ fn refusals_suggest_commands_that_work() {
     let run = folder.run("read l2.vhdx --length 1 --parent-dir .").expect(5);
     let run = run.says("next: avhdx tree .  # ");
     run.says("next: avhdx read l2.vhdx --length 1 --parent-dir . --with-parent PARENT  # ");
-    let run = folder.run("convert l0.vhdx -O raw l1.vhdx").expect(7);
-    run.says("next: avhdx convert l0.vhdx -O raw l1.vhdx --overwrite  # ");
-    let run = folder.run("convert l0.vhdx -O raw l0.vhdx --overwrite").expect(7);
-    run.says("next: avhdx convert l0.vhdx -O raw OUT --overwrite  # OUT: another name");
+    let run = folder.run("convert l0.vhdx -O vhdx l1.vhdx").expect(7);
+    run.says("next: avhdx convert l0.vhdx -O vhdx l1.vhdx --overwrite  # ");
+    let run = folder.run("convert l0.vhdx -O vhdx l0.vhdx --overwrite").expect(7);
+    run.says("next: avhdx convert l0.vhdx -O vhdx OUT --overwrite  # OUT: another name");
 }

@@ -91,7 +91,10 @@ fn the_input_is_never_replaced() {
 fn only_regular_files_are_replaced() {
     let folder = Folder::with_chain();
     fs::create_dir(folder.file("dir")).unwrap();
-    folder.run("convert l2.vhdx -O raw dir --overwrite").expect(7).says("not a regular file");
+    folder
+        .run("convert l2.vhdx -O raw dir --overwrite")
+        .expect(7)
+        .says("this is a folder, not a file");
     folder.run("convert l2.vhdx -O raw nowhere/out").expect(3).says("nowhere/out");
     #[cfg(unix)]
     {
@@ -140,4 +143,45 @@ fn an_interruption_leaves_nothing_behind() {
         assert_eq!(run.error()["code"], "interrupted");
         assert_eq!(folder.names(), ["huge"]);
     }
+}
+
+#[test]
+fn the_ending_of_the_name_decides_and_is_not_contradicted() {
+    let folder = Folder::with_chain();
+    let is_image = |name: &str| folder.read(name).starts_with(b"vhdxfile");
+    for (name, image) in [("a.vhdx", true), ("B.VHDX", true), ("c.raw", false), ("D.Img", false)] {
+        let run = folder.run(&format!("convert l2.vhdx {name}")).expect(0);
+        assert_eq!(run.stderr, "", "{name}");
+        assert_eq!(is_image(name), image, "{name}");
+    }
+    for name in ["plain", "web.v2", "disk.vhdx.bak"] {
+        folder.run(&format!("convert l2.vhdx {name}")).expect(0).says("made as VHDX");
+        assert!(is_image(name), "{name}");
+    }
+    assert!(folder.run("convert l2.vhdx -").expect(0).stdout == flats()[2]);
+    let before = folder.names();
+    for (line, says) in [
+        ("-O raw x.vhdx", "a VHDX image"),
+        ("-O vhdx x.raw", "a raw disk"),
+        ("-O vhdx-fixed x.IMG", "a raw disk"),
+        ("x.avhdx", "a child"),
+        ("x.vhd", "a VHD image"),
+        ("-O raw x.QCOW2", "a qcow2 image"),
+        ("x.vmdk", "a VMDK image"),
+        ("x.vhds", "a VHD set"),
+    ] {
+        folder.run(&format!("convert l2.vhdx {line}")).expect(2).says(says);
+        assert_eq!(folder.names(), before, "{line}");
+    }
+    folder.run("convert l2.vhdx -O raw x.vhdx --any-name").expect(0);
+    assert!(folder.read("x.vhdx") == flats()[2]);
+    // A known ending still says what is made.
+    folder.run("convert l2.vhdx y.raw --any-name").expect(0);
+    assert!(folder.read("y.raw") == flats()[2]);
+    folder.run("convert l2.vhdx y.avhdx --any-name").expect(0);
+    assert!(is_image("y.avhdx"));
+    // What exists or is read is the first concern.
+    folder.run("convert l2.vhdx -O vhdx y.raw").expect(7).says("the file exists");
+    folder.run("convert l2.vhdx -O raw l0.vhdx --overwrite").expect(7).says("the input");
+    folder.run("convert l2.vhdx -O vhdx y.raw --overwrite").expect(2).says("a raw disk");
 }

@@ -43,9 +43,9 @@ fn sizes_are_read_as_people_type_them() {
     }
     for (wrong, says) in [
         ("0.3G", "322122240 and 322122752"),
-        ("-1", "not negative"),
-        ("--size -1", "not negative"),
-        ("0", "expected a multiple of the logical sector size, from one sector to 64 TiB"),
+        ("-1", "no negative size"),
+        ("--size -1", "no negative size"),
+        ("0", "at least one sector, 512 bytes"),
         ("10x", "64M, 10GiB or 1.5T"),
         ("1e3", "64M, 10GiB or 1.5T"),
         ("1_000K", "64M, 10GiB or 1.5T"),
@@ -60,7 +60,7 @@ fn sizes_are_read_as_people_type_them() {
 fn every_size_can_be_chosen() {
     let folder = Folder::new();
     folder
-        .run("create a.vhdx --size 12M --block 2M --sector 4096 --physical-sector 4096 --log 3M")
+        .run("create a.vhdx --size 12M --block 2M --sector 4096 --physical-sector 4096 --log-size 3M")
         .expect(0);
     let layer = naive::Layer::open(folder.file("a.vhdx")).unwrap();
     assert_eq!((layer.size, layer.block_size, layer.sector), (12 << 20, 2 << 20, 4096));
@@ -75,8 +75,8 @@ fn every_size_can_be_chosen() {
         "--size 4M --block 8G",
         "--size 4M --sector 1024",
         "--size 4M --physical-sector 513",
-        "--size 4M --log 1000",
-        "--size 4M --log 0",
+        "--size 4M --log-size 1000",
+        "--size 4M --log-size 0",
         "",
         "--size 4M --new-disk-id",
         r"--size 4M --absolute-win32-path D:\a.vhdx",
@@ -273,4 +273,26 @@ fn the_json_is_stable() {
     assert_eq!(format!("{run:#}"), expected.replace("PHYSICAL", &physical));
     let base = folder.run("create d.vhdx --size 4M --json").expect(0).json();
     assert_eq!(base["parent"], Value::Null);
+}
+
+#[test]
+fn the_ending_of_a_new_image_says_what_it_is() {
+    let folder = Folder::with_chain();
+    folder.run("create a.avhdx --parent l2.vhdx").expect(0);
+    folder.run("create A.VHDX 4M").expect(0);
+    folder.run("create plain 4M").expect(0).says("made as VHDX");
+    let before = folder.names();
+    for (line, says) in [
+        ("x.avhdx 4M", "no parent"),
+        ("x.raw 4M", "truncate -s"),
+        ("x.img --parent l2.vhdx", "a raw disk"),
+        ("x.vhd 4M", "a VHD image"),
+        ("x.qcow2 4M", "a qcow2 image"),
+    ] {
+        folder.run(&format!("create {line}")).expect(2).says(says);
+        assert_eq!(folder.names(), before, "{line}");
+    }
+    folder.run("create x.img 4M --any-name").expect(0);
+    // --log is what to do with a log; its size has another name.
+    folder.run("create y.vhdx 4M --log 2M").expect(2);
 }

@@ -17,6 +17,7 @@ mod labels;
 mod links;
 mod loops;
 mod loss;
+mod meanwhile;
 mod merge;
 mod next;
 mod parents;
@@ -26,6 +27,7 @@ mod recorded;
 mod reparent;
 #[cfg(unix)]
 mod screens;
+mod stdin;
 mod swaps;
 mod tree;
 mod write;

@@ -187,7 +187,7 @@ fn an_output_does_not_replace_an_image_with_children() {
     let make = |place: &str| {
         vec![
             format!("create {place} --size 1M --overwrite"),
-            format!("convert source.vhdx {place} -O raw --overwrite"),
+            format!("convert source.vhdx {place} -O raw --overwrite --any-name"),
             format!("convert source.vhdx {place} -O vhdx --overwrite"),
             format!("convert source.vhdx {place} -O vhdx-fixed --overwrite"),
         ]

@@ -154,8 +154,8 @@ fn a_killed_program_leaves_nothing_that_blocks_a_base() {
     let lines = [
         "create child.avhdx --parent web.vhdx",
         "checkpoint web.vhdx --path child.avhdx",
-        "convert web.vhdx -O vhdx child.avhdx",
-        "convert web.vhdx -O raw child.avhdx",
+        "convert web.vhdx -O vhdx child.avhdx --any-name",
+        "convert web.vhdx -O raw child.avhdx --any-name",
     ];
     for (n, line) in lines.iter().enumerate() {
         for kill in 0..12 {

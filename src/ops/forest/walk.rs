@@ -56,7 +56,7 @@ pub(super) fn walk<P: AsRef<Path>>(
     for file in files {
         match host.stat(&file) {
             Ok(stat) if stat.kind == FileKind::File => walk.file(file, &stat, true),
-            Ok(_) => walk.unreadable(file, not_regular()),
+            Ok(stat) => walk.unreadable(file, not_regular(stat.kind)),
             Err(error) => walk.unreadable(file, error),
         }
     }
@@ -156,7 +156,7 @@ impl FolderWalk<'_> {
         Ok(match stat.kind {
             FileKind::Folder => Some(FolderEntry::Folder),
             FileKind::File => Some(FolderEntry::File(stat)),
-            FileKind::Other => None,
+            FileKind::Fifo | FileKind::Socket | FileKind::Device | FileKind::Other => None,
         })
     }
 
@@ -169,7 +169,7 @@ impl FolderWalk<'_> {
         let is_of_interest = match stat.kind {
             FileKind::Folder => true,
             FileKind::File => is_named_as_image(path) || is_named_as_image(&real),
-            FileKind::Other => false,
+            FileKind::Fifo | FileKind::Socket | FileKind::Device | FileKind::Other => false,
         };
         if is_of_interest && !self.confines.iter().any(|place| real.starts_with(place)) {
             self.found.findings.push(ForestFinding::LinkOutside { path: path.to_path_buf() });
@@ -257,6 +257,6 @@ fn is_named_as_image(path: &Path) -> bool {
     })
 }
 
-fn not_regular() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "neither a folder nor a regular file")
+fn not_regular(kind: FileKind) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, format!("this is {kind}"))
 }

@@ -114,8 +114,7 @@ fn asked() -> Vec<Case> {
             4,
             |f| {
                 of_chain(f);
-                let made = std::process::Command::new("mkfifo").arg(f.file("pipe.vhdx")).status();
-                assert!(made.unwrap().success());
+                make_fifo(&f.file("pipe.vhdx"));
             },
             "info pipe.vhdx",
         ),
@@ -136,8 +135,8 @@ fn asked() -> Vec<Case> {
         case("point.unknown", 2, of_chain, "read l2.vhdx@nobody --length 1"),
         case("point.below-tip", 7, of_chain, "write l2.vhdx@-1 --offset 0")
             .filled(&[("CHILD", "c.avhdx")]),
-        case("output.exists", 7, of_chain, "convert l0.vhdx -O raw l2.vhdx"),
-        case("output.is-input", 7, of_chain, "convert l0.vhdx -O raw l0.vhdx --overwrite")
+        case("output.exists", 7, of_chain, "convert l0.vhdx -O vhdx l2.vhdx"),
+        case("output.is-input", 7, of_chain, "convert l0.vhdx -O vhdx l0.vhdx --overwrite")
             .filled(OUT),
         case(
             "output.link",
@@ -153,7 +152,7 @@ fn asked() -> Vec<Case> {
             "convert: kind has-children",
             7,
             of_chain,
-            "convert l0.vhdx -O raw l1.vhdx --overwrite",
+            "convert l0.vhdx -O vhdx l1.vhdx --overwrite",
         )
         .filled(OUT),
         case("create: kind has-children", 7, of_chain, "create l1.vhdx --size 4M --overwrite")
@@ -166,8 +165,14 @@ fn asked() -> Vec<Case> {
             r"create c.avhdx --parent 'a\b.vhdx'",
         ),
         case("output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
+        case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
+        case("output.no-writer", 2, of_chain, "convert l2.vhdx new.qcow2").filled(OUT),
+        case("output.no-writer", 2, of_chain, "convert -O raw l2.vhdx its.VMDK").filled(OUT),
+        case("output.no-writer", 2, of_chain, "create new.vhd 4M").filled(OUT),
+        case("output.no-writer", 2, of_chain, "create new.vhds 4M").filled(OUT),
+        case("output.no-writer", 2, of_chain, "create new.qcow2 --parent l2.vhdx").filled(OUT),
         case("output.*", 3, of_chain, "convert l0.vhdx -O raw nowhere/out").filled(OUT),
-        case("output.*", 6, of_chain, "convert l0.vhdx -O raw l1.vhdx --overwrite")
+        case("output.*", 6, of_chain, "convert l0.vhdx -O vhdx l1.vhdx --overwrite")
             .held("l1.vhdx")
             .filled(OUT),
         case("export.write", 3, of_chain, "convert l2.vhdx -O raw out")
@@ -256,7 +261,7 @@ fn parents() -> Vec<Case> {
         case(
             "parent: kind not-vhdx",
             4,
-            |f| keep_base(f, |path| fs::write(path, "a letter").unwrap()),
+            |f| keep_base(f, |path| fs::write(path, b"\x01\x02\x03").unwrap()),
             read,
         )
         .filled(parent),
@@ -421,7 +426,8 @@ fn operations() -> Vec<Case> {
         ),
         case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
         case("kind in-use", 6, of_chain, "read l2.vhdx --length 1").held("l2.vhdx"),
-        case("kind in-use", 6, of_chain, "merge l2.vhdx").held("l1.vhdx"),
+        case("kind in-use", 6, of_chain, "merge l2.vhdx").held("l1.vhdx").filled(OUT),
+        case("kind in-use", 6, of_chain, "map l2.vhdx").held("l0.vhdx"),
         case("kind has-children", 7, of_chain, "write l1.vhdx --offset 0")
             .filled(&[("CHILD", "c.avhdx")]),
         case("point.none", 2, of_chain, "revert l2.vhdx"),
@@ -615,9 +621,35 @@ fn files() -> Vec<Case> {
         case(
             "kind not-vhdx",
             4,
+            |f| fs::write(f.file("a.vhdx"), b"\x01\x02\x03").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "kind not-vhdx",
+            4,
             |f| fs::write(f.file("a.vhdx"), "a letter").unwrap(),
             "info a.vhdx",
         ),
+        case(
+            "foreign.html",
+            4,
+            |f| fs::write(f.file("a.vhdx"), "\n<!DOCTYPE html>\n<html>").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "foreign.zeros",
+            4,
+            |f| fs::write(f.file("a.vhdx"), [0; 4096]).unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "foreign.zeros",
+            4,
+            |f| fs::write(f.file("a.vhdx"), [0; 4096]).unwrap(),
+            "read a.vhdx --length 1",
+        ),
+        case("file.not-regular", 2, |f| make_fifo(&f.file("pipe")), "read pipe -f raw --length 1")
+            .filled(OUT_FED),
         case("kind not-vhdx", 4, |f| fs::write(f.file("a.vhdx"), "").unwrap(), "check a.vhdx"),
         case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "read a.vhdx --length 512")
             .filled(OUT),
@@ -682,6 +714,15 @@ fn foreign() -> Vec<Case> {
 
 const OUT: &[(&str, &str)] =
     &[("OUT", "made"), ("OUT.raw", "made.raw"), ("OUT.vhdx", "made.vhdx"), ("-oOUT", "-omade")];
+
+/// As [`OUT`], with something to read at the other end of the FIFO.
+const OUT_FED: &[(&str, &str)] =
+    &[("OUT", "made.raw"), ("pipe", "pipe & printf x > pipe; wait $!")];
+
+fn make_fifo(path: &Path) {
+    let made = std::process::Command::new("mkfifo").arg(path).status();
+    assert!(made.unwrap().success());
+}
 
 fn of_chain(folder: &Folder) {
     write_chain(folder.path(), &chain());

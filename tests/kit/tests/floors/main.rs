@@ -102,7 +102,7 @@ const PROGRAM: Rules<'_> = Rules {
         ("merges", &["merging"]),
         ("branches", &["forks"]),
         ("changes", &["operation", "writing", "new_file"]),
-        ("inputs", &["input", "loss"]),
+        ("inputs", &["endings", "input", "loss"]),
         ("facts", &["facts", "parents"]),
         ("flags", &["args", "points"]),
         ("progress", &["interrupt", "progress"]),

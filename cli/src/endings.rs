@@ -1,0 +1,155 @@
+//! What the ending of an output's name says about its format.
+
+use std::path::{Path, PathBuf};
+
+use avhdx::storage::{Host, LocalHost};
+
+use crate::args::{CopyFormat, NamingFlags};
+use crate::failure::Failure;
+use crate::next;
+use crate::output::Console;
+use crate::shell;
+
+/// The format that a name promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Vhdx,
+    /// A child of another image.
+    Avhdx,
+    Raw,
+    Foreign(Foreign),
+    /// None, or one that names no format.
+    Unknown,
+}
+
+/// A format that the program does not write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Foreign {
+    /// Completes the sentence "this is …".
+    what: &'static str,
+    /// QEMU's name for the format, if QEMU writes it.
+    qemu: Option<&'static str>,
+}
+
+impl Ending {
+    fn of(out: &Path) -> Self {
+        let foreign = |what, qemu| Self::Foreign(Foreign { what, qemu });
+        let ending = out.extension().unwrap_or_default().to_ascii_lowercase();
+        match ending.to_str().unwrap_or_default() {
+            "vhdx" => Self::Vhdx,
+            "avhdx" => Self::Avhdx,
+            "raw" | "img" => Self::Raw,
+            "vhd" => foreign("a VHD image", Some("vpc")),
+            "vhds" => foreign("a VHD set", None),
+            "qcow2" => foreign("a qcow2 image", Some("qcow2")),
+            "vmdk" => foreign("a VMDK image", Some("vmdk")),
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// Refuses a name for a new image that promises something else. `is_child` is whether the image gets a parent.
+pub(crate) fn check_image(
+    out: &Path,
+    is_child: bool,
+    naming: NamingFlags,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    match Ending::of(out) {
+        Ending::Vhdx => Ok(()),
+        Ending::Unknown => {
+            note_vhdx(out, console);
+            Ok(())
+        }
+        _ if naming.any_name => Ok(()),
+        Ending::Avhdx if is_child => Ok(()),
+        Ending::Avhdx => Err(for_child(out)),
+        Ending::Raw => {
+            let failure = against(out, "a raw disk", "a VHDX image");
+            Err(failure.hint("a raw disk is a file of its size: truncate -s SIZE FILE makes one"))
+        }
+        Ending::Foreign(Foreign { what, .. }) if is_child => {
+            Err(no_writer(out, what).hint("a child has the format of its parent"))
+        }
+        Ending::Foreign(foreign) => Err(by_qemu(out, foreign, CopyFormat::Vhdx)),
+    }
+}
+
+/// The format of a copy: the one asked for, or else the one that the name promises.
+pub(crate) fn copy_format(out: &Path, asked: Option<CopyFormat>) -> CopyFormat {
+    let promised = match Ending::of(out) {
+        Ending::Raw => CopyFormat::Raw,
+        _ if out.as_os_str() == "-" => CopyFormat::Raw,
+        _ => CopyFormat::Vhdx,
+    };
+    asked.unwrap_or(promised)
+}
+
+/// Refuses a name for a copy that promises another format than [`copy_format`].
+pub(crate) fn check_copy(
+    out: &Path,
+    asked: Option<CopyFormat>,
+    naming: NamingFlags,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    let format = copy_format(out, asked);
+    let is_raw = format == CopyFormat::Raw;
+    match Ending::of(out) {
+        Ending::Unknown => {
+            if asked.is_none() {
+                note_vhdx(out, console);
+            }
+            Ok(())
+        }
+        _ if naming.any_name => Ok(()),
+        Ending::Vhdx if is_raw => Err(against(out, "a VHDX image", "a raw disk")),
+        Ending::Raw if !is_raw => Err(against(out, "a raw disk", "a VHDX image")),
+        Ending::Vhdx | Ending::Raw => Ok(()),
+        Ending::Avhdx => Err(for_child(out)),
+        Ending::Foreign(foreign) => Err(by_qemu(out, foreign, format)),
+    }
+}
+
+fn note_vhdx(out: &Path, console: &mut Console) {
+    let message = format!("{}: the name has no known ending: made as VHDX", out.display());
+    console.note("output.no-ending", &message);
+}
+
+fn for_child(out: &Path) -> Failure {
+    let message = format!("{}: a name for a child, but the image has no parent", out.display());
+    Failure::usage("output.ending", message)
+}
+
+fn against(out: &Path, named: &str, made: &str) -> Failure {
+    let message = format!("{}: the name is for {named}, the file would be {made}", out.display());
+    Failure::usage("output.ending", message)
+}
+
+fn no_writer(out: &Path, what: &str) -> Failure {
+    let message = format!("{}: the name is for {what}, which cannot be written", out.display());
+    Failure::usage("output.no-writer", message)
+}
+
+/// The refusal of a foreign format, with the way over a file that QEMU reads.
+fn by_qemu(out: &Path, foreign: Foreign, format: CopyFormat) -> Failure {
+    let failure = no_writer(out, foreign.what);
+    let from = match format {
+        CopyFormat::Raw => "raw",
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => "vhdx",
+    };
+    let between = between(out, from);
+    let (Some(to), Some(first)) = (foreign.qemu, next::elsewhere(&between)) else { return failure };
+    let files = [shell::argument(&between), shell::argument(out)].join(" ");
+    failure.then(format!("{first} && qemu-img convert -f {from} -O {to} {files}"))
+}
+
+/// A free name for the file between the program and QEMU.
+fn between(out: &Path, ending: &str) -> PathBuf {
+    let named = |n: usize| {
+        let mut name = out.as_os_str().to_owned();
+        name.push(if n == 0 { format!(".{ending}") } else { format!("-{n}.{ending}") });
+        PathBuf::from(name)
+    };
+    let is_free = |path: &PathBuf| LocalHost.stat(path).is_err();
+    (0..100).map(named).find(is_free).unwrap_or_else(|| named(0))
+}
