@@ -504,13 +504,16 @@ impl CreateOptions {
 
     /// Refuses a name in use, also by a dangling link.
     fn check_free(&self, host: &dyn Host, path: &Path) -> Result<()> {
-        if self.overwrite || host.stat(path).is_err() && !host.is_link(path).unwrap_or(false) {
-            return Ok(());
-        }
+        let there = match host.stat(path) {
+            _ if self.overwrite => return Ok(()),
+            Ok(stat) => stat.kind.to_string(),
+            Err(_) if host.is_link(path).unwrap_or(false) => "a dangling link".into(),
+            Err(_) => return Ok(()),
+        };
         let error = io::ErrorKind::AlreadyExists.into();
         Err(Error::io("create.exists", "cannot create the file", error)
             .in_path(path)
-            .with_found("another file of that name")
+            .with_found(format_args!("{there} of that name"))
             .with_expected("an unused name"))
     }
 

@@ -86,6 +86,7 @@ fn an_error_of_the_host_is_the_source_of_the_error_made_of_it() {
     assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "io"));
     let source = error.source().and_then(|source| source.downcast_ref::<io::Error>());
     assert_eq!(source.map(io::Error::kind), Some(io::ErrorKind::StorageFull));
+    assert_eq!(error.to_string(), "the volume is full: the host failed");
     let locked = Error::from(io::Error::from(io::ErrorKind::ResourceBusy));
     assert_eq!(locked.kind(), ErrorKind::InUse);
 }

@@ -179,6 +179,9 @@ fn raw(path: &Path) -> Result<Input, Failure> {
         _ => {}
     }
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
+    if kind != FileKind::File && storage.len().is_ok_and(|len| len == 0) {
+        return Err(refuse("file.not-regular"));
+    }
     // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
         let message = format!("{name}: the file is in use: {by}");

@@ -185,3 +185,64 @@ fn the_ending_of_the_name_decides_and_is_not_contradicted() {
     folder.run("convert l2.vhdx -O raw l0.vhdx --overwrite").expect(7).says("the input");
     folder.run("convert l2.vhdx -O vhdx y.raw --overwrite").expect(2).says("a raw disk");
 }
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_file_is_called_by_its_name() {
+    let folder = Folder::with_chain();
+    fs::create_dir(folder.file("dir.vhdx")).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(folder.file("fifo.vhdx")).status();
+    assert!(made.unwrap().success());
+    drop(std::os::unix::net::UnixListener::bind(folder.file("socket.vhdx")).unwrap());
+    std::os::unix::fs::symlink("/dev/null", folder.file("device.vhdx")).unwrap();
+    let before = folder.names();
+    for (name, what) in [
+        ("dir.vhdx", "this is a folder"),
+        ("fifo.vhdx", "this is a FIFO"),
+        ("socket.vhdx", "this is a socket"),
+        ("device.vhdx", "this is a device"),
+    ] {
+        for line in [
+            format!("info {name}"),
+            format!("read {name} --length 1"),
+            format!("write {name} --offset 0"),
+            format!("check {name}"),
+            format!("compare l0.vhdx {name}"),
+            format!("merge {name}"),
+            format!("checkpoint {name}"),
+            format!("create new.avhdx --parent {name}"),
+        ] {
+            folder.run(&line).expect(4).says(what);
+        }
+        for line in
+            [format!("convert l0.vhdx {name} --overwrite"), format!("create {name} 4M --overwrite")]
+        {
+            folder.run(&line).expect(7).says(what);
+        }
+        let run = folder.run(&format!("checkpoint l2.vhdx --path {name}")).expect(7);
+        run.says(&what.replace("this is", "found"));
+        folder.run(&format!("read {name} -f raw --length 1")).expect(2).says(what);
+        assert_eq!(folder.names(), before, "{name}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_file_without_room_is_said_first_and_nothing_is_left() {
+    let folder = Folder::with_chain();
+    let before = folder.names();
+    let program = env!("CARGO_BIN_EXE_avhdx");
+    for out in ["out.raw", "out.vhdx"] {
+        let line = format!("trap '' XFSZ; ulimit -f 64; '{program}' convert l2.vhdx {out}");
+        let mut shell = std::process::Command::new("bash");
+        let output = shell.args(["-c", &line]).current_dir(folder.path()).output().unwrap();
+        let run = Run::of(output).expect(3);
+        let first = run.stderr.lines().next().unwrap();
+        assert!(
+            first.starts_with(&format!("avhdx: {out}: the file may not be that long: ")),
+            "{first}"
+        );
+        assert!(first.contains("the unfinished file is removed"), "{first}");
+        assert_eq!(folder.names(), before, "{out}");
+    }
+}
