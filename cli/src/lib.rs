@@ -25,6 +25,8 @@ mod args;
 mod bench;
 mod check;
 mod checkpoint;
+#[cfg(test)]
+mod codes;
 mod compare;
 mod convert;
 mod create;

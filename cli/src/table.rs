@@ -167,7 +167,7 @@ mod tests {
         let row = "  虛擬機器磁碟     1  web_1A…F.avhdx";
         assert_eq!(lines, ["A title that is too long", "  name          size  file", row]);
         assert!(printed(&table, Some(30)).iter().all(|line| cells(line) <= 30));
-        assert_eq!(printed(&table, Some(20))[0], "A title t… too long");
+        assert_eq!(printed(&table, Some(20))[0], "A title t…s too long");
         let piped = printed(&table, None);
         assert_eq!(piped[2], "  虛擬機器磁碟     1  web_1A2B3C4D5E6F.avhdx");
     }

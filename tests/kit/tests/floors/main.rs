@@ -23,6 +23,7 @@
 
 mod checker;
 mod judge;
+mod public;
 mod tree;
 mod uses;
 
