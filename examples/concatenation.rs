@@ -8,7 +8,7 @@
 //! example writes across the seam, exports the disk and compares the copy.
 
 use std::error::Error;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::sync::Arc;
 
 use avhdx::ops::Export;
@@ -124,7 +124,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
     }
 
     let copy = MemStorage::new(Vec::new());
-    let exported = Export::new().run(&disk, &copy, &mut |_| ControlFlow::Continue(()))?;
+    let exported = Export::new().run(&disk, &copy)?;
     let copy = copy.into_bytes();
     assert_eq!(&copy[(8 << 20) - 7..][..15], b"across the seam");
     println!("exported {} bytes, {} of them data", exported.size, exported.written);

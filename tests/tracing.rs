@@ -3,7 +3,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write};
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use avhdx::ops::Merge;
@@ -127,7 +126,7 @@ fn tell(lines: &Lines) {
 
     std::fs::copy(&child, &left).unwrap();
     let merged = chain.layers()[0].id;
-    Merge::new(merged).run(&chain, &mut |_| ControlFlow::Continue(())).unwrap();
+    Merge::new(merged).run(&chain).unwrap();
     let merging = lines.take();
     assert_eq!(count(&merging, "operation name=\"merge\""), 1, "{merging:?}");
     drop(chain);

@@ -4,7 +4,6 @@
 //! disk. A writer that had to wait catches up, so that the load stays constant.
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -72,7 +71,7 @@ fn merge(folder: &Path, size: u64, block: u64) -> Result<Busy> {
         let writer = scope.spawn(|| write(&chain, size, &is_over));
         let start = Instant::now();
         let merge = Merge::new(chain.layers()[0].id).pace(pace);
-        let merged = merge.run(&chain, &mut |_| ControlFlow::Continue(()));
+        let merged = merge.run(&chain);
         let time = start.elapsed();
         is_over.store(true, Ordering::SeqCst);
         (merged, time, writer.join())

@@ -7,7 +7,6 @@
 
 use std::fs;
 use std::io;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -161,7 +160,7 @@ impl<'a> Files<'a> {
         let taken = timed(|| {
             let chain = OpenOptions::new().writable(true).open(&child)?;
             let merge = Merge::new(chain.layers()[0].id).share(share);
-            let merged = merge.run(&chain, &mut |_| ControlFlow::Continue(()))?;
+            let merged = merge.run(&chain)?;
             if merged.moved != self.size {
                 return Err(format!("moved {} bytes", merged.moved).into());
             }

@@ -57,13 +57,15 @@ fn while_merging(run: &Run, report: &mut Report) -> Result<()> {
             let layers = chain.disk().layers();
             let merge = Merge::new(layers[2].id).into_layer(layers[DEEP - 2].id).pace(pace.clone());
             let mut done = 0;
-            let merged = merge.run(chain.disk(), &mut |progress| {
-                done = progress.done;
-                match is_over.load(Ordering::Relaxed) {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            });
+            let merged = merge
+                .on_progress(|progress| {
+                    done = progress.done;
+                    match is_over.load(Ordering::Relaxed) {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
+                    }
+                })
+                .run(chain.disk());
             match merged {
                 Err(error) if error.kind() != avhdx::ErrorKind::Cancelled => Err(error),
                 _ => Ok(done),

@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     loss::accept(&Point::parse(&args.image.image).image, &args.loss, &options, console)?;
     let subject = Subject::open(&args.image.image, &options, console)?;
     let frozen = subject.layer(console)?.clone();
-    let made = operation::run(console, |on| checkpoint.run(&subject.chain, on))?;
+    let made = operation::run(console, |on| checkpoint.on_progress(on).run(&subject.chain))?;
     console.warnings(&made.warnings);
     let tip = subject.chain.layers().swap_remove(0);
     subject.close()?;

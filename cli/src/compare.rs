@@ -10,7 +10,7 @@ use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
-use crate::text::size;
+use crate::text::{cells, padded, size};
 use crate::vocabulary::Answer;
 
 /// Compare two disks and print where they first differ.
@@ -42,7 +42,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let a = Input::open(&args.a, args.format, &args.opening, console)?;
     let b = Input::open(&args.b, args.other_format, &args.opening, console)?;
     let mut meter = ProgressMeter::new(console);
-    let found = Compare::new().run(a.disk(), b.disk(), &mut |now| meter.report(now));
+    let found = Compare::new().on_progress(|now| meter.report(now)).run(a.disk(), b.disk());
     drop(meter);
     let found = found?;
     let equal = found.same_contents() && (found.same_size() || args.ignore_size);
@@ -119,9 +119,10 @@ fn text(args: &Args, found: &Comparison) -> Vec<String> {
             };
             let at = difference.offset;
             lines.push(format!("The disks differ at byte {at} ({at:#x}):"));
-            let width = a.chars().count().max(b.chars().count());
-            lines.push(format!("  {a:width$}  {}", byte(difference.a)));
-            lines.push(format!("  {b:width$}  {}", byte(difference.b)));
+            let width = cells(&a).max(cells(&b));
+            let named = |name, value| format!("  {}  {}", padded(name, width, false), byte(value));
+            lines.push(named(&a, difference.a));
+            lines.push(named(&b, difference.b));
         }
         None if found.same_size() => {
             lines.push(format!("The disks are the same: {}.", size(found.size_a)));

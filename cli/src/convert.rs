@@ -81,9 +81,9 @@ struct Copied {
 }
 
 fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
-    let mut meter = ProgressMeter::new(console);
+    let mut meter = ProgressMeter::beside_output(console);
     let mut out = io::stdout().lock();
-    let done = Export::new().stream(input.disk(), &mut out, &mut |now| meter.report(now));
+    let done = Export::new().on_progress(|now| meter.report(now)).stream(input.disk(), &mut out);
     drop(meter);
     done.map_err(stdout_failure)?;
     out.flush().map(|()| Reply::Yes).map_err(|error| Failure::stdout(&error))
@@ -96,7 +96,7 @@ fn raw_copy(
     console: &Console,
 ) -> Result<Copied, Failure> {
     let (mut meter, to) = (ProgressMeter::new(console), file.storage().as_ref());
-    let done = Export::new().run(input.disk(), to, &mut |now| meter.report(now));
+    let done = Export::new().on_progress(|now| meter.report(now)).run(input.disk(), to);
     drop(meter);
     let exported = done.map_err(|error| copy_failure(error, target))?;
     Ok(Copied { exported, block_size: None })
@@ -112,7 +112,7 @@ fn image_copy(
     let image = options.create_draft(&LocalHost, file.draft());
     let image = image.map_err(|error| file.failure(error))?;
     let mut meter = ProgressMeter::new(console);
-    let done = Export::new().onto(input.disk(), &image, &mut |now| meter.report(now));
+    let done = Export::new().on_progress(|now| meter.report(now)).onto(input.disk(), &image);
     drop(meter);
     let done = done.and_then(|exported| image.close().map(|()| exported));
     let exported = done.map_err(|error| file.failure(error))?;

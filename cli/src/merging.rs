@@ -18,6 +18,7 @@ use crate::next;
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::point::{Point, folder_of};
+use crate::progress::Activity;
 use crate::shell::argument;
 use crate::text::size;
 use crate::typed::with_parents;
@@ -130,7 +131,9 @@ impl Request {
         let mut options = self.opening()?.unfinished(how.resume);
         let mut image = self.image.clone();
         if how.resume {
+            let activity = Activity::of(console, "reading the images");
             let (tip, parent) = unfinished(self)?;
+            drop(activity);
             image = tip;
             // A tip and its parent that have exchanged their names do not find each other by name.
             if let Some(parent) = parent {
@@ -141,7 +144,9 @@ impl Request {
         let (merge, child) = self.merge_of(&inspected)?;
         if how.dry_run {
             inspected.warn(&options, console)?;
+            let activity = Activity::of(console, "measuring the data");
             let forecast = merge.forecast(&inspected.chain)?;
+            drop(activity);
             self.foretell_moved_tip(&forecast, &inspected, console);
             operation::print_forecast(&forecast, console)
                 .map_err(|failure| self.suggest_low_space(failure, &merge, &inspected))?;
@@ -161,14 +166,15 @@ impl Request {
         let subject = Subject::open(&image, &options, console)?;
         subject.resolve_point(console)?;
         let (merge, child) = self.merge_of(&subject)?;
-        let mut done = operation::run(console, |on| merge.clone().run(&subject.chain, on));
+        let mut done =
+            operation::run(console, |on| merge.clone().on_progress(on).run(&subject.chain));
         // Several merges of one chain may have been interrupted.
         while let (true, Ok(so_far), Some(_)) =
             (how.resume, &done, operation::being_merged(&subject.chain))
         {
             let so_far = so_far.clone();
             let (next, _) = self.merge_of(&subject)?;
-            done = operation::run(console, |on| next.run(&subject.chain, on))
+            done = operation::run(console, |on| next.on_progress(on).run(&subject.chain))
                 .map(|further| so_far.and(further));
         }
         let done = done.map_err(|failure| self.suggest_low_space(failure, &merge, &subject));
@@ -207,7 +213,7 @@ impl Request {
     }
 
     /// The requested merge, and its child.
-    fn merge_of(&self, subject: &Subject) -> Result<(Merge, Layer), Failure> {
+    fn merge_of(&self, subject: &Subject) -> Result<(Merge<'static>, Layer), Failure> {
         let how = &self.how;
         let (merge, child) = match &self.what {
             _ if how.resume => {

@@ -211,7 +211,7 @@ pub(crate) fn note_hyper_v(chain: &DiffChain, console: &mut Console) {
 /// second one ends the program.
 pub(crate) fn run<T>(
     console: &Console,
-    operation: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> avhdx::Result<T>,
+    operation: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
 ) -> Result<T, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     *in_progress() = InProgress::Operation(Arc::clone(&stop));

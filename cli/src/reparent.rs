@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
-    let done = operation::run(console, |on| reparent.run(&image, on))?;
+    let done = operation::run(console, |on| reparent.on_progress(on).run(&image))?;
     console.warnings(&done.warnings);
     let [image, base] = [&done.path, &done.parent].map(|path| path.display().to_string());
     console.done();

@@ -78,7 +78,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let subject = Subject::open(&args.image, &options, console)?;
     let point = subject.layer(console)?.clone();
     let revert = revert_to(point.id, &args);
-    let made = operation::run(console, |on| revert.run(&subject.chain, on))?;
+    let made = operation::run(console, |on| revert.on_progress(on).run(&subject.chain))?;
     console.warnings(&made.warnings);
     let tip = subject.chain.layers().swap_remove(0);
     subject.close()?;
@@ -102,7 +102,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     Ok(Reply::Yes)
 }
 
-fn revert_to(point: LayerId, args: &Args) -> Revert {
+fn revert_to(point: LayerId, args: &Args) -> Revert<'static> {
     let mut revert =
         Revert::to(point).delete_newer(args.delete_newer).orphan_children(args.orphan_children);
     for folder in &args.opening.children_in {

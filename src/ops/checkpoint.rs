@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::child::{NewChild, current_path, folder_warnings, remove};
-use super::{Forecast, Progress, report};
+use super::{Forecast, Listener, Progress};
 use crate::chain::{DiffChain, Operation, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -28,18 +28,18 @@ use crate::write::Writer;
 /// [`ErrorKind::ParentMismatch`]; continue in the old tip then.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use avhdx::OpenOptions;
 /// use avhdx::ops::Checkpoint;
 ///
 /// let chain = OpenOptions::new().writable(true).open("web.vhdx")?;
-/// let made = Checkpoint::new().label("before the upgrade").run(&chain, &mut |_| ControlFlow::Continue(()))?;
+/// let made = Checkpoint::new().label("before the upgrade").run(&chain)?;
 /// println!("go on with {}", made.path.display());
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Checkpoint {
+pub struct Checkpoint<'a> {
     child: NewChild,
+    progress: Listener<'a>,
 }
 
 /// The result of a checkpoint.
@@ -56,10 +56,10 @@ pub struct Checkpointed {
     pub warnings: Vec<Warning>,
 }
 
-impl Checkpoint {
+impl<'a> Checkpoint<'a> {
     /// Creates a checkpoint without a label, in a file named as Hyper-V would.
     pub fn new() -> Self {
-        Self { child: NewChild::new() }
+        Self { child: NewChild::new(), progress: Listener::default() }
     }
 
     /// Labels the point in time, in up to 4096 bytes. The label is stored in the new child and names the layer below.
@@ -77,6 +77,12 @@ impl Checkpoint {
     /// The payload block size of the new tip in bytes. The default is 2 MiB.
     pub fn block_size(mut self, bytes: u32) -> Self {
         self.child.block_size = Some(bytes);
+        self
+    }
+
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
         self
     }
 
@@ -100,11 +106,7 @@ impl Checkpoint {
     /// [`ErrorKind::InUse`] while another operation changes the chain or planned writes of the tip are open;
     /// [`ErrorKind::Cancelled`]. The chain is
     /// unchanged and usable after an error.
-    pub fn run(
-        self,
-        chain: &DiffChain,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Checkpointed> {
+    pub fn run(self, chain: &DiffChain) -> Result<Checkpointed> {
         let _span = operation("checkpoint", chain.stack().tip().name());
         let op = chain.operate()?;
         let writer = tip_writer(&op)?;
@@ -114,7 +116,7 @@ impl Checkpoint {
         // Again once it is frozen; now nothing is made yet that would have to be removed.
         writer.check_plans_ended()?;
         self.child.forecast(&op, tip)?.check()?;
-        report(on, 0, 1)?;
+        self.progress.report(0, 1)?;
         let child = self.child.make(&op, tip)?;
         let path = path_of(&child.core)?.to_owned();
         let (made, frozen) = (child.core.id(), tip.id());
@@ -132,7 +134,7 @@ impl Checkpoint {
             warnings.push(warning.of_layer(frozen));
         }
         // Too late to stop.
-        let _ = report(on, 1, 1);
+        let _ = self.progress.report(1, 1);
         // The new tip finds its parent by name.
         let host = op.host().as_ref();
         current_path(host, tip, &mut warnings);
@@ -141,7 +143,7 @@ impl Checkpoint {
     }
 }
 
-impl Default for Checkpoint {
+impl Default for Checkpoint<'_> {
     fn default() -> Self {
         Self::new()
     }

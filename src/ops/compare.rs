@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::{DiskRun, DiskRuns, Progress, report, window_end};
+use super::{DiskRun, DiskRuns, Listener, Progress, window_end};
 use crate::disk::{Disk, LayerId, Source};
 use crate::error::Result;
 use crate::trace::operation;
@@ -14,26 +14,25 @@ use crate::trace::operation;
 /// reported separately. Ranges that both disks map to zeros, or to the same place in a shared parent, are not read.
 ///
 /// ```
-/// use std::ops::ControlFlow;
 /// use std::sync::Arc;
 /// use avhdx::RawDisk;
 /// use avhdx::ops::Compare;
 /// use avhdx::storage::MemStorage;
 ///
 /// let disk = |bytes: &[u8]| RawDisk::new(Arc::new(MemStorage::new(bytes.to_vec())));
-/// let mut on = |_| ControlFlow::Continue(());
 ///
-/// let longer = Compare::new().run(&disk(b"ab")?, &disk(b"ab\0\0")?, &mut on)?;
+/// let longer = Compare::new().run(&disk(b"ab")?, &disk(b"ab\0\0")?)?;
 /// assert!(longer.same_contents() && !longer.same_size());
 ///
-/// let other = Compare::new().run(&disk(b"ab")?, &disk(b"aX")?, &mut on)?;
+/// let other = Compare::new().run(&disk(b"ab")?, &disk(b"aX")?)?;
 /// let difference = other.first_difference.unwrap();
 /// assert_eq!((difference.offset, difference.a, difference.b), (1, Some(b'b'), Some(b'X')));
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Compare {}
+pub struct Compare<'a> {
+    progress: Listener<'a>,
+}
 
 /// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,33 +70,33 @@ impl Comparison {
     }
 }
 
-impl Compare {
+impl<'a> Compare<'a> {
     /// Compares whole disks.
     pub fn new() -> Self {
         Self::default()
     }
 
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
+    }
+
     /// Compares `a` with `b`.
     ///
     /// # Errors
-    /// As for [`Disk::read_at`] on either disk; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) if `on`
-    /// asks to stop.
-    pub fn run(
-        self,
-        a: &dyn Disk,
-        b: &dyn Disk,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Comparison> {
+    /// As for [`Disk::read_at`] on either disk; [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+    pub fn run(self, a: &dyn Disk, b: &dyn Disk) -> Result<Comparison> {
         let _span = operation("compare", "two disks");
         let (size_a, size_b) = (a.geometry().size, b.geometry().size);
         let mut both = DiskPair::new(a, b);
         let total = size_a.max(size_b);
         let mut at = 0;
         let mut first_difference = None;
-        report(on, at, total)?;
+        self.progress.report(at, total)?;
         while at < total && first_difference.is_none() {
             (at, first_difference) = both.step(at, total)?;
-            report(on, at, total)?;
+            self.progress.report(at, total)?;
         }
         Ok(Comparison { size_a, size_b, first_difference })
     }

@@ -16,23 +16,22 @@ use crate::error::{Error, ErrorKind, Result};
 /// failure, [`Merge::resume`] completes the deletion.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use avhdx::OpenOptions;
 /// use avhdx::ops::Delete;
 ///
 /// let chain = OpenOptions::new().writable(true).open("web_3C4D.avhdx")?;
 /// let oldest = chain.points().pop().expect("a chain has a base");
-/// let deleted = Delete::point(oldest.layer).run(&chain, &mut |_| ControlFlow::Continue(()))?;
+/// let deleted = Delete::point(oldest.layer).run(&chain)?;
 /// println!("{} bytes moved", deleted.moved);
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Delete {
+pub struct Delete<'a> {
     point: LayerId,
-    merge: Merge,
+    merge: Merge<'a>,
 }
 
-impl Delete {
+impl<'a> Delete<'a> {
     /// Gives up the point at which `layer` was the tip.
     pub fn point(layer: LayerId) -> Self {
         // The layer to merge is known once the chain is.
@@ -82,6 +81,12 @@ impl Delete {
         self
     }
 
+    /// As [`Merge::on_progress`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.merge = self.merge.on_progress(on);
+        self
+    }
+
     /// Predicts what [`run`](Self::run) will do, without changing anything.
     ///
     /// # Errors
@@ -94,16 +99,12 @@ impl Delete {
     ///
     /// # Errors
     /// Those of [`Merge::run`], and [`ErrorKind::InvalidInput`] if the layer is the tip or is not in the chain.
-    pub fn run(
-        self,
-        chain: &DiffChain,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Merged> {
-        self.merge_in(chain)?.run(chain, on)
+    pub fn run(self, chain: &DiffChain) -> Result<Merged> {
+        self.merge_in(chain)?.run(chain)
     }
 
     /// The merge of the layer above the point.
-    fn merge_in(&self, chain: &DiffChain) -> Result<Merge> {
+    fn merge_in(&self, chain: &DiffChain) -> Result<Merge<'a>> {
         let layers = chain.layers();
         let above = match layers.iter().position(|layer| layer.id == self.point) {
             Some(0) => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::forest::{Forest, ForestFinding, NodeId};
-use super::{FileChangeKind, Forecast, Progress, report};
+use super::{FileChangeKind, Forecast, Listener, Progress};
 use crate::chain::PathSource;
 use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,21 +27,21 @@ use crate::warning::Warning;
 /// shorter branch of whole images; it can be repeated.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use avhdx::ops::DeleteBranch;
 ///
 /// let branch = DeleteBranch::at("web_old.avhdx");
 /// println!("{} bytes would be lost", branch.forecast()?.lost);
-/// branch.lose(true).run(&mut |_| ControlFlow::Continue(()))?;
+/// branch.lose(true).run()?;
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct DeleteBranch {
+pub struct DeleteBranch<'a> {
     image: PathBuf,
     folders: Vec<PathBuf>,
     source: PathSource,
     may_lose: bool,
     no_other_children: bool,
+    progress: Listener<'a>,
 }
 
 /// The result of removing a branch.
@@ -64,7 +64,7 @@ struct Member {
     data: u64,
 }
 
-impl DeleteBranch {
+impl<'a> DeleteBranch<'a> {
     /// Removes the image at `path`, which must have a parent, and everything on top of it.
     pub fn at(path: impl Into<PathBuf>) -> Self {
         Self {
@@ -73,6 +73,7 @@ impl DeleteBranch {
             source: PathSource::new(),
             may_lose: false,
             no_other_children: false,
+            progress: Listener::default(),
         }
     }
 
@@ -100,6 +101,12 @@ impl DeleteBranch {
         self
     }
 
+    /// Calls `on` before each file; progress counts files. A break stops it with [`ErrorKind::Cancelled`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
+    }
+
     /// Predicts what [`run`](Self::run) will do, without changing anything. The bytes that will be lost are
     /// [`Forecast::lost`].
     ///
@@ -116,7 +123,7 @@ impl DeleteBranch {
         Ok(forecast)
     }
 
-    /// Removes the files. The callback is asked before each of them; progress counts files.
+    /// Removes the files.
     ///
     /// # Errors
     /// Before anything is changed: [`ErrorKind::InvalidInput`] if the image has no parent;
@@ -124,7 +131,7 @@ impl DeleteBranch {
     /// open; [`ErrorKind::Unfinished`] if one of them is part of an unfinished merge; [`ErrorKind::HasChildren`] if
     /// there may be more images that cannot be looked for; the errors of opening the files. Later:
     /// [`ErrorKind::Cancelled`].
-    pub fn run(self, on: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<DeletedBranch> {
+    pub fn run(self) -> Result<DeletedBranch> {
         let name = self.image.display().to_string();
         let _span = operation("delete-branch", &name);
         let members = self.members()?;
@@ -142,7 +149,7 @@ impl DeleteBranch {
         let mut deleted = DeletedBranch::default();
         let total = members.len() as u64;
         for (done, member) in members.iter().enumerate() {
-            report(on, done as u64, total)?;
+            self.progress.report(done as u64, total)?;
             match self.remove(member) {
                 Ok(warning) => {
                     deleted.removed.push(member.path.clone());
@@ -155,7 +162,7 @@ impl DeleteBranch {
                 }
             }
         }
-        _ = report(on, total, total);
+        _ = self.progress.report(total, total);
         Ok(deleted)
     }
 

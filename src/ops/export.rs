@@ -3,7 +3,7 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use super::{DiskRuns, Progress, WINDOW, is_zero, report, window_end};
+use super::{DiskRuns, Listener, Progress, WINDOW, is_zero, window_end};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::Storage;
@@ -18,20 +18,20 @@ const SHORT: u64 = 64 * KIB;
 /// Writes out a disk in one pass from start to end.
 ///
 /// ```
-/// use std::ops::ControlFlow;
 /// use avhdx::RawDisk;
 /// use avhdx::ops::Export;
 /// use avhdx::storage::MemStorage;
 ///
 /// let disk = RawDisk::new(std::sync::Arc::new(MemStorage::new(vec![7; 9000])))?;
 /// let copy = MemStorage::new(Vec::new());
-/// let exported = Export::new().run(&disk, &copy, &mut |_| ControlFlow::Continue(()))?;
+/// let exported = Export::new().run(&disk, &copy)?;
 /// assert_eq!((exported.size, copy.into_bytes()), (9000, vec![7; 9000]));
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub struct Export {}
+pub struct Export<'a> {
+    progress: Listener<'a>,
+}
 
 /// The result of an export.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,10 +43,16 @@ pub struct Exported {
     pub written: u64,
 }
 
-impl Export {
+impl<'a> Export<'a> {
     /// Exports the whole disk.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
     }
 
     /// Makes the file `to` a flat copy of the disk, durably. The previous contents of the file are lost. Zeros are not
@@ -55,14 +61,8 @@ impl Export {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if `to` is one of the files that supply the disk, under any name; nothing is
     /// changed then. As for [`Disk::read_at`]; [`ErrorKind::Io`](crate::ErrorKind::Io) if the host cannot write;
-    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled) if `on` asks to stop. The file is
-    /// then incomplete.
-    pub fn run(
-        self,
-        disk: &dyn Disk,
-        to: &dyn Storage,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Exported> {
+    /// [`ErrorKind::Cancelled`]. The file is then incomplete.
+    pub fn run(self, disk: &dyn Disk, to: &dyn Storage) -> Result<Exported> {
         let _span = operation("export", to.name());
         let size = disk.geometry().size;
         let failed = |at: u64, error| {
@@ -75,7 +75,7 @@ impl Export {
         // First, so that a disk too large for the file system is refused at once.
         to.set_len(0).and_then(|()| to.set_len(size)).map_err(|error| failed(size, error))?;
         let mut written = 0;
-        pieces(disk, on, |range, bytes| {
+        pieces(disk, &self.progress, |range, bytes| {
             for part in bytes.map_or_else(Vec::new, |bytes| parts_with_data(range.start, bytes)) {
                 written += part.1.len() as u64;
                 to.write_at(part.1, part.0).map_err(|error| failed(part.0, error))?;
@@ -92,14 +92,8 @@ impl Export {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if `to` is smaller than the disk, or writes to it would go to one of the files that
-    /// supply the disk; as for [`Disk::read_at`] and [`Disk::write_at`]; [`ErrorKind::Cancelled`] if `on` asks
-    /// to stop. The contents of `to` are then unspecified.
-    pub fn onto(
-        self,
-        disk: &dyn Disk,
-        to: &dyn Disk,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Exported> {
+    /// supply the disk; as for [`Disk::read_at`] and [`Disk::write_at`]; [`ErrorKind::Cancelled`]. The contents of `to` are then unspecified.
+    pub fn onto(self, disk: &dyn Disk, to: &dyn Disk) -> Result<Exported> {
         let _span = operation("export", "a disk");
         let (size, room) = (disk.geometry().size, to.geometry().size);
         if room < size {
@@ -112,7 +106,7 @@ impl Export {
             return Err(onto_itself());
         }
         let mut written = 0;
-        pieces(disk, on, |range, bytes| {
+        pieces(disk, &self.progress, |range, bytes| {
             let Some(bytes) = bytes else { return Ok(()) };
             for part in joined(&parts_with_data(range.start, bytes)) {
                 let place = (part.start - range.start) as usize..(part.end - range.start) as usize;
@@ -129,17 +123,12 @@ impl Export {
     ///
     /// # Errors
     /// As for [`run`](Self::run).
-    pub fn stream(
-        self,
-        disk: &dyn Disk,
-        to: &mut dyn io::Write,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Exported> {
+    pub fn stream(self, disk: &dyn Disk, to: &mut dyn io::Write) -> Result<Exported> {
         let size = disk.geometry().size;
         let zeros = vec![0; WINDOW as usize];
         let failed =
             |at: u64, error| Error::io("export.write", "cannot write the copy", error).at(at);
-        pieces(disk, on, |range, bytes| {
+        pieces(disk, &self.progress, |range, bytes| {
             if let Some(bytes) = bytes {
                 return to.write_all(bytes).map_err(|error| failed(range.start, error));
             }
@@ -166,14 +155,14 @@ fn onto_itself() -> Error {
 /// Passes the disk to `take` piece by piece: the bytes that were read, or `None` for zeros.
 fn pieces(
     disk: &dyn Disk,
-    on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
+    progress: &Listener<'_>,
     mut take: impl FnMut(Range<u64>, Option<&[u8]>) -> Result<()>,
 ) -> Result<()> {
     let size = disk.geometry().size;
     let mut runs = DiskRuns::new(disk);
     let mut buf = vec![0; WINDOW.min(size) as usize];
     let mut at = 0;
-    report(on, at, size)?;
+    progress.report(at, size)?;
     while at < size {
         let run = runs.at(at)?;
         let end = if run.is_zero() {
@@ -188,7 +177,7 @@ fn pieces(
             end
         };
         at = end;
-        report(on, at, size)?;
+        progress.report(at, size)?;
     }
     Ok(())
 }

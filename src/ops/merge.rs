@@ -34,7 +34,7 @@ use step::MergeStep;
 
 pub use parameters::{Merge, Merged};
 
-impl Merge {
+impl Merge<'_> {
     /// Predicts what [`run`](Self::run) will do at the present pace if nothing is written meanwhile, without changing
     /// anything.
     ///
@@ -68,14 +68,11 @@ impl Merge {
     /// merge can be [resumed](Self::resume). [`ErrorKind::Damaged`] with the code `merge.child-lost` if the child's
     /// file lost bytes during the merge: they cannot be read, and the merge can be resumed once the loss is
     /// [accepted](super::AcceptLoss).
-    pub fn run(
-        self,
-        chain: &DiffChain,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Merged> {
+    pub fn run(self, chain: &DiffChain) -> Result<Merged> {
         let _span = operation("merge", chain.stack().tip().name());
         let mut panic = CallerPanic::default();
-        let merged = self.merge(chain, &mut |progress| panic.catch(|| on(progress)));
+        let progress = self.progress.clone();
+        let merged = self.merge(chain, &mut |now| panic.catch(|| progress.call(now)));
         panic.resume();
         merged
     }

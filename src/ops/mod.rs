@@ -19,8 +19,9 @@
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
 //!
-//! Operations that move bytes report [`Progress`] to a callback, which can stop them. Operations that change a chain
-//! have a [`Forecast`], leave the chain readable throughout, and are refused if they would cut off other images.
+//! Operations that move bytes report [`Progress`] to a callback, if they are given one with `on_progress`; it can stop
+//! them. Operations that change a chain have a [`Forecast`], leave the chain readable throughout, and are refused if they
+//! would cut off other images.
 //!
 //! If a callback panics, it is not called again: the operation stops as if the callback had asked it to, and the panic
 //! resumes afterwards.
@@ -40,13 +41,12 @@ mod label;
 mod measure;
 mod merge;
 mod pace;
+mod progress;
 mod relink;
 mod reparent;
 mod revert;
 
-use std::any::Any;
-use std::ops::{ControlFlow, Range};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::ops::Range;
 
 pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
@@ -63,6 +63,7 @@ pub use label::Label;
 pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
+pub use progress::Progress;
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
 pub use revert::{Revert, Reverted};
@@ -70,55 +71,14 @@ pub use revert::{Revert, Reverted};
 pub use crate::write::clear_drafts;
 
 use crate::disk::{Disk, Source};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 use crate::image::is_zero;
 use crate::types::MIB;
 
+use progress::{CallerPanic, Listener};
+
 /// How many bytes are read at once.
 const WINDOW: u64 = 2 * MIB;
-
-/// How far an operation has got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Progress {
-    /// Bytes of the disk that are processed.
-    pub done: u64,
-    /// Bytes of the disk to process; 0 while a merge is still counting them.
-    pub total: u64,
-}
-
-/// Reports progress; a request to stop becomes [`ErrorKind::Cancelled`].
-fn report(on: &mut dyn FnMut(Progress) -> ControlFlow<()>, done: u64, total: u64) -> Result<()> {
-    match on(Progress { done, total }) {
-        ControlFlow::Continue(()) => Ok(()),
-        ControlFlow::Break(()) => Err(Error::cancelled()),
-    }
-}
-
-/// A panic of the caller's callback, held back until the operation has stopped cleanly.
-#[derive(Default)]
-struct CallerPanic(Option<Box<dyn Any + Send>>);
-
-impl CallerPanic {
-    /// Runs the callback; breaks if it panics, now or in an earlier call.
-    fn catch(&mut self, callback: impl FnOnce() -> ControlFlow<()>) -> ControlFlow<()> {
-        if self.0.is_some() {
-            return ControlFlow::Break(());
-        }
-        // The panic resumes in the caller, who may then inspect what the callback left behind.
-        catch_unwind(AssertUnwindSafe(callback)).unwrap_or_else(|panic| {
-            self.0 = Some(panic);
-            ControlFlow::Break(())
-        })
-    }
-
-    /// Resumes the panic, if there was one.
-    fn resume(self) {
-        if let Some(panic) = self.0 {
-            resume_unwind(panic);
-        }
-    }
-}
 
 /// A contiguous range of a disk and the source of its bytes.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::child::current_path;
 use super::compare::{Difference, DiskPair};
-use super::{FileChangeKind, Forecast, Pace, Progress, WINDOW, report, window_end};
+use super::{FileChangeKind, Forecast, Listener, Pace, Progress, WINDOW, window_end};
 use crate::answers::Owner;
 use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::{Disk, LayerId};
@@ -46,20 +46,20 @@ const PARENT_LOST: &str = "reparent.parent-lost";
 /// The image must not be in use elsewhere. Neither parent is written to.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use avhdx::ops::Reparent;
 ///
 /// let done = Reparent::new("/archive/base.vhdx")
-///     .run("/vm/web_1A2B.avhdx", &mut |_| ControlFlow::Continue(()))?;
+///     .run("/vm/web_1A2B.avhdx")?;
 /// println!("{} bytes are the same below both", done.proven);
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Reparent {
+pub struct Reparent<'a> {
     base: PathBuf,
     unproven: bool,
     options: OpenOptions,
     pace: Pace,
+    progress: Listener<'a>,
 }
 
 /// The result of a reparent.
@@ -81,11 +81,11 @@ pub struct Reparented {
     pub warnings: Vec<Warning>,
 }
 
-impl Reparent {
+impl<'a> Reparent<'a> {
     /// Makes the image at `base` the parent, with its own parents below it.
     pub fn new(base: impl Into<PathBuf>) -> Self {
         let (options, pace) = (OpenOptions::new(), Pace::new());
-        Self { base: base.into(), unproven: false, options, pace }
+        Self { base: base.into(), unproven: false, options, pace, progress: Listener::default() }
     }
 
     /// Whether to rewrite the link without a proof, as is necessary if the old parent is lost. The disk then depends
@@ -108,6 +108,12 @@ impl Reparent {
     /// Limits how fast both parents are read.
     pub fn pace(mut self, pace: Pace) -> Self {
         self.pace = pace;
+        self
+    }
+
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
         self
     }
 
@@ -136,19 +142,15 @@ impl Reparent {
     /// [`ErrorKind::InvalidInput`] if the image has no parent, if the new parent is the image itself
     /// or one of its descendants, or if their logical sector sizes differ; [`ErrorKind::Merged`] and
     /// [`ErrorKind::Unfinished`] if a merge of either is unfinished; [`ErrorKind::HasChildren`] for an unproven link;
-    /// [`ErrorKind::InUse`]; [`ErrorKind::Cancelled`] if `on` asks to stop; for the new parent as
+    /// [`ErrorKind::InUse`]; [`ErrorKind::Cancelled`]; for the new parent as
     /// [`OpenOptions::open`](crate::OpenOptions::open). During the change [`ErrorKind::Io`] and
     /// [`ErrorKind::Poisoned`]: the image then has either the old or the new link.
-    pub fn run(
-        self,
-        image: impl AsRef<Path>,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Reparented> {
+    pub fn run(self, image: impl AsRef<Path>) -> Result<Reparented> {
         let _span = operation("reparent", &image.as_ref().to_string_lossy());
         let mut asked = OpenedPair::new(&self, image.as_ref(), Access::ReadWrite)?;
         let (proven, unproven) = match self.unproven {
             true => (0, asked.bytes_left_to_parent()?),
-            false => (asked.prove(&self.pace, on)?, 0),
+            false => (asked.prove(&self.pace, &self.progress)?, 0),
         };
         if self.unproven {
             let warnings = asked.refuse_children()?;
@@ -256,11 +258,11 @@ impl OpenedPair {
     }
 
     /// Compares both parents wherever the image leaves bytes to them; returns how many bytes that is.
-    fn prove(&self, pace: &Pace, on: &mut dyn FnMut(Progress) -> ControlFlow<()>) -> Result<u64> {
+    fn prove(&self, pace: &Pace, progress: &Listener<'_>) -> Result<u64> {
         let size = self.image.geometry().size;
-        report(on, 0, size)?;
+        progress.report(0, size)?;
         let Some(old) = self.old_parent()? else {
-            report(on, size, size)?;
+            progress.report(size, size)?;
             return Ok(0);
         };
         let mut both = self.both(&old)?;
@@ -271,7 +273,7 @@ impl OpenedPair {
             while at < range.end {
                 let (_, disks) = both.disks_to_read(at, range.end)?;
                 let bytes = disks * (window_end(at, range.end) - at);
-                let mut go_on = || on(Progress { done: at, total: size });
+                let mut go_on = || progress.call(Progress::new(at, size));
                 if bytes > 0 && pace.wait(bytes, &mut go_on).is_break() {
                     return Err(Error::cancelled());
                 }
@@ -281,13 +283,13 @@ impl OpenedPair {
                 }
                 at = end;
                 if at - reported >= WINDOW {
-                    report(on, at, size)?;
+                    progress.report(at, size)?;
                     reported = at;
                 }
             }
             proven += len(&range);
         }
-        report(on, size, size)?;
+        progress.report(size, size)?;
         Ok(proven)
     }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::child::{NewChild, Removed, current_path, dangling_link, folder_warnings, remove};
-use super::{FileChangeKind, Forecast, Progress, report};
+use super::{FileChangeKind, Forecast, Listener, Progress};
 use crate::chain::{DiffChain, Operation, Retired, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -25,23 +25,23 @@ use crate::write::children_unknown;
 /// Stop any machine that runs on the disk first, because its bytes change. The chain itself may be open and in use.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use avhdx::OpenOptions;
 /// use avhdx::ops::Revert;
 ///
 /// let chain = OpenOptions::new().writable(true).open("web_1A2B.avhdx")?;
 /// let point = chain.layers()[1].id;
-/// let made = Revert::to(point).delete_newer(true).run(&chain, &mut |_| ControlFlow::Continue(()))?;
+/// let made = Revert::to(point).delete_newer(true).run(&chain)?;
 /// println!("go on with {}", made.path.display());
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Revert {
+pub struct Revert<'a> {
     to: LayerId,
     child: NewChild,
     delete_newer: bool,
     orphan_children: bool,
     folders: Vec<PathBuf>,
+    progress: Listener<'a>,
 }
 
 /// The result of a revert.
@@ -58,7 +58,7 @@ pub struct Reverted {
     pub warnings: Vec<Warning>,
 }
 
-impl Revert {
+impl<'a> Revert<'a> {
     /// Reverts to the disk as it was when `layer` was the tip.
     pub fn to(layer: LayerId) -> Self {
         Self {
@@ -67,6 +67,7 @@ impl Revert {
             delete_newer: false,
             orphan_children: false,
             folders: Vec::new(),
+            progress: Listener::default(),
         }
     }
 
@@ -100,6 +101,12 @@ impl Revert {
         self
     }
 
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`] before the new tip is made, with a [warning](Reverted::warnings) later.
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
+    }
+
     /// Predicts what [`run`](Self::run) will do, without changing anything.
     ///
     /// # Errors
@@ -118,17 +125,13 @@ impl Revert {
     /// [`ErrorKind::NoSpace`] before anything is written; [`ErrorKind::Io`] if the host fails; [`ErrorKind::InUse`]
     /// while another operation changes the chain or a view of a layer to be removed is open;
     /// [`ErrorKind::Cancelled`]. The chain is unchanged after an error.
-    pub fn run(
-        mut self,
-        chain: &DiffChain,
-        on: &mut dyn FnMut(Progress) -> ControlFlow<()>,
-    ) -> Result<Reverted> {
+    pub fn run(mut self, chain: &DiffChain) -> Result<Reverted> {
         let _span = operation("revert", chain.stack().tip().name());
         let op = chain.operate()?;
         let point = self.find(&op)?;
         self.predict(&op, point)?.check()?;
         let total = 1 + self.removals(point) as u64;
-        report(on, 0, total)?;
+        self.progress.report(0, total)?;
         let images = op.images();
         if let Some(known) = images[point - 1].checkpoint() {
             // The child that names this point may be removed below.
@@ -155,7 +158,9 @@ impl Revert {
             for done in 0..point {
                 // The new tip is in place: failures to remove old layers are only warnings.
                 let go_on = drained.as_ref().map(drop).map_err(Error::same_again);
-                if let Err(error) = go_on.and_then(|()| report(on, 1 + done as u64, total)) {
+                if let Err(error) =
+                    go_on.and_then(|()| self.progress.report(1 + done as u64, total))
+                {
                     reverted.warnings.push(kept(&images[done], format!("is kept: {error}"))?);
                     break;
                 }
@@ -183,7 +188,7 @@ impl Revert {
                 reverted.warnings.extend(dangling_link(&op, &images[done]));
             }
         }
-        let _ = report(on, total, total);
+        let _ = self.progress.report(total, total);
         let host = op.host().as_ref();
         current_path(host, &parent, &mut reverted.warnings);
         if let Some(path) = current_path(host, &child, &mut reverted.warnings) {

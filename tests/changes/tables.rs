@@ -1,7 +1,7 @@
 //! `DiffChain::changes`, compared with the naive reader's tables and with the bytes.
 
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -538,8 +538,8 @@ fn an_answer_under_way_keeps_its_points() {
     let layers = chain.layers();
     let changes = chain.changes(Some(layers[1].id)).unwrap();
     let merge = || Merge::new(layers[0].id).shrink(true);
-    let error = merge().run(&chain, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error = merge().run(&chain).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.viewed"));
     assert!(changes.count() > 0);
-    merge().run(&chain, &mut |_| ControlFlow::Continue(())).unwrap();
+    merge().run(&chain).unwrap();
 }

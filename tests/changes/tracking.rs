@@ -1,13 +1,13 @@
 //! `DiffChain::track_changes`, compared with a model of what was written, and with copies kept by what it returns.
 
 use std::collections::BTreeSet;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use avhdx::ops::{Checkpoint, Merge, Progress, Revert};
+use avhdx::ops::{Checkpoint, Merge, Revert};
 use avhdx::storage::Host;
 use avhdx::{
     ChangeTracking, CreateOptions, DiffChain, Disk, ErrorKind, KnownChanges, Lock, OpenOptions,
@@ -20,10 +20,6 @@ use crate::common::disk::flat;
 use crate::sim::{Arrived, FOLDER, Refusal, SimHost, Step};
 
 const SIZE: u64 = 12 * MIB;
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 fn file(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
@@ -43,7 +39,7 @@ fn machine() -> (SimHost, DiffChain) {
 }
 
 fn checkpoint(chain: &DiffChain, name: &str) {
-    Checkpoint::new().path(file(name)).block_size(1 << 20).run(chain, &mut go).unwrap();
+    Checkpoint::new().path(file(name)).block_size(1 << 20).run(chain).unwrap();
 }
 
 fn track(chain: &DiffChain) -> ChangeTracking {
@@ -191,7 +187,7 @@ fn a_copy_of_a_disk_in_use_misses_no_byte() {
             copies.push(Copied::full(&chain, &tracking));
             if round % 4 == 1 {
                 let path = folder.path().join(format!("web_{round}.avhdx"));
-                Checkpoint::new().path(path).run(&chain, &mut go).unwrap();
+                Checkpoint::new().path(path).run(&chain).unwrap();
             }
             copies.iter_mut().step_by(2).for_each(|copy| copy.update(&chain, &tracking));
         }
@@ -341,7 +337,7 @@ fn points_before_a_merge_are_unknown_and_later_ones_follow_the_tip() {
         let (tracking, other) = (track(&chain), track(&chain));
         let point = tracking.mark();
         chain.write_at(&[4; 100], 0).unwrap();
-        Merge::new(chain.layers()[layer].id).run(&chain, &mut go).unwrap();
+        Merge::new(chain.layers()[layer].id).run(&chain).unwrap();
         assert_eq!(reason(tracking.changes_since(&point)), UnknownReason::Merged);
         assert_eq!(reason(tracking.changes_since(&point)), UnknownReason::Merged, "for good");
         for tracking in [tracking, other] {
@@ -364,7 +360,7 @@ fn points_before_a_revert_are_unknown_and_later_ones_follow_the_tip() {
     let tracking = track(&chain);
     let point = tracking.mark();
     chain.write_at(&[2; 1 << 20], 0).unwrap();
-    Revert::to(base).path(file("b.avhdx")).run(&chain, &mut go).unwrap();
+    Revert::to(base).path(file("b.avhdx")).run(&chain).unwrap();
     assert_eq!(reason(tracking.changes_since(&point)), UnknownReason::Reverted);
     let mut copy = Copied::full(&chain, &tracking);
     chain.write_at(&[3; 100], 0).unwrap();
@@ -396,7 +392,7 @@ fn a_point_made_during_a_revert_is_of_one_of_the_two_disks() {
                 copies
             });
             let path = file(&format!("b{round}.avhdx"));
-            Revert::to(base).path(path).run(&chain, &mut go).unwrap();
+            Revert::to(base).path(path).run(&chain).unwrap();
             is_over.store(true, Ordering::SeqCst);
             copier.join().unwrap()
         });
@@ -421,7 +417,7 @@ fn a_foreign_write_makes_earlier_points_unknown() {
     let tip = folder.path().join("web_1.avhdx");
     let chain = open(&base);
     chain.write_at(&[1; 100], 0).unwrap();
-    Checkpoint::new().path(&tip).run(&chain, &mut go).unwrap();
+    Checkpoint::new().path(&tip).run(&chain).unwrap();
     chain.close().unwrap();
     // The tip, and its parent.
     for path in [&tip, &base] {

@@ -1,7 +1,6 @@
 //! Drives a workload: every change is made to both the disk and the model.
 
 use std::cell::Cell;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -206,10 +205,9 @@ impl Driver {
 
     /// Links the closed image to another parent with the same contents.
     pub fn reparent(&self, parent: &str) {
-        let go = &mut |_| ControlFlow::Continue(());
         self.until_done(Call::Open, || {
             let reparent = Reparent::new(path(parent)).options(verdict::options(&self.host));
-            reparent.run(&self.tip, go)
+            reparent.run(&self.tip)
         });
     }
 

@@ -1,6 +1,5 @@
 //! Workloads during which the host may crash.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use avhdx::ops::Export;
@@ -162,7 +161,7 @@ fn two_bases() -> Driver {
     let base = crate::verdict::open(&setup.host, &path("base.vhdx"), false).unwrap();
     let options = fixed_identities(CreateOptions::dynamic(4 * MIB).block_size(2 << 20), 3);
     let second = options.create_on(Arc::new(setup.host.clone()), path("second.vhdx")).unwrap();
-    Export::new().onto(&base, &second, &mut |_| ControlFlow::Continue(())).unwrap();
+    Export::new().onto(&base, &second).unwrap();
     second.close().unwrap();
     setup.start()
 }

@@ -149,12 +149,12 @@ fn operate(chain: &DiffChain) {
         measure.run(chain).map_or_else(|error| is_told_of_log(&error), drop);
     }
     let copy = Sparse::new("copy", Arc::default(), Bounds { len: 64 << 40, ..Bounds::default() });
-    ended(Export::new().run(chain, &*copy, &mut stop_at(400)));
-    ended(Export::new().stream(chain, &mut std::io::sink(), &mut stop_at(20)));
+    ended(Export::new().on_progress(stop_at(400)).run(chain, &*copy));
+    ended(Export::new().on_progress(stop_at(20)).stream(chain, &mut std::io::sink()));
     let base = chain.layers().last().expect("a layer").id;
     let base = chain.view(base).expect("a layer of the chain");
-    ended(Compare::new().run(chain, &base, &mut stop_at(400)));
-    ended(Compare::new().run(chain, &chain.clone(), &mut stop_at(400)));
+    ended(Compare::new().on_progress(stop_at(400)).run(chain, &base));
+    ended(Compare::new().on_progress(stop_at(400)).run(chain, &chain.clone()));
 }
 
 /// Stops an operation after this many reports.

@@ -10,7 +10,7 @@ use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive;
 
 use super::sim::{Bytes, Files, SimHost};
-use super::{MIB, Model, base, file, go, longest_run, writable};
+use super::{MIB, Model, base, file, longest_run, writable};
 
 const SIZE: u64 = 25 * MIB + 512;
 /// How many bytes are read at once.
@@ -23,7 +23,7 @@ fn chain(host: &Arc<dyn Host>, folder: &Path) -> (DiffChain, Model) {
     let mut model = Model::new(SIZE);
     model.write(&chain, 1, MIB + 512..21 * MIB);
     let made = avhdx::ops::Checkpoint::new().path(folder.join("tip.avhdx")).block_size(32 << 20);
-    made.run(&chain, &mut go).unwrap();
+    made.run(&chain).unwrap();
     model.write(&chain, 2, 5 * MIB + 1024..22 * MIB + 512);
     chain.flush().unwrap();
     assert!(longest_run(&chain) > 8 * WINDOW);
@@ -41,21 +41,21 @@ fn in_memory() -> (SimHost, DiffChain, Model) {
 fn a_long_run_is_exported_whole_to_files_and_streams() {
     let (_, chain, model) = in_memory();
     let copy = MemStorage::new(vec![0xEE; 30 << 20]);
-    let exported = Export::new().run(&chain, &copy, &mut go).unwrap();
+    let exported = Export::new().run(&chain, &copy).unwrap();
     assert_eq!(exported.size, SIZE);
     model.is(&copy.into_bytes(), "in memory");
     let mut stream = Vec::new();
-    Export::new().stream(&chain, &mut stream, &mut go).unwrap();
+    Export::new().stream(&chain, &mut stream).unwrap();
     model.is(&stream, "as a stream");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("raw");
     let copy = LocalHost.create_new(&path).unwrap();
-    Export::new().run(&chain, copy.as_ref(), &mut go).unwrap();
+    Export::new().run(&chain, copy.as_ref()).unwrap();
     model.is(&std::fs::read(&path).unwrap(), "on this machine");
     // And back from there, where holes are told from data.
     let disk = RawDisk::new(LocalHost.open(&path, Access::Read).unwrap()).unwrap();
     let copy = MemStorage::new(Vec::new());
-    Export::new().run(&disk, &copy, &mut go).unwrap();
+    Export::new().run(&disk, &copy).unwrap();
     model.is(&copy.into_bytes(), "from a file with holes");
 }
 
@@ -70,7 +70,7 @@ fn a_long_run_is_copied_whole_onto_images_of_all_kinds() {
         let copy: Arc<MemStorage> = Arc::new(MemStorage::new(Vec::new()));
         let storage: Arc<dyn Storage> = copy.clone();
         let image = options.create_in(&LocalHost, storage).unwrap();
-        Export::new().onto(&chain, &image, &mut go).unwrap();
+        Export::new().onto(&chain, &image).unwrap();
         model.reads(&image, what);
         image.close().unwrap();
         drop(image);
@@ -83,7 +83,7 @@ fn a_long_run_is_copied_whole_onto_images_of_all_kinds() {
 fn a_comparison_finds_a_byte_however_deep_in_a_long_run() {
     let (_, chain, model) = in_memory();
     let raw = |bytes: &[u8]| RawDisk::new(Arc::new(MemStorage::new(bytes.to_vec()))).unwrap();
-    let same = Compare::new().run(&chain, &raw(&model.0), &mut go).unwrap();
+    let same = Compare::new().run(&chain, &raw(&model.0)).unwrap();
     assert!(same.same_contents() && same.same_size());
     // Both halves of the first bytes of windows, and their last ones.
     for at in [2 * WINDOW, 3 * WINDOW, 6 * WINDOW - 1, 8 * WINDOW + 77, 22 * MIB + 511, SIZE - 1] {
@@ -91,7 +91,7 @@ fn a_comparison_finds_a_byte_however_deep_in_a_long_run() {
         other.0[at as usize] ^= 1;
         // A later difference as well.
         other.0[SIZE as usize - 1] ^= 2;
-        let found = Compare::new().run(&chain, &raw(&other.0), &mut go).unwrap();
+        let found = Compare::new().run(&chain, &raw(&other.0)).unwrap();
         let found = found.first_difference.unwrap();
         let byte = |model: &Model| Some(model.0[at as usize]);
         assert_eq!((found.offset, found.a, found.b), (at, byte(&model), byte(&other)));
@@ -126,7 +126,7 @@ fn a_proof_reads_all_of_a_long_run() {
         drop(child.create_on(Arc::clone(&host), file("tip.avhdx")).unwrap());
         drop(parent);
         let reparent = Reparent::new(file("other.vhdx")).options(options);
-        let done = reparent.run(file("tip.avhdx"), &mut go);
+        let done = reparent.run(file("tip.avhdx"));
         let Some(wrong) = wrong else {
             assert_eq!(done.unwrap().proven, SIZE);
             continue;

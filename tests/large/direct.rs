@@ -11,7 +11,7 @@ use avhdx_testkit::naive;
 use avhdx_testkit::rng::pattern;
 
 use super::sim::SimHost;
-use super::{MIB, Model, base, file, go, longest_run};
+use super::{MIB, Model, base, file, longest_run};
 
 fn numbered(len: u64) -> Vec<u8> {
     let mut bytes = vec![0; len as usize];
@@ -35,7 +35,7 @@ fn one_read_takes_in_many_long_runs() {
         (3, 1, 30 * MIB + 3 * 512..31 * MIB),
     ] {
         let made = Checkpoint::new().path(file(&format!("l{n}.avhdx"))).block_size(block << 20);
-        made.run(&chain, &mut go).unwrap();
+        made.run(&chain).unwrap();
         model.write(&chain, n + 1, part);
     }
     chain.write_zeroes(35 * MIB..36 * MIB, Zeroing::MayUnmap).unwrap();
@@ -106,7 +106,7 @@ fn zeros_longer_than_the_zeros_at_hand_are_written_whole() {
             model.zeroed(part);
             model.reads(&chain, "a base");
             let made = Checkpoint::new().path(file("tip.avhdx")).block_size(block << 20);
-            made.run(&chain, &mut go).unwrap();
+            made.run(&chain).unwrap();
             model.write(&chain, 2, MIB..30 * MIB);
             for part in [5 * MIB + 1..24 * MIB + 3, 28 * MIB..39 * MIB] {
                 chain.write_zeroes(part.clone(), how).unwrap();

@@ -11,11 +11,10 @@ mod sim;
 mod table_holes;
 mod tables;
 
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::Progress;
 use avhdx::storage::Host;
 use avhdx::{CreateOptions, DiffChain, Disk, DiskExt, OpenOptions, Source};
 use avhdx_testkit::naive;
@@ -24,10 +23,6 @@ use avhdx_testkit::rng::pattern;
 use sim::{FOLDER, SimHost};
 
 const MIB: u64 = 1 << 20;
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 fn file(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)

@@ -11,7 +11,7 @@ use avhdx::{CreateOptions, DiffChain, Disk, Source, Zeroing};
 use avhdx_testkit::naive;
 
 use super::sim::SimHost;
-use super::{MIB, Model, base, file, go, longest_run, writable};
+use super::{MIB, Model, base, file, longest_run, writable};
 
 /// How many bytes a merge moves between two checks of the pace.
 const PIECE: u64 = 16 * MIB;
@@ -35,7 +35,7 @@ fn chain(host: &Arc<dyn Host>, folder: &Path, blocks: [u32; 3]) -> (DiffChain, M
         (2, "tip.avhdx", vec![RUN]),
     ] {
         let made = Checkpoint::new().path(at(name)).block_size(blocks[n] << 20);
-        made.run(&chain, &mut go).unwrap();
+        made.run(&chain).unwrap();
         for part in parts {
             model.write(&chain, n as u64 + 1, part);
         }
@@ -67,7 +67,7 @@ fn a_run_longer_than_any_piece_is_merged_whole() {
         let ids: Vec<_> = chain.layers().into_iter().map(|layer| layer.id).collect();
         sim.set_free_space(free);
         let merge = Merge::new(ids[0]).low_space(low_space);
-        let merged = merge.run(&chain, &mut go).unwrap();
+        let merged = merge.run(&chain).unwrap();
         assert_eq!(merged.moved, RUN.end - RUN.start, "{what}");
         assert_eq!(merged.handed_over, if by_hand { 0 } else { merged.moved }, "{what}");
         model.reads(&chain, &what);
@@ -78,7 +78,7 @@ fn a_run_longer_than_any_piece_is_merged_whole() {
         }
         // Merge the middle layer into the base as well.
         let layers = chain.layers();
-        Merge::new(layers[0].id).low_space(low_space).run(&chain, &mut go).unwrap();
+        Merge::new(layers[0].id).low_space(low_space).run(&chain).unwrap();
         model.reads(&chain, &what);
         chain.close().unwrap();
         model.is_in(&sim, &["base.vhdx"], &what);
@@ -95,7 +95,7 @@ fn a_long_run_is_merged_whole_on_this_machine_too() {
         let (chain, model) = chain(&host, &real, [32, 1, 1]);
         let ids: Vec<_> = chain.layers().into_iter().map(|layer| layer.id).collect();
         let merge = Merge::new(ids[0]).into_layer(ids[2]).share(share);
-        merge.run(&chain, &mut go).unwrap();
+        merge.run(&chain).unwrap();
         model.reads(&chain, "as the chain has it");
         chain.close().unwrap();
         let naive = naive::Chain::open([real.join("base.vhdx")]).unwrap();
@@ -115,14 +115,16 @@ fn a_long_run_is_merged_whole_at_a_pace() {
     let tip = chain.layers()[0].id;
     let mut looks = 0;
     let merge = Merge::new(tip).pace(pace.clone());
-    let merged = merge.run(&chain, &mut |_| {
-        looks += 1;
-        // The rest without a limit.
-        if looks == 3 {
-            pace.limit(None);
-        }
-        ControlFlow::Continue(())
-    });
+    let merged = merge
+        .on_progress(|_| {
+            looks += 1;
+            // The rest without a limit.
+            if looks == 3 {
+                pace.limit(None);
+            }
+            ControlFlow::Continue(())
+        })
+        .run(&chain);
     assert_eq!(merged.unwrap().moved, RUN.end - RUN.start);
     model.reads(&chain, "at a pace");
     chain.close().unwrap();
@@ -145,14 +147,14 @@ fn zeros_longer_than_any_piece_are_merged_whole() {
         for start in 0..SIZE / MIB {
             model.write(&chain, 1, start * MIB + 7 * 512..start * MIB + 9 * 512);
         }
-        Checkpoint::new().path(file("tip.avhdx")).run(&chain, &mut go).unwrap();
+        Checkpoint::new().path(file("tip.avhdx")).run(&chain).unwrap();
         for zeros in zeros {
             chain.write_zeroes(zeros.clone(), Zeroing::MayUnmap).unwrap();
             model.zeroed(zeros);
         }
         chain.flush().unwrap();
         model.reads(&chain, "before");
-        Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+        Merge::new(chain.layers()[0].id).run(&chain).unwrap();
         model.reads(&chain, "after");
         chain.close().unwrap();
         model.is_in(&sim, &["base.vhdx"], "after");
@@ -171,11 +173,11 @@ fn zeros_of_more_blocks_than_one_look_takes_are_merged_whole() {
     for at in &places {
         chain.write_at(&at.to_le_bytes(), *at + 8).unwrap();
     }
-    Checkpoint::new().path(file("tip.avhdx")).block_size(1 << 20).run(&chain, &mut go).unwrap();
+    Checkpoint::new().path(file("tip.avhdx")).block_size(1 << 20).run(&chain).unwrap();
     let gone = 128 * MIB..SIZE - 128 * MIB;
     chain.discard(gone.clone()).unwrap();
     chain.write_at(&[7; 512], SIZE - 512).unwrap();
-    Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    Merge::new(chain.layers()[0].id).run(&chain).unwrap();
     for at in places {
         let mut found = [0; 8];
         chain.read_at(&mut found, at + 8).unwrap();
@@ -217,7 +219,7 @@ fn long_changes_of_a_tip_get_into_its_parent_while_it_is_merged() {
             }
             ControlFlow::Continue(())
         };
-        let merged = Merge::new(tip).run(&chain, on).unwrap();
+        let merged = Merge::new(tip).on_progress(on).run(&chain).unwrap();
         assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
         assert!(merged.mirrored > 18 * MIB, "{blocks:?}: {} mirrored", merged.mirrored);
         assert!(merged.moved > RUN.end - RUN.start + 30 * MIB, "{blocks:?}: {}", merged.moved);

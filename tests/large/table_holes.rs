@@ -63,8 +63,7 @@ fn blocks_behind_holes_of_the_table_are_found_without_reading_the_holes() {
     let (below, above) = (blocks(1, BLOCKS), blocks(2, BLOCKS));
     write(&base, &below);
     let chain = OpenOptions::new().writable(true).open(&base).unwrap();
-    let mut go = |_| std::ops::ControlFlow::Continue(());
-    let made = Checkpoint::new().block_size(1 << 20).run(&chain, &mut go).unwrap();
+    let made = Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
     chain.close().unwrap();
     drop(chain);
     write(&made.path, &above);

@@ -10,7 +10,7 @@ use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
 use avhdx_testkit::naive::{Layer, Says};
 
 use super::sim::SimHost;
-use super::{MIB, base, file, go};
+use super::{MIB, base, file};
 
 /// How many entries of a table are written at once.
 const PIECE: u64 = MIB / 8;
@@ -88,7 +88,7 @@ fn a_long_table_moves_whole_when_a_merge_makes_the_disk_larger() {
     let mut after = places(LARGE);
     after.retain(|block| block % 2 == 0);
     after.iter().for_each(|block| mark(&chain, *block, 2));
-    Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    Merge::new(chain.layers()[0].id).run(&chain).unwrap();
     chain.close().unwrap();
     let layer = layer(&sim, "base.vhdx");
     assert!(layer.bat().end - layer.bat().start >= LARGE * 8);

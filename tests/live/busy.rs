@@ -16,7 +16,7 @@ use avhdx_testkit::naive;
 use avhdx_testkit::rng::Rng;
 
 use super::sim::{Arrived, FOLDER, Refusal, SimHost, Step};
-use super::{MIB, bytes, go, paths};
+use super::{MIB, bytes, paths};
 
 const SIZE: u64 = 24 * MIB;
 const PAGE: u64 = 4096;
@@ -59,7 +59,7 @@ impl Machine {
         };
         (0..SIZE / MIB).step_by(2).for_each(|n| put(n * MIB, 1));
         let made = Checkpoint::new().path(file("tip.avhdx")).block_size(block as u32);
-        made.run(&chain, &mut go).unwrap();
+        made.run(&chain).unwrap();
         (0..SIZE / MIB).step_by(3).for_each(|n| put(n * MIB, 2));
         chain.flush().unwrap();
         let held = SIZE / 3;
@@ -87,7 +87,7 @@ impl Machine {
         self.wrote(range.start, range.end - range.start, 0);
     }
 
-    fn merge(&self) -> Merge {
+    fn merge(&self) -> Merge<'_> {
         Merge::new(self.chain.layers()[0].id)
     }
 
@@ -181,10 +181,12 @@ fn under_fire(machine: &Machine, merge: Merge) -> (Merged, Vec<Done>) {
             }
             Ok(())
         });
-        let merged = merge.run(&machine.chain, &mut |_| {
-            words.push(*count.lock().unwrap());
-            ControlFlow::Continue(())
-        });
+        let merged = merge
+            .on_progress(|_| {
+                words.push(*count.lock().unwrap());
+                ControlFlow::Continue(())
+            })
+            .run(&machine.chain);
         // Removing the hook drops the sender, which ends the writer.
         host.unhook();
         merged.unwrap_or_else(|error| panic!("{error}"))
@@ -233,7 +235,7 @@ fn a_merge_that_is_slower_than_its_writers_ends() {
                 }
             }
         });
-        let merged = machine.merge().pace(pace).run(&machine.chain, &mut go);
+        let merged = machine.merge().pace(pace).run(&machine.chain);
         is_over.store(true, Ordering::SeqCst);
         merged.unwrap_or_else(|error| panic!("{error}"))
     });
@@ -266,14 +268,17 @@ fn a_write_that_the_parent_refuses_fails_the_merge_and_not_the_writer() {
     let is_on = Arc::new(AtomicBool::new(false));
     refuse(&machine.host, machine.number("base.vhdx"), std::thread::current().id(), is_on.clone());
     let mut words = 0;
-    let error = machine.merge().run(&machine.chain, &mut |_| {
-        words += 1;
-        is_on.store(true, Ordering::SeqCst);
-        machine.write(3 * MIB + 512 * words, 512, words as u8);
-        machine.zero(7 * MIB + 512..7 * MIB + 1024);
-        is_on.store(false, Ordering::SeqCst);
-        ControlFlow::Continue(())
-    });
+    let error = machine
+        .merge()
+        .on_progress(|_| {
+            words += 1;
+            is_on.store(true, Ordering::SeqCst);
+            machine.write(3 * MIB + 512 * words, 512, words as u8);
+            machine.zero(7 * MIB + 512..7 * MIB + 1024);
+            is_on.store(false, Ordering::SeqCst);
+            ControlFlow::Continue(())
+        })
+        .run(&machine.chain);
     let error = error.map(|merged| merged.moved).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io, "{error}");
     assert!(error.to_string().contains("base.vhdx"), "{error}");
@@ -285,7 +290,7 @@ fn a_write_that_the_parent_refuses_fails_the_merge_and_not_the_writer() {
     let mark = machine.chain.tip().merge_mark().unwrap();
     assert_eq!(mark.state, MergeState::Merging);
     let id = machine.chain.layers()[0].id;
-    let merged = Merge::resume(id).run(&machine.chain, &mut go).unwrap();
+    let merged = Merge::resume(id).run(&machine.chain).unwrap();
     machine.is_merged(&merged);
 }
 
@@ -307,7 +312,7 @@ fn a_tip_whose_writes_fail_all_the_time_is_merged() {
         });
         let is_on = Arc::new(AtomicBool::new(true));
         refuse(&machine.host, machine.number("tip.avhdx"), its_id.recv().unwrap(), is_on);
-        let merged = machine.merge().run(&machine.chain, &mut go);
+        let merged = machine.merge().run(&machine.chain);
         is_over.store(true, Ordering::SeqCst);
         merged.unwrap_or_else(|error| panic!("{error}"))
     });

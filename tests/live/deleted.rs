@@ -7,7 +7,7 @@ use avhdx::ops::{Checkpoint, Delete, DeleteBranch, Label, Merge, Revert};
 use avhdx::{DiffChain, Disk, ErrorKind, LayerId, OpenOptions};
 
 use super::unfinished::stopped_at;
-use super::{MIB, base, bytes, go, naively, paths, writable};
+use super::{MIB, base, bytes, naively, paths, writable};
 
 const SIZE: u64 = 8 * MIB;
 
@@ -22,7 +22,7 @@ fn labelled(folder: &Path) -> (DiffChain, Vec<Vec<u8>>) {
         model[at..at + 1_500_000].fill(byte);
         points.insert(0, model.clone());
         if !label.is_empty() {
-            Checkpoint::new().label(label).run(&chain, &mut go).unwrap();
+            Checkpoint::new().label(label).run(&chain).unwrap();
         }
     }
     chain.flush().unwrap();
@@ -55,7 +55,7 @@ fn each_point_can_be_given_up_and_the_others_stay_with_their_labels() {
         let delete = Delete::point(chain.points()[given_up].layer);
         let forecast = delete.forecast(&chain).unwrap();
         assert!(forecast.lost == 0 && forecast.freed > 0);
-        let done = delete.run(&chain, &mut go).unwrap();
+        let done = delete.run(&chain).unwrap();
         assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         assert_eq!(done.tip, (given_up == 1).then(|| tip.clone()));
         assert_eq!(done.removed.len(), 1);
@@ -87,12 +87,12 @@ fn the_tip_is_no_point_to_give_up() {
     let tip = chain.points()[0].layer;
     for error in [
         Delete::point(tip).forecast(&chain).unwrap_err(),
-        Delete::point(tip).run(&chain, &mut go).unwrap_err(),
+        Delete::point(tip).run(&chain).unwrap_err(),
     ] {
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "delete.tip"));
     }
     let other = labelled(tempfile::tempdir().unwrap().path()).0.points()[1].layer;
-    let error = Delete::point(other).run(&chain, &mut go).unwrap_err();
+    let error = Delete::point(other).run(&chain).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput, "{error}");
 }
 
@@ -107,7 +107,7 @@ fn a_tip_that_keeps_its_name_goes_on_under_it() {
         // The layer under the tip, then the one under that, each time with writes in between.
         chain.write_at(&[0x40 + round; 5000], 3 * MIB).unwrap();
         expected[0][3 << 20..(3 << 20) + 5000].fill(0x40 + round);
-        let done = Delete::point(chain.points()[1].layer).run(&chain, &mut go).unwrap();
+        let done = Delete::point(chain.points()[1].layer).run(&chain).unwrap();
         assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         assert_eq!(done.tip.as_deref(), Some(&*tip));
         assert_eq!(chain.points()[0].path.as_deref(), Some(&*tip));
@@ -116,7 +116,7 @@ fn a_tip_that_keeps_its_name_goes_on_under_it() {
         assert_points(&chain, &expected.iter().collect::<Vec<_>>());
     }
     // A child of the renamed file records the name that it has now.
-    let made = Checkpoint::new().label("after").run(&chain, &mut go).unwrap();
+    let made = Checkpoint::new().label("after").run(&chain).unwrap();
     assert!(made.warnings.is_empty(), "{:?}", made.warnings);
     chain.write_at(&[9; 512], 0).unwrap();
     chain.close().unwrap();
@@ -139,7 +139,7 @@ fn a_tip_that_was_opened_by_a_link_keeps_the_links_target() {
     let link = folder.path().join("disk");
     std::os::unix::fs::symlink(&tip, &link).unwrap();
     let chain = writable(&link);
-    let done = Delete::point(chain.points()[1].layer).run(&chain, &mut go).unwrap();
+    let done = Delete::point(chain.points()[1].layer).run(&chain).unwrap();
     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
     drop(chain);
     assert!(bytes(&DiffChain::open(&link).unwrap()) == models[0]);
@@ -153,10 +153,10 @@ fn a_name_in_another_folder_is_not_kept_and_that_is_said() {
     let elsewhere = folder.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
     let tip = elsewhere.join("tip.avhdx");
-    Checkpoint::new().path(&tip).run(&chain, &mut go).unwrap();
+    Checkpoint::new().path(&tip).run(&chain).unwrap();
     chain.write_at(&[4; 4096], 2 * MIB).unwrap();
     let expected = bytes(&chain);
-    let done = Delete::point(chain.points()[1].layer).run(&chain, &mut go).unwrap();
+    let done = Delete::point(chain.points()[1].layer).run(&chain).unwrap();
     let codes: Vec<_> = done.warnings.iter().map(|warning| warning.code).collect();
     assert_eq!(codes, ["merge.name-not-kept"]);
     let now = folder.path().join("web.vhdx");
@@ -218,7 +218,7 @@ fn a_merge_of_several_layers_that_was_stopped_anywhere_is_completed_as_it_was_be
             let chain = writable(&files[0]);
             let resume = Merge::resume(to_be_merged(&chain).unwrap());
             let forecast = resume.forecast(&chain).unwrap();
-            let done = resume.run(&chain, &mut go).unwrap();
+            let done = resume.run(&chain).unwrap();
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
             let removed = forecast
                 .files
@@ -248,7 +248,7 @@ fn a_merge_that_is_refused_at_its_second_layer_leaves_no_request() {
     let layers = chain.layers();
     let reader = OpenOptions::new().open_image(layers[1].path.as_ref().unwrap()).unwrap();
     let merge = Merge::new(layers[0].id).into_layer(layers[4].id);
-    let error = merge.run(&chain, &mut go).unwrap_err();
+    let error = merge.run(&chain).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
     drop(reader);
     assert!(
@@ -267,7 +267,7 @@ fn labels_are_found_and_ambiguous_ones_named() {
     assert!(bytes(&chain.view_at("tue").unwrap()) == models[3]);
     let error = chain.view_at("fri").unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "point.unknown"));
-    Checkpoint::new().label("tue").run(&chain, &mut go).unwrap();
+    Checkpoint::new().label("tue").run(&chain).unwrap();
     let error = chain.view_at("tue").unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "point.ambiguous"));
     for point in chain.points().iter().filter(|point| point.label.as_deref() == Some("tue")) {
@@ -317,14 +317,14 @@ fn forked(folder: &Path) -> (Vec<PathBuf>, PathBuf, Vec<u8>) {
     let mut branch = Vec::new();
     for name in ["a.avhdx", "b.avhdx"] {
         let path = folder.join(name);
-        Checkpoint::new().path(&path).run(&chain, &mut go).unwrap();
+        Checkpoint::new().path(&path).run(&chain).unwrap();
         chain.write_at(&[2; 64 << 10], 2 * MIB).unwrap();
         branch.push(path);
     }
     let made = Revert::to(chain.points()[1].layer).path(folder.join("c.avhdx"));
-    branch.push(made.run(&chain, &mut go).unwrap().path);
+    branch.push(made.run(&chain).unwrap().path);
     chain.write_at(&[3; 32 << 10], 3 * MIB).unwrap();
-    let kept = Revert::to(point).path(folder.join("kept.avhdx")).run(&chain, &mut go).unwrap();
+    let kept = Revert::to(point).path(folder.join("kept.avhdx")).run(&chain).unwrap();
     chain.close().unwrap();
     (branch, kept.path, below)
 }
@@ -338,12 +338,12 @@ fn a_branch_is_removed_with_consent_and_the_rest_stays() {
     // Whole blocks that were new in a child of a dynamic disk count by the sectors that were written.
     assert_eq!(forecast.lost, (64 << 10) * 2 + (32 << 10));
     assert_eq!(forecast.files.len(), 3);
-    let error = delete.clone().run(&mut go).unwrap_err();
+    let error = delete.clone().run().unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::WouldLose, "delete.branch"));
     assert!(error.to_string().contains(&forecast.lost.to_string()), "{error}");
     assert!(branch.iter().all(|path| path.exists()));
 
-    let done = delete.lose(true).run(&mut go).unwrap();
+    let done = delete.lose(true).run().unwrap();
     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
     assert_eq!(done.lost, forecast.lost);
     assert_eq!(done.removed.last(), Some(&branch[0]), "the lowest goes last");
@@ -357,7 +357,7 @@ fn a_branch_that_is_not_known_or_in_use_stays_whole() {
         let folder = tempfile::tempdir().unwrap();
         let (branch, ..) = forked(folder.path());
         let held = prepare(folder.path(), &branch);
-        let error = DeleteBranch::at(&branch[0]).lose(true).run(&mut go).unwrap_err();
+        let error = DeleteBranch::at(&branch[0]).lose(true).run().unwrap_err();
         assert_eq!((error.kind(), error.code()), (kind, code), "{error}");
         assert!(branch.iter().all(|path| path.exists()));
         drop(held);
@@ -388,7 +388,7 @@ fn a_branch_that_is_not_known_or_in_use_stays_whole() {
     let folder = tempfile::tempdir().unwrap();
     forked(folder.path());
     let base = folder.path().join("web.vhdx");
-    let error = DeleteBranch::at(base).lose(true).run(&mut go).unwrap_err();
+    let error = DeleteBranch::at(base).lose(true).run().unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "delete.base"));
 }
 
@@ -397,16 +397,19 @@ fn a_removal_that_is_stopped_leaves_a_shorter_branch() {
     let folder = tempfile::tempdir().unwrap();
     let (branch, ..) = forked(folder.path());
     let mut left = 2;
-    let error = DeleteBranch::at(&branch[0]).lose(true).run(&mut |_| {
-        left -= 1;
-        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let error = DeleteBranch::at(&branch[0])
+        .lose(true)
+        .on_progress(|_| {
+            left -= 1;
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .run();
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Cancelled);
     assert_eq!(branch.iter().filter(|path| path.exists()).count(), 2);
     for path in branch.iter().filter(|path| path.exists()) {
         DiffChain::open(path).unwrap();
     }
-    let done = DeleteBranch::at(&branch[0]).lose(true).run(&mut go).unwrap();
+    let done = DeleteBranch::at(&branch[0]).lose(true).run().unwrap();
     assert_eq!(done.removed.len(), 2);
 }
 
@@ -423,7 +426,7 @@ fn a_deletion_that_is_refused_when_its_files_are_locked_leaves_no_request() {
         (2, into_the_second()),
     ] {
         let reader = OpenOptions::new().open_image(points[held].path.as_ref().unwrap()).unwrap();
-        let error = merge.run(&chain, &mut go).unwrap_err();
+        let error = merge.run(&chain).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
         assert!(to_be_merged(&chain).is_none(), "{error}");
         drop(reader);
@@ -439,7 +442,7 @@ fn a_merge_does_what_it_is_told_and_not_what_an_earlier_request_says() {
     let files = paths(&chain);
     assert!(stopped_at(3, Merge::new(chain.layers()[0].id).keep_name(true), &chain));
     assert!(to_be_merged(&chain).is_some());
-    let done = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    let done = Merge::new(chain.layers()[0].id).run(&chain).unwrap();
     assert_eq!(done.tip.as_ref(), Some(&files[1]), "{:?}", done.warnings);
     assert!(bytes(&chain) == models[0] && !files[0].exists());
 }
@@ -457,7 +460,7 @@ fn a_folder_that_is_spelled_in_two_ways_is_one() {
     std::fs::rename(&files[1], &real).unwrap();
     std::os::unix::fs::symlink("real.avhdx", &files[1]).unwrap();
     let chain = writable(&files[0]);
-    let done = Delete::point(chain.points()[1].layer).run(&chain, &mut go).unwrap();
+    let done = Delete::point(chain.points()[1].layer).run(&chain).unwrap();
     assert!(!done.warnings.iter().any(|w| w.code == "merge.name-not-kept"), "{:?}", done.warnings);
     assert_eq!(done.tip.as_ref(), Some(&files[0]));
     assert!(bytes(&chain) == models[0]);

@@ -11,10 +11,10 @@ use avhdx_testkit::build::{Block, Data, Image, random_chain, state};
 use avhdx_testkit::naive::{Layer, Says};
 use avhdx_testkit::rng::Rng;
 
+use super::MIB;
 use super::common::deep::deep_chain;
 use super::ledger::{Done, Ledger, Space};
 use super::sim::{FOLDER, Files, SimHost};
-use super::{MIB, go};
 
 /// How many random chains are tried.
 const SEEDS: u64 = 15;
@@ -121,7 +121,7 @@ fn merge(
     let freed = layers.clone().map(|n| files.file(&path(n)).unwrap().len()).sum();
     host.begin();
     let before = host.now();
-    let done = merge.run(chain, &mut go).unwrap_or_else(|error| panic!("{error}"));
+    let done = merge.run(chain).unwrap_or_else(|error| panic!("{error}"));
     host.host().set_free_space(None);
     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
     assert_eq!(done.removed.len(), layers.len());
@@ -385,7 +385,7 @@ fn a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say() {
                     let forecast = checkpoint.forecast(&chain).unwrap();
                     host.begin();
                     let before = host.now();
-                    checkpoint.run(&chain, &mut go).unwrap();
+                    checkpoint.run(&chain).unwrap();
                     (forecast, 0, before)
                 }
                 Some((to, deletes)) => {
@@ -395,7 +395,7 @@ fn a_checkpoint_and_a_revert_take_and_free_what_their_forecasts_say() {
                     let freed = gone.map(|layer| len(layer.path.as_ref().unwrap())).sum();
                     host.begin();
                     let before = host.now();
-                    let done = revert.run(&chain, &mut go).unwrap();
+                    let done = revert.run(&chain).unwrap();
                     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
                     (forecast, freed, before)
                 }
@@ -455,7 +455,7 @@ fn a_reparent_reads_and_writes_what_its_forecast_says() {
         let before = layer(&host, &file(2));
         host.begin();
         let now = host.now();
-        let done = reparent.run(file(2), &mut go).unwrap_or_else(|error| panic!("{seed}: {error}"));
+        let done = reparent.run(file(2)).unwrap_or_else(|error| panic!("{seed}: {error}"));
         let read = (0..4)
             .map(|n| overlap(&host.done(host.id(&file(n))).read, &blocks(&layer(&host, &file(n)))));
         assert_eq!(forecast.read, read.sum::<u64>(), "seed {seed}");
@@ -484,7 +484,7 @@ fn a_copy_takes_what_was_measured() {
         let copy = Path::new(FOLDER).join("copy.vhdx");
         let make = CreateOptions::dynamic(size).block_size(block_size).logical_sector(sector);
         let image = make.create_on(Arc::new(host.clone()), &copy).unwrap();
-        Export::new().onto(&chain, &image, &mut go).unwrap();
+        Export::new().onto(&chain, &image).unwrap();
         image.close().unwrap();
         let len = || host.host().files().file(&copy).unwrap().len();
         let disk = super::bytes(&chain);

@@ -9,7 +9,7 @@ use avhdx_testkit::naive::Chain;
 use avhdx_testkit::rng::Rng;
 
 use super::common::deep::deep_chain;
-use super::{bytes, go, naively, paths};
+use super::{bytes, naively, paths};
 
 #[test]
 fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
@@ -49,7 +49,7 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             assert_eq!(forecast.cut, shorter.sum::<u64>(), "seed {seed}");
             if forecast.cut_data > 0 {
                 lost += 1;
-                let error = merge.clone().run(&chain, &mut go).unwrap_err();
+                let error = merge.clone().run(&chain).unwrap_err();
                 assert_eq!(
                     (error.kind(), error.code()),
                     (ErrorKind::WouldLose, "merge.shrinks"),
@@ -64,7 +64,7 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             let into = layers[parent].path.clone().unwrap();
             let gone: u64 = of_layers[..parent - child].iter().map(|layer| layer.file_len).sum();
             let before = len(&into);
-            let done = merge.run(&chain, &mut go).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            let done = merge.run(&chain).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
             assert!(done.warnings.is_empty(), "seed {seed}: {:?}", done.warnings);
             assert_eq!((done.moved, done.cut), (forecast.read, forecast.cut), "seed {seed}");
             assert_eq!(gone, forecast.freed, "seed {seed}");
@@ -88,7 +88,7 @@ fn layers_of_all_kinds_are_merged_and_every_other_point_stays() {
             assert!(report.is_sound(), "seed {seed}: {:?}", report.findings);
         }
         let layers = chain.layers();
-        let error = Merge::new(layers[0].id).run(&chain, &mut go).unwrap_err();
+        let error = Merge::new(layers[0].id).run(&chain).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "merge.no-parent"));
     }
     assert!(grown > 10 && lost > 5 && kept > 0, "{grown}, {lost}, {kept}");

@@ -51,7 +51,7 @@ fn a_merge_can_be_stopped_during_its_forecast() {
             if words == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let merge = Merge::new(chain.layers()[0].id).low_space(low_space);
-        let error = merge.run(&chain, on).unwrap_err();
+        let error = merge.on_progress(on).run(&chain).unwrap_err();
         assert_eq!((error.kind(), words), (ErrorKind::Cancelled, 5), "{error}");
     }
     drop(chain);

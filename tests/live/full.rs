@@ -12,7 +12,7 @@ use avhdx_testkit::naive;
 use avhdx_testkit::rng::Rng;
 
 use super::sim::{Arrived, Event, FOLDER, Files, SimHost};
-use super::{MIB, bytes, go, paths};
+use super::{MIB, bytes, paths};
 
 const SIZE: u64 = 9 * MIB + 512 * 3;
 
@@ -37,7 +37,7 @@ fn three() -> (Files, [Vec<u8>; 3]) {
     for name in ["base", "middle", "tip"] {
         if name != "base" {
             let path = file(&format!("{name}.avhdx"));
-            Checkpoint::new().path(path).run(&chain, &mut go).unwrap();
+            Checkpoint::new().path(path).run(&chain).unwrap();
         }
         for _ in 0..5 {
             let at = rng.below(SIZE - 200_000);
@@ -79,11 +79,11 @@ impl Change {
         match self {
             Self::Checkpoint => {
                 let path = file("new.avhdx");
-                Checkpoint::new().path(path).run(chain, &mut go).map(drop)
+                Checkpoint::new().path(path).run(chain).map(drop)
             }
             Self::Revert => {
                 let revert = Revert::to(chain.layers()[1].id).path(file("new.avhdx"));
-                revert.run(chain, &mut go).map(drop)
+                revert.run(chain).map(drop)
             }
             Self::Merge(..) => self.merge(chain, false),
         }
@@ -93,7 +93,7 @@ impl Change {
         let Self::Merge(layer, low_space) = self else { unreachable!("{self:?}") };
         let id = chain.layers()[layer].id;
         let merge = if again { Merge::resume(id) } else { Merge::new(id) };
-        merge.low_space(low_space).run(chain, &mut go).map(drop)
+        merge.low_space(low_space).run(chain).map(drop)
     }
 
     fn forecast(self, chain: &DiffChain) -> avhdx::Result<Forecast> {
@@ -286,7 +286,7 @@ fn a_merge_in_low_space_goes_by_as_little_as_a_block() {
         let chain = open(&host, &file("base.vhdx"));
         for name in ["middle.avhdx", "tip.avhdx"] {
             let made = Checkpoint::new().path(file(name)).block_size(1 << 20);
-            made.run(&chain, &mut go).unwrap();
+            made.run(&chain).unwrap();
             if (name == "tip.avhdx") == (layer == 0) {
                 for n in 0..BLOCKS {
                     chain.write_at(&[n as u8 + 1; 1 << 20], n * MIB).unwrap();
@@ -306,14 +306,14 @@ fn a_merge_in_low_space_goes_by_as_little_as_a_block() {
         assert_eq!(peak(0, true), MIB);
         assert_eq!(peak(5 * MIB, true), 4 * MIB, "as few batches as may be");
         host.set_free_space(Some(MIB - 1));
-        let error = merge(true).run(&chain, &mut go).unwrap_err();
+        let error = merge(true).run(&chain).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::NoSpace, "op.space"));
 
         host.set_free_space(Some(MIB));
         let mut space = Space::of(host.files());
         let (at_first, mut most) = (space.bytes(), 0);
         host.record();
-        let merged = merge(true).run(&chain, &mut go).unwrap();
+        let merged = merge(true).run(&chain).unwrap();
         assert_eq!(merged.moved, BLOCKS * MIB);
         for event in host.events() {
             space.apply(&event);

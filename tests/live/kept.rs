@@ -6,7 +6,7 @@ use avhdx::ops::{Merge, Revert};
 use avhdx::{Budget, CreateOptions, Disk, ErrorKind, OpenOptions};
 
 use super::unfinished::{chain_of, stopped_at};
-use super::{MIB, bytes, go, naively, paths, writable};
+use super::{MIB, bytes, naively, paths, writable};
 
 /// The merge is complete by the time it waits for readers of the old tip.
 #[test]
@@ -16,12 +16,14 @@ fn a_plan_that_outlives_the_merge_of_the_tip_does_not_end_its_writes() {
     let child = paths(&chain).remove(0);
     let mut plan = None;
     let merge = Merge::new(chain.tip().id());
-    let merged = merge.run(&chain, &mut |progress| {
-        if progress.done > 0 && plan.is_none() {
-            plan = Some(chain.plan_read(0..MIB).unwrap());
-        }
-        ControlFlow::Continue(())
-    });
+    let merged = merge
+        .on_progress(|progress| {
+            if progress.done > 0 && plan.is_none() {
+                plan = Some(chain.plan_read(0..MIB).unwrap());
+            }
+            ControlFlow::Continue(())
+        })
+        .run(&chain);
     let merged = merged.unwrap_or_else(|error| panic!("{error}"));
     assert!(plan.is_some());
     assert!(merged.warnings.iter().any(|w| w.code == "merge.still-read"), "{:?}", merged.warnings);
@@ -50,7 +52,7 @@ fn a_refused_merge_leaves_the_other_chain_its_lock() {
     let chain = open(false).open(&files[0]).unwrap();
     let locked = || OpenOptions::new().writable(true).open_image(&files[2]).unwrap_err().kind();
     assert_eq!(locked(), ErrorKind::InUse);
-    let error = Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap_err();
+    let error = Merge::new(chain.layers()[1].id).run(&chain).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
     drop(chain);
     assert_eq!(locked(), ErrorKind::InUse, "the other chain reads it");
@@ -74,7 +76,7 @@ fn a_merge_refused_for_another_chain_leaves_that_its_lock() {
     let budget = Budget::new(8 << 20);
     let open = |path| OpenOptions::new().budget(budget.clone()).open(path).unwrap();
     let (other, chain) = (open(&branch), open(&files[0]));
-    let error = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap_err();
+    let error = Merge::new(chain.layers()[0].id).run(&chain).unwrap_err();
     assert_eq!(
         (error.kind(), error.found()),
         (ErrorKind::InUse, Some("another chain of this program"))
@@ -104,12 +106,12 @@ fn no_operation_continues_on_the_target_of_an_unfinished_merge() {
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4);
         assert!(paths(&chain) == files && bytes(&chain) == model);
     };
-    refused(Revert::to(ids[2]).run(&chain, &mut go).unwrap_err());
+    refused(Revert::to(ids[2]).run(&chain).unwrap_err());
     // Merging it further down would move the mixture and remove its mark.
-    refused(Merge::new(ids[2]).run(&chain, &mut go).unwrap_err());
+    refused(Merge::new(ids[2]).run(&chain).unwrap_err());
     // A merge into the layer that is being merged would make that impossible to resume.
-    refused(Merge::new(ids[0]).run(&chain, &mut go).unwrap_err());
-    Merge::resume(ids[1]).run(&chain, &mut go).unwrap();
+    refused(Merge::new(ids[0]).run(&chain).unwrap_err());
+    Merge::resume(ids[1]).run(&chain).unwrap();
     assert!(bytes(&chain) == model);
     chain.close().unwrap();
     assert!(naively(&paths(&chain)) == model);

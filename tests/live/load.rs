@@ -7,7 +7,7 @@ use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{DiffChain, Disk, Zeroing};
 use avhdx_testkit::rng::Rng;
 
-use super::{MIB, base, bytes, go, naively, paths};
+use super::{MIB, base, bytes, naively, paths};
 
 /// Sectors of each writer, alternating with those of the other.
 const SECTORS: u64 = 4096;
@@ -121,7 +121,7 @@ fn no_write_is_lost_or_torn_between_the_layers() {
     Load::new(&chain).run(|| {
         for _ in 0..60 {
             std::thread::sleep(Duration::from_millis(3));
-            let made = Checkpoint::new().run(&chain, &mut go).unwrap();
+            let made = Checkpoint::new().run(&chain).unwrap();
             assert!(made.warnings.is_empty(), "{:?}", made.warnings);
         }
     });
@@ -139,14 +139,14 @@ fn checkpoints_and_merges_of_a_chain_in_use() {
         while made < wanted || merged < wanted {
             let depth = chain.layers().len() as u64;
             if made < wanted && (depth < 2 || rng.chance(8, 8 + depth)) {
-                let done = Checkpoint::new().block_size(1 << 20).run(&chain, &mut go).unwrap();
+                let done = Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
                 assert!(done.warnings.is_empty(), "{:?}", done.warnings);
                 made += 1;
             } else if depth > 1 {
                 let child = rng.below(depth - 1) as usize;
                 let merge = Merge::new(chain.layers()[child].id);
                 let merge = merge.low_space(rng.chance(1, 4)).share(rng.chance(1, 2));
-                let done = merge.run(&chain, &mut go).unwrap_or_else(|error| panic!("{error}"));
+                let done = merge.run(&chain).unwrap_or_else(|error| panic!("{error}"));
                 assert!(done.warnings.is_empty(), "{:?}", done.warnings);
                 merged += 1;
                 tips += u64::from(child == 0);

@@ -7,7 +7,7 @@ use avhdx::ops::{AcceptLoss, Checkpoint, LossKind, Merge, Merged, Pace};
 use avhdx::{DiffChain, Disk, ErrorKind, MergeState, OpenOptions};
 use avhdx_testkit::naive;
 
-use super::{MIB, base, bytes, go, naively, paths, writable};
+use super::{MIB, base, bytes, naively, paths, writable};
 
 const SIZE: u64 = 12 * MIB;
 
@@ -15,7 +15,7 @@ const SIZE: u64 = 12 * MIB;
 fn two(folder: &Path, order: [u64; 8]) -> (DiffChain, Vec<u8>) {
     let chain = base(folder, SIZE);
     chain.write_at(&vec![1; SIZE as usize], 0).unwrap();
-    Checkpoint::new().block_size(1 << 20).run(&chain, &mut go).unwrap();
+    Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
     let mut model = vec![1; SIZE as usize];
     for block in order {
         write(&chain, &mut model, 2, block);
@@ -44,12 +44,12 @@ fn cut(file: &Path, blocks: u64) {
 fn merge(
     chain: &DiffChain,
     low_space: bool,
-    on: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    on: &mut (dyn FnMut(u64) -> ControlFlow<()> + Send),
 ) -> avhdx::Result<Merged> {
     let pace = Pace::new();
     pace.limit(Some(32 * MIB));
     let merge = Merge::new(chain.tip().id()).pace(pace).low_space(low_space);
-    merge.run(chain, &mut |progress| on(progress.done))
+    merge.on_progress(|progress| on(progress.done)).run(chain)
 }
 
 /// Accepts the losses of the tip, and completes its merge; the disk has the model's contents.
@@ -63,7 +63,7 @@ fn settled(tip: &Path, losses: &[(u64, LossKind)], model: &[u8]) {
     let chain = writable(tip);
     assert!(bytes(&chain) == model);
     assert!(naively(&paths(&chain)) == model);
-    let merged = Merge::resume(chain.tip().id()).run(&chain, &mut go).unwrap();
+    let merged = Merge::resume(chain.tip().id()).run(&chain).unwrap();
     assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
     assert!(bytes(&chain) == model);
     chain.close().unwrap();
@@ -98,7 +98,7 @@ fn a_child_cut_short_while_it_is_merged_is_said_to_be_and_loses_what_was_not_mer
         for block in [1, 6, 7] {
             chain.read_at(&mut [0; 512], block * MIB).unwrap_err();
         }
-        let error = Merge::resume(chain.tip().id()).run(&chain, &mut go).unwrap_err();
+        let error = Merge::resume(chain.tip().id()).run(&chain).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "claim.lost"));
         drop(chain);
         for block in [6, 7] {

@@ -23,18 +23,12 @@ mod steps;
 mod unfinished;
 mod unsound;
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use avhdx::ops::Progress;
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
 use avhdx_testkit::naive;
 
 const MIB: u64 = 1 << 20;
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 /// A new base of this size, open for writing as a chain of one.
 fn base(folder: &Path, size: u64) -> DiffChain {

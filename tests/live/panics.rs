@@ -12,7 +12,7 @@ use avhdx::ops::{
 use avhdx::storage::{Draft, LocalHost, MemStorage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, RawDisk};
 
-use super::{MIB, base, bytes, go, naively, paths};
+use super::{MIB, base, bytes, naively, paths};
 
 const SIZE: u64 = 12 * MIB;
 
@@ -25,7 +25,7 @@ fn three(folder: &Path) -> (DiffChain, Vec<u8>) {
     let mut model = vec![0; SIZE as usize];
     for n in 0..3_u8 {
         if n > 0 {
-            Checkpoint::new().block_size(1 << 20).run(&chain, &mut go).unwrap();
+            Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
         }
         let own = 9 * MIB + u64::from(n) * 8192;
         for (at, len) in [(u64::from(n) * MIB, MIB), (5 * MIB, 4096), (own, 4096)] {
@@ -43,7 +43,7 @@ fn write(chain: &DiffChain, model: &mut [u8], byte: u8, at: u64, len: u64) {
 /// Runs an operation whose callback panics the `n`th time; returns whether it was called that often.
 fn panics_at<T>(
     n: u64,
-    run: impl FnOnce(&mut dyn FnMut(Progress) -> ControlFlow<()>) -> avhdx::Result<T>,
+    run: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
 ) -> bool {
     let mut calls = 0;
     let done = catch_unwind(AssertUnwindSafe(|| {
@@ -71,7 +71,7 @@ fn a_merge_whose_callback_panics_can_be_resumed_on_the_same_chain() {
             let folder = tempfile::tempdir().unwrap();
             let (chain, mut model) = three(folder.path());
             let (id, parent) = (chain.layers()[layer].id, paths(&chain).remove(layer + 1));
-            if !panics_at(n, |on| Merge::new(id).low_space(low_space).run(&chain, on)) {
+            if !panics_at(n, |on| Merge::new(id).low_space(low_space).on_progress(on).run(&chain)) {
                 assert!(n > 2, "{n} calls");
                 break;
             }
@@ -92,7 +92,7 @@ fn a_merge_whose_callback_panics_can_be_resumed_on_the_same_chain() {
                 let id = chain.layers()[layer].id;
                 let is_begun = chain.image(id).unwrap().merge_mark().is_some();
                 let merge = if is_begun { Merge::resume(id) } else { Merge::new(id) };
-                let merged = merge.low_space(low_space).run(&chain, &mut go);
+                let merged = merge.low_space(low_space).run(&chain);
                 let merged = merged.unwrap_or_else(|error| panic!("{case}: {error}"));
                 assert!(merged.warnings.is_empty(), "{case}: {:?}", merged.warnings);
             }
@@ -110,22 +110,25 @@ fn a_checkpoint_and_a_revert_whose_callbacks_panic_can_be_done_again_on_the_same
     for n in 1..=2 {
         let folder = tempfile::tempdir().unwrap();
         let (chain, mut model) = three(folder.path());
-        assert!(panics_at(n, |on| Checkpoint::new().run(&chain, on)));
+        assert!(panics_at(n, |on| Checkpoint::new().on_progress(on).run(&chain)));
         assert!(bytes(&chain) == model, "call {n}");
         write(&chain, &mut model, 9, 5 * MIB, 4096);
-        Checkpoint::new().run(&chain, &mut go).unwrap();
+        Checkpoint::new().run(&chain).unwrap();
         write(&chain, &mut model, 10, 6 * MIB, 4096);
         assert!(bytes(&chain) == model, "call {n}");
         chain.close().unwrap();
         assert!(naively(&paths(&chain)) == model, "call {n}");
-        assert!(!panics_at(3, |on| Checkpoint::new().run(&chain, on)), "all calls were tried");
+        assert!(
+            !panics_at(3, |on| Checkpoint::new().on_progress(on).run(&chain)),
+            "all calls were tried"
+        );
     }
     for n in 1.. {
         let folder = tempfile::tempdir().unwrap();
         let (chain, mut model) = three(folder.path());
         let point = chain.layers()[2].id;
         let mut back = bytes(&chain.view(point).unwrap());
-        if !panics_at(n, |on| Revert::to(point).delete_newer(true).run(&chain, on)) {
+        if !panics_at(n, |on| Revert::to(point).delete_newer(true).on_progress(on).run(&chain)) {
             assert_eq!(n, 5, "at the start, before each file, and at the end");
             break;
         }
@@ -137,7 +140,7 @@ fn a_checkpoint_and_a_revert_whose_callbacks_panic_can_be_done_again_on_the_same
         assert!(bytes(&chain) == *now, "call {n}");
         let point = chain.layers().pop().unwrap().id;
         let mut base = bytes(&chain.view(point).unwrap());
-        Revert::to(point).delete_newer(true).run(&chain, &mut go).unwrap();
+        Revert::to(point).delete_newer(true).run(&chain).unwrap();
         write(&chain, &mut base, 10, 6 * MIB, 4096);
         chain.close().unwrap();
         assert!(naively(&paths(&chain)) == base, "call {n}");
@@ -151,15 +154,17 @@ fn what_only_reads_leaves_nothing_behind_a_panic_of_its_callback() {
     let other = RawDisk::new(Arc::new(MemStorage::new(model.clone()))).unwrap();
     for n in 1..=2 {
         let memory = MemStorage::new(Vec::new());
-        assert!(panics_at(n, |on| Export::new().run(&chain, &memory, on)));
-        assert!(panics_at(n, |on| Export::new().stream(&chain, &mut std::io::sink(), on)));
-        assert!(panics_at(n, |on| Compare::new().run(&chain, &other, on)));
-        Export::new().run(&chain, &memory, &mut go).unwrap();
+        assert!(panics_at(n, |on| Export::new().on_progress(on).run(&chain, &memory)));
+        assert!(panics_at(n, |on| Export::new()
+            .on_progress(on)
+            .stream(&chain, &mut std::io::sink())));
+        assert!(panics_at(n, |on| Compare::new().on_progress(on).run(&chain, &other)));
+        Export::new().run(&chain, &memory).unwrap();
         assert!(memory.into_bytes() == model);
         let target = folder.path().join("copy.vhdx");
         let draft = Draft::new(&LocalHost, &target).unwrap();
         let image = CreateOptions::dynamic(SIZE).create_draft(&LocalHost, &draft).unwrap();
-        assert!(panics_at(n, |on| Export::new().onto(&chain, &image, on)));
+        assert!(panics_at(n, |on| Export::new().on_progress(on).onto(&chain, &image)));
         image.close().unwrap();
         drop((image, draft));
         assert_eq!(names(folder.path()).len(), 3, "nothing is left of the copy");
@@ -178,7 +183,7 @@ fn a_reparent_and_an_acceptance_whose_callbacks_panic_leave_all_as_it_was() {
     std::fs::copy(&files[2], &moved).unwrap();
     let before = std::fs::read(&files[1]).unwrap();
     for n in 1.. {
-        if !panics_at(n, |on| Reparent::new(&moved).run(&files[1], on)) {
+        if !panics_at(n, |on| Reparent::new(&moved).on_progress(on).run(&files[1])) {
             assert!(n > 2);
             break;
         }
@@ -207,14 +212,14 @@ fn an_operation_within_the_callback_of_another_is_refused() {
             let folder = tempfile::tempdir().unwrap();
             let (chain, _) = three(folder.path());
             let (layers, mut calls) = (chain.layers(), 0);
-            let mut on = |_: Progress| {
+            let on = |_: Progress| {
                 calls += 1;
                 let layers = chain.layers();
                 let found = [
-                    Merge::new(layers[0].id).run(&chain, &mut go).unwrap_err(),
+                    Merge::new(layers[0].id).run(&chain).unwrap_err(),
                     Merge::new(layers[1].id).forecast(&chain).unwrap_err(),
-                    Checkpoint::new().run(&chain, &mut go).unwrap_err(),
-                    Revert::to(layers[1].id).run(&chain, &mut go).unwrap_err(),
+                    Checkpoint::new().run(&chain).unwrap_err(),
+                    Revert::to(layers[1].id).run(&chain).unwrap_err(),
                 ];
                 for error in found {
                     assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.busy"));
@@ -222,7 +227,7 @@ fn an_operation_within_the_callback_of_another_is_refused() {
                 let files = paths(&chain);
                 let lost = AcceptLoss::new().run(&files[0], &mut |_| ControlFlow::Continue(()));
                 assert_eq!(lost.unwrap_err().kind(), ErrorKind::InUse);
-                let linked = Reparent::new(&files[1]).run(&files[0], &mut go);
+                let linked = Reparent::new(&files[1]).run(&files[0]);
                 assert_eq!(linked.unwrap_err().kind(), ErrorKind::InUse);
                 // Everything else works.
                 chain.write_at(&[calls; 4096], 7 * MIB).unwrap();
@@ -231,9 +236,9 @@ fn an_operation_within_the_callback_of_another_is_refused() {
                 ControlFlow::Continue(())
             };
             match kind {
-                0 => drop(Checkpoint::new().run(&chain, &mut on).unwrap()),
-                1 => drop(Revert::to(layers[1].id).run(&chain, &mut on).unwrap()),
-                n => drop(Merge::new(layers[n - 2].id).run(&chain, &mut on).unwrap()),
+                0 => drop(Checkpoint::new().on_progress(on).run(&chain).unwrap()),
+                1 => drop(Revert::to(layers[1].id).on_progress(on).run(&chain).unwrap()),
+                n => drop(Merge::new(layers[n - 2].id).on_progress(on).run(&chain).unwrap()),
             }
             assert!(calls > 1);
         }

@@ -12,7 +12,7 @@ use avhdx::{
     PlannedSource, VhdxFile, Zeroing,
 };
 
-use super::{MIB, base, bytes, go, naively, paths, writable};
+use super::{MIB, base, bytes, naively, paths, writable};
 
 const SIZE: u64 = 12 * MIB;
 
@@ -22,7 +22,7 @@ fn three(folder: &Path) -> Vec<u8> {
     let mut model = vec![0; SIZE as usize];
     for n in 0..3 {
         if n > 0 {
-            Checkpoint::new().block_size(1 << 20).run(&chain, &mut go).unwrap();
+            Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
         }
         for (at, len) in [(n * MIB, 2 * MIB), (5 * MIB + n * 8192, 4096), (8 * MIB, 3 << 19)] {
             chain.write_at(&vec![n as u8 + 1; len as usize], at).unwrap();
@@ -154,11 +154,13 @@ fn a_chain_opened_for_reading_takes_no_write_before_during_and_after_a_merge() {
         let ids = ids(&chain);
         let merge = Merge::new(ids[child]).into_layer(ids[parent]).low_space(low_space);
         let mut is_begun = false;
-        let done = merge.run(&chain, &mut |_| {
-            nothing_is_taken(folder.path(), &chain, &held, &format!("during {what}"));
-            is_begun |= held.iter().any(|image| image.merge_mark().is_some());
-            ControlFlow::Continue(())
-        });
+        let done = merge
+            .on_progress(|_| {
+                nothing_is_taken(folder.path(), &chain, &held, &format!("during {what}"));
+                is_begun |= held.iter().any(|image| image.merge_mark().is_some());
+                ControlFlow::Continue(())
+            })
+            .run(&chain);
         let done = done.unwrap_or_else(|error| panic!("{what}: {error}"));
         assert!(is_begun && done.warnings.is_empty(), "{:?}", done.warnings);
         nothing_is_taken(folder.path(), &chain, &held, &format!("after {what}"));
@@ -182,14 +184,16 @@ fn a_chain_opened_for_reading_takes_no_write_while_a_merge_pauses_nor_after_it_w
         let (chain, is_paused, gives_up) = (&chain, &is_paused, &gives_up);
         let merging = scope.spawn(move || {
             pace.pause();
-            merge.run(chain, &mut |_| {
-                // Reports during the pause, and before.
-                is_paused.store(true, Ordering::SeqCst);
-                match gives_up.load(Ordering::SeqCst) {
-                    true => ControlFlow::Break(()),
-                    false => ControlFlow::Continue(()),
-                }
-            })
+            merge
+                .on_progress(|_| {
+                    // Reports during the pause, and before.
+                    is_paused.store(true, Ordering::SeqCst);
+                    match gives_up.load(Ordering::SeqCst) {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
+                    }
+                })
+                .run(chain)
         });
         while !is_paused.load(Ordering::SeqCst) {
             std::thread::yield_now();
@@ -203,7 +207,7 @@ fn a_chain_opened_for_reading_takes_no_write_while_a_merge_pauses_nor_after_it_w
         assert_eq!(merging.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
     });
     nothing_is_taken(folder.path(), &chain, &held, "after a merge was stopped");
-    Merge::resume(chain.tip().id()).run(&chain, &mut go).unwrap();
+    Merge::resume(chain.tip().id()).run(&chain).unwrap();
     nothing_is_taken(folder.path(), &chain, &held, "after it was completed");
     assert!(bytes(&chain) == model);
     drop(held);
@@ -219,9 +223,9 @@ fn a_chain_opened_for_reading_takes_no_write_after_a_revert() {
     let chain = OpenOptions::new().open(tip(folder.path())).unwrap();
     let held = images(&chain);
     let point = chain.layers()[1].id;
-    Revert::to(point).delete_newer(true).run(&chain, &mut go).unwrap();
+    Revert::to(point).delete_newer(true).run(&chain).unwrap();
     nothing_is_taken(folder.path(), &chain, &held, "after a revert");
-    let error = Checkpoint::new().run(&chain, &mut go).unwrap_err();
+    let error = Checkpoint::new().run(&chain).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ReadOnly);
 }
 
@@ -235,18 +239,20 @@ fn only_the_chain_itself_takes_writes_while_its_layers_are_merged() {
         let held = images(&chain);
         all_ways_refused(&chain, &held, "before");
         let (id, mut n, mut is_begun) = (ids(&chain)[child], 0_u64, false);
-        let merged = Merge::new(id).run(&chain, &mut |_| {
-            n += 1;
-            all_ways_refused(&chain, &held, "during a merge");
-            is_begun |= held.iter().any(|image| image.merge_mark().is_some());
-            let at = (3 * MIB + n * 1536).min(SIZE - MIB);
-            chain.write_at(&[n as u8 | 0x80; 1536], at).unwrap();
-            model[at as usize..at as usize + 1536].fill(n as u8 | 0x80);
-            ControlFlow::Continue(())
-        });
+        let merged = Merge::new(id)
+            .on_progress(|_| {
+                n += 1;
+                all_ways_refused(&chain, &held, "during a merge");
+                is_begun |= held.iter().any(|image| image.merge_mark().is_some());
+                let at = (3 * MIB + n * 1536).min(SIZE - MIB);
+                chain.write_at(&[n as u8 | 0x80; 1536], at).unwrap();
+                model[at as usize..at as usize + 1536].fill(n as u8 | 0x80);
+                ControlFlow::Continue(())
+            })
+            .run(&chain);
         assert!(merged.unwrap().warnings.is_empty() && is_begun);
         all_ways_refused(&chain, &held, "after a merge");
-        let made = Checkpoint::new().run(&chain, &mut go).unwrap();
+        let made = Checkpoint::new().run(&chain).unwrap();
         all_ways_refused(&chain, &held, "after a checkpoint");
         assert_eq!(chain.tip().id(), made.tip);
         chain.write_at(&[7; 512], 0).unwrap();
@@ -275,10 +281,10 @@ fn an_image_handed_out_gives_no_right_to_write() {
         refused(image.as_ref(), &format!("what was followed of {}", layer.name));
     }
     drop(followed);
-    let error = Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap_err();
+    let error = Merge::new(chain.layers()[1].id).run(&chain).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
     drop(other);
-    Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap();
+    Merge::new(chain.layers()[1].id).run(&chain).unwrap();
     assert!(bytes(&chain) == model);
 }
 
@@ -295,10 +301,12 @@ fn holding_an_image_of_a_layer_does_not_keep_it_from_being_merged() {
             let own: Vec<_> = held.iter().map(|image| own_bytes(image)).collect();
             let ids = ids(&chain);
             let merge = Merge::new(ids[child]).into_layer(ids[parent]).low_space(low_space);
-            let done = merge.run(&chain, &mut |_| {
-                held.iter().for_each(|image| drop(own_bytes(image)));
-                ControlFlow::Continue(())
-            });
+            let done = merge
+                .on_progress(|_| {
+                    held.iter().for_each(|image| drop(own_bytes(image)));
+                    ControlFlow::Continue(())
+                })
+                .run(&chain);
             let what = format!("{child} into {parent}, {low_space}, {writes}");
             let done = done.unwrap_or_else(|error| panic!("{what}: {error}"));
             assert!(done.warnings.is_empty(), "{what}: {:?}", done.warnings);
@@ -392,7 +400,7 @@ fn an_image_is_read_correctly_while_its_layer_is_reopened() {
         let _over = Over(&is_over);
         for low_space in [true, false] {
             let merge = Merge::new(chain.tip().id()).low_space(low_space);
-            let done = merge.run(&chain, &mut go).unwrap_or_else(|error| panic!("{error}"));
+            let done = merge.run(&chain).unwrap_or_else(|error| panic!("{error}"));
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         }
     });
@@ -426,9 +434,9 @@ fn a_tip_that_was_opened_for_writing_by_other_options_gets_checkpoints_and_rever
     // These options say nothing of writing; the image that they are given does.
     let chain = OpenOptions::new().open_chain(tip.unwrap()).unwrap();
     chain.write_at(&[1; 4096], 0).unwrap();
-    Checkpoint::new().run(&chain, &mut go).unwrap();
+    Checkpoint::new().run(&chain).unwrap();
     chain.write_at(&[2; 4096], 0).unwrap();
-    Revert::to(ids(&chain)[1]).run(&chain, &mut go).unwrap();
+    Revert::to(ids(&chain)[1]).run(&chain).unwrap();
     assert_eq!(bytes(&chain)[..4096], [1; 4096]);
     chain.write_at(&[3; 4096], 0).unwrap();
     chain.flush().unwrap();
@@ -475,7 +483,7 @@ fn another_chain_over_a_tip_sees_its_writes_after_a_merge_that_it_prevents() {
     // Often enough that the layer below the tip is known to have them.
     let mut found = [0; 4096];
     (0..20).for_each(|_| other.read_at(&mut found, 7 * MIB).unwrap());
-    let merged = Merge::new(ids(&chain)[1]).run(&chain, &mut go);
+    let merged = Merge::new(ids(&chain)[1]).run(&chain);
     assert_eq!(merged.map(drop).unwrap_err().kind(), ErrorKind::InUse);
     chain.write_at(&[0xCC; 4096], 7 * MIB).unwrap();
     other.read_at(&mut found, 7 * MIB).unwrap();

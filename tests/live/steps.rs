@@ -4,7 +4,7 @@ use avhdx::ops::{Checkpoint, FileChangeKind, Merge, Revert};
 use avhdx::{DiffChain, Disk, ErrorKind, OpenOptions};
 use avhdx_testkit::rng::Rng;
 
-use super::{MIB, base, bytes, go, naively, paths, writable};
+use super::{MIB, base, bytes, naively, paths, writable};
 
 #[test]
 fn a_checkpoint_keeps_the_point_and_writes_go_on_above() {
@@ -17,7 +17,7 @@ fn a_checkpoint_keeps_the_point_and_writes_go_on_above() {
 
     let checkpoint = Checkpoint::new();
     let forecast = checkpoint.forecast(&chain).unwrap();
-    let made = checkpoint.run(&chain, &mut go).unwrap();
+    let made = checkpoint.run(&chain).unwrap();
     assert!(made.warnings.is_empty(), "{:?}", made.warnings);
     assert_eq!((forecast.files.len(), forecast.files[0].kind), (1, FileChangeKind::Created));
     assert_eq!(forecast.files[0].path, made.path);
@@ -67,7 +67,7 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
             match rng.below(14) {
                 0..2 => {
                     let block = 1 << (20 + rng.below(3));
-                    let made = Checkpoint::new().block_size(block).run(&chain, &mut go).unwrap();
+                    let made = Checkpoint::new().block_size(block).run(&chain).unwrap();
                     assert!(made.warnings.is_empty(), "{:?}", made.warnings);
                     points.push(model.clone());
                 }
@@ -77,7 +77,7 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
                     let delete = rng.chance(1, 2);
                     let above: Vec<_> = paths(&chain).drain(..depth).collect();
                     let revert = Revert::to(layer).delete_newer(delete);
-                    let made = revert.run(&chain, &mut go).unwrap_or_else(|e| panic!("{e}"));
+                    let made = revert.run(&chain).unwrap_or_else(|e| panic!("{e}"));
                     assert_eq!(made.removed, if delete { above.clone() } else { Vec::new() });
                     if !delete {
                         branches.extend(above.clone());
@@ -107,7 +107,7 @@ fn every_point_of_a_growing_chain_stays_as_it_was() {
                     branches.drain(..).for_each(|branch| std::fs::remove_file(branch).unwrap());
                     let forecast = merge.forecast(&chain).unwrap();
                     let before: u64 = sizes(&chain);
-                    let done = merge.run(&chain, &mut go).unwrap_or_else(|e| panic!("{e}"));
+                    let done = merge.run(&chain).unwrap_or_else(|e| panic!("{e}"));
                     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
                     assert!(sizes(&chain) <= before + forecast.peak);
                     assert_eq!(done.removed.len(), parent - child);
@@ -165,7 +165,7 @@ fn a_revert_is_refused_where_it_would_cut_others_off() {
     let point = chain.tip().id();
     for n in 1..=2 {
         chain.write_at(&[n; 100], 0).unwrap();
-        Checkpoint::new().run(&chain, &mut go).unwrap();
+        Checkpoint::new().run(&chain).unwrap();
     }
     let base = chain.layers()[2].id;
     assert_eq!(base, point);
@@ -177,20 +177,20 @@ fn a_revert_is_refused_where_it_would_cut_others_off() {
     drop(parent);
 
     let tip = chain.layers()[0].clone();
-    let error = Revert::to(tip.id).run(&chain, &mut go).unwrap_err();
+    let error = Revert::to(tip.id).run(&chain).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "revert.newest"));
     let view = chain.view(chain.layers()[1].id).unwrap();
     let revert = Revert::to(base).delete_newer(true);
-    let error = revert.clone().orphan_children(true).run(&chain, &mut go).unwrap_err();
+    let error = revert.clone().orphan_children(true).run(&chain).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.viewed"));
     drop(view);
     let before = std::fs::read_dir(folder.path()).unwrap().count();
-    let error = revert.clone().run(&chain, &mut go).unwrap_err();
+    let error = revert.clone().run(&chain).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::HasChildren);
     assert!(error.to_string().contains("other.avhdx"), "{error}");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), before);
     assert_eq!(chain.layers()[0], tip);
-    let made = revert.orphan_children(true).run(&chain, &mut go).unwrap();
+    let made = revert.orphan_children(true).run(&chain).unwrap();
     assert_eq!(made.removed, [tip.path.unwrap(), middle]);
     let mut first = [0; 100];
     chain.read_at(&mut first, 0).unwrap();
@@ -221,7 +221,7 @@ fn a_new_tip_has_the_mode_and_the_label_of_the_old_one() {
         output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let is_labelled = label_of(&old, &[label]).is_ok_and(|set| set == label);
-    let made = Checkpoint::new().run(&chain, &mut go).unwrap();
+    let made = Checkpoint::new().run(&chain).unwrap();
     let facts = [&old, &made.path].map(|path| std::fs::metadata(path).unwrap());
     assert_eq!(facts[1].mode(), facts[0].mode());
     assert_eq!((facts[1].uid(), facts[1].gid()), (facts[0].uid(), facts[0].gid()));

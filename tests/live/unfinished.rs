@@ -7,7 +7,7 @@ use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{DiffChain, Disk, ErrorKind, MergeState, OpenOptions};
 use avhdx_testkit::rng::Rng;
 
-use super::{MIB, base, bytes, go, naively, paths, writable};
+use super::{MIB, base, bytes, naively, paths, writable};
 
 const SIZE: u64 = 200 * MIB;
 
@@ -17,7 +17,7 @@ pub(super) fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
     let mut model = vec![0; SIZE as usize];
     for n in 0..layers {
         if n > 0 {
-            Checkpoint::new().run(&chain, &mut go).unwrap();
+            Checkpoint::new().run(&chain).unwrap();
         }
         let mut rng = Rng::new(n);
         for _ in 0..70 {
@@ -36,10 +36,12 @@ pub(super) fn chain_of(layers: u64, folder: &Path) -> (DiffChain, Vec<u8>) {
 /// Stops a merge at its `n`th report; returns whether there were that many.
 pub(super) fn stopped_at(n: u64, merge: Merge, chain: &DiffChain) -> bool {
     let mut left = n;
-    let done = merge.run(chain, &mut |_| {
-        left = left.saturating_sub(1);
-        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    });
+    let done = merge
+        .on_progress(|_| {
+            left = left.saturating_sub(1);
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .run(chain);
     match done {
         Ok(_) => false,
         Err(error) => {
@@ -97,11 +99,11 @@ fn a_merge_that_was_stopped_anywhere_is_reported_and_completed() {
             let chain = writable(&files[0]);
             let id = chain.layers()[layer].id;
             if mark.is_none() {
-                let error = Merge::resume(id).run(&chain, &mut go).unwrap_err();
+                let error = Merge::resume(id).run(&chain).unwrap_err();
                 assert_eq!(error.code(), "merge.not-begun");
                 continue;
             }
-            let done = Merge::resume(id).low_space(low_space).run(&chain, &mut go).unwrap();
+            let done = Merge::resume(id).low_space(low_space).run(&chain).unwrap();
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
             assert_eq!(done.removed, std::slice::from_ref(child));
             assert!(bytes(&chain) == model);
@@ -138,12 +140,14 @@ fn a_copy_of_a_merged_child_is_refused() {
     let spent = elsewhere.join("spent.old");
     std::fs::hard_link(&child, &spent).unwrap();
     let mut within = None;
-    let merged = Merge::new(chain.tip().id()).run(&chain, &mut |progress| {
-        if progress.done > 0 && within.is_none() {
-            within = Some(keep("within.old"));
-        }
-        ControlFlow::Continue(())
-    });
+    let merged = Merge::new(chain.tip().id())
+        .on_progress(|progress| {
+            if progress.done > 0 && within.is_none() {
+                within = Some(keep("within.old"));
+            }
+            ControlFlow::Continue(())
+        })
+        .run(&chain);
     merged.unwrap();
     let base = paths(&chain);
     assert_eq!(base, [folder.path().join("web.vhdx")]);

@@ -10,7 +10,7 @@ use avhdx_testkit::build::{
 use uuid::Uuid;
 
 use super::unfinished::stopped_at;
-use super::{MIB, go, naively, writable};
+use super::{MIB, naively, writable};
 
 const SIZE: u64 = 16 * MIB;
 const FILLER: Uuid = Uuid::from_u128(0xf111_0000_0000_4000_8000_0000_0000_0001);
@@ -34,7 +34,7 @@ fn three() -> [Image; 3] {
 /// The merges of three layers: of the tip, of the layer below it, and of both.
 const MERGES: [&str; 3] = ["the tip", "the middle", "both"];
 
-fn merge(chain: &DiffChain, what: &str) -> Merge {
+fn merge(chain: &DiffChain, what: &str) -> Merge<'static> {
     let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();
     match what {
         "the tip" => Merge::new(ids[0]),
@@ -72,8 +72,8 @@ fn refused(images: &[Image; 3], code: &str, merges: &[(&str, usize)]) {
         };
         let told = [
             merge(&chain, what).forecast(&chain).map(drop),
-            merge(&chain, what).run(&chain, &mut go).map(drop),
-            merge(&chain, what).low_space(true).run(&chain, &mut go).map(drop),
+            merge(&chain, what).run(&chain).map(drop),
+            merge(&chain, what).low_space(true).run(&chain).map(drop),
         ];
         for told in told {
             let error = told.expect_err(what);
@@ -178,7 +178,7 @@ fn a_merge_is_refused_where_the_layer_above_has_no_room_for_the_way_to_the_paren
     let chain = writable(&paths[2]);
     let told = [
         merge(&chain, "the middle").forecast(&chain).map(drop),
-        merge(&chain, "the middle").run(&chain, &mut go).map(drop),
+        merge(&chain, "the middle").run(&chain).map(drop),
     ];
     for told in told {
         let error = told.unwrap_err();
@@ -231,7 +231,7 @@ fn a_merge_that_has_begun_goes_on_past_damage_that_it_need_not_touch() {
     }
     damage(&paths[1], images[1].layout().payload_entry(7).start);
     let chain = writable(&paths[2]);
-    Merge::resume(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    Merge::resume(chain.layers()[0].id).run(&chain).unwrap();
     drop(chain);
     let chain = OpenOptions::new().open(&paths[1]).unwrap();
     let mut found = vec![0; 7 << 20];

@@ -10,7 +10,7 @@ use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, PathSource};
 
 use super::host::StrictHost;
 use super::sim::{FOLDER, Files, SimHost};
-use super::{MIB, bytes, file, go, layers, open, options, paths};
+use super::{MIB, bytes, file, layers, open, options, paths};
 
 const NAMES: [&str; 4] = ["base.vhdx", "one.avhdx", "two.avhdx", "tip.avhdx"];
 
@@ -96,7 +96,7 @@ fn a_merge_looks_again_at_each_layer_once_it_has_the_lock() {
             let chain = open(&host, &file("tip.avhdx"), false);
             let meddled = after(&host, |host| meddle(host, name));
             let done = when_locked(&host, name, LockMode::Exclusive, move |h| meddle(h, name));
-            let error = Merge::new(chain.layers()[child].id).run(&chain, &mut go).unwrap_err();
+            let error = Merge::new(chain.layers()[child].id).run(&chain).unwrap_err();
             assert!(done.load(Ordering::SeqCst), "{what}");
             in_use(&error, &["chain.changed", "file.replaced"], &what);
             host.tell_nobody();
@@ -115,7 +115,7 @@ fn a_merge_looks_for_children_again_once_it_has_the_lock() {
         let points = layers(&host, &NAMES);
         let chain = open(&host, &file("tip.avhdx"), false);
         let done = when_locked(&host, name, LockMode::Exclusive, move |h| had_a_child(h, name));
-        let error = Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap_err();
+        let error = Merge::new(chain.layers()[1].id).run(&chain).unwrap_err();
         assert!(done.load(Ordering::SeqCst));
         assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
         assert!(error.to_string().contains("late.avhdx"), "{error}");
@@ -136,7 +136,7 @@ fn a_revert_looks_for_children_again_before_it_removes_a_layer() {
     let chain = open(&host, &file("tip.avhdx"), false);
     let done = when_locked(&host, "new.avhdx", LockMode::Shared, |h| had_a_child(h, "two.avhdx"));
     let revert = Revert::to(chain.layers()[2].id).delete_newer(true).path(file("new.avhdx"));
-    let made = revert.run(&chain, &mut go).unwrap();
+    let made = revert.run(&chain).unwrap();
     assert!(done.load(Ordering::SeqCst));
     assert_eq!(made.removed, [file("tip.avhdx")], "newest first, up to the one that has a child");
     assert!(made.warnings.iter().any(|w| w.code == "revert.kept"), "{:?}", made.warnings);
@@ -196,7 +196,7 @@ fn a_parent_written_to_before_it_is_locked_is_refused() {
 /// Somebody else links it to this parent.
 fn linked_to(host: &SimHost, name: &str, parent: &str) {
     let reparent = Reparent::new(file(parent)).unproven(true).options(unlocked(host));
-    reparent.run(file(name), &mut go).unwrap();
+    reparent.run(file(name)).unwrap();
 }
 
 fn moved(host: &StrictHost) {
@@ -248,7 +248,7 @@ fn a_relink_looks_again_once_it_has_the_lock() {
 #[test]
 fn a_reparent_looks_again_once_it_has_the_lock() {
     let reparent = |host: &StrictHost| {
-        Reparent::new(file("copy.avhdx")).options(options(host)).run(file("tip.avhdx"), &mut go)
+        Reparent::new(file("copy.avhdx")).options(options(host)).run(file("tip.avhdx"))
     };
     let scene = || {
         let host = StrictHost::default();
@@ -299,13 +299,15 @@ fn a_merge_that_is_resumed_looks_again_too() {
         let chain = open(&host, &file("tip.avhdx"), false);
         let id = chain.layers()[1].id;
         let mut words = 0;
-        let stopped = Merge::new(id).run(&chain, &mut |_| {
-            words += 1;
-            match words {
-                3.. => std::ops::ControlFlow::Break(()),
-                _ => std::ops::ControlFlow::Continue(()),
-            }
-        });
+        let stopped = Merge::new(id)
+            .on_progress(|_| {
+                words += 1;
+                match words {
+                    3.. => std::ops::ControlFlow::Break(()),
+                    _ => std::ops::ControlFlow::Continue(()),
+                }
+            })
+            .run(&chain);
         drop(stopped);
         drop(chain);
         let chain = open(&host, &file("tip.avhdx"), false);
@@ -316,7 +318,7 @@ fn a_merge_that_is_resumed_looks_again_too() {
         let swap = move |host: &SimHost| swapped(host, name);
         let meddled = after(&host, swap);
         let done = when_locked(&host, name, LockMode::Exclusive, swap);
-        let error = Merge::resume(id).run(&chain, &mut go).unwrap_err();
+        let error = Merge::resume(id).run(&chain).unwrap_err();
         assert!(done.load(Ordering::SeqCst));
         in_use(&error, &["chain.changed", "file.replaced"], name);
         untouched(&host, &meddled, name);

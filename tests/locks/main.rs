@@ -7,11 +7,10 @@ mod mandatory;
 #[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::{Checkpoint, Progress};
+use avhdx::ops::Checkpoint;
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, PathSource};
 use avhdx_testkit::naive;
 
@@ -20,10 +19,6 @@ use sim::FOLDER;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 6 * MIB;
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 fn file(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
@@ -49,7 +44,7 @@ fn layers(host: &StrictHost, names: &[&str]) -> Vec<Vec<u8>> {
     for (n, name) in names.iter().enumerate() {
         if n > 0 {
             let made = Checkpoint::new().path(file(name)).block_size(1 << 20);
-            let made = made.run(&chain, &mut go).unwrap();
+            let made = made.run(&chain).unwrap();
             assert!(made.warnings.is_empty(), "{:?}", made.warnings);
         }
         let n = n as u64;

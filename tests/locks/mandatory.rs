@@ -12,7 +12,7 @@ use avhdx::storage::MemStorage;
 use avhdx::{Budget, CreateOptions, DiffChain, Disk, ErrorKind, Lock, PathSource, VhdxFile};
 
 use super::host::StrictHost;
-use super::{MIB, SIZE, bytes, file, go, layers, naively, open, options, paths};
+use super::{MIB, SIZE, bytes, file, layers, naively, open, options, paths};
 
 const NAMES: [&str; 3] = ["base.vhdx", "middle.avhdx", "tip.avhdx"];
 
@@ -49,7 +49,7 @@ fn files_that_another_handle_has_locked_are_in_use() {
         assert!(codes.contains(&"file.read"), "{:?}", report.findings);
         assert!(!codes.iter().any(|code| code.starts_with("parent.")), "{:?}", report.findings);
     }
-    in_use(Reparent::new(&base).options(options(&host)).run(&tip, &mut go).unwrap_err());
+    in_use(Reparent::new(&base).options(options(&host)).run(&tip).unwrap_err());
     in_use(Reparent::new(&middle).options(options(&host)).forecast(&tip).unwrap_err());
     drop(writer);
     assert_eq!(host.locks(), 0);
@@ -73,10 +73,10 @@ fn a_child_search_warns_of_files_that_are_locked() {
     tip.write_at(&[5; 100], 9).unwrap();
     // A merge needs certainty: it asks for an assurance, and accepts it.
     let merge = Merge::new(tip.layers()[1].id);
-    let error = merge.clone().run(&tip, &mut go).unwrap_err();
+    let error = merge.clone().run(&tip).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "merge.children-unknown"));
     assert!(error.to_string().contains("other.vhdx"), "{error}");
-    merge.no_other_children(true).run(&tip, &mut go).unwrap();
+    merge.no_other_children(true).run(&tip).unwrap();
     drop((tip, other));
     let tip = open(&host, &file(NAMES[2]), true);
     assert!(tip.warnings().is_empty(), "{:?}", tip.warnings());
@@ -97,10 +97,10 @@ fn images_are_made_written_and_read() {
         image.read_at(&mut [0; 512], MIB).unwrap();
         let view = chain.view(chain.layers()[2].id).unwrap();
         assert!(bytes(&view) == points[2]);
-        Export::new().run(&chain, &MemStorage::new(Vec::new()), &mut go).unwrap();
+        Export::new().run(&chain, &MemStorage::new(Vec::new())).unwrap();
         Measure::raw().run(&chain).unwrap();
         Explain::new(0).run(&chain).unwrap();
-        assert!(Compare::new().run(&chain, &view, &mut go).unwrap().first_difference.is_some());
+        assert!(Compare::new().run(&chain, &view).unwrap().first_difference.is_some());
     }
     for name in NAMES {
         let report = Check::new().options(options(&host)).run(file(name)).unwrap();
@@ -133,7 +133,7 @@ fn a_pending_log_is_replayed_and_merged() {
         assert!(bytes(&open(&host, &file(NAMES[2]), false)) == model);
         let chain = open(&host, &file(NAMES[2]), child == 0);
         let id = chain.layers()[child].id;
-        Merge::new(id).run(&chain, &mut go).unwrap_or_else(|error| panic!("{error}"));
+        Merge::new(id).run(&chain).unwrap_or_else(|error| panic!("{error}"));
         assert!(bytes(&chain) == model);
         chain.close().unwrap();
         let left = paths(&chain);
@@ -185,7 +185,7 @@ fn a_chain_is_read_while_its_layers_change() {
     let chain = open(&host, &file(NAMES[2]), true);
     let mut model = points[0].clone();
     while_read(&chain, || {
-        let made = Checkpoint::new().path(file("new.avhdx")).run(&chain, &mut go).unwrap();
+        let made = Checkpoint::new().path(file("new.avhdx")).run(&chain).unwrap();
         assert!(made.warnings.is_empty(), "{:?}", made.warnings);
     });
     chain.write_at(&[0x77; 100], 50).unwrap();
@@ -197,7 +197,7 @@ fn a_chain_is_read_while_its_layers_change() {
         while_read(&chain, || {
             let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();
             let merge = Merge::new(ids[child]).into_layer(ids[parent]).low_space(low_space);
-            let done = merge.run(&chain, &mut go).unwrap_or_else(|error| panic!("{error}"));
+            let done = merge.run(&chain).unwrap_or_else(|error| panic!("{error}"));
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         });
         assert!(bytes(&chain) == model);
@@ -220,7 +220,7 @@ fn a_middle_is_merged_while_the_chain_is_read_or_written() {
         let chain = open(&host, &file("tip.avhdx"), writes);
         while_read(&chain, || {
             let ids: Vec<_> = chain.layers().iter().map(|layer| layer.id).collect();
-            let done = Merge::new(ids[1]).into_layer(ids[3]).run(&chain, &mut go).unwrap();
+            let done = Merge::new(ids[1]).into_layer(ids[3]).run(&chain).unwrap();
             assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         });
         assert!(bytes(&chain) == points[0]);
@@ -242,10 +242,12 @@ fn a_merge_that_was_stopped_is_resumed_and_one_that_is_refused_leaves_all_locks(
         let chain = open(&host, &file(NAMES[2]), false);
         let id = chain.layers()[1].id;
         let mut left = n;
-        let done = Merge::new(id).run(&chain, &mut |_| {
-            left -= 1;
-            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
+        let done = Merge::new(id)
+            .on_progress(|_| {
+                left -= 1;
+                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })
+            .run(&chain);
         assert!(bytes(&chain) == points[0], "stop {n}");
         if done.is_ok() {
             assert!(n > 1);
@@ -259,8 +261,8 @@ fn a_merge_that_was_stopped_is_resumed_and_one_that_is_refused_leaves_all_locks(
         drop(chain);
         let chain = open(&host, &file(NAMES[2]), true);
         let id = chain.layers()[1].id;
-        if Merge::resume(id).run(&chain, &mut go).is_err() {
-            Merge::new(id).run(&chain, &mut go).unwrap();
+        if Merge::resume(id).run(&chain).is_err() {
+            Merge::new(id).run(&chain).unwrap();
         }
         assert!(bytes(&chain) == points[0], "stop {n}");
         drop(chain);
@@ -274,7 +276,7 @@ fn a_merge_that_was_stopped_is_resumed_and_one_that_is_refused_leaves_all_locks(
     for other in [options(&host), options(&host).budget(budget.clone())] {
         let chain = options(&host).budget(budget.clone()).open(file(NAMES[2])).unwrap();
         let other = other.open(file(NAMES[1])).unwrap();
-        let error = Merge::new(chain.layers()[1].id).run(&chain, &mut go).unwrap_err();
+        let error = Merge::new(chain.layers()[1].id).run(&chain).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
         assert!(bytes(&chain) == points[0] && bytes(&other) == points[1]);
         drop(other);
@@ -296,7 +298,7 @@ fn a_revert_and_the_removal_of_what_is_newer() {
         while_read(&chain, || {
             let point = chain.layers()[2].id;
             let revert = Revert::to(point).delete_newer(deletes).path(file("new.avhdx"));
-            let made = revert.run(&chain, &mut go).unwrap_or_else(|error| panic!("{error}"));
+            let made = revert.run(&chain).unwrap_or_else(|error| panic!("{error}"));
             assert!(made.warnings.is_empty(), "{:?}", made.warnings);
             assert_eq!(made.removed.len(), if deletes { 2 } else { 0 });
         });
@@ -314,11 +316,11 @@ fn links_are_proven_and_set_right() {
     // A flat copy of the middle as the new parent.
     let flat = CreateOptions::dynamic(SIZE).block_size(1 << 20);
     let flat = flat.create_on(Arc::new(host.clone()), file("flat.vhdx")).unwrap();
-    Export::new().onto(&open(&host, &file(NAMES[1]), false), &flat, &mut go).unwrap();
+    Export::new().onto(&open(&host, &file(NAMES[1]), false), &flat).unwrap();
     drop(flat);
     let reparent = Reparent::new(file("flat.vhdx")).options(options(&host));
     reparent.forecast(file(NAMES[2])).unwrap();
-    let done = reparent.run(file(NAMES[2]), &mut go).unwrap_or_else(|error| panic!("{error}"));
+    let done = reparent.run(file(NAMES[2])).unwrap_or_else(|error| panic!("{error}"));
     assert!(done.proven > 0);
     assert!(bytes(&open(&host, &file(NAMES[2]), true)) == points[0]);
     assert_eq!(host.locks(), 0);

@@ -98,10 +98,11 @@ fn a_copy_onto_an_image_has_the_same_bytes_and_no_more_blocks() {
         .unwrap();
     let mut reports = Vec::new();
     let exported = Export::new()
-        .onto(&disk(bytes.clone()), &image, &mut |now| {
+        .on_progress(|now| {
             reports.push((now.done, now.total));
             ControlFlow::Continue(())
         })
+        .onto(&disk(bytes.clone()), &image)
         .unwrap();
     // The page at MIB + 77, two pages around 4 MiB, and the last 512 bytes.
     assert_eq!(exported.size, bytes.len() as u64);
@@ -120,16 +121,16 @@ fn a_copy_is_refused_room_or_stopped() {
         let storage = Arc::new(MemStorage::new(Vec::new()));
         CreateOptions::dynamic(size).create_in(&LocalHost, storage).unwrap()
     };
-    let go_on = &mut |_| ControlFlow::Continue(());
-    let small = Export::new().onto(&disk(vec![1; 1024]), &image(512), go_on).unwrap_err();
+    let small = Export::new().onto(&disk(vec![1; 1024]), &image(512)).unwrap_err();
     assert_eq!(small.kind(), ErrorKind::InvalidInput);
     let larger = image(4096);
-    Export::new().onto(&disk(vec![1; 1000]), &larger, go_on).unwrap();
+    Export::new().onto(&disk(vec![1; 1000]), &larger).unwrap();
     let mut found = vec![9; 4096];
     larger.read_at(&mut found, 0).unwrap();
     assert!(found[..1000] == [1; 1000] && found[1000..].iter().all(|byte| *byte == 0));
-    let stop = &mut |_| ControlFlow::Break(());
-    let stopped = Export::new().onto(&disk(vec![1; 1024]), &image(1024), stop).unwrap_err();
+    let stop = |_| ControlFlow::Break(());
+    let stopped =
+        Export::new().on_progress(stop).onto(&disk(vec![1; 1024]), &image(1024)).unwrap_err();
     assert_eq!(stopped.kind(), ErrorKind::Cancelled);
 }
 

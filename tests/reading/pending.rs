@@ -126,7 +126,6 @@ fn the_claims_are_those_that_the_image_has_once_its_log_is_replayed() {
 
 #[test]
 fn a_refused_operation_does_not_replay_a_log() {
-    let go = &mut |_| ControlFlow::Continue(());
     for (fault, code) in FAULTS {
         let root = base();
         let mut tip = root.new_child();
@@ -135,18 +134,17 @@ fn a_refused_operation_does_not_replay_a_log() {
         let parent = pending(&root, fault);
         let below = host(&[("base.vhdx", &parent), ("tip.avhdx", &tip)]);
         let chain = options(&below).writable(true).open(path("tip.avhdx")).unwrap();
-        let merge = || Merge::new(chain.layers()[0].id).run(&chain, go);
+        let merge = || Merge::new(chain.layers()[0].id).run(&chain);
         refused(&below, code, "a merge", merge);
         drop(chain);
 
         // A fault of the image itself.
         let above = host(&[("base.vhdx", &root), ("tip.avhdx", &pending(&tip, fault))]);
         let chain = options(&above).open(path("tip.avhdx")).unwrap();
-        let go = &mut |_| ControlFlow::Continue(());
-        refused(&above, code, "a merge", || Merge::new(chain.layers()[0].id).run(&chain, go));
+        refused(&above, code, "a merge", || Merge::new(chain.layers()[0].id).run(&chain));
         refused(&above, code, "a checkpoint", || {
             let chain = options(&above).writable(true).open(path("tip.avhdx"))?;
-            Checkpoint::new().run(&chain, &mut |_| ControlFlow::Continue(()))
+            Checkpoint::new().run(&chain)
         });
         drop(chain);
 
@@ -156,7 +154,7 @@ fn a_refused_operation_does_not_replay_a_log() {
         refused(&above, first, "a reparent", || {
             let reparent = Reparent::new(path("moved.vhdx")).unproven(true);
             let reparent = reparent.options(options(&above));
-            reparent.run(path("tip.avhdx"), &mut |_| ControlFlow::Continue(()))
+            reparent.run(path("tip.avhdx"))
         });
         refused(&above, code, "a relink", || {
             let source = PathSource::new().host(Arc::new(above.clone()));

@@ -3,11 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use avhdx::ops::{Checkpoint, Export, Merge, Progress, Reparent, Revert};
+use avhdx::ops::{Checkpoint, Export, Merge, Reparent, Revert};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, Layer, LayerId, OpenOptions, PathSource};
 use avhdx_testkit::build::braced;
 use avhdx_testkit::images::{sha256_file, sha256_hex};
@@ -23,10 +22,6 @@ use crate::common::tools::{LIBVHDI, python, said, skipped};
 const SIZE: u64 = 11 * MIB;
 const BLOCK: u32 = 1 << 20;
 const DAYS: [&str; 5] = ["monday", "tuesday", "wednesday", "thursday", "friday"];
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 /// The expected disk at each point in time that a file holds.
 struct Story {
@@ -139,7 +134,7 @@ impl Story {
         let chain = DiffChain::open(tip).unwrap();
         let copy = self.at("flat.vhdx");
         let image = CreateOptions::dynamic(SIZE).overwrite(true).create(&copy).unwrap();
-        Export::new().onto(&chain, &image, &mut go).unwrap();
+        Export::new().onto(&chain, &image).unwrap();
         image.close().unwrap();
         drop(image);
         let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
@@ -194,7 +189,7 @@ fn the_life_of_a_chain() {
     // Five checkpoints while the disk is in use.
     for day in DAYS {
         let before = chain.layers()[0].path.clone().unwrap();
-        let made = Checkpoint::new().label(day).block_size(BLOCK).run(&chain, &mut go).unwrap();
+        let made = Checkpoint::new().label(day).block_size(BLOCK).run(&chain).unwrap();
         assert!(made.warnings.is_empty(), "{:?}", made.warnings);
         assert_eq!(path_of(&chain, made.frozen), before);
         assert_eq!(chain.layers()[0].path, Some(made.path.clone()));
@@ -232,7 +227,7 @@ fn the_life_of_a_chain() {
     let old = path_of(&chain, thursday);
     let newer: Vec<PathBuf> = chain.layers()[..2].iter().filter_map(|l| l.path.clone()).collect();
     let revert = Revert::to(thursday).delete_newer(true);
-    let reverted = revert.run(&chain, &mut go).unwrap();
+    let reverted = revert.run(&chain).unwrap();
     assert!(reverted.warnings.is_empty(), "{:?}", reverted.warnings);
     let mut removed = reverted.removed.clone();
     removed.sort();
@@ -254,7 +249,7 @@ fn the_life_of_a_chain() {
     let chain = open(&tip);
     let tuesday = labelled(&chain, "tuesday");
     let middle = path_of(&chain, tuesday);
-    let merged = Merge::new(tuesday).run(&chain, &mut go).unwrap();
+    let merged = Merge::new(tuesday).run(&chain).unwrap();
     assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
     assert_eq!(merged.removed, std::slice::from_ref(&middle));
     assert!(!middle.exists());
@@ -270,7 +265,7 @@ fn the_life_of_a_chain() {
 
     // Merge the tip into Thursday, which becomes the tip.
     let chain = open(&tip);
-    let merged = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap();
+    let merged = Merge::new(chain.layers()[0].id).run(&chain).unwrap();
     assert!(merged.warnings.is_empty(), "{:?}", merged.warnings);
     let below = merged.tip.clone().unwrap();
     assert_eq!((below.clone(), merged.removed), (old, vec![tip.clone()]));
@@ -297,7 +292,7 @@ fn the_life_of_a_chain() {
         let layers = chain.layers();
         let lowest = layers[layers.len() - 2].path.clone().unwrap();
         drop(chain);
-        let done = Reparent::new(&moved).options(options).run(&lowest, &mut go).unwrap();
+        let done = Reparent::new(&moved).options(options).run(&lowest).unwrap();
         assert!(done.proven > 0 && done.unproven == 0);
         lowest
     };

@@ -1,7 +1,7 @@
 //! A caller that has many writes planned and in flight, and does everything else in between. All by chance.
 
 use std::cell::Cell;
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -448,7 +448,7 @@ impl Caller {
         self.finish_flush();
         let open = self.planned.len() + self.flights.len();
         if open + self.lost.len() > 0 {
-            let made = Checkpoint::new().run(self.chain(), &mut |_| ControlFlow::Continue(()));
+            let made = Checkpoint::new().run(self.chain());
             self.is_refused(made.map(drop), open);
         }
         let begun = self.host.mark();

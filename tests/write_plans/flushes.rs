@@ -7,7 +7,7 @@ use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, FlushPlan, OneFlush, PlannedFlush};
 
 use crate::caller::at_once;
-use crate::rules::{bytes, carry_out, disk, disk_with, flushes, go_on, places, reads};
+use crate::rules::{bytes, carry_out, disk, disk_with, flushes, places, reads};
 use crate::sim::{FOLDER, SimHost};
 use crate::{KIB, MIB, plan, verdict};
 
@@ -212,10 +212,8 @@ fn what_needs_the_session_waits_for_a_planned_flush_or_is_refused() {
     let flight = ready(&chain).begin();
     let second = at_once(|| chain.plan_flush()).unwrap();
     let PlannedFlush::Wait(wait) = second else { panic!("{second:?}") };
-    for error in [
-        chain.close().unwrap_err(),
-        Checkpoint::new().run(&chain, &mut go_on).map(drop).unwrap_err(),
-    ] {
+    for error in [chain.close().unwrap_err(), Checkpoint::new().run(&chain).map(drop).unwrap_err()]
+    {
         assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "write.plans-open"));
     }
     let other = chain.clone();
@@ -299,9 +297,9 @@ fn what_is_kept_to_wait_for_holds_up_no_merge() {
     };
     first.run().unwrap();
     // The tip that is waited for becomes a parent, and takes the data of its child.
-    Checkpoint::new().run(&chain, &mut go_on).unwrap();
+    Checkpoint::new().run(&chain).unwrap();
     put(&chain, 4 * KIB, &bytes(4 * KIB, 2));
-    Merge::new(chain.layers()[0].id).run(&chain, &mut go_on).unwrap();
+    Merge::new(chain.layers()[0].id).run(&chain).unwrap();
     wait.run().unwrap();
     assert!(reads(&chain, 0, &bytes(8 * KIB, 1)[..4 << 10]));
     assert!(reads(&chain, 4 * KIB, &bytes(4 * KIB, 2)));

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::{Checkpoint, Merge, Progress};
+use avhdx::ops::{Checkpoint, Merge};
 use avhdx::{
     ChangeTracking, CreateOptions, DiffChain, Disk, ErrorKind, OneFlush, PlannedWrite, Since,
     TrackingOptions, TrackingPoint, WriteInFlight,
@@ -39,10 +39,6 @@ fn disk_of(host: &SimHost, size: u64, when: OneFlush) -> (PathBuf, DiffChain) {
     chain.write_at(&[1; 512], size - MIB).unwrap();
     chain.flush().unwrap();
     (tip, chain)
-}
-
-pub fn go_on(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
 }
 
 pub fn bytes(len: u64, seed: u64) -> Vec<u8> {
@@ -143,7 +139,7 @@ fn what_a_dropped_plan_may_still_write_harms_no_later_write() {
         storage.write_at(&lost, at).unwrap();
     }
     assert!((0..40).step_by(2).all(|block| reads(&chain, block * MIB, &kept)));
-    let error = Checkpoint::new().run(&chain, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    let error = Checkpoint::new().run(&chain).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "write.plans-lost"));
     chain.close().unwrap();
 }
@@ -193,12 +189,12 @@ fn plans_go_on_in_the_tip_that_a_checkpoint_leaves() {
     let text = bytes(8 * KIB, 1);
     plan(&chain, 0, 8 * KIB).write(&text).unwrap();
     let kept = plan(&chain, MIB, 8 * KIB);
-    let error = Checkpoint::new().run(&chain, &mut go_on).unwrap_err();
+    let error = Checkpoint::new().run(&chain).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "write.plans-open"));
     assert!(error.found().unwrap().starts_with("1 "), "{error}");
     assert_eq!(chain.layers().len(), 1);
     at_once(|| drop(kept));
-    Checkpoint::new().run(&chain, &mut go_on).unwrap();
+    Checkpoint::new().run(&chain).unwrap();
     let other = bytes(4 * KIB, 2);
     plan(&chain, 2 * KIB, 4 * KIB).write(&other).unwrap();
     assert!(reads(&chain, 2 * KIB, &other) && reads(&chain, 0, &text[..2 << 10]));
@@ -215,7 +211,7 @@ fn a_merge_of_the_tip_takes_what_plans_commit_meanwhile() {
         let (_, chain) = disk(&host);
         let mut expected = vec![0; SIZE as usize];
         expected[(SIZE - MIB) as usize..][..512].fill(1);
-        Checkpoint::new().block_size(1 << 20).run(&chain, &mut go_on).unwrap();
+        Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
         let mut put = |at: u64, text: &[u8]| {
             expected[at as usize..][..text.len()].copy_from_slice(text);
         };
@@ -229,28 +225,30 @@ fn a_merge_of_the_tip_takes_what_plans_commit_meanwhile() {
         let mut flights: Vec<(WriteInFlight, u64, Vec<u8>)> = Vec::new();
         let mut calls = 0;
         let tip = chain.layers()[0].id;
-        let merged = Merge::new(tip).run(&chain, &mut |_| {
-            calls += 1;
-            if calls < 30 {
-                let at = rng.below(SIZE / KIB - 64) * KIB;
-                let text = bytes(8 * KIB, 1000 + calls);
-                let range = at..at + 8 * KIB;
-                let meets = |other: &(WriteInFlight, u64, Vec<u8>)| {
-                    other.1 < range.end && range.start < other.1 + 8 * KIB
-                };
-                if !flights.iter().any(meets) {
-                    flights.push((plan(&chain, at, 8 * KIB).begin(), at, text));
+        let merged = Merge::new(tip)
+            .on_progress(|_| {
+                calls += 1;
+                if calls < 30 {
+                    let at = rng.below(SIZE / KIB - 64) * KIB;
+                    let text = bytes(8 * KIB, 1000 + calls);
+                    let range = at..at + 8 * KIB;
+                    let meets = |other: &(WriteInFlight, u64, Vec<u8>)| {
+                        other.1 < range.end && range.start < other.1 + 8 * KIB
+                    };
+                    if !flights.iter().any(meets) {
+                        flights.push((plan(&chain, at, 8 * KIB).begin(), at, text));
+                    }
                 }
-            }
-            if calls >= 30 || flights.len() > 3 {
-                for (flight, at, text) in flights.drain(..) {
-                    carry_out(&flight, &text);
-                    at_once(|| flight.commit()).unwrap();
-                    put(at, &text);
+                if calls >= 30 || flights.len() > 3 {
+                    for (flight, at, text) in flights.drain(..) {
+                        carry_out(&flight, &text);
+                        at_once(|| flight.commit()).unwrap();
+                        put(at, &text);
+                    }
                 }
-            }
-            ControlFlow::Continue(())
-        });
+                ControlFlow::Continue(())
+            })
+            .run(&chain);
         // Too few steps for all to have ended: then nothing but the last step is missing.
         if let Err(error) = merged {
             assert_eq!(error.code(), "write.plans-open", "{error}");
@@ -260,7 +258,7 @@ fn a_merge_of_the_tip_takes_what_plans_commit_meanwhile() {
                 put(at, &text);
             }
             let tip = chain.layers()[0].id;
-            Merge::resume(tip).run(&chain, &mut go_on).unwrap();
+            Merge::resume(tip).run(&chain).unwrap();
         }
         assert!(calls > 5, "{calls}");
         assert_eq!(chain.layers().len(), 1);
@@ -275,7 +273,7 @@ fn a_merge_takes_what_a_plan_commits_behind_it() {
     for word in 1.. {
         let host = SimHost::default();
         let (_, chain) = disk(&host);
-        Checkpoint::new().block_size(1 << 20).run(&chain, &mut go_on).unwrap();
+        Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
         for block in 0..12 {
             chain.write_at(&bytes(MIB, block), block * MIB).unwrap();
         }
@@ -283,7 +281,7 @@ fn a_merge_takes_what_a_plan_commits_behind_it() {
         let (mut words, mut written) = (0, false);
         let tip = chain.layers()[0].id;
         Merge::new(tip)
-            .run(&chain, &mut |_| {
+            .on_progress(|_| {
                 words += 1;
                 // The last word comes when the tip is out of the chain.
                 if words == word && chain.layers().len() == 2 {
@@ -294,6 +292,7 @@ fn a_merge_takes_what_a_plan_commits_behind_it() {
                 }
                 ControlFlow::Continue(())
             })
+            .run(&chain)
             .unwrap();
         if !written {
             assert!(word > 2, "{word} words");
@@ -521,7 +520,7 @@ fn threads_that_plan_and_write_in_the_same_blocks_lose_nothing() {
         let (tip, chain) = disk(&host);
         if kind == 1 {
             chain.write_at(&bytes(20 * MIB, 77), 0).unwrap();
-            Checkpoint::new().block_size(1 << 20).run(&chain, &mut go_on).unwrap();
+            Checkpoint::new().block_size(1 << 20).run(&chain).unwrap();
         }
         let mut expected = vec![0; (BLOCKS * MIB) as usize];
         chain.read_at(&mut expected, 0).unwrap();

@@ -2,12 +2,11 @@
 #![cfg(unix)]
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::common::meddled::Meddled;
-use avhdx::ops::{Merge, Progress, Reparent, Revert};
+use avhdx::ops::{Merge, Reparent, Revert};
 use avhdx::{CreateOptions, DiffChain, Disk, Error, ErrorKind, OpenOptions};
 use tempfile::TempDir;
 
@@ -61,10 +60,6 @@ fn on(host: Meddled) -> OpenOptions {
     OpenOptions::new().host(Arc::new(host))
 }
 
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 fn unknown(error: &Error, place: &Path) {
     assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "image.children-unknown"));
     assert!(error.to_string().contains(&place.display().to_string()), "{error}");
@@ -112,10 +107,10 @@ fn a_revert_removes_nothing_that_may_have_a_child() {
     let chain = options.open(place.at("tip.avhdx")).unwrap();
     let before = place.bytes();
     let revert = Revert::to(chain.layers()[2].id).delete_newer(true);
-    let error = revert.clone().run(&chain, &mut go).unwrap_err();
+    let error = revert.clone().run(&chain).unwrap_err();
     unknown(&error, &place.at("other.avhdx"));
     assert!(place.bytes() == before);
-    let made = revert.orphan_children(true).run(&chain, &mut go).unwrap();
+    let made = revert.orphan_children(true).run(&chain).unwrap();
     assert_eq!(made.removed.len(), 2);
 }
 
@@ -149,7 +144,7 @@ fn a_child_that_does_not_open_still_counts_as_a_child() {
         let place = Place::new();
         damage(&place.at("other.avhdx"), at, &vec![0; len]);
         let chain = OpenOptions::new().writable(true).open(place.at("tip.avhdx")).unwrap();
-        let error = Merge::new(chain.layers()[0].id).run(&chain, &mut go).unwrap_err();
+        let error = Merge::new(chain.layers()[0].id).run(&chain).unwrap_err();
         assert_eq!(error.code(), "merge.children-unknown", "damaged at {at}: {error}");
         drop(chain);
         fs::remove_file(place.at("tip.avhdx")).unwrap();
@@ -171,22 +166,20 @@ fn an_unproven_link_is_refused_for_an_image_with_children() {
     let before = place.bytes();
     let (mid, solo) = (place.at("mid.avhdx"), place.at("solo.vhdx"));
     let reparent = Reparent::new(&solo).unproven(true);
-    for error in
-        [reparent.forecast(&mid).unwrap_err(), reparent.clone().run(&mid, &mut go).unwrap_err()]
-    {
+    for error in [reparent.forecast(&mid).unwrap_err(), reparent.clone().run(&mid).unwrap_err()] {
         assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "image.children"));
     }
     assert!(place.bytes() == before);
     // With consent, its children no longer accept it as their parent.
     let options = OpenOptions::new().orphan_children(true);
-    reparent.options(options).run(&mid, &mut go).unwrap();
+    reparent.options(options).run(&mid).unwrap();
     let error = DiffChain::open(place.at("tip.avhdx")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMismatch, "{error}");
     DiffChain::open(&mid).unwrap();
     // A parent with the recorded identity does not change the disk.
     let place = Place::new();
     let link = Reparent::new(place.at("base.vhdx")).unproven(true);
-    link.run(place.at("mid.avhdx"), &mut go).unwrap();
+    link.run(place.at("mid.avhdx")).unwrap();
     DiffChain::open(place.at("tip.avhdx")).unwrap();
 }
 
@@ -199,7 +192,7 @@ fn a_layer_that_cannot_be_removed_is_reported_and_the_new_tip_exists() {
     let host = Meddled::new(|_, _| ()).denying(move |what, path| what == "rename" && path == kept);
     let chain = on(host.clone()).writable(true).open(&tip).unwrap();
     let revert = Revert::to(chain.layers()[2].id).delete_newer(true);
-    let made = revert.run(&chain, &mut go).unwrap();
+    let made = revert.run(&chain).unwrap();
     assert!(made.removed.is_empty(), "what lies below it is its parent: {made:?}");
     let codes: Vec<_> = made.warnings.iter().map(|warning| warning.code).collect();
     assert_eq!(codes, ["revert.kept"]);
@@ -220,10 +213,10 @@ fn a_chain_that_was_given_the_tip_of_another_changes_nothing_of_it() {
         let guest = OpenOptions::new().writable(writable).open_chain(tip).unwrap();
         let point = guest.layers()[1].id;
         let refused = [
-            Revert::to(point).run(&guest, &mut go).unwrap_err(),
-            Revert::to(point).delete_newer(true).run(&guest, &mut go).unwrap_err(),
-            avhdx::ops::Checkpoint::new().run(&guest, &mut go).unwrap_err(),
-            Merge::new(guest.layers()[0].id).run(&guest, &mut go).unwrap_err(),
+            Revert::to(point).run(&guest).unwrap_err(),
+            Revert::to(point).delete_newer(true).run(&guest).unwrap_err(),
+            avhdx::ops::Checkpoint::new().run(&guest).unwrap_err(),
+            Merge::new(guest.layers()[0].id).run(&guest).unwrap_err(),
         ];
         for error in refused {
             assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.others-tip"));
@@ -233,7 +226,7 @@ fn a_chain_that_was_given_the_tip_of_another_changes_nothing_of_it() {
     for lock in [avhdx::Lock::Try, avhdx::Lock::None] {
         let guest = OpenOptions::new().lock(lock).open(place.at("tip.avhdx")).unwrap();
         let revert = Revert::to(guest.layers()[1].id).delete_newer(true);
-        let error = revert.run(&guest, &mut go).unwrap_err();
+        let error = revert.run(&guest).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "lock.in-use"), "{lock:?}");
     }
     own.write_at(&[5; 100], 0).unwrap();

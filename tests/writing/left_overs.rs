@@ -3,7 +3,6 @@
 #![cfg(unix)]
 
 use std::fs;
-use std::ops::ControlFlow;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -73,7 +72,7 @@ fn process_that_is_killed() {
     } else {
         let chain = OpenOptions::new().host(host).writable(true).open(&base).unwrap();
         let checkpoint = Checkpoint::new().path(child);
-        checkpoint.run(&chain, &mut |_| ControlFlow::Continue(())).unwrap();
+        checkpoint.run(&chain).unwrap();
         chain.close().unwrap();
     }
 }
@@ -282,7 +281,6 @@ fn left_children(folder: &Path, parent: &Path) -> Vec<PathBuf> {
 /// image's own folder and in a given one.
 #[test]
 fn left_over_files_are_not_treated_as_children() {
-    let go = &mut |_: avhdx::ops::Progress| ControlFlow::Continue(());
     for elsewhere in [false, true] {
         let (folder, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let left_in = if elsewhere { other.path() } else { folder.path() };
@@ -302,7 +300,7 @@ fn left_over_files_are_not_treated_as_children() {
         chain.flush().unwrap();
         left_children(left_in, &base);
         for name in ["middle.avhdx", "tip.avhdx"] {
-            Checkpoint::new().path(at(name)).run(&chain, go).unwrap();
+            Checkpoint::new().path(at(name)).run(&chain).unwrap();
             chain.write_at(&[4; 700], 100).unwrap();
         }
         left_children(left_in, &base);
@@ -313,12 +311,12 @@ fn left_over_files_are_not_treated_as_children() {
         let relink = Relink::folder(left_in).recursive(false).run().unwrap();
         assert!(relink.images.is_empty() && relink.refused.is_empty(), "{relink:?}");
         let middle = chain.layers()[1].id;
-        let merged = Merge::new(middle).children_in(left_in).run(&chain, go).unwrap();
+        let merged = Merge::new(middle).children_in(left_in).run(&chain).unwrap();
         assert!(merged.removed.iter().any(|path| path.ends_with("middle.avhdx")), "{merged:?}");
         left_children(left_in, &base);
         let point = chain.layers()[1].id;
         let revert = Revert::to(point).delete_newer(true).children_in(left_in);
-        let reverted = revert.run(&chain, go).unwrap();
+        let reverted = revert.run(&chain).unwrap();
         assert!(reverted.removed.iter().any(|path| path.ends_with("tip.avhdx")), "{reverted:?}");
         chain.close().unwrap();
         drop(chain);

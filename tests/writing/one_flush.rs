@@ -2,7 +2,6 @@
 //!
 //! Where new blocks expose nothing but zeros, payload and log entry become durable together.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -257,9 +256,8 @@ fn what_the_caller_said_holds_after_a_checkpoint_and_a_merge() {
     for (when, flushes) in [(OneFlush::Never, 2), (OneFlush::Always, 1)] {
         let mut disk = Watched::new(&SimHost::showing_stale(true), 1 << 20, None, when);
         started(&disk);
-        let go_on = &mut |_| ControlFlow::Continue(());
         let child = Path::new(FOLDER).join("next.avhdx");
-        Checkpoint::new().path(&child).run(&disk.chain, go_on).unwrap();
+        Checkpoint::new().path(&child).run(&disk.chain).unwrap();
         let base = std::mem::replace(&mut disk.tip, child);
         started(&disk);
         disk.write(40 * MIB, 512);
@@ -273,7 +271,7 @@ fn what_the_caller_said_holds_after_a_checkpoint_and_a_merge() {
         };
         assert_eq!(cost(&disk, 50 * MIB), flushes, "{when:?}, after a checkpoint");
         let merged = disk.chain.layers()[0].id;
-        Merge::new(merged).run(&disk.chain, go_on).unwrap();
+        Merge::new(merged).run(&disk.chain).unwrap();
         disk.tip = base;
         started(&disk);
         disk.write(60 * MIB, 512);

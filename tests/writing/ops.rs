@@ -13,10 +13,6 @@ use avhdx_testkit::build::{
 use avhdx_testkit::naive::{Chain, Who};
 use uuid::Uuid;
 
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 fn raw(bytes: &[u8]) -> RawDisk {
     RawDisk::new(Arc::new(MemStorage::new(bytes.to_vec()))).unwrap()
 }
@@ -43,7 +39,7 @@ fn exports_are_what_the_naive_reader_reads() {
         let flat = naive.flat(tip).unwrap();
         // Previous contents are gone.
         let copy = MemStorage::new(vec![0xEE; flat.len() + 5000]);
-        let exported = Export::new().run(chain, &copy, &mut go).unwrap();
+        let exported = Export::new().run(chain, &copy).unwrap();
         assert!(copy.into_bytes() == flat);
         assert_eq!(exported.size, flat.len() as u64);
         // No page of zeros is written, and no byte of the others is missing.
@@ -54,7 +50,7 @@ fn exports_are_what_the_naive_reader_reads() {
         assert!((used(512)..=used(4096)).contains(&exported.written));
 
         let mut stream = Vec::new();
-        Export::new().stream(chain, &mut stream, &mut go).unwrap();
+        Export::new().stream(chain, &mut stream).unwrap();
         assert!(stream == flat);
     });
 }
@@ -66,22 +62,22 @@ fn progress_rises_to_the_end_and_can_stop() {
     let disk = alone(&image);
     let mut seen = Vec::new();
     let copy = MemStorage::new(Vec::new());
-    let mut on = |now: Progress| {
+    let on = |now: Progress| {
         seen.push(now.done);
         assert_eq!(now.total, 9 << 20);
         ControlFlow::Continue(())
     };
-    Export::new().run(&disk, &copy, &mut on).unwrap();
+    Export::new().on_progress(on).run(&disk, &copy).unwrap();
     assert!(seen.is_sorted());
     assert_eq!((seen[0], seen[seen.len() - 1]), (0, 9 << 20));
 
-    let mut stop = |now: Progress| match now.done {
+    let stop = |now: Progress| match now.done {
         0 => ControlFlow::Continue(()),
         _ => ControlFlow::Break(()),
     };
-    let error = Export::new().run(&disk, &copy, &mut stop).unwrap_err();
+    let error = Export::new().on_progress(stop).run(&disk, &copy).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
-    let error = Compare::new().run(&disk, &disk, &mut stop).unwrap_err();
+    let error = Compare::new().on_progress(stop).run(&disk, &disk).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
 }
 
@@ -89,7 +85,7 @@ fn progress_rises_to_the_end_and_can_stop() {
 fn comparisons_find_the_first_difference() {
     each_random_view(|chain, naive, tip| {
         let mut flat = naive.flat(tip).unwrap();
-        let same = Compare::new().run(chain, &raw(&flat), &mut go).unwrap();
+        let same = Compare::new().run(chain, &raw(&flat)).unwrap();
         assert!(same.same_contents() && same.same_size());
         // The later of two differences must not be reported.
         let (first, second) = (flat.len() / 3 + tip * 7, flat.len() - 1 - tip);
@@ -99,7 +95,7 @@ fn comparisons_find_the_first_difference() {
                 let other = raw(&flat);
                 let (a, b): (&dyn Disk, &dyn Disk) =
                     if swap { (&other, chain) } else { (chain, &other) };
-                let found = Compare::new().run(a, b, &mut go).unwrap().first_difference.unwrap();
+                let found = Compare::new().run(a, b).unwrap().first_difference.unwrap();
                 assert_eq!(found.offset, at as u64);
                 let (changed, kept) = if swap { (found.a, found.b) } else { (found.b, found.a) };
                 assert_eq!(changed, Some(flat[at]));
@@ -115,12 +111,12 @@ fn what_is_past_the_shorter_disk_counts_as_zeros() {
     image.put(0, Block::full(Data::Pattern(1)));
     let flat = image.flat(None);
     let short = raw(&flat[..(1 << 20) + 512]);
-    let found = Compare::new().run(&alone(&image), &short, &mut go).unwrap();
+    let found = Compare::new().run(&alone(&image), &short).unwrap();
     assert!(found.same_contents() && !found.same_size());
     assert_eq!((found.size_a, found.size_b), (6 << 20, (1 << 20) + 512));
 
     image.put(5, Block::full(Data::Bytes(vec![0, 0, 3])));
-    let found = Compare::new().run(&short, &alone(&image), &mut go).unwrap();
+    let found = Compare::new().run(&short, &alone(&image)).unwrap();
     let difference = found.first_difference.unwrap();
     assert_eq!((difference.offset, difference.a, difference.b), ((5 << 20) + 2, None, Some(3)));
 }
@@ -141,7 +137,7 @@ fn zeros_are_not_read() {
         }
     }
     let disk = Unreadable(alone(&Image::dynamic(1 << 40)));
-    assert!(Compare::new().run(&disk, &disk, &mut go).unwrap().same_contents());
+    assert!(Compare::new().run(&disk, &disk).unwrap().same_contents());
     let needed = Measure::raw().run(&disk).unwrap();
     assert_eq!((needed.required, needed.fully_allocated), (0, 1 << 40));
 }
@@ -276,9 +272,9 @@ fn a_log_over_payload_can_be_read() {
     let mut flat = image.flat(None);
     flat[(1 << 20) + 8192..][..4096].fill(0x5A);
     let copy = MemStorage::new(Vec::new());
-    Export::new().run(&disk, &copy, &mut go).unwrap();
+    Export::new().run(&disk, &copy).unwrap();
     assert!(copy.into_bytes() == flat);
-    assert!(Compare::new().run(&disk, &raw(&flat), &mut go).unwrap().same_contents());
+    assert!(Compare::new().run(&disk, &raw(&flat)).unwrap().same_contents());
     assert!(Measure::raw().run(&disk).unwrap().required >= 1 << 20);
 
     let folder = tempfile::tempdir().unwrap();
@@ -301,7 +297,7 @@ fn what_the_host_says_to_writing_is_passed_on() {
         }
     }
     let disk = raw(&[1; 10]);
-    let error = Export::new().stream(&disk, &mut Full, &mut go).unwrap_err();
+    let error = Export::new().stream(&disk, &mut Full).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "export.write"));
     let source = std::error::Error::source(&error).unwrap().downcast_ref::<io::Error>().unwrap();
     assert_eq!(source.kind(), io::ErrorKind::StorageFull);
@@ -333,6 +329,6 @@ fn what_the_host_says_to_writing_is_passed_on() {
         }
     }
     let small = Small(MemStorage::new(Vec::new()));
-    let error = Export::new().run(&raw(&[1; 10_000]), &small, &mut go).unwrap_err();
+    let error = Export::new().run(&raw(&[1; 10_000]), &small).unwrap_err();
     assert_eq!((error.code(), error.file()), ("export.write", Some("small")));
 }

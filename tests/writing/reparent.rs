@@ -8,7 +8,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use avhdx::ops::{FileChangeKind, Pace, Progress, Relink, Relinked, Reparent};
+use avhdx::ops::{FileChangeKind, Pace, Relink, Relinked, Reparent};
 use avhdx::storage::{Access, Host, LocalHost, LockMode, Stat, Storage};
 use avhdx::{Budget, DiffChain, ErrorKind, OpenOptions, PathSource};
 use avhdx_testkit::build::{
@@ -20,10 +20,6 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use crate::common::{Counting, MIB};
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 /// A base that holds these bytes, in blocks of this size.
 fn base_of(flat: &[u8], sector: u32, block: u32, seed: u64) -> Image {
@@ -106,7 +102,7 @@ fn a_parent_with_the_same_bytes_is_taken_and_only_the_link_changes() {
 
         let (rest, guid) = (the_rest(&paths[tip]), naive.0[tip].data_write_guid);
         let others = sums(folder.path());
-        let done = Reparent::new(&new).run(&paths[tip], &mut go).unwrap();
+        let done = Reparent::new(&new).run(&paths[tip]).unwrap();
         let seen = holes.iter().map(|hole| hole.end - hole.start).sum::<u64>();
         assert_eq!((done.proven, done.unproven), (seen, 0), "seed {seed}");
         proven += seen;
@@ -158,7 +154,7 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
         let new = folder.path().join("new.vhdx");
         base_of(&flat, 512, 2 << 20, at).write_to(&new);
         let before = sums(folder.path());
-        let error = Reparent::new(&new).run(&paths[1], &mut go).unwrap_err();
+        let error = Reparent::new(&new).run(&paths[1]).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.differs"));
         let text =
             format!("the disk would change from byte {at} on: found {:#04x}", flat[at as usize]);
@@ -167,12 +163,12 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
         assert_eq!(sums(folder.path()), before, "{at}");
         // With consent it is linked all the same, and reported.
         if at == 8 * 512 {
-            let done = Reparent::new(&new).unproven(true).run(&paths[1], &mut go).unwrap();
+            let done = Reparent::new(&new).unproven(true).run(&paths[1]).unwrap();
             let seen = holes.iter().map(|hole| hole.end - hole.start).sum::<u64>();
             assert_eq!((done.proven, done.unproven), (0, seen));
             let naive = Chain::open([&new, &paths[1]]).unwrap().flat(1).unwrap();
             assert!(naive == child.flat(Some(&flat)));
-            Reparent::new(&paths[0]).unproven(true).run(&paths[1], &mut go).unwrap();
+            Reparent::new(&paths[0]).unproven(true).run(&paths[1]).unwrap();
         }
     }
     // Beyond the child's end, and where the child has its own bytes, nothing is compared.
@@ -182,7 +178,7 @@ fn the_first_byte_that_differs_refuses_and_nothing_changes() {
     }
     let new = folder.path().join("new.vhdx");
     base_of(&flat, 512, 1 << 20, 5).write_to(&new);
-    Reparent::new(&new).run(&paths[1], &mut go).unwrap();
+    Reparent::new(&new).run(&paths[1]).unwrap();
 }
 
 #[test]
@@ -205,12 +201,12 @@ fn without_the_old_parent_there_is_no_proof_and_consent_is_needed() {
             fs::rename(&paths[0], &new).unwrap();
         }
         let before = sums(folder.path());
-        let error = Reparent::new(&new).run(&paths[1], &mut go).unwrap_err();
+        let error = Reparent::new(&new).run(&paths[1]).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.parent-lost"));
         assert!(error.to_string().contains(&format!("found {lost} bytes")), "{error}");
         assert_eq!(sums(folder.path()), before);
         child.parent_path(".\\l0.vhdx");
-        let done = Reparent::new(&new).unproven(true).run(&paths[1], &mut go).unwrap();
+        let done = Reparent::new(&new).unproven(true).run(&paths[1]).unwrap();
         assert_eq!((done.proven, done.unproven), (0, lost));
         let naive = Chain::open([&new, &paths[1]]).unwrap().flat(1).unwrap();
         assert!(naive == child.flat(Some(&base.flat(None))));
@@ -221,7 +217,7 @@ fn without_the_old_parent_there_is_no_proof_and_consent_is_needed() {
         child.put(n, Block::full(Data::Pattern(n)));
     }
     child.write_to(&paths[1]);
-    let done = Reparent::new(folder.path().join("new.vhdx")).run(&paths[1], &mut go).unwrap();
+    let done = Reparent::new(folder.path().join("new.vhdx")).run(&paths[1]).unwrap();
     assert_eq!((done.proven, done.unproven), (0, 0));
     DiffChain::open(&paths[1]).unwrap();
 }
@@ -254,7 +250,7 @@ fn no_image_becomes_its_own_ancestor() {
     ] {
         for unproven in [false, true] {
             let reparent = Reparent::new(&new).unproven(unproven);
-            let error = reparent.run(&paths[1], &mut go).unwrap_err();
+            let error = reparent.run(&paths[1]).unwrap_err();
             let what = format!("{}: {error}", new.display());
             assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, code), "{what}");
         }
@@ -297,7 +293,7 @@ fn unsuitable_parents_are_refused() {
         ("l1.vhdx", &paths[0], ErrorKind::InvalidInput, "reparent.loop"),
         ("large.vhdx", &paths[0], ErrorKind::InvalidInput, "reparent.no-parent"),
     ] {
-        let error = Reparent::new(at(new)).unproven(true).run(image, &mut go).unwrap_err();
+        let error = Reparent::new(at(new)).unproven(true).run(image).unwrap_err();
         assert_eq!((error.kind(), error.code()), (kind, code), "{error}");
     }
     base_of(&[7; 1 << 20], 512, 1 << 20, 4).write_to(at("full.vhdx"));
@@ -309,7 +305,7 @@ fn unsuitable_parents_are_refused() {
     for (path, mode) in [(&paths[1], LockMode::Shared), (&at("new.vhdx"), LockMode::Exclusive)] {
         let held = LocalHost.open(path, Access::ReadWrite).unwrap();
         held.try_lock(mode).unwrap();
-        let error = Reparent::new(at("new.vhdx")).run(&paths[1], &mut go).unwrap_err();
+        let error = Reparent::new(at("new.vhdx")).run(&paths[1]).unwrap_err();
         assert_eq!((error.kind(), error.file()), (ErrorKind::InUse, path.to_str()));
     }
     // Nor after a cancellation, at once or while the operation waits.
@@ -317,17 +313,21 @@ fn unsuitable_parents_are_refused() {
     pace.pause();
     let paused = Reparent::new(at("new.vhdx")).pace(pace);
     let mut asked = 0;
-    let error = paused.run(at("all.avhdx"), &mut |_| {
-        asked += 1;
-        if asked < 4 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
+    let error = paused
+        .on_progress(|_| {
+            asked += 1;
+            if asked < 4 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+        .run(at("all.avhdx"));
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Cancelled);
     let mut asked = 0;
-    let error = Reparent::new(at("new.vhdx")).run(&paths[1], &mut |progress| {
-        asked += 1;
-        assert_eq!(progress.total, MIB);
-        if progress.done == 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-    });
+    let error = Reparent::new(at("new.vhdx"))
+        .on_progress(|progress| {
+            asked += 1;
+            assert_eq!(progress.total, MIB);
+            if progress.done == 0 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+        .run(&paths[1]);
     assert_eq!((error.unwrap_err().kind(), asked), (ErrorKind::Cancelled, 2));
     fs::remove_file(at("new.vhdx")).unwrap();
     assert_eq!(sums(folder.path()), before);
@@ -403,7 +403,7 @@ fn shared_files_are_not_compared() {
         assert_eq!(change, [(&paths[image], FileChangeKind::Changed)]);
         assert_eq!((forecast.peak, forecast.freed), (0, 0));
         host.take();
-        let done = reparent.run(&paths[image], &mut go).unwrap();
+        let done = reparent.run(&paths[image]).unwrap();
         let read = host.take();
         assert_eq!(forecast.read, if image == 3 { 2 * MIB } else { 0 });
         assert_eq!(DiffChain::open(&paths[image]).unwrap().layers().len(), parent + 2);
@@ -443,10 +443,10 @@ fn an_image_named_by_a_link_and_one_with_a_log() {
     std::os::unix::fs::symlink("../images/child.avhdx", at("links/tip")).unwrap();
     let mut new = base.clone();
     new.reseed(9).write_to(at("new/Basis.vhdx"));
-    let refused = Reparent::new(at("new/none")).run(at("links/tip"), &mut go).unwrap_err();
+    let refused = Reparent::new(at("new/none")).run(at("links/tip")).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Io);
     assert!(Layer::open(at("images/child.avhdx")).unwrap().log_is_pending());
-    Reparent::new(at("new/Basis.vhdx")).run(at("links/tip"), &mut go).unwrap();
+    Reparent::new(at("new/Basis.vhdx")).run(at("links/tip")).unwrap();
     let naive = Chain::open([at("new/Basis.vhdx"), at("images/child.avhdx")]).unwrap();
     assert!(naive.flat(1).unwrap() == after.flat(Some(&base.flat(None))));
     assert_eq!(value(&naive.0[1], "relative_path"), Some("..\\new\\Basis.vhdx"));
@@ -637,12 +637,11 @@ fn parents_of_both_images_come_from_the_callers_source() {
     base.write_to(at("pool/base"));
     let mut child = old.new_child();
     child.reseed(3).write_to(at("child.avhdx"));
-    let error = Reparent::new(at("new.vhdx")).run(at("child.avhdx"), &mut go).unwrap_err();
+    let error = Reparent::new(at("new.vhdx")).run(at("child.avhdx")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
     let options = OpenOptions::new().host(Arc::new(LocalHost));
     let options = options.parents(PathSource::new().folder(at("pool")));
-    let done =
-        Reparent::new(at("new.vhdx")).options(options.clone()).run(at("child.avhdx"), &mut go);
+    let done = Reparent::new(at("new.vhdx")).options(options.clone()).run(at("child.avhdx"));
     assert_eq!(done.unwrap().proven, MIB);
     assert_eq!(options.open(at("child.avhdx")).unwrap().layers()[1].path, Some(at("new.vhdx")));
 }

@@ -3,14 +3,13 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::ops::ControlFlow;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::common::meddled::Meddled;
-use avhdx::ops::{Checkpoint, Merge, Progress, Reparent, Revert};
+use avhdx::ops::{Checkpoint, Merge, Reparent, Revert};
 use avhdx::storage::{Access, Host, LocalHost, Stat, Storage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PathSource, Warning};
 use tempfile::TempDir;
@@ -243,17 +242,13 @@ fn swapped_at_each_step(
     moments
 }
 
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
 #[test]
 fn a_merge_does_not_remove_a_file_that_took_the_childs_name() {
     let merged = |layer: usize| {
         move |place: &Place, host: &Arc<dyn Host>| {
             let chain = place.chain(host)?;
             let child = chain.layers()[layer].id;
-            let merged = Merge::new(child).run(&chain, &mut go)?;
+            let merged = Merge::new(child).run(&chain)?;
             Ok(merged.warnings)
         }
     };
@@ -267,7 +262,7 @@ fn a_revert_does_not_remove_a_file_that_took_a_layers_name() {
         let moments = swapped_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
             let base = chain.layers()[2].id;
-            let reverted = Revert::to(base).delete_newer(true).run(&chain, &mut go)?;
+            let reverted = Revert::to(base).delete_newer(true).run(&chain)?;
             Ok(reverted.warnings)
         });
         assert!(moments > 10);
@@ -387,7 +382,7 @@ fn a_file_that_took_the_name_of_the_merged_parent_is_not_reported_as_the_tip() {
     for (layer, name) in [(0, "mid.avhdx"), (1, "base.vhdx")] {
         renamed_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
-            let merged = Merge::new(chain.layers()[layer].id).run(&chain, &mut go)?;
+            let merged = Merge::new(chain.layers()[layer].id).run(&chain)?;
             assert_eq!(merged.tip.is_some(), layer == 0);
             Ok((merged.warnings, merged.tip, Some(chain)))
         });
@@ -400,7 +395,7 @@ fn a_file_that_took_the_name_of_a_new_tip_or_its_parent_is_not_reported_as_the_i
         renamed_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
             let checkpoint = Checkpoint::new().path(place.at("new.avhdx"));
-            let made = checkpoint.run(&chain, &mut go)?;
+            let made = checkpoint.run(&chain)?;
             Ok((made.warnings, Some(made.path).filter(|_| name == "new.avhdx"), Some(chain)))
         });
     }
@@ -408,7 +403,7 @@ fn a_file_that_took_the_name_of_a_new_tip_or_its_parent_is_not_reported_as_the_i
         renamed_at_each_step(name, |place, host| {
             let chain = place.chain(host)?;
             let revert = Revert::to(chain.layers()[2].id).path(place.at("new.avhdx"));
-            let made = revert.run(&chain, &mut go)?;
+            let made = revert.run(&chain)?;
             Ok((made.warnings, Some(made.path).filter(|_| name == "new.avhdx"), Some(chain)))
         });
     }
@@ -421,7 +416,7 @@ fn an_image_is_not_linked_to_a_file_that_took_its_new_parents_name() {
             fs::copy(place.at("base.vhdx"), place.at("other.vhdx")).unwrap();
             let options = OpenOptions::new().host(Arc::clone(host));
             let reparent = Reparent::new(place.at("other.vhdx")).options(options);
-            let done = reparent.run(place.at("mid.avhdx"), &mut go)?;
+            let done = reparent.run(place.at("mid.avhdx"))?;
             Ok((done.warnings, Some(done.path).filter(|_| name == "mid.avhdx"), None))
         });
     }
@@ -446,7 +441,7 @@ fn a_host_that_cannot_identify_files_compares_headers() {
         let host: Arc<dyn Host> = Arc::new(host);
         let chain = place.chain(&host).unwrap();
         let tip_id = chain.layers()[0].id;
-        let merged = Merge::new(tip_id).run(&chain, &mut go).unwrap();
+        let merged = Merge::new(tip_id).run(&chain).unwrap();
         let codes: Vec<_> = merged.warnings.iter().map(|warning| warning.code).collect();
         let expected: &[&str] = if is_swapped { &["op.swapped"] } else { &[] };
         assert_eq!((codes.as_slice(), tip.exists()), (expected, is_swapped), "{merged:?}");

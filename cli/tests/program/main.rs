@@ -27,6 +27,8 @@ mod points;
 mod readme;
 mod recorded;
 mod reparent;
+#[cfg(unix)]
+mod screens;
 mod swaps;
 mod tree;
 mod write;

@@ -3,14 +3,13 @@
 use std::cell::Cell;
 use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 
-use std::sync::Mutex;
-
 use super::*;
 use crate::chain::operation::PATIENCE;
-use crate::ops::{Checkpoint, Merge, Merged, Progress};
+use crate::ops::{Checkpoint, Merge, Merged};
 use crate::sim::{FOLDER, SimHost, Step};
 use crate::storage::Host;
 use crate::types::MIB;
@@ -31,10 +30,6 @@ pub(in crate::chain) fn patience() -> Duration {
 const SIZE: u64 = 24 * MIB;
 /// Name of the thread whose reads are delayed.
 const SLOW: &str = "slow";
-
-fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 fn file(name: &str) -> PathBuf {
     Path::new(FOLDER).join(name)
@@ -66,7 +61,7 @@ fn base_and_tip(budget: usize) -> (SimHost, DiffChain) {
 
 fn checkpoint(chain: &DiffChain, name: &str) {
     let made = Checkpoint::new().path(file(name)).block_size(MIB as u32);
-    made.run(chain, &mut go).unwrap();
+    made.run(chain).unwrap();
 }
 
 fn id(chain: &DiffChain, layer: usize) -> LayerId {
@@ -100,16 +95,18 @@ fn are_all(bytes: &[u8], expected: u8) -> bool {
 }
 
 /// Merges the tip, and calls `then` as soon as data has been moved.
-fn merge_tip<T>(chain: &DiffChain, then: impl FnOnce() -> T) -> (T, Merged) {
+fn merge_tip<T: Send>(chain: &DiffChain, then: impl FnOnce() -> T + Send) -> (T, Merged) {
     let (mut then, mut done) = (Some(then), None);
-    let merged = Merge::new(id(chain, 0)).run(chain, &mut |progress| {
-        if progress.done > 0
-            && let Some(then) = then.take()
-        {
-            done = Some(then());
-        }
-        ControlFlow::Continue(())
-    });
+    let merged = Merge::new(id(chain, 0))
+        .on_progress(|progress| {
+            if progress.done > 0
+                && let Some(then) = then.take()
+            {
+                done = Some(then());
+            }
+            ControlFlow::Continue(())
+        })
+        .run(chain);
     (done.unwrap(), merged.unwrap_or_else(|error| panic!("{error}")))
 }
 
@@ -143,7 +140,7 @@ fn a_plan_that_outlives_the_merge_of_the_tip_keeps_what_it_names_in_the_parent()
     drop(other);
     assert!(are_all(&bytes(&plan), b'A'));
     // Merges do not write to the file until the plan is dropped.
-    let merge = || Merge::new(id(&chain, 0)).run(&chain, &mut go);
+    let merge = || Merge::new(id(&chain, 0)).run(&chain);
     for _ in 0..3 {
         assert_eq!(merge().map(drop).unwrap_err().code(), "chain.read");
     }
@@ -192,7 +189,8 @@ fn tables_that_are_waited_for_over_the_end_of_a_merge_keep_what_the_plan_found()
 
 /// Delays the thread named [`SLOW`] when it reads the first block from the base.
 struct Slow {
-    arrived: Receiver<()>,
+    // A callback that waits for it must be `Send`.
+    arrived: Mutex<Receiver<()>>,
     go_on: Sender<()>,
 }
 
@@ -213,11 +211,11 @@ impl Slow {
             }
             Ok(())
         });
-        Self { arrived, go_on }
+        Self { arrived: Mutex::new(arrived), go_on }
     }
 
     fn wait_for_arrival(&self) {
-        self.arrived.recv_timeout(PATIENCE).unwrap();
+        self.arrived.lock().unwrap().recv_timeout(PATIENCE).unwrap();
     }
 }
 
@@ -261,20 +259,22 @@ fn a_plan_that_outlives_a_merge_that_is_stopped_keeps_what_it_names_in_the_paren
     let (_, chain) = base_and_tip(8 << 20);
     let mut held = None;
     let merge = Merge::new(id(&chain, 0)).low_space(true);
-    let error = merge.run(&chain, &mut |_| {
-        let plan = plan(&chain, 10);
-        if !names(&plan, id(&chain, 1)) {
-            return ControlFlow::Continue(());
-        }
-        held = Some(plan);
-        chain.discard(10 * MIB..11 * MIB).unwrap();
-        chain.flush().unwrap();
-        ControlFlow::Break(())
-    });
+    let error = merge
+        .on_progress(|_| {
+            let plan = plan(&chain, 10);
+            if !names(&plan, id(&chain, 1)) {
+                return ControlFlow::Continue(());
+            }
+            held = Some(plan);
+            chain.discard(10 * MIB..11 * MIB).unwrap();
+            chain.flush().unwrap();
+            ControlFlow::Break(())
+        })
+        .run(&chain);
     assert_eq!(error.map(drop).unwrap_err().kind(), ErrorKind::Cancelled);
     let plan = held.unwrap();
     assert!(are_all(&bytes(&plan), b'c'));
-    let resume = || Merge::resume(id(&chain, 0)).run(&chain, &mut go);
+    let resume = || Merge::resume(id(&chain, 0)).run(&chain);
     for _ in 0..2 {
         assert_eq!(resume().map(drop).unwrap_err().kind(), ErrorKind::InUse);
     }
@@ -289,16 +289,18 @@ fn a_plan_that_a_merge_in_low_space_gives_up_for_keeps_what_it_names_in_the_chil
     checkpoint(&chain, "next.avhdx");
     let (child, mut held) = (id(&chain, 1), None);
     let merge = Merge::new(child).low_space(true);
-    let error = merge.run(&chain, &mut |progress| {
-        if progress.done > 0 && held.is_none() {
-            held = Some(plan(&chain, 10));
-            assert!(names(held.as_ref().unwrap(), id(&chain, 1)));
-        }
-        ControlFlow::Continue(())
-    });
+    let error = merge
+        .on_progress(|progress| {
+            if progress.done > 0 && held.is_none() {
+                held = Some(plan(&chain, 10));
+                assert!(names(held.as_ref().unwrap(), id(&chain, 1)));
+            }
+            ControlFlow::Continue(())
+        })
+        .run(&chain);
     assert_eq!(error.map(drop).unwrap_err().kind(), ErrorKind::InUse);
     assert!(are_all(&bytes(&held.unwrap()), b'c'));
-    Merge::resume(id(&chain, 1)).run(&chain, &mut go).unwrap();
+    Merge::resume(id(&chain, 1)).run(&chain).unwrap();
 }
 
 /// The first attempt reopens the layer while reads through the old handle continue.
@@ -306,7 +308,7 @@ fn a_plan_that_a_merge_in_low_space_gives_up_for_keeps_what_it_names_in_the_chil
 fn a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_was() {
     let refused = |chain: &DiffChain| {
         for attempt in 0..3 {
-            let merged = Merge::new(id(chain, 0)).run(chain, &mut go);
+            let merged = Merge::new(id(chain, 0)).run(chain);
             let error = merged.map(|_| format!("attempt {attempt}")).unwrap_err();
             assert_eq!((error.kind(), error.code()), (ErrorKind::InUse, "chain.read"));
         }
@@ -316,7 +318,7 @@ fn a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_w
     let held = plan(&chain, 0);
     refused(&chain);
     drop(held);
-    Merge::new(id(&chain, 0)).run(&chain, &mut go).unwrap();
+    Merge::new(id(&chain, 0)).run(&chain).unwrap();
 
     // Read by the image itself.
     let (host, chain) = base_and_tip(8 << 20);
@@ -334,5 +336,5 @@ fn a_merge_is_refused_however_often_it_is_tried_while_its_parent_is_read_as_it_w
         slow.go_on.send(()).unwrap();
         assert!(are_all(&reader.join().unwrap(), b'A'));
     });
-    Merge::new(id(&chain, 0)).run(&chain, &mut go).unwrap();
+    Merge::new(id(&chain, 0)).run(&chain).unwrap();
 }

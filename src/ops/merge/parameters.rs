@@ -1,9 +1,11 @@
 //! What a merge is told, and what it returns.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use crate::disk::LayerId;
 use crate::ops::pace::Pace;
+use crate::ops::progress::{Listener, Progress};
 use crate::warning::Warning;
 
 /// Merges a layer into its parent, or several layers into one ancestor: the points in between disappear, the disk
@@ -35,18 +37,17 @@ use crate::warning::Warning;
 /// tip held plus what was written meanwhile, counting each write in whole units.
 ///
 /// ```no_run
-/// use std::ops::ControlFlow;
 /// use avhdx::OpenOptions;
 /// use avhdx::ops::Merge;
 ///
 /// let chain = OpenOptions::new().writable(true).open("web_3C4D.avhdx")?;
 /// let child = chain.layers()[1].id;
-/// let merged = Merge::new(child).run(&chain, &mut |_| ControlFlow::Continue(()))?;
+/// let merged = Merge::new(child).run(&chain)?;
 /// println!("{} bytes are in the parent now", merged.moved);
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Merge {
+pub struct Merge<'a> {
     pub(super) child: LayerId,
     pub(super) into: Option<LayerId>,
     pub(super) resumes: bool,
@@ -57,6 +58,7 @@ pub struct Merge {
     pub(super) share: bool,
     pub(super) keep_name: bool,
     pub(super) pace: Pace,
+    pub(super) progress: Listener<'a>,
 }
 
 /// The result of a merge.
@@ -94,7 +96,7 @@ impl Merged {
     }
 }
 
-impl Merge {
+impl<'a> Merge<'a> {
     /// Merges the layer `child` into its parent.
     pub fn new(child: LayerId) -> Self {
         Self {
@@ -108,6 +110,7 @@ impl Merge {
             share: true,
             keep_name: false,
             pace: Pace::new(),
+            progress: Listener::default(),
         }
     }
 
@@ -173,6 +176,13 @@ impl Merge {
     /// `merge.name-not-kept` says that the tip has the parent's path. Merges of other layers change no tip.
     pub fn keep_name(mut self, yes: bool) -> Self {
         self.keep_name = yes;
+        self
+    }
+
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled);
+    /// the merge can be [resumed](Self::resume).
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
         self
     }
 

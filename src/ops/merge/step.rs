@@ -45,7 +45,7 @@ const SLOWEST: Duration = Duration::from_millis(100);
 /// The merge of one layer into the next one below.
 pub(super) struct MergeStep<'a> {
     pub(super) op: &'a Operation<'a>,
-    pub(super) merge: &'a Merge,
+    pub(super) merge: &'a Merge<'a>,
     pub(super) layer: usize,
     /// How many bytes are made durable before their space is freed; at least one block.
     pub(super) batch: u64,

@@ -1,10 +1,8 @@
 //! The operations on a chain, and what each of its files may be afterwards.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use avhdx::ops::Progress;
 use avhdx::storage::{Access, Host};
 use avhdx::{CreateOptions, DiffChain, Disk};
 use uuid::Uuid;
@@ -108,10 +106,6 @@ pub const TIP: Layer = Layer {
     discards: &[3],
     items: 0,
 };
-
-pub fn go(_: Progress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
 
 impl Scene {
     /// A chain of these layers, base first, whose sessions were closed or killed.

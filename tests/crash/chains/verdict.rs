@@ -7,7 +7,7 @@ use avhdx::ops::Merge;
 use avhdx::{DiffChain, Disk, ErrorKind, MergeState, OpenOptions};
 use avhdx_testkit::naive::Chain;
 
-use super::history::{History, Point, Tip, go, model_of};
+use super::history::{History, Point, Tip, model_of};
 use crate::model::{Segment, UNIT};
 use crate::sim::{Bytes, Files, SimHost};
 use crate::verdict::{layer, open, options};
@@ -216,7 +216,7 @@ fn complete(host: &SimHost, tip: &Path) -> Result<PathBuf, String> {
             chain.close().map_err(|error| error.to_string())?;
             return layers.into_iter().next().and_then(|tip| tip.path).ok_or("no tip".into());
         };
-        let done = Merge::resume(id).run(&chain, &mut go);
+        let done = Merge::resume(id).run(&chain);
         let done = done.map_err(|error| format!("resume {}: {error}", path.display()))?;
         if let Some(warning) = done.warnings.first() {
             return Err(format!("resume {}: {warning}", path.display()));
@@ -259,7 +259,7 @@ fn clear(host: &SimHost, file: &Path) -> Result<Option<PathBuf>, String> {
         };
     }
     let chain = chain.map_err(|error| format!("clear {}: {error}", file.display()))?;
-    let done = Merge::resume(chain.tip().id()).run(&chain, &mut go);
+    let done = Merge::resume(chain.tip().id()).run(&chain);
     let done = done.map_err(|error| format!("clear {}: {error}", file.display()))?;
     chain.close().map_err(|error| error.to_string())?;
     match done.removed.iter().find(|file| host.files().names.contains_key(*file)) {

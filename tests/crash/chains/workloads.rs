@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use avhdx::DiffChain;
 use avhdx::ops::{Checkpoint, Delete, Merge, Merged, Revert};
 
-use super::history::{BASE, History, Layer, MIDDLE, SIZE, Scene, TIP, Tip, go, model_of};
+use super::history::{BASE, History, Layer, MIDDLE, SIZE, Scene, TIP, Tip, model_of};
 use crate::driver::{GIB, KIB, MIB, path};
 use crate::interleave::at_step;
 use crate::is_long;
@@ -131,7 +131,7 @@ fn checkpoint_now(scene: &Scene, chain: &DiffChain) {
     scene.history().made.push(new.clone());
     let begun = scene.host.mark();
     let checkpoint = Checkpoint::new().label("a point in time").path(&new).block_size(1 << 20);
-    let made = scene.change(Some(&new), || checkpoint.run(chain, &mut go).unwrap());
+    let made = scene.change(Some(&new), || checkpoint.run(chain).unwrap());
     assert!(made.warnings.is_empty(), "{:?}", made.warnings);
     let done = scene.host.mark();
     let mut history = scene.history();
@@ -160,7 +160,7 @@ fn revert(deletes: bool) -> History {
         history.tips.push(Tip { path: new.clone(), begun, done: usize::MAX, model: 1 });
     }
     let revert = Revert::to(chain.layers()[2].id).path(&new).delete_newer(deletes);
-    let made = revert.run(&chain, &mut go).unwrap();
+    let made = revert.run(&chain).unwrap();
     assert!(made.warnings.is_empty(), "{:?}", made.warnings);
     let done = scene.host.mark();
     {
@@ -205,7 +205,7 @@ fn merge_now(scene: &Scene, chain: &DiffChain, layer: usize, low_space: bool) {
     let tip = prepare(scene, &layers, layer);
     let begun = scene.host.mark();
     let merge = Merge::new(chain.layers()[layer].id).low_space(low_space);
-    let done = scene.change(tip.as_deref(), || merge.run(chain, &mut go).unwrap());
+    let done = scene.change(tip.as_deref(), || merge.run(chain).unwrap());
     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
     assert_eq!(done.removed, [layers[layer].clone()]);
     if layer == 0 {
@@ -224,7 +224,7 @@ fn delete() -> History {
     layers.reverse();
     prepare(&scene, &layers, 0);
     let delete = Delete::point(chain.layers()[1].id);
-    keeping(&scene, &layers[0], &layers[1], || delete.run(&chain, &mut go).unwrap());
+    keeping(&scene, &layers[0], &layers[1], || delete.run(&chain).unwrap());
     after(&scene, &chain);
     scene.kill(chain)
 }
@@ -265,11 +265,11 @@ fn merge_into_base(keeps_name: bool) -> History {
     let ids = chain.layers();
     let merge = Merge::new(ids[0].id).into_layer(ids[2].id).keep_name(keeps_name);
     if keeps_name {
-        keeping(&scene, &layers[0], &layers[2], || merge.run(&chain, &mut go).unwrap());
+        keeping(&scene, &layers[0], &layers[2], || merge.run(&chain).unwrap());
         after(&scene, &chain);
         return scene.kill(chain);
     }
-    let done = scene.change(Some(&layers[2]), || merge.run(&chain, &mut go).unwrap());
+    let done = scene.change(Some(&layers[2]), || merge.run(&chain).unwrap());
     assert!(done.warnings.is_empty(), "{:?}", done.warnings);
     let end = scene.host.mark();
     scene.history().model().flushed(begun, end);
@@ -292,10 +292,13 @@ fn stopped() -> Vec<History> {
             let mut left = n;
             let is_done = scene.change(tip.as_deref(), || {
                 let id = chain.layers()[layer].id;
-                let stopped = Merge::new(id).low_space(low_space).run(&chain, &mut |_| {
-                    left -= 1;
-                    if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-                });
+                let stopped = Merge::new(id)
+                    .low_space(low_space)
+                    .on_progress(|_| {
+                        left -= 1;
+                        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    })
+                    .run(&chain);
                 if stopped.is_ok() {
                     return true;
                 }
@@ -303,14 +306,14 @@ fn stopped() -> Vec<History> {
                 std::mem::forget(chain);
                 let chain = crate::verdict::open(&scene.host, &layers[0], true).unwrap();
                 let id = chain.layers()[layer].id;
-                if Merge::resume(id).low_space(low_space).run(&chain, &mut go).is_ok() {
+                if Merge::resume(id).low_space(low_space).run(&chain).is_ok() {
                     std::mem::forget(chain);
                     let begun = scene.host.mark();
                     scene.history().model().flushed(begun, begun);
                     return false;
                 }
                 // It had not begun.
-                Merge::new(id).low_space(low_space).run(&chain, &mut go).unwrap();
+                Merge::new(id).low_space(low_space).run(&chain).unwrap();
                 std::mem::forget(chain);
                 false
             });
@@ -373,15 +376,17 @@ fn mirrored() -> Vec<History> {
                 let merge = Merge::new(chain.layers()[0].id);
                 let mut words = 0;
                 let done = scene.change(tip.as_deref(), || {
-                    merge.run(&chain, &mut |_| {
-                        words += 1;
-                        // The second report comes after the whole disk was passed.
-                        if words == 2 {
-                            scene.write(&chain, 6, 9 * KIB, 2 * KIB);
-                            scene.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
-                        }
-                        ControlFlow::Continue(())
-                    })
+                    merge
+                        .on_progress(|_| {
+                            words += 1;
+                            // The second report comes after the whole disk was passed.
+                            if words == 2 {
+                                scene.write(&chain, 6, 9 * KIB, 2 * KIB);
+                                scene.write(&chain, 7, 3 * MIB + 4 * KIB, KIB);
+                            }
+                            ControlFlow::Continue(())
+                        })
+                        .run(&chain)
                 });
                 let done = done.unwrap();
                 assert!(words >= 2 && done.warnings.is_empty(), "{:?}", done.warnings);

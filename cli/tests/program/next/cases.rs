@@ -177,6 +177,7 @@ fn asked() -> Vec<Case> {
             .under("trap '' XFSZ; ulimit -f 64; "),
         case("exit 2", 2, of_chain, "read l2.vhdx --length 7M"),
         case("exit 2", 2, of_chain, "create c.avhdx 1M --parent l2.vhdx"),
+        case("exit 2", 2, of_chain, "convert l2.vhdx -O raw out.raw --block 1M"),
         case("exit 2", 2, of_chain, "create c.vhdx 4M --block 3M"),
         case("exit 2", 2, of_chain, "create c.vhdx 65T"),
         case("exit 2", 2, of_chain, "measure l2.vhdx --block-size 3M"),

@@ -1,8 +1,6 @@
-//! The codes of the sources, and why some are not provoked.
+//! The codes that end the program, and why some are not provoked.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
 
 /// Codes that these tests do not provoke, by the reason.
 const NOT_PROVOKED: &[(&str, &[&str])] = &[
@@ -17,11 +15,9 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "claim.shared",
             "claim.too-far",
             "header.checksum",
-            "header.data-write-guid",
             "header.log-length",
             "header.log-offset",
             "header.log-version",
-            "header.reserved",
             "header.same-sequence",
             "header.signature",
             "identifier.length",
@@ -30,7 +26,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "locator.count",
             "locator.duplicate",
             "locator.length",
-            "locator.reserved",
             "locator.string",
             "locator.string-length",
             "locator.string-overlap",
@@ -47,8 +42,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "metadata.count",
             "metadata.disk-size",
             "metadata.duplicate",
-            "metadata.empty-item",
-            "metadata.flags",
             "metadata.incomplete-file",
             "metadata.item-length",
             "metadata.length",
@@ -56,7 +49,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "metadata.missing",
             "metadata.offset",
             "metadata.overlap",
-            "metadata.reserved",
             "metadata.sector-size",
             "metadata.signature",
             "metadata.unknown-required",
@@ -68,7 +60,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "region.missing",
             "region.offset",
             "region.overlap",
-            "region.reserved",
             "region.signature",
             "region.table-length",
         ],
@@ -76,30 +67,8 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     (
         "a warning or a note, not a refusal",
         &[
-            "chain.broken",
-            "convert.padded",
-            "convert.sector-size",
-            "create.old-left",
-            "file.link",
-            "folder.draft-removed",
-            "folder.left-over",
             "forest.unreadable",
-            "hyper-v.checkpoints",
-            "image.children-unread",
-            "image.other-names",
-            "image.stale-tracker",
-            "lock.unsupported",
-            "log.ignored",
-            "loss.accepted",
-            "merge.name-not-kept",
-            "merge.not-marked",
             "merge.unfinished",
-            "op.link-left",
-            "op.not-durable",
-            "output.old-left",
-            "parent.linkage-ignored",
-            "point.resolved",
-            "reparent.child",
         ],
     ),
     (
@@ -116,7 +85,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     (
         "needs a host that fails while it is used",
         &[
-            "checkpoint.not-closed",
             "create.file",
             "create.write",
             "export.room",
@@ -134,7 +102,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "loss.write",
             "man.render",
             "merge.holes",
-            "merge.not-closed",
             "metadata.read",
             "op.free-space",
             "op.remove",
@@ -153,7 +120,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "raw.punch",
             "raw.read",
             "raw.write",
-            "revert.not-closed",
             "space.cut",
             "space.punch",
             "table.read",
@@ -178,9 +144,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "create.swapped",
             "file.replaced",
             "merge.child-lost",
-            "op.gone",
             "op.renamed",
-            "op.swapped",
             "output.swapped",
             "point.gone",
             "session.changed",
@@ -191,22 +155,23 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
         &[
             "block.no-parent",
             "chain.layer",
-            "checkpoint.read-only",
             "chain.others-tip",
             "chain.read",
             "chain.vanishing",
             "chain.view",
             "chain.viewed",
             "checkpoint.label",
+            "checkpoint.read-only",
             "create.own-parent",
             "disk.read-only",
             "export.own-source",
             "flush.step",
             "image.frozen",
             "image.parent-required",
+            "io",
             "link.no-parent",
-            "merge.still-read",
             "op.no-path",
+            "other",
             "part.empty",
             "part.unaligned",
             "plan.alignment",
@@ -221,39 +186,54 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "write.sector-planned",
         ],
     ),
-    ("an interruption ends in `interrupted`, which says how to resume", &["op.cancelled"]),
-    ("on Unix, every file has a path from every folder", &["create.parent-path"]),
-    ("needs metadata without room for another item", &["metadata.edit-size", "metadata.full"]),
+    (
+        "an interruption ends in the command that resumes, or in none",
+        &[
+            "interrupted",
+            "op.cancelled",
+        ],
+    ),
+    (
+        "on Unix, every file has a path from every folder",
+        &[
+            "create.parent-path",
+        ],
+    ),
+    (
+        "needs metadata without room for another item",
+        &[
+            "metadata.edit-size",
+            "metadata.full",
+        ],
+    ),
     (
         "needs an unfinished merge in another branch: see cli/tests/program/merge.rs",
-        &["merge.other"],
+        &[
+            "merge.other",
+        ],
     ),
     (
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",
-        &["reparent.no-parent", "reparent.sector-size"],
+        &[
+            "reparent.no-parent",
+            "reparent.sector-size",
+        ],
     ),
-    ("no code: the name of an attribute of files", &["security.selinux"]),
 ];
 
-/// The codes of errors, warnings and notes in the sources, except those that only findings of `check` have: they are
-/// answers.
-pub fn of_the_sources() -> BTreeSet<String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = Vec::new();
-    list(&root.join("src"), &mut files);
-    list(&root.join("../src"), &mut files);
-    assert!(files.len() > 100, "{} sources", files.len());
-    let mut codes = BTreeMap::<String, bool>::new();
-    for file in files {
-        let is_of_check = file.starts_with(root.join("../src/ops/check"));
-        let text = fs::read_to_string(&file).unwrap();
-        // Tests come last in a file.
-        let text = text.split("\n#[cfg(test)]\nmod ").next().unwrap();
-        for code in text.split('"').filter(|text| is_code(text)) {
-            *codes.entry(code.into()).or_default() |= !is_of_check;
+/// The codes that end the program, by the page that is compared with the sources. Those of findings alone are answers.
+pub fn of_the_page() -> BTreeSet<String> {
+    let page = include_str!("../../../../docs/errors.md");
+    let mut codes = BTreeSet::new();
+    for line in page.lines().filter(|line| line.starts_with("| `")) {
+        let cells: Vec<&str> = line.trim_matches('|').split(" | ").map(str::trim).collect();
+        let [code, _, exits, _] = cells[..] else { panic!("not four cells: {line}") };
+        if exits.split(", ").any(|exit| !matches!(exit, "–" | "0" | "1")) {
+            codes.insert(code.trim_matches('`').to_owned());
         }
     }
-    codes.into_iter().filter(|(_, is_refusal)| *is_refusal).map(|(code, _)| code).collect()
+    assert!(codes.len() > 200, "{} codes", codes.len());
+    codes
 }
 
 /// Why the tests do not provoke a code.
@@ -262,37 +242,9 @@ pub fn reason_against(code: &str) -> Option<&'static str> {
     found.map(|(reason, _)| *reason)
 }
 
-/// Listed codes that no source has.
+/// Listed codes that end nothing.
 pub fn stale() -> impl Iterator<Item = &'static str> {
-    let known = of_the_sources();
+    let known = of_the_page();
     let listed = NOT_PROVOKED.iter().flat_map(|(_, codes)| codes.iter().copied());
     listed.filter(move |code| !known.contains(*code))
-}
-
-/// Whether a text has the form of a code: `subject.what`, in lower case.
-fn is_code(text: &str) -> bool {
-    let is_part = |part: &str| {
-        part.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
-    };
-    let parts = text.split_once('.');
-    parts.is_some_and(|(subject, what)| {
-        is_part(subject)
-            && is_part(what)
-            && !["vhdx", "avhdx", "raw", "rs", "vmdk"].contains(&what)
-            && subject.starts_with(|c: char| c.is_ascii_lowercase())
-    })
-}
-
-/// The sources in a folder and below, but not files of tests, nor the table, which names codes of others.
-fn list(folder: &Path, files: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_dir() {
-            list(&path, files);
-        } else if name.ends_with(".rs") && !["tests.rs", "rows.rs"].contains(&name) {
-            files.push(path);
-        }
-    }
 }

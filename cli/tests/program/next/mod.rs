@@ -1,6 +1,6 @@
 //! Every row of the table of suggestions is provoked, and every command it suggests is run by a shell. That may find
-//! faults (exit code 1) or succeed with losses (8), but must not fail in the same way again. Every code of the sources is
-//! provoked so too, or listed with the reason for which it is not.
+//! faults (exit code 1) or succeed with losses (8), but must not fail in the same way again. Every code that ends
+//! the program is provoked so too, or listed with the reason for which it is not.
 //!
 //! `cargo test --workspace --test program every_suggested -- --nocapture` prints what was provoked, with the first
 //! suggestion and what it came to.
@@ -48,7 +48,7 @@ fn every_suggested_command_works() {
     assert_eq!(rows, known, "every row needs a case or a reason for none");
 
     let mut faults = Vec::new();
-    for code in codes::of_the_sources() {
+    for code in codes::of_the_page() {
         match (provoked.contains(&code), codes::reason_against(&code)) {
             (true, Some(reason)) => {
                 faults.push(format!("{code} is provoked, but listed: {reason}"));
@@ -60,7 +60,7 @@ fn every_suggested_command_works() {
             (false, Some(reason)) => eprintln!("{code}: not provoked: {reason}"),
         }
     }
-    faults.extend(codes::stale().map(|code| format!("{code} is listed, but in no source")));
+    faults.extend(codes::stale().map(|code| format!("{code} is listed, but ends nothing")));
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
