@@ -64,13 +64,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "region.table-length",
         ],
     ),
-    (
-        "a warning or a note, not a refusal",
-        &[
-            "forest.unreadable",
-            "merge.unfinished",
-        ],
-    ),
+    ("a warning or a note, not a refusal", &["forest.unreadable", "merge.unfinished"]),
     (
         "what relink says of an image in its answer; relink.refused is the refusal",
         &[
@@ -188,36 +182,17 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     ),
     (
         "an interruption ends in the command that resumes, or in none",
-        &[
-            "interrupted",
-            "op.cancelled",
-        ],
+        &["interrupted", "op.cancelled"],
     ),
-    (
-        "on Unix, every file has a path from every folder",
-        &[
-            "create.parent-path",
-        ],
-    ),
-    (
-        "needs metadata without room for another item",
-        &[
-            "metadata.edit-size",
-            "metadata.full",
-        ],
-    ),
+    ("on Unix, every file has a path from every folder", &["create.parent-path"]),
+    ("needs metadata without room for another item", &["metadata.edit-size", "metadata.full"]),
     (
         "needs an unfinished merge in another branch: see cli/tests/program/merge.rs",
-        &[
-            "merge.other",
-        ],
+        &["merge.other"],
     ),
     (
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",
-        &[
-            "reparent.no-parent",
-            "reparent.sector-size",
-        ],
+        &["reparent.no-parent", "reparent.sector-size"],
     ),
 ];
 
