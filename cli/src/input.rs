@@ -187,10 +187,10 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
         let message = format!("{name}: the file is in use: {by}");
         let failure = Failure::new(Exit::InUse, "lock.in-use", message);
-        return Err(match next::again("once no other program has it open") {
-            Some(again) => failure.then(again),
-            None => failure,
-        });
+        let again = next::again();
+        return Err(again.into_iter().fold(failure, |failure, again| {
+            failure.then(format!("until {again}; do sleep 1; done  # waits for the other program"))
+        }));
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
 }
