@@ -88,6 +88,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
     ("stdout.done", &[], &["avhdx tree FOLDER  # shows the result"]),
     ("stdout.write", &[], &["AGAIN > OUT  # OUT: a file on a disk with space"]),
+    ("import.empty", &[], &["AGAIN < IN  # IN: a file with the bytes"]),
     ("stdin.read", &[], &["AGAIN < IN  # IN: a file with the bytes"]),
     (
         "children.folder",

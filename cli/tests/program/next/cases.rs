@@ -188,6 +188,9 @@ fn asked() -> Vec<Case> {
         case("exit 2", 2, of_chain, "measure l2.vhdx --block-size 3M"),
         case("exit 2", 2, of_chain, "write l2.vhdx --offset 6M < l0.vhdx"),
         case("children.folder", 3, of_chain, "write l2.vhdx --offset 0 --children-in nowhere"),
+        case("import.empty", 2, of_chain, "convert -f raw - new.vhdx < /dev/null")
+            .filled(&[("IN", "l0.vhdx")]),
+        case("exit 2", 2, of_chain, "convert -f raw - new.vhdx --size 512 < l0.vhdx"),
         case("stdin.read", 3, of_chain, "write l2.vhdx --offset 0 < .")
             .filled(&[("IN", "l0.vhdx")]),
         case("stdout.write", 3, of_chain, "read l2.vhdx --length 64K > /dev/full").filled(OUT),

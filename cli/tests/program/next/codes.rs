@@ -88,6 +88,8 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "file.read",
             "header.write",
             "image.poisoned",
+            "import.read",
+            "import.write",
             "link.path",
             "lock.failed",
             "log.read",
