@@ -96,7 +96,7 @@
 //! - [`Disk`], [`DiskExt`]: what a virtual disk is to its users. [`VhdxFile`] is one image,
 //!   [`DiffChain`] a chain, [`RawDisk`] a file without a format.
 //! - [`DiffChain::plan_read`]: where the bytes are, for callers that move them themselves. A [`ReadPlan`] pins what
-//!   it names; a [`TableLoad`] says what must be read before it can be made. The repository's `adapters/uring`
+//!   it names; a [`TableLoad`] says what must be read before it can be made. The repository's `examples/uring`
 //!   drives a chain with io_uring that way. [`DiffChain::plan_write`]: where they go, with what must be read
 //!   ([`WriteLoad`]) or waited for ([`Wait`]) first. [`DiffChain::plan_flush`]: the steps that make it durable.
 //! - [`DiffChain::changes`]: what may differ between two points in time, from the tables alone.
@@ -119,7 +119,8 @@
 //! An image is taken to be hostile: every length and offset is checked before it is used, no
 //! allocation is sized by an unchecked field, and opening for reading changes no byte of any file.
 //!
-//! The crate has no features. Section numbers in brackets are those of \[MS-VHDX\] version 8.0.
+//! The feature `tracing`, off by default, adds spans and events of what the crate does; nothing else depends on it.
+//! Section numbers in brackets are those of \[MS-VHDX\] version 8.0.
 #![warn(missing_debug_implementations)]
 
 // What the tests from outside crash images with, for tests of what is not public.

@@ -1,13 +1,12 @@
 //! The pages for contributors and users refer only to files, tests and headings that exist.
 #![allow(clippy::disallowed_methods)] // the pages are read as files
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Paths of the repository start with these in code spans.
-const TOP: [&str; 8] =
-    ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "adapters/", "docs/"];
+const TOP: [&str; 7] = ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "docs/"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -139,4 +138,60 @@ fn every_property_of_the_architecture_names_a_test() {
         }
     }
     assert!(bare.is_empty(), "properties without a test: {bare:?}");
+}
+
+/// The names in a table of a manifest, without packages of the workspace itself.
+fn dependencies(manifest: &str, is_table: impl Fn(&str) -> bool) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    for table in manifest.split("\n[").filter(|table| is_table(table.split(']').next().unwrap())) {
+        let entries = table.lines().skip(1).filter(|line| !line.starts_with('#'));
+        let entries = entries.filter_map(|line| line.split_once(" = "));
+        let foreign = entries.filter(|(_, what)| !what.contains("path = "));
+        names.extend(foreign.map(|(name, _)| name.to_owned()));
+    }
+    names
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let page = text(&root().join("docs/dependencies.md"));
+    let mut wrong = Vec::new();
+    let mut sections: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for section in page.split("\n## ").skip(1) {
+        let (heading, table) = section.split_once('\n').unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| `"));
+        let rows = rows.map(|line| line.trim_matches('|').split_once(" | ").unwrap());
+        let rows = rows.map(|(name, why)| (name.trim().trim_matches('`').to_owned(), why.trim()));
+        let (names, reasons): (BTreeSet<String>, Vec<&str>) = rows.unzip();
+        wrong.extend(
+            reasons.iter().filter(|why| why.len() < 10).map(|why| format!("{heading}: {why}")),
+        );
+        sections.insert(heading, names);
+    }
+    let workspace = text(&root().join("Cargo.toml"));
+    let members = between(&workspace, "\nmembers = [", "]").next().unwrap();
+    let members = members.split('"').skip(1).step_by(2);
+    let mut headings = 0;
+    for folder in members.chain([""]) {
+        let manifest = text(&root().join(folder).join("Cargo.toml"));
+        let name = between(&manifest, "[package]\nname = \"", "\"").next().unwrap();
+        let of_tests = |table: &str| table.ends_with("dev-dependencies");
+        let built_in = |table: &str| table.ends_with("dependencies") && !of_tests(table);
+        for (heading, named) in [
+            (name.to_owned(), dependencies(&manifest, built_in)),
+            (format!("{name}: tests and benchmarks"), dependencies(&manifest, of_tests)),
+        ] {
+            let told = sections.remove(&*heading).unwrap_or_default();
+            headings += usize::from(!named.is_empty());
+            wrong.extend(
+                named.difference(&told).map(|name| format!("{heading}: {name} has no reason")),
+            );
+            wrong.extend(
+                told.difference(&named).map(|name| format!("{heading}: {name} is not used")),
+            );
+        }
+    }
+    wrong.extend(sections.keys().map(|heading| format!("there is no package {heading}")));
+    assert!(wrong.is_empty(), "docs/dependencies.md:\n{}", wrong.join("\n"));
+    assert!(headings >= 6, "only {headings} lists were found");
 }

@@ -28,6 +28,13 @@ fn sources(folder: &str) -> Vec<PathBuf> {
     files
 }
 
+/// A file without the tests at its end.
+fn production(text: &str) -> &str {
+    let tests = ["\n#[cfg(test)]\nmod tests {", "\n#[cfg(all(test, not(loom)))]\nmod tests {"];
+    let end = tests.iter().filter_map(|tests| text.find(tests)).min();
+    &text[..end.unwrap_or(text.len())]
+}
+
 #[test]
 fn nothing_in_the_library_or_the_program_matches_on_the_text_of_a_message() {
     let files: Vec<_> = ["src", "cli/src"].into_iter().flat_map(sources).collect();
@@ -35,8 +42,7 @@ fn nothing_in_the_library_or_the_program_matches_on_the_text_of_a_message() {
     let questions = ["contains(", "starts_with(", "ends_with(", "find(", "split", "strip_", "eq("];
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
-        let production = text.split("#[cfg(test)]\nmod ").next().unwrap();
-        for (n, line) in production.lines().enumerate() {
+        for (n, line) in production(&text).lines().enumerate() {
             for (at, _) in line.match_indices("message") {
                 let rest = &line[at + "message".len()..];
                 let rest = rest.strip_prefix("()").unwrap_or(rest);
@@ -48,6 +54,30 @@ fn nothing_in_the_library_or_the_program_matches_on_the_text_of_a_message() {
             }
         }
     }
+}
+
+#[test]
+fn bytes_of_the_format_are_read_and_written_in_its_floor_alone_and_by_one_library() {
+    // These pack pages in memory and give the same bytes back, whatever they mean.
+    let packers = ["src/tables/page.rs", "src/answers/packed.rs"];
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (mut seen, mut wrong) = (0, Vec::new());
+    for path in sources("src") {
+        let name = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");
+        let text = std::fs::read_to_string(&path).unwrap();
+        let own = ["_le_bytes", "_be_bytes", "_ne_bytes"];
+        let of_the_format = ["LittleEndian", "BigEndian", "NativeEndian", "_bytes_le"];
+        let (is_format, is_packer) = (name.starts_with("src/format/"), packers.contains(&&*name));
+        for (n, line) in production(&text).lines().enumerate() {
+            let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
+            seen += usize::from(is_format && has(&of_the_format));
+            if has(&own) && !is_packer || has(&of_the_format) && !is_format {
+                wrong.push(format!("{name}:{}: {}", n + 1, line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(seen > 10, "only {seen} uses were seen");
 }
 
 #[test]

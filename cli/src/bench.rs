@@ -16,6 +16,7 @@ use crate::args::{ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
+use crate::progress::{Activity, ProgressMeter};
 use crate::table::TextTable;
 use crate::values;
 use crate::vocabulary::Answer;
@@ -177,19 +178,25 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     };
     let options = args.opening.options().lock(Lock::Shared).budget(args.budget());
     let chain = input::chain_with(&argument, &args.opening, &options, console)?;
+    let activity = Activity::of(console, "warming up");
     let (data, end) = data(&chain, false)?;
     let (size, limit) = (chain.geometry().size, args.limit());
     let pages = places::warm(&chain, pages(&data, size, args.seed), limit.0)?;
     let pieces = places::warm(&chain, pieces(&data, size), limit.0)?;
+    drop(activity);
     let before = chain.counters();
-    let row = |places: &[Sample], at_once| {
-        let longest = places.iter().map(Sample::len).max().unwrap_or_default();
-        let mut buf = vec![0; longest];
-        row((places.len(), longest), limit, at_once, 3, |contender, i| match contender {
-            0 => Ok(chain.read_at(&mut buf[..places[i].len()], places[i].range.start)?),
-            _ => places[i].read_bare(&mut buf),
-        })
-    };
+    let row =
+        |places: &[Sample], at_once, what| {
+            let mut meter = ProgressMeter::of_steps(console, what);
+            let longest = places.iter().map(Sample::len).max().unwrap_or_default();
+            let mut buf = vec![0; longest];
+            row((places.len(), longest), limit, at_once, 3, &mut meter, |contender, i| {
+                match contender {
+                    0 => Ok(chain.read_at(&mut buf[..places[i].len()], places[i].range.start)?),
+                    _ => places[i].read_bare(&mut buf),
+                }
+            })
+        };
     let report = BenchAnswer {
         image: args.image.name(),
         layer_count: chain.layers().len(),
@@ -199,8 +206,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         budget: args.budget,
         seed: args.seed,
         reads: Reads {
-            random_4k: row(&pages, 64)?,
-            sequential_1m: row(&pieces, 4)?,
+            random_4k: row(&pages, 64, "reading at random")?,
+            sequential_1m: row(&pieces, 4, "reading in sequence")?,
             counters: CounterFacts::from(&chain.counters().since(&before)),
         },
         writes,
@@ -249,7 +256,9 @@ fn write_rows(
     let before = chain.counters();
     let longest = pages.iter().map(|(_, data)| data.len()).max().unwrap_or_default();
     let row = |at_once, flush| {
-        row((pages.len(), longest), args.limit(), at_once, 1, |_, i| {
+        let what = if flush { "writing with flushes" } else { "writing" };
+        let mut meter = ProgressMeter::of_steps(console, what);
+        row((pages.len(), longest), args.limit(), at_once, 1, &mut meter, |_, i| {
             // An interruption waits for the end of a change.
             image.change(|disk| {
                 disk.write_at(&pages[i].1, pages[i].0)?;
@@ -271,6 +280,7 @@ fn row(
     (time, operations): (Duration, u64),
     at_once: u64,
     contenders: usize,
+    meter: &mut ProgressMeter,
     mut work: impl FnMut(usize, usize) -> Result<(), Failure>,
 ) -> Result<Option<Row>, Failure> {
     if places == 0 {
@@ -291,6 +301,13 @@ fn row(
             seconds[contender].push(start.elapsed().as_secs_f64() / now as f64);
         }
         done += now;
+        // Between two rounds, which are what is measured.
+        match operations {
+            u64::MAX => {
+                meter.show(start.elapsed().min(time).as_millis() as u64, time.as_millis() as u64)
+            }
+            operations => meter.show(done, operations),
+        }
     }
     Ok(Some(statistics(done, bytes, &seconds)))
 }

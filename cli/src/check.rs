@@ -10,10 +10,27 @@ use crate::facts::report::found_by;
 use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
+use crate::paint::{Look, Painted};
+use crate::progress::Activity;
 use crate::text::{count, size};
 use crate::vocabulary::{Answer, FoundByName};
 
 const SEVERITIES: [Severity; 3] = [Severity::Error, Severity::Warning, Severity::Info];
+
+/// Remarks that ask nothing of the user: they tell of other writers' ways, or of a normal past.
+const IDLE: &[&str] = &[
+    "bat.slack",
+    "bitmap.empty",
+    "bitmap.full",
+    "bitmap.stray",
+    "chain.physical-sector",
+    "chain.size",
+    "log.old-entry",
+    "log.torn-entry",
+    "region.unknown",
+    // Unused space has a line of its own.
+    "space.leaked",
+];
 
 /// Check an image and its parents against every rule of the format. Nothing is changed.
 ///
@@ -27,6 +44,9 @@ pub(crate) struct Args {
     /// Check the image only, without its parents.
     #[arg(long)]
     layer: bool,
+    /// Also list the layers without findings, and remarks without consequences.
+    #[arg(short, long)]
+    verbose: bool,
     #[command(flatten)]
     opening: ReadFlags,
 }
@@ -34,11 +54,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Shared);
+    let activity = Activity::of(console, "checking");
     let report = Check::new().options(options).alone(args.layer).run(path)?;
+    drop(activity);
     if console.is_json() {
         console.document(&CheckAnswer::of(&report))?;
     } else {
-        text(&report, console)?;
+        text(&report, args.verbose, console)?;
     }
     Ok(if report.is_sound() { Reply::Yes } else { Reply::No })
 }
@@ -147,7 +169,7 @@ impl CheckAnswer {
     }
 }
 
-fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
+fn text(report: &Report, verbose: bool, console: &mut Console) -> Result<(), Failure> {
     // Layers that are not files can share a name; their findings are grouped.
     let mut names: Vec<&str> = Vec::new();
     let of_layers = report.layers.iter().map(|layer| layer.name.as_str());
@@ -157,7 +179,14 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
             names.push(name);
         }
     }
-    for layer in names {
+    let is_listed =
+        |is: Severity, code: &str| verbose || is != Severity::Info || !IDLE.contains(&code);
+    let concerns = |layer: &str| {
+        let findings = report.findings.iter().map(|f| (&f.layer, f.severity, f.code));
+        let unlisted = report.unlisted.iter().map(|more| (&more.layer, more.severity, more.code));
+        findings.chain(unlisted).any(|(of, is, code)| of == layer && is_listed(is, code))
+    };
+    for layer in names.into_iter().filter(|layer| verbose || concerns(layer)) {
         let known = report.layers.iter().find(|other| other.name == layer);
         let by = known
             .and_then(|known| known.found_by)
@@ -166,12 +195,14 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
         console.line(format!("{layer}{by}"))?;
         let mut is_clean = true;
         for severity in SEVERITIES {
-            let wanted = |of: &str, is: Severity| of == layer && is == severity;
-            for found in report.findings.iter().filter(|f| wanted(&f.layer, f.severity)) {
+            let wanted = |of: &str, is: Severity, code: &str| {
+                of == layer && is == severity && is_listed(is, code)
+            };
+            for found in report.findings.iter().filter(|f| wanted(&f.layer, f.severity, f.code)) {
                 is_clean = false;
                 lines(found, console)?;
             }
-            for more in report.unlisted.iter().filter(|m| wanted(&m.layer, m.severity)) {
+            for more in report.unlisted.iter().filter(|m| wanted(&m.layer, m.severity, m.code)) {
                 is_clean = false;
                 let (severity, code) = (name(severity), more.code);
                 console
@@ -192,20 +223,36 @@ fn text(report: &Report, console: &mut Console) -> Result<(), Failure> {
         (true, true) => "DOUBTFUL, although no rule is broken",
         (false, _) => "NOT SOUND",
     };
-    console.line(format!(
-        "{verdict}: {}, {} and {} in {}",
+    let look = if verdict == "Sound" { Look::Plain } else { Look::Broken };
+    let counts = format!(
+        ": {}, {} and {} in {}",
         count(errors as usize, "error"),
         count(warnings as usize, "warning"),
         count(infos as usize, "remark"),
         count(report.layers.len(), "layer")
-    ))
+    );
+    console.painted(&Painted::new(look, verdict).with(Look::Plain, counts))?;
+    let unused: u64 = report.layers.iter().filter_map(|layer| layer.leaked).sum();
+    if !verbose && unused > 0 {
+        console.line(format!("  unused space in the files: {}", size(unused)))?;
+    }
+    let hidden = report.findings.iter().filter(|found| !is_listed(found.severity, found.code));
+    let more = report.unlisted.iter().filter(|more| !is_listed(more.severity, more.code));
+    let hidden = hidden.count() + more.map(|more| more.count as usize).sum::<usize>();
+    if hidden > 0 {
+        console.line(format!("  -v lists {} without consequences", count(hidden, "remark")))?;
+    }
+    Ok(())
 }
 
 fn lines(finding: &Finding, console: &mut Console) -> Result<(), Failure> {
     let at = finding.offset.map(|offset| format!(" at {offset:#x}")).unwrap_or_default();
     let section = finding.section.map(|s| format!(" [MS-VHDX {s}]")).unwrap_or_default();
     let severity = name(finding.severity);
-    console.line(format!("  {severity:7}  {}: {}{at}{section}", finding.code, finding.message))?;
+    let look = if finding.severity == Severity::Error { Look::Broken } else { Look::Plain };
+    let message = format!("  {}: {}{at}{section}", finding.code, finding.message);
+    let line = Painted::from("  ").with(look, format!("{severity:7}")).with(Look::Plain, message);
+    console.painted(&line)?;
     let values = match (&finding.found, &finding.expected) {
         (Some(found), Some(expected)) => Some(format!("found {found}, expected {expected}")),
         (Some(found), None) => Some(format!("found {found}")),

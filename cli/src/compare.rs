@@ -10,7 +10,7 @@ use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
-use crate::text::size;
+use crate::text::{cells, padded, size};
 use crate::vocabulary::Answer;
 
 /// Compare two disks and print where they first differ.
@@ -119,9 +119,10 @@ fn text(args: &Args, found: &Comparison) -> Vec<String> {
             };
             let at = difference.offset;
             lines.push(format!("The disks differ at byte {at} ({at:#x}):"));
-            let width = a.chars().count().max(b.chars().count());
-            lines.push(format!("  {a:width$}  {}", byte(difference.a)));
-            lines.push(format!("  {b:width$}  {}", byte(difference.b)));
+            let width = cells(&a).max(cells(&b));
+            let named = |name, value| format!("  {}  {}", padded(name, width, false), byte(value));
+            lines.push(named(&a, difference.a));
+            lines.push(named(&b, difference.b));
         }
         None if found.same_size() => {
             lines.push(format!("The disks are the same: {}.", size(found.size_a)));

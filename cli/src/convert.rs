@@ -127,7 +127,7 @@ fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<
 }
 
 fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
-    let mut meter = ProgressMeter::new(console);
+    let mut meter = ProgressMeter::beside_output(console);
     let mut out = io::stdout().lock();
     let done = Export::new().on_progress(|now| meter.report(now)).stream(input.disk(), &mut out);
     drop(meter);

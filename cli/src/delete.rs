@@ -11,6 +11,7 @@ use crate::forks;
 use crate::merging::{DeleteAnswer, HowFlags, Moves, Request, What};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
+use crate::progress::Activity;
 use crate::shell::argument;
 use crate::text::{count, size};
 use crate::typed::with_parents;
@@ -58,7 +59,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     if point.id == inspected.tip().id {
         return Err(refuse_tip(&inspected));
     }
+    let activity = Activity::of(console, "looking for branches");
     let others = forks::others(&inspected, &point, &how.opening)?;
+    drop(activity);
     if !others.is_empty() {
         return Err(refuse_fork(&point, &others));
     }
@@ -143,7 +146,9 @@ fn delete_branch(
         delete = delete.children_in(folder);
     }
     if how.dry_run {
+        let activity = Activity::of(console, "measuring the branch");
         let forecast = delete.forecast()?;
+        drop(activity);
         operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }

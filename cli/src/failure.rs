@@ -269,7 +269,8 @@ fn facts_of(error: &avhdx::Error) -> Facts {
     }
 }
 
-fn exit_of(error: &avhdx::Error) -> Exit {
+/// The exit code for an error of the library.
+pub(crate) fn exit_of(error: &avhdx::Error) -> Exit {
     match error.kind() {
         ErrorKind::Io if error.code() == "create.exists" => Exit::Refused,
         ErrorKind::Io | ErrorKind::Poisoned | ErrorKind::NoSpace | ErrorKind::Other => Exit::Io,

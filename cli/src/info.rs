@@ -12,6 +12,7 @@ use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
 use crate::parents;
+use crate::progress::Activity;
 
 /// Show the facts of an image: headers, regions, metadata, blocks, log, parent.
 ///
@@ -39,10 +40,12 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let parent = layers.get(1).map(|(layer, _)| (layer.name.clone(), layer.found_by));
     let broken = broken.map(|error| parents::failure(error, &path, &options));
     let mut report = ChainReport { layers: Vec::new(), depth, parent, broken };
+    let activity = Activity::of(console, "counting blocks");
     for (layer, image) in layers.into_iter().take(wanted) {
         let in_use = in_use(layer.id);
         report.layers.push(LayerFacts::of(layer, &image, in_use));
     }
+    drop(activity);
     if let (Some(failure), Some(tip)) = (&log_failure, report.layers.first_mut()) {
         tip.broken_log = Some(failure.message().to_owned());
     }

@@ -168,19 +168,19 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     let name = path.display();
     let failed = |error| Failure::io("file.open", format!("{name}: cannot open the file"), &error);
     let kind = LocalHost.stat(path).map_err(failed)?.kind;
-    let refuse = |code| Failure::usage(code, format!("{name}: this is {kind}, not a disk"));
+    let what = format!("{name}: this is {kind}, not a disk");
     match kind {
-        FileKind::Folder => return Err(refuse("file.folder")),
+        FileKind::Folder => return Err(Failure::usage("file.folder", what)),
         FileKind::Fifo => {
             let convert = format!("avhdx convert -f raw - OUT < {}", argument(path));
-            return Err(refuse("file.not-regular").then(convert));
+            return Err(Failure::usage("file.not-regular", what).then(convert));
         }
-        FileKind::Socket => return Err(refuse("file.not-regular")),
+        FileKind::Socket => return Err(Failure::usage("file.not-regular", what)),
         _ => {}
     }
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
     if kind != FileKind::File && storage.len().is_ok_and(|len| len == 0) {
-        return Err(refuse("file.not-regular"));
+        return Err(Failure::usage("file.not-regular", what));
     }
     // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {

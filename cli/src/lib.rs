@@ -19,12 +19,14 @@
 //! 13. `typed`: the command line as typed;
 //! 14. `failure`: errors and exit codes;
 //! 15. `point`, `shell`, `table`, `values`, `vocabulary`;
-//! 16. `text`.
+//! 16. `paint`, `screen`, `text`.
 
 mod args;
 mod bench;
 mod check;
 mod checkpoint;
+#[cfg(test)]
+mod codes;
 mod compare;
 mod convert;
 mod create;
@@ -49,6 +51,7 @@ mod next;
 mod operation;
 mod output;
 mod pages;
+mod paint;
 mod parents;
 mod point;
 mod points;
@@ -60,6 +63,7 @@ mod reparent;
 mod revert;
 #[cfg(test)]
 mod schemas;
+mod screen;
 mod shell;
 mod snapshots;
 mod table;
@@ -94,6 +98,9 @@ struct Cli {
     /// Print JSON or JSON Lines, including errors and warnings on standard error.
     #[arg(long, global = true)]
     json: bool,
+    /// Print neither progress nor notes, only answers, warnings and errors.
+    #[arg(short, long, global = true)]
+    quiet: bool,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -176,7 +183,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     });
     let (mut console, done) = match parsed {
         Ok(cli) => {
-            let mut console = Console::new(cli.json);
+            let mut console = Console::new(cli.json, cli.quiet);
             interrupt::arm(cli.json);
             let done = cli.verb.run(&mut console).and_then(|answer| {
                 console.flush()?;
@@ -191,7 +198,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
         Err(error) if error.use_stderr() && args.iter().any(|arg| arg == "--json") => {
             let failure = Failure::usage("usage", error.to_string().trim()).then(help(&args));
-            (Console::new(true), Err(failure))
+            (Console::new(true, false), Err(failure))
         }
         Err(error) => return print_usage(&error, &args),
     };

@@ -8,6 +8,7 @@ use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
+use crate::progress::Activity;
 use crate::text::size;
 use crate::values;
 use crate::vocabulary::Answer;
@@ -39,6 +40,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         None => CopyFormat::value_variants().to_vec(),
     };
     let mut rows = Vec::new();
+    let activity = Activity::of(console, "measuring");
     for target in targets {
         let needed = match target {
             CopyFormat::Raw => Measure::raw(),
@@ -47,6 +49,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         };
         rows.push((target, needed.run(input.disk())?));
     }
+    drop(activity);
     if console.is_json() {
         console.document(&MeasureAnswer::of(&args, &rows, &input))?;
     } else {

@@ -18,6 +18,7 @@ use crate::next;
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::point::Point;
+use crate::progress::Activity;
 use crate::shell::argument;
 use crate::text::size;
 use crate::typed::with_parents;
@@ -130,7 +131,9 @@ impl Request {
         let mut options = self.opening()?.unfinished(how.resume);
         let mut image = self.image.clone();
         if how.resume {
+            let activity = Activity::of(console, "reading the images");
             let (tip, parent) = unfinished(self)?;
+            drop(activity);
             image = tip;
             // A tip and its parent that have exchanged their names do not find each other by name.
             if let Some(parent) = parent {
@@ -141,7 +144,9 @@ impl Request {
         let (merge, child) = self.merge_of(&inspected)?;
         if how.dry_run {
             inspected.warn(&options, console)?;
+            let activity = Activity::of(console, "measuring the data");
             let forecast = merge.forecast(&inspected.chain)?;
+            drop(activity);
             operation::print_forecast(&forecast, console)
                 .map_err(|failure| self.suggest_low_space(failure, &merge, &inspected))?;
             return Ok(Reply::Yes);

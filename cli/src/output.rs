@@ -1,12 +1,14 @@
 //! Standard output and standard error, as text or as JSON.
 
-use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+use std::io::{self, BufWriter, Stdout, Write};
 
 use avhdx::Warning;
 use serde::Serialize;
 
 use crate::failure::Failure;
+use crate::paint::Painted;
 use crate::render;
+use crate::screen;
 use crate::table::TextTable;
 use crate::text::printable;
 use crate::vocabulary::{AcceptedLoss, Answer, Document, Line};
@@ -15,6 +17,11 @@ use crate::vocabulary::{AcceptedLoss, Answer, Document, Line};
 #[derive(Debug)]
 pub(crate) struct Console {
     json: bool,
+    /// Neither progress nor notes are printed.
+    quiet: bool,
+    /// The width of standard output in cells; `None` if it is not a terminal.
+    width: Option<usize>,
+    has_colours: bool,
     out: BufWriter<Stdout>,
     /// The work is done; only its report is left.
     is_done: bool,
@@ -25,9 +32,12 @@ pub(crate) struct Console {
 }
 
 impl Console {
-    pub(crate) fn new(json: bool) -> Self {
+    pub(crate) fn new(json: bool, quiet: bool) -> Self {
         Self {
             json,
+            quiet,
+            width: screen::width(),
+            has_colours: screen::has_colours(),
             out: BufWriter::with_capacity(64 << 10, io::stdout()),
             is_done: false,
             is_repaired: false,
@@ -38,6 +48,16 @@ impl Console {
     /// Whether the answer is JSON.
     pub(crate) fn is_json(&self) -> bool {
         self.json
+    }
+
+    /// Whether only answers, warnings and errors are printed.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// The width of the terminal in cells, which names are shortened to; `None` if standard output is none.
+    pub(crate) fn width(&self) -> Option<usize> {
+        self.width
     }
 
     /// Records that the work is done: a later failure to print is reported as such.
@@ -61,10 +81,16 @@ impl Console {
         writeln!(self.out, "{}", line.trim_end()).map_err(|error| self.failed(&error))
     }
 
+    /// Writes a line of an answer, with colours where standard output has them.
+    pub(crate) fn painted(&mut self, line: &Painted) -> Result<(), Failure> {
+        let line = line.render(self.has_colours);
+        writeln!(self.out, "{line}").map_err(|error| self.failed(&error))
+    }
+
     /// Writes a table and an empty line.
     pub(crate) fn table(&mut self, table: TextTable) -> Result<(), Failure> {
-        for line in table.lines() {
-            self.line(line)?;
+        for line in table.lines(self.width) {
+            self.painted(&line)?;
         }
         self.line("")
     }
@@ -107,8 +133,11 @@ impl Console {
         self.out.flush().map_err(|error| self.failed(&error))
     }
 
-    /// Prints a note on standard error.
+    /// Prints a note on standard error, unless the program is to be quiet.
     pub(crate) fn note(&mut self, code: &'static str, message: &str) {
+        if self.quiet {
+            return;
+        }
         if self.json {
             say(&NoteAnswer { code, message });
         } else {
@@ -175,27 +204,27 @@ impl Answer for WarningAnswer<'_> {
 /// Prints an answer on a line of standard error. A broken standard error cannot be reported.
 pub(crate) fn say(answer: &impl Answer) {
     if let Ok(line) = serde_json::to_string(&Line::of(answer)) {
-        let _ = writeln!(io::stderr(), "{line}");
+        print_error(&line);
     }
 }
 
 fn aside(prefix: &str, message: &str) {
-    let _ = writeln!(io::stderr(), "avhdx: {prefix}{}", printable(message));
+    print_error(&format!("avhdx: {prefix}{}", printable(message)));
 }
 
-/// Prints a failure on standard error. Does not touch standard output: another thread may hold its lock.
+/// Prints a line on standard error, above a bar. A broken standard error cannot be reported.
+fn print_error(line: &str) {
+    screen::above(|| drop(writeln!(io::stderr(), "{line}")));
+}
+
+/// Prints a failure on standard error, in place of a bar. Does not touch standard output: another thread may hold its lock.
 pub(crate) fn complain(failure: &Failure, json: bool) {
     let text = match json {
         true => render::json(failure),
         false => render::text(failure),
     };
+    screen::end();
     if let Some(text) = text {
-        // A broken standard error cannot be reported.
-        let _ = writeln!(io::stderr(), "{text}");
+        print_error(&text);
     }
-}
-
-/// Whether standard error is a terminal.
-pub(crate) fn is_watched() -> bool {
-    io::stderr().is_terminal()
 }

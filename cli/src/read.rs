@@ -8,6 +8,7 @@ use crate::args::{Format, ImageArg, ReadFlags, range};
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
 use crate::output::Console;
+use crate::progress::ProgressMeter;
 use crate::values;
 use crate::vocabulary::Answer;
 
@@ -69,6 +70,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let end = range(args.offset, length, size)?.end;
     let mut buf = vec![0; length.min(PIECE) as usize];
     let mut at = args.offset;
+    // Lines of JSON tell by themselves how far the read is.
+    let mut meter = (!console.is_json()).then(|| ProgressMeter::beside_output(console));
     while at < end {
         // Pieces end at multiples of their size, so that few blocks are split.
         let piece = &mut buf[..(PIECE - at % PIECE).min(end - at) as usize];
@@ -80,6 +83,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             console.bytes(piece)?;
         }
         at += piece.len() as u64;
+        if let Some(meter) = &mut meter {
+            meter.show(at - args.offset, length);
+        }
     }
     Ok(Reply::Yes)
 }

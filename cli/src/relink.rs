@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::args::ParentFlags;
 use crate::failure::{ErrorFacts, Exit, Failure, Reply};
 use crate::output::Console;
+use crate::progress::Activity;
 use crate::text::count;
 use crate::vocabulary::{Answer, shown};
 
@@ -79,7 +80,9 @@ impl RelinkAnswer {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let relink =
         Relink::folder(&args.places).recursive(!args.not_below).parents(args.parents.source());
+    let activity = Activity::of(console, "reading the images");
     let relinked = if args.dry_run { relink.plan()? } else { relink.run()? };
+    drop(activity);
     if !args.dry_run {
         console.done();
     }

@@ -13,8 +13,10 @@ use crate::failure::{Failure, Reply};
 use crate::forks;
 use crate::operation::{self, Subject};
 use crate::output::Console;
-use crate::table::TextTable;
-use crate::text::{printable, units, utc};
+use crate::paint::Look;
+use crate::progress::Activity;
+use crate::table::{Cell, TextTable};
+use crate::text::{minute, printable, units, utc, wrapped};
 use crate::vocabulary::Answer;
 
 /// List the points in time of a disk, newest first: label, time, what each holds, and whether it can be deleted.
@@ -79,6 +81,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?.unfinished(true);
     let subject = Subject::inspect(&args.image, &options)?;
     console.warnings(&subject.chain.warnings());
+    let activity = Activity::of(console, "reading the images");
     let forest = forks::forest(&subject, &args.opening)?;
     let is_unfinished = operation::being_merged(&subject.chain).is_some();
     let mut rows = Vec::new();
@@ -107,6 +110,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let (label, time) = (point.label, point.time);
         rows.push(Row { layer, label, time, written, holds, blocked });
     }
+    drop(activity);
     print(&subject, &rows, console)?;
     Ok(Reply::Yes)
 }
@@ -134,29 +138,40 @@ fn print(subject: &Subject, rows: &[Row], console: &mut Console) -> Result<(), F
         let points = rows.iter().enumerate().map(point).collect();
         return console.document(&PointsAnswer { image, points });
     }
-    let columns = ["point", "label", "taken", ">holds", "delete", "file"];
+    let columns = ["point", "~label", "taken (UTC)", ">holds", "delete", "~file"];
     let mut table = TextTable::new(&format!("Points in time of {image}"), &columns);
     for (n, row) in rows.iter().enumerate() {
         let taken = match (n, row.time, row.written) {
             (0, ..) => "now".into(),
-            (_, Some(time), _) => utc(time),
-            (_, None, Some(written)) => format!("{}*", utc(written)),
+            (_, Some(time), _) => minute(time),
+            (_, None, Some(written)) => format!("{}*", minute(written)),
             _ => "-".into(),
         };
-        let delete = match row.blocked.first() {
-            None => "yes".to_owned(),
-            Some(why) => format!("no: {}", printable(why)),
+        // A terminal has no room for the reason in its row.
+        let delete = match (row.blocked.first(), console.width()) {
+            (None, _) => "yes".to_owned(),
+            (Some(why), None) => format!("no: {}", printable(why)),
+            (Some(_), Some(_)) => "no".to_owned(),
         };
         let file = row.layer.path.as_ref().and_then(|path| path.file_name());
         let file = file.map_or(row.layer.name.clone(), |name| name.to_string_lossy().into_owned());
+        let look = if n == 0 { Look::Tip } else { Look::Plain };
         table.row([
-            format!("@-{n}"),
-            row.label.clone().unwrap_or_else(|| "-".into()),
-            taken,
-            units(row.holds),
-            delete,
-            file,
+            Cell::new(look, format!("@-{n}")),
+            row.label.clone().unwrap_or_else(|| "-".into()).into(),
+            taken.into(),
+            units(row.holds).into(),
+            delete.into(),
+            Cell::new(look, file),
         ]);
+    }
+    if let Some(width) = console.width() {
+        for (n, row) in rows.iter().enumerate().skip(1).filter(|(_, row)| !row.blocked.is_empty()) {
+            let why = format!("in the way of deleting @-{n}: {}", row.blocked.join(", "));
+            for line in wrapped(&printable(&why), width.saturating_sub(2)) {
+                table.remark(line);
+            }
+        }
     }
     if rows.iter().skip(1).any(|row| row.time.is_none() && row.written.is_some()) {
         table.remark("* no time of a checkpoint is recorded: when the file was last written to");

@@ -2,6 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jiff::Timestamp;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
 /// Escapes control and bidirectional characters: names come from untrusted images and reach a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
@@ -15,6 +18,55 @@ pub(crate) fn printable(text: &str) -> String {
         }
     }
     safe
+}
+
+/// The width of text in cells of a terminal: East Asian characters and emoji take two.
+pub(crate) fn cells(text: &str) -> usize {
+    text.width()
+}
+
+/// The text with blanks before or after it, up to a width in cells.
+pub(crate) fn padded(text: &str, width: usize, to_the_right: bool) -> String {
+    let blanks = " ".repeat(width.saturating_sub(cells(text)));
+    if to_the_right { blanks + text } else { text.to_owned() + &blanks }
+}
+
+/// The text within a width in cells, with `gap` in its middle if it is too long: names differ at both ends.
+pub(crate) fn shortened(text: &str, width: usize, gap: &str) -> String {
+    if cells(text) <= width {
+        return text.to_owned();
+    }
+    let room = width.saturating_sub(cells(gap));
+    // A character of no width belongs to the one before it.
+    let starts: Vec<usize> = text
+        .char_indices()
+        .filter(|(_, c)| c.width() != Some(0))
+        .map(|(at, _)| at)
+        .chain([text.len()])
+        .collect();
+    let fits = |part: &str, room: usize| cells(part) <= room;
+    let head = starts.iter().rev().map(|at| &text[..*at]).find(|part| fits(part, room / 2));
+    let head = head.unwrap_or_default();
+    let room = room - cells(head);
+    let tail = starts.iter().map(|at| &text[*at..]).find(|part| fits(part, room));
+    let short = head.to_owned() + gap + tail.unwrap_or_default();
+    if fits(&short, width) { short } else { String::new() }
+}
+
+/// The text in lines of at most `width` cells, broken at blanks. A longer word is shortened.
+pub(crate) fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let word = shortened(word, width, "…");
+        match lines.last_mut() {
+            Some(line) if cells(line) + 1 + cells(&word) <= width => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            _ => lines.push(word),
+        }
+    }
+    lines
 }
 
 /// A number of things: `1 image`, `2 images`.
@@ -50,38 +102,22 @@ pub(crate) fn units(bytes: u64) -> String {
 
 /// A time as `2026-11-22T21:37:09Z`.
 pub(crate) fn utc(time: SystemTime) -> String {
-    let seconds = match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        Err(before) => {
-            let before = before.duration();
-            let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX);
-            -whole - i64::from(before.subsec_nanos() > 0)
-        }
+    written(time, "%Y-%m-%dT%H:%M:%SZ")
+}
+
+/// A time to the minute, in UTC, as `2026-11-22 21:37`.
+pub(crate) fn minute(time: SystemTime) -> String {
+    written(time, "%Y-%m-%d %H:%M")
+}
+
+/// Times of damaged marks and files may lie outside the years -9999 to 9999; the nearest that can be written stands
+/// for them.
+fn written(time: SystemTime, format: &str) -> String {
+    let nearest = match time < UNIX_EPOCH {
+        true => Timestamp::MIN,
+        false => Timestamp::MAX,
     };
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    // The calendar repeats every 400 years; the rest is counted off year by year.
-    let (cycle, mut day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let mut year = 1970 + 400 * cycle;
-    let is_leap = |year: i64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
-    loop {
-        let length = 365 + i64::from(is_leap(year));
-        if day < length {
-            break;
-        }
-        day -= length;
-        year += 1;
-    }
-    let february = 28 + i64::from(is_leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if day < length {
-            break;
-        }
-        day -= length;
-        month += 1;
-    }
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", day + 1)
+    Timestamp::try_from(time).unwrap_or(nearest).strftime(format).to_string()
 }
 
 #[cfg(test)]
@@ -107,6 +143,34 @@ mod tests {
     }
 
     #[test]
+    fn names_are_shortened_in_the_middle() {
+        let short = |text, width| shortened(text, width, "…");
+        assert_eq!(short("web.vhdx", 8), "web.vhdx");
+        assert_eq!(short("web_1A2B3C4D.avhdx", 11), "web_1…avhdx");
+        assert_eq!(short("web_1A2B3C4D.avhdx", 12), "web_1….avhdx");
+        // Two cells each: half a character is not shown.
+        assert_eq!(short("虛擬機器磁碟.vhdx", 11), "虛擬….vhdx");
+        assert_eq!(short("💾💾💾💾.vhdx", 10), "💾💾….vhdx");
+        // An accent stays with its letter.
+        assert_eq!(short("e\u{301}a\u{301}bcdef", 5), "e\u{301}a\u{301}…ef");
+        assert_eq!(short("abcdef", 1), "…");
+        assert_eq!(short("abcdef", 0), "");
+        assert_eq!(shortened("abcdefghij", 8, "..."), "ab...hij");
+        for width in 0..40 {
+            for text in ["虛擬機a器磁碟.vhdx", "👩‍💻👩‍💻👩‍💻.vhdx", "e\u{301}".repeat(30).as_str()]
+            {
+                assert!(cells(&shortened(text, width, "…")) <= width, "{text} {width}");
+            }
+        }
+    }
+
+    #[test]
+    fn lines_are_broken_at_blanks() {
+        assert_eq!(wrapped("the parent of 虛擬 is gone", 13), ["the parent of", "虛擬 is gone"]);
+        assert_eq!(wrapped("a-word-that-is-too-long or not", 9), ["a-wo…long", "or not"]);
+    }
+
+    #[test]
     fn times_are_those_of_the_calendar() {
         // From date -u -d @SECONDS.
         let known = [
@@ -120,6 +184,9 @@ mod tests {
         for (seconds, text) in known {
             assert_eq!(utc(UNIX_EPOCH + Duration::from_secs(seconds)), text);
         }
+        assert_eq!(minute(UNIX_EPOCH + Duration::from_secs(1_735_689_599)), "2024-12-31 23:59");
         assert_eq!(utc(UNIX_EPOCH - Duration::from_millis(1)), "1969-12-31T23:59:59Z");
+        // A time that no calendar has is not an error of the program.
+        assert!(utc(UNIX_EPOCH + Duration::from_secs(1 << 62)).starts_with("9999-12-30T"));
     }
 }

@@ -13,6 +13,7 @@ use avhdx::ops::forest::Forest;
 use crate::args::ParentFlags;
 use crate::failure::{Failure, Reply};
 use crate::output::Console;
+use crate::progress::Activity;
 use json::TreeAnswer;
 use names::Names;
 
@@ -36,7 +37,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let activity = Activity::of(console, "reading the images");
     let forest = Forest::scan(&args.places, &args.parents.source())?;
+    drop(activity);
     let names = Names::new(&forest, &args.places);
     if console.is_json() {
         console.document(&TreeAnswer::of(&names))?;

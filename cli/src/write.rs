@@ -61,11 +61,15 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     };
     let image = WritableImage::open(&args.image, &args.writing, console, fits)?;
     let mut written = 0;
-    let mut meter = known.map(|length| (ProgressMeter::new(console), length));
+    let mut meter = match known {
+        Some(_) => ProgressMeter::new(console),
+        None => ProgressMeter::endless(console),
+    };
     let done = copy(input, &image, (&name, args.offset), &mut |so_far| {
         written = so_far;
-        if let Some((meter, length)) = &mut meter {
-            meter.show(so_far, *length);
+        match known {
+            Some(length) => meter.show(so_far, length),
+            None => meter.show_endless(so_far),
         }
     });
     drop(meter);

@@ -115,12 +115,17 @@ impl CreateOptions {
         flags.set(FileFlags::HAS_PARENT, self.parent.is_some());
         let file = FileParameters { block_size: self.block_size, flags };
         let disk = ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED;
+        let sector = |size| metadata::sector_size_to_bytes(size).to_vec();
         let mut items: Vec<(Uuid, ItemFlags, Vec<u8>)> = vec![
             (metadata::FILE_PARAMETERS, ItemFlags::REQUIRED, file.to_bytes().to_vec()),
-            (metadata::VIRTUAL_DISK_SIZE, disk, self.size.to_le_bytes().to_vec()),
-            (metadata::VIRTUAL_DISK_ID, disk, self.disk_id.to_bytes_le().to_vec()),
-            (metadata::LOGICAL_SECTOR_SIZE, disk, self.logical_sector.to_le_bytes().to_vec()),
-            (metadata::PHYSICAL_SECTOR_SIZE, disk, self.physical_sector.to_le_bytes().to_vec()),
+            (
+                metadata::VIRTUAL_DISK_SIZE,
+                disk,
+                metadata::virtual_size_to_bytes(self.size).to_vec(),
+            ),
+            (metadata::VIRTUAL_DISK_ID, disk, metadata::disk_id_to_bytes(self.disk_id).to_vec()),
+            (metadata::LOGICAL_SECTOR_SIZE, disk, sector(self.logical_sector)),
+            (metadata::PHYSICAL_SECTOR_SIZE, disk, sector(self.physical_sector)),
         ];
         if let Some(parent) = &self.parent {
             let locator = parent.locator().to_bytes()?;

@@ -41,7 +41,9 @@ impl BatEntry {
     }
 
     pub(crate) fn to_bytes(self) -> [u8; ENTRY_LEN as usize] {
-        self.0.to_le_bytes()
+        let mut bytes = [0; ENTRY_LEN as usize];
+        LittleEndian::write_u64(&mut bytes, self.0);
+        bytes
     }
 
     /// The entry that these bits are.

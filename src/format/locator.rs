@@ -126,8 +126,10 @@ impl ParentLocator {
         for (i, (key, value)) in self.entries.iter().enumerate() {
             for (text, offset_at, length_at) in [(key, 0, 8), (value, 4, 10)] {
                 let offset = bytes.len() as u32;
-                bytes.extend(text.encode_utf16().flat_map(u16::to_le_bytes));
-                let length = bytes.len() as u32 - offset;
+                let units: Vec<u16> = text.encode_utf16().collect();
+                let length = 2 * units.len();
+                bytes.resize(bytes.len() + length, 0);
+                FieldsMut(&mut bytes).u16s(offset as usize, &units);
                 let mut fields = FieldsMut(&mut bytes[HEADER_LEN + ENTRY_LEN * i..]);
                 fields.u32(offset_at, offset);
                 fields.u16(length_at, length as u16);

@@ -136,10 +136,12 @@ impl NewEntry {
                     fields.bytes(4, &sector[middle_end..end]);
                     fields.bytes(8, &sector[..8]);
                     fields.u64(16, at.get());
-                    data.extend_from_slice(b"data");
-                    data.extend_from_slice(&((self.sequence_number >> 32) as u32).to_le_bytes());
-                    data.extend_from_slice(&sector[8..middle_end]);
-                    data.extend_from_slice(&(self.sequence_number as u32).to_le_bytes());
+                    let start = data.len();
+                    data.extend_from_slice(&sector[..]);
+                    let mut fields = FieldsMut(&mut data[start..]);
+                    fields.bytes(0, b"data");
+                    fields.u32(4, (self.sequence_number >> 32) as u32);
+                    fields.u32(middle_end, self.sequence_number as u32);
                 }
             }
         }

@@ -333,9 +333,10 @@ pub(crate) fn parse_sector_size(bytes: &[u8], at: u64, section: &'static str) ->
     Ok(size)
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
 pub(crate) fn sector_size_to_bytes(size: u32) -> [u8; 4] {
-    size.to_le_bytes()
+    let mut bytes = [0; 4];
+    FieldsMut(&mut bytes).u32(0, size);
+    bytes
 }
 
 /// Parses the Virtual Disk Size item, \[MS-VHDX\] 2.6.2.2, in bytes.
@@ -349,9 +350,10 @@ pub(crate) fn parse_virtual_size(bytes: &[u8], at: u64, logical_sector: u32) -> 
     Ok(size)
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
 pub(crate) fn virtual_size_to_bytes(size: u64) -> [u8; 8] {
-    size.to_le_bytes()
+    let mut bytes = [0; 8];
+    FieldsMut(&mut bytes).u64(0, size);
+    bytes
 }
 
 /// Parses the Virtual Disk ID item, \[MS-VHDX\] 2.6.2.3.
@@ -381,7 +383,6 @@ fn flags_of(item: Uuid) -> Option<ItemFlags> {
     }
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the writer"))]
 pub(crate) fn disk_id_to_bytes(id: Uuid) -> [u8; 16] {
     id.to_bytes_le()
 }

@@ -99,6 +99,10 @@ impl FieldsMut<'_> {
         LittleEndian::write_u16(&mut self.0[at..], value);
     }
 
+    fn u16s(&mut self, at: usize, values: &[u16]) {
+        LittleEndian::write_u16_into(values, &mut self.0[at..at + 2 * values.len()]);
+    }
+
     fn u32(&mut self, at: usize, value: u32) {
         LittleEndian::write_u32(&mut self.0[at..], value);
     }

@@ -121,8 +121,8 @@ pub(crate) fn disk_edits(image: &Core, other: &Core) -> Result<Vec<ItemEdit>> {
         gone.map(|(entry, _)| ItemEdit::Remove { item: entry.item, is_user: is_user(entry) });
     let set = |item, flags, bytes| ItemEdit::Set { item, flags, bytes };
     let flags = ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED;
-    let id = image.disk_id().to_bytes_le().to_vec();
-    let physical = image.geometry().physical_sector.to_le_bytes().to_vec();
+    let id = metadata::disk_id_to_bytes(image.disk_id()).to_vec();
+    let physical = metadata::sector_size_to_bytes(image.geometry().physical_sector).to_vec();
     let known = [
         set(metadata::VIRTUAL_DISK_ID, flags, id),
         set(metadata::PHYSICAL_SECTOR_SIZE, flags, physical),

@@ -424,7 +424,7 @@ impl ItemEdit {
         Self::Set {
             item: metadata::VIRTUAL_DISK_SIZE,
             flags: ItemFlags::VIRTUAL_DISK | ItemFlags::REQUIRED,
-            bytes: size.to_le_bytes().to_vec(),
+            bytes: metadata::virtual_size_to_bytes(size).to_vec(),
         }
     }
 }

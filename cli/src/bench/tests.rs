@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::places::{pages, pieces};
-use super::{median, row, statistics};
+use super::{ProgressMeter, median, row, statistics};
 
 #[test]
 fn pages_and_pieces_overlap_the_ranges() {
@@ -31,7 +31,8 @@ fn the_bound_of_the_median_follows_the_sign_test() {
 #[test]
 fn every_contender_does_every_operation_once() {
     let mut done = [[0; 5]; 3];
-    let row = row((5, 1), (Duration::MAX, 25), 2, 3, |contender, i| {
+    let meter = &mut ProgressMeter::Silent;
+    let row = row((5, 1), (Duration::MAX, 25), 2, 3, meter, |contender, i| {
         done[contender][i] += 1;
         Ok(())
     });

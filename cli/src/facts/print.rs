@@ -1,20 +1,22 @@
 //! The facts as text.
 
-use avhdx::{HeaderInfo, ImageInfo, LogState, MergeState};
+use avhdx::{CheckpointMark, HeaderInfo, ImageInfo, LogState, MergeState};
 
 use super::report::{
     ChainReport, HEADERS, LayerFacts, REGION_TABLES, counts, found_by, held, kind,
 };
 use crate::failure::Failure;
 use crate::output::Console;
+use crate::paint::Look;
+use crate::table::Cell;
 use crate::table::TextTable;
-use crate::text::{size, units, utc};
+use crate::text::{minute, size, units, utc};
 
 /// The tip with all its structures.
 pub(crate) fn image(report: &ChainReport, console: &mut Console) -> Result<(), Failure> {
     let facts = &report.layers[0];
     let info = &facts.info;
-    head(facts, console)?;
+    head(facts, None, console)?;
     let mut chain = TextTable::fields("Chain");
     chain.field("layers found", report.depth);
     if let Some((name, by)) = &report.parent {
@@ -22,7 +24,7 @@ pub(crate) fn image(report: &ChainReport, console: &mut Console) -> Result<(), F
         chain.field("parent", format!("{name}{by}"));
     }
     match &report.broken {
-        Some(failure) => chain.field("BROKEN", failure.message()),
+        Some(failure) => chain.fault("BROKEN", failure.message()),
         None => chain.field("complete", "yes"),
     };
     console.table(chain)?;
@@ -41,7 +43,7 @@ pub(crate) fn image(report: &ChainReport, console: &mut Console) -> Result<(), F
 pub(crate) fn chain(report: &ChainReport, console: &mut Console) -> Result<(), Failure> {
     let mut overview = TextTable::new(
         "Chain, from the tip down",
-        &["DEPTH", ">SIZE", ">BLOCK", ">HELD", ">FILE", "LOG", "DATA WRITE GUID", "NAME"],
+        &["DEPTH", ">SIZE", ">HELD", ">FILE", "LOG", "IDENTITY", "TAKEN (UTC)", "LABEL", "NAME"],
     );
     for (depth, facts) in report.layers.iter().enumerate() {
         let info = &facts.info;
@@ -49,21 +51,25 @@ pub(crate) fn chain(report: &ChainReport, console: &mut Console) -> Result<(), F
             .blocks
             .as_ref()
             .map_or_else(|_| "?".into(), |blocks| units(held(blocks) * u64::from(info.block_size)));
+        let look = if depth == 0 { Look::Tip } else { Look::Plain };
+        let mark = mark_of(report, depth);
+        let label = mark.map(|mark| mark.label.clone()).filter(|label| !label.is_empty());
         overview.row([
-            depth.to_string(),
-            units(info.geometry.size),
-            units(info.block_size.into()),
-            held,
-            units(info.file_len),
-            log_state(facts).into(),
-            facts.layer.data_write_guid.to_string(),
-            facts.layer.name.clone(),
+            Cell::new(look, depth.to_string()),
+            units(info.geometry.size).into(),
+            held.into(),
+            units(info.file_len).into(),
+            log_state(facts).to_owned().into(),
+            facts.layer.data_write_guid.to_string()[..8].to_owned().into(),
+            mark.map_or_else(|| "-".into(), |mark| minute(mark.time)).into(),
+            label.unwrap_or_else(|| "-".into()).into(),
+            Cell::new(look, facts.layer.name.clone()),
         ]);
     }
     console.table(overview)?;
     for (depth, facts) in report.layers.iter().enumerate() {
         console.line(format!("Layer {depth}"))?;
-        head(facts, console)?;
+        head(facts, mark_of(report, depth), console)?;
         console.table(log(facts))?;
         console.table(blocks(facts))?;
         if let Some(table) = locator(&facts.info) {
@@ -73,7 +79,17 @@ pub(crate) fn chain(report: &ChainReport, console: &mut Console) -> Result<(), F
     Ok(())
 }
 
-fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
+/// The mark of the checkpoint that froze a layer: the layer above has it.
+fn mark_of(report: &ChainReport, depth: usize) -> Option<&CheckpointMark> {
+    report.layers.get(depth.checked_sub(1)?)?.info.checkpoint.as_ref()
+}
+
+/// The facts of a layer. `frozen_by` is the mark of the checkpoint that froze it, if that is known.
+fn head(
+    facts: &LayerFacts,
+    frozen_by: Option<&CheckpointMark>,
+    console: &mut Console,
+) -> Result<(), Failure> {
     let info = &facts.info;
     let mut image = TextTable::fields(&facts.layer.name);
     image.field("type", kind(info));
@@ -97,8 +113,15 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
     if let Some(by) = facts.layer.found_by {
         image.field("found by", found_by(by));
     }
+    let label = |mark: &CheckpointMark| match mark.label.is_empty() {
+        true => "no label".to_owned(),
+        false => mark.label.clone(),
+    };
+    if let Some(mark) = frozen_by {
+        image.field("point in time", format!("{}, taken {}", label(mark), utc(mark.time)));
+    }
     if let Some(mark) = &info.checkpoint {
-        let label = if mark.label.is_empty() { "no label" } else { &mark.label };
+        let label = label(mark);
         image.field("checkpoint", format!("{label}, {}: the point in time below", utc(mark.time)));
     }
     if let Some(mark) = &info.merge {
@@ -108,7 +131,7 @@ fn head(facts: &LayerFacts, console: &mut Console) -> Result<(), Failure> {
             MergeState::Target => "unfinished, inconsistent without its child, from",
             _ => "with",
         };
-        image.field("MERGE", format!("{what} {}, {}", mark.name, mark.other));
+        image.fault("MERGE", format!("{what} {}, {}", mark.name, mark.other));
     }
     if facts.in_use {
         image.field("IN USE", "by another program: these facts may change");
@@ -163,7 +186,7 @@ fn log(facts: &LayerFacts) -> TextTable {
     match &log.state {
         LogState::Empty => table.field("state", "empty, nothing to replay"),
         LogState::Ignored => match &facts.broken_log {
-            Some(message) => table.field("state", format!("BROKEN, not replayed: {message}")),
+            Some(message) => table.fault("state", format!("BROKEN, not replayed: {message}")),
             None => table.field("state", "PENDING, ignored on request"),
         },
         LogState::Replayed {

@@ -7,7 +7,13 @@ use super::names::Names;
 use crate::args::MAX_DEPTH;
 use crate::failure::Failure;
 use crate::output::Console;
-use crate::text::{count, printable, units};
+use crate::paint::{Look, Painted};
+use crate::text::{cells, count, padded, printable, shortened, units, wrapped};
+
+/// The width that is kept for the state of a disk.
+const STATE: usize = 23;
+/// The maximum width of the names, where the width of the whole line is not limited.
+const MAX_NAME: usize = 60;
 
 /// A tip and the layers below it.
 pub(super) struct Tip {
@@ -26,19 +32,42 @@ pub(super) struct Tip {
 
 pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Failure> {
     let tips = tips(names);
-    let labels: Vec<String> = tips.iter().map(|tip| names.of(tip.node)).collect();
-    let width = labels.iter().map(|label| label.chars().count()).max().unwrap_or(0).clamp(3, 60);
-    console
-        .line(format!("{:width$}  {:>10}  {:>6}  {:7}  state", "tip", "disk", "layers", "log"))?;
-    for (tip, label) in tips.iter().zip(&labels) {
-        let image = names.forest.node(tip.node).image.as_ref();
-        let disk = image.map_or_else(|_| "?".into(), |image| units(image.geometry.size));
-        let log = if tip.pending.is_empty() { "clean" } else { "pending" };
-        let state = state(tip);
-        console.line(format!(
-            "{label:width$}  {disk:>10}  {:>6}  {log:7}  {state}",
-            tip.layers.len()
-        ))?;
+    let limit = console.width();
+    let rows: Vec<Row> = tips.iter().map(|tip| Row::of(names, tip)).collect();
+    let widest = |column: fn(&Row) -> &str, least: usize| {
+        rows.iter().map(|row| cells(column(row))).max().unwrap_or_default().max(least)
+    };
+    let (disk, most) = match limit {
+        Some(limit) => {
+            let disk = widest(|row| &row.disk, 4);
+            (disk, limit.saturating_sub(disk + 6 + 7 + STATE + 4 * 2))
+        }
+        None => (10, MAX_NAME),
+    };
+    let width = widest(|row| &row.name, 3).min(most.max(3));
+    console.line(format!(
+        "{:width$}  {:>disk$}  {:>6}  {:7}  state",
+        "tip", "disk", "layers", "log"
+    ))?;
+    for (tip, row) in tips.iter().zip(&rows) {
+        let name = match limit {
+            Some(_) => shortened(&row.name, width, "…"),
+            None => row.name.clone(),
+        };
+        let name = padded(&name, width, false);
+        let line = format!("{name}  {:>disk$}  {:>6}  {:7}", row.disk, tip.layers.len(), row.log);
+        let look = if tip.broken.is_some() { Look::Broken } else { Look::Plain };
+        let line = Painted::from(line);
+        let whole = line.clone().with(Look::Plain, "  ").with(look, &row.state);
+        match limit.filter(|limit| whole.cells() > *limit) {
+            None => console.painted(&whole)?,
+            Some(limit) => {
+                console.painted(&line)?;
+                for part in wrapped(&row.state, limit.saturating_sub(2)) {
+                    console.painted(&Painted::from("  ").with(look, part))?;
+                }
+            }
+        }
         for command in tip.commands(names) {
             console.line(format!("    {command}"))?;
         }
@@ -53,6 +82,26 @@ pub(super) fn print(names: &Names<'_>, console: &mut Console) -> Result<(), Fail
         ))?;
     }
     Ok(())
+}
+
+/// A tip as text.
+struct Row {
+    name: String,
+    disk: String,
+    log: &'static str,
+    state: String,
+}
+
+impl Row {
+    fn of(names: &Names<'_>, tip: &Tip) -> Self {
+        let image = names.forest.node(tip.node).image.as_ref();
+        Self {
+            name: names.of(tip.node),
+            disk: image.map_or_else(|_| "?".into(), |image| units(image.geometry.size)),
+            log: if tip.pending.is_empty() { "clean" } else { "pending" },
+            state: state(tip),
+        }
+    }
 }
 
 /// The images without children, in the order of the drawing.
@@ -81,7 +130,7 @@ impl Tip {
         }
     }
 
-    /// Suggested commands.
+    /// Suggested commands. A disk that every verb opens as it is needs none.
     pub(super) fn commands(&self, names: &Names<'_>) -> Vec<String> {
         let image = names.argument(self.node);
         if self.broken.is_some() {
@@ -93,6 +142,9 @@ impl Tip {
         }
         if self.layers.len() > MAX_DEPTH {
             flags += &format!(" --max-depth {}", self.layers.len());
+        }
+        if flags.is_empty() {
+            return Vec::new();
         }
         vec![
             format!("avhdx info --chain{flags} {image}"),

@@ -9,6 +9,12 @@ fn a_sound_chain_exits_with_0() {
     let folder = Folder::with_chain();
     let run = folder.run("check l2.vhdx").expect(0);
     let expected = "\
+Sound: 0 errors, 0 warnings and 1 remark in 3 layers
+  -v lists 1 remark without consequences
+";
+    assert_eq!(run.text(), expected);
+    let run = folder.run("check l2.vhdx -v").expect(0);
+    let expected = "\
 l2.vhdx
   nothing to report
 
@@ -24,12 +30,16 @@ Sound: 0 errors, 0 warnings and 1 remark in 3 layers
 ";
     assert_eq!(run.text(), expected);
     assert_eq!(run.stderr, "");
-    let alone = folder.run("check l2.vhdx --layer").expect(0);
+    let alone = folder.run("check l2.vhdx --layer --verbose").expect(0);
     assert_eq!(
         alone.text(),
         "l2.vhdx\n  nothing to report\n\nSound: 0 errors, 0 warnings and 0 remarks in 1 layer\n"
     );
-    folder.run("check l2.vhdx@base").expect(0).prints("l0.vhdx\n  nothing to report\n");
+    let alone = folder.run("check l2.vhdx@base").expect(0);
+    assert_eq!(alone.text(), "Sound: 0 errors, 0 warnings and 0 remarks in 1 layer\n");
+    // The exit code and JSON do not depend on it.
+    let json = folder.run("check l2.vhdx --json").expect(0).json();
+    assert_eq!((&json["infos"], &json["findings"][0]["code"]), (&1.into(), &"chain.size".into()));
 }
 
 #[test]
@@ -102,6 +112,31 @@ fn json() {
 }
 "#;
     assert_eq!(run.text(), expected.replace("GUID", &guid(0).to_string()));
+}
+
+#[test]
+fn space_without_use_is_told_in_one_line() {
+    let folder = Folder::with_chain();
+    for name in ["l0.vhdx", "l1.vhdx", "l2.vhdx"] {
+        let file = std::fs::OpenOptions::new().write(true).open(folder.file(name)).unwrap();
+        file.set_len(file.metadata().unwrap().len() + (3 << 20)).unwrap();
+    }
+    let run = folder.run("check l2.vhdx").expect(0);
+    let expected = "\
+Sound: 0 errors, 0 warnings and 4 remarks in 3 layers
+  unused space in the files: 9437184 bytes (9 MiB)
+  -v lists 4 remarks without consequences
+";
+    assert_eq!(run.text(), expected);
+}
+
+#[test]
+fn remarks_with_consequences_are_listed() {
+    let folder = Folder::with_chain();
+    std::fs::write(folder.file("l1.vhdx.rct"), "").unwrap();
+    let text = folder.run("check l2.vhdx").expect(0).text();
+    assert!(text.starts_with("l1.vhdx (relative_path)\n  info     image.tracker: "), "{text}");
+    assert!(!text.contains("chain.size") && !text.contains("l0.vhdx"), "{text}");
 }
 
 #[test]

@@ -25,6 +25,8 @@ mod points;
 mod readme;
 mod recorded;
 mod reparent;
+#[cfg(unix)]
+mod screens;
 mod stdin;
 mod swaps;
 mod tree;

@@ -153,7 +153,8 @@ fn chains_by_another_writer_are_six_sound_trees() {
 
     let tips = folder.run("tree chains --tips").expect(0).text();
     assert_eq!(tips.matches("  complete, on one volume").count(), 6, "{tips}");
-    assert!(tips.contains("    avhdx convert -O raw chains/deep6/l5.vhdx OUT\n"), "{tips}");
+    // Nothing is to be done about them.
+    assert!(!tips.contains("avhdx"), "{tips}");
 }
 
 #[test]

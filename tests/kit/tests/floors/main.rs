@@ -23,6 +23,7 @@
 
 mod checker;
 mod judge;
+mod public;
 mod tree;
 mod uses;
 
@@ -111,7 +112,7 @@ const PROGRAM: Rules<'_> = Rules {
         ("typed", &["typed"]),
         ("failure", &["failure"]),
         ("values", &["point", "shell", "table", "values", "vocabulary"]),
-        ("text", &["text"]),
+        ("text", &["paint", "screen", "text"]),
     ],
     knows: &[],
     apart: &["the verbs", "changes", "inputs", "facts", "flags", "progress", "values"],

@@ -419,7 +419,8 @@ fn place(
     }
 }
 
-fn defined(item: &Item) -> Option<String> {
+/// The name that an item defines.
+pub fn defined(item: &Item) -> Option<String> {
     let name = match item {
         Item::Const(found) => &found.ident,
         Item::Enum(found) => &found.ident,
