@@ -105,15 +105,19 @@ pub(crate) struct ParentFlags {
     confine: Vec<PathBuf>,
 }
 
+/// The folders that the environment lists.
+pub(crate) fn listed_folders() -> Vec<PathBuf> {
+    let listed = std::env::var_os(PARENT_DIRS).unwrap_or_default();
+    std::env::split_paths(&listed).filter(|dir| !dir.as_os_str().is_empty()).collect()
+}
+
 impl ParentFlags {
     pub(crate) fn source(&self) -> PathSource {
         let mut source = PathSource::new();
         for file in &self.with_parent {
             source = source.file(file);
         }
-        let listed = std::env::var_os(PARENT_DIRS).unwrap_or_default();
-        let listed = std::env::split_paths(&listed).filter(|dir| !dir.as_os_str().is_empty());
-        for folder in self.parent_dir.iter().cloned().chain(listed) {
+        for folder in self.parent_dir.iter().cloned().chain(listed_folders()) {
             source = source.folder(folder);
         }
         for (from, to) in &self.path_map {
@@ -299,6 +303,11 @@ pub(crate) struct ReplaceFlags {
 }
 
 impl ReplaceFlags {
+    /// For outputs that are no disks.
+    pub(crate) fn overwrite(yes: bool) -> Self {
+        Self { overwrite: yes, orphan_children: false, children_in: Vec::new() }
+    }
+
     /// Refuses to replace a file that has children.
     pub(crate) fn check(&self, old: &dyn Storage, console: &mut Console) -> Result<(), Failure> {
         let options = OpenOptions::new().orphan_children(self.orphan_children);

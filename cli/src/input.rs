@@ -168,28 +168,29 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     let name = path.display();
     let failed = |error| Failure::io("file.open", format!("{name}: cannot open the file"), &error);
     let kind = LocalHost.stat(path).map_err(failed)?.kind;
-    let what = format!("{name}: this is {kind}, not a disk");
+    let message = format!("{name}: this is {kind}, not a disk");
+    let special = || Failure::usage("file.not-regular", message.as_str());
     match kind {
-        FileKind::Folder => return Err(Failure::usage("file.folder", what)),
+        FileKind::Folder => return Err(Failure::usage("file.folder", message)),
         FileKind::Fifo => {
             let convert = format!("avhdx convert -f raw - OUT < {}", argument(path));
-            return Err(Failure::usage("file.not-regular", what).then(convert));
+            return Err(special().then(convert));
         }
-        FileKind::Socket => return Err(Failure::usage("file.not-regular", what)),
+        FileKind::Socket => return Err(special()),
         _ => {}
     }
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
     if kind != FileKind::File && storage.len().is_ok_and(|len| len == 0) {
-        return Err(Failure::usage("file.not-regular", what));
+        return Err(special());
     }
     // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {
         let message = format!("{name}: the file is in use: {by}");
         let failure = Failure::new(Exit::InUse, "lock.in-use", message);
-        return Err(match next::again("once no other program has it open") {
-            Some(again) => failure.then(again),
-            None => failure,
-        });
+        let again = next::again();
+        return Err(again.into_iter().fold(failure, |failure, again| {
+            failure.then(format!("until {again}; do sleep 1; done  # waits for the other program"))
+        }));
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })
 }

@@ -5,7 +5,7 @@
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
 //!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
-//!    `write`, `zero`;
+//!    `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`: the merges that `merge` and `delete` ask for;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
@@ -18,7 +18,7 @@
 //! 12. `next`: the table of suggested commands;
 //! 13. `typed`: the command line as typed;
 //! 14. `failure`: errors and exit codes;
-//! 15. `point`, `shell`, `table`, `values`, `vocabulary`;
+//! 15. `examples`, `point`, `shell`, `table`, `values`, `vocabulary`;
 //! 16. `paint`, `screen`, `text`.
 
 mod args;
@@ -28,11 +28,13 @@ mod checkpoint;
 #[cfg(test)]
 mod codes;
 mod compare;
+mod complete;
 mod convert;
 mod create;
 mod delete;
 mod discard;
 mod endings;
+mod examples;
 mod explain;
 mod facts;
 mod failure;
@@ -80,7 +82,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::{Exit, Failure, Reply};
 use output::Console;
@@ -168,18 +170,28 @@ impl Verb {
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
-            Self::Completions(args) => pages::completions(args, Cli::command(), console),
-            Self::Man(args) => pages::man(args, Cli::command(), console),
+            Self::Completions(args) => pages::completions(args, program(), console),
+            Self::Man(args) => pages::man(args, program(), console),
         }
     }
+}
+
+/// The definition of the command line.
+fn program() -> Command {
+    examples::shown_by(Cli::command())
 }
 
 /// Runs the program. The first argument is its name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args: Vec<OsString> = args.into_iter().collect();
-    let parsed = Cli::command().try_get_matches_from(&args).and_then(|matches| {
-        typed::remember(&args, &matches, Cli::command());
-        Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))
+    match complete::answer(program, &args) {
+        Ok(true) => return Exit::Yes.code(),
+        Ok(false) => {}
+        Err(error) => return print_usage(&error, &args),
+    }
+    let parsed = program().try_get_matches_from(&args).and_then(|matches| {
+        typed::remember(&args, &matches, program());
+        Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut program()))
     });
     let (mut console, done) = match parsed {
         Ok(cli) => {
@@ -228,7 +240,7 @@ fn print_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
 
 /// The command that prints the help of the verb typed.
 fn help(args: &[OsString]) -> String {
-    let program = Cli::command();
+    let program = program();
     let verb = args.iter().skip(1).find_map(|arg| program.find_subcommand(arg));
     verb.map_or("avhdx --help".into(), |verb| format!("avhdx {} --help", verb.get_name()))
 }

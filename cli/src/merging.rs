@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use avhdx::ops::forest::{Forest, NodeId};
-use avhdx::ops::{Merge, Merged, Pace};
+use avhdx::ops::{FileChangeKind, Forecast, Merge, Merged, Pace};
 use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{Layer, LayerId, MergeState, OpenOptions};
 use serde::Serialize;
@@ -17,7 +17,7 @@ use crate::loss;
 use crate::next;
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
-use crate::point::Point;
+use crate::point::{Point, folder_of};
 use crate::progress::Activity;
 use crate::shell::argument;
 use crate::text::size;
@@ -147,6 +147,7 @@ impl Request {
             let activity = Activity::of(console, "measuring the data");
             let forecast = merge.forecast(&inspected.chain)?;
             drop(activity);
+            self.foretell_moved_tip(&forecast, &inspected, console);
             operation::print_forecast(&forecast, console)
                 .map_err(|failure| self.suggest_low_space(failure, &merge, &inspected))?;
             return Ok(Reply::Yes);
@@ -261,6 +262,27 @@ impl Request {
         match next::with_flag("--low-space  # frees merged data step by step").filter(|_| fits) {
             Some(command) => failure.then(command),
             None => failure,
+        }
+    }
+
+    /// Warns that the tip's path will not stay, although it should: files do not exchange names over two folders.
+    fn foretell_moved_tip(&self, forecast: &Forecast, subject: &Subject, console: &mut Console) {
+        let named = |kind: FileChangeKind| {
+            let files = forecast.files.iter().filter(move |file| file.kind == kind);
+            files.map(|file| file.path.as_path())
+        };
+        let tip = subject.tip().path.as_deref();
+        let tip = named(FileChangeKind::Removed).find(|removed| Some(*removed) == tip);
+        let target = named(FileChangeKind::Changed).next();
+        let folder = |path: &Path| LocalHost.canonical(folder_of(path)).ok();
+        let Some((tip, target)) = tip.zip(target).filter(|_| self.keep_name) else { return };
+        if folder(tip) != folder(target) {
+            let message = format!(
+                "{}: the disk will be in {} from then on, because the two files do not lie in one folder",
+                tip.display(),
+                target.display()
+            );
+            console.warn("merge.name-not-kept", &message);
         }
     }
 

@@ -67,9 +67,9 @@ pub(crate) fn for_file(error: &avhdx::Error, path: &Path) -> Vec<String> {
     of_file.filter_map(|template| fill(template, None, concerned)).collect()
 }
 
-/// The command typed, with a remark.
-pub(crate) fn again(remark: &str) -> Option<String> {
-    fill(&format!("AGAIN  # {remark}"), typed().as_ref(), Concerned::default())
+/// The command typed. What makes it succeed must come before it: alone, it would fail again.
+pub(crate) fn again() -> Option<String> {
+    fill("AGAIN", typed().as_ref(), Concerned::default())
 }
 
 /// The command typed with a further flag, and a remark; `None` if the verb does not take it or has it already.
@@ -79,7 +79,7 @@ pub(crate) fn with_flag(more: &str) -> Option<String> {
 
 /// The command typed, with another name for its output.
 pub(crate) fn elsewhere(out: &Path) -> Option<String> {
-    typed().as_ref().map(|typed| format!("avhdx {}", words(&typed.elsewhere(out.as_os_str()))))
+    typed().as_ref()?.elsewhere(out.as_os_str()).map(|typed| format!("avhdx {}", words(&typed)))
 }
 
 /// The command typed, with `point` in place of `image` or a point of it; `None` for a verb that changes an image.
@@ -125,7 +125,8 @@ fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Opti
         template.into()
     };
     let typed = match (typed, template.strip_prefix("AGAIN ")) {
-        (Some(typed), Some(more)) => Some(typed.before(more)?),
+        // A redirection takes the place of one that was typed, which the program cannot see.
+        (Some(typed), Some(more)) if !more.starts_with(['<', '>']) => Some(typed.before(more)?),
         _ => typed.cloned(),
     };
     let typed = typed.as_ref();
@@ -138,6 +139,12 @@ fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Opti
         file => file.flatten(),
     };
     let file = file.as_deref();
+    // A verb without an output's name has no other name to take.
+    if template == "ELSEWHERE"
+        && typed.is_some_and(|typed| typed.elsewhere("OUT".as_ref()).is_none())
+    {
+        return None;
+    }
     let words = template.split(' ').filter_map(|word| match stands_for(word, typed, file) {
         Some(text) if text.is_empty() => None,
         Some(text) => Some(text),
@@ -185,9 +192,10 @@ fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<
         "VERB" => Some(typed.map_or_else(String::new, |typed| typed.verb.clone())),
         "PARENTS" => Some(words(typed.map_or(&[][..], |typed| &typed.parents))),
         "AGAIN" => typed.map(|typed| format!("avhdx {}", words(&typed.words))),
-        "ELSEWHERE" => typed.map(|typed| {
-            format!("avhdx {}  # OUT: another name", words(&typed.elsewhere("OUT".as_ref())))
-        }),
+        "ELSEWHERE" => {
+            let words = words(&typed?.elsewhere("OUT".as_ref())?);
+            Some(format!("avhdx {words}  # OUT: another name"))
+        }
         _ => None,
     }
 }

@@ -106,19 +106,26 @@ impl Typed {
         self.other.as_ref().is_some_and(|other| file.map(Path::new) == Some(&name(other)))
     }
 
-    /// The words, with `name` in place of the output's name.
-    pub(crate) fn elsewhere(&self, name: &OsStr) -> Vec<OsString> {
-        let replaced = |at: usize| {
+    /// The words, with `name` in place of the output's name; `None` if no output was named.
+    pub(crate) fn elsewhere(&self, name: &OsStr) -> Option<Vec<OsString>> {
+        let out = self.out.as_ref()?;
+        let replaced = |at: usize, with: OsString| {
             let mut words = self.words.clone();
-            words[at] = name.into();
+            words[at] = with;
             // The same name may also be the value of another argument.
             let matches = self.parse(&words)?;
-            let out = values(matches.subcommand()?.1, "out");
-            (out == [name]).then_some(words)
+            (values(matches.subcommand()?.1, "out") == [name]).then_some(words)
         };
-        let is_out = |at: &usize| self.out.as_ref() == Some(&self.words[*at]);
-        let found = (0..self.words.len()).rev().filter(is_out).find_map(replaced);
-        found.unwrap_or_else(|| self.words.clone())
+        (0..self.words.len()).rev().find_map(|at| {
+            let word = &self.words[at];
+            if word == out {
+                return replaced(at, name.into());
+            }
+            let flag = word.to_str()?.strip_suffix(out.to_str()?)?;
+            let mut with = OsString::from(flag);
+            with.push(name);
+            flag.ends_with('=').then(|| replaced(at, with))?
+        })
     }
 
     /// The words of a verb that only reads, with `point` in place of `image` or a point of it.
@@ -146,8 +153,11 @@ impl Typed {
             return None;
         }
         if !is_valid(&words) {
-            let at = words.iter().position(|word| *word == more[0])?;
-            words.drain(at..(at + more.len()).min(words.len()));
+            let joined = [more[0].as_encoded_bytes(), b"="].concat();
+            let is_joined = |word: &OsString| word.as_encoded_bytes().starts_with(&joined);
+            let at = words.iter().position(|word| *word == more[0] || is_joined(word))?;
+            let count = if is_joined(&words[at]) { 1 } else { more.len() };
+            words.drain(at..(at + count).min(words.len()));
         }
         is_valid(&words).then(|| Self { words, ..self.clone() })
     }

@@ -168,7 +168,7 @@ pub(super) fn with_cause(storage: &dyn Storage, error: Error) -> Error {
     }
     let why = error.message().to_owned();
     error.with_message(format!(
-        "an incomplete copy, with nothing but zeros from here to its end: {why}"
+        "nothing but zeros from here to the end of the file, as in an incomplete copy: {why}"
     ))
 }
 

@@ -140,7 +140,10 @@ impl<'a> DeleteBranch<'a> {
             let message = "the branch has bytes that no other point shows";
             return Err(Error::new(ErrorKind::WouldLose, "delete.branch", message)
                 .in_path(&self.image)
-                .with_found(format_args!("{lost} bytes of data in {} files", members.len()))
+                .with_found(match members.len() {
+                    1 => format!("{lost} bytes of data in 1 file"),
+                    count => format!("{lost} bytes of data in {count} files"),
+                })
                 .with_expected("consent to lose them"));
         }
         let mut deleted = DeletedBranch::default();
@@ -247,7 +250,10 @@ impl<'a> DeleteBranch<'a> {
             let is_file =
                 |path: &PathBuf| host.stat(path).map_or(true, |stat| stat.kind == FileKind::File);
             let names = names.into_iter().filter(|name| !is_temporary_name(name));
-            places.extend(names.filter(is_file));
+            // A file of the current folder is shown as it would be typed.
+            let shown =
+                |path: PathBuf| path.strip_prefix(".").map_or(path.clone(), Path::to_path_buf);
+            places.extend(names.filter(is_file).map(shown));
         }
         Ok(places)
     }

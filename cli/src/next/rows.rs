@@ -12,7 +12,8 @@
 /// - `ELSEWHERE`: the command typed, with another output name;
 /// - `PLAIN`: the file concerned under a name that can be recorded; `RENAMED`: the command typed with that name;
 /// - `VERB`; `PARENTS`: the flags that say where parents are;
-/// - `AGAIN`: the command typed. The row's command is dropped if the verb does not take the flags that follow.
+/// - `AGAIN`: the command typed. The row's command is dropped if the verb does not take the flags that follow. Alone it
+///   would fail again: something else comes with it, a flag, a redirection or a command before it.
 pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 /// The way to convert a foreign image with QEMU.
@@ -71,12 +72,14 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.exists", &[], &["AGAIN --overwrite  # replaces it"]),
     (
         "output.swapped",
-        &["another program replaced the file meanwhile"],
-        &["AGAIN  # replaces the file that has the name now"],
+        &[
+            "another program replaced the file meanwhile; the same command replaces the one that has the name now",
+        ],
+        &["ELSEWHERE"],
     ),
     ("output.is-input", &[], &["ELSEWHERE"]),
     ("output.link", &[], &["ELSEWHERE"]),
-    ("output.not-a-file", &["use - to write to standard output"], &["ELSEWHERE"]),
+    ("convert: output.not-a-file", &["with -O raw, - stands for standard output"], &["ELSEWHERE"]),
     ("output.is-source", &[], &["avhdx convert -O raw PARENTS IMAGE OUT  # OUT: another file"]),
     ("output.ending", &["--any-name accepts any name"], &["ELSEWHERE", "AGAIN --any-name"]),
     ("output.no-writer", &[], &["ELSEWHERE"]),
@@ -84,6 +87,13 @@ pub(crate) const ROWS: &[Row] = &[
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
     ("export.write", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
     ("stdout.done", &[], &["avhdx tree FOLDER  # shows the result"]),
+    ("stdout.write", &[], &["AGAIN > OUT  # OUT: a file on a disk with space"]),
+    ("stdin.read", &[], &["AGAIN < IN  # IN: a file with the bytes"]),
+    (
+        "children.folder",
+        &["a folder that cannot be listed may have children of the image in it"],
+        &["avhdx tree FOLDER  # lists the images and their parents"],
+    ),
     // Logs.
     (
         "log.no-entries",
@@ -103,6 +113,7 @@ pub(crate) const ROWS: &[Row] = &[
         &["these bytes are in the log only; read and convert return them"],
         &["avhdx convert -O raw PARENTS IMAGE OUT"],
     ),
+    ("log.write", &[], &["avhdx check PARENTS IMAGE  # shows whether the image is sound"]),
     (
         "log.*",
         &["--log ignore reads the file without its log, which is not the content of the disk"],
@@ -146,11 +157,8 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     (
         "parent.no-access",
-        &["the file exists, but this user may not read it"],
-        &[
-            "AGAIN  # as a user with read access to FILE",
-            "AGAIN --with-parent PARENT  # PARENT: a copy of it",
-        ],
+        &["the file exists, but this user may not read it; another user may run the same command"],
+        &["AGAIN --with-parent PARENT  # PARENT: a copy of it that may be read"],
     ),
     (
         "parent: foreign.*",
@@ -204,8 +212,10 @@ pub(crate) const ROWS: &[Row] = &[
     // Other users of the files.
     (
         "file.replaced",
-        &["writes to the file that was opened would be lost"],
-        &["AGAIN  # with the file that has the name now"],
+        &[
+            "writes to the file that was opened would be lost; the same command opens the file that has the name now",
+        ],
+        &["avhdx info PARENTS TIP  # shows the file that has the name now"],
     ),
     ("kind in-use", &["avhdx info works on an image that is in use"], &["avhdx info PARENTS TIP"]),
     (
@@ -336,6 +346,11 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     ("loss.report", &[], &["AGAIN --loss-report LIST  # LIST: a new file for the list"]),
     (
+        "raw.*",
+        &["the host fails to read the file; a copy has zeros in place of what cannot be read"],
+        &["dd if=FILE of=OUT bs=4096 conv=noerror,sync && avhdx measure -f raw OUT"],
+    ),
+    (
         "foreign.disk",
         &["-f raw reads the file as a raw disk"],
         &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image from it"],
@@ -395,7 +410,12 @@ pub(crate) const ROWS: &[Row] = &[
     ("kind damaged", &[], &["avhdx check --layer FILE"]),
     // Everything else.
     ("exit 2", &[], &["avhdx VERB --help"]),
-    ("exit 3", &[], &["AGAIN  # once the cause is fixed"]),
+    ("create: exit 3", &[], &["ELSEWHERE"]),
+    ("tree: exit 3", &[], &["avhdx tree --help"]),
+    ("relink: exit 3", &[], &["avhdx relink --help"]),
+    ("man: exit 3", &[], &["avhdx man --help"]),
+    ("completions: exit 3", &[], &["avhdx completions --help"]),
+    ("exit 3", &[], &["avhdx check PARENTS IMAGE  # shows whether the image is sound"]),
     ("exit 4", &[], &["avhdx check PARENTS IMAGE"]),
     ("exit 5", &[], &["avhdx tree FOLDER"]),
     ("exit 6", &[], &["avhdx info PARENTS TIP"]),

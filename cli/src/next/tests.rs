@@ -60,7 +60,7 @@ fn every_command_of_the_table_parses() {
                 filled += 1;
                 let (command, _) = command.split_once("  # ").unwrap_or((&command, ""));
                 let command = command.split(" && ").last().unwrap();
-                let command = command.split(" <").next().unwrap();
+                let command = command.split(['<', '>']).next().unwrap().trim();
                 let words = unquoted(command);
                 assert_eq!(words[0], "avhdx", "{of}: {command}");
                 let is_help = command.ends_with("--help");
@@ -109,4 +109,21 @@ fn templates_are_filled_from_the_command_typed() {
         "avhdx convert --parent-dir 'my dir' vm/a.vhdx@-1 o -O vhdx"
     );
     assert!(fill("ELSEWHERE").unwrap().contains(" vm/a.vhdx@-1 OUT  # "));
+}
+
+/// The commands of a page, in code spans.
+fn commands_of(page: &str) -> Vec<&str> {
+    let spans = page.split('`').skip(1).step_by(2);
+    spans.filter(|span| span.starts_with("avhdx ")).collect()
+}
+
+#[test]
+fn the_commands_for_those_who_know_other_tools_are_understood() {
+    let page = include_str!("../../../docs/from-other-tools.md");
+    let commands = commands_of(page);
+    assert!(commands.len() > 40, "{commands:?}");
+    for command in commands {
+        assert!(is_understood(&unquoted(command)), "{command}");
+    }
+    assert!(!is_understood(&unquoted("avhdx info --frob web.vhdx")));
 }

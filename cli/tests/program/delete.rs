@@ -87,6 +87,31 @@ fn the_oldest_the_middle_and_the_newest_point_are_deleted() {
 }
 
 #[test]
+fn a_dry_run_foretells_a_tip_that_moves_to_another_folder() {
+    let folder = Folder::with_chain();
+    std::fs::create_dir(folder.file("tips")).unwrap();
+    let run = folder.run("checkpoint l2.vhdx --label now --path tips/tip.avhdx").expect(0);
+    assert!(!run.stderr.contains("name-not-kept"));
+    let moves = "tips/tip.avhdx: the disk will be in";
+    let run = folder.run("delete tips/tip.avhdx@now --dry-run").expect(0).says(moves);
+    run.says("l2.vhdx from then on");
+    folder.run("merge tips/tip.avhdx --keep-name --dry-run").expect(0).says(moves);
+    // Where that was asked for, or does not happen, nothing is said.
+    for line in [
+        "delete tips/tip.avhdx@now --move-tip --dry-run",
+        "merge tips/tip.avhdx --dry-run",
+        "delete tips/tip.avhdx@-2 --dry-run",
+        "delete l2.vhdx@-1 --dry-run",
+    ] {
+        let run = folder.run(line).expect(0);
+        assert!(!run.stderr.contains("will be in"), "{line}: {}", run.stderr);
+    }
+    // What was foretold happens.
+    let done = json(folder.run("delete tips/tip.avhdx@now --json").expect(0));
+    assert!(done["tip"].as_str().unwrap().ends_with("l2.vhdx"), "{done}");
+}
+
+#[test]
 fn what_is_no_point_to_give_up_is_refused_with_a_way_on() {
     let (folder, _) = week(5000);
     let before = folder.names();
@@ -122,10 +147,10 @@ fn a_fork_names_the_commands_that_clear_it() {
     shown.prints("4096 bytes (4 KiB), which no other point shows");
     let without = clears.replace(" --lose-branch", "");
     let run = folder.run(without.strip_prefix("avhdx ").unwrap()).expect(7);
-    run.says("4096 bytes of data");
+    run.says("4096 bytes of data in 1 file,");
     assert!(folder.file("other.avhdx").exists());
     let run = folder.run(clears.strip_prefix("avhdx ").unwrap()).expect(0);
-    run.prints("4096 bytes (4 KiB) lost");
+    run.prints("4096 bytes (4 KiB) lost").prints("  removed   other.avhdx\n");
     assert!(!folder.file("other.avhdx").exists());
     folder.run("delete thu.avhdx@tue").expect(0);
     reads(&folder, "thu.avhdx", &points[4]);

@@ -252,7 +252,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 33] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 34] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -284,6 +284,7 @@ fn every_verb_answers_by_its_schema() {
         ("completions bash", 0, b"", &["completions"]),
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
+        ("man --dir .", 0, b"", &["man"]),
         ("info missing", 3, b"", &["error"]),
         ("frobnicate", 2, b"", &["error"]),
     ];

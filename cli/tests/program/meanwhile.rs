@@ -35,11 +35,17 @@ fn flat(n: u8) -> Vec<u8> {
 
 /// Starts a slow merge in another process, and waits until it is under way.
 fn merging(folder: &Folder, line: &str) -> Child {
-    let mut command = folder.command(format!("merge {line} --rate 100K").split(' '));
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let start = Instant::now();
+    let start = || {
+        let mut command = folder.command(format!("merge {line} --rate 100K").split(' '));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let (mut child, started) = (start(), Instant::now());
     while !folder.run("read d.avhdx --length 1").stderr.contains("is being merged into") {
-        assert!(start.elapsed() < Duration::from_secs(60), "the merge does not begin");
+        assert!(started.elapsed() < Duration::from_secs(60), "the merge does not begin");
+        // It is refused if it meets this reader.
+        if child.try_wait().unwrap().is_some() {
+            child = start();
+        }
     }
     child
 }

@@ -80,6 +80,29 @@ impl Folder {
         command
     }
 
+    /// A command line for a shell that finds the program.
+    #[cfg(unix)]
+    pub fn in_shell(&self, line: &str) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_avhdx")).parent().unwrap().to_path_buf();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths([program].into_iter().chain(std::env::split_paths(&path)));
+        let mut command = Command::new("bash");
+        command.args(["-c", line]).env("PATH", path.unwrap()).env_remove("AVHDX_PARENT_DIRS");
+        command.current_dir(self.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// The verbs that the program's help lists.
+    pub fn verbs(&self) -> Vec<String> {
+        let help = self.run("--help").expect(0).text();
+        let (_, verbs) = help.split_once("Commands:\n").unwrap();
+        let (verbs, _) = verbs.split_once("\n\n").unwrap();
+        // Two spaces, the verb, and its description, which continues further to the right.
+        let verbs = verbs.lines().filter(|line| !line.starts_with("   "));
+        let verbs = verbs.filter_map(|line| line.split_whitespace().next());
+        verbs.filter(|verb| *verb != "help").map(str::to_owned).collect()
+    }
+
     /// Runs the program with the words of `line` for arguments and `input` for standard input.
     pub fn run_with(&self, line: &str, input: &[u8]) -> Run {
         let mut command = self.command(line.split_whitespace());

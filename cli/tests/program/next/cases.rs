@@ -12,7 +12,7 @@ use crate::common::{Folder, chain, guid, mark, name};
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
     (
         "output.swapped",
-        "needs a file replaced while the program runs: see tests/writing/swaps.rs, which runs the command",
+        "needs a file replaced while the program runs: see cli/tests/program/swaps.rs",
     ),
     ("file.replaced", "needs a file replaced while it is opened: see tests/locks"),
     ("parent.no-access", "needs a user without read access: see tests/reading/locate.rs"),
@@ -32,11 +32,14 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
     ("export.room", "needs a full file system"),
     ("kind no-space", "needs a full file system"),
     ("kind poisoned", "needs a host that fails during a flush"),
+    ("raw.*", "needs a host that fails while it is read"),
+    ("tree: exit 3", "needs a host that fails"),
+    ("relink: exit 3", "needs a host that fails"),
+    ("man: exit 3", "needs a host that fails"),
+    ("completions: exit 3", "needs a host that fails; standard output has a row"),
     ("kind parent-required", "the program opens whole chains only"),
     ("exit 4", "every kind of damage has a row"),
     ("exit 5", "every error about parents has a row"),
-    ("exit 6", "every error about files in use has its own suggestion"),
-    ("exit 7", "every refusal has a row"),
 ];
 
 /// A situation that a row applies to.
@@ -164,7 +167,7 @@ fn asked() -> Vec<Case> {
             |f| _ = chain()[0].write_to(f.file(r"a\b.vhdx")),
             r"create c.avhdx --parent 'a\b.vhdx'",
         ),
-        case("output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
+        case("convert: output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
         case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert l2.vhdx new.qcow2").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert -O raw l2.vhdx its.VMDK").filled(OUT),
@@ -178,8 +181,33 @@ fn asked() -> Vec<Case> {
         case("export.write", 3, of_chain, "convert l2.vhdx -O raw out")
             .under("trap '' XFSZ; ulimit -f 64; "),
         case("exit 2", 2, of_chain, "read l2.vhdx --length 7M"),
-        case("exit 3", 3, of_chain, "write l2.vhdx --offset 0 --children-in nowhere")
-            .first(|f| fs::create_dir(f.file("nowhere")).unwrap()),
+        case("exit 2", 2, of_chain, "create c.avhdx 1M --parent l2.vhdx"),
+        case("exit 2", 2, of_chain, "convert l2.vhdx -O raw out.raw --block 1M"),
+        case("exit 2", 2, of_chain, "create c.vhdx 4M --block 3M"),
+        case("exit 2", 2, of_chain, "create c.vhdx 65T"),
+        case("exit 2", 2, of_chain, "measure l2.vhdx --block-size 3M"),
+        case("exit 2", 2, of_chain, "write l2.vhdx --offset 6M < l0.vhdx"),
+        case("children.folder", 3, of_chain, "write l2.vhdx --offset 0 --children-in nowhere"),
+        case("stdin.read", 3, of_chain, "write l2.vhdx --offset 0 < .")
+            .filled(&[("IN", "l0.vhdx")]),
+        case("stdout.write", 3, of_chain, "read l2.vhdx --length 64K > /dev/full").filled(OUT),
+        case("stdout.write", 3, of_chain, "man merge > /dev/full").filled(OUT),
+        case("output.*", 3, of_chain, "man --dir nowhere"),
+        case("output.*", 7, of_chain, "man --dir l0.vhdx").filled(&[("OUT", ".")]),
+        case("output.*", 7, of_chain, "man --dir=l0.vhdx").filled(&[("--dir=OUT", "--dir=.")]),
+        case("output.*", 7, of_chain, "create . 4M").filled(OUT),
+        case("output.exists", 7, |f| fs::write(f.file("avhdx.1"), "a note").unwrap(), "man --dir ."),
+        case("create.exists", 7, of_chain, "checkpoint l2.vhdx --path=l0.vhdx").filled(OUT),
+        case("log.write", 3, of_chain, "write l2.vhdx --offset 5M < data")
+            .under("head -c 512 l0.vhdx > data; trap '' XFSZ; ulimit -f 1; "),
+        case("exit 3", 3, of_chain, "write l2.vhdx --offset 5M < data").under(
+            "head -c 512 l0.vhdx > data; trap '' XFSZ; ulimit -f $(($(stat -c %s l2.vhdx) / 1024)); ",
+        ),
+        case("create: exit 3", 3, of_chain, "create big.vhdx 64M --fixed")
+            .under("trap '' XFSZ; ulimit -f 64; ")
+            .filled(OUT),
+        case("exit 6", 6, |f| write_disk(&f.file("disk")), "read disk -f raw --length 512")
+            .held("disk"),
     ]
 }
 
@@ -425,6 +453,19 @@ fn operations() -> Vec<Case> {
             "reparent l1.vhdx --onto other.vhdx",
         ),
         case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
+        case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
+        case("reparent.*", 2, of_chain, "reparent l0.vhdx --onto l1.vhdx"),
+        case("exit 2", 2, of_chain, "delete l2.vhdx@-0"),
+        case("exit 2", 2, of_chain, "delete l2.vhdx@base --subtree"),
+        case(
+            "exit 7",
+            7,
+            |f| {
+                of_chain(f);
+                f.run("create other.avhdx --parent l1.vhdx").expect(0);
+            },
+            "delete l2.vhdx@-1",
+        ),
         case("kind in-use", 6, of_chain, "read l2.vhdx --length 1").held("l2.vhdx"),
         case("kind in-use", 6, of_chain, "merge l2.vhdx").held("l1.vhdx").filled(OUT),
         case("kind in-use", 6, of_chain, "map l2.vhdx").held("l0.vhdx"),
@@ -619,6 +660,16 @@ fn files() -> Vec<Case> {
             "read a.vhdx --length 1",
         ),
         case(
+            "kind unsupported",
+            7,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.add_region(uuid::Uuid::from_u128(77), true, vec![1]);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
             "kind not-vhdx",
             4,
             |f| fs::write(f.file("a.vhdx"), b"\x01\x02\x03").unwrap(),
@@ -651,6 +702,22 @@ fn files() -> Vec<Case> {
         case("file.not-regular", 2, |f| make_fifo(&f.file("pipe")), "read pipe -f raw --length 1")
             .filled(OUT_FED),
         case("kind not-vhdx", 4, |f| fs::write(f.file("a.vhdx"), "").unwrap(), "check a.vhdx"),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| fs::write(f.file("a.vhdx"), b"MSWIM\0\0\0").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| {
+                let mut bytes = vec![0; 40_000];
+                bytes[32_769..32_774].copy_from_slice(b"CD001");
+                fs::write(f.file("a.vhdx"), bytes).unwrap();
+            },
+            "info a.vhdx",
+        ),
         case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "read a.vhdx --length 512")
             .filled(OUT),
         case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "check a.vhdx").filled(OUT),

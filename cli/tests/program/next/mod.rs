@@ -1,13 +1,19 @@
-//! Every row of the table of suggestions is provoked, and every command it suggests is run. That may find faults (exit
-//! code 1) or succeed with losses (8), but must not fail in the same way again.
+//! Every row of the table of suggestions is provoked, and every command it suggests is run by a shell. That may find
+//! faults (exit code 1) or succeed with losses (8), but must not fail in the same way again. Every code that ends
+//! the program is provoked so too, or listed with the reason for which it is not.
+//!
+//! `cargo test --workspace --test program every_suggested -- --nocapture` prints what was provoked, with the first
+//! suggestion and what it came to.
 #![cfg(unix)] // commands are run by a shell
 
 mod cases;
+mod codes;
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
 
 use crate::common::{Folder, Run};
 use cases::{Case, NOT_PROVOKED, cases};
@@ -17,11 +23,13 @@ use serde_json::Value;
 fn every_suggested_command_works() {
     let rows: BTreeSet<&str> = avhdx_cli::rows().into_iter().collect();
     let mut walked = BTreeSet::new();
+    let mut provoked = BTreeSet::new();
     let mut wrong = Vec::new();
-    for case in cases() {
+    for (case, done, codes) in walk_all(cases()) {
         walked.insert(case.row);
-        match walk(&case) {
-            Ok(Walked::All) => {}
+        provoked.extend(codes);
+        match done {
+            Ok(Walked::All(line)) => eprintln!("{line}"),
             Ok(Walked::Without(tool)) if std::env::var_os("AVHDX_INTEROP").is_some() => {
                 wrong.push(format!("{}: no {tool} here", case.row));
             }
@@ -38,15 +46,57 @@ fn every_suggested_command_works() {
     );
     let known: BTreeSet<&str> = walked.union(&named).copied().collect();
     assert_eq!(rows, known, "every row needs a case or a reason for none");
+
+    let mut faults = Vec::new();
+    for code in codes::of_the_page() {
+        match (provoked.contains(&code), codes::reason_against(&code)) {
+            (true, Some(reason)) => {
+                faults.push(format!("{code} is provoked, but listed: {reason}"));
+            }
+            (false, None) => {
+                faults.push(format!("{code} is neither provoked nor listed with a reason"));
+            }
+            (true, None) => {}
+            (false, Some(reason)) => eprintln!("{code}: not provoked: {reason}"),
+        }
+    }
+    faults.extend(codes::stale().map(|code| format!("{code} is listed, but ends nothing")));
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 enum Walked {
-    All,
+    /// What happened, as a line of the table.
+    All(String),
     /// The case or a suggested command needs a tool that is not installed.
     Without(String),
 }
 
-fn walk(case: &Case) -> Result<Walked, String> {
+/// What each case came to, and the codes that it provoked.
+type Done = (Case, Result<Walked, String>, BTreeSet<String>);
+
+/// Walks all cases, several at a time: each has folders of its own, and mostly waits for programs.
+fn walk_all(cases: Vec<Case>) -> Vec<Done> {
+    let left = Mutex::new(cases.into_iter().enumerate());
+    let done = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let next = left.lock().unwrap().next();
+                    let Some((at, case)) = next else { break };
+                    let mut codes = BTreeSet::new();
+                    let walked = walk(&case, &mut codes);
+                    done.lock().unwrap().push((at, (case, walked, codes)));
+                }
+            });
+        }
+    });
+    let mut done = done.into_inner().unwrap();
+    done.sort_by_key(|(at, _)| *at);
+    done.into_iter().map(|(_, done)| done).collect()
+}
+
+fn walk(case: &Case, codes: &mut BTreeSet<String>) -> Result<Walked, String> {
     let folder = Folder::new();
     (case.set_up)(&folder);
     let words: Vec<&str> = case.typed.split(' ').collect();
@@ -64,14 +114,20 @@ fn walk(case: &Case) -> Result<Walked, String> {
     if lines.is_empty() {
         return Err(format!("no command is suggested: {error}"));
     }
+    codes.insert(error["code"].as_str().unwrap_or_default().to_owned());
+    refuse_empty_advice(&folder, case, &error, &lines)?;
     let mut missing = None;
+    let mut first = None;
     for line in lines {
         // Each command starts from the same files.
         let folder = Folder::new();
         (case.set_up)(&folder);
         (case.first)(&folder);
-        let _held = hold(&folder, case);
+        let held = hold(&folder, case);
         let command = filled(&line, case);
+        // What waits for the other program sees it end.
+        let ends = if command.starts_with("until ") { Duration::from_millis(300) } else { FOREVER };
+        let _held = held.map(|file| Held::until(file, ends));
         if let Some(tool) = missing_tool(&command) {
             missing = Some(tool);
             continue;
@@ -86,8 +142,77 @@ fn walk(case: &Case) -> Result<Walked, String> {
         if !(leads_on || shows && is_same) {
             return Err(format!("{command}\ncomes to {:?}: {}", run.code, run.stderr));
         }
+        let came_to = run.code.map_or("a signal".into(), |code| format!("exit {code}"));
+        first.get_or_insert(format!("{command} -> {came_to}"));
     }
-    Ok(missing.map_or(Walked::All, Walked::Without))
+    let of = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+    let first = first.unwrap_or_default();
+    let line = format!("{} | {} | {first}", of("code"), shortened(&of("message")));
+    Ok(missing.map_or(Walked::All(line), Walked::Without))
+}
+
+/// Refuses a suggestion that is the command typed, or a remark alone, and a hint at a flag that the verb does not have.
+fn refuse_empty_advice(
+    folder: &Folder,
+    case: &Case,
+    error: &Value,
+    lines: &[String],
+) -> Result<(), String> {
+    for line in lines {
+        let (command, _) = line.split_once("  # ").unwrap_or((line, ""));
+        let command = command.trim().trim_end_matches(" --json");
+        let is_what_was_typed = command == format!("avhdx {}", case.typed);
+        if is_what_was_typed || command.is_empty() || command.starts_with('#') {
+            return Err(format!("leads nowhere: {line}"));
+        }
+    }
+    let hints = error["hints"].as_array().cloned().unwrap_or_default();
+    for hint in hints.iter().filter_map(Value::as_str) {
+        let mut verb = case.typed.split(' ').next().unwrap_or_default();
+        for word in hint.split([' ', ',', ';', ':']) {
+            if VERBS.contains(&word) {
+                verb = word;
+            }
+            let is_flag = word.len() > 2 && word.starts_with("--");
+            let help = || folder.run(&format!("{verb} --help")).text();
+            if is_flag && !help().contains(word) {
+                return Err(format!("{verb} has no {word}: {hint}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verbs that hints name, each with flags of its own.
+const VERBS: [&str; 6] = ["check", "convert", "merge", "read", "reparent", "revert"];
+
+/// A message on one short line.
+fn shortened(message: &str) -> String {
+    let line = message.lines().next().unwrap_or_default();
+    match line.char_indices().nth(90) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
+}
+
+const FOREVER: Duration = Duration::MAX;
+
+/// A file that another program has open, for a while.
+struct Held {
+    _file: Option<File>,
+}
+
+impl Held {
+    fn until(file: File, ends: Duration) -> Self {
+        if ends == FOREVER {
+            return Self { _file: Some(file) };
+        }
+        thread::spawn(move || {
+            thread::sleep(ends);
+            drop(file);
+        });
+        Self { _file: None }
+    }
 }
 
 /// The failure as JSON, and the suggested commands.
@@ -125,7 +250,7 @@ fn filled(line: &str, case: &Case) -> String {
 
 fn missing_tool(command: &str) -> Option<String> {
     let tools = command.split("&&").filter_map(|part| part.split_whitespace().next());
-    let mut tools = tools.filter(|tool| !matches!(*tool, "avhdx" | "ulimit"));
+    let mut tools = tools.filter(|tool| !matches!(*tool, "avhdx" | "ulimit" | "until"));
     tools.find(|tool| !is_installed(tool)).map(str::to_owned)
 }
 
@@ -136,15 +261,5 @@ fn is_installed(tool: &str) -> bool {
 
 /// Runs a command line in a shell that finds the program.
 fn shell(folder: &Folder, line: &str) -> Run {
-    let program = Path::new(env!("CARGO_BIN_EXE_avhdx")).parent().unwrap().to_path_buf();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths([program].into_iter().chain(std::env::split_paths(&path)));
-    let output = Command::new("bash")
-        .args(["-c", line])
-        .env("PATH", path.unwrap())
-        .env_remove("AVHDX_PARENT_DIRS")
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .output();
-    Run::of(output.unwrap())
+    Run::of(folder.in_shell(line).output().unwrap())
 }
