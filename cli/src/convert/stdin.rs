@@ -84,7 +84,7 @@ impl Stream {
         drop(meter);
         let (block_size, Imported { size, read, written, .. }) = done.map_err(|error| {
             if error.code() == "import.read" {
-                return stdin_failure(&error);
+                return stdin_failure(error);
             }
             file.failure(error)
         })?;
@@ -99,10 +99,10 @@ impl Stream {
     }
 }
 
-fn stdin_failure(error: &avhdx::Error) -> Failure {
+fn stdin_failure(error: avhdx::Error) -> Failure {
     let message = "cannot read standard input";
-    match std::error::Error::source(error).and_then(|source| source.downcast_ref()) {
+    match std::error::Error::source(&error).and_then(|source| source.downcast_ref()) {
         Some(host) => Failure::io("stdin.read", message, host),
-        None => Failure::usage("stdin.read", message),
+        None => error.into(),
     }
 }
