@@ -20,6 +20,7 @@ use crate::sync::Lanes;
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Counters {
     /// Flushes requested from the host to write the image, or the chain's tip. Includes those of opening and closing.

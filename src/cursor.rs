@@ -7,6 +7,26 @@ use std::ops::Range;
 use crate::disk::{Disk, Extents};
 
 /// Convenience methods of every [`Disk`], also behind `dyn`.
+///
+/// ```no_run
+/// use std::io::Read;
+///
+/// use avhdx::{DiffChain, Disk, DiskExt, Source};
+///
+/// let chain = DiffChain::open("web_77F0.avhdx")?;
+/// let end = chain.geometry().size;
+/// let mut held = 0;
+/// for extent in chain.extents(0..end) {
+///     let extent = extent?;
+///     if let Source::Data { .. } = extent.source {
+///         held += extent.range.end - extent.range.start;
+///     }
+/// }
+/// let mut boot = [0; 512];
+/// chain.cursor().read_exact(&mut boot)?;
+/// println!("{held} of {end} bytes are no zeros");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait DiskExt: Disk {
     /// Returns the extents of `range` in order, found lazily, joining neighbours that continue each other.
     fn extents(&self, range: Range<u64>) -> Extents<'_, Self> {

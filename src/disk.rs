@@ -230,6 +230,7 @@ forward_disk!(&D, Box<D>, std::sync::Arc<D>);
 
 /// The size and the sector sizes of a disk, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Geometry {
     /// Size of the virtual disk.
@@ -270,6 +271,8 @@ pub enum Zeroing {
 }
 
 /// A range of the disk with one source. Exhaustive on purpose: disks outside the crate create extents.
+///
+/// See [`DiskExt`](crate::DiskExt) for an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// The range of the disk.
@@ -300,6 +303,7 @@ pub enum Source {
 
 /// Identifies a layer for the lifetime of the process. It is not a position in the chain and is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct LayerId(u64);
 
 impl LayerId {

@@ -36,6 +36,7 @@ pub struct Error(Box<Repr>);
 
 /// The category of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The host could not read, write or open a file.
@@ -324,6 +325,28 @@ impl Error {
     pub(crate) fn text_about(&self, file: impl fmt::Display) -> String {
         let is_told = self.file() == Some(file.to_string().as_str());
         if is_told { self.0.facts() } else { self.0.text() }
+    }
+}
+
+/// The fields of an error by the names of its methods. `message` is as displayed, and `cause` is the host's own error.
+#[cfg(feature = "serde")]
+impl serde::Serialize for Error {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let Repr { kind, code, file, child, offset, found, expected, section, source, .. } =
+            &*self.0;
+        let mut fields = to.serialize_struct("Error", 10)?;
+        fields.serialize_field("kind", kind)?;
+        fields.serialize_field("code", code)?;
+        fields.serialize_field("message", &self.to_string())?;
+        fields.serialize_field("file", file)?;
+        fields.serialize_field("child", child)?;
+        fields.serialize_field("offset", offset)?;
+        fields.serialize_field("found", found)?;
+        fields.serialize_field("expected", expected)?;
+        fields.serialize_field("section", section)?;
+        fields.serialize_field("cause", &source.as_ref().map(io::Error::to_string))?;
+        fields.end()
     }
 }
 

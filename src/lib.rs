@@ -119,7 +119,15 @@
 //! An image is taken to be hostile: every length and offset is checked before it is used, no
 //! allocation is sized by an unchecked field, and opening for reading changes no byte of any file.
 //!
-//! The feature `tracing`, off by default, adds spans and events of what the crate does; nothing else depends on it.
+//! # Features
+//!
+//! Both are off by default, and nothing else depends on them.
+//!
+//! - `serde`: `Serialize` for facts: what images record ([`ImageInfo`]), layers, points, findings, warnings, forecasts
+//!   and [`Error`]. Fields keep their names, words are in kebab-case, offsets and ids are numbers, paths are as
+//!   displayed, and times are seconds since 1970-01-01 UTC.
+//! - `tracing`: spans and events of what the crate does.
+//!
 //! Section numbers in brackets are those of \[MS-VHDX\] version 8.0.
 #![warn(missing_debug_implementations)]
 

@@ -15,6 +15,17 @@ use crate::types::{FileOffset, MIB};
 ///
 /// Use it only if the user asked for a raw disk. Guessing is unsafe: a guest can write the header of any format to
 /// its own disk.
+///
+/// ```no_run
+/// use avhdx::storage::{Access, Host, LocalHost};
+/// use avhdx::{Disk, RawDisk};
+///
+/// let disk = RawDisk::new(LocalHost.open("disk.img".as_ref(), Access::ReadWrite)?)?;
+/// println!("{} bytes", disk.geometry().size);
+/// disk.write_at(b"boot", 0)?;
+/// disk.flush()?;
+/// # Ok::<(), avhdx::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct RawDisk {
     id: LayerId,

@@ -22,6 +22,7 @@ use crate::disk::LayerId;
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Warning {
     /// A short, stable name of the exact finding, such as `lock.in-use`.

@@ -5,8 +5,11 @@
 use std::error::Error as _;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use avhdx::{Error, ErrorKind, Geometry, LayerId};
+use avhdx::ops::{Check, Checkpoint};
+use avhdx::{CreateOptions, Error, ErrorKind, Geometry, LayerId, OpenOptions};
+use serde_json::{Value, json};
 
 /// The production files of a folder; those of tests are left out.
 fn sources(folder: &str) -> Vec<PathBuf> {
@@ -164,4 +167,55 @@ fn public_types_may_grow_unless_their_docs_say_why_not() {
     }
     exhaustive.sort();
     assert_eq!(exhaustive, EXHAUSTIVE);
+}
+
+#[test]
+fn facts_are_serialized_by_the_names_of_their_fields() {
+    let error = Error::new(ErrorKind::ParentMissing, "x.y", "the parent is gone");
+    let error = serde_json::to_value(error.in_file("a").at(7)).unwrap();
+    let all = json!({
+        "kind": "parent-missing", "code": "x.y", "message": "a: the parent is gone at offset 0x7", "file": "a",
+        "child": null, "offset": 7, "found": null, "expected": null, "section": null, "cause": null,
+    });
+    assert_eq!(error, all);
+    let host = Error::from(io::Error::from(io::ErrorKind::StorageFull));
+    let cause = io::Error::from(io::ErrorKind::StorageFull).to_string();
+    assert_eq!(serde_json::to_value(host).unwrap()["cause"], json!(cause));
+
+    let folder = tempfile::tempdir().unwrap();
+    let base = folder.path().join("base.vhdx");
+    CreateOptions::dynamic(64 << 20).create(&base).unwrap().close().unwrap();
+    let chain = OpenOptions::new().writable(true).open(&base).unwrap();
+    let tip = folder.path().join("tip.avhdx");
+    let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let taken = Checkpoint::new().label("clean").path(&tip);
+    let forecast = serde_json::to_value(taken.forecast(&chain).unwrap()).unwrap();
+    assert_eq!(forecast["files"][0]["kind"], json!("created"), "{forecast}");
+    assert!(forecast.get("on").is_none() && forecast["peak"].is_u64(), "{forecast}");
+    taken.run(&chain).unwrap();
+
+    let points = serde_json::to_value(chain.points()).unwrap();
+    let Value::Array(points) = points else { panic!("{points}") };
+    assert_eq!(points[0]["path"], json!(tip.display().to_string()));
+    assert_eq!((&points[0]["label"], &points[0]["time"]), (&Value::Null, &Value::Null));
+    assert_eq!(points[1]["label"], json!("clean"));
+    assert!((before..before + 600).contains(&points[1]["time"].as_u64().unwrap()), "{points:?}");
+    let layers = serde_json::to_value(chain.layers()).unwrap();
+    assert_eq!(layers[1]["id"], points[1]["layer"]);
+    assert_eq!(layers[1]["found_by"], json!("relative-path"), "{layers}");
+    assert_eq!(layers[1]["geometry"]["size"], json!(64 << 20));
+    let image = chain.image(chain.layers()[0].id).unwrap();
+    let info = serde_json::to_value(image.info()).unwrap();
+    assert_eq!(info["checkpoint"]["label"], json!("clean"));
+    assert_eq!(info["headers"][0]["Ok"]["version"], json!(1), "{info}");
+    assert_eq!(info["disk_id"], json!(image.info().disk_id.to_string()));
+    chain.close().unwrap();
+    drop((image, chain));
+
+    let report = Check::new().run(&tip).unwrap();
+    let report = serde_json::to_value(report).unwrap();
+    assert_eq!(report["layers"][0]["size"], json!(64 << 20));
+    for finding in report["findings"].as_array().unwrap() {
+        assert!(finding["code"].is_string() && finding["severity"] == "info", "{finding}");
+    }
 }

@@ -15,6 +15,33 @@ use crate::storage::{Access, FileId, FileKind, Host, LocalHost, Stat, Storage};
 ///
 /// The source only opens files. The chain checks the identity of each candidate before it exposes any of its data,
 /// and uses the first that has the recorded identity.
+///
+/// ```no_run
+/// use std::iter;
+/// use std::sync::Arc;
+///
+/// use avhdx::storage::{Access, Storage};
+/// use avhdx::{Candidate, DiffChain, FoundBy, OpenOptions, ParentLink, ParentSource};
+///
+/// /// One file that is open already, for whoever asks.
+/// #[derive(Debug)]
+/// struct Known(Arc<dyn Storage>);
+///
+/// impl ParentSource for Known {
+///     fn candidates<'a>(
+///         &'a self,
+///         _: &'a ParentLink,
+///         _: Access,
+///     ) -> Box<dyn Iterator<Item = Candidate> + 'a> {
+///         let opened = Ok(self.0.clone());
+///         Box::new(iter::once(Candidate::new(self.0.name(), FoundBy::Other, opened)))
+///     }
+/// }
+///
+/// fn over(base: Arc<dyn Storage>) -> avhdx::Result<DiffChain> {
+///     OpenOptions::new().parents(Known(base)).open("web_77F0.avhdx")
+/// }
+/// ```
 pub trait ParentSource: Debug + Send + Sync {
     /// Candidates in order of preference. The chain requests them one by one, up to the first match.
     fn candidates<'a>(
@@ -51,6 +78,7 @@ impl Candidate {
 
 /// How a parent was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum FoundBy {
     /// As a file named by the caller.
@@ -77,6 +105,19 @@ pub enum FoundBy {
 /// `\` and `/` separate names. If a name does not exist exactly, names that differ only in case are tried.
 ///
 /// Only regular files are opened.
+///
+/// ```no_run
+/// use avhdx::{OpenOptions, PathSource};
+///
+/// // Files from `D:\vm` lie in /mnt/vm now, or else somewhere in /backup. No link leads out of the two.
+/// let parents = PathSource::new()
+///     .map(r"D:\vm", "/mnt/vm")
+///     .folder("/backup")
+///     .confined_to("/mnt/vm")
+///     .confined_to("/backup");
+/// let chain = OpenOptions::new().parents(parents).open("/mnt/vm/web_77F0.avhdx")?;
+/// # Ok::<(), avhdx::Error>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct PathSource {
     host: Arc<dyn Host>,

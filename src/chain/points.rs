@@ -22,6 +22,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Point {
     /// The layer on top at this point. [`DiffChain::view`] reads the disk as it was.
@@ -29,6 +30,7 @@ pub struct Point {
     /// The name of the layer's file in errors.
     pub name: String,
     /// The path of the layer's file, if it is in a folder.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::shown_path"))]
     pub path: Option<PathBuf>,
     /// The `DataWriteGuid` of the layer, \[MS-VHDX\] 2.2.2: it identifies the point, whatever the file is called.
     pub data_write_guid: Uuid,
@@ -36,6 +38,7 @@ pub struct Point {
     pub label: Option<String>,
     /// The time of the checkpoint, to the second. `None` for the tip, and for checkpoints by programs that record
     /// none.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::seconds_if_any"))]
     pub time: Option<SystemTime>,
 }
 

@@ -47,6 +47,7 @@ pub(crate) struct Link {
 
 /// Facts of one layer of a chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Layer {
     /// Identifies the layer in extents.
@@ -54,8 +55,10 @@ pub struct Layer {
     /// The name of its file in errors.
     pub name: String,
     /// The path of the file, if it is in a folder.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::shown_path"))]
     pub path: Option<PathBuf>,
     /// The path that it was opened by, if symbolic links led from there to `path`.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::shown_path"))]
     pub via: Option<PathBuf>,
     /// Its `DataWriteGuid`, by which children identify it, \[MS-VHDX\] 2.2.2.
     pub data_write_guid: Uuid,

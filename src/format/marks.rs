@@ -60,16 +60,19 @@ const MOVED_LEN: usize = 24;
 
 /// The mark that a checkpoint leaves in the child it creates. It describes the point in time below that child.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CheckpointMark {
     /// The label given by the user; may be empty.
     pub label: String,
     /// The time of the checkpoint, to the second.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::seconds"))]
     pub time: SystemTime,
 }
 
 /// The mark of an unfinished merge in an image that it involves.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct MergeMark {
     /// The image's part in the merge.
@@ -82,11 +85,13 @@ pub struct MergeMark {
     /// Whether blocks of the child are freed as soon as they are moved.
     pub low_space: bool,
     /// How far a stopped merge got, if that could be recorded.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(crate) moved: Option<Moved>,
 }
 
 /// The mark of a layer that is to be merged into its parent, but may have to wait for the merges below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct MergeRequest {
     /// The file name that the parent is to have afterwards, if not its own.
@@ -104,6 +109,7 @@ pub(crate) struct Moved {
 
 /// The part of an image in a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum MergeState {
     /// A child whose data is being moved into its parent. Read through the child, the disk is unchanged.

@@ -16,7 +16,20 @@ use crate::sync::Ordering;
 use crate::types::{BatIndex, BlockIndex, FileOffset};
 
 /// The contents of an image's structures, except for the block tables.
+///
+/// ```no_run
+/// use avhdx::VhdxFile;
+///
+/// let image = VhdxFile::open("web_77F0.avhdx")?;
+/// let info = image.info();
+/// println!("made by {}, in blocks of {} bytes", info.creator, info.block_size);
+/// for (key, value) in info.locator.iter().flat_map(|locator| &locator.entries) {
+///     println!("{key}: {value}");
+/// }
+/// # Ok::<(), avhdx::Error>(())
+/// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ImageInfo {
     /// The program that created the file, as recorded.
@@ -59,6 +72,7 @@ pub struct ImageInfo {
 
 /// A header, \[MS-VHDX\] 2.2.2.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct HeaderInfo {
     /// Increases with each update. The header with the higher number is current.
@@ -81,6 +95,7 @@ pub struct HeaderInfo {
 
 /// An entry of the region table, \[MS-VHDX\] 2.2.3.2.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RegionInfo {
     /// Identifies the region.
@@ -97,6 +112,7 @@ pub struct RegionInfo {
 
 /// The log of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LogInfo {
     /// Offset of the log in the file.
@@ -109,6 +125,7 @@ pub struct LogInfo {
 
 /// The contents of a log, and how they were handled.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum LogState {
     /// Nothing to replay: the header names no log.
@@ -135,6 +152,7 @@ pub enum LogState {
 
 /// A metadata item, \[MS-VHDX\] 2.6.1.2.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ItemInfo {
     /// Identifies the item.
@@ -155,6 +173,7 @@ pub struct ItemInfo {
 
 /// A parent locator as recorded, \[MS-VHDX\] 2.6.2.6.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct LocatorInfo {
     /// The locator type, always that of VHDX.
@@ -167,6 +186,7 @@ pub struct LocatorInfo {
 
 /// The entries of a block allocation table, counted by state, \[MS-VHDX\] 2.5.1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct BlockCounts {
     /// Payload blocks of the disk.

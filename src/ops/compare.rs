@@ -36,6 +36,7 @@ pub struct Compare<'a> {
 
 /// The result of a comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Comparison {
     /// Size of the first disk in bytes.
@@ -48,6 +49,7 @@ pub struct Comparison {
 
 /// A byte that differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Difference {
     /// Its offset on the disks.

@@ -6,7 +6,19 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Host, folder_of};
 
 /// What an operation will read, write and free, computed before it starts.
+///
+/// ```no_run
+/// use avhdx::OpenOptions;
+/// use avhdx::ops::Checkpoint;
+///
+/// let chain = OpenOptions::new().writable(true).open("web_77F0.avhdx")?;
+/// let forecast = Checkpoint::new().forecast(&chain)?;
+/// println!("{} bytes of space are needed, {:?} are free", forecast.peak, forecast.available);
+/// forecast.check()?;
+/// # Ok::<(), avhdx::Error>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Forecast {
     /// Bytes of data that will be read, also by the host. Reads of tables are not included.
@@ -33,16 +45,20 @@ pub struct Forecast {
     /// The files that will change.
     pub files: Vec<FileChange>,
     /// Whether the caller agreed to lose `cut_data`.
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub(super) may_cut: bool,
     /// A path on the target volume.
+    #[cfg_attr(feature = "serde", serde(skip))]
     on: PathBuf,
 }
 
 /// A file that an operation changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct FileChange {
     /// Its path.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::shown"))]
     pub path: PathBuf,
     /// What happens to it.
     pub kind: FileChangeKind,
@@ -50,6 +66,7 @@ pub struct FileChange {
 
 /// What happens to a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum FileChangeKind {
     /// It is created.

@@ -38,6 +38,7 @@ enum CopyTarget {
 
 /// The bytes that a copy takes up on its volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Measured {
     /// For the disk as it is now; an upper bound.

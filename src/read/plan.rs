@@ -36,6 +36,8 @@ pub enum Planned {
 /// exclusive use of one of its layers waits for 10 seconds and is then refused. The plan also keeps the files of the
 /// chain open, and dropping the last plan ends the session of a writable tip that was not
 /// [closed](crate::DiffChain::close).
+///
+/// See [`DiffChain::plan_read`](crate::DiffChain::plan_read) for an example.
 #[derive(Debug)]
 pub struct ReadPlan {
     range: Range<u64>,

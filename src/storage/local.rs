@@ -14,6 +14,18 @@ use super::{Access, FileId, FileKind, Host, Stat, Storage};
 const TRIES: usize = 3;
 
 /// The file system of this machine.
+///
+/// ```no_run
+/// use avhdx::storage::{Access, FileKind, Host, LocalHost};
+///
+/// for path in LocalHost.list("/mnt/vm".as_ref())? {
+///     if LocalHost.stat(&path)?.kind == FileKind::File {
+///         let file = LocalHost.open(&path, Access::Read)?;
+///         println!("{}: {} bytes", file.name(), file.len()?);
+///     }
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LocalHost;
 

@@ -8,6 +8,20 @@ use super::{LockMode, LockOutcome, Storage};
 
 /// A file in memory, for images that never touch a disk and for tests. Zeros that extend the file
 /// take up no memory until something is written after them.
+///
+/// ```
+/// use std::sync::Arc;
+///
+/// use avhdx::storage::MemStorage;
+/// use avhdx::{Disk, RawDisk};
+///
+/// let disk = RawDisk::new(Arc::new(MemStorage::new(vec![0; 1 << 20])))?;
+/// disk.write_at(b"hello", 4096)?;
+/// let mut read = [0; 5];
+/// disk.read_at(&mut read, 4096)?;
+/// assert_eq!(&read, b"hello");
+/// # Ok::<(), avhdx::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct MemStorage {
     contents: RwLock<MemContents>,

@@ -28,6 +28,8 @@ pub enum PlannedWrite {
 /// [`begin`](Self::begin) hands out the steps. A plan that is dropped before that leaves no trace. Until it is dropped
 /// or has ended, the file ranges that it names are not reused, truncated or returned to the host, and whatever needs
 /// a tip without writes in progress is refused; see [`WriteInFlight`].
+///
+/// See [`DiffChain::plan_write`](crate::DiffChain::plan_write) for an example.
 #[must_use = "nothing is written"]
 pub struct WritePlan {
     range: Range<u64>,

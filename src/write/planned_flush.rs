@@ -32,6 +32,8 @@ pub enum PlannedFlush {
 ///
 /// [`begin`](Self::begin) hands it out. A plan that is dropped before that leaves no trace: what is not durable yet is
 /// left to the next flush.
+///
+/// See [`DiffChain::plan_flush`](crate::DiffChain::plan_flush) for an example.
 #[must_use = "nothing is durable yet"]
 pub struct FlushPlan(Open);
 

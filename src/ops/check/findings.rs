@@ -10,6 +10,7 @@ const MOST_TEXT: usize = 300;
 
 /// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize), serde(rename_all = "kebab-case"))]
 #[non_exhaustive]
 pub enum Severity {
     /// A rule of the format is broken: data is lost or at risk, or other programs refuse the image.
@@ -22,6 +23,7 @@ pub enum Severity {
 
 /// A finding of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Finding {
     /// A short, stable code, such as `bat.duplicate`; errors of opening and reading use the same codes.
@@ -46,6 +48,7 @@ pub struct Finding {
 
 /// Findings that are only counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Unlisted {
     /// The code of the findings.

@@ -8,7 +8,10 @@ use super::findings::{Finding, Severity, Unlisted};
 use crate::chain::FoundBy;
 
 /// The result of a check.
+///
+/// See [`Check`](super::Check) for an example.
 #[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Report {
     /// The layers checked, from the tip down.
@@ -21,11 +24,13 @@ pub struct Report {
 
 /// A layer that was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CheckedLayer {
     /// The name of its file in findings.
     pub name: String,
     /// The path of the file, if it has one.
+    #[cfg_attr(feature = "serde", serde(serialize_with = "crate::types::shown_path"))]
     pub path: Option<PathBuf>,
     /// How it was found from the layer above; `None` for the tip.
     pub found_by: Option<FoundBy>,
