@@ -336,7 +336,7 @@ pub(crate) fn with_children(
 /// What the name of a new file may be.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct NamingFlags {
-    /// Accept a name for OUT whose ending stands for another format.
+    /// Accept a name for the new file whose ending stands for another format.
     #[arg(long)]
     pub(crate) any_name: bool,
 }

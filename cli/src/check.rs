@@ -26,7 +26,6 @@ const IDLE: &[&str] = &[
     "chain.physical-sector",
     "chain.size",
     "log.old-entry",
-    "log.torn-entry",
     "region.unknown",
     // Unused space has a line of its own.
     "space.leaked",

@@ -6,7 +6,8 @@ use avhdx::ops::Checkpoint;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::args::{self, ImageArg, LossFlags, OperationFlags};
+use crate::args::{self, ImageArg, LossFlags, NamingFlags, OperationFlags};
+use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::loss;
 use crate::operation::{self, Subject};
@@ -30,6 +31,8 @@ pub(crate) struct Args {
     /// The new file [default: DISK_GUID.avhdx in the folder of IMAGE].
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
+    #[command(flatten)]
+    naming: NamingFlags,
     /// The block size of the new image, 1M to 256M [default: 2M].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, alias = "block-size")]
     block: Option<u64>,
@@ -66,6 +69,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         checkpoint = checkpoint.label(label);
     }
     if let Some(path) = &args.path {
+        endings::check_image(path, true, args.naming, console)?;
         checkpoint = checkpoint.path(path);
     }
     if let Some(bytes) = args.block {

@@ -6,9 +6,9 @@ mod stdin;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use avhdx::CreateOptions;
 use avhdx::ops::Export;
 use avhdx::storage::LocalHost;
+use avhdx::{CreateOptions, Disk};
 
 use crate::args::{
     CopyFormat, Format, ImageArg, NamingFlags, NewImageFlags, ReadFlags, ReplaceFlags,
@@ -157,7 +157,8 @@ fn image_copy(
     let done = done.and_then(|exported| image.close().map(|()| exported));
     let exported = done.map_err(|error| file.failure(error))?;
     let block_size = Some(image.block_size());
-    Ok(Copied { virtual_size: exported.size, written: exported.written, block_size })
+    let virtual_size = image.geometry().size;
+    Ok(Copied { virtual_size, written: exported.written, block_size })
 }
 
 fn image_options(

@@ -27,7 +27,7 @@ enum Ending {
 struct Foreign {
     /// Completes the sentence "this is …".
     what: &'static str,
-    /// QEMU's name for the format, if QEMU writes it.
+    /// QEMU's name for the format, and an option that keeps the size, if QEMU writes it.
     qemu: Option<&'static str>,
 }
 
@@ -39,9 +39,11 @@ impl Ending {
             "vhdx" => Self::Vhdx,
             "avhdx" => Self::Avhdx,
             "raw" | "img" => Self::Raw,
-            "vhd" => foreign("a VHD image", Some("vpc")),
+            "vhd" => foreign("a VHD image", Some("vpc -o force_size=on")),
             "vhds" => foreign("a VHD set", None),
             "qcow2" => foreign("a qcow2 image", Some("qcow2")),
+            "qcow" => foreign("a qcow image", Some("qcow")),
+            "vdi" => foreign("a VDI image", Some("vdi")),
             "vmdk" => foreign("a VMDK image", Some("vmdk")),
             _ => Self::Unknown,
         }
@@ -66,10 +68,13 @@ pub(crate) fn check_image(
         Ending::Avhdx => Err(for_child(out)),
         Ending::Raw => {
             let failure = against(out, "a raw disk", "a VHDX image");
-            Err(failure.hint("a raw disk is a file of its size: truncate -s SIZE FILE makes one"))
+            let failure =
+                failure.hint("a raw disk is a file of its size: truncate -s SIZE FILE makes one");
+            Err(or_any_name(failure, out))
         }
         Ending::Foreign(Foreign { what, .. }) if is_child => {
-            Err(no_writer(out, what).hint("a child has the format of its parent"))
+            let failure = no_writer(out, what).hint("a child has the format of its parent");
+            Err(or_any_name(failure, out))
         }
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, CopyFormat::Vhdx)),
     }
@@ -123,6 +128,15 @@ fn for_child(out: &Path) -> Failure {
 fn against(out: &Path, named: &str, made: &str) -> Failure {
     let message = format!("{}: the name is for {named}, the file would be {made}", out.display());
     Failure::usage("output.ending", message)
+}
+
+/// The way on for a verb that takes the name of its output from a flag.
+fn or_any_name(failure: Failure, out: &Path) -> Failure {
+    let command = match next::elsewhere(out) {
+        Some(_) => None,
+        None => next::with_flag("--any-name"),
+    };
+    command.into_iter().fold(failure, Failure::then)
 }
 
 fn no_writer(out: &Path, what: &str) -> Failure {

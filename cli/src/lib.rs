@@ -86,6 +86,7 @@ use clap::{Command, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use failure::{Exit, Failure, Reply};
 use output::Console;
+use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
@@ -225,7 +226,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 /// Prints what the parser of arguments has to say: help and the version, or an error.
 fn print_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
-    let printed = error.print();
+    // What was typed comes back in an error, and may be a name that somebody else chose.
+    let is_plain = |arg: &OsString| printable(&arg.to_string_lossy()) == arg.to_string_lossy();
+    let printed = match error.use_stderr() && !args.iter().all(is_plain) {
+        true => {
+            let text = error.to_string();
+            text.lines().for_each(|line| eprintln!("{}", printable(line)));
+            Ok(())
+        }
+        false => error.print(),
+    };
     if !error.use_stderr() {
         // A closed pipe is not an error.
         drop(printed);

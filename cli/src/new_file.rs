@@ -134,8 +134,13 @@ impl Drop for NewFile {
 fn taken(target: &Path, inputs: &[PathBuf]) -> Result<Option<PathBuf>, Failure> {
     let name = target.display();
     let refuse = |code, what: &str| Failure::new(Exit::Refused, code, format!("{name}: {what}"));
+    let written = target.as_os_str().as_encoded_bytes();
+    let is_folders = [&b"/"[..], b"/.", b"/.."].iter().any(|end| written.ends_with(end));
     let stat = match LocalHost.stat(target) {
         Ok(stat) => stat,
+        Err(_) if is_folders => {
+            return Err(refuse("output.not-a-file", "the name of a folder, not of a file"));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let leads_nowhere = LocalHost.is_link(target).unwrap_or(false);
             let what = "a dangling link";

@@ -7,7 +7,8 @@ use avhdx::ops::Revert;
 use serde::Serialize;
 use uuid::Uuid;
 
-use crate::args::OperationFlags;
+use crate::args::{NamingFlags, OperationFlags};
+use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
@@ -35,6 +36,8 @@ pub(crate) struct Args {
     /// The new file [default: DISK_GUID.avhdx in the folder of the point in time].
     #[arg(long, value_name = "FILE")]
     path: Option<PathBuf>,
+    #[command(flatten)]
+    naming: NamingFlags,
     /// Only print what would be done, and whether there is enough space.
     #[arg(long)]
     dry_run: bool,
@@ -61,6 +64,9 @@ impl Answer for RevertAnswer {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    if let Some(path) = &args.path {
+        endings::check_image(path, true, args.naming, console)?;
+    }
     let options = args.opening.options()?;
     let inspected = Subject::inspect(&args.image, &options)?;
     let point = inspected.required_point()?;

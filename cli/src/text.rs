@@ -5,13 +5,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Escapes control and bidirectional characters: names come from untrusted images and reach a terminal.
+/// Escapes control, bidirectional and invisible characters: names come from untrusted images and reach a terminal.
 pub(crate) fn printable(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
-        // Bidirectional marks can disguise a name.
-        let is_bidi = matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || is_bidi {
+        // They can disguise a name, or end the line. The joiners of emoji stay.
+        let disguises = matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' |
+            '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}');
+        if c.is_control() || disguises {
             safe.extend(c.escape_unicode());
         } else {
             safe.push(c);

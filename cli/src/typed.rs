@@ -9,6 +9,7 @@ use clap::{ArgMatches, Command};
 
 use crate::point::Point;
 use crate::shell;
+use crate::text::printable;
 
 /// Verbs that take a point in time and change no image.
 const READING: &[&str] =
@@ -64,7 +65,8 @@ pub(crate) fn link_to(file: &str) -> Option<String> {
     };
     let words = typed.as_ref()?.words.iter().map(|word| Point::parse(word).image);
     let link = words.into_iter().find(|path| leads_there(path))?;
-    Some(format!("{} leads to {file}", link.display()))
+    // Hints may have several lines, and are not escaped as a whole.
+    Some(printable(&format!("{} leads to {file}", link.display())))
 }
 
 impl Typed {
@@ -139,6 +141,10 @@ impl Typed {
         let at = self.words.iter().position(|typed| typed == word)?;
         let mut words = self.words.clone();
         words[at] = point.into();
+        // A point is not compared with itself.
+        if self.other.is_some() && words.iter().filter(|word| *word == point).count() > 1 {
+            return None;
+        }
         self.parse(&words).map(|_| words)
     }
 

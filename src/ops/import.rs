@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use super::export::{joined, parts_with_data};
 use super::{Listener, Progress, WINDOW};
-use crate::disk::Disk;
+use crate::disk::{Disk, Source};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::VhdxFile;
 use crate::format::metadata::MAX_VIRTUAL_SIZE;
@@ -67,7 +67,7 @@ impl<'a> Import<'a> {
     /// Makes the file `to` the disk, durably. The previous contents of the file are lost.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if the stream is longer than the [size](Self::size); [`ErrorKind::Io`] if the stream
+    /// [`ErrorKind::InvalidInput`] if the stream is empty or longer than the [size](Self::size); [`ErrorKind::Io`] if the stream
     /// cannot be read or the host cannot write; [`ErrorKind::Cancelled`]. The file is then
     /// incomplete.
     pub fn run(self, from: &mut dyn Read, to: &dyn Storage) -> Result<Imported> {
@@ -85,6 +85,9 @@ impl<'a> Import<'a> {
             Ok(())
         })?;
         let size = self.size.unwrap_or(read);
+        if size == 0 {
+            return Err(empty());
+        }
         to.set_len(size).and_then(|()| to.flush()).map_err(|error| failed(size, error))?;
         Ok(Imported { size, read, written })
     }
@@ -95,7 +98,8 @@ impl<'a> Import<'a> {
     ///
     /// # Errors
     /// As for [`run`](Self::run), [`Disk::write_at`] and [`Disk::flush`]; [`ErrorKind::ReadOnly`] if the image is not
-    /// open for writing, and [`ErrorKind::InvalidInput`] if the stream is empty or longer than an image can be.
+    /// open for writing, and [`ErrorKind::InvalidInput`] if it has a parent or data, or the stream is longer than an image
+    /// can be.
     pub fn into_image(
         self,
         from: &mut dyn Read,
@@ -103,6 +107,13 @@ impl<'a> Import<'a> {
     ) -> Result<(VhdxFile, Imported)> {
         let _span = operation("import", image.name());
         let sector = u64::from(image.geometry().logical_sector);
+        refuse_used(&image)?;
+        if let Some(size) = self.size.filter(|size| *size > MAX_VIRTUAL_SIZE) {
+            let message = "the disk is larger than an image can be";
+            return Err(Error::new(ErrorKind::InvalidInput, "import.too-long", message)
+                .with_found(format_args!("{size} bytes"))
+                .with_expected(format_args!("at most {MAX_VIRTUAL_SIZE}")));
+        }
         let mut written = 0;
         let read = self.pieces(from, MAX_VIRTUAL_SIZE, |at, bytes| {
             let parts = joined(&parts_with_data(at, bytes));
@@ -118,8 +129,7 @@ impl<'a> Import<'a> {
         })?;
         let size = self.size.unwrap_or(read);
         if size == 0 {
-            return Err(Error::new(ErrorKind::InvalidInput, "import.empty", "the input is empty")
-                .with_expected("at least one byte: an image has no disk of 0 bytes"));
+            return Err(empty());
         }
         let size = size.next_multiple_of(sector);
         set_size(&mut image, size)?;
@@ -156,6 +166,33 @@ impl<'a> Import<'a> {
     }
 }
 
+/// The refusal of an empty stream: more likely a writer that failed than a disk of no bytes.
+fn empty() -> Error {
+    Error::new(ErrorKind::InvalidInput, "import.empty", "the input is empty")
+        .with_expected("at least one byte")
+}
+
+/// Refuses an image whose bytes would show where the stream has zeros.
+fn refuse_used(image: &VhdxFile) -> Result<()> {
+    let found = match image.has_parent() {
+        true => Some("an image with a parent".to_owned()),
+        // The blocks of a fixed image are there from the start.
+        false if image.info().leave_blocks_allocated => None,
+        false => {
+            let first = image.next_extent(0..image.geometry().size)?;
+            let data = first.filter(|extent| matches!(extent.source, Source::Data { .. }));
+            data.map(|extent| format!("data at {}", extent.range.start))
+        }
+    };
+    found.map_or(Ok(()), |found| {
+        let message = "a disk can be taken into a new image only";
+        Err(Error::new(ErrorKind::InvalidInput, "import.not-new", message)
+            .in_file(image.name())
+            .with_found(found)
+            .with_expected("an image without a parent and without data"))
+    })
+}
+
 /// Doubles the disk until it has `end` bytes.
 fn make_room(image: &mut VhdxFile, end: u64) -> Result<()> {
     let mut size = image.geometry().size;
@@ -178,7 +215,8 @@ fn fill(from: &mut dyn Read, buf: &mut [u8]) -> io::Result<usize> {
     while filled < buf.len() {
         match from.read(&mut buf[filled..]) {
             Ok(0) => break,
-            Ok(read) => filled += read,
+            Ok(read) if read <= buf.len() - filled => filled += read,
+            Ok(_) => return Err(io::Error::other("it claims more bytes than there was room for")),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }

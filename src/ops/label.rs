@@ -91,6 +91,8 @@ impl Label {
         if let Some(writer) = live {
             return writer.edit_metadata(&edit);
         }
+        // As before any change: what lost something is left alone.
+        op.check_claims(layer)?;
         let taken = op.take(&[layer], &mut || ControlFlow::Continue(()))?;
         let edited = taken.iter().try_for_each(|writer| writer.edit_metadata(&edit));
         let settled = taken.iter().try_for_each(|writer| op.settle(writer));

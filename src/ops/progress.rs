@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use crate::error::{Error, Result};
 
@@ -35,7 +35,13 @@ type Callback<'a> = dyn Fn(Progress) -> ControlFlow<()> + Send + Sync + 'a;
 impl<'a> Listener<'a> {
     pub(super) fn new(on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
         let on = Mutex::new(on);
-        Self(Some(Arc::new(move |now| on.lock().unwrap_or_else(PoisonError::into_inner)(now))))
+        Self(Some(Arc::new(move |now| match on.try_lock() {
+            Ok(mut on) => on(now),
+            // Asked from within, or by a clone meanwhile: the callback is asked again soon.
+            Err(TryLockError::WouldBlock) => ControlFlow::Continue(()),
+            // It panicked.
+            Err(TryLockError::Poisoned(_)) => ControlFlow::Break(()),
+        })))
     }
 
     /// Asks the callback whether to continue.

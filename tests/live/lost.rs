@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use avhdx::ops::{AcceptLoss, Checkpoint, LossKind, Merge, Merged, Pace};
+use avhdx::ops::{AcceptLoss, Checkpoint, Label, LossKind, Merge, Merged, Pace};
 use avhdx::{DiffChain, Disk, ErrorKind, MergeState, OpenOptions};
 use avhdx_testkit::naive;
 
@@ -187,4 +187,23 @@ fn what_was_written_after_it_was_merged_is_lost_with_the_child_and_not_what_it_w
             settled(&tip, &[(0, kinds[0]), (1, kinds[1])], &model);
         }
     }
+}
+
+#[test]
+fn a_label_is_not_written_to_a_frozen_layer_that_lost_a_block() {
+    let folder = tempfile::tempdir().unwrap();
+    let (chain, _) = two(folder.path(), [0, 1, 2, 3, 4, 5, 6, 7]);
+    let frozen = paths(&chain)[0].clone();
+    Checkpoint::new().run(&chain).unwrap();
+    let tip = paths(&chain)[0].clone();
+    chain.close().unwrap();
+    drop(chain);
+    cut(&frozen, 2);
+    let before = std::fs::read(&frozen).unwrap();
+
+    let chain = OpenOptions::new().writable(true).open(&tip).unwrap();
+    let base = chain.layers()[2].id;
+    let error = Label::new(base, "other").write_frozen(true).run(&chain).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "claim.lost"), "{error}");
+    assert!(std::fs::read(&frozen).unwrap() == before);
 }

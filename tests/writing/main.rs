@@ -13,6 +13,7 @@ mod create;
 mod failures;
 mod flushes;
 mod forest;
+mod import;
 mod left_overs;
 mod loops;
 mod one_flush;

@@ -9,7 +9,7 @@ use avhdx::storage::LocalHost;
 
 use super::copied::Copied;
 use crate::args::{CopyFormat, NewImageFlags};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::input::known_length;
 use crate::new_file::NewFile;
 use crate::output::Console;
@@ -26,6 +26,8 @@ pub(super) struct Stream {
     size: Option<u64>,
     /// Whether the user gave it.
     is_given: bool,
+    /// The bytes that standard input has if it is a file.
+    known: Option<u64>,
     /// The properties of the image, if it becomes one.
     image: Option<CreateOptions>,
 }
@@ -62,7 +64,7 @@ impl Stream {
         };
         let image = is_image.then(|| new_image.apply(options)).transpose()?;
         let import = size.map_or_else(Import::new, |size| Import::new().size(size));
-        Ok(Self { input, import, size, is_given: given.is_some(), image })
+        Ok(Self { input, import, size, is_given: given.is_some(), known, image })
     }
 
     /// Writes the disk to the file.
@@ -88,6 +90,12 @@ impl Stream {
             }
             file.failure(error)
         })?;
+        if let Some(known) = self.known.filter(|known| read < *known) {
+            let message = format!(
+                "standard input ended after {read} of {known} bytes: the file became shorter meanwhile"
+            );
+            return Err(Failure::new(Exit::InUse, "stdin.changed", message));
+        }
         if size > read && !self.is_given {
             let message = format!(
                 "the disk has {size} bytes, {} more than the input: a disk is a whole number of sectors",

@@ -9,6 +9,7 @@ use avhdx::{DiffChain, Layer, Lock, MergeState, OpenOptions};
 use crate::failure::Failure;
 use crate::next;
 use crate::shell::argument;
+use crate::text::printable;
 use crate::typed;
 
 /// How many points are named.
@@ -29,16 +30,26 @@ pub(super) fn named(failure: Failure, image: &Path, options: &OpenOptions) -> Fa
     let free = layers.iter().rev().take_while(|layer| is_free(layer)).count();
     let first = layers.len() - free;
     let opens = |path: &PathBuf| options.clone().lock(Lock::Shared).open(path).is_ok();
-    if first == 0 || !layers.get(first).and_then(|layer| layer.path.as_ref()).is_some_and(opens) {
+    if first == 0 {
+        // Others only read: so can anybody.
+        return failure;
+    }
+    if !layers.get(first).and_then(|layer| layer.path.as_ref()).is_some_and(opens) {
         return failure.also("no point in time can be read meanwhile");
     }
+    // Numbers mean other points once the merge is done.
     let point = |at: usize| {
         let mut point = OsString::from(image);
-        point.push(format!("@-{at}"));
+        let name = layers[at].path.as_ref().and_then(|path| path.file_name()?.to_str());
+        let name = name.filter(|name| printable(name) == *name && !name.contains('@'));
+        match name {
+            Some(name) => point.push(format!("@{name}")),
+            None => point.push(format!("@{}", layers[at].data_write_guid)),
+        }
         point
     };
     let mut names: Vec<String> = (first..layers.len().min(first + NAMED))
-        .map(|at| format!("{} ({})", point(at).display(), file_name(&layers[at])))
+        .map(|at| point(at).display().to_string())
         .collect();
     if free > NAMED {
         names.push(format!("{} older", free - NAMED));

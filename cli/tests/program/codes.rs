@@ -197,7 +197,7 @@ fn images_in_use() {
     held.try_lock().unwrap();
     let run = folder.run("read l2.vhdx --length 1").expect(6);
     assert!(run.stdout.is_empty());
-    run.says("avhdx info").says("read l2.vhdx@-1 --length 1\n");
+    run.says("avhdx info").says("read l2.vhdx@l1.vhdx --length 1\n");
     for line in
         ["map l2.vhdx", "explain l2.vhdx 0", "convert l2.vhdx -O raw out", "measure l2.vhdx"]
     {

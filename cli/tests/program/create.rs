@@ -296,3 +296,27 @@ fn the_ending_of_a_new_image_says_what_it_is() {
     // --log is what to do with a log; its size has another name.
     folder.run("create y.vhdx 4M --log 2M").expect(2);
 }
+
+#[test]
+fn a_new_tip_is_not_named_like_a_foreign_image() {
+    let folder = Folder::with_chain();
+    let before = folder.names();
+    for name in ["new.vhd", "new.raw", "new.QCOW2", "new.vdi"] {
+        for line in ["checkpoint l2.vhdx", "revert l2.vhdx@-1"] {
+            let run = folder.run(&format!("{line} --path {name}")).expect(2);
+            run.says("the name is for");
+        }
+    }
+    assert_eq!(folder.names(), before);
+    folder.run("checkpoint l2.vhdx --path new.vhd --any-name").expect(0);
+}
+
+#[test]
+fn a_name_that_ends_like_a_folder_is_refused_before_anything_is_read() {
+    let folder = Folder::with_chain();
+    let before = folder.names();
+    for line in ["convert l2.vhdx a.raw/", "create b.vhdx/ 1M", "convert -f raw - c.raw/"] {
+        folder.run_with(line, b"bytes").expect(7).says("the name of a folder");
+    }
+    assert_eq!(folder.names(), before);
+}

@@ -376,3 +376,15 @@ fn the_target_of_a_link_is_reported_once() {
     let run = world.run("write real/tip.avhdx --offset 0").expect(0);
     assert!(!run.stderr.contains("leads to"), "{}", run.stderr);
 }
+
+#[test]
+fn a_hint_about_a_link_and_an_error_of_the_parser_escape_what_was_typed() {
+    let folder = Folder::new();
+    let (hostile, link) = ("t\u{1b}[5m\nnext: rm.vhdx", "l\u{1b}]0;x\u{7}.vhdx");
+    std::fs::write(folder.file(hostile), [0; 3]).unwrap();
+    std::os::unix::fs::symlink(hostile, folder.file(link)).unwrap();
+    for words in [&["info", link][..], &["info", "a", link]] {
+        let run = crate::common::Run::of(folder.command(words).output().unwrap());
+        assert!(!run.stderr.contains('\u{1b}') && !run.stderr.contains("\nnext: rm"), "{run:?}");
+    }
+}

@@ -61,16 +61,11 @@ fn first_next(folder: &Folder, refused: &Run) -> Run {
 #[test]
 fn a_merge_in_another_process_leaves_the_points_below_it_to_readers() {
     for (line, merge, named, readable) in [
-        (
-            "d.avhdx@-1",
-            "c.avhdx is being merged into b.avhdx",
-            "d.avhdx@-3 (a.vhdx)",
-            &[(3, 1)][..],
-        ),
+        ("d.avhdx@-1", "c.avhdx is being merged into b.avhdx", "d.avhdx@a.vhdx", &[(3, 1)][..]),
         (
             "d.avhdx",
             "d.avhdx is being merged into c.avhdx",
-            "d.avhdx@-2 (b.avhdx), d.avhdx@-3 (a.vhdx)",
+            "d.avhdx@b.avhdx, d.avhdx@a.vhdx",
             &[(2, 2), (3, 1)],
         ),
     ] {

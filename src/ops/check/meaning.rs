@@ -184,7 +184,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ("log.old-entry", "Harmless: entries of earlier logs are ignored."),
     (
         "log.pending",
-        "The last program did not close the image; replaying the log restores everything that was flushed.",
+        "The last program did not close the image; replaying its log restores what was flushed, as far as the log is intact.",
     ),
     ("log.place", "The log cannot be used: pending changes cannot be replayed."),
     ("log.read", "The log cannot be read: whether it holds changes is unknown."),
@@ -192,7 +192,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "log.target",
         "A replay would overwrite structures that a log must not change: the log is refused as a whole.",
     ),
-    ("log.torn-entry", "Harmless: changes in an incomplete entry were never reported as durable."),
+    (
+        "log.torn-entry",
+        "If a crash cut the entry off, it was never reported as durable; if it was damaged later, it and those after it are lost.",
+    ),
     (
         "log.truncated-file",
         "The file was cut short after the log was written: data is lost, and reading is refused.",

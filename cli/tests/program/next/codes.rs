@@ -144,6 +144,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "output.swapped",
             "point.gone",
             "session.changed",
+            "stdin.changed",
         ],
     ),
     (
@@ -163,6 +164,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "export.own-source",
             "flush.step",
             "image.frozen",
+            "import.not-new",
             "image.parent-required",
             "io",
             "link.no-parent",
