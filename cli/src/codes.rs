@@ -147,8 +147,11 @@ fn page() -> BTreeMap<String, Row> {
 fn sources() -> BTreeMap<String, Found> {
     let mut codes: BTreeMap<String, Found> = BTreeMap::new();
     for (folder, is_library) in [("src", true), ("cli/src", false)] {
-        for path in files(&root().join(folder)) {
-            let is_check = path.components().any(|part| part.as_os_str() == "check");
+        let folder = root().join(folder);
+        for path in files(&folder) {
+            // Below the folder: a checkout may itself lie in one of that name.
+            let inside = path.strip_prefix(&folder).unwrap();
+            let is_check = inside.components().any(|part| part.as_os_str() == "check");
             let tokens = tokens(&fs::read_to_string(&path).unwrap());
             for (i, token) in tokens.iter().enumerate() {
                 let Some(literal) = string(token) else { continue };
