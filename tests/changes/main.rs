@@ -4,6 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod diff;
 #[path = "../sim/mod.rs"]
 #[allow(dead_code)] // shared with other tests; not all of it is used here
 mod sim;
