@@ -85,6 +85,14 @@ impl ProgressMeter {
         Self::bar(console, OF_STEPS, what)
     }
 
+    /// A meter for bytes of disks that are not read, only looked up in tables.
+    pub(crate) fn of_lookups(console: &Console, what: &'static str) -> Self {
+        match Self::new(console) {
+            Self::Bar(_) => Self::of_steps(console, what),
+            meter => meter,
+        }
+    }
+
     fn bar(console: &Console, style: &'static str, what: &'static str) -> Self {
         let is_shown = !console.is_json() && !console.is_quiet() && screen::is_watched();
         if is_shown { Self::Bar(Bar::new(style, what)) } else { Self::Silent }

@@ -1,6 +1,6 @@
 //! What the program shows on a terminal of 80 columns: a pseudo terminal, and a screen that follows its escape codes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
 use std::process::{Child, Stdio};
@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Folder, write_endless};
+use crate::common::{Folder, write_crowded_table, write_endless};
 use pty_process::Size;
 use pty_process::blocking::{Command, Pty};
 
@@ -149,6 +149,31 @@ fn a_bar_fits_and_leaves_nothing_behind_on_ctrl_c() {
         terminal.assert_clean();
         let lines = terminal.lines();
         assert!(lines[0].starts_with("avhdx: interrupted"), "{line}: {lines:?}");
+    }
+}
+
+#[test]
+fn what_reads_tables_and_headers_alone_shows_how_far_it_is() {
+    let folder = Folder::new();
+    write_crowded_table(&folder.file("a.vhdx"));
+    fs::create_dir(folder.file("many")).unwrap();
+    for n in 0..30_000 {
+        File::create(folder.file(&format!("many/{n}.vhdx"))).unwrap();
+    }
+    let lines = [
+        ("check a.vhdx", "checking  "),
+        ("measure a.vhdx", "measuring  "),
+        ("relink many", "reading the images  "),
+    ];
+    for (line, what) in lines {
+        let mut terminal = Terminal::run(&folder, line);
+        terminal.wait_for("bar", |screen| has_bar(screen) && screen.contents().contains(what));
+        terminal.interrupt();
+        assert_eq!(terminal.end(), Some(130), "{line}\n{}", terminal.text());
+        terminal.assert_clean();
+        let lines = terminal.lines();
+        assert!(lines[0].contains("interrupted"), "{line}: {lines:?}");
+        assert_eq!(lines.len(), 1, "{line}: {lines:?}");
     }
 }
 
