@@ -135,15 +135,15 @@
 #[cfg(all(test, not(loom)))]
 extern crate self as avhdx;
 #[cfg(all(test, not(loom)))]
-#[path = "../tests/crash/outcomes.rs"]
+#[path = "../tests/kit/src/outcomes.rs"]
 #[allow(dead_code)]
 mod outcomes;
 #[cfg(all(test, not(loom)))]
-#[path = "../tests/sim/mod.rs"]
+#[path = "../tests/kit/src/sim/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod sim;
 #[cfg(all(test, not(loom)))]
-#[path = "../tests/crash/stale.rs"]
+#[path = "../tests/kit/src/stale.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod stale;
 

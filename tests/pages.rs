@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const TOP: [&str; 7] = ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "docs/"];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 fn text(path: &Path) -> String {

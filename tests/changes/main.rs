@@ -4,8 +4,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 mod tables;
 mod tracking;
+
+use avhdx_testkit::sim;

@@ -17,16 +17,11 @@ mod interleave;
 mod judged;
 mod logs;
 mod loss;
-mod model;
-mod outcomes;
 #[cfg(target_os = "linux")]
 mod real;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
-mod stale;
-mod verdict;
 mod workloads;
+
+use avhdx_testkit::{model, outcomes, sim, stale, verdict};
 
 use driver::show_stale;
 use explore::{Effort, Tally, explore};

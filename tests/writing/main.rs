@@ -3,9 +3,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 mod accept_loss;
 mod children;
@@ -24,3 +21,5 @@ mod replaced;
 mod space;
 mod swaps;
 mod write;
+
+use avhdx_testkit::sim;
