@@ -82,8 +82,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         return from_stdin(&args, format, console);
     }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
-    if input.disk().geometry().size == 0 {
-        let message = format!("{}: the file is empty, and holds no disk", args.image.name());
+    if input.disk().geometry().size == 0 && !is_raw {
+        let message = format!("{}: the file is empty, an image cannot be", args.image.name());
         return Err(Failure::usage("convert.empty", message));
     }
     if args.out.as_os_str() == "-" {

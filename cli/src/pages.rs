@@ -163,9 +163,6 @@ fn write_all(
 }
 
 fn refuse_no_folder(folder: &Path) -> Result<(), Failure> {
-    if folder.as_os_str().is_empty() {
-        return Err(Failure::usage("output.no-folder", "the name of the folder is empty"));
-    }
     let name = folder.display();
     let failure = match LocalHost.stat(folder) {
         Ok(stat) if stat.kind == FileKind::Folder => return Ok(()),

@@ -12,8 +12,12 @@ use avhdx::storage::{FileId, FileStorage, LocalHost, Storage};
 use avhdx::{CreateOptions, Disk, Extent, Geometry, RawDisk};
 
 use super::copied::Copied;
+use super::stdin::stdin_failure;
 use crate::failure::{Exit, Failure};
 use crate::new_file::NewFile;
+
+/// What the file is called in errors.
+const NAME: &str = "standard input";
 
 /// The bytes of a file from its present offset on, as a disk.
 pub(super) struct FileInput {
@@ -30,7 +34,7 @@ impl FileInput {
         // The offset is shared with standard input.
         let file = File::from(io::stdin().as_fd().try_clone_to_owned().ok()?);
         let start = (&file).stream_position().ok()?;
-        let storage = FileStorage::from_file(file.try_clone().ok()?, "standard input");
+        let storage = FileStorage::from_file(file.try_clone().ok()?, NAME);
         let storage: Arc<dyn Storage> = Arc::new(storage);
         let disk = RawDisk::new(Arc::clone(&storage)).ok()?;
         Some(Self { file, storage, disk, start, size })
@@ -61,7 +65,10 @@ impl FileInput {
             }),
         };
         self.refuse_changed()?;
-        let done = done.map_err(|error| to.failure(error))?;
+        let done = done.map_err(|error| match error.file() == Some(NAME) {
+            true => stdin_failure(error),
+            false => to.failure(error),
+        })?;
         // Who reads standard input next finds its end, as after a pipe.
         let _ = (&self.file).seek(SeekFrom::Start(self.start + self.size));
         Ok(done)

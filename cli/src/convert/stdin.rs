@@ -128,7 +128,7 @@ impl Stream {
     }
 }
 
-fn stdin_failure(error: avhdx::Error) -> Failure {
+pub(super) fn stdin_failure(error: avhdx::Error) -> Failure {
     let message = "cannot read standard input";
     match std::error::Error::source(&error).and_then(|source| source.downcast_ref()) {
         Some(host) => Failure::io("stdin.read", message, host),

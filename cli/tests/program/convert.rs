@@ -192,11 +192,11 @@ fn the_ending_of_the_name_decides_and_is_not_contradicted() {
 }
 
 #[test]
-fn an_empty_file_is_no_disk() {
+fn an_empty_file_makes_no_image() {
     let folder = Folder::new();
     fs::write(folder.file("empty"), "").unwrap();
-    for out in ["o.vhdx", "o.raw", "-"] {
-        let run = folder.run(&format!("convert -f raw empty {out}")).expect(2);
+    for format in ["vhdx", "vhdx-fixed"] {
+        let run = folder.run(&format!("convert -f raw -O {format} empty o.vhdx")).expect(2);
         run.says("empty: the file is empty").says("next: avhdx convert --help");
     }
     assert_eq!(folder.names(), ["empty"]);

@@ -100,7 +100,7 @@ fn pages_go_to_a_folder_only() {
     folder.run("man --dir file").expect(7).says("not a folder");
     let mut unnamed = folder.command(["man", "--dir", ""]);
     let elsewhere = ["avhdx man --dir OUT  # OUT: another name"];
-    assert_eq!(Run::of(unnamed.output().unwrap()).expect(2).next(), elsewhere);
+    Run::of(unnamed.output().unwrap()).expect(2).says("next: avhdx man --help");
     std::os::unix::fs::symlink("nowhere", folder.file("link")).unwrap();
     // No folder can be made there.
     for name in ["link", "link/below", "file/below"] {

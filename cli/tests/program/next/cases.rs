@@ -192,9 +192,9 @@ fn asked() -> Vec<Case> {
         case("export.write", 3, of_chain, "convert l2.vhdx -O raw out")
             .under("trap '' XFSZ; ulimit -f 64; ")
             .filled(OUT),
-        case("import.write", 3, of_chain, "convert -f raw - out")
+        case("import.write", 3, of_chain, "convert -f raw - out.raw")
             .under("trap '' XFSZ; ulimit -f 64; cat l2.vhdx | ")
-            .filled(&[("OUT", "made < l0.vhdx")]),
+            .filled(&[("OUT", "made.raw < l0.vhdx")]),
         // The input is not to blame.
         case("exit 3", 3, |f| write_disk(&f.file("disk")), "convert -f raw disk out.vhdx")
             .under("trap '' XFSZ; ulimit -f 64; ")
