@@ -66,6 +66,26 @@ fn fault(span: &str) -> Option<String> {
 }
 
 #[test]
+fn every_file_of_tests_is_in_the_manifest() {
+    let folder = root().join("tests");
+    let manifest = text(&folder.join("Cargo.toml"));
+    let mut found = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let path = match name.strip_suffix(".rs") {
+            Some(_) => name.clone(),
+            None if folder.join(&name).join("main.rs").exists() => format!("{name}/main.rs"),
+            None => continue,
+        };
+        let name = name.trim_end_matches(".rs");
+        let entry = format!("[[test]]\nname = \"{name}\"\npath = \"{path}\"\n");
+        assert!(manifest.contains(&entry), "tests/Cargo.toml has not\n{entry}");
+        found += 1;
+    }
+    assert!(found > 10, "{found} files of tests were found");
+}
+
+#[test]
 fn every_file_and_test_that_a_page_names_exists() {
     let (mut files, mut tests, mut wrong) = (0, 0, Vec::new());
     for (page, text) in pages() {

@@ -10,8 +10,9 @@
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] runs QEMU's tools for a second opinion.
 //! - [`planted`] plants bugs in a copy of the sources, for the tests to find.
-//! - `conformance` holds implementations of the library's traits to their promises, and `sim` is a host in memory that
-//!   records what happens to its files. Only these use the library, and of it the public interface: a feature, `library`.
+//! - With the feature `library`, and only there, the public interface of the library is used: `conformance` holds
+//!   implementations of its traits to their promises, `sim` is a host in memory that records what happens to its files,
+//!   `outcomes` and `stale` make of the record what a crash can leave, `model` and `verdict` judge that.
 //! - [`crc`] and [`rng`] are used by the others.
 
 // The testkit is not part of the crate whose file access goes through `storage::Host`.

@@ -118,6 +118,11 @@ impl Bytes {
         self.len
     }
 
+    /// Whether the file has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// A checksum over length and contents.
     pub fn sum(&self) -> Sum {
         self.sum ^ Sum::both(mix(self.len, 0x6C65_6E67))
