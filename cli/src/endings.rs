@@ -43,7 +43,9 @@ impl Ending {
             "vhds" => foreign("a VHD set", None),
             "qcow2" => foreign("a qcow2 image", Some("qcow2")),
             "qcow" => foreign("a qcow image", Some("qcow")),
+            "qed" => foreign("a QED image", Some("qed")),
             "vdi" => foreign("a VDI image", Some("vdi")),
+            "hdd" | "hds" => foreign("a Parallels image", Some("parallels")),
             "vmdk" => foreign("a VMDK image", Some("vmdk")),
             _ => Self::Unknown,
         }
@@ -114,6 +116,7 @@ pub(crate) fn check_copy(
         Ending::Vhdx if is_raw => Err(against(out, "a VHDX image", "a raw disk")),
         Ending::Raw if !is_raw => Err(against(out, "a raw disk", "a VHDX image")),
         Ending::Vhdx | Ending::Raw => Ok(()),
+        Ending::Avhdx if is_raw => Err(against(out, "a VHDX image with a parent", "a raw disk")),
         Ending::Avhdx => Err(for_child(out)),
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, format)),
     }

@@ -95,12 +95,13 @@ pub(crate) fn named(storage: &dyn Storage, error: Error) -> Error {
 
 fn what(storage: &dyn Storage) -> Option<(&'static str, String)> {
     let len = storage.len().ok()?;
-    if len == 0 {
-        return Some(("foreign.empty", "an empty file".into()));
-    }
     let mut start = vec![0; START];
     let read = read_what_is_there(storage, &mut start, 0).ok()?;
     start.truncate(read);
+    // Files of /proc have bytes, although their length is 0.
+    if start.is_empty() {
+        return Some(("foreign.empty", "an empty file".into()));
+    }
     if let Some(other) = OTHERS.iter().find(|other| other.is_in(&start)) {
         return Some((other.code, other.what.into()));
     }

@@ -15,6 +15,7 @@ mod left_overs;
 mod loops;
 mod one_flush;
 mod ops;
+mod progress;
 mod reparent;
 mod replaced;
 mod space;

@@ -135,3 +135,9 @@ fn the_commands_for_those_who_know_other_tools_are_understood() {
     }
     assert!(!is_understood(&unquoted("avhdx info --frob web.vhdx")));
 }
+
+#[test]
+fn the_operand_of_a_command_is_filled_in() {
+    let command = fill("dd if=FILE of=OUT bs=4096", None, FILE);
+    assert_eq!(command.as_deref(), Some("dd if=vm/p.vhdx of=OUT bs=4096"));
+}
