@@ -135,15 +135,15 @@
 #[cfg(all(test, not(loom)))]
 extern crate self as avhdx;
 #[cfg(all(test, not(loom)))]
-#[path = "../tests/crash/outcomes.rs"]
+#[path = "../tests/kit/src/outcomes.rs"]
 #[allow(dead_code)]
 mod outcomes;
 #[cfg(all(test, not(loom)))]
-#[path = "../tests/sim/mod.rs"]
+#[path = "../tests/kit/src/sim/mod.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod sim;
 #[cfg(all(test, not(loom)))]
-#[path = "../tests/crash/stale.rs"]
+#[path = "../tests/kit/src/stale.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod stale;
 
@@ -184,8 +184,9 @@ pub use disk::{Disk, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
-    BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo,
-    LogPolicy, LogState, MergeMark, MergeRequest, MergeState, OneFlush, ParentLink, RegionInfo,
+    BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogGap,
+    LogInfo, LogPolicy, LogState, MergeMark, MergeRequest, MergeState, OneFlush, ParentLink,
+    RegionInfo,
 };
 pub use options::OpenOptions;
 pub use part::Part;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const TOP: [&str; 7] = ["src/", "tests/", "cli/", "benches/", "examples/", "fixtures/", "docs/"];
 
 fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 fn text(path: &Path) -> String {
@@ -63,6 +63,26 @@ fn fault(span: &str) -> Option<String> {
     let test = test?;
     let is_there = has_test(&text(&root().join(path)), test);
     (!is_there).then(|| format!("{path} has no test {test}"))
+}
+
+#[test]
+fn every_file_of_tests_is_in_the_manifest() {
+    let folder = root().join("tests");
+    let manifest = text(&folder.join("Cargo.toml"));
+    let mut found = 0;
+    for entry in fs::read_dir(&folder).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        let path = match name.strip_suffix(".rs") {
+            Some(_) => name.clone(),
+            None if folder.join(&name).join("main.rs").exists() => format!("{name}/main.rs"),
+            None => continue,
+        };
+        let name = name.trim_end_matches(".rs");
+        let entry = format!("[[test]]\nname = \"{name}\"\npath = \"{path}\"\n");
+        assert!(manifest.contains(&entry), "tests/Cargo.toml has not\n{entry}");
+        found += 1;
+    }
+    assert!(found > 10, "{found} files of tests were found");
 }
 
 #[test]

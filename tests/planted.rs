@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use avhdx_testkit::planted::{Hunt, Sources, read_bugs};
 
 fn checkout() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
 #[test]

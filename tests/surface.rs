@@ -11,9 +11,11 @@ use avhdx::ops::{Check, Checkpoint};
 use avhdx::{CreateOptions, Error, ErrorKind, Geometry, LayerId, OpenOptions};
 use serde_json::{Value, json};
 
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
 /// The production files of a folder; those of tests are left out.
 fn sources(folder: &str) -> Vec<PathBuf> {
-    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
+    let mut folders = vec![Path::new(ROOT).join(folder)];
     let mut files = Vec::new();
     while let Some(folder) = folders.pop() {
         for entry in std::fs::read_dir(&folder).unwrap() {
@@ -63,7 +65,7 @@ fn nothing_in_the_library_or_the_program_matches_on_the_text_of_a_message() {
 fn bytes_of_the_format_are_read_and_written_in_its_floor_alone_and_by_one_library() {
     // These pack pages in memory and give the same bytes back, whatever they mean.
     let packers = ["src/tables/page.rs", "src/answers/packed.rs"];
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = Path::new(ROOT);
     let (mut seen, mut wrong) = (0, Vec::new());
     for path in sources("src") {
         let name = path.strip_prefix(root).unwrap().to_string_lossy().replace('\\', "/");

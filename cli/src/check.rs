@@ -11,7 +11,7 @@ use crate::failure::{Failure, Reply};
 use crate::input;
 use crate::output::Console;
 use crate::paint::{Look, Painted};
-use crate::progress::Activity;
+use crate::progress::ProgressMeter;
 use crate::text::{count, size};
 use crate::vocabulary::{Answer, FoundByName};
 
@@ -24,7 +24,6 @@ const IDLE: &[&str] = &[
     "bitmap.full",
     "bitmap.stray",
     "chain.physical-sector",
-    "chain.size",
     "log.old-entry",
     "region.unknown",
     // Unused space has a line of its own.
@@ -53,9 +52,11 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Shared);
-    let activity = Activity::of(console, "checking");
-    let report = Check::new().options(options).alone(args.layer).run(path)?;
-    drop(activity);
+    let mut meter = ProgressMeter::of_lookups(console, "checking");
+    let check = Check::new().options(options).alone(args.layer);
+    let report = check.on_progress(|now| meter.report(now)).run(path);
+    drop(meter);
+    let report = report?;
     if console.is_json() {
         console.document(&CheckAnswer::of(&report))?;
     } else {

@@ -13,6 +13,7 @@ use std::time::Duration;
 use avhdx::storage::{FileKind, Host, LocalHost};
 use avhdx::{Lock, LogPolicy, OpenOptions, PathSource};
 use clap::Command;
+use clap::builder::Resettable;
 use clap_complete::engine::{
     ArgValueCompleter, CompletionCandidate, PathCompleter, ValueCompleter, complete,
 };
@@ -37,10 +38,20 @@ pub(crate) fn answer(
     let fish = Unquoting { shell: &Fish, only_last: true };
     let shells: [&dyn EnvCompleter; 5] = [&Bash, &zsh, &fish, &Elvish, &Powershell];
     let folder = std::env::current_dir().ok();
-    CompleteEnv::with_factory(|| with_images(program()))
+    CompleteEnv::with_factory(|| with_images(by_names(program())))
         .bin("avhdx")
         .shells(Shells(&shells))
         .try_complete(args.iter().cloned(), folder.as_deref())
+}
+
+/// The program, whose verbs are offered by their names alone: an alias is known once it is typed.
+pub(crate) fn by_names(program: Command) -> Command {
+    program.mut_subcommands(|verb| {
+        let aliases: Vec<String> = verb.get_all_aliases().map(str::to_owned).collect();
+        let verb = verb.alias(Resettable::Reset);
+        // The parser takes names for good; the program ends soon.
+        aliases.into_iter().fold(verb, |verb, alias| verb.alias(&*alias.leak()))
+    })
 }
 
 /// The program, whose arguments that are images complete to files and points in time.

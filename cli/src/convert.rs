@@ -1,6 +1,8 @@
 //! `avhdx convert`: copies the flat disk to another format.
 
 mod copied;
+#[cfg(unix)]
+mod file;
 mod stdin;
 
 use std::io::{self, Write};
@@ -80,6 +82,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         return from_stdin(&args, format, console);
     }
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
+    if input.disk().geometry().size == 0 && !is_raw {
+        let message = format!("{}: the file is empty, an image cannot be", args.image.name());
+        return Err(Failure::usage("convert.empty", message));
+    }
     if args.out.as_os_str() == "-" {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
@@ -103,6 +109,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
 
 /// Takes in the disk from standard input.
 fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<Reply, Failure> {
+    if args.out.as_os_str() == "-" {
+        let message = "standard input to standard output: cat copies it";
+        return Err(Failure::usage("usage", message));
+    }
     if args.format != Format::Raw {
         let message = "standard input can only be a raw disk";
         let failure = Failure::usage("usage", message);
@@ -110,10 +120,6 @@ fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<
             Some(command) => failure.then(command),
             None => failure,
         });
-    }
-    if args.out.as_os_str() == "-" {
-        let message = "standard input to standard output: cat copies it";
-        return Err(Failure::usage("usage", message));
     }
     let stream = Stream::new(args.size, &args.new_image, format)?;
     let place = Place::find(&args.out, &args.replacing, &[], console)?;

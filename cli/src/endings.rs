@@ -43,12 +43,16 @@ impl Ending {
             "vhds" => foreign("a VHD set", None),
             "qcow2" => foreign("a qcow2 image", Some("qcow2")),
             "qcow" => foreign("a qcow image", Some("qcow")),
+            "qed" => foreign("a QED image", Some("qed")),
             "vdi" => foreign("a VDI image", Some("vdi")),
+            "hdd" | "hds" => foreign("a Parallels image", Some("parallels")),
             "vmdk" => foreign("a VMDK image", Some("vmdk")),
             _ => Self::Unknown,
         }
     }
 }
+
+const OF_CHILD: &str = "a child has the format of its parent";
 
 /// Refuses a name for a new image that promises something else. `is_child` is whether the image gets a parent.
 pub(crate) fn check_image(
@@ -68,12 +72,14 @@ pub(crate) fn check_image(
         Ending::Avhdx => Err(for_child(out)),
         Ending::Raw => {
             let failure = against(out, "a raw disk", "a VHDX image");
-            let failure =
-                failure.hint("a raw disk is a file of its size: truncate -s SIZE FILE makes one");
+            let failure = failure.hint(match is_child {
+                true => OF_CHILD,
+                false => "a raw disk is a file of its size: truncate -s SIZE FILE makes one",
+            });
             Err(or_any_name(failure, out))
         }
         Ending::Foreign(Foreign { what, .. }) if is_child => {
-            let failure = no_writer(out, what).hint("a child has the format of its parent");
+            let failure = no_writer(out, what).hint(OF_CHILD);
             Err(or_any_name(failure, out))
         }
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, CopyFormat::Vhdx)),
@@ -110,6 +116,7 @@ pub(crate) fn check_copy(
         Ending::Vhdx if is_raw => Err(against(out, "a VHDX image", "a raw disk")),
         Ending::Raw if !is_raw => Err(against(out, "a raw disk", "a VHDX image")),
         Ending::Vhdx | Ending::Raw => Ok(()),
+        Ending::Avhdx if is_raw => Err(against(out, "a VHDX image with a parent", "a raw disk")),
         Ending::Avhdx => Err(for_child(out)),
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, format)),
     }
@@ -153,7 +160,7 @@ fn by_qemu(out: &Path, foreign: Foreign, format: CopyFormat) -> Failure {
     };
     let between = between(out, from);
     let (Some(to), Some(first)) = (foreign.qemu, next::elsewhere(&between)) else { return failure };
-    let files = [shell::argument(&between), shell::argument(out)].join(" ");
+    let files = [&between, out].map(shell::foreign_argument).join(" ");
     failure.then(format!("{first} && qemu-img convert -f {from} -O {to} {files}"))
 }
 

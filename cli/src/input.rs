@@ -189,7 +189,10 @@ fn raw(path: &Path) -> Result<Input, Failure> {
         let failure = Failure::new(Exit::InUse, "lock.in-use", message);
         let again = next::again();
         return Err(again.into_iter().fold(failure, |failure, again| {
-            failure.then(format!("until {again}; do sleep 1; done  # waits for the other program"))
+            // Any other failure ends the wait.
+            let in_use = Exit::InUse as u8;
+            let wait = format!("while {again}; [ $? -eq {in_use} ]; do sleep 1; done");
+            failure.then(format!("{wait}  # waits for the other program"))
         }));
     }
     Ok(Input::Raw { disk: RawDisk::new(Arc::clone(&storage))?, path: path.to_path_buf() })

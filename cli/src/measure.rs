@@ -1,5 +1,7 @@
 //! `avhdx measure`: computes the size of a copy.
 
+use std::ops::ControlFlow;
+
 use avhdx::ops::{Measure, Measured};
 use clap::ValueEnum;
 use serde::Serialize;
@@ -8,7 +10,7 @@ use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
-use crate::progress::Activity;
+use crate::progress::ProgressMeter;
 use crate::text::size;
 use crate::values;
 use crate::vocabulary::Answer;
@@ -40,16 +42,23 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         None => CopyFormat::value_variants().to_vec(),
     };
     let mut rows = Vec::new();
-    let activity = Activity::of(console, "measuring");
-    for target in targets {
+    let mut meter = ProgressMeter::of_lookups(console, "measuring");
+    let copies = targets.len() as u128;
+    for (target, before) in targets.into_iter().zip(0..) {
         let needed = match target {
             CopyFormat::Raw => Measure::raw(),
             CopyFormat::Vhdx => Measure::vhdx(block_size),
             CopyFormat::VhdxFixed => Measure::vhdx_fixed(block_size),
         };
+        // One bar for all copies.
+        let needed = needed.on_progress(|now| {
+            let of_one = |done: u64| (u128::from(now.total) * before + u128::from(done)) / copies;
+            meter.show(of_one(now.done) as u64, now.total);
+            ControlFlow::Continue(())
+        });
         rows.push((target, needed.run(input.disk())?));
     }
-    drop(activity);
+    drop(meter);
     if console.is_json() {
         console.document(&MeasureAnswer::of(&args, &rows, &input))?;
     } else {

@@ -11,6 +11,7 @@ use avhdx::storage::{Access, Draft, FileKind, Host, LocalHost, LockMode, LockOut
 use crate::args::ReplaceFlags;
 use crate::failure::{Exit, Failure};
 use crate::interrupt::{InProgress, in_progress};
+use crate::next;
 use crate::output::Console;
 use crate::point::folder_of;
 
@@ -77,14 +78,20 @@ impl NewFile {
         self.draft.storage()
     }
 
-    /// A failure that shows the final name instead of the temporary one.
+    /// A failure that shows the final name instead of the temporary one. Where the host refuses this file, its input is
+    /// not to blame: another place is the way on.
     pub(crate) fn failure(&self, error: avhdx::Error) -> Failure {
-        let is_of_host = error.kind() == ErrorKind::Io;
+        let is_of_host = matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace);
+        let is_own = error.file() == Some(self.storage().name());
         let failure = Failure::from(error);
         let failure = match is_of_host {
             true => failure.also("the unfinished file is removed"),
             false => failure,
         };
+        let elsewhere = next::elsewhere(Path::new("OUT")).filter(|_| is_of_host && is_own);
+        let failure = elsewhere.into_iter().fold(failure, |failure, command| {
+            failure.then(format!("{command}  # OUT: a file on a volume with room"))
+        });
         failure.renamed(self.storage().name(), &self.target.display().to_string())
     }
 

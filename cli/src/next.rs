@@ -7,11 +7,11 @@ mod tests;
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use avhdx::storage::{Host, LocalHost};
+use avhdx::storage::{FileKind, Host, LocalHost};
 
 use crate::failure::Exit;
 use crate::point::{Point, folder_of};
-use crate::shell::{argument, words};
+use crate::shell::{argument, foreign_argument, words};
 use crate::typed::{Typed, typed};
 
 pub(crate) use rows::{ROWS, Row};
@@ -53,6 +53,8 @@ pub(crate) fn advice(
     };
     let next = next.iter().filter(helps);
     let next = next.filter_map(|template| fill(template, typed.as_ref(), concerned));
+    // What was typed just failed.
+    let next = next.filter(|command| typed.as_ref().is_none_or(|typed| !typed.is(command)));
     let hints = hints.iter().filter(has_flag).map(|hint| (*hint).into());
     Suggestions { hints: hints.collect(), next: next.collect() }
 }
@@ -63,7 +65,11 @@ pub(crate) fn for_file(error: &avhdx::Error, path: &Path) -> Vec<String> {
     let concerned = Concerned { file: Some(&file), child: None };
     let known = ROWS.iter().find(|(name, ..)| *name == error.code());
     let templates = known.map_or(&[][..], |(_, _, next)| next).iter();
-    let of_file = templates.filter(|template| !template.starts_with("AGAIN"));
+    // A tree is what shows the refusal.
+    let leads_on = |template: &&&str| {
+        !template.starts_with("AGAIN") && !template.starts_with("avhdx tree FOLDER")
+    };
+    let of_file = templates.filter(leads_on);
     of_file.filter_map(|template| fill(template, None, concerned)).collect()
 }
 
@@ -145,11 +151,15 @@ fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Opti
     {
         return None;
     }
-    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, file) {
-        Some(text) if text.is_empty() => None,
-        Some(text) => Some(text),
-        None => Some(word.to_owned()),
-    });
+    let is_own = |word: &str| word == "avhdx" || word.starts_with(char::is_uppercase);
+    let quoted =
+        if template.split(' ').next().is_some_and(is_own) { argument } else { foreign_argument };
+    let words =
+        template.split(' ').filter_map(|word| match stands_for(word, typed, file, quoted) {
+            Some(text) if text.is_empty() => None,
+            Some(text) => Some(text),
+            None => Some(word.to_owned()),
+        });
     let command = words.collect::<Vec<_>>().join(" ");
     Some(match remark {
         Some(remark) => format!("{command}  # {remark}"),
@@ -170,10 +180,19 @@ fn file_of(shown: &str, typed: Option<&Typed>) -> Option<PathBuf> {
     names.into_iter().find(|name| name.to_string_lossy() == shown)
 }
 
-/// What a word of a template stands for; see [`Row`].
-fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<String> {
+/// What a word of a template stands for; see [`Row`]. `quoted` makes an argument of the file.
+fn stands_for(
+    name: &str,
+    typed: Option<&Typed>,
+    file: Option<&Path>,
+    quoted: fn(&Path) -> String,
+) -> Option<String> {
+    // An operand such as if=FILE.
+    if let Some((key, value)) = name.split_once('=') {
+        return Some(format!("{key}={}", stands_for(value, typed, file, quoted)?));
+    }
     if let Some((image, selector)) = name.split_once('@') {
-        let image = stands_for(image, typed, file)?;
+        let image = stands_for(image, typed, file, quoted)?;
         return Some(format!("{image}@{selector}"));
     }
     let image = || typed?.image.as_deref();
@@ -181,11 +200,11 @@ fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<
     match name {
         "IMAGE" => Some(argument(Path::new(image()?))),
         "TIP" => Some(argument(&tip()?)),
-        "FILE" => file.map(argument).or_else(|| Some(argument(&tip()?))),
+        "FILE" => file.map(quoted).or_else(|| Some(quoted(&tip()?))),
         "FOLDER" => {
             let made = || typed?.out.as_ref().map(PathBuf::from);
             let file = file.map(Path::to_path_buf).or_else(tip).or_else(made)?;
-            Some(argument(folder_of(&file)))
+            Some(argument(folder_there(&file)))
         }
         "PLAIN" => Some(argument(&plain(file?))),
         "RENAMED" => typed.map(|typed| format!("avhdx {}", words(&renamed(&typed.words, file)))),
@@ -198,6 +217,15 @@ fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<
         }
         _ => None,
     }
+}
+
+/// The folder that a file lies in, or the next one above it that is there.
+fn folder_there(file: &Path) -> &Path {
+    let is_there =
+        |folder: &&Path| LocalHost.stat(folder).is_ok_and(|stat| stat.kind == FileKind::Folder);
+    let folder = folder_of(file);
+    let mut above = folder.ancestors().filter(|folder| !folder.as_os_str().is_empty());
+    above.find(is_there).unwrap_or_else(|| Path::new(if file.is_absolute() { "/" } else { "." }))
 }
 
 /// A path whose last name can be recorded in images.

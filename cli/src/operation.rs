@@ -213,9 +213,24 @@ pub(crate) fn run<T>(
     console: &Console,
     operation: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
 ) -> Result<T, Failure> {
+    run_metered(ProgressMeter::of_operation(console), operation)
+}
+
+/// The same, for an operation that is not measured in bytes.
+pub(crate) fn run_steps<T>(
+    console: &Console,
+    what: &'static str,
+    operation: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
+) -> Result<T, Failure> {
+    run_metered(ProgressMeter::of_steps(console, what), operation)
+}
+
+fn run_metered<T>(
+    mut meter: ProgressMeter,
+    operation: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
+) -> Result<T, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     *in_progress() = InProgress::Operation(Arc::clone(&stop));
-    let mut meter = ProgressMeter::of_operation(console);
     let done = operation(&mut |progress| match stop.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
         false => meter.report(progress),

@@ -10,6 +10,7 @@ use clap_mangen::roff::{Roff, bold, roman};
 use serde::Serialize;
 
 use crate::args::ReplaceFlags;
+use crate::complete;
 use crate::examples;
 use crate::failure::{Exit, Failure, Reply};
 use crate::new_file::Place;
@@ -79,6 +80,7 @@ pub(crate) fn completions(
     console: &mut Console,
 ) -> Result<Reply, Failure> {
     let mut script = Vec::new();
+    command = complete::by_names(command);
     clap_complete::generate(args.shell, &mut command, "avhdx", &mut script);
     if console.is_json() {
         let script = String::from_utf8_lossy(&script).into_owned();
@@ -136,9 +138,13 @@ fn write_all(
             return Err(Failure::new(Exit::Refused, "output.exists", message));
         }
     }
+    let mut places = Vec::new();
     for (page, path) in pages.iter().zip(&paths) {
         let replacing = ReplaceFlags::overwrite(overwrite || page.is_at(path));
-        let file = Place::find(path, &replacing, &[], console)?.start(console)?;
+        places.push(Place::find(path, &replacing, &[], console)?);
+    }
+    for ((page, path), place) in pages.iter().zip(&paths).zip(places) {
+        let file = place.start(console)?;
         let written = file.storage().write_at(&page.text, 0);
         written.and_then(|()| file.storage().flush()).map_err(|error| {
             let message = format!("{}: cannot write the page", path.display());
@@ -168,10 +174,19 @@ fn refuse_no_folder(folder: &Path) -> Result<(), Failure> {
             Failure::io("output.no-folder", format!("{name}: cannot find the folder"), &error)
         }
     };
-    let again = next::again();
+    let again = next::again().filter(|_| can_be_made(folder));
     Err(again.into_iter().fold(failure, |failure, again| {
         failure.then(format!("mkdir -p {} && {again}", shell::argument(folder)))
     }))
+}
+
+/// Whether nothing but folders lies above a folder that is missing, and nothing has its name.
+fn can_be_made(folder: &Path) -> bool {
+    let there = folder.ancestors().filter(|above| !above.as_os_str().is_empty());
+    let mut there = there.filter(|above| LocalHost.is_link(above).is_ok());
+    there
+        .next()
+        .is_none_or(|above| LocalHost.stat(above).is_ok_and(|stat| stat.kind == FileKind::Folder))
 }
 
 /// A manual page.

@@ -25,6 +25,10 @@ const OF_BYTES: &str =
     "{wide_bar} {percent:>3}%  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
 /// Work of a known time or a known number of steps.
 const OF_STEPS: &str = "{msg}  {wide_bar} {percent:>3}%";
+/// Work of a known number of bytes, where the terminal is too narrow for more.
+const NARROW: &str = "{wide_bar} {percent:>3}%";
+/// The width that a terminal has to have for the numbers beside a bar.
+const WIDE: usize = 64;
 /// Bytes without a known end.
 const ENDLESS: &str = "{spinner}  {bytes}, {bytes_per_sec}";
 /// Work without a measure.
@@ -55,7 +59,10 @@ impl ProgressMeter {
     pub(crate) fn new(console: &Console) -> Self {
         match console.is_json() && !console.is_quiet() {
             true => Self::Lines { last: Some(Instant::now()) },
-            false => Self::bar(console, OF_BYTES, ""),
+            false => {
+                let is_wide = screen::watched_width().is_none_or(|width| width >= WIDE);
+                Self::bar(console, if is_wide { OF_BYTES } else { NARROW }, "")
+            }
         }
     }
 
@@ -83,6 +90,14 @@ impl ProgressMeter {
     /// A meter for work that is not measured in bytes. JSON has no lines for it.
     pub(crate) fn of_steps(console: &Console, what: &'static str) -> Self {
         Self::bar(console, OF_STEPS, what)
+    }
+
+    /// A meter for bytes of disks that are not read, only looked up in tables.
+    pub(crate) fn of_lookups(console: &Console, what: &'static str) -> Self {
+        match Self::new(console) {
+            Self::Bar(_) => Self::of_steps(console, what),
+            meter => meter,
+        }
     }
 
     fn bar(console: &Console, style: &'static str, what: &'static str) -> Self {

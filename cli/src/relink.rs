@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::args::ParentFlags;
 use crate::failure::{ErrorFacts, Exit, Failure, Reply};
+use crate::operation::run_steps;
 use crate::output::Console;
-use crate::progress::Activity;
 use crate::text::count;
 use crate::vocabulary::{Answer, shown};
 
@@ -80,9 +80,10 @@ impl RelinkAnswer {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let relink =
         Relink::folder(&args.places).recursive(!args.not_below).parents(args.parents.source());
-    let activity = Activity::of(console, "reading the images");
-    let relinked = if args.dry_run { relink.plan()? } else { relink.run()? };
-    drop(activity);
+    let relinked = run_steps(console, "reading the images", |on| {
+        let relink = relink.on_progress(on);
+        if args.dry_run { relink.plan() } else { relink.run() }
+    })?;
     if !args.dry_run {
         console.done();
     }

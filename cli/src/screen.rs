@@ -31,6 +31,11 @@ pub(crate) fn width() -> Option<usize> {
     width_of(&Term::stdout())
 }
 
+/// The width of standard error, on which a bar is drawn; `None` if it is not a terminal.
+pub(crate) fn watched_width() -> Option<usize> {
+    width_of(&Term::stderr())
+}
+
 /// Whether standard output is a terminal with colours that the user wants.
 pub(crate) fn has_colours() -> bool {
     Term::stdout().features().colors_supported()

@@ -4,7 +4,7 @@ use crate::paint::{Look, Painted};
 use crate::text::{cells, padded, printable, shortened};
 
 /// The width that a column keeps when it is made narrower.
-const LEAST: usize = 6;
+const LEAST: usize = 12;
 
 /// A title and rows below it.
 #[derive(Debug)]

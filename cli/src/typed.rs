@@ -97,6 +97,12 @@ impl Typed {
         file == image || canonical(file).is_some_and(|file| canonical(&image) == Some(file))
     }
 
+    /// Whether a suggested command is the one typed.
+    pub(crate) fn is(&self, command: &str) -> bool {
+        let command = command.split_once("  # ").map_or(command, |(command, _)| command);
+        command == format!("avhdx {}", shell::words(&self.words))
+    }
+
     pub(crate) fn has_flag(&self, name: &str) -> bool {
         let verb = self.program.find_subcommand(&self.verb);
         verb.is_some_and(|verb| verb.get_arguments().any(|flag| flag.get_long() == Some(name)))

@@ -2,6 +2,8 @@
 //!
 //! Checks and writers use the same rules for which entries take up space.
 
+use std::ops::ControlFlow;
+
 use crate::error::Error;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::region::RegionEntry;
@@ -56,6 +58,18 @@ impl BlockTable<'_> {
         end: BatIndex,
         mut each: impl FnMut(BatIndex, BatEntry),
     ) -> Option<Error> {
+        self.entries_while(end, |index, entry| {
+            each(index, entry);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The same, until `each` breaks.
+    pub(crate) fn entries_while(
+        &self,
+        end: BatIndex,
+        mut each: impl FnMut(BatIndex, BatEntry) -> ControlFlow<()>,
+    ) -> Option<Error> {
         let start = self.region.offset.get();
         let end = start.saturating_add(end.0.saturating_mul(ENTRY_LEN));
         let end = end.min(self.region.end()).min(self.file_len);
@@ -89,7 +103,9 @@ impl BlockTable<'_> {
                     piece[within..within + len].copy_from_slice(&page[..len]);
                 }
                 let first = (at - start) / ENTRY_LEN;
-                each_in(&piece, first, &mut each);
+                if each_in(&piece, first, &mut each).is_break() {
+                    break;
+                }
             }
             at = at.saturating_add(PIECE);
         }
@@ -186,7 +202,11 @@ impl Role {
     }
 }
 
-fn each_in(piece: &[u8], first: u64, each: &mut impl FnMut(BatIndex, BatEntry)) {
+fn each_in(
+    piece: &[u8],
+    first: u64,
+    each: &mut impl FnMut(BatIndex, BatEntry) -> ControlFlow<()>,
+) -> ControlFlow<()> {
     for (page, first) in piece.chunks(PAGE).zip((first..).step_by(PAGE / ENTRY_LEN as usize)) {
         if is_zero(page) {
             continue;
@@ -194,10 +214,11 @@ fn each_in(piece: &[u8], first: u64, each: &mut impl FnMut(BatIndex, BatEntry)) 
         for (entry, index) in page.chunks_exact(ENTRY_LEN as usize).zip(first..) {
             let entry = BatEntry::read(entry);
             if entry.0 != 0 {
-                each(BatIndex(index), entry);
+                each(BatIndex(index), entry)?;
             }
         }
     }
+    ControlFlow::Continue(())
 }
 
 /// Whether all of these bytes are zero.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::bytes::read_what_is_there;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Access, FileKind, Host, Storage, folder_of};
-use crate::types::KIB;
+use crate::types::{KIB, counted};
 
 /// Number of a set's images that an error names.
 const MOST_NAMED: usize = 4;
@@ -95,12 +95,13 @@ pub(crate) fn named(storage: &dyn Storage, error: Error) -> Error {
 
 fn what(storage: &dyn Storage) -> Option<(&'static str, String)> {
     let len = storage.len().ok()?;
-    if len == 0 {
-        return Some(("foreign.empty", "an empty file".into()));
-    }
     let mut start = vec![0; START];
     let read = read_what_is_there(storage, &mut start, 0).ok()?;
     start.truncate(read);
+    // Files of /proc have bytes, although their length is 0.
+    if start.is_empty() {
+        return Some(("foreign.empty", "an empty file".into()));
+    }
     if let Some(other) = OTHERS.iter().find(|other| other.is_in(&start)) {
         return Some((other.code, other.what.into()));
     }
@@ -177,7 +178,9 @@ fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
     let seen = zeros_from(storage, 0, len).ok()??;
     let what = match seen < len {
         true => format!("a file that starts with nothing but zeros, at least {seen} bytes of them"),
-        false => format!("a file of {len} bytes that holds nothing but zeros"),
+        false => {
+            format!("a file of {} that holds nothing but zeros", counted(len, "byte", "bytes"))
+        }
     };
     Some(("foreign.zeros", what))
 }

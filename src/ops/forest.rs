@@ -51,7 +51,33 @@ impl Forest {
         places: impl IntoIterator<Item = P>,
         parents: &PathSource,
     ) -> Result<Self> {
-        let found = walk::walk(parents.its_host(), places)?;
+        Self::found(walk::walk(parents.its_host(), places, &mut || Ok(()))?, parents)
+    }
+
+    /// The same, and calls `on` with the number of files looked into and their total.
+    ///
+    /// # Errors
+    /// As for [`scan`](Self::scan); those of `on`.
+    pub(super) fn scan_counted<P: AsRef<Path>>(
+        places: &[P],
+        parents: &PathSource,
+        on: &mut dyn FnMut(u64, u64) -> Result<()>,
+    ) -> Result<Self> {
+        let total = walk::count(parents.its_host(), places)?;
+        let mut done = 0;
+        let mut each = || {
+            on(done, total)?;
+            // Files may have come since they were counted.
+            done = total.min(done + 1);
+            Ok(())
+        };
+        let found = walk::walk(parents.its_host(), places, &mut each)?;
+        let forest = Self::found(found, parents)?;
+        on(total, total)?;
+        Ok(forest)
+    }
+
+    fn found(found: walk::Scanned, parents: &PathSource) -> Result<Self> {
         let linked = link::link(found, &parents.remembering());
         let mut forest = order::order_nodes(linked);
         examine::add_findings(&mut forest);

@@ -67,7 +67,8 @@ impl<'a> Import<'a> {
     /// Makes the file `to` the disk, durably. The previous contents of the file are lost.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if the stream is empty or longer than the [size](Self::size); [`ErrorKind::Io`] if the stream
+    /// [`ErrorKind::InvalidInput`] if the stream is empty or longer than the [size](Self::size), or a file cannot have
+    /// that size; [`ErrorKind::Io`] if the stream
     /// cannot be read or the host cannot write; [`ErrorKind::Cancelled`]. The file is then
     /// incomplete.
     pub fn run(self, from: &mut dyn Read, to: &dyn Storage) -> Result<Imported> {
@@ -75,7 +76,12 @@ impl<'a> Import<'a> {
         let failed = |at: u64, error| {
             Error::io("import.write", "cannot write the disk", error).in_file(to.name()).at(at)
         };
-        to.set_len(0).map_err(|error| failed(0, error))?;
+        if let Some(size) = self.size.filter(|size| i64::try_from(*size).is_err()) {
+            return Err(too_large(size, i64::MAX.cast_unsigned(), "a file"));
+        }
+        // First, so that a disk too large for the file system is refused before the stream is taken.
+        let start = to.set_len(0).and_then(|()| to.set_len(self.size.unwrap_or(0)));
+        start.map_err(|error| failed(0, error))?;
         let mut written = 0;
         let read = self.pieces(from, u64::MAX, |at, bytes| {
             for (at, part) in parts_with_data(at, bytes) {
@@ -109,10 +115,7 @@ impl<'a> Import<'a> {
         let sector = u64::from(image.geometry().logical_sector);
         refuse_used(&image)?;
         if let Some(size) = self.size.filter(|size| *size > MAX_VIRTUAL_SIZE) {
-            let message = "the disk is larger than an image can be";
-            return Err(Error::new(ErrorKind::InvalidInput, "import.too-long", message)
-                .with_found(format_args!("{size} bytes"))
-                .with_expected(format_args!("at most {MAX_VIRTUAL_SIZE}")));
+            return Err(too_large(size, MAX_VIRTUAL_SIZE, "an image"));
         }
         let mut written = 0;
         let read = self.pieces(from, MAX_VIRTUAL_SIZE, |at, bytes| {
@@ -170,6 +173,14 @@ impl<'a> Import<'a> {
 fn empty() -> Error {
     Error::new(ErrorKind::InvalidInput, "import.empty", "the input is empty")
         .with_expected("at least one byte")
+}
+
+/// The refusal of a size that is known to be too large before the stream is read.
+fn too_large(size: u64, most: u64, what: &str) -> Error {
+    let message = format!("the disk is larger than {what} can be");
+    Error::new(ErrorKind::InvalidInput, "import.too-long", message)
+        .with_found(format_args!("{size} bytes"))
+        .with_expected(format_args!("at most {most}"))
 }
 
 /// Refuses an image whose bytes would show where the stream has zeros.

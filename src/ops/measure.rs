@@ -1,6 +1,8 @@
 //! Computes the size of a copy.
 
-use super::DiskRuns;
+use std::ops::ControlFlow;
+
+use super::{DiskRuns, Listener, Progress};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BlockLayout, ENTRY_LEN};
@@ -26,8 +28,9 @@ const VHDX_FIXED_PARTS: u64 = 3 * MIB;
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Measure {
+pub struct Measure<'a> {
     target: CopyTarget,
+    progress: Listener<'a>,
 }
 
 #[derive(Clone, Debug)]
@@ -47,32 +50,42 @@ pub struct Measured {
     pub fully_allocated: u64,
 }
 
-impl Measure {
+impl<'a> Measure<'a> {
     /// Measures a raw copy with holes for zeros, in pages of 4 KiB.
     pub fn raw() -> Self {
-        Self { target: CopyTarget::Raw }
+        Self::of(CopyTarget::Raw)
     }
 
     /// Measures a dynamic VHDX image with payload blocks of `block_size` bytes.
     pub fn vhdx(block_size: u32) -> Self {
-        Self { target: CopyTarget::Vhdx { block_size, is_fixed: false } }
+        Self::of(CopyTarget::Vhdx { block_size, is_fixed: false })
     }
 
     /// Measures a fixed VHDX image with payload blocks of `block_size` bytes.
     pub fn vhdx_fixed(block_size: u32) -> Self {
-        Self { target: CopyTarget::Vhdx { block_size, is_fixed: true } }
+        Self::of(CopyTarget::Vhdx { block_size, is_fixed: true })
+    }
+
+    fn of(target: CopyTarget) -> Self {
+        Self { target, progress: Listener::default() }
+    }
+
+    /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`].
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
     }
 
     /// Measures `disk`.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] if the block size is not one that the format allows; as for
-    /// [`Disk::next_extent`].
+    /// [`ErrorKind::InvalidInput`] if the block size is not one that the format allows;
+    /// [`ErrorKind::Cancelled`]; as for [`Disk::next_extent`].
     pub fn run(self, disk: &dyn Disk) -> Result<Measured> {
         let geometry = disk.geometry();
         match self.target {
             CopyTarget::Raw => Ok(Measured {
-                required: units_with_data(disk, PAGE)? * PAGE,
+                required: self.units_with_data(disk, PAGE)? * PAGE,
                 fully_allocated: geometry.size.next_multiple_of(PAGE),
             }),
             CopyTarget::Vhdx { block_size, is_fixed } => {
@@ -88,27 +101,35 @@ impl Measure {
                 let table = (layout.entries_reserved() * ENTRY_LEN).max(1).next_multiple_of(MIB);
                 let image = |blocks: u64| VHDX_FIXED_PARTS + table + blocks * block;
                 let all = image(layout.blocks());
-                let used = if is_fixed { all } else { image(units_with_data(disk, block)?) };
+                let used = match is_fixed {
+                    true => {
+                        self.progress.report(geometry.size, geometry.size)?;
+                        all
+                    }
+                    false => image(self.units_with_data(disk, block)?),
+                };
                 Ok(Measured { required: used, fully_allocated: all })
             }
         }
     }
-}
 
-/// Counts the units of `unit` bytes that hold data.
-fn units_with_data(disk: &dyn Disk, unit: u64) -> Result<u64> {
-    let size = disk.geometry().size;
-    let mut runs = DiskRuns::new(disk);
-    let (mut at, mut units, mut counted) = (0, 0, 0);
-    while at < size {
-        let run = runs.at(at)?;
-        if !run.is_zero() {
-            // Two runs may share a unit.
-            let first = (at / unit).max(counted);
-            counted = run.end.div_ceil(unit);
-            units += counted.saturating_sub(first);
+    /// Counts the units of `unit` bytes that hold data.
+    fn units_with_data(&self, disk: &dyn Disk, unit: u64) -> Result<u64> {
+        let size = disk.geometry().size;
+        let mut runs = DiskRuns::new(disk);
+        let (mut at, mut units, mut counted) = (0, 0, 0);
+        self.progress.report(at, size)?;
+        while at < size {
+            let run = runs.at(at)?;
+            if !run.is_zero() {
+                // Two runs may share a unit.
+                let first = (at / unit).max(counted);
+                counted = run.end.div_ceil(unit);
+                units += counted.saturating_sub(first);
+            }
+            at = run.end;
+            self.progress.report(at, size)?;
         }
-        at = run.end;
+        Ok(units)
     }
-    Ok(units)
 }

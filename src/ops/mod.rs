@@ -22,7 +22,7 @@
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
 //!
-//! Operations that move bytes report [`Progress`] to a callback, if they are given one with `on_progress`; it can stop
+//! Operations that move bytes, or look through many tables or files, report [`Progress`] to a callback, if they are given one with `on_progress`; it can stop
 //! them. Operations that change a chain have a [`Forecast`], leave the chain readable throughout, and are refused if they
 //! would cut off other images.
 //!

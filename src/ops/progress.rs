@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, TryLockError};
 
 use crate::error::{Error, Result};
 
-/// How far an operation has got.
+/// How far an operation has got, in bytes of disks, or for a [`Relink`](super::Relink) in files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// Bytes of the disk that are processed.
+    /// How much is processed.
     pub done: u64,
-    /// Bytes of the disk to process; 0 while a merge is still counting them.
+    /// How much there is to process; 0 while a merge is still counting it.
     pub total: u64,
 }
 

@@ -1,10 +1,12 @@
 //! Updates recorded parent paths after files were moved or renamed.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use uuid::Uuid;
 
 use super::forest::{Forest, ForestFinding, Lead, LeadsTo, Link, Node, NodeId};
+use super::{Listener, Progress};
 use crate::chain::recorded;
 use crate::chain::{FoundBy, PathSource, file_id};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,10 +44,11 @@ use crate::write::{LinkPaths, check_named};
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Relink {
+pub struct Relink<'a> {
     folder: PathBuf,
     recursive: bool,
     parents: PathSource,
+    progress: Listener<'a>,
 }
 
 /// What a relink will do in a folder, or has done.
@@ -81,10 +84,15 @@ pub struct RelinkedImage {
     link: ParentLink,
 }
 
-impl Relink {
+impl<'a> Relink<'a> {
     /// Relinks the images in a folder and its subfolders.
     pub fn folder(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), recursive: true, parents: PathSource::new() }
+        Self {
+            folder: folder.into(),
+            recursive: true,
+            parents: PathSource::new(),
+            progress: Listener::default(),
+        }
     }
 
     /// Whether to relink images in subfolders too. The default is yes.
@@ -100,13 +108,25 @@ impl Relink {
         self
     }
 
+    /// Calls `on` while the operation runs, with numbers of files: [`plan`](Self::plan) reads each file of the folder;
+    /// [`run`](Self::run) counts each twice, once it is read and once it needs no new paths or has them. A break stops
+    /// it with [`ErrorKind::Cancelled`], between two images; those that are done keep their new paths.
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
+        self
+    }
+
     /// Finds the images to relink, without changing anything.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] if the folder cannot be listed.
+    /// [`ErrorKind::Io`] if the folder cannot be listed; [`ErrorKind::Cancelled`].
     pub fn plan(&self) -> Result<Relinked> {
+        self.plan_counted(&mut |done, total| self.progress.report(done, total))
+    }
+
+    fn plan_counted(&self, on: &mut dyn FnMut(u64, u64) -> Result<()>) -> Result<Relinked> {
         let host = self.parents.its_host();
-        let forest = Forest::scan(self.places(host)?, &self.parents)?;
+        let forest = Forest::scan_counted(&self.places(host)?, &self.parents, on)?;
         let unread = self.unread(&forest);
         let mut relinked =
             Relinked { images: Vec::new(), refused: Vec::new(), looked_at: 0, unread };
@@ -145,17 +165,28 @@ impl Relink {
     /// Relinks the images.
     ///
     /// # Errors
-    /// As for [`plan`](Self::plan), before anything is changed. An image that cannot be changed is listed in
+    /// As for [`plan`](Self::plan), before anything is changed; [`ErrorKind::Cancelled`]. An image that cannot be changed is listed in
     /// [`refused`](Relinked::refused), and the others are still relinked.
     pub fn run(self) -> Result<Relinked> {
         let _span = operation("relink", "folders");
-        let mut relinked = self.plan()?;
-        for image in std::mem::take(&mut relinked.images) {
+        let mut files = 0;
+        let mut relinked = self.plan_counted(&mut |done, total| {
+            files = total;
+            self.progress.report(done, total.saturating_mul(2))
+        })?;
+        let total = files.saturating_mul(2);
+        let images = std::mem::take(&mut relinked.images);
+        let mut left = images.len() as u64;
+        for image in images {
+            self.progress.report(total.saturating_sub(left).max(files), total)?;
+            left -= 1;
             match image.relink(self.parents.its_host()) {
                 Ok(()) => relinked.images.push(image),
                 Err(error) => relinked.refused.push(error.in_path(&image.path)),
             }
         }
+        // Nothing is left to stop.
+        let _ = self.progress.call(Progress::new(total, total));
         Ok(relinked)
     }
 
@@ -199,7 +230,7 @@ impl Relink {
     }
 
     /// Returns the name under which the file lies in the folder, if it does.
-    fn own_name<'a>(&self, node: &'a Node) -> Option<&'a Path> {
+    fn own_name<'n>(&self, node: &'n Node) -> Option<&'n Path> {
         let mut names = [&node.path].into_iter().chain(&node.other_names);
         names.find(|path| self.lies_here(path)).filter(|_| !node.is_outside).map(PathBuf::as_path)
     }

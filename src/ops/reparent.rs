@@ -15,7 +15,7 @@ use crate::answers::Owner;
 use crate::chain::{DiffChain, Linkage, file_id};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, lock};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, lock, open_storage};
 use crate::options::OpenOptions;
 use crate::storage::LockMode;
 use crate::storage::{Access, Storage};
@@ -180,9 +180,7 @@ impl OpenedPair {
         let options = asked.options.clone().writable(false).linkage(Linkage::Verify);
         let options = options.log(LogPolicy::Replay);
         let host = options.host_used();
-        let storage = host.open(path, access).map_err(|error| {
-            Error::io("file.open", "cannot open the file", error).in_path(path).limits_named()
-        })?;
+        let storage = open_storage(host.as_ref(), path, access)?;
         let base = options.open(&asked.base)?;
         // Before locking: an image among its own ancestors is open for reading here and would refuse the lock.
         check_no_loop(&options, storage.as_ref(), &base)?;

@@ -5,8 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod diff;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 mod tables;
 mod tracking;
+
+use avhdx_testkit::sim;

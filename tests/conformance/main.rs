@@ -6,9 +6,6 @@ mod common;
 #[path = "../../examples/concatenation.rs"]
 #[allow(dead_code)]
 mod concatenation;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 mod broken;
 mod broken_files;
@@ -23,6 +20,7 @@ use avhdx::storage::MemStorage;
 use avhdx::{Cursor, Disk, DiskExt, ErrorKind, OpenOptions, Part, RawDisk};
 use avhdx_testkit::build::{Block, Data, Image, Order, state};
 use avhdx_testkit::conformance::disk::{OF_ALL, Subject};
+use avhdx_testkit::sim;
 
 use common::disk::{flat, keeps_its_bounds, reads_as, tiles};
 use common::{MIB, in_memory, open_images};

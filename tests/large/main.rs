@@ -5,9 +5,6 @@
 mod copies;
 mod direct;
 mod merges;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 mod table_holes;
 mod tables;
 
@@ -19,6 +16,7 @@ use avhdx::storage::Host;
 use avhdx::{CreateOptions, DiffChain, Disk, DiskExt, OpenOptions, Source};
 use avhdx_testkit::naive;
 use avhdx_testkit::rng::pattern;
+use avhdx_testkit::sim;
 
 use sim::{FOLDER, SimHost};
 

@@ -16,9 +16,6 @@ mod load;
 mod lost;
 mod panics;
 mod rights;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 mod steps;
 mod unfinished;
 mod unsound;
@@ -27,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
 use avhdx_testkit::naive;
+use avhdx_testkit::sim;
 
 const MIB: u64 = 1 << 20;
 

@@ -7,10 +7,11 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use avhdx::ops::{
-    AcceptLoss, Checkpoint, Compare, Export, Losses, Merge, Progress, Reparent, Revert,
+    AcceptLoss, Check, Checkpoint, Compare, Export, Losses, Measure, Merge, Progress, Relink,
+    Reparent, Revert,
 };
 use avhdx::storage::{Draft, LocalHost, MemStorage};
-use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, RawDisk};
+use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, Lock, OpenOptions, RawDisk};
 
 use super::{MIB, base, bytes, naively, paths};
 
@@ -152,6 +153,7 @@ fn what_only_reads_leaves_nothing_behind_a_panic_of_its_callback() {
     let folder = tempfile::tempdir().unwrap();
     let (chain, model) = three(folder.path());
     let other = RawDisk::new(Arc::new(MemStorage::new(model.clone()))).unwrap();
+    let tip = paths(&chain).remove(0);
     for n in 1..=2 {
         let memory = MemStorage::new(Vec::new());
         assert!(panics_at(n, |on| Export::new().on_progress(on).run(&chain, &memory)));
@@ -159,6 +161,11 @@ fn what_only_reads_leaves_nothing_behind_a_panic_of_its_callback() {
             .on_progress(on)
             .stream(&chain, &mut std::io::sink())));
         assert!(panics_at(n, |on| Compare::new().on_progress(on).run(&chain, &other)));
+        assert!(panics_at(n, |on| Measure::raw().on_progress(on).run(&chain)));
+        assert!(panics_at(n, |on| {
+            Check::new().options(OpenOptions::new().lock(Lock::None)).on_progress(on).run(&tip)
+        }));
+        assert!(panics_at(n, |on| Relink::folder(folder.path()).on_progress(on).run()));
         Export::new().run(&chain, &memory).unwrap();
         assert!(memory.into_bytes() == model);
         let target = folder.path().join("copy.vhdx");

@@ -3,9 +3,6 @@
 mod again;
 mod host;
 mod mandatory;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +10,7 @@ use std::sync::Arc;
 use avhdx::ops::Checkpoint;
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions, PathSource};
 use avhdx_testkit::naive;
+use avhdx_testkit::sim;
 
 use host::StrictHost;
 use sim::FOLDER;

@@ -3,9 +3,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 mod chains;
 mod copies;
@@ -20,3 +17,5 @@ mod raw;
 mod storage;
 mod story;
 mod trouble;
+
+use avhdx_testkit::sim;

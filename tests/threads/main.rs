@@ -4,9 +4,6 @@
 
 mod held;
 mod plans;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 mod storm;
 mod tags;
 
@@ -17,6 +14,7 @@ use avhdx::ops::{Check, Severity};
 use avhdx::storage::{Access, Host};
 use avhdx::{Budget, CreateOptions, DiffChain, Disk, OpenOptions};
 use avhdx_testkit::naive::{self, Chain};
+use avhdx_testkit::sim;
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;

@@ -9,11 +9,9 @@
 
 mod cases;
 mod judge;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 use avhdx_testkit::rng::Rng;
+use avhdx_testkit::sim;
 
 use cases::{Case, Damage};
 use judge::Tally;

@@ -5,25 +5,11 @@
 
 mod caller;
 mod flushes;
-#[path = "../crash/model.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod model;
-#[path = "../crash/outcomes.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod outcomes;
 mod rules;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod sim;
-#[path = "../crash/stale.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod stale;
-#[path = "../crash/verdict.rs"]
-#[allow(dead_code, unreachable_pub)]
-mod verdict;
 
 use avhdx::{DiffChain, Disk, ErrorKind, PlannedWrite, WritePlan};
 use avhdx_testkit::rng::Rng;
+use avhdx_testkit::{model, outcomes, sim, verdict};
 
 use caller::{Caller, Kind};
 use outcomes::{Depth, Explorer};

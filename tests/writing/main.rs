@@ -3,9 +3,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../sim/mod.rs"]
-#[allow(dead_code)] // shared with other tests; not all of it is used here
-mod sim;
 
 mod accept_loss;
 mod children;
@@ -19,8 +16,11 @@ mod loops;
 mod metadata;
 mod one_flush;
 mod ops;
+mod progress;
 mod reparent;
 mod replaced;
 mod space;
 mod swaps;
 mod write;
+
+use avhdx_testkit::sim;

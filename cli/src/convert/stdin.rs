@@ -8,6 +8,8 @@ use avhdx::ops::{Import, Imported};
 use avhdx::storage::LocalHost;
 
 use super::copied::Copied;
+#[cfg(unix)]
+use super::file::FileInput;
 use crate::args::{CopyFormat, NewImageFlags};
 use crate::failure::{Exit, Failure};
 use crate::input::known_length;
@@ -68,10 +70,25 @@ impl Stream {
     }
 
     /// Writes the disk to the file.
-    pub(super) fn copy(mut self, file: &NewFile, console: &mut Console) -> Result<Copied, Failure> {
+    pub(super) fn copy(self, file: &NewFile, console: &mut Console) -> Result<Copied, Failure> {
+        #[cfg(unix)]
+        if let Some(known) = self.known.filter(|known| !self.is_given || self.size == Some(*known))
+            && let Some(input) = FileInput::of_stdin(known)
+        {
+            let mut meter = ProgressMeter::new(console);
+            let copied = input.copy(file, self.image.as_ref(), |now| meter.report(now))?;
+            drop(meter);
+            self.warn_padded(copied.virtual_size, known, console);
+            return Ok(copied);
+        }
+        self.copy_bytes(file, console)
+    }
+
+    /// The same, byte by byte.
+    fn copy_bytes(mut self, file: &NewFile, console: &mut Console) -> Result<Copied, Failure> {
         // How far an input of unknown length is means nothing.
         let mut meter = self.size.map(|_| ProgressMeter::new(console));
-        let import = self.import.on_progress(|now| match &mut meter {
+        let import = self.import.clone().on_progress(|now| match &mut meter {
             Some(meter) => meter.report(now),
             None => ControlFlow::Continue(()),
         });
@@ -96,6 +113,11 @@ impl Stream {
             );
             return Err(Failure::new(Exit::InUse, "stdin.changed", message));
         }
+        self.warn_padded(size, read, console);
+        Ok(Copied { virtual_size: size, written, block_size })
+    }
+
+    fn warn_padded(&self, size: u64, read: u64, console: &mut Console) {
         if size > read && !self.is_given {
             let message = format!(
                 "the disk has {size} bytes, {} more than the input: a disk is a whole number of sectors",
@@ -103,11 +125,10 @@ impl Stream {
             );
             console.warn("convert.padded", &message);
         }
-        Ok(Copied { virtual_size: size, written, block_size })
     }
 }
 
-fn stdin_failure(error: avhdx::Error) -> Failure {
+pub(super) fn stdin_failure(error: avhdx::Error) -> Failure {
     let message = "cannot read standard input";
     match std::error::Error::source(&error).and_then(|source| source.downcast_ref()) {
         Some(host) => Failure::io("stdin.read", message, host),

@@ -1,9 +1,11 @@
 //! The findings as text, each with commands.
 
+use std::io;
 use std::path::Path;
 
 use avhdx::ops::Check;
 use avhdx::ops::forest::{ForestFinding, Lead, LeadsTo, Link, NodeId};
+use avhdx::storage::{FileKind, Host, LocalHost};
 use avhdx::{MergeState, OpenOptions};
 
 use super::names::Names;
@@ -68,9 +70,7 @@ impl Note {
                 let found = match (found, node) {
                     (Some(found), _) => found.to_string(),
                     (None, Some(_)) => "none readable".into(),
-                    (None, None) => {
-                        "different or none; not shown for files outside the folders given".into()
-                    }
+                    (None, None) => unknown(leads_to_path),
                 };
                 note.lines.push(format!("found identity:    {found}"));
                 note.lines.push(match matches[..] {
@@ -147,8 +147,12 @@ impl Note {
                 let mut note = Self::new(format!("unreadable: {}", names.path(path)));
                 note.lines.push(printable(&error.to_string()));
                 note.lines.extend(cause(error));
-                note.next
-                    .push(format!("avhdx tree {}  # as a user with read access", argument(path)));
+                let of_host = std::error::Error::source(error);
+                let of_host = of_host.and_then(|error| error.downcast_ref::<io::Error>());
+                if of_host.is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+                    let path = argument(path);
+                    note.next.push(format!("avhdx tree {path}  # as a user with read access"));
+                }
                 note
             }
             ForestFinding::NoSignature { path, error, .. } => {
@@ -260,6 +264,14 @@ impl Note {
         self.next.push(format!("avhdx tree {places} DIR  # DIR: a folder that may contain it"));
         self.next
             .push(format!("avhdx info --chain --with-parent FILE {child}  # FILE: the file found"));
+    }
+}
+
+/// Why the identity of what a link leads to is not told.
+fn unknown(path: &Path) -> String {
+    match LocalHost.stat(path) {
+        Ok(stat) if stat.kind != FileKind::File => format!("none: this is {}", stat.kind),
+        _ => "different or none; not shown for files outside the folders given".into(),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::text::{cells, count, minute, padded, printable, shortened, units};
 const MAX_INDENT: usize = 24;
 /// The maximum width of the name column, where the width of the whole line is not limited.
 const MAX_NAME: usize = 60;
+/// What the name column keeps on a narrow terminal, whose lines are longer then.
+const LEAST_NAME: usize = 24;
 /// The width of a level's indentation.
 const LEVEL: usize = 3;
 
@@ -90,7 +92,8 @@ impl Drawing {
             Some(_) => (widest(|row| &row.disk, 4), widest(|row| &row.file, 4)),
             None => (10, 10),
         };
-        let room = limit.map(|limit| limit.saturating_sub(disk + file + 8 + time + 4 * 2));
+        let room = |limit: usize| limit.saturating_sub(disk + file + 8 + time + 4 * 2);
+        let room = limit.map(|limit| room(limit).max(LEAST_NAME));
         let most = room.map_or(MAX_INDENT, |room| MAX_INDENT.min(room / 2 / LEVEL));
         add_names(&mut rows, names, signs, most);
         let widths = rows.iter().map(|row| cells(&row.branches) + cells(&row.name));

@@ -52,6 +52,28 @@ fn an_image_with_a_selector_completes_to_labels() {
 }
 
 #[test]
+fn verbs_are_offered_by_their_names() {
+    let folder = Folder::new();
+    let of = |start: &str| candidates(&folder, &["avhdx", start]);
+    let all = of("");
+    for verb in folder.verbs() {
+        assert!(all.contains(&verb), "no {verb} in {all:?}");
+    }
+    for alias in ["apply", "commit", "rebase", "snapshots"] {
+        assert!(!all.iter().any(|name| name == alias), "{all:?}");
+        let flags = candidates(&folder, &["avhdx", alias, "--with-p"]);
+        assert_eq!(flags, ["--with-parent"], "an alias that was typed has its flags");
+        folder.run(&format!("{alias} --help")).expect(0);
+    }
+    assert_eq!(of("rel"), ["relink"]);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = folder.run(&format!("completions {shell}")).expect(0).text();
+        assert!(script.contains("reparent") && script.contains("points"), "{shell}");
+        assert!(!script.contains("rebase") && !script.contains("snapshots"), "{shell}");
+    }
+}
+
+#[test]
 fn completion_waits_for_nothing() {
     let folder = labelled();
     let fifo = Command::new("mkfifo").arg(folder.file("pipe.vhdx")).status().unwrap();

@@ -165,7 +165,12 @@ fn the_ending_of_the_name_decides_and_is_not_contradicted() {
         ("-O vhdx x.raw", "a raw disk"),
         ("-O vhdx-fixed x.IMG", "a raw disk"),
         ("x.avhdx", "a child"),
+        ("-O raw x.avhdx", "the file would be a raw disk"),
         ("x.vhd", "a VHD image"),
+        ("x.vdi", "a VDI image"),
+        ("x.qcow", "a qcow image"),
+        ("x.qed", "a QED image"),
+        ("x.hds", "a Parallels image"),
         ("-O raw x.QCOW2", "a qcow2 image"),
         ("x.vmdk", "a VMDK image"),
         ("x.vhds", "a VHD set"),
@@ -184,6 +189,34 @@ fn the_ending_of_the_name_decides_and_is_not_contradicted() {
     folder.run("convert l2.vhdx -O vhdx y.raw").expect(7).says("the file exists");
     folder.run("convert l2.vhdx -O raw l0.vhdx --overwrite").expect(7).says("the input");
     folder.run("convert l2.vhdx -O vhdx y.raw --overwrite").expect(2).says("a raw disk");
+}
+
+#[test]
+fn an_empty_file_makes_no_image() {
+    let folder = Folder::new();
+    fs::write(folder.file("empty"), "").unwrap();
+    for format in ["vhdx", "vhdx-fixed"] {
+        let run = folder.run(&format!("convert -f raw -O {format} empty o.vhdx")).expect(2);
+        run.says("empty: the file is empty").says("next: avhdx convert --help");
+    }
+    assert_eq!(folder.names(), ["empty"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_that_tells_no_length_is_called_by_its_content() {
+    let run = Folder::new().run("info /proc/version").expect(4).says("this is a text file");
+    assert!(!run.stderr.contains("empty"), "{}", run.stderr);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_name_of_a_folder_is_refused_before_anything_is_read() {
+    let folder = Folder::with_chain();
+    for line in ["convert -f raw - d.raw/", "convert l2.vhdx d.vhdx/", "create d.vhdx/ 4M"] {
+        let run = folder.run_with(line, b"input").expect(7);
+        run.says("the name of a folder, not of a file");
+    }
 }
 
 #[test]
@@ -209,6 +242,10 @@ fn what_is_no_file_is_called_by_its_name() {
             format!("check {name}"),
             format!("compare l0.vhdx {name}"),
             format!("merge {name}"),
+            format!("reparent {name} --onto l1.vhdx"),
+            format!("reparent l2.vhdx --onto {name}"),
+            format!("label {name}@-1 text"),
+            format!("revert {name}@-1"),
             format!("checkpoint {name}"),
             format!("create new.avhdx --parent {name}"),
         ] {

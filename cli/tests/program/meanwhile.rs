@@ -104,3 +104,21 @@ fn a_merge_into_the_base_leaves_nothing_to_read_and_says_so() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+/// Another failure than that another program has the file ends the wait.
+#[test]
+fn a_wait_for_another_program_ends_when_the_file_is_gone() {
+    let folder = Folder::new();
+    std::fs::write(folder.file("disk"), [7; 4096]).unwrap();
+    let held = std::fs::File::options().write(true).open(folder.file("disk")).unwrap();
+    held.try_lock().unwrap();
+    let next = folder.run("read -f raw disk --length 1").expect(6).next();
+    let (wait, _) = next[0].split_once("  # ").unwrap();
+    let waiting = |seconds: u32| {
+        let mut command = folder.in_shell(&format!("timeout {seconds} sh -c '{wait}'"));
+        Run::of(command.output().unwrap())
+    };
+    assert_eq!(waiting(3).code, Some(124), "it waits for the other program");
+    std::fs::remove_file(folder.file("disk")).unwrap();
+    waiting(30).expect(0).says("cannot open the file");
+}

@@ -1,8 +1,11 @@
 //! Manual pages in files.
+#![cfg(unix)]
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 
-use crate::common::Folder;
+use crate::common::{Folder, Run};
 
 /// What a page is called.
 fn name(verb: &str) -> String {
@@ -70,12 +73,41 @@ fn pages_replace_pages_and_nothing_else_without_consent() {
 }
 
 #[test]
+fn no_page_is_written_where_one_cannot_be() {
+    let make_folder = |path: &Path| fs::create_dir(path).unwrap();
+    let make_link = |path: &Path| std::os::unix::fs::symlink("nowhere", path).unwrap();
+    let make_fifo = |path: &Path| {
+        assert!(Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    for (make, says) in [
+        (&make_folder as &dyn Fn(&Path), "this is a folder"),
+        (&make_link, "a dangling link"),
+        (&make_fifo, "this is a FIFO"),
+    ] {
+        let folder = Folder::new();
+        make(&folder.file("avhdx-write.1"));
+        folder.run("man --dir . --overwrite").expect(7).says(says);
+        assert_eq!(folder.names(), ["avhdx-write.1"], "{says}");
+    }
+}
+
+#[test]
 fn pages_go_to_a_folder_only() {
     let folder = Folder::new();
     let run = folder.run("man --dir new").expect(3).says("new: cannot find the folder");
     assert_eq!(run.next(), ["mkdir -p new && avhdx man --dir new"]);
     fs::write(folder.file("file"), "").unwrap();
     folder.run("man --dir file").expect(7).says("not a folder");
+    let mut unnamed = folder.command(["man", "--dir", ""]);
+    let elsewhere = ["avhdx man --dir OUT  # OUT: another name"];
+    Run::of(unnamed.output().unwrap()).expect(2).says("next: avhdx man --help");
+    std::os::unix::fs::symlink("nowhere", folder.file("link")).unwrap();
+    // No folder can be made there.
+    for name in ["link", "link/below", "file/below"] {
+        assert_eq!(folder.run(&format!("man --dir {name}")).expect(3).next(), elsewhere, "{name}");
+    }
+    let run = folder.run("man --dir new/below").expect(3);
+    assert_eq!(run.next(), ["mkdir -p new/below && avhdx man --dir new/below"]);
     folder.run("man merge --dir .").expect(2);
     folder.run("man --overwrite").expect(2);
 }

@@ -1,6 +1,6 @@
 //! What the program shows on a terminal of 80 columns: a pseudo terminal, and a screen that follows its escape codes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::num::NonZeroU16;
 use std::process::{Child, Stdio};
@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Folder, write_endless};
+use crate::common::{Folder, write_crowded_table, write_endless};
 use pty_process::Size;
 use pty_process::blocking::{Command, Pty};
 
@@ -35,8 +35,22 @@ impl Terminal {
 
     /// The same, with further properties of the command.
     fn run_with(folder: &Folder, line: &str, more: impl FnOnce(Command) -> Command) -> Self {
+        Self::start(folder, line, COLUMNS, more)
+    }
+
+    /// The same, on a terminal of another width.
+    fn run_at(folder: &Folder, line: &str, columns: u16) -> Self {
+        Self::start(folder, line, columns, |command| command)
+    }
+
+    fn start(
+        folder: &Folder,
+        line: &str,
+        columns: u16,
+        more: impl FnOnce(Command) -> Command,
+    ) -> Self {
         let (pty, child_side) = pty_process::blocking::open().unwrap();
-        pty.resize(Size::new(ROWS, COLUMNS)).unwrap();
+        pty.resize(Size::new(ROWS, columns)).unwrap();
         let command = Command::new(env!("CARGO_BIN_EXE_avhdx"))
             .args(line.split_whitespace())
             .current_dir(folder.path())
@@ -56,7 +70,7 @@ impl Terminal {
             }
         });
         let size = |cells| NonZeroU16::new(cells).unwrap();
-        let screen = vt100::Parser::new(size(ROWS), size(COLUMNS), 0);
+        let screen = vt100::Parser::new(size(ROWS), size(columns), 0);
         Self { pty, program, output, screen, bytes: Vec::new() }
     }
 
@@ -123,9 +137,10 @@ impl Terminal {
 /// Whether a bar is shown on one line, the last, with room for the echo of Ctrl-C.
 fn has_bar(screen: &vt100::Screen) -> bool {
     let (row, column) = screen.cursor_position();
-    let mut lines = screen.rows(0, COLUMNS).skip(row.into());
+    let columns = screen.size().1.get();
+    let mut lines = screen.rows(0, columns).skip(row.into());
     let line = lines.next().unwrap_or_default();
-    let is_bar = line.contains('%') && line.contains('░') && column <= COLUMNS - 3;
+    let is_bar = line.contains('%') && line.contains('░') && column <= columns - 3;
     let is_one = screen.contents().matches('%').count() == 1;
     is_bar && is_one && lines.all(|line| line.trim().is_empty())
 }
@@ -149,6 +164,52 @@ fn a_bar_fits_and_leaves_nothing_behind_on_ctrl_c() {
         terminal.assert_clean();
         let lines = terminal.lines();
         assert!(lines[0].starts_with("avhdx: interrupted"), "{line}: {lines:?}");
+    }
+}
+
+#[test]
+fn a_narrow_terminal_has_a_bar_and_names_that_can_be_told_apart() {
+    let folder = Folder::with_chain();
+    write_endless(&folder.file("a.vhdx"));
+    for columns in [40, 63, 64, 80, 200] {
+        let mut terminal = Terminal::run_at(&folder, "convert a.vhdx out.raw", columns);
+        terminal.wait_for("bar", has_bar);
+        terminal.interrupt();
+        assert_eq!(terminal.end(), Some(130), "{}", terminal.text());
+        terminal.assert_clean();
+    }
+    fs::remove_file(folder.file("a.vhdx")).unwrap();
+    for line in ["tree .", "points l2.vhdx"] {
+        let mut terminal = Terminal::run_at(&folder, line, 40);
+        assert_eq!(terminal.end(), Some(0));
+        let shown = String::from_utf8_lossy(&terminal.bytes).into_owned();
+        for name in ["l0.vhdx", "l1.vhdx", "l2.vhdx"] {
+            assert!(shown.contains(name), "{line}: no {name} in\n{shown}");
+        }
+    }
+}
+
+#[test]
+fn what_reads_tables_and_headers_alone_shows_how_far_it_is() {
+    let folder = Folder::new();
+    write_crowded_table(&folder.file("a.vhdx"));
+    fs::create_dir(folder.file("many")).unwrap();
+    for n in 0..30_000 {
+        File::create(folder.file(&format!("many/{n}.vhdx"))).unwrap();
+    }
+    let lines = [
+        ("check a.vhdx", "checking  ", "avhdx: interrupted"),
+        ("measure a.vhdx", "measuring  ", "avhdx: interrupted"),
+        // It ends between two images.
+        ("relink many", "reading the images  ", "avhdx: stopped as asked"),
+    ];
+    for (line, what, end) in lines {
+        let mut terminal = Terminal::run(&folder, line);
+        terminal.wait_for("bar", |screen| has_bar(screen) && screen.contents().contains(what));
+        terminal.interrupt();
+        assert_eq!(terminal.end(), Some(130), "{line}\n{}", terminal.text());
+        terminal.assert_clean();
+        assert_eq!(terminal.lines(), [end], "{line}");
     }
 }
 

@@ -164,23 +164,67 @@ fn an_input_that_fails_leaves_nothing_behind() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_file_that_becomes_shorter_on_standard_input_is_no_padding() {
+fn a_file_that_changes_on_standard_input_is_no_disk() {
     let folder = Folder::new();
-    let input = File::create(folder.file("in")).unwrap();
-    for out in ["o.raw", "o.vhdx"] {
-        input.set_len(16 << 30).unwrap();
-        let mut command = folder.command(["convert", "-f", "raw", "-", out]);
-        let stdin = File::open(folder.file("in")).unwrap();
-        command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = command.spawn().unwrap();
-        // The length is known before anything is read.
-        let position = format!("/proc/{}/fdinfo/0", child.id());
-        while fs::read_to_string(&position).unwrap().starts_with("pos:\t0\n") {
-            std::thread::yield_now();
+    const LEN: u64 = 512 << 20;
+    for (to, how) in [(1 << 20, "became shorter"), (LEN + 1, "became longer")] {
+        for out in ["o.raw", "o.vhdx"] {
+            let mut input = File::create(folder.file("in")).unwrap();
+            for _ in 0..LEN >> 20 {
+                input.write_all(&[7; 1 << 20]).unwrap();
+            }
+            let mut command = folder.command(["convert", "-f", "raw", "-", out]);
+            let stdin = File::open(folder.file("in")).unwrap();
+            command.stdin(stdin).stdout(Stdio::null()).stderr(Stdio::piped());
+            let child = command.spawn().unwrap();
+            // The length is known before anything is read.
+            let position = format!("/proc/{}/fdinfo/0", child.id());
+            while fs::read_to_string(&position).unwrap().starts_with("pos:\t0\n") {
+                std::thread::yield_now();
+            }
+            input.set_len(to).unwrap();
+            let run = Run::of(child.wait_with_output().unwrap()).expect(6);
+            run.says(how);
+            assert_eq!(folder.names(), ["in"]);
         }
-        input.set_len(1 << 20).unwrap();
-        let run = Run::of(child.wait_with_output().unwrap()).expect(6);
-        run.says("became shorter");
-        assert_eq!(folder.names(), ["in"]);
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_holes_of_a_file_on_standard_input_are_not_read() {
+    use std::os::unix::fs::FileExt;
+    let folder = Folder::new();
+    // As zeros, they would take minutes.
+    let file = File::create(folder.file("in")).unwrap();
+    file.set_len(1 << 42).unwrap();
+    file.write_all_at(&[7; 4096], 0).unwrap();
+    file.write_all_at(&[9; 4096], 1 << 41).unwrap();
+    for out in ["o.raw", "o.vhdx"] {
+        let begun = std::time::Instant::now();
+        run_from(&folder, &format!("convert -f raw - {out}"), "in").expect(0);
+        assert!(begun.elapsed() < std::time::Duration::from_secs(20), "{:?}", begun.elapsed());
+    }
+    folder.run("compare -f raw in -F raw o.raw").expect(0);
+    folder.run("compare -f raw in o.vhdx").expect(0);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_file_on_standard_input_is_taken_from_its_offset_on() {
+    let folder = Folder::new();
+    let bytes = input(2 * MIB);
+    fs::write(folder.file("in"), &bytes).unwrap();
+    for out in ["o.raw", "o.vhdx"] {
+        let line = format!(
+            "{{ dd bs=700 count=1 of=start status=none; avhdx convert -f raw - {out}; cat; }} < in"
+        );
+        let run = Run::of(folder.in_shell(&line).output().unwrap()).expect(0);
+        assert!(folder.read("start") == bytes[..700]);
+        // Nothing is left for who reads next.
+        assert!(run.text().ends_with("written\n") || run.text().contains("block size"));
+        assert_eq!(run.stdout.iter().filter(|byte| **byte == b'\n').count(), 1);
+    }
+    assert!(folder.read("o.raw") == bytes[700..]);
+    assert!(flat(&folder, "o.vhdx")[..bytes.len() - 700] == bytes[700..]);
 }

@@ -588,6 +588,23 @@ fn only_regular_files_are_opened() {
     let _socket = std::os::unix::net::UnixListener::bind(folder.file("s")).unwrap();
     assert_eq!(json(&folder, ".", 0)["images"].as_array().unwrap().len(), 3);
     assert_eq!(codes(&json(&folder, "pipe.vhdx", 1)), ["unreadable"]);
+    // No right to read would help.
+    let told = folder.run("tree pipe.vhdx").expect(1).text();
+    assert!(told.contains("this is a FIFO") && !told.contains("next:"), "{told}");
+    fs::remove_file(folder.file("l1.vhdx")).unwrap();
+    fs::rename(folder.file("pipe.vhdx"), folder.file("l1.vhdx")).unwrap();
+    let told = folder.run("tree .").expect(1).text();
+    assert!(told.contains("found identity:    none: this is a FIFO"), "{told}");
+}
+
+#[test]
+fn no_command_of_a_tree_is_a_tree_of_the_same_folder() {
+    let folder = Folder::new();
+    fs::write(folder.file("page.vhdx"), "<!DOCTYPE html><html></html>").unwrap();
+    fs::write(folder.file("zeros.vhdx"), [0; 1 << 20]).unwrap();
+    let told = folder.run("tree .").expect(1).text();
+    assert!(told.contains("HTML page") && told.contains("nothing but zeros"), "{told}");
+    assert!(!told.contains("next: avhdx tree"), "{told}");
 }
 
 #[test]

@@ -3,17 +3,18 @@
 //! The table is read piece by piece, skipping zeros. Of each block only the 1 MiB units that it takes up are
 //! remembered, in one bit each.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use super::bits::{self, Totals};
 use super::findings::{Findings, Severity};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, PayloadState};
 use crate::format::region::RegionEntry;
 use crate::image::{BlockTable, Claim, MOST_UNITS, Role, Units, check_bat_length, units};
 use crate::ops::is_zero;
 use crate::storage::Storage;
-use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB, counted};
 
 /// Includes the entries beyond those that the disk needs.
 const ALL: BatIndex = BatIndex(u64::MAX);
@@ -29,17 +30,17 @@ const SAMPLE: usize = 4096;
 const MOST_COLLISIONS: usize = 1000;
 
 /// A table and the facts needed to check it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Table<'a> {
-    pub(super) storage: &'a dyn Storage,
-    pub(super) region: &'a RegionEntry,
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) region: RegionEntry,
     pub(super) layout: BlockLayout,
     pub(super) has_parent: bool,
     pub(super) is_fixed: bool,
     /// Whether the image is being merged into its parent, and frees its space step by step.
     pub(super) is_merging: bool,
     pub(super) file_len: u64,
-    pub(super) structures: &'a [(Range<u64>, String)],
+    pub(super) structures: Vec<(Range<u64>, String)>,
 }
 
 /// The space that the table accounts for.
@@ -49,13 +50,32 @@ pub(super) struct Outcome {
     pub(super) leaked: Option<u64>,
 }
 
-/// Checks the table and the sector bitmaps that it refers to.
-pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
-    if let Err(error) = check_bat_length(table.region, &table.layout) {
+/// Checks the table and the sector bitmaps that it refers to. Calls `on` with the bytes of the disk whose entries are
+/// checked.
+///
+/// # Errors
+/// Those of `on`.
+pub(super) fn check(
+    table: &Table,
+    findings: &mut Findings,
+    on: &mut dyn FnMut(u64) -> Result<()>,
+) -> Result<Outcome> {
+    if let Err(error) = check_bat_length(&table.region, &table.layout) {
         findings.error(error);
     }
     let mut walk = TableCheck::new(table, findings);
-    let read = table.blocks().entries(ALL, |index, entry| walk.entry(index, entry));
+    let mut stopped = None;
+    let read =
+        table.blocks().entries_while(ALL, |index, entry| match walk.entry(index, entry, on) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                stopped = Some(error);
+                ControlFlow::Break(())
+            }
+        });
+    if let Some(error) = stopped {
+        return Err(error);
+    }
     walk.finish_chunk();
     walk.report_collisions();
     walk.report_totals();
@@ -64,13 +84,26 @@ pub(super) fn check(table: &Table<'_>, findings: &mut Findings) -> Outcome {
     if let Some(error) = read {
         findings.error(error);
     }
-    Outcome { allocated, leaked }
+    Ok(Outcome { allocated, leaked })
 }
 
-impl<'a> Table<'a> {
-    fn blocks(&self) -> BlockTable<'a> {
-        let Self { storage, region, layout, has_parent, file_len, .. } = *self;
-        BlockTable { storage, region, layout, has_parent, file_len, changed: None }
+impl Table {
+    /// Size of the disk in bytes.
+    pub(super) fn disk_size(&self) -> u64 {
+        self.layout.size()
+    }
+
+    fn blocks(&self) -> BlockTable<'_> {
+        let Self { storage, region, layout, has_parent, file_len, .. } = self;
+        let (layout, has_parent, file_len) = (*layout, *has_parent, *file_len);
+        BlockTable {
+            storage: storage.as_ref(),
+            region,
+            layout,
+            has_parent,
+            file_len,
+            changed: None,
+        }
     }
 
     fn name_of(&self, index: BatIndex) -> String {
@@ -111,7 +144,7 @@ struct Named {
 }
 
 struct TableCheck<'a, 'f> {
-    table: &'a Table<'a>,
+    table: &'a Table,
     findings: &'f mut Findings,
     /// Units used by structures other than blocks.
     structural: Units,
@@ -134,9 +167,9 @@ struct TableCheck<'a, 'f> {
 }
 
 impl<'a, 'f> TableCheck<'a, 'f> {
-    fn new(table: &'a Table<'a>, findings: &'f mut Findings) -> Self {
+    fn new(table: &'a Table, findings: &'f mut Findings) -> Self {
         let (mut structural, mut used) = (Units::default(), Units::default());
-        for (range, _) in table.structures {
+        for (range, _) in &table.structures {
             let end = range.end.min(table.file_len).div_ceil(MIB).min(MOST_UNITS);
             for unit in range.start / MIB..end {
                 structural.put(unit);
@@ -163,17 +196,24 @@ impl<'a, 'f> TableCheck<'a, 'f> {
         }
     }
 
-    fn entry(&mut self, index: BatIndex, entry: BatEntry) {
+    fn entry(
+        &mut self,
+        index: BatIndex,
+        entry: BatEntry,
+        on: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<()> {
         let role = self.table.blocks().role(index);
         let chunk = index.0 / (self.table.layout.chunk_ratio() + 1);
         if role == Role::Slack {
             self.slack.0 += 1;
             self.slack.1.get_or_insert(index);
-            return;
+            return Ok(());
         }
         if chunk != self.chunk.number {
             self.finish_chunk();
             self.chunk.number = chunk;
+            let layout = &self.table.layout;
+            on(layout.block_start(BlockIndex(chunk * layout.chunk_ratio())).0.min(layout.size()))?;
         }
         if entry.reserved_bits() != 0 {
             self.damaged(Severity::Error, "bat.reserved-bits", "2.5.1", index, |error| {
@@ -191,6 +231,7 @@ impl<'a, 'f> TableCheck<'a, 'f> {
             }
             _ => self.bitmap(index, entry),
         }
+        Ok(())
     }
 
     fn payload(&mut self, index: BatIndex, block: BlockIndex, entry: BatEntry) {
@@ -356,15 +397,19 @@ impl<'a, 'f> TableCheck<'a, 'f> {
                 let state = entry.map_or(0, BatEntry::state_bits);
                 error
                     .with_found(format_args!(
-                        "state {state} with {} partially present blocks",
-                        partial.len()
+                        "state {state} with {}",
+                        counted(
+                            partial.len() as u64,
+                            "partially present block",
+                            "partially present blocks"
+                        )
                     ))
                     .with_expected("state 6")
             });
         }
         if let Some(at) = bitmap {
             let looked = bits::check(
-                table.storage,
+                table.storage.as_ref(),
                 at,
                 &table.layout,
                 chunk,
@@ -432,7 +477,11 @@ impl<'a, 'f> TableCheck<'a, 'f> {
             let message = "a fixed disk with blocks that are not fully present";
             self.findings.warning(
                 Error::damaged("bat.fixed", "2.5.1.1", table.region.offset.get(), message)
-                    .with_found(format_args!("{} of {blocks} blocks", self.fully_present))
+                    .with_found(format_args!(
+                        "{} of {}",
+                        self.fully_present,
+                        counted(blocks, "block", "blocks")
+                    ))
                     .with_expected("all"),
             );
         }
@@ -442,7 +491,11 @@ impl<'a, 'f> TableCheck<'a, 'f> {
                 Error::new(ErrorKind::Damaged, "bat.slack", message)
                     .with_section("2.5")
                     .at(table.blocks().place_of(first))
-                    .with_found(format_args!("{count} entries that are not zero"))
+                    .with_found(counted(
+                        count,
+                        "entry that is not zero",
+                        "entries that are not zero",
+                    ))
                     .with_expected("zeros"),
             );
         }
@@ -505,8 +558,9 @@ impl<'a, 'f> TableCheck<'a, 'f> {
             severity,
             Error::damaged("bat.lost", "2.5", table.region.offset.get(), message)
                 .with_found(format_args!(
-                    "{leaked} unreferenced bytes, the first at {:#x}, and {absent} blocks without space",
-                    first * MIB
+                    "{leaked} unreferenced bytes, the first at {:#x}, and {} without space",
+                    first * MIB,
+                    counted(absent, "block", "blocks")
                 ))
                 .with_expected("an entry for every block of data"),
         );

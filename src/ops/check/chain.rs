@@ -1,4 +1,4 @@
-//! Checks a chain layer by layer: links, loops, and what neighbouring layers must agree on.
+//! Checks a chain layer by layer: links, loops, and what neighbouring layers must agree on, then the tables.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::blocks::{self, Table};
 use super::findings::Findings;
 use super::layer::{self, LayerFacts};
 use super::report::Report;
@@ -17,16 +18,20 @@ use crate::chain::{
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{ImagePolicy, Lock, ParentLink, lock};
+use crate::ops::Listener;
 use crate::options::OpenOptions;
 use crate::storage::{Access, Host, LockMode, Storage};
 use crate::warning::Warning;
 
 /// Checks the image in `tip`, and its parents if `with_parents` is set.
+///
+/// All files are found first, so that it is known how much is to be checked.
 pub(super) fn check(
     options: &OpenOptions,
     with_parents: bool,
     most_per_code: usize,
     tip: Arc<dyn Storage>,
+    progress: &Listener<'_>,
 ) -> Result<Report> {
     let (image, chain) = options.policies();
     let source = options.source();
@@ -46,6 +51,7 @@ pub(super) fn check(
     if with_parents {
         walk.report_volumes(&layers);
     }
+    walk.tables(&mut layers, progress)?;
     let (findings, unlisted) = walk.findings.finish();
     Ok(Report { layers: layers.into_iter().map(|facts| facts.layer).collect(), findings, unlisted })
 }
@@ -134,6 +140,25 @@ impl ChainCheck<'_> {
                 None
             }
         }
+    }
+
+    /// Checks the tables of all layers.
+    fn tables(&mut self, layers: &mut [LayerFacts], progress: &Listener<'_>) -> Result<()> {
+        let size = |facts: &LayerFacts| facts.table.as_ref().map_or(0, Table::disk_size);
+        let total = layers.iter().map(size).fold(0, u64::saturating_add);
+        let mut before = 0;
+        progress.report(before, total)?;
+        for facts in layers {
+            let Some(table) = facts.table.take() else { continue };
+            self.findings.enter(&facts.layer.name);
+            let mut on = |done| progress.report(u64::saturating_add(before, done), total);
+            let outcome = blocks::check(&table, &mut self.findings, &mut on)?;
+            facts.layer.allocated_blocks = Some(outcome.allocated);
+            facts.layer.leaked = outcome.leaked;
+            before = before.saturating_add(table.disk_size());
+            progress.report(before, total)?;
+        }
+        Ok(())
     }
 
     /// Reports why a layer's parent cannot be opened. A fault of the file in its place is reported under that file's

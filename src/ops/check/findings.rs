@@ -64,36 +64,36 @@ pub struct Unlisted {
 /// Collects findings layer by layer.
 #[derive(Debug)]
 pub(super) struct Findings {
-    layer: String,
+    /// The names of the layers that were entered.
+    layers: Vec<String>,
+    /// The layer that findings are added to, by index.
+    layer: usize,
     most: usize,
-    list: Vec<Finding>,
+    /// The findings with their layers.
+    list: Vec<(usize, Finding)>,
     listed: BTreeMap<&'static str, usize>,
-    unlisted: BTreeMap<(&'static str, Severity), u64>,
-    done: Vec<Unlisted>,
+    unlisted: BTreeMap<(usize, &'static str, Severity), u64>,
 }
 
 impl Findings {
     pub(super) fn new(most: usize) -> Self {
         Self {
-            layer: String::new(),
+            layers: Vec::new(),
+            layer: 0,
             most,
             list: Vec::new(),
             listed: BTreeMap::new(),
             unlisted: BTreeMap::new(),
-            done: Vec::new(),
         }
     }
 
-    /// Continues with the layer named `layer`.
+    /// Continues with the layer named `layer`, which may have been entered before.
     pub(super) fn enter(&mut self, layer: &str) {
-        let unlisted = std::mem::take(&mut self.unlisted);
-        self.done.extend(unlisted.into_iter().map(|((code, severity), count)| Unlisted {
-            code,
-            severity,
-            layer: self.layer.clone(),
-            count,
-        }));
-        self.layer = layer.to_owned();
+        let known = self.layers.iter().position(|known| known == layer);
+        self.layer = known.unwrap_or_else(|| {
+            self.layers.push(layer.to_owned());
+            self.layers.len() - 1
+        });
     }
 
     pub(super) fn error(&mut self, error: Error) {
@@ -120,7 +120,7 @@ impl Findings {
         words: impl FnOnce() -> Error,
     ) {
         if self.is_full(code) {
-            *self.unlisted.entry((code, severity)).or_default() += 1;
+            *self.unlisted.entry((self.layer, code, severity)).or_default() += 1;
             return;
         }
         *self.listed.entry(code).or_default() += 1;
@@ -129,7 +129,7 @@ impl Findings {
         let finding = Finding {
             code,
             severity,
-            layer: self.layer.clone(),
+            layer: self.layers[self.layer].clone(),
             message: shortened(error.message()),
             offset: error.offset(),
             found: error.found().map(shortened).or(host),
@@ -137,13 +137,13 @@ impl Findings {
             section: error.section(),
             meaning: meaning(code),
         };
-        self.list.push(finding);
+        self.list.push((self.layer, finding));
     }
 
     /// Counts findings that were not formatted.
     pub(super) fn skip(&mut self, severity: Severity, code: &'static str, count: u64) {
         if count > 0 {
-            *self.unlisted.entry((code, severity)).or_default() += count;
+            *self.unlisted.entry((self.layer, code, severity)).or_default() += count;
         }
     }
 
@@ -152,9 +152,18 @@ impl Findings {
         self.listed.get(code).is_some_and(|listed| *listed >= self.most)
     }
 
+    /// All findings, in the order in which the layers were entered first.
     pub(super) fn finish(mut self) -> (Vec<Finding>, Vec<Unlisted>) {
-        self.enter("");
-        (self.list, self.done)
+        self.list.sort_by_key(|(layer, _)| *layer);
+        let layers = &self.layers;
+        let unlisted = self.unlisted.into_iter().map(|((layer, code, severity), count)| Unlisted {
+            code,
+            severity,
+            layer: layers[layer].clone(),
+            count,
+        });
+        let unlisted = unlisted.collect();
+        (self.list.into_iter().map(|(_, finding)| finding).collect(), unlisted)
     }
 }
 

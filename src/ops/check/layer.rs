@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::blocks::{self, Table};
+use super::blocks::Table;
 use super::findings::Findings;
 use super::report::CheckedLayer;
 use super::{log, metadata, regions, root};
@@ -16,10 +16,12 @@ use crate::image::{Inspected, LogPolicy, Marks, MergeMark, MergeState, ParentLin
 use crate::storage::{Storage, length_of};
 use crate::types::MIB;
 
-/// A checked layer, with the facts that are compared with its neighbours.
+/// A layer whose structures are checked, with the facts that are compared with its neighbours.
 #[derive(Debug)]
 pub(super) struct LayerFacts {
     pub(super) layer: CheckedLayer,
+    /// Its block allocation table, still to be checked; `None` if it cannot be interpreted.
+    pub(super) table: Option<Table>,
     pub(super) logical_sector: Option<u32>,
     pub(super) physical_sector: Option<u32>,
     pub(super) disk_id: Option<Uuid>,
@@ -29,7 +31,7 @@ pub(super) struct LayerFacts {
     pub(super) link: Option<(ParentLink, u64)>,
 }
 
-/// Checks one file.
+/// Checks all of a file but its block allocation table.
 ///
 /// # Errors
 /// If the file is not an image or cannot be read.
@@ -51,6 +53,7 @@ pub(super) fn check(
             allocated_blocks: None,
             leaked: None,
         },
+        table: None,
         logical_sector: None,
         physical_sector: None,
         disk_id: None,
@@ -90,7 +93,7 @@ pub(super) fn check(
     facts.metadata_at = regions.metadata.as_ref().map(|region| region.offset.get());
     let Some(inspected) = inspected else { return Ok(facts) };
     facts.record(&inspected, storage.as_ref(), linkage);
-    let Some(region) = &regions.bat else { return Ok(facts) };
+    let Some(region) = regions.bat.clone() else { return Ok(facts) };
     let Some((layout, flags)) = layout(&inspected) else {
         let message = "the block allocation table was not checked";
         findings.warning(
@@ -108,21 +111,16 @@ pub(super) fn check(
         Marks { request: Some(_), .. } => report_request(metadata_at, findings),
         _ => {}
     }
-    let outcome = blocks::check(
-        &Table {
-            storage: storage.as_ref(),
-            region,
-            layout,
-            has_parent,
-            is_fixed: flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) && !has_parent,
-            is_merging: marks.merge.is_some(),
-            file_len,
-            structures: &regions.structures,
-        },
-        findings,
-    );
-    facts.layer.allocated_blocks = Some(outcome.allocated);
-    facts.layer.leaked = outcome.leaked;
+    facts.table = Some(Table {
+        storage,
+        region,
+        layout,
+        has_parent,
+        is_fixed: flags.contains(FileFlags::LEAVE_BLOCKS_ALLOCATED) && !has_parent,
+        is_merging: marks.merge.is_some(),
+        file_len,
+        structures: regions.structures,
+    });
     Ok(facts)
 }
 

@@ -15,6 +15,7 @@ mod regions;
 mod report;
 mod root;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ use crate::image::refuse_by_name;
 use crate::options::OpenOptions;
 use crate::storage::{Access, Storage};
 use crate::trace::operation;
+
+use super::{Listener, Progress};
 
 pub use findings::{Finding, Severity, Unlisted};
 pub use report::{CheckedLayer, Report};
@@ -43,16 +46,22 @@ pub use report::{CheckedLayer, Report};
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct Check {
+pub struct Check<'a> {
     options: OpenOptions,
     alone: bool,
     most_per_code: usize,
+    progress: Listener<'a>,
 }
 
-impl Check {
+impl<'a> Check<'a> {
     /// Checks the whole chain.
     pub fn new() -> Self {
-        Self { options: OpenOptions::new(), alone: false, most_per_code: 1000 }
+        Self {
+            options: OpenOptions::new(),
+            alone: false,
+            most_per_code: 1000,
+            progress: Listener::default(),
+        }
     }
 
     /// How to open, lock and find files. Images are never opened for writing, and a log is
@@ -71,6 +80,13 @@ impl Check {
     /// How many findings to list for each code; the rest is counted. The default is 1000.
     pub fn most_per_code(mut self, most: usize) -> Self {
         self.most_per_code = most;
+        self
+    }
+
+    /// Calls `on` while the check runs, with the bytes of the layers' disks whose table entries are checked, of all
+    /// layers. A break stops it with [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled).
+    pub fn on_progress(mut self, on: impl FnMut(Progress) -> ControlFlow<()> + Send + 'a) -> Self {
+        self.progress = Listener::new(on);
         self
     }
 
@@ -93,16 +109,17 @@ impl Check {
     ///
     /// # Errors
     /// [`ErrorKind::NotVhdx`](crate::ErrorKind::NotVhdx) if no part of the file is of the format,
-    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) if another process writes to it, and
+    /// [`ErrorKind::InUse`](crate::ErrorKind::InUse) if another process writes to it,
+    /// [`ErrorKind::Cancelled`](crate::ErrorKind::Cancelled), and
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if its first bytes cannot be read. Everything else that is
     /// wrong is a finding.
     pub fn run_file(&self, storage: Arc<dyn Storage>) -> Result<Report> {
         let _span = operation("check", storage.name());
-        chain::check(&self.options, !self.alone, self.most_per_code, storage)
+        chain::check(&self.options, !self.alone, self.most_per_code, storage, &self.progress)
     }
 }
 
-impl Default for Check {
+impl Default for Check<'_> {
     fn default() -> Self {
         Self::new()
     }

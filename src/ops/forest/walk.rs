@@ -29,13 +29,45 @@ pub(super) enum FileKey {
     Path(PathBuf),
 }
 
-/// Finds all images in `places`.
+/// Finds all images in `places`. Calls `each` before each file that is looked into.
+///
+/// # Errors
+/// If one of the places cannot be looked up; those of `each`.
 pub(super) fn walk<P: AsRef<Path>>(
     host: &dyn Host,
     places: impl IntoIterator<Item = P>,
+    each: &mut dyn FnMut() -> Result<()>,
 ) -> Result<Scanned> {
+    run(host, places, FileVisit::Examine(each)).map(|(found, _)| found)
+}
+
+/// Counts the files that [`walk`] looks into.
+///
+/// # Errors
+/// If one of the places cannot be looked up.
+pub(super) fn count<P: AsRef<Path>>(
+    host: &dyn Host,
+    places: impl IntoIterator<Item = P>,
+) -> Result<u64> {
+    run(host, places, FileVisit::Count).map(|(_, count)| count)
+}
+
+/// What is done with a file.
+enum FileVisit<'a> {
+    Count,
+    Examine(&'a mut dyn FnMut() -> Result<()>),
+}
+
+/// Visits all files in `places`, and returns what was found and the number of visits.
+fn run<P: AsRef<Path>>(
+    host: &dyn Host,
+    places: impl IntoIterator<Item = P>,
+    visit: FileVisit<'_>,
+) -> Result<(Scanned, u64)> {
     let mut walk = FolderWalk {
         host,
+        visit,
+        visits: 0,
         found: Scanned::default(),
         confines: Vec::new(),
         pending: Vec::new(),
@@ -55,16 +87,16 @@ pub(super) fn walk<P: AsRef<Path>>(
     walk.pending.reverse();
     for file in files {
         match host.stat(&file) {
-            Ok(stat) if stat.kind == FileKind::File => walk.file(file, &stat, true),
+            Ok(stat) if stat.kind == FileKind::File => walk.file(file, &stat, true)?,
             Ok(stat) => walk.unreadable(file, not_regular(stat.kind)),
             Err(error) => walk.unreadable(file, error),
         }
     }
     // A work list instead of recursion: the depth of folders is not bounded.
     while let Some(folder) = walk.pending.pop() {
-        walk.folder(&folder);
+        walk.folder(&folder)?;
     }
-    Ok(walk.found)
+    Ok((walk.found, walk.visits))
 }
 
 /// Reads the facts of an image and closes it again.
@@ -106,8 +138,10 @@ impl FileKey {
     }
 }
 
-struct FolderWalk<'a> {
+struct FolderWalk<'a, 'v> {
     host: &'a dyn Host,
+    visit: FileVisit<'v>,
+    visits: u64,
     found: Scanned,
     /// The canonical paths of the places.
     confines: Vec<PathBuf>,
@@ -117,18 +151,24 @@ struct FolderWalk<'a> {
     seen: HashSet<FileKey>,
 }
 
-impl FolderWalk<'_> {
-    fn folder(&mut self, folder: &Path) {
+impl FolderWalk<'_, '_> {
+    fn folder(&mut self, folder: &Path) -> Result<()> {
         let id = match self.host.stat(folder) {
             Ok(stat) => stat.id,
-            Err(error) => return self.unreadable(folder.to_path_buf(), error),
+            Err(error) => {
+                self.unreadable(folder.to_path_buf(), error);
+                return Ok(());
+            }
         };
         if !self.seen.insert(FileKey::new(self.host, id, folder)) {
-            return;
+            return Ok(());
         }
         let mut names = match self.host.list(folder) {
             Ok(names) => names,
-            Err(error) => return self.unreadable(folder.to_path_buf(), error),
+            Err(error) => {
+                self.unreadable(folder.to_path_buf(), error);
+                return Ok(());
+            }
         };
         names.retain(|name| !is_temporary_name(name));
         names.sort();
@@ -136,7 +176,7 @@ impl FolderWalk<'_> {
         for path in names {
             match self.kind_of(&path) {
                 Ok(Some(FolderEntry::Folder)) => folders.push(path),
-                Ok(Some(FolderEntry::File(stat))) => self.file(path, &stat, false),
+                Ok(Some(FolderEntry::File(stat))) => self.file(path, &stat, false)?,
                 Ok(None) => {}
                 // Removed since it was listed.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -144,6 +184,7 @@ impl FolderWalk<'_> {
             }
         }
         self.pending.extend(folders.into_iter().rev());
+        Ok(())
     }
 
     /// Returns what a name in a folder stands for, if it is to be examined.
@@ -176,8 +217,18 @@ impl FolderWalk<'_> {
         }
     }
 
-    /// Examines a regular file; `is_given` if the caller named it.
-    fn file(&mut self, path: PathBuf, stat: &Stat, is_given: bool) {
+    /// Visits a regular file; `is_given` if the caller named it.
+    fn file(&mut self, path: PathBuf, stat: &Stat, is_given: bool) -> Result<()> {
+        self.visits += 1;
+        match &mut self.visit {
+            FileVisit::Count => return Ok(()),
+            FileVisit::Examine(each) => each()?,
+        }
+        self.examine(path, stat, is_given);
+        Ok(())
+    }
+
+    fn examine(&mut self, path: PathBuf, stat: &Stat, is_given: bool) {
         let key = FileKey::new(self.host, stat.id, &path);
         if let Some(known) = self.found.by_file.get(&key) {
             let node = &mut self.found.nodes[*known];

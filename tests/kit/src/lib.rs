@@ -10,24 +10,39 @@
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] runs QEMU's tools for a second opinion.
 //! - [`planted`] plants bugs in a copy of the sources, for the tests to find.
-//! - `conformance`, a feature, holds implementations of the library's traits to their promises. It is the only part
-//!   that uses the library, of which it uses the public interface.
+//! - With the feature `library`, and only there, the public interface of the library is used: `conformance` holds
+//!   implementations of its traits to their promises, `sim` is a host in memory that records what happens to its files,
+//!   `outcomes` and `stale` make of the record what a crash can leave, `model` and `verdict` judge that.
 //! - [`crc`] and [`rng`] are used by the others.
 
 // The testkit is not part of the crate whose file access goes through `storage::Host`.
 #![allow(clippy::disallowed_methods)]
 
+// Some of it is also a part of the library's own tests, where it has this name.
+#[cfg(feature = "library")]
+extern crate self as avhdx_testkit;
+
 pub mod build;
 mod check;
-#[cfg(feature = "conformance")]
+#[cfg(feature = "library")]
 pub mod conformance;
 pub mod crc;
 pub mod fields;
 pub mod images;
 mod io;
 pub mod loss;
+#[cfg(feature = "library")]
+pub mod model;
 pub mod mutate;
 pub mod naive;
+#[cfg(feature = "library")]
+pub mod outcomes;
 pub mod planted;
 pub mod qemu;
 pub mod rng;
+#[cfg(feature = "library")]
+pub mod sim;
+#[cfg(feature = "library")]
+pub mod stale;
+#[cfg(feature = "library")]
+pub mod verdict;

@@ -305,6 +305,20 @@ pub fn flats() -> Vec<Vec<u8>> {
     vec![base, middle, tip]
 }
 
+/// Writes an image of 8 TiB whose 8 million entries name the same place: its table takes long to look through.
+pub fn write_crowded_table(path: &Path) {
+    let mut image = Image::dynamic(8 << 40);
+    image.block_size = 1 << 20;
+    image.put(0, Block::full(Data::Zeros));
+    let layout = image.write_to(path);
+    let mut bytes = fs::read(path).unwrap();
+    let count = (image.bat_index(image.block_count() - 1) + 1) as usize;
+    let start = layout.bat_entry(0).start as usize;
+    let first = bytes[start..start + 8].to_vec();
+    bytes[start..][..8 * count].copy_from_slice(&first.repeat(count));
+    fs::write(path, bytes).unwrap();
+}
+
 /// Writes an image of 1 TiB whose blocks share the same zeros: a small file that takes very long to read.
 pub fn write_endless(path: &Path) {
     let mut image = Image::dynamic(1 << 40);

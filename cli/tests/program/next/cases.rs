@@ -20,6 +20,16 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
         "merge: image.children-unknown",
         "needs a folder that cannot be listed: see tests/writing/children.rs",
     ),
+    (
+        "label: image.children-unknown",
+        "needs a folder that cannot be listed: see tests/writing/children.rs",
+    ),
+    (
+        "checkpoint: image.children-unknown",
+        "needs a folder that cannot be listed: see tests/writing/children.rs",
+    ),
+    ("checkpoint: create.file", "needs a folder that cannot be written to"),
+    ("op.remove", "needs a folder that cannot be written to: see tests/writing/children.rs"),
     ("merge.not-removed", "needs a file that cannot be removed: see tests/writing/children.rs"),
     ("revert.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
     ("delete.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
@@ -103,6 +113,7 @@ fn asked() -> Vec<Case> {
         case("file.folder", 4, of_chain, "info ."),
         case("file.folder", 2, of_chain, "read . -f raw --length 1"),
         case("file.open", 3, of_chain, "info nothing.vhdx"),
+        case("file.open", 3, of_chain, "info no/folder/x.vhdx"),
         case(
             "file.vhd-set",
             7,
@@ -121,6 +132,16 @@ fn asked() -> Vec<Case> {
             },
             "info pipe.vhdx",
         ),
+        case(
+            "file.not-regular",
+            4,
+            |f| {
+                of_chain(f);
+                make_fifo(&f.file("pipe.vhdx"));
+            },
+            "reparent pipe.vhdx --onto l1.vhdx",
+        ),
+        case("file.folder", 4, of_chain, "reparent . --onto l1.vhdx"),
         case("forest.place", 3, of_chain, "tree nothing"),
         case("stdout.done", 3, of_chain, "create b.vhdx --size 4M >/dev/full"),
         case("create.exists", 7, of_chain, "checkpoint l2.vhdx --path l0.vhdx").filled(OUT),
@@ -201,7 +222,26 @@ fn asked() -> Vec<Case> {
             .held("l1.vhdx")
             .filled(OUT),
         case("export.write", 3, of_chain, "convert l2.vhdx -O raw out")
-            .under("trap '' XFSZ; ulimit -f 64; "),
+            .under("trap '' XFSZ; ulimit -f 64; ")
+            .filled(OUT),
+        case("import.write", 3, of_chain, "convert -f raw - out.raw")
+            .under("trap '' XFSZ; ulimit -f 64; cat l2.vhdx | ")
+            .filled(&[("OUT", "made.raw < l0.vhdx")]),
+        // The input is not to blame.
+        case("exit 3", 3, |f| write_disk(&f.file("disk")), "convert -f raw disk out.vhdx")
+            .under("trap '' XFSZ; ulimit -f 64; ")
+            .filled(OUT),
+        case("exit 3", 3, |f| write_disk(&f.file("disk")), "convert -f raw - out.vhdx")
+            .under("trap '' XFSZ; ulimit -f 64; cat disk | ")
+            .filled(&[("OUT", "made < disk")]),
+        case(
+            "exit 2",
+            2,
+            of_chain,
+            "convert -f raw - o.raw --size 18446744073709551615 < l0.vhdx",
+        ),
+        case("exit 2", 2, of_chain, "convert - -"),
+        case("exit 2", 2, |f| fs::write(f.file("empty"), "").unwrap(), "convert -f raw empty o.vhdx"),
         case("exit 2", 2, of_chain, "read l2.vhdx --length 7M"),
         case("exit 2", 2, of_chain, "create c.avhdx 1M --parent l2.vhdx"),
         case("exit 2", 2, of_chain, "convert l2.vhdx -O raw out.raw --block 1M"),

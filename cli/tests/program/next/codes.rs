@@ -89,7 +89,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "header.write",
             "image.poisoned",
             "import.read",
-            "import.write",
             "link.path",
             "lock.failed",
             "log.read",

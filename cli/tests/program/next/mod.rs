@@ -126,7 +126,7 @@ fn walk(case: &Case, codes: &mut BTreeSet<String>) -> Result<Walked, String> {
         let held = hold(&folder, case);
         let command = filled(&line, case);
         // What waits for the other program sees it end.
-        let ends = if command.starts_with("until ") { Duration::from_millis(300) } else { FOREVER };
+        let ends = if command.starts_with("while ") { Duration::from_millis(300) } else { FOREVER };
         let _held = held.map(|file| Held::until(file, ends));
         if let Some(tool) = missing_tool(&command) {
             missing = Some(tool);
@@ -250,7 +250,7 @@ fn filled(line: &str, case: &Case) -> String {
 
 fn missing_tool(command: &str) -> Option<String> {
     let tools = command.split("&&").filter_map(|part| part.split_whitespace().next());
-    let mut tools = tools.filter(|tool| !matches!(*tool, "avhdx" | "ulimit" | "until"));
+    let mut tools = tools.filter(|tool| !matches!(*tool, "avhdx" | "ulimit" | "while"));
     tools.find(|tool| !is_installed(tool)).map(str::to_owned)
 }
 

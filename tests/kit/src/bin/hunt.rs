@@ -130,17 +130,18 @@ impl Tests {
             sound: Mutex::default(),
         };
         // Other packages have tests of the same names.
-        let manifest = format!("{:?}", copy.join("Cargo.toml"));
+        let [of_library, of_tests] =
+            ["Cargo.toml", "tests/Cargo.toml"].map(|path| format!("{:?}", copy.join(path)));
         let built = String::from_utf8_lossy(&built.stdout);
-        for message in built.lines().filter(|message| message.contains(&manifest)) {
+        for message in built.lines() {
             let program = field(message, "\"executable\":\"");
             let kind = field(message, "\"kind\":[\"");
             let name =
                 message.split_once("\"target\":").and_then(|(_, rest)| field(rest, "\"name\":\""));
             let (Some(program), Some(kind), Some(name)) = (program, kind, name) else { continue };
             let name = match kind {
-                "test" => name,
-                "lib" => "lib",
+                "test" if message.contains(&of_tests) => name,
+                "lib" if message.contains(&of_library) => "lib",
                 _ => continue,
             };
             let listed = tests.command(Path::new(program)).arg("--list").output();

@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use crate::sim::Bytes;
 
+/// The unit that reaches the disk completely or not at all, in bytes.
 pub const UNIT: u64 = 512;
 
 /// Places that are compared in each block because something is written there in another.
@@ -15,7 +16,9 @@ const MOST_MIRRORED: usize = 300;
 /// The user's view of a history. Times are positions in the record of the host.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
+    /// The size of the virtual disk, in bytes.
     pub size: u64,
+    /// The size of a payload block, in bytes.
     pub block_size: u64,
     /// The disk at the start of the record.
     pub base: Bytes,
@@ -58,6 +61,7 @@ pub type Before = (Arc<[Arc<[u8]>]>, Uuid);
 /// The requirements on the outcomes of a cut.
 #[derive(Clone, Debug)]
 pub struct Expected {
+    /// What each part of the disk may read as.
     pub segments: Vec<Segment>,
     /// Whether the image must exist.
     pub exists: bool,
@@ -68,11 +72,14 @@ pub struct Expected {
 /// A range of the disk and its allowed contents: each 512 bytes equal those of one of them.
 #[derive(Clone, Debug)]
 pub struct Segment {
+    /// The place, in bytes of the disk.
     pub range: Range<u64>,
+    /// What may be there.
     pub either: Vec<Arc<[u8]>>,
 }
 
 impl Model {
+    /// A disk that reads as `base`, before anything is written.
     pub fn new(base: Bytes, size: u64, block_size: u64) -> Self {
         Self { size, block_size, now: base.clone(), base, ..Self::default() }
     }
@@ -156,6 +163,7 @@ impl Model {
         self.flushes.iter().filter(|(_, done)| *done < cut).map(|(begun, _)| *begun).max()
     }
 
+    /// What a disk that crashed at `cut` may read as.
     pub fn expected(&self, segments: &[Range<u64>], cut: usize) -> Expected {
         let flushed = self.flushed_until(cut).unwrap_or(0);
         let expected = segments.iter().map(|range| self.segment(range, cut, flushed)).collect();

@@ -106,9 +106,11 @@ pub struct Refusal {
 /// How much of a failed write or change of the length took effect nevertheless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrived {
+    /// Nothing.
     Nothing,
     /// The first half of the units; nothing of a single unit.
     Half,
+    /// All of it, though it is reported as failed.
     All,
 }
 
@@ -120,7 +122,9 @@ const UNIT: u64 = 512;
 /// All files and names.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
+    /// The contents, by number; a file without a name is kept.
     pub files: Vec<Bytes>,
+    /// The number of the file behind each name.
     pub names: BTreeMap<PathBuf, usize>,
     /// Whether the host of these files may show stale bytes where a crash lost the first write to space that a
     /// file grew by. Another host shows zeros there.
@@ -147,6 +151,7 @@ impl Files {
         self.sum_but(|_, _| Sum::default())
     }
 
+    /// The file with this name.
     pub fn file(&self, path: &Path) -> Option<&Bytes> {
         Some(&self.files[*self.names.get(path)?])
     }

@@ -20,6 +20,7 @@ pub struct Depth {
 /// One way in which a crash can end.
 #[derive(Debug)]
 pub struct Outcome<'a> {
+    /// The files that the crash left.
     pub files: Files,
     /// How many events had happened.
     pub cut: usize,
@@ -49,6 +50,7 @@ pub struct Explorer<'a> {
 pub const UNIT: usize = 512;
 
 impl<'a> Explorer<'a> {
+    /// All outcomes of the events, from the files that they started with.
     pub fn new(start: Files, events: &'a [Event], depth: Depth, seed: u64) -> Self {
         let grown = Grown::since(&start);
         Self { events, depth, rng: Rng::new(seed), durable: start, pending: Vec::new(), grown }

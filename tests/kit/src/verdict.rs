@@ -168,12 +168,18 @@ pub fn layer(files: &Files, path: &Path) -> Result<Layer, String> {
     Layer::from_source(Arc::new(bytes))
 }
 
+/// Opens the chain of a tip on a simulated host.
+///
+/// # Errors
+///
+/// The refusal, as text.
 pub fn open(host: &SimHost, tip: &Path, writable: bool) -> Result<DiffChain, String> {
     let budget = Budget::new(if writable { BUDGET } else { TINY_BUDGET });
     let opened = options(host).budget(budget).writable(writable).open(tip);
     opened.map_err(|error| format!("open (writable: {writable}): {error}"))
 }
 
+/// How every chain of a simulated host is opened.
 pub fn options(host: &SimHost) -> OpenOptions {
     OpenOptions::new()
         .host(Arc::new(host.clone()))

@@ -132,6 +132,7 @@ pub struct Stale {
 }
 
 impl Stale {
+    /// Fills the blocks that show before the change is made.
     pub fn show_before(&mut self, files: &mut Files, change: usize) {
         for (file, block) in self.before.remove(&change).unwrap_or_default() {
             let end = self.lens.get(file).copied().unwrap_or(0);
@@ -139,6 +140,7 @@ impl Stale {
         }
     }
 
+    /// Fills the blocks that show after all changes.
     pub fn show_rest(&mut self, files: &mut Files) {
         self.show_before(files, usize::MAX);
     }

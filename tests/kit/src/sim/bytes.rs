@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use avhdx_testkit::naive;
 
+/// The unit of sharing and of checksums, in bytes.
 pub const PAGE: usize = 4096;
 
 /// What stale space is full of: no payload, no structure, and as a table or a bitmap it names something.
@@ -57,13 +58,16 @@ struct Page {
 /// Bytes to be written, split into pages once for many writes.
 #[derive(Debug)]
 pub struct Chunk {
+    /// The offset in the file.
     pub at: u64,
+    /// The bytes.
     pub data: Arc<[u8]>,
     /// The pages that it fills, by number.
     whole: BTreeMap<u64, Arc<Page>>,
 }
 
 impl Chunk {
+    /// Bytes to be written at an offset.
     pub fn new(at: u64, data: &[u8]) -> Self {
         let mut whole = BTreeMap::new();
         for (page, within, part) in parts(at, data.len()) {
@@ -77,6 +81,7 @@ impl Chunk {
         Self { at, data: data.into(), whole }
     }
 
+    /// The offset behind the last byte.
     pub fn end(&self) -> u64 {
         self.at + self.data.len() as u64
     }
@@ -108,8 +113,14 @@ impl Page {
 }
 
 impl Bytes {
+    /// The length of the file.
     pub fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Whether the file has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
     }
 
     /// A checksum over length and contents.
@@ -123,6 +134,7 @@ impl Bytes {
         pages.fold(Sum::default(), |sum, (number, page)| sum ^ page.sum.at(*number))
     }
 
+    /// Cuts the file, or grows it by zeros.
     pub fn set_len(&mut self, len: u64) {
         if len < self.len {
             let first = len.div_ceil(PAGE as u64);
@@ -152,6 +164,7 @@ impl Bytes {
         }
     }
 
+    /// Reads from `at` on; all of `buf` lies in the file.
     pub fn read(&self, at: u64, buf: &mut [u8]) {
         for (number, within, part) in parts(at, buf.len()) {
             let len = part.len();
@@ -162,6 +175,7 @@ impl Bytes {
         }
     }
 
+    /// Writes `data` at `at`; the file grows to hold it.
     pub fn write(&mut self, at: u64, data: &[u8]) {
         for (number, within, part) in parts(at, data.len()) {
             let mut bytes = self.pages.get(&number).map_or([0; PAGE], |page| page.bytes);
@@ -171,6 +185,7 @@ impl Bytes {
         self.len = self.len.max(at + data.len() as u64);
     }
 
+    /// Writes a chunk; its pages are shared where it fills them.
     pub fn write_chunk(&mut self, chunk: &Chunk) {
         if chunk.whole.is_empty() {
             return self.write(chunk.at, &chunk.data);
