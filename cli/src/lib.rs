@@ -171,7 +171,9 @@ impl Verb {
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
-            Self::Completions(args) => pages::completions(args, program(), console),
+            Self::Completions(args) => {
+                pages::completions(args, complete::by_names(program()), console)
+            }
             Self::Man(args) => pages::man(args, program(), console),
         }
     }
