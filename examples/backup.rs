@@ -8,22 +8,28 @@
 //! checkpoints comes from their tables alone, without reading a byte of data. A checkpoint is given up as soon as its
 //! successor is saved: the chain stays two layers long.
 
-use std::collections::BTreeMap;
 use std::error::Error;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use avhdx::ops::{Checkpoint, Compare, Delete};
+use avhdx::storage::FileStorage;
 use avhdx::{ChangedSource, CreateOptions, DiffChain, Disk, LayerId, OpenOptions, Point, RawDisk};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 64 * MIB;
 
-/// What a backup holds: ranges with their bytes, and ranges of zeros.
-#[derive(Default)]
+/// How much is moved at once: a range may be as long as the disk.
+const PIECE: u64 = MIB;
+
+/// What a backup holds: ranges whose bytes lie in a file, one behind the other, and ranges of zeros.
 struct Backup {
-    data: BTreeMap<u64, Vec<u8>>,
+    data: Vec<Range<u64>>,
     zeros: Vec<Range<u64>>,
+    file: File,
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -72,8 +78,8 @@ fn work_and_save(
     };
     let point = chain.view(made.frozen)?;
     let backup = save(&point, before)?;
-    let bytes: usize = backup.data.values().map(Vec::len).sum();
-    let zeros: u64 = backup.zeros.iter().map(|range| range.end - range.start).sum();
+    let [bytes, zeros] = [&backup.data, &backup.zeros]
+        .map(|ranges| ranges.iter().map(|range| range.end - range.start).sum::<u64>());
     let kind = if before.is_none() { "full" } else { "changes" };
     println!("day {day}: {kind:8} {bytes:>8} bytes of data, {zeros:>8} of zeros");
     backups.push(backup);
@@ -90,16 +96,20 @@ fn work_and_save(
 }
 
 /// Saves what changed since `before`, or everything.
-fn save(point: &DiffChain, before: Option<LayerId>) -> avhdx::Result<Backup> {
-    let mut backup = Backup::default();
+fn save(point: &DiffChain, before: Option<LayerId>) -> Result<Backup, Box<dyn Error>> {
+    let mut backup = Backup { data: Vec::new(), zeros: Vec::new(), file: tempfile::tempfile()? };
+    let mut buffer = vec![0; PIECE as usize];
     for extent in point.changes(before)? {
         let extent = extent?;
         match extent.source {
             ChangedSource::Zero { .. } => backup.zeros.push(extent.range),
             ChangedSource::Data { .. } => {
-                let mut bytes = vec![0; (extent.range.end - extent.range.start) as usize];
-                point.read_at(&mut bytes, extent.range.start)?;
-                backup.data.insert(extent.range.start, bytes);
+                for piece in pieces(&extent.range) {
+                    let bytes = &mut buffer[..(piece.end - piece.start) as usize];
+                    point.read_at(bytes, piece.start)?;
+                    backup.file.write_all(bytes)?;
+                }
+                backup.data.push(extent.range);
             }
         }
     }
@@ -107,16 +117,28 @@ fn save(point: &DiffChain, before: Option<LayerId>) -> avhdx::Result<Backup> {
 }
 
 /// Puts a new disk together from all backups, oldest first.
-fn restore(backups: &[Backup]) -> avhdx::Result<RawDisk> {
-    let storage = avhdx::storage::MemStorage::new(vec![0; SIZE as usize]);
-    let disk = RawDisk::new(std::sync::Arc::new(storage))?;
+fn restore(backups: &[Backup]) -> Result<RawDisk, Box<dyn Error>> {
+    let file = tempfile::tempfile()?;
+    file.set_len(SIZE)?;
+    let disk = RawDisk::new(Arc::new(FileStorage::from_file(file, "restored")))?;
+    let mut buffer = vec![0; PIECE as usize];
     for backup in backups {
         for range in &backup.zeros {
             disk.discard(range.clone())?;
         }
-        for (offset, bytes) in &backup.data {
-            disk.write_at(bytes, *offset)?;
+        let mut file = &backup.file;
+        file.rewind()?;
+        for piece in backup.data.iter().flat_map(pieces) {
+            let bytes = &mut buffer[..(piece.end - piece.start) as usize];
+            file.read_exact(bytes)?;
+            disk.write_at(bytes, piece.start)?;
         }
     }
     Ok(disk)
+}
+
+/// The range in pieces that fit the buffer.
+fn pieces(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let Range { start, end } = *range;
+    (start..end).step_by(PIECE as usize).map(move |at| at..end.min(at + PIECE))
 }

@@ -7,13 +7,14 @@
 //! The parts are a VHDX image and a raw file here; disks of any kind will do. Whatever takes a disk takes the whole: the
 //! example writes across the seam, exports the disk and compares the copy.
 
-use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
 
 use avhdx::ops::Export;
 use avhdx::storage::{FileId, MemStorage};
-use avhdx::{CreateOptions, Disk, DiskExt, Extent, Geometry, RawDisk, Result, Zeroing};
+use avhdx::{
+    CreateOptions, Disk, DiskExt, Error, ErrorKind, Extent, Geometry, RawDisk, Result, Zeroing,
+};
 
 /// Disks that are one disk, each part behind the one before it.
 pub struct Concatenation {
@@ -23,20 +24,28 @@ pub struct Concatenation {
 }
 
 impl Concatenation {
-    /// Puts the parts together. The sectors of the whole are as large as the largest of a part.
-    pub fn new(disks: Vec<Box<dyn Disk>>) -> Self {
-        let (mut size, mut logical, mut physical) = (0, 512, 512);
+    /// Puts the parts together.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if their logical sectors differ in size: what lies on the disk counts in sectors. Also
+    /// if no offset reaches the end of the whole.
+    pub fn new(disks: Vec<Box<dyn Disk>>) -> Result<Self> {
+        let refused = |message| Error::new(ErrorKind::InvalidInput, "concatenation", message);
+        let logical = disks.first().map_or(512, |disk| disk.geometry().logical_sector);
+        let (mut size, mut physical) = (0_u64, 512);
         let mut parts = Vec::new();
         for disk in disks {
             let part = disk.geometry();
+            if part.logical_sector != logical {
+                return Err(refused("the disks differ in their logical sector size"));
+            }
             if part.size > 0 {
                 parts.push((size, disk));
             }
-            size += part.size;
-            logical = logical.max(part.logical_sector);
+            size = size.checked_add(part.size).ok_or_else(|| refused("the disk is too long"))?;
             physical = physical.max(part.physical_sector);
         }
-        Self { parts, geometry: Geometry::new(size, logical, physical) }
+        Ok(Self { parts, geometry: Geometry::new(size, logical, physical) })
     }
 
     /// The parts that a range lies on: where each starts, and what of the range lies on it, counted from there.
@@ -110,11 +119,11 @@ impl Disk for Concatenation {
     }
 }
 
-fn main() -> std::result::Result<(), Box<dyn Error>> {
+fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let image = CreateOptions::dynamic(8 << 20).create(folder.path().join("first.vhdx"))?;
     let raw = RawDisk::new(Arc::new(MemStorage::new(vec![7; 4 << 20])))?;
-    let disk = Concatenation::new(vec![Box::new(image), Box::new(raw)]);
+    let disk = Concatenation::new(vec![Box::new(image), Box::new(raw)])?;
 
     disk.write_at(b"across the seam", (8 << 20) - 7)?;
     disk.flush()?;

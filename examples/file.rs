@@ -5,8 +5,9 @@
 //! cargo run --release --example file -- web.avhdx monday 2 etc/motd > motd  # partition 2 at the checkpoint "monday"
 //! ```
 //!
-//! The file systems are read by the crates `fatfs`, `ntfs` and `ext4-view`, the partition table by `gpt`. A point in
-//! time is a chain, a partition is a [`Part`] of it, and a [`Cursor`] is what such crates read.
+//! The file systems are read by the crates `fatfs`, `ntfs` and `ext4-view`, the partition table, a GPT or the four
+//! entries of an MBR, by `gpt`. A point in time is a chain, a partition is a [`Part`] of it, and a [`Cursor`] is what
+//! such crates read.
 //! Without arguments, the example makes a disk for each file system, those whose tools are installed, writes a file,
 //! makes a checkpoint, writes other text to the file, and reads both.
 
@@ -20,6 +21,7 @@ use std::process::Command;
 use avhdx::ops::{Checkpoint, Export};
 use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{CreateOptions, Cursor, DiffChain, Disk, OpenOptions, Part, RawDisk};
+use gpt::mbr::PartRecord;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -27,6 +29,13 @@ const MIB: u64 = 1 << 20;
 /// Where partition 1 of the disks made here begins, and its size.
 const START: u64 = MIB;
 const SIZE: u64 = 48 * MIB;
+/// The first sector of a disk that is partitioned: its length, and where the records of the partitions are.
+const MBR_LEN: usize = 512;
+const MBR_RECORDS: usize = 446;
+const MBR_RECORD_LEN: usize = 16;
+/// The types of a partition that stands for a GPT, and of one with a FAT file system.
+const OF_GPT: u8 = 0xEE;
+const OF_FAT: u8 = 0x0C;
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -44,6 +53,26 @@ fn main() -> Result<()> {
 /// A partition of the disk, by the number that its table gives it.
 fn partition(disk: &DiffChain, number: u32) -> Result<Part<DiffChain>> {
     let sector = u64::from(disk.geometry().logical_sector);
+    let mut first = [0; MBR_LEN];
+    disk.read_at(&mut first, 0)?;
+    if first[MBR_LEN - 2..] != [0x55, 0xAA] {
+        return Err("the disk has no partition table".into());
+    }
+    let record = |n: usize| {
+        let at = MBR_RECORDS + n * MBR_RECORD_LEN;
+        PartRecord::from_bytes(&first[at..at + MBR_RECORD_LEN])
+    };
+    let records: Vec<_> = (0..4).map(record).collect::<std::result::Result<_, _>>()?;
+    if !records.iter().any(|record| record.os_type == OF_GPT) {
+        let index = number.checked_sub(1).ok_or("partitions are numbered from 1")? as usize;
+        let found =
+            records.get(index).ok_or("only the four partitions of the MBR itself are read")?;
+        if found.lb_size == 0 {
+            return Err("there is no such partition".into());
+        }
+        let start = u64::from(found.lb_start) * sector;
+        return Ok(Part::new(disk.clone(), start..start + u64::from(found.lb_size) * sector)?);
+    }
     let size = match sector {
         4096 => gpt::disk::LogicalBlockSize::Lb4096,
         _ => gpt::disk::LogicalBlockSize::Lb512,
@@ -116,7 +145,7 @@ fn show() -> Result<()> {
     let folder = tempfile::tempdir()?;
     for (name, format) in [("fat", fat as Format), ("ext4", ext4), ("ntfs", ntfs)] {
         let image = folder.path().join(format!("{name}.vhdx"));
-        partitioned(&image)?;
+        partitioned(&image, name == "fat")?;
         let made = {
             let chain = OpenOptions::new().writable(true).open(&image)?;
             let Some(()) = write(&chain, format, folder.path(), "as it was\n")? else {
@@ -157,9 +186,18 @@ fn write(chain: &DiffChain, format: Format, folder: &Path, text: &str) -> Result
     Ok(Some(()))
 }
 
-/// Makes a disk with one partition.
-fn partitioned(image: &Path) -> Result<()> {
+/// Makes a disk with one partition, in an MBR or in a GPT.
+fn partitioned(image: &Path, is_mbr: bool) -> Result<()> {
     let disk = CreateOptions::dynamic(START + SIZE + MIB).create(image)?;
+    if is_mbr {
+        let (lb_start, lb_size) = ((START / 512) as u32, (SIZE / 512) as u32);
+        let record = PartRecord { os_type: OF_FAT, lb_start, lb_size, ..PartRecord::zero() };
+        let mut first = [0; MBR_LEN];
+        first[MBR_RECORDS..MBR_RECORDS + MBR_RECORD_LEN].copy_from_slice(&record.to_bytes());
+        first[MBR_LEN - 2..].copy_from_slice(&[0x55, 0xAA]);
+        disk.write_at(&first, 0)?;
+        return Ok(disk.close()?);
+    }
     let sectors = (START + SIZE + MIB) / 512;
     gpt::mbr::ProtectiveMBR::with_lb_size((sectors - 1) as u32)
         .overwrite_lba0(&mut Cursor::new(&disk))?;

@@ -261,9 +261,9 @@ impl Error {
         self
     }
 
-    /// Hides what was found, because the file may belong to somebody else.
+    /// Hides the bytes that were found, because the file may belong to somebody else.
     pub(crate) fn without_found(self) -> Self {
-        if self.0.found.is_some() { self.with_found("something else") } else { self }
+        if self.0.found.is_some() { self.with_found("other bytes") } else { self }
     }
 
     pub(crate) fn with_found(mut self, found: impl fmt::Display) -> Self {

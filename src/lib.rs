@@ -184,8 +184,9 @@ pub use disk::{Disk, Extent, Extents, Geometry, LayerId, Source, Zeroing};
 pub use error::{Error, ErrorKind, Result};
 pub use file::VhdxFile;
 pub use image::{
-    BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogInfo,
-    LogPolicy, LogState, MergeMark, MergeRequest, MergeState, OneFlush, ParentLink, RegionInfo,
+    BlockCounts, CheckpointMark, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, Lock, LogGap,
+    LogInfo, LogPolicy, LogState, MergeMark, MergeRequest, MergeState, OneFlush, ParentLink,
+    RegionInfo,
 };
 pub use options::OpenOptions;
 pub use part::Part;

@@ -20,6 +20,11 @@ pub(crate) fn len(range: &Range<u64>) -> u64 {
     range.end - range.start
 }
 
+/// A number of things, in words.
+pub(crate) fn counted(number: u64, one: &str, many: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// Serializes a path as it is displayed, since a path need not be text.
 #[cfg(feature = "serde")]
 pub(crate) fn shown<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {

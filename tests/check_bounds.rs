@@ -31,20 +31,22 @@ const MIB: u64 = 1 << 20;
 struct Full {
     inner: Arc<dyn Storage>,
     bat: Range<u64>,
+    /// The number of blocks, of 1 MiB each.
+    blocks: u64,
     /// A block that lies at the offset of the one before it.
     twin: u64,
 }
 
 impl Full {
-    fn new(inner: Arc<dyn Storage>, bat: Range<u64>, twin: u64) -> Self {
-        Self { inner, bat, twin }
+    fn new(inner: Arc<dyn Storage>, bat: Range<u64>, blocks: u64, twin: u64) -> Self {
+        Self { inner, bat, blocks, twin }
     }
 
     /// [MS-VHDX] 2.5: a bitmap entry follows every 4096 blocks.
     fn entry(&self, index: u64) -> u64 {
         let (chunk, within) = (index / 4097, index % 4097);
         let block = chunk * 4096 + within;
-        if within == 4096 || block >= 1 << 26 {
+        if within == 4096 || block >= self.blocks {
             return 0;
         }
         let place = if block == self.twin { block - 1 } else { block };
@@ -77,7 +79,7 @@ impl Storage for Full {
     }
 
     fn len(&self) -> io::Result<u64> {
-        Ok(self.bat.end + (64 << 40))
+        Ok(self.bat.end + (self.blocks << 20))
     }
 
     fn set_len(&self, _: u64) -> io::Result<()> {
@@ -114,11 +116,9 @@ fn a_full_disk_of_64_tib_is_gone_through_once() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("huge.vhdx");
     let layout = Image::dynamic(64 << 40).write_to(&path);
-    let storage = |twin| {
-        let inner = LocalHost.open(&path, Access::Read).unwrap();
-        Arc::new(Counting::new(Arc::new(Full::new(inner, layout.get("bat"), twin))))
-    };
-    let full = storage(u64::MAX);
+    let inner = LocalHost.open(&path, Access::Read).unwrap();
+    let full = Full::new(inner, layout.get("bat"), 1 << 26, u64::MAX);
+    let full = Arc::new(Counting::new(Arc::new(full)));
     let (report, most) = measured(|| Check::new().run_file(full.clone()).unwrap());
     assert!(most < 24 << 20, "{most} bytes of memory"); // two bits for each MiB of the file
     assert!(report.findings.is_empty(), "{:#?}", report.findings);
@@ -126,10 +126,19 @@ fn a_full_disk_of_64_tib_is_gone_through_once() {
     assert_eq!(report.layers[0].leaked, Some(0));
     let table = 513 * MIB;
     assert!(full.counts().1 < table + 8 * MIB, "{} bytes", full.counts().1);
+}
 
-    let report = Check::new().run_file(storage(60_000_000)).unwrap();
+#[test]
+fn a_place_that_two_of_a_million_blocks_have_is_found() {
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("large.vhdx");
+    let layout = Image::dynamic(1 << 40).write_to(&path);
+    let inner = LocalHost.open(&path, Access::Read).unwrap();
+    let full = Arc::new(Full::new(inner, layout.get("bat"), 1 << 20, 900_000));
+    let report = Check::new().run_file(full).unwrap();
     assert_eq!(codes(&report, Severity::Warning), ["bat.duplicate"].into());
-    assert!(report.findings[0].expected.as_ref().unwrap().contains("block 59999999 has it"));
+    assert!(report.findings[0].expected.as_ref().unwrap().contains("block 899999 has it"));
 }
 
 #[test]

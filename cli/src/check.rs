@@ -24,7 +24,6 @@ const IDLE: &[&str] = &[
     "bitmap.full",
     "bitmap.stray",
     "chain.physical-sector",
-    "chain.size",
     "log.old-entry",
     "region.unknown",
     // Unused space has a line of its own.

@@ -52,6 +52,8 @@ impl Ending {
     }
 }
 
+const OF_CHILD: &str = "a child has the format of its parent";
+
 /// Refuses a name for a new image that promises something else. `is_child` is whether the image gets a parent.
 pub(crate) fn check_image(
     out: &Path,
@@ -70,12 +72,14 @@ pub(crate) fn check_image(
         Ending::Avhdx => Err(for_child(out)),
         Ending::Raw => {
             let failure = against(out, "a raw disk", "a VHDX image");
-            let failure =
-                failure.hint("a raw disk is a file of its size: truncate -s SIZE FILE makes one");
+            let failure = failure.hint(match is_child {
+                true => OF_CHILD,
+                false => "a raw disk is a file of its size: truncate -s SIZE FILE makes one",
+            });
             Err(or_any_name(failure, out))
         }
         Ending::Foreign(Foreign { what, .. }) if is_child => {
-            let failure = no_writer(out, what).hint("a child has the format of its parent");
+            let failure = no_writer(out, what).hint(OF_CHILD);
             Err(or_any_name(failure, out))
         }
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, CopyFormat::Vhdx)),
@@ -156,7 +160,7 @@ fn by_qemu(out: &Path, foreign: Foreign, format: CopyFormat) -> Failure {
     };
     let between = between(out, from);
     let (Some(to), Some(first)) = (foreign.qemu, next::elsewhere(&between)) else { return failure };
-    let files = [shell::argument(&between), shell::argument(out)].join(" ");
+    let files = [&between, out].map(shell::foreign_argument).join(" ");
     failure.then(format!("{first} && qemu-img convert -f {from} -O {to} {files}"))
 }
 

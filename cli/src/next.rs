@@ -11,7 +11,7 @@ use avhdx::storage::{FileKind, Host, LocalHost};
 
 use crate::failure::Exit;
 use crate::point::{Point, folder_of};
-use crate::shell::{argument, words};
+use crate::shell::{argument, foreign_argument, words};
 use crate::typed::{Typed, typed};
 
 pub(crate) use rows::{ROWS, Row};
@@ -151,11 +151,15 @@ fn fill(template: &str, typed: Option<&Typed>, concerned: Concerned<'_>) -> Opti
     {
         return None;
     }
-    let words = template.split(' ').filter_map(|word| match stands_for(word, typed, file) {
-        Some(text) if text.is_empty() => None,
-        Some(text) => Some(text),
-        None => Some(word.to_owned()),
-    });
+    let is_own = |word: &str| word == "avhdx" || word.starts_with(char::is_uppercase);
+    let quoted =
+        if template.split(' ').next().is_some_and(is_own) { argument } else { foreign_argument };
+    let words =
+        template.split(' ').filter_map(|word| match stands_for(word, typed, file, quoted) {
+            Some(text) if text.is_empty() => None,
+            Some(text) => Some(text),
+            None => Some(word.to_owned()),
+        });
     let command = words.collect::<Vec<_>>().join(" ");
     Some(match remark {
         Some(remark) => format!("{command}  # {remark}"),
@@ -176,14 +180,19 @@ fn file_of(shown: &str, typed: Option<&Typed>) -> Option<PathBuf> {
     names.into_iter().find(|name| name.to_string_lossy() == shown)
 }
 
-/// What a word of a template stands for; see [`Row`].
-fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<String> {
+/// What a word of a template stands for; see [`Row`]. `quoted` makes an argument of the file.
+fn stands_for(
+    name: &str,
+    typed: Option<&Typed>,
+    file: Option<&Path>,
+    quoted: fn(&Path) -> String,
+) -> Option<String> {
     // An operand such as if=FILE.
     if let Some((key, value)) = name.split_once('=') {
-        return Some(format!("{key}={}", stands_for(value, typed, file)?));
+        return Some(format!("{key}={}", stands_for(value, typed, file, quoted)?));
     }
     if let Some((image, selector)) = name.split_once('@') {
-        let image = stands_for(image, typed, file)?;
+        let image = stands_for(image, typed, file, quoted)?;
         return Some(format!("{image}@{selector}"));
     }
     let image = || typed?.image.as_deref();
@@ -191,7 +200,7 @@ fn stands_for(name: &str, typed: Option<&Typed>, file: Option<&Path>) -> Option<
     match name {
         "IMAGE" => Some(argument(Path::new(image()?))),
         "TIP" => Some(argument(&tip()?)),
-        "FILE" => file.map(argument).or_else(|| Some(argument(&tip()?))),
+        "FILE" => file.map(quoted).or_else(|| Some(quoted(&tip()?))),
         "FOLDER" => {
             let made = || typed?.out.as_ref().map(PathBuf::from);
             let file = file.map(Path::to_path_buf).or_else(tip).or_else(made)?;

@@ -16,6 +16,17 @@ pub(crate) fn argument(path: &Path) -> String {
     word(path.as_os_str())
 }
 
+/// The same for another program, many of which take what is before a colon for a protocol or a machine.
+pub(crate) fn foreign_argument(path: &Path) -> String {
+    let bytes = path.as_os_str().as_encoded_bytes();
+    let is_place = bytes.iter().find(|byte| matches!(byte, b':' | b'/')) == Some(&b':');
+    // On Windows it is a drive.
+    match is_place && !cfg!(windows) {
+        true => argument(&Path::new(".").join(path)),
+        false => argument(path),
+    }
+}
+
 /// Words separated by spaces.
 pub(crate) fn words(words: &[OsString]) -> String {
     words.iter().map(|text| word(text)).collect::<Vec<_>>().join(" ")
@@ -60,6 +71,12 @@ mod tests {
         assert_eq!(quoted(b"it's $HOME"), r"'it'\''s $HOME'");
         assert_eq!(quoted(b"-rf"), "./-rf");
         assert_eq!(quoted(b"a\xffb'\n"), r"$'a\xffb\'\x0a'");
+        assert_eq!(foreign_argument(Path::new("nbd:x.qcow2")), "./nbd:x.qcow2");
+        assert_eq!(foreign_argument(Path::new("json:{}")), "'./json:{}'");
+        assert_eq!(foreign_argument(Path::new("-x.qcow2")), "./-x.qcow2");
+        for path in ["vm/a:b.qcow2", "/a:b.qcow2", "x.qcow2"] {
+            assert_eq!(foreign_argument(Path::new(path)), path);
+        }
         assert_eq!(word(OsStr::new("--length")), "--length");
         assert_eq!(word(OsStr::new("")), "''");
     }

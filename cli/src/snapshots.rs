@@ -1,10 +1,12 @@
 //! `avhdx points`: lists the points in time of a chain.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::SystemTime;
 
+use avhdx::ops::Delete;
 use avhdx::storage::{Access, Host, LocalHost};
-use avhdx::{Layer, VhdxFile};
+use avhdx::{ErrorKind, Layer, VhdxFile};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -84,6 +86,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let activity = Activity::of(console, "reading the images");
     let forest = forks::forest(&subject, &args.opening)?;
     let is_unfinished = operation::being_merged(&subject.chain).is_some();
+    let mut delete = Delete::point(subject.tip().id);
+    for folder in &args.opening.children_in {
+        delete = delete.children_in(folder);
+    }
+    let checked = delete.check_points(&subject.chain)?;
+    // Of an image that others lie on nothing can be deleted.
+    let tip = subject.tip().path.as_ref().and_then(|path| LocalHost.open(path, Access::Read).ok());
+    let closed = tip.and_then(|tip| options.check_childless(tip.as_ref()).err());
     let mut rows = Vec::new();
     for (n, point) in subject.chain.points().into_iter().enumerate() {
         let layer = subject.layers()[n].clone();
@@ -99,12 +109,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             if is_unfinished {
                 blocked.push("an unfinished merge".into());
             }
-            let pair = [&layer, &subject.layers()[n - 1]];
-            let read_only = pair.into_iter().filter_map(|layer| layer.path.as_ref());
-            let is_closed =
-                |path: &&std::path::PathBuf| LocalHost.open(path, Access::ReadWrite).is_err();
-            let closed = read_only.filter(is_closed).filter_map(|path| path.file_name());
-            blocked.extend(closed.map(|name| format!("read-only: {}", name.to_string_lossy())));
+            // A branch and an unfinished merge are refused too, in other words.
+            let refused = closed.as_ref().or_else(|| checked.get(n)?.as_ref().err());
+            blocked.extend(refused.filter(|_| blocked.is_empty()).map(reason));
         }
         let written = layer.path.as_ref().and_then(|path| LocalHost.stat(path).ok()?.modified);
         let (label, time) = (point.label, point.time);
@@ -113,6 +120,19 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     drop(activity);
     print(&subject, &rows, console)?;
     Ok(Reply::Yes)
+}
+
+/// Why a point cannot be deleted, in short.
+fn reason(error: &avhdx::Error) -> String {
+    let file = error.file().map(Path::new).and_then(Path::file_name).unwrap_or_default();
+    let file = file.to_string_lossy();
+    match (error.code(), error.found()) {
+        ("file.open", _) => format!("read-only: {file}"),
+        (_, Some(found)) if error.kind() == ErrorKind::HasChildren => {
+            format!("{file}: {}: {found}", error.message())
+        }
+        _ => format!("{file}: {}", error.message()),
+    }
 }
 
 /// Bytes of the payload blocks that a file has.

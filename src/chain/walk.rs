@@ -356,7 +356,10 @@ impl Tried {
             }
         }
         if self.searched > 0 {
-            said.push(format!("{} files of folders searched, all others", self.searched));
+            said.push(match self.searched {
+                1 => "one file of folders searched, another one".into(),
+                more => format!("{more} files of folders searched, all others"),
+            });
         }
         said.join("; ")
     }

@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::storage::Storage;
+use crate::types::counted;
 
 /// Reads up to the end of `buf` or of the file, from `at` on.
 pub(crate) fn read_what_is_there(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<usize> {
@@ -26,6 +27,11 @@ pub(crate) fn too_short(
     expected: usize,
 ) -> Error {
     Error::damaged(code, section, at, "the file ends too early")
-        .with_found(format_args!("{found} bytes"))
+        .with_found(counted(found as u64, "byte", "bytes"))
         .with_expected(format_args!("{expected}"))
+}
+
+/// Whether that is the error.
+pub(crate) fn is_too_short(error: &Error) -> bool {
+    matches!(error.code(), "identifier.length" | "header.length")
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::bytes::read_what_is_there;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{Access, FileKind, Host, Storage, folder_of};
-use crate::types::KIB;
+use crate::types::{KIB, counted};
 
 /// Number of a set's images that an error names.
 const MOST_NAMED: usize = 4;
@@ -178,7 +178,9 @@ fn zeros(storage: &dyn Storage, len: u64) -> Option<(&'static str, String)> {
     let seen = zeros_from(storage, 0, len).ok()??;
     let what = match seen < len {
         true => format!("a file that starts with nothing but zeros, at least {seen} bytes of them"),
-        false => format!("a file of {len} bytes that holds nothing but zeros"),
+        false => {
+            format!("a file of {} that holds nothing but zeros", counted(len, "byte", "bytes"))
+        }
     };
     Some(("foreign.zeros", what))
 }

@@ -147,7 +147,26 @@ pub enum LogState {
         flushed_file_offset: u64,
         /// The length in bytes that the file needs to hold all its structures.
         last_file_offset: u64,
+        /// Where the log is damaged, if newer entries behind that place are intact: what they hold is lost.
+        gap: Option<LogGap>,
     },
+}
+
+/// A place in the log where an entry is damaged or missing, although newer entries of the same log are intact. A
+/// replay ends before it.
+///
+/// A crash alone leaves this only if the writer did not flush between two entries. Otherwise changes that were
+/// flushed are lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct LogGap {
+    /// Offset of the place in the file.
+    pub offset: FileOffset,
+    /// Number of intact entries that are newer than the last one replayed.
+    pub newer_entries: u64,
+    /// Sequence number of the newest of them.
+    pub newest_sequence: u64,
 }
 
 /// A metadata item, \[MS-VHDX\] 2.6.1.2.
@@ -230,7 +249,7 @@ impl Core {
             log: LogInfo {
                 offset: FileOffset::new(current.log_offset),
                 length: current.log_length,
-                state: self.log.state(),
+                state: self.log.state(current),
             },
             metadata: self.items(&metadata),
             geometry: self.geometry(),
@@ -333,7 +352,7 @@ impl HeaderInfo {
 }
 
 impl FoundLog {
-    fn state(&self) -> LogState {
+    fn state(&self, header: &Header) -> LogState {
         match self {
             Self::Empty => LogState::Empty,
             Self::Ignored => LogState::Ignored,
@@ -344,6 +363,11 @@ impl FoundLog {
                 descriptors: found.entries.iter().map(|e| u64::from(e.descriptor_count)).sum(),
                 flushed_file_offset: found.head().flushed_file_offset,
                 last_file_offset: found.head().last_file_offset,
+                gap: found.gap.map(|gap| LogGap {
+                    offset: FileOffset::new(header.log_offset + gap.position),
+                    newer_entries: gap.newer,
+                    newest_sequence: gap.newest,
+                }),
             },
         }
     }

@@ -22,7 +22,8 @@ mod states;
 mod units;
 
 pub use info::{
-    BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogInfo, LogState, RegionInfo,
+    BlockCounts, HeaderInfo, ImageInfo, ItemInfo, LocatorInfo, LogGap, LogInfo, LogState,
+    RegionInfo,
 };
 pub use link::ParentLink;
 pub use loss::{Loss, LossKind};

@@ -19,11 +19,11 @@ use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::format::{OnError, strict};
-use crate::log;
+use crate::log::{self, Gap, Sequence};
 use crate::storage::{LockMode, LockOutcome, Storage, length_of};
 use crate::sync::AtomicU64;
 use crate::trace;
-use crate::types::MIB;
+use crate::types::{MIB, counted};
 use crate::warning::Warning;
 
 impl Core {
@@ -162,7 +162,11 @@ fn find_log(
         return Ok(FoundLog::Empty);
     }
     match policy {
-        LogPolicy::Replay => log::find(storage, header).map(FoundLog::Replayed),
+        LogPolicy::Replay => {
+            let found = log::find(storage, header)?;
+            warnings.extend(found.gap.map(|gap| cut_by(&gap, &found, header, storage.name())));
+            Ok(FoundLog::Replayed(found))
+        }
         LogPolicy::Refuse => Err(log_pending(header)),
         LogPolicy::Ignore => {
             let message = "THE LOG IS IGNORED: what is read is not what the disk holds";
@@ -170,6 +174,17 @@ fn find_log(
             Ok(FoundLog::Ignored)
         }
     }
+}
+
+fn cut_by(gap: &Gap, found: &Sequence, header: &Header, name: &str) -> Warning {
+    let (at, head) = (header.log_offset + gap.position, found.head().sequence_number);
+    let behind = counted(gap.newer, "intact entry", "intact entries");
+    let message = format!(
+        "THE LOG IS DAMAGED at {at:#x}: it is replayed up to entry {head}, without {behind} up to {} behind the \
+         damage; what was flushed after the damaged entry is lost",
+        gap.newest
+    );
+    Warning::new("log.gap", name, message)
 }
 
 pub(crate) fn log_pending(header: &Header) -> Error {

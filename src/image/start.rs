@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::bytes::{read_what_is_there, too_short};
+use super::bytes::{is_too_short, read_what_is_there, too_short};
 use super::foreign::named;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
@@ -18,6 +18,8 @@ pub(crate) fn probe_identity(storage: &dyn Storage) -> Result<Uuid> {
     let headers = read_identifier(storage).and_then(|_| read_headers_as_they_are(storage));
     match headers {
         Ok(headers) => Ok(headers.current().data_write_guid),
+        // How long the file is says nothing of what it holds.
+        Err(error) if is_too_short(&error) => Err(error.in_file(storage.name())),
         Err(error) => Err(error.without_found().in_file(storage.name())),
     }
 }

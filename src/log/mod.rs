@@ -15,7 +15,7 @@ use crate::storage::{Overlay, Patch, Storage, length_of};
 use ring::Ring;
 pub(crate) use ring::check_place;
 use scan::LogEntry;
-pub(crate) use scan::{Sequence, Survey};
+pub(crate) use scan::{Gap, Sequence, Survey};
 pub(crate) use writer::{Appended, LogWriter};
 
 /// How many pieces a replay in memory may consist of. A writer's log stays far below this, since each piece is

@@ -15,6 +15,21 @@ use crate::format::log_entry::{
 pub(crate) struct Sequence {
     /// Never empty.
     pub(crate) entries: Vec<LogEntry>,
+    pub(crate) gap: Option<Gap>,
+}
+
+/// A place where an entry is damaged or missing although newer entries are intact: a replay cannot reach them.
+///
+/// An entry that a crash cut off has none behind it, unless its writer did not flush between the two. Entries of older
+/// laps of the ring have lower sequence numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// Offset from the start of the log.
+    pub(crate) position: u64,
+    /// How many intact entries are newer than the head. Never zero.
+    pub(crate) newer: u64,
+    /// The sequence number of the newest of them.
+    pub(crate) newest: u64,
 }
 
 /// A valid entry.
@@ -93,7 +108,30 @@ pub(super) fn active_sequence(ring: &mut Ring<'_>, guid: Uuid) -> Result<Sequenc
             ))
             .with_expected("an unbroken run of entries from there"));
     };
-    Ok(Sequence { entries: run.into_iter().map(|i| entries[i].clone()).collect() })
+    let gap = gap(&entries, &run, ring.len(), next);
+    Ok(Sequence { entries: run.into_iter().map(|i| entries[i].clone()).collect(), gap })
+}
+
+/// Finds the gap before the entries that are newer than the head of `run`. `next` is the successor of an entry.
+fn gap(
+    entries: &[LogEntry],
+    run: &[usize],
+    ring_len: u64,
+    next: impl Fn(&LogEntry) -> Option<usize>,
+) -> Option<Gap> {
+    let head = entries[run[run.len() - 1]].sequence_number;
+    let is_newer = |entry: &&LogEntry| entry.sequence_number > head;
+    let newest = entries.iter().filter(is_newer).max_by_key(|entry| entry.sequence_number)?;
+    // The newest entry needs all from its tail to itself. What lies elsewhere is of an older lap.
+    let from_tail = |position: u64| (position + ring_len - newest.tail) % ring_len;
+    let is_needed = |entry: &&LogEntry| from_tail(entry.position) <= from_tail(newest.position);
+    let newer = entries.iter().filter(is_newer).filter(is_needed).count() as u64;
+    let is_known = |i: &usize| run.contains(i) || is_newer(&&entries[*i]);
+    let first = entries.iter().position(|entry| entry.position == newest.tail).filter(is_known);
+    let last = std::iter::successors(first, |i| next(&entries[*i])).last();
+    let position =
+        last.map_or(newest.tail, |i| (entries[i].position + entries[i].length) % ring_len);
+    Some(Gap { position, newer, newest: newest.sequence_number })
 }
 
 /// The contents of the ring.

@@ -95,6 +95,17 @@ impl<'a> Delete<'a> {
         self.merge_in(chain)?.forecast(chain)
     }
 
+    /// Whether each point of the chain could be given up in the way of this one, in the order of
+    /// [`DiffChain::points`]: the error with which [`run`](Self::run) would refuse it before anything is changed, except
+    /// for a lack of space. Reads tables, but no data.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for a view of an earlier point; [`ErrorKind::InUse`] while another operation runs.
+    pub fn check_points(&self, chain: &DiffChain) -> Result<Vec<Result<()>>> {
+        let below = self.merge.check_each(chain)?;
+        Ok(std::iter::once(Err(the_tip(chain.tip().name()))).chain(below).collect())
+    }
+
     /// Gives up the point, in this chain and all its clones.
     ///
     /// # Errors
@@ -107,17 +118,19 @@ impl<'a> Delete<'a> {
     fn merge_in(&self, chain: &DiffChain) -> Result<Merge<'a>> {
         let layers = chain.layers();
         let above = match layers.iter().position(|layer| layer.id == self.point) {
-            Some(0) => {
-                let message = "the tip is the present, not a point that can be given up";
-                return Err(Error::new(ErrorKind::InvalidInput, "delete.tip", message)
-                    .in_file(&layers[0].name)
-                    .with_found("the tip")
-                    .with_expected("an earlier point; a revert gives up what came after it"));
-            }
+            Some(0) => return Err(the_tip(&layers[0].name)),
             Some(point) => layers[point - 1].id,
             // The merge refuses a layer that is not in the chain.
             None => self.point,
         };
         Ok(self.merge.clone().of_child(above))
     }
+}
+
+fn the_tip(name: &str) -> Error {
+    let message = "the tip is the present, not a point that can be given up";
+    Error::new(ErrorKind::InvalidInput, "delete.tip", message)
+        .in_file(name)
+        .with_found("the tip")
+        .with_expected("an earlier point; a revert gives up what came after it")
 }

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::forecast::check_removable;
 use super::forest::{Forest, ForestFinding, NodeId};
 use super::{FileChangeKind, Forecast, Listener, Progress};
 use crate::chain::PathSource;
@@ -119,6 +120,7 @@ impl<'a> DeleteBranch<'a> {
             forecast.freed = forecast.freed.saturating_add(member.len);
             forecast.lost = forecast.lost.saturating_add(member.data);
             forecast.add(&member.path, FileChangeKind::Removed);
+            check_removable(self.host(), &member.path)?;
         }
         Ok(forecast)
     }
@@ -146,6 +148,7 @@ impl<'a> DeleteBranch<'a> {
                 })
                 .with_expected("consent to lose them"));
         }
+        members.iter().try_for_each(|member| check_removable(self.host(), &member.path))?;
         let mut deleted = DeletedBranch::default();
         let total = members.len() as u64;
         for (done, member) in members.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Predicts what an operation will do.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -126,6 +127,19 @@ impl Forecast {
             .in_path(&self.on)
             .with_found(format_args!("{available} bytes free"))
             .with_expected(format_args!("at least {}", self.peak)))
+    }
+}
+
+/// Refuses a file in a folder in which the host does not allow names to be made and removed, as far as it can tell
+/// without doing so.
+pub(super) fn check_removable(host: &dyn Host, path: &Path) -> Result<()> {
+    let denials = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+    match host.create_unnamed(path) {
+        Err(error) if denials.contains(&error.kind()) => {
+            let message = "cannot remove the file: its folder may not be written to";
+            Err(Error::io("op.remove", message, error).in_path(path))
+        }
+        _ => Ok(()),
     }
 }
 

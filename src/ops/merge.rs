@@ -1,6 +1,7 @@
 //! Merges a layer into its parent and removes it from the chain.
 
 mod copy;
+mod examined;
 mod forecast;
 mod parameters;
 mod request;
@@ -8,7 +9,7 @@ mod states;
 mod step;
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -29,6 +30,7 @@ use crate::write::locator_edit;
 use crate::write::{ItemEdit, LinkPaths, OTHER_NAMES};
 
 use copy::Meter;
+use examined::{Checked, Examined};
 use forecast::CancelCheck;
 use step::MergeStep;
 
@@ -43,7 +45,9 @@ impl Merge<'_> {
     pub fn forecast(&self, chain: &DiffChain) -> Result<Forecast> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
-        let Checked { spent, .. } = self.check(&op, &steps)?;
+        let mut examined = Examined::default();
+        let Checked { spent, .. } = self.check(&op, &steps, &mut examined)?;
+        check_allowed(&op, &steps, &mut examined)?;
         let mut go_on = || ControlFlow::Continue(());
         let mut forecast =
             forecast::forecast(&op, &steps, self, &mut CancelCheck::new(&mut go_on))?.0;
@@ -84,7 +88,10 @@ impl Merge<'_> {
     ) -> Result<Merged> {
         let op = chain.operate()?;
         let steps = self.steps(&op)?;
-        let Checked { warnings, spent } = self.check(&op, &steps)?;
+        let mut examined = Examined::default();
+        let Checked { warnings, spent } = self.check(&op, &steps, &mut examined)?;
+        // Found out after all data was moved, it would leave a file behind.
+        steps.iter().try_for_each(|layer| examined.check_removable(&op, *layer))?;
         // The total is not known yet.
         let mut ask = || on(Progress { done: 0, total: 0 });
         let mut cancel = CancelCheck::new(&mut ask);
@@ -115,6 +122,19 @@ impl Merge<'_> {
         let place = current_path(op.host().as_ref(), parent, &mut merged.warnings);
         merged.tip = place.filter(|_| child == 0);
         Ok(merged)
+    }
+
+    /// Whether each layer of the chain can be merged into the one below, from the tip down: what [`run`](Self::run) would
+    /// refuse before it changes anything, except for a lack of space.
+    pub(super) fn check_each(&self, chain: &DiffChain) -> Result<Vec<Result<()>>> {
+        let op = chain.operate()?;
+        let mut examined = Examined::default();
+        let pairs = op.images().len().saturating_sub(1);
+        let each = (0..pairs).map(|layer| {
+            self.check(&op, &[layer], &mut examined)?;
+            check_allowed(&op, &[layer], &mut examined)
+        });
+        Ok(each.collect())
     }
 
     /// The layers to merge into the next one below, in order: the lowest first, so that indexes stay valid.
@@ -151,7 +171,12 @@ impl Merge<'_> {
     }
 
     /// Refuses layers that must not be merged, or not while others depend on them.
-    fn check(&self, op: &Operation<'_>, steps: &[usize]) -> Result<Checked> {
+    fn check(
+        &self,
+        op: &Operation<'_>,
+        steps: &[usize],
+        examined: &mut Examined,
+    ) -> Result<Checked> {
         let mut checked = Checked::default();
         let images = op.images();
         let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
@@ -162,7 +187,9 @@ impl Merge<'_> {
             let mark = images.get(layer.wrapping_sub(1)).and_then(|image| image.merge_mark());
             let is_below_spent = mark.is_some_and(|mark| mark.state == MergeState::Spent);
             if layer != lowest || !is_below_spent {
-                let seen = self.refuse_others(op, &images[layer], &known)?;
+                let search = examined.search(|| op.child_search(&self.folders));
+                let others = || self.refuse_others(search, &images[layer], &known);
+                let seen = examined.others(layer, others)?;
                 checked.warnings.extend(seen.warnings);
                 checked.spent.extend(seen.spent);
             }
@@ -176,7 +203,7 @@ impl Merge<'_> {
         for (layer, image) in images.iter().enumerate().take(lowest + 1).skip(highest) {
             // What a spent layer has lost is in its parent.
             if !is_spent(image) {
-                op.check_claims(layer)?;
+                examined.check_claims(op, layer)?;
             }
         }
         self.check_states(&images, steps)?;
@@ -270,9 +297,9 @@ impl Merge<'_> {
     }
 
     /// Refuses a layer that has, or may have, children outside the chain.
-    fn refuse_others(&self, op: &Operation<'_>, image: &Core, known: &[&Core]) -> Result<Checked> {
+    fn refuse_others(&self, search: ChildSearch, image: &Core, known: &[&Core]) -> Result<Checked> {
         // A merge that is completed also removes what an earlier one of its merges left.
-        let search = ChildSearch { ignores_spent: self.resumes, ..op.child_search(&self.folders) };
+        let search = ChildSearch { ignores_spent: self.resumes, ..search };
         let seen = search.refuse_others(image, known)?;
         match seen.unread {
             Some(unread) if !self.no_other_children => Err(Error::new(
@@ -297,12 +324,14 @@ impl Merge<'_> {
     }
 }
 
-/// What is known about a merge that is possible.
-#[derive(Default)]
-struct Checked {
-    warnings: Vec<Warning>,
-    /// Files of earlier merges into these layers, which can be removed.
-    spent: Vec<PathBuf>,
+/// Refuses layers whose files the host does not allow to be changed or removed.
+fn check_allowed(op: &Operation<'_>, steps: &[usize], examined: &mut Examined) -> Result<()> {
+    let (lowest, highest) = (steps[0] + 1, steps[steps.len() - 1]);
+    // The layer above is linked to another parent.
+    for layer in highest.saturating_sub(1)..=lowest {
+        examined.check_writable(op, layer)?;
+    }
+    steps.iter().try_for_each(|layer| examined.check_removable(op, *layer))
 }
 
 /// Removes a file that was merged, but not removed.

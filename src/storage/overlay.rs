@@ -188,15 +188,20 @@ impl Overlay {
         let within = offset - start;
         self.base.read_exact_at(buf, at + within)?;
         let len = piece.end - start;
-        for (i, byte) in buf.iter_mut().enumerate() {
-            let place = within + i as u64;
-            if let Some(lead) = leading.get(place as usize) {
-                *byte = *lead;
-            } else if place >= len - trailing.len() as u64 {
-                *byte = trailing[(place + trailing.len() as u64 - len) as usize];
-            }
-        }
+        overwrite(buf, within, 0, &leading);
+        overwrite(buf, within, len - trailing.len() as u64, &trailing);
         Ok(())
+    }
+}
+
+/// Puts `bytes`, which belong at `place`, into a buffer of what lies from `start` on, as far as they lie in it.
+fn overwrite(buf: &mut [u8], start: u64, place: u64, bytes: &[u8]) {
+    let from = place.max(start);
+    let to = (place + bytes.len() as u64).min(start + buf.len() as u64);
+    if from < to {
+        let (into, out_of) = ((from - start) as usize, (from - place) as usize);
+        let len = (to - from) as usize;
+        buf[into..into + len].copy_from_slice(&bytes[out_of..out_of + len]);
     }
 }
 
@@ -254,5 +259,26 @@ impl Storage for Overlay {
 
     fn unlock(&self) -> io::Result<()> {
         self.base.unlock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overwrite;
+
+    #[test]
+    fn bytes_are_put_where_they_lie_in_the_buffer() {
+        for (start, len) in [(0, 16), (0, 3), (2, 4), (5, 1), (7, 9), (8, 8), (11, 5), (3, 0)] {
+            for (place, bytes) in [(0, &b"headhead"[..]), (12, b"tail"), (4, b""), (20, b"beyond")]
+            {
+                let mut buf = vec![b'.'; len];
+                overwrite(&mut buf, start, place, bytes);
+                let expected: Vec<u8> = (start..start + len as u64)
+                    .map(|at| at.checked_sub(place).and_then(|n| bytes.get(n as usize)))
+                    .map(|byte| *byte.unwrap_or(&b'.'))
+                    .collect();
+                assert_eq!(buf, expected, "{bytes:?} at {place} of {len} from {start} on");
+            }
+        }
     }
 }

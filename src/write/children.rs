@@ -1,15 +1,18 @@
 //! Finds the children of an image before it is changed: a change would orphan them.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, MergeState, identity_if_any, is_signed};
+use crate::image::{
+    Core, ImagePolicy, Lock, LogPolicy, MergeState, ParentLink, identity_if_any, is_signed,
+};
 use crate::storage::{Access, FileId, FileKind, Host, Stat, Storage, folder_of, is_temporary_name};
 use crate::warning::Warning;
 
@@ -28,6 +31,19 @@ pub(crate) struct ChildSearch {
     pub(crate) orphans: bool,
     /// Whether children that were merged into the image are none.
     pub(crate) ignores_spent: bool,
+    /// What files were found to be, for a search that is used for several images at once.
+    pub(crate) known: Option<Arc<Mutex<HashMap<PathBuf, Parentage>>>>,
+}
+
+/// The parents that an image accepts, as far as it has any.
+#[derive(Clone, Debug)]
+pub(crate) struct Parentage(Option<Link>);
+
+#[derive(Clone, Debug)]
+struct Link {
+    link: ParentLink,
+    /// The image that it was merged into.
+    spent_into: Option<Uuid>,
 }
 
 /// The image to be changed, as its children and its other names identify it.
@@ -64,7 +80,14 @@ enum Kin {
 impl ChildSearch {
     /// A search of the images' own folders only.
     pub(crate) fn beside(host: Arc<dyn Host>) -> Self {
-        Self { host, folders: Vec::new(), beside: Vec::new(), orphans: false, ignores_spent: false }
+        Self {
+            host,
+            folders: Vec::new(),
+            beside: Vec::new(),
+            orphans: false,
+            ignores_spent: false,
+            known: None,
+        }
     }
 
     /// Refuses to write to an image if a child is found or may be in a place to which the host
@@ -195,45 +218,33 @@ impl ChildSearch {
     /// Fails if the host cannot read the file, which may then be a child.
     fn kin(&self, path: &Path, target: &mut SearchedImage<'_>) -> Result<Kin> {
         let failed = |error| Error::io("image.children", "cannot examine the file", error);
-        let storage = match self.host.stat(path) {
+        match self.host.stat(path) {
             Ok(stat) if self.is_known(path, &stat, target) => return Ok(Kin::None),
-            Ok(stat) if stat.kind == FileKind::File => self.host.open(path, Access::Read),
+            Ok(stat) if stat.kind == FileKind::File => {}
             Ok(_) => return Ok(Kin::None),
-            Err(error) => Err(error),
-        };
-        let storage = match storage {
             // Removed since the folder was listed.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kin::None),
-            storage => storage.map_err(failed)?,
-        };
-        // A child with a damaged locator is still a child, and so is one with a damaged log.
-        let policy = ImagePolicy { lock: Lock::None, any_locator: true, ..ImagePolicy::default() };
-        let without_log = ImagePolicy { log: LogPolicy::Ignore, ..policy.clone() };
-        let link = |policy: &ImagePolicy| {
-            let image = Core::open(Arc::clone(&storage), policy)?;
-            let Some(link) = image.parent_link()?.filter(|link| link.accepts(target.guid)) else {
-                return Ok(Kin::None);
-            };
-            let mark = image.merge_mark().filter(|mark| mark.state == MergeState::Spent);
-            let is_spent = mark.is_some_and(|mark| link.accepts(mark.other));
-            Ok(if is_spent { Kin::Spent } else { Kin::Child })
-        };
-        let is_of_host = |error: &Error| matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse);
-        let link = link(&policy).or_else(|error| match is_of_host(&error) {
-            true => Err(error),
-            false => link(&without_log).map_err(|_| error),
-        });
-        match link {
-            Ok(kin) => Ok(kin),
-            // An image that cannot be read may turn out to be a child once it is repaired.
-            Err(error) => {
-                let seems_one = is_signed(storage.as_ref()) || has_name_of_image(path);
-                if is_of_host(&error) || seems_one {
-                    return Err(error);
-                }
-                Ok(Kin::None)
-            }
+            Err(error) => return Err(failed(error)),
         }
+        let known = || {
+            self.known.as_ref().map(|known| known.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        let remembered = known().and_then(|known| known.get(path).cloned());
+        let parentage = match remembered {
+            Some(parentage) => parentage,
+            None => {
+                let storage = match self.host.open(path, Access::Read) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kin::None),
+                    storage => storage.map_err(failed)?,
+                };
+                let parentage = Parentage::of(&storage, path)?;
+                if let Some(mut known) = known() {
+                    known.insert(path.to_path_buf(), parentage.clone());
+                }
+                parentage
+            }
+        };
+        Ok(parentage.kin_of(target.guid))
     }
 
     /// Whether a path is a name of the image itself or of another known image.
@@ -269,6 +280,46 @@ impl ChildSearch {
                 Warning::new("image.stale-tracker", tracker.display(), message)
             })
             .collect()
+    }
+}
+
+impl Parentage {
+    /// Reads that of a file, which may be none of an image.
+    fn of(storage: &Arc<dyn Storage>, path: &Path) -> Result<Self> {
+        // A child with a damaged locator is still a child, and so is one with a damaged log.
+        let policy = ImagePolicy { lock: Lock::None, any_locator: true, ..ImagePolicy::default() };
+        let without_log = ImagePolicy { log: LogPolicy::Ignore, ..policy.clone() };
+        let read = |policy: &ImagePolicy| {
+            let image = Core::open(Arc::clone(storage), policy)?;
+            let mark = image.merge_mark().filter(|mark| mark.state == MergeState::Spent);
+            let spent_into = mark.map(|mark| mark.other);
+            Ok(Self(image.parent_link()?.map(|link| Link { link, spent_into })))
+        };
+        let is_of_host = |error: &Error| matches!(error.kind(), ErrorKind::Io | ErrorKind::InUse);
+        let parentage = read(&policy).or_else(|error| match is_of_host(&error) {
+            true => Err(error),
+            false => read(&without_log).map_err(|_| error),
+        });
+        match parentage {
+            // An image that cannot be read may turn out to be a child once it is repaired.
+            Err(error) => {
+                let seems_one = is_signed(storage.as_ref()) || has_name_of_image(path);
+                if is_of_host(&error) || seems_one {
+                    return Err(error);
+                }
+                Ok(Self(None))
+            }
+            parentage => parentage,
+        }
+    }
+
+    /// What the file is to the image with this identity.
+    fn kin_of(&self, parent: Uuid) -> Kin {
+        match self.0.as_ref().filter(|own| own.link.accepts(parent)) {
+            None => Kin::None,
+            Some(own) if own.spent_into.is_some_and(|into| own.link.accepts(into)) => Kin::Spent,
+            Some(_) => Kin::Child,
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use super::record::ChangeRecord;
 use super::tracker::ChangeTracker;
 use crate::error::{Error, ErrorKind, Result};
 use crate::sync::{Mutex, MutexGuard};
+use crate::types::counted;
 
 /// Lists the planned writes that have not ended.
 #[derive(Debug, Default)]
@@ -129,7 +130,7 @@ impl OpenPlans {
             open => {
                 let message = "planned writes or flushes have not ended";
                 Err(Error::new(ErrorKind::InUse, "write.plans-open", message)
-                    .with_found(format_args!("{open} open plans"))
+                    .with_found(counted(open as u64, "open plan", "open plans"))
                     .with_expected("none"))
             }
         }

@@ -478,7 +478,8 @@ fn resized(image: &Image, below: Option<&Image>, new: u64) -> Arc<Watched> {
     let of_file = layer.data_write_guid;
     assert_eq!(of_file == known, new == image.size, "another disk has another identity");
     let now = flat(with(layer));
-    if let Some(at) = (0..new as usize).find(|at| now[*at] != expected[*at]) {
+    if now != expected {
+        let at = (0..new as usize).find(|at| now[*at] != expected[*at]).unwrap();
         panic!("{} to {new}: {} for {} at {at:#x}", image.size, now[at], expected[at]);
     }
     let disk = VhdxFile::own(disk.its_writer().reopen().unwrap().into());

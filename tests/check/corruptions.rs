@@ -3,7 +3,7 @@
 use avhdx::ops::{Check, Report};
 use avhdx_testkit::build::{
     Block, Checksum, Contents, Data, Descriptor, Header, IS_REQUIRED, Image, Item, Layout,
-    REGION_BAT, REGION_METADATA, RegionEntry, SECTOR, Tail, state,
+    LogEntry, REGION_BAT, REGION_METADATA, RegionEntry, SECTOR, Tail, state,
 };
 use avhdx_testkit::mutate::{put_u8, put_u16, put_u32, reseal};
 use uuid::Uuid;
@@ -738,6 +738,17 @@ fn logs() -> Vec<Corruption> {
             Dirty,
             Of(|i| i.log[0].descriptors.push(Descriptor::zero(3 * MIB, 512))),
             &["~log.not-replayed", "log.zero-length"],
+        ),
+        (
+            "a damaged log entry before an intact one",
+            Dirty,
+            Of(|i| {
+                let number = i.log[0].sequence_number;
+                i.log.push(LogEntry::new(number + 1, vec![Descriptor::zero(3 * MIB, 4096)]));
+                i.log[1].checksum = Checksum::Wrong;
+                i.log.push(LogEntry::new(number + 2, vec![]));
+            }),
+            &["~log.gap"],
         ),
         (
             "a misaligned length of the file in a log entry",

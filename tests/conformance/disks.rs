@@ -308,7 +308,7 @@ fn a_concatenation_from_outside_the_crate_keeps_every_promise() {
         let (first, second) = (image(&fixed(), is_writable), chain(&images, is_writable));
         let all = [first.bytes, bytes.clone(), second.bytes].concat();
         let disks = vec![first.disk, Box::new(Ram::new(bytes.clone())), second.disk];
-        let subject = Subject::read_only(Concatenation::new(disks), all);
+        let subject = Subject::read_only(Concatenation::new(disks).unwrap(), all);
         Subject { is_writable, ..subject }
     };
     keeps_every_promise(&|| parts(true));
@@ -378,6 +378,6 @@ fn failures_of_every_kind_of_disk_name_the_file() {
     let raw = RawDisk::new(Arc::clone(&file) as _).unwrap();
     fail(&file);
     failures_name_the_file(&raw, "a.img");
-    let whole = Concatenation::new(vec![Box::new(raw) as Box<dyn Disk>]);
+    let whole = Concatenation::new(vec![Box::new(raw) as Box<dyn Disk>]).unwrap();
     failures_name_the_file(&whole, "a.img");
 }

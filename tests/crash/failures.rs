@@ -12,13 +12,13 @@ use crate::outcomes::Depth;
 use crate::workloads::{self, Record, Workload};
 
 /// Failing steps per workload in the short form: changes and reads.
-const CHANGES: usize = 12;
+const CHANGES: usize = 8;
 const READS: usize = 3;
 /// How many ways of failing are tried for each step.
 const WAYS: usize = 2;
 
 /// One in this many histories with a failure also gets crashes after it.
-const CRASHES: usize = 24;
+const CRASHES: usize = 40;
 const CRASH: Effort = Effort {
     depth: Depth { exhaustive: 2, samples: 2, torn: 1 },
     each: 1,
@@ -95,7 +95,7 @@ fn run(workload: &Workload, number: usize) -> Sum {
     let records: Vec<Box<dyn Fn() -> Vec<Recorded> + Sync>> = match workload.record {
         Record::Once(record) => vec![Box::new(record)],
         Record::Seeded(record) => {
-            let seeds = 1..=if is_long() { 8 } else { 3 };
+            let seeds = 1..=if is_long() { 8 } else { 2 };
             seeds.map(|seed| Box::new(move || record(seed)) as _).collect()
         }
     };

@@ -44,7 +44,7 @@ fn effort(workload: &Workload) -> Effort {
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
     let depth = match (is_long(), workload.is_large) {
         (_, false) if is_hunt => Depth { exhaustive: 8, samples: 12, torn: 60 },
-        (false, false) => Depth { exhaustive: 6, samples: 10, torn: 10 },
+        (false, false) => Depth { exhaustive: 5, samples: 4, torn: 4 },
         (false, true) if is_hunt => Depth { exhaustive: 4, samples: 2, torn: 1 },
         (false, true) => Depth { exhaustive: 2, samples: 1, torn: 1 },
         (true, false) => Depth { exhaustive: 12, samples: 1000, torn: 1200 },

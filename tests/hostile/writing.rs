@@ -218,8 +218,10 @@ impl Model {
         for (range, reads) in &self.pieces {
             match (reads, Reads::of(disk, range)) {
                 (Reads::Bytes(then), Reads::Bytes(now)) => {
-                    let at = then.iter().zip(&now).position(|(then, now)| then != now);
-                    assert!(then == &now, "{range:?} differs at {at:?} of it");
+                    if then != &now {
+                        let at = then.iter().zip(&now).position(|(then, now)| then != now);
+                        panic!("{range:?} differs at {at:?} of it");
+                    }
                 }
                 (Reads::Nothing, Reads::Nothing) | (Reads::Unknown, _) => {}
                 (Reads::Bytes(_), _) => panic!("{range:?} cannot be read any more"),

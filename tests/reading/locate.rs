@@ -405,11 +405,14 @@ fn strangers_in_the_parents_place() {
         }
     }
     // Short and long files that are not images.
-    for (contents, kind) in [
-        ("root:x:0:0:", ErrorKind::NotVhdx),
-        (&"top secret ".repeat(100_000), ErrorKind::NotVhdx),
-        ("", ErrorKind::NotVhdx),
-        ("vhdxfile secret", ErrorKind::Damaged),
+    let cut = format!("vhdxfile{}", "\0 secret ".repeat(70));
+    for (contents, kind, found) in [
+        ("root:x:0:0:", ErrorKind::NotVhdx, "other bytes"),
+        (&"top secret ".repeat(100_000), ErrorKind::NotVhdx, "other bytes"),
+        ("", ErrorKind::NotVhdx, "other bytes"),
+        // How much there is, as in any error about a file that ends too early.
+        ("vhdxfile secret", ErrorKind::Damaged, "15 bytes"),
+        (&cut, ErrorKind::Damaged, "0 bytes"),
     ] {
         std::fs::write(&path, contents).unwrap();
         let error = place.refused(paths());
@@ -420,7 +423,7 @@ fn strangers_in_the_parents_place() {
             assert!(!said.contains(secret), "{secret} in {said}");
         }
         // The kind of file, and nothing that it holds.
-        assert_eq!(error.found(), Some("something else"));
+        assert_eq!(error.found(), Some(found));
     }
     // Faults of the parent itself may be reported, because its identity matches.
     let mut broken = place.base.clone();

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use avhdx::ops::Check;
 use avhdx::storage::{MemStorage, Storage};
 use avhdx::{
     DiffChain, Disk, DiskExt, ErrorKind, LogPolicy, LogState, OpenOptions, Source, VhdxFile,
@@ -328,6 +329,101 @@ fn of_several_runs_the_newest_complete_one_counts() {
     let (_, full, empty) = dirty();
     runs.log = vec![own(1, &empty), own(3, &full)];
     assert_eq!(replay_of(&reads(&runs, &replayed())).0, 1);
+}
+
+/// What the library says of damage in the middle of a log: the file offset, how many newer entries are intact, the
+/// number of the newest.
+fn gap_of(image: &Image) -> Option<(u64, u64, u64)> {
+    let chain = open_images(OpenOptions::new(), std::slice::from_ref(image)).unwrap();
+    let gap = match chain.tip().info().log.state {
+        LogState::Replayed { gap, .. } => gap,
+        state => panic!("{state:?}"),
+    };
+    let warnings = chain.warnings();
+    assert_eq!(warnings.iter().any(|warning| warning.code == "log.gap"), gap.is_some());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.vhdx");
+    image.write_to(&path);
+    let report = Check::new().run(&path).unwrap();
+    assert!(report.is_sound(), "{:#?}", report.findings);
+    assert_eq!(report.is_doubtful(), gap.is_some(), "{:#?}", report.findings);
+    let found: Vec<_> = report.findings.iter().filter(|found| found.code == "log.gap").collect();
+    let offsets: Vec<_> = found.iter().filter_map(|found| found.offset).collect();
+    assert_eq!(offsets, gap.iter().map(|gap| gap.offset.get()).collect::<Vec<_>>());
+    gap.map(|gap| (gap.offset.get(), gap.newer_entries, gap.newest_sequence))
+}
+
+#[test]
+fn intact_entries_behind_a_damaged_one_are_not_lost_in_silence() {
+    let (image, full, empty) = dirty();
+    let mut log = image.clone();
+    let entry = |number| LogEntry::new(number, vec![full.clone()]);
+    let length = entry(1).length() as u64;
+    let damaged = |at: usize| {
+        let mut log = image.clone();
+        log.log = (1..=6).map(entry).collect();
+        log.log[at].checksum = Checksum::Wrong;
+        log
+    };
+    // In the middle, and one before the end; the last entry may be one that a crash cut off.
+    assert_eq!(gap_of(&damaged(2)), Some((MIB + 2 * length, 3, 6)));
+    assert_eq!(gap_of(&damaged(4)), Some((MIB + 4 * length, 1, 6)));
+    assert_eq!(gap_of(&damaged(5)), None);
+    // The damaged entry is the tail of those behind it.
+    let mut tail = damaged(1);
+    tail.log[2..].iter_mut().for_each(|entry| entry.tail = Tail::Entry(1));
+    assert_eq!(gap_of(&tail), Some((MIB + length, 4, 6)));
+    // Two are damaged: the first ends the replay.
+    let mut two = damaged(1);
+    two.log[3].signature = *b"eglo";
+    assert_eq!(gap_of(&two), Some((MIB + length, 3, 6)));
+    // One never reached the disk.
+    let mut lost = damaged(2);
+    lost.log[2] = entry(3).torn(0);
+    assert_eq!(gap_of(&lost), Some((MIB + 2 * length, 3, 6)));
+    // Behind the end of the ring, and over it.
+    let mut wraps = damaged(2);
+    wraps.log[0].position = Some(LAST - 3 * SECTOR as u32);
+    assert_eq!(wraps.layout().get("log_entry:2").start, MIB);
+    assert_eq!(gap_of(&wraps), Some((MIB, 3, 6)));
+
+    // An entry of the lap before is whole, and the oldest that the newest ones need is not: a replay goes back to the
+    // lap before, and the damage is not where its entry ends.
+    let old = |number| LogEntry::new(number, vec![empty.clone()]).tail(Tail::Own);
+    log.log = vec![old(2).at(512 << 10), old(3), entry(21).at(0), entry(22), entry(23)];
+    log.log[2].checksum = Checksum::Wrong;
+    log.log[3..].iter_mut().for_each(|entry| entry.tail = Tail::Entry(2));
+    assert_eq!(gap_of(&log), Some((MIB, 2, 23)));
+    // Remains of earlier laps behind the head, in whole and in part, are no gap; nor are those of another log.
+    log.log = vec![
+        entry(21).at(0),
+        entry(22),
+        LogEntry::new(23, vec![full.clone()]).torn(1),
+        old(3).at(128 << 10),
+        old(4).at(256 << 10),
+        LogEntry::new(90, vec![empty.clone()]).guid(OLD),
+    ];
+    assert_eq!(gap_of(&log), None);
+}
+
+#[test]
+fn a_writer_is_warned_before_it_replays_a_damaged_log() {
+    let (image, full, _) = dirty();
+    let mut image = image;
+    image.log = (1..=4).map(|number| LogEntry::new(number, vec![full.clone()])).collect();
+    image.log[1].checksum = Checksum::Wrong;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image.vhdx");
+    image.write_to(&path);
+    let opened = OpenOptions::new().writable(true).open(&path).unwrap();
+    let warnings = opened.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert_eq!(warnings[0].code, "log.gap");
+    assert!(warnings[0].message.contains("2 intact entries up to 4"), "{}", warnings[0]);
+    assert!(warnings[0].message.contains("lost"), "{}", warnings[0]);
+    drop(opened);
+    let chain = DiffChain::open(&path).unwrap();
+    assert_eq!((chain.tip().info().log.state, chain.warnings()), (LogState::Empty, Vec::new()));
 }
 
 #[test]

@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::common::meddled::Meddled;
-use avhdx::ops::{Merge, Reparent, Revert};
-use avhdx::{CreateOptions, DiffChain, Disk, Error, ErrorKind, OpenOptions};
+use avhdx::ops::{Delete, DeleteBranch, Merge, Reparent, Revert};
+use avhdx::{CreateOptions, DiffChain, Disk, Error, ErrorKind, OpenOptions, PathSource};
 use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
@@ -200,6 +201,59 @@ fn a_layer_that_cannot_be_removed_is_reported_and_the_new_tip_exists() {
     drop(chain);
     DiffChain::open(&made.path).unwrap();
     DiffChain::open(&tip).unwrap();
+}
+
+#[test]
+fn a_merge_in_a_folder_that_may_not_be_written_to_is_refused_before_it_begins() {
+    let place = Place::new();
+    fs::remove_file(place.at("other.avhdx")).unwrap();
+    let before = place.bytes();
+    let host = Meddled::new(|_, _| ()).denying(|what, _| what == "create");
+    let chain = on(host).writable(true).open(place.at("tip.avhdx")).unwrap();
+    let layers = chain.layers();
+    let merge = Merge::new(layers[1].id);
+    for error in [merge.forecast(&chain).unwrap_err(), merge.run(&chain).unwrap_err()] {
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "op.remove"), "{error}");
+        assert!(error.file().is_some_and(|file| file.ends_with("mid.avhdx")), "{error}");
+    }
+    let checked = Delete::point(layers[2].id).check_points(&chain).unwrap();
+    let codes = checked.iter().map(|point| point.as_ref().unwrap_err().code());
+    assert_eq!(codes.collect::<Vec<_>>(), ["delete.tip", "op.remove", "op.remove"]);
+    drop(chain);
+    let host = Meddled::new(|_, _| ()).denying(|what, _| what == "create");
+    let branch = DeleteBranch::at(place.at("tip.avhdx")).lose(true);
+    let branch = branch.parents(PathSource::new().host(Arc::new(host)));
+    for error in [branch.forecast().unwrap_err(), branch.run().unwrap_err()] {
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "op.remove"), "{error}");
+    }
+    assert!(place.bytes() == before);
+    // What the host does not say is found out when the time comes.
+    let host = Meddled::new(|_, _| ()).denying(|what, _| what == "create").poor();
+    let chain = on(host).writable(true).open(place.at("tip.avhdx")).unwrap();
+    Merge::new(chain.layers()[1].id).run(&chain).unwrap();
+}
+
+#[test]
+fn a_file_that_may_not_be_written_to_is_foretold() {
+    let place = Place::new();
+    fs::remove_file(place.at("other.avhdx")).unwrap();
+    let (base, is_denied) = (place.at("base.vhdx"), Arc::new(AtomicBool::new(false)));
+    let denied = Arc::clone(&is_denied);
+    let host = Meddled::new(|_, _| ()).denying(move |what, path| {
+        what == "open" && path == base && denied.load(Ordering::Relaxed)
+    });
+    let chain = on(host).writable(true).open(place.at("tip.avhdx")).unwrap();
+    let merge = Merge::new(chain.layers()[1].id);
+    // Its children are looked for by reading all files but those of the chain.
+    is_denied.store(true, Ordering::Relaxed);
+    let error = merge.forecast(&chain).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "file.open"), "{error}");
+    let checked = Delete::point(chain.layers()[2].id).check_points(&chain).unwrap();
+    let codes: Vec<_> = checked.into_iter().map(|point| point.err().map(|e| e.code())).collect();
+    // The layer above the one that is merged into the base is linked to it, the tip only to its parent.
+    assert_eq!(codes, [Some("delete.tip"), None, Some("file.open")]);
+    is_denied.store(false, Ordering::Relaxed);
+    merge.run(&chain).unwrap();
 }
 
 #[test]

@@ -148,6 +148,19 @@ struct ReplayDetails {
     head_sequence: u64,
     flushed_file_offset: u64,
     last_file_offset: u64,
+    /// Where the log is damaged although newer entries are intact; left out if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gap: Option<GapDetails>,
+}
+
+/// A damaged or missing entry of the log, before which a replay ends: what was flushed after it is lost.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+struct GapDetails {
+    file_offset: u64,
+    /// The number of intact entries behind it that are not replayed.
+    newer_entries: u64,
+    newest_sequence: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -325,6 +338,7 @@ impl LogDetails {
                 descriptors,
                 flushed_file_offset,
                 last_file_offset,
+                gap,
                 ..
             } => {
                 let replayed = ReplayDetails {
@@ -334,6 +348,11 @@ impl LogDetails {
                     head_sequence: *head_sequence,
                     flushed_file_offset: *flushed_file_offset,
                     last_file_offset: *last_file_offset,
+                    gap: gap.map(|gap| GapDetails {
+                        file_offset: gap.offset.get(),
+                        newer_entries: gap.newer_entries,
+                        newest_sequence: gap.newest_sequence,
+                    }),
                 };
                 (LogStateName::Replayed, Some(replayed))
             }

@@ -10,7 +10,7 @@ use crate::output::Console;
 use crate::paint::Look;
 use crate::table::Cell;
 use crate::table::TextTable;
-use crate::text::{minute, size, units, utc};
+use crate::text::{count, minute, size, units, utc};
 
 /// The tip with all its structures.
 pub(crate) fn image(report: &ChainReport, console: &mut Console) -> Result<(), Failure> {
@@ -172,6 +172,7 @@ fn headers(info: &ImageInfo) -> TextTable {
 fn log_state(facts: &LayerFacts) -> &'static str {
     match &facts.info.log.state {
         LogState::Empty => "empty",
+        LogState::Replayed { gap: Some(_), .. } => "DAMAGED",
         LogState::Replayed { .. } => "pending",
         LogState::Ignored if facts.broken_log.is_some() => "BROKEN",
         LogState::Ignored => "IGNORED",
@@ -196,12 +197,24 @@ fn log(facts: &LayerFacts) -> TextTable {
             descriptors,
             flushed_file_offset,
             last_file_offset,
+            gap,
             ..
         } => {
             table.field("state", "PENDING, replayed in memory");
-            table.field("entries", format!("{entries}, with {descriptors} changes"));
+            table.field(
+                "entries",
+                format!("{entries}, with {}", count(*descriptors as usize, "change")),
+            );
             table.field("sequence", format!("{tail_sequence} to {head_sequence}"));
             table.field("flushed length", size(*flushed_file_offset));
+            if let Some(gap) = gap {
+                let lost = format!(
+                    "{}, {} not replayed: what was flushed after the damaged entry is lost",
+                    gap.offset,
+                    count(gap.newer_entries as usize, "newer intact entry"),
+                );
+                table.fault("damaged at", lost);
+            }
             table.field("needed length", size(*last_file_offset))
         }
         _ => table.field("state", "unknown"),

@@ -16,6 +16,10 @@
 ///   would fail again: something else comes with it, a flag, a redirection or a command before it.
 pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
 
+/// What hides children.
+const UNSEEN: &str = "a folder or file that this user may not read may hold a child of the image, which would lose its \
+                      parent; the same command works for a user who may read it";
+
 /// The way to convert a foreign image with QEMU.
 macro_rules! convert_by_qemu {
     ($format:literal) => {
@@ -234,6 +238,19 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --no-other-children  # if you know that it is not a child"],
     ),
     (
+        "label: image.children-unknown",
+        &[UNSEEN],
+        &["ls -ld FOLDER && AGAIN  # as a user who may read what is in the folder"],
+    ),
+    (
+        "checkpoint: image.children-unknown",
+        &[UNSEEN],
+        &[
+            "ls -ld FOLDER && AGAIN  # as a user who may read what is in the folder",
+            "AGAIN --orphan-children  # if you know that the image has no child",
+        ],
+    ),
+    (
         "reparent: kind has-children",
         &[
             "--orphan-children allows it; the image gets a new identity, and its children must be linked again",
@@ -251,6 +268,16 @@ pub(crate) const ROWS: &[Row] = &[
         &["ELSEWHERE", "AGAIN --orphan-children"],
     ),
     // Operations.
+    (
+        "op.remove",
+        &["only who may write to a folder can remove a file from it"],
+        &["ls -ld FOLDER && AGAIN  # as a user who may write to the folder"],
+    ),
+    (
+        "checkpoint: create.file",
+        &["a checkpoint makes a new file, in the folder of the image unless --path says where"],
+        &["AGAIN --path OUT.avhdx  # OUT: a name in a folder that you may write to"],
+    ),
     (
         "point.none",
         &[],
@@ -350,7 +377,7 @@ pub(crate) const ROWS: &[Row] = &[
     (
         "raw.*",
         &["the host fails to read the file; a copy has zeros in place of what cannot be read"],
-        &["dd if=FILE of=OUT bs=4096 conv=noerror,sync && avhdx measure -f raw OUT"],
+        &["dd bs=4096 conv=noerror,sync < FILE > OUT && avhdx measure -f raw OUT"],
     ),
     (
         "foreign.disk",

@@ -109,6 +109,14 @@ fn templates_are_filled_from_the_command_typed() {
         "avhdx convert --parent-dir 'my dir' vm/a.vhdx@-1 o -O vhdx"
     );
     assert!(fill("ELSEWHERE").unwrap().contains(" vm/a.vhdx@-1 OUT  # "));
+    // Other programs take what is before a colon for a protocol or a machine.
+    let odd = |template| {
+        let concerned = Concerned { file: Some("nbd:x.qcow2"), child: None };
+        super::fill(template, typed.as_ref(), concerned).unwrap()
+    };
+    assert_eq!(odd("qemu-img info FILE"), "qemu-img info ./nbd:x.qcow2");
+    assert_eq!(odd("tar -xf FILE && avhdx tree ."), "tar -xf ./nbd:x.qcow2 && avhdx tree .");
+    assert_eq!(odd("avhdx check FILE"), "avhdx check nbd:x.qcow2");
 }
 
 /// The commands of a page, in code spans.

@@ -9,8 +9,12 @@ fn a_sound_chain_exits_with_0() {
     let folder = Folder::with_chain();
     let run = folder.run("check l2.vhdx").expect(0);
     let expected = "\
+l1.vhdx (relative_path)
+  info     chain.size: the disk is smaller than that of the child l2.vhdx at 0x200000 [MS-VHDX 2.6.2.2]
+           found 4194304, expected 6291456
+           The disk was resized between the two layers: data beyond the child's disk is hidden, and beyond the parent's disk are zeros.
+
 Sound: 0 errors, 0 warnings and 1 remark in 3 layers
-  -v lists 1 remark without consequences
 ";
     assert_eq!(run.text(), expected);
     let run = folder.run("check l2.vhdx -v").expect(0);
@@ -125,9 +129,9 @@ fn space_without_use_is_told_in_one_line() {
     let expected = "\
 Sound: 0 errors, 0 warnings and 4 remarks in 3 layers
   unused space in the files: 9437184 bytes (9 MiB)
-  -v lists 4 remarks without consequences
+  -v lists 3 remarks without consequences
 ";
-    assert_eq!(run.text(), expected);
+    assert!(run.text().ends_with(expected), "{}", run.text());
 }
 
 #[test]
@@ -135,8 +139,8 @@ fn remarks_with_consequences_are_listed() {
     let folder = Folder::with_chain();
     std::fs::write(folder.file("l1.vhdx.rct"), "").unwrap();
     let text = folder.run("check l2.vhdx").expect(0).text();
-    assert!(text.starts_with("l1.vhdx (relative_path)\n  info     image.tracker: "), "{text}");
-    assert!(!text.contains("chain.size") && !text.contains("l0.vhdx"), "{text}");
+    assert!(text.contains("  info     image.tracker: "), "{text}");
+    assert!(!text.contains("l2.vhdx (") && !text.contains("l0.vhdx ("), "{text}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use crate::common::{Folder, Run, flats, guid};
-use avhdx_testkit::build::{Block, Data, Image};
+use avhdx_testkit::build::{Block, Checksum, Data, Image, LogEntry};
 use avhdx_testkit::qemu::Qemu;
 use serde_json::Value;
 use uuid::Uuid;
@@ -134,6 +134,47 @@ fn dirty() -> (Image, Image, Image) {
     after.put(1, Block::full(Data::Pattern(6)));
     let dirty = Image::dirty(&before, &after, guid(8), 10);
     (before, after, dirty)
+}
+
+#[test]
+fn a_log_that_is_damaged_before_intact_entries_is_told_everywhere() {
+    let folder = Folder::new();
+    let (_, _, mut image) = dirty();
+    let first = image.log[0].clone();
+    let number = first.sequence_number;
+    for (n, checksum) in [(1, Checksum::Wrong), (2, Checksum::Right)] {
+        let descriptors = first.descriptors.clone();
+        let mut entry = LogEntry::new(number + n, descriptors);
+        entry.checksum = checksum;
+        image.log.push(entry);
+    }
+    image.write_to(folder.file("a.vhdx"));
+    let at = format!("{:#x}", image.layout().get("log_entry:1").start);
+
+    let damaged =
+        "log.gap: the log is damaged where a replay needs it, and newer entries lie behind";
+    let last = number + 2;
+    folder
+        .run("check a.vhdx")
+        .expect(0)
+        .prints("DOUBTFUL, although no rule is broken")
+        .prints(&format!("{damaged} at {at}"))
+        .prints(&format!("found 1 newer intact entry of this log behind it, up to {last}"))
+        .prints(&format!("found 1 entry, {number} to {number}"))
+        .prints("What was flushed after the damaged entry is lost once the log is replayed");
+    let json = folder.run("check a.vhdx --json").expect(0).json();
+    assert_eq!((&json["sound"], &json["doubtful"]), (&true.into(), &true.into()));
+    folder.run("info a.vhdx").expect(0).prints(&at).prints("1 newer intact entry not replayed");
+    let json = folder.run("info a.vhdx --json").expect(0).json();
+    let gap = serde_json::json!({
+        "file_offset": image.layout().get("log_entry:1").start,
+        "newer_entries": 1,
+        "newest_sequence": number + 2,
+    });
+    assert_eq!(json["log"]["gap"], gap);
+    // Whoever writes replays the log, and is told.
+    let write = folder.run_with("write a.vhdx --offset 0", b"x").expect(0);
+    write.says("THE LOG IS DAMAGED at").says("is lost");
 }
 
 #[test]

@@ -285,7 +285,7 @@ fn the_ending_of_a_new_image_says_what_it_is() {
     for (line, says) in [
         ("x.avhdx 4M", "no parent"),
         ("x.raw 4M", "truncate -s"),
-        ("x.img --parent l2.vhdx", "a raw disk"),
+        ("x.img --parent l2.vhdx", "a child has the format of its parent"),
         ("x.vhd 4M", "a VHD image"),
         ("x.qcow2 4M", "a qcow2 image"),
     ] {

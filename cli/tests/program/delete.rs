@@ -55,6 +55,46 @@ fn points_are_listed_with_labels_times_and_what_stands_in_the_way() {
     assert!(folder.run("snapshots thu.avhdx").expect(0).stdout == text.as_bytes());
 }
 
+/// `points` and `delete --dry-run` agree on each point of an image; returns those that can be deleted.
+#[track_caller]
+fn deletable(folder: &Folder, image: &str) -> Vec<usize> {
+    let listed = json(folder.run(&format!("points {image} --json")).expect(0));
+    let points = listed["points"].as_array().unwrap();
+    let can_be = |n: &usize| {
+        let point = &points[*n];
+        let run = folder.run(&format!("delete {image}@-{n} --dry-run"));
+        let is_blocked = !point["blocked_by"].as_array().unwrap().is_empty();
+        assert_eq!(point["deletable"], !is_blocked, "{point}");
+        assert_eq!(run.code == Some(0), !is_blocked, "{image}@-{n}: {point}\n{}", run.stderr);
+        !is_blocked
+    };
+    (0..points.len()).filter(can_be).collect()
+}
+
+#[test]
+fn points_says_of_each_point_what_delete_says() {
+    let (folder, _) = week(5000);
+    assert_eq!(deletable(&folder, "thu.avhdx"), [1, 2, 3, 4]);
+    // An image that others lie on is no tip.
+    assert!(deletable(&folder, "wed.avhdx").is_empty());
+    // A copy of the tip is another child of the point below.
+    std::fs::copy(folder.file("thu.avhdx"), folder.file("copy.avhdx")).unwrap();
+    assert_eq!(deletable(&folder, "thu.avhdx"), [3, 4]);
+    std::fs::remove_file(folder.file("copy.avhdx")).unwrap();
+    // A file that cannot be read may be a child of any.
+    std::fs::write(folder.file("x.vhdx"), b"vhdxfile").unwrap();
+    assert!(deletable(&folder, "thu.avhdx").is_empty());
+    std::fs::remove_file(folder.file("x.vhdx")).unwrap();
+    // A branch keeps the point it lies on, and the one below that.
+    folder.run("create branch.avhdx --parent wed.avhdx").expect(0);
+    assert_eq!(deletable(&folder, "thu.avhdx"), [3, 4]);
+    std::fs::remove_file(folder.file("branch.avhdx")).unwrap();
+    // A file that lost bytes takes part in no merge.
+    let file = std::fs::File::options().write(true).open(folder.file("tue.avhdx")).unwrap();
+    file.set_len(file.metadata().unwrap().len() - (1 << 20)).unwrap();
+    assert_eq!(deletable(&folder, "thu.avhdx"), [1]);
+}
+
 #[test]
 fn a_point_of_another_program_has_no_label_and_the_time_of_its_file() {
     let folder = Folder::with_chain();

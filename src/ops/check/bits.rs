@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BlockLayout};
 use crate::ops::is_zero;
 use crate::storage::Storage;
-use crate::types::{BlockIndex, ChunkIndex, FileOffset};
+use crate::types::{BlockIndex, ChunkIndex, FileOffset, counted};
 
 /// Blocks with remarkable sector bitmaps, counted over a whole image.
 #[derive(Debug, Default)]
@@ -121,7 +121,10 @@ impl Totals {
                 Error::new(ErrorKind::Damaged, code, message)
                     .with_section("2.4")
                     .at(place)
-                    .with_found(format_args!("{} blocks, the first is {block}", tally.count))
+                    .with_found(format_args!(
+                        "{}, the first is {block}",
+                        counted(tally.count, "block", "blocks")
+                    ))
                     .with_expected("none"),
             );
         }

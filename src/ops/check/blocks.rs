@@ -14,7 +14,7 @@ use crate::format::region::RegionEntry;
 use crate::image::{BlockTable, Claim, MOST_UNITS, Role, Units, check_bat_length, units};
 use crate::ops::is_zero;
 use crate::storage::Storage;
-use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB};
+use crate::types::{BatIndex, BlockIndex, ChunkIndex, FileOffset, MIB, counted};
 
 /// Includes the entries beyond those that the disk needs.
 const ALL: BatIndex = BatIndex(u64::MAX);
@@ -397,8 +397,12 @@ impl<'a, 'f> TableCheck<'a, 'f> {
                 let state = entry.map_or(0, BatEntry::state_bits);
                 error
                     .with_found(format_args!(
-                        "state {state} with {} partially present blocks",
-                        partial.len()
+                        "state {state} with {}",
+                        counted(
+                            partial.len() as u64,
+                            "partially present block",
+                            "partially present blocks"
+                        )
                     ))
                     .with_expected("state 6")
             });
@@ -473,7 +477,11 @@ impl<'a, 'f> TableCheck<'a, 'f> {
             let message = "a fixed disk with blocks that are not fully present";
             self.findings.warning(
                 Error::damaged("bat.fixed", "2.5.1.1", table.region.offset.get(), message)
-                    .with_found(format_args!("{} of {blocks} blocks", self.fully_present))
+                    .with_found(format_args!(
+                        "{} of {}",
+                        self.fully_present,
+                        counted(blocks, "block", "blocks")
+                    ))
                     .with_expected("all"),
             );
         }
@@ -483,7 +491,11 @@ impl<'a, 'f> TableCheck<'a, 'f> {
                 Error::new(ErrorKind::Damaged, "bat.slack", message)
                     .with_section("2.5")
                     .at(table.blocks().place_of(first))
-                    .with_found(format_args!("{count} entries that are not zero"))
+                    .with_found(counted(
+                        count,
+                        "entry that is not zero",
+                        "entries that are not zero",
+                    ))
                     .with_expected("zeros"),
             );
         }
@@ -546,8 +558,9 @@ impl<'a, 'f> TableCheck<'a, 'f> {
             severity,
             Error::damaged("bat.lost", "2.5", table.region.offset.get(), message)
                 .with_found(format_args!(
-                    "{leaked} unreferenced bytes, the first at {:#x}, and {absent} blocks without space",
-                    first * MIB
+                    "{leaked} unreferenced bytes, the first at {:#x}, and {} without space",
+                    first * MIB,
+                    counted(absent, "block", "blocks")
                 ))
                 .with_expected("an entry for every block of data"),
         );

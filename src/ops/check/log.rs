@@ -9,7 +9,7 @@ use crate::format::header::Header;
 use crate::image::LogPolicy;
 use crate::log::{self, Sequence};
 use crate::storage::Storage;
-use crate::types::MIB;
+use crate::types::{MIB, counted};
 
 /// How many invalid targets are reported one by one.
 const MOST_TARGETS: usize = 1000;
@@ -95,13 +95,25 @@ fn report_pending(header: &Header, sequence: &Sequence, findings: &mut Findings)
             .with_section("2.3.3")
             .at(header.log_offset + tail.position)
             .with_found(format_args!(
-                "{} entries, {} to {}",
-                sequence.entries.len(),
+                "{}, {} to {}",
+                counted(sequence.entries.len() as u64, "entry", "entries"),
                 tail.sequence_number,
                 head.sequence_number
             ))
             .with_expected("an empty log, as after a clean close"),
     );
+    if let Some(gap) = &sequence.gap {
+        let message = "the log is damaged where a replay needs it, and newer entries lie behind";
+        let behind = counted(gap.newer, "newer intact entry", "newer intact entries");
+        findings.warning(
+            Error::damaged("log.gap", "2.3.2", header.log_offset + gap.position, message)
+                .with_found(format_args!("{behind} of this log behind it, up to {}", gap.newest))
+                .with_expected(format_args!(
+                    "none newer than entry {}, up to which the log can be replayed",
+                    head.sequence_number
+                )),
+        );
+    }
     for entry in &sequence.entries {
         let at = header.log_offset + entry.position;
         for (value, place) in [(entry.flushed_file_offset, 48), (entry.last_file_offset, 56)] {
@@ -122,7 +134,7 @@ fn report_survey(survey: &log::Survey, header: &Header, findings: &mut Findings)
         Error::new(ErrorKind::Damaged, code, message)
             .with_section("2.3.2")
             .at(at.unwrap_or(header.log_offset))
-            .with_found(format_args!("{count} entries"))
+            .with_found(counted(count, "entry", "entries"))
     };
     if survey.torn > 0 {
         let message = "incomplete or partly overwritten entries of this log";

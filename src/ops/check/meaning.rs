@@ -169,6 +169,10 @@ const MEANINGS: &[(&str, &str)] = &[
         "The log can be replayed; the file length that it sets may be slightly off.",
     ),
     (
+        "log.gap",
+        "What was flushed after the damaged entry is lost once the log is replayed, as any program does that writes to the image: copy the file first. Only a writer that does not flush between entries leaves this at a crash without a loss.",
+    ),
+    (
         "log.last-file-offset",
         "The log cannot be replayed: it would make the file grow without bound.",
     ),

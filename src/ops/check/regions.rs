@@ -8,7 +8,7 @@ use crate::format::header::Header;
 use crate::format::region::{self, RegionEntry, RegionFlags, RegionTable};
 use crate::image::{inspect_regions, read_what_is_there, too_short};
 use crate::storage::Storage;
-use crate::types::MIB;
+use crate::types::{MIB, counted};
 
 /// The structures of the file.
 #[derive(Debug)]
@@ -36,8 +36,11 @@ pub(super) fn check(
         let message = "the two region tables differ";
         findings.error(
             Error::damaged("region.copies-differ", "2.2", RegionTable::OFFSETS[1], message)
-                .with_found(format_args!("{} entries", second.entries.len()))
-                .with_expected(format_args!("the {} entries of the first", first.entries.len())),
+                .with_found(counted(second.entries.len() as u64, "entry", "entries"))
+                .with_expected(format_args!(
+                    "the first with its {}",
+                    counted(first.entries.len() as u64, "entry", "entries")
+                )),
         );
     }
     let Some((table, at)) = chosen(&copies) else { return Ok(None) };

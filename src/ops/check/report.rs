@@ -54,6 +54,7 @@ const DOUBTS: &[&str] = &[
     "bitmap.hidden",
     "lock.failed",
     "lock.in-use",
+    "log.gap",
     "log.not-replayed",
     "parent.linkage-ignored",
 ];

@@ -125,9 +125,10 @@ impl MergeStep<'_> {
         let images = self.op.images();
         let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
         let of_step = &images[self.layer..=self.layer + 1];
-        of_step
-            .iter()
-            .try_for_each(|image| self.merge.refuse_others(self.op, image, &known).map(drop))
+        of_step.iter().try_for_each(|image| {
+            let search = self.op.child_search(&self.merge.folders);
+            self.merge.refuse_others(search, image, &known).map(drop)
+        })
     }
 
     /// Marks both files before anything else changes in them.

@@ -44,7 +44,7 @@ fn effort(kind: Kind) -> Effort {
     let first_only = std::env::var_os("AVHDX_MUTANT").is_some();
     let depth = match (is_long(), kind) {
         (false, Kind::Small) if first_only => Depth { exhaustive: 5, samples: 6, torn: 4 },
-        (false, Kind::Small) => Depth { exhaustive: 3, samples: 3, torn: 2 },
+        (false, Kind::Small) => Depth { exhaustive: 3, samples: 2, torn: 1 },
         (false, Kind::Interleaved) => Depth { exhaustive: 1, samples: 1, torn: 0 },
         (false, Kind::Large) => Depth { exhaustive: 3, samples: 2, torn: 0 },
         (true, Kind::Small) => Depth { exhaustive: 11, samples: 600, torn: 300 },

@@ -333,7 +333,7 @@ fn stopped() -> Vec<History> {
 fn interleaved(operation: fn(&Scene, &DiffChain)) -> Vec<History> {
     let mut histories = Vec::new();
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
-    let each = if is_long() || is_hunt { 1 } else { 6 };
+    let each = if is_long() || is_hunt { 1 } else { 9 };
     for step in (0..).step_by(each) {
         let scene = three(false);
         let chain = scene.open();
@@ -361,7 +361,7 @@ fn interleaved(operation: fn(&Scene, &DiffChain)) -> Vec<History> {
 fn mirrored() -> Vec<History> {
     let mut histories = Vec::new();
     let is_hunt = std::env::var_os("AVHDX_MUTANT").is_some();
-    let each = if is_long() || is_hunt { 1 } else { 4 };
+    let each = if is_long() || is_hunt { 1 } else { 7 };
     for step in (0..).step_by(each) {
         let scene = three(false);
         let chain = scene.open();

@@ -88,7 +88,7 @@ pub struct Layer {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Bytes(Vec<u8>),
+    Bytes(Arc<Vec<u8>>),
     File(Arc<File>),
     Other(Arc<dyn Bytes>),
 }
@@ -127,7 +127,7 @@ type Result<T> = std::result::Result<T, String>;
 impl Layer {
     /// Reads an image from memory; the log is replayed into the bytes.
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        Self::new(Source::Bytes(bytes))
+        Self::new(Source::Bytes(Arc::new(bytes)))
     }
 
     /// Reads an image from bytes of any kind.
@@ -207,6 +207,7 @@ impl Layer {
         self.updates = updates;
         self.last_file_offset = Some(last);
         if let Source::Bytes(bytes) = &mut self.file {
+            let bytes = Arc::make_mut(bytes);
             let end = self.updates.iter().map(|u| u.at.saturating_add(u.len())).max();
             // An update far out is kept as an update, because a wrong offset could take all memory.
             if end.is_some_and(|e| e <= bytes.len() as u64 + (64 << 20)) {

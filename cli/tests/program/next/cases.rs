@@ -20,6 +20,16 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
         "merge: image.children-unknown",
         "needs a folder that cannot be listed: see tests/writing/children.rs",
     ),
+    (
+        "label: image.children-unknown",
+        "needs a folder that cannot be listed: see tests/writing/children.rs",
+    ),
+    (
+        "checkpoint: image.children-unknown",
+        "needs a folder that cannot be listed: see tests/writing/children.rs",
+    ),
+    ("checkpoint: create.file", "needs a folder that cannot be written to"),
+    ("op.remove", "needs a folder that cannot be written to: see tests/writing/children.rs"),
     ("merge.not-removed", "needs a file that cannot be removed: see tests/writing/children.rs"),
     ("revert.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
     ("delete.kept", "needs a file that cannot be removed: see tests/writing/children.rs"),
