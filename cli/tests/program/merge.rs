@@ -12,11 +12,6 @@ use avhdx_testkit::rng::Rng;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
-/// How often a merge is killed; in the long form more often.
-fn kills() -> u32 {
-    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
-    if is_long { 60 } else { 12 }
-}
 
 /// A disk with its checkpoints, and a model of every layer's content.
 struct Machine {
@@ -254,6 +249,12 @@ fn an_interruption_stops_where_the_merge_can_be_resumed() {
     machine.folder.run("merge --resume c1.avhdx").expect(0);
     machine.merged(1);
     machine.is_as_written();
+}
+
+/// How often a merge is killed; in the long form more often.
+fn kills() -> u32 {
+    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
+    if is_long { 60 } else { 12 }
 }
 
 #[test]
