@@ -7,7 +7,7 @@ use avhdx::Layer;
 use avhdx::ops::{DeleteBranch, DeletedBranch};
 
 use crate::failure::{Exit, Failure, Reply};
-use crate::forks;
+use crate::forks::{self, Other};
 use crate::merging::{DeleteAnswer, HowFlags, Moves, Request, What};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
@@ -99,7 +99,7 @@ fn refuse_tip(subject: &Subject) -> Failure {
 }
 
 /// A point on which several branches lie: all but one must go first.
-fn refuse_fork(point: &Layer, others: &[PathBuf]) -> Failure {
+fn refuse_fork(point: &Layer, others: &[Other]) -> Failure {
     let name = &point.name;
     let message = format!(
         "{name}: {} of it {} in the way: the point's data cannot go to all of them",
@@ -108,7 +108,11 @@ fn refuse_fork(point: &Layer, others: &[PathBuf]) -> Failure {
     );
     let failure = Failure::new(Exit::Refused, "delete.fork", message);
     others.iter().fold(failure, |failure, other| {
-        let mut tip = other.as_os_str().to_owned();
+        if other.is_left_over {
+            let command = with_parents("merge --resume", &other.path);
+            return failure.then(format!("{command}  # removes what a merge left behind"));
+        }
+        let mut tip = other.path.as_os_str().to_owned();
         tip.push("@-0");
         let command = with_parents("delete --subtree --dry-run", Path::new(&tip));
         failure.then(format!("{command}  # shows what that branch holds")).or_else(format!(

@@ -153,6 +153,14 @@ impl Failure {
         Self { cause: Some(error.to_string()), ..Self::new(Exit::Io, code, message) }
     }
 
+    /// Standard input failed.
+    pub(crate) fn stdin(error: avhdx::Error) -> Self {
+        match error.source().and_then(|source| source.downcast_ref()) {
+            Some(host) => Self::io("stdin.read", "cannot read standard input", host),
+            None => error.into(),
+        }
+    }
+
     /// Standard output failed. A closed pipe is not an error.
     pub(crate) fn stdout(error: &io::Error) -> Self {
         let is_gone = error.kind() == io::ErrorKind::BrokenPipe;

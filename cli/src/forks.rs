@@ -2,21 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
-use avhdx::Layer;
-use avhdx::ops::forest::Forest;
+use avhdx::ops::forest::{Forest, Node};
 use avhdx::storage::{FileKind, Host, LocalHost};
+use avhdx::{Layer, MergeState};
 
 use crate::args::OperationFlags;
 use crate::failure::Failure;
 use crate::operation::Subject;
 use crate::point::folder_of;
 
+/// A child of a layer that is not in its chain.
+pub(crate) struct Other {
+    pub(crate) path: PathBuf,
+    /// Whether it is the rest of a merge that was interrupted before it removed the file.
+    pub(crate) is_left_over: bool,
+}
+
 /// The children of a layer that are not in its chain, in the layer's folder, the tip's and those that the flags name.
 pub(crate) fn others(
     subject: &Subject,
     point: &Layer,
     opening: &OperationFlags,
-) -> Result<Vec<PathBuf>, Failure> {
+) -> Result<Vec<Other>, Failure> {
     let forest = forest(subject, opening)?;
     Ok(others_in(&forest, subject, point))
 }
@@ -40,12 +47,17 @@ pub(crate) fn forest(subject: &Subject, opening: &OperationFlags) -> Result<Fore
 }
 
 /// The same in a known forest.
-pub(crate) fn others_in(forest: &Forest, subject: &Subject, point: &Layer) -> Vec<PathBuf> {
+pub(crate) fn others_in(forest: &Forest, subject: &Subject, point: &Layer) -> Vec<Other> {
     let own: Vec<_> = subject.layers().iter().map(|layer| layer.data_write_guid).collect();
     let children = forest.children_of(point.data_write_guid).map(|id| forest.node(id));
     let others =
         children.filter(|node| node.data_write_guid.is_none_or(|guid| !own.contains(&guid)));
-    others.map(|node| node.path.clone()).collect()
+    let other = |node: &Node| {
+        let mark = node.image.as_ref().ok().and_then(|image| image.merge.as_ref());
+        let is_left_over = mark.is_some_and(|mark| mark.state == MergeState::Spent);
+        Other { path: node.path.clone(), is_left_over }
+    };
+    others.map(other).collect()
 }
 
 /// The regular files of the folder of an image, and of further folders.

@@ -49,6 +49,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?;
     let inspected = Subject::inspect(&args.image, &options)?;
     let point = inspected.required_point()?;
+    if point.id == inspected.tip().id {
+        // Refused, and no log is replayed for it.
+        Label::new(point.id, &args.text).run(&inspected.chain)?;
+    }
     // A label that will be refused must not replay a log.
     let is_newest = inspected.is_newest(point.id);
     let id = point.data_write_guid;

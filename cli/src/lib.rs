@@ -81,6 +81,7 @@ mod writing;
 mod zero;
 
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -177,7 +178,9 @@ impl Verb {
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
-            Self::Completions(args) => pages::completions(args, program(), console),
+            Self::Completions(args) => {
+                pages::completions(args, complete::by_names(program()), console)
+            }
             Self::Man(args) => pages::man(args, program(), console),
         }
     }
@@ -237,19 +240,21 @@ fn print_usage(error: &clap::Error, args: &[OsString]) -> ExitCode {
     let printed = match error.use_stderr() && !args.iter().all(is_plain) {
         true => {
             let text = error.to_string();
-            text.lines().for_each(|line| eprintln!("{}", printable(line)));
-            Ok(())
+            text.lines().try_for_each(|line| writeln!(io::stderr(), "{}", printable(line)))
         }
         false => error.print(),
     };
     if !error.use_stderr() {
-        // A closed pipe is not an error.
-        drop(printed);
-        return Exit::Yes.code();
+        return match printed.and_then(|()| io::stdout().flush()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Exit::Io.code(),
+            // A closed pipe is not an error.
+            _ => Exit::Yes.code(),
+        };
     }
     // Without a verb, the error is the help itself.
     if error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        eprintln!("{}", render::next_line(&help(args)));
+        // Nobody is left to be told of a failure.
+        drop(writeln!(io::stderr(), "{}", render::next_line(&help(args))));
     }
     Exit::Usage.code()
 }

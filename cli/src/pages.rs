@@ -10,7 +10,6 @@ use clap_mangen::roff::{Roff, bold, roman};
 use serde::Serialize;
 
 use crate::args::ReplaceFlags;
-use crate::complete;
 use crate::examples;
 use crate::failure::{Exit, Failure, Reply};
 use crate::new_file::Place;
@@ -80,7 +79,6 @@ pub(crate) fn completions(
     console: &mut Console,
 ) -> Result<Reply, Failure> {
     let mut script = Vec::new();
-    command = complete::by_names(command);
     clap_complete::generate(args.shell, &mut command, "avhdx", &mut script);
     if console.is_json() {
         let script = String::from_utf8_lossy(&script).into_owned();

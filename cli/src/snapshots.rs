@@ -104,8 +104,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         if n == 0 {
             blocked.push("the present".to_owned());
         } else {
-            let names = others.iter().filter_map(|path| path.file_name());
-            blocked.extend(names.map(|name| format!("a branch: {}", name.to_string_lossy())));
+            blocked.extend(others.iter().map(|other| {
+                let name = other.path.file_name().unwrap_or_default().to_string_lossy();
+                let what = if other.is_left_over { "an unfinished merge" } else { "a branch" };
+                format!("{what}: {name}")
+            }));
             if is_unfinished {
                 blocked.push("an unfinished merge".into());
             }

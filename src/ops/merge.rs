@@ -92,6 +92,7 @@ impl Merge<'_> {
         let Checked { warnings, spent } = self.check(&op, &steps, &mut examined)?;
         // Found out after all data was moved, it would leave a file behind.
         steps.iter().try_for_each(|layer| examined.check_removable(&op, *layer))?;
+        let is_rest = self.is_rest_of_another(&op, steps[steps.len() - 1]);
         // The total is not known yet.
         let mut ask = || on(Progress { done: 0, total: 0 });
         let mut cancel = CancelCheck::new(&mut ask);
@@ -120,7 +121,7 @@ impl Merge<'_> {
         // The new tip, or the layer above, refers to it by name.
         let parent = &op.images()[child];
         let place = current_path(op.host().as_ref(), parent, &mut merged.warnings);
-        merged.tip = place.filter(|_| child == 0);
+        merged.tip = place.filter(|_| child == 0 && !is_rest);
         Ok(merged)
     }
 
@@ -221,6 +222,19 @@ impl Merge<'_> {
             }
         }
         Ok(checked)
+    }
+
+    /// Whether the layer is all that is left of a finished merge in the middle of another chain: its file alone is still to
+    /// be removed, and that chain's tip lies on the parent. Also where that cannot be excluded.
+    fn is_rest_of_another(&self, op: &Operation<'_>, layer: usize) -> bool {
+        let images = op.images();
+        if layer > 0 || !is_spent(&images[layer]) {
+            return false;
+        }
+        let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
+        let search = ChildSearch { ignores_spent: true, ..op.child_search(&self.folders) };
+        let seen = search.refuse_others(&images[layer + 1], &known);
+        !seen.is_ok_and(|seen| seen.unread.is_none())
     }
 
     /// Refuses layers with faults that would permanently block a merge once it has begun.

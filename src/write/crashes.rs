@@ -1,6 +1,6 @@
 //! Crashes at every point of an edit of the metadata and of a resize, with every part of the
 //! unflushed writes lost: the image is that before or after a step, to the testkit's naive reader
-//! and to the crate. Uses the simulated host and the outcomes of `tests/crash`.
+//! and to the crate. Uses the simulated host and the outcomes of the test kit.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

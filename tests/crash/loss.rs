@@ -157,7 +157,7 @@ fn explore(damaged: &Damaged) -> (usize, Vec<String>) {
 
     let depth = match is_long() {
         true => Depth { exhaustive: 10, samples: 200, torn: 60 },
-        false => Depth { exhaustive: 7, samples: 8, torn: 6 },
+        false => Depth { exhaustive: 8, samples: 20, torn: 12 },
     };
     let events = host.events();
     let mut seen = HashSet::new();

@@ -130,7 +130,7 @@ fn a_change_that_runs_out_of_space_harms_nothing() {
             [(Arrived::Nothing, usize::MAX), (Arrived::Half, usize::MAX), (Arrived::Nothing, 1)]
         {
             // Where space is short for good, at every step; otherwise at some of them.
-            let each = if is_long || arrived == Arrived::Nothing && most > 1 { 1 } else { 3 };
+            let each = if is_long || arrived == Arrived::Nothing && most > 1 { 1 } else { 5 };
             for n in (0_usize..).step_by(each) {
                 let what = format!("{change:?}, no space for {most} from {n} on, {arrived:?}");
                 let host = SimHost::new(files.clone());

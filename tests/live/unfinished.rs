@@ -59,7 +59,7 @@ fn open(path: &Path) -> avhdx::Result<DiffChain> {
 fn a_merge_that_was_stopped_anywhere_is_reported_and_completed() {
     let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|long| long == "1");
     for (low_space, layer) in [(false, 1), (true, 0)] {
-        for n in (1..).filter(|n| is_long || *n < 6 || n % 72 == 0) {
+        for n in (1..).filter(|n| is_long || *n < 6 || n % 144 == 0) {
             let folder = tempfile::tempdir().unwrap();
             let (chain, mut model) = chain_of(3, folder.path());
             let files = paths(&chain);

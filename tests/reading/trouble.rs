@@ -150,7 +150,7 @@ fn a_missing_parent_quotes_every_path() {
         r#"absolute_win32_path "\\\\?\\D:\\vm\\Base.vhdx" (nothing at "#,
         "given.vhdx",
         "mapped",
-        "1 files of folders searched",
+        "one file of folders searched",
     ] {
         assert!(found.contains(part), "no {part} in {found}");
     }

@@ -12,6 +12,7 @@ use avhdx::{Disk, Error, ErrorKind, OpenOptions, Result, VhdxFile, Zeroing};
 use avhdx_testkit::build::{
     Block, Data, Descriptor, Image, LogEntry, RegionEntry, SECTOR, state, write_chain,
 };
+use avhdx_testkit::bytes::difference;
 use avhdx_testkit::naive;
 use uuid::Uuid;
 
@@ -92,8 +93,8 @@ fn sound(file: &dyn Storage) {
 fn holds(file: &dyn Storage, want: &[u8]) {
     let chain = naive::Chain::from_bytes([bytes_of(file)]).unwrap();
     let found = chain.flat(0).unwrap();
-    let first = (0..want.len()).find(|i| found.get(*i) != want.get(*i));
-    assert!(first.is_none() && found.len() == want.len(), "differs at {first:x?}");
+    let first = difference(&found, want);
+    assert!(first.is_none(), "differs at {first:x?}");
 }
 
 /// Four consecutive blocks of 1 MiB on a disk of 16 MiB.

@@ -10,6 +10,7 @@ use crate::sim::{FOLDER, SimHost};
 use avhdx::ops::{Check, Severity};
 use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Budget, CreateOptions, DiffChain, Disk, DiskExt, OpenOptions, Source, Zeroing};
+use avhdx_testkit::bytes::is_zero;
 use avhdx_testkit::naive::{self, Chain};
 use avhdx_testkit::rng::Rng;
 use proptest::prelude::*;
@@ -316,7 +317,7 @@ impl Run<'_> {
         }
         let mut gap = vec![0xAA; (self.model.origin - before) as usize];
         chain.read_at(&mut gap, before).unwrap();
-        assert!(gap.iter().all(|byte| *byte == 0));
+        assert!(is_zero(&gap));
     }
 
     /// Runs both checkers, and compares the disk with the naive reader at all changed places and a few
@@ -380,7 +381,7 @@ fn snapshot(host: &dyn Host, path: &Path) -> (u64, BTreeMap<u64, Vec<u8>>) {
         let window = &mut window[..(len - at).min(MIB) as usize];
         storage.read_exact_at(window, at).unwrap();
         for (i, page) in window.chunks(4096).enumerate() {
-            if page.iter().any(|byte| *byte != 0) {
+            if !is_zero(page) {
                 pages.insert(at + i as u64 * 4096, page.to_vec());
             }
         }

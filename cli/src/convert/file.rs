@@ -12,7 +12,6 @@ use avhdx::storage::{FileId, FileStorage, LocalHost, Storage};
 use avhdx::{CreateOptions, Disk, Extent, Geometry, RawDisk};
 
 use super::copied::Copied;
-use super::stdin::stdin_failure;
 use crate::failure::{Exit, Failure};
 use crate::new_file::NewFile;
 
@@ -66,7 +65,7 @@ impl FileInput {
         };
         self.refuse_changed()?;
         let done = done.map_err(|error| match error.file() == Some(NAME) {
-            true => stdin_failure(error),
+            true => Failure::stdin(error),
             false => to.failure(error),
         })?;
         // Who reads standard input next finds its end, as after a pipe.

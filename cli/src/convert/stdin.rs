@@ -103,7 +103,7 @@ impl Stream {
         drop(meter);
         let (block_size, Imported { size, read, written, .. }) = done.map_err(|error| {
             if error.code() == "import.read" {
-                return stdin_failure(error);
+                return Failure::stdin(error);
             }
             file.failure(error)
         })?;
@@ -125,13 +125,5 @@ impl Stream {
             );
             console.warn("convert.padded", &message);
         }
-    }
-}
-
-pub(super) fn stdin_failure(error: avhdx::Error) -> Failure {
-    let message = "cannot read standard input";
-    match std::error::Error::source(&error).and_then(|source| source.downcast_ref()) {
-        Some(host) => Failure::io("stdin.read", message, host),
-        None => error.into(),
     }
 }

@@ -190,7 +190,7 @@ fn wrong_arguments_are_refused() {
     folder.run("convert l2.vhdx -O vhdx out --sector 0").expect(2);
     folder.run("convert l2.vhdx -O vhdx out --log-size 100").expect(2);
     fs::write(folder.file("none"), b"").unwrap();
-    folder.run("convert none -f raw -O vhdx out").expect(2).says("invalid disk size");
+    folder.run("convert none -f raw -O vhdx out").expect(2).says("none: the file is empty");
     folder.run("convert l2.vhdx -O vhdx none").expect(7).says("--overwrite");
     let run = folder.run("convert l2.vhdx -O vhdx l0.vhdx --overwrite --json").expect(7);
     assert_eq!(run.error()["code"], "output.is-input");

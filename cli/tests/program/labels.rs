@@ -4,7 +4,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use crate::common::{Folder, mark, name};
 use avhdx::{CreateOptions, DiffChain};
-use avhdx_testkit::build::Image;
+use avhdx_testkit::build::{Descriptor, Image, LogEntry};
 
 /// A disk with two checkpoints: first `before the upgrade`, then one whose label is `label`.
 fn labelled(label: &str) -> Folder {
@@ -94,4 +94,65 @@ fn unfinished_merges_are_shown_with_the_command_to_resume() {
     std::fs::remove_file(folder.file("child.avhdx")).unwrap();
     let run = folder.run("tree .").expect(1).prints("unfinished merge: base.vhdx\n");
     run.prints("next: avhdx tree . DIR  # DIR: a folder that may contain child.avhdx\n");
+}
+
+#[test]
+fn what_a_merge_in_the_middle_left_behind_has_no_tip_and_is_no_branch() {
+    let folder = Folder::new();
+    let mut base = Image::dynamic(4 << 20);
+    name(&mut base, 0);
+    let mut tip = base.new_child();
+    name(&mut tip, 1);
+    tip.parent_path(".\\base.vhdx");
+    let mut left = base.new_child();
+    name(&mut left, 2);
+    left.parent_path(".\\base.vhdx");
+    mark(&mut left, 2, crate::common::guid(0), "base.vhdx");
+    for (image, name) in [(&base, "base.vhdx"), (&tip, "tip.avhdx"), (&left, "left.avhdx")] {
+        image.write_to(folder.file(name));
+    }
+    folder.run("points tip.avhdx").expect(0).prints("an unfinished merge: left.avhdx");
+    let refused = folder.run("delete tip.avhdx@-1").expect(7);
+    refused.says("next: avhdx merge --resume ./left.avhdx");
+    let done = folder.run("merge --resume left.avhdx --json").expect(0).json();
+    assert_eq!(done["tip"], serde_json::Value::Null, "{done}");
+    folder.run("points tip.avhdx").expect(0).prints("yes");
+    // Of a tip it is told: its machine is to be given the parent.
+    let mut tip = base.new_child();
+    name(&mut tip, 1);
+    tip.parent_path(".\\base.vhdx");
+    mark(&mut tip, 2, crate::common::guid(0), "base.vhdx");
+    tip.write_to(folder.file("tip.avhdx"));
+    let done = folder.run("merge --resume tip.avhdx --json").expect(0).json();
+    assert!(done["tip"].as_str().unwrap().ends_with("base.vhdx"), "{done}");
+}
+
+#[test]
+fn the_present_gets_no_label_and_its_log_stays() {
+    let folder = Folder::new();
+    let mut image = Image::dynamic(4 << 20);
+    image.set_log_guid(crate::common::guid(9));
+    image.log = vec![LogEntry::new(7, vec![Descriptor::zero(image.layout().needed_length, 4096)])];
+    image.write_to(folder.file("a.vhdx"));
+    let before = std::fs::read(folder.file("a.vhdx")).unwrap();
+    folder.run("label a.vhdx@-0 x").expect(2).says("the tip is the present");
+    assert!(before == std::fs::read(folder.file("a.vhdx")).unwrap(), "its log was replayed");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn an_answer_of_the_parser_that_nobody_can_be_given_ends_with_an_exit_code() {
+    let folder = Folder::new();
+    for (line, code) in [
+        ("create x.vhdx nan 2>/dev/full", 2),
+        ("create $'\\e' 2>/dev/full", 2),
+        ("--help >/dev/full", 3),
+        ("--version >/dev/full", 3),
+        ("info --help >/dev/full", 3),
+    ] {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("\"$0\" {line}"), env!("CARGO_BIN_EXE_avhdx")]);
+        let done = shell.current_dir(folder.path()).output().unwrap();
+        assert_eq!(done.status.code(), Some(code), "{line}");
+    }
 }

@@ -12,7 +12,6 @@ use avhdx_testkit::rng::Rng;
 use serde_json::Value;
 
 const MIB: usize = 1 << 20;
-const KILLS: u32 = 30;
 
 /// A disk with its checkpoints, and a model of every layer's content.
 struct Machine {
@@ -252,6 +251,12 @@ fn an_interruption_stops_where_the_merge_can_be_resumed() {
     machine.is_as_written();
 }
 
+/// How often a merge is killed; in the long form more often.
+fn kills() -> u32 {
+    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
+    if is_long { 60 } else { 12 }
+}
+
 #[test]
 fn a_killed_merge_is_resumed() {
     let mut rng = Rng::new(u64::from(std::process::id()));
@@ -259,7 +264,8 @@ fn a_killed_merge_is_resumed() {
     machine.checkpoint_and_write(&mut rng);
     // The number of kills before, during and after the merge.
     let (mut before, mut within, mut after) = (0, 0, 0);
-    for _ in 0..KILLS {
+    let kills = kills();
+    for _ in 0..kills {
         machine.checkpoint_and_write(&mut rng);
         machine.checkpoint_and_write(&mut rng);
         // The tip or the layer below it.
@@ -302,7 +308,7 @@ fn a_killed_merge_is_resumed() {
         machine.reads();
     }
     println!("killed before {before}, within {within} and after {after} merges");
-    assert!(within >= KILLS / 6, "{within} of {KILLS} kills met a merge");
+    assert!(within >= kills / 6, "{within} of {kills} kills met a merge");
 }
 
 /// A small file system, mounted until this is dropped.

@@ -43,10 +43,14 @@ pub(super) fn check(
         findings: Findings::new(most_per_code),
         seen: HashSet::new(),
         volumes: Vec::new(),
+        failed: None,
     };
     let mut layers = vec![walk.tip(&tip).map_err(|error| error.in_file(tip.name()))?];
     while with_parents && let Some(facts) = walk.below(&layers) {
         layers.push(facts);
+    }
+    if let Some(error) = walk.failed.take() {
+        return Err(error);
     }
     if with_parents {
         walk.report_volumes(&layers);
@@ -65,6 +69,8 @@ struct ChainCheck<'a> {
     seen: HashSet<Identity>,
     /// The volumes that the layers lie on, if the host can tell.
     volumes: Vec<u64>,
+    /// What kept the check from going on, and says nothing of the images.
+    failed: Option<Error>,
 }
 
 impl ChainCheck<'_> {
@@ -91,6 +97,10 @@ impl ChainCheck<'_> {
         }
         let parent = match find_parent(link, *at, self.chain.linkage, self.source) {
             Ok(parent) => parent,
+            Err(error) if is_of_process(&error) => {
+                self.failed = Some(error);
+                return None;
+            }
             Err(error) => {
                 self.report_no_parent(error, *at);
                 return None;
@@ -134,6 +144,10 @@ impl ChainCheck<'_> {
                 self.report_fit(child, &facts);
                 self.report_trackers(storage.as_ref());
                 Some(facts)
+            }
+            Err(error) if is_of_process(&error) => {
+                self.failed = Some(error);
+                None
             }
             Err(error) => {
                 self.findings.error(error);
@@ -326,4 +340,9 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(ending);
     PathBuf::from(name)
+}
+
+/// Whether the error is one of this process, with which other images would be no sounder.
+fn is_of_process(error: &Error) -> bool {
+    error.code() == "limit.open-files"
 }

@@ -138,7 +138,6 @@ const MEANINGS: &[(&str, &str)] = &[
         "limit.log-changes",
         "The log holds more changes than fit in memory: reading and writing are refused.",
     ),
-    ("limit.open-files", "The layers further down are not examined."),
     ("locator.count", "The parent may not be found, or its identity may be unknown."),
     ("locator.duplicate", "Which value of the key applies is unknown: reading is refused."),
     ("locator.length", "The parent cannot be found: only the data in this file can be read."),

@@ -13,7 +13,7 @@
 //! - With the feature `library`, and only there, the public interface of the library is used: `conformance` holds
 //!   implementations of its traits to their promises, `sim` is a host in memory that records what happens to its files,
 //!   `outcomes` and `stale` make of the record what a crash can leave, `model` and `verdict` judge that.
-//! - [`crc`] and [`rng`] are used by the others.
+//! - [`bytes`], [`crc`] and [`rng`] are used by the others.
 
 // The testkit is not part of the crate whose file access goes through `storage::Host`.
 #![allow(clippy::disallowed_methods)]
@@ -23,6 +23,7 @@
 extern crate self as avhdx_testkit;
 
 pub mod build;
+pub mod bytes;
 mod check;
 #[cfg(feature = "library")]
 pub mod conformance;
