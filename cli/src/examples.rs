@@ -152,7 +152,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         "diff",
         &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
-            ("avhdx diff web_2.avhdx@tuesday --content", "bytes that differ from now"),
+            ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
             ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
         ],
     ),
