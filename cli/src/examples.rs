@@ -126,6 +126,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "rebase",
+        &[
+            ("avhdx rebase web_1.avhdx --onto copy.vhdx", "takes in what differs"),
+            ("avhdx rebase web_1.avhdx --onto copy.vhdx --dry-run", "what it takes, at most"),
+            ("avhdx rebase web_2.avhdx --onto web_2.avhdx@base", "takes in layers between"),
+        ],
+    ),
+    (
         "reparent",
         &[
             ("avhdx reparent web_1.avhdx --onto copy.vhdx", "if bytes are the same"),

@@ -4,7 +4,7 @@
 //!
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`,
-//!    `explain`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
+//!    `explain`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
 //!    `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`: the merges that `merge` and `delete` ask for;
 //! 4. `forks`: other branches on a point;
@@ -61,6 +61,7 @@ mod point;
 mod points;
 mod progress;
 mod read;
+mod rebase;
 mod relink;
 mod render;
 mod reparent;
@@ -93,7 +94,7 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, reparent, relink and bench --write change an
+/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, rebase, reparent, relink and bench --write change an
 /// existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
@@ -139,7 +140,7 @@ enum Verb {
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
     Merge(merge::Args),
-    #[command(visible_alias = "rebase")]
+    Rebase(rebase::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
     Diff(diff::Args),
@@ -171,6 +172,7 @@ impl Verb {
             Self::Metadata(args) => metadata::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
+            Self::Rebase(args) => rebase::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Diff(args) => diff::run(args, console),
