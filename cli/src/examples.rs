@@ -52,6 +52,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "flatten",
+        &[
+            ("avhdx flatten web_2.avhdx flat.vhdx", "the whole chain as one image"),
+            ("avhdx flatten web_2.avhdx@-1 old.vhdx --verify", "an earlier point"),
+        ],
+    ),
+    (
         "create",
         &[
             ("avhdx create new.vhdx 10G", "an empty disk; the file grows"),

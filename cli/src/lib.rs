@@ -4,9 +4,9 @@
 //!
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
-//!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
+//!    `flatten`, `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
 //!    `write`, `zero`, and `complete`, which answers shells;
-//! 3. `merging`: the merges that `merge` and `delete` ask for;
+//! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
 //! 6. `endings`, `input`, `loss`: names of new files, disks that a verb reads, and consent to lost data;
@@ -30,6 +30,7 @@ mod codes;
 mod compare;
 mod complete;
 mod convert;
+mod copying;
 mod create;
 mod delete;
 mod discard;
@@ -38,6 +39,7 @@ mod examples;
 mod explain;
 mod facts;
 mod failure;
+mod flatten;
 mod forks;
 mod info;
 mod input;
@@ -123,6 +125,7 @@ enum Verb {
     Explain(explain::Args),
     Read(read::Args),
     Convert(convert::Args),
+    Flatten(flatten::Args),
     Create(create::Args),
     Write(write::Args),
     Zero(zero::Args),
@@ -156,6 +159,7 @@ impl Verb {
             Self::Explain(args) => explain::run(args, console),
             Self::Read(args) => read::run(args, console),
             Self::Convert(args) => convert::run(args, console),
+            Self::Flatten(args) => flatten::run(args, console),
             Self::Create(args) => create::run(args, console),
             Self::Write(args) => write::run(args, console),
             Self::Zero(args) => zero::run(args, console),

@@ -47,6 +47,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::discard::DiscardAnswer>(),
         line::<crate::render::ErrorAnswer>(),
         document::<crate::explain::ExplainAnswer>(),
+        document::<crate::flatten::FlattenAnswer>(),
         document::<crate::operation::ForecastAnswer>(),
         document::<crate::facts::json::InfoAnswer>(),
         document::<crate::pages::ManAnswer>(),

@@ -88,6 +88,13 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.ending", &["--any-name accepts any name"], &["ELSEWHERE", "AGAIN --any-name"]),
     ("output.no-writer", &[], &["ELSEWHERE"]),
     ("output.*", &[], &["ELSEWHERE"]),
+    (
+        "convert.differs",
+        &[
+            "the input changed meanwhile, or a drive or the memory gives other bytes than it was given",
+        ],
+        &["ELSEWHERE"],
+    ),
     ("export.write", &[], &["ELSEWHERE"]),
     ("import.write", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
@@ -259,6 +266,11 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     (
         "create: kind has-children",
+        &["--orphan-children allows it; the child then loses its parent for good"],
+        &["ELSEWHERE", "AGAIN --orphan-children"],
+    ),
+    (
+        "flatten: kind has-children",
         &["--orphan-children allows it; the child then loses its parent for good"],
         &["ELSEWHERE", "AGAIN --orphan-children"],
     ),

@@ -122,6 +122,7 @@ fn success_is_reported_even_if_the_output_is_lost() {
         "zero l2.vhdx --offset 0 --length 1M",
         "create new.vhdx --size 4M",
         "convert l2.vhdx -O raw new.raw",
+        "flatten l2.vhdx new.vhdx",
     ] {
         let folder = Folder::with_chain();
         let mut command = folder.command(line.split(' '));

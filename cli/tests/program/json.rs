@@ -186,7 +186,8 @@ fn convert() {
   "format": "raw",
   "virtual_size": 6291456,
   "written": 2097152,
-  "block_size": null
+  "block_size": null,
+  "verified": false
 }
 "#;
     assert_eq!(run.text(), expected);
@@ -252,7 +253,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 34] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 35] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -271,6 +272,7 @@ fn every_verb_answers_by_its_schema() {
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
         ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),
         ("convert tip.avhdx -O vhdx copy.vhdx", 0, b"", &["convert"]),
+        ("flatten tip.avhdx@x flat.vhdx --verify", 0, b"", &["flatten", "note"]),
         ("delete tip.avhdx@x --dry-run", 0, b"", &["forecast"]),
         ("points tip.avhdx", 0, b"", &["points"]),
         ("label tip.avhdx@x y", 0, b"", &["label", "note"]),

@@ -13,6 +13,7 @@ mod create;
 mod delete;
 mod effects;
 mod examples;
+mod flatten;
 mod images;
 mod json;
 mod labels;

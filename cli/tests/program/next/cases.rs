@@ -10,6 +10,7 @@ use crate::common::{Folder, chain, guid, mark, name};
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("convert.differs", "needs a drive that fails: see cli/src/copying.rs"),
     (
         "output.swapped",
         "needs a file replaced while the program runs: see cli/tests/program/swaps.rs",
@@ -179,6 +180,8 @@ fn asked() -> Vec<Case> {
             "convert l0.vhdx -O vhdx l1.vhdx --overwrite",
         )
         .filled(OUT),
+        case("flatten: kind has-children", 7, of_chain, "flatten l0.vhdx l1.vhdx --overwrite")
+            .filled(OUT),
         case("create: kind has-children", 7, of_chain, "create l1.vhdx --size 4M --overwrite")
             .filled(OUT),
         case("output.is-source", 7, of_chain, "convert l2.vhdx -O raw - >>l0.vhdx").filled(OUT),
@@ -191,6 +194,8 @@ fn asked() -> Vec<Case> {
         case("convert: output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
         case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert l2.vhdx new.qcow2").filled(OUT),
+        case("output.ending", 2, of_chain, "flatten l2.vhdx new.raw").filled(OUT),
+        case("exit 2", 2, of_chain, "flatten l2.vhdx -").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert -O raw l2.vhdx its.VMDK").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhd 4M").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhds 4M").filled(OUT),
@@ -205,6 +210,9 @@ fn asked() -> Vec<Case> {
         case("import.write", 3, of_chain, "convert -f raw - out.raw")
             .under("trap '' XFSZ; ulimit -f 64; cat l2.vhdx | ")
             .filled(&[("OUT", "made.raw < l0.vhdx")]),
+        case("exit 3", 3, of_chain, "flatten l2.vhdx out.vhdx")
+            .under("trap '' XFSZ; ulimit -f 64; ")
+            .filled(OUT),
         // The input is not to blame.
         case("exit 3", 3, |f| write_disk(&f.file("disk")), "convert -f raw disk out.vhdx")
             .under("trap '' XFSZ; ulimit -f 64; ")

@@ -79,6 +79,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     (
         "needs a host that fails while it is used",
         &[
+            "convert.differs",
             "create.file",
             "create.write",
             "export.room",
