@@ -133,11 +133,27 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "metadata",
+        &[
+            ("avhdx metadata web_2.avhdx", "items, the disk's identity"),
+            ("avhdx metadata web_2.avhdx --disk-id new", "another identity"),
+            ("avhdx metadata web_2.avhdx --physical-sector 512", "for the guest to see"),
+        ],
+    ),
+    (
         "relink",
         &[
             ("avhdx relink .", "repairs the paths of all parents"),
             ("avhdx relink . --parent-dir archive", "looks for parents there too"),
             ("avhdx relink . --dry-run", "only says what would change"),
+        ],
+    ),
+    (
+        "diff",
+        &[
+            ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
+            ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
+            ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
         ],
     ),
     (

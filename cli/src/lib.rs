@@ -3,8 +3,8 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
-//!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`,
+//!    `explain`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
 //!    `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`: the merges that `merge` and `delete` ask for;
 //! 4. `forks`: other branches on a point;
@@ -32,6 +32,7 @@ mod complete;
 mod convert;
 mod create;
 mod delete;
+mod diff;
 mod discard;
 mod endings;
 mod examples;
@@ -48,6 +49,7 @@ mod map;
 mod measure;
 mod merge;
 mod merging;
+mod metadata;
 mod new_file;
 mod next;
 mod operation;
@@ -91,7 +93,7 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, revert, merge, reparent, relink and bench --write change an
+/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, reparent, relink and bench --write change an
 /// existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
@@ -132,6 +134,7 @@ enum Verb {
     Points(snapshots::Args),
     Delete(delete::Args),
     Label(label::Args),
+    Metadata(metadata::Args),
     #[command(visible_alias = "apply")]
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
@@ -139,6 +142,7 @@ enum Verb {
     #[command(visible_alias = "rebase")]
     Reparent(reparent::Args),
     Relink(relink::Args),
+    Diff(diff::Args),
     Compare(compare::Args),
     Check(check::Args),
     Measure(measure::Args),
@@ -164,10 +168,12 @@ impl Verb {
             Self::Points(args) => snapshots::run(args, console),
             Self::Delete(args) => delete::run(args, console),
             Self::Label(args) => label::run(args, console),
+            Self::Metadata(args) => metadata::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
+            Self::Diff(args) => diff::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),

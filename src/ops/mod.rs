@@ -7,6 +7,7 @@
 //! | [`Check`] | checks an image and its parents against the format |
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
+//! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
 //! | [`Measure`] | computes the size of a copy |
 //! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
 //! | [`Relink`] | updates recorded parent paths after files were moved |
@@ -16,6 +17,7 @@
 //! | [`Delete`] | gives up a point in time and keeps all others |
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
+//! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -34,6 +36,8 @@ mod child;
 mod compare;
 mod delete;
 mod delete_branch;
+mod diff;
+mod edit_metadata;
 mod explain;
 mod export;
 mod forecast;
@@ -43,6 +47,7 @@ mod label;
 mod measure;
 mod merge;
 mod pace;
+mod pair;
 mod progress;
 mod relink;
 mod reparent;
@@ -56,6 +61,8 @@ pub use checkpoint::{Checkpoint, Checkpointed};
 pub use compare::{Compare, Comparison, Difference};
 pub use delete::Delete;
 pub use delete_branch::{DeleteBranch, DeletedBranch};
+pub use diff::{Diff, Differences};
+pub use edit_metadata::EditMetadata;
 pub use explain::{
     BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,
 };

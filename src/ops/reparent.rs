@@ -8,16 +8,17 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::child::current_path;
-use super::compare::{Difference, DiskPair};
-use super::{FileChangeKind, Forecast, Listener, Pace, Progress, WINDOW, window_end};
+use super::compare::Difference;
+use super::pair::DiskPair;
+use super::{FileChangeKind, Forecast, Listener, Pace, Progress, WINDOW};
 use crate::answers::Owner;
 use crate::chain::{DiffChain, Linkage, file_id};
-use crate::disk::{Disk, LayerId};
+use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, lock, open_storage};
 use crate::options::OpenOptions;
 use crate::storage::LockMode;
-use crate::storage::{Access, FileId, Storage};
+use crate::storage::{Access, Storage};
 use crate::trace::operation;
 use crate::types::{DiskOffset, len};
 use crate::warning::Warning;
@@ -263,14 +264,13 @@ impl OpenedPair {
             progress.report(size, size)?;
             return Ok(0);
         };
-        let mut both = self.both(&old)?;
+        let mut both = DiskPair::new(&old, &self.base)?;
         let (mut proven, mut reported) = (0, 0);
         for range in left_to_parent(&self.image) {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
-                let (_, disks) = both.disks_to_read(at, range.end)?;
-                let bytes = disks * (window_end(at, range.end) - at);
+                let (_, bytes) = both.predict(at, range.end)?;
                 let mut go_on = || progress.call(Progress::new(at, size));
                 if bytes > 0 && pace.wait(bytes, &mut go_on).is_break() {
                     return Err(Error::cancelled());
@@ -294,7 +294,7 @@ impl OpenedPair {
     /// Counts the bytes of data that a proof reads.
     fn bytes_to_read(&self) -> Result<u64> {
         let Some(old) = self.old_parent()? else { return Ok(0) };
-        let mut both = self.both(&old)?;
+        let mut both = DiskPair::new(&old, &self.base)?;
         let mut bytes = 0;
         for range in left_to_parent(&self.image) {
             let range = range?;
@@ -329,18 +329,6 @@ impl OpenedPair {
                 lost => Err(parent_lost(&self.image, lost, &why)),
             },
         }
-    }
-
-    /// Pairs both parents for comparison, with the files that they share.
-    fn both<'a>(&'a self, old: &'a DiffChain) -> Result<DiskPair<'a>> {
-        let mut both = DiskPair::new(old, &self.base);
-        let files = files_of(old)?;
-        for (file, layer) in files_of(&self.base)? {
-            if let Some((_, same)) = files.iter().find(|(other, _)| *other == file) {
-                both.same_file(*same, layer);
-            }
-        }
-        Ok(both)
     }
 
     fn differs(&self, difference: Difference) -> Error {
@@ -417,17 +405,6 @@ fn left_to_parent(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_
         }
         start.map(|start| Ok(start..size))
     })
-}
-
-/// The files of a chain and their layers, as far as the host can identify files.
-fn files_of(chain: &DiffChain) -> Result<Vec<((FileId, Uuid), LayerId)>> {
-    let mut files = Vec::new();
-    for image in chain.images() {
-        if let Some(file) = file_id(image.storage())? {
-            files.push(((file, image.data_write_guid()), image.id()));
-        }
-    }
-    Ok(files)
 }
 
 /// Refuses a parent that is the image itself or has it as an ancestor.

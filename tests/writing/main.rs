@@ -13,6 +13,7 @@ mod forest;
 mod import;
 mod left_overs;
 mod loops;
+mod metadata;
 mod one_flush;
 mod ops;
 mod progress;

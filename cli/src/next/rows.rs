@@ -61,7 +61,19 @@ pub(crate) const ROWS: &[Row] = &[
         &["the disk is in the .avhdx images of the set"],
         &["avhdx tree --tips FOLDER  # lists the tips, with commands for each"],
     ),
+    (
+        "diff.one-image",
+        &[],
+        &[
+            "avhdx points PARENTS TIP  # lists the points in time",
+            "AGAIN OTHER  # OTHER: another image, or a point in time",
+        ],
+    ),
     ("man.verb", &[], &["avhdx --help"]),
+    ("metadata.edit-sector", &[], &["avhdx metadata --help"]),
+    ("metadata.item-size", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.mark", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.no-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("point.ambiguous", &[], &["avhdx info --chain PARENTS TIP"]),
     ("point.unknown", &[], &["avhdx info --chain PARENTS TIP"]),
     (

@@ -145,6 +145,28 @@ fn asked() -> Vec<Case> {
         case("forest.place", 3, of_chain, "tree nothing"),
         case("stdout.done", 3, of_chain, "create b.vhdx --size 4M >/dev/full"),
         case("create.exists", 7, of_chain, "checkpoint l2.vhdx --path l0.vhdx").filled(OUT),
+        case("diff.one-image", 2, of_chain, "diff l2.vhdx")
+            .filled(&[("OTHER", "l0.vhdx")]),
+        case(
+            "metadata.no-item",
+            2,
+            of_chain,
+            "metadata l2.vhdx 5ac1c0de-0000-4000-8000-000000000001 --delete",
+        ),
+        case("metadata.edit-sector", 2, of_chain, "metadata l2.vhdx --physical-sector 1K"),
+        case(
+            "metadata.item-size",
+            2,
+            of_chain,
+            "metadata l2.vhdx 5ac1c0de-0000-4000-8000-000000000001 --write",
+        )
+        .under("head -c 2M /dev/zero |"),
+        case(
+            "metadata.mark",
+            2,
+            of_chain,
+            "metadata l2.vhdx 21898540-3963-47d4-a9ed-35ef1adeb3c0 --write",
+        ),
         case("man.verb", 2, of_chain, "man frobnicate"),
         case(
             "point.ambiguous",
