@@ -141,6 +141,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "resize",
+        &[
+            ("avhdx resize web_2.avhdx +20G", "larger by 20 GiB"),
+            ("avhdx resize web_2.avhdx 60G --dry-run", "says what it takes"),
+        ],
+    ),
+    (
         "compare",
         &[
             ("avhdx compare web_2.avhdx web_2.avhdx@monday", "two points in time"),

@@ -16,6 +16,7 @@
 //! | [`Delete`] | gives up a point in time and keeps all others |
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
+//! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -46,6 +47,7 @@ mod pace;
 mod progress;
 mod relink;
 mod reparent;
+mod resize;
 mod revert;
 
 use std::ops::Range;
@@ -69,6 +71,7 @@ pub use pace::Pace;
 pub use progress::Progress;
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
+pub use resize::{Resize, ResizeForecast, Resized};
 pub use revert::{Revert, Reverted};
 
 pub use crate::write::clear_drafts;

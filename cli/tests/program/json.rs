@@ -252,7 +252,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 34] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 36] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -276,6 +276,8 @@ fn every_verb_answers_by_its_schema() {
         ("label tip.avhdx@x y", 0, b"", &["label", "note"]),
         ("label tip.avhdx@y x", 0, b"", &["label", "note"]),
         ("revert tip.avhdx@x --path new.avhdx", 0, b"", &["note", "progress", "revert"]),
+        ("resize new.avhdx +1M --dry-run", 0, b"", &["forecast"]),
+        ("resize new.avhdx +1M", 0, b"", &["resize"]),
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
         ("relink . --dry-run", 0, b"", &["relink"]),

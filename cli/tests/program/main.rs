@@ -28,6 +28,7 @@ mod points;
 mod readme;
 mod recorded;
 mod reparent;
+mod resize;
 #[cfg(unix)]
 mod screens;
 mod stdin;
