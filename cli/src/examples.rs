@@ -154,6 +154,10 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
             ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
             ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
+        "resize",
+        &[
+            ("avhdx resize web_2.avhdx +20G", "larger by 20 GiB"),
+            ("avhdx resize web_2.avhdx 60G --dry-run", "says what it takes"),
         ],
     ),
     (

@@ -64,6 +64,7 @@ fn the_schemas_are_those_of_the_types() {
         line::<crate::read::ReadAnswer>(),
         document::<crate::relink::RelinkAnswer>(),
         document::<crate::reparent::ReparentAnswer>(),
+        document::<crate::resize::ResizeAnswer>(),
         document::<crate::revert::RevertAnswer>(),
         document::<crate::tree::json::TreeAnswer>(),
         line::<crate::output::WarningAnswer<'_>>(),

@@ -18,6 +18,7 @@
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
 //! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
+//! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -51,6 +52,7 @@ mod pair;
 mod progress;
 mod relink;
 mod reparent;
+mod resize;
 mod revert;
 
 use std::ops::Range;
@@ -76,6 +78,7 @@ pub use pace::Pace;
 pub use progress::Progress;
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
+pub use resize::{Resize, ResizeForecast, Resized};
 pub use revert::{Revert, Reverted};
 
 pub use crate::write::clear_drafts;

@@ -314,6 +314,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --shrink"],
     ),
     (
+        "resize.cuts",
+        &["--shrink allows it; the bytes behind the new end are lost for good"],
+        &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
+    ),
+    (
         "merge: kind has-children",
         &[
             "a layer with several children cannot be merged: merge or remove the other children first",

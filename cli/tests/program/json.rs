@@ -252,7 +252,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 37] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 39] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -279,6 +279,8 @@ fn every_verb_answers_by_its_schema() {
         ("metadata tip.avhdx --disk-id new", 0, b"", &["metadata"]),
         ("metadata tip.avhdx 21898540-3963-47d4-a9ed-35ef1adeb3c0", 0, b"", &["metadata-item"]),
         ("revert tip.avhdx@x --path new.avhdx", 0, b"", &["note", "progress", "revert"]),
+        ("resize new.avhdx +1M --dry-run", 0, b"", &["forecast"]),
+        ("resize new.avhdx +1M", 0, b"", &["resize"]),
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
         ("relink . --dry-run", 0, b"", &["relink"]),

@@ -30,6 +30,7 @@ mod points;
 mod readme;
 mod recorded;
 mod reparent;
+mod resize;
 #[cfg(unix)]
 mod screens;
 mod stdin;

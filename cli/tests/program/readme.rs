@@ -125,6 +125,8 @@ impl Model {
             }
             "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check" | "measure"
             | "bench" | "relink" | "points" => {}
+            // Behind what is looked at.
+            "resize" => {}
             "completions" | "man" => {}
             other => panic!("the model does not support {other}"),
         }

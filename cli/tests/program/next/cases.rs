@@ -538,6 +538,21 @@ fn operations() -> Vec<Case> {
             .filled(&[("CHILD", "c.avhdx")]),
         case("point.none", 2, of_chain, "revert l2.vhdx"),
         case("revert.newest", 2, of_chain, "revert l2.vhdx@-0"),
+        case("resize.cuts", 7, of_chain, "resize l2.vhdx 3M"),
+        case("resize.cuts", 7, of_chain, "resize l2.vhdx -3M"),
+        case("exit 2", 2, of_chain, "resize l2.vhdx 1000"),
+        case("exit 2", 2, of_chain, "resize l2.vhdx -6M"),
+        case("kind has-children", 7, of_chain, "resize l1.vhdx +1M")
+            .filled(&[("CHILD", "c.avhdx")]),
+        case(
+            "exit 7",
+            7,
+            |f| {
+                of_chain(f);
+                f.run_with("write l2.vhdx --offset 512", b"EFI PART").expect(0);
+            },
+            "resize l2.vhdx 5M",
+        ),
         case(
             "merge: kind has-children",
             7,
@@ -605,6 +620,7 @@ fn operations() -> Vec<Case> {
             "read l2.vhdx --length 1",
         ),
         case("kind unfinished", 7, of_merge, "read l0.vhdx --length 1"),
+        case("kind unfinished", 7, of_tip_merge, "resize l1.vhdx +1M"),
     ]
 }
 
@@ -893,6 +909,12 @@ fn of_merge(folder: &Folder) {
     mark(&mut images[0], 3, guid(1), "l1.vhdx");
     mark(&mut images[1], 1, guid(0), "l0.vhdx");
     write_chain(folder.path(), &images);
+}
+
+/// The same, without a layer above it.
+fn of_tip_merge(folder: &Folder) {
+    of_merge(folder);
+    fs::remove_file(folder.file("l2.vhdx")).unwrap();
 }
 
 /// An image with a pending log that adds its second block.
