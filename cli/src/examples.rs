@@ -126,6 +126,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "rebase",
+        &[
+            ("avhdx rebase web_1.avhdx --onto copy.vhdx", "takes in what differs"),
+            ("avhdx rebase web_1.avhdx --onto copy.vhdx --dry-run", "what it takes, at most"),
+            ("avhdx rebase web_2.avhdx --onto web_2.avhdx@base", "takes in layers between"),
+        ],
+    ),
+    (
         "reparent",
         &[
             ("avhdx reparent web_1.avhdx --onto copy.vhdx", "if bytes are the same"),
@@ -154,6 +162,9 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
             ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
             ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
+        ],
+    ),
+    (
         "resize",
         &[
             ("avhdx resize web_2.avhdx +20G", "larger by 20 GiB"),

@@ -4,8 +4,8 @@
 //!
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`, `explain`,
-//!    `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `relink`, `reparent`, `resize`, `revert`,
-//!    `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
+//!    `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`, `reparent`, `resize`,
+//!    `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`: the merges that `merge` and `delete` ask for;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
@@ -63,6 +63,7 @@ mod point;
 mod points;
 mod progress;
 mod read;
+mod rebase;
 mod relink;
 mod render;
 mod reparent;
@@ -96,8 +97,8 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, reparent, relink, resize and bench
-/// --write change an existing image.
+/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, rebase, reparent, relink, resize and
+/// bench --write change an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -142,7 +143,7 @@ enum Verb {
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
     Merge(merge::Args),
-    #[command(visible_alias = "rebase")]
+    Rebase(rebase::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
     Diff(diff::Args),
@@ -175,6 +176,7 @@ impl Verb {
             Self::Metadata(args) => metadata::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
+            Self::Rebase(args) => rebase::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Diff(args) => diff::run(args, console),

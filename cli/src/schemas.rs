@@ -62,6 +62,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::snapshots::PointsAnswer>(),
         line::<crate::progress::ProgressAnswer>(),
         line::<crate::read::ReadAnswer>(),
+        document::<crate::rebase::RebaseAnswer>(),
         document::<crate::relink::RelinkAnswer>(),
         document::<crate::reparent::ReparentAnswer>(),
         document::<crate::resize::ResizeAnswer>(),

@@ -10,6 +10,7 @@
 //! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
 //! | [`Measure`] | computes the size of a copy |
 //! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
+//! | [`Rebase`] | puts an image on another base, and takes in what that has differently |
 //! | [`Relink`] | updates recorded parent paths after files were moved |
 //! | [`Explain`] | shows, layer by layer, where a byte comes from |
 //! | [`Checkpoint`] | freezes the tip and continues in a new child |
@@ -47,9 +48,11 @@ mod import;
 mod label;
 mod measure;
 mod merge;
+mod new_parent;
 mod pace;
 mod pair;
 mod progress;
+mod rebase;
 mod relink;
 mod reparent;
 mod resize;
@@ -76,6 +79,7 @@ pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use progress::Progress;
+pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
 pub use resize::{Resize, ResizeForecast, Resized};

@@ -47,7 +47,8 @@ pub(crate) struct Writer {
     pub(super) session: SessionLock,
     /// Result of the check of all claims of the tables. Locked before the session.
     pub(super) claims: Mutex<ClaimsState>,
-    /// Whether the image has an identity that no child knows: visible changes need no new one.
+    /// Whether visible changes need no new identity: no child knows that of the image, or the changes leave the disk
+    /// [as it reads](Self::keep_identity).
     pub(super) has_new_identity: AtomicBool,
     /// Held during an edit of the metadata.
     pub(super) edits: Mutex<()>,

@@ -148,6 +148,18 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     (
+        "rebase: kind parent-missing",
+        &[
+            "--parent-dir DIR searches a folder, --with-parent FILE names the file, \
+             --path-map 'D:\\vm=DIR' maps a Windows folder",
+            "without the old parent, its data cannot be taken in: reparent --unproven changes the link alone",
+        ],
+        &[
+            "avhdx tree FOLDER  # finds images by their identity",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may contain it",
+        ],
+    ),
+    (
         "kind parent-mismatch",
         &[],
         &[
@@ -207,8 +219,8 @@ pub(crate) const ROWS: &[Row] = &[
         ],
         &["avhdx tree FOLDER  # shows whether the old parent is below it", "AGAIN --unproven"],
     ),
-    ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
-    ("reparent.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
+    ("link.unfinished", &[], &["avhdx merge --resume FILE"]),
+    ("link.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
     (
         "relink.*",
         &[],

@@ -48,6 +48,7 @@ fn every_command_of_the_table_parses() {
         "avhdx resize a.vhdx 1M",
         "avhdx write a.vhdx --offset 0 --accept-loss",
         "avhdx reparent a.vhdx --onto b.vhdx",
+        "avhdx rebase a.vhdx --onto b.vhdx",
         "avhdx delete vm/a.vhdx@-1 --subtree",
         "avhdx label vm/a.vhdx@-1 text",
     ];

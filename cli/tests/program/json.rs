@@ -252,7 +252,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 39] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 40] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -283,6 +283,7 @@ fn every_verb_answers_by_its_schema() {
         ("resize new.avhdx +1M", 0, b"", &["resize"]),
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
+        ("rebase new.avhdx --onto base.vhdx", 0, b"", &["progress", "rebase"]),
         ("relink . --dry-run", 0, b"", &["relink"]),
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),

@@ -28,6 +28,7 @@ mod pages;
 mod parents;
 mod points;
 mod readme;
+mod rebase;
 mod recorded;
 mod reparent;
 mod resize;

@@ -120,7 +120,7 @@ impl Model {
                 let point = self.parents[image.split_once('@').unwrap().0].clone();
                 self.labels.insert(words[2].into(), point);
             }
-            "reparent" => {
+            "reparent" | "rebase" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
             "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check" | "measure"

@@ -287,6 +287,13 @@ fn parents() -> Vec<Case> {
             read,
         )
         .filled(parent),
+        case(
+            "rebase: kind parent-missing",
+            5,
+            |f| keep_base(f, |path| fs::remove_file(path).unwrap()),
+            "rebase l1.vhdx --onto kept.vhdx",
+        )
+        .filled(parent),
         case("kind parent-mismatch", 5, other_base, read).filled(parent),
         // A verb without --ignore-id-mismatch, and a parent that cannot be used.
         case("kind parent-mismatch", 5, other_base, "write l2.vhdx --offset 0").filled(parent),
@@ -507,7 +514,7 @@ fn operations() -> Vec<Case> {
             "reparent l1.vhdx --onto kept.vhdx",
         ),
         case(
-            "reparent.unfinished",
+            "link.unfinished",
             7,
             |f| {
                 of_merge(f);
@@ -517,9 +524,11 @@ fn operations() -> Vec<Case> {
             },
             "reparent l1.vhdx --onto other.vhdx",
         ),
-        case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
-        case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
-        case("reparent.*", 2, of_chain, "reparent l0.vhdx --onto l1.vhdx"),
+        case("link.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
+        case("link.*", 2, of_chain, "rebase l1.vhdx --onto l2.vhdx"),
+        case("link.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
+        case("link.*", 2, of_chain, "rebase l0.vhdx --onto l1.vhdx"),
+        case("exit 2", 2, of_chain, "rebase -u l1.vhdx --onto l0.vhdx"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@-0"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@base --subtree"),
         case(

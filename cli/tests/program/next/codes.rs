@@ -196,7 +196,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     ),
     (
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",
-        &["reparent.no-parent", "reparent.sector-size"],
+        &["link.sector-size"],
     ),
 ];
 

@@ -92,6 +92,7 @@ const PROGRAM: Rules<'_> = Rules {
                 "metadata",
                 "pages",
                 "read",
+                "rebase",
                 "relink",
                 "reparent",
                 "resize",
