@@ -13,7 +13,7 @@ use crate::text::printable;
 
 /// Verbs that take a point in time and change no image.
 const READING: &[&str] =
-    &["bench", "check", "compare", "convert", "explain", "flatten", "map", "measure", "read"];
+    &["bench", "check", "compare", "convert", "diff", "explain", "flatten", "map", "measure", "read"];
 
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
 

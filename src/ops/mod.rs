@@ -7,8 +7,10 @@
 //! | [`Check`] | checks an image and its parents against the format |
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
+//! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
 //! | [`Measure`] | computes the size of a copy |
 //! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
+//! | [`Rebase`] | puts an image on another base, and takes in what that has differently |
 //! | [`Relink`] | updates recorded parent paths after files were moved |
 //! | [`Explain`] | shows, layer by layer, where a byte comes from |
 //! | [`Checkpoint`] | freezes the tip and continues in a new child |
@@ -16,6 +18,8 @@
 //! | [`Delete`] | gives up a point in time and keeps all others |
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
+//! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
+//! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -34,6 +38,8 @@ mod child;
 mod compare;
 mod delete;
 mod delete_branch;
+mod diff;
+mod edit_metadata;
 mod explain;
 mod export;
 mod forecast;
@@ -42,10 +48,14 @@ mod import;
 mod label;
 mod measure;
 mod merge;
+mod new_parent;
 mod pace;
+mod pair;
 mod progress;
+mod rebase;
 mod relink;
 mod reparent;
+mod resize;
 mod revert;
 
 use std::ops::Range;
@@ -56,6 +66,8 @@ pub use checkpoint::{Checkpoint, Checkpointed};
 pub use compare::{Compare, Comparison, Difference};
 pub use delete::Delete;
 pub use delete_branch::{DeleteBranch, DeletedBranch};
+pub use diff::{Diff, Differences};
+pub use edit_metadata::EditMetadata;
 pub use explain::{
     BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,
 };
@@ -67,8 +79,10 @@ pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use progress::Progress;
+pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
+pub use resize::{Resize, ResizeForecast, Resized};
 pub use revert::{Revert, Reverted};
 
 pub use crate::write::clear_drafts;

@@ -19,6 +19,7 @@ mod logs;
 mod loss;
 #[cfg(target_os = "linux")]
 mod real;
+mod rebase;
 mod workloads;
 
 use avhdx_testkit::{model, outcomes, sim, stale, verdict};

@@ -61,7 +61,19 @@ pub(crate) const ROWS: &[Row] = &[
         &["the disk is in the .avhdx images of the set"],
         &["avhdx tree --tips FOLDER  # lists the tips, with commands for each"],
     ),
+    (
+        "diff.one-image",
+        &[],
+        &[
+            "avhdx points PARENTS TIP  # lists the points in time",
+            "AGAIN OTHER  # OTHER: another image, or a point in time",
+        ],
+    ),
     ("man.verb", &[], &["avhdx --help"]),
+    ("metadata.edit-sector", &[], &["avhdx metadata --help"]),
+    ("metadata.item-size", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.mark", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.no-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("point.ambiguous", &[], &["avhdx info --chain PARENTS TIP"]),
     ("point.unknown", &[], &["avhdx info --chain PARENTS TIP"]),
     (
@@ -143,6 +155,18 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     (
+        "rebase: kind parent-missing",
+        &[
+            "--parent-dir DIR searches a folder, --with-parent FILE names the file, \
+             --path-map 'D:\\vm=DIR' maps a Windows folder",
+            "without the old parent, its data cannot be taken in: reparent --unproven changes the link alone",
+        ],
+        &[
+            "avhdx tree FOLDER  # finds images by their identity",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may contain it",
+        ],
+    ),
+    (
         "kind parent-mismatch",
         &[],
         &[
@@ -202,8 +226,8 @@ pub(crate) const ROWS: &[Row] = &[
         ],
         &["avhdx tree FOLDER  # shows whether the old parent is below it", "AGAIN --unproven"],
     ),
-    ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
-    ("reparent.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
+    ("link.unfinished", &[], &["avhdx merge --resume FILE"]),
+    ("link.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
     (
         "relink.*",
         &[],
@@ -312,6 +336,11 @@ pub(crate) const ROWS: &[Row] = &[
         "merge.shrinks",
         &["--shrink allows it; data past the end of the smaller disk is lost"],
         &["AGAIN --shrink"],
+    ),
+    (
+        "resize.cuts",
+        &["--shrink allows it; the bytes behind the new end are lost for good"],
+        &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
     ),
     (
         "merge: kind has-children",

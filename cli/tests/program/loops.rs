@@ -81,6 +81,7 @@ fn verbs_that_need_a_chain_report_the_loop_and_change_nothing() {
             "merge IMAGE --into sound.vhdx",
             "reparent sound.vhdx --onto IMAGE --unproven",
             "reparent IMAGE --onto sound.vhdx",
+            "rebase IMAGE --onto sound.vhdx",
             "bench IMAGE --seconds 1",
             "read IMAGE --length 512 --ignore-id-mismatch",
         ] {

@@ -120,11 +120,13 @@ impl Model {
                 let point = self.parents[image.split_once('@').unwrap().0].clone();
                 self.labels.insert(words[2].into(), point);
             }
-            "reparent" => {
+            "reparent" | "rebase" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench" | "relink"
-            | "points" => {}
+            "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check" | "measure"
+            | "bench" | "relink" | "points" => {}
+            // Behind what is looked at.
+            "resize" => {}
             "completions" | "man" => {}
             other => panic!("the model does not support {other}"),
         }

@@ -177,7 +177,8 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "plan.table-length",
             "point.no-path",
             "raw.extents",
-            "resize.size",
+            "resize.guest",
+            "resize.read-only",
             "tracking.grain",
             "write.plans-lost",
             "write.plans-open",
@@ -196,7 +197,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     ),
     (
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",
-        &["reparent.no-parent", "reparent.sector-size"],
+        &["link.sector-size"],
     ),
 ];
 
