@@ -52,6 +52,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "flatten",
+        &[
+            ("avhdx flatten web_2.avhdx flat.vhdx", "the whole chain as one image"),
+            ("avhdx flatten web_2.avhdx@-1 old.vhdx --verify", "an earlier point"),
+        ],
+    ),
+    (
         "create",
         &[
             ("avhdx create new.vhdx 10G", "an empty disk; the file grows"),
@@ -162,6 +169,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
             ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
             ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
+        ],
+    ),
+    (
+        "resize",
+        &[
+            ("avhdx resize web_2.avhdx +20G", "larger by 20 GiB"),
+            ("avhdx resize web_2.avhdx 60G --dry-run", "says what it takes"),
         ],
     ),
     (

@@ -209,6 +209,11 @@ impl Core {
         self.feed.as_ref().is_some_and(|feed| feed.takes_writes())
     }
 
+    /// To be held by a chain that reads the image and is not the one that writes to it; `None` if nobody does.
+    pub(crate) fn guest(&self) -> Option<Arc<()>> {
+        self.feed.as_ref().filter(|feed| feed.takes_writes()).map(|feed| feed.guest())
+    }
+
     /// Registers a stack, with spans of this length, whose cached answers a write has to invalidate.
     pub(crate) fn keeps_answers(&self, stack: u64, span: u64) {
         if let Some(feed) = &self.feed {

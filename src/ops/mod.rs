@@ -20,6 +20,7 @@
 //! | [`Label`] | gives a point in time another label |
 //! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
 //! | [`Provision`] | makes a dynamic image fixed, or a fixed one dynamic, in place |
+//! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -57,6 +58,7 @@ mod provision;
 mod rebase;
 mod relink;
 mod reparent;
+mod resize;
 mod revert;
 
 use std::ops::Range;
@@ -84,6 +86,7 @@ pub use provision::{Provision, Provisioned};
 pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
+pub use resize::{Resize, ResizeForecast, Resized};
 pub use revert::{Revert, Reverted};
 
 pub use crate::write::clear_drafts;

@@ -191,6 +191,11 @@ impl Writer {
         }
     }
 
+    /// Whether a chain other than the one that writes reads the image.
+    pub(crate) fn has_guests(&self) -> bool {
+        self.feed.has_guests()
+    }
+
     /// Waits for all changes in progress, and keeps others out until the guard is dropped.
     ///
     /// # Errors

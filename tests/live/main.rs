@@ -15,6 +15,7 @@ mod ledger;
 mod load;
 mod lost;
 mod panics;
+mod resized;
 mod rights;
 mod steps;
 mod unfinished;

@@ -100,6 +100,13 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.ending", &["--any-name accepts any name"], &["ELSEWHERE", "AGAIN --any-name"]),
     ("output.no-writer", &[], &["ELSEWHERE"]),
     ("output.*", &[], &["ELSEWHERE"]),
+    (
+        "convert.differs",
+        &[
+            "the input changed meanwhile, or a drive or the memory gives other bytes than it was given",
+        ],
+        &["ELSEWHERE"],
+    ),
     ("export.write", &[], &["ELSEWHERE"]),
     ("import.write", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
@@ -292,6 +299,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["ELSEWHERE", "AGAIN --orphan-children"],
     ),
     (
+        "flatten: kind has-children",
+        &["--orphan-children allows it; the child then loses its parent for good"],
+        &["ELSEWHERE", "AGAIN --orphan-children"],
+    ),
+    (
         "convert: kind has-children",
         &["--orphan-children allows it; the child then loses its parent for good"],
         &["ELSEWHERE", "AGAIN --orphan-children"],
@@ -329,6 +341,11 @@ pub(crate) const ROWS: &[Row] = &[
         "merge.shrinks",
         &["--shrink allows it; data past the end of the smaller disk is lost"],
         &["AGAIN --shrink"],
+    ),
+    (
+        "resize.cuts",
+        &["--shrink allows it; the bytes behind the new end are lost for good"],
+        &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
     ),
     (
         "merge: kind has-children",

@@ -45,6 +45,7 @@ fn every_command_of_the_table_parses() {
         "avhdx read a.vhdx --length 1",
         "avhdx revert a.vhdx@-1 --delete-newer",
         "avhdx merge a.vhdx",
+        "avhdx resize a.vhdx 1M",
         "avhdx write a.vhdx --offset 0 --accept-loss",
         "avhdx reparent a.vhdx --onto b.vhdx",
         "avhdx rebase a.vhdx --onto b.vhdx",

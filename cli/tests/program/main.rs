@@ -14,6 +14,7 @@ mod delete;
 mod diff;
 mod effects;
 mod examples;
+mod flatten;
 mod images;
 mod json;
 mod labels;
@@ -31,6 +32,7 @@ mod readme;
 mod rebase;
 mod recorded;
 mod reparent;
+mod resize;
 #[cfg(unix)]
 mod screens;
 mod stdin;

@@ -10,6 +10,7 @@ use crate::common::{Folder, chain, guid, mark, name};
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("convert.differs", "needs a drive that fails: see cli/src/copying.rs"),
     (
         "output.swapped",
         "needs a file replaced while the program runs: see cli/tests/program/swaps.rs",
@@ -201,6 +202,8 @@ fn asked() -> Vec<Case> {
             "convert l0.vhdx -O vhdx l1.vhdx --overwrite",
         )
         .filled(OUT),
+        case("flatten: kind has-children", 7, of_chain, "flatten l0.vhdx l1.vhdx --overwrite")
+            .filled(OUT),
         case("create: kind has-children", 7, of_chain, "create l1.vhdx --size 4M --overwrite")
             .filled(OUT),
         case("output.is-source", 7, of_chain, "convert l2.vhdx -O raw - >>l0.vhdx").filled(OUT),
@@ -213,6 +216,8 @@ fn asked() -> Vec<Case> {
         case("convert: output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
         case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert l2.vhdx new.qcow2").filled(OUT),
+        case("output.ending", 2, of_chain, "flatten l2.vhdx new.raw").filled(OUT),
+        case("exit 2", 2, of_chain, "flatten l2.vhdx -").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert -O raw l2.vhdx its.VMDK").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhd 4M").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhds 4M").filled(OUT),
@@ -227,6 +232,9 @@ fn asked() -> Vec<Case> {
         case("import.write", 3, of_chain, "convert -f raw - out.raw")
             .under("trap '' XFSZ; ulimit -f 64; cat l2.vhdx | ")
             .filled(&[("OUT", "made.raw < l0.vhdx")]),
+        case("exit 3", 3, of_chain, "flatten l2.vhdx out.vhdx")
+            .under("trap '' XFSZ; ulimit -f 64; ")
+            .filled(OUT),
         // The input is not to blame.
         case("exit 3", 3, |f| write_disk(&f.file("disk")), "convert -f raw disk out.vhdx")
             .under("trap '' XFSZ; ulimit -f 64; ")
@@ -548,6 +556,21 @@ fn operations() -> Vec<Case> {
             .filled(&[("CHILD", "c.avhdx")]),
         case("point.none", 2, of_chain, "revert l2.vhdx"),
         case("revert.newest", 2, of_chain, "revert l2.vhdx@-0"),
+        case("resize.cuts", 7, of_chain, "resize l2.vhdx 3M"),
+        case("resize.cuts", 7, of_chain, "resize l2.vhdx -3M"),
+        case("exit 2", 2, of_chain, "resize l2.vhdx 1000"),
+        case("exit 2", 2, of_chain, "resize l2.vhdx -6M"),
+        case("kind has-children", 7, of_chain, "resize l1.vhdx +1M")
+            .filled(&[("CHILD", "c.avhdx")]),
+        case(
+            "exit 7",
+            7,
+            |f| {
+                of_chain(f);
+                f.run_with("write l2.vhdx --offset 512", b"EFI PART").expect(0);
+            },
+            "resize l2.vhdx 5M",
+        ),
         case(
             "merge: kind has-children",
             7,
@@ -615,6 +638,7 @@ fn operations() -> Vec<Case> {
             "read l2.vhdx --length 1",
         ),
         case("kind unfinished", 7, of_merge, "read l0.vhdx --length 1"),
+        case("kind unfinished", 7, of_tip_merge, "resize l1.vhdx +1M"),
     ]
 }
 
@@ -903,6 +927,12 @@ fn of_merge(folder: &Folder) {
     mark(&mut images[0], 3, guid(1), "l1.vhdx");
     mark(&mut images[1], 1, guid(0), "l0.vhdx");
     write_chain(folder.path(), &images);
+}
+
+/// The same, without a layer above it.
+fn of_tip_merge(folder: &Folder) {
+    of_merge(folder);
+    fs::remove_file(folder.file("l2.vhdx")).unwrap();
 }
 
 /// An image with a pending log that adds its second block.

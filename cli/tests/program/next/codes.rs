@@ -79,6 +79,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     (
         "needs a host that fails while it is used",
         &[
+            "convert.differs",
             "create.file",
             "create.write",
             "export.room",
@@ -177,7 +178,8 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "plan.table-length",
             "point.no-path",
             "raw.extents",
-            "resize.size",
+            "resize.guest",
+            "resize.read-only",
             "tracking.grain",
             "write.plans-lost",
             "write.plans-open",
