@@ -57,7 +57,7 @@ fn differing(image: &Layer, old: &[u8], new: &[u8]) -> u64 {
 #[test]
 fn the_disk_is_the_same_on_any_other_base() {
     let (mut written, mut zeroed, mut kept) = (0, 0, 0);
-    for seed in 0..16 {
+    for seed in 0..12 {
         let mut rng = Rng::new(seed);
         let folder = TempDir::new().unwrap();
         let images = random_chain(seed, 4);
@@ -123,7 +123,7 @@ fn the_disk_is_the_same_on_any_other_base() {
         assert!(again.was_parent && again.read + again.written + again.zeroed == 0, "{again:?}");
         assert!(sums(folder.path()) == sums_after);
     }
-    assert!(written > MIB && zeroed > MIB && kept < 8, "{written}, {zeroed}, {kept}");
+    assert!(written > MIB && zeroed > MIB && kept < 6, "{written}, {zeroed}, {kept}");
 }
 
 /// Sixteen blocks of data, and a chain of four that changes three of them.
