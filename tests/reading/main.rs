@@ -15,6 +15,7 @@ mod plans;
 mod plugs;
 mod raw;
 mod storage;
+mod reshaping;
 mod story;
 mod trouble;
 
