@@ -19,6 +19,7 @@
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
 //! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
+//! | [`Provision`] | makes a dynamic image fixed, or a fixed one dynamic, in place |
 //! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
@@ -44,6 +45,7 @@ mod explain;
 mod export;
 mod forecast;
 pub mod forest;
+mod held;
 mod import;
 mod label;
 mod measure;
@@ -52,6 +54,7 @@ mod new_parent;
 mod pace;
 mod pair;
 mod progress;
+mod provision;
 mod rebase;
 mod relink;
 mod reparent;
@@ -79,6 +82,7 @@ pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use progress::Progress;
+pub use provision::{Provision, Provisioned};
 pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};

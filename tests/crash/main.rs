@@ -17,6 +17,7 @@ mod interleave;
 mod judged;
 mod logs;
 mod loss;
+mod provision;
 #[cfg(target_os = "linux")]
 mod real;
 mod rebase;

@@ -89,7 +89,7 @@ fn another(name: &'static str, is_pending: bool, shows_stale: bool) -> Workload 
         Block::full(Data::Bytes(bytes))
     };
     new.put(0, but(0, &[2..3, 5..6, 100..101]));
-    new.put(3, but(3, &[30..40]));
+    new.put(3, but(3, &[30..39, 39..40]));
     let mut tip = old.new_child();
     tip.reseed(3).parent_path(".\\old.vhdx");
     tip.put(0, Block::partial_runs(Data::Pattern(20), &[(3, 40), (200, 8)]));

@@ -229,6 +229,11 @@ pub(crate) const ROWS: &[Row] = &[
     ("link.unfinished", &[], &["avhdx merge --resume FILE"]),
     ("link.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
     (
+        "provision.differencing",
+        &["a copy can be fixed: it is flat, and has no parent"],
+        &["avhdx convert -O vhdx-fixed PARENTS IMAGE OUT"],
+    ),
+    (
         "relink.*",
         &[],
         &["avhdx tree IMAGE  # lists the images and their identities", "AGAIN --parent-dir DIR"],

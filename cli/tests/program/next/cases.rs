@@ -536,6 +536,7 @@ fn operations() -> Vec<Case> {
         case("link.*", 2, of_chain, "rebase l1.vhdx --onto l2.vhdx"),
         case("link.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
         case("link.*", 2, of_chain, "rebase l0.vhdx --onto l1.vhdx"),
+        case("provision.differencing", 2, of_chain, "metadata l2.vhdx --fixed").filled(OUT),
         case("exit 2", 2, of_chain, "rebase -u l1.vhdx --onto l0.vhdx"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@-0"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@base --subtree"),

@@ -112,6 +112,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "payload.copy",
             "payload.read",
             "payload.write",
+            "payload.zero",
             "raw.flush",
             "raw.punch",
             "raw.read",
