@@ -3,7 +3,7 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
 //!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
 //!    `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`: the merges that `merge` and `delete` ask for;
@@ -27,6 +27,7 @@ mod check;
 mod checkpoint;
 #[cfg(test)]
 mod codes;
+mod compact;
 mod compare;
 mod complete;
 mod convert;
@@ -91,8 +92,8 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, revert, merge, reparent, relink and bench --write change an
-/// existing image.
+/// Only write, zero, discard, checkpoint, delete, label, revert, merge, compact, reparent, relink and bench --write change
+/// an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -136,6 +137,7 @@ enum Verb {
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
     Merge(merge::Args),
+    Compact(compact::Args),
     #[command(visible_alias = "rebase")]
     Reparent(reparent::Args),
     Relink(relink::Args),
@@ -166,6 +168,7 @@ impl Verb {
             Self::Label(args) => label::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
+            Self::Compact(args) => compact::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Compare(args) => compare::run(args, console),

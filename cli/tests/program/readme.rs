@@ -123,8 +123,8 @@ impl Model {
             "reparent" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench" | "relink"
-            | "points" => {}
+            "compact" | "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench"
+            | "relink" | "points" => {}
             "completions" | "man" => {}
             other => panic!("the model does not support {other}"),
         }
