@@ -3,9 +3,9 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`, `explain`,
-//!    `flatten`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`, `reparent`, `resize`,
-//!    `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`,
+//!    `explain`, `flatten`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`,
+//!    `reparent`, `resize`, `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
@@ -28,6 +28,7 @@ mod check;
 mod checkpoint;
 #[cfg(test)]
 mod codes;
+mod compact;
 mod compare;
 mod complete;
 mod convert;
@@ -99,8 +100,8 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, rebase, reparent, relink, resize and
-/// bench --write change an existing image.
+/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, compact, rebase, reparent, relink,
+/// resize and bench --write change an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -147,6 +148,7 @@ enum Verb {
     #[command(visible_alias = "commit")]
     Merge(merge::Args),
     Rebase(rebase::Args),
+    Compact(compact::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
     Diff(diff::Args),
@@ -181,6 +183,7 @@ impl Verb {
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
             Self::Rebase(args) => rebase::run(args, console),
+            Self::Compact(args) => compact::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Diff(args) => diff::run(args, console),

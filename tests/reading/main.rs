@@ -14,8 +14,8 @@ mod pending;
 mod plans;
 mod plugs;
 mod raw;
-mod storage;
 mod reshaping;
+mod storage;
 mod story;
 mod trouble;
 

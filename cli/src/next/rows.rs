@@ -348,6 +348,23 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
     ),
     (
+        "compact: kind has-children",
+        &[
+            "--with-children allows it; the children read the same afterwards, and still accept the image",
+        ],
+        &["AGAIN --with-children"],
+    ),
+    (
+        "compact.fixed",
+        &["a dynamic copy takes up only what it holds"],
+        &["avhdx convert -O vhdx PARENTS IMAGE OUT  # OUT: a new dynamic image"],
+    ),
+    (
+        "compact.below-tip",
+        &[],
+        &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],
+    ),
+    (
         "merge: kind has-children",
         &[
             "a layer with several children cannot be merged: merge or remove the other children first",

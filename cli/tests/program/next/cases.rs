@@ -625,6 +625,15 @@ fn operations() -> Vec<Case> {
         ),
         case("label.frozen", 7, of_chain, "label l2.vhdx@-2 older"),
         case("label.tip", 2, of_chain, "label l2.vhdx@-0 now"),
+        case("compact: kind has-children", 7, of_chain, "compact l1.vhdx"),
+        case("compact.below-tip", 7, of_chain, "compact l2.vhdx@-1"),
+        case(
+            "compact.fixed",
+            2,
+            |f| fs::write(f.file("fixed.vhdx"), Image::fixed(2 << 20).to_bytes()).unwrap(),
+            "compact fixed.vhdx",
+        )
+        .filled(&[("OUT", "dynamic.vhdx")]),
         case("merge.no-parent", 2, of_chain, "merge l2.vhdx@base"),
         case("merge.not-begun", 2, of_chain, "merge --resume l2.vhdx"),
         case(

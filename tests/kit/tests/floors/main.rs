@@ -76,6 +76,7 @@ const PROGRAM: Rules<'_> = Rules {
                 "bench",
                 "check",
                 "checkpoint",
+                "compact",
                 "compare",
                 "complete",
                 "convert",
