@@ -24,6 +24,7 @@ mod merge;
 mod next;
 mod pages;
 mod parents;
+mod partitions;
 mod points;
 mod readme;
 mod recorded;
