@@ -12,15 +12,16 @@
 //! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
 //!    tables of partitions;
 //! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
-//! 8. `args`, `points`: flags that verbs share, and points in time of a chain;
-//! 9. `interrupt`, `progress`;
-//! 10. `output`: standard output and standard error;
-//! 11. `render`: failures as text and JSON;
-//! 12. `next`: the table of suggested commands;
-//! 13. `typed`: the command line as typed;
-//! 14. `failure`: errors and exit codes;
-//! 15. `examples`, `point`, `shell`, `table`, `values`, `vocabulary`;
-//! 16. `paint`, `screen`, `text`.
+//! 8. `gpt`: GUID partition tables;
+//! 9. `args`, `points`: flags that verbs share, and points in time of a chain;
+//! 10. `interrupt`, `progress`;
+//! 11. `output`: standard output and standard error;
+//! 12. `render`: failures as text and JSON;
+//! 13. `next`: the table of suggested commands;
+//! 14. `typed`: the command line as typed;
+//! 15. `failure`: errors and exit codes;
+//! 16. `examples`, `point`, `shell`, `table`, `values`, `vocabulary`;
+//! 17. `paint`, `screen`, `text`.
 
 mod args;
 mod bench;
@@ -44,6 +45,7 @@ mod facts;
 mod failure;
 mod flatten;
 mod forks;
+mod gpt;
 mod info;
 mod input;
 mod interrupt;

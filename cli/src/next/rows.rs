@@ -343,6 +343,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --shrink"],
     ),
     (
+        "resize.gpt",
+        &["--fix-gpt moves the second copy of the GPT to the new end first"],
+        &["AGAIN --fix-gpt", "AGAIN --fix-gpt --dry-run  # says what it takes"],
+    ),
+    (
         "resize.cuts",
         &["--shrink allows it; the bytes behind the new end are lost for good"],
         &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],

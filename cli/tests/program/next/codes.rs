@@ -117,6 +117,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "raw.punch",
             "raw.read",
             "raw.write",
+            "resize.gpt-write",
             "space.cut",
             "space.punch",
             "table.read",

@@ -110,6 +110,7 @@ const PROGRAM: Rules<'_> = Rules {
         ("changes", &["operation", "writing", "new_file"]),
         ("inputs", &["endings", "input", "loss", "partitions"]),
         ("facts", &["facts", "parents"]),
+        ("partition tables", &["gpt"]),
         ("flags", &["args", "points"]),
         ("progress", &["interrupt", "progress"]),
         ("output", &["output"]),
