@@ -8,6 +8,7 @@
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
 //! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
+//! | [`Compact`] | makes the file of an image shorter |
 //! | [`Measure`] | computes the size of a copy |
 //! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
 //! | [`Rebase`] | puts an image on another base, and takes in what that has differently |
@@ -36,6 +37,7 @@ mod accept_loss;
 mod check;
 mod checkpoint;
 mod child;
+mod compact;
 mod compare;
 mod delete;
 mod delete_branch;
@@ -66,6 +68,7 @@ use std::ops::Range;
 pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
 pub use checkpoint::{Checkpoint, Checkpointed};
+pub use compact::{Compact, CompactForecast, Compacted};
 pub use compare::{Compare, Comparison, Difference};
 pub use delete::Delete;
 pub use delete_branch::{DeleteBranch, DeletedBranch};

@@ -8,6 +8,7 @@
 //! operations that change several files and their names, and `loss` with images that lost bytes.
 
 mod chains;
+mod compact;
 mod driver;
 mod explore;
 mod failures;

@@ -343,9 +343,31 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --shrink"],
     ),
     (
+        "resize.gpt",
+        &["--fix-gpt moves the second copy of the GPT to the new end first"],
+        &["AGAIN --fix-gpt", "AGAIN --fix-gpt --dry-run  # says what it takes"],
+    ),
+    (
         "resize.cuts",
         &["--shrink allows it; the bytes behind the new end are lost for good"],
         &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
+    ),
+    (
+        "compact: kind has-children",
+        &[
+            "--with-children allows it; the children read the same afterwards, and still accept the image",
+        ],
+        &["AGAIN --with-children"],
+    ),
+    (
+        "compact.fixed",
+        &["a dynamic copy takes up only what it holds"],
+        &["avhdx convert -O vhdx PARENTS IMAGE OUT  # OUT: a new dynamic image"],
+    ),
+    (
+        "compact.below-tip",
+        &[],
+        &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],
     ),
     (
         "merge: kind has-children",

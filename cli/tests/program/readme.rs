@@ -123,8 +123,8 @@ impl Model {
             "reparent" | "rebase" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check" | "measure"
-            | "bench" | "relink" | "points" => {}
+            "compact" | "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check"
+            | "measure" | "bench" | "relink" | "points" => {}
             // Behind what is looked at.
             "resize" => {}
             "completions" | "man" => {}
