@@ -160,10 +160,10 @@ impl Gpt {
         header.write_into(&mut written, self.sector, &self.entries).map_err(|error| {
             Failure::new(Exit::Refused, "resize.gpt-write", format!("{}: {error}", self.name))
         })?;
-        let mut writes = written.list.into_iter();
-        let (_, of_header) = writes.next().unwrap_or_default();
+        let mut runs = written.runs.into_iter().map(|(_, bytes)| bytes);
+        let of_header = runs.next().unwrap_or_default();
         if with_entries {
-            let mut entries: Vec<u8> = writes.flat_map(|(_, bytes)| bytes).collect();
+            let mut entries = runs.next().unwrap_or_default();
             entries.resize((self.array_sectors() * self.sector) as usize, 0);
             disk.write_at(&entries, header.partition_entry_lba * self.sector)?;
             disk.flush()?;
@@ -288,13 +288,22 @@ fn read_copy(
         return Err(format!("names sector {other} as the place of the other copy"));
     }
     let mut cursor = Cursor::new(disk);
-    let read = (|| {
-        cursor.seek(SeekFrom::Start(lba * sector)).map_err(gptman::Error::from)?;
-        let header = GPTHeader::read_from(&mut cursor)?;
-        let entries = header.read_partitions(&mut cursor, sector)?;
-        Ok::<_, gptman::Error>((header, entries))
-    })();
-    let (header, entries) = read.map_err(|error| format!("is damaged: {error}"))?;
+    let damaged = |error: gptman::Error| format!("is damaged: {error}");
+    let start = |at: u64, cursor: &mut Cursor<&dyn Disk>| {
+        cursor.seek(SeekFrom::Start(at)).map_err(|error| damaged(error.into()))
+    };
+    start(lba * sector, &mut cursor)?;
+    let header = GPTHeader::read_from(&mut cursor).map_err(damaged)?;
+    start(at * sector, &mut cursor)?;
+    let entries: Vec<GPTPartitionEntry> = (0..header.number_of_partition_entries)
+        .map(|_| GPTPartitionEntry::read_from(&mut cursor))
+        .collect::<Result<_, _>>()
+        .map_err(|error| damaged(error.into()))?;
+    let sum = header.generate_partition_entry_array_crc32(&entries);
+    if sum != header.partition_entry_array_crc32 {
+        let found = header.partition_entry_array_crc32;
+        return Err(damaged(gptman::Error::InvalidPartitionEntryArrayChecksum(found, sum)));
+    }
     let is_odd = |entry: &&GPTPartitionEntry| {
         entry.is_used()
             && !(header.first_usable_lba <= entry.starting_lba
@@ -326,16 +335,21 @@ fn differ(name: &str, first: (u64, &str), second: (u64, &str)) -> Failure {
     Failure::new(Exit::Refused, "resize.gpt-copies", message)
 }
 
-/// Keeps what is written, and where.
+/// Keeps what is written: runs of bytes, each with its place.
 #[derive(Debug, Default)]
 struct Writes {
     at: u64,
-    list: Vec<(u64, Vec<u8>)>,
+    runs: Vec<(u64, Vec<u8>)>,
 }
 
 impl Write for Writes {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.list.push((self.at, bytes.to_vec()));
+        match self.runs.last_mut() {
+            Some((start, run)) if *start + run.len() as u64 == self.at => {
+                run.extend_from_slice(bytes);
+            }
+            _ => self.runs.push((self.at, bytes.to_vec())),
+        }
         self.at += bytes.len() as u64;
         Ok(bytes.len())
     }
