@@ -1,5 +1,6 @@
 //! The interface of a virtual disk: its bytes, and the extents that say where they are stored.
 
+use std::any::Any;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -187,6 +188,12 @@ pub trait Disk: Send + Sync {
     fn files(&self) -> Vec<FileId> {
         Vec::new()
     }
+
+    /// The disk as what it is: operations on two disks leave out what two chains share.
+    #[doc(hidden)]
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
 }
 
 macro_rules! forward_disk {
@@ -221,6 +228,9 @@ macro_rules! forward_disk {
             }
             fn files(&self) -> Vec<FileId> {
                 (**self).files()
+            }
+            fn as_any(&self) -> Option<&dyn Any> {
+                (**self).as_any()
             }
         }
     )*};

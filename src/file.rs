@@ -162,6 +162,15 @@ impl VhdxFile {
         self.latest().info()
     }
 
+    /// The contents of a metadata item of a user, \[MS-VHDX\] 2.6.1.2: up to 1 MiB. [`info`](Self::info) lists the items,
+    /// and [`EditMetadata`](crate::ops::EditMetadata) changes them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if there is no such item; [`ErrorKind::Io`].
+    pub fn user_item(&self, item: Uuid) -> Result<Vec<u8>> {
+        self.with(|image| image.user_item(item))
+    }
+
     /// Counts the blocks by state. Reads the whole block allocation table.
     ///
     /// # Errors

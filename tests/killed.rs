@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use avhdx::ops::Check;
+use avhdx::ops::{Check, Pace, Rebase};
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
 use avhdx_testkit::naive;
 use avhdx_testkit::rng::{Rng, pattern};
@@ -16,6 +16,9 @@ const MIB: u64 = 1 << 20;
 const SECTOR: usize = 512;
 const SIZE: u64 = 8 * MIB;
 const KILLS: u64 = 50;
+/// How often a rebase is killed, in the short form and in the long one.
+const REBASES: u64 = 4;
+const MOST_REBASES: u64 = 30;
 /// Tell the killed process its image, its report file and its seed.
 const IMAGE: &str = "AVHDX_KILLED_IMAGE";
 const WORDS: &str = "AVHDX_KILLED_WORDS";
@@ -59,6 +62,68 @@ fn fifty_kills_lose_nothing_that_was_flushed() {
     assert!(flushes > KILLS && in_flight > 0);
 }
 
+/// A rebase is killed, and run again: the disk is the same after each.
+#[test]
+fn kills_of_a_rebase_leave_the_disk_as_it_is() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (base, child, other, words) =
+        (at("base.vhdx"), at("child.avhdx"), at("other.vhdx"), at("words"));
+    let disk = make_chain(&base, &child);
+    let image = CreateOptions::dynamic(SIZE).block_size(MIB as u32).create(&other).unwrap();
+    image.write_at(&disk[MIB as usize..][..MIB as usize / 2], MIB).unwrap();
+    image.write_at(&[9; 3 << 20], 4 * MIB).unwrap();
+    image.close().unwrap();
+    drop(image);
+    let template = std::fs::read(&child).unwrap();
+    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
+    let kills = if is_long { MOST_REBASES } else { REBASES };
+    let mut links = [0, 0];
+    let reads = |what: &str| {
+        let chain = DiffChain::open(&child).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut now = vec![0; SIZE as usize];
+        chain.read_at(&mut now, 0).unwrap();
+        assert!(now == disk, "{what}: the disk is another");
+        let below = chain.layers()[1].path.clone().unwrap();
+        let seen = naive::Chain::open([&below, &child]).unwrap().flat(1).unwrap();
+        assert!(seen == disk, "{what}: the naive reader sees something else");
+        let findings = Check::new().run(&child).unwrap();
+        assert!(findings.is_sound(), "{what}: {findings:?}");
+    };
+    for kill in 0..kills {
+        std::fs::write(&child, &template).unwrap();
+        std::fs::write(&words, "").unwrap();
+        // At once, on its way, or once it is over.
+        kill_after("rebase_that_is_killed", &child, &words, kill, [0, 2, 4, 50][kill as usize % 4]);
+        reads(&format!("kill {kill}"));
+        let done = Rebase::new(&other).run(&child).unwrap();
+        links[usize::from(done.was_parent)] += 1;
+        reads(&format!("after kill {kill}"));
+        assert!(Rebase::new(&other).run(&child).unwrap().was_parent);
+    }
+    assert!(links.iter().all(|links| *links > 0), "{links:?} kills left the old and the new link");
+}
+
+/// The rebase to be killed. Does nothing without its image.
+#[test]
+fn rebase_that_is_killed() {
+    let (Some(image), Some(words)) = (std::env::var_os(IMAGE), std::env::var_os(WORDS)) else {
+        return;
+    };
+    let words = std::fs::File::options().append(true).open(words).unwrap();
+    let pace = Pace::new();
+    pace.limit(Some(40 << 20));
+    let base = Path::new(&image).with_file_name("other.vhdx");
+    let rebase = Rebase::new(base).pace(pace).on_progress(|_| {
+        (&words).write_all(b".").unwrap();
+        std::ops::ControlFlow::Continue(())
+    });
+    rebase.run(image).unwrap();
+    // All is done: to be killed now.
+    (&words).write_all(&[b'.'; 100]).unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+}
+
 /// The process to be killed. Does nothing without its image.
 #[test]
 fn process_that_is_killed() {
@@ -99,8 +164,13 @@ fn process_that_is_killed() {
 
 /// Runs a writing process until its report has this many bytes.
 fn write_until_killed(image: &Path, words: &PathBuf, seed: u64, patience: u64) {
+    kill_after("process_that_is_killed", image, words, seed, patience);
+}
+
+/// Runs one of these tests as a process until its report has this many bytes.
+fn kill_after(test: &str, image: &Path, words: &PathBuf, seed: u64, patience: u64) {
     let mut process = Command::new(std::env::current_exe().unwrap())
-        .args(["process_that_is_killed", "--exact"])
+        .args([test, "--exact"])
         .env(IMAGE, image)
         .env(WORDS, words)
         .env(SEED, seed.to_string())

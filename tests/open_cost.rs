@@ -5,7 +5,9 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
+use avhdx::ops::Diff;
 use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Budget, DiffChain, Disk, OpenOptions, Source};
 use avhdx_testkit::build::{Block, Data, Image, state, write_chain};
@@ -230,4 +232,51 @@ fn a_walk_over_a_huge_disk_keeps_within_its_budget() {
     assert!(bytes < 80 * MIB, "{bytes} bytes");
     extents_name_the_bytes(&chain, TIB - MIB..TIB + 3 * MIB);
     assert_eq!(chain.tip().count_blocks().unwrap().fully_present, 4);
+}
+
+/// Two checkpoints of 1 TiB with 10,000 scattered sectors between them, over a base that holds everything.
+#[test]
+fn a_diff_of_1_tib_reads_each_table_once_and_keeps_within_its_budget() {
+    const BLOCK: u64 = 2 * MIB;
+    const WRITTEN: u64 = 10_000;
+    let _alone = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut base = Image::dynamic(TIB);
+    base.block_size = BLOCK as u32;
+    let mut older = base.new_child();
+    for block in (0..TIB / BLOCK).step_by(3) {
+        // Where the base has its data does not matter here, nor whether it is there.
+        let index = base.bat_index(block);
+        base.bat_override.insert(index, (4096 + block) << 21 | 6);
+    }
+    let mut newer = older.new_child();
+    let sectors = BLOCK / 512;
+    let step = TIB / BLOCK / WRITTEN;
+    for n in 0..WRITTEN {
+        let sector = (n * 977 % sectors) as usize;
+        newer.put(n * step, Block::partial_runs(Data::Zeros, &[(sector, 1)]));
+    }
+    older.put(5, Block::full(Data::Zeros));
+    let paths = written(folder.path(), &[base, older, newer]);
+    opened(&paths, |chain| {
+        let view = chain.view(chain.layers()[1].id).unwrap();
+        let loads = chain.counters().table_loads;
+        let before = MEMORY.current_usage();
+        MEMORY.reset_peak_usage();
+        let started = Instant::now();
+        let mut found = 0;
+        for range in Diff::new().run(&view, chain).unwrap() {
+            let start = found * step * BLOCK + found * 977 % sectors * 512;
+            assert_eq!(range.unwrap(), start..start + 512);
+            found += 1;
+        }
+        println!("{WRITTEN} sectors of 1 TiB in {:.2} s", started.elapsed().as_secs_f32());
+        assert_eq!(found, WRITTEN);
+        let memory = MEMORY.peak_usage().saturating_sub(before);
+        assert!(memory < 64 << 20, "{memory} bytes");
+        // The table of the newer layer, and a page of a bitmap for each sector.
+        let pages = TIB / BLOCK * 8 / 4096 + WRITTEN;
+        let loads = chain.counters().table_loads - loads;
+        assert!(loads < pages + 1000, "{loads} pages for {pages}");
+    });
 }

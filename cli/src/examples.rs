@@ -52,6 +52,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "flatten",
+        &[
+            ("avhdx flatten web_2.avhdx flat.vhdx", "the whole chain as one image"),
+            ("avhdx flatten web_2.avhdx@-1 old.vhdx --verify", "an earlier point"),
+        ],
+    ),
+    (
         "create",
         &[
             ("avhdx create new.vhdx 10G", "an empty disk; the file grows"),
@@ -134,10 +141,26 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "rebase",
+        &[
+            ("avhdx rebase web_1.avhdx --onto copy.vhdx", "takes in what differs"),
+            ("avhdx rebase web_1.avhdx --onto copy.vhdx --dry-run", "what it takes, at most"),
+            ("avhdx rebase web_2.avhdx --onto web_2.avhdx@base", "takes in layers between"),
+        ],
+    ),
+    (
         "reparent",
         &[
             ("avhdx reparent web_1.avhdx --onto copy.vhdx", "if bytes are the same"),
             ("avhdx reparent web_1.avhdx --onto copy.vhdx --dry-run", "what it reads"),
+        ],
+    ),
+    (
+        "metadata",
+        &[
+            ("avhdx metadata web_2.avhdx", "items, the disk's identity"),
+            ("avhdx metadata web_2.avhdx --disk-id new", "another identity"),
+            ("avhdx metadata web_2.avhdx --physical-sector 512", "for the guest to see"),
         ],
     ),
     (
@@ -146,6 +169,21 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx relink .", "repairs the paths of all parents"),
             ("avhdx relink . --parent-dir archive", "looks for parents there too"),
             ("avhdx relink . --dry-run", "only says what would change"),
+        ],
+    ),
+    (
+        "diff",
+        &[
+            ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
+            ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
+            ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
+        ],
+    ),
+    (
+        "resize",
+        &[
+            ("avhdx resize web_2.avhdx +20G", "larger by 20 GiB"),
+            ("avhdx resize web_2.avhdx 60G --dry-run", "says what it takes"),
         ],
     ),
     (

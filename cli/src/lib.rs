@@ -3,13 +3,14 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `create`, `delete`, `discard`, `explain`,
-//!    `info`, `label`, `map`, `measure`, `merge`, `pages`, `read`, `relink`, `reparent`, `revert`, `snapshots`, `tree`,
-//!    `write`, `zero`, and `complete`, which answers shells;
-//! 3. `merging`: the merges that `merge` and `delete` ask for;
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`,
+//!    `explain`, `flatten`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`, `reparent`, `resize`,
+//!    `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
+//! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
-//! 6. `endings`, `input`, `loss`: names of new files, disks that a verb reads, and consent to lost data;
+//! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
+//!    tables of partitions;
 //! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
 //! 8. `args`, `points`: flags that verbs share, and points in time of a chain;
 //! 9. `interrupt`, `progress`;
@@ -31,14 +32,17 @@ mod compact;
 mod compare;
 mod complete;
 mod convert;
+mod copying;
 mod create;
 mod delete;
+mod diff;
 mod discard;
 mod endings;
 mod examples;
 mod explain;
 mod facts;
 mod failure;
+mod flatten;
 mod forks;
 mod info;
 mod input;
@@ -49,6 +53,7 @@ mod map;
 mod measure;
 mod merge;
 mod merging;
+mod metadata;
 mod new_file;
 mod next;
 mod operation;
@@ -56,13 +61,16 @@ mod output;
 mod pages;
 mod paint;
 mod parents;
+mod partitions;
 mod point;
 mod points;
 mod progress;
 mod read;
+mod rebase;
 mod relink;
 mod render;
 mod reparent;
+mod resize;
 mod revert;
 #[cfg(test)]
 mod schemas;
@@ -92,8 +100,8 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, revert, merge, compact, reparent, relink and bench --write change
-/// an existing image.
+/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, compact, rebase, reparent, relink,
+/// resize and bench --write change an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -124,6 +132,7 @@ enum Verb {
     Explain(explain::Args),
     Read(read::Args),
     Convert(convert::Args),
+    Flatten(flatten::Args),
     Create(create::Args),
     Write(write::Args),
     Zero(zero::Args),
@@ -133,14 +142,17 @@ enum Verb {
     Points(snapshots::Args),
     Delete(delete::Args),
     Label(label::Args),
+    Metadata(metadata::Args),
     #[command(visible_alias = "apply")]
     Revert(revert::Args),
     #[command(visible_alias = "commit")]
     Merge(merge::Args),
     Compact(compact::Args),
-    #[command(visible_alias = "rebase")]
+    Rebase(rebase::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
+    Diff(diff::Args),
+    Resize(resize::Args),
     Compare(compare::Args),
     Check(check::Args),
     Measure(measure::Args),
@@ -158,6 +170,7 @@ impl Verb {
             Self::Explain(args) => explain::run(args, console),
             Self::Read(args) => read::run(args, console),
             Self::Convert(args) => convert::run(args, console),
+            Self::Flatten(args) => flatten::run(args, console),
             Self::Create(args) => create::run(args, console),
             Self::Write(args) => write::run(args, console),
             Self::Zero(args) => zero::run(args, console),
@@ -166,11 +179,15 @@ impl Verb {
             Self::Points(args) => snapshots::run(args, console),
             Self::Delete(args) => delete::run(args, console),
             Self::Label(args) => label::run(args, console),
+            Self::Metadata(args) => metadata::run(args, console),
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
             Self::Compact(args) => compact::run(args, console),
+            Self::Rebase(args) => rebase::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
+            Self::Diff(args) => diff::run(args, console),
+            Self::Resize(args) => resize::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
             Self::Measure(args) => measure::run(args, console),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use avhdx::ops::{FileChange, FileChangeKind, Forecast, Progress};
+use avhdx::ops::{FileChange, FileChangeKind, Forecast, Progress, ResizeForecast};
 use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{DiffChain, Layer, LayerId, LogState, MergeState, OpenOptions, Warning};
 use serde::Serialize;
@@ -286,6 +286,39 @@ pub(crate) fn print_forecast(forecast: &Forecast, console: &mut Console) -> Resu
     Ok(forecast.check()?)
 }
 
+/// Prints what a resize would do. Fails if it would be refused.
+pub(crate) fn print_resize_forecast(
+    forecast: &ResizeForecast,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    let ResizeForecast { from, to, file_len, file_len_after, moves_table, first_cut, .. } =
+        *forecast;
+    if console.is_json() {
+        let of_resize = ResizeFacts {
+            virtual_size_before: from,
+            virtual_size: to,
+            file_size_before: file_len,
+            file_size: file_len_after,
+            moves_table,
+            first_cut,
+        };
+        let answer = ForecastAnswer::of(&forecast.needs);
+        console.document(&ForecastAnswer { resize: Some(of_resize), ..answer })?;
+    } else {
+        let mut table = table(&forecast.needs);
+        table.field("disk", format!("{}, now {}", size(to), size(from)));
+        table.field("file", format!("{} at most, now {}", size(file_len_after), size(file_len)));
+        if moves_table {
+            table.field("table", "moves to another place in the file");
+        }
+        if let Some(at) = first_cut {
+            table.field("bytes lost", format!("other than zeros, the first at {at}"));
+        }
+        console.table(table)?;
+    }
+    Ok(forecast.check()?)
+}
+
 fn table(forecast: &Forecast) -> TextTable {
     let mut table = TextTable::fields("Forecast (nothing is changed)");
     table.field("read", size(forecast.read));
@@ -332,6 +365,23 @@ pub(crate) struct ForecastAnswer {
     /// The free space; null if unknown.
     available: Option<u64>,
     files: Vec<ForecastFile>,
+    /// Of a resize alone.
+    resize: Option<ResizeFacts>,
+}
+
+/// What a resize does to the disk and its file.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct ResizeFacts {
+    virtual_size_before: u64,
+    virtual_size: u64,
+    file_size_before: u64,
+    /// The length of the file afterwards, at most.
+    file_size: u64,
+    /// Whether the block allocation table moves to another place in the file.
+    moves_table: bool,
+    /// The offset of the first byte behind the new end that is not zero; null if there is none.
+    first_cut: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -362,6 +412,7 @@ impl ForecastAnswer {
             lost: forecast.lost,
             available: forecast.available,
             files: forecast.files.iter().map(file).collect(),
+            resize: None,
         }
     }
 }

@@ -1,6 +1,9 @@
 //! `avhdx reparent`: links an image to another parent.
 
-use avhdx::ops::{Pace, Reparent};
+use std::path::Path;
+
+use avhdx::OpenOptions;
+use avhdx::ops::{Pace, Rebase, Reparent};
 use serde::Serialize;
 
 use crate::args::{ChainFlags, ImageArg, with_children};
@@ -9,7 +12,9 @@ use crate::input::{self, Resolved};
 use crate::operation;
 use crate::output::Console;
 use crate::point::Point;
+use crate::shell::argument;
 use crate::text::size;
+use crate::typed;
 use crate::values;
 use crate::vocabulary::{Answer, ImageRef};
 
@@ -72,13 +77,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let Resolved { path: base, .. } = input::resolve(&args.onto, &options, console)?;
     let pace = Pace::new();
     pace.limit(args.rate);
-    let reparent = Reparent::new(&base).unproven(args.unproven).options(options).pace(pace);
+    let reparent = Reparent::new(&base).unproven(args.unproven).options(options.clone()).pace(pace);
     if args.dry_run {
         let forecast = reparent.forecast(&image)?;
         operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
-    let done = operation::run(console, |on| reparent.on_progress(on).run(&image))?;
+    let done = operation::run(console, |on| Ok(reparent.on_progress(on).run(&image)))?;
+    let done = done.map_err(|error| or_rebase(error, &image, &base, options))?;
     console.warnings(&done.warnings);
     let [image, base] = [&done.path, &done.parent].map(|path| path.display().to_string());
     console.done();
@@ -97,4 +103,20 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         }
     }
     Ok(Reply::Yes)
+}
+
+/// The failure of a reparent, with the rebase that would do if the bytes differ.
+fn or_rebase(error: avhdx::Error, image: &Path, base: &Path, options: OpenOptions) -> Failure {
+    if error.code() != "reparent.differs" {
+        return error.into();
+    }
+    let forecast = Rebase::new(base).options(options).forecast(image);
+    let failure = Failure::from(error);
+    let Ok(forecast) = forecast else { return failure };
+    let most = size(forecast.written);
+    let command = typed::with_parents("rebase", image);
+    let command = format!("{command} --onto {}", argument(base));
+    failure
+        .hint(format!("rebase keeps the disk as it is, and writes at most {most} into the image"))
+        .then(command)
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use uuid::Uuid;
+
 /// The smallest sector of a disk, in bytes.
 const SECTOR: u64 = 512;
 
@@ -82,6 +84,17 @@ pub(crate) fn label(text: &str) -> Result<String, String> {
 /// As [`label`], or nothing.
 pub(crate) fn any_label(text: &str) -> Result<String, String> {
     if text.is_empty() { Ok(String::new()) } else { label(text) }
+}
+
+/// A GUID, in braces or not.
+pub(crate) fn guid(text: &str) -> Result<Uuid, String> {
+    let parsed = Uuid::parse_str(text);
+    parsed.map_err(|_| "not a GUID, such as 5ac1c0de-0000-4000-8000-000000000001".into())
+}
+
+/// A GUID, or a new one.
+pub(crate) fn new_guid(text: &str) -> Result<Uuid, String> {
+    if text == "new" { Ok(Uuid::new_v4()) } else { guid(text) }
 }
 
 /// A mapping from a Windows folder: `FROM=TO`.

@@ -1,5 +1,6 @@
 //! Reads and writes a chain as a disk.
 
+use std::any::Any;
 use std::io::IoSliceMut;
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,10 @@ impl Disk for DiffChain {
 
     fn files(&self) -> Vec<FileId> {
         self.images().iter().flat_map(|image| image.files()).collect()
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

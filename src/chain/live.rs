@@ -39,6 +39,8 @@ pub(super) struct Live {
     /// Held by the operation that is changing the layers.
     pub(super) operation: Mutex<()>,
     warnings: Vec<Warning>,
+    /// Tells the chain that writes to the tip that this one reads it, if another does.
+    _guest: Option<Arc<()>>,
 }
 
 #[derive(Default)]
@@ -68,9 +70,15 @@ impl Live {
         writer: Option<Arc<Writer>>,
         warnings: Vec<Warning>,
     ) -> (Arc<View>, Arc<Self>) {
+        let guest = writer.is_none().then(|| layers[0].image.guest()).flatten();
         let stack = Stack::new(named(layers), 0, writer, Arc::default(), Arc::default());
-        let live = Self { opened, views: Mutex::default(), operation: Mutex::new(()), warnings };
-        let live = Arc::new(live);
+        let live = Arc::new(Self {
+            opened,
+            views: Mutex::default(),
+            operation: Mutex::new(()),
+            warnings,
+            _guest: guest,
+        });
         let view = View { stack: ArcSwap::from_pointee(stack), follows: true };
         let view = add(view, &mut live.views());
         (view, live)

@@ -11,6 +11,7 @@ mod past;
 mod points;
 mod stack;
 mod tracking;
+mod upper;
 mod walk;
 
 pub use changes::{ChangedExtent, ChangedSource, Changes};
@@ -24,6 +25,7 @@ pub use stack::Layer;
 #[cfg(all(test, not(loom)))]
 pub(crate) use stack::Stack;
 pub use tracking::{ChangeTracking, KnownChanges, Since, TrackingOptions, TrackingPoint};
+pub(crate) use upper::{Shown, UpperLayers};
 pub use walk::Linkage;
 pub(crate) use walk::{
     ChainPolicy, Identity, changed_meanwhile, check_sectors, file_id, find_parent, loop_error,

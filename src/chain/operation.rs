@@ -196,7 +196,15 @@ impl Operation<'_> {
     pub(crate) fn resized(&self, layer: usize, image: &OpenImage) -> Retired {
         let mut layers = self.stack().links.to_vec();
         layers[layer] = layers[layer].with_image(image);
-        self.switch(layers, Some)
+        let writer = if layer == 0 { image.writer.clone() } else { self.writer() };
+        self.switch_tip(layers, writer, None, Some)
+    }
+
+    /// Waits until nobody reads the images of retired layers by themselves, and returns whether that is so. Stacks
+    /// may still be read.
+    pub(crate) fn images_left(&self, Retired(layers): &Retired) -> bool {
+        let is_over = || layers.iter().all(|link| !link.seat.has_late_users());
+        wait_until(patience(), is_over, &mut || ControlFlow::Continue(())).unwrap_or(false)
     }
 
     /// Removes a layer whose parent now holds all of its data. If it was the tip, its parent becomes the tip, with

@@ -21,7 +21,6 @@ pub(crate) const PMEM_LABELS: Uuid = uuid!("10E1AE8A-4B7E-4169-A40F-CD70DE928393
 /// Present while the image is being created.
 pub(crate) const INCOMPLETE_FILE: Uuid = uuid!("71CC85F0-1B69-4E28-9558-C3BF83AE75D3");
 
-const MAX_USER_ENTRIES: usize = 1024;
 const ENTRY_LEN: usize = 32;
 /// The largest disk that the format allows, in bytes.
 pub(crate) const MAX_VIRTUAL_SIZE: u64 = 64 << 40;
@@ -84,6 +83,8 @@ impl MetadataTable {
     pub(crate) const LEN: usize = 64 * KIB as usize;
     /// How many entries it has room for.
     pub(crate) const MAX_ENTRIES: usize = 2047;
+    /// How many of them may be items of users.
+    pub(crate) const MAX_USER_ENTRIES: usize = 1024;
 
     /// Parses what it can and reports every fault. Invalid entries are kept, so that
     /// indexes stay the same.
@@ -186,6 +187,17 @@ impl MetadataTable {
         Some((&self.entries[i], at + Self::entry_place(i)))
     }
 
+    /// Returns the entry of a user item.
+    pub(crate) fn user(&self, item: Uuid) -> Option<&MetadataEntry> {
+        let is_it = |e: &&MetadataEntry| e.item == item && e.flags.contains(ItemFlags::USER);
+        self.entries.iter().find(is_it)
+    }
+
+    /// The number of user items.
+    pub(crate) fn user_count(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.flags.contains(ItemFlags::USER)).count()
+    }
+
     /// The offset of entry `i` in the table.
     pub(crate) fn entry_place(i: usize) -> u64 {
         (ENTRY_LEN * (i + 1)) as u64
@@ -193,13 +205,12 @@ impl MetadataTable {
 
     /// Reports faults that concern several entries.
     fn inspect_whole(&self, at: u64, region_len: u32, on: OnError<'_>) {
-        let user =
-            self.entries.iter().filter(|entry| entry.flags.contains(ItemFlags::USER)).count();
-        if user > MAX_USER_ENTRIES {
+        let user = self.user_count();
+        if user > Self::MAX_USER_ENTRIES {
             let message = "too many user metadata items";
             on(Error::damaged("metadata.user-count", "2.6.1.1", at + 10, message)
                 .with_found(user)
-                .with_expected(format_args!("at most {MAX_USER_ENTRIES}")));
+                .with_expected(format_args!("at most {}", Self::MAX_USER_ENTRIES)));
         }
         let mut order: Vec<usize> = (0..self.entries.len()).collect();
         order.sort_by_key(|i| {
@@ -414,6 +425,15 @@ pub(crate) fn name_by_windows(entry: &MetadataEntry) -> Option<&'static str> {
         INCOMPLETE_FILE => Some("Incomplete File"),
         _ => None,
     }
+}
+
+/// The error for a user item that does not exist.
+pub(crate) fn no_item(item: Uuid) -> Error {
+    let message = "there is no such item of a user";
+    Error::new(ErrorKind::InvalidInput, "metadata.no-item", message)
+        .with_section("2.6.1.2")
+        .with_found("a metadata table without it")
+        .with_expected(item)
 }
 
 /// The error for a required item that is missing.

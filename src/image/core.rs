@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::BlockLayout;
 use crate::format::header::Headers;
 use crate::format::identifier::FileIdentifier;
-use crate::format::metadata::{FileFlags, FileParameters, MetadataEntry};
+use crate::format::metadata::{self, FileFlags, FileParameters, MetadataEntry};
 use crate::format::region::{RegionEntry, RegionTable};
 use crate::log::Sequence;
 use crate::storage::{FileId, Overlay, ReadOnly, Storage};
@@ -209,6 +209,11 @@ impl Core {
         self.feed.as_ref().is_some_and(|feed| feed.takes_writes())
     }
 
+    /// To be held by a chain that reads the image and is not the one that writes to it; `None` if nobody does.
+    pub(crate) fn guest(&self) -> Option<Arc<()>> {
+        self.feed.as_ref().filter(|feed| feed.takes_writes()).map(|feed| feed.guest())
+    }
+
     /// Registers a stack, with spans of this length, whose cached answers a write has to invalidate.
     pub(crate) fn keeps_answers(&self, stack: u64, span: u64) {
         if let Some(feed) = &self.feed {
@@ -245,6 +250,14 @@ impl Core {
     pub(crate) fn disk_items(&self) -> Result<Vec<(MetadataEntry, Vec<u8>)>> {
         let items = self.metadata().disk_items(self.storage.as_ref(), &self.metadata_region);
         items.map_err(|error| error.in_file(self.name()))
+    }
+
+    /// The bytes of a metadata item of a user.
+    pub(crate) fn user_item(&self, item: Uuid) -> Result<Vec<u8>> {
+        let found = self.metadata().user_item(self.storage.as_ref(), &self.metadata_region, item);
+        found
+            .and_then(|found| found.ok_or_else(|| metadata::no_item(item)))
+            .map_err(|error| error.in_file(self.name()))
     }
 
     pub(crate) fn keeps_blocks(&self) -> bool {

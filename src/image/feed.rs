@@ -21,6 +21,8 @@ pub(crate) struct Feed {
     /// Invalidates answers about the disk when a change makes them wrong.
     pub(crate) answers: Invalidation,
     is_frozen: AtomicBool,
+    /// Held by each chain that reads the image without being the one that writes to it.
+    guests: Arc<()>,
     issuer: OnceLock<Weak<dyn IssueIdentity>>,
 }
 
@@ -35,6 +37,16 @@ impl Feed {
     /// Whether changes are still possible.
     pub(crate) fn takes_writes(&self) -> bool {
         !self.is_frozen.load(Ordering::Acquire)
+    }
+
+    /// Held by a chain that reads the image while another may write to it.
+    pub(crate) fn guest(&self) -> Arc<()> {
+        Arc::clone(&self.guests)
+    }
+
+    /// Whether there is such a chain.
+    pub(crate) fn has_guests(&self) -> bool {
+        Arc::strong_count(&self.guests) > 1
     }
 
     /// Sets the writer as the issuer of identities.

@@ -165,6 +165,18 @@ impl Metadata {
         found.map(|entry| Ok((entry.clone(), items.bytes(entry)?))).collect()
     }
 
+    /// The bytes of a user item, if it exists.
+    pub(crate) fn user_item(
+        &self,
+        storage: &dyn Storage,
+        region: &RegionEntry,
+        item: Uuid,
+    ) -> Result<Option<Vec<u8>>> {
+        let (at, region_len) = (region.offset.get(), region.length);
+        let items = Items { storage, table: &self.table, at, region_len };
+        Ok(items.of_user(item)?.map(|(bytes, _)| bytes))
+    }
+
     pub(crate) fn has_parent(&self) -> bool {
         self.locator.is_some()
     }
@@ -237,8 +249,7 @@ impl Items<'_> {
 
     /// A user item with data, and its offset in the file.
     fn of_user(&self, item: Uuid) -> Result<Option<(Vec<u8>, u64)>> {
-        let is_it = |e: &&MetadataEntry| e.item == item && e.flags.contains(ItemFlags::USER);
-        let entry = self.table.entries.iter().find(is_it);
+        let entry = self.table.user(item);
         let Some(entry) = entry.filter(|entry| entry.is_placed(self.region_len)) else {
             return Ok(None);
         };

@@ -1,17 +1,18 @@
 //! Compares the bytes of two disks.
 
-use std::collections::HashMap;
 use std::ops::ControlFlow;
 
-use super::{DiskRun, DiskRuns, Listener, Progress, window_end};
-use crate::disk::{Disk, LayerId, Source};
+use super::pair::DiskPair;
+use super::{Listener, Progress};
+use crate::disk::Disk;
 use crate::error::Result;
 use crate::trace::operation;
 
 /// Compares two disks byte by byte up to the first difference.
 ///
 /// If one disk is longer, the contents are the same if the rest of it is zeros; that the sizes differ is
-/// reported separately. Ranges that both disks map to zeros, or to the same place in a shared parent, are not read.
+/// reported separately. Ranges that both disks map to zeros, to the same place in a file, or to layers that two chains
+/// have in common, are not read: see [`Diff`](super::Diff), which lists all that differs.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -91,7 +92,7 @@ impl<'a> Compare<'a> {
     pub fn run(self, a: &dyn Disk, b: &dyn Disk) -> Result<Comparison> {
         let _span = operation("compare", "two disks");
         let (size_a, size_b) = (a.geometry().size, b.geometry().size);
-        let mut both = DiskPair::new(a, b);
+        let mut both = DiskPair::new(a, b)?;
         let total = size_a.max(size_b);
         let mut at = 0;
         let mut first_difference = None;
@@ -104,92 +105,20 @@ impl<'a> Compare<'a> {
     }
 }
 
-/// Two disks compared from front to back, with read buffers.
-pub(super) struct DiskPair<'a> {
-    runs: [DiskRuns<'a>; 2],
-    bufs: [Vec<u8>; 2],
-    /// Layers of the second disk, and the layers of the first that are the same files.
-    same_files: HashMap<LayerId, LayerId>,
-}
-
-impl<'a> DiskPair<'a> {
-    pub(super) fn new(a: &'a dyn Disk, b: &'a dyn Disk) -> Self {
-        let runs = [DiskRuns::new(a), DiskRuns::new(b)];
-        Self { runs, bufs: [Vec::new(), Vec::new()], same_files: HashMap::new() }
-    }
-
-    /// Declares that layer `b` of the second disk is the same file as layer `a` of the first.
-    pub(super) fn same_file(&mut self, a: LayerId, b: LayerId) {
-        self.same_files.insert(b, a);
-    }
-
+impl DiskPair<'_> {
     /// Compares bytes from `at` on, which never decreases, up to `end` at most; either disk may end earlier.
     /// Returns how far it got and the first difference found.
     pub(super) fn step(&mut self, at: u64, end: u64) -> Result<(u64, Option<Difference>)> {
-        let (alike_until, to_read) = self.disks_to_read(at, end)?;
-        if to_read == 0 {
-            return Ok((alike_until, None));
-        }
-        let end = window_end(at, end);
-        for (runs, buf) in self.runs.iter().zip(&mut self.bufs) {
-            let there = runs.size.clamp(at, end) - at;
-            buf.clear();
-            buf.resize((end - at) as usize, 0);
-            runs.disk.read_at(&mut buf[..there as usize], at.min(runs.size))?;
-        }
-        let [a, b] = &self.bufs;
-        if a == b {
-            return Ok((end, None));
+        let (until, has_read) = self.read(at, end)?;
+        let [a, b] = self.bytes();
+        if !has_read || a == b {
+            return Ok((until, None));
         }
         let place = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or_default();
         let offset = at + place as u64;
-        let byte = |i: usize| (offset < self.runs[i].size).then(|| self.bufs[i][place]);
-        Ok((end, Some(Difference { offset, a: byte(0), b: byte(1) })))
-    }
-
-    /// Returns how far [`step`](Self::step) gets from `at` if nothing differs, and how many bytes of data it reads.
-    pub(super) fn predict(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
-        let (alike_until, to_read) = self.disks_to_read(at, end)?;
-        if to_read == 0 {
-            return Ok((alike_until, 0));
-        }
-        let end = window_end(at, end);
-        let mut bytes = 0;
-        for runs in &mut self.runs {
-            let (mut at, end) = (at, end.min(runs.size));
-            while at < end {
-                let run = runs.at(at)?;
-                let run_end = run.end.min(end);
-                bytes += if run.is_zero() { 0 } else { run_end - at };
-                at = run_end;
-            }
-        }
-        Ok((end, bytes))
-    }
-
-    /// Returns how far from `at` on the same number of disks has to be read, and that number: 0 if both are zeros or
-    /// lie at the same place.
-    pub(super) fn disks_to_read(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
-        let past_end = DiskRun { start: at, end, source: Some(Source::Zero { layer: None }) };
-        let mut ahead = [past_end; 2];
-        for (runs, ahead) in self.runs.iter_mut().zip(&mut ahead) {
-            if at < runs.size {
-                *ahead = runs.at(at)?;
-            }
-        }
-        let [a, b] = ahead;
-        let is_same_place = match (a.source, b.source) {
-            (
-                Some(Source::Data { layer: one, at: x }),
-                Some(Source::Data { layer: other, at: y }),
-            ) => {
-                let other = self.same_files.get(&other).copied().unwrap_or(other);
-                one == other && x + (at - a.start) == y + (at - b.start)
-            }
-            _ => false,
-        };
-        let to_read =
-            if is_same_place { 0 } else { ahead.iter().filter(|run| !run.is_zero()).count() };
-        Ok((a.end.min(b.end).min(end), to_read as u64))
+        let sizes = self.sizes();
+        let byte = |of: &[u8], size: u64| (offset < size).then(|| of[place]);
+        let difference = Difference { offset, a: byte(a, sizes[0]), b: byte(b, sizes[1]) };
+        Ok((until, Some(difference)))
     }
 }

@@ -1,5 +1,6 @@
 //! Removes an image with everything that lies on it.
 
+use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -120,8 +121,8 @@ impl<'a> DeleteBranch<'a> {
             forecast.freed = forecast.freed.saturating_add(member.len);
             forecast.lost = forecast.lost.saturating_add(member.data);
             forecast.add(&member.path, FileChangeKind::Removed);
-            check_removable(self.host(), &member.path)?;
         }
+        self.check_removable(&members)?;
         Ok(forecast)
     }
 
@@ -148,7 +149,7 @@ impl<'a> DeleteBranch<'a> {
                 })
                 .with_expected("consent to lose them"));
         }
-        members.iter().try_for_each(|member| check_removable(self.host(), &member.path))?;
+        self.check_removable(&members)?;
         let mut deleted = DeletedBranch::default();
         let total = members.len() as u64;
         for (done, member) in members.iter().enumerate() {
@@ -171,6 +172,16 @@ impl<'a> DeleteBranch<'a> {
 
     fn host(&self) -> &dyn Host {
         self.source.its_host()
+    }
+
+    /// Refuses members in a folder from which the host does not allow files to be removed. Asks once for each folder.
+    fn check_removable(&self, members: &[Member]) -> Result<()> {
+        let mut asked = HashSet::new();
+        let mut paths = members.iter().map(|member| member.path.as_path());
+        paths.try_for_each(|path| match asked.insert(folder_of(path)) {
+            true => check_removable(self.host(), path),
+            false => Ok(()),
+        })
     }
 
     /// Removes the name of a file; the warning of a failure says why it stays.

@@ -32,6 +32,7 @@ use crate::write::{ItemEdit, LinkPaths, OTHER_NAMES};
 use copy::Meter;
 use examined::{Checked, Examined};
 use forecast::CancelCheck;
+pub(super) use forecast::ParentModel;
 use step::MergeStep;
 
 pub use parameters::{Merge, Merged};

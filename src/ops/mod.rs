@@ -8,8 +8,10 @@
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
 //! | [`Compact`] | makes the file of an image shorter |
+//! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
 //! | [`Measure`] | computes the size of a copy |
 //! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
+//! | [`Rebase`] | puts an image on another base, and takes in what that has differently |
 //! | [`Relink`] | updates recorded parent paths after files were moved |
 //! | [`Explain`] | shows, layer by layer, where a byte comes from |
 //! | [`Checkpoint`] | freezes the tip and continues in a new child |
@@ -17,6 +19,9 @@
 //! | [`Delete`] | gives up a point in time and keeps all others |
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
+//! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
+//! | [`Provision`] | makes a dynamic image fixed, or a fixed one dynamic, in place |
+//! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -36,18 +41,26 @@ mod compact;
 mod compare;
 mod delete;
 mod delete_branch;
+mod diff;
+mod edit_metadata;
 mod explain;
 mod export;
 mod forecast;
 pub mod forest;
+mod held;
 mod import;
 mod label;
 mod measure;
 mod merge;
+mod new_parent;
 mod pace;
+mod pair;
 mod progress;
+mod provision;
+mod rebase;
 mod relink;
 mod reparent;
+mod resize;
 mod revert;
 
 use std::ops::Range;
@@ -59,6 +72,8 @@ pub use compact::{Compact, CompactForecast, Compacted};
 pub use compare::{Compare, Comparison, Difference};
 pub use delete::Delete;
 pub use delete_branch::{DeleteBranch, DeletedBranch};
+pub use diff::{Diff, Differences};
+pub use edit_metadata::EditMetadata;
 pub use explain::{
     BitFacts, BitmapFacts, BlockFacts, EntryFacts, Explain, Explanation, LayerAnswer, Verdict,
 };
@@ -70,8 +85,11 @@ pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use progress::Progress;
+pub use provision::{Provision, Provisioned};
+pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};
+pub use resize::{Resize, ResizeForecast, Resized};
 pub use revert::{Revert, Reverted};
 
 pub use crate::write::clear_drafts;

@@ -8,15 +8,19 @@ use crate::error::Result;
 use crate::types::{DiskOffset, FileOffset};
 
 /// A walk over a disk that finds what its upper layers hold.
-///
-/// It asks the layers one by one and keeps the latest run of each, so that no table is looked through twice, however
-/// the runs of the layers cut each other.
 #[derive(Debug)]
 pub(crate) struct ChangeWalk {
     /// Number of layers above the older disk.
     above: usize,
     at: u64,
     end: u64,
+    runs: LayerRuns,
+}
+
+/// Asks layers one by one and keeps the latest run of each, so that no table is looked through twice, however the runs
+/// of the layers cut each other.
+#[derive(Debug)]
+pub(crate) struct LayerRuns {
     /// The latest run of each layer.
     known: Vec<KnownRun>,
 }
@@ -44,8 +48,7 @@ impl ChangeWalk {
     pub(crate) fn new(layers: &[Layer], above: usize) -> Self {
         // Nothing lies between a disk and itself.
         let end = if above == 0 { 0 } else { layers[0].layout().size() };
-        let unknown = KnownRun { range: 0..0, owner: Owner::Parent, by_sector: false };
-        Self { above, at: 0, end, known: vec![unknown; layers.len()] }
+        Self { above, at: 0, end, runs: LayerRuns::new(layers.len()) }
     }
 
     /// Limits the walk, which has not begun, to these bytes.
@@ -56,7 +59,7 @@ impl ChangeWalk {
     /// The next run that may differ; `None` at the end of the disk. Stays in place on an error.
     pub(crate) fn next(&mut self, layers: &[Layer]) -> Result<Option<ChangedRun>> {
         while self.at < self.end {
-            let run = self.walk(layers, 0..self.above, self.at, self.end - self.at)?;
+            let run = self.runs.first(layers, 0..self.above, self.at, self.end - self.at)?;
             let (len, is_changed) = match run.answer {
                 Answer::Here { .. } => (run.len, true),
                 Answer::Open { .. } if self.above < layers.len() => (run.len, false),
@@ -80,12 +83,20 @@ impl ChangeWalk {
         if self.above == layers.len() {
             return Ok((len, false));
         }
-        let older = self.walk(layers, self.above..layers.len(), self.at, len)?;
+        let older = self.runs.first(layers, self.above..layers.len(), self.at, len)?;
         Ok((older.len, !matches!(older.answer, Answer::Zero { .. })))
     }
+}
 
-    /// The run at the start of these bytes, as these layers have it. The bytes must not be empty.
-    fn walk(
+impl LayerRuns {
+    /// Nothing known yet of this number of layers.
+    pub(crate) fn new(layers: usize) -> Self {
+        let unknown = KnownRun { range: 0..0, owner: Owner::Parent, by_sector: false };
+        Self { known: vec![unknown; layers] }
+    }
+
+    /// The run at the start of these bytes, as the layers `asked` have it. The bytes must not be empty.
+    pub(crate) fn first(
         &mut self,
         layers: &[Layer],
         asked: Range<usize>,

@@ -8,7 +8,7 @@ mod layers;
 mod plan;
 mod zeros;
 
-pub(crate) use changes::{ChangeWalk, ChangedRun};
+pub(crate) use changes::{ChangeWalk, ChangedRun, LayerRuns};
 pub(crate) use layers::{Layer, Layers};
 pub(crate) use plan::{HasLayers, plan_read};
 pub use plan::{Planned, PlannedPiece, PlannedSource, ReadPlan, TableLoad};

@@ -1,14 +1,17 @@
 //! Finds the children of an image before it is changed: a change would orphan them.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::hash::Hash;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use uuid::Uuid;
 
+use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{
     Core, ImagePolicy, Lock, LogPolicy, MergeState, ParentLink, identity_if_any, is_signed,
@@ -31,8 +34,19 @@ pub(crate) struct ChildSearch {
     pub(crate) orphans: bool,
     /// Whether children that were merged into the image are none.
     pub(crate) ignores_spent: bool,
-    /// What files were found to be, for a search that is used for several images at once.
-    pub(crate) known: Option<Arc<Mutex<HashMap<PathBuf, Parentage>>>>,
+    /// What was found out, for a search that is used for several images at once while nothing changes.
+    pub(crate) seen: Option<Arc<Mutex<Seen>>>,
+}
+
+/// What a search has found out of folders and files.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    lists: HashMap<PathBuf, Vec<PathBuf>>,
+    files: HashMap<PathBuf, Stat>,
+    links: HashMap<PathBuf, bool>,
+    real: HashMap<PathBuf, PathBuf>,
+    ids: HashMap<LayerId, Option<FileId>>,
+    parentages: HashMap<PathBuf, Parentage>,
 }
 
 /// The parents that an image accepts, as far as it has any.
@@ -86,7 +100,7 @@ impl ChildSearch {
             beside: Vec::new(),
             orphans: false,
             ignores_spent: false,
-            known: None,
+            seen: None,
         }
     }
 
@@ -126,8 +140,11 @@ impl ChildSearch {
     pub(crate) fn refuse_others(&self, image: &Core, known: &[&Core]) -> Result<SearchResult> {
         let storage = image.bare_storage().as_ref();
         let mut target = SearchedImage::new(storage, image.data_write_guid());
-        let ids = known.iter().map(|image| (image.storage().id().ok().flatten(), image.path()));
-        target.known.extend(ids);
+        let id_of = |image: &Core| {
+            let id = self.once(|seen| &mut seen.ids, &image.id(), || image.storage().id());
+            id.ok().flatten()
+        };
+        target.known.extend(known.iter().map(|image| (id_of(image), image.path())));
         // Children may lie beside the known images too.
         let places = known.iter().flat_map(|image| [image.path(), image.via()]).flatten();
         self.search_folders(places.map(folder_of).collect(), target)
@@ -142,7 +159,7 @@ impl ChildSearch {
         let (mut result, mut visited) = (SearchResult::default(), Vec::new());
         for folder in own.into_iter().chain(self.beside.iter().map(PathBuf::as_path)) {
             if self.is_first_visit(folder, &mut visited) {
-                match self.host.list(folder) {
+                match self.list(folder) {
                     Ok(paths) => self.check_paths(paths, &mut target, &mut result)?,
                     Err(error) => {
                         let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
@@ -153,7 +170,7 @@ impl ChildSearch {
         }
         for folder in &self.folders {
             if self.is_first_visit(folder, &mut visited) {
-                let paths = self.host.list(folder).map_err(|error| {
+                let paths = self.list(folder).map_err(|error| {
                     Error::io("image.children", "cannot search for children of the image", error)
                         .in_path(folder)
                 })?;
@@ -166,7 +183,8 @@ impl ChildSearch {
 
     /// Whether a folder is visited for the first time under any of its names.
     fn is_first_visit(&self, folder: &Path, visited: &mut Vec<PathBuf>) -> bool {
-        let real = self.host.canonical(folder).unwrap_or_else(|_| folder.to_path_buf());
+        let real = self.once(|seen| &mut seen.real, folder, || self.host.canonical(folder));
+        let real = real.unwrap_or_else(|_| folder.to_path_buf());
         let is_new = !visited.contains(&real);
         if is_new {
             visited.push(real);
@@ -176,11 +194,10 @@ impl ChildSearch {
 
     fn check_paths(
         &self,
-        mut paths: Vec<PathBuf>,
+        paths: Vec<PathBuf>,
         target: &mut SearchedImage<'_>,
         result: &mut SearchResult,
     ) -> Result<()> {
-        paths.retain(|path| !is_temporary_name(path));
         for path in paths {
             match self.kin(&path, target) {
                 Ok(Kin::None) => {}
@@ -218,7 +235,7 @@ impl ChildSearch {
     /// Fails if the host cannot read the file, which may then be a child.
     fn kin(&self, path: &Path, target: &mut SearchedImage<'_>) -> Result<Kin> {
         let failed = |error| Error::io("image.children", "cannot examine the file", error);
-        match self.host.stat(path) {
+        match self.stat(path) {
             Ok(stat) if self.is_known(path, &stat, target) => return Ok(Kin::None),
             Ok(stat) if stat.kind == FileKind::File => {}
             Ok(_) => return Ok(Kin::None),
@@ -226,31 +243,65 @@ impl ChildSearch {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kin::None),
             Err(error) => return Err(failed(error)),
         }
-        let known = || {
-            self.known.as_ref().map(|known| known.lock().unwrap_or_else(PoisonError::into_inner))
-        };
-        let remembered = known().and_then(|known| known.get(path).cloned());
-        let parentage = match remembered {
-            Some(parentage) => parentage,
-            None => {
-                let storage = match self.host.open(path, Access::Read) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Kin::None),
-                    storage => storage.map_err(failed)?,
-                };
-                let parentage = Parentage::of(&storage, path)?;
-                if let Some(mut known) = known() {
-                    known.insert(path.to_path_buf(), parentage.clone());
-                }
-                parentage
-            }
-        };
-        Ok(parentage.kin_of(target.guid))
+        let parentage = self.once(
+            |seen| &mut seen.parentages,
+            path,
+            || match self.host.open(path, Access::Read) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Parentage(None)),
+                storage => Parentage::of(&storage.map_err(failed)?, path),
+            },
+        );
+        Ok(parentage?.kin_of(target.guid))
+    }
+
+    /// The files of a folder that may be images.
+    fn list(&self, folder: &Path) -> io::Result<Vec<PathBuf>> {
+        self.once(
+            |seen| &mut seen.lists,
+            folder,
+            || {
+                let mut paths = self.host.list(folder)?;
+                paths.retain(|path| !is_temporary_name(path));
+                Ok(paths)
+            },
+        )
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Stat> {
+        self.once(|seen| &mut seen.files, path, || self.host.stat(path))
+    }
+
+    fn is_link(&self, path: &Path) -> bool {
+        let is_link = self.once(|seen| &mut seen.links, path, || self.host.is_link(path));
+        is_link.unwrap_or(false)
+    }
+
+    /// Finds something, once for each key if the search keeps what it has seen.
+    fn once<K, Q, T, E>(
+        &self,
+        part: fn(&mut Seen) -> &mut HashMap<K, T>,
+        key: &Q,
+        find: impl FnOnce() -> std::result::Result<T, E>,
+    ) -> std::result::Result<T, E>
+    where
+        K: Borrow<Q> + Eq + Hash,
+        Q: ToOwned<Owned = K> + Eq + Hash + ?Sized,
+        T: Clone,
+    {
+        let Some(seen) = &self.seen else { return find() };
+        let seen = || seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let remembered = part(&mut seen()).get(key).cloned();
+        if let Some(found) = remembered {
+            return Ok(found);
+        }
+        let found = find()?;
+        part(&mut seen()).insert(key.to_owned(), found.clone());
+        Ok(found)
     }
 
     /// Whether a path is a name of the image itself or of another known image.
     fn is_known(&self, path: &Path, stat: &Stat, target: &mut SearchedImage<'_>) -> bool {
-        let is_link = || self.host.is_link(path).unwrap_or(false);
-        if stat.id.is_some() && stat.id == target.id && !is_link() {
+        if stat.id.is_some() && stat.id == target.id && !self.is_link(path) {
             target.names += 1;
         }
         let same_place = |other: &Path| {

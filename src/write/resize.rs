@@ -5,8 +5,10 @@
 //! changes: no valid entry ever lies beyond the end of the disk. Growing prepares the last block
 //! first; shrinking releases the space beyond the new end afterwards.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
+use super::change_lock::frozen;
 use super::metadata_edit::{ItemEdit, Pages};
 use super::open::WritePolicy;
 use super::space::{Allocated, Contents, Freed};
@@ -24,6 +26,11 @@ const ENTRIES: u64 = PAGE / ENTRY_LEN;
 /// Limit of metadata pages that an edit of the size changes.
 const SIZE_PAGES: u64 = 4;
 
+/// Blocks of zeros for a larger disk, which no table names yet.
+#[derive(Debug, Default)]
+#[must_use = "their space is given back, or becomes part of the disk"]
+pub(crate) struct Zeroed(Vec<Allocated>);
+
 impl Writer {
     /// Resizes the virtual disk to `size` bytes, atomically and durably: a crash leaves a disk of
     /// the old or the new size. New space reads as zeros, also where the parent has more data. The
@@ -38,21 +45,77 @@ impl Writer {
     pub(crate) fn resize(&self, size: u64) -> Result<()> {
         check_size(&self.core, size)?;
         let mut state = self.change_alone()?;
-        let old = self.core.layout.size();
-        if size != old {
-            state.record(&(old.min(size)..old.max(size)));
-            self.prepare_visible_change()?;
-            let block_size = self.core.block_size();
-            let new = BlockLayout::new(block_size, self.core.geometry().logical_sector, size);
-            if size > self.core.layout.size() {
-                self.grow(&new)?;
-            } else {
-                self.shrink(&new)?;
+        self.resize_alone(size, Zeroed::default())?;
+        self.set_frozen(&mut state, true);
+        state.record(&self.difference(size));
+        Ok(())
+    }
+
+    /// Resizes an image in use. Changes in progress end first; then `check` may refuse the new size,
+    /// and `switch` puts the writer of the new size in the place of this one before later changes
+    /// go on. `zeroed` is what [`zero_growth`](Self::zero_growth) has returned for this size.
+    ///
+    /// # Errors
+    /// Those of [`resize`](Self::resize) and of `check`; [`ErrorKind::InUse`] if planned writes have
+    /// not ended. If the image is not poisoned then, it is unchanged.
+    pub(crate) fn resize_in_use<R>(
+        &self,
+        size: u64,
+        zeroed: Zeroed,
+        check: impl FnOnce() -> Result<()>,
+        switch: impl FnOnce(Self) -> R,
+    ) -> Result<R> {
+        check_size(&self.core, size)?;
+        let mut state = self.change_alone()?;
+        if state.is_closed {
+            return Err(frozen().in_file(self.core.name()));
+        }
+        check()?;
+        self.resize_alone(size, zeroed)?;
+        let writer = self.reopen_alone().map_err(|error| self.poisoned_by(error))?;
+        self.set_frozen(&mut state, true);
+        let done = switch(writer);
+        // Whoever makes a point from now on sees the new size.
+        state.record(&self.difference(size));
+        Ok(done)
+    }
+
+    /// Allocates the blocks by which a disk grows that keeps all of its blocks, and fills them with
+    /// zeros, while others use the image. No table names them yet. `on` is told the bytes done.
+    ///
+    /// # Errors
+    /// Those of a write, and of `on`. All space is given back then.
+    pub(crate) fn zero_growth(
+        &self,
+        size: u64,
+        on: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<Zeroed> {
+        let mut zeroed = Zeroed::default();
+        let count = growth_in_blocks(&self.core, size);
+        if count > 0 {
+            let _change = self.change_lock.begin_hidden_change();
+            self.prepare_hidden_change()?;
+        }
+        for done in 0..count {
+            let next = on(done * self.core.layout.block_size()).and_then(|()| {
+                let _change = self.change_lock.begin_hidden_change();
+                self.check()?;
+                self.new_zero_block()
+            });
+            match next {
+                Ok(space) => zeroed.0.push(space),
+                Err(error) => {
+                    self.give_back_zeroed(zeroed);
+                    return Err(error);
+                }
             }
         }
-        self.end_session_alone()?;
-        self.set_frozen(&mut state, true);
-        Ok(())
+        Ok(zeroed)
+    }
+
+    /// Gives back space that no table came to name.
+    pub(crate) fn give_back_zeroed(&self, zeroed: Zeroed) {
+        zeroed.0.into_iter().for_each(|space| self.space.give_back(space));
     }
 
     /// Reopens the image, as after a [`resize`](Self::resize): the same file under the same lock.
@@ -62,6 +125,11 @@ impl Writer {
     /// # Errors
     /// Those of an open.
     pub(crate) fn reopen(&self) -> Result<Self> {
+        self.end_session()?;
+        self.reopen_alone()
+    }
+
+    fn reopen_alone(&self) -> Result<Self> {
         // The lock belongs to the storage, which stays open.
         let policy = ImagePolicy {
             lock: Lock::None,
@@ -70,14 +138,45 @@ impl Writer {
             any_locator: false,
             one_flush: self.one_flush,
         };
-        self.end_session()?;
         let file = Arc::clone(&self.file);
         let again = Self::open(file, &WritePolicy::of(policy), Vec::new())?;
         again.set_next_identity(again.core.data_write_guid());
         Ok(again)
     }
 
-    fn grow(&self, new: &BlockLayout) -> Result<()> {
+    /// The bytes that a disk of `size` bytes has more or less.
+    fn difference(&self, size: u64) -> std::ops::Range<u64> {
+        let old = self.core.layout.size();
+        old.min(size)..old.max(size)
+    }
+
+    /// Resizes the disk and ends the session. The caller keeps all changes out.
+    fn resize_alone(&self, size: u64, zeroed: Zeroed) -> Result<()> {
+        let old = self.core.layout.size();
+        let new =
+            BlockLayout::new(self.core.block_size(), self.core.geometry().logical_sector, size);
+        let zeroed = RefCell::new(zeroed);
+        let resized = (|| match size.cmp(&old) {
+            std::cmp::Ordering::Equal => Ok(()),
+            std::cmp::Ordering::Greater => {
+                self.prepare_visible_change()?;
+                self.grow(&new, &zeroed)
+            }
+            std::cmp::Ordering::Less => {
+                self.prepare_visible_change()?;
+                self.shrink(&new)
+            }
+        })();
+        self.give_back_zeroed(zeroed.into_inner());
+        resized?;
+        // The file has the new size, which this writer does not know.
+        self.end_session_alone().map_err(|error| match size == old {
+            true => error,
+            false => self.poisoned_by(error),
+        })
+    }
+
+    fn grow(&self, new: &BlockLayout, zeroed: &RefCell<Zeroed>) -> Result<()> {
         let size = ItemEdit::disk_size(new.size());
         let entries =
             if self.core.has_parent() { new.entries_reserved() } else { new.entries_needed() };
@@ -89,17 +188,17 @@ impl Writer {
             && !self.core.keeps_blocks()
         {
             // Whatever these entries contain, they are cleared.
-            self.set_entries(indices, |index| self.grown_entry(new, index))?;
+            self.set_entries(indices, |index| self.grown_entry(new, index, zeroed))?;
             self.commit()?;
             return self.edit_with(&[size], Pages::new());
         }
         // Durable before the size: other changes do not share its log entry.
         self.commit()?;
         if fits_entry(&self.core, &indices, self.core.bat_entries()) {
-            let pages = self.table_pages(indices, |index| self.grown_entry(new, index))?;
+            let pages = self.table_pages(indices, |index| self.grown_entry(new, index, zeroed))?;
             return self.edit_with(&[size], pages);
         }
-        self.edit_with_table(size, new, first, |index| self.grown_entry(new, index))
+        self.edit_with_table(size, new, first, |index| self.grown_entry(new, index, zeroed))
     }
 
     /// Changes the size together with the place of the table. The new table copies the old one,
@@ -175,7 +274,12 @@ impl Writer {
     }
 
     /// The entry behind the last of the disk that a larger disk needs; `None` to keep it.
-    fn grown_entry(&self, new: &BlockLayout, index: BatIndex) -> Result<Option<BatEntry>> {
+    fn grown_entry(
+        &self,
+        new: &BlockLayout,
+        index: BatIndex,
+        zeroed: &RefCell<Zeroed>,
+    ) -> Result<Option<BatEntry>> {
         let nothing = BatEntry::new(0, FileOffset::new(0));
         if new.is_bitmap_index(index) {
             let is_new = new.chunk_of_bitmap(index).0 >= self.core.layout.chunks();
@@ -190,10 +294,16 @@ impl Writer {
         if !self.core.keeps_blocks() {
             return Ok(Some(nothing));
         }
+        let ready = zeroed.borrow_mut().0.pop();
+        let space = ready.map_or_else(|| self.new_zero_block(), Ok)?;
+        Ok(Some(BatEntry::new(6, space.at)))
+    }
+
+    fn new_zero_block(&self) -> Result<Allocated> {
         let space = self.space_for_block()?;
         // Written rather than a hole, so that the host allocates the space now.
         self.write_zeros(space.at, space.len).inspect_err(|_| self.space.give_back(space))?;
-        Ok(Some(BatEntry::new(6, space.at)))
+        Ok(space)
     }
 
     /// Changes table entries, page by page.
@@ -337,7 +447,8 @@ impl Writer {
             self.edit_with_table(size, new, first, cleared)?;
         }
         if let Some((place, len)) = rest {
-            self.write_zeros(place, len)?;
+            // The disk has the new size already, and a larger one has these bytes zeroed again.
+            drop(self.write_zeros(place, len));
         }
         freed.into_iter().for_each(|freed| self.space.free_later(freed));
         Ok(())
@@ -399,6 +510,16 @@ pub(crate) fn check_size(image: &Core, size: u64) -> Result<()> {
         .with_section("2.6.2.2")
         .with_found(size)
         .with_expected(format_args!("a multiple of {sector}, up to 64 TiB")))
+}
+
+/// How many blocks with space of their own a disk of `size` bytes has more.
+pub(crate) fn growth_in_blocks(image: &Core, size: u64) -> u64 {
+    let sector = image.geometry().logical_sector;
+    let new = BlockLayout::new(image.block_size(), sector, size);
+    match image.keeps_blocks() && !image.has_parent() {
+        true => new.blocks().saturating_sub(image.layout.blocks()),
+        false => 0,
+    }
 }
 
 /// Whether these entries, of a table with room for `entries`, can change in the log entry that

@@ -125,6 +125,15 @@ impl Writer {
         Ok(())
     }
 
+    /// Has the image keep the identity that its children know through the changes to come, until the session ends. They
+    /// leave its disk as it reads, with its parents.
+    pub(crate) fn keep_identity(&self) -> Result<()> {
+        let _exclusive = self.change_alone()?;
+        self.prepare_hidden_change()?;
+        self.has_new_identity.store(true, Ordering::Release);
+        Ok(())
+    }
+
     /// Gives the image its next identity at once, even if nothing changes.
     pub(crate) fn begin_with_next_identity(&self) -> Result<()> {
         let _exclusive = self.change_alone()?;

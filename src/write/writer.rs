@@ -47,7 +47,8 @@ pub(crate) struct Writer {
     pub(super) session: SessionLock,
     /// Result of the check of all claims of the tables. Locked before the session.
     pub(super) claims: Mutex<ClaimsState>,
-    /// Whether the image has an identity that no child knows: visible changes need no new one.
+    /// Whether visible changes need no new identity: no child knows that of the image, or the changes leave the disk
+    /// [as it reads](Self::keep_identity).
     pub(super) has_new_identity: AtomicBool,
     /// Held during an edit of the metadata.
     pub(super) edits: Mutex<()>,
@@ -188,6 +189,11 @@ impl Writer {
             Some(GiveBack::Used(space)) => self.space.give_back(space),
             None => {}
         }
+    }
+
+    /// Whether a chain other than the one that writes reads the image.
+    pub(crate) fn has_guests(&self) -> bool {
+        self.feed.has_guests()
     }
 
     /// Waits for all changes in progress, and keeps others out until the guard is dropped.

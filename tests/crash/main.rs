@@ -18,8 +18,10 @@ mod interleave;
 mod judged;
 mod logs;
 mod loss;
+mod provision;
 #[cfg(target_os = "linux")]
 mod real;
+mod rebase;
 mod workloads;
 
 use avhdx_testkit::{model, outcomes, sim, stale, verdict};

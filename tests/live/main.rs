@@ -16,6 +16,7 @@ mod ledger;
 mod load;
 mod lost;
 mod panics;
+mod resized;
 mod rights;
 mod steps;
 mod unfinished;

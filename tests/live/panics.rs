@@ -7,8 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use avhdx::ops::{
-    AcceptLoss, Check, Checkpoint, Compare, Export, Losses, Measure, Merge, Progress, Relink,
-    Reparent, Revert,
+    AcceptLoss, Check, Checkpoint, Compare, Export, Losses, Measure, Merge, Progress, Rebase,
+    Relink, Reparent, Revert,
 };
 use avhdx::storage::{Draft, LocalHost, MemStorage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, Lock, OpenOptions, RawDisk};
@@ -195,6 +195,17 @@ fn a_reparent_and_an_acceptance_whose_callbacks_panic_leave_all_as_it_was() {
             break;
         }
         assert!(std::fs::read(&files[1]).unwrap() == before);
+    }
+    // A rebase keeps what it has taken in, and the disk reads the same.
+    let empty = folder.path().join("empty.vhdx");
+    drop(avhdx::CreateOptions::dynamic(model.len() as u64).create(&empty).unwrap());
+    for n in 1.. {
+        let has_panicked = panics_at(n, |on| Rebase::new(&empty).on_progress(on).run(&files[1]));
+        assert!(bytes(&OpenOptions::new().open(&files[0]).unwrap()) == model);
+        if !has_panicked {
+            assert!(n > 2);
+            break;
+        }
     }
     assert!(bytes(&OpenOptions::new().open(&files[0]).unwrap()) == model);
 

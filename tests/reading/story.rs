@@ -19,28 +19,28 @@ use crate::common::MIB;
 use crate::common::disk::flat;
 use crate::common::tools::{LIBVHDI, python, said, skipped};
 
-const SIZE: u64 = 11 * MIB;
-const BLOCK: u32 = 1 << 20;
+pub(super) const SIZE: u64 = 11 * MIB;
+pub(super) const BLOCK: u32 = 1 << 20;
 const DAYS: [&str; 5] = ["monday", "tuesday", "wednesday", "thursday", "friday"];
 
 /// The expected disk at each point in time that a file holds.
-struct Story {
+pub(super) struct Story {
     folder: TempDir,
-    points: BTreeMap<PathBuf, Vec<u8>>,
-    rng: Rng,
+    pub(super) points: BTreeMap<PathBuf, Vec<u8>>,
+    pub(super) rng: Rng,
     /// How many layers were compared with each reader.
-    compared: BTreeMap<&'static str, usize>,
+    pub(super) compared: BTreeMap<&'static str, usize>,
 }
 
 impl Story {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = TempDir::new().unwrap();
         fs::create_dir(folder.path().join("vm")).unwrap();
         fs::create_dir(folder.path().join("archive")).unwrap();
         Self { folder, points: BTreeMap::new(), rng: Rng::new(20), compared: BTreeMap::new() }
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(super) fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -50,25 +50,25 @@ impl Story {
     }
 
     /// One file takes over the point in time of another.
-    fn inherit(&mut self, to: &Path, from: &Path) {
+    pub(super) fn inherit(&mut self, to: &Path, from: &Path) {
         let point = self.points[from].clone();
         self.points.insert(to.to_path_buf(), point);
     }
 
     /// Writes to the disk and the model in pieces of 4 KiB, because libvhdi supports only whole bitmap bytes.
-    fn write(&mut self, chain: &DiffChain) {
+    pub(super) fn write(&mut self, chain: &DiffChain) {
         let path = chain.layers()[0].path.clone().unwrap();
         let point = self.points.get_mut(&path).unwrap();
-        let (unit, most) = (4096, 40);
+        let (size, unit, most) = (point.len() as u64, 4096, 40);
         for _ in 0..12 {
             let len = (1 + self.rng.below(most)) * unit;
-            let at = self.rng.below((SIZE - len) / unit) * unit;
+            let at = self.rng.below((size - len) / unit) * unit;
             let bytes = &mut point[at as usize..(at + len) as usize];
             self.rng.fill(bytes);
             chain.write_at(bytes, at).unwrap();
         }
         // And a whole block.
-        let at = self.rng.below(SIZE / MIB) * MIB;
+        let at = self.rng.below(size / MIB) * MIB;
         let bytes = &mut point[at as usize..(at + MIB) as usize];
         self.rng.fill(bytes);
         chain.write_at(bytes, at).unwrap();
@@ -76,7 +76,7 @@ impl Story {
     }
 
     /// Compares all points in time through the open chain, and its files with the naive reader.
-    fn agree(&mut self, chain: &DiffChain, step: &str) {
+    pub(super) fn agree(&mut self, chain: &DiffChain, step: &str) {
         let layers = chain.layers();
         for layer in &layers {
             let view = chain.view(layer.id).unwrap();
@@ -95,7 +95,7 @@ impl Story {
     }
 
     /// The same for a closed chain, with other programs too.
-    fn all_agree(&mut self, tip: &Path, step: &str) {
+    pub(super) fn all_agree(&mut self, tip: &Path, step: &str) {
         let chain = DiffChain::open(tip).unwrap_or_else(|error| panic!("{step}: {error}"));
         assert_eq!(chain.warnings(), [], "{step}");
         self.agree(&chain, step);
@@ -107,7 +107,8 @@ impl Story {
             assert_eq!(sums, wanted, "{step}: {paths:?} by libvhdi");
             *self.compared.entry("libvhdi").or_default() += sums.len();
         }
-        self.vhdiinfo(&paths, step);
+        self.vhdiinfo(&layers, step);
+        self.seven_zip(tip, step);
         let Some(qemu) = Qemu::find() else { return skipped("qemu-img") };
         let raw = self.at("raw");
         qemu.to_raw(&paths[0], &raw);
@@ -117,23 +118,41 @@ impl Story {
         *self.compared.entry("qemu-img").or_default() += 1;
     }
 
-    fn vhdiinfo(&self, paths: &[PathBuf], step: &str) {
-        for (n, path) in paths.iter().enumerate() {
+    fn vhdiinfo(&self, layers: &[Layer], step: &str) {
+        for (n, layer) in layers.iter().enumerate() {
+            let path = layer.path.as_ref().unwrap();
             let Ok(output) = Command::new("vhdiinfo").arg(path).output() else {
                 return skipped("vhdiinfo");
             };
             let kind = if n == 0 { "Dynamic" } else { "Differential" };
-            for fact in [format!("({SIZE} bytes)"), format!("Disk type\t\t: {kind}")] {
+            let size = self.point(layer).len();
+            for fact in [format!("({size} bytes)"), format!("Disk type\t\t: {kind}")] {
                 assert!(said(&output).contains(&fact), "{step}: {}: {fact}", path.display());
             }
         }
     }
 
+    /// 7-Zip finds parents in the folder of the tip only.
+    fn seven_zip(&mut self, tip: &Path, step: &str) {
+        let layers = DiffChain::open(tip).unwrap().layers();
+        let folder = |layer: &Layer| fs::canonicalize(layer.path.as_ref()?.parent()?).ok();
+        if layers.iter().any(|layer| folder(layer) != folder(&layers[0])) {
+            return;
+        }
+        let Ok(output) = Command::new("7z").args(["x", "-so"]).arg(tip).output() else {
+            return skipped("7z");
+        };
+        assert!(output.status.success(), "{step}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(output.stdout == self.points[tip], "{step}: {} by 7-Zip", tip.display());
+        *self.compared.entry("7-Zip").or_default() += 1;
+    }
+
     /// Exports the whole disk to one new image, which QEMU reads.
-    fn flatten(&mut self, tip: &Path, step: &str) {
+    pub(super) fn flatten(&mut self, tip: &Path, step: &str) {
         let chain = DiffChain::open(tip).unwrap();
         let copy = self.at("flat.vhdx");
-        let image = CreateOptions::dynamic(SIZE).overwrite(true).create(&copy).unwrap();
+        let size = chain.geometry().size;
+        let image = CreateOptions::dynamic(size).overwrite(true).create(&copy).unwrap();
         Export::new().onto(&chain, &image).unwrap();
         image.close().unwrap();
         drop(image);
@@ -152,7 +171,7 @@ impl Story {
     }
 }
 
-fn open(tip: &Path) -> DiffChain {
+pub(super) fn open(tip: &Path) -> DiffChain {
     OpenOptions::new().writable(true).open(tip).unwrap()
 }
 
@@ -167,7 +186,7 @@ fn labelled(chain: &DiffChain, label: &str) -> LayerId {
     layers[child + 1].id
 }
 
-fn path_of(chain: &DiffChain, layer: LayerId) -> PathBuf {
+pub(super) fn path_of(chain: &DiffChain, layer: LayerId) -> PathBuf {
     let layers = chain.layers();
     layers.into_iter().find(|l| l.id == layer).and_then(|l| l.path).unwrap()
 }

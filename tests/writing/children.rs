@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::common::meddled::Meddled;
 use avhdx::ops::{Delete, DeleteBranch, Merge, Reparent, Revert};
@@ -324,4 +324,31 @@ fn nothing_is_replaced_in_a_folder_that_cannot_be_made_durable() {
         assert_eq!(error.kind(), ErrorKind::Io, "{error}");
         assert!(place.bytes() == before, "{}", path.display());
     }
+}
+
+/// The points of a long chain were once asked about with as many looks at the folder as pairs of layers.
+#[test]
+fn the_points_of_a_chain_are_checked_with_one_look_at_the_folder() {
+    let calls = |layers: usize| {
+        let folder = TempDir::new().unwrap();
+        let path = |n| folder.path().join(format!("{n}.vhdx"));
+        CreateOptions::dynamic(MIB).create(path(0)).unwrap();
+        for n in 1..layers {
+            let parent = DiffChain::open(path(n - 1)).unwrap();
+            CreateOptions::child_of(&parent.tip()).unwrap().create(path(n)).unwrap();
+        }
+        let calls = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&calls);
+        let host = Meddled::new(move |what, _| {
+            let is_look = ["list", "stat", "is_link"].contains(&what);
+            counted.fetch_add(usize::from(is_look), Ordering::Relaxed);
+        });
+        let chain = on(host).open(path(layers - 1)).unwrap();
+        calls.store(0, Ordering::Relaxed);
+        let checked = Delete::point(chain.layers()[1].id).check_points(&chain).unwrap();
+        assert!(checked[1..].iter().all(Result::is_ok), "{checked:?}");
+        calls.load(Ordering::Relaxed)
+    };
+    let [few, many] = [calls(5), calls(20)];
+    assert!(few > 5 && many < 6 * few, "{few} calls, then {many}");
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::common::meddled::Meddled;
 use avhdx::ops::forest::{Forest, ForestFinding};
-use avhdx::ops::{Check, Relink, Reparent};
+use avhdx::ops::{Check, Rebase, Relink, Reparent};
 use avhdx::storage::{Host, LocalHost};
 use avhdx::{DiffChain, Error, ErrorKind, Linkage, OpenOptions, PathSource};
 use avhdx_testkit::build::{Block, Data, Image, braced};
@@ -254,6 +254,9 @@ fn a_reparent_can_lead_out_of_a_loop_but_not_into_one() {
         is_loop(ring, &to(tip).run(ring.at("sound.vhdx")).unwrap_err());
         is_loop(ring, &to(tip).forecast(ring.at("sound.vhdx")).unwrap_err());
         is_loop(ring, &to(tip).run(tip).unwrap_err());
+        let onto = |base: &Path| Rebase::new(base).options(ring.options(host));
+        is_loop(ring, &onto(tip).run(ring.at("sound.vhdx")).unwrap_err());
+        is_loop(ring, &onto(&ring.at("sound.vhdx")).run(tip).unwrap_err());
         // What shows through is unknown.
         let proven = Reparent::new(ring.at("sound.vhdx")).options(ring.options(host));
         let error = proven.run(tip).unwrap_err();
@@ -275,7 +278,7 @@ fn a_reparent_can_lead_out_of_a_loop_but_not_into_one() {
             let last = ring.at(ring.tips[0]);
             let back = Reparent::new(&last).options(ring.options(&host)).unproven(true);
             let error = back.run(&tip).unwrap_err();
-            assert!(["reparent.loop", "reparent.self"].contains(&error.code()), "{error}");
+            assert!(["link.loop", "link.self"].contains(&error.code()), "{error}");
         }
     }
 }

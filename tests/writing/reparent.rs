@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::common::{Counting, MIB};
 
 /// A base that holds these bytes, in blocks of this size.
-fn base_of(flat: &[u8], sector: u32, block: u32, seed: u64) -> Image {
+pub(crate) fn base_of(flat: &[u8], sector: u32, block: u32, seed: u64) -> Image {
     let mut image = Image::dynamic(flat.len() as u64);
     (image.logical_sector, image.block_size) = (sector, block);
     image.reseed(seed);
@@ -35,7 +35,7 @@ fn base_of(flat: &[u8], sector: u32, block: u32, seed: u64) -> Image {
 }
 
 /// The ranges that a layer leaves to its parent, by the naive reader.
-fn through(layer: &Layer) -> Vec<Range<u64>> {
+pub(crate) fn through(layer: &Layer) -> Vec<Range<u64>> {
     let mut ranges: Vec<Range<u64>> = Vec::new();
     for sector in 0..layer.size / layer.sector {
         if layer.says(sector).unwrap() != Says::NotHere {
@@ -50,7 +50,7 @@ fn through(layer: &Layer) -> Vec<Range<u64>> {
     ranges
 }
 
-fn sums(folder: &Path) -> BTreeMap<PathBuf, String> {
+pub(crate) fn sums(folder: &Path) -> BTreeMap<PathBuf, String> {
     let mut sums = BTreeMap::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -61,7 +61,7 @@ fn sums(folder: &Path) -> BTreeMap<PathBuf, String> {
     sums
 }
 
-fn value<'a>(layer: &'a Layer, key: &str) -> Option<&'a str> {
+pub(crate) fn value<'a>(layer: &'a Layer, key: &str) -> Option<&'a str> {
     let mut pairs = layer.locator.iter();
     pairs.find(|(found, _)| found == key).map(|(_, value)| value.as_str())
 }
@@ -240,13 +240,13 @@ fn no_image_becomes_its_own_ancestor() {
     of_copy.reseed(5).parent_path(".\\copy.vhdx").write_to(at("of_copy.vhdx"));
     let before = sums(folder.path());
     for (new, code) in [
-        (paths[1].clone(), "reparent.self"),
-        (at("again.vhdx"), "reparent.self"),
-        (at("link.vhdx"), "reparent.self"),
-        (paths[2].clone(), "reparent.loop"),
-        (paths[3].clone(), "reparent.loop"),
-        (at("copy.vhdx"), "reparent.loop"),
-        (at("of_copy.vhdx"), "reparent.loop"),
+        (paths[1].clone(), "link.self"),
+        (at("again.vhdx"), "link.self"),
+        (at("link.vhdx"), "link.self"),
+        (paths[2].clone(), "link.loop"),
+        (paths[3].clone(), "link.loop"),
+        (at("copy.vhdx"), "link.loop"),
+        (at("of_copy.vhdx"), "link.loop"),
     ] {
         for unproven in [false, true] {
             let reparent = Reparent::new(&new).unproven(unproven);
@@ -281,17 +281,17 @@ fn unsuitable_parents_are_refused() {
     }
     let marked = ["merging.vhdx", "spent.vhdx", "target.vhdx"].map(at);
     for (new, image, kind, code) in [
-        ("merging.vhdx", &paths[1], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("merging.vhdx", &paths[1], ErrorKind::Unfinished, "link.unfinished"),
         ("spent.vhdx", &paths[1], ErrorKind::Merged, "merge.spent"),
         ("target.vhdx", &paths[1], ErrorKind::Unfinished, "merge.target"),
-        ("l0.vhdx", &marked[0], ErrorKind::Unfinished, "reparent.unfinished"),
+        ("l0.vhdx", &marked[0], ErrorKind::Unfinished, "link.unfinished"),
         ("l0.vhdx", &marked[1], ErrorKind::Merged, "merge.spent"),
         ("l0.vhdx", &marked[2], ErrorKind::Unfinished, "merge.target"),
-        ("large.vhdx", &paths[1], ErrorKind::InvalidInput, "reparent.sector-size"),
+        ("large.vhdx", &paths[1], ErrorKind::InvalidInput, "link.sector-size"),
         ("none.vhdx", &paths[1], ErrorKind::NotVhdx, "foreign.text"),
         ("gone.vhdx", &paths[1], ErrorKind::Io, "file.open"),
-        ("l1.vhdx", &paths[0], ErrorKind::InvalidInput, "reparent.loop"),
-        ("large.vhdx", &paths[0], ErrorKind::InvalidInput, "reparent.no-parent"),
+        ("l1.vhdx", &paths[0], ErrorKind::InvalidInput, "link.loop"),
+        ("large.vhdx", &paths[0], ErrorKind::InvalidInput, "link.no-parent"),
     ] {
         let error = Reparent::new(at(new)).unproven(true).run(image).unwrap_err();
         assert_eq!((error.kind(), error.code()), (kind, code), "{error}");
@@ -335,11 +335,11 @@ fn unsuitable_parents_are_refused() {
 
 /// This machine, counting the bytes read from its files.
 #[derive(Debug, Default)]
-struct Counts(Mutex<Vec<(PathBuf, Arc<Counting>)>>);
+pub(crate) struct Counts(Mutex<Vec<(PathBuf, Arc<Counting>)>>);
 
 impl Counts {
     /// Returns the bytes by file, and releases the files.
-    fn take(&self) -> BTreeMap<PathBuf, u64> {
+    pub(crate) fn take(&self) -> BTreeMap<PathBuf, u64> {
         let mut read = BTreeMap::new();
         for (path, file) in self.0.lock().unwrap().drain(..) {
             *read.entry(path).or_default() += file.counts().1;

@@ -11,7 +11,7 @@ use avhdx::ops::{Export, Progress};
 use avhdx::storage::{FileId, FileStorage, LocalHost, Storage};
 use avhdx::{CreateOptions, Disk, Extent, Geometry, RawDisk};
 
-use super::copied::Copied;
+use crate::copying::Copied;
 use crate::failure::{Exit, Failure};
 use crate::new_file::NewFile;
 

@@ -7,10 +7,10 @@ use avhdx::CreateOptions;
 use avhdx::ops::{Import, Imported};
 use avhdx::storage::LocalHost;
 
-use super::copied::Copied;
 #[cfg(unix)]
 use super::file::FileInput;
 use crate::args::{CopyFormat, NewImageFlags};
+use crate::copying::Copied;
 use crate::failure::{Exit, Failure};
 use crate::input::known_length;
 use crate::new_file::NewFile;

@@ -61,7 +61,19 @@ pub(crate) const ROWS: &[Row] = &[
         &["the disk is in the .avhdx images of the set"],
         &["avhdx tree --tips FOLDER  # lists the tips, with commands for each"],
     ),
+    (
+        "diff.one-image",
+        &[],
+        &[
+            "avhdx points PARENTS TIP  # lists the points in time",
+            "AGAIN OTHER  # OTHER: another image, or a point in time",
+        ],
+    ),
     ("man.verb", &[], &["avhdx --help"]),
+    ("metadata.edit-sector", &[], &["avhdx metadata --help"]),
+    ("metadata.item-size", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.mark", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.no-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("point.ambiguous", &[], &["avhdx info --chain PARENTS TIP"]),
     ("point.unknown", &[], &["avhdx info --chain PARENTS TIP"]),
     (
@@ -88,6 +100,13 @@ pub(crate) const ROWS: &[Row] = &[
     ("output.ending", &["--any-name accepts any name"], &["ELSEWHERE", "AGAIN --any-name"]),
     ("output.no-writer", &[], &["ELSEWHERE"]),
     ("output.*", &[], &["ELSEWHERE"]),
+    (
+        "convert.differs",
+        &[
+            "the input changed meanwhile, or a drive or the memory gives other bytes than it was given",
+        ],
+        &["ELSEWHERE"],
+    ),
     ("export.write", &[], &["ELSEWHERE"]),
     ("import.write", &[], &["ELSEWHERE"]),
     ("export.room", &[], &["avhdx measure PARENTS IMAGE  # how much space a copy needs"]),
@@ -130,6 +149,18 @@ pub(crate) const ROWS: &[Row] = &[
         "kind parent-missing",
         &["--parent-dir DIR searches a folder, --with-parent FILE names the file, \
              --path-map 'D:\\vm=DIR' maps a Windows folder"],
+        &[
+            "avhdx tree FOLDER  # finds images by their identity",
+            "AGAIN --parent-dir DIR  # DIR: a folder that may contain it",
+        ],
+    ),
+    (
+        "rebase: kind parent-missing",
+        &[
+            "--parent-dir DIR searches a folder, --with-parent FILE names the file, \
+             --path-map 'D:\\vm=DIR' maps a Windows folder",
+            "without the old parent, its data cannot be taken in: reparent --unproven changes the link alone",
+        ],
         &[
             "avhdx tree FOLDER  # finds images by their identity",
             "AGAIN --parent-dir DIR  # DIR: a folder that may contain it",
@@ -195,8 +226,13 @@ pub(crate) const ROWS: &[Row] = &[
         ],
         &["avhdx tree FOLDER  # shows whether the old parent is below it", "AGAIN --unproven"],
     ),
-    ("reparent.unfinished", &[], &["avhdx merge --resume FILE"]),
-    ("reparent.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
+    ("link.unfinished", &[], &["avhdx merge --resume FILE"]),
+    ("link.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
+    (
+        "provision.differencing",
+        &["a copy can be fixed: it is flat, and has no parent"],
+        &["avhdx convert -O vhdx-fixed PARENTS IMAGE OUT"],
+    ),
     (
         "relink.*",
         &[],
@@ -263,6 +299,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["ELSEWHERE", "AGAIN --orphan-children"],
     ),
     (
+        "flatten: kind has-children",
+        &["--orphan-children allows it; the child then loses its parent for good"],
+        &["ELSEWHERE", "AGAIN --orphan-children"],
+    ),
+    (
         "convert: kind has-children",
         &["--orphan-children allows it; the child then loses its parent for good"],
         &["ELSEWHERE", "AGAIN --orphan-children"],
@@ -317,6 +358,11 @@ pub(crate) const ROWS: &[Row] = &[
         "compact.below-tip",
         &[],
         &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],
+    ),
+    (
+        "resize.cuts",
+        &["--shrink allows it; the bytes behind the new end are lost for good"],
+        &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
     ),
     (
         "merge: kind has-children",

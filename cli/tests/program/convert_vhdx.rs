@@ -245,7 +245,8 @@ fn the_json_is_stable() {
   "format": "vhdx-fixed",
   "virtual_size": 6291456,
   "written": 2097152,
-  "block_size": 2097152
+  "block_size": 2097152,
+  "verified": false
 }
 "#;
     assert_eq!(run.text(), expected);

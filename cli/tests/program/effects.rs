@@ -54,7 +54,11 @@ fn a_dry_run_replays_no_log_and_removes_no_draft() {
         "revert l2.vhdx@-1 --dry-run",
         "revert l2.vhdx@-1 --delete-newer --dry-run",
         "reparent l2.vhdx --onto l1.vhdx --dry-run",
+        "rebase l2.vhdx --onto l0.vhdx --dry-run",
+        "metadata l2.vhdx --disk-id new --dry-run",
         "relink . --dry-run",
+        "resize l2.vhdx +1M --dry-run",
+        "resize l2.vhdx 1M --shrink --dry-run",
     ] {
         let folder = dirty();
         let before = contents(&folder);
@@ -69,6 +73,8 @@ fn a_verb_that_is_refused_replays_no_log() {
         ("merge --resume l2.vhdx", 2),
         ("revert l2.vhdx", 2),
         ("revert l2.vhdx@-1 --path l0.vhdx", 7),
+        ("resize l2.vhdx 3M", 7),
+        ("resize l2.vhdx@-1 3M", 7),
     ];
     for (line, code) in IMPOSSIBLE.iter().chain(&more) {
         let folder = dirty();
@@ -122,6 +128,7 @@ fn success_is_reported_even_if_the_output_is_lost() {
         "zero l2.vhdx --offset 0 --length 1M",
         "create new.vhdx --size 4M",
         "convert l2.vhdx -O raw new.raw",
+        "flatten l2.vhdx new.vhdx",
     ] {
         let folder = Folder::with_chain();
         let mut command = folder.command(line.split(' '));

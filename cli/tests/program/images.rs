@@ -34,6 +34,8 @@ fn every_layer_of_every_chain_has_the_expected_checksum() {
         let stream = verb(&["convert", "IMAGE", "-O", "raw", "-"]);
         assert_eq!(&sha256_hex(&stream.stdout[..]), sum, "{name}");
         verb(&["compare", "IMAGE", "flat.raw", "-F", "raw"]);
+        let same = verb(&["diff", "IMAGE", "flat.raw", "-F", "raw", "--content"]).text();
+        assert!(same.ends_with("\n0 ranges: 0 bytes\n"), "{same}");
 
         // Extents cover the disk without gaps, and agree with explain at their first byte.
         let map = verb(&["map", "IMAGE", "--json"]).text();

@@ -186,7 +186,8 @@ fn convert() {
   "format": "raw",
   "virtual_size": 6291456,
   "written": 2097152,
-  "block_size": null
+  "block_size": null,
+  "verified": false
 }
 "#;
     assert_eq!(run.text(), expected);
@@ -252,7 +253,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 36] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 43] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -268,16 +269,23 @@ fn every_verb_answers_by_its_schema() {
         ("map tip.avhdx", 0, b"", &["map"]),
         ("explain tip.avhdx 4K", 0, b"", &["explain"]),
         ("check tip.avhdx", 0, b"", &["check"]),
+        ("diff base.vhdx tip.avhdx", 0, b"", &["diff", "diff-total"]),
         ("compare base.vhdx tip.avhdx", 0, b"", &["compare"]),
         ("measure tip.avhdx", 0, b"", &["measure"]),
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
         ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),
         ("convert tip.avhdx -O vhdx copy.vhdx", 0, b"", &["convert"]),
+        ("flatten tip.avhdx@x flat.vhdx --verify", 0, b"", &["flatten", "note"]),
         ("delete tip.avhdx@x --dry-run", 0, b"", &["forecast"]),
         ("points tip.avhdx", 0, b"", &["points"]),
         ("label tip.avhdx@x y", 0, b"", &["label", "note"]),
         ("label tip.avhdx@y x", 0, b"", &["label", "note"]),
+        ("metadata tip.avhdx --disk-id new", 0, b"", &["metadata"]),
+        ("metadata tip.avhdx 21898540-3963-47d4-a9ed-35ef1adeb3c0", 0, b"", &["metadata-item"]),
         ("revert tip.avhdx@x --path new.avhdx", 0, b"", &["note", "progress", "revert"]),
+        ("rebase new.avhdx --onto base.vhdx", 0, b"", &["rebase"]),
+        ("resize new.avhdx +1M --dry-run", 0, b"", &["forecast"]),
+        ("resize new.avhdx +1M", 0, b"", &["resize"]),
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
         ("relink . --dry-run", 0, b"", &["relink"]),

@@ -72,6 +72,7 @@ fn verbs_that_need_a_chain_report_the_loop_and_change_nothing() {
             "compare sound.vhdx IMAGE",
             "convert IMAGE -O vhdx empty/new.vhdx",
             "convert IMAGE -O raw empty/new.raw",
+            "flatten IMAGE empty/new.vhdx",
             "zero IMAGE --offset 0 --length 512 --orphan-children",
             "discard IMAGE --offset 0 --length 512 --orphan-children",
             "write IMAGE --offset 0 --orphan-children",
@@ -80,6 +81,7 @@ fn verbs_that_need_a_chain_report_the_loop_and_change_nothing() {
             "merge IMAGE --into sound.vhdx",
             "reparent sound.vhdx --onto IMAGE --unproven",
             "reparent IMAGE --onto sound.vhdx",
+            "rebase IMAGE --onto sound.vhdx",
             "bench IMAGE --seconds 1",
             "read IMAGE --length 512 --ignore-id-mismatch",
         ] {

@@ -68,7 +68,7 @@ impl Model {
                 let read = &self.disk(image)[at..at + bytes("--length").unwrap()];
                 return (0, Some(read.to_vec()));
             }
-            "convert" => {
+            "convert" | "flatten" => {
                 let copy = self.disk(image).to_vec();
                 self.images.insert((*words.last().unwrap()).into(), copy);
             }
@@ -120,11 +120,13 @@ impl Model {
                 let point = self.parents[image.split_once('@').unwrap().0].clone();
                 self.labels.insert(words[2].into(), point);
             }
-            "reparent" => {
+            "reparent" | "rebase" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "compact" | "info" | "tree" | "map" | "explain" | "check" | "measure" | "bench"
-            | "relink" | "points" => {}
+            "compact" | "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check"
+            | "measure" | "bench" | "relink" | "points" => {}
+            // Behind what is looked at.
+            "resize" => {}
             "completions" | "man" => {}
             other => panic!("the model does not support {other}"),
         }
@@ -186,7 +188,9 @@ fn run(commands: &[&str], folder: &Folder) -> Model {
             _ => panic!("unexpected line {line:?}"),
         }
         for (image, disk) in &model.images {
-            let read = folder.run(&format!("read {image} --length {LOOKED_AT}")).expect(0);
+            let format = if image.ends_with(".raw") { "raw" } else { "vhdx" };
+            let reading = format!("read {image} --length {LOOKED_AT} -f {format}");
+            let read = folder.run(&reading).expect(0);
             assert!(read.stdout == *disk, "{image} after {line}");
         }
     }

@@ -36,9 +36,12 @@ fn a_different_parent_is_refused_and_a_lost_one_needs_unproven() {
     folder.run("convert l0.vhdx -O vhdx copy.vhdx").expect(0);
     folder.run_with("write copy.vhdx --offset 3M", &[7; 512]).expect(0);
     let before = folder.read("l1.vhdx");
-    let error = folder.run("rebase l1.vhdx --onto copy.vhdx --json").expect(7).error();
+    let error = folder.run("reparent l1.vhdx --onto copy.vhdx --json").expect(7).error();
     assert_eq!((&error["code"], &error["kind"]), (&"reparent.differs".into(), &"unproven".into()));
     assert!(error["message"].as_str().unwrap().contains("from byte 3145728 on"));
+    assert_eq!(error["next"][0], "avhdx rebase l1.vhdx --onto copy.vhdx");
+    // The block that differs, in a file that has nothing in common with the parent.
+    folder.run("reparent l1.vhdx --onto copy.vhdx").expect(7).says("rebase keeps the disk");
     fs::remove_file(folder.file("l0.vhdx")).unwrap();
     let run = folder.run("reparent l1.vhdx --onto copy.vhdx").expect(7).says("bytes of the disk");
     run.says("next: avhdx reparent l1.vhdx --onto copy.vhdx --unproven\n");

@@ -34,8 +34,8 @@ pub(super) struct Examined {
 impl Examined {
     /// The search for children, the same for all layers.
     pub(super) fn search(&mut self, make: impl FnOnce() -> ChildSearch) -> ChildSearch {
-        let known = || Some(Arc::default());
-        self.search.get_or_insert_with(|| ChildSearch { known: known(), ..make() }).clone()
+        let seen = || Some(Arc::default());
+        self.search.get_or_insert_with(|| ChildSearch { seen: seen(), ..make() }).clone()
     }
 
     /// The children of a layer outside the chain.

@@ -176,8 +176,8 @@ struct MovedBytes {
     held: u64,
 }
 
-/// The parent as the merge will leave it.
-struct ParentModel<'a> {
+/// An image as a merge into it or a resize will leave it.
+pub(in crate::ops) struct ParentModel<'a> {
     image: &'a Core,
     layout: BlockLayout,
     /// How many entries the block allocation table has room for.
@@ -187,16 +187,19 @@ struct ParentModel<'a> {
     states: States,
     bitmaps: HashSet<u64>,
     /// The file offset from which space is allocated.
-    end: u64,
+    pub(in crate::ops) end: u64,
     /// Bytes of holes that get filled, and the ranges of the file already searched for them.
     filled: u64,
     looked_at: RangeSet,
     /// Bytes of zeros that are written.
-    zeroed: u64,
+    pub(in crate::ops) zeroed: u64,
+    /// Whether the table does not stay in its place.
+    pub(in crate::ops) moves_table: bool,
 }
 
 impl<'a> ParentModel<'a> {
-    fn new(image: &'a Core, end: u64) -> Self {
+    /// The image as it is, with new space from `end` on.
+    pub(in crate::ops) fn new(image: &'a Core, end: u64) -> Self {
         let layout = *image.layout();
         Self {
             image,
@@ -209,10 +212,11 @@ impl<'a> ParentModel<'a> {
             filled: 0,
             looked_at: RangeSet::default(),
             zeroed: 0,
+            moves_table: false,
         }
     }
 
-    fn resize(&mut self, size: u64) -> Result<()> {
+    pub(in crate::ops) fn resize(&mut self, size: u64) -> Result<()> {
         let old = self.layout;
         let sector = self.image.geometry().logical_sector;
         let new = BlockLayout::new(self.image.block_size(), sector, size);
@@ -288,6 +292,7 @@ impl<'a> ParentModel<'a> {
     fn table(&mut self, new: &BlockLayout, stays: bool) {
         if !stays {
             let bytes = table_len(new);
+            self.moves_table = true;
             self.take(bytes);
             self.entries = bytes / ENTRY_LEN;
         }
@@ -458,8 +463,10 @@ impl<'a> ParentModel<'a> {
         }
     }
 
-    fn grown(&self) -> u64 {
-        self.end - self.image.file_len() + self.filled
+    /// The bytes that the file takes up in addition.
+    pub(in crate::ops) fn grown(&self) -> u64 {
+        // The file of a tip may grow meanwhile.
+        self.end.saturating_sub(self.image.file_len()) + self.filled
     }
 }
 

@@ -4,6 +4,7 @@
 //! what a crash left, through each of its files, and completes it.
 
 mod history;
+mod resized;
 mod verdict;
 mod workloads;
 

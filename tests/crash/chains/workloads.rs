@@ -7,6 +7,7 @@ use avhdx::DiffChain;
 use avhdx::ops::{Checkpoint, Delete, Merge, Merged, Revert};
 
 use super::history::{BASE, History, Layer, MIDDLE, SIZE, Scene, TIP, Tip, model_of};
+use super::resized;
 use crate::driver::{GIB, KIB, MIB, path};
 use crate::interleave::at_step;
 use crate::is_long;
@@ -44,6 +45,8 @@ pub const ALL: &[Workload] = &[
     }),
     small("merge of two layers", || vec![merge_into_base(false)]),
     small("merge of two layers, the tip keeps its name", || vec![merge_into_base(true)]),
+    small("resize of a base", || vec![resized::base()]),
+    small("resize of a child", || vec![resized::child()]),
     small("delete of the newest point", || vec![delete()]),
     Workload { name: "merge stopped and resumed", kind: Kind::Interleaved, record: stopped },
     Workload {

@@ -10,6 +10,7 @@ use crate::common::{Folder, chain, guid, mark, name};
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("convert.differs", "needs a drive that fails: see cli/src/copying.rs"),
     (
         "output.swapped",
         "needs a file replaced while the program runs: see cli/tests/program/swaps.rs",
@@ -145,6 +146,28 @@ fn asked() -> Vec<Case> {
         case("forest.place", 3, of_chain, "tree nothing"),
         case("stdout.done", 3, of_chain, "create b.vhdx --size 4M >/dev/full"),
         case("create.exists", 7, of_chain, "checkpoint l2.vhdx --path l0.vhdx").filled(OUT),
+        case("diff.one-image", 2, of_chain, "diff l2.vhdx")
+            .filled(&[("OTHER", "l0.vhdx")]),
+        case(
+            "metadata.no-item",
+            2,
+            of_chain,
+            "metadata l2.vhdx 5ac1c0de-0000-4000-8000-000000000001 --delete",
+        ),
+        case("metadata.edit-sector", 2, of_chain, "metadata l2.vhdx --physical-sector 1K"),
+        case(
+            "metadata.item-size",
+            2,
+            of_chain,
+            "metadata l2.vhdx 5ac1c0de-0000-4000-8000-000000000001 --write",
+        )
+        .under("head -c 2M /dev/zero |"),
+        case(
+            "metadata.mark",
+            2,
+            of_chain,
+            "metadata l2.vhdx 21898540-3963-47d4-a9ed-35ef1adeb3c0 --write",
+        ),
         case("man.verb", 2, of_chain, "man frobnicate"),
         case(
             "point.ambiguous",
@@ -179,6 +202,8 @@ fn asked() -> Vec<Case> {
             "convert l0.vhdx -O vhdx l1.vhdx --overwrite",
         )
         .filled(OUT),
+        case("flatten: kind has-children", 7, of_chain, "flatten l0.vhdx l1.vhdx --overwrite")
+            .filled(OUT),
         case("create: kind has-children", 7, of_chain, "create l1.vhdx --size 4M --overwrite")
             .filled(OUT),
         case("output.is-source", 7, of_chain, "convert l2.vhdx -O raw - >>l0.vhdx").filled(OUT),
@@ -191,6 +216,8 @@ fn asked() -> Vec<Case> {
         case("convert: output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
         case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert l2.vhdx new.qcow2").filled(OUT),
+        case("output.ending", 2, of_chain, "flatten l2.vhdx new.raw").filled(OUT),
+        case("exit 2", 2, of_chain, "flatten l2.vhdx -").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert -O raw l2.vhdx its.VMDK").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhd 4M").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhds 4M").filled(OUT),
@@ -205,6 +232,9 @@ fn asked() -> Vec<Case> {
         case("import.write", 3, of_chain, "convert -f raw - out.raw")
             .under("trap '' XFSZ; ulimit -f 64; cat l2.vhdx | ")
             .filled(&[("OUT", "made.raw < l0.vhdx")]),
+        case("exit 3", 3, of_chain, "flatten l2.vhdx out.vhdx")
+            .under("trap '' XFSZ; ulimit -f 64; ")
+            .filled(OUT),
         // The input is not to blame.
         case("exit 3", 3, |f| write_disk(&f.file("disk")), "convert -f raw disk out.vhdx")
             .under("trap '' XFSZ; ulimit -f 64; ")
@@ -263,6 +293,13 @@ fn parents() -> Vec<Case> {
             5,
             |f| keep_base(f, |path| fs::remove_file(path).unwrap()),
             read,
+        )
+        .filled(parent),
+        case(
+            "rebase: kind parent-missing",
+            5,
+            |f| keep_base(f, |path| fs::remove_file(path).unwrap()),
+            "rebase l1.vhdx --onto kept.vhdx",
         )
         .filled(parent),
         case("kind parent-mismatch", 5, other_base, read).filled(parent),
@@ -485,7 +522,7 @@ fn operations() -> Vec<Case> {
             "reparent l1.vhdx --onto kept.vhdx",
         ),
         case(
-            "reparent.unfinished",
+            "link.unfinished",
             7,
             |f| {
                 of_merge(f);
@@ -495,9 +532,12 @@ fn operations() -> Vec<Case> {
             },
             "reparent l1.vhdx --onto other.vhdx",
         ),
-        case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
-        case("reparent.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
-        case("reparent.*", 2, of_chain, "reparent l0.vhdx --onto l1.vhdx"),
+        case("link.*", 2, of_chain, "reparent l1.vhdx --onto l2.vhdx"),
+        case("link.*", 2, of_chain, "rebase l1.vhdx --onto l2.vhdx"),
+        case("link.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
+        case("link.*", 2, of_chain, "rebase l0.vhdx --onto l1.vhdx"),
+        case("provision.differencing", 2, of_chain, "metadata l2.vhdx --fixed").filled(OUT),
+        case("exit 2", 2, of_chain, "rebase -u l1.vhdx --onto l0.vhdx"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@-0"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@base --subtree"),
         case(
@@ -516,6 +556,21 @@ fn operations() -> Vec<Case> {
             .filled(&[("CHILD", "c.avhdx")]),
         case("point.none", 2, of_chain, "revert l2.vhdx"),
         case("revert.newest", 2, of_chain, "revert l2.vhdx@-0"),
+        case("resize.cuts", 7, of_chain, "resize l2.vhdx 3M"),
+        case("resize.cuts", 7, of_chain, "resize l2.vhdx -3M"),
+        case("exit 2", 2, of_chain, "resize l2.vhdx 1000"),
+        case("exit 2", 2, of_chain, "resize l2.vhdx -6M"),
+        case("kind has-children", 7, of_chain, "resize l1.vhdx +1M")
+            .filled(&[("CHILD", "c.avhdx")]),
+        case(
+            "exit 7",
+            7,
+            |f| {
+                of_chain(f);
+                f.run_with("write l2.vhdx --offset 512", b"EFI PART").expect(0);
+            },
+            "resize l2.vhdx 5M",
+        ),
         case(
             "merge: kind has-children",
             7,
@@ -592,6 +647,7 @@ fn operations() -> Vec<Case> {
             "read l2.vhdx --length 1",
         ),
         case("kind unfinished", 7, of_merge, "read l0.vhdx --length 1"),
+        case("kind unfinished", 7, of_tip_merge, "resize l1.vhdx +1M"),
     ]
 }
 
@@ -880,6 +936,12 @@ fn of_merge(folder: &Folder) {
     mark(&mut images[0], 3, guid(1), "l1.vhdx");
     mark(&mut images[1], 1, guid(0), "l0.vhdx");
     write_chain(folder.path(), &images);
+}
+
+/// The same, without a layer above it.
+fn of_tip_merge(folder: &Folder) {
+    of_merge(folder);
+    fs::remove_file(folder.file("l2.vhdx")).unwrap();
 }
 
 /// An image with a pending log that adds its second block.

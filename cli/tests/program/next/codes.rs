@@ -79,6 +79,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     (
         "needs a host that fails while it is used",
         &[
+            "convert.differs",
             "create.file",
             "create.write",
             "export.room",
@@ -111,6 +112,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "payload.copy",
             "payload.read",
             "payload.write",
+            "payload.zero",
             "raw.flush",
             "raw.punch",
             "raw.read",
@@ -177,7 +179,8 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "plan.table-length",
             "point.no-path",
             "raw.extents",
-            "resize.size",
+            "resize.guest",
+            "resize.read-only",
             "tracking.grain",
             "write.plans-lost",
             "write.plans-open",
@@ -196,7 +199,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     ),
     (
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",
-        &["reparent.no-parent", "reparent.sector-size"],
+        &["link.sector-size"],
     ),
 ];
 

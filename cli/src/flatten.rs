@@ -1,0 +1,69 @@
+//! `avhdx flatten`: copies a point in time to one new image.
+
+use serde::Serialize;
+
+use crate::args::{CopyFormat, Format};
+use crate::copying::{Copied, CopyFlags};
+use crate::failure::{Failure, Reply};
+use crate::next;
+use crate::output::Console;
+use crate::vocabulary::Answer;
+
+/// Copy a point in time to one new dynamic image without a parent. The chain stays as it is.
+///
+/// Blocks of zeros take no space in the image: its tables leave them out, and the file itself is not sparse, which
+/// Hyper-V would refuse. `avhdx convert` makes fixed images and raw disks too.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    copy: CopyFlags,
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let Args { copy } = args;
+    if copy.out.as_os_str() == "-" {
+        let failure =
+            Failure::usage("usage", "an image cannot be written to standard output, only a file");
+        return Err(next::elsewhere("OUT".as_ref()).into_iter().fold(failure, Failure::then));
+    }
+    let input = copy.input(Format::Vhdx, console)?;
+    let copied = copy.copy(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), console)?;
+    if console.is_json() {
+        console.document(&FlattenAnswer::of(&copy, &copied))?;
+    } else {
+        console.line(copy.line(&copied))?;
+    }
+    Ok(Reply::Yes)
+}
+
+/// A point in time that was copied to one image.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct FlattenAnswer {
+    image: String,
+    /// The file made.
+    output: String,
+    virtual_size: u64,
+    /// The number of bytes of the disk that were written; the rest are zeros.
+    written: u64,
+    block_size: Option<u32>,
+    /// Whether the copy was read back and compared with the disk.
+    verified: bool,
+}
+
+impl Answer for FlattenAnswer {
+    const SCHEMA: &'static str = "avhdx.flatten/1";
+}
+
+impl FlattenAnswer {
+    fn of(copy: &CopyFlags, copied: &Copied) -> Self {
+        Self {
+            image: copy.image.name(),
+            output: copy.out.to_string_lossy().into_owned(),
+            virtual_size: copied.virtual_size,
+            written: copied.written,
+            block_size: copied.block_size,
+            verified: copy.verify,
+        }
+    }
+}
