@@ -144,7 +144,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         "compact",
         &[
             ("avhdx compact web_2.avhdx", "by the tables alone"),
-            ("avhdx compact web_2.avhdx --content", "drops zeros, and what the parent has"),
+            ("avhdx compact web_2.avhdx --content", "reads all data, drops zeros"),
             ("avhdx compact web_2.avhdx --content --dry-run", "says what it gives back"),
         ],
     ),
