@@ -187,8 +187,10 @@ fn children_of_the_image_stay_valid_and_read_the_same() {
     let images = sixteen();
     let paths = write_chain(folder.path(), &images);
     let flats = [2, 3].map(|tip| Chain::open(&paths).unwrap().flat(tip).unwrap());
-    Rebase::new(&paths[0]).run(&paths[2]).unwrap();
-    let after = Chain::open([&paths[0], &paths[2], &paths[3]]).unwrap();
+    let new = folder.path().join("new.vhdx");
+    base_of(&[3; 9 << 20], 512, 1 << 20, 70).write_to(&new);
+    assert!(Rebase::new(&new).run(&paths[2]).unwrap().written > 8 * MIB);
+    let after = Chain::open([&new, &paths[2], &paths[3]]).unwrap();
     assert!([1, 2].map(|tip| after.flat(tip).unwrap()) == flats);
     assert_eq!(DiffChain::open(&paths[3]).unwrap().layers().len(), 3);
 }
