@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use avhdx::ops::{Check, Pace, Rebase};
+use avhdx::ops::{Check, Compact, Pace, Rebase, Resize};
 use avhdx::{CreateOptions, DiffChain, Disk, OpenOptions};
+use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::naive;
 use avhdx_testkit::rng::{Rng, pattern};
 
@@ -16,9 +17,14 @@ const MIB: u64 = 1 << 20;
 const SECTOR: usize = 512;
 const SIZE: u64 = 8 * MIB;
 const KILLS: u64 = 50;
-/// How often a rebase is killed, in the short form and in the long one.
-const REBASES: u64 = 4;
-const MOST_REBASES: u64 = 30;
+/// How often an operation is killed, in the short form and in the long one.
+const OPERATIONS: u64 = 4;
+const MOST_OPERATIONS: u64 = 30;
+/// Size of a disk whose table needs more than 1 MiB, and of one that loses data.
+const LARGE: u64 = 150 << 30;
+const SMALL: u64 = 6 * MIB;
+/// The report has at least so many bytes once an operation is over.
+const END: u64 = 10_000;
 /// Tell the killed process its image, its report file and its seed.
 const IMAGE: &str = "AVHDX_KILLED_IMAGE";
 const WORDS: &str = "AVHDX_KILLED_WORDS";
@@ -76,8 +82,6 @@ fn kills_of_a_rebase_leave_the_disk_as_it_is() {
     image.close().unwrap();
     drop(image);
     let template = std::fs::read(&child).unwrap();
-    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
-    let kills = if is_long { MOST_REBASES } else { REBASES };
     let mut links = [0, 0];
     let reads = |what: &str| {
         let chain = DiffChain::open(&child).unwrap_or_else(|error| panic!("{what}: {error}"));
@@ -90,7 +94,7 @@ fn kills_of_a_rebase_leave_the_disk_as_it_is() {
         let findings = Check::new().run(&child).unwrap();
         assert!(findings.is_sound(), "{what}: {findings:?}");
     };
-    for kill in 0..kills {
+    for kill in 0..operations() {
         std::fs::write(&child, &template).unwrap();
         std::fs::write(&words, "").unwrap();
         // At once, on its way, or once it is over.
@@ -122,6 +126,148 @@ fn rebase_that_is_killed() {
     // All is done: to be killed now.
     (&words).write_all(&[b'.'; 100]).unwrap();
     std::thread::sleep(Duration::from_secs(60));
+}
+
+/// A compaction is killed, and run again: the disk is the same after each, and the file as short as without a kill.
+#[test]
+fn kills_of_a_compaction_leave_the_disk_as_it_is() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (base, child, words) = (at("base.vhdx"), at("child.avhdx"), at("words"));
+    let (below, tip) = wasteful();
+    std::fs::write(&base, below.to_bytes()).unwrap();
+    let template = tip.to_bytes();
+    let disk = tip.flat(Some(&below.flat(None)));
+    let reads = |what: &str| {
+        let chain = DiffChain::open(&child).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut now = vec![0; SIZE as usize];
+        chain.read_at(&mut now, 0).unwrap();
+        assert!(now == disk, "{what}: the disk is another");
+        let seen = naive::Chain::open([&base, &child]).unwrap().flat(1).unwrap();
+        assert!(seen == disk, "{what}: the naive reader sees something else");
+        let findings = Check::new().run(&child).unwrap();
+        assert!(findings.is_sound(), "{what}: {findings:?}");
+    };
+    let open = || OpenOptions::new().writable(true).open(&child).unwrap();
+    let compact = || {
+        let chain = open();
+        let done = Compact::new().content(true).run(&chain).unwrap();
+        chain.close().unwrap();
+        done
+    };
+    std::fs::write(&child, &template).unwrap();
+    let least = compact();
+    assert!(least.moved > 0 && least.content > Some(0), "{least:?}");
+    let (mut left, mut none_left) = (0, 0);
+    for kill in 0..operations() {
+        std::fs::write(&child, &template).unwrap();
+        std::fs::write(&words, "").unwrap();
+        // At once, on its way, or once it is over.
+        let patience = [0, 6, 20, END][kill as usize % 4] + kill / 4;
+        kill_after("compaction_that_is_killed", &child, &words, kill, patience);
+        reads(&format!("kill {kill}"));
+        match std::fs::metadata(&child).unwrap().len() == least.file_len {
+            true => none_left += 1,
+            false => left += 1,
+        }
+        assert_eq!(compact().file_len, least.file_len, "after kill {kill}");
+        reads(&format!("after kill {kill}"));
+        assert_eq!(std::fs::metadata(&child).unwrap().len(), least.file_len);
+    }
+    assert!(left > 0 && none_left > 0, "{left} on their way, {none_left} done");
+}
+
+/// The compaction to be killed. Does nothing without its image.
+#[test]
+fn compaction_that_is_killed() {
+    let (Some(image), Some(words)) = (std::env::var_os(IMAGE), std::env::var_os(WORDS)) else {
+        return;
+    };
+    let words = std::fs::File::options().append(true).open(words).unwrap();
+    let chain = OpenOptions::new().writable(true).open(image).unwrap();
+    let pace = Pace::new();
+    pace.limit(Some(100 << 20));
+    let compact = Compact::new().content(true).pace(pace).on_progress(|_| {
+        (&words).write_all(b".").unwrap();
+        std::ops::ControlFlow::Continue(())
+    });
+    compact.run(&chain).unwrap();
+    chain.close().unwrap();
+    // All is done: to be killed now.
+    (&words).write_all(&[b'.'; 2 * END as usize]).unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+/// Resizes are killed, one that moves the table or one that cuts data off: the disk has the old or the new size, and can
+/// be resized again.
+#[test]
+fn kills_of_a_resize_leave_the_old_or_the_new_disk() {
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let (base, child, words) = (at("base.vhdx"), at("child.avhdx"), at("words"));
+    let (below, tip) = wasteful();
+    std::fs::write(&base, below.to_bytes()).unwrap();
+    let template = tip.to_bytes();
+    let disk = tip.flat(Some(&below.flat(None)));
+    // The disk after so many resizes; the rest of it is zeros.
+    let after = |resizes: usize| {
+        let whole = if resizes < 2 { SIZE } else { SMALL };
+        let size = [SIZE, LARGE, SMALL][if resizes < 3 { resizes } else { 2 - resizes % 2 }];
+        (size, &disk[..whole as usize])
+    };
+    let reads = |what: &str, may: &[(u64, &[u8])]| {
+        let chain = DiffChain::open(&child).unwrap_or_else(|error| panic!("{what}: {error}"));
+        let size = chain.geometry().size;
+        let mut now = vec![0xAA; size.min(SIZE) as usize];
+        chain.read_at(&mut now, 0).unwrap();
+        let is = |(len, data): &(u64, &[u8])| {
+            let (same, zeros) = now.split_at(data.len().min(now.len()));
+            *len == size && same == *data && zeros.iter().all(|byte| *byte == 0)
+        };
+        assert!(may.iter().any(is), "{what}: neither the old nor the new disk, {size}");
+        let mut end = vec![0xAA; MIB as usize];
+        chain.read_at(&mut end, size - MIB).unwrap();
+        let naive = naive::Chain::open([&base, &child]).unwrap();
+        assert!(naive.read(1, 0, now.len()).unwrap() == now, "{what}: read naively");
+        assert!(naive.read(1, size - MIB, MIB as usize).unwrap() == end, "{what}: read naively");
+        let findings = Check::new().run(&child).unwrap();
+        assert!(findings.is_sound(), "{what}: {findings:?}");
+        size
+    };
+    let mut seen = std::collections::BTreeSet::new();
+    for kill in 0..operations() {
+        std::fs::write(&child, &template).unwrap();
+        std::fs::write(&words, "").unwrap();
+        // In the first resize, the second, or later.
+        let patience = [1, 3, 4, 5][kill as usize % 4] + kill / 4;
+        kill_after("resize_that_is_killed", &child, &words, kill, patience);
+        let said = std::fs::read_to_string(&words).unwrap();
+        let count = |letter: &str| said.matches(letter).count();
+        let may = [after(count("e")), after(count("b"))];
+        seen.insert(reads(&format!("kill {kill}, {said}"), &may));
+        let chain = OpenOptions::new().writable(true).open(&child).unwrap();
+        Resize::to(LARGE).run(&chain).unwrap();
+        Resize::to(SMALL).shrink(true).run(&chain).unwrap();
+        chain.close().unwrap();
+        drop(chain);
+        reads(&format!("after kill {kill}"), &[after(2)]);
+    }
+    assert!(seen.len() > 1, "only disks of {seen:?} bytes");
+}
+
+/// The resizes to be killed. Does nothing without its image.
+#[test]
+fn resize_that_is_killed() {
+    let (Some(image), Some(words)) = (std::env::var_os(IMAGE), std::env::var_os(WORDS)) else {
+        return;
+    };
+    let words = std::fs::File::options().append(true).open(words).unwrap();
+    let chain = OpenOptions::new().writable(true).open(image).unwrap();
+    for size in [LARGE, SMALL].into_iter().cycle() {
+        (&words).write_all(b"b").unwrap();
+        Resize::to(size).shrink(true).run(&chain).unwrap();
+        (&words).write_all(b"e").unwrap();
+    }
 }
 
 /// The process to be killed. Does nothing without its image.
@@ -247,6 +393,33 @@ impl Allowed {
             );
         }
     }
+}
+
+fn operations() -> u64 {
+    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
+    if is_long { MOST_OPERATIONS } else { OPERATIONS }
+}
+
+/// A base, and a child with holes, zeros, parts of blocks, and blocks that the base shows too.
+fn wasteful() -> (Image, Image) {
+    let mut base = Image::dynamic(SIZE);
+    for block in 0..8 {
+        base.put(block, Block::full(Data::Pattern(block + 1)));
+    }
+    let mut child = base.new_child();
+    child.parent_path(".\\base.vhdx");
+    for block in 0..8 {
+        let block_of = match block % 4 {
+            0 => Block::full(Data::Pattern(100 + block)),
+            1 => Block::partial_runs(Data::Pattern(200 + block), &[(3, 400), (900, 8)]),
+            2 => Block::full(Data::Zeros),
+            _ => Block::full(Data::Pattern(block + 1)),
+        };
+        child.put(block, block_of);
+    }
+    child.gap = MIB;
+    child.bitmap_at.insert(0, 40 * MIB);
+    (base, child)
 }
 
 /// Creates a base with data in every block and an empty child; returns the contents of the disk.
