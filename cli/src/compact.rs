@@ -96,8 +96,13 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     subject.resolve_point(console)?;
     let done = operation::run(console, |on| compact.on_progress(on).run(&subject.chain));
     let closed = subject.close();
-    let done =
-        done.map_err(|failure| failure.also("the disk reads as before; the same command goes on"))?;
+    let done = done.map_err(|failure| match failure.exit {
+        Exit::Io | Exit::Interrupted => {
+            failure.also("the disk reads as before; the same command goes on")
+        }
+        // Refused before anything was changed.
+        _ => failure,
+    })?;
     closed?;
     console.done();
     print(&args, &done, None, console)?;

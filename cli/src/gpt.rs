@@ -62,7 +62,13 @@ impl Gpt {
             (Ok(first), Ok(backup)) => (first, backup),
             (Err(why), Ok(_)) => return Err(differ(name, (1, &why), (second, "is whole"))),
             (Ok(_), Err(why)) => return Err(differ(name, (1, "is whole"), (second, &why))),
-            (Err(why), Err(other)) => return Err(differ(name, (1, &why), (second, &other))),
+            (Err(why), Err(other)) => {
+                let message = format!(
+                    "{name}: neither copy of the GPT is of use: the first, in sector 1, {why}; the second, in sector \
+                     {second}, {other}"
+                );
+                return Err(Failure::new(Exit::Refused, "resize.gpt-copies", message));
+            }
         };
         if facts(&primary) != facts(&backup) || entries != of_backup {
             let said = |header: &GPTHeader, list: &[GPTPartitionEntry]| {
@@ -106,6 +112,39 @@ impl Gpt {
     /// Refuses a size for which the table has no room, or that cuts a partition.
     pub(crate) fn check_size(&self, size: u64) -> Result<(), Failure> {
         self.moved(size).map(drop)
+    }
+
+    /// Whether the second copy lies at the end of a disk of this size.
+    pub(crate) fn ends_with(&self, size: u64) -> bool {
+        self.primary.backup_lba == size / self.sector - 1
+            && self.backup_start() == self.place(size).start
+    }
+
+    /// Where the second copy lies on a disk of this size, in bytes.
+    pub(crate) fn place(&self, size: u64) -> Range<u64> {
+        let end = size / self.sector;
+        (end - self.array_sectors() - 1) * self.sector..end * self.sector
+    }
+
+    /// Refuses to put the second copy over bytes other than zeros, apart from the former copy.
+    pub(crate) fn check_place(&self, disk: &dyn Disk, size: u64) -> Result<(), Failure> {
+        let place = self.place(size);
+        let Range { start, end } = place.start..place.end.min(disk.geometry().size);
+        let mut bytes = vec![0; end.saturating_sub(start) as usize];
+        disk.read_at(&mut bytes, start.min(end))?;
+        let header = self.backup.primary_lba * self.sector;
+        let entries = self.backup_start();
+        let own =
+            [entries..entries + self.array_sectors() * self.sector, header..header + self.sector];
+        let is_lost = |at: u64| !own.iter().any(|own| own.contains(&at));
+        let lost = (start..).zip(&bytes).find(|(at, byte)| **byte != 0 && is_lost(*at));
+        lost.map_or(Ok(()), |(at, _)| {
+            let message = format!(
+                "{}: the second copy of the GPT would replace a byte other than zero at {at} of the disk",
+                self.name
+            );
+            Err(Failure::new(Exit::Refused, "resize.cuts", message))
+        })
     }
 
     /// The header of the first copy for a disk of this size.

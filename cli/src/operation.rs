@@ -305,7 +305,12 @@ pub(crate) fn print_resize_forecast(
         let answer = ForecastAnswer::of(&forecast.needs);
         console.document(&ForecastAnswer { resize: Some(of_resize), ..answer })
     } else {
-        let mut table = table(&forecast.needs);
+        let mut needs = forecast.needs.clone();
+        if first_cut.is_none() {
+            // The tables have data there, but all of it is zeros.
+            needs.cut_data = 0;
+        }
+        let mut table = table(&needs);
         table.field("disk", format!("{}, now {}", size(to), size(from)));
         table.field("file", format!("{} at most, now {}", size(file_len_after), size(file_len)));
         if moves_table {

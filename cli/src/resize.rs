@@ -83,16 +83,22 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     if args.dry_run {
         inspected.warn(&options, console)?;
         let activity = Activity::of(console, "looking at the end of the disk");
-        let forecast = args.resize(plan.to).forecast(&inspected.chain)?;
+        let forecast = plan.forecast(&args, &inspected.chain)?;
         drop(activity);
         operation::print_resize_forecast(&forecast, console)?;
         plan.tell(console);
+        if plan.gpt.is_some() {
+            console.note(
+                "resize.gpt-moves",
+                "the second copy of the GPT moves to the end of the disk",
+            );
+        }
         plan.check(&forecast, &args)?;
         return Ok(Reply::Yes);
     }
     // An operation that will be refused must not replay a log.
     if inspected.is_log_pending() {
-        plan.check(&args.resize(plan.to).forecast(&inspected.chain)?, &args)?;
+        plan.check(&plan.forecast(&args, &inspected.chain)?, &args)?;
     }
     drop(inspected);
     let subject = Subject::open(&args.image.image, &options, console)?;
@@ -131,7 +137,7 @@ impl Plan {
             Some(size) => size.of(from, &name)?,
             None => fitting_size(chain, &name)?,
         };
-        let has_gpt = to != from && has_gpt(chain)?;
+        let has_gpt = (to != from || args.fix_gpt) && has_gpt(chain)?;
         let gpt = match has_gpt && args.fix_gpt {
             true => Some(Gpt::read(chain, &name)?),
             false => None,
@@ -140,14 +146,19 @@ impl Plan {
         let sector = u64::from(chain.geometry().logical_sector);
         if let Some(gpt) = gpt.as_ref().filter(|_| to.is_multiple_of(sector)) {
             gpt.check_size(to)?;
+            if !args.shrink {
+                gpt.check_place(chain, to)?;
+            }
         }
+        // Also for a disk of that size whose copy did not follow, as after a failure.
+        let gpt = gpt.filter(|gpt| to != from || !gpt.ends_with(to));
         if has_gpt && gpt.is_none() && to < from {
             let message = format!(
                 "{name}: the disk has a GPT, whose second copy in the last sectors would be cut off"
             );
             return Err(Failure::new(Exit::Refused, "resize.gpt", message));
         }
-        Ok(Self { from, to, leaves_gpt: has_gpt && gpt.is_none(), gpt })
+        Ok(Self { from, to, leaves_gpt: has_gpt && !args.fix_gpt, gpt })
     }
 
     /// Tells what the guest will find.
@@ -157,6 +168,21 @@ impl Plan {
                            it has moved that copy, as --fix-gpt does";
             console.note("resize.gpt-stays", message);
         }
+    }
+
+    /// The forecast, with what the GPT takes.
+    fn forecast(&self, args: &Args, chain: &DiffChain) -> Result<ResizeForecast, Failure> {
+        let mut forecast = args.resize(self.to).forecast(chain)?;
+        if let Some(gpt) = &self.gpt {
+            let place = gpt.place(self.to);
+            let block = u64::from(chain.tip().block_size());
+            // At most: the blocks may be there already.
+            let blocks = place.end.div_ceil(block) - place.start / block;
+            forecast.needs.written += place.end - place.start;
+            forecast.needs.peak += blocks * block;
+            forecast.file_len_after += blocks * block;
+        }
+        Ok(forecast)
     }
 
     /// Refuses to lose bytes without consent. The former second copy of the GPT is none of them.
@@ -172,13 +198,21 @@ impl Plan {
     /// A GPT follows before the disk shrinks, and after it has grown.
     fn run(&self, args: &Args, chain: &DiffChain, console: &Console) -> Result<Resized, Failure> {
         let resize = args.resize(self.to);
-        if let Some(gpt) = self.gpt.as_ref().filter(|_| self.to < self.from) {
-            self.check(&resize.forecast(chain)?, args)?;
-            gpt.move_backup(chain, self.to)?;
+        if let Some(gpt) = &self.gpt {
+            self.check(&self.forecast(args, chain)?, args)?;
+            if self.to < self.from {
+                gpt.move_backup(chain, self.to)?;
+            }
         }
         let resized = operation::run(console, |on| resize.on_progress(on).run(chain))?;
-        if let Some(gpt) = self.gpt.as_ref().filter(|_| self.to > self.from) {
-            gpt.move_backup(chain, self.to)?;
+        if let Some(gpt) = self.gpt.as_ref().filter(|_| self.to >= self.from) {
+            gpt.move_backup(chain, self.to).map_err(|failure| {
+                let (to, image) = (self.to, args.image.name());
+                failure.also(&format!(
+                    "the disk has {to} bytes now, and the second copy of its GPT is still to be moved: 'resize {image} \
+                     {to} --fix-gpt' does that"
+                ))
+            })?;
         }
         Ok(resized)
     }
@@ -237,7 +271,7 @@ fn print(
     };
     console.line(line)?;
     if gpt_moved {
-        console.line("  the second copy of the GPT lies at the new end")?;
+        console.line("  the second copy of the GPT lies at the end of the disk")?;
     }
     Ok(())
 }

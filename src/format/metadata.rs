@@ -427,6 +427,23 @@ pub(crate) fn name_by_windows(entry: &MetadataEntry) -> Option<&'static str> {
     }
 }
 
+/// Whether an item has a meaning of its own: one of the format, or the nil identifier. As an item of a user it makes
+/// other programs refuse the image.
+pub(crate) fn is_reserved(item: Uuid) -> bool {
+    let known = [
+        FILE_PARAMETERS,
+        VIRTUAL_DISK_SIZE,
+        VIRTUAL_DISK_ID,
+        LOGICAL_SECTOR_SIZE,
+        PHYSICAL_SECTOR_SIZE,
+        PARENT_LOCATOR,
+        CHS_PARAMETERS,
+        PMEM_LABELS,
+        INCOMPLETE_FILE,
+    ];
+    item.is_nil() || known.contains(&item)
+}
+
 /// The error for a user item that does not exist.
 pub(crate) fn no_item(item: Uuid) -> Error {
     let message = "there is no such item of a user";

@@ -149,6 +149,14 @@ impl EditMetadata {
                 .with_found(item)
                 .with_expected("an item of others; labels and merges change marks"));
         }
+        // Such an item may be removed: it should not be there.
+        if contents.is_some() && metadata::is_reserved(item) {
+            let message = "an item of the format is none of a user, and other programs would refuse the image";
+            return Err(Error::new(ErrorKind::InvalidInput, "metadata.reserved", message)
+                .with_section("2.6.2")
+                .with_found(item)
+                .with_expected("an identifier of your own"));
+        }
         let old = table.user(item);
         let Some(contents) = contents else {
             let gone = ItemEdit::Remove { item, is_user: true };

@@ -73,6 +73,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("metadata.edit-sector", &[], &["avhdx metadata --help"]),
     ("metadata.item-size", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("metadata.mark", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    ("metadata.reserved", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("metadata.no-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("point.ambiguous", &[], &["avhdx info --chain PARENTS TIP"]),
     ("point.unknown", &[], &["avhdx info --chain PARENTS TIP"]),

@@ -42,7 +42,8 @@ impl Survey {
                 let Role::Payload(block) = claim.role else { return Ok(()) };
                 let nothing = BatEntry::new(2, FileOffset::new(0));
                 let start = image.layout().block_start(block).0;
-                if free.iter().any(|free| free.start <= start && start < free.end) {
+                let next = free.partition_point(|free| free.end <= start);
+                if free.get(next).is_some_and(|free| free.start <= start) {
                     (kept, dropped.free) = (nothing, dropped.free + claim.len);
                 } else if let Some(appraiser) = &mut appraiser {
                     before(claim.needed)?;
@@ -102,14 +103,24 @@ pub(super) fn data_len(image: &Core) -> Result<u64> {
     Ok(len)
 }
 
-/// The whole blocks in ranges of the disk: a block that ends with the disk is whole.
+/// The whole blocks in ranges of the disk, in order, each once: a block that ends with the disk is whole.
 pub(super) fn whole_blocks(image: &Core, ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     let (block, size) = (image.layout().block_size(), image.layout().size());
     let whole = |range: &Range<u64>| {
         let end = if range.end == size { size } else { range.end / block * block };
         range.start.next_multiple_of(block)..end
     };
-    ranges.iter().map(whole).filter(|range| range.start < range.end).collect()
+    let mut whole: Vec<_> =
+        ranges.iter().map(whole).filter(|range| range.start < range.end).collect();
+    whole.sort_unstable_by_key(|range| range.start);
+    whole.dedup_by(|next, last| {
+        let is_joined = next.start <= last.end;
+        if is_joined {
+            last.end = last.end.max(next.end);
+        }
+        is_joined
+    });
+    whole
 }
 
 /// Data that would be dropped.
