@@ -152,7 +152,7 @@ impl EditMetadata {
         // Such an item may be removed: it should not be there.
         if contents.is_some() && metadata::is_reserved(item) {
             let message = "an item of the format is none of a user, and other programs would refuse the image";
-            return Err(Error::new(ErrorKind::InvalidInput, "metadata.reserved", message)
+            return Err(Error::new(ErrorKind::InvalidInput, "metadata.format-item", message)
                 .with_section("2.6.2")
                 .with_found(item)
                 .with_expected("an identifier of your own"));

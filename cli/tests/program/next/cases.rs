@@ -169,7 +169,7 @@ fn asked() -> Vec<Case> {
             "metadata l2.vhdx 21898540-3963-47d4-a9ed-35ef1adeb3c0 --write",
         ),
         case(
-            "metadata.reserved",
+            "metadata.format-item",
             2,
             of_chain,
             "metadata l2.vhdx 2FA54224-CD1B-4876-B211-5DBED83BF4B8 --write",
