@@ -20,6 +20,9 @@ use crate::vocabulary::Answer;
 /// --content only the tables are read: unused space goes, and space that zeroed and discarded ranges still have.
 /// With --content all data is read, and blocks go that hold nothing but zeros or, in a child, what its parent shows too.
 /// What a file system inside deleted goes once it is discarded (fstrim, Optimize-Volume) or overwritten with zeros.
+///
+/// With --punch nothing moves: the host takes unused space back where it is, within seconds, and the file keeps its length.
+/// The file is sparse then: Hyper-V refuses sparse files on Windows, and may refuse a copy there that keeps the holes.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The image.
@@ -28,6 +31,10 @@ pub(crate) struct Args {
     /// Read all data, and drop blocks of zeros and blocks that equal what the parent shows.
     #[arg(long)]
     content: bool,
+    /// Give unused space back to the host where it is, instead of moving blocks: the only way for a fixed disk. Hyper-V
+    /// refuses sparse files on Windows, and may refuse a copy that keeps the holes.
+    #[arg(long)]
+    punch: bool,
     /// Change the file even if the image has children: they still read the same, and accept it.
     #[arg(long)]
     with_children: bool,
@@ -56,6 +63,8 @@ pub(crate) struct CompactAnswer {
     data: u64,
     /// Data and sector bitmaps that move.
     moved: u64,
+    /// What the host takes back inside of the file; null without `--punch`.
+    punched: Option<u64>,
     file_len_before: u64,
     file_len: u64,
     /// The space needed in addition; null if it was done.
@@ -76,7 +85,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     }
     let pace = Pace::new();
     pace.limit(args.rate);
-    let compact = Compact::new().content(args.content).with_children(args.with_children).pace(pace);
+    let compact = Compact::new().content(args.content).punch(args.punch);
+    let compact = compact.with_children(args.with_children).pace(pace);
     let folders = args.opening.children_in.iter();
     let compact = folders.fold(compact, |compact, folder| compact.children_in(folder));
     if args.dry_run {
@@ -133,6 +143,7 @@ fn print(
             content: done.content,
             data: done.data,
             moved: done.moved,
+            punched: done.punched,
             file_len_before: done.file_len_before,
             file_len: done.file_len,
             peak: forecast.map(|forecast| forecast.peak),
@@ -143,6 +154,10 @@ fn print(
     let would = if args.dry_run { "would get " } else { "" };
     let moves = if args.dry_run { "to move" } else { "moved" };
     console.line(match shorter {
+        _ if let Some(punched) = done.punched => {
+            let gives = if args.dry_run { "would give" } else { "gave" };
+            format!("{image}: {gives} {} back to the host", size(punched))
+        }
         0 => format!("{image}: stays {} long", size(done.file_len)),
         _ => format!("{image}: {would}{} shorter, {} {moves}", size(shorter), size(done.moved)),
     })?;

@@ -178,6 +178,16 @@ impl Claim {
         self.start().saturating_add(self.len)
     }
 
+    /// Whether parts of its space may hold none of the block's bytes.
+    pub(crate) fn may_have_gaps(&self) -> bool {
+        let is_payload = matches!(self.role, Role::Payload(_));
+        is_payload
+            && match self.entry.payload_state() {
+                PayloadState::FullyPresent => self.needed < self.len,
+                state => state == PayloadState::PartiallyPresent,
+            }
+    }
+
     /// How many of the needed bytes lie within a file of this length. None do at offset 0.
     pub(crate) fn in_file(&self, file_len: u64) -> u64 {
         match self.start() {

@@ -9,9 +9,12 @@ use std::ops::{ControlFlow, Range};
 use super::Core;
 use super::block_table::{Claim, Role};
 use super::units::{MOST_UNITS, Units, units};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::bat::{BatEntry, PayloadState};
-use crate::types::{BatIndex, FileOffset, MIB};
+use crate::types::{BatIndex, FileOffset, KIB, MIB};
+
+/// What a host allocates and takes back of a file at least, in bytes.
+const HOST_PAGE: u64 = 4 * KIB;
 
 /// What takes up the space of a file: three bits for each MiB.
 #[derive(Debug)]
@@ -148,6 +151,52 @@ impl Core {
         Ok(())
     }
 
+    /// Calls `each` for the parts of a payload block's space that hold none of its bytes, as ranges of the file in whole
+    /// [pages of the host](HOST_PAGE): sectors that it does not have, and what lies behind the end of the disk.
+    ///
+    /// # Errors
+    /// As for [`present_len`](Self::present_len), and those of `each`.
+    pub(crate) fn each_gap(
+        &self,
+        claim: &Claim,
+        mut each: impl FnMut(Range<u64>) -> Result<()>,
+    ) -> Result<()> {
+        if !claim.may_have_gaps() {
+            return Ok(());
+        }
+        let mut gap = |from: u64, to: u64| {
+            let start = (claim.start() + from).next_multiple_of(HOST_PAGE);
+            let end = (claim.start() + to) / HOST_PAGE * HOST_PAGE;
+            if start < end { each(start..end) } else { Ok(()) }
+        };
+        let mut at = 0;
+        self.each_present(claim.index, claim.entry, |run| {
+            gap(at, run.start.min(claim.needed))?;
+            at = at.max(run.end.min(claim.needed));
+            Ok(())
+        })?;
+        gap(at, claim.len)
+    }
+
+    /// How many bytes of this part of the file the host stores data for: all, if it cannot tell.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the host fails.
+    pub(crate) fn stored_in(&self, range: Range<u64>) -> Result<u64> {
+        let (mut at, mut stored) = (range.start, 0);
+        while at < range.end {
+            let data = self.bare_storage().next_data(at).map_err(|error| {
+                let message = "cannot tell holes from data in the file";
+                Error::io("compact.holes", message, error).in_file(self.name()).at(at)
+            })?;
+            let Some(data) = data.filter(|data| data.start < range.end) else { break };
+            let end = data.end.min(range.end);
+            stored += end - data.start.max(at);
+            at = end.max(at + 1);
+        }
+        Ok(stored)
+    }
+
     /// The role of an entry.
     pub(crate) fn role_of(&self, index: BatIndex) -> Role {
         self.block_table().role(index)
@@ -204,6 +253,12 @@ impl Packing {
     pub(crate) fn unused(&self, file_len: u64) -> u64 {
         let end = file_len.div_ceil(MIB);
         (end - self.used.count(0..end)) * MIB
+    }
+
+    /// The parts of the file up to this length that nothing uses, in bytes.
+    pub(crate) fn holes(&self, file_len: u64) -> impl Iterator<Item = Range<u64>> + '_ {
+        let in_bytes = move |run: Range<u64>| run.start * MIB..file_len.min(run.end * MIB);
+        self.free_runs(0..file_len.div_ceil(MIB)).map(in_bytes)
     }
 
     /// The lowest end, and the moves that it takes.

@@ -57,7 +57,8 @@ impl Compact<'_> {
     /// Before anything is changed: [`ErrorKind::ReadOnly`] if the chain is not open for writing;
     /// [`ErrorKind::HasChildren`] if the tip has a child, which is named, or may have one that cannot be looked for,
     /// without [consent](Self::with_children); [`ErrorKind::InvalidInput`] for a fixed disk, whose blocks stay
-    /// allocated, and for ranges beyond the disk; [`ErrorKind::Unfinished`] for an image that is part of a merge;
+    /// allocated, unless it is only [punched](Self::punch), and for ranges beyond the disk;
+    /// [`ErrorKind::Unsupported`] for a host that cannot punch; [`ErrorKind::Unfinished`] for an image that is part of a merge;
     /// [`ErrorKind::Damaged`] if its tables are; [`ErrorKind::InUse`] while planned writes are open.
     ///
     /// Later: [`ErrorKind::Io`] if the host fails, [`ErrorKind::Cancelled`], and [`ErrorKind::InUse`] as before. The
@@ -75,6 +76,9 @@ impl Compact<'_> {
         let image = self.check(&op)?;
         let writer = op.writer().ok_or_else(|| read_only(image.name()))?;
         writer.check_plans_ended()?;
+        if self.punch {
+            writer.check_punches()?;
+        }
         let file_len_before = writer.file_len();
         let stack = chain.stack_now();
         let before = Survey::of(&image, self, None, &mut |_| Ok(()))?;
@@ -91,9 +95,12 @@ impl Compact<'_> {
             outcome.content = Some(freed?);
         }
         let dropped = outcome.content.unwrap_or_default() + outcome.free;
-        let packed = self.pack(&writer, &image, read, &mut meter)?;
+        let packed = match self.punch {
+            true => self.punch_all(&writer, &image, read, &mut meter)?,
+            false => self.pack(&writer, &image, read, &mut meter)?,
+        };
         outcome.tables = packed.tables.saturating_sub(dropped);
-        outcome.moved = packed.moved;
+        (outcome.moved, outcome.punched) = (packed.moved, packed.punched);
         outcome.file_len_before = file_len_before;
         outcome.file_len = writer.file_len();
         meter.end();
@@ -123,6 +130,22 @@ impl Compact<'_> {
         Ok(Compacted { moved, ..outcome })
     }
 
+    /// Gives unused space back to the host where it is.
+    fn punch_all(
+        &self,
+        writer: &Writer,
+        image: &Core,
+        read: u64,
+        meter: &mut Meter<'_>,
+    ) -> Result<Compacted> {
+        let tables = Self::default().punch(true);
+        let Survey { outcome, .. } = Survey::of(image, &tables, None, &mut |_| meter.report())?;
+        meter.total = read + outcome.punched.unwrap_or_default();
+        meter.done = read;
+        let punched = writer.punch_unused(&mut |_| meter.report())?;
+        Ok(Compacted { punched: Some(punched), ..outcome })
+    }
+
     /// Refuses an image that must not be compacted, and returns it.
     fn check(&self, op: &Operation<'_>) -> Result<Arc<Core>> {
         let images = op.images();
@@ -135,13 +158,14 @@ impl Compact<'_> {
                 .with_found(format_args!("the mark of a merge with {}", mark.name))
                 .with_expected("an image without a merge mark"));
         }
-        if image.keeps_blocks() {
+        let is_kept = self.punch && !self.content && self.free.is_empty();
+        if image.keeps_blocks() && !is_kept {
             let message = "the blocks of a fixed disk stay where they are";
             return Err(Error::new(ErrorKind::InvalidInput, "compact.fixed", message)
                 .in_file(image.name())
                 .with_section("2.6.2.1")
                 .with_found("a fixed disk")
-                .with_expected("a dynamic or differencing one"));
+                .with_expected("a dynamic or differencing one, or to punch alone"));
         }
         for range in &self.free {
             let len = range.end.saturating_sub(range.start);

@@ -154,7 +154,7 @@ pub trait Storage: Debug + Send + Sync {
     }
 
     /// Returns the space of a range to the host. The range reads as zeros, and the length of the file stays. `false`
-    /// if the host cannot do it, with nothing changed.
+    /// if the host cannot do it, with nothing changed; of an empty range, if it can do it in no file.
     ///
     /// # Errors
     /// Errors of the host.

@@ -242,7 +242,7 @@ impl Writer {
     }
 
     /// Waits for a while until freed space has no readers.
-    fn wait_for_readers(&self, patience: Duration, before: Before<'_>) {
+    pub(super) fn wait_for_readers(&self, patience: Duration, before: Before<'_>) {
         let until = Instant::now() + patience;
         let waits = || self.space.waits_for_readers() || !self.released().is_empty();
         while waits() && Instant::now() < until && before(0).is_ok() {

@@ -194,6 +194,18 @@ impl Growth {
         state.space.hand_over(len)
     }
 
+    /// Leaves the space that is free below `end` to the caller.
+    pub(super) fn set_aside(&self, end: u64) {
+        self.state().space.set_aside(end);
+    }
+
+    /// What is neither free nor named by a table. The lost places are of blocks of `len` bytes.
+    pub(super) fn kept(&self, len: u64) -> Vec<Freed> {
+        let mut state = self.state();
+        self.unpin(&mut state);
+        state.space.kept(len)
+    }
+
     /// Whether freed space waits for readers.
     pub(super) fn waits_for_readers(&self) -> bool {
         let mut state = self.state();

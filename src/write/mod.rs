@@ -23,6 +23,7 @@ mod freeze;
 mod growth;
 mod headers;
 mod held_pages;
+mod holes;
 mod link;
 mod mend;
 mod metadata_edit;

@@ -283,8 +283,19 @@ impl Space {
     /// Leaves all space that is free to the caller, and returns what is neither free nor named by a table. The lost
     /// places are of blocks of `len` bytes.
     pub(super) fn hand_over(&mut self, len: u64) -> Vec<Freed> {
-        self.free.clear();
-        self.zeroed.clear();
+        self.set_aside(u64::MAX);
+        self.kept(len)
+    }
+
+    /// Leaves the space that is free below `end` to the caller.
+    pub(super) fn set_aside(&mut self, end: u64) {
+        for places in self.free.values_mut().chain(self.zeroed.values_mut()) {
+            places.retain(|at| at.get() >= end);
+        }
+    }
+
+    /// What is neither free nor named by a table. The lost places are of blocks of `len` bytes.
+    pub(super) fn kept(&self, len: u64) -> Vec<Freed> {
         let lost = self.lost.iter().map(|at| Freed { at: *at, len });
         let pinned = self.pinned.iter().flat_map(|(_, freed)| freed);
         lost.chain(pinned.chain(&self.freed).chain(&self.retired).copied()).collect()

@@ -10,7 +10,7 @@ use avhdx::storage::{Host, MemStorage};
 use avhdx::{Budget, DiffChain, Disk, ErrorKind, OpenOptions};
 use avhdx_testkit::build::{Block, Data, Image, random_chain, state};
 use avhdx_testkit::bytes::{difference, is_zero};
-use avhdx_testkit::naive::{Chain, Layer};
+use avhdx_testkit::naive::{Chain, Layer, Says};
 use avhdx_testkit::rng::Rng;
 
 use super::MIB;
@@ -368,8 +368,10 @@ fn a_chain_in_use_is_compacted() {
             });
         }
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for content in [false, true, true] {
-                let done = Compact::new().content(content).run(&chain).unwrap();
+            for (content, punch) in
+                [(false, false), (false, true), (true, true), (true, false), (true, false)]
+            {
+                let done = Compact::new().content(content).punch(punch).run(&chain).unwrap();
                 assert!(done.file_len < before, "{done:?}");
             }
         }));
@@ -388,4 +390,156 @@ fn a_chain_in_use_is_compacted() {
     assert_eq!(bytes_of(&host, 1).len() as u64, done.file_len);
     assert!(difference(&flat(&host, 1), &model).is_none());
     assert_sound(&host, 1, 0);
+}
+
+const PAGE: u64 = 4096;
+
+/// The pages of a file of which its tables name a byte, by the naive reader.
+fn named_pages(tip: &Layer, len: u64) -> Vec<bool> {
+    let mut named = vec![false; len.div_ceil(PAGE) as usize];
+    let mut name = |range: Range<u64>| {
+        (range.start / PAGE..range.end.min(len).div_ceil(PAGE))
+            .for_each(|n| named[n as usize] = true);
+    };
+    [0..MIB, tip.log(), tip.bat(), 2 * MIB..3 * MIB].into_iter().for_each(&mut name);
+    tip.bitmaps().unwrap().into_iter().for_each(|at| name(at..at + MIB));
+    let ratio = (tip.sector << 23) / tip.block_size;
+    for block in 0..tip.size.div_ceil(tip.block_size) {
+        let entry = tip.bat_entry(block + block / ratio).unwrap();
+        if entry & 7 == 3 && entry >> 20 != 0 {
+            name(entry >> 20 << 20..(entry >> 20 << 20) + tip.block_size);
+        }
+    }
+    for sector in 0..tip.size / tip.sector {
+        if let Says::Data(at) = tip.says(sector).unwrap() {
+            name(at..at + tip.sector);
+        }
+    }
+    named
+}
+
+#[test]
+fn punched_images_read_the_same_and_hold_nothing_but_what_they_name() {
+    let mut punched = 0;
+    for seed in 0..SEEDS {
+        let images = wasteful(seed);
+        let tip = images.len() - 1;
+        for content in [false, true] {
+            let host = host_of(&images);
+            let chain = open(&host, tip);
+            let (before, image) = (flat(&host, tip), layer(&host, tip));
+            let file = bytes_of(&host, tip);
+            let compact = Compact::new().content(content).punch(true);
+            let forecast = compact.forecast(&chain).unwrap();
+            let done = compact.run(&chain).unwrap();
+            // What a change extends the file by is a hole, but a file in memory holds data everywhere.
+            let (grown, foretold) = (done.file_len - file.len() as u64, forecast.outcome);
+            let least = foretold.punched.unwrap() + grown / PAGE * PAGE;
+            assert!((least..least + PAGE).contains(&done.punched.unwrap()), "seed {seed}");
+            assert!(done == foretold || grown > 0, "seed {seed}, content {content}");
+            let mut read = vec![0xAA; before.len()];
+            chain.read_at(&mut read, 0).unwrap();
+            assert!(difference(&read, &before).is_none(), "seed {seed}, live");
+            chain.close().unwrap();
+            drop(chain);
+            let (after, bytes) = (layer(&host, tip), bytes_of(&host, tip));
+            assert_eq!(bytes.len() as u64, done.file_len, "seed {seed}");
+            assert!(difference(&flat(&host, tip), &before).is_none(), "seed {seed}");
+            assert_eq!(after.data_write_guid, image.data_write_guid, "seed {seed}");
+            assert_sound(&host, tip, seed);
+            let named = named_pages(&after, bytes.len() as u64);
+            let mut unnamed = 0;
+            for (n, named) in named.into_iter().enumerate() {
+                let at = n * PAGE as usize;
+                let page = &bytes[at..bytes.len().min(at + PAGE as usize)];
+                if !named {
+                    unnamed += page.len() as u64;
+                    assert!(is_zero(page), "seed {seed}: {at:#x} is not punched");
+                } else if !content {
+                    let same = difference(page, &file[at..at + page.len()]).is_none();
+                    assert!(same, "seed {seed}: {at:#x} has changed");
+                }
+            }
+            assert_eq!(done.punched, Some(unnamed), "seed {seed}, content {content}");
+            punched += unnamed;
+        }
+    }
+    assert!(punched > 64 * MIB, "{punched}");
+}
+
+#[test]
+fn a_fixed_disk_gives_back_what_lies_between_and_behind_its_blocks() {
+    let mut image = Image::fixed(3 * MIB + 3 * 512);
+    image.gap = MIB;
+    let host = host_of(&[image]);
+    let chain = open(&host, 0);
+    let (before, file) = (flat(&host, 0), bytes_of(&host, 0));
+    let both = Compact::new().punch(true).content(true);
+    assert_eq!(both.run(&chain).unwrap_err().code(), "compact.fixed");
+    let done = Compact::new().punch(true).run(&chain).unwrap();
+    chain.close().unwrap();
+    drop(chain);
+    let named = named_pages(&layer(&host, 0), file.len() as u64);
+    let unnamed = named.iter().filter(|named| !**named).count() as u64 * PAGE;
+    assert_eq!((done.punched, done.file_len), (Some(unnamed), file.len() as u64));
+    assert!(unnamed > 4 * MIB - PAGE, "{unnamed}");
+    assert!(difference(&flat(&host, 0), &before).is_none());
+}
+
+#[test]
+fn a_host_that_keeps_all_space_is_told_before_anything_changes() {
+    let host = host_of(&wasteful(3));
+    let tip = wasteful(3).len() - 1;
+    let chain = open(&host, tip);
+    host.keep_space();
+    let files = host.files().sum();
+    let error = Compact::new().content(true).punch(true).run(&chain).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::Unsupported, "compact.punch"));
+    assert!(host.files().sum() == files);
+}
+
+/// The file takes up less space on its volume, and no more than what it names.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_punched_file_takes_up_less_space() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let (base, path) = (folder.path().join("base.vhdx"), folder.path().join("tip.vhdx"));
+    let mut below = Image::dynamic(6 * MIB);
+    below.put(0, Block::full(Data::Pattern(9)));
+    let mut tip = below.new_child();
+    tip.parent_path(".\\base.vhdx");
+    tip.put(0, Block::full(Data::Pattern(1)));
+    tip.put(2, Block::partial_runs(Data::Pattern(2), &[(8, 64), (1001, 20)]));
+    tip.gap = MIB;
+    std::fs::write(&base, below.to_bytes()).unwrap();
+    // No holes yet, and other bytes than zeros where nothing is named.
+    let mut bytes = tip.to_bytes();
+    let layer = Layer::from_bytes(bytes.clone()).unwrap();
+    let named = named_pages(&layer, bytes.len() as u64);
+    for (page, named) in bytes.chunks_mut(PAGE as usize).zip(&named) {
+        page.fill_with(|| if *named { 0 } else { 0xEE });
+    }
+    for (at, byte) in tip.to_bytes().into_iter().enumerate() {
+        if named[at / PAGE as usize] {
+            bytes[at] = byte;
+        }
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let space = || std::fs::metadata(&path).unwrap().blocks() * 512;
+    let before = space();
+    let chain = OpenOptions::new().writable(true).open(&path).unwrap();
+    let compact = Compact::new().punch(true);
+    let forecast = compact.forecast(&chain).unwrap();
+    let done = compact.clone().run(&chain).unwrap();
+    assert_eq!(done, forecast.outcome);
+    let again = compact.run(&chain).unwrap();
+    chain.close().unwrap();
+    drop(chain);
+    let unnamed = named.iter().filter(|named| !**named).count() as u64 * PAGE;
+    assert_eq!((done.punched, again.punched), (Some(unnamed), Some(0)));
+    assert!(space() <= before - unnamed, "{} of {before}, without {unnamed}", space());
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), bytes.len() as u64);
+    let now = Chain::open([&base, &path]).unwrap().flat(1).unwrap();
+    assert!(now == tip.flat(Some(&below.flat(None))));
 }

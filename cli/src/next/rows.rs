@@ -363,7 +363,15 @@ pub(crate) const ROWS: &[Row] = &[
     (
         "compact.fixed",
         &["a dynamic copy takes up only what it holds"],
-        &["avhdx convert -O vhdx PARENTS IMAGE OUT  # OUT: a new dynamic image"],
+        &[
+            "avhdx compact IMAGE --punch  # gives back what no block uses",
+            "avhdx convert -O vhdx PARENTS IMAGE OUT  # OUT: a new dynamic image",
+        ],
+    ),
+    (
+        "compact.punch",
+        &["without --punch blocks move down instead, and the file is cut"],
+        &["avhdx compact IMAGE"],
     ),
     (
         "compact.below-tip",

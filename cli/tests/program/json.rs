@@ -253,7 +253,7 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 43] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 44] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -263,6 +263,7 @@ fn every_verb_answers_by_its_schema() {
         ("diff base.vhdx tip.avhdx", 0, b"", &["diff", "diff-total"]),
         ("compact tip.avhdx --content --dry-run", 0, b"", &["compact"]),
         ("compact tip.avhdx --content", 0, b"", &["compact", "progress"]),
+        ("compact tip.avhdx --punch", 0, b"", &["compact", "progress"]),
         ("tree .", 0, b"", &["tree"]),
         ("tree --tips", 0, b"", &["tree"]),
         ("info tip.avhdx", 0, b"", &["info"]),

@@ -45,6 +45,7 @@ use crate::ops::progress::{Listener, Progress};
 #[derive(Clone, Debug, Default)]
 pub struct Compact<'a> {
     pub(super) content: bool,
+    pub(super) punch: bool,
     pub(super) free: Vec<Range<u64>>,
     pub(super) with_children: bool,
     pub(super) folders: Vec<PathBuf>,
@@ -67,6 +68,9 @@ pub struct Compacted {
     pub data: u64,
     /// Bytes of data and of sector bitmaps that move.
     pub moved: u64,
+    /// Bytes of the file that are [punched](Compact::punch), as far as the host stores data there; `None` if blocks move
+    /// instead.
+    pub punched: Option<u64>,
     /// Length of the file before, in bytes.
     pub file_len_before: u64,
     /// Length of the file afterwards, in bytes.
@@ -105,6 +109,17 @@ impl<'a> Compact<'a> {
     /// Declares ranges of the disk free, in bytes: their contents are lost as far as they cover whole blocks.
     pub fn free(mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
         self.free.extend(ranges);
+        self
+    }
+
+    /// Whether to give unused space back to the host where it is, instead of moving blocks and cutting the file: what no
+    /// block uses, the sectors that a partially present block does not have, and what the last block has behind the end of
+    /// the disk. The file keeps its length and its tables, and becomes sparse. A fixed disk can be compacted in no other
+    /// way; its blocks stay allocated.
+    ///
+    /// Hyper-V refuses sparse files on Windows, and may refuse a copy that keeps the holes.
+    pub fn punch(mut self, yes: bool) -> Self {
+        self.punch = yes;
         self
     }
 

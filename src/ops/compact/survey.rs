@@ -33,6 +33,7 @@ impl Survey {
         let free = whole_blocks(image, &compact.free);
         let mut unneeded = Unneeded::default();
         let mut dropped = Dropped::default();
+        let mut punched = 0;
         let mut packing = image.packing(|_| Ok(false))?;
         image.each_entry(|index, entry| {
             let mut kept = entry;
@@ -53,13 +54,26 @@ impl Survey {
                 }
             }
             let is_cleared = unneeded.cleared(image, index, kept).is_some();
-            if let Some(claim) = image.claim_of(index, kept).filter(|_| !is_cleared) {
+            // Only a file that is cut has its tables cleared.
+            let is_used = compact.punch || !is_cleared;
+            if let Some(claim) = image.claim_of(index, kept).filter(|_| is_used) {
                 packing.add(claim.role, claim.entry.offset(), claim.len);
+                if compact.punch {
+                    image.each_gap(&claim, |gap| {
+                        punched += image.stored_in(gap)?;
+                        Ok(())
+                    })?;
+                }
             }
             Ok(())
         })?;
         let target = packing.target();
         let mut moved = 0;
+        if compact.punch {
+            for hole in packing.holes(image.file_len()) {
+                punched += image.stored_in(hole)?;
+            }
+        }
         image.each_claim(|claim| {
             if claim.end() > target.end && packing.has(&claim) {
                 moved += image.present_len(&claim)?;
@@ -71,7 +85,7 @@ impl Survey {
         // A change extends the file to hold everything that is claimed.
         let changes = dropped.content + dropped.free > 0;
         let len = if changes { file_len_before.max(dropped.end) } else { file_len_before };
-        let is_shorter = target.end < len;
+        let is_shorter = target.end < len && !compact.punch;
         let outcome = Compacted {
             tables: unused.saturating_sub(dropped.content + dropped.free),
             content: appraiser.map(|_| dropped.content),
@@ -79,7 +93,8 @@ impl Survey {
             data,
             moved: if is_shorter { moved } else { 0 },
             file_len_before,
-            file_len: target.end.min(len),
+            punched: compact.punch.then_some(punched),
+            file_len: if is_shorter { target.end } else { len },
         };
         Ok(Self { outcome, target })
     }

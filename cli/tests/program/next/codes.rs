@@ -97,6 +97,8 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "loss.grow",
             "loss.write",
             "man.render",
+            "compact.holes",
+            "compact.punch",
             "merge.holes",
             "metadata.read",
             "op.free-space",

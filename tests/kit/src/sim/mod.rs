@@ -206,6 +206,8 @@ struct World {
     free_space: Mutex<Option<u64>>,
     /// Whether the host cannot copy from file to file itself.
     copies_by_hand: AtomicBool,
+    /// Whether the host takes back no part of a file.
+    keeps_space: AtomicBool,
 }
 
 /// Distinguishes the files of one host from those of others: images may share a budget across hosts.
@@ -300,6 +302,11 @@ impl SimHost {
     /// Lets files be copied only through the program from now on.
     pub fn copy_by_hand(&self) {
         self.0.copies_by_hand.store(true, Ordering::SeqCst);
+    }
+
+    /// Takes back no part of a file from now on.
+    pub fn keep_space(&self) {
+        self.0.keeps_space.store(true, Ordering::SeqCst);
     }
 
     /// Drops all files: a killed image keeps its host alive.
@@ -560,16 +567,19 @@ impl Storage for SimFile {
     }
 
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
+        if self.host.0.keeps_space.load(Ordering::SeqCst) {
+            return Ok(false);
+        }
+        self.zero(range)
+    }
+
+    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
         self.writable()?;
         let end = range.end.min(self.len()?);
         if range.start < end {
             self.write_at(&vec![0; (end - range.start) as usize], range.start)?;
         }
         Ok(true)
-    }
-
-    fn zero(&self, range: Range<u64>) -> io::Result<bool> {
-        self.punch(range)
     }
 
     fn flush(&self) -> io::Result<()> {
