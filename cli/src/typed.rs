@@ -12,8 +12,9 @@ use crate::shell;
 use crate::text::printable;
 
 /// Verbs that take a point in time and change no image.
-const READING: &[&str] =
-    &["bench", "check", "compare", "convert", "diff", "explain", "flatten", "map", "measure", "read"];
+const READING: &[&str] = &[
+    "bench", "check", "compare", "convert", "diff", "explain", "flatten", "map", "measure", "read",
+];
 
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
 
