@@ -141,6 +141,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "compact",
+        &[
+            ("avhdx compact web_2.avhdx", "by the tables alone"),
+            ("avhdx compact web_2.avhdx --content", "reads all data, drops zeros"),
+            ("avhdx compact web_2.avhdx --content --dry-run", "says what it gives back"),
+        ],
+    ),
+    (
         "reparent",
         &[
             ("avhdx reparent web_1.avhdx --onto copy.vhdx", "if bytes are the same"),

@@ -3,24 +3,25 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`, `explain`,
-//!    `flatten`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`, `reparent`, `resize`,
-//!    `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
+//! 2. the verbs: `bench`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`,
+//!    `explain`, `flatten`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`,
+//!    `reparent`, `resize`, `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
 //! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
 //!    tables of partitions;
 //! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
-//! 8. `args`, `points`: flags that verbs share, and points in time of a chain;
-//! 9. `interrupt`, `progress`;
-//! 10. `output`: standard output and standard error;
-//! 11. `render`: failures as text and JSON;
-//! 12. `next`: the table of suggested commands;
-//! 13. `typed`: the command line as typed;
-//! 14. `failure`: errors and exit codes;
-//! 15. `examples`, `point`, `shell`, `table`, `values`, `vocabulary`;
-//! 16. `paint`, `screen`, `text`.
+//! 8. `gpt`: GUID partition tables;
+//! 9. `args`, `points`: flags that verbs share, and points in time of a chain;
+//! 10. `interrupt`, `progress`;
+//! 11. `output`: standard output and standard error;
+//! 12. `render`: failures as text and JSON;
+//! 13. `next`: the table of suggested commands;
+//! 14. `typed`: the command line as typed;
+//! 15. `failure`: errors and exit codes;
+//! 16. `examples`, `point`, `shell`, `table`, `values`, `vocabulary`;
+//! 17. `paint`, `screen`, `text`.
 
 mod args;
 mod bench;
@@ -28,6 +29,7 @@ mod check;
 mod checkpoint;
 #[cfg(test)]
 mod codes;
+mod compact;
 mod compare;
 mod complete;
 mod convert;
@@ -43,6 +45,7 @@ mod facts;
 mod failure;
 mod flatten;
 mod forks;
+mod gpt;
 mod info;
 mod input;
 mod interrupt;
@@ -99,8 +102,8 @@ use text::printable;
 
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
-/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, rebase, reparent, relink, resize and
-/// bench --write change an existing image.
+/// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, compact, rebase, reparent, relink,
+/// resize and bench --write change an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -147,6 +150,7 @@ enum Verb {
     #[command(visible_alias = "commit")]
     Merge(merge::Args),
     Rebase(rebase::Args),
+    Compact(compact::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
     Diff(diff::Args),
@@ -181,6 +185,7 @@ impl Verb {
             Self::Revert(args) => revert::run(args, console),
             Self::Merge(args) => merge::run(args, console),
             Self::Rebase(args) => rebase::run(args, console),
+            Self::Compact(args) => compact::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
             Self::Diff(args) => diff::run(args, console),

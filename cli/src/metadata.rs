@@ -3,15 +3,17 @@
 use std::io::{self, Read};
 use std::path::Path;
 
-use avhdx::ops::EditMetadata;
+use avhdx::ops::{EditMetadata, Forecast, Provision};
 use avhdx::{Disk, Lock, OpenOptions, VhdxFile};
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::args::{ImageArg, OperationFlags, u32_size};
+use crate::facts::report;
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Resolved};
 use crate::interrupt::in_progress;
+use crate::operation;
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::values;
@@ -21,12 +23,13 @@ use crate::writing::below_the_tip;
 /// The longest item of the format.
 const MOST: u64 = 1 << 20;
 
-/// List, read or change metadata items of users in one image file.
+/// List, read or change metadata items of users in one image file, or its type.
 ///
 /// Without flags, the items are listed, or the bytes of ITEM go to standard output. Items have the flag IsUser: other
 /// programs ignore them. Changes are made in one step and keep the bytes and the identity of the image; an image with
-/// children is refused. The marks of avhdx are listed, and changed by label and merge alone.
+/// children is refused, unless it only becomes fixed or dynamic. The marks of avhdx are listed, and changed by label and merge alone.
 #[derive(clap::Args, Debug)]
+#[command(group = clap::ArgGroup::new("change").multiple(true))]
 pub(crate) struct Args {
     #[command(flatten)]
     image: ImageArg,
@@ -34,13 +37,19 @@ pub(crate) struct Args {
     #[arg(value_name = "ITEM", value_parser = values::guid)]
     item: Option<Uuid>,
     /// Replace the contents of ITEM, or add it, with standard input.
-    #[arg(long, requires = "item")]
+    #[arg(long, requires = "item", group = "change")]
     write: bool,
     /// Remove ITEM.
-    #[arg(long, requires = "item", conflicts_with = "write")]
+    #[arg(long, requires = "item", conflicts_with = "write", group = "change")]
     delete: bool,
     /// Give the virtual disk another identity, or a new one with 'new'.
-    #[arg(long, value_name = "GUID", value_parser = values::new_guid, conflicts_with = "item")]
+    #[arg(
+        long,
+        value_name = "GUID",
+        value_parser = values::new_guid,
+        conflicts_with = "item",
+        group = "change"
+    )]
     disk_id: Option<Uuid>,
     /// Set the physical sector size that the disk claims to have: 512 or 4096.
     #[arg(
@@ -48,9 +57,23 @@ pub(crate) struct Args {
         value_name = "N",
         value_parser = values::bytes,
         allow_negative_numbers = true,
-        conflicts_with = "item"
+        conflicts_with = "item",
+        group = "change"
     )]
     physical_sector: Option<u64>,
+    /// Make a dynamic image fixed, in place: its blocks without space get some.
+    #[arg(long, conflicts_with_all = ["item", "disk_id", "physical_sector"], group = "change")]
+    fixed: bool,
+    /// Make a fixed image dynamic, in place: its blocks keep their space until they are discarded.
+    #[arg(
+        long,
+        conflicts_with_all = ["item", "disk_id", "physical_sector", "fixed"],
+        group = "change"
+    )]
+    dynamic: bool,
+    /// Only print what would be done.
+    #[arg(long, requires = "change")]
+    dry_run: bool,
     #[command(flatten)]
     opening: OperationFlags,
 }
@@ -63,6 +86,8 @@ pub(crate) struct MetadataAnswer {
     /// The identity of the virtual disk.
     disk_id: Uuid,
     physical_sector_size: u32,
+    /// `fixed`, `dynamic` or `differencing`.
+    r#type: &'static str,
     items: Vec<UserItem>,
 }
 
@@ -98,13 +123,21 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let options = args.opening.options()?;
     let reading = options.clone().writable(false).lock(Lock::Try);
     let Resolved { path, is_tip } = input::resolve(&args.image.image, &reading, console)?;
-    let is_change =
+    let is_provision = args.fixed || args.dynamic;
+    let is_edit =
         args.write || args.delete || args.disk_id.is_some() || args.physical_sector.is_some();
-    if is_change {
-        if !is_tip {
-            return Err(below_the_tip(&args.image));
-        }
-        change(&args, &path, &options, &reading, console)?;
+    let is_change = is_provision || is_edit;
+    if is_change && !is_tip {
+        return Err(below_the_tip(&args.image));
+    }
+    let forecast = match (is_provision, is_edit) {
+        (true, _) => provision(&args, &path, options, console)?,
+        (_, true) => change(&args, &path, &options, &reading, console)?,
+        _ => None,
+    };
+    if let Some(forecast) = forecast {
+        operation::print_forecast(&forecast, console)?;
+        return Ok(Reply::Yes);
     }
     let image = reading.open_image(&path)?;
     if !is_change {
@@ -117,13 +150,32 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     Ok(Reply::Yes)
 }
 
+/// Makes the image fixed or dynamic, or only says what that takes.
+fn provision(
+    args: &Args,
+    path: &Path,
+    options: OpenOptions,
+    console: &mut Console,
+) -> Result<Option<Forecast>, Failure> {
+    let provision = if args.fixed { Provision::fixed() } else { Provision::dynamic() };
+    let provision = provision.options(options);
+    if args.dry_run {
+        return Ok(Some(provision.forecast(path)?));
+    }
+    let done = operation::run(console, |on| provision.on_progress(on).run(path))?;
+    console.warnings(&done.warnings);
+    console.done();
+    Ok(None)
+}
+
+/// Edits the metadata, or only says what that takes.
 fn change(
     args: &Args,
     path: &Path,
     options: &OpenOptions,
     reading: &OpenOptions,
     console: &mut Console,
-) -> Result<(), Failure> {
+) -> Result<Option<Forecast>, Failure> {
     let mut edit = EditMetadata::new();
     if let Some(item) = args.item {
         if args.write {
@@ -140,7 +192,10 @@ fn change(
         edit = edit.physical_sector(u32_size("--physical-sector", bytes)?);
     }
     // A change that will be refused must not replay a log.
-    edit.check(&reading.open_image(path)?)?;
+    let forecast = edit.forecast(&reading.open_image(path)?)?;
+    if args.dry_run {
+        return Ok(Some(forecast));
+    }
     let image = options.open_image(path)?;
     console.warnings(image.warnings());
     // An interruption waits.
@@ -150,7 +205,7 @@ fn change(
     edited?;
     closed?;
     console.done();
-    Ok(())
+    Ok(None)
 }
 
 /// All of standard input.
@@ -180,6 +235,7 @@ fn show_item(
 fn show_list(args: &Args, image: &VhdxFile, console: &mut Console) -> Result<(), Failure> {
     let info = image.info();
     let physical_sector_size = image.geometry().physical_sector;
+    let kind = report::kind(&info);
     let items: Vec<_> = info.metadata.iter().filter(|item| item.is_user).collect();
     if console.is_json() {
         let items = items.iter().map(|item| UserItem {
@@ -192,11 +248,13 @@ fn show_list(args: &Args, image: &VhdxFile, console: &mut Console) -> Result<(),
             image: args.image.name(),
             disk_id: info.disk_id,
             physical_sector_size,
+            r#type: kind,
             items: items.collect(),
         });
     }
     let mut disk = TextTable::fields("Disk");
     disk.field("Identity", info.disk_id);
+    disk.field("Type", kind);
     disk.field("Physical sector", format!("{physical_sector_size} bytes"));
     console.table(disk)?;
     let mut table = TextTable::new("Items of users", &["GUID", ">LENGTH", "REQUIRED", "OF"]);

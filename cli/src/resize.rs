@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::args::{ImageArg, OperationFlags};
 use crate::failure::{Exit, Failure, Reply};
+use crate::gpt::{Gpt, has_gpt};
 use crate::operation::{self, Subject};
 use crate::output::Console;
-use crate::partitions;
+use crate::partitions::fitting_size;
 use crate::progress::Activity;
 use crate::text::size;
 use crate::values;
@@ -18,17 +19,26 @@ use crate::writing::below_the_tip;
 /// Give a disk another size: a base, or the tip of a chain.
 ///
 /// New space reads as zeros. A disk does not shrink over bytes other than zeros without --shrink. A kill or a crash
-/// leaves the old size or the new one. The partitions and file systems of a guest stay as they are.
+/// leaves the old size or the new one. The partitions and file systems of a guest stay as they are, and so does the
+/// GPT, unless --fix-gpt moves its second copy to the new end.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
     image: ImageArg,
     /// The new size, or with + or - before it, by how much the disk gets larger or smaller.
     #[arg(value_name = "SIZE", value_parser = new_size, allow_hyphen_values = true)]
-    size: NewSize,
+    #[arg(required_unless_present = "to_fit")]
+    size: Option<NewSize>,
+    /// Make the disk as small as its partitions allow: to the end of the last one, with the GPT behind it. Without
+    /// partitions, to the last byte that is not zero.
+    #[arg(long, conflicts_with = "size")]
+    to_fit: bool,
     /// Agree to lose the bytes behind the new end.
     #[arg(long)]
     shrink: bool,
+    /// Move the second copy of the GPT to the new end of the disk, and the last usable sector with it.
+    #[arg(long)]
+    fix_gpt: bool,
     /// Resize the image even if it has a child, which loses its parent.
     #[arg(long)]
     orphan_children: bool,
@@ -55,6 +65,8 @@ pub(crate) struct ResizeAnswer {
     virtual_size_before: u64,
     virtual_size: u64,
     file_size: u64,
+    /// Whether the second copy of the GPT was moved to the new end.
+    gpt_moved: bool,
 }
 
 impl Answer for ResizeAnswer {
@@ -67,45 +79,108 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     if inspected.point()?.is_some_and(|layer| layer.id != inspected.tip().id) {
         return Err(below_the_tip(&args.image));
     }
-    let resize = args.resize_of(&inspected.chain)?;
+    let plan = Plan::of(&args, &inspected.chain)?;
     if args.dry_run {
         inspected.warn(&options, console)?;
         let activity = Activity::of(console, "looking at the end of the disk");
-        let forecast = resize.forecast(&inspected.chain)?;
+        let forecast = args.resize(plan.to).forecast(&inspected.chain)?;
         drop(activity);
         operation::print_resize_forecast(&forecast, console)?;
+        plan.tell(console);
+        plan.check(&forecast, &args)?;
         return Ok(Reply::Yes);
     }
     // An operation that will be refused must not replay a log.
     if inspected.is_log_pending() {
-        refuse_impossible(resize.forecast(&inspected.chain))?;
+        plan.check(&args.resize(plan.to).forecast(&inspected.chain)?, &args)?;
     }
     drop(inspected);
     let subject = Subject::open(&args.image.image, &options, console)?;
-    let resize = args.resize_of(&subject.chain)?;
-    let resized = operation::run(console, |on| resize.on_progress(on).run(&subject.chain))?;
+    let plan = Plan::of(&args, &subject.chain)?;
+    plan.tell(console);
+    let resized = plan.run(&args, &subject.chain, console)?;
     subject.close()?;
     console.done();
     console.warnings(&resized.warnings);
-    print(&args.image.name(), &resized, console)?;
+    print(&args.image.name(), &resized, plan.gpt.is_some(), console)?;
     Ok(Reply::Yes)
 }
 
 impl Args {
-    /// The resize of this chain. Refuses what its partitions do not allow.
-    fn resize_of(&self, chain: &DiffChain) -> Result<Resize<'static>, Failure> {
-        let now = chain.geometry().size;
-        let to = self.size.of(now, &self.image.name())?;
-        if to < now && partitions::has_gpt(chain)? {
+    fn resize(&self, to: u64) -> Resize<'static> {
+        let resize = Resize::to(to).shrink(self.shrink).orphan_children(self.orphan_children);
+        let folders = self.opening.children_in.iter();
+        folders.fold(resize, |resize, folder| resize.children_in(folder))
+    }
+}
+
+/// A resize that the partitions allow.
+struct Plan {
+    from: u64,
+    to: u64,
+    /// The table whose second copy follows the end.
+    gpt: Option<Gpt>,
+    /// Whether there is a table that stays as it is.
+    leaves_gpt: bool,
+}
+
+impl Plan {
+    fn of(args: &Args, chain: &DiffChain) -> Result<Self, Failure> {
+        let (from, name) = (chain.geometry().size, args.image.name());
+        let to = match args.size {
+            Some(size) => size.of(from, &name)?,
+            None => fitting_size(chain, &name)?,
+        };
+        let has_gpt = to != from && has_gpt(chain)?;
+        let gpt = match has_gpt && args.fix_gpt {
+            true => Some(Gpt::read(chain, &name)?),
+            false => None,
+        };
+        // A size that no disk has is refused by its own name.
+        let sector = u64::from(chain.geometry().logical_sector);
+        if let Some(gpt) = gpt.as_ref().filter(|_| to.is_multiple_of(sector)) {
+            gpt.check_size(to)?;
+        }
+        if has_gpt && gpt.is_none() && to < from {
             let message = format!(
-                "{}: the disk has a GPT, whose second copy in the last sectors would be cut off",
-                self.image.name()
+                "{name}: the disk has a GPT, whose second copy in the last sectors would be cut off"
             );
             return Err(Failure::new(Exit::Refused, "resize.gpt", message));
         }
-        let resize = Resize::to(to).shrink(self.shrink).orphan_children(self.orphan_children);
-        let folders = self.opening.children_in.iter();
-        Ok(folders.fold(resize, |resize, folder| resize.children_in(folder)))
+        Ok(Self { from, to, leaves_gpt: has_gpt && gpt.is_none(), gpt })
+    }
+
+    /// Tells what the guest will find.
+    fn tell(&self, console: &mut Console) {
+        if self.leaves_gpt {
+            let message = "the second copy of the GPT stays where the disk ended: the guest can use the new space once \
+                           it has moved that copy, as --fix-gpt does";
+            console.note("resize.gpt-stays", message);
+        }
+    }
+
+    /// Refuses to lose bytes without consent. The former second copy of the GPT is none of them.
+    fn check(&self, forecast: &ResizeForecast, args: &Args) -> Result<(), Failure> {
+        match (&self.gpt, forecast.first_cut) {
+            (Some(gpt), Some(at)) if at >= gpt.backup_start() && !args.shrink => {
+                Ok(forecast.needs.check()?)
+            }
+            _ => Ok(forecast.check()?),
+        }
+    }
+
+    /// A GPT follows before the disk shrinks, and after it has grown.
+    fn run(&self, args: &Args, chain: &DiffChain, console: &Console) -> Result<Resized, Failure> {
+        let resize = args.resize(self.to);
+        if let Some(gpt) = self.gpt.as_ref().filter(|_| self.to < self.from) {
+            self.check(&resize.forecast(chain)?, args)?;
+            gpt.move_backup(chain, self.to)?;
+        }
+        let resized = operation::run(console, |on| resize.on_progress(on).run(chain))?;
+        if let Some(gpt) = self.gpt.as_ref().filter(|_| self.to > self.from) {
+            gpt.move_backup(chain, self.to)?;
+        }
+        Ok(resized)
     }
 }
 
@@ -140,12 +215,12 @@ fn new_size(text: &str) -> Result<NewSize, String> {
     }
 }
 
-/// Refuses a resize that would fail even after the log is replayed.
-fn refuse_impossible(forecast: avhdx::Result<ResizeForecast>) -> Result<(), Failure> {
-    Ok(forecast?.check()?)
-}
-
-fn print(name: &str, resized: &Resized, console: &mut Console) -> Result<(), Failure> {
+fn print(
+    name: &str,
+    resized: &Resized,
+    gpt_moved: bool,
+    console: &mut Console,
+) -> Result<(), Failure> {
     let &Resized { from, to, file_len, .. } = resized;
     if console.is_json() {
         return console.document(&ResizeAnswer {
@@ -153,6 +228,7 @@ fn print(name: &str, resized: &Resized, console: &mut Console) -> Result<(), Fai
             virtual_size_before: from,
             virtual_size: to,
             file_size: file_len,
+            gpt_moved,
         });
     }
     let line = match from == to {
@@ -160,5 +236,8 @@ fn print(name: &str, resized: &Resized, console: &mut Console) -> Result<(), Fai
         false => format!("{name}: the disk has {}, {} before", size(to), size(from)),
     };
     console.line(line)?;
+    if gpt_moved {
+        console.line("  the second copy of the GPT lies at the new end")?;
+    }
     Ok(())
 }

@@ -39,6 +39,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::bench::BenchAnswer>(),
         document::<crate::check::CheckAnswer>(),
         document::<crate::checkpoint::CheckpointAnswer>(),
+        document::<crate::compact::CompactAnswer>(),
         document::<crate::compare::CompareAnswer>(),
         document::<crate::pages::CompletionsAnswer>(),
         document::<crate::convert::ConvertAnswer>(),

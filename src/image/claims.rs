@@ -94,7 +94,7 @@ impl Core {
 
     /// The parts of the file that no block may overlap. If two valid region tables differ, both count, because
     /// another reader may use either.
-    fn claimed_structures(&self) -> Vec<Structure> {
+    pub(super) fn claimed_structures(&self) -> Vec<Structure> {
         let log = self.headers().current().log_range();
         let mut structures = vec![
             Structure { name: "the header section".into(), range: 0..MIB, at: 0 },

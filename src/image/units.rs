@@ -56,6 +56,37 @@ impl Units {
         was_any
     }
 
+    /// The first unit in this range that is in the set.
+    pub(crate) fn next(&self, units: Range<u64>) -> Option<u64> {
+        self.first(units, |word| word)
+    }
+
+    /// The first unit in this range that is not in the set.
+    pub(crate) fn next_absent(&self, units: Range<u64>) -> Option<u64> {
+        self.first(units, |word| !word)
+    }
+
+    /// The number of units in this range that are in the set.
+    pub(crate) fn count(&self, units: Range<u64>) -> u64 {
+        let words = units.start / 64..units.end.div_ceil(64);
+        let ones =
+            words.map(|word| u64::from((self.word(word) & within(word, &units)).count_ones()));
+        ones.sum()
+    }
+
+    fn first(&self, units: Range<u64>, look: impl Fn(u64) -> u64) -> Option<u64> {
+        let mut words = units.start / 64..units.end.div_ceil(64);
+        words.find_map(|word| {
+            let found = look(self.word(word)) & within(word, &units);
+            (found != 0).then(|| word * 64 + u64::from(found.trailing_zeros()))
+        })
+    }
+
+    fn word(&self, word: u64) -> u64 {
+        let page = self.pages.get((word / WORDS as u64) as usize).and_then(Option::as_deref);
+        page.map_or(0, |words| words[(word % WORDS as u64) as usize])
+    }
+
     /// Every `step`th unit below `end` that is in neither this set nor the other, starting with the first.
     pub(crate) fn every_neither<'a>(
         &'a self,
@@ -120,6 +151,14 @@ impl Units {
     }
 }
 
+/// The bits of a word whose units lie in this range.
+fn within(word: u64, units: &Range<u64>) -> u64 {
+    let first = units.start.saturating_sub(word * 64).min(64);
+    let end = units.end.saturating_sub(word * 64).min(64);
+    let below = |bit: u64| if bit < 64 { (1 << bit) - 1 } else { u64::MAX };
+    below(end) & !below(first)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -151,6 +190,13 @@ mod tests {
                 let every: Vec<u64> = one.every_neither(&other, end, step).collect();
                 let expected: Vec<u64> = free.iter().copied().step_by(step as usize).collect();
                 prop_assert_eq!(every, expected);
+            }
+            for start in [0, 1, 63, 64, end / 3, end] {
+                let range = start..end.max(start);
+                let has = |unit: &u64| other.has(*unit);
+                prop_assert_eq!(other.next(range.clone()), range.clone().find(has));
+                prop_assert_eq!(other.next_absent(range.clone()), range.clone().find(|unit| !has(unit)));
+                prop_assert_eq!(other.count(range.clone()), range.filter(has).count() as u64);
             }
             for unit in 0..end {
                 prop_assert_eq!(one.has(unit) || other.has(unit), model.contains(&unit));

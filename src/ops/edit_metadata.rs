@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::{FileChangeKind, Forecast};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::{VhdxFile, read_only};
 use crate::format::marks;
@@ -9,7 +10,7 @@ use crate::format::metadata::{self, ItemFlags, MetadataTable};
 use crate::image::Core;
 use crate::trace::operation;
 use crate::types::MIB;
-use crate::write::{ItemEdit, check_edits};
+use crate::write::{ItemEdit, check_edits, edit_len};
 
 /// Changes metadata items of users, and the identity and the physical sector size that an image records for its disk:
 /// in one step, durably, and not a byte of the disk.
@@ -72,13 +73,22 @@ impl EditMetadata {
         self
     }
 
-    /// Fails if [`run`](Self::run) would, as far as that is known without writing. Changes nothing; the image may be open
-    /// for reading.
+    /// Predicts what [`run`](Self::run) will do, which needs no space: the pages of the metadata that it writes. Changes
+    /// nothing; the image may be open for reading.
     ///
     /// # Errors
     /// As for [`run`](Self::run), but for the host's.
-    pub fn check(&self, image: &VhdxFile) -> Result<()> {
-        image.with(|layer| check_edits(layer, &[self.edits(layer)?]))
+    pub fn forecast(&self, image: &VhdxFile) -> Result<Forecast> {
+        image.with(|layer| {
+            let edits = self.edits(layer)?;
+            let mut forecast = Forecast::in_place();
+            forecast.written = edit_len(layer, &edits)?;
+            check_edits(layer, &[edits])?;
+            if let Some(path) = layer.path().filter(|_| forecast.written > 0) {
+                forecast.add(path, FileChangeKind::Changed);
+            }
+            Ok(forecast)
+        })
     }
 
     /// Makes the changes durable. Changes nothing if there are none to make.

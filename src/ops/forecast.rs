@@ -84,7 +84,12 @@ impl Forecast {
         let available = host.free_space(folder_of(path)).map_err(|error| {
             Error::io("op.free-space", "cannot tell how much space is free", error).in_path(path)
         })?;
-        Ok(Self {
+        Ok(Self { available, on: path.to_owned(), ..Self::in_place() })
+    }
+
+    /// An empty forecast for an operation that needs no space.
+    pub(super) fn in_place() -> Self {
+        Self {
             read: 0,
             written: 0,
             freed: 0,
@@ -92,11 +97,11 @@ impl Forecast {
             cut: 0,
             cut_data: 0,
             lost: 0,
-            available,
+            available: None,
             files: Vec::new(),
             may_cut: false,
-            on: path.to_owned(),
-        })
+            on: PathBuf::new(),
+        }
     }
 
     pub(super) fn add(&mut self, path: &Path, kind: FileChangeKind) {

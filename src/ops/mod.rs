@@ -8,6 +8,7 @@
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
 //! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
+//! | [`Compact`] | makes the file of an image shorter |
 //! | [`Measure`] | computes the size of a copy |
 //! | [`Reparent`] | gives an image another parent, after proving that the disk stays the same |
 //! | [`Rebase`] | puts an image on another base, and takes in what that has differently |
@@ -19,6 +20,7 @@
 //! | [`DeleteBranch`] | removes an image and everything that lies on it |
 //! | [`Label`] | gives a point in time another label |
 //! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
+//! | [`Provision`] | makes a dynamic image fixed, or a fixed one dynamic, in place |
 //! | [`Resize`] | gives the disk another size |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
@@ -35,6 +37,7 @@ mod accept_loss;
 mod check;
 mod checkpoint;
 mod child;
+mod compact;
 mod compare;
 mod delete;
 mod delete_branch;
@@ -44,6 +47,7 @@ mod explain;
 mod export;
 mod forecast;
 pub mod forest;
+mod held;
 mod import;
 mod label;
 mod measure;
@@ -52,6 +56,7 @@ mod new_parent;
 mod pace;
 mod pair;
 mod progress;
+mod provision;
 mod rebase;
 mod relink;
 mod reparent;
@@ -63,6 +68,7 @@ use std::ops::Range;
 pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
 pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
 pub use checkpoint::{Checkpoint, Checkpointed};
+pub use compact::{Compact, CompactForecast, Compacted};
 pub use compare::{Compare, Comparison, Difference};
 pub use delete::Delete;
 pub use delete_branch::{DeleteBranch, DeletedBranch};
@@ -79,6 +85,7 @@ pub use measure::{Measure, Measured};
 pub use merge::{Merge, Merged};
 pub use pace::Pace;
 pub use progress::Progress;
+pub use provision::{Provision, Provisioned};
 pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use reparent::{Reparent, Reparented};

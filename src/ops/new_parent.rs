@@ -4,35 +4,27 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::held::HeldImage;
 use crate::answers::Owner;
-use crate::chain::{DiffChain, Linkage, file_id};
+use crate::chain::{DiffChain, file_id};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, lock, open_storage};
+use crate::image::{Core, open_storage};
 use crate::options::OpenOptions;
-use crate::storage::{Access, LockMode, Storage};
+use crate::storage::{Access, Storage};
 use crate::types::{DiskOffset, len};
-use crate::warning::Warning;
-use crate::write::{
-    ItemEdit, LinkPaths, OpenImage, WritePolicy, Writer, check_named, edit_len, locator_edit,
-};
+use crate::write::{ItemEdit, LinkPaths, OpenImage, Writer, edit_len, locator_edit};
 
 /// The image and its new parent, opened and known to fit together.
 pub(super) struct NewParent {
-    pub(super) options: OpenOptions,
-    /// The image's file, locked while this value lives.
-    pub(super) storage: Arc<dyn Storage>,
-    /// The image alone, opened for reading.
-    pub(super) image: Core,
-    /// Whether a damaged parent locator is acceptable.
-    any_locator: bool,
+    pub(super) held: HeldImage,
     pub(super) base: DiffChain,
     pub(super) base_path: PathBuf,
-    pub(super) warnings: Vec<Warning>,
 }
 
 impl NewParent {
-    /// Opens both, the image under an exclusive lock if it is to be written to.
+    /// Opens both, the image under an exclusive lock if it is to be written to. With `any_locator`, its parent locator
+    /// may be damaged.
     pub(super) fn open(
         options: &OpenOptions,
         path: &Path,
@@ -40,85 +32,56 @@ impl NewParent {
         access: Access,
         any_locator: bool,
     ) -> Result<Self> {
-        let options = options.clone().writable(false).linkage(Linkage::Verify);
-        let options = options.log(LogPolicy::Replay);
-        let host = options.host_used();
-        let storage = open_storage(host.as_ref(), path, access)?;
+        let options = HeldImage::careful(options);
+        let storage = open_storage(options.host_used().as_ref(), path, access)?;
         let base = options.open(base_path)?;
         // Before locking: an image among its own ancestors is open for reading here and would refuse the lock.
         check_no_loop(&options, storage.as_ref(), &base)?;
-        let mode = match access {
-            Access::ReadWrite => LockMode::Exclusive,
-            Access::Read => LockMode::Shared,
-        };
-        let mut warnings = Vec::new();
-        lock(storage.as_ref(), options.policies().0.lock, mode, &mut warnings)
-            .map_err(|error| error.in_file(storage.name()))?;
-        // Before the lock, the name could still have been given to another file.
-        check_named(host.as_ref(), storage.as_ref())
-            .map_err(|error| error.in_file(storage.name()))?;
-        let image = open_for_reading(&storage, &options, any_locator)?;
-        warnings.extend(base.warnings());
-        check_fits(&image, &base)?;
+        let mut held = HeldImage::hold(&options, storage, access, any_locator)?;
+        held.warnings.extend(base.warnings());
+        check_fits(&held.image, &base)?;
         let base_path = base.tip_image().path().unwrap_or(base_path).to_path_buf();
-        let options = options.clone();
-        let new = Self { options, storage, image, any_locator, base, base_path, warnings };
+        let new = Self { held, base, base_path };
         new.link()?;
         Ok(new)
     }
 
     /// Bytes that the new link writes, in whole pages; 0 if it is the present one.
     pub(super) fn link_len(&self) -> Result<u64> {
-        edit_len(&self.image, &[self.link()?])
+        edit_len(&self.held.image, &[self.link()?])
     }
 
     /// Returns the metadata edit that links the image to the new parent.
     fn link(&self) -> Result<ItemEdit> {
-        locator_edit(&self.image, self.base.tip_image().data_write_guid(), None, self.paths()?)
+        locator_edit(&self.held.image, self.base.tip_image().data_write_guid(), None, self.paths()?)
     }
 
     /// Returns the paths to the new parent.
     fn paths(&self) -> Result<LinkPaths<'_>> {
         let file = file_id(self.base.tip_image().bare_storage().as_ref())?;
-        Ok(LinkPaths::To { host: self.options.host_used().as_ref(), parent: &self.base_path, file })
+        Ok(LinkPaths::To {
+            host: self.held.options.host_used().as_ref(),
+            parent: &self.base_path,
+            file,
+        })
     }
 
     /// Counts the bytes of the disk that the image leaves to its parent.
     pub(super) fn bytes_left_to_parent(&self) -> Result<u64> {
-        left_to_parent(&self.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))
+        left_to_parent(&self.held.image).try_fold(0, |sum, range| Ok(sum + len(&range?)))
     }
 
     /// Opens the disk below the image as it is linked now.
     pub(super) fn old_parent(&self) -> Result<DiffChain> {
-        let core = open_for_reading(&self.storage, &self.options, false)?;
-        let image = OpenImage { core: Arc::new(core), writer: None };
-        let chain = self.options.open_chain(crate::VhdxFile::own(image))?;
+        let image = OpenImage { core: Arc::new(self.held.again()?), writer: None };
+        let chain = self.held.options.open_chain(crate::VhdxFile::own(image))?;
         chain.view(chain.layers()[1].id)
-    }
-
-    /// Opens the image for writing. The lock is already held. Children are not searched for: what they know the image by
-    /// does not change.
-    pub(super) fn writer(&self) -> Result<Writer> {
-        let lock = Lock::None;
-        let any_locator = self.any_locator;
-        let policy = ImagePolicy { lock, any_locator, ..self.options.policies().0.clone() };
-        Writer::open(Arc::clone(&self.storage), &WritePolicy::of(policy), Vec::new())
     }
 
     /// Links the image to the new parent, durably and at once.
     pub(super) fn relink(&self, writer: &Writer) -> Result<()> {
         writer.relink(self.base.tip_image().data_write_guid(), None, self.paths()?)
     }
-}
-
-/// Opens the image for reading, under a lock that is already held.
-fn open_for_reading(
-    storage: &Arc<dyn Storage>,
-    options: &OpenOptions,
-    any_locator: bool,
-) -> Result<Core> {
-    let policy = ImagePolicy { lock: Lock::None, any_locator, ..options.policies().0.clone() };
-    Core::open(Arc::clone(storage), &policy)
 }
 
 /// The ranges of the disk that the image leaves to its parent, in order.

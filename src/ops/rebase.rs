@@ -112,8 +112,8 @@ impl<'a> Rebase<'a> {
     /// As for `run`.
     pub fn forecast(&self, image: impl AsRef<Path>) -> Result<Forecast> {
         let new = self.open(image.as_ref(), Access::Read)?;
-        let path = new.storage.path().unwrap_or(image.as_ref());
-        let mut forecast = Forecast::on(new.options.host_used().as_ref(), path)?;
+        let path = new.held.storage.path().unwrap_or(image.as_ref());
+        let mut forecast = Forecast::on(new.held.options.host_used().as_ref(), path)?;
         let link = new.link_len()?;
         if link == 0 {
             return Ok(forecast);
@@ -122,18 +122,18 @@ impl<'a> Rebase<'a> {
         forecast.written = link;
         let Some(old) = old_parent(&new)? else { return Ok(forecast) };
         let mut both = DiskPair::new(&old, &new.base)?;
-        let mut space = Space { image: &new.image, chunk: None };
+        let mut space = Space { image: &new.held.image, chunk: None };
         // The last block looked at, and whether the table alone can hold it.
         let mut block = (u64::MAX, false);
-        for range in left_to_parent(&new.image) {
+        for range in left_to_parent(&new.held.image) {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
                 let (end, bytes) = both.predict(at, range.end)?;
                 forecast.read += bytes;
                 let differing = if bytes > 0 { at..end } else { end..end };
-                for part in blocks(&new.image, differing) {
-                    let whole = block_of(&new.image, part.start);
+                for part in blocks(&new.held.image, differing) {
+                    let whole = block_of(&new.held.image, part.start);
                     if block.0 != whole.start {
                         block = (whole.start, is_block_of_zeros(&whole, &range, &old)?);
                         forecast.peak += if block.1 { 0 } else { space.needed_at(part.start)? };
@@ -162,8 +162,8 @@ impl<'a> Rebase<'a> {
         let was_parent = new.link_len()? == 0;
         let mut moved = Moved::default();
         let old = if was_parent { None } else { old_parent(&new)? };
-        let writer = new.writer()?;
-        new.warnings.extend(writer.core().warnings().iter().cloned());
+        let writer = new.held.writer()?;
+        new.held.warnings.extend(writer.core().warnings().iter().cloned());
         let done = (|| {
             if let Some(old) = &old {
                 moved = self.take_in(&writer, old, &new.base)?;
@@ -175,22 +175,22 @@ impl<'a> Rebase<'a> {
         // What was taken in before a failure is kept.
         let closed = writer.close();
         done.and(closed)?;
-        let host = new.options.host_used().as_ref();
-        let known = new.image.path().map(Path::to_path_buf).unwrap_or_default();
+        let host = new.held.options.host_used().as_ref();
+        let known = new.held.image.path().map(Path::to_path_buf).unwrap_or_default();
         let linkage = new.base.tip_image().data_write_guid();
-        current_path(host, &new.base.tip_image(), &mut new.warnings);
-        let path = current_path(host, &new.image, &mut new.warnings).unwrap_or(known);
-        let (parent, warnings) = (new.base_path, new.warnings);
+        current_path(host, &new.base.tip_image(), &mut new.held.warnings);
+        let path = current_path(host, &new.held.image, &mut new.held.warnings).unwrap_or(known);
+        let (parent, warnings) = (new.base_path, new.held.warnings);
         let Moved { read, written, zeroed } = moved;
         Ok(Rebased { path, parent, linkage, was_parent, read, written, zeroed, warnings })
     }
 
     fn open(&self, image: &Path, access: Access) -> Result<NewParent> {
         let new = NewParent::open(&self.options, image, &self.base, access, false)?;
-        if new.image.merge_request().is_some() {
+        if new.held.image.merge_request().is_some() {
             let message = "a merge of this image into its parent was requested";
             return Err(Error::new(ErrorKind::Unfinished, "link.unfinished", message)
-                .in_file(new.image.name())
+                .in_file(new.held.image.name())
                 .with_expected("the merge to be resumed first"));
         }
         Ok(new)

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::child::current_path;
 use super::compare::Difference;
+use super::held::HeldImage;
 use super::new_parent::{NewParent, left_to_parent};
 use super::pair::DiskPair;
 use super::{FileChangeKind, Forecast, Listener, Pace, Progress, WINDOW};
@@ -115,8 +116,8 @@ impl<'a> Reparent<'a> {
     /// As for `run`, except for bytes that differ.
     pub fn forecast(&self, image: impl AsRef<Path>) -> Result<Forecast> {
         let asked = self.open(image.as_ref(), Access::Read)?;
-        let path = asked.storage.path().unwrap_or(image.as_ref());
-        let mut forecast = Forecast::on(asked.options.host_used().as_ref(), path)?;
+        let path = asked.held.storage.path().unwrap_or(image.as_ref());
+        let mut forecast = Forecast::on(asked.held.options.host_used().as_ref(), path)?;
         forecast.add(path, FileChangeKind::Changed);
         forecast.written = asked.link_len()?;
         match self.unproven {
@@ -146,7 +147,7 @@ impl<'a> Reparent<'a> {
         };
         if self.unproven {
             let warnings = asked.refuse_children()?;
-            asked.warnings.extend(warnings);
+            asked.held.warnings.extend(warnings);
         }
         asked.finish(proven, unproven)
     }
@@ -160,7 +161,7 @@ impl<'a> Reparent<'a> {
 impl NewParent {
     /// Whether the disk, so far readable over the old parent, may read differently over the new one without a proof.
     fn may_change(&self) -> Result<bool> {
-        let link = self.image.parent_link().ok().flatten();
+        let link = self.held.image.parent_link().ok().flatten();
         let guid = self.base.tip_image().data_write_guid();
         if link.is_some_and(|link| link.accepts(guid)) || self.bytes_left_to_parent()? == 0 {
             return Ok(false);
@@ -175,15 +176,15 @@ impl NewParent {
     /// Refuses an image with children if its disk may change, and otherwise warns about the children.
     fn refuse_children(&self) -> Result<Vec<Warning>> {
         let mut warnings = Vec::new();
-        let guid = self.image.data_write_guid();
-        let search = self.options.child_search();
-        let refused = search.refuse_children(self.storage.as_ref(), guid, &mut warnings);
+        let guid = self.held.image.data_write_guid();
+        let search = self.held.options.child_search();
+        let refused = search.refuse_children(self.held.storage.as_ref(), guid, &mut warnings);
         match refused {
             Err(error) if self.may_change()? => {
                 return Err(error);
             }
             Err(error) if error.kind() == ErrorKind::HasChildren => {
-                let name = self.storage.name();
+                let name = self.held.storage.name();
                 let error = error.text_about(name);
                 let message = format!("{error}: its disk, too, depends on the new parent");
                 warnings.push(Warning::new("reparent.child", name, message));
@@ -195,7 +196,7 @@ impl NewParent {
 
     /// Compares both parents wherever the image leaves bytes to them; returns how many bytes that is.
     fn prove(&self, pace: &Pace, progress: &Listener<'_>) -> Result<u64> {
-        let size = self.image.geometry().size;
+        let size = self.held.image.geometry().size;
         progress.report(0, size)?;
         let Some(old) = self.old_to_compare()? else {
             progress.report(size, size)?;
@@ -203,7 +204,7 @@ impl NewParent {
         };
         let mut both = DiskPair::new(&old, &self.base)?;
         let (mut proven, mut reported) = (0, 0);
-        for range in left_to_parent(&self.image) {
+        for range in left_to_parent(&self.held.image) {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
@@ -233,7 +234,7 @@ impl NewParent {
         let Some(old) = self.old_to_compare()? else { return Ok(0) };
         let mut both = DiskPair::new(&old, &self.base)?;
         let mut bytes = 0;
-        for range in left_to_parent(&self.image) {
+        for range in left_to_parent(&self.held.image) {
             let range = range?;
             let mut at = range.start;
             while at < range.end {
@@ -257,7 +258,7 @@ impl NewParent {
             }
             Err(why) => match self.bytes_left_to_parent()? {
                 0 => Ok(None),
-                lost => Err(parent_lost(&self.image, lost, &why)),
+                lost => Err(parent_lost(&self.held.image, lost, &why)),
             },
         }
     }
@@ -272,23 +273,23 @@ impl NewParent {
             difference.offset
         );
         Error::new(ErrorKind::Unproven, "reparent.differs", message)
-            .in_file(self.image.name())
+            .in_file(self.held.image.name())
             .with_found(format_args!("{} in {}", byte(difference.b), self.base.tip_image().name()))
             .with_expected(format_args!("{} as in the present parent", byte(difference.a)))
     }
 
     fn finish(mut self, proven: u64, unproven: u64) -> Result<Reparented> {
         let is_another = unproven > 0 && self.may_change()?;
-        let writer = self.writer()?;
+        let writer = self.held.writer()?;
         let image = writer.core();
-        self.warnings.extend(image.warnings().iter().cloned());
+        self.held.warnings.extend(image.warnings().iter().cloned());
         if is_another {
             // First: after a crash in between, the disk is the same under a new identity.
             writer.begin_with_next_identity()?;
         }
         self.relink(&writer)?;
         writer.close()?;
-        let Self { options, base, base_path: parent, mut warnings, .. } = self;
+        let Self { held: HeldImage { options, mut warnings, .. }, base, base_path: parent } = self;
         let host = options.host_used().as_ref();
         let linkage = base.tip_image().data_write_guid();
         let known = image.path().map(Path::to_path_buf).unwrap_or_default();

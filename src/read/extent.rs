@@ -15,6 +15,8 @@ impl Layers<'_> {
         if len == 0 {
             return Ok(None);
         }
+        // The place that is found may be cut off right afterwards, but not in between.
+        let _pin = self.tip().pin();
         let run = self.first_run(DiskOffset(range.start), len)?;
         let source = match run.answer {
             Answer::Here { layer, at } => {

@@ -65,6 +65,12 @@ impl<'a> Layers<'a> {
         &self.layers[0].image
     }
 
+    /// The layers below the tip, if there are any.
+    pub(crate) fn below_tip(self) -> Option<Self> {
+        let below = Self::new(&self.layers[1..], None);
+        (!below.layers.is_empty()).then_some(below)
+    }
+
     pub(super) fn image(self, id: LayerId) -> Option<&'a Core> {
         let found = self.layers.iter().find(|layer| layer.image.id() == id);
         found.map(|layer| layer.image.as_ref())

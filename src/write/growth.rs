@@ -172,6 +172,40 @@ impl Growth {
         self.state().space.free_later(freed);
     }
 
+    /// Records space of tables that a change in memory stopped using. It is used again once the log is empty.
+    pub(super) fn retire(&self, freed: Freed) {
+        self.state().space.retire(freed);
+    }
+
+    /// Records that the log is empty: no replay writes to space that is not used any more.
+    pub(super) fn log_is_empty(&self) {
+        let mut state = self.state();
+        let freed = state.space.take_retired();
+        if !freed.is_empty() {
+            state.space.reuse_after(self.pins.end_generation(), freed);
+        }
+    }
+
+    /// Leaves all space that is free to the caller, and returns what is neither free nor named by a table. The lost
+    /// places are of blocks of `len` bytes.
+    pub(super) fn hand_over(&self, len: u64) -> Vec<Freed> {
+        let mut state = self.state();
+        self.unpin(&mut state);
+        state.space.hand_over(len)
+    }
+
+    /// Whether freed space waits for readers.
+    pub(super) fn waits_for_readers(&self) -> bool {
+        let mut state = self.state();
+        self.unpin(&mut state);
+        state.space.has_pinned()
+    }
+
+    /// Lets the file be truncated to `end` bytes, behind which nothing is used.
+    pub(super) fn end_at(&self, end: u64) {
+        self.state().space.end_at(end);
+    }
+
     /// Takes the space freed so far, for the commit that makes that durable, and the generation of
     /// pins that may know of it.
     pub(super) fn take_freed(&self) -> Option<(Generation, Vec<Freed>)> {

@@ -9,7 +9,7 @@ use super::{ItemEdit, Writer};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::locator::ParentLocator;
 use crate::format::marks::{self, CheckpointMark, MergeMark, MergeRequest};
-use crate::format::metadata::{self, ItemFlags, MetadataEntry};
+use crate::format::metadata::{self, FileFlags, ItemFlags, MetadataEntry};
 use crate::image::Core;
 use crate::names::{NO_RECORDABLE_PATH, canonical, no_recordable_path, recordable_path};
 use crate::storage::{FileId, Host, folder_of};
@@ -132,6 +132,14 @@ pub(crate) fn disk_edits(image: &Core, other: &Core) -> Result<Vec<ItemEdit>> {
 }
 
 impl ItemEdit {
+    /// Sets or clears LeaveBlocksAllocated, \[MS-VHDX\] 2.6.2.1.
+    pub(crate) fn leave_blocks_allocated(image: &Core, yes: bool) -> Self {
+        let mut file = image.metadata().file;
+        file.flags.set(FileFlags::LEAVE_BLOCKS_ALLOCATED, yes);
+        let bytes = file.to_bytes().to_vec();
+        Self::Set { item: metadata::FILE_PARAMETERS, flags: ItemFlags::REQUIRED, bytes }
+    }
+
     /// Sets or removes the merge mark.
     pub(crate) fn merge_mark(mark: Option<&MergeMark>) -> Self {
         Self::mark(marks::MERGE, mark.map(MergeMark::to_bytes))

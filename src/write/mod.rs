@@ -9,6 +9,8 @@ mod block_locks;
 mod change_lock;
 mod children;
 mod commit;
+mod compact;
+mod content;
 mod copy_from;
 #[cfg(all(test, not(loom)))]
 mod crashes;
@@ -43,11 +45,14 @@ mod space;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod tracker;
+mod unused;
 mod wait;
 mod writer;
 mod zero;
 
 pub(crate) use children::{ChildSearch, OTHER_NAMES, children_unknown};
+pub(crate) use compact::BATCH;
+pub(crate) use content::{Appraiser, Worth, has_data};
 pub use drafts::clear_drafts;
 pub(crate) use link::{LinkPaths, disk_edits, locator_edit};
 pub(crate) use metadata_edit::{ItemEdit, check_edits, edit_len};
@@ -62,5 +67,6 @@ pub use record::UnknownReason;
 pub(crate) use record::{ChangeRecord, Record};
 pub(crate) use resize::{check_size, fits_entry, growth_in_blocks, table_len};
 pub(crate) use tracker::{ChangeTracker, HeldRange};
+pub(crate) use unused::Unneeded;
 pub use wait::Wait;
 pub(crate) use writer::Writer;

@@ -95,7 +95,7 @@ impl Writer {
         Ok(())
     }
 
-    fn released(&self) -> crate::sync::MutexGuard<'_, Vec<Released>> {
+    pub(super) fn released(&self) -> crate::sync::MutexGuard<'_, Vec<Released>> {
         self.released.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -234,6 +234,7 @@ impl Writer {
         self.sync(session)?;
         self.update_headers(session, |header| header.log_guid = Uuid::nil())?;
         session.log = None;
+        self.space.log_is_empty();
         // Another program may have cut the file: the next session looks.
         session.is_verified = false;
         self.has_new_identity.store(false, Ordering::Release);

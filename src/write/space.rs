@@ -39,6 +39,8 @@ pub(super) struct Space {
     zeroed: BTreeMap<u64, Vec<FileOffset>>,
     /// Freed space, not durably yet.
     freed: Vec<Freed>,
+    /// Space that was freed, but that the log may still write to.
+    retired: Vec<Freed>,
     /// Durably freed space with the last generation of pins that may know of it, in order.
     pinned: VecDeque<(Generation, Vec<Freed>)>,
     ahead: Ahead,
@@ -111,6 +113,7 @@ impl Space {
             lost: HashSet::new(),
             zeroed: BTreeMap::new(),
             freed: Vec::new(),
+            retired: Vec::new(),
             pinned: VecDeque::new(),
             ahead,
             fresh_from: end,
@@ -233,6 +236,16 @@ impl Space {
         self.freed.push(freed);
     }
 
+    /// Records space of tables that a change in memory stopped using. It is used again once the log is empty.
+    pub(super) fn retire(&mut self, freed: Freed) {
+        self.retired.push(freed);
+    }
+
+    /// Takes the space that no log writes to any more.
+    pub(super) fn take_retired(&mut self) -> Vec<Freed> {
+        std::mem::take(&mut self.retired)
+    }
+
     /// Takes the space freed so far, for the commit that makes that durable.
     pub(super) fn take_freed(&mut self) -> Vec<Freed> {
         std::mem::take(&mut self.freed)
@@ -264,6 +277,27 @@ impl Space {
             }
             self.spoil(at);
             self.free.entry(len).or_default().push(at);
+        }
+    }
+
+    /// Leaves all space that is free to the caller, and returns what is neither free nor named by a table. The lost
+    /// places are of blocks of `len` bytes.
+    pub(super) fn hand_over(&mut self, len: u64) -> Vec<Freed> {
+        self.free.clear();
+        self.zeroed.clear();
+        let lost = self.lost.iter().map(|at| Freed { at: *at, len });
+        let pinned = self.pinned.iter().flat_map(|(_, freed)| freed);
+        lost.chain(pinned.chain(&self.freed).chain(&self.retired).copied()).collect()
+    }
+
+    /// Lets the file be truncated to `end` bytes, behind which nothing is used: also to less than it was before this
+    /// session.
+    pub(super) fn end_at(&mut self, end: u64) {
+        self.end = end;
+        self.first_len = self.first_len.min(end);
+        self.claimed = self.claimed.min(end);
+        for places in self.free.values_mut().chain(self.zeroed.values_mut()) {
+            places.retain(|at| at.get() < end);
         }
     }
 

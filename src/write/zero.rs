@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::space::Freed;
 use super::writer::Writer;
 use crate::disk::Zeroing;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::bat::{BatEntry, PayloadState};
 use crate::read::Layers;
 use crate::tables::Order;
@@ -134,6 +134,50 @@ impl Writer {
             at = at + step;
         }
         Ok(())
+    }
+
+    /// Gives a block without space some, filled with zeros, of an image without a parent: it reads as before.
+    pub(crate) fn allocate_block(&self, block: BlockIndex) -> Result<()> {
+        let _change = self.change_lock.begin_hidden_change();
+        self.prepare_hidden_change()?;
+        {
+            let _locked = self.blocks.lock_exclusive(block);
+            let start = self.core.layout.block_start(block);
+            let in_disk = self.core.layout.block_size().min(self.core.layout.size() - start.0);
+            let entry = self.core.bat_entry(self.core.layout.payload_index(block))?;
+            match entry.payload_state() {
+                PayloadState::FullyPresent => return Ok(()),
+                PayloadState::PartiallyPresent | PayloadState::Reserved => {
+                    return self.core.resolve(start, in_disk).map(drop);
+                }
+                _ => {}
+            }
+            let space = self.allocate(self.core.layout.block_size())?;
+            self.space.publish_length(&self.core.file_len);
+            let given = (|| {
+                self.fill_with_zeros(space.at, space.len)?;
+                let order = self.order_in(space.at, space.len, || Ok(true))?;
+                self.set_block(block, BatEntry::new(6, space.at), order)
+            })();
+            given.inspect_err(|_| self.space.give_back(space))?;
+        }
+        self.limit_changes()
+    }
+
+    /// Fills space with zeros that the host holds space for, by its own means if it can.
+    fn fill_with_zeros(&self, at: FileOffset, len: u64) -> Result<()> {
+        let filled = self.file.zero(at.get()..at.get() + len);
+        self.wrote_payload();
+        match filled {
+            Ok(true) => Ok(()),
+            Ok(false) => self.write_zeros(at, len),
+            Err(error) => {
+                let message = format!("cannot fill {len} bytes with zeros");
+                Err(Error::io("payload.zero", message, error)
+                    .in_file(self.file.name())
+                    .at(at.get()))
+            }
+        }
     }
 
     pub(super) fn write_zeros(&self, at: FileOffset, len: u64) -> Result<()> {

@@ -8,6 +8,7 @@
 //! operations that change several files and their names, and `loss` with images that lost bytes.
 
 mod chains;
+mod compact;
 mod driver;
 mod explore;
 mod failures;
@@ -17,6 +18,7 @@ mod interleave;
 mod judged;
 mod logs;
 mod loss;
+mod provision;
 #[cfg(target_os = "linux")]
 mod real;
 mod rebase;

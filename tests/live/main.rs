@@ -5,6 +5,7 @@
 mod common;
 
 mod busy;
+mod compact;
 mod deleted;
 mod forecasts;
 mod foreign;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use avhdx::ops::{Check, Merge, Relink, Reparent, Revert};
+use avhdx::ops::{Check, Merge, Rebase, Relink, Reparent, Revert};
 use avhdx::storage::{Host, LockMode};
 use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, PathSource};
 
@@ -288,6 +288,13 @@ fn a_reparent_looks_again_once_it_has_the_lock() {
     let error = reparent(&host).unwrap_err();
     assert_eq!((error.kind(), error.code()), (ErrorKind::Unproven, "reparent.differs"), "{error}");
     untouched(&host, &meddled, "the parent to be");
+    // A rebase takes in what differs by then.
+    let (host, points) = scene();
+    when_locked(&host, "copy.avhdx", LockMode::Shared, |h| written(h, "copy.avhdx"));
+    let rebase = Rebase::new(file("copy.avhdx")).options(options(&host));
+    let done = rebase.run(file("tip.avhdx")).unwrap();
+    assert!(done.written + done.zeroed > 0);
+    assert!(bytes(&open(&host, &file("tip.avhdx"), false)) == points[0]);
 }
 
 /// The images of an interrupted merge are checked in the same way.

@@ -14,6 +14,7 @@ mod pending;
 mod plans;
 mod plugs;
 mod raw;
+mod reshaping;
 mod storage;
 mod story;
 mod trouble;

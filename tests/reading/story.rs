@@ -28,6 +28,8 @@ pub(super) struct Story {
     folder: TempDir,
     pub(super) points: BTreeMap<PathBuf, Vec<u8>>,
     pub(super) rng: Rng,
+    /// Whether a child is longer than its parent, or has blocks of zeros: libvhdi misreads both.
+    pub(super) is_beyond_libvhdi: bool,
     /// How many layers were compared with each reader.
     pub(super) compared: BTreeMap<&'static str, usize>,
 }
@@ -37,7 +39,13 @@ impl Story {
         let folder = TempDir::new().unwrap();
         fs::create_dir(folder.path().join("vm")).unwrap();
         fs::create_dir(folder.path().join("archive")).unwrap();
-        Self { folder, points: BTreeMap::new(), rng: Rng::new(20), compared: BTreeMap::new() }
+        Self {
+            folder,
+            points: BTreeMap::new(),
+            rng: Rng::new(20),
+            is_beyond_libvhdi: false,
+            compared: BTreeMap::new(),
+        }
     }
 
     pub(super) fn at(&self, name: &str) -> PathBuf {
@@ -102,7 +110,9 @@ impl Story {
         let layers: Vec<Layer> = chain.layers().into_iter().rev().collect();
         drop(chain);
         let paths: Vec<PathBuf> = layers.iter().filter_map(|layer| layer.path.clone()).collect();
-        if let Some(sums) = python("pyvhdi", LIBVHDI, &paths) {
+        if !self.is_beyond_libvhdi
+            && let Some(sums) = python("pyvhdi", LIBVHDI, &paths)
+        {
             let wanted: Vec<String> = layers.iter().map(|l| sha256_hex(self.point(l))).collect();
             assert_eq!(sums, wanted, "{step}: {paths:?} by libvhdi");
             *self.compared.entry("libvhdi").or_default() += sums.len();

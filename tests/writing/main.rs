@@ -17,6 +17,7 @@ mod metadata;
 mod one_flush;
 mod ops;
 mod progress;
+mod provision;
 mod rebase;
 mod reparent;
 mod replaced;

@@ -160,7 +160,7 @@ fn what_the_format_does_not_allow_is_refused_and_changes_nothing() {
         (EditMetadata::new().remove(mark), input, "metadata.mark"),
         (EditMetadata::new().physical_sector(1024), input, "metadata.edit-sector"),
     ] {
-        for error in [edit.check(&image).unwrap_err(), edit.run(&image).unwrap_err()] {
+        for error in [edit.forecast(&image).unwrap_err(), edit.run(&image).unwrap_err()] {
             assert_eq!((error.kind(), error.code()), (kind, code));
             assert_eq!(error.file(), Some("recorded"));
         }
@@ -168,7 +168,7 @@ fn what_the_format_does_not_allow_is_refused_and_changes_nothing() {
     assert!(file.bytes() == before);
     // In the place of another there is room for one.
     let edit = EditMetadata::new().remove(OTHER).set(NOTE, "x");
-    edit.check(&image).unwrap();
+    assert_eq!(edit.forecast(&image).unwrap().written % 4096, 0);
     assert!(file.bytes() == before, "a check changes nothing");
     edit.run(&image).unwrap();
     let reading = OpenOptions::new().open_file(Arc::clone(&file) as Arc<dyn Storage>);

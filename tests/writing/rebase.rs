@@ -57,7 +57,7 @@ fn differing(image: &Layer, old: &[u8], new: &[u8]) -> u64 {
 #[test]
 fn the_disk_is_the_same_on_any_other_base() {
     let (mut written, mut zeroed, mut kept) = (0, 0, 0);
-    for seed in 0..16 {
+    for seed in 0..12 {
         let mut rng = Rng::new(seed);
         let folder = TempDir::new().unwrap();
         let images = random_chain(seed, 4);
@@ -123,7 +123,7 @@ fn the_disk_is_the_same_on_any_other_base() {
         assert!(again.was_parent && again.read + again.written + again.zeroed == 0, "{again:?}");
         assert!(sums(folder.path()) == sums_after);
     }
-    assert!(written > MIB && zeroed > MIB && kept < 8, "{written}, {zeroed}, {kept}");
+    assert!(written > MIB && zeroed > MIB && kept < 6, "{written}, {zeroed}, {kept}");
 }
 
 /// Sixteen blocks of data, and a chain of four that changes three of them.
@@ -187,8 +187,10 @@ fn children_of_the_image_stay_valid_and_read_the_same() {
     let images = sixteen();
     let paths = write_chain(folder.path(), &images);
     let flats = [2, 3].map(|tip| Chain::open(&paths).unwrap().flat(tip).unwrap());
-    Rebase::new(&paths[0]).run(&paths[2]).unwrap();
-    let after = Chain::open([&paths[0], &paths[2], &paths[3]]).unwrap();
+    let new = folder.path().join("new.vhdx");
+    base_of(&[3; 9 << 20], 512, 1 << 20, 70).write_to(&new);
+    assert!(Rebase::new(&new).run(&paths[2]).unwrap().written > 8 * MIB);
+    let after = Chain::open([&new, &paths[2], &paths[3]]).unwrap();
     assert!([1, 2].map(|tip| after.flat(tip).unwrap()) == flats);
     assert_eq!(DiffChain::open(&paths[3]).unwrap().layers().len(), 3);
 }

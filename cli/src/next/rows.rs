@@ -229,6 +229,11 @@ pub(crate) const ROWS: &[Row] = &[
     ("link.unfinished", &[], &["avhdx merge --resume FILE"]),
     ("link.*", &[], &["avhdx tree FOLDER  # lists the images and their parents"]),
     (
+        "provision.differencing",
+        &["a copy can be fixed: it is flat, and has no parent"],
+        &["avhdx convert -O vhdx-fixed PARENTS IMAGE OUT"],
+    ),
+    (
         "relink.*",
         &[],
         &["avhdx tree IMAGE  # lists the images and their identities", "AGAIN --parent-dir DIR"],
@@ -338,9 +343,31 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --shrink"],
     ),
     (
+        "resize.gpt",
+        &["--fix-gpt moves the second copy of the GPT to the new end first"],
+        &["AGAIN --fix-gpt", "AGAIN --fix-gpt --dry-run  # says what it takes"],
+    ),
+    (
         "resize.cuts",
         &["--shrink allows it; the bytes behind the new end are lost for good"],
         &["AGAIN --shrink", "AGAIN --shrink --dry-run  # says what is lost"],
+    ),
+    (
+        "compact: kind has-children",
+        &[
+            "--with-children allows it; the children read the same afterwards, and still accept the image",
+        ],
+        &["AGAIN --with-children"],
+    ),
+    (
+        "compact.fixed",
+        &["a dynamic copy takes up only what it holds"],
+        &["avhdx convert -O vhdx PARENTS IMAGE OUT  # OUT: a new dynamic image"],
+    ),
+    (
+        "compact.below-tip",
+        &[],
+        &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],
     ),
     (
         "merge: kind has-children",

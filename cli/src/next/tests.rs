@@ -51,6 +51,7 @@ fn every_command_of_the_table_parses() {
         "avhdx rebase a.vhdx --onto b.vhdx",
         "avhdx delete vm/a.vhdx@-1 --subtree",
         "avhdx label vm/a.vhdx@-1 text",
+        "avhdx compact vm/a.vhdx",
     ];
     for (of, _, next) in ROWS {
         let mut filled = 0;

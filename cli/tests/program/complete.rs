@@ -59,7 +59,7 @@ fn verbs_are_offered_by_their_names() {
     for verb in folder.verbs() {
         assert!(all.contains(&verb), "no {verb} in {all:?}");
     }
-    for alias in ["apply", "commit", "rebase", "snapshots"] {
+    for alias in ["apply", "commit", "snapshots"] {
         assert!(!all.iter().any(|name| name == alias), "{all:?}");
         let flags = candidates(&folder, &["avhdx", alias, "--with-p"]);
         assert_eq!(flags, ["--with-parent"], "an alias that was typed has its flags");
@@ -69,7 +69,7 @@ fn verbs_are_offered_by_their_names() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = folder.run(&format!("completions {shell}")).expect(0).text();
         assert!(script.contains("reparent") && script.contains("points"), "{shell}");
-        assert!(!script.contains("rebase") && !script.contains("snapshots"), "{shell}");
+        assert!(!script.contains("snapshots"), "{shell}");
     }
 }
 

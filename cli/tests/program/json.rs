@@ -253,13 +253,16 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 41] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 43] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x", 0, b"", &["checkpoint", "progress"]),
         ("zero tip.avhdx --offset 8K --length 512", 0, b"", &["zero"]),
         ("discard tip.avhdx --offset 8K --length 512", 0, b"", &["discard"]),
+        ("diff base.vhdx tip.avhdx", 0, b"", &["diff", "diff-total"]),
+        ("compact tip.avhdx --content --dry-run", 0, b"", &["compact"]),
+        ("compact tip.avhdx --content", 0, b"", &["compact", "progress"]),
         ("tree .", 0, b"", &["tree"]),
         ("tree --tips", 0, b"", &["tree"]),
         ("info tip.avhdx", 0, b"", &["info"]),
@@ -267,7 +270,6 @@ fn every_verb_answers_by_its_schema() {
         ("map tip.avhdx", 0, b"", &["map"]),
         ("explain tip.avhdx 4K", 0, b"", &["explain"]),
         ("check tip.avhdx", 0, b"", &["check"]),
-        ("diff base.vhdx tip.avhdx", 0, b"", &["diff", "diff-total"]),
         ("compare base.vhdx tip.avhdx", 0, b"", &["compare"]),
         ("measure tip.avhdx", 0, b"", &["measure"]),
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
@@ -281,11 +283,11 @@ fn every_verb_answers_by_its_schema() {
         ("metadata tip.avhdx --disk-id new", 0, b"", &["metadata"]),
         ("metadata tip.avhdx 21898540-3963-47d4-a9ed-35ef1adeb3c0", 0, b"", &["metadata-item"]),
         ("revert tip.avhdx@x --path new.avhdx", 0, b"", &["note", "progress", "revert"]),
+        ("rebase new.avhdx --onto base.vhdx", 0, b"", &["rebase"]),
         ("resize new.avhdx +1M --dry-run", 0, b"", &["forecast"]),
         ("resize new.avhdx +1M", 0, b"", &["resize"]),
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
-        ("rebase new.avhdx --onto base.vhdx", 0, b"", &["progress", "rebase"]),
         ("relink . --dry-run", 0, b"", &["relink"]),
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),

@@ -27,6 +27,7 @@ mod metadata;
 mod next;
 mod pages;
 mod parents;
+mod partitions;
 mod points;
 mod readme;
 mod rebase;

@@ -91,3 +91,28 @@ fn what_is_refused_changes_no_file() {
     fs::remove_file(folder.file("l0.vhdx")).unwrap();
     folder.run_with(&format!("metadata l2.vhdx {NOTE} --write"), b"x").expect(0);
 }
+
+#[test]
+fn an_image_becomes_fixed_and_dynamic_in_place_below_its_children() {
+    let folder = Folder::with_chain();
+    let before = folder.read("l0.vhdx");
+    let json = folder.run("metadata l0.vhdx --fixed --dry-run --json").expect(0).json();
+    assert_eq!(json["schema"], "avhdx.forecast/1");
+    let peak = json["peak"].as_u64().unwrap();
+    assert!(peak > 0 && folder.read("l0.vhdx") == before);
+    let json = folder.run("metadata l0.vhdx --fixed --json").expect(0).json();
+    assert_eq!(json["type"], "fixed");
+    assert_eq!(folder.read("l0.vhdx").len() as u64, before.len() as u64 + peak);
+    folder.run("metadata l0.vhdx --dynamic --dry-run").expect(0).prints("space needed");
+    folder.run("metadata l0.vhdx --dynamic").expect(0).prints("dynamic");
+    assert!(folder.run("read l2.vhdx").expect(0).stdout == crate::common::flats()[2]);
+    folder.run("check l2.vhdx").expect(0);
+    let all = ["l0.vhdx", "l2.vhdx"].map(|file| folder.read(file));
+    let line = format!("metadata l2.vhdx {NOTE} --write --dry-run");
+    folder.run_with(&line, b"a note").expect(0).prints("written");
+    folder.run("metadata l2.vhdx --fixed").expect(2).says("neither fixed nor dynamic");
+    folder.run("metadata l2.vhdx --dry-run").expect(2);
+    folder.run("metadata l0.vhdx --fixed --dynamic").expect(2);
+    folder.run("metadata l0.vhdx --fixed --disk-id new").expect(2);
+    assert!(["l0.vhdx", "l2.vhdx"].map(|file| folder.read(file)) == all);
+}

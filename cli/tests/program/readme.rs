@@ -123,8 +123,8 @@ impl Model {
             "reparent" | "rebase" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check" | "measure"
-            | "bench" | "relink" | "points" => {}
+            "compact" | "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check"
+            | "measure" | "bench" | "relink" | "points" => {}
             // Behind what is looked at.
             "resize" => {}
             "completions" | "man" => {}
@@ -216,8 +216,9 @@ fn the_readme_shows_every_verb_once_and_its_commands_work() {
 #[test]
 fn the_commands_of_the_life_of_a_chain_work() {
     let page = include_str!("../../../docs/program.md");
-    let commands = commands(page, "The life of a chain", "mkdir");
-    assert!(commands.len() > 20, "{} commands", commands.len());
+    let blocks = ["mkdir", "avhdx diff"].map(|first| commands(page, "The life of a chain", first));
+    let commands = blocks.concat();
+    assert!(commands.len() > 28, "{} commands", commands.len());
     let folder = Folder::new();
     let model = run(&commands, &folder);
     let mut left = fs::read_dir(folder.file("vm")).unwrap().count();

@@ -536,6 +536,7 @@ fn operations() -> Vec<Case> {
         case("link.*", 2, of_chain, "rebase l1.vhdx --onto l2.vhdx"),
         case("link.*", 2, of_chain, "reparent l1.vhdx --onto l1.vhdx"),
         case("link.*", 2, of_chain, "rebase l0.vhdx --onto l1.vhdx"),
+        case("provision.differencing", 2, of_chain, "metadata l2.vhdx --fixed").filled(OUT),
         case("exit 2", 2, of_chain, "rebase -u l1.vhdx --onto l0.vhdx"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@-0"),
         case("exit 2", 2, of_chain, "delete l2.vhdx@base --subtree"),
@@ -561,14 +562,34 @@ fn operations() -> Vec<Case> {
         case("exit 2", 2, of_chain, "resize l2.vhdx -6M"),
         case("kind has-children", 7, of_chain, "resize l1.vhdx +1M")
             .filled(&[("CHILD", "c.avhdx")]),
+        case("resize.gpt", 7, of_gpt, "resize a.vhdx 3M"),
+        case("exit 7", 7, of_gpt, "resize a.vhdx 1M --fix-gpt"),
         case(
             "exit 7",
             7,
             |f| {
-                of_chain(f);
-                f.run_with("write l2.vhdx --offset 512", b"EFI PART").expect(0);
+                of_gpt(f);
+                f.run_with("write a.vhdx --offset 600", b"x").expect(0);
             },
-            "resize l2.vhdx 5M",
+            "resize a.vhdx 3M --fix-gpt",
+        ),
+        case(
+            "exit 7",
+            7,
+            |f| {
+                of_gpt(f);
+                f.run_with("write a.vhdx --offset 466", b"x").expect(0);
+            },
+            "resize a.vhdx 3M --fix-gpt",
+        ),
+        case(
+            "exit 2",
+            2,
+            |f| {
+                of_chain(f);
+                f.run("create empty.vhdx 1M").expect(0);
+            },
+            "resize empty.vhdx --to-fit",
         ),
         case(
             "merge: kind has-children",
@@ -624,6 +645,15 @@ fn operations() -> Vec<Case> {
         ),
         case("label.frozen", 7, of_chain, "label l2.vhdx@-2 older"),
         case("label.tip", 2, of_chain, "label l2.vhdx@-0 now"),
+        case("compact: kind has-children", 7, of_chain, "compact l1.vhdx"),
+        case("compact.below-tip", 7, of_chain, "compact l2.vhdx@-1"),
+        case(
+            "compact.fixed",
+            2,
+            |f| fs::write(f.file("fixed.vhdx"), Image::fixed(2 << 20).to_bytes()).unwrap(),
+            "compact fixed.vhdx",
+        )
+        .filled(&[("OUT", "dynamic.vhdx")]),
         case("merge.no-parent", 2, of_chain, "merge l2.vhdx@base"),
         case("merge.not-begun", 2, of_chain, "merge --resume l2.vhdx"),
         case(
@@ -932,6 +962,16 @@ fn of_merge(folder: &Folder) {
 fn of_tip_merge(folder: &Folder) {
     of_merge(folder);
     fs::remove_file(folder.file("l2.vhdx")).unwrap();
+}
+
+/// An image with a GPT, as `sgdisk` makes it; none where that is not installed.
+fn of_gpt(folder: &Folder) {
+    fs::write(folder.file("disk.raw"), vec![0; 4 << 20]).unwrap();
+    let made = shell(
+        folder,
+        "PATH=$PATH:/usr/sbin:/sbin sgdisk -a 1 -n 1:2048:3000 disk.raw && avhdx convert -f raw disk.raw a.vhdx",
+    );
+    assert!(made.code == Some(0) || !folder.file("a.vhdx").exists(), "{}", made.stderr);
 }
 
 /// An image with a pending log that adds its second block.

@@ -112,10 +112,12 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "payload.copy",
             "payload.read",
             "payload.write",
+            "payload.zero",
             "raw.flush",
             "raw.punch",
             "raw.read",
             "raw.write",
+            "resize.gpt-write",
             "space.cut",
             "space.punch",
             "table.read",
@@ -125,6 +127,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     (
         "needs a folder or file whose rights the user of the tests, who may do all, does not lack",
         &[
+            "compact.children-unknown",
             "delete.kept",
             "image.children-unknown",
             "merge.not-removed",
@@ -193,7 +196,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
     ("needs metadata without room for another item", &["metadata.edit-size", "metadata.full"]),
     (
         "needs an unfinished merge in another branch: see cli/tests/program/merge.rs",
-        &["merge.other"],
+        &["compact.merging", "merge.other"],
     ),
     (
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",

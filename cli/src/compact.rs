@@ -1,0 +1,166 @@
+//! `avhdx compact`: makes the file of an image shorter.
+
+use std::ffi::OsString;
+
+use avhdx::ops::{Compact, CompactForecast, Compacted, Pace};
+use serde::Serialize;
+
+use crate::args::OperationFlags;
+use crate::failure::{Exit, Failure, Reply};
+use crate::operation::{self, Subject};
+use crate::output::Console;
+use crate::progress::Activity;
+use crate::text::size;
+use crate::values;
+use crate::vocabulary::Answer;
+
+/// Make the file of an image shorter: blocks move down into unused space, and the file is cut behind them.
+///
+/// The disk reads as before, at every moment: after Ctrl-C, kill or a crash the same command does the rest. Without
+/// --content only the tables are read: unused space goes, and space that zeroed and discarded ranges still have.
+/// With --content all data is read, and blocks go that hold nothing but zeros or, in a child, what its parent shows too.
+/// What a file system inside deleted goes once it is discarded (fstrim, Optimize-Volume) or overwritten with zeros.
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    /// The image.
+    #[arg(value_name = "IMAGE")]
+    image: OsString,
+    /// Read all data, and drop blocks of zeros and blocks that equal what the parent shows.
+    #[arg(long)]
+    content: bool,
+    /// Change the file even if the image has children: they still read the same, and accept it.
+    #[arg(long)]
+    with_children: bool,
+    /// Read and move at most SIZE bytes per second.
+    #[arg(long, value_name = "SIZE", value_parser = values::rate, allow_negative_numbers = true)]
+    rate: Option<u64>,
+    /// Only print what would be done. With --content this reads all data too.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    opening: OperationFlags,
+}
+
+/// A compaction that was done, or with `--dry-run` is foreseen. All sizes are in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CompactAnswer {
+    image: String,
+    /// Whether this only says what would be done.
+    dry_run: bool,
+    /// Parts of the file that nothing needs, by its tables alone.
+    tables: u64,
+    /// Parts of the file with data that need not be there; null if the data was not read.
+    content: Option<u64>,
+    /// Data of the disk that the image holds, which `--content` reads.
+    data: u64,
+    /// Data and sector bitmaps that move.
+    moved: u64,
+    file_len_before: u64,
+    file_len: u64,
+    /// The space needed in addition; null if it was done.
+    peak: Option<u64>,
+    /// The free space; null if unknown or if it was done.
+    available: Option<u64>,
+}
+
+impl Answer for CompactAnswer {
+    const SCHEMA: &'static str = "avhdx.compact/1";
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let options = args.opening.options()?.orphan_children(args.with_children);
+    let inspected = Subject::inspect(&args.image, &options)?;
+    if inspected.point()?.is_some_and(|point| point.id != inspected.tip().id) {
+        return Err(refuse_point(&inspected));
+    }
+    let pace = Pace::new();
+    pace.limit(args.rate);
+    let compact = Compact::new().content(args.content).with_children(args.with_children).pace(pace);
+    let folders = args.opening.children_in.iter();
+    let compact = folders.fold(compact, |compact, folder| compact.children_in(folder));
+    if args.dry_run {
+        inspected.warn(&options, console)?;
+        let activity = Activity::of(console, "measuring the image");
+        let forecast = compact.forecast(&inspected.chain)?;
+        drop(activity);
+        print(&args, &forecast.outcome, Some(&forecast), console)?;
+        return Ok(Reply::Yes);
+    }
+    // What will be refused must not replay a log.
+    if inspected.is_log_pending() {
+        compact.clone().content(false).forecast(&inspected.chain)?;
+    }
+    drop(inspected);
+    let subject = Subject::open(&args.image, &options, console)?;
+    subject.resolve_point(console)?;
+    let done = operation::run(console, |on| compact.on_progress(on).run(&subject.chain));
+    let closed = subject.close();
+    let done =
+        done.map_err(|failure| failure.also("the disk reads as before; the same command goes on"))?;
+    closed?;
+    console.done();
+    print(&args, &done, None, console)?;
+    Ok(Reply::Yes)
+}
+
+/// The refusal to compact a layer below the tip, which has a file of its own.
+fn refuse_point(subject: &Subject) -> Failure {
+    let message = format!(
+        "{}: a layer below the tip is compacted by the name of its file",
+        subject.image.display()
+    );
+    Failure::new(Exit::Refused, "compact.below-tip", message)
+}
+
+fn print(
+    args: &Args,
+    done: &Compacted,
+    forecast: Option<&CompactForecast>,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    let image = args.image.to_string_lossy();
+    if console.is_json() {
+        return console.document(&CompactAnswer {
+            image: image.into_owned(),
+            dry_run: args.dry_run,
+            tables: done.tables,
+            content: done.content,
+            data: done.data,
+            moved: done.moved,
+            file_len_before: done.file_len_before,
+            file_len: done.file_len,
+            peak: forecast.map(|forecast| forecast.peak),
+            available: forecast.and_then(|forecast| forecast.available),
+        });
+    }
+    let shorter = done.file_len_before.saturating_sub(done.file_len);
+    let would = if args.dry_run { "would get " } else { "" };
+    let moves = if args.dry_run { "to move" } else { "moved" };
+    console.line(match shorter {
+        0 => format!("{image}: stays {} long", size(done.file_len)),
+        _ => format!("{image}: {would}{} shorter, {} {moves}", size(shorter), size(done.moved)),
+    })?;
+    console.line(format!("  tables    {} unused", size(done.tables)))?;
+    match done.content {
+        Some(content) => {
+            let what = "of zeros, or of what the parent shows";
+            console.line(format!("  content   {} {what}", size(content)))?;
+        }
+        None => {
+            let data = size(done.data);
+            console.line(format!("  content   not read: --content looks through {data}"))?;
+        }
+    }
+    console.line(format!(
+        "  file      {}, before {}",
+        size(done.file_len),
+        size(done.file_len_before)
+    ))?;
+    if let Some(forecast) = forecast.filter(|forecast| forecast.peak > 0) {
+        let available = forecast.available.map(|free| format!(", available {}", size(free)));
+        let available = available.unwrap_or_default();
+        console.line(format!("  space     {} needed at most{available}", size(forecast.peak)))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! Makes the file of an image shorter, or gives its unused space back to the host.
+
+mod parameters;
+mod survey;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use super::pace::Pace;
+use super::progress::{CallerPanic, Listener, Progress};
+use crate::chain::{DiffChain, Operation};
+use crate::disk::Disk;
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::read_only;
+use crate::image::Core;
+use crate::read::HasLayers;
+use crate::storage::folder_of;
+use crate::trace::operation;
+use crate::write::{BATCH, Writer};
+
+use survey::Survey;
+
+pub use parameters::{Compact, CompactForecast, Compacted};
+
+impl Compact<'_> {
+    /// Predicts what [`run`](Self::run) will do, without changing anything. Reads all data if [content](Self::content)
+    /// is asked for.
+    ///
+    /// # Errors
+    /// Those of `run` that are found before anything is changed.
+    pub fn forecast(&self, chain: &DiffChain) -> Result<CompactForecast> {
+        let op = chain.operate()?;
+        let image = self.check(&op)?;
+        let stack = chain.stack_now();
+        let mut panic = CallerPanic::default();
+        let read = if self.content { survey::data_len(&image)? } else { 0 };
+        let mut meter = Meter::new(self, read, &mut panic);
+        let survey = Survey::of(&image, self, Some(stack.layers()), &mut |bytes| meter.wait(bytes));
+        panic.resume();
+        let survey = survey?;
+        let block = image.layout().block_size();
+        let bitmaps = survey.moved_bitmaps();
+        let peak = survey.outcome.moved.min(BATCH + block + bitmaps);
+        let available = match image.path() {
+            Some(path) => op.host().free_space(folder_of(path)).map_err(|error| {
+                let message = "cannot tell how much space is free";
+                Error::io("op.free-space", message, error).in_path(path)
+            })?,
+            None => None,
+        };
+        Ok(CompactForecast { outcome: survey.outcome, read, peak, available })
+    }
+
+    /// Compacts the file of the tip, in this chain and all its clones.
+    ///
+    /// # Errors
+    /// Before anything is changed: [`ErrorKind::ReadOnly`] if the chain is not open for writing;
+    /// [`ErrorKind::HasChildren`] if the tip has a child, which is named, or may have one that cannot be looked for,
+    /// without [consent](Self::with_children); [`ErrorKind::InvalidInput`] for a fixed disk, whose blocks stay
+    /// allocated, and for ranges beyond the disk; [`ErrorKind::Unfinished`] for an image that is part of a merge;
+    /// [`ErrorKind::Damaged`] if its tables are; [`ErrorKind::InUse`] while planned writes are open.
+    ///
+    /// Later: [`ErrorKind::Io`] if the host fails, [`ErrorKind::Cancelled`], and [`ErrorKind::InUse`] as before. The
+    /// disk reads as before, and the operation can be repeated.
+    pub fn run(self, chain: &DiffChain) -> Result<Compacted> {
+        let _span = operation("compact", chain.stack().tip().name());
+        let mut panic = CallerPanic::default();
+        let compacted = self.compact(chain, &mut panic);
+        panic.resume();
+        compacted
+    }
+
+    fn compact(&self, chain: &DiffChain, panic: &mut CallerPanic) -> Result<Compacted> {
+        let op = chain.operate()?;
+        let image = self.check(&op)?;
+        let writer = op.writer().ok_or_else(|| read_only(image.name()))?;
+        writer.check_plans_ended()?;
+        let file_len_before = writer.file_len();
+        let stack = chain.stack_now();
+        let before = Survey::of(&image, self, None, &mut |_| Ok(()))?;
+        let read = if self.content { before.outcome.data } else { 0 };
+        let mut meter = Meter::new(self, read + before.outcome.moved, panic);
+        meter.report()?;
+        for range in survey::whole_blocks(&image, &self.free) {
+            meter.report()?;
+            chain.discard(range)?;
+        }
+        let mut outcome = before.outcome;
+        if self.content {
+            let freed = writer.drop_content(stack.layers(), &mut |bytes| meter.wait(bytes));
+            outcome.content = Some(freed?);
+        }
+        let dropped = outcome.content.unwrap_or_default() + outcome.free;
+        let packed = self.pack(&writer, &image, read, &mut meter)?;
+        outcome.tables = packed.tables.saturating_sub(dropped);
+        outcome.moved = packed.moved;
+        outcome.file_len_before = file_len_before;
+        outcome.file_len = writer.file_len();
+        meter.end();
+        Ok(outcome)
+    }
+
+    /// Moves blocks and cuts the file, if that makes it shorter.
+    fn pack(
+        &self,
+        writer: &Writer,
+        image: &Core,
+        read: u64,
+        meter: &mut Meter<'_>,
+    ) -> Result<Compacted> {
+        let tables = Self::default();
+        let Survey { outcome, .. } = Survey::of(image, &tables, None, &mut |_| meter.report())?;
+        meter.total = read + outcome.moved;
+        meter.done = read;
+        if outcome.file_len >= writer.file_len() {
+            writer.commit()?;
+            return Ok(outcome);
+        }
+        let mut before = |bytes| meter.wait(bytes);
+        writer.begin_hidden()?;
+        writer.release_unused(&mut before)?;
+        let moved = writer.pack(&mut before)?;
+        Ok(Compacted { moved, ..outcome })
+    }
+
+    /// Refuses an image that must not be compacted, and returns it.
+    fn check(&self, op: &Operation<'_>) -> Result<Arc<Core>> {
+        let images = op.images();
+        let image = Arc::clone(&images[0]);
+        image.check_point()?;
+        if let Some(mark) = image.merge_mark() {
+            let message = "the image is part of a merge, which has to be completed first";
+            return Err(Error::new(ErrorKind::Unfinished, "compact.merging", message)
+                .in_file(image.name())
+                .with_found(format_args!("the mark of a merge with {}", mark.name))
+                .with_expected("an image without a merge mark"));
+        }
+        if image.keeps_blocks() {
+            let message = "the blocks of a fixed disk stay where they are";
+            return Err(Error::new(ErrorKind::InvalidInput, "compact.fixed", message)
+                .in_file(image.name())
+                .with_section("2.6.2.1")
+                .with_found("a fixed disk")
+                .with_expected("a dynamic or differencing one"));
+        }
+        for range in &self.free {
+            let len = range.end.saturating_sub(range.start);
+            image.geometry().check_range(range.start, len)?;
+        }
+        op.check_claims(0)?;
+        image.check_states()?;
+        if !self.with_children || !self.free.is_empty() {
+            let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
+            let seen = op.child_search(&self.folders).refuse_others(&image, &known)?;
+            if let Some(unread) = seen.unread {
+                let message = "the image may have a child";
+                return Err(Error::new(
+                    ErrorKind::HasChildren,
+                    "compact.children-unknown",
+                    message,
+                )
+                .in_file(image.name())
+                .with_section("2.6.2.6.3")
+                .with_found(unread)
+                .with_expected("files that can be read, or consent to change the file"));
+            }
+        }
+        Ok(image)
+    }
+}
+
+/// Tracks progress and pace.
+struct Meter<'a> {
+    pace: &'a Pace,
+    progress: &'a Listener<'a>,
+    panic: &'a mut CallerPanic,
+    done: u64,
+    total: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn new(compact: &'a Compact<'a>, total: u64, panic: &'a mut CallerPanic) -> Self {
+        Self { pace: &compact.pace, progress: &compact.progress, panic, done: 0, total }
+    }
+
+    /// Waits until some bytes may be moved or read; what came before is done then.
+    fn wait(&mut self, bytes: u64) -> Result<()> {
+        let now = self.now();
+        let Self { pace, progress, panic, .. } = self;
+        let mut on = || panic.catch(|| progress.call(now));
+        let on_way = on();
+        let goes_on = match on_way {
+            ControlFlow::Continue(()) => pace.wait(bytes, &mut on),
+            stop => stop,
+        };
+        self.done += bytes;
+        stop_if(goes_on)
+    }
+
+    fn report(&mut self) -> Result<()> {
+        let now = self.now();
+        stop_if(self.panic.catch(|| self.progress.call(now)))
+    }
+
+    /// Reports that all is done. It is too late to stop.
+    fn end(&mut self) {
+        self.done = self.total;
+        drop(self.report());
+    }
+
+    fn now(&self) -> Progress {
+        Progress::new(self.done.min(self.total), self.total)
+    }
+}
+
+fn stop_if(goes_on: ControlFlow<()>) -> Result<()> {
+    match goes_on {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(Error::cancelled()),
+    }
+}

@@ -1,0 +1,391 @@
+//! Compactions beside a naive reader, and a planner that tries every length of the file.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use avhdx::ops::{Check, Compact, Severity};
+use avhdx::storage::{Host, MemStorage};
+use avhdx::{Budget, DiffChain, Disk, ErrorKind, OpenOptions};
+use avhdx_testkit::build::{Block, Data, Image, random_chain, state};
+use avhdx_testkit::bytes::{difference, is_zero};
+use avhdx_testkit::naive::{Chain, Layer};
+use avhdx_testkit::rng::Rng;
+
+use super::MIB;
+use super::sim::{FOLDER, Files, SimHost};
+
+const SEEDS: u64 = 14;
+
+fn file(layer: usize) -> PathBuf {
+    Path::new(FOLDER).join(format!("l{layer}.vhdx"))
+}
+
+fn host_of(images: &[Image]) -> SimHost {
+    let host = SimHost::new(Files::default());
+    for (n, image) in images.iter().enumerate() {
+        let mut image = image.clone();
+        if n > 0 {
+            image.parent_path(&format!(".\\l{}.vhdx", n - 1));
+        }
+        host.create_new(&file(n)).unwrap().write_at(&image.to_bytes(), 0).unwrap();
+    }
+    host
+}
+
+fn open(host: &SimHost, layer: usize) -> DiffChain {
+    let options = OpenOptions::new().host(Arc::new(host.clone())).budget(Budget::new(8 << 20));
+    options.writable(true).open(file(layer)).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn bytes_of(host: &SimHost, layer: usize) -> Vec<u8> {
+    let files = host.files();
+    let bytes = files.file(&file(layer)).unwrap();
+    let mut all = vec![0; bytes.len() as usize];
+    bytes.read(0, &mut all);
+    all
+}
+
+fn layer(host: &SimHost, layer: usize) -> Layer {
+    Layer::from_bytes(bytes_of(host, layer)).unwrap()
+}
+
+/// What the naive reader reads of a disk.
+fn flat(host: &SimHost, tip: usize) -> Vec<u8> {
+    Chain((0..=tip).map(|n| layer(host, n)).collect()).flat(tip).unwrap()
+}
+
+/// A random chain whose tip has blocks that are not worth their space.
+fn wasteful(seed: u64) -> Vec<Image> {
+    let mut rng = Rng::new(seed ^ 0xC0_4AC7);
+    let layers = 1 + rng.below(3) as usize;
+    let mut images = random_chain(seed, layers);
+    let mut below: Option<Vec<u8>> = None;
+    for image in &images[..layers - 1] {
+        below = Some(image.flat(below.as_deref()));
+    }
+    let tip = &mut images[layers - 1];
+    for number in 0..tip.block_count() {
+        let (at, len) = ((number * u64::from(tip.block_size)) as usize, tip.block_size as usize);
+        let shown = below
+            .as_ref()
+            .map_or(&[][..], |below| &below[at.min(below.len())..(at + len).min(below.len())]);
+        let shown = Data::Bytes([shown, &vec![0; len - shown.len()][..]].concat());
+        let sectors = tip.sectors_per_block() as usize;
+        let some = |rng: &mut Rng| (0..sectors).map(|_| rng.chance(1, 3)).collect();
+        let block = match rng.below(8) {
+            0 => Block::full(Data::Zeros),
+            1 if tip.has_parent => Block::full(shown),
+            2 if tip.has_parent => Block::partial(shown, some(&mut rng)),
+            3 if tip.has_parent => Block::partial(Data::Zeros, some(&mut rng)),
+            4 => Block::bare(state::ZERO),
+            _ => continue,
+        };
+        tip.put(number, block);
+    }
+    if tip.has_parent && rng.chance(1, 3) {
+        tip.bitmap_chunks.insert(0);
+    }
+    if !tip.has_parent && rng.chance(1, 4) {
+        // Some writers let the file end with the disk.
+        tip.file_length = Some(Layer::from_bytes(tip.to_bytes()).unwrap().needed_length());
+    }
+    images
+}
+
+/// A block of the file before a compaction.
+struct Placed {
+    range: Range<u64>,
+    /// Bytes that a move copies.
+    present: u64,
+    is_bitmap: bool,
+}
+
+/// What a compaction has to do at least: bytes of data that go, and the shortest file with the bytes that move there.
+struct Least {
+    content: u64,
+    moved: u64,
+    end: u64,
+}
+
+fn least(file: &[u8], own: &[u8], below: Option<&[u8]>, reads_data: bool) -> Least {
+    let tip = &Layer::from_bytes(file.to_vec()).unwrap();
+    let ratio = (tip.sector << 23) / tip.block_size;
+    let mut placed = Vec::new();
+    let mut content = 0;
+    let blocks = tip.size.div_ceil(tip.block_size);
+    let mut needs_bits = vec![false; blocks.div_ceil(ratio) as usize];
+    for block in 0..blocks {
+        let entry = tip.bat_entry(block + block / ratio).unwrap();
+        if !matches!(entry & 7, 6 | 7) {
+            continue;
+        }
+        let place = entry >> 20 << 20;
+        let on_disk = block * tip.block_size..tip.size.min((block + 1) * tip.block_size);
+        let shows = &own[on_disk.start as usize..on_disk.end as usize];
+        let is_parents = below.is_some_and(|below| {
+            let at = |n: u64| below.len().min(n as usize);
+            let shown = &below[at(on_disk.start)..at(on_disk.end)];
+            difference(&shows[..shown.len()], shown).is_none() && is_zero(&shows[shown.len()..])
+        });
+        if reads_data && (is_zero(shows) || is_parents) {
+            content += tip.block_size;
+            continue;
+        }
+        let bit = |n: u64| {
+            let at = bitmap_of(tip, block / ratio) + (block % ratio * per_block(tip) + n) / 8;
+            file[at as usize] >> ((block % ratio * per_block(tip) + n) % 8) & 1 == 1
+        };
+        let present = match entry & 7 {
+            6 => tip.block_size,
+            _ => (0..per_block(tip)).filter(|n| bit(*n)).count() as u64 * tip.sector,
+        };
+        needs_bits[(block / ratio) as usize] |= entry & 7 == 7;
+        placed.push(Placed { range: place..place + tip.block_size, present, is_bitmap: false });
+    }
+    for chunk in (0..needs_bits.len()).filter(|chunk| needs_bits[*chunk]) {
+        let at = bitmap_of(tip, chunk as u64);
+        placed.push(Placed { range: at..at + MIB, present: MIB, is_bitmap: true });
+    }
+    let last = placed.iter().map(|placed| placed.range.end).max().unwrap_or_default();
+    let ends = (tip.structures_end()..=last.max(tip.structures_end())).step_by(MIB as usize);
+    let end = ends.into_iter().find(|end| fits(tip, &placed, *end)).unwrap();
+    let moves = placed.iter().filter(|placed| placed.range.end > end);
+    Least { content, moved: moves.map(|placed| placed.present).sum(), end }
+}
+
+fn per_block(layer: &Layer) -> u64 {
+    layer.block_size / layer.sector
+}
+
+fn bitmap_of(layer: &Layer, chunk: u64) -> u64 {
+    let ratio = (layer.sector << 23) / layer.block_size;
+    layer.bat_entry(chunk * (ratio + 1) + ratio).unwrap() >> 20 << 20
+}
+
+/// Whether all that reaches beyond this end has room in unused space before it. Payload goes first, into the first hole
+/// that is long enough: with blocks of one length no other order fits more.
+fn fits(tip: &Layer, placed: &[Placed], end: u64) -> bool {
+    let mut used = vec![false; (end / MIB) as usize];
+    let log = tip.log();
+    let structures = [0..MIB, log, tip.bat(), 2 * MIB..3 * MIB];
+    let stay = placed.iter().map(|placed| placed.range.clone());
+    for range in stay.chain(structures) {
+        let units = range.start / MIB..range.end.min(end).div_ceil(MIB);
+        units.for_each(|unit| used[unit as usize] = true);
+    }
+    let mut moves: Vec<&Placed> = placed.iter().filter(|placed| placed.range.end > end).collect();
+    moves.sort_by_key(|placed| placed.is_bitmap);
+    moves.into_iter().all(|placed| {
+        let len = ((placed.range.end - placed.range.start) / MIB) as usize;
+        let Some(at) = used.windows(len).position(|units| units.iter().all(|used| !used)) else {
+            return false;
+        };
+        used[at..at + len].fill(true);
+        true
+    })
+}
+
+/// Fails unless the image is sound by the naive reader and by a check.
+fn assert_sound(host: &SimHost, tip: usize, seed: u64) {
+    assert_eq!(layer(host, tip).faults(), [] as [String; 0], "seed {seed}");
+    let file = Arc::new(MemStorage::new(bytes_of(host, tip)));
+    let report = Check::new().run_file(file).unwrap();
+    let is_broken = |finding: &&avhdx::ops::Finding| {
+        finding.severity == Severity::Error && finding.code != "parent.missing"
+    };
+    let broken: Vec<_> = report.findings.iter().filter(is_broken).collect();
+    assert!(broken.is_empty(), "seed {seed}: {broken:?}");
+}
+
+#[test]
+fn compacted_images_read_the_same_and_are_as_short_as_they_can_be() {
+    let (mut moved, mut dropped, mut shorter, mut idle) = (0, 0, 0, 0);
+    for seed in 0..SEEDS {
+        let images = wasteful(seed);
+        let tip = images.len() - 1;
+        let below = (tip > 0).then(|| flat(&host_of(&images), tip - 1));
+        for content in [false, true] {
+            let host = host_of(&images);
+            let (before, image) = (flat(&host, tip), layer(&host, tip));
+            let least = least(&bytes_of(&host, tip), &before, below.as_deref(), content);
+            let chain = open(&host, tip);
+            let files = host.files().sum();
+            let compact = Compact::new().content(content);
+            let forecast = compact.forecast(&chain).unwrap();
+            assert!(host.files().sum() == files, "seed {seed}: a forecast changes nothing");
+            let mut last = None;
+            let on = |progress| {
+                last = Some(progress);
+                std::ops::ControlFlow::Continue(())
+            };
+            let done = compact.on_progress(on).run(&chain).unwrap();
+            let last: avhdx::ops::Progress = last.unwrap();
+            assert_eq!(last.done, last.total, "seed {seed}");
+            assert_eq!(done, forecast.outcome, "seed {seed}, content {content}");
+            assert_eq!(done.content, content.then_some(least.content), "seed {seed}");
+            if done.file_len < done.file_len_before {
+                assert_eq!((done.file_len, done.moved), (least.end, least.moved), "seed {seed}");
+            } else {
+                assert!(done.moved == 0 && least.end >= done.file_len, "seed {seed}");
+            }
+            let mut read = vec![0xAA; before.len()];
+            chain.read_at(&mut read, 0).unwrap();
+            assert!(difference(&read, &before).is_none(), "seed {seed}, live");
+            chain.close().unwrap();
+            drop(chain);
+            assert_eq!(bytes_of(&host, tip).len() as u64, done.file_len, "seed {seed}");
+            assert!(difference(&flat(&host, tip), &before).is_none(), "seed {seed}");
+            let after = layer(&host, tip);
+            assert_eq!(after.data_write_guid, image.data_write_guid, "seed {seed}");
+            assert_sound(&host, tip, seed);
+            let files = host.files().sum();
+            let again = Compact::new().content(content).run(&open(&host, tip)).unwrap();
+            assert_eq!((again.moved, again.file_len), (0, done.file_len), "seed {seed}");
+            assert!(host.files().sum() == files, "seed {seed}: nothing is left to do");
+            moved += done.moved;
+            dropped += least.content;
+            shorter += u64::from(done.file_len < done.file_len_before);
+            idle += u64::from(done.file_len == done.file_len_before);
+        }
+    }
+    assert!(moved > 16 * MIB && dropped > 16 * MIB, "{moved} and {dropped}");
+    assert!(shorter > 14 && idle > 0, "{shorter} shorter, {idle} as long as before");
+}
+
+#[test]
+fn images_that_must_stay_as_they_are_are_refused() {
+    let mut base = Image::dynamic(4 * MIB);
+    base.put(3, Block::full(Data::Pattern(1)));
+    base.gap = MIB;
+    let child = base.new_child();
+    let host = host_of(&[base.clone(), child]);
+    let options = OpenOptions::new().host(Arc::new(host.clone())).writable(true);
+    let parent = options.clone().orphan_children(true).open(file(0)).unwrap();
+    let (files, known) = (host.files().sum(), layer(&host, 0).data_write_guid);
+    let error = Compact::new().run(&parent).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::HasChildren, "image.children"));
+    let free = Compact::new().with_children(true).free(Some(0..4 * MIB));
+    assert_eq!(free.run(&parent).unwrap_err().kind(), ErrorKind::HasChildren);
+    assert!(host.files().sum() == files);
+    let done = Compact::new().with_children(true).content(true).run(&parent).unwrap();
+    assert_eq!(done.file_len, done.file_len_before - MIB);
+    parent.close().unwrap();
+    drop(parent);
+    assert_eq!(layer(&host, 0).data_write_guid, known, "its child accepts it");
+    drop(open(&host, 1));
+
+    let fixed = host_of(&[Image::fixed(2 * MIB)]);
+    let error = Compact::new().run(&open(&fixed, 0)).unwrap_err();
+    assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, "compact.fixed"));
+    let alone = host_of(&[base]);
+    let chain = options.host(Arc::new(alone.clone())).writable(false).open(file(0)).unwrap();
+    assert_eq!(Compact::new().run(&chain).unwrap_err().kind(), ErrorKind::ReadOnly);
+    assert_eq!(Compact::new().forecast(&chain).unwrap().outcome.moved, MIB);
+    let beyond = Compact::new().free(Some(0..5 * MIB));
+    assert_eq!(beyond.forecast(&chain).unwrap_err().kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn declared_ranges_are_dropped_in_whole_blocks() {
+    let mut base = Image::dynamic(5 * MIB - 4096);
+    for block in 0..5 {
+        base.put(block, Block::full(Data::Pattern(block + 1)));
+    }
+    let host = host_of(&[base]);
+    let before = flat(&host, 0);
+    let chain = open(&host, 0);
+    let known = chain.layers()[0].data_write_guid;
+    let compact = Compact::new().free([512..2 * MIB, 4 * MIB..5 * MIB - 4096]);
+    let forecast = compact.forecast(&chain).unwrap();
+    let done = compact.run(&chain).unwrap();
+    assert_eq!((done, done.free), (forecast.outcome, 2 * MIB));
+    chain.close().unwrap();
+    assert_ne!(chain.layers()[0].data_write_guid, known);
+    drop(chain);
+    let mut expected = before;
+    expected[MIB as usize..2 * MIB as usize].fill(0);
+    expected[4 * MIB as usize..].fill(0);
+    assert!(difference(&flat(&host, 0), &expected).is_none());
+    assert_eq!(bytes_of(&host, 0).len() as u64, done.file_len_before - 2 * MIB);
+}
+
+/// Two write, each to sectors of its own, one discards what it wrote before, and two read.
+#[test]
+fn a_chain_in_use_is_compacted() {
+    const BLOCKS: u64 = 24;
+    let mut base = Image::dynamic(BLOCKS * MIB);
+    for block in (0..BLOCKS).filter(|block| block % 3 != 1) {
+        base.put(block, Block::full(Data::Pattern(block)));
+    }
+    base.gap = MIB;
+    let mut tip = base.new_child();
+    for block in 0..BLOCKS {
+        let runs = [(0, 8), (block as usize * 8, 100)];
+        match block % 4 {
+            0 => tip.put(block, Block::full(Data::Pattern(100 + block))),
+            1 => tip.put(block, Block::partial_runs(Data::Pattern(200 + block), &runs)),
+            2 => tip.put(block, Block::full(Data::Zeros)),
+            _ => &mut tip,
+        };
+    }
+    tip.gap = 2 * MIB;
+    let host = host_of(&[base, tip]);
+    let mut model = flat(&host, 1);
+    let before = bytes_of(&host, 1).len() as u64;
+    let chain = open(&host, 1);
+    let is_over = AtomicBool::new(false);
+    let last: [AtomicU64; 2] = Default::default();
+    // The first half of each block is written to, the second one only read.
+    let place = |writer: u64, count: u64| (count % BLOCKS) * MIB + writer * 65_536 + 4096;
+    std::thread::scope(|scope| {
+        for (writer, last) in (0..).zip(&last) {
+            let (chain, is_over) = (&chain, &is_over);
+            scope.spawn(move || {
+                for count in 1.. {
+                    let bytes = [(count % 251) as u8; 4096];
+                    chain.write_at(&bytes, place(writer, count)).unwrap();
+                    last.store(count, Ordering::SeqCst);
+                    if count % 16 == 0 {
+                        chain.flush().unwrap();
+                    }
+                    if is_over.load(Ordering::SeqCst) {
+                        return;
+                    }
+                }
+            });
+            let model = &model;
+            scope.spawn(move || {
+                let mut rng = Rng::new(writer);
+                let mut bytes = vec![0; 40_000];
+                while !is_over.load(Ordering::SeqCst) {
+                    let at = rng.below(BLOCKS) * MIB + MIB / 2 + rng.below(MIB / 2 - 40_000);
+                    chain.read_at(&mut bytes, at).unwrap();
+                    let there = &model[at as usize..at as usize + bytes.len()];
+                    assert!(difference(&bytes, there).is_none(), "at {at}");
+                }
+            });
+        }
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for content in [false, true, true] {
+                let done = Compact::new().content(content).run(&chain).unwrap();
+                assert!(done.file_len < before, "{done:?}");
+            }
+        }));
+        is_over.store(true, Ordering::SeqCst);
+        done.unwrap();
+    });
+    for (writer, last) in (0..).zip(&last) {
+        for count in 1..=last.load(Ordering::SeqCst) {
+            let at = place(writer, count) as usize;
+            model[at..at + 4096].fill((count % 251) as u8);
+        }
+    }
+    let done = Compact::new().run(&chain).unwrap();
+    chain.close().unwrap();
+    drop(chain);
+    assert_eq!(bytes_of(&host, 1).len() as u64, done.file_len);
+    assert!(difference(&flat(&host, 1), &model).is_none());
+    assert_sound(&host, 1, 0);
+}
