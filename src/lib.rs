@@ -158,6 +158,7 @@ mod file;
 mod format;
 mod image;
 mod log;
+mod mover;
 mod names;
 pub mod ops;
 mod options;

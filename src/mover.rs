@@ -135,7 +135,10 @@ mod tests {
     }
 
     /// Reads `pieces` pieces and fails or panics at `bad`.
-    fn reader(pieces: usize, bad: Option<(usize, bool)>) -> impl FnMut(&mut Vec<u8>) -> Result<Option<usize>> + Send {
+    fn reader(
+        pieces: usize,
+        bad: Option<(usize, bool)>,
+    ) -> impl FnMut(&mut Vec<u8>) -> Result<Option<usize>> + Send {
         let mut next = 0;
         move |buf| {
             match bad {

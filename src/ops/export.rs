@@ -3,9 +3,10 @@
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use super::{DiskRuns, Listener, Progress, WINDOW, is_zero, window_end};
+use super::{DiskRuns, Listener, Progress, WINDOW, is_zero};
 use crate::disk::Disk;
 use crate::error::{Error, ErrorKind, Result};
+use crate::mover::{PIECE, flush_behind, read_ahead};
 use crate::storage::Storage;
 use crate::trace::operation;
 use crate::types::KIB;
@@ -75,14 +76,20 @@ impl<'a> Export<'a> {
         // First, so that a disk too large for the file system is refused at once.
         to.set_len(0).and_then(|()| to.set_len(size)).map_err(|error| failed(size, error))?;
         let mut written = 0;
-        pieces(disk, &self.progress, |range, bytes| {
-            for part in bytes.map_or_else(Vec::new, |bytes| parts_with_data(range.start, bytes)) {
-                written += part.1.len() as u64;
-                to.write_at(part.1, part.0).map_err(|error| failed(part.0, error))?;
-            }
-            Ok(())
+        let flush = || to.flush().map_err(|error| failed(0, error));
+        flush_behind(&flush, |behind| {
+            pieces(disk, &self.progress, |range, bytes| {
+                for part in bytes.map_or_else(Vec::new, |bytes| parts_with_data(range.start, bytes))
+                {
+                    let len = part.1.len() as u64;
+                    to.write_at(part.1, part.0).map_err(|error| failed(part.0, error))?;
+                    written += len;
+                    behind.wrote(len)?;
+                }
+                Ok(())
+            })
         })?;
-        to.flush().map_err(|error| failed(0, error))?;
+        flush()?;
         Ok(Exported { size, written })
     }
 
@@ -106,14 +113,18 @@ impl<'a> Export<'a> {
             return Err(onto_itself());
         }
         let mut written = 0;
-        pieces(disk, &self.progress, |range, bytes| {
-            let Some(bytes) = bytes else { return Ok(()) };
-            for part in joined(&parts_with_data(range.start, bytes)) {
-                let place = (part.start - range.start) as usize..(part.end - range.start) as usize;
-                to.write_at(&bytes[place], part.start)?;
-                written += part.end - part.start;
-            }
-            Ok(())
+        flush_behind(&|| to.flush(), |behind| {
+            pieces(disk, &self.progress, |range, bytes| {
+                let Some(bytes) = bytes else { return Ok(()) };
+                for part in joined(&parts_with_data(range.start, bytes)) {
+                    let place =
+                        (part.start - range.start) as usize..(part.end - range.start) as usize;
+                    to.write_at(&bytes[place], part.start)?;
+                    written += part.end - part.start;
+                    behind.wrote(part.end - part.start)?;
+                }
+                Ok(())
+            })
         })?;
         to.flush()?;
         Ok(Exported { size, written })
@@ -160,26 +171,32 @@ fn pieces(
 ) -> Result<()> {
     let size = disk.geometry().size;
     let mut runs = DiskRuns::new(disk);
-    let mut buf = vec![0; WINDOW.min(size) as usize];
     let mut at = 0;
-    progress.report(at, size)?;
-    while at < size {
+    let read = move |buf: &mut Vec<u8>| {
+        if at == size {
+            return Ok(None);
+        }
         let run = runs.at(at)?;
-        let end = if run.is_zero() {
-            take(at..run.end, None)?;
+        let is_zero = run.is_zero();
+        let end = if is_zero {
             run.end
         } else {
-            // A whole window, past the end of the run: small extents would cause small reads.
-            let end = window_end(at, size);
-            let bytes = &mut buf[..(end - at) as usize];
-            disk.read_at(bytes, at)?;
-            take(at..end, Some(bytes))?;
+            // A whole piece, past the end of the run: small extents would cause small reads.
+            let end = size.min((at / PIECE + 1) * PIECE);
+            buf.resize((end - at) as usize, 0);
+            disk.read_at(buf, at)?;
             end
         };
+        let range = at..end;
         at = end;
-        progress.report(at, size)?;
-    }
-    Ok(())
+        Ok(Some((range, is_zero)))
+    };
+    progress.report(0, size)?;
+    read_ahead(read, |(range, is_zero), bytes| {
+        let end = range.end;
+        take(range, (!is_zero).then_some(bytes))?;
+        progress.report(end, size)
+    })
 }
 
 /// Returns the parts of `bytes`, which start at `at`, that are not zeros, with their offsets, in units of [`GRAIN`].

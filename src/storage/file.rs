@@ -238,6 +238,16 @@ impl Storage for FileStorage {
         }
     }
 
+    #[cfg(target_os = "linux")]
+    fn forget(&self, range: std::ops::Range<u64>) {
+        use rustix::fs::{Advice, fadvise};
+        // No length stands for the rest of the file.
+        if let Some(len) = std::num::NonZeroU64::new(range.end.saturating_sub(range.start)) {
+            // Nothing depends on it.
+            let _ = fadvise(&self.file, range.start, Some(len), Advice::DontNeed);
+        }
+    }
+
     /// Known of regular files on ext4 with a journal and barriers, unless its mode is `data=writeback`, on XFS, btrfs and
     /// tmpfs, as Linux lists them. `false` elsewhere: other file systems, networks, devices, other systems.
     #[cfg(target_os = "linux")]

@@ -174,6 +174,12 @@ pub trait Storage: Debug + Send + Sync {
         Ok(false)
     }
 
+    /// Tells the host that nobody reads the range soon, so that it need not keep its bytes in memory. Changes neither the
+    /// file nor what is durable. A file whose bytes are not in memory is removed sooner.
+    fn forget(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
     /// Whether writes that a crash of the host loses read as zeros afterwards, where they went to bytes that
     /// [`set_len`](Self::set_len) extended the file by, a later [flush](Self::flush) made durable and nothing was
     /// written to since. A host that may show other bytes there, for instance what a removed file left, answers

@@ -71,6 +71,10 @@ impl Storage for ReadOnly {
         refused()
     }
 
+    fn forget(&self, range: Range<u64>) {
+        self.0.forget(range);
+    }
+
     fn lost_writes_read_as_zeros(&self) -> bool {
         self.0.lost_writes_read_as_zeros()
     }

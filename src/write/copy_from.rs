@@ -4,11 +4,8 @@ use super::payload::{Copier, Payload};
 use super::writer::Writer;
 use crate::error::{Error, Result};
 use crate::image::Core;
-use crate::types::{DiskOffset, FileOffset, MIB};
-
-/// Bytes per read and write when the host does not copy. Larger pieces leave the processor's cache
-/// in between.
-const PIECE: u64 = MIB;
+use crate::mover::{PIECE, read_ahead};
+use crate::types::{DiskOffset, FileOffset};
 
 impl Writer {
     /// Writes `len` bytes, whole sectors, at `at`, as [`write_at`](crate::Disk::write_at) does,
@@ -57,19 +54,25 @@ impl Writer {
                 }
             }
         }
-        let mut buffer = copier.buffer.borrow_mut();
-        let piece = len.min(PIECE);
-        if (buffer.len() as u64) < piece {
-            buffer.resize(piece as usize, 0);
+        if len <= PIECE {
+            let mut buffer = copier.buffer.borrow_mut();
+            buffer.resize(len as usize, 0);
+            from.read_payload(&mut buffer, from_at)?;
+            return self.write_bytes(&buffer, at.get());
         }
         let mut done = 0;
-        while done < len {
-            let bytes = &mut buffer[..(len - done).min(PIECE) as usize];
-            from.read_payload(bytes, from_at + done)?;
-            self.write_bytes(bytes, at.get() + done)?;
-            done += bytes.len() as u64;
-        }
-        Ok(())
+        let read = move |buffer: &mut Vec<u8>| {
+            let start = done;
+            if start == len {
+                return Ok(None);
+            }
+            let piece = (len - start).min(PIECE);
+            buffer.resize(piece as usize, 0);
+            from.read_payload(buffer, from_at + start)?;
+            done += piece;
+            Ok(Some(start))
+        };
+        read_ahead(read, |start, bytes| self.write_bytes(bytes, at.get() + start))
     }
 }
 
@@ -86,6 +89,7 @@ mod tests {
     use super::*;
     use crate::error::ErrorKind;
     use crate::storage::{Access, Host, LocalHost, MemStorage, Storage};
+    use crate::types::MIB;
     use crate::{Disk, DiskExt, OpenOptions, Source};
 
     const SIZE: u64 = 12 * MIB;

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::disk::{Extent, Source, Zeroing};
 use crate::error::{Error, Result};
@@ -18,6 +18,8 @@ pub(super) const PIECE: u64 = 16 * MIB;
 const HELD_PIECE: u64 = MIB;
 /// How many blocks are zeroed between two checks for cancellation.
 const ZERO_BLOCKS: u64 = 64;
+/// How many places are remembered until they are forgotten.
+const MOST_PLACES: usize = 4096;
 /// How many bytes of the disk are processed between two progress reports.
 pub(super) const BATCH: u64 = 64 * MIB;
 
@@ -69,6 +71,34 @@ pub(super) struct LayerCopy<'a> {
     pub(super) tracker: Option<Arc<ChangeTracker>>,
     /// How far the pass over the disk got.
     pub(super) passed: Cell<u64>,
+    /// Places in the child's file that have been read, and need not stay in memory.
+    pub(super) read: &'a Places,
+}
+
+/// Places in a file.
+#[derive(Debug, Default)]
+pub(super) struct Places(Mutex<Vec<Range<u64>>>);
+
+impl Places {
+    fn add(&self, place: Range<u64>) {
+        let mut places = self.held();
+        let is_full = places.len() >= MOST_PLACES;
+        match places.last_mut() {
+            Some(last) if last.end == place.start => last.end = place.end,
+            // What is not remembered stays in memory longer.
+            _ if is_full => {}
+            _ => places.push(place),
+        }
+    }
+
+    /// Takes all places that were added so far.
+    pub(super) fn take(&self) -> Vec<Range<u64>> {
+        std::mem::take(&mut *self.held())
+    }
+
+    fn held(&self) -> MutexGuard<'_, Vec<Range<u64>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What to do next at an offset, and up to where.
@@ -122,15 +152,23 @@ impl CopyPiece {
 }
 
 impl LayerCopy<'_> {
-    /// Moves what the child holds of `range`, at the meter's pace; returns how many bytes of
-    /// data that was.
-    pub(super) fn pass(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
-        self.paced(range, PIECE, meter, &|at| self.passed.set(at))
+    /// Moves what the child holds of `range`, at the meter's pace, and reports the bytes of each step to `moved`;
+    /// returns how many bytes of data that was.
+    pub(super) fn pass(
+        &self,
+        range: Range<u64>,
+        meter: &mut Meter<'_>,
+        moved: &mut dyn FnMut(u64) -> Result<()>,
+    ) -> Result<u64> {
+        self.paced(range, PIECE, meter, &mut |at, bytes| {
+            self.passed.set(at);
+            moved(bytes)
+        })
     }
 
     /// The same while writers to the range wait.
     pub(super) fn pass_while_held(&self, range: Range<u64>, meter: &mut Meter<'_>) -> Result<u64> {
-        self.paced(range, HELD_PIECE, meter, &|_| ())
+        self.paced(range, HELD_PIECE, meter, &mut |_, _| Ok(()))
     }
 
     fn paced(
@@ -138,7 +176,7 @@ impl LayerCopy<'_> {
         range: Range<u64>,
         most: u64,
         meter: &mut Meter<'_>,
-        passed: &dyn Fn(u64),
+        passed: &mut dyn FnMut(u64, u64) -> Result<()>,
     ) -> Result<u64> {
         let (block, size) =
             (u64::from(self.to.core().block_size()), self.to.core().geometry().size);
@@ -156,7 +194,7 @@ impl LayerCopy<'_> {
             drop(held);
             moved += step;
             meter.done += step;
-            passed(end);
+            passed(end, step)?;
             if end / BATCH > at / BATCH || end == range.end {
                 meter.report()?;
             }
@@ -203,6 +241,7 @@ impl LayerCopy<'_> {
                 Source::Data { at: place, .. } => {
                     let len = end - start;
                     self.to.copy_from(DiskOffset(start), len, &self.from, place, &self.copier)?;
+                    self.read.add(place.get()..place.get() + len);
                     moved += len;
                 }
             }

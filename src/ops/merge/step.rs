@@ -12,19 +12,20 @@
 //! 8. the child's file is removed.
 
 use std::cell::Cell;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::copy::{BATCH, LayerCopy, Meter};
+use super::copy::{BATCH, LayerCopy, Meter, Places};
 use super::parameters::{Merge, Merged};
 use super::request;
 use crate::chain::{Operation, Retired, file_id, path_of};
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, MergeMark, MergeState, Moved};
+use crate::mover::flush_behind;
 use crate::ops::child::{Removed, dangling_link, exchange_names, remove};
 use crate::read::Layer;
 use crate::types::BlockIndex;
@@ -174,12 +175,14 @@ impl MergeStep<'_> {
         let copier = Copier::new(self.merge.share);
         let passed = Cell::new(0);
         let from = Layer::new(Arc::clone(on.child.core()));
-        let copy = LayerCopy { from, to: &on.parent, copier, tracker: tracker.clone(), passed };
+        let read = &Places::default();
+        let copy =
+            LayerCopy { from, to: &on.parent, copier, tracker: tracker.clone(), passed, read };
         let size = on.child.core().geometry().size;
         let copied = (|| {
             let moved = match self.merge.low_space {
                 true => self.copy_and_give_back(on, &copy, meter)?,
-                false => copy.pass(0..size, meter)?,
+                false => pass_durably(on, &copy, size, meter)?,
             };
             let Some(tracker) = &tracker else {
                 complete(&on.parent)?;
@@ -246,7 +249,7 @@ impl MergeStep<'_> {
         while let Some(found) = copy.next_data(at..size)? {
             at = at.max(found / step * step);
             let end = size.min((at / step + 1) * step);
-            let now = copy.pass(at..end, meter)?;
+            let now = copy.pass(at..end, meter, &mut |_| Ok(()))?;
             moved += now;
             if now > 0 {
                 on.parent.commit()?;
@@ -433,6 +436,35 @@ impl MergeStep<'_> {
 
 fn warning_of(image: &Core, code: &'static str, message: String) -> Warning {
     Warning::new(code, image.name(), message).of_layer(image.id())
+}
+
+/// Moves what the child holds, makes most of it durable meanwhile, and has the host let go of the child's bytes: at the
+/// end its file is removed, which takes long while they are in memory.
+fn pass_durably(
+    on: &Handles,
+    copy: &LayerCopy<'_>,
+    size: u64,
+    meter: &mut Meter<'_>,
+) -> Result<u64> {
+    let (parent, read) = (&on.parent, copy.read);
+    let child = on.child.core().bare_storage();
+    let let_go = |places: Vec<Range<u64>>| places.into_iter().for_each(|place| child.forget(place));
+    let flush = || {
+        let places = read.take();
+        parent.commit()?;
+        let_go(places);
+        Ok(())
+    };
+    let moved =
+        flush_behind(&flush, |behind| copy.pass(0..size, meter, &mut |bytes| behind.wrote(bytes)))?;
+    // The rest is let go while what was moved last becomes durable.
+    let rest = read.take();
+    std::thread::scope(|scope| {
+        // Where there can be no other thread, it stays in memory.
+        _ = std::thread::Builder::new().spawn_scoped(scope, || let_go(rest));
+        parent.commit()
+    })?;
+    Ok(moved)
 }
 
 /// Durably completes the parent.

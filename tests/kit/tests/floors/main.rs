@@ -56,6 +56,7 @@ const LIBRARY: Rules<'_> = Rules {
         ("storage", &["storage"]),
         ("counters", &["counters"]),
         ("trace", &["trace"]),
+        ("mover", &["mover"]),
         ("sync", &["sync"]),
         ("error", &["error"]),
         ("types", &["types"]),
