@@ -10,6 +10,7 @@ use crate::common::{Folder, chain, guid, mark, name};
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("compact.punch", "needs a file system without holes: see tests/live/compact.rs"),
     ("convert.differs", "needs a drive that fails: see cli/src/copying.rs"),
     (
         "output.swapped",
