@@ -485,3 +485,14 @@ fn what_a_writer_has_in_memory_differs_from_the_point_below() {
     assert_eq!(ranges(&below, &chain), [5 * MIB..5 * MIB + 512]);
     assert_eq!(ranges(&chain, &chain), []);
 }
+
+#[test]
+fn sectors_between_those_that_differ_are_not_listed() {
+    let disk = |others: &[usize]| {
+        let mut bytes = vec![7; 16384];
+        others.iter().for_each(|at| bytes[*at] = 8);
+        avhdx::RawDisk::new(Arc::new(avhdx::storage::MemStorage::new(bytes))).unwrap()
+    };
+    let (a, b) = (disk(&[]), disk(&[600, 1600, 5000]));
+    assert_eq!(contents(&a, &b), [512..1024, 1536..2048, 4608..5120]);
+}
