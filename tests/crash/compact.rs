@@ -1,10 +1,9 @@
 //! Crashes and failures while an image is compacted: the disk reads as before, and another run does the rest.
 
-use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 
 use avhdx::ops::{Check, Compact, Compacted, Severity};
 use avhdx::{DiffChain, Disk};
@@ -14,11 +13,11 @@ use avhdx_testkit::naive::{Chain, Layer};
 use uuid::Uuid;
 
 use crate::driver::{MIB, path};
-use crate::explore::{guarded, story};
-use crate::outcomes::{Depth, Explorer};
+use crate::explore::judge_outcomes;
+use crate::outcomes::Depth;
 use crate::sim::{Arrived, Bytes, Files, Refusal, SimHost};
 use crate::verdict::{layer, open, options};
-use crate::{is_long, tell_failures};
+use crate::{explore_each, is_long};
 
 /// Where a write on the way goes.
 const WRITTEN: Range<usize> = 8192..8192 + 4096;
@@ -48,21 +47,10 @@ struct Known {
 #[test]
 fn a_crash_while_an_image_is_compacted_changes_no_byte_of_the_disk() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
-    let mut distinct = 0;
-    let mut failures = Vec::new();
     let is_short = !is_long() && std::env::var_os("AVHDX_MUTANT").is_none() && only.is_empty();
     let is_chosen =
         |wasteful: &&Wasteful| wasteful.name.contains(&only) && (wasteful.is_in_short || !is_short);
-    for wasteful in all().iter().filter(is_chosen) {
-        let started = std::time::Instant::now();
-        let (outcomes, failed) = explore(wasteful);
-        let seconds = started.elapsed().as_secs_f32();
-        println!("{:<44}{outcomes:>8}{:>9}  {seconds:.1} s", wasteful.name, failed.len());
-        tell_failures(wasteful.name, &failed);
-        distinct += outcomes;
-        failures.extend(failed);
-    }
-    assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
+    let distinct = explore_each(all().iter().filter(is_chosen), |wasteful| wasteful.name, explore);
     assert!(!only.is_empty() || distinct >= 100, "{distinct} outcomes");
 }
 
@@ -209,30 +197,7 @@ fn explore(wasteful: &Wasteful) -> (usize, Vec<String>) {
         (false, false) => Depth { exhaustive: 3, samples: 3, torn: 2 },
     };
     let events = host.events();
-    let mut seen = HashSet::new();
-    let mut outcomes = Vec::new();
-    let mut explorer = Explorer::new(wasteful.files.clone(), &events, depth, 11);
-    explorer.run(0, &|_| 0, &mut |outcome| {
-        if seen.insert(outcome.files.sum().exact) {
-            let story = story(&events, &outcome);
-            outcomes.push((outcome.files, story));
-        }
-    });
-    let (count, outcomes) = (outcomes.len(), Mutex::new(outcomes));
-    let failures = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
-            scope.spawn(|| {
-                let next = || outcomes.lock().unwrap().pop();
-                while let Some((files, story)) = next() {
-                    if let Err(why) = guarded(|| judge(wasteful, &known, &files)) {
-                        failures.lock().unwrap().push(format!("{story}: {why}"));
-                    }
-                }
-            });
-        }
-    });
-    (count, failures.into_inner().unwrap())
+    judge_outcomes(&wasteful.files, &events, depth, |files, _| judge(wasteful, &known, files))
 }
 
 fn judge(wasteful: &Wasteful, known: &Known, files: &Files) -> Result<(), String> {

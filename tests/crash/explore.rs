@@ -149,6 +149,41 @@ fn judge(
     Ok(())
 }
 
+/// Judges every distinct outcome of a crash within these events, in several threads; `judge` gets a sum of the files
+/// too. Returns how many there are, and what is wrong with which.
+pub fn judge_outcomes(
+    files: &Files,
+    events: &[Event],
+    depth: Depth,
+    judge: impl Fn(&Files, u64) -> Result<(), String> + Sync,
+) -> (usize, Vec<String>) {
+    let mut seen = HashSet::new();
+    let mut outcomes = Vec::new();
+    let mut explorer = Explorer::new(files.clone(), events, depth, 11);
+    explorer.run(0, &|_| 0, &mut |outcome| {
+        let sum = outcome.files.sum().exact;
+        if seen.insert(sum) {
+            let story = story(events, &outcome);
+            outcomes.push((outcome.files, sum, story));
+        }
+    });
+    let (count, outcomes) = (outcomes.len(), Mutex::new(outcomes));
+    let failures = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
+            scope.spawn(|| {
+                let next = || outcomes.lock().unwrap().pop();
+                while let Some((files, sum, story)) = next() {
+                    if let Err(why) = guarded(|| judge(&files, sum)) {
+                        failures.lock().unwrap().push(format!("{story}: {why}"));
+                    }
+                }
+            });
+        }
+    });
+    (count, failures.into_inner().unwrap())
+}
+
 /// Turns panics into failures.
 pub fn guarded<T>(judge: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(judge)).unwrap_or_else(|panic| {

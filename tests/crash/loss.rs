@@ -4,7 +4,6 @@
 use std::collections::HashSet;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use avhdx::Disk;
 use avhdx::ops::{AcceptLoss, Check, LossKind, Severity};
@@ -14,11 +13,11 @@ use avhdx_testkit::naive::{Layer, Says};
 use uuid::Uuid;
 
 use crate::driver::{GIB, MIB, path};
-use crate::explore::{guarded, story};
+use crate::explore::{judge_outcomes, story};
 use crate::outcomes::{Depth, Explorer};
 use crate::sim::{Bytes, Event, Files, SimHost};
 use crate::verdict::{layer, options};
-use crate::{is_long, tell_failures};
+use crate::{explore_each, is_long};
 
 /// An image with losses, over a sound base.
 struct Damaged {
@@ -40,18 +39,11 @@ struct Known {
 #[test]
 fn a_crash_while_a_loss_is_accepted_leaves_the_image_unchanged_or_repaired() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
-    let mut distinct = 0;
-    let mut failures = Vec::new();
-    for damaged in all().iter().filter(|damaged| damaged.name.contains(&only)) {
-        let started = std::time::Instant::now();
-        let (outcomes, failed) = explore(damaged);
-        let seconds = started.elapsed().as_secs_f32();
-        println!("{:<44}{outcomes:>8}{:>9}  {seconds:.1} s", damaged.name, failed.len());
-        tell_failures(damaged.name, &failed);
-        distinct += outcomes;
-        failures.extend(failed);
-    }
-    assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
+    let distinct = explore_each(
+        all().iter().filter(|damaged| damaged.name.contains(&only)),
+        |damaged| damaged.name,
+        explore,
+    );
     assert!(!only.is_empty() || distinct >= 150, "{distinct} outcomes");
 }
 
@@ -160,30 +152,7 @@ fn explore(damaged: &Damaged) -> (usize, Vec<String>) {
         false => Depth { exhaustive: 8, samples: 20, torn: 12 },
     };
     let events = host.events();
-    let mut seen = HashSet::new();
-    let mut outcomes = Vec::new();
-    let mut explorer = Explorer::new(damaged.files.clone(), &events, depth, 11);
-    explorer.run(0, &|_| 0, &mut |outcome| {
-        if seen.insert(outcome.files.sum().exact) {
-            let story = story(&events, &outcome);
-            outcomes.push((outcome.files, story));
-        }
-    });
-    let (count, outcomes) = (outcomes.len(), Mutex::new(outcomes));
-    let failures = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
-            scope.spawn(|| {
-                let next = || outcomes.lock().unwrap().pop();
-                while let Some((files, story)) = next() {
-                    if let Err(why) = guarded(|| judge(damaged, &known, &files)) {
-                        failures.lock().unwrap().push(format!("{story}: {why}"));
-                    }
-                }
-            });
-        }
-    });
-    (count, failures.into_inner().unwrap())
+    judge_outcomes(&damaged.files, &events, depth, |files, _| judge(damaged, &known, files))
 }
 
 fn accept(host: &SimHost, damaged: &Damaged) -> avhdx::Result<avhdx::ops::Losses> {

@@ -88,6 +88,27 @@ fn run(workload: &Workload, shows_stale: bool, effort: Effort, wanted: usize) ->
     tally
 }
 
+/// Explores one workload after the other; returns how many distinct outcomes there were, all of them sound.
+fn explore_each<'a, W: 'a>(
+    workloads: impl IntoIterator<Item = &'a W>,
+    name: impl Fn(&W) -> &str,
+    explore: impl Fn(&W) -> (usize, Vec<String>),
+) -> usize {
+    let (mut distinct, mut failures) = (0, Vec::new());
+    for workload in workloads {
+        let started = std::time::Instant::now();
+        let (outcomes, failed) = explore(workload);
+        let seconds = started.elapsed().as_secs_f32();
+        let name = name(workload);
+        println!("{name:<44}{outcomes:>8}{:>9}  {seconds:.1} s", failed.len());
+        tell_failures(name, &failed);
+        distinct += outcomes;
+        failures.extend(failed);
+    }
+    assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
+    distinct
+}
+
 /// Prints the first failures of a workload; for a planted bug, one of them is expected.
 fn tell_failures(workload: &str, failures: &[String]) {
     if !failures.is_empty() && std::env::var_os("AVHDX_MUTANT").is_some() {

@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use avhdx::Disk;
@@ -14,11 +13,11 @@ use avhdx_testkit::naive::{Chain, Layer, Says};
 use uuid::Uuid;
 
 use crate::driver::{GIB, MIB, path};
-use crate::explore::{guarded, story};
+use crate::explore::{judge_outcomes, story};
 use crate::outcomes::{Depth, Explorer};
 use crate::sim::{Arrived, Bytes, Files, SimHost};
 use crate::verdict::{layer, options};
-use crate::{is_long, tell_failures};
+use crate::{explore_each, is_long};
 
 /// A chain, and the base that its tip gets.
 struct Workload {
@@ -38,18 +37,8 @@ struct Known {
 #[test]
 fn a_crash_while_an_image_gets_another_base_leaves_it_reading_the_same() {
     let only = std::env::var("AVHDX_WORKLOAD").unwrap_or_default();
-    let (mut distinct, mut failures) = (0, Vec::new());
     let workloads = all().into_iter().filter(|workload| workload.name.contains(&only));
-    for workload in &workloads.collect::<Vec<_>>() {
-        let started = std::time::Instant::now();
-        let (outcomes, failed) = explore(workload);
-        let seconds = started.elapsed().as_secs_f32();
-        println!("{:<44}{outcomes:>8}{:>9}  {seconds:.1} s", workload.name, failed.len());
-        tell_failures(workload.name, &failed);
-        distinct += outcomes;
-        failures.extend(failed);
-    }
-    assert!(failures.is_empty(), "{} outcomes are not sound", failures.len());
+    let distinct = explore_each(&workloads.collect::<Vec<_>>(), |workload| workload.name, explore);
     assert!(!only.is_empty() || distinct >= 100, "{distinct} outcomes");
 }
 
@@ -164,31 +153,9 @@ fn explore(workload: &Workload) -> (usize, Vec<String>) {
         false => Depth { exhaustive: 3, samples: 3, torn: 2 },
     };
     let events = host.events();
-    let mut seen = HashSet::new();
-    let mut outcomes = Vec::new();
-    let mut explorer = Explorer::new(workload.files.clone(), &events, depth, 11);
-    explorer.run(0, &|_| 0, &mut |outcome| {
-        let sum = outcome.files.sum().exact;
-        if seen.insert(sum) {
-            let story = story(&events, &outcome);
-            outcomes.push((outcome.files, story, is_long() || sum.is_multiple_of(4)));
-        }
-    });
-    let (count, outcomes) = (outcomes.len(), Mutex::new(outcomes));
-    let failures = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(2, |n| n.get()) {
-            scope.spawn(|| {
-                let next = || outcomes.lock().unwrap().pop();
-                while let Some((files, story, again)) = next() {
-                    if let Err(why) = guarded(|| judge(workload, &known, &files, again)) {
-                        failures.lock().unwrap().push(format!("{story}: {why}"));
-                    }
-                }
-            });
-        }
-    });
-    (count, failures.into_inner().unwrap())
+    judge_outcomes(&workload.files, &events, depth, |files, sum| {
+        judge(workload, &known, files, is_long() || sum.is_multiple_of(4))
+    })
 }
 
 fn judge(workload: &Workload, known: &Known, files: &Files, again: bool) -> Result<(), String> {
