@@ -221,7 +221,9 @@ impl VhdxFile {
     pub(crate) fn resized(&self, size: u64) -> Result<Self> {
         let writer = self.writable()?;
         writer.resize(size)?;
-        let writer = writer.reopen()?.shared();
+        let resized = writer.reopen()?.shared();
+        resized.take_over(writer);
+        let writer = resized;
         Ok(Self::own(OpenImage { core: Arc::clone(writer.core()), writer: Some(writer) }))
     }
 

@@ -216,6 +216,7 @@ impl<'a> Resize<'a> {
             let image = OpenImage::from(resized);
             // Who still reads the stack with the old size looks up places in this file.
             let keep = op.keep(&image.core);
+            image.writer.iter().for_each(|resized| resized.take_over(&writer));
             let retired = op.resized(0, &image);
             (image, keep, retired)
         })?;

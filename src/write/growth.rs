@@ -206,6 +206,17 @@ impl Growth {
         state.space.kept(len)
     }
 
+    /// Leaves all space that no table names to another writer of the file: first what may be used again, then what never
+    /// may.
+    pub(super) fn leave(&self) -> (Vec<Freed>, Vec<FileOffset>) {
+        self.state().space.leave()
+    }
+
+    /// Takes over space that another writer [left](Self::leave), of which pins up to this generation may know.
+    pub(super) fn inherit(&self, generation: Generation, freed: Vec<Freed>, lost: Vec<FileOffset>) {
+        self.state().space.inherit(generation, freed, lost);
+    }
+
     /// Whether freed space waits for readers.
     pub(super) fn waits_for_readers(&self) -> bool {
         let mut state = self.state();

@@ -9,6 +9,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use super::change_lock::frozen;
+use super::content::has_data;
 use super::metadata_edit::{ItemEdit, Pages};
 use super::open::WritePolicy;
 use super::space::{Allocated, Contents, Freed};
@@ -17,7 +18,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::metadata::{self, ItemFlags};
 use crate::format::region::{self, RegionEntry, RegionTable};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Role, is_zero};
 use crate::tables::{Order, PAGE, Page, new_page};
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
@@ -129,6 +130,17 @@ impl Writer {
         self.reopen_alone()
     }
 
+    /// Takes over the space that this writer's image, as `old` had it open, does not need any more. It is used again once
+    /// nobody reads the image as it was: whoever does has a [pin](Self::pins) of this writer by now.
+    pub(crate) fn take_over(&self, old: &Self) {
+        let (freed, lost) = old.space.leave();
+        let released = std::mem::take(&mut *old.released());
+        let generation = self.pins().end_generation();
+        self.space.inherit(generation, freed, lost);
+        let released = released.into_iter().map(|(_, freed)| (generation, freed));
+        self.released().extend(released);
+    }
+
     fn reopen_alone(&self) -> Result<Self> {
         // The lock belongs to the storage, which stays open.
         let policy = ImagePolicy {
@@ -216,7 +228,10 @@ impl Writer {
             RegionEntry { offset: space.at, length: space.len as u32, ..self.core.bat.clone() };
         self.write_table(space, first, entry)?;
         // The commit of the edit flushes the table before it writes its entry.
-        self.edit_with(&[size], self.region_pages(&bat)?)
+        self.edit_with(&[size], self.region_pages(&bat)?)?;
+        let old = &self.core.bat;
+        self.space.retire(Freed { at: old.offset, len: old.length.into() });
+        Ok(())
     }
 
     /// Makes the rest of the last block, behind the end of the disk, read as zeros before it
@@ -392,11 +407,26 @@ impl Writer {
                 }
                 bytes.copy_from_slice(&page[..]);
             }
-            if space.contents != Contents::Zeros || piece.iter().any(|byte| *byte != 0) {
-                self.write_bytes(&piece, space.at.get() + piece_at)?;
+            let at = space.at + piece_at;
+            match is_zero(&piece) {
+                true if space.contents == Contents::Zeros => {}
+                true => self.clear_piece(at, &piece)?,
+                false => self.write_bytes(&piece, at.get())?,
             }
         }
         Ok(())
+    }
+
+    /// Makes a piece of a table zeros, as a hole if the host can do that.
+    fn clear_piece(&self, at: FileOffset, zeros: &[u8]) -> Result<()> {
+        let range = at.get()..at.get() + zeros.len() as u64;
+        match self.file.punch(range) {
+            Ok(true) => {
+                self.wrote_payload();
+                Ok(())
+            }
+            _ => self.write_bytes(zeros, at.get()),
+        }
     }
 
     /// The pages of both region tables that change with the place of the block allocation table.
@@ -430,11 +460,10 @@ impl Writer {
             true => self.core.layout.entries_reserved().min(self.core.bat_entries()),
             false => self.core.layout.entries_needed(),
         };
-        let freed = self.blocks_behind(first..last)?;
+        let freed = self.blocks_behind(first..last, new)?;
         let rest = self.rest_of_last_block(new)?;
         let nothing = BatEntry::new(0, FileOffset::new(0));
         let cleared = |index| {
-            // The space of the bitmap block is not reused: a log entry may still write there.
             let is_kept = self.core.layout.is_bitmap_index(index)
                 && self.core.layout.chunk_of_bitmap(index).0 < new.chunks();
             Ok((!is_kept).then_some(nothing))
@@ -450,26 +479,46 @@ impl Writer {
             // The disk has the new size already, and a larger one has these bytes zeroed again.
             drop(self.write_zeros(place, len));
         }
-        freed.into_iter().for_each(|freed| self.space.free_later(freed));
+        // A log entry may still write to sector bitmaps.
+        freed.into_iter().for_each(|freed| self.space.retire(freed));
         Ok(())
     }
 
-    /// The space of the payload blocks with these entries.
-    fn blocks_behind(&self, indices: std::ops::Range<u64>) -> Result<Vec<Freed>> {
-        let block_size = self.core.layout.block_size();
+    /// The space of the blocks behind the end of the smaller disk, whose entries are among these.
+    fn blocks_behind(
+        &self,
+        indices: std::ops::Range<u64>,
+        new: &BlockLayout,
+    ) -> Result<Vec<Freed>> {
         let mut freed = Vec::new();
-        for index in indices.map(BatIndex).filter(|index| !self.core.layout.is_bitmap_index(*index))
-        {
-            let entry = self.core.bat_entry(index)?;
-            let state = entry.payload_state();
-            let holds =
-                matches!(state, PayloadState::FullyPresent | PayloadState::PartiallyPresent);
-            // A damaged place must not be reused.
-            let start = DiskOffset(self.core.layout.block_of_payload(index).0 * block_size);
-            if holds && self.core.place_of(entry, index, start, block_size).is_ok() {
-                freed.push(Freed { at: entry.offset(), len: block_size });
+        self.core.each_entry(|index, entry| {
+            let Some(claim) =
+                self.core.claim_of(index, entry).filter(|_| indices.contains(&index.0))
+            else {
+                return Ok(());
+            };
+            let is_behind = match claim.role {
+                // A damaged place must not be reused.
+                Role::Payload(block) => {
+                    has_data(&claim)
+                        && self
+                            .core
+                            .place_of(
+                                entry,
+                                index,
+                                self.core.layout.block_start(block),
+                                claim.needed,
+                            )
+                            .is_ok()
+                }
+                Role::Bitmap(chunk) => chunk.0 >= new.chunks(),
+                Role::Slack => false,
+            };
+            if is_behind {
+                freed.push(Freed { at: entry.offset(), len: claim.len });
             }
-        }
+            Ok(())
+        })?;
         Ok(freed)
     }
 

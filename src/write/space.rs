@@ -301,6 +301,31 @@ impl Space {
         lost.chain(pinned.chain(&self.freed).chain(&self.retired).copied()).collect()
     }
 
+    /// Leaves all space that no table names: first what may be used again, then what never may.
+    pub(super) fn leave(&mut self) -> (Vec<Freed>, Vec<FileOffset>) {
+        let places = |free: BTreeMap<u64, Vec<FileOffset>>| {
+            free.into_iter().flat_map(|(len, all)| all.into_iter().map(move |at| Freed { at, len }))
+        };
+        let free = places(std::mem::take(&mut self.free));
+        let free = free.chain(places(std::mem::take(&mut self.zeroed)));
+        let pinned = std::mem::take(&mut self.pinned).into_iter().flat_map(|(_, freed)| freed);
+        let freed = self.freed.drain(..).chain(self.retired.drain(..));
+        (free.chain(pinned).chain(freed).collect(), self.lost.drain().collect())
+    }
+
+    /// Takes over space that another writer left, of which pins up to this generation may know.
+    pub(super) fn inherit(
+        &mut self,
+        generation: Generation,
+        freed: Vec<Freed>,
+        lost: Vec<FileOffset>,
+    ) {
+        lost.into_iter().for_each(|at| self.lose(at));
+        if !freed.is_empty() {
+            self.pinned.push_back((generation, freed));
+        }
+    }
+
     /// Lets the file be truncated to `end` bytes, behind which nothing is used: also to less than it was before this
     /// session.
     pub(super) fn end_at(&mut self, end: u64) {

@@ -509,3 +509,35 @@ fn a_resize_that_runs_out_of_space_changes_nothing() {
     assert_eq!((error.kind(), error.code()), (ErrorKind::NoSpace, "op.space"));
     assert_eq!(Resize::to(large).forecast(&chain).unwrap().needs.peak, 3 * MIB);
 }
+
+/// A plan from before a resize reads blocks that the disk lost, whatever happens to the file afterwards.
+#[test]
+fn a_compaction_leaves_what_a_plan_from_before_a_resize_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let chain = base(folder.path(), 8 * MIB);
+    for block in (0..8).rev() {
+        chain.write_at(&[1 + block as u8; 1 << 20], block * MIB).unwrap();
+    }
+    chain.flush().unwrap();
+    let avhdx::Planned::Ready(plan) = chain.plan_read(4 * MIB..8 * MIB).unwrap() else { panic!() };
+    let holds = |plan: &avhdx::ReadPlan| {
+        let file = std::fs::read(folder.path().join("web.vhdx")).unwrap();
+        plan.pieces().all(|piece| {
+            let avhdx::PlannedSource::Data { at, .. } = piece.source else { panic!("{piece:?}") };
+            let bytes = (piece.range.start..piece.range.end).map(|at| 1 + (at / MIB) as u8);
+            file.get(at.get() as usize..).is_some_and(|file| bytes.zip(file).all(|(a, b)| a == *b))
+        })
+    };
+    assert!(holds(&plan));
+    Resize::to(4 * MIB).shrink(true).run(&chain).unwrap();
+    avhdx::ops::Compact::new().run(&chain).unwrap();
+    chain.write_at(&[9; 4 << 20], 0).unwrap();
+    Resize::to(12 * MIB).run(&chain).unwrap();
+    chain.write_at(&[9; 8 << 20], 4 * MIB).unwrap();
+    chain.flush().unwrap();
+    assert!(holds(&plan), "the places were used again");
+    drop(plan);
+    let done = avhdx::ops::Compact::new().run(&chain).unwrap();
+    assert!(done.file_len < 17 * MIB, "{done:?}");
+    assert!(bytes(&chain) == [9; 12 << 20]);
+}

@@ -113,9 +113,10 @@ impl MergeStep<'_> {
         self.recheck_children()?;
         let next = Uuid::new_v4();
         self.mark(on, next)?;
-        self.resize_parent(on, meter)?;
+        let before = self.resize_parent(on, meter)?;
         // Keeps offsets in the parent's file that readers may know from being reused.
         let keep = self.op.keep(on.parent.core());
+        before.iter().for_each(|before| on.parent.take_over(before));
         let done = self.copy(on, meter, merged).and_then(|()| self.finish(on, merged));
         keep.done(done.is_ok());
         done
@@ -152,11 +153,15 @@ impl MergeStep<'_> {
         on.parent.edit_metadata(&edits)
     }
 
-    /// Resizes the parent's disk to the child's size.
-    fn resize_parent(&self, on: &mut Handles, meter: &mut Meter<'_>) -> Result<()> {
+    /// Resizes the parent's disk to the child's size. Returns the writer that it replaced, if any.
+    fn resize_parent(
+        &self,
+        on: &mut Handles,
+        meter: &mut Meter<'_>,
+    ) -> Result<Option<Arc<Writer>>> {
         let size = on.child.core().geometry().size;
         if size == on.parent.core().geometry().size {
-            return Ok(());
+            return Ok(None);
         }
         on.parent.resize(size)?;
         let old = on.parent.core().id();
@@ -165,8 +170,9 @@ impl MergeStep<'_> {
         let image =
             OpenImage { core: Arc::clone(parent.core()), writer: Some(Arc::clone(&parent)) };
         let retired = self.op.resized(self.layer + 1, &image);
-        on.parent = parent;
-        self.op.drained(retired, &mut || meter.notify())
+        let before = std::mem::replace(&mut on.parent, parent);
+        self.op.drained(retired, &mut || meter.notify())?;
+        Ok(Some(before))
     }
 
     fn copy(&self, on: &Handles, meter: &mut Meter<'_>, merged: &mut Merged) -> Result<()> {
