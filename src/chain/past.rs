@@ -12,10 +12,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use super::live::wait_until;
-use super::operation::Operation;
+use super::operation::{Operation, Retired};
 use super::stack::{Link, Pinned};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Core, Pins};
+use crate::write::{OpenImage, Writer};
 
 /// Keeps ranges of an image's file from being reused, for present and earlier readers of the chain.
 #[must_use = "the places are kept no longer than this"]
@@ -24,7 +25,26 @@ pub(crate) struct Keep<'a> {
     pin: Option<Pinned>,
 }
 
+/// A tip whose file was opened anew, with another size or another place of its table, in the place of the former handle.
+#[must_use = "the places that former readers know are kept no longer than this"]
+pub(crate) struct Reopened<'a> {
+    pub(crate) image: OpenImage,
+    keep: Keep<'a>,
+    retired: Retired,
+}
+
 impl Operation<'_> {
+    /// Puts the writer of the tip's file as it is now in the place of the writer that changed it. The caller keeps changes
+    /// out.
+    pub(crate) fn put_reopened(&self, before: &Writer, reopened: Writer) -> Reopened<'_> {
+        let image = OpenImage::from(reopened);
+        // Who still reads the former stack looks up places in this file.
+        let keep = self.keep(&image.core);
+        image.writer.iter().for_each(|reopened| reopened.take_over(before));
+        let retired = self.resized(0, &image);
+        Reopened { image, keep, retired }
+    }
+
     /// Keeps ranges of the image's file from being reused. Must be called before any are looked up, and lasts until
     /// the operation is [done](Keep::done) with the image and the stacks replaced meanwhile have no users.
     pub(crate) fn keep(&self, image: &Arc<Core>) -> Keep<'_> {
@@ -78,6 +98,21 @@ impl Operation<'_> {
         for kept in past.chain(current) {
             kept.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&pin));
         }
+    }
+}
+
+impl Reopened<'_> {
+    /// Leaves the places in the file to the former readers that are left. Stacks hold them; images that are read by
+    /// themselves are waited for.
+    pub(crate) fn done(self) -> OpenImage {
+        let Self { image, keep, retired } = self;
+        let op = keep.op;
+        match op.images_left(&retired) {
+            true => keep.done(true),
+            false => drop(keep),
+        }
+        drop(op.drained(retired, &mut || ControlFlow::Break(())));
+        image
     }
 }
 

@@ -197,6 +197,11 @@ impl BlockLayout {
         self.chunks() * (self.chunk_ratio() + 1)
     }
 
+    /// Length of a table with [all entries](Self::entries_reserved), in bytes.
+    pub(crate) fn table_len(&self) -> u64 {
+        (self.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB)
+    }
+
     /// The base-2 logarithm of the chunk ratio: a chunk has 2^23 sectors, a block at most 2^28 bytes.
     fn ratio_shift(&self) -> u32 {
         SECTORS_PER_CHUNK.trailing_zeros() + self.sector_shift - self.block_shift

@@ -43,7 +43,7 @@ pub(crate) use loss::{Copy, Entries, Mend};
 pub(crate) use marks::Marks;
 pub(crate) use metadata::{Inspected, Metadata, PlacedLocator, table_bytes};
 pub(crate) use open::{Start, check_bat_length, inspect_regions, lock, log_pending};
-pub(crate) use packing::{Packing, Target};
+pub(crate) use packing::{Packing, TablePlace, Target};
 pub(crate) use pins::{Generation, Pins, Ticket};
 pub(crate) use point::no_point;
 pub(crate) use policy::ImagePolicy;

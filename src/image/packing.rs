@@ -3,6 +3,9 @@
 //! Only blocks that lie above the new end move, each once, to space that nothing used before: then a crash finds every
 //! block in its old or its new place. So the new end is the lowest one below which there is room for all blocks that
 //! reach beyond it. Holes that are too short for a payload block take sector bitmap blocks, or stay.
+//!
+//! The block allocation table moves before them, if that makes the end lower: to the first hole below it that is long
+//! enough, or to no more of its own place than it needs.
 
 use std::ops::{ControlFlow, Range};
 
@@ -17,7 +20,7 @@ use crate::types::{BatIndex, FileOffset, KIB, MIB};
 const HOST_PAGE: u64 = 4 * KIB;
 
 /// What takes up the space of a file: three bits for each MiB.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Packing {
     used: Units,
     /// The first units of payload blocks.
@@ -26,8 +29,10 @@ pub(crate) struct Packing {
     bitmaps: Units,
     /// Units of a payload block.
     block: u64,
-    /// End of what does not move, in units.
+    /// End of what never moves, in units.
     floor: u64,
+    /// The block allocation table.
+    table: Option<Table>,
     /// End of all that is used, in units.
     end: u64,
 }
@@ -41,6 +46,24 @@ pub(crate) struct Target {
     pub(crate) payload: u64,
     /// Number of sector bitmap blocks that move.
     pub(crate) bitmaps: u64,
+    /// The new place of the block allocation table, which moves first; `None` if it stays.
+    pub(crate) table: Option<TablePlace>,
+}
+
+/// Space for a block allocation table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TablePlace {
+    pub(crate) at: FileOffset,
+    /// Length in bytes.
+    pub(crate) len: u64,
+}
+
+/// A block allocation table that may move as a whole, in units.
+#[derive(Clone, Debug)]
+struct Table {
+    units: Range<u64>,
+    /// How many units it needs.
+    needed: u64,
 }
 
 /// The space that blocks move to, from the lowest on.
@@ -59,8 +82,13 @@ impl Core {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) if the table cannot be read, and those of `takes`.
     pub(crate) fn packing(&self, mut takes: impl FnMut(&Claim) -> Result<bool>) -> Result<Packing> {
         let mut packing = Packing::new(self.layout().block_size());
+        let table = self.movable_table();
         for structure in self.claimed_structures() {
-            packing.keep(structure.range.start, structure.range.end - structure.range.start);
+            let Range { start, end } = structure.range;
+            match table.filter(|table| (table.at.get(), table.len) == (start, end - start)) {
+                Some(_) => packing.put_table(start, end - start, self.layout().table_len()),
+                None => packing.keep(start, end - start),
+            }
         }
         self.each_claim(|claim| {
             if takes(&claim)? {
@@ -69,6 +97,17 @@ impl Core {
             Ok(())
         })?;
         Ok(packing)
+    }
+
+    /// The place of the block allocation table, if both region tables say the same and could name another.
+    fn movable_table(&self) -> Option<TablePlace> {
+        let [Ok(first), Ok(second)] = &self.region_tables else { return None };
+        (first == second).then_some(self.table_place())
+    }
+
+    /// The place of the block allocation table.
+    pub(crate) fn table_place(&self) -> TablePlace {
+        TablePlace { at: self.bat.offset, len: self.bat.length.into() }
     }
 
     /// Calls `each` for every block that has space, in table order, until it fails.
@@ -212,6 +251,7 @@ impl Packing {
             bitmaps: Units::default(),
             block: block_size / MIB,
             floor: 0,
+            table: None,
             end: 0,
         }
     }
@@ -222,6 +262,15 @@ impl Packing {
         self.used.take(kept.clone());
         self.floor = self.floor.max(kept.end.min(MOST_UNITS));
         self.end = self.end.max(self.floor);
+    }
+
+    /// Adds the block allocation table, which needs no more than `needed` bytes, nor more than it has.
+    fn put_table(&mut self, start: u64, len: u64, needed: u64) {
+        let taken = units(start, len);
+        self.end = self.end.max(taken.end.min(MOST_UNITS));
+        self.used.take(taken.clone());
+        let needed = needed.div_ceil(MIB).min(taken.end - taken.start);
+        self.table = Some(Table { units: taken, needed });
     }
 
     /// Adds a block that may move.
@@ -261,9 +310,10 @@ impl Packing {
         self.free_runs(0..file_len.div_ceil(MIB)).map(in_bytes)
     }
 
-    /// The lowest end, and the moves that it takes.
+    /// The lowest end with the block allocation table where it is, and the moves that it takes.
     pub(crate) fn target(&self) -> Target {
-        let (mut low, mut high) = (self.floor, self.end);
+        let floor = self.floor.max(self.table.as_ref().map_or(0, |table| table.units.end));
+        let (mut low, mut high) = (floor, self.end);
         while low < high {
             let middle = low + (high - low) / 2;
             match self.fits(middle) {
@@ -272,7 +322,34 @@ impl Packing {
             }
         }
         let (payload, bitmaps) = self.above(high);
-        Target { end: high * MIB, payload, bitmaps }
+        Target { end: high * MIB, payload, bitmaps, table: None }
+    }
+
+    /// The same, with the block allocation table elsewhere if that lowers the end.
+    pub(crate) fn target_with_table(&self) -> Target {
+        let stays = self.target();
+        let moves = self.with_table_moved().map(|(place, packing)| {
+            let table = Some(place);
+            Target { table, ..packing.target() }
+        });
+        moves.filter(|moves| moves.end < stays.end).unwrap_or(stays)
+    }
+
+    fn with_table_moved(&self) -> Option<(TablePlace, Self)> {
+        let Table { units, needed } = self.table.clone()?;
+        let mut holes = self.free_runs(0..units.start);
+        let hole = holes.find(|hole| hole.end - hole.start >= needed);
+        let start = hole.map_or(units.start, |hole| hole.start);
+        let taken = start..start + needed;
+        if taken == units {
+            return None;
+        }
+        let mut moved = self.clone();
+        moved.used.remove(units.clone());
+        moved.used.take(taken.clone());
+        moved.floor = moved.floor.max(taken.end);
+        moved.table = None;
+        Some((TablePlace { at: FileOffset::new(start * MIB), len: needed * MIB }, moved))
     }
 
     /// The space below this length of the file.

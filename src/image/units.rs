@@ -16,7 +16,7 @@ pub(crate) fn units(start: u64, len: u64) -> Range<u64> {
 }
 
 /// A set of units.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Units {
     pages: Vec<Option<Box<[u64; WORDS]>>>,
 }
@@ -54,6 +54,15 @@ impl Units {
             self.put(unit);
         }
         was_any
+    }
+
+    /// Removes units.
+    pub(crate) fn remove(&mut self, units: Range<u64>) {
+        for unit in units {
+            let page = self.pages.get_mut((unit / PAGE) as usize).and_then(Option::as_deref_mut);
+            let word = page.map(|words| &mut words[(unit % PAGE / 64) as usize]);
+            word.into_iter().for_each(|word| *word &= !(1 << (unit % 64)));
+        }
     }
 
     /// The first unit in this range that is in the set.
@@ -200,6 +209,12 @@ mod tests {
             }
             for unit in 0..end {
                 prop_assert_eq!(one.has(unit) || other.has(unit), model.contains(&unit));
+            }
+            let cut = end / 3..end.max(end / 3 + 1);
+            other.remove(cut.clone());
+            for unit in 0..4 * PAGE {
+                let is_in = runs.iter().any(|(start, len)| (*start..start + len).contains(&unit));
+                prop_assert_eq!(other.has(unit), is_in && !cut.contains(&unit));
             }
         }
     }

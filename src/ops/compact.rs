@@ -35,12 +35,14 @@ impl Compact<'_> {
         let mut panic = CallerPanic::default();
         let read = if self.content { survey::data_len(&image)? } else { 0 };
         let mut meter = Meter::new(self, read, &mut panic);
-        let survey = Survey::of(&image, self, Some(stack.layers()), &mut |bytes| meter.wait(bytes));
+        let survey = Survey::of(&image, self, Some(stack.layers()), may_move(&op), &mut |bytes| {
+            meter.wait(bytes)
+        });
         panic.resume();
         let survey = survey?;
         let block = image.layout().block_size();
         let bitmaps = survey.moved_bitmaps();
-        let peak = survey.outcome.moved.min(BATCH + block + bitmaps);
+        let peak = survey.outcome.moved.min(BATCH + block + bitmaps) + survey.outcome.table;
         let available = match image.path() {
             Some(path) => op.host().free_space(folder_of(path)).map_err(|error| {
                 let message = "cannot tell how much space is free";
@@ -81,7 +83,7 @@ impl Compact<'_> {
         }
         let file_len_before = writer.file_len();
         let stack = chain.stack_now();
-        let before = Survey::of(&image, self, None, &mut |_| Ok(()))?;
+        let before = Survey::of(&image, self, None, may_move(&op), &mut |_| Ok(()))?;
         let read = if self.content { before.outcome.data } else { 0 };
         let mut meter = Meter::new(self, read + before.outcome.moved, panic);
         meter.report()?;
@@ -94,29 +96,36 @@ impl Compact<'_> {
             let freed = writer.drop_content(stack.layers(), &mut |bytes| meter.wait(bytes));
             outcome.content = Some(freed?);
         }
+        // From here on nobody is to read the stack that is there now.
+        drop(stack);
         let dropped = outcome.content.unwrap_or_default() + outcome.free;
         let packed = match self.punch {
             true => self.punch_all(&writer, &image, read, &mut meter)?,
-            false => self.pack(&writer, &image, read, &mut meter)?,
+            false => self.pack(&op, writer, image, read, &mut meter)?,
         };
         outcome.tables = packed.tables.saturating_sub(dropped);
         (outcome.moved, outcome.punched) = (packed.moved, packed.punched);
+        outcome.table = packed.table;
         outcome.file_len_before = file_len_before;
-        outcome.file_len = writer.file_len();
+        outcome.file_len = op.writer().map_or(packed.file_len, |writer| writer.file_len());
         meter.end();
         Ok(outcome)
     }
 
-    /// Moves blocks and cuts the file, if that makes it shorter.
+    /// Moves the block allocation table and blocks, and cuts the file, if that makes it shorter.
     fn pack(
         &self,
-        writer: &Writer,
-        image: &Core,
+        op: &Operation<'_>,
+        mut writer: Arc<Writer>,
+        image: Arc<Core>,
         read: u64,
         meter: &mut Meter<'_>,
     ) -> Result<Compacted> {
         let tables = Self::default();
-        let Survey { outcome, .. } = Survey::of(image, &tables, None, &mut |_| meter.report())?;
+        let may_move = may_move(op);
+        let survey = Survey::of(&image, &tables, None, may_move, &mut |_| meter.report())?;
+        drop(image);
+        let outcome = survey.outcome;
         meter.total = read + outcome.moved;
         meter.done = read;
         if outcome.file_len >= writer.file_len() {
@@ -126,8 +135,18 @@ impl Compact<'_> {
         let mut before = |bytes| meter.wait(bytes);
         writer.begin_hidden()?;
         writer.release_unused(&mut before)?;
+        let mut table = 0;
+        if survey.moves_table() {
+            let put = |moved| op.put_reopened(&writer, moved);
+            if let Some(reopened) = writer.move_table(&mut before, put)? {
+                let image = reopened.done();
+                let (old, new) = (writer.core().table_place(), image.core.table_place());
+                table = if old.at == new.at { 0 } else { new.len };
+                writer = image.writer.unwrap_or(writer);
+            }
+        }
         let moved = writer.pack(&mut before)?;
-        Ok(Compacted { moved, ..outcome })
+        Ok(Compacted { moved, table, ..outcome })
     }
 
     /// Gives unused space back to the host where it is.
@@ -139,7 +158,8 @@ impl Compact<'_> {
         meter: &mut Meter<'_>,
     ) -> Result<Compacted> {
         let tables = Self::default().punch(true);
-        let Survey { outcome, .. } = Survey::of(image, &tables, None, &mut |_| meter.report())?;
+        let survey = Survey::of(image, &tables, None, false, &mut |_| meter.report())?;
+        let outcome = survey.outcome;
         meter.total = read + outcome.punched.unwrap_or_default();
         meter.done = read;
         let punched = writer.punch_unused(&mut |_| meter.report())?;
@@ -191,6 +211,11 @@ impl Compact<'_> {
         }
         Ok(image)
     }
+}
+
+/// Whether the block allocation table may move: another chain that was given the tip would look for it in its old place.
+fn may_move(op: &Operation<'_>) -> bool {
+    op.writer().is_none_or(|writer| !writer.has_guests())
 }
 
 /// Tracks progress and pace.

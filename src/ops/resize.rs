@@ -14,7 +14,7 @@ use crate::trace::operation;
 use crate::types::MIB;
 use crate::warning::Warning;
 use crate::write::{
-    ChangeRecord, OTHER_NAMES, OpenImage, Writer, check_size, children_unknown, growth_in_blocks,
+    ChangeRecord, OTHER_NAMES, Writer, check_size, children_unknown, growth_in_blocks,
 };
 
 /// Is told how much of how much is done.
@@ -212,20 +212,9 @@ impl<'a> Resize<'a> {
             }
             Ok(())
         };
-        let (image, keep, retired) = writer.resize_in_use(to, zeroed, check, |resized| {
-            let image = OpenImage::from(resized);
-            // Who still reads the stack with the old size looks up places in this file.
-            let keep = op.keep(&image.core);
-            image.writer.iter().for_each(|resized| resized.take_over(&writer));
-            let retired = op.resized(0, &image);
-            (image, keep, retired)
-        })?;
-        // Stacks that are still read hold the places. Images that are read by themselves are waited for.
-        match op.images_left(&retired) {
-            true => keep.done(true),
-            false => drop(keep),
-        }
-        drop(op.drained(retired, &mut || ControlFlow::Break(())));
+        let reopened =
+            writer.resize_in_use(to, zeroed, check, |resized| op.put_reopened(&writer, resized))?;
+        let image = reopened.done();
         let file_len = image.writer.map_or(image.core.file_len(), |writer| writer.file_len());
         Ok(Resized { from, to, tip: image.core.id(), file_len, warnings })
     }

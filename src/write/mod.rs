@@ -66,7 +66,7 @@ pub(crate) use planned_flush::plan_flush;
 pub use planned_flush::{FlushInFlight, FlushPlan, FlushWrite, PlannedFlush};
 pub use record::UnknownReason;
 pub(crate) use record::{ChangeRecord, Record};
-pub(crate) use resize::{check_size, fits_entry, growth_in_blocks, table_len};
+pub(crate) use resize::{check_size, fits_entry, growth_in_blocks};
 pub(crate) use tracker::{ChangeTracker, HeldRange};
 pub(crate) use unused::Unneeded;
 pub use wait::Wait;

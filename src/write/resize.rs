@@ -4,11 +4,16 @@
 //! beyond the smaller size, or with the place of the table if it must be longer or too much of it
 //! changes: no valid entry ever lies beyond the end of the disk. Growing prepares the last block
 //! first; shrinking releases the space beyond the new end afterwards.
+//!
+//! A compaction moves the table in the same way.
 
 use std::cell::RefCell;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::change_lock::frozen;
+use super::compact::Before;
 use super::content::has_data;
 use super::metadata_edit::{ItemEdit, Pages};
 use super::open::WritePolicy;
@@ -18,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
 use crate::format::metadata::{self, ItemFlags};
 use crate::format::region::{self, RegionEntry, RegionTable};
-use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Role, is_zero};
+use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Role, TablePlace, is_zero};
 use crate::tables::{Order, PAGE, Page, new_page};
 use crate::types::{BatIndex, BlockIndex, DiskOffset, FileOffset, MIB};
 
@@ -73,12 +78,51 @@ impl Writer {
         }
         check()?;
         self.resize_alone(size, zeroed)?;
-        let writer = self.reopen_alone().map_err(|error| self.poisoned_by(error))?;
+        let next = Some(self.core.data_write_guid());
+        let writer = self.reopen_alone(next).map_err(|error| self.poisoned_by(error))?;
         self.set_frozen(&mut state, true);
         let done = switch(writer);
         // Whoever makes a point from now on sees the new size.
         state.record(&self.difference(size));
         Ok(done)
+    }
+
+    /// Moves the block allocation table of an image in use to unused space, if that lets the file become shorter: `switch`
+    /// puts the writer of the image with the moved table in the place of this one. Returns what that returns, or `None`
+    /// if the table stays where it is. What the disk reads as does not change, so the image keeps its identity.
+    ///
+    /// # Errors
+    /// Those of `before` and of a flush; [`ErrorKind::InUse`] while planned writes are open. If the image is not poisoned
+    /// then, its table is where it was.
+    pub(crate) fn move_table<R>(
+        &self,
+        before: Before<'_>,
+        switch: impl FnOnce(Self) -> R,
+    ) -> Result<Option<R>> {
+        let (packing, _) = self.take_stock(before)?;
+        let Some(TablePlace { at, len }) = packing.target_with_table().table else {
+            self.give_holes_back(&packing);
+            return Ok(None);
+        };
+        let mut state = self.change_alone()?;
+        if state.is_closed {
+            return Err(frozen().in_file(self.core.name()));
+        }
+        self.prepare_hidden_change()?;
+        // Other changes do not share the log entry of the edit.
+        self.commit()?;
+        if at != self.core.bat.offset {
+            self.space.spoil(at);
+            let space = Allocated { at, len, contents: Contents::Foreign };
+            self.write_table(space, u64::MAX, |_| Ok(None))?;
+        }
+        self.put_table(&[], at, len)?;
+        self.end_session_alone().map_err(|error| self.poisoned_by(error))?;
+        // Children may know the present one.
+        let next = self.session().next_identity;
+        let writer = self.reopen_alone(next).map_err(|error| self.poisoned_by(error))?;
+        self.set_frozen(&mut state, true);
+        Ok(Some(switch(writer)))
     }
 
     /// Allocates the blocks by which a disk grows that keeps all of its blocks, and fills them with
@@ -127,7 +171,7 @@ impl Writer {
     /// Those of an open.
     pub(crate) fn reopen(&self) -> Result<Self> {
         self.end_session()?;
-        self.reopen_alone()
+        self.reopen_alone(Some(self.core.data_write_guid()))
     }
 
     /// Takes over the space that this writer's image, as `old` had it open, does not need any more. It is used again once
@@ -141,7 +185,8 @@ impl Writer {
         self.released().extend(released);
     }
 
-    fn reopen_alone(&self) -> Result<Self> {
+    /// The same. The next visible change gives the image this identity, or a new one.
+    fn reopen_alone(&self, next_identity: Option<Uuid>) -> Result<Self> {
         // The lock belongs to the storage, which stays open.
         let policy = ImagePolicy {
             lock: Lock::None,
@@ -152,7 +197,7 @@ impl Writer {
         };
         let file = Arc::clone(&self.file);
         let again = Self::open(file, &WritePolicy::of(policy), Vec::new())?;
-        again.set_next_identity(again.core.data_write_guid());
+        next_identity.into_iter().for_each(|next| again.set_next_identity(next));
         Ok(again)
     }
 
@@ -222,15 +267,21 @@ impl Writer {
         first: u64,
         entry: impl FnMut(BatIndex) -> Result<Option<BatEntry>>,
     ) -> Result<()> {
-        let space = self.allocate(table_len(new))?;
+        let space = self.allocate(new.table_len())?;
         self.space.publish_length(&self.core.file_len);
-        let bat =
-            RegionEntry { offset: space.at, length: space.len as u32, ..self.core.bat.clone() };
         self.write_table(space, first, entry)?;
-        // The commit of the edit flushes the table before it writes its entry.
-        self.edit_with(&[size], self.region_pages(&bat)?)?;
+        self.put_table(&[size], space.at, space.len)
+    }
+
+    /// Makes this the place of the block allocation table, together with edits of the metadata. The old place is free once
+    /// the log is empty, as far as the new one is not a part of it.
+    fn put_table(&self, edits: &[ItemEdit], at: FileOffset, len: u64) -> Result<()> {
         let old = &self.core.bat;
-        self.space.retire(Freed { at: old.offset, len: old.length.into() });
+        let bat = RegionEntry { offset: at, length: len as u32, ..old.clone() };
+        // The commit of the edit flushes the table before it writes its entry.
+        self.edit_with(edits, self.region_pages(&bat)?)?;
+        let kept = if at == old.offset { len } else { 0 };
+        self.space.retire(Freed { at: old.offset + kept, len: u64::from(old.length) - kept });
         Ok(())
     }
 
@@ -576,11 +627,6 @@ pub(crate) fn growth_in_blocks(image: &Core, size: u64) -> u64 {
 pub(crate) fn fits_entry(image: &Core, indices: &std::ops::Range<u64>, entries: u64) -> bool {
     let pages = indices.end.div_ceil(ENTRIES) - indices.start / ENTRIES;
     indices.end <= entries && pages + SIZE_PAGES <= most_dirty(image) as u64
-}
-
-/// Length in bytes of the table of such a disk.
-pub(crate) fn table_len(new: &BlockLayout) -> u64 {
-    (new.entries_reserved() * ENTRY_LEN).next_multiple_of(MIB)
 }
 
 /// Writes an entry into its page.

@@ -87,7 +87,16 @@ fn wasteful(seed: u64) -> Vec<Image> {
     if tip.has_parent && rng.chance(1, 3) {
         tip.bitmap_chunks.insert(0);
     }
-    if !tip.has_parent && rng.chance(1, 4) {
+    if rng.chance(1, 2) {
+        // As after a resize there and back: the table is behind the blocks, and may be longer than it needs to be.
+        let first = tip.bat_offset;
+        tip.data_offset = Some(if rng.chance(1, 2) { first } else { first + MIB });
+        tip.bat_length = Some((MIB * [1, 1, 3][rng.below(3) as usize]) as u32);
+        tip.bat_offset = 1 << 30;
+        let end = tip.layout().payload.values().max().map_or(first, |at| at + 2 * MIB);
+        let bitmaps = tip.layout().bitmaps.values().max().map_or(first, |at| at + MIB);
+        tip.bat_offset = end.max(bitmaps) + MIB * rng.below(3);
+    } else if !tip.has_parent && rng.chance(1, 4) {
         // Some writers let the file end with the disk.
         tip.file_length = Some(Layer::from_bytes(tip.to_bytes()).unwrap().needed_length());
     }
@@ -107,6 +116,8 @@ struct Least {
     content: u64,
     moved: u64,
     end: u64,
+    /// Where the table is afterwards.
+    table: Range<u64>,
 }
 
 fn least(file: &[u8], own: &[u8], below: Option<&[u8]>, reads_data: bool) -> Least {
@@ -148,11 +159,23 @@ fn least(file: &[u8], own: &[u8], below: Option<&[u8]>, reads_data: bool) -> Lea
         let at = bitmap_of(tip, chunk as u64);
         placed.push(Placed { range: at..at + MIB, present: MIB, is_bitmap: true });
     }
-    let last = placed.iter().map(|placed| placed.range.end).max().unwrap_or_default();
-    let ends = (tip.structures_end()..=last.max(tip.structures_end())).step_by(MIB as usize);
-    let end = ends.into_iter().find(|end| fits(tip, &placed, *end)).unwrap();
+    let (stay, needs) = (tip.bat(), MIB);
+    let is_free = |at: u64| {
+        let all = placed.iter().map(|placed| placed.range.clone());
+        let mut all = all.chain([0..MIB, tip.log(), 2 * MIB..3 * MIB]);
+        all.all(|range| range.end <= at || at + needs <= range.start)
+    };
+    let hole = (0..stay.start).step_by(MIB as usize).find(|at| is_free(*at)).unwrap_or(stay.start);
+    let table_and_end = [stay, hole..hole + needs].map(|table| {
+        let last = placed.iter().map(|placed| placed.range.end).max().unwrap_or_default();
+        let first = table.end.max(tip.log().end).max(3 * MIB);
+        let mut ends = (first..=last.max(first)).step_by(MIB as usize);
+        let end = ends.find(|end| fits(tip, &table, &placed, *end)).unwrap();
+        (table, end)
+    });
+    let (table, end) = table_and_end.into_iter().min_by_key(|(_, end)| *end).unwrap();
     let moves = placed.iter().filter(|placed| placed.range.end > end);
-    Least { content, moved: moves.map(|placed| placed.present).sum(), end }
+    Least { content, moved: moves.map(|placed| placed.present).sum(), end, table }
 }
 
 fn per_block(layer: &Layer) -> u64 {
@@ -166,10 +189,10 @@ fn bitmap_of(layer: &Layer, chunk: u64) -> u64 {
 
 /// Whether all that reaches beyond this end has room in unused space before it. Payload goes first, into the first hole
 /// that is long enough: with blocks of one length no other order fits more.
-fn fits(tip: &Layer, placed: &[Placed], end: u64) -> bool {
+fn fits(tip: &Layer, table: &Range<u64>, placed: &[Placed], end: u64) -> bool {
     let mut used = vec![false; (end / MIB) as usize];
     let log = tip.log();
-    let structures = [0..MIB, log, tip.bat(), 2 * MIB..3 * MIB];
+    let structures = [0..MIB, log, table.clone(), 2 * MIB..3 * MIB];
     let stay = placed.iter().map(|placed| placed.range.clone());
     for range in stay.chain(structures) {
         let units = range.start / MIB..range.end.min(end).div_ceil(MIB);
@@ -201,7 +224,7 @@ fn assert_sound(host: &SimHost, tip: usize, seed: u64) {
 
 #[test]
 fn compacted_images_read_the_same_and_are_as_short_as_they_can_be() {
-    let (mut moved, mut dropped, mut shorter, mut idle) = (0, 0, 0, 0);
+    let (mut moved, mut dropped, mut shorter, mut idle, mut tables) = (0, 0, 0, 0, 0);
     for seed in 0..SEEDS {
         let images = wasteful(seed);
         let tip = images.len() - 1;
@@ -227,6 +250,9 @@ fn compacted_images_read_the_same_and_are_as_short_as_they_can_be() {
             assert_eq!(done.content, content.then_some(least.content), "seed {seed}");
             if done.file_len < done.file_len_before {
                 assert_eq!((done.file_len, done.moved), (least.end, least.moved), "seed {seed}");
+                let is_elsewhere = least.table.start != image.bat().start;
+                assert_eq!(done.table, if is_elsewhere { MIB } else { 0 }, "seed {seed}");
+                tables += u64::from(least.table != image.bat());
             } else {
                 assert!(done.moved == 0 && least.end >= done.file_len, "seed {seed}");
             }
@@ -239,6 +265,9 @@ fn compacted_images_read_the_same_and_are_as_short_as_they_can_be() {
             assert!(difference(&flat(&host, tip), &before).is_none(), "seed {seed}");
             let after = layer(&host, tip);
             assert_eq!(after.data_write_guid, image.data_write_guid, "seed {seed}");
+            if done.file_len < done.file_len_before {
+                assert_eq!(after.bat(), least.table, "seed {seed}");
+            }
             assert_sound(&host, tip, seed);
             let files = host.files().sum();
             let again = Compact::new().content(content).run(&open(&host, tip)).unwrap();
@@ -252,6 +281,7 @@ fn compacted_images_read_the_same_and_are_as_short_as_they_can_be() {
     }
     assert!(moved > 16 * MIB && dropped > 16 * MIB, "{moved} and {dropped}");
     assert!(shorter > 14 && idle > 0, "{shorter} shorter, {idle} as long as before");
+    assert!(tables > 4, "{tables} tables in another place");
 }
 
 #[test]
@@ -331,6 +361,9 @@ fn a_chain_in_use_is_compacted() {
         };
     }
     tip.gap = 2 * MIB;
+    // The table moves too, from behind all blocks.
+    tip.data_offset = Some(tip.bat_offset + MIB);
+    tip.bat_offset = 200 * MIB;
     let host = host_of(&[base, tip]);
     let mut model = flat(&host, 1);
     let before = bytes_of(&host, 1).len() as u64;
@@ -368,11 +401,14 @@ fn a_chain_in_use_is_compacted() {
             });
         }
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            for (content, punch) in
+            for (n, (content, punch)) in
                 [(false, false), (false, true), (true, true), (true, false), (true, false)]
+                    .into_iter()
+                    .enumerate()
             {
                 let done = Compact::new().content(content).punch(punch).run(&chain).unwrap();
                 assert!(done.file_len < before, "{done:?}");
+                assert_eq!(done.table, if n == 0 { MIB } else { 0 }, "{done:?}");
             }
         }));
         is_over.store(true, Ordering::SeqCst);
@@ -390,6 +426,79 @@ fn a_chain_in_use_is_compacted() {
     assert_eq!(bytes_of(&host, 1).len() as u64, done.file_len);
     assert!(difference(&flat(&host, 1), &model).is_none());
     assert_sound(&host, 1, 0);
+}
+
+/// A child may know the image by its identity: bytes that change after the table has moved give it another.
+#[test]
+fn an_image_whose_table_moved_gets_another_identity_with_the_next_write() {
+    let mut image = Image::dynamic(4 * MIB);
+    image.put(1, Block::full(Data::Pattern(1)));
+    image.data_offset = Some(image.bat_offset + MIB);
+    image.bat_offset = 20 * MIB;
+    let host = host_of(&[image.clone()]);
+    let chain = open(&host, 0);
+    let known = chain.layers()[0].data_write_guid;
+    let done = Compact::new().run(&chain).unwrap();
+    assert_eq!((done.table, done.file_len), (MIB, image.data_offset.unwrap() + MIB));
+    assert_eq!(chain.layers()[0].data_write_guid, known);
+    chain.write_at(&[7], MIB).unwrap();
+    assert_ne!(chain.layers()[0].data_write_guid, known);
+    chain.close().unwrap();
+    drop(chain);
+    assert_ne!(layer(&host, 0).data_write_guid, known);
+    let mut expected = image.flat(None);
+    expected[MIB as usize] = 7;
+    assert!(difference(&flat(&host, 0), &expected).is_none());
+    assert_sound(&host, 0, 0);
+}
+
+/// A plan that still has to read the table looks for it where it was.
+#[test]
+fn a_plan_from_before_a_table_moved_reads_the_disk_as_it_was() {
+    let mut image = Image::dynamic(8 * MIB);
+    for block in 0..8 {
+        image.put(block, Block::full(Data::Pattern(1 + block)));
+    }
+    image.data_offset = Some(image.bat_offset + 3 * MIB);
+    image.bat_offset = 12 * MIB + image.data_offset.unwrap();
+    let host = host_of(&[image.clone()]);
+    let expected = image.flat(None);
+    let chain = open(&host, 0);
+    let avhdx::Planned::Load(load) = chain.plan_read(0..8 * MIB).unwrap() else {
+        panic!("the table has not been read")
+    };
+    let done = Compact::new().run(&chain).unwrap();
+    assert_eq!(done.table, MIB);
+    // Takes whatever space may be used again.
+    let rng = &mut Rng::new(1);
+    for _ in 0..3 {
+        for block in 0..8 {
+            chain.discard(block * MIB..(block + 1) * MIB).unwrap();
+            chain.flush().unwrap();
+            let mut bytes = vec![0; MIB as usize];
+            rng.fill(&mut bytes);
+            chain.write_at(&bytes, block * MIB).unwrap();
+        }
+        chain.flush().unwrap();
+        Compact::new().run(&chain).unwrap();
+    }
+    let mut planned = avhdx::Planned::Load(load);
+    let plan = loop {
+        planned = match planned {
+            avhdx::Planned::Ready(plan) => break plan,
+            avhdx::Planned::Load(load) => load.load().unwrap(),
+        };
+    };
+    let file = bytes_of(&host, 0);
+    for piece in plan.pieces() {
+        let avhdx::PlannedSource::Data { at, .. } = piece.source else { panic!("{piece:?}") };
+        let (start, end) = (piece.range.start as usize, piece.range.end as usize);
+        let found = &file[at.get() as usize..][..end - start];
+        assert!(difference(found, &expected[start..end]).is_none(), "{piece:?}");
+    }
+    drop(plan);
+    let done = Compact::new().run(&chain).unwrap();
+    assert_eq!(done.file_len, 4 * MIB + 8 * MIB, "nobody reads what is left of the past");
 }
 
 const PAGE: u64 = 4096;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use avhdx::ops::{Checkpoint, Merge, Resize};
+use avhdx::ops::{Checkpoint, Compact, Merge, Resize};
 use avhdx::storage::Host;
 use avhdx::{
     CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PlannedWrite, Since, TrackingOptions,
@@ -161,9 +161,20 @@ fn a_disk_grows_from_1_gib_to_64_tib_and_back() {
             chain.flush().unwrap();
         }
         println!("blocks of {} MiB: {told}", block >> 20);
-        drop(chain);
         let layer = naive::Layer::open(&path).unwrap();
         assert_eq!((layer.size, layer.faults()), (64 * TIB, vec![]));
+        // The table is back where the first one was; what the large ones have left behind goes.
+        let resized = Resize::to(GIB).shrink(true).run(&chain).unwrap();
+        expected.retain(|(at, _)| *at < GIB);
+        let forecast = Compact::new().forecast(&chain).unwrap();
+        let done = Compact::new().run(&chain).unwrap();
+        assert_eq!((done, done.file_len_before), (forecast.outcome, resized.file_len));
+        assert_eq!((done.file_len, done.table), (4 * MIB + 2 * u64::from(*block), 0));
+        write(GIB / 2, 4);
+        expected.push((GIB / 2, 4));
+        drop(chain);
+        let layer = naive::Layer::open(&path).unwrap();
+        assert_eq!((layer.size, layer.faults()), (GIB, vec![]));
         let naive = naive::Chain(vec![layer]);
         for (at, with) in expected {
             assert_eq!(naive.read(0, at, 512).unwrap(), [with; 512], "at {at}");
@@ -530,14 +541,14 @@ fn a_compaction_leaves_what_a_plan_from_before_a_resize_reads() {
     };
     assert!(holds(&plan));
     Resize::to(4 * MIB).shrink(true).run(&chain).unwrap();
-    avhdx::ops::Compact::new().run(&chain).unwrap();
+    Compact::new().run(&chain).unwrap();
     chain.write_at(&[9; 4 << 20], 0).unwrap();
     Resize::to(12 * MIB).run(&chain).unwrap();
     chain.write_at(&[9; 8 << 20], 4 * MIB).unwrap();
     chain.flush().unwrap();
     assert!(holds(&plan), "the places were used again");
     drop(plan);
-    let done = avhdx::ops::Compact::new().run(&chain).unwrap();
+    let done = Compact::new().run(&chain).unwrap();
     assert!(done.file_len < 17 * MIB, "{done:?}");
     assert!(bytes(&chain) == [9; 12 << 20]);
 }

@@ -68,6 +68,8 @@ pub struct Compacted {
     pub data: u64,
     /// Bytes of data and of sector bitmaps that move.
     pub moved: u64,
+    /// Bytes of the block allocation table that are written to another place in the file; 0 if it stays in its place.
+    pub table: u64,
     /// Bytes of the file that are [punched](Compact::punch), as far as the host stores data there; `None` if blocks move
     /// instead.
     pub punched: Option<u64>,

@@ -17,8 +17,8 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Surveys an image. Data is read through `disk`, if there is one and the compaction asks for it; `before` is called
-    /// for each block then.
+    /// Surveys an image, whose block allocation table may move if `moves_table`. Data is read through `disk`, if there is
+    /// one and the compaction asks for it; `before` is called for each block then.
     ///
     /// # Errors
     /// Those of `before`, and of reading tables and data.
@@ -26,6 +26,7 @@ impl Survey {
         image: &Core,
         compact: &Compact<'_>,
         disk: Option<Layers<'_>>,
+        moves_table: bool,
         before: &mut dyn FnMut(u64) -> Result<()>,
     ) -> Result<Self> {
         let mut appraiser = disk.filter(|_| compact.content).map(Appraiser::new);
@@ -67,7 +68,10 @@ impl Survey {
             }
             Ok(())
         })?;
-        let target = packing.target();
+        let target = match moves_table && !compact.punch {
+            true => packing.target_with_table(),
+            false => packing.target(),
+        };
         let mut moved = 0;
         if compact.punch {
             for hole in packing.holes(image.file_len()) {
@@ -86,17 +90,27 @@ impl Survey {
         let changes = dropped.content + dropped.free > 0;
         let len = if changes { file_len_before.max(dropped.end) } else { file_len_before };
         let is_shorter = target.end < len && !compact.punch;
+        let table = image.table_place();
+        let slack = target.table.map_or(0, |place| table.len - place.len);
+        let moved_table = target.table.filter(|place| place.at != table.at);
+        let moved_table = moved_table.map_or(0, |place| place.len);
         let outcome = Compacted {
-            tables: unused.saturating_sub(dropped.content + dropped.free),
+            tables: unused.saturating_sub(dropped.content + dropped.free) + slack,
             content: appraiser.map(|_| dropped.content),
             free: dropped.free,
             data,
             moved: if is_shorter { moved } else { 0 },
+            table: if is_shorter { moved_table } else { 0 },
             file_len_before,
             punched: compact.punch.then_some(punched),
             file_len: if is_shorter { target.end } else { len },
         };
         Ok(Self { outcome, target })
+    }
+
+    /// Whether the block allocation table would get another place, or a part of its own.
+    pub(super) fn moves_table(&self) -> bool {
+        self.target.table.is_some()
     }
 
     /// Bytes of the sector bitmap blocks that would move.

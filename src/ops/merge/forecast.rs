@@ -15,7 +15,6 @@ use crate::ops::{FileChangeKind, Forecast};
 use crate::read::Layer;
 use crate::types::{BlockIndex, ChunkIndex, DiskOffset, KIB, MIB, len};
 use crate::write::fits_entry;
-use crate::write::table_len;
 
 /// The unit in which hosts allocate space.
 const PAGE: u64 = 4 * KIB;
@@ -291,7 +290,7 @@ impl<'a> ParentModel<'a> {
     /// Keeps the table in place or moves it to new space.
     fn table(&mut self, new: &BlockLayout, stays: bool) {
         if !stays {
-            let bytes = table_len(new);
+            let bytes = new.table_len();
             self.moves_table = true;
             self.take(bytes);
             self.entries = bytes / ENTRY_LEN;
