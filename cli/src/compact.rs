@@ -63,6 +63,8 @@ pub(crate) struct CompactAnswer {
     data: u64,
     /// Data and sector bitmaps that move.
     moved: u64,
+    /// The block allocation table, if it is written to another place; otherwise 0.
+    table: u64,
     /// What the host takes back inside of the file; null without `--punch`.
     punched: Option<u64>,
     file_len_before: u64,
@@ -143,6 +145,7 @@ fn print(
             content: done.content,
             data: done.data,
             moved: done.moved,
+            table: done.table,
             punched: done.punched,
             file_len_before: done.file_len_before,
             file_len: done.file_len,
@@ -171,6 +174,9 @@ fn print(
             let data = size(done.data);
             console.line(format!("  content   not read: --content looks through {data}"))?;
         }
+    }
+    if done.table > 0 {
+        console.line(format!("  table     {} {moves}, of block allocation", size(done.table)))?;
     }
     console.line(format!(
         "  file      {}, before {}",

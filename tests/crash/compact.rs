@@ -78,6 +78,13 @@ fn all() -> Vec<Wasteful> {
             is_in_short: true,
             ..plain("punched, child", child())
         },
+        plain("table behind, base", table_behind(base())),
+        Wasteful {
+            content: true,
+            is_written: true,
+            is_in_short: true,
+            ..plain("table behind, child, written to", table_behind(child()))
+        },
         Wasteful {
             free: Vec::from_iter(Some(0..2 * MIB)),
             is_in_short: true,
@@ -97,6 +104,15 @@ fn base() -> (Vec<Image>, Image) {
     base.put(4, Block::full(Data::Pattern(4)));
     base.put(5, Block::full(Data::Pattern(5)));
     (Vec::new(), base)
+}
+
+/// The block allocation table lies behind all else, and is longer than it needs to be.
+fn table_behind((below, mut tip): (Vec<Image>, Image)) -> (Vec<Image>, Image) {
+    tip.data_offset = Some(tip.bat_offset);
+    tip.gap = MIB;
+    tip.bat_offset = 30 * MIB;
+    tip.bat_length = Some(2 << 20);
+    (below, tip)
 }
 
 /// Bits that lie behind all else, a block that the parent shows, and one that only holds a part of it.

@@ -22,11 +22,13 @@ use crate::ops::progress::{Listener, Progress};
 ///
 /// A block moves at most once, and only if it reaches beyond the end that the file is cut at. That end is the lowest one
 /// below which there is room for all of them: holes that are shorter than a block stay, as does what lies before the
-/// block allocation table, the metadata and the log, which do not move.
+/// metadata and the log, which do not move. The block allocation table moves first, if that lowers the end: to a hole, or
+/// to as much of its own place as it needs.
 ///
 /// The chain may be in use. A write waits only while its block is moved; all writes wait while the free space is
 /// determined, which takes as long as reading the block allocation table, and while 1 MiB of sector bitmap is moved. What
-/// is written meanwhile behind the end is moved too, up to three times. Planned writes must have ended when the operation
+/// is written meanwhile behind the end is moved too, up to three times. A table that moves is copied while all writes
+/// wait, and the tip is opened anew: it has another [`LayerId`](crate::LayerId) then. Planned writes must have ended when the operation
 /// begins and ends.
 ///
 /// A crash, a kill or a failure leaves each block in its old or its new place, and the disk reads as before. Starting the
@@ -89,7 +91,8 @@ pub struct CompactForecast {
     /// Bytes of data that will be read, without those that move.
     pub read: u64,
     /// Peak of the additional space on the volume of the image in bytes, where holes that blocks move to take up none:
-    /// the blocks that move until their old space is given back, and the sector bitmap blocks. A host that cannot give
+    /// the blocks that move until their old space is given back, the sector bitmap blocks, and the block allocation table. A
+    /// host that cannot give
     /// back a part of a file needs as much as is moved.
     pub peak: u64,
     /// Free bytes on that volume, if the host can tell.
