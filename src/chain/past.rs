@@ -112,6 +112,8 @@ impl Reopened<'_> {
             false => drop(keep),
         }
         drop(op.drained(retired, &mut || ControlFlow::Break(())));
+        // What this leaves, the end of the session returns.
+        image.writer.iter().for_each(|writer| drop(writer.punch_released()));
         image
     }
 }

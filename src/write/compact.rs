@@ -16,7 +16,7 @@ use std::sync::atomic;
 use std::time::{Duration, Instant};
 
 use super::payload::Copier;
-use super::space::{Allocated, Contents, Freed};
+use super::space::{Allocated, Contents, Freed, Released};
 use super::writer::Writer;
 use crate::error::Result;
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, PayloadState};
@@ -85,7 +85,7 @@ impl Writer {
         drop(self.punch_released());
         let mut packing = self.core.packing(|_| Ok(true))?;
         let block_size = self.core.layout.block_size();
-        let released = self.released().iter().flat_map(|(_, freed)| freed.clone()).collect();
+        let released = self.released().iter().flat_map(|released| released.freed.clone()).collect();
         for Freed { at, len } in [self.space.hand_over(block_size), released].concat() {
             packing.keep(at.get(), len);
         }
@@ -235,7 +235,8 @@ impl Writer {
         self.commit()?;
         *moved += std::mem::take(&mut batch.bytes);
         let generation = self.pins().end_generation();
-        self.released().push((generation, std::mem::take(&mut batch.freed)));
+        let freed = std::mem::take(&mut batch.freed);
+        self.released().push(Released { generation, freed, is_reused: false });
         // If this fails, the file takes up more space until it is cut.
         drop(self.punch_released());
         Ok(())

@@ -212,9 +212,9 @@ impl Growth {
         self.state().space.leave()
     }
 
-    /// Takes over space that another writer [left](Self::leave), of which pins up to this generation may know.
-    pub(super) fn inherit(&self, generation: Generation, freed: Vec<Freed>, lost: Vec<FileOffset>) {
-        self.state().space.inherit(generation, freed, lost);
+    /// Makes space reusable that no pin knows of, and whose freeing is durable.
+    pub(super) fn reuse_now(&self, freed: Vec<Freed>) {
+        self.state().space.reuse(freed);
     }
 
     /// Whether freed space waits for readers.

@@ -86,7 +86,7 @@ impl Writer {
         self.wait_for_readers(SHORT, &mut |_| Ok(()));
         let mut packing = self.core.packing(|_| Ok(true))?;
         let released: Vec<Freed> =
-            self.released().iter().flat_map(|(_, freed)| freed.clone()).collect();
+            self.released().iter().flat_map(|released| released.freed.clone()).collect();
         let kept = self.space.kept(self.core.layout.block_size());
         for Freed { at, len } in [kept, released].concat() {
             packing.keep(at.get(), len);

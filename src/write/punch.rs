@@ -52,7 +52,7 @@ impl Writer {
         if !freed.is_empty() {
             // No table names them any more: pins of the next generation cannot find them.
             let generation = self.pins().end_generation();
-            self.released().push((generation, freed));
+            self.released().push(Released { generation, freed, is_reused: false });
         }
         self.punch_released()?;
         Ok(bytes)
@@ -75,13 +75,19 @@ impl Writer {
 
 impl Writer {
     /// Punches released space that no pin may name.
-    pub(super) fn punch_released(&self) -> Result<()> {
+    pub(crate) fn punch_released(&self) -> Result<()> {
         let oldest = self.pins().oldest();
         let all = std::mem::take(&mut *self.released());
-        let is_free = |released: &Released| released.0 < oldest;
+        let is_free = |released: &Released| released.generation < oldest;
         let (free, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(is_free);
         self.released().extend(kept);
-        free.into_iter().try_for_each(|(_, freed)| self.punch(&freed))
+        free.into_iter().try_for_each(|released| {
+            let punched = self.punch(&released.freed);
+            if released.is_reused {
+                self.space.reuse_now(released.freed);
+            }
+            punched
+        })
     }
 
     fn punch(&self, freed: &[Freed]) -> Result<()> {

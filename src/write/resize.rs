@@ -17,7 +17,7 @@ use super::compact::Before;
 use super::content::has_data;
 use super::metadata_edit::{ItemEdit, Pages};
 use super::open::WritePolicy;
-use super::space::{Allocated, Contents, Freed};
+use super::space::{Allocated, Contents, Freed, Released};
 use super::writer::{Writer, most_dirty};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BatEntry, BlockLayout, ENTRY_LEN, PayloadState};
@@ -174,15 +174,17 @@ impl Writer {
         self.reopen_alone(Some(self.core.data_write_guid()))
     }
 
-    /// Takes over the space that this writer's image, as `old` had it open, does not need any more. It is used again once
-    /// nobody reads the image as it was: whoever does has a [pin](Self::pins) of this writer by now.
+    /// Takes over the space that this writer's image, as `old` had it open, does not need any more. It goes back to the
+    /// host, and is used again, once nobody reads the image as it was: whoever does has a [pin](Self::pins) of this writer
+    /// by now.
     pub(crate) fn take_over(&self, old: &Self) {
         let (freed, lost) = old.space.leave();
-        let released = std::mem::take(&mut *old.released());
+        lost.into_iter().for_each(|at| self.space.lose(at));
         let generation = self.pins().end_generation();
-        self.space.inherit(generation, freed, lost);
-        let released = released.into_iter().map(|(_, freed)| (generation, freed));
-        self.released().extend(released);
+        let released = std::mem::take(&mut *old.released());
+        let released = released.into_iter().map(|released| Released { generation, ..released });
+        let freed = Released { generation, freed, is_reused: true };
+        self.released().extend(released.chain([freed]));
     }
 
     /// The same. The next visible change gives the image this identity, or a new one.

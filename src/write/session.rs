@@ -221,6 +221,7 @@ impl Writer {
         let mut session = self.session();
         self.check()?;
         if session.log.is_none() {
+            drop(self.punch_released());
             return Ok(());
         }
         let ended = self.poison_on_panic(|| self.end_log(&mut session));

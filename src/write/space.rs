@@ -59,8 +59,15 @@ pub(super) struct Freed {
     pub(super) len: u64,
 }
 
-/// Released space, and the last generation of pins that may know of it.
-pub(super) type Released = (Generation, Vec<Freed>);
+/// Space that the host gets back once no reader knows of it.
+#[derive(Debug)]
+pub(super) struct Released {
+    /// The last generation of pins that may know of it.
+    pub(super) generation: Generation,
+    pub(super) freed: Vec<Freed>,
+    /// Whether it is used again afterwards.
+    pub(super) is_reused: bool,
+}
 
 /// Space for a block.
 #[derive(Clone, Copy, Debug)]
@@ -311,19 +318,6 @@ impl Space {
         let pinned = std::mem::take(&mut self.pinned).into_iter().flat_map(|(_, freed)| freed);
         let freed = self.freed.drain(..).chain(self.retired.drain(..));
         (free.chain(pinned).chain(freed).collect(), self.lost.drain().collect())
-    }
-
-    /// Takes over space that another writer left, of which pins up to this generation may know.
-    pub(super) fn inherit(
-        &mut self,
-        generation: Generation,
-        freed: Vec<Freed>,
-        lost: Vec<FileOffset>,
-    ) {
-        lost.into_iter().for_each(|at| self.lose(at));
-        if !freed.is_empty() {
-            self.pinned.push_back((generation, freed));
-        }
     }
 
     /// Lets the file be truncated to `end` bytes, behind which nothing is used: also to less than it was before this

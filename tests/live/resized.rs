@@ -552,3 +552,44 @@ fn a_compaction_leaves_what_a_plan_from_before_a_resize_reads() {
     assert!(done.file_len < 17 * MIB, "{done:?}");
     assert!(bytes(&chain) == [9; 12 << 20]);
 }
+
+/// Otherwise a check would take the data of blocks that were cut off, and a former table, for that of lost entries.
+#[test]
+fn what_a_resize_leaves_behind_goes_back_to_the_host() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("web.vhdx");
+    drop(CreateOptions::dynamic(256 * MIB).block_size(1 << 20).create(&path).unwrap());
+    let chain = writable(&path);
+    chain.write_at(&[1; 4 << 20], 0).unwrap();
+    chain.write_at(&vec![2; 200 << 20], 8 * MIB).unwrap();
+    drop(chain);
+    let chain = writable(&path);
+    let held = || std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&path).unwrap()) * 512;
+    assert!(held() > 200 * MIB);
+    Resize::to(8 * MIB).shrink(true).run(&chain).unwrap();
+    assert!(held() < 10 * MIB, "{}", held());
+    let check = || {
+        let file = avhdx::storage::MemStorage::new(std::fs::read(&path).unwrap());
+        let report = avhdx::ops::Check::new().run_file(Arc::new(file)).unwrap();
+        let codes: Vec<_> = report.findings.iter().map(|finding| finding.code).collect();
+        assert!(codes.contains(&"space.leaked"), "{codes:?}");
+        assert!(!codes.contains(&"bat.lost"), "{codes:?}");
+    };
+    chain.close().unwrap();
+    check();
+    for size in [2 * TIB, 64 * MIB] {
+        Resize::to(size).run(&chain).unwrap();
+        chain.close().unwrap();
+        check();
+        assert!(held() < 10 * MIB + size / MIB * 8 / 64, "{} of {size}", held());
+    }
+    // The space is used again before the file grows.
+    let before = std::fs::metadata(&path).unwrap().len();
+    chain.write_at(&vec![3; 48 << 20], 8 * MIB).unwrap();
+    chain.close().unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before);
+    let mut expected = vec![0; 64 << 20];
+    expected[..4 << 20].fill(1);
+    expected[8 << 20..56 << 20].fill(3);
+    assert!(naively(&[path]) == expected);
+}
