@@ -108,6 +108,11 @@ impl Writer {
         if state.is_closed {
             return Err(frozen().in_file(self.core.name()));
         }
+        // Another chain that was given the tip looks for the table in its old place.
+        if self.has_guests() {
+            self.give_holes_back(&packing);
+            return Ok(None);
+        }
         self.prepare_hidden_change()?;
         // Other changes do not share the log entry of the edit.
         self.commit()?;

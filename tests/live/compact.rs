@@ -452,6 +452,37 @@ fn an_image_whose_table_moved_gets_another_identity_with_the_next_write() {
     assert_sound(&host, 0, 0);
 }
 
+/// Another chain reads the tip by a handle that is not opened anew.
+#[test]
+fn a_table_stays_while_another_chain_has_the_tip() {
+    let mut image = Image::dynamic(8 * MIB);
+    for block in 0..8 {
+        image.put(block, Block::full(Data::Pattern(1 + block)));
+    }
+    image.data_offset = Some(image.bat_offset + MIB);
+    image.bat_offset = 30 * MIB;
+    let host = host_of(&[image.clone()]);
+    let mut expected = image.flat(None);
+    let chain = open(&host, 0);
+    let guest = OpenOptions::new().budget(Budget::new(0)).open_chain(
+        Arc::try_unwrap(chain.tip()).unwrap_or_else(|_| panic!("nobody else has the tip")),
+    );
+    let guest = guest.unwrap();
+    let forecast = Compact::new().forecast(&chain).unwrap();
+    let done = Compact::new().run(&chain).unwrap();
+    assert_eq!((done, done.table), (forecast.outcome, 0));
+    chain.write_at(&[5; 4096], MIB).unwrap();
+    expected[MIB as usize..][..4096].fill(5);
+    let mut found = vec![0; expected.len()];
+    guest.read_at(&mut found, 0).unwrap();
+    assert!(difference(&found, &expected).is_none());
+    drop(guest);
+    let done = Compact::new().run(&chain).unwrap();
+    assert_eq!((done.table, done.file_len), (MIB, image.data_offset.unwrap() + 8 * MIB));
+    chain.read_at(&mut found, 0).unwrap();
+    assert!(difference(&found, &expected).is_none());
+}
+
 /// A plan that still has to read the table looks for it where it was.
 #[test]
 fn a_plan_from_before_a_table_moved_reads_the_disk_as_it_was() {
