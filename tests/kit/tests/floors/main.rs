@@ -1,4 +1,4 @@
-//! The floors of the library and of the program: imports point down, and no files form a circle.
+//! The floors of the library, of the program and of the package for files: imports point down, and no files form a circle.
 //!
 //! The test parses the sources. It resolves every path in `use` declarations, code, types, patterns, macro tokens
 //! and attributes to the file that defines the item, through imports, globs, renames and re-exports. Code that only
@@ -14,7 +14,7 @@
 //!   no edges, so the `impl` blocks of one type may call each other across the files of a floor.
 //! - **No file is long**: at most 700 lines without tests, and fewer than 300 lines of tests.
 //!
-//! The test builds neither of the two:
+//! The test builds none of them:
 //! ```text
 //! cargo test -p avhdx-testkit --test floors
 //! ```
@@ -127,6 +127,23 @@ const PROGRAM: Rules<'_> = Rules {
     ..LIBRARY
 };
 
+/// The package for volumes and files, from top to bottom.
+const FILES: Rules<'_> = Rules {
+    floors: &[
+        ("the root", &[""]),
+        ("volumes", &["volumes"]),
+        ("tree", &["tree"]),
+        ("file systems", &["ext", "fat", "ntfs"]),
+        ("content", &["content"]),
+        ("boundary", &["boundary"]),
+        ("item", &["item"]),
+        ("error", &["error"]),
+    ],
+    knows: &[],
+    apart: &["file systems"],
+    ..LIBRARY
+};
+
 #[test]
 fn the_library_keeps_to_its_floors() {
     keeps_to(LIBRARY, "src");
@@ -135,6 +152,11 @@ fn the_library_keeps_to_its_floors() {
 #[test]
 fn the_program_keeps_to_its_floors() {
     keeps_to(PROGRAM, "cli/src");
+}
+
+#[test]
+fn the_package_for_files_keeps_to_its_floors() {
+    keeps_to(FILES, "files/src");
 }
 
 fn keeps_to(rules: Rules<'_>, folder: &str) {

@@ -1,0 +1,244 @@
+//! The boundary around everything that reads a volume: it bounds what is read, records it, and catches panics.
+//!
+//! A volume is hostile until proven otherwise, and crates that read file systems are not written for that. Each call
+//! into such a reader is a *task* with a budget, and reads through [`Bytes`], which ends the task once the budget is used
+//! up. A panic becomes an error.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
+use std::rc::Rc;
+use std::sync::{Arc, Once};
+
+use avhdx::Disk;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Small reads go through pages of this size.
+const PAGE: u64 = 16 << 10;
+/// How many pages are kept.
+const PAGES: usize = 256;
+/// A task may read this much of a volume of any size.
+const FREE_BYTES: u64 = 64 << 20;
+/// A task reads no more than this, besides the bytes of files.
+const MOST_BYTES: u64 = 16 << 30;
+/// The reads that a task may do for each MiB that it may read: directories are read in small steps.
+const READS_A_MIB: u64 = 1 << 16;
+
+thread_local! {
+    static GUARDING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps panics that this crate catches from being printed. For programs: it replaces the process's panic hook by one
+/// that calls the present one for all other panics.
+pub fn silence_caught_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !GUARDING.get() {
+                usual(info);
+            }
+        }));
+    });
+}
+
+/// Runs what reads a volume; a panic becomes an error.
+pub(crate) fn guard<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    let was = GUARDING.replace(true);
+    // What a panic leaves behind is only read, and each reader bounds what it reads.
+    let done = panic::catch_unwind(AssertUnwindSafe(run));
+    GUARDING.set(was);
+    done.unwrap_or_else(|payload| Err(Error::panicked(&*payload)))
+}
+
+/// The bytes of a volume. Clones share budget, pages and record.
+#[derive(Clone)]
+pub(crate) struct Bytes(Rc<Inner>);
+
+struct Inner {
+    disk: Arc<dyn Disk>,
+    range: Range<u64>,
+    left: Cell<Budget>,
+    pages: RefCell<Pages>,
+    touched: RefCell<Option<BTreeMap<u64, u64>>>,
+}
+
+#[derive(Clone, Copy)]
+struct Budget {
+    reads: u64,
+    bytes: u64,
+}
+
+#[derive(Default)]
+struct Pages {
+    held: HashMap<u64, Box<[u8]>>,
+    order: VecDeque<u64>,
+}
+
+impl Bytes {
+    /// The bytes of a range that lies within the disk.
+    pub(crate) fn new(disk: Arc<dyn Disk>, range: Range<u64>) -> Self {
+        let bytes = Self(Rc::new(Inner {
+            disk,
+            range,
+            left: Cell::new(Budget { reads: 0, bytes: 0 }),
+            pages: RefCell::default(),
+            touched: RefCell::new(None),
+        }));
+        bytes.renew();
+        bytes
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.0.range.end - self.0.range.start
+    }
+
+    /// Begins a task: the budget is whole again.
+    pub(crate) fn renew(&self) {
+        let bytes = self.len().saturating_mul(2).min(MOST_BYTES) + FREE_BYTES;
+        self.0.left.set(Budget { reads: (bytes >> 20) * READS_A_MIB, bytes });
+    }
+
+    /// Fills a new buffer. The length is one that the caller has bounded.
+    pub(crate) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>> {
+        self.check(offset, len as u64)?;
+        let mut buf = vec![0; len];
+        self.read_at(&mut buf, offset)?;
+        Ok(buf)
+    }
+
+    fn check(&self, offset: u64, len: u64) -> Result<()> {
+        if offset.checked_add(len).is_some_and(|end| end <= self.len()) {
+            return Ok(());
+        }
+        let size = self.len();
+        let message =
+            format!("{len} bytes at {offset} do not lie within the volume of {size} bytes");
+        Err(Error::damaged("files.outside", message))
+    }
+
+    /// Fills `buf` with the bytes at `offset`, as far as the budget of the task goes.
+    pub(crate) fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let len = buf.len() as u64;
+        self.check(offset, len)?;
+        let Budget { reads, bytes } = self.0.left.get();
+        let left = reads.checked_sub(1).zip(bytes.checked_sub(len));
+        let Some((reads, bytes)) = left else {
+            let message = "the volume makes its reader go on without end";
+            return Err(Error::new(ErrorKind::Limit, "files.budget", message));
+        };
+        self.0.left.set(Budget { reads, bytes });
+        if let Some(touched) = &mut *self.0.touched.borrow_mut()
+            && len > 0
+        {
+            add(touched, offset..offset + len);
+        }
+        if len >= PAGE {
+            return Ok(self.0.disk.read_at(buf, self.0.range.start + offset)?);
+        }
+        let (mut buf, mut at) = (buf, offset);
+        while !buf.is_empty() {
+            let page = at / PAGE;
+            let within = (at % PAGE) as usize;
+            let count = buf.len().min(PAGE as usize - within);
+            let (now, rest) = buf.split_at_mut(count);
+            self.page(page, |bytes| now.copy_from_slice(&bytes[within..][..count]))?;
+            (buf, at) = (rest, at + count as u64);
+        }
+        Ok(())
+    }
+
+    fn page(&self, page: u64, take: impl FnOnce(&[u8])) -> Result<()> {
+        let mut pages = self.0.pages.borrow_mut();
+        if let Some(held) = pages.held.get(&page) {
+            take(held);
+            return Ok(());
+        }
+        let start = page * PAGE;
+        let len = PAGE.min(self.len() - start);
+        let mut bytes = vec![0; len as usize].into_boxed_slice();
+        self.0.disk.read_at(&mut bytes, self.0.range.start + start)?;
+        take(&bytes);
+        if pages.order.len() == PAGES
+            && let Some(oldest) = pages.order.pop_front()
+        {
+            pages.held.remove(&oldest);
+        }
+        pages.order.push_back(page);
+        pages.held.insert(page, bytes);
+        Ok(())
+    }
+
+    /// Records from now on which bytes are read.
+    pub(crate) fn record(&self) {
+        self.0.touched.replace(Some(BTreeMap::new()));
+    }
+
+    /// The ranges of the disk that were read since then, in order.
+    pub(crate) fn touched(&self) -> Vec<Range<u64>> {
+        let touched = self.0.touched.borrow();
+        let start = self.0.range.start;
+        touched.iter().flatten().map(|(from, to)| start + from..start + to).collect()
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bytes").field("range", &self.0.range).finish_non_exhaustive()
+    }
+}
+
+/// Adds a range to a set of ranges that neither overlap nor touch.
+fn add(set: &mut BTreeMap<u64, u64>, range: Range<u64>) {
+    let Range { mut start, mut end } = range;
+    while let Some((&from, &to)) = set.range(..=end).next_back()
+        && to >= start
+    {
+        set.remove(&from);
+        (start, end) = (start.min(from), end.max(to));
+    }
+    set.insert(start, end);
+}
+
+/// A number of a format, little-endian; zero where the slice ends before it.
+pub(crate) fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
+    let found = bytes.get(at..).and_then(|rest| rest.get(..len)).unwrap_or(&[]);
+    found.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))
+}
+
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    number(bytes, at, 2) as u16
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    number(bytes, at, 4) as u32
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    number(bytes, at, 8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_meet_are_joined() {
+        let mut set = BTreeMap::new();
+        for range in [10..20, 30..40, 0..5, 20..25, 39..50, 4..11, 60..61] {
+            add(&mut set, range);
+        }
+        assert_eq!(set.into_iter().collect::<Vec<_>>(), [(0, 25), (30, 50), (60, 61)]);
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        silence_caught_panics();
+        let error = guard::<()>(|| panic!("found {}", 7)).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "files.panic"));
+        assert!(error.to_string().ends_with("found 7"), "{error}");
+    }
+}

@@ -1,0 +1,233 @@
+//! What file systems say of their files, in the same words for all of them.
+
+use std::fmt;
+
+use crate::error::{Error, Result};
+
+/// A file system, as its readers implement it. Paths and limits of walks are the caller's.
+pub(crate) trait System {
+    fn about(&self) -> &About;
+    fn root(&self) -> Result<Item>;
+    /// What a folder holds, in any order, without `.` and `..`.
+    fn list(&self, folder: &Item) -> Result<Vec<Item>>;
+    /// What a folder has under this name, by the file system's own rule of equal names.
+    fn child(&self, folder: &Item, name: &[u8]) -> Result<Option<Item>>;
+    /// The streams of a file besides its contents.
+    fn streams(&self, _: &Item) -> Result<Vec<StreamInfo>> {
+        Ok(Vec::new())
+    }
+    /// The bytes of a file, or of one of its streams.
+    fn open(&self, file: &Item, stream: Option<&[u8]>) -> Result<Box<dyn Stream>>;
+    /// Where a link leads.
+    fn target(&self, link: &Item) -> Result<Vec<u8>>;
+}
+
+/// The bytes of a file.
+pub(crate) trait Stream {
+    fn len(&self) -> u64;
+    /// Fills `buf` with the bytes at `offset`; the range lies within the stream.
+    fn read_at(&mut self, buf: &mut [u8], offset: u64) -> Result<()>;
+    /// The end of the hole at `offset`; `offset` itself if bytes are stored there, or if this is unknown.
+    fn hole_end(&self, offset: u64) -> u64 {
+        offset
+    }
+}
+
+/// What a file system says of itself.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct About {
+    /// Its kind, such as `NTFS` or `FAT32`.
+    pub(crate) kind: &'static str,
+    pub(crate) label: Option<String>,
+    pub(crate) id: Option<String>,
+    pub(crate) warnings: Vec<String>,
+    /// Whether a backslash separates names too.
+    pub(crate) has_backslash: bool,
+}
+
+/// What a folder holds under a name.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) name: Vec<u8>,
+    pub(crate) node: Node,
+    pub(crate) facts: Result<Facts>,
+}
+
+/// How a file system finds a file again.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Node {
+    /// A file record of NTFS.
+    Record { number: u64, sequence: u16 },
+    /// A first cluster of FAT; 0 is an empty file or the root folder in its fixed place.
+    Cluster { first: u32, size: u32, is_root: bool },
+    /// An inode of ext.
+    Inode(u32),
+}
+
+/// What is known of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Facts {
+    pub(crate) kind: Kind,
+    pub(crate) size: u64,
+    pub(crate) times: Times,
+    pub(crate) id: Option<u64>,
+    pub(crate) links: Option<u32>,
+    pub(crate) mode: Option<u16>,
+    pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) attributes: Option<u32>,
+    /// Why its contents are not read.
+    pub(crate) refusal: Option<(&'static str, String)>,
+}
+
+impl Facts {
+    pub(crate) fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            size: 0,
+            times: Times::default(),
+            id: None,
+            links: None,
+            mode: None,
+            owner: None,
+            attributes: None,
+            refusal: None,
+        }
+    }
+
+    /// Refuses what cannot be read as a file.
+    pub(crate) fn check_readable(&self) -> Result<()> {
+        match &self.refusal {
+            Some((code, message)) => Err(Error::unsupported(code, message.clone())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Item {
+    /// The same once more.
+    pub(crate) fn again(&self) -> Self {
+        let (name, node) = (self.name.clone(), self.node.clone());
+        Self { name, node, facts: self.facts().cloned() }
+    }
+
+    /// The facts, or again the error instead of them.
+    pub(crate) fn facts(&self) -> Result<&Facts> {
+        self.facts.as_ref().map_err(|error| Error::new(error.kind(), error.code(), error.message()))
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A file with bytes.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link, or a junction of NTFS.
+    Link,
+    /// Something without bytes, such as a device, by its name.
+    Other(&'static str),
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::File => "file",
+            Self::Folder => "folder",
+            Self::Link => "link",
+            Self::Other(name) => name,
+        })
+    }
+}
+
+/// The times of a file, as far as the file system keeps them. Those of FAT are in the time zone of whoever wrote them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Times {
+    /// When the file was made.
+    pub created: Option<Time>,
+    /// When its bytes changed last.
+    pub modified: Option<Time>,
+    /// When anything of it changed last, such as its name or its rights.
+    pub changed: Option<Time>,
+    /// When it was read last.
+    pub accessed: Option<Time>,
+}
+
+/// A moment, in seconds since 1970 in UTC and nanoseconds after that. NTFS counts in units of 100.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time {
+    /// Seconds since 1970; negative before.
+    pub seconds: i64,
+    /// Nanoseconds after that second.
+    pub nanoseconds: u32,
+}
+
+/// A stream of a file besides its contents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct StreamInfo {
+    /// Its name, as it follows a colon.
+    pub name: Vec<u8>,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// The text of UTF-16 as bytes: UTF-8, in which half pairs keep their number.
+pub(crate) fn bytes_of_utf16(units: &[u16]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(units.len());
+    for decoded in char::decode_utf16(units.iter().copied()) {
+        match decoded {
+            Ok(char) => bytes.extend_from_slice(char.encode_utf8(&mut [0; 4]).as_bytes()),
+            Err(half) => {
+                let unit = half.unpaired_surrogate();
+                let [high, mid, low] = [unit >> 12, unit >> 6 & 0x3F, unit & 0x3F];
+                bytes.extend([0xE0 | high as u8, 0x80 | mid as u8, 0x80 | low as u8]);
+            }
+        }
+    }
+    bytes
+}
+
+/// The reverse of [`bytes_of_utf16`]; `None` if the bytes are none of its results.
+pub(crate) fn utf16_of_bytes(bytes: &[u8]) -> Option<Vec<u16>> {
+    let mut units = Vec::new();
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let valid = match std::str::from_utf8(rest) {
+            Ok(text) => text,
+            Err(error) => std::str::from_utf8(&rest[..error.valid_up_to()]).ok()?,
+        };
+        units.extend(valid.encode_utf16());
+        rest = &rest[valid.len()..];
+        match rest {
+            [] => {}
+            [0xED, mid @ 0xA0..=0xBF, low @ 0x80..=0xBF, ..] => {
+                units.push(0xD000 | u16::from(mid & 0x3F) << 6 | u16::from(low & 0x3F));
+                rest = &rest[3..];
+            }
+            _ => return None,
+        }
+    }
+    Some(units)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_utf16_name_has_bytes_of_its_own() {
+        for units in [
+            &[0x61, 0xE4, 0x20AC, 0xD83D, 0xDE00][..],
+            &[0xD800],
+            &[0xDFFF, 0x41],
+            &[0x41, 0xDC00, 0xD800],
+        ] {
+            assert_eq!(utf16_of_bytes(&bytes_of_utf16(units)).as_deref(), Some(units));
+        }
+        assert_eq!(bytes_of_utf16(&[0x61, 0x20AC]), "a€".as_bytes());
+        assert_eq!(utf16_of_bytes(b"\xFF"), None);
+    }
+}

@@ -1,0 +1,36 @@
+//! Files inside a Hyper-V virtual disk, at any point in time: the volumes of a disk, the file system of a volume, its
+//! tree, and the bytes of its files. For reading alone, without mounting anything.
+//!
+//! A point in time is an [`avhdx::Disk`]; start at [`Volumes`]. FAT12, FAT16, FAT32, NTFS, ext2, ext3 and ext4 are read.
+//! What is recognized and not read is refused by its name, before the first byte: no file reads as zeros that it does
+//! not hold.
+//!
+//! A volume is hostile until proven otherwise. All that is read of it is bounded, a walk finds folders that lie within
+//! themselves, and a panic of a crate that reads a file system becomes an [`Error`] with volume and path.
+//!
+//! Modules from top to bottom, imports point down only:
+//!
+//! 1. `volumes`: partition tables, and the volumes in them;
+//! 2. `tree`: paths, walks, files;
+//! 3. `ext`, `fat`, `ntfs`: the file systems;
+//! 4. `content`: what a volume holds, by its first bytes;
+//! 5. `boundary`: what all of them read through;
+//! 6. `item`: what file systems say of files;
+//! 7. `error`.
+
+mod boundary;
+mod content;
+mod error;
+mod ext;
+mod fat;
+mod item;
+mod ntfs;
+mod tree;
+mod volumes;
+
+pub use boundary::silence_caught_panics;
+pub use content::Content;
+pub use error::{Error, ErrorKind, Result};
+pub use item::{Kind, StreamInfo, Time, Times};
+pub use tree::{Entry, FileReader, FileSystem, Options, Walk};
+pub use volumes::{Volume, Volumes};

@@ -1,0 +1,8 @@
+//! Volumes and file systems that the tools of Linux make, read back through the public API.
+
+mod images;
+mod journal;
+mod ntfs;
+mod refused;
+mod trees;
+mod volumes;
