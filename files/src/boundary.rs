@@ -191,6 +191,13 @@ impl fmt::Debug for Bytes {
     }
 }
 
+/// The union of ranges, in order.
+pub(crate) fn union(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
+    let mut set = BTreeMap::new();
+    ranges.filter(|range| !range.is_empty()).for_each(|range| add(&mut set, range));
+    set.into_iter().map(|(start, end)| start..end).collect()
+}
+
 /// Adds a range to a set of ranges that neither overlap nor touch.
 fn add(set: &mut BTreeMap<u64, u64>, range: Range<u64>) {
     let Range { mut start, mut end } = range;

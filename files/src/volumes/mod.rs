@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use avhdx::Disk;
 
-use crate::boundary::Bytes;
+use crate::boundary::{Bytes, union};
 use crate::content::{self, Content};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tree::{FileSystem, Options};
@@ -41,6 +41,8 @@ pub struct Volumes {
     id: Option<String>,
     volumes: Vec<Volume>,
     warnings: Vec<String>,
+    /// What of the disk was read to find them, in order.
+    touched: Vec<Range<u64>>,
 }
 
 /// A volume: a partition, or a disk without a table.
@@ -54,7 +56,8 @@ pub struct Volume {
     content: Content,
     /// Why it cannot be read whatever it holds.
     problem: Option<(&'static str, String)>,
-    label: OnceCell<Option<String>>,
+    /// The label of its file system, and what of the disk was read for it.
+    label: OnceCell<(Option<String>, Vec<Range<u64>>)>,
 }
 
 impl Volumes {
@@ -67,6 +70,7 @@ impl Volumes {
         let geometry = disk.geometry();
         let sector = u64::from(geometry.logical_sector).clamp(512, 4096);
         let bytes = Bytes::new(Arc::clone(&disk), 0..geometry.size);
+        bytes.record();
         let first = bytes.read(0, geometry.size.min(512) as usize)?;
         let records = mbr::records(&first);
         let has_gpt = gpt::is_there(&bytes, sector)?;
@@ -89,12 +93,15 @@ impl Volumes {
                 id: None,
                 volumes: vec![volume],
                 warnings: Vec::new(),
+                touched: bytes.touched(),
             });
         };
         found.sort_by_key(|found| found.number);
         warnings.extend(overlaps(&found));
-        let volumes = found.into_iter().map(|found| Volume::of(&disk, found));
-        Ok(Self { scheme: Some(scheme), id, volumes: volumes.collect::<Result<_>>()?, warnings })
+        let mut touched = bytes.touched();
+        let volumes = found.into_iter().map(|found| Volume::of(&disk, found, &mut touched));
+        let volumes = volumes.collect::<Result<_>>()?;
+        Ok(Self { scheme: Some(scheme), id, volumes, warnings, touched })
     }
 
     /// The kind of partition table, `GPT` or `MBR`; `None` if the disk has none.
@@ -115,6 +122,14 @@ impl Volumes {
     /// What is wrong with the table although it is of use.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// The ranges of the disk that were read so far to find and to name the volumes, in order: as long as their bytes are
+    /// the same, the volumes are.
+    pub fn touched(&self) -> Vec<Range<u64>> {
+        let labels = self.volumes.iter().filter_map(|volume| volume.label.get());
+        let all = labels.flat_map(|(_, touched)| touched).chain(&self.touched);
+        union(all.cloned())
     }
 
     /// The volume that the selector means: its number in the table, the label of its file system or its name in the
@@ -193,7 +208,8 @@ impl Volume {
         }
     }
 
-    fn of(disk: &Arc<dyn Disk>, found: Found) -> Result<Self> {
+    /// `touched` takes in what is read to recognize what it holds.
+    fn of(disk: &Arc<dyn Disk>, found: Found, touched: &mut Vec<Range<u64>>) -> Result<Self> {
         let Found { number, kind, name, id, range } = found;
         let size = disk.geometry().size;
         let problem = (range.start >= range.end || range.end > size).then(|| {
@@ -205,7 +221,13 @@ impl Volume {
         });
         let content = match &problem {
             Some(_) => Content::Unknown,
-            None => content::recognize(&Bytes::new(Arc::clone(disk), range.clone()))?,
+            None => {
+                let bytes = Bytes::new(Arc::clone(disk), range.clone());
+                bytes.record();
+                let content = content::recognize(&bytes)?;
+                touched.extend(bytes.touched());
+                content
+            }
         };
         // Parts of something larger, whatever their first bytes look like.
         let content = match kind.as_str() {
@@ -246,8 +268,12 @@ impl Volume {
 
     /// The label of the file system; `None` also where it cannot be read.
     pub fn label(&self) -> Option<&str> {
-        let label = || self.open().ok().and_then(|tree| tree.label().map(str::to_owned));
-        self.label.get_or_init(label).as_deref()
+        let label = || match self.open_with(Options::default().record(true)) {
+            Ok(tree) => (tree.label().map(str::to_owned), tree.touched()),
+            // What cannot be read, or has no name, may have one once anything in it changes.
+            Err(_) => (None, vec![self.range()]),
+        };
+        self.label.get_or_init(label).0.as_deref()
     }
 
     /// The identity of the partition.
