@@ -10,13 +10,14 @@
 //!
 //! Modules from top to bottom, imports point down only:
 //!
-//! 1. `volumes`: partition tables, and the volumes in them;
-//! 2. `tree`: paths, walks, files;
-//! 3. `ext`, `fat`, `ntfs`: the file systems;
-//! 4. `content`: what a volume holds, by its first bytes;
-//! 5. `boundary`: what all of them read through;
-//! 6. `item`: what file systems say of files;
-//! 7. `error`.
+//! 1. `seen`: what a look found, and which bytes that rests on;
+//! 2. `volumes`: partition tables, and the volumes in them;
+//! 3. `tree`: paths, walks, files;
+//! 4. `ext`, `fat`, `ntfs`: the file systems;
+//! 5. `content`: what a volume holds, by its first bytes;
+//! 6. `boundary`: what all of them read through;
+//! 7. `item`: what file systems say of files;
+//! 8. `error`.
 
 mod boundary;
 mod content;
@@ -25,6 +26,7 @@ mod ext;
 mod fat;
 mod item;
 mod ntfs;
+mod seen;
 mod tree;
 mod volumes;
 
@@ -32,5 +34,6 @@ pub use boundary::silence_caught_panics;
 pub use content::Content;
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Kind, StreamInfo, Time, Times};
+pub use seen::Seen;
 pub use tree::{Entry, FileReader, FileSystem, Options, Walk};
 pub use volumes::{Volume, Volumes};

@@ -4,5 +4,6 @@ mod images;
 mod journal;
 mod ntfs;
 mod refused;
+mod seen;
 mod trees;
 mod volumes;

@@ -131,6 +131,7 @@ const PROGRAM: Rules<'_> = Rules {
 const FILES: Rules<'_> = Rules {
     floors: &[
         ("the root", &[""]),
+        ("looks", &["seen"]),
         ("volumes", &["volumes"]),
         ("tree", &["tree"]),
         ("file systems", &["ext", "fat", "ntfs"]),
