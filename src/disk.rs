@@ -189,7 +189,8 @@ pub trait Disk: Send + Sync {
         Vec::new()
     }
 
-    /// The disk as what it is: operations on two disks leave out what two chains share.
+    /// The disk as what it is: operations on two disks leave out what two chains share, and copies have the host copy
+    /// from file to file.
     #[doc(hidden)]
     fn as_any(&self) -> Option<&dyn Any> {
         None

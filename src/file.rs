@@ -1,5 +1,6 @@
 //! An image, with the access rights that it was opened with.
 
+use std::any::Any;
 use std::fmt;
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -275,6 +276,10 @@ impl Disk for VhdxFile {
 
     fn files(&self) -> Vec<FileId> {
         self.latest().files()
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

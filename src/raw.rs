@@ -1,5 +1,6 @@
 //! Disks without a format, stored as plain bytes in a file.
 
+use std::any::Any;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -43,6 +44,10 @@ impl RawDisk {
         Ok(Self { id: LayerId::unique(), storage, size })
     }
 
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        self.storage.as_ref()
+    }
+
     /// Writes zeros to a range, keeping its space.
     fn write_zeros(&self, range: Range<u64>) -> Result<()> {
         let zeros = vec![0; (range.end - range.start).min(MIB) as usize];
@@ -74,6 +79,10 @@ impl Disk for RawDisk {
 
     fn files(&self) -> Vec<FileId> {
         self.storage.id().ok().flatten().into_iter().collect()
+    }
+
+    fn as_any(&self) -> Option<&dyn Any> {
+        Some(self)
     }
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<()> {

@@ -121,6 +121,7 @@ fn print(
         format: format.name(),
         virtual_size: copied.virtual_size,
         written: copied.written,
+        handed_over: copied.handed_over,
         block_size: copied.block_size,
         verified: copy.verify,
     };
@@ -138,6 +139,8 @@ pub(crate) struct ConvertAnswer {
     virtual_size: u64,
     /// The number of bytes of the disk that were written; the rest are zeros.
     written: u64,
+    /// How many of them the file system was asked to share between the files.
+    handed_over: u64,
     /// Null for a raw disk.
     block_size: Option<u32>,
     /// Whether the copy was read back and compared with the disk.

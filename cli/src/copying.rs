@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::{Compare, Export};
+use avhdx::ops::{Compare, Export, Exported};
 use avhdx::storage::LocalHost;
 use avhdx::{CreateOptions, Disk, Lock, OpenOptions, RawDisk};
 
@@ -30,6 +30,9 @@ pub(crate) struct CopyFlags {
     /// memory.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Copy the data even if the file system can share it between the files.
+    #[arg(long)]
+    pub(crate) no_share: bool,
     #[command(flatten)]
     pub(crate) naming: NamingFlags,
     #[command(flatten)]
@@ -45,8 +48,17 @@ pub(crate) struct Copied {
     pub(crate) virtual_size: u64,
     /// The number of bytes of the disk that were written; the rest are zeros.
     pub(crate) written: u64,
+    /// How many of them the file system was asked to share.
+    pub(crate) handed_over: u64,
     /// The block size, if the copy is an image.
     pub(crate) block_size: Option<u32>,
+}
+
+impl Copied {
+    pub(crate) fn of(done: &Exported, virtual_size: u64, block_size: Option<u32>) -> Self {
+        let Exported { written, handed_over, .. } = *done;
+        Self { virtual_size, written, handed_over, block_size }
+    }
 }
 
 impl CopyFlags {
@@ -67,10 +79,10 @@ impl CopyFlags {
         endings::check_copy(&self.out, asked, self.naming, console)?;
         let file = place.start(console)?;
         let copied = match to {
-            CopyFormat::Raw => raw_copy(input, &file, console)?,
+            CopyFormat::Raw => self.raw_copy(input, &file, console)?,
             CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
                 let options = image_options(input, &self.new_image, to, console)?;
-                image_copy(input, &file, &options, console)?
+                self.image_copy(input, &file, &options, console)?
             }
         };
         if self.verify {
@@ -82,11 +94,46 @@ impl CopyFlags {
         Ok(copied)
     }
 
+    fn raw_copy(
+        &self,
+        input: &Input,
+        file: &NewFile,
+        console: &Console,
+    ) -> Result<Copied, Failure> {
+        let mut meter = ProgressMeter::new(console);
+        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
+        let done = export.run(input.disk(), file.storage().as_ref());
+        drop(meter);
+        let done = done.map_err(|error| file.failure(error))?;
+        Ok(Copied::of(&done, done.size, None))
+    }
+
+    fn image_copy(
+        &self,
+        input: &Input,
+        file: &NewFile,
+        options: &CreateOptions,
+        console: &Console,
+    ) -> Result<Copied, Failure> {
+        let image = options.create_draft(&LocalHost, file.draft());
+        let image = image.map_err(|error| file.failure(error))?;
+        let mut meter = ProgressMeter::new(console);
+        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
+        let done = export.onto(input.disk(), &image);
+        drop(meter);
+        let done = done.and_then(|exported| image.close().map(|()| exported));
+        let done = done.map_err(|error| file.failure(error))?;
+        Ok(Copied::of(&done, image.geometry().size, Some(image.block_size())))
+    }
+
     /// The finished copy in one line.
     pub(crate) fn line(&self, copied: &Copied) -> String {
-        let Copied { virtual_size, written, block_size } = *copied;
+        let Copied { virtual_size, written, handed_over, block_size } = *copied;
         let out = self.out.display();
         let mut line = format!("{out}: {}, {} written", size(virtual_size), size(written));
+        if handed_over > 0 {
+            line += &format!(" ({} of it shared)", size(handed_over));
+        }
         if let Some(block_size) = block_size {
             line += &format!(", block size {}", units(block_size.into()));
         }
@@ -95,32 +142,6 @@ impl CopyFlags {
         }
         line
     }
-}
-
-fn raw_copy(input: &Input, file: &NewFile, console: &Console) -> Result<Copied, Failure> {
-    let (mut meter, to) = (ProgressMeter::new(console), file.storage().as_ref());
-    let done = Export::new().on_progress(|now| meter.report(now)).run(input.disk(), to);
-    drop(meter);
-    let exported = done.map_err(|error| file.failure(error))?;
-    Ok(Copied { virtual_size: exported.size, written: exported.written, block_size: None })
-}
-
-fn image_copy(
-    input: &Input,
-    file: &NewFile,
-    options: &CreateOptions,
-    console: &Console,
-) -> Result<Copied, Failure> {
-    let image = options.create_draft(&LocalHost, file.draft());
-    let image = image.map_err(|error| file.failure(error))?;
-    let mut meter = ProgressMeter::new(console);
-    let done = Export::new().on_progress(|now| meter.report(now)).onto(input.disk(), &image);
-    drop(meter);
-    let done = done.and_then(|exported| image.close().map(|()| exported));
-    let exported = done.map_err(|error| file.failure(error))?;
-    let block_size = Some(image.block_size());
-    let virtual_size = image.geometry().size;
-    Ok(Copied { virtual_size, written: exported.written, block_size })
 }
 
 fn image_options(

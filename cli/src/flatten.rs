@@ -46,6 +46,8 @@ pub(crate) struct FlattenAnswer {
     virtual_size: u64,
     /// The number of bytes of the disk that were written; the rest are zeros.
     written: u64,
+    /// How many of them the file system was asked to share between the files.
+    handed_over: u64,
     block_size: Option<u32>,
     /// Whether the copy was read back and compared with the disk.
     verified: bool,
@@ -62,6 +64,7 @@ impl FlattenAnswer {
             output: copy.out.to_string_lossy().into_owned(),
             virtual_size: copied.virtual_size,
             written: copied.written,
+            handed_over: copied.handed_over,
             block_size: copied.block_size,
             verified: copy.verify,
         }

@@ -319,11 +319,8 @@ impl Core {
     }
 
     /// The error for payload that cannot be read from the file.
-    #[cold]
     pub(crate) fn cannot_read(&self, len: usize, at: FileOffset, error: io::Error) -> Error {
-        Error::io("payload.read", format!("cannot read {len} bytes"), error)
-            .in_file(self.name())
-            .at(at.get())
+        cannot_read(self.storage(), len, at, error)
     }
 
     /// Refuses to name a file offset for bytes that a log entry supplies.
@@ -361,6 +358,18 @@ impl Core {
             .with_found("a block or sector that is not in this file")
             .with_expected("the image to be opened with its parents, as a chain")
     }
+}
+
+/// The error for payload that cannot be read from a file.
+#[cold]
+pub(crate) fn cannot_read(
+    from: &dyn Storage,
+    len: usize,
+    at: FileOffset,
+    error: io::Error,
+) -> Error {
+    let error = Error::io("payload.read", format!("cannot read {len} bytes"), error);
+    error.in_file(from.name()).at(at.get())
 }
 
 impl Drop for Core {

@@ -36,7 +36,7 @@ pub use crate::format::marks::{CheckpointMark, MergeMark, MergeRequest, MergeSta
 pub(crate) use block_table::{BlockTable, Claim, Role, is_zero};
 pub(crate) use bytes::{read_what_is_there, too_short};
 pub(crate) use claims::Claims;
-pub(crate) use core::{Core, FoundLog};
+pub(crate) use core::{Core, FoundLog, cannot_read};
 pub(crate) use feed::{Feed, IssueIdentity};
 pub(crate) use foreign::{folder, named, not_regular, open_storage, refuse_by_name};
 pub(crate) use loss::{Copy, Entries, Mend};

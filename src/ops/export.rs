@@ -1,5 +1,7 @@
 //! Writes out a flat disk.
 
+mod handed;
+
 use std::io;
 use std::ops::{ControlFlow, Range};
 
@@ -10,6 +12,7 @@ use crate::mover::{PIECE, flush_behind, read_ahead};
 use crate::storage::Storage;
 use crate::trace::operation;
 use crate::types::KIB;
+use handed::{HandOver, Shareable, Target, ToFile, ToImage, cannot_write};
 
 /// Zeros are left out of files in units of this size, the page of most file systems.
 const GRAIN: u64 = 4 * KIB;
@@ -29,8 +32,9 @@ const SHORT: u64 = 64 * KIB;
 /// assert_eq!((exported.size, copy.into_bytes()), (9000, vec![7; 9000]));
 /// # Ok::<(), avhdx::Error>(())
 /// ```
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Export<'a> {
+    share: bool,
     progress: Listener<'a>,
 }
 
@@ -42,12 +46,32 @@ pub struct Exported {
     pub size: u64,
     /// Bytes written; the rest are zeros that a file need not store.
     pub written: u64,
+    /// How many of the written bytes the file system was asked to share.
+    pub handed_over: u64,
+}
+
+impl Default for Export<'_> {
+    fn default() -> Self {
+        Self { share: true, progress: Listener::default() }
+    }
 }
 
 impl<'a> Export<'a> {
     /// Exports the whole disk.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Whether the copy may share bytes with the files that supply the disk, where the file system can do so (XFS, btrfs,
+    /// bcachefs on Linux): this takes next to no time and space. `true` by default.
+    ///
+    /// Shared are runs of 64 KiB or more of a [`DiffChain`](crate::DiffChain) or a [`RawDisk`](crate::RawDisk), in whole
+    /// blocks of the file system, if the copy lies on the same one as the file that holds them. Nobody looks for zeros
+    /// in them: what a layer stores of zeros becomes data of the copy. Later writes to either file take new space for
+    /// what they change, and can run out of it. An image of the fixed type shares nothing, because its space is its own.
+    pub fn share(mut self, yes: bool) -> Self {
+        self.share = yes;
+        self
     }
 
     /// Calls `on` while the operation runs. A break stops it with [`ErrorKind::Cancelled`].
@@ -57,7 +81,8 @@ impl<'a> Export<'a> {
     }
 
     /// Makes the file `to` a flat copy of the disk, durably. The previous contents of the file are lost. Zeros are not
-    /// written: those in the disk's map are not read either, and those in data are left out in units of 4 KiB.
+    /// written: those in the disk's map are not read either, and those in data are left out in units of 4 KiB, unless the
+    /// data is [shared](Self::share).
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if `to` is one of the files that supply the disk, under any name; nothing is
@@ -66,23 +91,23 @@ impl<'a> Export<'a> {
     pub fn run(self, disk: &dyn Disk, to: &dyn Storage) -> Result<Exported> {
         let _span = operation("export", to.name());
         let size = disk.geometry().size;
-        let failed = |at: u64, error| {
-            Error::io("export.write", "cannot write the copy", error).in_file(to.name()).at(at)
-        };
+        let failed = |at, error| cannot_write(to, at, error);
         let own = to.id().map_err(|error| failed(0, error))?;
         if own.is_some_and(|own| disk.files().contains(&own)) {
             return Err(onto_itself().in_file(to.name()));
         }
         // First, so that a disk too large for the file system is refused at once.
         to.set_len(0).and_then(|()| to.set_len(size)).map_err(|error| failed(size, error))?;
+        let target = ToFile(to);
+        let over = HandOver::new(disk, to, &target, self.share);
         let mut written = 0;
         let flush = || to.flush().map_err(|error| failed(0, error));
         flush_behind(&flush, |behind| {
-            pieces(disk, &self.progress, |range, bytes| {
+            pieces(disk, &self.progress, Some(&over), |range, bytes| {
                 for part in bytes.map_or_else(Vec::new, |bytes| parts_with_data(range.start, bytes))
                 {
                     let len = part.1.len() as u64;
-                    to.write_at(part.1, part.0).map_err(|error| failed(part.0, error))?;
+                    target.write(part.1, part.0)?;
                     written += len;
                     behind.wrote(len)?;
                 }
@@ -90,7 +115,7 @@ impl<'a> Export<'a> {
             })
         })?;
         flush()?;
-        Ok(Exported { size, written })
+        Ok(exported(size, written, Some(&over)))
     }
 
     /// Copies the disk onto `to`, a disk at least as large that reads as zeros, such as a new image,
@@ -112,9 +137,11 @@ impl<'a> Export<'a> {
         if to.files().first().is_some_and(|own| disk.files().contains(own)) {
             return Err(onto_itself());
         }
+        let image = ToImage::of(to);
+        let over = image.as_ref().map(|to| HandOver::new(disk, to.file(), to, self.share));
         let mut written = 0;
         flush_behind(&|| to.flush(), |behind| {
-            pieces(disk, &self.progress, |range, bytes| {
+            pieces(disk, &self.progress, over.as_ref(), |range, bytes| {
                 let Some(bytes) = bytes else { return Ok(()) };
                 for part in joined(&parts_with_data(range.start, bytes)) {
                     let place =
@@ -127,7 +154,7 @@ impl<'a> Export<'a> {
             })
         })?;
         to.flush()?;
-        Ok(Exported { size, written })
+        Ok(exported(size, written, over.as_ref()))
     }
 
     /// Writes every byte of the disk to `to`, in order.
@@ -137,9 +164,8 @@ impl<'a> Export<'a> {
     pub fn stream(self, disk: &dyn Disk, to: &mut dyn io::Write) -> Result<Exported> {
         let size = disk.geometry().size;
         let zeros = vec![0; WINDOW as usize];
-        let failed =
-            |at: u64, error| Error::io("export.write", "cannot write the copy", error).at(at);
-        pieces(disk, &self.progress, |range, bytes| {
+        let failed = |at, error| Error::io("export.write", "cannot write the copy", error).at(at);
+        pieces(disk, &self.progress, None, |range, bytes| {
             if let Some(bytes) = bytes {
                 return to.write_all(bytes).map_err(|error| failed(range.start, error));
             }
@@ -152,8 +178,13 @@ impl<'a> Export<'a> {
             Ok(())
         })?;
         to.flush().map_err(|error| failed(size, error))?;
-        Ok(Exported { size, written: size })
+        Ok(exported(size, size, None))
     }
+}
+
+fn exported(size: u64, written: u64, over: Option<&HandOver<'_>>) -> Exported {
+    let (shared, by_hand) = over.map_or((0, 0), |over| (over.shared(), over.written()));
+    Exported { size, written: written + by_hand + shared, handed_over: shared }
 }
 
 fn onto_itself() -> Error {
@@ -163,40 +194,75 @@ fn onto_itself() -> Error {
         .with_expected("another file")
 }
 
-/// Passes the disk to `take` piece by piece: the bytes that were read, or `None` for zeros.
+/// What a piece of the disk is, and what becomes of it.
+#[derive(Clone, Copy)]
+enum Piece {
+    Zeros,
+    /// Bytes that were read.
+    Read,
+    /// To be handed over to the host.
+    Shared,
+}
+
+/// Passes the disk to `take` piece by piece: the bytes that were read, or `None` for zeros. What the host can share goes
+/// to `over` instead.
 fn pieces(
     disk: &dyn Disk,
     progress: &Listener<'_>,
+    over: Option<&HandOver<'_>>,
     mut take: impl FnMut(Range<u64>, Option<&[u8]>) -> Result<()>,
 ) -> Result<()> {
     let size = disk.geometry().size;
     let mut runs = DiskRuns::new(disk);
+    let mut shareable = over.and_then(HandOver::shareable);
     let mut at = 0;
     let read = move |buf: &mut Vec<u8>| {
         if at == size {
             return Ok(None);
         }
-        let run = runs.at(at)?;
-        let is_zero = run.is_zero();
-        let end = if is_zero {
-            run.end
-        } else {
-            // A whole piece, past the end of the run: small extents would cause small reads.
-            let end = size.min((at / PIECE + 1) * PIECE);
+        let (end, piece) = next_piece(&mut runs, shareable.as_mut(), at)?;
+        if matches!(piece, Piece::Read) {
             buf.resize((end - at) as usize, 0);
             disk.read_at(buf, at)?;
-            end
-        };
+        }
         let range = at..end;
         at = end;
-        Ok(Some((range, is_zero)))
+        Ok(Some((range, piece)))
     };
     progress.report(0, size)?;
-    read_ahead(read, |(range, is_zero), bytes| {
+    read_ahead(read, |(range, piece), bytes| {
         let end = range.end;
-        take(range, (!is_zero).then_some(bytes))?;
+        match (piece, over) {
+            (Piece::Shared, Some(over)) => over.hand_over(range)?,
+            (Piece::Zeros, _) => take(range, None)?,
+            (Piece::Read | Piece::Shared, _) => take(range, Some(bytes))?,
+        }
         progress.report(end, size)
     })
+}
+
+/// Returns where the piece at `at` ends, and what it is.
+fn next_piece(
+    runs: &mut DiskRuns<'_>,
+    shareable: Option<&mut Shareable<'_>>,
+    at: u64,
+) -> Result<(u64, Piece)> {
+    let run = runs.at(at)?;
+    if run.is_zero() {
+        return Ok((run.end, Piece::Zeros));
+    }
+    // A whole piece, past the end of the run: small extents would cause small reads.
+    let end = runs.size.min((at / PIECE + 1) * PIECE);
+    let Some(shareable) = shareable else { return Ok((end, Piece::Read)) };
+    let mut next = at;
+    while next < end {
+        match shareable.next_part(runs, next)? {
+            Some(part) if part.start == at => return Ok((part.end, Piece::Shared)),
+            Some(part) => return Ok((part.start.min(end), Piece::Read)),
+            None => next = runs.at(next)?.end,
+        }
+    }
+    Ok((end, Piece::Read))
 }
 
 /// Returns the parts of `bytes`, which start at `at`, that are not zeros, with their offsets, in units of [`GRAIN`].

@@ -120,7 +120,7 @@ impl DiskRun {
     }
 }
 
-/// The runs of a disk, looked up from front to back.
+/// The runs of a disk, of which the last one is remembered.
 struct DiskRuns<'a> {
     disk: &'a dyn Disk,
     size: u64,
@@ -133,10 +133,10 @@ impl<'a> DiskRuns<'a> {
         Self { disk, size: disk.geometry().size, last: none }
     }
 
-    /// Returns the run that contains the byte at `at`, possibly starting before it. `at` lies within the disk and
-    /// never decreases between calls.
+    /// Returns the run that contains the byte at `at`, possibly starting before it. `at` lies within the disk; a run is
+    /// looked up again if it is left and returned to.
     fn at(&mut self, at: u64) -> Result<DiskRun> {
-        if at >= self.last.end {
+        if at >= self.last.end || at < self.last.start {
             self.last = self.find(at..self.size)?;
         }
         Ok(self.last)

@@ -200,6 +200,12 @@ impl Storage for FileStorage {
         Ok(true)
     }
 
+    /// Known of regular files of one XFS, btrfs or bcachefs, and of overlays over them, on Linux. `None` elsewhere.
+    #[cfg(target_os = "linux")]
+    fn sharing_unit(&self, from: &dyn Storage) -> Option<u64> {
+        super::sharing::unit(&self.file, from.as_fd()?)
+    }
+
     #[cfg(target_os = "linux")]
     fn punch(&self, range: std::ops::Range<u64>) -> io::Result<bool> {
         use rustix::fs::{FallocateFlags, fallocate};

@@ -18,6 +18,8 @@ mod overlay;
 mod qemu_locks;
 mod read_only;
 mod real;
+#[cfg(target_os = "linux")]
+mod sharing;
 mod temporary;
 
 use std::ffi::OsStr;
@@ -151,6 +153,14 @@ pub trait Storage: Debug + Send + Sync {
     fn copy_from(&self, from: &dyn Storage, from_at: u64, at: u64, len: u64) -> io::Result<bool> {
         let _ = (from, from_at, at, len);
         Ok(false)
+    }
+
+    /// Whether [`copy_from`](Self::copy_from) has this file share the bytes of `from`, which takes neither time nor space,
+    /// and in which unit: offsets in both files and lengths are multiples of it, a power of two, in bytes. `None` if the
+    /// host copies, or cannot tell. A wrong answer costs time and space, and changes no bytes.
+    fn sharing_unit(&self, from: &dyn Storage) -> Option<u64> {
+        let _ = from;
+        None
     }
 
     /// Returns the space of a range to the host. The range reads as zeros, and the length of the file stays. `false`

@@ -1,16 +1,17 @@
-//! Copies payload from another image's file without passing it through the caller.
+//! Copies payload from another file without passing it through the caller.
 
 use super::payload::{Copier, Payload};
 use super::writer::Writer;
 use crate::error::{Error, Result};
-use crate::image::Core;
+use crate::image::{Core, cannot_read};
 use crate::mover::{PIECE, read_ahead};
+use crate::storage::Storage;
 use crate::types::{DiskOffset, FileOffset};
 
 impl Writer {
     /// Writes `len` bytes, whole sectors, at `at`, as [`write_at`](crate::Disk::write_at) does,
-    /// from `from_at` in the file of another image. They are durable after a flush. The caller pins
-    /// the other image before it looks that place up.
+    /// from `from_at` in another file. They are durable after a flush. If that is the file of an image, the caller pins
+    /// the image before it looks that place up.
     ///
     /// # Errors
     /// Those of [`write_at`](crate::Disk::write_at), and a failure to read the other file.
@@ -18,7 +19,7 @@ impl Writer {
         &self,
         at: DiskOffset,
         len: u64,
-        from: &Core,
+        from: &dyn Storage,
         from_at: FileOffset,
         copier: &Copier,
     ) -> Result<()> {
@@ -29,7 +30,7 @@ impl Writer {
 }
 
 impl Writer {
-    /// Writes payload from another file.
+    /// Writes payload of an image.
     pub(super) fn copy_payload(
         &self,
         from: &Core,
@@ -38,8 +39,24 @@ impl Writer {
         at: FileOffset,
         copier: &Copier,
     ) -> Result<()> {
+        self.copy_bytes(from.storage(), from_at, len, at, copier)
+    }
+
+    /// Writes payload from another file.
+    pub(super) fn copy_bytes(
+        &self,
+        from: &dyn Storage,
+        from_at: FileOffset,
+        len: u64,
+        at: FileOffset,
+        copier: &Copier,
+    ) -> Result<()> {
+        let read = |buffer: &mut [u8], at: FileOffset| {
+            let read = from.read_exact_at(buffer, at.get());
+            read.map_err(|error| cannot_read(from, buffer.len(), at, error))
+        };
         if copier.by_host.get() {
-            let copied = self.file.copy_from(from.storage(), from_at.get(), at.get(), len);
+            let copied = self.file.copy_from(from, from_at.get(), at.get(), len);
             self.wrote_payload();
             match copied {
                 Ok(true) => {
@@ -57,22 +74,22 @@ impl Writer {
         if len <= PIECE {
             let mut buffer = copier.buffer.borrow_mut();
             buffer.resize(len as usize, 0);
-            from.read_payload(&mut buffer, from_at)?;
+            read(&mut buffer, from_at)?;
             return self.write_bytes(&buffer, at.get());
         }
         let mut done = 0;
-        let read = move |buffer: &mut Vec<u8>| {
+        let read_next = move |buffer: &mut Vec<u8>| {
             let start = done;
             if start == len {
                 return Ok(None);
             }
             let piece = (len - start).min(PIECE);
             buffer.resize(piece as usize, 0);
-            from.read_payload(buffer, from_at + start)?;
+            read(buffer, from_at + start)?;
             done += piece;
             Ok(Some(start))
         };
-        read_ahead(read, |start, bytes| self.write_bytes(bytes, at.get() + start))
+        read_ahead(read_next, |start, bytes| self.write_bytes(bytes, at.get() + start))
     }
 }
 
@@ -145,7 +162,7 @@ mod tests {
                 parent.its_writer().copy_from(
                     DiskOffset(extent.range.start),
                     len,
-                    child,
+                    child.storage(),
                     at,
                     copier,
                 )?;
@@ -294,7 +311,13 @@ mod tests {
         for (at, first) in [(0, 0), (3 * MIB, 512), (MIB + 512, 7 * MIB)] {
             image
                 .its_writer()
-                .copy_from(DiskOffset(at), LEN, &from, FileOffset::new(end + first), &copier)
+                .copy_from(
+                    DiskOffset(at),
+                    LEN,
+                    from.storage(),
+                    FileOffset::new(end + first),
+                    &copier,
+                )
                 .unwrap();
             let mut found = vec![0; LEN as usize];
             image.read_at(&mut found, at).unwrap();
@@ -303,15 +326,17 @@ mod tests {
         assert_eq!(copier.shared(), 0);
         let before = naively(&[bytes_of(&*here)]).len();
         let late = FileOffset::new(end + (16 << 20) - 3 * MIB);
-        let error =
-            image.its_writer().copy_from(DiskOffset(0), LEN, &from, late, &copier).unwrap_err();
+        let error = image
+            .its_writer()
+            .copy_from(DiskOffset(0), LEN, from.storage(), late, &copier)
+            .unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Io, "payload.read"), "{error}");
         let mut found = vec![0; 3 << 20];
         image.read_at(&mut found, 0).unwrap();
         assert!(found == bytes[13 << 20..], "what came before");
         // The writer continues to work.
         let first = FileOffset::new(end);
-        image.its_writer().copy_from(DiskOffset(0), LEN, &from, first, &copier).unwrap();
+        image.its_writer().copy_from(DiskOffset(0), LEN, from.storage(), first, &copier).unwrap();
         image.close().unwrap();
         let found = naively(&[bytes_of(&*here)]);
         assert!(found[..LEN as usize] == bytes[..LEN as usize] && found.len() == before);
@@ -330,13 +355,13 @@ mod tests {
             let copier = Copier::new(share);
             let error = image
                 .its_writer()
-                .copy_from(DiskOffset(MIB), 4096, &other, end, &copier)
+                .copy_from(DiskOffset(MIB), 4096, other.storage(), end, &copier)
                 .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Io, "{error}");
             let outside = image.its_writer().copy_from(
                 DiskOffset(SIZE),
                 512,
-                &other,
+                other.storage(),
                 FileOffset::new(0),
                 &copier,
             );

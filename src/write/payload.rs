@@ -1,8 +1,8 @@
-//! Payload to be written: bytes in memory, or bytes in another image's file.
+//! Payload to be written: bytes in memory, or bytes in another file.
 
 use std::cell::{Cell, RefCell};
 
-use crate::image::Core;
+use crate::storage::Storage;
 use crate::types::FileOffset;
 
 /// Bytes to be written.
@@ -10,8 +10,8 @@ use crate::types::FileOffset;
 pub(super) enum Payload<'a> {
     /// Bytes in memory.
     Bytes(&'a [u8]),
-    /// `len` bytes at `at` in the file of another image.
-    InFile { len: u64, from: &'a Core, at: FileOffset, copier: &'a Copier },
+    /// `len` bytes at `at` in another file.
+    InFile { len: u64, from: &'a dyn Storage, at: FileOffset, copier: &'a Copier },
 }
 
 /// Copies payload from file to file during one operation.
@@ -28,6 +28,11 @@ impl Copier {
     /// otherwise through a buffer.
     pub(crate) fn new(share: bool) -> Self {
         Self { by_host: Cell::new(share), shared: Cell::new(0), buffer: RefCell::default() }
+    }
+
+    /// Whether the host has copied all bytes until now, so that it is asked again.
+    pub(crate) fn is_by_host(&self) -> bool {
+        self.by_host.get()
     }
 
     /// Bytes that the host copied. It does not report how many of them the files share.

@@ -225,7 +225,7 @@ impl Writer {
         match payload {
             Payload::Bytes(buf) => self.write_bytes(buf, at.get()),
             Payload::InFile { len, from, at: from_at, copier } => {
-                self.copy_payload(from, from_at, len, at, copier)
+                self.copy_bytes(from, from_at, len, at, copier)
             }
         }
     }

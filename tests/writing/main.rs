@@ -21,8 +21,11 @@ mod provision;
 mod rebase;
 mod reparent;
 mod replaced;
+mod sharing;
 mod space;
 mod swaps;
 mod write;
+#[cfg(target_os = "linux")]
+mod xfs;
 
 use avhdx_testkit::sim;

@@ -48,19 +48,13 @@ impl FileInput {
     ) -> Result<Copied, Failure> {
         let export = Export::new().on_progress(on);
         let done = match image {
-            None => export.run(&self, to.storage().as_ref()).map(|done| Copied {
-                virtual_size: done.size,
-                written: done.written,
-                block_size: None,
-            }),
+            None => export
+                .run(&self, to.storage().as_ref())
+                .map(|done| Copied::of(&done, done.size, None)),
             Some(options) => options.create_draft(&LocalHost, to.draft()).and_then(|image| {
                 let done = export.onto(&self, &image)?;
                 image.close()?;
-                Ok(Copied {
-                    virtual_size: image.geometry().size,
-                    written: done.written,
-                    block_size: Some(image.block_size()),
-                })
+                Ok(Copied::of(&done, image.geometry().size, Some(image.block_size())))
             }),
         };
         self.refuse_changed()?;

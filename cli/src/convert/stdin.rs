@@ -114,7 +114,7 @@ impl Stream {
             return Err(Failure::new(Exit::InUse, "stdin.changed", message));
         }
         self.warn_padded(size, read, console);
-        Ok(Copied { virtual_size: size, written, block_size })
+        Ok(Copied { virtual_size: size, written, handed_over: 0, block_size })
     }
 
     fn warn_padded(&self, size: u64, read: u64, console: &mut Console) {

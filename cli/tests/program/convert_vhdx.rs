@@ -39,7 +39,7 @@ fn a_chain_becomes_one_image() {
     fs::write(folder.file("flat.raw"), &flats()[2]).unwrap();
     for (format, kind, blocks) in [("vhdx", "dynamic", 2), ("vhdx-fixed", "fixed", 6)] {
         let out = format!("{format}.vhdx");
-        let line = format!("convert l2.vhdx -O {format} {out} --block 1M --log-size 2M");
+        let line = format!("convert l2.vhdx -O {format} {out} --block 1M --log-size 2M --no-share");
         let run = folder.run(&line).expect(0);
         run.prints("6291456 bytes (6 MiB), 2097152 bytes (2 MiB) written, block size 1 MiB");
         assert!(flat(&folder, &out) == flats()[2]);
@@ -69,7 +69,8 @@ fn holes_of_a_raw_disk_stay_holes() {
     let pieces: [(usize, &[u8]); 3] =
         [(3 * MIB, &[1; 4096]), (10 * MIB + 7, &[2; 70_000]), (64 * MIB - 1, &[3])];
     let bytes = sparse_file(&folder, "in", &pieces);
-    let run = folder.run("convert in -f raw -O vhdx out.vhdx --block 1M --json").expect(0);
+    let run =
+        folder.run("convert in -f raw -O vhdx out.vhdx --block 1M --no-share --json").expect(0);
     // Pages of 4 KiB with data: 1, 18 and 1.
     assert_eq!(run.json()["written"], 20 * 4096);
     assert!(flat(&folder, "out.vhdx") == bytes);
@@ -245,6 +246,7 @@ fn the_json_is_stable() {
   "format": "vhdx-fixed",
   "virtual_size": 6291456,
   "written": 2097152,
+  "handed_over": 0,
   "block_size": 2097152,
   "verified": false
 }

@@ -80,13 +80,14 @@ fn a_deep_chain_reads_as_the_model_has_it() {
 #[test]
 fn the_json_is_stable() {
     let folder = Folder::with_chain();
-    let run = folder.run("flatten l2.vhdx out.vhdx --block 2M --json").expect(0);
+    let run = folder.run("flatten l2.vhdx out.vhdx --block 2M --no-share --json").expect(0);
     let expected = r#"{
   "schema": "avhdx.flatten/1",
   "image": "l2.vhdx",
   "output": "out.vhdx",
   "virtual_size": 6291456,
   "written": 2097152,
+  "handed_over": 0,
   "block_size": 2097152,
   "verified": false
 }

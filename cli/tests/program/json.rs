@@ -178,7 +178,7 @@ fn measure() {
 #[test]
 fn convert() {
     let folder = Folder::with_chain();
-    let run = folder.run("convert l2.vhdx -O raw out.raw --json").expect(0);
+    let run = folder.run("convert l2.vhdx -O raw out.raw --no-share --json").expect(0);
     let expected = r#"{
   "schema": "avhdx.convert/1",
   "image": "l2.vhdx",
@@ -186,6 +186,7 @@ fn convert() {
   "format": "raw",
   "virtual_size": 6291456,
   "written": 2097152,
+  "handed_over": 0,
   "block_size": null,
   "verified": false
 }

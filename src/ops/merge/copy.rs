@@ -239,8 +239,9 @@ impl LayerCopy<'_> {
                 Source::Parent => {}
                 Source::Zero { .. } => self.to.write_zeroes(start..end, Zeroing::MayUnmap)?,
                 Source::Data { at: place, .. } => {
+                    let from = self.from.storage();
                     let len = end - start;
-                    self.to.copy_from(DiskOffset(start), len, &self.from, place, &self.copier)?;
+                    self.to.copy_from(DiskOffset(start), len, from, place, &self.copier)?;
                     self.read.add(place.get()..place.get() + len);
                     moved += len;
                 }

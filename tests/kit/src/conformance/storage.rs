@@ -221,6 +221,13 @@ fn copies(make: Make<'_>) {
         here[at..at + len].copy_from_slice(part);
         assert!(contents(&*file) == here, "{len} bytes from {from_at} to {at}");
     }
+    if let Some(unit) = file.sharing_unit(&*other) {
+        assert!(unit.is_power_of_two() && contents(&*file) == here && contents(&*other) == there);
+        let part = unit.min(there.len() as u64 / unit * unit);
+        assert!(file.copy_from(&*other, 0, 0, part).unwrap(), "{part} bytes in whole units");
+        here[..part as usize].copy_from_slice(&there[..part as usize]);
+        assert!(contents(&*file) == here, "{part} bytes in whole units");
+    }
     match file.copy_from(&*other, 200 * KIB, 0, KIB) {
         Ok(is_copied) => assert!(!is_copied, "bytes that the source does not have"),
         Err(error) => assert_eq!(error.kind(), ErrorKind::UnexpectedEof),
