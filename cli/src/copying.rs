@@ -1,5 +1,7 @@
 //! Copies of whole disks into new files, for `avhdx convert` and `avhdx flatten`.
 
+mod foreseen;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -33,6 +35,9 @@ pub(crate) struct CopyFlags {
     /// Copy the data even if the file system can share it between the files.
     #[arg(long)]
     pub(crate) no_share: bool,
+    /// Only print what would be written at most, by the tables of the disk, and whether there is enough space.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) naming: NamingFlags,
     #[command(flatten)]
@@ -42,6 +47,8 @@ pub(crate) struct CopyFlags {
     #[command(flatten)]
     pub(crate) opening: ReadFlags,
 }
+
+pub(crate) use foreseen::CopyFacts;
 
 /// A finished copy.
 pub(crate) struct Copied {

@@ -12,6 +12,7 @@ use avhdx::{DiffChain, Layer, LayerId, LogState, MergeState, OpenOptions, Warnin
 use serde::Serialize;
 use uuid::Uuid;
 
+use crate::copying::CopyFacts;
 use crate::failure::{Exit, Failure};
 use crate::input;
 use crate::interrupt::{InProgress, in_progress};
@@ -355,22 +356,24 @@ fn table(forecast: &Forecast) -> TextTable {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ForecastAnswer {
-    read: u64,
-    written: u64,
-    freed: u64,
+    pub(crate) read: u64,
+    pub(crate) written: u64,
+    pub(crate) freed: u64,
     /// The space needed in addition.
-    peak: u64,
+    pub(crate) peak: u64,
     /// The bytes cut off at the end of the disk.
-    cut: u64,
+    pub(crate) cut: u64,
     /// The data among them, which is lost.
-    cut_data: u64,
+    pub(crate) cut_data: u64,
     /// The data that no point in time shows afterwards.
-    lost: u64,
+    pub(crate) lost: u64,
     /// The free space; null if unknown.
-    available: Option<u64>,
-    files: Vec<ForecastFile>,
+    pub(crate) available: Option<u64>,
+    pub(crate) files: Vec<ForecastFile>,
     /// Of a resize alone.
-    resize: Option<ResizeFacts>,
+    pub(crate) resize: Option<ResizeFacts>,
+    /// Of a copy alone.
+    pub(crate) copy: Option<CopyFacts>,
 }
 
 /// What a resize does to the disk and its file.
@@ -391,9 +394,9 @@ pub(crate) struct ResizeFacts {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ForecastFile {
-    image: String,
+    pub(crate) image: String,
     /// `created`, `changed` or `removed`.
-    change: &'static str,
+    pub(crate) change: &'static str,
 }
 
 impl Answer for ForecastAnswer {
@@ -417,6 +420,7 @@ impl ForecastAnswer {
             available: forecast.available,
             files: forecast.files.iter().map(file).collect(),
             resize: None,
+            copy: None,
         }
     }
 }

@@ -218,6 +218,29 @@ fn a_pending_log_counts_and_is_replayed() {
     assert!(naive.flat(1).unwrap() == after.flat(Some(&base.flat(None))));
 }
 
+/// Of the sector that a truncated file ends in, nothing is taken in: the old link stays, and the disk.
+#[test]
+fn a_parent_that_ends_within_a_sector_is_told() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut base = Image::dynamic(2 * MIB);
+    base.put(1, Block::full(Data::Pattern(1)));
+    let child = base.new_child();
+    let paths = write_chain(folder.path(), &[base.clone(), child]);
+    base_of(&[3; 2 << 20], 512, 1 << 20, 70).write_to(at("new.vhdx"));
+    let whole = fs::read(&paths[0]).unwrap();
+    fs::write(&paths[0], &whole[..whole.len() - (1 << 19) - 240]).unwrap();
+    let error = Rebase::new(at("new.vhdx")).run(&paths[1]).unwrap_err();
+    assert_eq!((error.kind(), error.file()), (ErrorKind::Damaged, paths[0].to_str()), "{error}");
+    // What was taken in is what the parent has there.
+    fs::write(&paths[0], &whole).unwrap();
+    let naive = Chain::open(&paths).unwrap();
+    assert!(naive.flat(1).unwrap() == base.flat(None));
+    assert_eq!(Rebase::new(at("new.vhdx")).run(&paths[1]).unwrap().path, paths[1]);
+    let naive = Chain::open([&at("new.vhdx"), &paths[1]]).unwrap();
+    assert!(naive.flat(1).unwrap() == base.flat(None));
+}
+
 #[test]
 fn what_is_refused_changes_no_file() {
     let folder = TempDir::new().unwrap();
@@ -228,7 +251,7 @@ fn what_is_refused_changes_no_file() {
     large.logical_sector = 4096;
     large.write_to(at("large.vhdx"));
     fs::write(at("none.vhdx"), b"no image").unwrap();
-    // An image that lost its last block, and one whose merge was requested.
+    // An image that lost its last block, one that is being merged, and one whose merge was requested.
     let cut = fs::read(&paths[3]).unwrap();
     fs::write(at("cut.avhdx"), &cut[..cut.len() - (1 << 19)]).unwrap();
     let mut lost = sixteen().remove(3);
@@ -240,6 +263,11 @@ fn what_is_refused_changes_no_file() {
     bytes.extend(b"other");
     mark.metadata.items.push(Item::new("mark", id, IS_USER, Contents::Bytes(bytes)));
     mark.reseed(81).parent_path(".\\l2.vhdx").write_to(at("merging.avhdx"));
+    let mut request = sixteen().remove(3);
+    let id = Uuid::parse_str("d1d9c7c4-3b0f-4a55-8f0e-6d0a3f2f7b61").unwrap();
+    let bytes = Contents::Bytes(vec![1, 0, 0, 0, 0, 0, 0, 0]);
+    request.metadata.items.push(Item::new("request", id, IS_USER, bytes));
+    request.reseed(82).parent_path(".\\l2.vhdx").write_to(at("asked.avhdx"));
     let before = sums(folder.path());
     let refused = |image: &Path, base: &str, kind, code| {
         for error in [
@@ -257,7 +285,9 @@ fn what_is_refused_changes_no_file() {
     refused(&paths[3], "none.vhdx", ErrorKind::NotVhdx, "foreign.text");
     refused(&paths[3], "gone.vhdx", ErrorKind::Io, "file.open");
     refused(&at("lost.avhdx"), "new.vhdx", ErrorKind::ParentMissing, "parent.missing");
-    refused(&at("merging.avhdx"), "new.vhdx", ErrorKind::Unfinished, "link.unfinished");
+    for name in ["merging.avhdx", "asked.avhdx"] {
+        refused(&at(name), "new.vhdx", ErrorKind::Unfinished, "link.unfinished");
+    }
     let error = Rebase::new(at("new.vhdx")).run(at("cut.avhdx")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
     for (path, mode) in [(&paths[3], LockMode::Shared), (&at("new.vhdx"), LockMode::Exclusive)] {

@@ -20,6 +20,14 @@ pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static
 const UNSEEN: &str = "a folder or file that this user may not read may hold a child of the image, which would lose its \
                       parent; the same command works for a user who may read it";
 
+/// What mends a table of partitions.
+const MENDED: &str =
+    "the guest's own partitioning tool mends the table, and --fix-gpt moves its second copy then";
+
+/// The way to look at a table of partitions.
+const EXPORTED: &str =
+    "avhdx convert -O raw PARENTS IMAGE OUT  # OUT: a new file; sgdisk -v OUT says what is wrong";
+
 /// The way to convert a foreign image with QEMU.
 macro_rules! convert_by_qemu {
     ($format:literal) => {
@@ -70,8 +78,18 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     ("man.verb", &[], &["avhdx --help"]),
+    (
+        "metadata.edit-size",
+        &["a change goes through the log in one piece: shorter items fit, one at a time"],
+        &["avhdx metadata IMAGE  # lists the items"],
+    ),
     ("metadata.edit-sector", &[], &["avhdx metadata --help"]),
     ("metadata.format-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    (
+        "metadata.full",
+        &["all items share the region, whose length stays as it is: another item has to go first"],
+        &["avhdx metadata IMAGE  # lists the items and their lengths"],
+    ),
     ("metadata.item-size", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("metadata.mark", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("metadata.no-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
@@ -288,6 +306,14 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     (
+        "metadata: kind has-children",
+        &["a child has items of its own; --fixed and --dynamic change a parent too"],
+        &[
+            "avhdx metadata IMAGE  # lists the items",
+            "avhdx tree FOLDER  # lists the images and their parents",
+        ],
+    ),
+    (
         "reparent: kind has-children",
         &[
             "--orphan-children allows it; the image gets a new identity, and its children must be linked again",
@@ -348,6 +374,9 @@ pub(crate) const ROWS: &[Row] = &[
         &["--fix-gpt moves the second copy of the GPT to the new end first"],
         &["AGAIN --fix-gpt", "AGAIN --fix-gpt --dry-run  # says what it takes"],
     ),
+    ("resize.gpt-copies", &[MENDED], &[EXPORTED]),
+    ("resize.gpt-hybrid", &[MENDED], &[EXPORTED]),
+    ("resize.gpt-write", &[MENDED], &[EXPORTED]),
     (
         "resize.cuts",
         &["--shrink allows it; the bytes behind the new end are lost for good"],
