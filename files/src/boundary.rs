@@ -92,6 +92,11 @@ impl Bytes {
         bytes
     }
 
+    /// Where the volume begins on the disk.
+    pub(crate) fn start(&self) -> u64 {
+        self.0.range.start
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.0.range.end - self.0.range.start
     }

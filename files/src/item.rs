@@ -1,6 +1,7 @@
 //! What file systems say of their files, in the same words for all of them.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::error::{Error, Result};
 
@@ -20,6 +21,10 @@ pub(crate) trait System {
     fn open(&self, file: &Item, stream: Option<&[u8]>) -> Result<Box<dyn Stream>>;
     /// Where a link leads.
     fn target(&self, link: &Item) -> Result<Vec<u8>>;
+    /// How many bytes of the volume the file system gives out.
+    fn capacity(&self) -> u64;
+    /// The ranges of the volume, in bytes, of what it gives out that nothing uses, in order.
+    fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()>;
 }
 
 /// The bytes of a file.

@@ -302,6 +302,32 @@ impl FileSystem {
         })
     }
 
+    /// How many bytes of the volume the file system gives out, to files and to what it keeps itself.
+    pub fn capacity(&self) -> u64 {
+        self.system.capacity()
+    }
+
+    /// Passes on the ranges of the disk, in bytes and in order, that the file system gives out and nothing uses; returns
+    /// how many bytes they have. What waits in a log of NTFS may yet use some.
+    ///
+    /// # Errors
+    /// As for [`lookup`](Self::lookup).
+    pub fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<u64> {
+        let (start, end) = (self.bytes.start(), self.bytes.start() + self.bytes.len());
+        let mut sum = 0;
+        self.task(b"", |system| {
+            system.free(&mut |range| {
+                // A file system may have more than the volume.
+                let range = (start + range.start).min(end)..(start + range.end).min(end);
+                sum += range.end - range.start;
+                if !range.is_empty() {
+                    each(range);
+                }
+            })
+        })?;
+        Ok(sum)
+    }
+
     /// The ranges of the disk that were read so far, in order, if the file system was opened with
     /// [`Options::record`]: as long as their bytes are the same, the same calls answer the same.
     pub fn touched(&self) -> Vec<Range<u64>> {

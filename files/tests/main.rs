@@ -5,5 +5,6 @@ mod journal;
 mod ntfs;
 mod refused;
 mod seen;
+mod space;
 mod trees;
 mod volumes;

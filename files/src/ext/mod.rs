@@ -7,12 +7,16 @@
 mod inode;
 mod journal;
 mod shape;
+mod space;
+
+use std::ops::Range;
 
 use crate::boundary::{Bytes, number, u16_at, u32_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{About, Item, Node, Stream, System};
 use inode::{File, Inode};
 use shape::{IS_64_BIT, META_GROUPS, Shape};
+use space::Space;
 
 const SUPERBLOCK: u64 = 1024;
 const SUPERBLOCK_LEN: usize = 1024;
@@ -35,6 +39,7 @@ const HAS_JOURNAL: u32 = 0x4;
 pub(crate) struct Ext {
     about: About,
     shape: Shape,
+    space: Space,
 }
 
 impl Ext {
@@ -47,6 +52,7 @@ impl Ext {
             return Err(Error::unsupported("ext.feature", message));
         }
         let mut shape = Shape::of(&raw, bytes)?;
+        let space = Space::of(&raw)?;
         let mut warnings = Vec::new();
         let (len, held) = (shape.bytes.len(), shape.blocks.saturating_mul(shape.block));
         if held > len {
@@ -81,7 +87,7 @@ impl Ext {
         let id = [104..108, 108..110, 110..112, 112..114, 114..120].map(hex).join("-");
         let label = Some(label).filter(|label| !label.is_empty());
         let about = About { kind, label, id: Some(id), warnings, has_backslash: false };
-        Ok(Self { about, shape })
+        Ok(Self { about, shape, space })
     }
 
     fn inode(&self, item: &Item) -> Result<Inode> {
@@ -193,5 +199,13 @@ impl System for Ext {
         let mut target = vec![0; inode.size as usize];
         File::new(self.shape.clone(), inode).read_at(&mut target, 0)?;
         Ok(target)
+    }
+
+    fn capacity(&self) -> u64 {
+        self.shape.blocks * self.shape.block
+    }
+
+    fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        self.space.free(&self.shape, each)
     }
 }

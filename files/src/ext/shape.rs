@@ -32,14 +32,14 @@ pub(super) struct Shape {
     pub(super) bytes: Bytes,
     pub(super) block: u64,
     pub(super) blocks: u64,
-    first_block: u64,
-    of_group: u64,
+    pub(super) first_block: u64,
+    pub(super) of_group: u64,
     inodes: u32,
-    inodes_of_group: u32,
-    inode_len: usize,
-    descriptor_len: u64,
+    pub(super) inodes_of_group: u32,
+    pub(super) inode_len: usize,
+    pub(super) descriptor_len: u64,
     /// From this group of groups on, descriptors lie in their own groups.
-    meta_from: Option<u64>,
+    pub(super) meta_from: Option<u64>,
     is_sparse: bool,
     /// What waits in the journal, by the blocks that it replaces.
     pub(super) waiting: Arc<HashMap<u64, Waiting>>,
@@ -120,14 +120,13 @@ impl Shape {
         Ok(())
     }
 
-    /// The bytes of an inode.
-    pub(super) fn inode(&self, number: u32) -> Result<Vec<u8>> {
-        if number == 0 || number > self.inodes {
-            let message = format!("inode {number} is none of the {} there are", self.inodes);
-            return Err(Error::damaged("ext.inode", message));
-        }
-        let group = u64::from((number - 1) / self.inodes_of_group);
-        let index = u64::from((number - 1) % self.inodes_of_group);
+    /// How many groups there are.
+    pub(super) fn groups(&self) -> u64 {
+        (self.blocks - self.first_block).div_ceil(self.of_group)
+    }
+
+    /// The descriptor of a group, filled up with zeros.
+    pub(super) fn descriptor(&self, group: u64) -> Result<[u8; 64]> {
         let per_block = self.block / self.descriptor_len;
         let (meta, within) = (group / per_block, group % per_block * self.descriptor_len);
         let block = match self.meta_from {
@@ -140,6 +139,18 @@ impl Shape {
         let mut descriptor = [0; 64];
         let len = self.descriptor_len.min(64) as usize;
         self.read(&mut descriptor[..len], block, within)?;
+        Ok(descriptor)
+    }
+
+    /// The bytes of an inode.
+    pub(super) fn inode(&self, number: u32) -> Result<Vec<u8>> {
+        if number == 0 || number > self.inodes {
+            let message = format!("inode {number} is none of the {} there are", self.inodes);
+            return Err(Error::damaged("ext.inode", message));
+        }
+        let group = u64::from((number - 1) / self.inodes_of_group);
+        let index = u64::from((number - 1) % self.inodes_of_group);
+        let descriptor = self.descriptor(group)?;
         let table = u64::from(u32_at(&descriptor, 40)) << 32 | u64::from(u32_at(&descriptor, 8));
         let at = index * self.inode_len as u64;
         let mut raw = vec![0; self.inode_len];
@@ -147,7 +158,8 @@ impl Shape {
         Ok(raw)
     }
 
-    fn has_superblock(&self, group: u64) -> bool {
+    /// Whether a group begins with a copy of the superblock.
+    pub(super) fn has_superblock(&self, group: u64) -> bool {
         let is_power = |of: u64| {
             let mut power = of;
             while power < group {

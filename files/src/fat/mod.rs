@@ -8,6 +8,7 @@ mod oem;
 
 use std::ops::Range;
 
+use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{About, Facts, Item, Kind, Node, Stream, System};
@@ -19,6 +20,9 @@ const MOST_FOLDER: u64 = 65536 * ENTRY_LEN as u64;
 const MASK: u32 = 0x0FFF_FFFF;
 /// From this attribute on, a name is a folder.
 const FOLDER: u8 = 0x10;
+
+/// Entries of the table that are read at once.
+const PIECE: u32 = 16 << 10;
 
 pub(crate) struct Fat {
     about: About,
@@ -231,6 +235,48 @@ impl System for Fat {
     fn target(&self, _: &Item) -> Result<Vec<u8>> {
         Err(Error::new(ErrorKind::InvalidInput, "files.not-link", "FAT has no links"))
     }
+
+    fn capacity(&self) -> u64 {
+        u64::from(self.shape.end - 2) * self.shape.cluster
+    }
+
+    fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        let Shape { bytes, table, end, .. } = &self.shape;
+        let mut runs = FreeRuns::new(self.shape.data, self.shape.cluster, each);
+        let (numerator, denominator) = match self.shape.width {
+            Width::Fat12 => (3, 2),
+            Width::Fat16 => (2, 1),
+            Width::Fat32 => (4, 1),
+        };
+        // An even number of entries of any width.
+        let mut first = 0;
+        while first < *end {
+            let count = (end - first).min(PIECE);
+            let len = (u64::from(count) * numerator).div_ceil(denominator);
+            let piece =
+                bytes.read(table + u64::from(first) * numerator / denominator, len as usize)?;
+            for cluster in first.max(2)..first + count {
+                let at = (cluster - first) as usize;
+                let entry = match self.shape.width {
+                    Width::Fat12 => half_entry(u16_at(&piece, at * 3 / 2), cluster).into(),
+                    Width::Fat16 => u16_at(&piece, at * 2).into(),
+                    Width::Fat32 => u32_at(&piece, at * 4) & MASK,
+                };
+                if entry == 0 {
+                    let unit = u64::from(cluster - 2);
+                    runs.free(unit..unit + 1);
+                }
+            }
+            first += count;
+        }
+        runs.end();
+        Ok(())
+    }
+}
+
+/// The entry of 12 bits of a cluster, from the two bytes that it lies in.
+fn half_entry(both: u16, cluster: u32) -> u16 {
+    if cluster & 1 == 0 { both & 0xFFF } else { both >> 4 }
 }
 
 impl Shape {
@@ -270,8 +316,7 @@ impl Shape {
         let (next, bad) = match self.width {
             Width::Fat12 => {
                 let both = u16_at(&self.bytes.read(self.table + at * 3 / 2, 2)?, 0);
-                let next = if cluster & 1 == 0 { both & 0xFFF } else { both >> 4 };
-                (u32::from(next), 0xFF7)
+                (u32::from(half_entry(both, cluster)), 0xFF7)
             }
             Width::Fat16 => (u16_at(&self.bytes.read(self.table + at * 2, 2)?, 0).into(), 0xFFF7),
             Width::Fat32 => {

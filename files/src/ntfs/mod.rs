@@ -12,7 +12,9 @@ mod runs;
 
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
+use std::ops::Range;
 
+use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at, u64_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{
@@ -27,6 +29,7 @@ use runs::Outside;
 const MFT: u64 = 0;
 const VOLUME: u64 = 3;
 const ROOT: u64 = 5;
+const BITMAP: u64 = 6;
 const UPCASE: u64 = 10;
 /// The first record of files that are not of the file system itself.
 const FIRST_FILE: u64 = 16;
@@ -37,6 +40,8 @@ const NAMES: [u16; 4] = [0x24, 0x49, 0x33, 0x30];
 const VOLUME_INFORMATION: u32 = 0x70;
 const IS_DIRTY: u16 = 1;
 
+/// Bytes of the bitmap that are read at once.
+const PIECE: u64 = 64 << 10;
 const MOST_CLUSTER: u64 = 2 << 20;
 const MOST_RECORD: u64 = 64 << 10;
 /// NTFS bounds the list of the attributes of a file to this.
@@ -369,6 +374,31 @@ impl System for Ntfs {
             Some(Reparse::Link(target)) => Ok(target),
             _ => Err(Error::new(ErrorKind::InvalidInput, "files.not-link", "this is no link")),
         }
+    }
+
+    fn capacity(&self) -> u64 {
+        self.shape.clusters * self.shape.cluster
+    }
+
+    fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        let file = self.file(BITMAP)?;
+        let parts: Vec<Attribute> = file.parts(record::DATA, &[]).cloned().collect();
+        let mut bitmap = self.shape.held(&parts)?;
+        let (len, clusters) = (bitmap.len(), self.shape.clusters);
+        if len < clusters.div_ceil(8) {
+            let message = format!("$Bitmap has {len} bytes for {clusters} clusters");
+            return Err(Error::damaged("ntfs.bitmap", message));
+        }
+        let mut runs = FreeRuns::new(0, self.shape.cluster, each);
+        let mut piece = vec![0; PIECE as usize];
+        for first in (0..clusters).step_by(PIECE as usize * 8) {
+            let count = (clusters - first).min(PIECE * 8);
+            let piece = &mut piece[..count.div_ceil(8) as usize];
+            bitmap.read_at(piece, first / 8)?;
+            runs.bits(first, piece, count);
+        }
+        runs.end();
+        Ok(())
     }
 }
 

@@ -137,7 +137,7 @@ const FILES: Rules<'_> = Rules {
         ("file systems", &["ext", "fat", "ntfs"]),
         ("content", &["content"]),
         ("boundary", &["boundary"]),
-        ("item", &["item"]),
+        ("item", &["item", "bitmap"]),
         ("error", &["error"]),
     ],
     knows: &[],
