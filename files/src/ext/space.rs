@@ -23,8 +23,8 @@ pub(super) struct Space {
     cluster: u64,
     /// Blocks behind the descriptors that are kept for more of them.
     reserved: u64,
-    /// Whether any group may begin with a copy of the superblock.
-    any_copies: bool,
+    /// The only groups besides the first that begin with a copy of the superblock, if the superblock says which.
+    copies: Option<[u64; 2]>,
 }
 
 impl Space {
@@ -42,7 +42,8 @@ impl Space {
             has_flags: read_only & HAS_FLAGS != 0,
             cluster: 1 << bits,
             reserved: u16_at(raw, 206).into(),
-            any_copies: u32_at(raw, 92) & SPARSE_2 != 0,
+            copies: (u32_at(raw, 92) & SPARSE_2 != 0)
+                .then(|| [588, 592].map(|at| u32_at(raw, at).into())),
         })
     }
 
@@ -117,7 +118,10 @@ impl Space {
             Some(from) => from,
             None => shape.groups().div_ceil(per_block) + self.reserved,
         };
-        let has_copy = self.any_copies || shape.has_superblock(group);
+        let has_copy = match self.copies {
+            Some(copies) => group == 0 || copies.contains(&group),
+            None => shape.has_superblock(group),
+        };
         let head = match shape.meta_from {
             // Of a group of groups, the first two and the last one have its descriptors.
             Some(from) if group / per_block >= from => {
