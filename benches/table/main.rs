@@ -23,6 +23,8 @@
 
 mod busy;
 mod chart;
+mod copies;
+mod diffs;
 mod growth;
 mod images;
 mod instructions;
@@ -32,6 +34,7 @@ mod peers;
 mod reads;
 mod report;
 mod stats;
+mod tools;
 mod writes;
 
 use std::error::Error;
@@ -160,6 +163,8 @@ fn measure(options: Options) -> Result<()> {
         writes::run(&run, &mut report)?;
         merges::run(&run, &mut report)?;
         busy::run(&run, &mut report)?;
+        copies::run(&run, &mut report)?;
+        diffs::run(&run, &mut report)?;
         opens::run(&run, &mut report)?;
         let points = peers::run(&run, &mut report)?;
         if let Some(path) = &run.options.svg {

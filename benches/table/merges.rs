@@ -1,12 +1,11 @@
 //! Merges compared with copies of the same bytes into an existing file, all made durable.
 //!
-//! Our time is that of opening the chain, merging its full tip into an allocated parent and removing the tip's
-//! name. The tip's file is held open meanwhile, which postpones the host's work of freeing its bytes. The
-//! others do no such work: dd keeps its source, and so does QEMU, which commits a qcow2 overlay of the same
-//! size to its base.
+//! Each time is that of the whole: the copy, making it durable, and removing what was merged or copied. Ours is that of
+//! opening the chain, merging its full tip into an allocated parent and removing the tip; dd copies a file and removes it;
+//! QEMU commits a qcow2 overlay of the same size to its base and removes the overlay. What is removed was made durable
+//! before the clock starts, and lies in memory.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -17,6 +16,7 @@ use avhdx::{CreateOptions, Disk, OpenOptions, VhdxFile};
 use crate::images::MIB;
 use crate::report::{Report, Row};
 use crate::stats::{Contender, Times, rounds, timed};
+use crate::tools::{Xfs, dd, make_durable, succeed, write_flat};
 use crate::{Result, Run};
 
 /// The maximum number of rounds, each of which writes the bytes several times.
@@ -66,15 +66,15 @@ fn measure(
         return Ok(());
     }
     let with_qemu = works[0] == BY_HOST && report.wants(BESIDE_QEMU);
-    let qemu = if with_qemu { files.overlay()? } else { Err("not asked for".into()) };
+    let qemu = if with_qemu { files.base()? } else { Err("not asked for".into()) };
     let mut contenders: Vec<Contender<'_>> = vec![
         Box::new(|round| files.dd(round)),
         Box::new(|round| files.merge(round, true)),
         Box::new(|round| files.dd(round)),
         Box::new(|round| files.merge(round, false)),
     ];
-    if let Ok(overlay) = &qemu {
-        contenders.push(Box::new(|_| files.commit(overlay)));
+    if qemu.is_ok() {
+        contenders.push(Box::new(|_| files.commit()));
     }
     let times: Times = rounds(run.options.rounds.min(MOST_ROUNDS), contenders)?;
     let speed = |row: Row, beside: &str| {
@@ -85,12 +85,12 @@ fn measure(
         works.into_iter().zip([1, 3]).filter(|(work, _)| report.wants(work)).collect::<Vec<_>>()
     {
         let row = Row::new(work, 1, &times.of(&[(0, 1), (own, 1), (2, 1)]), bar);
-        report.row(speed(row, "dd conv=fsync,notrunc bs=1M"));
+        report.row(speed(row, "dd conv=fsync,notrunc bs=1M and rm"));
     }
     match qemu {
         Ok(_) => {
             let row = Row::new(BESIDE_QEMU, 1, &times.of(&[(4, 1), (1, 1)]), Some(1.0));
-            report.row(speed(row, "qemu-img commit -d of qcow2, and sync"));
+            report.row(speed(row, "qemu-img commit -d of qcow2, sync and rm"));
         }
         Err(why) if with_qemu => report.left_out(BESIDE_QEMU, &why),
         Err(_) => {}
@@ -110,15 +110,7 @@ impl<'a> Files<'a> {
         let parent = CreateOptions::dynamic(files.size).create(files.path("parent.vhdx"))?;
         files.fill(&parent, 1)?;
         parent.close()?;
-        for name in ["from.raw", "to.raw"] {
-            let file = fs::File::create(files.path(name))?;
-            let mut bytes = vec![2; MIB as usize];
-            for at in (0..files.size).step_by(MIB as usize) {
-                bytes[..8].copy_from_slice(&at.to_le_bytes());
-                io::Write::write_all(&mut &file, &bytes)?;
-            }
-            file.sync_all()?;
-        }
+        write_flat(&files.path("to.raw"), files.size)?;
         Ok(files)
     }
 
@@ -136,16 +128,13 @@ impl<'a> Files<'a> {
     }
 
     fn dd(&self, _round: usize) -> Result<Duration> {
-        let mut dd = Command::new("dd");
-        dd.args(["bs=1M", "conv=fsync,notrunc", "status=none"]);
-        let mut of = |key: &str, name: &str| {
-            let mut arg = std::ffi::OsString::from(key);
-            arg.push(self.path(name));
-            dd.arg(arg);
-        };
-        of("if=", "from.raw");
-        of("of=", "to.raw");
-        timed(|| succeed(&mut dd))
+        let (from, to) = (self.path("from.raw"), self.path("to.raw"));
+        write_flat(&from, self.size)?;
+        let mut dd = dd(&from, &to, "fsync,notrunc");
+        timed(|| {
+            succeed(&mut dd)?;
+            Ok(fs::remove_file(&from)?)
+        })
     }
 
     fn merge(&self, round: usize, share: bool) -> Result<Duration> {
@@ -156,7 +145,6 @@ impl<'a> Files<'a> {
         self.fill(&chain, round as u8)?;
         chain.close()?;
         drop(chain);
-        let held = fs::File::open(&child)?;
         let taken = timed(|| {
             let chain = OpenOptions::new().writable(true).open(&child)?;
             let merge = Merge::new(chain.layers()[0].id).share(share);
@@ -166,7 +154,9 @@ impl<'a> Files<'a> {
             }
             Ok(chain.close()?)
         })?;
-        drop(held);
+        if child.exists() {
+            return Err("the tip is still there".into());
+        }
         // Verify the measured work.
         let mut found = vec![0; MIB as usize];
         let last = self.size - MIB;
@@ -177,73 +167,35 @@ impl<'a> Files<'a> {
         Ok(taken)
     }
 
-    /// A full overlay over a full base, or the reason why there is none.
-    fn overlay(&self) -> Result<Result<PathBuf, String>> {
-        let (base, overlay) = (self.path("base.qcow2"), self.path("overlay.qcow2"));
-        let size = self.size.to_string();
-        for (path, parent) in [(&base, None), (&overlay, Some(&base))] {
-            let mut create = Command::new("qemu-img");
-            create.args(["create", "-q", "-f", "qcow2"]);
-            if let Some(parent) = parent {
-                create.arg("-b").arg(parent).args(["-F", "qcow2"]);
-            }
-            if let Err(why) = succeed(create.arg(path).arg(&size)) {
-                return Ok(Err(format!("qemu-img: {why}")));
-            }
-            let mut write = Command::new("qemu-io");
-            write.args(["-f", "qcow2", "-c", &format!("write -q -P 3 0 {size}")]).arg(path);
-            if let Err(why) = succeed(&mut write) {
-                return Ok(Err(format!("qemu-io: {why}")));
-            }
-        }
-        Ok(Ok(overlay))
+    /// Makes a full base, or returns the reason why there is none.
+    fn base(&self) -> Result<Result<(), String>> {
+        Ok(self.qcow2("base.qcow2", None, 3).map_err(|why| why.to_string()))
     }
 
-    fn commit(&self, overlay: &Path) -> Result<Duration> {
+    /// A full qcow2 image.
+    fn qcow2(&self, name: &str, parent: Option<&str>, byte: u8) -> Result<()> {
+        let (path, size) = (self.path(name), self.size.to_string());
+        let mut create = Command::new("qemu-img");
+        create.args(["create", "-q", "-f", "qcow2"]);
+        if let Some(parent) = parent {
+            create.arg("-b").arg(self.path(parent)).args(["-F", "qcow2"]);
+        }
+        succeed(create.arg(&path).arg(&size)).map_err(|why| format!("qemu-img: {why}"))?;
+        let mut write = Command::new("qemu-io");
+        write.args(["-f", "qcow2", "-c", &format!("write -q -P {byte} 0 {size}")]).arg(&path);
+        succeed(&mut write).map_err(|why| format!("qemu-io: {why}"))?;
+        make_durable(&path)
+    }
+
+    fn commit(&self) -> Result<Duration> {
+        self.qcow2("overlay.qcow2", Some("base.qcow2"), 4)?;
+        let (overlay, base) = (self.path("overlay.qcow2"), self.path("base.qcow2"));
         let mut commit = Command::new("qemu-img");
-        commit.args(["commit", "-q", "-d", "-f", "qcow2"]).arg(overlay);
+        commit.args(["commit", "-q", "-d", "-f", "qcow2"]).arg(&overlay);
         timed(|| {
             succeed(&mut commit)?;
-            Ok(fs::File::open(self.path("base.qcow2"))?.sync_all()?)
+            make_durable(&base)?;
+            Ok(fs::remove_file(&overlay)?)
         })
     }
-}
-
-/// An XFS volume in a file, whose files can share bytes.
-struct Xfs {
-    folder: PathBuf,
-}
-
-impl Xfs {
-    /// Mounts the volume, or returns the reason why it is unavailable.
-    fn mount(run: &Run) -> Result<Result<Self, String>> {
-        let (file, folder) = (run.folder.path().join("xfs.img"), run.folder.path().join("xfs"));
-        fs::create_dir(&folder)?;
-        // Two images, two raw files and the log of the volume.
-        fs::File::create(&file)?.set_len((5 * run.options.mib + 512) * MIB)?;
-        let mut format = Command::new("mkfs.xfs");
-        let mut mount = Command::new("mount");
-        let made = succeed(format.args(["-q", "-m", "reflink=1"]).arg(&file));
-        let made = made.and_then(|()| succeed(mount.args(["-o", "loop"]).arg(&file).arg(&folder)));
-        Ok(match made {
-            Ok(()) => Ok(Self { folder }),
-            Err(why) => Err(format!("needs root, mkfs.xfs and loop devices: {why}")),
-        })
-    }
-}
-
-impl Drop for Xfs {
-    fn drop(&mut self) {
-        if let Err(error) = succeed(Command::new("umount").arg(&self.folder)) {
-            eprintln!("{} stays mounted: {error}", self.folder.display());
-        }
-    }
-}
-
-fn succeed(command: &mut Command) -> Result<()> {
-    let output = command.output()?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned().into())
 }

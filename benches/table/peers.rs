@@ -307,7 +307,7 @@ fn last_line(name: &str, stderr: &[u8]) -> String {
 }
 
 /// The tip of a qcow2 chain in which the same layers hold the same clusters; `None` without QEMU.
-fn qcow2_chain(run: &Run, chain: &Chain) -> Option<Result<PathBuf>> {
+pub fn qcow2_chain(run: &Run, chain: &Chain) -> Option<Result<PathBuf>> {
     for program in ["qemu-img", "qemu-io"] {
         output(Command::new(program).arg("--version"), "").ok()?;
     }

@@ -154,20 +154,12 @@ impl Differences<'_> {
 
     /// The first sectors that differ, of what was read and not yet compared.
     fn differing_sectors(&mut self) -> Option<Range<u64>> {
-        let [a, b] = self.pair.bytes();
-        let mut start = None;
-        while self.at < self.read.end {
-            let sector = self.at..((self.at / self.sector + 1) * self.sector).min(self.read.end);
-            let within = (sector.start - self.read.start) as usize;
-            let within = within..within + (sector.end - sector.start) as usize;
-            match (a[within.clone()] == b[within], start) {
-                (true, Some(start)) => return Some(start..sector.start),
-                (true, None) => {}
-                (false, _) => start = start.or(Some(sector.start)),
-            }
-            self.at = sector.end;
+        if self.at >= self.read.end {
+            return None;
         }
-        start.map(|start| start..self.at)
+        let found = self.pair.differing(self.read.start, self.at, self.sector);
+        self.at = found.as_ref().map_or(self.read.end, |found| found.end);
+        found
     }
 
     /// The next range with all that continues it.

@@ -85,7 +85,7 @@ impl NewParent {
 }
 
 /// The ranges of the disk that the image leaves to its parent, in order.
-pub(super) fn left_to_parent(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + '_ {
+pub(super) fn left_to_parent(image: &Core) -> impl Iterator<Item = Result<Range<u64>>> + Send + '_ {
     let size = image.geometry().size;
     let mut at = 0;
     std::iter::from_fn(move || {

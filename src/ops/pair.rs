@@ -112,6 +112,26 @@ impl<'a> DiskPair<'a> {
         [&self.bufs[0], &self.bufs[1]]
     }
 
+    /// The first whole sectors that differ, of what was read last, which began at `start`: from `at` on, at a multiple of
+    /// their size or at the start.
+    pub(super) fn differing(&self, start: u64, at: u64, sector: u64) -> Option<Range<u64>> {
+        let [a, b] = self.bytes();
+        let end = start + a.len() as u64;
+        let mut at = at;
+        let mut first = None;
+        while at < end {
+            let next = ((at / sector + 1) * sector).min(end);
+            let within = (at - start) as usize..(next - start) as usize;
+            match (a[within.clone()] == b[within], first) {
+                (true, Some(first)) => return Some(first..at),
+                (true, None) => {}
+                (false, _) => first = first.or(Some(at)),
+            }
+            at = next;
+        }
+        first.map(|first| first..end)
+    }
+
     /// Returns how far [`read`](Self::read) gets, and how many bytes of data it reads.
     pub(super) fn predict(&mut self, at: u64, end: u64) -> Result<(u64, u64)> {
         let (until, may_differ) = self.stretch(at, end)?;

@@ -14,15 +14,13 @@ use crate::disk::{Disk, Source, Zeroing};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, PayloadState};
 use crate::image::{Core, is_zero};
+use crate::mover::{PIECE, flush_behind, read_ahead};
 use crate::options::OpenOptions;
 use crate::storage::Access;
 use crate::trace::operation;
-use crate::types::{DiskOffset, MIB, len};
+use crate::types::{DiskOffset, len};
 use crate::warning::Warning;
 use crate::write::Writer;
-
-/// How many bytes are taken in before they are made durable, so that a run after a kill need not take them in again.
-const BATCH: u64 = 256 * MIB;
 
 /// Puts a differencing image on another base, and keeps its disk as it is: where the image defers to its parent and the
 /// new base differs, the bytes of the old parent are written into the image first.
@@ -191,47 +189,163 @@ impl<'a> Rebase<'a> {
 
     /// Writes into the image what it leaves to the old parent and the base has differently.
     fn take_in(&self, image: &Writer, old: &DiffChain, base: &DiffChain) -> Result<Moved> {
-        let core = image.core();
-        let (size, sector) = (core.geometry().size, u64::from(core.geometry().logical_sector));
-        let mut both = DiskPair::new(old, base)?;
-        let mut into = Taker {
-            image,
-            moved: Moved::default(),
-            zeros: 0..0,
-            holds_data: None,
-            has_begun: false,
-        };
-        let (mut reported, mut durable) = (0, 0);
+        let size = image.core().geometry().size;
+        let mut differing = Differing::new(image.core(), old, base)?;
+        let mut into = Taker { image, moved: Moved::default(), zeros: 0..0, has_begun: false };
+        let (mut at, mut reported) = (0, 0);
         self.progress.report(0, size)?;
-        for range in left_to_parent(core) {
-            let range = range?;
-            let mut at = range.start;
-            while at < range.end {
-                let (_, bytes) = both.predict(at, range.end)?;
-                let mut go_on = || self.progress.call(Progress::new(at, size));
-                if bytes > 0 && self.pace.wait(bytes, &mut go_on).is_break() {
-                    return Err(Error::cancelled());
-                }
-                let (end, has_read) = both.read_sectors(at, range.end, sector)?;
-                into.moved.read += bytes;
-                let end = match has_read {
-                    true => into.sectors(at..end, both.bytes(), &range, old)?,
-                    false => end,
-                };
-                at = end;
-                if into.moved.written - durable >= BATCH {
-                    image.commit()?;
-                    durable = into.moved.written;
-                }
-                if at - reported >= WINDOW {
-                    self.progress.report(at, size)?;
-                    reported = at;
-                }
-            }
-        }
+        // A run after a kill need not take in again what was made durable meanwhile.
+        flush_behind(&|| image.commit(), |behind| {
+            read_ahead(
+                |buf| differing.next_piece(buf),
+                |Piece { parts, end, read }, bytes| {
+                    let mut go_on = || self.progress.call(Progress::new(at, size));
+                    if read > 0 && self.pace.wait(read, &mut go_on).is_break() {
+                        return Err(Error::cancelled());
+                    }
+                    into.moved.read += read;
+                    let before = into.moved.written;
+                    into.take(parts, bytes)?;
+                    behind.wrote(into.moved.written - before)?;
+                    at = end;
+                    if at - reported >= WINDOW {
+                        self.progress.report(at, size)?;
+                        reported = at;
+                    }
+                    Ok(())
+                },
+            )
+        })?;
         into.write_zeros()?;
         self.progress.report(size, size)?;
         Ok(into.moved)
+    }
+}
+
+/// What an image leaves to the old parent and the base has differently, looked for in ascending order.
+struct Differing<'a> {
+    image: &'a Core,
+    old: &'a DiffChain,
+    both: DiskPair<'a>,
+    sector: u64,
+    /// The ranges that the image leaves to its parent.
+    left: Box<dyn Iterator<Item = Result<Range<u64>>> + Send + 'a>,
+    /// The last of them, and how far it was looked through.
+    range: Range<u64>,
+    at: u64,
+    /// Start of the last block that is known not to be one of zeros.
+    holds_data: Option<u64>,
+    /// Comes after what was found before it.
+    failed: Option<Error>,
+}
+
+/// Some of what differs.
+#[derive(Default)]
+struct Piece {
+    parts: Vec<Part>,
+    /// How far the disks were looked through.
+    end: u64,
+    /// Bytes of data read from both parents.
+    read: u64,
+}
+
+/// A part of one block.
+enum Part {
+    /// A whole block that the old parent has as zeros.
+    Block(Range<u64>),
+    /// Sectors that differ. Their bytes follow those of the part before.
+    Sectors(Range<u64>),
+}
+
+impl<'a> Differing<'a> {
+    fn new(image: &'a Core, old: &'a DiffChain, base: &'a DiffChain) -> Result<Self> {
+        Ok(Self {
+            image,
+            old,
+            both: DiskPair::new(old, base)?,
+            sector: image.geometry().logical_sector.into(),
+            left: Box::new(left_to_parent(image)),
+            range: 0..0,
+            at: 0,
+            holds_data: None,
+            failed: None,
+        })
+    }
+
+    /// Finds the next parts that differ, and puts the bytes of the old parent into the buffer. `None` at the end.
+    fn next_piece(&mut self, buf: &mut Vec<u8>) -> Result<Option<Piece>> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        buf.clear();
+        let mut piece = Piece::default();
+        let from = self.at;
+        let mut done = Ok(true);
+        while matches!(done, Ok(true)) && (buf.len() as u64) < PIECE && self.at - from < WINDOW {
+            done = self.look_on(&mut piece, buf);
+        }
+        piece.end = self.at;
+        let is_empty = piece.end == from && piece.parts.is_empty();
+        match done {
+            Ok(false) if is_empty => Ok(None),
+            Err(error) if is_empty => Err(error),
+            done => {
+                self.failed = done.err();
+                Ok(Some(piece))
+            }
+        }
+    }
+
+    /// Looks through the next bytes that have one answer; `false` at the end.
+    fn look_on(&mut self, piece: &mut Piece, buf: &mut Vec<u8>) -> Result<bool> {
+        if self.at >= self.range.end {
+            let Some(range) = self.left.next() else { return Ok(false) };
+            self.range = range?;
+            self.at = self.at.max(self.range.start);
+            return Ok(true);
+        }
+        let most = self.range.end.min((self.at / PIECE + 1) * PIECE);
+        let (_, bytes) = self.both.predict(self.at, most)?;
+        let (end, has_read) = self.both.read_sectors(self.at, most, self.sector)?;
+        piece.read += bytes;
+        self.at = if has_read { self.sectors(end, piece, buf)? } else { end };
+        Ok(true)
+    }
+
+    /// Finds the sectors that differ in what was read up to `end`. Returns how far everything is found: past that if a
+    /// block that it ends in is one of zeros.
+    fn sectors(&mut self, end: u64, piece: &mut Piece, buf: &mut Vec<u8>) -> Result<u64> {
+        let start = self.at;
+        let mut done = start;
+        let mut at = start;
+        while let Some(differing) = self.both.differing(start, at, self.sector) {
+            at = differing.end;
+            for part in blocks(self.image, differing) {
+                let block = block_of(self.image, part.start);
+                if part.start < done {
+                    // Of a block of zeros.
+                } else if self.is_of_zeros(&block)? {
+                    done = block.end;
+                    piece.parts.push(Part::Block(block));
+                } else {
+                    let within = (part.start - start) as usize;
+                    buf.extend_from_slice(&self.both.bytes()[0][within..][..len(&part) as usize]);
+                    piece.parts.push(Part::Sectors(part));
+                }
+            }
+        }
+        Ok(done.max(end))
+    }
+
+    fn is_of_zeros(&mut self, block: &Range<u64>) -> Result<bool> {
+        if self.holds_data == Some(block.start) {
+            return Ok(false);
+        }
+        let is_of_zeros = is_block_of_zeros(block, &self.range, self.old)?;
+        if !is_of_zeros {
+            self.holds_data = Some(block.start);
+        }
+        Ok(is_of_zeros)
     }
 }
 
@@ -249,59 +363,23 @@ struct Taker<'a> {
     moved: Moved,
     /// Zeros that are not written yet: more of them may make whole blocks.
     zeros: Range<u64>,
-    /// Start of the last block that is known not to be one of zeros.
-    holds_data: Option<u64>,
     has_begun: bool,
 }
 
 impl Taker<'_> {
-    /// Takes in the sectors of `range` that differ, of which the bytes of the old parent and of the base are given. The
-    /// image leaves all of `left` to its parent. Returns how far everything is taken in: past the range if a block that
-    /// it ends in is one of zeros.
-    fn sectors(
-        &mut self,
-        range: Range<u64>,
-        bytes: [&[u8]; 2],
-        left: &Range<u64>,
-        old: &DiffChain,
-    ) -> Result<u64> {
-        let image = self.image;
-        let core = image.core();
-        let sector = core.geometry().logical_sector as usize;
-        let mut done = range.start;
-        for differing in differing(bytes, sector) {
-            let differing = range.start + differing.start..range.start + differing.end;
-            for part in blocks(core, differing) {
-                let block = block_of(core, part.start);
-                if part.start < done {
-                    // Of a block of zeros.
-                } else if self.is_of_zeros(&block, left, old)? {
-                    done = block.end;
-                    self.zeros(block)?;
-                } else {
-                    let within = (part.start - range.start) as usize;
-                    let within = within..within + len(&part) as usize;
-                    self.bytes(&bytes[0][within], part.start)?;
+    /// Takes in parts, of which the bytes of the old parent are given.
+    fn take(&mut self, parts: Vec<Part>, mut bytes: &[u8]) -> Result<()> {
+        for part in parts {
+            match part {
+                Part::Block(block) => self.zeros(block)?,
+                Part::Sectors(range) => {
+                    let (now, rest) = bytes.split_at(len(&range) as usize);
+                    self.bytes(now, range.start)?;
+                    bytes = rest;
                 }
             }
         }
-        Ok(done.max(range.end))
-    }
-
-    fn is_of_zeros(
-        &mut self,
-        block: &Range<u64>,
-        left: &Range<u64>,
-        old: &DiffChain,
-    ) -> Result<bool> {
-        if self.holds_data == Some(block.start) {
-            return Ok(false);
-        }
-        let is_of_zeros = is_block_of_zeros(block, left, old)?;
-        if !is_of_zeros {
-            self.holds_data = Some(block.start);
-        }
-        Ok(is_of_zeros)
+        Ok(())
     }
 
     /// Takes in bytes within one block.
@@ -421,21 +499,4 @@ fn is_block_of_zeros(block: &Range<u64>, left: &Range<u64>, old: &DiffChain) -> 
         }
     }
     Ok(true)
-}
-
-/// The ranges of whole sectors that differ.
-fn differing([old, new]: [&[u8]; 2], sector: usize) -> impl Iterator<Item = Range<u64>> + '_ {
-    let sectors = old.chunks(sector).zip(new.chunks(sector));
-    let mut differing = sectors.enumerate().filter(|(_, (old, new))| old != new).map(|(n, _)| n);
-    let mut next = differing.next();
-    std::iter::from_fn(move || {
-        let first = next?;
-        let mut end = first + 1;
-        next = differing.next();
-        while next == Some(end) {
-            end += 1;
-            next = differing.next();
-        }
-        Some((first * sector) as u64..(end * sector) as u64)
-    })
 }

@@ -5,6 +5,7 @@
 mod copies;
 mod direct;
 mod merges;
+mod rebases;
 mod table_holes;
 mod tables;
 

@@ -377,7 +377,7 @@ fn progress_rises_through_what_is_shared_and_can_stop() {
     let raw = Sharing::new();
     Export::new().on_progress(on).run(&chain, &raw).unwrap();
     assert!(seen.is_sorted() && seen.last() == Some(&(70 * MIB)));
-    assert!(seen.windows(2).all(|two| two[1] - two[0] <= 16 * MIB), "{seen:?}");
+    assert!(seen.windows(2).all(|two| two[1] - two[0] <= 4 * MIB), "{seen:?}");
     assert_eq!(raw.shared_bytes(), 70 * MIB);
     let raw = Sharing::new();
     let stop = |now: avhdx::ops::Progress| match now.done {

@@ -20,8 +20,9 @@ use crate::write::{Copier, Writer};
 
 /// Shorter runs are read and written: sharing them costs as much, and leaves the copy in pieces.
 const LEAST: u64 = 64 * KIB;
-/// How many bytes are handed over at once, between two checks for cancellation.
-const MOST: u64 = 16 * MIB;
+/// How many bytes are handed over at once, between two checks for cancellation. The host writes back what is new of them
+/// first, and who writes to their file waits meanwhile.
+const MOST: u64 = 4 * MIB;
 
 /// Where a copy goes.
 pub(super) trait Target {
