@@ -14,6 +14,7 @@ mod delete;
 mod diff;
 mod effects;
 mod examples;
+mod files;
 mod flatten;
 mod images;
 mod json;
