@@ -146,7 +146,7 @@ fn page() -> BTreeMap<String, Row> {
 /// The codes in the production sources, with what stands beside them.
 fn sources() -> BTreeMap<String, Found> {
     let mut codes: BTreeMap<String, Found> = BTreeMap::new();
-    for (folder, is_library) in [("src", true), ("cli/src", false)] {
+    for (folder, is_library) in [("src", true), ("files/src", true), ("cli/src", false)] {
         let folder = root().join(folder);
         for path in files(&folder) {
             // Below the folder: a checkout may itself lie in one of that name.
@@ -257,6 +257,7 @@ fn maker(before: &[String], is_library: bool) -> (Option<String>, Option<Exit>) 
         }
         ("Exit", name, ",") => (None, EXITS.into_iter().find(|exit| format!("{exit:?}") == name)),
         (_, "damaged", "(") if is_library => kind("damaged"),
+        (_, "unsupported", "(") if is_library => kind("unsupported"),
         (_, "io", "(") if is_library => kind("io"),
         ("Warning", "new", "(") if is_library => kind("warning"),
         (_, "io", "(") => exit(Exit::Io),

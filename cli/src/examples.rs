@@ -44,6 +44,28 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "ls",
+        &[
+            ("avhdx ls pc.vhdx", "the files at the top of its volume"),
+            ("avhdx ls pc.vhdx@-0 logs -R --json", "a folder and all below, as JSON"),
+            ("avhdx ls pc.vhdx --volumes", "what there is to read"),
+        ],
+    ),
+    (
+        "cat",
+        &[
+            ("avhdx cat pc.vhdx logs/today.txt > today.txt", "one file"),
+            ("avhdx cat pc.vhdx -p 'MY DISK' notes.txt > n.txt", "of a volume by its label"),
+        ],
+    ),
+    (
+        "cp",
+        &[
+            ("avhdx cp pc.vhdx notes.txt old-notes.txt", "one file under another name"),
+            ("avhdx cp pc.vhdx -r logs notes.txt archive", "a folder and a file"),
+        ],
+    ),
+    (
         "convert",
         &[
             ("avhdx convert web_2.avhdx -O raw flat.raw", "a flat copy"),

@@ -274,6 +274,30 @@ impl From<avhdx::Error> for Failure {
     }
 }
 
+impl From<avhdx_files::Error> for Failure {
+    fn from(error: avhdx_files::Error) -> Self {
+        use avhdx_files::ErrorKind as Kind;
+        let place =
+            [error.volume(), error.path()].into_iter().flatten().collect::<Vec<_>>().join(": ");
+        let error = match error.into_disk_error() {
+            Ok(error) => return Self::from(error).also(&format!("it is read for {place}")),
+            Err(error) => error,
+        };
+        let (exit, kind) = match error.kind() {
+            Kind::Damaged => (Exit::Damaged, Some("damaged")),
+            Kind::NotFound => (Exit::Usage, None),
+            Kind::InvalidInput => (Exit::Usage, Some("invalid-input")),
+            Kind::Limit => (Exit::Refused, Some("limit")),
+            // Unsupported, and kinds added later.
+            _ => (Exit::Refused, Some("unsupported")),
+        };
+        let facts = Facts { kind, ..Facts::default() };
+        let cause = error.source().map(ToString::to_string);
+        let message = error.to_string();
+        Self { facts: Box::new(facts), cause, ..Self::new(exit, error.code(), message) }
+    }
+}
+
 fn facts_of(error: &avhdx::Error) -> Facts {
     Facts {
         kind: Some(kind_name(error.kind())),

@@ -47,6 +47,14 @@ impl Input {
         }
     }
 
+    /// The disk, for readers that keep it.
+    pub(crate) fn into_disk(self) -> Arc<dyn Disk> {
+        match self {
+            Self::Chain(chain) => Arc::new(chain),
+            Self::Raw { disk, .. } => Arc::new(disk),
+        }
+    }
+
     /// The files that hold the disk.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         match self {

@@ -3,14 +3,14 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `create`, `delete`, `diff`, `discard`,
-//!    `explain`, `flatten`, `info`, `label`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`,
+//! 2. the verbs: `bench`, `cat`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `cp`, `create`, `delete`, `diff`,
+//!    `discard`, `explain`, `flatten`, `info`, `label`, `ls`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`,
 //!    `reparent`, `resize`, `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
 //! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
-//!    tables of partitions;
+//!    tables of partitions; above them `volume`: the file system of a disk that a verb reads;
 //! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
 //! 8. `gpt`: GUID partition tables;
 //! 9. `args`, `points`: flags that verbs share, and points in time of a chain;
@@ -25,6 +25,7 @@
 
 mod args;
 mod bench;
+mod cat;
 mod check;
 mod checkpoint;
 #[cfg(test)]
@@ -34,6 +35,7 @@ mod compare;
 mod complete;
 mod convert;
 mod copying;
+mod cp;
 mod create;
 mod delete;
 mod diff;
@@ -51,6 +53,7 @@ mod input;
 mod interrupt;
 mod label;
 mod loss;
+mod ls;
 mod map;
 mod measure;
 mod merge;
@@ -85,6 +88,7 @@ mod tree;
 mod typed;
 mod values;
 mod vocabulary;
+mod volume;
 mod write;
 mod writing;
 mod zero;
@@ -133,6 +137,10 @@ enum Verb {
     Map(map::Args),
     Explain(explain::Args),
     Read(read::Args),
+    Ls(ls::Args),
+    Cat(cat::Args),
+    #[command(visible_alias = "extract")]
+    Cp(cp::Args),
     Convert(convert::Args),
     Flatten(flatten::Args),
     Create(create::Args),
@@ -171,6 +179,9 @@ impl Verb {
             Self::Map(args) => map::run(args, console),
             Self::Explain(args) => explain::run(args, console),
             Self::Read(args) => read::run(args, console),
+            Self::Ls(args) => ls::run(args, console),
+            Self::Cat(args) => cat::run(args, console),
+            Self::Cp(args) => cp::run(args, console),
             Self::Convert(args) => convert::run(args, console),
             Self::Flatten(args) => flatten::run(args, console),
             Self::Create(args) => create::run(args, console),

@@ -37,12 +37,14 @@ fn line<T: Answer + JsonSchema + 'static>() -> (String, Value) {
 fn the_schemas_are_those_of_the_types() {
     let schemas = BTreeMap::from([
         document::<crate::bench::BenchAnswer>(),
+        line::<crate::cat::CatAnswer>(),
         document::<crate::check::CheckAnswer>(),
         document::<crate::checkpoint::CheckpointAnswer>(),
         document::<crate::compact::CompactAnswer>(),
         document::<crate::compare::CompareAnswer>(),
         document::<crate::pages::CompletionsAnswer>(),
         document::<crate::convert::ConvertAnswer>(),
+        document::<crate::cp::CpAnswer>(),
         document::<crate::create::CreateAnswer>(),
         document::<crate::merging::DeleteAnswer>(),
         line::<crate::diff::DiffAnswer>(),
@@ -55,6 +57,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::facts::json::InfoAnswer>(),
         document::<crate::pages::ManAnswer>(),
         document::<crate::label::LabelAnswer>(),
+        line::<crate::ls::LsAnswer>(),
         line::<crate::map::MapAnswer<'_>>(),
         document::<crate::measure::MeasureAnswer>(),
         document::<crate::merging::MergeAnswer>(),
@@ -71,6 +74,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::revert::RevertAnswer>(),
         document::<crate::tree::json::TreeAnswer>(),
         line::<crate::output::WarningAnswer<'_>>(),
+        document::<crate::ls::VolumesAnswer>(),
         document::<crate::write::WriteAnswer>(),
         document::<crate::zero::ZeroAnswer>(),
     ]);

@@ -111,6 +111,13 @@ pub(crate) fn utc(time: SystemTime) -> String {
     written(time, "%Y-%m-%dT%H:%M:%SZ")
 }
 
+/// A time with all its digits, in units of a nanosecond, as `2026-11-22T21:37:09.1234567Z`.
+pub(crate) fn exact(seconds: i64, nanoseconds: u32) -> String {
+    let nearest = if seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    let nanoseconds = i32::try_from(nanoseconds).unwrap_or(0);
+    Timestamp::new(seconds, nanoseconds).unwrap_or(nearest).to_string()
+}
+
 /// A time to the minute, in UTC, as `2026-11-22 21:37`.
 pub(crate) fn minute(time: SystemTime) -> String {
     written(time, "%Y-%m-%d %H:%M")

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A folder with more names is not listed: they are all in memory at once.
+const MOST_NAMES: usize = 1 << 20;
 
 /// A file system, as its readers implement it. Paths and limits of walks are the caller's.
 pub(crate) trait System {
@@ -119,6 +122,15 @@ impl Item {
     pub(crate) fn facts(&self) -> Result<&Facts> {
         self.facts.as_ref().map_err(|error| Error::new(error.kind(), error.code(), error.message()))
     }
+}
+
+/// Refuses folders that hold more than is listed.
+pub(crate) fn check_count(names: usize) -> Result<()> {
+    if names <= MOST_NAMES {
+        return Ok(());
+    }
+    let message = format!("the folder holds more than {MOST_NAMES} names");
+    Err(Error::new(ErrorKind::Limit, "files.walk", message))
 }
 
 /// What a name stands for.

@@ -469,6 +469,49 @@ pub(crate) const ROWS: &[Row] = &[
         &["no further writes are accepted; reopen the image to see which ones reached the host"],
         &["avhdx check PARENTS IMAGE"],
     ),
+    // File systems on the disk.
+    ("files.volume-unknown", &[], &["avhdx ls PARENTS IMAGE --volumes  # lists the volumes"]),
+    (
+        "files.volume-ambiguous",
+        &[],
+        &["avhdx ls PARENTS IMAGE --volumes  # lists the volumes", "AGAIN --volume VOLUME"],
+    ),
+    ("files.not-found", &[], &["avhdx ls PARENTS IMAGE  # lists the files at the top"]),
+    (
+        "files.*",
+        &[],
+        &[
+            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+        ],
+    ),
+    ("cp.folder", &[], &["AGAIN -r"]),
+    ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
+    ("cp.write", &["the folder that DEST lies in has to exist"], &["avhdx cp --help"]),
+    (
+        "ext.*",
+        &["what else the disk holds can be read all the same"],
+        &[
+            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+        ],
+    ),
+    (
+        "fat.*",
+        &["what else the disk holds can be read all the same"],
+        &[
+            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+        ],
+    ),
+    (
+        "ntfs.*",
+        &["what else the disk holds can be read all the same"],
+        &[
+            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+        ],
+    ),
     // Content of the file.
     (
         "claim.*",

@@ -34,6 +34,7 @@ fn shell(folder: &Folder, line: &str) -> Run {
 fn the_examples_of_every_verb_work() {
     let scene = Folder::new();
     shell(&scene, SET_UP).expect(0);
+    scene.with_files("pc.vhdx");
     let verbs = scene.verbs();
     assert!(verbs.len() > 20, "{verbs:?}");
     let mut wrong = Vec::new();

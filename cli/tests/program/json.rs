@@ -253,8 +253,9 @@ fn info() {
 #[test]
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
+    folder.with_files("pc.vhdx");
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 44] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 48] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -293,6 +294,10 @@ fn every_verb_answers_by_its_schema() {
         ("relink . --dry-run", 0, b"", &["relink"]),
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),
+        ("ls pc.vhdx -R", 0, b"", &["ls"]),
+        ("ls pc.vhdx --volumes", 0, b"", &["volumes"]),
+        ("cat pc.vhdx notes.txt", 0, b"", &["cat"]),
+        ("cp pc.vhdx notes.txt copy.txt", 0, b"", &["cp"]),
         ("completions bash", 0, b"", &["completions"]),
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),

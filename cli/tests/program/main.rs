@@ -15,6 +15,7 @@ mod delete;
 mod diff;
 mod effects;
 mod examples;
+mod files;
 mod flatten;
 mod foreseen;
 mod images;

@@ -34,7 +34,7 @@ fn every_form_of_selector_works() {
 #[test]
 fn every_verb_takes_selectors() {
     let folder = Folder::with_chain();
-    for verb in ["info", "map", "measure"] {
+    for verb in ["info", "ls --volumes", "map", "measure"] {
         folder.run(&format!("{verb} l2.vhdx@-1")).expect(0).says("l2.vhdx@-1 is l1.vhdx");
     }
     folder.run("explain l2.vhdx@-1 0").expect(0).says("l2.vhdx@-1 is l1.vhdx");

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::boundary::{Bytes, number, u16_at, u32_at};
 use crate::error::{Error, ErrorKind, Result};
-use crate::item::{About, Item, Node, Stream, System};
+use crate::item::{About, Item, Node, Stream, System, check_count};
 use inode::{File, Inode};
 use shape::{IS_64_BIT, META_GROUPS, Shape};
 use space::Space;
@@ -162,8 +162,9 @@ impl System for Ext {
         let mut items = Vec::new();
         self.names(&self.inode(folder)?, |name, number| {
             items.push(self.item(name.to_vec(), number));
-            false
+            check_count(items.len()).is_err()
         })?;
+        check_count(items.len())?;
         Ok(items)
     }
 

@@ -19,7 +19,7 @@ use crate::boundary::{Bytes, number, u16_at, u32_at, u64_at};
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{
     About, Facts, Item, Kind, Node, Stream, StreamInfo, System, Time, Times, bytes_of_utf16,
-    utf16_of_bytes,
+    check_count, utf16_of_bytes,
 };
 use index::Name;
 use record::{Attribute, Record, Value};
@@ -273,6 +273,7 @@ impl Ntfs {
             nodes.read_at(&mut bytes, at)?;
             let mut node = index::child(bytes, vcn)?;
             contents.names.append(&mut node.names);
+            check_count(contents.names.len())?;
             ahead.append(&mut node.children);
         }
         Ok(contents.names)

@@ -15,6 +15,25 @@ use serde_json::Value;
 use tempfile::TempDir;
 use uuid::Uuid;
 
+/// The bytes of `notes.txt` in [`volume`].
+pub const NOTES: &[u8] = b"what is in the notes\n";
+
+/// A FAT volume of 8 MiB with a few files.
+pub fn volume() -> Vec<u8> {
+    let mut disk = std::io::Cursor::new(vec![0; 8 << 20]);
+    let label = fatfs::FormatVolumeOptions::new().volume_label(*b"MY DISK    ");
+    fatfs::format_volume(&mut disk, label).unwrap();
+    let volume = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new()).unwrap();
+    let write = |path: &str, bytes: &[u8]| {
+        volume.root_dir().create_file(path).unwrap().write_all(bytes).unwrap();
+    };
+    write("notes.txt", NOTES);
+    volume.root_dir().create_dir("logs").unwrap();
+    write("logs/today.txt", &[b'x'; 5000]);
+    volume.unmount().unwrap();
+    disk.into_inner()
+}
+
 /// The working directory of the program, so that its output contains no absolute paths.
 pub struct Folder(TempDir);
 
@@ -36,6 +55,13 @@ impl Folder {
         let folder = Self::new();
         write_chain(folder.path(), &chain());
         folder
+    }
+
+    /// Adds an image with a FAT volume, which takes the whole disk: `notes.txt`, and `today.txt` in the folder `logs`.
+    pub fn with_files(&self, image: &str) {
+        fs::write(self.file("pc.raw"), volume()).unwrap();
+        self.run(&format!("convert -f raw pc.raw -O vhdx {image}")).expect(0);
+        fs::remove_file(self.file("pc.raw")).unwrap();
     }
 
     pub fn path(&self) -> &Path {

@@ -2,6 +2,7 @@
 
 mod asked;
 mod files;
+mod inside;
 mod operations;
 mod parents;
 mod reshaping;
@@ -15,6 +16,7 @@ use crate::common::{Folder, chain, guid, mark, name};
 
 use asked::asked;
 use files::files;
+use inside::inside;
 use operations::operations;
 use parents::parents;
 use reshaping::reshaping;
@@ -114,6 +116,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend(operations());
     cases.extend(reshaping());
     cases.extend(files());
+    cases.extend(inside());
     cases
 }
 
