@@ -65,6 +65,8 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx cp pc.vhdx -r logs notes.txt archive", "a folder and a file"),
         ],
     ),
+    ("versions", &[("avhdx versions pc.vhdx notes.txt", "the file at each point in time")]),
+    ("df", &[("avhdx df pc.vhdx", "what its file systems use, and what could go")]),
     (
         "convert",
         &[

@@ -3,9 +3,10 @@
 //! Each verb is a module. The modules form floors; imports point down only, from the top:
 //!
 //! 1. this file: the command line;
-//! 2. the verbs: `bench`, `cat`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `cp`, `create`, `delete`, `diff`,
-//!    `discard`, `explain`, `flatten`, `info`, `label`, `ls`, `map`, `measure`, `merge`, `metadata`, `pages`, `read`, `rebase`, `relink`,
-//!    `reparent`, `resize`, `revert`, `snapshots`, `tree`, `write`, `zero`, and `complete`, which answers shells;
+//! 2. the verbs: `bench`, `cat`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `cp`, `create`, `delete`, `df`,
+//!    `diff`, `discard`, `explain`, `flatten`, `info`, `label`, `ls`, `map`, `measure`, `merge`, `metadata`, `pages`,
+//!    `read`, `rebase`, `relink`, `reparent`, `resize`, `revert`, `snapshots`, `tree`, `versions`, `write`, `zero`, and
+//!    `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
 //! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
@@ -38,6 +39,7 @@ mod copying;
 mod cp;
 mod create;
 mod delete;
+mod df;
 mod diff;
 mod discard;
 mod endings;
@@ -87,6 +89,7 @@ mod text;
 mod tree;
 mod typed;
 mod values;
+mod versions;
 mod vocabulary;
 mod volume;
 mod write;
@@ -141,6 +144,8 @@ enum Verb {
     Cat(cat::Args),
     #[command(visible_alias = "extract")]
     Cp(cp::Args),
+    Versions(versions::Args),
+    Df(df::Args),
     Convert(convert::Args),
     Flatten(flatten::Args),
     Create(create::Args),
@@ -182,6 +187,8 @@ impl Verb {
             Self::Ls(args) => ls::run(args, console),
             Self::Cat(args) => cat::run(args, console),
             Self::Cp(args) => cp::run(args, console),
+            Self::Versions(args) => versions::run(args, console),
+            Self::Df(args) => df::run(args, console),
             Self::Convert(args) => convert::run(args, console),
             Self::Flatten(args) => flatten::run(args, console),
             Self::Create(args) => create::run(args, console),

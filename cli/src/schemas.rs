@@ -45,6 +45,8 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::pages::CompletionsAnswer>(),
         document::<crate::convert::ConvertAnswer>(),
         document::<crate::cp::CpAnswer>(),
+        document::<crate::df::DfAnswer>(),
+        document::<crate::versions::VersionsAnswer>(),
         document::<crate::create::CreateAnswer>(),
         document::<crate::merging::DeleteAnswer>(),
         line::<crate::diff::DiffAnswer>(),

@@ -13,8 +13,8 @@ use crate::text::printable;
 
 /// Verbs that take a point in time and change no image.
 const READING: &[&str] = &[
-    "bench", "cat", "check", "compare", "convert", "cp", "diff", "explain", "flatten", "ls", "map",
-    "measure", "read",
+    "bench", "cat", "check", "compare", "convert", "cp", "df", "diff", "explain", "flatten", "ls",
+    "map", "measure", "read",
 ];
 
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);

@@ -1,13 +1,16 @@
 //! The file system of a disk that a verb reads.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
-use avhdx_files::{Entry, FileSystem, Options, Volumes};
+use avhdx::{DiffChain, Disk};
+use avhdx_files::{Entry, FileSystem, Options, Seen, Volumes};
 
 use crate::args::{Format, ImageArg, ReadFlags};
 use crate::failure::Failure;
 use crate::input::Input;
 use crate::output::Console;
+use crate::point::Point;
 
 /// Which file system is read, and how.
 #[derive(clap::Args, Clone, Debug)]
@@ -40,6 +43,32 @@ impl VolumeFlags {
         Ok(volumes)
     }
 
+    /// The chain of an image that is one of a chain.
+    pub(crate) fn chain(
+        &self,
+        image: &ImageArg,
+        console: &mut Console,
+    ) -> Result<DiffChain, Failure> {
+        avhdx_files::silence_caught_panics();
+        match Input::open(&image.image, self.format, &self.opening, console)? {
+            Input::Chain(chain) if Point::parse(&image.image).selector.is_none() => Ok(chain),
+            _ => {
+                let message =
+                    format!("{}: only the tip of a chain has points in time", image.name());
+                Err(Failure::usage("versions.image", message))
+            }
+        }
+    }
+
+    /// Looks at the file system of a disk.
+    pub(crate) fn look<T>(
+        &self,
+        disk: Arc<dyn Disk>,
+        look: impl FnOnce(&FileSystem) -> avhdx_files::Result<T>,
+    ) -> Seen<T> {
+        Seen::look(disk, self.volume.as_deref(), Options::default().system(self.system), look)
+    }
+
     /// The file system. Prints its warnings.
     pub(crate) fn open(
         &self,
@@ -65,17 +94,22 @@ pub(crate) fn path(typed: &OsStr) -> Vec<u8> {
     typed.to_string_lossy().into_owned().into_bytes()
 }
 
-/// Finds what was typed, and the stream of it that follows a colon. Only NTFS has streams: a colon is a part of names
+/// Splits what was typed into a path and the stream that follows a colon. Only NTFS has streams: a colon is a part of names
 /// elsewhere.
-pub(crate) fn find(tree: &FileSystem, typed: &[u8]) -> Result<(Entry, Option<Vec<u8>>), Failure> {
+pub(crate) fn split<'t>(tree: &FileSystem, typed: &'t [u8]) -> (&'t [u8], Option<&'t [u8]>) {
     let last = typed.iter().rposition(|byte| matches!(byte, b'/' | b'\\')).map_or(0, |at| at + 1);
     let colon =
         typed[last..].iter().position(|byte| *byte == b':').filter(|_| tree.kind() == "NTFS");
-    let (path, stream) = match colon {
-        Some(at) => (&typed[..last + at], Some(typed[last + at + 1..].to_vec())),
+    match colon {
+        Some(at) => (&typed[..last + at], Some(&typed[last + at + 1..])),
         None => (typed, None),
-    };
-    Ok((tree.resolve(path)?, stream))
+    }
+}
+
+/// Finds what was typed, and the stream of it.
+pub(crate) fn find(tree: &FileSystem, typed: &[u8]) -> Result<(Entry, Option<Vec<u8>>), Failure> {
+    let (path, stream) = split(tree, typed);
+    Ok((tree.resolve(path)?, stream.map(<[u8]>::to_vec)))
 }
 
 /// A path as it is shown.

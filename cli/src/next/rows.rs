@@ -485,6 +485,8 @@ pub(crate) const ROWS: &[Row] = &[
             "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
         ],
     ),
+    ("versions.image", &["name the tip of a chain"], &["avhdx versions --help"]),
+    ("versions.none", &[], &["avhdx ls PARENTS IMAGE  # lists the files at the top"]),
     ("cp.folder", &[], &["AGAIN -r"]),
     ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
     ("cp.write", &["the folder that DEST lies in has to exist"], &["avhdx cp --help"]),

@@ -71,6 +71,8 @@ fn verbs_that_need_a_chain_report_the_loop_and_change_nothing() {
             "ls IMAGE",
             "cat IMAGE x",
             "cp IMAGE x empty/x",
+            "versions IMAGE x",
+            "df IMAGE",
             "compare IMAGE sound.vhdx",
             "compare sound.vhdx IMAGE",
             "convert IMAGE -O vhdx empty/new.vhdx",

@@ -42,4 +42,5 @@ mod screens;
 mod stdin;
 mod swaps;
 mod tree;
+mod versions;
 mod write;

@@ -123,7 +123,7 @@ impl Model {
             "reparent" | "rebase" => {
                 self.parents.insert(image.into(), flag("--onto").unwrap().into());
             }
-            "ls" | "cat" | "cp" => {}
+            "ls" | "cat" | "cp" | "versions" | "df" => {}
             "compact" | "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check"
             | "measure" | "bench" | "relink" | "points" => {}
             // Behind what is looked at.

@@ -16,6 +16,8 @@ pub fn inside() -> Vec<Case> {
         case("fat.*", 4, without_clusters, "cat pc.vhdx logs/today.txt"),
         case("ext.*", 4, |folder| of_bytes(folder, with(1080, b"\x53\xEF")), "ls pc.vhdx"),
         case("ntfs.*", 4, |folder| of_bytes(folder, with(3, b"NTFS    ")), "ls pc.vhdx"),
+        case("versions.image", 2, with_files, "versions -f raw pc.vhdx notes.txt"),
+        case("versions.none", 2, with_files, "versions pc.vhdx nothing.txt"),
         case("cp.folder", 2, with_files, "cp pc.vhdx logs out"),
         case("cp.not-folder", 2, with_files, "cp pc.vhdx notes.txt notes.txt out")
             .filled(&[("DIR", "folder")]),
@@ -62,4 +64,3 @@ fn without_clusters(folder: &Folder) {
     volume[start + 4..start + len].fill(0);
     of_bytes(folder, volume);
 }
-

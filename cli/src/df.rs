@@ -1,0 +1,193 @@
+//! `avhdx df`: how much of a disk its file systems use, and how much of the image for it could go.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use avhdx::{Disk, Lock, Source, VhdxFile};
+use avhdx_files::{Volume, Volumes};
+use serde::Serialize;
+
+use crate::args::{ImageArg, ReadFlags};
+use crate::failure::{Failure, Reply};
+use crate::input;
+use crate::output::Console;
+use crate::table::TextTable;
+use crate::text::units;
+use crate::vocabulary::Answer;
+
+const MIB: u64 = 1 << 20;
+
+/// Show how much the file systems inside the disk use, and what the image holds of what they do not use.
+///
+/// HELD is what the image, without its parents, holds of the space that nothing uses, in whole blocks: `compact` gives it
+/// back once the file system inside has discarded it (fstrim, Optimize-Volume). AT 1M is the same for blocks of 1 MiB, as
+/// after `convert --block 1M`. A file system that cannot be read is listed all the same (exit code 8 if it is damaged).
+#[derive(clap::Args, Debug)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    image: ImageArg,
+    #[command(flatten)]
+    opening: ReadFlags,
+}
+
+/// The space of the file systems inside a disk, in bytes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct DfAnswer {
+    image: String,
+    block_size: u32,
+    volumes: Vec<VolumeSpace>,
+}
+
+impl Answer for DfAnswer {
+    const SCHEMA: &'static str = "avhdx.df/1";
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct VolumeSpace {
+    /// The number in the partition table; null for a disk without one.
+    number: Option<u32>,
+    label: Option<String>,
+    /// The kind of file system, such as `NTFS`.
+    file_system: String,
+    size: u64,
+    /// What files and the file system itself use; null if it is not read.
+    used: Option<u64>,
+    /// What nothing uses; null if it is not read.
+    free: Option<u64>,
+    /// Blocks that the image holds in what nothing uses.
+    held: Option<u64>,
+    /// The same in blocks of 1 MiB.
+    held_at_1m: Option<u64>,
+    /// Why it is not read; null if it is.
+    problem: Option<String>,
+}
+
+pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    avhdx_files::silence_caught_panics();
+    let chain = input::chain(&args.image.image, &args.opening, Lock::Shared, console)?;
+    let image = chain.tip();
+    let block_size = image.block_size();
+    let volumes = Volumes::of(Arc::new(chain))?;
+    volumes.warnings().iter().for_each(|warning| console.warn("files.table", warning));
+    let mut is_whole = true;
+    let mut rows = Vec::new();
+    for volume in volumes.iter() {
+        let mut row = VolumeSpace::of(volume);
+        if volume.is_readable() {
+            match space(volume, &image, &mut row) {
+                Ok(()) => {}
+                Err(Failed::Disk(error)) => return Err(error.into()),
+                Err(Failed::Volume(error)) => {
+                    is_whole = false;
+                    console.warn(error.code(), &error.to_string());
+                    row.problem = Some(error.to_string());
+                }
+            }
+        }
+        rows.push(row);
+    }
+    let answer = DfAnswer { image: args.image.name(), block_size, volumes: rows };
+    let reply = if is_whole { Reply::Yes } else { Reply::Losses };
+    if console.is_json() {
+        console.document(&answer)?;
+        return Ok(reply);
+    }
+    let columns = [">VOLUME", "HOLDS", "~LABEL", ">SIZE", ">USED", ">FREE", ">HELD", ">AT 1M"];
+    let mut table = TextTable::new("", &columns);
+    for row in &answer.volumes {
+        let bytes = |bytes: Option<u64>| bytes.map_or("-".into(), units);
+        table.row([
+            row.number.map_or("-".into(), |number| number.to_string()),
+            row.file_system.clone(),
+            row.label.clone().unwrap_or_else(|| "-".into()),
+            units(row.size),
+            bytes(row.used),
+            bytes(row.free),
+            bytes(row.held),
+            bytes(row.held_at_1m),
+        ]);
+    }
+    console.table(table)?;
+    Ok(reply)
+}
+
+enum Failed {
+    Disk(avhdx::Error),
+    Volume(avhdx_files::Error),
+}
+
+impl From<avhdx_files::Error> for Failed {
+    fn from(error: avhdx_files::Error) -> Self {
+        error.into_disk_error().map_or_else(Self::Volume, Self::Disk)
+    }
+}
+
+impl VolumeSpace {
+    fn of(volume: &Volume) -> Self {
+        Self {
+            number: volume.number(),
+            label: volume.label().or(volume.partition_name()).map(str::to_owned),
+            file_system: volume.content().to_string(),
+            size: volume.size(),
+            used: None,
+            free: None,
+            held: None,
+            held_at_1m: None,
+            problem: None,
+        }
+    }
+}
+
+/// Fills in what a file system says of its space, and what the image holds there.
+fn space(volume: &Volume, image: &VhdxFile, row: &mut VolumeSpace) -> Result<(), Failed> {
+    let tree = volume.open()?;
+    row.file_system = tree.kind().to_owned();
+    let (size, block) = (image.geometry().size, u64::from(image.block_size()));
+    let mut held = Held::new(image, block);
+    let mut small = Held::new(image, MIB);
+    let mut failed = Ok(());
+    let free = tree.free(&mut |range| {
+        if failed.is_ok() {
+            failed = held.add(&range, size).and_then(|()| small.add(&range, size));
+        }
+    })?;
+    failed.map_err(Failed::Disk)?;
+    row.used = Some(tree.capacity().saturating_sub(free));
+    row.free = Some(free);
+    (row.held, row.held_at_1m) = (Some(held.bytes), Some(small.bytes));
+    Ok(())
+}
+
+/// Counts the whole blocks of some size of which an image holds a part, by itself.
+struct Held<'a> {
+    image: &'a VhdxFile,
+    block: u64,
+    bytes: u64,
+}
+
+impl<'a> Held<'a> {
+    fn new(image: &'a VhdxFile, block: u64) -> Self {
+        Self { image, block, bytes: 0 }
+    }
+
+    /// Adds the blocks that lie within a range of the disk. One that ends with the disk is whole.
+    fn add(&mut self, range: &Range<u64>, size: u64) -> avhdx::Result<()> {
+        let end = if range.end == size { size } else { range.end / self.block * self.block };
+        let mut at = range.start.next_multiple_of(self.block);
+        while at < end {
+            let Some(extent) = self.image.next_extent(at..end)? else { break };
+            at = match extent.source {
+                Source::Data { .. } => {
+                    let first = extent.range.start / self.block;
+                    let last = extent.range.end.div_ceil(self.block);
+                    self.bytes += (last - first) * self.block;
+                    last * self.block
+                }
+                Source::Zero { .. } | Source::Parent => extent.range.end,
+            };
+        }
+        Ok(())
+    }
+}
