@@ -48,8 +48,6 @@ pub(crate) struct CopyFlags {
     pub(crate) opening: ReadFlags,
 }
 
-pub(crate) use foreseen::CopyFacts;
-
 /// A finished copy.
 pub(crate) struct Copied {
     pub(crate) virtual_size: u64,

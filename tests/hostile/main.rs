@@ -91,9 +91,9 @@ fn mutated_images_are_reshaped() {
     for (chain, seed) in corpus().into_iter().zip(1..) {
         let files: Vec<_> = chain.files.into_iter().map(Arc::new).collect();
         for count in 1..=files.len() {
-            let mut run = || reshape(&files[..count], seed);
             let mut of_chain = [false; 4];
-            watched(|| format!("{count} of sound chain {seed}"), || of_chain = run());
+            let what = || format!("{count} of sound chain {seed}");
+            watched(what, || of_chain = reshape(&files[..count], seed));
             done.iter_mut().zip(of_chain).for_each(|(done, is)| *done += u32::from(is));
         }
     }

@@ -25,7 +25,7 @@ pub fn reshape(files: &[Arc<Vec<u8>>], seed: u64) -> [bool; 4] {
     let mut have_done = [false; 4];
     let mut rng = Rng::new(seed);
     let other = Arc::new(other());
-    for operation in 0..4 {
+    for (operation, has_done) in have_done.iter_mut().enumerate() {
         let place = Place::new(files, &other, rng.chance(3, 4));
         let Ok(before) = place.open(false) else { continue };
         let mut model = Model::of(&before);
@@ -72,7 +72,7 @@ pub fn reshape(files: &[Arc<Vec<u8>>], seed: u64) -> [bool; 4] {
                 provision.on_progress(on).run(path("tip")).map(drop)
             }
         };
-        have_done[operation] = done.is_ok();
+        *has_done = done.is_ok();
         if let Err(error) = &done {
             is_told_of_operation(error);
         }

@@ -4,10 +4,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use avhdx::CreateOptions;
 use avhdx::ops::{Measure, Measured};
 use avhdx::storage::{Host, LocalHost, MemStorage};
-use serde::Serialize;
+use avhdx::{CreateOptions, Disk};
 
 use super::{CopyFlags, image_options};
 use crate::args::{CopyFormat, NewImageFlags};
@@ -16,32 +15,16 @@ use crate::failure::{Exit, Failure, Reply};
 use crate::input::Input;
 use crate::new_file::Place;
 use crate::next;
-use crate::operation::{ForecastAnswer, ForecastFile};
+use crate::operation::{self, CopyFacts, CopyForecast};
 use crate::output::Console;
 use crate::point::folder_of;
 use crate::progress::ProgressMeter;
-use crate::table::TextTable;
-use crate::text::{size, units};
-use crate::vocabulary::shown;
 
 const MIB: u64 = 1 << 20;
 /// The largest disk of an image.
 const MOST: u64 = 64 << 40;
 /// The block size of a new image.
 const BLOCK: u64 = 32 * MIB;
-
-/// What a copy makes.
-#[derive(Debug, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct CopyFacts {
-    /// `raw`, `vhdx` or `vhdx-fixed`.
-    format: &'static str,
-    virtual_size: u64,
-    /// Null for a raw disk.
-    block_size: Option<u64>,
-    /// The blocks with space, at most; null for a raw disk.
-    blocks: Option<u64>,
-}
 
 impl CopyFlags {
     /// Prints what [`copy`](Self::copy) would do at most, by the tables of the disk alone. Refuses what that would refuse
@@ -67,7 +50,7 @@ impl CopyFlags {
         let disk = input.disk().geometry().size;
         let virtual_size = match to {
             CopyFormat::Raw => disk,
-            _ => disk.next_multiple_of(self.new_image.sector_of(input)),
+            _ => disk.next_multiple_of(sector_of(&self.new_image, input)),
         };
         let of_image = |bytes: u64| (to != CopyFormat::Raw).then_some(bytes);
         let tables = needed.fully_allocated.saturating_sub(disk.div_ceil(block) * block);
@@ -82,17 +65,14 @@ impl CopyFlags {
             let message = format!("{}: cannot tell how much space is free", self.out.display());
             Failure::io("op.free-space", message, &error)
         })?;
-        let data = data.required.min(disk);
-        let out = shown(place.target());
-        let changes = place.replaced_len()?.map(|_| "removed").into_iter().chain(["created"]);
-        let files = changes.map(|change| ForecastFile { image: out.clone(), change }).collect();
-        let freed = place.replaced_len()?.unwrap_or(0);
-        let answer = ForecastAnswer::of_copy([data, freed, peak], available, files, facts);
-        if console.is_json() {
-            console.document(&answer)?;
-        } else {
-            console.table(answer.table_of_copy())?;
-        }
+        let forecast = CopyForecast {
+            data: data.required.min(disk),
+            replaced: place.replaced_len()?,
+            peak,
+            available,
+            out: place.target(),
+        };
+        operation::print_copy_forecast(&forecast, facts, console)?;
         match available.filter(|available| *available < peak) {
             Some(available) => Err(no_space(&self.out, peak, available)),
             None => Ok(Reply::Yes),
@@ -125,18 +105,16 @@ impl CopyFlags {
     fn beside(&self, input: &Input) -> u64 {
         let log = self.new_image.log_size.unwrap_or(MIB).saturating_sub(MIB);
         let sector = u64::from(input.disk().geometry().logical_sector);
-        log + if self.new_image.sector_of(input) == sector { 0 } else { MIB }
+        log + if sector_of(&self.new_image, input) == sector { 0 } else { MIB }
     }
 }
 
-impl NewImageFlags {
-    /// The logical sector size of a copy.
-    fn sector_of(&self, input: &Input) -> u64 {
-        match (self.sector, input) {
-            (Some(sector), _) => sector,
-            (None, Input::Chain(chain)) => avhdx::Disk::geometry(chain).logical_sector.into(),
-            (None, Input::Raw { .. }) => 512,
-        }
+/// The logical sector size of a copy.
+fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
+    match (flags.sector, input) {
+        (Some(sector), _) => sector,
+        (None, Input::Chain(chain)) => chain.geometry().logical_sector.into(),
+        (None, Input::Raw { .. }) => 512,
     }
 }
 
@@ -159,7 +137,7 @@ fn check_folder(target: &Path) -> Result<(), Failure> {
 
 /// Refuses options of an image that the format does not allow: such an image, a small one, is made in memory.
 fn check_options(options: CreateOptions, input: &Input, flags: &CopyFlags) -> Result<(), Failure> {
-    let sector = flags.new_image.sector_of(input);
+    let sector = sector_of(&flags.new_image, input);
     let disk = input.disk().geometry().size;
     let small = if (1..=MOST).contains(&disk) { MIB } else { disk.next_multiple_of(sector.max(1)) };
     let log = flags.new_image.log_size.filter(|log| *log == 0 || !log.is_multiple_of(MIB));
@@ -189,52 +167,4 @@ fn no_space(out: &Path, peak: u64, available: u64) -> Failure {
     let elsewhere = next::elsewhere(Path::new("OUT"));
     let command = elsewhere.map(|words| format!("{words}  # OUT: a file on a volume with room"));
     command.into_iter().fold(failure, Failure::then)
-}
-
-impl ForecastAnswer {
-    /// The answer for a copy that moves, frees and needs so many bytes.
-    fn of_copy(
-        [data, freed, peak]: [u64; 3],
-        available: Option<u64>,
-        files: Vec<ForecastFile>,
-        facts: CopyFacts,
-    ) -> Self {
-        Self {
-            read: data,
-            written: data,
-            freed,
-            peak,
-            cut: 0,
-            cut_data: 0,
-            lost: 0,
-            available,
-            files,
-            resize: None,
-            copy: Some(facts),
-        }
-    }
-
-    fn table_of_copy(&self) -> TextTable {
-        let mut table = TextTable::fields("Forecast (nothing is changed)");
-        table.field("read", format!("{} at most", size(self.read)));
-        table.field("written", format!("{} at most", size(self.written)));
-        if self.freed > 0 {
-            table.field("freed", size(self.freed));
-        }
-        let available = self.available.map(|free| format!(", available {}", size(free)));
-        table.field("space needed", size(self.peak) + &available.unwrap_or_default());
-        if let Some(facts) = &self.copy {
-            let blocks = facts.blocks.zip(facts.block_size);
-            let blocks = blocks.map(|(n, block)| format!(", {n} blocks of {}", units(block)));
-            let disk = size(facts.virtual_size);
-            table.field(
-                "copy",
-                format!("{}{}, a disk of {disk}", facts.format, blocks.unwrap_or_default()),
-            );
-        }
-        for file in &self.files {
-            table.field(file.change, &file.image);
-        }
-        table
-    }
 }
