@@ -118,6 +118,24 @@ impl Core {
         Ok(bytes)
     }
 
+    /// How many bytes a block takes up elsewhere, in whole pages of the host.
+    ///
+    /// # Errors
+    /// As for [`present_len`](Self::present_len).
+    pub(crate) fn pages_len(&self, claim: &Claim) -> Result<u64> {
+        if matches!(claim.role, Role::Bitmap(_)) {
+            return Ok(claim.len);
+        }
+        let (mut bytes, mut counted) = (0, 0);
+        self.each_present(claim.index, claim.entry, |run| {
+            let end = run.end.next_multiple_of(HOST_PAGE);
+            bytes += end - counted.max(run.start / HOST_PAGE * HOST_PAGE).min(end);
+            counted = end;
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
     /// Calls `each` for the parts of a payload block that are in the file, as offsets within it: all of it, also behind
     /// the end of the disk, or the runs of sectors whose bits are set.
     ///

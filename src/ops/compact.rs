@@ -1,6 +1,7 @@
 //! Makes the file of an image shorter, or gives its unused space back to the host.
 
 mod parameters;
+mod room;
 mod survey;
 
 use std::ops::ControlFlow;
@@ -14,9 +15,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::read_only;
 use crate::image::Core;
 use crate::read::HasLayers;
-use crate::storage::folder_of;
 use crate::trace::operation;
-use crate::write::{BATCH, Writer};
+use crate::write::Writer;
 
 use survey::Survey;
 
@@ -38,17 +38,7 @@ impl Compact<'_> {
         let survey = Survey::of(&image, self, Some(stack.layers()), &mut |bytes| meter.wait(bytes));
         panic.resume();
         let survey = survey?;
-        let block = image.layout().block_size();
-        let bitmaps = survey.moved_bitmaps();
-        let peak = survey.outcome.moved.min(BATCH + block + bitmaps);
-        let available = match image.path() {
-            Some(path) => op.host().free_space(folder_of(path)).map_err(|error| {
-                let message = "cannot tell how much space is free";
-                Error::io("op.free-space", message, error).in_path(path)
-            })?,
-            None => None,
-        };
-        Ok(CompactForecast { outcome: survey.outcome, read, peak, available })
+        CompactForecast::of(&op, &image, &survey, read)
     }
 
     /// Compacts the file of the tip, in this chain and all its clones.
@@ -59,7 +49,9 @@ impl Compact<'_> {
     /// without [consent](Self::with_children); [`ErrorKind::InvalidInput`] for a fixed disk, whose blocks stay
     /// allocated, unless it is only [punched](Self::punch), and for ranges beyond the disk;
     /// [`ErrorKind::Unsupported`] for a host that cannot punch; [`ErrorKind::Unfinished`] for an image that is part of a merge;
-    /// [`ErrorKind::Damaged`] if its tables are; [`ErrorKind::InUse`] while planned writes are open.
+    /// [`ErrorKind::Damaged`] if its tables are; [`ErrorKind::InUse`] while planned writes are open;
+    /// [`ErrorKind::NoSpace`] if there is less space than the forecast says, unless [content](Self::content) is asked
+    /// for: what moves is not known then before the data is read.
     ///
     /// Later: [`ErrorKind::Io`] if the host fails, [`ErrorKind::Cancelled`], and [`ErrorKind::InUse`] as before. The
     /// disk reads as before, and the operation can be repeated.
@@ -82,6 +74,10 @@ impl Compact<'_> {
         let file_len_before = writer.file_len();
         let stack = chain.stack_now();
         let before = Survey::of(&image, self, None, &mut |_| Ok(()))?;
+        // What moves once data was dropped is not known before it is read.
+        if !self.content {
+            CompactForecast::of(&op, &image, &before, 0)?.check()?;
+        }
         let read = if self.content { before.outcome.data } else { 0 };
         let mut meter = Meter::new(self, read + before.outcome.moved, panic);
         meter.report()?;

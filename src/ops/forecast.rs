@@ -123,16 +123,21 @@ impl Forecast {
                 .with_found(format_args!("{} bytes of data there", self.cut_data))
                 .with_expected("no data there, or consent to lose it"));
         }
-        let Some(available) = self.available.filter(|available| *available < self.peak) else {
-            return Ok(());
-        };
-        let short = self.peak - available;
-        let message = format!("{short} bytes of space are missing; nothing was changed");
-        Err(Error::new(ErrorKind::NoSpace, "op.space", message)
-            .in_path(&self.on)
-            .with_found(format_args!("{available} bytes free"))
-            .with_expected(format_args!("at least {}", self.peak)))
+        check_space(self.peak, self.available, &self.on)
     }
+}
+
+/// Refuses an operation that needs more space on the volume of a path than is free there, as far as that is known.
+pub(super) fn check_space(peak: u64, available: Option<u64>, on: &Path) -> Result<()> {
+    let Some(available) = available.filter(|available| *available < peak) else {
+        return Ok(());
+    };
+    let short = peak - available;
+    let message = format!("{short} bytes of space are missing; nothing was changed");
+    Err(Error::new(ErrorKind::NoSpace, "op.space", message)
+        .in_path(on)
+        .with_found(format_args!("{available} bytes free"))
+        .with_expected(format_args!("at least {peak}")))
 }
 
 /// Refuses a file in a folder in which the host does not allow names to be made and removed, as far as it can tell

@@ -14,6 +14,7 @@ use avhdx_testkit::naive::{Chain, Layer, Says};
 use avhdx_testkit::rng::Rng;
 
 use super::MIB;
+use super::ledger::Ledger;
 use super::sim::{FOLDER, Files, SimHost};
 
 const SEEDS: u64 = 14;
@@ -252,6 +253,56 @@ fn compacted_images_read_the_same_and_are_as_short_as_they_can_be() {
     }
     assert!(moved > 16 * MIB && dropped > 16 * MIB, "{moved} and {dropped}");
     assert!(shorter > 14 && idle > 0, "{shorter} shorter, {idle} as long as before");
+}
+
+/// A host that counts pages judges the forecast; with a byte less than that, nothing changes.
+#[test]
+fn a_compaction_takes_the_space_of_its_forecast_and_is_refused_without_it() {
+    // Pages of tables and headers that are holes before.
+    const ASIDE: u64 = 64 << 10;
+    let (mut refused, mut free) = (0, 0);
+    for (seed, has_holes) in (0..6).flat_map(|seed| [(seed, false), (seed, true)]) {
+        let images = wasteful(seed);
+        let tip = images.len() - 1;
+        for (content, keeps) in [(false, false), (false, true), (true, false)] {
+            let host = Ledger::new(host_of(&images).files(), has_holes);
+            if keeps {
+                host.host().keep_space();
+            }
+            let before = flat(host.host(), tip);
+            let options = OpenOptions::new().host(Arc::new(host.clone())).writable(true);
+            let chain = options.open(file(tip)).unwrap();
+            let compact = Compact::new().content(content);
+            let forecast = compact.forecast(&chain).unwrap();
+            let what = format!("seed {seed}, holes {has_holes}, content {content}, keeps {keeps}");
+            forecast.check().unwrap();
+            if !content && forecast.peak > 0 {
+                host.host().set_free_space(Some(forecast.peak - 1));
+                let sum = host.host().files().sum();
+                let told = compact.forecast(&chain).unwrap().check().unwrap_err();
+                for error in [told, compact.clone().run(&chain).unwrap_err()] {
+                    let is = (error.kind(), error.code(), error.file());
+                    let tip = file(tip);
+                    assert_eq!(is, (ErrorKind::NoSpace, "op.space", tip.to_str()), "{what}");
+                    assert!(error.to_string().contains("1 bytes of space are missing"), "{error}");
+                }
+                assert!(host.host().files().sum() == sum, "{what}: refused, and changed");
+                refused += 1;
+            }
+            host.host().set_free_space(Some(forecast.peak));
+            host.begin();
+            let start = host.now().held;
+            let done = compact.run(&chain).unwrap_or_else(|error| panic!("{what}: {error}"));
+            chain.close().unwrap();
+            let most = host.most().held - start;
+            assert!(most <= forecast.peak + ASIDE, "{what}: {most}, foreseen {}", forecast.peak);
+            // Where the file has all its space, moves take none.
+            assert!(has_holes || forecast.peak == 0, "{what}: {}", forecast.peak);
+            free += u64::from(!has_holes && done.moved > 0);
+            assert!(difference(&flat(host.host(), tip), &before).is_none(), "{what}");
+        }
+    }
+    assert!(refused > 2 && free > 2, "{refused} refused, {free} moved without any space");
 }
 
 #[test]

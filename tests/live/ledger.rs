@@ -296,7 +296,9 @@ impl Storage for Kept {
     }
     fn punch(&self, range: Range<u64>) -> io::Result<bool> {
         let is_punched = self.inner.punch(range.clone())?;
-        self.change(|account| account.punch(&range));
+        if is_punched {
+            self.change(|account| account.punch(&range));
+        }
         Ok(is_punched)
     }
     fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {

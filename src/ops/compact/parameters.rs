@@ -78,7 +78,7 @@ pub struct Compacted {
 }
 
 /// What a compaction will do if nothing else changes the image meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct CompactForecast {
@@ -86,12 +86,16 @@ pub struct CompactForecast {
     pub outcome: Compacted,
     /// Bytes of data that will be read, without those that move.
     pub read: u64,
-    /// Peak of the additional space on the volume of the image in bytes, where holes that blocks move to take up none:
-    /// the blocks that move until their old space is given back, and the sector bitmap blocks. A host that cannot give
-    /// back a part of a file needs as much as is moved.
+    /// Peak of the additional space on the volume of the image in bytes: the blocks that move until their old space is
+    /// given back, and the sector bitmap blocks; all that moves on a host that cannot give back a part of a file. It is
+    /// no more than the holes of the host in the space that they move to: space that the file has there already is used
+    /// without any more.
     pub peak: u64,
     /// Free bytes on that volume, if the host can tell.
     pub available: Option<u64>,
+    /// A path on that volume.
+    #[cfg_attr(feature = "serde", serde(skip))]
+    pub(super) on: PathBuf,
 }
 
 impl<'a> Compact<'a> {

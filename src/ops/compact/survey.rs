@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::parameters::{Compact, Compacted};
 use crate::error::Result;
 use crate::format::bat::BatEntry;
-use crate::image::{Core, Role, Target};
+use crate::image::{Core, Packing, Role, Target};
 use crate::read::Layers;
 use crate::types::{FileOffset, MIB};
 use crate::write::{Appraiser, Unneeded, Worth, has_data};
@@ -13,6 +13,9 @@ use crate::write::{Appraiser, Unneeded, Worth, has_data};
 /// What a compaction would do.
 pub(super) struct Survey {
     pub(super) outcome: Compacted,
+    /// Bytes of the host's pages that what moves takes.
+    pub(super) taken: u64,
+    packing: Packing,
     target: Target,
 }
 
@@ -68,7 +71,7 @@ impl Survey {
             Ok(())
         })?;
         let target = packing.target();
-        let mut moved = 0;
+        let (mut moved, mut taken) = (0, 0);
         if compact.punch {
             for hole in packing.holes(image.file_len()) {
                 punched += image.stored_in(hole)?;
@@ -77,6 +80,7 @@ impl Survey {
         image.each_claim(|claim| {
             if claim.end() > target.end && packing.has(&claim) {
                 moved += image.present_len(&claim)?;
+                taken += image.pages_len(&claim)?;
             }
             Ok(())
         })?;
@@ -96,12 +100,22 @@ impl Survey {
             punched: compact.punch.then_some(punched),
             file_len: if is_shorter { target.end } else { len },
         };
-        Ok(Self { outcome, target })
+        Ok(Self { outcome, taken: if is_shorter { taken } else { 0 }, packing, target })
     }
 
     /// Bytes of the sector bitmap blocks that would move.
     pub(super) fn moved_bitmaps(&self) -> u64 {
         self.target.bitmaps * MIB
+    }
+
+    /// Bytes of the unused space before the end that the file is cut at for which the host stores nothing.
+    ///
+    /// # Errors
+    /// If the host cannot tell holes from data.
+    pub(super) fn holes(&self, image: &Core) -> Result<u64> {
+        self.packing
+            .holes(self.target.end)
+            .try_fold(0, |sum, hole| Ok(sum + (hole.end - hole.start) - image.stored_in(hole)?))
     }
 }
 
