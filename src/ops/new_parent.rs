@@ -146,6 +146,13 @@ fn check_fits(image: &Core, base: &DiffChain) -> Result<()> {
     };
     check_no_merge(image)?;
     check_no_merge(&base.tip_image())?;
+    if image.merge_request().is_some() {
+        let message = "a merge of this image into its parent was requested";
+        return Err(Error::new(ErrorKind::Unfinished, "link.unfinished", message)
+            .in_file(image.name())
+            .with_found("the request of a merge into the present parent")
+            .with_expected("the merge to be resumed first"));
+    }
     let Some(link) = image.parent_link()? else {
         let message = "an image without a parent cannot be linked to one";
         return Err(refuse("link.no-parent", message)

@@ -186,14 +186,7 @@ impl<'a> Rebase<'a> {
     }
 
     fn open(&self, image: &Path, access: Access) -> Result<NewParent> {
-        let new = NewParent::open(&self.options, image, &self.base, access, false)?;
-        if new.held.image.merge_request().is_some() {
-            let message = "a merge of this image into its parent was requested";
-            return Err(Error::new(ErrorKind::Unfinished, "link.unfinished", message)
-                .in_file(new.held.image.name())
-                .with_expected("the merge to be resumed first"));
-        }
-        Ok(new)
+        NewParent::open(&self.options, image, &self.base, access, false)
     }
 
     /// Writes into the image what it leaves to the old parent and the base has differently.

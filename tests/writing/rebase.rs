@@ -228,7 +228,7 @@ fn what_is_refused_changes_no_file() {
     large.logical_sector = 4096;
     large.write_to(at("large.vhdx"));
     fs::write(at("none.vhdx"), b"no image").unwrap();
-    // An image that lost its last block, and one whose merge was requested.
+    // An image that lost its last block, one that is being merged, and one whose merge was requested.
     let cut = fs::read(&paths[3]).unwrap();
     fs::write(at("cut.avhdx"), &cut[..cut.len() - (1 << 19)]).unwrap();
     let mut lost = sixteen().remove(3);
@@ -240,6 +240,11 @@ fn what_is_refused_changes_no_file() {
     bytes.extend(b"other");
     mark.metadata.items.push(Item::new("mark", id, IS_USER, Contents::Bytes(bytes)));
     mark.reseed(81).parent_path(".\\l2.vhdx").write_to(at("merging.avhdx"));
+    let mut request = sixteen().remove(3);
+    let id = Uuid::parse_str("d1d9c7c4-3b0f-4a55-8f0e-6d0a3f2f7b61").unwrap();
+    let bytes = Contents::Bytes(vec![1, 0, 0, 0, 0, 0, 0, 0]);
+    request.metadata.items.push(Item::new("request", id, IS_USER, bytes));
+    request.reseed(82).parent_path(".\\l2.vhdx").write_to(at("asked.avhdx"));
     let before = sums(folder.path());
     let refused = |image: &Path, base: &str, kind, code| {
         for error in [
@@ -257,7 +262,9 @@ fn what_is_refused_changes_no_file() {
     refused(&paths[3], "none.vhdx", ErrorKind::NotVhdx, "foreign.text");
     refused(&paths[3], "gone.vhdx", ErrorKind::Io, "file.open");
     refused(&at("lost.avhdx"), "new.vhdx", ErrorKind::ParentMissing, "parent.missing");
-    refused(&at("merging.avhdx"), "new.vhdx", ErrorKind::Unfinished, "link.unfinished");
+    for name in ["merging.avhdx", "asked.avhdx"] {
+        refused(&at(name), "new.vhdx", ErrorKind::Unfinished, "link.unfinished");
+    }
     let error = Rebase::new(at("new.vhdx")).run(at("cut.avhdx")).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
     for (path, mode) in [(&paths[3], LockMode::Shared), (&at("new.vhdx"), LockMode::Exclusive)] {

@@ -280,6 +280,15 @@ fn unsuitable_parents_are_refused() {
         image.write_to(at(name));
     }
     let marked = ["merging.vhdx", "spent.vhdx", "target.vhdx"].map(at);
+    // One whose merge was requested and has not begun.
+    let mut request = base.new_child();
+    request.reseed(7).parent_path(".\\l0.vhdx");
+    let id = Uuid::parse_str("d1d9c7c4-3b0f-4a55-8f0e-6d0a3f2f7b61").unwrap();
+    let bytes = Contents::Bytes(vec![1, 0, 0, 0, 0, 0, 0, 0]);
+    request.metadata.items.push(Item::new("request", id, IS_USER, bytes));
+    request.write_to(at("asked.vhdx"));
+    let asked = at("asked.vhdx");
+    let kept = sums(folder.path());
     for (new, image, kind, code) in [
         ("merging.vhdx", &paths[1], ErrorKind::Unfinished, "link.unfinished"),
         ("spent.vhdx", &paths[1], ErrorKind::Merged, "merge.spent"),
@@ -287,6 +296,7 @@ fn unsuitable_parents_are_refused() {
         ("l0.vhdx", &marked[0], ErrorKind::Unfinished, "link.unfinished"),
         ("l0.vhdx", &marked[1], ErrorKind::Merged, "merge.spent"),
         ("l0.vhdx", &marked[2], ErrorKind::Unfinished, "merge.target"),
+        ("l0.vhdx", &asked, ErrorKind::Unfinished, "link.unfinished"),
         ("large.vhdx", &paths[1], ErrorKind::InvalidInput, "link.sector-size"),
         ("none.vhdx", &paths[1], ErrorKind::NotVhdx, "foreign.text"),
         ("gone.vhdx", &paths[1], ErrorKind::Io, "file.open"),
@@ -295,7 +305,10 @@ fn unsuitable_parents_are_refused() {
     ] {
         let error = Reparent::new(at(new)).unproven(true).run(image).unwrap_err();
         assert_eq!((error.kind(), error.code()), (kind, code), "{error}");
+        let error = Reparent::new(at(new)).unproven(true).forecast(image).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (kind, code), "{error}");
     }
+    assert_eq!(sums(folder.path()), kept);
     base_of(&[7; 1 << 20], 512, 1 << 20, 4).write_to(at("full.vhdx"));
     let mut all = base_of(&[7; 1 << 20], 512, 1 << 20, 4).new_child();
     all.reseed(12).parent_path(".\\full.vhdx").write_to(at("all.avhdx"));
