@@ -19,6 +19,9 @@ const MOST_ENTRIES: u32 = 4096;
 /// The type of the entry in the MBR that keeps programs without GPT away.
 const PROTECTIVE: u8 = 0xEE;
 
+/// What a host writes whole or not at all, in bytes.
+const PIECE: usize = 512;
+
 /// A table whose copies agree.
 #[derive(Debug)]
 pub(crate) struct Gpt {
@@ -27,6 +30,10 @@ pub(crate) struct Gpt {
     backup: GPTHeader,
     entries: Vec<GPTPartitionEntry>,
     name: String,
+    /// Whether an interrupted move left the second copy in parts.
+    is_torn: bool,
+    /// Where an interrupted move left a copy that the first one does not name, in bytes.
+    left: Option<Range<u64>>,
 }
 
 /// Whether the disk has a copy of a GPT, in the second sector or in the last one.
@@ -79,9 +86,74 @@ impl Gpt {
             let [first, other] = [said(&primary, &entries), said(&backup, &of_backup)];
             return Err(differ(name, (1, &first), (second, &other)));
         }
-        let gpt = Self { sector, primary, backup, entries, name: name.to_owned() };
+        let name = name.to_owned();
+        let gpt = Self { sector, primary, backup, entries, name, is_torn: false, left: None };
         gpt.check_protective(disk)?;
         Ok(gpt)
+    }
+
+    /// Reads the table to move its second copy to the end of a disk of `to` bytes, or of one that fits the partitions.
+    /// A move there, or to the end that the disk has now, may have been interrupted: what it left is known by its bytes.
+    pub(crate) fn resume(disk: &dyn Disk, name: &str, to: Option<u64>) -> Result<Self, Failure> {
+        let mut gpt = match Self::read(disk, name) {
+            Err(refused) if refused.is("resize.gpt-copies") => {
+                Self::read_torn(disk, name, to)?.ok_or(refused)?
+            }
+            read => read?,
+        };
+        let size = disk.geometry().size;
+        if gpt.backup_start() != gpt.place(size).start {
+            let place = gpt.place(size);
+            let mut bytes = vec![0; (place.end - place.start) as usize];
+            disk.read_at(&mut bytes, place.start)?;
+            let is_there = bytes.iter().any(|byte| *byte != 0);
+            gpt.left = (is_there && gpt.check_place(disk, size).is_ok()).then_some(place);
+        }
+        Ok(gpt)
+    }
+
+    /// Reads a table whose second copy is in parts; `None` if the first one is damaged too, or if there are other bytes
+    /// in the place of the second one than those of a move.
+    fn read_torn(disk: &dyn Disk, name: &str, to: Option<u64>) -> Result<Option<Self>, Failure> {
+        let size = disk.geometry().size;
+        let sector = u64::from(disk.geometry().logical_sector);
+        let Ok((primary, entries)) = read_copy(disk, sector, 1) else { return Ok(None) };
+        let array = array_sectors(&primary, sector);
+        let last = primary.backup_lba;
+        let is_behind = last.checked_sub(array).is_some_and(|at| at > primary.last_usable_lba);
+        // A copy that is whole is another table.
+        if !is_behind || last >= size / sector || read_copy(disk, sector, last).is_ok() {
+            return Ok(None);
+        }
+        let (backup, name) = (as_backup(&primary, array), name.to_owned());
+        let gpt = Self { sector, primary, backup, entries, name, is_torn: true, left: None };
+        gpt.check_protective(disk)?;
+        let to = to.unwrap_or_else(|| gpt.fitting_sectors().saturating_mul(sector));
+        let start = gpt.backup_start();
+        let mut copies = vec![(start, gpt.copy(&gpt.backup)?.concat())];
+        for moved in [size, to] {
+            if let Ok(moved) = gpt.moved(moved) {
+                let moved = as_backup(&moved, array);
+                let bytes = gpt.copy(&moved)?.concat();
+                copies.push((moved.partition_entry_lba * sector, bytes));
+            }
+        }
+        let mut found = vec![0; copies[0].1.len()];
+        disk.read_at(&mut found, start)?;
+        let is_of_move = |(n, piece): (usize, &[u8])| {
+            let at = start + (n * PIECE) as u64;
+            let is_of = |(start, copy): &(u64, Vec<u8>)| {
+                let within = at.checked_sub(*start).map(|at| at as usize);
+                within.and_then(|at| copy.get(at..at + piece.len())) == Some(piece)
+            };
+            piece.iter().all(|byte| *byte == 0) || copies.iter().any(is_of)
+        };
+        Ok(found.chunks(PIECE).enumerate().all(is_of_move).then_some(gpt))
+    }
+
+    /// Whether an interrupted move left the second copy in parts.
+    pub(crate) fn is_torn(&self) -> bool {
+        self.is_torn
     }
 
     /// How many sectors a disk needs for the partitions and the second copy.
@@ -92,21 +164,26 @@ impl Gpt {
     }
 
     /// Moves the second copy to the end of a disk of `size` bytes, which `disk` has or will have. After a crash at any
-    /// point, at least one copy is whole, and it is the first one.
+    /// point the first copy is whole, and so is a second one unless its old and its new place overlap. Until all is done
+    /// the first one names the old place, so that [`resume`](Self::resume) finds what there is to do.
     ///
     /// # Errors
     /// Those of the disk, and refusals: a partition would be cut, or there is no room for the table.
     pub(crate) fn move_backup(&self, disk: &dyn Disk, size: u64) -> Result<(), Failure> {
         let moved = self.moved(size)?;
-        let array = self.array_sectors();
-        let [primary, backup] = [moved.clone(), as_backup(&moved, array)];
-        // 1. The second copy is there before the first one says so.
-        self.write_copy(disk, &backup, true)?;
-        // 2. One sector, which a crash does not tear where it counts. The entries stay as they are.
-        self.write_copy(disk, &primary, false)?;
-        // 3. Nothing refers to the former second copy, which would look like data there.
+        let backup = as_backup(&moved, self.array_sectors());
+        let [entries, header] = self.copy(&backup)?;
+        disk.write_at(&entries, backup.partition_entry_lba * self.sector)?;
+        disk.flush()?;
+        disk.write_at(&header, backup.primary_lba * self.sector)?;
+        disk.flush()?;
+        // What is left of the former second copy would look like data there.
         self.clear_old_backup(disk, &backup)?;
-        self.set_protective(disk, size / self.sector)
+        self.set_protective(disk, size / self.sector)?;
+        // One sector, which a crash does not tear where it counts. The entries stay as they are.
+        let [_, header] = self.copy(&moved)?;
+        disk.write_at(&header, moved.primary_lba * self.sector)?;
+        Ok(disk.flush()?)
     }
 
     /// Refuses a size for which the table has no room, or that cuts a partition.
@@ -116,7 +193,8 @@ impl Gpt {
 
     /// Whether the second copy lies at the end of a disk of this size.
     pub(crate) fn ends_with(&self, size: u64) -> bool {
-        self.primary.backup_lba == size / self.sector - 1
+        !self.is_torn
+            && self.primary.backup_lba == size / self.sector - 1
             && self.backup_start() == self.place(size).start
     }
 
@@ -126,18 +204,21 @@ impl Gpt {
         (end - self.array_sectors() - 1) * self.sector..end * self.sector
     }
 
-    /// Refuses to put the second copy over bytes other than zeros, apart from the former copy.
+    /// Refuses to put the second copy over bytes other than zeros, apart from the former copy and what an interrupted
+    /// move wrote there.
     pub(crate) fn check_place(&self, disk: &dyn Disk, size: u64) -> Result<(), Failure> {
         let place = self.place(size);
         let Range { start, end } = place.start..place.end.min(disk.geometry().size);
         let mut bytes = vec![0; end.saturating_sub(start) as usize];
         disk.read_at(&mut bytes, start.min(end))?;
-        let header = self.backup.primary_lba * self.sector;
-        let entries = self.backup_start();
-        let own =
-            [entries..entries + self.array_sectors() * self.sector, header..header + self.sector];
+        let copy = self.copy(&as_backup(&self.moved(size)?, self.array_sectors()))?.concat();
+        let own: Vec<Range<u64>> = self.own_places().collect();
         let is_lost = |at: u64| !own.iter().any(|own| own.contains(&at));
-        let lost = (start..).zip(&bytes).find(|(at, byte)| **byte != 0 && is_lost(*at));
+        let pieces = bytes.chunks(PIECE).zip(copy.chunks(PIECE)).enumerate();
+        let others = pieces.filter(|(_, (found, copy))| found != copy);
+        let mut bytes =
+            others.flat_map(|(n, (found, _))| (start + (n * PIECE) as u64..).zip(found));
+        let lost = bytes.find(|(at, byte)| **byte != 0 && is_lost(*at));
         lost.map_or(Ok(()), |(at, _)| {
             let message = format!(
                 "{}: the second copy of the GPT would replace a byte other than zero at {at} of the disk",
@@ -145,6 +226,14 @@ impl Gpt {
             );
             Err(Failure::new(Exit::Refused, "resize.cuts", message))
         })
+    }
+
+    /// Where the second copy lies, and what else an interrupted move left, in bytes.
+    fn own_places(&self) -> impl Iterator<Item = Range<u64>> {
+        let (header, entries) = (self.backup.primary_lba, self.backup.partition_entry_lba);
+        let places = [entries..entries + self.array_sectors(), header..header + 1];
+        let in_bytes = |place: Range<u64>| place.start * self.sector..place.end * self.sector;
+        places.map(in_bytes).into_iter().chain(self.left.clone())
     }
 
     /// The header of the first copy for a disk of this size.
@@ -187,30 +276,21 @@ impl Gpt {
         array_sectors(&self.primary, self.sector)
     }
 
-    /// Writes a copy durably, the header after the entries that it refers to.
-    fn write_copy(
-        &self,
-        disk: &dyn Disk,
-        header: &GPTHeader,
-        with_entries: bool,
-    ) -> Result<(), Failure> {
+    /// The entries and the header of the copy that has this header, each in whole sectors.
+    fn copy(&self, header: &GPTHeader) -> Result<[Vec<u8>; 2], Failure> {
         let mut written = Writes::default();
         let mut header = header.clone();
         header.write_into(&mut written, self.sector, &self.entries).map_err(|error| {
             Failure::new(Exit::Refused, "resize.gpt-write", format!("{}: {error}", self.name))
         })?;
         let mut runs = written.runs.into_iter().map(|(_, bytes)| bytes);
-        let of_header = runs.next().unwrap_or_default();
-        if with_entries {
-            let mut entries = runs.next().unwrap_or_default();
-            entries.resize((self.array_sectors() * self.sector) as usize, 0);
-            disk.write_at(&entries, header.partition_entry_lba * self.sector)?;
-            disk.flush()?;
-        }
-        let mut whole = vec![0; self.sector as usize];
-        whole[..of_header.len()].copy_from_slice(&of_header);
-        disk.write_at(&whole, header.primary_lba * self.sector)?;
-        Ok(disk.flush()?)
+        let mut whole = |sectors: u64| {
+            let mut run = runs.next().unwrap_or_default();
+            run.resize((sectors * self.sector) as usize, 0);
+            run
+        };
+        let header = whole(1);
+        Ok([whole(self.array_sectors()), header])
     }
 
     /// Where the second copy begins, in bytes: bytes from there on are not of a partition.
@@ -220,15 +300,12 @@ impl Gpt {
 
     /// Makes zeros of the former second copy, as far as the new one does not lie there.
     fn clear_old_backup(&self, disk: &dyn Disk, new: &GPTHeader) -> Result<(), Failure> {
-        let header = self.backup.primary_lba;
-        let entries = self.backup.partition_entry_lba;
-        let taken = new.partition_entry_lba..new.primary_lba + 1;
-        for old in [entries..entries + self.array_sectors(), header..header + 1] {
+        let taken = new.partition_entry_lba * self.sector..(new.primary_lba + 1) * self.sector;
+        for old in self.own_places() {
             let before = old.start..old.end.min(taken.start);
             let behind = old.start.max(taken.end)..old.end;
             for part in [before, behind].into_iter().filter(|part| !part.is_empty()) {
-                let bytes = part.start * self.sector..part.end * self.sector;
-                disk.write_zeroes(bytes, Zeroing::KeepSpace)?;
+                disk.write_zeroes(part, Zeroing::KeepSpace)?;
             }
         }
         Ok(disk.flush()?)

@@ -29,12 +29,14 @@ struct MbrEntry {
 }
 
 /// The smallest size of the disk that keeps its partitions, with the table behind them if there is one: of a disk
-/// without a table, the end of its last byte that is not zero. Whole sectors, in bytes.
-pub(crate) fn fitting_size(disk: &DiffChain, name: &str) -> Result<u64, Failure> {
+/// without a table, the end of its last byte that is not zero. Whole sectors, in bytes. With `resumes`, a GPT may be
+/// what an interrupted move left.
+pub(crate) fn fitting_size(disk: &DiffChain, name: &str, resumes: bool) -> Result<u64, Failure> {
     let geometry = disk.geometry();
     let sector = u64::from(geometry.logical_sector);
     let sectors = if has_gpt(disk)? {
-        Some(Gpt::read(disk, name)?.fitting_sectors())
+        let gpt = if resumes { Gpt::resume(disk, name, None) } else { Gpt::read(disk, name) };
+        Some(gpt?.fitting_sectors())
     } else {
         last_of_mbr(disk, name)?
     };
@@ -102,7 +104,8 @@ fn parse_mbr(bytes: &[u8; 512]) -> Option<Vec<MbrEntry>> {
     if bytes[510..] != [0x55, 0xAA] || !are_entries {
         return None;
     }
-    let used = entries.into_iter().filter(|entry| entry[4] != 0);
+    // One without sectors is empty, whatever its type, as readers of these tables have it.
+    let used = entries.into_iter().filter(|entry| entry[4] != 0 && u32_at(entry, 12) != 0);
     let used: Vec<MbrEntry> = used
         .map(|entry| {
             let start = u64::from(u32_at(entry, 8));

@@ -1,5 +1,7 @@
 //! `avhdx resize`: gives a disk another size.
 
+use std::path::Path;
+
 use avhdx::ops::{Resize, ResizeForecast, Resized};
 use avhdx::{DiffChain, Disk};
 use serde::Serialize;
@@ -12,6 +14,7 @@ use crate::output::Console;
 use crate::partitions::fitting_size;
 use crate::progress::Activity;
 use crate::text::size;
+use crate::typed;
 use crate::values;
 use crate::vocabulary::Answer;
 use crate::writing::below_the_tip;
@@ -103,16 +106,20 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     drop(inspected);
     let subject = Subject::open(&args.image.image, &options, console)?;
     let plan = Plan::of(&args, &subject.chain)?;
-    plan.tell(console);
     let resized = plan.run(&args, &subject.chain, console)?;
     subject.close()?;
     console.done();
+    plan.tell(console);
     console.warnings(&resized.warnings);
     print(&args.image.name(), &resized, plan.gpt.is_some(), console)?;
     Ok(Reply::Yes)
 }
 
 impl Args {
+    fn path(&self) -> &Path {
+        Path::new(&self.image.image)
+    }
+
     fn resize(&self, to: u64) -> Resize<'static> {
         let resize = Resize::to(to).shrink(self.shrink).orphan_children(self.orphan_children);
         let folders = self.opening.children_in.iter();
@@ -128,6 +135,8 @@ struct Plan {
     gpt: Option<Gpt>,
     /// Whether there is a table that stays as it is.
     leaves_gpt: bool,
+    /// Whether there is no table to move.
+    lacks_gpt: bool,
 }
 
 impl Plan {
@@ -135,30 +144,40 @@ impl Plan {
         let (from, name) = (chain.geometry().size, args.image.name());
         let to = match args.size {
             Some(size) => size.of(from, &name)?,
-            None => fitting_size(chain, &name)?,
+            None => fitting_size(chain, &name, args.fix_gpt)?,
         };
         let has_gpt = (to != from || args.fix_gpt) && has_gpt(chain)?;
-        let gpt = match has_gpt && args.fix_gpt {
-            true => Some(Gpt::read(chain, &name)?),
-            false => None,
-        };
         // A size that no disk has is refused by its own name.
         let sector = u64::from(chain.geometry().logical_sector);
-        if let Some(gpt) = gpt.as_ref().filter(|_| to.is_multiple_of(sector)) {
-            gpt.check_size(to)?;
+        let is_size = to.is_multiple_of(sector);
+        let gpt = match has_gpt && args.fix_gpt && is_size {
+            true => Some(Gpt::resume(chain, &name, Some(to)).map_err(|failure| {
+                let without = format!("{} {to}", typed::with_parents("resize", args.path()));
+                let without = format!("{without}  # leaves the GPT as it is");
+                if to > from { failure.or_else(without) } else { failure }
+            })?),
+            false => None,
+        };
+        if let Some(gpt) = &gpt {
+            gpt.check_size(to).map_err(|failure| {
+                let fitting = typed::with_parents("resize", args.path());
+                let fitting = format!("{fitting} --to-fit --fix-gpt --dry-run");
+                failure.then(format!("{fitting}  # says how small the disk can get"))
+            })?;
             if !args.shrink {
                 gpt.check_place(chain, to)?;
             }
         }
         // Also for a disk of that size whose copy did not follow, as after a failure.
         let gpt = gpt.filter(|gpt| to != from || !gpt.ends_with(to));
-        if has_gpt && gpt.is_none() && to < from {
+        if has_gpt && gpt.is_none() && to < from && is_size {
             let message = format!(
                 "{name}: the disk has a GPT, whose second copy in the last sectors would be cut off"
             );
             return Err(Failure::new(Exit::Refused, "resize.gpt", message));
         }
-        Ok(Self { from, to, leaves_gpt: has_gpt && !args.fix_gpt, gpt })
+        let leaves_gpt = has_gpt && !args.fix_gpt;
+        Ok(Self { from, to, gpt, leaves_gpt, lacks_gpt: args.fix_gpt && !has_gpt })
     }
 
     /// Tells what the guest will find.
@@ -167,6 +186,14 @@ impl Plan {
             let message = "the second copy of the GPT stays where the disk ended: the guest can use the new space once \
                            it has moved that copy, as --fix-gpt does";
             console.note("resize.gpt-stays", message);
+        }
+        if self.lacks_gpt {
+            console.note("resize.no-gpt", "the disk has no GPT: --fix-gpt has nothing to move");
+        }
+        if self.gpt.as_ref().is_some_and(Gpt::is_torn) {
+            let message = "the second copy of the GPT was in parts, as an interrupted --fix-gpt leaves it: it is made \
+                           anew from the first one";
+            console.note("resize.gpt-torn", message);
         }
     }
 
@@ -207,11 +234,11 @@ impl Plan {
         let resized = operation::run(console, |on| resize.on_progress(on).run(chain))?;
         if let Some(gpt) = self.gpt.as_ref().filter(|_| self.to >= self.from) {
             gpt.move_backup(chain, self.to).map_err(|failure| {
-                let (to, image) = (self.to, args.image.name());
-                failure.also(&format!(
-                    "the disk has {to} bytes now, and the second copy of its GPT is still to be moved: 'resize {image} \
-                     {to} --fix-gpt' does that"
-                ))
+                let again = typed::with_parents("resize", args.path());
+                let again = format!("{again} {} --fix-gpt  # moves the copy", self.to);
+                let message =
+                    format!("the disk has {} bytes now, and the second copy of its GPT is still to be moved", self.to);
+                failure.also(&message).then(again)
             })?;
         }
         Ok(resized)

@@ -90,11 +90,56 @@ fn flat(disk: &DiffChain) -> Vec<u8> {
     bytes
 }
 
+/// What `resize --fix-gpt` does with a disk, whatever a crash left on it.
+fn again(host: &SimHost, new: u64, is_torn: &mut usize) -> Vec<u8> {
+    let chain = open(host, true);
+    let from = chain.geometry().size;
+    let gpt = Gpt::resume(&chain, "disk", Some(new)).unwrap();
+    *is_torn += usize::from(gpt.is_torn());
+    gpt.check_size(new).unwrap();
+    gpt.check_place(&chain, new).unwrap();
+    if new >= from {
+        Resize::to(new).run(&chain).unwrap();
+    }
+    if new != from || !gpt.ends_with(new) {
+        gpt.move_backup(&chain, new).unwrap();
+    }
+    Resize::to(new).run(&chain).unwrap();
+    chain.close().unwrap();
+    flat(&chain)
+}
+
+/// The disk with its table moved to the end of `new` bytes, made without the code under test.
+fn moved(before: &[u8], sector: u64, new: u64) -> Vec<u8> {
+    let array = 16384_u64.div_ceil(sector);
+    let mut disk = before.to_vec();
+    disk[(SIZE - (array + 1) * sector) as usize..].fill(0);
+    disk.resize(new as usize, 0);
+    let last = new / sector - 1;
+    let entries = disk[2 * sector as usize..][..16384].to_vec();
+    let place = ((last - array) * sector) as usize;
+    disk[place..place + entries.len()].copy_from_slice(&entries);
+    let header = disk[sector as usize..][..sector as usize].to_vec();
+    for (lba, other, array_at) in [(1, last, 2), (last, 1, last - array)] {
+        let mut header = header.clone();
+        header[24..32].copy_from_slice(&lba.to_le_bytes());
+        header[32..40].copy_from_slice(&other.to_le_bytes());
+        header[48..56].copy_from_slice(&(last - array - 1).to_le_bytes());
+        header[72..80].copy_from_slice(&array_at.to_le_bytes());
+        header[16..20].fill(0);
+        let sum = crc32(&header[..92]);
+        header[16..20].copy_from_slice(&sum.to_le_bytes());
+        disk[(lba * sector) as usize..][..sector as usize].copy_from_slice(&header);
+    }
+    disk[458..462].copy_from_slice(&(last as u32).to_le_bytes());
+    disk
+}
+
 /// Smaller and larger, by more than the table takes and by less; whatever a crash leaves, the first copy is whole, and
-/// so is the second one that it names unless the two places overlap.
+/// so is a second one unless the two places overlap. The same command does the rest, by a size and by a difference.
 #[test]
-fn a_crash_leaves_a_whole_copy() {
-    let mut outcomes = 0;
+fn a_crash_leaves_a_whole_copy_and_the_same_command_does_the_rest() {
+    let (mut outcomes, mut torn) = (0, 0);
     for (sector, by) in [(512, -2048), (512, -9), (512, 4096), (512, 5), (4096, -200), (4096, 3)] {
         let new = (SIZE as i64 + by * sector as i64) as u64;
         let before = disk(sector, 900);
@@ -125,6 +170,7 @@ fn a_crash_leaves_a_whole_copy() {
         expected.resize(new as usize, 0);
         let own = (2 * sector) as usize..(new - (array + 1) * sector) as usize;
         assert!(after[own.clone()] == expected[own]);
+        assert!(after == moved(&before, sector, new));
 
         let overlaps = by.unsigned_abs() < array + 1;
         let mut seen = HashSet::new();
@@ -133,18 +179,60 @@ fn a_crash_leaves_a_whole_copy() {
             if !seen.insert(outcome.files.sum().exact) {
                 return;
             }
-            let left = flat(&open(&SimHost::new(outcome.files), false));
+            let left = flat(&open(&SimHost::new(outcome.files.clone()), false));
             assert!([SIZE, new].contains(&(left.len() as u64)));
             let first = copy(&left, sector, 1).expect("the first copy is whole");
             assert!(first.2 == entries && [SIZE / sector - 1, sectors - 1].contains(&first.0));
-            let second = copy(&left, sector, first.0);
-            assert!(overlaps || second.is_some_and(|second| second.2 == entries), "{by}");
+            let seconds = [first.0, sectors - 1].map(|lba| copy(&left, sector, lba));
+            let is_whole = |second: &(u64, u64, Vec<u8>)| second.2 == entries;
+            assert!(overlaps || seconds.iter().flatten().any(is_whole), "{by}");
+            let size = left.len() as u64;
+            let done = again(&SimHost::new(outcome.files.clone()), new, &mut torn);
+            assert!(done == after, "{by}: not as without a crash");
+            if by > 0 && size == new {
+                let larger = new + by as u64 * sector;
+                let done = again(&SimHost::new(outcome.files), larger, &mut torn);
+                assert!(done == moved(&before, sector, larger), "{by} twice");
+            }
         });
         outcomes += seen.len();
         host.empty();
     }
-    println!("{outcomes} outcomes");
-    assert!(outcomes > 150, "{outcomes}");
+    println!("{outcomes} outcomes, {torn} times with a copy in parts");
+    assert!(outcomes > 150 && torn > 20, "{outcomes} and {torn}");
+}
+
+/// Only what a move writes counts as a copy in parts: other bytes in its place are not lost.
+#[test]
+fn other_bytes_than_those_of_a_move_are_not_replaced() {
+    let before = disk(512, 900);
+    let (last, new) = (SIZE / 512 - 1, SIZE + 5 * 512);
+    let by = moved(&before, 512, new);
+    let read = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut disk = before.clone();
+        change(&mut disk);
+        let (_, chain) = on_host(512, &disk);
+        let read = Gpt::resume(&chain, "disk", Some(new));
+        assert!(flat(&chain) == disk);
+        read
+    };
+    // The former header has the new entries over it, or was made zeros.
+    let torn = |disk: &mut Vec<u8>| {
+        let at = (last * 512) as usize;
+        disk[at..at + 512].copy_from_slice(&by[at..at + 512]);
+    };
+    assert!(read(&torn).unwrap().is_torn());
+    assert!(read(&|disk| disk[(last * 512) as usize..].fill(0)).unwrap().is_torn());
+    assert!(!read(&|_| ()).unwrap().is_torn());
+    let both = |at: usize, disk: &mut Vec<u8>| {
+        torn(disk);
+        disk[at] ^= 0x40;
+    };
+    // A byte of somebody else there; a first copy that is damaged too; an MBR that is in use.
+    let at = ((last - 20) * 512) as usize;
+    assert!(read(&|disk| both(at, disk)).unwrap_err().is("resize.gpt-copies"));
+    assert!(read(&|disk| both(512 + 60, disk)).unwrap_err().is("resize.gpt-copies"));
+    assert!(read(&|disk| both(466, disk)).unwrap_err().is("resize.gpt-hybrid"));
 }
 
 /// Numbers that a guest may write: each is refused with its sector and both values, and changes nothing.

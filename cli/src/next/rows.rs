@@ -20,6 +20,14 @@ pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static
 const UNSEEN: &str = "a folder or file that this user may not read may hold a child of the image, which would lose its \
                       parent; the same command works for a user who may read it";
 
+/// What mends a table of partitions.
+const MENDED: &str =
+    "the guest's own partitioning tool mends the table, and --fix-gpt moves its second copy then";
+
+/// The way to look at a table of partitions.
+const EXPORTED: &str =
+    "avhdx convert -O raw PARENTS IMAGE OUT  # OUT: a new file; sgdisk -v OUT says what is wrong";
+
 /// The way to convert a foreign image with QEMU.
 macro_rules! convert_by_qemu {
     ($format:literal) => {
@@ -348,6 +356,9 @@ pub(crate) const ROWS: &[Row] = &[
         &["--fix-gpt moves the second copy of the GPT to the new end first"],
         &["AGAIN --fix-gpt", "AGAIN --fix-gpt --dry-run  # says what it takes"],
     ),
+    ("resize.gpt-copies", &[MENDED], &[EXPORTED]),
+    ("resize.gpt-hybrid", &[MENDED], &[EXPORTED]),
+    ("resize.gpt-write", &[MENDED], &[EXPORTED]),
     (
         "resize.cuts",
         &["--shrink allows it; the bytes behind the new end are lost for good"],

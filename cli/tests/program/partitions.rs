@@ -58,8 +58,13 @@ fn a_gpt_follows_the_end_of_the_disk() {
         }
         assert_eq!(verified(&folder), partitions, "{size}");
     }
-    // Without the flag.
+    // Without the flag. A refusal comes without a note on what will not be.
     let before = folder.read("disk.vhdx");
+    for line in ["resize disk.vhdx 65T", "resize disk.vhdx 65T --dry-run"] {
+        let run = folder.run(line).expect(2);
+        assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
+        assert!(!run.stderr.contains("second copy of the GPT"), "{}", run.stderr);
+    }
     let run = folder.run("resize disk.vhdx 48M").expect(7).says("has a GPT");
     assert!(run.next().iter().any(|next| next.contains("--fix-gpt")), "{:?}", run.next());
     folder.run("resize disk.vhdx 20M --fix-gpt").expect(7).says("partition 2 would be cut");
@@ -168,4 +173,45 @@ fn a_disk_fits_what_is_on_it() {
     entry(&mut outside, 1, 7, 20_000, 20_000);
     refused(&outside, 7, "40000");
     refused(&vec![0; MIB], 2, "all zeros");
+    // Entries without sectors are empty, whatever else is in them.
+    let mut hollow = vec![0; 16 * MIB];
+    entry(&mut hollow, 0, 7, 0, 0);
+    entry(&mut hollow, 1, 0x0F, 9000, 0);
+    hollow[2 * MIB] = 1;
+    fits(&hollow, 2 * MIB + 512);
+    entry(&mut hollow, 2, 0x83, 100, 4096);
+    fits(&hollow, 4196 * 512);
+}
+
+/// A disk without a GPT is told so, and has the new size all the same.
+#[test]
+fn a_table_to_move_that_is_not_there_is_told() {
+    let folder = Folder::new();
+    folder.run("create a.vhdx 4M").expect(0);
+    let says = "has no GPT: --fix-gpt has nothing to move";
+    folder.run("resize a.vhdx 7M --fix-gpt --dry-run").expect(0).says(says);
+    let run = folder.run("resize a.vhdx 7M --fix-gpt --json").expect(0).says(says);
+    assert_eq!(run.json()["gpt_moved"], false);
+    assert!(!folder.run("resize a.vhdx 8M").expect(0).stderr.contains("GPT"));
+}
+
+/// What helps with a table that is not sound: another tool, or to leave it as it is.
+#[test]
+fn a_table_that_is_not_sound_leads_to_what_helps() {
+    let Some(folder) = with_gpt() else { return };
+    let mut disk = fs::read(folder.file("disk.raw")).unwrap();
+    disk[512 + 56] ^= 1;
+    fs::write(folder.file("broken.raw"), &disk).unwrap();
+    folder.run("convert -f raw broken.raw disk.vhdx --overwrite").expect(0);
+    let next = folder.run("resize disk.vhdx 96M --fix-gpt").expect(7).next();
+    assert!(next[0].starts_with("avhdx convert -O raw disk.vhdx OUT"), "{next:?}");
+    assert!(next[0].contains("sgdisk -v OUT"), "{next:?}");
+    let without = "avhdx resize disk.vhdx 100663296  # leaves the GPT as it is";
+    assert_eq!(next.last().unwrap(), without);
+    let next = folder.run("resize disk.vhdx 32M --fix-gpt").expect(7).next();
+    assert!(!next.iter().any(|next| next.contains("leaves the GPT")), "{next:?}");
+    // A partition in the way leads to the smallest size.
+    folder.run("convert -f raw disk.raw disk.vhdx --overwrite").expect(0);
+    let next = folder.run("resize disk.vhdx 20M --fix-gpt").expect(7).next();
+    assert!(next[0].starts_with("avhdx resize disk.vhdx --to-fit --fix-gpt --dry-run"), "{next:?}");
 }
