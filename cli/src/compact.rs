@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 
 use avhdx::ops::{Compact, CompactForecast, Compacted, Pace};
+use avhdx::storage::{Access, Host, LocalHost};
 use serde::Serialize;
 
 use crate::args::OperationFlags;
@@ -17,8 +18,10 @@ use crate::vocabulary::Answer;
 /// Make the file of an image shorter: blocks move down into unused space, and the file is cut behind them.
 ///
 /// The disk reads as before, at every moment: after Ctrl-C, kill or a crash the same command does the rest. Without
-/// --content only the tables are read: unused space goes, and space that zeroed and discarded ranges still have.
-/// With --content all data is read, and blocks go that hold nothing but zeros or, in a child, what its parent shows too.
+/// --content only the tables are read: unused space goes, and space that zeroed and discarded ranges still have. What
+/// --content would read and --punch would give back is printed too.
+/// With --content all data is read, and blocks go that hold nothing but zeros or, in a child, what its parent shows too:
+/// how much that is cannot be known before.
 /// What a file system inside deleted goes once it is discarded (fstrim, Optimize-Volume) or overwritten with zeros.
 ///
 /// With --punch nothing moves: the host takes unused space back where it is, within seconds, and the file keeps its length.
@@ -41,7 +44,7 @@ pub(crate) struct Args {
     /// Read and move at most SIZE bytes per second.
     #[arg(long, value_name = "SIZE", value_parser = values::rate, allow_negative_numbers = true)]
     rate: Option<u64>,
-    /// Only print what would be done. With --content this reads all data too.
+    /// Only print what would be done, and whether there is enough space. With --content this reads all data too.
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -65,6 +68,9 @@ pub(crate) struct CompactAnswer {
     moved: u64,
     /// What the host takes back inside of the file; null without `--punch`.
     punched: Option<u64>,
+    /// What `--punch` would give back to the host; null with `--content` or `--punch`, or if the host takes back no part
+    /// of a file.
+    punchable: Option<u64>,
     file_len_before: u64,
     file_len: u64,
     /// The space needed in addition; null if it was done.
@@ -89,22 +95,31 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let compact = compact.with_children(args.with_children).pace(pace);
     let folders = args.opening.children_in.iter();
     let compact = folders.fold(compact, |compact, folder| compact.children_in(folder));
+    // What will be refused must not replay a log, nor read all data; and its own words say what is in the way.
+    let by_tables = compact.clone().content(false).forecast(&inspected.chain)?;
     if args.dry_run {
         inspected.warn(&options, console)?;
-        let activity = Activity::of(console, "measuring the image");
-        let forecast = compact.forecast(&inspected.chain)?;
-        drop(activity);
-        print(&args, &forecast.outcome, Some(&forecast), console)?;
+        let forecast = match args.content {
+            true => {
+                let _activity = Activity::of(console, "measuring the image");
+                compact.forecast(&inspected.chain)?
+            }
+            false => by_tables,
+        };
+        let punchable = punchable(&args, &compact, &inspected)?;
+        print(&args, &forecast.outcome, punchable, Some(&forecast), console)?;
+        forecast.check()?;
         return Ok(Reply::Yes);
     }
-    // What will be refused must not replay a log.
-    if inspected.is_log_pending() {
-        compact.clone().content(false).forecast(&inspected.chain)?;
+    if !args.content {
+        by_tables.check()?;
     }
     drop(inspected);
     let subject = Subject::open(&args.image, &options, console)?;
     subject.resolve_point(console)?;
-    let done = operation::run(console, |on| compact.on_progress(on).run(&subject.chain));
+    let run = compact.clone();
+    let done = operation::run(console, |on| run.on_progress(on).run(&subject.chain));
+    let left = if done.is_ok() { punchable(&args, &compact, &subject) } else { Ok(None) };
     let closed = subject.close();
     let done = done.map_err(|failure| match failure.exit {
         Exit::Io | Exit::Interrupted => {
@@ -115,8 +130,25 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     })?;
     closed?;
     console.done();
-    print(&args, &done, None, console)?;
+    print(&args, &done, left?, None, console)?;
     Ok(Reply::Yes)
+}
+
+/// What `--punch` would give back to the host after a plain compaction; `None` after another one, or if the host takes
+/// back no part of a file.
+fn punchable(
+    args: &Args,
+    compact: &Compact<'_>,
+    subject: &Subject,
+) -> Result<Option<u64>, Failure> {
+    let Some(path) = subject.tip().path.as_deref().filter(|_| !args.content && !args.punch) else {
+        return Ok(None);
+    };
+    let file = LocalHost.open(path, Access::Read);
+    if !file.is_ok_and(|file| file.punch(0..0).unwrap_or(false)) {
+        return Ok(None);
+    }
+    Ok(compact.clone().punch(true).forecast(&subject.chain)?.outcome.punched)
 }
 
 /// The refusal to compact a layer below the tip, which has a file of its own.
@@ -131,6 +163,7 @@ fn refuse_point(subject: &Subject) -> Failure {
 fn print(
     args: &Args,
     done: &Compacted,
+    punchable: Option<u64>,
     forecast: Option<&CompactForecast>,
     console: &mut Console,
 ) -> Result<(), Failure> {
@@ -144,6 +177,7 @@ fn print(
             data: done.data,
             moved: done.moved,
             punched: done.punched,
+            punchable,
             file_len_before: done.file_len_before,
             file_len: done.file_len,
             peak: forecast.map(|forecast| forecast.peak),
@@ -158,6 +192,10 @@ fn print(
             let gives = if args.dry_run { "would give" } else { "gave" };
             format!("{image}: {gives} {} back to the host", size(punched))
         }
+        0 if done.content.is_none() && done.data > 0 => {
+            let long = size(done.file_len);
+            format!("{image}: stays {long} long by its tables alone, next is --content")
+        }
         0 => format!("{image}: stays {} long", size(done.file_len)),
         _ => format!("{image}: {would}{} shorter, {} {moves}", size(shorter), size(done.moved)),
     })?;
@@ -169,8 +207,15 @@ fn print(
         }
         None => {
             let data = size(done.data);
-            console.line(format!("  content   not read: --content looks through {data}"))?;
+            let what = "of blocks that need not be there";
+            console.line(format!(
+                "  content   --content reads {data} to find out, and drops what it finds {what}"
+            ))?;
         }
+    }
+    if let Some(bytes) = punchable {
+        let would = "--punch gives this back in place, and the file is sparse then";
+        console.line(format!("  punch     {}: {would}", size(bytes)))?;
     }
     console.line(format!(
         "  file      {}, before {}",

@@ -245,6 +245,15 @@ impl Failure {
         self.also(&format!("{bytes} bytes were written before"))
     }
 
+    /// Says something in other words, in the message and the facts.
+    pub(crate) fn worded(mut self, from: &str, to: &str) -> Self {
+        self.message = self.message.replace(from, to);
+        if let Some(expected) = &mut self.facts.expected {
+            *expected = expected.replace(from, to);
+        }
+        self
+    }
+
     /// Replaces a file name in the message and the facts.
     pub(crate) fn renamed(mut self, from: &str, to: &str) -> Self {
         self.message = self.message.replace(from, to);

@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use avhdx::ops::{EditMetadata, Forecast, Provision};
+use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{Disk, Lock, OpenOptions, VhdxFile};
 use serde::Serialize;
 use uuid::Uuid;
@@ -193,10 +194,16 @@ fn change(
     }
     // A change that will be refused must not replay a log.
     let forecast = edit.forecast(&reading.open_image(path)?)?;
+    let file = LocalHost.open(path, Access::Read).map_err(|error| {
+        Failure::io("file.open", format!("{}: cannot open the file", path.display()), &error)
+    })?;
+    let warnings = options.check_childless(file.as_ref()).map_err(of_parent)?;
+    drop(file);
     if args.dry_run {
+        console.warnings(&warnings);
         return Ok(Some(forecast));
     }
-    let image = options.open_image(path)?;
+    let image = options.open_image(path).map_err(of_parent)?;
     console.warnings(image.warnings());
     // An interruption waits.
     let _held = in_progress();
@@ -206,6 +213,19 @@ fn change(
     closed?;
     console.done();
     Ok(None)
+}
+
+/// The refusal to change a parent, in words about metadata.
+fn of_parent(error: avhdx::Error) -> Failure {
+    let has = match error.code() {
+        "image.children" => "has",
+        "image.children-unknown" => "may have",
+        _ => return error.into(),
+    };
+    let said = [error.message(), error.expected().unwrap_or_default()].map(str::to_owned);
+    let message = format!("the image {has} a child, and the metadata of a parent stays as it is");
+    let failure = Failure::from(error).worded(&said[0], &message);
+    failure.worded(&said[1], "an image without children")
 }
 
 /// All of standard input.

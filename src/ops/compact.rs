@@ -171,7 +171,15 @@ impl Compact<'_> {
         image.check_states()?;
         if !self.with_children || !self.free.is_empty() {
             let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
-            let seen = op.child_search(&self.folders).refuse_others(&image, &known)?;
+            let seen = op.child_search(&self.folders).refuse_others(&image, &known);
+            let seen = seen.map_err(|error| match error.code() {
+                "image.children" => error
+                    .with_message("the image has a child, under which its file would change")
+                    .with_expected(
+                        "no child, or consent to change the file: a child reads the same",
+                    ),
+                _ => error,
+            })?;
             if let Some(unread) = seen.unread {
                 let message = "the image may have a child";
                 return Err(Error::new(

@@ -383,14 +383,15 @@ impl<'a> SearchedImage<'a> {
 
 impl SearchResult {
     fn unread(&mut self, path: &Path, error: &dyn fmt::Display, is_denied: bool) {
-        let what = "could not be examined: a change would orphan a child there";
-        let message = format!("{what}: {error}");
-        let warning = Warning::new("image.children-unread", path.display(), message);
+        let what = "could not be examined";
+        // What a change would do to a child there depends on the change.
+        let unread = format!("{}: {what}: {error}", path.display());
         if is_denied {
-            self.denied.get_or_insert_with(|| warning.to_string());
+            self.denied.get_or_insert_with(|| unread.clone());
         }
-        self.unread.get_or_insert_with(|| warning.to_string());
-        self.warnings.push(warning);
+        self.unread.get_or_insert(unread);
+        let message = format!("{what}: a change would orphan a child there: {error}");
+        self.warnings.push(Warning::new("image.children-unread", path.display(), message));
     }
 }
 

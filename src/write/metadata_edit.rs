@@ -199,11 +199,16 @@ impl<'a> Edit<'a> {
             return Ok(old);
         }
         let ends = taken.iter().map(|range| range.end.next_multiple_of(ALIGNMENT));
-        [first].into_iter().chain(ends).find(|start| is_free(*start)).ok_or_else(|| {
-            let used: u64 = taken.iter().map(|range| range.end - range.start).sum();
-            no_space("the metadata region has no room for an item")
-                .with_found(format_args!("{length} bytes beside {used} in use"))
-                .with_expected(format_args!("room among {} bytes", region_len - first))
+        let starts = [first].into_iter().chain(ends);
+        starts.clone().find(|start| is_free(*start)).ok_or_else(|| {
+            let room = |start: u64| {
+                let next = taken.iter().filter(|range| start < range.end).map(|range| range.start);
+                next.min().unwrap_or(region_len).min(region_len).saturating_sub(start)
+            };
+            let longest = starts.map(room).max().unwrap_or(0);
+            no_space("the item does not fit into the metadata region beside the table and the other items")
+                .with_found(format_args!("{length} bytes"))
+                .with_expected(format_args!("at most {longest}, in a region of {region_len}"))
         })
     }
 

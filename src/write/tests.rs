@@ -152,6 +152,18 @@ fn a_full_region_and_items_that_make_no_sense_change_nothing() {
     assert_eq!(refused(&[set(NOTE, vec![1; 1 << 20])]), (unsupported, "metadata.full"));
     let large = [set(NOTE, vec![1; 500_000]), set(OTHER, vec![1; 500_000])];
     assert_eq!(refused(&large), (unsupported, "metadata.full"));
+    // The longest item that fits is the one that the refusal names.
+    let longest = |bytes: Vec<u8>| {
+        let error = disk.its_writer().edit_metadata(&[set(NOTE, bytes)]).unwrap_err();
+        assert_eq!(error.found(), Some("1048576 bytes"));
+        let (most, of) = error.expected().unwrap().split_once(", ").unwrap();
+        assert_eq!(of, "in a region of 1048576");
+        most.strip_prefix("at most ").unwrap().parse::<usize>().unwrap()
+    };
+    let most = longest(vec![1; 1 << 20]);
+    assert_eq!(refused(&[set(NOTE, vec![1; most + 1])]), (unsupported, "metadata.full"));
+    let other = Watched::new(&Image::dynamic(4 << 20)).open();
+    other.its_writer().edit_metadata(&[set(NOTE, vec![1; most])]).unwrap();
     let twice = [note(b"a"), note(b"b")];
     assert_eq!(refused(&twice), (damaged, "metadata.duplicate"));
     let required = [ItemEdit::Set { item: NOTE, flags: ItemFlags::REQUIRED, bytes: vec![1] }];

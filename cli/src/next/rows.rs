@@ -78,8 +78,18 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     ("man.verb", &[], &["avhdx --help"]),
+    (
+        "metadata.edit-size",
+        &["a change goes through the log in one piece: shorter items fit, one at a time"],
+        &["avhdx metadata IMAGE  # lists the items"],
+    ),
     ("metadata.edit-sector", &[], &["avhdx metadata --help"]),
     ("metadata.format-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
+    (
+        "metadata.full",
+        &["all items share the region, whose length stays as it is: another item has to go first"],
+        &["avhdx metadata IMAGE  # lists the items and their lengths"],
+    ),
     ("metadata.item-size", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("metadata.mark", &[], &["avhdx metadata IMAGE  # lists the items"]),
     ("metadata.no-item", &[], &["avhdx metadata IMAGE  # lists the items"]),
@@ -293,6 +303,14 @@ pub(crate) const ROWS: &[Row] = &[
         &[
             "ls -ld FOLDER && AGAIN  # as a user who may read what is in the folder",
             "AGAIN --orphan-children  # if you know that the image has no child",
+        ],
+    ),
+    (
+        "metadata: kind has-children",
+        &["a child has items of its own; --fixed and --dynamic change a parent too"],
+        &[
+            "avhdx metadata IMAGE  # lists the items",
+            "avhdx tree FOLDER  # lists the images and their parents",
         ],
     ),
     (

@@ -6,6 +6,7 @@ mod check;
 mod checkpoint;
 mod codes;
 mod common;
+mod compact;
 mod complete;
 mod convert;
 mod convert_vhdx;

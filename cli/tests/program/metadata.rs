@@ -85,7 +85,18 @@ fn what_is_refused_changes_no_file() {
     let long = vec![0; (1 << 20) + 1];
     folder.run_with(&format!("metadata l2.vhdx {NOTE} --write"), &long).expect(2);
     let full = vec![1; 1 << 20];
-    folder.run_with(&format!("metadata l2.vhdx {NOTE} --write"), &full).expect(7);
+    for flag in ["", " --dry-run"] {
+        let run =
+            folder.run_with(&format!("metadata l2.vhdx {NOTE} --write{flag}"), &full).expect(7);
+        let run = run.says("does not fit into the metadata region").says("found 1048576 bytes");
+        assert!(run.stderr.contains("expected at most 98"), "{}", run.stderr);
+        assert!(run.next()[0].starts_with("avhdx metadata l2.vhdx  # lists"), "{:?}", run.next());
+        // A parent is not orphaned by a change that keeps its identity.
+        let run =
+            folder.run_with(&format!("metadata l1.vhdx {NOTE} --write{flag}"), b"x").expect(7);
+        let run = run.says("has a child, and the metadata of a parent stays as it is");
+        assert!(!run.stderr.contains("orphan"), "{}", run.stderr);
+    }
     assert!(files.map(|file| folder.read(file)) == before);
     // A file without its parent can be changed.
     fs::remove_file(folder.file("l0.vhdx")).unwrap();

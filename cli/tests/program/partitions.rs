@@ -62,7 +62,7 @@ fn a_gpt_follows_the_end_of_the_disk() {
     let before = folder.read("disk.vhdx");
     for line in ["resize disk.vhdx 65T", "resize disk.vhdx 65T --dry-run"] {
         let run = folder.run(line).expect(2);
-        assert!(run.stderr.starts_with("error: "), "{}", run.stderr);
+        assert!(run.stderr.starts_with("avhdx: disk.vhdx: invalid disk size"), "{}", run.stderr);
         assert!(!run.stderr.contains("second copy of the GPT"), "{}", run.stderr);
     }
     let run = folder.run("resize disk.vhdx 48M").expect(7).says("has a GPT");

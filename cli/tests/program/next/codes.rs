@@ -195,7 +195,6 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
         &["interrupted", "op.cancelled"],
     ),
     ("on Unix, every file has a path from every folder", &["create.parent-path"]),
-    ("needs metadata without room for another item", &["metadata.edit-size", "metadata.full"]),
     (
         "needs an unfinished merge in another branch: see cli/tests/program/merge.rs",
         &["compact.merging", "merge.other"],

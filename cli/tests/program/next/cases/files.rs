@@ -1,0 +1,260 @@
+//! Files that are damaged, or of another format.
+
+use std::fs;
+
+use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry};
+
+use super::{Case, OUT, OUT_FED, case, dirty, make_fifo, of_chain, write_disk};
+use crate::common::{Folder, guid};
+use crate::next::{missing_tool, shell};
+
+pub fn files() -> Vec<Case> {
+    let mut cases = vec![
+        case(
+            "log.no-entries",
+            4,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.set_log_guid(guid(8));
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "log.pending",
+            7,
+            |f| {
+                dirty().write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1 --log refuse",
+        ),
+        case(
+            "kind log-overlay",
+            7,
+            |f| {
+                let mut image = dirty();
+                let payload = image.layout().payload[&0];
+                image.log[0].descriptors.push(Descriptor::data(payload, vec![1; 4096]));
+                image.write_to(f.file("a.vhdx"));
+            },
+            "map a.vhdx",
+        )
+        .filled(OUT),
+        case(
+            "log.*",
+            4,
+            |f| {
+                let mut image = dirty();
+                image.log[0].flushed_file_offset = Some(1 << 40);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "limit.header-sequence",
+            7,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                let headers = image.headers.iter_mut().flatten();
+                headers.zip([u64::MAX - 1, u64::MAX]).for_each(|(h, n)| h.sequence_number = n);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "write a.vhdx --offset 0",
+        )
+        .filled(OUT),
+        case(
+            "limit.log-changes",
+            7,
+            |f| {
+                let mut image = Image::dynamic(1 << 20);
+                image.log_length = 64 << 20;
+                image.metadata_offset = 65 << 20;
+                image.bat_offset = 66 << 20;
+                image.set_log_guid(guid(8));
+                let spare = image.layout().needed_length;
+                let count = u64::from(image.log_length) / 32 - 2;
+                let zeros = (0..count).map(|n| Descriptor::zero(spare + n * 8192, 4096)).collect();
+                image.log = vec![LogEntry::new(7, zeros)];
+                image.file_length = Some(spare);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "claim.*",
+            4,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.put(3, Block::full(Data::Pattern(1)));
+                image.file_length = Some(image.layout().needed_length - (1 << 20));
+                image.write_to(f.file("a.vhdx"));
+            },
+            "zero a.vhdx --offset 3M --length 512",
+        ),
+        case(
+            "loss.report",
+            3,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.put(3, Block::full(Data::Pattern(1)));
+                image.file_length = Some(image.layout().needed_length - (1 << 20));
+                image.write_to(f.file("a.vhdx"));
+                fs::write(f.file("list"), "").unwrap();
+            },
+            "zero a.vhdx --offset 0 --length 512 --accept-loss --loss-report list",
+        )
+        .filled(&[("LIST", "other")]),
+        case(
+            "kind damaged",
+            4,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.bat_override.insert(3, 4);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 4M",
+        ),
+        case(
+            "kind unsupported",
+            7,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.headers.iter_mut().flatten().for_each(|header| header.version = 2);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "kind unsupported",
+            7,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.add_region(uuid::Uuid::from_u128(77), true, vec![1]);
+                image.write_to(f.file("a.vhdx"));
+            },
+            "read a.vhdx --length 1",
+        ),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| fs::write(f.file("a.vhdx"), b"\x01\x02\x03").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| fs::write(f.file("a.vhdx"), "a letter").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "foreign.html",
+            4,
+            |f| fs::write(f.file("a.vhdx"), "\n<!DOCTYPE html>\n<html>").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "foreign.zeros",
+            4,
+            |f| fs::write(f.file("a.vhdx"), [0; 4096]).unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "foreign.zeros",
+            4,
+            |f| fs::write(f.file("a.vhdx"), [0; 4096]).unwrap(),
+            "read a.vhdx --length 1",
+        ),
+        case("file.not-regular", 2, |f| make_fifo(&f.file("pipe")), "read pipe -f raw --length 1")
+            .filled(OUT_FED),
+        case("kind not-vhdx", 4, |f| fs::write(f.file("a.vhdx"), "").unwrap(), "check a.vhdx"),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| fs::write(f.file("a.vhdx"), b"MSWIM\0\0\0").unwrap(),
+            "info a.vhdx",
+        ),
+        case(
+            "kind not-vhdx",
+            4,
+            |f| {
+                let mut bytes = vec![0; 40_000];
+                bytes[32_769..32_774].copy_from_slice(b"CD001");
+                fs::write(f.file("a.vhdx"), bytes).unwrap();
+            },
+            "info a.vhdx",
+        ),
+        case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "read a.vhdx --length 512")
+            .filled(OUT),
+        case("foreign.disk", 4, |f| write_disk(&f.file("a.vhdx")), "check a.vhdx").filled(OUT),
+        case(
+            "foreign.disk",
+            4,
+            |f| {
+                of_chain(f);
+                write_disk(&f.file("a.vhdx"));
+            },
+            "compare l2.vhdx a.vhdx",
+        )
+        .filled(OUT),
+    ];
+    cases.extend(foreign());
+    cases
+}
+
+/// A row, and the function that sets up its files.
+type Made = (&'static str, fn(&Folder));
+
+/// Images of other programs, made by them if they are installed.
+fn foreign() -> Vec<Case> {
+    let qemu: [Made; 7] = [
+        ("foreign.qcow2", |f| by_qemu(f, "qcow2")),
+        ("foreign.qcow", |f| by_qemu(f, "qcow")),
+        ("foreign.qed", |f| by_qemu(f, "qed")),
+        ("foreign.vhd", |f| by_qemu(f, "vpc")),
+        ("foreign.vmdk", |f| by_qemu(f, "vmdk")),
+        ("foreign.vdi", |f| by_qemu(f, "vdi")),
+        ("foreign.parallels", |f| by_qemu(f, "parallels")),
+    ];
+    let packers: [Made; 7] = [
+        ("foreign.gzip", |f| pack(f, "gzip -c l0.vhdx > a.vhdx")),
+        ("foreign.xz", |f| pack(f, "xz -c l0.vhdx > a.vhdx")),
+        ("foreign.zstd", |f| pack(f, "zstd -qc l0.vhdx > a.vhdx")),
+        ("foreign.bzip2", |f| pack(f, "bzip2 -c l0.vhdx > a.vhdx")),
+        ("foreign.zip", |f| pack(f, "zip -q a.zip l0.vhdx && mv a.zip a.vhdx")),
+        ("foreign.7z", |f| pack(f, "7z a a.7z l0.vhdx > /dev/null && mv a.7z a.vhdx")),
+        ("foreign.tar", |f| pack(f, "tar -cf a.vhdx l0.vhdx")),
+    ];
+    let mut cases: Vec<Case> = qemu
+        .into_iter()
+        .chain(packers)
+        .map(|(row, set_up)| case(row, 4, set_up, "info a.vhdx").filled(OUT))
+        .collect();
+    cases.push(
+        case(
+            "foreign.vmdk-text",
+            4,
+            |f| {
+                let options = "-f vmdk -o subformat=monolithicFlat a.vmdk 1M";
+                shell(f, &format!("qemu-img create -q {options} && mv a.vmdk a.vhdx"));
+            },
+            "info a.vhdx",
+        )
+        .filled(OUT),
+    );
+    cases
+}
+
+fn by_qemu(folder: &Folder, format: &str) {
+    shell(folder, &format!("qemu-img create -q -f {format} a.vhdx 1M"));
+}
+
+fn pack(folder: &Folder, line: &str) {
+    of_chain(folder);
+    if missing_tool(line).is_none() {
+        shell(folder, line);
+    }
+    // The suggested command must restore the image.
+    if folder.file("a.vhdx").metadata().is_ok_and(|made| made.len() == 0) {
+        fs::remove_file(folder.file("a.vhdx")).unwrap();
+    }
+}
