@@ -65,6 +65,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let message = "--verify reads both disks again: standard input and output are passed once";
         return Err(Failure::usage("usage", message));
     }
+    if copy.dry_run && (is_stdin || is_stdout) {
+        let message = "--dry-run is for files: a stream is not known before it is passed";
+        return Err(Failure::usage("usage", message));
+    }
     if is_stdin {
         return from_stdin(&args, format, console);
     }
@@ -76,6 +80,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     if is_stdout {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
+    }
+    if copy.dry_run {
+        return copy.foresee(&input, format, *output_format, console);
     }
     let copied = copy.copy(&input, format, *output_format, console)?;
     print(copy, &copied, format, console)

@@ -1,5 +1,7 @@
 //! Copies of whole disks into new files, for `avhdx convert` and `avhdx flatten`.
 
+mod foreseen;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -30,6 +32,9 @@ pub(crate) struct CopyFlags {
     /// memory.
     #[arg(long)]
     pub(crate) verify: bool,
+    /// Only print what would be written at most, by the tables of the disk, and whether there is enough space.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) naming: NamingFlags,
     #[command(flatten)]

@@ -27,6 +27,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         return Err(next::elsewhere("OUT".as_ref()).into_iter().fold(failure, Failure::then));
     }
     let input = copy.input(Format::Vhdx, console)?;
+    if copy.dry_run {
+        return copy.foresee(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), console);
+    }
     let copied = copy.copy(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), console)?;
     if console.is_json() {
         console.document(&FlattenAnswer::of(&copy, &copied))?;

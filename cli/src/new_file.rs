@@ -52,6 +52,20 @@ impl Place {
         })
     }
 
+    /// The name, or that of the file that a link leads to.
+    pub(crate) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// The length of the file to be replaced, if there is one.
+    pub(crate) fn replaced_len(&self) -> Result<Option<u64>, Failure> {
+        let len = self.old.as_ref().map(|old| old.len()).transpose();
+        len.map_err(|error| {
+            let message = format!("{}: cannot access the file", self.target.display());
+            Failure::io("output.stat", message, &error)
+        })
+    }
+
     /// Starts a file for this name.
     pub(crate) fn start(self, console: &mut Console) -> Result<NewFile, Failure> {
         let Self { target, old } = self;

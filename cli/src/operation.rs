@@ -21,7 +21,7 @@ use crate::point::{Point, folder_of};
 use crate::points::Points;
 use crate::progress::ProgressMeter;
 use crate::table::TextTable;
-use crate::text::size;
+use crate::text::{size, units};
 use crate::typed;
 use crate::vocabulary::{Answer, shown};
 
@@ -323,6 +323,59 @@ pub(crate) fn print_resize_forecast(
     }
 }
 
+/// What a copy takes at most, in bytes.
+#[derive(Debug)]
+pub(crate) struct CopyForecast<'a> {
+    /// The data that is read and written.
+    pub(crate) data: u64,
+    /// The length of the file in whose place the copy comes.
+    pub(crate) replaced: Option<u64>,
+    pub(crate) peak: u64,
+    pub(crate) available: Option<u64>,
+    pub(crate) out: &'a Path,
+}
+
+/// Prints what a copy would do.
+pub(crate) fn print_copy_forecast(
+    forecast: &CopyForecast<'_>,
+    facts: CopyFacts,
+    console: &mut Console,
+) -> Result<(), Failure> {
+    let &CopyForecast { data, replaced, peak, available, out } = forecast;
+    let changes = replaced.map(|_| "removed").into_iter().chain(["created"]);
+    if console.is_json() {
+        return console.document(&ForecastAnswer {
+            read: data,
+            written: data,
+            freed: replaced.unwrap_or(0),
+            peak,
+            cut: 0,
+            cut_data: 0,
+            lost: 0,
+            available,
+            files: changes.map(|change| ForecastFile { image: shown(out), change }).collect(),
+            resize: None,
+            copy: Some(facts),
+        });
+    }
+    let mut table = TextTable::fields("Forecast (nothing is changed)");
+    table.field("read", format!("{} at most", size(data)));
+    table.field("written", format!("{} at most", size(data)));
+    if let Some(freed) = replaced {
+        table.field("freed", size(freed));
+    }
+    let available = available.map(|free| format!(", available {}", size(free)));
+    table.field("space needed", size(peak) + &available.unwrap_or_default());
+    let blocks = facts.blocks.zip(facts.block_size);
+    let blocks = blocks.map(|(n, block)| format!(", {n} blocks of {}", units(block)));
+    let (format, disk) = (facts.format, size(facts.virtual_size));
+    table.field("copy", format!("{format}{}, a disk of {disk}", blocks.unwrap_or_default()));
+    for change in changes {
+        table.field(change, out.display());
+    }
+    console.table(table)
+}
+
 fn table(forecast: &Forecast) -> TextTable {
     let mut table = TextTable::fields("Forecast (nothing is changed)");
     table.field("read", size(forecast.read));
@@ -371,6 +424,8 @@ pub(crate) struct ForecastAnswer {
     files: Vec<ForecastFile>,
     /// Of a resize alone.
     resize: Option<ResizeFacts>,
+    /// Of a copy alone.
+    copy: Option<CopyFacts>,
 }
 
 /// What a resize does to the disk and its file.
@@ -386,6 +441,19 @@ pub(crate) struct ResizeFacts {
     moves_table: bool,
     /// The offset of the first byte behind the new end that is not zero; null if there is none.
     first_cut: Option<u64>,
+}
+
+/// What a copy makes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CopyFacts {
+    /// `raw`, `vhdx` or `vhdx-fixed`.
+    pub(crate) format: &'static str,
+    pub(crate) virtual_size: u64,
+    /// Null for a raw disk.
+    pub(crate) block_size: Option<u64>,
+    /// The blocks with space, at most; null for a raw disk.
+    pub(crate) blocks: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -417,6 +485,7 @@ impl ForecastAnswer {
             available: forecast.available,
             files: forecast.files.iter().map(file).collect(),
             resize: None,
+            copy: None,
         }
     }
 }

@@ -16,6 +16,7 @@ mod diff;
 mod effects;
 mod examples;
 mod flatten;
+mod foreseen;
 mod images;
 mod json;
 mod labels;

@@ -1,0 +1,170 @@
+//! What a copy would take, without making it.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use avhdx::ops::{Measure, Measured};
+use avhdx::storage::{Host, LocalHost, MemStorage};
+use avhdx::{CreateOptions, Disk};
+
+use super::{CopyFlags, image_options};
+use crate::args::{CopyFormat, NewImageFlags};
+use crate::endings;
+use crate::failure::{Exit, Failure, Reply};
+use crate::input::Input;
+use crate::new_file::Place;
+use crate::next;
+use crate::operation::{self, CopyFacts, CopyForecast};
+use crate::output::Console;
+use crate::point::folder_of;
+use crate::progress::ProgressMeter;
+
+const MIB: u64 = 1 << 20;
+/// The largest disk of an image.
+const MOST: u64 = 64 << 40;
+/// The block size of a new image.
+const BLOCK: u64 = 32 * MIB;
+
+impl CopyFlags {
+    /// Prints what [`copy`](Self::copy) would do at most, by the tables of the disk alone. Refuses what that would refuse
+    /// before it writes, and a copy for which there is too little space.
+    pub(crate) fn foresee(
+        &self,
+        input: &Input,
+        to: CopyFormat,
+        asked: Option<CopyFormat>,
+        console: &mut Console,
+    ) -> Result<Reply, Failure> {
+        let place = Place::find(&self.out, &self.replacing, &input.paths(), console)?;
+        endings::check_copy(&self.out, asked, self.naming, console)?;
+        check_folder(place.target())?;
+        let block = self.new_image.block.unwrap_or(BLOCK);
+        if to != CopyFormat::Raw {
+            // A fixed image takes the same options.
+            let dynamic = CopyFormat::Vhdx;
+            let options = image_options(input, &self.new_image, dynamic, console)?;
+            check_options(options, input, self)?;
+        }
+        let [data, needed] = self.measure(input, to, block, console)?;
+        let disk = input.disk().geometry().size;
+        let virtual_size = match to {
+            CopyFormat::Raw => disk,
+            _ => disk.next_multiple_of(sector_of(&self.new_image, input)),
+        };
+        let of_image = |bytes: u64| (to != CopyFormat::Raw).then_some(bytes);
+        let tables = needed.fully_allocated.saturating_sub(disk.div_ceil(block) * block);
+        let facts = CopyFacts {
+            format: to.name(),
+            virtual_size,
+            block_size: of_image(block),
+            blocks: of_image(needed.required.saturating_sub(tables) / block),
+        };
+        let peak = needed.required + of_image(self.beside(input)).unwrap_or(0);
+        let available = LocalHost.free_space(folder_of(place.target())).map_err(|error| {
+            let message = format!("{}: cannot tell how much space is free", self.out.display());
+            Failure::io("op.free-space", message, &error)
+        })?;
+        let forecast = CopyForecast {
+            data: data.required.min(disk),
+            replaced: place.replaced_len()?,
+            peak,
+            available,
+            out: place.target(),
+        };
+        operation::print_copy_forecast(&forecast, facts, console)?;
+        match available.filter(|available| *available < peak) {
+            Some(available) => Err(no_space(&self.out, peak, available)),
+            None => Ok(Reply::Yes),
+        }
+    }
+
+    /// The data of the disk in pages of 4 KiB, and what the copy takes.
+    fn measure(
+        &self,
+        input: &Input,
+        to: CopyFormat,
+        block: u64,
+        console: &Console,
+    ) -> Result<[Measured; 2], Failure> {
+        let block = block as u32;
+        let mut meter = ProgressMeter::of_lookups(console, "measuring");
+        let mut run =
+            |measure: Measure<'_>| measure.on_progress(|now| meter.report(now)).run(input.disk());
+        let data = run(Measure::raw())?;
+        let needed = match to {
+            CopyFormat::Raw => data,
+            CopyFormat::Vhdx => run(Measure::vhdx(block))?,
+            CopyFormat::VhdxFixed => run(Measure::vhdx_fixed(block))?,
+        };
+        Ok([data, needed])
+    }
+
+    /// Bytes at most that an image takes beside those that are measured: a longer log, and a table that tells of other
+    /// sectors.
+    fn beside(&self, input: &Input) -> u64 {
+        let log = self.new_image.log_size.unwrap_or(MIB).saturating_sub(MIB);
+        let sector = u64::from(input.disk().geometry().logical_sector);
+        log + if sector_of(&self.new_image, input) == sector { 0 } else { MIB }
+    }
+}
+
+/// The logical sector size of a copy.
+fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
+    match (flags.sector, input) {
+        (Some(sector), _) => sector,
+        (None, Input::Chain(chain)) => chain.geometry().logical_sector.into(),
+        (None, Input::Raw { .. }) => 512,
+    }
+}
+
+/// Refuses a folder in which no file can be made, as far as that is known without making one that has a name.
+fn check_folder(target: &Path) -> Result<(), Failure> {
+    let refusals = [
+        io::ErrorKind::NotFound,
+        io::ErrorKind::NotADirectory,
+        io::ErrorKind::PermissionDenied,
+        io::ErrorKind::ReadOnlyFilesystem,
+    ];
+    match LocalHost.create_unnamed(target) {
+        Err(error) if refusals.contains(&error.kind()) => {
+            let message = format!("{}: cannot create the file", target.display());
+            Err(Failure::io("output.create", message, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses options of an image that the format does not allow: such an image, a small one, is made in memory.
+fn check_options(options: CreateOptions, input: &Input, flags: &CopyFlags) -> Result<(), Failure> {
+    let sector = sector_of(&flags.new_image, input);
+    let disk = input.disk().geometry().size;
+    let small = if (1..=MOST).contains(&disk) { MIB } else { disk.next_multiple_of(sector.max(1)) };
+    let log = flags.new_image.log_size.filter(|log| *log == 0 || !log.is_multiple_of(MIB));
+    let options = match (flags.new_image.log_size, log) {
+        (Some(_), None) => options.log_size(MIB as u32),
+        _ => options,
+    };
+    let made = options.size(small).create_in(&LocalHost, Arc::new(MemStorage::new(Vec::new())));
+    made.map(drop).map_err(|error| {
+        let name = error.file().map(str::to_owned);
+        let failure = Failure::from(error);
+        match name {
+            Some(name) => failure.renamed(&name, &flags.out.display().to_string()),
+            None => failure,
+        }
+    })
+}
+
+fn no_space(out: &Path, peak: u64, available: u64) -> Failure {
+    let message = format!(
+        "{}: {} bytes of space are missing; nothing was changed: found {available} bytes free, expected at least \
+         {peak}",
+        out.display(),
+        peak - available
+    );
+    let failure = Failure::new(Exit::Io, "op.space", message);
+    let elsewhere = next::elsewhere(Path::new("OUT"));
+    let command = elsewhere.map(|words| format!("{words}  # OUT: a file on a volume with room"));
+    command.into_iter().fold(failure, Failure::then)
+}
