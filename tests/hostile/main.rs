@@ -7,6 +7,7 @@
 mod common;
 mod corpus;
 mod reading;
+mod reshaping;
 mod watch;
 mod writing;
 
@@ -23,6 +24,7 @@ use proptest::test_runner::{Config, TestRunner};
 use common::{MIB, memory};
 use corpus::{Chain, GUID, Mutation, any_mutation, corpus, set};
 use reading::{exercise, read_all};
+use reshaping::reshape;
 use watch::{alone, watched};
 use writing::change;
 
@@ -78,6 +80,35 @@ fn sound_chains_are_read_and_written() {
 #[test]
 fn mutated_images() {
     let _alone = alone();
+    mutated(150, both);
+}
+
+/// Compactions, resizes, rebases and changes of the type.
+#[test]
+fn mutated_images_are_reshaped() {
+    let _alone = alone();
+    let mut done = [0; 4];
+    for (chain, seed) in corpus().into_iter().zip(1..) {
+        let files: Vec<_> = chain.files.into_iter().map(Arc::new).collect();
+        for count in 1..=files.len() {
+            let mut of_chain = [false; 4];
+            let what = || format!("{count} of sound chain {seed}");
+            watched(what, || of_chain = reshape(&files[..count], seed));
+            done.iter_mut().zip(of_chain).for_each(|(done, is)| *done += u32::from(is));
+        }
+    }
+    assert!(done.iter().all(|count| *count > 0), "sound images are reshaped: {done:?}");
+    mutated(50, |files, broken, seed| {
+        let files: Vec<_> = files.into_iter().map(Arc::new).collect();
+        reshape(&files, seed);
+        if broken + 1 < files.len() {
+            reshape(&files[..=broken], seed);
+        }
+    });
+}
+
+/// Runs a case on chains with some changes, the last of them in the layer that is told.
+fn mutated(cases: u32, run: impl Fn(Vec<Vec<u8>>, usize, u64)) {
     let corpus = corpus();
     let strategy = (
         0..corpus.len(),
@@ -85,7 +116,7 @@ fn mutated_images() {
         proptest::bool::weighted(0.8),
         any::<u64>(),
     );
-    let config = Config { cases: times(150), max_shrink_iters: 500, ..Config::default() };
+    let config = Config { cases: times(cases), max_shrink_iters: 500, ..Config::default() };
     let config = Config { source_file: Some(file!()), ..config };
     let case = |(chain, mutations, sealed, seed): (usize, Vec<(usize, Mutation)>, bool, u64)| {
         let what = || format!("chain {chain}, sealed {sealed}, seed {seed}, {mutations:?}");
@@ -99,7 +130,7 @@ fn mutated_images() {
             files.iter_mut().for_each(|file| reseal(file));
         }
         let last = mutations.last().map_or(0, |(layer, _)| layer % files.len());
-        watched(what, || both(files, last, seed));
+        watched(what, || run(files, last, seed));
         Ok(())
     };
     TestRunner::new(config).run(&strategy, case).unwrap_or_else(|error| panic!("{error}"));

@@ -131,7 +131,7 @@ fn is_told_of_change(error: &Error) {
 }
 
 /// The errors that a check finds.
-fn faults(tip: &Arc<Sparse>, parents: &[Arc<dyn Storage>]) -> BTreeSet<&'static str> {
+pub fn faults(tip: &Arc<Sparse>, parents: &[Arc<dyn Storage>]) -> BTreeSet<&'static str> {
     let read = ReadOnly(Arc::clone(tip) as Arc<dyn Storage>);
     let options = OpenOptions::new().parents(Shelf(parents.to_vec()));
     let report = Check::new().options(options).run_file(Arc::new(read));
@@ -141,7 +141,7 @@ fn faults(tip: &Arc<Sparse>, parents: &[Arc<dyn Storage>]) -> BTreeSet<&'static 
 }
 
 /// The expected contents of the parts of a disk.
-struct Model {
+pub struct Model {
     windows: Vec<Range<u64>>,
     pieces: Vec<(Range<u64>, Reads)>,
     is_written: bool,
@@ -155,7 +155,7 @@ enum Reads {
 }
 
 impl Model {
-    fn of(disk: &dyn Disk) -> Self {
+    pub fn of(disk: &dyn Disk) -> Self {
         let size = disk.geometry().size;
         let mut windows = vec![0..size.min(WINDOW), (size.max(2 * WINDOW) - WINDOW)..size];
         windows.retain(|window| !window.is_empty());
@@ -214,7 +214,12 @@ impl Model {
             .for_each(|(_, reads)| *reads = Reads::Unknown);
     }
 
-    fn check(&self, disk: &dyn Disk) {
+    /// Forgets what lies behind a new end of the disk.
+    pub fn cut(&mut self, size: u64) {
+        self.pieces.retain(|(range, _)| range.end <= size);
+    }
+
+    pub fn check(&self, disk: &dyn Disk) {
         for (range, reads) in &self.pieces {
             match (reads, Reads::of(disk, range)) {
                 (Reads::Bytes(then), Reads::Bytes(now)) => {

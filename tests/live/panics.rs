@@ -7,8 +7,8 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use avhdx::ops::{
-    AcceptLoss, Check, Checkpoint, Compare, Export, Losses, Measure, Merge, Progress, Rebase,
-    Relink, Reparent, Revert,
+    AcceptLoss, Check, Checkpoint, Compact, Compare, Export, Losses, Measure, Merge, Progress,
+    Provision, Rebase, Relink, Reparent, Resize, Revert,
 };
 use avhdx::storage::{Draft, LocalHost, MemStorage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, Lock, OpenOptions, RawDisk};
@@ -219,6 +219,98 @@ fn a_reparent_and_an_acceptance_whose_callbacks_panic_leave_all_as_it_was() {
     assert!(std::fs::read(&files[0]).unwrap() == before);
     assert_eq!(names(folder.path()), beside, "no list of what was not done");
     AcceptLoss::new().run(&files[0], &mut |_| ControlFlow::Continue(())).unwrap();
+}
+
+#[test]
+fn a_compaction_whose_callback_panics_can_be_done_again_on_the_same_chain() {
+    for punch in [false, true] {
+        for n in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            let (chain, mut model) = three(folder.path());
+            // Zeros that take space, below blocks that move.
+            write(&chain, &mut model, 0, 2 * MIB, MIB);
+            for block in [6, 7, 8] {
+                write(&chain, &mut model, 9, block * MIB, MIB);
+            }
+            chain.close().unwrap();
+            let compact = Compact::new().content(true).punch(punch);
+            let run = |on: &mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)| {
+                compact.clone().on_progress(on).run(&chain)
+            };
+            if !panics_at(n, run) {
+                assert!(n > 3, "{n} calls");
+                break;
+            }
+            let case = format!("call {n}, punch {punch}");
+            assert!(bytes(&chain) == model, "{case}");
+            write(&chain, &mut model, 40, 4 * MIB + 1000, 3000);
+            let done = compact.clone().run(&chain).unwrap();
+            assert!(punch || done.file_len <= done.file_len_before, "{case}: {done:?}");
+            let again = compact.clone().run(&chain).unwrap();
+            assert_eq!((again.moved, again.content), (0, Some(0)), "{case}");
+            write(&chain, &mut model, 50, 10 * MIB, MIB);
+            assert!(bytes(&chain) == model, "{case}");
+            chain.close().unwrap();
+            assert!(naively(&paths(&chain)) == model, "{case}");
+        }
+    }
+}
+
+/// A shorter disk is looked at behind its end, and a fixed one that grows is filled with zeros.
+#[test]
+fn a_resize_whose_callback_panics_leaves_the_disk_as_it_was() {
+    for (is_fixed, size) in [(false, 10 * MIB), (true, SIZE + 5 * MIB)] {
+        for n in 1.. {
+            let folder = tempfile::tempdir().unwrap();
+            let (chain, mut model) = match is_fixed {
+                false => three(folder.path()),
+                true => {
+                    let path = folder.path().join("web.vhdx");
+                    let fixed = CreateOptions::fixed(SIZE).block_size(1 << 20);
+                    drop(fixed.create(&path).unwrap());
+                    (super::writable(&path), vec![0; SIZE as usize])
+                }
+            };
+            write(&chain, &mut model, 7, 3 * MIB, 5000);
+            let is_over = !panics_at(n, |on| Resize::to(size).on_progress(on).run(&chain));
+            let case = format!("{size} bytes, call {n}");
+            let now = if is_over { size } else { SIZE };
+            assert_eq!(chain.geometry().size, now, "{case}");
+            model.resize(now as usize, 0);
+            assert!(bytes(&chain) == model, "{case}");
+            write(&chain, &mut model, 40, 4 * MIB + 1000, 3000);
+            Resize::to(size).run(&chain).unwrap();
+            model.resize(size as usize, 0);
+            assert!(bytes(&chain) == model, "{case}");
+            chain.close().unwrap();
+            assert!(naively(&paths(&chain)) == model, "{case}");
+            if is_over {
+                assert!(n > 1, "{size} bytes");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_change_of_the_type_whose_callback_panics_can_be_done_again() {
+    for n in 1.. {
+        let folder = tempfile::tempdir().unwrap();
+        let chain = base(folder.path(), SIZE);
+        let mut model = vec![0; SIZE as usize];
+        write(&chain, &mut model, 7, 2 * MIB, 2 * MIB + 4096);
+        let path = paths(&chain).remove(0);
+        chain.close().unwrap();
+        drop(chain);
+        let is_over = !panics_at(n, |on| Provision::fixed().on_progress(on).run(&path));
+        assert!(naively(std::slice::from_ref(&path)) == model, "call {n}");
+        assert_eq!(Provision::fixed().run(&path).unwrap().changed, !is_over, "call {n}");
+        assert!(naively(std::slice::from_ref(&path)) == model, "call {n}");
+        if is_over {
+            assert!(n > 1);
+            break;
+        }
+    }
 }
 
 /// It would wait for itself.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use avhdx::ops::{Check, Merge, Rebase, Relink, Reparent, Revert};
+use avhdx::ops::{Check, Compact, Merge, Provision, Rebase, Relink, Reparent, Resize, Revert};
 use avhdx::storage::{Host, LockMode};
 use avhdx::{CreateOptions, Disk, ErrorKind, OpenOptions, PathSource};
 
@@ -295,6 +295,67 @@ fn a_reparent_looks_again_once_it_has_the_lock() {
     let done = rebase.run(file("tip.avhdx")).unwrap();
     assert!(done.written + done.zeroed > 0);
     assert!(bytes(&open(&host, &file("tip.avhdx"), false)) == points[0]);
+}
+
+/// The chain has had its locks since it was opened; the child came later.
+#[test]
+fn a_compaction_and_a_resize_look_for_children_that_came_since() {
+    let host = StrictHost::default();
+    let points = layers(&host, &NAMES);
+    let chain = open(&host, &file("tip.avhdx"), true);
+    had_a_child(&host.sim, "tip.avhdx");
+    let before = host.sim.files().sum();
+    let errors = [
+        Compact::new().run(&chain).unwrap_err(),
+        Compact::new().content(true).punch(true).run(&chain).unwrap_err(),
+        Resize::to(super::SIZE + MIB).run(&chain).unwrap_err(),
+        Resize::to(5 * MIB).shrink(true).run(&chain).unwrap_err(),
+    ];
+    for error in errors {
+        assert_eq!(error.kind(), ErrorKind::HasChildren, "{error}");
+        assert!(error.to_string().contains("late.avhdx"), "{error}");
+    }
+    assert!(host.sim.files().sum() == before, "refused, and changed");
+    assert!(bytes(&chain) == points[0]);
+    // A child reads the same below a parent that was compacted with consent.
+    Compact::new().with_children(true).run(&chain).unwrap();
+    chain.close().unwrap();
+    drop(chain);
+    assert!(bytes(&open(&host, &file("late.avhdx"), false)) == points[0]);
+}
+
+#[test]
+fn a_rebase_and_a_change_of_the_type_look_again_once_they_have_the_lock() {
+    type Change = (&'static str, fn(&StrictHost) -> avhdx::Result<()>);
+    let changes: [Change; 2] = [
+        ("tip.avhdx", |host| {
+            let rebase = Rebase::new(file("base.vhdx")).options(options(host));
+            rebase.run(file("tip.avhdx")).map(drop)
+        }),
+        ("base.vhdx", |host| {
+            Provision::fixed().options(options(host)).run(file("base.vhdx")).map(drop)
+        }),
+    ];
+    for (name, run) in changes {
+        // The name belongs to another file by then.
+        let host = StrictHost::default();
+        layers(&host, &NAMES);
+        let swap = move |host: &SimHost| swapped(host, name);
+        let meddled = after(&host, swap);
+        let done = when_locked(&host, name, LockMode::Exclusive, swap);
+        in_use(&run(&host).unwrap_err(), &["file.replaced"], name);
+        assert!(done.load(Ordering::SeqCst), "{name}");
+        host.tell_nobody();
+        untouched(&host, &meddled, name);
+        // It is written to: the change is one of its state by then.
+        let host = StrictHost::default();
+        let points = layers(&host, &NAMES);
+        when_locked(&host, name, LockMode::Exclusive, move |host| written(host, name));
+        run(&host).unwrap();
+        let mut model = points[if name == "tip.avhdx" { 0 } else { 3 }].clone();
+        model[5 << 20..(5 << 20) + 4096].fill(0xEE);
+        assert!(bytes(&open(&host, &file(name), false)) == model, "{name}");
+    }
 }
 
 /// The images of an interrupted merge are checked in the same way.

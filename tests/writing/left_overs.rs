@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::common::meddled::Meddled;
 use avhdx::ops::forest::Forest;
-use avhdx::ops::{Check, Checkpoint, Merge, Relink, Revert, clear_drafts};
+use avhdx::ops::{
+    Check, Checkpoint, Compact, Merge, Provision, Rebase, Relink, Resize, Revert, clear_drafts,
+};
 use avhdx::storage::{Draft, Host, LocalHost, LockMode};
 use avhdx::{CreateOptions, Disk, ErrorKind, Lock, OpenOptions, PathSource, Warning};
 use tempfile::TempDir;
@@ -54,10 +56,10 @@ fn process_that_is_killed() {
     };
     let at: usize = at.parse().unwrap();
     let calls = AtomicUsize::new(0);
-    let own = base.clone();
+    let own = Some(base.clone()).filter(|_| !what.starts_with("in place"));
     let host = Meddled::new(move |_, paths| {
-        // Calls on the base are not of interest here.
-        if paths[0] != own && calls.fetch_add(1, Ordering::SeqCst) == at {
+        // Calls on the base are not of interest where a child is made.
+        if own.as_deref() != Some(paths[0]) && calls.fetch_add(1, Ordering::SeqCst) == at {
             let own = std::process::id().to_string();
             Command::new("kill").args(["-KILL", &own]).status().unwrap();
             std::thread::sleep(std::time::Duration::from_secs(60));
@@ -66,7 +68,9 @@ fn process_that_is_killed() {
     let host = if what.contains("named") { host.poor() } else { host };
     let host: Arc<dyn Host> = Arc::new(host);
     let child = base.with_file_name("child.avhdx");
-    if what.starts_with("create") {
+    if let Some(operation) = what.strip_prefix("in place: ") {
+        in_place(operation, &host, &base);
+    } else if what.starts_with("create") {
         let base = OpenOptions::new().open_image(&base).unwrap();
         drop(CreateOptions::child_of(&base).unwrap().create_on(host, child).unwrap());
     } else {
@@ -129,6 +133,62 @@ fn killed_at_each_call(what: &str) -> (usize, usize) {
         }
     }
     (removed, stayed)
+}
+
+/// Runs an operation that makes no file.
+fn in_place(operation: &str, host: &Arc<dyn Host>, image: &Path) {
+    let options = OpenOptions::new().host(Arc::clone(host));
+    let chain = || options.clone().writable(true).open(image).unwrap();
+    match operation {
+        "compact" => drop(Compact::new().content(true).run(&chain()).unwrap()),
+        "resize" => drop(Resize::to(5 * MIB).run(&chain()).unwrap()),
+        "rebase" => {
+            let rebase = Rebase::new(image.with_file_name("other.vhdx")).options(options);
+            drop(rebase.run(image).unwrap());
+        }
+        "provision" => drop(Provision::fixed().options(options).run(image).unwrap()),
+        other => panic!("{other}"),
+    }
+}
+
+/// Killed before any of its calls, an operation that makes no file leaves none, and the image reads as before.
+#[test]
+fn killed_operations_in_place_leave_no_file() {
+    for operation in ["compact", "resize", "rebase", "provision"] {
+        for at in 0.. {
+            let folder = TempDir::new().unwrap();
+            let mut image = base(folder.path());
+            if operation == "rebase" {
+                let other = folder.path().join("other.vhdx");
+                drop(CreateOptions::dynamic(2 * MIB).create(&other).unwrap());
+                let parent = OpenOptions::new().open_image(&image).unwrap();
+                image = folder.path().join("child.avhdx");
+                drop(CreateOptions::child_of(&parent).unwrap().create(&image).unwrap());
+            }
+            let before = names(folder.path());
+            let status = Command::new(std::env::current_exe().unwrap())
+                .args(["left_overs::process_that_is_killed", "--exact"])
+                .env(BASE, &image)
+                .env(WHAT, format!("in place: {operation}"))
+                .env(AT, at.to_string())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .unwrap();
+            assert_eq!(names(folder.path()), before, "{operation} at {at}");
+            assert!(Check::new().run(&image).unwrap().is_sound(), "{operation} at {at}");
+            let chain = OpenOptions::new().writable(true).open(&image).unwrap();
+            assert_eq!(codes(&chain.warnings()), [""; 0], "{operation} at {at}");
+            let mut read = [0; 6000];
+            chain.read_at(&mut read, 0).unwrap();
+            assert!(read[..5000] == [1; 5000] && read[5000..] == [0; 1000], "{operation} at {at}");
+            if status.success() {
+                assert!(at > 5, "{operation}: {at} calls");
+                break;
+            }
+            assert_eq!(status.signal(), Some(9), "{operation} at {at}");
+        }
+    }
 }
 
 #[test]

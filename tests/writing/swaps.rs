@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::common::meddled::Meddled;
-use avhdx::ops::{Checkpoint, Merge, Reparent, Revert};
+use avhdx::ops::{Checkpoint, Compact, Merge, Provision, Rebase, Reparent, Resize, Revert};
 use avhdx::storage::{Access, Host, LocalHost, Stat, Storage};
 use avhdx::{CreateOptions, DiffChain, Disk, ErrorKind, OpenOptions, PathSource, Warning};
 use tempfile::TempDir;
@@ -269,6 +269,37 @@ fn a_revert_does_not_remove_a_file_that_took_a_layers_name() {
     }
 }
 
+/// They change the file that they opened, and no other that takes its name.
+#[test]
+fn operations_in_place_do_not_change_a_file_that_took_the_images_name() {
+    type InPlace = fn(&DiffChain) -> avhdx::Result<Vec<Warning>>;
+    let in_use: [InPlace; 3] = [
+        |chain| Compact::new().content(true).run(chain).map(|_| Vec::new()),
+        |chain| Compact::new().punch(true).run(chain).map(|_| Vec::new()),
+        |chain| Resize::to(4 * MIB).run(chain).map(|resized| resized.warnings),
+    ];
+    for run in in_use {
+        let moments = swapped_at_each_step("tip.avhdx", |place, host| {
+            let chain = place.chain(host)?;
+            let warnings = run(&chain)?;
+            chain.close()?;
+            Ok(warnings)
+        });
+        assert!(moments > 5, "{moments}");
+    }
+    let moments = swapped_at_each_step("tip.avhdx", |place, host| {
+        let options = OpenOptions::new().host(Arc::clone(host));
+        let rebase = Rebase::new(place.at("base.vhdx")).options(options);
+        Ok(rebase.run(place.at("tip.avhdx"))?.warnings)
+    });
+    assert!(moments > 5, "{moments}");
+    let moments = swapped_at_each_step("base.vhdx", |place, host| {
+        let options = OpenOptions::new().host(Arc::clone(host));
+        Ok(Provision::fixed().options(options).run(place.at("base.vhdx"))?.warnings)
+    });
+    assert!(moments > 5, "{moments}");
+}
+
 #[test]
 fn a_new_image_replaces_only_the_file_that_was_examined() {
     for name in ["new.vhdx", "old.img"] {
@@ -418,6 +449,14 @@ fn an_image_is_not_linked_to_a_file_that_took_its_new_parents_name() {
             let reparent = Reparent::new(place.at("other.vhdx")).options(options);
             let done = reparent.run(place.at("mid.avhdx"))?;
             Ok((done.warnings, Some(done.path).filter(|_| name == "mid.avhdx"), None))
+        });
+    }
+    for name in ["base.vhdx", "tip.avhdx"] {
+        renamed_at_each_step(name, |place, host| {
+            let options = OpenOptions::new().host(Arc::clone(host));
+            let rebase = Rebase::new(place.at("base.vhdx")).options(options);
+            let done = rebase.run(place.at("tip.avhdx"))?;
+            Ok((done.warnings, Some(done.path).filter(|_| name == "tip.avhdx"), None))
         });
     }
 }
