@@ -80,14 +80,31 @@ impl<'a> DiskPair<'a> {
     pub(super) fn read(&mut self, at: u64, end: u64) -> Result<(u64, bool)> {
         let (until, may_differ) = self.stretch(at, end)?;
         if may_differ {
-            for (side, buf) in self.sides.iter().zip(&mut self.bufs) {
-                let there = side.size.clamp(at, until) - at;
-                buf.clear();
-                buf.resize((until - at) as usize, 0);
-                side.disk.read_at(&mut buf[..there as usize], at.min(side.size))?;
-            }
+            self.read_all(at, until)?;
         }
         Ok((until, may_differ))
+    }
+
+    /// As [`read`](Self::read), in whole sectors: `at` and `end` are those of sectors. A sector that can be read in part
+    /// alone, as where a file ends early, is an error.
+    pub(super) fn read_sectors(&mut self, at: u64, end: u64, sector: u64) -> Result<(u64, bool)> {
+        let (until, may_differ) = self.read(at, end)?;
+        if until.is_multiple_of(sector) {
+            return Ok((until, may_differ));
+        }
+        let whole = until.next_multiple_of(sector).min(end);
+        self.read_all(at, whole)?;
+        Ok((whole, true))
+    }
+
+    fn read_all(&mut self, at: u64, until: u64) -> Result<()> {
+        for (side, buf) in self.sides.iter().zip(&mut self.bufs) {
+            let there = side.size.clamp(at, until) - at;
+            buf.clear();
+            buf.resize((until - at) as usize, 0);
+            side.disk.read_at(&mut buf[..there as usize], at.min(side.size))?;
+        }
+        Ok(())
     }
 
     /// What was read last of both disks. Zeros follow their ends.

@@ -192,7 +192,7 @@ impl<'a> Rebase<'a> {
     /// Writes into the image what it leaves to the old parent and the base has differently.
     fn take_in(&self, image: &Writer, old: &DiffChain, base: &DiffChain) -> Result<Moved> {
         let core = image.core();
-        let size = core.geometry().size;
+        let (size, sector) = (core.geometry().size, u64::from(core.geometry().logical_sector));
         let mut both = DiskPair::new(old, base)?;
         let mut into = Taker {
             image,
@@ -212,7 +212,7 @@ impl<'a> Rebase<'a> {
                 if bytes > 0 && self.pace.wait(bytes, &mut go_on).is_break() {
                     return Err(Error::cancelled());
                 }
-                let (end, has_read) = both.read(at, range.end)?;
+                let (end, has_read) = both.read_sectors(at, range.end, sector)?;
                 into.moved.read += bytes;
                 let end = match has_read {
                     true => into.sectors(at..end, both.bytes(), &range, old)?,

@@ -218,6 +218,29 @@ fn a_pending_log_counts_and_is_replayed() {
     assert!(naive.flat(1).unwrap() == after.flat(Some(&base.flat(None))));
 }
 
+/// Of the sector that a truncated file ends in, nothing is taken in: the old link stays, and the disk.
+#[test]
+fn a_parent_that_ends_within_a_sector_is_told() {
+    let folder = TempDir::new().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let mut base = Image::dynamic(2 * MIB);
+    base.put(1, Block::full(Data::Pattern(1)));
+    let child = base.new_child();
+    let paths = write_chain(folder.path(), &[base.clone(), child]);
+    base_of(&[3; 2 << 20], 512, 1 << 20, 70).write_to(at("new.vhdx"));
+    let whole = fs::read(&paths[0]).unwrap();
+    fs::write(&paths[0], &whole[..whole.len() - (1 << 19) - 240]).unwrap();
+    let error = Rebase::new(at("new.vhdx")).run(&paths[1]).unwrap_err();
+    assert_eq!((error.kind(), error.file()), (ErrorKind::Damaged, paths[0].to_str()), "{error}");
+    // What was taken in is what the parent has there.
+    fs::write(&paths[0], &whole).unwrap();
+    let naive = Chain::open(&paths).unwrap();
+    assert!(naive.flat(1).unwrap() == base.flat(None));
+    assert_eq!(Rebase::new(at("new.vhdx")).run(&paths[1]).unwrap().path, paths[1]);
+    let naive = Chain::open([&at("new.vhdx"), &paths[1]]).unwrap();
+    assert!(naive.flat(1).unwrap() == base.flat(None));
+}
+
 #[test]
 fn what_is_refused_changes_no_file() {
     let folder = TempDir::new().unwrap();
