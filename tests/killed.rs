@@ -73,38 +73,24 @@ fn fifty_kills_lose_nothing_that_was_flushed() {
 fn kills_of_a_rebase_leave_the_disk_as_it_is() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| folder.path().join(name);
-    let (base, child, other, words) =
-        (at("base.vhdx"), at("child.avhdx"), at("other.vhdx"), at("words"));
+    let (base, child, other) = (at("base.vhdx"), at("child.avhdx"), at("other.vhdx"));
     let disk = make_chain(&base, &child);
     let image = CreateOptions::dynamic(SIZE).block_size(MIB as u32).create(&other).unwrap();
     image.write_at(&disk[MIB as usize..][..MIB as usize / 2], MIB).unwrap();
     image.write_at(&[9; 3 << 20], 4 * MIB).unwrap();
     image.close().unwrap();
     drop(image);
-    let template = std::fs::read(&child).unwrap();
     let mut links = [0, 0];
-    let reads = |what: &str| {
-        let chain = DiffChain::open(&child).unwrap_or_else(|error| panic!("{what}: {error}"));
-        let mut now = vec![0; SIZE as usize];
-        chain.read_at(&mut now, 0).unwrap();
-        assert!(now == disk, "{what}: the disk is another");
-        let below = chain.layers()[1].path.clone().unwrap();
-        let seen = naive::Chain::open([&below, &child]).unwrap().flat(1).unwrap();
-        assert!(seen == disk, "{what}: the naive reader sees something else");
-        let findings = Check::new().run(&child).unwrap();
-        assert!(findings.is_sound(), "{what}: {findings:?}");
-    };
-    for kill in 0..operations() {
-        std::fs::write(&child, &template).unwrap();
-        std::fs::write(&words, "").unwrap();
-        // At once, on its way, or once it is over.
-        kill_after("rebase_that_is_killed", &child, &words, kill, [0, 2, 4, 50][kill as usize % 4]);
+    let reads = |what: &str| reads_as(&child, &disk, what);
+    // At once, on its way, or once it is over.
+    let patience = |kill| [0, 2, 4, 50][kill as usize % 4];
+    killed("rebase_that_is_killed", &child, patience, |kill, _| {
         reads(&format!("kill {kill}"));
         let done = Rebase::new(&other).run(&child).unwrap();
         links[usize::from(done.was_parent)] += 1;
         reads(&format!("after kill {kill}"));
         assert!(Rebase::new(&other).run(&child).unwrap().was_parent);
-    }
+    });
     assert!(links.iter().all(|links| *links > 0), "{links:?} kills left the old and the new link");
 }
 
@@ -133,21 +119,12 @@ fn rebase_that_is_killed() {
 fn kills_of_a_compaction_leave_the_disk_as_it_is() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| folder.path().join(name);
-    let (base, child, words) = (at("base.vhdx"), at("child.avhdx"), at("words"));
+    let (base, child) = (at("base.vhdx"), at("child.avhdx"));
     let (below, tip) = wasteful();
     std::fs::write(&base, below.to_bytes()).unwrap();
     let template = tip.to_bytes();
     let disk = tip.flat(Some(&below.flat(None)));
-    let reads = |what: &str| {
-        let chain = DiffChain::open(&child).unwrap_or_else(|error| panic!("{what}: {error}"));
-        let mut now = vec![0; SIZE as usize];
-        chain.read_at(&mut now, 0).unwrap();
-        assert!(now == disk, "{what}: the disk is another");
-        let seen = naive::Chain::open([&base, &child]).unwrap().flat(1).unwrap();
-        assert!(seen == disk, "{what}: the naive reader sees something else");
-        let findings = Check::new().run(&child).unwrap();
-        assert!(findings.is_sound(), "{what}: {findings:?}");
-    };
+    let reads = |what: &str| reads_as(&child, &disk, what);
     let open = || OpenOptions::new().writable(true).open(&child).unwrap();
     let compact = || {
         let chain = open();
@@ -158,13 +135,11 @@ fn kills_of_a_compaction_leave_the_disk_as_it_is() {
     std::fs::write(&child, &template).unwrap();
     let least = compact();
     assert!(least.moved > 0 && least.content > Some(0), "{least:?}");
+    std::fs::write(&child, &template).unwrap();
     let (mut left, mut none_left) = (0, 0);
-    for kill in 0..operations() {
-        std::fs::write(&child, &template).unwrap();
-        std::fs::write(&words, "").unwrap();
-        // At once, on its way, or once it is over.
-        let patience = [0, 6, 20, END][kill as usize % 4] + kill / 4;
-        kill_after("compaction_that_is_killed", &child, &words, kill, patience);
+    // At once, on its way, or once it is over.
+    let patience = |kill| [0, 6, 20, END][kill as usize % 4] + kill / 4;
+    killed("compaction_that_is_killed", &child, patience, |kill, _| {
         reads(&format!("kill {kill}"));
         match std::fs::metadata(&child).unwrap().len() == least.file_len {
             true => none_left += 1,
@@ -173,7 +148,7 @@ fn kills_of_a_compaction_leave_the_disk_as_it_is() {
         assert_eq!(compact().file_len, least.file_len, "after kill {kill}");
         reads(&format!("after kill {kill}"));
         assert_eq!(std::fs::metadata(&child).unwrap().len(), least.file_len);
-    }
+    });
     assert!(left > 0 && none_left > 0, "{left} on their way, {none_left} done");
 }
 
@@ -204,10 +179,10 @@ fn compaction_that_is_killed() {
 fn kills_of_a_resize_leave_the_old_or_the_new_disk() {
     let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let at = |name: &str| folder.path().join(name);
-    let (base, child, words) = (at("base.vhdx"), at("child.avhdx"), at("words"));
+    let (base, child) = (at("base.vhdx"), at("child.avhdx"));
     let (below, tip) = wasteful();
     std::fs::write(&base, below.to_bytes()).unwrap();
-    let template = tip.to_bytes();
+    std::fs::write(&child, tip.to_bytes()).unwrap();
     let disk = tip.flat(Some(&below.flat(None)));
     // The disk after so many resizes; the rest of it is zeros.
     let after = |resizes: usize| {
@@ -235,13 +210,9 @@ fn kills_of_a_resize_leave_the_old_or_the_new_disk() {
         size
     };
     let mut seen = std::collections::BTreeSet::new();
-    for kill in 0..operations() {
-        std::fs::write(&child, &template).unwrap();
-        std::fs::write(&words, "").unwrap();
-        // In the first resize, the second, or later.
-        let patience = [1, 3, 4, 5][kill as usize % 4] + kill / 4;
-        kill_after("resize_that_is_killed", &child, &words, kill, patience);
-        let said = std::fs::read_to_string(&words).unwrap();
+    // In the first resize, the second, or later.
+    let patience = |kill| [1, 3, 4, 5][kill as usize % 4] + kill / 4;
+    killed("resize_that_is_killed", &child, patience, |kill, said| {
         let count = |letter: &str| said.matches(letter).count();
         let may = [after(count("e")), after(count("b"))];
         seen.insert(reads(&format!("kill {kill}, {said}"), &may));
@@ -251,7 +222,7 @@ fn kills_of_a_resize_leave_the_old_or_the_new_disk() {
         chain.close().unwrap();
         drop(chain);
         reads(&format!("after kill {kill}"), &[after(2)]);
-    }
+    });
     assert!(seen.len() > 1, "only disks of {seen:?} bytes");
 }
 
@@ -306,6 +277,36 @@ fn process_that_is_killed() {
             say("flushed\n".into());
         }
     }
+}
+
+/// Kills an operation on an image again and again, each time on the image as it is now, once its report has as many bytes
+/// as the patience for that kill; has `judge` look at what each kill left, with the report.
+fn killed(
+    test: &str,
+    image: &Path,
+    patience: impl Fn(u64) -> u64,
+    mut judge: impl FnMut(u64, &str),
+) {
+    let (template, words) = (std::fs::read(image).unwrap(), image.with_file_name("words"));
+    for kill in 0..operations() {
+        std::fs::write(image, &template).unwrap();
+        std::fs::write(&words, "").unwrap();
+        kill_after(test, image, &words, kill, patience(kill));
+        judge(kill, &std::fs::read_to_string(&words).unwrap());
+    }
+}
+
+/// Fails unless the disk reads so, also naively, and its image is sound.
+fn reads_as(child: &Path, disk: &[u8], what: &str) {
+    let chain = DiffChain::open(child).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let mut now = vec![0; disk.len()];
+    chain.read_at(&mut now, 0).unwrap();
+    assert!(now == disk, "{what}: the disk is another");
+    let below = chain.layers()[1].path.clone().unwrap();
+    let seen = naive::Chain::open([&*below, child]).unwrap().flat(1).unwrap();
+    assert!(seen == disk, "{what}: the naive reader sees something else");
+    let findings = Check::new().run(child).unwrap();
+    assert!(findings.is_sound(), "{what}: {findings:?}");
 }
 
 /// Runs a writing process until its report has this many bytes.
