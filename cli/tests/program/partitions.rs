@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::common::Folder;
+use crate::common::{Folder, Run};
 
 const MIB: usize = 1 << 20;
 
@@ -193,6 +193,24 @@ fn a_table_to_move_that_is_not_there_is_told() {
     let run = folder.run("resize a.vhdx 7M --fix-gpt --json").expect(0).says(says);
     assert_eq!(run.json()["gpt_moved"], false);
     assert!(!folder.run("resize a.vhdx 8M").expect(0).stderr.contains("GPT"));
+}
+
+/// The disk has its new size then, and the command that is printed does the rest.
+#[cfg(unix)]
+#[test]
+fn a_copy_that_could_not_be_moved_leads_to_the_command_that_moves_it() {
+    let Some(folder) = with_gpt() else { return };
+    let partitions = verified(&folder);
+    // The file may not grow by the block that the copy needs.
+    let line = "trap '' XFSZ; ulimit -f $(($(stat -c %s disk.vhdx) / 1024)); \
+                avhdx resize disk.vhdx +32M --fix-gpt";
+    let run = Run::of(folder.in_shell(line).output().unwrap()).expect(3);
+    let run = run.says("the disk has 100663296 bytes now");
+    let next = run.next();
+    assert_eq!(next, ["avhdx resize disk.vhdx 100663296 --fix-gpt  # moves the copy"]);
+    let words = next[0].strip_prefix("avhdx ").unwrap().split("  # ").next().unwrap();
+    folder.run(words).expect(0);
+    assert_eq!(verified(&folder), partitions);
 }
 
 /// What helps with a table that is not sound: another tool, or to leave it as it is.
