@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -171,6 +172,20 @@ pub fn fat_with(model: &BTreeMap<String, Model>, bits: &str, sector: &str) -> Op
     args.push("::/".into());
     run("mcopy", &args)?;
     Some(std::fs::read(image).unwrap())
+}
+
+/// A disk of 32 MiB with the table that the script describes.
+pub fn table(script: &str) -> Option<Vec<u8>> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(32 * MIB).unwrap();
+    let mut command = Command::new(tool("sfdisk")?);
+    command.arg("-q").arg(&path);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(std::fs::read(path).unwrap())
 }
 
 /// A volume of NTFS that is mounted.
