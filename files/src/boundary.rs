@@ -247,6 +247,27 @@ mod tests {
     }
 
     #[test]
+    fn a_task_reads_no_more_than_its_budget() {
+        let storage = avhdx::storage::MemStorage::new(vec![7; 1 << 20]);
+        let disk = avhdx::RawDisk::new(Arc::new(storage)).unwrap();
+        let bytes = Bytes::new(Arc::new(disk), 4096..1 << 20);
+        assert_eq!(bytes.len(), (1 << 20) - 4096);
+        // Large pieces end by their bytes, small ones by their number.
+        for (len, most) in [(500_000, 66 << 20), (1, 66 << 16)] {
+            bytes.renew();
+            let mut buf = vec![0; len];
+            let done = (0..).find(|_| bytes.read_at(&mut buf, 0).is_err()).unwrap();
+            assert!(done * len <= most && done * len > most / 2, "{done} reads of {len}");
+            let error = bytes.read_at(&mut buf, 0).unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Limit, "files.budget"));
+        }
+        bytes.renew();
+        assert_eq!(bytes.read(1, 2).unwrap(), [7, 7]);
+        let error = bytes.read(bytes.len() - 1, 2).unwrap_err();
+        assert_eq!((error.kind(), error.code()), (ErrorKind::Damaged, "files.outside"));
+    }
+
+    #[test]
     fn a_panic_becomes_an_error() {
         silence_caught_panics();
         let error = guard::<()>(|| panic!("found {}", 7)).unwrap_err();

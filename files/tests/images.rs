@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -144,6 +145,11 @@ pub fn fat(bits: &str) -> Option<Vec<u8>> {
 
 /// The same of another model.
 pub fn fat_of(model: &BTreeMap<String, Model>, bits: &str) -> Option<Vec<u8>> {
+    fat_with(model, bits, "512")
+}
+
+/// The same with sectors of another size.
+pub fn fat_with(model: &BTreeMap<String, Model>, bits: &str, sector: &str) -> Option<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join("files");
     std::fs::create_dir(&files).unwrap();
@@ -154,7 +160,10 @@ pub fn fat_of(model: &BTreeMap<String, Model>, bits: &str) -> Option<Vec<u8>> {
         _ => (36 * MIB, "1"),
     };
     let image = blank(folder.path(), len);
-    let args = ["-F", bits, "-s", per_cluster, "-n", "OF FAT", "-i", "1234ABCD"].map(OsStr::new);
+    let per_cluster = if sector == "512" { per_cluster } else { "1" };
+    let size = ["-F", bits, "-s", per_cluster, "-S", sector];
+    let args = [&size[..], &["-n", "OF FAT", "-i", "1234ABCD"]].concat();
+    let args: Vec<&OsStr> = args.into_iter().map(OsStr::new).collect();
     run("mkfs.vfat", &[&args[..], &[image.as_os_str()]].concat())?;
     let mut args: Vec<PathBuf> = ["-s", "-m", "-i"].map(Into::into).into();
     args.push(image.clone());
@@ -163,6 +172,20 @@ pub fn fat_of(model: &BTreeMap<String, Model>, bits: &str) -> Option<Vec<u8>> {
     args.push("::/".into());
     run("mcopy", &args)?;
     Some(std::fs::read(image).unwrap())
+}
+
+/// A disk of 32 MiB with the table that the script describes.
+pub fn table(script: &str) -> Option<Vec<u8>> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(32 * MIB).unwrap();
+    let mut command = Command::new(tool("sfdisk")?);
+    command.arg("-q").arg(&path);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Some(std::fs::read(path).unwrap())
 }
 
 /// A volume of NTFS that is mounted.
@@ -176,9 +199,14 @@ pub struct Mounted {
 impl Mounted {
     /// Makes a volume with clusters of so many bytes and mounts it.
     pub fn new(len: u64, cluster: &str) -> Option<Self> {
+        Self::with_sectors(len, "512", cluster)
+    }
+
+    /// The same with sectors of another size.
+    pub fn with_sectors(len: u64, sector: &str, cluster: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let image = blank(folder.path(), len);
-        let geometry = ["-q", "-F", "-f", "-s", "512", "-p", "0", "-H", "16", "-S", "63"];
+        let geometry = ["-q", "-F", "-f", "-p", "0", "-H", "16", "-S", "63", "-s", sector];
         let args = [&geometry[..], &["-L", "of NTFS", "-c", cluster]].concat();
         let args: Vec<&OsStr> =
             args.into_iter().map(OsStr::new).chain([image.as_os_str()]).collect();

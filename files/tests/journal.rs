@@ -21,7 +21,7 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// What `debugfs` prints.
-fn debugfs(image: &Path, commands: &str) -> Option<String> {
+pub fn debugfs(image: &Path, commands: &str) -> Option<String> {
     let script = image.with_extension("commands");
     std::fs::write(&script, commands).unwrap();
     let mut command = Command::new(tool("debugfs")?);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use avhdx_files::{ErrorKind, FileSystem, Kind, Options};
 
-use crate::images::{self, Model, ext_model, model, tree, tree_with};
+use crate::images::{self, MIB, Model, Mounted, ext_model, model, tree, tree_with};
 
 /// Everything that a walk finds, by its path.
 pub fn walked(tree: &FileSystem) -> BTreeMap<String, Model> {
@@ -131,6 +131,25 @@ fn ntfs_reads_as_it_was_written() {
     tree.open(&table, None).unwrap().read_at(&mut first, 0).unwrap();
     assert_eq!(&first, b"FILE");
     assert!(tree.lookup(b"$Extend/$Reparse").is_ok());
+}
+
+#[test]
+fn other_sizes_of_sectors_and_clusters_read_the_same() {
+    for (sector, cluster) in [("512", "512"), ("512", "65536"), ("4096", "4096")] {
+        let Some(mounted) = Mounted::with_sectors(40 * MIB, sector, cluster) else { return };
+        mounted.fill(&model());
+        let image = mounted.finish();
+        assert_same(walked(&tree(&image)), &model());
+        read_in_pieces(&tree(&image), &model());
+    }
+    let Some(image) = images::fat_with(&model(), "12", "4096") else { return };
+    assert_same(walked(&tree(&image)), &model());
+    let Some(image) = images::ext_of(&model(), "ext4", "2048", "meta_bg,^resize_inode") else {
+        return;
+    };
+    let mut expected = model();
+    expected.insert("lost+found".into(), Model::Folder);
+    assert_same(walked(&tree(&image)), &expected);
 }
 
 #[test]

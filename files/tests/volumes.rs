@@ -1,16 +1,15 @@
 //! Partition tables that `sfdisk` makes, with sectors of 512 and 4096 bytes.
 #![allow(clippy::disallowed_methods)] // the tool works on files
 
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
-use std::process::{Command, Stdio};
 use std::str::FromStr;
 use std::sync::Arc;
 
 use avhdx::{Disk, Extent, Geometry, RawDisk, Result};
 use avhdx_files::{Content, ErrorKind, Volumes};
 
-use crate::images::{self, MIB, model};
+use crate::images::{self, MIB, model, table};
 use crate::trees::{assert_same, walked};
 
 /// A disk with sectors of another size.
@@ -37,20 +36,6 @@ fn disk(bytes: &[u8], sector: u32) -> Arc<dyn Disk> {
 
 fn volumes(bytes: &[u8]) -> Volumes {
     Volumes::of(disk(bytes, 512)).unwrap()
-}
-
-/// A disk of 32 MiB with the table that the script describes.
-fn table(script: &str) -> Option<Vec<u8>> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
-    std::fs::File::create(&path).unwrap().set_len(32 * MIB).unwrap();
-    let mut command = Command::new(images::tool("sfdisk")?);
-    command.arg("-q").arg(&path);
-    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Some(std::fs::read(path).unwrap())
 }
 
 const TYPE_DATA: &str = "EBD0A0A2-B9E5-4433-87C0-68B6B72699C7";
