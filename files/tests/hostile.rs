@@ -185,8 +185,11 @@ fn sound() -> Vec<(&'static str, Vec<u8>)> {
     sound
 }
 
-/// Disks with tables, each with the places of its structures.
-fn tables() -> Vec<(&'static str, Vec<u8>, Vec<Range<u64>>)> {
+/// A sound disk by its name, and the places of its structures; none where a look tells them.
+type Sound = (&'static str, Vec<u8>, Vec<Range<u64>>);
+
+/// Disks with tables.
+fn tables() -> Vec<Sound> {
     let Some(volume) = images::fat_of(&few(), "12") else { return Vec::new() };
     let with_volumes = |script: &str, at: &[u64]| {
         let mut disk = images::table(script)?;

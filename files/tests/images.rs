@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -102,7 +103,15 @@ pub fn ext_of(
     block: &str,
     features: &str,
 ) -> Option<Vec<u8>> {
-    use std::os::unix::fs::PermissionsExt;
+    let mut args = vec!["-t", kind, "-b", block];
+    if !features.is_empty() {
+        args.extend(["-O", features]);
+    }
+    ext_with(model, &args)
+}
+
+/// The same with any arguments of the tool.
+pub fn ext_with(model: &BTreeMap<String, Model>, more: &[&str]) -> Option<Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
     let files = folder.path().join("files");
     std::fs::create_dir(&files).unwrap();
@@ -112,11 +121,7 @@ pub fn ext_of(
         std::fs::set_permissions(files.join("small.txt"), mode).unwrap();
     }
     let image = blank(folder.path(), 12 * MIB);
-    let mut args = vec!["-q", "-F", "-t", kind, "-b", block, "-L", "of ext"];
-    if !features.is_empty() {
-        args.extend(["-O", features]);
-    }
-    args.push("-d");
+    let args = [&["-q", "-F", "-L", "of ext"], more, &["-d"]].concat();
     let args = args.into_iter().map(OsStr::new).chain([files.as_os_str(), image.as_os_str()]);
     run("mkfs.ext4", &args.collect::<Vec<_>>())?;
     Some(std::fs::read(image).unwrap())

@@ -306,3 +306,43 @@ fn what_else_is_readable_is_still_served() {
     assert_eq!((broken.name(), broken.problem().unwrap().code()), (&b"begun"[..], "ntfs.record"));
     assert!(entries.len() > 10);
 }
+
+#[test]
+fn a_table_of_files_in_many_pieces_is_whole() {
+    let Some(mounted) = Mounted::new(8 * MIB, "512") else { return };
+    let at = |name: String| mounted.at.join(name);
+    let bytes = |number: usize| vec![number as u8; 1024];
+    // The volume is full, and then has room for one record of the table here and there.
+    let full = (0..10_000)
+        .find(|number| std::fs::write(at(format!("f{number}")), bytes(*number)).is_err());
+    let full = full.unwrap();
+    for number in (0..full).step_by(2) {
+        std::fs::remove_file(at(format!("f{number}"))).unwrap();
+    }
+    let empty =
+        (0..2500).take_while(|number| std::fs::write(at(format!("e{number}")), b"").is_ok());
+    let empty = empty.count();
+    // The file without room stays, with less than it should have.
+    std::fs::remove_file(at(format!("f{full}"))).ok();
+    let image = mounted.finish();
+    let kinds: Vec<u32> = {
+        let boot = u64::from_le_bytes(image[48..56].try_into().unwrap()) as usize * 512;
+        attributes(&image, boot).into_iter().map(|(kind, _)| kind).collect()
+    };
+    assert!(kinds.contains(&0x20), "the table has one record: {kinds:x?}, {full}, {empty}");
+    let tree = tree(&image);
+    let mut found = 0;
+    for entry in tree.walk(&tree.root().unwrap()) {
+        let entry = entry.unwrap();
+        let name = std::str::from_utf8(entry.name()).unwrap();
+        let number: usize = name[1..].parse().unwrap();
+        let read = tree.open(&entry, None).unwrap().read_to_end(MIB).unwrap();
+        match name.starts_with('f') {
+            true => assert!(read == bytes(number), "{name}"),
+            // The last one may have had no room for its name.
+            false => assert!(read.is_empty() && number <= empty, "{name}"),
+        }
+        found += 1;
+    }
+    assert!(found >= full / 2 + empty, "{found} of {} files", full / 2 + empty);
+}

@@ -2,7 +2,7 @@
 //!
 //! The crate for ext names files by their paths alone, counts its way to a place in a file block by block, and takes long
 //! holes of ext2 for damage. So inodes are read here: they tell which names are of one file, which folders are in a
-//! circle, and where holes are. A journal that is not empty is read through.
+//! circle, and where holes are. A journal that is not empty is read through. Checksums of metadata are not verified.
 
 mod inode;
 mod journal;
