@@ -65,8 +65,20 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx cp pc.vhdx -r logs notes.txt archive", "a folder and a file"),
         ],
     ),
-    ("versions", &[("avhdx versions pc.vhdx notes.txt", "the file at each point in time")]),
-    ("df", &[("avhdx df pc.vhdx", "what its file systems use, and what could go")]),
+    (
+        "versions",
+        &[
+            ("avhdx versions pc.vhdx notes.txt", "the file at each point in time"),
+            ("avhdx versions pc.vhdx logs/today.txt --json", "with whole hashes"),
+        ],
+    ),
+    (
+        "df",
+        &[
+            ("avhdx df pc.vhdx", "what its file systems use, and what could go"),
+            ("avhdx df pc.vhdx@-0 --json", "at a point in time, in bytes"),
+        ],
+    ),
     (
         "convert",
         &[

@@ -162,8 +162,9 @@ fn only_what_the_layers_between_hold_is_read_and_written() {
     let (half, runs) = (MIB / 2, 8 * 512);
     assert_eq!((done.written, done.zeroed), (half + runs, MIB));
     assert_eq!(forecast.read, 2 * half + MIB + 2 * runs);
-    assert_eq!(done.read, forecast.read);
-    for (path, most) in [(&paths[0], half + MIB + runs), (&paths[2], half + runs)] {
+    // Once the first half of block 7 tells that the block differs, it becomes one of zeros without reading the rest.
+    assert_eq!(done.read, forecast.read - half);
+    for (path, most) in [(&paths[0], half + half + runs), (&paths[2], half + runs)] {
         let tables = 600 << 10;
         let read = read[path];
         assert!((most..most + tables).contains(&read), "{read} bytes of {}", path.display());

@@ -104,6 +104,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "files.wof",
             "ntfs.attribute",
             "ntfs.attribute-list",
+            "ntfs.bitmap",
             "ntfs.compression",
             "ntfs.index",
             "ntfs.mft",
