@@ -219,6 +219,10 @@ fn print(
     if done.table > 0 {
         console.line(format!("  table     {} {moves}, of block allocation", size(done.table)))?;
     }
+    if done.tables > 0 && shorter == 0 && done.punched.is_none() {
+        let what = "what lies behind the unused space does not move: flatten makes a shorter file";
+        console.line(format!("  kept      {what}"))?;
+    }
     if let Some(bytes) = punchable {
         let would = "--punch gives this back in place, and the file is sparse then";
         console.line(format!("  punch     {}: {would}", size(bytes)))?;

@@ -35,7 +35,8 @@ pub(crate) struct CopyFlags {
     /// Copy the data even if the file system can share it between the files.
     #[arg(long)]
     pub(crate) no_share: bool,
-    /// Only print what would be written at most, by the tables of the disk, and whether there is enough space.
+    /// Only print what would be written at most, by the tables of the disk and without sharing, and whether there is
+    /// enough space for it.
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]

@@ -11,8 +11,8 @@ use crate::vocabulary::Answer;
 
 /// Copy a point in time to one new dynamic image without a parent. The chain stays as it is.
 ///
-/// Blocks of zeros take no space in the image: its tables leave them out, and the file itself is not sparse, which
-/// Hyper-V would refuse. `avhdx convert` makes fixed images and raw disks too.
+/// Blocks of zeros take no space in the image: its tables leave them out. On Windows the file never gets the sparse
+/// attribute, which Hyper-V refuses; on Linux, what a block has no data for is a hole in the file. `avhdx convert` makes fixed images and raw disks too.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]

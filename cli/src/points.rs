@@ -4,7 +4,7 @@ use avhdx::{DiffChain, Layer, LayerId};
 
 use crate::failure::Failure;
 use crate::output::Console;
-use crate::text::printable;
+use crate::text::{count, printable};
 
 /// The minimum number of digits in a prefix of a GUID.
 const MIN_HEX: usize = 4;
@@ -91,8 +91,8 @@ impl Points {
         match found[..] {
             [layer] => Ok(layer),
             [] if below.is_some() => Err(unknown(format!(
-                "the chain has {} layers; its base is @-{}",
-                layers.len(),
+                "the chain has {}; its base is @-{}",
+                count(layers.len(), "layer"),
                 layers.len() - 1
             ))),
             [] if is_hex && digits.len() < MIN_HEX => Err(unknown(format!(

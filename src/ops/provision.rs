@@ -13,7 +13,7 @@ use crate::storage::Access;
 use crate::trace::operation;
 use crate::types::BlockIndex;
 use crate::warning::Warning;
-use crate::write::{ItemEdit, Writer, edit_len};
+use crate::write::{ItemEdit, Writer, edit_len, has_data};
 
 /// Makes a dynamic image fixed, or a fixed one dynamic, in place: not a byte of its disk changes, and no data is moved.
 ///
@@ -133,9 +133,11 @@ impl<'a> Provision<'a> {
         let mut forecast = Forecast::on(held.options.host_used().as_ref(), path)?;
         if self.fixed {
             let missing = image.layout().blocks() - image.count_blocks()?.fully_present;
-            forecast.peak = missing * u64::from(image.block_size());
+            forecast.written = missing * u64::from(image.block_size());
+            let holes = if image.keeps_blocks() { 0 } else { holes(image)? };
+            forecast.peak = forecast.written + holes;
         }
-        forecast.written = forecast.peak + edit_len(image, &[self.flag(image)])?;
+        forecast.written += edit_len(image, &[self.flag(image)])?;
         if forecast.written > 0 {
             forecast.add(path, FileChangeKind::Changed);
         }
@@ -158,7 +160,12 @@ impl<'a> Provision<'a> {
         for n in 0..blocks {
             let at = n * block;
             let index = core.layout().payload_index(BlockIndex(n));
-            if core.bat_entry(index)?.payload_state() != PayloadState::FullyPresent {
+            let is_there = core.bat_entry(index)?.payload_state() == PayloadState::FullyPresent;
+            if is_there && !core.keeps_blocks() {
+                // Of a block that is there, the host may hold a part.
+                image.allocate_block(BlockIndex(n))?;
+            }
+            if !is_there {
                 let mut go_on = || self.progress.call(Progress::new(at, size));
                 if self.pace.wait(block, &mut go_on).is_break() {
                     return Err(Error::cancelled());
@@ -176,11 +183,24 @@ impl<'a> Provision<'a> {
     }
 }
 
+/// Bytes of blocks that are there for which the host stores nothing, as far as it can tell.
+fn holes(image: &Core) -> Result<u64> {
+    let mut holes = 0;
+    image.each_claim(|claim| {
+        let range = claim.start()..claim.end().min(image.file_len());
+        if has_data(&claim) && range.start < range.end {
+            holes += (range.end - range.start) - image.stored_in(range)?;
+        }
+        Ok(())
+    })?;
+    Ok(holes)
+}
+
 /// Refuses an image that shows another's bytes, or that a merge is filling.
 fn check_alone(image: &Core) -> Result<()> {
     image.check_point()?;
     if !image.has_parent() {
-        return Ok(());
+        return image.check_states();
     }
     let message = "a differencing image is neither fixed nor dynamic";
     Err(Error::new(ErrorKind::InvalidInput, "provision.differencing", message)

@@ -184,7 +184,9 @@ impl<'a> Rebase<'a> {
     }
 
     fn open(&self, image: &Path, access: Access) -> Result<NewParent> {
-        NewParent::open(&self.options, image, &self.base, access, false)
+        let new = NewParent::open(&self.options, image, &self.base, access, false)?;
+        new.held.image.check_states()?;
+        Ok(new)
     }
 
     /// Writes into the image what it leaves to the old parent and the base has differently.

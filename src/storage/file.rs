@@ -245,6 +245,23 @@ impl Storage for FileStorage {
     }
 
     #[cfg(target_os = "linux")]
+    fn take_space(&self, range: std::ops::Range<u64>) -> io::Result<bool> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::Errno;
+        let range = range.start..range.end.min(self.len()?);
+        if range.is_empty() {
+            return Ok(true);
+        }
+        let len = range.end - range.start;
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, range.start, len) {
+            Ok(()) => Ok(true),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL | Errno::NODEV) => Ok(false),
+            Err(Errno::BADF) => Err(read_only()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(target_os = "linux")]
     fn forget(&self, range: std::ops::Range<u64>) {
         use rustix::fs::{Advice, fadvise};
         // No length stands for the rest of the file.

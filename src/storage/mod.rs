@@ -184,6 +184,17 @@ pub trait Storage: Debug + Send + Sync {
         Ok(false)
     }
 
+    /// Has the host take space for all holes of a range, whose bytes stay, so that no write there runs out of it. The length
+    /// of the file stays, and any part of the range beyond the end is ignored. `false` if the host cannot do it without
+    /// writing, with nothing changed.
+    ///
+    /// # Errors
+    /// Errors of the host.
+    fn take_space(&self, range: Range<u64>) -> io::Result<bool> {
+        let _ = range;
+        Ok(false)
+    }
+
     /// Tells the host that nobody reads the range soon, so that it need not keep its bytes in memory. Changes neither the
     /// file nor what is durable. A file whose bytes are not in memory is removed sooner.
     fn forget(&self, range: Range<u64>) {

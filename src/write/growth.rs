@@ -224,6 +224,13 @@ impl Growth {
         state.space.has_pinned()
     }
 
+    /// The length of the file once what it grew by and does not need is cut off.
+    pub(super) fn len_at_rest(&self) -> u64 {
+        let mut state = self.state();
+        self.unpin(&mut state);
+        state.space.truncated_len().unwrap_or(state.space.file_len())
+    }
+
     /// Lets the file be truncated to `end` bytes, behind which nothing is used.
     pub(super) fn end_at(&self, end: u64) {
         self.state().space.end_at(end);

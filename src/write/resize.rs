@@ -71,12 +71,21 @@ impl Writer {
         check: impl FnOnce() -> Result<()>,
         switch: impl FnOnce(Self) -> R,
     ) -> Result<R> {
-        check_size(&self.core, size)?;
-        let mut state = self.change_alone()?;
-        if state.is_closed {
-            return Err(frozen().in_file(self.core.name()));
+        let refused = |zeroed, error| {
+            self.give_back_zeroed(zeroed);
+            Err(error)
+        };
+        let mut state = match check_size(&self.core, size).and_then(|()| self.change_alone()) {
+            Ok(state) => state,
+            Err(error) => return refused(zeroed, error),
+        };
+        let open = match state.is_closed {
+            true => Err(frozen().in_file(self.core.name())),
+            false => check(),
+        };
+        if let Err(error) = open {
+            return refused(zeroed, error);
         }
-        check()?;
         self.resize_alone(size, zeroed)?;
         let next = Some(self.core.data_write_guid());
         let writer = self.reopen_alone(next).map_err(|error| self.poisoned_by(error))?;
@@ -100,17 +109,25 @@ impl Writer {
         switch: impl FnOnce(Self) -> R,
     ) -> Result<Option<R>> {
         let (packing, _) = self.take_stock(before)?;
-        let Some(TablePlace { at, len }) = packing.target_with_table().table else {
+        let place = packing.target_with_table().table;
+        let moved = place.map_or(Ok(None), |place| self.move_table_to(place, switch));
+        if !matches!(moved, Ok(Some(_))) {
             self.give_holes_back(&packing);
-            return Ok(None);
-        };
+        }
+        moved
+    }
+
+    fn move_table_to<R>(
+        &self,
+        TablePlace { at, len }: TablePlace,
+        switch: impl FnOnce(Self) -> R,
+    ) -> Result<Option<R>> {
         let mut state = self.change_alone()?;
         if state.is_closed {
             return Err(frozen().in_file(self.core.name()));
         }
         // Another chain that was given the tip looks for the table in its old place.
         if self.has_guests() {
-            self.give_holes_back(&packing);
             return Ok(None);
         }
         self.prepare_hidden_change()?;

@@ -123,6 +123,11 @@ impl Writer {
         self.space.file_len()
     }
 
+    /// Length of the file in bytes once the session ends, if nothing else changes it.
+    pub(crate) fn file_len_at_rest(&self) -> u64 {
+        self.space.len_at_rest()
+    }
+
     /// The pins of readers of the file.
     pub(crate) fn pins(&self) -> &Pins {
         &self.feed.pins

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::space::Freed;
+use super::space::{Contents, Freed};
 use super::writer::Writer;
 use crate::disk::Zeroing;
 use crate::error::{Error, Result};
@@ -144,9 +144,13 @@ impl Writer {
             let _locked = self.blocks.lock_exclusive(block);
             let start = self.core.layout.block_start(block);
             let in_disk = self.core.layout.block_size().min(self.core.layout.size() - start.0);
-            let entry = self.core.bat_entry(self.core.layout.payload_index(block))?;
+            let index = self.core.layout.payload_index(block);
+            let entry = self.core.bat_entry(index)?;
             match entry.payload_state() {
-                PayloadState::FullyPresent => return Ok(()),
+                PayloadState::FullyPresent => {
+                    let at = self.core.place_of(entry, index, start, in_disk)?;
+                    return self.take_space(at, self.core.layout.block_size());
+                }
                 PayloadState::PartiallyPresent | PayloadState::Reserved => {
                     return self.core.resolve(start, in_disk).map(drop);
                 }
@@ -155,7 +159,10 @@ impl Writer {
             let space = self.allocate(self.core.layout.block_size())?;
             self.space.publish_length(&self.core.file_len);
             let given = (|| {
-                self.fill_with_zeros(space.at, space.len)?;
+                if space.contents != Contents::Zeros {
+                    self.write_zeros(space.at, space.len)?;
+                }
+                self.take_space(space.at, space.len)?;
                 let order = self.order_in(space.at, space.len, || Ok(true))?;
                 self.set_block(block, BatEntry::new(6, space.at), order)
             })();
@@ -164,20 +171,29 @@ impl Writer {
         self.limit_changes()
     }
 
-    /// Fills space with zeros that the host holds space for, by its own means if it can.
-    fn fill_with_zeros(&self, at: FileOffset, len: u64) -> Result<()> {
-        let filled = self.file.zero(at.get()..at.get() + len);
+    /// Has the host take space for what it stores nothing for: by its own means if it can, otherwise by writing the zeros
+    /// that holes read as.
+    fn take_space(&self, at: FileOffset, len: u64) -> Result<()> {
+        let failed = |at: u64, error| {
+            let message = format!("cannot take space for {len} bytes");
+            Error::io("space.reserve", message, error).in_file(self.file.name()).at(at)
+        };
+        let range = at.get()..(at + len).get().min(self.file_len());
+        let reserved = self.file.take_space(range.clone());
+        // The space is durable with the next flush.
         self.wrote_payload();
-        match filled {
-            Ok(true) => Ok(()),
-            Ok(false) => self.write_zeros(at, len),
-            Err(error) => {
-                let message = format!("cannot fill {len} bytes with zeros");
-                Err(Error::io("payload.zero", message, error)
-                    .in_file(self.file.name())
-                    .at(at.get()))
-            }
+        if reserved.map_err(|error| failed(at.get(), error))? {
+            return Ok(());
         }
+        let mut from = range.start;
+        while from < range.end {
+            let data = self.file.next_data(from).map_err(|error| failed(from, error))?;
+            let data = data.unwrap_or(range.end..range.end);
+            let hole = from..data.start.clamp(from, range.end);
+            self.write_zeros(FileOffset::new(hole.start), hole.end - hole.start)?;
+            from = data.end.max(from + 1);
+        }
+        Ok(())
     }
 
     pub(super) fn write_zeros(&self, at: FileOffset, len: u64) -> Result<()> {

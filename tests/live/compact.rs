@@ -736,3 +736,19 @@ fn a_punched_file_takes_up_less_space() {
     let now = Chain::open([&base, &path]).unwrap().flat(1).unwrap();
     assert!(now == tip.flat(Some(&below.flat(None))));
 }
+
+/// The end of the session cuts what the file grew by.
+#[test]
+fn a_punch_in_a_session_that_has_written_ends_as_foreseen() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("d.vhdx");
+    drop(avhdx::CreateOptions::dynamic(64 * MIB).block_size(1 << 20).create(&path).unwrap());
+    let chain = OpenOptions::new().writable(true).open(&path).unwrap();
+    chain.write_at(&vec![7; 3 << 20], 0).unwrap();
+    chain.flush().unwrap();
+    let compact = Compact::new().punch(true);
+    let forecast = compact.forecast(&chain).unwrap();
+    assert_eq!(compact.run(&chain).unwrap(), forecast.outcome);
+    chain.close().unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), forecast.outcome.file_len);
+}

@@ -593,3 +593,34 @@ fn what_a_resize_leaves_behind_goes_back_to_the_host() {
     expected[8 << 20..56 << 20].fill(3);
     assert!(naively(&[path]) == expected);
 }
+
+/// A planned write that comes while the blocks are filled refuses the resize.
+#[test]
+fn a_refused_resize_of_a_fixed_disk_leaves_no_space_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("web.vhdx");
+    drop(CreateOptions::fixed(8 * MIB).block_size(1 << 20).create(&path).unwrap());
+    let chain = writable(&path);
+    let before = std::fs::metadata(&path).unwrap().len();
+    for _ in 0..3 {
+        let mut plan = None;
+        let on = |_| {
+            while plan.is_none() {
+                match chain.plan_write(0..4096).unwrap() {
+                    PlannedWrite::Ready(ready) => plan = Some(ready),
+                    PlannedWrite::Wait(wait) => wait.run().unwrap(),
+                    PlannedWrite::Load(_) => chain.read_at(&mut [0], 0).unwrap(),
+                }
+            }
+            std::ops::ControlFlow::Continue(())
+        };
+        let error = Resize::to(28 * MIB).on_progress(on).run(&chain).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+        assert!(plan.is_some());
+    }
+    chain.close().unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before);
+    Resize::to(28 * MIB).run(&chain).unwrap();
+    chain.close().unwrap();
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), before + 20 * MIB);
+}

@@ -104,3 +104,53 @@ fn what_is_refused_or_stopped_leaves_the_disk() {
 fn bytes(paths: &[PathBuf]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| fs::read(path).unwrap()).collect()
 }
+
+/// Blocks that are there may be holes for the most part, and hosts without a way to zero a range may punch it instead.
+#[test]
+fn a_fixed_image_has_the_space_of_all_its_blocks() {
+    use std::os::unix::fs::MetadataExt;
+    // Both in memory and on the disk.
+    for folder in [TempDir::new().unwrap(), TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap()] {
+        let path = folder.path().join("d.vhdx");
+        drop(avhdx::CreateOptions::dynamic(24 * MIB).block_size(8 << 20).create(&path).unwrap());
+        let chain = OpenOptions::new().writable(true).open(&path).unwrap();
+        avhdx::Disk::write_at(&chain, b"hello", 5000).unwrap();
+        drop(chain);
+        let held = || fs::metadata(&path).unwrap().blocks() * 512;
+        assert!(held() < 4 * MIB, "{}", held());
+        let forecast = Provision::fixed().forecast(&path).unwrap();
+        assert!(forecast.peak > 23 * MIB, "{}", forecast.peak);
+        Provision::fixed().run(&path).unwrap();
+        assert!(held() >= 24 * MIB, "{} bytes in {}", held(), path.display());
+        let mut expected = vec![0; 24 << 20];
+        expected[5000..5005].copy_from_slice(b"hello");
+        assert!(Chain::open([&path]).unwrap().flat(0).unwrap() == expected);
+    }
+}
+
+/// Damage is found before anything changes, as in the forecast.
+#[test]
+fn a_state_without_meaning_is_refused_before_the_file_changes() {
+    let folder = TempDir::new().unwrap();
+    let mut base = dynamic();
+    base.bat_override.insert(6, 4);
+    let mut child = dynamic().new_child();
+    child.bat_override.insert(5, 4);
+    child.put(1, Block::full(Data::Pattern(9)));
+    let paths = write_chain(folder.path(), &[dynamic(), child]);
+    let odd = folder.path().join("odd.vhdx");
+    base.write_to(&odd);
+    let other = folder.path().join("other.vhdx");
+    Image::dynamic(7 * MIB + 4096).write_to(&other);
+    let before = [&odd, &paths[1]].map(|path| fs::read(path).unwrap());
+    let errors = [
+        Provision::fixed().forecast(&odd).map(drop),
+        Provision::fixed().run(&odd).map(drop),
+        avhdx::ops::Rebase::new(&other).forecast(&paths[1]).map(drop),
+        avhdx::ops::Rebase::new(&other).run(&paths[1]).map(drop),
+    ];
+    for error in errors {
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Damaged);
+    }
+    assert!([&odd, &paths[1]].map(|path| fs::read(path).unwrap()) == before);
+}

@@ -265,7 +265,11 @@ fn a_killed_merge_is_resumed() {
     // The number of kills before, during and after the merge.
     let (mut before, mut within, mut after) = (0, 0, 0);
     let kills = kills();
-    for _ in 0..kills {
+    for round in 0..4 * kills {
+        // On a busy machine, few meet a merge.
+        if round >= kills && within >= kills / 6 {
+            break;
+        }
         machine.checkpoint_and_write(&mut rng);
         machine.checkpoint_and_write(&mut rng);
         // The tip or the layer below it.

@@ -26,7 +26,11 @@ impl CompactForecast {
             })?,
             None => None,
         };
-        Ok(Self { outcome: survey.outcome, read, peak, available, on })
+        let mut outcome = survey.outcome;
+        if let (true, Some(writer)) = (outcome.punched.is_some(), op.writer()) {
+            outcome.file_len = writer.file_len_at_rest();
+        }
+        Ok(Self { outcome, read, peak, available, on })
     }
 
     /// Refuses a compaction that needs more space than there is.

@@ -167,7 +167,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "payload.copy",
             "payload.read",
             "payload.write",
-            "payload.zero",
+            "space.reserve",
             "raw.flush",
             "raw.punch",
             "raw.read",
