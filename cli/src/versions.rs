@@ -180,7 +180,15 @@ fn version(tree: &FileSystem, typed: &[u8]) -> avhdx_files::Result<Version> {
     let (path, stream) = volume::split(tree, typed);
     let entry = tree.resolve(path)?;
     let modified = entry.times().modified.map(|time| exact(time.seconds, time.nanoseconds));
-    let kind = entry.kind().unwrap_or(Kind::Other("unknown"));
+    let Some(kind) = entry.kind() else {
+        // Says why nothing is known of it.
+        return tree.open(&entry, stream).map(|file| Version {
+            kind: Kind::File,
+            size: file.size(),
+            modified: None,
+            sha256: None,
+        });
+    };
     if kind != Kind::File && stream.is_none() {
         return Ok(Version { kind, size: 0, modified, sha256: None });
     }

@@ -16,7 +16,7 @@ use crate::volumes::Volumes;
 /// ```no_run
 /// use std::sync::Arc;
 ///
-/// use avhdx::{DiffChain, Disk, Source};
+/// use avhdx::{DiffChain, DiskExt, Source};
 /// use avhdx_files::{Options, Seen};
 ///
 /// let chain = DiffChain::open("web_77F0.avhdx")?;

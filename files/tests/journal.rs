@@ -83,3 +83,28 @@ fn what_waits_in_a_journal_is_shown() {
         assert_same(walked(&tree(&clean)), &expected);
     }
 }
+
+/// A file system that grew while it was in use has its new superblock in the journal alone.
+#[test]
+fn a_superblock_that_waits_in_the_journal_counts() {
+    let model = BTreeMap::from([("one".to_owned(), Model::File(bytes(1, 3000)))]);
+    for block in ["1024", "4096"] {
+        let features = "64bit,^metadata_csum";
+        let Some(image) = ext_of(&model, "ext4", block, features) else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        std::fs::write(&path, &image).unwrap();
+        let size: usize = block.parse().unwrap();
+        let mut first = image[1024 / size * size..][..size].to_vec();
+        first[1024 % size + 120..][..7].copy_from_slice(b"of log\0");
+        let new = folder.path().join("new");
+        std::fs::write(&new, &first).unwrap();
+        let commands = format!("jo\njw -b {} {}\njc\n", 1024 / size, new.display());
+        if debugfs(&path, &commands).is_none() {
+            return;
+        }
+        let read = tree(&std::fs::read(&path).unwrap());
+        assert_eq!(read.label(), Some("of log"));
+        assert!(read.lookup(b"one").is_ok());
+    }
+}

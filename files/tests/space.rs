@@ -53,13 +53,14 @@ fn by_dumpe2fs(image: &Path, block: u64, cluster: u64) -> Option<Vec<Range<u64>>
 fn free_blocks_of_ext_are_those_that_dumpe2fs_lists() {
     let folder = tempfile::tempdir().unwrap();
     let image = folder.path().join("image");
-    let volumes: [(&str, u64, u64, &str); 7] = [
+    let volumes: [(&str, u64, u64, &str); 8] = [
         ("ext4", 4096, 1200, ""),
         ("ext4", 1024, 300, ""),
         ("ext4", 1024, 120, "^flex_bg,^resize_inode"),
         ("ext4", 1024, 200, "^flex_bg,^64bit,^metadata_csum,uninit_bg"),
         ("ext4", 4096, 900, "meta_bg,^resize_inode"),
         ("ext4", 4096, 700, "bigalloc,sparse_super2,^resize_inode"),
+        ("ext4", 1024, 200, "bigalloc,^resize_inode"),
         ("ext2", 1024, 100, "^sparse_super,^resize_inode"),
     ];
     for (kind, block, mib, features) in volumes {

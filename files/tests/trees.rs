@@ -175,3 +175,44 @@ fn what_is_read_is_recorded() {
     changed[..512].copy_from_slice(&image[..512]);
     assert!(look(&changed) == (bytes, touched));
 }
+
+/// Only some clusters of a file are kept in memory, and its pieces are found from them in any order.
+#[test]
+fn a_file_of_fat_in_thousands_of_pieces_is_read_from_anywhere() {
+    let Some(mut image) = images::fat_of(&BTreeMap::new(), "16") else { return };
+    let number = |at: usize| usize::from(u16::from_le_bytes([image[at], image[at + 1]]));
+    let (sector, cluster) = (number(11), number(11) * usize::from(image[13]));
+    let (reserved, tables, per_table) = (number(14), usize::from(image[16]), number(22));
+    let root = (reserved + tables * per_table) * sector;
+    let data = root + number(17) * 32;
+    // Every third cluster, backwards in the second half.
+    let mut chain: Vec<usize> = (0..3500).map(|n| 2 + n * 3).collect();
+    chain[1800..].reverse();
+    let mut bytes = vec![0; chain.len() * cluster - 77];
+    avhdx_testkit::rng::pattern(9, 0, &mut bytes);
+    for (n, of) in chain.iter().enumerate() {
+        let next = chain.get(n + 1).map_or(0xFFFF, |next| *next as u16).to_le_bytes();
+        for table in 0..tables {
+            let at = (reserved + table * per_table) * sector + 2 * of;
+            image[at..at + 2].copy_from_slice(&next);
+        }
+        let part = &bytes[n * cluster..bytes.len().min((n + 1) * cluster)];
+        image[data + (of - 2) * cluster..][..part.len()].copy_from_slice(part);
+    }
+    let free = (root..data).step_by(32).find(|at| image[*at] == 0).unwrap();
+    image[free..free + 11].copy_from_slice(b"PIECES  BIN");
+    image[free + 26..free + 28].copy_from_slice(&2_u16.to_le_bytes());
+    image[free + 28..free + 32].copy_from_slice(&(bytes.len() as u32).to_le_bytes());
+    let tree = tree(&image);
+    let file = tree.lookup(b"pieces.bin").unwrap();
+    let mut read = tree.open(&file, None).unwrap();
+    assert!(read.read_to_end(1 << 30).unwrap() == bytes);
+    let mut rng = avhdx_testkit::rng::Rng::new(3);
+    for _ in 0..200 {
+        let at = rng.below(bytes.len() as u64);
+        let len = 1 + rng.below((bytes.len() as u64 - at).min(9000));
+        let mut found = vec![0; len as usize];
+        read.read_at(&mut found, at).unwrap();
+        assert!(found == bytes[at as usize..(at + len) as usize], "{len} bytes at {at}");
+    }
+}

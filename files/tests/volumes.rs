@@ -110,6 +110,18 @@ fn a_gpt_is_read_with_sectors_of_either_size() {
     }
 }
 
+/// A raw disk says nothing of its sectors.
+#[test]
+fn a_gpt_of_large_sectors_is_found_on_a_raw_disk() {
+    let Some(bytes) = gpt(4096) else { return };
+    let names = |sector| -> Vec<String> {
+        let volumes = Volumes::of(disk(&bytes, sector)).unwrap();
+        assert_eq!(volumes.scheme(), Some("GPT"));
+        volumes.iter().map(|volume| format!("{volume:?}")).collect()
+    };
+    assert_eq!(names(512), names(4096));
+}
+
 #[test]
 fn the_second_copy_of_a_gpt_serves_where_the_first_is_bad() {
     let Some(good) = gpt(512) else { return };

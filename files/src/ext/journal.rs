@@ -36,7 +36,8 @@ struct Logged {
 
 /// Reads the journal in this inode; also returns whether that is all that waits.
 pub(super) fn read(shape: &Shape, inode: Inode) -> Result<(HashMap<u64, Waiting>, bool)> {
-    let (block, blocks) = (shape.block, shape.blocks);
+    // The file system may have grown in a transaction that waits.
+    let (block, blocks) = (shape.block, shape.blocks.max(shape.bytes.len() / shape.block));
     let mut file = File::new(shape.clone(), inode);
     let mut head = [0; 1024];
     let damaged = |what: String| Error::damaged("ext.journal", what);

@@ -23,6 +23,8 @@ const SUPERBLOCK_LEN: usize = 1024;
 const ROOT: u32 = 2;
 /// A folder has no more bytes.
 const MOST_FOLDER: u64 = 2 << 30;
+/// A folder with more names of no inode is none.
+const MOST_BROKEN: usize = 1 << 12;
 /// A link leads no further.
 const MOST_TARGET: u64 = 4096;
 
@@ -44,7 +46,7 @@ pub(crate) struct Ext {
 
 impl Ext {
     pub(crate) fn open(bytes: Bytes) -> Result<Self> {
-        let raw = bytes.read(SUPERBLOCK, SUPERBLOCK_LEN)?;
+        let mut raw = bytes.read(SUPERBLOCK, SUPERBLOCK_LEN)?;
         let (compatible, incompatible) = (u32_at(&raw, 92), u32_at(&raw, 96));
         if incompatible & !KNOWN != 0 {
             let message =
@@ -52,14 +54,7 @@ impl Ext {
             return Err(Error::unsupported("ext.feature", message));
         }
         let mut shape = Shape::of(&raw, bytes)?;
-        let space = Space::of(&raw)?;
         let mut warnings = Vec::new();
-        let (len, held) = (shape.bytes.len(), shape.blocks.saturating_mul(shape.block));
-        if held > len {
-            warnings.push(format!(
-                "the file system has {held} bytes and the volume {len}: what lies behind its end is not read"
-            ));
-        }
         if incompatible & NEEDS_RECOVERY != 0 && compatible & HAS_JOURNAL != 0 {
             let number = match u32_at(&raw, 224) {
                 0 => 8,
@@ -67,12 +62,26 @@ impl Ext {
             };
             let (waiting, is_whole) = journal::read(&shape, Inode::read(&shape, number)?)?;
             shape.waiting = waiting.into();
+            // The superblock may wait too, as after the file system grew in use.
+            if shape.waiting.contains_key(&(SUPERBLOCK / shape.block)) {
+                shape.read(&mut raw, SUPERBLOCK / shape.block, SUPERBLOCK % shape.block)?;
+                let mut grown = Shape::of(&raw, shape.bytes)?;
+                grown.waiting = shape.waiting;
+                shape = grown;
+            }
             let warning =
                 "the file system was in use: it is shown with the changes that wait in its journal";
             warnings.push(warning.into());
             if !is_whole {
                 warnings.push("the journal has fast commits, which are not shown".into());
             }
+        }
+        let space = Space::of(&raw)?;
+        let (len, held) = (shape.bytes.len(), shape.blocks.saturating_mul(shape.block));
+        if held > len {
+            warnings.push(format!(
+                "the file system has {held} bytes and the volume {len}: what lies behind its end is not read"
+            ));
         }
         let kind = match () {
             () if incompatible & (HAS_EXTENTS | IS_64_BIT) != 0 => "ext4",
@@ -159,11 +168,17 @@ impl System for Ext {
     }
 
     fn list(&self, folder: &Item) -> Result<Vec<Item>> {
-        let mut items = Vec::new();
+        let (mut items, mut broken) = (Vec::new(), 0);
         self.names(&self.inode(folder)?, |name, number| {
-            items.push(self.item(name.to_vec(), number));
-            check_count(items.len()).is_err()
+            let item = self.item(name.to_vec(), number);
+            broken += usize::from(item.facts.is_err());
+            items.push(item);
+            broken > MOST_BROKEN || check_count(items.len()).is_err()
         })?;
+        if broken > MOST_BROKEN {
+            let message = format!("the folder has more than {MOST_BROKEN} names of no inode");
+            return Err(Error::damaged("ext.folder", message));
+        }
         check_count(items.len())?;
         Ok(items)
     }

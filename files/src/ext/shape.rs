@@ -134,7 +134,7 @@ impl Shape {
                 let first = meta * per_block;
                 self.first_block + first * self.of_group + u64::from(self.has_superblock(first))
             }
-            _ => self.first_block + 1 + meta,
+            _ => self.superblock() + 1 + meta,
         };
         let mut descriptor = [0; 64];
         let len = self.descriptor_len.min(64) as usize;
@@ -156,6 +156,11 @@ impl Shape {
         let mut raw = vec![0; self.inode_len];
         self.read(&mut raw, table.saturating_add(at / self.block), at % self.block)?;
         Ok(raw)
+    }
+
+    /// The block with the superblock.
+    pub(super) fn superblock(&self) -> u64 {
+        1024 / self.block
     }
 
     /// Whether a group begins with a copy of the superblock.

@@ -131,7 +131,9 @@ impl Space {
             _ if has_copy => 1 + descriptors,
             _ => 0,
         };
-        take(first..first + head);
+        // With clusters of blocks of 1 KiB, the first group begins a block before the superblock.
+        let before = if group == 0 { shape.superblock().saturating_sub(first) } else { 0 };
+        take(first..first + before + head);
         let from = kept.partition_point(|range| range.end <= first);
         let of_group = first + shape.of_group;
         kept[from..].iter().take_while(|range| range.start < of_group).for_each(|range| {

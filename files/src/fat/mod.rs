@@ -222,14 +222,7 @@ impl System for Fat {
         let Node::Cluster { first, size, .. } = file.node else {
             return Err(Error::damaged("fat.node", "this is no file of FAT"));
         };
-        let len = u64::from(size);
-        let runs = if size == 0 { Vec::new() } else { self.shape.chain(first, len)? };
-        let held: u64 = runs.iter().map(|run| run.end - run.start).sum();
-        if held < len {
-            let message = format!("the file has {len} bytes, and its clusters only {held}");
-            return Err(Error::damaged("fat.short", message));
-        }
-        Ok(Box::new(File { bytes: self.shape.bytes.clone(), runs, len }))
+        Ok(Box::new(File::open(&self.shape, first, size.into())?))
     }
 
     fn target(&self, _: &Item) -> Result<Vec<u8>> {
@@ -274,6 +267,11 @@ impl System for Fat {
     }
 }
 
+fn circle(first: u32) -> Error {
+    let message = format!("the clusters from {first} on form a circle");
+    Error::damaged("fat.circle", message)
+}
+
 /// The entry of 12 bits of a cluster, from the two bytes that it lies in.
 fn half_entry(both: u16, cluster: u32) -> u16 {
     if cluster & 1 == 0 { both & 0xFFF } else { both >> 4 }
@@ -286,15 +284,10 @@ impl Shape {
         let mut runs: Vec<Range<u64>> = Vec::new();
         let (mut cluster, mut held, mut count) = (first, 0, 0);
         while held < most {
-            if !(2..self.end).contains(&cluster) {
-                let message =
-                    format!("cluster {cluster} is none of the {} there are", self.end - 2);
-                return Err(Error::damaged("fat.cluster", message));
-            }
+            self.check(cluster)?;
             count += 1;
             if count > self.end {
-                let message = format!("the clusters from {first} on form a circle");
-                return Err(Error::damaged("fat.circle", message));
+                return Err(circle(first));
             }
             let start = self.data + u64::from(cluster - 2) * self.cluster;
             match runs.last_mut() {
@@ -308,6 +301,14 @@ impl Shape {
             }
         }
         Ok(runs)
+    }
+
+    fn check(&self, cluster: u32) -> Result<()> {
+        if (2..self.end).contains(&cluster) {
+            return Ok(());
+        }
+        let message = format!("cluster {cluster} is none of the {} there are", self.end - 2);
+        Err(Error::damaged("fat.cluster", message))
     }
 
     /// The next cluster of a chain; `None` at its end.
@@ -327,10 +328,63 @@ impl Shape {
     }
 }
 
+/// A file. Of its chain only some clusters are kept, from which the others are found: a chain may have millions.
 struct File {
-    bytes: Bytes,
-    runs: Vec<Range<u64>>,
+    shape: Shape,
     len: u64,
+    /// The number of each [`EACH`]th cluster, from the first on.
+    marks: Vec<u32>,
+    /// A cluster by its place in the chain: where the last read has ended.
+    last: (u64, u32),
+}
+
+/// How many clusters lie between two that are kept.
+const EACH: u64 = 1024;
+
+impl File {
+    /// Follows the chain of the file as far as its bytes need. Refuses one that returns to itself: it is longer than there
+    /// are clusters.
+    fn open(shape: &Shape, first: u32, len: u64) -> Result<Self> {
+        let needed = len.div_ceil(shape.cluster);
+        let mut marks = Vec::new();
+        let mut cluster = first;
+        for place in 0..needed {
+            shape.check(cluster)?;
+            if place > shape.end.into() {
+                return Err(circle(first));
+            }
+            if place % EACH == 0 {
+                marks.push(cluster);
+            }
+            if place + 1 == needed {
+                break;
+            }
+            cluster = shape.next(cluster)?.ok_or_else(|| {
+                let held = (place + 1) * shape.cluster;
+                let message = format!("the file has {len} bytes, and its clusters only {held}");
+                Error::damaged("fat.short", message)
+            })?;
+        }
+        Ok(Self { shape: shape.clone(), len, marks, last: (0, first) })
+    }
+
+    /// The cluster at a place of the chain.
+    fn cluster(&mut self, place: u64) -> Result<u32> {
+        let mark = place / EACH * EACH;
+        let (mut at, mut cluster) = match self.last {
+            (at, cluster) if (mark..=place).contains(&at) => (at, cluster),
+            _ => (mark, self.marks[(mark / EACH) as usize]),
+        };
+        while at < place {
+            let next = self.shape.next(cluster)?;
+            // The table may have changed since the file was opened.
+            cluster = next.ok_or_else(|| Error::damaged("fat.short", "the chain ends early"))?;
+            self.shape.check(cluster)?;
+            at += 1;
+        }
+        self.last = (at, cluster);
+        Ok(cluster)
+    }
 }
 
 impl Stream for File {
@@ -339,20 +393,23 @@ impl Stream for File {
     }
 
     fn read_at(&mut self, buf: &mut [u8], offset: u64) -> Result<()> {
-        let (mut rest, mut skip) = (buf, offset);
-        for run in &self.runs {
-            let len = run.end - run.start;
-            if skip >= len {
-                skip -= len;
-                continue;
+        let size = self.shape.cluster;
+        let (mut rest, mut at) = (buf, offset);
+        while !rest.is_empty() {
+            let (mut place, within) = (at / size, at % size);
+            let start = self.shape.data + u64::from(self.cluster(place)? - 2) * size;
+            // Clusters that follow each other are read at once.
+            let mut held = size - within;
+            while held < rest.len() as u64 {
+                let behind = self.shape.data + u64::from(self.cluster(place + 1)? - 2) * size;
+                if behind != start + within + held {
+                    break;
+                }
+                (place, held) = (place + 1, held + size);
             }
-            let count = rest.len().min((len - skip) as usize);
-            let (now, later) = rest.split_at_mut(count);
-            self.bytes.read_at(now, run.start + skip)?;
-            (rest, skip) = (later, 0);
-            if rest.is_empty() {
-                break;
-            }
+            let (now, later) = rest.split_at_mut(rest.len().min(held as usize));
+            self.shape.bytes.read_at(now, start + within)?;
+            (rest, at) = (later, at + held);
         }
         Ok(())
     }

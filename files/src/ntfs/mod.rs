@@ -46,6 +46,8 @@ const MOST_CLUSTER: u64 = 2 << 20;
 const MOST_RECORD: u64 = 64 << 10;
 /// NTFS bounds the list of the attributes of a file to this.
 const MOST_LIST: u64 = 256 << 10;
+/// A file in more pieces takes too much memory.
+const MOST_RUNS: usize = 1 << 19;
 const MOST_REPARSE: u64 = 16 << 10;
 const UPCASE_LEN: u64 = 128 << 10;
 /// The attributes of a file whose bytes come from somewhere once they are read.
@@ -161,12 +163,21 @@ impl Ntfs {
         let list = self.shape.held(std::slice::from_ref(list))?.read_all(MOST_LIST)?;
         let others: BTreeSet<u64> =
             record::listed(&list)?.into_iter().map(|listed| listed.record).collect();
+        let count = |attributes: &[Attribute]| -> usize {
+            attributes.iter().map(|attribute| attribute.runs()).sum()
+        };
+        let mut runs = count(&base.attributes);
         for other in others.into_iter().filter(|other| *other != number) {
+            if runs > MOST_RUNS {
+                let message = format!("the file lies in more than {MOST_RUNS} pieces");
+                return Err(Error::new(ErrorKind::Limit, "files.pieces", message));
+            }
             let more = self.record(other)?;
             if !more.is_used || more.base != number {
                 let message = format!("file record {other} does not continue {number}");
                 return Err(Error::damaged("ntfs.record", message));
             }
+            runs += count(&more.attributes);
             base.attributes.extend(more.attributes);
         }
         Ok(File(base))
@@ -521,6 +532,14 @@ impl File {
 }
 
 impl Attribute {
+    /// In how many pieces the attribute lies.
+    fn runs(&self) -> usize {
+        match &self.value {
+            Value::Resident(_) => 0,
+            Value::Outside { runs, .. } => runs.len(),
+        }
+    }
+
     fn lowest(&self) -> u64 {
         match self.value {
             Value::Resident(_) => 0,

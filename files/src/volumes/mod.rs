@@ -68,12 +68,19 @@ impl Volumes {
     /// use.
     pub fn of(disk: Arc<dyn Disk>) -> Result<Self> {
         let geometry = disk.geometry();
-        let sector = u64::from(geometry.logical_sector).clamp(512, 4096);
+        let own = u64::from(geometry.logical_sector).clamp(512, 4096);
         let bytes = Bytes::new(Arc::clone(&disk), 0..geometry.size);
         bytes.record();
         let first = bytes.read(0, geometry.size.min(512) as usize)?;
         let records = mbr::records(&first);
-        let has_gpt = gpt::is_there(&bytes, sector)?;
+        // A raw disk does not tell its sectors: its GPT does.
+        let mut sector = None;
+        for size in [own, 512, 4096] {
+            if sector.is_none() && gpt::is_there(&bytes, size)? {
+                sector = Some(size);
+            }
+        }
+        let (has_gpt, sector) = (sector.is_some(), sector.unwrap_or(own));
         let whole = content::recognize(&bytes)?;
         let table = match records {
             Some(records) if mbr::is_protective(&records) && has_gpt => {

@@ -94,6 +94,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "files.offline",
             "files.outside",
             "files.panic",
+            "files.pieces",
             "files.partition-place",
             "files.range",
             "files.reparse",
