@@ -209,6 +209,8 @@ fn stands_for(
         "PLAIN" => Some(argument(&plain(file?))),
         "RENAMED" => typed.map(|typed| format!("avhdx {}", words(&renamed(&typed.words, file)))),
         "VERB" => Some(typed.map_or_else(String::new, |typed| typed.verb.clone())),
+        "FORMAT" => Some(words(typed.map_or(&[][..], |typed| &typed.format))),
+        "ON" => Some(words(typed.map_or(&[][..], |typed| &typed.volume))),
         "PARENTS" => Some(words(typed.map_or(&[][..], |typed| &typed.parents))),
         "AGAIN" => typed.map(|typed| format!("avhdx {}", words(&typed.words))),
         "ELSEWHERE" => {

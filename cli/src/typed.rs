@@ -33,6 +33,10 @@ pub(crate) struct Typed {
     other: Option<OsString>,
     /// The flags that say where parents are.
     pub(crate) parents: Vec<OsString>,
+    /// The flag of a format other than VHDX.
+    pub(crate) format: Vec<OsString>,
+    /// The flag that chooses a volume of the disk.
+    pub(crate) volume: Vec<OsString>,
 }
 
 /// Stores the command line.
@@ -80,7 +84,13 @@ impl Typed {
             let flag = OsString::from(format!("--{}", id.replace('_', "-")));
             values(matches, id).into_iter().flat_map(move |value| [flag.clone(), value])
         });
+        let flag = |id: &str| {
+            let value = values(matches, id).into_iter().find(|value| value != "vhdx");
+            value.map_or_else(Vec::new, |value| vec![format!("--{id}").into(), value])
+        };
         Some(Self {
+            format: flag("format"),
+            volume: flag("volume"),
             words: args.iter().skip(1).cloned().collect(),
             verb: verb.into(),
             image: one(&["image", "a", "parent", "places"]),

@@ -11,7 +11,7 @@
 /// - `FILE`: the file concerned, or else the image; `FOLDER`: its folder;
 /// - `ELSEWHERE`: the command typed, with another output name;
 /// - `PLAIN`: the file concerned under a name that can be recorded; `RENAMED`: the command typed with that name;
-/// - `VERB`; `PARENTS`: the flags that say where parents are;
+/// - `VERB`; `PARENTS`: the flags that say where parents are; `FORMAT`: that of a raw input; `ON`: that of a volume;
 /// - `AGAIN`: the command typed. The row's command is dropped if the verb does not take the flags that follow. Alone it
 ///   would fail again: something else comes with it, a flag, a redirection or a command before it.
 pub(crate) type Row = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -470,23 +470,27 @@ pub(crate) const ROWS: &[Row] = &[
         &["avhdx check PARENTS IMAGE"],
     ),
     // File systems on the disk.
-    ("files.volume-unknown", &[], &["avhdx ls PARENTS IMAGE --volumes  # lists the volumes"]),
+    (
+        "files.volume-unknown",
+        &[],
+        &["avhdx ls PARENTS FORMAT IMAGE --volumes  # lists the volumes"],
+    ),
     (
         "files.volume-ambiguous",
         &[],
-        &["avhdx ls PARENTS IMAGE --volumes  # lists the volumes", "AGAIN --volume VOLUME"],
+        &["avhdx ls PARENTS FORMAT IMAGE --volumes  # lists the volumes", "AGAIN --volume VOLUME"],
     ),
-    ("files.not-found", &[], &["avhdx ls PARENTS IMAGE  # lists the files at the top"]),
+    ("files.not-found", &[], &["avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"]),
     (
         "files.*",
         &[],
         &[
-            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
-            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+            "avhdx ls PARENTS FORMAT IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS FORMAT IMAGE > OUT.raw  # the bytes of the disk",
         ],
     ),
     ("versions.image", &["name the tip of a chain"], &["avhdx versions --help"]),
-    ("versions.none", &[], &["avhdx ls PARENTS IMAGE  # lists the files at the top"]),
+    ("versions.none", &[], &["avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"]),
     ("cp.folder", &[], &["AGAIN -r"]),
     ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
     ("cp.write", &["the folder that DEST lies in has to exist"], &["avhdx cp --help"]),
@@ -494,24 +498,24 @@ pub(crate) const ROWS: &[Row] = &[
         "ext.*",
         &["what else the disk holds can be read all the same"],
         &[
-            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
-            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+            "avhdx ls PARENTS FORMAT IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS FORMAT IMAGE > OUT.raw  # the bytes of the disk",
         ],
     ),
     (
         "fat.*",
         &["what else the disk holds can be read all the same"],
         &[
-            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
-            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+            "avhdx ls PARENTS FORMAT IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS FORMAT IMAGE > OUT.raw  # the bytes of the disk",
         ],
     ),
     (
         "ntfs.*",
         &["what else the disk holds can be read all the same"],
         &[
-            "avhdx ls PARENTS IMAGE --volumes  # lists the volumes",
-            "avhdx read PARENTS IMAGE > OUT.raw  # the bytes of the disk",
+            "avhdx ls PARENTS FORMAT IMAGE --volumes  # lists the volumes",
+            "avhdx read PARENTS FORMAT IMAGE > OUT.raw  # the bytes of the disk",
         ],
     ),
     // Content of the file.

@@ -11,6 +11,8 @@ pub fn inside() -> Vec<Case> {
         case("files.volume-unknown", 2, with_files, "cat pc.vhdx -p 7 notes.txt"),
         case("files.volume-ambiguous", 2, two_volumes, "ls pc.vhdx").filled(&[("VOLUME", "1")]),
         case("files.not-found", 2, with_files, "cat pc.vhdx nothing.txt"),
+        case("files.not-found", 2, raw, "cat pc.raw -f raw nothing.txt"),
+        case("files.not-found", 2, two_volumes, "cat pc.vhdx -p 2 nothing.txt"),
         case("files.*", 2, with_files, "cat pc.vhdx logs"),
         case("files.*", 7, |folder| of_bytes(folder, vec![0; 1 << 20]), "ls pc.vhdx"),
         case("fat.*", 4, without_clusters, "cat pc.vhdx logs/today.txt"),
@@ -29,6 +31,11 @@ pub fn inside() -> Vec<Case> {
 fn of_bytes(folder: &Folder, bytes: Vec<u8>) {
     fs::write(folder.file("pc.raw"), bytes).unwrap();
     folder.run("convert -f raw pc.raw -O vhdx pc.vhdx").expect(0);
+}
+
+/// A volume with files, without a format around it.
+fn raw(folder: &Folder) {
+    fs::write(folder.file("pc.raw"), volume()).unwrap();
 }
 
 /// A disk of zeros with a few bytes in one place.
