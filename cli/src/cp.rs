@@ -592,8 +592,10 @@ impl Copier<'_> {
         let number = |of: u64, noun| count(usize::try_from(of).unwrap_or(usize::MAX), noun);
         if self.streams > 0 {
             let streams = number(self.streams, "alternate data stream");
-            let message =
-                format!("{streams} not copied; `avhdx ls` lists them, and SRC:STREAM names one");
+            let verb = if self.streams == 1 { "is" } else { "are" };
+            let message = format!(
+                "{streams} {verb} not copied; `avhdx ls` lists them, and SRC:STREAM names one"
+            );
             console.note("cp.streams", &message);
         }
         if self.again > 0 {
