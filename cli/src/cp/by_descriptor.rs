@@ -76,7 +76,7 @@ impl Folder {
             if is_other { io::ErrorKind::AlreadyExists.into() } else { error }
         })?;
         // Another may have taken the place of the one that was made.
-        let is_made = is_made && is_private(&fd)?;
+        let is_made = is_made && is_as_made(&fd)?;
         Ok((Self { fd, path: self.path.join(name) }, is_made))
     }
 
@@ -194,12 +194,22 @@ fn open_folder(at: impl AsFd, name: &OsStr, more: OFlags) -> io::Result<OwnedFd>
     }
 }
 
-/// Whether a folder is this user's, and nobody else's.
-fn is_private(fd: &OwnedFd) -> io::Result<bool> {
+/// Whether a folder is this user's and, like one just made, private; or at least empty, as not every host keeps permissions.
+fn is_as_made(fd: &OwnedFd) -> io::Result<bool> {
     let stat = fstat(fd)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Ok(false);
+    }
     let others = Mode::RWXG | Mode::RWXO;
-    let is_own = stat.st_uid == rustix::process::geteuid().as_raw();
-    Ok(is_own && (Mode::from_raw_mode(stat.st_mode) & others).is_empty())
+    if (Mode::from_raw_mode(stat.st_mode) & others).is_empty() {
+        return Ok(true);
+    }
+    for entry in rustix::fs::Dir::read_from(fd)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A file without a name; `None` where the host has none.

@@ -489,7 +489,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("versions.none", &[], &["avhdx ls PARENTS IMAGE  # lists the files at the top"]),
     ("cp.folder", &[], &["AGAIN -r"]),
     ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
-    ("cp.write", &[], &["ELSEWHERE  # OUT: a folder of yours, or a new name in one"]),
+    ("cp.write", &[], &["ELSEWHERE"]),
     (
         "ext.*",
         &["what else the disk holds can be read all the same"],
