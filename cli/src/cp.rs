@@ -145,7 +145,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         }
         found.push(source);
     }
-    let is_named_as_folder = to.as_os_str().as_encoded_bytes().ends_with(b"/");
+    let end = to.as_os_str().as_encoded_bytes().last();
+    let is_named_as_folder = end.is_some_and(|end| std::path::is_separator(char::from(*end)));
     let to_file = !into_folder && found.iter().any(|source| !source.is_folder());
     if to_file && is_named_as_folder || !into_folder && to.file_name().is_none() {
         return Err(no_folder(to, "there is no such folder"));
