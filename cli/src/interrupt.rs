@@ -1,5 +1,6 @@
 //! Ctrl-C and SIGTERM: the program cleans up and exits with code 130.
 
+use std::fmt;
 use std::mem;
 use std::process;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,10 +21,17 @@ pub(crate) enum InProgress {
     Nothing,
     /// An unfinished file, to be removed.
     Draft(Arc<Draft<'static>>),
+    /// Copies that know themselves what to clean up.
+    Copies(Arc<dyn Unfinished>),
     /// An image open for writing, to be closed.
     Image(DiffChain),
     /// An operation, which polls this flag and stops where it can be resumed.
     Operation(Arc<AtomicBool>),
+}
+
+/// Work of which an interruption leaves what is complete.
+pub(crate) trait Unfinished: fmt::Debug + Send + Sync {
+    fn abandon(&self);
 }
 
 /// The work in progress. An interruption waits for this lock and keeps it until the program exits.
@@ -59,6 +67,10 @@ fn clean_up(in_progress: InProgress) -> Failure {
         InProgress::Draft(draft) => {
             draft.discard();
             Failure::interrupted("interrupted; the unfinished file was removed")
+        }
+        InProgress::Copies(copies) => {
+            copies.abandon();
+            Failure::interrupted("interrupted; files copied up to here stay")
         }
         InProgress::Image(image) => match image.close() {
             Ok(()) => Failure::interrupted(

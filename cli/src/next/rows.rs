@@ -493,7 +493,7 @@ pub(crate) const ROWS: &[Row] = &[
     ("versions.none", &[], &["avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"]),
     ("cp.folder", &[], &["AGAIN -r"]),
     ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
-    ("cp.write", &["the folder that DEST lies in has to exist"], &["avhdx cp --help"]),
+    ("cp.write", &[], &["ELSEWHERE"]),
     (
         "ext.*",
         &["what else the disk holds can be read all the same"],

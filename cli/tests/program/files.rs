@@ -1,5 +1,8 @@
 //! `avhdx ls`, `cat` and `cp`: files inside disks, at points in time, and what volumes that lie cannot do.
 
+#[cfg(unix)]
+mod host;
+
 use std::fs;
 use std::time::{Duration, UNIX_EPOCH};
 

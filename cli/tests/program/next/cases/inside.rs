@@ -21,10 +21,18 @@ pub fn inside() -> Vec<Case> {
         case("versions.image", 2, with_files, "versions -f raw pc.vhdx notes.txt"),
         case("versions.none", 2, with_files, "versions pc.vhdx nothing.txt"),
         case("cp.folder", 2, with_files, "cp pc.vhdx logs out"),
-        case("cp.not-folder", 2, with_files, "cp pc.vhdx notes.txt notes.txt out")
+        case("cp.not-folder", 2, with_files, "cp pc.vhdx notes.txt logs/today.txt out"),
+        case("cp.not-folder", 2, with_a_file, "cp pc.vhdx notes.txt logs/today.txt out")
             .filled(&[("DIR", "folder")]),
         case("cp.write", 3, with_files, "cp pc.vhdx notes.txt no/such/folder/x"),
+        case("cp.write", 3, with_a_file, "cp pc.vhdx notes.txt out/x").filled(&[("OUT", "made")]),
     ]
+}
+
+/// Files in a disk, and a file beside it where a folder would do.
+fn with_a_file(folder: &Folder) {
+    folder.with_files("pc.vhdx");
+    fs::write(folder.file("out"), "").unwrap();
 }
 
 /// A disk of these bytes as `pc.vhdx`.

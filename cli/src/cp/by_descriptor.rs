@@ -1,0 +1,330 @@
+//! Folders and files of this machine, by descriptors: whoever swaps a folder for a link meanwhile leads nothing astray.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use rustix::fs::{
+    Access, AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, accessat, fchmod, fstat,
+    futimens, linkat, mkdirat, openat, statat, symlinkat, unlinkat, utimensat,
+};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use super::facts::Facts;
+
+/// What only its owner may use.
+const PRIVATE_FOLDER: Mode = Mode::RWXU;
+const PRIVATE_FILE: Mode = Mode::RUSR.union(Mode::WUSR);
+/// The most bytes of a name within a temporary one.
+const MOST_OF_NAME: usize = 200;
+
+/// An open folder.
+pub(super) struct Folder {
+    fd: OwnedFd,
+    /// For messages alone.
+    path: PathBuf,
+}
+
+/// A file that only its owner may use, until it has its facts and then its name. It is removed unless it is published.
+pub(super) struct Draft {
+    file: File,
+    folder: OwnedFd,
+    /// The temporary name, where the host has no files without names.
+    name: Mutex<Option<Vec<u8>>>,
+}
+
+impl Folder {
+    /// Opens a folder that the user named: links are followed.
+    pub(super) fn open(path: &Path) -> io::Result<Self> {
+        let at = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        let fd = open_folder(rustix::fs::CWD, at.as_os_str(), OFlags::empty())?;
+        Ok(Self { fd, path: path.to_path_buf() })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Fails if nothing can be made here.
+    pub(super) fn check_writable(&self) -> io::Result<()> {
+        match accessat(&self.fd, ".", Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+            // Not every host can tell.
+            Err(error @ (Errno::ACCESS | Errno::ROFS)) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a folder that only its owner may use, or opens one that is there. Returns whether it was made.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] if something else has the name.
+    pub(super) fn make(&self, name: &OsStr) -> io::Result<(Self, bool)> {
+        let is_made = match mkdirat(&self.fd, name, PRIVATE_FOLDER) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(error) => return Err(error.into()),
+        };
+        let fd = open_folder(self.fd.as_fd(), name, OFlags::NOFOLLOW).map_err(|error| {
+            let is_other = !is_made && !self.is_folder(name);
+            if is_other { io::ErrorKind::AlreadyExists.into() } else { error }
+        })?;
+        // Another may have taken the place of the one that was made.
+        let is_made = is_made && is_as_made(&fd)?;
+        Ok((Self { fd, path: self.path.join(name) }, is_made))
+    }
+
+    fn is_folder(&self, name: &OsStr) -> bool {
+        let stat = statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW);
+        stat.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir())
+    }
+
+    /// Whether anything has the name.
+    pub(super) fn has(&self, name: &OsStr) -> bool {
+        statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// Makes a link.
+    pub(super) fn link(&self, target: &[u8], name: &OsStr) -> io::Result<()> {
+        Ok(symlinkat(OsStr::from_bytes(target), &self.fd, name)?)
+    }
+
+    /// Sets the times of a link.
+    pub(super) fn set_link_times(&self, name: &OsStr, facts: &Facts) -> io::Result<()> {
+        Ok(utimensat(&self.fd, name, &timestamps(facts), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    /// Starts a file that will get this name.
+    pub(super) fn start(&self, name: &OsStr) -> io::Result<Draft> {
+        let folder = self.fd.try_clone()?;
+        #[cfg(target_os = "linux")]
+        if let Some(file) = unnamed(&folder)? {
+            return Ok(Draft { file, folder, name: Mutex::new(None) });
+        }
+        Draft::named(folder, name)
+    }
+
+    /// Gives a folder that was made here its facts.
+    pub(super) fn set(&self, facts: &Facts) -> io::Result<()> {
+        // Folders in some folders belong to the same group.
+        let group = Mode::from_raw_mode(fstat(&self.fd)?.st_mode) & Mode::SGID;
+        set(&self.fd, facts, usual_mode(0o777), group)
+    }
+}
+
+impl Draft {
+    fn named(folder: OwnedFd, name: &OsStr) -> io::Result<Self> {
+        let kept = Some(name.as_bytes()).filter(|name| name.len() <= MOST_OF_NAME);
+        let digits = Uuid::new_v4().simple().to_string();
+        let temporary = [b".", kept.unwrap_or(b"long"), b".", digits.as_bytes(), b".tmp"].concat();
+        let flags =
+            OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(&folder, &temporary[..], flags, PRIVATE_FILE)?.into();
+        Ok(Self { file, folder, name: Mutex::new(Some(temporary)) })
+    }
+
+    pub(super) fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    pub(super) fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Sets the facts and gives the file its name. Returns why the facts could not be set, which leaves the file private.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] if something has the name.
+    pub(super) fn publish(&self, name: &OsStr, facts: &Facts) -> io::Result<Option<io::Error>> {
+        let unset = set(&self.file, facts, usual_mode(0o666), Mode::empty()).err();
+        let mut held = self.name.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*held {
+            Some(temporary) => rename(&self.folder, OsStr::from_bytes(temporary), name)?,
+            None => linkat(
+                rustix::fs::CWD,
+                proc_path(&self.file),
+                &self.folder,
+                name,
+                AtFlags::SYMLINK_FOLLOW,
+            )?,
+        }
+        *held = None;
+        Ok(unset)
+    }
+
+    pub(super) fn discard(&self) {
+        let name = self.name.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(name) = name {
+            let _ = unlinkat(&self.folder, &name[..], AtFlags::empty());
+        }
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        self.discard();
+    }
+}
+
+impl fmt::Debug for Folder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Folder").field(&self.path).finish()
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Draft").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+fn open_folder(at: impl AsFd, name: &OsStr, more: OFlags) -> io::Result<OwnedFd> {
+    let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | more;
+    match openat(&at, name, flags | OFlags::RDONLY, Mode::empty()) {
+        // One that may be written to, but not listed.
+        #[cfg(target_os = "linux")]
+        Err(Errno::ACCESS) => Ok(openat(at, name, flags | OFlags::PATH, Mode::empty())?),
+        opened => Ok(opened?),
+    }
+}
+
+/// Whether a folder is this user's and, like one just made, private; or at least empty, as not every host keeps permissions.
+fn is_as_made(fd: &OwnedFd) -> io::Result<bool> {
+    let stat = fstat(fd)?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() {
+        return Ok(false);
+    }
+    let others = Mode::RWXG | Mode::RWXO;
+    if (Mode::from_raw_mode(stat.st_mode) & others).is_empty() {
+        return Ok(true);
+    }
+    for entry in rustix::fs::Dir::read_from(fd)? {
+        if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// A file without a name; `None` where the host has none.
+#[cfg(target_os = "linux")]
+fn unnamed(folder: &OwnedFd) -> io::Result<Option<File>> {
+    let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    match openat(folder, ".", flags, PRIVATE_FILE) {
+        // The path through `/proc` is needed later to name the file.
+        Ok(fd) => Ok(rustix::fs::stat(proc_path(&fd)).is_ok().then(|| fd.into())),
+        // File systems without such files, and kernels that take the flag for `O_DIRECTORY`.
+        Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A path to an open file without a name; naming it by descriptor alone requires root.
+fn proc_path(fd: impl AsFd) -> String {
+    use std::os::fd::AsRawFd;
+    format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd())
+}
+
+/// Renames a file within a folder, unless something has the name.
+fn rename(folder: &OwnedFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_vendor = "apple"))]
+    {
+        use rustix::fs::{RenameFlags, renameat_with};
+        match renameat_with(folder, from, folder, to, RenameFlags::NOREPLACE) {
+            // Some file systems have no rename that refuses to replace.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+            done => return Ok(done?),
+        }
+    }
+    // A second name fails if the name is taken. On file systems without them, all that remains is to check first.
+    match linkat(folder, from, folder, to, AtFlags::empty()) {
+        Ok(()) => return Ok(unlinkat(folder, from, AtFlags::empty())?),
+        Err(Errno::EXIST) => return Err(Errno::EXIST.into()),
+        Err(_) => {}
+    }
+    if statat(folder, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        return Err(Errno::EXIST.into());
+    }
+    Ok(rustix::fs::renameat(folder, from, folder, to)?)
+}
+
+/// Sets the times and permissions of what is open; the permissions too if the times cannot be set.
+fn set(fd: impl AsFd, facts: &Facts, usual: Mode, more: Mode) -> io::Result<()> {
+    let times = futimens(&fd, &timestamps(facts));
+    // The type differs between systems.
+    #[allow(clippy::useless_conversion)]
+    let mode = facts.mode.map_or(usual, |mode| Mode::from_raw_mode(mode.into()));
+    fchmod(&fd, mode | more)?;
+    Ok(times?)
+}
+
+fn timestamps(facts: &Facts) -> Timestamps {
+    let spec = |time: Option<avhdx_files::Time>| match time {
+        Some(time) => Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() },
+        None => Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+    };
+    Timestamps { last_access: spec(facts.accessed), last_modification: spec(facts.modified) }
+}
+
+/// The permissions of what this user makes, where the file system does not keep any.
+fn usual_mode(most: u16) -> Mode {
+    static MASK: OnceLock<Mode> = OnceLock::new();
+    let mask = MASK.get_or_init(|| {
+        // It can be read only by setting it, for a moment to what lets nobody else in.
+        let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
+        rustix::process::umask(mask);
+        mask
+    });
+    #[allow(clippy::useless_conversion)]
+    let most = Mode::from_raw_mode(most.into());
+    most.difference(*mask)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods)]
+    fn a_named_draft_is_private_and_replaces_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(place.path()).unwrap();
+            let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let start = |name: &str| {
+            let draft = Draft::named(folder.fd.try_clone().unwrap(), name.as_ref()).unwrap();
+            draft.write_at(name.as_bytes(), 0).unwrap();
+            draft
+        };
+        let draft = start("a.txt");
+        let temporary = names().remove(0);
+        assert!(temporary.to_str().unwrap().starts_with(".a.txt."), "{temporary:?}");
+        let mode =
+            |name: &OsStr| place.path().join(name).metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&temporary), 0o600);
+        let facts = Facts { mode: Some(0o640), ..Facts::default() };
+        assert!(draft.publish("a.txt".as_ref(), &facts).unwrap().is_none());
+        drop(draft);
+        assert_eq!((names(), mode("a.txt".as_ref())), (vec!["a.txt".into()], 0o640));
+
+        let error = start("other").publish("a.txt".as_ref(), &facts).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(names(), ["a.txt"]);
+        assert_eq!(std::fs::read(place.path().join("a.txt")).unwrap(), b"a.txt");
+        let long = "l".repeat(255);
+        start(&long).publish(long.as_ref(), &facts).unwrap();
+        assert_eq!(names(), ["a.txt", long.as_str()]);
+    }
+}

@@ -1,0 +1,380 @@
+//! `avhdx cp`: what it does to the machine that it copies to, and what that machine may refuse.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{of, rename};
+use crate::common::{Folder, NOTES, Run, volume};
+
+/// A time in the past, for files in volumes.
+const PAST: &str = "@1000000000";
+
+fn run(tool: &str, args: &[&str], folder: &Folder) -> Output {
+    let output = Command::new(tool).args(args).current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{tool}: {output:?}");
+    output
+}
+
+/// A folder with a volume of ext4 as `pc.raw`, with what `fill` makes in its top; `None` without the tool for it.
+fn of_ext(fill: impl FnOnce(&Path)) -> Option<Folder> {
+    let folder = Folder::new();
+    let top = folder.file("tree");
+    fs::create_dir(&top).unwrap();
+    fill(&top);
+    fs::File::create(folder.file("pc.raw")).unwrap().set_len(96 << 20).unwrap();
+    let mut make = Command::new("mkfs.ext4");
+    let made = make.args(["-q", "-F", "-d", "tree", "pc.raw"]).current_dir(folder.path()).output();
+    if made.is_err() && std::env::var_os("AVHDX_INTEROP").is_none() {
+        return None;
+    }
+    assert!(made.as_ref().unwrap().status.success(), "{made:?}");
+    fs::remove_dir_all(top).unwrap();
+    fs::create_dir(folder.file("out")).unwrap();
+    Some(folder)
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+fn set_past(path: &Path) {
+    let done = Command::new("touch").args(["-h", "-d", PAST]).arg(path).status().unwrap();
+    assert!(done.success());
+}
+
+/// A volume with a folder `a` (mode 0750) that holds much, then little, and a link.
+fn of_much() -> Option<Folder> {
+    of_ext(|top| {
+        fs::create_dir(top.join("a")).unwrap();
+        fs::write(top.join("a/1 much"), vec![7; 64 << 20]).unwrap();
+        fs::write(top.join("a/2 little"), "little").unwrap();
+        symlink("2 little", top.join("a/3 link")).unwrap();
+        set_mode(&top.join("a/2 little"), 0o640);
+        for path in ["a/2 little", "a/3 link", "a"] {
+            set_past(&top.join(path));
+        }
+        set_mode(&top.join("a"), 0o750);
+    })
+}
+
+/// Starts a copy of `a` to `out`, and stops it while the first file is written.
+fn stopped(folder: &Folder) -> Child {
+    let mut command = folder.command(["cp", "-f", "raw", "pc.raw", "-r", "a", "out"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    while !folder.file("out/a").exists() {
+        assert!(Instant::now() < until, "no folder was made");
+    }
+    signal(&child, "STOP");
+    assert!(!folder.file("out/a/2 little").exists(), "it was too fast to be stopped");
+    child
+}
+
+fn signal(child: &Child, name: &str) {
+    let name = format!("-{name}");
+    assert!(
+        Command::new("kill").args([&name, &child.id().to_string()]).status().unwrap().success()
+    );
+}
+
+#[test]
+fn folders_that_were_there_keep_their_permissions_and_times() {
+    let Some(folder) = of_ext(|top| {
+        for name in ["old", "new"] {
+            fs::create_dir(top.join(name)).unwrap();
+            fs::write(top.join(name).join("file"), name).unwrap();
+            set_past(&top.join(name));
+            set_mode(&top.join(name), 0o750);
+        }
+        set_mode(top, 0o700);
+        set_past(top);
+    }) else {
+        return;
+    };
+    fs::create_dir(folder.file("out/old")).unwrap();
+    set_mode(&folder.file("out"), 0o3755);
+    set_mode(&folder.file("out/old"), 0o711);
+    folder.run("cp -f raw pc.raw -r / out").expect(0).prints("2 folders");
+    assert_eq!(mode(&folder.file("out")), 0o3755);
+    assert_eq!(mode(&folder.file("out/old")), 0o711);
+    for name in ["out", "out/old"] {
+        assert_ne!(fs::metadata(folder.file(name)).unwrap().mtime(), 1_000_000_000, "{name}");
+    }
+    // Folders of the group of the one above belong to it too.
+    assert_eq!(mode(&folder.file("out/new")), 0o2750);
+    assert_eq!(fs::metadata(folder.file("out/new")).unwrap().mtime(), 1_000_000_000);
+    assert_eq!(folder.read("out/old/file"), b"old");
+}
+
+#[test]
+fn a_folder_that_is_swapped_for_a_link_meanwhile_leads_nowhere() {
+    let Some(folder) = of_much() else { return };
+    fs::create_dir(folder.file("elsewhere")).unwrap();
+    set_mode(&folder.file("elsewhere"), 0o711);
+    let child = stopped(&folder);
+    fs::rename(folder.file("out/a"), folder.file("moved")).unwrap();
+    symlink("../elsewhere", folder.file("out/a")).unwrap();
+    signal(&child, "CONT");
+    Run::of(child.wait_with_output().unwrap()).expect(0);
+    assert_eq!(fs::read_dir(folder.file("elsewhere")).unwrap().count(), 0);
+    assert_eq!(mode(&folder.file("elsewhere")), 0o711);
+    assert_eq!(folder.read("moved/2 little"), b"little");
+}
+
+#[test]
+fn what_takes_a_name_meanwhile_stays_as_it_is() {
+    let Some(folder) = of_much() else { return };
+    fs::write(folder.file("mine"), "mine").unwrap();
+    set_mode(&folder.file("mine"), 0o604);
+    let child = stopped(&folder);
+    symlink("../../mine", folder.file("out/a/2 little")).unwrap();
+    run("mkfifo", &["out/a/1 much"], &folder);
+    signal(&child, "CONT");
+    Run::of(child.wait_with_output().unwrap())
+        .expect(8)
+        .says("out/a/1 much: something else has this name")
+        .says("out/a/2 little: something else has this name")
+        .prints("copied 0 files, 1 folder, 1 link: 0 bytes");
+    assert_eq!((folder.read("mine"), mode(&folder.file("mine"))), (b"mine".to_vec(), 0o604));
+    assert_ne!(fs::metadata(folder.file("mine")).unwrap().mtime(), 1_000_000_000);
+}
+
+#[test]
+fn files_folders_and_links_get_their_permissions_and_times() {
+    let Some(folder) = of_much() else { return };
+    folder.run("cp -f raw pc.raw -r a out").expect(0);
+    let link = fs::symlink_metadata(folder.file("out/a/3 link")).unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(mode(&folder.file("out/a")), 0o750);
+    assert_eq!(mode(&folder.file("out/a/2 little")), 0o640);
+    for name in ["a", "a/2 little", "a/3 link"] {
+        let made = fs::symlink_metadata(folder.file("out").join(name)).unwrap();
+        assert_eq!(made.mtime(), 1_000_000_000, "{name}");
+    }
+    // Without permissions in the volume, those that this user's files get.
+    let folder = of(volume());
+    let mut command = folder.in_shell("umask 027; avhdx cp pc.vhdx -r logs out");
+    Run::of(command.output().unwrap()).expect(0);
+    assert_eq!(mode(&folder.file("out")), 0o750);
+    assert_eq!(mode(&folder.file("out/today.txt")), 0o640);
+}
+
+#[test]
+fn what_is_incomplete_is_private_also_after_the_end() {
+    let Some(folder) = of_much() else { return };
+    let mut child = stopped(&folder);
+    assert_eq!(mode(&folder.file("out/a")), 0o700);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(mode(&folder.file("out/a")), 0o700);
+
+    // An end in order sets what is known.
+    fs::remove_dir_all(folder.file("out/a")).unwrap();
+    let child = stopped(&folder);
+    signal(&child, "INT");
+    signal(&child, "CONT");
+    let run = Run::of(child.wait_with_output().unwrap());
+    assert_eq!(run.code, Some(130), "{}", run.stderr);
+    run.says("files copied up to here stay");
+    assert_eq!(mode(&folder.file("out/a")), 0o750);
+    assert_eq!(fs::read_dir(folder.file("out/a")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_the_host_refuses_is_told_and_the_rest_is_copied() {
+    // 255 characters, as FAT allows, can be more bytes than names here have.
+    let mut disk = std::io::Cursor::new(volume());
+    let fat = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new()).unwrap();
+    let rest = "l".repeat(245);
+    fat.root_dir().create_file(&format!("filed{rest}")).unwrap();
+    fat.root_dir().create_dir(&format!("other{rest}")).unwrap();
+    fat.unmount().unwrap();
+    let mut disk = disk.into_inner();
+    rename(&mut disk, "filed", "€€€€1");
+    rename(&mut disk, "other", "€€€€2");
+    let folder = of(disk);
+    let run = folder.run("cp pc.vhdx -r / out --json").expect(8).says("cp.refused");
+    assert_eq!((&run.json()["files"], &run.json()["left_out"]), (&2.into(), &2.into()));
+    assert_eq!(run.json()["bytes"], 5021);
+    assert_eq!(folder.read("out/notes.txt"), NOTES);
+    // Where it is DEST that is refused, nothing is left to go on with.
+    Run::of(folder.command(["cp", "pc.vhdx", "notes.txt", &"l".repeat(256)]).output().unwrap())
+        .expect(3)
+        .says("nothing can be written there");
+}
+
+#[test]
+fn a_file_that_is_too_long_for_the_host_is_told_with_the_limit() {
+    let folder = of(volume());
+    let line = "trap '' XFSZ; ulimit -f 2; avhdx cp pc.vhdx -r / out";
+    Run::of(folder.in_shell(line).output().unwrap())
+        .expect(8)
+        .says("out/logs/today.txt: a file of 5000 bytes, and one there has at most 2048")
+        .prints("copied 1 file, 2 folders, 0 links: 21 bytes");
+    assert_eq!(fs::read_dir(folder.file("out/logs")).unwrap().count(), 0);
+}
+
+/// Runs a line as a user without rights.
+fn as_other_user(folder: &Folder, line: &str) -> Run {
+    set_mode(folder.path(), 0o755);
+    let is_root = fs::metadata(folder.path()).unwrap().uid() == 0;
+    let user = "setpriv --reuid 65534 --regid 65534 --clear-groups ";
+    let line = if is_root { format!("{user}{line}") } else { line.to_owned() };
+    Run::of(folder.in_shell(&line).output().unwrap())
+}
+
+#[test]
+fn folders_of_others_are_told_and_the_rest_is_copied() {
+    let folder = of(volume());
+    fs::create_dir_all(folder.file("out/logs")).unwrap();
+    set_mode(&folder.file("out"), 0o777);
+    for mode in [0o555, 0o700] {
+        if mode == 0o700 && fs::metadata(folder.path()).unwrap().uid() != 0 {
+            break; // it is this user's own
+        }
+        set_mode(&folder.file("out/logs"), mode);
+        as_other_user(&folder, "avhdx cp pc.vhdx -r / out")
+            .expect(8)
+            .says("out/logs/today.txt: this machine refuses it: Permission denied")
+            .prints("copied 1 file, 0 folders, 0 links: 21 bytes");
+        fs::remove_file(folder.file("out/notes.txt")).unwrap();
+    }
+    set_mode(&folder.file("out"), 0o555);
+    let run = as_other_user(&folder, "avhdx cp pc.vhdx -r / out").expect(3);
+    assert!(!run.stderr.contains("has to exist"), "{}", run.stderr);
+    run.says("out: nothing can be written there").says("next: avhdx cp pc.vhdx -r / OUT");
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_made_first() {
+    let folder = of(volume());
+    let line = "cp pc.vhdx notes.txt new/";
+    let next = folder.run(line).expect(2).says("there is no such folder").next();
+    assert_eq!(next, [format!("mkdir -p -- new/ && avhdx {line}")]);
+    let next = folder.run("cp pc.vhdx notes.txt no/such/x").expect(3).says("has to exist").next();
+    assert_eq!(next, ["mkdir -p -- no/such && avhdx cp pc.vhdx notes.txt no/such/x"]);
+    Run::of(folder.in_shell(&next[0]).output().unwrap()).expect(0);
+    assert_eq!(folder.read("no/such/x"), NOTES);
+}
+
+#[test]
+fn a_link_named_as_source_is_copied_as_one_unless_a_slash_follows() {
+    let Some(folder) = of_ext(|top| {
+        fs::create_dir(top.join("real")).unwrap();
+        fs::write(top.join("real/file"), "in it").unwrap();
+        symlink("real", top.join("to folder")).unwrap();
+        symlink("real/file", top.join("to-file")).unwrap();
+        symlink("real", top.join("to-folder")).unwrap();
+    }) else {
+        return;
+    };
+    folder.run("cp -f raw pc.raw to-file to-folder out").expect(0).prints("2 links");
+    for (name, target) in [("to-file", "real/file"), ("to-folder", "real")] {
+        let made = fs::read_link(folder.file("out").join(name)).unwrap();
+        assert_eq!(made, Path::new(target));
+    }
+    fs::create_dir(folder.file("more")).unwrap();
+    folder.run("cp -f raw pc.raw to-folder/ more").expect(2).says("this is a folder");
+    folder.run("cp -f raw pc.raw -r to-folder/ more").expect(0);
+    assert_eq!(folder.read("more/to-folder/file"), b"in it");
+}
+
+#[test]
+fn further_names_of_a_file_are_told_once() {
+    let Some(folder) = of_ext(|top| {
+        fs::write(top.join("1"), "same").unwrap();
+        for name in ["2", "3"] {
+            fs::hard_link(top.join("1"), top.join(name)).unwrap();
+        }
+    }) else {
+        return;
+    };
+    folder.run("cp -f raw pc.raw 3 new").expect(0);
+    let run = folder.run("cp -f raw pc.raw -r / out").expect(0).says("2 further names of files");
+    assert_eq!(run.stderr.matches("further name").count(), 1);
+    assert_eq!(folder.read("out/3"), b"same");
+}
+
+/// A volume of NTFS, mounted as `top`.
+struct Mounted<'a>(&'a Folder);
+
+impl<'a> Mounted<'a> {
+    /// Makes the volume as `pc.raw`; `None` where nothing can be mounted.
+    fn new(folder: &'a Folder) -> Option<Self> {
+        if !Path::new("/dev/fuse").exists() {
+            eprintln!("NOT TESTED: NTFS, because nothing can be mounted without /dev/fuse");
+            return None;
+        }
+        fs::File::create(folder.file("pc.raw")).unwrap().set_len(8 << 20).unwrap();
+        fs::create_dir(folder.file("top")).unwrap();
+        let line = "mkfs.ntfs -q -F -Q pc.raw && ntfs-3g -o streams_interface=windows pc.raw top";
+        let made = folder.in_shell(line).output().unwrap();
+        let is_needed = std::env::var_os("AVHDX_INTEROP").is_some();
+        assert!(made.status.success() || !is_needed, "{made:?}");
+        made.status.success().then_some(Self(folder))
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("top").current_dir(self.0.path()).status());
+    }
+}
+
+#[test]
+fn streams_that_are_not_copied_are_told_once() {
+    let folder = Folder::new();
+    let Some(mounted) = Mounted::new(&folder) else { return };
+    for name in ["file", "file:one", "file:two", "plain"] {
+        fs::write(folder.file("top").join(name), name).unwrap();
+    }
+    drop(mounted);
+    let told = "2 alternate data streams are not copied";
+    let done = folder.run("cp -f raw pc.raw -r / out").expect(0).says(told);
+    assert_eq!(done.stderr.matches("alternate").count(), 1);
+    let done = folder.run("cp -f raw pc.raw plain file:one out").expect(8);
+    assert!(!done.stderr.contains("alternate"), "{}", done.stderr);
+    assert_eq!(folder.read("out/file:one"), b"file:one");
+}
+
+#[test]
+fn a_host_without_permissions_and_unnamed_files_gets_whole_copies() {
+    let folder = Folder::new();
+    folder.with_files("pc.vhdx");
+    let Some(_mounted) = Mounted::new(&folder) else { return };
+    folder.run("cp pc.vhdx -r logs notes.txt top").expect(0).prints("2 files, 1 folder, 0 links");
+    let names = |path: &str| {
+        let entries = fs::read_dir(folder.file(path)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names("top"), ["logs", "notes.txt"]);
+    assert_eq!(names("top/logs"), ["today.txt"]);
+    assert_eq!(folder.read("top/logs/today.txt"), [b'x'; 5000]);
+    folder.run("cp pc.vhdx notes.txt top").expect(8).says("something else has this name");
+    assert_eq!(names("top"), ["logs", "notes.txt"]);
+}
+
+#[test]
+fn a_lying_name_with_a_slash_does_not_meet_another_folder() {
+    let mut disk = std::io::Cursor::new(volume());
+    let fat = fatfs::FileSystem::new(&mut disk, fatfs::FsOptions::new()).unwrap();
+    fat.root_dir().create_dir("logs/b").unwrap();
+    fat.root_dir().create_dir("logsXb and on").unwrap();
+    fat.root_dir().create_file("logsXb and on/inner").unwrap();
+    fat.unmount().unwrap();
+    let mut lying = disk.into_inner();
+    rename(&mut lying, "logsX", "logs/");
+    let folder = of(lying);
+    folder.run("cp pc.vhdx -r / out").expect(8).says("no name for a file here");
+    assert_eq!(fs::read_dir(folder.file("out/logs")).unwrap().count(), 2);
+    assert_eq!(fs::read_dir(folder.file("out")).unwrap().count(), 2);
+}
