@@ -1,7 +1,6 @@
 //! `avhdx cat`: prints a file of a file system inside the disk.
 
 use std::ffi::OsString;
-use std::fmt::Write;
 
 use serde::Serialize;
 
@@ -9,6 +8,7 @@ use crate::args::ImageArg;
 use crate::failure::{Failure, Reply};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
+use crate::text::hex;
 use crate::vocabulary::Answer;
 use crate::volume::{self, VolumeFlags};
 
@@ -48,12 +48,7 @@ impl Answer for CatAnswer {
 
 impl CatAnswer {
     fn of(offset: u64, bytes: &[u8]) -> Self {
-        let mut hex = String::with_capacity(2 * bytes.len());
-        for byte in bytes {
-            // Writing to a string does not fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        Self { offset, length: bytes.len(), hex }
+        Self { offset, length: bytes.len(), hex: hex(bytes) }
     }
 }
 

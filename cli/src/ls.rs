@@ -9,7 +9,7 @@ use crate::args::ImageArg;
 use crate::failure::{Failure, Reply};
 use crate::output::Console;
 use crate::table::TextTable;
-use crate::text::{exact, size};
+use crate::text::{exact, hex, size};
 use crate::vocabulary::Answer;
 use crate::volume::{self, VolumeFlags, shown};
 
@@ -203,7 +203,7 @@ pub(crate) struct Stream {
 impl LsAnswer {
     fn of(entry: &Entry, target: Option<&[u8]>, streams: Vec<Stream>) -> Self {
         let path = entry.path();
-        let hex = || path.iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex = || hex(path);
         let time = |time: Option<Time>| time.map(|time| exact(time.seconds, time.nanoseconds));
         let times = entry.times();
         Self {

@@ -17,6 +17,7 @@ use crate::interrupt::in_progress;
 use crate::operation;
 use crate::output::Console;
 use crate::table::TextTable;
+use crate::text::hex;
 use crate::values;
 use crate::vocabulary::Answer;
 use crate::writing::below_the_tip;
@@ -247,7 +248,7 @@ fn show_item(
         input::refuse_own_output(image)?;
         return console.bytes(&bytes);
     }
-    let hex = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&bytes);
     let (image, length) = (args.image.name(), bytes.len());
     console.document(&MetadataItemAnswer { image, guid: item, length, hex })
 }

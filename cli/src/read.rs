@@ -1,7 +1,5 @@
 //! `avhdx read`: prints bytes of the disk.
 
-use std::fmt::Write;
-
 use serde::Serialize;
 
 use crate::args::{Format, ImageArg, ReadFlags, range};
@@ -9,6 +7,7 @@ use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
+use crate::text::hex;
 use crate::values;
 use crate::vocabulary::Answer;
 
@@ -52,12 +51,7 @@ impl Answer for ReadAnswer {
 
 impl ReadAnswer {
     fn of(offset: u64, bytes: &[u8]) -> Self {
-        let mut hex = String::with_capacity(2 * bytes.len());
-        for byte in bytes {
-            // Writing to a string does not fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        Self { offset, length: bytes.len(), hex }
+        Self { offset, length: bytes.len(), hex: hex(bytes) }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Values as text: sizes, counts, times and untrusted names.
 
+use std::fmt::Write;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
@@ -87,6 +88,16 @@ pub(crate) fn size(bytes: u64) -> String {
         0..1024 => format!("{bytes} bytes"),
         _ => format!("{bytes} bytes ({})", units(bytes)),
     }
+}
+
+/// Bytes as two hexadecimal digits each.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    let mut hex = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        // Writing to a string does not fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    hex
 }
 
 /// A size in its largest binary unit: `9.0 MiB`, `32 MiB`.

@@ -15,7 +15,7 @@ use crate::output::Console;
 use crate::points::Points;
 use crate::progress::Activity;
 use crate::table::TextTable;
-use crate::text::{exact, size};
+use crate::text::{exact, hex, size};
 use crate::vocabulary::Answer;
 use crate::volume::{self, VolumeFlags, shown};
 
@@ -211,8 +211,7 @@ fn hash(
         hash.update(&piece);
         at += piece.len() as u64;
     }
-    let digits = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((size, digits))
+    Ok((size, hex(&hash.finalize())))
 }
 
 /// Whether a layer leaves all bytes of these ranges to the layers below it, as its tables tell.
