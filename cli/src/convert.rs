@@ -19,6 +19,7 @@ use crate::next;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::values;
+use crate::vhd;
 use crate::vocabulary::Answer;
 use stdin::Stream;
 
@@ -32,20 +33,35 @@ use stdin::Stream;
 pub(crate) struct Args {
     #[command(flatten)]
     copy: CopyFlags,
-    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, others VHDX].
+    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, .vhd a dynamic VHD, others VHDX].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Option<CopyFormat>,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     /// The size of the disk from standard input [default: up to its end]. Missing bytes are zeros, further ones an error.
     #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     size: Option<u64>,
+    /// Make a VHD image that Azure takes: fixed, of whole MiB, from 20 MiB to 2,040 GiB, in sectors of 512 bytes. A disk
+    /// that is none is refused.
+    #[arg(long)]
+    azure: bool,
+    /// Add zeros behind the end of the disk, up to a size that Azure takes. A partition table stays as it is.
+    #[arg(long, requires = "azure")]
+    pad: bool,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let Args { copy, output_format, .. } = &args;
-    let format = endings::copy_format(&copy.out, *output_format);
+    let Args { copy, output_format, azure, pad, .. } = &args;
+    let output_format = match (azure, output_format) {
+        (false, asked) => *asked,
+        (true, None | Some(CopyFormat::VhdFixed)) => Some(CopyFormat::VhdFixed),
+        (true, Some(other)) => {
+            let message = format!("--azure makes a vhd-fixed, not a {}", other.name());
+            return Err(Failure::usage("usage", message));
+        }
+    };
+    let format = endings::copy_format(&copy.out, output_format);
     let is_raw = format == CopyFormat::Raw;
     if is_raw && copy.new_image.is_given() {
         let message =
@@ -70,7 +86,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         return Err(Failure::usage("usage", message));
     }
     if is_stdin {
-        return from_stdin(&args, format, console);
+        return from_stdin(&args, output_format, format, console);
     }
     let input = copy.input(args.format, console)?;
     if input.disk().geometry().size == 0 && !is_raw {
@@ -81,21 +97,27 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
+    let padded = if *azure { Some(vhd::size_for_azure(&input, *pad)?) } else { None };
     if copy.dry_run {
-        return copy.foresee(&input, format, *output_format, console);
+        return copy.foresee(&input, format, output_format, padded, console);
     }
-    let copied = copy.copy(&input, format, *output_format, console)?;
+    let copied = copy.copy(&input, format, output_format, padded, console)?;
     print(copy, &copied, format, console)
 }
 
 /// Takes in the disk from standard input.
-fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<Reply, Failure> {
+fn from_stdin(
+    args: &Args,
+    asked: Option<CopyFormat>,
+    format: CopyFormat,
+    console: &mut Console,
+) -> Result<Reply, Failure> {
     let copy = &args.copy;
     if copy.out.as_os_str() == "-" {
         let message = "standard input to standard output: cat copies it";
         return Err(Failure::usage("usage", message));
     }
-    if args.format != Format::Raw {
+    if args.format != Some(Format::Raw) {
         let message = "standard input can only be a raw disk";
         let failure = Failure::usage("usage", message);
         return Err(match next::with_flag("-f raw") {
@@ -103,9 +125,13 @@ fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<
             None => failure,
         });
     }
+    if format.is_vhd() {
+        let message = "a VHD image is not made of standard input, which is passed once: make a raw disk of it first";
+        return Err(Failure::usage("usage", message));
+    }
     let stream = Stream::new(args.size, &copy.new_image, format)?;
     let place = Place::find(&copy.out, &copy.replacing, &[], console)?;
-    endings::check_copy(&copy.out, args.output_format, copy.naming, console)?;
+    endings::check_copy(&copy.out, asked, copy.naming, console)?;
     let file = place.start(console)?;
     let copied = stream.copy(&file, console)?;
     file.publish(console)?;
@@ -148,7 +174,7 @@ pub(crate) struct ConvertAnswer {
     written: u64,
     /// How many of them the file system was asked to share between the files.
     handed_over: u64,
-    /// Null for a raw disk.
+    /// Null for a copy without blocks.
     block_size: Option<u32>,
     /// Whether the copy was read back and compared with the disk.
     verified: bool,

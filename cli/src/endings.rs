@@ -17,6 +17,7 @@ enum Ending {
     /// A child of another image.
     Avhdx,
     Raw,
+    Vhd,
     Foreign(Foreign),
     /// None, or one that names no format.
     Unknown,
@@ -39,7 +40,7 @@ impl Ending {
             "vhdx" => Self::Vhdx,
             "avhdx" => Self::Avhdx,
             "raw" | "img" => Self::Raw,
-            "vhd" => foreign("a VHD image", Some("vpc -o force_size=on")),
+            "vhd" => Self::Vhd,
             "vhds" => foreign("a VHD set", None),
             "qcow2" => foreign("a qcow2 image", Some("qcow2")),
             "qcow" => foreign("a qcow image", Some("qcow")),
@@ -78,6 +79,16 @@ pub(crate) fn check_image(
             });
             Err(or_any_name(failure, out))
         }
+        Ending::Vhd => {
+            let failure = against(out, "a VHD image", "a VHDX image");
+            if is_child {
+                return Err(or_any_name(failure.hint(OF_CHILD), out));
+            }
+            let between = between(out, "vhdx");
+            let Some(first) = next::elsewhere(&between) else { return Err(failure) };
+            let files = [&between, out].map(shell::argument).join(" ");
+            Err(failure.then(format!("{first} && avhdx convert {files}")))
+        }
         Ending::Foreign(Foreign { what, .. }) if is_child => {
             let failure = no_writer(out, what).hint(OF_CHILD);
             Err(or_any_name(failure, out))
@@ -90,6 +101,7 @@ pub(crate) fn check_image(
 pub(crate) fn copy_format(out: &Path, asked: Option<CopyFormat>) -> CopyFormat {
     let promised = match Ending::of(out) {
         Ending::Raw => CopyFormat::Raw,
+        Ending::Vhd => CopyFormat::Vhd,
         _ if out.as_os_str() == "-" => CopyFormat::Raw,
         _ => CopyFormat::Vhdx,
     };
@@ -104,7 +116,11 @@ pub(crate) fn check_copy(
     console: &mut Console,
 ) -> Result<(), Failure> {
     let format = copy_format(out, asked);
-    let is_raw = format == CopyFormat::Raw;
+    let made = match format {
+        CopyFormat::Raw => "a raw disk",
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => "a VHDX image",
+        CopyFormat::Vhd | CopyFormat::VhdFixed => "a VHD image",
+    };
     match Ending::of(out) {
         Ending::Unknown => {
             if asked.is_none() {
@@ -113,11 +129,14 @@ pub(crate) fn check_copy(
             Ok(())
         }
         _ if naming.any_name => Ok(()),
-        Ending::Vhdx if is_raw => Err(against(out, "a VHDX image", "a raw disk")),
-        Ending::Raw if !is_raw => Err(against(out, "a raw disk", "a VHDX image")),
-        Ending::Vhdx | Ending::Raw => Ok(()),
-        Ending::Avhdx if is_raw => Err(against(out, "a VHDX image with a parent", "a raw disk")),
-        Ending::Avhdx => Err(for_child(out)),
+        Ending::Vhdx if made == "a VHDX image" => Ok(()),
+        Ending::Vhdx => Err(against(out, "a VHDX image", made)),
+        Ending::Raw if format == CopyFormat::Raw => Ok(()),
+        Ending::Raw => Err(against(out, "a raw disk", made)),
+        Ending::Vhd if format.is_vhd() => Ok(()),
+        Ending::Vhd => Err(against(out, "a VHD image", made)),
+        Ending::Avhdx if made == "a VHDX image" => Err(for_child(out)),
+        Ending::Avhdx => Err(against(out, "a VHDX image with a parent", made)),
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, format)),
     }
 }
@@ -154,11 +173,12 @@ fn no_writer(out: &Path, what: &str) -> Failure {
 /// The refusal of a foreign format, with the way over a file that QEMU reads.
 fn by_qemu(out: &Path, foreign: Foreign, format: CopyFormat) -> Failure {
     let failure = no_writer(out, foreign.what);
-    let from = match format {
-        CopyFormat::Raw => "raw",
-        CopyFormat::Vhdx | CopyFormat::VhdxFixed => "vhdx",
+    let (ending, from) = match format {
+        CopyFormat::Raw => ("raw", "raw"),
+        CopyFormat::Vhd | CopyFormat::VhdFixed => ("vhd", "vpc"),
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => ("vhdx", "vhdx"),
     };
-    let between = between(out, from);
+    let between = between(out, ending);
     let (Some(to), Some(first)) = (foreign.qemu, next::elsewhere(&between)) else { return failure };
     let files = [&between, out].map(shell::foreign_argument).join(" ");
     failure.then(format!("{first} && qemu-img convert -f {from} -O {to} {files}"))

@@ -1,10 +1,12 @@
 //! `avhdx info`: the facts of an image and of its chain.
 
+pub(crate) mod vhd;
+
 use std::path::Path;
 
 use avhdx::{ErrorKind, Followed, Lock, LogPolicy, OpenOptions, VhdxFile};
 
-use crate::args::{ImageArg, Log, ReadFlags};
+use crate::args::{Format, ImageArg, ImageFormat, Log, ReadFlags};
 use crate::facts::json::InfoAnswer;
 use crate::facts::print;
 use crate::facts::report::{ChainReport, LayerFacts};
@@ -16,7 +18,8 @@ use crate::progress::Activity;
 
 /// Show the facts of an image: headers, regions, metadata, blocks, log, parent.
 ///
-/// Also works if the image is in use, or if its parents or its log are broken, and reports that.
+/// Also works if the image is in use, or if its parents or its log are broken, and reports that. Of a .vhd, the facts of a
+/// VHD image.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -24,11 +27,21 @@ pub(crate) struct Args {
     /// Show every layer of the chain.
     #[arg(long)]
     chain: bool,
+    /// The format of the image [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<ImageFormat>,
     #[command(flatten)]
     opening: ReadFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let is_vhd = match args.format {
+        None => Format::of(&args.image.image, None) == Format::Vhd,
+        Some(asked) => asked == ImageFormat::Vhd,
+    };
+    if is_vhd {
+        return vhd::run(&args.image, args.chain, &args.opening, console);
+    }
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Try);
     let (tip, log_failure) = open(&path, &options, args.opening.log())?;

@@ -5,10 +5,11 @@ use std::io::StdinLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome};
 #[cfg(unix)]
-use avhdx::storage::{FileStorage, Storage};
+use avhdx::storage::FileStorage;
+use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
+use avhdx_formats::vhd::VhdDisk;
 
 use crate::args::{Format, ReadFlags};
 use crate::failure::{Exit, Failure};
@@ -17,12 +18,13 @@ use crate::output::Console;
 use crate::parents;
 use crate::point::Point;
 use crate::points::Points;
-use crate::shell::argument;
+use crate::shell;
 
 /// A disk that a verb works on.
 #[derive(Debug)]
 pub(crate) enum Input {
     Chain(DiffChain),
+    Vhd(VhdDisk),
     Raw { disk: RawDisk, path: PathBuf },
 }
 
@@ -30,19 +32,21 @@ impl Input {
     /// Opens the argument's disk.
     pub(crate) fn open(
         argument: &OsStr,
-        format: Format,
+        asked: Option<Format>,
         opening: &ReadFlags,
         console: &mut Console,
     ) -> Result<Self, Failure> {
-        match format {
+        match Format::of(argument, asked) {
             Format::Vhdx => chain(argument, opening, Lock::Shared, console).map(Self::Chain),
-            Format::Raw => raw(Path::new(argument)),
+            Format::Vhd => vhd(argument, opening, console).map(Self::Vhd),
+            Format::Raw => raw(argument, asked),
         }
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {
         match self {
             Self::Chain(chain) => chain,
+            Self::Vhd(disk) => disk,
             Self::Raw { disk, .. } => disk,
         }
     }
@@ -51,6 +55,7 @@ impl Input {
     pub(crate) fn into_disk(self) -> Arc<dyn Disk> {
         match self {
             Self::Chain(chain) => Arc::new(chain),
+            Self::Vhd(disk) => Arc::new(disk),
             Self::Raw { disk, .. } => Arc::new(disk),
         }
     }
@@ -61,6 +66,7 @@ impl Input {
             Self::Chain(chain) => {
                 chain.layers().into_iter().filter_map(|layer| layer.path).collect()
             }
+            Self::Vhd(disk) => disk.images().filter_map(|image| image.path).collect(),
             Self::Raw { path, .. } => vec![path.clone()],
         }
     }
@@ -172,7 +178,55 @@ pub(crate) fn resolve(
     Ok(Resolved { path, is_tip: layer.id == points.layers()[0].id })
 }
 
-fn raw(path: &Path) -> Result<Input, Failure> {
+/// Opens a VHD image, and its parents where a flag says where they are.
+pub(crate) fn vhd(
+    argument: &OsStr,
+    opening: &ReadFlags,
+    console: &mut Console,
+) -> Result<VhdDisk, Failure> {
+    let disk = opening.vhd_options().open(vhd_path(argument)?)?;
+    for warning in disk.warnings() {
+        console.warn(warning.code, &format!("{}: {}", warning.file, warning.message));
+    }
+    Ok(disk)
+}
+
+/// The path of a VHD image.
+pub(crate) fn vhd_path(argument: &OsStr) -> Result<PathBuf, Failure> {
+    let Point { image, selector } = Point::parse(argument);
+    if selector.is_none() {
+        return Ok(image);
+    }
+    let name = argument.to_string_lossy();
+    let message =
+        format!("{name}: a VHD image is opened as it is; points in time are those of VHDX");
+    Err(Failure::usage("point.vhd", message))
+}
+
+/// The first bytes of formats that have some.
+const SIGNATURES: &[(&[u8], &str)] = &[
+    (b"vhdxfile", "a VHDX image"),
+    (b"conectix", "a VHD image"),
+    (b"QFI\xfb", "a qcow2 image"),
+    (b"KDMV", "a VMDK image"),
+];
+
+/// Refuses a file whose name is for a raw disk and whose bytes begin as those of an image: only the user knows which it is.
+fn refuse_doubtful(storage: &dyn Storage, name: &str) -> Result<(), Failure> {
+    let mut head = [0; 8];
+    let read = storage.read_at(&mut head, 0).unwrap_or(0);
+    let is_so = |(bytes, _): &&(&[u8], &str)| head[..read].starts_with(bytes);
+    let Some((_, what)) = SIGNATURES.iter().find(is_so) else { return Ok(()) };
+    let message =
+        format!("{name}: the name is for a raw disk, the first bytes are those of {what}");
+    let failure = Failure::usage("file.doubtful", message);
+    let failure =
+        failure.hint("-f says the format: never by the bytes alone, which a guest can write");
+    Err(next::with_flag("-f raw").into_iter().fold(failure, Failure::then))
+}
+
+fn raw(argument: &OsStr, asked: Option<Format>) -> Result<Input, Failure> {
+    let path = Path::new(argument);
     let name = path.display();
     let failed = |error| Failure::io("file.open", format!("{name}: cannot open the file"), &error);
     let kind = LocalHost.stat(path).map_err(failed)?.kind;
@@ -181,7 +235,7 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     match kind {
         FileKind::Folder => return Err(Failure::usage("file.folder", message)),
         FileKind::Fifo => {
-            let convert = format!("avhdx convert -f raw - OUT < {}", argument(path));
+            let convert = format!("avhdx convert -f raw - OUT < {}", shell::argument(path));
             return Err(special().then(convert));
         }
         FileKind::Socket => return Err(special()),
@@ -190,6 +244,9 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
     if kind != FileKind::File && storage.len().is_ok_and(|len| len == 0) {
         return Err(special());
+    }
+    if asked.is_none() {
+        refuse_doubtful(storage.as_ref(), &name.to_string())?;
     }
     // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {

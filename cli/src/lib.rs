@@ -90,6 +90,7 @@ mod tree;
 mod typed;
 mod values;
 mod versions;
+mod vhd;
 mod vocabulary;
 mod volume;
 mod write;

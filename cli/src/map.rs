@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use avhdx::{DiskExt, Extent, LayerId, Source};
+use avhdx_formats::vhd::VhdImage;
 use serde::Serialize;
 
 use crate::args::{Format, ImageArg, ReadFlags, range};
@@ -26,9 +27,9 @@ pub(crate) struct Args {
     /// The number of bytes to list [default: to the end of the disk].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     length: Option<u64>,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     #[command(flatten)]
     opening: ReadFlags,
 }
@@ -88,6 +89,13 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
                 (Some(layer.id), MapLayer { depth, file: layer.name, has_parent: depth < last })
             };
             layers.into_iter().enumerate().map(entry).collect()
+        }
+        Input::Vhd(disk) => {
+            let entry = |(depth, image): (usize, VhdImage)| {
+                let has_parent = image.parent_id.is_some();
+                (Some(image.layer), MapLayer { depth, file: image.name, has_parent })
+            };
+            disk.images().enumerate().map(entry).collect()
         }
     }
 }

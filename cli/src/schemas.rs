@@ -57,6 +57,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::flatten::FlattenAnswer>(),
         document::<crate::operation::ForecastAnswer>(),
         document::<crate::facts::json::InfoAnswer>(),
+        document::<crate::info::vhd::VhdInfoAnswer>(),
         document::<crate::pages::ManAnswer>(),
         document::<crate::label::LabelAnswer>(),
         line::<crate::ls::LsAnswer>(),

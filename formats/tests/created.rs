@@ -9,7 +9,7 @@ use avhdx::ops::Export;
 use avhdx::storage::{Host, LocalHost, MemStorage, Storage};
 use avhdx::{Disk, ErrorKind, Geometry, RawDisk};
 use avhdx_formats::vhd::{
-    AzureRule, CreateOptions, MAX_SIZE, NewVhd, VhdDisk, azure_size, measure,
+    AzureRule, CreateOptions, MAX_SIZE, NewVhd, OpenOptions, azure_size, measure,
 };
 use avhdx_testkit::conformance;
 use avhdx_testkit::conformance::disk::Subject;
@@ -60,15 +60,15 @@ fn new_images_read_the_same_by_the_crate_by_qemu_and_by_libvhdi() {
         for (what, options) in all {
             let path = folder.path().join(format!("{n}-{what}.vhd"));
             copy(&bytes, &options, &path);
-            let disk = VhdDisk::open(&path).unwrap();
+            let disk = OpenOptions::new().open(&path).unwrap();
             assert_eq!(disk.warnings(), []);
             assert!(flat(&disk) == bytes, "{what} of {size}");
             let block = disk.images().next().unwrap().block_size;
-            let forecast = measure(&disk_of(bytes.clone()), block).unwrap().0;
+            let forecast = measure(&disk_of(bytes.clone()), block).unwrap().required;
             let len = fs::metadata(&path).unwrap().len();
             // A disk in memory has no holes to be told.
             assert!(len <= forecast, "{what} of {size}: {len}, {forecast}");
-            assert_eq!(measure(&disk, block).unwrap().0, len, "{what} of {size}");
+            assert_eq!(measure(&disk, block).unwrap().required, len, "{what} of {size}");
             if let Some(info) =
                 run("qemu-img", &["info", "--output=json", "-f", "vpc", name(&path)])
             {

@@ -7,8 +7,7 @@ use avhdx::storage::MemStorage;
 use avhdx::{Disk, DiskExt, PathSource};
 use avhdx_formats::vhd::{OpenOptions, VhdDisk};
 use avhdx_testkit::rng::Rng;
-
-use crate::builder::{Image, Parent, seal};
+use avhdx_testkit::vhd::{Image, Parent, seal};
 
 /// Every look at an image that callers take.
 fn look(disk: &VhdDisk) -> usize {

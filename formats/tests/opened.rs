@@ -12,8 +12,8 @@ use avhdx_testkit::bytes::difference;
 use avhdx_testkit::conformance;
 use avhdx_testkit::conformance::disk::Subject;
 use avhdx_testkit::rng::{Rng, pattern};
+use avhdx_testkit::vhd::{Image, Parent, seal};
 
-use crate::builder::{Image, Parent, seal};
 use crate::tools::{libvhdi, name, run};
 
 const MIB: u64 = 1 << 20;
@@ -157,7 +157,7 @@ fn images_by_qemu_read_as_qemu_has_them() {
                 let raw = path.with_extension("raw");
                 let args = ["convert", "-f", "vpc", "-O", "raw", name(&path), name(&raw)];
                 run("qemu-img", &args).unwrap();
-                let disk = VhdDisk::open(&path).unwrap();
+                let disk = OpenOptions::new().open(&path).unwrap();
                 assert_eq!(disk.warnings(), []);
                 let image = disk.images().next().unwrap();
                 assert_eq!((image.kind, image.size), (kind, disk.size()));
@@ -195,7 +195,7 @@ fn holes_of_a_fixed_image_and_blocks_that_lie_nowhere_are_zeros_in_extents() {
     fs::File::options().append(true).open(&path).unwrap();
     use std::os::unix::fs::FileExt;
     file.write_all_at(&image.split_off(64 << 20), 64 * MIB).unwrap();
-    let disk = VhdDisk::open(&path).unwrap();
+    let disk = OpenOptions::new().open(&path).unwrap();
     let extent = disk.next_extent(0..64 * MIB).unwrap().unwrap();
     assert_eq!(extent, avhdx::Extent { range: 0..64 * MIB, source: Source::Zero { layer: None } });
 }
@@ -207,12 +207,13 @@ fn small() -> Vec<u8> {
     image.build()
 }
 
-type Broken = (&'static str, ErrorKind, Option<u64>, Box<dyn Fn(&mut Vec<u8>)>);
+type Break = Box<dyn Fn(&mut Vec<u8>)>;
+type Broken = (&'static str, ErrorKind, Option<u64>, Break);
 
 #[test]
 fn what_breaks_a_rule_is_refused_with_its_place() {
     let end = small().len() as u64;
-    let put = |at: u64, bytes: &'static [u8]| -> Box<dyn Fn(&mut Vec<u8>)> {
+    let put = |at: u64, bytes: &'static [u8]| -> Break {
         Box::new(move |file| {
             let len = file.len();
             for base in [0, len - 512] {
@@ -304,7 +305,7 @@ fn parents_are_opened_only_where_asked_and_only_the_right_ones() {
     let folder = tempfile::tempdir().unwrap();
     let layers = chain(folder.path(), 5, 1);
     let tip = folder.path().join("2.vhd");
-    let error = VhdDisk::open(&tip).unwrap_err();
+    let error = OpenOptions::new().open(&tip).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("vhd.parent-required", ErrorKind::ParentRequired));
     assert!(error.to_string().contains(r".\\1.vhd"), "{error}");
     let here = || PathSource::new().confined_to(folder.path());

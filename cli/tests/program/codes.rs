@@ -65,11 +65,18 @@ fn raw_is_never_probed() {
     let length: u64 = lines.iter().map(|line| line["length"].as_u64().unwrap()).sum();
     assert_eq!(length, fs::metadata(folder.file("l0.vhdx")).unwrap().len());
     assert!(lines.iter().all(|line| line["image"] == "l0.vhdx"));
-    // Nor is a raw disk read as such without -f raw.
-    fs::write(folder.file("disk.raw"), &flats()[2]).unwrap();
-    folder.run("compare l2.vhdx disk.raw").expect(4);
-    folder.run("compare l2.vhdx disk.raw -F raw").expect(0).prints("the same");
-    folder.run("compare disk.raw l2.vhdx -f raw").expect(0);
+    // Nor is a raw disk read as such without -f raw or a name for one.
+    fs::write(folder.file("disk.bin"), &flats()[2]).unwrap();
+    folder.run("compare l2.vhdx disk.bin").expect(4);
+    folder.run("compare l2.vhdx disk.bin -F raw").expect(0).prints("the same");
+    folder.run("compare disk.bin l2.vhdx -f raw").expect(0);
+    fs::rename(folder.file("disk.bin"), folder.file("disk.RAW")).unwrap();
+    folder.run("compare disk.RAW l2.vhdx").expect(0).prints("the same");
+    // Where name and bytes contradict each other, only the user knows.
+    fs::copy(folder.file("l0.vhdx"), folder.file("l0.img")).unwrap();
+    folder.run("read l0.img --length 8").expect(2).says("the name is for a raw disk");
+    assert_eq!(folder.run("read l0.img -f raw --length 8").expect(0).stdout, b"vhdxfile");
+    assert!(folder.run("read l0.img -f vhdx").expect(0).stdout == flats()[0]);
 }
 
 #[test]

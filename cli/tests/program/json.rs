@@ -168,6 +168,18 @@ fn measure() {
       "required": 10485760,
       "fully_allocated": 10485760,
       "block_size": 1048576
+    },
+    {
+      "format": "vhd",
+      "required": 2105856,
+      "fully_allocated": 6316544,
+      "block_size": 1048576
+    },
+    {
+      "format": "vhd-fixed",
+      "required": 6291968,
+      "fully_allocated": 6291968,
+      "block_size": null
     }
   ]
 }
@@ -255,7 +267,7 @@ fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     folder.with_files("pc.vhdx");
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 50] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 52] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -304,6 +316,8 @@ fn every_verb_answers_by_its_schema() {
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
         ("man --dir .", 0, b"", &["man"]),
+        ("convert base.vhdx old.vhd", 0, b"", &["convert"]),
+        ("info old.vhd", 0, b"", &["info-vhd"]),
         ("info missing", 3, b"", &["error"]),
         ("frobnicate", 2, b"", &["error"]),
     ];

@@ -43,4 +43,5 @@ mod stdin;
 mod swaps;
 mod tree;
 mod versions;
+mod vhd;
 mod write;

@@ -304,17 +304,29 @@ impl Disk for NewVhd {
     }
 }
 
-/// The length of the file of an image of this disk: now, and with every block allocated. `block_size` is `None` for a
-/// fixed image, which always has its full length.
+/// What a dynamic or fixed image takes, by the extents of its disk. Made by [`measure`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Measured {
+    /// The length of the file now, in bytes.
+    pub required: u64,
+    /// The length of the file once every block has space, in bytes.
+    pub fully_allocated: u64,
+    /// The blocks that have space now; 0 for a fixed image.
+    pub blocks: u64,
+}
+
+/// Computes what an image of this disk takes. `block_size` is in bytes, and `None` for a fixed image, which always has its
+/// full length.
 ///
 /// # Errors
 /// As for [`CreateOptions::create`]; and those of the disk.
-pub fn measure(disk: &dyn Disk, block_size: Option<u32>) -> Result<(u64, u64)> {
+pub fn measure(disk: &dyn Disk, block_size: Option<u32>) -> Result<Measured> {
     let size = disk.geometry().size.next_multiple_of(SECTOR);
     let Some(block_size) = block_size else {
         CreateOptions::fixed(size).check()?;
         let len = size + footer::LEN as u64;
-        return Ok((len, len));
+        return Ok(Measured { required: len, fully_allocated: len, blocks: 0 });
     };
     CreateOptions::dynamic(size).block_size(block_size).check()?;
     let block = u64::from(block_size);
@@ -341,7 +353,7 @@ pub fn measure(disk: &dyn Disk, block_size: Option<u32>) -> Result<(u64, u64)> {
             first + (blocks - 1) * stride + block + footer::LEN as u64
         }
     };
-    Ok((len(used), len(all)))
+    Ok(Measured { required: len(used), fully_allocated: len(all), blocks: used })
 }
 
 /// The bytes of a bitmap of a block, whole sectors.

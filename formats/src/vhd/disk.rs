@@ -11,9 +11,9 @@ use uuid::Uuid;
 
 use super::footer::{Kind, time};
 use super::layer::{Found, Layer};
-use super::open::OpenOptions;
 
-/// The disk of a VHD image, for reading: of a differencing one, together with its parents.
+/// The disk of a VHD image, for reading: of a differencing one, together with its parents. Made by
+/// [`OpenOptions`](super::OpenOptions).
 #[derive(Debug)]
 pub struct VhdDisk {
     /// The image, then its parents.
@@ -64,22 +64,8 @@ pub struct Warning {
 }
 
 impl VhdDisk {
-    /// Opens an image that has no parent. [`OpenOptions`] opens others.
-    ///
-    /// # Errors
-    /// As for [`OpenOptions::open`].
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        OpenOptions::new().open(path)
-    }
-
     pub(super) fn of(layers: Vec<Layer>, changed: Vec<Warning>) -> Self {
-        let odd = layers.iter().flat_map(|layer| {
-            layer.oddities.iter().map(|(code, message)| Warning {
-                code,
-                file: layer.storage.name().to_owned(),
-                message: message.clone(),
-            })
-        });
+        let odd = layers.iter().flat_map(Warning::of);
         let warnings = odd.chain(changed).collect();
         Self { layers, warnings }
     }
@@ -91,27 +77,7 @@ impl VhdDisk {
 
     /// What the images record: of the one that was opened, then of its parents.
     pub fn images(&self) -> impl Iterator<Item = VhdImage> + '_ {
-        self.layers.iter().map(|layer| {
-            let parent = layer.blocks.as_ref().and_then(|blocks| blocks.header.parent.as_ref());
-            let paths = parent.into_iter().flat_map(|parent| {
-                let name = Some(&parent.name).filter(|name| !name.is_empty());
-                [parent.relative_path.as_ref(), parent.absolute_path.as_ref(), name]
-            });
-            VhdImage {
-                layer: layer.id,
-                name: layer.storage.name().to_owned(),
-                path: layer.storage.path().map(Path::to_path_buf),
-                kind: layer.footer.kind,
-                id: layer.footer.id,
-                size: layer.footer.size,
-                original_size: layer.footer.original_size,
-                block_size: layer.blocks.as_ref().map(|blocks| blocks.header.block_size),
-                created: time(layer.footer.stamp),
-                creator: layer.footer.creator,
-                parent_id: parent.map(|parent| parent.id),
-                parent_paths: paths.flatten().cloned().collect(),
-            }
-        })
+        self.layers.iter().map(VhdImage::of)
     }
 
     /// What is odd about the images.
@@ -136,6 +102,40 @@ impl VhdDisk {
             }
         }
         Ok((end, None))
+    }
+}
+
+impl VhdImage {
+    pub(super) fn of(layer: &Layer) -> Self {
+        let parent = layer.blocks.as_ref().and_then(|blocks| blocks.header.parent.as_ref());
+        let paths = parent.into_iter().flat_map(|parent| {
+            let name = Some(&parent.name).filter(|name| !name.is_empty());
+            [parent.relative_path.as_ref(), parent.absolute_path.as_ref(), name]
+        });
+        Self {
+            layer: layer.id,
+            name: layer.storage.name().to_owned(),
+            path: layer.storage.path().map(Path::to_path_buf),
+            kind: layer.footer.kind,
+            id: layer.footer.id,
+            size: layer.footer.size,
+            original_size: layer.footer.original_size,
+            block_size: layer.blocks.as_ref().map(|blocks| blocks.header.block_size),
+            created: time(layer.footer.stamp),
+            creator: layer.footer.creator,
+            parent_id: parent.map(|parent| parent.id),
+            parent_paths: paths.flatten().cloned().collect(),
+        }
+    }
+}
+
+impl Warning {
+    pub(super) fn of(layer: &Layer) -> impl Iterator<Item = Self> + '_ {
+        layer.oddities.iter().map(|(code, message)| Self {
+            code,
+            file: layer.storage.name().to_owned(),
+            message: message.clone(),
+        })
     }
 }
 

@@ -3,10 +3,10 @@
 //! ```no_run
 //! use avhdx::ops::Export;
 //! use avhdx::storage::{Host, LocalHost};
-//! use avhdx_formats::vhd::{CreateOptions, VhdDisk};
+//! use avhdx_formats::vhd::{CreateOptions, OpenOptions};
 //!
 //! // From VHD …
-//! let old = VhdDisk::open("old.vhd")?;
+//! let old = OpenOptions::new().open("old.vhd")?;
 //! let new = avhdx::CreateOptions::dynamic(old.size()).create("new.vhdx")?;
 //! Export::new().onto(&old, &new)?;
 //! new.close()?;
@@ -43,7 +43,7 @@ mod layer;
 mod open;
 
 pub use azure::{AzureRule, azure_size};
-pub use create::{CreateOptions, MAX_SIZE, NewVhd, measure};
+pub use create::{CreateOptions, MAX_SIZE, Measured, NewVhd, measure};
 pub use disk::{VhdDisk, VhdImage, Warning};
 pub use footer::Kind;
 pub use open::OpenOptions;

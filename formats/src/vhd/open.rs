@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 use avhdx::{Error, ErrorKind, ParentLink, ParentSource, Result};
 
-use super::disk::{VhdDisk, Warning};
+use super::disk::{VhdDisk, VhdImage, Warning};
 use super::footer::time;
 use super::header::Parent;
 use super::layer::Layer;
@@ -69,7 +69,22 @@ impl OpenOptions {
     /// [`ErrorKind::ParentMismatch`] if the parent is not found; [`ErrorKind::Limit`] for too many parents, and for parents
     /// that lead to each other; [`ErrorKind::InUse`] if another program writes it; [`ErrorKind::Io`] if the host fails.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<VhdDisk> {
-        let path = path.as_ref();
+        let storage = self.storage(path.as_ref())?;
+        lock(storage.as_ref())?;
+        self.open_file(storage)
+    }
+
+    /// Reads what an image records of itself, without its parents. It may be in use.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open), but for what concerns parents and locks.
+    pub fn inspect(&self, path: impl AsRef<Path>) -> Result<(VhdImage, Vec<Warning>)> {
+        let layer = Layer::open(self.storage(path.as_ref())?)?;
+        Ok((VhdImage::of(&layer), Warning::of(&layer).collect()))
+    }
+
+    /// The file of an image.
+    fn storage(&self, path: &Path) -> Result<Arc<dyn Storage>> {
         let named = |error: std::io::Error| Error::from(error).in_file(path.display());
         let kind = self.host.stat(path).map_err(named)?.kind;
         if kind != FileKind::File {
@@ -77,15 +92,14 @@ impl OpenOptions {
             let error = Error::new(ErrorKind::Unsupported, "vhd.not-regular", message);
             return Err(error.in_file(path.display()));
         }
-        self.open_file(self.host.open(path, Access::Read).map_err(named)?)
+        self.host.open(path, Access::Read).map_err(named)
     }
 
-    /// Opens the image in `storage` for reading.
+    /// Opens the image in `storage` for reading. The caller locks it.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdDisk> {
-        lock(storage.as_ref())?;
         let mut layers = vec![Layer::open(storage)?];
         let mut changed = Vec::new();
         while let Some(link) = layers.last().and_then(Link::of) {

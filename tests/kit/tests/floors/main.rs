@@ -115,6 +115,7 @@ const PROGRAM: Rules<'_> = Rules {
         ("branches", &["forks"]),
         ("changes", &["operation", "writing", "new_file"]),
         ("volumes", &["volume"]),
+        ("copies to VHD", &["vhd"]),
         ("inputs", &["endings", "input", "loss", "partitions"]),
         ("facts", &["facts", "parents"]),
         ("partition tables", &["gpt"]),
@@ -151,6 +152,14 @@ const FILES: Rules<'_> = Rules {
     ..LIBRARY
 };
 
+/// The package for other formats, from top to bottom.
+const FORMATS: Rules<'_> = Rules {
+    floors: &[("the root", &[""]), ("formats", &["vhd"]), ("cache", &["cache"])],
+    knows: &[],
+    apart: &[],
+    ..LIBRARY
+};
+
 #[test]
 fn the_library_keeps_to_its_floors() {
     keeps_to(LIBRARY, "src");
@@ -164,6 +173,11 @@ fn the_program_keeps_to_its_floors() {
 #[test]
 fn the_package_for_files_keeps_to_its_floors() {
     keeps_to(FILES, "files/src");
+}
+
+#[test]
+fn the_package_for_other_formats_keeps_to_its_floors() {
+    keeps_to(FORMATS, "formats/src");
 }
 
 fn keeps_to(rules: Rules<'_>, folder: &str) {

@@ -1,14 +1,17 @@
-//! Builds VHD images byte by byte from the published layout. Shares nothing with the crate.
+//! Builds VHD images byte by byte from the published layout. Shares nothing with what reads them.
 
 /// An image to be built. Offsets and lengths in bytes.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Image {
     /// 2 fixed, 3 dynamic, 4 differencing.
     pub kind: u8,
+    /// Bytes of the disk.
     pub size: u64,
+    /// Bytes of a block.
     pub block: u32,
+    /// The identity.
     pub id: [u8; 16],
-    /// Identity, time and names of the parent.
+    /// What is recorded of the parent.
     pub parent: Option<Parent>,
     /// Runs of sectors: the first sector and the bytes.
     pub runs: Vec<(u64, Vec<u8>)>,
@@ -16,16 +19,23 @@ pub struct Image {
     pub order: Vec<u64>,
 }
 
-#[derive(Clone)]
+/// What a differencing image records of its parent.
+#[derive(Clone, Debug)]
 pub struct Parent {
+    /// The identity.
     pub id: [u8; 16],
+    /// When the parent last changed, in seconds since 2000.
     pub stamp: u32,
+    /// The name.
     pub name: String,
+    /// The path from the folder of the image.
     pub relative: Option<String>,
+    /// The path on the machine that made the image.
     pub absolute: Option<String>,
 }
 
 impl Image {
+    /// An image without bytes, whose identity has this byte 16 times.
     pub fn new(kind: u8, size: u64, block: u32, id: u8) -> Self {
         let runs = Vec::new();
         Self { kind, size, block, id: [id; 16], parent: None, runs, order: Vec::new() }
