@@ -2,7 +2,7 @@
 
 #![allow(clippy::disallowed_methods)] // tests make files of their own
 
-mod created;
-mod hostile;
-mod opened;
+mod disks;
+mod qcow2;
 mod tools;
+mod vhd;

@@ -10,6 +10,8 @@ use avhdx::{Error, ErrorKind, LayerId, Result};
 use super::footer::{self, Footer, Kind, SECTOR, be32, damaged};
 use super::header::{self, Header};
 use crate::cache::{Pages, read_up_to};
+use crate::file::Warning;
+use crate::stack::{Found, Layer, find_raw};
 
 /// The pages of tables and bitmaps that a layer keeps, of 4 KiB each.
 const PAGES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
@@ -20,7 +22,7 @@ pub(super) const UNUSED: u32 = u32::MAX;
 
 /// An image.
 #[derive(Debug)]
-pub(super) struct Layer {
+pub(super) struct VhdLayer {
     pub(super) id: LayerId,
     pub(super) storage: Arc<dyn Storage>,
     pub(super) footer: Footer,
@@ -41,17 +43,13 @@ pub(super) struct Blocks {
     len: u64,
 }
 
-/// Where bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// In the file, at this offset.
-    Data(u64),
-    Zeros,
-    /// In the parent.
-    Below,
-}
+impl VhdLayer {
+    /// What is odd, though the image is read.
+    pub(super) fn warnings(&self) -> impl Iterator<Item = Warning> + '_ {
+        let name = self.storage.name();
+        self.oddities.iter().map(move |(code, message)| Warning::new(code, name, message.as_str()))
+    }
 
-impl Layer {
     /// Opens the image in `storage`.
     pub(super) fn open(storage: Arc<dyn Storage>) -> Result<Self> {
         let name = storage.name().to_owned();
@@ -94,24 +92,27 @@ impl Layer {
         };
         Ok(Self { id: LayerId::unique(), storage, footer, blocks, oddities })
     }
+}
 
-    /// Finds the bytes at the start of a range that is not empty, and how far they are together.
-    pub(super) fn find(&self, range: Range<u64>) -> Result<(u64, Found)> {
+impl Layer for VhdLayer {
+    fn ids(&self) -> [LayerId; 2] {
+        [self.id; 2]
+    }
+
+    fn storage(&self) -> &Arc<dyn Storage> {
+        &self.storage
+    }
+
+    fn size(&self) -> u64 {
+        self.footer.size
+    }
+
+    fn find(&self, range: Range<u64>) -> Result<(u64, Found)> {
         match &self.blocks {
             Some(blocks) => blocks
                 .find(range, self.footer.size, self.footer.kind)
                 .map_err(|error| error.in_file(self.storage.name())),
-            None => {
-                let data = self.storage.next_data(range.start)?;
-                Ok(match data {
-                    Some(data) if data.start <= range.start => {
-                        let end = data.end.max(range.start + 1).min(range.end);
-                        (end, Found::Data(range.start))
-                    }
-                    Some(data) => (data.start.min(range.end), Found::Zeros),
-                    None => (range.end, Found::Zeros),
-                })
-            }
+            None => find_raw(self.storage.as_ref(), range),
         }
     }
 }

@@ -44,6 +44,6 @@ mod open;
 
 pub use azure::{AzureRule, azure_size};
 pub use create::{CreateOptions, MAX_SIZE, Measured, NewVhd, measure};
-pub use disk::{VhdDisk, VhdImage, Warning};
+pub use disk::{VhdDisk, VhdImage};
 pub use footer::Kind;
 pub use open::OpenOptions;

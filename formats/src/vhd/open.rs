@@ -4,13 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use avhdx::storage::{Access, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
+use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Error, ErrorKind, ParentLink, ParentSource, Result};
 
-use super::disk::{VhdDisk, VhdImage, Warning};
+use super::disk::{VhdDisk, VhdImage};
 use super::footer::time;
 use super::header::Parent;
-use super::layer::Layer;
+use super::layer::VhdLayer;
+use crate::file::{self, Warning, lock};
 
 /// How far the clocks of two file systems may be apart: FAT counts in two seconds.
 const TICK: Duration = Duration::from_secs(2);
@@ -69,7 +70,7 @@ impl OpenOptions {
     /// [`ErrorKind::ParentMismatch`] if the parent is not found; [`ErrorKind::Limit`] for too many parents, and for parents
     /// that lead to each other; [`ErrorKind::InUse`] if another program writes it; [`ErrorKind::Io`] if the host fails.
     pub fn open(&self, path: impl AsRef<Path>) -> Result<VhdDisk> {
-        let storage = self.storage(path.as_ref())?;
+        let storage = file::open(self.host.as_ref(), path.as_ref())?;
         lock(storage.as_ref())?;
         self.open_file(storage)
     }
@@ -79,20 +80,8 @@ impl OpenOptions {
     /// # Errors
     /// As for [`open`](Self::open), but for what concerns parents and locks.
     pub fn inspect(&self, path: impl AsRef<Path>) -> Result<(VhdImage, Vec<Warning>)> {
-        let layer = Layer::open(self.storage(path.as_ref())?)?;
-        Ok((VhdImage::of(&layer), Warning::of(&layer).collect()))
-    }
-
-    /// The file of an image.
-    fn storage(&self, path: &Path) -> Result<Arc<dyn Storage>> {
-        let named = |error: std::io::Error| Error::from(error).in_file(path.display());
-        let kind = self.host.stat(path).map_err(named)?.kind;
-        if kind != FileKind::File {
-            let message = format!("this is {kind}, not an image");
-            let error = Error::new(ErrorKind::Unsupported, "vhd.not-regular", message);
-            return Err(error.in_file(path.display()));
-        }
-        self.host.open(path, Access::Read).map_err(named)
+        let layer = VhdLayer::open(file::open(self.host.as_ref(), path.as_ref())?)?;
+        Ok((VhdImage::of(&layer), layer.warnings().collect()))
     }
 
     /// Opens the image in `storage` for reading. The caller locks it.
@@ -100,7 +89,7 @@ impl OpenOptions {
     /// # Errors
     /// As for [`open`](Self::open).
     pub fn open_file(&self, storage: Arc<dyn Storage>) -> Result<VhdDisk> {
-        let mut layers = vec![Layer::open(storage)?];
+        let mut layers = vec![VhdLayer::open(storage)?];
         let mut changed = Vec::new();
         while let Some(link) = layers.last().and_then(Link::of) {
             if layers.len() >= self.max_depth {
@@ -122,7 +111,7 @@ impl OpenOptions {
     }
 
     /// Finds the parent: the first file with the recorded identity.
-    fn find(&self, link: &Link<'_>) -> Result<Layer> {
+    fn find(&self, link: &Link<'_>) -> Result<VhdLayer> {
         let paths = link.paths();
         let Some(parents) = &self.parents else {
             let message = "the image holds what differs from its parent, and parents are opened only where asked";
@@ -133,7 +122,7 @@ impl OpenOptions {
         for candidate in parents.candidates(&link.parent_link, Access::Read) {
             let layer = candidate.opened.map_err(Error::from).and_then(|storage| {
                 lock(storage.as_ref())?;
-                Layer::open(storage)
+                VhdLayer::open(storage)
             });
             match layer {
                 Ok(layer) if layer.footer.id == link.parent.id => return Ok(layer),
@@ -163,18 +152,14 @@ impl OpenOptions {
     }
 
     /// Says that the parent changed since the child was made: its bytes may not be those that the child was made for.
-    fn change(&self, link: &Link<'_>, parent: &Layer) -> Option<Warning> {
+    fn change(&self, link: &Link<'_>, parent: &VhdLayer) -> Option<Warning> {
         let modified = self.host.stat(parent.storage.path()?).ok()?.modified?;
         let recorded = time(link.parent.stamp);
         let apart = |a: SystemTime, b: SystemTime| a.duration_since(b).unwrap_or_default();
         let is_same = apart(modified, recorded).max(apart(recorded, modified)) < TICK;
         let message =
             "the file has another time than its child recorded: it was changed or copied since";
-        (!is_same).then(|| Warning {
-            code: "vhd.parent-time",
-            file: parent.storage.name().to_owned(),
-            message: message.to_owned(),
-        })
+        (!is_same).then(|| Warning::new("vhd.parent-time", parent.storage.name(), message))
     }
 }
 
@@ -191,7 +176,7 @@ struct Link<'a> {
 }
 
 impl<'a> Link<'a> {
-    fn of(child: &'a Layer) -> Option<Self> {
+    fn of(child: &'a VhdLayer) -> Option<Self> {
         let parent = child.blocks.as_ref()?.header.parent.as_ref()?;
         let mut link = ParentLink::new(child.storage.name(), parent.id);
         link.child_path = child.storage.path().map(Path::to_path_buf);
@@ -221,16 +206,5 @@ fn is_serious(error: &Error) -> bool {
         ErrorKind::InUse => true,
         ErrorKind::Damaged => error.code() != "vhd.footer",
         _ => false,
-    }
-}
-
-/// Locks a file against writers. One whose host has no locks is read all the same.
-fn lock(storage: &dyn Storage) -> Result<()> {
-    match storage.try_lock(LockMode::Shared) {
-        Ok(LockOutcome::InUse(by)) => {
-            let message = format!("the file is in use: {by}");
-            Err(Error::new(ErrorKind::InUse, "lock.in-use", message).in_file(storage.name()))
-        }
-        Ok(_) | Err(_) => Ok(()),
     }
 }

@@ -154,7 +154,7 @@ const FILES: Rules<'_> = Rules {
 
 /// The package for other formats, from top to bottom.
 const FORMATS: Rules<'_> = Rules {
-    floors: &[("the root", &[""]), ("formats", &["vhd"]), ("cache", &["cache"])],
+    floors: &[("the root", &[""]), ("formats", &["qcow2", "vhd"]), ("stack", &["stack"]), ("files", &["cache", "file"])],
     knows: &[],
     apart: &[],
     ..LIBRARY

@@ -14,18 +14,12 @@ use avhdx_testkit::conformance::disk::Subject;
 use avhdx_testkit::rng::{Rng, pattern};
 use avhdx_testkit::vhd::{Image, Parent, seal};
 
+use crate::disks::{MIB, flat};
 use crate::tools::{libvhdi, name, run};
 
-const MIB: u64 = 1 << 20;
 /// A time that children record of their parents, as the format and as the host has it.
 const STAMP: u32 = 700_000_000;
 const UNIX: u64 = 946_684_800 + 700_000_000;
-
-pub fn flat(disk: &dyn Disk) -> Vec<u8> {
-    let mut bytes = vec![0; disk.geometry().size as usize];
-    disk.read_at(&mut bytes, 0).unwrap();
-    bytes
-}
 
 fn open(bytes: Vec<u8>) -> avhdx::Result<VhdDisk> {
     OpenOptions::new().open_file(Arc::new(MemStorage::new(bytes)))

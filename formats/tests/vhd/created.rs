@@ -13,28 +13,10 @@ use avhdx_formats::vhd::{
 };
 use avhdx_testkit::conformance;
 use avhdx_testkit::conformance::disk::Subject;
-use avhdx_testkit::rng::{Rng, pattern};
+use avhdx_testkit::rng::pattern;
 
-use crate::opened::flat;
+use crate::disks::{MIB, disk_of, flat, sparse};
 use crate::tools::{libvhdi, name, run};
-
-const MIB: u64 = 1 << 20;
-
-fn disk_of(bytes: Vec<u8>) -> RawDisk {
-    RawDisk::new(Arc::new(MemStorage::new(bytes))).unwrap()
-}
-
-/// A disk of which much is zeros.
-fn sparse(seed: u64, size: u64) -> Vec<u8> {
-    let mut rng = Rng::new(seed);
-    let mut bytes = vec![0; size as usize];
-    for _ in 0..9 {
-        let first = rng.below(size / 512) * 512;
-        let len = (512 * (1 + rng.below(900))).min(size - first);
-        pattern(seed, first, &mut bytes[first as usize..][..len as usize]);
-    }
-    bytes
-}
 
 fn copy(bytes: &[u8], options: &CreateOptions, path: &Path) {
     let new = options.create(LocalHost.create_new(path).unwrap()).unwrap();
