@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::storage::{Host, LocalHost, Storage};
 use avhdx::{CreateOptions, Linkage, LogPolicy, OpenOptions, PathSource};
-use avhdx_formats::vhd;
+use avhdx_formats::{qcow2, vhd};
 use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
@@ -40,6 +40,7 @@ impl ImageArg {
 pub(crate) enum Format {
     Vhdx,
     Vhd,
+    Qcow2,
     Raw,
 }
 
@@ -48,6 +49,7 @@ pub(crate) enum Format {
 pub(crate) enum ImageFormat {
     Vhdx,
     Vhd,
+    Qcow2,
 }
 
 impl Format {
@@ -58,6 +60,7 @@ impl Format {
             let ending = image.extension().unwrap_or_default().to_ascii_lowercase();
             match ending.to_str() {
                 Some("vhd") => Self::Vhd,
+                Some("qcow2") => Self::Qcow2,
                 Some("raw" | "img") => Self::Raw,
                 _ => Self::Vhdx,
             }
@@ -73,6 +76,7 @@ pub(crate) enum CopyFormat {
     VhdxFixed,
     Vhd,
     VhdFixed,
+    Qcow2,
 }
 
 impl CopyFormat {
@@ -83,12 +87,23 @@ impl CopyFormat {
             Self::VhdxFixed => "vhdx-fixed",
             Self::Vhd => "vhd",
             Self::VhdFixed => "vhd-fixed",
+            Self::Qcow2 => "qcow2",
         }
     }
 
     /// Whether it is one of the two kinds of VHD.
     pub(crate) fn is_vhd(self) -> bool {
         matches!(self, Self::Vhd | Self::VhdFixed)
+    }
+
+    /// Completes the sentence "this is …".
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Raw => "a raw disk",
+            Self::Vhdx | Self::VhdxFixed => "a VHDX image",
+            Self::Vhd | Self::VhdFixed => "a VHD image",
+            Self::Qcow2 => "a qcow2 image",
+        }
     }
 }
 
@@ -248,6 +263,13 @@ impl ReadFlags {
     pub(crate) fn vhd_options(&self) -> vhd::OpenOptions {
         let ChainFlags { parents, max_depth } = &self.chain;
         let options = vhd::OpenOptions::new().max_depth(*max_depth);
+        if parents.is_asked() { options.parents(parents.source()) } else { options }
+    }
+
+    /// The options for qcow2 images, whose backing files are opened where a flag says where they are.
+    pub(crate) fn qcow2_options(&self) -> qcow2::OpenOptions {
+        let ChainFlags { parents, max_depth } = &self.chain;
+        let options = qcow2::OpenOptions::new().max_depth(*max_depth);
         if parents.is_asked() { options.parents(parents.source()) } else { options }
     }
 

@@ -1,5 +1,6 @@
 //! `avhdx convert`: copies the flat disk to another format.
 
+pub(crate) mod chain;
 #[cfg(unix)]
 mod file;
 mod stdin;
@@ -9,7 +10,7 @@ use std::io::{self, Write};
 use avhdx::ops::Export;
 use serde::Serialize;
 
-use crate::args::{CopyFormat, Format};
+use crate::args::{CopyFormat, Format, NewImageFlags};
 use crate::copying::{Copied, CopyFlags};
 use crate::endings;
 use crate::failure::{Failure, Reply};
@@ -33,7 +34,8 @@ use stdin::Stream;
 pub(crate) struct Args {
     #[command(flatten)]
     copy: CopyFlags,
-    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, .vhd a dynamic VHD, others VHDX].
+    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, .vhd a dynamic VHD,
+    /// .qcow2 qcow2, others VHDX].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Option<CopyFormat>,
     /// The format of the input [default: by the ending of its name, else VHDX].
@@ -42,6 +44,10 @@ pub(crate) struct Args {
     /// The size of the disk from standard input [default: up to its end]. Missing bytes are zeros, further ones an error.
     #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     size: Option<u64>,
+    /// Make a qcow2 image of each layer in the folder OUT, over each other as the layers are: all points in time of the chain.
+    /// Each is named as its layer.
+    #[arg(long, conflicts_with_all = ["azure", "size", "verify", "dry_run", "no_share", "any_name"])]
+    chain: bool,
     /// Make a VHD image that Azure takes: fixed, of whole MiB, from 20 MiB to 2,040 GiB, in sectors of 512 bytes. A disk
     /// that is none is refused.
     #[arg(long)]
@@ -61,6 +67,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             return Err(Failure::usage("usage", message));
         }
     };
+    if args.chain {
+        return chain(&args, console);
+    }
     let format = endings::copy_format(&copy.out, output_format);
     let is_raw = format == CopyFormat::Raw;
     if is_raw && copy.new_image.is_given() {
@@ -105,6 +114,29 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     print(copy, &copied, format, console)
 }
 
+/// Makes images of all layers.
+fn chain(args: &Args, console: &mut Console) -> Result<Reply, Failure> {
+    let Args { copy, output_format, format, .. } = args;
+    if output_format.is_some_and(|format| format != CopyFormat::Qcow2) {
+        let message = "--chain makes qcow2 images";
+        return Err(Failure::usage("usage", message));
+    }
+    let NewImageFlags { sector, physical_sector, log_size, .. } = copy.new_image;
+    if sector.or(physical_sector).or(log_size).is_some() {
+        let message = "a qcow2 image has neither a log nor a sector size";
+        return Err(Failure::usage("usage", message));
+    }
+    match copy.input(*format, console)? {
+        Input::Chain(chain) => {
+            chain::run(&chain, &copy.out, &copy.new_image, &copy.replacing, console)
+        }
+        Input::Foreign(_) | Input::Raw { .. } => {
+            let message = format!("{}: only a chain of VHDX has points in time", copy.image.name());
+            Err(Failure::usage("convert.no-chain", message))
+        }
+    }
+}
+
 /// Takes in the disk from standard input.
 fn from_stdin(
     args: &Args,
@@ -125,8 +157,11 @@ fn from_stdin(
             None => failure,
         });
     }
-    if format.is_vhd() {
-        let message = "a VHD image is not made of standard input, which is passed once: make a raw disk of it first";
+    if format.is_vhd() || format == CopyFormat::Qcow2 {
+        let message = format!(
+            "{} is not made of standard input, which is passed once: make a raw disk of it first",
+            format.what()
+        );
         return Err(Failure::usage("usage", message));
     }
     let stream = Stream::new(args.size, &copy.new_image, format)?;

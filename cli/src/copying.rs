@@ -19,8 +19,8 @@ use crate::new_file::{NewFile, Place};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{size, units};
-use crate::vhd;
-pub(crate) use foreseen::VHD_BLOCK;
+use crate::{qcow2, vhd};
+pub(crate) use foreseen::{CLUSTER, VHD_BLOCK};
 
 /// What is copied, where to and how.
 #[derive(clap::Args, Debug)]
@@ -102,6 +102,10 @@ impl CopyFlags {
                 let options = vhd::options(input, &self.new_image, to, padded, console)?;
                 self.vhd_copy(input, &file, &options, console)?
             }
+            CopyFormat::Qcow2 => {
+                let options = qcow2::options(input, &self.new_image, console)?;
+                self.qcow2_copy(input, &file, &options, console)?
+            }
         };
         if self.verify {
             let copy = read_back(&file, to).map_err(|error| file.failure(error))?;
@@ -160,6 +164,23 @@ impl CopyFlags {
         let done = done.and_then(|exported| image.finish().map(|()| exported)).map_err(failed)?;
         Ok(Copied::of(&done, image.geometry().size, image.block_size()))
     }
+    fn qcow2_copy(
+        &self,
+        input: &Input,
+        file: &NewFile,
+        options: &avhdx_formats::qcow2::CreateOptions,
+        console: &Console,
+    ) -> Result<Copied, Failure> {
+        let failed = |error| file.failure(error);
+        let image = options.create(Arc::clone(file.storage())).map_err(failed)?;
+        let mut meter = ProgressMeter::new(console);
+        let export = Export::new().on_progress(|now| meter.report(now));
+        let done = export.onto(input.disk(), &image);
+        drop(meter);
+        let done = done.and_then(|exported| image.finish().map(|()| exported)).map_err(failed)?;
+        Ok(Copied::of(&done, image.geometry().size, Some(image.cluster_size())))
+    }
+
     /// The finished copy in one line.
     pub(crate) fn line(&self, copied: &Copied) -> String {
         let Copied { virtual_size, written, handed_over, block_size } = *copied;
@@ -188,7 +209,7 @@ fn image_options(
     let sector = match (new_image.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(_)) => geometry.logical_sector.into(),
-        (None, Input::Vhd(_) | Input::Raw { .. }) => 512,
+        (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
     };
     let whole = geometry.size.checked_next_multiple_of(sector.max(1)).unwrap_or(geometry.size);
     if whole > geometry.size {
@@ -229,6 +250,7 @@ fn read_back(file: &NewFile, format: CopyFormat) -> avhdx::Result<Box<dyn Disk>>
         CopyFormat::Vhd | CopyFormat::VhdFixed => {
             Box::new(avhdx_formats::vhd::OpenOptions::new().open_file(storage)?)
         }
+        CopyFormat::Qcow2 => Box::new(avhdx_formats::qcow2::OpenOptions::new().open_file(storage)?),
     })
 }
 

@@ -18,6 +18,7 @@ enum Ending {
     Avhdx,
     Raw,
     Vhd,
+    Qcow2,
     Foreign(Foreign),
     /// None, or one that names no format.
     Unknown,
@@ -42,7 +43,7 @@ impl Ending {
             "raw" | "img" => Self::Raw,
             "vhd" => Self::Vhd,
             "vhds" => foreign("a VHD set", None),
-            "qcow2" => foreign("a qcow2 image", Some("qcow2")),
+            "qcow2" => Self::Qcow2,
             "qcow" => foreign("a qcow image", Some("qcow")),
             "qed" => foreign("a QED image", Some("qed")),
             "vdi" => foreign("a VDI image", Some("vdi")),
@@ -79,8 +80,10 @@ pub(crate) fn check_image(
             });
             Err(or_any_name(failure, out))
         }
-        Ending::Vhd => {
-            let failure = against(out, "a VHD image", "a VHDX image");
+        Ending::Vhd | Ending::Qcow2 => {
+            let named =
+                if Ending::of(out) == Ending::Vhd { "a VHD image" } else { "a qcow2 image" };
+            let failure = against(out, named, "a VHDX image");
             if is_child {
                 return Err(or_any_name(failure.hint(OF_CHILD), out));
             }
@@ -102,6 +105,7 @@ pub(crate) fn copy_format(out: &Path, asked: Option<CopyFormat>) -> CopyFormat {
     let promised = match Ending::of(out) {
         Ending::Raw => CopyFormat::Raw,
         Ending::Vhd => CopyFormat::Vhd,
+        Ending::Qcow2 => CopyFormat::Qcow2,
         _ if out.as_os_str() == "-" => CopyFormat::Raw,
         _ => CopyFormat::Vhdx,
     };
@@ -116,11 +120,8 @@ pub(crate) fn check_copy(
     console: &mut Console,
 ) -> Result<(), Failure> {
     let format = copy_format(out, asked);
-    let made = match format {
-        CopyFormat::Raw => "a raw disk",
-        CopyFormat::Vhdx | CopyFormat::VhdxFixed => "a VHDX image",
-        CopyFormat::Vhd | CopyFormat::VhdFixed => "a VHD image",
-    };
+    let made = format.what();
+    let is_vhdx = matches!(format, CopyFormat::Vhdx | CopyFormat::VhdxFixed);
     match Ending::of(out) {
         Ending::Unknown => {
             if asked.is_none() {
@@ -129,13 +130,15 @@ pub(crate) fn check_copy(
             Ok(())
         }
         _ if naming.any_name => Ok(()),
-        Ending::Vhdx if made == "a VHDX image" => Ok(()),
+        Ending::Vhdx if is_vhdx => Ok(()),
         Ending::Vhdx => Err(against(out, "a VHDX image", made)),
         Ending::Raw if format == CopyFormat::Raw => Ok(()),
         Ending::Raw => Err(against(out, "a raw disk", made)),
         Ending::Vhd if format.is_vhd() => Ok(()),
         Ending::Vhd => Err(against(out, "a VHD image", made)),
-        Ending::Avhdx if made == "a VHDX image" => Err(for_child(out)),
+        Ending::Qcow2 if format == CopyFormat::Qcow2 => Ok(()),
+        Ending::Qcow2 => Err(against(out, "a qcow2 image", made)),
+        Ending::Avhdx if is_vhdx => Err(for_child(out)),
         Ending::Avhdx => Err(against(out, "a VHDX image with a parent", made)),
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, format)),
     }
@@ -176,6 +179,7 @@ fn by_qemu(out: &Path, foreign: Foreign, format: CopyFormat) -> Failure {
     let (ending, from) = match format {
         CopyFormat::Raw => ("raw", "raw"),
         CopyFormat::Vhd | CopyFormat::VhdFixed => ("vhd", "vpc"),
+        CopyFormat::Qcow2 => ("qcow2", "qcow2"),
         CopyFormat::Vhdx | CopyFormat::VhdxFixed => ("vhdx", "vhdx"),
     };
     let between = between(out, ending);

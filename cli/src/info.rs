@@ -1,5 +1,6 @@
 //! `avhdx info`: the facts of an image and of its chain.
 
+pub(crate) mod qcow2;
 pub(crate) mod vhd;
 
 use std::path::Path;
@@ -18,8 +19,8 @@ use crate::progress::Activity;
 
 /// Show the facts of an image: headers, regions, metadata, blocks, log, parent.
 ///
-/// Also works if the image is in use, or if its parents or its log are broken, and reports that. Of a .vhd, the facts of a
-/// VHD image.
+/// Also works if the image is in use, or if its parents or its log are broken, and reports that. Of a .vhd and a .qcow2,
+/// the facts that those formats have.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -35,12 +36,16 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let is_vhd = match args.format {
-        None => Format::of(&args.image.image, None) == Format::Vhd,
-        Some(asked) => asked == ImageFormat::Vhd,
-    };
-    if is_vhd {
-        return vhd::run(&args.image, args.chain, &args.opening, console);
+    let format = args.format.unwrap_or_else(|| match Format::of(&args.image.image, None) {
+        Format::Vhd => ImageFormat::Vhd,
+        Format::Qcow2 => ImageFormat::Qcow2,
+        // A name for a raw disk may be that of an image, and a raw disk has no facts.
+        Format::Vhdx | Format::Raw => ImageFormat::Vhdx,
+    });
+    match format {
+        ImageFormat::Vhd => return vhd::run(&args.image, args.chain, &args.opening, console),
+        ImageFormat::Qcow2 => return qcow2::run(&args.image, args.chain, &args.opening, console),
+        ImageFormat::Vhdx => {}
     }
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Try);

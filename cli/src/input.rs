@@ -9,10 +9,10 @@ use std::sync::Arc;
 use avhdx::storage::FileStorage;
 use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
-use avhdx_formats::vhd::VhdDisk;
 
 use crate::args::{Format, ReadFlags};
 use crate::failure::{Exit, Failure};
+use crate::foreign::{self, Foreign};
 use crate::next;
 use crate::output::Console;
 use crate::parents;
@@ -24,7 +24,7 @@ use crate::shell;
 #[derive(Debug)]
 pub(crate) enum Input {
     Chain(DiffChain),
-    Vhd(VhdDisk),
+    Foreign(Foreign),
     Raw { disk: RawDisk, path: PathBuf },
 }
 
@@ -38,7 +38,12 @@ impl Input {
     ) -> Result<Self, Failure> {
         match Format::of(argument, asked) {
             Format::Vhdx => chain(argument, opening, Lock::Shared, console).map(Self::Chain),
-            Format::Vhd => vhd(argument, opening, console).map(Self::Vhd),
+            Format::Vhd => {
+                foreign::vhd(argument, opening, console).map(|disk| Self::Foreign(disk.into()))
+            }
+            Format::Qcow2 => {
+                foreign::qcow2(argument, opening, console).map(|disk| Self::Foreign(disk.into()))
+            }
             Format::Raw => raw(argument, asked),
         }
     }
@@ -46,7 +51,7 @@ impl Input {
     pub(crate) fn disk(&self) -> &dyn Disk {
         match self {
             Self::Chain(chain) => chain,
-            Self::Vhd(disk) => disk,
+            Self::Foreign(foreign) => foreign.disk.as_ref(),
             Self::Raw { disk, .. } => disk,
         }
     }
@@ -55,7 +60,7 @@ impl Input {
     pub(crate) fn into_disk(self) -> Arc<dyn Disk> {
         match self {
             Self::Chain(chain) => Arc::new(chain),
-            Self::Vhd(disk) => Arc::new(disk),
+            Self::Foreign(foreign) => foreign.disk,
             Self::Raw { disk, .. } => Arc::new(disk),
         }
     }
@@ -66,7 +71,9 @@ impl Input {
             Self::Chain(chain) => {
                 chain.layers().into_iter().filter_map(|layer| layer.path).collect()
             }
-            Self::Vhd(disk) => disk.images().filter_map(|image| image.path).collect(),
+            Self::Foreign(foreign) => {
+                foreign.images.iter().filter_map(|image| image.path.clone()).collect()
+            }
             Self::Raw { path, .. } => vec![path.clone()],
         }
     }
@@ -178,53 +185,6 @@ pub(crate) fn resolve(
     Ok(Resolved { path, is_tip: layer.id == points.layers()[0].id })
 }
 
-/// Opens a VHD image, and its parents where a flag says where they are.
-pub(crate) fn vhd(
-    argument: &OsStr,
-    opening: &ReadFlags,
-    console: &mut Console,
-) -> Result<VhdDisk, Failure> {
-    let disk = opening.vhd_options().open(vhd_path(argument)?)?;
-    for warning in disk.warnings() {
-        console.warn(warning.code, &format!("{}: {}", warning.file, warning.message));
-    }
-    Ok(disk)
-}
-
-/// The path of a VHD image.
-pub(crate) fn vhd_path(argument: &OsStr) -> Result<PathBuf, Failure> {
-    let Point { image, selector } = Point::parse(argument);
-    if selector.is_none() {
-        return Ok(image);
-    }
-    let name = argument.to_string_lossy();
-    let message =
-        format!("{name}: a VHD image is opened as it is; points in time are those of VHDX");
-    Err(Failure::usage("point.vhd", message))
-}
-
-/// The first bytes of formats that have some.
-const SIGNATURES: &[(&[u8], &str)] = &[
-    (b"vhdxfile", "a VHDX image"),
-    (b"conectix", "a VHD image"),
-    (b"QFI\xfb", "a qcow2 image"),
-    (b"KDMV", "a VMDK image"),
-];
-
-/// Refuses a file whose name is for a raw disk and whose bytes begin as those of an image: only the user knows which it is.
-fn refuse_doubtful(storage: &dyn Storage, name: &str) -> Result<(), Failure> {
-    let mut head = [0; 8];
-    let read = storage.read_at(&mut head, 0).unwrap_or(0);
-    let is_so = |(bytes, _): &&(&[u8], &str)| head[..read].starts_with(bytes);
-    let Some((_, what)) = SIGNATURES.iter().find(is_so) else { return Ok(()) };
-    let message =
-        format!("{name}: the name is for a raw disk, the first bytes are those of {what}");
-    let failure = Failure::usage("file.doubtful", message);
-    let failure =
-        failure.hint("-f says the format: never by the bytes alone, which a guest can write");
-    Err(next::with_flag("-f raw").into_iter().fold(failure, Failure::then))
-}
-
 fn raw(argument: &OsStr, asked: Option<Format>) -> Result<Input, Failure> {
     let path = Path::new(argument);
     let name = path.display();
@@ -246,7 +206,7 @@ fn raw(argument: &OsStr, asked: Option<Format>) -> Result<Input, Failure> {
         return Err(special());
     }
     if asked.is_none() {
-        refuse_doubtful(storage.as_ref(), &name.to_string())?;
+        foreign::refuse_doubtful(storage.as_ref(), &name.to_string())?;
     }
     // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {

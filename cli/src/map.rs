@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 
 use avhdx::{DiskExt, Extent, LayerId, Source};
-use avhdx_formats::vhd::VhdImage;
 use serde::Serialize;
 
 use crate::args::{Format, ImageArg, ReadFlags, range};
@@ -90,12 +89,14 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
             };
             layers.into_iter().enumerate().map(entry).collect()
         }
-        Input::Vhd(disk) => {
-            let entry = |(depth, image): (usize, VhdImage)| {
-                let has_parent = image.parent_id.is_some();
-                (Some(image.layer), MapLayer { depth, file: image.name, has_parent })
-            };
-            disk.images().enumerate().map(entry).collect()
+        Input::Foreign(foreign) => {
+            let mut layers = HashMap::new();
+            for (depth, image) in foreign.images.iter().enumerate() {
+                let (file, has_parent) = (image.name.clone(), image.has_parent);
+                let layer = MapLayer { depth, file, has_parent };
+                layers.extend(image.ids.iter().map(|id| (Some(*id), layer.clone())));
+            }
+            layers
         }
     }
 }

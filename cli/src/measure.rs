@@ -3,12 +3,12 @@
 use std::ops::ControlFlow;
 
 use avhdx::ops::Measure;
-use avhdx_formats::vhd;
+use avhdx_formats::{qcow2, vhd};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
-use crate::copying::VHD_BLOCK;
+use crate::copying::{CLUSTER, VHD_BLOCK};
 use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
@@ -28,7 +28,8 @@ pub(crate) struct Args {
     /// The format of the copy [default: all formats].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Option<CopyFormat>,
-    /// The block size of a VHDX or VHD copy [default: 32M for VHDX, 2M for VHD].
+    /// The block size of a VHDX or VHD copy, or with -O qcow2 the cluster size [default: 32M for VHDX, 2M for VHD, 64K for
+    /// qcow2].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     block_size: Option<u64>,
     /// The format of the input [default: by the ending of its name, else VHDX].
@@ -41,6 +42,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let block_size = u32::try_from(args.block_size.unwrap_or(BLOCK))
         .map_err(|_| Failure::usage("measure.block-size", "--block-size can be at most 256M"))?;
+    let is_for = |target| args.output_format == Some(target);
+    let cluster = args.block_size.filter(|_| is_for(CopyFormat::Qcow2));
+    let cluster = cluster.map_or(CLUSTER as u32, |_| block_size);
     let vhd_block = args.block_size.map_or(VHD_BLOCK as u32, |_| block_size);
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
     let disk = input.disk();
@@ -61,6 +65,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let block = match target {
             CopyFormat::Raw | CopyFormat::VhdFixed => None,
             CopyFormat::Vhd => Some(vhd_block),
+            CopyFormat::Qcow2 => Some(cluster),
             CopyFormat::Vhdx | CopyFormat::VhdxFixed => Some(block_size),
         };
         let needed = match target {
@@ -69,6 +74,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             CopyFormat::VhdxFixed => Measure::vhdx_fixed(block_size),
             CopyFormat::Vhd | CopyFormat::VhdFixed => {
                 let needed = vhd::measure(disk, block)?;
+                rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
+                continue;
+            }
+            CopyFormat::Qcow2 => {
+                let needed = qcow2::measure(disk, cluster)?;
                 rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
                 continue;
             }

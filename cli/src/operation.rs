@@ -447,7 +447,7 @@ pub(crate) struct ResizeFacts {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct CopyFacts {
-    /// `raw`, `vhdx`, `vhdx-fixed`, `vhd` or `vhd-fixed`.
+    /// `raw`, `vhdx`, `vhdx-fixed`, `vhd`, `vhd-fixed` or `qcow2`.
     pub(crate) format: &'static str,
     pub(crate) virtual_size: u64,
     /// Null for a copy without blocks.

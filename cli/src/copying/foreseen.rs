@@ -7,7 +7,7 @@ use std::sync::Arc;
 use avhdx::ops::Measure;
 use avhdx::storage::{Host, LocalHost, MemStorage};
 use avhdx::{CreateOptions, Disk};
-use avhdx_formats::vhd::measure;
+use avhdx_formats::{qcow2, vhd};
 
 use super::{CopyFlags, image_options};
 use crate::args::{CopyFormat, NewImageFlags, u32_size};
@@ -27,6 +27,7 @@ const MOST: u64 = 64 << 40;
 /// The block sizes of new images.
 const BLOCK: u64 = 32 * MIB;
 pub(crate) const VHD_BLOCK: u64 = 2 * MIB;
+pub(crate) const CLUSTER: u64 = 64 << 10;
 
 /// What a copy takes, in bytes.
 struct Needed {
@@ -55,6 +56,8 @@ impl CopyFlags {
         let disk = input.disk().geometry().size;
         if to.is_vhd() {
             crate::vhd::options(input, &self.new_image, to, padded, console)?;
+        } else if to == CopyFormat::Qcow2 {
+            crate::qcow2::options(input, &self.new_image, console)?;
         } else if to != CopyFormat::Raw {
             // A fixed image takes the same options.
             let dynamic = CopyFormat::Vhdx;
@@ -97,12 +100,22 @@ impl CopyFlags {
             CopyFormat::Vhd | CopyFormat::VhdFixed => {
                 let block = self.new_image.block.unwrap_or(VHD_BLOCK);
                 let block = Some(u32_size("--block", block)?).filter(|_| to == CopyFormat::Vhd);
-                let needed = measure(input.disk(), block)?;
+                let needed = vhd::measure(input.disk(), block)?;
                 return Ok(Needed {
                     data,
                     peak: needed.required,
                     block: block.map(u64::from),
                     blocks: block.map(|_| needed.blocks),
+                });
+            }
+            CopyFormat::Qcow2 => {
+                let cluster = u32_size("--block", self.new_image.block.unwrap_or(CLUSTER))?;
+                let needed = qcow2::measure(input.disk(), cluster)?;
+                return Ok(Needed {
+                    data,
+                    peak: needed.required,
+                    block: Some(cluster.into()),
+                    blocks: Some(needed.clusters),
                 });
             }
             CopyFormat::Vhdx => run(Measure::vhdx(block as u32))?,
@@ -132,7 +145,7 @@ fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
     match (flags.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(chain)) => chain.geometry().logical_sector.into(),
-        (None, Input::Vhd(_) | Input::Raw { .. }) => 512,
+        (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
     }
 }
 

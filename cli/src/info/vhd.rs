@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::args::{ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
-use crate::input;
+use crate::foreign;
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::{size, units, utc};
@@ -19,12 +19,10 @@ pub(crate) fn run(
     console: &mut Console,
 ) -> Result<Reply, Failure> {
     let images: Vec<VhdImage> = if with_chain {
-        input::vhd(&image.image, opening, console)?.images().collect()
+        foreign::vhd(&image.image, opening, console)?.images().collect()
     } else {
-        let (image, warnings) = opening.vhd_options().inspect(input::vhd_path(&image.image)?)?;
-        for warning in warnings {
-            console.warn(warning.code, &format!("{}: {}", warning.file, warning.message));
-        }
+        let (image, warnings) = opening.vhd_options().inspect(foreign::path(&image.image)?)?;
+        foreign::warn(&warnings, console);
         vec![image]
     };
     let answers: Vec<VhdFacts> = images.iter().map(VhdFacts::of).collect();

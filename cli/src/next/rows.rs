@@ -542,7 +542,11 @@ pub(crate) const ROWS: &[Row] = &[
         &["-f raw reads the file as a raw disk"],
         &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image from it"],
     ),
-    ("foreign.qcow2", &[], &[convert_by_qemu!("qcow2")]),
+    (
+        "foreign.qcow2",
+        &["-f qcow2 reads a qcow2 image; one whose name ends with .qcow2 is read as such"],
+        &["AGAIN -f qcow2", "avhdx convert -f qcow2 FILE OUT.vhdx  # makes a VHDX image of it"],
+    ),
     ("foreign.qcow", &[], &[convert_by_qemu!("qcow")]),
     ("foreign.qed", &[], &[convert_by_qemu!("qed")]),
     (
@@ -579,6 +583,22 @@ pub(crate) const ROWS: &[Row] = &[
         ],
         &["AGAIN -f raw", "avhdx tree FOLDER  # lists the images"],
     ),
+    (
+        "qcow2.parent-required",
+        &[
+            "--confine DIR opens backing files in DIR, --parent-dir DIR searches a folder for their names",
+        ],
+        &["AGAIN --confine FOLDER"],
+    ),
+    (
+        "qcow2.parent-missing",
+        &[
+            "--confine DIR opens backing files in DIR, --parent-dir DIR searches a folder for their names",
+        ],
+        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
+    ),
+    ("format.not-regular", &[], &["avhdx tree FOLDER  # lists the images of VHDX"]),
+    ("qcow2.*", &[], &[convert_by_qemu!("qcow2")]),
     ("vhd.is-vhdx", &[], &["AGAIN -f vhdx"]),
     ("vhd.parent-required", &[VHD_PARENTS], &["AGAIN --confine FOLDER"]),
     (

@@ -174,6 +174,7 @@ fn the_ending_of_the_name_decides_and_is_not_contradicted() {
         ("x.qed", "a QED image"),
         ("x.hds", "a Parallels image"),
         ("-O raw x.QCOW2", "a qcow2 image"),
+        ("-O qcow2 x.vhd", "the file would be a qcow2 image"),
         ("x.vmdk", "a VMDK image"),
         ("x.vhds", "a VHD set"),
     ] {

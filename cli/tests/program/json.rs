@@ -180,6 +180,12 @@ fn measure() {
       "required": 6291968,
       "fully_allocated": 6291968,
       "block_size": null
+    },
+    {
+      "format": "qcow2",
+      "required": 2424832,
+      "fully_allocated": 6619136,
+      "block_size": 65536
     }
   ]
 }
@@ -267,7 +273,7 @@ fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     folder.with_files("pc.vhdx");
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 52] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 55] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -286,6 +292,11 @@ fn every_verb_answers_by_its_schema() {
         ("explain tip.avhdx 4K", 0, b"", &["explain"]),
         ("check tip.avhdx", 0, b"", &["check"]),
         ("compare base.vhdx tip.avhdx", 0, b"", &["compare"]),
+        ("convert base.vhdx old.vhd", 0, b"", &["convert"]),
+        ("convert base.vhdx old.qcow2", 0, b"", &["convert"]),
+        ("info old.qcow2", 0, b"", &["info-qcow2"]),
+        ("convert --chain tip.avhdx .", 0, b"", &["convert-chain"]),
+        ("info old.vhd", 0, b"", &["info-vhd"]),
         ("measure tip.avhdx", 0, b"", &["measure"]),
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
         ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),
@@ -316,8 +327,6 @@ fn every_verb_answers_by_its_schema() {
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
         ("man --dir .", 0, b"", &["man"]),
-        ("convert base.vhdx old.vhd", 0, b"", &["convert"]),
-        ("info old.vhd", 0, b"", &["info-vhd"]),
         ("info missing", 3, b"", &["error"]),
         ("frobnicate", 2, b"", &["error"]),
     ];

@@ -32,6 +32,7 @@ mod pages;
 mod parents;
 mod partitions;
 mod points;
+mod qcow2;
 mod readme;
 mod rebase;
 mod recorded;

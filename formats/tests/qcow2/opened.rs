@@ -35,10 +35,10 @@ fn write(path: &Path, size: u64, seed: u64) {
     let commands = [
         format!("write -P {} {} 70000", 3 + seed, seed * 5000),
         format!("write -P {} {} 512", 4 + seed, (size / 2) & !511),
-        format!("write -z {} 131072", size / 3 & !0xFFFF),
+        format!("write -z {} 131072", (size / 3) & !0xFFFF),
         format!("write -z {} 4096", (size / 4) & !4095),
         format!("write -P {} {} 300000", 5 + seed, (size * 2 / 3) & !511),
-        format!("discard {} 65536", size / 5 & !0xFFFF),
+        format!("discard {} 65536", (size / 5) & !0xFFFF),
         format!("write -P {} {} 1024", 6 + seed, size - 1024),
     ];
     let mut args = vec!["-f", "qcow2"];

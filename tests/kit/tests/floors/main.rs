@@ -115,8 +115,9 @@ const PROGRAM: Rules<'_> = Rules {
         ("branches", &["forks"]),
         ("changes", &["operation", "writing", "new_file"]),
         ("volumes", &["volume"]),
-        ("copies to VHD", &["vhd"]),
+        ("copies to other formats", &["qcow2", "vhd"]),
         ("inputs", &["endings", "input", "loss", "partitions"]),
+        ("other formats", &["foreign"]),
         ("facts", &["facts", "parents"]),
         ("partition tables", &["gpt"]),
         ("flags", &["args", "points"]),
@@ -154,7 +155,12 @@ const FILES: Rules<'_> = Rules {
 
 /// The package for other formats, from top to bottom.
 const FORMATS: Rules<'_> = Rules {
-    floors: &[("the root", &[""]), ("formats", &["qcow2", "vhd"]), ("stack", &["stack"]), ("files", &["cache", "file"])],
+    floors: &[
+        ("the root", &[""]),
+        ("formats", &["qcow2", "vhd"]),
+        ("stack", &["stack"]),
+        ("files", &["cache", "file"]),
+    ],
     knows: &[],
     apart: &[],
     ..LIBRARY

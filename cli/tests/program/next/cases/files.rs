@@ -200,6 +200,7 @@ pub fn files() -> Vec<Case> {
     ];
     cases.extend(foreign());
     cases.extend(vhd());
+    cases.extend(qcow2());
     cases
 }
 
@@ -264,6 +265,41 @@ fn vhd() -> Vec<Case> {
             "convert a.vhdx a.vhd",
         ),
     ]
+}
+
+/// qcow2 images, and what is asked of them.
+fn qcow2() -> Vec<Case> {
+    vec![
+        case(
+            "qcow2.*",
+            4,
+            |f| {
+                shell(f, "qemu-img create -q -f qcow2 a.qcow2 1M && qemu-io -f qcow2 -c 'write 0 1k' a.qcow2");
+                let mut file = fs::read(f.file("a.qcow2")).unwrap();
+                // A second table that lies at no cluster: QEMU reads zeros there.
+                let l1 = u64::from_be_bytes(file[40..48].try_into().unwrap()) as usize;
+                file[l1 + 6] |= 2;
+                fs::write(f.file("a.qcow2"), file).unwrap();
+            },
+            "read a.qcow2 --length 1",
+        )
+        .filled(OUT),
+        case("qcow2.parent-required", 5, qcow2_child, "read a.qcow2 --length 1"),
+        case("qcow2.parent-missing", 5, |f| {
+            qcow2_child(f);
+            fs::create_dir(f.file("there")).unwrap();
+            fs::rename(f.file("b.qcow2"), f.file("there/b.qcow2")).unwrap();
+        }, "read a.qcow2 --length 1 --with-parent nothing.qcow2")
+        .filled(&[("DIR", "there")]),
+        case("exit 2", 2, of_chain, "convert --chain l2.vhdx nowhere"),
+        case("exit 2", 2, qcow2_child, "convert --chain b.qcow2 ."),
+        case("format.not-regular", 7, |f| fs::create_dir(f.file("a.qcow2")).unwrap(), "read a.qcow2 --length 1"),
+    ]
+}
+
+fn qcow2_child(f: &Folder) {
+    let child = "qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 a.qcow2";
+    shell(f, &format!("qemu-img create -q -f qcow2 b.qcow2 1M && {child}"));
 }
 
 /// A child whose parent lies in the folder `there`, and another image.
