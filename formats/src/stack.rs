@@ -27,6 +27,18 @@ pub(crate) trait Layer: Debug + Send + Sync {
 
     fn storage(&self) -> &Arc<dyn Storage>;
 
+    /// The file of the bytes at an offset of the disk, and what identifies them, for images of several files. What
+    /// [`find`](Self::find) finds together lies in one.
+    fn file_at(&self, offset: u64) -> (&Arc<dyn Storage>, [LayerId; 2]) {
+        let _ = offset;
+        (self.storage(), self.ids())
+    }
+
+    /// All files.
+    fn storages(&self) -> Vec<&Arc<dyn Storage>> {
+        vec![self.storage()]
+    }
+
     /// Bytes of its disk.
     fn size(&self) -> u64;
 
@@ -87,7 +99,7 @@ impl<L: Layer> Stack<L> {
             match found {
                 At::Zeros => now.fill(0),
                 At::Packed(layer) => layer.unpack(now, offset)?,
-                At::Data(layer, at) => read(layer.storage().as_ref(), now, at)?,
+                At::Data(layer, at) => read(layer.file_at(offset).0.as_ref(), now, at)?,
             }
             (buf, offset) = (rest, end);
         }
@@ -102,10 +114,14 @@ impl<L: Layer> Stack<L> {
         }
         let (end, found) = self.find(range.clone())?;
         let source = match found {
-            At::Data(layer, at) => Source::Data { layer: layer.ids()[0], at: FileOffset::new(at) },
+            At::Data(layer, at) => {
+                let [data, _] = layer.file_at(range.start).1;
+                Source::Data { layer: data, at: FileOffset::new(at) }
+            }
             // Packed bytes lie at no place as they are: their own layer has them where the disk does.
             At::Packed(layer) => {
-                Source::Data { layer: layer.ids()[1], at: FileOffset::new(range.start) }
+                let [_, packed] = layer.file_at(range.start).1;
+                Source::Data { layer: packed, at: FileOffset::new(range.start) }
             }
             At::Zeros => Source::Zero { layer: None },
         };
@@ -113,7 +129,8 @@ impl<L: Layer> Stack<L> {
     }
 
     pub(crate) fn files(&self) -> Vec<FileId> {
-        self.0.iter().filter_map(|layer| layer.storage().id().ok().flatten()).collect()
+        let storages = self.0.iter().flat_map(Layer::storages);
+        storages.filter_map(|storage| storage.id().ok().flatten()).collect()
     }
 }
 

@@ -6,3 +6,4 @@ mod disks;
 mod qcow2;
 mod tools;
 mod vhd;
+mod vmdk;

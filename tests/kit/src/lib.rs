@@ -48,3 +48,4 @@ pub mod stale;
 #[cfg(feature = "library")]
 pub mod verdict;
 pub mod vhd;
+pub mod vmdk;

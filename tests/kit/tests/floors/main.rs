@@ -157,7 +157,7 @@ const FILES: Rules<'_> = Rules {
 const FORMATS: Rules<'_> = Rules {
     floors: &[
         ("the root", &[""]),
-        ("formats", &["qcow2", "vhd"]),
+        ("formats", &["qcow2", "vhd", "vmdk"]),
         ("stack", &["stack"]),
         ("files", &["cache", "file"]),
     ],

@@ -1,0 +1,7 @@
+//! VMDK images.
+
+mod escapes;
+mod esx;
+mod hostile;
+mod opened;
+mod refused;
