@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::storage::{Host, LocalHost, Storage};
 use avhdx::{CreateOptions, Linkage, LogPolicy, OpenOptions, PathSource};
-use avhdx_formats::{qcow2, vhd};
+use avhdx_formats::{qcow2, vhd, vmdk};
 use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
@@ -41,6 +41,7 @@ pub(crate) enum Format {
     Vhdx,
     Vhd,
     Qcow2,
+    Vmdk,
     Raw,
 }
 
@@ -50,6 +51,7 @@ pub(crate) enum ImageFormat {
     Vhdx,
     Vhd,
     Qcow2,
+    Vmdk,
 }
 
 impl Format {
@@ -61,6 +63,7 @@ impl Format {
             match ending.to_str() {
                 Some("vhd") => Self::Vhd,
                 Some("qcow2") => Self::Qcow2,
+                Some("vmdk") => Self::Vmdk,
                 Some("raw" | "img") => Self::Raw,
                 _ => Self::Vhdx,
             }
@@ -270,6 +273,16 @@ impl ReadFlags {
     pub(crate) fn qcow2_options(&self) -> qcow2::OpenOptions {
         let ChainFlags { parents, max_depth } = &self.chain;
         let options = qcow2::OpenOptions::new().max_depth(*max_depth);
+        if parents.is_asked() { options.parents(parents.source()) } else { options }
+    }
+
+    /// The options for VMDK images, whose parents are opened where a flag says where they are, and whose extents come from
+    /// confined folders too.
+    pub(crate) fn vmdk_options(&self) -> vmdk::OpenOptions {
+        let ChainFlags { parents, max_depth } = &self.chain;
+        let options = vmdk::OpenOptions::new().max_depth(*max_depth);
+        let folders = parents.confine.iter();
+        let options = folders.fold(options, |options, folder| options.extents_in(folder));
         if parents.is_asked() { options.parents(parents.source()) } else { options }
     }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt;
+use std::iter;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,6 +11,7 @@ use avhdx::{Disk, LayerId};
 use avhdx_formats::Warning;
 use avhdx_formats::qcow2::{Qcow2Disk, Qcow2Image};
 use avhdx_formats::vhd::{VhdDisk, VhdImage};
+use avhdx_formats::vmdk::{VmdkDisk, VmdkImage};
 
 use crate::args::ReadFlags;
 use crate::failure::Failure;
@@ -26,19 +28,23 @@ pub(crate) struct Foreign {
 /// An image of another format.
 #[derive(Clone, Debug)]
 pub(crate) struct ForeignImage {
+    pub(crate) files: Vec<ForeignFile>,
+    pub(crate) has_parent: bool,
+}
+
+/// A file of an image.
+#[derive(Clone, Debug)]
+pub(crate) struct ForeignFile {
     /// What its data have in extents.
     pub(crate) ids: Vec<LayerId>,
     pub(crate) name: String,
     pub(crate) path: Option<PathBuf>,
-    pub(crate) has_parent: bool,
 }
 
 impl From<VhdDisk> for Foreign {
     fn from(disk: VhdDisk) -> Self {
         let image = |image: VhdImage| ForeignImage {
-            ids: vec![image.layer],
-            name: image.name,
-            path: image.path,
+            files: vec![ForeignFile { ids: vec![image.layer], name: image.name, path: image.path }],
             has_parent: image.parent_id.is_some(),
         };
         Self { images: disk.images().map(image).collect(), disk: Arc::new(disk) }
@@ -48,10 +54,29 @@ impl From<VhdDisk> for Foreign {
 impl From<Qcow2Disk> for Foreign {
     fn from(disk: Qcow2Disk) -> Self {
         let image = |image: Qcow2Image| ForeignImage {
-            ids: vec![image.layer, image.packed],
-            name: image.name,
-            path: image.path,
+            files: vec![ForeignFile {
+                ids: vec![image.layer, image.packed],
+                name: image.name,
+                path: image.path,
+            }],
             has_parent: image.backing.is_some(),
+        };
+        Self { images: disk.images().map(image).collect(), disk: Arc::new(disk) }
+    }
+}
+
+impl From<VmdkDisk> for Foreign {
+    fn from(disk: VmdkDisk) -> Self {
+        let image = |image: VmdkImage| {
+            let own = ForeignFile { ids: Vec::new(), name: image.name, path: image.path };
+            let extents = image.extents.into_iter().filter_map(|extent| {
+                let ids = vec![extent.layer, extent.packed];
+                Some(ForeignFile { ids, name: extent.name?, path: extent.path })
+            });
+            ForeignImage {
+                files: iter::once(own).chain(extents).collect(),
+                has_parent: image.parent.is_some(),
+            }
         };
         Self { images: disk.images().map(image).collect(), disk: Arc::new(disk) }
     }
@@ -81,6 +106,17 @@ pub(crate) fn qcow2(
     console: &mut Console,
 ) -> Result<Qcow2Disk, Failure> {
     let disk = opening.qcow2_options().open(path(argument)?)?;
+    warn(disk.warnings(), console);
+    Ok(disk)
+}
+
+/// Opens a VMDK image, and its parents where a flag says where they are.
+pub(crate) fn vmdk(
+    argument: &OsStr,
+    opening: &ReadFlags,
+    console: &mut Console,
+) -> Result<VmdkDisk, Failure> {
+    let disk = opening.vmdk_options().open(path(argument)?)?;
     warn(disk.warnings(), console);
     Ok(disk)
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod qcow2;
 pub(crate) mod vhd;
+pub(crate) mod vmdk;
 
 use std::path::Path;
 
@@ -19,8 +20,8 @@ use crate::progress::Activity;
 
 /// Show the facts of an image: headers, regions, metadata, blocks, log, parent.
 ///
-/// Also works if the image is in use, or if its parents or its log are broken, and reports that. Of a .vhd and a .qcow2,
-/// the facts that those formats have.
+/// Also works if the image is in use, or if its parents or its log are broken, and reports that. Of a .vhd, a .qcow2
+/// and a .vmdk, the facts that those formats have.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -39,12 +40,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let format = args.format.unwrap_or_else(|| match Format::of(&args.image.image, None) {
         Format::Vhd => ImageFormat::Vhd,
         Format::Qcow2 => ImageFormat::Qcow2,
+        Format::Vmdk => ImageFormat::Vmdk,
         // A name for a raw disk may be that of an image, and a raw disk has no facts.
         Format::Vhdx | Format::Raw => ImageFormat::Vhdx,
     });
     match format {
         ImageFormat::Vhd => return vhd::run(&args.image, args.chain, &args.opening, console),
         ImageFormat::Qcow2 => return qcow2::run(&args.image, args.chain, &args.opening, console),
+        ImageFormat::Vmdk => return vmdk::run(&args.image, args.chain, &args.opening, console),
         ImageFormat::Vhdx => {}
     }
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;

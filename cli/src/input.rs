@@ -44,6 +44,9 @@ impl Input {
             Format::Qcow2 => {
                 foreign::qcow2(argument, opening, console).map(|disk| Self::Foreign(disk.into()))
             }
+            Format::Vmdk => {
+                foreign::vmdk(argument, opening, console).map(|disk| Self::Foreign(disk.into()))
+            }
             Format::Raw => raw(argument, asked),
         }
     }
@@ -72,7 +75,8 @@ impl Input {
                 chain.layers().into_iter().filter_map(|layer| layer.path).collect()
             }
             Self::Foreign(foreign) => {
-                foreign.images.iter().filter_map(|image| image.path.clone()).collect()
+                let files = foreign.images.iter().flat_map(|image| &image.files);
+                files.filter_map(|file| file.path.clone()).collect()
             }
             Self::Raw { path, .. } => vec![path.clone()],
         }

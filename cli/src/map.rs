@@ -92,9 +92,11 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
         Input::Foreign(foreign) => {
             let mut layers = HashMap::new();
             for (depth, image) in foreign.images.iter().enumerate() {
-                let (file, has_parent) = (image.name.clone(), image.has_parent);
-                let layer = MapLayer { depth, file, has_parent };
-                layers.extend(image.ids.iter().map(|id| (Some(*id), layer.clone())));
+                for file in &image.files {
+                    let (name, has_parent) = (file.name.clone(), image.has_parent);
+                    let layer = MapLayer { depth, file: name, has_parent };
+                    layers.extend(file.ids.iter().map(|id| (Some(*id), layer.clone())));
+                }
             }
             layers
         }

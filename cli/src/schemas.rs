@@ -60,6 +60,7 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::facts::json::InfoAnswer>(),
         document::<crate::info::vhd::VhdInfoAnswer>(),
         document::<crate::info::qcow2::Qcow2InfoAnswer>(),
+        document::<crate::info::vmdk::VmdkInfoAnswer>(),
         document::<crate::pages::ManAnswer>(),
         document::<crate::label::LabelAnswer>(),
         line::<crate::ls::LsAnswer>(),

@@ -554,11 +554,15 @@ pub(crate) const ROWS: &[Row] = &[
         &["-f vhd reads a VHD image; one whose name ends with .vhd is read as such"],
         &["AGAIN -f vhd", "avhdx convert -f vhd FILE OUT.vhdx  # makes a VHDX image of it"],
     ),
-    ("foreign.vmdk", &[], &[convert_by_qemu!("vmdk")]),
+    (
+        "foreign.vmdk",
+        &["-f vmdk reads a VMDK image; one whose name ends with .vmdk is read as such"],
+        &["AGAIN -f vmdk", "avhdx convert -f vmdk FILE OUT.vhdx  # makes a VHDX image of it"],
+    ),
     (
         "foreign.vmdk-text",
-        &["the file only names the files that hold the disk"],
-        &[convert_by_qemu!("vmdk")],
+        &["the file only names the files that hold the disk; -f vmdk reads them"],
+        &["AGAIN -f vmdk", "avhdx convert -f vmdk FILE OUT.vhdx  # makes a VHDX image of it"],
     ),
     ("foreign.vdi", &[], &[convert_by_qemu!("vdi")]),
     ("foreign.parallels", &[], &[convert_by_qemu!("parallels")]),
@@ -612,6 +616,28 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
     ),
     ("vhd.*", &[], &[convert_by_qemu!("vpc")]),
+    (
+        "vmdk.extent-missing",
+        &["extents are opened in the folder of the image, and below a folder given with --confine"],
+        &["avhdx info -f vmdk FILE  # lists the extents"],
+    ),
+    (
+        "vmdk.extent-outside",
+        &["extents are opened in the folder of the image, and below a folder given with --confine"],
+        &["AGAIN --confine DIR  # DIR: the folder of the extent"],
+    ),
+    ("vmdk.parent-required", &[VHD_PARENTS], &["AGAIN --confine FOLDER"]),
+    (
+        "vmdk.parent-missing",
+        &[VHD_PARENTS],
+        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
+    ),
+    (
+        "vmdk.parent-mismatch",
+        &[VHD_PARENTS],
+        &["AGAIN --with-parent PARENT  # PARENT: the parent image as it was"],
+    ),
+    ("vmdk.*", &[], &[convert_by_qemu!("vmdk")]),
     ("kind not-vhdx", &[], &["avhdx tree FOLDER  # lists the images"]),
     (
         "reparent: locator.*",

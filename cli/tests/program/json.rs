@@ -1,9 +1,11 @@
 //! The exact JSON of every verb: programs depend on it, so keys are only ever added.
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use crate::common::{Folder, name, schemas};
 use avhdx_testkit::build::{Block, Data, Image};
+use avhdx_testkit::vmdk::descriptor;
 
 #[test]
 fn map() {
@@ -272,8 +274,11 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     folder.with_files("pc.vhdx");
+    let text =
+        descriptor("custom", 1, Some((2, "older.vmdk")), &["RW 8 ZERO", "RW 8 FLAT \"a\" 0"]);
+    fs::write(folder.file("old.vmdk"), text).unwrap();
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 55] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 56] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -297,6 +302,7 @@ fn every_verb_answers_by_its_schema() {
         ("info old.qcow2", 0, b"", &["info-qcow2"]),
         ("convert --chain tip.avhdx .", 0, b"", &["convert-chain"]),
         ("info old.vhd", 0, b"", &["info-vhd"]),
+        ("info old.vmdk", 0, b"", &["info-vmdk"]),
         ("measure tip.avhdx", 0, b"", &["measure"]),
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
         ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),

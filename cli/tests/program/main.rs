@@ -45,4 +45,5 @@ mod swaps;
 mod tree;
 mod versions;
 mod vhd;
+mod vmdk;
 mod write;

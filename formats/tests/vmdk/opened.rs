@@ -136,6 +136,41 @@ fn a_footer_tells_where_the_directory_is() {
     assert_eq!((error.code(), error.kind()), ("vmdk.footer", ErrorKind::Damaged));
 }
 
+/// Grains that are packed without markers, which QEMU reads too.
+#[test]
+fn markers_may_be_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (raw, path) = (folder.path().join("disk"), folder.path().join("a.vmdk"));
+    let bytes = sparse(6, 9 * MIB);
+    fs::write(&raw, &bytes).unwrap();
+    let args = ["convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized"];
+    if run("qemu-img", &[&args[..], &[name(&raw), name(&path)]].concat()).is_none() {
+        return;
+    }
+    let mut file = fs::read(&path).unwrap();
+    let le = |file: &[u8], at: usize, len: usize| {
+        file[at..at + len].iter().rev().fold(0_usize, |n, byte| n << 8 | usize::from(*byte))
+    };
+    let flags = le(&file, 8, 4) as u32 & !0x2_0000;
+    file[8..12].copy_from_slice(&flags.to_le_bytes());
+    // QEMU reads a whole grain's worth of packed bytes.
+    file.resize(file.len() + 65_536, 0);
+    let (directory, mut moved) = (le(&file, 56, 8) * 512, 0);
+    for grain in 0..(9 * MIB / 65_536) as usize {
+        let table = le(&file, directory + grain / 512 * 4, 4) * 512;
+        let place = if table == 0 { 0 } else { le(&file, table + grain % 512 * 4, 4) * 512 };
+        if place > 0 {
+            let len = le(&file, place + 8, 4);
+            file.copy_within(place + 12..place + 12 + len, place);
+            moved += 1;
+        }
+    }
+    assert!(moved > 5);
+    fs::write(&path, file).unwrap();
+    check(&path, "without markers");
+    assert_eq!(difference(&flat(&open(&path).unwrap()), &bytes), None);
+}
+
 /// Moves the directory of an image to its end, with a footer.
 pub fn with_footer(file: &[u8]) -> Vec<u8> {
     let mut file = file.to_vec();

@@ -4,6 +4,7 @@ use std::fs;
 
 use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry};
 use avhdx_testkit::vhd::{Image as Vhd, Parent};
+use avhdx_testkit::vmdk::descriptor;
 
 use super::{Case, OUT, OUT_FED, case, dirty, make_fifo, of_chain, write_disk};
 use crate::common::{Folder, guid};
@@ -201,6 +202,7 @@ pub fn files() -> Vec<Case> {
     cases.extend(foreign());
     cases.extend(vhd());
     cases.extend(qcow2());
+    cases.extend(vmdk());
     cases
 }
 
@@ -300,6 +302,77 @@ fn qcow2() -> Vec<Case> {
 fn qcow2_child(f: &Folder) {
     let child = "qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 a.qcow2";
     shell(f, &format!("qemu-img create -q -f qcow2 b.qcow2 1M && {child}"));
+}
+
+/// VMDK images, and what is asked of them.
+fn vmdk() -> Vec<Case> {
+    vec![
+        case(
+            "vmdk.*",
+            4,
+            |f| {
+                shell(f, "qemu-img create -q -f vmdk a.vmdk 1M");
+                // The bytes that tell a change of new lines, which QEMU does not look at.
+                let mut file = fs::read(f.file("a.vmdk")).unwrap();
+                file[73] = b'x';
+                fs::write(f.file("a.vmdk"), file).unwrap();
+            },
+            "read a.vmdk --length 1",
+        )
+        .filled(OUT),
+        case("vmdk.extent-missing", 3, |f| vmdk_extent(f, "b"), "read a.vmdk --length 1"),
+        case(
+            "vmdk.extent-outside",
+            5,
+            |f| {
+                vmdk_extent(f, "../there/b");
+                fs::create_dir(f.file("here")).unwrap();
+                fs::rename(f.file("a.vmdk"), f.file("here/a.vmdk")).unwrap();
+            },
+            "read here/a.vmdk --length 1",
+        )
+        .filled(&[("DIR", "there")]),
+        case("vmdk.parent-required", 5, vmdk_child, "read a.vmdk --length 1"),
+        case(
+            "vmdk.parent-missing",
+            5,
+            |f| {
+                vmdk_child(f);
+                fs::rename(f.file("b.vmdk"), f.file("there/b.vmdk")).unwrap();
+            },
+            "read a.vmdk --length 1 --confine .",
+        )
+        .filled(&[("DIR", "there")]),
+        case(
+            "vmdk.parent-mismatch",
+            5,
+            |f| {
+                vmdk_child(f);
+                fs::rename(f.file("b.vmdk"), f.file("there/b.vmdk")).unwrap();
+                let changed = descriptor("custom", 9, None, &["RW 2048 ZERO"]);
+                fs::write(f.file("b.vmdk"), changed).unwrap();
+            },
+            "read a.vmdk --length 1 --confine .",
+        )
+        .filled(&[("PARENT", "there/b.vmdk")]),
+    ]
+}
+
+/// An image with an extent of this name, for which there is a file in the folder `there`.
+fn vmdk_extent(f: &Folder, name: &str) {
+    let line = format!("RW 2048 FLAT \"{name}\" 0");
+    fs::write(f.file("a.vmdk"), descriptor("monolithicFlat", 1, None, &[&line])).unwrap();
+    fs::create_dir(f.file("there")).unwrap();
+    fs::write(f.file("there/b"), [1; 1 << 20]).unwrap();
+}
+
+/// A child and its parent, and an empty folder `there`.
+fn vmdk_child(f: &Folder) {
+    fs::create_dir(f.file("there")).unwrap();
+    let line = ["RW 2048 ZERO"];
+    let child = descriptor("custom", 3, Some((1, "b.vmdk")), &line);
+    fs::write(f.file("a.vmdk"), child).unwrap();
+    fs::write(f.file("b.vmdk"), descriptor("custom", 1, None, &line)).unwrap();
 }
 
 /// A child whose parent lies in the folder `there`, and another image.
