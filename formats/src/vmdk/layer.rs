@@ -9,7 +9,7 @@ use avhdx::storage::Storage;
 use avhdx::{Error, ErrorKind, LayerId, Result};
 
 use super::descriptor::{Descriptor, ExtentLine, LineKind, MOST};
-use super::disk::{ExtentKind, VmdkExtent, VmdkImage};
+use super::facts::{ExtentKind, VmdkExtent, VmdkImage};
 use super::header::{Header, Magic, damaged, unsupported};
 use super::sparse::Sparse;
 use crate::cache::read_up_to;
@@ -143,7 +143,17 @@ impl VmdkLayer {
                 }),
             }
         });
-        VmdkImage::of(self, extents.collect())
+        let parent = self.descriptor.parent.as_ref();
+        VmdkImage {
+            name: self.storage.name().to_owned(),
+            path: self.storage.path().map(Path::to_path_buf),
+            size: self.size,
+            create_type: self.descriptor.create_type.clone(),
+            content_id: self.descriptor.content_id,
+            parent_content_id: parent.map(|parent| parent.content_id),
+            parent: parent.map(|parent| parent.name.clone()),
+            extents: extents.collect(),
+        }
     }
 
     pub(super) fn warnings(&self) -> Option<Warning> {

@@ -36,14 +36,16 @@
 //! 2. `disk`: the disk of them;
 //! 3. `layer`: one image;
 //! 4. `sparse`: one extent with tables;
-//! 5. `descriptor`: which extents there are; `header`: what an extent says of itself.
+//! 5. `descriptor`: which extents there are; `header`: what an extent says of itself; `facts`: what is told of both.
 
 mod descriptor;
 mod disk;
+mod facts;
 mod header;
 mod layer;
 mod open;
 mod sparse;
 
-pub use disk::{ExtentKind, VmdkDisk, VmdkExtent, VmdkImage};
+pub use disk::VmdkDisk;
+pub use facts::{ExtentKind, VmdkExtent, VmdkImage};
 pub use open::OpenOptions;

@@ -8,7 +8,8 @@ use avhdx::storage::{Access, Host, LocalHost, Storage};
 use avhdx::{Error, ErrorKind, FoundBy, ParentLink, ParentSource, PathSource, Result};
 
 use super::descriptor::Parent;
-use super::disk::{VmdkDisk, VmdkImage};
+use super::disk::VmdkDisk;
+use super::facts::VmdkImage;
 use super::layer::VmdkLayer;
 use crate::file::{self, Warning, lock};
 use crate::stack::Layer;
