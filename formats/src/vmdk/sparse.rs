@@ -214,8 +214,7 @@ enum Grain {
 
 /// Unpacks a stream of zlib into `needed` bytes or more, at most those of a grain.
 fn inflate(packed: &[u8], grain: usize, needed: usize) -> Result<Vec<u8>, String> {
-    // One more byte tells whether there would be more.
-    let mut bytes = vec![0; grain + 1];
+    let mut bytes = vec![0; grain];
     let mut inflater = flate2::Decompress::new(true);
     let done = inflater.decompress(packed, &mut bytes, flate2::FlushDecompress::Finish);
     let len = inflater.total_out() as usize;

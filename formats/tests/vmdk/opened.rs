@@ -37,6 +37,8 @@ fn write(path: &Path, size: u64, seed: u64) {
         format!("write -P {} {} 300032", 5 + seed, (size * 2 / 3) & !511),
         format!("write -z {} 65536", (size * 2 / 3 + 70_000) & !0xFFFF),
         format!("write -P {} {} 1024", 6 + seed, size - 1024),
+        // Zeros over what is below.
+        format!("write -z {} 65536", if seed % 2 == 1 { 65_536 } else { 1 << 20 }),
     ];
     let mut args = vec!["-f", "vmdk"];
     commands.iter().for_each(|command| args.extend(["-c", command.as_str()]));
@@ -217,6 +219,12 @@ fn extents_name_the_place_of_bytes() {
             });
             lines.push("RW 8 ZERO".into());
             bytes.resize(bytes.len() + 4096, 0);
+            // A part of a file once more.
+            if kind == "monolithicFlat" {
+                lines.push(format!("RW 300 FLAT \"{file}-flat.vmdk\" 16"));
+                let start = bytes.len() - 4096 - size as usize + 16 * 512;
+                bytes.extend_from_within(start..start + 300 * 512);
+            }
         }
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
         let text = avhdx_testkit::vmdk::descriptor("custom", 1, None, &lines);
@@ -224,7 +232,7 @@ fn extents_name_the_place_of_bytes() {
         fs::write(&path, text).unwrap();
         let image = open(&path).unwrap().images().next().unwrap();
         let kinds: Vec<_> = image.extents.iter().map(|extent| extent.kind).collect();
-        assert_eq!((kinds.len(), kinds[1]), (6, ExtentKind::Zero));
+        assert_eq!((kinds.len(), kinds[1]), (lines.len(), ExtentKind::Zero));
         conformance::disk::keeps_every_promise(&|| {
             let disk = open(&path).unwrap();
             let image = disk.images().next().unwrap();
@@ -294,11 +302,13 @@ fn images_below_are_opened_only_where_asked_and_if_they_are_the_ones() {
     let sound = fs::read(&paths[0]).unwrap();
     let at = sound.windows(4).position(|bytes| bytes == b"CID=").unwrap() + 4;
     let mut file = sound.clone();
-    file[at..at + 8].copy_from_slice(b"12345678");
+    // QEMU may write fewer than eight digits.
+    file[at] = if file[at] == b'1' { b'2' } else { b'1' };
     fs::write(&paths[0], &file).unwrap();
     let error = open(&paths[1]).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("vmdk.parent-mismatch", ErrorKind::ParentMismatch));
-    assert!(error.to_string().contains("12345678"), "{error}");
+    let found = OpenOptions::new().inspect(&paths[0]).unwrap().0.content_id;
+    assert!(error.to_string().contains(&format!("another CID, {found:08x}")), "{error}");
     // An image below itself: the base says that the tip is below.
     fs::write(&paths[0], &sound).unwrap();
     let tip = OpenOptions::new().inspect(&paths[3]).unwrap().0;
