@@ -117,7 +117,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let folders = args.opening.children_in.iter();
     let compact = folders.fold(compact, |compact, folder| compact.children_in(folder));
     // What will be refused must not replay a log, nor read all data; and its own words say what is in the way.
-    let by_tables = compact.clone().content(false).forecast(&inspected.chain);
+    // A fixed disk can be punched, and none of its blocks goes.
+    let by_tables = compact.clone().content(false).punch(args.punch && !args.free);
+    let by_tables = by_tables.forecast(&inspected.chain);
     let by_tables = by_tables.map_err(|error| match error.kind() {
         ErrorKind::HasChildren if args.free => refuse_children(&error),
         _ => error.into(),
