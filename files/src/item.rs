@@ -66,7 +66,7 @@ impl About {
         match self.is_cut {
             true => {
                 let message = "the file system has more bytes than its volume";
-                Err(Error::unclean("files.cut", message))
+                Err(Error::unclean("unclean.cut", message))
             }
             false => Ok(()),
         }

@@ -340,7 +340,7 @@ impl FileSystem {
     pub fn check_clean(&self) -> Result<()> {
         self.task(b"", |system| {
             if let Some(doubt) = &self.doubt {
-                return Err(Error::unclean("files.doubtful", doubt.clone()));
+                return Err(Error::unclean("unclean.doubtful", doubt.clone()));
             }
             system.about().check_whole()?;
             system.check_clean()

@@ -113,30 +113,22 @@ fn a_bitmap_of_ntfs_that_lies_is_found() {
 #[test]
 fn a_file_record_that_cannot_be_read_leaves_nothing_certain() {
     let Some((image, _)) = crate::ntfs::image() else { return };
-    let mft = number(image, 48, 8) as usize * 4096;
-    let is_record = |at: &usize| image[*at..].starts_with(b"FILE") && image[*at + 22] & 1 == 1;
-    let record = (mft + 64 * 1024..image.len()).step_by(1024).find(is_record).unwrap();
-    for (at, byte) in [(0, b'B'), (510, 0x77), (22, 0)] {
+    // Records of files, which say their own number; the first ones have copies.
+    let records: Vec<usize> = (0..image.len())
+        .step_by(1024)
+        .filter(|at| image[*at..].starts_with(b"FILE") && image[at + 22] & 1 == 1)
+        .filter(|at| number(image, at + 44, 4) >= 24)
+        .collect();
+    for (at, byte) in [(0, b'B'), (510, 0x77)] {
         let mut broken = image.clone();
-        broken[record + at] ^= byte;
-        if at == 22 {
-            // A record that others continue is not in use any more.
-            let name: Vec<u8> = "pieces".encode_utf16().flat_map(u16::to_le_bytes).collect();
-            let base = (mft..image.len())
-                .step_by(1024)
-                .find(|at| {
-                    is_record(at) && image[*at..*at + 1024].windows(12).any(|part| part == name)
-                })
-                .unwrap();
-            let of = (base - mft) as u64 / 1024;
-            let further = (mft..image.len())
-                .step_by(1024)
-                .find(|at| is_record(at) && number(image, at + 32, 6) == of);
-            broken = image.clone();
-            broken[further.unwrap() + 22] &= !1;
-        }
+        broken[records[0] + at] ^= byte;
         assert_eq!(refused(&broken, true, &format!("byte {at}")), "ntfs.record");
     }
+    // A record that continues another one is not in use any more.
+    let further = records.iter().find(|at| number(image, **at + 32, 6) != 0).unwrap();
+    let mut broken = image.clone();
+    broken[further + 22] &= !1;
+    assert_eq!(refused(&broken, true, "a record that continues"), "ntfs.record");
 }
 
 /// Two restart pages as they are published: LSNs, clients and flags of each, of this version.
@@ -192,7 +184,7 @@ fn a_log_of_ntfs_in_which_changes_may_wait_is_not_clean() {
             [(9, 0, 2), (9, 0, 0)],
         ] {
             let image = with(&restart_pages(version, pages));
-            assert_eq!(refused(&image, false, &format!("{pages:?}")), "ntfs.log");
+            assert_eq!(refused(&image, false, &format!("{pages:?}")), "unclean.ntfs-log");
         }
     }
     let clean = restart_pages(WINDOWS_7, [(9, 0, 2), (9, 0, 2)]);
@@ -203,12 +195,12 @@ fn a_log_of_ntfs_in_which_changes_may_wait_is_not_clean() {
     };
     // Torn, of chkdsk, of an unknown version, with something behind the beginning of an emptied log.
     for image in [changed(510, 8), changed(4096 + 1022, 8), changed(0, b'C'), changed(4096, 0)] {
-        assert_eq!(refused(&image, false, "a page"), "ntfs.log");
+        assert_eq!(refused(&image, false, "a page"), "unclean.ntfs-log");
     }
-    assert_eq!(refused(&changed(28, 3), false, "version"), "ntfs.log");
+    assert_eq!(refused(&changed(28, 3), false, "version"), "unclean.ntfs-log");
     let mut touched = image.clone();
     touched[log + 100_000] = 0;
-    assert_eq!(refused(&touched, false, "an emptied log"), "ntfs.log");
+    assert_eq!(refused(&touched, false, "an emptied log"), "unclean.ntfs-log");
 }
 
 #[test]
@@ -219,7 +211,7 @@ fn a_dirty_or_hibernated_volume_of_ntfs_is_not_clean() {
     let information = attribute(image, mft + 3 * 1024, 0x70);
     let value = information + number(image, information + 20, 2) as usize;
     dirty[value + 10] |= 1;
-    assert_eq!(refused(&dirty, false, "the flag"), "ntfs.dirty");
+    assert_eq!(refused(&dirty, false, "the flag"), "unclean.ntfs");
 
     for (head, is_clean) in [
         (&b"hibr"[..], false),
@@ -235,7 +227,7 @@ fn a_dirty_or_hibernated_volume_of_ntfs_is_not_clean() {
         let image = mounted.finish();
         match is_clean {
             true => assert_certain(&tree(&image)),
-            false => assert_eq!(refused(&image, false, "hibernated"), "ntfs.hibernated"),
+            false => assert_eq!(refused(&image, false, "hibernated"), "unclean.hibernated"),
         }
     }
 }
@@ -256,7 +248,7 @@ fn a_volume_of_ntfs_with_shadow_copies_is_not_clean() {
     };
     for (kind, catalog) in [(2, 8 * MIB), (3, 8 * MIB), (0, 4096), (0, u64::MAX - 5)] {
         let image = with(kind, catalog);
-        assert_eq!(refused(&image, false, &format!("{catalog}")), "ntfs.shadow-copies");
+        assert_eq!(refused(&image, false, &format!("{catalog}")), "unclean.shadow-copies");
     }
     assert_certain(&tree(&with(1, 8 * MIB)));
     assert_certain(&tree(&with(2, 0)));
@@ -301,7 +293,7 @@ fn a_table_of_fat_that_lies_is_found() {
         for bit in [1, 2] {
             let mut dirty = image.clone();
             dirty[state] |= bit;
-            assert_eq!(refused(&dirty, false, "the boot sector"), "fat.dirty");
+            assert_eq!(refused(&dirty, false, "the boot sector"), "unclean.fat");
         }
         let (at, flags): (u64, &[u8]) = match bits {
             "12" => continue,
@@ -311,7 +303,7 @@ fn a_table_of_fat_that_lies_is_found() {
         for flag in flags {
             let mut dirty = image.clone();
             dirty[(reserved + at) as usize] &= !flag;
-            assert_eq!(refused(&dirty, false, "the table"), "fat.dirty");
+            assert_eq!(refused(&dirty, false, "the table"), "unclean.fat");
         }
     }
 }
@@ -386,13 +378,13 @@ fn sums_of_ext_that_do_not_match_leave_nothing_certain() {
 #[test]
 fn a_file_system_of_ext_that_was_not_closed_is_not_clean() {
     for (commands, code) in [
-        ("feature needs_recovery\n", "ext.dirty"),
-        ("ssv state 0\n", "ext.dirty"),
-        ("ssv state 3\n", "ext.errors"),
-        ("ssv state 5\n", "ext.dirty"),
-        ("ssv last_orphan 12\n", "ext.orphans"),
-        ("feature orphan_present\n", "ext.orphans"),
-        ("feature shared_blocks\n", "ext.writers"),
+        ("feature needs_recovery\n", "unclean.ext"),
+        ("ssv state 0\n", "unclean.ext"),
+        ("ssv state 3\n", "unclean.ext-errors"),
+        ("ssv state 5\n", "unclean.ext"),
+        ("ssv last_orphan 12\n", "unclean.ext-orphans"),
+        ("feature orphan_present\n", "unclean.ext-orphans"),
+        ("feature shared_blocks\n", "unclean.ext-features"),
     ] {
         let Some(image) = after("metadata_csum", commands) else { return };
         assert_eq!(refused(&image, false, commands), code);
@@ -402,7 +394,7 @@ fn a_file_system_of_ext_that_was_not_closed_is_not_clean() {
     let journal = (0..image.len())
         .step_by(1024)
         .find(|at| image[*at..].starts_with(&[0xC0, 0x3B, 0x39, 0x98, 0, 0, 0, 4]));
-    for (at, code) in [(31, "ext.dirty"), (35, "ext.errors")] {
+    for (at, code) in [(31, "unclean.ext"), (35, "unclean.ext-errors")] {
         let mut image = image.clone();
         image[journal.unwrap() + at] = 1;
         assert_eq!(refused(&image, false, "the journal"), code);
@@ -413,7 +405,7 @@ fn a_file_system_of_ext_that_was_not_closed_is_not_clean() {
     let block = number(&image, 1024 + 360, 8) as usize * 1024;
     let mut mounted = image;
     mounted[block + 4] ^= 1;
-    assert_eq!(refused(&mounted, false, "mounted"), "ext.dirty");
+    assert_eq!(refused(&mounted, false, "mounted"), "unclean.ext");
 }
 
 #[test]
@@ -423,15 +415,15 @@ fn a_volume_that_may_be_something_else_is_not_clean() {
     // What mkfs leaves alone: the first sector.
     let mut both = ext.clone();
     both[..512].copy_from_slice(&fat[..512]);
-    assert_eq!(refused(&both, false, "two file systems"), "files.doubtful");
+    assert_eq!(refused(&both, false, "two file systems"), "unclean.doubtful");
     // A partition table that was written over the whole disk's file system.
     let mut table = ext.clone();
     table[446 + 4] = 0x83;
     table[446 + 8..446 + 16].copy_from_slice(&[0, 8, 0, 0, 0, 8, 0, 0]);
     table[510..512].copy_from_slice(&[0x55, 0xAA]);
-    assert_eq!(refused(&table, false, "a table"), "files.doubtful");
+    assert_eq!(refused(&table, false, "a table"), "unclean.doubtful");
     // A file system that is longer than its volume.
-    assert_eq!(refused(&ext[..11 * MIB as usize], false, "cut"), "files.cut");
+    assert_eq!(refused(&ext[..11 * MIB as usize], false, "cut"), "unclean.cut");
 
     // Partitions that share bytes with each other, or with the table.
     let gpt = "label: gpt\nstart=2048, size=24576\nstart=32768, size=8192\n";
@@ -450,12 +442,12 @@ fn a_volume_that_may_be_something_else_is_not_clean() {
     let second = [0, 0, 0, 0, 0x83, 0, 0, 0, 0, 0x60, 0, 0, 0, 8, 0, 0];
     let mut overlap = disk_of.clone();
     overlap[462..478].copy_from_slice(&second);
-    assert_eq!(check(&overlap), Err("files.doubtful"));
+    assert_eq!(check(&overlap), Err("unclean.doubtful"));
     let mut on_table = ext.clone();
     on_table[..512].copy_from_slice(&disk_of[..512]);
     on_table[446 + 8..446 + 12].fill(0);
     on_table.resize(32 << 20, 0);
     let volumes = Volumes::of(disk(on_table)).unwrap();
     let error = volumes.iter().next().unwrap().open().unwrap().check_clean().unwrap_err();
-    assert_eq!(error.code(), "files.doubtful");
+    assert_eq!(error.code(), "unclean.doubtful");
 }

@@ -411,51 +411,7 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     (
-        "compact: ext.*",
-        &[
-            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
-            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
-        ],
-        &[
-            "avhdx df PARENTS IMAGE  # says which file systems are clean",
-            "avhdx compact IMAGE  # by the tables alone",
-        ],
-    ),
-    (
-        "compact: fat.*",
-        &[
-            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
-            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
-        ],
-        &[
-            "avhdx df PARENTS IMAGE  # says which file systems are clean",
-            "avhdx compact IMAGE  # by the tables alone",
-        ],
-    ),
-    (
-        "compact: ntfs.*",
-        &[
-            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
-            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
-        ],
-        &[
-            "avhdx df PARENTS IMAGE  # says which file systems are clean",
-            "avhdx compact IMAGE  # by the tables alone",
-        ],
-    ),
-    (
-        "compact: files.doubtful",
-        &[
-            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
-            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
-        ],
-        &[
-            "avhdx df PARENTS IMAGE  # says which file systems are clean",
-            "avhdx compact IMAGE  # by the tables alone",
-        ],
-    ),
-    (
-        "compact: files.cut",
+        "unclean.*",
         &[
             "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
             "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",

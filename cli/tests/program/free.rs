@@ -341,7 +341,7 @@ fn a_file_system_that_is_in_use_is_refused_before_anything_changes() {
         assert!(run.unwrap().success());
         image_of(&folder, &folder.read("part"), "ext.vhdx");
         drop(mounted);
-        refused(&folder, "ext.vhdx", 7, "ext.dirty");
+        refused(&folder, "ext.vhdx", 7, "unclean.ext");
         let df = folder.run("df ext.vhdx --json").expect(0).json();
         assert!(df["volumes"][0]["unclean"].as_str().unwrap().contains("journal"), "{df}");
         folder.run("df ext.vhdx").expect(0).says("journal");
@@ -358,7 +358,7 @@ fn a_file_system_that_is_in_use_is_refused_before_anything_changes() {
             (record + 56..record + 1000).find(|at| ntfs[*at..].starts_with(&[0x70, 0, 0, 0, 0x28]));
         ntfs[at.unwrap() + 24 + 10] |= 1;
         image_of(&folder, &ntfs, "ntfs.vhdx");
-        refused(&folder, "ntfs.vhdx", 7, "ntfs.dirty");
+        refused(&folder, "ntfs.vhdx", 7, "unclean.ntfs");
         // A bit of $Bitmap, whose place is in its record, for the cluster in which the table of files begins.
         let mut lies = folder.read("ntfs");
         let record = mft + 6 * 1024;
@@ -375,7 +375,7 @@ fn a_file_system_that_is_in_use_is_refused_before_anything_changes() {
     let mut fat = volume();
     fat[37] |= 1;
     image_of(&folder, &fat, "fat.vhdx");
-    refused(&folder, "fat.vhdx", 7, "fat.dirty");
+    refused(&folder, "fat.vhdx", 7, "unclean.fat");
     folder.run("df fat.vhdx").expect(0).says("dirty");
     // A chain of which the table knows only the first cluster.
     let mut lies = volume();
@@ -404,7 +404,7 @@ fn one_volume_is_chosen_and_others_are_left_alone() {
     }
     disk[510..512].copy_from_slice(&[0x55, 0xAA]);
     image_of(&folder, &disk, "pc.vhdx");
-    refused(&folder, "pc.vhdx", 7, "fat.dirty");
+    refused(&folder, "pc.vhdx", 7, "unclean.fat");
     let before = folder.read("pc.vhdx");
     folder.run("compact pc.vhdx --free -p 2").expect(7);
     folder.run("compact pc.vhdx --free -p 7").expect(2);

@@ -71,23 +71,23 @@ impl Clean {
         if read_only & !WRITABLE != 0 {
             let message =
                 format!("unknown features {:#x} may use free space", read_only & !WRITABLE);
-            return Err(Error::unclean("ext.writers", message));
+            return Err(Error::unclean("unclean.ext-features", message));
         }
         if incompatible & NEEDS_RECOVERY != 0 {
             let message = "the file system was not closed cleanly: changes wait in its journal";
-            return Err(Error::unclean("ext.dirty", message));
+            return Err(Error::unclean("unclean.ext", message));
         }
         if state & HAS_ERRORS != 0 {
             let message = "the file system has errors, by its superblock";
-            return Err(Error::unclean("ext.errors", message));
+            return Err(Error::unclean("unclean.ext-errors", message));
         }
         if state & IS_VALID == 0 || state & HAS_ORPHANS != 0 {
             let message = "the file system is marked as in use in its superblock";
-            return Err(Error::unclean("ext.dirty", message));
+            return Err(Error::unclean("unclean.ext", message));
         }
         if u32_at(raw, 232) != 0 || read_only & ORPHANS_PRESENT != 0 {
             let message = "the file system has files to remove that were open (orphans)";
-            return Err(Error::unclean("ext.orphans", message));
+            return Err(Error::unclean("unclean.ext-orphans", message));
         }
         let number = u32_at(raw, 224);
         if compatible & HAS_JOURNAL != 0 && number != 0 {
@@ -98,7 +98,7 @@ impl Clean {
             shape.read(&mut block, u64_at(raw, 360), 0)?;
             if u32_at(&block, 4) != NOT_MOUNTED {
                 let message = "the file system is mounted somewhere, by its block against that";
-                return Err(Error::unclean("ext.dirty", message));
+                return Err(Error::unclean("unclean.ext", message));
             }
         }
         Ok(())
@@ -109,6 +109,7 @@ impl Clean {
         if self.seed.is_some() && crc_32c(!0, &self.raw[..1020]) != u32_at(&self.raw, 1020) {
             return Err(checksum("the superblock"));
         }
+        space.check(shape)?;
         let groups = shape.groups();
         let kept = space.kept(shape, groups)?;
         let mut maps = Bitmaps { clean: self, shape, space, kept: &kept, held: HashMap::new() };

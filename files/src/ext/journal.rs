@@ -99,13 +99,13 @@ pub(super) fn check_empty(shape: &Shape, inode: Inode) -> Result<()> {
     }
     if u32_be(&head, 28) != 0 {
         let message = "the file system was not closed cleanly: its journal is not empty";
-        return Err(Error::unclean("ext.dirty", message));
+        return Err(Error::unclean("unclean.ext", message));
     }
     match u32_be(&head, 32) {
         0 => Ok(()),
         failure => {
             let message = format!("the file system has errors: failure {failure} in its journal");
-            Err(Error::unclean("ext.errors", message))
+            Err(Error::unclean("unclean.ext-errors", message))
         }
     }
 }

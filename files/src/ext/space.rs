@@ -47,13 +47,19 @@ impl Space {
         })
     }
 
+    /// Refuses groups that have more bits than a block.
+    pub(super) fn check(&self, shape: &Shape) -> Result<()> {
+        if shape.of_group.div_ceil(self.cluster) <= shape.block * 8 {
+            return Ok(());
+        }
+        let message = format!("a group of {} blocks in one block of bits", shape.of_group);
+        Err(Error::damaged("ext.superblock", message))
+    }
+
     /// Passes on what nothing uses, in bytes.
     pub(super) fn free(&self, shape: &Shape, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         let Self { cluster, .. } = *self;
-        if shape.of_group.div_ceil(cluster) > shape.block * 8 {
-            let message = format!("a group of {} blocks in one block of bits", shape.of_group);
-            return Err(Error::damaged("ext.superblock", message));
-        }
+        self.check(shape)?;
         let groups = shape.groups();
         let mut kept = None;
         let start = shape.first_block * shape.block;

@@ -34,7 +34,7 @@ impl Fat {
         if is_dirty || !is_clean {
             let place = if is_dirty { "its boot sector" } else { "its table" };
             let message = format!("the file system is marked as dirty in {place}");
-            return Err(Error::unclean("fat.dirty", message));
+            return Err(Error::unclean("unclean.fat", message));
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ impl Ntfs {
         };
         if facts.len() < 12 || u16_at(facts, 10) & (IS_DIRTY | IS_REPAIRED) != 0 {
             let message = "the file system is marked as dirty in $Volume";
-            return Err(Error::unclean("ntfs.dirty", message));
+            return Err(Error::unclean("unclean.ntfs", message));
         }
         let parts: Vec<Attribute> = self.file(LOG)?.parts(record::DATA, &[]).cloned().collect();
         log::check(&mut self.shape.held(&parts)?)?;
@@ -54,7 +54,7 @@ impl Ntfs {
         let hibernated = |what: &str| {
             let message =
                 format!("Windows is hibernated, or was shut down with Fast Startup: {what}");
-            Err(Error::unclean("ntfs.hibernated", message))
+            Err(Error::unclean("unclean.hibernated", message))
         };
         let facts = file.facts()?;
         if facts.kind != Kind::File || facts.refusal.is_some() {
@@ -84,7 +84,7 @@ impl Ntfs {
         let mut at = if head[..16] == SHADOW_ID { u64_at(&head, 48) } else { 0 };
         let refused = |what: &str| {
             let message = format!("the volume has {what}, which need what was deleted since");
-            Err(Error::unclean("ntfs.shadow-copies", message))
+            Err(Error::unclean("unclean.shadow-copies", message))
         };
         for _ in 0..MOST_CATALOG {
             if at == 0 {

@@ -78,7 +78,7 @@ fn restart(log: &mut dyn Stream, at: u64, page: u64) -> Result<Restart> {
     let version = (u16_at(&bytes, 28), u16_at(&bytes, 26));
     if !VERSIONS.contains(&version) {
         let message = format!("$LogFile has the unknown version {}.{}", version.0, version.1);
-        return Err(Error::unclean("ntfs.log", message));
+        return Err(Error::unclean("unclean.ntfs-log", message));
     }
     let start = usize::from(u16_at(&bytes, 24));
     let area = bytes.get(start..).filter(|area| start >= 30 && area.len() >= AREA_LEN);
@@ -89,7 +89,7 @@ fn restart(log: &mut dyn Stream, at: u64, page: u64) -> Result<Restart> {
 
 fn unclean(what: String) -> Error {
     let message = format!("the file system was not closed cleanly, by its log ($LogFile): {what}");
-    Error::unclean("ntfs.log", message)
+    Error::unclean("unclean.ntfs-log", message)
 }
 
 fn damaged(what: String) -> Error {
