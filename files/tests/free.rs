@@ -316,6 +316,9 @@ fn after(features: &str, commands: &str) -> Option<Vec<u8>> {
         ("far".into(), Model::Link("x".repeat(200))),
     ]);
     model.insert("large".into(), file(2, 900_000));
+    let mut pieces = vec![0; 40 << 10];
+    pieces.chunks_mut(2 << 10).for_each(|piece| piece[..1 << 10].fill(7));
+    model.insert("pieces".into(), Model::File(pieces));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("image");
     std::fs::write(&path, ext_of(&model, "ext4", "1024", features)?).unwrap();
@@ -353,6 +356,17 @@ fn a_bitmap_of_ext_that_lies_is_found() {
         }
         let image = after(features, "freeb 2\n").unwrap();
         assert_eq!(refused(&image, true, features), "ext.bitmap");
+        // What says where the pieces of a file lie: one line of extents is of a node.
+        if !features.contains("^extent") {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("image");
+            std::fs::write(&path, after(features, "").unwrap()).unwrap();
+            let said = debugfs(&path, "ex pieces\n").unwrap();
+            let node = said.lines().find(|line| line.starts_with(" 0/ 1")).unwrap();
+            let block = node.split_whitespace().rev().nth(1).unwrap();
+            let image = after(features, &format!("freeb {block}\n")).unwrap();
+            assert_eq!(refused(&image, true, &format!("{features}: a node")), "ext.bitmap");
+        }
         // A file whose inode the bitmap calls free is a file all the same.
         let blocks = after(features, "freei <12>\n").unwrap();
         assert_certain(&tree(&blocks));
@@ -443,6 +457,13 @@ fn a_volume_that_may_be_something_else_is_not_clean() {
     let mut overlap = disk_of.clone();
     overlap[462..478].copy_from_slice(&second);
     assert_eq!(check(&overlap), Err("unclean.doubtful"));
+    // An extended partition without any others, whose table lies in the free space of the first one.
+    let mut within = disk_of.clone();
+    let at = (MIB + 11 * MIB) as usize;
+    within[462..478].copy_from_slice(&[0, 0, 0, 0, 5, 0, 0, 0, 0, 0x60, 0, 0, 0, 8, 0, 0]);
+    within[at..at + 512].fill(0);
+    within[at + 510..at + 512].copy_from_slice(&[0x55, 0xAA]);
+    assert_eq!(check(&within), Err("unclean.doubtful"));
     let mut on_table = ext.clone();
     on_table[..512].copy_from_slice(&disk_of[..512]);
     on_table[446 + 8..446 + 12].fill(0);
