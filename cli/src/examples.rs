@@ -182,7 +182,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx compact web_2.avhdx", "by the tables alone"),
             ("avhdx compact web_2.avhdx --content", "reads all data, drops zeros"),
             ("avhdx compact web_2.avhdx --punch", "moves nothing; a sparse file"),
-            ("avhdx compact web_2.avhdx --content --dry-run", "says what it gives back"),
+            ("avhdx compact web_2.avhdx --free --dry-run", "what no file uses"),
         ],
     ),
     (

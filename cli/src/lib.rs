@@ -90,6 +90,7 @@ mod table;
 mod text;
 mod tree;
 mod typed;
+mod unused;
 mod values;
 mod versions;
 mod vhd;

@@ -28,6 +28,11 @@ pub(crate) trait System {
     fn capacity(&self) -> u64;
     /// The ranges of the volume, in bytes, of what it gives out that nothing uses, in order.
     fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()>;
+    /// Refuses a file system that was not closed cleanly, or in which something holds on to space that is called free.
+    fn check_clean(&self) -> Result<()>;
+    /// Refuses a file system of which a file, or what it keeps itself, lies in space that is called free. Reads where all
+    /// files lie, and none of their bytes.
+    fn check_free(&self) -> Result<()>;
 }
 
 /// The bytes of a file.
@@ -51,6 +56,21 @@ pub(crate) struct About {
     pub(crate) warnings: Vec<String>,
     /// Whether a backslash separates names too.
     pub(crate) has_backslash: bool,
+    /// Whether the file system has more bytes than its volume.
+    pub(crate) is_cut: bool,
+}
+
+impl About {
+    /// Refuses a file system whose end is not there.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        match self.is_cut {
+            true => {
+                let message = "the file system has more bytes than its volume";
+                Err(Error::unclean("unclean.cut", message))
+            }
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a folder holds under a name.

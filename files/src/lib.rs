@@ -16,11 +16,12 @@
 //! 4. `ext`, `fat`, `ntfs`: the file systems;
 //! 5. `content`: what a volume holds, by its first bytes;
 //! 6. `boundary`: what all of them read through;
-//! 7. `item`: what file systems say of files; `bitmap`: which space they do not use;
+//! 7. `item`: what file systems say of files; `bitmap`: which space they do not use; `checksum`: those of ext;
 //! 8. `error`.
 
 mod bitmap;
 mod boundary;
+mod checksum;
 mod content;
 mod error;
 mod ext;

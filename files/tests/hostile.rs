@@ -94,6 +94,8 @@ fn look(disk: Arc<dyn Disk>, touched: &mut Vec<Range<u64>>) -> Met {
                 met.note(tree.target(entry));
             }
         }
+        met.note(tree.check_clean());
+        met.note(tree.verified_free(&mut |_| {}));
         touched.extend(tree.touched());
         for entry in found.iter().filter(|entry| entry.kind() == Some(Kind::File)) {
             let Some(mut file) = met.note(tree.open(entry, None)) else { continue };

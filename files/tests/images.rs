@@ -250,7 +250,12 @@ impl Mounted {
 
     /// Unmounts the volume and returns its bytes.
     pub fn finish(mut self) -> Vec<u8> {
-        run("umount", &[&self.at]).unwrap();
+        // A program that is being started elsewhere has files open for a moment that this one had.
+        let start = Instant::now();
+        while !Command::new("umount").arg(&self.at).output().unwrap().status.success() {
+            assert!(start.elapsed() < Duration::from_secs(20), "cannot unmount");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert!(self.child.wait().unwrap().success());
         std::fs::read(&self.image).unwrap()
     }

@@ -406,6 +406,25 @@ pub(crate) const ROWS: &[Row] = &[
         &["avhdx compact IMAGE"],
     ),
     (
+        "compact.free-children",
+        &["the tip of the chain is what can be compacted with --free"],
+        &[
+            "avhdx tree FOLDER  # lists the images and their parents",
+            "avhdx compact IMAGE --with-children  # by the tables alone",
+        ],
+    ),
+    (
+        "unclean.*",
+        &[
+            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
+            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
+        ],
+        &[
+            "avhdx df PARENTS IMAGE  # says which file systems are clean",
+            "avhdx compact IMAGE  # by the tables alone",
+        ],
+    ),
+    (
         "compact.below-tip",
         &[],
         &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],

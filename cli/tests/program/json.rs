@@ -273,7 +273,7 @@ fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     folder.with_files("pc.vhdx");
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 55] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 56] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -323,6 +323,7 @@ fn every_verb_answers_by_its_schema() {
         ("cp pc.vhdx notes.txt copy.txt", 0, b"", &["cp"]),
         ("versions pc.vhdx notes.txt", 0, b"", &["versions"]),
         ("df pc.vhdx", 0, b"", &["df"]),
+        ("compact pc.vhdx --free", 0, b"", &["compact", "progress"]),
         ("completions bash", 0, b"", &["completions"]),
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
