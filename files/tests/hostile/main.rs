@@ -11,6 +11,7 @@ mod disks;
 mod images;
 mod look;
 mod mutate;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ fn volumes_that_lie_are_errors_at_most() {
     let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
     let (mut rng, cases) = (Rng::new(20), if is_long { 10_000 } else { 100 });
     let (mut all, mut worst) = (0, (0, 0, 0, Duration::ZERO));
-    for sound in disks::volumes().into_iter().chain(disks::tables()) {
+    for sound in disks::volumes().into_iter().chain(tables::tables()) {
         let disks::Sound { name, bytes, sector, places, seal } = sound;
         let sound = Arc::new(bytes);
         let disk = |patches| Arc::new(Patched::new(Arc::clone(&sound), sector, patches));

@@ -70,19 +70,25 @@ pub fn apply(bytes: &mut [u8], start: usize, patches: &[(usize, Vec<u8>)]) {
     }
 }
 
-/// The checksums of a GPT whose copies are changed, so that the change counts: its header lies at `header`, its entries
-/// at `entries`.
-pub fn sealed(sound: &[u8], mut patches: Patches, header: usize, entries: Range<usize>) -> Patches {
-    let mut list = sound[entries.clone()].to_vec();
-    apply(&mut list, entries.start, &patches);
-    let mut head = sound[header..header + 92].to_vec();
-    apply(&mut head, header, &patches);
-    head[88..92].copy_from_slice(&crc32(&list).to_le_bytes());
-    head[16..20].fill(0);
-    let sum = crc32(&head);
-    patches.push((header + 88, head[88..92].to_vec()));
-    patches.push((header + 16, sum.to_le_bytes().to_vec()));
-    patches
+/// Where the two headers of a GPT and their entries are.
+pub struct Seal(pub Vec<(usize, Range<usize>)>);
+
+impl Seal {
+    /// Renews the checksums, so that changes count.
+    pub fn complete(&self, sound: &[u8], mut patches: Patches) -> Patches {
+        for (header, entries) in &self.0 {
+            let mut list = sound[entries.clone()].to_vec();
+            apply(&mut list, entries.start, &patches);
+            let mut head = sound[*header..*header + 92].to_vec();
+            apply(&mut head, *header, &patches);
+            head[88..92].copy_from_slice(&crc32(&list).to_le_bytes());
+            head[16..20].fill(0);
+            let sum = crc32(&head);
+            patches.push((*header + 88, head[88..92].to_vec()));
+            patches.push((*header + 16, sum.to_le_bytes().to_vec()));
+        }
+        patches
+    }
 }
 
 fn crc32(bytes: &[u8]) -> u32 {
