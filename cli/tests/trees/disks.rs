@@ -13,7 +13,7 @@ use crate::fat::{self, Copied};
 use crate::hosted::{self, Mounted};
 use crate::ntfs;
 use crate::program::{avhdx, tool, tool_with, write};
-use crate::truth::{Facts, What, walk, written};
+use crate::truth::{Fact, Facts, What, walk, written};
 
 const MIB: u64 = 1 << 20;
 /// Pieces in which a changed volume is compared with what it was, and how far changes are from each other that are
@@ -361,6 +361,16 @@ impl Volume {
         }
     }
 
+    /// What is at a path, in whatever case it is written where that is the same.
+    fn fact<'f>(&self, facts: &'f Facts, path: &str) -> Option<&'f Fact> {
+        let folded = |path: &[u8]| String::from_utf8_lossy(path).to_uppercase();
+        let is_same = |other: &[u8]| folded(other) == path.to_uppercase();
+        facts.get(path.as_bytes()).or_else(|| match self.kind {
+            Kind::Ext(..) => None,
+            _ => facts.iter().find(|(other, _)| is_same(other)).map(|(_, fact)| fact),
+        })
+    }
+
     /// Compares the versions of files, of those first whose bytes changed.
     fn compare_versions(&self, tip: &str, looked: usize) {
         let mut paths: Vec<&Vec<u8>> = self.points.iter().flat_map(Facts::keys).collect();
@@ -402,7 +412,8 @@ impl Volume {
                 let back: usize = version["selector"].as_str().unwrap()[2..].parse().unwrap();
                 let facts = &self.points[self.points.len() - 1 - back];
                 let said = format!("{:?}: {path:?}: {version}", self.kind);
-                let (kind, size, sha256) = match facts.get(path.as_bytes()).map(|fact| &fact.what) {
+                let fact = self.fact(facts, path);
+                let (kind, size, sha256) = match fact.map(|fact| &fact.what) {
                     None => (Value::Null, Value::Null, Value::Null),
                     Some(What::File { size, sha256 }) => {
                         ("file".into(), Value::from(*size), Value::from(sha256.clone()))
@@ -411,9 +422,8 @@ impl Volume {
                 };
                 let found = [&version["kind"], &version["size"], &version["sha256"]];
                 assert_eq!(found, [&kind, &size, &sha256], "{said}");
-                if kind == "file" {
-                    let modified = facts[path.as_bytes()].modified;
-                    assert_eq!(version["modified"], written(modified), "{said}");
+                if let Some(fact) = fact.filter(|_| kind == "file") {
+                    assert_eq!(version["modified"], written(fact.modified), "{said}");
                 }
             }
         }

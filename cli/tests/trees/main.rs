@@ -26,6 +26,7 @@ mod program;
 #[path = "../../../files/tests/hostile/disks.rs"]
 mod sound;
 mod truth;
+mod windows;
 
 use disks::{Kind, Made, Scheme};
 

@@ -20,7 +20,8 @@ pub fn avhdx<S: AsRef<OsStr>>(args: &[S], codes: &[i32]) -> Output {
 pub fn write(image: &Path, offset: u64, bytes: &[u8]) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_avhdx"));
     command.args(["write", "-q", "--offset", &offset.to_string()]).arg(image);
-    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(bytes).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
