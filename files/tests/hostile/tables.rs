@@ -25,7 +25,7 @@ pub fn tables() -> Vec<Sound> {
         let places = headers.iter().flat_map(|(header, entries)| {
             [*header..header + 92, entries.start..entries.start + 384]
         });
-        let places = [440..512].into_iter().chain(places);
+        let places = std::iter::once(440..512).chain(places);
         let places = places.map(|range| range.start as u64..range.end as u64).collect();
         let seal = Some(Seal(headers.into()));
         sound.push(Sound { name, bytes, sector: sector as u32, places, seal });
