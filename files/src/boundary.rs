@@ -14,6 +14,7 @@ use std::sync::{Arc, Once};
 
 use avhdx::Disk;
 
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Small reads go through pages of this size.
@@ -64,6 +65,12 @@ struct Inner {
     left: Cell<Budget>,
     pages: RefCell<Pages>,
     touched: RefCell<Option<BTreeMap<u64, u64>>>,
+    watched: RefCell<Option<Rc<Changed>>>,
+    /// Whether something was read that is watched for.
+    has_met: Cell<bool>,
+    is_apart: Cell<bool>,
+    /// How many bytes of the disk were read.
+    count: Cell<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -87,6 +94,10 @@ impl Bytes {
             left: Cell::new(Budget { reads: 0, bytes: 0 }),
             pages: RefCell::default(),
             touched: RefCell::new(None),
+            watched: RefCell::new(None),
+            has_met: Cell::new(false),
+            is_apart: Cell::new(false),
+            count: Cell::new(0),
         }));
         bytes.renew();
         bytes
@@ -105,6 +116,8 @@ impl Bytes {
     pub(crate) fn renew(&self) {
         let bytes = self.len().saturating_mul(2).min(MOST_BYTES) + FREE_BYTES;
         self.0.left.set(Budget { reads: (bytes >> 20) * READS_A_MIB, bytes });
+        // A panic may have left it.
+        self.0.is_apart.set(false);
     }
 
     /// Fills a new buffer. The length is one that the caller has bounded.
@@ -141,7 +154,9 @@ impl Bytes {
         {
             add(touched, offset..offset + len);
         }
+        self.meet(offset..offset + len);
         if len >= PAGE {
+            self.0.count.set(self.0.count.get() + len);
             return Ok(self.0.disk.read_at(buf, self.0.range.start + offset)?);
         }
         let (mut buf, mut at) = (buf, offset);
@@ -165,6 +180,7 @@ impl Bytes {
         let start = page * PAGE;
         let len = PAGE.min(self.len() - start);
         let mut bytes = vec![0; len as usize].into_boxed_slice();
+        self.0.count.set(self.0.count.get() + len);
         self.0.disk.read_at(&mut bytes, self.0.range.start + start)?;
         take(&bytes);
         if pages.order.len() == PAGES
@@ -187,6 +203,41 @@ impl Bytes {
         let touched = self.0.touched.borrow();
         let start = self.0.range.start;
         touched.iter().flatten().map(|(from, to)| start + from..start + to).collect()
+    }
+}
+
+impl Bytes {
+    /// Watches from now on for reads of these bytes.
+    pub(crate) fn watch(&self, changed: Rc<Changed>) {
+        self.0.watched.replace(Some(changed));
+    }
+
+    /// Whether any of the bytes that are watched for was read since this was asked last.
+    pub(crate) fn take_met(&self) -> bool {
+        self.0.has_met.take()
+    }
+
+    /// Takes the range for one that is read.
+    pub(crate) fn meet(&self, range: Range<u64>) {
+        if !self.0.is_apart.get()
+            && let Some(changed) = &*self.0.watched.borrow()
+            && changed.meets(&range)
+        {
+            self.0.has_met.set(true);
+        }
+    }
+
+    /// Reads what is not watched for: two states of a file system are compared in it by other means.
+    pub(crate) fn apart<T>(&self, run: impl FnOnce() -> T) -> T {
+        let was = self.0.is_apart.replace(true);
+        let done = run();
+        self.0.is_apart.set(was);
+        done
+    }
+
+    /// How many bytes of the disk were read so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.count.get()
     }
 }
 

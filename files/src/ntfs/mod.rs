@@ -4,22 +4,25 @@
 //! what its bytes are, and does not find the rest of a table of files in many pieces. So records, runs and indexes are
 //! read here. Tests compare the result with what `ntfs-3g` was told to write.
 
+mod frame;
 mod index;
 mod lznt1;
 mod record;
 mod reparse;
 mod runs;
 
+use std::any::Any;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at, u64_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{
-    About, Facts, Item, Kind, Node, Stream, StreamInfo, System, Time, Times, bytes_of_utf16,
-    check_count, utf16_of_bytes,
+    About, Facts, Item, Kind, Node, Piece, Place, Stream, StreamInfo, System, Time, Times,
+    bytes_of_utf16, check_count, utf16_of_bytes,
 };
 use index::Name;
 use record::{Attribute, Record, Value};
@@ -213,6 +216,7 @@ impl Ntfs {
         let reparse = self.reparse(&file)?;
         let mut facts = Facts::new(reparse::kind(reparse.as_ref(), file.0.is_folder));
         (facts.id, facts.links) = (Some(number), Some(file.0.links.into()));
+        facts.generation = Some(file.0.sequence.into());
         if let Some(Attribute { value: Value::Resident(value), .. }) =
             file.0.attributes.iter().find(|found| found.kind == record::STANDARD_INFORMATION)
         {
@@ -386,6 +390,34 @@ impl System for Ntfs {
             Some(Reparse::Link(target)) => Ok(target),
             _ => Err(Error::new(ErrorKind::InvalidInput, "files.not-link", "this is no link")),
         }
+    }
+
+    fn stored(&self, item: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        let file = self.file_of(item)?;
+        let name = match stream.map(utf16_of_bytes) {
+            None => Vec::new(),
+            Some(Some(name)) => name,
+            Some(None) => return Ok(None),
+        };
+        let parts: Vec<Attribute> = file.parts(record::DATA, &name).cloned().collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(self.shape.held(&parts)?)))
+    }
+
+    fn nature(&self, item: &Item) -> Result<Vec<u8>> {
+        let file = self.file_of(item)?;
+        let parts: Vec<Attribute> = file.parts(record::REPARSE_POINT, &[]).cloned().collect();
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.shape.held(&parts)?.read_all(MOST_REPARSE)
+    }
+
+    fn reframed(&self, other: &dyn System, _: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        let other = (other as &dyn Any).downcast_ref::<Self>();
+        Ok(other.and_then(|other| frame::reframed(self, other)))
     }
 
     fn capacity(&self) -> u64 {
@@ -581,6 +613,16 @@ impl Stream for Held {
         match self {
             Self::Inside(_) => offset,
             Self::Outside(outside) => outside.hole_end(offset),
+        }
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        match self {
+            Self::Inside(value) => {
+                let len = (value.len() as u64).saturating_sub(offset).max(1);
+                Ok(Piece { len, place: Place::Inside })
+            }
+            Self::Outside(outside) => outside.piece(offset),
         }
     }
 }
