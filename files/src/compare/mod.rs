@@ -117,7 +117,8 @@ pub struct Totals {
 
 /// The files that differ, by their paths: each folder before what it holds, names in order. Made by [`Compare::run`].
 ///
-/// What cannot be read is an error in its place, and the rest goes on. Memory grows with the depth and the largest folders
+/// What cannot be read is an error in its place, that of the first point if it can be read at neither, and the rest goes on.
+/// Memory grows with the depth and the largest folders
 /// on the way, and by a few bytes for each folder.
 #[derive(Debug)]
 pub struct FileChanges {
@@ -252,11 +253,12 @@ impl FileChanges {
             Step::Both(both) => {
                 let [before, after] = *both;
                 let problems = [(Side::Before, &before), (Side::After, &after)];
-                let found = problems.map(|(side, entry)| self.pair.problem(side, entry));
-                if found.iter().all(Option::is_none) {
-                    return self.compare(before, after, false);
+                let mut found =
+                    problems.map(|(side, entry)| self.pair.problem(side, entry)).into_iter();
+                match found.find_map(|problem| problem) {
+                    None => self.compare(before, after, false),
+                    Some(unread) => self.ready.push_back(Err(unread)),
                 }
-                self.ready.extend(found.into_iter().flatten().map(Err));
             }
             Step::Removed(entry) => self.alone(Side::Before, entry),
             Step::Added(entry) => self.alone(Side::After, entry),
@@ -340,13 +342,8 @@ impl FileChanges {
                 let level = Level::of(entries, Step::Same);
                 Ok(Level { after: Some(after), ..level })
             }
-            // The second point says the same.
-            Err(unread) if is_same => Err(unread),
-            Err(unread) => {
-                let other = self.list(Side::After, &after);
-                self.ready.push_back(Err(unread));
-                other.map(|_| Level::of(Vec::new(), Step::Same))
-            }
+            // What the second point holds has nothing to be compared with.
+            Err(unread) => Err(unread),
             Ok(entries) => {
                 let others = self.list(Side::After, &after)?;
                 Ok(Level { after: None, steps: merged(entries, others).into_iter() })
