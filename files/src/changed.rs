@@ -44,6 +44,10 @@ impl Changed {
         changed
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.0.iter()
+    }
+
     /// The same and more.
     pub(crate) fn and(self, more: impl IntoIterator<Item = Range<u64>>) -> Self {
         Self::of(self.0.into_iter().chain(more))

@@ -15,9 +15,10 @@
 //! 3. `tree`: paths, walks, files;
 //! 4. `ext`, `fat`, `ntfs`: the file systems;
 //! 5. `content`: what a volume holds, by its first bytes;
-//! 6. `boundary`: what all of them read through; `changed`: which bytes may differ;
+//! 6. `boundary`: what all of them read through;
 //! 7. `item`: what file systems say of files; `bitmap`: which space they do not use;
-//! 8. `error`.
+//! 8. `changed`: which bytes may differ between two points;
+//! 9. `error`.
 
 mod bitmap;
 mod boundary;

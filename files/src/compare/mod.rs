@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use avhdx::Disk;
 
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind};
 use crate::item::{Kind, Node};
 use crate::tree::{Entry, MOST_DEPTH, MOST_ENTRIES, MOST_PATH, Options, shown};
@@ -47,7 +48,7 @@ use pair::Pair;
 pub struct Compare {
     volume: Option<String>,
     options: Options,
-    changed: Option<Vec<Range<u64>>>,
+    changed: Option<Changed>,
     content: bool,
 }
 
@@ -187,7 +188,7 @@ impl Compare {
     /// where the volume or its file system was moved or resized, all may differ.
     #[must_use]
     pub fn changed(mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
-        self.changed = Some(ranges.into_iter().collect());
+        self.changed = Some(Changed::of(ranges));
         self
     }
 

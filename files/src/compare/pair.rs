@@ -39,9 +39,9 @@ impl Pair {
         let (after, second) = open(Side::After, after)?;
         let (start, len) = (before.bytes().start(), before.bytes().len());
         let is_there = (start, len) == (after.bytes().start(), after.bytes().len());
-        let within = compare.changed.as_ref().filter(|_| is_there).map(|ranges| {
+        let within = compare.changed.as_ref().filter(|_| is_there).map(|changed| {
             let end = start + len;
-            let clipped = ranges.iter().map(|range| range.start.max(start)..range.end.min(end));
+            let clipped = changed.iter().map(|range| range.start.max(start)..range.end.min(end));
             let clipped = clipped.filter(|range| !range.is_empty());
             Changed::of(clipped.map(|range| range.start - start..range.end - start))
         });
