@@ -15,8 +15,7 @@ use crate::point::Point;
 use crate::progress::ProgressMeter;
 use crate::text::{count, size};
 use crate::vocabulary::Answer;
-
-const UNRELATED: &str = "the two have no layer in common: what both hold as data is listed, the same or not; --content compares it";
+use files::{UNRELATED, Wanted};
 
 /// List the ranges that were written between two points in time, or in which two disks differ, or the files.
 ///
@@ -70,7 +69,13 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let a = Input::open(&args.a, args.format, &args.opening, console)?;
     let b = Input::open(&b_argument, args.other_format, &args.opening, console)?;
     if args.files {
-        return files::run(&args, &b_argument, [a, b], console);
+        let wanted = Wanted {
+            arguments: [&args.a, &b_argument],
+            volume: args.volume.as_deref(),
+            system: args.system,
+            content: args.content,
+        };
+        return files::run(&wanted, [a, b], console);
     }
     let mut meter = ProgressMeter::beside_output(console);
     let diff = Diff::new().content(args.content).on_progress(|now| meter.report(now));

@@ -91,7 +91,7 @@ mod tests {
         assert_eq!(changed.first_in(&(25..30)), None);
         assert_eq!(changed.first_in(&(45..60)), Some(45..50));
         assert!(!changed.meets(&(61..90)) && !changed.meets(&(12..12)));
-        assert!(Changed::everything().and([5..6]).is_everything());
+        assert!(Changed::everything().and([5..6, 9..20]).is_everything());
     }
 
     #[test]

@@ -7,7 +7,6 @@ use avhdx::ops::Diff;
 use avhdx_files::{Change, Compare, Entry, FileChange, Options, Side, Time};
 use serde::Serialize;
 
-use super::{Args, UNRELATED};
 use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
@@ -16,9 +15,20 @@ use crate::text::{count, exact, hex, size};
 use crate::vocabulary::Answer;
 use crate::volume::shown;
 
+/// What to say where tables tell less.
+pub(super) const UNRELATED: &str = "the two have no layer in common: what both hold as data is listed, the same or not; --content compares it";
+
+/// Which files are compared, and how.
+pub(super) struct Wanted<'a> {
+    /// The arguments that the disks were opened by.
+    pub(super) arguments: [&'a OsStr; 2],
+    pub(super) volume: Option<&'a str>,
+    pub(super) system: bool,
+    pub(super) content: bool,
+}
+
 pub(super) fn run(
-    args: &Args,
-    b_argument: &OsStr,
+    wanted: &Wanted<'_>,
     inputs: [Input; 2],
     console: &mut Console,
 ) -> Result<Reply, Failure> {
@@ -26,20 +36,20 @@ pub(super) fn run(
     let [a, b] = inputs;
     let differences = Diff::new().run(a.disk(), b.disk())?;
     let is_related = differences.has_common_layers();
-    if !args.content && !is_related {
+    if !wanted.content && !is_related {
         console.note("diff.unrelated", UNRELATED);
     }
     let mut failed = None;
     let ranges = differences.map_while(|range| range.map_err(|error| failed = Some(error)).ok());
     let compare = Compare::new()
-        .volume(args.volume.as_deref())
-        .options(Options::default().system(args.system))
-        .content(args.content)
+        .volume(wanted.volume)
+        .options(Options::default().system(wanted.system))
+        .content(wanted.content)
         .changed(ranges);
     if let Some(error) = failed {
         return Err(error.into());
     }
-    let names = [args.a.as_os_str(), b_argument].map(|name| name.to_string_lossy().into_owned());
+    let names = wanted.arguments.map(|name| name.to_string_lossy().into_owned());
     let name = |side| match side {
         Side::Before => &names[0],
         Side::After => &names[1],
@@ -83,7 +93,7 @@ pub(super) fn run(
     let [first, second] = names;
     let is_whole = totals.unread == 0;
     let answer = DiffFilesTotalAnswer {
-        content: args.content,
+        content: wanted.content,
         counts: totals,
         files: costs.files,
         a: DiffFilesDisk { image: first, bytes_read: costs.read_before },

@@ -1,9 +1,10 @@
 //! Which files differ between two points in time of a volume.
 //!
 //! The points are walked side by side. What the first shows of a folder or a file rests on bytes that are watched while it
-//! is read; where none of them may have changed, the second shows the same and is not read.
+//! is read; those that may have changed are compared with the second point, and where none has, it shows the same.
 
 mod pair;
+mod side;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
@@ -14,8 +15,9 @@ use avhdx::Disk;
 use crate::changed::Changed;
 use crate::error::{Error, ErrorKind};
 use crate::item::{Kind, Node};
-use crate::tree::{Entry, MOST_DEPTH, MOST_ENTRIES, MOST_PATH, Options, shown};
+use crate::tree::{Entry, MOST_DEPTH, MOST_ENTRIES, MOST_PATH, Options};
 use pair::Pair;
+pub use side::{Side, Unread};
 
 /// Compares the files of two points in time of a volume.
 ///
@@ -85,25 +87,6 @@ pub struct FileChange {
     pub streams: Vec<Vec<u8>>,
 }
 
-/// One of the two points in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Side {
-    /// The first.
-    Before,
-    /// The second.
-    After,
-}
-
-/// What could not be read, so that nothing is known of its changes.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Unread {
-    /// Where it could not be read.
-    pub side: Side,
-    /// Why, with its path.
-    pub error: Error,
-}
-
 /// What a comparison has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -157,13 +140,6 @@ enum Ahead {
     Added(Entry),
 }
 
-/// Whether files differ, in more than their facts.
-#[derive(Debug, Default)]
-struct Content {
-    is_other: bool,
-    streams: Vec<Vec<u8>>,
-}
-
 impl Compare {
     /// Compares everything.
     pub fn new() -> Self {
@@ -206,7 +182,9 @@ impl Compare {
     /// That the volume, or its top, cannot be read at one of the points; as for [`Volumes::of`](crate::Volumes::of),
     /// [`Volumes::select`](crate::Volumes::select) and [`Volume::open_with`](crate::Volume::open_with).
     pub fn run(&self, before: Arc<dyn Disk>, after: Arc<dyn Disk>) -> Result<FileChanges, Unread> {
-        let pair = Pair::open(self, before, after)?;
+        let volume = self.volume.as_deref();
+        let pair =
+            Pair::open([before, after], volume, self.options, self.changed.as_ref(), self.content)?;
         let (before, after) = pair.roots()?;
         Ok(FileChanges {
             pair,
@@ -469,25 +447,4 @@ fn identity(entry: &Entry) -> Option<impl Eq + std::hash::Hash + use<>> {
         node => node.clone(),
     };
     Some((node, facts.generation?, facts.times.created, facts.kind))
-}
-
-impl std::fmt::Display for Unread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let side = match self.side {
-            Side::Before => "before",
-            Side::After => "after",
-        };
-        write!(f, "{side}: {}", self.error)
-    }
-}
-
-impl std::error::Error for Unread {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&self.error)
-    }
-}
-
-/// The path of an entry as errors show it.
-fn path(entry: &Entry) -> Vec<u8> {
-    shown(entry.path())
 }

@@ -1,16 +1,15 @@
 //! The two states of a volume, and whether a file has the same content in both.
 
 use std::fmt;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use avhdx::Disk;
 
-use super::{Compare, Content, Side, Unread, path};
 use crate::changed::Changed;
+use crate::compare::side::{Side, Unread};
 use crate::error::{Error, Result};
 use crate::item::{Kind, Piece, Place, Stream};
-use crate::tree::{Entry, FileReader, FileSystem};
+use crate::tree::{Entry, FileReader, FileSystem, Options, shown};
 use crate::volumes::Volumes;
 
 /// Bytes of a file that are compared at once.
@@ -19,10 +18,17 @@ const MOST_READ: u64 = 256 << 10;
 pub(super) struct Pair {
     before: FileSystem,
     after: FileSystem,
-    changed: Rc<Changed>,
+    changed: Changed,
     reads_content: bool,
     /// What was read to find the volumes.
     opening: [u64; 2],
+}
+
+/// Whether files differ, in more than their facts.
+#[derive(Debug, Default)]
+pub(super) struct Content {
+    pub(super) is_other: bool,
+    pub(super) streams: Vec<Vec<u8>>,
 }
 
 /// The bytes of a file at one of the points, none if it has none.
@@ -30,30 +36,39 @@ type Stored = Option<Box<dyn Stream>>;
 
 impl Pair {
     pub(super) fn open(
-        compare: &Compare,
-        before: Arc<dyn Disk>,
-        after: Arc<dyn Disk>,
+        [before, after]: [Arc<dyn Disk>; 2],
+        volume: Option<&str>,
+        options: Options,
+        changed: Option<&Changed>,
+        reads_content: bool,
     ) -> Result<Self, Unread> {
-        let open = |side, disk| open(compare, disk).map_err(|error| Unread { side, error });
+        let open = |side, disk| open(disk, volume, options).map_err(|error| Unread { side, error });
         let (before, first) = open(Side::Before, before)?;
         let (after, second) = open(Side::After, after)?;
         let (start, len) = (before.bytes().start(), before.bytes().len());
         let is_there = (start, len) == (after.bytes().start(), after.bytes().len());
-        let within = compare.changed.as_ref().filter(|_| is_there).map(|changed| {
+        let within = changed.filter(|_| is_there).map(|changed| {
             let end = start + len;
             let clipped = changed.iter().map(|range| range.start.max(start)..range.end.min(end));
             let clipped = clipped.filter(|range| !range.is_empty());
             Changed::of(clipped.map(|range| range.start - start..range.end - start))
         });
-        let reframed = within.and_then(|changed| {
-            let more = before.task(b"", |system| system.reframed(after.system(), &changed));
+        let framed = within.and_then(|written| {
+            let more = before.task(b"", |system| system.reframed(after.system(), &written));
             // What cannot be compared as a whole is compared file by file.
-            Some(changed.and(more.ok().flatten()?))
+            let reframed = Changed::of(more.ok().flatten()?);
+            Some((written, reframed))
         });
-        let changed = Rc::new(reframed.unwrap_or_else(Changed::everything));
-        before.bytes().watch(Rc::clone(&changed));
+        let changed = match framed {
+            None => Changed::everything(),
+            Some((written, reframed)) => {
+                let changed = written.clone().and(reframed.iter().cloned());
+                before.bytes().watch(written, reframed, after.bytes().clone());
+                changed
+            }
+        };
         let opening = [first, second];
-        Ok(Self { before, after, changed, reads_content: compare.content, opening })
+        Ok(Self { before, after, changed, reads_content, opening })
     }
 
     fn tree(&self, side: Side) -> &FileSystem {
@@ -99,8 +114,9 @@ impl Pair {
         self.before.bytes().take_met();
     }
 
+    /// Whether the first point has read what may be other at the second since then.
     pub(super) fn has_met(&self) -> bool {
-        self.before.bytes().take_met()
+        self.before.bytes().take_met() || self.changed.is_everything()
     }
 
     /// Compares the content of two files of the same kind.
@@ -217,6 +233,7 @@ impl Pair {
                     files.insert([open(Side::Before, before)?, open(Side::After, after)?])
                 }
             };
+            self.before.bytes().look_away();
             let most = (len - at).min(MOST_READ).min(pieces[0].len).min(pieces[1].len);
             let mut bytes = [vec![0; most as usize], vec![0; most as usize]];
             for ((file, bytes), side) in
@@ -257,10 +274,15 @@ impl fmt::Debug for Pair {
     }
 }
 
-fn open(compare: &Compare, disk: Arc<dyn Disk>) -> Result<(FileSystem, u64)> {
+fn open(disk: Arc<dyn Disk>, volume: Option<&str>, options: Options) -> Result<(FileSystem, u64)> {
     let volumes = Volumes::of(disk)?;
-    let volume = volumes.select(compare.volume.as_deref())?;
-    let tree = volume.open_with(compare.options)?;
+    let volume = volumes.select(volume)?;
+    let tree = volume.open_with(options)?;
     let read = volumes.touched().iter().map(|range| range.end - range.start).sum();
     Ok((tree, read))
+}
+
+/// The path of an entry as errors show it.
+fn path(entry: &Entry) -> Vec<u8> {
+    shown(entry.path())
 }

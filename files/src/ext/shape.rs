@@ -112,7 +112,7 @@ impl Shape {
             match waiting {
                 Some(waiting) => {
                     // What counts is whether the block changed, wherever it waits.
-                    self.bytes.meet(at..at + count as u64);
+                    self.bytes.meet(&(at..at + count as u64));
                     let place = waiting.at * self.block + within;
                     self.bytes.apart(|| self.bytes.read_at(now, place))?;
                 }

@@ -417,7 +417,12 @@ impl System for Ntfs {
 
     fn reframed(&self, other: &dyn System, _: &Changed) -> Result<Option<Vec<Range<u64>>>> {
         let other = (other as &dyn Any).downcast_ref::<Self>();
-        Ok(other.and_then(|other| frame::reframed(self, other)))
+        let facts = |ntfs: &Self| {
+            let Shape { bytes, cluster, clusters, record } = &ntfs.shape;
+            (bytes.start(), bytes.len(), *cluster, *clusters, *record, ntfs.shows_system)
+        };
+        let other = other.filter(|other| facts(self) == facts(other));
+        Ok(other.and_then(|other| frame::moved(&self.mft, &other.mft)))
     }
 
     fn capacity(&self) -> u64 {
