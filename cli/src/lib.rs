@@ -41,6 +41,7 @@ mod create;
 mod delete;
 mod df;
 mod diff;
+mod digest;
 mod discard;
 mod endings;
 mod examples;

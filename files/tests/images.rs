@@ -232,6 +232,18 @@ impl Mounted {
         let args: Vec<&OsStr> =
             args.into_iter().map(OsStr::new).chain([image.as_os_str()]).collect();
         run("mkntfs", &args)?;
+        Self::of(folder, image)
+    }
+
+    /// Mounts a volume with these bytes again.
+    pub fn again(bytes: &[u8]) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::write(&image, bytes).unwrap();
+        Self::of(folder, image)
+    }
+
+    fn of(folder: tempfile::TempDir, image: PathBuf) -> Option<Self> {
         let at = folder.path().join("mounted");
         std::fs::create_dir(&at).unwrap();
         let options = "no_detach,compression,streams_interface=windows";
