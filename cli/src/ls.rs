@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use avhdx_files::{Entry, FileSystem, Kind, Time, Volume};
+use avhdx_files::{Entry, Kind, Time, Volume};
 use serde::Serialize;
 
 use crate::args::ImageArg;
@@ -11,7 +11,7 @@ use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::{exact, hex, size};
 use crate::vocabulary::Answer;
-use crate::volume::{self, VolumeFlags, shown};
+use crate::volume::{self, Tree, VolumeFlags, shown};
 
 /// List the files of a file system inside the disk.
 ///
@@ -51,11 +51,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         for entry in tree.walk(&entry) {
             match entry {
                 Ok(entry) => is_whole &= list(&tree, &entry, console)?,
-                Err(error) => is_whole = report(error, console)?,
+                Err(error) => is_whole = report(&tree, error, console)?,
             }
         }
     } else {
-        for entry in tree.read_dir(&entry)? {
+        for entry in tree.read_dir(&entry).map_err(|error| tree.failure(error))? {
             is_whole &= list(&tree, &entry, console)?;
         }
     }
@@ -63,19 +63,19 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
 }
 
 /// Tells what could not be read. Returns that something could not, unless it is the disk that failed.
-fn report(error: avhdx_files::Error, console: &mut Console) -> Result<bool, Failure> {
+fn report(tree: &Tree, error: avhdx_files::Error, console: &mut Console) -> Result<bool, Failure> {
     if error.disk_error().is_some() {
-        return Err(error.into());
+        return Err(tree.failure(error));
     }
-    console.warn(error.code(), &error.to_string());
+    console.warn(error.code(), &tree.told(&error));
     Ok(false)
 }
 
 /// Lists an entry. Returns whether all of it is known.
-fn list(tree: &FileSystem, entry: &Entry, console: &mut Console) -> Result<bool, Failure> {
+fn list(tree: &Tree, entry: &Entry, console: &mut Console) -> Result<bool, Failure> {
     let mut is_whole = true;
     if let Some(problem) = entry.problem() {
-        console.warn(problem.code(), &format!("{}: {problem}", shown(entry.path())));
+        console.warn(problem.code(), &tree.problem_of(entry, problem));
         is_whole = false;
     }
     let target = match entry.kind() {
@@ -89,14 +89,14 @@ fn list(tree: &FileSystem, entry: &Entry, console: &mut Console) -> Result<bool,
     let target = match target {
         Ok(target) => target,
         Err(error) => {
-            is_whole = report(error, console)?;
+            is_whole = report(tree, error, console)?;
             None
         }
     };
     let streams = match streams {
         Ok(streams) => streams,
         Err(error) => {
-            is_whole = report(error, console)?;
+            is_whole = report(tree, error, console)?;
             Vec::new()
         }
     };

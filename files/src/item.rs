@@ -82,6 +82,7 @@ pub(crate) struct Facts {
     pub(crate) links: Option<u32>,
     pub(crate) mode: Option<u16>,
     pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) device: Option<(u32, u32)>,
     pub(crate) attributes: Option<u32>,
     /// Why its contents are not read.
     pub(crate) refusal: Option<(&'static str, String)>,
@@ -97,6 +98,7 @@ impl Facts {
             links: None,
             mode: None,
             owner: None,
+            device: None,
             attributes: None,
             refusal: None,
         }

@@ -79,6 +79,7 @@ impl Inode {
         facts.links = Some(self.links.into());
         facts.mode = Some(self.mode & 0o7777);
         facts.owner = Some(self.owner);
+        facts.device = self.device();
         if self.flags & IS_ENCRYPTED != 0 {
             facts.refusal = Some(("files.encrypted", "this is encrypted (fscrypt)".into()));
         } else if self.flags & IS_INLINE != 0 {
@@ -86,6 +87,17 @@ impl Inode {
             facts.refusal = Some(("files.inline", message.into()));
         }
         facts
+    }
+
+    /// The major and the minor number of a device, as Linux keeps them: in 16 bits if they fit, or else in 32.
+    fn device(&self) -> Option<(u32, u32)> {
+        if !matches!(self.mode >> 12, 0x2 | 0x6) {
+            return None;
+        }
+        Some(match (u32_at(&self.map, 0), u32_at(&self.map, 4)) {
+            (0, long) => (long >> 8 & 0xFFF, long & 0xFF | long >> 12 & 0xF_FF00),
+            (short, _) => (short >> 8 & 0xFF, short & 0xFF),
+        })
     }
 
     /// The target of a link that is short enough to have no blocks.
