@@ -255,7 +255,7 @@ fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     folder.with_files("pc.vhdx");
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 50] = [
+    let lines: [(&str, i32, &[u8], &[&str]); 51] = [
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -298,6 +298,7 @@ fn every_verb_answers_by_its_schema() {
         ("ls pc.vhdx --volumes", 0, b"", &["volumes"]),
         ("cat pc.vhdx notes.txt", 0, b"", &["cat"]),
         ("cp pc.vhdx notes.txt copy.txt", 0, b"", &["cp"]),
+        ("cp pc.vhdx -r / --to-tar all.tar", 0, b"", &["cp"]),
         ("versions pc.vhdx notes.txt", 0, b"", &["versions"]),
         ("df pc.vhdx", 0, b"", &["df"]),
         ("completions bash", 0, b"", &["completions"]),
