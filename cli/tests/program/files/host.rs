@@ -196,6 +196,35 @@ fn what_is_incomplete_is_private_also_after_the_end() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn files_have_their_permissions_and_times_before_they_have_a_name() {
+    let folder = of(volume());
+    let line =
+        "strace -o trace -e trace=/chmod,/utim,/chown,/link,/rename avhdx cp pc.vhdx -r logs out";
+    let traced = folder.in_shell(line).output().unwrap();
+    if !folder.file("trace").exists() {
+        assert!(std::env::var_os("AVHDX_INTEROP").is_none(), "{traced:?}");
+        eprintln!("NOT TESTED: strace is not installed");
+        return;
+    }
+    Run::of(traced).expect(0);
+    let trace = String::from_utf8(folder.read("trace")).unwrap();
+    let calls: Vec<&str> = trace.lines().filter(|line| line.ends_with("= 0")).collect();
+    let named = calls.iter().position(|call| call.contains("\"today.txt\"")).unwrap();
+    let fd = calls[named].split("/proc/self/fd/").nth(1).unwrap().split('"').next().unwrap();
+    for call in ["utimensat", "fchmod"] {
+        let of_file = format!("{call}({fd}, ");
+        let places: Vec<usize> =
+            (0..calls.len()).filter(|at| calls[*at].starts_with(&of_file)).collect();
+        assert!(matches!(places[..], [at] if at < named), "{call}: {trace}");
+    }
+    // Nothing is set by a name, which may lead to another file by now.
+    for call in calls.iter().filter(|call| call.contains("chmod") || call.contains("utim")) {
+        assert!(!call.contains('"'), "{call}");
+    }
+}
+
+#[test]
 fn what_the_host_refuses_is_told_and_the_rest_is_copied() {
     // 255 characters, as FAT allows, can be more bytes than names here have.
     let mut disk = std::io::Cursor::new(volume());
