@@ -195,6 +195,11 @@ impl Archiver<'_, '_> {
         let tree = self.report.tree();
         match entry.kind() {
             Some(Kind::Link) if stream.is_none() => match tree.target(entry) {
+                Ok(target) if target.is_empty() || target.contains(&0) => {
+                    let place = tree.place(entry.path());
+                    let message = format!("{place}: the link leads to no path");
+                    self.report.leave_out(Failure::new(Exit::Io, "cp.link", message))
+                }
                 Ok(target) => {
                     self.out.write(&header(entry, &name, &What::Link(&target)))?;
                     self.report.count_link();

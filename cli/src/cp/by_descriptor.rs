@@ -41,6 +41,9 @@ pub(super) struct Draft {
     name: Mutex<Option<Vec<u8>>>,
 }
 
+/// What tells a folder from all others.
+pub(super) type Place = (u64, u64);
+
 /// Which file was made, to know it again by its name.
 #[derive(Debug)]
 pub(super) struct Made {
@@ -51,7 +54,7 @@ pub(super) struct Made {
 /// What tells a file from another that has taken its name, or its number, since then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity {
-    place: (u64, u64),
+    place: Place,
     owner: u32,
     size: u64,
     modified: i128,
@@ -83,8 +86,9 @@ impl Device {
 }
 
 impl Folder {
-    /// Opens a folder that the user named: links are followed.
+    /// Opens a folder that the user named: links are followed. From then on, what this process makes is its user's alone.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        take_mask();
         let at = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let fd = open_folder(rustix::fs::CWD, at.as_os_str(), OFlags::empty())?;
         Ok(Self { fd, path: path.to_path_buf() })
@@ -120,6 +124,10 @@ impl Folder {
         // Another may have taken the place of the one that was made.
         let is_made = is_made && is_as_made(&fd)?;
         Ok((Self { fd, path: self.path.join(name) }, is_made))
+    }
+
+    pub(super) fn place(&self) -> io::Result<Place> {
+        Ok(Identity::of(&self.fd)?.place)
     }
 
     fn is_folder(&self, name: &OsStr) -> bool {
@@ -416,7 +424,11 @@ fn set(fd: impl AsFd, facts: &Facts, usual: Mode, more: Mode) -> io::Result<()> 
     let times = futimens(&fd, &timestamps(facts));
     // A change of the owner takes special permissions away.
     let owned = chown(facts, |user, group| fchown(&fd, Some(user), Some(group)));
-    fchmod(&fd, mode_of(facts, usual, owned.is_ok()) | more)?;
+    match fchmod(&fd, mode_of(facts, usual, owned.is_ok()) | more) {
+        // Not every host keeps permissions, and none were asked for.
+        Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS) if facts.mode.is_none() => {}
+        set => set?,
+    }
     times?;
     owned
 }
@@ -456,16 +468,16 @@ fn timestamps(facts: &Facts) -> Timestamps {
 
 /// The permissions of what this user makes, where the file system does not keep any.
 fn usual_mode(most: u16) -> Mode {
-    static MASK: OnceLock<Mode> = OnceLock::new();
-    let mask = MASK.get_or_init(|| {
-        // It can be read only by setting it, for a moment to what lets nobody else in.
-        let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-        rustix::process::umask(mask);
-        mask
-    });
     #[allow(clippy::useless_conversion)]
     let most = Mode::from_raw_mode(most.into());
-    most.difference(*mask)
+    most.difference(take_mask())
+}
+
+/// The mask that this process was started with. It applies no more: permissions are set, and until then nobody else is let in,
+/// nor this user kept out.
+fn take_mask() -> Mode {
+    static MASK: OnceLock<Mode> = OnceLock::new();
+    *MASK.get_or_init(|| rustix::process::umask(Mode::RWXG | Mode::RWXO))
 }
 
 #[cfg(test)]

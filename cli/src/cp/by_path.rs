@@ -19,6 +19,9 @@ pub(super) struct Folder(PathBuf);
 #[derive(Debug)]
 pub(super) struct Draft(avhdx::storage::Draft<'static>);
 
+/// What tells a folder from all others, whose names may differ in case alone.
+pub(super) type Place = String;
+
 /// A file that was made.
 #[derive(Debug)]
 pub(super) struct Made(PathBuf);
@@ -71,6 +74,10 @@ impl Folder {
             }
             Err(error) => Err(error),
         }
+    }
+
+    pub(super) fn place(&self) -> io::Result<Place> {
+        Ok(self.0.to_string_lossy().to_lowercase())
     }
 
     /// Whether anything has the name.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use avhdx::storage::{FileKind, Host, LocalHost};
@@ -31,8 +31,8 @@ const UNIT: usize = 64 << 10;
 struct Copier<'a> {
     report: Report<'a>,
     wanted: Wanted,
-    /// The folders so far, to find two that meet.
-    made: HashSet<PathBuf>,
+    /// The folders so far, to find two that meet: names may be equal for this machine alone.
+    entered: HashSet<host::Place>,
     work: Arc<Work>,
     /// Whether DEST is a new name, so that a host that refuses it refuses all.
     is_named: bool,
@@ -66,7 +66,7 @@ pub(super) fn run(
     let mut copier = Copier {
         report: Report::new(tree, image, is_single, meter, console),
         wanted,
-        made: HashSet::new(),
+        entered: HashSet::new(),
         work: Arc::clone(&work),
         is_named: !into_folder,
         names: Names::default(),
@@ -209,13 +209,18 @@ impl Copier<'_> {
         name: &OsStr,
     ) -> Result<bool, Failure> {
         let to = above.path().join(name);
-        if !self.made.insert(to.clone()) {
-            self.report.leave_out_taken(&to)?;
-            return Ok(false);
-        }
         let in_progress_now = in_progress();
-        match above.make(name) {
-            Ok((folder, is_made)) => {
+        match above.make(name).and_then(|(folder, is_made)| {
+            let place = folder.place()?;
+            Ok((folder, is_made, place))
+        }) {
+            // Another folder of the volume went there.
+            Ok((_, is_made, place)) if !self.entered.insert(place) && !is_made => {
+                drop(in_progress_now);
+                self.report.leave_out_taken(&to)?;
+                Ok(false)
+            }
+            Ok((folder, is_made, _)) => {
                 let (folder, path) = (Arc::new(folder), entry.path().to_vec());
                 let facts = is_made.then(|| Facts::of(entry, self.wanted));
                 self.work.open().folders.push(OpenFolder { folder, path, facts });

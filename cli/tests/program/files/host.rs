@@ -49,13 +49,15 @@ pub(super) fn set_past(path: &Path) {
     assert!(done.success());
 }
 
-/// A volume with a folder `a` (mode 0750) that holds much, then little, and a link.
+/// A volume with a folder `a` (mode 0750) that holds much, then little, a link, and a folder with a file.
 pub(super) fn of_much() -> Option<Folder> {
     of_ext(|top| {
         fs::create_dir(top.join("a")).unwrap();
         fs::write(top.join("a/1 much"), vec![7; 64 << 20]).unwrap();
         fs::write(top.join("a/2 little"), "little").unwrap();
         symlink("2 little", top.join("a/3 link")).unwrap();
+        fs::create_dir(top.join("a/4 sub")).unwrap();
+        fs::write(top.join("a/4 sub/file"), "below").unwrap();
         set_mode(&top.join("a/2 little"), 0o640);
         for path in ["a/2 little", "a/3 link", "a"] {
             set_past(&top.join(path));
@@ -126,12 +128,15 @@ fn a_folder_that_is_swapped_for_a_link_meanwhile_leads_nowhere() {
     let Some(folder) = of_much() else { return };
     fs::create_dir(folder.file("elsewhere")).unwrap();
     set_mode(&folder.file("elsewhere"), 0o711);
+    fs::create_dir(folder.file("elsewhere/4 sub")).unwrap();
     let child = stopped(&folder);
     fs::rename(folder.file("out/a"), folder.file("moved")).unwrap();
     symlink("../elsewhere", folder.file("out/a")).unwrap();
     signal(&child, "CONT");
     Run::of(child.wait_with_output().unwrap()).expect(0);
-    assert_eq!(fs::read_dir(folder.file("elsewhere")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(folder.file("elsewhere")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(folder.file("elsewhere/4 sub")).unwrap().count(), 0);
+    assert_eq!(folder.read("moved/4 sub/file"), b"below");
     assert_eq!(mode(&folder.file("elsewhere")), 0o711);
     assert_eq!(folder.read("moved/2 little"), b"little");
 }
@@ -149,7 +154,7 @@ fn what_takes_a_name_meanwhile_stays_as_it_is() {
         .expect(8)
         .says("out/a/1 much: something else has this name")
         .says("out/a/2 little: something else has this name")
-        .prints("copied 0 files, 1 folder, 1 link: 0 bytes");
+        .prints("copied 1 file, 2 folders, 1 link: 5 bytes");
     assert_eq!((folder.read("mine"), mode(&folder.file("mine"))), (b"mine".to_vec(), 0o604));
     assert_ne!(fs::metadata(folder.file("mine")).unwrap().mtime(), 1_000_000_000);
 }
@@ -518,6 +523,67 @@ fn a_host_without_permissions_and_unnamed_files_gets_whole_copies() {
     assert_eq!(folder.read("top/logs/today.txt"), [b'x'; 5000]);
     folder.run("cp pc.vhdx notes.txt top").expect(7).says("something else has this name");
     assert_eq!(names("top"), ["logs", "notes.txt"]);
+}
+
+#[test]
+fn folders_that_differ_in_case_alone_do_not_become_one() {
+    if !Path::new("/dev/fuse").exists() {
+        eprintln!(
+            "NOT TESTED: a host that ignores case, because nothing can be mounted without /dev/fuse"
+        );
+        return;
+    }
+    let Some(folder) = of_ext(|top| {
+        for (name, file) in [("Logs", "one"), ("logs", "two")] {
+            fs::create_dir(top.join(name)).unwrap();
+            fs::write(top.join(name).join(file), name).unwrap();
+        }
+    }) else {
+        return;
+    };
+    fs::File::create(folder.file("ntfs.raw")).unwrap().set_len(8 << 20).unwrap();
+    fs::create_dir(folder.file("top")).unwrap();
+    let line = "mkfs.ntfs -q -F -Q ntfs.raw && lowntfs-3g -o ignore_case ntfs.raw top";
+    assert!(folder.in_shell(line).status().unwrap().success());
+    let _mounted = Mounted(&folder);
+    for n in 0..2 {
+        // One of them may be there from before.
+        let run = folder.run("cp -f raw pc.raw -r / top").expect(8);
+        let run = run.says("top/logs: something else has this name");
+        assert_eq!(run.stderr.matches("something else").count(), 1 + n, "{}", run.stderr);
+        assert_eq!(folder.read("top/Logs/one"), b"Logs");
+        assert!(!folder.file("top/Logs/two").exists());
+    }
+}
+
+#[test]
+fn a_umask_that_takes_all_away_is_for_files_alone_that_have_no_permissions() {
+    let folder = of(volume());
+    fs::create_dir(folder.file("out")).unwrap();
+    set_mode(&folder.file("out"), 0o777);
+    as_other_user(&folder, "sh -c 'umask 0777; avhdx cp pc.vhdx -r logs notes.txt out'").expect(0);
+    assert_eq!(mode(&folder.file("out/logs")), 0);
+    assert_eq!(mode(&folder.file("out/notes.txt")), 0);
+    set_mode(&folder.file("out/logs"), 0o700);
+    assert_eq!(fs::read_dir(folder.file("out/logs")).unwrap().count(), 1);
+}
+
+#[test]
+fn two_copies_at_once_give_each_file_once() {
+    let Some(folder) = of_much() else { return };
+    let children = [stopped(&folder), {
+        let args = ["cp", "-f", "raw", "pc.raw", "-r", "a", "out"];
+        folder.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }];
+    let [first, second] = children;
+    Run::of(second.wait_with_output().unwrap()).expect(0).prints("copied 3 files, 1 folder");
+    signal(&first, "CONT");
+    Run::of(first.wait_with_output().unwrap()).expect(8).prints("copied 0 files, 1 folder");
+    assert_eq!(folder.read("out/a/2 little"), b"little");
+    assert_eq!(folder.read("out/a/4 sub/file"), b"below");
+    let names = |path: &str| fs::read_dir(folder.file(path)).unwrap().count();
+    assert_eq!((names("out"), names("out/a"), names("out/a/4 sub")), (1, 4, 1));
+    assert_eq!(mode(&folder.file("out/a")), 0o750);
 }
 
 #[test]
