@@ -210,17 +210,18 @@ impl Copier<'_> {
     ) -> Result<bool, Failure> {
         let to = above.path().join(name);
         let in_progress_now = in_progress();
-        match above.make(name).and_then(|(folder, is_made)| {
-            let place = folder.place()?;
-            Ok((folder, is_made, place))
-        }) {
+        let made = above.make(name).and_then(|(folder, is_made)| {
+            let is_met = !self.entered.insert(folder.place()?);
+            Ok((folder, is_made, is_met && !is_made))
+        });
+        match made {
             // Another folder of the volume went there.
-            Ok((_, is_made, place)) if !self.entered.insert(place) && !is_made => {
+            Ok((_, _, true)) => {
                 drop(in_progress_now);
                 self.report.leave_out_taken(&to)?;
                 Ok(false)
             }
-            Ok((folder, is_made, _)) => {
+            Ok((folder, is_made, false)) => {
                 let (folder, path) = (Arc::new(folder), entry.path().to_vec());
                 let facts = is_made.then(|| Facts::of(entry, self.wanted));
                 self.work.open().folders.push(OpenFolder { folder, path, facts });

@@ -265,6 +265,10 @@ fn what_is_damaged_is_left_out_of_a_file_and_ends_a_pipe() {
     let list =
         folder.in_shell("tar -xOf all.tar '1 first' '3 last' && tar -tf all.tar").output().unwrap();
     assert_eq!(String::from_utf8_lossy(&list.stdout), "firstlast1 first\n3 last\nlost+found/\n");
+    // Nothing is left of what was written of the third.
+    let line = "avhdx cp -f raw pc.raw -r '1 first' '3 last' lost+found --to-tar - --quiet";
+    let others = folder.in_shell(line).output().unwrap().stdout;
+    assert!(folder.read("all.tar") == others);
     let line = "avhdx cp -f raw pc.raw -r / --to-tar - > piped.tar";
     Run::of(folder.in_shell(line).output().unwrap())
         .expect(4)
