@@ -20,14 +20,13 @@ mod work;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::args::ImageArg;
 use crate::failure::{Failure, Reply};
 use crate::next;
 use crate::output::Console;
-use crate::vocabulary::Answer;
 use crate::volume::{self, VolumeFlags};
+#[cfg(test)]
+pub(crate) use report::CpAnswer;
 use source::Source;
 
 /// Copy files of a file system inside the disk to this machine, or into an archive.
@@ -68,27 +67,6 @@ pub(crate) struct Args {
     overwrite: bool,
     #[command(flatten)]
     volume: VolumeFlags,
-}
-
-/// What was copied.
-#[derive(Debug, Default, Serialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub(crate) struct CpAnswer {
-    image: String,
-    /// Each name of a file with several counts.
-    files: u64,
-    folders: u64,
-    links: u64,
-    /// Devices and pipes.
-    devices: u64,
-    /// The bytes of the files, holes included; those of a file with several names once.
-    bytes: u64,
-    /// How much could not be copied; warnings on standard error tell each.
-    left_out: u64,
-}
-
-impl Answer for CpAnswer {
-    const SCHEMA: &'static str = "avhdx.cp/1";
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {

@@ -6,15 +6,37 @@ use std::ops::Range;
 use std::path::Path;
 
 use avhdx_files::{Entry, FileReader};
+use serde::Serialize;
 
-use super::CpAnswer;
 use crate::failure::{Exit, Failure, Reply};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{count, size};
+use crate::vocabulary::Answer;
 use crate::volume::Tree;
 
 const PIECE: u64 = 1 << 20;
+
+/// What was copied.
+#[derive(Debug, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct CpAnswer {
+    image: String,
+    /// Each name of a file with several counts.
+    files: u64,
+    folders: u64,
+    links: u64,
+    /// Devices and pipes.
+    devices: u64,
+    /// The bytes of the files, holes included; those of a file with several names once.
+    bytes: u64,
+    /// How much could not be copied; warnings on standard error tell each.
+    left_out: u64,
+}
+
+impl Answer for CpAnswer {
+    const SCHEMA: &'static str = "avhdx.cp/1";
+}
 
 pub(super) struct Report<'a> {
     tree: &'a Tree,
