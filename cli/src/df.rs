@@ -14,6 +14,7 @@ use crate::table::TextTable;
 use crate::text::units;
 use crate::unused::Held;
 use crate::vocabulary::Answer;
+use crate::volume;
 
 const MIB: u64 = 1 << 20;
 
@@ -82,8 +83,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let chain = input::chain(&args.image.image, &args.opening, Lock::Shared, console)?;
     let image = chain.tip();
     let block_size = image.block_size();
-    let volumes = Volumes::of(Arc::new(chain))?;
-    volumes.warnings().iter().for_each(|warning| console.warn("files.table", warning));
+    let name = args.image.name();
+    let volumes = Volumes::of(Arc::new(chain)).map_err(|error| volume::failure(&name, error))?;
+    for warning in volumes.warnings() {
+        console.warn("files.table", &format!("{name}: {warning}"));
+    }
     let mut is_whole = true;
     let mut rows = Vec::new();
     for volume in volumes.iter() {
@@ -98,14 +102,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
                 Err(Failed::Disk(error)) => return Err(error.into()),
                 Err(Failed::Volume(error)) => {
                     is_whole = false;
-                    console.warn(error.code(), &error.to_string());
+                    console.warn(error.code(), &volume::told(&name, &error));
                     row.problem = Some(error.to_string());
                 }
             }
         }
         rows.push(row);
     }
-    let answer = DfAnswer { image: args.image.name(), block_size, volumes: rows };
+    let answer = DfAnswer { image: name, block_size, volumes: rows };
     let reply = if is_whole { Reply::Yes } else { Reply::Losses };
     if console.is_json() {
         console.document(&answer)?;

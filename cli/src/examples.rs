@@ -64,6 +64,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx cp pc.vhdx notes.txt old-notes.txt", "one file under another name"),
             ("avhdx cp pc.vhdx -r logs notes.txt archive", "a folder and a file"),
+            ("avhdx cp pc.vhdx -r / --to-tar all.tar", "all files, as an archive"),
         ],
     ),
     (

@@ -233,6 +233,12 @@ impl Failure {
         self
     }
 
+    /// Says what it happened to.
+    pub(crate) fn within(mut self, name: &str) -> Self {
+        self.message = format!("{name}: {}", self.message);
+        self
+    }
+
     /// Appends to the message.
     pub(crate) fn also(mut self, what: &str) -> Self {
         self.message += &format!("; {what}");

@@ -136,6 +136,7 @@ pub(crate) struct Facts {
     pub(crate) links: Option<u32>,
     pub(crate) mode: Option<u16>,
     pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) device: Option<(u32, u32)>,
     pub(crate) attributes: Option<u32>,
     /// What tells apart the files that had the same number one after the other.
     pub(crate) generation: Option<u32>,
@@ -153,6 +154,7 @@ impl Facts {
             links: None,
             mode: None,
             owner: None,
+            device: None,
             attributes: None,
             generation: None,
             refusal: None,

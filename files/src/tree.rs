@@ -453,6 +453,11 @@ impl Entry {
         self.known()?.owner
     }
 
+    /// The major and the minor number of a device, where the file system keeps them.
+    pub fn device(&self) -> Option<(u32, u32)> {
+        self.known()?.device
+    }
+
     /// The attributes of Windows.
     pub fn attributes(&self) -> Option<u32> {
         self.known()?.attributes

@@ -515,7 +515,13 @@ pub(crate) const ROWS: &[Row] = &[
     ("versions.none", &[], &["avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"]),
     ("cp.folder", &[], &["AGAIN -r"]),
     ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
-    ("cp.write", &[], &["ELSEWHERE"]),
+    (
+        "cp.special",
+        &["--devices makes devices and pipes too, and devices as root alone; an archive has both"],
+        &["AGAIN --devices", "avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"],
+    ),
+    ("cp.terminal", &[], &["AGAIN > OUT  # OUT: a file for the archive"]),
+    ("cp.*", &[], &["ELSEWHERE"]),
     (
         "ext.*",
         &["what else the disk holds can be read all the same"],

@@ -329,6 +329,7 @@ fn every_verb_answers_by_its_schema() {
         ("ls pc.vhdx --volumes", 0, b"", &["volumes"]),
         ("cat pc.vhdx notes.txt", 0, b"", &["cat"]),
         ("cp pc.vhdx notes.txt copy.txt", 0, b"", &["cp"]),
+        ("cp pc.vhdx -r / --to-tar all.tar", 0, b"", &["cp"]),
         ("versions pc.vhdx notes.txt", 0, b"", &["versions"]),
         ("df pc.vhdx", 0, b"", &["df"]),
         ("compact pc.vhdx --free", 0, b"", &["compact", "progress"]),

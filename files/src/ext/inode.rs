@@ -91,6 +91,7 @@ impl Inode {
         facts.mode = Some(self.mode & 0o7777);
         facts.owner = Some(self.owner);
         facts.generation = Some(self.generation);
+        facts.device = self.device();
         if self.flags & IS_ENCRYPTED != 0 {
             facts.refusal = Some(("files.encrypted", "this is encrypted (fscrypt)".into()));
         } else if self.flags & IS_INLINE != 0 {
@@ -114,6 +115,17 @@ impl Inode {
             Some(Kind::File | Kind::Folder) if self.flags & IS_INLINE == 0 => Vec::new(),
             _ => self.map.to_vec(),
         }
+    }
+
+    /// The major and the minor number of a device, as Linux keeps them: in 16 bits if they fit, or else in 32.
+    fn device(&self) -> Option<(u32, u32)> {
+        if !matches!(self.mode >> 12, 0x2 | 0x6) {
+            return None;
+        }
+        Some(match (u32_at(&self.map, 0), u32_at(&self.map, 4)) {
+            (0, long) => (long >> 8 & 0xFFF, long & 0xFF | long >> 12 & 0xF_FF00),
+            (short, _) => (short >> 8 & 0xFF, short & 0xFF),
+        })
     }
 
     /// The target of a link that is short enough to have no blocks.

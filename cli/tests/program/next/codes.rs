@@ -312,6 +312,12 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
         &["interrupted", "op.cancelled"],
     ),
     ("on Unix, every file has a path from every folder", &["create.parent-path"]),
+    ("on Unix, a name that can be typed is one that a file can have", &["cp.name"]),
+    (
+        "needs a host without links, or one that refuses one file alone: see cli/tests/program/files/host.rs",
+        &["cp.link", "cp.refused"],
+    ),
+    ("needs a terminal: see cli/tests/program/screens.rs", &["cp.terminal"]),
     (
         "needs an unfinished merge in another branch: see cli/tests/program/merge.rs",
         &["compact.merging", "merge.other"],

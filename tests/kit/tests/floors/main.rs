@@ -113,7 +113,7 @@ const PROGRAM: Rules<'_> = Rules {
         ),
         ("merges and copies", &["merging", "copying"]),
         ("branches", &["forks"]),
-        ("changes", &["operation", "writing", "new_file"]),
+        ("changes", &["operation", "writing", "new_file", "printing"]),
         ("volumes", &["digest", "volume"]),
         ("copies to other formats", &["qcow2", "vhd"]),
         ("inputs", &["endings", "input", "loss", "partitions"]),
