@@ -48,6 +48,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx ls pc.vhdx", "the files at the top of its volume"),
             ("avhdx ls pc.vhdx@-0 logs -R --json", "a folder and all below, as JSON"),
+            ("avhdx ls pc.vhdx -R --hash blake3", "with hashes of the bytes"),
             ("avhdx ls pc.vhdx --volumes", "what there is to read"),
         ],
     ),
@@ -213,6 +214,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
             ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
+            ("avhdx diff pc.vhdx@-0 pc.vhdx --files", "files that differ"),
             ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
         ],
     ),

@@ -16,11 +16,11 @@ use crate::ntfs::Ntfs;
 /// The most links that a path leads through.
 const MOST_LINKS: usize = 40;
 /// The most folders within each other.
-const MOST_DEPTH: usize = 256;
+pub(crate) const MOST_DEPTH: usize = 256;
 /// The most entries of a walk.
-const MOST_ENTRIES: u64 = 1 << 28;
+pub(crate) const MOST_ENTRIES: u64 = 1 << 28;
 /// The most bytes of a path.
-const MOST_PATH: usize = 64 << 10;
+pub(crate) const MOST_PATH: usize = 64 << 10;
 
 /// How a file system is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -369,8 +369,21 @@ impl FileSystem {
         self.bytes.touched()
     }
 
+    /// What it reads through.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(crate) fn system(&self) -> &dyn System {
+        &*self.system
+    }
+
     /// Runs a task of the reader within the boundary.
-    fn task<T>(&self, path: &[u8], run: impl FnOnce(&dyn System) -> Result<T>) -> Result<T> {
+    pub(crate) fn task<T>(
+        &self,
+        path: &[u8],
+        run: impl FnOnce(&dyn System) -> Result<T>,
+    ) -> Result<T> {
         self.bytes.renew();
         let done = guard(|| run(&*self.system));
         done.map_err(|error| error.in_volume(&self.volume).at_path(path))
@@ -385,6 +398,15 @@ impl fmt::Debug for FileSystem {
 }
 
 impl Entry {
+    pub(crate) fn item(&self) -> &Item {
+        &self.item
+    }
+
+    /// The same file at another path.
+    pub(crate) fn at(&self, path: Vec<u8>) -> Self {
+        Self { path, item: self.item.again() }
+    }
+
     /// The path from the top, as bytes with `/` between names; empty at the top. Names of FAT and NTFS are UTF-8, in
     /// which half surrogate pairs keep their number.
     pub fn path(&self) -> &[u8] {
@@ -447,11 +469,11 @@ impl Entry {
         self.item.facts.as_ref().err()
     }
 
-    fn known(&self) -> Option<&Facts> {
+    pub(crate) fn known(&self) -> Option<&Facts> {
         self.item.facts.as_ref().ok()
     }
 
-    fn join(&self, name: &[u8]) -> Vec<u8> {
+    pub(crate) fn join(&self, name: &[u8]) -> Vec<u8> {
         match &self.path[..] {
             [] => name.to_vec(),
             path => [path, b"/", name].concat(),
@@ -575,6 +597,6 @@ impl fmt::Debug for FileReader<'_> {
 }
 
 /// A path as errors show it.
-fn shown(path: &[u8]) -> Vec<u8> {
+pub(crate) fn shown(path: &[u8]) -> Vec<u8> {
     [b"/", path].concat()
 }

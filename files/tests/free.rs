@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 use avhdx_files::{ErrorKind, FileSystem, Volumes};
 use avhdx_testkit::rng::pattern;
 
-use crate::images::{self, MIB, Model, Mounted, disk, ext_of, tree};
-use crate::journal::debugfs;
+use crate::images::{self, MIB, Model, Mounted, debugfs, disk, ext_of, tree};
 
 const SHADOW_ID: [u8; 16] = [
     0x6B, 0x87, 0x08, 0x38, 0x76, 0xC1, 0x48, 0x4E, 0xB7, 0xAE, 0x04, 0x04, 0x6E, 0x6C, 0xC7, 0x52,

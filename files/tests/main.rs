@@ -1,5 +1,6 @@
 //! Volumes and file systems that the tools of Linux make, read back through the public API.
 
+mod compare;
 mod ext;
 mod free;
 mod images;

@@ -130,7 +130,7 @@ fn record_of(image: &[u8], name: &str) -> usize {
 }
 
 /// The kinds and the places of the attributes in a record.
-fn attributes(image: &[u8], record: usize) -> Vec<(u32, usize)> {
+pub fn attributes(image: &[u8], record: usize) -> Vec<(u32, usize)> {
     let u32_at = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
     let mut at = record + u16::from_le_bytes([image[record + 20], image[record + 21]]) as usize;
     let mut found = Vec::new();

@@ -5,11 +5,12 @@ use std::ops::Range;
 use crate::boundary::{u16_at, u32_at};
 use crate::error::{Error, Result};
 use crate::ext::shape::Shape;
-use crate::item::{Facts, Kind, Stream, Time, Times};
+use crate::item::{Facts, Kind, Piece, Place, Stream, Time, Times};
 
 const IS_ENCRYPTED: u32 = 0x800;
 const HAS_EXTENTS: u32 = 0x8_0000;
 const IS_INLINE: u32 = 0x1000_0000;
+const INLINE: &str = "the bytes are in the inode itself (inline_data), which is not read";
 
 const EXTENTS_MAGIC: u16 = 0xF30A;
 const MOST_DEPTH: u16 = 5;
@@ -29,6 +30,7 @@ pub(super) struct Inode {
     pub(super) size: u64,
     flags: u32,
     links: u16,
+    generation: u32,
     times: Times,
     /// The block with extended attributes; 0 for none.
     attributes: u64,
@@ -60,6 +62,7 @@ impl Inode {
             size: u64::from(u32_at(raw, 4)) | u64::from(u32_at(raw, 108)) << 32,
             flags: u32_at(raw, 32),
             links: u16_at(raw, 26),
+            generation: u32_at(raw, 100),
             times: times(raw),
             attributes: u64::from(u32_at(raw, 104)) | u64::from(u16_at(raw, 118)) << 32,
             map: std::array::from_fn(|at| raw[40 + at]),
@@ -87,13 +90,30 @@ impl Inode {
         facts.links = Some(self.links.into());
         facts.mode = Some(self.mode & 0o7777);
         facts.owner = Some(self.owner);
+        facts.generation = Some(self.generation);
         if self.flags & IS_ENCRYPTED != 0 {
             facts.refusal = Some(("files.encrypted", "this is encrypted (fscrypt)".into()));
         } else if self.flags & IS_INLINE != 0 {
-            let message = "the bytes are in the inode itself (inline_data), which is not read";
-            facts.refusal = Some(("files.inline", message.into()));
+            facts.refusal = Some(("files.inline", INLINE.into()));
         }
         facts
+    }
+
+    /// The bytes of the file to tell where they are stored; `None` if that is here alone.
+    pub(super) fn stored(self, shape: &Shape) -> Option<Box<dyn Stream>> {
+        match self.flags & IS_INLINE {
+            0 => Some(Box::new(File::new(shape.clone(), self))),
+            _ if self.size <= self.map.len() as u64 => None,
+            _ => Some(Box::new(Inline(self.size))),
+        }
+    }
+
+    /// What is here of the bytes of the file, of a link that is not read, or of a device.
+    pub(super) fn nature(&self) -> Vec<u8> {
+        match self.kind() {
+            Some(Kind::File | Kind::Folder) if self.flags & IS_INLINE == 0 => Vec::new(),
+            _ => self.map.to_vec(),
+        }
     }
 
     /// The target of a link that is short enough to have no blocks.
@@ -208,6 +228,23 @@ fn times(raw: &[u8]) -> Times {
         modified: time(16, 136),
         changed: time(12, 132),
         accessed: time(8, 140),
+    }
+}
+
+/// So many bytes in the inode itself, which are not read.
+struct Inline(u64);
+
+impl Stream for Inline {
+    fn len(&self) -> u64 {
+        self.0
+    }
+
+    fn read_at(&mut self, _: &mut [u8], _: u64) -> Result<()> {
+        Err(Error::unsupported("files.inline", INLINE))
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        Ok(Piece { len: (self.0 - offset).max(1), place: Place::Inside })
     }
 }
 
@@ -351,5 +388,13 @@ impl Stream for File {
             }
         }
         (block * len).max(offset)
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        let len = self.shape.block;
+        let Mapped { place, count } = self.map(offset / len)?;
+        let within = offset % len;
+        let place = place.map_or(Place::Zeros, |place| Place::At(place * len + within));
+        Ok(Piece { len: count * len - within, place })
     }
 }

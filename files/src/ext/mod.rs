@@ -6,16 +6,19 @@
 //! free space is given away.
 
 mod clean;
+mod frame;
 mod inode;
 mod journal;
 mod shape;
 mod space;
 
+use std::any::Any;
 use std::ops::Range;
 
 use crate::boundary::{Bytes, number, u16_at, u32_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::item::{About, Item, Node, Stream, System, check_count};
+use crate::item::{About, Item, Kind, Node, Stream, System, check_count};
 use clean::Clean;
 use inode::{File, Inode};
 use shape::{HAS_JOURNAL, IS_64_BIT, META_GROUPS, NEEDS_RECOVERY, Shape};
@@ -218,6 +221,29 @@ impl System for Ext {
         let mut target = vec![0; inode.size as usize];
         File::new(self.shape.clone(), inode).read_at(&mut target, 0)?;
         Ok(target)
+    }
+
+    fn stored(&self, file: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        let inode = self.inode(file)?;
+        Ok(match stream {
+            None => inode.stored(&self.shape),
+            Some(_) => None,
+        })
+    }
+
+    fn nature(&self, item: &Item) -> Result<Vec<u8>> {
+        let inode = self.inode(item)?;
+        match item.facts()?.kind {
+            Kind::Link if item.facts()?.refusal.is_none() => self.target(item),
+            _ => Ok(inode.nature()),
+        }
+    }
+
+    fn reframed(&self, other: &dyn System, changed: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        match (other as &dyn Any).downcast_ref::<Self>() {
+            Some(other) => frame::reframed(&self.shape, &other.shape, changed),
+            None => Ok(None),
+        }
     }
 
     fn capacity(&self) -> u64 {

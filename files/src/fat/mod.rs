@@ -7,12 +7,14 @@ mod clean;
 mod entries;
 mod oem;
 
+use std::any::Any;
 use std::ops::Range;
 
 use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::item::{About, Facts, Item, Kind, Node, Stream, System};
+use crate::item::{About, Facts, Item, Kind, Node, Piece, Place, Stream, System};
 use entries::{ENTRY_LEN, Parsed};
 
 /// A folder has no more bytes: entries are counted in 16 bits.
@@ -244,6 +246,25 @@ impl System for Fat {
         Err(Error::new(ErrorKind::InvalidInput, "files.not-link", "FAT has no links"))
     }
 
+    fn stored(&self, file: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        match stream {
+            None => self.open(file, None).map(Some),
+            Some(_) => Ok(None),
+        }
+    }
+
+    fn reframed(&self, other: &dyn System, _: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        let facts = |shape: &Shape| {
+            // Copies of the table are not read.
+            let Shape { bytes, width, table, root, root_cluster, data, cluster, end, .. } = shape;
+            let places = (bytes.start(), bytes.len(), *table, root.clone(), *data);
+            (places, *width, *root_cluster, *cluster, *end)
+        };
+        let other = (other as &dyn Any).downcast_ref::<Self>();
+        let is_same = other.is_some_and(|other| facts(&self.shape) == facts(&other.shape));
+        Ok(is_same.then(Vec::new))
+    }
+
     fn capacity(&self) -> u64 {
         u64::from(self.shape.end - 2) * self.shape.cluster
     }
@@ -435,5 +456,19 @@ impl Stream for File {
             (rest, at) = (later, at + held);
         }
         Ok(())
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        let size = self.shape.cluster;
+        let (place, within) = (offset / size, offset % size);
+        let first = self.cluster(place)?;
+        let (mut count, end) = (1, self.len.div_ceil(size));
+        while place + count < end
+            && u64::from(self.cluster(place + count)?) == u64::from(first) + count
+        {
+            count += 1;
+        }
+        let start = self.shape.data + u64::from(first - 2) * size;
+        Ok(Piece { len: count * size - within, place: Place::At(start + within) })
     }
 }
