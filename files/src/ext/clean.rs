@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use super::inode::{Inode, Used};
-use super::shape::{IS_64_BIT, Shape};
+use super::journal;
+use super::shape::{HAS_JOURNAL, IS_64_BIT, NEEDS_RECOVERY, Shape};
 use super::space::{Space, place};
-use super::{HAS_JOURNAL, NEEDS_RECOVERY, journal};
 use crate::boundary::{u16_at, u32_at, u64_at};
 use crate::checksum::{crc_16, crc_32c};
 use crate::error::{Error, Result};

@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::item::{About, Item, Kind, Node, Stream, System, check_count};
 use clean::Clean;
 use inode::{File, Inode};
-use shape::{IS_64_BIT, META_GROUPS, Shape};
+use shape::{HAS_JOURNAL, IS_64_BIT, META_GROUPS, NEEDS_RECOVERY, Shape};
 use space::Space;
 
 const SUPERBLOCK: u64 = 1024;
@@ -35,14 +35,11 @@ const MOST_BROKEN: usize = 1 << 12;
 const MOST_TARGET: u64 = 4096;
 
 /// Features without which a reader misreads.
-const NEEDS_RECOVERY: u32 = 0x4;
 const HAS_EXTENTS: u32 = 0x40;
 /// Those that are read: types in folders, the four above, protection against double mounts, groups in groups, values in
 /// inodes of their own, seeds of checksums, large folders, and files that are inline, encrypted or folded.
 const KNOWN: u32 =
     0x2 | NEEDS_RECOVERY | META_GROUPS | HAS_EXTENTS | IS_64_BIT | 0x100 | 0x200 | 0x400 | 0x3_E000;
-/// Features that other readers need not know.
-const HAS_JOURNAL: u32 = 0x4;
 
 pub(crate) struct Ext {
     about: About,

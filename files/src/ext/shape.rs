@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 /// Blocks of 64 KiB: 1024 shifted by this.
 const MOST_BLOCK_BITS: u32 = 6;
 /// Features of volumes.
+pub(super) const HAS_JOURNAL: u32 = 0x4;
+pub(super) const NEEDS_RECOVERY: u32 = 0x4;
 pub(super) const META_GROUPS: u32 = 0x10;
 pub(super) const IS_64_BIT: u32 = 0x80;
 const SPARSE_2: u32 = 0x200;
