@@ -232,6 +232,18 @@ impl Mounted {
         let args: Vec<&OsStr> =
             args.into_iter().map(OsStr::new).chain([image.as_os_str()]).collect();
         run("mkntfs", &args)?;
+        Self::of(folder, image)
+    }
+
+    /// Mounts a volume with these bytes again.
+    pub fn again(bytes: &[u8]) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::write(&image, bytes).unwrap();
+        Self::of(folder, image)
+    }
+
+    fn of(folder: tempfile::TempDir, image: PathBuf) -> Option<Self> {
         let at = folder.path().join("mounted");
         std::fs::create_dir(&at).unwrap();
         let options = "no_detach,compression,streams_interface=windows";
@@ -262,7 +274,12 @@ impl Mounted {
 
     /// Unmounts the volume and returns its bytes.
     pub fn finish(mut self) -> Vec<u8> {
-        run("umount", &[&self.at]).unwrap();
+        // A program that is being started elsewhere has files open for a moment that this one had.
+        let start = Instant::now();
+        while !Command::new("umount").arg(&self.at).output().unwrap().status.success() {
+            assert!(start.elapsed() < Duration::from_secs(20), "cannot unmount");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert!(self.child.wait().unwrap().success());
         std::fs::read(&self.image).unwrap()
     }

@@ -103,6 +103,8 @@ pub fn look(disk: &Arc<Patched>, touched: &mut Vec<Range<u64>>) -> Met {
         let Some(tree) = met.note(volume.open_with(options)) else { continue };
         of_tree(&tree, &mut met, touched);
         free(&tree, volume, &mut met);
+        met.note(tree.check_clean());
+        met.note(tree.verified_free(&mut |_| {}));
     }
     assert!(volumes.touched().is_sorted_by(|one, next| one.end < next.start));
     met
