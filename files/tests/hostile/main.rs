@@ -58,6 +58,7 @@ fn volumes_that_lie_are_errors_at_most() {
             "files.volume-kind",
             "files.volume-unknown",
             "ntfs.record",
+            "unclean.ext",
         ]
         .into();
         assert!(all_of_it.codes.is_subset(&in_order), "{name}: {:?}", all_of_it.codes);
