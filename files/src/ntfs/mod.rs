@@ -15,7 +15,7 @@ mod runs;
 
 use std::any::Any;
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use crate::bitmap::FreeRuns;
@@ -53,6 +53,10 @@ const MOST_RECORD: u64 = 64 << 10;
 const MOST_LIST: u64 = 256 << 10;
 /// A file in more pieces takes too much memory.
 const MOST_RUNS: usize = 1 << 19;
+/// So does one of more attributes, or with more bytes of records: a list has room for some ten thousand, each of which
+/// may fill a record of 4 KiB.
+const MOST_ATTRIBUTES: usize = 1 << 15;
+const MOST_OF_RECORDS: u64 = 48 << 20;
 const MOST_REPARSE: u64 = 16 << 10;
 const UPCASE_LEN: u64 = 128 << 10;
 /// The attributes of a file whose bytes come from somewhere once they are read.
@@ -179,12 +183,13 @@ impl Ntfs {
         let count = |attributes: &[Attribute]| -> usize {
             attributes.iter().map(|attribute| attribute.runs()).sum()
         };
+        if others.len() as u64 * self.shape.record > MOST_OF_RECORDS {
+            let message = format!("the file has {} records", others.len());
+            return Err(Error::new(ErrorKind::Limit, "files.pieces", message));
+        }
         let mut runs = count(&base.attributes);
         for other in others.into_iter().filter(|other| *other != number) {
-            if runs > MOST_RUNS {
-                let message = format!("the file lies in more than {MOST_RUNS} pieces");
-                return Err(Error::new(ErrorKind::Limit, "files.pieces", message));
-            }
+            check_pieces(runs, base.attributes.len())?;
             let more = self.record(other)?;
             if !more.is_used || more.base != number {
                 let message = format!("file record {other} does not continue {number}");
@@ -193,6 +198,7 @@ impl Ntfs {
             runs += count(&more.attributes);
             base.attributes.extend(more.attributes);
         }
+        check_pieces(runs, base.attributes.len())?;
         Ok(File(base))
     }
 
@@ -364,17 +370,25 @@ impl System for Ntfs {
 
     fn streams(&self, item: &Item) -> Result<Vec<StreamInfo>> {
         let file = self.file_of(item)?;
-        let mut names: Vec<&[u16]> = Vec::new();
-        for attribute in file.0.attributes.iter().filter(|found| found.kind == record::DATA) {
-            if !attribute.name.is_empty() && !names.contains(&&attribute.name[..]) {
-                names.push(&attribute.name);
+        let mut streams: Vec<(&[u16], Option<u64>)> = Vec::new();
+        let mut places = HashMap::new();
+        let data = file.0.attributes.iter().filter(|found| found.kind == record::DATA);
+        for part in data.filter(|part| !part.name.is_empty()) {
+            let name = &part.name[..];
+            let place = *places.entry(name).or_insert(streams.len());
+            if place == streams.len() {
+                streams.push((name, None));
+            }
+            // The first part has the size.
+            if streams[place].1.is_none() {
+                streams[place].1 = size_of(&[part]);
             }
         }
-        let info = |name: &[u16]| {
-            let parts: Vec<&Attribute> = file.parts(record::DATA, name).collect();
-            StreamInfo { name: bytes_of_utf16(name), size: size_of(&parts).unwrap_or(0) }
+        let info = |(name, size): (&[u16], Option<u64>)| StreamInfo {
+            name: bytes_of_utf16(name),
+            size: size.unwrap_or(0),
         };
-        Ok(names.into_iter().map(info).collect())
+        Ok(streams.into_iter().map(info).collect())
     }
 
     fn open(&self, item: &Item, stream: Option<&[u8]>) -> Result<Box<dyn Stream>> {
@@ -521,6 +535,7 @@ impl Shape {
                     && lowest == part.lowest
                 {
                     append(&mut table, lowest, runs)?;
+                    check_pieces(table.runs.len(), 0)?;
                 }
             }
         }
@@ -657,6 +672,18 @@ fn size_of(parts: &[&Attribute]) -> Option<u64> {
     })
 }
 
+/// Refuses files of more pieces than are kept in memory.
+fn check_pieces(runs: usize, attributes: usize) -> Result<()> {
+    let message = match () {
+        () if runs > MOST_RUNS => format!("the file lies in more than {MOST_RUNS} pieces"),
+        () if attributes > MOST_ATTRIBUTES => {
+            format!("the file has more than {MOST_ATTRIBUTES} attributes")
+        }
+        () => return Ok(()),
+    };
+    Err(Error::new(ErrorKind::Limit, "files.pieces", message))
+}
+
 /// Why the bytes of a stream are not read.
 fn refusal(parts: &[&Attribute]) -> Option<(&'static str, String)> {
     let flags = parts.first()?.flags;
@@ -681,4 +708,18 @@ fn time(units: u64) -> Option<Time> {
     let units = i64::try_from(units).ok().filter(|units| *units != 0)? - TO_1970;
     let nanoseconds = units.rem_euclid(10_000_000) as u32 * 100;
     Some(Time { seconds: units.div_euclid(10_000_000), nanoseconds })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_too_many_pieces_is_refused() {
+        check_pieces(MOST_RUNS, MOST_ATTRIBUTES).unwrap();
+        for (runs, attributes) in [(MOST_RUNS + 1, 1), (1, MOST_ATTRIBUTES + 1)] {
+            let error = check_pieces(runs, attributes).unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Limit, "files.pieces"));
+        }
+    }
 }

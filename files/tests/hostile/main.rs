@@ -6,6 +6,7 @@
 //! `AVHDX_LONG=1 cargo test -p avhdx-files --test hostile -- --nocapture`.
 
 mod disks;
+mod folders;
 #[allow(dead_code)] // what the other program uses
 #[path = "../images.rs"]
 mod images;
@@ -95,7 +96,30 @@ fn volumes_that_lie_are_errors_at_most() {
         assert!(changed > cases / 20, "{name}: only {changed} changes were noticed");
     }
     let (reads, read, taken, longest) = worst;
+    folders_in_each_other_take_no_memory_for_their_paths();
     println!(
         "{all} cases: at most {reads} reads, {read} bytes read, {taken} of memory, {longest:?}"
     );
+}
+
+/// A part of the test, because no other may take memory meanwhile.
+fn folders_in_each_other_take_no_memory_for_their_paths() {
+    let Some(image) = folders::same_in_each_other() else { return };
+    let tree = images::tree(&image);
+    drop(image);
+    let before = ALLOCATOR.current_usage();
+    ALLOCATOR.reset_peak_usage();
+    let root = tree.root().unwrap();
+    let (mut deepest, mut count, mut codes) = (0, 0, BTreeSet::new());
+    for entry in tree.walk(&root) {
+        match entry {
+            Ok(entry) => deepest = deepest.max(entry.path().split(|byte| *byte == b'/').count()),
+            Err(error) => drop(codes.insert(error.code())),
+        }
+        count += 1;
+    }
+    let taken = ALLOCATOR.peak_usage().saturating_sub(before);
+    println!("folders in each other: {count} names, {deepest} deep, {taken} of memory");
+    assert!(deepest >= 40 && count > 50_000 && codes == ["files.loop"].into());
+    assert!(taken < MOST_MEMORY, "{taken} bytes of memory");
 }
