@@ -468,9 +468,10 @@ fn waiting(image: &[u8], rng: &mut Rng) -> Option<Vec<u8>> {
     let mut commands = String::from("jo\n");
     for place in &blocks[..6] {
         let mut block = image[place * 1024..][..1024].to_vec();
-        for _ in 0..rng.below(4) {
-            let at = rng.below(1024) as usize;
-            block[at] ^= 1 << rng.below(8);
+        // What counts most in inodes of 256 bytes.
+        for _ in 0..8 {
+            let at = rng.below(4) * 256 + rng.below(100);
+            block[at as usize] ^= 1 << rng.below(8);
         }
         let new = folder.path().join(format!("new-{place}"));
         std::fs::write(&new, block).unwrap();
