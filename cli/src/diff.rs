@@ -51,12 +51,12 @@ pub(crate) struct Args {
     /// Compare the files in which NTFS keeps itself too, such as $MFT.
     #[arg(long, requires = "files")]
     system: bool,
-    /// The format of A.
-    #[arg(short = 'f', long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
-    /// The format of B.
-    #[arg(short = 'F', long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    other_format: Format,
+    /// The format of A [default: by the ending of its name, else VHDX].
+    #[arg(short = 'f', long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
+    /// The format of B [default: by the ending of its name, else VHDX].
+    #[arg(short = 'F', long, value_name = "FORMAT", value_enum)]
+    other_format: Option<Format>,
     #[command(flatten)]
     opening: ReadFlags,
 }
@@ -120,7 +120,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
 /// The image of which A is a point in time.
 fn tip_of(args: &Args) -> Result<OsString, Failure> {
     let point = Point::parse(&args.a);
-    if args.format == Format::Vhdx && point.selector.is_some() {
+    if Format::of(&args.a, args.format) == Format::Vhdx && point.selector.is_some() {
         return Ok(point.image.into());
     }
     let message = "without B, A is a point in time (IMAGE@SEL), which is compared with its tip";

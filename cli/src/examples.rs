@@ -64,6 +64,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx cp pc.vhdx notes.txt old-notes.txt", "one file under another name"),
             ("avhdx cp pc.vhdx -r logs notes.txt archive", "a folder and a file"),
+            ("avhdx cp pc.vhdx -r / --to-tar all.tar", "all files, as an archive"),
         ],
     ),
     (
@@ -183,7 +184,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx compact web_2.avhdx", "by the tables alone"),
             ("avhdx compact web_2.avhdx --content", "reads all data, drops zeros"),
             ("avhdx compact web_2.avhdx --punch", "moves nothing; a sparse file"),
-            ("avhdx compact web_2.avhdx --content --dry-run", "says what it gives back"),
+            ("avhdx compact web_2.avhdx --free --dry-run", "what no file uses"),
         ],
     ),
     (

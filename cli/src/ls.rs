@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use avhdx_files::{Entry, FileSystem, Kind, Time, Volume};
+use avhdx_files::{Entry, Kind, Time, Volume};
 use serde::Serialize;
 
 use crate::args::ImageArg;
@@ -12,7 +12,7 @@ use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::{exact, hex, size};
 use crate::vocabulary::Answer;
-use crate::volume::{self, VolumeFlags, shown};
+use crate::volume::{self, Tree, VolumeFlags, shown};
 
 /// The digits of a hash of either kind.
 const HASH_WIDTH: usize = 64;
@@ -62,11 +62,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         for entry in tree.walk(&entry) {
             match entry {
                 Ok(entry) => is_whole &= list(&tree, &entry, args.hash, console)?,
-                Err(error) => is_whole = report(error, console)?,
+                Err(error) => is_whole = report(&tree, error, console)?,
             }
         }
     } else {
-        for entry in tree.read_dir(&entry)? {
+        for entry in tree.read_dir(&entry).map_err(|error| tree.failure(error))? {
             is_whole &= list(&tree, &entry, args.hash, console)?;
         }
     }
@@ -74,24 +74,24 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
 }
 
 /// Tells what could not be read. Returns that something could not, unless it is the disk that failed.
-fn report(error: avhdx_files::Error, console: &mut Console) -> Result<bool, Failure> {
+fn report(tree: &Tree, error: avhdx_files::Error, console: &mut Console) -> Result<bool, Failure> {
     if error.disk_error().is_some() {
-        return Err(error.into());
+        return Err(tree.failure(error));
     }
-    console.warn(error.code(), &error.to_string());
+    console.warn(error.code(), &tree.told(&error));
     Ok(false)
 }
 
 /// Lists an entry. Returns whether all of it is known.
 fn list(
-    tree: &FileSystem,
+    tree: &Tree,
     entry: &Entry,
     algorithm: Option<Algorithm>,
     console: &mut Console,
 ) -> Result<bool, Failure> {
     let mut is_whole = true;
     if let Some(problem) = entry.problem() {
-        console.warn(problem.code(), &format!("{}: {problem}", shown(entry.path())));
+        console.warn(problem.code(), &tree.problem_of(entry, problem));
         is_whole = false;
     }
     let target = match entry.kind() {
@@ -105,14 +105,14 @@ fn list(
     let target = match target {
         Ok(target) => target,
         Err(error) => {
-            is_whole = report(error, console)?;
+            is_whole = report(tree, error, console)?;
             None
         }
     };
     let streams = match streams {
         Ok(streams) => streams,
         Err(error) => {
-            is_whole = report(error, console)?;
+            is_whole = report(tree, error, console)?;
             Vec::new()
         }
     };
@@ -121,7 +121,7 @@ fn list(
         match algorithm.of(tree, entry, stream) {
             Ok((_, value)) => Ok(Some(Hash { algorithm, value })),
             Err(error) => {
-                is_whole = report(error, console)?;
+                is_whole = report(tree, error, console)?;
                 Ok(None)
             }
         }

@@ -140,7 +140,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     console.table(table)?;
     for row in rows.iter().filter(|row| row.problem.is_some()) {
         let problem = row.problem.as_deref().unwrap_or_default();
-        console.warn("versions.unread", &format!("{}: {problem}", row.selector));
+        console.warn("versions.unread", &format!("{image}{}: {problem}", row.selector));
     }
     Ok(reply)
 }

@@ -132,6 +132,15 @@ impl Bytes {
     /// Begins a task: the budget is whole again.
     pub(crate) fn renew(&self) {
         let bytes = self.len().saturating_mul(2).min(MOST_BYTES) + FREE_BYTES;
+        self.allow(bytes);
+    }
+
+    /// Begins a task that may read all that the file system keeps of itself, which grows with the volume.
+    pub(crate) fn renew_for_all(&self) {
+        self.allow(self.len().saturating_mul(2).saturating_add(FREE_BYTES));
+    }
+
+    fn allow(&self, bytes: u64) {
         self.0.left.set(Budget { reads: (bytes >> 20) * READS_A_MIB, bytes });
         // A panic may have left it.
         self.0.is_apart.set(false);

@@ -39,6 +39,11 @@ pub(crate) trait System: Any {
     fn capacity(&self) -> u64;
     /// The ranges of the volume, in bytes, of what it gives out that nothing uses, in order.
     fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()>;
+    /// Refuses a file system that was not closed cleanly, or in which something holds on to space that is called free.
+    fn check_clean(&self) -> Result<()>;
+    /// Refuses a file system of which a file, or what it keeps itself, lies in space that is called free. Reads where all
+    /// files lie, and none of their bytes.
+    fn check_free(&self) -> Result<()>;
 }
 
 /// The bytes of a file.
@@ -85,6 +90,21 @@ pub(crate) struct About {
     pub(crate) warnings: Vec<String>,
     /// Whether a backslash separates names too.
     pub(crate) has_backslash: bool,
+    /// Whether the file system has more bytes than its volume.
+    pub(crate) is_cut: bool,
+}
+
+impl About {
+    /// Refuses a file system whose end is not there.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        match self.is_cut {
+            true => {
+                let message = "the file system has more bytes than its volume";
+                Err(Error::unclean("unclean.cut", message))
+            }
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a folder holds under a name.
@@ -116,6 +136,7 @@ pub(crate) struct Facts {
     pub(crate) links: Option<u32>,
     pub(crate) mode: Option<u16>,
     pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) device: Option<(u32, u32)>,
     pub(crate) attributes: Option<u32>,
     /// What tells apart the files that had the same number one after the other.
     pub(crate) generation: Option<u32>,
@@ -133,6 +154,7 @@ impl Facts {
             links: None,
             mode: None,
             owner: None,
+            device: None,
             attributes: None,
             generation: None,
             refusal: None,

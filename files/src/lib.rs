@@ -16,13 +16,14 @@
 //! 4. `ext`, `fat`, `ntfs`: the file systems;
 //! 5. `content`: what a volume holds, by its first bytes;
 //! 6. `boundary`: what all of them read through;
-//! 7. `item`: what file systems say of files; `bitmap`: which space they do not use;
+//! 7. `item`: what file systems say of files; `bitmap`: which space they do not use; `checksum`: those of ext;
 //! 8. `changed`: which bytes may differ between two points;
 //! 9. `error`.
 
 mod bitmap;
 mod boundary;
 mod changed;
+mod checksum;
 mod compare;
 mod content;
 mod error;

@@ -53,6 +53,8 @@ pub struct FileSystem {
     system: Box<dyn System>,
     bytes: Bytes,
     volume: String,
+    /// Why none of its space may be called free, whatever it says.
+    doubt: Option<String>,
 }
 
 /// A file, folder or link, at a path.
@@ -89,6 +91,7 @@ impl FileSystem {
         content: Content,
         options: Options,
         volume: &str,
+        doubt: Option<String>,
     ) -> Result<Self> {
         if options.record {
             bytes.record();
@@ -100,7 +103,7 @@ impl FileSystem {
                 _ => Box::new(Ext::open(bytes.clone())?),
             })
         });
-        Ok(Self { system: system?, bytes, volume: volume.to_owned() })
+        Ok(Self { system: system?, bytes, volume: volume.to_owned(), doubt })
     }
 
     /// The kind of file system, such as `NTFS`, `FAT32` or `ext4`.
@@ -328,6 +331,38 @@ impl FileSystem {
         Ok(sum)
     }
 
+    /// Refuses a file system of which it is not certain which space nothing uses, by what it and its surroundings say:
+    /// it was not closed cleanly, as while it is in use; Windows hibernates on it, or keeps shadow copies in it; or its
+    /// partition shares bytes with something else. Reads little.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unclean`], with the reason; and as for [`lookup`](Self::lookup).
+    pub fn check_clean(&self) -> Result<()> {
+        self.task(b"", |system| {
+            if let Some(doubt) = &self.doubt {
+                return Err(Error::unclean("unclean.doubtful", doubt.clone()));
+            }
+            system.about().check_whole()?;
+            system.check_clean()
+        })
+    }
+
+    /// Like [`free`](Self::free), for those who give the space away: only of a file system that is
+    /// [clean](Self::check_clean), and after it was checked that no file and nothing that the file system keeps itself
+    /// lies in what its bitmaps or tables call free. That reads where every file lies, with memory that does not grow
+    /// with their number. Passes nothing on before all is checked. Nobody may write to the disk meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unclean`], with the reason; [`ErrorKind::Damaged`] if anything lies in free space, or if it cannot be
+    /// told where a file lies; and as for [`lookup`](Self::lookup).
+    pub fn verified_free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<u64> {
+        self.check_clean()?;
+        self.bytes.renew_for_all();
+        let done = guard(|| self.system.check_free());
+        done.map_err(|error| error.in_volume(&self.volume))?;
+        self.free(each)
+    }
+
     /// The ranges of the disk that were read so far, in order, if the file system was opened with
     /// [`Options::record`]: as long as their bytes are the same, the same calls answer the same.
     pub fn touched(&self) -> Vec<Range<u64>> {
@@ -416,6 +451,11 @@ impl Entry {
     /// The user and the group of Unix.
     pub fn owner(&self) -> Option<(u32, u32)> {
         self.known()?.owner
+    }
+
+    /// The major and the minor number of a device, where the file system keeps them.
+    pub fn device(&self) -> Option<(u32, u32)> {
+        self.known()?.device
     }
 
     /// The attributes of Windows.

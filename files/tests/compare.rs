@@ -9,8 +9,7 @@ use std::path::{Path, PathBuf};
 use avhdx_files::{Change, Compare, FileChange, FileChanges, Totals, Unread};
 use avhdx_testkit::rng::{Rng, pattern};
 
-use crate::images::{self, MIB, Model, Mounted, disk, ext_with, fat_of, run};
-use crate::journal::debugfs;
+use crate::images::{self, MIB, Model, Mounted, debugfs, disk, ext_with, fat_of, run};
 
 /// What a driver shows of a path.
 #[derive(Clone, Debug, PartialEq)]

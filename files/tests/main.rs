@@ -2,6 +2,7 @@
 
 mod compare;
 mod ext;
+mod free;
 mod images;
 mod journal;
 mod ntfs;

@@ -57,7 +57,7 @@ fn link(target: &str, flag: Option<u32>) -> Vec<u8> {
 }
 
 /// The image, and the times that the driver shows for `plain`.
-fn image() -> Option<&'static (Vec<u8>, [Time; 2])> {
+pub fn image() -> Option<&'static (Vec<u8>, [Time; 2])> {
     static IMAGE: OnceLock<Option<(Vec<u8>, [Time; 2])>> = OnceLock::new();
     IMAGE.get_or_init(made).as_ref()
 }

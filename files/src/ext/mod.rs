@@ -2,8 +2,10 @@
 //!
 //! The crate for ext names files by their paths alone, counts its way to a place in a file block by block, and takes long
 //! holes of ext2 for damage. So inodes are read here: they tell which names are of one file, which folders are in a
-//! circle, and where holes are. A journal that is not empty is read through. Checksums of metadata are not verified.
+//! circle, and where holes are. A journal that is not empty is read through. Checksums of metadata are verified only before
+//! free space is given away.
 
+mod clean;
 mod frame;
 mod inode;
 mod journal;
@@ -17,6 +19,7 @@ use crate::boundary::{Bytes, number, u16_at, u32_at};
 use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{About, Item, Kind, Node, Stream, System, check_count};
+use clean::Clean;
 use inode::{File, Inode};
 use shape::{IS_64_BIT, META_GROUPS, Shape};
 use space::Space;
@@ -45,6 +48,7 @@ pub(crate) struct Ext {
     about: About,
     shape: Shape,
     space: Space,
+    clean: Clean,
 }
 
 impl Ext {
@@ -98,8 +102,10 @@ impl Ext {
         };
         let id = [104..108, 108..110, 110..112, 112..114, 114..120].map(hex).join("-");
         let label = Some(label).filter(|label| !label.is_empty());
-        let about = About { kind, label, id: Some(id), warnings, has_backslash: false };
-        Ok(Self { about, shape, space })
+        let about =
+            About { kind, label, id: Some(id), warnings, has_backslash: false, is_cut: held > len };
+        let clean = Clean::of(&raw);
+        Ok(Self { about, shape, space, clean })
     }
 
     fn inode(&self, item: &Item) -> Result<Inode> {
@@ -249,5 +255,13 @@ impl System for Ext {
 
     fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         self.space.free(&self.shape, each)
+    }
+
+    fn check_clean(&self) -> Result<()> {
+        self.clean.check_closed(&self.shape)
+    }
+
+    fn check_free(&self) -> Result<()> {
+        self.clean.check_blocks(&self.shape, &self.space)
     }
 }

@@ -4,8 +4,10 @@
 //! what its bytes are, and does not find the rest of a table of files in many pieces. So records, runs and indexes are
 //! read here. Tests compare the result with what `ntfs-3g` was told to write.
 
+mod clean;
 mod frame;
 mod index;
+mod log;
 mod lznt1;
 mod record;
 mod reparse;
@@ -113,7 +115,8 @@ impl Ntfs {
                 bytes.len()
             ));
         }
-        let clusters = size.min(bytes.len()) / cluster;
+        let len = bytes.len();
+        let clusters = size.min(len) / cluster;
         let start = u64_at(&boot, 48);
         let inside = start
             .checked_mul(cluster)
@@ -125,7 +128,14 @@ impl Ntfs {
         let shape = Shape { bytes, cluster, clusters, record };
         let first = shape.bytes.read(start, record as usize)?;
         let mft = shape.table(Record::parse(first, MFT, clusters)?)?;
-        let about = About { kind: "NTFS", label: None, id, warnings, has_backslash: true };
+        let about = About {
+            kind: "NTFS",
+            label: None,
+            id,
+            warnings,
+            has_backslash: true,
+            is_cut: size > len,
+        };
         let mut ntfs = Self { about, shape, mft, upcase: OnceCell::new(), shows_system };
         // The tree is read without them too.
         if let Ok(volume) = ntfs.file(VOLUME) {
@@ -448,6 +458,14 @@ impl System for Ntfs {
         }
         runs.end();
         Ok(())
+    }
+
+    fn check_clean(&self) -> Result<()> {
+        self.check_closed()
+    }
+
+    fn check_free(&self) -> Result<()> {
+        self.check_clusters()
     }
 }
 

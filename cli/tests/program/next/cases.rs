@@ -23,6 +23,7 @@ use reshaping::reshaping;
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("cp.terminal", "needs a terminal: see cli/tests/program/screens.rs"),
     ("compact.punch", "needs a file system without holes: see tests/live/compact.rs"),
     ("convert.differs", "needs a drive that fails: see cli/src/copying.rs"),
     (
@@ -63,7 +64,7 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
     ("relink: exit 3", "needs a host that fails"),
     ("man: exit 3", "needs a host that fails"),
     ("completions: exit 3", "needs a host that fails; standard output has a row"),
-    ("kind parent-required", "the program opens whole chains only"),
+    ("kind parent-required", "the program opens whole chains of VHDX only; VHD has its own row"),
     ("exit 4", "every kind of damage has a row"),
     ("exit 5", "every error about parents has a row"),
 ];
