@@ -17,7 +17,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// Implementations of [`Disk`](crate::Disk) and [`ParentSource`](crate::ParentSource) outside this crate make errors
 /// with [`Error::new`], [`Error::other`] and `?` on an [`io::Error`], and say where with [`in_file`](Self::in_file) and
-/// [`at`](Self::at):
+/// [`at`](Self::at), and what with [`with_found`](Self::with_found) and [`with_expected`](Self::with_expected):
 ///
 /// ```
 /// use avhdx::{Error, ErrorKind};
@@ -199,6 +199,20 @@ impl Error {
         self
     }
 
+    /// Sets what was [found](Self::found) there.
+    #[must_use]
+    pub fn with_found(mut self, found: impl fmt::Display) -> Self {
+        self.0.found = Some(found.to_string());
+        self
+    }
+
+    /// Sets what was [expected](Self::expected) there.
+    #[must_use]
+    pub fn with_expected(mut self, expected: impl fmt::Display) -> Self {
+        self.0.expected = Some(expected.to_string());
+        self
+    }
+
     /// An image that breaks the rule of `section` at `offset`.
     pub(crate) fn damaged(
         code: &'static str,
@@ -264,16 +278,6 @@ impl Error {
     /// Hides the bytes that were found, because the file may belong to somebody else.
     pub(crate) fn without_found(self) -> Self {
         if self.0.found.is_some() { self.with_found("other bytes") } else { self }
-    }
-
-    pub(crate) fn with_found(mut self, found: impl fmt::Display) -> Self {
-        self.0.found = Some(found.to_string());
-        self
-    }
-
-    pub(crate) fn with_expected(mut self, expected: impl fmt::Display) -> Self {
-        self.0.expected = Some(expected.to_string());
-        self
     }
 
     /// Names the limit if the host ran out of one: deep chains need many file descriptors.

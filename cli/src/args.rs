@@ -1,15 +1,17 @@
 //! Arguments and flags that several verbs share.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use avhdx::storage::{Host, LocalHost, Storage};
 use avhdx::{CreateOptions, Linkage, LogPolicy, OpenOptions, PathSource};
+use avhdx_formats::{qcow2, vhd};
 use clap::{Args, ValueEnum};
 
 use crate::failure::Failure;
 use crate::output::Console;
+use crate::point::Point;
 use crate::values;
 
 /// An environment variable: folders to search for parents, separated as in PATH.
@@ -34,11 +36,36 @@ impl ImageArg {
 }
 
 /// The format of an input. Never probed: a guest can write any header to its own disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    #[default]
     Vhdx,
+    Vhd,
+    Qcow2,
     Raw,
+}
+
+/// The format of an image that has facts to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ImageFormat {
+    Vhdx,
+    Vhd,
+    Qcow2,
+}
+
+impl Format {
+    /// The format that was asked for, or else the one that the name of the image has.
+    pub(crate) fn of(argument: &OsStr, asked: Option<Self>) -> Self {
+        asked.unwrap_or_else(|| {
+            let image = Point::parse(argument).image;
+            let ending = image.extension().unwrap_or_default().to_ascii_lowercase();
+            match ending.to_str() {
+                Some("vhd") => Self::Vhd,
+                Some("qcow2") => Self::Qcow2,
+                Some("raw" | "img") => Self::Raw,
+                _ => Self::Vhdx,
+            }
+        })
+    }
 }
 
 /// The format of a copy.
@@ -47,6 +74,9 @@ pub(crate) enum CopyFormat {
     Raw,
     Vhdx,
     VhdxFixed,
+    Vhd,
+    VhdFixed,
+    Qcow2,
 }
 
 impl CopyFormat {
@@ -55,6 +85,24 @@ impl CopyFormat {
             Self::Raw => "raw",
             Self::Vhdx => "vhdx",
             Self::VhdxFixed => "vhdx-fixed",
+            Self::Vhd => "vhd",
+            Self::VhdFixed => "vhd-fixed",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// Whether it is one of the two kinds of VHD.
+    pub(crate) fn is_vhd(self) -> bool {
+        matches!(self, Self::Vhd | Self::VhdFixed)
+    }
+
+    /// Completes the sentence "this is …".
+    pub(crate) fn what(self) -> &'static str {
+        match self {
+            Self::Raw => "a raw disk",
+            Self::Vhdx | Self::VhdxFixed => "a VHDX image",
+            Self::Vhd | Self::VhdFixed => "a VHD image",
+            Self::Qcow2 => "a qcow2 image",
         }
     }
 }
@@ -129,6 +177,15 @@ impl ParentFlags {
         source
     }
 
+    /// Whether a flag says where parents are.
+    fn is_asked(&self) -> bool {
+        let Self { with_parent, parent_dir, path_map, confine } = self;
+        !(with_parent.is_empty()
+            && parent_dir.is_empty()
+            && path_map.is_empty()
+            && confine.is_empty())
+    }
+
     /// The Windows path of the file at `path` by the mappings, if one applies.
     pub(crate) fn windows_path(&self, path: &Path) -> Option<String> {
         let path = LocalHost.canonical(path).ok()?;
@@ -200,6 +257,20 @@ impl ReadFlags {
     pub(crate) fn options(&self) -> OpenOptions {
         let linkage = if self.ignore_id_mismatch { Linkage::Ignore } else { Linkage::Verify };
         self.chain.options().log(self.log.policy()).linkage(linkage)
+    }
+
+    /// The options for VHD images, whose parents are opened where a flag says where they are.
+    pub(crate) fn vhd_options(&self) -> vhd::OpenOptions {
+        let ChainFlags { parents, max_depth } = &self.chain;
+        let options = vhd::OpenOptions::new().max_depth(*max_depth);
+        if parents.is_asked() { options.parents(parents.source()) } else { options }
+    }
+
+    /// The options for qcow2 images, whose backing files are opened where a flag says where they are.
+    pub(crate) fn qcow2_options(&self) -> qcow2::OpenOptions {
+        let ChainFlags { parents, max_depth } = &self.chain;
+        let options = qcow2::OpenOptions::new().max_depth(*max_depth);
+        if parents.is_asked() { options.parents(parents.source()) } else { options }
     }
 
     /// The options for layers that are inspected to find a point in time.

@@ -25,12 +25,12 @@ pub(crate) struct Args {
     /// The second image, or point in time (IMAGE@SEL).
     #[arg(value_name = "B")]
     b: OsString,
-    /// The format of A.
-    #[arg(short = 'f', long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
-    /// The format of B.
-    #[arg(short = 'F', long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    other_format: Format,
+    /// The format of A [default: by the ending of its name, else VHDX].
+    #[arg(short = 'f', long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
+    /// The format of B [default: by the ending of its name, else VHDX].
+    #[arg(short = 'F', long, value_name = "FORMAT", value_enum)]
+    other_format: Option<Format>,
     /// Accept different sizes if the rest of the longer disk is zeros.
     #[arg(long)]
     ignore_size: bool,

@@ -1,5 +1,6 @@
 //! `avhdx convert`: copies the flat disk to another format.
 
+pub(crate) mod chain;
 #[cfg(unix)]
 mod file;
 mod stdin;
@@ -9,7 +10,7 @@ use std::io::{self, Write};
 use avhdx::ops::Export;
 use serde::Serialize;
 
-use crate::args::{CopyFormat, Format};
+use crate::args::{CopyFormat, Format, NewImageFlags};
 use crate::copying::{Copied, CopyFlags};
 use crate::endings;
 use crate::failure::{Failure, Reply};
@@ -19,6 +20,7 @@ use crate::next;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::values;
+use crate::vhd;
 use crate::vocabulary::Answer;
 use stdin::Stream;
 
@@ -32,20 +34,43 @@ use stdin::Stream;
 pub(crate) struct Args {
     #[command(flatten)]
     copy: CopyFlags,
-    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, others VHDX].
+    /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, .vhd a dynamic VHD,
+    /// .qcow2 qcow2, others VHDX].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Option<CopyFormat>,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     /// The size of the disk from standard input [default: up to its end]. Missing bytes are zeros, further ones an error.
     #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     size: Option<u64>,
+    /// Make a qcow2 image of each layer in the folder OUT, over each other as the layers are: all points in time of the chain.
+    /// Each is named as its layer.
+    #[arg(long, conflicts_with_all = ["azure", "size", "verify", "dry_run", "no_share", "any_name"])]
+    chain: bool,
+    /// Make a VHD image that Azure takes: fixed, of whole MiB, from 20 MiB to 2,040 GiB, in sectors of 512 bytes. A disk
+    /// that is none is refused.
+    #[arg(long)]
+    azure: bool,
+    /// Add zeros behind the end of the disk, up to a size that Azure takes. A partition table stays as it is.
+    #[arg(long, requires = "azure")]
+    pad: bool,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let Args { copy, output_format, .. } = &args;
-    let format = endings::copy_format(&copy.out, *output_format);
+    let Args { copy, output_format, azure, pad, .. } = &args;
+    let output_format = match (azure, output_format) {
+        (false, asked) => *asked,
+        (true, None | Some(CopyFormat::VhdFixed)) => Some(CopyFormat::VhdFixed),
+        (true, Some(other)) => {
+            let message = format!("--azure makes a vhd-fixed, not a {}", other.name());
+            return Err(Failure::usage("usage", message));
+        }
+    };
+    if args.chain {
+        return chain(&args, console);
+    }
+    let format = endings::copy_format(&copy.out, output_format);
     let is_raw = format == CopyFormat::Raw;
     if is_raw && copy.new_image.is_given() {
         let message =
@@ -70,7 +95,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         return Err(Failure::usage("usage", message));
     }
     if is_stdin {
-        return from_stdin(&args, format, console);
+        return from_stdin(&args, output_format, format, console);
     }
     let input = copy.input(args.format, console)?;
     if input.disk().geometry().size == 0 && !is_raw {
@@ -81,21 +106,50 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
+    let padded = if *azure { Some(vhd::size_for_azure(&input, *pad)?) } else { None };
     if copy.dry_run {
-        return copy.foresee(&input, format, *output_format, console);
+        return copy.foresee(&input, format, output_format, padded, console);
     }
-    let copied = copy.copy(&input, format, *output_format, console)?;
+    let copied = copy.copy(&input, format, output_format, padded, console)?;
     print(copy, &copied, format, console)
 }
 
+/// Makes images of all layers.
+fn chain(args: &Args, console: &mut Console) -> Result<Reply, Failure> {
+    let Args { copy, output_format, format, .. } = args;
+    if output_format.is_some_and(|format| format != CopyFormat::Qcow2) {
+        let message = "--chain makes qcow2 images";
+        return Err(Failure::usage("usage", message));
+    }
+    let NewImageFlags { sector, physical_sector, log_size, .. } = copy.new_image;
+    if sector.or(physical_sector).or(log_size).is_some() {
+        let message = "a qcow2 image has neither a log nor a sector size";
+        return Err(Failure::usage("usage", message));
+    }
+    match copy.input(*format, console)? {
+        Input::Chain(chain) => {
+            chain::run(&chain, &copy.out, &copy.new_image, &copy.replacing, console)
+        }
+        Input::Foreign(_) | Input::Raw { .. } => {
+            let message = format!("{}: only a chain of VHDX has points in time", copy.image.name());
+            Err(Failure::usage("convert.no-chain", message))
+        }
+    }
+}
+
 /// Takes in the disk from standard input.
-fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<Reply, Failure> {
+fn from_stdin(
+    args: &Args,
+    asked: Option<CopyFormat>,
+    format: CopyFormat,
+    console: &mut Console,
+) -> Result<Reply, Failure> {
     let copy = &args.copy;
     if copy.out.as_os_str() == "-" {
         let message = "standard input to standard output: cat copies it";
         return Err(Failure::usage("usage", message));
     }
-    if args.format != Format::Raw {
+    if args.format != Some(Format::Raw) {
         let message = "standard input can only be a raw disk";
         let failure = Failure::usage("usage", message);
         return Err(match next::with_flag("-f raw") {
@@ -103,9 +157,16 @@ fn from_stdin(args: &Args, format: CopyFormat, console: &mut Console) -> Result<
             None => failure,
         });
     }
+    if format.is_vhd() || format == CopyFormat::Qcow2 {
+        let message = format!(
+            "{} is not made of standard input, which is passed once: make a raw disk of it first",
+            format.what()
+        );
+        return Err(Failure::usage("usage", message));
+    }
     let stream = Stream::new(args.size, &copy.new_image, format)?;
     let place = Place::find(&copy.out, &copy.replacing, &[], console)?;
-    endings::check_copy(&copy.out, args.output_format, copy.naming, console)?;
+    endings::check_copy(&copy.out, asked, copy.naming, console)?;
     let file = place.start(console)?;
     let copied = stream.copy(&file, console)?;
     file.publish(console)?;
@@ -148,7 +209,7 @@ pub(crate) struct ConvertAnswer {
     written: u64,
     /// How many of them the file system was asked to share between the files.
     handed_over: u64,
-    /// Null for a raw disk.
+    /// Null for a copy without blocks.
     block_size: Option<u32>,
     /// Whether the copy was read back and compared with the disk.
     verified: bool,

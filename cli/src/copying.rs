@@ -19,6 +19,8 @@ use crate::new_file::{NewFile, Place};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{size, units};
+use crate::{qcow2, vhd};
+pub(crate) use foreseen::{CLUSTER, VHD_BLOCK};
 
 /// What is copied, where to and how.
 #[derive(clap::Args, Debug)]
@@ -69,16 +71,22 @@ impl Copied {
 
 impl CopyFlags {
     /// Opens the disk to copy.
-    pub(crate) fn input(&self, format: Format, console: &mut Console) -> Result<Input, Failure> {
+    pub(crate) fn input(
+        &self,
+        format: Option<Format>,
+        console: &mut Console,
+    ) -> Result<Input, Failure> {
         Input::open(&self.image.image, format, &self.opening, console)
     }
 
-    /// Makes the copy, durably. `asked` is the format that was asked for, if OUT's name does not decide alone.
+    /// Makes the copy, durably. `asked` is the format that was asked for, if OUT's name does not decide alone. `padded` is a
+    /// size in place of the disk's own.
     pub(crate) fn copy(
         &self,
         input: &Input,
         to: CopyFormat,
         asked: Option<CopyFormat>,
+        padded: Option<u64>,
         console: &mut Console,
     ) -> Result<Copied, Failure> {
         let place = Place::find(&self.out, &self.replacing, &input.paths(), console)?;
@@ -89,6 +97,14 @@ impl CopyFlags {
             CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
                 let options = image_options(input, &self.new_image, to, console)?;
                 self.image_copy(input, &file, &options, console)?
+            }
+            CopyFormat::Vhd | CopyFormat::VhdFixed => {
+                let options = vhd::options(input, &self.new_image, to, padded, console)?;
+                self.vhd_copy(input, &file, &options, console)?
+            }
+            CopyFormat::Qcow2 => {
+                let options = qcow2::options(input, &self.new_image, console)?;
+                self.qcow2_copy(input, &file, &options, console)?
             }
         };
         if self.verify {
@@ -132,6 +148,39 @@ impl CopyFlags {
         Ok(Copied::of(&done, image.geometry().size, Some(image.block_size())))
     }
 
+    fn vhd_copy(
+        &self,
+        input: &Input,
+        file: &NewFile,
+        options: &avhdx_formats::vhd::CreateOptions,
+        console: &Console,
+    ) -> Result<Copied, Failure> {
+        let failed = |error| file.failure(error);
+        let image = options.create(Arc::clone(file.storage())).map_err(failed)?;
+        let mut meter = ProgressMeter::new(console);
+        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
+        let done = export.onto(input.disk(), &image);
+        drop(meter);
+        let done = done.and_then(|exported| image.finish().map(|()| exported)).map_err(failed)?;
+        Ok(Copied::of(&done, image.geometry().size, image.block_size()))
+    }
+    fn qcow2_copy(
+        &self,
+        input: &Input,
+        file: &NewFile,
+        options: &avhdx_formats::qcow2::CreateOptions,
+        console: &Console,
+    ) -> Result<Copied, Failure> {
+        let failed = |error| file.failure(error);
+        let image = options.create(Arc::clone(file.storage())).map_err(failed)?;
+        let mut meter = ProgressMeter::new(console);
+        let export = Export::new().on_progress(|now| meter.report(now));
+        let done = export.onto(input.disk(), &image);
+        drop(meter);
+        let done = done.and_then(|exported| image.finish().map(|()| exported)).map_err(failed)?;
+        Ok(Copied::of(&done, image.geometry().size, Some(image.cluster_size())))
+    }
+
     /// The finished copy in one line.
     pub(crate) fn line(&self, copied: &Copied) -> String {
         let Copied { virtual_size, written, handed_over, block_size } = *copied;
@@ -160,7 +209,7 @@ fn image_options(
     let sector = match (new_image.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(_)) => geometry.logical_sector.into(),
-        (None, Input::Raw { .. }) => 512,
+        (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
     };
     let whole = geometry.size.checked_next_multiple_of(sector.max(1)).unwrap_or(geometry.size);
     if whole > geometry.size {
@@ -172,7 +221,7 @@ fn image_options(
     }
     let mut options = match format {
         CopyFormat::VhdxFixed => CreateOptions::fixed(whole),
-        CopyFormat::Raw | CopyFormat::Vhdx => CreateOptions::dynamic(whole),
+        _ => CreateOptions::dynamic(whole),
     };
     if let Input::Chain(_) = input {
         options = options
@@ -198,6 +247,10 @@ fn read_back(file: &NewFile, format: CopyFormat) -> avhdx::Result<Box<dyn Disk>>
         CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
             Box::new(OpenOptions::new().lock(Lock::None).open_file(storage)?)
         }
+        CopyFormat::Vhd | CopyFormat::VhdFixed => {
+            Box::new(avhdx_formats::vhd::OpenOptions::new().open_file(storage)?)
+        }
+        CopyFormat::Qcow2 => Box::new(avhdx_formats::qcow2::OpenOptions::new().open_file(storage)?),
     })
 }
 

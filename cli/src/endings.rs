@@ -17,6 +17,8 @@ enum Ending {
     /// A child of another image.
     Avhdx,
     Raw,
+    Vhd,
+    Qcow2,
     Foreign(Foreign),
     /// None, or one that names no format.
     Unknown,
@@ -39,9 +41,9 @@ impl Ending {
             "vhdx" => Self::Vhdx,
             "avhdx" => Self::Avhdx,
             "raw" | "img" => Self::Raw,
-            "vhd" => foreign("a VHD image", Some("vpc -o force_size=on")),
+            "vhd" => Self::Vhd,
             "vhds" => foreign("a VHD set", None),
-            "qcow2" => foreign("a qcow2 image", Some("qcow2")),
+            "qcow2" => Self::Qcow2,
             "qcow" => foreign("a qcow image", Some("qcow")),
             "qed" => foreign("a QED image", Some("qed")),
             "vdi" => foreign("a VDI image", Some("vdi")),
@@ -78,6 +80,18 @@ pub(crate) fn check_image(
             });
             Err(or_any_name(failure, out))
         }
+        Ending::Vhd | Ending::Qcow2 => {
+            let named =
+                if Ending::of(out) == Ending::Vhd { "a VHD image" } else { "a qcow2 image" };
+            let failure = against(out, named, "a VHDX image");
+            if is_child {
+                return Err(or_any_name(failure.hint(OF_CHILD), out));
+            }
+            let between = between(out, "vhdx");
+            let Some(first) = next::elsewhere(&between) else { return Err(failure) };
+            let files = [&between, out].map(shell::argument).join(" ");
+            Err(failure.then(format!("{first} && avhdx convert {files}")))
+        }
         Ending::Foreign(Foreign { what, .. }) if is_child => {
             let failure = no_writer(out, what).hint(OF_CHILD);
             Err(or_any_name(failure, out))
@@ -90,6 +104,8 @@ pub(crate) fn check_image(
 pub(crate) fn copy_format(out: &Path, asked: Option<CopyFormat>) -> CopyFormat {
     let promised = match Ending::of(out) {
         Ending::Raw => CopyFormat::Raw,
+        Ending::Vhd => CopyFormat::Vhd,
+        Ending::Qcow2 => CopyFormat::Qcow2,
         _ if out.as_os_str() == "-" => CopyFormat::Raw,
         _ => CopyFormat::Vhdx,
     };
@@ -104,7 +120,8 @@ pub(crate) fn check_copy(
     console: &mut Console,
 ) -> Result<(), Failure> {
     let format = copy_format(out, asked);
-    let is_raw = format == CopyFormat::Raw;
+    let made = format.what();
+    let is_vhdx = matches!(format, CopyFormat::Vhdx | CopyFormat::VhdxFixed);
     match Ending::of(out) {
         Ending::Unknown => {
             if asked.is_none() {
@@ -113,11 +130,16 @@ pub(crate) fn check_copy(
             Ok(())
         }
         _ if naming.any_name => Ok(()),
-        Ending::Vhdx if is_raw => Err(against(out, "a VHDX image", "a raw disk")),
-        Ending::Raw if !is_raw => Err(against(out, "a raw disk", "a VHDX image")),
-        Ending::Vhdx | Ending::Raw => Ok(()),
-        Ending::Avhdx if is_raw => Err(against(out, "a VHDX image with a parent", "a raw disk")),
-        Ending::Avhdx => Err(for_child(out)),
+        Ending::Vhdx if is_vhdx => Ok(()),
+        Ending::Vhdx => Err(against(out, "a VHDX image", made)),
+        Ending::Raw if format == CopyFormat::Raw => Ok(()),
+        Ending::Raw => Err(against(out, "a raw disk", made)),
+        Ending::Vhd if format.is_vhd() => Ok(()),
+        Ending::Vhd => Err(against(out, "a VHD image", made)),
+        Ending::Qcow2 if format == CopyFormat::Qcow2 => Ok(()),
+        Ending::Qcow2 => Err(against(out, "a qcow2 image", made)),
+        Ending::Avhdx if is_vhdx => Err(for_child(out)),
+        Ending::Avhdx => Err(against(out, "a VHDX image with a parent", made)),
         Ending::Foreign(foreign) => Err(by_qemu(out, foreign, format)),
     }
 }
@@ -154,11 +176,13 @@ fn no_writer(out: &Path, what: &str) -> Failure {
 /// The refusal of a foreign format, with the way over a file that QEMU reads.
 fn by_qemu(out: &Path, foreign: Foreign, format: CopyFormat) -> Failure {
     let failure = no_writer(out, foreign.what);
-    let from = match format {
-        CopyFormat::Raw => "raw",
-        CopyFormat::Vhdx | CopyFormat::VhdxFixed => "vhdx",
+    let (ending, from) = match format {
+        CopyFormat::Raw => ("raw", "raw"),
+        CopyFormat::Vhd | CopyFormat::VhdFixed => ("vhd", "vpc"),
+        CopyFormat::Qcow2 => ("qcow2", "qcow2"),
+        CopyFormat::Vhdx | CopyFormat::VhdxFixed => ("vhdx", "vhdx"),
     };
-    let between = between(out, from);
+    let between = between(out, ending);
     let (Some(to), Some(first)) = (foreign.qemu, next::elsewhere(&between)) else { return failure };
     let files = [&between, out].map(shell::foreign_argument).join(" ");
     failure.then(format!("{first} && qemu-img convert -f {from} -O {to} {files}"))

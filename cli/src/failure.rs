@@ -294,6 +294,7 @@ impl From<avhdx_files::Error> for Failure {
             Kind::NotFound => (Exit::Usage, None),
             Kind::InvalidInput => (Exit::Usage, Some("invalid-input")),
             Kind::Limit => (Exit::Refused, Some("limit")),
+            Kind::Unclean => (Exit::Refused, Some("unclean")),
             // Unsupported, and kinds added later.
             _ => (Exit::Refused, Some("unsupported")),
         };

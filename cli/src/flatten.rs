@@ -26,11 +26,11 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             Failure::usage("usage", "an image cannot be written to standard output, only a file");
         return Err(next::elsewhere("OUT".as_ref()).into_iter().fold(failure, Failure::then));
     }
-    let input = copy.input(Format::Vhdx, console)?;
+    let input = copy.input(Some(Format::Vhdx), console)?;
     if copy.dry_run {
-        return copy.foresee(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), console);
+        return copy.foresee(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), None, console);
     }
-    let copied = copy.copy(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), console)?;
+    let copied = copy.copy(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), None, console)?;
     if console.is_json() {
         console.document(&FlattenAnswer::of(&copy, &copied))?;
     } else {

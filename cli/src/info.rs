@@ -1,10 +1,13 @@
 //! `avhdx info`: the facts of an image and of its chain.
 
+pub(crate) mod qcow2;
+pub(crate) mod vhd;
+
 use std::path::Path;
 
 use avhdx::{ErrorKind, Followed, Lock, LogPolicy, OpenOptions, VhdxFile};
 
-use crate::args::{ImageArg, Log, ReadFlags};
+use crate::args::{Format, ImageArg, ImageFormat, Log, ReadFlags};
 use crate::facts::json::InfoAnswer;
 use crate::facts::print;
 use crate::facts::report::{ChainReport, LayerFacts};
@@ -16,7 +19,8 @@ use crate::progress::Activity;
 
 /// Show the facts of an image: headers, regions, metadata, blocks, log, parent.
 ///
-/// Also works if the image is in use, or if its parents or its log are broken, and reports that.
+/// Also works if the image is in use, or if its parents or its log are broken, and reports that. Of a .vhd and a .qcow2,
+/// the facts that those formats have.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -24,11 +28,25 @@ pub(crate) struct Args {
     /// Show every layer of the chain.
     #[arg(long)]
     chain: bool,
+    /// The format of the image [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<ImageFormat>,
     #[command(flatten)]
     opening: ReadFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
+    let format = args.format.unwrap_or_else(|| match Format::of(&args.image.image, None) {
+        Format::Vhd => ImageFormat::Vhd,
+        Format::Qcow2 => ImageFormat::Qcow2,
+        // A name for a raw disk may be that of an image, and a raw disk has no facts.
+        Format::Vhdx | Format::Raw => ImageFormat::Vhdx,
+    });
+    match format {
+        ImageFormat::Vhd => return vhd::run(&args.image, args.chain, &args.opening, console),
+        ImageFormat::Qcow2 => return qcow2::run(&args.image, args.chain, &args.opening, console),
+        ImageFormat::Vhdx => {}
+    }
     let path = input::resolve(&args.image.image, &args.opening.inspecting(), console)?.path;
     let options = args.opening.options().lock(Lock::Try);
     let (tip, log_failure) = open(&path, &options, args.opening.log())?;

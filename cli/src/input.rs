@@ -5,24 +5,26 @@ use std::io::StdinLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome};
 #[cfg(unix)]
-use avhdx::storage::{FileStorage, Storage};
+use avhdx::storage::FileStorage;
+use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
 use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 
 use crate::args::{Format, ReadFlags};
 use crate::failure::{Exit, Failure};
+use crate::foreign::{self, Foreign};
 use crate::next;
 use crate::output::Console;
 use crate::parents;
 use crate::point::Point;
 use crate::points::Points;
-use crate::shell::argument;
+use crate::shell;
 
 /// A disk that a verb works on.
 #[derive(Debug)]
 pub(crate) enum Input {
     Chain(DiffChain),
+    Foreign(Foreign),
     Raw { disk: RawDisk, path: PathBuf },
 }
 
@@ -30,19 +32,26 @@ impl Input {
     /// Opens the argument's disk.
     pub(crate) fn open(
         argument: &OsStr,
-        format: Format,
+        asked: Option<Format>,
         opening: &ReadFlags,
         console: &mut Console,
     ) -> Result<Self, Failure> {
-        match format {
+        match Format::of(argument, asked) {
             Format::Vhdx => chain(argument, opening, Lock::Shared, console).map(Self::Chain),
-            Format::Raw => raw(Path::new(argument)),
+            Format::Vhd => {
+                foreign::vhd(argument, opening, console).map(|disk| Self::Foreign(disk.into()))
+            }
+            Format::Qcow2 => {
+                foreign::qcow2(argument, opening, console).map(|disk| Self::Foreign(disk.into()))
+            }
+            Format::Raw => raw(argument, asked),
         }
     }
 
     pub(crate) fn disk(&self) -> &dyn Disk {
         match self {
             Self::Chain(chain) => chain,
+            Self::Foreign(foreign) => foreign.disk.as_ref(),
             Self::Raw { disk, .. } => disk,
         }
     }
@@ -51,6 +60,7 @@ impl Input {
     pub(crate) fn into_disk(self) -> Arc<dyn Disk> {
         match self {
             Self::Chain(chain) => Arc::new(chain),
+            Self::Foreign(foreign) => foreign.disk,
             Self::Raw { disk, .. } => Arc::new(disk),
         }
     }
@@ -60,6 +70,9 @@ impl Input {
         match self {
             Self::Chain(chain) => {
                 chain.layers().into_iter().filter_map(|layer| layer.path).collect()
+            }
+            Self::Foreign(foreign) => {
+                foreign.images.iter().filter_map(|image| image.path.clone()).collect()
             }
             Self::Raw { path, .. } => vec![path.clone()],
         }
@@ -172,7 +185,8 @@ pub(crate) fn resolve(
     Ok(Resolved { path, is_tip: layer.id == points.layers()[0].id })
 }
 
-fn raw(path: &Path) -> Result<Input, Failure> {
+fn raw(argument: &OsStr, asked: Option<Format>) -> Result<Input, Failure> {
+    let path = Path::new(argument);
     let name = path.display();
     let failed = |error| Failure::io("file.open", format!("{name}: cannot open the file"), &error);
     let kind = LocalHost.stat(path).map_err(failed)?.kind;
@@ -181,7 +195,7 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     match kind {
         FileKind::Folder => return Err(Failure::usage("file.folder", message)),
         FileKind::Fifo => {
-            let convert = format!("avhdx convert -f raw - OUT < {}", argument(path));
+            let convert = format!("avhdx convert -f raw - OUT < {}", shell::argument(path));
             return Err(special().then(convert));
         }
         FileKind::Socket => return Err(special()),
@@ -190,6 +204,9 @@ fn raw(path: &Path) -> Result<Input, Failure> {
     let storage = LocalHost.open(path, Access::Read).map_err(failed)?;
     if kind != FileKind::File && storage.len().is_ok_and(|len| len == 0) {
         return Err(special());
+    }
+    if asked.is_none() {
+        foreign::refuse_doubtful(storage.as_ref(), &name.to_string())?;
     }
     // A disk is read even if its storage does not support locks.
     if let Ok(LockOutcome::InUse(by)) = storage.try_lock(LockMode::Shared) {

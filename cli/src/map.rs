@@ -26,9 +26,9 @@ pub(crate) struct Args {
     /// The number of bytes to list [default: to the end of the disk].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     length: Option<u64>,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     #[command(flatten)]
     opening: ReadFlags,
 }
@@ -88,6 +88,15 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
                 (Some(layer.id), MapLayer { depth, file: layer.name, has_parent: depth < last })
             };
             layers.into_iter().enumerate().map(entry).collect()
+        }
+        Input::Foreign(foreign) => {
+            let mut layers = HashMap::new();
+            for (depth, image) in foreign.images.iter().enumerate() {
+                let (file, has_parent) = (image.name.clone(), image.has_parent);
+                let layer = MapLayer { depth, file, has_parent };
+                layers.extend(image.ids.iter().map(|id| (Some(*id), layer.clone())));
+            }
+            layers
         }
     }
 }

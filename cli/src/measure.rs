@@ -2,11 +2,13 @@
 
 use std::ops::ControlFlow;
 
-use avhdx::ops::{Measure, Measured};
+use avhdx::ops::Measure;
+use avhdx_formats::{qcow2, vhd};
 use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::args::{CopyFormat, Format, ImageArg, ReadFlags};
+use crate::copying::{CLUSTER, VHD_BLOCK};
 use crate::failure::{Failure, Reply};
 use crate::input::Input;
 use crate::output::Console;
@@ -14,6 +16,9 @@ use crate::progress::ProgressMeter;
 use crate::text::size;
 use crate::values;
 use crate::vocabulary::Answer;
+
+/// The block size of a VHDX copy.
+const BLOCK: u64 = 32 << 20;
 
 /// Print how many bytes a copy of the disk needs, now and fully allocated.
 #[derive(clap::Args, Debug)]
@@ -23,32 +28,60 @@ pub(crate) struct Args {
     /// The format of the copy [default: all formats].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
     output_format: Option<CopyFormat>,
-    /// The block size of a VHDX copy, 1M to 256M.
-    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true, default_value = "32M")]
-    block_size: u64,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The block size of a VHDX or VHD copy, or with -O qcow2 the cluster size [default: 32M for VHDX, 2M for VHD, 64K for
+    /// qcow2].
+    #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
+    block_size: Option<u64>,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     #[command(flatten)]
     opening: ReadFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let block_size = u32::try_from(args.block_size)
+    let block_size = u32::try_from(args.block_size.unwrap_or(BLOCK))
         .map_err(|_| Failure::usage("measure.block-size", "--block-size can be at most 256M"))?;
+    let is_for = |target| args.output_format == Some(target);
+    let cluster = args.block_size.filter(|_| is_for(CopyFormat::Qcow2));
+    let cluster = cluster.map_or(CLUSTER as u32, |_| block_size);
+    let vhd_block = args.block_size.map_or(VHD_BLOCK as u32, |_| block_size);
     let input = Input::open(&args.image.image, args.format, &args.opening, console)?;
-    let targets = match args.output_format {
+    let disk = input.disk();
+    let geometry = disk.geometry();
+    let targets: Vec<CopyFormat> = match args.output_format {
         Some(target) => vec![target],
-        None => CopyFormat::value_variants().to_vec(),
+        // No VHD image can be of every disk.
+        None => {
+            let is_vhd_possible = geometry.logical_sector == 512 && geometry.size <= vhd::MAX_SIZE;
+            let all = CopyFormat::value_variants().iter().copied();
+            all.filter(|target| is_vhd_possible || !target.is_vhd()).collect()
+        }
     };
     let mut rows = Vec::new();
     let mut meter = ProgressMeter::of_lookups(console, "measuring");
     let copies = targets.len() as u128;
     for (target, before) in targets.into_iter().zip(0..) {
+        let block = match target {
+            CopyFormat::Raw | CopyFormat::VhdFixed => None,
+            CopyFormat::Vhd => Some(vhd_block),
+            CopyFormat::Qcow2 => Some(cluster),
+            CopyFormat::Vhdx | CopyFormat::VhdxFixed => Some(block_size),
+        };
         let needed = match target {
             CopyFormat::Raw => Measure::raw(),
             CopyFormat::Vhdx => Measure::vhdx(block_size),
             CopyFormat::VhdxFixed => Measure::vhdx_fixed(block_size),
+            CopyFormat::Vhd | CopyFormat::VhdFixed => {
+                let needed = vhd::measure(disk, block)?;
+                rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
+                continue;
+            }
+            CopyFormat::Qcow2 => {
+                let needed = qcow2::measure(disk, cluster)?;
+                rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
+                continue;
+            }
         };
         // One bar for all copies.
         let needed = needed.on_progress(|now| {
@@ -56,16 +89,21 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             meter.show(of_one(now.done) as u64, now.total);
             ControlFlow::Continue(())
         });
-        rows.push((target, needed.run(input.disk())?));
+        let needed = needed.run(disk)?;
+        rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
     }
     drop(meter);
     if console.is_json() {
-        console.document(&MeasureAnswer::of(&args, &rows, &input))?;
+        console.document(&MeasureAnswer {
+            image: args.image.name(),
+            virtual_size: geometry.size,
+            copies: rows,
+        })?;
     } else {
-        for (target, needed) in rows {
-            console.line(target.name())?;
-            console.line(format!("  required         {}", size(needed.required)))?;
-            console.line(format!("  fully allocated  {}", size(needed.fully_allocated)))?;
+        for row in rows {
+            console.line(row.format)?;
+            console.line(format!("  required         {}", size(row.required)))?;
+            console.line(format!("  fully allocated  {}", size(row.fully_allocated)))?;
         }
     }
     Ok(Reply::Yes)
@@ -92,22 +130,13 @@ pub(crate) struct MeasuredCopy {
     required: u64,
     /// The bytes needed once every block is allocated.
     fully_allocated: u64,
-    /// Null for a raw disk.
+    /// Null for a copy without blocks.
     block_size: Option<u64>,
 }
 
-impl MeasureAnswer {
-    fn of(args: &Args, rows: &[(CopyFormat, Measured)], input: &Input) -> Self {
-        let copies = rows.iter().map(|(target, needed)| MeasuredCopy {
-            format: target.name(),
-            required: needed.required,
-            fully_allocated: needed.fully_allocated,
-            block_size: Some(args.block_size).filter(|_| !matches!(target, CopyFormat::Raw)),
-        });
-        Self {
-            image: args.image.name(),
-            virtual_size: input.disk().geometry().size,
-            copies: copies.collect(),
-        }
+impl MeasuredCopy {
+    fn of(target: CopyFormat, required: u64, fully_allocated: u64, block: Option<u32>) -> Self {
+        let (format, block_size) = (target.name(), block.map(u64::from));
+        Self { format, required, fully_allocated, block_size }
     }
 }

@@ -447,12 +447,12 @@ pub(crate) struct ResizeFacts {
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct CopyFacts {
-    /// `raw`, `vhdx` or `vhdx-fixed`.
+    /// `raw`, `vhdx`, `vhdx-fixed`, `vhd`, `vhd-fixed` or `qcow2`.
     pub(crate) format: &'static str,
     pub(crate) virtual_size: u64,
-    /// Null for a raw disk.
+    /// Null for a copy without blocks.
     pub(crate) block_size: Option<u64>,
-    /// The blocks with space, at most; null for a raw disk.
+    /// The blocks with space, at most; null for a copy without blocks.
     pub(crate) blocks: Option<u64>,
 }
 

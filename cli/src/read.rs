@@ -24,9 +24,9 @@ pub(crate) struct Args {
     /// The number of bytes to read [default: up to the end of the disk].
     #[arg(long, value_name = "N", value_parser = values::bytes, allow_negative_numbers = true)]
     length: Option<u64>,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     #[command(flatten)]
     opening: ReadFlags,
 }

@@ -24,9 +24,9 @@ pub(crate) struct VolumeFlags {
     /// Show the files in which NTFS keeps itself, such as $MFT.
     #[arg(long)]
     system: bool,
-    /// The format of the input.
-    #[arg(short, long, value_name = "FORMAT", value_enum, default_value = "vhdx")]
-    format: Format,
+    /// The format of the input [default: by the ending of its name, else VHDX].
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    format: Option<Format>,
     #[command(flatten)]
     opening: ReadFlags,
 }

@@ -16,11 +16,11 @@ use crate::ntfs::Ntfs;
 /// The most links that a path leads through.
 const MOST_LINKS: usize = 40;
 /// The most folders within each other.
-const MOST_DEPTH: usize = 256;
+pub(crate) const MOST_DEPTH: usize = 256;
 /// The most entries of a walk.
-const MOST_ENTRIES: u64 = 1 << 28;
+pub(crate) const MOST_ENTRIES: u64 = 1 << 28;
 /// The most bytes of a path.
-const MOST_PATH: usize = 64 << 10;
+pub(crate) const MOST_PATH: usize = 64 << 10;
 
 /// How a file system is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +53,8 @@ pub struct FileSystem {
     system: Box<dyn System>,
     bytes: Bytes,
     volume: String,
+    /// Why none of its space may be called free, whatever it says.
+    doubt: Option<String>,
 }
 
 /// A file, folder or link, at a path.
@@ -89,6 +91,7 @@ impl FileSystem {
         content: Content,
         options: Options,
         volume: &str,
+        doubt: Option<String>,
     ) -> Result<Self> {
         if options.record {
             bytes.record();
@@ -100,7 +103,7 @@ impl FileSystem {
                 _ => Box::new(Ext::open(bytes.clone())?),
             })
         });
-        Ok(Self { system: system?, bytes, volume: volume.to_owned() })
+        Ok(Self { system: system?, bytes, volume: volume.to_owned(), doubt })
     }
 
     /// The kind of file system, such as `NTFS`, `FAT32` or `ext4`.
@@ -328,14 +331,59 @@ impl FileSystem {
         Ok(sum)
     }
 
+    /// Refuses a file system of which it is not certain which space nothing uses, by what it and its surroundings say:
+    /// it was not closed cleanly, as while it is in use; Windows hibernates on it, or keeps shadow copies in it; or its
+    /// partition shares bytes with something else. Reads little.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unclean`], with the reason; and as for [`lookup`](Self::lookup).
+    pub fn check_clean(&self) -> Result<()> {
+        self.task(b"", |system| {
+            if let Some(doubt) = &self.doubt {
+                return Err(Error::unclean("unclean.doubtful", doubt.clone()));
+            }
+            system.about().check_whole()?;
+            system.check_clean()
+        })
+    }
+
+    /// Like [`free`](Self::free), for those who give the space away: only of a file system that is
+    /// [clean](Self::check_clean), and after it was checked that no file and nothing that the file system keeps itself
+    /// lies in what its bitmaps or tables call free. That reads where every file lies, with memory that does not grow
+    /// with their number. Passes nothing on before all is checked. Nobody may write to the disk meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unclean`], with the reason; [`ErrorKind::Damaged`] if anything lies in free space, or if it cannot be
+    /// told where a file lies; and as for [`lookup`](Self::lookup).
+    pub fn verified_free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<u64> {
+        self.check_clean()?;
+        self.bytes.renew_for_all();
+        let done = guard(|| self.system.check_free());
+        done.map_err(|error| error.in_volume(&self.volume))?;
+        self.free(each)
+    }
+
     /// The ranges of the disk that were read so far, in order, if the file system was opened with
     /// [`Options::record`]: as long as their bytes are the same, the same calls answer the same.
     pub fn touched(&self) -> Vec<Range<u64>> {
         self.bytes.touched()
     }
 
+    /// What it reads through.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(crate) fn system(&self) -> &dyn System {
+        &*self.system
+    }
+
     /// Runs a task of the reader within the boundary.
-    fn task<T>(&self, path: &[u8], run: impl FnOnce(&dyn System) -> Result<T>) -> Result<T> {
+    pub(crate) fn task<T>(
+        &self,
+        path: &[u8],
+        run: impl FnOnce(&dyn System) -> Result<T>,
+    ) -> Result<T> {
         self.bytes.renew();
         let done = guard(|| run(&*self.system));
         done.map_err(|error| error.in_volume(&self.volume).at_path(path))
@@ -350,6 +398,15 @@ impl fmt::Debug for FileSystem {
 }
 
 impl Entry {
+    pub(crate) fn item(&self) -> &Item {
+        &self.item
+    }
+
+    /// The same file at another path.
+    pub(crate) fn at(&self, path: Vec<u8>) -> Self {
+        Self { path, item: self.item.again() }
+    }
+
     /// The path from the top, as bytes with `/` between names; empty at the top. Names of FAT and NTFS are UTF-8, in
     /// which half surrogate pairs keep their number.
     pub fn path(&self) -> &[u8] {
@@ -417,11 +474,11 @@ impl Entry {
         self.item.facts.as_ref().err()
     }
 
-    fn known(&self) -> Option<&Facts> {
+    pub(crate) fn known(&self) -> Option<&Facts> {
         self.item.facts.as_ref().ok()
     }
 
-    fn join(&self, name: &[u8]) -> Vec<u8> {
+    pub(crate) fn join(&self, name: &[u8]) -> Vec<u8> {
         match &self.path[..] {
             [] => name.to_vec(),
             path => [path, b"/", name].concat(),
@@ -545,6 +602,6 @@ impl fmt::Debug for FileReader<'_> {
 }
 
 /// A path as errors show it.
-fn shown(path: &[u8]) -> Vec<u8> {
+pub(crate) fn shown(path: &[u8]) -> Vec<u8> {
     [b"/", path].concat()
 }

@@ -57,7 +57,7 @@ fn link(target: &str, flag: Option<u32>) -> Vec<u8> {
 }
 
 /// The image, and the times that the driver shows for `plain`.
-fn image() -> Option<&'static (Vec<u8>, [Time; 2])> {
+pub fn image() -> Option<&'static (Vec<u8>, [Time; 2])> {
     static IMAGE: OnceLock<Option<(Vec<u8>, [Time; 2])>> = OnceLock::new();
     IMAGE.get_or_init(made).as_ref()
 }
@@ -130,7 +130,7 @@ fn record_of(image: &[u8], name: &str) -> usize {
 }
 
 /// The kinds and the places of the attributes in a record.
-fn attributes(image: &[u8], record: usize) -> Vec<(u32, usize)> {
+pub fn attributes(image: &[u8], record: usize) -> Vec<(u32, usize)> {
     let u32_at = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
     let mut at = record + u16::from_le_bytes([image[record + 20], image[record + 21]]) as usize;
     let mut found = Vec::new();

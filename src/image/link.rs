@@ -30,6 +30,21 @@ pub struct ParentLink {
 }
 
 impl ParentLink {
+    /// The link of a child that records no path, to a parent with this identity. For images of other formats, whose parents
+    /// a [`ParentSource`](crate::ParentSource) finds as well: set the fields that they record.
+    pub fn new(child: impl Into<String>, linkage: Uuid) -> Self {
+        Self {
+            child: child.into(),
+            child_path: None,
+            child_via: None,
+            linkage,
+            linkage2: None,
+            relative_path: None,
+            volume_path: None,
+            absolute_win32_path: None,
+        }
+    }
+
     /// The link recorded in a locator, with these identities.
     pub(crate) fn from_locator(
         locator: &ParentLocator,

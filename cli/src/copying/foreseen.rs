@@ -4,12 +4,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use avhdx::ops::{Measure, Measured};
+use avhdx::ops::Measure;
 use avhdx::storage::{Host, LocalHost, MemStorage};
 use avhdx::{CreateOptions, Disk};
+use avhdx_formats::{qcow2, vhd};
 
 use super::{CopyFlags, image_options};
-use crate::args::{CopyFormat, NewImageFlags};
+use crate::args::{CopyFormat, NewImageFlags, u32_size};
 use crate::endings;
 use crate::failure::{Exit, Failure, Reply};
 use crate::input::Input;
@@ -23,8 +24,20 @@ use crate::progress::ProgressMeter;
 const MIB: u64 = 1 << 20;
 /// The largest disk of an image.
 const MOST: u64 = 64 << 40;
-/// The block size of a new image.
+/// The block sizes of new images.
 const BLOCK: u64 = 32 * MIB;
+pub(crate) const VHD_BLOCK: u64 = 2 * MIB;
+pub(crate) const CLUSTER: u64 = 64 << 10;
+
+/// What a copy takes, in bytes.
+struct Needed {
+    /// The data of the disk in pages of 4 KiB.
+    data: u64,
+    peak: u64,
+    /// The size of a block, and how many have space at most; none for a copy without blocks.
+    block: Option<u64>,
+    blocks: Option<u64>,
+}
 
 impl CopyFlags {
     /// Prints what [`copy`](Self::copy) would do at most, by the tables of the disk alone. Refuses what that would refuse
@@ -34,39 +47,36 @@ impl CopyFlags {
         input: &Input,
         to: CopyFormat,
         asked: Option<CopyFormat>,
+        padded: Option<u64>,
         console: &mut Console,
     ) -> Result<Reply, Failure> {
         let place = Place::find(&self.out, &self.replacing, &input.paths(), console)?;
         endings::check_copy(&self.out, asked, self.naming, console)?;
         check_folder(place.target())?;
-        let block = self.new_image.block.unwrap_or(BLOCK);
-        if to != CopyFormat::Raw {
+        let disk = input.disk().geometry().size;
+        if to.is_vhd() {
+            crate::vhd::options(input, &self.new_image, to, padded, console)?;
+        } else if to == CopyFormat::Qcow2 {
+            crate::qcow2::options(input, &self.new_image, console)?;
+        } else if to != CopyFormat::Raw {
             // A fixed image takes the same options.
             let dynamic = CopyFormat::Vhdx;
             let options = image_options(input, &self.new_image, dynamic, console)?;
             check_options(options, input, self)?;
         }
-        let [data, needed] = self.measure(input, to, block, console)?;
-        let disk = input.disk().geometry().size;
+        let Needed { data, peak, block, blocks } = self.measure(input, to, console)?;
         let virtual_size = match to {
             CopyFormat::Raw => disk,
-            _ => disk.next_multiple_of(sector_of(&self.new_image, input)),
+            _ => padded.unwrap_or(disk.next_multiple_of(sector_of(&self.new_image, input))),
         };
-        let of_image = |bytes: u64| (to != CopyFormat::Raw).then_some(bytes);
-        let tables = needed.fully_allocated.saturating_sub(disk.div_ceil(block) * block);
-        let facts = CopyFacts {
-            format: to.name(),
-            virtual_size,
-            block_size: of_image(block),
-            blocks: of_image(needed.required.saturating_sub(tables) / block),
-        };
-        let peak = needed.required + of_image(self.beside(input)).unwrap_or(0);
+        let peak = peak + padded.map_or(0, |padded| padded - disk);
+        let facts = CopyFacts { format: to.name(), virtual_size, block_size: block, blocks };
         let available = LocalHost.free_space(folder_of(place.target())).map_err(|error| {
             let message = format!("{}: cannot tell how much space is free", self.out.display());
             Failure::io("op.free-space", message, &error)
         })?;
         let forecast = CopyForecast {
-            data: data.required.min(disk),
+            data: data.min(disk),
             replaced: place.replaced_len()?,
             peak,
             available,
@@ -79,25 +89,46 @@ impl CopyFlags {
         }
     }
 
-    /// The data of the disk in pages of 4 KiB, and what the copy takes.
-    fn measure(
-        &self,
-        input: &Input,
-        to: CopyFormat,
-        block: u64,
-        console: &Console,
-    ) -> Result<[Measured; 2], Failure> {
-        let block = block as u32;
+    fn measure(&self, input: &Input, to: CopyFormat, console: &Console) -> Result<Needed, Failure> {
         let mut meter = ProgressMeter::of_lookups(console, "measuring");
         let mut run =
             |measure: Measure<'_>| measure.on_progress(|now| meter.report(now)).run(input.disk());
-        let data = run(Measure::raw())?;
+        let data = run(Measure::raw())?.required;
+        let block = self.new_image.block.unwrap_or(BLOCK);
         let needed = match to {
-            CopyFormat::Raw => data,
-            CopyFormat::Vhdx => run(Measure::vhdx(block))?,
-            CopyFormat::VhdxFixed => run(Measure::vhdx_fixed(block))?,
+            CopyFormat::Raw => return Ok(Needed { data, peak: data, block: None, blocks: None }),
+            CopyFormat::Vhd | CopyFormat::VhdFixed => {
+                let block = self.new_image.block.unwrap_or(VHD_BLOCK);
+                let block = Some(u32_size("--block", block)?).filter(|_| to == CopyFormat::Vhd);
+                let needed = vhd::measure(input.disk(), block)?;
+                return Ok(Needed {
+                    data,
+                    peak: needed.required,
+                    block: block.map(u64::from),
+                    blocks: block.map(|_| needed.blocks),
+                });
+            }
+            CopyFormat::Qcow2 => {
+                let cluster = u32_size("--block", self.new_image.block.unwrap_or(CLUSTER))?;
+                let needed = qcow2::measure(input.disk(), cluster)?;
+                return Ok(Needed {
+                    data,
+                    peak: needed.required,
+                    block: Some(cluster.into()),
+                    blocks: Some(needed.clusters),
+                });
+            }
+            CopyFormat::Vhdx => run(Measure::vhdx(block as u32))?,
+            CopyFormat::VhdxFixed => run(Measure::vhdx_fixed(block as u32))?,
         };
-        Ok([data, needed])
+        let disk = input.disk().geometry().size;
+        let tables = needed.fully_allocated.saturating_sub(disk.div_ceil(block) * block);
+        Ok(Needed {
+            data,
+            peak: needed.required + self.beside(input),
+            block: Some(block),
+            blocks: Some(needed.required.saturating_sub(tables) / block),
+        })
     }
 
     /// Bytes at most that an image takes beside those that are measured: a longer log, and a table that tells of other
@@ -114,7 +145,7 @@ fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
     match (flags.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(chain)) => chain.geometry().logical_sector.into(),
-        (None, Input::Raw { .. }) => 512,
+        (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
     }
 }
 

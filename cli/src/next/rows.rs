@@ -39,6 +39,9 @@ macro_rules! convert_by_qemu {
     };
 }
 
+/// Where the parents of VHD images come from.
+const VHD_PARENTS: &str = "--parent-dir DIR searches a folder, --with-parent FILE names the file";
+
 /// All rows, grouped by subject.
 pub(crate) const ROWS: &[Row] = &[
     // Arguments.
@@ -403,6 +406,25 @@ pub(crate) const ROWS: &[Row] = &[
         &["avhdx compact IMAGE"],
     ),
     (
+        "compact.free-children",
+        &["the tip of the chain is what can be compacted with --free"],
+        &[
+            "avhdx tree FOLDER  # lists the images and their parents",
+            "avhdx compact IMAGE --with-children  # by the tables alone",
+        ],
+    ),
+    (
+        "unclean.*",
+        &[
+            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
+            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
+        ],
+        &[
+            "avhdx df PARENTS IMAGE  # says which file systems are clean",
+            "avhdx compact IMAGE  # by the tables alone",
+        ],
+    ),
+    (
         "compact.below-tip",
         &[],
         &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],
@@ -545,10 +567,18 @@ pub(crate) const ROWS: &[Row] = &[
         &["-f raw reads the file as a raw disk"],
         &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image from it"],
     ),
-    ("foreign.qcow2", &[], &[convert_by_qemu!("qcow2")]),
+    (
+        "foreign.qcow2",
+        &["-f qcow2 reads a qcow2 image; one whose name ends with .qcow2 is read as such"],
+        &["AGAIN -f qcow2", "avhdx convert -f qcow2 FILE OUT.vhdx  # makes a VHDX image of it"],
+    ),
     ("foreign.qcow", &[], &[convert_by_qemu!("qcow")]),
     ("foreign.qed", &[], &[convert_by_qemu!("qed")]),
-    ("foreign.vhd", &[], &[convert_by_qemu!("vpc")]),
+    (
+        "foreign.vhd",
+        &["-f vhd reads a VHD image; one whose name ends with .vhd is read as such"],
+        &["AGAIN -f vhd", "avhdx convert -f vhd FILE OUT.vhdx  # makes a VHDX image of it"],
+    ),
     ("foreign.vmdk", &[], &[convert_by_qemu!("vmdk")]),
     (
         "foreign.vmdk-text",
@@ -578,6 +608,35 @@ pub(crate) const ROWS: &[Row] = &[
         ],
         &["AGAIN -f raw", "avhdx tree FOLDER  # lists the images"],
     ),
+    (
+        "qcow2.parent-required",
+        &[
+            "--confine DIR opens backing files in DIR, --parent-dir DIR searches a folder for their names",
+        ],
+        &["AGAIN --confine FOLDER"],
+    ),
+    (
+        "qcow2.parent-missing",
+        &[
+            "--confine DIR opens backing files in DIR, --parent-dir DIR searches a folder for their names",
+        ],
+        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
+    ),
+    ("format.not-regular", &[], &["avhdx tree FOLDER  # lists the images of VHDX"]),
+    ("qcow2.*", &[], &[convert_by_qemu!("qcow2")]),
+    ("vhd.is-vhdx", &[], &["AGAIN -f vhdx"]),
+    ("vhd.parent-required", &[VHD_PARENTS], &["AGAIN --confine FOLDER"]),
+    (
+        "vhd.parent-missing",
+        &[VHD_PARENTS],
+        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
+    ),
+    (
+        "vhd.parent-mismatch",
+        &[VHD_PARENTS],
+        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
+    ),
+    ("vhd.*", &[], &[convert_by_qemu!("vpc")]),
     ("kind not-vhdx", &[], &["avhdx tree FOLDER  # lists the images"]),
     (
         "reparent: locator.*",

@@ -24,7 +24,7 @@ fn wrong_arguments_exit_with_2() {
     folder.run("read l2.vhdx --length 7M").expect(2).says("do not lie within the disk");
     folder.run("read l2.vhdx --offset 16777215T --length 16777215T").expect(2);
     folder.run("explain l2.vhdx 6M").expect(2).says("do not lie");
-    folder.run("convert l2.vhdx -O qcow2 out").expect(2);
+    folder.run("convert l2.vhdx -O vdi out").expect(2);
     folder.run("measure l2.vhdx --block-size 3M").expect(2).says("power of two");
     folder.run("--help").expect(0).prints("Exit codes:");
     folder.run("--version").expect(0).prints("avhdx ");
@@ -65,11 +65,18 @@ fn raw_is_never_probed() {
     let length: u64 = lines.iter().map(|line| line["length"].as_u64().unwrap()).sum();
     assert_eq!(length, fs::metadata(folder.file("l0.vhdx")).unwrap().len());
     assert!(lines.iter().all(|line| line["image"] == "l0.vhdx"));
-    // Nor is a raw disk read as such without -f raw.
-    fs::write(folder.file("disk.raw"), &flats()[2]).unwrap();
-    folder.run("compare l2.vhdx disk.raw").expect(4);
-    folder.run("compare l2.vhdx disk.raw -F raw").expect(0).prints("the same");
-    folder.run("compare disk.raw l2.vhdx -f raw").expect(0);
+    // Nor is a raw disk read as such without -f raw or a name for one.
+    fs::write(folder.file("disk.bin"), &flats()[2]).unwrap();
+    folder.run("compare l2.vhdx disk.bin").expect(4);
+    folder.run("compare l2.vhdx disk.bin -F raw").expect(0).prints("the same");
+    folder.run("compare disk.bin l2.vhdx -f raw").expect(0);
+    fs::rename(folder.file("disk.bin"), folder.file("disk.RAW")).unwrap();
+    folder.run("compare disk.RAW l2.vhdx").expect(0).prints("the same");
+    // Where name and bytes contradict each other, only the user knows.
+    fs::copy(folder.file("l0.vhdx"), folder.file("l0.img")).unwrap();
+    folder.run("read l0.img --length 8").expect(2).says("the name is for a raw disk");
+    assert_eq!(folder.run("read l0.img -f raw --length 8").expect(0).stdout, b"vhdxfile");
+    assert!(folder.run("read l0.img -f vhdx").expect(0).stdout == flats()[0]);
 }
 
 #[test]

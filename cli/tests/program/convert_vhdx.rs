@@ -141,8 +141,8 @@ fn raw_is_never_probed() {
     assert!(flat(&folder, "out.vhdx") == expected);
     folder.run("convert out.vhdx -O raw back").expect(0);
     folder.run("compare back l0.vhdx -f raw -F raw").expect(0);
-    fs::write(folder.file("disk.raw"), &flats()[2]).unwrap();
-    folder.run("convert disk.raw -O vhdx no.vhdx").expect(4);
+    fs::write(folder.file("disk.bin"), &flats()[2]).unwrap();
+    folder.run("convert disk.bin -O vhdx no.vhdx").expect(4);
 }
 
 #[test]

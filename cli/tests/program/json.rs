@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::common::{Folder, name, schemas};
+use crate::common::{Folder, NOTES, name, schemas};
 use avhdx_testkit::build::{Block, Data, Image};
 
 #[test]
@@ -168,6 +168,24 @@ fn measure() {
       "required": 10485760,
       "fully_allocated": 10485760,
       "block_size": 1048576
+    },
+    {
+      "format": "vhd",
+      "required": 2105856,
+      "fully_allocated": 6316544,
+      "block_size": 1048576
+    },
+    {
+      "format": "vhd-fixed",
+      "required": 6291968,
+      "fully_allocated": 6291968,
+      "block_size": null
+    },
+    {
+      "format": "qcow2",
+      "required": 2424832,
+      "fully_allocated": 6619136,
+      "block_size": 65536
     }
   ]
 }
@@ -254,8 +272,13 @@ fn info() {
 fn every_verb_answers_by_its_schema() {
     let folder = Folder::new();
     folder.with_files("pc.vhdx");
+    let mut other = crate::common::volume();
+    let at = other.windows(NOTES.len()).position(|bytes| bytes == NOTES).unwrap();
+    other[at] = b'W';
+    std::fs::write(folder.file("other.raw"), other).unwrap();
+    folder.run("convert -f raw other.raw -O vhdx other.vhdx").expect(0);
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 51] = [
+    let lines: &[(&str, i32, &[u8], &[&str])] = &[
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -274,6 +297,11 @@ fn every_verb_answers_by_its_schema() {
         ("explain tip.avhdx 4K", 0, b"", &["explain"]),
         ("check tip.avhdx", 0, b"", &["check"]),
         ("compare base.vhdx tip.avhdx", 0, b"", &["compare"]),
+        ("convert base.vhdx old.vhd", 0, b"", &["convert"]),
+        ("convert base.vhdx old.qcow2", 0, b"", &["convert"]),
+        ("info old.qcow2", 0, b"", &["info-qcow2"]),
+        ("convert --chain tip.avhdx .", 0, b"", &["convert-chain"]),
+        ("info old.vhd", 0, b"", &["info-vhd"]),
         ("measure tip.avhdx", 0, b"", &["measure"]),
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
         ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),
@@ -295,12 +323,16 @@ fn every_verb_answers_by_its_schema() {
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),
         ("ls pc.vhdx -R", 0, b"", &["ls"]),
+        ("ls pc.vhdx -R --hash sha256", 0, b"", &["ls"]),
+        ("diff pc.vhdx pc.vhdx --files --content", 0, b"", &["diff-files-total"]),
+        ("diff pc.vhdx other.vhdx --files --content", 0, b"", &["diff-file", "diff-files-total"]),
         ("ls pc.vhdx --volumes", 0, b"", &["volumes"]),
         ("cat pc.vhdx notes.txt", 0, b"", &["cat"]),
         ("cp pc.vhdx notes.txt copy.txt", 0, b"", &["cp"]),
         ("cp pc.vhdx -r / --to-tar all.tar", 0, b"", &["cp"]),
         ("versions pc.vhdx notes.txt", 0, b"", &["versions"]),
         ("df pc.vhdx", 0, b"", &["df"]),
+        ("compact pc.vhdx --free", 0, b"", &["compact", "progress"]),
         ("completions bash", 0, b"", &["completions"]),
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
@@ -309,7 +341,7 @@ fn every_verb_answers_by_its_schema() {
         ("frobnicate", 2, b"", &["error"]),
     ];
     let mut seen = BTreeSet::from(["avhdx.warning/1".to_owned()]);
-    for (line, code, input, expected) in lines {
+    for &(line, code, input, expected) in lines {
         let run = folder.run_with(&format!("{line} --json"), input).expect(code);
         let mut found = BTreeSet::new();
         let whole: Option<serde_json::Value> = serde_json::from_slice(&run.stdout).ok();

@@ -4,22 +4,27 @@
 //! what its bytes are, and does not find the rest of a table of files in many pieces. So records, runs and indexes are
 //! read here. Tests compare the result with what `ntfs-3g` was told to write.
 
+mod clean;
+mod frame;
 mod index;
+mod log;
 mod lznt1;
 mod record;
 mod reparse;
 mod runs;
 
+use std::any::Any;
 use std::cell::OnceCell;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Range;
 
 use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at, u64_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{
-    About, Facts, Item, Kind, Node, Stream, StreamInfo, System, Time, Times, bytes_of_utf16,
-    check_count, utf16_of_bytes,
+    About, Facts, Item, Kind, Node, Piece, Place, Stream, StreamInfo, System, Time, Times,
+    bytes_of_utf16, check_count, utf16_of_bytes,
 };
 use index::Name;
 use record::{Attribute, Record, Value};
@@ -110,7 +115,8 @@ impl Ntfs {
                 bytes.len()
             ));
         }
-        let clusters = size.min(bytes.len()) / cluster;
+        let len = bytes.len();
+        let clusters = size.min(len) / cluster;
         let start = u64_at(&boot, 48);
         let inside = start
             .checked_mul(cluster)
@@ -122,7 +128,14 @@ impl Ntfs {
         let shape = Shape { bytes, cluster, clusters, record };
         let first = shape.bytes.read(start, record as usize)?;
         let mft = shape.table(Record::parse(first, MFT, clusters)?)?;
-        let about = About { kind: "NTFS", label: None, id, warnings, has_backslash: true };
+        let about = About {
+            kind: "NTFS",
+            label: None,
+            id,
+            warnings,
+            has_backslash: true,
+            is_cut: size > len,
+        };
         let mut ntfs = Self { about, shape, mft, upcase: OnceCell::new(), shows_system };
         // The tree is read without them too.
         if let Ok(volume) = ntfs.file(VOLUME) {
@@ -213,6 +226,7 @@ impl Ntfs {
         let reparse = self.reparse(&file)?;
         let mut facts = Facts::new(reparse::kind(reparse.as_ref(), file.0.is_folder));
         (facts.id, facts.links) = (Some(number), Some(file.0.links.into()));
+        facts.generation = Some(file.0.sequence.into());
         if let Some(Attribute { value: Value::Resident(value), .. }) =
             file.0.attributes.iter().find(|found| found.kind == record::STANDARD_INFORMATION)
         {
@@ -388,6 +402,39 @@ impl System for Ntfs {
         }
     }
 
+    fn stored(&self, item: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        let file = self.file_of(item)?;
+        let name = match stream.map(utf16_of_bytes) {
+            None => Vec::new(),
+            Some(Some(name)) => name,
+            Some(None) => return Ok(None),
+        };
+        let parts: Vec<Attribute> = file.parts(record::DATA, &name).cloned().collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(self.shape.held(&parts)?)))
+    }
+
+    fn nature(&self, item: &Item) -> Result<Vec<u8>> {
+        let file = self.file_of(item)?;
+        let parts: Vec<Attribute> = file.parts(record::REPARSE_POINT, &[]).cloned().collect();
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.shape.held(&parts)?.read_all(MOST_REPARSE)
+    }
+
+    fn reframed(&self, other: &dyn System, _: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        let other = (other as &dyn Any).downcast_ref::<Self>();
+        let facts = |ntfs: &Self| {
+            let Shape { bytes, cluster, clusters, record } = &ntfs.shape;
+            (bytes.start(), bytes.len(), *cluster, *clusters, *record, ntfs.shows_system)
+        };
+        let other = other.filter(|other| facts(self) == facts(other));
+        Ok(other.and_then(|other| frame::moved(&self.mft, &other.mft)))
+    }
+
     fn capacity(&self) -> u64 {
         self.shape.clusters * self.shape.cluster
     }
@@ -411,6 +458,14 @@ impl System for Ntfs {
         }
         runs.end();
         Ok(())
+    }
+
+    fn check_clean(&self) -> Result<()> {
+        self.check_closed()
+    }
+
+    fn check_free(&self) -> Result<()> {
+        self.check_clusters()
     }
 }
 
@@ -581,6 +636,16 @@ impl Stream for Held {
         match self {
             Self::Inside(_) => offset,
             Self::Outside(outside) => outside.hole_end(offset),
+        }
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        match self {
+            Self::Inside(value) => {
+                let len = (value.len() as u64).saturating_sub(offset).max(1);
+                Ok(Piece { len, place: Place::Inside })
+            }
+            Self::Outside(outside) => outside.piece(offset),
         }
     }
 }

@@ -47,3 +47,4 @@ pub mod sim;
 pub mod stale;
 #[cfg(feature = "library")]
 pub mod verdict;
+pub mod vhd;

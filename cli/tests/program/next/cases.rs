@@ -64,7 +64,7 @@ pub const NOT_PROVOKED: &[(&str, &str)] = &[
     ("relink: exit 3", "needs a host that fails"),
     ("man: exit 3", "needs a host that fails"),
     ("completions: exit 3", "needs a host that fails; standard output has a row"),
-    ("kind parent-required", "the program opens whole chains only"),
+    ("kind parent-required", "the program opens whole chains of VHDX only; VHD has its own row"),
     ("exit 4", "every kind of damage has a row"),
     ("exit 5", "every error about parents has a row"),
 ];

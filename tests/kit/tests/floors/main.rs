@@ -114,8 +114,10 @@ const PROGRAM: Rules<'_> = Rules {
         ("merges and copies", &["merging", "copying"]),
         ("branches", &["forks"]),
         ("changes", &["operation", "writing", "new_file", "printing"]),
-        ("volumes", &["volume"]),
+        ("volumes", &["digest", "volume"]),
+        ("copies to other formats", &["qcow2", "vhd"]),
         ("inputs", &["endings", "input", "loss", "partitions"]),
+        ("other formats", &["foreign"]),
         ("facts", &["facts", "parents"]),
         ("partition tables", &["gpt"]),
         ("flags", &["args", "points"]),
@@ -137,17 +139,31 @@ const PROGRAM: Rules<'_> = Rules {
 const FILES: Rules<'_> = Rules {
     floors: &[
         ("the root", &[""]),
-        ("looks", &["seen"]),
+        ("looks", &["compare", "seen"]),
         ("volumes", &["volumes"]),
         ("tree", &["tree"]),
         ("file systems", &["ext", "fat", "ntfs"]),
         ("content", &["content"]),
         ("boundary", &["boundary"]),
         ("item", &["item", "bitmap"]),
+        ("changed", &["changed"]),
         ("error", &["error"]),
     ],
     knows: &[],
     apart: &["file systems"],
+    ..LIBRARY
+};
+
+/// The package for other formats, from top to bottom.
+const FORMATS: Rules<'_> = Rules {
+    floors: &[
+        ("the root", &[""]),
+        ("formats", &["qcow2", "vhd"]),
+        ("stack", &["stack"]),
+        ("files", &["cache", "file"]),
+    ],
+    knows: &[],
+    apart: &[],
     ..LIBRARY
 };
 
@@ -164,6 +180,11 @@ fn the_program_keeps_to_its_floors() {
 #[test]
 fn the_package_for_files_keeps_to_its_floors() {
     keeps_to(FILES, "files/src");
+}
+
+#[test]
+fn the_package_for_other_formats_keeps_to_its_floors() {
+    keeps_to(FORMATS, "formats/src");
 }
 
 fn keeps_to(rules: Rules<'_>, folder: &str) {

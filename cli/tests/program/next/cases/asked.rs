@@ -97,13 +97,15 @@ pub fn asked() -> Vec<Case> {
         ),
         case("convert: output.not-a-file", 7, of_chain, "convert l0.vhdx -O raw .").filled(OUT),
         case("output.ending", 2, of_chain, "convert l0.vhdx -O raw new.vhdx").filled(OUT),
-        case("output.no-writer", 2, of_chain, "convert l2.vhdx new.qcow2").filled(OUT),
+        case("output.no-writer", 2, of_chain, "convert l2.vhdx new.vdi").filled(OUT),
         case("output.ending", 2, of_chain, "flatten l2.vhdx new.raw").filled(OUT),
         case("exit 2", 2, of_chain, "flatten l2.vhdx -").filled(OUT),
         case("output.no-writer", 2, of_chain, "convert -O raw l2.vhdx its.VMDK").filled(OUT),
-        case("output.no-writer", 2, of_chain, "create new.vhd 4M").filled(OUT),
+        case("output.ending", 2, of_chain, "create new.vhd 4M").filled(OUT),
+        case("output.ending", 2, of_chain, "convert -O vhdx l2.vhdx new.vhd").filled(OUT),
         case("output.no-writer", 2, of_chain, "create new.vhds 4M").filled(OUT),
-        case("output.no-writer", 2, of_chain, "create new.qcow2 --parent l2.vhdx").filled(OUT),
+        case("output.ending", 2, of_chain, "create new.qcow2 --parent l2.vhdx").filled(OUT),
+        case("output.ending", 2, of_chain, "create new.qcow2 4M").filled(OUT),
         case("output.*", 3, of_chain, "convert l0.vhdx -O raw nowhere/out").filled(OUT),
         case("output.*", 6, of_chain, "convert l0.vhdx -O vhdx l1.vhdx --overwrite")
             .held("l1.vhdx")

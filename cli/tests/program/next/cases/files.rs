@@ -3,6 +3,7 @@
 use std::fs;
 
 use avhdx_testkit::build::{Block, Data, Descriptor, Image, LogEntry};
+use avhdx_testkit::vhd::{Image as Vhd, Parent};
 
 use super::{Case, OUT, OUT_FED, case, dirty, make_fifo, of_chain, write_disk};
 use crate::common::{Folder, guid};
@@ -198,7 +199,123 @@ pub fn files() -> Vec<Case> {
         .filled(OUT),
     ];
     cases.extend(foreign());
+    cases.extend(vhd());
+    cases.extend(qcow2());
     cases
+}
+
+/// VHD images, and what is asked of them.
+fn vhd() -> Vec<Case> {
+    vec![
+        case(
+            "vhd.*",
+            4,
+            |f| {
+                let mut image = Vhd::new(3, 4 << 20, 512 << 10, 1);
+                image.runs = vec![(0, vec![1; 512]), (1024, vec![2; 512])];
+                let mut file = image.build();
+                file.copy_within(1536..1540, 1540);
+                fs::write(f.file("a.vhd"), file).unwrap();
+            },
+            "read a.vhd --length 1",
+        )
+        .filled(OUT),
+        case(
+            "vhd.is-vhdx",
+            7,
+            |f| {
+                of_chain(f);
+                fs::copy(f.file("l0.vhdx"), f.file("a.vhd")).unwrap();
+            },
+            "info a.vhd",
+        ),
+        case("vhd.parent-missing", 5, |f| vhd_child(f, 1), "read a.vhd --length 1 --confine there")
+            .filled(&[("DIR", "there")]),
+        case(
+            "vhd.parent-mismatch",
+            5,
+            |f| vhd_child(f, 1),
+            "read a.vhd --length 1 --with-parent other.vhd",
+        )
+        .filled(&[("DIR", "there")]),
+        case(
+            "vhd.parent-required",
+            5,
+            |f| {
+                vhd_child(f, 1);
+                fs::rename(f.file("there/base.vhd"), f.file("base.vhd")).unwrap();
+            },
+            "read a.vhd --length 1",
+        ),
+        case(
+            "exit 2",
+            2,
+            |f| fs::write(f.file("a.img"), b"vhdxfile of a guest").unwrap(),
+            "read a.img --length 1",
+        ),
+        case("exit 2", 2, of_chain, "convert l2.vhdx a.vhd --azure"),
+        case("exit 2", 2, |f| vhd_child(f, 1), "info other.vhd@-1"),
+        case(
+            "exit 2",
+            2,
+            |f| {
+                Image { logical_sector: 4096, ..Image::dynamic(4 << 20) }
+                    .write_to(f.file("a.vhdx"));
+            },
+            "convert a.vhdx a.vhd",
+        ),
+    ]
+}
+
+/// qcow2 images, and what is asked of them.
+fn qcow2() -> Vec<Case> {
+    vec![
+        case(
+            "qcow2.*",
+            4,
+            |f| {
+                shell(f, "qemu-img create -q -f qcow2 a.qcow2 1M && qemu-io -f qcow2 -c 'write 0 1k' a.qcow2");
+                let mut file = fs::read(f.file("a.qcow2")).unwrap();
+                // A second table that lies at no cluster: QEMU reads zeros there.
+                let l1 = u64::from_be_bytes(file[40..48].try_into().unwrap()) as usize;
+                file[l1 + 6] |= 2;
+                fs::write(f.file("a.qcow2"), file).unwrap();
+            },
+            "read a.qcow2 --length 1",
+        )
+        .filled(OUT),
+        case("qcow2.parent-required", 5, qcow2_child, "read a.qcow2 --length 1"),
+        case("qcow2.parent-missing", 5, |f| {
+            qcow2_child(f);
+            fs::create_dir(f.file("there")).unwrap();
+            fs::rename(f.file("b.qcow2"), f.file("there/b.qcow2")).unwrap();
+        }, "read a.qcow2 --length 1 --with-parent nothing.qcow2")
+        .filled(&[("DIR", "there")]),
+        case("exit 2", 2, of_chain, "convert --chain l2.vhdx nowhere"),
+        case("exit 2", 2, qcow2_child, "convert --chain b.qcow2 ."),
+        case("format.not-regular", 7, |f| fs::create_dir(f.file("a.qcow2")).unwrap(), "read a.qcow2 --length 1"),
+    ]
+}
+
+fn qcow2_child(f: &Folder) {
+    let child = "qemu-img create -q -f qcow2 -b b.qcow2 -F qcow2 a.qcow2";
+    shell(f, &format!("qemu-img create -q -f qcow2 b.qcow2 1M && {child}"));
+}
+
+/// A child whose parent lies in the folder `there`, and another image.
+fn vhd_child(f: &Folder, of: u8) {
+    let mut child = Vhd::new(4, 4 << 20, 512 << 10, 2);
+    child.parent = Some(Parent {
+        id: [of; 16],
+        stamp: 0,
+        name: "base.vhd".into(),
+        relative: Some(r".\base.vhd".into()),
+        absolute: None,
+    });
+    fs::write(f.file("a.vhd"), child.build()).unwrap();
+    fs::create_dir(f.file("there")).unwrap();
+    fs::write(f.file("there/base.vhd"), Vhd::new(3, 4 << 20, 512 << 10, 1).build()).unwrap();
+    fs::write(f.file("other.vhd"), Vhd::new(3, 4 << 20, 512 << 10, 3).build()).unwrap();
 }
 
 /// A row, and the function that sets up its files.

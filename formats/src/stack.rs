@@ -1,0 +1,146 @@
+//! Images over each other, as one disk.
+
+use std::fmt::Debug;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use avhdx::storage::{FileId, Storage};
+use avhdx::{Error, Extent, FileOffset, Geometry, LayerId, Result, Source};
+
+/// Where bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// In the file, at this offset.
+    Data(u64),
+    /// In the file, packed.
+    Packed,
+    Zeros,
+    /// In the image below.
+    Below,
+}
+
+/// One image of several.
+pub(crate) trait Layer: Debug + Send + Sync {
+    /// Identifies its bytes in extents: those in the file, and those that are packed.
+    fn ids(&self) -> [LayerId; 2];
+
+    fn storage(&self) -> &Arc<dyn Storage>;
+
+    /// Bytes of its disk.
+    fn size(&self) -> u64;
+
+    /// Finds the bytes at the start of a range that is not empty and within the disk, and how far they are together.
+    fn find(&self, range: Range<u64>) -> Result<(u64, Found)>;
+
+    /// Fills `buf` with the packed bytes at `offset`, which [`find`](Self::find) found together.
+    fn unpack(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let _ = (buf, offset);
+        Err(Error::other("this format packs nothing"))
+    }
+}
+
+/// The disk of layers, of which the first one counts.
+#[derive(Debug)]
+pub(crate) struct Stack<L>(pub(crate) Vec<L>);
+
+/// What was found in a stack.
+enum At<'a, L> {
+    Data(&'a L, u64),
+    Packed(&'a L),
+    Zeros,
+}
+
+impl<L: Layer> Stack<L> {
+    pub(crate) fn top(&self) -> &L {
+        &self.0[0]
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry::new(self.top().size(), 512, 512)
+    }
+
+    fn find(&self, range: Range<u64>) -> Result<(u64, At<'_, L>)> {
+        let mut end = range.end;
+        for layer in &self.0 {
+            // An image below may be shorter.
+            if range.start >= layer.size() {
+                continue;
+            }
+            let (until, found) = layer.find(range.start..end.min(layer.size()))?;
+            end = until;
+            match found {
+                Found::Data(at) => return Ok((end, At::Data(layer, at))),
+                Found::Packed => return Ok((end, At::Packed(layer))),
+                Found::Zeros => return Ok((end, At::Zeros)),
+                Found::Below => {}
+            }
+        }
+        Ok((end, At::Zeros))
+    }
+
+    pub(crate) fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> Result<()> {
+        self.geometry().check_range(offset, buf.len() as u64)?;
+        while !buf.is_empty() {
+            let (end, found) = self.find(offset..offset + buf.len() as u64)?;
+            let (now, rest) = buf.split_at_mut((end - offset) as usize);
+            match found {
+                At::Zeros => now.fill(0),
+                At::Packed(layer) => layer.unpack(now, offset)?,
+                At::Data(layer, at) => read(layer.storage().as_ref(), now, at)?,
+            }
+            (buf, offset) = (rest, end);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn next_extent(&self, range: Range<u64>) -> Result<Option<Extent>> {
+        let len = range.end.saturating_sub(range.start);
+        self.geometry().check_range(range.start, len)?;
+        if len == 0 {
+            return Ok(None);
+        }
+        let (end, found) = self.find(range.clone())?;
+        let source = match found {
+            At::Data(layer, at) => Source::Data { layer: layer.ids()[0], at: FileOffset::new(at) },
+            // Packed bytes lie at no place as they are: their own layer has them where the disk does.
+            At::Packed(layer) => {
+                Source::Data { layer: layer.ids()[1], at: FileOffset::new(range.start) }
+            }
+            At::Zeros => Source::Zero { layer: None },
+        };
+        Ok(Some(Extent { range: range.start..end, source }))
+    }
+
+    pub(crate) fn files(&self) -> Vec<FileId> {
+        self.0.iter().filter_map(|layer| layer.storage().id().ok().flatten()).collect()
+    }
+}
+
+/// Finds the bytes at the start of a range in a file that is a disk as it is. Its holes are zeros.
+pub(crate) fn find_raw(storage: &dyn Storage, range: Range<u64>) -> Result<(u64, Found)> {
+    let data = storage.next_data(range.start);
+    let data = data.map_err(|error| Error::from(error).in_file(storage.name()).at(range.start))?;
+    Ok(match data {
+        Some(data) if data.start <= range.start => {
+            // A hole that is made meanwhile may end the data before it starts.
+            let end = data.end.max(range.start + 1).min(range.end);
+            (end, Found::Data(range.start))
+        }
+        Some(data) => (data.start.min(range.end), Found::Zeros),
+        None => (range.end, Found::Zeros),
+    })
+}
+
+/// Reads bytes of an image.
+pub(crate) fn read(storage: &dyn Storage, buf: &mut [u8], at: u64) -> Result<()> {
+    storage.read_exact_at(buf, at).map_err(|error| {
+        let error = match error.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), "the file became shorter since it was opened")
+            }
+            _ => error,
+        };
+        Error::from(error).in_file(storage.name()).at(at)
+    })
+}

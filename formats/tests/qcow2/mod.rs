@@ -1,0 +1,5 @@
+//! qcow2.
+
+mod created;
+mod hostile;
+mod opened;

@@ -1,0 +1,5 @@
+//! VHD.
+
+mod created;
+mod hostile;
+mod opened;
