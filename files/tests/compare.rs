@@ -398,7 +398,7 @@ fn changes_on_fat_are_those_that_its_tools_show() {
         std::fs::create_dir(&to).unwrap();
         with_image("mcopy", &["-s", "-m", "::/", to.to_str().unwrap()]);
         let mut tree = shown(&to, false);
-        for (_, shown) in &mut tree {
+        for shown in tree.values_mut() {
             // The time of the last change is all that the tool keeps; that of folders is not.
             let is_folder = shown.model == Model::Folder;
             shown.facts = if is_folder {

@@ -275,7 +275,7 @@ fn a_table_of_fat_that_lies_is_found() {
                         let entry = cluster + within;
                         let at = (table + entry * 3 / 2) as usize;
                         let both = number(&lies, at, 2) as u16;
-                        let both = if entry % 2 == 0 { both & 0xF000 } else { both & 0xF };
+                        let both = if entry.is_multiple_of(2) { both & 0xF000 } else { both & 0xF };
                         lies[at..at + 2].copy_from_slice(&both.to_le_bytes());
                     }
                     "16" => lies[at(2)..at(2) + 2].fill(0),
