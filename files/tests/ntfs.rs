@@ -237,6 +237,21 @@ fn times_have_a_hundred_nanoseconds_and_names_may_share_a_file() {
 }
 
 #[test]
+fn a_short_name_for_dos_is_no_further_name() {
+    let Some(mounted) = Mounted::new(4 * MIB, "4096") else { return };
+    let at = |name: &str| mounted.at.join(name);
+    std::fs::write(at("a long name.text"), "one").unwrap();
+    mounted.set("a long name.text", "ntfs_dos_name", b"ALONGN~1.TEX");
+    let image = mounted.finish();
+    let tree = tree(&image);
+    let named = tree.lookup(b"a long name.text").unwrap();
+    assert_eq!(named.links(), Some(1));
+    // Its record says otherwise.
+    let record = record_of(&image, "a long name.text");
+    assert_eq!(image[record + 18..record + 20], [2, 0]);
+}
+
+#[test]
 fn a_file_in_many_pieces_is_whole() {
     let Some((image, _)) = image() else { return };
     // Its record has no room for all of it: the name stands in one that continues it.

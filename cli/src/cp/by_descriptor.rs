@@ -46,6 +46,7 @@ pub(super) type Place = (u64, u64);
 
 /// Which file was made, to know it again by its name.
 #[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // named again there alone
 pub(super) struct Made {
     path: PathBuf,
     identity: Identity,
@@ -62,6 +63,7 @@ struct Identity {
 
 /// What is made instead of a file with bytes.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // made there alone
 pub(super) struct Device {
     kind: FileType,
     number: Option<(u32, u32)>,

@@ -231,7 +231,7 @@ impl Ntfs {
         let file = self.file_with(number, sequence)?;
         let reparse = self.reparse(&file)?;
         let mut facts = Facts::new(reparse::kind(reparse.as_ref(), file.0.is_folder));
-        (facts.id, facts.links) = (Some(number), Some(file.0.links.into()));
+        (facts.id, facts.links) = (Some(number), Some(names(&file)));
         facts.generation = Some(file.0.sequence.into());
         if let Some(Attribute { value: Value::Resident(value), .. }) =
             file.0.attributes.iter().find(|found| found.kind == record::STANDARD_INFORMATION)
@@ -593,6 +593,16 @@ fn append(to: &mut Outside, lowest: u64, runs: Vec<runs::Run>) -> Result<()> {
     }
     to.runs.extend(runs);
     Ok(())
+}
+
+/// How many names a file has. Its record counts short ones for DOS too, which are shown nowhere.
+fn names(file: &File) -> u32 {
+    let is_short = |found: &&Attribute| {
+        let Value::Resident(value) = &found.value else { return false };
+        found.kind == record::FILE_NAME && value.len() > 65 && index::is_short(value)
+    };
+    let short = file.0.attributes.iter().filter(is_short).count();
+    u32::from(file.0.links).saturating_sub(short as u32)
 }
 
 impl File {
