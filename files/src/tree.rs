@@ -395,7 +395,12 @@ impl FileSystem {
     ) -> Result<T> {
         self.bytes.renew();
         let done = guard(|| run(&*self.system));
-        done.map_err(|error| error.in_volume(&self.volume).at_path(path))
+        done.map_err(|error| self.named(error, path))
+    }
+
+    /// Names the volume and the path that an error is about.
+    pub(crate) fn named(&self, error: Error, path: &[u8]) -> Error {
+        error.in_volume(&self.volume).at_path(path)
     }
 }
 

@@ -90,8 +90,7 @@ impl Pair {
 
     /// The error of an entry.
     pub(super) fn unread(&self, side: Side, entry: &Entry, error: Error) -> Unread {
-        let done: Result<()> = self.tree(side).task(&path(entry), |_| Err(error));
-        let error = done.err().unwrap_or_else(|| Error::damaged("files.entry", "unknown"));
+        let error = self.tree(side).named(error, &path(entry));
         Unread { side, error }
     }
 

@@ -6,6 +6,7 @@
 
 mod clean;
 mod frame;
+mod held;
 mod index;
 mod log;
 mod lznt1;
@@ -23,9 +24,10 @@ use crate::boundary::{Bytes, number, u16_at, u32_at, u64_at};
 use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{
-    About, Facts, Item, Kind, Node, Piece, Place, Stream, StreamInfo, System, Time, Times,
-    bytes_of_utf16, check_count, utf16_of_bytes,
+    About, Facts, Item, Kind, Node, Stream, StreamInfo, System, Time, Times, bytes_of_utf16,
+    check_count, utf16_of_bytes,
 };
+use held::Held;
 use index::Name;
 use record::{Attribute, Record, Value};
 use reparse::Reparse;
@@ -82,12 +84,6 @@ struct Shape {
 
 /// A file: its record, with the attributes of the records that continue it.
 struct File(Record);
-
-/// The value of an attribute.
-enum Held {
-    Inside(Vec<u8>),
-    Outside(Outside),
-}
 
 impl Ntfs {
     pub(crate) fn open(bytes: Bytes, shows_system: bool) -> Result<Self> {
@@ -624,53 +620,6 @@ impl Attribute {
         match self.value {
             Value::Resident(_) => 0,
             Value::Outside { lowest, .. } => lowest,
-        }
-    }
-}
-
-impl Held {
-    fn read_all(mut self, most: u64) -> Result<Vec<u8>> {
-        let len = self.len();
-        if len > most {
-            let message = format!("an attribute has {len} bytes, expected {most} at most");
-            return Err(Error::damaged("ntfs.attribute", message));
-        }
-        let mut bytes = vec![0; len as usize];
-        self.read_at(&mut bytes, 0)?;
-        Ok(bytes)
-    }
-}
-
-impl Stream for Held {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Inside(value) => value.len() as u64,
-            Self::Outside(outside) => outside.len(),
-        }
-    }
-
-    fn read_at(&mut self, buf: &mut [u8], offset: u64) -> Result<()> {
-        match self {
-            Self::Inside(value) => buf.copy_from_slice(&value[offset as usize..][..buf.len()]),
-            Self::Outside(outside) => outside.read_at(buf, offset)?,
-        }
-        Ok(())
-    }
-
-    fn hole_end(&self, offset: u64) -> u64 {
-        match self {
-            Self::Inside(_) => offset,
-            Self::Outside(outside) => outside.hole_end(offset),
-        }
-    }
-
-    fn piece(&mut self, offset: u64) -> Result<Piece> {
-        match self {
-            Self::Inside(value) => {
-                let len = (value.len() as u64).saturating_sub(offset).max(1);
-                Ok(Piece { len, place: Place::Inside })
-            }
-            Self::Outside(outside) => outside.piece(offset),
         }
     }
 }
