@@ -10,6 +10,7 @@ mod held;
 mod index;
 mod log;
 mod lznt1;
+mod pieces;
 mod record;
 mod reparse;
 mod runs;
@@ -29,6 +30,7 @@ use crate::item::{
 };
 use held::Held;
 use index::Name;
+use pieces::{check_pieces, check_records};
 use record::{Attribute, Record, Value};
 use reparse::Reparse;
 use runs::Outside;
@@ -53,12 +55,6 @@ const MOST_CLUSTER: u64 = 2 << 20;
 const MOST_RECORD: u64 = 64 << 10;
 /// NTFS bounds the list of the attributes of a file to this.
 const MOST_LIST: u64 = 256 << 10;
-/// A file in more pieces takes too much memory.
-const MOST_RUNS: usize = 1 << 19;
-/// So does one of more attributes, or with more bytes of records: a list has room for some ten thousand, each of which
-/// may fill a record of 4 KiB.
-const MOST_ATTRIBUTES: usize = 1 << 15;
-const MOST_OF_RECORDS: u64 = 48 << 20;
 const MOST_REPARSE: u64 = 16 << 10;
 const UPCASE_LEN: u64 = 128 << 10;
 /// The attributes of a file whose bytes come from somewhere once they are read.
@@ -179,10 +175,7 @@ impl Ntfs {
         let count = |attributes: &[Attribute]| -> usize {
             attributes.iter().map(|attribute| attribute.runs()).sum()
         };
-        if others.len() as u64 * self.shape.record > MOST_OF_RECORDS {
-            let message = format!("the file has {} records", others.len());
-            return Err(Error::new(ErrorKind::Limit, "files.pieces", message));
-        }
+        check_records(others.len(), self.shape.record)?;
         let mut runs = count(&base.attributes);
         for other in others.into_iter().filter(|other| *other != number) {
             check_pieces(runs, base.attributes.len())?;
@@ -631,18 +624,6 @@ fn size_of(parts: &[&Attribute]) -> Option<u64> {
     })
 }
 
-/// Refuses files of more pieces than are kept in memory.
-fn check_pieces(runs: usize, attributes: usize) -> Result<()> {
-    let message = match () {
-        () if runs > MOST_RUNS => format!("the file lies in more than {MOST_RUNS} pieces"),
-        () if attributes > MOST_ATTRIBUTES => {
-            format!("the file has more than {MOST_ATTRIBUTES} attributes")
-        }
-        () => return Ok(()),
-    };
-    Err(Error::new(ErrorKind::Limit, "files.pieces", message))
-}
-
 /// Why the bytes of a stream are not read.
 fn refusal(parts: &[&Attribute]) -> Option<(&'static str, String)> {
     let flags = parts.first()?.flags;
@@ -667,18 +648,4 @@ fn time(units: u64) -> Option<Time> {
     let units = i64::try_from(units).ok().filter(|units| *units != 0)? - TO_1970;
     let nanoseconds = units.rem_euclid(10_000_000) as u32 * 100;
     Some(Time { seconds: units.div_euclid(10_000_000), nanoseconds })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_of_too_many_pieces_is_refused() {
-        check_pieces(MOST_RUNS, MOST_ATTRIBUTES).unwrap();
-        for (runs, attributes) in [(MOST_RUNS + 1, 1), (1, MOST_ATTRIBUTES + 1)] {
-            let error = check_pieces(runs, attributes).unwrap_err();
-            assert_eq!((error.kind(), error.code()), (ErrorKind::Limit, "files.pieces"));
-        }
-    }
 }
