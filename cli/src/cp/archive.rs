@@ -222,7 +222,7 @@ impl Archiver<'_, '_> {
                     && let Some(first) = self.names.earlier(entry)
                 {
                     self.out.write(&header(entry, &name, &What::Again(first)))?;
-                    self.names.add(entry, None);
+                    self.names.add(entry, || None);
                     self.report.count_file(0);
                     return Ok(());
                 }
@@ -256,7 +256,7 @@ impl Archiver<'_, '_> {
         self.report.count_file(file.size());
         if !is_stream {
             self.report.count_streams(entry);
-            self.names.add(entry, Some(name));
+            self.names.add(entry, || Some(name));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{
     Access, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, accessat,
@@ -28,7 +28,7 @@ const MOST_OF_NAME: usize = 200;
 
 /// An open folder.
 pub(super) struct Folder {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// For messages alone.
     path: PathBuf,
 }
@@ -36,7 +36,7 @@ pub(super) struct Folder {
 /// A file that only its owner may use, until it has its facts and then its name. It is removed unless it is published.
 pub(super) struct Draft {
     file: File,
-    folder: OwnedFd,
+    folder: Arc<OwnedFd>,
     /// The temporary name, where the host has no files without names.
     name: Mutex<Option<Vec<u8>>>,
 }
@@ -93,7 +93,7 @@ impl Folder {
         take_mask();
         let at = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let fd = open_folder(rustix::fs::CWD, at.as_os_str(), OFlags::empty())?;
-        Ok(Self { fd, path: path.to_path_buf() })
+        Ok(Self { fd: Arc::new(fd), path: path.to_path_buf() })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -125,7 +125,7 @@ impl Folder {
         })?;
         // Another may have taken the place of the one that was made.
         let is_made = is_made && is_as_made(&fd)?;
-        Ok((Self { fd, path: self.path.join(name) }, is_made))
+        Ok((Self { fd: Arc::new(fd), path: self.path.join(name) }, is_made))
     }
 
     pub(super) fn place(&self) -> io::Result<Place> {
@@ -247,7 +247,7 @@ impl Folder {
 
     /// Starts a file that will get this name.
     pub(super) fn start(&self, name: &OsStr) -> io::Result<Draft> {
-        let folder = self.fd.try_clone()?;
+        let folder = Arc::clone(&self.fd);
         #[cfg(target_os = "linux")]
         if let Some(file) = unnamed(&folder)? {
             return Ok(Draft { file, folder, name: Mutex::new(None) });
@@ -267,7 +267,7 @@ impl Folder {
 }
 
 impl Draft {
-    fn named(folder: OwnedFd, name: &OsStr) -> io::Result<Self> {
+    fn named(folder: Arc<OwnedFd>, name: &OsStr) -> io::Result<Self> {
         let kept = Some(name.as_bytes()).filter(|name| name.len() <= MOST_OF_NAME);
         let digits = Uuid::new_v4().simple().to_string();
         let temporary = [b".", kept.unwrap_or(b"long"), b".", digits.as_bytes(), b".tmp"].concat();
@@ -385,11 +385,18 @@ fn unnamed(folder: &OwnedFd) -> io::Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
     match openat(folder, ".", flags, PRIVATE_FILE) {
         // The path through `/proc` is needed later to name the file.
-        Ok(fd) => Ok(rustix::fs::stat(proc_path(&fd)).is_ok().then(|| fd.into())),
+        Ok(fd) => Ok(has_proc(&fd).then(|| fd.into())),
         // File systems without such files, and kernels that take the flag for `O_DIRECTORY`.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether open files have paths here, as the first one tells.
+#[cfg(target_os = "linux")]
+fn has_proc(fd: &OwnedFd) -> bool {
+    static HAS_PROC: OnceLock<bool> = OnceLock::new();
+    *HAS_PROC.get_or_init(|| rustix::fs::stat(proc_path(fd)).is_ok())
 }
 
 /// A path to an open file without a name; naming it by descriptor alone requires root.
@@ -500,7 +507,7 @@ mod tests {
             names
         };
         let start = |name: &str| {
-            let draft = Draft::named(folder.fd.try_clone().unwrap(), name.as_ref()).unwrap();
+            let draft = Draft::named(Arc::clone(&folder.fd), name.as_ref()).unwrap();
             draft.write_at(name.as_bytes(), 0).unwrap();
             draft
         };

@@ -37,6 +37,8 @@ struct Copier<'a> {
     /// Whether DEST is a new name, so that a host that refuses it refuses all.
     is_named: bool,
     names: Names<Made>,
+    /// The user and the group that copies have.
+    own: Option<(u32, u32)>,
 }
 
 pub(super) fn run(
@@ -70,6 +72,7 @@ pub(super) fn run(
         work: Arc::clone(&work),
         is_named: !into_folder,
         names: Names::default(),
+        own: host::own(),
     };
     *in_progress() = InProgress::Copies(work);
     let copied = copier.copy(found, &Arc::new(top), to.file_name().filter(|_| !into_folder));
@@ -243,7 +246,7 @@ impl Copier<'_> {
 
     /// Counts what is without its owner because nobody asked for it.
     fn count_unowned(&mut self, entry: &Entry) {
-        if !self.wanted.owners && is_unowned(entry, host::own()) {
+        if !self.wanted.owners && is_unowned(entry, self.own) {
             self.report.count_unowned();
         }
     }
@@ -283,7 +286,7 @@ impl Copier<'_> {
         let Some(made) = self.names.earlier(entry) else { return Ok(false) };
         match above.name_again(made, name) {
             Ok(()) => {
-                self.names.add(entry, None);
+                self.names.add(entry, || None);
                 self.report.count_file(0);
                 Ok(true)
             }
@@ -397,7 +400,7 @@ impl Copier<'_> {
                 if !is_stream {
                     self.count_unowned(entry);
                     self.report.count_streams(entry);
-                    self.names.add(entry, draft.made(&to));
+                    self.names.add(entry, || draft.made(&to));
                 }
                 Ok(())
             }
@@ -420,15 +423,24 @@ impl Copier<'_> {
     fn fill(&mut self, file: &mut FileReader<'_>, draft: &Draft) -> Result<(), Failed> {
         let (len, report) = (file.size(), &mut self.report);
         pieces(file, 0..len, false, |piece, at| {
-            for (place, unit) in (at..).step_by(UNIT).zip(piece.chunks(UNIT)) {
-                if unit.iter().any(|byte| *byte != 0) {
-                    draft.write_at(unit, place)?;
+            let mut place = 0;
+            for units in
+                piece.chunks(UNIT).collect::<Vec<_>>().chunk_by(|a, b| is_zeros(a) == is_zeros(b))
+            {
+                let len = units.iter().map(|unit| unit.len()).sum::<usize>();
+                if !is_zeros(units[0]) {
+                    draft.write_at(&piece[place..place + len], at + place as u64)?;
                 }
+                place += len;
             }
             report.show(at + piece.len() as u64);
             Ok(())
         })
     }
+}
+
+fn is_zeros(bytes: &[u8]) -> bool {
+    bytes.iter().all(|byte| *byte == 0)
 }
 
 /// How long a file can be there, if it is the length that was refused.

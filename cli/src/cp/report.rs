@@ -72,14 +72,14 @@ impl<T> Names<T> {
     }
 
     /// Remembers a copy for the names to come.
-    pub(super) fn add(&mut self, entry: &Entry, copy: Option<T>) {
+    pub(super) fn add(&mut self, entry: &Entry, copy: impl FnOnce() -> Option<T>) {
         let Some((id, names)) = several(entry) else { return };
         let (left, known) = self.0.entry(id).or_insert((names, None));
         *left = left.saturating_sub(1);
         if *left == 0 {
             self.0.remove(&id);
         } else if known.is_none() {
-            *known = copy;
+            *known = copy();
         }
     }
 }
