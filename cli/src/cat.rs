@@ -2,24 +2,23 @@
 
 use std::ffi::OsString;
 
+use avhdx_files::Kind;
 use serde::Serialize;
 
 use crate::args::ImageArg;
 use crate::failure::{Failure, Reply};
+use crate::input;
+use crate::next;
 use crate::output::Console;
-use crate::progress::ProgressMeter;
+use crate::printing::print;
 use crate::text::hex;
 use crate::vocabulary::Answer;
 use crate::volume::{self, VolumeFlags};
 
-const PIECE: u64 = 1 << 20;
-/// The maximum number of bytes on a line of JSON.
-const LINE: usize = 64 << 10;
-
 /// Write a file of a file system inside the disk to standard output.
 ///
 /// FAT, NTFS, ext2, ext3 and ext4 are read. Links are followed within the volume. PATH:STREAM is an alternate data stream
-/// of NTFS. With --json, one object per line with the bytes in hexadecimal digits.
+/// of NTFS, and PATH::$DATA the file itself. With --json, one object per line with the bytes in hexadecimal digits.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -54,25 +53,17 @@ impl CatAnswer {
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let tree = args.volume.open(&args.image, console)?;
+    input::refuse_own_output(tree.disk())?;
     let (entry, stream) = volume::find(&tree, &volume::path(&args.path))?;
-    let mut file = tree.open(&entry, stream.as_deref())?;
-    let (mut at, size) = (0, file.size());
-    let mut buf = vec![0; size.min(PIECE) as usize];
-    // Lines of JSON tell by themselves how far the read is.
-    let mut meter = (!console.is_json()).then(|| ProgressMeter::beside_output(console));
-    while at < size {
-        let piece = &mut buf[..PIECE.min(size - at) as usize];
-        file.read_at(piece, at)?;
-        if console.is_json() {
-            let of = |(n, part): (usize, &[u8])| CatAnswer::of(at + (n * LINE) as u64, part);
-            piece.chunks(LINE).enumerate().try_for_each(|part| console.object(&of(part)))?;
-        } else {
-            console.bytes(piece)?;
+    let mut file = match tree.open(&entry, stream.as_deref()) {
+        Ok(file) => file,
+        Err(error) => {
+            let listed = next::listing(&args.path).filter(|_| entry.kind() == Some(Kind::Folder));
+            let failure = tree.failure(error);
+            return Err(listed.into_iter().fold(failure, Failure::then));
         }
-        at += piece.len() as u64;
-        if let Some(meter) = &mut meter {
-            meter.show(at, size);
-        }
-    }
-    Ok(Reply::Yes)
+    };
+    let all = 0..file.size();
+    let read = |piece: &mut [u8], at| file.read_at(piece, at).map_err(|error| tree.failure(error));
+    print(all, read, CatAnswer::of, console)
 }

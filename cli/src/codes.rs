@@ -94,6 +94,8 @@ fn differs(code: &str, found: &Found, row: &Row) -> Vec<String> {
         row.kinds.iter().filter(|kind| !matches!(kind.as_str(), "finding" | "warning" | "note"));
     let exit = |kind: &str| match KINDS.iter().find(|(_, name)| *name == kind) {
         Some((kind, _)) => Ok(exit_of(&Error::new(*kind, code.to_owned().leak(), ""))),
+        // A kind of the package for files alone.
+        None if kind == "unclean" => Ok(Exit::Refused),
         None => Err(format!("{code}: there is no kind {kind}")),
     };
     let mut exits = found.exits.clone();

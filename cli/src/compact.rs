@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use avhdx::ops::{Compact, CompactForecast, Compacted, Pace};
 use avhdx::storage::{Access, Host, LocalHost};
+use avhdx::{Error, ErrorKind};
 use serde::Serialize;
 
 use crate::args::OperationFlags;
@@ -12,6 +13,7 @@ use crate::operation::{self, Subject};
 use crate::output::Console;
 use crate::progress::Activity;
 use crate::text::size;
+use crate::unused::{Unused, VolumeUnused};
 use crate::values;
 use crate::vocabulary::Answer;
 
@@ -22,7 +24,13 @@ use crate::vocabulary::Answer;
 /// --content would read and --punch would give back is printed too.
 /// With --content all data is read, and blocks go that hold nothing but zeros or, in a child, what its parent shows too:
 /// how much that is cannot be known before.
-/// What a file system inside deleted goes once it is discarded (fstrim, Optimize-Volume) or overwritten with zeros.
+/// What a file system inside deleted goes with --free, or once it is discarded (fstrim, Optimize-Volume) or overwritten
+/// with zeros.
+///
+/// With --free, whole blocks go of which the file systems inside (ext, FAT, NTFS) use nothing; they read as zeros
+/// afterwards, and nothing else differs. Every file is looked up first: the image stays as it is if one of them lies in
+/// space that is called free, and if a file system was not closed cleanly, is hibernated, or has shadow copies. Volumes
+/// that are not read are left alone, and so is all that lies between volumes.
 ///
 /// With --punch nothing moves: the host takes unused space back where it is, within seconds, and the file keeps its length.
 /// The file is sparse then: Hyper-V refuses sparse files on Windows, and may refuse a copy there that keeps the holes.
@@ -34,6 +42,13 @@ pub(crate) struct Args {
     /// Read all data, and drop blocks of zeros and blocks that equal what the parent shows.
     #[arg(long)]
     content: bool,
+    /// Drop blocks that no file system inside uses: they read as zeros. Refused for an image that has children.
+    #[arg(long, conflicts_with = "with_children")]
+    free: bool,
+    /// With --free, only look at this volume: its number in the partition table, its label, its name or its partition id
+    /// [default: all that can be read].
+    #[arg(short = 'p', long, value_name = "VOLUME", requires = "free")]
+    volume: Option<String>,
     /// Give unused space back to the host where it is, instead of moving blocks: the only way for a fixed disk. Hyper-V
     /// refuses sparse files on Windows, and may refuse a copy that keeps the holes.
     #[arg(long)]
@@ -62,6 +77,10 @@ pub(crate) struct CompactAnswer {
     tables: u64,
     /// Parts of the file with data that need not be there; null if the data was not read.
     content: Option<u64>,
+    /// Parts of the file with data that no file system uses; null without `--free`.
+    free: Option<u64>,
+    /// The volumes that `--free` looks at; null without it.
+    volumes: Option<Vec<VolumeUnused>>,
     /// Data of the disk that the image holds, which `--content` reads.
     data: u64,
     /// Data and sector bitmaps that move.
@@ -70,7 +89,7 @@ pub(crate) struct CompactAnswer {
     table: u64,
     /// What the host takes back inside of the file; null without `--punch`.
     punched: Option<u64>,
-    /// What `--punch` would give back to the host; null with `--content` or `--punch`, or if the host takes back no part
+    /// What `--punch` would give back to the host; null with `--content`, `--free` or `--punch`, or if the host takes back no part
     /// of a file.
     punchable: Option<u64>,
     file_len_before: u64,
@@ -98,27 +117,40 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let folders = args.opening.children_in.iter();
     let compact = folders.fold(compact, |compact, folder| compact.children_in(folder));
     // What will be refused must not replay a log, nor read all data; and its own words say what is in the way.
-    let by_tables = compact.clone().content(false).forecast(&inspected.chain)?;
+    // A fixed disk can be punched, and none of its blocks goes.
+    let by_tables = compact.clone().content(false).punch(args.punch && !args.free);
+    let by_tables = by_tables.forecast(&inspected.chain);
+    let by_tables = by_tables.map_err(|error| match error.kind() {
+        ErrorKind::HasChildren if args.free => refuse_children(&error),
+        _ => error.into(),
+    })?;
     if args.dry_run {
         inspected.warn(&options, console)?;
+        let (compact, volumes) = with_unused(&args, compact, &inspected, console)?;
         let forecast = match args.content {
             true => {
                 let _activity = Activity::of(console, "measuring the image");
                 compact.forecast(&inspected.chain)?
             }
+            false if args.free => compact.forecast(&inspected.chain)?,
             false => by_tables,
         };
         let punchable = punchable(&args, &compact, &inspected)?;
-        print(&args, &forecast.outcome, punchable, Some(&forecast), console)?;
+        print(&args, &forecast.outcome, punchable, volumes, Some(&forecast), console)?;
         forecast.check()?;
         return Ok(Reply::Yes);
     }
-    if !args.content {
+    if !args.content && !args.free {
         by_tables.check()?;
+    }
+    if inspected.is_log_pending() {
+        with_unused(&args, compact.clone(), &inspected, console)?;
     }
     drop(inspected);
     let subject = Subject::open(&args.image, &options, console)?;
     subject.resolve_point(console)?;
+    // Only now nobody else writes to the disk.
+    let (compact, volumes) = with_unused(&args, compact, &subject, console)?;
     let run = compact.clone();
     let done = operation::run(console, |on| run.on_progress(on).run(&subject.chain));
     let left = if done.is_ok() { punchable(&args, &compact, &subject) } else { Ok(None) };
@@ -132,8 +164,23 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     })?;
     closed?;
     console.done();
-    print(&args, &done, left?, None, console)?;
+    print(&args, &done, left?, volumes, None, console)?;
     Ok(Reply::Yes)
+}
+
+/// The compaction, told what no file system uses if `--free` asks for that, and the volumes that this was found in.
+fn with_unused<'a>(
+    args: &Args,
+    compact: Compact<'a>,
+    subject: &Subject,
+    console: &Console,
+) -> Result<(Compact<'a>, Option<Vec<VolumeUnused>>), Failure> {
+    if !args.free {
+        return Ok((compact, None));
+    }
+    let _activity = Activity::of(console, "looking up where files lie");
+    let unused = Unused::of(&subject.chain, args.volume.as_deref())?;
+    Ok((compact.free(unused.ranges), Some(unused.volumes)))
 }
 
 /// What `--punch` would give back to the host after a plain compaction; `None` after another one, or if the host takes
@@ -143,7 +190,9 @@ fn punchable(
     compact: &Compact<'_>,
     subject: &Subject,
 ) -> Result<Option<u64>, Failure> {
-    let Some(path) = subject.tip().path.as_deref().filter(|_| !args.content && !args.punch) else {
+    let Some(path) =
+        subject.tip().path.as_deref().filter(|_| !args.content && !args.free && !args.punch)
+    else {
         return Ok(None);
     };
     let file = LocalHost.open(path, Access::Read);
@@ -162,10 +211,20 @@ fn refuse_point(subject: &Subject) -> Failure {
     Failure::new(Exit::Refused, "compact.below-tip", message)
 }
 
+/// The refusal to free what children still read.
+fn refuse_children(error: &Error) -> Failure {
+    let file = error.file().unwrap_or("the image");
+    let found = error.found().map(|found| format!(": {found}")).unwrap_or_default();
+    let message =
+        format!("{file}: a child reads what is free in the image, and would not accept it{found}");
+    Failure::new(Exit::Refused, "compact.free-children", message)
+}
+
 fn print(
     args: &Args,
     done: &Compacted,
     punchable: Option<u64>,
+    volumes: Option<Vec<VolumeUnused>>,
     forecast: Option<&CompactForecast>,
     console: &mut Console,
 ) -> Result<(), Failure> {
@@ -176,6 +235,8 @@ fn print(
             dry_run: args.dry_run,
             tables: done.tables,
             content: done.content,
+            free: args.free.then_some(done.free),
+            volumes,
             data: done.data,
             moved: done.moved,
             table: done.table,
@@ -195,7 +256,7 @@ fn print(
             let gives = if args.dry_run { "would give" } else { "gave" };
             format!("{image}: {gives} {} back to the host", size(punched))
         }
-        0 if done.content.is_none() && done.data > 0 => {
+        0 if done.content.is_none() && !args.free && done.data > 0 => {
             let long = size(done.file_len);
             format!("{image}: stays {long} long by its tables alone, next is --content")
         }
@@ -208,12 +269,22 @@ fn print(
             let what = "of zeros, or of what the parent shows";
             console.line(format!("  content   {} {what}", size(content)))?;
         }
+        None if args.free => {}
         None => {
             let data = size(done.data);
             let what = "of blocks that need not be there";
             console.line(format!(
                 "  content   --content reads {data} to find out, and drops what it finds {what}"
             ))?;
+        }
+    }
+    if args.free {
+        console.line(format!("  free      {} that no file system uses", size(done.free)))?;
+    }
+    for volume in volumes.iter().flatten() {
+        if let Some(why) = &volume.left_alone {
+            let (name, kind) = (volume.name(), &volume.file_system);
+            console.line(format!("  left      {name} ({kind}): {why}"))?;
         }
     }
     if done.table > 0 {

@@ -1,11 +1,10 @@
 //! `avhdx df`: how much of a disk its file systems use, and how much of the image for it could go.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use avhdx::{Disk, Lock, Source, VhdxFile};
+use avhdx::{Lock, VhdxFile};
 use avhdx_files::{Volume, Volumes};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::args::{ImageArg, ReadFlags};
 use crate::failure::{Failure, Reply};
@@ -13,15 +12,18 @@ use crate::input;
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::units;
+use crate::unused::Held;
 use crate::vocabulary::Answer;
+use crate::volume;
 
 const MIB: u64 = 1 << 20;
 
 /// Show how much the file systems inside the disk use, and what the image holds of what they do not use.
 ///
-/// HELD is what the image, without its parents, holds of the space that nothing uses, in whole blocks: `compact` gives it
-/// back once the file system inside has discarded it (fstrim, Optimize-Volume). AT 1M is the same for blocks of 1 MiB, as
-/// after `convert --block 1M`. A file system that cannot be read is listed all the same (exit code 8 if it is damaged).
+/// HELD is what the image, without its parents, holds of the space that nothing uses, in whole blocks: `compact --free` gives
+/// it back, and plain `compact` does once the file system inside has discarded it (fstrim, Optimize-Volume). AT 1M is the
+/// same for blocks of 1 MiB, as after `convert --block 1M`. A file system that was not closed cleanly is said: what it calls
+/// free may be in use, and `compact --free` refuses it. A file system that cannot be read is listed all the same (exit code 8 if it is damaged).
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -60,8 +62,20 @@ pub(crate) struct VolumeSpace {
     held: Option<u64>,
     /// The same in blocks of 1 MiB.
     held_at_1m: Option<u64>,
+    /// Why it is not certain that nothing uses the free space, so that `compact --free` refuses; null if it was closed
+    /// cleanly, and if it is not read.
+    #[serde(serialize_with = "message")]
+    #[cfg_attr(test, schemars(with = "Option<String>"))]
+    unclean: Option<(&'static str, String)>,
     /// Why it is not read; null if it is.
     problem: Option<String>,
+}
+
+fn message<S: Serializer>(
+    unclean: &Option<(&'static str, String)>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    unclean.as_ref().map(|(_, message)| message).serialize(serializer)
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
@@ -69,26 +83,33 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let chain = input::chain(&args.image.image, &args.opening, Lock::Shared, console)?;
     let image = chain.tip();
     let block_size = image.block_size();
-    let volumes = Volumes::of(Arc::new(chain))?;
-    volumes.warnings().iter().for_each(|warning| console.warn("files.table", warning));
+    let name = args.image.name();
+    let volumes = Volumes::of(Arc::new(chain)).map_err(|error| volume::failure(&name, error))?;
+    for warning in volumes.warnings() {
+        console.warn("files.table", &format!("{name}: {warning}"));
+    }
     let mut is_whole = true;
     let mut rows = Vec::new();
     for volume in volumes.iter() {
         let mut row = VolumeSpace::of(volume);
         if volume.is_readable() {
             match space(volume, &image, &mut row) {
-                Ok(()) => {}
+                Ok(()) => {
+                    if let Some((code, message)) = &row.unclean {
+                        console.warn(code, message);
+                    }
+                }
                 Err(Failed::Disk(error)) => return Err(error.into()),
                 Err(Failed::Volume(error)) => {
                     is_whole = false;
-                    console.warn(error.code(), &error.to_string());
+                    console.warn(error.code(), &volume::told(&name, &error));
                     row.problem = Some(error.to_string());
                 }
             }
         }
         rows.push(row);
     }
-    let answer = DfAnswer { image: args.image.name(), block_size, volumes: rows };
+    let answer = DfAnswer { image: name, block_size, volumes: rows };
     let reply = if is_whole { Reply::Yes } else { Reply::Losses };
     if console.is_json() {
         console.document(&answer)?;
@@ -135,6 +156,7 @@ impl VolumeSpace {
             free: None,
             held: None,
             held_at_1m: None,
+            unclean: None,
             problem: None,
         }
     }
@@ -144,13 +166,16 @@ impl VolumeSpace {
 fn space(volume: &Volume, image: &VhdxFile, row: &mut VolumeSpace) -> Result<(), Failed> {
     let tree = volume.open()?;
     row.file_system = tree.kind().to_owned();
-    let (size, block) = (image.geometry().size, u64::from(image.block_size()));
-    let mut held = Held::new(image, block);
+    match tree.check_clean() {
+        Err(error) if error.disk_error().is_some() => return Err(error.into()),
+        checked => row.unclean = checked.err().map(|error| (error.code(), error.to_string())),
+    }
+    let mut held = Held::new(image, image.block_size().into());
     let mut small = Held::new(image, MIB);
     let mut failed = Ok(());
     let free = tree.free(&mut |range| {
         if failed.is_ok() {
-            failed = held.add(&range, size).and_then(|()| small.add(&range, size));
+            failed = held.add(&range).and_then(|()| small.add(&range));
         }
     })?;
     failed.map_err(Failed::Disk)?;
@@ -158,36 +183,4 @@ fn space(volume: &Volume, image: &VhdxFile, row: &mut VolumeSpace) -> Result<(),
     row.free = Some(free);
     (row.held, row.held_at_1m) = (Some(held.bytes), Some(small.bytes));
     Ok(())
-}
-
-/// Counts the whole blocks of some size of which an image holds a part, by itself.
-struct Held<'a> {
-    image: &'a VhdxFile,
-    block: u64,
-    bytes: u64,
-}
-
-impl<'a> Held<'a> {
-    fn new(image: &'a VhdxFile, block: u64) -> Self {
-        Self { image, block, bytes: 0 }
-    }
-
-    /// Adds the blocks that lie within a range of the disk. One that ends with the disk is whole.
-    fn add(&mut self, range: &Range<u64>, size: u64) -> avhdx::Result<()> {
-        let end = if range.end == size { size } else { range.end / self.block * self.block };
-        let mut at = range.start.next_multiple_of(self.block);
-        while at < end {
-            let Some(extent) = self.image.next_extent(at..end)? else { break };
-            at = match extent.source {
-                Source::Data { .. } => {
-                    let first = extent.range.start / self.block;
-                    let last = extent.range.end.div_ceil(self.block);
-                    self.bytes += (last - first) * self.block;
-                    last * self.block
-                }
-                Source::Zero { .. } | Source::Parent => extent.range.end,
-            };
-        }
-        Ok(())
-    }
 }

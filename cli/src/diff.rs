@@ -1,4 +1,6 @@
-//! `avhdx diff`: lists the ranges in which two disks differ.
+//! `avhdx diff`: lists the ranges in which two disks differ, or the files.
+
+pub(crate) mod files;
 
 use std::ffi::OsString;
 
@@ -13,14 +15,21 @@ use crate::point::Point;
 use crate::progress::ProgressMeter;
 use crate::text::{count, size};
 use crate::vocabulary::Answer;
+use files::{UNRELATED, Wanted};
 
-/// List the ranges that were written between two points in time, or in which two disks differ.
+/// List the ranges that were written between two points in time, or in which two disks differ, or the files.
 ///
 /// The tables tell what was written to the layers that the two do not have in common, to the sector or the block, and no
 /// data is read; --content reads what may differ, and lists only sectors that do. What one disk has past the end of the
 /// other differs. The exit code is 0 whether or not there are differences; compare tells by its exit code.
 ///
-/// With --json, one object per range, and one with the totals at the end.
+/// --files lists files instead, of a FAT, NTFS or ext volume: those that were added, removed or renamed within their folder,
+/// that have other content or are another kind of thing, and those of which only the facts differ: times, rights,
+/// attributes, the number of names. A file whose bytes were written, or moved elsewhere, counts as one with other content;
+/// with --content, only if its bytes are others. B is read only where something that A shows may have changed. What cannot
+/// be read is reported, and the rest is listed all the same (exit code 8).
+///
+/// With --json, one object per range or file, and one with the totals at the end.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     /// The first image, or point in time (IMAGE@SEL).
@@ -29,9 +38,19 @@ pub(crate) struct Args {
     /// The second image, or point in time (IMAGE@SEL) [default: the tip of A, if A is a point in time].
     #[arg(value_name = "B")]
     b: Option<OsString>,
-    /// Read what may differ, and list only sectors that do.
+    /// Read what may differ, and list only sectors that do, or files whose bytes do.
     #[arg(long)]
     content: bool,
+    /// List the files that differ.
+    #[arg(long)]
+    files: bool,
+    /// The volume: its number in the partition table, its label, its name or its partition id [default: the only one
+    /// that can be read].
+    #[arg(short = 'p', long, value_name = "VOLUME", requires = "files")]
+    volume: Option<String>,
+    /// Compare the files in which NTFS keeps itself too, such as $MFT.
+    #[arg(long, requires = "files")]
+    system: bool,
     /// The format of A [default: by the ending of its name, else VHDX].
     #[arg(short = 'f', long, value_name = "FORMAT", value_enum)]
     format: Option<Format>,
@@ -49,13 +68,20 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     };
     let a = Input::open(&args.a, args.format, &args.opening, console)?;
     let b = Input::open(&b_argument, args.other_format, &args.opening, console)?;
+    if args.files {
+        let wanted = Wanted {
+            arguments: [&args.a, &b_argument],
+            volume: args.volume.as_deref(),
+            system: args.system,
+            content: args.content,
+        };
+        return files::run(&wanted, [a, b], console);
+    }
     let mut meter = ProgressMeter::beside_output(console);
     let diff = Diff::new().content(args.content).on_progress(|now| meter.report(now));
     let differences = diff.run(a.disk(), b.disk())?;
     if !args.content && !differences.has_common_layers() {
-        let message = "the two have no layer in common: what both hold as data is listed, the same or not; --content \
-                       compares it";
-        console.note("diff.unrelated", message);
+        console.note("diff.unrelated", UNRELATED);
     }
     let sizes = [&a, &b].map(|input| input.disk().geometry().size);
     let width = sizes[0].max(sizes[1]).to_string().len().max("LENGTH".len());

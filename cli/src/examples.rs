@@ -48,6 +48,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx ls pc.vhdx", "the files at the top of its volume"),
             ("avhdx ls pc.vhdx@-0 logs -R --json", "a folder and all below, as JSON"),
+            ("avhdx ls pc.vhdx -R --hash blake3", "with hashes of the bytes"),
             ("avhdx ls pc.vhdx --volumes", "what there is to read"),
         ],
     ),
@@ -63,6 +64,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx cp pc.vhdx notes.txt old-notes.txt", "one file under another name"),
             ("avhdx cp pc.vhdx -r logs notes.txt archive", "a folder and a file"),
+            ("avhdx cp pc.vhdx -r / --to-tar all.tar", "all files, as an archive"),
         ],
     ),
     (
@@ -182,7 +184,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx compact web_2.avhdx", "by the tables alone"),
             ("avhdx compact web_2.avhdx --content", "reads all data, drops zeros"),
             ("avhdx compact web_2.avhdx --punch", "moves nothing; a sparse file"),
-            ("avhdx compact web_2.avhdx --content --dry-run", "says what it gives back"),
+            ("avhdx compact web_2.avhdx --free --dry-run", "what no file uses"),
         ],
     ),
     (
@@ -213,6 +215,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
             ("avhdx diff web_2.avhdx@tuesday --content", "sectors that differ"),
+            ("avhdx diff pc.vhdx@-0 pc.vhdx --files", "files that differ"),
             ("avhdx diff web.vhdx disk.raw -F raw --content --json", "of other disks"),
         ],
     ),

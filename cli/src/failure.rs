@@ -233,6 +233,12 @@ impl Failure {
         self
     }
 
+    /// Says what it happened to.
+    pub(crate) fn within(mut self, name: &str) -> Self {
+        self.message = format!("{name}: {}", self.message);
+        self
+    }
+
     /// Appends to the message.
     pub(crate) fn also(mut self, what: &str) -> Self {
         self.message += &format!("; {what}");
@@ -288,6 +294,7 @@ impl From<avhdx_files::Error> for Failure {
             Kind::NotFound => (Exit::Usage, None),
             Kind::InvalidInput => (Exit::Usage, Some("invalid-input")),
             Kind::Limit => (Exit::Refused, Some("limit")),
+            Kind::Unclean => (Exit::Refused, Some("unclean")),
             // Unsupported, and kinds added later.
             _ => (Exit::Refused, Some("unsupported")),
         };

@@ -9,7 +9,8 @@
 //!    `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
 //! 4. `forks`: other branches on a point;
-//! 5. `operation`, `writing`, `new_file`: chains, images and files that a verb changes;
+//! 5. `operation`, `writing`, `new_file`, `printing`: chains, images and files that a verb changes, and bytes that it
+//!    prints;
 //! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
 //!    tables of partitions; above them `volume`: the file system of a disk that a verb reads;
 //! 7. `facts`, `parents`: what is shown of an image, and suggestions for a wrong parent;
@@ -41,6 +42,7 @@ mod create;
 mod delete;
 mod df;
 mod diff;
+mod digest;
 mod discard;
 mod endings;
 mod examples;
@@ -72,6 +74,7 @@ mod parents;
 mod partitions;
 mod point;
 mod points;
+mod printing;
 mod progress;
 mod qcow2;
 mod read;
@@ -90,6 +93,7 @@ mod table;
 mod text;
 mod tree;
 mod typed;
+mod unused;
 mod values;
 mod versions;
 mod vhd;

@@ -2,21 +2,26 @@
 
 use std::ffi::OsString;
 
-use avhdx_files::{Entry, FileSystem, Kind, Time, Volume};
+use avhdx_files::{Entry, Kind, Time, Volume};
 use serde::Serialize;
 
 use crate::args::ImageArg;
+use crate::digest::Algorithm;
 use crate::failure::{Failure, Reply};
 use crate::output::Console;
 use crate::table::TextTable;
 use crate::text::{exact, hex, size};
 use crate::vocabulary::Answer;
-use crate::volume::{self, VolumeFlags, shown};
+use crate::volume::{self, Tree, VolumeFlags, shown};
+
+/// The digits of a hash of either kind.
+const HASH_WIDTH: usize = 64;
 
 /// List the files of a file system inside the disk.
 ///
 /// FAT, NTFS, ext2, ext3 and ext4 are read; other kinds are named. What cannot be read is reported, and the rest is listed
-/// all the same (exit code 8). With --json, one object per file with its times, its number and its streams.
+/// all the same (exit code 8); with --hash, that is each file whose bytes cannot be read. With --json, one object per file
+/// with its times, its number and its streams.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -27,8 +32,11 @@ pub(crate) struct Args {
     /// List what lies in folders below too.
     #[arg(short = 'R', long)]
     recursive: bool,
+    /// Read each file, and show a hash of its bytes and of those of its streams.
+    #[arg(long, value_enum, value_name = "ALGORITHM")]
+    hash: Option<Algorithm>,
     /// List the volumes of the disk instead.
-    #[arg(long, conflicts_with_all = ["path", "recursive"])]
+    #[arg(long, conflicts_with_all = ["path", "recursive", "hash"])]
     volumes: bool,
     #[command(flatten)]
     volume: VolumeFlags,
@@ -43,39 +51,47 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let (entry, stream) = volume::find(&tree, &typed)?;
     let mut is_whole = true;
     if !console.is_json() {
-        console.line(format!("{:<8}{:>14}  {:<17} NAME", "TYPE", "SIZE", "MODIFIED (UTC)"))?;
+        let hash =
+            args.hash.map_or(String::new(), |hash| format!("{:<HASH_WIDTH$} ", hash.title()));
+        console
+            .line(format!("{:<8}{:>14}  {:<17} {hash}NAME", "TYPE", "SIZE", "MODIFIED (UTC)"))?;
     }
     if entry.kind() != Some(Kind::Folder) || stream.is_some() {
-        list(&tree, &entry, console)?;
+        is_whole = list(&tree, &entry, args.hash, console)?;
     } else if args.recursive {
         for entry in tree.walk(&entry) {
             match entry {
-                Ok(entry) => is_whole &= list(&tree, &entry, console)?,
-                Err(error) => is_whole = report(error, console)?,
+                Ok(entry) => is_whole &= list(&tree, &entry, args.hash, console)?,
+                Err(error) => is_whole = report(&tree, error, console)?,
             }
         }
     } else {
-        for entry in tree.read_dir(&entry)? {
-            is_whole &= list(&tree, &entry, console)?;
+        for entry in tree.read_dir(&entry).map_err(|error| tree.failure(error))? {
+            is_whole &= list(&tree, &entry, args.hash, console)?;
         }
     }
     Ok(if is_whole { Reply::Yes } else { Reply::Losses })
 }
 
 /// Tells what could not be read. Returns that something could not, unless it is the disk that failed.
-fn report(error: avhdx_files::Error, console: &mut Console) -> Result<bool, Failure> {
+fn report(tree: &Tree, error: avhdx_files::Error, console: &mut Console) -> Result<bool, Failure> {
     if error.disk_error().is_some() {
-        return Err(error.into());
+        return Err(tree.failure(error));
     }
-    console.warn(error.code(), &error.to_string());
+    console.warn(error.code(), &tree.told(&error));
     Ok(false)
 }
 
 /// Lists an entry. Returns whether all of it is known.
-fn list(tree: &FileSystem, entry: &Entry, console: &mut Console) -> Result<bool, Failure> {
+fn list(
+    tree: &Tree,
+    entry: &Entry,
+    algorithm: Option<Algorithm>,
+    console: &mut Console,
+) -> Result<bool, Failure> {
     let mut is_whole = true;
     if let Some(problem) = entry.problem() {
-        console.warn(problem.code(), &format!("{}: {problem}", shown(entry.path())));
+        console.warn(problem.code(), &tree.problem_of(entry, problem));
         is_whole = false;
     }
     let target = match entry.kind() {
@@ -89,24 +105,39 @@ fn list(tree: &FileSystem, entry: &Entry, console: &mut Console) -> Result<bool,
     let target = match target {
         Ok(target) => target,
         Err(error) => {
-            is_whole = report(error, console)?;
+            is_whole = report(tree, error, console)?;
             None
         }
     };
     let streams = match streams {
         Ok(streams) => streams,
         Err(error) => {
-            is_whole = report(error, console)?;
+            is_whole = report(tree, error, console)?;
             Vec::new()
         }
     };
-    let streams =
-        streams.into_iter().map(|stream| Stream { name: shown(&stream.name), size: stream.size });
-    let answer = LsAnswer::of(entry, target.as_deref(), streams.collect());
+    let mut hash = |stream: Option<&[u8]>| -> Result<Option<Hash>, Failure> {
+        let Some(algorithm) = algorithm else { return Ok(None) };
+        match algorithm.of(tree, entry, stream) {
+            Ok((_, value)) => Ok(Some(Hash { algorithm, value })),
+            Err(error) => {
+                is_whole = report(tree, error, console)?;
+                Ok(None)
+            }
+        }
+    };
+    let of_file = if entry.kind() == Some(Kind::File) { hash(None)? } else { None };
+    let mut all = Vec::new();
+    for stream in streams {
+        let hash = hash(Some(&stream.name))?;
+        all.push(Stream { name: shown(&stream.name), size: stream.size, hash });
+    }
+    let mut answer = LsAnswer::of(entry, target.as_deref(), all);
+    answer.hash = of_file;
     if console.is_json() {
         console.object(&answer)?;
     } else {
-        answer.lines().iter().try_for_each(|line| console.line(line))?;
+        answer.lines(algorithm.is_some()).iter().try_for_each(|line| console.line(line))?;
     }
     Ok(is_whole)
 }
@@ -183,6 +214,9 @@ pub(crate) struct LsAnswer {
     /// The alternate data streams of NTFS.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     streams: Vec<Stream>,
+    /// A hash of the bytes of the file, if one is asked for and they can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<Hash>,
     /// The code of the error with which the bytes of the file are refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     refused: Option<String>,
@@ -198,6 +232,16 @@ impl Answer for LsAnswer {
 pub(crate) struct Stream {
     name: String,
     size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash: Option<Hash>,
+}
+
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct Hash {
+    algorithm: Algorithm,
+    /// In hexadecimal digits.
+    value: String,
 }
 
 impl LsAnswer {
@@ -223,12 +267,13 @@ impl LsAnswer {
             attributes: entry.attributes(),
             target: target.map(shown),
             streams,
+            hash: None,
             refused: entry.refusal().map(|(code, _)| code.to_owned()),
         }
     }
 
     /// The entry in text, and a line for each stream.
-    fn lines(&self) -> Vec<String> {
+    fn lines(&self, has_hash: bool) -> Vec<String> {
         let modified = self.modified.as_deref().and_then(|time| time.get(..16));
         let modified = modified.map_or("-".into(), |time| time.replace('T', " "));
         let mut name = self.path.clone();
@@ -238,12 +283,15 @@ impl LsAnswer {
         if let Some(code) = &self.refused {
             name += &format!("  (not read: {code})");
         }
-        let line = |kind: &str, size: u64, name: &str| {
-            format!("{kind:<8}{size:>14}  {modified:<17} {name}")
+        let line = |kind: &str, size: u64, hash: Option<&Hash>, name: &str| {
+            let hash = hash.map_or("-", |hash| &hash.value);
+            let hash = if has_hash { format!("{hash:<HASH_WIDTH$} ") } else { String::new() };
+            format!("{kind:<8}{size:>14}  {modified:<17} {hash}{name}")
         };
-        let mut lines = vec![line(&self.kind, self.size, &name)];
+        let mut lines = vec![line(&self.kind, self.size, self.hash.as_ref(), &name)];
         for stream in &self.streams {
-            lines.push(line("stream", stream.size, &format!("{}:{}", self.path, stream.name)));
+            let name = format!("{}:{}", self.path, stream.name);
+            lines.push(line("stream", stream.size, stream.hash.as_ref(), &name));
         }
         lines
     }

@@ -83,6 +83,15 @@ pub(crate) fn with_flag(more: &str) -> Option<String> {
     fill(&format!("AGAIN {more}"), Some(typed().as_ref()?), Concerned::default())
 }
 
+/// The command that lists a folder inside the disk.
+pub(crate) fn listing(path: &OsStr) -> Option<String> {
+    let listing = fill("avhdx ls PARENTS FORMAT ON IMAGE", typed().as_ref(), Concerned::default())?;
+    let is_flag = path.as_encoded_bytes().first() == Some(&b'-');
+    let from_top = if is_flag { OsString::from("/") } else { OsString::new() };
+    let path = [from_top.as_os_str(), path].into_iter().collect::<OsString>();
+    Some(format!("{listing} {}  # lists what it holds", words(&[path])))
+}
+
 /// The command typed, with another name for its output.
 pub(crate) fn elsewhere(out: &Path) -> Option<String> {
     typed().as_ref()?.elsewhere(out.as_os_str()).map(|typed| format!("avhdx {}", words(&typed)))

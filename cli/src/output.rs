@@ -150,13 +150,19 @@ impl Console {
         self.warn_of(code, message, None);
     }
 
+    /// Prints a failure as a warning: something was left out because of it.
+    pub(crate) fn left_out(&mut self, failure: &Failure) {
+        let cause = failure.cause().map_or(String::new(), |cause| format!(": {cause}"));
+        self.warn_of(failure.code(), &format!("{}{cause}", failure.message()), None);
+    }
+
     pub(crate) fn warnings(&mut self, warnings: &[Warning]) {
         for warning in warnings {
             self.warn_of(warning.code, &warning.to_string(), Some(&warning.file));
         }
     }
 
-    fn warn_of(&mut self, code: &'static str, message: &str, file: Option<&str>) {
+    fn warn_of(&mut self, code: &str, message: &str, file: Option<&str>) {
         if self.json {
             say(&WarningAnswer { code, message, file });
         } else {

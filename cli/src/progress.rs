@@ -87,6 +87,11 @@ impl ProgressMeter {
         }
     }
 
+    /// The same beside what goes to standard output: a bar would lie across it on the same terminal.
+    pub(crate) fn endless_beside_output(console: &Console) -> Self {
+        if screen::width().is_some() { Self::Silent } else { Self::endless(console) }
+    }
+
     /// A meter for work that is not measured in bytes. JSON has no lines for it.
     pub(crate) fn of_steps(console: &Console, what: &'static str) -> Self {
         Self::bar(console, OF_STEPS, what)

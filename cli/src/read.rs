@@ -6,14 +6,10 @@ use crate::args::{Format, ImageArg, ReadFlags, range};
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
 use crate::output::Console;
-use crate::progress::ProgressMeter;
+use crate::printing::print;
 use crate::text::hex;
 use crate::values;
 use crate::vocabulary::Answer;
-
-const PIECE: u64 = 1 << 20;
-/// The maximum number of bytes on a line of JSON.
-const LINE: usize = 64 << 10;
 
 /// Write bytes of the disk to standard output.
 ///
@@ -62,24 +58,6 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let size = disk.geometry().size;
     let length = args.length.unwrap_or(size.saturating_sub(args.offset));
     let end = range(args.offset, length, size)?.end;
-    let mut buf = vec![0; length.min(PIECE) as usize];
-    let mut at = args.offset;
-    // Lines of JSON tell by themselves how far the read is.
-    let mut meter = (!console.is_json()).then(|| ProgressMeter::beside_output(console));
-    while at < end {
-        // Pieces end at multiples of their size, so that few blocks are split.
-        let piece = &mut buf[..(PIECE - at % PIECE).min(end - at) as usize];
-        disk.read_at(piece, at)?;
-        if console.is_json() {
-            let of = |(n, part): (usize, &[u8])| ReadAnswer::of(at + (n * LINE) as u64, part);
-            piece.chunks(LINE).enumerate().try_for_each(|part| console.object(&of(part)))?;
-        } else {
-            console.bytes(piece)?;
-        }
-        at += piece.len() as u64;
-        if let Some(meter) = &mut meter {
-            meter.show(at - args.offset, length);
-        }
-    }
-    Ok(Reply::Yes)
+    let read = |piece: &mut [u8], at| Ok(disk.read_at(piece, at)?);
+    print(args.offset..end, read, ReadAnswer::of, console)
 }

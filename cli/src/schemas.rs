@@ -51,6 +51,8 @@ fn the_schemas_are_those_of_the_types() {
         document::<crate::create::CreateAnswer>(),
         document::<crate::merging::DeleteAnswer>(),
         line::<crate::diff::DiffAnswer>(),
+        line::<crate::diff::files::DiffFileAnswer>(),
+        line::<crate::diff::files::DiffFilesTotalAnswer>(),
         line::<crate::diff::DiffTotalAnswer>(),
         document::<crate::discard::DiscardAnswer>(),
         line::<crate::render::ErrorAnswer>(),

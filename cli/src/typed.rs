@@ -35,7 +35,7 @@ pub(crate) struct Typed {
     pub(crate) parents: Vec<OsString>,
     /// The flag of a format other than VHDX.
     pub(crate) format: Vec<OsString>,
-    /// The flag that chooses a volume of the disk.
+    /// The flags that choose a volume of the disk, and what of it is shown.
     pub(crate) volume: Vec<OsString>,
 }
 
@@ -88,13 +88,15 @@ impl Typed {
             let value = values(matches, id).into_iter().find(|value| value != "vhdx");
             value.map_or_else(Vec::new, |value| vec![format!("--{id}").into(), value])
         };
+        let shows_system = matches.try_get_one::<bool>("system").ok().flatten() == Some(&true);
+        let system = shows_system.then(|| OsString::from("--system"));
         Some(Self {
             format: flag("format"),
-            volume: flag("volume"),
+            volume: flag("volume").into_iter().chain(system).collect(),
             words: args.iter().skip(1).cloned().collect(),
             verb: verb.into(),
             image: one(&["image", "a", "parent", "places"]),
-            out: one(&["out"]),
+            out: output(matches),
             other: one(&["b"]),
             parents: parents.collect(),
             program,
@@ -134,7 +136,7 @@ impl Typed {
             words[at] = with;
             // The same name may also be the value of another argument.
             let matches = self.parse(&words)?;
-            (values(matches.subcommand()?.1, "out") == [name]).then_some(words)
+            (output(matches.subcommand()?.1).as_deref() == Some(name)).then_some(words)
         };
         (0..self.words.len()).rev().find_map(|at| {
             let word = &self.words[at];
@@ -190,6 +192,12 @@ impl Typed {
         let args = [&["avhdx".into()], words].concat();
         self.program.clone().try_get_matches_from(args).ok()
     }
+}
+
+/// The output that was named: by a name of its own, or as the last of several.
+fn output(matches: &ArgMatches) -> Option<OsString> {
+    let named = values(matches, "out").into_iter().next();
+    named.or_else(|| values(matches, "sources_and_out").into_iter().skip(1).last())
 }
 
 fn values(matches: &ArgMatches, id: &str) -> Vec<OsString> {

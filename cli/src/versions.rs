@@ -5,21 +5,19 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use avhdx::{DiffChain, Disk, ErrorKind as DiskErrorKind, LayerId, Source};
-use avhdx_files::{Entry, ErrorKind, FileSystem, Kind, Seen};
+use avhdx_files::{ErrorKind, FileSystem, Kind, Seen};
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 use crate::args::ImageArg;
+use crate::digest::Algorithm;
 use crate::failure::{Failure, Reply};
 use crate::output::Console;
 use crate::points::Points;
 use crate::progress::Activity;
 use crate::table::TextTable;
-use crate::text::{exact, hex, size};
+use crate::text::{exact, size};
 use crate::vocabulary::Answer;
 use crate::volume::{self, VolumeFlags, shown};
-
-const PIECE: u64 = 1 << 20;
 
 /// List the versions of a file: what it was at each point in time, newest first.
 ///
@@ -142,7 +140,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     console.table(table)?;
     for row in rows.iter().filter(|row| row.problem.is_some()) {
         let problem = row.problem.as_deref().unwrap_or_default();
-        console.warn("versions.unread", &format!("{}: {problem}", row.selector));
+        console.warn("versions.unread", &format!("{image}{}: {problem}", row.selector));
     }
     Ok(reply)
 }
@@ -192,26 +190,8 @@ fn version(tree: &FileSystem, typed: &[u8]) -> avhdx_files::Result<Version> {
     if kind != Kind::File && stream.is_none() {
         return Ok(Version { kind, size: 0, modified, sha256: None });
     }
-    let (size, sha256) = hash(tree, &entry, stream)?;
+    let (size, sha256) = Algorithm::Sha256.of(tree, &entry, stream)?;
     Ok(Version { kind: Kind::File, size, modified, sha256: Some(sha256) })
-}
-
-fn hash(
-    tree: &FileSystem,
-    entry: &Entry,
-    stream: Option<&[u8]>,
-) -> avhdx_files::Result<(u64, String)> {
-    let mut file = tree.open(entry, stream)?;
-    let (mut at, size) = (0, file.size());
-    let mut buf = vec![0; size.min(PIECE) as usize];
-    let mut hash = Sha256::new();
-    while at < size {
-        let piece = &mut buf[..PIECE.min(size - at) as usize];
-        file.read_at(piece, at)?;
-        hash.update(&piece);
-        at += piece.len() as u64;
-    }
-    Ok((size, hex(&hash.finalize())))
 }
 
 /// Whether a layer leaves all bytes of these ranges to the layers below it, as its tables tell.

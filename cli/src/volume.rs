@@ -1,6 +1,8 @@
 //! The file system of a disk that a verb reads.
 
 use std::ffi::OsStr;
+use std::ops::Deref;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use avhdx::{DiffChain, Disk};
@@ -29,6 +31,66 @@ pub(crate) struct VolumeFlags {
     opening: ReadFlags,
 }
 
+/// A file system of a disk, with what messages call it.
+pub(crate) struct Tree {
+    system: FileSystem,
+    disk: Arc<dyn Disk>,
+    /// The files that hold the disk.
+    paths: Vec<PathBuf>,
+    /// The image as typed.
+    image: String,
+    volume: String,
+}
+
+impl Deref for Tree {
+    type Target = FileSystem;
+
+    fn deref(&self) -> &FileSystem {
+        &self.system
+    }
+}
+
+impl Tree {
+    pub(crate) fn disk(&self) -> &dyn Disk {
+        &*self.disk
+    }
+
+    pub(crate) fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// A path, behind what it lies in.
+    pub(crate) fn place(&self, path: &[u8]) -> String {
+        format!("{}: {}: /{}", self.image, self.volume, shown(path))
+    }
+
+    /// What an error says, and of which image.
+    pub(crate) fn told(&self, error: &avhdx_files::Error) -> String {
+        told(&self.image, error)
+    }
+
+    /// What keeps anything but the name of an entry from being known.
+    pub(crate) fn problem_of(&self, entry: &Entry, problem: &avhdx_files::Error) -> String {
+        format!("{}: {}", self.place(entry.path()), problem.message())
+    }
+
+    pub(crate) fn failure(&self, error: avhdx_files::Error) -> Failure {
+        failure(&self.image, error)
+    }
+}
+
+/// What an error says, and of which image.
+pub(crate) fn told(image: &str, error: &avhdx_files::Error) -> String {
+    format!("{image}: {error}")
+}
+
+/// The failure, which names the image unless it names the file that could not be read.
+pub(crate) fn failure(image: &str, error: avhdx_files::Error) -> Failure {
+    let is_of_disk = error.disk_error().is_some();
+    let failure = Failure::from(error);
+    if is_of_disk { failure } else { failure.within(image) }
+}
+
 impl VolumeFlags {
     /// The volumes of the image's disk. Prints their warnings.
     pub(crate) fn volumes(
@@ -36,11 +98,13 @@ impl VolumeFlags {
         image: &ImageArg,
         console: &mut Console,
     ) -> Result<Volumes, Failure> {
+        let input = self.input(image, console)?;
+        volumes_of(input.into_disk(), image, console)
+    }
+
+    fn input(&self, image: &ImageArg, console: &mut Console) -> Result<Input, Failure> {
         avhdx_files::silence_caught_panics();
-        let input = Input::open(&image.image, self.format, &self.opening, console)?;
-        let volumes = Volumes::of(input.into_disk())?;
-        volumes.warnings().iter().for_each(|warning| console.warn("files.table", warning));
-        Ok(volumes)
+        Input::open(&image.image, self.format, &self.opening, console)
     }
 
     /// The chain of an image that is one of a chain.
@@ -70,17 +134,36 @@ impl VolumeFlags {
     }
 
     /// The file system. Prints its warnings.
-    pub(crate) fn open(
-        &self,
-        image: &ImageArg,
-        console: &mut Console,
-    ) -> Result<FileSystem, Failure> {
-        let volumes = self.volumes(image, console)?;
-        let volume = volumes.select(self.volume.as_deref())?;
-        let tree = volume.open_with(Options::default().system(self.system))?;
-        tree.warnings().iter().for_each(|warning| console.warn("files.volume", warning));
-        Ok(tree)
+    pub(crate) fn open(&self, image: &ImageArg, console: &mut Console) -> Result<Tree, Failure> {
+        let input = self.input(image, console)?;
+        let paths = input.paths();
+        let disk = input.into_disk();
+        let volumes = volumes_of(Arc::clone(&disk), image, console)?;
+        let image = image.name();
+        let options = Options::default().system(self.system);
+        let opened = volumes
+            .select(self.volume.as_deref())
+            .and_then(|volume| Ok((volume.name(), volume.open_with(options)?)));
+        let (volume, system) = opened.map_err(|error| failure(&image, error))?;
+        for warning in system.warnings() {
+            console.warn("files.volume", &format!("{image}: {volume}: {warning}"));
+        }
+        Ok(Tree { system, disk, paths, image, volume })
     }
+}
+
+/// The volumes of the image's disk. Prints their warnings.
+fn volumes_of(
+    disk: Arc<dyn Disk>,
+    image: &ImageArg,
+    console: &mut Console,
+) -> Result<Volumes, Failure> {
+    let image = image.name();
+    let volumes = Volumes::of(disk).map_err(|error| failure(&image, error))?;
+    for warning in volumes.warnings() {
+        console.warn("files.table", &format!("{image}: {warning}"));
+    }
+    Ok(volumes)
 }
 
 /// The bytes of a path in a volume, as typed.
@@ -94,22 +177,34 @@ pub(crate) fn path(typed: &OsStr) -> Vec<u8> {
     typed.to_string_lossy().into_owned().into_bytes()
 }
 
-/// Splits what was typed into a path and the stream that follows a colon. Only NTFS has streams: a colon is a part of names
-/// elsewhere.
+/// Splits what was typed into a path and the stream that follows a colon, as `PATH:STREAM` or `PATH:STREAM:$DATA`;
+/// `PATH::$DATA` is the file itself. Only NTFS has streams: a colon is a part of names elsewhere.
 pub(crate) fn split<'t>(tree: &FileSystem, typed: &'t [u8]) -> (&'t [u8], Option<&'t [u8]>) {
     let last = typed.iter().rposition(|byte| matches!(byte, b'/' | b'\\')).map_or(0, |at| at + 1);
     let colon =
         typed[last..].iter().position(|byte| *byte == b':').filter(|_| tree.kind() == "NTFS");
     match colon {
-        Some(at) => (&typed[..last + at], Some(&typed[last + at + 1..])),
+        Some(at) => (&typed[..last + at], stream(&typed[last + at + 1..])),
         None => (typed, None),
     }
 }
 
+/// The stream that is meant by what follows the first colon; none if it is the file itself.
+fn stream(named: &[u8]) -> Option<&[u8]> {
+    const DATA: &[u8] = b":$DATA";
+    let name = named.len().checked_sub(DATA.len());
+    match name.filter(|name| named[*name..].eq_ignore_ascii_case(DATA)) {
+        Some(0) => None,
+        Some(name) => Some(&named[..name]),
+        None => Some(named),
+    }
+}
+
 /// Finds what was typed, and the stream of it.
-pub(crate) fn find(tree: &FileSystem, typed: &[u8]) -> Result<(Entry, Option<Vec<u8>>), Failure> {
+pub(crate) fn find(tree: &Tree, typed: &[u8]) -> Result<(Entry, Option<Vec<u8>>), Failure> {
     let (path, stream) = split(tree, typed);
-    Ok((tree.resolve(path)?, stream.map(<[u8]>::to_vec)))
+    let entry = tree.resolve(path).map_err(|error| tree.failure(error))?;
+    Ok((entry, stream.map(<[u8]>::to_vec)))
 }
 
 /// A path as it is shown.

@@ -4,16 +4,17 @@
 //! into such a reader is a *task* with a budget, and reads through [`Bytes`], which ends the task once the budget is used
 //! up. A panic becomes an error.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::{Arc, Once};
 
 use avhdx::Disk;
 
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Small reads go through pages of this size.
@@ -64,6 +65,28 @@ struct Inner {
     left: Cell<Budget>,
     pages: RefCell<Pages>,
     touched: RefCell<Option<BTreeMap<u64, u64>>>,
+    watched: RefCell<Option<Watch>>,
+    twin: RefCell<Option<Twin>>,
+    /// Whether something was read that is other bytes at the other point in time.
+    has_met: Cell<bool>,
+    is_apart: Cell<bool>,
+    /// How many bytes of the disk were read.
+    count: Cell<u64>,
+}
+
+/// What is watched for.
+struct Watch {
+    /// Where the other point may have other bytes.
+    written: Rc<Changed>,
+    /// What the other point understands in another way.
+    reframed: Changed,
+    other: Bytes,
+}
+
+/// Another point in time that has the same bytes, but for those that were written.
+struct Twin {
+    written: Rc<Changed>,
+    other: Weak<Inner>,
 }
 
 #[derive(Clone, Copy)]
@@ -87,6 +110,11 @@ impl Bytes {
             left: Cell::new(Budget { reads: 0, bytes: 0 }),
             pages: RefCell::default(),
             touched: RefCell::new(None),
+            watched: RefCell::new(None),
+            twin: RefCell::new(None),
+            has_met: Cell::new(false),
+            is_apart: Cell::new(false),
+            count: Cell::new(0),
         }));
         bytes.renew();
         bytes
@@ -104,7 +132,18 @@ impl Bytes {
     /// Begins a task: the budget is whole again.
     pub(crate) fn renew(&self) {
         let bytes = self.len().saturating_mul(2).min(MOST_BYTES) + FREE_BYTES;
+        self.allow(bytes);
+    }
+
+    /// Begins a task that may read all that the file system keeps of itself, which grows with the volume.
+    pub(crate) fn renew_for_all(&self) {
+        self.allow(self.len().saturating_mul(2).saturating_add(FREE_BYTES));
+    }
+
+    fn allow(&self, bytes: u64) {
         self.0.left.set(Budget { reads: (bytes >> 20) * READS_A_MIB, bytes });
+        // A panic may have left it.
+        self.0.is_apart.set(false);
     }
 
     /// Fills a new buffer. The length is one that the caller has bounded.
@@ -141,7 +180,15 @@ impl Bytes {
         {
             add(touched, offset..offset + len);
         }
+        self.fill(buf, offset)?;
+        self.compare(buf, offset);
+        Ok(())
+    }
+
+    fn fill(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let len = buf.len() as u64;
         if len >= PAGE {
+            self.0.count.set(self.0.count.get() + len);
             return Ok(self.0.disk.read_at(buf, self.0.range.start + offset)?);
         }
         let (mut buf, mut at) = (buf, offset);
@@ -164,7 +211,15 @@ impl Bytes {
         }
         let start = page * PAGE;
         let len = PAGE.min(self.len() - start);
+        let twin = self.0.twin.borrow();
+        if let Some(other) = twin.as_ref().and_then(|twin| twin.having(start..start + len))
+            && let Some(held) = other.pages.borrow().held.get(&page)
+        {
+            take(held);
+            return Ok(());
+        }
         let mut bytes = vec![0; len as usize].into_boxed_slice();
+        self.0.count.set(self.0.count.get() + len);
         self.0.disk.read_at(&mut bytes, self.0.range.start + start)?;
         take(&bytes);
         if pages.order.len() == PAGES
@@ -187,6 +242,81 @@ impl Bytes {
         let touched = self.0.touched.borrow();
         let start = self.0.range.start;
         touched.iter().flatten().map(|(from, to)| start + from..start + to).collect()
+    }
+}
+
+impl Bytes {
+    /// Watches from now on for reads of bytes that are others in `other`, among those that were written, and for what is
+    /// reframed. From now on, `other` takes what was not written from the pages that are kept here.
+    pub(crate) fn watch(&self, written: Changed, reframed: Changed, other: Bytes) {
+        let written = Rc::new(written);
+        let twin = Twin { written: Rc::clone(&written), other: Rc::downgrade(&self.0) };
+        other.0.twin.replace(Some(twin));
+        self.0.watched.replace(Some(Watch { written, reframed, other }));
+    }
+
+    /// Whether any of the bytes that are watched for was read since this was asked last.
+    pub(crate) fn take_met(&self) -> bool {
+        self.0.has_met.take()
+    }
+
+    /// Does not watch until [`take_met`](Self::take_met) is asked.
+    pub(crate) fn look_away(&self) {
+        self.0.has_met.set(true);
+    }
+
+    /// Takes the range for one that is read, and may be other bytes wherever it was written.
+    pub(crate) fn meet(&self, range: &Range<u64>) {
+        if let Some(watch) = self.watch_now()
+            && (watch.reframed.meets(range) || watch.written.meets(range))
+        {
+            self.0.has_met.set(true);
+        }
+    }
+
+    /// Compares what was read with the other point.
+    fn compare(&self, buf: &[u8], offset: u64) {
+        let Some(watch) = self.watch_now() else { return };
+        let mut left = offset..offset + buf.len() as u64;
+        let mut is_other = watch.reframed.meets(&left);
+        while !is_other && let Some(written) = watch.written.first_in(&left) {
+            let own = &buf[(written.start - offset) as usize..(written.end - offset) as usize];
+            let mut there = vec![0; own.len()];
+            // What cannot be read there is told by who reads it there.
+            is_other = watch.other.fill(&mut there, written.start).is_err() || there != own;
+            left.start = written.end;
+        }
+        if is_other {
+            self.0.has_met.set(true);
+        }
+    }
+
+    /// What is watched for, unless that makes no difference.
+    fn watch_now(&self) -> Option<Ref<'_, Watch>> {
+        if self.0.is_apart.get() || self.0.has_met.get() {
+            return None;
+        }
+        Ref::filter_map(self.0.watched.borrow(), Option::as_ref).ok()
+    }
+
+    /// Reads what is not watched for: two states of a file system are compared in it by other means.
+    pub(crate) fn apart<T>(&self, run: impl FnOnce() -> T) -> T {
+        let was = self.0.is_apart.replace(true);
+        let done = run();
+        self.0.is_apart.set(was);
+        done
+    }
+
+    /// How many bytes of the disk were read so far.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.count.get()
+    }
+}
+
+impl Twin {
+    /// The other point, if it has the same bytes in this range.
+    fn having(&self, range: Range<u64>) -> Option<Rc<Inner>> {
+        if self.written.meets(&range) { None } else { self.other.upgrade() }
     }
 }
 

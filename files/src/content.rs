@@ -82,8 +82,7 @@ const EXAMINED: u64 = 0x1_0048;
 /// Recognizes what the volume holds. Only the disk can fail.
 pub(crate) fn recognize(bytes: &Bytes) -> Result<Content> {
     let first = bytes.read(0, bytes.len().min(EXAMINED) as usize)?;
-    let has =
-        |at: u64, sign: &[u8]| first.get(at as usize..).is_some_and(|rest| rest.starts_with(sign));
+    let has = |at: u64, sign: &[u8]| has(&first, at, sign);
     if let Some((.., name)) = SIGNS.iter().find(|(at, sign, _)| has(*at, sign)) {
         return Ok(Content::Refused(name));
     }
@@ -94,6 +93,21 @@ pub(crate) fn recognize(bytes: &Bytes) -> Result<Content> {
         () if first.iter().all(|byte| *byte == 0) => Content::Empty,
         () => Content::Unknown,
     })
+}
+
+/// The kinds that are read and that a volume looks like: it may hold the beginning of one that was there before.
+pub(crate) fn kinds(bytes: &Bytes) -> Result<Vec<Content>> {
+    let first = bytes.read(0, bytes.len().min(EXAMINED) as usize)?;
+    let kinds = [
+        (has(&first, 3, b"NTFS    "), Content::Ntfs),
+        (has(&first, 1024 + 56, b"\x53\xEF"), Content::Ext),
+        (is_fat(&first), Content::Fat),
+    ];
+    Ok(kinds.into_iter().filter_map(|(is_it, kind)| is_it.then_some(kind)).collect())
+}
+
+fn has(first: &[u8], at: u64, sign: &[u8]) -> bool {
+    first.get(at as usize..).is_some_and(|rest| rest.starts_with(sign))
 }
 
 /// Whether the first sector describes a FAT file system. Its signature alone is that of an MBR too.

@@ -28,6 +28,9 @@ pub enum ErrorKind {
     NotFound,
     /// The argument does not fit: several volumes could be meant, a folder was read as a file.
     InvalidInput,
+    /// The file system was not closed cleanly, or something holds on to space that it calls free: which space nothing uses
+    /// is not certain.
+    Unclean,
     /// A limit was reached that keeps hostile volumes from taking time and memory without bound.
     Limit,
 }
@@ -103,6 +106,11 @@ impl Error {
         Self::new(ErrorKind::Unsupported, code, message)
     }
 
+    /// A file system whose free space is not certain.
+    pub(crate) fn unclean(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Unclean, code, message)
+    }
+
     /// What caught panic of a crate says, which is damage that the crate did not expect.
     pub(crate) fn panicked(payload: &(dyn Any + Send)) -> Self {
         let text = payload.downcast_ref::<&str>().copied();
@@ -125,9 +133,11 @@ impl Error {
         self
     }
 
-    /// Sets the path, unless it is set already.
+    /// Sets the path, unless it is set already; an empty one is none.
     pub(crate) fn at_path(mut self, path: &[u8]) -> Self {
-        self.0.path.get_or_insert_with(|| String::from_utf8_lossy(path).into_owned());
+        if !path.is_empty() {
+            self.0.path.get_or_insert_with(|| String::from_utf8_lossy(path).into_owned());
+        }
         self
     }
 }

@@ -1,15 +1,17 @@
 //! What file systems say of their files, in the same words for all of them.
 
+use std::any::Any;
 use std::fmt;
 use std::ops::Range;
 
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A folder with more names is not listed: they are all in memory at once.
 const MOST_NAMES: usize = 1 << 20;
 
 /// A file system, as its readers implement it. Paths and limits of walks are the caller's.
-pub(crate) trait System {
+pub(crate) trait System: Any {
     fn about(&self) -> &About;
     fn root(&self) -> Result<Item>;
     /// What a folder holds, in any order, without `.` and `..`.
@@ -24,10 +26,24 @@ pub(crate) trait System {
     fn open(&self, file: &Item, stream: Option<&[u8]>) -> Result<Box<dyn Stream>>;
     /// Where a link leads.
     fn target(&self, link: &Item) -> Result<Vec<u8>>;
+    /// The bytes of a file, or of one of its streams, to tell where they are stored, however that is; `None` if it has none.
+    fn stored(&self, file: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>>;
+    /// What else makes the file what it is, such as where a link leads, in bytes of the file system's own.
+    fn nature(&self, _: &Item) -> Result<Vec<u8>> {
+        Ok(Vec::new())
+    }
+    /// What of the volume counts as changed besides what did, since another state of the file system understands it in
+    /// another way; `None` if that is all of it.
+    fn reframed(&self, other: &dyn System, changed: &Changed) -> Result<Option<Vec<Range<u64>>>>;
     /// How many bytes of the volume the file system gives out.
     fn capacity(&self) -> u64;
     /// The ranges of the volume, in bytes, of what it gives out that nothing uses, in order.
     fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()>;
+    /// Refuses a file system that was not closed cleanly, or in which something holds on to space that is called free.
+    fn check_clean(&self) -> Result<()>;
+    /// Refuses a file system of which a file, or what it keeps itself, lies in space that is called free. Reads where all
+    /// files lie, and none of their bytes.
+    fn check_free(&self) -> Result<()>;
 }
 
 /// The bytes of a file.
@@ -39,6 +55,29 @@ pub(crate) trait Stream {
     fn hole_end(&self, offset: u64) -> u64 {
         offset
     }
+    /// How the bytes from `offset` on are stored, up to where others are stored in another way or place.
+    fn piece(&mut self, offset: u64) -> Result<Piece>;
+}
+
+/// Bytes of a file that are stored in one way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    /// At least 1.
+    pub(crate) len: u64,
+    pub(crate) place: Place,
+}
+
+/// What decides bytes of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// They are zeros.
+    Zeros,
+    /// As they are, from this byte of the volume on.
+    At(u64),
+    /// These bytes of the volume together, in units of so many bytes.
+    Packed(Vec<Range<u64>>, u64),
+    /// They lie within what describes the file.
+    Inside,
 }
 
 /// What a file system says of itself.
@@ -51,6 +90,21 @@ pub(crate) struct About {
     pub(crate) warnings: Vec<String>,
     /// Whether a backslash separates names too.
     pub(crate) has_backslash: bool,
+    /// Whether the file system has more bytes than its volume.
+    pub(crate) is_cut: bool,
+}
+
+impl About {
+    /// Refuses a file system whose end is not there.
+    pub(crate) fn check_whole(&self) -> Result<()> {
+        match self.is_cut {
+            true => {
+                let message = "the file system has more bytes than its volume";
+                Err(Error::unclean("unclean.cut", message))
+            }
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a folder holds under a name.
@@ -82,7 +136,10 @@ pub(crate) struct Facts {
     pub(crate) links: Option<u32>,
     pub(crate) mode: Option<u16>,
     pub(crate) owner: Option<(u32, u32)>,
+    pub(crate) device: Option<(u32, u32)>,
     pub(crate) attributes: Option<u32>,
+    /// What tells apart the files that had the same number one after the other.
+    pub(crate) generation: Option<u32>,
     /// Why its contents are not read.
     pub(crate) refusal: Option<(&'static str, String)>,
 }
@@ -97,9 +154,21 @@ impl Facts {
             links: None,
             mode: None,
             owner: None,
+            device: None,
             attributes: None,
+            generation: None,
             refusal: None,
         }
+    }
+
+    /// Whether both say the same, but for the last access.
+    pub(crate) fn says(&self, other: &Self) -> bool {
+        let of = |facts: &Self| {
+            let Times { created, modified, changed, accessed: _ } = facts.times;
+            let of_unix = (facts.links, facts.mode, facts.owner);
+            (facts.kind, facts.size, created, modified, changed, of_unix, facts.attributes)
+        };
+        of(self) == of(other)
     }
 
     /// Refuses what cannot be read as a file.

@@ -10,17 +10,21 @@
 //!
 //! Modules from top to bottom, imports point down only:
 //!
-//! 1. `seen`: what a look found, and which bytes that rests on;
+//! 1. `seen`: what a look found, and which bytes that rests on; `compare`: which files differ between two points;
 //! 2. `volumes`: partition tables, and the volumes in them;
 //! 3. `tree`: paths, walks, files;
 //! 4. `ext`, `fat`, `ntfs`: the file systems;
 //! 5. `content`: what a volume holds, by its first bytes;
 //! 6. `boundary`: what all of them read through;
-//! 7. `item`: what file systems say of files; `bitmap`: which space they do not use;
-//! 8. `error`.
+//! 7. `item`: what file systems say of files; `bitmap`: which space they do not use; `checksum`: those of ext;
+//! 8. `changed`: which bytes may differ between two points;
+//! 9. `error`.
 
 mod bitmap;
 mod boundary;
+mod changed;
+mod checksum;
+mod compare;
 mod content;
 mod error;
 mod ext;
@@ -32,6 +36,7 @@ mod tree;
 mod volumes;
 
 pub use boundary::silence_caught_panics;
+pub use compare::{Change, Compare, FileChange, FileChanges, Side, Totals, Unread};
 pub use content::Content;
 pub use error::{Error, ErrorKind, Result};
 pub use item::{Kind, StreamInfo, Time, Times};

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 
 use crate::boundary::{Bytes, guard};
 use crate::content::Content;
@@ -16,11 +17,13 @@ use crate::ntfs::Ntfs;
 /// The most links that a path leads through.
 const MOST_LINKS: usize = 40;
 /// The most folders within each other.
-const MOST_DEPTH: usize = 256;
+pub(crate) const MOST_DEPTH: usize = 256;
 /// The most entries of a walk.
-const MOST_ENTRIES: u64 = 1 << 28;
+pub(crate) const MOST_ENTRIES: u64 = 1 << 28;
+/// The most names that a walk has in memory: those left in all the folders on the way.
+const MOST_HELD: usize = 1 << 21;
 /// The most bytes of a path.
-const MOST_PATH: usize = 64 << 10;
+pub(crate) const MOST_PATH: usize = 64 << 10;
 
 /// How a file system is opened.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,12 +56,17 @@ pub struct FileSystem {
     system: Box<dyn System>,
     bytes: Bytes,
     volume: String,
+    /// Why none of its space may be called free, whatever it says.
+    doubt: Option<String>,
 }
 
 /// A file, folder or link, at a path.
 #[derive(Debug)]
 pub struct Entry {
-    path: Vec<u8>,
+    /// The path of the folder that it lies in, which all in the folder share: paths are long where folders are deep.
+    above: Arc<[u8]>,
+    /// The whole path, once somebody asks for it.
+    path: OnceLock<Vec<u8>>,
     item: Item,
 }
 
@@ -81,6 +89,8 @@ pub struct Walk<'t> {
     /// The folder to go into next.
     ahead: Option<Entry>,
     count: u64,
+    /// How many entries are left in all levels.
+    held: usize,
 }
 
 impl FileSystem {
@@ -89,6 +99,7 @@ impl FileSystem {
         content: Content,
         options: Options,
         volume: &str,
+        doubt: Option<String>,
     ) -> Result<Self> {
         if options.record {
             bytes.record();
@@ -100,7 +111,7 @@ impl FileSystem {
                 _ => Box::new(Ext::open(bytes.clone())?),
             })
         });
-        Ok(Self { system: system?, bytes, volume: volume.to_owned() })
+        Ok(Self { system: system?, bytes, volume: volume.to_owned(), doubt })
     }
 
     /// The kind of file system, such as `NTFS`, `FAT32` or `ext4`.
@@ -129,7 +140,7 @@ impl FileSystem {
     /// As for [`lookup`](Self::lookup).
     pub fn root(&self) -> Result<Entry> {
         let item = self.task(b"/", |system| system.root())?;
-        Ok(Entry { path: Vec::new(), item })
+        Ok(Entry::of(Arc::from([]), item))
     }
 
     /// Finds a file by its path from the top. `/` separates names, on FAT and NTFS `\` too. Names are equal as the file
@@ -188,7 +199,7 @@ impl FileSystem {
                     false => format!("this is a link to {leads:?}, which is not in this volume"),
                 };
                 let error = Error::unsupported("files.link", message);
-                return Err(error.in_volume(&self.volume).at_path(&shown(&found.path)));
+                return Err(error.in_volume(&self.volume).at_path(&shown(found.path())));
             };
             if self.is_separator(target.first()) {
                 way.truncate(1);
@@ -209,7 +220,7 @@ impl FileSystem {
         let path = folder.join(name);
         let item = self.task(&shown(&path), |system| system.child(&folder.item, name))?;
         // The name as the folder has it.
-        Ok(item.map(|item| Entry { path: folder.join(&item.name), item }))
+        Ok(item.map(|item| Entry::of(folder.path().into(), item)))
     }
 
     fn is_separator(&self, byte: Option<&u8>) -> bool {
@@ -234,11 +245,12 @@ impl FileSystem {
         if folder.kind().is_some_and(|kind| kind != Kind::Folder) {
             return Err(self.not_a_folder(folder));
         }
-        let items = self.task(&shown(&folder.path), |system| {
+        let items = self.task(&shown(folder.path()), |system| {
             folder.item.facts()?.check_readable()?;
             system.list(&folder.item)
         })?;
-        let entry = |item: Item| Entry { path: folder.join(&item.name), item };
+        let above: Arc<[u8]> = folder.path().into();
+        let entry = |item: Item| Entry::of(Arc::clone(&above), item);
         let mut entries: Vec<Entry> = items.into_iter().map(entry).collect();
         entries.sort_by(|a, b| a.item.name.cmp(&b.item.name));
         Ok(entries)
@@ -249,14 +261,14 @@ impl FileSystem {
         let message = format!("this is no folder: found {kind}");
         Error::new(ErrorKind::InvalidInput, "files.not-folder", message)
             .in_volume(&self.volume)
-            .at_path(&shown(&entry.path))
+            .at_path(&shown(entry.path()))
     }
 
     /// Lists what lies in a folder and below, each folder before what it holds. What cannot be read is an error in its
     /// place, and the walk goes on.
     pub fn walk(&self, folder: &Entry) -> Walk<'_> {
-        let ahead = Entry { path: folder.path.clone(), item: folder.item.again() };
-        Walk { tree: self, levels: Vec::new(), seen: HashSet::new(), ahead: Some(ahead), count: 0 }
+        let (levels, seen, ahead) = (Vec::new(), HashSet::new(), Some(folder.again()));
+        Walk { tree: self, levels, seen, ahead, count: 0, held: 0 }
     }
 
     /// The streams of a file besides its contents, with their sizes: alternate data streams of NTFS.
@@ -264,7 +276,7 @@ impl FileSystem {
     /// # Errors
     /// As for [`lookup`](Self::lookup).
     pub fn streams(&self, file: &Entry) -> Result<Vec<StreamInfo>> {
-        self.task(&shown(&file.path), |system| system.streams(&file.item))
+        self.task(&shown(file.path()), |system| system.streams(&file.item))
     }
 
     /// Opens a file, or one of its streams, to be read.
@@ -274,7 +286,7 @@ impl FileSystem {
     /// stored in a way that is not read, such as encrypted ones; [`ErrorKind::NotFound`] if it has no such stream; and
     /// as for [`lookup`](Self::lookup).
     pub fn open(&self, file: &Entry, stream: Option<&[u8]>) -> Result<FileReader<'_>> {
-        let opened = self.task(&shown(&file.path), |system| {
+        let opened = self.task(&shown(file.path()), |system| {
             let facts = file.item.facts()?;
             if stream.is_none() && facts.kind != Kind::File {
                 let message = format!("this is no file: found {}", facts.kind);
@@ -285,7 +297,7 @@ impl FileSystem {
             }
             system.open(&file.item, stream)
         })?;
-        Ok(FileReader { tree: self, path: file.path.clone(), stream: opened, position: 0 })
+        Ok(FileReader { tree: self, path: file.path().to_vec(), stream: opened, position: 0 })
     }
 
     /// Where a link leads, as it is stored.
@@ -293,7 +305,7 @@ impl FileSystem {
     /// # Errors
     /// [`ErrorKind::InvalidInput`] if it is no link; and as for [`lookup`](Self::lookup).
     pub fn target(&self, link: &Entry) -> Result<Vec<u8>> {
-        self.task(&shown(&link.path), |system| match link.item.facts()?.kind {
+        self.task(&shown(link.path()), |system| match link.item.facts()?.kind {
             Kind::Link => system.target(&link.item),
             kind => {
                 let message = format!("this is no link: found {kind}");
@@ -328,17 +340,67 @@ impl FileSystem {
         Ok(sum)
     }
 
+    /// Refuses a file system of which it is not certain which space nothing uses, by what it and its surroundings say:
+    /// it was not closed cleanly, as while it is in use; Windows hibernates on it, or keeps shadow copies in it; or its
+    /// partition shares bytes with something else. Reads little.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unclean`], with the reason; and as for [`lookup`](Self::lookup).
+    pub fn check_clean(&self) -> Result<()> {
+        self.task(b"", |system| {
+            if let Some(doubt) = &self.doubt {
+                return Err(Error::unclean("unclean.doubtful", doubt.clone()));
+            }
+            system.about().check_whole()?;
+            system.check_clean()
+        })
+    }
+
+    /// Like [`free`](Self::free), for those who give the space away: only of a file system that is
+    /// [clean](Self::check_clean), and after it was checked that no file and nothing that the file system keeps itself
+    /// lies in what its bitmaps or tables call free. That reads where every file lies, with memory that does not grow
+    /// with their number. Passes nothing on before all is checked. Nobody may write to the disk meanwhile.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unclean`], with the reason; [`ErrorKind::Damaged`] if anything lies in free space, or if it cannot be
+    /// told where a file lies; and as for [`lookup`](Self::lookup).
+    pub fn verified_free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<u64> {
+        self.check_clean()?;
+        self.bytes.renew_for_all();
+        let done = guard(|| self.system.check_free());
+        done.map_err(|error| error.in_volume(&self.volume))?;
+        self.free(each)
+    }
+
     /// The ranges of the disk that were read so far, in order, if the file system was opened with
     /// [`Options::record`]: as long as their bytes are the same, the same calls answer the same.
     pub fn touched(&self) -> Vec<Range<u64>> {
         self.bytes.touched()
     }
 
+    /// What it reads through.
+    pub(crate) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    pub(crate) fn system(&self) -> &dyn System {
+        &*self.system
+    }
+
     /// Runs a task of the reader within the boundary.
-    fn task<T>(&self, path: &[u8], run: impl FnOnce(&dyn System) -> Result<T>) -> Result<T> {
+    pub(crate) fn task<T>(
+        &self,
+        path: &[u8],
+        run: impl FnOnce(&dyn System) -> Result<T>,
+    ) -> Result<T> {
         self.bytes.renew();
         let done = guard(|| run(&*self.system));
-        done.map_err(|error| error.in_volume(&self.volume).at_path(path))
+        done.map_err(|error| self.named(error, path))
+    }
+
+    /// Names the volume and the path that an error is about.
+    pub(crate) fn named(&self, error: Error, path: &[u8]) -> Error {
+        error.in_volume(&self.volume).at_path(path)
     }
 }
 
@@ -350,10 +412,31 @@ impl fmt::Debug for FileSystem {
 }
 
 impl Entry {
+    fn of(above: Arc<[u8]>, item: Item) -> Self {
+        Self { above, path: OnceLock::new(), item }
+    }
+
+    /// The same once more.
+    fn again(&self) -> Self {
+        Self::of(Arc::clone(&self.above), self.item.again())
+    }
+
+    pub(crate) fn item(&self) -> &Item {
+        &self.item
+    }
+
+    /// The same file at another path.
+    pub(crate) fn at(&self, path: Vec<u8>) -> Self {
+        Self { above: Arc::from([]), path: OnceLock::from(path), item: self.item.again() }
+    }
+
     /// The path from the top, as bytes with `/` between names; empty at the top. Names of FAT and NTFS are UTF-8, in
     /// which half surrogate pairs keep their number.
     pub fn path(&self) -> &[u8] {
-        &self.path
+        self.path.get_or_init(|| match (&self.above[..], &self.item.name[..]) {
+            ([], name) => name.to_vec(),
+            (above, name) => [above, b"/", name].concat(),
+        })
     }
 
     /// The last name of the path.
@@ -396,6 +479,11 @@ impl Entry {
         self.known()?.owner
     }
 
+    /// The major and the minor number of a device, where the file system keeps them.
+    pub fn device(&self) -> Option<(u32, u32)> {
+        self.known()?.device
+    }
+
     /// The attributes of Windows.
     pub fn attributes(&self) -> Option<u32> {
         self.known()?.attributes
@@ -412,12 +500,12 @@ impl Entry {
         self.item.facts.as_ref().err()
     }
 
-    fn known(&self) -> Option<&Facts> {
+    pub(crate) fn known(&self) -> Option<&Facts> {
         self.item.facts.as_ref().ok()
     }
 
-    fn join(&self, name: &[u8]) -> Vec<u8> {
-        match &self.path[..] {
+    pub(crate) fn join(&self, name: &[u8]) -> Vec<u8> {
+        match self.path() {
             [] => name.to_vec(),
             path => [path, b"/", name].concat(),
         }
@@ -440,13 +528,15 @@ impl Iterator for Walk<'_> {
                 continue;
             };
             self.count += 1;
+            self.held -= 1;
             if self.count > MOST_ENTRIES {
                 self.levels.clear();
+                self.held = 0;
                 let message = format!("a walk ends after {MOST_ENTRIES} entries");
                 return Some(Err(self.limit(message, &entry)));
             }
             if entry.kind() == Some(Kind::Folder) {
-                self.ahead = Some(Entry { path: entry.path.clone(), item: entry.item.again() });
+                self.ahead = Some(entry.again());
             }
             return Some(Ok(entry));
         }
@@ -458,20 +548,25 @@ impl Walk<'_> {
         if !self.seen.insert(folder.item.node.clone()) {
             let message = "the folder lies in more than one other, or within itself";
             let error = Error::damaged("files.loop", message).in_volume(&self.tree.volume);
-            return Err(error.at_path(&shown(&folder.path)));
+            return Err(error.at_path(&shown(folder.path())));
         }
-        if self.levels.len() == MOST_DEPTH || folder.path.len() > MOST_PATH {
+        if self.levels.len() == MOST_DEPTH || folder.path().len() > MOST_PATH {
             let message = format!("more than {MOST_DEPTH} folders lie within each other");
             return Err(self.limit(message, folder));
         }
         let entries = self.tree.read_dir(folder)?;
+        if self.held + entries.len() > MOST_HELD {
+            let message = format!("the folders on the way hold more than {MOST_HELD} names");
+            return Err(self.limit(message, folder));
+        }
+        self.held += entries.len();
         self.levels.push(entries.into_iter());
         Ok(())
     }
 
     fn limit(&self, message: String, entry: &Entry) -> Error {
         let error = Error::new(ErrorKind::Limit, "files.walk", message);
-        error.in_volume(&self.tree.volume).at_path(&shown(&entry.path))
+        error.in_volume(&self.tree.volume).at_path(&shown(entry.path()))
     }
 }
 
@@ -540,6 +635,6 @@ impl fmt::Debug for FileReader<'_> {
 }
 
 /// A path as errors show it.
-fn shown(path: &[u8]) -> Vec<u8> {
+pub(crate) fn shown(path: &[u8]) -> Vec<u8> {
     [b"/", path].concat()
 }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use avhdx_files::ErrorKind;
 
+use crate::images::debugfs;
 use crate::images::{MIB, Model, ext_of, tree};
-use crate::journal::debugfs;
 
 /// An image of ext4 after these commands, with the files `one` and `d/two`.
 fn after(commands: &str) -> Option<(Vec<u8>, String)> {

@@ -161,6 +161,8 @@ pub fn fat_with(model: &BTreeMap<String, Model>, bits: &str, sector: &str) -> Op
     fill(&files, model);
     let (len, per_cluster) = match bits {
         "12" => (4 * MIB, "4"),
+        // Not so many clusters are another kind of FAT.
+        "16" if sector != "512" => (20 * MIB, "1"),
         "16" => (12 * MIB, "2"),
         _ => (36 * MIB, "1"),
     };
@@ -177,6 +179,16 @@ pub fn fat_with(model: &BTreeMap<String, Model>, bits: &str, sector: &str) -> Op
     args.push("::/".into());
     run("mcopy", &args)?;
     Some(std::fs::read(image).unwrap())
+}
+
+/// What `debugfs` prints.
+pub fn debugfs(image: &Path, commands: &str) -> Option<String> {
+    let script = image.with_extension("commands");
+    std::fs::write(&script, commands).unwrap();
+    let mut command = Command::new(tool("debugfs")?);
+    let output = command.args(["-w", "-f"]).args([&script, image]).output().unwrap();
+    assert!(output.status.success());
+    Some(String::from_utf8(output.stdout).unwrap())
 }
 
 /// A disk of 32 MiB with the table that the script describes.
@@ -220,6 +232,18 @@ impl Mounted {
         let args: Vec<&OsStr> =
             args.into_iter().map(OsStr::new).chain([image.as_os_str()]).collect();
         run("mkntfs", &args)?;
+        Self::of(folder, image)
+    }
+
+    /// Mounts a volume with these bytes again.
+    pub fn again(bytes: &[u8]) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let image = folder.path().join("image");
+        std::fs::write(&image, bytes).unwrap();
+        Self::of(folder, image)
+    }
+
+    fn of(folder: tempfile::TempDir, image: PathBuf) -> Option<Self> {
         let at = folder.path().join("mounted");
         std::fs::create_dir(&at).unwrap();
         let options = "no_detach,compression,streams_interface=windows";
@@ -250,7 +274,12 @@ impl Mounted {
 
     /// Unmounts the volume and returns its bytes.
     pub fn finish(mut self) -> Vec<u8> {
-        run("umount", &[&self.at]).unwrap();
+        // A program that is being started elsewhere has files open for a moment that this one had.
+        let start = Instant::now();
+        while !Command::new("umount").arg(&self.at).output().unwrap().status.success() {
+            assert!(start.elapsed() < Duration::from_secs(20), "cannot unmount");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert!(self.child.wait().unwrap().success());
         std::fs::read(&self.image).unwrap()
     }

@@ -2,12 +2,10 @@
 #![allow(clippy::disallowed_methods)] // the tool works on files
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::process::Command;
 
 use avhdx_testkit::rng::pattern;
 
-use crate::images::{MIB, Model, ext_of, tool, tree};
+use crate::images::{MIB, Model, debugfs, ext_of, tree};
 use crate::trees::{assert_same, walked};
 
 const BLOCK: usize = 1024;
@@ -18,16 +16,6 @@ fn bytes(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     pattern(seed, 0, &mut bytes);
     bytes
-}
-
-/// What `debugfs` prints.
-pub fn debugfs(image: &Path, commands: &str) -> Option<String> {
-    let script = image.with_extension("commands");
-    std::fs::write(&script, commands).unwrap();
-    let mut command = Command::new(tool("debugfs")?);
-    let output = command.args(["-w", "-f"]).args([&script, image]).output().unwrap();
-    assert!(output.status.success());
-    Some(String::from_utf8(output.stdout).unwrap())
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Volumes and file systems that the tools of Linux make, read back through the public API.
 
+mod compare;
 mod ext;
+mod free;
 mod images;
 mod journal;
 mod ntfs;

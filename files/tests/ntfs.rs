@@ -57,7 +57,7 @@ fn link(target: &str, flag: Option<u32>) -> Vec<u8> {
 }
 
 /// The image, and the times that the driver shows for `plain`.
-fn image() -> Option<&'static (Vec<u8>, [Time; 2])> {
+pub fn image() -> Option<&'static (Vec<u8>, [Time; 2])> {
     static IMAGE: OnceLock<Option<(Vec<u8>, [Time; 2])>> = OnceLock::new();
     IMAGE.get_or_init(made).as_ref()
 }
@@ -130,7 +130,7 @@ fn record_of(image: &[u8], name: &str) -> usize {
 }
 
 /// The kinds and the places of the attributes in a record.
-fn attributes(image: &[u8], record: usize) -> Vec<(u32, usize)> {
+pub fn attributes(image: &[u8], record: usize) -> Vec<(u32, usize)> {
     let u32_at = |at: usize| u32::from_le_bytes(image[at..at + 4].try_into().unwrap());
     let mut at = record + u16::from_le_bytes([image[record + 20], image[record + 21]]) as usize;
     let mut found = Vec::new();
@@ -234,6 +234,21 @@ fn times_have_a_hundred_nanoseconds_and_names_may_share_a_file() {
     assert!(one.times().created.unwrap() <= one.times().changed.unwrap());
     assert!(times[0].nanoseconds % 100 == 0);
     assert_eq!((one.id(), one.links()), (two.id(), Some(2)));
+}
+
+#[test]
+fn a_short_name_for_dos_is_no_further_name() {
+    let Some(mounted) = Mounted::new(4 * MIB, "4096") else { return };
+    let at = |name: &str| mounted.at.join(name);
+    std::fs::write(at("a long name.text"), "one").unwrap();
+    mounted.set("a long name.text", "ntfs_dos_name", b"ALONGN~1.TEX");
+    let image = mounted.finish();
+    let tree = tree(&image);
+    let named = tree.lookup(b"a long name.text").unwrap();
+    assert_eq!(named.links(), Some(1));
+    // Its record says otherwise.
+    let record = record_of(&image, "a long name.text");
+    assert_eq!(image[record + 18..record + 20], [2, 0]);
 }
 
 #[test]

@@ -45,3 +45,57 @@ fn swap_of_its_own_tool_is_refused_and_zeros_are_told() {
     let volumes = Volumes::of(disk(std::fs::read(&path).unwrap())).unwrap();
     assert_eq!(volumes.iter().next().unwrap().content(), Content::Refused("swap"));
 }
+
+/// What others make is refused by its name, where the tools for it are.
+#[test]
+fn what_its_own_tool_makes_is_refused_by_its_name() {
+    let luks = |version| {
+        [
+            "luksFormat",
+            "-q",
+            "--type",
+            version,
+            "--pbkdf",
+            "pbkdf2",
+            "--pbkdf-force-iterations",
+            "1000",
+        ]
+    };
+    let cases: &[(&str, u64, &str, &[&str])] = &[
+        ("exFAT", 16, "mkfs.exfat", &[]),
+        ("XFS", 320, "mkfs.xfs", &["-q"]),
+        ("btrfs", 128, "mkfs.btrfs", &["-q"]),
+        ("LUKS", 32, "cryptsetup", &luks("luks1")),
+        ("LUKS", 32, "cryptsetup", &luks("luks2")),
+        ("LVM", 16, "pvcreate", &["-q", "-q", "-ff", "-y"]),
+    ];
+    for (name, mib, tool, args) in cases {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(mib * MIB).unwrap();
+        let path = file.path().to_str().unwrap();
+        // Volumes of LVM lie on devices alone.
+        let line = match *tool {
+            "pvcreate" => {
+                "device=$(losetup -f --show \"$0\") && \"$@\" \"$device\"; code=$?; losetup -d \"$device\"; exit $code"
+            }
+            "cryptsetup" => "echo secret | \"$@\" \"$0\" -",
+            _ => "\"$@\" \"$0\"",
+        };
+        let path_of_tools = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap());
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", line, path, tool]).args(*args).env("PATH", path_of_tools);
+        let output = command.output().unwrap();
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            eprintln!("NOT TESTED: {name} as {tool} makes it: {}", said.trim_end());
+            continue;
+        }
+        // What tells the kind lies at the beginning.
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes.truncate(MIB as usize);
+        let volumes = Volumes::of(disk(bytes)).unwrap();
+        let volume = volumes.select(None).unwrap();
+        assert_eq!(volume.content(), Content::Refused(name));
+        assert!(volume.open().unwrap_err().message().contains(name));
+    }
+}

@@ -91,6 +91,8 @@ fn free_blocks_of_ext_are_those_that_dumpe2fs_lists() {
         let cluster = if features.contains("bigalloc") { 16 } else { 1 };
         let Some(expected) = by_dumpe2fs(&image, block, cluster) else { return };
         assert!(free(&tree) == expected, "{what}");
+        let sum = expected.iter().map(|range| range.end - range.start).sum::<u64>();
+        assert_eq!(tree.verified_free(&mut |_| {}).unwrap(), sum, "{what}");
         assert_eq!(tree.capacity(), mib * MIB, "{what}");
     }
 }

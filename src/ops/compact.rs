@@ -193,7 +193,7 @@ impl Compact<'_> {
             let known: Vec<&Core> = images.iter().map(|image| &**image).collect();
             let seen = op.child_search(&self.folders).refuse_others(&image, &known);
             let seen = seen.map_err(|error| match error.code() {
-                "image.children" => error
+                "image.children" if self.free.is_empty() => error
                     .with_message("the image has a child, under which its file would change")
                     .with_expected(
                         "no child, or consent to change the file: a child reads the same",

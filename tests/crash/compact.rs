@@ -90,6 +90,13 @@ fn all() -> Vec<Wasteful> {
             is_in_short: true,
             ..plain("free, base", base())
         },
+        Wasteful {
+            // A block that holds a part, one that is transparent, and one that the parent shows too.
+            free: vec![0..2 * MIB, 4 * MIB..5 * MIB],
+            content: true,
+            is_in_short: true,
+            ..plain("free and what the parent shows, child", child())
+        },
     ]
 }
 

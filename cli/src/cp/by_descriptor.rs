@@ -8,11 +8,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{
-    Access, AtFlags, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, accessat, fchmod, fstat,
-    futimens, linkat, mkdirat, openat, statat, symlinkat, unlinkat, utimensat,
+    Access, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, accessat,
+    fchmod, fchown, fstat, futimens, linkat, mkdirat, openat, statat, symlinkat, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -27,7 +28,7 @@ const MOST_OF_NAME: usize = 200;
 
 /// An open folder.
 pub(super) struct Folder {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     /// For messages alone.
     path: PathBuf,
 }
@@ -35,17 +36,64 @@ pub(super) struct Folder {
 /// A file that only its owner may use, until it has its facts and then its name. It is removed unless it is published.
 pub(super) struct Draft {
     file: File,
-    folder: OwnedFd,
+    folder: Arc<OwnedFd>,
     /// The temporary name, where the host has no files without names.
     name: Mutex<Option<Vec<u8>>>,
 }
 
+/// What tells a folder from all others.
+pub(super) type Place = (u64, u64);
+
+/// Which file was made, to know it again by its name.
+#[derive(Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // named again there alone
+pub(super) struct Made {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// What tells a file from another that has taken its name, or its number, since then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity {
+    place: Place,
+    owner: u32,
+    size: u64,
+    modified: i128,
+}
+
+/// What is made instead of a file with bytes.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))] // made there alone
+pub(super) struct Device {
+    kind: FileType,
+    number: Option<(u32, u32)>,
+}
+
+/// The user and the group that files made here have.
+pub(super) fn own() -> Option<(u32, u32)> {
+    Some((rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()))
+}
+
+impl Device {
+    /// `None` if it cannot be made anywhere.
+    pub(super) fn of(kind: &str, number: Option<(u32, u32)>) -> Option<Self> {
+        let kind = match kind {
+            "fifo" => FileType::Fifo,
+            "character device" => FileType::CharacterDevice,
+            "block device" => FileType::BlockDevice,
+            _ => return None,
+        };
+        (kind == FileType::Fifo || number.is_some()).then_some(Self { kind, number })
+    }
+}
+
 impl Folder {
-    /// Opens a folder that the user named: links are followed.
+    /// Opens a folder that the user named: links are followed. From then on, what this process makes is its user's alone.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
+        take_mask();
         let at = if path.as_os_str().is_empty() { Path::new(".") } else { path };
         let fd = open_folder(rustix::fs::CWD, at.as_os_str(), OFlags::empty())?;
-        Ok(Self { fd, path: path.to_path_buf() })
+        Ok(Self { fd: Arc::new(fd), path: path.to_path_buf() })
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -77,7 +125,11 @@ impl Folder {
         })?;
         // Another may have taken the place of the one that was made.
         let is_made = is_made && is_as_made(&fd)?;
-        Ok((Self { fd, path: self.path.join(name) }, is_made))
+        Ok((Self { fd: Arc::new(fd), path: self.path.join(name) }, is_made))
+    }
+
+    pub(super) fn place(&self) -> io::Result<Place> {
+        Ok(Identity::of(&self.fd)?.place)
     }
 
     fn is_folder(&self, name: &OsStr) -> bool {
@@ -95,14 +147,107 @@ impl Folder {
         Ok(symlinkat(OsStr::from_bytes(target), &self.fd, name)?)
     }
 
-    /// Sets the times of a link.
-    pub(super) fn set_link_times(&self, name: &OsStr, facts: &Facts) -> io::Result<()> {
-        Ok(utimensat(&self.fd, name, &timestamps(facts), AtFlags::SYMLINK_NOFOLLOW)?)
+    /// Sets the owner and the times of a link.
+    pub(super) fn set_link(&self, name: &OsStr, facts: &Facts) -> io::Result<()> {
+        let owned = match facts.owner {
+            Some(owner) => self.chown_link(name, owner),
+            None => Ok(()),
+        };
+        utimensat(&self.fd, name, &timestamps(facts), AtFlags::SYMLINK_NOFOLLOW)?;
+        owned
+    }
+
+    /// Sets the owner of a link, and of nothing else that may have taken its name.
+    #[cfg(target_os = "linux")]
+    fn chown_link(&self, name: &OsStr, owner: (u32, u32)) -> io::Result<()> {
+        let fd = self.open_made(name, FileType::Symlink)?;
+        let (user, group) = ids(owner)?;
+        Ok(rustix::fs::chownat(fd, "", Some(user), Some(group), AtFlags::EMPTY_PATH)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn chown_link(&self, name: &OsStr, owner: (u32, u32)) -> io::Result<()> {
+        let (user, group) = ids(owner)?;
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        Ok(rustix::fs::chownat(&self.fd, name, Some(user), Some(group), flags)?)
+    }
+
+    /// Opens what was just made here without using it. Refuses what is of another kind, has other names, or is of another
+    /// user: it has taken the name since.
+    #[cfg(target_os = "linux")]
+    fn open_made(&self, name: &OsStr, kind: FileType) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(&self.fd, name, flags, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        let is_it = FileType::from_raw_mode(stat.st_mode) == kind
+            && stat.st_nlink == 1
+            && stat.st_uid == rustix::process::geteuid().as_raw();
+        if is_it { Ok(fd) } else { Err(io::Error::other("something else has its name now")) }
+    }
+
+    /// Gives a file that was made a further name.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] if something has the name; [`io::ErrorKind::NotFound`] if the file is not where it
+    /// was made.
+    #[cfg(target_os = "linux")]
+    pub(super) fn name_again(&self, made: &Made, name: &OsStr) -> io::Result<()> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = openat(rustix::fs::CWD, &made.path, flags, Mode::empty())?;
+        if Identity::of(&fd)? != made.identity {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let flags = AtFlags::SYMLINK_FOLLOW;
+        Ok(linkat(rustix::fs::CWD, proc_path(&fd), &self.fd, name, flags)?)
+    }
+
+    /// Systems that name files by their paths alone could name another one.
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn name_again(&self, _: &Made, _: &OsStr) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Makes a device or a pipe. Returns why its facts could not be set, which leaves it private.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::AlreadyExists`] if something has the name.
+    #[cfg(target_os = "linux")]
+    pub(super) fn make_device(
+        &self,
+        device: Device,
+        name: &OsStr,
+        facts: &Facts,
+    ) -> io::Result<Option<io::Error>> {
+        let (major, minor) = device.number.unwrap_or_default();
+        let number = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(&self.fd, name, device.kind, PRIVATE_FILE, number)?;
+        let set = self.open_made(name, device.kind).and_then(|fd| {
+            // It is not opened itself: that may wait, or do something.
+            let by_proc = proc_path(&fd);
+            let owned = chown(facts, |user, group| {
+                rustix::fs::chownat(&fd, "", Some(user), Some(group), AtFlags::EMPTY_PATH)
+            });
+            let mode = mode_of(facts, usual_mode(0o666), owned.is_ok());
+            rustix::fs::chmod(&by_proc, mode)?;
+            utimensat(rustix::fs::CWD, &by_proc, &timestamps(facts), AtFlags::empty())?;
+            owned
+        });
+        Ok(set.err())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn make_device(
+        &self,
+        _: Device,
+        _: &OsStr,
+        _: &Facts,
+    ) -> io::Result<Option<io::Error>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Starts a file that will get this name.
     pub(super) fn start(&self, name: &OsStr) -> io::Result<Draft> {
-        let folder = self.fd.try_clone()?;
+        let folder = Arc::clone(&self.fd);
         #[cfg(target_os = "linux")]
         if let Some(file) = unnamed(&folder)? {
             return Ok(Draft { file, folder, name: Mutex::new(None) });
@@ -112,14 +257,17 @@ impl Folder {
 
     /// Gives a folder that was made here its facts.
     pub(super) fn set(&self, facts: &Facts) -> io::Result<()> {
-        // Folders in some folders belong to the same group.
-        let group = Mode::from_raw_mode(fstat(&self.fd)?.st_mode) & Mode::SGID;
+        // Folders in some folders belong to the same group, unless they have one of their own.
+        let group = match facts.owner {
+            None => Mode::from_raw_mode(fstat(&self.fd)?.st_mode) & Mode::SGID,
+            Some(_) => Mode::empty(),
+        };
         set(&self.fd, facts, usual_mode(0o777), group)
     }
 }
 
 impl Draft {
-    fn named(folder: OwnedFd, name: &OsStr) -> io::Result<Self> {
+    fn named(folder: Arc<OwnedFd>, name: &OsStr) -> io::Result<Self> {
         let kept = Some(name.as_bytes()).filter(|name| name.len() <= MOST_OF_NAME);
         let digits = Uuid::new_v4().simple().to_string();
         let temporary = [b".", kept.unwrap_or(b"long"), b".", digits.as_bytes(), b".tmp"].concat();
@@ -158,11 +306,30 @@ impl Draft {
         Ok(unset)
     }
 
+    /// The file, to know it again at `path`; `None` if the host does not tell.
+    pub(super) fn made(&self, path: &Path) -> Option<Made> {
+        let identity = Identity::of(&self.file).ok()?;
+        Some(Made { path: path.to_path_buf(), identity })
+    }
+
     pub(super) fn discard(&self) {
         let name = self.name.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(name) = name {
             let _ = unlinkat(&self.folder, &name[..], AtFlags::empty());
         }
+    }
+}
+
+impl Identity {
+    #[allow(clippy::useless_conversion, clippy::cast_lossless)] // the types differ between systems
+    fn of(fd: impl AsFd) -> io::Result<Self> {
+        let stat = fstat(fd)?;
+        Ok(Self {
+            place: (stat.st_dev as u64, stat.st_ino),
+            owner: stat.st_uid,
+            size: stat.st_size as u64,
+            modified: i128::from(stat.st_mtime) * 1_000_000_000 + stat.st_mtime_nsec as i128,
+        })
     }
 }
 
@@ -218,11 +385,18 @@ fn unnamed(folder: &OwnedFd) -> io::Result<Option<File>> {
     let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
     match openat(folder, ".", flags, PRIVATE_FILE) {
         // The path through `/proc` is needed later to name the file.
-        Ok(fd) => Ok(rustix::fs::stat(proc_path(&fd)).is_ok().then(|| fd.into())),
+        Ok(fd) => Ok(has_proc(&fd).then(|| fd.into())),
         // File systems without such files, and kernels that take the flag for `O_DIRECTORY`.
         Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => Ok(None),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether open files have paths here, as the first one tells.
+#[cfg(target_os = "linux")]
+fn has_proc(fd: &OwnedFd) -> bool {
+    static HAS_PROC: OnceLock<bool> = OnceLock::new();
+    *HAS_PROC.get_or_init(|| rustix::fs::stat(proc_path(fd)).is_ok())
 }
 
 /// A path to an open file without a name; naming it by descriptor alone requires root.
@@ -254,14 +428,43 @@ fn rename(folder: &OwnedFd, from: &OsStr, to: &OsStr) -> io::Result<()> {
     Ok(rustix::fs::renameat(folder, from, folder, to)?)
 }
 
-/// Sets the times and permissions of what is open; the permissions too if the times cannot be set.
+/// Sets the owner, the times and the permissions of what is open; the permissions also if the others cannot be set.
 fn set(fd: impl AsFd, facts: &Facts, usual: Mode, more: Mode) -> io::Result<()> {
     let times = futimens(&fd, &timestamps(facts));
+    // A change of the owner takes special permissions away.
+    let owned = chown(facts, |user, group| fchown(&fd, Some(user), Some(group)));
+    match fchmod(&fd, mode_of(facts, usual, owned.is_ok()) | more) {
+        // Not every host keeps permissions, and none were asked for.
+        Err(Errno::PERM | Errno::NOTSUP | Errno::NOSYS) if facts.mode.is_none() => {}
+        set => set?,
+    }
+    times?;
+    owned
+}
+
+/// Sets the owner, if there is one to set.
+fn chown(facts: &Facts, set: impl FnOnce(Uid, Gid) -> rustix::io::Result<()>) -> io::Result<()> {
+    let Some(owner) = facts.owner else { return Ok(()) };
+    let (user, group) = ids(owner)?;
+    Ok(set(user, group)?)
+}
+
+/// The numbers of a user and a group. The largest stands for none.
+fn ids((user, group): (u32, u32)) -> io::Result<(Uid, Gid)> {
+    if user == u32::MAX || group == u32::MAX {
+        let message = format!("no user or group has the number {}", u32::MAX);
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    Ok((Uid::from_raw(user), Gid::from_raw(group)))
+}
+
+/// The permissions; special ones would be given in another user's name if the owner could not be set.
+fn mode_of(facts: &Facts, usual: Mode, is_owned: bool) -> Mode {
     // The type differs between systems.
     #[allow(clippy::useless_conversion)]
     let mode = facts.mode.map_or(usual, |mode| Mode::from_raw_mode(mode.into()));
-    fchmod(&fd, mode | more)?;
-    Ok(times?)
+    let special = Mode::SUID | Mode::SGID | Mode::SVTX;
+    if is_owned { mode } else { mode.difference(special) }
 }
 
 fn timestamps(facts: &Facts) -> Timestamps {
@@ -274,16 +477,16 @@ fn timestamps(facts: &Facts) -> Timestamps {
 
 /// The permissions of what this user makes, where the file system does not keep any.
 fn usual_mode(most: u16) -> Mode {
-    static MASK: OnceLock<Mode> = OnceLock::new();
-    let mask = MASK.get_or_init(|| {
-        // It can be read only by setting it, for a moment to what lets nobody else in.
-        let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO);
-        rustix::process::umask(mask);
-        mask
-    });
     #[allow(clippy::useless_conversion)]
     let most = Mode::from_raw_mode(most.into());
-    most.difference(*mask)
+    most.difference(take_mask())
+}
+
+/// The mask that this process was started with. It applies no more: permissions are set, and until then nobody else is let in,
+/// nor this user kept out.
+fn take_mask() -> Mode {
+    static MASK: OnceLock<Mode> = OnceLock::new();
+    *MASK.get_or_init(|| rustix::process::umask(Mode::RWXG | Mode::RWXO))
 }
 
 #[cfg(test)]
@@ -304,7 +507,7 @@ mod tests {
             names
         };
         let start = |name: &str| {
-            let draft = Draft::named(folder.fd.try_clone().unwrap(), name.as_ref()).unwrap();
+            let draft = Draft::named(Arc::clone(&folder.fd), name.as_ref()).unwrap();
             draft.write_at(name.as_bytes(), 0).unwrap();
             draft
         };

@@ -19,6 +19,28 @@ pub(super) struct Folder(PathBuf);
 #[derive(Debug)]
 pub(super) struct Draft(avhdx::storage::Draft<'static>);
 
+/// What tells a folder from all others, whose names may differ in case alone.
+pub(super) type Place = String;
+
+/// A file that was made.
+#[derive(Debug)]
+pub(super) struct Made(PathBuf);
+
+/// Devices and pipes are not made here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Device;
+
+/// Files have no owners of Unix here.
+pub(super) fn own() -> Option<(u32, u32)> {
+    None
+}
+
+impl Device {
+    pub(super) fn of(_: &str, _: Option<(u32, u32)>) -> Option<Self> {
+        None
+    }
+}
+
 impl Folder {
     /// Takes a folder that the user named: links are followed.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
@@ -54,6 +76,10 @@ impl Folder {
         }
     }
 
+    pub(super) fn place(&self) -> io::Result<Place> {
+        Ok(self.0.to_string_lossy().to_lowercase())
+    }
+
     /// Whether anything has the name.
     pub(super) fn has(&self, name: &OsStr) -> bool {
         std::fs::symlink_metadata(self.0.join(name)).is_ok()
@@ -64,8 +90,22 @@ impl Folder {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    pub(super) fn set_link_times(&self, _: &OsStr, _: &Facts) -> io::Result<()> {
+    pub(super) fn set_link(&self, _: &OsStr, _: &Facts) -> io::Result<()> {
         Ok(())
+    }
+
+    /// Gives a file that was made a further name.
+    pub(super) fn name_again(&self, made: &Made, name: &OsStr) -> io::Result<()> {
+        std::fs::hard_link(&made.0, self.0.join(name))
+    }
+
+    pub(super) fn make_device(
+        &self,
+        _: Device,
+        _: &OsStr,
+        _: &Facts,
+    ) -> io::Result<Option<io::Error>> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Starts a file that will get this name.
@@ -95,6 +135,11 @@ impl Draft {
     pub(super) fn publish(&self, _: &OsStr, facts: &Facts) -> io::Result<Option<io::Error>> {
         self.0.publish(None)?;
         Ok(set(self.0.target(), facts).err())
+    }
+
+    /// The file, to know it again at `path`.
+    pub(super) fn made(&self, path: &Path) -> Option<Made> {
+        Some(Made(path.to_path_buf()))
     }
 
     pub(super) fn discard(&self) {

@@ -406,6 +406,25 @@ pub(crate) const ROWS: &[Row] = &[
         &["avhdx compact IMAGE"],
     ),
     (
+        "compact.free-children",
+        &["the tip of the chain is what can be compacted with --free"],
+        &[
+            "avhdx tree FOLDER  # lists the images and their parents",
+            "avhdx compact IMAGE --with-children  # by the tables alone",
+        ],
+    ),
+    (
+        "unclean.*",
+        &[
+            "a guest that is shut down, not hibernated or saved, leaves its file systems clean (Windows: shutdown /s /f /t 0)",
+            "what the guest itself discards needs no --free (fstrim, Optimize-Volume)",
+        ],
+        &[
+            "avhdx df PARENTS IMAGE  # says which file systems are clean",
+            "avhdx compact IMAGE  # by the tables alone",
+        ],
+    ),
+    (
         "compact.below-tip",
         &[],
         &["avhdx info --chain PARENTS TIP  # lists the layers and their files"],
@@ -496,7 +515,13 @@ pub(crate) const ROWS: &[Row] = &[
     ("versions.none", &[], &["avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"]),
     ("cp.folder", &[], &["AGAIN -r"]),
     ("cp.not-folder", &[], &["mkdir DIR && avhdx cp --help  # DIR: a folder for the files"]),
-    ("cp.write", &[], &["ELSEWHERE"]),
+    (
+        "cp.special",
+        &["--devices makes devices and pipes too, and devices as root alone; an archive has both"],
+        &["AGAIN --devices", "avhdx ls PARENTS FORMAT ON IMAGE  # lists the files at the top"],
+    ),
+    ("cp.terminal", &[], &["AGAIN > OUT  # OUT: a file for the archive"]),
+    ("cp.*", &[], &["ELSEWHERE"]),
     (
         "ext.*",
         &["what else the disk holds can be read all the same"],

@@ -1,6 +1,8 @@
 //! `avhdx ls`, `cat` and `cp`: files inside disks, at points in time, and what volumes that lie cannot do.
 
 #[cfg(unix)]
+mod archive;
+#[cfg(unix)]
 mod host;
 
 use std::fs;
@@ -149,5 +151,75 @@ fn what_is_damaged_is_told_and_the_rest_is_copied() {
     assert_eq!((&run.json()["files"], &run.json()["left_out"]), (&1.into(), &1.into()));
     assert!(run.stderr.contains("fat.cluster"), "{}", run.stderr);
     assert_eq!(folder.read("out/notes.txt"), NOTES);
-    folder.run("cat pc.vhdx logs/today.txt").expect(4).says("the disk: /logs/today.txt: cluster");
+    folder
+        .run("cat pc.vhdx logs/today.txt")
+        .expect(4)
+        .says("avhdx: pc.vhdx: the disk: /logs/today.txt: cluster");
+    folder
+        .run("cp pc.vhdx logs/today.txt mine")
+        .expect(4)
+        .says("avhdx: pc.vhdx: the disk: /logs/today.txt: cluster");
+    assert!(!folder.file("mine").exists());
+}
+
+#[test]
+fn messages_name_image_volume_and_path_and_lead_to_a_list() {
+    let folder = of(volume());
+    for (line, next) in [
+        ("cat pc.vhdx logs", "avhdx ls pc.vhdx logs  # lists what it holds"),
+        ("cp pc.vhdx@-0 logs out", "avhdx ls pc.vhdx@-0 logs  # lists what it holds"),
+    ] {
+        let image = line.split(' ').nth(1).unwrap();
+        let told = format!("avhdx: {image}: the disk: /logs: this is ");
+        let run = folder.run(line).expect(2).says(&told);
+        assert!(run.next().contains(&next.to_owned()), "{:?}", run.next());
+        let command = next.strip_prefix("avhdx ").unwrap().split("  #").next().unwrap();
+        folder.run(command).expect(0).prints("today.txt");
+    }
+    folder.run("ls pc.vhdx no").expect(2).says("avhdx: pc.vhdx: the disk: /no: there is no \"no\"");
+    folder.run("ls pc.vhdx -p 7").expect(2).says("avhdx: pc.vhdx: there is no volume \"7\"");
+    let run = folder.run("ls pc.vhdx logs/today.txt").expect(0).prints("logs/today.txt");
+    assert_eq!(run.text().lines().count(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_is_not_printed_over_the_image_that_holds_it() {
+    let folder = of(volume());
+    folder.run("checkpoint pc.vhdx --path tip.avhdx").expect(0);
+    let before = (folder.read("pc.vhdx"), folder.read("tip.avhdx"));
+    for line in [
+        "avhdx cat tip.avhdx notes.txt >> pc.vhdx",
+        "avhdx cat tip.avhdx notes.txt >> tip.avhdx",
+        "avhdx cp tip.avhdx notes.txt --to-tar - >> pc.vhdx",
+    ] {
+        Run::of(folder.in_shell(line).output().unwrap()).expect(7).says("standard output is");
+    }
+    for name in ["pc.vhdx", "tip.avhdx"] {
+        let line = format!("cp tip.avhdx notes.txt --to-tar {name} --overwrite");
+        folder.run(&line).expect(7).says("the input or one of its parents");
+    }
+    assert_eq!((folder.read("pc.vhdx"), folder.read("tip.avhdx")), before);
+}
+
+#[test]
+fn names_reach_no_terminal_as_commands() {
+    // In a volume, a name may be anything.
+    let mut lying = volume();
+    rename(&mut lying, "notes", "\u{1b}[2J\n");
+    let folder = of(lying);
+    for line in [
+        "ls pc.vhdx",
+        "ls pc.vhdx nothing\u{1b}[2J",
+        "cp pc.vhdx -r / out",
+        "versions pc.vhdx \u{1b}[2J\n.txt",
+    ] {
+        let run = folder.run(line);
+        let is_plain = |text: &str| text.chars().all(|c| c == '\n' || !c.is_control());
+        assert!(is_plain(&run.text()) && is_plain(&run.stderr), "{line}: {run:?}");
+    }
+    fs::write(folder.file("out/\u{1b}[2J\n.txt"), "mine").unwrap();
+    let run =
+        folder.run("cp pc.vhdx -r / out").expect(8).says(r"\u{1b}[2J\u{a}.txt: something else");
+    assert!(!run.stderr.contains('\u{1b}'), "{}", run.stderr);
 }

@@ -1,9 +1,8 @@
 //! The exact JSON of every verb: programs depend on it, so keys are only ever added.
 
 use std::collections::BTreeSet;
-use std::fs;
 
-use crate::common::{Folder, name, schemas};
+use crate::common::{Folder, NOTES, name, schemas};
 use avhdx_testkit::build::{Block, Data, Image};
 use avhdx_testkit::vmdk::descriptor;
 
@@ -276,9 +275,14 @@ fn every_verb_answers_by_its_schema() {
     folder.with_files("pc.vhdx");
     let text =
         descriptor("custom", 1, Some((2, "older.vmdk")), &["RW 8 ZERO", "RW 8 FLAT \"a\" 0"]);
-    fs::write(folder.file("old.vmdk"), text).unwrap();
+    std::fs::write(folder.file("old.vmdk"), text).unwrap();
+    let mut other = crate::common::volume();
+    let at = other.windows(NOTES.len()).position(|bytes| bytes == NOTES).unwrap();
+    other[at] = b'W';
+    std::fs::write(folder.file("other.raw"), other).unwrap();
+    folder.run("convert -f raw other.raw -O vhdx other.vhdx").expect(0);
     // Each line with the exit code, its standard input and the schemas of its output.
-    let lines: [(&str, i32, &[u8], &[&str]); 56] = [
+    let lines: &[(&str, i32, &[u8], &[&str])] = &[
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
         ("write base.vhdx --offset 4K", 0, b"hello", &["write"]),
         ("checkpoint base.vhdx --path tip.avhdx --label x --dry-run", 0, b"", &["forecast"]),
@@ -324,11 +328,16 @@ fn every_verb_answers_by_its_schema() {
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),
         ("ls pc.vhdx -R", 0, b"", &["ls"]),
+        ("ls pc.vhdx -R --hash sha256", 0, b"", &["ls"]),
+        ("diff pc.vhdx pc.vhdx --files --content", 0, b"", &["diff-files-total"]),
+        ("diff pc.vhdx other.vhdx --files --content", 0, b"", &["diff-file", "diff-files-total"]),
         ("ls pc.vhdx --volumes", 0, b"", &["volumes"]),
         ("cat pc.vhdx notes.txt", 0, b"", &["cat"]),
         ("cp pc.vhdx notes.txt copy.txt", 0, b"", &["cp"]),
+        ("cp pc.vhdx -r / --to-tar all.tar", 0, b"", &["cp"]),
         ("versions pc.vhdx notes.txt", 0, b"", &["versions"]),
         ("df pc.vhdx", 0, b"", &["df"]),
+        ("compact pc.vhdx --free", 0, b"", &["compact", "progress"]),
         ("completions bash", 0, b"", &["completions"]),
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
@@ -337,7 +346,7 @@ fn every_verb_answers_by_its_schema() {
         ("frobnicate", 2, b"", &["error"]),
     ];
     let mut seen = BTreeSet::from(["avhdx.warning/1".to_owned()]);
-    for (line, code, input, expected) in lines {
+    for &(line, code, input, expected) in lines {
         let run = folder.run_with(&format!("{line} --json"), input).expect(code);
         let mut found = BTreeSet::new();
         let whole: Option<serde_json::Value> = serde_json::from_slice(&run.stdout).ok();

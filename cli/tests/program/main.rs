@@ -18,6 +18,7 @@ mod examples;
 mod files;
 mod flatten;
 mod foreseen;
+mod free;
 mod images;
 mod json;
 mod labels;

@@ -253,6 +253,17 @@ fn a_write_of_unknown_length_shows_how_much_was_written() {
 }
 
 #[test]
+fn an_archive_is_not_printed_on_a_terminal() {
+    let folder = Folder::new();
+    folder.with_files("pc.vhdx");
+    let mut terminal = Terminal::run(&folder, "cp pc.vhdx -r / --to-tar -");
+    assert_eq!(terminal.end(), Some(2));
+    let text = terminal.text();
+    assert!(text.contains("an archive is not for a terminal"), "{text}");
+    assert!(text.contains("next: avhdx cp pc.vhdx -r / --to-tar - > OUT"), "{text}");
+}
+
+#[test]
 fn quiet_shows_no_bar_and_no_notes() {
     let folder = Folder::with_chain();
     // A note on standard error, without --quiet.

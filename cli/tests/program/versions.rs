@@ -105,3 +105,80 @@ fn space_that_nothing_uses_is_told_with_what_the_image_holds_of_it() {
     assert_eq!(volume["used"], before["volumes"][0]["used"]);
     folder.run("df tip.avhdx").expect(0).prints("4 MiB").prints("FAT16");
 }
+
+/// The names and hashes that `ls --hash` prints as JSON.
+fn hashes(folder: &Folder, line: &str) -> Vec<(String, String)> {
+    let text = folder.run(line).expect(0).text();
+    let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let files = lines.filter(|line| line["kind"] == "file");
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    files.map(|file| (text(&file["path"]), text(&file["hash"]["value"]))).collect()
+}
+
+#[test]
+fn files_that_differ_between_two_points_are_listed() {
+    let folder = five_points();
+    let found = |line: &str| -> Vec<(String, String)> {
+        let text = folder.run(line).expect(0).text();
+        let lines =
+            text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let files = lines.filter(|line| line["schema"] == "avhdx.diff-file/1");
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        files.map(|file| (text(&file["change"]), text(&file["path"]))).collect()
+    };
+    let one = |change: &str| vec![(change.to_owned(), "notes.txt".to_owned())];
+    // As it was, changed, untouched, changed back, removed.
+    for content in ["", " --content"] {
+        let diff = |a: u32, b: u32| {
+            let line =
+                format!("diff removed.avhdx@-{a} removed.avhdx@-{b} --files --json{content}");
+            let mut found = found(&line);
+            // It lies on the pages that were written, too.
+            found.retain(|(_, path)| !content.is_empty() || path != "logs/today.txt");
+            found
+        };
+        assert_eq!(diff(4, 3), one("content"), "{content}");
+        assert_eq!(diff(3, 2), [], "{content}");
+        assert_eq!(diff(2, 1), one("content"), "{content}");
+        assert_eq!(diff(1, 0), one("removed"), "{content}");
+        assert_eq!(diff(0, 1), one("added"), "{content}");
+    }
+    let back = "diff removed.avhdx@-4 removed.avhdx@-1 --files --json";
+    assert!(found(back).contains(&one("content")[0]));
+    // The same bytes under the same name: only the times of the new file may be others.
+    let same = found(&format!("{back} --content"));
+    assert!(same.is_empty() || same == one("facts"), "{same:?}");
+    // Without common layers, the bytes tell.
+    folder.run("convert removed.avhdx@-3 -O vhdx copy.vhdx").expect(0);
+    assert_eq!(found("diff copy.vhdx removed.avhdx@-4 --files --content --json"), one("content"));
+    folder.run("diff copy.vhdx removed.avhdx@-4 --files").expect(0).says("no layer in common");
+    let text = folder.run("diff removed.avhdx@-1 --files --content").expect(0);
+    text.prints("removed             21")
+        .prints("1 change: 1 removed\n")
+        .prints(" looked at; read ");
+    folder.run("diff removed.avhdx@-4 --files -p none").expect(2).says("there is no volume");
+    folder.run("diff removed.avhdx@-4 -p 1").expect(2).says("--files");
+}
+
+#[test]
+fn files_are_hashed() {
+    let folder = five_points();
+    let of = |line: &str| hashes(&folder, &format!("ls {line} -R --json --hash sha256"));
+    for point in [0, 3, 4] {
+        for (path, hash) in of(&format!("removed.avhdx@-{point}")) {
+            let bytes = folder.run(&format!("cat removed.avhdx@-{point} {path}")).expect(0).stdout;
+            assert_eq!(hash, sha256(&bytes[..]), "{path}");
+        }
+    }
+    assert_eq!(of("pc.vhdx").len(), 2);
+    change(&folder, "removed.avhdx", |disk| {
+        fat(disk).root_dir().create_file("abc.txt").unwrap().write_all(b"abc").unwrap();
+    });
+    // As the authors of the algorithm have it.
+    let abc = "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85";
+    let blake = hashes(&folder, "ls removed.avhdx abc.txt --json --hash blake3");
+    assert_eq!(blake, [("abc.txt".to_owned(), abc.to_owned())]);
+    let run = folder.run("ls removed.avhdx --hash blake3").expect(0);
+    run.prints("MODIFIED (UTC)    BLAKE3").prints(&format!("{abc} abc.txt"));
+    folder.run("ls pc.vhdx --hash md5").expect(2).says("blake3, sha256");
+}

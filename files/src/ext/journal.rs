@@ -85,6 +85,31 @@ pub(super) fn read(shape: &Shape, inode: Inode) -> Result<(HashMap<u64, Waiting>
     Ok((log.replay(start, u32_be(&head, 24))?, features & FAST_COMMIT == 0))
 }
 
+/// Refuses a journal that is not empty, or that has seen a failure.
+pub(super) fn check_empty(shape: &Shape, inode: Inode) -> Result<()> {
+    let mut file = File::new(shape.clone(), inode);
+    let mut head = [0; 1024];
+    if file.len() < head.len() as u64 {
+        let message = format!("the journal has {} bytes", file.len());
+        return Err(Error::damaged("ext.journal", message));
+    }
+    file.read_at(&mut head, 0)?;
+    if head[..4] != MAGIC || !SUPERBLOCKS.contains(&u32_be(&head, 4)) {
+        return Err(Error::damaged("ext.journal", "the journal has no superblock"));
+    }
+    if u32_be(&head, 28) != 0 {
+        let message = "the file system was not closed cleanly: its journal is not empty";
+        return Err(Error::unclean("unclean.ext", message));
+    }
+    match u32_be(&head, 32) {
+        0 => Ok(()),
+        failure => {
+            let message = format!("the file system has errors: failure {failure} in its journal");
+            Err(Error::unclean("unclean.ext-errors", message))
+        }
+    }
+}
+
 struct Log {
     file: File,
     block: u64,

@@ -2,20 +2,26 @@
 //!
 //! The crate for ext names files by their paths alone, counts its way to a place in a file block by block, and takes long
 //! holes of ext2 for damage. So inodes are read here: they tell which names are of one file, which folders are in a
-//! circle, and where holes are. A journal that is not empty is read through. Checksums of metadata are not verified.
+//! circle, and where holes are. A journal that is not empty is read through. Checksums of metadata are verified only before
+//! free space is given away.
 
+mod clean;
+mod frame;
 mod inode;
 mod journal;
 mod shape;
 mod space;
 
+use std::any::Any;
 use std::ops::Range;
 
 use crate::boundary::{Bytes, number, u16_at, u32_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::item::{About, Item, Node, Stream, System, check_count};
+use crate::item::{About, Item, Kind, Node, Stream, System, check_count};
+use clean::Clean;
 use inode::{File, Inode};
-use shape::{IS_64_BIT, META_GROUPS, Shape};
+use shape::{HAS_JOURNAL, IS_64_BIT, META_GROUPS, NEEDS_RECOVERY, Shape};
 use space::Space;
 
 const SUPERBLOCK: u64 = 1024;
@@ -29,19 +35,17 @@ const MOST_BROKEN: usize = 1 << 12;
 const MOST_TARGET: u64 = 4096;
 
 /// Features without which a reader misreads.
-const NEEDS_RECOVERY: u32 = 0x4;
 const HAS_EXTENTS: u32 = 0x40;
 /// Those that are read: types in folders, the four above, protection against double mounts, groups in groups, values in
 /// inodes of their own, seeds of checksums, large folders, and files that are inline, encrypted or folded.
 const KNOWN: u32 =
     0x2 | NEEDS_RECOVERY | META_GROUPS | HAS_EXTENTS | IS_64_BIT | 0x100 | 0x200 | 0x400 | 0x3_E000;
-/// Features that other readers need not know.
-const HAS_JOURNAL: u32 = 0x4;
 
 pub(crate) struct Ext {
     about: About,
     shape: Shape,
     space: Space,
+    clean: Clean,
 }
 
 impl Ext {
@@ -95,8 +99,10 @@ impl Ext {
         };
         let id = [104..108, 108..110, 110..112, 112..114, 114..120].map(hex).join("-");
         let label = Some(label).filter(|label| !label.is_empty());
-        let about = About { kind, label, id: Some(id), warnings, has_backslash: false };
-        Ok(Self { about, shape, space })
+        let about =
+            About { kind, label, id: Some(id), warnings, has_backslash: false, is_cut: held > len };
+        let clean = Clean::of(&raw);
+        Ok(Self { about, shape, space, clean })
     }
 
     fn inode(&self, item: &Item) -> Result<Inode> {
@@ -217,11 +223,42 @@ impl System for Ext {
         Ok(target)
     }
 
+    fn stored(&self, file: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        let inode = self.inode(file)?;
+        Ok(match stream {
+            None => inode.stored(&self.shape),
+            Some(_) => None,
+        })
+    }
+
+    fn nature(&self, item: &Item) -> Result<Vec<u8>> {
+        let inode = self.inode(item)?;
+        match item.facts()?.kind {
+            Kind::Link if item.facts()?.refusal.is_none() => self.target(item),
+            _ => Ok(inode.nature()),
+        }
+    }
+
+    fn reframed(&self, other: &dyn System, changed: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        match (other as &dyn Any).downcast_ref::<Self>() {
+            Some(other) => frame::reframed(&self.shape, &other.shape, changed),
+            None => Ok(None),
+        }
+    }
+
     fn capacity(&self) -> u64 {
         self.shape.blocks * self.shape.block
     }
 
     fn free(&self, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         self.space.free(&self.shape, each)
+    }
+
+    fn check_clean(&self) -> Result<()> {
+        self.clean.check_closed(&self.shape)
+    }
+
+    fn check_free(&self) -> Result<()> {
+        self.clean.check_blocks(&self.shape, &self.space)
     }
 }

@@ -9,6 +9,8 @@ use crate::error::{Error, Result};
 /// Blocks of 64 KiB: 1024 shifted by this.
 const MOST_BLOCK_BITS: u32 = 6;
 /// Features of volumes.
+pub(super) const HAS_JOURNAL: u32 = 0x4;
+pub(super) const NEEDS_RECOVERY: u32 = 0x4;
 pub(super) const META_GROUPS: u32 = 0x10;
 pub(super) const IS_64_BIT: u32 = 0x80;
 const SPARSE_2: u32 = 0x200;
@@ -18,7 +20,7 @@ const SPARSE: u32 = 0x1;
 pub(super) const MAGIC: [u8; 4] = [0xC0, 0x3B, 0x39, 0x98];
 
 /// A block that waits in the journal.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Waiting {
     /// The block of the volume that holds the newer bytes.
     pub(super) at: u64,
@@ -34,13 +36,13 @@ pub(super) struct Shape {
     pub(super) blocks: u64,
     pub(super) first_block: u64,
     pub(super) of_group: u64,
-    inodes: u32,
+    pub(super) inodes: u32,
     pub(super) inodes_of_group: u32,
     pub(super) inode_len: usize,
     pub(super) descriptor_len: u64,
     /// From this group of groups on, descriptors lie in their own groups.
     pub(super) meta_from: Option<u64>,
-    is_sparse: bool,
+    pub(super) is_sparse: bool,
     /// What waits in the journal, by the blocks that it replaces.
     pub(super) waiting: Arc<HashMap<u64, Waiting>>,
 }
@@ -109,8 +111,15 @@ impl Shape {
             let count = (buf.len() as u64).min(self.block - within) as usize;
             let (now, rest) = buf.split_at_mut(count);
             let waiting = self.waiting.get(&block);
-            let place = waiting.map_or(block, |waiting| waiting.at);
-            self.bytes.read_at(now, place * self.block + within)?;
+            match waiting {
+                Some(waiting) => {
+                    // What counts is whether the block changed, wherever it waits.
+                    self.bytes.meet(&(at..at + count as u64));
+                    let place = waiting.at * self.block + within;
+                    self.bytes.apart(|| self.bytes.read_at(now, place))?;
+                }
+                None => self.bytes.read_at(now, at)?,
+            }
             if waiting.is_some_and(|waiting| waiting.is_escaped) {
                 let skip = MAGIC.len().min(within as usize);
                 now.iter_mut().zip(&MAGIC[skip..]).for_each(|(byte, first)| *byte = *first);
@@ -129,17 +138,29 @@ impl Shape {
     pub(super) fn descriptor(&self, group: u64) -> Result<[u8; 64]> {
         let per_block = self.block / self.descriptor_len;
         let (meta, within) = (group / per_block, group % per_block * self.descriptor_len);
-        let block = match self.meta_from {
-            Some(from) if meta >= from => {
-                let first = meta * per_block;
-                self.first_block + first * self.of_group + u64::from(self.has_superblock(first))
-            }
-            _ => self.superblock() + 1 + meta,
-        };
+        let block = self.descriptors(meta);
         let mut descriptor = [0; 64];
         let len = self.descriptor_len.min(64) as usize;
         self.read(&mut descriptor[..len], block, within)?;
         Ok(descriptor)
+    }
+
+    /// The block with the descriptors of a group of groups.
+    pub(super) fn descriptors(&self, meta: u64) -> u64 {
+        match self.meta_from {
+            Some(from) if meta >= from => {
+                let first = meta * (self.block / self.descriptor_len);
+                self.first_block + first * self.of_group + u64::from(self.has_superblock(first))
+            }
+            _ => self.superblock() + 1 + meta,
+        }
+    }
+
+    /// The first block of the table of inodes of a group. Descriptors count what is free in their groups and change with
+    /// each file, and their tables never move: whether they did is looked up for all at once.
+    pub(super) fn inode_table(&self, group: u64) -> Result<u64> {
+        let descriptor = self.bytes.apart(|| self.descriptor(group))?;
+        Ok(u64::from(u32_at(&descriptor, 40)) << 32 | u64::from(u32_at(&descriptor, 8)))
     }
 
     /// The bytes of an inode.
@@ -150,8 +171,7 @@ impl Shape {
         }
         let group = u64::from((number - 1) / self.inodes_of_group);
         let index = u64::from((number - 1) % self.inodes_of_group);
-        let descriptor = self.descriptor(group)?;
-        let table = u64::from(u32_at(&descriptor, 40)) << 32 | u64::from(u32_at(&descriptor, 8));
+        let table = self.inode_table(group)?;
         let at = index * self.inode_len as u64;
         let mut raw = vec![0; self.inode_len];
         self.read(&mut raw, table.saturating_add(at / self.block), at % self.block)?;

@@ -18,9 +18,9 @@ const NO_BITMAP: u16 = 2;
 /// What the superblock says of space.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Space {
-    has_flags: bool,
+    pub(super) has_flags: bool,
     /// Blocks for each bit.
-    cluster: u64,
+    pub(super) cluster: u64,
     /// Blocks behind the descriptors that are kept for more of them.
     reserved: u64,
     /// The only groups besides the first that begin with a copy of the superblock, if the superblock says which.
@@ -47,13 +47,19 @@ impl Space {
         })
     }
 
+    /// Refuses groups that have more bits than a block.
+    pub(super) fn check(&self, shape: &Shape) -> Result<()> {
+        if shape.of_group.div_ceil(self.cluster) <= shape.block * 8 {
+            return Ok(());
+        }
+        let message = format!("a group of {} blocks in one block of bits", shape.of_group);
+        Err(Error::damaged("ext.superblock", message))
+    }
+
     /// Passes on what nothing uses, in bytes.
     pub(super) fn free(&self, shape: &Shape, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         let Self { cluster, .. } = *self;
-        if shape.of_group.div_ceil(cluster) > shape.block * 8 {
-            let message = format!("a group of {} blocks in one block of bits", shape.of_group);
-            return Err(Error::damaged("ext.superblock", message));
-        }
+        self.check(shape)?;
         let groups = shape.groups();
         let mut kept = None;
         let start = shape.first_block * shape.block;
@@ -82,7 +88,7 @@ impl Space {
     }
 
     /// The blocks of the bitmaps and of the tables of inodes of all groups, joined, in order.
-    fn kept(&self, shape: &Shape, groups: u64) -> Result<Vec<Range<u64>>> {
+    pub(super) fn kept(&self, shape: &Shape, groups: u64) -> Result<Vec<Range<u64>>> {
         let inodes = u64::from(shape.inodes_of_group) * shape.inode_len as u64;
         let table = inodes.div_ceil(shape.block);
         let mut all = Vec::new();
@@ -105,7 +111,13 @@ impl Space {
     }
 
     /// The bitmap of a group that has none: only what the file system keeps itself is in use.
-    fn made(&self, shape: &Shape, group: u64, kept: &[Range<u64>], bits: u64) -> Vec<u8> {
+    pub(super) fn made(
+        &self,
+        shape: &Shape,
+        group: u64,
+        kept: &[Range<u64>],
+        bits: u64,
+    ) -> Vec<u8> {
         let mut bitmap = vec![0_u8; bits.div_ceil(8) as usize];
         let first = shape.first_block + group * shape.of_group;
         let mut take = |blocks: Range<u64>| {
@@ -144,6 +156,6 @@ impl Space {
 }
 
 /// A number of a block that is in two parts.
-fn place(descriptor: &[u8], low: usize, high: usize) -> u64 {
+pub(super) fn place(descriptor: &[u8], low: usize, high: usize) -> u64 {
     u64::from(u32_at(descriptor, high)) << 32 | u64::from(u32_at(descriptor, low))
 }

@@ -3,15 +3,18 @@
 //! The crates for FAT keep folders and files borrowed from the volume, and names as text that is not always theirs. So a
 //! reader of our own: a table and lists of entries. Tests compare it with what `mtools` was told to write.
 
+mod clean;
 mod entries;
 mod oem;
 
+use std::any::Any;
 use std::ops::Range;
 
 use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::item::{About, Facts, Item, Kind, Node, Stream, System};
+use crate::item::{About, Facts, Item, Kind, Node, Piece, Place, Stream, System};
 use entries::{ENTRY_LEN, Parsed};
 
 /// A folder has no more bytes: entries are counted in 16 bits.
@@ -35,6 +38,8 @@ struct Shape {
     bytes: Bytes,
     width: Width,
     table: u64,
+    /// Where the copies of the table begin, and their length.
+    copies: (Vec<u64>, u64),
     /// The root folder in its fixed place; empty on FAT32.
     root: Range<u64>,
     root_cluster: u32,
@@ -77,11 +82,12 @@ impl Fat {
             return Err(Error::damaged("fat.boot", format!("{what} is not one of FAT")));
         }
         let mut warnings = Vec::new();
-        if sectors * sector > bytes.len() {
+        let len = bytes.len();
+        if sectors * sector > len {
             warnings.push(format!(
                 "the file system has {} bytes and the volume {}: what lies behind its end is not read",
                 sectors * sector,
-                bytes.len()
+                len
             ));
         }
         let clusters = (sectors - before) / per_cluster;
@@ -112,10 +118,14 @@ impl Fat {
             ));
         }
         let root = (reserved + tables * per_table) * sector;
+        let is_mirrored = !is_32 || flags & 0x80 == 0;
+        let copies = (1..tables).filter(|_| is_mirrored);
+        let copies = copies.map(|copy| (reserved + copy * per_table) * sector);
         let shape = Shape {
             bytes,
             width,
             table: (reserved + active * per_table) * sector,
+            copies: (copies.collect(), fits),
             root: root..root + root_entries * ENTRY_LEN as u64,
             root_cluster: if is_32 { u32_at(&first, 44) & MASK } else { 0 },
             data: before * sector,
@@ -130,7 +140,14 @@ impl Fat {
             Width::Fat16 => "FAT16",
             Width::Fat32 => "FAT32",
         };
-        let about = About { kind, label: None, id, warnings, has_backslash: true };
+        let about = About {
+            kind,
+            label: None,
+            id,
+            warnings,
+            has_backslash: true,
+            is_cut: sectors * sector > len,
+        };
         let mut fat = Self { about, shape };
         // That of the boot sector is often stale. A root folder that cannot be read is told when it is read.
         let parsed = fat.parsed(&fat.root_node()).unwrap_or_default();
@@ -229,6 +246,25 @@ impl System for Fat {
         Err(Error::new(ErrorKind::InvalidInput, "files.not-link", "FAT has no links"))
     }
 
+    fn stored(&self, file: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        match stream {
+            None => self.open(file, None).map(Some),
+            Some(_) => Ok(None),
+        }
+    }
+
+    fn reframed(&self, other: &dyn System, _: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        let facts = |shape: &Shape| {
+            // Copies of the table are not read.
+            let Shape { bytes, width, table, root, root_cluster, data, cluster, end, .. } = shape;
+            let places = (bytes.start(), bytes.len(), *table, root.clone(), *data);
+            (places, *width, *root_cluster, *cluster, *end)
+        };
+        let other = (other as &dyn Any).downcast_ref::<Self>();
+        let is_same = other.is_some_and(|other| facts(&self.shape) == facts(&other.shape));
+        Ok(is_same.then(Vec::new))
+    }
+
     fn capacity(&self) -> u64 {
         u64::from(self.shape.end - 2) * self.shape.cluster
     }
@@ -264,6 +300,14 @@ impl System for Fat {
         }
         runs.end();
         Ok(())
+    }
+
+    fn check_clean(&self) -> Result<()> {
+        self.check_closed()
+    }
+
+    fn check_free(&self) -> Result<()> {
+        self.check_chains()
     }
 }
 
@@ -412,5 +456,19 @@ impl Stream for File {
             (rest, at) = (later, at + held);
         }
         Ok(())
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        let size = self.shape.cluster;
+        let (place, within) = (offset / size, offset % size);
+        let first = self.cluster(place)?;
+        let (mut count, end) = (1, self.len.div_ceil(size));
+        while place + count < end
+            && u64::from(self.cluster(place + count)?) == u64::from(first) + count
+        {
+            count += 1;
+        }
+        let start = self.shape.data + u64::from(first - 2) * size;
+        Ok(Piece { len: count * size - within, place: Place::At(start + within) })
     }
 }

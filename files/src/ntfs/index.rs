@@ -83,8 +83,13 @@ fn node(bytes: &[u8], header: usize) -> Result<Contents, String> {
             record: reference & RECORD_BITS,
             sequence: (reference >> 48) as u16,
             name: name.chunks_exact(2).map(|unit| u16_at(unit, 0)).collect(),
-            is_short: number(key, 65, 1) == SHORT_ONLY,
+            is_short: is_short(key),
         });
         rest = &rest[len..];
     }
+}
+
+/// Whether a name is a short one, for DOS alone, that stands beside another.
+pub(super) fn is_short(name: &[u8]) -> bool {
+    number(name, 65, 1) == SHORT_ONLY
 }

@@ -4,24 +4,33 @@
 //! what its bytes are, and does not find the rest of a table of files in many pieces. So records, runs and indexes are
 //! read here. Tests compare the result with what `ntfs-3g` was told to write.
 
+mod clean;
+mod frame;
+mod held;
 mod index;
+mod log;
 mod lznt1;
+mod pieces;
 mod record;
 mod reparse;
 mod runs;
 
+use std::any::Any;
 use std::cell::OnceCell;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
 use crate::bitmap::FreeRuns;
 use crate::boundary::{Bytes, number, u16_at, u32_at, u64_at};
+use crate::changed::Changed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::item::{
     About, Facts, Item, Kind, Node, Stream, StreamInfo, System, Time, Times, bytes_of_utf16,
     check_count, utf16_of_bytes,
 };
+use held::Held;
 use index::Name;
+use pieces::{check_pieces, check_records};
 use record::{Attribute, Record, Value};
 use reparse::Reparse;
 use runs::Outside;
@@ -46,8 +55,6 @@ const MOST_CLUSTER: u64 = 2 << 20;
 const MOST_RECORD: u64 = 64 << 10;
 /// NTFS bounds the list of the attributes of a file to this.
 const MOST_LIST: u64 = 256 << 10;
-/// A file in more pieces takes too much memory.
-const MOST_RUNS: usize = 1 << 19;
 const MOST_REPARSE: u64 = 16 << 10;
 const UPCASE_LEN: u64 = 128 << 10;
 /// The attributes of a file whose bytes come from somewhere once they are read.
@@ -73,12 +80,6 @@ struct Shape {
 
 /// A file: its record, with the attributes of the records that continue it.
 struct File(Record);
-
-/// The value of an attribute.
-enum Held {
-    Inside(Vec<u8>),
-    Outside(Outside),
-}
 
 impl Ntfs {
     pub(crate) fn open(bytes: Bytes, shows_system: bool) -> Result<Self> {
@@ -110,7 +111,8 @@ impl Ntfs {
                 bytes.len()
             ));
         }
-        let clusters = size.min(bytes.len()) / cluster;
+        let len = bytes.len();
+        let clusters = size.min(len) / cluster;
         let start = u64_at(&boot, 48);
         let inside = start
             .checked_mul(cluster)
@@ -122,7 +124,14 @@ impl Ntfs {
         let shape = Shape { bytes, cluster, clusters, record };
         let first = shape.bytes.read(start, record as usize)?;
         let mft = shape.table(Record::parse(first, MFT, clusters)?)?;
-        let about = About { kind: "NTFS", label: None, id, warnings, has_backslash: true };
+        let about = About {
+            kind: "NTFS",
+            label: None,
+            id,
+            warnings,
+            has_backslash: true,
+            is_cut: size > len,
+        };
         let mut ntfs = Self { about, shape, mft, upcase: OnceCell::new(), shows_system };
         // The tree is read without them too.
         if let Ok(volume) = ntfs.file(VOLUME) {
@@ -166,12 +175,10 @@ impl Ntfs {
         let count = |attributes: &[Attribute]| -> usize {
             attributes.iter().map(|attribute| attribute.runs()).sum()
         };
+        check_records(others.len(), self.shape.record)?;
         let mut runs = count(&base.attributes);
         for other in others.into_iter().filter(|other| *other != number) {
-            if runs > MOST_RUNS {
-                let message = format!("the file lies in more than {MOST_RUNS} pieces");
-                return Err(Error::new(ErrorKind::Limit, "files.pieces", message));
-            }
+            check_pieces(runs, base.attributes.len())?;
             let more = self.record(other)?;
             if !more.is_used || more.base != number {
                 let message = format!("file record {other} does not continue {number}");
@@ -180,6 +187,7 @@ impl Ntfs {
             runs += count(&more.attributes);
             base.attributes.extend(more.attributes);
         }
+        check_pieces(runs, base.attributes.len())?;
         Ok(File(base))
     }
 
@@ -212,7 +220,8 @@ impl Ntfs {
         let file = self.file_with(number, sequence)?;
         let reparse = self.reparse(&file)?;
         let mut facts = Facts::new(reparse::kind(reparse.as_ref(), file.0.is_folder));
-        (facts.id, facts.links) = (Some(number), Some(file.0.links.into()));
+        (facts.id, facts.links) = (Some(number), Some(names(&file)));
+        facts.generation = Some(file.0.sequence.into());
         if let Some(Attribute { value: Value::Resident(value), .. }) =
             file.0.attributes.iter().find(|found| found.kind == record::STANDARD_INFORMATION)
         {
@@ -350,17 +359,25 @@ impl System for Ntfs {
 
     fn streams(&self, item: &Item) -> Result<Vec<StreamInfo>> {
         let file = self.file_of(item)?;
-        let mut names: Vec<&[u16]> = Vec::new();
-        for attribute in file.0.attributes.iter().filter(|found| found.kind == record::DATA) {
-            if !attribute.name.is_empty() && !names.contains(&&attribute.name[..]) {
-                names.push(&attribute.name);
+        let mut streams: Vec<(&[u16], Option<u64>)> = Vec::new();
+        let mut places = HashMap::new();
+        let data = file.0.attributes.iter().filter(|found| found.kind == record::DATA);
+        for part in data.filter(|part| !part.name.is_empty()) {
+            let name = &part.name[..];
+            let place = *places.entry(name).or_insert(streams.len());
+            if place == streams.len() {
+                streams.push((name, None));
+            }
+            // The first part has the size.
+            if streams[place].1.is_none() {
+                streams[place].1 = size_of(&[part]);
             }
         }
-        let info = |name: &[u16]| {
-            let parts: Vec<&Attribute> = file.parts(record::DATA, name).collect();
-            StreamInfo { name: bytes_of_utf16(name), size: size_of(&parts).unwrap_or(0) }
+        let info = |(name, size): (&[u16], Option<u64>)| StreamInfo {
+            name: bytes_of_utf16(name),
+            size: size.unwrap_or(0),
         };
-        Ok(names.into_iter().map(info).collect())
+        Ok(streams.into_iter().map(info).collect())
     }
 
     fn open(&self, item: &Item, stream: Option<&[u8]>) -> Result<Box<dyn Stream>> {
@@ -388,6 +405,39 @@ impl System for Ntfs {
         }
     }
 
+    fn stored(&self, item: &Item, stream: Option<&[u8]>) -> Result<Option<Box<dyn Stream>>> {
+        let file = self.file_of(item)?;
+        let name = match stream.map(utf16_of_bytes) {
+            None => Vec::new(),
+            Some(Some(name)) => name,
+            Some(None) => return Ok(None),
+        };
+        let parts: Vec<Attribute> = file.parts(record::DATA, &name).cloned().collect();
+        if parts.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(Box::new(self.shape.held(&parts)?)))
+    }
+
+    fn nature(&self, item: &Item) -> Result<Vec<u8>> {
+        let file = self.file_of(item)?;
+        let parts: Vec<Attribute> = file.parts(record::REPARSE_POINT, &[]).cloned().collect();
+        if parts.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.shape.held(&parts)?.read_all(MOST_REPARSE)
+    }
+
+    fn reframed(&self, other: &dyn System, _: &Changed) -> Result<Option<Vec<Range<u64>>>> {
+        let other = (other as &dyn Any).downcast_ref::<Self>();
+        let facts = |ntfs: &Self| {
+            let Shape { bytes, cluster, clusters, record } = &ntfs.shape;
+            (bytes.start(), bytes.len(), *cluster, *clusters, *record, ntfs.shows_system)
+        };
+        let other = other.filter(|other| facts(self) == facts(other));
+        Ok(other.and_then(|other| frame::moved(&self.mft, &other.mft)))
+    }
+
     fn capacity(&self) -> u64 {
         self.shape.clusters * self.shape.cluster
     }
@@ -411,6 +461,14 @@ impl System for Ntfs {
         }
         runs.end();
         Ok(())
+    }
+
+    fn check_clean(&self) -> Result<()> {
+        self.check_closed()
+    }
+
+    fn check_free(&self) -> Result<()> {
+        self.check_clusters()
     }
 }
 
@@ -466,6 +524,7 @@ impl Shape {
                     && lowest == part.lowest
                 {
                     append(&mut table, lowest, runs)?;
+                    check_pieces(table.runs.len(), 0)?;
                 }
             }
         }
@@ -525,6 +584,16 @@ fn append(to: &mut Outside, lowest: u64, runs: Vec<runs::Run>) -> Result<()> {
     Ok(())
 }
 
+/// How many names a file has. Its record counts short ones for DOS too, which are shown nowhere.
+fn names(file: &File) -> u32 {
+    let is_short = |found: &&Attribute| {
+        let Value::Resident(value) = &found.value else { return false };
+        found.kind == record::FILE_NAME && value.len() > 65 && index::is_short(value)
+    };
+    let short = file.0.attributes.iter().filter(is_short).count();
+    u32::from(file.0.links).saturating_sub(short as u32)
+}
+
 impl File {
     fn parts<'f>(&'f self, kind: u32, name: &'f [u16]) -> impl Iterator<Item = &'f Attribute> {
         self.0.attributes.iter().filter(move |found| found.is(kind, name))
@@ -544,43 +613,6 @@ impl Attribute {
         match self.value {
             Value::Resident(_) => 0,
             Value::Outside { lowest, .. } => lowest,
-        }
-    }
-}
-
-impl Held {
-    fn read_all(mut self, most: u64) -> Result<Vec<u8>> {
-        let len = self.len();
-        if len > most {
-            let message = format!("an attribute has {len} bytes, expected {most} at most");
-            return Err(Error::damaged("ntfs.attribute", message));
-        }
-        let mut bytes = vec![0; len as usize];
-        self.read_at(&mut bytes, 0)?;
-        Ok(bytes)
-    }
-}
-
-impl Stream for Held {
-    fn len(&self) -> u64 {
-        match self {
-            Self::Inside(value) => value.len() as u64,
-            Self::Outside(outside) => outside.len(),
-        }
-    }
-
-    fn read_at(&mut self, buf: &mut [u8], offset: u64) -> Result<()> {
-        match self {
-            Self::Inside(value) => buf.copy_from_slice(&value[offset as usize..][..buf.len()]),
-            Self::Outside(outside) => outside.read_at(buf, offset)?,
-        }
-        Ok(())
-    }
-
-    fn hole_end(&self, offset: u64) -> u64 {
-        match self {
-            Self::Inside(_) => offset,
-            Self::Outside(outside) => outside.hole_end(offset),
         }
     }
 }

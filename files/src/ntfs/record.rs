@@ -6,6 +6,7 @@ use crate::ntfs::runs::{self, Run};
 
 pub(super) const STANDARD_INFORMATION: u32 = 0x10;
 pub(super) const ATTRIBUTE_LIST: u32 = 0x20;
+pub(super) const FILE_NAME: u32 = 0x30;
 pub(super) const VOLUME_NAME: u32 = 0x60;
 pub(super) const DATA: u32 = 0x80;
 pub(super) const INDEX_ROOT: u32 = 0x90;

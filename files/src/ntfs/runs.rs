@@ -1,8 +1,10 @@
 //! Where the clusters of an attribute lie, and its bytes.
 
+use std::ops::Range;
+
 use crate::boundary::{Bytes, number};
 use crate::error::{Error, Result};
-use crate::item::Stream;
+use crate::item::{Piece, Place, Stream};
 use crate::ntfs::lznt1;
 
 /// A compression unit has no more bytes: NTFS compresses in 16 clusters of 4 KiB at most.
@@ -79,7 +81,7 @@ pub(super) fn parse(mut list: &[u8], vcn: u64, clusters: u64) -> Result<Vec<Run>
 
 impl Outside {
     /// The run that holds a cluster of the attribute.
-    fn run(&self, vcn: u64) -> Option<Run> {
+    pub(super) fn run(&self, vcn: u64) -> Option<Run> {
         let next = self.runs.partition_point(|run| run.vcn <= vcn);
         let run = *self.runs.get(next.checked_sub(1)?)?;
         (vcn < run.vcn + run.len).then_some(run)
@@ -110,20 +112,7 @@ impl Outside {
     /// Reads bytes of one compression unit.
     fn read_unit(&mut self, unit: u64, clusters: u64, buf: &mut [u8], within: usize) -> Result<()> {
         let first = unit * clusters;
-        let mut stored = 0;
-        while stored < clusters {
-            let vcn = first + stored;
-            let run = match self.run(vcn) {
-                Some(run) => run,
-                // The last unit may end early.
-                None if stored > 0 => break,
-                None => return Err(self.missing(vcn)),
-            };
-            if run.lcn.is_none() {
-                break;
-            }
-            stored = (run.vcn + run.len - first).min(clusters);
-        }
+        let stored = self.stored(first, clusters)?;
         if stored == 0 {
             buf.fill(0);
             return Ok(());
@@ -145,6 +134,42 @@ impl Outside {
             buf.copy_from_slice(&plain[within..][..buf.len()]);
         }
         Ok(())
+    }
+
+    /// How many of the clusters of the unit that begins with `first` are stored.
+    fn stored(&self, first: u64, clusters: u64) -> Result<u64> {
+        let mut stored = 0;
+        while stored < clusters {
+            let vcn = first + stored;
+            let run = match self.run(vcn) {
+                Some(run) => run,
+                // The last unit may end early.
+                None if stored > 0 => break,
+                None => return Err(self.missing(vcn)),
+            };
+            if run.lcn.is_none() {
+                break;
+            }
+            stored = (run.vcn + run.len - first).min(clusters);
+        }
+        Ok(stored)
+    }
+
+    /// Where clusters lie that are stored, in bytes of the volume.
+    fn places(&self, first: u64, count: u64) -> Vec<Range<u64>> {
+        let (mut vcn, end) = (first, first + count);
+        let mut places = Vec::new();
+        while vcn < end
+            && let Some(run) = self.run(vcn)
+        {
+            let next = end.min(run.vcn + run.len);
+            if let Some(lcn) = run.lcn {
+                let lcn = lcn + vcn - run.vcn;
+                places.push(lcn * self.cluster..(lcn + next - vcn) * self.cluster);
+            }
+            vcn = next;
+        }
+        places
     }
 
     /// Refuses units that are no sizes of NTFS.
@@ -190,6 +215,26 @@ impl Stream for Outside {
         let unit = self.unit.unwrap_or(1);
         let (start, end) = (run.vcn.next_multiple_of(unit), (run.vcn + run.len) / unit * unit);
         if start * self.cluster <= offset { (end * self.cluster).max(offset) } else { offset }
+    }
+
+    fn piece(&mut self, offset: u64) -> Result<Piece> {
+        if offset >= self.initialized {
+            return Ok(Piece { len: (self.size - offset).max(1), place: Place::Zeros });
+        }
+        let (vcn, most) = (offset / self.cluster, self.initialized - offset);
+        let Some(unit) = self.unit else {
+            let run = self.run(vcn).ok_or_else(|| self.missing(vcn))?;
+            let within = offset - run.vcn * self.cluster;
+            let place = run.lcn.map_or(Place::Zeros, |lcn| Place::At(lcn * self.cluster + within));
+            return Ok(Piece { len: (run.len * self.cluster - within).min(most), place });
+        };
+        let first = vcn / unit * unit;
+        let place = match self.stored(first, unit)? {
+            0 => Place::Zeros,
+            stored => Place::Packed(self.places(first, stored), unit * self.cluster),
+        };
+        let behind = (first + unit) * self.cluster - offset;
+        Ok(Piece { len: behind.min(most), place })
     }
 }
 

@@ -93,8 +93,11 @@ pub(crate) fn read(disk: &Bytes, sector: u64) -> Result<Table> {
             range: start.unwrap_or(u64::MAX)..end.unwrap_or(u64::MAX),
         }
     });
+    let place = |lba: u64| lba.saturating_mul(sector).min(disk.len());
+    let behind = place(header.last_usable_lba.saturating_add(1));
     Ok(Table {
         scheme: "GPT",
+        own: vec![0..place(header.first_usable_lba), behind..disk.len()],
         id: Some(guid(header.disk_guid)),
         found: found.collect(),
         warnings: warning.into_iter().collect(),

@@ -1,6 +1,7 @@
 //! Partition tables of the MBR, with logical partitions.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use crate::boundary::{Bytes, u32_at};
 use crate::error::Result;
@@ -79,6 +80,7 @@ pub(crate) fn read(
         id: (signature != 0).then(|| format!("{signature:08x}")),
         found: Vec::new(),
         warnings: Vec::new(),
+        own: vec![Range { start: 0, end: 512 }],
     };
     let found = |number: u32, record: &Record, base: u64| {
         let name = TYPES.iter().find(|(kind, _)| *kind == record.kind);
@@ -110,6 +112,7 @@ pub(crate) fn read(
                 table.warnings.push(warning);
                 break;
             };
+            table.own.push(start..start + 512);
             let Some(inner) = self::records(&disk.read(start, 512)?) else {
                 let warning = format!("sector {at} has no table of logical partitions");
                 table.warnings.push(warning);

@@ -56,6 +56,8 @@ pub struct Volume {
     content: Content,
     /// Why it cannot be read whatever it holds.
     problem: Option<(&'static str, String)>,
+    /// Why none of its space may be called free, whatever its file system says.
+    doubt: Option<String>,
     /// The label of its file system, and what of the disk was read for it.
     label: OnceCell<(Option<String>, Vec<Range<u64>>)>,
 }
@@ -93,8 +95,14 @@ impl Volumes {
             _ if has_gpt => Some(gpt::read(&bytes, sector)?),
             _ => None,
         };
-        let Some(Table { scheme, id, mut found, mut warnings }) = table else {
-            let volume = Volume::whole(disk, whole);
+        let Some(Table { scheme, id, mut found, mut warnings, own }) = table else {
+            let mut volume = Volume::whole(disk, whole);
+            if has_gpt || records.is_some_and(|records| mbr::is_used(&records)) {
+                let doubt = "the disk begins with a file system, and has a partition table too";
+                volume.doubt = Some(doubt.into());
+            } else {
+                volume.doubt = rivals(&bytes)?;
+            }
             return Ok(Self {
                 scheme: None,
                 id: None,
@@ -106,7 +114,15 @@ impl Volumes {
         found.sort_by_key(|found| found.number);
         warnings.extend(overlaps(&found));
         let mut touched = bytes.touched();
-        let volumes = found.into_iter().map(|found| Volume::of(&disk, found, &mut touched));
+        let stale =
+            (has_gpt && scheme != "GPT").then(|| "the disk has a GPT and an MBR".to_owned());
+        let doubts: Vec<Option<String>> =
+            (0..found.len()).map(|at| shared(&found, at, &own).or_else(|| stale.clone())).collect();
+        let volumes = found.into_iter().zip(doubts).map(|(found, doubt)| {
+            let mut volume = Volume::of(&disk, found, &mut touched)?;
+            volume.doubt = doubt.or(volume.doubt);
+            Ok(volume)
+        });
         let volumes = volumes.collect::<Result<_>>()?;
         Ok(Self { scheme: Some(scheme), id, volumes, warnings, touched })
     }
@@ -211,6 +227,7 @@ impl Volume {
             range,
             content,
             problem: None,
+            doubt: None,
             label: OnceCell::new(),
         }
     }
@@ -226,14 +243,14 @@ impl Volume {
             );
             ("files.partition-place", message)
         });
-        let content = match &problem {
-            Some(_) => Content::Unknown,
+        let (content, doubt) = match &problem {
+            Some(_) => (Content::Unknown, None),
             None => {
                 let bytes = Bytes::new(Arc::clone(disk), range.clone());
                 bytes.record();
-                let content = content::recognize(&bytes)?;
+                let recognized = (content::recognize(&bytes)?, rivals(&bytes)?);
                 touched.extend(bytes.touched());
-                content
+                recognized
             }
         };
         // Parts of something larger, whatever their first bytes look like.
@@ -245,7 +262,8 @@ impl Volume {
         let disk = Arc::clone(disk);
         let (number, kind) = (Some(number), Some(kind));
         let label = OnceCell::new();
-        Ok(Self { disk, number, kind, partition_name: name, id, range, content, problem, label })
+        let partition_name = name;
+        Ok(Self { disk, number, kind, partition_name, id, range, content, problem, doubt, label })
     }
 
     /// The number in the partition table; `None` for a disk without one.
@@ -331,7 +349,8 @@ impl Volume {
             Content::Unknown => "this has no file system of a known kind".into(),
             Content::Ext | Content::Fat | Content::Ntfs => {
                 let bytes = Bytes::new(Arc::clone(&self.disk), self.range.clone());
-                return FileSystem::of(bytes, self.content, options, name);
+                let doubt = self.doubt.clone();
+                return FileSystem::of(bytes, self.content, options, name, doubt);
             }
         };
         Err(Error::unsupported("files.volume-kind", message))
@@ -347,6 +366,30 @@ impl fmt::Debug for Volume {
             .field("range", range)
             .finish_non_exhaustive()
     }
+}
+
+/// What else a partition shares bytes with, if anything: another one, or the table.
+fn shared(found: &[Found], at: usize, own: &[Range<u64>]) -> Option<String> {
+    let this = &found[at];
+    let meets =
+        |range: &Range<u64>| range.start.max(this.range.start) < range.end.min(this.range.end);
+    let other = found.iter().find(|found| found.number != this.number && meets(&found.range));
+    match other {
+        Some(other) => Some(format!("it shares bytes of the disk with partition {}", other.number)),
+        None if own.iter().any(meets) => {
+            Some("it shares bytes of the disk with the partition table".into())
+        }
+        None => None,
+    }
+}
+
+/// Says that a volume begins like file systems of several kinds, one of which may be what was there before.
+fn rivals(bytes: &Bytes) -> Result<Option<String>> {
+    let kinds = content::kinds(bytes)?;
+    Ok((kinds.len() > 1).then(|| {
+        let kinds: Vec<String> = kinds.iter().map(Content::to_string).collect();
+        format!("it begins like several file systems: {}", kinds.join(", "))
+    }))
 }
 
 /// Warnings about partitions that share bytes.

@@ -9,6 +9,8 @@ pub(crate) struct Table {
     pub(crate) id: Option<String>,
     pub(crate) found: Vec<Found>,
     pub(crate) warnings: Vec<String>,
+    /// What of the disk belongs to the table itself.
+    pub(crate) own: Vec<Range<u64>>,
 }
 
 /// A partition. Its range is what the table claims.

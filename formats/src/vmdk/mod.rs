@@ -26,9 +26,9 @@
 //!
 //! # Why no other package reads it
 //!
-//! `vmdk-core` reads these formats too, but one caller at a time (by `&mut`); it holds whole directories in memory; it does not
-//! tell where the bytes of a grain are, nor whether a grain is zeros or the image below has it, in one extent of several; and
-//! it opens extents and parents by their recorded names itself.
+//! `vmdk-core` reads these formats too, but one caller at a time (by `&mut`). It keeps whole directories and every table that it
+//! met in memory. It does not tell where the bytes of a grain are, and takes a grain of zeros for one that the image below has.
+//! Extents and parents it opens by their recorded names itself, and sums of numbers in the newer extents of ESX may overflow.
 //!
 //! Modules from top to bottom:
 //!

@@ -114,7 +114,9 @@ impl<'a> Compact<'a> {
         self
     }
 
-    /// Declares ranges of the disk free, in bytes: their contents are lost as far as they cover whole blocks.
+    /// Declares ranges of the disk free, in bytes: their contents are lost as far as they cover whole blocks. In a child
+    /// they read as zeros too, whatever its parent has there. What is written there between the moment when the caller
+    /// finds out that they are free and the end of the operation may be lost, so nobody else may use the disk meanwhile.
     pub fn free(mut self, ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
         self.free.extend(ranges);
         self

@@ -1,7 +1,7 @@
 //! `avhdx cp`: what it does to the machine that it copies to, and what that machine may refuse.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ fn run(tool: &str, args: &[&str], folder: &Folder) -> Output {
 }
 
 /// A folder with a volume of ext4 as `pc.raw`, with what `fill` makes in its top; `None` without the tool for it.
-fn of_ext(fill: impl FnOnce(&Path)) -> Option<Folder> {
+pub(super) fn of_ext(fill: impl FnOnce(&Path)) -> Option<Folder> {
     let folder = Folder::new();
     let top = folder.file("tree");
     fs::create_dir(&top).unwrap();
@@ -40,22 +40,24 @@ fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().mode() & 0o7777
 }
 
-fn set_mode(path: &Path, mode: u32) {
+pub(super) fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-fn set_past(path: &Path) {
+pub(super) fn set_past(path: &Path) {
     let done = Command::new("touch").args(["-h", "-d", PAST]).arg(path).status().unwrap();
     assert!(done.success());
 }
 
-/// A volume with a folder `a` (mode 0750) that holds much, then little, and a link.
-fn of_much() -> Option<Folder> {
+/// A volume with a folder `a` (mode 0750) that holds much, then little, a link, and a folder with a file.
+pub(super) fn of_much() -> Option<Folder> {
     of_ext(|top| {
         fs::create_dir(top.join("a")).unwrap();
         fs::write(top.join("a/1 much"), vec![7; 64 << 20]).unwrap();
         fs::write(top.join("a/2 little"), "little").unwrap();
         symlink("2 little", top.join("a/3 link")).unwrap();
+        fs::create_dir(top.join("a/4 sub")).unwrap();
+        fs::write(top.join("a/4 sub/file"), "below").unwrap();
         set_mode(&top.join("a/2 little"), 0o640);
         for path in ["a/2 little", "a/3 link", "a"] {
             set_past(&top.join(path));
@@ -85,7 +87,7 @@ fn stopped(folder: &Folder) -> Child {
     panic!("it was too fast to be stopped, each time");
 }
 
-fn signal(child: &Child, name: &str) {
+pub(super) fn signal(child: &Child, name: &str) {
     let name = format!("-{name}");
     assert!(
         Command::new("kill").args([&name, &child.id().to_string()]).status().unwrap().success()
@@ -126,12 +128,15 @@ fn a_folder_that_is_swapped_for_a_link_meanwhile_leads_nowhere() {
     let Some(folder) = of_much() else { return };
     fs::create_dir(folder.file("elsewhere")).unwrap();
     set_mode(&folder.file("elsewhere"), 0o711);
+    fs::create_dir(folder.file("elsewhere/4 sub")).unwrap();
     let child = stopped(&folder);
     fs::rename(folder.file("out/a"), folder.file("moved")).unwrap();
     symlink("../elsewhere", folder.file("out/a")).unwrap();
     signal(&child, "CONT");
     Run::of(child.wait_with_output().unwrap()).expect(0);
-    assert_eq!(fs::read_dir(folder.file("elsewhere")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(folder.file("elsewhere")).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(folder.file("elsewhere/4 sub")).unwrap().count(), 0);
+    assert_eq!(folder.read("moved/4 sub/file"), b"below");
     assert_eq!(mode(&folder.file("elsewhere")), 0o711);
     assert_eq!(folder.read("moved/2 little"), b"little");
 }
@@ -149,7 +154,7 @@ fn what_takes_a_name_meanwhile_stays_as_it_is() {
         .expect(8)
         .says("out/a/1 much: something else has this name")
         .says("out/a/2 little: something else has this name")
-        .prints("copied 0 files, 1 folder, 1 link: 0 bytes");
+        .prints("copied 1 file, 2 folders, 1 link: 5 bytes");
     assert_eq!((folder.read("mine"), mode(&folder.file("mine"))), (b"mine".to_vec(), 0o604));
     assert_ne!(fs::metadata(folder.file("mine")).unwrap().mtime(), 1_000_000_000);
 }
@@ -196,6 +201,35 @@ fn what_is_incomplete_is_private_also_after_the_end() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn files_have_their_permissions_and_times_before_they_have_a_name() {
+    let folder = of(volume());
+    let line =
+        "strace -o trace -e trace=/chmod,/utim,/chown,/link,/rename avhdx cp pc.vhdx -r logs out";
+    let traced = folder.in_shell(line).output().unwrap();
+    if !folder.file("trace").exists() {
+        assert!(std::env::var_os("AVHDX_INTEROP").is_none(), "{traced:?}");
+        eprintln!("NOT TESTED: strace is not installed");
+        return;
+    }
+    Run::of(traced).expect(0);
+    let trace = String::from_utf8(folder.read("trace")).unwrap();
+    let calls: Vec<&str> = trace.lines().filter(|line| line.ends_with("= 0")).collect();
+    let named = calls.iter().position(|call| call.contains("\"today.txt\"")).unwrap();
+    let fd = calls[named].split("/proc/self/fd/").nth(1).unwrap().split('"').next().unwrap();
+    for call in ["utimensat", "fchmod"] {
+        let of_file = format!("{call}({fd}, ");
+        let places: Vec<usize> =
+            (0..calls.len()).filter(|at| calls[*at].starts_with(&of_file)).collect();
+        assert!(matches!(places[..], [at] if at < named), "{call}: {trace}");
+    }
+    // Nothing is set by a name, which may lead to another file by now.
+    for call in calls.iter().filter(|call| call.contains("chmod") || call.contains("utim")) {
+        assert!(!call.contains('"'), "{call}");
+    }
+}
+
+#[test]
 fn what_the_host_refuses_is_told_and_the_rest_is_copied() {
     // 255 characters, as FAT allows, can be more bytes than names here have.
     let mut disk = std::io::Cursor::new(volume());
@@ -212,6 +246,11 @@ fn what_the_host_refuses_is_told_and_the_rest_is_copied() {
     assert_eq!((&run.json()["files"], &run.json()["left_out"]), (&2.into(), &2.into()));
     assert_eq!(run.json()["bytes"], 5021);
     assert_eq!(folder.read("out/notes.txt"), NOTES);
+    // Alone, it is all that was asked for.
+    let name = format!("€€€€1{rest}");
+    Run::of(folder.command(["cp", "pc.vhdx", &name, "out"]).output().unwrap())
+        .expect(3)
+        .says("this machine refuses it");
     // Where it is DEST that is refused, nothing is left to go on with.
     Run::of(folder.command(["cp", "pc.vhdx", "notes.txt", &"l".repeat(256)]).output().unwrap())
         .expect(3)
@@ -295,27 +334,127 @@ fn a_link_named_as_source_is_copied_as_one_unless_a_slash_follows() {
 }
 
 #[test]
-fn further_names_of_a_file_are_told_once() {
+fn names_of_one_file_stay_names_of_one_file() {
     let Some(folder) = of_ext(|top| {
-        fs::write(top.join("1"), "same").unwrap();
-        for name in ["2", "3"] {
-            fs::hard_link(top.join("1"), top.join(name)).unwrap();
+        fs::create_dir(top.join("a")).unwrap();
+        fs::write(top.join("a/1"), vec![7; 100_000]).unwrap();
+        for name in ["2", "a/3"] {
+            fs::hard_link(top.join("a/1"), top.join(name)).unwrap();
         }
+        set_mode(&top.join("2"), 0o640);
+        set_past(&top.join("2"));
     }) else {
         return;
     };
-    folder.run("cp -f raw pc.raw 3 new").expect(0);
-    let run = folder.run("cp -f raw pc.raw -r / out").expect(0).says("2 further names of files");
-    assert_eq!(run.stderr.matches("further name").count(), 1);
-    assert_eq!(folder.read("out/3"), b"same");
+    let file = |path: &str| fs::metadata(folder.file(path)).unwrap();
+    folder.run("cp -f raw pc.raw 2 new").expect(0);
+    assert_eq!(file("new").nlink(), 1);
+    let run = folder.run("cp -f raw pc.raw -r / out").expect(0);
+    run.prints("copied 3 files, 2 folders, 0 links: 100000 bytes");
+    let first = file("out/a/1");
+    for name in ["out/2", "out/a/3"] {
+        let other = file(name);
+        let of =
+            |file: &fs::Metadata| (file.ino(), file.nlink(), file.mode() & 0o7777, file.mtime());
+        assert_eq!(of(&other), (first.ino(), 3, 0o640, 1_000_000_000), "{name}");
+    }
+    assert_eq!(folder.read("out/2"), vec![7; 100_000]);
+}
+
+#[test]
+fn another_file_in_the_place_of_the_first_name_is_not_taken_for_it() {
+    let Some(folder) = of_ext(|top| {
+        fs::create_dir(top.join("a")).unwrap();
+        fs::write(top.join("a/0 first"), "first").unwrap();
+        fs::write(top.join("a/1 much"), vec![7; 64 << 20]).unwrap();
+        fs::hard_link(top.join("a/0 first"), top.join("a/2 little")).unwrap();
+    }) else {
+        return;
+    };
+    fs::write(folder.file("mine"), "mine!").unwrap();
+    let child = stopped(&folder);
+    fs::remove_file(folder.file("out/a/0 first")).unwrap();
+    fs::hard_link(folder.file("mine"), folder.file("out/a/0 first")).unwrap();
+    signal(&child, "CONT");
+    Run::of(child.wait_with_output().unwrap()).expect(0).says("1 further name of files");
+    assert_eq!(folder.read("out/a/2 little"), b"first");
+    assert_eq!(fs::metadata(folder.file("mine")).unwrap().nlink(), 2);
+}
+
+#[test]
+fn owners_special_permissions_and_devices_are_for_who_asks() {
+    let Some(folder) = of_ext(|top| {
+        fs::create_dir(top.join("a")).unwrap();
+        fs::write(top.join("a/run"), "run").unwrap();
+        symlink("run", top.join("a/link")).unwrap();
+        run_in(top, "mkfifo a/pipe");
+        set_mode(&top.join("a/run"), 0o4755);
+        set_mode(&top.join("a"), 0o1777);
+    }) else {
+        return;
+    };
+    // As a volume of another machine has them; the tool for it needs no root.
+    let lines = [
+        "sif /a/run uid 70000",
+        "sif /a/run gid 80000",
+        "sif /a/link uid 70000",
+        "cd /a",
+        "mknod zero c 1 5",
+    ];
+    for line in lines {
+        let line = format!("cd /a\n{line}\n");
+        fs::write(folder.file("commands"), line).unwrap();
+        run("debugfs", &["-w", "-f", "commands", "pc.raw"], &folder);
+    }
+    folder
+        .run("cp -f raw pc.raw -r a out")
+        .expect(8)
+        .says("/a/pipe: a fifo is not copied without --devices")
+        .says("/a/zero: a character device is not copied without --devices")
+        .says("are not set without --owners");
+    let own = fs::metadata(folder.file("out")).unwrap().uid();
+    let facts = |path: &str| {
+        let file = fs::symlink_metadata(folder.file(path)).unwrap();
+        (file.uid(), file.gid(), file.mode() & 0o7777)
+    };
+    assert_eq!((facts("out/a/run").0, facts("out/a/run").2), (own, 0o755));
+    assert_eq!(facts("out/a").2, 0o777);
+    fs::create_dir(folder.file("all")).unwrap();
+    let line = "cp -f raw pc.raw -r a all --owners --devices";
+    if own == 0 {
+        folder.run(line).expect(0).prints("1 file, 1 folder, 1 link, 2 special files");
+        assert_eq!(facts("all/a/run"), (70_000, 80_000, 0o4755));
+        assert_eq!(facts("all/a/link").0, 70_000);
+        assert_eq!(facts("all/a").2, 0o1777);
+        let zero = fs::symlink_metadata(folder.file("all/a/zero")).unwrap();
+        assert!(zero.file_type().is_char_device());
+        assert_eq!(zero.rdev(), 0x105);
+        let pipe = fs::symlink_metadata(folder.file("all/a/pipe")).unwrap();
+        assert!(pipe.file_type().is_fifo());
+    }
+    // Who may not give files away gives no special permissions in their own name.
+    fs::create_dir(folder.file("others")).unwrap();
+    set_mode(&folder.file("others"), 0o777);
+    set_mode(&folder.file("pc.raw"), 0o644);
+    as_other_user(&folder, "avhdx cp -f raw pc.raw -r a others --owners --devices")
+        .expect(8)
+        .says("cannot be set; the first: others/a")
+        .says("others/a/zero: this machine refuses it");
+    assert_eq!(facts("others/a/run").2, 0o755);
+    assert!(folder.file("others/a/pipe").exists());
+}
+
+/// Runs a line of a shell in a folder.
+fn run_in(folder: &Path, line: &str) {
+    assert!(Command::new("sh").args(["-c", line]).current_dir(folder).status().unwrap().success());
 }
 
 /// A volume of NTFS, mounted as `top`.
-struct Mounted<'a>(&'a Folder);
+pub(super) struct Mounted<'a>(&'a Folder);
 
 impl<'a> Mounted<'a> {
     /// Makes the volume as `pc.raw`; `None` where nothing can be mounted.
-    fn new(folder: &'a Folder) -> Option<Self> {
+    pub(super) fn new(folder: &'a Folder) -> Option<Self> {
         if !Path::new("/dev/fuse").exists() {
             eprintln!("NOT TESTED: NTFS, because nothing can be mounted without /dev/fuse");
             return None;
@@ -350,6 +489,21 @@ fn streams_that_are_not_copied_are_told_once() {
     let done = folder.run("cp -f raw pc.raw plain file:one out").expect(8);
     assert!(!done.stderr.contains("alternate"), "{}", done.stderr);
     assert_eq!(folder.read("out/file:one"), b"file:one");
+    for (path, bytes) in [
+        ("file", "file"),
+        ("file::$DATA", "file"),
+        ("file::$data", "file"),
+        ("file:one", "file:one"),
+        ("file:one:$DATA", "file:one"),
+    ] {
+        let run = Run::of(folder.command(["cat", "-f", "raw", "pc.raw", path]).output().unwrap());
+        assert_eq!(run.expect(0).stdout, bytes.as_bytes(), "{path}");
+    }
+    folder.run("cat -f raw pc.raw file:one:$BITMAP").expect(2);
+    fs::create_dir(folder.file("more")).unwrap();
+    folder.run("cp -f raw pc.raw file::$DATA file:two:$DATA more").expect(0);
+    assert_eq!(folder.read("more/file"), b"file");
+    assert_eq!(folder.read("more/file:two"), b"file:two");
 }
 
 #[test]
@@ -367,8 +521,69 @@ fn a_host_without_permissions_and_unnamed_files_gets_whole_copies() {
     assert_eq!(names("top"), ["logs", "notes.txt"]);
     assert_eq!(names("top/logs"), ["today.txt"]);
     assert_eq!(folder.read("top/logs/today.txt"), [b'x'; 5000]);
-    folder.run("cp pc.vhdx notes.txt top").expect(8).says("something else has this name");
+    folder.run("cp pc.vhdx notes.txt top").expect(7).says("something else has this name");
     assert_eq!(names("top"), ["logs", "notes.txt"]);
+}
+
+#[test]
+fn folders_that_differ_in_case_alone_do_not_become_one() {
+    if !Path::new("/dev/fuse").exists() {
+        eprintln!(
+            "NOT TESTED: a host that ignores case, because nothing can be mounted without /dev/fuse"
+        );
+        return;
+    }
+    let Some(folder) = of_ext(|top| {
+        for (name, file) in [("Logs", "one"), ("logs", "two")] {
+            fs::create_dir(top.join(name)).unwrap();
+            fs::write(top.join(name).join(file), name).unwrap();
+        }
+    }) else {
+        return;
+    };
+    fs::File::create(folder.file("ntfs.raw")).unwrap().set_len(8 << 20).unwrap();
+    fs::create_dir(folder.file("top")).unwrap();
+    let line = "mkfs.ntfs -q -F -Q ntfs.raw && lowntfs-3g -o ignore_case ntfs.raw top";
+    assert!(folder.in_shell(line).status().unwrap().success());
+    let _mounted = Mounted(&folder);
+    for n in 0..2 {
+        // One of them may be there from before.
+        let run = folder.run("cp -f raw pc.raw -r / top").expect(8);
+        let run = run.says("top/logs: something else has this name");
+        assert_eq!(run.stderr.matches("something else").count(), 1 + n, "{}", run.stderr);
+        assert_eq!(folder.read("top/Logs/one"), b"Logs");
+        assert!(!folder.file("top/Logs/two").exists());
+    }
+}
+
+#[test]
+fn a_umask_that_takes_all_away_is_for_files_alone_that_have_no_permissions() {
+    let folder = of(volume());
+    fs::create_dir(folder.file("out")).unwrap();
+    set_mode(&folder.file("out"), 0o777);
+    as_other_user(&folder, "sh -c 'umask 0777; avhdx cp pc.vhdx -r logs notes.txt out'").expect(0);
+    assert_eq!(mode(&folder.file("out/logs")), 0);
+    assert_eq!(mode(&folder.file("out/notes.txt")), 0);
+    set_mode(&folder.file("out/logs"), 0o700);
+    assert_eq!(fs::read_dir(folder.file("out/logs")).unwrap().count(), 1);
+}
+
+#[test]
+fn two_copies_at_once_give_each_file_once() {
+    let Some(folder) = of_much() else { return };
+    let children = [stopped(&folder), {
+        let args = ["cp", "-f", "raw", "pc.raw", "-r", "a", "out"];
+        folder.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }];
+    let [first, second] = children;
+    Run::of(second.wait_with_output().unwrap()).expect(0).prints("copied 3 files, 1 folder");
+    signal(&first, "CONT");
+    Run::of(first.wait_with_output().unwrap()).expect(8).prints("copied 0 files, 1 folder");
+    assert_eq!(folder.read("out/a/2 little"), b"little");
+    assert_eq!(folder.read("out/a/4 sub/file"), b"below");
+    let names = |path: &str| fs::read_dir(folder.file(path)).unwrap().count();
+    assert_eq!((names("out"), names("out/a"), names("out/a/4 sub")), (1, 4, 1));
+    assert_eq!(mode(&folder.file("out/a")), 0o750);
 }
 
 #[test]

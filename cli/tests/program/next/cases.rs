@@ -23,6 +23,7 @@ use reshaping::reshaping;
 
 /// Rows that these tests cannot provoke, and why.
 pub const NOT_PROVOKED: &[(&str, &str)] = &[
+    ("cp.terminal", "needs a terminal: see cli/tests/program/screens.rs"),
     ("compact.punch", "needs a file system without holes: see tests/live/compact.rs"),
     ("convert.differs", "needs a drive that fails: see cli/src/copying.rs"),
     (

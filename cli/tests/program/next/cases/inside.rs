@@ -24,8 +24,14 @@ pub fn inside() -> Vec<Case> {
         case("cp.not-folder", 2, with_files, "cp pc.vhdx notes.txt logs/today.txt out"),
         case("cp.not-folder", 2, with_a_file, "cp pc.vhdx notes.txt logs/today.txt out")
             .filled(&[("DIR", "folder")]),
-        case("cp.write", 3, with_files, "cp pc.vhdx notes.txt no/such/folder/x"),
-        case("cp.write", 3, with_a_file, "cp pc.vhdx notes.txt out/x").filled(&[("OUT", "made")]),
+        case("cp.special", 7, with_a_pipe, "cp a.vhdx pipe out"),
+        case("cp.*", 7, with_a_file, "cp pc.vhdx notes.txt out").filled(&[("OUT", "made")]),
+        case("cp.*", 3, with_files, "cp pc.vhdx logs/today.txt out")
+            .under("trap '' XFSZ; ulimit -f 2; ")
+            .filled(&[("OUT", "made")]),
+        case("output.exists", 7, with_a_file, "cp pc.vhdx notes.txt --to-tar out"),
+        case("cp.*", 3, with_files, "cp pc.vhdx notes.txt no/such/folder/x"),
+        case("cp.*", 3, with_a_file, "cp pc.vhdx notes.txt out/x").filled(&[("OUT", "made")]),
     ]
 }
 
@@ -33,6 +39,13 @@ pub fn inside() -> Vec<Case> {
 fn with_a_file(folder: &Folder) {
     folder.with_files("pc.vhdx");
     fs::write(folder.file("out"), "").unwrap();
+}
+
+/// A volume of ext4 with a pipe, where its tool is installed.
+fn with_a_pipe(folder: &Folder) {
+    let line = "mkdir tree && mkfifo tree/pipe && truncate -s 4M pc.raw && mkfs.ext4 -q -F -d tree pc.raw && \
+                avhdx convert -q -f raw pc.raw a.vhdx";
+    drop(folder.in_shell(line).output().unwrap());
 }
 
 /// A disk of these bytes as `pc.vhdx`.

@@ -5,7 +5,7 @@ use std::fs;
 use avhdx_testkit::build::Image;
 
 use super::{Case, OUT, case, of_chain, of_tip_merge};
-use crate::common::Folder;
+use crate::common::{Folder, volume};
 use crate::next::shell;
 
 pub fn reshaping() -> Vec<Case> {
@@ -78,6 +78,8 @@ pub fn reshaping() -> Vec<Case> {
             "resize empty.vhdx --to-fit",
         ),
         case("compact: kind has-children", 7, of_chain, "compact l1.vhdx"),
+        case("compact.free-children", 7, of_chain, "compact l1.vhdx --free"),
+        case("unclean.*", 7, of_dirty_fat, "compact pc.vhdx --free"),
         case("compact.below-tip", 7, of_chain, "compact l2.vhdx@-1"),
         case(
             "compact.fixed",
@@ -122,4 +124,12 @@ fn of_gpt(folder: &Folder) {
         "PATH=$PATH:/usr/sbin:/sbin sgdisk -a 1 -n 1:2048:3000 disk.raw && avhdx convert -f raw disk.raw a.vhdx",
     );
     assert!(made.code == Some(0) || !folder.file("a.vhdx").exists(), "{}", made.stderr);
+}
+
+/// A disk with a FAT volume that somebody had in use.
+fn of_dirty_fat(folder: &Folder) {
+    let mut volume = volume();
+    volume[37] |= 1;
+    fs::write(folder.file("pc.raw"), volume).unwrap();
+    folder.run("convert -f raw pc.raw -O vhdx pc.vhdx").expect(0);
 }
