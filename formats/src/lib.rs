@@ -3,7 +3,7 @@
 //! | format | read | written |
 //! |---|---|---|
 //! | [VHD](vhd) | fixed, dynamic, differencing | fixed, dynamic; new ones |
-//! | [qcow2](qcow2) | versions 2 and 3, with backing files; packed clusters, parts of clusters | version 3; new ones |
+//! | [qcow2] | versions 2 and 3, with backing files; packed clusters, parts of clusters | version 3; new ones |
 //! | [VMDK](vmdk) | sparse, flat and stream-optimized ones, those of ESX, with their extents and parents | no |
 //!
 //! An image of a stranger names other files: what they are is the stranger's choice. So none is opened unless the caller
