@@ -28,9 +28,10 @@ use crate::vocabulary::Answer;
 /// with zeros.
 ///
 /// With --free, whole blocks go of which the file systems inside (ext, FAT, NTFS) use nothing; they read as zeros
-/// afterwards, and nothing else differs. Every file is looked up first: the image stays as it is if one of them lies in
-/// space that is called free, and if a file system was not closed cleanly, is hibernated, or has shadow copies. Volumes
-/// that are not read are left alone, and so is all that lies between volumes.
+/// afterwards, and nothing else differs. Every file is looked up first (of ext, in all inodes but those that a group calls
+/// never used): the image stays as it is if one of them lies in space that is called free, if what groups of ext count as
+/// free is not what their bitmaps and the superblock have, and if a file system was not closed cleanly, is hibernated, or
+/// has shadow copies. Volumes that are not read are left alone, and so is all that lies between volumes.
 ///
 /// With --punch nothing moves: the host takes unused space back where it is, within seconds, and the file keeps its length.
 /// The file is sparse then: Hyper-V refuses sparse files on Windows, and may refuse a copy there that keeps the holes.

@@ -366,10 +366,65 @@ fn a_bitmap_of_ext_that_lies_is_found() {
             let image = after(features, &format!("freeb {block}\n")).unwrap();
             assert_eq!(refused(&image, true, &format!("{features}: a node")), "ext.bitmap");
         }
-        // A file whose inode the bitmap calls free is a file all the same.
-        let blocks = after(features, "freei <12>\n").unwrap();
-        assert_certain(&tree(&blocks));
+        // A file whose inode the bitmap calls free is one inode more than its group counts.
+        let image = after(features, "freei <12>\n").unwrap();
+        assert_eq!(refused(&image, true, &format!("{features}: an inode")), "ext.counts");
     }
+}
+
+/// Descriptors that a lost write left as they were before the files came: their checksums are right.
+#[test]
+fn old_descriptors_of_ext_leave_nothing_certain() {
+    for features in
+        ["metadata_csum", "^metadata_csum,uninit_bg", "^metadata_csum,^uninit_bg,^64bit,^flex_bg"]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let [path, file] = ["image", "file"].map(|name| folder.path().join(name));
+        std::fs::File::create(&path).unwrap().set_len(40 * MIB).unwrap();
+        let args = ["-q", "-F", "-t", "ext4", "-b", "1024", "-O", features];
+        let args = args.map(AsRef::as_ref).into_iter().chain([path.as_os_str()]);
+        let Some(()) = images::run("mkfs.ext4", &args.collect::<Vec<_>>()) else { return };
+        let old = std::fs::read(&path).unwrap()[2048..3072].to_vec();
+        std::fs::write(&file, bytes(1, 15 * MIB as usize)).unwrap();
+        let Some(_) = debugfs(&path, &format!("write {} file\n", file.display())) else { return };
+        let mut image = std::fs::read(&path).unwrap();
+        assert_certain(&tree(&image));
+        image[2048..3072].copy_from_slice(&old);
+        // A group that has a bitmap does not match its checksum if there is one.
+        let code = if features == "metadata_csum" { "ext.checksum" } else { "ext.counts" };
+        assert_eq!(refused(&image, true, features), code);
+    }
+}
+
+#[test]
+fn counts_of_ext_that_do_not_match_leave_nothing_certain() {
+    let cases = [
+        ("set_bg 0 free_blocks_count 700\n", "free clusters, and its bitmap has"),
+        ("set_bg 0 free_inodes_count 700\n", "free inodes, and its bitmap has"),
+        ("set_bg 1 flags 1\nset_bg 1 free_inodes_count 7\n", "that were never in use"),
+        ("set_bg 0 itable_unused 1525\n", "behind the"),
+        ("ssv free_blocks_count 700\n", "the superblock counts 700 free blocks"),
+        ("ssv free_inodes_count 700\n", "the superblock counts 700 free inodes"),
+    ];
+    for features in ["metadata_csum", "^metadata_csum,uninit_bg", "^metadata_csum,^uninit_bg"] {
+        for (commands, message) in cases {
+            if features.contains("^uninit_bg")
+                && (message == "behind the" || message.contains("never"))
+            {
+                continue;
+            }
+            let sums = "set_bg 0 checksum calc\nset_bg 1 checksum calc\n";
+            let Some(image) = after(features, &format!("{commands}{sums}")) else { return };
+            let error = tree(&image).verified_free(&mut |_| panic!("passed on")).unwrap_err();
+            assert_eq!((error.code(), error.kind()), ("ext.counts", ErrorKind::Damaged), "{error}");
+            assert!(error.message().contains(message), "{features}, {commands}: {error}");
+        }
+    }
+    // The bitmap of inodes, whose checksum its descriptor has.
+    let Some(mut image) = after("metadata_csum", "") else { return };
+    let bitmap = number(&image, 2048 + 4, 4) * 1024;
+    image[bitmap as usize + 20] ^= 0x11;
+    assert_eq!(refused(&image, true, "inodes"), "ext.checksum");
 }
 
 #[test]

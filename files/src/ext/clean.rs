@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::counts::Counts;
 use super::inode::{Inode, Used};
 use super::journal;
 use super::shape::{HAS_JOURNAL, IS_64_BIT, NEEDS_RECOVERY, Shape};
-use super::space::{Space, place};
+use super::space::{NO_BITMAP, Space, checksum, place};
 use crate::boundary::{u16_at, u32_at, u64_at};
 use crate::checksum::{crc_16, crc_32c};
 use crate::error::{Error, Result};
@@ -37,9 +38,6 @@ const HAS_SEED: u32 = 0x2000;
 /// What the block against double mounts says of a file system that nobody has mounted.
 const NOT_MOUNTED: u32 = 0xFF4D_4D50;
 
-/// The flags of a group: no inode was ever in use, the bitmap of blocks was never written.
-const NO_INODES: u16 = 1;
-const NO_BITMAP: u16 = 2;
 /// Inodes up to this one are the file system's own.
 const LAST_RESERVED: u32 = 10;
 /// Bytes of inodes that are read at once.
@@ -113,8 +111,10 @@ impl Clean {
         let groups = shape.groups();
         let kept = space.kept(shape, groups)?;
         let mut maps = Bitmaps { clean: self, shape, space, kept: &kept, held: HashMap::new() };
+        let mut counts = Counts::new(&self.raw, self.seed);
         for group in 0..groups {
-            let own = space.made(shape, group, &kept, maps.bits(group));
+            let bits = maps.bits(group);
+            let own = space.made(shape, group, &kept, bits);
             let bitmap = maps.bitmap(group)?;
             if own.iter().zip(bitmap).any(|(own, used)| own & !used != 0) {
                 let message = format!(
@@ -122,6 +122,7 @@ impl Clean {
                 );
                 return Err(Error::damaged("ext.bitmap", message));
             }
+            counts.add(shape, space, group, (bitmap, bits))?;
         }
         for range in &kept {
             maps.check(range.clone(), "what the file system keeps itself")?;
@@ -133,20 +134,13 @@ impl Clean {
         for group in 0..groups {
             self.check_inodes(shape, group, &mut maps)?;
         }
-        Ok(())
+        // Last, as a file that has a free block says more.
+        counts.check(space)
     }
 
     fn check_inodes(&self, shape: &Shape, group: u64, maps: &mut Bitmaps<'_>) -> Result<()> {
         let descriptor = shape.descriptor(group)?;
-        let (mut count, flags) = (shape.inodes_of_group, u16_at(&descriptor, 18));
-        if u32_at(&self.raw, 100) & (HAS_GROUP_CRC | HAS_CHECKSUMS) != 0 {
-            let unused =
-                u32::from(u16_at(&descriptor, 28)) | u32::from(u16_at(&descriptor, 50)) << 16;
-            count = count.saturating_sub(unused);
-            if flags & NO_INODES != 0 {
-                return Ok(());
-            }
-        }
+        let count = maps.space.inodes(shape, &descriptor);
         let table = place(&descriptor, 8, 40);
         let len = shape.inode_len;
         let mut piece = vec![0; PIECE.max(len)];
@@ -192,10 +186,6 @@ impl Clean {
         let more = if u32_at(&self.raw, 96) & IS_64_BIT != 0 { &descriptor[32..len] } else { &[] };
         crc_16(crc, more) == found
     }
-}
-
-fn checksum(what: &str) -> Error {
-    Error::damaged("ext.checksum", format!("the checksum of {what} does not match"))
 }
 
 fn is_inode_sound(seed: u32, number: u32, raw: &[u8]) -> bool {

@@ -6,6 +6,7 @@
 //! free space is given away.
 
 mod clean;
+mod counts;
 mod frame;
 mod inode;
 mod journal;

@@ -12,8 +12,9 @@ use crate::error::{Error, Result};
 const HAS_FLAGS: u32 = 0x10 | 0x400;
 const BIG_CLUSTERS: u32 = 0x200;
 const SPARSE_2: u32 = 0x200;
-/// The flag of a group whose bitmap was never written.
-const NO_BITMAP: u16 = 2;
+/// The flags of a group: no inode was ever in use, the bitmap of blocks was never written.
+pub(super) const NO_INODES: u16 = 1;
+pub(super) const NO_BITMAP: u16 = 2;
 
 /// What the superblock says of space.
 #[derive(Clone, Copy, Debug)]
@@ -87,6 +88,16 @@ impl Space {
         Ok(())
     }
 
+    /// How many inodes of a group, from the first one on, were ever in use, by its descriptor.
+    pub(super) fn inodes(&self, shape: &Shape, descriptor: &[u8]) -> u32 {
+        let unused = u32::from(u16_at(descriptor, 28)) | u32::from(u16_at(descriptor, 50)) << 16;
+        match () {
+            () if !self.has_flags => shape.inodes_of_group,
+            () if u16_at(descriptor, 18) & NO_INODES != 0 => 0,
+            () => shape.inodes_of_group.saturating_sub(unused),
+        }
+    }
+
     /// The blocks of the bitmaps and of the tables of inodes of all groups, joined, in order.
     pub(super) fn kept(&self, shape: &Shape, groups: u64) -> Result<Vec<Range<u64>>> {
         let inodes = u64::from(shape.inodes_of_group) * shape.inode_len as u64;
@@ -158,4 +169,8 @@ impl Space {
 /// A number of a block that is in two parts.
 pub(super) fn place(descriptor: &[u8], low: usize, high: usize) -> u64 {
     u64::from(u32_at(descriptor, high)) << 32 | u64::from(u32_at(descriptor, low))
+}
+
+pub(super) fn checksum(what: &str) -> Error {
+    Error::damaged("ext.checksum", format!("the checksum of {what} does not match"))
 }

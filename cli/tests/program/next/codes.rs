@@ -70,6 +70,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "ext.bitmap",
             "ext.block",
             "ext.checksum",
+            "ext.counts",
             "ext.extents",
             "ext.feature",
             "ext.folder",
