@@ -48,12 +48,13 @@ pub(super) fn header(entry: &Entry, name: &[u8], what: &What<'_>) -> Vec<u8> {
     if let What::Sparse { size, .. } = what {
         records.add("GNU.sparse.major", b"1");
         records.add("GNU.sparse.minor", b"0");
-        records.add("GNU.sparse.name", name);
         records.add("GNU.sparse.realsize", size.to_string().as_bytes());
         // The name that who does not know of holes gives to the pieces.
         let at = name.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
         let pieces = [&name[..at], b"GNUSparseFile.0/", &name[at..]].concat();
+        // Of it and of the name, Python takes the last one.
         records.add_name("path", &pieces, &mut header.as_old_mut().name);
+        records.add("GNU.sparse.name", name);
     } else {
         records.add_name("path", name, &mut header.as_old_mut().name);
     }

@@ -153,6 +153,40 @@ fn an_archive_holds_what_the_volume_holds() {
 }
 
 #[test]
+fn names_of_sparse_files_are_those_of_the_volume() {
+    let mut expected = BTreeMap::new();
+    let Some(folder) = of_ext(|top| {
+        let long = top.join("d".repeat(120));
+        fs::create_dir_all(&long).unwrap();
+        fs::create_dir_all(top.join("虛擬")).unwrap();
+        for name in ["short", "虛擬/short", "Größe"] {
+            fs::File::create(top.join(name)).unwrap().set_len(3 << 20).unwrap();
+        }
+        fs::File::create(long.join("l".repeat(120))).unwrap().set_len(3 << 20).unwrap();
+        let pieces = fs::File::create(long.join("pieces")).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&pieces, b"here", 2 << 20).unwrap();
+        expected = facts(top);
+    }) else {
+        return;
+    };
+    folder.run("cp -f raw pc.raw -r / --to-tar all.tar").expect(0);
+    assert!(folder.read("all.tar").len() < 1 << 20);
+    for (n, reader) in READERS.iter().enumerate() {
+        let into = format!("unpacked-{n}");
+        if !unpack(&folder, reader, &into) {
+            continue;
+        }
+        let of = |facts: &BTreeMap<Vec<u8>, Facts>| -> Vec<(String, u64, Vec<u8>)> {
+            let one = |(name, facts): (&Vec<u8>, &Facts)| {
+                (name.escape_ascii().to_string(), facts.2, facts.6.clone())
+            };
+            facts.iter().map(one).collect()
+        };
+        assert!(of(&facts(&folder.file(&into))) == of(&expected), "{reader}");
+    }
+}
+
+#[test]
 fn owners_devices_and_large_numbers_are_in_an_archive() {
     let Some(folder) = of_ext(|top| {
         fs::write(top.join("file"), "").unwrap();
