@@ -40,7 +40,8 @@ use source::Source;
 /// .NAME.HEX.tmp.
 ///
 /// An archive (PAX, read by GNU tar, bsdtar and others) has owners, all permissions and devices without being asked, times
-/// to the nanosecond, holes of 64 KiB and more as holes, and the same bytes whenever it is made of the same files.
+/// to the nanosecond, holes that fill whole aligned 256 KiB as holes, and the same bytes whenever it is made of the same
+/// files.
 #[derive(clap::Args, Debug)]
 #[command(override_usage = "avhdx cp [OPTIONS] IMAGE SRC... DEST\n       \
                             avhdx cp [OPTIONS] IMAGE SRC... --to-tar FILE")]

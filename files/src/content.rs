@@ -1,6 +1,7 @@
 //! What a volume holds, by its first bytes.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::boundary::{Bytes, number, u16_at};
 use crate::error::Result;
@@ -63,6 +64,7 @@ const SIGNS: &[(u64, &[u8], &str)] = &[
     (1024, b"\x10\x20\xF5\xF2", "F2FS"),
     (0, b"\xFC\x4E\x2B\xA9", "Linux RAID"),
     (4096, b"\xFC\x4E\x2B\xA9", "Linux RAID"),
+    (4096 + 24, &BCACHE, "bcache"),
     (4096 - 10, b"SWAPSPACE2", "swap"),
     (8192 - 10, b"SWAPSPACE2", "swap"),
     (16384 - 10, b"SWAPSPACE2", "swap"),
@@ -76,8 +78,17 @@ const BITLOCKER_TO_GO: [u8; 16] = [
     0x3B, 0xD6, 0x67, 0x49, 0x29, 0x2E, 0xD8, 0x4A, 0x83, 0x99, 0xF6, 0xA3, 0x39, 0xE3, 0xD0, 0x01,
 ];
 
+const BCACHE: [u8; 16] = [
+    0xC6, 0x85, 0x73, 0xF6, 0x4E, 0x1A, 0x45, 0xCA, 0x82, 0x65, 0xF5, 0x7F, 0x48, 0xBA, 0x6D, 0x81,
+];
+
 /// How much of a volume is examined.
 const EXAMINED: u64 = 0x1_0048;
+
+/// Where ZFS keeps its uberblocks, of 1 KiB or more each, and what they begin with in the order of the host that wrote
+/// them. It leaves alone what the first KiB of its volume held before.
+const UBERBLOCKS: Range<u64> = 128 << 10..256 << 10;
+const UBERBLOCK: u64 = 0x00BA_B10C;
 
 /// Recognizes what the volume holds. Only the disk can fail.
 pub(crate) fn recognize(bytes: &Bytes) -> Result<Content> {
@@ -86,13 +97,32 @@ pub(crate) fn recognize(bytes: &Bytes) -> Result<Content> {
     if let Some((.., name)) = SIGNS.iter().find(|(at, sign, _)| has(*at, sign)) {
         return Ok(Content::Refused(name));
     }
-    Ok(match () {
+    let content = match () {
         () if has(3, b"NTFS    ") => Content::Ntfs,
         () if has(1024 + 56, b"\x53\xEF") => Content::Ext,
         () if is_fat(&first) => Content::Fat,
         () if first.iter().all(|byte| *byte == 0) => Content::Empty,
         () => Content::Unknown,
-    })
+    };
+    // Behind a table of partitions, they may be what a disk held before it was partitioned.
+    let is_table = content == Content::Unknown && has(510, b"\x55\xAA");
+    Ok(if !is_table && has_uberblocks(bytes)? { Content::Refused("ZFS") } else { content })
+}
+
+fn has_uberblocks(bytes: &Bytes) -> Result<bool> {
+    let Range { start, end } = UBERBLOCKS;
+    if bytes.len() < end {
+        return Ok(false);
+    }
+    let signs = [UBERBLOCK.to_le_bytes(), UBERBLOCK.to_be_bytes()];
+    for at in (start..end).step_by(1 << 10) {
+        let mut sign = [0; 8];
+        bytes.read_at(&mut sign, at)?;
+        if signs.contains(&sign) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The kinds that are read and that a volume looks like: it may hold the beginning of one that was there before.

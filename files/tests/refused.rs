@@ -3,7 +3,7 @@
 
 use avhdx_files::{Content, ErrorKind, Volumes};
 
-use crate::images::{MIB, disk, run};
+use crate::images::{self, MIB, disk, run};
 
 #[test]
 fn each_kind_is_refused_by_its_name() {
@@ -32,6 +32,44 @@ fn each_kind_is_refused_by_its_name() {
         assert!(error.message().contains(name), "{error}");
         assert_eq!(error.volume(), Some("the disk"));
     }
+}
+
+/// ZFS and bcache leave alone what the beginning of their volume held before.
+#[test]
+fn what_lies_behind_an_old_boot_area_is_refused_by_its_name() {
+    let bcache = b"\xC6\x85\x73\xF6\x4E\x1A\x45\xCA\x82\x65\xF5\x7F\x48\xBA\x6D\x81".as_slice();
+    let cases = [
+        ("ZFS", 128 << 10, b"\x0C\xB1\xBA\0\0\0\0\0".as_slice()),
+        ("ZFS", 255 << 10, b"\0\0\0\0\0\xBA\xB1\x0C"),
+        ("bcache", 4096 + 24, bcache),
+    ];
+    let old = [
+        (Content::Empty, Some(vec![0; MIB as usize])),
+        (Content::Unknown, Some(vec![7; MIB as usize])),
+        (Content::Ntfs, images::ntfs().cloned()),
+        (Content::Ext, images::ext("ext4", "1024")),
+        (Content::Fat, images::fat("16")),
+    ];
+    let content = |bytes| Volumes::of(disk(bytes)).unwrap().iter().next().unwrap().content();
+    for (kind, image) in old.into_iter().filter_map(|(kind, image)| Some((kind, image?))) {
+        assert_eq!(content(image.clone()), kind);
+        for (name, at, sign) in cases {
+            let mut bytes = image.clone();
+            bytes[at..at + sign.len()].copy_from_slice(sign);
+            assert_eq!(content(bytes), Content::Refused(name), "{kind}, {at}");
+        }
+    }
+    // Next to its places, and behind a table of partitions, it is nothing.
+    let sign = cases[0].2;
+    for at in [127 << 10, (128 << 10) + 512, 256 << 10] {
+        let mut bytes = vec![0; MIB as usize];
+        bytes[at..at + 8].copy_from_slice(sign);
+        assert_eq!(content(bytes), Content::Empty, "{at}");
+    }
+    let Some(mut table) = images::table("label: dos\nstart=2048, size=24576\n") else { return };
+    table[128 << 10..(128 << 10) + 8].copy_from_slice(sign);
+    let volumes = Volumes::of(disk(table)).unwrap();
+    assert_eq!(volumes.iter().next().unwrap().number(), Some(1));
 }
 
 #[test]
