@@ -21,9 +21,11 @@ const MIB: u64 = 1 << 20;
 /// Show how much the file systems inside the disk use, and what the image holds of what they do not use.
 ///
 /// HELD is what the image, without its parents, holds of the space that nothing uses, in whole blocks: `compact --free` gives
-/// it back, and plain `compact` does once the file system inside has discarded it (fstrim, Optimize-Volume). AT 1M is the
-/// same for blocks of 1 MiB, as after `convert --block 1M`. A file system that was not closed cleanly is said: what it calls
-/// free may be in use, and `compact --free` refuses it. A file system that cannot be read is listed all the same (exit code 8 if it is damaged).
+/// it back, and plain `compact` does once the file system inside has discarded it (fstrim, Optimize-Volume). A fixed disk
+/// gives back none of its blocks and has no HELD. AT 1M is the same, of a fixed disk too, counted in blocks of 1 MiB of
+/// which the image holds a part. A copy by `convert --block 1M` holds less there, as it copies no zeros, or more, if
+/// parents hold something there. A file system that was not closed cleanly is said: what it calls free may be in use, and
+/// `compact --free` refuses it. A file system that cannot be read is listed all the same (exit code 8 if it is damaged).
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -58,9 +60,9 @@ pub(crate) struct VolumeSpace {
     used: Option<u64>,
     /// What nothing uses; null if it is not read.
     free: Option<u64>,
-    /// Blocks that the image holds in what nothing uses.
+    /// Blocks that the image holds in what nothing uses; null for a fixed disk too, which gives none back.
     held: Option<u64>,
-    /// The same in blocks of 1 MiB.
+    /// The same counted in blocks of 1 MiB of which the image holds a part, of a fixed disk too.
     held_at_1m: Option<u64>,
     /// Why it is not certain that nothing uses the free space, so that `compact --free` refuses; null if it was closed
     /// cleanly, and if it is not read.
@@ -181,6 +183,7 @@ fn space(volume: &Volume, image: &VhdxFile, row: &mut VolumeSpace) -> Result<(),
     failed.map_err(Failed::Disk)?;
     row.used = Some(tree.capacity().saturating_sub(free));
     row.free = Some(free);
-    (row.held, row.held_at_1m) = (Some(held.bytes), Some(small.bytes));
+    row.held = (!image.info().leave_blocks_allocated).then_some(held.bytes);
+    row.held_at_1m = Some(small.bytes);
     Ok(())
 }

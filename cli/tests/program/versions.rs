@@ -106,6 +106,26 @@ fn space_that_nothing_uses_is_told_with_what_the_image_holds_of_it() {
     folder.run("df tip.avhdx").expect(0).prints("4 MiB").prints("FAT16");
 }
 
+/// `compact --free` gives nothing of it back.
+#[test]
+fn a_fixed_disk_holds_nothing_that_goes() {
+    let folder = Folder::new();
+    folder.with_files("pc.vhdx");
+    folder.run("convert pc.vhdx fixed.vhdx -O vhdx-fixed --block 1M").expect(0);
+    let df = folder.run("df fixed.vhdx --json").expect(0).json();
+    let volume = &df["volumes"][0];
+    assert_eq!(volume["held"], serde_json::Value::Null, "{volume}");
+    assert!(volume["held_at_1m"].as_u64().unwrap() >= 6 << 20, "{volume}");
+    let table = folder.run("df fixed.vhdx").expect(0).text();
+    let line: Vec<&str> = table.lines().nth(2).unwrap().split_whitespace().collect();
+    assert_eq!(line[line.len() - 3], "-", "{table}");
+    let run = folder.run("compact fixed.vhdx --free --json").expect(2);
+    assert_eq!(run.error()["code"], "compact.fixed");
+    folder.run("convert fixed.vhdx dynamic.vhdx --block 1M").expect(0);
+    let df = folder.run("df dynamic.vhdx --json").expect(0).json();
+    assert!(df["volumes"][0]["held"].is_u64(), "{df}");
+}
+
 /// The names and hashes that `ls --hash` prints as JSON.
 fn hashes(folder: &Folder, line: &str) -> Vec<(String, String)> {
     let text = folder.run(line).expect(0).text();
