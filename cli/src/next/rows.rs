@@ -569,19 +569,19 @@ pub(crate) const ROWS: &[Row] = &[
     ),
     (
         "foreign.qcow2",
-        &["-f qcow2 reads a qcow2 image; one whose name ends with .qcow2 is read as such"],
+        &["--format qcow2 reads a qcow2 image"],
         &["AGAIN -f qcow2", "avhdx convert -f qcow2 FILE OUT.vhdx  # makes a VHDX image of it"],
     ),
     ("foreign.qcow", &[], &[convert_by_qemu!("qcow")]),
     ("foreign.qed", &[], &[convert_by_qemu!("qed")]),
     (
         "foreign.vhd",
-        &["-f vhd reads a VHD image; one whose name ends with .vhd is read as such"],
+        &["--format vhd reads a VHD image"],
         &["AGAIN -f vhd", "avhdx convert -f vhd FILE OUT.vhdx  # makes a VHDX image of it"],
     ),
     (
         "foreign.vmdk",
-        &["-f vmdk reads a VMDK image; one whose name ends with .vmdk is read as such"],
+        &["--format vmdk reads a VMDK image"],
         &["AGAIN -f vmdk", "avhdx convert -f vmdk FILE OUT.vhdx  # makes a VHDX image of it"],
     ),
     (
@@ -627,7 +627,16 @@ pub(crate) const ROWS: &[Row] = &[
         &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
     ),
     ("format.not-regular", &[], &["avhdx tree FOLDER  # lists the images of VHDX"]),
+    (
+        "qcow2.backing-format",
+        &[
+            "qemu-img rebase -u -b NAME -F qcow2 records that it is a qcow2 image, -F raw that it is a raw disk",
+        ],
+        &["avhdx info FILE  # shows what is recorded"],
+    ),
+    ("qcow2.backing-loop", &[], &["avhdx tree FOLDER  # lists the images of VHDX there"]),
     ("qcow2.*", &[], &[convert_by_qemu!("qcow2")]),
+    ("new-qcow2.*", &[], &["avhdx VERB --help"]),
     ("vhd.is-vhdx", &[], &["AGAIN -f vhdx"]),
     ("vhd.parent-required", &[VHD_PARENTS], &["AGAIN --confine FOLDER"]),
     (
@@ -640,7 +649,12 @@ pub(crate) const ROWS: &[Row] = &[
         &[VHD_PARENTS],
         &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
     ),
-    ("vhd.*", &[], &[convert_by_qemu!("vpc")]),
+    (
+        "vhd.*",
+        &["a copy of the file from before the damage is the way back"],
+        &["avhdx tree FOLDER  # lists the images of VHDX there"],
+    ),
+    ("new-vhd.*", &[], &["avhdx VERB --help"]),
     (
         "vmdk.extent-missing",
         &["extents are opened in the folder of the image, and below a folder given with --confine"],
