@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::storage::{Host, LocalHost, Storage};
 use avhdx::{CreateOptions, Linkage, LogPolicy, OpenOptions, PathSource};
+use avhdx_formats::qcow2::BackingFiles;
 use avhdx_formats::{qcow2, vhd, vmdk};
 use clap::{Args, ValueEnum};
 
@@ -180,6 +181,13 @@ impl ParentFlags {
         source
     }
 
+    /// Where backing files may come from: what the flags name alone.
+    fn backing_files(&self) -> BackingFiles {
+        let confined = self.confine.iter().fold(BackingFiles::new(), BackingFiles::confined_to);
+        let with_folders = self.parent_dir.iter().fold(confined, BackingFiles::folder);
+        self.with_parent.iter().fold(with_folders, BackingFiles::file)
+    }
+
     /// Whether a flag says where parents are.
     fn is_asked(&self) -> bool {
         let Self { with_parent, parent_dir, path_map, confine } = self;
@@ -272,8 +280,7 @@ impl ReadFlags {
     /// The options for qcow2 images, whose backing files are opened where a flag says where they are.
     pub(crate) fn qcow2_options(&self) -> qcow2::OpenOptions {
         let ChainFlags { parents, max_depth } = &self.chain;
-        let options = qcow2::OpenOptions::new().max_depth(*max_depth);
-        if parents.is_asked() { options.parents(parents.source()) } else { options }
+        qcow2::OpenOptions::new().max_depth(*max_depth).backing(parents.backing_files())
     }
 
     /// The options for VMDK images, whose parents are opened where a flag says where they are, and whose extents come from

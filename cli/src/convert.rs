@@ -14,7 +14,7 @@ use crate::args::{CopyFormat, Format, NewImageFlags};
 use crate::copying::{Copied, CopyFlags};
 use crate::endings;
 use crate::failure::{Failure, Reply};
-use crate::input::{self, Input};
+use crate::input::{self, Input, Stamps};
 use crate::new_file::Place;
 use crate::next;
 use crate::output::Console;
@@ -220,12 +220,14 @@ impl Answer for ConvertAnswer {
 }
 
 fn stream(input: &Input, console: &Console) -> Result<Reply, Failure> {
+    let stamps = Stamps::of(input);
     let mut meter = ProgressMeter::beside_output(console);
     let mut out = io::stdout().lock();
     let done = Export::new().on_progress(|now| meter.report(now)).stream(input.disk(), &mut out);
     drop(meter);
     done.map_err(stdout_failure)?;
-    out.flush().map(|()| Reply::Yes).map_err(|error| Failure::stdout(&error))
+    out.flush().map_err(|error| Failure::stdout(&error))?;
+    stamps.check().map(|()| Reply::Yes)
 }
 
 /// A failure to write to standard output, which a closed pipe makes silent.

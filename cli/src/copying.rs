@@ -14,7 +14,7 @@ use crate::args::{
 };
 use crate::endings;
 use crate::failure::{Exit, Failure};
-use crate::input::Input;
+use crate::input::{Input, Stamps};
 use crate::new_file::{NewFile, Place};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
@@ -91,6 +91,7 @@ impl CopyFlags {
     ) -> Result<Copied, Failure> {
         let place = Place::find(&self.out, &self.replacing, &input.paths(), console)?;
         endings::check_copy(&self.out, asked, self.naming, console)?;
+        let stamps = Stamps::of(input);
         let file = place.start(console)?;
         let copied = match to {
             CopyFormat::Raw => self.raw_copy(input, &file, console)?,
@@ -111,6 +112,7 @@ impl CopyFlags {
             let copy = read_back(&file, to).map_err(|error| file.failure(error))?;
             verify(input.disk(), copy.as_ref(), &file, &self.out, console)?;
         }
+        stamps.check()?;
         file.publish(console)?;
         console.done();
         Ok(copied)

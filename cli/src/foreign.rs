@@ -142,23 +142,24 @@ pub(crate) fn path(argument: &OsStr) -> Result<PathBuf, Failure> {
 }
 
 /// The first bytes of formats that have some.
-const SIGNATURES: &[(&[u8], &str)] = &[
-    (b"vhdxfile", "a VHDX image"),
-    (b"conectix", "a VHD image"),
-    (b"QFI\xfb", "a qcow2 image"),
-    (b"KDMV", "a VMDK image"),
+const SIGNATURES: &[(&[u8], &str, &str)] = &[
+    (b"vhdxfile", "vhdx", "a VHDX image"),
+    (b"conectix", "vhd", "a VHD image"),
+    (b"QFI\xfb", "qcow2", "a qcow2 image"),
+    (b"KDMV", "vmdk", "a VMDK image"),
 ];
 
 /// Refuses a file whose name is for a raw disk and whose bytes begin as those of an image: only the user knows which it is.
 pub(crate) fn refuse_doubtful(storage: &dyn Storage, name: &str) -> Result<(), Failure> {
     let mut head = [0; 8];
     let read = storage.read_at(&mut head, 0).unwrap_or(0);
-    let is_so = |(bytes, _): &&(&[u8], &str)| head[..read].starts_with(bytes);
-    let Some((_, what)) = SIGNATURES.iter().find(is_so) else { return Ok(()) };
+    let is_so = |(bytes, ..): &&(&[u8], &str, &str)| head[..read].starts_with(bytes);
+    let Some((_, format, what)) = SIGNATURES.iter().find(is_so) else { return Ok(()) };
     let message =
         format!("{name}: the name is for a raw disk, the first bytes are those of {what}");
     let failure = Failure::usage("file.doubtful", message);
     let failure =
         failure.hint("-f says the format: never by the bytes alone, which a guest can write");
-    Err(next::with_flag("-f raw").into_iter().fold(failure, Failure::then))
+    let either = [format!("-f {format}"), "-f raw".to_owned()];
+    Err(either.iter().filter_map(|flag| next::with_flag(flag)).fold(failure, Failure::then))
 }

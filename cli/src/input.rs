@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 #[cfg(unix)]
 use avhdx::storage::FileStorage;
-use avhdx::storage::{Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome, Storage};
+use avhdx::storage::{
+    Access, FileId, FileKind, Host, LocalHost, LockMode, LockOutcome, Stat, Storage,
+};
 use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 
 use crate::args::{Format, ReadFlags};
@@ -80,6 +82,39 @@ impl Input {
             }
             Self::Raw { path, .. } => vec![path.clone()],
         }
+    }
+}
+
+/// The files of a disk as they were, where nothing but their times tells whether they changed.
+pub(crate) struct Stamps(Vec<(PathBuf, Stat)>);
+
+impl Stamps {
+    /// Looks at the files of a disk that is no chain: programs that write to them need not look at our locks.
+    pub(crate) fn of(input: &Input) -> Self {
+        let paths = match input {
+            Input::Chain(_) => Vec::new(),
+            Input::Foreign(_) | Input::Raw { .. } => input.paths(),
+        };
+        let stamp = |path: PathBuf| {
+            let stat = LocalHost.stat(&path).ok().filter(|stat| stat.kind == FileKind::File)?;
+            Some((path, stat))
+        };
+        Self(paths.into_iter().filter_map(stamp).collect())
+    }
+
+    /// Refuses what was read if a file changed since then.
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        for (path, before) in &self.0 {
+            let is_same = LocalHost.stat(path).is_ok_and(|now| {
+                (now.len, now.modified, now.id) == (before.len, before.modified, before.id)
+            });
+            if !is_same {
+                let path = path.display();
+                let message = format!("{path}: the file changed while it was read");
+                return Err(Failure::new(Exit::InUse, "input.changed", message));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use avhdx::ErrorKind;
 use avhdx::ops::Measure;
 use avhdx_formats::{qcow2, vhd};
 use clap::ValueEnum;
@@ -68,29 +69,35 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
             CopyFormat::Qcow2 => Some(cluster),
             CopyFormat::Vhdx | CopyFormat::VhdxFixed => Some(block_size),
         };
-        let needed = match target {
-            CopyFormat::Raw => Measure::raw(),
-            CopyFormat::Vhdx => Measure::vhdx(block_size),
-            CopyFormat::VhdxFixed => Measure::vhdx_fixed(block_size),
-            CopyFormat::Vhd | CopyFormat::VhdFixed => {
-                let needed = vhd::measure(disk, block)?;
-                rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
-                continue;
-            }
-            CopyFormat::Qcow2 => {
-                let needed = qcow2::measure(disk, cluster)?;
-                rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
-                continue;
-            }
-        };
         // One bar for all copies.
-        let needed = needed.on_progress(|now| {
-            let of_one = |done: u64| (u128::from(now.total) * before + u128::from(done)) / copies;
-            meter.show(of_one(now.done) as u64, now.total);
-            ControlFlow::Continue(())
-        });
-        let needed = needed.run(disk)?;
-        rows.push(MeasuredCopy::of(target, needed.required, needed.fully_allocated, block));
+        let mut run = |measure: Measure<'_>| {
+            let measure = measure.on_progress(|now| {
+                let of_one =
+                    |done: u64| (u128::from(now.total) * before + u128::from(done)) / copies;
+                meter.show(of_one(now.done) as u64, now.total);
+                ControlFlow::Continue(())
+            });
+            measure.run(disk).map(|needed| (needed.required, needed.fully_allocated))
+        };
+        let needed = match target {
+            CopyFormat::Raw => run(Measure::raw()),
+            CopyFormat::Vhdx => run(Measure::vhdx(block_size)),
+            CopyFormat::VhdxFixed => run(Measure::vhdx_fixed(block_size)),
+            CopyFormat::Vhd | CopyFormat::VhdFixed => {
+                vhd::measure(disk, block).map(|needed| (needed.required, needed.fully_allocated))
+            }
+            CopyFormat::Qcow2 => qcow2::measure(disk, cluster)
+                .map(|needed| (needed.required, needed.fully_allocated)),
+        };
+        match needed {
+            Ok((required, full)) => rows.push(MeasuredCopy::of(target, required, full, block)),
+            // Of all formats, those are left out that have no such disk.
+            Err(error)
+                if args.output_format.is_none()
+                    && error.kind() == ErrorKind::InvalidInput
+                    && error.code().starts_with("new-") => {}
+            Err(error) => return Err(error.into()),
+        }
     }
     drop(meter);
     if console.is_json() {

@@ -1,5 +1,6 @@
 //! What to do after a failure: a table from its code or kind to hints and commands.
 
+mod formats;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,7 @@ use crate::point::{Point, folder_of};
 use crate::shell::{argument, foreign_argument, words};
 use crate::typed::{Typed, typed};
 
-pub(crate) use rows::{ROWS, Row};
+pub(crate) use rows::Row;
 
 /// Hints and commands for the user, the likeliest first.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -63,7 +64,7 @@ pub(crate) fn advice(
 pub(crate) fn for_file(error: &avhdx::Error, path: &Path) -> Vec<String> {
     let file = path.display().to_string();
     let concerned = Concerned { file: Some(&file), child: None };
-    let known = ROWS.iter().find(|(name, ..)| *name == error.code());
+    let known = all_rows().find(|(name, ..)| *name == error.code());
     let templates = known.map_or(&[][..], |(_, _, next)| next).iter();
     // A tree is what shows the refusal.
     let leads_on = |template: &&&str| {
@@ -103,6 +104,11 @@ pub(crate) fn at_point(image: &Path, point: &OsStr) -> Option<String> {
     Some(format!("avhdx {}", words(&words_at_point)))
 }
 
+/// The rows of the table.
+pub(crate) fn all_rows() -> impl Iterator<Item = &'static Row> {
+    rows::ROWS.iter().chain(formats::FORMATS)
+}
+
 /// The row that applies to a failure of a verb.
 pub(crate) fn row_of(
     verb: &str,
@@ -116,7 +122,7 @@ pub(crate) fn row_of(
     let find = |names: &[&str]| {
         let of_spaces = |space: &&str| {
             let mut names = names.iter().map(|name| format!("{space}{name}"));
-            names.find_map(|full| ROWS.iter().find(|(name, ..)| *name == full))
+            names.find_map(|full| all_rows().find(|(name, ..)| *name == full))
         };
         spaces.iter().flatten().find_map(of_spaces)
     };

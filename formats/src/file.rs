@@ -26,7 +26,13 @@ impl Warning {
 
 /// Opens a regular file for reading.
 pub(crate) fn open(host: &dyn Host, path: &Path) -> Result<Arc<dyn Storage>> {
-    let named = |error: std::io::Error| Error::from(error).in_file(path.display());
+    let named = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::ResourceBusy {
+            return Error::from(error).in_file(path.display());
+        }
+        let message = format!("cannot open the file: {error}");
+        Error::new(ErrorKind::Io, "file.open", message).in_file(path.display())
+    };
     let kind = host.stat(path).map_err(named)?.kind;
     if kind != FileKind::File {
         let message = format!("this is {kind}, not an image");

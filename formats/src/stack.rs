@@ -75,9 +75,9 @@ impl<L: Layer> Stack<L> {
     fn find(&self, range: Range<u64>) -> Result<(u64, At<'_, L>)> {
         let mut end = range.end;
         for layer in &self.0 {
-            // An image below may be shorter.
+            // An image below may be shorter. What is behind its end is zeros, whatever images further below have there.
             if range.start >= layer.size() {
-                continue;
+                return Ok((end, At::Zeros));
             }
             let (until, found) = layer.find(range.start..end.min(layer.size()))?;
             end = until;

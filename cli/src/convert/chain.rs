@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use avhdx::storage::{FileKind, Host, LocalHost};
-use avhdx::{DiffChain, Disk, ErrorKind, Source, VhdxFile, Zeroing};
+use avhdx::{DiffChain, Disk, DiskExt, ErrorKind, Extent, Source, VhdxFile, Zeroing};
 use avhdx_formats::qcow2::{Backing, CreateOptions, NewQcow2};
 use serde::Serialize;
 
@@ -39,41 +39,48 @@ pub(super) fn run(
     layers.reverse();
     let inputs: Vec<_> = layers.iter().filter_map(|layer| layer.path.clone()).collect();
     crate::qcow2::note_sector(chain.geometry().logical_sector, console);
+    // All of it is looked at before anything is made.
     let mut names = Names::default();
-    let mut made: Vec<MadeImage> = Vec::new();
-    let mut below: Option<(String, Arc<dyn Disk>)> = None;
-    let total: u64 = layers.len() as u64;
-    let mut meter = ProgressMeter::of_steps(console, "copying layers");
-    for (n, layer) in layers.iter().enumerate() {
-        meter.show(n as u64, total);
+    let mut planned = Vec::new();
+    for layer in &layers {
         let name = names.free(layer.path.as_deref());
-        let view = chain.view(layer.id)?;
-        let disk_size = view.geometry().size;
-        let mut options = CreateOptions::new(disk_size);
+        let view = Arc::new(chain.view(layer.id)?);
+        let mut options = CreateOptions::new(view.geometry().size);
         if let Some(block) = new_image.block {
             options = options.cluster_size(u32_size("--block", block)?);
         }
-        if let Some((name, disk)) = below.take() {
-            options = options.backing(Backing { name, format: "qcow2".into(), disk });
-        }
-        let target = folder.join(&name);
-        let file = Place::find(&target, replacing, &inputs, console)?.start(console)?;
+        options.check()?;
+        let place = Place::find(&folder.join(&name), replacing, &inputs, console)?;
         let image = chain.image(layer.id).ok_or_else(|| {
             Failure::usage("convert.layer", format!("{}: the layer is gone", layer.name))
         })?;
+        planned.push((layer, name, view, options, place, image));
+    }
+    let mut made: Vec<MadeImage> = Vec::new();
+    let mut below: Option<(String, Arc<DiffChain>)> = None;
+    let total: u64 = layers.len() as u64;
+    let mut meter = ProgressMeter::of_steps(console, "copying layers");
+    for (n, (layer, name, view, mut options, place, image)) in (0..).zip(planned) {
+        meter.show(n, total);
+        if let Some((name, disk)) = &below {
+            let (name, disk) = (name.clone(), Arc::clone(disk));
+            options = options.backing(Backing { name, format: "qcow2".into(), disk });
+        }
+        let file = place.start(console)?;
         let new =
             options.create(Arc::clone(file.storage())).map_err(|error| file.failure(error))?;
-        let written = copy_own(&image, &view, &new, n == 0)
+        let parent = below.as_ref().map(|(_, disk)| disk.as_ref());
+        let written = copy_own(&image, &view, &new, parent)
             .and_then(|written| new.finish().map(|()| written))
             .map_err(|error| file.failure(error))?;
         file.publish(console)?;
         made.push(MadeImage {
             image: layer.name.clone(),
-            output: target.display().to_string(),
-            virtual_size: disk_size,
+            output: folder.join(&name).display().to_string(),
+            virtual_size: view.geometry().size,
             written,
         });
-        below = Some((named_for_qemu(&name), Arc::new(view)));
+        below = Some((named_for_qemu(&name), view));
     }
     meter.show(total, total);
     drop(meter);
@@ -90,12 +97,13 @@ pub(super) fn run(
     Ok(Reply::Yes)
 }
 
-/// Copies what an image holds by itself, data and zeros, as its disk reads. Returns how many bytes of data that are.
+/// Copies what an image holds by itself over its parent, data and zeros, as its disk reads. Returns how many bytes of data that
+/// are.
 fn copy_own(
     image: &VhdxFile,
     view: &DiffChain,
     new: &NewQcow2,
-    is_base: bool,
+    parent: Option<&DiffChain>,
 ) -> avhdx::Result<u64> {
     let size = view.geometry().size;
     let (mut at, mut written) = (0, 0);
@@ -112,21 +120,37 @@ fn copy_own(
         at = range.end;
         match source {
             Some(Source::Parent) => {}
-            // Below a base there is nothing: its zeros need not be said.
-            Some(Source::Zero { .. }) if is_base => {}
-            Some(Source::Zero { .. }) => new.write_zeroes(range, Zeroing::MayUnmap)?,
-            Some(Source::Data { .. }) | None => written += copy_data(view, range, new, is_base)?,
+            Some(Source::Zero { .. }) => zero(range, new, parent)?,
+            Some(Source::Data { .. }) | None => written += copy_data(view, range, new, parent)?,
         }
     }
     Ok(written)
 }
 
-/// Copies data in pieces. Zeros take no space, and those of a base need not be said.
+/// Records zeros where the parent has something else.
+fn zero(range: Range<u64>, new: &NewQcow2, parent: Option<&DiffChain>) -> avhdx::Result<()> {
+    let Some(parent) = parent else { return Ok(()) };
+    let end = range.end.min(parent.geometry().size);
+    for extent in parent.extents(range.start.min(end)..end) {
+        match extent {
+            Ok(Extent { source: Source::Zero { .. }, .. }) => {}
+            Ok(Extent { range, .. }) => new.write_zeroes(range, Zeroing::MayUnmap)?,
+            // What waits in a log has no place: all of it may be something else.
+            Err(error) if error.kind() == ErrorKind::LogOverlay => {
+                return new.write_zeroes(range.start..end, Zeroing::MayUnmap);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Copies data in pieces. Zeros take no space.
 fn copy_data(
     view: &DiffChain,
     range: Range<u64>,
     new: &NewQcow2,
-    is_base: bool,
+    parent: Option<&DiffChain>,
 ) -> avhdx::Result<u64> {
     let cluster = u64::from(new.cluster_size());
     let mut buf = vec![0; PIECE.max(cluster) as usize];
@@ -142,8 +166,8 @@ fn copy_data(
             if part.iter().any(|byte| *byte != 0) {
                 new.write_at(part, start)?;
                 written += len;
-            } else if !is_base {
-                new.write_zeroes(start..start + len, Zeroing::MayUnmap)?;
+            } else {
+                zero(start..start + len, new, parent)?;
             }
             start += len;
         }

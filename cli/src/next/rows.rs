@@ -28,20 +28,6 @@ const MENDED: &str =
 const EXPORTED: &str =
     "avhdx convert -O raw PARENTS IMAGE OUT  # OUT: a new file; sgdisk -v OUT says what is wrong";
 
-/// The way to convert a foreign image with QEMU.
-macro_rules! convert_by_qemu {
-    ($format:literal) => {
-        concat!(
-            "qemu-img convert -f ",
-            $format,
-            " -O raw FILE OUT.raw && avhdx convert -f raw -O vhdx OUT.raw OUT.vhdx"
-        )
-    };
-}
-
-/// Where the parents of VHD images come from.
-const VHD_PARENTS: &str = "--parent-dir DIR searches a folder, --with-parent FILE names the file";
-
 /// All rows, grouped by subject.
 pub(crate) const ROWS: &[Row] = &[
     // Arguments.
@@ -562,107 +548,6 @@ pub(crate) const ROWS: &[Row] = &[
         &["the host fails to read the file; a copy has zeros in place of what cannot be read"],
         &["dd bs=4096 conv=noerror,sync < FILE > OUT && avhdx measure -f raw OUT"],
     ),
-    (
-        "foreign.disk",
-        &["-f raw reads the file as a raw disk"],
-        &["AGAIN -f raw", "avhdx convert -f raw -O vhdx FILE OUT  # makes an image from it"],
-    ),
-    (
-        "foreign.qcow2",
-        &["-f qcow2 reads a qcow2 image; one whose name ends with .qcow2 is read as such"],
-        &["AGAIN -f qcow2", "avhdx convert -f qcow2 FILE OUT.vhdx  # makes a VHDX image of it"],
-    ),
-    ("foreign.qcow", &[], &[convert_by_qemu!("qcow")]),
-    ("foreign.qed", &[], &[convert_by_qemu!("qed")]),
-    (
-        "foreign.vhd",
-        &["-f vhd reads a VHD image; one whose name ends with .vhd is read as such"],
-        &["AGAIN -f vhd", "avhdx convert -f vhd FILE OUT.vhdx  # makes a VHDX image of it"],
-    ),
-    (
-        "foreign.vmdk",
-        &["-f vmdk reads a VMDK image; one whose name ends with .vmdk is read as such"],
-        &["AGAIN -f vmdk", "avhdx convert -f vmdk FILE OUT.vhdx  # makes a VHDX image of it"],
-    ),
-    (
-        "foreign.vmdk-text",
-        &["the file only names the files that hold the disk; -f vmdk reads them"],
-        &["AGAIN -f vmdk", "avhdx convert -f vmdk FILE OUT.vhdx  # makes a VHDX image of it"],
-    ),
-    ("foreign.vdi", &[], &[convert_by_qemu!("vdi")]),
-    ("foreign.parallels", &[], &[convert_by_qemu!("parallels")]),
-    ("foreign.gzip", &[], &["gzip -dc FILE > OUT && avhdx info OUT"]),
-    ("foreign.xz", &[], &["xz -dc FILE > OUT && avhdx info OUT"]),
-    ("foreign.zstd", &[], &["zstd -dc FILE > OUT && avhdx info OUT"]),
-    ("foreign.bzip2", &[], &["bzip2 -dc FILE > OUT && avhdx info OUT"]),
-    ("foreign.zip", &[], &["unzip FILE -d OUT && avhdx tree OUT"]),
-    ("foreign.7z", &[], &["7z x FILE -oOUT && avhdx tree OUT"]),
-    ("foreign.tar", &[], &["tar -xf FILE && avhdx tree ."]),
-    (
-        "foreign.html",
-        &[
-            "a server sent a page in place of the file: download it again, signed in or by another link",
-        ],
-        &["avhdx tree FOLDER  # lists the images"],
-    ),
-    (
-        "foreign.zeros",
-        &[
-            "a copy that stopped early leaves zeros; -f raw reads the file as a raw disk without data",
-        ],
-        &["AGAIN -f raw", "avhdx tree FOLDER  # lists the images"],
-    ),
-    (
-        "qcow2.parent-required",
-        &[
-            "--confine DIR opens backing files in DIR, --parent-dir DIR searches a folder for their names",
-        ],
-        &["AGAIN --confine FOLDER"],
-    ),
-    (
-        "qcow2.parent-missing",
-        &[
-            "--confine DIR opens backing files in DIR, --parent-dir DIR searches a folder for their names",
-        ],
-        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
-    ),
-    ("format.not-regular", &[], &["avhdx tree FOLDER  # lists the images of VHDX"]),
-    ("qcow2.*", &[], &[convert_by_qemu!("qcow2")]),
-    ("vhd.is-vhdx", &[], &["AGAIN -f vhdx"]),
-    ("vhd.parent-required", &[VHD_PARENTS], &["AGAIN --confine FOLDER"]),
-    (
-        "vhd.parent-missing",
-        &[VHD_PARENTS],
-        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
-    ),
-    (
-        "vhd.parent-mismatch",
-        &[VHD_PARENTS],
-        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
-    ),
-    ("vhd.*", &[], &[convert_by_qemu!("vpc")]),
-    (
-        "vmdk.extent-missing",
-        &["extents are opened in the folder of the image, and below a folder given with --confine"],
-        &["avhdx info -f vmdk FILE  # lists the extents"],
-    ),
-    (
-        "vmdk.extent-outside",
-        &["extents are opened in the folder of the image, and below a folder given with --confine"],
-        &["AGAIN --confine DIR  # DIR: the folder of the extent"],
-    ),
-    ("vmdk.parent-required", &[VHD_PARENTS], &["AGAIN --confine FOLDER"]),
-    (
-        "vmdk.parent-missing",
-        &[VHD_PARENTS],
-        &["AGAIN --parent-dir DIR  # DIR: a folder that may contain it"],
-    ),
-    (
-        "vmdk.parent-mismatch",
-        &[VHD_PARENTS],
-        &["AGAIN --with-parent PARENT  # PARENT: the parent image as it was"],
-    ),
-    ("vmdk.*", &[], &[convert_by_qemu!("vmdk")]),
     ("kind not-vhdx", &[], &["avhdx tree FOLDER  # lists the images"]),
     (
         "reparent: locator.*",

@@ -54,7 +54,7 @@ fn every_command_of_the_table_parses() {
         "avhdx compact vm/a.vhdx",
         "avhdx cp a.vhdx@-1 logs out",
     ];
-    for (of, _, next) in ROWS {
+    for (of, _, next) in all_rows() {
         let mut filled = 0;
         for template in *next {
             for line in lines {

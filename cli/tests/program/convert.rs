@@ -286,3 +286,26 @@ fn a_file_without_room_is_said_first_and_nothing_is_left() {
         assert_eq!(folder.names(), before, "{out}");
     }
 }
+
+/// Programs that write to a raw disk or to an image of another format need not look at our locks.
+#[test]
+fn a_file_that_changes_while_it_is_copied_is_no_copy() {
+    let folder = Folder::new();
+    fs::write(folder.file("in.raw"), vec![7; 64 << 20]).unwrap();
+    let (input, reader) = (folder.file("in.raw"), folder.file("pipe"));
+    let made = std::process::Command::new("mkfifo").arg(&reader).status().unwrap();
+    assert!(made.success());
+    let writer = std::thread::spawn(move || {
+        use std::io::Read;
+        let mut pipe = fs::File::open(reader).unwrap();
+        let mut bytes = vec![0; 1 << 20];
+        pipe.read_exact(&mut bytes).unwrap();
+        use std::os::unix::fs::FileExt;
+        let file = fs::File::options().write(true).open(input).unwrap();
+        file.write_all_at(b"new", 60 << 20).unwrap();
+        pipe.read_to_end(&mut bytes).unwrap();
+    });
+    let run = Run::of(folder.in_shell("avhdx convert in.raw - > pipe").output().unwrap());
+    writer.join().unwrap();
+    run.expect(6).says("in.raw: the file changed while it was read");
+}

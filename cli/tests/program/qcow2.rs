@@ -161,3 +161,30 @@ fn what_waits_in_a_log_and_other_sectors_leave_too() {
     folder.run("convert --chain base.vhdx kvm").expect(0).says("logical_block_size=4096");
     is_so(&folder, "kvm/base.qcow2", &flat);
 }
+
+#[test]
+fn a_chain_is_refused_before_any_of_it_is_made() {
+    let folder = Folder::new();
+    five(&folder);
+    fs::create_dir(folder.file("kvm")).unwrap();
+    fs::write(folder.file("kvm/tip.qcow2"), "something else").unwrap();
+    folder.run("convert --chain tip.avhdx kvm").expect(7).says("tip.qcow2: the file exists");
+    assert_eq!(fs::read_dir(folder.file("kvm")).unwrap().count(), 1);
+    fs::remove_file(folder.file("kvm/tip.qcow2")).unwrap();
+    folder.run("convert --chain tip.avhdx kvm --block 3M").expect(2).says("a size that");
+    assert_eq!(fs::read_dir(folder.file("kvm")).unwrap().count(), 0);
+}
+
+#[test]
+fn zeros_over_nothing_take_no_space_in_a_chain() {
+    let folder = Folder::new();
+    folder.run("create base.vhdx 16G").expect(0);
+    folder.run_with("write base.vhdx --offset 1G", &[7; 4096]).expect(0);
+    folder.run("checkpoint base.vhdx --path tip.avhdx").expect(0);
+    folder.run("zero tip.avhdx --offset 0 --length 16G").expect(0);
+    fs::create_dir(folder.file("kvm")).unwrap();
+    folder.run("convert --chain tip.avhdx kvm").expect(0);
+    let len = fs::metadata(folder.file("kvm/tip.qcow2")).unwrap().len();
+    assert!(len <= 512 << 10, "{len}");
+    folder.run("convert kvm/tip.qcow2 flat.qcow2 --confine kvm").expect(0).prints("0 bytes");
+}

@@ -17,8 +17,8 @@ const HEADER: usize = 104;
 /// The bit of an entry whose cluster nothing else uses.
 const OWN: u64 = 1 << 63;
 const ZEROS: u64 = 1;
-/// The second tables that are kept; others are in the file.
-const TABLES: NonZeroUsize = NonZeroUsize::new(64).unwrap();
+/// The bytes of second tables that are kept; others are in the file.
+const MOST_TABLES: u64 = 8 << 20;
 /// The most bytes of a name, by the specification.
 const MOST_NAME: usize = 1023;
 
@@ -88,10 +88,10 @@ impl CreateOptions {
     /// [`ErrorKind::InvalidInput`] for a size that is zero or no whole number of sectors, a size of clusters or a name that is
     /// not allowed, and a file that is not empty; [`ErrorKind::Io`] if the host fails.
     pub fn create(&self, storage: Arc<dyn Storage>) -> Result<NewQcow2> {
-        let l1_len = self.check()?;
+        let l1_len = self.entries()?;
         let len = storage.len().map_err(|error| Error::from(error).in_file(storage.name()))?;
         if len > 0 {
-            return Err(invalid("qcow2.not-empty", "a new image needs an empty file")
+            return Err(invalid("new-qcow2.not-empty", "a new image needs an empty file")
                 .in_file(storage.name())
                 .with_found(format_args!("{len} bytes")));
         }
@@ -106,22 +106,33 @@ impl CreateOptions {
             backing: self.backing.clone(),
             given: Mutex::new(Given {
                 l1: vec![0; l1_len as usize],
-                tables: LruCache::new(TABLES),
+                tables: LruCache::new(kept_tables(cluster)),
                 end,
                 is_finished: false,
             }),
         })
     }
 
+    /// Refuses what [`create`](Self::create) refuses of these options.
+    ///
+    /// # Errors
+    /// As for [`create`](Self::create), but for what concerns the file.
+    pub fn check(&self) -> Result<()> {
+        self.entries().map(drop)
+    }
+
     /// The entries of the first table.
-    fn check(&self) -> Result<u64> {
+    fn entries(&self) -> Result<u64> {
         if self.size == 0 || !self.size.is_multiple_of(SECTOR) || self.size > i64::MAX as u64 {
-            return Err(invalid("qcow2.size", "a disk is a whole number of sectors of 512 bytes")
-                .with_found(format_args!("{} bytes", self.size)));
+            return Err(invalid(
+                "new-qcow2.size",
+                "a disk is a whole number of sectors of 512 bytes",
+            )
+            .with_found(format_args!("{} bytes", self.size)));
         }
         if !self.cluster_size.is_power_of_two() || !(4096..=2 << 20).contains(&self.cluster_size) {
             return Err(invalid(
-                "qcow2.cluster-size",
+                "new-qcow2.cluster-size",
                 "clusters have a size that they cannot have",
             )
             .with_found(format_args!("{} bytes", self.cluster_size))
@@ -131,7 +142,7 @@ impl CreateOptions {
             && (name.is_empty() || name.len() > MOST_NAME || format.len() > MOST_NAME)
         {
             let message = "the name of the image below is empty, or longer than the format allows";
-            return Err(invalid("qcow2.backing-name", message)
+            return Err(invalid("new-qcow2.backing-name", message)
                 .with_found(format_args!("{} bytes", name.len()))
                 .with_expected(format_args!("1 to {MOST_NAME}")));
         }
@@ -139,7 +150,7 @@ impl CreateOptions {
         let entries = self.size.div_ceil(cluster * (cluster / 8));
         if entries * 8 > 32 << 20 {
             return Err(invalid(
-                "qcow2.too-large",
+                "new-qcow2.too-large",
                 "the disk is too large for clusters of this size",
             )
             .with_found(format_args!("{} bytes", self.size)));
@@ -161,10 +172,8 @@ impl NewQcow2 {
     pub fn finish(&self) -> Result<()> {
         let mut given = self.given();
         given.is_finished = true;
-        let tables: Vec<(usize, Vec<u64>)> =
-            given.tables.iter().map(|(number, table)| (*number, table.clone())).collect();
-        for (number, table) in tables {
-            self.write(&be(&table), given.l1[number])?;
+        for (number, table) in &given.tables {
+            self.write(&be(table), given.l1[*number])?;
         }
         self.write(&be(&given.l1.iter().map(|at| own(*at)).collect::<Vec<_>>()), self.cluster)?;
         let (counts_at, count_clusters, end) = self.write_counts(given.end)?;
@@ -305,7 +314,7 @@ impl NewQcow2 {
         let mut given = self.given();
         if given.is_finished {
             return Err(
-                invalid("qcow2.finished", "the image is finished").in_file(self.storage.name())
+                invalid("new-qcow2.finished", "the image is finished").in_file(self.storage.name())
             );
         }
         for cluster in range.start / self.cluster..range.end.div_ceil(self.cluster) {
@@ -504,7 +513,7 @@ pub struct Measured {
 /// As for [`CreateOptions::create`]; and those of the disk.
 pub fn measure(disk: &dyn Disk, cluster_size: u32) -> Result<Measured> {
     let size = disk.geometry().size.next_multiple_of(SECTOR);
-    let tables = CreateOptions::new(size).cluster_size(cluster_size).check()?;
+    let tables = CreateOptions::new(size).cluster_size(cluster_size).entries()?;
     let cluster = u64::from(cluster_size);
     let per_table = cluster / 8;
     let (mut used, mut used_tables) = (0, 0);
@@ -536,6 +545,11 @@ pub fn measure(disk: &dyn Disk, cluster_size: u32) -> Result<Measured> {
         fully_allocated: len(fixed + tables + size.div_ceil(cluster)),
         clusters: used,
     })
+}
+
+/// How many second tables are kept.
+fn kept_tables(cluster: u64) -> NonZeroUsize {
+    NonZeroUsize::new((MOST_TABLES / cluster) as usize).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn be(numbers: &[u64]) -> Vec<u8> {

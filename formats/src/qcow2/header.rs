@@ -87,7 +87,10 @@ impl Header {
                 .with_found(length)
                 .with_expected("a multiple of 8, at least 104"));
         }
-        let extensions = Extensions::read(&bytes, length as usize)?;
+        // Old images have no mark at the end of their extensions, and the name of the image below right behind them.
+        let name = usize::try_from(be64(&bytes, 8)).unwrap_or(usize::MAX);
+        let end = if name >= length as usize { name.min(bytes.len()) } else { bytes.len() };
+        let extensions = Extensions::read(&bytes[..end], length as usize)?;
         refuse_features(incompatible, &extensions)?;
         if be32(&bytes, 32) != 0 {
             let message = "the image is encrypted";

@@ -19,6 +19,8 @@ const MOST_CLUSTERS: u64 = 1 << 14;
 const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
 const PACKED: u64 = 1 << 62;
 const ZEROS: u64 = 1;
+/// A cluster has 2 MiB at most: no frame needs more memory.
+const MOST_WINDOW: u64 = 8 << 20;
 /// Parts of a cluster that have states of their own.
 const PARTS: u64 = 32;
 
@@ -162,7 +164,8 @@ impl Qcow2Layer {
             (0, 0) => Found::Below,
             (0, _) => Found::Zeros,
             _ => {
-                let used = self.cluster().min(self.header.size - start);
+                // The parts behind need not be in the file.
+                let used = (end.min(self.header.size)) - start;
                 self.check_place(place, used, at, "a cluster")?;
                 if place == 0 {
                     let message = "a cluster with data lies on the header";
@@ -251,9 +254,28 @@ fn inflate(packed: &[u8], bytes: &mut [u8]) -> Result<(), String> {
 /// Unpacks a frame of zstd, which must fill `bytes`.
 fn unzstd(packed: &[u8], bytes: &mut [u8]) -> Result<(), String> {
     use std::io::Read;
+    let window = window(packed).ok_or("no frame of zstd")?;
+    if window > MOST_WINDOW {
+        return Err(format!("a frame that needs {window} bytes of memory"));
+    }
     let decoder = ruzstd::decoding::StreamingDecoder::new(packed);
     let mut decoder = decoder.map_err(|error| error.to_string())?;
     decoder.read_exact(bytes).map_err(|error| error.to_string())
+}
+
+/// The memory that a frame of zstd needs, by its header (RFC 8878, 3.1.1.1).
+fn window(frame: &[u8]) -> Option<u64> {
+    let head = *frame.get(4)?;
+    let is_single = head & 0x20 != 0;
+    if !is_single {
+        let byte = u64::from(*frame.get(5)?);
+        let base = 1 << (10 + (byte >> 3));
+        return Some(base + base / 8 * (byte & 7));
+    }
+    let dictionary = [0, 1, 2, 4][usize::from(head & 3)];
+    let len = [1, 2, 4, 8][usize::from(head >> 6)];
+    let bytes = frame.get(5 + dictionary..)?.get(..len)?;
+    Some(bytes.iter().rev().fold(0, |size, byte| size << 8 | u64::from(*byte)))
 }
 
 impl Layer for Qcow2Layer {

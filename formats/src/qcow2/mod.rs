@@ -20,17 +20,19 @@
 //!
 //! Modules from top to bottom:
 //!
-//! 1. `open`: opens images and their backing files; `create`: makes images;
+//! 1. `open`: opens images and their backing files, which `backing` finds; `create`: makes images;
 //! 2. `disk`: the disk of them;
 //! 3. `layer`: one image;
 //! 4. `header`: what it says of itself.
 
+mod backing;
 mod create;
 mod disk;
 mod header;
 mod layer;
 mod open;
 
+pub use backing::BackingFiles;
 pub use create::{Backing, CreateOptions, Measured, NewQcow2, measure};
 pub use disk::{Qcow2Disk, Qcow2Image};
 pub use open::OpenOptions;

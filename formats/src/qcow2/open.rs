@@ -3,39 +3,38 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use avhdx::storage::{Access, Host, LocalHost, Storage};
-use avhdx::{Error, ErrorKind, FoundBy, ParentLink, ParentSource, Result};
+use avhdx::storage::{Host, LocalHost, Storage};
+use avhdx::{Error, ErrorKind, Result};
 
+use super::backing::BackingFiles;
 use super::disk::{Qcow2Disk, Qcow2Image};
 use super::header::Backing;
 use super::layer::{AnyLayer, Qcow2Layer, RawLayer};
-use crate::cache::read_up_to;
 use crate::file::{self, Warning, lock};
 use crate::stack::Layer;
 
 /// How images are opened.
 ///
 /// ```no_run
-/// use avhdx::PathSource;
-/// use avhdx_formats::qcow2::OpenOptions;
+/// use avhdx_formats::qcow2::{BackingFiles, OpenOptions};
 ///
 /// // An image and its backing files, all in one folder or below.
-/// let parents = PathSource::new().confined_to("/mnt/vm");
-/// let disk = OpenOptions::new().parents(parents).open("/mnt/vm/web.qcow2")?;
+/// let files = BackingFiles::new().confined_to("/mnt/vm");
+/// let disk = OpenOptions::new().backing(files).open("/mnt/vm/web.qcow2")?;
 /// println!("{} images", disk.images().count());
 /// # Ok::<(), avhdx::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     host: Arc<dyn Host>,
-    parents: Option<Arc<dyn ParentSource>>,
+    backing: BackingFiles,
     max_depth: usize,
 }
 
 impl OpenOptions {
     /// Opens no backing files: an image that has one is refused.
     pub fn new() -> Self {
-        Self { host: Arc::new(LocalHost), parents: None, max_depth: 64 }
+        Self { host: Arc::new(LocalHost), backing: BackingFiles::new(), max_depth: 64 }
     }
 
     /// Sets the host of the paths. The default is this machine.
@@ -45,10 +44,10 @@ impl OpenOptions {
         self
     }
 
-    /// Opens backing files that this source finds by their recorded names: qcow2 records no identity.
+    /// Sets where backing files may come from.
     #[must_use]
-    pub fn parents(mut self, parents: impl ParentSource + 'static) -> Self {
-        self.parents = Some(Arc::new(parents));
+    pub fn backing(mut self, files: BackingFiles) -> Self {
+        self.backing = files;
         self
     }
 
@@ -131,8 +130,13 @@ impl OpenOptions {
                 .with_found(format_args!("{:?}", backing.name))
         };
         let is_image = match backing.format.as_deref() {
-            Some("qcow2") | None => true,
+            Some("qcow2") => true,
             Some("raw") => false,
+            // What a guest wrote to a raw disk must not make an image of it.
+            None => {
+                let message = "the format of the backing file is not recorded, and never guessed";
+                return Err(refuse(ErrorKind::Unsupported, "qcow2.backing-format", message));
+            }
             Some(other) => {
                 let message = format!("the backing file has a format that is not read: {other:?}");
                 return Err(refuse(ErrorKind::Unsupported, "qcow2.backing-format", &message));
@@ -142,28 +146,16 @@ impl OpenOptions {
             let message = "the backing file is not named by a path";
             return Err(refuse(ErrorKind::Unsupported, "qcow2.backing-name", message));
         }
-        let Some(parents) = &self.parents else {
+        if self.backing.is_empty() {
             let message = "the image holds what differs from its backing file, and those are opened only where asked";
             return Err(refuse(ErrorKind::ParentRequired, "qcow2.parent-required", message));
-        };
-        let mut link = ParentLink::new(name, uuid::Uuid::nil());
-        link.child_path = child.storage().path().map(Path::to_path_buf);
-        link.child_via = child.storage().via().map(Path::to_path_buf);
-        link.relative_path = Some(backing.name.clone());
-        let candidates = parents.candidates(&link, Access::Read);
-        // Without an identity, only the name tells which file it is.
-        let named = candidates.filter(|candidate| candidate.found_by != FoundBy::FolderSearch);
-        let storage = named.filter_map(|candidate| candidate.opened.ok()).next();
+        }
+        let storage = self.backing.open(&self.host, child.storage().as_ref(), &backing.name)?;
         let Some(storage) = storage else {
             let message = "the backing file is not found";
             return Err(refuse(ErrorKind::ParentMissing, "qcow2.parent-missing", message));
         };
         lock(storage.as_ref())?;
-        // What a guest wrote to a raw disk is no reason to take that for an image.
-        if backing.format.is_none() && !is_qcow2(storage.as_ref())? {
-            let message = "the format of the backing file is not recorded, and never guessed";
-            return Err(refuse(ErrorKind::Unsupported, "qcow2.backing-format", message));
-        }
         Ok((storage, is_image))
     }
 }
@@ -172,11 +164,6 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self::new()
     }
-}
-
-fn is_qcow2(storage: &dyn Storage) -> Result<bool> {
-    let mut head = [0; 4];
-    Ok(read_up_to(storage, &mut head, 0)? == 4 && &head == b"QFI\xFB")
 }
 
 /// Whether QEMU takes a name for a description, or for a protocol: one letter, as in `C:`, is a drive.

@@ -100,7 +100,7 @@ impl CreateOptions {
         let failed = |error: std::io::Error| Error::from(error).in_file(&name);
         let len = storage.len().map_err(failed)?;
         if len > 0 {
-            return Err(invalid("vhd.not-empty", "a new image needs an empty file")
+            return Err(invalid("new-vhd.not-empty", "a new image needs an empty file")
                 .in_file(&name)
                 .with_found(format_args!("{len} bytes")));
         }
@@ -119,17 +119,20 @@ impl CreateOptions {
 
     fn check(&self) -> Result<()> {
         if self.size == 0 || !self.size.is_multiple_of(SECTOR) {
-            return Err(invalid("vhd.size", "a disk is a whole number of sectors of 512 bytes")
-                .with_found(format_args!("{} bytes", self.size)));
+            return Err(invalid(
+                "new-vhd.size",
+                "a disk is a whole number of sectors of 512 bytes",
+            )
+            .with_found(format_args!("{} bytes", self.size)));
         }
         if self.size > MAX_SIZE {
-            return Err(invalid("vhd.too-large", "the disk is too large for VHD")
+            return Err(invalid("new-vhd.too-large", "the disk is too large for VHD")
                 .with_found(format_args!("{} bytes", self.size))
                 .with_expected(format_args!("at most {MAX_SIZE} (2,040 GiB)")));
         }
         let allowed = 512 << 10..=256 << 20;
         if !self.block_size.is_power_of_two() || !allowed.contains(&self.block_size) {
-            return Err(invalid("vhd.block-size", "the blocks of a VHD cannot have this size")
+            return Err(invalid("new-vhd.block-size", "the blocks of a VHD cannot have this size")
                 .with_found(format_args!("{} bytes", self.block_size))
                 .with_expected("a power of two from 512 KiB to 256 MiB"));
         }

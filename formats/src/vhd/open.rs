@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use avhdx::storage::{Access, Host, LocalHost, Storage};
-use avhdx::{Error, ErrorKind, ParentLink, ParentSource, Result};
+use avhdx::{Error, ErrorKind, FoundBy, ParentLink, ParentSource, Result};
 
 use super::disk::{VhdDisk, VhdImage};
 use super::footer::time;
@@ -120,18 +120,20 @@ impl OpenOptions {
         };
         let mut others = Vec::new();
         for candidate in parents.candidates(&link.parent_link, Access::Read) {
-            let layer = candidate.opened.map_err(Error::from).and_then(|storage| {
-                lock(storage.as_ref())?;
-                VhdLayer::open(storage)
-            });
+            // Of the files that are merely in a folder, none is a reason to stop.
+            let is_named = candidate.found_by != FoundBy::FolderSearch;
+            let layer = candidate.opened.map_err(Error::from).and_then(VhdLayer::open);
             match layer {
-                Ok(layer) if layer.footer.id == link.parent.id => return Ok(layer),
+                Ok(layer) if layer.footer.id == link.parent.id => {
+                    lock(layer.storage.as_ref())?;
+                    return Ok(layer);
+                }
                 Ok(layer) => {
                     others
                         .push(format!("{}: another identity, {}", candidate.name, layer.footer.id));
                 }
                 // A damaged parent is no reason to take another file.
-                Err(error) if is_serious(&error) => return Err(error),
+                Err(error) if is_named && is_serious(&error) => return Err(error),
                 Err(_) => {}
             }
         }
@@ -202,9 +204,5 @@ impl<'a> Link<'a> {
 
 /// Whether this ends the search for a parent.
 fn is_serious(error: &Error) -> bool {
-    match error.kind() {
-        ErrorKind::InUse => true,
-        ErrorKind::Damaged => error.code() != "vhd.footer",
-        _ => false,
-    }
+    error.kind() == ErrorKind::Damaged && error.code() != "vhd.footer"
 }

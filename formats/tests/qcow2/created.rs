@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use avhdx::ops::Export;
 use avhdx::storage::{Host, LocalHost, MemStorage, Storage};
-use avhdx::{Disk, ErrorKind, PathSource, RawDisk, Zeroing};
-use avhdx_formats::qcow2::{Backing, CreateOptions, OpenOptions, measure};
+use avhdx::{Disk, ErrorKind, RawDisk, Zeroing};
+use avhdx_formats::qcow2::{Backing, BackingFiles, CreateOptions, OpenOptions, measure};
 use avhdx_testkit::bytes::difference;
 use avhdx_testkit::conformance;
 use avhdx_testkit::conformance::disk::Subject;
@@ -70,9 +70,9 @@ fn images_over_others_read_the_same_by_the_crate_and_by_qemu() {
     copy(&bytes, &CreateOptions::new(size), &folder.path().join("0.qcow2"));
     for n in 1..5 {
         let open = |n: i32| {
-            let parents = PathSource::new().confined_to(folder.path());
+            let parents = BackingFiles::new().confined_to(folder.path());
             let path = folder.path().join(format!("{n}.qcow2"));
-            OpenOptions::new().parents(parents).open(path).unwrap()
+            OpenOptions::new().backing(parents).open(path).unwrap()
         };
         let backing = Backing {
             name: format!("./{}.qcow2", n - 1),
@@ -100,7 +100,7 @@ fn images_over_others_read_the_same_by_the_crate_and_by_qemu() {
         assert_eq!(difference(&flat(&new), &bytes), None, "before it is finished");
         new.finish().unwrap();
         let error = new.write_at(&[1], 0).unwrap_err();
-        assert_eq!((error.code(), error.kind()), ("qcow2.finished", ErrorKind::InvalidInput));
+        assert_eq!((error.code(), error.kind()), ("new-qcow2.finished", ErrorKind::InvalidInput));
         assert_eq!(difference(&flat(&open(n)), &bytes), None, "layer {n}");
         let raw = folder.path().join("raw");
         fs::write(&raw, &bytes).unwrap();
@@ -168,11 +168,11 @@ fn a_wide_disk_is_written_with_tables_that_were_put_aside() {
 #[test]
 fn what_no_image_can_be_is_refused() {
     for (options, code) in [
-        (CreateOptions::new(0), "qcow2.size"),
-        (CreateOptions::new(513), "qcow2.size"),
-        (CreateOptions::new(MIB).cluster_size(512), "qcow2.cluster-size"),
-        (CreateOptions::new(MIB).cluster_size(3 << 20), "qcow2.cluster-size"),
-        (CreateOptions::new(1 << 62).cluster_size(4096), "qcow2.too-large"),
+        (CreateOptions::new(0), "new-qcow2.size"),
+        (CreateOptions::new(513), "new-qcow2.size"),
+        (CreateOptions::new(MIB).cluster_size(512), "new-qcow2.cluster-size"),
+        (CreateOptions::new(MIB).cluster_size(3 << 20), "new-qcow2.cluster-size"),
+        (CreateOptions::new(1 << 62).cluster_size(4096), "new-qcow2.too-large"),
     ] {
         let made = options.create(Arc::new(MemStorage::new(Vec::new())));
         let error = made.map(|_| ()).unwrap_err();
@@ -180,5 +180,5 @@ fn what_no_image_can_be_is_refused() {
     }
     let storage = Arc::new(MemStorage::new(vec![0; 512]));
     let error = CreateOptions::new(512).create(storage).map(|_| ()).unwrap_err();
-    assert_eq!(error.code(), "qcow2.not-empty");
+    assert_eq!(error.code(), "new-qcow2.not-empty");
 }

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use avhdx::{ErrorKind, PathSource};
-use avhdx_formats::qcow2::{OpenOptions, Qcow2Disk};
+use avhdx::ErrorKind;
+use avhdx_formats::qcow2::{BackingFiles, OpenOptions, Qcow2Disk};
 use avhdx_testkit::bytes::difference;
 use avhdx_testkit::conformance;
 use avhdx_testkit::conformance::disk::Subject;
@@ -13,8 +13,8 @@ use crate::disks::{MIB, flat};
 use crate::tools::{name, run};
 
 fn open(path: &Path) -> avhdx::Result<Qcow2Disk> {
-    let parents = PathSource::new().confined_to(path.parent().unwrap());
-    OpenOptions::new().parents(parents).open(path)
+    let parents = BackingFiles::new().confined_to(path.parent().unwrap());
+    OpenOptions::new().backing(parents).open(path)
 }
 
 /// Makes an image and writes to it here and there; none without QEMU.
@@ -159,22 +159,22 @@ fn backing_files_are_opened_only_where_asked_and_by_their_format() {
     assert_eq!((error.code(), error.kind()), ("qcow2.parent-required", ErrorKind::ParentRequired));
     assert!(error.to_string().contains("0.qcow2"), "{error}");
     let elsewhere = tempfile::tempdir().unwrap();
-    let confined = || PathSource::new().confined_to(elsewhere.path());
-    let error = OpenOptions::new().parents(confined()).open(&paths[1]).unwrap_err();
+    let confined = || BackingFiles::new().confined_to(elsewhere.path());
+    let error = OpenOptions::new().backing(confined()).open(&paths[1]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
     // Another folder is searched by name alone: nothing else identifies the file.
     fs::rename(&paths[0], elsewhere.path().join("other.qcow2")).unwrap();
-    let both = PathSource::new().folder(elsewhere.path());
-    let error = OpenOptions::new().parents(both.clone()).open(&paths[1]).unwrap_err();
+    let both = BackingFiles::new().folder(elsewhere.path());
+    let error = OpenOptions::new().backing(both.clone()).open(&paths[1]).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentMissing);
     fs::rename(elsewhere.path().join("other.qcow2"), elsewhere.path().join("0.qcow2")).unwrap();
     fs::copy(folder.path().join("base.img"), elsewhere.path().join("base.img")).unwrap();
-    let disk = OpenOptions::new().parents(both).open(&paths[1]).unwrap();
+    let disk = OpenOptions::new().backing(both).open(&paths[1]).unwrap();
     assert_eq!(disk.images().count(), 3);
     fs::rename(elsewhere.path().join("0.qcow2"), &paths[0]).unwrap();
     // Too many, and a loop.
-    let here = PathSource::new().confined_to(folder.path());
-    let error = OpenOptions::new().parents(here).max_depth(3).open(&paths[3]).unwrap_err();
+    let here = BackingFiles::new().confined_to(folder.path());
+    let error = OpenOptions::new().backing(here).max_depth(3).open(&paths[3]).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("qcow2.depth", ErrorKind::Limit));
     run("qemu-img", &["rebase", "-u", "-b", "3.qcow2", "-F", "qcow2", name(&paths[0])]).unwrap();
     let error = open(&paths[3]).unwrap_err();
@@ -256,4 +256,187 @@ fn what_is_not_read_is_refused_by_its_name() {
     fs::write(&path, &sound).unwrap();
     run("qemu-img", &["snapshot", "-c", "old", name(&path)]).unwrap();
     assert_eq!(open(&path).unwrap().warnings()[0].code, "qcow2.snapshots");
+}
+
+/// Makes images over each other, and returns the disk of the last one as QEMU has it; none without QEMU.
+fn over(folder: &Path, layers: &[(&str, &str, u8)]) -> Option<Vec<u8>> {
+    let mut below: Option<&str> = None;
+    for (name, size, byte) in layers {
+        let path = folder.join(name);
+        let mut args = vec!["create", "-u", "-f", "qcow2"];
+        if let Some(below) = below {
+            args.extend(["-b", below, "-F", "qcow2"]);
+        }
+        args.extend([crate::tools::name(&path), size]);
+        run("qemu-img", &args)?;
+        if *byte > 0 {
+            let command = format!("write -P {byte} 0 {size}");
+            run("qemu-io", &["-f", "qcow2", "-c", &command, crate::tools::name(&path)]).unwrap();
+        }
+        below = Some(name);
+    }
+    Some(by_qemu(&folder.join(layers.last()?.0)))
+}
+
+#[test]
+fn a_shorter_image_hides_what_is_further_below() {
+    let folder = tempfile::tempdir().unwrap();
+    let layers = [("0.qcow2", "3M", 0xAA), ("1.qcow2", "1M", 0), ("2.qcow2", "3M", 0)];
+    let Some(wanted) = over(folder.path(), &layers) else { return };
+    assert!(wanted[1 << 20..].iter().all(|byte| *byte == 0));
+    let disk = open(&folder.path().join("2.qcow2")).unwrap();
+    assert_eq!(difference(&flat(&disk), &wanted), None);
+}
+
+#[test]
+fn names_of_backing_files_are_taken_as_qemu_takes_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    for (name, byte) in [("a\\b.raw", 0x33), ("base.raw", 0x11)] {
+        fs::write(at(name), vec![byte; 1 << 20]).unwrap();
+    }
+    for sub in ["a", "v"] {
+        fs::create_dir(at(sub)).unwrap();
+    }
+    fs::write(at("a/b.raw"), vec![0x22; 1 << 20]).unwrap();
+    fs::write(at("v/base.raw"), vec![0x55; 1 << 20]).unwrap();
+    let create = |backing: &str, name: &str| {
+        run(
+            "qemu-img",
+            &[
+                "create",
+                "-u",
+                "-f",
+                "qcow2",
+                "-F",
+                "raw",
+                "-b",
+                backing,
+                crate::tools::name(&at(name)),
+                "1M",
+            ],
+        )
+    };
+    if create("a\\b.raw", "backslash.qcow2").is_none() {
+        return;
+    }
+    create("BASE.RAW", "case.qcow2").unwrap();
+    create("base.raw", "link.qcow2").unwrap();
+    std::os::unix::fs::symlink("../link.qcow2", at("v/link.qcow2")).unwrap();
+    let files = || BackingFiles::new().confined_to(folder.path());
+    let open = |name: &str| OpenOptions::new().backing(files()).open(at(name));
+    assert_eq!(flat(&open("backslash.qcow2").unwrap())[0], 0x33);
+    assert_eq!(open("case.qcow2").unwrap_err().code(), "qcow2.parent-missing");
+    assert_eq!(flat(&open("link.qcow2").unwrap())[0], 0x11);
+    assert_eq!(flat(&open("v/link.qcow2").unwrap())[0], 0x55);
+    assert_eq!(by_qemu(&at("v/link.qcow2"))[0], 0x55);
+}
+
+#[test]
+fn a_given_file_stands_for_the_one_of_its_name_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let layers = [("0.qcow2", "1M", 0xB0), ("1.qcow2", "1M", 0xB1), ("2.qcow2", "1M", 0)];
+    if over(folder.path(), &layers).is_none() {
+        return;
+    }
+    fs::create_dir(folder.path().join("moved")).unwrap();
+    let moved = folder.path().join("moved/0.qcow2");
+    fs::rename(folder.path().join("0.qcow2"), &moved).unwrap();
+    let tip = folder.path().join("2.qcow2");
+    let open = |files| OpenOptions::new().backing(files).open(&tip);
+    // Alone, it does not stand for the image between.
+    let files = BackingFiles::new().file(&moved);
+    assert_eq!(open(files.clone()).unwrap_err().code(), "qcow2.parent-missing");
+    let disk = open(files.file(folder.path().join("1.qcow2"))).unwrap();
+    assert_eq!((disk.images().count(), flat(&disk)[0]), (3, 0xB1));
+    // What is recorded elsewhere is not opened because of a folder or a file that was named.
+    let other = tempfile::tempdir().unwrap();
+    for files in [
+        BackingFiles::new().folder(other.path()),
+        BackingFiles::new().file(other.path().join("nothing")),
+    ] {
+        assert_eq!(open(files).unwrap_err().code(), "qcow2.parent-missing");
+    }
+    // Nor does a link in a folder that was named lead out of it.
+    std::os::unix::fs::symlink(folder.path().join("1.qcow2"), other.path().join("1.qcow2"))
+        .unwrap();
+    let error = open(BackingFiles::new().folder(other.path())).unwrap_err();
+    assert_eq!(error.code(), "qcow2.parent-missing");
+}
+
+#[test]
+fn a_backing_file_that_cannot_be_opened_is_not_replaced_by_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let tip = folder.path().join("tip.qcow2");
+    let args = ["create", "-u", "-f", "qcow2", "-F", "raw", "-b", "base.raw", name(&tip), "1M"];
+    if run("qemu-img", &args).is_none() {
+        return;
+    }
+    run("mkfifo", &[name(&folder.path().join("base.raw"))]).unwrap();
+    fs::create_dir(folder.path().join("other")).unwrap();
+    fs::write(folder.path().join("other/base.raw"), vec![7; 1 << 20]).unwrap();
+    let files = BackingFiles::new().confined_to(folder.path()).folder(folder.path().join("other"));
+    let error = OpenOptions::new().backing(files).open(&tip).unwrap_err();
+    assert_eq!((error.code(), error.kind()), ("qcow2.parent-open", ErrorKind::Io));
+    assert!(error.file().unwrap().ends_with("base.raw"), "{error}");
+}
+
+#[test]
+fn the_last_cluster_of_a_file_may_have_some_parts_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, cluster) in ["64k", "2M"].into_iter().enumerate() {
+        let path = folder.path().join(format!("{n}.qcow2"));
+        let options = format!("extended_l2=on,cluster_size={cluster}");
+        let args = ["create", "-f", "qcow2", "-o", &options, name(&path), "10M"];
+        if run("qemu-img", &args).is_none() {
+            return;
+        }
+        run("qemu-io", &["-f", "qcow2", "-c", "write -P 9 0 2k", name(&path)]).unwrap();
+        check(&path, &options);
+    }
+}
+
+/// Images of QEMU before 1.0: the name of the backing file comes where extensions would.
+#[test]
+fn an_old_image_has_no_mark_at_the_end_of_its_extensions() {
+    let folder = tempfile::tempdir().unwrap();
+    let tip = folder.path().join("tip.qcow2");
+    let args = ["create", "-f", "qcow2", "-o", "compat=0.10", name(&tip), "1M"];
+    if run("qemu-img", &args).is_none() {
+        return;
+    }
+    let mut file = fs::read(&tip).unwrap();
+    file[8..16].copy_from_slice(&72_u64.to_be_bytes());
+    file[16..20].copy_from_slice(&8_u32.to_be_bytes());
+    file[72..80].copy_from_slice(b"base.raw");
+    file[80..96].fill(b'x');
+    fs::write(&tip, file).unwrap();
+    // It is read as far as that its format is not recorded.
+    assert_eq!(open(&tip).unwrap_err().code(), "qcow2.backing-format");
+}
+
+/// A frame of zstd may ask for 128 MiB of memory to unpack a cluster of 64 KiB.
+#[test]
+fn a_packed_cluster_takes_no_more_memory_than_clusters_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("raw");
+    fs::write(&raw, vec![5; 65_536]).unwrap();
+    let path = folder.path().join("packed.qcow2");
+    let options = "compression_type=zstd";
+    let args =
+        ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, name(&raw), name(&path)];
+    if run("qemu-img", &args).is_none() {
+        return;
+    }
+    let mut file = fs::read(&path).unwrap();
+    let magic = [0x28, 0xB5, 0x2F, 0xFD];
+    let at = file.windows(4).position(|bytes| bytes == magic).unwrap();
+    // Not in one segment, with a window of 2^27 bytes.
+    file[at + 4] = 0;
+    file[at + 5] = 17 << 3;
+    fs::write(&path, file).unwrap();
+    let disk = open(&path).unwrap();
+    let error = avhdx::Disk::read_at(&disk, &mut [0; 512], 0).unwrap_err();
+    assert_eq!((error.code(), error.kind()), ("qcow2.packed", ErrorKind::Damaged));
+    assert!(error.to_string().contains("134217728"), "{error}");
 }

@@ -113,11 +113,11 @@ fn what_no_image_can_be_is_refused() {
         options.create(Arc::new(MemStorage::new(Vec::new())))
     };
     for (options, code) in [
-        (CreateOptions::dynamic(0), "vhd.size"),
-        (CreateOptions::dynamic(513), "vhd.size"),
-        (CreateOptions::fixed(MAX_SIZE + 512), "vhd.too-large"),
-        (CreateOptions::dynamic(MIB).block_size(3 << 20), "vhd.block-size"),
-        (CreateOptions::dynamic(MIB).block_size(4096), "vhd.block-size"),
+        (CreateOptions::dynamic(0), "new-vhd.size"),
+        (CreateOptions::dynamic(513), "new-vhd.size"),
+        (CreateOptions::fixed(MAX_SIZE + 512), "new-vhd.too-large"),
+        (CreateOptions::dynamic(MIB).block_size(3 << 20), "new-vhd.block-size"),
+        (CreateOptions::dynamic(MIB).block_size(4096), "new-vhd.block-size"),
     ] {
         let error = create(options).unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidInput, code));
@@ -125,7 +125,7 @@ fn what_no_image_can_be_is_refused() {
     create(CreateOptions::dynamic(MAX_SIZE)).unwrap();
     let storage = Arc::new(MemStorage::new(vec![0; 512]));
     let error = CreateOptions::fixed(512).create(storage).unwrap_err();
-    assert_eq!(error.code(), "vhd.not-empty");
+    assert_eq!(error.code(), "new-vhd.not-empty");
 }
 
 #[test]

@@ -334,3 +334,42 @@ fn parents_are_opened_only_where_asked_and_only_the_right_ones() {
     let error = with(here()).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("vhd.parent-loop", ErrorKind::Limit));
 }
+
+#[test]
+fn a_shorter_image_hides_what_is_further_below() {
+    let folder = tempfile::tempdir().unwrap();
+    for (n, size) in [(0_u8, 4), (1, 2), (2, 4)] {
+        let mut image = Image::new(if n == 0 { 3 } else { 4 }, size * MIB, 512 << 10, n + 1);
+        if n == 0 {
+            image.runs = vec![(0, vec![0xAA; 4 << 20])];
+        }
+        image.parent = (n > 0).then(|| Parent {
+            id: [n; 16],
+            stamp: STAMP,
+            name: format!("{}.vhd", n - 1),
+            relative: Some(format!(r".\{}.vhd", n - 1)),
+            absolute: None,
+        });
+        fs::write(folder.path().join(format!("{n}.vhd")), image.build()).unwrap();
+    }
+    let parents = PathSource::new().confined_to(folder.path());
+    let disk = OpenOptions::new().parents(parents).open(folder.path().join("2.vhd")).unwrap();
+    let bytes = flat(&disk);
+    assert!(bytes[..2 << 20].iter().all(|byte| *byte == 0xAA));
+    assert!(bytes[2 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn another_file_of_a_folder_does_not_end_the_search() {
+    let folder = tempfile::tempdir().unwrap();
+    let layers = chain(folder.path(), 5, 1);
+    let there = tempfile::tempdir().unwrap();
+    fs::rename(folder.path().join("1.vhd"), there.path().join("zz.vhd")).unwrap();
+    let mut damaged = small();
+    damaged[512 + 35] = 1;
+    seal(&mut damaged);
+    fs::write(there.path().join("aa.vhd"), damaged).unwrap();
+    let parents = PathSource::new().folder(there.path()).folder(folder.path());
+    let disk = OpenOptions::new().parents(parents).open(folder.path().join("2.vhd")).unwrap();
+    assert!(flat(&disk) == layers[2].1);
+}

@@ -220,8 +220,7 @@ fn vhd() -> Vec<Case> {
                 fs::write(f.file("a.vhd"), file).unwrap();
             },
             "read a.vhd --length 1",
-        )
-        .filled(OUT),
+        ),
         case(
             "vhd.is-vhdx",
             7,
@@ -252,7 +251,10 @@ fn vhd() -> Vec<Case> {
         case(
             "exit 2",
             2,
-            |f| fs::write(f.file("a.img"), b"vhdxfile of a guest").unwrap(),
+            |f| {
+                of_chain(f);
+                fs::copy(f.file("l0.vhdx"), f.file("a.img")).unwrap();
+            },
             "read a.img --length 1",
         ),
         case("exit 2", 2, of_chain, "convert l2.vhdx a.vhd --azure"),
@@ -286,6 +288,30 @@ fn qcow2() -> Vec<Case> {
             "read a.qcow2 --length 1",
         )
         .filled(OUT),
+        case(
+            "qcow2.backing-format",
+            7,
+            |f| {
+                shell(f, "qemu-img create -q -u -f qcow2 -b b.qcow2 -F qcow2 a.qcow2 1M");
+                let mut file = fs::read(f.file("a.qcow2")).unwrap();
+                let mark = [0xE2, 0x79, 0x2A, 0xCA];
+                let at = file.windows(4).position(|bytes| bytes == mark).unwrap();
+                file[at] = 0x12;
+                fs::write(f.file("a.qcow2"), file).unwrap();
+            },
+            "read a.qcow2 --length 1 --confine .",
+        ),
+        case(
+            "qcow2.backing-loop",
+            7,
+            |f| {
+                let over = "qemu-img create -q -u -f qcow2 -F qcow2";
+                shell(f, &format!("{over} -b b.qcow2 a.qcow2 1M; {over} -b a.qcow2 b.qcow2 1M"));
+            },
+            "read a.qcow2 --length 1 --confine .",
+        ),
+        case("new-qcow2.*", 2, of_chain, "convert l2.vhdx a.qcow2 --block 3M"),
+        case("new-vhd.*", 2, of_chain, "convert l2.vhdx a.vhd --block 3M"),
         case("qcow2.parent-required", 5, qcow2_child, "read a.qcow2 --length 1"),
         case("qcow2.parent-missing", 5, |f| {
             qcow2_child(f);
