@@ -446,16 +446,23 @@ fn what_children_read_and_what_others_use_is_not_freed() {
     folder.run_with("write fixed.vhdx --offset 0", &used).expect(0);
     refused_of_fixed(&folder);
     // Somebody has the image open.
-    let mut held = folder.command(["write", "pc_1.avhdx", "--offset", "0"]);
-    let mut held = held.stdin(Stdio::piped()).spawn().unwrap();
+    let writer = || {
+        let mut writer = folder.command(["write", "pc_1.avhdx", "--offset", "0"]);
+        writer.stdin(Stdio::piped()).spawn().unwrap()
+    };
+    let mut held = writer();
     let start = Instant::now();
     loop {
+        std::thread::sleep(Duration::from_millis(50));
         let run = folder.run("compact pc_1.avhdx --free");
         if run.code == Some(6) {
             break;
         }
         assert!(start.elapsed() < Duration::from_secs(20), "{run:?}");
-        std::thread::sleep(Duration::from_millis(5));
+        // It came while the other one had the image.
+        if held.try_wait().unwrap().is_some() {
+            held = writer();
+        }
     }
     held.kill().unwrap();
     held.wait().unwrap();
