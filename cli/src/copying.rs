@@ -8,6 +8,8 @@ use std::sync::Arc;
 use avhdx::ops::{Compare, Export, Exported};
 use avhdx::storage::LocalHost;
 use avhdx::{CreateOptions, Disk, Lock, OpenOptions, RawDisk};
+use avhdx_formats::qcow2::NewQcow2;
+use avhdx_formats::vhd::NewVhd;
 
 use crate::args::{
     CopyFormat, Format, ImageArg, NamingFlags, NewImageFlags, ReadFlags, ReplaceFlags,
@@ -141,12 +143,7 @@ impl CopyFlags {
     ) -> Result<Copied, Failure> {
         let image = options.create_draft(&LocalHost, file.draft());
         let image = image.map_err(|error| file.failure(error))?;
-        let mut meter = ProgressMeter::new(console);
-        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
-        let done = export.onto(input.disk(), &image);
-        drop(meter);
-        let done = done.and_then(|exported| image.close().map(|()| exported));
-        let done = done.map_err(|error| file.failure(error))?;
+        let done = self.fill(input, file, &image, avhdx::VhdxFile::close, console)?;
         Ok(Copied::of(&done, image.geometry().size, Some(image.block_size())))
     }
 
@@ -157,15 +154,12 @@ impl CopyFlags {
         options: &avhdx_formats::vhd::CreateOptions,
         console: &Console,
     ) -> Result<Copied, Failure> {
-        let failed = |error| file.failure(error);
-        let image = options.create(Arc::clone(file.storage())).map_err(failed)?;
-        let mut meter = ProgressMeter::new(console);
-        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
-        let done = export.onto(input.disk(), &image);
-        drop(meter);
-        let done = done.and_then(|exported| image.finish().map(|()| exported)).map_err(failed)?;
+        let image = options.create(Arc::clone(file.storage()));
+        let image = image.map_err(|error| file.failure(error))?;
+        let done = self.fill(input, file, &image, NewVhd::finish, console)?;
         Ok(Copied::of(&done, image.geometry().size, image.block_size()))
     }
+
     fn qcow2_copy(
         &self,
         input: &Input,
@@ -173,14 +167,27 @@ impl CopyFlags {
         options: &avhdx_formats::qcow2::CreateOptions,
         console: &Console,
     ) -> Result<Copied, Failure> {
-        let failed = |error| file.failure(error);
-        let image = options.create(Arc::clone(file.storage())).map_err(failed)?;
-        let mut meter = ProgressMeter::new(console);
-        let export = Export::new().on_progress(|now| meter.report(now));
-        let done = export.onto(input.disk(), &image);
-        drop(meter);
-        let done = done.and_then(|exported| image.finish().map(|()| exported)).map_err(failed)?;
+        let image = options.create(Arc::clone(file.storage()));
+        let image = image.map_err(|error| file.failure(error))?;
+        let done = self.fill(input, file, &image, NewQcow2::finish, console)?;
         Ok(Copied::of(&done, image.geometry().size, Some(image.cluster_size())))
+    }
+
+    /// Copies the disk into a new image and completes that.
+    fn fill<D: Disk>(
+        &self,
+        input: &Input,
+        file: &NewFile,
+        image: &D,
+        complete: impl FnOnce(&D) -> avhdx::Result<()>,
+        console: &Console,
+    ) -> Result<Exported, Failure> {
+        let mut meter = ProgressMeter::new(console);
+        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
+        let done = export.onto(input.disk(), image);
+        drop(meter);
+        let done = done.and_then(|exported| complete(image).map(|()| exported));
+        done.map_err(|error| file.failure(error))
     }
 
     /// The finished copy in one line.

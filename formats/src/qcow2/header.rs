@@ -12,12 +12,13 @@ const MOST_NAME: u32 = 1023;
 /// The most bytes of the first table, as QEMU has it.
 const MOST_L1: u64 = 32 << 20;
 
+/// Incompatible features, by their bits.
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
 const DATA_FILE: u64 = 1 << 2;
 const COMPRESSION: u64 = 1 << 3;
 const EXTENDED: u64 = 1 << 4;
-/// The autoclear bit of a data file that is a raw disk.
+/// Kinds of extensions of a header.
 const BACKING_FORMAT: u32 = 0xE279_2ACA;
 const FEATURE_NAMES: u32 = 0x6803_F857;
 

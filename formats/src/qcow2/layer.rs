@@ -76,7 +76,7 @@ impl Qcow2Layer {
         1 << self.header.cluster_bits
     }
 
-    /// The end of the file in whole clusters: the last one may be cut short.
+    /// A number of a table.
     fn number(&self, at: u64) -> Result<u64> {
         let mut bytes = [0; 8];
         self.pages.read(&mut bytes, at)?;

@@ -25,7 +25,7 @@
 //! it lies, or that it lies nowhere. A block is a *sector bitmap* and its bytes. In a differencing image a clear bit means that
 //! the parent has the sector; in a dynamic one the bits mean nothing, and what lies nowhere is zeros.
 //!
-//! Rules are named by the sections of Microsoft's Virtual Hard Disk Image Format Specification of 2006.
+//! The rules are those of Microsoft's Virtual Hard Disk Image Format Specification of 2006.
 //!
 //! Modules from top to bottom:
 //!
