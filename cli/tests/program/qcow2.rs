@@ -173,6 +173,12 @@ fn a_chain_is_refused_before_any_of_it_is_made() {
     fs::remove_file(folder.file("kvm/tip.qcow2")).unwrap();
     folder.run("convert --chain tip.avhdx kvm --block 3M").expect(2).says("a size that");
     assert_eq!(fs::read_dir(folder.file("kvm")).unwrap().count(), 0);
+    // The base is small enough for such clusters, its child is not.
+    folder.run("create small.vhdx 9M").expect(0);
+    folder.run("checkpoint small.vhdx --path wide.avhdx").expect(0);
+    folder.run("resize wide.avhdx 10T").expect(0);
+    folder.run("convert --chain wide.avhdx kvm --block 4K").expect(2).says("too large");
+    assert_eq!(fs::read_dir(folder.file("kvm")).unwrap().count(), 0);
 }
 
 #[test]

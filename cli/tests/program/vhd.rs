@@ -222,3 +222,15 @@ fn qemu_reads_what_is_made_at_its_exact_size() {
         Err(_) => assert!(std::env::var_os("AVHDX_INTEROP").is_none(), "no qemu-img here"),
     }
 }
+
+#[test]
+fn formats_that_have_no_such_disk_are_left_out_of_a_measurement() {
+    let folder = Folder::new();
+    fs::write(folder.file("empty.raw"), "").unwrap();
+    let answer = folder.run("measure empty.raw --json").expect(0).json();
+    let copies = answer["copies"].as_array().unwrap();
+    let formats: Vec<&str> = copies.iter().map(|copy| copy["format"].as_str().unwrap()).collect();
+    assert_eq!(formats, ["raw", "vhdx", "vhdx-fixed"]);
+    // One that is asked for is refused.
+    folder.run("measure empty.raw -O vhd").expect(2).says("whole number of sectors");
+}
