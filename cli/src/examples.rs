@@ -87,6 +87,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx convert web_2.avhdx -O raw flat.raw", "a flat copy"),
             ("avhdx convert web_2.avhdx@monday -O vhdx old.vhdx", "of an earlier point"),
             ("avhdx convert -f raw disk.raw -O vhdx disk.vhdx", "an image of a raw disk"),
+            ("avhdx convert --chain web_2.avhdx kvm", "qcow2 of all points"),
         ],
     ),
     (
