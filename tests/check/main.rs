@@ -4,6 +4,8 @@
 mod corruptions;
 mod counting;
 mod lost;
+mod repair;
+mod repairs;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
