@@ -29,8 +29,8 @@ const MAX_PIECES: usize = 1 << 18;
 /// The header must have a log GUID; without one there is nothing to find.
 pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
     let file_len = length_of(storage)?;
-    let mut ring = Ring::new(storage, header, file_len)?;
-    let sequence = scan::active_sequence(&mut ring, header.log_guid)?;
+    let sequence = find_at_any_length(storage, header)?;
+    let ring = Ring::new(storage, header, file_len)?;
     let head = sequence.head();
     if file_len < head.flushed_file_offset {
         let message = "the file is shorter than it was when the log was written";
@@ -40,6 +40,12 @@ pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
             .with_expected(format_args!("at least {}", head.flushed_file_offset)));
     }
     Ok(sequence)
+}
+
+/// The same, even if the file is shorter than it was when the log was written.
+pub(crate) fn find_at_any_length(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
+    let mut ring = Ring::new(storage, header, length_of(storage)?)?;
+    scan::active_sequence(&mut ring, header.log_guid)
 }
 
 /// Replays a sequence in memory, \[MS-VHDX\] 2.3.3, leaving the file unchanged.

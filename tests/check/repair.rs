@@ -7,6 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use avhdx::ops::{Check, Repair, RepairPlan, Report, Severity, UndoRepair, Undone};
+use avhdx::{CreateOptions, Disk, OpenOptions};
 use avhdx_testkit::naive::{Chain, Layer};
 
 use super::corruptions::{Corruption, Start, corruptions, write};
@@ -174,5 +175,36 @@ fn every_kind_is_repaired_or_left_and_the_table_says_which() {
             docs == wanted,
             "docs/repair.md is not what repairs do: UPDATE_REPAIRS=1 writes it"
         );
+    }
+}
+
+/// An image of this crate, written to in several sessions, whose log holds entries of all of them.
+fn used(folder: &Path, sessions: u64) -> PathBuf {
+    let path = folder.join("used.vhdx");
+    CreateOptions::dynamic(64 << 20).block_size(1 << 20).create(&path).unwrap().close().unwrap();
+    for session in 0..sessions {
+        let image = OpenOptions::new().writable(true).open_image(&path).unwrap();
+        for n in 0..2 * (sessions - session) {
+            image.write_at(&[session as u8 + 1; 5000], (11 * session + n) << 20).unwrap();
+            image.flush().unwrap();
+        }
+        image.close().unwrap();
+    }
+    path
+}
+
+#[test]
+fn a_header_is_restored_in_an_image_with_old_logs_that_say_nothing_new() {
+    for sessions in [0, 1, 2, 5] {
+        for header in [64 << 10, 128 << 10] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = used(folder.path(), sessions);
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[header + 100] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            let plan = Repair::new().plan(&path).unwrap();
+            let codes: Vec<_> = plan.steps.iter().flat_map(|step| step.codes.clone()).collect();
+            assert_eq!(codes, ["header.checksum"], "{sessions} {header}: {:#?}", plan.left);
+        }
     }
 }

@@ -157,7 +157,7 @@ pub(super) fn mend(work: &Work<'_>) -> Result<Outcome> {
         let why = format!(
             "{lost} bytes of the disk are lost, and nobody consented to go on without them"
         );
-        return Ok(Outcome::refused(OF_BLOCKS, why));
+        return Ok(Outcome::needs_consent(OF_BLOCKS, why));
     }
     if let Some(len) = mend.len {
         set_len(work, len)?;

@@ -44,8 +44,10 @@ const PASSES: &[Pass] = &[
     pass(link::paths),
 ];
 
-/// Remarks that may come up where something else is put right: space without an owner, and logs without one.
-const LEFT_OVERS: &[&str] = &["space.leaked", "log.old-entry"];
+/// Remarks that may come up where something else is put right: space without an owner, logs without one, and bitmaps that
+/// could not be examined before.
+const LEFT_OVERS: &[&str] =
+    &["space.leaked", "log.old-entry", "bitmap.empty", "bitmap.full", "bitmap.stray"];
 
 /// A repair, computed: what it does, and the file as it will be.
 pub(super) struct Computed {
@@ -80,7 +82,7 @@ pub(super) fn compute(
                 if let Some(why) = why_not(&report, &after, pass.by_check) {
                     let codes = if codes.is_empty() { wrong(&report) } else { codes };
                     let why = format!("it would not help that {}: {why}", deed.what);
-                    refusals.push(Refusal { codes, why });
+                    refusals.push(Refusal { codes, why, next: None });
                 } else {
                     let bytes = bytes_between(&work.image, &trial.image)?;
                     let changes_visible = deed.is_visible;
@@ -94,7 +96,8 @@ pub(super) fn compute(
                 return Err(error);
             }
             Err(error) if error.kind() == ErrorKind::Limit => {
-                refusals.push(Refusal { codes: wrong(&report), why: error.to_string() });
+                let (codes, why) = (wrong(&report), error.to_string());
+                refusals.push(Refusal { codes, why, next: None });
             }
             // What cannot be opened is left, for the reasons that the check gives.
             Err(_) => {}
@@ -204,28 +207,30 @@ fn left(report: &Report, refusals: &[Refusal]) -> Vec<RepairLeft> {
     for finding in &report.findings {
         let refusal = refusals.iter().find(|refusal| refusal.codes.contains(&finding.code));
         let refusal = refusal.filter(|_| finding.layer == own);
-        if finding.severity == Severity::Info && refusal.is_none() {
+        if finding.severity == Severity::Info && refusal.is_none() && finding.code != "space.leaked"
+        {
             continue;
         }
         let (why, next) = match refusal {
-            Some(refusal) => (refusal.why.clone(), next(finding, true)),
-            None => (reason(finding, own).to_owned(), next(finding, finding.layer == own)),
+            Some(refusal) => (refusal.why.clone(), refusal.next.or_else(|| instead(finding))),
+            None if finding.layer == own => (reason(finding).to_owned(), instead(finding)),
+            None => {
+                let why = "a repair changes one image, and this finding is of another layer";
+                (why.to_owned(), finding.repaired_by)
+            }
         };
         left.push(RepairLeft { finding: finding.clone(), why, next });
     }
     left
 }
 
-/// What comes next for a finding that this repair could not put right.
-fn next(finding: &Finding, is_own: bool) -> Option<Remedy> {
+/// What comes next for a finding that this repair did not put right.
+fn instead(finding: &Finding) -> Option<Remedy> {
     match finding.repaired_by {
-        // It has just refused to.
-        Some(Remedy::Repair) if is_own => match finding.code {
-            "parent.stale-path" | "locator.no-path" | "locator.posix-path" => {
+        Some(Remedy::Repair | Remedy::RepairAcceptLoss) => match finding.code {
+            code if code.starts_with("locator.") || code.starts_with("parent.") => {
                 Some(Remedy::Reparent)
             }
-            "locator.path-form" => None,
-            "bat.overlap" | "bat.duplicate" | "bat.truncated" => Some(Remedy::RepairAcceptLoss),
             _ if finding.severity == Severity::Info => None,
             _ => Some(Remedy::Rescue),
         },
@@ -233,15 +238,13 @@ fn next(finding: &Finding, is_own: bool) -> Option<Remedy> {
     }
 }
 
-fn reason(finding: &Finding, own: &str) -> &'static str {
-    if finding.layer != own {
-        return "a repair changes one image, and this finding is of another layer";
-    }
+fn reason(finding: &Finding) -> &'static str {
     match finding.repaired_by {
         Some(Remedy::Merge) => "an unfinished merge is completed, not repaired",
         Some(Remedy::Relink | Remedy::Reparent) => "no file is proven to be the parent",
         Some(Remedy::RepairAcceptLoss) => "bytes are lost, and giving them up needs consent",
         Some(Remedy::Copy) => "a copy starts anew",
+        Some(Remedy::Compact) => "it lies between blocks, which a repair does not move",
         Some(Remedy::Rescue) => "nothing in the file proves what belongs there",
         Some(Remedy::Repair) => "something that it depends on is not repaired",
         _ => "nothing in this file is wrong, or another program has to put it right",

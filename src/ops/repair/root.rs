@@ -67,7 +67,9 @@ pub(super) fn headers(work: &Work<'_>) -> Result<Outcome> {
     if headers.other_is_damaged() {
         let other = 1 - headers.current;
         let damaged = Header::read(&copies[other]);
-        if let Some(why) = log_of_others(work, headers.current(), &damaged)? {
+        let is_twin = is_twin(&copies[other], headers.current());
+        let why = if is_twin { None } else { log_of_others(work, headers.current(), &damaged)? };
+        if let Some(why) = why {
             let why = format!("{why}; {}", shown(&copies));
             return Ok(Outcome::refused(OF_HEADERS, why));
         }
@@ -101,6 +103,18 @@ pub(super) fn renew(
     Ok(())
 }
 
+/// Whether the damaged header said what the other says, as after each complete update: its own checksum proves it, or all
+/// bytes but the checksum do.
+fn is_twin(damaged: &[u8], survivor: &Header) -> bool {
+    let number = survivor.sequence_number;
+    let numbers = [number.checked_sub(1), number.checked_add(1)];
+    numbers.into_iter().flatten().any(|sequence_number| {
+        let expected = Header { sequence_number, ..survivor.clone() }.to_bytes();
+        let has_sum = damaged[4..8] == expected[4..8];
+        has_sum || damaged[..4] == expected[..4] && damaged[8..] == expected[8..]
+    })
+}
+
 /// Why the damaged header may have named a log that the other does not, and that a replay would have to apply; `None` if
 /// no log in the file says anything that the file does not have.
 fn log_of_others(work: &Work<'_>, survivor: &Header, damaged: &Header) -> Result<Option<String>> {
@@ -128,7 +142,8 @@ fn log_of_others(work: &Work<'_>, survivor: &Header, damaged: &Header) -> Result
                 continue;
             }
             let of_other = Header { log_guid: guid, log_version: 0, ..place.clone() };
-            let Ok(sequence) = log::find(storage, &of_other) else { continue };
+            // How long the file is now is no matter: a file may be cut once its log is applied.
+            let Ok(sequence) = log::find_at_any_length(storage, &of_other) else { continue };
             let says_more = match log::replay_over(&as_storage(work), &of_other, &sequence) {
                 // What an old log said is in the file, and often something newer.
                 Ok(overlay) => {
@@ -136,7 +151,6 @@ fn log_of_others(work: &Work<'_>, survivor: &Header, damaged: &Header) -> Result
                     let before = trial.changes().map_err(unreadable)?;
                     overlay.write_to(&trial).map_err(unreadable)?;
                     trial.changes().map_err(unreadable)? != before
-                        || trial.len().map_err(unreadable)? != len
                 }
                 Err(_) => true,
             };
@@ -183,7 +197,7 @@ pub(super) fn replay(work: &Work<'_>) -> Result<Outcome> {
     if sequence.gap.is_some() && !work.accepts_loss {
         let why = "newer entries lie behind the damage, and a replay gives them up: copy the file first, then \
                    consent";
-        return Ok(Outcome::refused(OF_LOG, why));
+        return Ok(Outcome::needs_consent(OF_LOG, why));
     }
     let overlay = match log::replay_over(&as_storage(work), &header, &sequence) {
         Ok(overlay) => overlay,

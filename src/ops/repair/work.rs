@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::{Header, Headers};
 use crate::image::{Core, ImagePolicy, Lock, LogPolicy, Loss, read_what_is_there};
+use crate::ops::check::Remedy;
 use crate::options::OpenOptions;
 use crate::storage::{Scratch, Storage};
 
@@ -38,6 +39,8 @@ pub(super) struct Deed {
 pub(super) struct Refusal {
     pub(super) codes: Vec<&'static str>,
     pub(super) why: String,
+    /// What comes next; `None` for what searches the file.
+    pub(super) next: Option<Remedy>,
 }
 
 impl Outcome {
@@ -45,8 +48,14 @@ impl Outcome {
         Self::Did(Deed { what: what.into(), ..Deed::default() })
     }
 
+    /// The same, where consent to a loss is what lacks.
+    pub(super) fn needs_consent(codes: &'static [&'static str], why: impl Into<String>) -> Self {
+        let next = Some(Remedy::RepairAcceptLoss);
+        Self::Refused(Refusal { codes: codes.to_vec(), why: why.into(), next })
+    }
+
     pub(super) fn refused(codes: &'static [&'static str], why: impl Into<String>) -> Self {
-        Self::Refused(Refusal { codes: codes.to_vec(), why: why.into() })
+        Self::Refused(Refusal { codes: codes.to_vec(), why: why.into(), next: None })
     }
 }
 
