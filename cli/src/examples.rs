@@ -212,6 +212,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "repair",
+        &[
+            ("avhdx repair web_2.avhdx --dry-run", "says what it would put right"),
+            ("avhdx repair web_2.avhdx", "does it, with an undo file beside"),
+            ("avhdx repair web_2.avhdx --undo-file undo", "and the undo file elsewhere"),
+        ],
+    ),
+    (
         "diff",
         &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),

@@ -1,6 +1,6 @@
 //! Writes a computed repair to the file.
 //!
-//! First comes what the file grows by, then the items of the metadata, then the tables, then everything else, then one header
+//! First comes what the file grows by, with all bits of its sector bitmaps; then the items of the metadata, then the tables, then everything else, then one header
 //! and the other; each is durable before the next begins. The end is cut off last. Until its headers are written, the
 //! image has the log that it had, and a replay of it leads back to a state that reads the same.
 
@@ -14,11 +14,17 @@ use crate::format::header::Header;
 use crate::format::metadata::MetadataTable;
 use crate::format::region::{METADATA, RegionTable};
 use crate::image::read_what_is_there;
+use crate::ops::is_zero;
 use crate::storage::{ChangedRange, Scratch, Storage};
 use crate::types::MIB;
 
 /// Writes the changes to the file, durably.
-pub(super) fn apply(image: &Scratch, changes: &[ChangedRange], file: &dyn Storage) -> Result<()> {
+pub(super) fn apply(
+    image: &Scratch,
+    staged: &Scratch,
+    changes: &[ChangedRange],
+    file: &dyn Storage,
+) -> Result<()> {
     let places = Places::of(image)?;
     let first = first_header(image.base().as_ref())?;
     let (old_len, new_len) = (image.base_len(), image.len().map_err(unreadable)?);
@@ -40,9 +46,19 @@ pub(super) fn apply(image: &Scratch, changes: &[ChangedRange], file: &dyn Storag
     }
     for phase in 0..6 {
         let is_it = |change: &&ChangedRange| phase_of(&change.range) == phase;
-        let of_phase: Vec<_> = changes.iter().filter(is_it).collect();
+        let mut of_phase: Vec<_> = changes.iter().filter(is_it).collect();
         for change in &of_phase {
-            write(image, change, file).map_err(failed)?;
+            let from = if phase == 0 { staged } else { image };
+            write(from, change, file).map_err(failed)?;
+        }
+        if phase == 3 {
+            // Bits of new sector bitmaps that no longer count.
+            for change in changes.iter().filter(|change| phase_of(&change.range) == 0) {
+                if read(image, &change.range)? != read(staged, &change.range)? {
+                    write(image, change, file).map_err(failed)?;
+                    of_phase.push(change);
+                }
+            }
         }
         if !of_phase.is_empty() || phase == 0 && new_len > old_len {
             file.flush().map_err(failed)?;
@@ -56,13 +72,24 @@ pub(super) fn apply(image: &Scratch, changes: &[ChangedRange], file: &dyn Storag
 }
 
 fn write(image: &Scratch, change: &ChangedRange, file: &dyn Storage) -> io::Result<()> {
-    let ChangedRange { range, is_zero } = change;
-    if *is_zero && file.zero(range.clone())? {
+    let range = &change.range;
+    let bytes = read_range(image, range)?;
+    if is_zero(&bytes) && file.zero(range.clone())? {
         return Ok(());
     }
-    let mut bytes = vec![0; (range.end - range.start) as usize];
-    image.read_exact_at(&mut bytes, range.start)?;
     file.write_at(&bytes, range.start)
+}
+
+fn read(image: &Scratch, range: &Range<u64>) -> Result<Vec<u8>> {
+    read_range(image, range).map_err(unreadable)
+}
+
+/// The bytes of a range, zeros behind the end.
+fn read_range(image: &Scratch, range: &Range<u64>) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; (range.end - range.start) as usize];
+    let there = image.len()?.saturating_sub(range.start).min(bytes.len() as u64);
+    image.read_exact_at(&mut bytes[..there as usize], range.start)?;
+    Ok(bytes)
 }
 
 /// Where the tables are.

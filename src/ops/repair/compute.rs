@@ -21,17 +21,19 @@ struct Pass {
     by_check: bool,
     /// Whether nothing that comes after makes sense unless headers and log are settled.
     settles: bool,
+    /// Whether it clears bits that count as long as a table does not have the changes of this pass.
+    clears_bits: bool,
 }
 
 const fn pass(run: fn(&Work<'_>) -> Result<Outcome>) -> Pass {
-    Pass { run, by_check: false, settles: false }
+    Pass { run, by_check: false, settles: false, clears_bits: false }
 }
 
 /// In the order in which what one needs is put right by those before it.
 const PASSES: &[Pass] = &[
     pass(root::headers),
     pass(root::replay),
-    Pass { run: root::forget_log, by_check: true, settles: true },
+    Pass { by_check: true, settles: true, ..pass(root::forget_log) },
     pass(root::identifier),
     pass(root::region_tables),
     pass(metadata::bits),
@@ -39,7 +41,7 @@ const PASSES: &[Pass] = &[
     pass(blocks::mend),
     pass(blocks::tail),
     pass(blocks::idle_places),
-    pass(bitmaps::bits),
+    Pass { clears_bits: true, ..pass(bitmaps::bits) },
     pass(blocks::cut),
     pass(link::paths),
 ];
@@ -53,6 +55,8 @@ const LEFT_OVERS: &[&str] =
 pub(super) struct Computed {
     pub(super) plan: RepairPlan,
     pub(super) image: Arc<Scratch>,
+    /// The file before bits are cleared: how what it grows by is written first.
+    pub(super) staged: Arc<Scratch>,
     /// What changes, without what a new length alone changes.
     pub(super) changes: Vec<ChangedRange>,
 }
@@ -70,7 +74,11 @@ pub(super) fn compute(
     let mut steps = Vec::new();
     let mut losses: Vec<Loss> = Vec::new();
     let mut refusals: Vec<Refusal> = Vec::new();
+    let mut staged = Arc::clone(&work.image);
     for pass in PASSES {
+        if pass.clears_bits {
+            staged = Arc::clone(&work.image);
+        }
         let image = Arc::new(work.image.fork());
         let trial = Work { image, options, accepts_loss };
         match (pass.run)(&trial) {
@@ -126,7 +134,7 @@ pub(super) fn compute(
         report_before: before,
         report_after: report,
     };
-    Ok(Computed { plan, image: work.image, changes })
+    Ok(Computed { plan, image: work.image, staged, changes })
 }
 
 /// Gives the headers a new session, and a new identity to a disk that reads otherwise. Drops what was written to the log,

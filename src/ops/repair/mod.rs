@@ -163,7 +163,7 @@ impl Repair {
         let host = self.options.host_used().as_ref();
         lock(storage.as_ref(), Lock::default(), LockMode::Exclusive, &mut Vec::new())?;
         check_named(host, storage.as_ref())?;
-        let (Computed { plan, image, changes }, mut undo) = self.compute(&storage)?;
+        let (Computed { plan, image, staged, changes }, mut undo) = self.compute(&storage)?;
         if plan.steps.is_empty() {
             return Ok(Repaired { plan, undo: None });
         }
@@ -193,7 +193,7 @@ impl Repair {
             panic.resume();
             return Err(Error::cancelled());
         }
-        apply::apply(&image, &changes, storage.as_ref())?;
+        apply::apply(&image, &staged, &changes, storage.as_ref())?;
         Ok(Repaired { plan, undo: Some(undo_path) })
     }
 

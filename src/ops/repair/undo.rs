@@ -239,10 +239,14 @@ impl Undo {
     /// [`ErrorKind::Unproven`] if the image has been changed since.
     pub(super) fn compare(&self, file: &dyn Storage, image: &dyn Storage) -> Result<Found> {
         let len = image.len().map_err(unreadable)?;
-        if len != self.old_len && len != self.new_len {
-            return Err(changed(len, "another length")
+        let other_length = || {
+            changed(len, "another length")
                 .with_found(format_args!("{len} bytes"))
-                .with_expected(format_args!("{} or {} bytes", self.old_len, self.new_len)));
+                .with_expected(format_args!("{} or {} bytes", self.old_len, self.new_len))
+        };
+        // A crash may leave a file that has grown by a part.
+        if len < self.old_len.min(self.new_len) || len > self.old_len.max(self.new_len) {
+            return Err(other_length());
         }
         // Headers are written last, and restored first: once they are new, all else is.
         let mut old_headers = false;
@@ -290,7 +294,8 @@ impl Undo {
         }
         match (old_headers, first_old.or(appended_differs)) {
             (false, None) if len == self.new_len => Ok(Found::New),
-            (false, None) => Ok(Found::Mixed),
+            (false, None) if len == self.old_len => Ok(Found::Mixed),
+            (false, None) => Err(other_length()),
             (false, Some(at)) => Err(changed(at, "bytes that the repair did not leave")
                 .with_expected("what the repair wrote there, as its headers are in place")),
             (true, _) if any_new => Ok(Found::Mixed),
