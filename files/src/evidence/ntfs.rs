@@ -154,6 +154,9 @@ impl Ntfs {
             // Nodes smaller than clusters are counted in sectors.
             let unit = if node.len < self.boot.cluster { 512 } else { self.boot.cluster };
             let at = node.vcn.checked_mul(unit).and_then(|at| self.place(&folder.index, at));
+            if at.is_none() && folder.goes_on {
+                continue;
+            }
             let range = node.file..node.file + node.len;
             sightings.add(range, at, self.seen("a node of a folder's index"));
         }
@@ -215,7 +218,11 @@ fn add_records(space: &Space<'_>, volumes: &[Ntfs], records: &Records, sightings
             let count = (each - number % each).min(records.count - at);
             let file = records.file + at * len;
             let range = file..file + count * len;
-            sightings.add(range, volume.record_place(number), volume.seen("file records"));
+            let place = volume.record_place(number);
+            // Records that are named elsewhere may be anywhere.
+            if place.is_some() || !volume.table.goes_on {
+                sightings.add(range, place, volume.seen("file records"));
+            }
             at += count;
         }
     }
