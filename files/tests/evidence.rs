@@ -8,7 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use avhdx::{Disk, RawDisk, storage::MemStorage};
-use avhdx_files::evidence::{Found, Known, Loose, place};
+use avhdx_files::evidence::{Found, Known, Loose, place, whole_files};
+use avhdx_files::{FileSystem, Kind, Volumes};
 use avhdx_testkit::rng::{Rng, pattern};
 
 use crate::images::{self, MIB, Mounted, run};
@@ -118,6 +119,106 @@ pub fn share(cut: &Cut, found: &Found, what: &str) -> Share {
     }
     println!("{what}: {share:?}, {:?}", found.notes);
     share
+}
+
+/// A disk of which the first block is placed, and nothing else.
+#[test]
+fn what_is_known_already_is_of_use_and_is_not_placed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(&folder.path().join("files"), 5, 30 * MIB);
+    let part = MIB..255 * MIB;
+    let Some(disk) = gpt(folder.path(), 256 * MIB, std::slice::from_ref(&part)) else { return };
+    let Some(()) = ext(&disk, &part, CHECKED, &folder.path().join("files")) else { return };
+    let cut = Cut::new(&disk, 2 * MIB, 3).without(&[0]);
+    let mut first = vec![0; 2 << 20];
+    File::open(&disk).unwrap().read_exact_at(&mut first, 0).unwrap();
+    first.resize(256 << 20, 0);
+    let known_disk = RawDisk::new(std::sync::Arc::new(MemStorage::new(first))).unwrap();
+    let ranges = std::slice::from_ref(&(0..2 * MIB));
+    let known = Known {
+        disk: &known_disk,
+        ranges,
+        size: Some(256 * MIB),
+        block_size: Some(2 << 20),
+        sector: Some(512),
+    };
+    let mut told = Vec::new();
+    let found = place(&known, &cut, &mut |done, total| told.push((done, total)));
+    assert!(share(&cut, &found, "the first block is known").sure >= 8, "{found:#?}");
+    assert!(found.hits.iter().all(|hit| hit.disk_offset >= 2 * MIB));
+    assert!(told.is_sorted() && told.last().is_some_and(|(done, total)| done == total));
+    // The table that the disk has is the one that counts.
+    let known = Known { size: None, ..known };
+    let found = place(&known, &cut, &mut |_, _| {});
+    assert!(share(&cut, &found, "without the size").sure >= 8, "{found:#?}");
+}
+
+/// Bytes of loose blocks that are changed where structures are.
+struct Lying<'a> {
+    cut: &'a Cut,
+    rng: std::sync::Mutex<Rng>,
+}
+
+impl Loose for Lying<'_> {
+    fn ranges(&self) -> &[Range<u64>] {
+        self.cut.ranges()
+    }
+
+    fn read_at(&self, buf: &mut [u8], file_offset: u64) -> avhdx::Result<()> {
+        self.cut.read_at(buf, file_offset)?;
+        let mut rng = self.rng.lock().unwrap();
+        for sector in buf.chunks_mut(512).filter(|sector| sector.iter().any(|byte| *byte != 0)) {
+            // Even from one reading to the next.
+            for _ in 0..rng.below(3) {
+                let (at, value) = (rng.below(sector.len() as u64) as usize, rng.next_u64());
+                let value = [0, 0xFF, 0x80, value as u8][value as usize >> 8 & 3];
+                let fields = if rng.chance(1, 2) { at } else { at % 128 };
+                let len = sector.len();
+                sector[fields.min(len - 1)] = value;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn bytes_that_lie_place_nothing_for_sure_and_panic_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let part = MIB..40 * MIB;
+    let images = [
+        images::ntfs().cloned(),
+        images::ext("ext4", "4096"),
+        images::ext("ext4", "1024"),
+        images::ext("ext3", "1024"),
+        images::fat("32"),
+        images::fat("16"),
+    ];
+    for bytes in images.into_iter().flatten() {
+        let parts = std::slice::from_ref(&part);
+        let Some(disk) = gpt(folder.path(), 41 * MIB, parts) else { return };
+        write(&disk, part.start, &bytes);
+        for seed in 0..20 {
+            let block = [MIB, 2 * MIB][seed as usize % 2];
+            let cut = Cut::new(&disk, block, seed);
+            // What is known does not lie, so that the rest is looked at.
+            let mut first = vec![0; MIB as usize];
+            File::open(&disk).unwrap().read_exact_at(&mut first, 0).unwrap();
+            first.resize(41 << 20, 0);
+            let lying = Lying { cut: &cut, rng: std::sync::Mutex::new(Rng::new(seed)) };
+            let disk = RawDisk::new(std::sync::Arc::new(MemStorage::new(first))).unwrap();
+            let ranges = std::slice::from_ref(&(0..MIB));
+            let ranges = if seed % 4 == 0 { &[][..] } else { ranges };
+            let size = (seed % 3 != 0).then_some(41 * MIB);
+            let block_size = (seed % 5 != 0).then_some(block as u32);
+            let known = Known { disk: &disk, ranges, size, block_size, sector: None };
+            let found = place(&known, &lying, &mut |_, _| {});
+            for hit in found.hits.iter().filter(|hit| hit.sure) {
+                let from = hit.file_offset - FIRST;
+                let truth = cut.order[(from / block) as usize] + from % block;
+                assert_eq!(truth, hit.disk_offset, "{hit:?}");
+            }
+        }
+    }
 }
 
 /// A folder with files and folders of so many bytes.
@@ -238,8 +339,9 @@ fn blocks_of_fat_are_placed() {
 /// Blocks as they are, and with a part of them lost; nothing that is sure may be wrong.
 fn lossy(disk: &Path, what: &str) -> Share {
     let mut whole = Share::default();
-    for (block, known) in [(2 * MIB, true), (32 * MIB, true), (2 * MIB, false)] {
-        for seed in 0..6 {
+    for (block, known) in [(2, true), (32, true), (1, true), (2, false)] {
+        let block = block * MIB;
+        for seed in 0..5 {
             let mut cut = Cut::new(disk, block, seed);
             if seed > 0 {
                 let mut rng = Rng::new(seed);
@@ -389,7 +491,7 @@ fn copies_in_a_journal_mislead_nobody() {
         let Some(()) = ext(&disk, &part, more, &folder.path().join("files")) else { return };
         let Some(journal) = blocks(&disk, part.start, "<8>") else { return };
         let file = File::options().read(true).write(true).open(&disk).unwrap();
-        let mut at_block = |block: u64| {
+        let at_block = |block: u64| {
             let mut bytes = vec![0; 4096];
             file.read_exact_at(&mut bytes, part.start + block * 4096).unwrap();
             bytes
@@ -422,5 +524,82 @@ fn copies_in_a_journal_mislead_nobody() {
         }
         let whole = lossy(&disk, &format!("a journal of copies, {more:?}"));
         assert!(whole.sure >= 3, "{whole:?}");
+    }
+}
+
+/// What a whole walk of the disk reads as, by path: the bytes of files, and where links lead.
+fn contents(tree: &FileSystem) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in tree.walk(&tree.root().unwrap()) {
+        let Ok(entry) = entry else { continue };
+        let bytes = match entry.kind() {
+            Some(Kind::File) => tree.open(&entry, None).and_then(|mut it| it.read_to_end(64 << 20)),
+            Some(Kind::Link) => tree.target(&entry),
+            Some(_) => Ok(Vec::new()),
+            None => continue,
+        };
+        all.extend(bytes.ok().map(|bytes| (entry.path().to_vec(), bytes)));
+    }
+    all
+}
+
+#[test]
+fn files_that_are_whole_read_as_they_were() {
+    let images = [
+        images::ntfs().cloned(),
+        crate::ntfs::image().map(|(image, _)| image.clone()),
+        images::ext("ext4", "4096"),
+        images::ext("ext2", "1024"),
+        images::fat("12"),
+        images::fat("32"),
+    ];
+    for (number, image) in images.into_iter().flatten().enumerate() {
+        let sound = contents(&images::tree(&image));
+        let (mut whole, mut lost_files) = (0, 0);
+        for seed in 0..12 {
+            // Whatever lies in what is lost is not what it was.
+            let (mut rng, mut ruined) = (Rng::new(seed), image.clone());
+            let piece = [4 << 10, 64 << 10, 1 << 20][seed as usize % 3];
+            let mut lost: Vec<Range<u64>> = Vec::new();
+            for at in (0..image.len()).step_by(piece) {
+                if rng.chance(1, 10) && seed > 0 {
+                    let end = (at + piece).min(image.len());
+                    if seed % 2 == 0 {
+                        ruined[at..end].fill(0)
+                    } else {
+                        rng.fill(&mut ruined[at..end])
+                    }
+                    lost.push(at as u64..end as u64);
+                }
+            }
+            let mut told = BTreeMap::new();
+            let ruin = images::disk(ruined.clone());
+            let _ = whole_files(&ruin, &lost, &mut |file| {
+                told.insert(file.path.clone(), file);
+            });
+            let read = match Volumes::of(images::disk(ruined)) {
+                Ok(volumes) => volumes.iter().next().and_then(|volume| volume.open().ok()),
+                Err(_) => None,
+            };
+            let read = read.map(|tree| contents(&tree)).unwrap_or_default();
+            for (path, bytes) in &sound {
+                let said = told.get(path).is_some_and(|file| file.is_whole);
+                let shown = String::from_utf8_lossy(path);
+                if said {
+                    assert!(read.get(path) == Some(bytes), "{number}, {seed}: {shown}");
+                }
+                let is_lost = read.get(path) != Some(bytes);
+                whole += usize::from(said);
+                lost_files += usize::from(is_lost);
+                // Nothing is lost, and all is whole.
+                assert!(said || seed > 0, "{number}: {shown}: {:?}", told.get(path));
+            }
+            // Nothing is whole that was not there.
+            let others =
+                told.values().filter(|file| file.is_whole && !sound.contains_key(&file.path));
+            assert_eq!(others.count(), 0, "{number}, {seed}");
+        }
+        println!("{number}: {whole} times a file is whole, {lost_files} times one is lost");
+        assert!(whole > sound.len() && lost_files > 0);
     }
 }
