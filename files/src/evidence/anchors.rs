@@ -108,7 +108,7 @@ impl Anchors {
         if fix_up(&mut raw.to_vec()).is_none() {
             return;
         }
-        let number = u64::from(u32_at(raw, 44)) | u64::from(u16_at(raw, 40)) << 32;
+        let number = u64::from(u32_at(raw, 44));
         let len = len as u64;
         if let Some(last) = self.records.last_mut()
             && last.len == len

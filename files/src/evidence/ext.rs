@@ -23,6 +23,8 @@ const EXTENTS_MAGIC: u16 = 0xF30A;
 const IS_INLINE: u32 = 0x1000_0000;
 /// More folders and blocks that wait for their inodes are not kept.
 const MOST_KEPT: usize = 1 << 20;
+/// Copies of the descriptors that are compared.
+const MOST_COPIES: usize = 32;
 /// Bytes of inodes that are read at once.
 const PIECE: u64 = 64 << 10;
 /// Blocks of a folder that are kept.
@@ -131,12 +133,20 @@ struct Descriptor {
     checksums: [u32; 2],
 }
 
+impl Descriptor {
+    fn places(&self) -> [u64; 3] {
+        [self.bitmap, self.inode_bitmap, self.table]
+    }
+}
+
 /// A volume of ext while its structures are looked for.
 #[derive(Debug)]
 pub(super) struct Ext {
     start: u64,
     shape: Super,
     volume: usize,
+    /// Whether all copies of the descriptors say the same.
+    pub(super) is_certain: bool,
     /// By their groups; nothing where a descriptor cannot be read.
     descriptors: Vec<Option<Descriptor>>,
     /// The groups by the checksums of their bitmaps.
@@ -169,7 +179,8 @@ impl Ext {
         anchors: &[(u64, &Super)],
     ) -> Self {
         let (descriptors, bitmaps) = (Vec::new(), HashMap::new());
-        let mut ext = Self { start, shape, volume, descriptors, bitmaps, waiting: Vec::new() };
+        let (waiting, is_certain) = (Vec::new(), true);
+        let mut ext = Self { start, shape, volume, is_certain, descriptors, bitmaps, waiting };
         let shape = &ext.shape;
         let placed = |block: u64, len: usize| {
             space.bytes(start.checked_add(block.checked_mul(shape.block)?)?, len).map(|it| it.0)
@@ -178,6 +189,7 @@ impl Ext {
         let copies: Vec<u64> = anchors
             .iter()
             .filter(|(_, copy)| copy.is_kin(shape))
+            .take(MOST_COPIES)
             .map(|(file, copy)| match (copy.group, shape.block) {
                 (0, 1024) => file + 1024,
                 (0, block) => (file - file.min(&1024)) + block,
@@ -185,25 +197,31 @@ impl Ext {
             })
             .collect();
         let per_block = shape.block / shape.descriptor_len;
-        let mut all = Vec::new();
+        let (mut all, mut is_certain) = (Vec::new(), true);
         for meta in 0..shape.groups().div_ceil(per_block) {
             let len = shape.block as usize;
             let own = match shape.meta_from {
                 Some(from) if meta >= from => None,
                 _ => Some(1024 / shape.block + 1 + meta),
             };
-            let from_copy = || {
-                let mut copies = copies.iter();
-                copies.find_map(|file| {
-                    let bytes = space.loose_bytes(file + meta * shape.block, len)?;
-                    shape.descriptor(meta * per_block, &bytes).map(|_| bytes)
-                })
+            let own = own.and_then(|block| placed(block, len));
+            let copies: Vec<Vec<u8>> = match own {
+                Some(own) => vec![own],
+                None => copies
+                    .iter()
+                    .filter_map(|file| {
+                        space.loose_bytes(file.checked_add(meta * shape.block)?, len)
+                    })
+                    .collect(),
             };
-            let bytes = own.and_then(|block| placed(block, len)).or_else(from_copy);
             for group in meta * per_block..((meta + 1) * per_block).min(shape.groups()) {
                 let at = ((group - meta * per_block) * shape.descriptor_len) as usize;
-                let raw = bytes.as_ref().and_then(|bytes| bytes.get(at..));
-                all.push(raw.and_then(|raw| shape.descriptor(group, raw)));
+                let mut found = copies.iter().filter_map(|raw| shape.descriptor(group, &raw[at..]));
+                let first = found.next();
+                // Copies of an older file system of the same identity say something else.
+                is_certain &=
+                    first.is_none_or(|first| found.all(|it| it.places() == first.places()));
+                all.push(first);
             }
         }
         if shape.seed.is_some() {
@@ -215,7 +233,7 @@ impl Ext {
             }
             ext.bitmaps.remove(&0);
         }
-        ext.descriptors = all;
+        (ext.descriptors, ext.is_certain) = (all, is_certain);
         ext
     }
 
@@ -247,10 +265,8 @@ impl Ext {
                 let raw = &table[(group * shape.descriptor_len) as usize..];
                 let (own, other) =
                     (self.descriptors.get(group as usize), shape.descriptor(group, raw));
-                own.copied().flatten().zip(other).is_some_and(|(own, other)| {
-                    (own.bitmap, own.inode_bitmap, own.table)
-                        == (other.bitmap, other.inode_bitmap, other.table)
-                })
+                let both = own.copied().flatten().zip(other);
+                both.is_some_and(|(own, other)| own.places() == other.places())
             };
             if shape.meta_from.is_none() && (0..per_block).all(is_same) {
                 let range = file + by..file + by + shape.block;
@@ -412,11 +428,14 @@ impl Super {
     }
 }
 
+/// Blocks of a file, with whether the inode that says so is surely in its place.
+type Extents = (Vec<Range<u64>>, bool);
+
 /// What inodes that are placed say.
 #[derive(Debug, Default)]
 struct Told {
     /// The blocks of folders and nodes of extents, by what their checksums show.
-    blocks: HashMap<(Kind, u32), Vec<Range<u64>>>,
+    blocks: HashMap<(Kind, u32), Extents>,
     journal: Option<Vec<Range<u64>>>,
 }
 
@@ -433,9 +452,9 @@ impl Ext {
         for group in 0..self.descriptors.len() {
             self.read_group(space, group, &wanted, &mut told);
         }
-        let (block, strong) = (self.shape.block, self.shape.seed.is_some());
+        let (block, has_checksums) = (self.shape.block, self.shape.seed.is_some());
         for Waiting { file, key, kind } in std::mem::take(&mut self.waiting) {
-            let Some(extents) = told.blocks.get(&(kind, key)) else { continue };
+            let Some((extents, sure)) = told.blocks.get(&(kind, key)) else { continue };
             // Of all the places, the one where a block of the file can be.
             let mut fitting = extents.iter().flat_map(|blocks| {
                 let first = self.start + blocks.start * block;
@@ -453,7 +472,7 @@ impl Ext {
             let at = one.filter(|_| other.is_none()).and_then(|one| self.disk(one));
             // What could lie in several places says nothing.
             if at.is_some() || one.is_none() {
-                sightings.add(file..file + block, at, self.seen(what, strong));
+                sightings.add(file..file + block, at, self.seen(what, has_checksums && *sure));
             }
         }
         match self.shape.journal {
@@ -498,12 +517,18 @@ impl Ext {
                 if number == shape.journal {
                     told.journal = self.journal(space, raw).filter(|_| sure);
                 }
-                self.tell(raw, number, wanted, told);
+                self.tell((raw, sure), number, wanted, told);
             }
         }
     }
 
-    fn tell(&self, raw: &[u8], number: u32, wanted: &HashSet<(Kind, u32)>, told: &mut Told) {
+    fn tell(
+        &self,
+        (raw, sure): (&[u8], bool),
+        number: u32,
+        wanted: &HashSet<(Kind, u32)>,
+        told: &mut Told,
+    ) {
         let flags = u32_at(raw, 32);
         if flags & IS_INLINE != 0 {
             return;
@@ -526,11 +551,11 @@ impl Ext {
             };
             // Those of a large folder are named elsewhere.
             if depth == 0 {
-                told.blocks.insert((Kind::Folder, key), blocks);
+                told.blocks.insert((Kind::Folder, key), (blocks, sure));
             }
         }
         if is_tree && depth == 1 && wanted.contains(&(Kind::Extents, key)) {
-            told.blocks.insert((Kind::Extents, key), children(map));
+            told.blocks.insert((Kind::Extents, key), (children(map), sure));
         }
     }
 

@@ -4,7 +4,7 @@ use super::MIB;
 use super::anchors::{Anchors, Records};
 use super::claims::{Seen, Sightings};
 use super::space::Space;
-use crate::boundary::{u16_at, u64_at};
+use crate::boundary::{u16_at, u32_at, u64_at};
 use crate::ntfs::{Places, places};
 
 const MOST_CLUSTER: u64 = 2 << 20;
@@ -52,7 +52,7 @@ impl Boot {
             record,
             table: u64_at(raw, 48),
             copy: u64_at(raw, 56),
-            hidden: u64_at(raw, 28) as u32,
+            hidden: u32_at(raw, 28),
             serial: u64_at(raw, 72),
         };
         let clusters = size.checked_div(cluster)?;
@@ -139,8 +139,9 @@ impl Ntfs {
     /// Adds the nodes of indexes and the log, once records are placed.
     pub(super) fn follow(&self, space: &Space<'_>, anchors: &Anchors, sightings: &mut Sightings) {
         let told = |number: u64| {
-            let raw = space.bytes(self.record_place(number)?, self.boot.record as usize)?.0;
-            places(raw, number, self.boot.clusters())
+            let (raw, sure) = space.bytes(self.record_place(number)?, self.boot.record as usize)?;
+            let is_own = u64::from(u32_at(&raw, 44)) == number;
+            Some((places(raw, number, self.boot.clusters()).filter(|_| is_own)?, sure))
         };
         let mut folders = std::collections::HashMap::new();
         for node in &anchors.nodes {
@@ -148,16 +149,19 @@ impl Ntfs {
                 folders.clear();
             }
             let folder = folders.entry(node.folder).or_insert_with(|| told(node.folder));
-            let Some(folder) = folder.as_ref().filter(|it| it.sequence == node.sequence) else {
-                continue;
-            };
+            let folder = folder.as_ref().filter(|(it, _)| it.sequence == node.sequence);
+            let Some((folder, sure)) = folder else { continue };
             // Nodes smaller than clusters are counted in sectors.
             let unit = if node.len < self.boot.cluster { 512 } else { self.boot.cluster };
             let at = node.vcn.checked_mul(unit).and_then(|at| self.place(&folder.index, at));
+            if at.is_none() && folder.goes_on {
+                continue;
+            }
             let range = node.file..node.file + node.len;
-            sightings.add(range, at, self.seen("a node of a folder's index"));
+            let seen = Seen { strong: *sure, ..self.seen("a node of a folder's index") };
+            sightings.add(range, at, seen);
         }
-        let log = told(LOG).and_then(|log| self.place(&log.data, 0));
+        let log = told(LOG).and_then(|(log, _)| self.place(&log.data, 0));
         for file in &anchors.restarts {
             let Some(log) = log else { continue };
             let at =
@@ -215,7 +219,11 @@ fn add_records(space: &Space<'_>, volumes: &[Ntfs], records: &Records, sightings
             let count = (each - number % each).min(records.count - at);
             let file = records.file + at * len;
             let range = file..file + count * len;
-            sightings.add(range, volume.record_place(number), volume.seen("file records"));
+            let place = volume.record_place(number);
+            // Records that are named elsewhere may be anywhere.
+            if place.is_some() || !volume.table.goes_on {
+                sightings.add(range, place, volume.seen("file records"));
+            }
             at += count;
         }
     }

@@ -228,13 +228,13 @@ pub(super) fn find(
     if heads.len() > 1 {
         notes.push(format!("{} blocks look like the beginning of the disk", heads.len()));
     }
-    // Only a GPT has checksums, and says how large the disk is.
-    let is_other = |other: &Head| other.kind != "file system" && other.id != head.id;
-    let is_certain = heads.len() == 1
-        && match head.size {
-            Some(_) => size.is_some() || !all.iter().any(|(_, other)| is_other(other)),
-            None => size.is_some(),
-        };
+    // Without the size of the disk, any image of one in a file is as good as this one.
+    let has_second =
+        anchors.headers.iter().any(|(_, header)| header.own > 1 && header.id == head.id);
+    let is_certain = size.is_some_and(|size| {
+        let foreign = foreign(head, anchors);
+        heads.len() == 1 && (foreign == 0 || has_second && foreign < size / 2)
+    });
     for range in &head.seen {
         let seen = Seen { what: head.kind, volume: 0, strong: true };
         sightings.add(file + range.start..file + range.end, Some(range.start), seen);
@@ -247,6 +247,25 @@ pub(super) fn find(
         what: format!("the {} in the block at {file} of the file", head.kind),
         sure: is_certain,
     })
+}
+
+/// The bytes of the largest file system that cannot lie in any of the partitions: the table may be one of an image in it.
+fn foreign(head: &Head, anchors: &Anchors) -> u64 {
+    let lies = |len: u64, places: &dyn Fn(u64) -> [u64; 2], file: u64| {
+        head.partitions.iter().any(|range| {
+            let is_even = |at: u64| at.wrapping_sub(file).is_multiple_of(MIB);
+            len <= range.end - range.start && places(range.start).into_iter().any(is_even)
+        })
+    };
+    let ext = anchors.ext.iter().filter_map(|(file, found)| {
+        let place = |start: u64| [start.saturating_add(found.place()); 2];
+        (!lies(found.len(), &place, *file)).then(|| found.len())
+    });
+    let ntfs = anchors.ntfs.iter().filter_map(|(file, found)| {
+        let places = |start: u64| [start, start.saturating_add(found.size)];
+        (!lies(found.size, &places, *file)).then_some(found.size)
+    });
+    ext.chain(ntfs).max().unwrap_or(0)
 }
 
 /// The second copy of the GPT, at the end of the disk.

@@ -62,6 +62,7 @@ pub(super) fn find(
                 let copies: Vec<(u64, &Super)> =
                     anchors.ext.iter().map(|(file, copy)| (*file, copy)).collect();
                 let ext = Ext::new(space, at, shape, volume, &copies);
+                named.sure &= ext.is_certain;
                 ext.add_superblocks(space, &copies, sightings);
                 volumes.ext.push((ext, volume));
             }
@@ -132,7 +133,7 @@ fn by_anchors(anchors: &Anchors, partition: &Range<u64>, root: &Root) -> Option<
         len - size < MIB
             && root.partitions.iter().filter(|it| it.end - it.start == len).count() == 1
     };
-    kin.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    kin.sort_by_key(|(found, count)| std::cmp::Reverse((is_filled(found.len()), *count)));
     match (&kin[..], &boots[..], &tables[..]) {
         ([(found, _)], [], []) => {
             Some((Found::Ext((*found).clone()), found.group == 0 && is_filled(found.len())))

@@ -130,7 +130,15 @@ fn judge(
     let read = || -> crate::Result<u64> {
         let facts = entry.item().facts()?;
         match facts.kind {
-            Kind::File => stored(tree, entry, lost),
+            Kind::File => {
+                // What lies elsewhere, as with deduplication, cannot be judged.
+                facts.check_readable()?;
+                let mut sum = stored(tree, entry, None, lost)?;
+                for stream in tree.streams(entry)? {
+                    sum += stored(tree, entry, Some(&stream.name), lost)?;
+                }
+                Ok(sum)
+            }
             Kind::Link => tree.target(entry).map(|_| 0),
             Kind::Folder => tree.read_dir(entry).map(|_| 0),
             Kind::Other(_) => Ok(0),
@@ -155,8 +163,13 @@ fn finds(tree: &FileSystem, entry: &Entry, lost: &[Range<u64>]) -> bool {
     is_found && !meets_any(lost, &tree.bytes().touched())
 }
 
-/// How many bytes of the contents of a file are lost.
-fn stored(tree: &FileSystem, entry: &Entry, lost: &[Range<u64>]) -> crate::Result<u64> {
+/// How many bytes of the contents of a file, or of one of its streams, are lost.
+fn stored(
+    tree: &FileSystem,
+    entry: &Entry,
+    stream: Option<&[u8]>,
+    lost: &[Range<u64>],
+) -> crate::Result<u64> {
     let start = tree.bytes().start();
     let count = |place: Range<u64>| {
         let at = start + place.start..start + place.end;
@@ -165,7 +178,7 @@ fn stored(tree: &FileSystem, entry: &Entry, lost: &[Range<u64>]) -> crate::Resul
         met.map(|range| range.end.min(at.end) - range.start.max(at.start)).sum::<u64>()
     };
     tree.task(entry.path(), |system| {
-        let Some(mut stream) = system.stored(entry.item(), None)? else { return Ok(0) };
+        let Some(mut stream) = system.stored(entry.item(), stream)? else { return Ok(0) };
         let (mut at, mut sum) = (0, 0);
         while at < stream.len() {
             let piece = stream.piece(at)?;

@@ -1,12 +1,14 @@
 //! What a file record alone says of places, for who has no whole volume.
 
-use super::record::{DATA, INDEX_ALLOCATION, Record, Value};
+use super::record::{ATTRIBUTE_LIST, DATA, INDEX_ALLOCATION, Record, Value};
 use super::{NAMES, record};
 
 /// Where the clusters of a file lie, by one record.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Places {
     pub(crate) sequence: u16,
+    /// Whether other records say more.
+    pub(crate) goes_on: bool,
     /// Those of its bytes, from the first on: number within, count, place on the volume.
     pub(crate) data: Vec<(u64, u64, u64)>,
     /// Those of its index of names, in the same way.
@@ -30,5 +32,6 @@ pub(crate) fn places(bytes: Vec<u8>, number: u64, clusters: u64) -> Option<Place
         all
     };
     let (data, index) = (runs(DATA, &[]), runs(INDEX_ALLOCATION, &NAMES));
-    record.is_used.then_some(Places { sequence: record.sequence, data, index })
+    let goes_on = record.attributes.iter().any(|found| found.kind == ATTRIBUTE_LIST);
+    record.is_used.then_some(Places { sequence: record.sequence, goes_on, data, index })
 }
