@@ -1,7 +1,7 @@
 //! `avhdx seal`: seals the points in time of a chain.
 
 use avhdx::Lock;
-use avhdx_seals::{LeftOut, Outcome, Seal, Sealed, SealedLayer};
+use avhdx_seals::{Outcome, Seal, Sealed, SealedLayer};
 use serde::Serialize;
 
 use crate::args::{ImageArg, ReadFlags};
@@ -70,19 +70,8 @@ fn outcome(layer: &SealedLayer, is_look: bool) -> String {
         Outcome::Written => format!("sealed, {} read", size(layer.read)),
         Outcome::Kept if is_look => "sealed".into(),
         Outcome::Kept => "kept".into(),
-        Outcome::LeftOut(why) => left_out(why).into(),
+        Outcome::LeftOut(why) => seals::left_out(why).into(),
         _ => "other".into(),
-    }
-}
-
-/// Why a layer is left out, in words.
-pub(crate) fn left_out(why: LeftOut) -> &'static str {
-    match why {
-        LeftOut::InUse => "left out: in use",
-        LeftOut::LogPending => "left out: its log is not empty",
-        LeftOut::NoFolder => "left out: it lies in no folder",
-        LeftOut::NotSealed => "not sealed",
-        _ => "left out",
     }
 }
 
@@ -127,23 +116,12 @@ impl SealAnswer {
                 _ => "left-out",
             },
             left_out: match layer.outcome {
-                Outcome::LeftOut(why) => Some(name(why)),
+                Outcome::LeftOut(why) => Some(seals::left_out_name(why)),
                 _ => None,
             },
             hash: layer.hash.map(|hash| hash.to_string()),
             read: layer.read,
         });
         Self { root: sealed.root.map(|root| root.to_string()), layers: layers.collect() }
-    }
-}
-
-/// Why a layer is left out, by its name in JSON.
-pub(crate) fn name(why: LeftOut) -> &'static str {
-    match why {
-        LeftOut::InUse => "in-use",
-        LeftOut::LogPending => "log-pending",
-        LeftOut::NoFolder => "no-folder",
-        LeftOut::NotSealed => "not-sealed",
-        _ => "other",
     }
 }

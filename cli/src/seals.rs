@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use avhdx::ops::{CheckedLayer, Rebase};
 use avhdx::storage::{Host, LocalHost};
 use avhdx::{LayerId, OpenOptions};
-use avhdx_seals::{CarriedSeals, Carry, SealFile, seal_path, sweep_removed};
+use avhdx_seals::{CarriedSeals, Carry, LeftOut, SealFile, seal_path, sweep_removed};
 
 use crate::failure::Failure;
 use crate::operation::{self, Subject};
@@ -103,5 +103,27 @@ pub(crate) fn note_stale(layers: &[CheckedLayer], console: &mut Console) {
             _ => continue,
         };
         console.note(code, &format!("{}: {what}", seal_path(path).display()));
+    }
+}
+
+/// Why a layer is left out, in words.
+pub(crate) fn left_out(why: LeftOut) -> &'static str {
+    match why {
+        LeftOut::InUse => "left out: in use",
+        LeftOut::LogPending => "left out: its log is not empty",
+        LeftOut::NoFolder => "left out: it lies in no folder",
+        LeftOut::NotSealed => "not sealed",
+        _ => "left out",
+    }
+}
+
+/// Why a layer is left out, by its name in JSON.
+pub(crate) fn left_out_name(why: LeftOut) -> &'static str {
+    match why {
+        LeftOut::InUse => "in-use",
+        LeftOut::LogPending => "log-pending",
+        LeftOut::NoFolder => "no-folder",
+        LeftOut::NotSealed => "not-sealed",
+        _ => "other",
     }
 }

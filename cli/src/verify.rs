@@ -15,7 +15,7 @@ use crate::operation;
 use crate::output::Console;
 use crate::paint::{Look, Painted};
 use crate::progress::Activity;
-use crate::seal;
+use crate::seals;
 use crate::text::{count, size};
 use crate::values;
 use crate::vocabulary::{Answer, shown};
@@ -146,7 +146,7 @@ impl VerifyAnswer {
             image: layer.name.clone(),
             seal: layer.seal.as_deref().map(shown),
             whole: layer.is_whole,
-            left_out: layer.left_out.map(seal::name),
+            left_out: layer.left_out.map(seals::left_out_name),
             hash: layer.hash.map(|hash| hash.to_string()),
             read: layer.read,
         });
