@@ -250,6 +250,20 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "seal",
+        &[
+            ("avhdx seal web_2.avhdx", "all points in time, and the tip"),
+            ("avhdx seal --print web_2.avhdx > root.txt", "the hashes, to keep elsewhere"),
+        ],
+    ),
+    (
+        "verify",
+        &[
+            ("avhdx verify web_2.avhdx", "all that was sealed"),
+            ("avhdx verify web_2.avhdx --offset 1M --length 4M", "a range of it"),
+        ],
+    ),
+    (
         "measure",
         &[
             ("avhdx measure web_2.avhdx", "the size of a copy in each format"),

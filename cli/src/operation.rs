@@ -226,14 +226,34 @@ pub(crate) fn run_steps<T>(
 }
 
 fn run_metered<T>(
-    mut meter: ProgressMeter,
+    meter: ProgressMeter,
     operation: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
+) -> Result<T, Failure> {
+    counted(meter, |on| operation(&mut |progress: Progress| on(progress.done, progress.total)))
+}
+
+/// Like [`run`], for an operation that says how many bytes of how many are done.
+pub(crate) fn run_counted<T>(
+    console: &Console,
+    operation: impl FnOnce(&mut Counted<'_>) -> avhdx::Result<T>,
+) -> Result<T, Failure> {
+    counted(ProgressMeter::of_operation(console), operation)
+}
+
+pub(crate) type Counted<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
+
+fn counted<T>(
+    mut meter: ProgressMeter,
+    operation: impl FnOnce(&mut Counted<'_>) -> avhdx::Result<T>,
 ) -> Result<T, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     *in_progress() = InProgress::Operation(Arc::clone(&stop));
-    let done = operation(&mut |progress| match stop.load(Ordering::Relaxed) {
+    let done = operation(&mut |done, total| match stop.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
-        false => meter.report(progress),
+        false => {
+            meter.show(done, total);
+            ControlFlow::Continue(())
+        }
     });
     drop(meter);
     *in_progress() = InProgress::Nothing;

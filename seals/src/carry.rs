@@ -1,5 +1,6 @@
 //! Carries seals through a merge of layers.
 
+use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -186,12 +187,31 @@ pub fn sweep(host: &dyn Host, images: &[PathBuf], chain: &DiffChain) -> Carried 
     for path in images {
         let seal = SealFile::beside(host, path).ok().flatten();
         let seal = seal.filter(|seal| is_gone(seal.identity().data_write_guid));
-        let Some(seal) = seal else { continue };
-        let path = seal_path(path);
+        swept.take(host, path, seal);
+    }
+    swept
+}
+
+impl Carried {
+    /// Removes the seal of an image, if there is one.
+    fn take(&mut self, host: &dyn Host, image: &Path, seal: Option<SealFile>) {
+        let Some(seal) = seal else { return };
+        let path = seal_path(image);
         match remove(host, &path, seal.storage().as_ref()) {
-            true => swept.removed.push(path),
-            false => swept.left.push(path),
+            true => self.removed.push(path),
+            false => self.left.push(path),
         }
+    }
+}
+
+/// Removes the seals of images that were removed: those beside which no file lies any more.
+pub fn sweep_removed(host: &dyn Host, removed: &[PathBuf]) -> Carried {
+    let mut swept = Carried::default();
+    for image in removed {
+        let is_gone =
+            matches!(host.stat(image), Err(error) if error.kind() == io::ErrorKind::NotFound);
+        let seal = SealFile::beside(host, image).ok().flatten().filter(|_| is_gone);
+        swept.take(host, image, seal);
     }
     swept
 }

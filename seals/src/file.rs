@@ -50,7 +50,7 @@ impl SealFile {
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] with the code `seal.damaged`; [`ErrorKind::Unsupported`] for a newer version;
-    /// [`ErrorKind::Other`] with `seal.link` for a link; [`ErrorKind::Io`].
+    /// [`ErrorKind::Unproven`] with `seal.link` for a link; [`ErrorKind::Io`].
     pub fn beside(host: &dyn Host, image: &Path) -> Result<Option<Self>> {
         found(host, &seal_path(image))?.map(Self::open).transpose()
     }
@@ -202,7 +202,7 @@ pub(crate) fn found(host: &dyn Host, path: &Path) -> Result<Option<Arc<dyn Stora
     match host.is_link(path) {
         Ok(true) => {
             let message = "a link lies where a seal belongs";
-            return Err(Error::new(ErrorKind::Other, "seal.link", message).in_file(name));
+            return Err(Error::new(ErrorKind::Unproven, "seal.link", message).in_file(name));
         }
         Ok(false) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

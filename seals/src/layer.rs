@@ -19,8 +19,6 @@ pub enum LeftOut {
     InUse,
     /// Its log has changes that are not in their places yet.
     LogPending,
-    /// Its merge is not complete.
-    Unfinished,
     /// Its file is in no folder.
     NoFolder,
     /// It is the tip, and nobody sealed it: there is nothing to prove.
@@ -28,16 +26,23 @@ pub enum LeftOut {
 }
 
 /// Why a layer cannot be sealed, if it cannot.
-pub(crate) fn left_out(layer: &Layer, image: &VhdxFile, is_tip: bool) -> Option<LeftOut> {
+///
+/// # Errors
+/// [`ErrorKind::Unfinished`] for a layer in an unfinished merge, [`ErrorKind::InUse`] for a parent that is written to.
+pub(crate) fn left_out(layer: &Layer, image: &VhdxFile, is_tip: bool) -> Result<Option<LeftOut>> {
     let is_in_use = image.warnings().iter().any(|warning| warning.code == "lock.in-use");
     if image.merge_mark().is_some() || image.merge_request().is_some() {
-        Some(LeftOut::Unfinished)
+        let message = "a merge of the layer is not complete";
+        Err(Error::new(ErrorKind::Unfinished, "seal.unfinished", message).in_file(&layer.name))
+    } else if is_in_use && !is_tip {
+        let message = "another program writes to a parent";
+        Err(Error::new(ErrorKind::InUse, "seal.in-use", message).in_file(&layer.name))
     } else if is_in_use {
-        Some(LeftOut::InUse)
+        Ok(Some(LeftOut::InUse))
     } else if is_tip && layer.log_pending {
-        Some(LeftOut::LogPending)
+        Ok(Some(LeftOut::LogPending))
     } else {
-        layer.path.is_none().then_some(LeftOut::NoFolder)
+        Ok(layer.path.is_none().then_some(LeftOut::NoFolder))
     }
 }
 

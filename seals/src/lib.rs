@@ -43,7 +43,7 @@ mod sealing;
 mod verify;
 mod work;
 
-pub use carry::{Carried, CarriedSeals, Carry, sweep};
+pub use carry::{Carried, CarriedSeals, Carry, sweep, sweep_removed};
 pub use file::{SealFile, seal_path};
 pub use hash::{Hash, Identity, chain_hash};
 pub use layer::LeftOut;

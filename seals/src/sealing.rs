@@ -98,7 +98,7 @@ impl<'a> Seal<'a> {
         self
     }
 
-    /// Whether layers are read and sealed again that have a seal already, or a damaged one.
+    /// Whether layers are read and sealed again that have a seal already, be it damaged or of a newer version.
     pub fn again(mut self, yes: bool) -> Self {
         self.again = yes;
         self
@@ -122,7 +122,8 @@ impl<'a> Seal<'a> {
     /// Seals the layers of the chain, the base first.
     ///
     /// # Errors
-    /// [`ErrorKind::InUse`](avhdx::ErrorKind::InUse) if an image changed meanwhile, whose seal stays as it was; as for
+    /// [`ErrorKind::InUse`](avhdx::ErrorKind::InUse) if an image changed meanwhile, whose seal stays as it was, or a parent
+    /// is written to; [`ErrorKind::Unfinished`](avhdx::ErrorKind::Unfinished) with a merge that is not complete; as for
     /// [`SealFile::beside`](crate::SealFile::beside) for a seal that is damaged; and those of reading the images and
     /// writing the seals.
     pub fn run(self, chain: &DiffChain) -> Result<Sealed> {
@@ -145,13 +146,18 @@ impl<'a> Seal<'a> {
                 read: 0,
                 left: None,
             };
-            let out = left_out(layer, &image, depth == 0);
+            let out = left_out(layer, &image, depth == 0)?;
             match (out, &layer.path) {
                 (None, Some(path)) => {
                     let identity = identity_of(&image);
                     let old = match own_seal(self.host.as_ref(), path, identity) {
                         Ok(old) => old.filter(|_| !self.again),
-                        Err(error) if self.again && error.code() == "seal.damaged" => None,
+                        Err(error)
+                            if self.again
+                                && matches!(error.code(), "seal.damaged" | "seal.version") =>
+                        {
+                            None
+                        }
                         Err(error) => return Err(error),
                     };
                     match old {

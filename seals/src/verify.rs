@@ -184,9 +184,12 @@ impl<'a> Verify<'a> {
             found: None,
             expected: None,
         };
-        let out = left_out(layer, &image, is_tip);
+        let out = left_out(layer, &image, is_tip)?;
         let (None, Some(path)) = (out, &layer.path) else {
             one.left_out = out.or(Some(LeftOut::NoFolder));
+            if !is_tip {
+                verified.findings.push(finding("seal.missing", "the layer has no seal"));
+            }
             return Ok(one);
         };
         one.seal = Some(seal_path(path));

@@ -17,7 +17,8 @@ avhdx write web_1.avhdx --offset 2M < data.bin
 avhdx checkpoint web_1.avhdx --label tuesday --path web_2.avhdx
 avhdx write web_2.avhdx --offset 3M < data.bin
 avhdx convert web.vhdx -O raw disk.raw
-avhdx convert web.vhdx -O vhdx copy.vhdx";
+avhdx convert web.vhdx -O vhdx copy.vhdx
+avhdx seal web_2.avhdx";
 
 /// The lines of the examples in the help of a verb.
 fn examples(help: &str) -> Vec<String> {

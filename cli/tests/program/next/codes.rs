@@ -365,6 +365,10 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
         "needs parents of two sector sizes, or none, in a chain that opens: see cli/tests/program/reparent.rs",
         &["link.sector-size"],
     ),
+    (
+        "needs an image or a seal that changes, or a host that fails, while the program runs: see seals/tests",
+        &["seal.in-use", "seal.moved", "seal.read", "seal.remove", "seal.unfinished", "seal.write"],
+    ),
 ];
 
 /// The codes that end the program, by the page that is compared with the sources. Those of findings alone are answers.
