@@ -130,7 +130,7 @@ fn chain(args: &Args, console: &mut Console) -> Result<Reply, Failure> {
         Input::Chain(chain) => {
             chain::run(&chain, &copy.out, &copy.new_image, &copy.replacing, console)
         }
-        Input::Foreign(_) | Input::Raw { .. } => {
+        Input::Foreign(_) | Input::Raw { .. } | Input::Ruin(_) => {
             let message = format!("{}: only a chain of VHDX has points in time", copy.image.name());
             Err(Failure::usage("convert.no-chain", message))
         }

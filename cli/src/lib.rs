@@ -82,6 +82,7 @@ mod rebase;
 mod relink;
 mod render;
 mod reparent;
+mod rescue;
 mod resize;
 mod revert;
 #[cfg(test)]
@@ -177,6 +178,7 @@ enum Verb {
     Resize(resize::Args),
     Compare(compare::Args),
     Check(check::Args),
+    Rescue(rescue::Args),
     Measure(measure::Args),
     Bench(bench::Args),
     Completions(pages::CompletionsArgs),
@@ -217,6 +219,7 @@ impl Verb {
             Self::Resize(args) => resize::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
+            Self::Rescue(args) => rescue::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
             Self::Completions(args) => {

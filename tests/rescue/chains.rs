@@ -122,7 +122,8 @@ fn what_is_sure_of_chains_is_right_wherever_four_kib_are_lost() {
                 let mut places = vec![0..MIB, layout.get("metadata"), layout.get("bat")];
                 places.extend(layout.find("bitmap:0"));
                 let range = places[rng.below(places.len() as u64) as usize].clone();
-                let within = rng.below((range.end - range.start).min(72 << 10)) / 512 * 512;
+                let near = if rng.chance(1, 2) { 512 } else { 72 << 10 };
+                let within = rng.below((range.end - range.start).min(near)) / 512 * 512;
                 let at = range.start + within;
                 damage(&paths[layer], |bytes| zero(bytes, at..at + 4096));
             }

@@ -62,7 +62,7 @@ fn what_the_host_cannot_read_is_lost_and_no_more() {
         image.put(block, Block::full(Data::Pattern(block)));
     }
     let (flat, layout) = (image.flat(None), image.layout());
-    let (first, second) = (layout.get("payload:1").start, layout.get("block[4]").start);
+    let (first, second) = (layout.get("payload:1").start, layout.get("payload:4").start);
     let file = Arc::new(Failing {
         bytes: MemStorage::new(image.to_bytes()),
         // A header, and sectors of two blocks.

@@ -28,8 +28,8 @@ pub(super) struct Anatomy {
     /// How much of the file is there.
     pub(super) file_len: u64,
     pub(super) header: Option<Header>,
-    /// What the log holds beyond a replay, newest over older.
-    pub(super) old: Option<Overlay>,
+    /// What the log still holds of each log that was there, newest over older.
+    pub(super) old: Vec<Overlay>,
     /// The block allocation table by the region table: place and length.
     pub(super) bat: Option<(u64, u64)>,
     /// The place of the metadata.
@@ -62,7 +62,7 @@ impl Anatomy {
             overlay: None,
             file_len,
             header: None,
-            old: None,
+            old: Vec::new(),
             bat: None,
             metadata: None,
             structures: std::iter::once(0..MIB).collect(),
@@ -193,17 +193,24 @@ impl Anatomy {
         }
     }
 
-    /// Whether the log holds anything that the file has differently.
+    /// Whether the log holds anything that the file may lack. Tables fill up: where the log has less than the file, it is
+    /// older.
     fn differs_from_log(&self) -> bool {
-        let Some(old) = &self.old else { return false };
-        let (mut at, mut logged, mut there) = (0, [0; SECTOR as usize], [0; SECTOR as usize]);
-        while let Some(next) = old.first_within(at..u64::MAX) {
-            let is_read = old.read_exact_at(&mut logged, next).is_ok();
-            self.careful.fill(&mut there, next);
-            if !is_read || logged != there {
-                return true;
+        let (mut logged, mut there) = ([0; SECTOR as usize], [0; SECTOR as usize]);
+        for (i, old) in self.old.iter().enumerate() {
+            let mut at = 0;
+            while let Some(next) = old.first_within(at..u64::MAX) {
+                let is_read = old.read_exact_at(&mut logged, next).is_ok();
+                self.careful.fill(&mut there, next);
+                let others = || self.old[..i].iter().chain(&self.old[i + 1..]);
+                let is_older = is_less(&logged, &there, false)
+                    || is_less(&logged, &there, true)
+                        && others().any(|other| has(other, next, &there));
+                if !is_read || !is_older {
+                    return true;
+                }
+                at = next + SECTOR;
             }
-            at = next + SECTOR;
         }
         false
     }
@@ -277,21 +284,38 @@ pub(super) fn fill(storage: &dyn Storage, buf: &mut [u8], at: u64) {
     buf[read..].fill(0);
 }
 
-/// All that intact entries of the log hold.
-fn old_entries(careful: &Arc<Careful>, header: &Header, guids: &[Uuid]) -> Option<Overlay> {
-    let mut overlay = Overlay::new(Arc::clone(careful) as _, careful.file_len());
-    for guid in guids {
+/// Whether each word is that of the newer page or nothing; with `by_state`, an entry without a block counts as nothing
+/// where the newer page has a block.
+fn is_less(older: &[u8], newer: &[u8], by_state: bool) -> bool {
+    let mut words = older.chunks_exact(8).zip(newer.chunks_exact(8));
+    words.all(|(old, new)| {
+        let is_without = by_state && old[0] < 6 && old[1..] == [0; 7] && new[0] & 7 >= 6;
+        *old == [0; 8] || old == new || is_without
+    })
+}
+
+/// Whether a log has these bytes for a sector of the file.
+fn has(log: &Overlay, at: u64, bytes: &[u8]) -> bool {
+    let mut logged = [0; SECTOR as usize];
+    log.first_within(at..at + SECTOR).is_some()
+        && log.read_exact_at(&mut logged, at).is_ok()
+        && logged == *bytes
+}
+
+/// All that intact entries of each log hold.
+fn old_entries(careful: &Arc<Careful>, header: &Header, guids: &[Uuid]) -> Vec<Overlay> {
+    let of = |guid: &Uuid| {
+        let mut overlay = Overlay::new(Arc::clone(careful) as _, careful.file_len());
         let header = Header { log_guid: *guid, ..header.clone() };
         let mut sectors = log::logged_sectors(careful.as_ref(), &header).unwrap_or_default();
         sectors.sort_by_key(|sector| sector.sequence_number);
         for sector in sectors {
-            let is_aligned = sector.at.is_multiple_of(SECTOR);
-            if is_aligned
-                && sector.at.checked_add(SECTOR).is_some_and(|end| end <= careful.file_len())
-            {
-                overlay.lay(sector.at..sector.at + SECTOR, sector.patch, sector.sequence_number);
+            let end = sector.at.checked_add(SECTOR).filter(|end| *end <= careful.file_len());
+            if let Some(end) = end.filter(|end| end.is_multiple_of(SECTOR)) {
+                overlay.lay(sector.at..end, sector.patch, sector.sequence_number);
             }
         }
-    }
-    (overlay.pieces() > 0).then_some(overlay)
+        overlay
+    };
+    guids.iter().map(of).filter(|overlay| overlay.pieces() > 0).collect()
 }

@@ -89,12 +89,13 @@ impl Items {
             |at: usize| u32::from_le_bytes(region.0[at..at + 4].try_into().unwrap_or([0; 4]));
         let file = FileParameters::parse(&region.0[at..at + FileParameters::LEN], 0).ok()?;
         let size = u64::from_le_bytes(region.0[at + 8..at + 16].try_into().ok()?);
-        let (logical, physical) = (u32_at(at + 32), u32_at(at + 36));
-        let is_it = u32_at(at + 4) <= 3
-            && size > 0
-            && is_sector_size(logical)
-            && is_sector_size(physical)
-            && is_disk_size(size, logical);
+        // The identity of the disk stands behind the sector sizes, as Windows has it, or before them, as QEMU does.
+        let sectors = |at: usize| {
+            let (logical, physical) = (u32_at(at), u32_at(at + 4));
+            (is_sector_size(logical) && is_sector_size(physical)).then_some((logical, physical))
+        };
+        let (logical, physical) = sectors(at + 16).or_else(|| sectors(at + 32))?;
+        let is_it = u32_at(at + 4) <= 3 && size > 0 && is_disk_size(size, logical);
         if !is_it {
             return None;
         }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use super::anatomy::fill;
 use super::grade::{Grade, Piece, Trace};
@@ -9,7 +10,7 @@ use super::layer::{From, Layer, Run};
 use super::place::Placement;
 use crate::disk::{Disk, Extent, Geometry, Source};
 use crate::error::Result;
-use crate::storage::FileId;
+use crate::storage::{FileId, Storage};
 use crate::types::FileOffset;
 
 /// A disk of which parts may be guessed, lost, or a missing parent's. Those that are lost read as zeros.
@@ -28,6 +29,7 @@ pub struct Ruin {
 #[derive(Debug)]
 pub struct Loose<'a> {
     layer: &'a Layer,
+    ranges: Vec<Range<u64>>,
 }
 
 /// The pieces of a disk, in order; see [`Ruin::pieces`].
@@ -90,10 +92,17 @@ impl Ruin {
         self.layers.iter().map(Layer::name).collect()
     }
 
+    /// The paths of these files, as far as they have any.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let paths = self.layers.iter().filter_map(|layer| layer.anatomy.careful.path());
+        paths.map(Path::to_path_buf).collect()
+    }
+
     /// The data of a file that no entry of its table names; 0 is the image itself, 1 its parent. `None` for a layer that there is
     /// not.
     pub fn loose(&self, layer: usize) -> Option<Loose<'_>> {
-        self.layers.get(layer).map(|layer| Loose { layer })
+        let layer = self.layers.get(layer)?;
+        Some(Loose { layer, ranges: layer.still_loose() })
     }
 
     /// Places a block of loose data, and returns whether it lies there now.
@@ -194,7 +203,7 @@ impl Iterator for Pieces<'_> {
 impl Loose<'_> {
     /// The ranges of the file, in whole MiB except at its end.
     pub fn ranges(&self) -> &[Range<u64>] {
-        &self.layer.loose
+        &self.ranges
     }
 
     /// Fills `buf` from the file. What cannot be read is zeros.

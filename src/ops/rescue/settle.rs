@@ -33,6 +33,7 @@ impl Layer {
         }
         self.used = self.structural.clone();
         let count = self.claim();
+        self.claim_tail();
         self.find_loose();
         let needed = self.shape.layout.blocks();
         let room = self.room();
@@ -58,7 +59,6 @@ impl Layer {
         if self.empties != Empties::Sure || count.bad > 0 {
             self.take_old_pages();
             self.take_siblings();
-            self.trim_loose();
         }
         self.interpolate();
     }
@@ -92,6 +92,18 @@ impl Layer {
             at += WINDOW;
         }
         count
+    }
+
+    /// Claims what the last block has behind the end of the disk, as far as nothing else does.
+    fn claim_tail(&mut self) {
+        let layout = &self.shape.layout;
+        let Some(last) = layout.blocks().checked_sub(1).map(BlockIndex) else { return };
+        let index = layout.payload_index(last);
+        let Some(Judged::Block(at)) = self.raw(index).map(|entry| self.judge(index, entry)) else {
+            return;
+        };
+        let end = at.saturating_add(layout.block_size()).min(self.anatomy.file_len);
+        self.used.take(at / MIB..end.div_ceil(MIB));
     }
 
     fn claim_one(&mut self, index: BatIndex, entry: BatEntry, count: &mut Count) {
@@ -192,10 +204,10 @@ impl Layer {
         blocks
     }
 
-    /// Takes what is claimed by now from the loose units.
-    pub(super) fn trim_loose(&mut self) {
+    /// The loose units that nothing was placed in since.
+    pub(super) fn still_loose(&self) -> Vec<Range<u64>> {
         let mut left: Vec<Range<u64>> = Vec::new();
-        for range in std::mem::take(&mut self.loose) {
+        for range in &self.loose {
             let units = range.start / MIB..range.end.div_ceil(MIB);
             let mut unit = units.start;
             while let Some(first) = self.used.next_absent(unit..units.end) {
@@ -207,14 +219,14 @@ impl Layer {
                 }
             }
         }
-        self.loose = left;
+        left
     }
 
     /// Takes entries from what the log still has of the table.
     fn take_old_pages(&mut self) {
         let Some(table) = self.shape.table.clone() else { return };
         let mut pages = Vec::new();
-        if let Some(old) = &self.anatomy.old {
+        for old in &self.anatomy.old {
             let (mut at, mut bytes) = (table.start, vec![0; SECTOR as usize]);
             while let Some(next) = old.first_within(at..table.end) {
                 if old.read_exact_at(&mut bytes, next).is_ok() {
@@ -309,9 +321,6 @@ impl Layer {
                 Some(_) => 1,
                 None => (self.run(here, layout.size() - here).len / block_size).max(1),
             };
-        }
-        if placed > 0 {
-            self.trim_loose();
         }
         placed
     }

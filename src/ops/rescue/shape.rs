@@ -327,7 +327,7 @@ pub(super) fn siblings(anatomy: &Anatomy, shape: &Shape) -> Vec<u64> {
 /// Candidates by what units look like, and by where the log writes what looks like entries.
 fn searched(anatomy: &Anatomy) -> Vec<Entries> {
     let mut places = anatomy.signs().tables.clone();
-    if let Some(old) = &anatomy.old {
+    for old in &anatomy.old {
         let (mut at, mut page) = (0, [0; SECTOR as usize]);
         while let Some(next) = old.first_within(at..u64::MAX) {
             at = next + SECTOR;

@@ -102,6 +102,7 @@ const PROGRAM: Rules<'_> = Rules {
                 "rebase",
                 "relink",
                 "reparent",
+                "rescue",
                 "resize",
                 "revert",
                 "snapshots",
