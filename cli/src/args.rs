@@ -451,6 +451,11 @@ pub(crate) struct NewImageFlags {
 }
 
 impl NewImageFlags {
+    /// No flag.
+    pub(crate) fn none() -> Self {
+        Self { block: None, sector: None, physical_sector: None, log_size: None }
+    }
+
     /// Applies the flags to the options of an image.
     pub(crate) fn apply(&self, mut options: CreateOptions) -> Result<CreateOptions, Failure> {
         if let Some(bytes) = self.block {

@@ -179,7 +179,7 @@ fn chain(
     for image in images {
         match Input::open(image, format, &flags.opening, console)? {
             Input::Chain(chain) => chains.push(chain),
-            Input::Foreign(_) | Input::Raw { .. } => {
+            Input::Foreign(_) | Input::Raw { .. } | Input::Ruin(_) => {
                 let image = image.to_string_lossy();
                 let message = format!("{image}: only a chain of VHDX has points in time");
                 return Err(Failure::usage("convert.no-chain", message));

@@ -264,6 +264,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "rescue",
+        &[
+            ("avhdx rescue web_2.avhdx web.raw", "what is left, and a map of it"),
+            ("avhdx rescue web_2.avhdx web.vhdx --mapfile web.map", "the map for ddrescue"),
+        ],
+    ),
+    (
         "measure",
         &[
             ("avhdx measure web_2.avhdx", "the size of a copy in each format"),

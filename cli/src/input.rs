@@ -5,6 +5,7 @@ use std::io::StdinLock;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use avhdx::ops::Ruin;
 #[cfg(unix)]
 use avhdx::storage::FileStorage;
 use avhdx::storage::{
@@ -27,7 +28,12 @@ use crate::shell;
 pub(crate) enum Input {
     Chain(DiffChain),
     Foreign(Foreign),
-    Raw { disk: RawDisk, path: PathBuf },
+    Raw {
+        disk: RawDisk,
+        path: PathBuf,
+    },
+    /// What is left of an image.
+    Ruin(Box<Ruin>),
 }
 
 impl Input {
@@ -58,6 +64,7 @@ impl Input {
             Self::Chain(chain) => chain,
             Self::Foreign(foreign) => foreign.disk.as_ref(),
             Self::Raw { disk, .. } => disk,
+            Self::Ruin(ruin) => ruin.as_ref(),
         }
     }
 
@@ -67,6 +74,7 @@ impl Input {
             Self::Chain(chain) => Arc::new(chain),
             Self::Foreign(foreign) => foreign.disk,
             Self::Raw { disk, .. } => Arc::new(disk),
+            Self::Ruin(ruin) => Arc::from(ruin as Box<dyn Disk>),
         }
     }
 
@@ -81,6 +89,7 @@ impl Input {
                 files.filter_map(|file| file.path.clone()).collect()
             }
             Self::Raw { path, .. } => vec![path.clone()],
+            Self::Ruin(ruin) => ruin.paths(),
         }
     }
 }
@@ -92,7 +101,7 @@ impl Stamps {
     /// Looks at the files of a disk that is no chain: programs that write to them need not look at our locks.
     pub(crate) fn of(input: &Input) -> Self {
         let paths = match input {
-            Input::Chain(_) => Vec::new(),
+            Input::Chain(_) | Input::Ruin(_) => Vec::new(),
             Input::Foreign(_) | Input::Raw { .. } => input.paths(),
         };
         let stamp = |path: PathBuf| {

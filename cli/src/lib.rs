@@ -84,6 +84,7 @@ mod relink;
 mod render;
 mod repair;
 mod reparent;
+mod rescue;
 mod resize;
 mod revert;
 #[cfg(test)]
@@ -185,6 +186,7 @@ enum Verb {
     Check(check::Args),
     Seal(seal::Args),
     Verify(verify::Args),
+    Rescue(rescue::Args),
     Measure(measure::Args),
     Bench(bench::Args),
     Completions(pages::CompletionsArgs),
@@ -228,6 +230,7 @@ impl Verb {
             Self::Check(args) => check::run(args, console),
             Self::Seal(args) => seal::run(args, console),
             Self::Verify(args) => verify::run(args, console),
+            Self::Rescue(args) => rescue::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
             Self::Completions(args) => {

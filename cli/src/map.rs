@@ -100,6 +100,8 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
             }
             layers
         }
+        // No argument of this verb opens one.
+        Input::Ruin(_) => HashMap::new(),
     }
 }
 

@@ -68,6 +68,7 @@ fn the_schemas_are_those_of_the_types() {
         line::<crate::ls::LsAnswer>(),
         line::<crate::map::MapAnswer<'_>>(),
         document::<crate::measure::MeasureAnswer>(),
+        document::<crate::rescue::RescueAnswer>(),
         document::<crate::merging::MergeAnswer>(),
         document::<crate::metadata::MetadataAnswer>(),
         document::<crate::metadata::MetadataItemAnswer>(),

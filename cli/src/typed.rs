@@ -14,7 +14,7 @@ use crate::text::printable;
 /// Verbs that take a point in time and change no image.
 const READING: &[&str] = &[
     "bench", "cat", "check", "compare", "convert", "cp", "df", "diff", "explain", "flatten", "ls",
-    "map", "measure", "read", "seal", "verify",
+    "map", "measure", "read", "rescue", "seal", "verify",
 ];
 
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);

@@ -48,6 +48,52 @@ pub(crate) fn find_at_any_length(storage: &dyn Storage, header: &Header) -> Resu
     scan::active_sequence(&mut ring, header.log_guid)
 }
 
+/// A sector that an intact entry of the log holds, whether a replay needs it or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LoggedSector {
+    /// Where it belongs in the file.
+    pub(crate) at: u64,
+    pub(crate) sequence_number: u64,
+    pub(crate) patch: Patch,
+}
+
+/// All sectors that intact entries of the log of `header` hold, up to a limit, in the order of the ring.
+pub(crate) fn logged_sectors(storage: &dyn Storage, header: &Header) -> Result<Vec<LoggedSector>> {
+    let mut ring = Ring::new(storage, header, length_of(storage)?)?;
+    let mut sectors = Vec::new();
+    for entry in scan::valid_entries(&mut ring, header.log_guid)? {
+        let mut data = entry.position + entry.descriptor_sectors * SECTOR;
+        for i in 0..entry.descriptor_count {
+            let (descriptor, _) = ring.descriptor(entry.position, i, entry.sequence_number)?;
+            let Descriptor::Data { at, leading, trailing } = descriptor else { continue };
+            if sectors.len() >= MAX_PIECES {
+                return Ok(sectors);
+            }
+            let patch = Patch::Sector { at: ring.file_offset(data), leading, trailing };
+            let sequence_number = entry.sequence_number;
+            sectors.push(LoggedSector { at: at.get(), sequence_number, patch });
+            data += SECTOR;
+        }
+    }
+    Ok(sectors)
+}
+
+/// The logs that have entries in the place of this header's log, intact or not, up to a limit.
+pub(crate) fn guids(storage: &dyn Storage, header: &Header) -> Result<Vec<Uuid>> {
+    let mut ring = Ring::new(storage, header, length_of(storage)?)?;
+    scan::guids(&mut ring)
+}
+
+/// Whether the ring holds remains of the entry that would follow this sequence.
+pub(crate) fn has_remains_after(
+    storage: &dyn Storage,
+    header: &Header,
+    sequence: &Sequence,
+) -> Result<bool> {
+    let mut ring = Ring::new(storage, header, length_of(storage)?)?;
+    scan::has_remains(&mut ring, header.log_guid, sequence.head().sequence_number)
+}
+
 /// Replays a sequence in memory, \[MS-VHDX\] 2.3.3, leaving the file unchanged.
 pub(crate) fn replay_over(
     storage: &Arc<dyn Storage>,

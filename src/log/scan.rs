@@ -185,7 +185,7 @@ pub(super) fn survey(ring: &mut Ring<'_>, guid: Uuid) -> Result<Survey> {
     Ok(survey)
 }
 
-fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<LogEntry>> {
+pub(super) fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<LogEntry>> {
     let mut entries = Vec::new();
     let mut position = 0;
     while position < ring.len() {
@@ -198,6 +198,38 @@ fn valid_entries(ring: &mut Ring<'_>, guid: Uuid) -> Result<Vec<LogEntry>> {
         }
     }
     Ok(entries)
+}
+
+/// How many logs are told apart in one ring.
+const MOST_GUIDS: usize = 16;
+
+/// The logs whose entries, intact or not, the ring has.
+pub(super) fn guids(ring: &mut Ring<'_>) -> Result<Vec<Uuid>> {
+    let mut guids = Vec::new();
+    for position in (0..ring.len()).step_by(SECTOR as usize) {
+        let Some(header) = EntryHeader::parse(ring.sector(position)?) else { continue };
+        if !header.log_guid.is_nil() && !guids.contains(&header.log_guid) {
+            guids.push(header.log_guid);
+        }
+        if guids.len() == MOST_GUIDS {
+            break;
+        }
+    }
+    Ok(guids)
+}
+
+/// Whether the ring has a part of an entry of this log that is newer than `head`, or of the one right behind it.
+pub(super) fn has_remains(ring: &mut Ring<'_>, guid: Uuid, head: u64) -> Result<bool> {
+    let Some(next) = head.checked_add(1) else { return Ok(false) };
+    for position in (0..ring.len()).step_by(SECTOR as usize) {
+        let sector = ring.sector(position)?;
+        let is_newer = EntryHeader::parse(sector)
+            .is_some_and(|header| header.log_guid == guid && header.sequence_number > head);
+        if is_newer || is_data_sector(sector, next) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Returns the entry at `position` if it is valid.

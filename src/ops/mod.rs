@@ -24,6 +24,7 @@
 //! | [`EditMetadata`] | changes metadata items of users, and the identity of the disk |
 //! | [`Provision`] | makes a dynamic image fixed, or a fixed one dynamic, in place |
 //! | [`Resize`] | gives the disk another size |
+//! | [`Rescue`] | reads what is left of a ruined image, and grades it |
 //! | [`Revert`] | returns to an earlier point, in a new tip |
 //! | [`clear_drafts`] | removes unfinished files that killed programs left in a folder |
 //! | [`forest`] | finds the images in folders and their parents |
@@ -63,6 +64,7 @@ mod rebase;
 mod relink;
 mod repair;
 mod reparent;
+mod rescue;
 mod resize;
 mod revert;
 
@@ -93,6 +95,7 @@ pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
 pub use repair::{Repair, RepairLeft, RepairPlan, RepairStep, Repaired, UndoRepair, Undone};
 pub use reparent::{Reparent, Reparented};
+pub use rescue::{Grade, Loose, Piece, Pieces, Placement, Rescue, Ruin, Trace};
 pub use resize::{Resize, ResizeForecast, Resized};
 pub use revert::{Revert, Reverted};
 

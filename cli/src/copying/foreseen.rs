@@ -139,6 +139,7 @@ fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
     match (flags.sector, input) {
         (Some(sector), _) => sector,
         (None, Input::Chain(chain)) => chain.geometry().logical_sector.into(),
+        (None, Input::Ruin(ruin)) => ruin.geometry().logical_sector.into(),
         (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
     }
 }

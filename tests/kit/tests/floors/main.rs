@@ -103,6 +103,7 @@ const PROGRAM: Rules<'_> = Rules {
                 "relink",
                 "repair",
                 "reparent",
+                "rescue",
                 "resize",
                 "revert",
                 "seal",
