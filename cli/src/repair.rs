@@ -134,12 +134,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     } else {
         text(&answer, &plan, console)?;
     }
-    let is_wrong = |severity: Severity| severity < Severity::Info;
-    let is_left = plan.left.iter().any(|left| is_wrong(left.finding.severity));
-    Ok(match (is_left, plan.lost_bytes() > 0) {
-        (true, _) => Reply::No,
-        (false, true) => Reply::Losses,
-        (false, false) => Reply::Yes,
+    Ok(match (plan.is_complete(), plan.lost_bytes() > 0) {
+        (false, _) => Reply::No,
+        (true, true) => Reply::Losses,
+        (true, false) => Reply::Yes,
     })
 }
 

@@ -107,7 +107,7 @@ pub fn more() -> Vec<Corruption> {
                 let table = i.region_tables[1].as_mut().unwrap();
                 table.entries[0].offset = Some(6 * MIB);
             }),
-            &["region.copies-differ"],
+            &["bat.overlap", "region.copies-differ"],
         ),
         (
             "entries behind the last block",
@@ -155,7 +155,7 @@ pub fn more() -> Vec<Corruption> {
             Of(|i| {
                 i.bat_override.insert(i.bat_index(2), (i.layout().payload[&1] + MIB) | 6);
             }),
-            &["bat.overlap"],
+            &["bat.overlap", "bat.truncated"],
         ),
         (
             "three blocks in one place, one of them unmapped",

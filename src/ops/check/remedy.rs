@@ -1,6 +1,6 @@
 //! What puts each finding right.
 
-use super::findings::Severity;
+use super::severity::Severity;
 
 /// What puts a finding right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -193,7 +193,9 @@ impl Repair {
             panic.resume();
             return Err(Error::cancelled());
         }
-        apply::apply(&image, &staged, &changes, storage.as_ref())?;
+        apply::apply(&image, &staged, &changes, storage.as_ref()).map_err(|error| {
+            error.with_expected(format_args!("the undo file {}", undo_path.display()))
+        })?;
         Ok(Repaired { plan, undo: Some(undo_path) })
     }
 
