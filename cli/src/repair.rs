@@ -72,7 +72,7 @@ pub(crate) struct Step {
     message: String,
     /// Whether the disk reads otherwise afterwards.
     changes_disk: bool,
-    /// The bytes of the image that change.
+    /// The bytes of the image that are written.
     bytes: u64,
 }
 
@@ -125,6 +125,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         false => {
             let done = repair.run(&image, &mut |_| ControlFlow::Continue(()))?;
             console.done();
+            console.warnings(&done.warnings);
             (done.plan, done.undo)
         }
     };
@@ -196,10 +197,10 @@ fn command(remedy: Remedy, image: &Path) -> Option<String> {
 fn text(answer: &RepairAnswer, plan: &RepairPlan, console: &mut Console) -> Result<(), Failure> {
     let image = &answer.image;
     for Step { codes, message, changes_disk, bytes } in &answer.steps {
-        console.line(format!("{message}"))?;
+        console.line(message)?;
         let disk =
             if *changes_disk { "the disk reads otherwise" } else { "the disk reads the same" };
-        console.line(format!("  {}: {} changed, {disk}", codes.join(", "), size(*bytes)))?;
+        console.line(format!("  {}: {} written, {disk}", codes.join(", "), size(*bytes)))?;
     }
     for LostRange { offset, length, what, .. } in &answer.losses {
         console.line(format!("{what}: {length} bytes of the disk from {offset} on"))?;

@@ -34,7 +34,7 @@ pub struct RepairStep {
     pub meaning: String,
     /// Whether bytes of the disk read otherwise afterwards. The image then gets a new identity.
     pub changes_visible: bool,
-    /// How many bytes of the file it changes, in units of 512.
+    /// How many bytes of the file it writes, with those that stay the same.
     pub bytes: u64,
 }
 
