@@ -37,6 +37,12 @@ pub fn more() -> Vec<Corruption> {
         ),
         ("a pending log", Dirty, Of(|_| {}), &[]),
         (
+            "reserved bytes of a log entry",
+            Dirty,
+            Bytes(|b, l| put_u32(b, l.get("log").start + 28, 5)),
+            &["~log.reserved"],
+        ),
+        (
             "a pending log whose end was cut off by a crash",
             Dirty,
             Of(|i| {

@@ -63,6 +63,7 @@ pub(super) fn remedy(code: &str, severity: Severity) -> Option<Remedy> {
         | "log.no-entries"
         | "log.not-replayed"
         | "log.pending"
+        | "log.reserved"
         | "metadata.empty-item"
         | "metadata.flags"
         | "metadata.reserved"

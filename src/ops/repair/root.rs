@@ -29,6 +29,7 @@ const OF_LOG: &[&str] = &[
     "log.zero-length",
     "log.last-file-offset",
     "log.file-offset",
+    "log.reserved",
     "limit.log-changes",
     "header.log-version",
 ];
