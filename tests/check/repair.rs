@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use avhdx::ops::{Check, Repair, RepairPlan, Report, Severity, UndoRepair, Undone};
 use avhdx::{CreateOptions, Disk, OpenOptions};
+use avhdx_testkit::mutate::{put_u64, reseal};
 use avhdx_testkit::naive::{Chain, Layer};
+use avhdx_testkit::rng::Rng;
 
 use super::corruptions::{Corruption, Start, corruptions, write};
 use super::repairs::more;
@@ -357,4 +359,68 @@ fn all_other_repairs_keep_the_identity() {
         let after = Layer::open(&image).unwrap();
         assert_eq!(after.data_write_guid, before.data_write_guid, "{}", kind.0);
     }
+}
+
+/// Images with a few random changes of their tables, whose sums are right again.
+#[test]
+fn random_damage_is_repaired_or_left_and_undone_to_the_byte() {
+    let seeds = match std::env::var("AVHDX_LONG") {
+        Ok(long) if long == "1" => 0..2000,
+        _ => 0..150,
+    };
+    let (mut changed, mut given_up) = (0, 0);
+    for seed in seeds {
+        let mut rng = Rng::new(seed);
+        let from =
+            [Start::Dynamic, Start::Fixed, Start::Child, Start::Dirty][rng.below(4) as usize];
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(folder.path(), from, None);
+        let layout = from.image().layout();
+        let mut bytes = fs::read(&path).unwrap();
+        let places =
+            ["header1", "header2", "region_table1", "metadata_table", "bat", "locator", "log"];
+        let places: Vec<_> = places.iter().filter_map(|name| layout.find(name)).collect();
+        for _ in 0..1 + rng.below(4) {
+            let place = &places[rng.below(places.len() as u64) as usize];
+            let len = (place.end - place.start).min(96);
+            let at = place.start + rng.below(len / 8) * 8;
+            match rng.below(4) {
+                0 => put_u64(&mut bytes, at, rng.below(16) << 20 | rng.below(8)),
+                1 => put_u64(&mut bytes, at, 0),
+                2 => put_u64(&mut bytes, at, rng.next_u64()),
+                _ => bytes[at as usize + rng.below(8) as usize] ^= 1 << rng.below(8),
+            }
+        }
+        if rng.below(3) > 0 {
+            reseal(&mut bytes);
+        }
+        if rng.below(4) == 0 {
+            let len = bytes.len() as u64 - (1 << 20) + rng.below(3 << 20);
+            bytes.resize(len as usize, 0);
+        }
+        fs::write(&path, &bytes).unwrap();
+        let readable = Readable::of(folder.path(), &path);
+        let accepts_loss = rng.below(2) == 0;
+        let repair = Repair::new().accept_loss(accepts_loss);
+        let done = match repair.run(&path, &mut |_| ControlFlow::Continue(())) {
+            Ok(done) => done,
+            // No part of it is an image.
+            Err(error) if error.kind() == avhdx::ErrorKind::NotVhdx => continue,
+            Err(error) => panic!("{seed}: {error}"),
+        };
+        let Some(undo) = done.undo else {
+            assert!(fs::read(&path).unwrap() == bytes, "{seed}");
+            continue;
+        };
+        changed += 1;
+        given_up += usize::from(done.plan.changes_visible());
+        if !done.plan.changes_visible() {
+            let lost = readable.lost_to(&Readable::of(folder.path(), &path));
+            assert_eq!(lost, None, "{seed}: {:#?}", done.plan.steps);
+        }
+        assert!(repair.plan(&path).unwrap().steps.is_empty(), "{seed}: done twice");
+        assert_eq!(UndoRepair::new().run(&path, &undo).unwrap(), Undone::Complete, "{seed}");
+        assert!(fs::read(&path).unwrap() == bytes, "{seed}");
+    }
+    assert!(changed > 60 && given_up > 1, "{changed} repaired, {given_up} with a loss");
 }
