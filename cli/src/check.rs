@@ -12,6 +12,7 @@ use crate::input;
 use crate::output::Console;
 use crate::paint::{Look, Painted};
 use crate::progress::ProgressMeter;
+use crate::seals;
 use crate::text::{count, size};
 use crate::vocabulary::{Answer, FoundByName};
 
@@ -57,6 +58,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let report = check.on_progress(|now| meter.report(now)).run(path);
     drop(meter);
     let report = report?;
+    seals::note_stale(&report.layers, console);
     if console.is_json() {
         console.document(&CheckAnswer::of(&report))?;
     } else {

@@ -5,10 +5,11 @@
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `cat`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `cp`, `create`, `delete`, `df`,
 //!    `diff`, `discard`, `explain`, `flatten`, `info`, `label`, `ls`, `map`, `measure`, `merge`, `metadata`, `pages`,
-//!    `read`, `rebase`, `relink`, `repair`, `reparent`, `resize`, `revert`, `snapshots`, `tree`, `versions`, `write`, `zero`, and
+//!    `read`, `rebase`, `relink`, `repair`, `reparent`, `resize`, `revert`, `seal`, `snapshots`, `tree`, `verify`, `versions`,
+//!    `write`, `zero`, and
 //!    `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
-//! 4. `forks`: other branches on a point;
+//! 4. `forks`: other branches on a point; `seals`: seals of chains that change;
 //! 5. `operation`, `writing`, `new_file`, `printing`: chains, images and files that a verb changes, and bytes that it
 //!    prints;
 //! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
@@ -88,6 +89,8 @@ mod revert;
 #[cfg(test)]
 mod schemas;
 mod screen;
+mod seal;
+mod seals;
 mod shell;
 mod snapshots;
 mod table;
@@ -96,6 +99,7 @@ mod tree;
 mod typed;
 mod unused;
 mod values;
+mod verify;
 mod versions;
 mod vhd;
 mod vocabulary;
@@ -179,6 +183,8 @@ enum Verb {
     Resize(resize::Args),
     Compare(compare::Args),
     Check(check::Args),
+    Seal(seal::Args),
+    Verify(verify::Args),
     Measure(measure::Args),
     Bench(bench::Args),
     Completions(pages::CompletionsArgs),
@@ -220,6 +226,8 @@ impl Verb {
             Self::Resize(args) => resize::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
+            Self::Seal(args) => seal::run(args, console),
+            Self::Verify(args) => verify::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
             Self::Completions(args) => {

@@ -344,6 +344,8 @@ fn every_verb_answers_by_its_schema() {
         ("versions pc.vhdx notes.txt", 0, b"", &["versions"]),
         ("df pc.vhdx", 0, b"", &["df"]),
         ("compact pc.vhdx --free", 0, b"", &["compact", "progress"]),
+        ("seal pc.vhdx", 0, b"", &["progress", "seal"]),
+        ("verify pc.vhdx", 0, b"", &["progress", "verify"]),
         ("completions bash", 0, b"", &["completions"]),
         ("man", 0, b"", &["man"]),
         ("man merge", 0, b"", &["man"]),
