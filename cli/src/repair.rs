@@ -72,7 +72,7 @@ pub(crate) struct Step {
     message: String,
     /// Whether the disk reads otherwise afterwards.
     changes_disk: bool,
-    /// The bytes of the image that change.
+    /// The bytes of the image that are written.
     bytes: u64,
 }
 
@@ -125,6 +125,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         false => {
             let done = repair.run(&image, &mut |_| ControlFlow::Continue(()))?;
             console.done();
+            console.warnings(&done.warnings);
             (done.plan, done.undo)
         }
     };
@@ -134,12 +135,10 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     } else {
         text(&answer, &plan, console)?;
     }
-    let is_wrong = |severity: Severity| severity < Severity::Info;
-    let is_left = plan.left.iter().any(|left| is_wrong(left.finding.severity));
-    Ok(match (is_left, plan.lost_bytes() > 0) {
-        (true, _) => Reply::No,
-        (false, true) => Reply::Losses,
-        (false, false) => Reply::Yes,
+    Ok(match (plan.is_complete(), plan.lost_bytes() > 0) {
+        (false, _) => Reply::No,
+        (true, true) => Reply::Losses,
+        (true, false) => Reply::Yes,
     })
 }
 
@@ -198,10 +197,10 @@ fn command(remedy: Remedy, image: &Path) -> Option<String> {
 fn text(answer: &RepairAnswer, plan: &RepairPlan, console: &mut Console) -> Result<(), Failure> {
     let image = &answer.image;
     for Step { codes, message, changes_disk, bytes } in &answer.steps {
-        console.line(format!("{message}"))?;
+        console.line(message)?;
         let disk =
             if *changes_disk { "the disk reads otherwise" } else { "the disk reads the same" };
-        console.line(format!("  {}: {} changed, {disk}", codes.join(", "), size(*bytes)))?;
+        console.line(format!("  {}: {} written, {disk}", codes.join(", "), size(*bytes)))?;
     }
     for LostRange { offset, length, what, .. } in &answer.losses {
         console.line(format!("{what}: {length} bytes of the disk from {offset} on"))?;

@@ -33,6 +33,8 @@ struct State {
     /// Ranges by start that differ from the file below. They do not overlap.
     pieces: BTreeMap<u64, Piece>,
     held: usize,
+    /// How many bytes were written, zeroed and copied.
+    written: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -66,7 +68,7 @@ impl Scratch {
     /// Errors of the host.
     pub(crate) fn over(base: Arc<dyn Storage>) -> io::Result<Self> {
         let len = base.len()?;
-        let state = State { len, shown: len, pieces: BTreeMap::new(), held: 0 };
+        let state = State { len, shown: len, pieces: BTreeMap::new(), held: 0, written: 0 };
         Ok(Self { base, base_len: len, state: Mutex::new(state) })
     }
 
@@ -101,6 +103,11 @@ impl Scratch {
             state.lay(start..end, what);
             state.len = state.len.max(end);
         }
+    }
+
+    /// How many bytes were written so far, the same ones twice if they were written twice.
+    pub(crate) fn written(&self) -> u64 {
+        self.state().written
     }
 
     /// Takes back the changes of a range.
@@ -157,7 +164,7 @@ impl Scratch {
                     Some(last)
                         if last.range.end == at
                             && last.is_zero == is_zero
-                            && at % PIECE != 0
+                            && !at.is_multiple_of(PIECE)
                             && at != self.base_len =>
                     {
                         last.range.end = end;
@@ -226,6 +233,7 @@ impl State {
     fn lay(&mut self, range: Range<u64>, what: What) {
         if !range.is_empty() {
             self.clear(&range);
+            self.written = self.written.saturating_add(range.end - range.start);
             self.pieces.insert(range.start, Piece { end: range.end, what });
         }
     }

@@ -37,6 +37,12 @@ pub fn more() -> Vec<Corruption> {
         ),
         ("a pending log", Dirty, Of(|_| {}), &[]),
         (
+            "reserved bytes of a log entry",
+            Dirty,
+            Bytes(|b, l| put_u32(b, l.get("log").start + 28, 5)),
+            &["~log.reserved"],
+        ),
+        (
             "a pending log whose end was cut off by a crash",
             Dirty,
             Of(|i| {
@@ -107,7 +113,7 @@ pub fn more() -> Vec<Corruption> {
                 let table = i.region_tables[1].as_mut().unwrap();
                 table.entries[0].offset = Some(6 * MIB);
             }),
-            &["region.copies-differ"],
+            &["bat.overlap", "region.copies-differ"],
         ),
         (
             "entries behind the last block",
@@ -155,7 +161,7 @@ pub fn more() -> Vec<Corruption> {
             Of(|i| {
                 i.bat_override.insert(i.bat_index(2), (i.layout().payload[&1] + MIB) | 6);
             }),
-            &["bat.overlap"],
+            &["bat.overlap", "bat.truncated"],
         ),
         (
             "three blocks in one place, one of them unmapped",

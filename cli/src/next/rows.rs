@@ -158,7 +158,11 @@ pub(crate) const ROWS: &[Row] = &[
     (
         "log.no-entries",
         &["if its writer stopped before it logged a change, --log ignore reads the disk as it was"],
-        &["avhdx info --log ignore PARENTS IMAGE", "AGAIN --log ignore"],
+        &[
+            "avhdx info --log ignore PARENTS IMAGE",
+            "AGAIN --log ignore",
+            "avhdx repair PARENTS FILE --dry-run  # says whether the log can be given up",
+        ],
     ),
     (
         "log.pending",
@@ -567,7 +571,23 @@ pub(crate) const ROWS: &[Row] = &[
             "if the file is a truncated copy, copy it again",
             "--accept-loss lists the lost ranges in a file, then continues; they read as zeros from then on",
         ],
-        &["avhdx check --layer FILE  # shows the damage", "AGAIN --accept-loss"],
+        &[
+            "avhdx check --layer FILE  # shows the damage",
+            "avhdx repair PARENTS FILE --dry-run  # says what can be put right without a loss",
+            "AGAIN --accept-loss",
+        ],
+    ),
+    (
+        "repair.undo",
+        &[
+            "the undo file must not exist yet; it lies beside the image unless --undo-file says where",
+        ],
+        &["AGAIN --undo-file OUT.undo  # OUT: a name in a folder that you may write to"],
+    ),
+    (
+        "undo.*",
+        &["an undo file restores one image, as long as nothing else has changed it since"],
+        &["avhdx check PARENTS IMAGE  # shows what the image is now"],
     ),
     ("loss.report", &[], &["AGAIN --loss-report LIST  # LIST: a new file for the list"]),
     (
@@ -594,7 +614,14 @@ pub(crate) const ROWS: &[Row] = &[
         ],
     ),
     ("kind unsupported", &[], &["avhdx check --layer FILE"]),
-    ("kind damaged", &[], &["avhdx check --layer FILE"]),
+    (
+        "kind damaged",
+        &[],
+        &[
+            "avhdx check --layer FILE",
+            "avhdx repair PARENTS FILE --dry-run  # says what can be put right",
+        ],
+    ),
     // Everything else.
     ("exit 2", &[], &["avhdx VERB --help"]),
     ("create: exit 3", &[], &["ELSEWHERE"]),

@@ -53,6 +53,7 @@ fn every_command_of_the_table_parses() {
         "avhdx label vm/a.vhdx@-1 text",
         "avhdx compact vm/a.vhdx",
         "avhdx cp a.vhdx@-1 logs out",
+        "avhdx repair vm/a.vhdx",
     ];
     for (of, _, next) in all_rows() {
         let mut filled = 0;

@@ -98,7 +98,8 @@ fn json() {
       "found": "0x0000000000500016",
       "expected": "zeros in bits 3 to 19",
       "section": "2.5.1",
-      "meaning": "The entry may be damaged: the block may read as data that it never held."
+      "meaning": "The entry may be damaged: the block may read as data that it never held.",
+      "repaired_by": "repair"
     },
     {
       "code": "bat.duplicate",
@@ -109,7 +110,8 @@ fn json() {
       "found": "block 2 at 0x500000 to 0x600000",
       "expected": "a place of its own: block 1 has it",
       "section": "2.5.1",
-      "meaning": "Two blocks share their bytes: at least one of them reads as the other, and a write to one changes both."
+      "meaning": "Two blocks share their bytes: at least one of them reads as the other, and a write to one changes both.",
+      "repaired_by": "repair"
     }
   ],
   "unlisted": []

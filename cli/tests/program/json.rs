@@ -281,6 +281,10 @@ fn every_verb_answers_by_its_schema() {
     other[at] = b'W';
     std::fs::write(folder.file("other.raw"), other).unwrap();
     folder.run("convert -f raw other.raw -O vhdx other.vhdx").expect(0);
+    let mut broken = Image::dynamic(4 << 20);
+    broken.put(0, Block::full(Data::Pattern(1)));
+    broken.bat_override.insert(1, 1 << 4);
+    broken.write_to(folder.file("broken.vhdx"));
     // Each line with the exit code, its standard input and the schemas of its output.
     let lines: &[(&str, i32, &[u8], &[&str])] = &[
         ("create base.vhdx 8M --block 1M", 0, b"", &["create"]),
@@ -325,8 +329,8 @@ fn every_verb_answers_by_its_schema() {
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
         ("relink . --dry-run", 0, b"", &["relink"]),
-        ("repair tip.avhdx", 0, b"", &["repair"]),
-        ("repair tip.avhdx --undo tip.avhdx.undo", 0, b"", &["repair-undo"]),
+        ("repair broken.vhdx", 0, b"", &["repair"]),
+        ("repair broken.vhdx --undo broken.vhdx.undo", 0, b"", &["repair-undo"]),
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),
         ("ls pc.vhdx -R", 0, b"", &["ls"]),

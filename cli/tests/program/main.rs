@@ -37,6 +37,7 @@ mod qcow2;
 mod readme;
 mod rebase;
 mod recorded;
+mod repair;
 mod reparent;
 mod resize;
 #[cfg(unix)]

@@ -7,7 +7,8 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use super::bits::{self, Totals};
-use super::findings::{Findings, Severity};
+use super::findings::Findings;
+use super::severity::Severity;
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::bat::{BITMAP_BLOCK_LEN, BatEntry, BlockLayout, PayloadState};
 use crate::format::region::RegionEntry;

@@ -59,7 +59,7 @@ fn replayed(
     findings: &mut Findings,
 ) -> Option<Arc<dyn Storage>> {
     let sequence = log::find(storage.as_ref(), header).map_err(|e| findings.error(e)).ok()?;
-    report_pending(header, &sequence, findings);
+    report_pending(storage.as_ref(), header, &sequence, findings);
     let mut is_sound = true;
     let inspected =
         log::inspect_targets(storage.as_ref(), header, &sequence, MOST_TARGETS, &mut |error| {
@@ -87,7 +87,12 @@ fn replayed(
     }
 }
 
-fn report_pending(header: &Header, sequence: &Sequence, findings: &mut Findings) {
+fn report_pending(
+    storage: &dyn Storage,
+    header: &Header,
+    sequence: &Sequence,
+    findings: &mut Findings,
+) {
     let (tail, head) = (sequence.tail(), sequence.head());
     let message = "the log holds changes that are not yet in the file";
     findings.info(
@@ -116,6 +121,15 @@ fn report_pending(header: &Header, sequence: &Sequence, findings: &mut Findings)
     }
     for entry in &sequence.entries {
         let at = header.log_offset + entry.position;
+        let mut reserved = [0; 4];
+        if storage.read_exact_at(&mut reserved, at + 28).is_ok() && reserved != [0; 4] {
+            let message = "reserved bytes of a log entry are used";
+            findings.warning(
+                Error::damaged("log.reserved", "2.3.1.1", at + 28, message)
+                    .with_found(format_args!("{:#x}", u32::from_le_bytes(reserved)))
+                    .with_expected("zeros"),
+            );
+        }
         for (value, place) in [(entry.flushed_file_offset, 48), (entry.last_file_offset, 56)] {
             if !value.is_multiple_of(MIB) {
                 let message = "a log entry records a misaligned file length";

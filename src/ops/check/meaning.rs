@@ -191,6 +191,7 @@ const MEANINGS: &[(&str, &str)] = &[
     ),
     ("log.place", "The log cannot be used: pending changes cannot be replayed."),
     ("log.read", "The log cannot be read: whether it holds changes is unknown."),
+    ("log.reserved", "Harmless: readers ignore these bytes, but some program wrote to them."),
     (
         "log.target",
         "A replay would overwrite structures that a log must not change: the log is refused as a whole.",

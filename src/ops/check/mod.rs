@@ -15,6 +15,7 @@ mod regions;
 mod remedy;
 mod report;
 mod root;
+mod severity;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -28,9 +29,10 @@ use crate::trace::operation;
 
 use super::{Listener, Progress};
 
-pub use findings::{Finding, Severity, Unlisted};
+pub use findings::{Finding, Unlisted};
 pub use remedy::Remedy;
 pub use report::{CheckedLayer, Report};
+pub use severity::Severity;
 
 /// Checks an image and its parents, or the image alone, against every rule of the format.
 ///

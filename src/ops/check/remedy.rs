@@ -1,6 +1,6 @@
 //! What puts each finding right.
 
-use super::findings::Severity;
+use super::severity::Severity;
 
 /// What puts a finding right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,6 +63,7 @@ pub(super) fn remedy(code: &str, severity: Severity) -> Option<Remedy> {
         | "log.no-entries"
         | "log.not-replayed"
         | "log.pending"
+        | "log.reserved"
         | "metadata.empty-item"
         | "metadata.flags"
         | "metadata.reserved"

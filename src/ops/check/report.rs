@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use uuid::Uuid;
 
-use super::findings::{Finding, Severity, Unlisted};
+use super::findings::{Finding, Unlisted};
+use super::severity::Severity;
 use crate::chain::FoundBy;
 
 /// The result of a check.

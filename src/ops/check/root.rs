@@ -1,6 +1,7 @@
 //! Checks the file type identifier and the two headers.
 
-use super::findings::{Findings, Severity};
+use super::findings::Findings;
+use super::severity::Severity;
 use crate::error::Result;
 use crate::format::header::{Header, Headers};
 use crate::format::identifier::FileIdentifier;

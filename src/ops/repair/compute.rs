@@ -10,6 +10,7 @@ use super::work::{Outcome, Refusal, Work};
 use super::{bitmaps, blocks, link, metadata, root};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::{Lock, Loss};
+use crate::ops::Forecast;
 use crate::ops::check::{Check, Finding, Remedy, Report, Severity};
 use crate::options::OpenOptions;
 use crate::storage::{ChangedRange, Scratch, Storage};
@@ -92,7 +93,7 @@ pub(super) fn compute(
                     let why = format!("it would not help that {}: {why}", deed.what);
                     refusals.push(Refusal { codes, why, next: None });
                 } else {
-                    let bytes = bytes_between(&work.image, &trial.image)?;
+                    let bytes = trial.image.written() - work.image.written();
                     let changes_visible = deed.is_visible;
                     steps.push(RepairStep { codes, meaning: deed.what, changes_visible, bytes });
                     losses.extend(deed.losses);
@@ -123,14 +124,21 @@ pub(super) fn compute(
         finish(&work, steps.iter().any(|step| step.changes_visible))?;
         report = check(&work)?;
     }
-    let changes = work.image.changes().map_err(unreadable)?;
     let len = work.image.len().map_err(unreadable)?;
+    let grows = len.saturating_sub(work.image.base_len());
+    // Before all of it is read: a table can make the file grow without bound.
+    if let Some(path) = work.image.path().filter(|_| grows > 0) {
+        let mut forecast = Forecast::on(options.host_used().as_ref(), path)?;
+        forecast.peak = grows;
+        forecast.check()?;
+    }
+    let changes = work.image.changes().map_err(unreadable)?;
     let plan = RepairPlan {
         steps,
         left: left(&report, &refusals),
         losses,
         undo_bytes: 0,
-        grows: len.saturating_sub(work.image.base_len()),
+        grows,
         report_before: before,
         report_after: report,
     };
@@ -257,15 +265,6 @@ fn reason(finding: &Finding) -> &'static str {
         Some(Remedy::Repair) => "something that it depends on is not repaired",
         _ => "nothing in this file is wrong, or another program has to put it right",
     }
-}
-
-/// How many bytes differ between two states of the file.
-fn bytes_between(before: &Scratch, after: &Scratch) -> Result<u64> {
-    let total = |image: &Scratch| -> Result<u64> {
-        let changes = image.changes().map_err(unreadable)?;
-        Ok(changes.iter().map(|change| change.range.end - change.range.start).sum())
-    };
-    Ok(total(after)?.saturating_sub(total(before)?))
 }
 
 fn unreadable(error: std::io::Error) -> Error {

@@ -35,6 +35,7 @@ use crate::image::{Lock, lock, open_storage, probe_identity};
 use crate::options::OpenOptions;
 use crate::storage::{self, Access, Host, LockMode, Storage, folder_of, is_file};
 use crate::trace::operation;
+use crate::warning::Warning;
 use crate::write::check_named;
 
 use compute::{Computed, compute};
@@ -91,6 +92,8 @@ pub struct Repaired {
     pub plan: RepairPlan,
     /// The undo file; `None` if nothing was changed.
     pub undo: Option<PathBuf>,
+    /// Warnings of places that could not be examined, and of files that cannot be locked.
+    pub warnings: Vec<Warning>,
 }
 
 impl Repair {
@@ -131,7 +134,7 @@ impl Repair {
         let planned = || {
             let policy = self.options.policies().0.lock;
             lock(storage.as_ref(), policy, LockMode::Shared, &mut Vec::new())?;
-            Ok(self.compute(&storage)?.0.plan)
+            Ok(self.compute(&storage, &mut Vec::new())?.0.plan)
         };
         planned().map_err(|error: Error| error.in_file(name))
     }
@@ -161,11 +164,13 @@ impl Repair {
         on: &mut dyn FnMut(&RepairPlan) -> ControlFlow<()>,
     ) -> Result<Repaired> {
         let host = self.options.host_used().as_ref();
-        lock(storage.as_ref(), Lock::default(), LockMode::Exclusive, &mut Vec::new())?;
+        let mut warnings = Vec::new();
+        lock(storage.as_ref(), Lock::default(), LockMode::Exclusive, &mut warnings)?;
         check_named(host, storage.as_ref())?;
-        let (Computed { plan, image, staged, changes }, mut undo) = self.compute(&storage)?;
+        let (Computed { plan, image, staged, changes }, mut undo) =
+            self.compute(&storage, &mut warnings)?;
         if plan.steps.is_empty() {
-            return Ok(Repaired { plan, undo: None });
+            return Ok(Repaired { plan, undo: None, warnings });
         }
         let at = storage.path().unwrap_or(path).to_path_buf();
         let mut forecast = Forecast::on(host, &at)?;
@@ -193,16 +198,22 @@ impl Repair {
             panic.resume();
             return Err(Error::cancelled());
         }
-        apply::apply(&image, &staged, &changes, storage.as_ref())?;
-        Ok(Repaired { plan, undo: Some(undo_path) })
+        apply::apply(&image, &staged, &changes, storage.as_ref()).map_err(|error| {
+            error.with_expected(format_args!("the undo file {}", undo_path.display()))
+        })?;
+        Ok(Repaired { plan, undo: Some(undo_path), warnings })
     }
 
-    fn compute(&self, storage: &Arc<dyn Storage>) -> Result<(Computed, Undo)> {
+    fn compute(
+        &self,
+        storage: &Arc<dyn Storage>,
+        warnings: &mut Vec<Warning>,
+    ) -> Result<(Computed, Undo)> {
         let mut computed = compute(&self.options, self.accepts_loss, Arc::clone(storage))?;
         if computed.plan.changes_visible() {
             let guid = probe_identity(storage.as_ref())?;
             let search = self.options.child_search();
-            search.refuse_children(storage.as_ref(), guid, &mut Vec::new())?;
+            search.refuse_children(storage.as_ref(), guid, warnings)?;
         }
         let undo = Undo::of(&computed.image, &computed.changes)?;
         if !computed.plan.steps.is_empty() {

@@ -1,7 +1,7 @@
 //! What a repair does, or would do.
 
 use crate::image::Loss;
-use crate::ops::check::{Finding, Remedy, Report};
+use crate::ops::check::{Finding, Remedy, Report, Severity};
 
 /// What a repair does, in which order, and what it leaves.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct RepairStep {
     pub meaning: String,
     /// Whether bytes of the disk read otherwise afterwards. The image then gets a new identity.
     pub changes_visible: bool,
-    /// How many bytes of the file it changes, in units of 512.
+    /// How many bytes of the file it writes, with those that stay the same.
     pub bytes: u64,
 }
 
@@ -55,6 +55,15 @@ impl RepairPlan {
     pub fn lost_bytes(&self) -> u64 {
         let lost = self.losses.iter().filter(|loss| loss.kind.is_lost());
         lost.map(|loss| loss.range.end - loss.range.start).sum()
+    }
+
+    /// Whether nothing of weight is left in the image itself. Its parents may have findings of their own.
+    pub fn is_complete(&self) -> bool {
+        let own = self.report_after.layers.first().map(|layer| layer.name.as_str());
+        let of_weight = |left: &RepairLeft| {
+            left.finding.severity < Severity::Info && Some(left.finding.layer.as_str()) == own
+        };
+        !self.left.iter().any(of_weight)
     }
 
     /// Whether bytes of the disk read otherwise afterwards.

@@ -29,6 +29,7 @@ const OF_LOG: &[&str] = &[
     "log.zero-length",
     "log.last-file-offset",
     "log.file-offset",
+    "log.reserved",
     "limit.log-changes",
     "header.log-version",
 ];
@@ -283,8 +284,11 @@ pub(super) fn region_tables(work: &Work<'_>) -> Result<Outcome> {
     Ok(Outcome::did(what))
 }
 
-/// The bytes of both region tables, and what they say, with whether that is valid.
-fn tables(work: &Work<'_>) -> Result<[(Vec<u8>, Option<(RegionTable, bool)>); 2]> {
+/// The bytes of a region table, and what they say, with whether that is valid.
+type TableCopy = (Vec<u8>, Option<(RegionTable, bool)>);
+
+/// Both region tables.
+fn tables(work: &Work<'_>) -> Result<[TableCopy; 2]> {
     let read = |at| -> Result<_> {
         let mut bytes = vec![0; RegionTable::LEN];
         read_what_is_there(work.storage(), &mut bytes, at)?;

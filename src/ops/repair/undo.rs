@@ -85,6 +85,12 @@ impl Undo {
         let base = image.base();
         let (old_len, new_len) = (image.base_len(), image.len().map_err(unreadable)?);
         let mut at = (HEADER_LEN + ENTRY_LEN * changes.len()) as u64;
+        if changes.len() as u64 > MOST_ENTRIES {
+            let message = "the repair changes more than an undo file lists";
+            return Err(Error::new(ErrorKind::Limit, "limit.repair", message)
+                .with_found(format_args!("{} ranges", changes.len()))
+                .with_expected(format_args!("at most {MOST_ENTRIES}")));
+        }
         let mut entries = Vec::new();
         for ChangedRange { range, is_zero } in changes {
             let len = range.end - range.start;

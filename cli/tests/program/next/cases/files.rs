@@ -107,6 +107,27 @@ pub fn files() -> Vec<Case> {
         )
         .filled(&[("LIST", "other")]),
         case(
+            "repair.undo",
+            3,
+            |f| {
+                let mut image = Image::dynamic(4 << 20);
+                image.bat_override.insert(3, 1 << 4);
+                image.write_to(f.file("a.vhdx"));
+                fs::write(f.file("list"), "").unwrap();
+            },
+            "repair a.vhdx --undo-file list",
+        )
+        .filled(&[("OUT.undo", "other")]),
+        case(
+            "undo.*",
+            2,
+            |f| {
+                Image::dynamic(4 << 20).write_to(f.file("a.vhdx"));
+                fs::write(f.file("list"), "").unwrap();
+            },
+            "repair a.vhdx --undo list",
+        ),
+        case(
             "kind damaged",
             4,
             |f| {
