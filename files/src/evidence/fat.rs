@@ -95,7 +95,7 @@ impl Fat {
         let (at, len) = (u64::from(cluster) * bits / 8, bits.div_ceil(8) as usize);
         let (raw, _) = space.bytes(table + at, len)?;
         let shift = if bits == 12 && cluster % 2 == 1 { 4 } else { 0 };
-        Some(number(&raw, 0, len) >> shift & (1 << bits.min(28)) - 1 != 0)
+        Some((number(&raw, 0, len) >> shift) & ((1 << bits.min(28)) - 1) != 0)
     }
 }
 

@@ -128,7 +128,6 @@ fn by_anchors(anchors: &Anchors, partition: &Range<u64>, root: &Root) -> Option<
         .filter(|(file, raw)| fat::size(raw).is_some_and(fits) && is_even(partition.start, *file))
         .map(|(_, raw)| raw)
         .collect();
-    let is_same = tables.iter().all(|raw| *raw == tables[0]);
     let is_filled = |size: u64| {
         len - size < MIB
             && root.partitions.iter().filter(|it| it.end - it.start == len).count() == 1
@@ -142,7 +141,7 @@ fn by_anchors(anchors: &Anchors, partition: &Range<u64>, root: &Root) -> Option<
             let sure = is_one && is_filled(boot.size) && boot.is_of(partition.start);
             Some((Found::Ntfs((*boot).clone()), sure))
         }
-        ([], [], [raw, ..]) => Some((Found::Fat((*raw).clone()), false && is_same)),
+        ([], [], [raw, ..]) => Some((Found::Fat((*raw).clone()), false)),
         ([(found, count), ..], [], _) if *count > 1 => Some((Found::Ext((*found).clone()), false)),
         ([], [boot, ..], _) => Some((Found::Ntfs((*boot).clone()), false)),
         _ => None,
