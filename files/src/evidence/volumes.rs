@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use super::MIB;
 use super::anchors::Anchors;
+use super::boot::{Boot, size_of_fat};
 use super::claims::{Ground, Sightings, Volume};
-use super::ext::{self, Ext, Super};
+use super::ext::{self, Ext};
 use super::fat::{self, Fat};
-use super::ntfs::{self, Boot, Ntfs};
+use super::known::MIB;
+use super::ntfs::{self, Ntfs};
 use super::space::Space;
+use super::superblock::Super;
 use super::table::Root;
 
 /// A file system has at least this part of its volume, if nothing says which volume it is of.
@@ -125,7 +127,7 @@ fn by_anchors(anchors: &Anchors, partition: &Range<u64>, root: &Root) -> Option<
     let tables: Vec<&Vec<u8>> = anchors
         .fat
         .iter()
-        .filter(|(file, raw)| fat::size(raw).is_some_and(fits) && is_even(partition.start, *file))
+        .filter(|(file, raw)| size_of_fat(raw).is_some_and(fits) && is_even(partition.start, *file))
         .map(|(_, raw)| raw)
         .collect();
     let is_filled = |size: u64| {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use avhdx::Disk;
 
-use super::space::holding;
+use super::known::holding;
 use crate::error::{Error, ErrorKind};
 use crate::item::{Kind, Place};
 use crate::tree::{Entry, FileSystem, Options};
