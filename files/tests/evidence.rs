@@ -340,7 +340,10 @@ fn blocks_of_fat_are_placed() {
 fn lossy(disk: &Path, what: &str) -> Share {
     let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
     let (mut whole, seeds) = (Share::default(), if is_long { 12 } else { 3 });
-    for (block, known) in [(2, true), (32, true), (1, true), (2, false)] {
+    for (block, known) in [(2, true), (1, true), (32, true), (2, false)] {
+        if !is_long && (block, known) == (2, false) {
+            continue;
+        }
         let block = block * MIB;
         for seed in 0..seeds {
             let mut cut = Cut::new(disk, block, seed);
@@ -426,8 +429,8 @@ fn a_disk_image_in_a_file_misleads_nobody() {
 fn what_was_there_before_misleads_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (folder.path().join("old"), folder.path().join("new"));
-    fill(&old, 21, 60 * MIB);
-    fill(&new, 22, 30 * MIB);
+    fill(&old, 21, 30 * MIB);
+    fill(&new, 22, 15 * MIB);
     let part = MIB..511 * MIB;
     let Some(disk) = gpt(folder.path(), 512 * MIB, std::slice::from_ref(&part)) else { return };
     let uuid = "b1b2b3b4-0000-4000-8000-000000000001";
@@ -488,7 +491,7 @@ fn two_volumes_of_the_same_bytes_mislead_nobody() {
 fn copies_in_a_journal_mislead_nobody() {
     for more in [CHECKED, &["-b", "4096", "-O", "^flex_bg"]] {
         let folder = tempfile::tempdir().unwrap();
-        fill(&folder.path().join("files"), 51, 30 * MIB);
+        fill(&folder.path().join("files"), 51, 12 * MIB);
         let part = MIB..511 * MIB;
         let Some(disk) = gpt(folder.path(), 512 * MIB, std::slice::from_ref(&part)) else { return };
         let Some(()) = ext(&disk, &part, more, &folder.path().join("files")) else { return };
