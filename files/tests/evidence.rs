@@ -153,6 +153,30 @@ fn what_is_known_already_is_of_use_and_is_not_placed_again() {
     assert!(share(&cut, &found, "without the size").sure >= 8, "{found:#?}");
 }
 
+/// What a block held before it was moved, as in a file that was never compacted.
+#[test]
+fn of_two_blocks_that_claim_a_place_neither_is_sure() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(&folder.path().join("files"), 5, 20 * MIB);
+    let part = MIB..255 * MIB;
+    let Some(disk) = gpt(folder.path(), 256 * MIB, std::slice::from_ref(&part)) else { return };
+    let Some(()) = ext(&disk, &part, CHECKED, &folder.path().join("files")) else { return };
+    let once = Cut::new(&disk, 2 * MIB, 3);
+    let found = placed(&once, Some(once.size()), Some(2 << 20));
+    let sure: Vec<u64> =
+        found.hits.iter().filter(|hit| hit.sure).map(|hit| hit.disk_offset).collect();
+    assert!(sure.len() >= 8, "{found:#?}");
+    for (twice, seed) in sure.iter().zip(0..) {
+        let mut order = once.order.clone();
+        order.push(*twice);
+        Rng::new(seed).shuffle(&mut order);
+        let cut = Cut::of(File::open(&disk).unwrap(), 2 * MIB, order);
+        let found = placed(&cut, Some(cut.size()), Some(2 << 20));
+        let again = found.hits.iter().find(|hit| hit.disk_offset == *twice && hit.sure);
+        assert_eq!(again, None, "{:?}", found.notes);
+    }
+}
+
 /// Bytes of loose blocks that are changed where structures are.
 struct Lying<'a> {
     cut: &'a Cut,
