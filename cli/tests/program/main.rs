@@ -41,6 +41,7 @@ mod reparent;
 mod resize;
 #[cfg(unix)]
 mod screens;
+mod seals;
 mod stdin;
 mod swaps;
 mod tree;
