@@ -11,6 +11,7 @@
 //! Modules from top to bottom, imports point down only:
 //!
 //! 1. `seen`: what a look found, and which bytes that rests on; `compare`: which files differ between two points;
+//!    [`evidence`]: where blocks lie that no table places, and which files are whole without what is lost;
 //! 2. `volumes`: partition tables, and the volumes in them;
 //! 3. `tree`: paths, walks, files;
 //! 4. `ext`, `fat`, `ntfs`: the file systems;

@@ -44,7 +44,7 @@ impl Cut {
     }
 
     fn of(disk: File, block: u64, order: Vec<u64>) -> Self {
-        let range = [FIRST..FIRST + order.len() as u64 * block];
+        let range = [Range { start: FIRST, end: FIRST + order.len() as u64 * block }];
         Self { disk, block, order, range }
     }
 
@@ -151,6 +151,30 @@ fn what_is_known_already_is_of_use_and_is_not_placed_again() {
     let known = Known { size: None, ..known };
     let found = place(&known, &cut, &mut |_, _| {});
     assert!(share(&cut, &found, "without the size").sure >= 8, "{found:#?}");
+}
+
+/// What a block held before it was moved, as in a file that was never compacted.
+#[test]
+fn of_two_blocks_that_claim_a_place_neither_is_sure() {
+    let folder = tempfile::tempdir().unwrap();
+    fill(&folder.path().join("files"), 5, 20 * MIB);
+    let part = MIB..255 * MIB;
+    let Some(disk) = gpt(folder.path(), 256 * MIB, std::slice::from_ref(&part)) else { return };
+    let Some(()) = ext(&disk, &part, CHECKED, &folder.path().join("files")) else { return };
+    let once = Cut::new(&disk, 2 * MIB, 3);
+    let found = placed(&once, Some(once.size()), Some(2 << 20));
+    let sure: Vec<u64> =
+        found.hits.iter().filter(|hit| hit.sure).map(|hit| hit.disk_offset).collect();
+    assert!(sure.len() >= 8, "{found:#?}");
+    for (twice, seed) in sure.iter().zip(0..) {
+        let mut order = once.order.clone();
+        order.push(*twice);
+        Rng::new(seed).shuffle(&mut order);
+        let cut = Cut::of(File::open(&disk).unwrap(), 2 * MIB, order);
+        let found = placed(&cut, Some(cut.size()), Some(2 << 20));
+        let again = found.hits.iter().find(|hit| hit.disk_offset == *twice && hit.sure);
+        assert_eq!(again, None, "{:?}", found.notes);
+    }
 }
 
 /// Bytes of loose blocks that are changed where structures are.
@@ -338,10 +362,14 @@ fn blocks_of_fat_are_placed() {
 
 /// Blocks as they are, and with a part of them lost; nothing that is sure may be wrong.
 fn lossy(disk: &Path, what: &str) -> Share {
-    let mut whole = Share::default();
-    for (block, known) in [(2, true), (32, true), (1, true), (2, false)] {
+    let is_long = std::env::var_os("AVHDX_LONG").is_some_and(|value| value == "1");
+    let (mut whole, seeds) = (Share::default(), if is_long { 12 } else { 3 });
+    for (block, known) in [(2, true), (1, true), (32, true), (2, false)] {
+        if !is_long && (block, known) == (2, false) {
+            continue;
+        }
         let block = block * MIB;
-        for seed in 0..5 {
+        for seed in 0..seeds {
             let mut cut = Cut::new(disk, block, seed);
             if seed > 0 {
                 let mut rng = Rng::new(seed);
@@ -388,7 +416,7 @@ fn run_of(disk: &Path, at: u64, file: &str, len: u64) -> Option<u64> {
         from + count <= blocks.len() && blocks[from + count - 1] == blocks[from] + count as u64 - 1
     };
     (0..blocks.len())
-        .find(|from| (at + blocks[*from] * 4096) % MIB == 0 && held(*from))
+        .find(|from| (at + blocks[*from] * 4096).is_multiple_of(MIB) && held(*from))
         .map(|from| at + blocks[from] * 4096)
 }
 
@@ -425,8 +453,8 @@ fn a_disk_image_in_a_file_misleads_nobody() {
 fn what_was_there_before_misleads_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let (old, new) = (folder.path().join("old"), folder.path().join("new"));
-    fill(&old, 21, 60 * MIB);
-    fill(&new, 22, 30 * MIB);
+    fill(&old, 21, 30 * MIB);
+    fill(&new, 22, 15 * MIB);
     let part = MIB..511 * MIB;
     let Some(disk) = gpt(folder.path(), 512 * MIB, std::slice::from_ref(&part)) else { return };
     let uuid = "b1b2b3b4-0000-4000-8000-000000000001";
@@ -472,7 +500,9 @@ fn two_volumes_of_the_same_bytes_mislead_nobody() {
     write(&disk, 101 * MIB, &bytes);
     lossy(&disk, "twice");
     // And a copy of a volume in a file of another.
-    let Some(disk) = gpt(folder.path(), 208 * MIB, &[MIB..201 * MIB]) else { return };
+    let Some(disk) = gpt(folder.path(), 208 * MIB, &[Range { start: MIB, end: 201 * MIB }]) else {
+        return;
+    };
     let Some(bytes) = ntfs(60 * MIB, 42, 10 * MIB) else { return };
     write(&disk, 101 * MIB, &bytes);
     let outer = ntfs(100 * MIB, 43, 10 * MIB).unwrap();
@@ -485,7 +515,7 @@ fn two_volumes_of_the_same_bytes_mislead_nobody() {
 fn copies_in_a_journal_mislead_nobody() {
     for more in [CHECKED, &["-b", "4096", "-O", "^flex_bg"]] {
         let folder = tempfile::tempdir().unwrap();
-        fill(&folder.path().join("files"), 51, 30 * MIB);
+        fill(&folder.path().join("files"), 51, 12 * MIB);
         let part = MIB..511 * MIB;
         let Some(disk) = gpt(folder.path(), 512 * MIB, std::slice::from_ref(&part)) else { return };
         let Some(()) = ext(&disk, &part, more, &folder.path().join("files")) else { return };

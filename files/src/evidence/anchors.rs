@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::MIB;
-use super::ext::{SUPERBLOCK_LEN, Super};
-use super::ntfs::Boot;
-use super::table::{Head, Header};
+use super::boot::Boot;
+use super::head::{Head, Header};
+use super::known::MIB;
+use super::superblock::{SUPERBLOCK_LEN, Super};
 use crate::boundary::{number, u16_at, u32_at, u64_at};
 use crate::content;
 use crate::ntfs::fix_up;
@@ -17,6 +17,8 @@ const JOURNAL: &[u8] = b"\xC0\x3B\x39\x98";
 const JOURNAL_KINDS: std::ops::RangeInclusive<u64> = 1..=5;
 /// More of one kind are not kept.
 const MOST: usize = 1 << 18;
+/// Beginnings of disks and of file systems are compared with each other, so fewer of them are.
+pub(super) const MOST_HEADS: usize = 1 << 12;
 const RECORD_BITS: u64 = (1 << 48) - 1;
 /// Lengths of file records and of nodes of indexes.
 const LENGTHS: Range<usize> = 512..64 << 10;
@@ -60,8 +62,8 @@ pub(super) struct Anchors {
     pub(super) journal_marks: BTreeMap<u64, (u64, u64)>,
 }
 
-fn keep<T>(all: &mut Vec<T>, one: T) {
-    if all.len() < MOST {
+fn keep<T>(all: &mut Vec<T>, one: T, most: usize) {
+    if all.len() < most {
         all.push(one);
     }
 }
@@ -70,7 +72,7 @@ impl Anchors {
     /// Looks at bytes of the file, which begin at a MiB.
     pub(super) fn look(&mut self, at: u64, bytes: &[u8]) {
         if let Some(head) = Head::of(bytes) {
-            keep(&mut self.heads, (at, head));
+            keep(&mut self.heads, (at, head), MOST_HEADS);
         }
         let mut offset = 0;
         while let Some(rest) = bytes.get(offset..).filter(|rest| rest.len() >= SECTOR) {
@@ -80,10 +82,12 @@ impl Anchors {
                 [0, 0, 0, 0] => {}
                 b"FILE" => self.record(place, rest),
                 b"INDX" => self.node(place, rest),
-                b"RSTR" => keep(&mut self.restarts, place),
+                b"RSTR" => keep(&mut self.restarts, place, MOST_HEADS),
                 b"EFI " => {
                     let header = Header::of(rest);
-                    header.into_iter().for_each(|header| keep(&mut self.headers, (place, header)));
+                    header
+                        .into_iter()
+                        .for_each(|header| keep(&mut self.headers, (place, header), MOST_HEADS));
                 }
                 JOURNAL if JOURNAL_KINDS.contains(&u64::from(u32_at(rest, 4).swap_bytes())) => {
                     let marks = self.journal_marks.entry(at & !(MIB - 1));
@@ -97,7 +101,7 @@ impl Anchors {
                 && let Some(raw) = rest.get(..SUPERBLOCK_LEN)
                 && let Some(found) = Super::of(raw)
             {
-                keep(&mut self.ext, (place, found));
+                keep(&mut self.ext, (place, found), MOST_HEADS);
             }
         }
     }
@@ -118,7 +122,7 @@ impl Anchors {
             last.count += 1;
             return;
         }
-        keep(&mut self.records, Records { file, first: number, count: 1, len });
+        keep(&mut self.records, Records { file, first: number, count: 1, len }, MOST);
     }
 
     fn node(&mut self, file: u64, rest: &[u8]) {
@@ -134,14 +138,14 @@ impl Anchors {
         let folder = u64_at(&raw, first + 16);
         let vcn = u64_at(&raw, 16);
         let (sequence, folder) = ((folder >> 48) as u16, folder & RECORD_BITS);
-        keep(&mut self.nodes, Node { file, len: len as u64, vcn, folder, sequence });
+        keep(&mut self.nodes, Node { file, len: len as u64, vcn, folder, sequence }, MOST);
     }
 
     fn boot(&mut self, place: u64, rest: &[u8]) {
         if let Some(boot) = Boot::of(rest) {
-            keep(&mut self.ntfs, (place, boot));
+            keep(&mut self.ntfs, (place, boot), MOST_HEADS);
         } else if content::is_fat(rest) {
-            keep(&mut self.fat, (place, rest[..SECTOR].to_vec()));
+            keep(&mut self.fat, (place, rest[..SECTOR].to_vec()), MOST_HEADS);
         }
     }
 
@@ -152,7 +156,7 @@ impl Anchors {
             && [11, 43].iter().all(|at| rest[*at] & 0x18 == 0x10);
         if is_pair {
             let own = u32::from(u16_at(rest, 20)) << 16 | u32::from(u16_at(rest, 26));
-            keep(&mut self.folders, (place, own));
+            keep(&mut self.folders, (place, own), MOST);
         }
     }
 }

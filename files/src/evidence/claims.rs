@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::space::holding;
-use super::{Hit, Known, MIB};
+use super::known::{Hit, Known, MIB, holding};
 
 /// More sightings are not kept.
 const MOST_SIGHTINGS: usize = 1 << 20;
@@ -14,6 +13,8 @@ const LEAST_SURE: u64 = 2;
 const OUTWEIGHED: u64 = 8;
 /// A claim of one or two structures is no rival of one with so many times as many.
 const NO_RIVAL: u64 = 16;
+/// Places that are weighed for the same bytes.
+const MOST_PLACES: usize = 8;
 /// So many structures that agree on a place where they cannot be are a copy of the volume.
 const COPY: u64 = 8;
 
@@ -170,12 +171,20 @@ impl<'a> Ground<'a> {
 pub(super) fn resolve(sightings: &Sightings, ground: &Ground<'_>) -> Vec<Placed> {
     let mut all = sightings.all.clone();
     all.sort_by_key(|seen| (seen.file, seen.end));
-    let mut bases = BTreeSet::new();
+    let mut bases = BTreeMap::<u64, BTreeMap<u64, u64>>::new();
     for seen in &all {
-        bases.extend(seen.delta.and_then(|delta| ground.base(seen.file, delta)));
+        if let Some((file, disk)) = seen.delta.and_then(|delta| ground.base(seen.file, delta)) {
+            *bases.entry(file).or_default().entry(disk).or_default() += seen.count;
+        }
     }
-    let mut claims: Vec<Placed> =
-        bases.into_iter().filter_map(|(file, disk)| weigh(file, disk, &all, ground)).collect();
+    let mut claims = Vec::new();
+    for (file, places) in bases {
+        // Of many places for the same bytes, none is credible but the one with the most that fits.
+        let mut places: Vec<(u64, u64)> = places.into_iter().collect();
+        places.sort_by_key(|(disk, count)| (std::cmp::Reverse(*count), *disk));
+        places.truncate(MOST_PLACES);
+        claims.extend(places.iter().filter_map(|(disk, _)| weigh(file, *disk, &all, ground)));
+    }
     // Those with the most that fits first; others are their rivals.
     claims.sort_by_key(|claim| (std::cmp::Reverse(claim.fits), claim.disk));
     let mut doubted = copies(&all, &claims, ground);

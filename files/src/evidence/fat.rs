@@ -1,11 +1,11 @@
 //! What structures of FAT say of their places.
 
-use super::MIB;
 use super::anchors::Anchors;
+use super::boot::size_of_fat;
 use super::claims::{Seen, Sightings};
+use super::known::MIB;
 use super::space::Space;
 use crate::boundary::{number, u16_at, u32_at};
-use crate::content;
 
 /// The sector with the copy of the boot sector, on FAT32.
 const COPY: usize = 50;
@@ -25,19 +25,9 @@ pub(super) struct Fat {
     table: (u64, u64),
 }
 
-/// The bytes of a file system with this boot sector.
-pub(super) fn size(raw: &[u8]) -> Option<u64> {
-    content::is_fat(raw).then_some(())?;
-    let sectors = match u16_at(raw, 19) {
-        0 => u32_at(raw, 32),
-        few => few.into(),
-    };
-    (sectors > 0).then(|| u64::from(sectors) * u64::from(u16_at(raw, 11)))
-}
-
 impl Fat {
     pub(super) fn new(start: u64, raw: &[u8], volume: usize) -> Option<Self> {
-        let sectors = size(raw)? / u64::from(u16_at(raw, 11));
+        let sectors = size_of_fat(raw)? / u64::from(u16_at(raw, 11));
         let sector = u64::from(u16_at(raw, 11));
         let per_cluster = number(raw, 13, 1);
         let is_32 = u16_at(raw, 22) == 0;
@@ -95,7 +85,7 @@ impl Fat {
         let (at, len) = (u64::from(cluster) * bits / 8, bits.div_ceil(8) as usize);
         let (raw, _) = space.bytes(table + at, len)?;
         let shift = if bits == 12 && cluster % 2 == 1 { 4 } else { 0 };
-        Some(number(&raw, 0, len) >> shift & (1 << bits.min(28)) - 1 != 0)
+        Some((number(&raw, 0, len) >> shift) & ((1 << bits.min(28)) - 1) != 0)
     }
 }
 
@@ -103,5 +93,5 @@ impl Fat {
 pub(super) fn at(space: &Space<'_>, start: u64) -> Option<(Vec<u8>, bool)> {
     let (raw, sure) = space.bytes(start, 512)?;
     (raw[510..] == [0x55, 0xAA]).then_some(())?;
-    size(&raw).map(|_| (raw, sure))
+    size_of_fat(&raw).map(|_| (raw, sure))
 }

@@ -1,74 +1,18 @@
 //! What structures of NTFS say of their places.
 
-use super::MIB;
 use super::anchors::{Anchors, Records};
+use super::boot::Boot;
 use super::claims::{Seen, Sightings};
+use super::known::MIB;
 use super::space::Space;
-use crate::boundary::{u16_at, u32_at, u64_at};
+use crate::boundary::u32_at;
 use crate::ntfs::{Places, places};
 
-const MOST_CLUSTER: u64 = 2 << 20;
-const MOST_RECORD: u64 = 64 << 10;
 const LOG: u64 = 2;
 /// Records with copies in `$MFTMirr`.
 const COPIED: u64 = 4;
 /// File records that are read to find nodes of their indexes.
 const MOST_FOLDERS: usize = 1 << 18;
-
-/// A boot sector.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Boot {
-    pub(super) sector: u32,
-    /// The bytes of the volume, without the copy of the boot sector behind them.
-    pub(super) size: u64,
-    cluster: u64,
-    record: u64,
-    table: u64,
-    copy: u64,
-    /// Where the volume begins on the disk, in sectors; often wrong or 0.
-    hidden: u32,
-    serial: u64,
-}
-
-impl Boot {
-    pub(super) fn of(raw: &[u8]) -> Option<Self> {
-        (raw.get(3..11)? == b"NTFS    " && raw.get(510..512)? == [0x55, 0xAA]).then_some(())?;
-        let sector = u64::from(u16_at(raw, 11));
-        let per_cluster = match raw[13] {
-            many @ 0xE1.. => 1u64 << (256 - u32::from(many)),
-            few => few.into(),
-        };
-        let cluster = sector * per_cluster;
-        let record = match raw[64] as i8 {
-            bits @ -31..=-1 => 1u64 << -bits,
-            clusters => u64::try_from(clusters).ok()?.checked_mul(cluster)?,
-        };
-        let is_size = |size: u64, most: u64| size.is_power_of_two() && (512..=most).contains(&size);
-        let size = u64_at(raw, 40).checked_mul(sector)?;
-        let boot = Self {
-            sector: sector as u32,
-            size,
-            cluster,
-            record,
-            table: u64_at(raw, 48),
-            copy: u64_at(raw, 56),
-            hidden: u32_at(raw, 28),
-            serial: u64_at(raw, 72),
-        };
-        let clusters = size.checked_div(cluster)?;
-        let holds = is_size(sector, 4096)
-            && is_size(cluster, MOST_CLUSTER)
-            && is_size(record, MOST_RECORD)
-            && size < 1 << 62
-            && (1..clusters).contains(&boot.table)
-            && (1..clusters).contains(&boot.copy);
-        holds.then_some(boot)
-    }
-
-    fn clusters(&self) -> u64 {
-        self.size / self.cluster
-    }
-}
 
 /// A volume of NTFS while its structures are looked for.
 #[derive(Debug)]
@@ -233,11 +177,4 @@ fn add_records(space: &Space<'_>, volumes: &[Ntfs], records: &Records, sightings
 pub(super) fn at(space: &Space<'_>, start: u64) -> Option<(Boot, bool)> {
     let (raw, sure) = space.bytes(start, 512)?;
     Some((Boot::of(&raw)?, sure))
-}
-
-impl Boot {
-    /// Whether it says that it is the one of a volume at this place.
-    pub(super) fn is_of(&self, start: u64) -> bool {
-        u64::from(self.hidden) * u64::from(self.sector) == start
-    }
 }

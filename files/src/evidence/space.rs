@@ -1,9 +1,7 @@
 //! The bytes of the disk as far as they are placed, and the loose ones.
 
-use std::ops::Range;
-
 use super::claims::Placed;
-use super::{Known, Loose, MIB};
+use super::known::{Known, Loose, MIB, holding};
 
 /// What is placed of a disk.
 pub(super) struct Space<'a> {
@@ -83,10 +81,4 @@ impl<'a> Space<'a> {
         }
         unread
     }
-}
-
-/// The range that holds a place.
-pub(super) fn holding(ranges: &[Range<u64>], at: u64) -> Option<&Range<u64>> {
-    let next = ranges.partition_point(|range| range.start <= at);
-    ranges.get(next.checked_sub(1)?).filter(|range| at < range.end)
 }

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use super::MIB;
 use super::anchors::Anchors;
+use super::boot::{Boot, size_of_fat};
 use super::claims::{Ground, Sightings, Volume};
-use super::ext::{self, Ext, Super};
+use super::ext::{self, Ext};
 use super::fat::{self, Fat};
-use super::ntfs::{self, Boot, Ntfs};
+use super::known::MIB;
+use super::ntfs::{self, Ntfs};
 use super::space::Space;
+use super::superblock::Super;
 use super::table::Root;
 
 /// A file system has at least this part of its volume, if nothing says which volume it is of.
@@ -125,10 +127,9 @@ fn by_anchors(anchors: &Anchors, partition: &Range<u64>, root: &Root) -> Option<
     let tables: Vec<&Vec<u8>> = anchors
         .fat
         .iter()
-        .filter(|(file, raw)| fat::size(raw).is_some_and(fits) && is_even(partition.start, *file))
+        .filter(|(file, raw)| size_of_fat(raw).is_some_and(fits) && is_even(partition.start, *file))
         .map(|(_, raw)| raw)
         .collect();
-    let is_same = tables.iter().all(|raw| *raw == tables[0]);
     let is_filled = |size: u64| {
         len - size < MIB
             && root.partitions.iter().filter(|it| it.end - it.start == len).count() == 1
@@ -142,7 +143,7 @@ fn by_anchors(anchors: &Anchors, partition: &Range<u64>, root: &Root) -> Option<
             let sure = is_one && is_filled(boot.size) && boot.is_of(partition.start);
             Some((Found::Ntfs((*boot).clone()), sure))
         }
-        ([], [], [raw, ..]) => Some((Found::Fat((*raw).clone()), false && is_same)),
+        ([], [], [raw, ..]) => Some((Found::Fat((*raw).clone()), false)),
         ([(found, count), ..], [], _) if *count > 1 => Some((Found::Ext((*found).clone()), false)),
         ([], [boot, ..], _) => Some((Found::Ntfs((*boot).clone()), false)),
         _ => None,

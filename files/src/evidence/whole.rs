@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use avhdx::Disk;
 
-use super::space::holding;
+use super::known::holding;
 use crate::error::{Error, ErrorKind};
 use crate::item::{Kind, Place};
 use crate::tree::{Entry, FileSystem, Options};
@@ -77,8 +77,7 @@ fn walk(volume: &Volume, lost: &[Range<u64>], is_found: bool, each: &mut dyn FnM
     let mut way: Vec<(Vec<u8>, bool)> = vec![(Vec::new(), is_found)];
     let mut is_top_read = true;
     tree.bytes().record();
-    let mut walk = tree.walk(&root);
-    while let Some(next) = walk.next() {
+    for next in tree.walk(&root) {
         let touched = tree.bytes().touched();
         tree.bytes().record();
         let is_read = !meets_any(lost, &touched);

@@ -143,7 +143,7 @@ const PROGRAM: Rules<'_> = Rules {
 const FILES: Rules<'_> = Rules {
     floors: &[
         ("the root", &[""]),
-        ("looks", &["compare", "seen"]),
+        ("looks", &["compare", "evidence", "seen"]),
         ("volumes", &["volumes"]),
         ("tree", &["tree"]),
         ("file systems", &["ext", "fat", "ntfs"]),
