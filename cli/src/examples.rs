@@ -87,6 +87,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx convert web_2.avhdx -O raw flat.raw", "a flat copy"),
             ("avhdx convert web_2.avhdx@monday -O vhdx old.vhdx", "of an earlier point"),
             ("avhdx convert -f raw disk.raw -O vhdx disk.vhdx", "an image of a raw disk"),
+            ("avhdx convert --chain web_2.avhdx kvm", "qcow2 of all points"),
         ],
     ),
     (
@@ -208,6 +209,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx relink .", "repairs the paths of all parents"),
             ("avhdx relink . --parent-dir archive", "looks for parents there too"),
             ("avhdx relink . --dry-run", "only says what would change"),
+        ],
+    ),
+    (
+        "repair",
+        &[
+            ("avhdx repair web_2.avhdx --dry-run", "says what it would put right"),
+            ("avhdx repair web_2.avhdx", "does it, with an undo file beside"),
+            ("avhdx repair web_2.avhdx --undo-file undo", "and the undo file elsewhere"),
         ],
     ),
     (

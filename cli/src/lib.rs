@@ -5,7 +5,7 @@
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `cat`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `cp`, `create`, `delete`, `df`,
 //!    `diff`, `discard`, `explain`, `flatten`, `info`, `label`, `ls`, `map`, `measure`, `merge`, `metadata`, `pages`,
-//!    `read`, `rebase`, `relink`, `reparent`, `resize`, `revert`, `seal`, `snapshots`, `tree`, `verify`, `versions`,
+//!    `read`, `rebase`, `relink`, `repair`, `reparent`, `resize`, `revert`, `seal`, `snapshots`, `tree`, `verify`, `versions`,
 //!    `write`, `zero`, and
 //!    `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
@@ -82,6 +82,7 @@ mod read;
 mod rebase;
 mod relink;
 mod render;
+mod repair;
 mod reparent;
 mod resize;
 mod revert;
@@ -121,7 +122,7 @@ use text::printable;
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
 /// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, compact, rebase, reparent, relink,
-/// resize and bench --write change an existing image.
+/// repair, resize and bench --write change an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -177,6 +178,7 @@ enum Verb {
     Compact(compact::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
+    Repair(repair::Args),
     Diff(diff::Args),
     Resize(resize::Args),
     Compare(compare::Args),
@@ -219,6 +221,7 @@ impl Verb {
             Self::Compact(args) => compact::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
+            Self::Repair(args) => repair::run(args, console),
             Self::Diff(args) => diff::run(args, console),
             Self::Resize(args) => resize::run(args, console),
             Self::Compare(args) => compare::run(args, console),

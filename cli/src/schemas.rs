@@ -77,6 +77,8 @@ fn the_schemas_are_those_of_the_types() {
         line::<crate::read::ReadAnswer>(),
         document::<crate::rebase::RebaseAnswer>(),
         document::<crate::relink::RelinkAnswer>(),
+        document::<crate::repair::RepairAnswer>(),
+        document::<crate::repair::UndoAnswer>(),
         document::<crate::reparent::ReparentAnswer>(),
         document::<crate::resize::ResizeAnswer>(),
         document::<crate::revert::RevertAnswer>(),

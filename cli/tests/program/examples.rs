@@ -9,7 +9,7 @@ use crate::common::{Folder, Run};
 const SET_UP: &str = "set -e
 head -c 100000 /dev/urandom > data.bin
 gzip -c data.bin > data.gz
-mkdir archive
+mkdir archive kvm
 avhdx create web.vhdx 8M
 avhdx write web.vhdx --offset 1M < data.bin
 avhdx checkpoint web.vhdx --label monday --path web_1.avhdx
@@ -54,7 +54,9 @@ fn the_examples_of_every_verb_work() {
 
             let folder = Folder::new();
             copy(&scene, &folder);
-            fs::create_dir(folder.file("archive")).unwrap();
+            for name in ["archive", "kvm"] {
+                fs::create_dir(folder.file(name)).unwrap();
+            }
             let run = shell(&folder, line);
             // Disks that differ are no failure.
             let is_right = run.code == Some(0) || verb == "compare" && run.code == Some(1);

@@ -325,6 +325,8 @@ fn every_verb_answers_by_its_schema() {
         ("reparent new.avhdx --onto copy.vhdx --dry-run", 0, b"", &["forecast"]),
         ("reparent new.avhdx --onto copy.vhdx --unproven", 0, b"", &["reparent"]),
         ("relink . --dry-run", 0, b"", &["relink"]),
+        ("repair tip.avhdx", 0, b"", &["repair"]),
+        ("repair tip.avhdx --undo tip.avhdx.undo", 0, b"", &["repair-undo"]),
         ("delete new.avhdx@-1", 0, b"", &["delete", "note", "progress"]),
         ("merge tip.avhdx", 0, b"", &["merge", "progress"]),
         ("ls pc.vhdx -R", 0, b"", &["ls"]),

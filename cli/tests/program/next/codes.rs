@@ -163,6 +163,7 @@ const NOT_PROVOKED: &[(&str, &[&str])] = &[
             "qcow2.data-file",
             "qcow2.depth",
             "qcow2.encrypted",
+            "qcow2.entry",
             "qcow2.extension",
             "qcow2.feature",
             "qcow2.file-length",

@@ -101,6 +101,7 @@ const PROGRAM: Rules<'_> = Rules {
                 "read",
                 "rebase",
                 "relink",
+                "repair",
                 "reparent",
                 "resize",
                 "revert",
