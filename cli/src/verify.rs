@@ -208,7 +208,7 @@ impl VerifyAnswer {
             let VerifyFinding { code, file, message, start, length, .. } = finding;
             let at = finding.file_offset.map(|at| format!(" at {at:#x}")).unwrap_or_default();
             console.line("")?;
-            console.line(format!("{file}"))?;
+            console.line(file)?;
             console.line(format!("  {code}: {message}{at}"))?;
             console.line(format!("    disk      {} at {start:#x}", size(*length)))?;
             for (name, value) in [("found", &finding.found), ("expected", &finding.expected)] {

@@ -7,6 +7,7 @@ mod free;
 mod images;
 mod journal;
 mod ntfs;
+mod places;
 mod refused;
 mod seen;
 mod space;

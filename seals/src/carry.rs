@@ -252,7 +252,8 @@ fn mixed(above: &[Option<SealFile>], group: u64) -> Result<Wanted> {
     Ok(Box::new(move |leaf| leaves[leaf]))
 }
 
-/// The hashes of leaves in a group that come from one layer as a whole.
+/// The hashes of leaves in a group that come from one layer as a whole: the newest that answers for any sector of it
+/// has the map that the result has, so that layers below supply nothing.
 fn known(seals: Arc<[SealFile]>, group: u64) -> Result<KnownLeaves> {
     let mut layers = Vec::new();
     for seal in seals.iter() {
@@ -262,11 +263,10 @@ fn known(seals: Arc<[SealFile]>, group: u64) -> Result<KnownLeaves> {
     Ok(Box::new(move |index, map: &LeafMap| {
         let is_parents =
             |leaf: Option<&Leaf>| leaf.is_some_and(|leaf| leaf.uniform() == Some(State::Parent));
-        let mut below = layers.iter().map(|leaves| leaves.get(index));
-        let owner = below.by_ref().find(|leaf| !is_parents(*leaf))??;
+        let mut leaves = layers.iter().map(|leaves| leaves.get(index));
+        let owner = leaves.find(|leaf| !is_parents(*leaf))??;
         let Leaf::Held { hash, map: sealed } = owner else { return None };
-        let is_alone = !map.has(State::Parent) || below.all(is_parents);
-        (sealed == map && is_alone).then_some(*hash)
+        (sealed == map).then_some(*hash)
     }))
 }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use avhdx::storage::Host;
 use avhdx::{
-    DiffChain, Disk, Error, ErrorKind, Layer, Lock, LogPolicy, OpenOptions, Result, VhdxFile,
+    DiffChain, Disk, Error, ErrorKind, Layer, Lock, LogPolicy, LogState, OpenOptions, Result,
+    VhdxFile,
 };
 
 use crate::file::SealFile;
@@ -39,7 +40,7 @@ pub(crate) fn left_out(layer: &Layer, image: &VhdxFile, is_tip: bool) -> Result<
         Err(Error::new(ErrorKind::InUse, "seal.in-use", message).in_file(&layer.name))
     } else if is_in_use {
         Ok(Some(LeftOut::InUse))
-    } else if is_tip && layer.log_pending {
+    } else if layer.log_pending && (is_tip || image.info().log.state == LogState::Ignored) {
         Ok(Some(LeftOut::LogPending))
     } else {
         Ok(layer.path.is_none().then_some(LeftOut::NoFolder))

@@ -13,6 +13,25 @@ fn reseal_header(bytes: &mut [u8]) {
     bytes[224..256].copy_from_slice(&checksum);
 }
 
+/// The places of the hashes in a page of leaves.
+fn hashes(page: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let (mut at, mut found) = (0, Vec::new());
+    while at < page.len() {
+        let before = match page[at] {
+            0 | 1 => {
+                at += 1;
+                continue;
+            }
+            2 => 1,
+            _ => 2 + 2 * usize::from(page[at + 1]),
+        };
+        found.push(at + before..at + before + 32);
+        at += before + 32;
+    }
+    assert!(!found.is_empty());
+    found.into_iter()
+}
+
 #[test]
 fn every_mutation_is_a_finding_or_an_error() {
     let files = Files::random(64, 2);
@@ -74,6 +93,8 @@ fn pages_with_true_checksums_and_hostile_counts_are_refused() {
         let len = u32::from_le_bytes(good[80..84].try_into().unwrap()) as usize;
         let place = at + 32 + rng.below(len as u64 - 32) as usize;
         bad[place] = rng.next_u64() as u8;
+        let is_hash =
+            hashes(&good[at + 32..at + len]).any(|hash| hash.contains(&(place - at - 32)));
         if bad == good {
             continue;
         }
@@ -83,6 +104,9 @@ fn pages_with_true_checksums_and_hostile_counts_are_refused() {
         let verified = Verify::new().threads(1).run(&files.chain()).unwrap();
         // Only a map is not in the hash of the page; it is in that of the leaf.
         assert!(!verified.is_whole(), "case {case}");
+        if is_hash {
+            assert_eq!(codes(&verified), ["seal.damaged"], "case {case}");
+        }
     }
     for (at, value) in [(72, u64::MAX), (72, 1), (80, u64::from(u32::MAX)), (24, 1 << 62), (88, 5)]
     {

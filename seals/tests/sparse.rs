@@ -3,10 +3,12 @@
 use std::fs;
 use std::time::Instant;
 
+use avhdx::ops::Checkpoint;
 use avhdx::{CreateOptions, Disk, OpenOptions};
-use avhdx_seals::{Seal, Verify};
+use avhdx_seals::{Outcome, Seal, Verify};
+use avhdx_testkit::rng::Rng;
 
-use crate::common::{codes, open, patch, seal_of};
+use crate::common::{codes, long, open, patch, seal_of};
 
 #[test]
 fn an_empty_disk_of_64_tib_is_sealed_at_once() {
@@ -43,4 +45,53 @@ fn an_empty_disk_of_64_tib_is_sealed_at_once() {
     assert_eq!(codes(&first), ["seal.damaged"]);
     assert_eq!(first.findings[0].offset, Some(256));
     assert!(Verify::new().range(range).run(&open(&base)).unwrap().is_whole());
+}
+
+#[test]
+fn another_checkpoint_of_a_deep_chain_reads_what_is_new_alone() {
+    let (layers, size) = if long() { (64, 1 << 30) } else { (12, 192 << 20) };
+    let part: u64 = size / 2 / layers;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |n: u64| folder.path().join(format!("l{n}.vhdx"));
+    let mut rng = Rng::new(64);
+    let mut bytes = vec![0; part as usize];
+    CreateOptions::dynamic(size).create(path(0)).unwrap().close().unwrap();
+    // Each layer has its part of half the disk, and a little of another's.
+    let mut grow = |n: u64| {
+        let chain = OpenOptions::new().writable(true).open(path(n)).unwrap();
+        rng.fill(&mut bytes);
+        chain.write_at(&bytes, n % layers * 2 * part).unwrap();
+        chain.write_at(&bytes[..8192], n * 7919 * 4096 % (size - 8192)).unwrap();
+        Checkpoint::new().path(path(n + 1)).run(&chain).unwrap();
+        chain.close().unwrap();
+    };
+    (0..layers).for_each(&mut grow);
+    let seal = |n: u64| {
+        let chain = open(&path(n));
+        let start = Instant::now();
+        let sealed = Seal::new().run(&chain).unwrap();
+        let read: u64 = sealed.layers.iter().map(|layer| layer.read).sum();
+        (read, start.elapsed(), sealed)
+    };
+    let (first, first_time, sealed) = seal(layers);
+    assert!(sealed.layers.iter().all(|layer| layer.outcome == Outcome::Written));
+    // The base has no map of its blocks of 32 MiB: it answers for all of them.
+    let most = layers * (part + (128 << 10)) + (64 << 20);
+    assert!((layers * part..most).contains(&first), "{first}");
+    grow(layers);
+    let (next, next_time, sealed) = seal(layers + 1);
+    let written = sealed.layers.iter().filter(|layer| layer.outcome == Outcome::Written);
+    // The tip was sealed while it was empty, then written to; the new tip is empty.
+    assert_eq!(written.count(), 2);
+    assert!((part..part + (128 << 10)).contains(&next), "{next}");
+    let start = Instant::now();
+    let verified = Verify::new().run(&open(&path(layers + 1))).unwrap();
+    assert!(verified.is_whole());
+    let seals = (0..=layers + 1).map(|n| fs::metadata(seal_of(&path(n))).unwrap().len());
+    println!(
+        "{layers} layers: {first} bytes in {first_time:?}; after another: {next} in {next_time:?}; verified in {:?}; \
+         seals of {} bytes",
+        start.elapsed(),
+        seals.sum::<u64>()
+    );
 }

@@ -184,6 +184,15 @@ fn verbs_that_change_no_bytes_leave_seals_true() {
         folder.run(line).expect(0);
         assert_eq!(verify(&folder, "l2.vhdx", 0)["root"], root, "{line}");
     }
+    // A disk that becomes fixed has its zeros as data.
+    let alone = Folder::new();
+    alone.run("create a.vhdx 16M").expect(0);
+    alone.run_with("write a.vhdx --offset 1M", &[9; 5000]).expect(0);
+    alone.run("seal a.vhdx").expect(0);
+    for line in ["metadata a.vhdx --fixed", "metadata a.vhdx --dynamic"] {
+        alone.run(line).expect(0);
+        assert_eq!(verify(&alone, "a.vhdx", 0)["whole"], true, "{line}");
+    }
     // Found again elsewhere, and written down.
     fs::create_dir(folder.file("base")).unwrap();
     for name in ["l0.vhdx", "l0.vhdx.seal"] {
