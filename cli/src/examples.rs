@@ -243,8 +243,8 @@ const EXAMPLES: &[(&str, &[Example])] = &[
     (
         "rescue",
         &[
-            ("avhdx rescue web_2.avhdx web.raw", "what is left, and a map of it"),
-            ("avhdx rescue web_2.avhdx web.vhdx --mapfile web.map", "the map for ddrescue"),
+            ("avhdx rescue web_2.avhdx web.raw", "what is left of it"),
+            ("avhdx rescue web_2.avhdx a.vhdx --mapfile a.map", "for ddrescue"),
         ],
     ),
     (

@@ -56,6 +56,7 @@ mod gpt;
 mod info;
 mod input;
 mod interrupt;
+mod keeping;
 mod label;
 mod loss;
 mod ls;

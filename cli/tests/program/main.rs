@@ -38,6 +38,7 @@ mod readme;
 mod rebase;
 mod recorded;
 mod reparent;
+mod rescue;
 mod resize;
 #[cfg(unix)]
 mod screens;

@@ -125,7 +125,7 @@ impl Model {
             }
             "ls" | "cat" | "cp" | "versions" | "df" => {}
             "compact" | "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check"
-            | "measure" | "bench" | "relink" | "points" => {}
+            | "measure" | "rescue" | "bench" | "relink" | "points" => {}
             // Behind what is looked at.
             "resize" => {}
             "completions" | "man" => {}
