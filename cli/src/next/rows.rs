@@ -570,7 +570,7 @@ pub(crate) const ROWS: &[Row] = &[
     (
         "rescue.size-unknown",
         &["--block says what size the blocks have, if that is known too"],
-        &["AGAIN --size N  # N: the size of the disk"],
+        &["AGAIN --size 64M  # instead of 64M: the size of the disk"],
     ),
     ("kind unsupported", &[], &["avhdx check --layer FILE"]),
     ("kind damaged", &[], &["avhdx check --layer FILE"]),
