@@ -1,7 +1,7 @@
 //! `avhdx check`: validates an image and its parents against the format.
 
 use avhdx::Lock;
-use avhdx::ops::{Check, Finding, Report, Severity};
+use avhdx::ops::{Check, Finding, Remedy, Report, Severity};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -12,6 +12,7 @@ use crate::input;
 use crate::output::Console;
 use crate::paint::{Look, Painted};
 use crate::progress::ProgressMeter;
+use crate::seals;
 use crate::text::{count, size};
 use crate::vocabulary::{Answer, FoundByName};
 
@@ -57,6 +58,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let report = check.on_progress(|now| meter.report(now)).run(path);
     drop(meter);
     let report = report?;
+    seals::note_stale(&report.layers, console);
     if console.is_json() {
         console.document(&CheckAnswer::of(&report))?;
     } else {
@@ -116,6 +118,8 @@ pub(crate) struct CheckFinding {
     section: Option<&'static str>,
     /// What the finding means for the data.
     meaning: String,
+    /// The verb, with its flag, that puts the finding right as far as it can be; null if none does.
+    repaired_by: Option<&'static str>,
 }
 
 /// How many more findings of a kind there are.
@@ -149,6 +153,7 @@ impl CheckAnswer {
             expected: finding.expected.clone(),
             section: finding.section,
             meaning: finding.meaning.to_string(),
+            repaired_by: finding.repaired_by.map(Remedy::name),
         });
         let unlisted = report.unlisted.iter().map(|more| Unlisted {
             code: more.code,
@@ -262,7 +267,11 @@ fn lines(finding: &Finding, console: &mut Console) -> Result<(), Failure> {
     if let Some(values) = values {
         console.line(format!("           {values}"))?;
     }
-    console.line(format!("           {}", finding.meaning))
+    console.line(format!("           {}", finding.meaning))?;
+    match finding.repaired_by {
+        Some(remedy) => console.line(format!("           repaired by: avhdx {}", remedy.name())),
+        None => Ok(()),
+    }
 }
 
 fn name(severity: Severity) -> &'static str {

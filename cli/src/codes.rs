@@ -148,9 +148,13 @@ fn page() -> BTreeMap<String, Row> {
 /// The codes in the production sources, with what stands beside them.
 fn sources() -> BTreeMap<String, Found> {
     let mut codes: BTreeMap<String, Found> = BTreeMap::new();
-    for (folder, is_library) in
-        [("src", true), ("files/src", true), ("formats/src", true), ("cli/src", false)]
-    {
+    for (folder, is_library) in [
+        ("src", true),
+        ("files/src", true),
+        ("formats/src", true),
+        ("seals/src", true),
+        ("cli/src", false),
+    ] {
         let folder = root().join(folder);
         for path in files(&folder) {
             // Below the folder: a checkout may itself lie in one of that name.

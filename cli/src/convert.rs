@@ -5,14 +5,17 @@ pub(crate) mod chain;
 mod file;
 mod stdin;
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use avhdx::ops::Export;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use serde::Serialize;
 
-use crate::args::{CopyFormat, Format, NewImageFlags};
-use crate::copying::{Copied, CopyFlags};
+use crate::args::{CopyFormat, Format, ImageArg, NewImageFlags};
+use crate::copying::{Copied, CopyFlags, DiskCopy};
 use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input, Stamps};
@@ -32,10 +35,20 @@ use stdin::Stream;
 ///
 /// OUT can be - for standard output. With -f raw, IMAGE can be - for standard input. Its end is the end of the disk:
 /// whether the program that wrote it finished or failed cannot be known here. --size says how long the disk is.
+///
+/// --chain makes a qcow2 image of each layer in a folder: a machine leaves for QEMU with all its points in time. With
+/// several tips, the layers that they share are made once.
 #[derive(clap::Args, Debug)]
+#[command(override_usage = "avhdx convert [OPTIONS] IMAGE OUT\n       \
+                            avhdx convert [OPTIONS] --chain IMAGE... FOLDER")]
 pub(crate) struct Args {
+    /// The image, or a point in time of its chain: IMAGE@-1, IMAGE@base, IMAGE@NAME, IMAGE@GUIDPREFIX; and the file to make
+    /// [OUT].
+    #[arg(value_name = "IMAGE", num_args = 1.., required = true,
+        value_parser = PathBufValueParser::new().map(PathBuf::into_os_string))]
+    images_and_out: Vec<OsString>,
     #[command(flatten)]
-    copy: CopyFlags,
+    flags: CopyFlags,
     /// The format of the copy [default: by the ending of OUT: .raw and .img are raw, .vhd a dynamic VHD,
     /// .qcow2 qcow2, others VHDX].
     #[arg(short = 'O', long, value_name = "FORMAT", value_enum)]
@@ -46,9 +59,9 @@ pub(crate) struct Args {
     /// The size of the disk from standard input [default: up to its end]. Missing bytes are zeros, further ones an error.
     #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     size: Option<u64>,
-    /// Make a qcow2 image of each layer in the folder OUT, over each other as the layers are: all points in time of the chain.
-    /// Each is named as its layer.
-    #[arg(long, conflicts_with_all = ["azure", "size", "verify", "dry_run", "no_share", "any_name"])]
+    /// Make a qcow2 image of each layer in FOLDER, over each other as the layers are: all points in time of the chain, or of
+    /// several chains with layers in common. Each is named as its layer. They appear once all of them are complete.
+    #[arg(long, conflicts_with_all = ["azure", "size", "no_share", "any_name"])]
     chain: bool,
     /// Make a VHD image that Azure takes: fixed, of whole MiB, from 20 MiB to 2,040 GiB, in sectors of 512 bytes. A disk
     /// that is none is refused.
@@ -64,21 +77,53 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let Args { copy, output_format, azure, pad, .. } = &args;
-    let output_format = match (azure, output_format) {
-        (false, asked) => *asked,
+    let Args { images_and_out: mut images, flags, output_format, format, size, .. } = args;
+    let output_format = match (args.azure, output_format) {
+        (false, asked) => asked,
         (true, None | Some(CopyFormat::VhdFixed)) => Some(CopyFormat::VhdFixed),
         (true, Some(other)) => {
             let message = format!("--azure makes a vhd-fixed, not a {}", other.name());
             return Err(Failure::usage("usage", message));
         }
     };
-    if args.chain {
-        return chain(&args, console);
+    let out = images.pop().map(PathBuf::from).unwrap_or_default();
+    if images.is_empty() {
+        let message = "OUT is missing: the file to make, or with --chain a folder";
+        return Err(Failure::usage("usage", message));
     }
+    if args.chain {
+        return chain(&images, &out, &flags, (output_format, format), console);
+    }
+    if images.len() > 1 {
+        let message = "one disk becomes one file; --chain makes images of several tips in a folder";
+        return Err(Failure::usage("usage", message));
+    }
+    let image = ImageArg { image: images.remove(0) };
+    let copy = DiskCopy { image, out, flags };
+    let sizing = Sizing { size, azure: args.azure, pad: args.pad, keep_going: args.keep_going };
+    one(&copy, output_format, format, &sizing, console)
+}
+
+/// Which size the copy has, and whether all of it must be readable.
+struct Sizing {
+    size: Option<u64>,
+    keep_going: bool,
+    azure: bool,
+    pad: bool,
+}
+
+/// Copies one disk.
+fn one(
+    copy: &DiskCopy,
+    output_format: Option<CopyFormat>,
+    input_format: Option<Format>,
+    sizing: &Sizing,
+    console: &mut Console,
+) -> Result<Reply, Failure> {
+    let flags = &copy.flags;
     let format = endings::copy_format(&copy.out, output_format);
     let is_raw = format == CopyFormat::Raw;
-    if is_raw && copy.new_image.is_given() {
+    if is_raw && flags.new_image.is_given() {
         let message =
             "--block, --sector, --physical-sector and --log-size apply to images, not to raw disks";
         return Err(Failure::usage("usage", message));
@@ -88,27 +133,27 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         let message = "an image cannot be written to standard output, only a raw disk";
         return Err(Failure::usage("usage", message));
     }
-    if args.size.is_some() && !is_stdin {
+    if sizing.size.is_some() && !is_stdin {
         let message = "--size is for standard input: a file has its own size";
         return Err(Failure::usage("usage", message));
     }
-    if copy.verify && (is_stdin || is_stdout) {
+    if flags.verify && (is_stdin || is_stdout) {
         let message = "--verify reads both disks again: standard input and output are passed once";
         return Err(Failure::usage("usage", message));
     }
-    if copy.dry_run && (is_stdin || is_stdout) {
+    if flags.dry_run && (is_stdin || is_stdout) {
         let message = "--dry-run is for files: a stream is not known before it is passed";
         return Err(Failure::usage("usage", message));
     }
-    if args.keep_going && (is_stdin || is_stdout) {
+    if sizing.keep_going && (is_stdin || is_stdout) {
         let message = "--keep-going is for files: a stream is passed once";
         return Err(Failure::usage("usage", message));
     }
     if is_stdin {
-        return from_stdin(&args, output_format, format, console);
+        return from_stdin(copy, (output_format, input_format), sizing.size, format, console);
     }
-    let input = copy.input(args.format, console)?;
-    let input = if args.keep_going { input.kept() } else { input };
+    let input = copy.input(input_format, console)?;
+    let input = if sizing.keep_going { input.kept() } else { input };
     if input.disk().geometry().size == 0 && !is_raw {
         let message = format!("{}: the file is empty, an image cannot be", copy.image.name());
         return Err(Failure::usage("convert.empty", message));
@@ -117,8 +162,8 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         input::refuse_own_output(input.disk())?;
         return stream(&input, console);
     }
-    let padded = if *azure { Some(vhd::size_for_azure(&input, *pad)?) } else { None };
-    if copy.dry_run {
+    let padded = if sizing.azure { Some(vhd::size_for_azure(&input, sizing.pad)?) } else { None };
+    if flags.dry_run {
         return copy.foresee(&input, format, output_format, padded, console);
     }
     let copied = copy.copy(&input, format, output_format, padded, console)?;
@@ -130,41 +175,49 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
 }
 
 /// Makes images of all layers.
-fn chain(args: &Args, console: &mut Console) -> Result<Reply, Failure> {
-    let Args { copy, output_format, format, .. } = args;
+fn chain(
+    images: &[OsString],
+    out: &Path,
+    flags: &CopyFlags,
+    (output_format, format): (Option<CopyFormat>, Option<Format>),
+    console: &mut Console,
+) -> Result<Reply, Failure> {
     if output_format.is_some_and(|format| format != CopyFormat::Qcow2) {
         let message = "--chain makes qcow2 images";
         return Err(Failure::usage("usage", message));
     }
-    let NewImageFlags { sector, physical_sector, log_size, .. } = copy.new_image;
+    let NewImageFlags { sector, physical_sector, log_size, .. } = flags.new_image;
     if sector.or(physical_sector).or(log_size).is_some() {
         let message = "a qcow2 image has neither a log nor a sector size";
         return Err(Failure::usage("usage", message));
     }
-    match copy.input(*format, console)? {
-        Input::Chain(chain) => {
-            chain::run(&chain, &copy.out, &copy.new_image, &copy.replacing, console)
-        }
-        Input::Foreign(_) | Input::Raw { .. } | Input::Ruin(_) | Input::Kept { .. } => {
-            let message = format!("{}: only a chain of VHDX has points in time", copy.image.name());
-            Err(Failure::usage("convert.no-chain", message))
+    let mut chains = Vec::new();
+    for image in images {
+        match Input::open(image, format, &flags.opening, console)? {
+            Input::Chain(chain) => chains.push(chain),
+            Input::Foreign(_) | Input::Raw { .. } | Input::Ruin(_) | Input::Kept { .. } => {
+                let image = image.to_string_lossy();
+                let message = format!("{image}: only a chain of VHDX has points in time");
+                return Err(Failure::usage("convert.no-chain", message));
+            }
         }
     }
+    chain::run(&chains, out, flags, console)
 }
 
 /// Takes in the disk from standard input.
 fn from_stdin(
-    args: &Args,
-    asked: Option<CopyFormat>,
+    copy: &DiskCopy,
+    (asked, input_format): (Option<CopyFormat>, Option<Format>),
+    size: Option<u64>,
     format: CopyFormat,
     console: &mut Console,
 ) -> Result<Reply, Failure> {
-    let copy = &args.copy;
     if copy.out.as_os_str() == "-" {
         let message = "standard input to standard output: cat copies it";
         return Err(Failure::usage("usage", message));
     }
-    if args.format != Some(Format::Raw) {
+    if input_format != Some(Format::Raw) {
         let message = "standard input can only be a raw disk";
         let failure = Failure::usage("usage", message);
         return Err(match next::with_flag("-f raw") {
@@ -179,9 +232,9 @@ fn from_stdin(
         );
         return Err(Failure::usage("usage", message));
     }
-    let stream = Stream::new(args.size, &copy.new_image, format)?;
-    let place = Place::find(&copy.out, &copy.replacing, &[], console)?;
-    endings::check_copy(&copy.out, asked, copy.naming, console)?;
+    let stream = Stream::new(size, &copy.flags.new_image, format)?;
+    let place = Place::find(&copy.out, &copy.flags.replacing, &[], console)?;
+    endings::check_copy(&copy.out, asked, copy.flags.naming, console)?;
     let file = place.start(console)?;
     let copied = stream.copy(&file, console)?;
     file.publish(console)?;
@@ -190,7 +243,7 @@ fn from_stdin(
 }
 
 fn print(
-    copy: &CopyFlags,
+    copy: &DiskCopy,
     copied: &Copied,
     format: CopyFormat,
     lost: Option<&[Range<u64>]>,
@@ -216,7 +269,7 @@ fn print(
         written: copied.written,
         handed_over: copied.handed_over,
         block_size: copied.block_size,
-        verified: copy.verify,
+        verified: copy.flags.verify,
         lost: lost.map(|lost| lost.iter().map(UnreadRange::of).collect()),
     };
     console.document(&answer).map(|()| reply)

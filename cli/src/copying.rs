@@ -22,16 +22,19 @@ use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{size, units};
 use crate::{qcow2, vhd};
-pub(crate) use foreseen::{CLUSTER, VHD_BLOCK};
+pub(crate) use foreseen::{CLUSTER, VHD_BLOCK, available_for, check_folder, refuse_no_space};
 
 /// What is copied, where to and how.
+#[derive(Debug)]
+pub(crate) struct DiskCopy {
+    pub(crate) image: ImageArg,
+    pub(crate) out: PathBuf,
+    pub(crate) flags: CopyFlags,
+}
+
+/// How a disk is copied.
 #[derive(clap::Args, Debug)]
 pub(crate) struct CopyFlags {
-    #[command(flatten)]
-    pub(crate) image: ImageArg,
-    /// The file to make.
-    #[arg(value_name = "OUT")]
-    pub(crate) out: PathBuf,
     /// Read the disk and the finished copy once more and compare them, before OUT appears. The host may answer from its
     /// memory.
     #[arg(long)]
@@ -71,14 +74,14 @@ impl Copied {
     }
 }
 
-impl CopyFlags {
+impl DiskCopy {
     /// Opens the disk to copy.
     pub(crate) fn input(
         &self,
         format: Option<Format>,
         console: &mut Console,
     ) -> Result<Input, Failure> {
-        Input::open(&self.image.image, format, &self.opening, console)
+        Input::open(&self.image.image, format, &self.flags.opening, console)
     }
 
     /// Makes the copy, durably. `asked` is the format that was asked for, if OUT's name does not decide alone. `padded` is a
@@ -91,26 +94,26 @@ impl CopyFlags {
         padded: Option<u64>,
         console: &mut Console,
     ) -> Result<Copied, Failure> {
-        let place = Place::find(&self.out, &self.replacing, &input.paths(), console)?;
-        endings::check_copy(&self.out, asked, self.naming, console)?;
+        let place = Place::find(&self.out, &self.flags.replacing, &input.paths(), console)?;
+        endings::check_copy(&self.out, asked, self.flags.naming, console)?;
         let stamps = Stamps::of(input);
         let file = place.start(console)?;
         let copied = match to {
             CopyFormat::Raw => self.raw_copy(input, &file, console)?,
             CopyFormat::Vhdx | CopyFormat::VhdxFixed => {
-                let options = image_options(input, &self.new_image, to, console)?;
+                let options = image_options(input, &self.flags.new_image, to, console)?;
                 self.image_copy(input, &file, &options, console)?
             }
             CopyFormat::Vhd | CopyFormat::VhdFixed => {
-                let options = vhd::options(input, &self.new_image, to, padded, console)?;
+                let options = vhd::options(input, &self.flags.new_image, to, padded, console)?;
                 self.vhd_copy(input, &file, &options, console)?
             }
             CopyFormat::Qcow2 => {
-                let options = qcow2::options(input, &self.new_image, console)?;
+                let options = qcow2::options(input, &self.flags.new_image, console)?;
                 self.qcow2_copy(input, &file, &options, console)?
             }
         };
-        if self.verify {
+        if self.flags.verify {
             let copy = read_back(&file, to).map_err(|error| file.failure(error))?;
             verify(input.disk(), copy.as_ref(), &file, &self.out, console)?;
         }
@@ -127,7 +130,7 @@ impl CopyFlags {
         console: &Console,
     ) -> Result<Copied, Failure> {
         let mut meter = ProgressMeter::new(console);
-        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
+        let export = Export::new().share(!self.flags.no_share).on_progress(|now| meter.report(now));
         let done = export.run(input.disk(), file.storage().as_ref());
         drop(meter);
         let done = done.map_err(|error| file.failure(error))?;
@@ -183,7 +186,7 @@ impl CopyFlags {
         console: &Console,
     ) -> Result<Exported, Failure> {
         let mut meter = ProgressMeter::new(console);
-        let export = Export::new().share(!self.no_share).on_progress(|now| meter.report(now));
+        let export = Export::new().share(!self.flags.no_share).on_progress(|now| meter.report(now));
         let done = export.onto(input.disk(), image);
         drop(meter);
         let done = done.and_then(|exported| complete(image).map(|()| exported));
@@ -201,7 +204,7 @@ impl CopyFlags {
         if let Some(block_size) = block_size {
             line += &format!(", block size {}", units(block_size.into()));
         }
-        if self.verify {
+        if self.flags.verify {
             line += ", read back and compared";
         }
         line
@@ -264,7 +267,7 @@ fn read_back(file: &NewFile, format: CopyFormat) -> avhdx::Result<Box<dyn Disk>>
 }
 
 /// Compares the copy with the disk.
-fn verify(
+pub(crate) fn verify(
     disk: &dyn Disk,
     copy: &dyn Disk,
     file: &NewFile,

@@ -12,6 +12,7 @@ use crate::merging::{DeleteAnswer, HowFlags, Moves, Request, What};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::progress::Activity;
+use crate::seals;
 use crate::shell::argument;
 use crate::text::{count, size};
 use crate::typed::with_parents;
@@ -159,6 +160,7 @@ fn delete_branch(
     let done = operation::run(console, |on| delete.on_progress(on).run())?;
     console.done();
     console.warnings(&done.warnings);
+    seals::sweep(&done.removed, console);
     print(&done, &point.name, console)?;
     operation::refuse_leftover(&done.warnings, None)?;
     Ok(Reply::Yes)

@@ -87,6 +87,7 @@ const EXAMPLES: &[(&str, &[Example])] = &[
             ("avhdx convert web_2.avhdx -O raw flat.raw", "a flat copy"),
             ("avhdx convert web_2.avhdx@monday -O vhdx old.vhdx", "of an earlier point"),
             ("avhdx convert -f raw disk.raw -O vhdx disk.vhdx", "an image of a raw disk"),
+            ("avhdx convert --chain web_2.avhdx kvm", "qcow2 of all points"),
         ],
     ),
     (
@@ -211,6 +212,14 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "repair",
+        &[
+            ("avhdx repair web_2.avhdx --dry-run", "says what it would put right"),
+            ("avhdx repair web_2.avhdx", "does it, with an undo file beside"),
+            ("avhdx repair web_2.avhdx --undo-file undo", "and the undo file elsewhere"),
+        ],
+    ),
+    (
         "diff",
         &[
             ("avhdx diff web_2.avhdx@monday web_2.avhdx@tuesday", "written in between"),
@@ -245,6 +254,20 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx rescue web_2.avhdx web.raw", "what is left of it"),
             ("avhdx rescue web_2.avhdx a.vhdx --mapfile a.map", "for ddrescue"),
+        ],
+    ),
+    (
+        "seal",
+        &[
+            ("avhdx seal web_2.avhdx", "all points in time, and the tip"),
+            ("avhdx seal --print web_2.avhdx > root.txt", "the hashes, to keep elsewhere"),
+        ],
+    ),
+    (
+        "verify",
+        &[
+            ("avhdx verify web_2.avhdx", "all that was sealed"),
+            ("avhdx verify web_2.avhdx --offset 1M --length 4M", "a range of it"),
         ],
     ),
     (

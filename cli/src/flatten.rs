@@ -1,9 +1,11 @@
 //! `avhdx flatten`: copies a point in time to one new image.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
-use crate::args::{CopyFormat, Format};
-use crate::copying::{Copied, CopyFlags};
+use crate::args::{CopyFormat, Format, ImageArg};
+use crate::copying::{Copied, CopyFlags, DiskCopy};
 use crate::failure::{Failure, Reply};
 use crate::next;
 use crate::output::Console;
@@ -16,18 +18,24 @@ use crate::vocabulary::Answer;
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
     #[command(flatten)]
-    copy: CopyFlags,
+    image: ImageArg,
+    /// The file to make.
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+    #[command(flatten)]
+    flags: CopyFlags,
 }
 
 pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
-    let Args { copy } = args;
+    let Args { image, out, flags } = args;
+    let copy = DiskCopy { image, out, flags };
     if copy.out.as_os_str() == "-" {
         let failure =
             Failure::usage("usage", "an image cannot be written to standard output, only a file");
         return Err(next::elsewhere("OUT".as_ref()).into_iter().fold(failure, Failure::then));
     }
     let input = copy.input(Some(Format::Vhdx), console)?;
-    if copy.dry_run {
+    if copy.flags.dry_run {
         return copy.foresee(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), None, console);
     }
     let copied = copy.copy(&input, CopyFormat::Vhdx, Some(CopyFormat::Vhdx), None, console)?;
@@ -61,7 +69,7 @@ impl Answer for FlattenAnswer {
 }
 
 impl FlattenAnswer {
-    fn of(copy: &CopyFlags, copied: &Copied) -> Self {
+    fn of(copy: &DiskCopy, copied: &Copied) -> Self {
         Self {
             image: copy.image.name(),
             output: copy.out.to_string_lossy().into_owned(),
@@ -69,7 +77,7 @@ impl FlattenAnswer {
             written: copied.written,
             handed_over: copied.handed_over,
             block_size: copied.block_size,
-            verified: copy.verify,
+            verified: copy.flags.verify,
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::ops::forest::{Forest, Node};
 use avhdx::storage::{FileKind, Host, LocalHost};
-use avhdx::{Layer, MergeState};
+use avhdx::{Layer, MergeState, PathSource};
 
 use crate::args::OperationFlags;
 use crate::failure::Failure;
@@ -58,6 +58,21 @@ pub(crate) fn others_in(forest: &Forest, subject: &Subject, point: &Layer) -> Ve
         Other { path: node.path.clone(), is_left_over }
     };
     others.map(other).collect()
+}
+
+/// The images over these layers that are none of them, in the layers' folders. None if those cannot be looked at.
+pub(crate) fn beside<'a>(layers: impl Iterator<Item = &'a Layer> + Clone) -> Vec<PathBuf> {
+    let mut folders: Vec<_> =
+        layers.clone().filter_map(|layer| layer.path.as_deref()).map(folder_of).collect();
+    folders.sort_unstable();
+    folders.dedup();
+    let files = folders.iter().filter_map(|folder| files_beside(&folder.join("-"), &[]).ok());
+    let Ok(forest) = Forest::scan(files.flatten(), &PathSource::new()) else { return Vec::new() };
+    let own: Vec<_> = layers.clone().map(|layer| layer.data_write_guid).collect();
+    let children = layers.flat_map(|layer| forest.children_of(layer.data_write_guid));
+    let nodes = children.map(|id| forest.node(id));
+    let others = nodes.filter(|node| node.data_write_guid.is_none_or(|guid| !own.contains(&guid)));
+    others.map(|node| node.path.clone()).collect()
 }
 
 /// The regular files of the folder of an image, and of further folders.

@@ -19,8 +19,8 @@ static IN_PROGRESS: Mutex<InProgress> = Mutex::new(InProgress::Nothing);
 pub(crate) enum InProgress {
     #[default]
     Nothing,
-    /// An unfinished file, to be removed.
-    Draft(Arc<Draft<'static>>),
+    /// Unfinished files, to be removed.
+    Drafts(Vec<Arc<Draft<'static>>>),
     /// Copies that know themselves what to clean up.
     Copies(Arc<dyn Unfinished>),
     /// An image open for writing, to be closed.
@@ -37,6 +37,26 @@ pub(crate) trait Unfinished: fmt::Debug + Send + Sync {
 /// The work in progress. An interruption waits for this lock and keeps it until the program exits.
 pub(crate) fn in_progress() -> MutexGuard<'static, InProgress> {
     IN_PROGRESS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl InProgress {
+    /// Adds an unfinished file.
+    pub(crate) fn add(&mut self, draft: Arc<Draft<'static>>) {
+        match self {
+            Self::Drafts(drafts) => drafts.push(draft),
+            _ => *self = Self::Drafts(vec![draft]),
+        }
+    }
+
+    /// Forgets a file that is finished or removed.
+    pub(crate) fn forget(&mut self, draft: &Arc<Draft<'static>>) {
+        if let Self::Drafts(drafts) = self {
+            drafts.retain(|other| !Arc::ptr_eq(other, draft));
+            if drafts.is_empty() {
+                *self = Self::Nothing;
+            }
+        }
+    }
 }
 
 /// Installs the handler.
@@ -64,9 +84,12 @@ pub(crate) fn arm(json: bool) {
 fn clean_up(in_progress: InProgress) -> Failure {
     match in_progress {
         InProgress::Nothing => Failure::interrupted("interrupted"),
-        InProgress::Draft(draft) => {
-            draft.discard();
-            Failure::interrupted("interrupted; the unfinished file was removed")
+        InProgress::Drafts(drafts) => {
+            drafts.iter().for_each(|draft| draft.discard());
+            Failure::interrupted(match drafts.len() {
+                1 => "interrupted; the unfinished file was removed",
+                _ => "interrupted; the unfinished files were removed",
+            })
         }
         InProgress::Copies(copies) => {
             copies.abandon();

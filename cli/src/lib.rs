@@ -5,10 +5,11 @@
 //! 1. this file: the command line;
 //! 2. the verbs: `bench`, `cat`, `check`, `checkpoint`, `compact`, `compare`, `convert`, `cp`, `create`, `delete`, `df`,
 //!    `diff`, `discard`, `explain`, `flatten`, `info`, `label`, `ls`, `map`, `measure`, `merge`, `metadata`, `pages`,
-//!    `read`, `rebase`, `relink`, `reparent`, `resize`, `revert`, `snapshots`, `tree`, `versions`, `write`, `zero`, and
+//!    `read`, `rebase`, `relink`, `repair`, `reparent`, `resize`, `revert`, `seal`, `snapshots`, `tree`, `verify`, `versions`,
+//!    `write`, `zero`, and
 //!    `complete`, which answers shells;
 //! 3. `merging`, `copying`: the merges of `merge` and `delete`, the copies of `convert` and `flatten`;
-//! 4. `forks`: other branches on a point;
+//! 4. `forks`: other branches on a point; `seals`: seals of chains that change;
 //! 5. `operation`, `writing`, `new_file`, `printing`: chains, images and files that a verb changes, and bytes that it
 //!    prints;
 //! 6. `endings`, `input`, `loss`, `partitions`: names of new files, disks that a verb reads, consent to lost data, and
@@ -82,6 +83,7 @@ mod read;
 mod rebase;
 mod relink;
 mod render;
+mod repair;
 mod reparent;
 mod rescue;
 mod resize;
@@ -89,6 +91,8 @@ mod revert;
 #[cfg(test)]
 mod schemas;
 mod screen;
+mod seal;
+mod seals;
 mod shell;
 mod snapshots;
 mod table;
@@ -97,6 +101,7 @@ mod tree;
 mod typed;
 mod unused;
 mod values;
+mod verify;
 mod versions;
 mod vhd;
 mod vocabulary;
@@ -119,7 +124,7 @@ use text::printable;
 /// Inspects, reads, converts, makes and writes Hyper-V virtual disks and checkpoint chains (.vhdx, .avhdx).
 ///
 /// Only write, zero, discard, checkpoint, delete, label, metadata, revert, merge, compact, rebase, reparent, relink,
-/// resize and bench --write change an existing image.
+/// repair, resize and bench --write change an existing image.
 /// IMAGE is a file, or a point in time of a chain, written IMAGE@SEL: @-N is N checkpoints below the tip, @base the
 /// base, @NAME the layer with that file name or label, @HEX the layer whose DataWriteGuid starts with these digits (four
 /// or more). Sizes and offsets are in bytes, decimal or hexadecimal (0x), or have a suffix K, M, G or T.
@@ -175,11 +180,14 @@ enum Verb {
     Compact(compact::Args),
     Reparent(reparent::Args),
     Relink(relink::Args),
+    Repair(repair::Args),
     Diff(diff::Args),
     Resize(resize::Args),
     Compare(compare::Args),
     Check(check::Args),
     Rescue(rescue::Args),
+    Seal(seal::Args),
+    Verify(verify::Args),
     Measure(measure::Args),
     Bench(bench::Args),
     Completions(pages::CompletionsArgs),
@@ -216,11 +224,14 @@ impl Verb {
             Self::Compact(args) => compact::run(args, console),
             Self::Reparent(args) => reparent::run(args, console),
             Self::Relink(args) => relink::run(args, console),
+            Self::Repair(args) => repair::run(args, console),
             Self::Diff(args) => diff::run(args, console),
             Self::Resize(args) => resize::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
             Self::Rescue(args) => rescue::run(args, console),
+            Self::Seal(args) => seal::run(args, console),
+            Self::Verify(args) => verify::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
             Self::Completions(args) => {

@@ -7,6 +7,7 @@ use avhdx::ops::forest::{Forest, NodeId};
 use avhdx::ops::{FileChangeKind, Forecast, Merge, Merged, Pace};
 use avhdx::storage::{Access, Host, LocalHost};
 use avhdx::{Layer, LayerId, MergeState, OpenOptions};
+use avhdx_seals::CarriedSeals;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -19,11 +20,12 @@ use crate::operation::{self, Subject, paths};
 use crate::output::Console;
 use crate::point::{Point, folder_of};
 use crate::progress::Activity;
+use crate::seals;
 use crate::shell::argument;
 use crate::text::size;
 use crate::typed::with_parents;
 use crate::values;
-use crate::vocabulary::Answer;
+use crate::vocabulary::{Answer, shown};
 
 /// How layers are merged.
 #[derive(clap::Args, Debug)]
@@ -47,6 +49,9 @@ pub(crate) struct HowFlags {
     /// Copy the data even if the file system can share it between the two files.
     #[arg(long)]
     no_share: bool,
+    /// Merge layers that are not as their seals say, or whose seals are damaged. The result is not sealed.
+    #[arg(long)]
+    ignore_seals: bool,
     /// Only print what would be done, and whether there is enough space.
     #[arg(long, conflicts_with = "accept_loss")]
     pub(crate) dry_run: bool,
@@ -88,6 +93,9 @@ pub(crate) struct Moves {
     pub(crate) handed_over: u64,
     /// What was cut off at the end of the disk.
     pub(crate) cut: u64,
+    /// The seal of the resulting layer; left out if it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) seal: Option<String>,
 }
 
 impl Answer for MergeAnswer {
@@ -166,6 +174,7 @@ impl Request {
         let subject = Subject::open(&image, &options, console)?;
         subject.resolve_point(console)?;
         let (merge, child) = self.merge_of(&subject)?;
+        let (depth, seals) = self.prove_seals(&subject, &child, console)?;
         let mut done =
             operation::run(console, |on| merge.clone().on_progress(on).run(&subject.chain));
         // Several merges of one chain may have been interrupted.
@@ -200,7 +209,11 @@ impl Request {
         closed?;
         console.done();
         console.warnings(&merged.warnings);
-        self.print(&merged, &child.name, console)?;
+        let tip = merged.tip.clone().unwrap_or_else(|| Point::parse(&image).image);
+        let sealed = seals::carry(seals, &merged.removed, &tip, &self.opening()?, depth, console);
+        let seal = sealed.as_ref().ok().and_then(Option::as_deref);
+        self.print(&merged, &child.name, seal, console)?;
+        sealed?;
         operation::refuse_lost_name(
             &merged.warnings,
             child.path.as_deref(),
@@ -245,6 +258,29 @@ impl Request {
         let folders = how.opening.children_in.iter();
         let merge = folders.fold(merge, |merge, folder| merge.children_in(folder));
         Ok((merge, child))
+    }
+
+    /// The depth of the layer that is merged, and the seals of all that are, which are proven.
+    fn prove_seals(
+        &self,
+        subject: &Subject,
+        child: &Layer,
+        console: &Console,
+    ) -> Result<(usize, Option<CarriedSeals>), Failure> {
+        let layers = subject.layers();
+        let depth = layers.iter().position(|layer| layer.id == child.id).unwrap_or(0);
+        if self.how.resume || self.how.ignore_seals {
+            return Ok((depth, None));
+        }
+        let lowest = match &self.what {
+            What::Layer { into: Some(ancestor) } => {
+                let ancestor = subject.layer_of(ancestor)?.id;
+                layers.iter().position(|layer| layer.id == ancestor).unwrap_or(depth)
+            }
+            _ => depth + 1,
+        };
+        let merged = layers.iter().take(lowest + 1).skip(depth).map(|layer| layer.id);
+        seals::prove(subject, &merged.collect::<Vec<_>>(), console).map(|seals| (depth, seals))
     }
 
     /// The options for the chain. The merge itself looks for other children of the layers it changes.
@@ -301,7 +337,13 @@ impl Request {
         Some(with_parents(&verb, tip.path.as_deref()?))
     }
 
-    fn print(&self, merged: &Merged, child: &str, console: &mut Console) -> Result<(), Failure> {
+    fn print(
+        &self,
+        merged: &Merged,
+        child: &str,
+        seal: Option<&Path>,
+        console: &mut Console,
+    ) -> Result<(), Failure> {
         let tip = merged.tip.as_ref().map(|tip| tip.display().to_string());
         if console.is_json() {
             let done = Moves {
@@ -311,6 +353,7 @@ impl Request {
                 mirrored: merged.mirrored,
                 handed_over: merged.handed_over,
                 cut: merged.cut,
+                seal: seal.map(shown),
             };
             return match self.what {
                 What::Layer { .. } => console.document(&MergeAnswer { done }),
@@ -336,6 +379,9 @@ impl Request {
         }
         for removed in &merged.removed {
             console.line(format!("  removed   {}", removed.display()))?;
+        }
+        if let Some(seal) = seal {
+            console.line(format!("  seal      {}", seal.display()))?;
         }
         match tip {
             Some(tip) => {

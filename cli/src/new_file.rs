@@ -10,7 +10,7 @@ use avhdx::storage::{Access, Draft, FileKind, Host, LocalHost, LockMode, LockOut
 
 use crate::args::ReplaceFlags;
 use crate::failure::{Exit, Failure};
-use crate::interrupt::{InProgress, in_progress};
+use crate::interrupt::in_progress;
 use crate::next;
 use crate::output::Console;
 use crate::point::folder_of;
@@ -76,7 +76,7 @@ impl Place {
             Failure::io("output.create", message, &error)
         })?;
         let draft = Arc::new(draft);
-        *in_progress = InProgress::Draft(Arc::clone(&draft));
+        in_progress.add(Arc::clone(&draft));
         drop(in_progress);
         Ok(NewFile { draft, target, old })
     }
@@ -116,7 +116,7 @@ impl NewFile {
         let old = self.old.take();
         match self.draft.publish(old.as_deref()) {
             Ok(left) => {
-                *in_progress = InProgress::Nothing;
+                in_progress.forget(&self.draft);
                 if let Some(left) = left {
                     let message = format!("{}: cannot remove the replaced file", left.display());
                     console.warn("output.old-left", &message);
@@ -146,8 +146,8 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // There is nothing left to clean up.
-        drop(std::mem::take(&mut *in_progress()));
+        // The draft removes itself.
+        in_progress().forget(&self.draft);
     }
 }
 

@@ -226,14 +226,34 @@ pub(crate) fn run_steps<T>(
 }
 
 fn run_metered<T>(
-    mut meter: ProgressMeter,
+    meter: ProgressMeter,
     operation: impl FnOnce(&mut (dyn FnMut(Progress) -> ControlFlow<()> + Send)) -> avhdx::Result<T>,
+) -> Result<T, Failure> {
+    counted(meter, |on| operation(&mut |progress: Progress| on(progress.done, progress.total)))
+}
+
+/// Like [`run`], for an operation that says how many bytes of how many are done.
+pub(crate) fn run_counted<T>(
+    console: &Console,
+    operation: impl FnOnce(&mut Counted<'_>) -> avhdx::Result<T>,
+) -> Result<T, Failure> {
+    counted(ProgressMeter::of_operation(console), operation)
+}
+
+pub(crate) type Counted<'a> = dyn FnMut(u64, u64) -> ControlFlow<()> + Send + 'a;
+
+fn counted<T>(
+    mut meter: ProgressMeter,
+    operation: impl FnOnce(&mut Counted<'_>) -> avhdx::Result<T>,
 ) -> Result<T, Failure> {
     let stop = Arc::new(AtomicBool::new(false));
     *in_progress() = InProgress::Operation(Arc::clone(&stop));
-    let done = operation(&mut |progress| match stop.load(Ordering::Relaxed) {
+    let done = operation(&mut |done, total| match stop.load(Ordering::Relaxed) {
         true => ControlFlow::Break(()),
-        false => meter.report(progress),
+        false => {
+            meter.show(done, total);
+            ControlFlow::Continue(())
+        }
     });
     drop(meter);
     *in_progress() = InProgress::Nothing;
@@ -325,35 +345,41 @@ pub(crate) fn print_resize_forecast(
 
 /// What a copy takes at most, in bytes.
 #[derive(Debug)]
-pub(crate) struct CopyForecast<'a> {
+pub(crate) struct CopyForecast {
     /// The data that is read and written.
     pub(crate) data: u64,
-    /// The length of the file in whose place the copy comes.
-    pub(crate) replaced: Option<u64>,
     pub(crate) peak: u64,
     pub(crate) available: Option<u64>,
-    pub(crate) out: &'a Path,
+    /// What is made, with the length of what it replaces.
+    pub(crate) files: Vec<(PathBuf, Option<u64>)>,
 }
 
 /// Prints what a copy would do.
 pub(crate) fn print_copy_forecast(
-    forecast: &CopyForecast<'_>,
+    forecast: &CopyForecast,
     facts: CopyFacts,
     console: &mut Console,
 ) -> Result<(), Failure> {
-    let &CopyForecast { data, replaced, peak, available, out } = forecast;
-    let changes = replaced.map(|_| "removed").into_iter().chain(["created"]);
+    let &CopyForecast { data, peak, available, ref files } = forecast;
+    let changes = files.iter().flat_map(|(path, replaced)| {
+        let removed = replaced.map(|_| "removed");
+        removed.into_iter().chain(["created"]).map(move |change| (change, path))
+    });
+    let replaced: Vec<u64> = files.iter().filter_map(|(_, replaced)| *replaced).collect();
+    let freed = replaced.iter().sum();
     if console.is_json() {
         return console.document(&ForecastAnswer {
             read: data,
             written: data,
-            freed: replaced.unwrap_or(0),
+            freed,
             peak,
             cut: 0,
             cut_data: 0,
             lost: 0,
             available,
-            files: changes.map(|change| ForecastFile { image: shown(out), change }).collect(),
+            files: changes
+                .map(|(change, path)| ForecastFile { image: shown(path), change })
+                .collect(),
             resize: None,
             copy: Some(facts),
         });
@@ -361,7 +387,7 @@ pub(crate) fn print_copy_forecast(
     let mut table = TextTable::fields("Forecast (nothing is changed)");
     table.field("read", format!("{} at most", size(data)));
     table.field("written", format!("{} at most", size(data)));
-    if let Some(freed) = replaced {
+    if !replaced.is_empty() {
         table.field("freed", size(freed));
     }
     let available = available.map(|free| format!(", available {}", size(free)));
@@ -370,8 +396,8 @@ pub(crate) fn print_copy_forecast(
     let blocks = blocks.map(|(n, block)| format!(", {n} blocks of {}", units(block)));
     let (format, disk) = (facts.format, size(facts.virtual_size));
     table.field("copy", format!("{format}{}, a disk of {disk}", blocks.unwrap_or_default()));
-    for change in changes {
-        table.field(change, out.display());
+    for (change, path) in changes {
+        table.field(change, path.display());
     }
     console.table(table)
 }

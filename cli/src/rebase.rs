@@ -11,6 +11,7 @@ use crate::input::{self, Resolved};
 use crate::operation;
 use crate::output::Console;
 use crate::parents;
+use crate::seals;
 use crate::shell::argument;
 use crate::text::size;
 use crate::typed;
@@ -84,6 +85,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         operation::print_forecast(&forecast, console)?;
         return Ok(Reply::Yes);
     }
+    seals::before_rebase(&rebase, &image, console)?;
     let done = operation::run(console, |on| Ok(rebase.on_progress(on).run(&image)))?;
     let done = done.map_err(|error| parents::failure(error, &image, &options))?;
     console.warnings(&done.warnings);

@@ -12,6 +12,7 @@ use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::operation::{self, Subject, paths};
 use crate::output::Console;
+use crate::seals;
 use crate::values;
 use crate::vocabulary::{Answer, ImageRef};
 
@@ -89,6 +90,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let tip = subject.chain.layers().swap_remove(0);
     subject.close()?;
     console.done();
+    seals::sweep(&made.removed, console);
     let path = made.path.display().to_string();
     if console.is_json() {
         console.document(&RevertAnswer {

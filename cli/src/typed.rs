@@ -14,7 +14,7 @@ use crate::text::printable;
 /// Verbs that take a point in time and change no image.
 const READING: &[&str] = &[
     "bench", "cat", "check", "compare", "convert", "cp", "df", "diff", "explain", "flatten", "ls",
-    "map", "measure", "read", "rescue",
+    "map", "measure", "read", "rescue", "seal", "verify",
 ];
 
 static TYPED: Mutex<Option<Typed>> = Mutex::new(None);
@@ -95,7 +95,7 @@ impl Typed {
             volume: flag("volume").into_iter().chain(system).collect(),
             words: args.iter().skip(1).cloned().collect(),
             verb: verb.into(),
-            image: one(&["image", "a", "parent", "places"]),
+            image: one(&["image", "images_and_out", "a", "parent", "places"]),
             out: output(matches),
             other: one(&["b"]),
             parents: parents.collect(),
@@ -197,7 +197,8 @@ impl Typed {
 /// The output that was named: by a name of its own, or as the last of several.
 fn output(matches: &ArgMatches) -> Option<OsString> {
     let named = values(matches, "out").into_iter().next();
-    named.or_else(|| values(matches, "sources_and_out").into_iter().skip(1).last())
+    let several = ["sources_and_out", "images_and_out"];
+    named.or_else(|| several.iter().find_map(|id| values(matches, id).into_iter().skip(1).last()))
 }
 
 fn values(matches: &ArgMatches, id: &str) -> Vec<OsString> {

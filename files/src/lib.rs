@@ -27,6 +27,7 @@ mod checksum;
 mod compare;
 mod content;
 mod error;
+pub mod evidence;
 mod ext;
 mod fat;
 mod item;

@@ -11,7 +11,7 @@ use crate::content::Content;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ext::Ext;
 use crate::fat::Fat;
-use crate::item::{Facts, Item, Kind, Node, Stream, StreamInfo, System, Times};
+use crate::item::{Facts, Item, Kind, Node, Place, Stream, StreamInfo, System, Times};
 use crate::ntfs::Ntfs;
 
 /// The most links that a path leads through.
@@ -311,6 +311,42 @@ impl FileSystem {
                 let message = format!("this is no link: found {kind}");
                 Err(Error::new(ErrorKind::InvalidInput, "files.not-link", message))
             }
+        })
+    }
+
+    /// Whether a file, or one of its streams, has bytes in one of these ranges of the volume, which are in order and do not
+    /// overlap. What lies within the record that describes the file does not count. Reads where the bytes lie, and none
+    /// of them.
+    ///
+    /// # Errors
+    /// As for [`lookup`](Self::lookup).
+    pub fn lies_in(
+        &self,
+        file: &Entry,
+        stream: Option<&[u8]>,
+        ranges: &[Range<u64>],
+    ) -> Result<bool> {
+        let meets = |range: &Range<u64>| {
+            let next = ranges.partition_point(|own| own.end <= range.start);
+            ranges.get(next).is_some_and(|own| own.start < range.end)
+        };
+        self.task(&shown(file.path()), |system| {
+            let Some(mut stored) = system.stored(&file.item, stream)? else { return Ok(false) };
+            let (mut at, len) = (0, stored.len());
+            while at < len {
+                let piece = stored.piece(at)?;
+                let most = piece.len.min(len - at);
+                let is_hit = match &piece.place {
+                    Place::Zeros | Place::Inside => false,
+                    Place::At(from) => meets(&(*from..from.saturating_add(most))),
+                    Place::Packed(parts, _) => parts.iter().any(meets),
+                };
+                if is_hit {
+                    return Ok(true);
+                }
+                at += piece.len;
+            }
+            Ok(false)
         })
     }
 

@@ -1,6 +1,7 @@
 //! Volumes and file systems that the tools of Linux make, read back through the public API.
 
 mod compare;
+mod evidence;
 mod ext;
 mod free;
 mod images;

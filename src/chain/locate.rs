@@ -329,7 +329,10 @@ impl PathSource {
             let id = self.regular(path)?;
             return opened(self.host.open(path, access)?, id);
         };
-        let real = self.host.canonical(path)?;
+        let real = match self.host.canonical(path) {
+            Err(_) if self.leads_out(path) => return Err(unsafe_paths::out_of_bounds()),
+            real => real?,
+        };
         let mut roots = confines.iter().filter_map(|folder| self.host.canonical(folder).ok());
         let root =
             roots.find(|root| real.starts_with(root)).ok_or_else(unsafe_paths::out_of_bounds)?;
@@ -348,6 +351,25 @@ impl PathSource {
                 Err(io::Error::new(io::ErrorKind::InvalidInput, not_regular(kind)))
             }
         }
+    }
+
+    /// Whether a link on the way leads out of the allowed folders, or nowhere: then nothing is looked for behind it.
+    fn leads_out(&self, path: &Path) -> bool {
+        let Some(confines) = &self.confines else { return false };
+        for path in path.ancestors().filter(|path| !path.as_os_str().is_empty()) {
+            if let Ok(real) = self.host.canonical(path) {
+                let real_confines =
+                    confines.iter().filter_map(|folder| self.host.canonical(folder).ok());
+                // An ancestor of an allowed folder is on the way there.
+                return !real_confines
+                    .into_iter()
+                    .any(|folder| real.starts_with(&folder) || folder.starts_with(&real));
+            }
+            if self.host.is_link(path).unwrap_or(false) {
+                return true;
+            }
+        }
+        false
     }
 
     /// Whether the names of a path alone lead out of the allowed folders. Not even the existence of such a path may
@@ -370,10 +392,13 @@ impl PathSource {
 
 impl NameLookup for PathSource {
     fn is_settled(&self, path: &Path) -> bool {
-        self.is_out_of_bounds(path) || self.host.stat(path).is_ok()
+        self.is_out_of_bounds(path) || self.leads_out(path) || self.host.stat(path).is_ok()
     }
 
     fn listing(&self, folder: &Path) -> Arc<Listing> {
+        if self.leads_out(folder) {
+            return Arc::default();
+        }
         let Some(listings) = &self.listings else {
             return Arc::new(names::list(self.host.as_ref(), folder));
         };

@@ -11,7 +11,9 @@ use super::parents;
 use super::stack::Link;
 use crate::disk::LayerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::{Core, ImagePolicy, ParentLink, folder, not_regular, probe_identity};
+use crate::image::{
+    Core, ImagePolicy, ParentLink, folder, not_regular, probe_identity, probe_in_silence,
+};
 use crate::names::unsafe_paths;
 use crate::storage::{Access, FileId, FileKind, Storage};
 use crate::warning::Warning;
@@ -174,7 +176,12 @@ pub(crate) fn find_parent(
             }
         };
         // The file may belong to anyone, so none of its data is revealed before it matches.
-        match probe_identity(storage.as_ref()) {
+        // By a recorded path, its author could find out what lies on the host.
+        let identity = match found_by.key() {
+            Some(_) => probe_in_silence(storage.as_ref()),
+            None => probe_identity(storage.as_ref()),
+        };
+        match identity {
             Ok(guid) if link.accepts(guid) => {
                 return Ok(FoundParent { storage, found_by, guid, warning: None });
             }

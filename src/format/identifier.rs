@@ -3,7 +3,8 @@
 use super::{Fields, FieldsMut, text};
 use crate::error::{Error, ErrorKind, Result};
 
-const SIGNATURE: &[u8; 8] = b"vhdxfile";
+/// The first eight bytes of a file.
+pub(crate) const SIGNATURE: &[u8; 8] = b"vhdxfile";
 const CREATOR_UNITS: usize = 256;
 
 /// Identifies the file as VHDX and names its creator. Never rewritten.

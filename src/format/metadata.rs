@@ -384,7 +384,7 @@ pub(crate) fn inspect_file_flags(file: &FileParameters, at: u64, on: OnError<'_>
 }
 
 /// Returns the flags that the format prescribes for its own items.
-fn flags_of(item: Uuid) -> Option<ItemFlags> {
+pub(crate) fn flags_of(item: Uuid) -> Option<ItemFlags> {
     match item {
         FILE_PARAMETERS | PARENT_LOCATOR => Some(ItemFlags::REQUIRED),
         VIRTUAL_DISK_SIZE | VIRTUAL_DISK_ID | LOGICAL_SECTOR_SIZE | PHYSICAL_SECTOR_SIZE => {

@@ -81,7 +81,7 @@ impl Core {
         }
     }
 
-    pub(super) fn block_table(&self) -> BlockTable<'_> {
+    pub(crate) fn block_table(&self) -> BlockTable<'_> {
         BlockTable {
             storage: self.storage.as_ref(),
             region: &self.bat,

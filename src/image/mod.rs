@@ -48,6 +48,7 @@ pub(crate) use pins::{Generation, Pins, Ticket};
 pub(crate) use point::no_point;
 pub(crate) use policy::ImagePolicy;
 pub(crate) use start::{
-    identity_if_any, is_signed, names_log, probe_identity, read_creator, read_headers, why_no_image,
+    identity_if_any, is_signed, names_log, probe_identity, probe_in_silence, read_creator,
+    read_headers, why_no_image,
 };
 pub(crate) use units::{MOST_UNITS, Units, units};

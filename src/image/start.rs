@@ -55,9 +55,22 @@ pub(crate) fn is_signed(storage: &dyn Storage) -> bool {
 
 /// The error for a file without the signature.
 pub(crate) fn why_no_image(storage: &dyn Storage) -> Error {
-    let nothing = [0; FileIdentifier::LEN];
-    let unsigned = || FileIdentifier::parse(&nothing).expect_err("zeros are no signature");
     read_identifier(storage).err().unwrap_or_else(unsigned)
+}
+
+/// As [`probe_identity`], but of a file that is no image, nothing is told but that. That it is empty or holds nothing but
+/// zeros, as a copy that broke off, is told.
+pub(crate) fn probe_in_silence(storage: &dyn Storage) -> Result<Uuid> {
+    probe_identity(storage).map_err(|error| match (error.kind(), error.code()) {
+        (_, "foreign.empty" | "foreign.zeros") => error,
+        (ErrorKind::NotVhdx, _) => unsigned().without_found().in_file(storage.name()),
+        _ => error,
+    })
+}
+
+fn unsigned() -> Error {
+    let nothing = [0; FileIdentifier::LEN];
+    FileIdentifier::parse(&nothing).expect_err("zeros are no signature")
 }
 
 /// The program that created the image, as recorded; `None` if the file is not an image.

@@ -29,8 +29,8 @@ const MAX_PIECES: usize = 1 << 18;
 /// The header must have a log GUID; without one there is nothing to find.
 pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
     let file_len = length_of(storage)?;
-    let mut ring = Ring::new(storage, header, file_len)?;
-    let sequence = scan::active_sequence(&mut ring, header.log_guid)?;
+    let sequence = find_at_any_length(storage, header)?;
+    let ring = Ring::new(storage, header, file_len)?;
     let head = sequence.head();
     if file_len < head.flushed_file_offset {
         let message = "the file is shorter than it was when the log was written";
@@ -42,8 +42,8 @@ pub(crate) fn find(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
     Ok(sequence)
 }
 
-/// As [`find`], also in a file that was cut since then.
-pub(crate) fn find_in_part(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
+/// The same, even if the file is shorter than it was when the log was written.
+pub(crate) fn find_at_any_length(storage: &dyn Storage, header: &Header) -> Result<Sequence> {
     let mut ring = Ring::new(storage, header, length_of(storage)?)?;
     scan::active_sequence(&mut ring, header.log_guid)
 }
@@ -160,6 +160,38 @@ pub(crate) fn survey(storage: &dyn Storage, header: &Header) -> Result<Survey> {
     let file_len = length_of(storage)?;
     let mut ring = Ring::new(storage, header, file_len)?;
     scan::survey(&mut ring, header.log_guid)
+}
+
+/// The identities of all logs that have something like an entry in the ring, up to `most` of them.
+pub(crate) fn identities(storage: &dyn Storage, header: &Header, most: usize) -> Result<Vec<Uuid>> {
+    let file_len = length_of(storage)?;
+    let mut ring = Ring::new(storage, header, file_len)?;
+    scan::identities(&mut ring, most)
+}
+
+/// Whether the bytes of this identity lie anywhere in the log, in an entry or not.
+pub(crate) fn bears(storage: &dyn Storage, header: &Header, guid: Uuid) -> Result<bool> {
+    let file_len = length_of(storage)?;
+    check_place(header, file_len)?;
+    let wanted = guid.to_bytes_le();
+    let range = header.log_range();
+    // What may be the start of the identity goes on into the next piece.
+    let mut piece = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(1 << 20);
+        let kept = piece.len().min(wanted.len() - 1);
+        piece.drain(..piece.len() - kept);
+        piece.resize(kept + len as usize, 0);
+        storage
+            .read_exact_at(&mut piece[kept..], at)
+            .map_err(|error| Error::io("log.read", "cannot read the log", error).at(at))?;
+        if piece.windows(wanted.len()).any(|bytes| bytes == wanted) {
+            return Ok(true);
+        }
+        at += len;
+    }
+    Ok(false)
 }
 
 fn too_many_changes(at: u64, sequence: &Sequence) -> Error {

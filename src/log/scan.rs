@@ -147,6 +147,21 @@ pub(crate) struct Survey {
     pub(crate) first_foreign: Option<u64>,
 }
 
+/// The identities that headers of entries name, valid or not.
+pub(super) fn identities(ring: &mut Ring<'_>, most: usize) -> Result<Vec<Uuid>> {
+    let mut found = Vec::new();
+    let mut position = 0;
+    while position < ring.len() && found.len() < most {
+        if let Some(header) = EntryHeader::parse(ring.sector(position)?)
+            && !found.contains(&header.log_guid)
+        {
+            found.push(header.log_guid);
+        }
+        position += SECTOR;
+    }
+    Ok(found)
+}
+
 pub(super) fn survey(ring: &mut Ring<'_>, guid: Uuid) -> Result<Survey> {
     let mut survey = Survey::default();
     let mut position = 0;

@@ -7,12 +7,12 @@ use crate::error::Error;
 
 /// Whether a path states its own root: a drive (`D:`), another machine (`\\server`) or a device.
 pub(crate) fn is_absolute(path: &str) -> bool {
-    path.starts_with(r"\\") || has_drive(path)
+    names_machine(path) || has_drive(path)
 }
 
 /// Returns why a path relative to a folder must not be followed.
 pub(crate) fn in_relative(path: &str) -> Option<&'static str> {
-    if path.starts_with(r"\\") {
+    if names_machine(path) {
         return Some("names another machine or a device instead of a path from a folder");
     }
     if has_drive(path) {
@@ -37,7 +37,7 @@ pub(crate) fn in_absolute(path: &str) -> Option<&'static str> {
         Some(_) => return Some("names another machine or a device"),
         None => path,
     };
-    if path.starts_with(r"\\") || path.starts_with("//") {
+    if names_machine(path) {
         return Some("names another machine or a device");
     }
     in_names(path.get(2..).unwrap_or_default().split(['\\', '/']))
@@ -65,6 +65,11 @@ pub(crate) fn out_of_bounds() -> io::Error {
 pub(crate) fn why_refused(error: &Error) -> Option<&'static str> {
     let source = std::error::Error::source(error)?.downcast_ref::<io::Error>()?;
     Some(source.get_ref()?.downcast_ref::<Refused>()?.0)
+}
+
+/// Whether a path begins with two separators, of either kind.
+fn names_machine(path: &str) -> bool {
+    path.chars().take(2).filter(|c| matches!(c, '\\' | '/')).count() == 2
 }
 
 fn has_drive(path: &str) -> bool {

@@ -5,6 +5,8 @@
 //! | [`Export`] | writes the flat disk to a file (sparse) or a stream |
 //! | [`Import`] | takes in a disk from a stream |
 //! | [`Check`] | checks an image and its parents against the format |
+//! | [`Repair`] | repairs an image as far as the file proves what belongs there |
+//! | [`UndoRepair`] | restores an image as it was before a repair |
 //! | [`AcceptLoss`] | makes a damaged image writable again, and lists what it lost |
 //! | [`Compare`] | finds the first byte in which two disks differ |
 //! | [`Diff`] | lists the ranges in which two points in time, or two disks, differ |
@@ -60,6 +62,7 @@ mod progress;
 mod provision;
 mod rebase;
 mod relink;
+mod repair;
 mod reparent;
 mod rescue;
 mod resize;
@@ -68,7 +71,7 @@ mod revert;
 use std::ops::Range;
 
 pub use accept_loss::{AcceptLoss, Loss, LossKind, Losses};
-pub use check::{Check, CheckedLayer, Finding, Report, Severity, Unlisted};
+pub use check::{Check, CheckedLayer, Finding, Remedy, Report, Severity, Unlisted};
 pub use checkpoint::{Checkpoint, Checkpointed};
 pub use compact::{Compact, CompactForecast, Compacted};
 pub use compare::{Compare, Comparison, Difference};
@@ -90,6 +93,7 @@ pub use progress::Progress;
 pub use provision::{Provision, Provisioned};
 pub use rebase::{Rebase, Rebased};
 pub use relink::{Relink, Relinked, RelinkedImage};
+pub use repair::{Repair, RepairLeft, RepairPlan, RepairStep, Repaired, UndoRepair, Undone};
 pub use reparent::{Reparent, Reparented};
 pub use rescue::{Grade, Loose, Piece, Pieces, Placement, Rescue, Ruin, Trace};
 pub use resize::{Resize, ResizeForecast, Resized};

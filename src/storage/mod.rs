@@ -18,6 +18,7 @@ mod overlay;
 mod qemu_locks;
 mod read_only;
 mod real;
+mod scratch;
 #[cfg(target_os = "linux")]
 mod sharing;
 mod temporary;
@@ -42,6 +43,7 @@ pub use mem::MemStorage;
 pub(crate) use overlay::{Overlay, Patch};
 pub(crate) use read_only::ReadOnly;
 pub(crate) use real::real_place;
+pub(crate) use scratch::{ChangedRange, Scratch};
 pub(crate) use temporary::{cut_name, draft_mark, is_temporary_name, temporary_name};
 
 /// How many bytes are written at once to reserve space.

@@ -167,6 +167,23 @@ impl Overlay {
         Ok(range.end)
     }
 
+    /// Writes what the file reads as to another file with the same contents as the one below, which stays as it is.
+    pub(crate) fn write_to(&self, file: &dyn Storage) -> io::Result<()> {
+        if self.len > self.base_len {
+            file.set_len(self.len)?;
+        }
+        for (start, piece) in &self.pieces {
+            if let Patch::Sector { .. } = piece.patch {
+                let mut bytes = vec![0; (piece.end - start) as usize];
+                self.read_patch(piece, *start, &mut bytes, *start)?;
+                file.write_at(&bytes, *start)?;
+            } else if !file.zero(*start..piece.end)? {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+        }
+        Ok(())
+    }
+
     fn read_base(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let there = self.base_len.saturating_sub(offset).min(buf.len() as u64) as usize;
         let (there, beyond) = buf.split_at_mut(there);

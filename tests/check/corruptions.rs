@@ -1,5 +1,7 @@
 //! Single corruptions, and the codes by which each is found.
 
+use std::path::{Path, PathBuf};
+
 use avhdx::ops::{Check, Report};
 use avhdx_testkit::build::{
     Block, Checksum, Contents, Data, Descriptor, Header, IS_REQUIRED, Image, Item, Layout,
@@ -64,8 +66,13 @@ use Change::{Bytes, Image as Of};
 /// Writes the image and its parent, and checks it.
 pub fn checked(from: Start, change: Option<&Change>) -> Report {
     let folder = tempfile::tempdir().unwrap();
-    parent().write_to(folder.path().join("l0.vhdx"));
-    let path = folder.path().join("image.vhdx");
+    Check::new().run(write(folder.path(), from, change)).unwrap()
+}
+
+/// Writes the image, as image.vhdx, and its parent.
+pub fn write(folder: &Path, from: Start, change: Option<&Change>) -> PathBuf {
+    parent().write_to(folder.join("l0.vhdx"));
+    let path = folder.join("image.vhdx");
     let mut image = from.image();
     if let Some(Change::Image(change)) = change {
         change(&mut image);
@@ -78,7 +85,7 @@ pub fn checked(from: Start, change: Option<&Change>) -> Report {
     } else {
         image.write_to(&path);
     }
-    Check::new().run(&path).unwrap()
+    path
 }
 
 fn headers(image: &mut Image) -> impl Iterator<Item = &mut Header> {

@@ -4,6 +4,8 @@
 mod corruptions;
 mod counting;
 mod lost;
+mod repair;
+mod repairs;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -148,7 +150,8 @@ fn each_single_corruption_is_found_by_its_codes() {
         let twin = checked(from, None);
         assert!(codes(&twin, Severity::Warning).is_empty(), "{from:?}: {:#?}", twin.findings);
     }
-    let all = corruptions();
+    let mut all = corruptions();
+    all.extend(repairs::more());
     assert!(all.len() >= 30);
     let mut wrong = Vec::new();
     for (what, from, change, expected) in &all {

@@ -22,6 +22,7 @@ mod provision;
 #[cfg(target_os = "linux")]
 mod real;
 mod rebase;
+mod repair;
 mod workloads;
 
 use avhdx_testkit::{model, outcomes, sim, stale, verdict};

@@ -18,5 +18,7 @@ mod reshaping;
 mod storage;
 mod story;
 mod trouble;
+#[cfg(unix)]
+mod untrusted;
 
 use avhdx_testkit::sim;

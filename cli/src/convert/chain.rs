@@ -1,33 +1,36 @@
-//! A chain with all its points in time as qcow2 images over each other.
+//! Chains with all their points in time as qcow2 images over each other.
+
+mod layer;
 
 use std::collections::HashSet;
-use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::storage::{FileKind, Host, LocalHost};
-use avhdx::{DiffChain, Disk, DiskExt, ErrorKind, Extent, Source, VhdxFile, Zeroing};
-use avhdx_formats::qcow2::{Backing, CreateOptions, NewQcow2};
+use avhdx::storage::{FileId, FileKind, Host, LocalHost};
+use avhdx::{DiffChain, Disk, Layer, VhdxFile};
+use avhdx_formats::qcow2::{Backing, BackingFiles, CreateOptions, OpenOptions};
 use serde::Serialize;
 
-use crate::args::{NewImageFlags, ReplaceFlags, u32_size};
+use crate::args::u32_size;
+use crate::copying::{self, CLUSTER, CopyFlags};
 use crate::failure::{Failure, Reply};
-use crate::new_file::Place;
+use crate::forks;
+use crate::new_file::{NewFile, Place};
+use crate::operation::{self, CopyFacts, CopyForecast};
 use crate::output::Console;
 use crate::progress::ProgressMeter;
 use crate::text::{count, size};
 use crate::vocabulary::Answer;
 
-const PIECE: u64 = 1 << 20;
-/// The unit of a log, whose changes lie at no place in the file.
-const LOG_UNIT: u64 = 4096;
+/// The name of the format, as images record it.
+const FORMAT: &str = "qcow2";
 
-/// Makes an image of each layer, the base first.
+/// Makes an image of each layer of the chains in a folder, those below before those above. A layer of several chains is made
+/// once.
 pub(super) fn run(
-    chain: &DiffChain,
+    chains: &[DiffChain],
     folder: &Path,
-    new_image: &NewImageFlags,
-    replacing: &ReplaceFlags,
+    flags: &CopyFlags,
     console: &mut Console,
 ) -> Result<Reply, Failure> {
     let stat = LocalHost.stat(folder);
@@ -35,145 +38,211 @@ pub(super) fn run(
         let message = format!("{}: a chain goes to a folder, which this is not", folder.display());
         return Err(Failure::usage("convert.not-folder", message));
     }
-    let mut layers = chain.layers();
-    layers.reverse();
-    let inputs: Vec<_> = layers.iter().filter_map(|layer| layer.path.clone()).collect();
-    crate::qcow2::note_sector(chain.geometry().logical_sector, console);
-    // All of it is looked at before anything is made.
-    let mut names = Names::default();
-    let mut planned = Vec::new();
-    for layer in &layers {
-        let name = names.free(layer.path.as_deref());
-        let view = Arc::new(chain.view(layer.id)?);
-        let mut options = CreateOptions::new(view.geometry().size);
-        if let Some(block) = new_image.block {
-            options = options.cluster_size(u32_size("--block", block)?);
-        }
-        options.check()?;
-        let place = Place::find(&folder.join(&name), replacing, &inputs, console)?;
-        let image = chain.image(layer.id).ok_or_else(|| {
-            Failure::usage("convert.layer", format!("{}: the layer is gone", layer.name))
-        })?;
-        planned.push((layer, name, view, options, place, image));
+    for chain in chains {
+        crate::qcow2::note_sector(chain.geometry().logical_sector, console);
     }
-    let mut made: Vec<MadeImage> = Vec::new();
-    let mut below: Option<(String, Arc<DiffChain>)> = None;
-    let total: u64 = layers.len() as u64;
+    // All of it is looked at before anything is made.
+    let planned = plan(chains, flags.new_image.block)?;
+    let inputs: Vec<_> = planned.iter().filter_map(|image| image.layer.path.clone()).collect();
+    let targets: Vec<_> = planned.iter().map(|image| folder.join(&image.name)).collect();
+    let mut places = Vec::new();
+    for target in &targets {
+        places.push(Place::find(target, &flags.replacing, &inputs, console)?);
+    }
+    note_others(&planned, console);
+    if flags.dry_run {
+        return foresee(&planned, &places, folder, flags, console);
+    }
+    let mut files = Vec::new();
+    let mut written = Vec::new();
+    let total = planned.len() as u64;
     let mut meter = ProgressMeter::of_steps(console, "copying layers");
-    for (n, (layer, name, view, mut options, place, image)) in (0..).zip(planned) {
+    for (n, (image, place)) in (0..).zip(planned.iter().zip(places)) {
         meter.show(n, total);
-        if let Some((name, disk)) = &below {
-            let (name, disk) = (name.clone(), Arc::clone(disk));
-            options = options.backing(Backing { name, format: "qcow2".into(), disk });
-        }
         let file = place.start(console)?;
-        let new =
-            options.create(Arc::clone(file.storage())).map_err(|error| file.failure(error))?;
-        let parent = below.as_ref().map(|(_, disk)| disk.as_ref());
-        let written = copy_own(&image, &view, &new, parent)
-            .and_then(|written| new.finish().map(|()| written))
-            .map_err(|error| file.failure(error))?;
-        file.publish(console)?;
-        made.push(MadeImage {
-            image: layer.name.clone(),
-            output: folder.join(&name).display().to_string(),
-            virtual_size: view.geometry().size,
-            written,
-        });
-        below = Some((named_for_qemu(&name), view));
+        written.push(image.make(&planned, &file).map_err(|error| file.failure(error))?);
+        files.push(file);
     }
     meter.show(total, total);
     drop(meter);
+    if flags.verify {
+        verify(&planned, &files, &targets, console)?;
+    }
+    // Each lies over what has its name already.
+    for file in files {
+        file.publish(console)?;
+    }
     console.done();
-    if console.is_json() {
-        console.document(&ConvertChainAnswer { images: made })?;
-        return Ok(Reply::Yes);
+    print(&planned, &targets, &written, flags.verify, console)
+}
+
+/// An image that is to be made of a layer.
+struct Planned {
+    layer: Layer,
+    /// The name of the new file.
+    name: String,
+    image: Arc<VhdxFile>,
+    /// The disk at the layer.
+    view: Arc<DiffChain>,
+    options: CreateOptions,
+    /// The image below, by its place among those planned.
+    below: Option<usize>,
+}
+
+/// The images to make, each after the one below.
+fn plan(chains: &[DiffChain], block: Option<u64>) -> Result<Vec<Planned>, Failure> {
+    let cluster = u32_size("--block", block.unwrap_or(CLUSTER))?;
+    let mut names = Names::default();
+    let mut planned: Vec<Planned> = Vec::new();
+    let mut known: Vec<(FileId, usize)> = Vec::new();
+    for chain in chains {
+        let mut below = None;
+        for layer in chain.layers().into_iter().rev() {
+            let id = layer.path.as_ref().and_then(|path| LocalHost.stat(path).ok()?.id);
+            if let Some((_, n)) = known.iter().find(|(known, _)| Some(known) == id.as_ref()) {
+                below = Some(*n);
+                continue;
+            }
+            let image = chain.image(layer.id).ok_or_else(|| {
+                Failure::usage("convert.layer", format!("{}: the layer is gone", layer.name))
+            })?;
+            let view = Arc::new(chain.view(layer.id)?);
+            let options = CreateOptions::new(view.geometry().size).cluster_size(cluster);
+            options.check()?;
+            let name = names.free(layer.path.as_deref());
+            let n = planned.len();
+            known.extend(id.map(|id| (id, n)));
+            planned.push(Planned { layer, name, image, view, options, below });
+            below = Some(n);
+        }
     }
-    for image in &made {
-        let (disk, written) = (size(image.virtual_size), size(image.written));
-        console.line(format!("{}: {disk}, {written} written", image.output))?;
+    Ok(planned)
+}
+
+impl Planned {
+    /// Makes the image. Returns how many bytes of data it has.
+    fn make(&self, planned: &[Self], file: &NewFile) -> avhdx::Result<u64> {
+        let below = self.below.map(|below| &planned[below]);
+        let mut options = self.options.clone();
+        if let Some(below) = below {
+            let disk: Arc<DiffChain> = Arc::clone(&below.view);
+            options =
+                options.backing(Backing { name: below.recorded(), format: FORMAT.into(), disk });
+        }
+        let new = options.create(Arc::clone(file.storage()))?;
+        let below = below.map(|below| below.view.as_ref());
+        let written = layer::copy(&self.image, &self.view, below, &new)?;
+        new.finish().map(|()| written)
     }
-    console.line(format!("{} made, the last one is the tip", count(made.len(), "image")))?;
+
+    /// The name that the image above records.
+    fn recorded(&self) -> String {
+        named_for_qemu(&self.name)
+    }
+}
+
+/// Notes images over the layers that are not among them: who wants all of a tree has to name them too.
+fn note_others(planned: &[Planned], console: &mut Console) {
+    let others = forks::beside(planned.iter().map(|image| &image.layer));
+    if others.is_empty() {
+        return;
+    }
+    let names: Vec<_> = others.iter().map(|path| path.display().to_string()).collect();
+    let message =
+        format!("other images lie over these layers, and stay here: {}", names.join(", "));
+    console.note("convert.others", &message);
+}
+
+/// Prints what would be made, by the tables alone.
+fn foresee(
+    planned: &[Planned],
+    places: &[Place],
+    folder: &Path,
+    flags: &CopyFlags,
+    console: &mut Console,
+) -> Result<Reply, Failure> {
+    let cluster = u32_size("--block", flags.new_image.block.unwrap_or(CLUSTER))?;
+    let (mut data, mut peak, mut clusters, mut files) = (0, 0, 0, Vec::new());
+    let mut meter = ProgressMeter::of_steps(console, "measuring layers");
+    let total = planned.len() as u64;
+    for (n, (image, place)) in (0..).zip(planned.iter().zip(places)) {
+        meter.show(n, total);
+        copying::check_folder(place.target())?;
+        let below = image.below.map(|below| planned[below].view.as_ref());
+        let (own, needed) = layer::measure(&image.image, &image.view, below, cluster)?;
+        data += own;
+        peak += needed.required;
+        clusters += needed.clusters;
+        files.push((place.target().to_path_buf(), place.replaced_len()?));
+    }
+    drop(meter);
+    let available = copying::available_for(&folder.join("-"), folder)?;
+    let tip = planned.iter().map(|image| image.view.geometry().size).max();
+    let facts = CopyFacts {
+        format: FORMAT,
+        virtual_size: tip.unwrap_or_default(),
+        block_size: Some(cluster.into()),
+        blocks: Some(clusters),
+    };
+    operation::print_copy_forecast(&CopyForecast { data, peak, available, files }, facts, console)?;
+    copying::refuse_no_space(folder, peak, available)?;
     Ok(Reply::Yes)
 }
 
-/// Copies what an image holds by itself over its parent, data and zeros, as its disk reads. Returns how many bytes of data that
-/// are.
-fn copy_own(
-    image: &VhdxFile,
-    view: &DiffChain,
-    new: &NewQcow2,
-    parent: Option<&DiffChain>,
-) -> avhdx::Result<u64> {
-    let size = view.geometry().size;
-    let (mut at, mut written) = (0, 0);
-    while at < size {
-        let (range, source) = match image.next_extent(at..size) {
-            Ok(Some(extent)) => (extent.range, Some(extent.source)),
-            Ok(None) => break,
-            // What waits in the log is data.
-            Err(error) if error.kind() == ErrorKind::LogOverlay => {
-                (at..((at / LOG_UNIT + 1) * LOG_UNIT).min(size), None)
-            }
-            Err(error) => return Err(error),
-        };
-        at = range.end;
-        match source {
-            Some(Source::Parent) => {}
-            Some(Source::Zero { .. }) => zero(range, new, parent)?,
-            Some(Source::Data { .. }) | None => written += copy_data(view, range, new, parent)?,
-        }
-    }
-    Ok(written)
-}
-
-/// Records zeros where the parent has something else.
-fn zero(range: Range<u64>, new: &NewQcow2, parent: Option<&DiffChain>) -> avhdx::Result<()> {
-    let Some(parent) = parent else { return Ok(()) };
-    let end = range.end.min(parent.geometry().size);
-    for extent in parent.extents(range.start.min(end)..end) {
-        match extent {
-            Ok(Extent { source: Source::Zero { .. }, .. }) => {}
-            Ok(Extent { range, .. }) => new.write_zeroes(range, Zeroing::MayUnmap)?,
-            // What waits in a log has no place: all of it may be something else.
-            Err(error) if error.kind() == ErrorKind::LogOverlay => {
-                return new.write_zeroes(range.start..end, Zeroing::MayUnmap);
-            }
-            Err(error) => return Err(error),
-        }
+/// Reads each image back over those below, before any of them has a name.
+fn verify(
+    planned: &[Planned],
+    files: &[NewFile],
+    targets: &[PathBuf],
+    console: &Console,
+) -> Result<(), Failure> {
+    let backing = planned.iter().zip(files).fold(BackingFiles::new(), |backing, (image, file)| {
+        backing.opened(image.recorded(), Arc::clone(file.storage()))
+    });
+    let opening = OpenOptions::new().backing(backing).max_depth(planned.len());
+    for (image, (file, target)) in planned.iter().zip(files.iter().zip(targets)) {
+        let copy = opening.open_file(Arc::clone(file.storage()));
+        let copy = copy.map_err(|error| file.failure(error))?;
+        copying::verify(image.view.as_ref(), &copy, file, target, console)?;
     }
     Ok(())
 }
 
-/// Copies data in pieces. Zeros take no space.
-fn copy_data(
-    view: &DiffChain,
-    range: Range<u64>,
-    new: &NewQcow2,
-    parent: Option<&DiffChain>,
-) -> avhdx::Result<u64> {
-    let cluster = u64::from(new.cluster_size());
-    let mut buf = vec![0; PIECE.max(cluster) as usize];
-    let (mut at, mut written) = (range.start, 0);
-    while at < range.end {
-        // Pieces end with clusters.
-        let end = ((at / PIECE + 1) * PIECE).min(range.end);
-        let piece = &mut buf[..(end - at) as usize];
-        view.read_at(piece, at)?;
-        let mut start = at;
-        for part in piece.chunks(cluster as usize) {
-            let len = part.len() as u64;
-            if part.iter().any(|byte| *byte != 0) {
-                new.write_at(part, start)?;
-                written += len;
-            } else {
-                zero(start..start + len, new, parent)?;
-            }
-            start += len;
-        }
-        at = end;
+fn print(
+    planned: &[Planned],
+    targets: &[PathBuf],
+    written: &[u64],
+    verified: bool,
+    console: &mut Console,
+) -> Result<Reply, Failure> {
+    let is_tip = |n: usize| planned.iter().all(|image| image.below != Some(n));
+    let made = planned.iter().zip(targets.iter().zip(written)).enumerate();
+    let made = made.map(|(n, (image, (target, written)))| MadeImage {
+        image: image.layer.name.clone(),
+        output: target.display().to_string(),
+        virtual_size: image.view.geometry().size,
+        written: *written,
+        backing: image.below.map(|below| planned[below].recorded()),
+        is_tip: is_tip(n),
+    });
+    let images: Vec<_> = made.collect();
+    if console.is_json() {
+        console.document(&ConvertChainAnswer { images, verified })?;
+        return Ok(Reply::Yes);
     }
-    Ok(written)
+    for image in &images {
+        let (disk, written) = (size(image.virtual_size), size(image.written));
+        console.line(format!("{}: {disk}, {written} written", image.output))?;
+    }
+    let verified = if verified { ", read back and compared" } else { "" };
+    let tips: Vec<_> =
+        images.iter().filter(|image| image.is_tip).map(|image| image.output.as_str()).collect();
+    let tips = match tips[..] {
+        [_] => "the last one is the tip".to_owned(),
+        _ => format!("the tips are {}", tips.join(", ")),
+    };
+    console.line(format!("{} made{verified}, {tips}", count(images.len(), "image")))?;
+    Ok(Reply::Yes)
 }
 
 /// Names of images, each once, also where names that differ only in case are one.
@@ -200,11 +269,13 @@ fn named_for_qemu(name: &str) -> String {
     if name.contains(':') { format!("./{name}") } else { name.to_owned() }
 }
 
-/// The images made of a chain, the base first.
+/// The images made of chains, each after the one below.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub(crate) struct ConvertChainAnswer {
     images: Vec<MadeImage>,
+    /// Whether each was read back and compared with the disk at its layer.
+    verified: bool,
 }
 
 impl Answer for ConvertChainAnswer {
@@ -221,6 +292,10 @@ pub(crate) struct MadeImage {
     virtual_size: u64,
     /// The number of bytes of the disk that were written as data.
     written: u64,
+    /// The name that it records of the image below.
+    backing: Option<String>,
+    /// Whether none of the others lies over it.
+    is_tip: bool,
 }
 
 #[cfg(test)]

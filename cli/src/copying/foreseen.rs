@@ -9,7 +9,7 @@ use avhdx::ops::Measure;
 use avhdx::storage::{Host, LocalHost, MemStorage};
 use avhdx_formats::{qcow2, vhd};
 
-use super::{CopyFlags, image_options};
+use super::{DiskCopy, image_options};
 use crate::args::{CopyFormat, NewImageFlags, u32_size};
 use crate::endings;
 use crate::failure::{Exit, Failure, Reply};
@@ -39,7 +39,7 @@ struct Needed {
     blocks: Option<u64>,
 }
 
-impl CopyFlags {
+impl DiskCopy {
     /// Prints what [`copy`](Self::copy) would do at most, by the tables of the disk alone. Refuses what that would refuse
     /// before it writes, and a copy for which there is too little space.
     pub(crate) fn foresee(
@@ -50,43 +50,37 @@ impl CopyFlags {
         padded: Option<u64>,
         console: &mut Console,
     ) -> Result<Reply, Failure> {
-        let place = Place::find(&self.out, &self.replacing, &input.paths(), console)?;
-        endings::check_copy(&self.out, asked, self.naming, console)?;
+        let place = Place::find(&self.out, &self.flags.replacing, &input.paths(), console)?;
+        endings::check_copy(&self.out, asked, self.flags.naming, console)?;
         check_folder(place.target())?;
         let disk = input.disk().geometry().size;
         if to.is_vhd() {
-            crate::vhd::options(input, &self.new_image, to, padded, console)?;
+            crate::vhd::options(input, &self.flags.new_image, to, padded, console)?;
         } else if to == CopyFormat::Qcow2 {
-            crate::qcow2::options(input, &self.new_image, console)?;
+            crate::qcow2::options(input, &self.flags.new_image, console)?;
         } else if to != CopyFormat::Raw {
             // A fixed image takes the same options.
             let dynamic = CopyFormat::Vhdx;
-            let options = image_options(input, &self.new_image, dynamic, console)?;
+            let options = image_options(input, &self.flags.new_image, dynamic, console)?;
             check_options(options, input, self)?;
         }
         let Needed { data, peak, block, blocks } = self.measure(input, to, console)?;
         let virtual_size = match to {
             CopyFormat::Raw => disk,
-            _ => padded.unwrap_or(disk.next_multiple_of(sector_of(&self.new_image, input))),
+            _ => padded.unwrap_or(disk.next_multiple_of(sector_of(&self.flags.new_image, input))),
         };
         let peak = peak + padded.map_or(0, |padded| padded - disk);
         let facts = CopyFacts { format: to.name(), virtual_size, block_size: block, blocks };
-        let available = LocalHost.free_space(folder_of(place.target())).map_err(|error| {
-            let message = format!("{}: cannot tell how much space is free", self.out.display());
-            Failure::io("op.free-space", message, &error)
-        })?;
+        let available = available_for(place.target(), &self.out)?;
         let forecast = CopyForecast {
             data: data.min(disk),
-            replaced: place.replaced_len()?,
             peak,
             available,
-            out: place.target(),
+            files: vec![(place.target().to_path_buf(), place.replaced_len()?)],
         };
         operation::print_copy_forecast(&forecast, facts, console)?;
-        match available.filter(|available| *available < peak) {
-            Some(available) => Err(no_space(&self.out, peak, available)),
-            None => Ok(Reply::Yes),
-        }
+        refuse_no_space(&self.out, peak, available)?;
+        Ok(Reply::Yes)
     }
 
     fn measure(&self, input: &Input, to: CopyFormat, console: &Console) -> Result<Needed, Failure> {
@@ -94,11 +88,11 @@ impl CopyFlags {
         let mut run =
             |measure: Measure<'_>| measure.on_progress(|now| meter.report(now)).run(input.disk());
         let data = run(Measure::raw())?.required;
-        let block = self.new_image.block.unwrap_or(BLOCK);
+        let block = self.flags.new_image.block.unwrap_or(BLOCK);
         let needed = match to {
             CopyFormat::Raw => return Ok(Needed { data, peak: data, block: None, blocks: None }),
             CopyFormat::Vhd | CopyFormat::VhdFixed => {
-                let block = self.new_image.block.unwrap_or(VHD_BLOCK);
+                let block = self.flags.new_image.block.unwrap_or(VHD_BLOCK);
                 let block = Some(u32_size("--block", block)?).filter(|_| to == CopyFormat::Vhd);
                 let needed = vhd::measure(input.disk(), block)?;
                 return Ok(Needed {
@@ -109,7 +103,7 @@ impl CopyFlags {
                 });
             }
             CopyFormat::Qcow2 => {
-                let cluster = u32_size("--block", self.new_image.block.unwrap_or(CLUSTER))?;
+                let cluster = u32_size("--block", self.flags.new_image.block.unwrap_or(CLUSTER))?;
                 let needed = qcow2::measure(input.disk(), cluster)?;
                 return Ok(Needed {
                     data,
@@ -134,9 +128,9 @@ impl CopyFlags {
     /// Bytes at most that an image takes beside those that are measured: a longer log, and a table that tells of other
     /// sectors.
     fn beside(&self, input: &Input) -> u64 {
-        let log = self.new_image.log_size.unwrap_or(MIB).saturating_sub(MIB);
+        let log = self.flags.new_image.log_size.unwrap_or(MIB).saturating_sub(MIB);
         let sector = u64::from(input.disk().geometry().logical_sector);
-        log + if sector_of(&self.new_image, input) == sector { 0 } else { MIB }
+        log + if sector_of(&self.flags.new_image, input) == sector { 0 } else { MIB }
     }
 }
 
@@ -150,7 +144,7 @@ fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
 }
 
 /// Refuses a folder in which no file can be made, as far as that is known without making one that has a name.
-fn check_folder(target: &Path) -> Result<(), Failure> {
+pub(crate) fn check_folder(target: &Path) -> Result<(), Failure> {
     let refusals = [
         io::ErrorKind::NotFound,
         io::ErrorKind::NotADirectory,
@@ -167,12 +161,12 @@ fn check_folder(target: &Path) -> Result<(), Failure> {
 }
 
 /// Refuses options of an image that the format does not allow: such an image, a small one, is made in memory.
-fn check_options(options: CreateOptions, input: &Input, flags: &CopyFlags) -> Result<(), Failure> {
-    let sector = sector_of(&flags.new_image, input);
+fn check_options(options: CreateOptions, input: &Input, copy: &DiskCopy) -> Result<(), Failure> {
+    let sector = sector_of(&copy.flags.new_image, input);
     let disk = input.disk().geometry().size;
     let small = if (1..=MOST).contains(&disk) { MIB } else { disk.next_multiple_of(sector.max(1)) };
-    let log = flags.new_image.log_size.filter(|log| *log == 0 || !log.is_multiple_of(MIB));
-    let options = match (flags.new_image.log_size, log) {
+    let log = copy.flags.new_image.log_size.filter(|log| *log == 0 || !log.is_multiple_of(MIB));
+    let options = match (copy.flags.new_image.log_size, log) {
         (Some(_), None) => options.log_size(MIB as u32),
         _ => options,
     };
@@ -181,13 +175,27 @@ fn check_options(options: CreateOptions, input: &Input, flags: &CopyFlags) -> Re
         let name = error.file().map(str::to_owned);
         let failure = Failure::from(error);
         match name {
-            Some(name) => failure.renamed(&name, &flags.out.display().to_string()),
+            Some(name) => failure.renamed(&name, &copy.out.display().to_string()),
             None => failure,
         }
     })
 }
 
-fn no_space(out: &Path, peak: u64, available: u64) -> Failure {
+/// The space that is free for a file; `out` is how the user names it.
+pub(crate) fn available_for(target: &Path, out: &Path) -> Result<Option<u64>, Failure> {
+    LocalHost.free_space(folder_of(target)).map_err(|error| {
+        let message = format!("{}: cannot tell how much space is free", out.display());
+        Failure::io("op.free-space", message, &error)
+    })
+}
+
+/// Refuses a copy for which there is too little space.
+pub(crate) fn refuse_no_space(
+    out: &Path,
+    peak: u64,
+    available: Option<u64>,
+) -> Result<(), Failure> {
+    let Some(available) = available.filter(|available| *available < peak) else { return Ok(()) };
     let message = format!(
         "{}: {} bytes of space are missing; nothing was changed: found {available} bytes free, expected at least \
          {peak}",
@@ -197,5 +205,5 @@ fn no_space(out: &Path, peak: u64, available: u64) -> Failure {
     let failure = Failure::new(Exit::Io, "op.space", message);
     let elsewhere = next::elsewhere(Path::new("OUT"));
     let command = elsewhere.map(|words| format!("{words}  # OUT: a file on a volume with room"));
-    command.into_iter().fold(failure, Failure::then)
+    Err(command.into_iter().fold(failure, Failure::then))
 }

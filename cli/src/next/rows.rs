@@ -127,6 +127,33 @@ pub(crate) const ROWS: &[Row] = &[
         &["a folder that cannot be listed may have children of the image in it"],
         &["avhdx tree FOLDER  # lists the images and their parents"],
     ),
+    // Seals.
+    (
+        "seal.changed",
+        &["a copy of the file as it was sealed is what to go on with"],
+        &["avhdx verify PARENTS TIP  # lists what changed", "AGAIN --ignore-seals"],
+    ),
+    (
+        "seal.damaged",
+        &[],
+        &[
+            "avhdx seal --again PARENTS TIP  # reads and seals the layers again",
+            "AGAIN --ignore-seals",
+        ],
+    ),
+    (
+        "seal.version",
+        &["the avhdx that made the seal reads it"],
+        &[
+            "avhdx seal --again PARENTS TIP  # reads and seals the layers again",
+            "AGAIN --ignore-seals",
+        ],
+    ),
+    (
+        "seal.link",
+        &["a seal is a file of its own beside its image"],
+        &["rm FILE && AGAIN  # removes the link, not what it leads to"],
+    ),
     // Logs.
     (
         "log.no-entries",

@@ -57,6 +57,7 @@ fn a_dry_run_replays_no_log_and_removes_no_draft() {
         "rebase l2.vhdx --onto l0.vhdx --dry-run",
         "metadata l2.vhdx --disk-id new --dry-run",
         "relink . --dry-run",
+        "repair l2.vhdx --dry-run",
         "resize l2.vhdx +1M --dry-run",
         "resize l2.vhdx 1M --shrink --dry-run",
     ] {

@@ -9,7 +9,7 @@ use crate::common::{Folder, Run};
 const SET_UP: &str = "set -e
 head -c 100000 /dev/urandom > data.bin
 gzip -c data.bin > data.gz
-mkdir archive
+mkdir archive kvm
 avhdx create web.vhdx 8M
 avhdx write web.vhdx --offset 1M < data.bin
 avhdx checkpoint web.vhdx --label monday --path web_1.avhdx
@@ -17,7 +17,8 @@ avhdx write web_1.avhdx --offset 2M < data.bin
 avhdx checkpoint web_1.avhdx --label tuesday --path web_2.avhdx
 avhdx write web_2.avhdx --offset 3M < data.bin
 avhdx convert web.vhdx -O raw disk.raw
-avhdx convert web.vhdx -O vhdx copy.vhdx";
+avhdx convert web.vhdx -O vhdx copy.vhdx
+avhdx seal web_2.avhdx";
 
 /// The lines of the examples in the help of a verb.
 fn examples(help: &str) -> Vec<String> {
@@ -53,7 +54,9 @@ fn the_examples_of_every_verb_work() {
 
             let folder = Folder::new();
             copy(&scene, &folder);
-            fs::create_dir(folder.file("archive")).unwrap();
+            for name in ["archive", "kvm"] {
+                fs::create_dir(folder.file(name)).unwrap();
+            }
             let run = shell(&folder, line);
             // Disks that differ are no failure.
             let is_right = run.code == Some(0) || verb == "compare" && run.code == Some(1);

@@ -88,6 +88,8 @@ fn verbs_that_need_a_chain_report_the_loop_and_change_nothing() {
             "reparent IMAGE --onto sound.vhdx",
             "rebase IMAGE --onto sound.vhdx",
             "bench IMAGE --seconds 1",
+            "seal IMAGE",
+            "verify IMAGE",
             "read IMAGE --length 512 --ignore-id-mismatch",
         ] {
             let line = verb.replace("IMAGE", tip);

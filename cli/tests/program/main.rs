@@ -42,6 +42,7 @@ mod rescue;
 mod resize;
 #[cfg(unix)]
 mod screens;
+mod seals;
 mod stdin;
 mod swaps;
 mod tree;

@@ -37,6 +37,9 @@ fn every_verb_takes_selectors() {
     for verb in ["info", "ls --volumes", "map", "measure"] {
         folder.run(&format!("{verb} l2.vhdx@-1")).expect(0).says("l2.vhdx@-1 is l1.vhdx");
     }
+    for verb in ["seal", "verify"] {
+        folder.run(&format!("{verb} l2.vhdx@-1")).expect(0).says("l2.vhdx@-1 is l1.vhdx");
+    }
     folder.run("explain l2.vhdx@-1 0").expect(0).says("l2.vhdx@-1 is l1.vhdx");
     folder.run("convert l2.vhdx@-1 -O raw out").expect(0).says("l2.vhdx@-1 is l1.vhdx");
     assert!(folder.read("out") == flats()[1]);

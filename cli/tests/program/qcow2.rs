@@ -194,3 +194,88 @@ fn zeros_over_nothing_take_no_space_in_a_chain() {
     assert!(len <= 512 << 10, "{len}");
     folder.run("convert kvm/tip.qcow2 flat.qcow2 --confine kvm").expect(0).prints("0 bytes");
 }
+
+/// Two machines over one base: `web` and `mail` fork at `mid`, `old` at the base.
+fn forked(folder: &Folder) {
+    folder.run("create base.vhdx 9M --block 1M").expect(0);
+    folder.run_with("write base.vhdx --offset 100K", &[1; 300_000]).expect(0);
+    folder.run_with("write base.vhdx --offset 5M", &[2; 70_000]).expect(0);
+    folder.run("create mid.avhdx --parent base.vhdx").expect(0);
+    folder.run_with("write mid.avhdx --offset 200000", &[3; 1000]).expect(0);
+    folder.run("create web.avhdx --parent mid.avhdx").expect(0);
+    folder.run("zero web.avhdx --offset 5M --length 20000").expect(0);
+    fs::create_dir(folder.file("sub")).unwrap();
+    folder.run("create sub/WEB.avhdx --parent mid.avhdx").expect(0);
+    folder.run_with("write sub/WEB.avhdx --offset 8M", &[5; 513]).expect(0);
+    folder.run("create ab.avhdx --parent base.vhdx").expect(0);
+    folder.run("create old.avhdx --parent ab.avhdx").expect(0);
+    folder.run_with("write old.avhdx --offset 0", &[6; 70_000]).expect(0);
+    fs::rename(folder.file("ab.avhdx"), folder.file("a:b.avhdx")).unwrap();
+    fs::create_dir(folder.file("kvm")).unwrap();
+}
+
+#[test]
+fn a_tree_leaves_with_each_shared_layer_made_once() {
+    let folder = Folder::new();
+    forked(&folder);
+    // What is made is what was foreseen at most, and nothing is made before.
+    let tree = "convert --chain web.avhdx sub/WEB.avhdx old.avhdx kvm --with-parent a:b.avhdx";
+    let forecast = folder.run(&format!("{tree} --dry-run --json")).expect(0).json();
+    assert_eq!(fs::read_dir(folder.file("kvm")).unwrap().count(), 0);
+    assert_eq!(forecast["files"].as_array().unwrap().len(), 6);
+    folder.run(&format!("{tree} --dry-run")).expect(0).prints("old.qcow2");
+    let run = folder.run(&format!("{tree} --verify --json")).expect(0);
+    let made = run.json();
+    assert_eq!(made["verified"], true);
+    let images = made["images"].as_array().unwrap();
+    let named = |image: &serde_json::Value, key: &str| {
+        let name = image[key].as_str().unwrap_or("-");
+        name.strip_prefix("kvm/").unwrap_or(name).to_owned()
+    };
+    let over: Vec<_> =
+        images.iter().map(|image| [named(image, "output"), named(image, "backing")]).collect();
+    let expected = [
+        ["base.qcow2", "-"],
+        ["mid.qcow2", "base.qcow2"],
+        ["web.qcow2", "mid.qcow2"],
+        ["WEB-2.qcow2", "mid.qcow2"],
+        ["a:b.qcow2", "base.qcow2"],
+        ["old.qcow2", "./a:b.qcow2"],
+    ];
+    assert_eq!(over, expected);
+    let tips: Vec<_> = images.iter().map(|image| image["is_tip"] == true).collect();
+    assert_eq!(tips, [false, false, true, true, false, true]);
+    let mut len = 0;
+    let flat =
+        |point: &str| folder.run(&format!("read {point} --with-parent a:b.avhdx")).expect(0).stdout;
+    let points = ["base.vhdx", "mid.avhdx", "web.avhdx", "sub/WEB.avhdx", "a:b.avhdx", "old.avhdx"];
+    for ([name, _], point) in expected.iter().zip(points) {
+        let image = format!("./kvm/{name}");
+        len += fs::metadata(folder.file(&image)).unwrap().len();
+        is_so(&folder, &image, &flat(point));
+    }
+    // By the tables, two blocks of 1 MiB have data, of which most are zeros.
+    let peak = forecast["peak"].as_u64().unwrap();
+    assert!((len..len + (2 << 20)).contains(&peak), "{peak} for {len}");
+    let args = ["info", "--backing-chain", "--output=json", "kvm/old.qcow2"];
+    if let Some(info) = qemu(&folder, "qemu-img", &args) {
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        let names: Vec<_> =
+            info.as_array().unwrap().iter().map(|image| named(image, "filename")).collect();
+        assert_eq!(names.len(), 3, "{names:?}");
+    }
+    folder.run(tree).expect(7).says("base.qcow2: the file exists");
+    folder.run(&format!("{tree} --overwrite")).expect(0).prints("the tips are kvm/web.qcow2");
+}
+
+#[test]
+fn forks_that_stay_here_are_named() {
+    let folder = Folder::new();
+    forked(&folder);
+    let run = folder.run("convert --chain web.avhdx kvm").expect(0);
+    let run = run.prints("3 images made, the last one is the tip");
+    let run = run.says("other images lie over these layers");
+    run.says("a:b.avhdx");
+    folder.run("convert web.avhdx old.avhdx kvm").expect(2).says("--chain makes images");
+    folder.run("convert web.avhdx").expect(2).says("OUT is missing");
+}

@@ -11,6 +11,7 @@ mod index;
 mod log;
 mod lznt1;
 mod pieces;
+mod places;
 mod record;
 mod reparse;
 mod runs;
@@ -28,6 +29,8 @@ use crate::item::{
     About, Facts, Item, Kind, Node, Stream, StreamInfo, System, Time, Times, bytes_of_utf16,
     check_count, utf16_of_bytes,
 };
+pub(crate) use places::{Places, fix_up, places};
+
 use held::Held;
 use index::Name;
 use pieces::{check_pieces, check_records};

@@ -23,6 +23,7 @@ pub struct BackingFiles {
     confines: Vec<PathBuf>,
     folders: Vec<PathBuf>,
     files: Vec<PathBuf>,
+    opened: Vec<(String, Arc<dyn Storage>)>,
 }
 
 impl BackingFiles {
@@ -53,8 +54,16 @@ impl BackingFiles {
         self
     }
 
+    /// Takes this open file for a recorded one of exactly this name, as for images that have no names yet.
+    #[must_use]
+    pub fn opened(mut self, recorded: impl Into<String>, storage: Arc<dyn Storage>) -> Self {
+        self.opened.push((recorded.into(), storage));
+        self
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.confines.is_empty() && self.folders.is_empty() && self.files.is_empty()
+        let Self { confines, folders, files, opened } = self;
+        confines.is_empty() && folders.is_empty() && files.is_empty() && opened.is_empty()
     }
 
     /// Opens the file that `child` records by this name; `None` if it is nowhere.
@@ -64,6 +73,9 @@ impl BackingFiles {
         child: &dyn Storage,
         recorded: &str,
     ) -> Result<Option<Arc<dyn Storage>>> {
+        if let Some((_, storage)) = self.opened.iter().find(|(name, _)| name == recorded) {
+            return Ok(Some(Arc::clone(storage)));
+        }
         let recorded = Path::new(recorded);
         let name = recorded.file_name();
         let given = self.files.iter().filter(|file| name.is_some() && file.file_name() == name);

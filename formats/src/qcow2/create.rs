@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use avhdx::storage::{FileId, Storage};
 use avhdx::{
-    Disk, DiskExt, Error, ErrorKind, Extent, FileOffset, Geometry, LayerId, Result, Source, Zeroing,
+    Disk, Error, ErrorKind, Extent, FileOffset, Geometry, LayerId, Result, Source, Zeroing,
 };
 use lru::LruCache;
 
 use crate::cache::read_up_to;
 
-const SECTOR: u64 = 512;
+pub(super) const SECTOR: u64 = 512;
 const HEADER: usize = 104;
 /// The bit of an entry whose cluster nothing else uses.
 const OWN: u64 = 1 << 63;
@@ -122,7 +122,7 @@ impl CreateOptions {
     }
 
     /// The entries of the first table.
-    fn entries(&self) -> Result<u64> {
+    pub(super) fn entries(&self) -> Result<u64> {
         if self.size == 0 || !self.size.is_multiple_of(SECTOR) || self.size > i64::MAX as u64 {
             return Err(invalid(
                 "new-qcow2.size",
@@ -188,11 +188,7 @@ impl NewQcow2 {
     fn write_counts(&self, at: u64) -> Result<(u64, u64, u64)> {
         let used = at / self.cluster;
         let per_block = self.cluster / 2;
-        let (mut blocks, mut table) = (1, 1);
-        while blocks * per_block < used + blocks + table {
-            blocks += 1;
-            table = (blocks * 8).div_ceil(self.cluster);
-        }
+        let (table, blocks) = counts(used, self.cluster);
         let first = at + table * self.cluster;
         let places: Vec<u64> = (0..blocks).map(|n| first + n * self.cluster).collect();
         let mut bytes = be(&places);
@@ -495,56 +491,14 @@ impl Disk for NewQcow2 {
     }
 }
 
-/// What an image takes, by the extents of its disk. Made by [`measure`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Measured {
-    /// The length of the file now, in bytes.
-    pub required: u64,
-    /// The length of the file once every cluster has space, in bytes.
-    pub fully_allocated: u64,
-    /// The clusters that have space now.
-    pub clusters: u64,
-}
-
-/// Computes what an image of this disk takes without a backing file. `cluster_size` is in bytes.
-///
-/// # Errors
-/// As for [`CreateOptions::create`]; and those of the disk.
-pub fn measure(disk: &dyn Disk, cluster_size: u32) -> Result<Measured> {
-    let size = disk.geometry().size.next_multiple_of(SECTOR);
-    let tables = CreateOptions::new(size).cluster_size(cluster_size).entries()?;
-    let cluster = u64::from(cluster_size);
-    let per_table = cluster / 8;
-    let (mut used, mut used_tables) = (0, 0);
-    let (mut next, mut next_table) = (0, 0);
-    for extent in disk.extents(0..disk.geometry().size) {
-        let Extent { range, source } = extent?;
-        if let Source::Zero { .. } = source {
-            continue;
-        }
-        let (first, end) = ((range.start / cluster).max(next), range.end.div_ceil(cluster));
-        used += end.saturating_sub(first);
-        next = next.max(end);
-        let (first, end) =
-            ((range.start / cluster / per_table).max(next_table), end.div_ceil(per_table));
-        used_tables += end.saturating_sub(first);
-        next_table = next_table.max(end);
+/// The clusters that count the uses of `used` ones and their own: of the table, and of what it leads to.
+pub(super) fn counts(used: u64, cluster: u64) -> (u64, u64) {
+    let (mut blocks, mut table) = (1, 1);
+    while blocks * (cluster / 2) < used + blocks + table {
+        blocks += 1;
+        table = (blocks * 8).div_ceil(cluster);
     }
-    let fixed = 1 + (tables * 8).div_ceil(cluster);
-    let len = |used: u64| {
-        let (mut blocks, mut table) = (1, 1);
-        while blocks * (cluster / 2) < used + blocks + table {
-            blocks += 1;
-            table = (blocks * 8_u64).div_ceil(cluster);
-        }
-        (used + blocks + table) * cluster
-    };
-    Ok(Measured {
-        required: len(fixed + used_tables + used),
-        fully_allocated: len(fixed + tables + size.div_ceil(cluster)),
-        clusters: used,
-    })
+    (table, blocks)
 }
 
 /// How many second tables are kept.

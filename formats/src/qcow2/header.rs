@@ -12,6 +12,11 @@ const MOST_NAME: u32 = 1023;
 /// The most bytes of the first table, as QEMU has it.
 const MOST_L1: u64 = 32 << 20;
 
+/// QEMU counts the disk in these.
+const SECTOR: u64 = 512;
+
+/// The bits of an entry of a table that are an offset.
+pub(super) const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
 /// Incompatible features, by their bits.
 const DIRTY: u64 = 1;
 const CORRUPT: u64 = 1 << 1;
@@ -33,8 +38,10 @@ pub(super) enum Packing {
 #[derive(Clone, Debug)]
 pub(super) struct Header {
     pub(super) version: u32,
-    /// Bytes of the disk.
+    /// Bytes of the disk, whole sectors.
     pub(super) size: u64,
+    /// Bytes behind the last whole sector that are recorded as a part of the disk. QEMU has them neither.
+    pub(super) cut: u64,
     pub(super) cluster_bits: u32,
     pub(super) l1_offset: u64,
     pub(super) packing: Packing,
@@ -107,6 +114,14 @@ impl Header {
                     .with_expected("0 (deflate) or 1 (zstd)"));
             }
         };
+        // As QEMU has it: each of the two needs the other.
+        if (packing == Packing::Zstd) != (incompatible & COMPRESSION != 0) {
+            let message =
+                "the image names a compression that its features do not, or the other way round";
+            return Err(damaged("qcow2.header", message, 72)
+                .with_found(format_args!("{packing:?}, features {incompatible:#x}"))
+                .with_expected("bit 3 with zstd, and with nothing else"));
+        }
         let cluster_bits = be32(&bytes, 20);
         if !(9..=21).contains(&cluster_bits) {
             return Err(damaged(
@@ -134,6 +149,7 @@ impl Header {
             .with_found(format_args!("{size} bytes"))
             .with_expected("fewer than 2^63"));
         }
+        let (size, cut) = (size / SECTOR * SECTOR, size % SECTOR);
         let entry_bits = if has_subclusters { 4 } else { 3 };
         let of_one = 1_u128 << (2 * cluster_bits - entry_bits);
         let needed = u128::from(size).div_ceil(of_one) as u64;
@@ -160,10 +176,12 @@ impl Header {
                 .with_found(format_args!("{l1_offset:#x}, {needed} entries"))
                 .with_expected(format_args!("whole clusters up to {len:#x}")));
         }
+        refuse_shared_tables(storage, l1_offset, needed)?;
         let backing = backing(&bytes, extensions.backing_format)?;
         Ok(Self {
             version,
             size,
+            cut,
             cluster_bits,
             l1_offset,
             packing,
@@ -211,6 +229,47 @@ impl Extensions {
         }
         Ok(found)
     }
+}
+
+/// Refuses a first table that names a second table twice: a write to one part of the disk would change another, and few
+/// tables could make a disk whose extents have no end.
+fn refuse_shared_tables(storage: &dyn Storage, l1_offset: u64, entries: u64) -> Result<()> {
+    let each = |found: &mut dyn FnMut(u64, u64)| -> Result<()> {
+        let mut bytes = vec![0; 64 << 10];
+        let mut at = l1_offset;
+        let end = l1_offset + entries * 8;
+        while at < end {
+            let len = ((end - at) as usize).min(bytes.len());
+            let read = read_up_to(storage, &mut bytes[..len], at)?;
+            let (numbers, _) = bytes[..read].as_chunks::<8>();
+            let places = numbers.iter().map(|number| u64::from_be_bytes(*number) & OFFSET);
+            (at..).step_by(8).zip(places).filter(|(_, place)| *place != 0).for_each(
+                |(at, place)| {
+                    found(at, place);
+                },
+            );
+            // What the file lost since is found where it is read.
+            at += if read < len { end - at } else { len as u64 };
+        }
+        Ok(())
+    };
+    let mut places = Vec::new();
+    each(&mut |_, place| places.push(place))?;
+    places.sort_unstable();
+    let Some(twice) = places.array_windows().find_map(|[a, b]| (a == b).then_some(*a)) else {
+        return Ok(());
+    };
+    drop(places);
+    let mut named = Vec::new();
+    each(&mut |at, place| {
+        if place == twice && named.len() < 2 {
+            named.push(at);
+        }
+    })?;
+    let message = "two entries of the first table name the same second table";
+    Err(damaged("qcow2.l1", message, named.last().copied().unwrap_or(l1_offset))
+        .with_found(format_args!("{twice:#x} twice"))
+        .with_expected("a table for each"))
 }
 
 fn refuse_features(incompatible: u64, extensions: &Extensions) -> Result<()> {

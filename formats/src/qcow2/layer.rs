@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use avhdx::storage::Storage;
 use avhdx::{Error, ErrorKind, LayerId, Result};
 
-use super::header::{Header, Packing, be64, damaged};
+use super::header::{Header, OFFSET, Packing, be64, damaged};
 use crate::cache::{Pages, read_up_to};
 use crate::stack::{Found, Layer, find_raw};
 
@@ -15,8 +15,6 @@ use crate::stack::{Found, Layer, find_raw};
 const PAGES: NonZeroUsize = NonZeroUsize::new(128).unwrap();
 /// The most clusters that one look passes over.
 const MOST_CLUSTERS: u64 = 1 << 14;
-/// The bits of an entry that are an offset.
-const OFFSET: u64 = 0x00FF_FFFF_FFFF_FE00;
 const PACKED: u64 = 1 << 62;
 const ZEROS: u64 = 1;
 /// A cluster has 2 MiB at most: no frame needs more memory.
@@ -130,7 +128,13 @@ impl Qcow2Layer {
         if self.header.has_subclusters {
             return self.part(offset, at, place);
         }
-        if self.header.version == 3 && entry & ZEROS != 0 {
+        if entry & ZEROS != 0 {
+            if self.header.version < 3 {
+                let message = "a cluster is marked as zeros, which version 2 has no mark for";
+                return Err(damaged("qcow2.entry", message, at)
+                    .with_found(format_args!("{entry:#018x}"))
+                    .with_expected("bit 0 clear"));
+            }
             return Ok(Entry { found: Found::Zeros, end });
         }
         if place == 0 {

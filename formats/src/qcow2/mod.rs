@@ -20,7 +20,7 @@
 //!
 //! Modules from top to bottom:
 //!
-//! 1. `open`: opens images and their backing files, which `backing` finds; `create`: makes images;
+//! 1. `open`: opens images and their backing files, which `backing` finds; `create`: makes images; `measure`: what they take;
 //! 2. `disk`: the disk of them;
 //! 3. `layer`: one image;
 //! 4. `header`: what it says of itself.
@@ -30,9 +30,11 @@ mod create;
 mod disk;
 mod header;
 mod layer;
+mod measure;
 mod open;
 
 pub use backing::BackingFiles;
-pub use create::{Backing, CreateOptions, Measured, NewQcow2, measure};
+pub use create::{Backing, CreateOptions, NewQcow2};
 pub use disk::{Qcow2Disk, Qcow2Image};
+pub use measure::{Measured, Measurer, measure};
 pub use open::OpenOptions;

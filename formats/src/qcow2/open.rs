@@ -184,6 +184,13 @@ fn warnings(layer: &Qcow2Layer) -> Vec<Warning> {
         let message = "the image was not closed: its counts of clusters may be old; its disk is read as it is";
         found.push(Warning::new("qcow2.dirty", name, message));
     }
+    if header.cut > 0 {
+        let message = format!(
+            "the recorded size of the disk is no whole number of sectors: its last {} bytes are not read, as QEMU does not",
+            header.cut
+        );
+        found.push(Warning::new("qcow2.part-of-sector", name, message));
+    }
     if header.snapshots > 0 {
         let message =
             format!("the image has {} snapshots inside, which are not read", header.snapshots);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use avhdx::ErrorKind;
+use avhdx::{Disk, ErrorKind};
 use avhdx_formats::qcow2::{BackingFiles, OpenOptions, Qcow2Disk};
 use avhdx_testkit::bytes::difference;
 use avhdx_testkit::conformance;
@@ -252,6 +252,24 @@ fn what_is_not_read_is_refused_by_its_name() {
         assert_eq!(error.code(), code, "{error}");
         assert!(error.to_string().contains("x.qcow2") && error.offset().is_some(), "{error}");
     }
+    // A compression and its feature bit need each other.
+    create("compression_type=zstd").unwrap();
+    let zstd = fs::read(&path).unwrap();
+    for (file, at, byte) in [(&zstd, 79, 0), (&zstd, 104, 0), (&sound, 79, 8)] {
+        let mut file = file.clone();
+        file[at] = byte;
+        fs::write(&path, file).unwrap();
+        let error = open(&path).unwrap_err();
+        assert_eq!((error.code(), error.offset()), ("qcow2.header", Some(72)), "{error}");
+        assert!(
+            !std::process::Command::new("qemu-img")
+                .args(["info", name(&path)])
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
+    }
     // Snapshots inside are passed over, and said.
     fs::write(&path, &sound).unwrap();
     run("qemu-img", &["snapshot", "-c", "old", name(&path)]).unwrap();
@@ -439,4 +457,52 @@ fn a_packed_cluster_takes_no_more_memory_than_clusters_need() {
     let error = avhdx::Disk::read_at(&disk, &mut [0; 512], 0).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("qcow2.packed", ErrorKind::Damaged));
     assert!(error.to_string().contains("134217728"), "{error}");
+}
+
+#[test]
+fn what_qemu_calls_corrupt_in_tables_is_refused_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.qcow2");
+    // Of 4 KiB clusters, a second table covers 2 MiB.
+    if run(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "-o", "compat=0.10,cluster_size=4k", name(&path), "8M"],
+    )
+    .is_none()
+    {
+        return;
+    }
+    for at in ["0", "4M"] {
+        run("qemu-io", &["-f", "qcow2", "-c", &format!("write -P 7 {at} 8k"), name(&path)])
+            .unwrap();
+    }
+    let sound = fs::read(&path).unwrap();
+    let be = |at: usize| u64::from_be_bytes(sound[at..at + 8].try_into().unwrap());
+    let l1 = be(40) as usize;
+    let l2 = (be(l1) & 0x00FF_FFFF_FFFF_FE00) as usize;
+    // Version 2 has no mark of zeros.
+    let mut zeros = sound.clone();
+    zeros[l2 + 8 + 7] |= 1;
+    fs::write(&path, &zeros).unwrap();
+    let disk = open(&path).unwrap();
+    disk.read_at(&mut [0; 4096], 0).unwrap();
+    for error in
+        [disk.read_at(&mut [0; 4096], 4096).unwrap_err(), disk.next_extent(4096..8192).unwrap_err()]
+    {
+        assert_eq!((error.code(), error.offset()), ("qcow2.entry", Some(l2 as u64 + 8)), "{error}");
+    }
+    // Two entries of the first table name one second table: the later one is where.
+    let mut shared = sound.clone();
+    shared.copy_within(l1..l1 + 8, l1 + 24);
+    fs::write(&path, &shared).unwrap();
+    let error = open(&path).unwrap_err();
+    assert_eq!((error.code(), error.offset()), ("qcow2.l1", Some(l1 as u64 + 24)), "{error}");
+    // A size of no whole sectors ends with the last of them.
+    let mut odd = sound.clone();
+    odd[24..32].copy_from_slice(&((8_u64 << 20) - 100).to_be_bytes());
+    fs::write(&path, &odd).unwrap();
+    let disk = open(&path).unwrap();
+    assert_eq!(disk.size(), (8 << 20) - 512);
+    assert_eq!(disk.warnings()[0].code, "qcow2.part-of-sector");
+    check(&path, "a part of a sector");
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::meaning::meaning;
+use super::remedy::{Remedy, remedy};
 use crate::error::Error;
 
 /// How many characters of a value are kept: images may contain any text.
@@ -44,6 +45,8 @@ pub struct Finding {
     pub section: Option<&'static str>,
     /// The consequence for the data, in one sentence.
     pub meaning: &'static str,
+    /// What puts it right; `None` if nothing needs to be done, or nothing of this crate does it.
+    pub repaired_by: Option<Remedy>,
 }
 
 /// Findings that are only counted.
@@ -136,6 +139,7 @@ impl Findings {
             expected: error.expected().map(shortened),
             section: error.section(),
             meaning: meaning(code),
+            repaired_by: remedy(code, severity),
         };
         self.list.push((self.layer, finding));
     }

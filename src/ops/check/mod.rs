@@ -12,6 +12,7 @@ mod log;
 mod meaning;
 mod metadata;
 mod regions;
+mod remedy;
 mod report;
 mod root;
 
@@ -28,6 +29,7 @@ use crate::trace::operation;
 use super::{Listener, Progress};
 
 pub use findings::{Finding, Severity, Unlisted};
+pub use remedy::Remedy;
 pub use report::{CheckedLayer, Report};
 
 /// Checks an image and its parents, or the image alone, against every rule of the format.

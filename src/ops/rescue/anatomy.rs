@@ -162,7 +162,7 @@ impl Anatomy {
 
     fn replay(&mut self, header: &Header) {
         let storage: Arc<dyn Storage> = Arc::clone(&self.careful) as _;
-        let sequence = match log::find_in_part(storage.as_ref(), header) {
+        let sequence = match log::find_at_any_length(storage.as_ref(), header) {
             Ok(sequence) => sequence,
             Err(error) => return self.doubt(format!("the log cannot be replayed: {error}")),
         };

@@ -101,19 +101,22 @@ const PROGRAM: Rules<'_> = Rules {
                 "read",
                 "rebase",
                 "relink",
+                "repair",
                 "reparent",
                 "rescue",
                 "resize",
                 "revert",
+                "seal",
                 "snapshots",
                 "tree",
+                "verify",
                 "versions",
                 "write",
                 "zero",
             ],
         ),
         ("merges and copies", &["merging", "copying"]),
-        ("branches", &["forks"]),
+        ("branches", &["forks", "seals"]),
         ("changes", &["operation", "writing", "new_file", "printing"]),
         ("volumes", &["digest", "unused", "volume"]),
         ("copies to other formats", &["qcow2", "vhd"]),
@@ -156,6 +159,23 @@ const FILES: Rules<'_> = Rules {
     ..LIBRARY
 };
 
+/// The package for seals, from top to bottom.
+const SEALS: Rules<'_> = Rules {
+    floors: &[
+        ("the root", &[""]),
+        ("operations", &["carry", "verify"]),
+        ("layers as a whole", &["sealing", "prove"]),
+        ("pieces", &["build", "layer", "leaves"]),
+        ("files and threads", &["file", "work"]),
+        ("format", &["format"]),
+        ("map", &["map"]),
+        ("hash", &["hash"]),
+    ],
+    knows: &[],
+    apart: &["operations"],
+    ..LIBRARY
+};
+
 /// The package for other formats, from top to bottom.
 const FORMATS: Rules<'_> = Rules {
     floors: &[
@@ -182,6 +202,11 @@ fn the_program_keeps_to_its_floors() {
 #[test]
 fn the_package_for_files_keeps_to_its_floors() {
     keeps_to(FILES, "files/src");
+}
+
+#[test]
+fn the_package_for_seals_keeps_to_its_floors() {
+    keeps_to(SEALS, "seals/src");
 }
 
 #[test]

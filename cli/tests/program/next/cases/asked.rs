@@ -50,6 +50,30 @@ pub fn asked() -> Vec<Case> {
         case("create.exists", 7, of_chain, "checkpoint l2.vhdx --path l0.vhdx").filled(OUT),
         case("diff.one-image", 2, of_chain, "diff l2.vhdx")
             .filled(&[("OTHER", "l0.vhdx")]),
+        case("seal.changed", 7, changed_seal, "merge l2.vhdx@-1"),
+        case("seal.damaged", 4, damaged_seal, "seal l2.vhdx"),
+        case("seal.damaged", 4, damaged_seal, "merge l2.vhdx@-1"),
+        case(
+            "seal.version",
+            7,
+            |f| {
+                of_chain(f);
+                f.run("seal l2.vhdx").expect(0);
+                let mut seal = f.read("l1.vhdx.seal");
+                seal[8] = 9;
+                fs::write(f.file("l1.vhdx.seal"), seal).unwrap();
+            },
+            "seal l2.vhdx",
+        ),
+        case(
+            "seal.link",
+            7,
+            |f| {
+                of_chain(f);
+                std::os::unix::fs::symlink("l0.vhdx", f.file("l1.vhdx.seal")).unwrap();
+            },
+            "seal l2.vhdx",
+        ),
         case("man.verb", 2, of_chain, "man frobnicate"),
         case(
             "point.ambiguous",
@@ -166,4 +190,26 @@ pub fn asked() -> Vec<Case> {
         case("exit 6", 6, |f| write_disk(&f.file("disk")), "read disk -f raw --length 512")
             .held("disk"),
     ]
+}
+
+/// A sealed chain whose middle layer has another byte than it had.
+fn changed_seal(f: &crate::common::Folder) {
+    of_chain(f);
+    f.run("seal l2.vhdx").expect(0);
+    let mut image = f.read("l1.vhdx");
+    let map = f.run("map l2.vhdx --json").expect(0).text();
+    let own = map.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let mut own = own.filter(|extent| extent["image"] == "l1.vhdx");
+    let at = own.find_map(|extent| extent["offset"].as_u64()).unwrap();
+    image[at as usize] ^= 1;
+    fs::write(f.file("l1.vhdx"), image).unwrap();
+}
+
+/// A sealed chain of which a seal has another byte than it had.
+fn damaged_seal(f: &crate::common::Folder) {
+    of_chain(f);
+    f.run("seal l2.vhdx").expect(0);
+    let mut seal = f.read("l1.vhdx.seal");
+    seal[100] ^= 1;
+    fs::write(f.file("l1.vhdx.seal"), seal).unwrap();
 }
