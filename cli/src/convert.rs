@@ -7,6 +7,7 @@ mod stdin;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use avhdx::ops::Export;
@@ -22,6 +23,7 @@ use crate::new_file::Place;
 use crate::next;
 use crate::output::Console;
 use crate::progress::ProgressMeter;
+use crate::table::TextTable;
 use crate::values;
 use crate::vhd;
 use crate::vocabulary::Answer;
@@ -65,6 +67,10 @@ pub(crate) struct Args {
     /// that is none is refused.
     #[arg(long)]
     azure: bool,
+    /// Write zeros where the disk cannot be read, list these ranges, and exit with 8. For an image that does not open,
+    /// rescue searches what is left.
+    #[arg(long, conflicts_with_all = ["chain", "dry_run"])]
+    keep_going: bool,
     /// Add zeros behind the end of the disk, up to a size that Azure takes. A partition table stays as it is.
     #[arg(long, requires = "azure")]
     pad: bool,
@@ -94,13 +100,14 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     }
     let image = ImageArg { image: images.remove(0) };
     let copy = DiskCopy { image, out, flags };
-    let sizing = Sizing { size, azure: args.azure, pad: args.pad };
+    let sizing = Sizing { size, azure: args.azure, pad: args.pad, keep_going: args.keep_going };
     one(&copy, output_format, format, &sizing, console)
 }
 
-/// Which size the copy has.
+/// Which size the copy has, and whether all of it must be readable.
 struct Sizing {
     size: Option<u64>,
+    keep_going: bool,
     azure: bool,
     pad: bool,
 }
@@ -138,10 +145,15 @@ fn one(
         let message = "--dry-run is for files: a stream is not known before it is passed";
         return Err(Failure::usage("usage", message));
     }
+    if sizing.keep_going && (is_stdin || is_stdout) {
+        let message = "--keep-going is for files: a stream is passed once";
+        return Err(Failure::usage("usage", message));
+    }
     if is_stdin {
         return from_stdin(copy, (output_format, input_format), sizing.size, format, console);
     }
     let input = copy.input(input_format, console)?;
+    let input = if sizing.keep_going { input.kept() } else { input };
     if input.disk().geometry().size == 0 && !is_raw {
         let message = format!("{}: the file is empty, an image cannot be", copy.image.name());
         return Err(Failure::usage("convert.empty", message));
@@ -155,7 +167,11 @@ fn one(
         return copy.foresee(&input, format, output_format, padded, console);
     }
     let copied = copy.copy(&input, format, output_format, padded, console)?;
-    print(copy, &copied, format, console)
+    let lost = match &input {
+        Input::Kept { disk, .. } => Some(disk.lost()),
+        _ => None,
+    };
+    print(copy, &copied, format, lost.as_deref(), console)
 }
 
 /// Makes images of all layers.
@@ -179,7 +195,7 @@ fn chain(
     for image in images {
         match Input::open(image, format, &flags.opening, console)? {
             Input::Chain(chain) => chains.push(chain),
-            Input::Foreign(_) | Input::Raw { .. } | Input::Ruin(_) => {
+            Input::Foreign(_) | Input::Raw { .. } | Input::Ruin(_) | Input::Kept { .. } => {
                 let image = image.to_string_lossy();
                 let message = format!("{image}: only a chain of VHDX has points in time");
                 return Err(Failure::usage("convert.no-chain", message));
@@ -223,17 +239,27 @@ fn from_stdin(
     let copied = stream.copy(&file, console)?;
     file.publish(console)?;
     console.done();
-    print(copy, &copied, format, console)
+    print(copy, &copied, format, None, console)
 }
 
 fn print(
     copy: &DiskCopy,
     copied: &Copied,
     format: CopyFormat,
+    lost: Option<&[Range<u64>]>,
     console: &mut Console,
 ) -> Result<Reply, Failure> {
+    let unread = lost.unwrap_or_default();
+    let reply = if unread.is_empty() { Reply::Yes } else { Reply::Losses };
     if !console.is_json() {
-        return console.line(copy.line(copied)).map(|()| Reply::Yes);
+        if !unread.is_empty() {
+            let mut table = TextTable::new("Not read: zeros in the copy", &[">offset", ">bytes"]);
+            for range in unread {
+                table.row([range.start.to_string(), (range.end - range.start).to_string()]);
+            }
+            console.table(table)?;
+        }
+        return console.line(copy.line(copied)).map(|()| reply);
     }
     let answer = ConvertAnswer {
         image: copy.image.name(),
@@ -244,8 +270,9 @@ fn print(
         handed_over: copied.handed_over,
         block_size: copied.block_size,
         verified: copy.flags.verify,
+        lost: lost.map(|lost| lost.iter().map(UnreadRange::of).collect()),
     };
-    console.document(&answer).map(|()| Reply::Yes)
+    console.document(&answer).map(|()| reply)
 }
 
 /// A copy of a disk.
@@ -265,6 +292,23 @@ pub(crate) struct ConvertAnswer {
     block_size: Option<u32>,
     /// Whether the copy was read back and compared with the disk.
     verified: bool,
+    /// What could not be read, with --keep-going; zeros in the copy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost: Option<Vec<UnreadRange>>,
+}
+
+/// A range of the disk that could not be read.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub(crate) struct UnreadRange {
+    offset: u64,
+    length: u64,
+}
+
+impl UnreadRange {
+    fn of(range: &Range<u64>) -> Self {
+        Self { offset: range.start, length: range.end - range.start }
+    }
 }
 
 impl Answer for ConvertAnswer {

@@ -218,10 +218,10 @@ fn image_options(
     console: &mut Console,
 ) -> Result<CreateOptions, Failure> {
     let geometry = input.disk().geometry();
-    let sector = match (new_image.sector, input) {
-        (Some(sector), _) => sector,
-        (None, Input::Chain(_) | Input::Ruin(_)) => geometry.logical_sector.into(),
-        (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
+    let sector = match new_image.sector {
+        Some(sector) => sector,
+        None if input.has_sectors() => geometry.logical_sector.into(),
+        None => 512,
     };
     let whole = geometry.size.checked_next_multiple_of(sector.max(1)).unwrap_or(geometry.size);
     if whole > geometry.size {
@@ -235,7 +235,7 @@ fn image_options(
         CopyFormat::VhdxFixed => CreateOptions::fixed(whole),
         _ => CreateOptions::dynamic(whole),
     };
-    if let Input::Chain(_) | Input::Ruin(_) = input {
+    if input.has_sectors() {
         options = options
             .logical_sector(geometry.logical_sector)
             .physical_sector(geometry.physical_sector);

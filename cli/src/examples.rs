@@ -250,6 +250,13 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         ],
     ),
     (
+        "rescue",
+        &[
+            ("avhdx rescue web_2.avhdx web.raw", "what is left of it"),
+            ("avhdx rescue web_2.avhdx a.vhdx --mapfile a.map", "for ddrescue"),
+        ],
+    ),
+    (
         "seal",
         &[
             ("avhdx seal web_2.avhdx", "all points in time, and the tip"),
@@ -261,13 +268,6 @@ const EXAMPLES: &[(&str, &[Example])] = &[
         &[
             ("avhdx verify web_2.avhdx", "all that was sealed"),
             ("avhdx verify web_2.avhdx --offset 1M --length 4M", "a range of it"),
-        ],
-    ),
-    (
-        "rescue",
-        &[
-            ("avhdx rescue web_2.avhdx web.raw", "what is left, and a map of it"),
-            ("avhdx rescue web_2.avhdx web.vhdx --mapfile web.map", "the map for ddrescue"),
         ],
     ),
     (

@@ -16,6 +16,7 @@ use avhdx::{DiffChain, Disk, Lock, OpenOptions, RawDisk};
 use crate::args::{Format, ReadFlags};
 use crate::failure::{Exit, Failure};
 use crate::foreign::{self, Foreign};
+use crate::keeping::Keeping;
 use crate::next;
 use crate::output::Console;
 use crate::parents;
@@ -34,6 +35,12 @@ pub(crate) enum Input {
     },
     /// What is left of an image.
     Ruin(Box<Ruin>),
+    /// What can be read of a disk, and its files. Its sector sizes are its own if it is a chain.
+    Kept {
+        disk: Keeping,
+        paths: Vec<PathBuf>,
+        is_chain: bool,
+    },
 }
 
 impl Input {
@@ -65,6 +72,7 @@ impl Input {
             Self::Foreign(foreign) => foreign.disk.as_ref(),
             Self::Raw { disk, .. } => disk,
             Self::Ruin(ruin) => ruin.as_ref(),
+            Self::Kept { disk, .. } => disk,
         }
     }
 
@@ -75,7 +83,19 @@ impl Input {
             Self::Foreign(foreign) => foreign.disk,
             Self::Raw { disk, .. } => Arc::new(disk),
             Self::Ruin(ruin) => Arc::from(ruin as Box<dyn Disk>),
+            Self::Kept { disk, .. } => Arc::new(disk),
         }
+    }
+
+    /// The disk as far as it can be read.
+    pub(crate) fn kept(self) -> Self {
+        let (paths, is_chain) = (self.paths(), matches!(self, Self::Chain(_)));
+        Self::Kept { disk: Keeping::new(self.into_disk()), paths, is_chain }
+    }
+
+    /// Whether the sector sizes of the disk are recorded.
+    pub(crate) fn has_sectors(&self) -> bool {
+        matches!(self, Self::Chain(_) | Self::Ruin(_) | Self::Kept { is_chain: true, .. })
     }
 
     /// The files that hold the disk.
@@ -90,6 +110,7 @@ impl Input {
             }
             Self::Raw { path, .. } => vec![path.clone()],
             Self::Ruin(ruin) => ruin.paths(),
+            Self::Kept { paths, .. } => paths.clone(),
         }
     }
 }
@@ -101,8 +122,8 @@ impl Stamps {
     /// Looks at the files of a disk that is no chain: programs that write to them need not look at our locks.
     pub(crate) fn of(input: &Input) -> Self {
         let paths = match input {
-            Input::Chain(_) | Input::Ruin(_) => Vec::new(),
-            Input::Foreign(_) | Input::Raw { .. } => input.paths(),
+            Input::Chain(_) | Input::Ruin(_) | Input::Kept { is_chain: true, .. } => Vec::new(),
+            Input::Foreign(_) | Input::Raw { .. } | Input::Kept { .. } => input.paths(),
         };
         let stamp = |path: PathBuf| {
             let stat = LocalHost.stat(&path).ok().filter(|stat| stat.kind == FileKind::File)?;

@@ -57,6 +57,7 @@ mod gpt;
 mod info;
 mod input;
 mod interrupt;
+mod keeping;
 mod label;
 mod loss;
 mod ls;
@@ -184,9 +185,9 @@ enum Verb {
     Resize(resize::Args),
     Compare(compare::Args),
     Check(check::Args),
+    Rescue(rescue::Args),
     Seal(seal::Args),
     Verify(verify::Args),
-    Rescue(rescue::Args),
     Measure(measure::Args),
     Bench(bench::Args),
     Completions(pages::CompletionsArgs),
@@ -228,9 +229,9 @@ impl Verb {
             Self::Resize(args) => resize::run(args, console),
             Self::Compare(args) => compare::run(args, console),
             Self::Check(args) => check::run(args, console),
+            Self::Rescue(args) => rescue::run(args, console),
             Self::Seal(args) => seal::run(args, console),
             Self::Verify(args) => verify::run(args, console),
-            Self::Rescue(args) => rescue::run(args, console),
             Self::Measure(args) => measure::run(args, console),
             Self::Bench(args) => bench::run(args, console),
             Self::Completions(args) => {

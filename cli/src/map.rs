@@ -101,7 +101,7 @@ fn layers(input: &Input) -> HashMap<Option<LayerId>, MapLayer> {
             layers
         }
         // No argument of this verb opens one.
-        Input::Ruin(_) => HashMap::new(),
+        Input::Ruin(_) | Input::Kept { .. } => HashMap::new(),
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::args::{
     CopyFormat, ImageArg, NamingFlags, NewImageFlags, ReadFlags, ReplaceFlags, u32_size,
 };
-use crate::copying::{Copied, CopyFlags};
+use crate::copying::{Copied, CopyFlags, DiskCopy};
 use crate::endings;
 use crate::failure::{Failure, Reply};
 use crate::input::{self, Input};
@@ -88,9 +88,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         Some(path) => Some(Place::find(path, &args.replacing, &inputs, console)?),
         None => None,
     };
-    let copy = CopyFlags {
-        image,
-        out,
+    let flags = CopyFlags {
         verify: false,
         no_share: true,
         dry_run: false,
@@ -99,6 +97,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         new_image: NewImageFlags::none(),
         opening: args.opening,
     };
+    let copy = DiskCopy { image, out, flags };
     let input = Input::Ruin(Box::new(ruin));
     let copied = copy.copy(&input, format, output_format, None, console)?;
     let Input::Ruin(ruin) = input else { return Ok(Reply::Yes) };
@@ -123,7 +122,7 @@ fn place_by_contents(ruin: &mut Ruin) {
 }
 
 fn print(
-    copy: &CopyFlags,
+    copy: &DiskCopy,
     copied: &Copied,
     format: CopyFormat,
     ruin: &Ruin,

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use avhdx::ops::forest::Forest;
-use avhdx::ops::{Check, Compare, Explain, Export, Measure, Progress};
+use avhdx::ops::{Check, Compare, Explain, Export, Grade, Measure, Placement, Progress, Rescue};
 use avhdx::storage::{Access, FileKind, Host, Stat, Storage};
 use avhdx::{
     Budget, DiffChain, Disk, DiskExt, Error, ErrorKind, Linkage, LogPolicy, OpenOptions,
@@ -60,6 +60,7 @@ pub fn exercise(files: &[Arc<Vec<u8>>]) {
         }
     }
     examine(tip, parents);
+    rescue(tip, parents);
     for parent in parents {
         let options = OpenOptions::new().budget(Budget::new(TABLES));
         match options.open_file(Arc::clone(parent)) {
@@ -107,6 +108,39 @@ fn plan_some(chain: &DiffChain) {
                 assert!(is_over || read.is_err(), "{len} bytes at {start}: {error}");
             }
         }
+    }
+}
+
+/// What is left of the chain: pieces without gaps, of which any can be read.
+fn rescue(tip: &Arc<dyn Storage>, parents: &[Arc<dyn Storage>]) {
+    for linkage in [Linkage::Verify, Linkage::Ignore] {
+        let options = OpenOptions::new().linkage(linkage).parents(Shelf(parents.to_vec()));
+        let mut ruin = match Rescue::new().options(options).open_file(Arc::clone(tip)) {
+            Ok(ruin) => ruin,
+            Err(error) => {
+                is_told(&error);
+                continue;
+            }
+        };
+        let size = ruin.geometry().size;
+        let loose = ruin.loose(0).expect("the first layer").ranges().first().cloned();
+        if let Some(range) = loose {
+            for disk_offset in [0, size / 2] {
+                let (file_offset, grade, evidence) = (range.start, Grade::Sure, "a guess".into());
+                let placement = Placement { file_offset, disk_offset, grade, evidence };
+                ruin.place(0, &placement);
+            }
+        }
+        ruin.interpolate();
+        let mut at = 0;
+        for piece in ruin.pieces().take(100) {
+            assert!(piece.range.start == at && at < piece.range.end, "{piece:?} at {at}");
+            at = piece.range.end;
+            let mut bytes = vec![0; (at - piece.range.start).min(4096) as usize];
+            ruin.read_at(&mut bytes, piece.range.start).expect("each byte can be read");
+        }
+        assert!(at <= size && !format!("{:?}", ruin.traces()).is_empty());
+        ended(Export::new().on_progress(stop_at(20)).stream(&ruin, &mut std::io::sink()));
     }
 }
 

@@ -225,3 +225,39 @@ fn an_old_place_of_the_table_stands_in_for_it() {
     let share = judge(&ruin, &flat, "the old table");
     assert_eq!((share.sure, share.right), (0, share.all), "{:#?}", ruin.traces());
 }
+
+#[test]
+fn what_is_sure_is_right_wherever_a_pending_log_is_torn() {
+    let mut total = Share::default();
+    for seed in 0..6 {
+        let mut rng = Rng::new(seed);
+        let mut before = Image::dynamic(12 * MIB);
+        before.put(0, Block::full(Data::Pattern(1))).put(7, Block::full(Data::Pattern(7)));
+        let mut after = before.clone();
+        for block in 1..6 {
+            after.put(block, Block::full(Data::Pattern(block + 20)));
+        }
+        after.metadata.items[2].name = "disk_id".into();
+        after.disk_id = rng.uuid();
+        let flat = after.flat(None);
+        let pending = Image::dirty(&before, &after, rng.uuid(), 1);
+        let (whole, layout) = (pending.to_bytes(), pending.layout());
+        let share = judge(&rescue(whole.clone()).unwrap(), &flat, "a whole log");
+        assert_eq!((share.sure, share.right), (share.all, share.all));
+        let log = layout.get("log");
+        for n in 0..20 {
+            let mut bytes = whole.clone();
+            // The log holds a few sectors; a header may be lost too.
+            let at = log.start + rng.below(6) * 4096;
+            zero(&mut bytes, at..at + 4096);
+            for header in [64 << 10, 128 << 10] {
+                if rng.chance(1, 3) {
+                    zero(&mut bytes, header..header + 4096);
+                }
+            }
+            let ruin = rescue(bytes).unwrap();
+            total.add(judge(&ruin, &flat, &format!("log {seed}, case {n}")));
+        }
+    }
+    total.print("a torn log");
+}

@@ -4,9 +4,9 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use avhdx::CreateOptions;
 use avhdx::ops::Measure;
 use avhdx::storage::{Host, LocalHost, MemStorage};
-use avhdx::{CreateOptions, Disk};
 use avhdx_formats::{qcow2, vhd};
 
 use super::{DiskCopy, image_options};
@@ -136,11 +136,10 @@ impl DiskCopy {
 
 /// The logical sector size of a copy.
 fn sector_of(flags: &NewImageFlags, input: &Input) -> u64 {
-    match (flags.sector, input) {
-        (Some(sector), _) => sector,
-        (None, Input::Chain(chain)) => chain.geometry().logical_sector.into(),
-        (None, Input::Ruin(ruin)) => ruin.geometry().logical_sector.into(),
-        (None, Input::Foreign(_) | Input::Raw { .. }) => 512,
+    match flags.sector {
+        Some(sector) => sector,
+        None if input.has_sectors() => input.disk().geometry().logical_sector.into(),
+        None => 512,
     }
 }
 

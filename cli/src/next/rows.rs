@@ -613,6 +613,12 @@ pub(crate) const ROWS: &[Row] = &[
             "avhdx check --layer FILE",
         ],
     ),
+    ("rescue.nothing", &[], &["avhdx tree FOLDER  # lists the images"]),
+    (
+        "rescue.size-unknown",
+        &["--block says what size the blocks have, if that is known too"],
+        &["AGAIN --size 64M  # instead of 64M: the size of the disk"],
+    ),
     ("kind unsupported", &[], &["avhdx check --layer FILE"]),
     (
         "kind damaged",

@@ -52,6 +52,7 @@ fn every_command_of_the_table_parses() {
         "avhdx delete vm/a.vhdx@-1 --subtree",
         "avhdx label vm/a.vhdx@-1 text",
         "avhdx compact vm/a.vhdx",
+        "avhdx rescue a.vhdx out.raw",
         "avhdx cp a.vhdx@-1 logs out",
         "avhdx repair vm/a.vhdx",
     ];

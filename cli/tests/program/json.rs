@@ -312,6 +312,7 @@ fn every_verb_answers_by_its_schema() {
         ("info old.vhd", 0, b"", &["info-vhd"]),
         ("info old.vmdk", 0, b"", &["info-vmdk"]),
         ("measure tip.avhdx", 0, b"", &["measure"]),
+        ("rescue tip.avhdx rescued.vhdx", 0, b"", &["rescue"]),
         ("bench tip.avhdx --reads 2 --write", 0, b"", &["bench", "note"]),
         ("read tip.avhdx --offset 4K --length 5", 0, b"", &["read"]),
         ("convert tip.avhdx -O vhdx copy.vhdx", 0, b"", &["convert"]),

@@ -39,6 +39,7 @@ mod rebase;
 mod recorded;
 mod repair;
 mod reparent;
+mod rescue;
 mod resize;
 #[cfg(unix)]
 mod screens;

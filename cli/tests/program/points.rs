@@ -43,6 +43,8 @@ fn every_verb_takes_selectors() {
     folder.run("explain l2.vhdx@-1 0").expect(0).says("l2.vhdx@-1 is l1.vhdx");
     folder.run("convert l2.vhdx@-1 -O raw out").expect(0).says("l2.vhdx@-1 is l1.vhdx");
     assert!(folder.read("out") == flats()[1]);
+    folder.run("rescue l2.vhdx@-1 -O raw rescued").expect(0).says("l2.vhdx@-1 is l1.vhdx");
+    assert!(folder.read("rescued") == flats()[1]);
     folder.run("flatten l2.vhdx@-1 out.vhdx").expect(0).says("l2.vhdx@-1 is l1.vhdx");
     folder.run("compare l2.vhdx@base l0.vhdx").expect(0).says("l2.vhdx@base is l0.vhdx");
     folder.run("diff l2.vhdx@base l0.vhdx").expect(0).says("l2.vhdx@base is l0.vhdx");

@@ -125,7 +125,8 @@ impl Model {
             }
             "ls" | "cat" | "cp" | "versions" | "df" => {}
             "compact" | "info" | "tree" | "map" | "diff" | "metadata" | "explain" | "check"
-            | "measure" | "bench" | "relink" | "repair" | "points" | "seal" | "verify" => {}
+            | "measure" | "bench" | "relink" | "repair" | "rescue" | "points" | "seal"
+            | "verify" => {}
             // Behind what is looked at.
             "resize" => {}
             "completions" | "man" => {}

@@ -44,6 +44,8 @@ pub(super) struct Layer {
     /// What entries without a block may be.
     pub(super) empties: Empties,
     pages: Mutex<Vec<(u64, Arc<[u8]>)>>,
+    /// Whether blocks have data below sectors of bitmaps, by chunk and sector; the last ones asked for.
+    hidden: Mutex<Vec<((u64, u64), bool)>>,
 }
 
 /// What an entry without a block means, in view of the data that no entry claims.
@@ -133,6 +135,7 @@ impl Layer {
             loose: Vec::new(),
             empties: Empties::Sure,
             pages: Mutex::default(),
+            hidden: Mutex::default(),
         }
     }
 
@@ -357,7 +360,19 @@ impl Layer {
         let (from, to) = (first / BITS, last / BITS);
         let near = from.saturating_sub(1)..=to + 1;
         let mut suspects = near.filter(|sector| page_of(*sector) == page_of(from) && zero(*sector));
-        suspects.any(|sector| self.has_data_below(chunk, sector * BITS, BITS))
+        suspects.any(|sector| {
+            let mut hidden = self.hidden.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = hidden.iter().find(|(at, _)| *at == (chunk.0, sector));
+            if let Some((_, has)) = known {
+                return *has;
+            }
+            let has = self.has_data_below(chunk, sector * BITS, BITS);
+            if hidden.len() == MOST_PAGES {
+                hidden.remove(0);
+            }
+            hidden.push(((chunk.0, sector), has));
+            has
+        })
     }
 
     /// Whether partially present blocks have data where these bits are.
@@ -473,28 +488,33 @@ impl Layer {
             return None;
         }
         let first = layout.payload_index(layout.block_of(DiskOffset(next)));
-        let table = self.shape.table.as_ref();
-        let mut end = match table {
+        let own = layout.payload_index(layout.block_of(DiskOffset(at)));
+        if self.found.contains_key(&own.0) {
+            return None;
+        }
+        let there = self
+            .shape
+            .table
+            .as_ref()
+            .map(|table| (table.start, table.end.min(self.anatomy.file_len)));
+        let mut end = match there {
+            // No entry is there, nor any behind it.
+            Some((start, end)) if start + own.0 * ENTRY_LEN >= end => layout.entries_needed(),
             None => layout.entries_needed(),
-            Some(table) => {
-                let place = table.start + first.0 * ENTRY_LEN;
-                if place >= table.end.min(self.anatomy.file_len)
-                    || self.raw(BatIndex(first.0)) != Some(BatEntry(0))
-                {
+            Some((start, end)) => {
+                let place = start + first.0 * ENTRY_LEN;
+                let is_hole = place < end
+                    && self.raw(own) == Some(BatEntry(0))
+                    && self.raw(first) == Some(BatEntry(0));
+                if !is_hole {
                     return None;
                 }
                 let data = self.anatomy.storage.next_data(place).ok()?;
-                let data = data.map_or(table.end, |data| data.start).min(table.end);
+                let data = data.map_or(end, |data| data.start).min(end);
                 // Only whole pages are worth it.
-                (data.saturating_sub(table.start) / PAGE * PAGE) / ENTRY_LEN
+                data.saturating_sub(start) / PAGE * PAGE / ENTRY_LEN
             }
         };
-        // The run must be one of an entry of zeros.
-        let own = layout.payload_index(layout.block_of(DiskOffset(at)));
-        if table.is_some() && self.raw(own) != Some(BatEntry(0)) || self.found.contains_key(&own.0)
-        {
-            return None;
-        }
         if let Some((found, _)) = self.found.range(first.0..).next() {
             end = end.min(*found);
         }

@@ -5,6 +5,7 @@ mod careful;
 mod grade;
 mod items;
 mod layer;
+mod open;
 mod parents;
 mod partitions;
 mod place;
@@ -26,9 +27,6 @@ pub use grade::{Grade, Piece, Trace};
 pub use place::Placement;
 pub use ruin::{Loose, Pieces, Ruin};
 
-use anatomy::Anatomy;
-use items::Items;
-use layer::Layer;
 use shape::Given;
 
 /// Reads what is left of an image whose structures are damaged, whose file was cut, or whose parent is missing.
@@ -109,28 +107,19 @@ impl Rescue {
         let policy = self.options.policies().0.lock;
         lock(storage.as_ref(), policy, LockMode::Shared, &mut Vec::new())
             .map_err(|error| error.in_file(&name))?;
-        let first = self.layer(storage, &self.given).map_err(|error| error.in_file(&name))?;
+        let first = open::open(storage, &self.given).map_err(|error| error.in_file(&name))?;
         let mut seen = Vec::new();
         let guid = first.anatomy.header.as_ref().map(|header| header.data_write_guid);
         // It is the first, so that it is not there yet.
         drop(parents::remember(&mut seen, &first, guid.unwrap_or_default()));
         let mut layers = vec![first];
         let missing = loop {
-            match self.below(&layers, &mut seen) {
+            match parents::below(&self.options, &layers, &mut seen) {
                 Ok(Some(parent)) => layers.push(parent),
                 Ok(None) => break None,
                 Err(why) => break Some(why),
             }
         };
         Ok(Ruin { layers, missing })
-    }
-
-    fn layer(&self, storage: Arc<dyn Storage>, given: &Given) -> Result<Layer> {
-        let mut anatomy = Anatomy::find(storage)?;
-        let items = Items::find(&mut anatomy);
-        let shape = shape::find(&mut anatomy, &items, given)?;
-        let mut layer = Layer::new(anatomy, shape, items.locator);
-        layer.settle();
-        Ok(layer)
     }
 }

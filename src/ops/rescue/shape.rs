@@ -168,7 +168,7 @@ impl Entries {
             let mut misfits =
                 starts.iter().zip(ends).filter(|(start, end)| end - **start < u64::from(*block));
             // Bitmap blocks are few: whether a misfit is one is looked up.
-            starts.first().is_some()
+            !starts.is_empty()
                 && misfits
                     .by_ref()
                     .take(64)
@@ -360,6 +360,7 @@ fn unknown_size(anatomy: &Anatomy) -> Error {
     if !anatomy.is_image {
         let message = "the file has nothing of a VHDX image: no signature, no table";
         return Error::new(ErrorKind::NotVhdx, "rescue.nothing", message)
+            .at(0)
             .with_found(format_args!("{} bytes", anatomy.file_len))
             .with_expected(
                 "a header, a region table, a log, metadata, or a block allocation table",
@@ -367,6 +368,7 @@ fn unknown_size(anatomy: &Anatomy) -> Error {
     }
     let message = "neither metadata nor a table is left to tell the size of the disk";
     Error::new(ErrorKind::Damaged, "rescue.size-unknown", message)
+        .at(anatomy.metadata.unwrap_or_default())
         .with_found("no size")
         .with_expected("the size of the disk, from whoever knows it")
 }

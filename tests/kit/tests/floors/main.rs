@@ -121,6 +121,7 @@ const PROGRAM: Rules<'_> = Rules {
         ("volumes", &["digest", "unused", "volume"]),
         ("copies to other formats", &["qcow2", "vhd"]),
         ("inputs", &["endings", "input", "loss", "partitions"]),
+        ("what is read of inputs", &["keeping"]),
         ("other formats", &["foreign"]),
         ("facts", &["facts", "parents"]),
         ("partition tables", &["gpt"]),

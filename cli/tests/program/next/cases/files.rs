@@ -12,6 +12,9 @@ use crate::next::{missing_tool, shell};
 
 pub fn files() -> Vec<Case> {
     let mut cases = vec![
+        case("rescue.nothing", 4, of_zeros, "rescue zeros.vhdx out.raw"),
+        case("rescue.size-unknown", 4, of_ruin, "rescue ruin.vhdx out.raw"),
+        case("exit 2", 2, of_ruin, "rescue ruin.vhdx out.raw --size 1000"),
         case(
             "log.no-entries",
             4,
@@ -494,4 +497,21 @@ fn pack(folder: &Folder, line: &str) {
     if folder.file("a.vhdx").metadata().is_ok_and(|made| made.len() == 0) {
         fs::remove_file(folder.file("a.vhdx")).unwrap();
     }
+}
+
+/// A file of zeros, beside images.
+fn of_zeros(folder: &Folder) {
+    of_chain(folder);
+    fs::write(folder.file("zeros.vhdx"), vec![0; 4 << 20]).unwrap();
+}
+
+/// An image that has neither metadata nor a table.
+fn of_ruin(folder: &Folder) {
+    let mut image = Image::dynamic(6 << 20);
+    image.put(1, Block::full(Data::Pattern(1)));
+    let (mut bytes, layout) = (image.to_bytes(), image.layout());
+    for lost in [layout.get("metadata"), layout.get("bat")] {
+        bytes[lost.start as usize..lost.end as usize].fill(0);
+    }
+    fs::write(folder.file("ruin.vhdx"), bytes).unwrap();
 }
