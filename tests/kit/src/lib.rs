@@ -6,7 +6,8 @@
 //! - [`build`] writes images of any shape, with any field right or wrong.
 //! - [`naive`] reads them, slowly and simply, and finds violations of the format.
 //! - [`loss`] determines what an image lost if its file was cut or its blocks overlap.
-//! - [`fields`] knows the place of every number, and [`mutate`] changes bytes and corrects the checksums.
+//! - [`fields`] knows the place of every number, and [`mutate`] changes bytes and corrects the checksums. [`hostile`]
+//!   has sound chains to be corrupted, and corruptions.
 //! - [`images`] finds, unpacks and sums the images of other writers.
 //! - [`qemu`] runs QEMU's tools for a second opinion.
 //! - [`planted`] plants bugs in a copy of the sources, for the tests to find.
@@ -29,6 +30,7 @@ mod check;
 pub mod conformance;
 pub mod crc;
 pub mod fields;
+pub mod hostile;
 pub mod images;
 mod io;
 pub mod loss;

@@ -280,7 +280,7 @@ impl Layer {
     }
 
     /// The file's bytes after replay; zeros past its end.
-    pub(crate) fn get(&self, at: u64, len: u64) -> Result<Vec<u8>> {
+    pub fn get(&self, at: u64, len: u64) -> Result<Vec<u8>> {
         let mut buf = vec![0; len as usize];
         match &self.file {
             Source::Bytes(b) => {
@@ -513,7 +513,11 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
     let end = (from + length).min(ring.len());
     let e = [&ring[from..end], &ring[..from + length - end]].concat();
     let (number, count) = (le(&e, 16), le32(&e, 24) as usize);
+    let tail = u64::from(le32(&e, 12));
     if le32(&e, 4) != sealed(&e, 4) || number == 0 || guid(&e, 32) != log_guid {
+        return None;
+    }
+    if !tail.is_multiple_of(4096) || tail >= ring.len() as u64 {
         return None;
     }
     let descriptor_bytes = count.checked_mul(32)?.checked_add(64)?.next_multiple_of(4096);
@@ -540,7 +544,6 @@ fn entry(ring: &[u8], sector: u64, log_guid: Uuid) -> Option<Entry> {
             _ => return None,
         }
     }
-    let tail = le32(&e, 12).into();
     Some(Entry {
         number,
         length: length as u64,

@@ -98,6 +98,31 @@ impl<'a> Explorer<'a> {
         it.durable
     }
 
+    /// One outcome of a crash after `cut` events. `fate` is asked about each pending change, of so many units: which
+    /// of them arrived, or none of the change.
+    pub fn one(
+        start: Files,
+        events: &'a [Event],
+        cut: usize,
+        fate: &mut dyn FnMut(usize) -> Option<Vec<bool>>,
+    ) -> Files {
+        let depth = Depth { exhaustive: 0, samples: 0, torn: 0 };
+        let mut it = Self::new(start, &events[..cut], depth, 0);
+        it.run(usize::MAX, &|_| 0, &mut |_| {});
+        let (mut kept, mut torn) = (Vec::new(), Vec::new());
+        for i in it.pending.clone() {
+            let units = it.units(i);
+            let Some(arrived) = fate(units) else { continue };
+            kept.push(i);
+            if units > 1 && arrived.contains(&false) {
+                torn.push((i, arrived));
+            }
+        }
+        let mut files = Files::default();
+        it.show(cut, &kept, &torn, false, &mut |outcome| files = outcome.files);
+        files
+    }
+
     /// Makes the changes before `start` durable.
     fn settle(&mut self, start: usize, is_meant: impl Fn(&Event) -> bool) {
         let events = self.events;

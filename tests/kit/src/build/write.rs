@@ -45,6 +45,15 @@ impl Image {
         layout
     }
 
+    /// Hands the image over in pieces, each with its file offset; what no piece covers is zeros.
+    pub fn put_to(&self, put: &mut dyn FnMut(u64, &[u8])) -> Layout {
+        let layout = self.layout();
+        self.structures(&layout, put);
+        self.payload(&layout, put);
+        self.patches.iter().for_each(|(at, bytes)| put(*at, bytes));
+        layout
+    }
+
     /// The image's bytes, for small ones.
     pub fn to_bytes(&self) -> Vec<u8> {
         let layout = self.layout();
