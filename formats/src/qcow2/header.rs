@@ -256,7 +256,7 @@ fn refuse_shared_tables(storage: &dyn Storage, l1_offset: u64, entries: u64) -> 
     let mut places = Vec::new();
     each(&mut |_, place| places.push(place))?;
     places.sort_unstable();
-    let Some(twice) = places.array_windows().find_map(|[a, b]| (a == b).then_some(*a)) else {
+    let Some(twice) = places.windows(2).find_map(|two| (two[0] == two[1]).then_some(two[0])) else {
         return Ok(());
     };
     drop(places);
