@@ -1,10 +1,14 @@
 //! `avhdx rescue`: copies what is left of a ruined image, and says what it is worth.
 
+mod contents;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use avhdx::Disk;
 use avhdx::ops::{Grade, Piece, Rescue, Ruin};
+use contents::RescuedFiles;
 use serde::Serialize;
 
 use crate::args::{
@@ -27,7 +31,8 @@ const MOST_ROWS: usize = 1000;
 /// Copy what is left of a damaged image, or of a chain with a missing parent, and map what is sure, guessed and lost.
 ///
 /// Lost headers, region tables and metadata are looked for by their signatures, a lost block allocation table by what its
-/// entries must be, and lost entries in the log and in older tables. What is lost reads as zeros in OUT. No input is
+/// entries must be, and lost entries in the log, in older tables, and by what lies in the blocks: structures of file systems
+/// that say where they are. What is lost reads as zeros in OUT. No input is
 /// changed. The program exits with 8 if anything is guessed, lost or a missing parent's.
 #[derive(clap::Args, Debug)]
 pub(crate) struct Args {
@@ -43,6 +48,9 @@ pub(crate) struct Args {
     /// Write the map to a new file as GNU ddrescue has it: + sure, ? guessed, * a missing parent's, - lost.
     #[arg(long, value_name = "FILE")]
     mapfile: Option<PathBuf>,
+    /// List the files inside, with those that are whole.
+    #[arg(long)]
+    files: bool,
     /// The size of the disk, whatever the image says.
     #[arg(long, value_name = "N", value_parser = values::size, allow_negative_numbers = true)]
     size: Option<u64>,
@@ -82,7 +90,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     }
     let path = input::resolve(&image.image, &args.opening.inspecting(), console)?.path;
     let mut ruin = rescue.open(&path)?;
-    place_by_contents(&mut ruin);
+    for note in contents::place(&mut ruin, console) {
+        console.note("rescue.contents", &note);
+    }
     let inputs = ruin.paths();
     let map_place = match &mapfile {
         Some(path) => Some(Place::find(path, &args.replacing, &inputs, console)?),
@@ -101,6 +111,7 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
     let input = Input::Ruin(Box::new(ruin));
     let copied = copy.copy(&input, format, output_format, None, console)?;
     let Input::Ruin(ruin) = input else { return Ok(Reply::Yes) };
+    let ruin: Arc<Ruin> = Arc::from(ruin);
     // What the host could not read is known by now.
     let pieces: Vec<Piece> = ruin.pieces().collect();
     if let Some(place) = map_place {
@@ -112,13 +123,9 @@ pub(crate) fn run(args: Args, console: &mut Console) -> Result<Reply, Failure> {
         file.publish(console)?;
     }
     let is_whole = ruin.is_size_sure() && pieces.iter().all(|piece| piece.grade == Grade::Sure);
-    print(&copy, &copied, format, &ruin, &pieces, console)?;
+    let files = contents::files(&(Arc::clone(&ruin) as Arc<dyn Disk>), &pieces, args.files);
+    print(&copy, &copied, format, &ruin, &pieces, files, console)?;
     Ok(if is_whole { Reply::Yes } else { Reply::Losses })
-}
-
-/// Places loose blocks by what is known of their contents.
-fn place_by_contents(ruin: &mut Ruin) {
-    ruin.interpolate();
 }
 
 fn print(
@@ -127,6 +134,7 @@ fn print(
     format: CopyFormat,
     ruin: &Ruin,
     pieces: &[Piece],
+    files: Option<RescuedFiles>,
     console: &mut Console,
 ) -> Result<(), Failure> {
     let bytes_of = |grade| {
@@ -145,7 +153,9 @@ fn print(
         lost: bytes_of(Grade::Lost),
         found: traces(ruin),
         map: pieces.iter().map(RescuedPiece::of).collect(),
+        files,
     };
+    let lists = answer.files.as_ref().is_some_and(RescuedFiles::lists);
     if console.is_json() {
         return console.document(&answer);
     }
@@ -166,8 +176,13 @@ fn print(
         map.remark(format!("{more} more: --json and --mapfile have all"));
     }
     console.table(map)?;
+    if let Some(files) = answer.files.as_ref().filter(|_| lists) {
+        let mut table = TextTable::new("Files", &["state", ">bytes", "volume:path"]);
+        files.rows().for_each(|row| table.row(row));
+        console.table(table)?;
+    }
     console.line(copy.line(copied))?;
-    let RescueAnswer { sure, guessed, parent_missing, lost, .. } = answer;
+    let &RescueAnswer { sure, guessed, parent_missing, lost, .. } = &answer;
     let mut line = format!("{} sure, {} guessed, {} lost", size(sure), size(guessed), size(lost));
     if parent_missing > 0 {
         line += &format!(", {} of a missing parent", size(parent_missing));
@@ -175,7 +190,11 @@ fn print(
     if !answer.is_size_sure {
         line += "; the size of the disk is a guess";
     }
-    console.line(line)
+    console.line(line)?;
+    match &answer.files {
+        Some(files) => console.line(files.line()),
+        None => Ok(()),
+    }
 }
 
 fn traces(ruin: &Ruin) -> Vec<FoundTrace> {
@@ -242,6 +261,9 @@ pub(crate) struct RescueAnswer {
     found: Vec<FoundTrace>,
     /// The whole disk, in order.
     map: Vec<RescuedPiece>,
+    /// The files inside, where a volume can be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<RescuedFiles>,
 }
 
 impl Answer for RescueAnswer {
